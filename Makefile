@@ -1,0 +1,85 @@
+# Everything that a developer or a CI machine runs. `make help` lists it.
+#
+#   PYTHON   the interpreter that the environment is made from, 3.11 or newer (python3)
+#   VENV     where the environment is (.venv)
+#   TIER     the tiers of tests to run, for `make test` (all)
+
+PYTHON ?= python3
+VENV ?= .venv
+TIER ?=
+
+SHELL := /bin/sh
+MAKEFLAGS += --no-print-directory
+.DEFAULT_GOAL := help
+.DELETE_ON_ERROR:
+
+# What the tools remember is kept outside the tree, apart for every checkout.
+export RESHARD_CACHE := $(or $(XDG_CACHE_HOME),$(HOME)/.cache)/reshard
+TREE_CACHE := $(RESHARD_CACHE)/tree-$(shell printf %s '$(CURDIR)' | cksum | cut -d ' ' -f 1)
+export RUFF_CACHE_DIR := $(TREE_CACHE)/ruff
+export MYPY_CACHE_DIR := $(TREE_CACHE)/mypy
+export HYPOTHESIS_STORAGE_DIRECTORY := $(TREE_CACHE)/hypothesis
+export PYTEST_CACHE := $(TREE_CACHE)/pytest
+
+BIN := $(VENV)/bin
+READY := $(VENV)/.ready
+PYTHONS := python3.11 python3.12 python3.13
+
+.PHONY: help
+help: ## List the targets
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-13s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
+
+.PHONY: setup
+setup: $(READY) ## Make the environment, with `reshard` in .venv/bin
+
+$(READY): pyproject.toml constraints.txt scripts/venv.sh scripts/apt.sh
+	@sh scripts/venv.sh '$(PYTHON)' 3.11 '$(VENV)'
+	$(BIN)/python -m pip install --quiet -c constraints.txt -e '.[converter,dev]'
+	@touch $@
+
+.PHONY: demo
+demo: $(READY) ## Reshard a small checkpoint, from start to end
+	@PATH="$(abspath $(BIN)):$$PATH" sh examples/demo.sh
+
+.PHONY: test
+test: $(READY) ## Run the tests; TIER=unit (or conformance...) for some of them
+	@PYTHON='$(PYTHON)' sh scripts/test.sh $(BIN)/python $(TIER)
+
+.PHONY: test-pythons
+test-pythons: ## Run the unit tier on every Python of 3.11 to 3.13 that is here
+	@for python in $(PYTHONS); do \
+	  if $$python -c '' 2>/dev/null; then \
+	    echo "== $$python"; $(MAKE) test TIER=unit PYTHON=$$python VENV=.venv-$$python || exit 1; \
+	  else \
+	    echo "== $$python is not here: left out"; \
+	  fi; \
+	done
+
+.PHONY: lint
+lint: $(READY) ## Check style, types and the arrows between modules
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+	$(BIN)/lint-imports --cache-dir $(TREE_CACHE)/import-linter
+
+.PHONY: format
+format: $(READY) ## Rewrite the code in the house's style
+	$(BIN)/ruff check --fix-only .
+	$(BIN)/ruff format .
+
+.PHONY: bench
+bench: $(READY) ## Measure speed and memory
+	$(BIN)/python benchmarks/run.py
+
+# The one target that chooses versions: the newest that pyproject.toml allows, on every Python and machine it names.
+.PHONY: constraints
+constraints: ## Choose the versions in constraints.txt anew
+	@sh scripts/venv.sh '$(PYTHON)' 3.11 '$(RESHARD_CACHE)/uv'
+	@$(RESHARD_CACHE)/uv/bin/python -m pip install --quiet --upgrade uv
+	$(RESHARD_CACHE)/uv/bin/uv pip compile --quiet --universal --python-version 3.11 --all-extras --upgrade --no-annotate \
+	  --custom-compile-command 'make constraints' --output-file constraints.txt pyproject.toml
+
+.PHONY: clean
+clean: ## Remove the environments and what the tools remember of this tree
+	rm -rf .venv .venv-* build dist $(TREE_CACHE)
+	find . -name __pycache__ -type d -prune -exec rm -rf {} +

@@ -1,0 +1,55 @@
+"""Elastic checkpoint resharding: any M ranks to any N, exact, in bounded memory, at the speed of a copy.
+
+```python
+import reshard
+
+request = reshard.Request(source="src_checkpoints", source_strategy="src_strategy.ckpt",
+                          target="dst_checkpoints", target_strategy="dst_strategy.ckpt")
+print(reshard.plan_transform(request).memory_bytes)
+reshard.transform_checkpoint(request)
+```
+
+Names are loaded when first used, so that a program that only wants the spec or the errors loads nothing of the converter.
+"""
+
+from __future__ import annotations
+
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
+
+from reshard.version import __version__
+
+if TYPE_CHECKING:
+    from reshard.errors import ReshardError
+    from reshard.spec import Options, Request
+    from reshard.transform import PlanResult, Result, commit_checkpoint, plan_transform, transform_checkpoint
+
+_HOME = {
+    "Options": "reshard.spec",
+    "PlanResult": "reshard.transform",
+    "Request": "reshard.spec",
+    "ReshardError": "reshard.errors",
+    "Result": "reshard.transform",
+    "commit_checkpoint": "reshard.transform",
+    "plan_transform": "reshard.transform",
+    "transform_checkpoint": "reshard.transform",
+}
+
+__all__ = [
+    "Options",
+    "PlanResult",
+    "Request",
+    "ReshardError",
+    "Result",
+    "__version__",
+    "commit_checkpoint",
+    "plan_transform",
+    "transform_checkpoint",
+]
+
+
+def __getattr__(name: str) -> Any:  # noqa: ANN401 - of each name its own
+    """Load a public name."""
+    if name not in _HOME:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    return getattr(import_module(_HOME[name]), name)

@@ -1,0 +1,93 @@
+"""N-dimensional half-open boxes: the arithmetic that says which elements of a tensor are meant."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from math import prod
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+
+@dataclass(frozen=True, slots=True)
+class Box:
+    """The elements `start[i] <= x[i] < start[i] + shape[i]` of a tensor, for each dimension i.
+
+    A box without dimensions holds the one element of a scalar.
+
+    >>> Box((0, 2), (4, 2)).intersect(Box((3, 0), (4, 3)))
+    Box(start=(3, 2), shape=(1, 1))
+    """
+
+    start: tuple[int, ...]
+    shape: tuple[int, ...]
+
+    @classmethod
+    def whole(cls, shape: tuple[int, ...]) -> Box:
+        """The box of all elements of a tensor of this shape."""
+        return cls((0,) * len(shape), shape)
+
+    @property
+    def size(self) -> int:
+        """The number of elements."""
+        return prod(self.shape)
+
+    def intersect(self, other: Box) -> Box | None:
+        """The elements that are in both, or None when there are none."""
+        start = tuple(map(max, self.start, other.start))
+        shape = tuple(
+            min(a + n, b + m) - s for a, n, b, m, s in zip(self.start, self.shape, other.start, other.shape, start, strict=True)
+        )
+        return Box(start, shape) if all(n > 0 for n in shape) else None
+
+    def relative_to(self, origin: tuple[int, ...]) -> Box:
+        """The same elements, counted from `origin`."""
+        return Box(tuple(a - b for a, b in zip(self.start, origin, strict=True)), self.shape)
+
+    def slices(self) -> tuple[slice, ...]:
+        """The box as an index into a numpy array."""
+        return tuple(slice(a, a + n) for a, n in zip(self.start, self.shape, strict=True))
+
+
+def strides(shape: tuple[int, ...]) -> tuple[int, ...]:
+    """Elements between neighbours along each dimension of a row-major tensor.
+
+    >>> strides((2, 3, 4))
+    (12, 4, 1)
+    """
+    steps = [1] * len(shape)
+    for i in range(len(shape) - 2, -1, -1):
+        steps[i] = steps[i + 1] * shape[i + 1]
+    return tuple(steps)
+
+
+def contiguous_runs(shape: tuple[int, ...], box: Box) -> tuple[int, Iterator[int]]:
+    """How a box lies in the memory of a row-major tensor of `shape`.
+
+    Returns:
+        The length of each run in elements (all are equally long), and the runs' first elements' flat indexes, ascending.
+
+    >>> length, starts = contiguous_runs((4, 6), Box((1, 2), (2, 3)))
+    >>> length, list(starts)
+    (3, [8, 14])
+    """
+    if box.size == 0:
+        return 0, iter(())
+    steps = strides(shape)
+    inner = len(shape)  # dimensions from here on are covered completely, so that a run spans them
+    while inner > 0 and box.shape[inner - 1] == shape[inner - 1]:
+        inner -= 1
+    inner = max(inner - 1, 0)
+    length = prod(box.shape[inner:])
+    first = sum(a * s for a, s in zip(box.start, steps, strict=True))
+    return length, _flat_indexes(first, box.shape[:inner], steps)
+
+
+def _flat_indexes(first: int, shape: tuple[int, ...], steps: tuple[int, ...]) -> Iterator[int]:
+    """Flat indexes of all elements of an outer shape, row-major."""
+    if not shape:
+        yield first
+        return
+    for i in range(shape[0]):
+        yield from _flat_indexes(first + i * steps[0], shape[1:], steps[1:])

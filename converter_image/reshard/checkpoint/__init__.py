@@ -1,0 +1,114 @@
+"""What is in a checkpoint file, and how a new one is laid out: one face for both formats."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from reshard.checkpoint import ckpt, safetensors
+from reshard.checkpoint.ckpt import crc_trailer
+from reshard.checkpoint.dtypes import DTYPES
+from reshard.checkpoint.output import OutputTensor, Span
+from reshard.errors import DataError
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator, Sequence
+
+    from reshard.checkpoint.inventory import Format, Index, RangeReader, Structure
+
+__all__ = [
+    "OutputTensor",
+    "Span",
+    "can_hold",
+    "check_crc",
+    "content_order",
+    "crc_trailer",
+    "file_size",
+    "format_of",
+    "index",
+    "pieces",
+]
+
+
+def format_of(path: str) -> Format | None:
+    """The format that a file's name says, if any."""
+    if path.endswith(".ckpt"):
+        return "ckpt"
+    if path.endswith(".safetensors"):
+        return "safetensors"
+    return None
+
+
+def index(reader: RangeReader, seen: dict[bytes, Structure] | None = None) -> Index:
+    """What a file holds and where, from its headers.
+
+    Args:
+        reader: the file; its name says its format.
+        seen: structures of files that were indexed before, to share them. Added to.
+
+    Raises:
+        DataError: it is damaged or of no known format.
+    """
+    match format_of(reader.name):
+        case "ckpt":
+            return ckpt.index(reader)
+        case "safetensors":
+            return safetensors.index(reader, seen)
+        case None:
+            raise DataError("UnknownFormat", "the name ends neither in .ckpt nor in .safetensors", where=reader.name)
+
+
+def check_crc(reader: RangeReader, found: Index) -> None:
+    """Read a whole file and compare it with the CRC32 that it carries, if it does.
+
+    Raises:
+        DataError: they differ.
+    """
+    if found.crc is None:
+        return
+    crc = ckpt.crc_of(reader) if found.structure.format == "ckpt" else safetensors.crc_of(reader, found.structure)
+    if crc != found.crc:
+        raise DataError(
+            "CrcMismatch",
+            f"its content has the CRC32 {crc:#010x}, it was saved with {found.crc:#010x}",
+            where=reader.name,
+            fix="the file is damaged; restore it",
+        )
+
+
+def can_hold(output: Format, dtype: str, shape: tuple[int, ...]) -> bool:
+    """Whether a format can hold such a tensor: MindSpore never writes one without elements to a `.ckpt`.
+
+    Raises:
+        DataError: the format does not have the type at all.
+    """
+    if output == "safetensors":
+        return True
+    if not DTYPES[dtype].in_ckpt:
+        raise DataError("UnknownType", f"a .ckpt cannot hold the type {dtype}", fix="write safetensors")
+    return 0 not in shape
+
+
+def content_order(output: Format, tensors: Sequence[OutputTensor]) -> Sequence[int]:
+    """The positions of these tensors in the order in which a file of them holds their contents."""
+    return range(len(tensors)) if output == "ckpt" else safetensors.content_order(tensors)
+
+
+def pieces(
+    output: Format, tensors: Sequence[OutputTensor], metadata: dict[str, str], crc: int | None = None
+) -> Iterator[bytes | Span]:
+    """A file from its first byte to its last, but for the CRC at the end of a `.ckpt`.
+
+    Args:
+        output: the format.
+        tensors: what it holds, in content order.
+        metadata: of a safetensors file.
+        crc: what a safetensors file says of its content; a `.ckpt` says it at the end, see `crc_trailer`.
+    """
+    return ckpt.pieces(tensors) if output == "ckpt" else safetensors.pieces(tensors, metadata, crc)
+
+
+def file_size(output: Format, tensors: Sequence[OutputTensor], metadata: dict[str, str], *, crc: bool = False) -> int:
+    """The length of that file in bytes, with its CRC if it is to have one."""
+    if output == "ckpt":
+        return ckpt.file_size(tensors, crc=crc)
+    return safetensors.file_size(tensors, metadata, crc=crc)

@@ -1,0 +1,327 @@
+"""MindSpore's `.ckpt`: concatenated protobuf messages `Checkpoint{Value{tag, TensorProto{dims, tensor_type, tensor_content}}}`.
+
+Contents are length-delimited, so a file is indexed by hopping over them. (mindspore/ccsrc/utils/checkpoint.proto,
+mindspore/train/serialization.py)
+"""
+
+from __future__ import annotations
+
+import struct
+import zlib
+from math import prod
+from sys import intern
+from typing import TYPE_CHECKING
+
+from reshard.checkpoint.dtypes import DTYPES, STRING
+from reshard.checkpoint.inventory import Index, Structure, TensorEntry
+from reshard.checkpoint.output import OutputTensor, Span
+from reshard.errors import DataError
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator, Sequence
+
+    from reshard.checkpoint.inventory import RangeReader
+
+# MindSpore splits what is larger over several messages, each of which a loader parses as a whole (SLICE_SIZE).
+CHUNK_BYTES = 512 << 20
+# More tensors than any model has; fewer than would exhaust the memory.
+MAX_TENSORS = 1 << 20
+MAX_DIMENSIONS = 32
+_MAX_NAME_BYTES = 1 << 16
+_MAX_TYPE_BYTES = 64
+
+_CRC_MARK = b"crc_num"
+_CRC_BYTES = 10
+_TRAILER_BYTES = len(_CRC_MARK) + _CRC_BYTES
+_ENCRYPTED = {0x7F3A5ED8: "AES-GCM", 0x7F3A5ED9: "AES-CBC", 0x7F3A5EDA: "SM4-CBC"}
+
+# How much is read at a time, at least: a message's head with a name of common length.
+_WINDOW = 8 << 10
+_BLOCK = 1 << 20
+
+
+def index(reader: RangeReader) -> Index:
+    """Index a file, reading little but the heads of its messages.
+
+    Raises:
+        DataError: it is no such file, damaged, encrypted, or holds what this program does not know.
+    """
+    end = reader.size
+    if end == 0:
+        raise _damaged(reader, "the file is empty", reason="Empty")
+    crc = None
+    if end >= _TRAILER_BYTES:
+        tail = reader.read(end - _TRAILER_BYTES, _TRAILER_BYTES)
+        if tail.startswith(_CRC_MARK):
+            crc = int.from_bytes(tail[len(_CRC_MARK) :], "big")
+            end -= _TRAILER_BYTES
+    window = _Window(reader, end)
+    _refuse_encrypted(reader, window)
+    tensors: list[TensorEntry] = []
+    names: set[str] = set()
+    position = 0
+    while position < end:
+        name, dtype, dims, content, position = _message(window, position)
+        last = tensors[-1] if tensors else None
+        if last is not None and last.name == name and last.dtype == dtype and last.shape == dims:
+            tensors[-1] = TensorEntry(name, dtype, dims, (*last.extents, content))
+            continue
+        if name in names:
+            raise DataError("DuplicateParameter", "the file holds it twice", where=f"{reader.name}: parameter {name}")
+        if len(names) == MAX_TENSORS:
+            raise _damaged(reader, f"it holds more than {MAX_TENSORS} tensors", reason="TooManyTensors")
+        names.add(name)
+        tensors.append(TensorEntry(name, dtype, dims, (content,)))
+    return Index(Structure("ckpt", tuple(_checked(entry, reader) for entry in tensors)), crc)
+
+
+def crc_of(reader: RangeReader) -> int:
+    """The CRC32 of a file that carries one, over all that precedes it, read block by block."""
+    crc, end = 0, reader.size - _TRAILER_BYTES
+    for at in range(0, end, _BLOCK):
+        crc = zlib.crc32(reader.read(at, min(_BLOCK, end - at)), crc)
+    return crc
+
+
+def crc_trailer(crc: int) -> bytes:
+    """What follows the messages of a file that carries the CRC32 of them."""
+    return _CRC_MARK + crc.to_bytes(_CRC_BYTES, "big")
+
+
+def pieces(tensors: Sequence[OutputTensor]) -> Iterator[bytes | Span]:
+    """A file of these tensors from its first byte to its last, without a CRC."""
+    for number, tensor in enumerate(tensors):
+        for offset, length in _chunks(tensor):
+            yield _head(tensor, length)
+            yield Span(number, offset, length)
+
+
+def file_size(tensors: Sequence[OutputTensor], *, crc: bool) -> int:
+    """The length of that file in bytes."""
+    messages = sum(len(_head(tensor, length)) + length for tensor in tensors for _, length in _chunks(tensor))
+    return messages + (_TRAILER_BYTES if crc else 0)
+
+
+def _chunks(tensor: OutputTensor) -> Iterator[tuple[int, int]]:
+    for offset in range(0, tensor.nbytes, CHUNK_BYTES):
+        yield offset, min(CHUNK_BYTES, tensor.nbytes - offset)
+
+
+def _head(tensor: OutputTensor, length: int) -> bytes:
+    """A message up to its content."""
+    dims = (0,) if tensor.dtype == STRING else tensor.shape
+    kind = tensor.dtype.encode()
+    proto = b"".join(b"\x08" + _varint(n) for n in dims) + b"\x12" + _varint(len(kind)) + kind + b"\x1a" + _varint(length)
+    tag = tensor.name.encode()
+    value = b"\x0a" + _varint(len(tag)) + tag + b"\x12" + _varint(len(proto) + length) + proto
+    return b"\x0a" + _varint(len(value) + length) + value
+
+
+def _varint(value: int) -> bytes:
+    encoded = bytearray()
+    while value > 0x7F:
+        encoded.append(value & 0x7F | 0x80)
+        value >>= 7
+    encoded.append(value)
+    return bytes(encoded)
+
+
+class _Window:
+    """A part of a file in memory, moved forwards as its messages are read."""
+
+    def __init__(self, reader: RangeReader, end: int) -> None:
+        self.reader = reader
+        self.end = end
+        self._start = 0
+        self._bytes = b""
+
+    def at(self, position: int, nbytes: int = _WINDOW) -> tuple[bytes, int]:
+        """Bytes that hold at least `nbytes` from `position` on, or all there are; and where among them `position` is."""
+        wanted = min(position + nbytes, self.end)
+        if not self._start <= position or wanted > self._start + len(self._bytes):
+            self._start = position
+            self._bytes = self.reader.read(position, min(max(nbytes, _WINDOW), self.end - position))
+        return self._bytes, position - self._start
+
+
+_Head = tuple[str, str, tuple[int, ...], tuple[int, int], int]
+
+
+def _message(window: _Window, position: int) -> _Head:
+    """Name, type, dims, content as (offset, length), and end of the message at `position`."""
+    for nbytes in (256, _WINDOW, 2 * _MAX_NAME_BYTES):
+        buffer, at = window.at(position, nbytes)
+        try:
+            return _parse(_Cursor(window.reader, buffer, at, position - at), window.end)
+        except IndexError:  # the head is longer than what is in memory
+            if position + nbytes >= window.end:
+                break
+    raise _damaged(window.reader, f"the message at byte {position} ends in the middle", reason="Truncated")
+
+
+class _Cursor:
+    """Reads protobuf from a buffer whose first byte is byte `base` of the file. IndexError where the buffer ends."""
+
+    __slots__ = ("at", "base", "buffer", "reader")
+
+    def __init__(self, reader: RangeReader, buffer: bytes, at: int, base: int) -> None:
+        self.reader, self.buffer, self.at, self.base = reader, buffer, at, base
+
+    @property
+    def position(self) -> int:
+        """Of the next byte in the file."""
+        return self.base + self.at
+
+    def varint(self) -> int:
+        """An unsigned number of at most 64 bits."""
+        buffer, at = self.buffer, self.at
+        byte = buffer[at]
+        value, shift = byte & 0x7F, 7
+        while byte >= 0x80:  # more bytes follow
+            if shift > 63:
+                raise _damaged(self.reader, f"the number at byte {self.position} is longer than 64 bits")
+            at += 1
+            byte = buffer[at]
+            value |= (byte & 0x7F) << shift
+            shift += 7
+        self.at = at + 1
+        return value
+
+    def text(self, most: int, end: int) -> str:
+        """A text of at most so many bytes, within what ends at byte `end` of the file."""
+        n, start = self.varint(), self.position
+        if n > most or start + n > end:
+            raise _damaged(self.reader, f"the text at byte {start} would have {n} bytes")
+        content = self.buffer[self.at : self.at + n]
+        if len(content) < n:
+            raise IndexError
+        self.at += n
+        try:
+            return intern(content.decode())
+        except UnicodeDecodeError:
+            raise _damaged(self.reader, f"the text at byte {start} is not UTF-8") from None
+
+    def skip(self, key: int) -> None:
+        """A field that this program does not know."""
+        match key & 7:
+            case 0:
+                self.varint()
+            case 1:
+                self.at += 8
+            case 2:
+                n = self.varint()
+                self.at += n
+            case 5:
+                self.at += 4
+            case kind:
+                raise _damaged(self.reader, f"the field at byte {self.position} is of the unknown kind {kind}")
+        if self.at > len(self.buffer):
+            raise IndexError
+
+
+def _parse(cursor: _Cursor, file_end: int) -> _Head:
+    """The message where the cursor stands. IndexError when the buffer ends before the content."""
+    reader, start = cursor.reader, cursor.position
+    if cursor.buffer[cursor.at] != 0x0A:
+        raise _damaged(reader, f"byte {start} does not begin a parameter", reason="NotCheckpoint")
+    cursor.at += 1
+    length = cursor.varint()
+    end = cursor.position + length
+    if end > file_end:
+        raise _damaged(reader, f"the message at byte {start} has {length} bytes, the file ends before", reason="Truncated")
+    name: str | None = None
+    while cursor.position < end:
+        key = cursor.varint()
+        if key == 0x0A:
+            name = cursor.text(_MAX_NAME_BYTES, end)
+        elif key == 0x12 and name is not None:
+            return name, *_parse_tensor(cursor, end, name), end
+        elif key == 0x1A:
+            raise DataError(
+                "MapParameter",
+                "it is a MapParameter, which cannot be resharded",
+                where=f"{reader.name}: parameter {name}",
+                fix="save the checkpoint without it",
+            )
+        else:
+            cursor.skip(key)
+    raise _damaged(reader, f"the message at byte {start} holds no named tensor")
+
+
+def _parse_tensor(cursor: _Cursor, end: int, name: str) -> tuple[str, tuple[int, ...], tuple[int, int]]:
+    """Type, dims and content of a tensor; tensor and content end where the message does, at byte `end` of the file."""
+    reader = cursor.reader
+    length = cursor.varint()
+    if cursor.position + length != end:
+        raise _damaged(reader, "its tensor is longer or shorter than the message around it", name=name)
+    dtype: str | None = None
+    dims: list[int] = []
+    content = (end, 0)
+    while cursor.position < end:
+        key = cursor.varint()
+        if key == 0x08:
+            dims.append(cursor.varint())
+        elif key == 0x0A:
+            stop = cursor.varint() + cursor.position
+            while cursor.position < min(stop, end) and len(dims) <= MAX_DIMENSIONS:
+                dims.append(cursor.varint())
+        elif key == 0x12:
+            dtype = cursor.text(_MAX_TYPE_BYTES, end)
+        elif key == 0x1A:
+            n = cursor.varint()
+            content = (cursor.position, n)
+            if sum(content) != end:
+                raise _damaged(reader, f"its content would have {n} bytes, there are {end - content[0]}", name=name)
+            break
+        else:
+            cursor.skip(key)
+        if len(dims) > MAX_DIMENSIONS:
+            raise _damaged(reader, f"it has more than {MAX_DIMENSIONS} dimensions", name=name)
+    return _known_type(reader, dtype, name), tuple(dims), content
+
+
+def _known_type(reader: RangeReader, dtype: str | None, name: str) -> str:
+    found = DTYPES.get(dtype or "")
+    if found is None or not found.in_ckpt:
+        raise DataError(
+            "UnknownType",
+            f"its type {dtype!r} is not one of MindSpore's",
+            where=f"{reader.name}: parameter {name}",
+            fix="check that the file is a MindSpore checkpoint of a version that this program knows",
+        )
+    return found.name
+
+
+def _checked(entry: TensorEntry, reader: RangeReader) -> TensorEntry:
+    """The entry with the shape that its content has: a scalar may be written with dims [0], and text always is."""
+    nbytes, itemsize = entry.nbytes, DTYPES[entry.dtype].itemsize
+    shape = entry.shape
+    if entry.dtype == STRING and nbytes % itemsize == 0:
+        shape = (nbytes // itemsize,)
+    elif shape == (0,) and nbytes:
+        shape = ()
+    if prod(shape) * itemsize != nbytes:
+        raise DataError(
+            "SizeMismatch",
+            f"{entry.dtype}{list(shape)} takes {prod(shape) * itemsize} bytes, the file holds {nbytes}",
+            where=f"{reader.name}: parameter {entry.name}",
+            fix="the file is damaged; restore it",
+        )
+    return entry if shape == entry.shape else TensorEntry(entry.name, entry.dtype, shape, entry.extents)
+
+
+def _refuse_encrypted(reader: RangeReader, window: _Window) -> None:
+    start, _ = window.at(0)
+    mode = _ENCRYPTED.get(struct.unpack("<I", start[:4])[0]) if len(start) >= 4 else None
+    if mode:
+        raise DataError(
+            "Encrypted",
+            f"the file is encrypted ({mode})",
+            where=reader.name,
+            fix="decrypt it first, by loading and saving it in MindSpore",
+        )
+
+
+def _damaged(reader: RangeReader, what: str, *, name: str | None = None, reason: str = "Damaged") -> DataError:
+    where = reader.name if name is None else f"{reader.name}: parameter {name}"
+    return DataError(reason, what, where=where, fix="the file is damaged or no MindSpore checkpoint; restore it")

@@ -1,0 +1,106 @@
+"""What a checkpoint's files hold, as frozen data: the outcome of reading headers, and all that a plan needs of them."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Literal, Protocol
+
+import msgspec
+
+if TYPE_CHECKING:
+    from collections.abc import Hashable
+
+Format = Literal["ckpt", "safetensors"]
+
+
+class RangeReader(Protocol):
+    """Bytes of one file by range: all that a format needs of a storage."""
+
+    @property
+    def name(self) -> str:
+        """The file's path, for messages."""
+
+    @property
+    def size(self) -> int:
+        """The file's length in bytes."""
+
+    def read(self, offset: int, length: int) -> bytes:
+        """Exactly `length` bytes from `offset`; a StorageError or DataError when there are fewer."""
+
+
+class TensorEntry(msgspec.Struct, frozen=True, array_like=True, gc=False):
+    """One parameter in one file.
+
+    Attributes:
+        name: as in the file, any character.
+        dtype: the name of a type in `reshard.checkpoint.dtypes`.
+        shape: of this file's slice; of a `str` its number of UTF-32 characters.
+        extents: (offset, length) in bytes of its content, in order. More than one only for a `.ckpt` parameter above 512 MiB.
+    """
+
+    name: str
+    dtype: str
+    shape: tuple[int, ...]
+    extents: tuple[tuple[int, int], ...]
+
+    @property
+    def nbytes(self) -> int:
+        """Length of the content in bytes."""
+        return sum(length for _, length in self.extents)
+
+
+class Structure(msgspec.Struct, frozen=True, array_like=True):
+    """What the header of a file says. Ranks of one SPMD program share theirs, so it is stored once for all of them.
+
+    Attributes:
+        format: of the file.
+        tensors: in the order of their content in the file.
+        metadata: of a safetensors file, without what is of this file alone (`crc_num`) or said by the entries.
+    """
+
+    format: Format
+    tensors: tuple[TensorEntry, ...]
+    metadata: dict[str, str] = {}
+
+    @property
+    def key(self) -> Hashable:
+        """Equal for equal structures."""
+        return (self.format, self.tensors, tuple(sorted(self.metadata.items())))
+
+
+class Index(msgspec.Struct, frozen=True, array_like=True):
+    """The outcome of indexing one file: its structure, and the CRC32 it carries, if any."""
+
+    structure: Structure
+    crc: int | None = None
+
+
+class SourceFile(msgspec.Struct, frozen=True, array_like=True, gc=False):
+    """One file of the source.
+
+    Attributes:
+        rank: the source rank that wrote it.
+        path: relative to the source.
+        size: in bytes.
+        version: what changes when the file does (modification time on a file system, ETag in an object store).
+        structure: position in `Inventory.structures`.
+        crc: the CRC32 that the file carries.
+    """
+
+    rank: int
+    path: str
+    size: int
+    version: str
+    structure: int
+    crc: int | None = None
+
+
+class Inventory(msgspec.Struct, frozen=True):
+    """All files of a source checkpoint, in ascending order of rank."""
+
+    files: tuple[SourceFile, ...]
+    structures: tuple[Structure, ...]
+
+    @property
+    def format(self) -> Format:
+        """The one format of all files."""
+        return self.structures[0].format

@@ -1,0 +1,215 @@
+"""safetensors: 8 bytes with the header's length, a JSON header, contents without gaps; and MindSpore's marks in its metadata."""
+
+from __future__ import annotations
+
+import struct
+import zlib
+from collections import Counter
+from hashlib import blake2b
+from math import prod
+from typing import TYPE_CHECKING, Annotated
+
+import msgspec
+
+from reshard.checkpoint.ckpt import MAX_DIMENSIONS, MAX_TENSORS
+from reshard.checkpoint.dtypes import BY_SAFETENSORS_NAME, DTYPES, INT4, SAFETENSORS_ORDER, STRING
+from reshard.checkpoint.inventory import Index, Structure, TensorEntry
+from reshard.checkpoint.output import OutputTensor, Span
+from reshard.errors import DataError, OutputError
+from reshard.strictjson import pairs_decoder
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator, Sequence
+
+    from reshard.checkpoint.inventory import RangeReader
+
+# The library's own limit (safetensors/src/tensor.rs, MAX_HEADER_SIZE).
+MAX_HEADER_BYTES = 100_000_000
+_METADATA = "__metadata__"
+_CRC = "crc_num"
+# Names of tensors that are the code points of a `str`, as a JSON list: the format itself has no text.
+_STRINGS = "reshard.str"
+_LENGTH = struct.Struct("<Q")
+_CRC_DIGITS = 10
+_BLOCK = 1 << 20
+
+
+class _Header(msgspec.Struct):
+    dtype: str
+    shape: Annotated[tuple[int, ...], msgspec.Meta(max_length=MAX_DIMENSIONS)]
+    data_offsets: tuple[int, int]
+
+
+_PAIRS = pairs_decoder(msgspec.Raw)
+_TENSOR = msgspec.json.Decoder(_Header)
+_TEXTS = msgspec.json.Decoder(dict[str, str])
+
+
+def index(reader: RangeReader, seen: dict[bytes, Structure] | None = None) -> Index:
+    """Index a file from its header.
+
+    Args:
+        reader: the file.
+        seen: structures by what identifies their headers; ranks of one program mostly have equal ones. Added to.
+
+    Raises:
+        DataError: it is no such file, or damaged.
+    """
+    if reader.size == 0:
+        raise _damaged(reader, "the file is empty", reason="Empty")
+    if reader.size < _LENGTH.size:
+        raise _damaged(reader, f"the file has {reader.size} bytes only", reason="Truncated")
+    (length,) = _LENGTH.unpack(reader.read(0, _LENGTH.size))
+    if length > MAX_HEADER_BYTES:
+        raise _damaged(reader, f"its header would have {length} bytes, more than the format allows", reason="HeaderTooLarge")
+    begin = _LENGTH.size + length
+    if begin > reader.size:
+        raise _damaged(reader, f"its header has {length} bytes, the file ends before", reason="Truncated")
+    header = reader.read(_LENGTH.size, length)
+    identity = blake2b(header, digest_size=16).digest()
+    structure, crc = seen.get(identity) if seen is not None else None, None
+    if structure is None:
+        structure, crc = _parse(reader, header, begin)
+        if seen is not None and crc is None:
+            seen[identity] = structure
+    end = structure.tensors[-1].extents[0][0] + structure.tensors[-1].extents[0][1] if structure.tensors else begin
+    if end != reader.size:
+        raise _damaged(reader, f"its contents end at byte {end}, the file at byte {reader.size}", reason="Truncated")
+    return Index(structure, crc)
+
+
+def crc_of(reader: RangeReader, structure: Structure) -> int:
+    """MindSpore's CRC32 over names and contents, by name, read block by block."""
+    crc = 0
+    for entry in sorted(structure.tensors, key=lambda e: e.name):
+        crc = zlib.crc32(entry.name.encode(), crc)
+        for offset, length in entry.extents:
+            for at in range(0, length, _BLOCK):
+                crc = zlib.crc32(reader.read(offset + at, min(_BLOCK, length - at)), crc)
+    return crc
+
+
+def content_order(tensors: Sequence[OutputTensor]) -> list[int]:
+    """The order in which the safetensors library writes contents: by type, the widest first, then by name."""
+    return sorted(range(len(tensors)), key=lambda i: (-SAFETENSORS_ORDER[DTYPES[tensors[i].dtype].safetensors], tensors[i].name))
+
+
+def pieces(tensors: Sequence[OutputTensor], metadata: dict[str, str], crc: int | None) -> Iterator[bytes | Span]:
+    """A file of these tensors, in content order, from its first byte to its last.
+
+    Raises:
+        OutputError: its header would be longer than the format allows.
+    """
+    yield _header(tensors, metadata, crc)
+    for number, tensor in enumerate(tensors):
+        if tensor.nbytes:
+            yield Span(number, 0, tensor.nbytes)
+
+
+def file_size(tensors: Sequence[OutputTensor], metadata: dict[str, str], *, crc: bool) -> int:
+    """The length of that file in bytes."""
+    return len(_header(tensors, metadata, 0 if crc else None)) + sum(tensor.nbytes for tensor in tensors)
+
+
+def _header(tensors: Sequence[OutputTensor], metadata: dict[str, str], crc: int | None) -> bytes:
+    """The file up to its contents, as the library writes it, padded to a multiple of 8 bytes."""
+    marks = dict(metadata)
+    marks |= {tensor.name: INT4 for tensor in tensors if tensor.dtype == INT4}
+    if texts := [tensor.name for tensor in tensors if tensor.dtype == STRING]:
+        marks[_STRINGS] = msgspec.json.encode(texts).decode()
+    if crc is not None:
+        marks[_CRC] = f"{crc:0{_CRC_DIGITS}d}"  # of one length, so that the file's is known before its content
+    header: dict[str, object] = {_METADATA: marks} if marks else {}
+    offset = 0
+    for tensor in tensors:
+        header[tensor.name] = {
+            "dtype": DTYPES[tensor.dtype].safetensors,
+            "shape": tensor.shape,
+            "data_offsets": (offset, offset + tensor.nbytes),
+        }
+        offset += tensor.nbytes
+    encoded = msgspec.json.encode(header)
+    encoded += b" " * (-len(encoded) % 8)
+    if len(encoded) > MAX_HEADER_BYTES:
+        raise OutputError(
+            "HeaderTooLarge",
+            f"the header of {len(tensors)} tensors has {len(encoded)} bytes, more than the format allows",
+            fix="write .ckpt",
+        )
+    return _LENGTH.pack(len(encoded)) + encoded
+
+
+def _parse(reader: RangeReader, header: bytes, begin: int) -> tuple[Structure, int | None]:
+    """What a header says, and the CRC32 that it carries."""
+    try:
+        found = _PAIRS(header)
+        marks = [_TEXTS.decode(raw) for name, raw in found if name == _METADATA]
+        tensors = [(name, _TENSOR.decode(raw)) for name, raw in found if name != _METADATA]
+    except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:
+        raise _damaged(reader, f"its header is not what the format says: {error}", reason="HeaderInvalid") from None
+    if len(tensors) > MAX_TENSORS:
+        raise _damaged(reader, f"it holds more than {MAX_TENSORS} tensors", reason="TooManyTensors")
+    if len(marks) > 1 or len({name for name, _ in tensors}) != len(tensors):
+        twice = next((name for name, count in Counter(name for name, _ in tensors).items() if count > 1), _METADATA)
+        raise DataError("DuplicateParameter", "the header names it twice", where=f"{reader.name}: parameter {twice}")
+    metadata = marks[0] if marks else {}
+    crc = _crc(reader, metadata.pop(_CRC, None))
+    texts = _texts(reader, metadata.pop(_STRINGS, None))
+    entries = [_entry(reader, name, tensor, begin, metadata, texts) for name, tensor in tensors]
+    entries.sort(key=lambda entry: entry.extents)
+    at = begin
+    for entry in entries:
+        if entry.extents[0][0] != at:
+            raise _damaged(reader, f"its content begins at byte {entry.extents[0][0]}, where byte {at} is due", name=entry.name)
+        at += entry.nbytes
+    return Structure("safetensors", tuple(entries), metadata), crc
+
+
+def _entry(
+    reader: RangeReader, name: str, tensor: _Header, begin: int, metadata: dict[str, str], texts: frozenset[str]
+) -> TensorEntry:
+    dtype = BY_SAFETENSORS_NAME.get(tensor.dtype)
+    if dtype is None:
+        raise DataError(
+            "UnknownType",
+            f"its type {tensor.dtype!r} cannot be cut at any element",
+            where=f"{reader.name}: parameter {name}",
+        )
+    first, end = tensor.data_offsets
+    nbytes = prod(tensor.shape) * dtype.itemsize
+    if min(tensor.shape, default=0) < 0 or first < 0 or end - first != nbytes:
+        raise DataError(
+            "SizeMismatch",
+            f"{tensor.dtype}{list(tensor.shape)} takes {nbytes} bytes, the header gives it {end - first}",
+            where=f"{reader.name}: parameter {name}",
+            fix="the file is damaged; restore it",
+        )
+    kind = dtype.name
+    if metadata.get(name) == INT4 and dtype.itemsize == 1:
+        del metadata[name]
+        kind = INT4
+    elif name in texts and dtype.name == "UInt32" and len(tensor.shape) == 1:
+        kind = STRING
+    return TensorEntry(name, kind, tensor.shape, ((begin + first, nbytes),))
+
+
+def _crc(reader: RangeReader, text: str | None) -> int | None:
+    if text is None:
+        return None
+    if not (text.isascii() and text.isdigit() and len(text) <= _CRC_DIGITS):
+        raise _damaged(reader, f"its CRC {text[:32]!r} is no number", reason="HeaderInvalid")
+    return int(text)
+
+
+def _texts(reader: RangeReader, text: str | None) -> frozenset[str]:
+    if text is None:
+        return frozenset()
+    try:
+        return frozenset(msgspec.json.decode(text, type=list[str]))
+    except msgspec.DecodeError as error:
+        raise _damaged(reader, f"its metadata {_STRINGS!r} is no list of names: {error}", reason="HeaderInvalid") from None
+
+
+def _damaged(reader: RangeReader, what: str, *, name: str | None = None, reason: str = "Damaged") -> DataError:
+    where = reader.name if name is None else f"{reader.name}: parameter {name}"
+    return DataError(reason, what, where=where, fix="the file is damaged or no safetensors file; restore it")

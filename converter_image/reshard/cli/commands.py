@@ -1,0 +1,361 @@
+"""The commands. Each turns its arguments into one call of the library, and the outcome into what people or programs read."""
+
+from __future__ import annotations
+
+from dataclasses import asdict
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, TypeVar
+
+import click
+
+from reshard.cli import inspection, show
+from reshard.cli.strategies import strategy
+from reshard.commit import verify_checkpoint
+from reshard.errors import MissingInputError, UsageError
+from reshard.manifest import MANIFEST_NAME
+from reshard.spec import Options, Request, format_ranks, parse_resource, to_request
+from reshard.storage import open_store
+from reshard.target import TargetFolder
+from reshard.transform import commit_checkpoint, default_workers, plan_transform, transform_checkpoint
+from reshard.version import __version__
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    from reshard.cli.state import Invocation
+    from reshard.transform import PlanResult, Result
+
+F = TypeVar("F", bound="Callable[..., Any]")
+_SHOWN_RANKS = 16
+_DEFAULTS = Options()
+
+
+def _title(value: str) -> str:
+    """The command line writes `sample` where a resource writes `Sample`."""
+    return value.capitalize()
+
+
+def _request_options(command: F) -> F:
+    """What `transform` and `plan` have in common."""
+    for option in reversed(
+        (
+            click.option("--source", required=True, metavar="DIR", help="The folder with rank_0, rank_1, ..., or one file."),
+            click.option("--target", required=True, metavar="DIR", help="The folder to write to."),
+            click.option(
+                "--source-strategy",
+                metavar="PATH",
+                help="How the source is cut: a file, or a folder of pipeline stages. Without: one whole rank.",
+            ),
+            click.option("--target-strategy", metavar="PATH", help="How the target is to be cut. Without: one whole rank."),
+            click.option(
+                "--format",
+                "output",
+                type=click.Choice(["source", "ckpt", "safetensors"]),
+                default="source",
+                show_default=True,
+                help="Of the target's files.",
+            ),
+            click.option(
+                "--prefix",
+                default=_DEFAULTS.prefix,
+                show_default=True,
+                help="Files are named rank_<r>/<prefix><r>.<format>.",
+            ),
+            click.option(
+                "--step",
+                type=click.IntRange(min=0),
+                help="Read the files of this training step. Without: the newest that every rank has.",
+            ),
+            click.option("--files", "pattern", metavar="PATTERN", help="Read the files whose names match, such as 'net-*.ckpt'."),
+            click.option("--ranks", metavar="LIST", help="Only these target ranks, such as 0,2-5."),
+            click.option(
+                "--workers",
+                type=click.IntRange(1, 256),
+                help="Ranks at a time. Without: one for each processor, at most 8.",
+            ),
+            click.option(
+                "--verify",
+                "verification",
+                type=click.Choice(["none", "sample", "full"]),
+                default=_DEFAULTS.verification.lower(),
+                show_default=True,
+                help="How much of what was written is compared with the source.",
+            ),
+            click.option(
+                "--unplaced",
+                type=click.Choice(["drop", "keep"]),
+                default=_DEFAULTS.unplaced.lower(),
+                show_default=True,
+                help="What only the source's strategy names: leave it out, or carry it whole.",
+            ),
+            click.option("--allow-missing", is_flag=True, help="Leave out what only the target's strategy names."),
+            click.option("--crc", is_flag=True, help="Write the CRC32 that MindSpore's crc_check reads."),
+            click.option(
+                "--file-mode",
+                default=f"{_DEFAULTS.file_mode:04o}",
+                show_default=True,
+                metavar="OCTAL",
+                help="Permission bits of the files.",
+            ),
+            click.option("--overwrite", is_flag=True, help="Replace what is at the target, once the new one is complete."),
+            click.option("--owner", metavar="NAME", hidden=True, help="Processes of one owner share the target's lock."),
+            click.option(
+                "--json",
+                "as_json",
+                is_flag=True,
+                help="End with one JSON object on standard output, and nothing else there.",
+            ),
+        )
+    ):
+        command = option(command)
+    return command
+
+
+def _request(arguments: dict[str, Any]) -> Request:
+    try:
+        mode = int(arguments["file_mode"], 8)
+    except ValueError:
+        mode = -1
+    if not 0 <= mode <= 0o777:
+        raise UsageError(
+            "InvalidMode", f"{arguments['file_mode']!r} is no octal mode", where="--file-mode", fix="write it like 0640"
+        )
+    prefix = arguments["prefix"]
+    if "/" in prefix or not prefix.isprintable() or len(prefix) > 128:
+        raise UsageError("InvalidPrefix", f"{prefix!r} cannot begin a file's name", where="--prefix")
+    return Request(
+        source=arguments["source"],
+        target=arguments["target"],
+        source_strategy=arguments["source_strategy"],
+        target_strategy=arguments["target_strategy"],
+        options=Options(
+            format=_title(arguments["output"]),  # type: ignore[arg-type]  # click has checked the choice
+            prefix=prefix,
+            step=arguments["step"],
+            pattern=arguments["pattern"],
+            ranks=arguments["ranks"],
+            unplaced=_title(arguments["unplaced"]),  # type: ignore[arg-type]  # click has checked the choice
+            allow_missing=arguments["allow_missing"],
+            crc=arguments["crc"],
+            file_mode=mode,
+            verification=_title(arguments["verification"]),  # type: ignore[arg-type]  # click has checked the choice
+            overwrite="Replace" if arguments["overwrite"] else "Never",
+        ),
+    )
+
+
+@click.group(context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 110})
+@click.version_option(__version__, prog_name="reshard")
+@click.option("--debug", is_flag=True, help="Show a traceback when something fails.")
+@click.pass_obj
+def cli(invocation: Invocation, debug: bool) -> None:
+    """Reshard a checkpoint of M ranks to N: exact, verified, in bounded memory, at the speed of a copy."""
+    invocation.debug = debug
+
+
+@cli.command()
+@_request_options
+@click.option("--no-commit", is_flag=True, help="Write these ranks only; `reshard commit` completes the checkpoint.")
+@click.pass_obj
+def transform(invocation: Invocation, /, **arguments: Any) -> None:
+    """Reshard a checkpoint."""
+    request = _request(arguments)
+    with show.progress() as progress:
+        result = transform_checkpoint(
+            request,
+            workers=arguments["workers"],
+            commit=not arguments["no_commit"],
+            owner=arguments["owner"],
+            progress=progress,
+            cancellation=invocation.cancellation,
+        )
+    _show_result(request, result, as_json=arguments["as_json"])
+
+
+@cli.command()
+@click.argument("resource", metavar="FILE.yaml")
+@click.option(
+    "--volume",
+    "volumes",
+    multiple=True,
+    metavar="CLAIM=DIR",
+    help="The folder that stands for a PersistentVolumeClaim.",
+)
+@click.option("--workers", type=click.IntRange(1, 256), help="Ranks at a time. Without: one for each processor, at most 8.")
+@click.option("--json", "as_json", is_flag=True, help="End with one JSON object on standard output, and nothing else there.")
+@click.pass_obj
+def run(invocation: Invocation, resource: str, volumes: tuple[str, ...], workers: int | None, as_json: bool) -> None:
+    """Carry out a CheckpointTransform resource on this machine, without a cluster."""
+    spec = parse_resource(_text(resource), resource)
+    request = to_request(spec, _volumes(volumes))
+    with show.progress() as progress:
+        if spec.dry_run:
+            planned = plan_transform(request, workers=workers, progress=progress)
+        else:
+            result = transform_checkpoint(request, workers=workers, progress=progress, cancellation=invocation.cancellation)
+    if spec.dry_run:
+        _show_plan(planned, as_json=as_json)
+    else:
+        _show_result(request, result, as_json=as_json)
+
+
+@cli.command()
+@_request_options
+@click.option("--write", is_flag=True, help="Leave the plan at the target, for `transform --no-commit`.")
+def plan(write: bool, **arguments: Any) -> None:
+    """Say what a transform would do: every check that can be made before a byte is moved."""
+    with show.progress() as progress:
+        planned = plan_transform(
+            _request(arguments), workers=arguments["workers"], write=write, owner=arguments["owner"], progress=progress
+        )
+    _show_plan(planned, as_json=arguments["as_json"])
+
+
+@cli.command()
+@click.argument("target", metavar="DIR")
+@click.option("--owner", metavar="NAME", hidden=True, help="Processes of one owner share the target's lock.")
+@click.option("--json", "as_json", is_flag=True, help="End with one JSON object on standard output, and nothing else there.")
+def commit(target: str, owner: str | None, as_json: bool) -> None:
+    """Complete a checkpoint whose ranks were written with --no-commit."""
+    manifest = commit_checkpoint(target, owner=owner)
+    nbytes = sum(record.size for record in manifest.files)
+    if as_json:
+        show.out_json(
+            {
+                "digest": manifest.digest,
+                "ranks": manifest.ranks,
+                "target_ranks": manifest.target_ranks,
+                "bytes_written": nbytes,
+            }
+        )
+    else:
+        show.out(
+            f"complete: rank {manifest.ranks} of {manifest.target_ranks}, {show.size(nbytes)} in {len(manifest.files)} files"
+        )
+
+
+@cli.command()
+@click.argument("target", metavar="DIR")
+@click.option("--workers", type=click.IntRange(1, 256), help="Files at a time. Without: one for each processor, at most 8.")
+@click.option("--json", "as_json", is_flag=True, help="End with one JSON object on standard output, and nothing else there.")
+def verify(target: str, workers: int | None, as_json: bool) -> None:
+    """Check a finished checkpoint against its manifest, without the source."""
+    with show.progress() as progress:
+        manifest = verify_checkpoint(
+            TargetFolder(open_store(target), 0o640),
+            workers=workers or default_workers(),
+            begin=lambda total: progress.begin("Verifying", total, "bytes"),
+            advance=progress.advance,
+        )
+    nbytes = sum(record.size for record in manifest.files)
+    if as_json:
+        show.out_json({"digest": manifest.digest, "files": len(manifest.files), "bytes": nbytes, "ranks": manifest.ranks})
+    else:
+        show.out(f"intact: {len(manifest.files)} files, {show.size(nbytes)}, rank {manifest.ranks} of {manifest.target_ranks}")
+
+
+@cli.command()
+@click.argument("path", metavar="PATH")
+@click.option("--step", type=click.IntRange(min=0), help="The files of this training step.")
+@click.option("--files", "pattern", metavar="PATTERN", help="The files whose names match.")
+@click.option("--json", "as_json", is_flag=True, help="End with one JSON object on standard output, and nothing else there.")
+def inspect(path: str, step: int | None, pattern: str | None, as_json: bool) -> None:
+    """Show what a checkpoint (or one of its files) holds."""
+    inspection.inspect(path, step=step, pattern=pattern, as_json=as_json)
+
+
+cli.add_command(strategy)
+
+
+def _text(path: str) -> str:
+    store = open_store(str(Path(path).absolute().parent))
+    try:
+        return store.read(Path(path).name, 1 << 20).decode("utf-8")
+    except UnicodeDecodeError as error:
+        raise UsageError("NotYaml", "the file is no UTF-8 text", where=path) from error
+
+
+def _volumes(given: tuple[str, ...]) -> dict[str, str]:
+    volumes = {}
+    for volume in given:
+        claim, separator, folder = volume.partition("=")
+        if not claim or not separator or not folder:
+            raise UsageError(
+                "InvalidVolume", f"{volume!r} is not CLAIM=DIR", where="--volume", fix="write it like checkpoints=/data"
+            )
+        if not Path(folder).is_dir():
+            raise MissingInputError("NotFound", "there is no such folder", where=folder, fix="create it, or correct --volume")
+        volumes[claim] = folder
+    return volumes
+
+
+def _show_result(request: Request, result: Result, *, as_json: bool) -> None:
+    if as_json:
+        document = asdict(result)
+        document["skipped_ranks"] = list(result.skipped_ranks)
+        show.out_json(document)
+        return
+    if not result.bytes_written and result.complete:
+        show.out(f"nothing to do: {request.target} is complete and up to date ({result.target_ranks} ranks)")
+        return
+    rate = result.bytes_written / result.seconds if result.seconds else 0.0
+    show.out(
+        f"{result.source_ranks} -> {result.target_ranks} ranks: {result.parameters} parameters,"
+        f" {show.size(result.bytes_written)} in {result.seconds:.2f} s ({show.size(rate)}/s),"
+        f" {show.size(result.peak_rss_bytes)} memory"
+    )
+    if result.skipped_ranks:
+        show.out(f"{len(result.skipped_ranks)} ranks were finished before")
+    if result.complete:
+        show.out(f"complete: {request.target}/{MANIFEST_NAME}")
+    else:
+        show.out(f"not yet complete: when all ranks are written, run reshard commit {request.target}")
+
+
+def _show_plan(planned: PlanResult, *, as_json: bool) -> None:
+    summary = planned.summary
+    if as_json:
+        show.out_json(
+            {
+                "source_ranks": summary.source_ranks,
+                "target_ranks": summary.target_ranks,
+                "parameters": summary.parameters,
+                "bytes_needed": summary.bytes_needed,
+                "replicated_bytes": summary.replicated_bytes,
+                "copies": summary.copies,
+                "memory_bytes": planned.memory_bytes,
+                "workers": planned.workers,
+                "format": planned.format,
+                "digest": planned.digest,
+                "notes": list(planned.notes),
+                "sources": {str(rank): list(sources) for rank, sources in summary.sources.items()},
+            }
+        )
+        return
+    show.table(
+        None,
+        [("", "left"), ("", "right")],
+        [
+            ("source ranks", summary.source_ranks),
+            ("target ranks", summary.target_ranks),
+            ("parameters", summary.parameters),
+            ("bytes", show.size(summary.bytes_needed)),
+            ("of these on every rank, in no strategy", show.size(summary.replicated_bytes)),
+            ("copies", summary.copies),
+            ("memory at most", show.size(planned.memory_bytes)),
+            ("ranks at a time", planned.workers),
+        ],
+    )
+    ranks = list(summary.sources)
+    show.table(
+        "",
+        [("target rank", "right"), ("bytes", "right"), ("reads source ranks", "left")],
+        [(rank, show.size(summary.rank_bytes[rank]), _some(summary.sources[rank])) for rank in ranks[:_SHOWN_RANKS]],
+    )
+    if len(ranks) > _SHOWN_RANKS:
+        show.out(f"... and {len(ranks) - _SHOWN_RANKS} more; --json has all")
+
+
+def _some(ranks: tuple[int, ...]) -> str:
+    text = format_ranks(ranks)
+    return text if len(text) <= 60 else f"{text[:57]}..."

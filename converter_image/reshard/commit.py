@@ -1,0 +1,167 @@
+"""From finished ranks to a complete checkpoint."""
+
+from __future__ import annotations
+
+from concurrent.futures import ThreadPoolExecutor
+from math import prod
+from typing import TYPE_CHECKING
+
+import msgspec
+
+from reshard.digest import digest_of
+from reshard.errors import DataError, MissingInputError
+from reshard.manifest import MANIFEST_NAME, SCHEMA, FileRecord, LayoutRecord, Manifest, ParameterRecord, SourceRecord
+from reshard.spec import format_ranks, parse_ranks, request_key
+from reshard.target import JobDocument
+from reshard.version import __version__
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    from reshard.job import Job
+    from reshard.layout import Layout
+    from reshard.plan import Parameter
+    from reshard.target import JobState, TargetFolder
+
+_STRICTNESS = {"None": 0, "Sample": 1, "Full": 2}
+
+
+def finished(job: Job, target: TargetFolder, state: JobState) -> dict[int, FileRecord]:
+    """The ranks of a job that are done: recorded, their file there, and verified as much as is asked for."""
+    wanted = _STRICTNESS[job.request.options.verification]
+    document = state.read() or JobDocument(job.digest, job.key, ranks="", staged=False)
+    known = _recorded(target, state, document, job.scope)
+    return {rank: record for rank, record in known.items() if _STRICTNESS[record.verified] >= wanted}
+
+
+def commit_job(target: TargetFolder, state: JobState, document: JobDocument) -> Manifest:
+    """Declare a job complete. To be called with the target's lock held; safe to repeat after a crash at any point.
+
+    Raises:
+        MissingInputError: a rank is not finished.
+    """
+    ranks = parse_ranks(document.ranks)
+    records = _recorded(target, state, document, ranks)
+    missing = tuple(rank for rank in ranks if rank not in records)
+    if missing:
+        raise MissingInputError(
+            "RanksUnfinished",
+            f"rank {format_ranks(missing)} of {len(ranks)} ranks is not finished",
+            where=target.store.url,
+            fix="run the transform for these ranks, then commit again",
+        )
+    manifest = msgspec.structs.replace(state.draft(), ranks=format_ranks(ranks), files=tuple(records[rank] for rank in ranks))
+    if document.staged:
+        state.retire_old_manifest()
+        for record in manifest.files:
+            state.publish(record)
+    _remove_replaced(target, state, manifest)
+    target.write_manifest(manifest)
+    target.forget_jobs()
+    return manifest
+
+
+def _recorded(target: TargetFolder, state: JobState, document: JobDocument, ranks: tuple[int, ...]) -> dict[int, FileRecord]:
+    """The finished ranks of a job, those of a manifest that it extends included."""
+    manifest = target.manifest()
+    known: dict[int, FileRecord] = {}
+    if manifest is not None and manifest.digest == document.digest:
+        known = {record.rank: record for record in manifest.files}
+    known |= state.records(ranks)
+    return {rank: record for rank, record in known.items() if state.find(record, staged=document.staged) is not None}
+
+
+def verify_checkpoint(
+    target: TargetFolder, *, workers: int, begin: Callable[[int], None], advance: Callable[[int], None]
+) -> Manifest:
+    """Check a finished checkpoint against its manifest: every file's size and content digest.
+
+    Raises:
+        MissingInputError: there is no manifest, or a file is gone.
+        DataError: a file has changed.
+    """
+    manifest = target.manifest()
+    if manifest is None:
+        raise MissingInputError(
+            "ManifestMissing",
+            f"there is no {MANIFEST_NAME}: this is no finished checkpoint",
+            where=target.store.url,
+            fix="run the transform again, finished ranks are kept",
+        )
+    begin(sum(record.size for record in manifest.files))
+
+    def check(record: FileRecord) -> str | None:
+        reader = target.store.open(record.path)
+        try:
+            if reader.size != record.size:
+                return f"{record.path} has {reader.size} bytes instead of {record.size}"
+            return None if digest_of(reader, advance) == record.digest else f"{record.path} has another content"
+        finally:
+            reader.close()
+
+    with ThreadPoolExecutor(workers) as pool:
+        damaged = [found for found in pool.map(check, manifest.files) if found]
+    if damaged:
+        more = f" (and {len(damaged) - 1} more files)" if len(damaged) > 1 else ""
+        raise DataError(
+            "ContentChanged",
+            damaged[0] + more,
+            where=target.store.url,
+            fix="restore it, or run the transform again with --overwrite",
+        )
+    return manifest
+
+
+def _remove_replaced(target: TargetFolder, state: JobState, manifest: Manifest) -> None:
+    """Take away the files of what this job replaces, a complete checkpoint or an unfinished job, that it has no file for."""
+    kept = {record.path for record in manifest.files}
+    replaced = [record for record in state.replaced_files() if record.path not in kept]
+    for record in replaced:
+        target.store.delete(record.path)
+        folder = record.path.rpartition("/")[0]
+        if folder and not target.store.list(folder):
+            target.store.delete(folder)
+
+
+def draft_manifest(job: Job) -> Manifest:
+    """The manifest of a job, but for the files: the commit puts them in, and needs nothing else of the source."""
+    model = job.model
+    return Manifest(
+        schema=SCHEMA,
+        version=__version__,
+        digest=job.digest,
+        source=SourceRecord(
+            url=job.source.url,
+            format=model.inventory.format,
+            ranks=model.source_ranks,
+            nbytes=sum(file.size for file in model.inventory.files),
+        ),
+        format=job.format,
+        ranks="",
+        target_ranks=model.target_ranks,
+        options=request_key(job.request),
+        files=(),
+        parameters=tuple(_parameter(parameter) for parameter in model.parameters),
+        unplaced=model.unplaced,
+        missing=model.missing,
+        empty=model.empty,
+        diverging=tuple(sorted(model.diverging)),
+    )
+
+
+def _parameter(parameter: Parameter) -> ParameterRecord:
+    source = None
+    if parameter.source is not None and prod(parameter.source.device_matrix) > 1:
+        source = _layout(parameter.source, parameter.source_stages)
+    return ParameterRecord(
+        name=parameter.name,
+        dtype=parameter.dtype,
+        shape=parameter.shape,
+        role=parameter.role.value,
+        source=source,
+        target=_layout(parameter.target, parameter.target_stages),
+    )
+
+
+def _layout(layout: Layout, stages: tuple[int, ...]) -> LayoutRecord:
+    return LayoutRecord(layout.device_matrix, layout.tensor_map, layout.shard_step, layout.shard_size, stages)

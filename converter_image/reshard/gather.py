@@ -1,0 +1,179 @@
+"""Bytes of a box of a tensor from the file of a source rank: the only place that decides how a source is read."""
+
+from __future__ import annotations
+
+from collections import OrderedDict
+from dataclasses import dataclass
+from math import prod
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from reshard.box import Box, contiguous_runs, strides
+from reshard.checkpoint.dtypes import DTYPES
+from reshard.errors import DataError
+from reshard.tiles import flat_span
+
+if TYPE_CHECKING:
+    from reshard.checkpoint.inventory import Inventory, TensorEntry
+    from reshard.storage.protocol import Reader, Store
+
+# Gaps between runs are read along with them while that makes at most this much of what is needed.
+_MOST_OVERREAD = 1.25
+# A run below this many bytes is not worth a system call of its own when there are many of them.
+_SMALLEST_RUN = 64
+_MANY_RUNS = 4096
+_MOST_OPEN_FILES = 64
+
+Elements = np.ndarray[Any, np.dtype[Any]]
+_ELEMENT = {1: np.uint8, 2: np.uint16, 4: np.uint32, 8: np.uint64, 16: np.complex128}
+
+
+def element_type(dtype: str) -> np.dtype[Any]:
+    """A numpy type of the same size: elements are moved, never interpreted."""
+    return np.dtype(_ELEMENT[DTYPES[dtype].itemsize])
+
+
+@dataclass
+class ReadCount:
+    """How many bytes were read of a source's tensors."""
+
+    nbytes: int = 0
+
+
+class SourceFiles:
+    """The files of a source, opened when first read and checked to be those that the inventory describes. For one thread."""
+
+    def __init__(self, store: Store, inventory: Inventory, count: ReadCount | None = None) -> None:
+        self._store = store
+        self._files = {file.rank: file for file in inventory.files}
+        self._open: OrderedDict[int, Reader] = OrderedDict()
+        self._used: set[int] = set()
+        self.count = count or ReadCount()
+
+    def reader(self, rank: int) -> Reader:
+        """The open file of a source rank.
+
+        Raises:
+            DataError: it is no longer the file that was planned with.
+        """
+        reader = self._open.get(rank)
+        if reader is None:
+            reader = self._store.open(self._files[rank].path)
+            self._open[rank] = reader
+            self._used.add(rank)
+            if reader.version != self._files[rank].version:
+                self._changed(rank)
+            if len(self._open) > _MOST_OPEN_FILES:
+                self._open.popitem(last=False)[1].close()
+        else:
+            self._open.move_to_end(rank)
+        return reader
+
+    def check_unchanged(self) -> None:
+        """Make sure that none of the files that were read has changed meanwhile.
+
+        Raises:
+            DataError: one has.
+        """
+        for rank in sorted(self._used):
+            found = self._store.stat(self._files[rank].path)
+            if found is None or found.version != self._files[rank].version:
+                self._changed(rank)
+
+    def close(self) -> None:
+        """Close all files."""
+        while self._open:
+            self._open.popitem()[1].close()
+
+    def _changed(self, rank: int) -> None:
+        raise DataError(
+            "SourceChanged",
+            "the file has changed since the plan was made",
+            where=self._files[rank].path,
+            fix="wait until training has finished writing, then run again",
+        )
+
+
+class Gatherer:
+    """Reads boxes of source tensors into memory, with buffers that it keeps."""
+
+    def __init__(self, files: SourceFiles, tile_bytes: int) -> None:
+        self._files = files
+        self._compact = bytearray(tile_bytes)
+        self._span = bytearray(int(tile_bytes * _MOST_OVERREAD))
+
+    def read(self, rank: int, entry: TensorEntry, box: Box, into: Elements) -> None:
+        """Fill `into` (of the box' shape, of the element type, any strides) with a box of a source rank's slice."""
+        nbytes = box.size * into.itemsize
+        if into.flags.c_contiguous:
+            self._read_compact(rank, entry, box, memoryview(into.reshape(-1)).cast("B"))  # type: ignore[arg-type]  # an array is a buffer
+            return
+        view = memoryview(self._compact)[:nbytes]
+        self._read_compact(rank, entry, box, view)
+        np.copyto(into, np.frombuffer(view, into.dtype).reshape(box.shape))
+
+    def _read_compact(self, rank: int, entry: TensorEntry, box: Box, view: memoryview) -> None:
+        itemsize = DTYPES[entry.dtype].itemsize
+        length, starts = contiguous_runs(entry.shape, box)
+        length *= itemsize
+        reader = self._files.reader(rank)
+        runs = len(view) // length
+        first, end = flat_span(entry.shape, box)
+        if runs == 1:
+            self._read_range(reader, entry, first * itemsize, view)
+            return
+        span = (end - first) * itemsize
+        if span <= _MOST_OVERREAD * len(view) or (length < _SMALLEST_RUN and runs > _MANY_RUNS):
+            self._read_spans(reader, entry, box, view, itemsize)
+        elif len(entry.extents) == 1:
+            base = entry.extents[0][0]
+            reader.read_runs(view, length, [base + start * itemsize for start in starts])
+            self._files.count.nbytes += len(view)
+        else:
+            for i, start in enumerate(starts):
+                self._read_range(reader, entry, start * itemsize, view[i * length : (i + 1) * length])
+
+    def _read_spans(self, reader: Reader, entry: TensorEntry, box: Box, view: memoryview, itemsize: int) -> None:
+        """Read gaps along with the runs, in pieces that fit into the buffer."""
+        first, end = flat_span(entry.shape, box)
+        nbytes = (end - first) * itemsize
+        if nbytes > len(self._span):
+            axis = next(i for i, n in enumerate(box.shape) if n > 1)
+            half = box.shape[axis] // 2
+            cut = box.start[axis] + half
+            head = Box(box.start, (*box.shape[:axis], half, *box.shape[axis + 1 :]))
+            tail = Box(
+                (*box.start[:axis], cut, *box.start[axis + 1 :]),
+                (*box.shape[:axis], box.shape[axis] - half, *box.shape[axis + 1 :]),
+            )
+            middle = head.size * itemsize
+            self._read_spans(reader, entry, head, view[:middle], itemsize)
+            self._read_spans(reader, entry, tail, view[middle:], itemsize)
+            return
+        span = memoryview(self._span)[:nbytes]
+        self._read_range(reader, entry, first * itemsize, span)
+        element = element_type(entry.dtype)
+        steps = tuple(step * itemsize for step in strides(entry.shape))
+        source = np.lib.stride_tricks.as_strided(np.frombuffer(span, element), box.shape, steps, writeable=False)
+        np.copyto(np.frombuffer(view, element).reshape(box.shape), source)
+
+    def _read_range(self, reader: Reader, entry: TensorEntry, start: int, view: memoryview) -> None:
+        """Read bytes of a tensor's content, which a `.ckpt` file may hold in several pieces."""
+        self._files.count.nbytes += len(view)
+        done = 0
+        for offset, length in entry.extents:
+            if start < length:
+                n = min(length - start, len(view) - done)
+                reader.read_into(view[done : done + n], offset + start)
+                done += n
+                start = 0
+                if done == len(view):
+                    return
+            else:
+                start -= length
+        raise DataError(
+            "Truncated",
+            f"{entry.nbytes} bytes do not hold {prod(entry.shape)} elements",
+            where=f"parameter {entry.name}",
+        )

@@ -1,0 +1,291 @@
+"""From a request to a job: everything that is decided before the first byte is moved."""
+
+from __future__ import annotations
+
+import hashlib
+import os
+from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING, Any
+
+import msgspec
+
+from reshard.checkpoint import OutputTensor, can_hold, content_order, file_size
+from reshard.checkpoint.inventory import Format, Inventory
+from reshard.errors import OutputError, RequestError
+from reshard.manifest import decode
+from reshard.plan import Planner, place, summarize
+from reshard.source import check_crcs, find_diverging, find_files, read_inventory, read_strategy
+from reshard.spec import Request, parse_ranks, request_key
+from reshard.storage import open_store
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable
+
+    from reshard.plan import Model, Summary
+    from reshard.progress import Progress
+    from reshard.storage.protocol import Store
+    from reshard.strategy import Strategy
+    from reshard.target import JobState, TargetFolder
+
+# Measured by `make bench` (docs/performance.md): the interpreter with its libraries; and for each worker its buffers.
+_BASE_BYTES = 96 << 20
+_BYTES_PER_WORKER = 8 << 20
+# For each parameter name, in the inventory and in the plans of the ranks under way.
+_BYTES_PER_NAME = 2048
+_BYTES_PER_NAME_AND_WORKER = 1536
+
+
+@dataclass(frozen=True, slots=True)
+class Job:
+    """What is to be done, decided.
+
+    Attributes:
+        request: what was asked for.
+        source: where the source's files are.
+        planner: knows what every target rank is made of.
+        digest: identifies source, strategies and options: equal digests, equal files.
+        key: what of the request decides the outcome, to find a begun job without reading the source.
+        format: of the target's files.
+        notes: what the user should know.
+    """
+
+    request: Request
+    source: Store
+    planner: Planner
+    digest: str
+    key: dict[str, Any]
+    format: Format
+    notes: tuple[str, ...] = ()
+
+    @property
+    def model(self) -> Model:
+        """Which parameters go where."""
+        return self.planner.model
+
+    @property
+    def scope(self) -> tuple[int, ...]:
+        """The target ranks that are asked for."""
+        ranks = self.request.options.ranks
+        total = self.model.target_ranks
+        return tuple(range(total)) if ranks is None else parse_ranks(ranks, total)
+
+    @property
+    def metadata(self) -> dict[str, str]:
+        """Of a safetensors file: what the source's says, or what MindSpore expects."""
+        found = self.model.inventory.structures[0].metadata or {"format": "ms"}
+        return found | ({"remove_redundancy": "False"} if "remove_redundancy" in found else {})
+
+    def tensors(self, rank: int) -> tuple[OutputTensor, ...]:
+        """What a target rank's file holds, in the order of the file and of the rank's plan."""
+        return tuple(
+            OutputTensor(p.name, p.dtype, p.slice_shape, p.slice_nbytes)
+            for p in self.planner.parameters_of_stage[rank // self.model.target_devices]
+        )
+
+    def file_sizes(self, ranks: Iterable[int]) -> dict[int, int]:
+        """The length of target ranks' files in bytes. It is the same for all ranks of a pipeline stage."""
+        by_stage: dict[int, int] = {}
+        sizes = {}
+        for rank in ranks:
+            stage = rank // self.model.target_devices
+            if stage not in by_stage:
+                by_stage[stage] = file_size(self.format, self.tensors(rank), self.metadata, crc=self.request.options.crc)
+            sizes[rank] = by_stage[stage]
+        return sizes
+
+    def path(self, rank: int) -> str:
+        """The file of a target rank, relative to the target."""
+        return f"rank_{rank}/{self.request.options.prefix}{rank}.{self.format}"
+
+
+class _StoredInventory(msgspec.Struct, frozen=True):
+    """An inventory as a plan step leaves it for the steps after it."""
+
+    inventory: Inventory
+    diverging: tuple[str, ...]
+
+
+def encode_inventory(model: Model) -> bytes:
+    """The inventory of a model, for `prepare` to find."""
+    return msgspec.json.encode(_StoredInventory(model.inventory, tuple(sorted(model.diverging))))
+
+
+def prepare(request: Request, progress: Progress, *, workers: int) -> Job:
+    """Read strategies and headers, and decide what goes where.
+
+    Raises:
+        ReshardError: of the kind that fits, with what is wrong.
+    """
+    store, chosen = _source_store(request.source)
+    source, target = _strategies(request)
+    files, notes = find_files(store, step=request.options.step, pattern=request.options.pattern)
+    if chosen is not None:
+        files, notes = {0: chosen}, ()
+    progress.begin("Reading headers", len(files), "files")
+    inventory = read_inventory(store, files, workers=workers, advance=progress.advance)
+    model = _place(inventory, source, target, request)
+    if request.options.verification == "Full" and (marked := sum(file.size for file in inventory.files if file.crc is not None)):
+        progress.begin("Checking CRCs", marked, "bytes")
+        check_crcs(store, inventory, workers=workers, advance=progress.advance)
+    model = replace(model, diverging=find_diverging(store, model, workers=workers))
+    return job_of(request, store, model, source, target, notes)
+
+
+def resume(request: Request, target: TargetFolder) -> tuple[Job, JobState] | None:
+    """The job that a plan step has begun at this target for an equal request, without reading the source's headers again."""
+    store, _ = _source_store(request.source)
+    source, wanted = _strategies(request)
+    key = _key(request, store, source, wanted)
+    for document in target.jobs():
+        if document.request == key:
+            state = target.job(document.digest)
+            stored = decode(state.inventory(), _StoredInventory, f"{state.folder}/inventory.json")
+            model = replace(_place(stored.inventory, source, wanted, request), diverging=frozenset(stored.diverging))
+            job = job_of(request, store, model, source, wanted, ())
+            if job.digest == document.digest:
+                return job, state
+    return None
+
+
+def memory_bytes(model: Model, workers: int) -> int:
+    """The most memory that a process takes for this model, known before it starts; docs/performance.md has the measurements."""
+    names = sum(len(structure.tensors) for structure in model.inventory.structures)
+    return _BASE_BYTES + workers * _BYTES_PER_WORKER + names * _BYTES_PER_NAME + workers * names * _BYTES_PER_NAME_AND_WORKER
+
+
+def check_places(request: Request) -> None:
+    """Refuse a target that is in, around or equal to the source.
+
+    Raises:
+        RequestError: it is.
+    """
+    source, target = os.path.realpath(request.source), os.path.realpath(request.target)
+    common = os.path.commonpath([source, target])
+    if common in (source, target):
+        raise RequestError(
+            "TargetOverlapsSource",
+            f"the target is the source, or one lies in the other ({source})",
+            where=request.target,
+            fix="choose a target beside the source",
+        )
+    for strategy in (request.source_strategy, request.target_strategy):
+        if (
+            strategy is not None
+            and os.path.commonpath([os.path.realpath(strategy), target]) == target
+            and _is_state(strategy, target)
+        ):
+            raise RequestError("TargetOverlapsSource", "a strategy lies in the target's own files", where=strategy)
+
+
+def check_space(target: Store, nbytes: int) -> None:
+    """Refuse what cannot fit.
+
+    Raises:
+        OutputError: the target has less free space than that.
+    """
+    free = target.free_bytes()
+    if free is not None and free < nbytes:
+        raise OutputError(
+            "NotEnoughSpace",
+            f"{nbytes} bytes are to be written, {free} are free",
+            where=target.url,
+            fix="free or add space, or choose another target",
+        )
+
+
+def _is_state(strategy: str, target: str) -> bool:
+    inside = os.path.relpath(os.path.realpath(strategy), target)
+    return inside.startswith((".reshard", "rank_"))
+
+
+def _source_store(source: str) -> tuple[Store, str | None]:
+    """The source's storage; and the file's name, when it is a single file."""
+    store = open_store(source)
+    found = store.stat("")
+    if found is not None and not found.is_folder:
+        folder, _, name = os.path.abspath(source).rpartition("/")
+        return open_store(folder or "/"), name
+    return store, None
+
+
+def _strategies(request: Request) -> tuple[Strategy | None, Strategy | None]:
+    before = read_strategy(request.source_strategy) if request.source_strategy else None
+    after = read_strategy(request.target_strategy) if request.target_strategy else None
+    return before, after
+
+
+def _place(inventory: Inventory, source: Strategy | None, target: Strategy | None, request: Request) -> Model:
+    return place(
+        inventory,
+        source,
+        target,
+        keep_unplaced=request.options.unplaced == "Keep",
+        allow_missing=request.options.allow_missing,
+    )
+
+
+def job_of(
+    request: Request,
+    store: Store,
+    model: Model,
+    source: Strategy | None,
+    target: Strategy | None,
+    notes: tuple[str, ...] = (),
+) -> Job:
+    """The job that makes a model's target ranks."""
+    key = _key(request, store, source, target)
+    wanted = request.options.format
+    output: Format = model.inventory.format if wanted == "Source" else "ckpt" if wanted == "Ckpt" else "safetensors"
+    model = _arranged(model, output)
+    decisive = {name: key[name] for name in ("sourceStrategy", "targetStrategy")} | request_key(request) | {"format": output}
+    identity = hashlib.sha256(msgspec.json.encode([decisive, model.inventory])).hexdigest()
+    return Job(request, store, Planner(model), identity, key, output, notes + _notes(model))
+
+
+def _arranged(model: Model, output: Format) -> Model:
+    """The parameters as the target's format wants them: in its order, and without those that it cannot hold."""
+    held = [p for p in model.parameters if can_hold(output, p.dtype, p.shape)]
+    left_out = tuple(p.name for p in model.parameters if not can_hold(output, p.dtype, p.shape))
+    order = content_order(output, [OutputTensor(p.name, p.dtype, p.slice_shape, p.slice_nbytes) for p in held])
+    return replace(model, parameters=tuple(held[i] for i in order), empty=left_out)
+
+
+def _key(request: Request, store: Store, source: Strategy | None, target: Strategy | None) -> dict[str, Any]:
+    return {
+        "source": store.url,
+        "step": request.options.step,
+        "pattern": request.options.pattern,
+        "sourceStrategy": source and hashlib.sha256(source.canonical()).hexdigest(),
+        "targetStrategy": target and hashlib.sha256(target.canonical()).hexdigest(),
+        **request_key(request),
+    }
+
+
+def _notes(model: Model) -> tuple[str, ...]:
+    notes = []
+    if model.unplaced:
+        notes.append(
+            f"{len(model.unplaced)} parameters that only the source's strategy names are left out: {_some(model.unplaced)}"
+        )
+    if model.missing:
+        notes.append(
+            f"{len(model.missing)} parameters that only the target's strategy names are left out: {_some(model.missing)}"
+        )
+    if model.empty:
+        notes.append(f"{len(model.empty)} tensors without elements are left out, a .ckpt cannot hold them: {_some(model.empty)}")
+    if model.diverging:
+        names = sorted(model.diverging)
+        notes.append(
+            f"copies of {len(names)} parameters differ between source ranks, each target rank takes that of rank"
+            f" (target rank modulo {model.source_ranks}): {_some(names)}"
+        )
+    return tuple(notes)
+
+
+def _some(names: tuple[str, ...] | list[str]) -> str:
+    return ", ".join(names[:5]) + (f" and {len(names) - 5} more" if len(names) > 5 else "")
+
+
+def summary_of(job: Job) -> Summary:
+    """What the ranks that are asked for need."""
+    return summarize(job.model, job.planner, job.scope)

@@ -1,0 +1,139 @@
+"""The documents that this project leaves in a target: the record of a finished rank, and the manifest of a complete checkpoint.
+
+Their schema is versioned, and described for other programs in docs/manifest.md.
+"""
+
+from __future__ import annotations
+
+from typing import Any, Literal, TypeVar
+
+import msgspec
+
+from reshard.errors import DataError
+
+MANIFEST_NAME = "reshard-manifest.json"
+SCHEMA = "reshard.dev/manifest/v1"
+
+Verified = Literal["None", "Sample", "Full"]
+
+
+class _Document(msgspec.Struct, frozen=True, rename="camel"):
+    """Written in camelCase; fields of later versions are skipped when read."""
+
+
+class FileRecord(_Document, frozen=True):
+    """One finished file.
+
+    Attributes:
+        rank: the target rank.
+        path: relative to the target.
+        size: in bytes.
+        digest: of the content, as "xxh3-128:<hex>" (`xxhsum -H2` computes the same).
+        bytes_read: of source tensors, for this file.
+        verified: how much of it was compared with the source.
+    """
+
+    rank: int
+    path: str
+    size: int
+    digest: str
+    bytes_read: int
+    verified: Verified
+
+
+class LayoutRecord(_Document, frozen=True, omit_defaults=True):
+    """How one side cuts a parameter: see `reshard.layout.Layout`."""
+
+    device_matrix: tuple[int, ...]
+    tensor_map: tuple[tuple[int, ...], ...]
+    shard_step: int = 0
+    shard_size: int = 0
+    stages: tuple[int, ...] = (0,)
+
+
+class ParameterRecord(_Document, frozen=True):
+    """One parameter.
+
+    Attributes:
+        name: as in the files.
+        dtype: its type, by MindSpore's name.
+        shape: of the whole tensor.
+        role: "cut", "replicated" or "kept".
+        source: how the source cuts it; null when each holder has it whole.
+        target: how the target does.
+        fingerprint: place for a digest of the values that does not depend on the layout.
+    """
+
+    name: str
+    dtype: str
+    shape: tuple[int, ...]
+    role: str
+    source: LayoutRecord | None
+    target: LayoutRecord
+    fingerprint: str | None = None
+
+
+class SourceRecord(_Document, frozen=True):
+    """What was read."""
+
+    url: str
+    format: str
+    ranks: int
+    nbytes: int
+
+
+class Manifest(_Document, frozen=True):
+    """Says that a checkpoint is complete, and what it consists of.
+
+    Attributes:
+        schema: of this document.
+        version: of the program that wrote it.
+        digest: identifies source, strategies and options: equal digests, equal files.
+        source: what was read.
+        format: of the files.
+        ranks: those that are here, such as "0-5".
+        target_ranks: how many ranks the target's layout has.
+        options: those that decide what is written.
+        files: a record for each rank.
+        parameters: what is in them.
+        unplaced: names that only the source's strategy has, left out.
+        missing: names that only the target's strategy has, left out.
+        empty: names of tensors without elements, which a `.ckpt` file cannot hold, left out.
+        diverging: names whose copies differ between source ranks.
+    """
+
+    schema: str
+    version: str
+    digest: str
+    source: SourceRecord
+    format: str
+    ranks: str
+    target_ranks: int
+    options: dict[str, Any]
+    files: tuple[FileRecord, ...]
+    parameters: tuple[ParameterRecord, ...]
+    unplaced: tuple[str, ...] = ()
+    missing: tuple[str, ...] = ()
+    empty: tuple[str, ...] = ()
+    diverging: tuple[str, ...] = ()
+
+
+T = TypeVar("T")
+
+
+def encode(document: msgspec.Struct, *, pretty: bool = False) -> bytes:
+    """A document as JSON."""
+    content = msgspec.json.encode(document)
+    return msgspec.json.format(content, indent=2) + b"\n" if pretty else content
+
+
+def decode(content: bytes, kind: type[T], where: str) -> T:
+    """A document from JSON.
+
+    Raises:
+        DataError: it is damaged, or no such document.
+    """
+    try:
+        return msgspec.json.decode(content, type=kind)
+    except (msgspec.DecodeError, RecursionError, UnicodeDecodeError) as error:
+        raise DataError("DocumentInvalid", str(error), where=where, fix="remove it, and run the transform again") from error

@@ -1,0 +1,180 @@
+"""MindSpore's own function names and signatures (2.10), without MindSpore: change an import, keep the script.
+
+What differs is written at each function; every difference is one that loses nothing.
+"""
+
+from __future__ import annotations
+
+import os
+from typing import TYPE_CHECKING
+
+from reshard.checkpoint import format_of
+from reshard.checkpoint.inventory import Inventory, SourceFile, Structure, TensorEntry
+from reshard.digest import ContentDigest
+from reshard.errors import UsageError
+from reshard.gather import ReadCount
+from reshard.job import job_of
+from reshard.plan import Planner, place
+from reshard.progress import Cancellation, Silent
+from reshard.rankfile import produce
+from reshard.source import read_inventory, read_strategy, read_strategy_files
+from reshard.spec import Options, Request
+from reshard.storage import open_store
+from reshard.strategy import dump, merge
+from reshard.transform import default_workers, transform_checkpoint
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping
+
+    from reshard.strategy import Strategy
+
+__all__ = [
+    "merge_pipeline_strategys",
+    "rank_list_for_transform",
+    "transform_checkpoint_by_rank",
+    "transform_checkpoints",
+]
+
+
+def transform_checkpoints(
+    src_checkpoints_dir: str,
+    dst_checkpoints_dir: str,
+    ckpt_prefix: str,
+    src_strategy_file: str | None = None,
+    dst_strategy_file: str | None = None,
+    process_num: int = 1,
+    output_format: str = "ckpt",
+) -> None:
+    """Reshard all ranks of a checkpoint.
+
+    Unlike MindSpore's: any number of ranks to any other; every file is verified and appears whole; a manifest says when all are
+    there; a strategy may be a folder of pipeline stages. Parameters that only the source's strategy names are left out.
+
+    Args:
+        src_checkpoints_dir: the folder with `rank_0`, `rank_1`, ...
+        dst_checkpoints_dir: the folder to write to. What is there is replaced.
+        ckpt_prefix: files are named `rank_<r>/<ckpt_prefix><r>.<output_format>`.
+        src_strategy_file: how the source is cut; None: one whole rank.
+        dst_strategy_file: how the target is to be cut; None: one whole rank.
+        process_num: ranks at a time.
+        output_format: "ckpt" or "safetensors".
+
+    Raises:
+        ReshardError: of the kind that fits.
+    """
+    if output_format not in ("ckpt", "safetensors"):
+        raise UsageError("InvalidFormat", f"{output_format!r} is neither 'ckpt' nor 'safetensors'", where="output_format")
+    request = Request(
+        source=src_checkpoints_dir,
+        target=dst_checkpoints_dir,
+        source_strategy=src_strategy_file,
+        target_strategy=dst_strategy_file,
+        options=Options(format="Ckpt" if output_format == "ckpt" else "Safetensors", prefix=ckpt_prefix, overwrite="Replace"),
+    )
+    transform_checkpoint(request, workers=process_num)
+
+
+def rank_list_for_transform(
+    rank_id: int, src_strategy_file: str | None = None, dst_strategy_file: str | None = None
+) -> list[int]:
+    """The source ranks whose files a target rank needs, ascending.
+
+    Unlike MindSpore's: only those that are needed, and plain integers.
+
+    Raises:
+        DataError: the strategies are damaged, or do not fit each other.
+        RequestError: there is no such rank.
+    """
+    source = read_strategy(src_strategy_file) if src_strategy_file else None
+    target = read_strategy(dst_strategy_file) if dst_strategy_file else None
+    model = place(_imagined(source, target), source, target, allow_missing=True)
+    return list(Planner(model).sources(rank_id)) or [0]
+
+
+def transform_checkpoint_by_rank(
+    rank_id: int,
+    checkpoint_files_map: Mapping[int, str],
+    save_checkpoint_file_name: str,
+    src_strategy_file: str | None = None,
+    dst_strategy_file: str | None = None,
+) -> None:
+    """Make one target rank's file.
+
+    Unlike MindSpore's: safetensors too, by the name's extension; missing folders are made.
+
+    Args:
+        rank_id: the target rank.
+        checkpoint_files_map: from source rank to file, at least those of `rank_list_for_transform`.
+        save_checkpoint_file_name: the file to write.
+        src_strategy_file: how the source is cut; None: one whole rank.
+        dst_strategy_file: how the target is to be cut; None: one whole rank.
+
+    Raises:
+        ReshardError: of the kind that fits; nothing is written then.
+    """
+    output = format_of(save_checkpoint_file_name)
+    if output is None:
+        raise UsageError("InvalidFormat", "the name must end in .ckpt or .safetensors", where=save_checkpoint_file_name)
+    root = open_store("/")
+    files = {int(rank): os.path.abspath(path).lstrip("/") for rank, path in checkpoint_files_map.items()}
+    request = Request(
+        source="/",
+        target=save_checkpoint_file_name,
+        source_strategy=src_strategy_file,
+        target_strategy=dst_strategy_file,
+        options=Options(format="Ckpt" if output == "ckpt" else "Safetensors"),
+    )
+    source = read_strategy(src_strategy_file) if src_strategy_file else None
+    target = read_strategy(dst_strategy_file) if dst_strategy_file else None
+    model = place(read_inventory(root, files, workers=default_workers()), source, target, partial=True)
+    job = job_of(request, root, model, source, target)
+    path = os.path.abspath(save_checkpoint_file_name).lstrip("/")
+    writer = root.create(path, temporary=f"{path}.{os.getpid()}.tmp", mode=request.options.file_mode)
+    try:
+        produce(
+            job,
+            job.planner.plan(rank_id),
+            writer,
+            count=ReadCount(),
+            digest=ContentDigest(),
+            progress=Silent(),
+            cancellation=Cancellation(),
+        )
+        writer.finish()
+    finally:
+        writer.abort()
+
+
+def merge_pipeline_strategys(src_strategy_dirs: str, dst_strategy_file: str) -> None:
+    """Merge the strategy files of all pipeline stages in a folder into one.
+
+    Unlike MindSpore's: parameter names may hold any character; a missing stage is an error.
+
+    Args:
+        src_strategy_dirs: the folder.
+        dst_strategy_file: the file to write; JSON if its name ends in .json.
+
+    Raises:
+        DataError: a file is damaged, or a stage is missing.
+    """
+    merged = merge(read_strategy_files(src_strategy_dirs))
+    path = os.path.abspath(dst_strategy_file).lstrip("/")
+    content = dump(merged, "json" if dst_strategy_file.endswith(".json") else "protobuf")
+    open_store("/").write(path, content, mode=Options().file_mode)
+
+
+def _imagined(source: Strategy | None, target: Strategy | None) -> Inventory:
+    """The files that fit two strategies: which ranks are needed does not depend on the shapes."""
+    wanted = {name: layout for stage in (target.stages if target else ()) for name, layout in stage.items()}
+    stages = source.stages if source else (wanted,)
+    structures = []
+    for stage in stages:
+        tensors = []
+        for name, layout in stage.items():
+            after = wanted.get(name)
+            shape = after.parts if after is not None and after.ndim == layout.ndim else (1,) * layout.ndim
+            tensors.append(TensorEntry(name, "Float32", shape, ()))
+        structures.append(Structure("ckpt", tuple(tensors)))
+    devices = source.devices if source else 1
+    files = tuple(SourceFile(rank, "", 0, "", rank // devices) for rank in range(len(stages) * devices))
+    return Inventory(files, tuple(structures))

@@ -1,0 +1,19 @@
+"""Inventory and layouts -> the copies of each target rank. Pure: a plan can be printed and tested without a byte read."""
+
+from reshard.plan.parameters import Model, Parameter, Role, place
+from reshard.plan.rank import Copy, Planner, RankPlan, TargetTensor, prove
+from reshard.plan.summary import Summary, summarize
+
+__all__ = [
+    "Copy",
+    "Model",
+    "Parameter",
+    "Planner",
+    "RankPlan",
+    "Role",
+    "Summary",
+    "TargetTensor",
+    "place",
+    "prove",
+    "summarize",
+]

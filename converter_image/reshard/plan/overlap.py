@@ -1,0 +1,24 @@
+"""Where the cells of one layout meet those of another. Pure, and independent of any tensor's size."""
+
+from __future__ import annotations
+
+from functools import lru_cache
+from itertools import product
+
+Cell = tuple[int, ...]
+
+
+@lru_cache(maxsize=1 << 16)
+def overlapping(target_parts: tuple[int, ...], target_cell: Cell, source_parts: tuple[int, ...]) -> tuple[Cell, ...]:
+    """The source cells that hold elements of a target cell, in row-major order.
+
+    A dimension cut into equal parts on both sides makes this a matter of fractions: part i of k covers [i/k, (i+1)/k).
+
+    >>> overlapping((4,), (1,), (6,))
+    ((1,), (2,))
+    """
+    return tuple(
+        product(
+            *(range(c * s // t, -(-(c + 1) * s // t)) for t, c, s in zip(target_parts, target_cell, source_parts, strict=True))
+        )
+    )

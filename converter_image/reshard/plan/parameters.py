@@ -1,0 +1,339 @@
+"""Which parameters go where: the source's files and the two strategies, brought together. Pure."""
+
+from __future__ import annotations
+
+from collections import defaultdict
+from dataclasses import dataclass, field
+from enum import Enum
+from math import prod
+from typing import TYPE_CHECKING, NoReturn
+
+from reshard.checkpoint.dtypes import DTYPES
+from reshard.errors import DataError, MissingInputError, RequestError
+from reshard.layout import Layout, cell_box
+
+if TYPE_CHECKING:
+    from collections.abc import Container, Iterable, Mapping
+
+    from reshard.checkpoint.inventory import Inventory, TensorEntry
+    from reshard.strategy import Strategy
+
+_SHOWN = 5  # names quoted in one message
+
+
+class Role(Enum):
+    """Why a parameter is where it is."""
+
+    CUT = "cut"  # both sides say how (or hold it whole): cut and joined
+    REPLICATED = "replicated"  # no strategy that there is names it: every target rank gets it
+    KEPT = "kept"  # only the source's strategy names it, and the user wants it whole on every rank
+
+
+@dataclass(frozen=True, slots=True)
+class Parameter:
+    """One parameter of the model.
+
+    Attributes:
+        name: as in the files.
+        dtype: as in the files.
+        shape: of the whole tensor, in elements.
+        role: why it is where it is.
+        source: how the source cuts it; of a replicated one None: each holder has it whole.
+        source_stages: the pipeline stages whose layout `source` is, those first that hold it.
+        target: how the target cuts it.
+        target_stages: the pipeline stages that get it.
+        structures: the positions in `Inventory.structures` that have it.
+    """
+
+    name: str
+    dtype: str
+    shape: tuple[int, ...]
+    role: Role
+    source: Layout | None
+    source_stages: tuple[int, ...]
+    target: Layout
+    target_stages: tuple[int, ...]
+    structures: tuple[int, ...]
+
+    @property
+    def slice_shape(self) -> tuple[int, ...]:
+        """The shape of one target rank's slice."""
+        return tuple(n // k for n, k in zip(self.shape, self.target.parts, strict=True))
+
+    @property
+    def slice_nbytes(self) -> int:
+        """Bytes of one target rank's slice."""
+        return prod(self.slice_shape) * DTYPES[self.dtype].itemsize
+
+
+@dataclass(frozen=True, slots=True)
+class Model:
+    """All that is decided once for all ranks.
+
+    Attributes:
+        inventory: the source's files.
+        source_devices: ranks per pipeline stage of the source.
+        source_stages: pipeline stages of the source.
+        target_devices: ranks per pipeline stage of the target.
+        target_stages: pipeline stages of the target.
+        parameters: in the order in which they are written.
+        unplaced: names that only the source's strategy has, and that are therefore left out.
+        missing: names that only the target's strategy has, left out because the user allows it.
+        empty: names of tensors without elements, left out because the target's format cannot hold them.
+        diverging: names of replicated parameters whose copies differ between source ranks.
+    """
+
+    inventory: Inventory
+    source_devices: int
+    source_stages: int
+    target_devices: int
+    target_stages: int
+    parameters: tuple[Parameter, ...]
+    unplaced: tuple[str, ...] = ()
+    missing: tuple[str, ...] = ()
+    empty: tuple[str, ...] = ()
+    diverging: frozenset[str] = field(default=frozenset())
+
+    @property
+    def source_ranks(self) -> int:
+        """Number of source ranks."""
+        return self.source_devices * self.source_stages
+
+    @property
+    def target_ranks(self) -> int:
+        """Number of target ranks."""
+        return self.target_devices * self.target_stages
+
+
+def place(
+    inventory: Inventory,
+    source: Strategy | None,
+    target: Strategy | None,
+    *,
+    keep_unplaced: bool = False,
+    allow_missing: bool = False,
+    partial: bool = False,
+) -> Model:
+    """Decide for each parameter whether and how it goes to the target.
+
+    Args:
+        inventory: what the source's files hold.
+        source: how the source is cut; None: one rank holds everything whole.
+        target: how the target is to be cut; None: one rank gets everything whole.
+        keep_unplaced: carry what only the source's strategy names whole to every target rank, instead of leaving it out.
+        allow_missing: leave out what only the target's strategy names, instead of refusing.
+        partial: the inventory holds only some of the source's ranks, on purpose.
+
+    Raises:
+        DataError: files and strategies disagree; a layout does not divide.
+        MissingInputError: a rank or a parameter is not there.
+        RequestError: a source of several ranks has no strategy.
+    """
+    _check_ranks(inventory, source, partial=partial)
+    found = _found(inventory)
+    stages_of_source, stages_of_target = _stages_by_name(source), _stages_by_name(target)
+    held_in = _StagesHolding(inventory, source.devices if source else 1)
+    parameters, unplaced, missing = [], [], [name for name in stages_of_target if name not in found]
+    for name, (entry, structures) in found.items():
+        in_source, in_target = stages_of_source.get(name, ()), stages_of_target.get(name, ())
+        role = Role.CUT
+        if not in_target and not in_source:
+            role = Role.CUT if source is None and target is None else Role.REPLICATED
+        elif not in_source and source is not None:
+            missing.append(name)
+            continue
+        elif not in_target and target is not None:
+            if not keep_unplaced:
+                unplaced.append(name)
+                continue
+            role = Role.KEPT
+        where = _Whereabouts(name, entry, structures, role)
+        before, source_stages = _source_layout(where, source, held_in(structures, in_source, name))
+        parameters += _targets(where, before, source_stages, target, in_target)
+    if missing and not allow_missing:
+        _refuse_missing(missing, found)
+    return Model(
+        inventory=inventory,
+        source_devices=source.devices if source else 1,
+        source_stages=len(source.stages) if source else 1,
+        target_devices=target.devices if target else 1,
+        target_stages=len(target.stages) if target else 1,
+        parameters=tuple(parameters),
+        unplaced=tuple(unplaced),
+        missing=tuple(missing),
+    )
+
+
+def _check_ranks(inventory: Inventory, source: Strategy | None, *, partial: bool) -> None:
+    expected = source.ranks if source else 1
+    ranks = [file.rank for file in inventory.files]
+    if source is None and len(ranks) > 1:
+        raise RequestError(
+            "SourceStrategyMissing",
+            f"the source has {len(ranks)} ranks, but no strategy says how they share the parameters",
+            fix="give the strategy it was trained with (--source-strategy, spec.source.strategy)",
+        )
+    extra = [rank for rank in ranks if rank >= expected]
+    if extra:
+        raise DataError(
+            "SourceRanksMismatch",
+            f"the source's strategy is for {expected} ranks, but there is a rank {extra[-1]}",
+            where="source",
+            fix="give the strategy that the source was trained with",
+        )
+    if len(ranks) < expected and not partial:
+        absent = sorted(set(range(expected)) - set(ranks))
+        raise MissingInputError(
+            "SourceRankMissing",
+            f"the source's strategy is for {expected} ranks, there is no checkpoint of rank {_listed(absent)}",
+            where="source",
+            fix="restore the missing files, or give the strategy that the source was trained with",
+        )
+
+
+def _found(inventory: Inventory) -> dict[str, tuple[TensorEntry, tuple[int, ...]]]:
+    """Each parameter's first entry, and the structures that have it; all must agree on type and shape."""
+    first: dict[str, TensorEntry] = {}
+    structures: dict[str, list[int]] = defaultdict(list)
+    for number, structure in enumerate(inventory.structures):
+        for entry in structure.tensors:
+            other = first.setdefault(entry.name, entry)
+            if other is not entry and (entry.dtype, entry.shape) != (other.dtype, other.shape):
+                raise DataError(
+                    "RanksDisagree",
+                    f"it is {other.dtype}{list(other.shape)} in {_file_of(inventory, structures[entry.name][0])},"
+                    f" but {entry.dtype}{list(entry.shape)} in {_file_of(inventory, number)}",
+                    where=f"parameter {entry.name}",
+                    fix="all ranks must be of one training step",
+                )
+            structures[entry.name].append(number)
+    shared: dict[tuple[int, ...], tuple[int, ...]] = {}
+    return {name: (entry, shared.setdefault(key := tuple(structures[name]), key)) for name, entry in first.items()}
+
+
+def _file_of(inventory: Inventory, structure: int) -> str:
+    return next(file.path for file in inventory.files if file.structure == structure)
+
+
+def _stages_by_name(strategy: Strategy | None) -> Mapping[str, tuple[int, ...]]:
+    stages: dict[str, tuple[int, ...]] = {}
+    if strategy is not None:
+        for number, layouts in enumerate(strategy.stages):
+            for name in layouts:
+                stages[name] = (*stages.get(name, ()), number)
+    return stages
+
+
+class _StagesHolding:
+    """Of the stages that may hold a parameter, those whose files do."""
+
+    def __init__(self, inventory: Inventory, devices: int) -> None:
+        self._stages: dict[int, set[int]] = defaultdict(set)
+        for file in inventory.files:
+            self._stages[file.structure].add(file.rank // devices)
+
+    def __call__(self, structures: tuple[int, ...], named: tuple[int, ...], name: str) -> tuple[int, ...]:
+        held = set().union(*(self._stages[structure] for structure in structures))
+        stages = tuple(stage for stage in named if stage in held)
+        if named and not stages:
+            raise DataError(
+                "StageMismatch",
+                f"the source's strategy has it in stage {_listed(named)}, but files of stage {_listed(sorted(held))} hold it",
+                where=f"parameter {name}",
+                fix="give the strategy that the source was trained with",
+            )
+        return stages
+
+
+@dataclass(frozen=True, slots=True)
+class _Whereabouts:
+    """A parameter as the source's files have it."""
+
+    name: str
+    entry: TensorEntry
+    structures: tuple[int, ...]
+    role: Role
+
+
+def _source_layout(
+    found: _Whereabouts, source: Strategy | None, stages: tuple[int, ...]
+) -> tuple[Layout | None, tuple[int, ...]]:
+    """How the source cuts a parameter, and in which stages in this way. Stages that share one save it on one of them only."""
+    if found.role is Role.REPLICATED:
+        return None, ()
+    shape = found.entry.shape
+    if source is None:
+        return Layout.whole(len(shape)), (0,)
+    layout = source.stages[stages[0]][found.name]
+    if layout.ndim != len(shape):
+        raise DataError(
+            "StrategyShapeMismatch",
+            f"the source's strategy cuts {layout.ndim} dimensions, but its files hold {found.entry.dtype}{list(shape)}",
+            where=f"parameter {found.name}",
+            fix="give the strategy that the source was trained with",
+        )
+    return layout, tuple(stage for stage in stages if source.stages[stage][found.name] == layout)
+
+
+def _targets(
+    found: _Whereabouts,
+    before: Layout | None,
+    source_stages: tuple[int, ...],
+    target: Strategy | None,
+    target_stages: tuple[int, ...],
+) -> list[Parameter]:
+    """One Parameter for each way in which target stages cut it: nearly always one."""
+    shape = found.entry.shape
+    if before is not None:
+        shape = tuple(n * k for n, k in zip(shape, before.parts, strict=True))
+    whole = Layout.whole(len(shape), target.devices if target else 1)
+    stages_by_layout: dict[Layout, list[int]] = defaultdict(list)
+    if target is not None and target_stages:
+        for stage in target_stages:
+            stages_by_layout[target.stages[stage][found.name]].append(stage)
+    else:
+        stages_by_layout[whole] = list(range(len(target.stages) if target else 1))
+    parameters = []
+    for layout, stages in stages_by_layout.items():
+        try:
+            cell_box(shape, layout.parts, (0,) * layout.ndim)
+        except DataError as error:
+            raise DataError(
+                error.reason,
+                f"{error.what}, as the target's strategy asks (the whole tensor is {found.entry.dtype}{list(shape)})",
+                where=f"parameter {found.name}",
+                fix="choose another layout for the target",
+            ) from error
+        parameters.append(
+            Parameter(
+                found.name,
+                found.entry.dtype,
+                shape,
+                found.role,
+                before,
+                source_stages,
+                layout,
+                tuple(stages),
+                found.structures,
+            )
+        )
+    return parameters
+
+
+def _refuse_missing(missing: list[str], found: Container[str]) -> NoReturn:
+    unnamed = [name for name in missing if name in found]
+    raise MissingInputError(
+        "ParameterMissing",
+        f"the target's strategy names {len(missing)} parameters that "
+        + (
+            f"the source's strategy does not name: {_listed(unnamed)}" if unnamed else f"no source file holds: {_listed(missing)}"
+        ),
+        where="source",
+        fix="give the strategies that fit, or leave them out with --allow-missing (spec.parameters.allowMissing)",
+    )
+
+
+def _listed(items: Iterable[object]) -> str:
+    texts = [str(item) for item in items]
+    more = f" and {len(texts) - _SHOWN} more" if len(texts) > _SHOWN else ""
+    return ", ".join(texts[:_SHOWN]) + more

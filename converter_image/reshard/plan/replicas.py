@@ -1,0 +1,70 @@
+"""Which of several source ranks that hold the same bytes to read: few files for a target rank, all ranks used alike. Pure."""
+
+from __future__ import annotations
+
+from collections import Counter
+from functools import lru_cache
+
+# The search for a smaller set than the greedy one gives up after this many steps; such sets are rare and only save an open file.
+_SEARCH_STEPS = 2000
+
+Group = tuple[int, ...]
+
+
+@lru_cache(maxsize=1 << 14)
+def choose(groups: frozenset[Group], pivot: int, ranks: int) -> dict[Group, int]:
+    """One member of each group, with few distinct members over all.
+
+    Args:
+        groups: each the ranks that hold something that is needed; none empty.
+        pivot: where to begin among equally good ranks, so that target ranks spread over the replicas.
+        ranks: the number of ranks, around which "next after the pivot" goes.
+    """
+    chosen = _greedy(groups, pivot, ranks)
+    smaller = _smaller(groups, len(chosen) - 1, pivot, ranks)
+    if smaller is not None:
+        chosen = smaller
+    return {group: min((r for r in group if r in chosen), key=lambda r: (r - pivot) % ranks) for group in groups}
+
+
+def _greedy(groups: frozenset[Group], pivot: int, ranks: int) -> set[int]:
+    """Those without a choice first; then always the rank that serves most of the rest, the next after the pivot among equals."""
+    chosen = {group[0] for group in groups if len(group) == 1}
+    rest = [group for group in groups if chosen.isdisjoint(group)]
+    while rest:
+        served = Counter(rank for group in rest for rank in group)
+        best = min(served, key=lambda r: (-served[r], (r - pivot) % ranks))
+        chosen.add(best)
+        rest = [group for group in rest if best not in group]
+    return chosen
+
+
+def _smaller(groups: frozenset[Group], most: int, pivot: int, ranks: int) -> set[int] | None:
+    """A set of at most `most` ranks that serves all groups, if a bounded search finds one."""
+    forced = {group[0] for group in groups if len(group) == 1}
+    rest = sorted((group for group in groups if forced.isdisjoint(group)), key=len)
+    if len(rest) < 2 or most < len(forced) + 1:
+        return None
+    steps = 0
+
+    def search(chosen: set[int], left: list[Group]) -> set[int] | None:
+        nonlocal steps
+        steps += 1
+        if not left:
+            return chosen
+        if len(chosen) >= most or steps > _SEARCH_STEPS:
+            return None
+        for rank in sorted(left[0], key=lambda r: (r - pivot) % ranks):
+            found = search(chosen | {rank}, [group for group in left if rank not in group])
+            if found is not None:
+                return found
+        return None
+
+    best = search(forced, rest)
+    while best is not None and len(best) > len(forced) + 1 and steps <= _SEARCH_STEPS:
+        most = len(best) - 1
+        fewer = search(forced, rest)
+        if fewer is None:
+            break
+        best = fewer
+    return best

@@ -1,0 +1,64 @@
+"""How far a transform is: told to whoever wants to show it."""
+
+from __future__ import annotations
+
+import threading
+from typing import Protocol
+
+from reshard.errors import ReshardError
+
+
+class Progress(Protocol):
+    """Receives what happens. Called from several threads."""
+
+    def begin(self, what: str, total: int, unit: str) -> None:
+        """A phase begins: `total` of `unit` ("bytes", "files") lie ahead."""
+
+    def advance(self, count: int) -> None:
+        """So much of the phase is done since the last call."""
+
+    def note(self, text: str) -> None:
+        """Something that the user should know."""
+
+
+class Silent:
+    """Shows nothing."""
+
+    def begin(self, what: str, total: int, unit: str) -> None:
+        """See `Progress.begin`."""
+
+    def advance(self, count: int) -> None:
+        """See `Progress.advance`."""
+
+    def note(self, text: str) -> None:
+        """See `Progress.note`."""
+
+
+class CancelledError(ReshardError):
+    """The work was called off; what was half done is cleared away."""
+
+    exit_code = 143
+    retryable = True
+
+    def __init__(self) -> None:
+        super().__init__("Terminated", "stopped before the end", fix="run again, finished ranks are kept")
+
+
+class Cancellation:
+    """Lets work be called off from another thread."""
+
+    def __init__(self) -> None:
+        self._event = threading.Event()
+
+    def cancel(self) -> None:
+        """Call the work off."""
+        self._event.set()
+
+    def check(self) -> None:
+        """To be called often by whoever works.
+
+        Raises:
+            CancelledError: the work was called off.
+        """
+        if self._event.is_set():
+            raise CancelledError

@@ -1,0 +1,157 @@
+"""One target rank from its plan to its record."""
+
+from __future__ import annotations
+
+import zlib
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+from reshard import checkpoint
+from reshard.checkpoint import Span
+from reshard.checkpoint.dtypes import DTYPES
+from reshard.digest import ContentDigest
+from reshard.errors import ReshardError
+from reshard.execute import stream
+from reshard.gather import ReadCount, SourceFiles
+from reshard.manifest import FileRecord
+from reshard.plan import prove
+from reshard.verify import check_file
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+    from reshard.checkpoint.inventory import Format
+    from reshard.job import Job
+    from reshard.plan import RankPlan
+    from reshard.progress import Cancellation, Progress
+    from reshard.storage.protocol import Writer
+    from reshard.target import JobState
+
+
+@dataclass(frozen=True, slots=True)
+class Written:
+    """A finished rank.
+
+    Attributes:
+        record: as it stands at the target.
+        bytes_needed: of source tensors.
+    """
+
+    record: FileRecord
+    bytes_needed: int
+
+
+def write_rank(job: Job, state: JobState, rank: int, *, staged: bool, progress: Progress, cancellation: Cancellation) -> Written:
+    """Write and verify the file of one target rank, and note it down.
+
+    Raises:
+        ReshardError: nothing of the file is left then.
+    """
+    plan = job.planner.plan(rank)
+    path = job.path(rank)
+    count, digest = ReadCount(), ContentDigest()
+    writer = state.create(path, rank=rank, staged=staged)
+    try:
+        size = produce(job, plan, writer, count=count, digest=digest, progress=progress, cancellation=cancellation)
+        writer.finish()
+        record = FileRecord(rank, path, size, str(digest), count.nbytes, job.request.options.verification)
+        _verify(job, state, plan, record, staged=staged)
+        state.record(record)
+    finally:
+        writer.abort()
+    return Written(record, sum(t.box.size * DTYPES[t.parameter.dtype].itemsize for t in plan.tensors))
+
+
+def produce(
+    job: Job,
+    plan: RankPlan,
+    writer: Writer,
+    *,
+    count: ReadCount,
+    digest: ContentDigest,
+    progress: Progress,
+    cancellation: Cancellation,
+) -> int:
+    """Write the content of one target rank's file. Returns its length in bytes.
+
+    Raises:
+        ReshardError: the source cannot be read or has changed, or the file cannot be written.
+    """
+    prove(plan)
+    files = SourceFiles(job.source, job.model.inventory, count)
+    tail = _Tail(job.format, wanted=job.request.options.crc)
+    size = 0
+
+    def emit(part: memoryview | bytes) -> None:
+        nonlocal size
+        cancellation.check()
+        digest.update(part)
+        tail.update(part)
+        writer.write(part)
+        size += len(part)
+        progress.advance(len(part))
+
+    try:
+        crc = _crc_of_contents(plan, files, cancellation) if tail.in_header else None
+        stream(plan, checkpoint.pieces(job.format, job.tensors(plan.rank), job.metadata, crc=crc), files, emit)
+        if trailer := tail.content():
+            emit(trailer)
+        files.check_unchanged()
+    finally:
+        files.close()
+    return size
+
+
+class _Tail:
+    """The CRC32 of a file where it stands at the file's end; in a safetensors file it stands in the header instead."""
+
+    def __init__(self, output: Format, *, wanted: bool) -> None:
+        self._at_end = wanted and output == "ckpt"
+        self.in_header = wanted and not self._at_end
+        self._crc = 0
+
+    def update(self, part: memoryview | bytes) -> None:
+        if self._at_end:
+            self._crc = zlib.crc32(part, self._crc)
+
+    def content(self) -> bytes:
+        return checkpoint.crc_trailer(self._crc) if self._at_end else b""
+
+
+def _crc_of_contents(plan: RankPlan, files: SourceFiles, cancellation: Cancellation) -> int:
+    """The CRC32 for a safetensors header, over names and contents by name: a pass of its own over the source."""
+    crc = 0
+
+    def emit(part: memoryview) -> None:
+        nonlocal crc
+        cancellation.check()
+        crc = zlib.crc32(part, crc)
+
+    by_name = sorted(range(len(plan.tensors)), key=lambda i: plan.tensors[i].parameter.name)
+    stream(plan, (piece for i in by_name for piece in _name_and_content(plan, i)), files, emit)
+    return crc
+
+
+def _name_and_content(plan: RankPlan, number: int) -> Iterator[bytes | Span]:
+    tensor = plan.tensors[number]
+    yield tensor.parameter.name.encode()
+    if nbytes := tensor.box.size * DTYPES[tensor.parameter.dtype].itemsize:
+        yield Span(number, 0, nbytes)
+
+
+def _verify(job: Job, state: JobState, plan: RankPlan, record: FileRecord, *, staged: bool) -> None:
+    """Compare the finished file with the source, and take it away again if they differ."""
+    if job.request.options.verification == "None":
+        return
+    store = state.target.store
+    path = state.where(record.path, staged=staged)
+    files = SourceFiles(job.source, job.model.inventory)
+    written = store.open(path)
+    try:
+        check_file(written, plan, job.model, files, job.request.options.verification)
+    except ReshardError:
+        store.delete(path)
+        raise
+    finally:
+        written.close()
+        files.close()

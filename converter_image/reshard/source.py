@@ -1,0 +1,211 @@
+"""Reading what a source is: its files' headers and its strategy. All header reading happens here, once."""
+
+from __future__ import annotations
+
+import re
+from concurrent.futures import ThreadPoolExecutor
+from typing import TYPE_CHECKING
+
+import xxhash
+
+from reshard.checkpoint import check_crc, format_of, index
+from reshard.checkpoint.inventory import Index, Inventory, SourceFile, Structure
+from reshard.errors import DataError, MissingInputError
+from reshard.selection import select_files
+from reshard.storage import open_store
+from reshard.strategy import Strategy, parse
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Hashable, Sequence
+
+    from reshard.plan.parameters import Model
+    from reshard.storage.protocol import Store
+    from reshard.strategy import StrategyFile
+
+# Strategy files of the largest models are some megabytes.
+_LARGEST_STRATEGY = 128 << 20
+# Of copies larger than this, blocks at the beginning, in the middle and at the end are compared.
+_COMPARED_WHOLE = 64 << 10
+_RANK_FOLDER = re.compile(r"rank_(\d{1,9})")
+
+
+def read_strategy(path: str) -> Strategy:
+    """A strategy from a file, or merged from a folder that holds one for each pipeline stage (or rank).
+
+    Raises:
+        DataError: a file is damaged, or they do not belong together.
+        MissingInputError: there is none.
+    """
+    return Strategy.from_files(read_strategy_files(path))
+
+
+def read_strategy_files(path: str) -> list[StrategyFile]:
+    """The distinct strategy files of a folder in their natural order, or the one that is named.
+
+    Raises:
+        DataError: a file is damaged.
+        MissingInputError: there is none.
+    """
+    folder, _, name = path.rstrip("/").rpartition("/")
+    store = open_store(folder or ("/" if path.startswith("/") else "."))
+    found = store.stat(name)
+    if found is None:
+        raise MissingInputError("StrategyMissing", "there is no such strategy file or folder", where=path)
+    names = [name]
+    if found.is_folder:
+        names = [f"{name}/{e.name}" for e in store.list(name) if not e.is_folder and e.name.endswith((".ckpt", ".json"))]
+        if not names:
+            raise MissingInputError("StrategyMissing", "the folder holds no strategy file (.ckpt or .json)", where=path)
+    contents: dict[bytes, str] = {}  # ranks of one stage have the same file
+    for each in sorted(names, key=_natural):
+        contents.setdefault(store.read(each, _LARGEST_STRATEGY), each)
+    return [parse(content, each) for content, each in contents.items()]
+
+
+def _natural(name: str) -> list[tuple[int, str]]:
+    """strategy_2 before strategy_10: the first file of each stage wins."""
+    return [(int(part), "") if part.isdigit() else (-1, part) for part in re.split(r"(\d+)", name)]
+
+
+def find_files(store: Store, *, step: int | None = None, pattern: str | None = None) -> tuple[dict[int, str], tuple[str, ...]]:
+    """The file of each rank, as a path within the store, and what a user should know of the choice.
+
+    A folder without `rank_<r>/` in it is one rank.
+
+    Raises:
+        MissingInputError: there are none.
+        RequestError: it is not clear which.
+    """
+    entries = store.list("")
+    folders: dict[int, str] = {}
+    for entry in entries:
+        match = _RANK_FOLDER.fullmatch(entry.name)
+        if match and entry.is_folder:
+            other = folders.setdefault(int(match[1]), entry.name)
+            if other != entry.name:
+                raise DataError("DuplicateRank", f"{other} and {entry.name} are the same rank", where=store.url)
+    if not folders:
+        if store.stat("") is None:
+            raise MissingInputError("SourceMissing", "there is no such folder", where=store.url)
+        names = {0: [entry.name for entry in entries if not entry.is_folder]}
+        if not any(format_of(name) for name in names[0]):
+            raise MissingInputError(
+                "SourceMissing",
+                "there is neither a rank_<r> folder nor a .ckpt or .safetensors file",
+                where=store.url,
+                fix="give the folder that holds rank_0, rank_1, ...",
+            )
+        chosen = select_files(names, step=step, pattern=pattern)
+        return chosen.files, chosen.notes
+    names = {rank: [e.name for e in store.list(folder) if not e.is_folder] for rank, folder in sorted(folders.items())}
+    chosen = select_files(names, step=step, pattern=pattern)
+    return {rank: f"{folders[rank]}/{name}" for rank, name in chosen.files.items()}, chosen.notes
+
+
+def read_inventory(
+    store: Store, files: dict[int, str], *, workers: int, advance: Callable[[int], None] = lambda _: None
+) -> Inventory:
+    """Index the files of a source.
+
+    Args:
+        store: where they are.
+        files: from rank to path.
+        workers: how many are read at a time.
+        advance: called with the number of files that are done since the last call.
+
+    Raises:
+        DataError: a file is damaged; the message names it.
+    """
+    seen: dict[bytes, Structure] = {}
+
+    def read(path: str) -> tuple[Index, int, str]:
+        reader = store.open(path)
+        try:
+            found = index(reader, seen)
+            advance(1)
+            return found, reader.size, reader.version
+        finally:
+            reader.close()
+
+    numbers: dict[Hashable, int] = {}
+    structures: list[Structure] = []
+    by_identity: dict[int, int] = {}  # of those in `structures` only, which live as long as this
+    entries = []
+    with ThreadPoolExecutor(workers) as pool:
+        ranks = sorted(files)
+        for rank, (found, size, version) in zip(ranks, pool.map(read, (files[rank] for rank in ranks)), strict=True):
+            structure = found.structure
+            number = by_identity.get(id(structure))
+            if number is None:
+                number = numbers.setdefault(structure.key, len(structures))
+                if number == len(structures):
+                    structures.append(structure)
+                    by_identity[id(structure)] = number
+            entries.append(SourceFile(rank, files[rank], size, version, number, found.crc))
+    return Inventory(tuple(entries), tuple(structures))
+
+
+def check_crcs(store: Store, inventory: Inventory, *, workers: int, advance: Callable[[int], None]) -> None:
+    """Read the files that carry a CRC32, whole, and compare.
+
+    Args:
+        store: where they are.
+        inventory: of the source.
+        workers: how many are read at a time.
+        advance: called with the number of bytes that are done since the last call.
+
+    Raises:
+        DataError: one is damaged; the message names it.
+    """
+
+    def check(file: SourceFile) -> None:
+        reader = store.open(file.path)
+        try:
+            check_crc(reader, Index(inventory.structures[file.structure], file.crc))
+        finally:
+            reader.close()
+        advance(file.size)
+
+    with ThreadPoolExecutor(workers) as pool:
+        for _ in pool.map(check, [file for file in inventory.files if file.crc is not None]):
+            pass
+
+
+def find_diverging(store: Store, model: Model, *, workers: int) -> frozenset[str]:
+    """Names of parameters that no strategy names and whose copies differ between source ranks."""
+    shared = {p.name for p in model.parameters if p.source is None and len(p.structures) >= 1}
+    files = model.inventory.files
+    if not shared or len(files) < 2:
+        return frozenset()
+
+    def fingerprints(position: int) -> dict[str, int]:
+        file = files[position]
+        reader = store.open(file.path)
+        try:
+            found = {}
+            for entry in model.inventory.structures[file.structure].tensors:
+                if entry.name in shared:
+                    digest = xxhash.xxh3_64()
+                    for offset, length in entry.extents:
+                        for at, n in _compared(length):
+                            digest.update(reader.read(offset + at, n))
+                    found[entry.name] = digest.intdigest()
+            return found
+        finally:
+            reader.close()
+
+    first: dict[str, int] = {}
+    diverging = set()
+    with ThreadPoolExecutor(workers) as pool:
+        for found in pool.map(fingerprints, range(len(files))):
+            for name, value in found.items():
+                if first.setdefault(name, value) != value:
+                    diverging.add(name)
+    return frozenset(diverging)
+
+
+def _compared(length: int) -> Sequence[tuple[int, int]]:
+    if length <= _COMPARED_WHOLE:
+        return ((0, length),)
+    block = _COMPARED_WHOLE // 4
+    return ((0, block), (length // 2, block), (length - block, block))

@@ -1,0 +1,359 @@
+"""A folder on a file system as a storage."""
+
+from __future__ import annotations
+
+import contextlib
+import errno
+import os
+import pwd
+import shutil
+import stat as stat_bits
+from pathlib import Path
+from typing import TYPE_CHECKING, NoReturn
+
+from reshard.errors import AccessError, DataError, MissingInputError, OutputError, ReshardError, StorageError
+from reshard.storage.protocol import Stat
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator, Sequence
+
+# Written bytes are handed to the disk in steps of this size while later ones are still being computed, so that the final
+# fsync finds little left to do.
+_WRITEBACK_STEP = 8 << 20
+_NO_SPACE = {errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EFBIG}
+
+
+class LocalReader:
+    """An open file of a local store."""
+
+    def __init__(self, path: str) -> None:
+        with _failures(path):
+            self._file = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
+        found = os.fstat(self._file)
+        self.name = path
+        self.size = found.st_size
+        self.version = _version(found)
+
+    def read(self, offset: int, length: int) -> bytes:
+        """See `Reader.read`."""
+        if offset + length > self.size:  # before a buffer of a hostile length is made
+            self._ends_early(offset, length)
+        buffer = bytearray(length)
+        self.read_into(memoryview(buffer), offset)
+        return bytes(buffer)
+
+    def read_into(self, view: memoryview, offset: int) -> None:
+        """See `Reader.read_into`."""
+        done = 0
+        while done < len(view):
+            try:
+                n = os.preadv(self._file, [view[done:] if done else view], offset + done)
+            except OSError as error:
+                raise StorageError(
+                    "ReadFailed", f"reading {len(view)} bytes at {offset} failed: {error.strerror}", where=self.name
+                ) from error
+            if n == 0:
+                self._ends_early(offset, len(view))
+            done += n
+
+    def read_runs(self, view: memoryview, length: int, offsets: Sequence[int]) -> None:
+        """See `Reader.read_runs`: a system call for each run, with as little as possible around it."""
+        file, preadv, at = self._file, os.preadv, 0
+        with _failures(self.name):
+            for offset in offsets:
+                run = view[at : at + length]
+                if preadv(file, (run,), offset) != length:
+                    self.read_into(run, offset)
+                at += length
+
+    def _ends_early(self, offset: int, length: int) -> NoReturn:
+        raise DataError(
+            "Truncated",
+            f"{length} bytes are expected at {offset}, but the file ends at {os.fstat(self._file).st_size}",
+            where=self.name,
+        )
+
+    def close(self) -> None:
+        """See `Reader.close`."""
+        os.close(self._file)
+
+
+class LocalWriter:
+    """A file under a temporary name, renamed when it is whole."""
+
+    def __init__(self, path: str, temporary: str, mode: int) -> None:
+        self._path = path
+        self._temporary = temporary
+        self._offset = 0
+        self._handed_over = 0
+        _make_folder(os.path.dirname(path), mode)
+        _make_folder(os.path.dirname(temporary), mode)
+        with _failures(path, writing=True):
+            self._file = os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_CLOEXEC, mode)
+            os.fchmod(self._file, mode)  # whatever the umask
+        self._open = True
+
+    def write(self, data: memoryview | bytes | bytearray) -> None:
+        """See `Writer.write`."""
+        view = memoryview(data)
+        with _failures(self._path, writing=True):
+            while view:
+                n = os.write(self._file, view)
+                self._offset += n
+                view = view[n:]
+            if self._offset - self._handed_over >= _WRITEBACK_STEP:
+                # Linux starts writing dirty pages back when told that they will not be needed, and lets go of clean ones.
+                os.posix_fadvise(self._file, self._handed_over, self._offset - self._handed_over, os.POSIX_FADV_DONTNEED)
+                self._handed_over = self._offset
+
+    def finish(self) -> None:
+        """See `Writer.finish`."""
+        with _failures(self._path, writing=True):
+            os.fsync(self._file)
+            self._close()
+            os.rename(self._temporary, self._path)
+            _sync_folder(os.path.dirname(self._path))
+
+    def abort(self) -> None:
+        """See `Writer.abort`."""
+        self._close()
+        with contextlib.suppress(OSError):
+            os.unlink(self._temporary)
+
+    def _close(self) -> None:
+        if self._open:
+            self._open = False
+            os.close(self._file)
+
+
+class LocalStore:
+    """The files below one folder."""
+
+    def __init__(self, root: str | os.PathLike[str]) -> None:
+        self.root = os.path.abspath(root)
+        self.url = self.root
+
+    def _at(self, path: str) -> str:
+        return os.path.join(self.root, path) if path else self.root
+
+    def list(self, path: str) -> list[Stat]:
+        """See `Store.list`."""
+        folder = self._at(path)
+        try:
+            with _failures(folder), os.scandir(folder) as entries:
+                return sorted((_stat(e.name, e.stat()) for e in entries if _exists(e)), key=lambda s: s.name)
+        except MissingInputError:
+            return []
+
+    def stat(self, path: str) -> Stat | None:
+        """See `Store.stat`."""
+        full = self._at(path)
+        try:
+            with _failures(full):
+                return _stat(os.path.basename(full), os.stat(full))
+        except MissingInputError:
+            return None
+
+    def open(self, path: str) -> LocalReader:
+        """See `Store.open`."""
+        return LocalReader(self._at(path))
+
+    def read(self, path: str, limit: int) -> bytes:
+        """See `Store.read`."""
+        reader = self.open(path)
+        try:
+            if reader.size > limit:
+                raise DataError("FileTooLarge", f"{reader.size} bytes where at most {limit} can be meant", where=reader.name)
+            return reader.read(0, reader.size)
+        finally:
+            reader.close()
+
+    def create(self, path: str, *, temporary: str, mode: int) -> LocalWriter:
+        """See `Store.create`."""
+        return LocalWriter(self._at(path), self._at(temporary), mode)
+
+    def write(self, path: str, content: bytes, *, mode: int) -> None:
+        """See `Store.write`."""
+        writer = self.create(path, temporary=f"{path}.{os.urandom(6).hex()}.tmp", mode=mode)
+        try:
+            writer.write(content)
+            writer.finish()
+        finally:
+            writer.abort()
+
+    def write_new(self, path: str, content: bytes, *, mode: int) -> bool:
+        """See `Store.write_new`: a link to a whole temporary, for O_EXCL alone would let others see an empty file."""
+        full, temporary = self._at(path), self._at(f"{path}.{os.urandom(6).hex()}.tmp")
+        _make_folder(os.path.dirname(full), mode)
+        with _failures(full, writing=True):
+            file = os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, mode)
+            try:
+                os.fchmod(file, mode)
+                os.write(file, content)
+                os.fsync(file)
+                try:
+                    os.link(temporary, full)
+                except FileExistsError:
+                    return False
+            finally:
+                os.close(file)
+                os.unlink(temporary)
+            return True
+
+    def move(self, path: str, to: str) -> None:
+        """See `Store.move`."""
+        source, target = self._at(path), self._at(to)
+        _make_folder(os.path.dirname(target), stat_bits.S_IMODE(os.stat(source).st_mode) if os.path.exists(source) else 0o640)
+        with _failures(target, writing=True):
+            os.rename(source, target)
+            _sync_folder(os.path.dirname(target))
+
+    def delete(self, path: str) -> None:
+        """See `Store.delete`."""
+        full = self._at(path)
+        with _failures(full, writing=True):
+            if os.path.isdir(full) and not os.path.islink(full):
+                shutil.rmtree(full)
+            else:
+                with contextlib.suppress(FileNotFoundError):
+                    os.unlink(full)
+
+    def touch(self, path: str) -> float:
+        """See `Store.touch`."""
+        full = self._at(path)
+        with _failures(full, writing=True):
+            os.utime(full)
+            return os.stat(full).st_mtime
+
+    def modified(self, path: str) -> float | None:
+        """See `Store.modified`."""
+        full = self._at(path)
+        try:
+            with _failures(full):
+                return os.stat(full).st_mtime
+        except MissingInputError:
+            return None
+
+    def check_writable(self) -> None:
+        """See `Store.check_writable`."""
+        folder = self._nearest()
+        if not folder.is_dir():
+            raise OutputError(
+                "CannotCreate",
+                "a folder is expected here, this is a file",
+                where=str(folder),
+                fix="choose another target",
+            )
+        if not os.access(folder, os.W_OK | os.X_OK, effective_ids=True):
+            raise _denied(str(folder), writing=True)
+
+    def _nearest(self) -> Path:
+        """The folder, or the nearest one around it that is there."""
+        folder = Path(self.root)
+        while not folder.exists() and folder != folder.parent:
+            folder = folder.parent
+        return folder
+
+    def free_bytes(self) -> int | None:
+        """See `Store.free_bytes`."""
+        folder = self._nearest()
+        with _failures(str(folder), writing=True):
+            found = os.statvfs(folder)
+        return found.f_bavail * found.f_frsize
+
+
+@contextlib.contextmanager
+def _failures(path: str, *, writing: bool = False) -> Iterator[None]:
+    """Turn the system's errors into ours, with what a user needs to mend them."""
+    try:
+        yield
+    except OSError as error:
+        raise _translated(error, path, writing=writing) from error
+
+
+def _translated(error: OSError, path: str, *, writing: bool) -> ReshardError:
+    reason = error.strerror or str(error)
+    if error.errno in (errno.EACCES, errno.EPERM):
+        return _denied(path, writing=writing)
+    if error.errno in (errno.ENOENT, errno.ENOTDIR) and not writing:
+        return MissingInputError("NotFound", "there is no such file or folder", where=path)
+    if error.errno == errno.EISDIR and not writing:
+        return MissingInputError("NotAFile", "a file is expected here, this is a folder", where=path)
+    if error.errno in _NO_SPACE:
+        return OutputError("CannotWrite", reason, where=path, fix="free or add space, or choose another target")
+    if writing and error.errno in (errno.ENOTDIR, errno.EEXIST, errno.EISDIR):
+        return OutputError("CannotCreate", reason, where=path, fix="choose another target")
+    return StorageError("WriteFailed" if writing else "ReadFailed", reason, where=path)
+
+
+def _denied(path: str, *, writing: bool) -> AccessError:
+    """Name the file that denies access with its owner and mode, and who asks: what a user needs to choose the mending."""
+    culprit = Path(path)
+    while not os.path.lexists(culprit) or not _searchable(culprit.parent):
+        if culprit == culprit.parent:
+            break
+        culprit = culprit.parent
+    who = f"this process is uid {os.geteuid()}, gid {os.getegid()}, groups {sorted(os.getgroups())}"
+    try:
+        found = os.stat(culprit)
+    except OSError:
+        return AccessError("PermissionDenied", f"access is denied; {who}", where=path)
+    action, owner = "writing" if writing else "reading", f"uid {found.st_uid}{_user(found.st_uid)}, gid {found.st_gid}"
+    return AccessError(
+        "PermissionDenied",
+        f"{action} is denied: {culprit} is owned by {owner} with mode {stat_bits.S_IMODE(found.st_mode):04o}; {who}",
+        where=path,
+        fix="run as that user or group (in a pod: runAsUser, runAsGroup, fsGroup, supplementalGroups), or change the mode",
+    )
+
+
+def _searchable(folder: Path) -> bool:
+    return os.access(folder, os.X_OK, effective_ids=True)
+
+
+def _user(uid: int) -> str:
+    try:
+        return f" ({pwd.getpwuid(uid).pw_name})"
+    except KeyError:
+        return ""
+
+
+def _exists(entry: os.DirEntry[str]) -> bool:
+    """A dangling link is as good as nothing."""
+    try:
+        entry.stat()
+    except FileNotFoundError:
+        return False
+    return True
+
+
+def _stat(name: str, found: os.stat_result) -> Stat:
+    folder = stat_bits.S_ISDIR(found.st_mode)
+    return Stat(name, folder, 0 if folder else found.st_size, _version(found))
+
+
+def _version(found: os.stat_result) -> str:
+    return f"{found.st_size}-{found.st_mtime_ns}"
+
+
+def _make_folder(folder: str, mode: int) -> None:
+    """With search permission for whoever may read."""
+    with _failures(folder, writing=True):
+        missing = []
+        while not os.path.isdir(folder):
+            missing.append(folder)
+            folder = os.path.dirname(folder)
+        for path in reversed(missing):
+            with contextlib.suppress(FileExistsError):
+                os.mkdir(path)
+                os.chmod(path, mode | (mode & 0o444) >> 2)
+                _sync_folder(os.path.dirname(path))
+
+
+def _sync_folder(folder: str) -> None:
+    """Make names durable."""
+    file = os.open(folder, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+    try:
+        os.fsync(file)
+    finally:
+        os.close(file)

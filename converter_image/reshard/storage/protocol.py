@@ -1,0 +1,154 @@
+"""What a storage must do: bytes by range in, whole files out. One contract test suite holds for every storage."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Protocol
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+
+@dataclass(frozen=True, slots=True)
+class Stat:
+    """What a listing says of one name.
+
+    Attributes:
+        name: the last component of the path.
+        is_folder: whether names can lie below it.
+        size: in bytes; 0 for a folder.
+        version: changes whenever the content may have changed.
+    """
+
+    name: str
+    is_folder: bool
+    size: int
+    version: str
+
+
+class Reader(Protocol):
+    """One open file to read from. Threads may share it."""
+
+    @property
+    def name(self) -> str:
+        """The path, for messages."""
+
+    @property
+    def size(self) -> int:
+        """Length in bytes, as found when it was opened."""
+
+    @property
+    def version(self) -> str:
+        """The version that was opened; all bytes come from it."""
+
+    def read(self, offset: int, length: int) -> bytes:
+        """Exactly `length` bytes from `offset`.
+
+        Raises:
+            StorageError: reading failed, or the file ends before.
+        """
+
+    def read_into(self, view: memoryview, offset: int) -> None:
+        """Fill `view` with the bytes from `offset`.
+
+        Raises:
+            StorageError: reading failed, or the file ends before.
+        """
+
+    def read_runs(self, view: memoryview, length: int, offsets: Sequence[int]) -> None:
+        """Fill `view` with equally long runs from these ascending offsets, one behind the other.
+
+        Raises:
+            StorageError: reading failed, or the file ends before.
+        """
+
+    def close(self) -> None:
+        """Give the file back."""
+
+
+class Writer(Protocol):
+    """One new file, written from its first byte to its last, that appears whole or not at all."""
+
+    def write(self, data: bytes | bytearray | memoryview) -> None:
+        """Append `data`; it may be changed by the caller once this returns.
+
+        Raises:
+            OutputError, StorageError: the bytes cannot be written.
+        """
+
+    def finish(self) -> None:
+        """Make all bytes durable, and the file appear at its path."""
+
+    def abort(self) -> None:
+        """Leave nothing behind. Safe to call at any time, also after `finish`."""
+
+
+class Store(Protocol):
+    """A folder or a bucket's prefix. Paths are relative to it, with '/' between components."""
+
+    @property
+    def url(self) -> str:
+        """Where it is, for messages and as part of a transform's identity."""
+
+    def list(self, path: str) -> list[Stat]:
+        """What lies directly in `path`, sorted by name; empty when there is no such path.
+
+        Raises:
+            AccessError, StorageError: it cannot be listed.
+        """
+
+    def stat(self, path: str) -> Stat | None:
+        """What `path` is; None when it is not there."""
+
+    def open(self, path: str) -> Reader:
+        """Open a file to read from it.
+
+        Raises:
+            MissingInputError: it is not there.
+            AccessError: reading is denied.
+        """
+
+    def read(self, path: str, limit: int) -> bytes:
+        """A whole small file.
+
+        Raises:
+            MissingInputError: it is not there.
+            DataError: it is longer than `limit` bytes.
+        """
+
+    def create(self, path: str, *, temporary: str, mode: int) -> Writer:
+        """A new file at `path` that replaces what is there when it is finished.
+
+        Args:
+            path: where it appears.
+            temporary: a path in the same store for its bytes until then, where the storage needs one.
+            mode: permission bits; its folders get the same with search permission. Without meaning in an object store.
+        """
+
+    def write(self, path: str, content: bytes, *, mode: int) -> None:
+        """A whole small file, replacing what is there at once."""
+
+    def write_new(self, path: str, content: bytes, *, mode: int) -> bool:
+        """A whole small file, only if nothing is there (atomically). Says whether it was written."""
+
+    def move(self, path: str, to: str) -> None:
+        """Rename within the store, replacing what is there."""
+
+    def delete(self, path: str) -> None:
+        """Remove a file, or a folder with all in it. Nothing there is no error."""
+
+    def touch(self, path: str) -> float:
+        """Mark a file as alive. Returns when it was marked, in seconds by the storage's own clock."""
+
+    def modified(self, path: str) -> float | None:
+        """When a file was last written or marked, in seconds by the storage's own clock; None when it is not there."""
+
+    def check_writable(self) -> None:
+        """Find out, without writing, whether files can be created here.
+
+        Raises:
+            AccessError, OutputError: they cannot.
+        """
+
+    def free_bytes(self) -> int | None:
+        """How much can still be written; None where that is not known."""

@@ -1,0 +1,307 @@
+"""The story, top to bottom: request -> job -> each rank's file -> commit."""
+
+from __future__ import annotations
+
+import os
+import resource
+import time
+from concurrent.futures import FIRST_EXCEPTION, ThreadPoolExecutor, wait
+from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING
+
+import msgspec
+
+from reshard import job as jobs
+from reshard.commit import commit_job, draft_manifest, finished
+from reshard.errors import MissingInputError, RequestError
+from reshard.lock import locked
+from reshard.progress import Cancellation, Silent
+from reshard.rankfile import Written, write_rank
+from reshard.spec import Options, format_ranks, parse_ranks
+from reshard.storage import open_store
+from reshard.target import LOCK, JobDocument, TargetFolder
+
+if TYPE_CHECKING:
+    from reshard.job import Job
+    from reshard.manifest import Manifest
+    from reshard.plan import Summary
+    from reshard.progress import Progress
+    from reshard.spec import Request
+    from reshard.target import JobState
+
+_MOST_WORKERS = 8
+
+
+@dataclass(frozen=True, slots=True)
+class Result:
+    """What a transform has done.
+
+    Attributes:
+        source_ranks: ranks that the source has.
+        target_ranks: ranks that the target has.
+        parameters: names that were written.
+        bytes_needed: of source tensors, for the ranks that this run wrote.
+        bytes_read: of source tensors.
+        bytes_written: of files.
+        seconds: from beginning to end.
+        peak_rss_bytes: the most memory that the process had.
+        skipped_ranks: ranks that were finished before.
+        complete: whether the manifest is there.
+        notes: what the user should know.
+    """
+
+    source_ranks: int
+    target_ranks: int
+    parameters: int
+    bytes_needed: int
+    bytes_read: int
+    bytes_written: int
+    seconds: float
+    peak_rss_bytes: int
+    skipped_ranks: tuple[int, ...]
+    complete: bool
+    notes: tuple[str, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class PlanResult:
+    """What a transform would do.
+
+    Attributes:
+        summary: of all ranks that are asked for.
+        memory_bytes: the most memory that the transform will take.
+        workers: with how many ranks at a time.
+        digest: identifies source, strategies and options.
+        format: of the target's files.
+        notes: what the user should know.
+    """
+
+    summary: Summary
+    memory_bytes: int
+    workers: int
+    digest: str
+    format: str
+    notes: tuple[str, ...]
+
+
+def default_workers() -> int:
+    """As many ranks at a time as this process may use processors, within reason."""
+    return max(1, min(len(os.sched_getaffinity(0)), _MOST_WORKERS))
+
+
+def transform_checkpoint(
+    request: Request,
+    *,
+    workers: int | None = None,
+    commit: bool = True,
+    owner: str | None = None,
+    progress: Progress | None = None,
+    cancellation: Cancellation | None = None,
+) -> Result:
+    """Carry out a transform on this machine.
+
+    Args:
+        request: what to do.
+        workers: how many ranks at a time.
+        commit: whether to complete the checkpoint. Without, the ranks that the request names are written for others to
+            complete, beside processes that write other ranks of the same job.
+        owner: processes of one owner share the target's lock.
+        progress: is told how far it is.
+        cancellation: lets it be called off.
+
+    Raises:
+        ReshardError: of the kind that fits. Finished ranks are kept for the next try.
+    """
+    started = time.monotonic()
+    workers, progress = workers or default_workers(), progress or Silent()
+    jobs.check_places(request)
+    target = TargetFolder(open_store(request.target), request.options.file_mode)
+    begun = None if commit else jobs.resume(request, target)
+    job = begun[0] if begun else jobs.prepare(request, progress, workers=workers)
+    for note in job.notes:
+        progress.note(note)
+    state = target.job(job.digest)
+    done = finished(job, target, state)
+    left = tuple(rank for rank in job.scope if rank not in done)
+    written = []
+    if left or not _is_complete(job, target):
+        shared = owner or (None if commit else f"job-{job.digest}")
+        with locked(target.store, LOCK, owner=shared, mode=request.options.file_mode, release=commit):
+            document = _begin(job, target, state)
+            done = finished(job, target, state)  # once more, now that nobody else writes
+            left = tuple(rank for rank in job.scope if rank not in done)
+            sizes = job.file_sizes(left)
+            jobs.check_space(target.store, sum(sizes.values()))
+            state.sweep(set(left))
+            progress.begin("Resharding", sum(sizes.values()), "bytes")
+            written = _write_ranks(job, state, left, document, workers, progress, cancellation or Cancellation())
+            if commit:
+                commit_job(target, state, document)
+    return Result(
+        source_ranks=job.model.source_ranks,
+        target_ranks=job.model.target_ranks,
+        parameters=len({p.name for p in job.model.parameters}),
+        bytes_needed=sum(w.bytes_needed for w in written),
+        bytes_read=sum(w.record.bytes_read for w in written),
+        bytes_written=sum(w.record.size for w in written),
+        seconds=time.monotonic() - started,
+        peak_rss_bytes=peak_rss_bytes(),
+        skipped_ranks=tuple(rank for rank in job.scope if rank not in left),
+        complete=_is_complete(job, target),
+        notes=job.notes,
+    )
+
+
+def plan_transform(
+    request: Request,
+    *,
+    workers: int | None = None,
+    write: bool = False,
+    owner: str | None = None,
+    progress: Progress | None = None,
+) -> PlanResult:
+    """Say what a transform would do, after all checks that can be made before the first byte is moved.
+
+    Args:
+        request: what to do.
+        workers: how many ranks at a time.
+        write: leave the plan at the target, for processes that then write the ranks without reading all headers again.
+        owner: processes of one owner share the target's lock.
+        progress: is told how far it is.
+
+    Raises:
+        ReshardError: what would go wrong.
+    """
+    workers, progress = workers or default_workers(), progress or Silent()
+    jobs.check_places(request)
+    target = TargetFolder(open_store(request.target), request.options.file_mode)
+    job = jobs.prepare(request, progress, workers=workers)
+    state = target.job(job.digest)
+    done = finished(job, target, state)
+    summary = jobs.summary_of(job)
+    jobs.check_space(target.store, sum(nbytes for rank, nbytes in summary.rank_bytes.items() if rank not in done))
+    target.store.check_writable()
+    if write:
+        with locked(target.store, LOCK, owner=owner or f"job-{job.digest}", mode=request.options.file_mode, release=False):
+            _begin(job, target, state)
+    else:
+        _replaces(job, target, state)
+    return PlanResult(summary, jobs.memory_bytes(job.model, workers), workers, job.digest, job.format, job.notes)
+
+
+def commit_checkpoint(target_url: str, *, owner: str | None = None) -> Manifest:
+    """Complete the checkpoint whose ranks were written without commit.
+
+    Args:
+        target_url: the target.
+        owner: as it was given to those who wrote the ranks.
+
+    Raises:
+        MissingInputError: a rank is not finished, or nothing was begun here.
+        RequestError: several transforms were begun here.
+    """
+    target = TargetFolder(open_store(target_url), Options().file_mode)
+    begun = target.jobs()
+    manifest = target.manifest()
+    if not begun and manifest is not None:
+        return manifest
+    if not begun:
+        raise MissingInputError(
+            "NothingToCommit", "no transform was begun here", where=target_url, fix="run reshard transform first"
+        )
+    if len(begun) > 1:
+        raise RequestError(
+            "AmbiguousJobs",
+            f"{len(begun)} transforms were begun here: {', '.join(job.digest[:12] for job in begun)}",
+            where=target_url,
+            fix="run reshard transform for the one that is wanted, with --overwrite",
+        )
+    job = begun[0]
+    target = replace(target, mode=job.mode)
+    with locked(target.store, LOCK, owner=owner or f"job-{job.digest}", mode=target.mode):
+        return commit_job(target, target.job(job.digest), job)
+
+
+def peak_rss_bytes() -> int:
+    """The most memory that this process has had so far."""
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
+
+
+def _is_complete(job: Job, target: TargetFolder) -> bool:
+    manifest = target.manifest()
+    return manifest is not None and manifest.digest == job.digest and set(job.scope) <= {f.rank for f in manifest.files}
+
+
+def _begin(job: Job, target: TargetFolder, state: JobState) -> JobDocument:
+    """Note the job down at the target, or find it noted down."""
+    known = state.read()
+    if known is None:
+        scope = job.scope
+        manifest = target.manifest()
+        if manifest is not None and manifest.digest == job.digest:  # its ranks stay part of what is complete
+            scope = tuple(sorted({*scope, *(f.rank for f in manifest.files)}))
+        document = JobDocument(job.digest, job.key, format_ranks(scope), _replaces(job, target, state), target.mode)
+        return state.begin(document, jobs.encode_inventory(job.model), draft_manifest(job))
+    missing = set(job.scope) - set(parse_ranks(known.ranks))
+    if missing:
+        known = msgspec.structs.replace(known, ranks=format_ranks((*parse_ranks(known.ranks), *missing)))
+        state.extend(known)
+    return known
+
+
+def _replaces(job: Job, target: TargetFolder, state: JobState) -> bool:
+    """Whether something else is at the target that this job would replace.
+
+    Raises:
+        RequestError: it is, and the user has not asked for that.
+    """
+    known = state.read()
+    if known is not None:
+        return known.staged
+    manifest = target.manifest()
+    if manifest is not None and manifest.digest == job.digest:
+        return False
+    what = None
+    if manifest is not None:
+        what = f"a checkpoint of another source, layout or options ({manifest.digest[:12]} instead of {job.digest[:12]})"
+    elif others := [other for other in target.jobs() if other.digest != job.digest]:
+        what = f"an unfinished transform of another source, layout or options ({others[0].digest[:12]})"
+    else:
+        for entry in target.store.list(""):
+            if entry.is_folder and entry.name.startswith("rank_") and target.store.list(entry.name):
+                what = f"{entry.name} with files that no manifest describes"
+                break
+    if what is None:
+        return False
+    if job.request.options.overwrite == "Never":
+        raise RequestError(
+            "TargetExists",
+            f"there is {what}",
+            where=target.store.url,
+            fix="choose another target, or replace it with --overwrite (spec.overwrite: Replace)",
+        )
+    return True
+
+
+def _write_ranks(
+    job: Job,
+    state: JobState,
+    ranks: tuple[int, ...],
+    document: JobDocument,
+    workers: int,
+    progress: Progress,
+    cancellation: Cancellation,
+) -> list[Written]:
+    """Write these ranks, some at a time. The first failure ends all; finished ranks are kept."""
+    with ThreadPoolExecutor(workers, thread_name_prefix="reshard-rank") as pool:
+        futures = [
+            pool.submit(write_rank, job, state, rank, staged=document.staged, progress=progress, cancellation=cancellation)
+            for rank in ranks
+        ]
+        try:
+            done, _ = wait(futures, return_when=FIRST_EXCEPTION)
+            return [future.result() for future in (futures if len(done) == len(futures) else done)]
+        except BaseException:
+            cancellation.cancel()
+            pool.shutdown(wait=True, cancel_futures=True)
+            raise

@@ -1,0 +1,46 @@
+#!/bin/sh
+# Run tiers of tests: test.sh PYTHON [TIER...]
+#
+# A tier is a folder of tests/. One that needs more than the environment has a prepare.sh, which gets it and prints what the
+# tests find in their environment, one NAME=value a line. It exits with 3 after a line that says why this machine cannot have
+# it: the tier is then left out, which in CI, and for a tier that was asked for by name, is a failure.
+set -eu
+python=$1
+shift
+known="unit conformance s3 apiserver cluster"
+tiers=${*:-$known}
+named=$#
+ci=$([ "${CI:-}" = true ] && echo yes || echo no)
+
+folders='' failed=0
+for tier in $tiers; do
+    case " $known " in
+        *" $tier "*) ;;
+        *) echo "test: there is no tier '$tier'; there are: $known" >&2; exit 2 ;;
+    esac
+    if [ -z "$(find "tests/$tier" -name 'test_*.py' 2>/dev/null)" ]; then
+        [ "$named" -eq 0 ] || echo "test: tier $tier has no tests yet"
+        continue
+    fi
+    if [ -f "tests/$tier/prepare.sh" ]; then
+        code=0
+        found=$(sh "tests/$tier/prepare.sh") || code=$?
+        if [ "$code" -ne 0 ]; then
+            echo "test: tier $tier is left out, for the reason above" >&2
+            if [ "$code" -ne 3 ] || [ "$ci" = yes ] || [ "$named" -ne 0 ]; then failed=1; fi
+            continue
+        fi
+        while IFS= read -r line; do
+            case $line in *=*) export "${line?}" ;; esac
+        done <<END
+$found
+END
+    fi
+    folders="$folders tests/$tier"
+done
+
+if [ -n "$folders" ]; then
+    # shellcheck disable=SC2086  # a list of folders
+    "$python" -m pytest -o cache_dir="${PYTEST_CACHE:-.pytest_cache}" -n auto --maxprocesses 8 --dist worksteal $folders || failed=1
+fi
+exit "$failed"

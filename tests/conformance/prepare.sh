@@ -1,0 +1,50 @@
+#!/bin/sh
+# Get the real MindSpore, in an environment of its own: its numpy and safetensors are older than ours.
+set -eu
+here=$(dirname "$0")
+scripts=$here/../../scripts
+requirements=$here/requirements.txt
+
+leave_out() {
+    echo "test: no MindSpore: $1" >&2
+    exit 3
+}
+
+if [ -n "${RESHARD_MINDSPORE_PYTHON:-}" ]; then
+    echo "RESHARD_MINDSPORE_PYTHON=$RESHARD_MINDSPORE_PYTHON"
+    exit 0
+fi
+case $(uname -s)-$(uname -m) in
+    Linux-x86_64 | Linux-aarch64) ;;
+    *) leave_out "it is published for Linux on x86_64 and aarch64 only, this is $(uname -s) on $(uname -m)" ;;
+esac
+
+python=''
+for candidate in "${PYTHON:-python3}" python3 python3.12 python3.11 python3.10 python3.9; do
+    if "$candidate" -c 'import sys; sys.exit(not (3, 9) <= sys.version_info < (3, 13))' 2>/dev/null; then
+        python=$candidate
+        break
+    fi
+done
+[ -n "$python" ] || leave_out "it is published for Python 3.9 to 3.12, and none of them is here"
+
+version=$("$python" -c 'import sys; print("%d.%d" % sys.version_info[:2])')
+key=$(cksum <"$requirements" | cut -d ' ' -f 1)
+environment=${RESHARD_CACHE:-${XDG_CACHE_HOME:-$HOME/.cache}/reshard}/mindspore-$version-$key
+mkdir -p "$environment"
+
+# Of two runs at once, one makes it and the other waits.
+exec 9>"$environment.lock"
+flock 9
+if [ ! -e "$environment/.ready" ]; then
+    echo "test: installing MindSpore into $environment (about 800 MB, once)" >&2
+    sh "$scripts/venv.sh" "$python" 3.9 "$environment" >&2 || leave_out "its environment cannot be made"
+    "$environment/bin/python" -m pip install --quiet -r "$requirements" >&2 || leave_out "it cannot be installed"
+    # A C++ library that Debian's smallest systems lack.
+    if ! "$environment/bin/python" -c 'import ctypes; ctypes.CDLL("libgomp.so.1")' 2>/dev/null; then
+        sh "$scripts/apt.sh" libgomp1 || leave_out "it needs the library libgomp.so.1"
+    fi
+    "$environment/bin/python" -c 'import mindspore' >/dev/null || leave_out "it is installed but cannot be imported"
+    touch "$environment/.ready"
+fi
+echo "RESHARD_MINDSPORE_PYTHON=$environment/bin/python"

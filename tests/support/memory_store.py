@@ -1,0 +1,86 @@
+"""A store in memory, for tests that make thousands of checkpoints."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING
+
+from reshard.errors import MissingInputError, StorageError
+from reshard.storage.protocol import Stat
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+
+@dataclass
+class MemoryReader:
+    name: str
+    content: bytes
+    version: str = "1"
+    reads: list[tuple[int, int]] = field(default_factory=list)
+
+    @property
+    def size(self) -> int:
+        return len(self.content)
+
+    def read(self, offset: int, length: int) -> bytes:
+        self.reads.append((offset, length))
+        if offset < 0 or length < 0 or offset + length > len(self.content):
+            raise StorageError("ShortRead", f"{length} bytes at {offset} are not there", where=self.name)
+        return self.content[offset : offset + length]
+
+    def read_into(self, view: memoryview, offset: int) -> None:
+        view[:] = self.read(offset, len(view))
+
+    def read_runs(self, view: memoryview, length: int, offsets: Sequence[int]) -> None:
+        for i, offset in enumerate(offsets):
+            view[i * length : (i + 1) * length] = self.read(offset, length)
+
+    def close(self) -> None:
+        pass
+
+
+class MemoryWriter:
+    def __init__(self) -> None:
+        self.content = bytearray()
+
+    def write(self, data: bytes | bytearray | memoryview) -> None:
+        self.content += data
+
+    def finish(self) -> None:
+        pass
+
+    def abort(self) -> None:
+        pass
+
+
+class MemorySource:
+    """Only what reading a source needs of a store."""
+
+    def __init__(self, files: dict[str, bytes]) -> None:
+        self.files = files
+        self.readers: list[MemoryReader] = []
+
+    @property
+    def url(self) -> str:
+        return "memory"
+
+    def list(self, path: str) -> list[Stat]:
+        prefix = f"{path}/" if path else ""
+        names: dict[str, Stat] = {}
+        for each, content in self.files.items():
+            if each.startswith(prefix):
+                name, slash, _ = each[len(prefix) :].partition("/")
+                names[name] = Stat(name, bool(slash), 0 if slash else len(content), "1")
+        return [names[name] for name in sorted(names)]
+
+    def stat(self, path: str) -> Stat | None:
+        content = self.files.get(path)
+        return None if content is None else Stat(path.rpartition("/")[2], is_folder=False, size=len(content), version="1")
+
+    def open(self, path: str) -> MemoryReader:
+        if path not in self.files:
+            raise MissingInputError("FileMissing", "there is no such file", where=path)
+        reader = MemoryReader(path, self.files[path])
+        self.readers.append(reader)
+        return reader

@@ -1,0 +1,187 @@
+"""The safetensors parser and writer, against the library."""
+
+from __future__ import annotations
+
+import json
+import struct
+import zlib
+from typing import TYPE_CHECKING, Any
+
+import ml_dtypes
+import numpy as np
+import pytest
+import rawfiles
+from hypothesis import given
+from hypothesis import strategies as st
+from memory_store import MemoryReader
+
+from reshard import checkpoint
+from reshard.checkpoint import OutputTensor, safetensors
+from reshard.checkpoint.dtypes import DTYPES
+from reshard.errors import DataError, OutputError
+
+if TYPE_CHECKING:
+    from reshard.checkpoint.inventory import Structure
+
+TENSORS = {
+    "layer.weight": np.arange(12, dtype=np.float32).reshape(3, 4),
+    "step": np.array(7, dtype=np.int32),
+    "é/..\x00": np.ones((2, 1, 3), dtype=np.bool_),
+    "empty": np.ones((0, 3), dtype=np.float16),
+    "b": np.ones(5, dtype=ml_dtypes.bfloat16),
+}
+METADATA = {"format": "ms"}
+EMPTY = b'{"dtype":"I8","shape":[0],"data_offsets":[0,0]}'
+CONTENT = rawfiles.safetensors(TENSORS, METADATA)
+
+
+def reader(content: bytes) -> MemoryReader:
+    return MemoryReader("rank_0/a.safetensors", content)
+
+
+def contents(content: bytes) -> dict[str, tuple[str, tuple[int, ...], bytes]]:
+    structure = safetensors.index(reader(content)).structure
+    return {t.name: (t.dtype, t.shape, b"".join(content[a : a + n] for a, n in t.extents)) for t in structure.tensors}
+
+
+def refused(content: bytes) -> DataError:
+    with pytest.raises(DataError) as caught:
+        safetensors.index(reader(content))
+    assert "\n" not in str(caught.value)
+    return caught.value
+
+
+def file(header: Any, data: bytes = b"") -> bytes:
+    text = header if isinstance(header, bytes) else json.dumps(header).encode()
+    return struct.pack("<Q", len(text)) + text + data
+
+
+def entry(dtype: str, shape: list[int], first: int, end: int) -> dict[str, Any]:
+    return {"dtype": dtype, "shape": shape, "data_offsets": [first, end]}
+
+
+def written(tensors: dict[str, np.ndarray], metadata: dict[str, str], crc: int | None = None) -> bytes:
+    described = [OutputTensor(n, rawfiles.TYPE_NAMES[a.dtype], a.shape, a.nbytes) for n, a in tensors.items()]
+    described = [described[i] for i in safetensors.content_order(described)]
+    content = b"".join(
+        piece if isinstance(piece, bytes) else tensors[described[piece.tensor].name].tobytes()[: piece.length]
+        for piece in safetensors.pieces(described, metadata, crc)
+    )
+    assert safetensors.file_size(described, metadata, crc=crc is not None) == len(content)
+    return content
+
+
+def test_it_finds_what_the_library_wrote() -> None:
+    assert contents(CONTENT) == {n: (rawfiles.TYPE_NAMES[a.dtype], a.shape, a.tobytes()) for n, a in TENSORS.items()}
+    assert safetensors.index(reader(CONTENT)).structure.metadata == METADATA
+
+
+def test_what_it_writes_is_what_the_library_writes() -> None:
+    everything = {name.lower(): np.zeros((2, 3), rawfiles.NUMPY_TYPES[name]) for name in rawfiles.TYPE_NAMES.values()} | TENSORS
+    assert written(everything, METADATA) == rawfiles.safetensors(everything, METADATA)
+
+
+def test_equal_headers_share_their_structure() -> None:
+    seen: dict[bytes, Structure] = {}
+    first = safetensors.index(reader(CONTENT), seen)
+    assert safetensors.index(reader(CONTENT), seen).structure is first.structure
+    assert refused(CONTENT[:-1]).reason == "Truncated"
+    with pytest.raises(DataError, match="Truncated"):
+        safetensors.index(reader(CONTENT[:-1]), seen)
+
+
+def test_int4_is_told_by_the_metadata() -> None:
+    content = rawfiles.safetensors({"q": np.arange(4, dtype=np.int8)}, METADATA | {"q": "Int4"})
+    found = safetensors.index(reader(content)).structure
+    assert found.metadata == METADATA
+    assert found.tensors[0].dtype == "Int4"
+    again = b"".join(p for p in safetensors.pieces([OutputTensor("q", "Int4", (4,), 4)], METADATA, None) if isinstance(p, bytes))
+    assert contents(again + bytes(4)) == {"q": ("Int4", (4,), bytes(4))}
+
+
+def test_text_survives() -> None:
+    tensor = OutputTensor("t", "str", (2,), 8)
+    header = b"".join(p for p in safetensors.pieces([tensor], METADATA, None) if isinstance(p, bytes))
+    assert contents(header + "hé".encode("utf-32-le")) == {"t": ("str", (2,), "hé".encode("utf-32-le"))}
+
+
+def test_the_crc_is_over_names_and_contents_by_name() -> None:
+    crc = 0
+    for name in sorted(TENSORS):
+        crc = zlib.crc32(TENSORS[name].tobytes(), zlib.crc32(name.encode(), crc))
+    content = written(TENSORS, METADATA, crc)
+    found = safetensors.index(reader(content))
+    assert found.crc == crc
+    assert found.structure.metadata == METADATA
+    checkpoint.check_crc(reader(content), found)
+    damaged = bytearray(content)
+    damaged[-1] ^= 1
+    with pytest.raises(DataError, match="CrcMismatch"):
+        checkpoint.check_crc(reader(bytes(damaged)), found)
+
+
+def test_a_file_cut_anywhere_is_refused() -> None:
+    for cut in range(len(CONTENT)):
+        refused(CONTENT[:cut])
+
+
+@pytest.mark.parametrize(
+    ("content", "reason"),
+    [
+        (b"", "Empty"),
+        (b"\x01\x00", "Truncated"),
+        (struct.pack("<Q", 100_000_001) + b"{}", "HeaderTooLarge"),
+        (struct.pack("<Q", 2**63) + b"{}", "HeaderTooLarge"),
+        (struct.pack("<Q", 50) + b"{}", "Truncated"),
+        (file(b"\xff\xfe"), "HeaderInvalid"),
+        (file(b"[]"), "HeaderInvalid"),
+        (file(b"[" * 100_000), "HeaderInvalid"),
+        (file(b'{"a":' * 100_000), "HeaderInvalid"),
+        (file(b'{"a":' + b"[" * 100_000 + b"]" * 100_000 + b"}"), "HeaderInvalid"),
+        (file({"a": 1}), "HeaderInvalid"),
+        (file({"a": {"dtype": "I8", "shape": [1]}}), "HeaderInvalid"),
+        (file({"a": entry("I8", [1] * 33, 0, 1)}, b"a"), "HeaderInvalid"),
+        (file({"a": {"dtype": "I8", "shape": [1.5], "data_offsets": [0, 1]}}, b"a"), "HeaderInvalid"),
+        (file({"__metadata__": {"a": 1}}), "HeaderInvalid"),
+        (file({"__metadata__": {"crc_num": "x"}}), "HeaderInvalid"),
+        (file({"__metadata__": {"reshard.str": "x"}}), "HeaderInvalid"),
+        (file({"a": entry("I8", [2], 0, 3)}, b"abc"), "SizeMismatch"),
+        (file({"a": entry("I8", [-1], 0, -1)}), "SizeMismatch"),
+        (file({"a": entry("I8", [1 << 62, 1 << 62], 0, 1)}, b"a"), "SizeMismatch"),
+        (file({"a": entry("I8", [1], 1, 0)}, b"a"), "SizeMismatch"),
+        (file({"a": entry("I8", [1], -1, 0)}, b"a"), "SizeMismatch"),
+        (file({"a": entry("F4", [1], 0, 1)}, b"a"), "UnknownType"),
+        (file({"a": entry("I8", [2], 0, 2), "b": entry("I8", [2], 1, 3)}, b"abc"), "Damaged"),
+        (file({"a": entry("I8", [2], 0, 2), "b": entry("I8", [2], 3, 5)}, b"abcde"), "Damaged"),
+        (file({"a": entry("I8", [2], 1, 3)}, b"abc"), "Damaged"),
+        (file({"a": entry("I8", [2], 0, 2)}, b"abc"), "Truncated"),
+        (file({"a": entry("I8", [2], 0, 2)}, b"a"), "Truncated"),
+        (file({}, b"a"), "Truncated"),
+        (file(b'{"a":' + EMPTY + b',"a":' + EMPTY + b"}"), "DuplicateParameter"),
+        (file(b'{"__metadata__":{},"__metadata__":{}}'), "DuplicateParameter"),
+        (file(b'{"\\ud800":' + EMPTY + b"}"), "HeaderInvalid"),
+    ],
+)
+def test_damage_is_named(content: bytes, reason: str) -> None:
+    assert refused(content).reason == reason
+
+
+def test_a_header_above_the_limit_is_not_written(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(safetensors, "MAX_HEADER_BYTES", 100)
+    with pytest.raises(OutputError, match="HeaderTooLarge"):
+        written(TENSORS, METADATA)
+
+
+@given(st.data())
+def test_no_damage_gets_through_as_anything_but_an_error(data: st.DataObject) -> None:
+    content = bytearray(CONTENT)
+    for _ in range(data.draw(st.integers(1, 4))):
+        at = data.draw(st.integers(0, len(content) - 1))
+        content[at : at + data.draw(st.integers(0, 3))] = data.draw(st.binary(max_size=4))
+    try:
+        found = safetensors.index(reader(bytes(content)))
+    except DataError:
+        return
+    for tensor in found.structure.tensors:
+        assert all(a >= 0 and a + n <= len(content) for a, n in tensor.extents)
+        assert tensor.nbytes == int(np.prod(tensor.shape, dtype=object)) * DTYPES[tensor.dtype].itemsize

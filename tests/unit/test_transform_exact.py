@@ -1,0 +1,112 @@
+"""Every source layout to every target layout, against numpy slices of the whole tensor."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+import models
+import numpy as np
+import pytest
+import rawfiles
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+from memory_store import MemoryReader, MemorySource, MemoryWriter
+
+from reshard.digest import ContentDigest
+from reshard.gather import ReadCount, SourceFiles
+from reshard.job import job_of
+from reshard.layout import Layout
+from reshard.plan import place
+from reshard.progress import Cancellation, Silent
+from reshard.rankfile import produce
+from reshard.source import read_inventory
+from reshard.spec import Options, Request
+from reshard.strategy import Strategy
+from reshard.verify import check_file
+
+if TYPE_CHECKING:
+    from definition import Cut
+
+    from reshard.job import Job
+
+
+def layout(cut: Cut) -> Layout:
+    return Layout(cut.matrix, cut.maps, cut.step, cut.size)
+
+
+def strategies(model: models.Model) -> tuple[Strategy | None, Strategy | None]:
+    before: list[dict[str, Layout]] = [{} for _ in range(model.source_stages)]
+    after: list[dict[str, Layout]] = [{} for _ in range(model.target_stages)]
+    for tensor in model.tensors:
+        if tensor.source is not None:
+            before[tensor.source_stage][tensor.name] = layout(tensor.source)
+        if tensor.target is not None:
+            after[tensor.target_stage][tensor.name] = layout(tensor.target)
+    return Strategy(tuple(before), model.source_devices), Strategy(tuple(after), model.target_devices)
+
+
+def job(model: models.Model, source: str, target: str) -> tuple[Job, MemorySource]:
+    held = model.source()
+    store = MemorySource({f"rank_{r}/x.{source}": rawfiles.write(source, tensors) for r, tensors in enumerate(held)})
+    before, after = strategies(model)
+    paths = {rank: f"rank_{rank}/x.{source}" for rank, tensors in enumerate(held) if tensors or source == "safetensors"}
+    placed = place(read_inventory(store, paths, workers=1), before, after, partial=True)
+    options = Options(format="Ckpt" if target == "ckpt" else "Safetensors")
+    return job_of(Request("memory", "nowhere", options=options), store, placed, before, after), store
+
+
+def written(job: Job, rank: int, count: ReadCount | None = None) -> bytes:
+    writer, digest = MemoryWriter(), ContentDigest()
+    size = produce(
+        job,
+        job.planner.plan(rank),
+        writer,
+        count=count or ReadCount(),
+        digest=digest,
+        progress=Silent(),
+        cancellation=Cancellation(),
+    )
+    assert size == len(writer.content) == job.file_sizes([rank])[rank]
+    return bytes(writer.content)
+
+
+FORMATS = st.sampled_from(["ckpt", "safetensors"])
+
+
+@settings(max_examples=3000, deadline=None, suppress_health_check=list(HealthCheck))
+@given(models.models(), FORMATS, FORMATS, st.data())
+def test_every_rank_gets_exactly_its_slices(model: models.Model, source: str, target: str, data: st.DataObject) -> None:
+    made, store = job(model, source, target)
+    ranks = data.draw(st.lists(st.integers(0, model.target_ranks - 1), min_size=1, max_size=6, unique=True))
+    for rank in ranks:
+        expected = model.target(rank)
+        content = written(made, rank)
+        found = rawfiles.read(target, content) if content else {}
+        assert found.keys() == expected.keys()
+        for name, array in expected.items():
+            assert found[name].shape == array.shape
+            assert found[name].dtype == array.dtype
+            assert found[name].tobytes() == np.ascontiguousarray(array).tobytes()
+        reader = MemoryReader(f"rank_{rank}/y.{target}", content)
+        if content:
+            files = SourceFiles(store, made.model.inventory)
+            for level in ("Sample", "Full"):
+                check_file(reader, made.planner.plan(rank), made.model, files, level)  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize("kind", ["ckpt", "safetensors"])
+def test_elements_in_wrong_places_do_not_verify(kind: str) -> None:
+    cut = models.Cut((4,), ((0,), ()))
+    column = models.Cut((2, 2), ((), (1,)))
+    model = models.Model(4, 1, 4, 1, (models.Tensor("a", "Float32", (8, 6), cut, 0, column, 0),), 1, remove_redundancy=False)
+    made, store = job(model, kind, kind)
+    content = bytearray(written(made, 1))
+    content[-1] ^= 1
+    with pytest.raises(Exception, match="VerificationFailed"):
+        check_file(
+            MemoryReader(f"y.{kind}", bytes(content)),
+            made.planner.plan(1),
+            made.model,
+            SourceFiles(store, made.model.inventory),
+            "Full",
+        )
