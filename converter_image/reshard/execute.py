@@ -2,36 +2,30 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 import numpy as np
 
 from reshard.box import Box
 from reshard.checkpoint.dtypes import DTYPES
-from reshard.gather import Gatherer, element_type
+from reshard.gather import SMALL_BYTES, Gatherer, element_type
 from reshard.tiles import flat_span, next_tile
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Iterator
 
     from reshard.checkpoint import Span
+    from reshard.checkpoint.inventory import TensorEntry
     from reshard.gather import SourceFiles
-    from reshard.plan.rank import Copy, RankPlan, TargetTensor
+    from reshard.plan import RankPlan, TargetTensor
+    from reshard.plan.geometry import Part
+
+    _Copy = tuple[Part, int, TensorEntry]
 
 # What is read, cut, hashed and written at a time: small enough to stay in a core's cache between these.
 TILE_BYTES = 1 << 20
 # With less room than this left in a tile it is handed on, rather than filled with a splinter.
 _SPLINTER_BYTES = 64 << 10
-
-
-@dataclass(frozen=True, slots=True)
-class _Placed:
-    """A copy with the flat indexes in the target slice between which it lies."""
-
-    first: int
-    end: int
-    copy: Copy
 
 
 def stream(plan: RankPlan, pieces: Iterable[bytes | Span], files: SourceFiles, emit: Callable[[memoryview], None]) -> None:
@@ -60,8 +54,16 @@ def stream(plan: RankPlan, pieces: Iterable[bytes | Span], files: SourceFiles, e
                 tile[filled : filled + len(part)] = part
                 filled += len(part)
             continue
-        if content is None or content.tensor is not plan.tensors[piece.tensor]:
-            content = _Content(plan.tensors[piece.tensor], gatherer)
+        tensor = plan.tensors[piece.tensor]
+        if piece.length <= SMALL_BYTES and piece.offset == 0:
+            if TILE_BYTES - filled < piece.length:
+                emit(tile[:filled])
+                filled = 0
+            if gatherer.read_small(tensor, tile[filled : filled + piece.length]):
+                filled += piece.length
+                continue
+        if content is None or content.tensor is not tensor:
+            content = _Content(tensor, gatherer)
         done = 0
         while done < piece.length:
             if TILE_BYTES - filled < min(_SPLINTER_BYTES, piece.length - done):
@@ -83,34 +85,33 @@ class _Content:
         self._gatherer = gatherer
         self._itemsize = DTYPES[tensor.parameter.dtype].itemsize
         self._element = element_type(tensor.parameter.dtype)
-        placed = [_Placed(*flat_span(tensor.box.shape, copy.target), copy) for copy in tensor.copies]
-        self._waiting: Iterator[_Placed] = iter(sorted(placed, key=lambda p: p.first))
+        copies = zip(tensor.geometry.parts, tensor.ranks, tensor.entries, strict=True)
+        self._waiting: Iterator[_Copy] = iter(sorted(copies, key=lambda copy: copy[0].first))
         self._next = next(self._waiting, None)
-        self._active: list[_Placed] = []
+        self._active: list[_Copy] = []
 
     def fill(self, offset: int, view: memoryview) -> int:
         """Fill the beginning of `view` with the bytes from `offset` on. Returns how many: at least one element."""
-        shape = self.tensor.box.shape
+        shape = self.tensor.shape
         box = next_tile(shape, offset // self._itemsize, len(view) // self._itemsize)
         nbytes = box.size * self._itemsize
         elements = np.frombuffer(view[:nbytes], self._element).reshape(box.shape)
         first, end = flat_span(shape, box)
-        for copy in self._copies_between(first, end):
-            common = box.intersect(copy.target)
+        for part, rank, entry in self._copies_between(first, end):
+            common = box.intersect(part.target)
             if common is None:
                 continue
             source = Box(
-                tuple(c - t + s for c, t, s in zip(common.start, copy.target.start, copy.source.start, strict=True)),
-                common.shape,
+                tuple(c - t + s for c, t, s in zip(common.start, part.target.start, part.source.start, strict=True)), common.shape
             )
             window = (*common.relative_to(box.start).slices(), ...)  # with the dots a view of a scalar too, not its value
-            self._gatherer.read(copy.rank, copy.entry, source, elements[window])  # type: ignore[index]  # numpy's stubs know no such tuple
+            self._gatherer.read(rank, entry, source, elements[window])  # type: ignore[index]  # numpy's stubs know no such tuple
         return nbytes
 
-    def _copies_between(self, first: int, end: int) -> list[Copy]:
+    def _copies_between(self, first: int, end: int) -> list[_Copy]:
         """Those that can have elements in a range of flat indexes; ranges are asked for in ascending order."""
-        while self._next is not None and self._next.first < end:
+        while self._next is not None and self._next[0].first < end:
             self._active.append(self._next)
             self._next = next(self._waiting, None)
-        self._active = [placed for placed in self._active if placed.end > first]
-        return [placed.copy for placed in self._active]
+        self._active = [copy for copy in self._active if copy[0].end > first]
+        return self._active

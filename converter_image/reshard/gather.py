@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections import OrderedDict
 from dataclasses import dataclass
+from functools import lru_cache
 from math import prod
 from typing import TYPE_CHECKING, Any
 
@@ -15,7 +16,11 @@ from reshard.errors import DataError
 from reshard.tiles import flat_span
 
 if TYPE_CHECKING:
+    from collections.abc import Iterator
+
     from reshard.checkpoint.inventory import Inventory, TensorEntry
+    from reshard.plan import TargetTensor
+    from reshard.plan.geometry import Geometry
     from reshard.storage.protocol import Reader, Store
 
 # Gaps between runs are read along with them while that makes at most this much of what is needed.
@@ -24,6 +29,9 @@ _MOST_OVERREAD = 1.25
 _SMALLEST_RUN = 64
 _MANY_RUNS = 4096
 _MOST_OPEN_FILES = 64
+# A tensor of at most so many bytes, in at most so many runs, is read run by run without any other calculation.
+SMALL_BYTES = 32 << 10
+_FEW_RUNS = 64
 
 Elements = np.ndarray[Any, np.dtype[Any]]
 _ELEMENT = {1: np.uint8, 2: np.uint16, 4: np.uint32, 8: np.uint64, 16: np.complex128}
@@ -113,6 +121,17 @@ class Gatherer:
         self._read_compact(rank, entry, box, view)
         np.copyto(into, np.frombuffer(view, into.dtype).reshape(box.shape))
 
+    def read_small(self, tensor: TargetTensor, into: memoryview) -> bool:
+        """Fill `into` with the whole content of a small tensor, if it consists of few runs. Says whether it did."""
+        runs = _runs(tensor.geometry, DTYPES[tensor.parameter.dtype].itemsize)
+        if runs is None or any(len(entry.extents) != 1 for entry in tensor.entries):
+            return False
+        ranks, entries, reader = tensor.ranks, tensor.entries, self._files.reader
+        for part, source, target, nbytes in runs:
+            reader(ranks[part]).read_into(into[target : target + nbytes], entries[part].extents[0][0] + source)
+        self._files.count.nbytes += len(into)
+        return True
+
     def _read_compact(self, rank: int, entry: TensorEntry, box: Box, view: memoryview) -> None:
         itemsize = DTYPES[entry.dtype].itemsize
         length, starts = contiguous_runs(entry.shape, box)
@@ -177,3 +196,22 @@ class Gatherer:
             f"{entry.nbytes} bytes do not hold {prod(entry.shape)} elements",
             where=f"parameter {entry.name}",
         )
+
+
+@lru_cache(maxsize=512)
+def _runs(geometry: Geometry, itemsize: int) -> tuple[tuple[int, int, int, int], ...] | None:
+    """The runs of bytes that make up a slice, as (part, offset in the source's slice, offset in the target's, length)."""
+    runs: list[tuple[int, int, int, int]] = []
+    for number, part in enumerate(geometry.parts):
+        source_length, sources = contiguous_runs(geometry.source_shape, part.source)
+        target_length, targets = contiguous_runs(geometry.box.shape, part.target)
+        length = min(source_length, target_length)  # one divides the other: both are products of the innermost dimensions
+        if len(runs) + part.target.size // length > _FEW_RUNS:
+            return None
+        starts = zip(_pieces(sources, source_length, length), _pieces(targets, target_length, length), strict=True)
+        runs += [(number, source * itemsize, target * itemsize, length * itemsize) for source, target in starts]
+    return tuple(runs)
+
+
+def _pieces(starts: Iterator[int], length: int, piece: int) -> Iterator[int]:
+    return (start + at for start in starts for at in range(0, length, piece))

@@ -8,7 +8,6 @@ from typing import TYPE_CHECKING
 
 from reshard import checkpoint
 from reshard.checkpoint import Span
-from reshard.checkpoint.dtypes import DTYPES
 from reshard.digest import ContentDigest
 from reshard.errors import ReshardError
 from reshard.execute import stream
@@ -59,7 +58,7 @@ def write_rank(job: Job, state: JobState, rank: int, *, staged: bool, progress: 
         state.record(record)
     finally:
         writer.abort()
-    return Written(record, sum(t.box.size * DTYPES[t.parameter.dtype].itemsize for t in plan.tensors))
+    return Written(record, sum(t.parameter.slice_nbytes for t in plan.tensors))
 
 
 def produce(
@@ -135,7 +134,7 @@ def _crc_of_contents(plan: RankPlan, files: SourceFiles, cancellation: Cancellat
 def _name_and_content(plan: RankPlan, number: int) -> Iterator[bytes | Span]:
     tensor = plan.tensors[number]
     yield tensor.parameter.name.encode()
-    if nbytes := tensor.box.size * DTYPES[tensor.parameter.dtype].itemsize:
+    if nbytes := tensor.parameter.slice_nbytes:
         yield Span(number, 0, nbytes)
 
 

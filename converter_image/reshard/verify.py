@@ -54,17 +54,14 @@ def check_file(written: Reader, plan: RankPlan, model: Model, files: SourceFiles
     entries = {entry.name: entry for entry in index(written).structure.tensors}
     for tensor in plan.tensors:
         parameter = tensor.parameter
-        if not prod(tensor.box.shape):
+        if not prod(tensor.shape):
             continue
         entry = entries.pop(parameter.name, None)
-        if entry is None or (entry.dtype, entry.shape) != (parameter.dtype, tensor.box.shape):
+        if entry is None or (entry.dtype, entry.shape) != (parameter.dtype, tensor.shape):
             raise _differs(written, parameter, "is missing or has another type or shape")
         ranks = {}
-        for copy in tensor.copies:
-            ranks[_part_of(parameter, plan.rank % model.target_devices, tuple(copy.target.start))] = (
-                copy.rank,
-                copy.entry,
-            )
+        for part, source_rank, source in zip(tensor.geometry.parts, tensor.ranks, tensor.entries, strict=True):
+            ranks[_part_of(parameter, plan.rank % model.target_devices, part.target.start)] = (source_rank, source)
         _Comparison(written, entry, parameter, plan.rank % model.target_devices, files, ranks).run(level)
     leftover = [name for name, entry in entries.items() if entry.nbytes]
     if leftover:

@@ -1,11 +1,10 @@
 """Inventory and layouts -> the copies of each target rank. Pure: a plan can be printed and tested without a byte read."""
 
 from reshard.plan.parameters import Model, Parameter, Role, place
-from reshard.plan.rank import Copy, Planner, RankPlan, TargetTensor, prove
+from reshard.plan.rank import Planner, RankPlan, TargetTensor, prove
 from reshard.plan.summary import Summary, summarize
 
 __all__ = [
-    "Copy",
     "Model",
     "Parameter",
     "Planner",

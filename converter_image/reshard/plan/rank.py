@@ -1,4 +1,4 @@
-"""The plan of one target rank: for each of its tensors the copies that make it up. Pure."""
+"""The plan of one target rank: for each of its tensors the source ranks and boxes that make it up. Pure."""
 
 from __future__ import annotations
 
@@ -7,9 +7,9 @@ from dataclasses import dataclass, field
 from functools import cached_property
 from typing import TYPE_CHECKING
 
-from reshard.box import Box
 from reshard.errors import BugError, MissingInputError, RequestError
-from reshard.layout import Layout, cell_box
+from reshard.plan.geometry import Geometry, geometry
+from reshard.plan.geometry import prove as prove_geometry
 from reshard.plan.overlap import overlapping
 from reshard.plan.replicas import choose
 
@@ -21,35 +21,25 @@ if TYPE_CHECKING:
 
 
 @dataclass(frozen=True, slots=True)
-class Copy:
-    """Elements that come from one source file.
-
-    Attributes:
-        rank: the source rank that is read.
-        entry: the parameter in that rank's file.
-        source: the elements, counted from the start of the source's slice.
-        target: the same elements, counted from the start of the target's slice.
-    """
-
-    rank: int
-    entry: TensorEntry
-    source: Box
-    target: Box
-
-
-@dataclass(frozen=True, slots=True)
 class TargetTensor:
     """One tensor of the target file.
 
     Attributes:
         parameter: what it is a slice of.
-        box: which elements of the whole tensor.
-        copies: together exactly these elements, in order of their first element.
+        geometry: which elements, and how source slices make them up.
+        ranks: for each part of the geometry the source rank that it is read from.
+        entries: for each part the parameter in that rank's file.
     """
 
     parameter: Parameter
-    box: Box
-    copies: tuple[Copy, ...]
+    geometry: Geometry
+    ranks: tuple[int, ...]
+    entries: tuple[TensorEntry, ...]
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        """Of the slice."""
+        return self.geometry.box.shape
 
 
 @dataclass(frozen=True, slots=True)
@@ -62,7 +52,7 @@ class RankPlan:
     @property
     def sources(self) -> tuple[int, ...]:
         """The source ranks that are read, ascending."""
-        return tuple(sorted({copy.rank for tensor in self.tensors for copy in tensor.copies}))
+        return tuple(sorted({rank for tensor in self.tensors for rank in tensor.ranks}))
 
 
 @dataclass(frozen=True)
@@ -80,8 +70,16 @@ class Planner:
             RequestError: there is no such rank.
         """
         picks = self.picks(rank)
-        stage = rank // self.model.target_devices
-        return RankPlan(rank, tuple(self._tensor(p, rank, picks) for p in self.parameters_of_stage[stage]))
+        stage, local = divmod(rank, self.model.target_devices)
+        made: dict[tuple[int, tuple[int, ...]], tuple[Geometry, tuple[int, ...]]] = {}
+        tensors = []
+        for parameter, kind in zip(self.parameters_of_stage[stage], self.kinds_of_stage[stage], strict=True):
+            alike = made.get((kind, parameter.shape))
+            if alike is None:
+                alike = made[kind, parameter.shape] = self._slice(parameter, local, picks, rank)
+            found, ranks = alike
+            tensors.append(TargetTensor(parameter, found, ranks, tuple(self._entry(r, parameter.name) for r in ranks)))
+        return RankPlan(rank, tuple(tensors))
 
     def sources(self, rank: int) -> tuple[int, ...]:
         """The source ranks that a target rank reads, ascending; without planning its copies."""
@@ -93,8 +91,8 @@ class Planner:
         if not 0 <= rank < model.target_ranks:
             raise RequestError("NoSuchRank", f"target rank {rank} does not exist, there are {model.target_ranks}", where="ranks")
         needed: set[tuple[int, ...]] = set()
-        for parameter in self._kinds_of_stage[rank // model.target_devices]:
-            needed.update(group for _, group in self.needs(parameter, rank))
+        for kind in set(self.kinds_of_stage[rank // model.target_devices]):
+            needed.update(group for _, group in self.needs(self.examples[kind], rank))
         pivot = rank * model.source_ranks // model.target_ranks
         return self._choose_by_stage(needed, pivot)
 
@@ -117,12 +115,26 @@ class Planner:
         return tuple(map(tuple, stages))
 
     @cached_property
-    def _kinds_of_stage(self) -> tuple[tuple[Parameter, ...], ...]:
-        """For each target stage one parameter of each kind: those of a kind are held and needed alike."""
-        return tuple(tuple({self.kind(p): p for p in parameters}.values()) for parameters in self.parameters_of_stage)
+    def kinds_of_stage(self) -> tuple[tuple[int, ...], ...]:
+        """For each target stage and each of its parameters the number of its kind.
 
-    def kind(self, parameter: Parameter) -> tuple[object, ...]:
-        """Equal for parameters of which every target rank needs the same cells from the same source ranks."""
+        Of parameters of one kind every target rank needs the same cells, from the same source ranks.
+        """
+        return tuple(tuple(self._kinds[self._kind(p)] for p in parameters) for parameters in self.parameters_of_stage)
+
+    @cached_property
+    def examples(self) -> tuple[Parameter, ...]:
+        """One parameter of each kind."""
+        return tuple({self._kind(p): p for p in reversed(self.model.parameters)}[kind] for kind in self._kinds)
+
+    @cached_property
+    def _kinds(self) -> dict[tuple[object, ...], int]:
+        kinds: dict[tuple[object, ...], int] = {}
+        for parameter in self.model.parameters:
+            kinds.setdefault(self._kind(parameter), len(kinds))
+        return kinds
+
+    def _kind(self, parameter: Parameter) -> tuple[object, ...]:
         diverges = parameter.name in self.model.diverging
         return (parameter.source, parameter.source_stages, parameter.target, parameter.structures, diverges)
 
@@ -217,25 +229,14 @@ class Planner:
                     picks[group] = min(taken.intersection(group), key=lambda r: (r - pivot) % self.model.source_ranks)
         return picks
 
-    def _tensor(self, parameter: Parameter, rank: int, picks: dict[tuple[int, ...], int]) -> TargetTensor:
-        rank_box = parameter.target.box(parameter.shape, rank % self.model.target_devices)
-        layout = parameter.source or Layout.whole(len(parameter.shape))
-        copies = []
-        for cell, group in self.needs(parameter, rank):
-            source_box = cell_box(parameter.shape, layout.parts, cell)
-            common = rank_box.intersect(source_box)
-            if common is None:  # only of a tensor without elements
-                continue
-            source_rank = picks[group]
-            copies.append(
-                Copy(
-                    source_rank,
-                    self._entry(source_rank, parameter.name),
-                    common.relative_to(source_box.start),
-                    common.relative_to(rank_box.start),
-                )
-            )
-        return TargetTensor(parameter, rank_box, tuple(copies))
+    def _slice(
+        self, parameter: Parameter, local: int, picks: dict[tuple[int, ...], int], rank: int
+    ) -> tuple[Geometry, tuple[int, ...]]:
+        """How a target rank's slice of a parameter is made up, and the source rank for each part."""
+        before = parameter.source.parts if parameter.source else (1,) * len(parameter.shape)
+        found = geometry(parameter.shape, before, parameter.target.parts, parameter.target.cells[local])
+        chosen = {cell: picks[group] for cell, group in self.needs(parameter, rank)}
+        return found, tuple(chosen[cell] for cell in found.cells)
 
     def _entry(self, rank: int, name: str) -> TensorEntry:
         structure = self._structure_by_rank[rank]
@@ -247,41 +248,19 @@ class Planner:
 
 
 def prove(plan: RankPlan) -> None:
-    """Check that the copies of each tensor lie within it, do not overlap, and leave no element out.
-
-    Independent of how they were found: volumes must add up, and no two may intersect.
+    """Check that every element of each tensor is copied exactly once, from a file that has it.
 
     Raises:
-        BugError: they do not.
+        BugError: one is not.
     """
+    for each in {id(tensor.geometry): tensor.geometry for tensor in plan.tensors}.values():
+        prove_geometry(each)
     for tensor in plan.tensors:
-        whole = Box.whole(tensor.box.shape)
-        inside = all(whole.intersect(copy.target) == copy.target for copy in tensor.copies)
-        fits = all(
-            copy.source.shape == copy.target.shape and Box.whole(copy.entry.shape).intersect(copy.source) == copy.source
-            for copy in tensor.copies
-        )
-        if not (inside and fits and sum(copy.target.size for copy in tensor.copies) == whole.size and _disjoint(tensor.copies)):
+        wanted = (tensor.parameter.name, tensor.parameter.dtype, tensor.geometry.source_shape)
+        if len(tensor.entries) != len(tensor.geometry.parts) or any((e.name, e.dtype, e.shape) != wanted for e in tensor.entries):
             raise BugError(
                 "PlanNotExact",
-                f"the copies planned for rank {plan.rank} do not cover it exactly once",
+                f"the copies planned for rank {plan.rank} do not fit the files",
                 where=f"parameter {tensor.parameter.name}",
                 fix="please report this with both strategy files",
             )
-
-
-def _disjoint(copies: tuple[Copy, ...]) -> bool:
-    """Swept along the dimension that is cut most, so that only neighbours are compared."""
-    boxes = [copy.target for copy in copies]
-    if len(boxes) < 2:
-        return True
-    if not boxes[0].start:
-        return False
-    axis = max(range(len(boxes[0].start)), key=lambda i: len({box.start[i] for box in boxes}))
-    open_boxes: list[Box] = []
-    for box in sorted(boxes, key=lambda b: b.start[axis]):
-        open_boxes = [other for other in open_boxes if other.start[axis] + other.shape[axis] > box.start[axis]]
-        if any(box.intersect(other) for other in open_boxes):
-            return False
-        open_boxes.append(box)
-    return True

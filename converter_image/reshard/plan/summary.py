@@ -46,8 +46,7 @@ def summarize(model: Model, planner: Planner, ranks: Sequence[int]) -> Summary:
     Raises:
         MissingInputError: no source file has a part that one of them needs.
     """
-    kinds_of_stage = [Counter(map(planner.kind, parameters)) for parameters in planner.parameters_of_stage]
-    example = {planner.kind(p): p for p in model.parameters}
+    kinds_of_stage = [Counter(kinds) for kinds in planner.kinds_of_stage]
     nbytes_of_stage = [sum(p.slice_nbytes for p in parameters) for parameters in planner.parameters_of_stage]
     replicated_of_stage = [
         sum(p.slice_nbytes for p in parameters if p.role is Role.REPLICATED) for parameters in planner.parameters_of_stage
@@ -58,7 +57,7 @@ def summarize(model: Model, planner: Planner, ranks: Sequence[int]) -> Summary:
         stage = rank // model.target_devices
         sources[rank] = planner.sources(rank)
         rank_bytes[rank] = nbytes_of_stage[stage]
-        copies += sum(count * len(planner.needs(example[kind], rank)) for kind, count in kinds_of_stage[stage].items())
+        copies += sum(count * len(planner.needs(planner.examples[kind], rank)) for kind, count in kinds_of_stage[stage].items())
     return Summary(
         source_ranks=model.source_ranks,
         target_ranks=model.target_ranks,

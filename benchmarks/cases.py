@@ -1,0 +1,127 @@
+"""Checkpoints to measure with: shapes and layouts of models as they are trained, with random content."""
+
+from __future__ import annotations
+
+import sys
+from dataclasses import dataclass
+from math import prod
+from pathlib import Path
+
+import numpy as np
+
+from reshard.checkpoint import OutputTensor, content_order, pieces
+from reshard.checkpoint.dtypes import DTYPES
+from reshard.layout import Layout
+from reshard.strategy import StrategyFile, dump
+
+Axes = tuple[int, ...]
+
+
+@dataclass(frozen=True)
+class Tensor:
+    """One parameter: which of its dimensions the source and the target cut over all their ranks (-1: none)."""
+
+    name: str
+    shape: Axes
+    source: int
+    target: int
+    dtype: str = "Float32"
+
+    def layout(self, ranks: int, dimension: int) -> Layout:
+        """The layout over so many ranks."""
+        return Layout((ranks,), tuple((0,) if i == dimension else () for i in range(len(self.shape))))
+
+
+@dataclass(frozen=True)
+class Case:
+    """One checkpoint and what it is to become."""
+
+    name: str
+    what: str
+    tensors: tuple[Tensor, ...]
+    source_ranks: int
+    target_ranks: int
+    format: str = "safetensors"
+
+    @property
+    def nbytes(self) -> int:
+        """Of the whole tensors."""
+        return sum(prod(t.shape) * DTYPES[t.dtype].itemsize for t in self.tensors)
+
+
+def llama(layers: int, hidden: int, ffn: int, vocabulary: int) -> tuple[Tensor, ...]:
+    """A LLaMA-shaped model under tensor parallelism: row and column cuts mixed, norms on every rank."""
+    rows, columns, none = 0, 1, -1
+    tensors = [Tensor("model.embedding.weight", (vocabulary, hidden), rows, rows)]
+    for i in range(layers):
+        prefix = f"model.layers.{i}"
+        tensors += [
+            Tensor(f"{prefix}.{name}.weight", shape, cut, cut)
+            for name, shape, cut in (
+                ("attention.wq", (hidden, hidden), rows),
+                ("attention.wk", (hidden, hidden), rows),
+                ("attention.wv", (hidden, hidden), rows),
+                ("attention.wo", (hidden, hidden), columns),
+                ("feed_forward.w1", (ffn, hidden), rows),
+                ("feed_forward.w3", (ffn, hidden), rows),
+                ("feed_forward.w2", (hidden, ffn), columns),
+                ("attention_norm", (hidden,), none),
+                ("ffn_norm", (hidden,), none),
+            )
+        ]
+    return (
+        *tensors,
+        Tensor("model.norm.weight", (hidden,), none, none),
+        Tensor("lm_head.weight", (vocabulary, hidden), rows, rows),
+    )
+
+
+LLAMA_2_GB = llama(8, 2048, 5504, 32000)
+CASES = (
+    Case("llama-safetensors", "2.1 GB LLaMA-shaped, 8 -> 4, safetensors", LLAMA_2_GB, 8, 4),
+    Case("llama-ckpt", "2.1 GB LLaMA-shaped, 8 -> 4, ckpt", LLAMA_2_GB, 8, 4, "ckpt"),
+    Case("llama-large", "8.6 GB LLaMA-shaped, 8 -> 4, safetensors", llama(32, 2048, 5504, 128000), 8, 4),
+    Case("columns", "2.1 GB column cuts, 4 -> 8", tuple(Tensor(f"w{i}", (8192, 8192), 1, 1) for i in range(8)), 4, 8),
+    Case("rows-to-columns", "2.1 GB row cuts to column cuts, 4 -> 8", tuple(Tensor(f"w{i}", (8192, 8192), 0, 1) for i in range(8)), 4, 8),
+    Case("one-tensor", "one tensor of 6.4 GB, 4 -> 2, ckpt", (Tensor("w", (40000, 40000), 0, 1),), 4, 2, "ckpt"),
+    Case("many-names", "100,000 parameter names, 4 -> 2", tuple(Tensor(f"model.layers.{i}.w", (8,), 0, 0) for i in range(100_000)), 4, 2),
+    Case("tiny-tensors", "10,000 tiny tensors, 8 -> 6", tuple(Tensor(f"t{i}", (24, 24), 0, 1) for i in range(10_000)), 8, 6),
+)  # fmt: skip
+
+
+def make(case: Case, folder: Path) -> Path:
+    """The case's source and strategies in a folder of its own; what is there already is taken."""
+    place = folder / case.name
+    done = place / "done"
+    if done.exists():
+        return place
+    print(f"making {case.what}", file=sys.stderr)
+    place.mkdir(parents=True, exist_ok=True)
+    sides = (("source", case.source_ranks, "source"), ("target", case.target_ranks, "target"))
+    for side, ranks, attribute in sides:
+        layouts = {t.name: t.layout(ranks, getattr(t, attribute)) for t in case.tensors}
+        (place / f"{side}.ckpt").write_bytes(dump(StrategyFile(side, {0: layouts}), "protobuf"))
+    noise = np.random.default_rng(0).bytes((64 << 20) + 8)
+    tensors = []
+    for t in case.tensors:
+        shape = tuple(n // k for n, k in zip(t.shape, t.layout(case.source_ranks, t.source).parts, strict=True))
+        tensors.append(OutputTensor(t.name, t.dtype, shape, prod(shape) * DTYPES[t.dtype].itemsize))
+    tensors = [tensors[i] for i in content_order(case.format, tensors)]  # type: ignore[arg-type]
+    cut = {t.name for t in case.tensors if t.source >= 0}
+    shift = [104729 if t.name in cut else 0 for t in tensors]  # copies of one slice are equal
+    for rank in range(case.source_ranks):
+        path = place / "src" / f"rank_{rank}" / f"model-1_100.{case.format}"
+        path.parent.mkdir(parents=True, exist_ok=True)
+        with path.open("wb") as file:
+            for piece in pieces(case.format, tensors, {"format": "ms"}):  # type: ignore[arg-type]
+                if isinstance(piece, bytes):
+                    file.write(piece)
+                    continue
+                start = (piece.tensor * 7919 + rank * shift[piece.tensor]) % (32 << 20)
+                left = piece.length
+                while left:
+                    n = min(left, 32 << 20)
+                    file.write(noise[start : start + n])
+                    left -= n
+    done.touch()
+    return place

@@ -1,0 +1,105 @@
+"""How one target slice is put together from source slices. Pure; worked out once for all tensors that are cut alike."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from functools import lru_cache
+
+from reshard.box import Box
+from reshard.errors import BugError
+from reshard.layout import cell_box
+from reshard.plan.overlap import Cell, overlapping
+from reshard.tiles import flat_span
+
+
+@dataclass(frozen=True, slots=True)
+class Part:
+    """The elements that a target slice and one source slice have in common.
+
+    Attributes:
+        source: the elements, counted from the start of the source's slice.
+        target: the same elements, counted from the start of the target's slice.
+        first: flat index in the target's slice of the first of them.
+        end: of the one after the last of them.
+    """
+
+    source: Box
+    target: Box
+    first: int
+    end: int
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Geometry:
+    """One target slice. One object for all that are alike, so that what follows from it can be kept by identity.
+
+    Attributes:
+        box: the slice's elements in the whole tensor.
+        source_shape: of each source slice.
+        cells: the source slices that have elements of it, in row-major order of the source's grid.
+        parts: for each of them what it has in common with the slice.
+    """
+
+    box: Box
+    source_shape: tuple[int, ...]
+    cells: tuple[Cell, ...]
+    parts: tuple[Part, ...]
+
+
+@lru_cache(maxsize=512)
+def geometry(shape: tuple[int, ...], source_parts: tuple[int, ...], target_parts: tuple[int, ...], target_cell: Cell) -> Geometry:
+    """Put a target slice of a tensor of the whole `shape` together.
+
+    Raises:
+        DataError: a layout does not divide the shape.
+    """
+    box = cell_box(shape, target_parts, target_cell)
+    cells, parts = [], []
+    for cell in overlapping(target_parts, target_cell, source_parts):
+        held = cell_box(shape, source_parts, cell)
+        common = box.intersect(held)
+        if common is not None:  # else the tensor has no elements
+            target = common.relative_to(box.start)
+            cells.append(cell)
+            parts.append(Part(common.relative_to(held.start), target, *flat_span(box.shape, target)))
+    return Geometry(box, tuple(n // k for n, k in zip(shape, source_parts, strict=True)), tuple(cells), tuple(parts))
+
+
+def prove(found: Geometry) -> None:
+    """Check that the parts lie within both slices, do not overlap, and leave no element out.
+
+    Independent of how they were found: volumes must add up, and no two may intersect.
+
+    Raises:
+        BugError: they do not.
+    """
+    whole, held = Box.whole(found.box.shape), Box.whole(found.source_shape)
+    inside = all(
+        whole.intersect(part.target) == part.target
+        and held.intersect(part.source) == part.source
+        and part.source.shape == part.target.shape
+        for part in found.parts
+    )
+    boxes = [part.target for part in found.parts]
+    if not (inside and sum(box.size for box in boxes) == whole.size and _disjoint(boxes)):
+        raise BugError(
+            "PlanNotExact",
+            f"the copies planned for a slice of {list(found.box.shape)} do not cover it exactly once",
+            fix="please report this with both strategy files",
+        )
+
+
+def _disjoint(boxes: list[Box]) -> bool:
+    """Swept along the dimension that is cut most, so that only neighbours are compared."""
+    if len(boxes) < 2:
+        return True
+    if not boxes[0].start:
+        return False
+    axis = max(range(len(boxes[0].start)), key=lambda i: len({box.start[i] for box in boxes}))
+    open_boxes: list[Box] = []
+    for box in sorted(boxes, key=lambda b: b.start[axis]):
+        open_boxes = [other for other in open_boxes if other.start[axis] + other.shape[axis] > box.start[axis]]
+        if any(box.intersect(other) for other in open_boxes):
+            return False
+        open_boxes.append(box)
+    return True
