@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
+import disk
 import models
 import numpy as np
 import pytest
@@ -15,40 +16,21 @@ from memory_store import MemoryReader, MemorySource, MemoryWriter
 from reshard.digest import ContentDigest
 from reshard.gather import ReadCount, SourceFiles
 from reshard.job import job_of
-from reshard.layout import Layout
 from reshard.plan import place
 from reshard.progress import Cancellation, Silent
 from reshard.rankfile import produce
 from reshard.source import read_inventory
 from reshard.spec import Options, Request
-from reshard.strategy import Strategy
 from reshard.verify import check_file
 
 if TYPE_CHECKING:
-    from definition import Cut
-
     from reshard.job import Job
-
-
-def layout(cut: Cut) -> Layout:
-    return Layout(cut.matrix, cut.maps, cut.step, cut.size)
-
-
-def strategies(model: models.Model) -> tuple[Strategy | None, Strategy | None]:
-    before: list[dict[str, Layout]] = [{} for _ in range(model.source_stages)]
-    after: list[dict[str, Layout]] = [{} for _ in range(model.target_stages)]
-    for tensor in model.tensors:
-        if tensor.source is not None:
-            before[tensor.source_stage][tensor.name] = layout(tensor.source)
-        if tensor.target is not None:
-            after[tensor.target_stage][tensor.name] = layout(tensor.target)
-    return Strategy(tuple(before), model.source_devices), Strategy(tuple(after), model.target_devices)
 
 
 def job(model: models.Model, source: str, target: str) -> tuple[Job, MemorySource]:
     held = model.source()
     store = MemorySource({f"rank_{r}/x.{source}": rawfiles.write(source, tensors) for r, tensors in enumerate(held)})
-    before, after = strategies(model)
+    before, after = disk.strategies(model)
     paths = {rank: f"rank_{rank}/x.{source}" for rank, tensors in enumerate(held) if tensors or source == "safetensors"}
     placed = place(read_inventory(store, paths, workers=1), before, after, partial=True)
     options = Options(format="Ckpt" if target == "ckpt" else "Safetensors")

@@ -1,0 +1,324 @@
+"""`reshard` as its users run it: what it writes, says and returns."""
+
+from __future__ import annotations
+
+import json
+import os
+import stat
+import tempfile
+from typing import TYPE_CHECKING, Any
+
+import disk
+import pytest
+import rawfiles
+
+from reshard.cli import main
+from reshard.layout import Layout
+from reshard.strategy import StrategyFile, dump
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+    from pathlib import Path
+
+KINDS = ["ckpt", "safetensors"]
+
+
+@pytest.fixture
+def checkpoint(tmp_path: Path) -> disk.Checkpoint:
+    return disk.write(tmp_path / "in", disk.example())
+
+
+@pytest.fixture
+def refused(capsys: pytest.CaptureFixture[str]) -> Callable[..., str]:
+    """Runs a command that must fail: returns the one line that it says."""
+
+    def run(code: int, reason: str, *arguments: str) -> str:
+        capsys.readouterr()
+        assert main(arguments) == code
+        said = capsys.readouterr()
+        lines = [line for line in said.err.splitlines() if line.startswith("reshard: ")]
+        assert len(lines) == 1
+        assert lines[0].startswith(f"reshard: {reason}: ")
+        assert "Traceback" not in said.err
+        assert said.out == ""
+        return lines[0]
+
+    return run
+
+
+def said(capsys: pytest.CaptureFixture[str]) -> dict[str, Any]:
+    """The JSON object that is all of standard output."""
+    found = json.loads(capsys.readouterr().out)
+    assert isinstance(found, dict)
+    return found
+
+
+@pytest.mark.parametrize("source", KINDS)
+@pytest.mark.parametrize("target", KINDS)
+@pytest.mark.parametrize("verify", ["none", "sample", "full"])
+def test_any_format_to_any_format(tmp_path: Path, source: str, target: str, verify: str) -> None:
+    made = disk.write(tmp_path / "in", disk.example(), source)
+    out = tmp_path / "out"
+    assert main(made.arguments(out, "--format", target, "--verify", verify, "--crc")) == 0
+    assert disk.differences(made.model, out, target) == []
+    assert main(["verify", str(out)]) == 0
+    assert {path.name for path in out.iterdir()} == {f"rank_{r}" for r in range(6)} | {"reshard-manifest.json", ".reshard"}
+
+
+def test_the_numbers_are_told(checkpoint: disk.Checkpoint, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(checkpoint.arguments(tmp_path / "out", "--json")) == 0
+    numbers = said(capsys)
+    written = sum(p.stat().st_size for p in (tmp_path / "out").glob("rank_*/*"))
+    assert numbers["source_ranks"] == 4
+    assert numbers["target_ranks"] == 6
+    assert numbers["parameters"] == 4
+    assert numbers["bytes_written"] == written
+    assert numbers["bytes_needed"] == numbers["bytes_read"] == 48 * 24 * 4 + 48 * 24 * 2 + 2 * 24 + 6 * 4
+    assert numbers["skipped_ranks"] == []
+    assert numbers["seconds"] > 0
+    assert numbers["peak_rss_bytes"] > 0
+
+
+def test_an_unchanged_second_run_does_nothing(
+    checkpoint: disk.Checkpoint, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    out = tmp_path / "out"
+    assert main(checkpoint.arguments(out)) == 0
+    before = {p: p.stat().st_mtime_ns for p in out.rglob("*") if p.is_file()}
+    capsys.readouterr()
+    assert main(checkpoint.arguments(out, "--json")) == 0
+    assert said(capsys)["skipped_ranks"] == list(range(6))
+    assert main(checkpoint.arguments(out)) == 0
+    assert "nothing" in capsys.readouterr().out
+    assert before == {p: p.stat().st_mtime_ns for p in out.rglob("*") if p.is_file()}
+
+
+def test_another_transform_is_refused_until_it_may_overwrite(
+    checkpoint: disk.Checkpoint, tmp_path: Path, refused: Callable[..., str]
+) -> None:
+    out = tmp_path / "out"
+    assert main(checkpoint.arguments(out)) == 0
+    other = disk.write(tmp_path / "other", disk.example(seed=2))
+    refused(78, "TargetExists", *other.arguments(out))
+    assert disk.differences(checkpoint.model, out, "ckpt") == []
+    assert main(other.arguments(out, "--overwrite", "--format", "safetensors")) == 0
+    assert disk.differences(other.model, out, "safetensors") == []
+    assert list(out.glob("rank_*/*.ckpt")) == []
+    assert main(["verify", str(out)]) == 0
+
+
+def test_some_ranks_now_and_the_others_later(
+    checkpoint: disk.Checkpoint, tmp_path: Path, refused: Callable[..., str], capsys: pytest.CaptureFixture[str]
+) -> None:
+    out = tmp_path / "out"
+    assert main(checkpoint.arguments(out, "--ranks", "0,2-3", "--no-commit")) == 0
+    refused(66, "ManifestMissing", "verify", str(out))
+    assert main(checkpoint.arguments(out, "--ranks", "1,4-5", "--no-commit")) == 0
+    assert not (out / "reshard-manifest.json").exists()
+    assert main(["commit", str(out)]) == 0
+    assert disk.differences(checkpoint.model, out, "ckpt") == []
+    capsys.readouterr()
+    assert main(checkpoint.arguments(out, "--json")) == 0
+    assert said(capsys)["skipped_ranks"] == list(range(6))
+
+
+def test_plan_tells_what_would_be_read_and_writes_nothing(
+    checkpoint: disk.Checkpoint, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    out = tmp_path / "out"
+    arguments = ["plan", *checkpoint.arguments(out)[1:]]
+    assert main([*arguments, "--json"]) == 0
+    plan = said(capsys)
+    assert not out.exists()
+    assert plan["sources"].keys() == {str(rank) for rank in range(6)}
+    assert plan["sources"]["0"] == [0, 1, 2, 3]
+    assert 0 < plan["memory_bytes"] < 200e6
+    assert main(arguments) == 0
+    assert main([*arguments, "--write"]) == 0
+    assert list(out.glob(".reshard/*/inventory.json"))
+
+
+def test_the_target_may_not_be_the_source(checkpoint: disk.Checkpoint, tmp_path: Path, refused: Callable[..., str]) -> None:
+    for target in (checkpoint.source, checkpoint.source / "below", tmp_path, tmp_path / "in" / "x" / ".." / "src"):
+        refused(78, "TargetOverlapsSource", *checkpoint.arguments(target))
+    link = tmp_path / "link"
+    link.symlink_to(checkpoint.source)
+    refused(78, "TargetOverlapsSource", *checkpoint.arguments(link / "x"))
+
+
+@pytest.mark.parametrize(
+    ("arguments", "code", "reason"),
+    [
+        (["--format", "zip"], 2, "Usage"),
+        (["--ranks", "x"], 2, "InvalidRanks"),
+        (["--ranks", "3-1"], 2, "InvalidRanks"),
+        (["--ranks", "6"], 78, "NoSuchRank"),
+        (["--prefix", "a/b"], 2, "InvalidPrefix"),
+        (["--file-mode", "9"], 2, "InvalidMode"),
+        (["--workers", "0"], 2, "Usage"),
+        (["--step", "99"], 66, "StepMissing"),
+        (["--files", "nothing*"], 66, "SourceRankMissing"),
+        (["--source", "/nowhere"], 66, "SourceMissing"),
+        (["--source-strategy", "/nowhere"], 66, "StrategyMissing"),
+        (["--no-such-option"], 2, "Usage"),
+    ],
+)
+def test_what_is_wrong_is_said_in_one_line(
+    checkpoint: disk.Checkpoint,
+    tmp_path: Path,
+    refused: Callable[..., str],
+    arguments: list[str],
+    code: int,
+    reason: str,
+) -> None:
+    refused(code, reason, *checkpoint.arguments(tmp_path / "out", *arguments))
+    assert not (tmp_path / "out").exists()
+
+
+def test_a_truncated_source_is_named(checkpoint: disk.Checkpoint, tmp_path: Path, refused: Callable[..., str]) -> None:
+    path = checkpoint.source / "rank_2" / "net-1_100.ckpt"
+    path.write_bytes(path.read_bytes()[:-1])
+    assert "rank_2/net-1_100.ckpt" in refused(65, "Truncated", *checkpoint.arguments(tmp_path / "out"))
+    assert not (tmp_path / "out").exists()
+
+
+def test_a_missing_rank_is_named(checkpoint: disk.Checkpoint, tmp_path: Path, refused: Callable[..., str]) -> None:
+    (checkpoint.source / "rank_2" / "net-1_100.ckpt").unlink()
+    (checkpoint.source / "rank_2").rmdir()
+    assert "rank 2" in refused(66, "SourceRankMissing", *checkpoint.arguments(tmp_path / "out"))
+
+
+def test_a_strategy_of_another_model_is_named(checkpoint: disk.Checkpoint, tmp_path: Path, refused: Callable[..., str]) -> None:
+    swapped = ["--source-strategy", str(checkpoint.target_strategy)]
+    refused(66, "SourceRankMissing", *checkpoint.arguments(tmp_path / "out", *swapped))
+    no_strategy = ["--target-strategy", str(checkpoint.source / "rank_0" / "net-1_100.ckpt")]
+    refused(65, "StrategyInvalid", *checkpoint.arguments(tmp_path / "out", *no_strategy))
+
+
+def test_damage_that_a_crc_shows_stops_a_full_run(
+    checkpoint: disk.Checkpoint, tmp_path: Path, refused: Callable[..., str]
+) -> None:
+    for rank, tensors in enumerate(checkpoint.model.source()):
+        content = bytearray(rawfiles.ckpt(tensors, crc=True))
+        content[-18] ^= rank == 3
+        (checkpoint.source / f"rank_{rank}" / "net-1_100.ckpt").write_bytes(content)
+    assert "rank_3" in refused(65, "CrcMismatch", *checkpoint.arguments(tmp_path / "out", "--verify", "full"))
+    assert not (tmp_path / "out").exists()
+
+
+def test_a_changed_target_is_noticed(checkpoint: disk.Checkpoint, tmp_path: Path, refused: Callable[..., str]) -> None:
+    out = tmp_path / "out"
+    assert main(checkpoint.arguments(out)) == 0
+    path = out / "rank_4" / "checkpoint_4.ckpt"
+    content = bytearray(path.read_bytes())
+    content[-1] ^= 1
+    path.write_bytes(content)
+    assert "rank_4/checkpoint_4.ckpt" in refused(65, "ContentChanged", "verify", str(out))
+
+
+def test_files_get_the_mode_that_is_asked_for(checkpoint: disk.Checkpoint, tmp_path: Path) -> None:
+    out = tmp_path / "out"
+    assert main(checkpoint.arguments(out, "--file-mode", "0604")) == 0
+    assert stat.S_IMODE((out / "rank_0" / "checkpoint_0.ckpt").stat().st_mode) == 0o604
+    assert stat.S_IMODE((out / "rank_0").stat().st_mode) == 0o705
+
+
+def test_copies_that_differ_are_named(checkpoint: disk.Checkpoint, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    source = checkpoint.model.source()
+    source[3] = source[3] | {"step": source[3]["step"] + 1}
+    (checkpoint.source / "rank_3" / "net-1_100.ckpt").write_bytes(rawfiles.ckpt(source[3]))
+    assert main(checkpoint.arguments(tmp_path / "out", "--json")) == 0
+    assert any("step" in note and "differ" in note for note in said(capsys)["notes"])
+    for rank in range(6):
+        found = rawfiles.read_ckpt((tmp_path / "out" / f"rank_{rank}" / f"checkpoint_{rank}.ckpt").read_bytes())
+        assert found["step"] == source[rank % 4]["step"]
+
+
+def test_a_resource_runs_as_it_is(checkpoint: disk.Checkpoint, tmp_path: Path) -> None:
+    resource = tmp_path / "transform.yaml"
+    resource.write_text(
+        """
+apiVersion: reshard.dev/v1alpha1
+kind: CheckpointTransform
+metadata: {name: example}
+spec:
+  source:
+    storage: {persistentVolumeClaim: {claimName: data, path: in/src}}
+    strategy: {path: in/source.ckpt}
+  target:
+    storage: {persistentVolumeClaim: {claimName: data, path: out}}
+    strategy: {path: in/target.ckpt}
+    format: Safetensors
+    filePrefix: net
+  verification: Full
+"""
+    )
+    assert main(["run", str(resource), "--volume", f"data={tmp_path}"]) == 0
+    assert disk.differences(checkpoint.model, tmp_path / "out", "safetensors", "net") == []
+
+
+def test_nothing_of_a_resource_is_ignored(tmp_path: Path, refused: Callable[..., str]) -> None:
+    resource = tmp_path / "transform.yaml"
+    resource.write_text("apiVersion: reshard.dev/v1alpha1\nkind: CheckpointTransform\nspec: {sourc: {}}\n")
+    assert "sourc" in refused(2, "InvalidField", "run", str(resource))
+    resource.write_text("kind: Pod\n")
+    refused(2, "ResourceMissing", "run", str(resource))
+    resource.write_text("{")
+    refused(2, "NotYaml", "run", str(resource))
+    refused(66, "NotFound", "run", str(tmp_path / "nothing.yaml"))
+
+
+def test_stages_are_merged_and_shown(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    folder = tmp_path / "stages"
+    folder.mkdir()
+    for stage in range(2):
+        file = StrategyFile("x", {stage: {f"a-{stage}": Layout((2,), ((0,),))}})
+        (folder / f"strategy_{stage}.ckpt").write_bytes(dump(file, "protobuf"))
+    assert main(["strategy", "merge", str(folder), str(tmp_path / "merged.json")]) == 0
+    capsys.readouterr()
+    assert main(["strategy", "show", str(tmp_path / "merged.json"), "--json"]) == 0
+    shown = said(capsys)
+    assert shown["ranks"] == 4
+    assert [list(stage) for stage in shown["stages"]] == [["a-0"], ["a-1"]]
+    assert main(["strategy", "show", str(folder)]) == 0
+
+
+def test_inspect_shows_what_is_there(checkpoint: disk.Checkpoint, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["inspect", str(checkpoint.source)]) == 0
+    assert "Float32" in capsys.readouterr().out
+    assert main(["inspect", str(checkpoint.source / "rank_0" / "net-1_100.ckpt"), "--json"]) == 0
+    assert "w" in json.dumps(said(capsys))
+
+
+@pytest.mark.parametrize("command", ["", "transform", "run", "plan", "commit", "verify", "inspect", "strategy", "strategy merge"])
+def test_every_command_explains_itself(command: str, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main([*command.split(), "--help"]) == 0
+    assert "Usage: reshard" in capsys.readouterr().out
+
+
+def test_a_denied_file_is_named_with_owner_and_mode(
+    checkpoint: disk.Checkpoint, tmp_path: Path, refused: Callable[..., str]
+) -> None:
+    """To root nothing is denied: it does this as another user."""
+    out = tmp_path / "out"
+    assert main(checkpoint.arguments(out)) == 0  # everything is imported
+    path = checkpoint.source / "rank_1" / "net-1_100.ckpt"
+    path.chmod(0o400 if os.geteuid() == 0 else 0)
+    for folder in tmp_path.parents:
+        if folder.is_relative_to(tempfile.gettempdir()):
+            folder.chmod(folder.stat().st_mode | 0o055)
+    tmp_path.chmod(0o777)
+    before = os.geteuid()
+    if before == 0:
+        os.seteuid(65534)
+    try:
+        line = refused(77, "PermissionDenied", *checkpoint.arguments(tmp_path / "other"))
+        who = f"uid {os.geteuid()}"
+    finally:
+        os.seteuid(before)
+    assert "rank_1/net-1_100.ckpt" in line
+    assert who in line
+    assert f"owned by uid {before}" in line
+    assert f"mode {stat.S_IMODE(path.stat().st_mode):04o}" in line
+    assert "runAsUser" in line
+    assert not (tmp_path / "other").exists()
