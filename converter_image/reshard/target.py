@@ -80,7 +80,13 @@ class TargetFolder:
 
     def write_manifest(self, manifest: Manifest) -> None:
         """Declare the checkpoint complete."""
-        self.store.write(MANIFEST_NAME, encode(manifest, pretty=True), mode=self.mode)
+        content = encode(manifest, pretty=True)
+        writer = self.store.create(MANIFEST_NAME, temporary=f"{STATE}/manifest.tmp", mode=self.mode)
+        try:
+            writer.write(content)
+            writer.finish()
+        finally:
+            writer.abort()
 
     def jobs(self) -> list[JobDocument]:
         """All jobs that were begun here and are not committed."""
@@ -98,8 +104,12 @@ class TargetFolder:
     def forget_jobs(self) -> None:
         """Remove what unfinished jobs have left, this one's included; the lock stays."""
         for entry in self.store.list(STATE):
-            if entry.is_folder:
+            if f"{STATE}/{entry.name}" != LOCK:
                 self.store.delete(f"{STATE}/{entry.name}")
+
+    def has_remains(self, digest: str) -> bool:
+        """Whether a process that was killed when all but done has left something of this job, and no other job is begun."""
+        return bool(self.store.list(STATE)) and all(job.digest == digest for job in self.jobs())
 
 
 @dataclass(frozen=True, slots=True)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import resource
 import time
@@ -13,7 +14,7 @@ import msgspec
 
 from reshard import job as jobs
 from reshard.commit import commit_job, draft_manifest, finished
-from reshard.errors import MissingInputError, RequestError
+from reshard.errors import LockedError, MissingInputError, RequestError
 from reshard.lock import locked
 from reshard.progress import Cancellation, Silent
 from reshard.rankfile import Written, write_rank
@@ -137,6 +138,9 @@ def transform_checkpoint(
             written = _write_ranks(job, state, left, document, workers, progress, cancellation or Cancellation())
             if commit:
                 commit_job(target, state, document)
+    elif commit and target.has_remains(job.digest):
+        with contextlib.suppress(LockedError), locked(target.store, LOCK, owner=None, mode=request.options.file_mode):
+            target.forget_jobs()
     return Result(
         source_ranks=job.model.source_ranks,
         target_ranks=job.model.target_ranks,

@@ -183,21 +183,23 @@ class LocalStore:
 
     def write_new(self, path: str, content: bytes, *, mode: int) -> bool:
         """See `Store.write_new`: a link to a whole temporary, for O_EXCL alone would let others see an empty file."""
-        full, temporary = self._at(path), self._at(f"{path}.{os.urandom(6).hex()}.tmp")
+        full = self._at(path)
         _make_folder(os.path.dirname(full), mode)
         with _failures(full, writing=True):
-            file = os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, mode)
+            file, temporary = _open_temporary(full, mode)
             try:
                 os.fchmod(file, mode)
                 os.write(file, content)
                 os.fsync(file)
-                try:
-                    os.link(temporary, full)
-                except FileExistsError:
-                    return False
+                # With a descriptor given Python calls linkat(2), which follows the link that stands for a nameless file.
+                os.link(temporary or f"/proc/self/fd/{file}", full, src_dir_fd=file, follow_symlinks=True)
+            except (FileExistsError, FileNotFoundError):  # someone else was quicker, or has cleared the temporary away
+                return False
             finally:
                 os.close(file)
-                os.unlink(temporary)
+                if temporary is not None:
+                    with contextlib.suppress(FileNotFoundError):
+                        os.unlink(temporary)
             return True
 
     def move(self, path: str, to: str) -> None:
@@ -305,6 +307,15 @@ def _denied(path: str, *, writing: bool) -> AccessError:
         where=path,
         fix="run as that user or group (in a pod: runAsUser, runAsGroup, fsGroup, supplementalGroups), or change the mode",
     )
+
+
+def _open_temporary(path: str, mode: int) -> tuple[int, str | None]:
+    """A new file without a name, which a killed process cannot leave behind; or with one, where there is no such thing (NFS)."""
+    try:
+        return os.open(os.path.dirname(path), os.O_WRONLY | os.O_TMPFILE | os.O_CLOEXEC, mode), None
+    except OSError:
+        temporary = f"{path}.{os.urandom(6).hex()}.tmp"
+        return os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, mode), temporary
 
 
 def _searchable(folder: Path) -> bool:

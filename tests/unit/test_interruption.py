@@ -1,0 +1,215 @@
+"""Killed at any moment, started twice, sources that change: no half checkpoint, and nothing is lost."""
+
+from __future__ import annotations
+
+import os
+import random
+import signal
+import subprocess
+import sys
+import threading
+import time
+from typing import TYPE_CHECKING
+
+import disk
+import pytest
+
+from reshard.cli import main
+from reshard.errors import DataError
+from reshard.gather import SourceFiles
+from reshard.lock import STALE_SECONDS, Holder, locked
+from reshard.manifest import encode
+from reshard.progress import Cancellation, CancelledError
+from reshard.spec import Options, Request
+from reshard.storage.local import LocalStore
+from reshard.target import LOCK
+from reshard.transform import transform_checkpoint
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+# Imports everything by a plan, says so, and carries out a command when told to.
+_WAITING = """
+import sys
+from reshard.cli import main
+assert main(["plan", *sys.argv[2:], "--json"]) == 0
+print("ready", flush=True)
+sys.stdin.readline()
+sys.exit(main(sys.argv[1:]))
+"""
+
+
+def start(arguments: list[str]) -> subprocess.Popen[str]:
+    """A process that carries out a command once a line is written to it; whatever it is about to do, it has planned it before."""
+    process = subprocess.Popen(  # noqa: S603 - our own program
+        [sys.executable, "-c", _WAITING, *arguments],
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+    )
+    assert process.stdout is not None
+    while (line := process.stdout.readline()) != "ready\n":
+        assert line, process.stderr and process.stderr.read()
+    return process
+
+
+def go(process: subprocess.Popen[str]) -> None:
+    assert process.stdin is not None
+    process.stdin.write("\n")
+    process.stdin.flush()
+
+
+def leftovers(target: Path) -> list[Path]:
+    return [path for path in (target / ".reshard").rglob("*") if path.is_file()]
+
+
+@pytest.mark.parametrize("seed", range(10))
+def test_killed_at_random_moments_it_is_exact_the_next_time(tmp_path: Path, seed: int) -> None:
+    rng = random.Random(seed)
+    old = disk.write(tmp_path / "old", disk.example(seed=7))
+    new = disk.write(tmp_path / "new", disk.example(rows=1200, columns=960))
+    out = tmp_path / "out"
+    arguments = new.arguments(out, "--verify", "full", "--overwrite")
+    began = time.monotonic()
+    assert main(arguments) == 0
+    duration = time.monotonic() - began
+    finished = 0
+    for moment in range(10):
+        subprocess.run(["rm", "-rf", str(out)], check=True)  # noqa: S607
+        if moment % 2:
+            assert main(old.arguments(out)) == 0
+        process = start(arguments)
+        go(process)
+        time.sleep(rng.uniform(0, 1.2 * duration))
+        process.kill()
+        process.communicate()
+        finished += process.returncode == 0
+        if (out / "reshard-manifest.json").exists():
+            assert main(["verify", str(out)]) == 0
+        assert main(arguments) == 0
+        assert disk.differences(new.model, out, "ckpt") == []
+        assert leftovers(out) == []
+    assert finished < 10
+
+
+def test_two_runs_at_once_are_one_too_many(tmp_path: Path) -> None:
+    made = disk.write(tmp_path / "in", disk.example(rows=2400, columns=960))
+    out = tmp_path / "out"
+    both = [start(made.arguments(out, "--verify", "full")) for _ in range(2)]
+    for process in both:
+        go(process)
+    errors = [process.communicate()[1] for process in both]
+    codes = sorted(process.returncode for process in both)
+    assert codes in ([0, 75], [0, 0])  # the second may have come when the first was done
+    if codes == [0, 75]:
+        assert any("reshard: TargetLocked: " in error for error in errors)
+    assert disk.differences(made.model, out, "ckpt") == []
+
+
+def test_a_target_that_another_run_writes_to_is_left_alone(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    made = disk.write(tmp_path / "in", disk.example())
+    out = tmp_path / "out"
+    with locked(LocalStore(str(out)), LOCK, owner=None, mode=0o640):
+        assert main(made.arguments(out)) == 75
+        assert "TargetLocked" in capsys.readouterr().err
+        assert list(out.glob("rank_*")) == []
+    assert main(made.arguments(out)) == 0
+
+
+def test_a_lock_without_a_sign_of_life_lapses(tmp_path: Path) -> None:
+    made = disk.write(tmp_path / "in", disk.example())
+    lock = tmp_path / "out" / LOCK
+    lock.parent.mkdir(parents=True)
+    lock.write_bytes(encode(Holder("someone", "elsewhere", 1, "another boot")))
+    assert main(made.arguments(tmp_path / "out")) == 75
+    os.utime(lock, (time.time() - STALE_SECONDS - 1,) * 2)
+    assert main(made.arguments(tmp_path / "out")) == 0
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
+def test_called_off_it_leaves_no_half_file(tmp_path: Path, number: signal.Signals) -> None:
+    made = disk.write(tmp_path / "in", disk.example(rows=4800, columns=960))
+    out = tmp_path / "out"
+    process = start(made.arguments(out, "--verify", "full"))
+    go(process)
+    while not list(out.glob(".reshard/*/tmp/*/*")) and process.poll() is None:
+        time.sleep(0.001)
+    process.send_signal(number)
+    said = process.communicate()[1]
+    if process.returncode != 0:  # else it was faster than the signal
+        assert process.returncode == 128 + number
+        assert "Traceback" not in said
+        assert not (out / "reshard-manifest.json").exists()
+        assert list(out.glob(".reshard/*/tmp/*/*")) == []
+    assert main(made.arguments(out)) == 0
+    assert disk.differences(made.model, out, "ckpt") == []
+
+
+def test_a_source_that_changes_meanwhile_is_an_error(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    made = disk.write(tmp_path / "in", disk.example())
+    out = tmp_path / "out"
+    read = SourceFiles.check_unchanged
+
+    def touch(self: SourceFiles) -> None:
+        path = made.source / "rank_2" / "net-1_100.ckpt"
+        path.write_bytes(path.read_bytes())
+        read(self)
+
+    monkeypatch.setattr(SourceFiles, "check_unchanged", touch)
+    request = Request(str(made.source), str(out), str(made.source_strategy), str(made.target_strategy))
+    with pytest.raises(DataError, match="SourceChanged"):
+        transform_checkpoint(request)
+    assert list(out.glob("rank_*/*")) == []
+
+
+def test_a_failed_rank_keeps_the_finished_ones(tmp_path: Path) -> None:
+    made = disk.write(tmp_path / "in", disk.example())
+    out = tmp_path / "out"
+    request = Request(str(made.source), str(out), str(made.source_strategy), str(made.target_strategy))
+
+    class Tired(Cancellation):
+        def check(self) -> None:
+            if (out / "rank_1" / "checkpoint_1.ckpt").exists():
+                raise CancelledError
+
+    with pytest.raises(CancelledError):
+        transform_checkpoint(request, workers=1, cancellation=Tired())
+    kept = (out / "rank_0" / "checkpoint_0.ckpt").stat()
+    result = transform_checkpoint(request)
+    assert result.skipped_ranks[:2] == (0, 1)
+    assert (out / "rank_0" / "checkpoint_0.ckpt").stat().st_mtime_ns == kept.st_mtime_ns
+    assert disk.differences(made.model, out, "ckpt") == []
+
+
+def test_processes_of_one_owner_share_a_target(tmp_path: Path) -> None:
+    made = disk.write(tmp_path / "in", disk.example())
+    out = tmp_path / "out"
+    assert main(["plan", *made.arguments(out, "--write")[1:]]) == 0
+    codes: list[int] = []
+
+    def one(rank: int) -> None:
+        request = Request(
+            str(made.source), str(out), str(made.source_strategy), str(made.target_strategy), Options(ranks=str(rank))
+        )
+        transform_checkpoint(request, commit=False)
+        codes.append(rank)
+
+    threads = [threading.Thread(target=one, args=(rank,)) for rank in range(6)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert sorted(codes) == list(range(6))
+    assert main(["commit", str(out)]) == 0
+    assert disk.differences(made.model, out, "ckpt") == []
+
+
+def test_a_record_without_its_file_counts_for_nothing(tmp_path: Path) -> None:
+    made = disk.write(tmp_path / "in", disk.example())
+    out = tmp_path / "out"
+    assert main(made.arguments(out, "--no-commit")) == 0
+    (out / "rank_3" / "checkpoint_3.ckpt").unlink()
+    assert main(["commit", str(out)]) == 66
+    assert main(made.arguments(out)) == 0
+    assert disk.differences(made.model, out, "ckpt") == []
