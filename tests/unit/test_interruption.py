@@ -41,7 +41,7 @@ sys.exit(main(sys.argv[1:]))
 
 def start(arguments: list[str]) -> subprocess.Popen[str]:
     """A process that carries out a command once a line is written to it; whatever it is about to do, it has planned it before."""
-    process = subprocess.Popen(  # noqa: S603 - our own program
+    process = subprocess.Popen(
         [sys.executable, "-c", _WAITING, *arguments],
         stdin=subprocess.PIPE,
         stdout=subprocess.PIPE,

@@ -1,0 +1,110 @@
+"""What the documentation says: its commands run, its examples are right, its links lead somewhere."""
+
+from __future__ import annotations
+
+import os
+import re
+import shlex
+import shutil
+from pathlib import Path
+
+import disk
+import msgspec
+import pytest
+
+from reshard.cli import main
+from reshard.layout import Layout
+from reshard.manifest import FileRecord, Manifest, ParameterRecord
+
+ROOT = Path(__file__).parents[2]
+PAGES = [ROOT / "README.md", ROOT / "CHANGELOG.md", *sorted((ROOT / "docs").glob("*.md"))]
+_BLOCK = re.compile(r"^```(\w+)\n(.*?)^```", re.MULTILINE | re.DOTALL)
+_LINK = re.compile(r"\]\(([^)#\s]+)(#[^)\s]+)?\)")
+
+
+def blocks(page: Path, kind: str) -> list[str]:
+    return [text for found, text in _BLOCK.findall(page.read_text()) if found == kind]
+
+
+@pytest.fixture
+def workplace(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A folder as the documentation assumes it, and the current one."""
+    made = disk.write(tmp_path / "made", disk.example())
+    folder = tmp_path / "work"
+    folder.mkdir()
+    shutil.move(made.source, folder / "src_checkpoints")
+    shutil.move(made.source_strategy, folder / "src_strategy.ckpt")
+    shutil.move(made.target_strategy, folder / "dst_strategy.ckpt")
+    resource = (ROOT / "examples" / "retrain-on-4.yaml").read_text()
+    resource = resource.replace("claimName: results", "claimName: checkpoints").replace("dst_strategy_4", "dst_strategy")
+    (folder / "transform.yaml").write_text(resource)
+    monkeypatch.chdir(folder)
+    return folder
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
+def test_its_commands_run(page: Path, workplace: Path) -> None:
+    for block in blocks(page, "sh"):
+        for line in block.splitlines():
+            program, *arguments = shlex.split(line)
+            assert program == "reshard"
+            assert main(arguments) == 0, line
+    for block in blocks(page, "python"):
+        exec(compile(block, page.name, "exec"), {})  # noqa: S102 - the documentation's own
+    assert workplace == Path.cwd()
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
+def test_its_links_lead_somewhere(page: Path) -> None:
+    for target, anchor in _LINK.findall(page.read_text()):
+        if "://" in target:
+            continue
+        path = page.parent / target
+        assert path.exists(), target
+        if anchor:
+            headings = re.findall(r"^#+ (.*)$", path.read_text(), re.MULTILINE)
+            assert anchor[1:] in {re.sub(r"[^\w-]", "", h.lower().replace(" ", "-")) for h in headings}
+
+
+def test_the_table_of_layouts_is_right() -> None:
+    rows = [line.split("|")[1:-1] for line in (ROOT / "docs" / "layouts.md").read_text().splitlines() if line.startswith("| `[")]
+    assert len(rows) == 5
+    for matrix, tensor_map, size, said in rows:
+        layout = Layout(tuple(_numbers(matrix)), tuple((n,) for n in _numbers(tensor_map)), int(bool(int(size))), int(size))
+        step = 0
+        if int(size):
+            group = next(iter(Layout(layout.device_matrix, layout.tensor_map).holders.values()))
+            step = group[1] - group[0]
+        layout = Layout(layout.device_matrix, layout.tensor_map, step, int(size))
+        boxes = [layout.box((8,), rank) for rank in range(8)]
+        texts = [f"{b.start[0]}-{b.start[0] + b.shape[0] - 1}" if b.shape[0] > 1 else str(b.start[0]) for b in boxes]
+        if "on ranks" in said:
+            assert texts == ["0-3"] * 4 + ["4-7"] * 4
+        else:
+            assert said.strip() == "rows " + ", ".join(texts)
+
+
+def test_every_field_of_the_manifest_is_described() -> None:
+    page = (ROOT / "docs" / "manifest.md").read_text()
+    for kind in (Manifest, FileRecord, ParameterRecord):
+        for field in msgspec.structs.fields(kind):
+            assert f"`{field.encode_name}`" in page
+
+
+def test_every_module_has_its_place_in_the_architecture() -> None:
+    page = (ROOT / "docs" / "architecture.md").read_text()
+    package = ROOT / "converter_image" / "reshard"
+    for path in package.iterdir():
+        name = f"{path.name}/" if path.is_dir() else path.name
+        if not name.startswith("_") and name != "py.typed":
+            assert re.search(rf"(^|\s){re.escape(name)}", page), name
+
+
+def test_examples_are_resources(workplace: Path) -> None:
+    for example in (ROOT / "examples").glob("*.yaml"):
+        assert main(["run", str(example), "--volume", f"checkpoints={workplace}"]) == 2  # the other claim has no folder
+    assert os.listdir(workplace)  # noqa: PTH208
+
+
+def _numbers(text: str) -> list[int]:
+    return [int(n) for n in re.findall(r"-?\d+", text)]
