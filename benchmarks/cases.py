@@ -5,7 +5,7 @@ from __future__ import annotations
 import sys
 from dataclasses import dataclass
 from math import prod
-from pathlib import Path
+from typing import TYPE_CHECKING
 
 import numpy as np
 
@@ -13,6 +13,9 @@ from reshard.checkpoint import OutputTensor, content_order, pieces
 from reshard.checkpoint.dtypes import DTYPES
 from reshard.layout import Layout
 from reshard.strategy import StrategyFile, dump
+
+if TYPE_CHECKING:
+    from pathlib import Path
 
 Axes = tuple[int, ...]
 
@@ -77,16 +80,19 @@ def llama(layers: int, hidden: int, ffn: int, vocabulary: int) -> tuple[Tensor, 
 
 
 LLAMA_2_GB = llama(8, 2048, 5504, 32000)
+SQUARES = tuple(f"w{i}" for i in range(8))
 CASES = (
     Case("llama-safetensors", "2.1 GB LLaMA-shaped, 8 -> 4, safetensors", LLAMA_2_GB, 8, 4),
     Case("llama-ckpt", "2.1 GB LLaMA-shaped, 8 -> 4, ckpt", LLAMA_2_GB, 8, 4, "ckpt"),
     Case("llama-large", "8.6 GB LLaMA-shaped, 8 -> 4, safetensors", llama(32, 2048, 5504, 128000), 8, 4),
-    Case("columns", "2.1 GB column cuts, 4 -> 8", tuple(Tensor(f"w{i}", (8192, 8192), 1, 1) for i in range(8)), 4, 8),
-    Case("rows-to-columns", "2.1 GB row cuts to column cuts, 4 -> 8", tuple(Tensor(f"w{i}", (8192, 8192), 0, 1) for i in range(8)), 4, 8),
+    Case("columns", "2.1 GB column cuts, 4 -> 8", tuple(Tensor(w, (8192, 8192), 1, 1) for w in SQUARES), 4, 8),
+    Case(
+        "rows-to-columns", "2.1 GB row cuts to column cuts, 4 -> 8", tuple(Tensor(w, (8192, 8192), 0, 1) for w in SQUARES), 4, 8
+    ),
     Case("one-tensor", "one tensor of 6.4 GB, 4 -> 2, ckpt", (Tensor("w", (40000, 40000), 0, 1),), 4, 2, "ckpt"),
-    Case("many-names", "100,000 parameter names, 4 -> 2", tuple(Tensor(f"model.layers.{i}.w", (8,), 0, 0) for i in range(100_000)), 4, 2),
+    Case("many-names", "100,000 names, 4 -> 2", tuple(Tensor(f"model.layers.{i}.w", (8,), 0, 0) for i in range(100_000)), 4, 2),
     Case("tiny-tensors", "10,000 tiny tensors, 8 -> 6", tuple(Tensor(f"t{i}", (24, 24), 0, 1) for i in range(10_000)), 8, 6),
-)  # fmt: skip
+)
 
 
 def make(case: Case, folder: Path) -> Path:

@@ -49,7 +49,6 @@ def strategy(stages: int, data: int, side: int) -> Strategy:
     for stage in range(stages):
         stage_layouts = {}
         for name, _, maps, *shards in parameters(stage, stages):
-            # tensor axis of length 8 outside, data axis inside; a parameter that no tensor axis cuts shares over the data axis only
             key = (maps, shards[side])
             if key not in layouts:
                 layouts[key] = Layout((8, data), maps, 1, shards[side])

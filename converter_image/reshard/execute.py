@@ -40,41 +40,54 @@ def stream(plan: RankPlan, pieces: Iterable[bytes | Span], files: SourceFiles, e
     Raises:
         DataError, StorageError: the source cannot be read.
     """
-    tile = memoryview(bytearray(TILE_BYTES))
+    output = _Tile(emit)
     gatherer = Gatherer(files, TILE_BYTES)
-    filled = 0
     content: _Content | None = None
     for piece in pieces:
         if isinstance(piece, bytes):
-            for at in range(0, len(piece), TILE_BYTES):
-                part = piece[at : at + TILE_BYTES]
-                if len(part) > TILE_BYTES - filled:
-                    emit(tile[:filled])
-                    filled = 0
-                tile[filled : filled + len(part)] = part
-                filled += len(part)
+            output.literal(piece)
             continue
         tensor = plan.tensors[piece.tensor]
-        if piece.length <= SMALL_BYTES and piece.offset == 0:
-            if TILE_BYTES - filled < piece.length:
-                emit(tile[:filled])
-                filled = 0
-            if gatherer.read_small(tensor, tile[filled : filled + piece.length]):
-                filled += piece.length
-                continue
+        if piece.length <= SMALL_BYTES and piece.offset == 0 and gatherer.read_small(tensor, output.room(piece.length)):
+            output.filled += piece.length
+            continue
         if content is None or content.tensor is not tensor:
             content = _Content(tensor, gatherer)
         done = 0
         while done < piece.length:
-            if TILE_BYTES - filled < min(_SPLINTER_BYTES, piece.length - done):
-                emit(tile[:filled])
-                filled = 0
-            room = min(TILE_BYTES - filled, piece.length - done)
-            n = content.fill(piece.offset + done, tile[filled : filled + room])
-            filled += n
+            room = output.room(min(_SPLINTER_BYTES, piece.length - done), piece.length - done)
+            n = content.fill(piece.offset + done, room)
+            output.filled += n
             done += n
-    if filled:
-        emit(tile[:filled])
+    output.hand_on()
+
+
+class _Tile:
+    """The part of the file that is being filled."""
+
+    def __init__(self, emit: Callable[[memoryview], None]) -> None:
+        self._emit = emit
+        self._memory = memoryview(bytearray(TILE_BYTES))
+        self.filled = 0
+
+    def room(self, least: int, most: int | None = None) -> memoryview:
+        """Memory for the next `least` bytes, or for more, up to `most`."""
+        if TILE_BYTES - self.filled < least:
+            self.hand_on()
+        return self._memory[self.filled : self.filled + (most or least)]
+
+    def literal(self, content: bytes) -> None:
+        """Append bytes of any length."""
+        for at in range(0, len(content), TILE_BYTES):
+            part = content[at : at + TILE_BYTES]
+            self.room(len(part))[:] = part
+            self.filled += len(part)
+
+    def hand_on(self) -> None:
+        """Give what there is to whoever writes it."""
+        if self.filled:
+            self._emit(self._memory[: self.filled])
+            self.filled = 0
 
 
 class _Content:

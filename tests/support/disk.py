@@ -15,6 +15,8 @@ from reshard.strategy import Strategy, StrategyFile, dump
 if TYPE_CHECKING:
     from pathlib import Path
 
+    import numpy as np
+
 
 def layout(cut: Cut) -> Layout:
     """A layout of the code under test."""
@@ -80,15 +82,17 @@ def differences(model: models.Model, target: Path, kind: str, prefix: str = "che
         if found.keys() != expected.keys():
             wrong.append(f"rank {rank} holds {sorted(found)}")
         wrong += [
-            f"rank {rank}: {name}"
-            for name, array in expected.items()
-            if (found[name].dtype, found[name].shape, found[name].tobytes()) != (array.dtype, array.shape, array.tobytes())
+            f"rank {rank}: {name}" for name, array in expected.items() if name not in found or not _same(found[name], array)
         ]
     return wrong
 
 
+def _same(a: np.ndarray, b: np.ndarray) -> bool:
+    return (a.dtype, a.shape, a.tobytes()) == (b.dtype, b.shape, b.tobytes())
+
+
 def example(*, rows: int = 48, columns: int = 24, seed: int = 1) -> models.Model:
-    """A small model of 4 ranks that becomes one of 6, or the other way: rows to columns, an optimizer shard, a replicated step."""
+    """A small model of 4 ranks that becomes one of 6: rows to columns, optimizer shards, a replicated step."""
     tensors = (
         models.Tensor("w", "Float32", (rows, columns), Cut((4,), ((0,), ())), 0, Cut((6,), ((), (0,))), 0),
         models.Tensor("m", "BFloat16", (rows, columns), Cut((2, 2), ((1,), ()), 1, 2), 0, Cut((6,), ((), ()), 1, 6), 0),

@@ -283,7 +283,7 @@ def test_stages_are_merged_and_shown(tmp_path: Path, capsys: pytest.CaptureFixtu
     assert main(["strategy", "show", str(folder)]) == 0
 
 
-def test_inspect_shows_what_is_there(checkpoint: disk.Checkpoint, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_inspect_shows_what_is_there(checkpoint: disk.Checkpoint, capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["inspect", str(checkpoint.source)]) == 0
     assert "Float32" in capsys.readouterr().out
     assert main(["inspect", str(checkpoint.source / "rank_0" / "net-1_100.ckpt"), "--json"]) == 0

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from itertools import islice
 from typing import TYPE_CHECKING
 
 import msgspec
@@ -16,6 +17,8 @@ if TYPE_CHECKING:
     from reshard.layout import Layout
 
 __all__ = ["Strategy", "StrategyFile", "dump", "merge", "parse"]
+
+_SHOWN = 8
 
 
 @dataclass(frozen=True, slots=True)
@@ -43,10 +46,11 @@ class Strategy:
             DataError: a stage is missing, or they do not belong together.
         """
         merged = merge(files)
-        return cls(tuple(merged.stages.values()), _devices(merged))
+        stages = tuple(merged.stages.values())
+        return cls(stages, next(layout.devices for layouts in stages for layout in layouts.values()))
 
     def canonical(self) -> bytes:
-        """Equal for strategies that cut alike, whatever their files look like."""
+        """The same for the same layouts of the same parameters, whatever the form and order of the files they came from."""
         return msgspec.json.encode([{name: _essence(stage[name]) for name in sorted(stage)} for stage in self.stages])
 
 
@@ -54,9 +58,12 @@ def merge(files: Sequence[StrategyFile]) -> StrategyFile:
     """One file of the files of all pipeline stages. Of several files of a stage the first counts.
 
     Raises:
-        DataError: a stage is missing, or files do not say which they describe.
+        DataError: a stage is missing, files do not say which they describe, or stages differ in their number of ranks.
     """
+    if not files:
+        raise DataError("StageMissing", "there is no strategy file", fix="give a strategy file, or a folder that holds some")
     stages: dict[int, Mapping[str, Layout]] = {}
+    names: dict[int, str] = {}
     nodes = []
     for file in files:
         if len(files) > 1 and not file.nodes:
@@ -68,37 +75,37 @@ def merge(files: Sequence[StrategyFile]) -> StrategyFile:
             )
         new = {stage: layouts for stage, layouts in file.stages.items() if stage not in stages}
         stages |= new
+        names |= dict.fromkeys(new, file.name)
         nodes += [node for node in file.nodes if node.stage in new]
-    missing = sorted(set(range(max(stages) + 1)) - set(stages)) if max(stages) < len(stages) * 64 else [len(stages)]
+    missing = list(islice((stage for stage in range(max(stages)) if stage not in stages), _SHOWN))
     if missing:
         raise DataError(
             "StageMissing",
-            f"there are pipeline stages up to {max(stages)}, but no strategy of stage {', '.join(map(str, missing[:8]))}",
+            f"there are pipeline stages up to {max(stages)}, but no strategy of stage {', '.join(map(str, missing))}",
             where=files[0].name,
             fix="give the folder with the strategy files of all stages",
         )
+    _check_devices(stages, names)
     return StrategyFile(files[0].name, {stage: stages[stage] for stage in sorted(stages)}, tuple(nodes))
 
 
-def _devices(merged: StrategyFile) -> int:
-    """Ranks of each stage: every layout must be of as many."""
-    first: tuple[str, int] | None = None
-    for stage, layouts in merged.stages.items():
+def _check_devices(stages: Mapping[int, Mapping[str, Layout]], files: Mapping[int, str]) -> None:
+    """That every layout of every stage is of as many ranks."""
+    first: tuple[str, int, int] | None = None
+    for stage, layouts in stages.items():
         for name, layout in layouts.items():
             if first is None:
-                first = (name, layout.devices)
-            elif layout.devices != first[1]:
+                first = (name, stage, layout.devices)
+            elif layout.devices != first[2]:
                 raise DataError(
                     "DevicesDisagree",
-                    f"stage {stage} has it on {layout.devices} ranks, but parameter {first[0]} is on {first[1]}",
-                    where=f"{merged.name}: parameter {name}",
+                    f"stage {stage} has it on {layout.devices} ranks,"
+                    f" but stage {first[1]} has parameter {first[0]} on {first[2]} ({files[first[1]]})",
+                    where=f"{files[stage]}: parameter {name}",
                     fix="all strategy files must come from one run",
                 )
     if first is None:
-        raise DataError(
-            "StrategyInvalid", "it names no parameter", where=merged.name, fix="give the strategy file that training wrote"
-        )
-    return first[1]
+        raise DataError("StrategyInvalid", "no stage names a parameter", where=next(iter(files.values())))
 
 
 def _essence(layout: Layout) -> tuple[object, ...]:

@@ -8,16 +8,24 @@ from math import prod
 from typing import TYPE_CHECKING, Literal
 
 from reshard.errors import DataError
+from reshard.layout import MAX_DEVICES_PER_STAGE, Layout
 from reshard.strategy import json_form, protobuf_form
-from reshard.strategy.records import LayoutItem, Node, Record
+from reshard.strategy.records import MalformedError, Node
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Mapping
+    from collections.abc import Callable, Iterable, Mapping
 
-from reshard.layout import Layout
+    from reshard.strategy.records import LayoutRecord
 
-# "3-layer.weight": parameter layer.weight of stage 3, as `merge_pipeline_strategys` writes it.
-_PREFIXED = re.compile(r"([0-9]{1,6})-(.*)", re.DOTALL)
+# "3-layer.weight": parameter layer.weight of stage 3, as `merge_pipeline_strategys` writes it. "03-" is no such prefix.
+_PREFIXED = re.compile(r"(0|[1-9][0-9]{0,9})-")
+# numpy's; MindSpore's own are 8.
+_MAX_DIMENSIONS = 32
+_MAX_AXES = 64
+# Checking a layout takes a table of ranks x dimensions. This is 256 different layouts over 8,192 ranks of a stage.
+_MAX_TABLES = 1 << 23
+
+_FIX = "give the strategy file that training wrote"
 
 Form = Literal["protobuf", "json"]
 
@@ -28,8 +36,9 @@ class StrategyFile:
 
     Attributes:
         name: of the file, for messages.
-        stages: for each pipeline stage that it describes its parameters' layouts, by name.
-        nodes: operators with their stage; no transform needs them, but MindSpore reads the stage from them.
+        stages: for each pipeline stage that it describes its parameters' layouts, by name. Equal layouts are one object.
+        nodes: operators with their stage; no transform needs them, but MindSpore reads the stage from them. Empty: the file
+            does not say which stage it describes.
     """
 
     name: str
@@ -47,16 +56,27 @@ class StrategyFile:
 
 
 def parse(content: bytes, name: str) -> StrategyFile:
-    """Read a strategy file of either form.
+    """Read a strategy file of either form, whichever the content is.
+
+    The stage is that of the operators in it. `current_stage` is not asked: MindSpore counts in it how often it has saved
+    (parallel_strategy_checkpoint.cc), and always writes 1 into a merged file (_parallel_serialization.py).
+
+    Args:
+        content: of the file. What is built from it is bounded, as its length is by the caller.
+        name: of the file, for messages.
 
     Raises:
         DataError: it is none, or says what cannot be.
     """
     if not content:
-        raise DataError("StrategyInvalid", "the file is empty", where=name, fix="give the strategy file that training wrote")
-    form = json_form if content.lstrip()[:1] == b"{" else protobuf_form
-    record = form.decode(content, name)
-    layouts = _layouts(record.layouts, name)
+        raise DataError("StrategyInvalid", "the file is empty", where=name, fix=_FIX)
+    form = json_form if re.match(rb"[ \t\r\n]*[{\[]", content) else protobuf_form
+    try:
+        record = form.decode(content)
+    except MalformedError as error:
+        hint = "it may be a checkpoint: " if content.startswith(b"\x0a") else ""
+        raise DataError("StrategyInvalid", error.what, where=_where(name, error.where), fix=hint + _FIX) from None
+    layouts = _layouts(record.parameters, form.decode_layout, name)
     stages = {node.stage for node in record.nodes} or {0}
     if _prefixes(layouts) == stages:
         by_stage: dict[int, dict[str, Layout]] = {stage: {} for stage in sorted(stages)}
@@ -75,54 +95,97 @@ def parse(content: bytes, name: str) -> StrategyFile:
 
 
 def dump(file: StrategyFile, form: Form) -> bytes:
-    """Write a strategy file that this program and MindSpore read."""
+    """Write a strategy file that this program and MindSpore read.
+
+    MindSpore cannot read the JSON form of a dimension that several axes cut, nor a parameter with a `-` in its name.
+    """
     nodes = file.nodes or tuple(Node(f"stage{stage}", stage) for stage in file.stages)
-    items = tuple(
-        LayoutItem(name, layout.device_matrix, layout.tensor_map, layout.shard_step, layout.shard_size)
-        for name, layout in file.parameters.items()
-    )
-    record = Record(items, nodes)
-    return json_form.encode(record) if form == "json" else protobuf_form.encode(record)
+    encode = json_form.encode if form == "json" else protobuf_form.encode
+    return encode(file.parameters.items(), nodes, nodes[0].stage)
 
 
-def _layouts(items: Iterable[LayoutItem], file: str) -> dict[str, Layout]:
+def _layouts(
+    parameters: tuple[tuple[str, bytes], ...], decode_layout: Callable[[bytes], LayoutRecord], file: str
+) -> dict[str, Layout]:
     """Checked layouts by name. Equal ones are one object: a model has many parameters and few ways to cut them."""
     layouts: dict[str, Layout] = {}
-    known: dict[tuple[object, ...], Layout] = {}
-    for item in items:
-        where = f"{file}: parameter {item.name}"
-        if item.name in layouts:
-            raise DataError("StrategyInvalid", "the file names it twice", where=where)
-        _refuse_uneven(item, where)
-        key = (item.device_matrix, item.tensor_map, item.shard_step, item.shard_size)
-        layout = known.get(key)
+    known: dict[bytes, Layout] = {}
+    distinct: dict[Layout, Layout] = {}
+    tables = 0
+    for name, raw in parameters:
+        layout = known.get(raw)
         if layout is None:
-            layout = Layout(*key)
+            where = _where(file, f"parameter {name}")
             try:
-                _ = layout.parts  # checks that it does not contradict itself
-            except DataError as error:
-                raise DataError(error.reason, error.what, where=where, fix=error.fix) from None
-            known[key] = layout
-        layouts[item.name] = layout
+                layout = _checked(decode_layout(raw), where)
+            except MalformedError as error:
+                raise DataError("StrategyInvalid", error.what, where=where, fix=_FIX) from None
+            if layout not in distinct:
+                tables += _check_parts(layout, _MAX_TABLES - tables, where)
+            layout = known[raw] = distinct.setdefault(layout, layout)
+        if name in layouts:
+            raise DataError("StrategyInvalid", "the file names it twice", where=_where(file, f"parameter {name}"), fix=_FIX)
+        layouts[name] = layout
+    if not layouts:
+        raise DataError("StrategyInvalid", "it names no parameter", where=file, fix=_FIX)
     return layouts
 
 
-def _refuse_uneven(item: LayoutItem, where: str) -> None:
-    if item.field:
-        raise DataError("UnevenCut", f"it is cut by fields of {item.field}, which cannot be resharded", where=where)
-    if len(set(item.split_shape)) > 1:
-        shown = list(item.split_shape[:8])
-        raise DataError("UnevenCut", f"it is cut unevenly, into {shown}, which cannot be resharded", where=where)
-    if item.split_shape and prod(item.device_matrix) % len(item.split_shape):
-        raise DataError("UnevenCut", f"it is cut into {len(item.split_shape)} parts, which its devices cannot share", where=where)
+def _checked(record: LayoutRecord, where: str) -> Layout:
+    """A layout of few axes and dimensions, that cuts evenly."""
+    if len(record.device_matrix) > _MAX_AXES or len(record.tensor_map) > _MAX_DIMENSIONS:
+        raise DataError(
+            "StrategyInvalid",
+            f"its layout has {len(record.device_matrix)} device axes and {len(record.tensor_map)} dimensions",
+            where=where,
+            fix=_FIX,
+        )
+    if record.field:
+        raise DataError("UnevenCut", f"it is cut by fields of {record.field}, which cannot be resharded", where=where)
+    layout = Layout(record.device_matrix, record.tensor_map, record.shard_step, record.shard_size)
+    split = record.split_shape
+    if split and (len(set(split)) > 1 or split[0] < 1 or len(split) != _cuts(layout)):
+        raise DataError(
+            "UnevenCut",
+            f"it is cut into {len(split)} parts of lengths {list(split[:8])}, not evenly by its tensor map,"
+            " and cannot be resharded",
+            where=where,
+        )
+    return layout
+
+
+def _cuts(layout: Layout) -> int:
+    """Into how many parts the tensor map cuts dimension 0; 0: it has none, or names an axis that is not there."""
+    axes = layout.device_matrix[::-1]
+    if not layout.tensor_map or any(not 0 <= axis < len(axes) for axis in layout.tensor_map[0]):
+        return 0
+    return prod(axes[axis] for axis in layout.tensor_map[0])
+
+
+def _check_parts(layout: Layout, room: int, where: str) -> int:
+    """That the layout does not contradict itself. Returns the entries of its table; there must be room for them."""
+    entries = layout.devices * (layout.ndim + 1)
+    if layout.devices <= MAX_DEVICES_PER_STAGE and entries > room:
+        raise DataError(
+            "StrategyTooLarge", f"the file has too many different layouts over {layout.devices} ranks and more", where=where
+        )
+    try:
+        _ = layout.parts
+    except DataError as error:
+        raise DataError(error.reason, error.what, where=where, fix=error.fix or _FIX) from None
+    return entries
 
 
 def _prefixes(names: Iterable[str]) -> set[int] | None:
     """The stages before all these names; None when one has none."""
     found = set()
     for name in names:
-        match = _PREFIXED.fullmatch(name)
+        match = _PREFIXED.match(name)
         if match is None:
             return None
         found.add(int(match[1]))
     return found
+
+
+def _where(file: str, place: str | None) -> str:
+    return f"{file}: {place}" if place else file

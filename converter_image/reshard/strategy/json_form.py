@@ -1,106 +1,186 @@
-"""The JSON form of a strategy file."""
+"""The JSON form of a strategy file.
+
+MindSpore's own reader knows one axis for each dimension here; the nested lists for several are those of its `Layout`, and
+this program's alone. A file that MindSpore must read names several axes in the protobuf form.
+"""
 
 from __future__ import annotations
 
-from typing import Any
+from typing import TYPE_CHECKING, Annotated, TypeVar
 
 import msgspec
 
-from reshard.errors import DataError
-from reshard.strategy.records import LayoutItem, Node, Record, axes_of
+from reshard.strategy.records import (
+    MAX_OPERATORS,
+    MAX_PARAMETERS,
+    MAX_RECORD_BYTES,
+    UINT32_MAX,
+    LayoutRecord,
+    MalformedError,
+    NodeReader,
+    Record,
+    axes_of,
+    checked_name,
+    without_padding,
+)
 from reshard.strictjson import pairs_decoder
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable
+
+    from reshard.layout import Layout
+    from reshard.strategy.records import Node
+
+# The types of the protobuf form, so that each file can be written in either.
+_UInt32 = Annotated[int, msgspec.Meta(ge=0, le=UINT32_MAX)]
+_Int32 = Annotated[int, msgspec.Meta(ge=-(1 << 31), le=(1 << 31) - 1)]
+_Int64 = Annotated[int, msgspec.Meta(ge=-(1 << 63), le=(1 << 63) - 1)]
+
+_LAYOUTS, _NODES = "parallel_layout_item", "parallel_strategy_item"
+_MAX_SECTIONS = 64
+_PROBLEMS = (msgspec.DecodeError, RecursionError, UnicodeDecodeError)
 
 
 class _Node(msgspec.Struct):
-    stage: int
-    parallel_strategy: list[Any] = []
+    stage: _UInt32
+    parallel_strategy: tuple[tuple[_UInt32, ...], ...] = ()
 
 
 class _Layout(msgspec.Struct):
-    dev_matrix: tuple[int, ...]
-    tensor_map: tuple[int | tuple[int, ...], ...]
-    param_split_shape: list[Any] = []
-    field: int = 0
-    opt_weight_shard_step: int = 0
-    opt_weight_shard_size: int = 0
+    dev_matrix: tuple[_UInt32, ...]
+    tensor_map: tuple[_Int32 | tuple[_Int32, ...], ...]
+    param_split_shape: tuple[_Int64, ...] = ()
+    field: _Int32 = 0
+    opt_weight_shard_step: _Int32 = 0
+    opt_weight_shard_size: _Int32 = 0
 
 
-class _File(msgspec.Struct):
-    parallel_layout_item: msgspec.Raw
-    parallel_strategy_item: dict[str, _Node] = {}
+_NODE = msgspec.json.Decoder(_Node)
+_LAYOUT = msgspec.json.Decoder(_Layout)
+_FIELDS = pairs_decoder(msgspec.Raw)
+
+_S = TypeVar("_S", bound=msgspec.Struct)
 
 
-_FILE = msgspec.json.Decoder(_File)
-_LAYOUTS = pairs_decoder(_Layout)
-
-
-def decode(content: bytes, name: str) -> Record:
+def decode(content: bytes) -> Record:
     """Read the JSON form.
 
     Raises:
-        DataError: it is none.
+        MalformedError: it is none.
     """
-    try:
-        file = _FILE.decode(content)
-        layouts = _LAYOUTS(file.parallel_layout_item)
-    except (msgspec.DecodeError, RecursionError, UnicodeDecodeError) as error:
-        raise DataError(
-            "StrategyInvalid",
-            f"it is no strategy file in JSON: {error}",
-            where=name,
-            fix="give the strategy file that training wrote",
-        ) from None
-    return Record(
-        tuple(
-            LayoutItem(
-                name=parameter,
-                device_matrix=layout.dev_matrix,
-                tensor_map=tuple(axes_of(entry) if isinstance(entry, int) else _axes(entry) for entry in layout.tensor_map),
-                shard_step=layout.opt_weight_shard_step,
-                shard_size=layout.opt_weight_shard_size,
-                split_shape=_numbers(layout.param_split_shape),
-                field=layout.field,
-            )
-            for parameter, layout in layouts
-        ),
-        tuple(
-            Node(node, item.stage, tuple(_numbers([entry]) for entry in item.parallel_strategy))
-            for node, item in file.parallel_strategy_item.items()
-        ),
+    sections: dict[str, msgspec.Raw] = {}
+    for name, section in _pairs(content, _MAX_SECTIONS):
+        if name in sections:
+            raise MalformedError(f"{name} is there twice")
+        sections[name] = section
+    if _LAYOUTS not in sections:
+        raise MalformedError(f"it has no {_LAYOUTS}")
+    shared: dict[bytes, bytes] = {}
+    parameters = []
+    for name, raw in _pairs(sections[_LAYOUTS], MAX_PARAMETERS):
+        text = _bounded(raw, f"parameter {name}")
+        parameters.append((checked_name(name), shared.setdefault(text, text)))
+    nodes = NodeReader()
+    for name, raw in _pairs(sections[_NODES], MAX_OPERATORS) if _NODES in sections else ():
+        text = _bounded(raw, f"operator {name}")
+        if not nodes.known(text):
+            try:
+                node = _struct(text, _NODE)
+            except MalformedError as error:
+                raise MalformedError(error.what, f"operator {name}") from None
+            nodes.learn(text, node.stage, node.parallel_strategy)
+        nodes.add(name, text)
+    return Record(tuple(parameters), tuple(nodes.nodes))
+
+
+def decode_layout(raw: bytes) -> LayoutRecord:
+    """Read a layout as it stands in a file.
+
+    Raises:
+        MalformedError: it is none.
+    """
+    layout = _struct(raw, _LAYOUT)
+    return LayoutRecord(
+        device_matrix=layout.dev_matrix,
+        tensor_map=tuple(axes_of(each) if isinstance(each, int) else without_padding(each) for each in layout.tensor_map),
+        shard_step=layout.opt_weight_shard_step,
+        shard_size=layout.opt_weight_shard_size,
+        split_shape=layout.param_split_shape,
+        field=layout.field,
     )
 
 
-def encode(record: Record) -> bytes:
+def encode(parameters: Iterable[tuple[str, Layout]], nodes: Iterable[Node], current_stage: int) -> bytes:
     """Write the JSON form. A dimension that several axes cut has them in a list of its own."""
+    named: dict[str, object] = {}
+    for node in nodes:
+        name = node.name
+        while name in named:  # stages may call their operators alike, and an object has each key once
+            name += f"-stage{node.stage}"
+        named[name] = {"stage": node.stage, "parallel_strategy": node.strategies}
+    encoded: dict[Layout, msgspec.Raw] = {}
+    layouts: dict[str, msgspec.Raw] = {}
+    for name, layout in parameters:
+        content = encoded.get(layout)
+        if content is None:
+            content = encoded[layout] = msgspec.Raw(_encode_layout(layout))
+        layouts[name] = content
+    return msgspec.json.encode({"current_stage": current_stage, _NODES: named, _LAYOUTS: layouts})
+
+
+def _encode_layout(layout: Layout) -> bytes:
     return msgspec.json.encode(
         {
-            "current_stage": record.nodes[0].stage,
-            "parallel_strategy_item": {
-                node.name: {"stage": node.stage, "parallel_strategy": node.strategies} for node in record.nodes
-            },
-            "parallel_layout_item": {
-                item.name: {
-                    "dev_matrix": item.device_matrix,
-                    "tensor_map": [axes[0] if len(axes) == 1 else list(axes) or -1 for axes in item.tensor_map],
-                    "param_split_shape": [],
-                    "indices_offset": [],
-                    "field": 0,
-                    "opt_weight_shard_step": item.shard_step,
-                    "opt_weight_shard_size": item.shard_size,
-                }
-                for item in record.layouts
-            },
+            "dev_matrix": layout.device_matrix,
+            "tensor_map": [axes[0] if len(axes) == 1 else list(axes) or -1 for axes in layout.tensor_map],
+            "param_split_shape": [],
+            "indices_offset": [],
+            "field": 0,
+            "opt_weight_shard_step": layout.shard_step,
+            "opt_weight_shard_size": layout.shard_size,
         }
     )
 
 
-def _axes(entry: tuple[int, ...]) -> tuple[int, ...]:
-    return tuple(axis for axis in entry if axis != -1)
+class _Key:
+    """A key, never equal to another: those that are there twice are seen."""
+
+    __slots__ = ("text",)
+
+    def __init__(self, text: str) -> None:
+        self.text = text
 
 
-def _numbers(nested: list[Any]) -> tuple[int, ...]:
-    """The integers of a list that may hold lists."""
-    flat: list[int] = []
-    for entry in nested:
-        flat += [n for n in (entry if isinstance(entry, list) else [entry]) if isinstance(n, int)]
-    return tuple(flat)
+def _pairs(content: bytes | msgspec.Raw, most: int) -> list[tuple[str, msgspec.Raw]]:
+    """The pairs of an object of at most so many; a hostile one would fill the memory before it could be counted."""
+    left = most
+
+    def to_key(_: type, text: str) -> _Key:
+        nonlocal left
+        left -= 1
+        if left < 0:
+            raise MalformedError(f"an object in it has more than {most} entries")
+        return _Key(text)
+
+    decoder = msgspec.json.Decoder(dict[_Key, msgspec.Raw], dec_hook=to_key)
+    try:
+        return [(key.text, value) for key, value in decoder.decode(content).items()]
+    except _PROBLEMS as error:
+        raise MalformedError(f"it is no strategy file in JSON: {error}") from None
+
+
+def _struct(raw: bytes, decoder: msgspec.json.Decoder[_S]) -> _S:
+    try:
+        names = [name for name, _ in _FIELDS(raw)]
+        if len(set(names)) < len(names):
+            raise MalformedError("its record has a field twice")
+        return decoder.decode(raw)
+    except _PROBLEMS as error:
+        raise MalformedError(f"its record in JSON is wrong: {error}") from None
+
+
+def _bounded(raw: msgspec.Raw, where: str) -> bytes:
+    content = bytes(raw)
+    if len(content) > MAX_RECORD_BYTES:
+        raise MalformedError(f"its record has {len(content)} bytes", where)
+    return content

@@ -1,49 +1,71 @@
 """The protobuf form of a strategy file (MindSpore's node_strategy.proto).
 
-The messages live in a pool of their own, so that they never clash with MindSpore's in one process.
+The messages live in a pool of their own, so that they never clash with MindSpore's in one process. What stands below an
+item is `bytes` here: on the wire that is the same as a message, and equal layouts are then read once, however many
+parameters have them. The outermost message is hopped over item by item, because a parser would build an object for each
+two bytes of a hostile file before anything could be counted.
 """
 
 from __future__ import annotations
 
 from functools import cache
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from google.protobuf import descriptor_pb2, descriptor_pool, message_factory
 from google.protobuf.message import DecodeError
 
-from reshard.errors import DataError
-from reshard.strategy.records import LayoutItem, Node, Record, axes_of
+from reshard.strategy.records import (
+    MAX_NAME_LENGTH,
+    MAX_PARAMETERS,
+    MAX_RECORD_BYTES,
+    LayoutRecord,
+    MalformedError,
+    NodeReader,
+    Record,
+    axes_of,
+    checked_name,
+    without_padding,
+)
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable, Iterator
+
+    from reshard.layout import Layout
+    from reshard.strategy.records import Node
 
 # name: [(field, number, type), ...]; "x*" is repeated, any other required; a type in capitals is a message.
 _SCHEMA = {
-    "ParallelStrategy": [("dim*", 1, "uint32")],
-    "ParallelStrategys": [("stage", 1, "uint32"), ("parallel_strategy*", 2, "ParallelStrategy")],
-    "ParallelStrategyItem": [("node_name", 1, "string"), ("parallel_strategys", 2, "ParallelStrategys")],
-    "DevMatrix": [("dim*", 1, "uint32")],
-    "TensorMap": [("dim*", 1, "int32")],
-    "ParamSplitShape": [("dim*", 1, "int64")],
-    "IndicesOffset": [("dim*", 1, "int64")],
+    "Dims": [("dim*", 1, "uint32")],
+    "Axes": [("dim*", 1, "int32")],
+    "Lengths": [("dim*", 1, "int64")],
+    "ParallelStrategys": [("stage", 1, "uint32"), ("parallel_strategy*", 2, "Dims")],
     "ParallelLayouts": [
-        ("dev_matrix*", 1, "DevMatrix"),
-        ("tensor_map*", 2, "TensorMap"),
-        ("param_split_shape*", 3, "ParamSplitShape"),
-        ("indices_offset*", 4, "IndicesOffset"),
+        ("dev_matrix*", 1, "Dims"),
+        ("tensor_map*", 2, "Axes"),
+        ("param_split_shape*", 3, "Lengths"),
+        ("indices_offset*", 4, "Lengths"),
         ("field", 5, "int32"),
         ("opt_weight_shard_step", 6, "int32"),
         ("opt_weight_shard_size", 7, "int32"),
     ],
-    "ParallelLayoutItem": [("param_name", 1, "string"), ("parallel_layouts", 2, "ParallelLayouts")],
+    # Several contents of one message that stands once are, joined, its content: protobuf merges them so.
+    "Item": [("name", 1, "bytes"), ("content*", 2, "bytes")],
     "ParallelStrategyMap": [
         ("current_stage", 1, "uint32"),
-        ("parallel_strategy_item*", 2, "ParallelStrategyItem"),
-        ("parallel_layout_item*", 3, "ParallelLayoutItem"),
+        ("parallel_strategy_item*", 2, "Item"),
+        ("parallel_layout_item*", 3, "Item"),
     ],
 }
 _PACKAGE = "reshard.straspb"
+_STAGE, _NODE, _LAYOUT = 1, 2, 3
+_VARINT, _FIXED64, _DELIMITED, _FIXED32 = 0, 1, 2, 5
+_MAX_ITEM_BYTES = 4 * MAX_NAME_LENGTH + MAX_RECORD_BYTES + 16
+_MAX_UNKNOWN_FIELDS = 1024
 
 
 @cache
-def _map_class() -> Any:  # noqa: ANN401 - a class that exists at run time only
+def _classes() -> dict[str, Any]:
+    """Classes of the messages, that exist at run time only."""
     field = descriptor_pb2.FieldDescriptorProto
     file = descriptor_pb2.FileDescriptorProto(name="reshard/node_strategy.proto", package=_PACKAGE, syntax="proto2")
     for message, fields in _SCHEMA.items():
@@ -56,74 +78,56 @@ def _map_class() -> Any:  # noqa: ANN401 - a class that exists at run time only
             else:
                 added.type = field.Type.Value(f"TYPE_{kind.upper()}")
     pool = descriptor_pool.DescriptorPool()
-    pool.Add(file)
-    return message_factory.GetMessageClass(pool.FindMessageTypeByName(f"{_PACKAGE}.ParallelStrategyMap"))
+    pool.AddSerializedFile(file.SerializeToString())
+    return {name: message_factory.GetMessageClass(pool.FindMessageTypeByName(f"{_PACKAGE}.{name}")) for name in _SCHEMA}
 
 
-def decode(content: bytes, name: str) -> Record:
+def decode(content: bytes) -> Record:
     """Read the protobuf form.
 
     Raises:
-        DataError: it is none.
+        MalformedError: it is none.
     """
-    message = _map_class()()
-    try:
-        message.ParseFromString(content)
-        whole = message.IsInitialized()
-    except (DecodeError, RecursionError, ValueError):
-        whole = False
-    if not whole:
-        hint = "it looks like a checkpoint; " if content[:1] == b"\x0a" else ""
-        raise DataError(
-            "StrategyInvalid", "it is no strategy file", where=name, fix=f"{hint}give the strategy file that training wrote"
-        )
-    try:
-        return Record(
-            tuple(_layout(item, name) for item in message.parallel_layout_item),
-            tuple(
-                Node(
-                    item.node_name,
-                    item.parallel_strategys.stage,
-                    tuple(tuple(each.dim) for each in item.parallel_strategys.parallel_strategy),
-                )
-                for item in message.parallel_strategy_item
-            ),
-        )
-    except UnicodeDecodeError:
-        raise DataError("StrategyInvalid", "a name in it is not UTF-8", where=name) from None
+    parameters: list[tuple[str, bytes]] = []
+    nodes = NodeReader()
+    shared: dict[bytes, bytes] = {}
+    staged, unknown = False, 0
+    for number, kind, start, end in _fields(content):
+        if number in (_NODE, _LAYOUT) and kind == _DELIMITED:
+            name, raw = _item(content, start, end)
+            if number == _NODE:
+                if not nodes.known(raw):
+                    nodes.learn(raw, *_strategys(raw, name))
+                nodes.add(name, raw)
+            elif len(parameters) == MAX_PARAMETERS:
+                raise MalformedError(f"it names more than {MAX_PARAMETERS} parameters")
+            else:
+                parameters.append((name, shared.setdefault(raw, raw)))
+        elif number == _STAGE and kind == _VARINT:
+            staged = True
+        elif number in (_STAGE, _NODE, _LAYOUT):
+            raise MalformedError(f"it is no strategy file: field {number} is of another kind")
+        else:  # of a later version
+            unknown += 1
+            if unknown > _MAX_UNKNOWN_FIELDS:
+                raise MalformedError("it is no strategy file: it has fields that none has")
+    if not staged:
+        raise MalformedError("it is no strategy file: it names no current stage")
+    return Record(tuple(parameters), tuple(nodes.nodes))
 
 
-def encode(record: Record) -> bytes:
-    """Write the protobuf form."""
-    message = _map_class()(current_stage=record.nodes[0].stage)
-    for node in record.nodes:
-        strategys = message.parallel_strategy_item.add(node_name=node.name).parallel_strategys
-        strategys.stage = node.stage
-        for dims in node.strategies:
-            strategys.parallel_strategy.add(dim=dims)
-    for item in record.layouts:
-        layouts = message.parallel_layout_item.add(param_name=item.name).parallel_layouts
-        layouts.dev_matrix.add(dim=item.device_matrix)
-        for axes in _tensor_maps(item.tensor_map):
-            layouts.tensor_map.add(dim=axes)
-        layouts.param_split_shape.add()
-        layouts.indices_offset.add()
-        layouts.field = 0
-        layouts.opt_weight_shard_step = item.shard_step
-        layouts.opt_weight_shard_size = item.shard_size
-    return bytes(message.SerializeToString(deterministic=True))
+def decode_layout(raw: bytes) -> LayoutRecord:
+    """Read a layout as it stands in a file.
 
-
-def _layout(item: Any, file: str) -> LayoutItem:  # noqa: ANN401 - a message
-    layouts = item.parallel_layouts
+    Raises:
+        MalformedError: it is none.
+    """
+    layouts = _parsed("ParallelLayouts", raw)
     if len(layouts.dev_matrix) != 1 or not layouts.tensor_map:
-        raise DataError(
-            "StrategyInvalid", "its layout has no device matrix or no tensor map", where=f"{file}: parameter {item.param_name}"
-        )
-    return LayoutItem(
-        name=item.param_name,
+        raise MalformedError("its layout must have one device matrix and a tensor map")
+    return LayoutRecord(
         device_matrix=tuple(layouts.dev_matrix[0].dim),
-        tensor_map=_axes([list(each.dim) for each in layouts.tensor_map]),
+        tensor_map=_axes([tuple(each.dim) for each in layouts.tensor_map]),
         shard_step=layouts.opt_weight_shard_step,
         shard_size=layouts.opt_weight_shard_size,
         split_shape=tuple(n for each in layouts.param_split_shape for n in each.dim),
@@ -131,15 +135,117 @@ def _layout(item: Any, file: str) -> LayoutItem:  # noqa: ANN401 - a message
     )
 
 
-def _axes(maps: list[list[int]]) -> tuple[tuple[int, ...], ...]:
+def encode(parameters: Iterable[tuple[str, Layout]], nodes: Iterable[Node], current_stage: int) -> bytes:
+    """Write the protobuf form."""
+    message = _classes()["ParallelStrategyMap"](current_stage=current_stage)
+    for node in nodes:
+        strategys = _classes()["ParallelStrategys"](stage=node.stage)
+        for dims in node.strategies:
+            strategys.parallel_strategy.add(dim=dims)
+        message.parallel_strategy_item.add(name=node.name.encode(), content=[strategys.SerializeToString()])
+    encoded: dict[Layout, bytes] = {}
+    for name, layout in parameters:
+        content = encoded.get(layout)
+        if content is None:
+            content = encoded[layout] = _encode_layout(layout)
+        message.parallel_layout_item.add(name=name.encode(), content=[content])
+    return bytes(message.SerializeToString(deterministic=True))
+
+
+def _encode_layout(layout: Layout) -> bytes:
+    message = _classes()["ParallelLayouts"](
+        field=0, opt_weight_shard_step=layout.shard_step, opt_weight_shard_size=layout.shard_size
+    )
+    message.dev_matrix.add(dim=layout.device_matrix)
+    for axes in _tensor_maps(layout.tensor_map):
+        message.tensor_map.add(dim=axes)
+    message.param_split_shape.add()  # MindSpore reads the first of each, even where it is empty
+    message.indices_offset.add()
+    return bytes(message.SerializeToString(deterministic=True))
+
+
+def _item(content: bytes, start: int, end: int) -> tuple[str, bytes]:
+    """Name and content of an item."""
+    if end - start > _MAX_ITEM_BYTES:
+        raise MalformedError(f"the item at byte {start} has {end - start} bytes")
+    item = _parsed("Item", content[start:end])
+    raw = b"".join(item.content)
+    if not item.content or len(raw) > MAX_RECORD_BYTES:
+        raise MalformedError(f"the item at byte {start} has a content of {len(raw)} bytes")
+    try:
+        return checked_name(item.name.decode()), raw
+    except UnicodeDecodeError:
+        raise MalformedError(f"the name in the item at byte {start} is not UTF-8") from None
+
+
+def _strategys(raw: bytes, name: str) -> tuple[int, tuple[tuple[int, ...], ...]]:
+    try:
+        message = _parsed("ParallelStrategys", raw)
+    except MalformedError as error:
+        raise MalformedError(error.what, f"operator {name}") from None
+    return message.stage, tuple(tuple(each.dim) for each in message.parallel_strategy)
+
+
+def _parsed(kind: str, raw: bytes) -> Any:  # noqa: ANN401 - a class that exists at run time only
+    message = _classes()[kind]()
+    try:
+        message.ParseFromString(raw)
+        whole = message.IsInitialized()
+    except (DecodeError, RecursionError, ValueError):
+        whole = False
+    if not whole:
+        raise MalformedError("it is damaged, or no strategy file")
+    return message
+
+
+def _fields(content: bytes) -> Iterator[tuple[int, int, int, int]]:
+    """Number, wire type, start and end of the value of each field of a message."""
+    at, end = 0, len(content)
+    try:
+        while at < end:
+            tag, at = _varint(content, at)
+            number, kind = tag >> 3, tag & 7
+            start = at
+            if kind == _DELIMITED:
+                length, start = _varint(content, at)
+                at = start + length
+            elif kind == _VARINT:
+                _, at = _varint(content, at)
+            elif kind in (_FIXED32, _FIXED64):
+                at += 4 if kind == _FIXED32 else 8
+            else:
+                raise MalformedError(f"it is no strategy file: there is a field of kind {kind} at byte {start}")
+            if at > end:
+                raise MalformedError(f"it ends in the middle of the field at byte {start}")
+            yield number, kind, start, at
+    except IndexError:
+        raise MalformedError("it ends in the middle of a number") from None
+
+
+def _varint(content: bytes, at: int) -> tuple[int, int]:
+    """A number, and where it ends. IndexError: the content ends first."""
+    byte = content[at]
+    at += 1
+    value, shift = byte & 0x7F, 7
+    while byte >= 0x80:
+        if shift > 63:
+            raise MalformedError(f"the number before byte {at} is longer than 64 bits")
+        byte = content[at]
+        at += 1
+        value |= (byte & 0x7F) << shift
+        shift += 7
+    return value, at
+
+
+def _axes(maps: list[tuple[int, ...]]) -> tuple[tuple[int, ...], ...]:
     """One message: an axis for each dimension. Several: one for each dimension, with its axes; an empty one only fills up."""
     if len(maps) == 1:
-        return tuple(axes_of(entry) for entry in maps[0])
-    return tuple(tuple(axis for axis in dims if axis != -1) for dims in maps if dims)
+        return tuple(map(axes_of, maps[0]))
+    return tuple(without_padding(axes) for axes in maps if axes)
 
 
-def _tensor_maps(axes: tuple[tuple[int, ...], ...]) -> list[list[int]]:
+def _tensor_maps(axes: tuple[tuple[int, ...], ...]) -> list[tuple[int, ...]]:
     if all(len(each) <= 1 for each in axes):
-        return [[each[0] if each else -1 for each in axes]]
-    maps = [list(each) or [-1] for each in axes]
-    return [*maps, []] if len(maps) == 1 else maps
+        return [tuple(each[0] if each else -1 for each in axes)]
+    maps = [each or (-1,) for each in axes]
+    return [*maps, ()] if len(maps) == 1 else maps

@@ -1,0 +1,134 @@
+"""`make bench`: time and memory of whole transforms, beside `cp -r` of the same bytes and, where it is installed, MindSpore.
+
+Every round runs all contestants in turn, each on an empty target, with the source in the page cache and the outcome synced to
+disk; quoted are medians, and the median of the ratios within a round.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import platform
+import shutil
+import statistics
+import subprocess
+import sys
+import time
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from rich.console import Console
+from rich.table import Table
+
+from cases import CASES, Case, make
+
+HERE = Path(__file__).parent
+RESHARD = str(Path(sys.executable).with_name("reshard"))
+_MINDSPORE = """
+import sys, mindspore
+source, target, before, after, kind = sys.argv[1:]
+mindspore.transform_checkpoints(source, target, "checkpoint_", before, after, output_format=kind)
+"""
+
+
+@dataclass
+class Measured:
+    """What the runs of one contestant took."""
+
+    seconds: list[float] = field(default_factory=list)
+    peak_bytes: list[int] = field(default_factory=list)
+    told: dict[str, Any] = field(default_factory=dict)
+
+    def ratio(self, other: Measured) -> float:
+        """The median ratio of times within a round."""
+        return statistics.median(a / b for a, b in zip(self.seconds, other.seconds, strict=False))
+
+
+def contestants(case: Case, place: Path, target: Path, *, with_mindspore: bool) -> dict[str, list[str]]:
+    """The commands that do the same work."""
+    before, after = str(place / "source.ckpt"), str(place / "target.ckpt")
+    sides = ["--source", str(place / "src"), "--target", str(target), "--source-strategy", before, "--target-strategy", after]
+    commands = {
+        "cp -r": ["sh", "-c", 'cp -r "$1" "$2" && sync -f "$2"', "cp", str(place / "src"), str(target)],
+        "reshard": [RESHARD, "transform", *sides, "--verify", "none", "--json"],
+    }
+    mindspore = os.environ.get("RESHARD_MINDSPORE_PYTHON")
+    if with_mindspore and mindspore:
+        commands["MindSpore"] = [mindspore, "-c", _MINDSPORE, str(place / "src"), str(target), before, after, case.format]
+    return commands
+
+
+def run(command: list[str], target: Path, measured: Measured) -> None:
+    """Run a command on an empty target."""
+    shutil.rmtree(target, ignore_errors=True)
+    os.sync()
+    began = time.perf_counter()
+    process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL)
+    assert process.stdout is not None  # noqa: S101 - it was asked for
+    output = process.stdout.read()
+    _, status, usage = os.wait4(process.pid, 0)
+    measured.seconds.append(time.perf_counter() - began)
+    measured.peak_bytes.append(usage.ru_maxrss * 1024)
+    if status:
+        sys.exit(f"{command} failed with status {status}")
+    if command[0] == RESHARD:
+        measured.told = json.loads(output)
+        measured.peak_bytes[-1] = measured.told["peak_rss_bytes"]  # the kernel's figure counts what it was forked from
+
+
+def measure(case: Case, folder: Path, runs: int, *, with_mindspore: bool) -> dict[str, Measured]:
+    """All contestants on one case, in turn."""
+    place, target = make(case, folder), folder / "target"
+    commands = contestants(case, place, target, with_mindspore=with_mindspore)
+    found = {name: Measured() for name in commands}
+    for number in range(runs + 1):
+        for name, command in commands.items():
+            if name != "MindSpore" or 1 <= number <= 3:
+                run(command, target, found[name] if number else Measured())  # the first round only warms up
+    shutil.rmtree(target, ignore_errors=True)
+    return found
+
+
+def main() -> None:
+    """Measure what is asked for, print a table, and keep the figures."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument(
+        "cases", nargs="*", choices=[[], *(case.name for case in CASES), "planning"], help="those to measure; all"
+    )
+    parser.add_argument("--runs", type=int, default=9, help="rounds of the LLaMA-shaped cases; a third of it for the others")
+    parser.add_argument("--folder", type=Path, default=Path(os.environ.get("RESHARD_CACHE", "/tmp/reshard")) / "bench")  # noqa: S108
+    arguments = parser.parse_args()
+    table = Table(title=f"{platform.machine()}, {os.cpu_count()} processors, Python {platform.python_version()}")
+    for name in ("case", "program", "seconds", "of cp -r", "peak memory", "read / needed"):
+        table.add_column(name, justify="left" if name in ("case", "program") else "right")
+    kept: dict[str, Any] = {}
+    for case in CASES:
+        if arguments.cases and case.name not in arguments.cases:
+            continue
+        llama = case.name in ("llama-safetensors", "llama-ckpt")
+        found = measure(case, arguments.folder, arguments.runs if llama else -(-arguments.runs // 3), with_mindspore=llama)
+        for name, measured in found.items():
+            told = measured.told
+            table.add_row(
+                case.what if name == "cp -r" else "",
+                name,
+                f"{statistics.median(measured.seconds):.2f}",
+                f"{measured.ratio(found['cp -r']):.2f}" if name != "cp -r" else "",
+                f"{max(measured.peak_bytes) / 1e6:.0f} MB" if name != "cp -r" else "",
+                f"{told['bytes_read'] / told['bytes_needed']:.2f}" if told else "",
+            )
+        kept[case.name] = {name: {"seconds": m.seconds, "peak_bytes": m.peak_bytes} for name, m in found.items()}
+    Console(width=120).print(table)
+    if not arguments.cases or "planning" in arguments.cases:
+        done = subprocess.run([sys.executable, str(HERE / "planning.py")], check=True, capture_output=True, text=True)
+        kept["planning"] = json.loads(done.stdout)
+        print("plan of 405B parameters with Adam's moments, 16,384 -> 12,288 ranks:", done.stdout.strip())
+    results = HERE / "results" / "local"
+    results.mkdir(parents=True, exist_ok=True)
+    (results / f"{time.strftime('%Y%m%dT%H%M%S')}.json").write_text(json.dumps(kept, indent=1))
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,23 @@
+"""The operator's image has the spec and the errors, and none of the converter's libraries."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+
+import pytest
+
+
+@pytest.mark.parametrize("module", ["reshard", "reshard.spec", "reshard.errors"])
+def test_it_loads_nothing_heavy(module: str) -> None:
+    program = f"import sys, {module}; print(*sorted(sys.modules))"
+    loaded = subprocess.run([sys.executable, "-c", program], check=True, capture_output=True, text=True).stdout.split()
+    assert not {"numpy", "boto3", "click", "rich", "google.protobuf", "xxhash"} & set(loaded)
+
+
+def test_public_names_are_there() -> None:
+    import reshard
+
+    assert all(hasattr(reshard, name) for name in reshard.__all__)
+    with pytest.raises(AttributeError):
+        _ = reshard.nothing
