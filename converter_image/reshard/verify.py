@@ -164,19 +164,24 @@ class _Comparison:
         return parts, flat
 
 
-def _read_rows(reader: Reader, entry: TensorEntry, starts: _Indexes, count: int, itemsize: int) -> bytes:
+def _read_rows(reader: Reader, entry: TensorEntry, starts: _Indexes, count: int, itemsize: int) -> bytearray:
     """Runs of `count` elements from these flat indexes; neighbours are read together."""
+    length = count * itemsize
+    content = bytearray(len(starts) * length)
+    view = memoryview(content)
     breaks = [0, *(np.flatnonzero(np.diff(starts) != count) + 1).tolist(), len(starts)]
-    content = bytearray()
+    if len(entry.extents) == 1 and len(breaks) > 2:
+        reader.read_runs(view, length, (starts * itemsize + entry.extents[0][0]).tolist())
+        return content
     for a, b in pairwise(breaks):
-        at, left = int(starts[a]) * itemsize, (b - a) * count * itemsize
-        for offset, length in entry.extents:
-            if left and at < length:
-                n = min(left, length - at)
-                content += reader.read(offset + at, n)
-                at, left = 0, left - n
+        at, done = int(starts[a]) * itemsize, a * length
+        for offset, held in entry.extents:
+            if done < b * length and at < held:
+                n = min(b * length - done, held - at)
+                reader.read_into(view[done : done + n], offset + at)
+                at, done = 0, done + n
             else:
-                at -= min(at, length)
-        if left:
+                at -= min(at, held)
+        if done < b * length:
             raise DataError("Truncated", "its content is shorter than its shape says", where=f"parameter {entry.name}")
-    return bytes(content)
+    return content
