@@ -11,7 +11,7 @@ from typing import Annotated, Any, Literal
 import msgspec
 import yaml
 
-from reshard.errors import MissingInputError, RequestError, UsageError
+from reshard.errors import RequestError, UsageError
 
 API_VERSION = "reshard.dev/v1alpha1"
 KIND = "CheckpointTransform"
@@ -165,7 +165,7 @@ def parse_resource(text: str, where: str) -> TransformSpec:
     try:
         spec = msgspec.convert(found[0].get("spec"), TransformSpec)
     except msgspec.ValidationError as error:
-        raise UsageError("InvalidField", str(error).replace("$", "spec", 1), where=where) from error
+        raise UsageError("InvalidField", str(error).replace("`$", "`spec"), where=where) from error
     for path, name in _paths(spec):
         check_relative(path, name)
     return spec
@@ -291,18 +291,3 @@ def request_key(request: Request) -> dict[str, Any]:
         "allowMissing": options.allow_missing,
         "crc": options.crc,
     }
-
-
-__all__ = [
-    "API_VERSION",
-    "KIND",
-    "MissingInputError",
-    "Options",
-    "Request",
-    "TransformSpec",
-    "check_relative",
-    "format_ranks",
-    "parse_ranks",
-    "parse_resource",
-    "to_request",
-]

@@ -7,6 +7,8 @@ import sys
 
 import pytest
 
+import reshard
+
 
 @pytest.mark.parametrize("module", ["reshard", "reshard.spec", "reshard.errors"])
 def test_it_loads_nothing_heavy(module: str) -> None:
@@ -16,8 +18,6 @@ def test_it_loads_nothing_heavy(module: str) -> None:
 
 
 def test_public_names_are_there() -> None:
-    import reshard
-
     assert all(hasattr(reshard, name) for name in reshard.__all__)
     with pytest.raises(AttributeError):
         _ = reshard.nothing

@@ -73,10 +73,8 @@ def _document(inventory: Inventory, *, complete: bool) -> dict[str, Any]:
 
 def _show(inventory: Inventory) -> None:
     sizes = [file.size for file in inventory.files]
-    show.out(
-        f"{inventory.format}: {len(sizes)} files, {show.size(sum(sizes))},"
-        f" from {show.size(min(sizes))} to {show.size(max(sizes))} each"
-    )
+    each = show.size(min(sizes)) if min(sizes) == max(sizes) else f"{show.size(min(sizes))} to {show.size(max(sizes))}"
+    show.out(f"{inventory.format}: {len(sizes)} files of {each}, together {show.size(sum(sizes))}")
     for structure, ranks in zip(inventory.structures, _ranks_by_structure(inventory), strict=True):
         elements = sum(prod(t.shape) for t in structure.tensors)
         show.out()

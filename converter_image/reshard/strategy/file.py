@@ -22,8 +22,11 @@ _PREFIXED = re.compile(r"(0|[1-9][0-9]{0,9})-")
 # numpy's; MindSpore's own are 8.
 _MAX_DIMENSIONS = 32
 _MAX_AXES = 64
-# Checking a layout takes a table of ranks x dimensions. This is 256 different layouts over 8,192 ranks of a stage.
-_MAX_TABLES = 1 << 23
+# Checking a layout takes a table of ranks x dimensions: a tenth of a microsecond and a hundred bytes for each entry. This is
+# room for 85 different layouts of matrices over 16,384 ranks of a stage; models have some ten. Small tables cost no less
+# than _SMALLEST_TABLE.
+_MAX_TABLES = 1 << 22
+_SMALLEST_TABLE = 1 << 8
 
 _FIX = "give the strategy file that training wrote"
 
@@ -164,10 +167,13 @@ def _cuts(layout: Layout) -> int:
 
 def _check_parts(layout: Layout, room: int, where: str) -> int:
     """That the layout does not contradict itself. Returns the entries of its table; there must be room for them."""
-    entries = layout.devices * (layout.ndim + 1)
+    entries = max(layout.devices * (layout.ndim + 1), _SMALLEST_TABLE)
     if layout.devices <= MAX_DEVICES_PER_STAGE and entries > room:
         raise DataError(
-            "StrategyTooLarge", f"the file has too many different layouts over {layout.devices} ranks and more", where=where
+            "StrategyTooLarge",
+            f"with its layout over {layout.devices} ranks the file has more different ones than any model",
+            where=where,
+            fix=_FIX,
         )
     try:
         _ = layout.parts

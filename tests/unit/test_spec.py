@@ -1,0 +1,126 @@
+"""What a user asks for: resources in, requests out, nothing ignored."""
+
+from __future__ import annotations
+
+import msgspec
+import pytest
+import yaml
+from hypothesis import given
+from hypothesis import strategies as st
+
+from reshard.errors import DataError, RequestError, UsageError
+from reshard.lock import Holder
+from reshard.manifest import FileRecord, Manifest, decode, encode
+from reshard.spec import Options, TransformSpec, format_ranks, parse_ranks, parse_resource, to_request
+from reshard.target import JobDocument
+
+RESOURCE = {
+    "apiVersion": "reshard.dev/v1alpha1",
+    "kind": "CheckpointTransform",
+    "metadata": {"name": "x"},
+    "spec": {
+        "source": {
+            "storage": {"persistentVolumeClaim": {"claimName": "a", "path": "run/src"}},
+            "strategy": {"path": "run/src.ckpt"},
+            "files": {"step": 7},
+        },
+        "target": {
+            "storage": {"persistentVolumeClaim": {"claimName": "b", "path": "dst"}},
+            "strategy": {"path": "dst.ckpt", "storage": {"persistentVolumeClaim": {"claimName": "a"}}},
+            "format": "Ckpt",
+            "ranks": "0-2",
+            "crc": True,
+            "fileMode": "0600",
+        },
+        "parameters": {"unplaced": "Keep"},
+        "overwrite": "Replace",
+    },
+}
+
+
+def test_a_resource_becomes_a_request() -> None:
+    request = to_request(parse_resource(yaml.safe_dump(RESOURCE), "x.yaml"), {"a": "/a", "b": "/b/"})
+    assert (request.source, request.source_strategy) == ("/a/run/src", "/a/run/src.ckpt")
+    assert (request.target, request.target_strategy) == ("/b/dst", "/a/dst.ckpt")
+    assert request.options == Options(
+        format="Ckpt", step=7, ranks="0-2", crc=True, file_mode=0o600, unplaced="Keep", overwrite="Replace"
+    )
+
+
+def test_defaults_of_the_resource_are_those_of_the_library() -> None:
+    storage = {"persistentVolumeClaim": {"claimName": "a"}}
+    spec = msgspec.convert({"source": {"storage": storage}, "target": {"storage": storage}}, TransformSpec)
+    assert to_request(spec, {"a": "/a"}).options == Options()
+
+
+@pytest.mark.parametrize(
+    ("path", "value", "said"),
+    [
+        (("source", "storage", "persistentVolumeClaim", "path"), "../x", "spec.source.storage.persistentVolumeClaim.path"),
+        (("source", "storage", "persistentVolumeClaim", "path"), "/x", "must be relative"),
+        (("source", "strategy", "path"), "a//b", "spec.source.strategy.path"),
+        (("target", "strategy", "path"), "a\0b", "spec.target.strategy.path"),
+        (("target", "format"), "Zip", "spec.target.format"),
+        (("target", "filePrefix"), "a/b", "spec.target.filePrefix"),
+        (("target", "fileMode"), "999", "spec.target.fileMode"),
+        (("target", "crc"), "yes please", "spec.target.crc"),
+        (("verification",), "Perhaps", "spec.verification"),
+        (("source", "files", "step"), -1, "spec.source.files.step"),
+        (("sourcce",), {}, "sourcce"),
+    ],
+)
+def test_what_is_wrong_is_named(path: tuple[str, ...], value: object, said: str) -> None:
+    resource = msgspec.json.decode(msgspec.json.encode(RESOURCE))
+    place = resource["spec"]
+    for key in path[:-1]:
+        place = place[key]
+    place[path[-1]] = value
+    with pytest.raises(UsageError) as caught:
+        parse_resource(msgspec.json.encode(resource).decode(), "x.yaml")
+    assert said in str(caught.value)
+    assert str(caught.value).isprintable()
+
+
+def test_a_claim_without_a_folder_says_what_to_add() -> None:
+    with pytest.raises(UsageError, match="--volume b=DIR"):
+        to_request(parse_resource(yaml.safe_dump(RESOURCE), "x.yaml"), {"a": "/a"})
+
+
+@given(st.sets(st.integers(0, 200), min_size=1).map(lambda s: tuple(sorted(s))))
+def test_ranks_are_read_as_they_are_written(ranks: tuple[int, ...]) -> None:
+    assert parse_ranks(format_ranks(ranks)) == ranks
+
+
+@pytest.mark.parametrize("text", ["", "a", "1-", "-1", "1--2", "2-1", "1,,2", "0-99999999", "1.5", "\u0661"])
+def test_what_is_no_list_of_ranks_is_refused(text: str) -> None:
+    with pytest.raises(UsageError):
+        parse_ranks(text)
+
+
+def test_a_rank_that_is_not_there_is_refused() -> None:
+    with pytest.raises(RequestError, match="NoSuchRank"):
+        parse_ranks("0-8", 8)
+
+
+VALUES = st.recursive(
+    st.none() | st.text(max_size=3) | st.integers(), lambda inner: st.lists(inner) | st.dictionaries(st.text(max_size=12), inner)
+)
+
+
+@given(st.text() | VALUES.map(yaml.safe_dump))
+def test_no_text_gets_through_as_anything_but_an_error(text: str) -> None:
+    with pytest.raises(UsageError):
+        parse_resource(text, "x.yaml")
+
+
+@given(st.data(), st.sampled_from([Manifest, FileRecord, JobDocument, Holder]))
+def test_damaged_documents_are_only_ever_refused(data: st.DataObject, kind: type[msgspec.Struct]) -> None:
+    record = FileRecord(0, "rank_0/x", 1, "xxh3-128:0", 1, "Full")
+    content = bytearray(encode({FileRecord: record, Holder: Holder("a", "b", 1, "c")}.get(kind, record)))  # type: ignore[call-overload]
+    at = data.draw(st.integers(0, len(content) - 1))
+    content[at : at + data.draw(st.integers(0, 3))] = data.draw(st.binary(max_size=4))
+    try:
+        found = decode(bytes(content), kind, "x.json")
+    except DataError:
+        return
+    assert isinstance(found, kind)
