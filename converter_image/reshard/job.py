@@ -118,9 +118,10 @@ def prepare(request: Request, progress: Progress, *, workers: int) -> Job:
     """
     store, chosen = _source_store(request.source)
     source, target = _strategies(request)
-    files, notes = find_files(store, step=request.options.step, pattern=request.options.pattern)
-    if chosen is not None:
-        files, notes = {0: chosen}, ()
+    notes: tuple[str, ...] = ()
+    files = {0: chosen} if chosen else {}
+    if chosen is None:
+        files, notes = find_files(store, step=request.options.step, pattern=request.options.pattern)
     progress.begin("Reading headers", len(files), "files")
     inventory = read_inventory(store, files, workers=workers, advance=progress.advance)
     model = _place(inventory, source, target, request)

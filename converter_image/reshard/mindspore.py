@@ -6,6 +6,7 @@ What differs is written at each function; every difference is one that loses not
 from __future__ import annotations
 
 import os
+from dataclasses import replace
 from typing import TYPE_CHECKING
 
 from reshard.checkpoint import format_of
@@ -17,7 +18,7 @@ from reshard.job import job_of
 from reshard.plan import Planner, place
 from reshard.progress import Cancellation, Silent
 from reshard.rankfile import produce
-from reshard.source import read_inventory, read_strategy, read_strategy_files
+from reshard.source import find_diverging, read_inventory, read_strategy, read_strategy_files
 from reshard.spec import Options, Request
 from reshard.storage import open_store
 from reshard.strategy import dump, merge
@@ -126,7 +127,9 @@ def transform_checkpoint_by_rank(
     )
     source = read_strategy(src_strategy_file) if src_strategy_file else None
     target = read_strategy(dst_strategy_file) if dst_strategy_file else None
-    model = place(read_inventory(root, files, workers=default_workers()), source, target, partial=True)
+    workers = default_workers()
+    model = place(read_inventory(root, files, workers=workers), source, target, only=rank_id)
+    model = replace(model, diverging=find_diverging(root, model, workers=workers))
     job = job_of(request, root, model, source, target)
     path = os.path.abspath(save_checkpoint_file_name).lstrip("/")
     writer = root.create(path, temporary=f"{path}.{os.getpid()}.tmp", mode=request.options.file_mode)

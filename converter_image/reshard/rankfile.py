@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 
 from reshard import checkpoint
 from reshard.checkpoint import Span
+from reshard.checkpoint.crc import NamedContents
 from reshard.digest import ContentDigest
 from reshard.errors import ReshardError
 from reshard.execute import stream
@@ -17,8 +18,6 @@ from reshard.plan import prove
 from reshard.verify import check_file
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
-
     from reshard.checkpoint.inventory import Format
     from reshard.job import Job
     from reshard.plan import RankPlan
@@ -118,24 +117,19 @@ class _Tail:
 
 
 def _crc_of_contents(plan: RankPlan, files: SourceFiles, cancellation: Cancellation) -> int:
-    """The CRC32 for a safetensors header, over names and contents by name: a pass of its own over the source."""
-    crc = 0
+    """The CRC32 for a safetensors header, which comes before the contents: a pass of its own over the source."""
+    found = NamedContents()
 
     def emit(part: memoryview) -> None:
-        nonlocal crc
         cancellation.check()
-        crc = zlib.crc32(part, crc)
+        found.update(part)
 
-    by_name = sorted(range(len(plan.tensors)), key=lambda i: plan.tensors[i].parameter.name)
-    stream(plan, (piece for i in by_name for piece in _name_and_content(plan, i)), files, emit)
-    return crc
-
-
-def _name_and_content(plan: RankPlan, number: int) -> Iterator[bytes | Span]:
-    tensor = plan.tensors[number]
-    yield tensor.parameter.name.encode()
-    if nbytes := tensor.parameter.slice_nbytes:
-        yield Span(number, 0, nbytes)
+    for number in sorted(range(len(plan.tensors)), key=lambda i: plan.tensors[i].parameter.name):
+        tensor = plan.tensors[number]
+        found.begin(tensor.parameter.name, tensor.parameter.dtype, tensor.shape)
+        if nbytes := tensor.parameter.slice_nbytes:
+            stream(plan, [Span(number, 0, nbytes)], files, emit)
+    return found.crc
 
 
 def _verify(job: Job, state: JobState, plan: RankPlan, record: FileRecord, *, staged: bool) -> None:

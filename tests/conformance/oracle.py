@@ -1,25 +1,35 @@
 """What the real MindSpore does. Runs under its Python, one process for many cases:
 
-python oracle.py transform FOLDER NUMBER...     FOLDER/<number>/ with inputs and outcome of each case
-python oracle.py load FILE...                   what MindSpore's load_checkpoint finds, as JSON
-python oracle.py signatures NAME...             of functions of the package, as JSON
+    python oracle.py transform FOLDER NUMBER...     FOLDER/<number>/ with the inputs and the outcome of each case
+    python oracle.py samples FOLDER                 checkpoint files with everything that MindSpore can save
+
+and, with the answer as JSON in the last line:
+
+    python oracle.py load FILE...                   what load_checkpoint finds in each
+    python oracle.py layouts FILE...                what strategy files say to MindSpore's transforms
+    python oracle.py signatures NAME...             parameters and defaults of functions of the package
+    python oracle.py limits                         the length of the pieces that a large parameter is saved in
 """
 
 from __future__ import annotations
 
+import hashlib
 import inspect
 import json
 import sys
-import traceback
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-sys.path[:0] = [str(Path(__file__).resolve().parent), str(Path(__file__).resolve().parents[1] / "support")]
-
-import cases
 import mindspore
 import numpy as np
+import safetensors
+from mindspore.parallel._parallel_serialization import _extract_layout_map
 from mindspore.train import node_strategy_pb2 as straspb
+from mindspore.train import serialization
+
+sys.path.append(str(Path(__file__).resolve().parents[1] / "support"))  # where `definition` is
+
+import transforms
 
 if TYPE_CHECKING:
     from definition import Cut
@@ -30,7 +40,9 @@ PREFIX = "checkpoint_"
 def tensor_of(bits: np.ndarray, dtype: str) -> Any:
     """A MindSpore tensor of these bits."""
     if dtype == "BFloat16":  # exact: float32 holds all its values
-        return mindspore.Tensor((bits.astype(np.uint32) << 16).view(np.float32)).astype(mindspore.bfloat16)
+        return mindspore.Tensor((bits.reshape(-1).astype(np.uint32) << 16).view(np.float32).reshape(bits.shape)).astype(
+            mindspore.bfloat16
+        )
     if dtype == "Int4":
         return mindspore.Tensor(bits, mindspore.qint4x2)
     return mindspore.Tensor(bits.view(np.dtype(dtype.lower())).reshape(bits.shape))
@@ -49,9 +61,10 @@ def strategy(path: Path, layouts: dict[str, Cut], stage: int, *, nested: bool = 
         path.write_text(json.dumps(_json(layouts, stage)), encoding="utf-8")
         return
     message = straspb.ParallelStrategyMap(current_stage=stage)
-    node = message.parallel_strategy_item.add(node_name=f"Default/MatMul-op{stage}")
-    node.parallel_strategys.stage = stage
-    node.parallel_strategys.parallel_strategy.add(dim=[1, 1])
+    for name in _nodes(stage):
+        node = message.parallel_strategy_item.add(node_name=name)
+        node.parallel_strategys.stage = stage
+        node.parallel_strategys.parallel_strategy.add(dim=[1, 1])
     for name, cut in layouts.items():
         item = message.parallel_layout_item.add(param_name=name).parallel_layouts
         item.dev_matrix.add(dim=cut.matrix)
@@ -68,10 +81,15 @@ def strategy(path: Path, layouts: dict[str, Cut], stage: int, *, nested: bool = 
     path.write_bytes(message.SerializeToString())
 
 
+def _nodes(stage: int) -> list[str]:
+    """Names of operators; some are the same in every stage."""
+    return [f"Default/network/stage{stage}-Dense/MatMul-op0", "Default/Cast-op1"]
+
+
 def _json(layouts: dict[str, Cut], stage: int) -> dict[str, Any]:
     return {
         "current_stage": stage,
-        "parallel_strategy_item": {"Default/MatMul-op0": {"stage": stage, "parallel_strategy": [[1, 1]]}},
+        "parallel_strategy_item": {name: {"stage": stage, "parallel_strategy": [[1, 1]]} for name in _nodes(stage)},
         "parallel_layout_item": {
             name: {
                 "dev_matrix": cut.matrix,
@@ -87,7 +105,7 @@ def _json(layouts: dict[str, Cut], stage: int) -> dict[str, Any]:
     }
 
 
-def write_strategy(folder: Path, case: cases.Case, side: str) -> str | None:
+def write_strategy(folder: Path, case: transforms.Case, side: str) -> str | None:
     """A side's strategy, merged by MindSpore where there are several stages. Their own files are left in a folder."""
     if not getattr(case, f"{side}_named"):
         return None
@@ -109,7 +127,7 @@ def write_strategy(folder: Path, case: cases.Case, side: str) -> str | None:
     return str(single)
 
 
-def transform(folder: Path, case: cases.Case) -> dict[str, Any]:
+def transform(folder: Path, case: transforms.Case) -> dict[str, Any]:
     """Inputs of a case, and what MindSpore made of them."""
     folder.mkdir(parents=True)
     for rank in range(case.source_ranks):
@@ -132,16 +150,82 @@ def transform(folder: Path, case: cases.Case) -> dict[str, Any]:
             mindspore.transform_checkpoint_by_rank(rank, files, str(folder / "by_rank.ckpt"), before, after)
             outcome["by_rank"] = rank
     except Exception as error:  # noqa: BLE001 - whatever it is, it is the outcome
-        outcome["error"] = f"{type(error).__name__}: {error}\n{traceback.format_exc()}"
+        outcome["error"] = f"{type(error).__name__}: {error}"
     (folder / "outcome.json").write_text(json.dumps(outcome), encoding="utf-8")
     return outcome
+
+
+def samples(folder: Path) -> None:
+    """Files with all types and shapes, with a CRC and without; with text; with an empty tensor; with a tensor in pieces."""
+    case = transforms.Case(0, "ckpt", "ckpt", 1, 1, 1, 1, source_named=False, target_named=False)
+    tensors, types = {}, {}
+    for dtype in transforms.BITS:
+        for shape in ((), (1,), (3, 4)):
+            name = f"{dtype}{list(shape)}"
+            bits = case.whole(transforms.Tensor(name, dtype, shape, None, (), None, ()))
+            # A scalar's value is how many zeros MindSpore takes into its CRC.
+            tensors[name], types[name] = bits if shape or "Int" not in dtype else np.asarray(bits & bits.dtype.type(0x7F)), dtype
+    # MindSpore fails to work out the CRC of BFloat16 in a safetensors file.
+    marked = {name: bits for name, bits in tensors.items() if types[name] != "BFloat16"}
+    for kind in ("ckpt", "safetensors"):
+        save(folder / f"all.{kind}", tensors, types)
+        save(folder / f"all_crc.{kind}", marked, types, crc_check=True)
+    text = {"text": "h\u00e9llo \U0001f600", "empty": ""}
+    save(folder / "text.ckpt", {"a": tensors["Int8[3, 4]"]}, {"a": "Int8"}, append_dict=text)
+    empty = np.zeros((0, 3), np.uint32)
+    save(folder / "empty.safetensors", {"a": tensors["Int8[3, 4]"], "empty": empty}, {"a": "Int8", "empty": "Float32"})
+    whole, serialization.SLICE_SIZE = serialization.SLICE_SIZE, 4  # in KiB
+    large = np.arange(3 * 1024 + 8, dtype=np.uint32).reshape(2, -1)
+    save(folder / "pieces.ckpt", {"before": large[:1, :8], "large": large}, {"before": "UInt32", "large": "Float32"})
+    serialization.SLICE_SIZE = whole
+
+
+def load(path: Path) -> dict[str, list[Any]]:
+    """What MindSpore, and where it can the safetensors library, find in a file: type, shape and digest by name.
+
+    The CRC is checked of a file that is named for it.
+    """
+    kind = path.suffix[1:]
+    found = {}
+    for name, value in mindspore.load_checkpoint(str(path), format=kind, crc_check="_crc" in path.stem).items():
+        if isinstance(value, str):
+            found[name] = ["str", [len(value)], hashlib.sha256(value.encode("utf-32-le")).hexdigest()]
+        else:
+            content = value.get_bytes() if 0 not in value.shape else b""
+            found[name] = [str(value.dtype), list(value.shape), hashlib.sha256(content).hexdigest()]
+    if kind == "safetensors":
+        for name, view in safetensors.deserialize(path.read_bytes()):
+            assert found[name][1:] == [view["shape"], hashlib.sha256(bytes(view["data"])).hexdigest()], name
+    return found
+
+
+def layouts(path: Path) -> dict[str, Any]:
+    """What MindSpore's transforms take from a strategy file: for each parameter its layout and its stages."""
+    found = {}
+    for name, (matrix, maps, *rest, stages) in _extract_layout_map(str(path)).items():
+        axes = [axis if isinstance(axis, list) else [axis] for axis in maps]
+        found[name] = [list(matrix), axes, *rest, sorted(stages)]
+    return found
+
+
+def signature(name: str) -> list[list[Any]]:
+    """Name, kind and default of each parameter of a function."""
+    parameters = inspect.signature(getattr(mindspore, name)).parameters.values()
+    return [[p.name, str(p.kind), None if p.default is p.empty else repr(p.default)] for p in parameters]
 
 
 def main(command: str, *arguments: str) -> None:
     """Carry out one of the commands above."""
     if command == "transform":
         for number in arguments[1:]:
-            transform(Path(arguments[0]) / number, cases.make(int(number)))
+            transform(Path(arguments[0]) / number, transforms.make(int(number)))
+    elif command == "samples":
+        samples(Path(arguments[0]))
+    elif command == "limits":
+        sys.stdout.write(json.dumps(serialization.SLICE_SIZE * 1024))
+    else:
+        answer = {"load": lambda a: load(Path(a)), "layouts": lambda a: layouts(Path(a)), "signatures": signature}[command]
+        sys.stdout.write(json.dumps({argument: answer(argument) for argument in arguments}))
 
 
 if __name__ == "__main__":

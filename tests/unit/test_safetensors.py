@@ -17,6 +17,7 @@ from memory_store import MemoryReader
 
 from reshard import checkpoint
 from reshard.checkpoint import OutputTensor, safetensors
+from reshard.checkpoint.crc import NamedContents, append_zeros
 from reshard.checkpoint.dtypes import DTYPES
 from reshard.errors import DataError, OutputError
 
@@ -108,7 +109,8 @@ def test_text_survives() -> None:
 def test_the_crc_is_over_names_and_contents_by_name() -> None:
     crc = 0
     for name in sorted(TENSORS):
-        crc = zlib.crc32(TENSORS[name].tobytes(), zlib.crc32(name.encode(), crc))
+        content = bytes(int(TENSORS[name])) if name == "step" else TENSORS[name].tobytes()  # as many zeros as its value
+        crc = zlib.crc32(content, zlib.crc32(name.encode(), crc))
     content = written(TENSORS, METADATA, crc)
     found = safetensors.index(reader(content))
     assert found.crc == crc
@@ -118,6 +120,18 @@ def test_the_crc_is_over_names_and_contents_by_name() -> None:
     damaged[-1] ^= 1
     with pytest.raises(DataError, match="CrcMismatch"):
         checkpoint.check_crc(reader(bytes(damaged)), found)
+
+
+@pytest.mark.parametrize("count", [0, 1, 2, 3, 255, 4096, 1_000_003])
+def test_zeros_are_appended_to_a_crc_without_writing_them_out(count: int) -> None:
+    assert append_zeros(zlib.crc32(b"before"), count) == zlib.crc32(b"before" + bytes(count))
+
+
+def test_a_scalar_below_zero_counts_as_its_bytes() -> None:
+    found = NamedContents()
+    found.begin("a", "Int16", ())
+    found.update(b"\xff\xff")
+    assert found.crc == zlib.crc32(b"a\xff\xff")
 
 
 def test_a_file_cut_anywhere_is_refused() -> None:

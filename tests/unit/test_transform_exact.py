@@ -32,7 +32,8 @@ def job(model: models.Model, source: str, target: str) -> tuple[Job, MemorySourc
     store = MemorySource({f"rank_{r}/x.{source}": rawfiles.write(source, tensors) for r, tensors in enumerate(held)})
     before, after = disk.strategies(model)
     paths = {rank: f"rank_{rank}/x.{source}" for rank, tensors in enumerate(held) if tensors or source == "safetensors"}
-    placed = place(read_inventory(store, paths, workers=1), before, after, partial=True)
+    # `only`, because without redundancy a rank may be left without a file; which rank does not matter here.
+    placed = place(read_inventory(store, paths, workers=1), before, after, only=0)
     options = Options(format="Ckpt" if target == "ckpt" else "Safetensors")
     return job_of(Request("memory", "nowhere", options=options), store, placed, before, after), store
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import struct
-import zlib
 from collections import Counter
 from hashlib import blake2b
 from math import prod
@@ -12,6 +11,7 @@ from typing import TYPE_CHECKING, Annotated
 import msgspec
 
 from reshard.checkpoint.ckpt import MAX_DIMENSIONS, MAX_TENSORS
+from reshard.checkpoint.crc import NamedContents
 from reshard.checkpoint.dtypes import BY_SAFETENSORS_NAME, DTYPES, INT4, SAFETENSORS_ORDER, STRING
 from reshard.checkpoint.inventory import Index, Structure, TensorEntry
 from reshard.checkpoint.output import OutputTensor, Span
@@ -79,14 +79,14 @@ def index(reader: RangeReader, seen: dict[bytes, Structure] | None = None) -> In
 
 
 def crc_of(reader: RangeReader, structure: Structure) -> int:
-    """MindSpore's CRC32 over names and contents, by name, read block by block."""
-    crc = 0
+    """MindSpore's CRC32 of a file, read block by block."""
+    found = NamedContents()
     for entry in sorted(structure.tensors, key=lambda e: e.name):
-        crc = zlib.crc32(entry.name.encode(), crc)
+        found.begin(entry.name, entry.dtype, entry.shape)
         for offset, length in entry.extents:
             for at in range(0, length, _BLOCK):
-                crc = zlib.crc32(reader.read(offset + at, min(_BLOCK, length - at)), crc)
-    return crc
+                found.update(reader.read(offset + at, min(_BLOCK, length - at)))
+    return found.crc
 
 
 def content_order(tensors: Sequence[OutputTensor]) -> list[int]:
@@ -143,12 +143,12 @@ def _parse(reader: RangeReader, header: bytes, begin: int) -> tuple[Structure, i
     """What a header says, and the CRC32 that it carries."""
     try:
         found = _PAIRS(header)
+        if len(found) > MAX_TENSORS + 1:  # and the metadata
+            raise _damaged(reader, f"it holds more than {MAX_TENSORS} tensors", reason="TooManyTensors")
         marks = [_TEXTS.decode(raw) for name, raw in found if name == _METADATA]
         tensors = [(name, _TENSOR.decode(raw)) for name, raw in found if name != _METADATA]
     except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:
         raise _damaged(reader, f"its header is not what the format says: {error}", reason="HeaderInvalid") from None
-    if len(tensors) > MAX_TENSORS:
-        raise _damaged(reader, f"it holds more than {MAX_TENSORS} tensors", reason="TooManyTensors")
     if len(marks) > 1 or len({name for name, _ in tensors}) != len(tensors):
         twice = next((name for name, count in Counter(name for name, _ in tensors).items() if count > 1), _METADATA)
         raise DataError("DuplicateParameter", "the header names it twice", where=f"{reader.name}: parameter {twice}")

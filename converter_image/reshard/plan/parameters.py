@@ -13,7 +13,7 @@ from reshard.errors import DataError, MissingInputError, RequestError
 from reshard.layout import Layout, cell_box
 
 if TYPE_CHECKING:
-    from collections.abc import Container, Iterable, Mapping
+    from collections.abc import Collection, Container, Iterable, Mapping
 
     from reshard.checkpoint.inventory import Inventory, TensorEntry
     from reshard.strategy import Strategy
@@ -112,7 +112,7 @@ def place(
     *,
     keep_unplaced: bool = False,
     allow_missing: bool = False,
-    partial: bool = False,
+    only: int | None = None,
 ) -> Model:
     """Decide for each parameter whether and how it goes to the target.
 
@@ -122,25 +122,26 @@ def place(
         target: how the target is to be cut; None: one rank gets everything whole.
         keep_unplaced: carry what only the source's strategy names whole to every target rank, instead of leaving it out.
         allow_missing: leave out what only the target's strategy names, instead of refusing.
-        partial: the inventory holds only some of the source's ranks, on purpose.
+        only: the one target rank that is made, from files that were chosen for it; None: all ranks, from all files.
 
     Raises:
         DataError: files and strategies disagree; a layout does not divide.
         MissingInputError: a rank or a parameter is not there.
         RequestError: a source of several ranks has no strategy.
     """
-    _check_ranks(inventory, source, partial=partial)
+    _check_ranks(inventory, source, all_there=only is None)
     found = _found(inventory)
     stages_of_source, stages_of_target = _stages_by_name(source), _stages_by_name(target)
     held_in = _StagesHolding(inventory, source.devices if source else 1)
-    parameters, unplaced, missing = [], [], [name for name in stages_of_target if name not in found]
+    needed = _needed(target, only)
+    parameters, unplaced, missing = [], [], [name for name in needed if name not in found]
     for name, (entry, structures) in found.items():
         in_source, in_target = stages_of_source.get(name, ()), stages_of_target.get(name, ())
         role = Role.CUT
         if not in_target and not in_source:
             role = Role.CUT if source is None and target is None else Role.REPLICATED
         elif not in_source and source is not None:
-            missing.append(name)
+            missing += [name] if name in needed else []
             continue
         elif not in_target and target is not None:
             if not keep_unplaced:
@@ -164,7 +165,15 @@ def place(
     )
 
 
-def _check_ranks(inventory: Inventory, source: Strategy | None, *, partial: bool) -> None:
+def _needed(target: Strategy | None, only: int | None) -> Collection[str]:
+    """Names that the target's strategy asks for, of all ranks or of one; none for a rank that does not exist."""
+    stages = target.stages if target is not None else ()
+    if target is not None and only is not None:
+        stages = tuple(layouts for stage, layouts in enumerate(stages) if stage == only // target.devices)
+    return dict.fromkeys(name for layouts in stages for name in layouts)
+
+
+def _check_ranks(inventory: Inventory, source: Strategy | None, *, all_there: bool) -> None:
     expected = source.ranks if source else 1
     ranks = [file.rank for file in inventory.files]
     if source is None and len(ranks) > 1:
@@ -181,7 +190,7 @@ def _check_ranks(inventory: Inventory, source: Strategy | None, *, partial: bool
             where="source",
             fix="give the strategy that the source was trained with",
         )
-    if len(ranks) < expected and not partial:
+    if len(ranks) < expected and all_there:
         absent = sorted(set(range(expected)) - set(ranks))
         raise MissingInputError(
             "SourceRankMissing",

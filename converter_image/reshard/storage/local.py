@@ -38,9 +38,13 @@ class LocalReader:
         """See `Reader.read`."""
         if offset + length > self.size:  # before a buffer of a hostile length is made
             self._ends_early(offset, length)
-        buffer = bytearray(length)
-        self.read_into(memoryview(buffer), offset)
-        return bytes(buffer)
+        with _failures(self.name):
+            content = os.pread(self._file, length, offset)
+        if len(content) < length:  # the system gives at most 2 GiB at once
+            rest = bytearray(length - len(content))
+            self.read_into(memoryview(rest), offset + len(content))
+            content += rest
+        return content
 
     def read_into(self, view: memoryview, offset: int) -> None:
         """See `Reader.read_into`."""

@@ -8,14 +8,18 @@ from __future__ import annotations
 import random
 from dataclasses import dataclass
 from math import lcm, prod
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from definition import Cut, held
 
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
 # As which numpy type the bits of an element are made; MindSpore's names.
 BITS: dict[str, Any] = {
     "Bool": np.uint8,
+    "Int4": np.int8,
     "Int8": np.int8,
     "UInt8": np.uint8,
     "Int16": np.int16,
@@ -29,8 +33,11 @@ BITS: dict[str, Any] = {
     "Float32": np.uint32,
     "Float64": np.uint64,
 }
+# Of what is no bit pattern of a type; and MindSpore takes BFloat16 through float32, which changes what is not a number.
+MASKS = {"Bool": 1, "BFloat16": 0xBFFF}
 NAMES = ("a", "layer.0.weight", "layer.1.weight", "moment1.layer.0.weight", "é中", "b c", "x/../y", "accu_grads.c", "adam_v.w")
 STEPS = ("global_step", "epoch_num", "loss_scale")
+COUNT = 400
 MOST_RANKS = 16
 _MOST_ELEMENTS = 3000
 
@@ -40,6 +47,7 @@ class Tensor:
     """One parameter. A side whose strategy does not name it has no cut: there every rank has or gets it whole.
 
     Attributes:
+        source_stages: the stages whose files hold it; of one without a cut none says all.
         diverging: whether each source rank has a value of its own.
     """
 
@@ -74,10 +82,10 @@ class Case:
     target_stages: int
     source_named: bool
     target_named: bool
-    nested: bool
-    json: bool
-    trained: bool
-    tensors: tuple[Tensor, ...]
+    nested: bool = False
+    json: bool = False
+    trained: bool = False
+    tensors: tuple[Tensor, ...] = ()
 
     @property
     def source_ranks(self) -> int:
@@ -105,28 +113,31 @@ class Case:
         kind = np.dtype(BITS[tensor.dtype])
         seed = f"{self.number} {tensor.name} {rank if tensor.diverging else 0}"
         found = np.frombuffer(random.Random(seed).randbytes(prod(tensor.shape) * kind.itemsize), kind).reshape(tensor.shape)
-        if tensor.dtype == "Bool":
-            return found & 1
-        # MindSpore takes BFloat16 through float32, which changes the bits of what is not a number.
-        return found & 0xBFFF if tensor.dtype == "BFloat16" else found
+        mask = MASKS.get(tensor.dtype)
+        return found if mask is None else np.asarray(found & kind.type(mask))
 
     def source(self, rank: int) -> dict[str, np.ndarray]:
         """What a source rank's file holds: bits by name, in the order of the file."""
         found = {}
         for tensor in self.tensors:
+            if tensor.source_stages and rank // self.source_devices not in tensor.source_stages:
+                continue
             if tensor.source is None:
                 found[tensor.name] = self.whole(tensor, rank)
-            elif rank // self.source_devices in tensor.source_stages:
+            else:
                 found[tensor.name] = _taken(self.whole(tensor), tensor.source, rank % self.source_devices)
         return found
 
-    def target(self, rank: int) -> dict[str, np.ndarray]:
-        """What a target rank's file must hold."""
+    def target(self, rank: int, read: Sequence[int] | None = None) -> dict[str, np.ndarray]:
+        """What a target rank's file must hold; `read` are the source ranks whose files there are, if not all."""
         found = {}
+        copied = rank % self.source_ranks
+        if read is not None and copied not in read:
+            copied = min(read)
         for tensor in self.tensors:
             if tensor.target is None:
                 if tensor.source is None or not self.target_named:
-                    found[tensor.name] = self.whole(tensor, rank % self.source_ranks)
+                    found[tensor.name] = self.whole(tensor, copied)
             elif rank // self.target_devices in tensor.target_stages:
                 found[tensor.name] = _taken(self.whole(tensor), tensor.target, rank % self.target_devices)
         return found
@@ -153,7 +164,8 @@ def make(number: int) -> Case:
     target_stages = _stages(rng, target_devices) if target_named else 1
     tensors = []
     nested = rng.random() < 0.2
-    json = not nested and source_stages == 1 and target_stages == 1 and rng.random() < 0.2
+    # Merged safetensors strategies MindSpore takes apart as protobuf only.
+    json = not nested and (source_format == "ckpt" or source_stages == target_stages == 1) and rng.random() < 0.2
     count = max(source_stages, target_stages, rng.randint(1, 4))
     for position, name in enumerate(rng.sample(NAMES, count)):
         ndim = rng.choice([1, 1, 2, 2, 2, 3, 4])
@@ -174,10 +186,9 @@ def make(number: int) -> Case:
     if source_named and target_named and source_stages == 1 and rng.random() < 0.15:
         cut = _cut(rng, source_devices, 2, several=False)
         tensors.append(Tensor("moment2.gone", "Float32", _shape(rng, cut, None, 2), cut, (0,), None, ()))
-    for name in rng.sample(STEPS, rng.randint(0, 2)):
-        shape = rng.choice([(), (1,), (3,)])
-        diverging = source_stages == target_stages == 1 and rng.random() < 0.3
-        tensors.append(Tensor(name, rng.choice(["Int32", "Float32", "Int64"]), shape, None, (), None, (), diverging))
+    tensors += _steps(rng, source_stages, target_stages)
+    if rng.random() < 0.3:  # an optimizer saves its steps before its moments
+        rng.shuffle(tensors)
     return Case(
         number,
         source_format,
@@ -193,6 +204,17 @@ def make(number: int) -> Case:
         rng.random() < 0.5,
         tuple(tensors),
     )
+
+
+def _steps(rng: random.Random, source_stages: int, target_stages: int) -> list[Tensor]:
+    """Parameters that no strategy names."""
+    found = []
+    for name in rng.sample(STEPS, rng.randint(0, 2)):
+        shape = rng.choice([(), (1,), (3,)])
+        stages = (rng.randrange(source_stages),) if source_stages > 1 and rng.random() < 0.3 else ()
+        diverging = source_stages == target_stages == 1 and rng.random() < 0.3
+        found.append(Tensor(name, rng.choice(["Int32", "Float32", "Int64"]), shape, None, stages, None, (), diverging))
+    return found
 
 
 def _devices(rng: random.Random, source_named: bool, target_named: bool) -> tuple[int, int]:  # noqa: FBT001 - one of each side
@@ -225,6 +247,9 @@ def _matrix(rng: random.Random, devices: int) -> tuple[int, ...]:
 
 def _cut(rng: random.Random, devices: int, ndim: int, several: bool) -> Cut:  # noqa: FBT001 - a keyword in each call but here
     """A layout: each axis cuts a dimension or none; the rest may be used for an optimizer shard, in full or in part."""
+    if ndim > 1 and devices % 4 == 0 and devices > 4 and rng.random() < 0.08:  # where MindSpore ignores the devices' order
+        first, second = rng.sample([0, 1], 2)
+        return Cut((devices // 4, 2, 2), ((first,), (second,), *[()] * (ndim - 2)), 4, devices // 4)
     matrix = _matrix(rng, devices)
     maps: list[list[int]] = [[] for _ in range(ndim)]
     for axis in rng.sample(range(len(matrix)), len(matrix)):

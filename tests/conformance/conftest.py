@@ -1,0 +1,74 @@
+"""The real MindSpore, in a process of its own; prepare.sh says where its Python is."""
+
+from __future__ import annotations
+
+import fcntl
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import pytest
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+HERE = Path(__file__).parent
+sys.path.insert(0, str(HERE))  # for what oracle.py and the tests share
+
+# So many are one process' work: importing MindSpore takes as long as fifty of them.
+_BATCH = 100
+
+
+def _run(*arguments: object) -> str:
+    """What oracle.py prints."""
+    done = subprocess.run(
+        [os.environ["RESHARD_MINDSPORE_PYTHON"], str(HERE / "oracle.py"), *map(str, arguments)],
+        env={**os.environ, "GLOG_v": "4"},  # fatal errors only
+        capture_output=True,
+        text=True,
+        timeout=600,
+        check=False,
+    )
+    assert done.returncode == 0, done.stderr[-4000:]
+    return done.stdout
+
+
+@pytest.fixture(scope="session")
+def oracle() -> Callable[..., Any]:
+    """Ask MindSpore something."""
+    return lambda *arguments: json.loads(_run(*arguments).splitlines()[-1])
+
+
+@pytest.fixture(scope="session")
+def once(tmp_path_factory: pytest.TempPathFactory) -> Callable[..., Path]:
+    """A folder that MindSpore fills. Of several test processes the first has it filled, and the others wait."""
+    shared = tmp_path_factory.getbasetemp()
+    if "PYTEST_XDIST_WORKER" in os.environ:
+        shared = shared.parent
+
+    def fill(command: str, *arguments: object) -> Path:
+        name = "-".join([command, *map(str, arguments[:1])])
+        folder = shared / name
+        with (shared / f"{name}.lock").open("w") as lock:
+            fcntl.flock(lock, fcntl.LOCK_EX)
+            if not (shared / f"{name}.done").exists():
+                folder.mkdir()
+                _run(command, folder, *arguments)
+                (shared / f"{name}.done").touch()
+        return folder
+
+    return fill
+
+
+@pytest.fixture(scope="session")
+def transformed(once: Callable[..., Path]) -> Callable[[int], Path]:
+    """The folder with the inputs of a case and what MindSpore made of them."""
+
+    def get(number: int) -> Path:
+        first = number - number % _BATCH
+        return once("transform", *range(first, first + _BATCH)) / str(number)
+
+    return get

@@ -1,0 +1,67 @@
+"""MindSpore's functions, ours of the same names, and what they make."""
+
+from __future__ import annotations
+
+import inspect
+from typing import TYPE_CHECKING, Any
+
+import pytest
+from transforms import COUNT, make
+
+import reshard.mindspore
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+    from pathlib import Path
+
+MERGED = [
+    (case.number, side)
+    for case in map(make, range(COUNT))
+    for side in ("source", "target")
+    if getattr(case, f"{side}_stages") > 1
+]
+
+
+def test_signatures_are_mindspores(oracle: Callable[..., Any]) -> None:
+    names = reshard.mindspore.__all__
+    ours = {}
+    for name in names:
+        parameters = inspect.signature(getattr(reshard.mindspore, name)).parameters.values()
+        ours[name] = [[p.name, str(p.kind), None if p.default is p.empty else repr(p.default)] for p in parameters]
+    assert {name: _named(parameters) for name, parameters in oracle("signatures", *names).items()} == {
+        name: _named(parameters) for name, parameters in ours.items()
+    }
+
+
+def _named(parameters: list[list[Any]]) -> list[list[Any]]:
+    """The kind without what Python's version writes around it."""
+    return [[name, kind.rpartition(".")[2], default] for name, kind, default in parameters]
+
+
+def test_mindspore_reads_the_strategies_that_we_merge_as_its_own(
+    oracle: Callable[..., Any], transformed: Callable[[int], Path], tmp_path: Path
+) -> None:
+    pairs = []
+    for number, side in MERGED[::4]:
+        folder, kind = transformed(number), "json" if make(number).json else "ckpt"
+        ours = tmp_path / f"{number}-{side}.{kind}"
+        reshard.mindspore.merge_pipeline_strategys(str(folder / f"{side}_stages"), str(ours))
+        pairs.append((str(folder / f"{side}_strategy.{kind}"), str(ours)))
+    assert len(pairs) > 20
+    found = oracle("layouts", *(path for pair in pairs for path in pair))
+    assert {ours: found[ours] for _, ours in pairs} == {ours: found[theirs] for theirs, ours in pairs}
+
+
+@pytest.mark.parametrize(("number", "side"), MERGED)
+def test_a_merged_strategy_says_what_its_stages_say(
+    number: int, side: str, transformed: Callable[[int], Path], tmp_path: Path
+) -> None:
+    folder, kind = transformed(number), "json" if make(number).json else "ckpt"
+    stages, merged = folder / f"{side}_stages", folder / f"{side}_strategy.{kind}"
+    ours, again = tmp_path / f"ours.{kind}", tmp_path / f"again.{kind}"
+    reshard.mindspore.merge_pipeline_strategys(str(stages), str(ours))
+    one = tmp_path / "one"
+    one.mkdir()
+    (one / merged.name).write_bytes(merged.read_bytes())
+    reshard.mindspore.merge_pipeline_strategys(str(one), str(again))
+    assert reshard.source.read_strategy(str(ours)) == reshard.source.read_strategy(str(again))
