@@ -25,9 +25,10 @@ if TYPE_CHECKING:
 
 # Gaps between runs are read along with them while that makes at most this much of what is needed.
 _MOST_OVERREAD = 1.25
-# A run below this many bytes is not worth a system call of its own when there are many of them.
+# Many runs below this many bytes are not worth a system call each, if there is one in every page: a storage reads whole pages.
 _SMALLEST_RUN = 64
 _MANY_RUNS = 4096
+_PAGE_BYTES = 4096
 _MOST_OPEN_FILES = 64
 # A tensor of at most so many bytes, in at most so many runs, is read run by run without any other calculation.
 SMALL_BYTES = 32 << 10
@@ -143,7 +144,8 @@ class Gatherer:
             self._read_range(reader, entry, first * itemsize, view)
             return
         span = (end - first) * itemsize
-        if span <= _MOST_OVERREAD * len(view) or (length < _SMALLEST_RUN and runs > _MANY_RUNS):
+        dense = length < _SMALLEST_RUN and runs > _MANY_RUNS and span <= runs * _PAGE_BYTES
+        if dense or span <= _MOST_OVERREAD * len(view):
             self._read_spans(reader, entry, box, view, itemsize)
         elif len(entry.extents) == 1:
             base = entry.extents[0][0]

@@ -27,12 +27,13 @@ if TYPE_CHECKING:
     from reshard.strategy import Strategy
     from reshard.target import JobState, TargetFolder
 
-# Measured by `make bench` (docs/performance.md): the interpreter with its libraries; and for each worker its buffers.
-_BASE_BYTES = 96 << 20
-_BYTES_PER_WORKER = 8 << 20
-# For each parameter name, in the inventory and in the plans of the ranks under way.
-_BYTES_PER_NAME = 2048
-_BYTES_PER_NAME_AND_WORKER = 1536
+# Upper bounds of what docs/performance.md measures: the interpreter with its libraries, and the buffers of each worker;
+_BASE_BYTES = 64 << 20
+_BYTES_PER_WORKER = 4 << 20
+# for each parameter name, in headers, strategies, inventory and manifest, and in the plans of the ranks under way.
+_BYTES_PER_NAME = 4096
+_BYTES_PER_CHARACTER = 8
+_BYTES_PER_NAME_AND_WORKER = 512
 
 
 @dataclass(frozen=True, slots=True)
@@ -150,8 +151,10 @@ def resume(request: Request, target: TargetFolder) -> tuple[Job, JobState] | Non
 
 def memory_bytes(model: Model, workers: int) -> int:
     """The most memory that a process takes for this model, known before it starts; docs/performance.md has the measurements."""
-    names = sum(len(structure.tensors) for structure in model.inventory.structures)
-    return _BASE_BYTES + workers * _BYTES_PER_WORKER + names * _BYTES_PER_NAME + workers * names * _BYTES_PER_NAME_AND_WORKER
+    names = [tensor.name for structure in model.inventory.structures for tensor in structure.tensors]
+    active = min(workers, model.target_ranks)
+    each = _BYTES_PER_NAME + active * _BYTES_PER_NAME_AND_WORKER
+    return _BASE_BYTES + active * _BYTES_PER_WORKER + len(names) * each + sum(len(name) for name in names) * _BYTES_PER_CHARACTER
 
 
 def check_places(request: Request) -> None:
