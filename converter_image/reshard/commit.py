@@ -11,7 +11,8 @@ import msgspec
 from reshard.digest import digest_of
 from reshard.errors import DataError, MissingInputError
 from reshard.manifest import MANIFEST_NAME, SCHEMA, FileRecord, LayoutRecord, Manifest, ParameterRecord, SourceRecord
-from reshard.spec import format_ranks, parse_ranks, request_key
+from reshard.ranks import format_ranks, parse_ranks
+from reshard.spec import request_key
 from reshard.target import JobDocument
 from reshard.version import __version__
 

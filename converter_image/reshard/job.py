@@ -14,8 +14,9 @@ from reshard.checkpoint.inventory import Format, Inventory
 from reshard.errors import OutputError, RequestError
 from reshard.manifest import decode
 from reshard.plan import Planner, place, summarize
+from reshard.ranks import parse_ranks
 from reshard.source import check_crcs, find_diverging, find_files, read_inventory, read_strategy
-from reshard.spec import Request, parse_ranks, request_key
+from reshard.spec import Request, request_key
 from reshard.storage import open_store
 
 if TYPE_CHECKING:
@@ -158,27 +159,41 @@ def memory_bytes(model: Model, workers: int) -> int:
 
 
 def check_places(request: Request) -> None:
-    """Refuse a target that is in, around or equal to the source.
+    """Refuse a target that is in, around or equal to the source. A folder that is mounted in two places is one folder.
 
     Raises:
         RequestError: it is.
     """
-    source, target = os.path.realpath(request.source), os.path.realpath(request.target)
-    common = os.path.commonpath([source, target])
-    if common in (source, target):
+    source, target = _identities(request.source), _identities(request.target)
+    if source[0] in target or target[0] in source:
         raise RequestError(
             "TargetOverlapsSource",
-            f"the target is the source, or one lies in the other ({source})",
+            f"the target is the source, or one lies in the other ({os.path.realpath(request.source)})",
             where=request.target,
             fix="choose a target beside the source",
         )
     for strategy in (request.source_strategy, request.target_strategy):
-        if (
-            strategy is not None
-            and os.path.commonpath([os.path.realpath(strategy), target]) == target
-            and _is_state(strategy, target)
-        ):
+        if strategy is None or target[0] not in (around := _identities(strategy)):
+            continue
+        inside = os.path.realpath(strategy).split("/")[-around.index(target[0]) :]
+        if inside[0].startswith((".reshard", "rank_")):
             raise RequestError("TargetOverlapsSource", "a strategy lies in the target's own files", where=strategy)
+
+
+def _identities(path: str) -> list[tuple[int, int] | str]:
+    """What a path and the folders around it are, innermost first: device and inode, or the path where there is nothing yet."""
+    found: list[tuple[int, int] | str] = []
+    path = os.path.realpath(path)
+    while True:
+        try:
+            status = os.stat(path)
+            found.append((status.st_dev, status.st_ino))
+        except OSError:
+            found.append(path)
+        parent = os.path.dirname(path)
+        if parent == path:
+            return found
+        path = parent
 
 
 def check_space(target: Store, nbytes: int) -> None:
@@ -195,11 +210,6 @@ def check_space(target: Store, nbytes: int) -> None:
             where=target.url,
             fix="free or add space, or choose another target",
         )
-
-
-def _is_state(strategy: str, target: str) -> bool:
-    inside = os.path.relpath(os.path.realpath(strategy), target)
-    return inside.startswith((".reshard", "rank_"))
 
 
 def _source_store(source: str) -> tuple[Store, str | None]:

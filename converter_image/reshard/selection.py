@@ -8,7 +8,7 @@ from dataclasses import dataclass
 
 from reshard.checkpoint import format_of
 from reshard.errors import DataError, MissingInputError, RequestError
-from reshard.spec import format_ranks
+from reshard.ranks import format_ranks
 
 _STEP = re.compile(r"-(\d{1,18})_(\d{1,18})\.[a-z]+$")
 _BREAKPOINT = re.compile(r"_breakpoint\.[a-z]+$")  # what MindSpore saves beside when training breaks off

@@ -5,16 +5,21 @@ Imported by the operator too, so it needs nothing of the converter: no numpy, no
 
 from __future__ import annotations
 
-import re
-from typing import Annotated, Any, Literal
+from typing import TYPE_CHECKING, Annotated, Any, Literal, NamedTuple
 
 import msgspec
 import yaml
 
-from reshard.errors import RequestError, UsageError
+from reshard.errors import UsageError
+from reshard.execution import ExecutionSpec, Strict
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping
 
 API_VERSION = "reshard.dev/v1alpha1"
 KIND = "CheckpointTransform"
+# Where pods have their volumes.
+VOLUMES = "/volumes"
 
 OutputFormat = Literal["Source", "Ckpt", "Safetensors"]
 Unplaced = Literal["Drop", "Keep"]
@@ -25,24 +30,20 @@ RelativePath = Annotated[str, msgspec.Meta(max_length=1024)]
 FilePrefix = Annotated[str, msgspec.Meta(max_length=128, pattern=r"^[^/\x00-\x1f]*$")]
 
 
-class _Spec(msgspec.Struct, frozen=True, rename="camel", forbid_unknown_fields=True, omit_defaults=True):
-    """Resources are written in camelCase; what is not known is refused, so that a typing error is never ignored."""
-
-
-class ClaimSpec(_Spec, frozen=True):
+class ClaimSpec(Strict, frozen=True):
     """A folder of a PersistentVolumeClaim."""
 
     claim_name: Annotated[str, msgspec.Meta(min_length=1, max_length=253)]
     path: RelativePath = ""
 
 
-class StorageSpec(_Spec, frozen=True):
+class StorageSpec(Strict, frozen=True):
     """Where files are."""
 
     persistent_volume_claim: ClaimSpec
 
 
-class StrategySpec(_Spec, frozen=True):
+class StrategySpec(Strict, frozen=True):
     """Where a strategy is: a file, or a folder with a file for each pipeline stage.
 
     Attributes:
@@ -54,14 +55,14 @@ class StrategySpec(_Spec, frozen=True):
     storage: StorageSpec | None = None
 
 
-class FilesSpec(_Spec, frozen=True):
+class FilesSpec(Strict, frozen=True):
     """Which file of each rank is meant, where there are several. Absent: the newest step that every rank has."""
 
     step: Annotated[int, msgspec.Meta(ge=0)] | None = None
     pattern: Annotated[str, msgspec.Meta(min_length=1, max_length=256)] | None = None
 
 
-class SourceSpec(_Spec, frozen=True):
+class SourceSpec(Strict, frozen=True):
     """The checkpoint to read."""
 
     storage: StorageSpec
@@ -69,7 +70,7 @@ class SourceSpec(_Spec, frozen=True):
     files: FilesSpec = FilesSpec()
 
 
-class TargetSpec(_Spec, frozen=True):
+class TargetSpec(Strict, frozen=True):
     """The checkpoint to write."""
 
     storage: StorageSpec
@@ -81,22 +82,24 @@ class TargetSpec(_Spec, frozen=True):
     file_mode: Annotated[str, msgspec.Meta(pattern="^0?[0-7]{3}$")] = "0640"
 
 
-class ParametersSpec(_Spec, frozen=True):
+class ParametersSpec(Strict, frozen=True):
     """What happens to parameters that only one of the two strategies names."""
 
     unplaced: Unplaced = "Drop"
     allow_missing: bool = False
 
 
-class TransformSpec(_Spec, frozen=True):
+class TransformSpec(Strict, frozen=True):
     """The spec of a CheckpointTransform."""
 
     source: SourceSpec
     target: TargetSpec
     parameters: ParametersSpec = ParametersSpec()
+    execution: ExecutionSpec = ExecutionSpec()
     verification: Verification = "Sample"
     overwrite: Overwrite = "Never"
     dry_run: bool = False
+    suspend: bool = False
 
 
 class Options(msgspec.Struct, frozen=True):
@@ -162,8 +165,17 @@ def parse_resource(text: str, where: str) -> TransformSpec:
         raise UsageError("ResourceMissing", f"one {KIND} is expected, {len(found)} are there", where=where)
     if found[0].get("apiVersion") != API_VERSION:
         raise UsageError("WrongApiVersion", f"apiVersion {found[0].get('apiVersion')!r} is not {API_VERSION}", where=where)
+    return parse_spec(found[0].get("spec"), where)
+
+
+def parse_spec(document: object, where: str) -> TransformSpec:
+    """The spec of a CheckpointTransform.
+
+    Raises:
+        UsageError: a field is wrong; the message names it.
+    """
     try:
-        spec = msgspec.convert(found[0].get("spec"), TransformSpec)
+        spec = msgspec.convert(document, TransformSpec)
     except msgspec.ValidationError as error:
         raise UsageError("InvalidField", str(error).replace("`$", "`spec"), where=where) from error
     for path, name in _paths(spec):
@@ -171,24 +183,69 @@ def parse_resource(text: str, where: str) -> TransformSpec:
     return spec
 
 
-def to_request(spec: TransformSpec, volumes: dict[str, str]) -> Request:
+class Mount(NamedTuple):
+    """A claim as a pod sees it.
+
+    Attributes:
+        role: what is on it: "source", "source-strategy", "target" or "target-strategy".
+        claim: its name.
+        read_only: whether the pod may only read.
+    """
+
+    role: str
+    claim: str
+    read_only: bool
+
+    @property
+    def folder(self) -> str:
+        """Where the claim's root is."""
+        return f"{VOLUMES}/{self.role}"
+
+
+def mounts(spec: TransformSpec) -> tuple[Mount, ...]:
+    """The claims that a transform's pods need. One claim can be there in several roles."""
+    found = []
+    for role, side in (("source", spec.source), ("target", spec.target)):
+        found.append(Mount(role, side.storage.persistent_volume_claim.claim_name, role == "source"))
+        if side.strategy is not None and side.strategy.storage is not None:
+            found.append(Mount(f"{role}-strategy", side.strategy.storage.persistent_volume_claim.claim_name, read_only=True))
+    return tuple(found)
+
+
+def request_of_claims(spec: TransformSpec, volumes: Mapping[str, str]) -> Request:
     """The request of a resource, given the folder that stands for each claim.
 
     Raises:
         UsageError: a claim has no folder.
-        RequestError: the spec contradicts itself.
     """
-    target = spec.target
+    for mount in mounts(spec):
+        if mount.claim not in volumes:
+            raise UsageError(
+                "VolumeMissing",
+                f"no folder is given for the claim {mount.claim!r}",
+                where=f"spec.{mount.role}",
+                fix=f"add --volume {mount.claim}=DIR",
+            )
+    return _to_request(spec, {mount.role: volumes[mount.claim] for mount in mounts(spec)})
+
+
+def request_of_pod(spec: TransformSpec) -> Request:
+    """The request of a resource in a pod that has its `mounts`."""
+    return _to_request(spec, {mount.role: mount.folder for mount in mounts(spec)})
+
+
+def _to_request(spec: TransformSpec, folders: Mapping[str, str]) -> Request:
+    source, target = spec.source, spec.target
     return Request(
-        source=_folder(spec.source.storage, volumes, "spec.source.storage"),
-        target=_folder(target.storage, volumes, "spec.target.storage"),
-        source_strategy=_strategy(spec.source.strategy, spec.source.storage, volumes, "spec.source.strategy"),
-        target_strategy=_strategy(target.strategy, target.storage, volumes, "spec.target.strategy"),
+        source=_join(folders["source"], source.storage.persistent_volume_claim.path),
+        target=_join(folders["target"], target.storage.persistent_volume_claim.path),
+        source_strategy=_strategy(source.strategy, "source", folders),
+        target_strategy=_strategy(target.strategy, "target", folders),
         options=Options(
             format=target.format,
             prefix=target.file_prefix,
-            step=spec.source.files.step,
-            pattern=spec.source.files.pattern,
+            step=source.files.step,
+            pattern=source.files.pattern,
             ranks=target.ranks,
             unplaced=spec.parameters.unplaced,
             allow_missing=spec.parameters.allow_missing,
@@ -198,44 +255,6 @@ def to_request(spec: TransformSpec, volumes: dict[str, str]) -> Request:
             overwrite=spec.overwrite,
         ),
     )
-
-
-def parse_ranks(text: str, total: int | None = None) -> tuple[int, ...]:
-    """Ranks such as "0,2-5", ascending and without repetition.
-
-    Raises:
-        UsageError: the text is no such list.
-        RequestError: a rank is not below `total`.
-    """
-    ranks: set[int] = set()
-    for part in text.split(","):
-        match = re.fullmatch(r"\s*([0-9]{1,9})(?:-([0-9]{1,9}))?\s*", part)
-        if match is None:
-            raise UsageError("InvalidRanks", f"{text!r} is no list of ranks", where="ranks", fix="write it like 0,2-5")
-        first, last = int(match[1]), int(match[2] or match[1])
-        if last < first:
-            raise UsageError("InvalidRanks", f"{part.strip()!r} runs backwards", where="ranks", fix="write it like 0,2-5")
-        if total is not None and last >= total:
-            raise RequestError("NoSuchRank", f"rank {last} does not exist, the target has {total} ranks", where="ranks")
-        if last - first >= 1 << 24:
-            raise UsageError("InvalidRanks", f"{part.strip()!r} is too long", where="ranks")
-        ranks.update(range(first, last + 1))
-    return tuple(sorted(ranks))
-
-
-def format_ranks(ranks: tuple[int, ...]) -> str:
-    """The opposite of `parse_ranks`.
-
-    >>> format_ranks((0, 2, 3, 4, 7))
-    '0,2-4,7'
-    """
-    parts: list[list[int]] = []
-    for rank in sorted(ranks):
-        if parts and parts[-1][1] == rank - 1:
-            parts[-1][1] = rank
-        else:
-            parts.append([rank, rank])
-    return ",".join(str(a) if a == b else f"{a}-{b}" for a, b in parts)
 
 
 def check_relative(path: str, where: str) -> None:
@@ -258,27 +277,22 @@ def _paths(spec: TransformSpec) -> list[tuple[str, str]]:
         paths.append((part.storage.persistent_volume_claim.path, f"spec.{side}.storage.persistentVolumeClaim.path"))
         if part.strategy is not None:
             paths.append((part.strategy.path, f"spec.{side}.strategy.path"))
+            if part.strategy.storage is not None:
+                inner = part.strategy.storage.persistent_volume_claim.path
+                paths.append((inner, f"spec.{side}.strategy.storage.persistentVolumeClaim.path"))
     return paths
 
 
-def _folder(storage: StorageSpec, volumes: dict[str, str], where: str, path: str | None = None) -> str:
-    claim = storage.persistent_volume_claim
-    root = volumes.get(claim.claim_name)
-    if root is None:
-        raise UsageError(
-            "VolumeMissing",
-            f"no folder is given for the claim {claim.claim_name!r}",
-            where=where,
-            fix=f"add --volume {claim.claim_name}=DIR",
-        )
-    below = claim.path if path is None else path
-    return f"{root.rstrip('/') or '/'}/{below}" if below else root
+def _join(root: str, path: str) -> str:
+    return f"{root.rstrip('/')}/{path}" if path else root
 
 
-def _strategy(strategy: StrategySpec | None, storage: StorageSpec, volumes: dict[str, str], where: str) -> str | None:
+def _strategy(strategy: StrategySpec | None, role: str, folders: Mapping[str, str]) -> str | None:
     if strategy is None:
         return None
-    return _folder(strategy.storage or storage, volumes, where, strategy.path)
+    root = folders.get(f"{role}-strategy", folders[role])
+    claim = strategy.storage.persistent_volume_claim if strategy.storage is not None else None
+    return _join(_join(root, claim.path) if claim is not None else root, strategy.path)
 
 
 def request_key(request: Request) -> dict[str, Any]:

@@ -107,6 +107,25 @@ class TargetFolder:
             if f"{STATE}/{entry.name}" != LOCK:
                 self.store.delete(f"{STATE}/{entry.name}")
 
+    def outdated(self, digest: str, request: dict[str, Any]) -> list[JobDocument]:
+        """Unfinished jobs of an equal request, whose source has changed since: nobody can want them any more.
+
+        One whose commit has begun is not among them: it has taken another checkpoint apart, which only it can mend.
+        """
+        return [
+            job
+            for job in self.jobs()
+            if job.digest != digest and job.request == request and not self.job(job.digest).has_begun_commit()
+        ]
+
+    def discard(self, job: JobDocument) -> None:
+        """Remove an unfinished job and what it has written."""
+        state = self.job(job.digest)
+        if not job.staged:
+            for record in state.records(None).values():
+                self.store.delete(record.path)
+        self.store.delete(state.folder)
+
     def has_remains(self, digest: str) -> bool:
         """Whether a process that was killed when all but done has left something of this job, and no other job is begun."""
         return bool(self.store.list(STATE)) and all(job.digest == digest for job in self.jobs())
@@ -153,6 +172,10 @@ class JobState:
         """Make what is at the target read as incomplete, before its files are replaced."""
         if self.target.store.stat(MANIFEST_NAME) is not None:
             self.target.store.move(MANIFEST_NAME, f"{self.folder}/replaced.json")
+
+    def has_begun_commit(self) -> bool:
+        """Whether the checkpoint that this job replaces is retired already."""
+        return self.target.store.stat(f"{self.folder}/replaced.json") is not None
 
     def replaced_files(self) -> list[FileRecord]:
         """The files of the checkpoint that this job replaces, and those that other unfinished jobs have put into place."""

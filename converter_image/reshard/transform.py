@@ -18,7 +18,8 @@ from reshard.errors import LockedError, MissingInputError, RequestError
 from reshard.lock import locked
 from reshard.progress import Cancellation, Silent
 from reshard.rankfile import Written, write_rank
-from reshard.spec import Options, format_ranks, parse_ranks
+from reshard.ranks import format_ranks, parse_ranks
+from reshard.spec import Options
 from reshard.storage import open_store
 from reshard.target import LOCK, JobDocument, TargetFolder
 
@@ -30,7 +31,8 @@ if TYPE_CHECKING:
     from reshard.spec import Request
     from reshard.target import JobState
 
-_MOST_WORKERS = 8
+# More ranks at a time hardly make one machine faster, and each takes memory.
+MOST_WORKERS = 8
 
 
 @dataclass(frozen=True, slots=True)
@@ -74,6 +76,8 @@ class PlanResult:
         workers: with how many ranks at a time.
         digest: identifies source, strategies and options.
         format: of the target's files.
+        finished_ranks: those that are finished already.
+        complete: whether nothing is left to do.
         notes: what the user should know.
     """
 
@@ -82,12 +86,14 @@ class PlanResult:
     workers: int
     digest: str
     format: str
+    finished_ranks: tuple[int, ...]
+    complete: bool
     notes: tuple[str, ...]
 
 
 def default_workers() -> int:
     """As many ranks at a time as this process may use processors, within reason."""
-    return max(1, min(len(os.sched_getaffinity(0)), _MOST_WORKERS))
+    return max(1, min(len(os.sched_getaffinity(0)), MOST_WORKERS))
 
 
 def transform_checkpoint(
@@ -185,19 +191,22 @@ def plan_transform(
     summary = jobs.summary_of(job)
     jobs.check_space(target.store, sum(nbytes for rank, nbytes in summary.rank_bytes.items() if rank not in done))
     target.store.check_writable()
-    if write:
+    complete = len(done) == len(job.scope) and _is_complete(job, target)
+    if write and not complete:
         with locked(target.store, LOCK, owner=owner or f"job-{job.digest}", mode=request.options.file_mode, release=False):
             _begin(job, target, state)
     else:
         _replaces(job, target, state)
-    return PlanResult(summary, jobs.memory_bytes(job.model, workers), workers, job.digest, job.format, job.notes)
+    memory = jobs.memory_bytes(job.model, workers)
+    return PlanResult(summary, memory, workers, job.digest, job.format, tuple(sorted(done)), complete, job.notes)
 
 
-def commit_checkpoint(target_url: str, *, owner: str | None = None) -> Manifest:
+def commit_checkpoint(target_url: str, *, digest: str | None = None, owner: str | None = None) -> Manifest:
     """Complete the checkpoint whose ranks were written without commit.
 
     Args:
         target_url: the target.
+        digest: of the job that is meant; None: the only one that was begun here.
         owner: as it was given to those who wrote the ranks.
 
     Raises:
@@ -205,9 +214,9 @@ def commit_checkpoint(target_url: str, *, owner: str | None = None) -> Manifest:
         RequestError: several transforms were begun here.
     """
     target = TargetFolder(open_store(target_url), Options().file_mode)
-    begun = target.jobs()
+    begun = [job for job in target.jobs() if digest in {None, job.digest}]
     manifest = target.manifest()
-    if not begun and manifest is not None:
+    if not begun and manifest is not None and digest in {None, manifest.digest}:
         return manifest
     if not begun:
         raise MissingInputError(
@@ -248,6 +257,8 @@ def _begin(job: Job, target: TargetFolder, state: JobState) -> JobDocument:
         if manifest is not None and manifest.digest == job.digest:  # its ranks stay part of what is complete
             scope = tuple(sorted({*scope, *(f.rank for f in manifest.files)}))
         document = JobDocument(job.digest, job.key, format_ranks(scope), _replaces(job, target, state), target.mode)
+        for outdated in target.outdated(job.digest, job.key):
+            target.discard(outdated)
         return state.begin(document, jobs.encode_inventory(job.model), draft_manifest(job))
     missing = set(job.scope) - set(parse_ranks(known.ranks))
     if missing:
@@ -269,15 +280,19 @@ def _replaces(job: Job, target: TargetFolder, state: JobState) -> bool:
     if manifest is not None and manifest.digest == job.digest:
         return False
     what = None
+    outdated = target.outdated(job.digest, job.key)
     if manifest is not None:
         what = f"a checkpoint of another source, layout or options ({manifest.digest[:12]} instead of {job.digest[:12]})"
-    elif others := [other for other in target.jobs() if other.digest != job.digest]:
+    elif others := [other for other in target.jobs() if other.digest != job.digest and other not in outdated]:
         what = f"an unfinished transform of another source, layout or options ({others[0].digest[:12]})"
     else:
-        for entry in target.store.list(""):
-            if entry.is_folder and entry.name.startswith("rank_") and target.store.list(entry.name):
-                what = f"{entry.name} with files that no manifest describes"
-                break
+        ours = {record.path for old in outdated for record in target.job(old.digest).records(None).values()}
+        for folder in target.store.list(""):
+            if folder.is_folder and folder.name.startswith("rank_"):
+                paths = {f"{folder.name}/{entry.name}" for entry in target.store.list(folder.name)}
+                if paths - ours:
+                    what = f"{folder.name} with files that no manifest describes"
+                    break
     if what is None:
         return False
     if job.request.options.overwrite == "Never":

@@ -11,7 +11,8 @@ from hypothesis import strategies as st
 from reshard.errors import DataError, RequestError, UsageError
 from reshard.lock import Holder
 from reshard.manifest import FileRecord, Manifest, decode, encode
-from reshard.spec import Options, TransformSpec, format_ranks, parse_ranks, parse_resource, to_request
+from reshard.ranks import format_ranks, parse_ranks
+from reshard.spec import Options, TransformSpec, parse_resource, request_of_claims
 from reshard.target import JobDocument
 
 RESOURCE = {
@@ -39,7 +40,7 @@ RESOURCE = {
 
 
 def test_a_resource_becomes_a_request() -> None:
-    request = to_request(parse_resource(yaml.safe_dump(RESOURCE), "x.yaml"), {"a": "/a", "b": "/b/"})
+    request = request_of_claims(parse_resource(yaml.safe_dump(RESOURCE), "x.yaml"), {"a": "/a", "b": "/b/"})
     assert (request.source, request.source_strategy) == ("/a/run/src", "/a/run/src.ckpt")
     assert (request.target, request.target_strategy) == ("/b/dst", "/a/dst.ckpt")
     assert request.options == Options(
@@ -50,7 +51,7 @@ def test_a_resource_becomes_a_request() -> None:
 def test_defaults_of_the_resource_are_those_of_the_library() -> None:
     storage = {"persistentVolumeClaim": {"claimName": "a"}}
     spec = msgspec.convert({"source": {"storage": storage}, "target": {"storage": storage}}, TransformSpec)
-    assert to_request(spec, {"a": "/a"}).options == Options()
+    assert request_of_claims(spec, {"a": "/a"}).options == Options()
 
 
 @pytest.mark.parametrize(
@@ -83,7 +84,7 @@ def test_what_is_wrong_is_named(path: tuple[str, ...], value: object, said: str)
 
 def test_a_claim_without_a_folder_says_what_to_add() -> None:
     with pytest.raises(UsageError, match="--volume b=DIR"):
-        to_request(parse_resource(yaml.safe_dump(RESOURCE), "x.yaml"), {"a": "/a"})
+        request_of_claims(parse_resource(yaml.safe_dump(RESOURCE), "x.yaml"), {"a": "/a"})
 
 
 @given(st.sets(st.integers(0, 200), min_size=1).map(lambda s: tuple(sorted(s))))

@@ -9,11 +9,13 @@ from typing import TYPE_CHECKING, Any, TypeVar
 import click
 
 from reshard.cli import inspection, show
+from reshard.cli.step import step
 from reshard.cli.strategies import strategy
 from reshard.commit import verify_checkpoint
 from reshard.errors import MissingInputError, UsageError
 from reshard.manifest import MANIFEST_NAME
-from reshard.spec import Options, Request, format_ranks, parse_resource, to_request
+from reshard.ranks import format_ranks
+from reshard.spec import Options, Request, parse_resource, request_of_claims
 from reshard.storage import open_store
 from reshard.target import TargetFolder
 from reshard.transform import commit_checkpoint, default_workers, plan_transform, transform_checkpoint
@@ -187,7 +189,7 @@ def transform(invocation: Invocation, /, **arguments: Any) -> None:
 def run(invocation: Invocation, resource: str, volumes: tuple[str, ...], workers: int | None, as_json: bool) -> None:
     """Carry out a CheckpointTransform resource on this machine, without a cluster."""
     spec = parse_resource(_text(resource), resource)
-    request = to_request(spec, _volumes(volumes))
+    request = request_of_claims(spec, _volumes(volumes))
     with show.progress() as progress:
         if spec.dry_run:
             planned = plan_transform(request, workers=workers, progress=progress)
@@ -265,6 +267,7 @@ def inspect(path: str, step: int | None, pattern: str | None, as_json: bool) -> 
 
 
 cli.add_command(strategy)
+cli.add_command(step)
 
 
 def _text(path: str) -> str:

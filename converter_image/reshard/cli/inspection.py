@@ -8,8 +8,8 @@ from typing import TYPE_CHECKING, Any
 
 from reshard.cli import show
 from reshard.errors import MissingInputError
+from reshard.ranks import format_ranks
 from reshard.source import find_files, read_inventory
-from reshard.spec import format_ranks
 from reshard.storage import open_store
 from reshard.target import TargetFolder
 from reshard.transform import default_workers

@@ -1,0 +1,153 @@
+"""One step of a CheckpointTransform, as the operator's pods run it.
+
+Operator and pods meet only here: in these environment variables, in the exit code, and in the termination message, one object of
+JSON in at most 2,000 bytes of ASCII.
+
+| variable | |
+|---|---|
+| `RESHARD_SPEC` | the resource's spec, as JSON |
+| `RESHARD_OWNER` | the resource's UID: pods of one transform share the target's lock |
+| `RESHARD_RANKS` | all target ranks of the transform, such as `0-7`; of these a pod takes its part |
+| `JOB_COMPLETION_INDEX` | which part, counted in `spec.execution.ranksPerPod`; Kubernetes sets it |
+| `RESHARD_DIGEST` | the job to commit, as the plan step has told it |
+"""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import click
+import msgspec
+from tenacity import Retrying, retry_if_exception, stop_after_attempt, wait_random_exponential
+
+from reshard.cli import show
+from reshard.errors import ReshardError, UsageError, printable
+from reshard.manifest import MANIFEST_NAME
+from reshard.progress import CancelledError
+from reshard.ranks import format_ranks, parse_ranks, ranks_of_index
+from reshard.spec import parse_spec, request_of_pod
+from reshard.transform import MOST_WORKERS, commit_checkpoint, plan_transform, transform_checkpoint
+
+if TYPE_CHECKING:
+    from reshard.cli.state import Invocation
+    from reshard.spec import Request, TransformSpec
+
+_TERMINATION_LOG = "/dev/termination-log"
+# JSON may need two characters for one; all of it together is to stay below 2,000.
+_LONGEST_MESSAGE = 900
+_LONGEST_NOTE = 150
+_MOST_NOTES = 4
+# A failing pod keeps its place among the parallel ones while Kubernetes waits before the next, so what may be over in a moment
+# is tried again in the pod.
+_TRIES = 4
+_FIRST_WAIT_SECONDS = 1.0
+_LONGEST_WAIT_SECONDS = 15.0
+
+
+@click.command(hidden=True)
+@click.argument("name", type=click.Choice(["plan", "ranks", "commit"]))
+@click.pass_obj
+def step(invocation: Invocation, name: str) -> None:
+    """Carry out one step of a CheckpointTransform, in a pod of the operator."""
+    work = {"plan": _plan, "ranks": _ranks, "commit": _commit}[name]
+    retrying = Retrying(
+        retry=retry_if_exception(lambda e: isinstance(e, ReshardError) and e.retryable and not isinstance(e, CancelledError)),
+        stop=stop_after_attempt(_TRIES),
+        wait=wait_random_exponential(multiplier=_FIRST_WAIT_SECONDS, max=_LONGEST_WAIT_SECONDS),
+        before_sleep=lambda state: _say_retry(state.outcome.exception() if state.outcome else None),
+        reraise=True,
+    )
+    try:
+        spec = _spec()
+        result = retrying(work, invocation, spec, request_of_pod(spec))
+    except ReshardError as error:
+        _leave({"reason": error.reason, "message": _short(str(error), _LONGEST_MESSAGE), "exitCode": error.exit_code})
+        raise
+    _leave(result)
+    show.out_json(result)
+
+
+def _plan(_: Invocation, spec: TransformSpec, request: Request) -> dict[str, Any]:
+    with show.progress() as progress:
+        workers = min(spec.execution.ranks_per_pod, MOST_WORKERS)
+        planned = plan_transform(
+            request, workers=workers, write=not spec.dry_run, owner=_variable("RESHARD_OWNER"), progress=progress
+        )
+    return {
+        "sourceRanks": planned.summary.source_ranks,
+        "targetRanks": planned.summary.target_ranks,
+        "parameters": planned.summary.parameters,
+        "bytes": planned.summary.bytes_needed,
+        "memoryBytes": planned.memory_bytes,
+        "digest": planned.digest,
+        "finishedRanks": len(planned.finished_ranks),
+        "complete": planned.complete,
+        "notes": [_short(note, _LONGEST_NOTE) for note in planned.notes[:_MOST_NOTES]],
+    }
+
+
+def _ranks(invocation: Invocation, spec: TransformSpec, request: Request) -> dict[str, Any]:
+    index = _variable("JOB_COMPLETION_INDEX")
+    if not index.isdecimal():
+        raise UsageError("InvalidVariable", f"{index!r} is no index", where="JOB_COMPLETION_INDEX")
+    ranks = ranks_of_index(parse_ranks(_variable("RESHARD_RANKS")), spec.execution.ranks_per_pod, int(index))
+    if not ranks:
+        raise UsageError("InvalidVariable", f"there are no ranks for index {index}", where="RESHARD_RANKS")
+    options = msgspec.structs.replace(request.options, ranks=format_ranks(ranks))
+    with show.progress() as progress:
+        result = transform_checkpoint(
+            msgspec.structs.replace(request, options=options),
+            workers=min(len(ranks), MOST_WORKERS),
+            commit=False,
+            owner=_variable("RESHARD_OWNER"),
+            progress=progress,
+            cancellation=invocation.cancellation,
+        )
+    return {"bytesRead": result.bytes_read, "bytesWritten": result.bytes_written, "peakRssBytes": result.peak_rss_bytes}
+
+
+def _commit(_: Invocation, __: TransformSpec, request: Request) -> dict[str, Any]:
+    manifest = commit_checkpoint(request.target, digest=_variable("RESHARD_DIGEST"), owner=_variable("RESHARD_OWNER"))
+    return {
+        "digest": manifest.digest,
+        "bytesRead": sum(record.bytes_read for record in manifest.files),
+        "bytesWritten": sum(record.size for record in manifest.files),
+        "manifest": MANIFEST_NAME,
+    }
+
+
+def _spec() -> TransformSpec:
+    try:
+        document = json.loads(_variable("RESHARD_SPEC"))
+    except ValueError as error:
+        raise UsageError("InvalidVariable", f"it is no JSON: {error}", where="RESHARD_SPEC") from error
+    return parse_spec(document, "RESHARD_SPEC")
+
+
+def _variable(name: str) -> str:
+    value = os.environ.get(name)
+    if not value:
+        raise UsageError("VariableMissing", "it is not set", where=name, fix="this command is for the operator's pods")
+    return value
+
+
+def _leave(document: dict[str, Any]) -> None:
+    """Leave the termination message, where there is a place for one."""
+    path = Path(os.environ.get("RESHARD_TERMINATION_LOG", _TERMINATION_LOG))
+    with contextlib.suppress(OSError):
+        if path.exists():
+            path.write_text(json.dumps(document), encoding="ascii")
+
+
+def _short(text: str, most: int) -> str:
+    """At most so many ASCII characters: what is wrong stands at the beginning, what to do at the end."""
+    text = printable(text).encode("ascii", "replace").decode("ascii")
+    return text if len(text) <= most else f"{text[: most * 2 // 3]} ... {text[5 - most // 3 :]}"
+
+
+def _say_retry(error: BaseException | None) -> None:
+    click.echo(f"trying again: {error}", err=True)

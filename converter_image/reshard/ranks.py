@@ -1,0 +1,54 @@
+"""Lists of ranks, as people write them."""
+
+from __future__ import annotations
+
+import re
+from typing import TYPE_CHECKING
+
+from reshard.errors import RequestError, UsageError
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+
+def parse_ranks(text: str, total: int | None = None) -> tuple[int, ...]:
+    """Ranks such as "0,2-5", ascending and without repetition.
+
+    Raises:
+        UsageError: the text is no such list.
+        RequestError: a rank is not below `total`.
+    """
+    ranks: set[int] = set()
+    for part in text.split(","):
+        match = re.fullmatch(r"\s*([0-9]{1,9})(?:-([0-9]{1,9}))?\s*", part)
+        if match is None:
+            raise UsageError("InvalidRanks", f"{text!r} is no list of ranks", where="ranks", fix="write it like 0,2-5")
+        first, last = int(match[1]), int(match[2] or match[1])
+        if last < first:
+            raise UsageError("InvalidRanks", f"{part.strip()!r} runs backwards", where="ranks", fix="write it like 0,2-5")
+        if total is not None and last >= total:
+            raise RequestError("NoSuchRank", f"rank {last} does not exist, the target has {total} ranks", where="ranks")
+        if last - first >= 1 << 24:
+            raise UsageError("InvalidRanks", f"{part.strip()!r} is too long", where="ranks")
+        ranks.update(range(first, last + 1))
+    return tuple(sorted(ranks))
+
+
+def format_ranks(ranks: tuple[int, ...]) -> str:
+    """The opposite of `parse_ranks`.
+
+    >>> format_ranks((0, 2, 3, 4, 7))
+    '0,2-4,7'
+    """
+    parts: list[list[int]] = []
+    for rank in sorted(ranks):
+        if parts and parts[-1][1] == rank - 1:
+            parts[-1][1] = rank
+        else:
+            parts.append([rank, rank])
+    return ",".join(str(a) if a == b else f"{a}-{b}" for a, b in parts)
+
+
+def ranks_of_index(ranks: Sequence[int], ranks_per_pod: int, index: int) -> tuple[int, ...]:
+    """The ranks that one pod of an Indexed Job writes."""
+    return tuple(ranks[index * ranks_per_pod : (index + 1) * ranks_per_pod])

@@ -1,0 +1,153 @@
+"""The steps that the operator's pods run, with folders in place of their volumes."""
+
+from __future__ import annotations
+
+import json
+import os
+from typing import TYPE_CHECKING, Any
+
+import disk
+import pytest
+
+from reshard import spec as specs
+from reshard.cli import main
+from reshard.errors import LockedError
+from reshard.lock import locked
+from reshard.storage.local import LocalStore
+from reshard.target import LOCK, TargetFolder
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+SPEC: dict[str, Any] = {
+    "source": {"storage": {"persistentVolumeClaim": {"claimName": "a", "path": "src"}}, "strategy": {"path": "source.ckpt"}},
+    "target": {
+        "storage": {"persistentVolumeClaim": {"claimName": "b", "path": "dst"}},
+        "strategy": {"path": "target.ckpt", "storage": {"persistentVolumeClaim": {"claimName": "a"}}},
+    },
+    "execution": {"ranksPerPod": 4},
+}
+
+
+class Pods:
+    """What the operator gives to its pods, and what they leave."""
+
+    def __init__(self, volumes: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+        self._volumes, self._environment = volumes, monkeypatch
+        self._log = volumes / "termination-log"
+        self._log.touch()
+        monkeypatch.setattr(specs, "VOLUMES", str(volumes))
+        monkeypatch.setenv("RESHARD_TERMINATION_LOG", str(self._log))
+        self.spec = SPEC
+        self.made = disk.write(volumes / "source", disk.example())
+        (volumes / "source-strategy").mkdir()
+        self.made.target_strategy.rename(volumes / "source-strategy" / "target.ckpt")
+        (volumes / "source-strategy").rename(volumes / "target-strategy")
+        (volumes / "target").mkdir()
+
+    @property
+    def target(self) -> Path:
+        return self._volumes / "target" / "dst"
+
+    def run(self, step: str, *, expect: int = 0, owner: str = "uid-1", **variables: str) -> dict[str, Any]:
+        self._log.write_text("")
+        given = {"RESHARD_SPEC": json.dumps(self.spec), "RESHARD_OWNER": owner, "RESHARD_RANKS": "0-5", **variables}
+        for name, value in given.items():
+            self._environment.setenv(name, value)
+        assert main(["step", step]) == expect
+        text = self._log.read_text()
+        assert text.isascii()
+        assert len(text) <= 2000
+        found: dict[str, Any] = json.loads(text)
+        return found
+
+
+@pytest.fixture
+def pods(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Pods:
+    return Pods(tmp_path, monkeypatch)
+
+
+def test_plan_ranks_and_commit_make_what_one_transform_makes(pods: Pods) -> None:
+    planned = pods.run("plan")
+    assert (planned["sourceRanks"], planned["targetRanks"], planned["complete"], planned["finishedRanks"]) == (4, 6, False, 0)
+    for index in range(2):
+        written = pods.run("ranks", JOB_COMPLETION_INDEX=str(index))
+        assert written["bytesWritten"] > 0
+    again = pods.run("ranks", JOB_COMPLETION_INDEX="1")
+    assert again["bytesWritten"] == 0
+    committed = pods.run("commit", RESHARD_DIGEST=planned["digest"])
+    assert committed["digest"] == planned["digest"]
+    assert disk.differences(pods.made.model, pods.target, "ckpt") == []
+    assert pods.run("commit", RESHARD_DIGEST=planned["digest"]) == committed
+    assert pods.run("plan", owner="uid-2")["complete"]
+    assert not (pods.target / ".reshard").exists() or not any((pods.target / ".reshard").iterdir())
+
+
+def test_a_commit_before_the_last_rank_names_what_is_missing(pods: Pods) -> None:
+    planned = pods.run("plan")
+    pods.run("ranks", JOB_COMPLETION_INDEX="0")
+    failed = pods.run("commit", RESHARD_DIGEST=planned["digest"], expect=66)
+    assert failed["reason"] == "RanksUnfinished"
+    assert "rank 4-5 of 6" in failed["message"]
+
+
+def test_a_dry_run_leaves_nothing(pods: Pods) -> None:
+    pods.spec = SPEC | {"dryRun": True}
+    assert pods.run("plan")["targetRanks"] == 6
+    assert not pods.target.exists()
+
+
+def test_a_repaired_source_takes_the_place_of_the_unfinished_attempt(pods: Pods) -> None:
+    """The next attempt has another digest, for the source has changed; what the old one has written is worth nothing."""
+    old = pods.run("plan")
+    pods.run("ranks", JOB_COMPLETION_INDEX="0")
+    source = next((pods.made.source / "rank_3").iterdir())
+    os.utime(source, ns=(1, 1))
+    new = pods.run("plan")
+    assert (new["digest"] != old["digest"], new["finishedRanks"]) == (True, 0)
+    assert [job.digest for job in TargetFolder(LocalStore(pods.target), 0o640).jobs()] == [new["digest"]]
+    for index in range(2):
+        assert pods.run("ranks", JOB_COMPLETION_INDEX=str(index))["bytesWritten"] > 0
+    pods.run("commit", RESHARD_DIGEST=old["digest"], expect=66)
+    pods.run("commit", RESHARD_DIGEST=new["digest"])
+    assert disk.differences(pods.made.model, pods.target, "ckpt") == []
+
+
+def test_files_that_nobody_described_are_never_taken_for_an_old_attempt(pods: Pods) -> None:
+    pods.run("plan")
+    pods.run("ranks", JOB_COMPLETION_INDEX="0")
+    (pods.target / "rank_0" / "precious.ckpt").write_bytes(b"x")
+    os.utime(next((pods.made.source / "rank_3").iterdir()), ns=(1, 1))
+    failed = pods.run("plan", expect=78)
+    assert failed["reason"] == "TargetExists"
+    assert "rank_0" in failed["message"]
+
+
+def test_another_transform_is_kept_out_by_the_lock(pods: Pods, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("reshard.cli.step._FIRST_WAIT_SECONDS", 0.01)
+    monkeypatch.setattr("reshard.cli.step._LONGEST_WAIT_SECONDS", 0.01)
+    store = LocalStore(pods.target)
+    with locked(store, LOCK, owner="uid-other", mode=0o640):
+        failed = pods.run("plan", expect=LockedError.exit_code)
+    assert failed["reason"] == "TargetLocked"
+    pods.run("plan")
+
+
+@pytest.mark.parametrize(
+    ("variables", "said"),
+    [
+        ({"RESHARD_SPEC": "{"}, "RESHARD_SPEC"),
+        ({"RESHARD_SPEC": json.dumps(SPEC | {"sauce": 1})}, "sauce"),
+        ({"JOB_COMPLETION_INDEX": "x"}, "JOB_COMPLETION_INDEX"),
+        ({"JOB_COMPLETION_INDEX": "7"}, "no ranks for index 7"),
+    ],
+)
+def test_wrong_variables_are_named(pods: Pods, variables: dict[str, str], said: str) -> None:
+    assert said in pods.run("ranks", expect=2, **variables)["message"]
+
+
+def test_a_long_message_keeps_what_to_do(pods: Pods) -> None:
+    pods.spec = SPEC | {"source": SPEC["source"] | {"files": {"pattern": "ä" * 250}}}
+    failed = pods.run("plan", expect=66)
+    assert failed["exitCode"] == 66
+    assert failed["message"].isascii()
