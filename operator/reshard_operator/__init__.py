@@ -1,0 +1,1 @@
+"""The operator: watches CheckpointTransform resources and runs their steps as Jobs."""

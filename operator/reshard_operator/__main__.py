@@ -1,0 +1,101 @@
+"""`python -m reshard_operator`: the operator's process."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import signal
+import sys
+
+import kopf
+from prometheus_client import start_http_server
+from pythonjsonlogger.json import JsonFormatter
+
+from reshard.errors import ReshardError
+from reshard_operator import config as configuration
+from reshard_operator.cluster import ApiError, Cluster
+from reshard_operator.handlers import registry
+from reshard_operator.lease import Lease, LostLeaseError
+from reshard_operator.worker import Reconciler
+
+_LOOK_FOR_CRD_SECONDS = 5.0
+
+log = logging.getLogger("reshard_operator")
+
+
+def main() -> int:
+    """Run until told to end.
+
+    Returns:
+        The exit code.
+    """
+    try:
+        config = configuration.load()
+    except ReshardError as error:
+        print(f"reshard-operator: {error}", file=sys.stderr)  # noqa: T201 - there is no log yet
+        return error.exit_code
+    _set_up_logging(config.log_format)
+    if config.metrics_port:
+        start_http_server(config.metrics_port)
+    code = 0
+    try:
+        asyncio.run(_operate(config))
+    except* LostLeaseError:
+        log.error("another replica has taken over; this one ends")  # noqa: TRY400 - a traceback would tell nothing
+        code = 1
+    return code
+
+
+async def _operate(config: configuration.Config) -> None:
+    stop = asyncio.Event()
+    for number in (signal.SIGTERM, signal.SIGINT):
+        asyncio.get_running_loop().add_signal_handler(number, stop.set)
+    cluster = await Cluster.connect()
+    try:
+        await _wait_for_crd(cluster, stop)
+        lease = Lease(cluster, config)
+        reconciler = Reconciler(cluster, config, lease.held)
+        async with asyncio.TaskGroup() as group:
+            tasks = [group.create_task(lease.run()), group.create_task(reconciler.run())]
+            watching = kopf.operator(
+                registry=registry(config, reconciler),
+                clusterwide=not config.namespaces,
+                namespaces=config.namespaces,
+                liveness_endpoint=f"http://0.0.0.0:{config.health_port}/healthz" if config.health_port else None,
+                standalone=True,
+                stop_flag=stop,
+            )
+            tasks.append(group.create_task(watching))
+            await stop.wait()
+            await asyncio.wait([tasks.pop()], timeout=5)
+            for task in tasks:
+                task.cancel()
+    finally:
+        await cluster.close()
+
+
+async def _wait_for_crd(cluster: Cluster, stop: asyncio.Event) -> None:
+    """Kopf would watch nothing for ever if the CRD came later than the operator."""
+    while not stop.is_set():
+        try:
+            if await cluster.has_resource():
+                return
+            log.warning("the CRD of CheckpointTransforms is not there; waiting for it")
+        except ApiError as error:
+            log.warning("the API server cannot be asked: %s", error)
+        await asyncio.sleep(_LOOK_FOR_CRD_SECONDS)
+
+
+def _set_up_logging(form: str) -> None:
+    handler = logging.StreamHandler()
+    handler.setFormatter(
+        JsonFormatter("%(asctime)s %(levelname)s %(name)s %(message)s")
+        if form == "json"
+        else logging.Formatter("%(asctime)s %(message)s")
+    )
+    logging.basicConfig(level=logging.INFO, handlers=[handler], force=True)
+    logging.getLogger("kopf").setLevel(logging.WARNING)
+
+
+if __name__ == "__main__":
+    sys.exit(main())

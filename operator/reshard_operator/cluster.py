@@ -1,0 +1,304 @@
+"""The only file that talks to the Kubernetes API. Every call has a time limit; objects stay the dicts that the API sends."""
+
+from __future__ import annotations
+
+import json
+from datetime import UTC, datetime
+from typing import TYPE_CHECKING
+from urllib.parse import quote
+
+from kubernetes.aio import client, config
+
+from reshard_operator import jobs
+from reshard_operator.observation import STEPS, Event, Job, Object, Pod, Seen, Transform
+from reshard_operator.reconcile import Action, Create, Patch
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+GROUP, VERSION, PLURAL = "reshard.dev", "v1alpha1", "checkpointtransforms"
+FIELD_MANAGER = "reshard-operator"
+_SECONDS = 30.0
+# Of a step with thousands of pods, enough to tell what is wrong.
+_MOST_WAITING = 50
+_MOST_FAILED = 200
+_PAGE = 500
+_ALIVE = "status.phase!=Succeeded,status.phase!=Failed"
+_MERGE = "application/merge-patch+json"
+_APPLY = "application/apply-patch+yaml"
+
+
+class ApiError(Exception):
+    """The API server said no.
+
+    Attributes:
+        status: of HTTP; 0 when it was not reached.
+        reason: its reason, such as "AlreadyExists".
+    """
+
+    def __init__(self, status: int, reason: str, message: str) -> None:
+        super().__init__(message)
+        self.status = status
+        self.reason = reason
+
+
+class NameTakenError(Exception):
+    """A Job of the needed name belongs to someone else."""
+
+
+class Cluster:
+    """Reads and writes what belongs to transforms."""
+
+    def __init__(self, api: client.ApiClient) -> None:
+        self._api = api
+
+    @classmethod
+    async def connect(cls) -> Cluster:
+        """With the pod's service account, or as kubectl would."""
+        try:
+            config.load_incluster_config()
+        except config.ConfigException:
+            await config.load_kube_config()
+        return cls(client.ApiClient())
+
+    async def close(self) -> None:
+        """Give the connections back."""
+        await self._api.close()
+
+    async def transforms(self, namespaces: Sequence[str]) -> list[Object]:
+        """All transforms, in all namespaces if none is named."""
+        places = [f"/apis/{GROUP}/{VERSION}/namespaces/{n}/{PLURAL}" for n in namespaces] or [f"/apis/{GROUP}/{VERSION}/{PLURAL}"]
+        return [item for place in places for item in await self._list(place)]
+
+    async def observe(self, namespace: str, name: str) -> Seen | None:
+        """What there is to see of a transform; None when it is gone."""
+        try:
+            resource = await self._call("GET", f"{_custom(namespace)}/{name}")
+        except ApiError as error:
+            if error.status == 404:
+                return None
+            raise
+        transform = Transform.parse(resource)
+        now = datetime.now(UTC).replace(microsecond=0)
+        if transform.deleting:
+            return Seen(transform, now)
+        own, others = await self._jobs(transform)
+        current = {
+            step: job
+            for step in STEPS
+            for job in own
+            if job.name == jobs.job_name(transform.name, transform.uid, step, transform.attempt)
+        }
+        old = tuple(job for job in own if all(job.name != kept.name for kept in current.values()))
+        pods, rivals = await self._pods(transform, current)
+        rivals += [_rival(job) for job in others if not job.ended and _is_older(job, transform)]
+        events = await self._events(transform, current, pods)
+        return Seen(transform, now, current, old, tuple(pods), tuple(dict.fromkeys(rivals)), tuple(events))
+
+    async def act(self, transform: Transform, action: Action) -> None:
+        """Carry out one action. What has changed meanwhile is left to the next observation.
+
+        Raises:
+            NameTakenError: a Job to be created is there, and of someone else.
+            ApiError: the API server refuses.
+        """
+        place = f"/apis/batch/v1/namespaces/{transform.namespace}/jobs"
+        if isinstance(action, Create):
+            try:
+                await self._call("POST", place, {"fieldManager": FIELD_MANAGER, "fieldValidation": "Strict"}, action.manifest)
+            except ApiError as error:
+                if error.reason != "AlreadyExists":
+                    raise
+                found = Job(await self._call("GET", f"{place}/{action.manifest['metadata']['name']}"))
+                if found.owner != transform.uid:
+                    raise NameTakenError(f"Job {found.name} is there and belongs to someone else; rename or delete it") from error
+            return
+        metadata = action.job.raw["metadata"]
+        try:
+            if isinstance(action, Patch):
+                versions = {"uid": metadata["uid"], "resourceVersion": metadata["resourceVersion"]}
+                body = {"metadata": versions, "spec": action.spec}
+                await self._call("PATCH", f"{place}/{action.job.name}", {"fieldManager": FIELD_MANAGER}, body, _MERGE)
+            else:
+                options = {"propagationPolicy": "Background", "preconditions": {"uid": metadata["uid"]}}
+                await self._call("DELETE", f"{place}/{action.job.name}", body=options)
+        except ApiError as error:
+            if error.status not in {404, 409}:
+                raise
+
+    async def write_status(self, transform: Transform, status: Object) -> None:
+        """Write the whole status, if the resource is still the one that was seen.
+
+        Raises:
+            ApiError: with status 409 if it has changed meanwhile.
+        """
+        body = {
+            "apiVersion": f"{GROUP}/{VERSION}",
+            "kind": "CheckpointTransform",
+            "metadata": {"name": transform.name, "uid": transform.uid, "resourceVersion": transform.resource_version},
+            "status": status,
+        }
+        query = {"fieldManager": FIELD_MANAGER, "force": "true"}
+        await self._call("PATCH", f"{_custom(transform.namespace)}/{transform.name}/status", query, body, _APPLY)
+
+    async def record_event(self, transform: Transform, kind: str, reason: str, action: str, note: str) -> None:
+        """Attach an Event to a transform."""
+        moment = datetime.now(UTC).strftime("%Y-%m-%dT%H:%M:%S.%fZ")
+        body = {
+            "apiVersion": "events.k8s.io/v1",
+            "kind": "Event",
+            "metadata": {"generateName": f"{transform.name[:200]}.", "namespace": transform.namespace},
+            "eventTime": moment,
+            "reportingController": "reshard.dev/operator",
+            "reportingInstance": FIELD_MANAGER,
+            "action": action,
+            "reason": reason,
+            "type": kind,
+            "note": note[:1000],
+            "regarding": {
+                "apiVersion": f"{GROUP}/{VERSION}",
+                "kind": "CheckpointTransform",
+                "name": transform.name,
+                "namespace": transform.namespace,
+                "uid": transform.uid,
+            },
+        }
+        await self._call("POST", f"/apis/events.k8s.io/v1/namespaces/{transform.namespace}/events", {}, body)
+
+    async def has_resource(self) -> bool:
+        """Whether the API server knows CheckpointTransforms: the CRD is there."""
+        try:
+            found = await self._call("GET", f"/apis/{GROUP}/{VERSION}")
+        except ApiError as error:
+            if error.status == 404:
+                return False
+            raise
+        return any(resource["name"] == PLURAL for resource in found["resources"])
+
+    async def get_lease(self, namespace: str, name: str) -> Object | None:
+        """A Lease, if it is there."""
+        try:
+            return await self._call("GET", f"/apis/coordination.k8s.io/v1/namespaces/{namespace}/leases/{name}")
+        except ApiError as error:
+            if error.status == 404:
+                return None
+            raise
+
+    async def put_lease(self, namespace: str, lease: Object) -> Object:
+        """Create a Lease, or replace the one whose resourceVersion it has.
+
+        Raises:
+            ApiError: with status 409 if somebody else was quicker.
+        """
+        place = f"/apis/coordination.k8s.io/v1/namespaces/{namespace}/leases"
+        if "resourceVersion" in lease["metadata"]:
+            return await self._call("PUT", f"{place}/{lease['metadata']['name']}", {}, lease)
+        return await self._call("POST", place, {}, lease)
+
+    async def _jobs(self, transform: Transform) -> tuple[list[Job], list[Job]]:
+        """Its own Jobs, and those of other transforms with the same target."""
+        place = f"/apis/batch/v1/namespaces/{transform.namespace}/jobs"
+        target = f"{jobs.LABEL_TARGET}={jobs.target_label(transform.spec)}" if transform.spec is not None else ""
+        own = f"{jobs.LABEL_TRANSFORM}={transform.uid}"
+        found = [Job(item) for item in await self._list(place, target or own)]
+        mine = [job for job in found if job.owner == transform.uid]
+        return mine, [job for job in found if job.raw["metadata"]["labels"].get(jobs.LABEL_TRANSFORM) != transform.uid]
+
+    async def _pods(self, transform: Transform, current: dict[str, Job]) -> tuple[list[Pod], list[str]]:
+        if transform.spec is None:
+            return [], []
+        place = f"/api/v1/namespaces/{transform.namespace}/pods"
+        own = f"{jobs.LABEL_TRANSFORM}={transform.uid}"
+        pods = [Pod(item) for item in await self._list(place, f"{own},{jobs.LABEL_STEP} in (plan,commit)")]
+        ranks = f"{own},{jobs.LABEL_STEP}=ranks"
+        if "ranks" in current:
+            pods += [Pod(i) for i in await self._list(place, ranks, "status.phase=Pending", _MOST_WAITING)]
+            if current["ranks"].status.get("failed") or current["ranks"].failed is not None:
+                pods += [Pod(i) for i in await self._list(place, ranks, "status.phase=Failed", _MOST_FAILED)]
+        else:  # none of an earlier attempt may still write
+            pods += [Pod(i) for i in await self._list(place, ranks, _ALIVE, _MOST_WAITING)]
+        rivals: list[str] = []
+        if "ranks" not in current:
+            same = f"{jobs.LABEL_TARGET}={jobs.target_label(transform.spec)},{jobs.LABEL_TRANSFORM}!={transform.uid}"
+            writing = f"{same},{jobs.LABEL_STEP} in (ranks,commit)"
+            alive = await self._list(place, writing, _ALIVE, _MOST_WAITING)
+            rivals = [f"CheckpointTransform {pod.transform_name} (pod {pod.name})" for pod in map(Pod, alive)]
+        return pods, rivals
+
+    async def _events(self, transform: Transform, current: dict[str, Job], pods: list[Pod]) -> list[Event]:
+        """Warnings about what does not get on."""
+        found: list[Event] = []
+        place = f"/api/v1/namespaces/{transform.namespace}/events"
+        unfinished = [job for job in current.values() if not job.ended and not job.status.get("ready")]
+        waiting = [pod for pod in pods if pod.phase == "Pending" and pod.condition("PodScheduled").get("status") == "True"][:3]
+        for uid in [job.uid for job in unfinished] + [pod.uid for pod in waiting]:
+            items = await self._list(place, "", f"involvedObject.uid={uid},type=Warning", _MOST_WAITING)
+            found += [Event(uid, str(item.get("reason")), str(item.get("message"))) for item in items]
+        return found
+
+    async def _list(self, place: str, labels: str = "", fields: str = "", most: int | None = None) -> list[Object]:
+        query = (
+            {"limit": str(most or _PAGE)}
+            | ({"labelSelector": labels} if labels else {})
+            | ({"fieldSelector": fields} if fields else {})
+        )
+        items: list[Object] = []
+        while True:
+            page = await self._call("GET", place, query)
+            items += page.get("items") or []
+            more = page["metadata"].get("continue")
+            if not more or (most is not None and len(items) >= most):
+                return items
+            query["continue"] = more
+
+    async def _call(
+        self, method: str, path: str, query: dict[str, str] | None = None, body: object = None, kind: str = "application/json"
+    ) -> Object:
+        try:
+            response = await self._api.call_api(
+                quote(path),
+                method,
+                query_params=list((query or {}).items()),
+                header_params={"Accept": "application/json", "Content-Type": kind},
+                body=body,
+                auth_settings=["BearerToken"],
+                response_types_map={},
+                _return_http_data_only=True,
+                _preload_content=False,
+                _request_timeout=_SECONDS,
+            )
+            text = await response.read()
+        except (client.ApiException, OSError, TimeoutError) as error:
+            raise _translated(error) from error
+        if response.status >= 400:
+            raise _of_response(response.status, text)
+        found: Object = json.loads(text)
+        return found
+
+
+def _custom(namespace: str) -> str:
+    return f"/apis/{GROUP}/{VERSION}/namespaces/{namespace}/{PLURAL}"
+
+
+def _translated(error: Exception) -> ApiError:
+    if isinstance(error, client.ApiException):
+        return _of_response(error.status, error.body or "")
+    return ApiError(0, "Unreachable", f"{type(error).__name__}: {error}")
+
+
+def _of_response(status: int, text: bytes | str) -> ApiError:
+    try:
+        said = json.loads(text)
+        return ApiError(status, said.get("reason", ""), said.get("message", ""))
+    except (ValueError, AttributeError):
+        return ApiError(status, "", str(text)[:300])
+
+
+def _rival(job: Job) -> str:
+    return f"CheckpointTransform {job.annotation(jobs.ANNOTATION_TRANSFORM)} (Job {job.name})"
+
+
+def _is_older(job: Job, transform: Transform) -> bool:
+    """Of two that begin at once, the one that was created first goes first."""
+    created = job.annotation(jobs.ANNOTATION_CREATED)
+    return (created, job.raw["metadata"]["labels"].get(jobs.LABEL_TRANSFORM, "")) < (transform.created, transform.uid)

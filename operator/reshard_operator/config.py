@@ -1,0 +1,82 @@
+"""What the operator is started with: environment variables, which the chart sets."""
+
+from __future__ import annotations
+
+import os
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+import msgspec
+
+from reshard.errors import UsageError
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping
+
+
+@dataclass(frozen=True, slots=True)
+class Config:
+    """How the operator works.
+
+    Attributes:
+        converter_image: the image of all pods.
+        image_pull_policy: of that image; empty: Kubernetes' default.
+        converter_resources: resource requests and limits of pods whose transform names none.
+        namespaces: those to watch; empty: all.
+        own_namespace: where the operator runs, and its Lease is.
+        identity: of this replica.
+        lease: the name of the Lease that replicas share; empty: there is one replica only.
+        resync_seconds: how often everything is looked at anew, whatever the watches told.
+        metrics_port: where metrics are served; 0: nowhere.
+        health_port: where the liveness probe is answered; 0: nowhere.
+        log_format: "json" or "text".
+    """
+
+    converter_image: str
+    image_pull_policy: str = ""
+    converter_resources: dict[str, Any] | None = None
+    namespaces: tuple[str, ...] = ()
+    own_namespace: str = "default"
+    identity: str = "reshard-operator"
+    lease: str = ""
+    resync_seconds: float = 240.0
+    metrics_port: int = 0
+    health_port: int = 0
+    log_format: str = "json"
+
+
+def load(environment: Mapping[str, str] = os.environ) -> Config:
+    """The configuration in the environment.
+
+    Raises:
+        UsageError: a variable is missing or wrong.
+    """
+
+    def number(name: str, default: float) -> float:
+        text = environment.get(name, "")
+        try:
+            return float(text) if text else default
+        except ValueError as error:
+            raise UsageError("InvalidVariable", f"{text!r} is no number", where=name) from error
+
+    image = environment.get("RESHARD_CONVERTER_IMAGE", "")
+    if not image:
+        raise UsageError("VariableMissing", "it is not set", where="RESHARD_CONVERTER_IMAGE", fix="name the converter's image")
+    resources = environment.get("RESHARD_CONVERTER_RESOURCES", "")
+    try:
+        converter_resources = msgspec.json.decode(resources, type=dict[str, Any]) if resources else None
+    except msgspec.MsgspecError as error:
+        raise UsageError("InvalidVariable", str(error), where="RESHARD_CONVERTER_RESOURCES") from error
+    return Config(
+        converter_image=image,
+        image_pull_policy=environment.get("RESHARD_CONVERTER_PULL_POLICY", ""),
+        converter_resources=converter_resources,
+        namespaces=tuple(name for name in environment.get("RESHARD_NAMESPACES", "").split(",") if name),
+        own_namespace=environment.get("POD_NAMESPACE") or "default",
+        identity=environment.get("POD_NAME") or "reshard-operator",
+        lease=environment.get("RESHARD_LEASE", ""),
+        resync_seconds=number("RESHARD_RESYNC_SECONDS", 240),
+        metrics_port=int(number("RESHARD_METRICS_PORT", 0)),
+        health_port=int(number("RESHARD_HEALTH_PORT", 0)),
+        log_format=environment.get("RESHARD_LOG_FORMAT", "json"),
+    )

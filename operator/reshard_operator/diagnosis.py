@@ -1,0 +1,60 @@
+"""Why a Job does not get on, from its pods and from what Kubernetes says about them. Pure."""
+
+from __future__ import annotations
+
+from datetime import datetime
+from typing import TYPE_CHECKING
+
+from reshard_operator.status import Phase, State
+
+if TYPE_CHECKING:
+    from reshard_operator.observation import Job, Pod, Seen
+
+# None of these ends by itself, nor ever makes a pod fail.
+_CANNOT_START = {
+    "ErrImagePull",
+    "ImagePullBackOff",
+    "ErrImageNeverPull",
+    "InvalidImageName",
+    "CreateContainerConfigError",
+    "CreateContainerError",
+}
+_CANNOT_MOUNT = {"FailedMount", "FailedAttachVolume"}
+_DENIED = {"FailedCreate"}
+
+
+def waiting_for(seen: Seen, job: Job, phase: Phase) -> State | None:
+    """What keeps a Job's pods from running; None when nothing does."""
+    pods = seen.pods_of(job)
+    for pod in pods:
+        if (found := _why(seen, pod)) is not None:
+            reason, message, stuck = found
+            return State(phase, reason, f"pod {pod.name}: {message}", stuck=stuck)
+    if not job.status.get("active") and not any(pod.alive for pod in pods):
+        denied = [e for e in seen.events if e.object_uid == job.uid and e.reason in _DENIED]
+        if denied:
+            return State(phase, "PodsDenied", denied[-1].message)
+    return None
+
+
+def stuck_seconds(seen: Seen) -> float:
+    """For how long pods have been unable to start, as the status remembers it."""
+    since = next(
+        (c["lastTransitionTime"] for c in seen.transform.status.get("conditions") or () if c["type"] == "PodsStuck"), None
+    )
+    return (seen.now - datetime.fromisoformat(since)).total_seconds() if since else 0.0
+
+
+def _why(seen: Seen, pod: Pod) -> tuple[str, str, bool] | None:
+    if pod.phase != "Pending":
+        return None
+    scheduled = pod.condition("PodScheduled")
+    if scheduled.get("status") == "False":
+        return "Unschedulable", str(scheduled.get("message") or "it is not scheduled yet"), False
+    reason = str(pod.waiting.get("reason") or "")
+    if reason in _CANNOT_START:
+        return reason, str(pod.waiting.get("message") or reason), True
+    for event in seen.events:
+        if event.object_uid == pod.uid and event.reason in _CANNOT_MOUNT:
+            return event.reason, event.message, True
+    return None

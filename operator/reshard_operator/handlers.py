@@ -1,0 +1,72 @@
+"""kopf: events in, marks out. Its handlers decide nothing and write nothing, so that a missed event costs only time."""
+
+from __future__ import annotations
+
+import asyncio
+import random
+import time
+from typing import TYPE_CHECKING, Any
+
+import kopf
+
+from reshard_operator import jobs
+from reshard_operator.cluster import GROUP, PLURAL, VERSION
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+    from reshard_operator.config import Config
+    from reshard_operator.worker import Reconciler
+
+_MISSED_RESYNCS = 3
+
+
+class EndlessBackoffs:
+    """Delays between tries to reach the API server: growing, then up to 15 s for ever; kopf iterates anew for each call."""
+
+    def __iter__(self) -> Iterator[float]:
+        """The delays in seconds."""
+        delay = 0.5
+        while True:
+            yield delay * random.uniform(0.5, 1)  # noqa: S311 - no secret
+            delay = min(15.0, delay * 2)
+
+
+def registry(config: Config, reconciler: Reconciler) -> kopf.OperatorRegistry:
+    """The handlers of one operator."""
+    handlers = kopf.OperatorRegistry()
+
+    @kopf.on.startup(registry=handlers)
+    def configure(settings: kopf.OperatorSettings, **_: Any) -> None:
+        settings.scanning.disabled = True
+        settings.posting.enabled = False
+        settings.networking.error_backoffs = EndlessBackoffs()
+        settings.watching.server_timeout = 300
+        settings.watching.label_selectors["jobs.v1.batch"] = f"{jobs.LABEL_MANAGED_BY}={jobs.MANAGED_BY}"
+
+    @kopf.on.event(GROUP, VERSION, PLURAL, registry=handlers)
+    def transform_changed(namespace: str | None, name: str, **_: Any) -> None:
+        reconciler.mark(namespace or "", name)
+
+    @kopf.on.event("batch", "v1", "jobs", registry=handlers)
+    def job_changed(namespace: str | None, annotations: kopf.Annotations, **_: Any) -> None:
+        name = annotations.get(jobs.ANNOTATION_TRANSFORM)
+        if name:
+            reconciler.mark(namespace or "", name)
+
+    @kopf.on.probe(id="resync", registry=handlers)
+    def resynced_recently(**_: Any) -> str:
+        age = time.monotonic() - reconciler.last_resync
+        if age > _MISSED_RESYNCS * config.resync_seconds:
+            raise kopf.PermanentError(f"the last resync is {age:.0f} s old")
+        return f"{age:.0f} s ago"
+
+    @kopf.on.probe(id="watches", registry=handlers)
+    def watches_are_there(**_: Any) -> int:
+        names = [task.get_name() for task in asyncio.all_tasks()]
+        found = sum(name.startswith(f"watcher for {PLURAL}.") for name in names)
+        if not found:
+            raise kopf.PermanentError("the watch of CheckpointTransforms has ended")
+        return found
+
+    return handlers

@@ -1,0 +1,245 @@
+"""From a transform to the manifests of its Jobs. Pure functions that return dicts."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from typing import TYPE_CHECKING
+
+import msgspec
+
+from reshard.ranks import format_ranks
+from reshard.spec import API_VERSION, KIND, mounts
+from reshard_operator.observation import QUEUE_LABEL, Object, ranks_of
+
+if TYPE_CHECKING:
+    from reshard.execution import PodTemplateSpec
+    from reshard.spec import TransformSpec
+    from reshard_operator.config import Config
+    from reshard_operator.observation import PlanMessage, Transform
+
+MANAGED_BY = "reshard-operator"
+LABEL_MANAGED_BY = "app.kubernetes.io/managed-by"
+LABEL_TRANSFORM = "reshard.dev/transform-uid"
+LABEL_TARGET = "reshard.dev/target"
+LABEL_STEP = "reshard.dev/step"
+ANNOTATION_TRANSFORM = "reshard.dev/transform"
+ANNOTATION_ATTEMPT = "reshard.dev/attempt"
+ANNOTATION_SPEC = "reshard.dev/spec-digest"
+ANNOTATION_CREATED = "reshard.dev/transform-created"
+CONTAINER = "reshard"
+# Exit codes of docs/architecture.md. What is listed nowhere is tried again, within the limit.
+_REQUEST_IS_WRONG = (2, 77, 78)
+_DATA_IS_WRONG = (65, 66, 70)
+_LONGEST_BASE = 34
+_GRACE_SECONDS = 30
+
+
+def job_name(name: str, uid: str, step: str, attempt: int) -> str:
+    """The name of a step's Job: the same whoever computes it, and short enough for the names of its pods."""
+    base = name.replace(".", "-")[:_LONGEST_BASE].rstrip("-")
+    return f"{base}-{uid[:8]}-{step}" + (f"-{attempt}" if attempt > 1 else "")
+
+
+def target_label(spec: TransformSpec) -> str:
+    """Equal for transforms that write to the same place."""
+    claim = spec.target.storage.persistent_volume_claim
+    return hashlib.sha256(f"{claim.claim_name}\0{claim.path}".encode()).hexdigest()[:32]
+
+
+def spec_digest(spec: TransformSpec) -> str:
+    """Identifies what of a spec must not change while it is carried out."""
+    return hashlib.sha256(msgspec.json.encode(_fixed(spec), order="deterministic")).hexdigest()[:32]
+
+
+def plan_job(transform: Transform, config: Config) -> Object:
+    """The Job that checks everything and writes the plan."""
+    return _job(transform, config, "plan", {}, memory_bytes=256 << 20)
+
+
+def ranks_job(transform: Transform, config: Config, planned: PlanMessage) -> Object:
+    """The Indexed Job whose pods write the target ranks."""
+    spec = _spec(transform)
+    ranks = ranks_of(spec, planned)
+    completions = -(-len(ranks) // spec.execution.ranks_per_pod)
+    job = _job(transform, config, "ranks", {"RESHARD_RANKS": format_ranks(ranks)}, memory_bytes=planned.memory_bytes)
+    job["spec"] |= {
+        "completionMode": "Indexed",
+        "completions": completions,
+        "parallelism": parallelism(spec, completions),
+        "backoffLimitPerIndex": spec.execution.backoff_limit_per_index,
+    }
+    del job["spec"]["backoffLimit"]
+    job["spec"]["podFailurePolicy"]["rules"] = [
+        *job["spec"]["podFailurePolicy"]["rules"][:1],
+        _rule("FailJob", _REQUEST_IS_WRONG),
+        _rule("FailIndex", _DATA_IS_WRONG),
+    ]
+    if spec.execution.active_deadline_seconds is not None:
+        job["spec"]["activeDeadlineSeconds"] = spec.execution.active_deadline_seconds
+    if transform.queue:  # Kueue starts it when there is room
+        job["metadata"]["labels"][QUEUE_LABEL] = transform.queue
+        job["spec"]["suspend"] = True
+    return job
+
+
+def commit_job(transform: Transform, config: Config, planned: PlanMessage) -> Object:
+    """The Job that finds every rank's record and completes the checkpoint."""
+    return _job(transform, config, "commit", {"RESHARD_DIGEST": planned.digest}, memory_bytes=planned.memory_bytes)
+
+
+def parallelism(spec: TransformSpec, completions: int) -> int:
+    """Pods at a time: never more than there is work for."""
+    return min(spec.execution.parallelism, completions)
+
+
+def _job(transform: Transform, config: Config, step: str, variables: dict[str, str], *, memory_bytes: int) -> Object:
+    spec = _spec(transform)
+    overrides = spec.execution.pod_template
+    labels = {
+        LABEL_MANAGED_BY: MANAGED_BY,
+        LABEL_TRANSFORM: transform.uid,
+        LABEL_TARGET: target_label(spec),
+        LABEL_STEP: step,
+    }
+    annotations = {
+        ANNOTATION_TRANSFORM: transform.name,
+        ANNOTATION_CREATED: transform.created,
+        ANNOTATION_ATTEMPT: str(spec.execution.attempt),
+        ANNOTATION_SPEC: spec_digest(spec),
+    }
+    environment = {"RESHARD_SPEC": _pod_spec_text(spec), "RESHARD_OWNER": transform.uid, **variables}
+    return {
+        "apiVersion": "batch/v1",
+        "kind": "Job",
+        "metadata": {
+            "name": job_name(transform.name, transform.uid, step, spec.execution.attempt),
+            "namespace": transform.namespace,
+            "labels": labels,
+            "annotations": annotations,
+            "ownerReferences": [
+                {
+                    "apiVersion": API_VERSION,
+                    "kind": KIND,
+                    "name": transform.name,
+                    "uid": transform.uid,
+                    "controller": True,
+                    "blockOwnerDeletion": True,
+                }
+            ],
+        },
+        "spec": {
+            "completions": 1,
+            "parallelism": 1,
+            "backoffLimit": spec.execution.backoff_limit_per_index,
+            "podReplacementPolicy": "Failed",
+            "suspend": spec.suspend,
+            "podFailurePolicy": {
+                "rules": [
+                    {"action": "Ignore", "onPodConditions": [{"type": "DisruptionTarget", "status": "True"}]},
+                    _rule("FailJob", tuple(sorted(_REQUEST_IS_WRONG + _DATA_IS_WRONG))),
+                ]
+            },
+            "template": {
+                "metadata": {"labels": overrides.labels | labels, "annotations": overrides.annotations | annotations},
+                "spec": _pod(spec, config, step, environment, memory_bytes),
+            },
+        },
+    }
+
+
+def _pod(spec: TransformSpec, config: Config, step: str, environment: dict[str, str], memory_bytes: int) -> Object:
+    overrides = spec.execution.pod_template
+    volumes, mounted = _volumes(spec)
+    container: Object = {
+        "name": CONTAINER,
+        "image": config.converter_image,
+        "args": ["step", step],
+        "env": [
+            # A user's variables can add to ours and not replace them.
+            *(msgspec.to_builtins(e) for e in overrides.env if not e.name.startswith("RESHARD_")),
+            *({"name": name, "value": value} for name, value in environment.items()),
+        ],
+        "volumeMounts": mounted,
+        "resources": _resources(overrides, config, memory_bytes),
+        "terminationMessagePolicy": "FallbackToLogsOnError",
+        "securityContext": {
+            "allowPrivilegeEscalation": False,
+            "readOnlyRootFilesystem": True,
+            "capabilities": {"drop": ["ALL"]},
+        },
+    }
+    if config.image_pull_policy:
+        container["imagePullPolicy"] = config.image_pull_policy
+    pod: Object = {
+        "restartPolicy": "Never",
+        "automountServiceAccountToken": False,
+        "enableServiceLinks": False,
+        "terminationGracePeriodSeconds": _GRACE_SECONDS,
+        "securityContext": {"runAsNonRoot": True, "seccompProfile": {"type": "RuntimeDefault"}}
+        | msgspec.to_builtins(overrides.security_context),
+        "containers": [container],
+        "volumes": volumes,
+    }
+    for name, value in (
+        ("nodeSelector", overrides.node_selector),
+        ("tolerations", overrides.tolerations),
+        ("affinity", overrides.affinity),
+        ("priorityClassName", overrides.priority_class_name),
+        ("runtimeClassName", overrides.runtime_class_name),
+        ("serviceAccountName", overrides.service_account_name),
+        ("imagePullSecrets", overrides.image_pull_secrets),
+    ):
+        if value:
+            pod[name] = list(value) if isinstance(value, tuple) else value
+    return pod
+
+
+def _volumes(spec: TransformSpec) -> tuple[list[Object], list[Object]]:
+    """One volume for each distinct claim, or the pod would wait for ever; mounted once for each role it has."""
+    needed = mounts(spec)
+    claims = list(dict.fromkeys(mount.claim for mount in needed))
+    volumes: list[Object] = []
+    for i, claim in enumerate(claims):
+        source: Object = {"claimName": claim}
+        if all(mount.read_only for mount in needed if mount.claim == claim):
+            source["readOnly"] = True
+        volumes.append({"name": f"claim-{i}", "persistentVolumeClaim": source})
+    mounted: list[Object] = []
+    for mount in needed:
+        entry: Object = {"name": f"claim-{claims.index(mount.claim)}", "mountPath": mount.folder}
+        mounted.append(entry | {"readOnly": True} if mount.read_only else entry)
+    return volumes, mounted
+
+
+def _resources(overrides: PodTemplateSpec, config: Config, memory_bytes: int) -> Object:
+    """What the transform names, else what the chart does; the plan's memory is requested where neither names any."""
+    resources = overrides.resources or config.converter_resources or {}
+    requests = {"memory": str(memory_bytes)} | dict(resources.get("requests") or {})
+    limit = (resources.get("limits") or {}).get("memory")
+    if limit is not None and "memory" not in (resources.get("requests") or {}):
+        requests["memory"] = limit  # as Kubernetes does it; a request above the limit would be refused
+    return {**resources, "requests": requests}
+
+
+def _rule(action: str, codes: tuple[int, ...]) -> Object:
+    return {"action": action, "onExitCodes": {"containerName": CONTAINER, "operator": "In", "values": list(codes)}}
+
+
+def _fixed(spec: TransformSpec) -> TransformSpec:
+    """Without what may change underway, nor say anything to a pod."""
+    execution = msgspec.structs.replace(spec.execution, parallelism=1, attempt=1)
+    return msgspec.structs.replace(spec, execution=execution, suspend=False)
+
+
+def _pod_spec_text(spec: TransformSpec) -> str:
+    """The spec as pods read it."""
+    fixed = _fixed(spec)
+    execution = {"ranksPerPod": fixed.execution.ranks_per_pod}
+    return json.dumps(msgspec.to_builtins(fixed) | {"execution": execution}, sort_keys=True)
+
+
+def _spec(transform: Transform) -> TransformSpec:
+    if transform.spec is None:
+        raise ValueError(transform.problem)
+    return transform.spec

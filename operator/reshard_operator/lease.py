@@ -1,0 +1,116 @@
+"""Which of several replicas works: the one that holds a Lease.
+
+It only avoids double work; what keeps writes safe are deterministic names, preconditions and resource versions.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import random
+import time
+from datetime import UTC, datetime
+from typing import TYPE_CHECKING
+
+from reshard_operator import metrics
+from reshard_operator.cluster import ApiError
+
+if TYPE_CHECKING:
+    from reshard_operator.cluster import Cluster
+    from reshard_operator.config import Config
+    from reshard_operator.observation import Object
+
+DURATION_SECONDS = 15
+_RENEW_SECONDS = 5.0
+# Writing stops well before others may take over.
+_SURELY_HELD_SECONDS = 10.0
+
+log = logging.getLogger(__name__)
+
+
+class LostLeaseError(Exception):
+    """Somebody else works now: this process ends, so that nothing half done goes on."""
+
+
+class Lease:
+    """Held by this replica or by another; without a name, always held."""
+
+    def __init__(self, cluster: Cluster, config: Config) -> None:
+        self._cluster, self._config = cluster, config
+        self._held_since: float | None = None
+        self._renewed = 0.0
+        # Another holder's last sign, and when this replica has seen it: clocks of others are not trusted.
+        self._other: tuple[str, str] | None = None
+        self._other_seen = 0.0
+
+    def held(self) -> bool:
+        """Whether this replica may write."""
+        return not self._config.lease or (
+            self._held_since is not None and time.monotonic() - self._renewed < _SURELY_HELD_SECONDS
+        )
+
+    async def run(self) -> None:
+        """Get the Lease and keep it.
+
+        Raises:
+            LostLeaseError: another replica has it.
+        """
+        metrics.LEADING.set(0 if self._config.lease else 1)
+        while self._config.lease:
+            try:
+                await self._round()
+            except ApiError as error:
+                log.warning("the lease could not be renewed: %s", error)
+                if self._held_since is not None and time.monotonic() - self._renewed > DURATION_SECONDS:
+                    raise LostLeaseError from error
+            await asyncio.sleep(_RENEW_SECONDS if self._held_since is not None else random.uniform(1, 3))  # noqa: S311 - no secret
+
+    async def _round(self) -> None:
+        began = time.monotonic()
+        lease = await self._cluster.get_lease(self._config.own_namespace, self._config.lease)
+        if lease is None:
+            await self._take(self._new({}), began)
+            return
+        spec = lease.get("spec") or {}
+        holder = spec.get("holderIdentity") or ""
+        if holder == self._config.identity:
+            await self._take(lease | {"spec": spec | {"renewTime": _now()}}, began)
+            return
+        if self._held_since is not None:
+            raise LostLeaseError(holder)
+        sign = (holder, str(spec.get("renewTime")))
+        if sign != self._other:
+            self._other, self._other_seen = sign, began
+        if not holder or began - self._other_seen > DURATION_SECONDS:
+            await self._take(lease | {"spec": self._new(spec)["spec"]}, began)
+
+    async def _take(self, lease: Object, began: float) -> None:
+        try:
+            await self._cluster.put_lease(self._config.own_namespace, lease)
+        except ApiError as error:
+            if error.status != 409:
+                raise
+            return  # another was quicker; the next round tells
+        if self._held_since is None:
+            log.info("this replica works now")
+            metrics.LEADING.set(1)
+            self._held_since = began
+        self._renewed = began
+
+    def _new(self, last: Object) -> Object:
+        return {
+            "apiVersion": "coordination.k8s.io/v1",
+            "kind": "Lease",
+            "metadata": {"name": self._config.lease, "namespace": self._config.own_namespace},
+            "spec": {
+                "holderIdentity": self._config.identity,
+                "leaseDurationSeconds": DURATION_SECONDS,
+                "acquireTime": _now(),
+                "renewTime": _now(),
+                "leaseTransitions": int(last.get("leaseTransitions") or 0) + (1 if last else 0),
+            },
+        }
+
+
+def _now() -> str:
+    return datetime.now(UTC).strftime("%Y-%m-%dT%H:%M:%S.%fZ")

@@ -1,0 +1,326 @@
+"""What the operator sees of one transform at one moment, as frozen data. Whatever pods and users wrote is parsed here."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any, TypeVar
+
+import msgspec
+
+from reshard.errors import ReshardError
+from reshard.ranks import format_ranks, parse_ranks
+from reshard.spec import TransformSpec, parse_spec
+
+if TYPE_CHECKING:
+    from datetime import datetime
+
+QUEUE_LABEL = "kueue.x-k8s.io/queue-name"
+STEPS = ("plan", "ranks", "commit")
+
+Object = dict[str, Any]
+M = TypeVar("M", bound=msgspec.Struct)
+
+
+class PlanMessage(msgspec.Struct, frozen=True, rename="camel"):
+    """What the plan's pod leaves (`reshard.cli.step`)."""
+
+    source_ranks: int
+    target_ranks: int
+    parameters: int
+    bytes: int
+    memory_bytes: int
+    digest: str
+    finished_ranks: int = 0
+    complete: bool = False
+    notes: tuple[str, ...] = ()
+
+
+class CommitMessage(msgspec.Struct, frozen=True, rename="camel"):
+    """What the commit's pod leaves."""
+
+    digest: str
+    bytes_read: int
+    bytes_written: int
+    manifest: str
+
+
+class FailureMessage(msgspec.Struct, frozen=True, rename="camel"):
+    """What a pod leaves that has failed."""
+
+    reason: str
+    message: str
+    exit_code: int = 1
+
+
+@dataclass(frozen=True)
+class Transform:
+    """A CheckpointTransform.
+
+    Attributes:
+        spec: None when it cannot be read; `problem` then says why.
+    """
+
+    name: str
+    namespace: str
+    uid: str
+    generation: int
+    resource_version: str
+    created: str
+    deleting: bool
+    queue: str
+    raw_spec: Object
+    spec: TransformSpec | None
+    problem: str
+    status: Object
+
+    @property
+    def attempt(self) -> int:
+        """Which try this is."""
+        return self.spec.execution.attempt if self.spec is not None else 1
+
+    @classmethod
+    def parse(cls, resource: Object) -> Transform:
+        """Of what the API server sent."""
+        metadata = resource["metadata"]
+        spec, problem = None, ""
+        try:
+            spec = parse_spec(resource.get("spec"), "the resource")
+        except ReshardError as error:
+            problem = str(error)
+        return cls(
+            name=metadata["name"],
+            namespace=metadata["namespace"],
+            uid=metadata["uid"],
+            generation=metadata.get("generation", 1),
+            resource_version=metadata["resourceVersion"],
+            created=metadata.get("creationTimestamp", ""),
+            deleting="deletionTimestamp" in metadata,
+            queue=metadata.get("labels", {}).get(QUEUE_LABEL, ""),
+            raw_spec=resource.get("spec") or {},
+            spec=spec,
+            problem=problem,
+            status=resource.get("status") or {},
+        )
+
+
+@dataclass(frozen=True)
+class Job:
+    """A Job of a transform."""
+
+    raw: Object
+
+    @property
+    def name(self) -> str:
+        """Its name."""
+        return str(self.raw["metadata"]["name"])
+
+    @property
+    def uid(self) -> str:
+        """Its UID."""
+        return str(self.raw["metadata"]["uid"])
+
+    @property
+    def spec(self) -> Object:
+        """Its spec."""
+        return dict(self.raw["spec"])
+
+    @property
+    def status(self) -> Object:
+        """Its status."""
+        return self.raw.get("status") or {}
+
+    @property
+    def deleting(self) -> bool:
+        """Whether it is on its way out."""
+        return "deletionTimestamp" in self.raw["metadata"]
+
+    def condition(self, kind: str) -> Object | None:
+        """A condition that is true."""
+        return next((c for c in self.status.get("conditions") or () if c["type"] == kind and c["status"] == "True"), None)
+
+    @property
+    def complete(self) -> bool:
+        """Whether it has ended well."""
+        return self.condition("Complete") is not None
+
+    @property
+    def failed(self) -> Object | None:
+        """The condition that says that it has ended otherwise."""
+        return self.condition("Failed")
+
+    @property
+    def ended(self) -> bool:
+        """Whether it has ended."""
+        return self.complete or self.failed is not None
+
+    @property
+    def suspended(self) -> bool:
+        """Whether it is suspended, and all its pods are gone."""
+        return self.condition("Suspended") is not None and not self.status.get("active") and not self.status.get("terminating")
+
+    def annotation(self, name: str) -> str:
+        """An annotation; empty when it has none of that name."""
+        return str((self.raw["metadata"].get("annotations") or {}).get(name, ""))
+
+    @property
+    def owner(self) -> str:
+        """The UID of the object that controls it."""
+        return next((str(o["uid"]) for o in self.raw["metadata"].get("ownerReferences", ()) if o.get("controller")), "")
+
+    def indexes(self, field_name: str) -> tuple[int, ...]:
+        """Completion indexes that its status lists, such as "0,3-5"."""
+        text = self.status.get(field_name) or ""
+        return parse_ranks(text) if text else ()
+
+
+@dataclass(frozen=True)
+class Pod:
+    """A pod of a transform."""
+
+    raw: Object
+
+    @property
+    def name(self) -> str:
+        """Its name."""
+        return str(self.raw["metadata"]["name"])
+
+    @property
+    def uid(self) -> str:
+        """Its UID."""
+        return str(self.raw["metadata"]["uid"])
+
+    @property
+    def created(self) -> str:
+        """When it was created."""
+        return str(self.raw["metadata"].get("creationTimestamp", ""))
+
+    @property
+    def phase(self) -> str:
+        """Pending, Running, Succeeded, Failed or Unknown."""
+        return str((self.raw.get("status") or {}).get("phase", "Pending"))
+
+    @property
+    def alive(self) -> bool:
+        """Whether a process of it may still write."""
+        return self.phase not in {"Succeeded", "Failed"}
+
+    @property
+    def transform(self) -> str:
+        """The UID of the transform that it belongs to."""
+        return str((self.raw["metadata"].get("labels") or {}).get("reshard.dev/transform-uid", ""))
+
+    @property
+    def transform_name(self) -> str:
+        """The name of the transform that it belongs to."""
+        return str((self.raw["metadata"].get("annotations") or {}).get("reshard.dev/transform", ""))
+
+    @property
+    def step(self) -> str:
+        """Which step it carries out."""
+        return str((self.raw["metadata"].get("labels") or {}).get("reshard.dev/step", ""))
+
+    @property
+    def job(self) -> str:
+        """The UID of its Job."""
+        return next((str(o["uid"]) for o in self.raw["metadata"].get("ownerReferences", ()) if o.get("controller")), "")
+
+    @property
+    def index(self) -> int:
+        """Its completion index."""
+        return int((self.raw["metadata"].get("annotations") or {}).get("batch.kubernetes.io/job-completion-index", 0))
+
+    @property
+    def waiting(self) -> Object:
+        """Why its container does not start, if it does not."""
+        return next((s["state"]["waiting"] for s in self._containers() if "waiting" in (s.get("state") or {})), {})
+
+    @property
+    def terminated(self) -> Object:
+        """How its container ended, if it has."""
+        return next((s["state"]["terminated"] for s in self._containers() if "terminated" in (s.get("state") or {})), {})
+
+    def _containers(self) -> list[Object]:
+        return (self.raw.get("status") or {}).get("containerStatuses") or []
+
+    def condition(self, kind: str) -> Object:
+        """A condition, whatever it says."""
+        return next((c for c in (self.raw.get("status") or {}).get("conditions") or () if c["type"] == kind), {})
+
+    def failure(self) -> FailureMessage:
+        """Why it has failed, in its own words if it has left any."""
+        ended = self.terminated
+        text = str(ended.get("message") or "")
+        code = int(ended.get("exitCode") or 0)
+        try:
+            return msgspec.json.decode(text, type=FailureMessage)
+        except msgspec.MsgspecError:
+            pass
+        lines = [line for line in text.splitlines() if line.strip()]
+        reason = str(ended.get("reason") or (self.raw.get("status") or {}).get("reason") or "Error")
+        said = (
+            lines[-1] if lines else str((self.raw.get("status") or {}).get("message") or f"the container ended with code {code}")
+        )
+        return FailureMessage(reason, said[:1000], code)
+
+
+@dataclass(frozen=True)
+class Event:
+    """A warning that Kubernetes has attached to a Job or a pod."""
+
+    object_uid: str
+    reason: str
+    message: str
+
+
+@dataclass(frozen=True)
+class Seen:
+    """Everything that a decision rests on.
+
+    Attributes:
+        jobs: this transform's, of this attempt, by step.
+        old_jobs: this transform's, of earlier attempts.
+        pods: this transform's: all of plan and commit, of the ranks' those that wait and some of those that failed.
+        rivals: pods of other transforms with the same target that may still write it, and Jobs of older ones.
+        events: warnings about unfinished Jobs and waiting pods.
+        now: the operator's clock, as RFC 3339.
+    """
+
+    transform: Transform
+    now: datetime
+    jobs: dict[str, Job] = field(default_factory=dict)
+    old_jobs: tuple[Job, ...] = ()
+    pods: tuple[Pod, ...] = ()
+    rivals: tuple[str, ...] = ()
+    events: tuple[Event, ...] = ()
+
+    def pods_of(self, job: Job) -> tuple[Pod, ...]:
+        """The pods of one Job, the newest first."""
+        return tuple(sorted((p for p in self.pods if p.job == job.uid), key=lambda p: p.created, reverse=True))
+
+    def message(self, step: str, kind: type[M]) -> M | None:
+        """What the pod of a finished step has left."""
+        job = self.jobs.get(step)
+        if job is None or not job.complete:
+            return None
+        for pod in self.pods_of(job):
+            if pod.phase == "Succeeded":
+                try:
+                    return msgspec.json.decode(str(pod.terminated.get("message") or ""), type=kind)
+                except msgspec.MsgspecError:
+                    continue
+        return None
+
+
+def ranks_of(spec: TransformSpec, planned: PlanMessage) -> tuple[int, ...]:
+    """The target ranks that a transform writes."""
+    return (
+        parse_ranks(spec.target.ranks, planned.target_ranks)
+        if spec.target.ranks is not None
+        else tuple(range(planned.target_ranks))
+    )
+
+
+def as_text(ranks: tuple[int, ...], most: int = 1000) -> str:
+    """Ranks for a status, which must stay small."""
+    text = format_ranks(ranks)
+    return text if len(text) <= most else text[: text.rindex(",", 0, most)] + ",..."

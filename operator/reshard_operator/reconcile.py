@@ -1,0 +1,284 @@
+"""What to do about a transform, from what is seen of it: plan -> ranks -> commit -> complete.
+
+Pure: the same observation gives the same decision, whatever happened before. That is why events may come late, twice, in any
+order or not at all, and why the operator may be killed at any moment.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field, replace
+from typing import TYPE_CHECKING
+
+import msgspec
+
+from reshard_operator import diagnosis, jobs
+from reshard_operator.observation import CommitMessage, PlanMessage, as_text, ranks_of
+from reshard_operator.status import Phase, State, all_done, build, plan_details, rank_details
+
+if TYPE_CHECKING:
+    from reshard.spec import TransformSpec
+    from reshard_operator.config import Config
+    from reshard_operator.observation import FailureMessage, Job, Object, Seen
+
+_PHASES = {"plan": Phase.PLANNING, "ranks": Phase.RESHARDING, "commit": Phase.COMMITTING}
+_DOING = {"plan": "Planning", "ranks": "Resharding", "commit": "Committing"}
+_FAILED = {"plan": "PlanFailed", "ranks": "RanksFailed", "commit": "CommitFailed"}
+# How soon to look again at what no watch tells: pods of other transforms, pods that cannot start.
+_LOOK_AGAIN_SECONDS = 5.0
+_SOON_SECONDS = 1.0
+_SUSPENDED = State(Phase.SUSPENDED, "Suspended", "set spec.suspend to false to go on")
+
+
+@dataclass(frozen=True)
+class Create:
+    """Create a Job."""
+
+    manifest: Object
+
+
+@dataclass(frozen=True)
+class Patch:
+    """Change some fields of a Job's spec."""
+
+    job: Job
+    spec: Object
+
+
+@dataclass(frozen=True)
+class Delete:
+    """Delete a Job and its pods."""
+
+    job: Job
+
+
+Action = Create | Patch | Delete
+
+
+@dataclass(frozen=True)
+class Decision:
+    """What follows from an observation.
+
+    Attributes:
+        status: that the resource should have; None: it is not touched.
+        actions: to be carried out before the status is written.
+        look_again_seconds: when to look again although nothing has told so.
+    """
+
+    status: Object | None = None
+    actions: tuple[Action, ...] = field(default=())
+    look_again_seconds: float | None = None
+
+
+def reconcile(seen: Seen, config: Config) -> Decision:
+    """The decision."""
+    transform, spec = seen.transform, seen.transform.spec
+    if transform.deleting:
+        return Decision()
+    if _has_ended(seen):
+        return _clear_up(seen)
+    if spec is None:
+        return _fail(seen, "InvalidSpec", transform.problem)
+    if any(job.annotation(jobs.ANNOTATION_SPEC) != jobs.spec_digest(spec) for job in seen.jobs.values()):
+        return _fail(seen, "SpecChanged", "the spec has changed underway; create another CheckpointTransform")
+    planned = _planned(seen)
+    if planned is None:
+        return _step(seen, spec, "plan", jobs.plan_job(transform, config))
+    return _carry_out(seen, spec, planned, config)
+
+
+def _carry_out(seen: Seen, spec: TransformSpec, planned: PlanMessage, config: Config) -> Decision:
+    """From the plan to the end."""
+    ranks, details = ranks_of(spec, planned), plan_details(planned, spec)
+    what = f"{planned.source_ranks} -> {planned.target_ranks} ranks"
+    if spec.dry_run:
+        return _complete(seen, "DryRun", f"{what} would work", details)
+    if planned.complete:
+        return _complete(seen, "AlreadyComplete", "the target holds this very checkpoint", details | all_done(len(ranks)))
+    job = seen.jobs.get("ranks")
+    if job is not None:
+        details |= rank_details(job, ranks, spec.execution.ranks_per_pod, _failures(seen, job, ranks, spec))
+    if job is None or not job.complete:
+        return _step(seen, spec, "ranks", jobs.ranks_job(seen.transform, config, planned), details)
+    committed = seen.message("commit", CommitMessage)
+    if committed is None:
+        return _step(seen, spec, "commit", jobs.commit_job(seen.transform, config, planned), details)
+    details |= all_done(len(ranks)) | {
+        "bytesRead": committed.bytes_read,
+        "bytesWritten": committed.bytes_written,
+        "manifest": committed.manifest,
+    }
+    return _complete(seen, "Complete", f"{what}, each of them verified and recorded", details)
+
+
+def refused(seen: Seen, reason: str, message: str, *, for_good: bool) -> Decision:
+    """The API server did not let the last decision's Job be created."""
+    if for_good:
+        return _fail(seen, reason, message)
+    phase = Phase(seen.transform.status.get("phase") or Phase.PENDING)
+    return Decision(build(seen.transform, State(phase, reason, message), seen.now), (), _LOOK_AGAIN_SECONDS)
+
+
+def _planned(seen: Seen) -> PlanMessage | None:
+    """What the plan's pod has told; the status remembers it, should the pod be gone."""
+    planned, status = seen.message("plan", PlanMessage), seen.transform.status
+    if planned is None and "plan" in status and status.get("attempt") == seen.transform.attempt:
+        return msgspec.convert(status["plan"], PlanMessage)
+    return planned
+
+
+def _step(seen: Seen, spec: TransformSpec, step: str, manifest: Object, details: Object | None = None) -> Decision:
+    """Bring one step to its end."""
+    job = seen.jobs.get(step)
+    if job is None:
+        return _begin(seen, spec, step, manifest, details)
+    doing = State(_PHASES[step], _DOING[step], f"Job {job.name} is being deleted")
+    if job.deleting:
+        return _tell(seen, doing, details, _LOOK_AGAIN_SECONDS)
+    if job.complete:  # but it has left no message: its pod is gone, or something else ran in its place
+        again = replace(doing, message=f"Job {job.name} has left no result and runs again")
+        return _tell(seen, again, details, _SOON_SECONDS, Delete(job))
+    if job.failed is not None:
+        reason, message = _why_failed(seen, spec, step, job)
+        return _fail(seen, reason, message, details)
+    actions = _adjust(seen, spec, step, job, manifest)
+    if spec.suspend and job.suspended:
+        return _tell(seen, _SUSPENDED, details, None, *actions)
+    if spec.suspend:
+        ending = replace(doing, reason="Suspending", message="waiting for pods to end")
+        return _tell(seen, ending, details, _LOOK_AGAIN_SECONDS, *actions)
+    if job.suspended and step == "ranks" and seen.transform.queue:
+        queued = replace(doing, reason="Queued", message=f"waiting for the queue {seen.transform.queue}")
+        return _tell(seen, queued, details, None, *actions)
+    trouble = diagnosis.waiting_for(seen, job, doing.phase)
+    if trouble is None:
+        look_again = None if _runs(job) else _LOOK_AGAIN_SECONDS
+        return _tell(seen, replace(doing, message=_progress(step, job, details)), details, look_again, *actions)
+    deadline = spec.execution.startup_deadline_seconds
+    if trouble.stuck and diagnosis.stuck_seconds(seen) >= deadline:
+        return _fail(seen, "PodsNotStarting", f"for {deadline} s: {trouble.reason}: {trouble.message}", details)
+    return _tell(seen, trouble, details, _LOOK_AGAIN_SECONDS, *actions)
+
+
+def _begin(seen: Seen, spec: TransformSpec, step: str, manifest: Object, details: Object | None) -> Decision:
+    """Create a step's Job, once nobody else can write to the target."""
+    starting = State(_PHASES[step], _DOING[step], "starting")
+    if spec.suspend:
+        return _tell(seen, _SUSPENDED, details, None)
+    if seen.rivals and step != "commit":
+        phase = Phase.PENDING if step == "plan" else starting.phase
+        busy = State(phase, "TargetBusy", f"waiting for {', '.join(seen.rivals[:3])}: it writes to the same target")
+        return _tell(seen, busy, details, _LOOK_AGAIN_SECONDS)
+    running = [job for job in seen.old_jobs if not job.ended]
+    if running:
+        stop = (Delete(job) for job in running if not job.deleting)
+        return _tell(seen, replace(starting, message="waiting for the last attempt to end"), details, _SOON_SECONDS, *stop)
+    ours = {job.uid for job in seen.jobs.values()}
+    if any(pod.alive and pod.job not in ours for pod in seen.pods):
+        return _tell(seen, replace(starting, message="waiting for pods of the last attempt to end"), details, _SOON_SECONDS)
+    return _tell(seen, starting, details, _LOOK_AGAIN_SECONDS, Create(manifest))
+
+
+def _adjust(seen: Seen, spec: TransformSpec, step: str, job: Job, manifest: Object) -> tuple[Patch, ...]:
+    """What a user may change underway. With a queue, Kueue alone decides when the ranks' Job runs."""
+    wanted: Object = {}
+    queued = step == "ranks" and bool(seen.transform.queue)
+    if not queued and bool(job.spec.get("suspend")) != spec.suspend:
+        wanted["suspend"] = spec.suspend
+    if step == "ranks" and not queued and job.spec.get("parallelism") != manifest["spec"]["parallelism"]:
+        wanted["parallelism"] = manifest["spec"]["parallelism"]
+    return (Patch(job, wanted),) if wanted else ()
+
+
+def _why_failed(seen: Seen, spec: TransformSpec, step: str, job: Job) -> tuple[str, str]:
+    """The reason of a failed Job: what its pod said, if it said anything."""
+    condition = job.failed or {}
+    if condition.get("reason") == "DeadlineExceeded":
+        return "DeadlineExceeded", f"the ranks took longer than {spec.execution.active_deadline_seconds} s"
+    said = [pod.failure() for pod in seen.pods_of(job) if pod.phase == "Failed"]
+    if step == "ranks":
+        failed = job.indexes("failedIndexes")
+        planned = _planned(seen)
+        ranks = ranks_of(spec, planned) if planned is not None else ()
+        each = spec.execution.ranks_per_pod
+        names = as_text(tuple(rank for i in failed for rank in ranks[i * each : (i + 1) * each]), 200)
+        where = f"rank {names} of {len(ranks)} failed" if failed else "the ranks were stopped"
+        return _reason(said, "RanksFailed"), f"{where}: {_message(said, condition)}"
+    return _reason(said, _FAILED[step]), _message(said, condition)
+
+
+def _reason(said: list[FailureMessage], otherwise: str) -> str:
+    reasons = {message.reason for message in said}
+    only = reasons.pop() if len(reasons) == 1 else ""
+    return only if only.isidentifier() and only.isascii() and only != "Error" else otherwise
+
+
+def _message(said: list[FailureMessage], condition: Object) -> str:
+    return said[0].message if said else str(condition.get("message") or "its pods are gone, and left no message")
+
+
+def _failures(seen: Seen, job: Job, ranks: tuple[int, ...], spec: TransformSpec) -> list[Object]:
+    """The newest failure of each index that has failed for good, by rank."""
+    each = spec.execution.ranks_per_pod
+    failed = set(job.indexes("failedIndexes"))
+    found: dict[int, Object] = {}
+    for pod in seen.pods_of(job):
+        if pod.phase == "Failed" and pod.index in failed and pod.index not in found:
+            failure = pod.failure()
+            found[pod.index] = {
+                "ranks": as_text(tuple(ranks[pod.index * each : (pod.index + 1) * each]), 100),
+                "pod": pod.name,
+                "reason": failure.reason[:100],
+                "exitCode": failure.exit_code,
+                "message": failure.message[:1000],
+            }
+    return [found[index] for index in sorted(found)]
+
+
+def _progress(step: str, job: Job, details: Object | None) -> str:
+    if step == "ranks" and details is not None:
+        ranks = details["ranks"]
+        failed = f", {ranks['failed']} failed" if ranks["failed"] else ""
+        return f"{ranks['succeeded']} of {ranks['total']} ranks are written{failed}"
+    return f"Job {job.name} runs"
+
+
+def _runs(job: Job) -> bool:
+    """Whether all pods that should run do: then its watch tells all that happens."""
+    active = int(job.status.get("active") or 0)
+    return active > 0 and int(job.status.get("ready") or 0) >= active
+
+
+def _has_ended(seen: Seen) -> bool:
+    status = seen.transform.status
+    phase = status.get("phase")
+    return phase in {Phase.COMPLETE.value, Phase.FAILED.value} and status.get("attempt") == seen.transform.attempt
+
+
+def _clear_up(seen: Seen) -> Decision:
+    """After the end: Jobs that still run are stopped, the others are given the time that they stay; once, never again."""
+    spec, transform = seen.transform.spec, seen.transform
+    actions: list[Action] = []
+    for job in (*seen.jobs.values(), *seen.old_jobs):
+        if job.deleting:
+            continue
+        if not job.ended:
+            actions.append(Delete(job))
+        elif spec is not None and "ttlSecondsAfterFinished" not in job.spec:
+            actions.append(Patch(job, {"ttlSecondsAfterFinished": spec.execution.ttl_seconds_after_finished}))
+    status = None
+    if transform.status.get("observedGeneration") != transform.generation:
+        status = transform.status | {"observedGeneration": transform.generation}
+        status["conditions"] = [c | {"observedGeneration": transform.generation} for c in status.get("conditions") or ()]
+    return Decision(status, tuple(actions))
+
+
+def _tell(seen: Seen, state: State, details: Object | None, look_again: float | None, *actions: Action) -> Decision:
+    return Decision(build(seen.transform, state, seen.now, details), actions, look_again)
+
+
+def _fail(seen: Seen, reason: str, message: str, details: Object | None = None) -> Decision:
+    return Decision(build(seen.transform, State(Phase.FAILED, reason, message), seen.now, details), (), 1.0)
+
+
+def _complete(seen: Seen, reason: str, message: str, details: Object) -> Decision:
+    return Decision(build(seen.transform, State(Phase.COMPLETE, reason, message), seen.now, details), (), 1.0)

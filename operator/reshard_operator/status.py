@@ -1,0 +1,191 @@
+"""What a resource's status says: phases, conditions, reasons and messages, side by side."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from enum import StrEnum
+from typing import TYPE_CHECKING, Any
+
+from reshard_operator.observation import as_text, ranks_of
+
+if TYPE_CHECKING:
+    from datetime import datetime
+
+    from reshard.spec import TransformSpec
+    from reshard_operator.observation import Job, Object, PlanMessage, Transform
+
+_LONGEST_MESSAGE = 2000
+_MOST_FAILURES = 10
+_LASTING = ("plan", "ranks", "progress", "percentage", "bytesRead", "bytesWritten", "manifest", "startTime")
+
+
+class Phase(StrEnum):
+    """The one word that `kubectl get` shows."""
+
+    PENDING = "Pending"
+    PLANNING = "Planning"
+    RESHARDING = "Resharding"
+    COMMITTING = "Committing"
+    SUSPENDED = "Suspended"
+    COMPLETE = "Complete"
+    FAILED = "Failed"
+
+    @property
+    def terminal(self) -> bool:
+        """Whether nothing more happens until the attempt is raised."""
+        return self in {Phase.COMPLETE, Phase.FAILED}
+
+
+# Every reason of the operator's own, and what it means. Pods' own reasons (`SourceRankMissing`) are passed on as they are.
+REASONS = {
+    "Planning": "the plan's pod reads strategies and headers, and checks everything that can be checked",
+    "Resharding": "pods write the target ranks",
+    "Committing": "the commit's pod completes the checkpoint",
+    "Complete": "the checkpoint is complete: its manifest is written",
+    "AlreadyComplete": "the target held this very checkpoint before; nothing was written",
+    "DryRun": "the plan is made, and nothing was written, as spec.dryRun asks",
+    "Suspended": "spec.suspend is true, and no pod runs",
+    "Suspending": "spec.suspend is true, and pods are ending",
+    "Queued": "the ranks wait for Kueue to admit them",
+    "TargetBusy": "another transform has the same target; this one waits for it",
+    "PodsDenied": "the API server refuses the pods: a quota, Pod Security, or an admission webhook",
+    "JobDenied": "the API server refuses the Job: a quota, an admission webhook, or the operator's permissions",
+    "InvalidPod": "the API server finds the Job invalid: spec.execution.podTemplate asks for what there is not",
+    "NameTaken": "a Job with the name that this transform needs belongs to someone else; it is not touched",
+    "Unschedulable": "no node takes a pod; the scheduler says why",
+    "ContainerCreating": "a pod's volumes or network are being set up",
+    "PodsNotStarting": "pods cannot start (image, volume, Secret) for longer than spec.execution.startupDeadlineSeconds",
+    "InvalidSpec": "the operator cannot read the spec",
+    "SpecChanged": "the spec has changed since the Jobs were made, though it may not",
+    "PlanFailed": "the plan's pod failed and left no reason of its own",
+    "RanksFailed": "target ranks could not be written; status.ranks names them",
+    "CommitFailed": "the commit's pod failed and left no reason of its own",
+    "DeadlineExceeded": "the ranks took longer than spec.execution.activeDeadlineSeconds",
+}
+
+
+@dataclass(frozen=True)
+class State:
+    """What is to be told about a transform.
+
+    Attributes:
+        phase: the word for it.
+        reason: a stable CamelCase word.
+        message: for people.
+        stuck: whether pods are unable to start, which is given up after a while.
+    """
+
+    phase: Phase
+    reason: str
+    message: str
+    stuck: bool = False
+
+
+def build(transform: Transform, state: State, now: datetime, details: Object | None = None) -> Object:
+    """The status that follows from the last one, a state, and what is known besides.
+
+    Args:
+        transform: with the last status.
+        state: what is to be told.
+        now: for what changes now.
+        details: fields to set; those that it does not name stay, unless they belong to an earlier attempt.
+    """
+    last = transform.status if transform.status.get("attempt", transform.attempt) == transform.attempt else {}
+    status: Object = {key: last[key] for key in _LASTING if key in last}
+    status |= details or {}
+    status |= {
+        "observedGeneration": transform.generation,
+        "attempt": transform.attempt,
+        "phase": state.phase.value,
+        "conditions": _conditions(transform.status.get("conditions") or [], state, _time(now), transform.generation),
+    }
+    status.setdefault("startTime", _time(now))
+    if state.phase.terminal:
+        status["completionTime"] = last.get("completionTime", _time(now))
+    return status
+
+
+def plan_details(planned: PlanMessage, spec: TransformSpec) -> Object:
+    """What the plan tells."""
+    total = len(ranks_of(spec, planned))
+    return {
+        "plan": {
+            "sourceRanks": planned.source_ranks,
+            "targetRanks": planned.target_ranks,
+            "parameters": planned.parameters,
+            "bytes": planned.bytes,
+            "memoryBytes": planned.memory_bytes,
+            "digest": planned.digest,
+            **({"notes": list(planned.notes)} if planned.notes else {}),
+        },
+        "ranks": {"total": total, "active": 0, "succeeded": 0, "failed": 0},
+        "progress": f"0/{total}",
+        "percentage": 0,
+    }
+
+
+def rank_details(job: Job, ranks: tuple[int, ...], ranks_per_pod: int, failures: list[Object]) -> Object:
+    """How far the ranks are, from their Job. Indexes become ranks here."""
+
+    def of(indexes: tuple[int, ...]) -> tuple[int, ...]:
+        return tuple(rank for i in indexes for rank in ranks[i * ranks_per_pod : (i + 1) * ranks_per_pod])
+
+    done, failed = len(of(job.indexes("completedIndexes"))), of(job.indexes("failedIndexes"))
+    active = int(job.status.get("active") or 0) * ranks_per_pod
+    details: Object = {
+        "total": len(ranks),
+        "active": min(active, len(ranks) - done - len(failed)),
+        "succeeded": done,
+        "failed": len(failed),
+    }
+    if failed:
+        details["failedRanks"] = as_text(failed)
+    if failures:
+        details["failures"] = failures[:_MOST_FAILURES]
+    return {"ranks": details, "progress": f"{done}/{len(ranks)}", "percentage": 100 * done // len(ranks)}
+
+
+def all_done(ranks: int) -> Object:
+    """Every rank is written."""
+    counts = {"total": ranks, "active": 0, "succeeded": ranks, "failed": 0}
+    return {"ranks": counts, "progress": f"{ranks}/{ranks}", "percentage": 100}
+
+
+def _conditions(last: list[Object], state: State, now: str, generation: int) -> list[Object]:
+    """As kstatus reads them: Ready always, Reconciling while work goes on, Stalled when it has failed."""
+    wanted: list[tuple[str, str]] = [("Ready", "True" if state.phase is Phase.COMPLETE else "False")]
+    if state.phase is Phase.SUSPENDED:
+        wanted += [("Reconciling", "False"), ("Suspended", "True")]
+    elif state.phase is Phase.COMPLETE:
+        wanted += [("Complete", "True")]
+    elif state.phase is Phase.FAILED:
+        wanted += [("Failed", "True"), ("Stalled", "True")]
+    else:
+        wanted += [("Reconciling", "True")]
+    if state.stuck:
+        wanted += [("PodsStuck", "True")]
+    before = {condition["type"]: condition for condition in last}
+    made = []
+    for kind, value in wanted:
+        same = before.get(kind, {}).get("status") == value
+        made.append(
+            {
+                "type": kind,
+                "status": value,
+                "reason": state.reason,
+                "message": state.message[:_LONGEST_MESSAGE],
+                "lastTransitionTime": before[kind]["lastTransitionTime"] if same else now,
+                "observedGeneration": generation,
+            }
+        )
+    return made
+
+
+def only_counts_differ(old: Object, new: Object) -> bool:
+    """Whether a new status could wait a little: nothing has changed but how far the ranks are."""
+    counts: dict[str, Any] = dict.fromkeys(("ranks", "progress", "percentage"))
+    return bool(old) and old.get("phase") == Phase.RESHARDING.value and old | counts == new | counts
+
+
+def _time(moment: datetime) -> str:
+    return moment.strftime("%Y-%m-%dT%H:%M:%SZ")

@@ -1,0 +1,188 @@
+"""Turns marks ("this may have changed") into reconciliations: one at a time for each transform, repeated until they succeed."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import random
+import time
+from typing import TYPE_CHECKING
+
+from reshard_operator import metrics
+from reshard_operator.cluster import ApiError, NameTakenError
+from reshard_operator.reconcile import Create, reconcile, refused
+from reshard_operator.status import only_counts_differ
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    from reshard_operator.cluster import Cluster
+    from reshard_operator.config import Config
+    from reshard_operator.observation import Object, Seen, Transform
+    from reshard_operator.reconcile import Decision
+
+Key = tuple[str, str]
+
+_WORKERS = 8
+# Events come in bursts: what comes within this time is looked at once.
+_SETTLE_SECONDS = 0.2
+_COUNTS_EVERY_SECONDS = 5.0
+_FIRST_RETRY_SECONDS = 0.5
+_LONGEST_RETRY_SECONDS = 60.0
+# What another try cannot mend: the Job is invalid.
+_FOR_GOOD = {"Invalid", "BadRequest"}
+_SEEN_AGAIN = 409
+
+log = logging.getLogger(__name__)
+
+
+class Reconciler:
+    """Reconciles transforms that are marked."""
+
+    def __init__(self, cluster: Cluster, config: Config, may_write: Callable[[], bool]) -> None:
+        self._cluster = cluster
+        self._config = config
+        self._may_write = may_write
+        self._due: dict[Key, float] = {}
+        self._busy: set[Key] = set()
+        self._failures: dict[Key, int] = {}
+        self._counted: dict[Key, float] = {}
+        self._changed = asyncio.Event()
+        self.last_resync = time.monotonic()
+
+    def mark(self, namespace: str, name: str, after: float = _SETTLE_SECONDS) -> None:
+        """Look at a transform, soon."""
+        key, due = (namespace, name), time.monotonic() + after
+        self._due[key] = min(due, self._due.get(key, due))
+        self._changed.set()
+
+    async def run(self) -> None:
+        """Work for ever."""
+        async with asyncio.TaskGroup() as group:
+            for _ in range(_WORKERS):
+                group.create_task(self._work())
+            group.create_task(self._resync())
+
+    async def _resync(self) -> None:
+        """Look at everything now and then, whatever the watches have told or missed."""
+        while True:
+            try:
+                for resource in await self._cluster.transforms(self._config.namespaces):
+                    self.mark(resource["metadata"]["namespace"], resource["metadata"]["name"], random.uniform(0, 1))  # noqa: S311 - no secret
+                self.last_resync = time.monotonic()
+                await asyncio.sleep(self._config.resync_seconds)
+            except ApiError as error:
+                log.warning("resync failed: %s", error)
+                await asyncio.sleep(random.uniform(1, 5))  # noqa: S311 - no secret
+
+    async def _work(self) -> None:
+        while True:
+            key = await self._next()
+            self._busy.add(key)
+            try:
+                with metrics.RECONCILE_SECONDS.time():
+                    again = await self._reconcile(*key)
+                self._failures.pop(key, None)
+                if again is not None:
+                    self.mark(*key, again)
+            except ApiError as error:
+                metrics.RECONCILE_ERRORS.inc()
+                self._retry(key, quiet=error.status == _SEEN_AGAIN, error=error)
+            except Exception as error:
+                metrics.RECONCILE_ERRORS.inc()
+                log.exception("reconciling failed", extra={"transform": "/".join(key)})
+                self._retry(key, quiet=True, error=error)
+            finally:
+                self._busy.discard(key)
+                self._changed.set()
+
+    def _retry(self, key: Key, *, quiet: bool, error: Exception) -> None:
+        failures = self._failures[key] = self._failures.get(key, 0) + 1
+        delay = min(_LONGEST_RETRY_SECONDS, _FIRST_RETRY_SECONDS * 2 ** min(failures, 10)) * random.uniform(0.5, 1)  # noqa: S311 - no secret
+        if not quiet:
+            log.warning("trying again in %.1f s: %s", delay, error, extra={"transform": "/".join(key)})
+        self.mark(*key, delay)
+
+    async def _next(self) -> Key:
+        """The next transform that is due, and that nobody works on."""
+        while True:
+            self._changed.clear()
+            now = time.monotonic()
+            free = [(due, key) for key, due in self._due.items() if key not in self._busy]
+            if free and self._may_write():
+                due, key = min(free)
+                if due <= now:
+                    del self._due[key]
+                    return key
+                wait = due - now
+            else:
+                wait = 1.0
+            try:
+                await asyncio.wait_for(self._changed.wait(), wait)
+            except TimeoutError:
+                continue
+
+    async def _reconcile(self, namespace: str, name: str) -> float | None:
+        """One round. Returns in how many seconds to look again, if nothing tells so before."""
+        seen = await self._cluster.observe(namespace, name)
+        if seen is None:
+            return None
+        decision = reconcile(seen, self._config)
+        for action in decision.actions:
+            if not self._may_write():
+                return 1.0
+            try:
+                await self._cluster.act(seen.transform, action)
+                log.info("%s", type(action).__name__, extra={"transform": f"{namespace}/{name}", "job": _name(action)})
+            except NameTakenError as error:
+                decision = refused(seen, "NameTaken", str(error), for_good=False)
+                break
+            except ApiError as error:
+                if not isinstance(action, Create) or error.status not in {400, 403, 404, 422}:
+                    raise
+                good = error.reason in _FOR_GOOD
+                decision = refused(seen, "InvalidPod" if good else "JobDenied", str(error), for_good=good)
+                break
+        return await self._tell(seen, decision)
+
+    async def _tell(self, seen: Seen, decision: Decision) -> float | None:
+        transform, status = seen.transform, decision.status
+        if status is None or status == transform.status:
+            return decision.look_again_seconds
+        key = (transform.namespace, transform.name)
+        if only_counts_differ(transform.status, status):
+            wait = self._counted.get(key, 0.0) + _COUNTS_EVERY_SECONDS - time.monotonic()
+            if wait > 0:
+                return wait
+        if not self._may_write():
+            return 1.0
+        await self._cluster.write_status(transform, status)
+        self._counted[key] = time.monotonic()
+        metrics.STATUS_WRITES.inc()
+        await self._announce(transform, status)
+        return decision.look_again_seconds
+
+    async def _announce(self, transform: Transform, status: Object) -> None:
+        """An Event for each new phase, and for each new reason."""
+        ready, before = status["conditions"][0], (transform.status.get("conditions") or [{}])[0]
+        if (status["phase"], ready["reason"]) == (transform.status.get("phase"), before.get("reason")):
+            return
+        metrics.TRANSITIONS.labels(status["phase"]).inc()
+        kind = "Warning" if status["phase"] == "Failed" else "Normal"
+        log.info(
+            "%s: %s: %s",
+            status["phase"],
+            ready["reason"],
+            ready["message"],
+            extra={"transform": f"{transform.namespace}/{transform.name}"},
+        )
+        try:
+            await self._cluster.record_event(transform, kind, ready["reason"], status["phase"], ready["message"])
+        except ApiError as error:  # it is told in the status already
+            log.warning("no Event was recorded: %s", error)
+
+
+def _name(action: object) -> str:
+    if isinstance(action, Create):
+        return str(action.manifest["metadata"]["name"])
+    return str(getattr(getattr(action, "job", None), "name", ""))

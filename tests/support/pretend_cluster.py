@@ -1,0 +1,184 @@
+"""A cluster in memory, as far as a decision sees one: Jobs and pods that get on when told to, and nobody tells the operator."""
+
+from __future__ import annotations
+
+import copy
+import json
+from dataclasses import dataclass, field
+from datetime import UTC, datetime, timedelta
+from typing import TYPE_CHECKING, Any
+
+from reshard_operator import jobs
+from reshard_operator.config import Config
+from reshard_operator.observation import STEPS, Event, Job, Pod, Seen, Transform
+from reshard_operator.reconcile import Create, Decision, Delete, reconcile
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+CONFIG = Config(converter_image="converter:test")
+STORAGE = {"persistentVolumeClaim": {"claimName": "claim", "path": "src"}}
+PLAN = {
+    "sourceRanks": 4,
+    "targetRanks": 6,
+    "parameters": 3,
+    "bytes": 1000,
+    "memoryBytes": 80_000_000,
+    "digest": "d" * 64,
+    "finishedRanks": 0,
+    "complete": False,
+    "notes": ["one note"],
+}
+COMMIT = {"digest": "d" * 64, "bytesRead": 1000, "bytesWritten": 1200, "manifest": "reshard-manifest.json"}
+
+
+def resource(uid: str = "11112222-aaaa", **spec: Any) -> dict[str, Any]:
+    """A CheckpointTransform as the API server sends it."""
+    target = {"persistentVolumeClaim": {"claimName": "claim", "path": "dst"}}
+    return {
+        "metadata": {
+            "name": "a.transform",
+            "namespace": "ns",
+            "uid": uid,
+            "generation": 1,
+            "resourceVersion": "1",
+            "creationTimestamp": "2026-01-01T00:00:00Z",
+        },
+        "spec": {"source": {"storage": STORAGE}, "target": {"storage": target}} | spec,
+    }
+
+
+@dataclass
+class PretendCluster:
+    """One transform and its Jobs.
+
+    Attributes:
+        outcome: what a pod of a step (and, of the ranks, of an index) leaves: an exit code and its message.
+    """
+
+    resource: dict[str, Any] = field(default_factory=resource)
+    jobs: dict[str, dict[str, Any]] = field(default_factory=dict)
+    pods: list[dict[str, Any]] = field(default_factory=list)
+    events: list[Event] = field(default_factory=list)
+    rivals: tuple[str, ...] = ()
+    now: datetime = datetime(2026, 1, 1, tzinfo=UTC)
+    created: list[str] = field(default_factory=list)
+    outcome: Callable[[str, int], tuple[int, dict[str, Any]]] = field(
+        default=lambda step, _: (0, {"plan": PLAN, "commit": COMMIT}.get(step, {}))
+    )
+    _serial: int = 0
+
+    @property
+    def status(self) -> dict[str, Any]:
+        return self.resource.get("status") or {}
+
+    def change(self, **spec: Any) -> None:
+        """A user edits the spec."""
+        self.resource["spec"] |= spec
+        self.resource["metadata"]["generation"] += 1
+
+    def see(self) -> Seen:
+        transform = Transform.parse(copy.deepcopy(self.resource))
+        found = [Job(copy.deepcopy(job)) for job in self.jobs.values()]
+        current = {
+            step: job
+            for step in STEPS
+            for job in found
+            if job.name == jobs.job_name(transform.name, transform.uid, step, transform.attempt)
+        }
+        old = tuple(job for job in found if job.name not in {kept.name for kept in current.values()})
+        pods = tuple(Pod(copy.deepcopy(pod)) for pod in self.pods)
+        return Seen(transform, self.now, current, old, pods, self.rivals, tuple(self.events))
+
+    def decide(self) -> Decision:
+        """What the operator would do now."""
+        return reconcile(self.see(), CONFIG)
+
+    def carry_out(self, decision: Decision, *, status_lost: bool = False) -> None:
+        """Do it, as the API server would; the operator may be killed before it writes the status."""
+        for action in decision.actions:
+            if isinstance(action, Create):
+                name = action.manifest["metadata"]["name"]
+                if name not in self.jobs:
+                    self.created.append(name)
+                    self._serial += 1
+                    self.jobs[name] = copy.deepcopy(action.manifest) | {"status": {}}
+                    self.jobs[name]["metadata"] |= {"uid": f"job-{self._serial}", "resourceVersion": "1"}
+            elif action.job.name in self.jobs and self.jobs[action.job.name]["metadata"]["uid"] == action.job.uid:
+                if isinstance(action, Delete):
+                    del self.jobs[action.job.name]
+                    self.pods = [pod for pod in self.pods if Pod(pod).job != action.job.uid]
+                else:
+                    self.jobs[action.job.name]["spec"] |= action.spec
+        if decision.status is not None and not status_lost:
+            self.resource["status"] = copy.deepcopy(decision.status)
+
+    def work(self, *, status_lost: bool = False) -> Decision:
+        """See, decide, carry out."""
+        decision = self.decide()
+        self.carry_out(decision, status_lost=status_lost)
+        return decision
+
+    def advance(self, seconds: float = 1.0) -> None:
+        """Kubernetes takes one step with every Job: suspends, starts pods, ends them, ends the Job."""
+        self.now += timedelta(seconds=seconds)
+        for job in list(self.jobs.values()):
+            self._advance_job(job)
+
+    def settle(self, rounds: int = 30) -> None:
+        """Until nothing changes any more."""
+        for _ in range(rounds):
+            self.work()
+            self.advance()
+
+    def _advance_job(self, job: dict[str, Any]) -> None:
+        spec, status, uid = job["spec"], job["status"], job["metadata"]["uid"]
+        if any(c["type"] in {"Complete", "Failed"} for c in status.get("conditions", ())):
+            return
+        mine = [pod for pod in self.pods if Pod(pod).job == uid]
+        if spec.get("suspend"):
+            self.pods = [pod for pod in self.pods if pod not in mine or not Pod(pod).alive]
+            status |= {"active": 0, "ready": 0, "conditions": [{"type": "Suspended", "status": "True"}]}
+            return
+        status["conditions"] = []
+        alive = [pod for pod in mine if Pod(pod).alive]
+        for pod in alive:
+            self._end(pod)
+        ended = {Pod(pod).index: pod for pod in mine if not Pod(pod).alive}
+        done = sorted(i for i, pod in ended.items() if Pod(pod).phase == "Succeeded")
+        failed = sorted(i for i, pod in ended.items() if Pod(pod).phase == "Failed")
+        waiting = [i for i in range(spec["completions"]) if i not in ended]
+        for index in waiting[: spec["parallelism"]]:
+            self._start(job, index)
+        status |= {"active": len(waiting[: spec["parallelism"]]), "failed": len(failed)}
+        status["ready"] = status["active"]
+        status |= {"completedIndexes": ",".join(map(str, done)), "failedIndexes": ",".join(map(str, failed))}
+        if not waiting:
+            kind = "Failed" if failed else "Complete"
+            status["conditions"] = [
+                {"type": kind, "status": "True", "reason": "FailedIndexes" if failed else "Done", "message": "ended"}
+            ]
+
+    def _start(self, job: dict[str, Any], index: int) -> None:
+        self._serial += 1
+        template = job["spec"]["template"]["metadata"]
+        self.pods.append(
+            {
+                "metadata": {
+                    "name": f"{job['metadata']['name']}-{index}",
+                    "uid": f"pod-{self._serial}",
+                    "creationTimestamp": self.now.isoformat(),
+                    "labels": template["labels"],
+                    "annotations": template["annotations"] | {"batch.kubernetes.io/job-completion-index": str(index)},
+                    "ownerReferences": [{"uid": job["metadata"]["uid"], "controller": True}],
+                },
+                "status": {"phase": "Running"},
+            }
+        )
+
+    def _end(self, pod: dict[str, Any]) -> None:
+        code, message = self.outcome(Pod(pod).step, Pod(pod).index)
+        pod["status"] = {
+            "phase": "Failed" if code else "Succeeded",
+            "containerStatuses": [{"state": {"terminated": {"exitCode": code, "message": json.dumps(message)}}}],
+        }

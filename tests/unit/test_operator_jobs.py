@@ -1,0 +1,130 @@
+"""The manifests of a transform's Jobs."""
+
+from __future__ import annotations
+
+import json
+from typing import Any
+
+import msgspec
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from pretend_cluster import CONFIG, PLAN, resource
+
+from reshard.spec import parse_spec
+from reshard_operator import jobs
+from reshard_operator.observation import PlanMessage, Transform
+
+PLANNED = msgspec.convert(PLAN, PlanMessage)
+
+
+def ranks_job(**spec: Any) -> dict[str, Any]:
+    return jobs.ranks_job(Transform.parse(resource(**spec)), CONFIG, PLANNED)
+
+
+def pod_of(job: dict[str, Any]) -> dict[str, Any]:
+    found: dict[str, Any] = job["spec"]["template"]["spec"]
+    return found
+
+
+def variables(job: dict[str, Any]) -> dict[str, str]:
+    return {e["name"]: e.get("value", "") for e in pod_of(job)["containers"][0]["env"]}
+
+
+@given(st.from_regex(r"[a-z0-9]([-a-z0-9.]{0,251}[a-z0-9])?", fullmatch=True), st.integers(1, 1000))
+def test_names_leave_room_for_the_names_of_pods(name: str, attempt: int) -> None:
+    for step in ("plan", "ranks", "commit"):
+        made = jobs.job_name(name, "0123456789", step, attempt)
+        assert "." not in made
+        assert len(f"{made}-16383") <= 63
+
+
+def test_one_claim_is_one_volume_with_two_mounts() -> None:
+    pod = pod_of(ranks_job())
+    assert pod["volumes"] == [{"name": "claim-0", "persistentVolumeClaim": {"claimName": "claim"}}]
+    assert pod["containers"][0]["volumeMounts"] == [
+        {"name": "claim-0", "mountPath": "/volumes/source", "readOnly": True},
+        {"name": "claim-0", "mountPath": "/volumes/target"},
+    ]
+
+
+def test_a_claim_that_is_only_read_is_mounted_read_only() -> None:
+    source = {"storage": {"persistentVolumeClaim": {"claimName": "other"}}}
+    pod = pod_of(ranks_job(source=source))
+    assert pod["volumes"][0] == {"name": "claim-0", "persistentVolumeClaim": {"claimName": "other", "readOnly": True}}
+
+
+def test_pods_are_restricted_and_have_no_token() -> None:
+    pod = pod_of(ranks_job())
+    assert (pod["automountServiceAccountToken"], pod["restartPolicy"]) == (False, "Never")
+    assert pod["securityContext"] == {"runAsNonRoot": True, "seccompProfile": {"type": "RuntimeDefault"}}
+    assert pod["containers"][0]["securityContext"] == {
+        "allowPrivilegeEscalation": False,
+        "readOnlyRootFilesystem": True,
+        "capabilities": {"drop": ["ALL"]},
+    }
+
+
+@pytest.mark.parametrize(("ranks", "each", "completions"), [(None, 1, 6), (None, 4, 2), ("1-3", 1, 3), ("0,5", 2, 1)])
+def test_indexes_stand_for_ranks(ranks: str | None, each: int, completions: int) -> None:
+    target = resource()["spec"]["target"] | ({"ranks": ranks} if ranks else {})
+    job = ranks_job(target=target, execution={"ranksPerPod": each})
+    assert job["spec"]["completions"] == completions
+    assert variables(job)["RESHARD_RANKS"] == (ranks or "0-5")
+    assert json.loads(variables(job)["RESHARD_SPEC"]).get("execution") == {"ranksPerPod": each}
+
+
+def test_pods_read_the_spec_that_the_user_wrote() -> None:
+    given_spec = {"verification": "Full", "parameters": {"unplaced": "Keep"}, "suspend": True}
+    text = variables(ranks_job(**given_spec))["RESHARD_SPEC"]
+    read = parse_spec(json.loads(text), "pod")
+    assert (read.verification, read.parameters.unplaced, read.suspend) == ("Full", "Keep", False)
+
+
+def test_what_may_change_underway_does_not_change_the_digest() -> None:
+    def digest(**spec: Any) -> str:
+        return jobs.spec_digest(parse_spec(resource(**spec)["spec"], "x"))
+
+    assert digest() == digest(suspend=True) == digest(execution={"parallelism": 3, "attempt": 2})
+    assert digest() != digest(verification="Full")
+
+
+def test_exit_codes_decide_what_is_tried_again() -> None:
+    rules = ranks_job()["spec"]["podFailurePolicy"]["rules"]
+    assert rules[0] == {"action": "Ignore", "onPodConditions": [{"type": "DisruptionTarget", "status": "True"}]}
+    assert [(r["action"], r["onExitCodes"]["values"]) for r in rules[1:]] == [
+        ("FailJob", [2, 77, 78]),
+        ("FailIndex", [65, 66, 70]),
+    ]
+
+
+def test_overrides_add_and_do_not_replace() -> None:
+    template = {
+        "labels": {"team": "x", jobs.LABEL_STEP: "forged"},
+        "env": [{"name": "RESHARD_OWNER", "value": "forged"}, {"name": "MINE", "value": "1"}],
+        "resources": {"limits": {"memory": "1Gi"}},
+        "securityContext": {"runAsUser": 0, "runAsNonRoot": False, "supplementalGroups": [7]},
+        "tolerations": [{"operator": "Exists"}],
+    }
+    job = ranks_job(execution={"podTemplate": template})
+    labels = job["spec"]["template"]["metadata"]["labels"]
+    assert (labels["team"], labels[jobs.LABEL_STEP]) == ("x", "ranks")
+    assert (variables(job)["RESHARD_OWNER"], variables(job)["MINE"]) == ("11112222-aaaa", "1")
+    pod = pod_of(job)
+    assert pod["containers"][0]["resources"] == {"limits": {"memory": "1Gi"}, "requests": {"memory": "1Gi"}}
+    assert pod["securityContext"]["runAsNonRoot"] is False
+    assert list(pod["securityContext"]["supplementalGroups"]) == [7]
+    assert pod["tolerations"] == [{"operator": "Exists"}]
+
+
+def test_the_planned_memory_is_requested() -> None:
+    assert pod_of(ranks_job())["containers"][0]["resources"] == {"requests": {"memory": "80000000"}}
+
+
+def test_kueue_alone_starts_a_queued_job() -> None:
+    made = resource()
+    made["metadata"]["labels"] = {"kueue.x-k8s.io/queue-name": "gpus"}
+    transform = Transform.parse(made)
+    job = jobs.ranks_job(transform, CONFIG, PLANNED)
+    assert (job["spec"]["suspend"], job["metadata"]["labels"]["kueue.x-k8s.io/queue-name"]) == (True, "gpus")
+    assert not jobs.plan_job(transform, CONFIG)["spec"]["suspend"]

@@ -1,0 +1,320 @@
+"""What the operator decides, in a cluster that is only pretended: every phase, every failure, and any order of events."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from pretend_cluster import CONFIG, PLAN, PretendCluster, resource
+
+from reshard_operator.observation import Event
+from reshard_operator.reconcile import Create, Patch, reconcile, refused
+from reshard_operator.status import REASONS, only_counts_differ
+
+QUEUE = {"kueue.x-k8s.io/queue-name": "gpus"}
+
+
+def conditions(cluster: PretendCluster) -> dict[str, str]:
+    return {c["type"]: c["status"] for c in cluster.status["conditions"]}
+
+
+def ready(cluster: PretendCluster) -> dict[str, Any]:
+    found: dict[str, Any] = next(c for c in cluster.status["conditions"] if c["type"] == "Ready")
+    return found
+
+
+def failing(step: str, code: int, message: dict[str, Any], indexes: tuple[int, ...] = (0,)) -> Any:
+    usual = PretendCluster().outcome
+    return lambda s, i: (code, message) if (s, i in indexes) == (step, True) else usual(s, i)
+
+
+def test_from_plan_to_complete() -> None:
+    cluster = PretendCluster()
+    cluster.settle()
+    assert [name.removeprefix("a-transform-11112222-") for name in cluster.created] == ["plan", "ranks", "commit"]
+    status = cluster.status
+    assert (status["phase"], status["progress"], status["percentage"]) == ("Complete", "6/6", 100)
+    assert status["plan"] == {k: v for k, v in PLAN.items() if k not in {"finishedRanks", "complete"}}
+    assert (status["bytesRead"], status["bytesWritten"], status["manifest"]) == (1000, 1200, "reshard-manifest.json")
+    assert status["startTime"] <= status["completionTime"]
+    assert conditions(cluster) == {"Ready": "True", "Complete": "True"}
+    assert all(job["spec"]["ttlSecondsAfterFinished"] == 3600 for job in cluster.jobs.values())
+
+
+def test_nothing_more_is_done_after_the_end() -> None:
+    cluster = PretendCluster()
+    cluster.settle()
+    decision = cluster.decide()
+    assert (decision.status, decision.actions) == (None, ())
+    cluster.jobs.clear()  # their time is up
+    cluster.pods.clear()
+    assert (cluster.decide().status, cluster.decide().actions) == (None, ())
+
+
+def test_a_dry_run_ends_with_the_plan() -> None:
+    cluster = PretendCluster(resource(dryRun=True))
+    cluster.settle()
+    assert (cluster.status["phase"], ready(cluster)["reason"], len(cluster.created)) == ("Complete", "DryRun", 1)
+    assert "progress" in cluster.status
+
+
+def test_what_is_complete_already_needs_no_ranks() -> None:
+    cluster = PretendCluster(outcome=lambda *_: (0, PLAN | {"complete": True}))
+    cluster.settle()
+    assert (cluster.status["phase"], ready(cluster)["reason"], len(cluster.created)) == ("Complete", "AlreadyComplete", 1)
+
+
+def test_a_failed_plan_says_why_in_the_pods_words() -> None:
+    said = {"reason": "SourceRankMissing", "message": "SourceRankMissing: there is no rank 5", "exitCode": 66}
+    cluster = PretendCluster(outcome=failing("plan", 66, said))
+    cluster.settle()
+    assert (cluster.status["phase"], ready(cluster)["reason"], ready(cluster)["message"]) == (
+        "Failed",
+        said["reason"],
+        said["message"],
+    )
+    assert conditions(cluster) == {"Ready": "False", "Failed": "True", "Stalled": "True"}
+    assert "completionTime" in cluster.status
+
+
+def test_failed_ranks_are_named_as_ranks() -> None:
+    said = {"reason": "Truncated", "message": "Truncated: rank_3/x.ckpt: ends early", "exitCode": 65}
+    target = resource()["spec"]["target"] | {"ranks": "1-4"}
+    spec = {"target": target, "execution": {"ranksPerPod": 2}}
+    cluster = PretendCluster(resource(**spec), outcome=failing("ranks", 65, said, (1,)))
+    cluster.settle()
+    ranks = cluster.status["ranks"]
+    assert (ranks["total"], ranks["succeeded"], ranks["failed"], ranks["failedRanks"]) == (4, 2, 2, "3-4")
+    assert ranks["failures"] == [{"ranks": "3-4", "pod": "a-transform-11112222-ranks-1", **said}]
+    assert ready(cluster)["message"] == f"rank 3-4 of 4 failed: {said['message']}"
+    assert len(cluster.created) == 2
+
+
+def test_a_pod_that_says_nothing_is_described() -> None:
+    cluster = PretendCluster(outcome=failing("plan", 137, {}))
+    cluster.settle()
+    assert (ready(cluster)["reason"], cluster.status["phase"]) == ("PlanFailed", "Failed")
+    assert ready(cluster)["reason"] in REASONS
+
+
+def test_the_next_attempt_runs_all_steps_again() -> None:
+    cluster = PretendCluster(outcome=failing("ranks", 65, {"reason": "Truncated", "message": "m", "exitCode": 65}))
+    cluster.settle()
+    assert cluster.status["phase"] == "Failed"
+    cluster.outcome = PretendCluster().outcome
+    cluster.change(execution={"attempt": 2})
+    cluster.settle()
+    assert (cluster.status["phase"], cluster.status["attempt"]) == ("Complete", 2)
+    assert [name[-7:] for name in cluster.created[2:]] == ["-plan-2", "ranks-2", "ommit-2"]
+    assert "failures" not in cluster.status["ranks"]
+
+
+@pytest.mark.parametrize("rounds", range(9))
+def test_suspended_and_resumed_at_every_moment(rounds: int) -> None:
+    cluster = PretendCluster()
+    for _ in range(rounds):
+        cluster.work()
+        cluster.advance()
+    cluster.change(suspend=True)
+    cluster.settle()
+    if cluster.status["phase"] == "Complete":  # the last pod had ended before
+        assert rounds >= 6
+        return
+    assert (cluster.status["phase"], ready(cluster)["reason"]) == ("Suspended", "Suspended")
+    assert conditions(cluster) == {"Ready": "False", "Reconciling": "False", "Suspended": "True"}
+    cluster.change(suspend=False)
+    cluster.settle()
+    assert cluster.status["phase"] == "Complete"
+    assert len(cluster.created) == 3
+
+
+def test_parallelism_is_passed_on() -> None:
+    cluster = PretendCluster()
+    while "ranks" not in "".join(cluster.created):
+        cluster.work()
+        cluster.advance()
+    cluster.change(execution={"parallelism": 2})
+    assert [a.spec for a in cluster.decide().actions if isinstance(a, Patch)] == [{"parallelism": 2}]
+    cluster.settle()
+    assert cluster.status["phase"] == "Complete"
+
+
+def test_another_transform_with_the_same_target_is_waited_for() -> None:
+    cluster = PretendCluster(rivals=("CheckpointTransform other (Job x)",))
+    cluster.settle()
+    assert (cluster.created, cluster.status["phase"], ready(cluster)["reason"]) == ([], "Pending", "TargetBusy")
+    assert "other" in ready(cluster)["message"]
+    cluster.rivals = ()
+    cluster.settle()
+    assert cluster.status["phase"] == "Complete"
+
+
+def test_a_deleted_transform_is_left_alone() -> None:
+    cluster = PretendCluster()
+    cluster.work()
+    cluster.resource["metadata"]["deletionTimestamp"] = "2026-01-01T00:00:00Z"
+    assert cluster.decide().actions == ()
+    assert cluster.decide().status is None
+
+
+def test_a_spec_that_changed_behind_the_api_servers_back() -> None:
+    cluster = PretendCluster()
+    cluster.work()
+    cluster.change(verification="Full")
+    cluster.settle()
+    assert (cluster.status["phase"], ready(cluster)["reason"]) == ("Failed", "SpecChanged")
+
+
+def test_a_spec_that_cannot_be_read() -> None:
+    cluster = PretendCluster(resource(sauce=1))
+    cluster.settle()
+    assert (cluster.status["phase"], ready(cluster)["reason"], cluster.created) == ("Failed", "InvalidSpec", [])
+
+
+def stuck_pod(cluster: PretendCluster, waiting: dict[str, str]) -> None:
+    """The plan's pod cannot start."""
+    cluster.work()
+    cluster.advance()
+    cluster.pods[0]["status"] = {
+        "phase": "Pending",
+        "conditions": [{"type": "PodScheduled", "status": "True"}],
+        "containerStatuses": [{"state": {"waiting": waiting}}],
+    }
+    next(iter(cluster.jobs.values()))["status"] |= {"ready": 0}
+
+
+def test_pods_that_cannot_start_are_given_up_after_a_while() -> None:
+    cluster = PretendCluster(resource(execution={"startupDeadlineSeconds": 60}))
+    stuck_pod(cluster, {"reason": "ImagePullBackOff", "message": "no such image"})
+    cluster.work()
+    assert (ready(cluster)["reason"], conditions(cluster)["PodsStuck"]) == ("ImagePullBackOff", "True")
+    cluster.now += cluster.now.resolution * 59_000_000
+    cluster.work()
+    assert cluster.status["phase"] == "Planning"
+    cluster.now += cluster.now.resolution * 2_000_000
+    cluster.work()
+    assert (cluster.status["phase"], ready(cluster)["reason"]) == ("Failed", "PodsNotStarting")
+    assert "no such image" in ready(cluster)["message"]
+    cluster.work()
+    assert cluster.jobs == {}
+
+
+def test_a_volume_that_cannot_be_mounted_counts_as_not_starting() -> None:
+    cluster = PretendCluster()
+    stuck_pod(cluster, {"reason": "ContainerCreating"})
+    cluster.events = [Event(cluster.pods[0]["metadata"]["uid"], "FailedMount", "no such device")]
+    cluster.work()
+    assert (ready(cluster)["reason"], conditions(cluster)["PodsStuck"]) == ("FailedMount", "True")
+
+
+def test_waiting_for_a_node_is_never_given_up() -> None:
+    cluster = PretendCluster(resource(execution={"startupDeadlineSeconds": 0}))
+    stuck_pod(cluster, {})
+    cluster.pods[0]["status"]["conditions"] = [{"type": "PodScheduled", "status": "False", "message": "0/3 nodes are available"}]
+    cluster.now += cluster.now.resolution * 10**12
+    cluster.work()
+    assert (cluster.status["phase"], ready(cluster)["reason"]) == ("Planning", "Unschedulable")
+    assert "0/3 nodes" in ready(cluster)["message"]
+
+
+def test_pods_that_the_api_server_refuses() -> None:
+    cluster = PretendCluster()
+    cluster.work()
+    job = next(iter(cluster.jobs.values()))
+    cluster.events = [Event(job["metadata"]["uid"], "FailedCreate", "exceeded quota")]
+    cluster.work()
+    assert (cluster.status["phase"], ready(cluster)["reason"]) == ("Planning", "PodsDenied")
+    cluster.settle()
+    assert cluster.status["phase"] == "Complete"
+
+
+@pytest.mark.parametrize(("for_good", "phase"), [(True, "Failed"), (False, "Pending")])
+def test_jobs_that_the_api_server_refuses(*, for_good: bool, phase: str) -> None:
+    cluster = PretendCluster()
+    decision = refused(cluster.see(), "JobDenied", "quota", for_good=for_good)
+    assert decision.status is not None
+    assert decision.status["phase"] == phase
+
+
+def test_a_step_that_left_no_result_runs_again() -> None:
+    cluster = PretendCluster()
+    cluster.work()
+    for _ in range(3):
+        cluster.advance()
+    cluster.pods.clear()  # garbage collected before anybody read it
+    cluster.settle()
+    assert cluster.status["phase"] == "Complete"
+    assert [name[-4:] for name in cluster.created].count("plan") == 2
+
+
+def test_a_plan_that_is_gone_is_remembered_by_the_status() -> None:
+    cluster = PretendCluster()
+    while "ranks" not in "".join(cluster.created):
+        cluster.work()
+        cluster.advance()
+    cluster.pods = [pod for pod in cluster.pods if pod["metadata"]["labels"]["reshard.dev/step"] != "plan"]
+    cluster.settle()
+    assert (cluster.status["phase"], len(cluster.created)) == ("Complete", 3)
+
+
+def test_kueue_starts_the_ranks() -> None:
+    made = resource()
+    made["metadata"]["labels"] = QUEUE
+    cluster = PretendCluster(made)
+    cluster.settle()
+    assert (cluster.status["phase"], ready(cluster)["reason"]) == ("Resharding", "Queued")
+    job = next(job for name, job in cluster.jobs.items() if name.endswith("ranks"))
+    job["spec"]["suspend"] = False  # admitted
+    cluster.settle()
+    assert cluster.status["phase"] == "Complete"
+
+
+def test_the_generation_is_kept_up_to_date_after_the_end() -> None:
+    cluster = PretendCluster()
+    cluster.settle()
+    cluster.change(execution={"parallelism": 3})
+    cluster.work()
+    assert cluster.status["observedGeneration"] == 2
+    assert cluster.status["phase"] == "Complete"
+
+
+def test_only_counts_may_wait() -> None:
+    old = {"phase": "Resharding", "ranks": {"succeeded": 1}, "progress": "1/6", "percentage": 16}
+    assert only_counts_differ(old, old | {"ranks": {"succeeded": 2}, "progress": "2/6"})
+    assert not only_counts_differ(old, old | {"phase": "Committing"})
+    assert not only_counts_differ({}, old)
+
+
+@settings(deadline=None, max_examples=300)
+@given(
+    moments=st.lists(st.sampled_from(["work", "lost", "advance", "twice", "suspend", "resume", "parallel"]), max_size=60),
+    fails=st.booleans(),
+)
+def test_any_order_repetition_or_loss_ends_in_the_same_state(*, moments: list[str], fails: bool) -> None:
+    """`lost`: the operator is killed between its actions and its status; `twice`: two replicas decide from one observation."""
+    said = {"reason": "Truncated", "message": "m", "exitCode": 65}
+    outcome = failing("ranks", 65, said, (2,)) if fails else PretendCluster().outcome
+    cluster = PretendCluster(outcome=outcome)
+    for moment in moments:
+        if moment == "advance":
+            cluster.advance()
+        elif moment in {"suspend", "resume"}:
+            cluster.change(suspend=moment == "suspend")
+        elif moment == "parallel":
+            cluster.change(execution={"parallelism": 1 + len(cluster.created)})
+        elif moment == "twice":
+            decision = cluster.decide()
+            cluster.carry_out(decision)
+            cluster.carry_out(decision, status_lost=True)
+        else:
+            cluster.work(status_lost=moment == "lost")
+        alive = [name for name, job in cluster.jobs.items() if not job["status"].get("conditions")]
+        assert len(alive) <= 1
+    cluster.change(suspend=False)
+    cluster.settle(60)
+    assert cluster.status["phase"] == ("Failed" if fails else "Complete")
+    assert len(cluster.created) == len(set(cluster.created)) == (2 if fails else 3)
+    assert reconcile(cluster.see(), CONFIG).actions == ()
+    assert not any(isinstance(action, Create) for action in cluster.decide().actions)
