@@ -4,6 +4,8 @@
 # A tier is a folder of tests/. One that needs more than the environment has a prepare.sh, which gets it and prints what the
 # tests find in their environment, one NAME=value a line. It exits with 3 after a line that says why this machine cannot have
 # it: the tier is then left out, which in CI, and for a tier that was asked for by name, is a failure.
+#
+# The tiers that need Kubernetes are each run inside a cluster of their own, which ends with them.
 set -eu
 python=$1
 shift
@@ -12,7 +14,7 @@ tiers=${*:-$known}
 named=$#
 ci=$([ "${CI:-}" = true ] && echo yes || echo no)
 
-folders='' failed=0
+folders='' clusters='' failed=0
 for tier in $tiers; do
     case " $known " in
         *" $tier "*) ;;
@@ -36,11 +38,28 @@ for tier in $tiers; do
 $found
 END
     fi
-    folders="$folders tests/$tier"
+    case $tier in
+        apiserver | cluster) clusters="$clusters $tier" ;;
+        *) folders="$folders tests/$tier" ;;
+    esac
 done
 
-if [ -n "$folders" ]; then
-    # shellcheck disable=SC2086  # a list of folders
-    "$python" -m pytest -o cache_dir="${PYTEST_CACHE:-.pytest_cache}" -n auto --maxprocesses 8 --dist worksteal $folders || failed=1
-fi
+# run PROCESSES FOLDER...: the tests of folders
+run() {
+    processes=$1
+    shift
+    set -- -m pytest -o cache_dir="${PYTEST_CACHE:-.pytest_cache}" -n "$processes" --maxprocesses 8 --dist worksteal "$@"
+    # shellcheck disable=SC2086  # a command and its arguments
+    ${inside:-} "$python" "$@" || failed=1
+}
+
+# shellcheck disable=SC2086  # a list of folders
+[ -z "$folders" ] || run auto $folders
+
+export PYTHONPATH="$PWD/tests/support"
+for tier in $clusters; do
+    inside="$python -m cluster run --"
+    [ "$tier" = cluster ] || inside="$python -m cluster run --control-plane-only --"
+    run 4 "tests/$tier"  # they wait for pods more than they compute
+done
 exit "$failed"

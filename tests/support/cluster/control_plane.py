@@ -1,0 +1,59 @@
+"""How the programs of the control plane are called."""
+
+from cluster.certificates import AUTHORITY, KUBELET_CLIENT, SERVER, SERVICE_ACCOUNTS
+from cluster.layout import ETCD, NODE_ADDRESS, SERVICES, Layout, program
+
+# The default of 20 requests a second makes a test wait for the controllers instead of for what it tests.
+_QUICK = ("--leader-elect=false", "--kube-api-qps=500", "--kube-api-burst=1000")
+
+
+def etcd(layout: Layout) -> list[str]:
+    """The store. It need not outlive a power cut."""
+    return [
+        program("etcd"),
+        f"--data-dir={layout.data('etcd')}",
+        f"--listen-client-urls={ETCD}",
+        f"--advertise-client-urls={ETCD}",
+        "--logger=zap",
+        "--unsafe-no-fsync",
+    ]
+
+
+def apiserver(layout: Layout) -> list[str]:
+    """The API, with the authorization and admission of a real cluster."""
+    keys = layout.certificates
+    return [
+        program("kube-apiserver"),
+        f"--etcd-servers={ETCD}",
+        f"--advertise-address={NODE_ADDRESS}",
+        f"--service-cluster-ip-range={SERVICES}",
+        f"--tls-cert-file={keys / SERVER}.crt",
+        f"--tls-private-key-file={keys / SERVER}.key",
+        f"--client-ca-file={keys / AUTHORITY}.crt",
+        f"--token-auth-file={layout.configuration / 'tokens.csv'}",
+        f"--service-account-key-file={keys / SERVICE_ACCOUNTS}.crt",
+        f"--service-account-signing-key-file={keys / SERVICE_ACCOUNTS}.key",
+        "--service-account-issuer=https://kubernetes.default.svc",
+        "--authorization-mode=Node,RBAC",
+        "--enable-admission-plugins=NodeRestriction",
+        f"--kubelet-client-certificate={keys / KUBELET_CLIENT}.crt",
+        f"--kubelet-client-key={keys / KUBELET_CLIENT}.key",
+        "--kubelet-preferred-address-types=InternalIP",
+        "--allow-privileged=true",
+    ]
+
+
+def controller_manager(layout: Layout) -> list[str]:
+    """Jobs, claims, service accounts, garbage collection."""
+    return [
+        program("kube-controller-manager"),
+        f"--kubeconfig={layout.kubeconfig}",
+        f"--root-ca-file={layout.certificates / AUTHORITY}.crt",
+        f"--service-account-private-key-file={layout.certificates / SERVICE_ACCOUNTS}.key",
+        *_QUICK,
+    ]
+
+
+def scheduler(layout: Layout) -> list[str]:
+    """Gives pods a node."""
+    return [program("kube-scheduler"), f"--kubeconfig={layout.kubeconfig}", *_QUICK]

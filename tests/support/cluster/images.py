@@ -1,0 +1,149 @@
+"""Container images without a registry: made on this machine, kept in the cache as archives, loaded into a cluster."""
+
+import fcntl
+import hashlib
+import os
+import re
+import shutil
+import subprocess
+import sys
+import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+from cluster.layout import ClusterError, program
+
+BASE = "localhost/reshard-base:tests"
+SANDBOX = "localhost/reshard-sandbox:tests"
+
+# The Debian and the Python of the image that the project's Dockerfiles take by default.
+_SUITE = "trixie"
+_PACKAGES = "python3,python3-venv,ca-certificates"
+_BASE_RECIPE = 'FROM scratch\nADD root.tar /\nCMD ["python3"]\n'
+_SANDBOX_RECIPE = 'FROM scratch\nCOPY busybox /bin/sleep\nENTRYPOINT ["/bin/sleep", "infinity"]\n'
+_MACHINE_AUTHORITIES = Path("/etc/ssl/certs/ca-certificates.crt")  # Debian's, and the same in the base image
+
+
+def base() -> Path:
+    """The archive of a small Debian with Python: `BASE`."""
+    with _kept(BASE, _digest(_SUITE, _PACKAGES, _BASE_RECIPE)) as archive:
+        if not archive.exists():
+            with _folder() as folder:
+                _debian(folder / "root")
+                _call("tar", "-C", str(folder / "root"), "-cf", str(folder / "root.tar"), ".")
+                shutil.rmtree(folder / "root")
+                (folder / "Dockerfile").write_text(_BASE_RECIPE)
+                _build(BASE, folder / "Dockerfile", folder, archive)
+    return archive
+
+
+def sandbox() -> Path:
+    """The archive of what holds a pod's namespaces open: `SANDBOX`."""
+    busybox = Path(program("busybox"))
+    with _kept(SANDBOX, _digest(_SANDBOX_RECIPE, busybox)) as archive:
+        if not archive.exists():
+            with _folder() as folder:
+                shutil.copy(busybox, folder)
+                (folder / "Dockerfile").write_text(_SANDBOX_RECIPE)
+                _build(SANDBOX, folder / "Dockerfile", folder, archive)
+    return archive
+
+
+def build(dockerfile: Path, context: Path, name: str) -> Path:
+    """The archive of what a Dockerfile makes of a context, with `BASE` as its BASE_IMAGE."""
+    foundation = base()
+    with _kept(name, _digest(foundation.name, dockerfile, *_files(context))) as archive:
+        if not archive.exists():
+            _build(name, dockerfile, context, archive, "--build-arg", f"BASE_IMAGE=oci-archive:{foundation}")
+    return archive
+
+
+def load(archive: Path) -> None:
+    """Give an archive's image to the containerd of this namespace."""
+    _call("ctr", "--namespace", "k8s.io", "images", "import", str(archive))
+
+
+def _digest(*parts: str | Path) -> str:
+    digest = hashlib.sha256()
+    for part in parts:
+        content = part.encode() if isinstance(part, str) else part.read_bytes()
+        digest.update(f"{part if isinstance(part, Path) else ''}\0{len(content)}\0".encode() + content)
+    return digest.hexdigest()[:16]
+
+
+def _files(context: Path) -> list[Path]:
+    """The files of a context: those that git knows where it is a checkout, so that results of a build do not count."""
+    listing = [program("git"), "-C", str(context), "ls-files", "-z", "--cached", "--others", "--exclude-standard"]
+    known = subprocess.run(listing, capture_output=True, check=False)
+    found = (context / os.fsdecode(name) for name in known.stdout.split(b"\0") if name)
+    return sorted(path for path in (found if known.returncode == 0 else context.rglob("*")) if path.is_file())
+
+
+def _cache() -> Path:
+    default = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "reshard"
+    folder = Path(os.environ.get("RESHARD_CACHE", default)) / "images"
+    folder.mkdir(parents=True, exist_ok=True)
+    return folder
+
+
+@contextmanager
+def _kept(name: str, digest: str) -> Iterator[Path]:
+    """The path of an archive, while no other process makes it."""
+    path = _cache() / f"{name.rpartition('/')[2].partition(':')[0]}-{digest}.tar"
+    with path.with_suffix(".lock").open("w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        if not path.exists():
+            print(f"images: making {name}, once for what it is made of", file=sys.stderr)
+        yield path
+
+
+@contextmanager
+def _folder() -> Iterator[Path]:
+    # Beside the cache, because folders for temporary files may be small, or forbid devices.
+    with tempfile.TemporaryDirectory(prefix=".making-", dir=_cache()) as folder:
+        yield Path(folder)
+
+
+def _debian(root: Path) -> None:
+    # Mounts of debootstrap that are left over vanish with its namespace.
+    debootstrap = ["unshare", "--mount", program("debootstrap")]
+    _call(*debootstrap, "--variant=minbase", f"--include={_PACKAGES}", _SUITE, str(root), *_mirror())
+    for downloaded in ("var/cache/apt", "var/lib/apt/lists"):
+        shutil.rmtree(root / downloaded)
+        (root / downloaded).mkdir()
+
+
+def _mirror() -> list[str]:
+    """Where this machine's own Debian packages come from; nothing where it is no Debian, and debootstrap knows best."""
+    form = "$(ORIGIN) $(LABEL) $(REPO_URI)"
+    targets = subprocess.run([program("apt-get"), "indextargets", "--format", form], capture_output=True, text=True, check=True)
+    return [line.split()[2] for line in targets.stdout.splitlines() if line.startswith("Debian Debian ")][:1]
+
+
+def _build(name: str, dockerfile: Path, context: Path, archive: Path, *options: str) -> None:
+    with _folder() as folder:
+        own = ["--root", str(_cache() / "storage"), "--runroot", str(folder / "run"), "--storage-driver", "overlay"]
+        buildah = ["unshare", "--mount", program("buildah"), *own]
+        made = folder / "image.tar"
+        settings = ["--isolation", "chroot", "--layers", *_network_settings(folder), *options]
+        _call(*buildah, "bud", *settings, "--tag", name, "--file", str(dockerfile), str(context))
+        _call(*buildah, "push", name, f"oci-archive:{made}:{name}")
+        made.rename(archive)
+
+
+def _network_settings(folder: Path) -> list[str]:
+    """What pip needs to reach its index from a build as it does on this machine: its settings, and whom the machine trusts."""
+    listed = subprocess.run([sys.executable, "-m", "pip", "config", "list"], capture_output=True, text=True, check=False)
+    found = re.findall(r"^(global|:env:)\.(index-url|extra-index-url|trusted-host|proxy)='(.*)'$", listed.stdout, re.MULTILINE)
+    settings = {name: value for _, name, value in sorted(found, reverse=True)}  # those of the environment last: they count
+    file = folder / "pip.conf"
+    file.write_text("\n".join(["[global]", *(f"{name} = {value}" for name, value in settings.items()), ""]))
+    volumes = {file: Path("/etc/pip.conf"), _MACHINE_AUTHORITIES: _MACHINE_AUTHORITIES}
+    return [part for outside, inside in volumes.items() if outside.exists() for part in ("--volume", f"{outside}:{inside}:ro")]
+
+
+def _call(name: str, *arguments: str) -> None:
+    done = subprocess.run([program(name), *arguments], stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, check=False)
+    if done.returncode:
+        raise ClusterError(f"{name} {' '.join(arguments)}\nended with {done.returncode}:\n{done.stdout[-3000:]}")

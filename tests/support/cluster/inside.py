@@ -1,0 +1,73 @@
+"""`python -m cluster.inside [--control-plane-only] STATE [-- COMMAND...]`: the first process of the namespaces."""
+
+import argparse
+import os
+import shlex
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+from cluster import isolation, start
+from cluster.layout import ClusterError, Layout, search_path
+
+
+def main() -> int:
+    """Start the cluster and run the command in it, or say how to enter it and stay until interrupted."""
+    parser = argparse.ArgumentParser()
+    parser.add_argument("state", type=Path)
+    parser.add_argument("--control-plane-only", action="store_true")
+    parser.add_argument("command", nargs="*")
+    options = parser.parse_args()
+    layout = Layout(options.state)
+    begin = time.monotonic()
+    try:
+        isolation.prepare(layout)
+        start.start(layout, node=not options.control_plane_only)
+    except ClusterError as error:
+        print(f"cluster: {error}", file=sys.stderr)
+        return 1
+    except subprocess.CalledProcessError as error:
+        print(f"cluster: {shlex.join(error.cmd)} ended with {error.returncode}\n{error.stderr or ''}", file=sys.stderr)
+        return 1
+    print(f"cluster: ready after {time.monotonic() - begin:.1f} s", file=sys.stderr)
+    environment = {
+        "RESHARD_CLUSTER": str(layout.state),
+        "KUBECONFIG": str(layout.kubeconfig),
+        "KUBECACHEDIR": str(layout.data("kubectl")),
+        "PATH": search_path(),
+    }
+    return _run(options.command, environment) if options.command else _stay(layout, environment)
+
+
+def _run(command: list[str], environment: dict[str, str]) -> int:
+    with subprocess.Popen(command, env={**os.environ, **environment}) as process:
+        signal.signal(signal.SIGINT, lambda *_: None)  # the command's own matter
+        code = process.wait()
+    return 128 - code if code < 0 else code
+
+
+def _stay(layout: Layout, environment: dict[str, str]) -> int:
+    variables = [f"{name}={value}" for name, value in environment.items()]
+    shell = ["nsenter", "--all", "--target", layout.entrance.read_text(), "env", *variables, os.environ.get("SHELL", "/bin/sh")]
+    print(f"cluster: enter with: {shlex.join(shell)}", flush=True)
+    signal.sigwait({signal.SIGINT, signal.SIGTERM})
+    return 0
+
+
+def _as_first_process() -> int:
+    """Let a child do the work: the first process of a namespace inherits every orphan, and has to bury them."""
+    child = os.fork()
+    if child == 0:
+        return main()
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    while True:
+        process, status = os.wait()
+        if process == child:
+            code = os.waitstatus_to_exitcode(status)
+            return 128 - code if code < 0 else code
+
+
+if __name__ == "__main__":
+    sys.exit(_as_first_process())

@@ -1,0 +1,53 @@
+"""Runs a program in namespaces of its own. When it or its starter ends, by any signal, all that ran in there is gone."""
+
+import os
+import signal
+import subprocess
+import sys
+import tempfile
+import time
+from pathlib import Path
+
+from cluster.layout import Layout, program
+
+
+def run(command: list[str], options: list[str], *, keep: bool) -> int:
+    """Run `python -m cluster.inside OPTIONS STATE -- COMMAND` and return its exit code. STATE goes with it unless kept."""
+    layout = Layout(Path(tempfile.mkdtemp(prefix="reshard-cluster-")))
+    if keep:
+        print(f"cluster: logs and all else are kept in {layout.state}", file=sys.stderr)
+    ending, running = os.pipe()
+    cleanup = subprocess.Popen(
+        [sys.executable, "-m", "cluster.cleanup", str(layout.state), *(["--keep"] if keep else [])],
+        stdin=ending,
+        start_new_session=True,  # it outlives a signal to this process' group
+    )
+    os.close(ending)
+    try:
+        return _enter(layout, [*options, str(layout.state), "--", *command], running)
+    finally:
+        os.close(running)
+        cleanup.wait()
+
+
+def _enter(layout: Layout, arguments: list[str], running: int) -> int:
+    # Of the two, setpriv ends unshare when this process is killed, and unshare ends the rest.
+    death = [program("setpriv"), "--pdeathsig", "KILL"]
+    spaces = [program("unshare"), "--net", "--mount", "--pid", "--fork", "--mount-proc", "--kill-child"]
+    inside = [sys.executable, "-m", "cluster.inside", *arguments]
+    process = subprocess.Popen([*death, *spaces, *inside], pass_fds=[running])
+    for number in (signal.SIGTERM, signal.SIGHUP):
+        signal.signal(number, lambda *_: process.kill())
+    signal.signal(signal.SIGINT, lambda *_: None)  # the terminal sends it to the command too, which then ends by itself
+    _tell_entrance(layout, process)
+    code = process.wait()
+    return 128 - code if code < 0 else code
+
+
+def _tell_entrance(layout: Layout, process: subprocess.Popen[bytes]) -> None:
+    children = Path(f"/proc/{process.pid}/task/{process.pid}/children")
+    while process.poll() is None:
+        if first := children.read_text().split()[:1]:
+            layout.entrance.write_text(first[0])
+            return
+        time.sleep(0.01)

@@ -1,0 +1,68 @@
+"""Starts a whole cluster in the present namespaces."""
+
+import json
+import os
+import socket
+from collections.abc import Callable
+from pathlib import Path
+
+from cluster import access, certificates, control_plane, groups, images, node
+from cluster.components import Component, wait
+from cluster.layout import CONTAINERD_SOCKET, ETCD, NODE, PROXY_HEALTH, Layout
+
+_PATIENCE = 30.0  # seconds; it takes some five where nothing else runs
+
+
+def start(layout: Layout, *, node: bool) -> None:
+    """Start the control plane, and the node if asked, and wait until they can be used."""
+    certificates.make(layout.certificates)
+    access.write_configuration(layout)
+    components = _control_plane(layout)
+    if node:
+        components += _node(layout)
+    for component in components:
+        component.start()
+    if node:
+        wait([component for component in components if component.name == "containerd"], _PATIENCE)
+        for archive in filter(None, os.environ.get("RESHARD_IMAGES", "").split(os.pathsep)):
+            images.load(Path(archive))
+    wait(components, _PATIENCE)
+
+
+def _control_plane(layout: Layout) -> list[Component]:
+    def controllers_run() -> bool:
+        # What every pod needs: before that, creating one is refused.
+        needed = ("serviceaccounts/default", "configmaps/kube-root-ca.crt")
+        return all(access.get(layout, f"/api/v1/namespaces/default/{path}") for path in needed)
+
+    return [
+        _component(layout, "etcd", control_plane.etcd, lambda: access.healthy(f"{ETCD}/health")),
+        _component(layout, "kube-apiserver", control_plane.apiserver, lambda: access.get(layout, "/readyz")),
+        _component(layout, "kube-controller-manager", control_plane.controller_manager, controllers_run),
+    ]
+
+
+def _node(layout: Layout) -> list[Component]:
+    node.write_configuration(layout)
+    groups.make(layout.cgroup)
+
+    def node_is_ready() -> bool:
+        status = json.loads(access.get(layout, f"/api/v1/nodes/{NODE}"))["status"]
+        return any(condition["type"] == "Ready" and condition["status"] == "True" for condition in status.get("conditions", []))
+
+    return [
+        _component(layout, "kube-scheduler", control_plane.scheduler, lambda: True),
+        _component(layout, "containerd", node.containerd, _containerd_listens),
+        _component(layout, "kubelet", node.kubelet, node_is_ready),
+        _component(layout, "kube-proxy", node.proxy, lambda: access.healthy(f"http://{PROXY_HEALTH}/healthz")),
+    ]
+
+
+def _component(layout: Layout, name: str, command: Callable[[Layout], list[str]], ready: Callable[[], object]) -> Component:
+    return Component(name, command(layout), ready, layout.logs / f"{name}.log")
+
+
+def _containerd_listens() -> bool:
+    with socket.socket(socket.AF_UNIX) as connection:
+        connection.connect(str(CONTAINERD_SOCKET))
+    return True
