@@ -6,4 +6,8 @@ set -eu
 packages etcd-server containerd runc containernetworking-plugins buildah debootstrap iptables conntrack socat ipset ethtool \
     iproute2 busybox-static
 programs kube-apiserver kube-controller-manager kube-scheduler kubelet kube-proxy kubectl kwok
+# What simulated nodes do is written in kwok's module.
+kwok=$(cd "$tools/kwok" && go mod download sigs.k8s.io/kwok && go list -m -f '{{.Dir}}' sigs.k8s.io/kwok) \
+    || leave_out "kwok's module cannot be had"
+echo "RESHARD_KWOK_STAGES=$kwok/kustomize/stage"
 PYTHONPATH=$tools/../support "${PYTHON:-python3}" -m cluster images || leave_out "its images cannot be made"

@@ -1,0 +1,84 @@
+"""Simulated nodes: the API, the scheduler and all controllers are real, and only the pods' processes are not there."""
+
+import json
+import os
+import signal
+import subprocess
+import uuid
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+from cluster import access
+from cluster.components import Component, wait
+from cluster.layout import ClusterError, Layout, program
+
+_LABEL = "reshard.dev/simulation"
+_STAGES = ("node/fast", "node/heartbeat-with-lease", "pod/fast")
+_CAPACITY = {"cpu": "1k", "memory": "1Ti", "pods": "1k"}
+
+
+@contextmanager
+def nodes(layout: Layout, count: int) -> Iterator[dict[str, Any]]:
+    """Have so many simulated nodes for a while; yields what a pod's spec needs to be put there, where real pods are not."""
+    name = f"simulated-{uuid.uuid4().hex[:8]}"
+    kwok = Component("kwok", _kwok(layout, name), lambda: _ready(layout, name) == count, layout.logs / f"{name}.log")
+    kwok.start()
+    try:
+        _kubectl(layout, "create", "-f", "-", given={"apiVersion": "v1", "kind": "List", "items": _nodes(name, count)})
+        wait([kwok], 60)
+        yield {
+            "nodeSelector": {_LABEL: name},
+            "tolerations": [{"key": _LABEL, "operator": "Exists"}],
+        }
+    finally:
+        _kubectl(layout, "delete", "node", "--selector", f"{_LABEL}={name}", "--ignore-not-found")
+        kwok.process.send_signal(signal.SIGKILL)
+        kwok.process.wait()
+
+
+def _kwok(layout: Layout, name: str) -> list[str]:
+    folder = layout.configuration / name
+    folder.mkdir()
+    # With its four at a time a Job of 1,000 pods takes three minutes.
+    options = {"nodeLeaseParallelism": 64, "podPlayStageParallelism": 64, "nodePlayStageParallelism": 64}
+    configuration = {"apiVersion": "config.kwok.x-k8s.io/v1alpha1", "kind": "KwokConfiguration", "options": options}
+    (folder / "kwok.yaml").write_text(json.dumps(configuration))
+    configurations = [folder / "kwok.yaml"]
+    for stage in _STAGES:
+        files = Path(os.environ["RESHARD_KWOK_STAGES"], stage).glob("*.yaml")
+        configurations += sorted(file for file in files if file.name != "kustomization.yaml")
+    return [
+        program("kwok"),
+        f"--kubeconfig={layout.kubeconfig}",
+        f"--manage-nodes-with-label-selector={_LABEL}={name}",
+        "--node-lease-duration-seconds=40",
+        *(f"--config={path}" for path in configurations),
+    ]
+
+
+def _nodes(name: str, count: int) -> list[dict[str, Any]]:
+    return [
+        {
+            "apiVersion": "v1",
+            "kind": "Node",
+            "metadata": {"name": f"{name}-{index}", "labels": {_LABEL: name}},
+            "spec": {"taints": [{"key": _LABEL, "effect": "NoSchedule"}]},
+            "status": {"allocatable": _CAPACITY, "capacity": _CAPACITY},
+        }
+        for index in range(count)
+    ]
+
+
+def _ready(layout: Layout, name: str) -> int:
+    items = json.loads(access.get(layout, f"/api/v1/nodes?labelSelector={_LABEL}%3D{name}"))["items"]
+    conditions = [condition for item in items for condition in item["status"].get("conditions", [])]
+    return sum(condition["type"] == "Ready" and condition["status"] == "True" for condition in conditions)
+
+
+def _kubectl(layout: Layout, *arguments: str, given: object = None) -> None:
+    command = [program("kubectl"), f"--kubeconfig={layout.kubeconfig}", *arguments]
+    done = subprocess.run(command, input=json.dumps(given), capture_output=True, text=True, check=False)
+    if done.returncode:
+        raise ClusterError(f"kubectl {' '.join(arguments)}: {done.stderr.strip()}")
