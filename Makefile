@@ -55,6 +55,10 @@ test-pythons: ## Run the unit tier on every Python of 3.11 to 3.13 that is here
 	  fi; \
 	done
 
+.PHONY: cluster
+cluster: $(READY) ## Start a Kubernetes cluster as the tests have it; Ctrl-C ends it
+	@PYTHON='$(PYTHON)' sh scripts/cluster.sh $(BIN)/python up
+
 .PHONY: lint
 lint: $(READY) ## Check style, types and the arrows between modules
 	$(BIN)/ruff check .

@@ -8,6 +8,7 @@ import subprocess
 import sys
 import time
 from pathlib import Path
+from typing import NoReturn
 
 from cluster import isolation, start
 from cluster.layout import ClusterError, Layout, search_path
@@ -38,7 +39,10 @@ def main() -> int:
         "KUBECACHEDIR": str(layout.data("kubectl")),
         "PATH": search_path(),
     }
-    return _run(options.command, environment) if options.command else _stay(layout, environment)
+    _write_entrance(layout, environment)
+    if not options.command:
+        _stay(layout)
+    return _run(options.command, environment)
 
 
 def _run(command: list[str], environment: dict[str, str]) -> int:
@@ -48,12 +52,17 @@ def _run(command: list[str], environment: dict[str, str]) -> int:
     return 128 - code if code < 0 else code
 
 
-def _stay(layout: Layout, environment: dict[str, str]) -> int:
-    variables = [f"{name}={value}" for name, value in environment.items()]
-    shell = ["nsenter", "--all", "--target", layout.entrance.read_text(), "env", *variables, os.environ.get("SHELL", "/bin/sh")]
-    print(f"cluster: enter with: {shlex.join(shell)}", flush=True)
-    signal.sigwait({signal.SIGINT, signal.SIGTERM})
-    return 0
+def _stay(layout: Layout) -> NoReturn:
+    print(f"cluster: enter with: sh {layout.entrance} [COMMAND...]", flush=True)
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # whoever started this ends it
+    while True:
+        signal.pause()
+
+
+def _write_entrance(layout: Layout, environment: dict[str, str]) -> None:
+    variables = shlex.join(f"{name}={value}" for name, value in environment.items())
+    spaces = f'nsenter --all --wd="$PWD" --target {layout.process.read_text()}'
+    layout.entrance.write_text(f'[ $# -gt 0 ] || set -- "${{SHELL:-sh}}"\nexec {spaces} env {variables} "$@"\n')
 
 
 def _as_first_process() -> int:

@@ -59,9 +59,14 @@ class Layout:
         return self.configuration / "token"
 
     @property
-    def entrance(self) -> Path:
-        """Has the process whose namespaces are the cluster's, as a number that holds outside of them."""
+    def process(self) -> Path:
+        """Has the number of the process whose namespaces are the cluster's, as it is outside of them."""
         return self.state / "process"
+
+    @property
+    def entrance(self) -> Path:
+        """A script that runs a command, or a shell, inside."""
+        return self.state / "enter"
 
     def data(self, component: str) -> Path:
         """The folder for what a component stores."""

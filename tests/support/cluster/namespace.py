@@ -24,30 +24,35 @@ def run(command: list[str], options: list[str], *, keep: bool) -> int:
     )
     os.close(ending)
     try:
-        return _enter(layout, [*options, str(layout.state), "--", *command], running)
+        process = _enter([*options, str(layout.state), "--", *command], running)
+        _end_with_signals(process, terminal=not command)
+        _tell_process(layout, process)
+        code = process.wait()
+        return 128 - code if code < 0 else code
     finally:
         os.close(running)
         cleanup.wait()
 
 
-def _enter(layout: Layout, arguments: list[str], running: int) -> int:
+def _enter(arguments: list[str], running: int) -> subprocess.Popen[bytes]:
     # Of the two, setpriv ends unshare when this process is killed, and unshare ends the rest.
     death = [program("setpriv"), "--pdeathsig", "KILL"]
     spaces = [program("unshare"), "--net", "--mount", "--pid", "--fork", "--mount-proc", "--kill-child"]
     inside = [sys.executable, "-m", "cluster.inside", *arguments]
-    process = subprocess.Popen([*death, *spaces, *inside], pass_fds=[running])
+    return subprocess.Popen([*death, *spaces, *inside], pass_fds=[running])
+
+
+def _end_with_signals(process: subprocess.Popen[bytes], *, terminal: bool) -> None:
+    # The terminal sends its Ctrl-C to a command too, which then ends by itself; with no command it is for the cluster.
     for number in (signal.SIGTERM, signal.SIGHUP):
         signal.signal(number, lambda *_: process.kill())
-    signal.signal(signal.SIGINT, lambda *_: None)  # the terminal sends it to the command too, which then ends by itself
-    _tell_entrance(layout, process)
-    code = process.wait()
-    return 128 - code if code < 0 else code
+    signal.signal(signal.SIGINT, lambda *_: process.kill() if terminal else None)
 
 
-def _tell_entrance(layout: Layout, process: subprocess.Popen[bytes]) -> None:
+def _tell_process(layout: Layout, process: subprocess.Popen[bytes]) -> None:
     children = Path(f"/proc/{process.pid}/task/{process.pid}/children")
     while process.poll() is None:
         if first := children.read_text().split()[:1]:
-            layout.entrance.write_text(first[0])
+            layout.process.write_text(first[0])
             return
         time.sleep(0.01)
