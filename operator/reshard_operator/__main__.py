@@ -63,6 +63,7 @@ async def _operate(config: configuration.Config) -> None:
                 namespaces=config.namespaces,
                 liveness_endpoint=f"http://0.0.0.0:{config.health_port}/healthz" if config.health_port else None,
                 standalone=True,
+                identity=config.identity,  # type: ignore[arg-type]  # a str whose own name kopf does not export
                 stop_flag=stop,
             )
             tasks.append(group.create_task(watching))

@@ -1,0 +1,54 @@
+{{- define "reshard.name" -}}
+{{- printf "%s-operator" .Release.Name | trunc 52 | trimSuffix "-" -}}
+{{- end -}}
+
+{{- define "reshard.labels" -}}
+app.kubernetes.io/name: reshard
+app.kubernetes.io/instance: {{ .Release.Name }}
+app.kubernetes.io/component: operator
+app.kubernetes.io/version: {{ .Chart.AppVersion | quote }}
+app.kubernetes.io/managed-by: {{ .Release.Service }}
+helm.sh/chart: {{ printf "%s-%s" .Chart.Name .Chart.Version }}
+{{- end -}}
+
+{{- define "reshard.selector" -}}
+app.kubernetes.io/name: reshard
+app.kubernetes.io/instance: {{ .Release.Name }}
+app.kubernetes.io/component: operator
+{{- end -}}
+
+{{- define "reshard.serviceAccount" -}}
+{{- .Values.serviceAccount.name | default (include "reshard.name" .) -}}
+{{- end -}}
+
+{{- /* An image by digest if there is one, else by tag. */ -}}
+{{- define "reshard.image" -}}
+{{- $image := index . 0 -}}{{- $root := index . 1 -}}
+{{- if $image.digest -}}
+{{- printf "%s@%s" $image.repository $image.digest -}}
+{{- else -}}
+{{- printf "%s:%s" $image.repository ($image.tag | default $root.Chart.AppVersion) -}}
+{{- end -}}
+{{- end -}}
+
+{{- /* What the operator does with transforms, in each namespace that it watches. */ -}}
+{{- define "reshard.rules" -}}
+- apiGroups: [reshard.dev]
+  resources: [checkpointtransforms]
+  verbs: [get, list, watch]
+- apiGroups: [reshard.dev]
+  resources: [checkpointtransforms/status]
+  verbs: [patch]
+- apiGroups: [batch]
+  resources: [jobs]
+  verbs: [get, list, watch, create, patch, delete]
+- apiGroups: [""]
+  resources: [pods]
+  verbs: [list]
+- apiGroups: [""]
+  resources: [events]
+  verbs: [list]
+- apiGroups: [events.k8s.io]
+  resources: [events]
+  verbs: [create]
+{{- end -}}
