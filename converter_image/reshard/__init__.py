@@ -21,13 +21,13 @@ from reshard.version import __version__
 
 if TYPE_CHECKING:
     from reshard.errors import ReshardError
-    from reshard.spec import Options, Request
+    from reshard.request import Options, Request
     from reshard.transform import PlanResult, Result, commit_checkpoint, plan_transform, transform_checkpoint
 
 _HOME = {
-    "Options": "reshard.spec",
+    "Options": "reshard.request",
     "PlanResult": "reshard.transform",
-    "Request": "reshard.spec",
+    "Request": "reshard.request",
     "ReshardError": "reshard.errors",
     "Result": "reshard.transform",
     "commit_checkpoint": "reshard.transform",

@@ -9,10 +9,10 @@ from typing import TYPE_CHECKING
 import msgspec
 
 from reshard.digest import digest_of
-from reshard.errors import DataError, MissingInputError
+from reshard.errors import DataError, MissingInputError, RequestError
 from reshard.manifest import MANIFEST_NAME, SCHEMA, FileRecord, LayoutRecord, Manifest, ParameterRecord, SourceRecord
 from reshard.ranks import format_ranks, parse_ranks
-from reshard.spec import request_key
+from reshard.request import request_key
 from reshard.target import JobDocument
 from reshard.version import __version__
 
@@ -27,21 +27,34 @@ if TYPE_CHECKING:
 _STRICTNESS = {"None": 0, "Sample": 1, "Full": 2}
 
 
-def finished(job: Job, target: TargetFolder, state: JobState) -> dict[int, FileRecord]:
-    """The ranks of a job that are done: recorded, their file there, and verified as much as is asked for."""
+def finished(job: Job, target: TargetFolder, state: JobState, *, thorough: bool = False) -> dict[int, FileRecord]:
+    """The ranks of a job that are done: recorded, their file there, and verified as much as is asked for.
+
+    `thorough` reads the files again, to find what has changed since.
+    """
     wanted = _STRICTNESS[job.request.options.verification]
-    document = state.read() or JobDocument(job.digest, job.key, ranks="", staged=False)
-    known = _recorded(target, state, document, job.scope)
+    document = state.read() or JobDocument(job.digest, job.key, staged=False)
+    known = _recorded(target, state, document, job.scope, thorough=thorough)
     return {rank: record for rank, record in known.items() if _STRICTNESS[record.verified] >= wanted}
 
 
-def commit_job(target: TargetFolder, state: JobState, document: JobDocument) -> Manifest:
+def commit_job(target: TargetFolder, state: JobState, document: JobDocument, wanted: tuple[int, ...] | None) -> Manifest:
     """Declare a job complete. To be called with the target's lock held; safe to repeat after a crash at any point.
+
+    Args:
+        target: where.
+        state: of the job.
+        document: of the job.
+        wanted: the ranks that make it complete; None: all that the target's layout has.
 
     Raises:
         MissingInputError: a rank is not finished.
+        RequestError: a part of the ranks would take the place of a checkpoint.
     """
-    ranks = parse_ranks(document.ranks)
+    draft = state.draft()
+    ranks = wanted if wanted is not None else tuple(range(draft.target_ranks))
+    if document.staged:
+        refuse_partial_replacement(target, ranks, draft.target_ranks)
     records = _recorded(target, state, document, ranks)
     missing = tuple(rank for rank in ranks if rank not in records)
     if missing:
@@ -51,8 +64,9 @@ def commit_job(target: TargetFolder, state: JobState, document: JobDocument) -> 
             where=target.store.url,
             fix="run the transform for these ranks, then commit again",
         )
-    manifest = msgspec.structs.replace(state.draft(), ranks=format_ranks(ranks), files=tuple(records[rank] for rank in ranks))
+    manifest = msgspec.structs.replace(draft, ranks=format_ranks(ranks), files=tuple(records[rank] for rank in ranks))
     if document.staged:
+        state.begin_commit(format_ranks(ranks))
         state.retire_old_manifest()
         for record in manifest.files:
             state.publish(record)
@@ -62,14 +76,40 @@ def commit_job(target: TargetFolder, state: JobState, document: JobDocument) -> 
     return manifest
 
 
-def _recorded(target: TargetFolder, state: JobState, document: JobDocument, ranks: tuple[int, ...]) -> dict[int, FileRecord]:
+def finish_interrupted(target: TargetFolder) -> None:
+    """Bring a commit to its end that was interrupted while it replaced files: nothing else can make the target whole again."""
+    for document in target.jobs():
+        state = target.job(document.digest)
+        if (ranks := state.begun_commit()) is not None:
+            commit_job(target, state, document, parse_ranks(ranks))
+
+
+def refuse_partial_replacement(target: TargetFolder, ranks: tuple[int, ...], target_ranks: int) -> None:
+    """A part of a checkpoint may not take the place of a whole one.
+
+    Raises:
+        RequestError: it would.
+    """
+    if len(ranks) < target_ranks:
+        raise RequestError(
+            "PartialReplacement",
+            f"rank {format_ranks(ranks)} of {target_ranks} cannot replace a whole checkpoint",
+            where=target.store.url,
+            fix="leave out --ranks (spec.target.ranks), or choose another target",
+        )
+
+
+def _recorded(
+    target: TargetFolder, state: JobState, document: JobDocument, ranks: tuple[int, ...], *, thorough: bool = False
+) -> dict[int, FileRecord]:
     """The finished ranks of a job, those of a manifest that it extends included."""
     manifest = target.manifest()
     known: dict[int, FileRecord] = {}
     if manifest is not None and manifest.digest == document.digest:
         known = {record.rank: record for record in manifest.files}
     known |= state.records(ranks)
-    return {rank: record for rank, record in known.items() if state.find(record, staged=document.staged) is not None}
+    staged = document.staged
+    return {rank: found for rank, found in known.items() if state.find(found, staged=staged, thorough=thorough) is not None}
 
 
 def verify_checkpoint(
@@ -108,7 +148,7 @@ def verify_checkpoint(
             "ContentChanged",
             damaged[0] + more,
             where=target.store.url,
-            fix="restore it, or run the transform again with --overwrite",
+            fix="restore it, or run the same transform again with --overwrite, which writes what has changed",
         )
     return manifest
 
@@ -145,6 +185,7 @@ def draft_manifest(job: Job) -> Manifest:
         parameters=tuple(_parameter(parameter) for parameter in model.parameters),
         unplaced=model.unplaced,
         missing=model.missing,
+        absent=model.absent,
         empty=model.empty,
         diverging=tuple(sorted(model.diverging)),
     )

@@ -12,6 +12,7 @@ import numpy as np
 
 from reshard.box import Box, contiguous_runs, strides
 from reshard.checkpoint.dtypes import DTYPES
+from reshard.digest import sample_of
 from reshard.errors import DataError
 from reshard.tiles import flat_span
 
@@ -71,7 +72,8 @@ class SourceFiles:
             reader = self._store.open(self._files[rank].path)
             self._open[rank] = reader
             self._used.add(rank)
-            if reader.version != self._files[rank].version:
+            file = self._files[rank]
+            if reader.version != file.version or (file.sample and sample_of(reader) != file.sample):
                 self._changed(rank)
             if len(self._open) > _MOST_OPEN_FILES:
                 self._open.popitem(last=False)[1].close()

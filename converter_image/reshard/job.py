@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import os
 from dataclasses import dataclass, replace
@@ -12,11 +13,11 @@ import msgspec
 from reshard.checkpoint import OutputTensor, can_hold, content_order, file_size
 from reshard.checkpoint.inventory import Format, Inventory
 from reshard.errors import OutputError, RequestError
-from reshard.manifest import decode
+from reshard.manifest import STATE, decode
 from reshard.plan import Planner, place, summarize
 from reshard.ranks import parse_ranks
+from reshard.request import Request, request_key
 from reshard.source import check_crcs, find_diverging, find_files, read_inventory, read_strategy
-from reshard.spec import Request, request_key
 from reshard.storage import open_store
 
 if TYPE_CHECKING:
@@ -105,11 +106,13 @@ class _StoredInventory(msgspec.Struct, frozen=True):
 
     inventory: Inventory
     diverging: tuple[str, ...]
+    fully_checked: bool
 
 
-def encode_inventory(model: Model) -> bytes:
-    """The inventory of a model, for `prepare` to find."""
-    return msgspec.json.encode(_StoredInventory(model.inventory, tuple(sorted(model.diverging))))
+def encode_inventory(job: Job) -> bytes:
+    """The inventory of a job, for `resume` to find."""
+    fully = job.request.options.verification == "Full"
+    return msgspec.json.encode(_StoredInventory(job.model.inventory, tuple(sorted(job.model.diverging)), fully))
 
 
 def prepare(request: Request, progress: Progress, *, workers: int) -> Job:
@@ -127,10 +130,11 @@ def prepare(request: Request, progress: Progress, *, workers: int) -> Job:
     progress.begin("Reading headers", len(files), "files")
     inventory = read_inventory(store, files, workers=workers, advance=progress.advance)
     model = _place(inventory, source, target, request)
-    if request.options.verification == "Full" and (marked := sum(file.size for file in inventory.files if file.crc is not None)):
+    fully = request.options.verification == "Full"
+    if fully and (marked := sum(file.size for file in inventory.files if file.crc is not None)):
         progress.begin("Checking CRCs", marked, "bytes")
         check_crcs(store, inventory, workers=workers, advance=progress.advance)
-    model = replace(model, diverging=find_diverging(store, model, workers=workers))
+    model = replace(model, diverging=find_diverging(store, model, workers=workers, whole=fully))
     return job_of(request, store, model, source, target, notes)
 
 
@@ -142,7 +146,9 @@ def resume(request: Request, target: TargetFolder) -> tuple[Job, JobState] | Non
     for document in target.jobs():
         if document.request == key:
             state = target.job(document.digest)
-            stored = decode(state.inventory(), _StoredInventory, f"{state.folder}/inventory.json")
+            stored = decode(state.inventory(), _StoredInventory, f"{target.store.url}/{state.folder}/inventory.json")
+            if request.options.verification == "Full" and not stored.fully_checked:
+                return None  # the plan was made for less
             model = replace(_place(stored.inventory, source, wanted, request), diverging=frozenset(stored.diverging))
             job = job_of(request, store, model, source, wanted, ())
             if job.digest == document.digest:
@@ -172,12 +178,21 @@ def check_places(request: Request) -> None:
             where=request.target,
             fix="choose a target beside the source",
         )
+    _refuse_links(request.target)
     for strategy in (request.source_strategy, request.target_strategy):
         if strategy is None or target[0] not in (around := _identities(strategy)):
             continue
         inside = os.path.realpath(strategy).split("/")[-around.index(target[0]) :]
-        if inside[0].startswith((".reshard", "rank_")):
+        if inside[0].startswith((STATE, "rank_")):
             raise RequestError("TargetOverlapsSource", "a strategy lies in the target's own files", where=strategy)
+
+
+def _refuse_links(target: str) -> None:
+    """What is written through a link lands elsewhere, perhaps in the source."""
+    with contextlib.suppress(OSError), os.scandir(target) as entries:
+        for entry in entries:
+            if entry.is_symlink() and entry.name.startswith(("rank_", STATE)):
+                raise RequestError("TargetIsLink", "it is a symbolic link", where=entry.path, fix="replace it with a folder")
 
 
 def _identities(path: str) -> list[tuple[int, int] | str]:
@@ -284,6 +299,10 @@ def _notes(model: Model) -> tuple[str, ...]:
     if model.missing:
         notes.append(
             f"{len(model.missing)} parameters that only the target's strategy names are left out: {_some(model.missing)}"
+        )
+    if model.absent:
+        notes.append(
+            f"{len(model.absent)} parameters that the source's strategy names are in none of its files: {_some(model.absent)}"
         )
     if model.empty:
         notes.append(f"{len(model.empty)} tensors without elements are left out, a .ckpt cannot hold them: {_some(model.empty)}")

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import contextlib
+import hashlib
 import os
 import socket
 import threading
@@ -23,6 +25,7 @@ HEARTBEAT_SECONDS = 10.0
 # A lock whose holder has not been heard of for this long is nobody's. Several heartbeats, for shared file systems can stall.
 STALE_SECONDS = 60.0
 _LARGEST_LOCK = 4096
+_SHARER = ".sharer"
 
 
 class Holder(msgspec.Struct, frozen=True):
@@ -30,43 +33,95 @@ class Holder(msgspec.Struct, frozen=True):
 
     Attributes:
         owner: those of one owner share the lock; a transform's pods have its UID, others are alone.
-        host: where the process runs.
+        host: where the process runs, that of the first who came.
         pid: which it is there.
         boot: which run of that host's kernel (and which container) the pid belongs to.
+        shared: whether others may have joined, of whom this says nothing.
     """
 
     owner: str
     host: str
     pid: int
     boot: str
+    shared: bool = False
+
+
+class Held:
+    """A lock that this process has, as long as nobody has taken it over."""
+
+    def __init__(self, store: Store, path: str, owner: str) -> None:
+        self._store, self._path, self._owner = store, path, owner
+
+    def check(self) -> None:
+        """To be called before anything appears at its final place.
+
+        Raises:
+            LockedError: another has taken the lock over; this process was out of touch for too long.
+        """
+        holder = _read(self._store, self._path)
+        if holder is None or holder.owner != self._owner:
+            raise LockedError(
+                "LockLost",
+                "another run has taken this target over, because this one gave no sign of life for too long",
+                where=self._store.url,
+                fix="wait for it, then run again",
+            )
+
+    def release(self) -> None:
+        """Give it back, unless it is somebody else's by now."""
+        holder = _read(self._store, self._path)
+        if holder is not None and holder.owner == self._owner:
+            self._store.delete(self._path)
 
 
 @contextmanager
-def locked(store: Store, path: str, *, owner: str | None, mode: int, release: bool = True) -> Iterator[None]:
+def locked(store: Store, path: str, *, owner: str | None, mode: int) -> Iterator[Held]:
     """Hold the lock at `path` while the body runs.
 
     Args:
         store: where.
         path: the lock file.
-        owner: shared by processes that work on one job together; None: nobody shares it.
+        owner: shared by processes that work on one job together; the last of them gives it back. None: nobody shares it.
         mode: permission bits of the file.
-        release: give it back at the end; False leaves it to the one who finishes the job.
 
     Raises:
         LockedError: someone else holds it.
     """
-    me = Holder(owner or uuid.uuid4().hex, socket.gethostname(), os.getpid(), _boot())
-    _acquire(store, path, me, mode)
+    me = Holder(owner or uuid.uuid4().hex, socket.gethostname(), os.getpid(), _boot(), shared=owner is not None)
+    sharer = f"{path}.{writer_name()}.{uuid.uuid4().hex}{_SHARER}"
+    mine = [path]
+    if me.shared:  # first of all, so that nobody takes the lock for abandoned
+        store.write(sharer, b"", mode=mode)
+        mine.append(sharer)
     stop = threading.Event()
-    heart = threading.Thread(target=_beat, args=(store, path, stop), daemon=True, name="reshard-heartbeat")
-    heart.start()
+    heart = threading.Thread(target=_beat, args=(store, mine, stop), daemon=True, name="reshard-heartbeat")
     try:
-        yield
+        _acquire(store, path, me, mode)
+        heart.start()
+        held = Held(store, path, me.owner)
+        try:
+            yield held
+        finally:
+            stop.set()
+            heart.join()
+            if not me.shared or not _has_sharers(store, path, mode, besides=sharer):
+                held.release()
     finally:
-        stop.set()
-        heart.join()
-        if release:
-            store.delete(path)
+        if me.shared:
+            store.delete(sharer)
+
+
+def _has_sharers(store: Store, path: str, mode: int, *, besides: str = "") -> bool:
+    """Whether any of those that share a lock is still there."""
+    folder, _, name = path.rpartition("/")
+    for entry in store.list(folder):
+        full = f"{folder}/{entry.name}"
+        if full != besides and entry.name.startswith(f"{name}.") and entry.name.endswith(_SHARER):
+            writer = entry.name.removeprefix(f"{name}.").partition(".")[0]
+            if not writer_is_gone(store, writer, full, mode):
+                return True
+            store.delete(full)
+    return False
 
 
 def _acquire(store: Store, path: str, me: Holder, mode: int) -> None:
@@ -98,17 +153,41 @@ def _read(store: Store, path: str) -> Holder | None:
 
 
 def _is_dead(store: Store, path: str, holder: Holder, mode: int) -> bool:
+    if holder.shared and holder.owner:
+        return not _has_sharers(store, path, mode)
     if holder.boot and holder.host == socket.gethostname() and holder.boot == _boot():
         return not _process_exists(holder.pid)
+    return _is_silent(store, path, mode)
+
+
+def _is_silent(store: Store, path: str, mode: int) -> bool:
+    """Whether a file has not been touched for long. The storage's own clock decides, not this machine's."""
     found = store.modified(path)
     if found is None:
         return True
-    probe = f"{path}.{uuid.uuid4().hex}.now"  # the storage's own clock decides, not this machine's
+    probe = f"{path}.{uuid.uuid4().hex}.now"
     store.write(probe, b"", mode=mode)
     try:
-        return store.touch(probe) - found > STALE_SECONDS
+        return abs(store.touch(probe) - found) > STALE_SECONDS  # a sign of life from the future is none
     finally:
         store.delete(probe)
+
+
+def writer_name() -> str:
+    """This process, for the name of a temporary."""
+    return f"{_machine()}-{os.getpid()}"
+
+
+def writer_is_gone(store: Store, writer: str, path: str, mode: int) -> bool:
+    """Whether the process is gone that put its `writer_name` into the name of the file at `path`, and touches it."""
+    machine, _, pid = writer.rpartition("-")
+    if machine == _machine() and pid.isdigit():
+        return not _process_exists(int(pid))
+    return _is_silent(store, path, mode)
+
+
+def _machine() -> str:
+    return hashlib.sha256(f"{socket.gethostname()}\0{_boot()}".encode()).hexdigest()[:12]
 
 
 def _take_away(store: Store, path: str) -> None:
@@ -140,9 +219,8 @@ def _boot() -> str:
         return ""
 
 
-def _beat(store: Store, path: str, stop: threading.Event) -> None:
+def _beat(store: Store, paths: list[str], stop: threading.Event) -> None:
     while not stop.wait(HEARTBEAT_SECONDS):
-        try:
-            store.touch(path)
-        except ReshardError:
-            continue  # the storage's next answer will tell; a lost lock shows when the work's own files cannot be moved
+        for path in paths:
+            with contextlib.suppress(ReshardError):  # what is lost shows when the work's own files appear
+                store.touch(path)

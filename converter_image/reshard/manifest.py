@@ -5,7 +5,7 @@ Their schema is versioned, and described for other programs in docs/manifest.md.
 
 from __future__ import annotations
 
-from typing import Any, Literal, TypeVar
+from typing import Annotated, Any, Literal, TypeVar
 
 import msgspec
 
@@ -13,8 +13,12 @@ from reshard.errors import DataError
 
 MANIFEST_NAME = "reshard-manifest.json"
 SCHEMA = "reshard.dev/manifest/v1"
+# What is only there while a transform is unfinished: see reshard.target.
+STATE = ".reshard"
 
 Verified = Literal["None", "Sample", "Full"]
+# Documents may come from anywhere: a path leads into a rank's folder and nowhere else.
+RankPath = Annotated[str, msgspec.Meta(pattern=r"^rank_[0-9]{1,9}/(?!\.{1,2}$)[^/\x00]+$")]
 
 
 class _Document(msgspec.Struct, frozen=True, rename="camel"):
@@ -34,7 +38,7 @@ class FileRecord(_Document, frozen=True):
     """
 
     rank: int
-    path: str
+    path: RankPath
     size: int
     digest: str
     bytes_read: int
@@ -98,6 +102,7 @@ class Manifest(_Document, frozen=True):
         parameters: what is in them.
         unplaced: names that only the source's strategy has, left out.
         missing: names that only the target's strategy has, left out.
+        absent: names that the source's strategy has and no file holds.
         empty: names of tensors without elements, which a `.ckpt` file cannot hold, left out.
         diverging: names whose copies differ between source ranks.
     """
@@ -114,8 +119,13 @@ class Manifest(_Document, frozen=True):
     parameters: tuple[ParameterRecord, ...]
     unplaced: tuple[str, ...] = ()
     missing: tuple[str, ...] = ()
+    absent: tuple[str, ...] = ()
     empty: tuple[str, ...] = ()
     diverging: tuple[str, ...] = ()
+
+
+class _Versioned(msgspec.Struct):
+    schema: str
 
 
 T = TypeVar("T")
@@ -134,6 +144,10 @@ def decode(content: bytes, kind: type[T], where: str) -> T:
         DataError: it is damaged, or no such document.
     """
     try:
+        if kind is Manifest and (schema := msgspec.json.decode(content, type=_Versioned).schema) != SCHEMA:
+            raise DataError(
+                "SchemaUnknown", f"{schema[:100]!r} is not {SCHEMA}", where=where, fix="use the version that wrote it"
+            )
         return msgspec.json.decode(content, type=kind)
     except (msgspec.DecodeError, RecursionError, UnicodeDecodeError) as error:
         raise DataError("DocumentInvalid", str(error), where=where, fix="remove it, and run the transform again") from error

@@ -12,14 +12,14 @@ from typing import TYPE_CHECKING
 from reshard.checkpoint import format_of
 from reshard.checkpoint.inventory import Inventory, SourceFile, Structure, TensorEntry
 from reshard.digest import ContentDigest
-from reshard.errors import UsageError
+from reshard.errors import RequestError, UsageError
 from reshard.gather import ReadCount
 from reshard.job import job_of
 from reshard.plan import Planner, place
 from reshard.progress import Cancellation, Silent
 from reshard.rankfile import produce
+from reshard.request import Options, Request
 from reshard.source import find_diverging, read_inventory, read_strategy, read_strategy_files
-from reshard.spec import Options, Request
 from reshard.storage import open_store
 from reshard.strategy import dump, merge
 from reshard.transform import default_workers, transform_checkpoint
@@ -116,6 +116,11 @@ def transform_checkpoint_by_rank(
     output = format_of(save_checkpoint_file_name)
     if output is None:
         raise UsageError("InvalidFormat", "the name must end in .ckpt or .safetensors", where=save_checkpoint_file_name)
+    for path in checkpoint_files_map.values():
+        if os.path.realpath(path) == os.path.realpath(save_checkpoint_file_name):
+            raise RequestError(
+                "TargetOverlapsSource", "the file to write is one of the source's", where=save_checkpoint_file_name
+            )
     root = open_store("/")
     files = {int(rank): os.path.abspath(path).lstrip("/") for rank, path in checkpoint_files_map.items()}
     request = Request(

@@ -18,6 +18,8 @@ from reshard.plan import prove
 from reshard.verify import check_file
 
 if TYPE_CHECKING:
+    from collections.abc import Callable
+
     from reshard.checkpoint.inventory import Format
     from reshard.job import Job
     from reshard.plan import RankPlan
@@ -39,7 +41,22 @@ class Written:
     bytes_needed: int
 
 
-def write_rank(job: Job, state: JobState, rank: int, *, staged: bool, progress: Progress, cancellation: Cancellation) -> Written:
+@dataclass(frozen=True, slots=True)
+class Guard:
+    """What may stop a rank from being written.
+
+    Attributes:
+        check_lock: raises when this process has lost the target to another.
+        cancellation: lets the work be called off.
+        writer: names this process in temporaries.
+    """
+
+    check_lock: Callable[[], None]
+    cancellation: Cancellation
+    writer: str
+
+
+def write_rank(job: Job, state: JobState, rank: int, *, staged: bool, progress: Progress, guard: Guard) -> Written:
     """Write and verify the file of one target rank, and note it down.
 
     Raises:
@@ -48,9 +65,10 @@ def write_rank(job: Job, state: JobState, rank: int, *, staged: bool, progress: 
     plan = job.planner.plan(rank)
     path = job.path(rank)
     count, digest = ReadCount(), ContentDigest()
-    writer = state.create(path, rank=rank, staged=staged)
+    writer = state.create(path, rank=rank, staged=staged, writer=guard.writer)
     try:
-        size = produce(job, plan, writer, count=count, digest=digest, progress=progress, cancellation=cancellation)
+        size = produce(job, plan, writer, count=count, digest=digest, progress=progress, cancellation=guard.cancellation)
+        guard.check_lock()
         writer.finish()
         record = FileRecord(rank, path, size, str(digest), count.nbytes, job.request.options.verification)
         _verify(job, state, plan, record, staged=staged)

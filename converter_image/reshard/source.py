@@ -10,7 +10,9 @@ import xxhash
 
 from reshard.checkpoint import check_crc, format_of, index
 from reshard.checkpoint.inventory import Index, Inventory, SourceFile, Structure
+from reshard.digest import sample_of
 from reshard.errors import DataError, MissingInputError
+from reshard.manifest import MANIFEST_NAME, STATE, Manifest, decode
 from reshard.selection import select_files
 from reshard.storage import open_store
 from reshard.strategy import Strategy, parse
@@ -26,6 +28,8 @@ if TYPE_CHECKING:
 _LARGEST_STRATEGY = 128 << 20
 # Of copies larger than this, blocks at the beginning, in the middle and at the end are compared.
 _COMPARED_WHOLE = 64 << 10
+_READ_BYTES = 1 << 20
+_LARGEST_MANIFEST = 4 << 30
 _RANK_FOLDER = re.compile(r"rank_(\d{1,9})")
 
 
@@ -77,6 +81,9 @@ def find_files(store: Store, *, step: int | None = None, pattern: str | None = N
         RequestError: it is not clear which.
     """
     entries = store.list("")
+    manifest = _manifest(store, {entry.name for entry in entries})
+    if manifest is not None and step is None and pattern is None:
+        return {record.rank: record.path for record in manifest.files}, ()
     folders: dict[int, str] = {}
     for entry in entries:
         match = _RANK_FOLDER.fullmatch(entry.name)
@@ -102,6 +109,24 @@ def find_files(store: Store, *, step: int | None = None, pattern: str | None = N
     return {rank: f"{folders[rank]}/{name}" for rank, name in chosen.files.items()}, chosen.notes
 
 
+def _manifest(store: Store, names: set[str]) -> Manifest | None:
+    """Of a source that this program has written: its manifest says which files belong to it.
+
+    Raises:
+        MissingInputError: it was never completed, or is being replaced.
+    """
+    if MANIFEST_NAME in names:
+        return decode(store.read(MANIFEST_NAME, _LARGEST_MANIFEST), Manifest, f"{store.url}/{MANIFEST_NAME}")
+    if STATE in names and any(store.stat(f"{STATE}/{entry.name}/job.json") is not None for entry in store.list(STATE)):
+        raise MissingInputError(
+            "SourceUnfinished",
+            "a transform has begun to write this checkpoint and has not completed it",
+            where=store.url,
+            fix="run that transform to its end first",
+        )
+    return None
+
+
 def read_inventory(
     store: Store, files: dict[int, str], *, workers: int, advance: Callable[[int], None] = lambda _: None
 ) -> Inventory:
@@ -118,12 +143,12 @@ def read_inventory(
     """
     seen: dict[bytes, Structure] = {}
 
-    def read(path: str) -> tuple[Index, int, str]:
+    def read(path: str) -> tuple[Index, int, str, str]:
         reader = store.open(path)
         try:
             found = index(reader, seen)
             advance(1)
-            return found, reader.size, reader.version
+            return found, reader.size, reader.version, sample_of(reader)
         finally:
             reader.close()
 
@@ -133,7 +158,7 @@ def read_inventory(
     entries = []
     with ThreadPoolExecutor(workers) as pool:
         ranks = sorted(files)
-        for rank, (found, size, version) in zip(ranks, pool.map(read, (files[rank] for rank in ranks)), strict=True):
+        for rank, (found, size, version, sample) in zip(ranks, pool.map(read, (files[rank] for rank in ranks)), strict=True):
             structure = found.structure
             number = by_identity.get(id(structure))
             if number is None:
@@ -141,7 +166,7 @@ def read_inventory(
                 if number == len(structures):
                     structures.append(structure)
                     by_identity[id(structure)] = number
-            entries.append(SourceFile(rank, files[rank], size, version, number, found.crc))
+            entries.append(SourceFile(rank, files[rank], size, version, number, found.crc, sample))
     return Inventory(tuple(entries), tuple(structures))
 
 
@@ -171,8 +196,11 @@ def check_crcs(store: Store, inventory: Inventory, *, workers: int, advance: Cal
             pass
 
 
-def find_diverging(store: Store, model: Model, *, workers: int) -> frozenset[str]:
-    """Names of parameters that no strategy names and whose copies differ between source ranks."""
+def find_diverging(store: Store, model: Model, *, workers: int, whole: bool = False) -> frozenset[str]:
+    """Names of parameters that no strategy names and whose copies differ between source ranks.
+
+    Of large ones only some blocks are compared, unless the `whole` is asked for.
+    """
     shared = {p.name for p in model.parameters if p.source is None and len(p.structures) >= 1}
     files = model.inventory.files
     if not shared or len(files) < 2:
@@ -187,7 +215,7 @@ def find_diverging(store: Store, model: Model, *, workers: int) -> frozenset[str
                 if entry.name in shared:
                     digest = xxhash.xxh3_64()
                     for offset, length in entry.extents:
-                        for at, n in _compared(length):
+                        for at, n in _compared(length, whole=whole):
                             digest.update(reader.read(offset + at, n))
                     found[entry.name] = digest.intdigest()
             return found
@@ -204,8 +232,8 @@ def find_diverging(store: Store, model: Model, *, workers: int) -> frozenset[str
     return frozenset(diverging)
 
 
-def _compared(length: int) -> Sequence[tuple[int, int]]:
-    if length <= _COMPARED_WHOLE:
-        return ((0, length),)
+def _compared(length: int, *, whole: bool) -> Sequence[tuple[int, int]]:
+    if whole or length <= _COMPARED_WHOLE:
+        return [(at, min(_READ_BYTES, length - at)) for at in range(0, length, _READ_BYTES)]
     block = _COMPARED_WHOLE // 4
     return ((0, block), (length // 2, block), (length - block, block))

@@ -1,17 +1,18 @@
-"""What a user asks for: the spec of a CheckpointTransform, and the request that one process carries out. Frozen, validated data.
+"""What a user asks for: the spec of a CheckpointTransform. Frozen, validated data.
 
 Imported by the operator too, so it needs nothing of the converter: no numpy, no storage.
 """
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Annotated, Any, Literal, NamedTuple
+from typing import TYPE_CHECKING, Annotated, NamedTuple
 
 import msgspec
 import yaml
 
 from reshard.errors import UsageError
 from reshard.execution import ExecutionSpec, Strict
+from reshard.request import Options, OutputFormat, Overwrite, Request, Unplaced, Verification
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -21,10 +22,6 @@ KIND = "CheckpointTransform"
 # Where pods have their volumes.
 VOLUMES = "/volumes"
 
-OutputFormat = Literal["Source", "Ckpt", "Safetensors"]
-Unplaced = Literal["Drop", "Keep"]
-Verification = Literal["None", "Sample", "Full"]
-Overwrite = Literal["Never", "Replace"]
 
 RelativePath = Annotated[str, msgspec.Meta(max_length=1024)]
 FilePrefix = Annotated[str, msgspec.Meta(max_length=128, pattern=r"^[^/\x00-\x1f]*$")]
@@ -100,54 +97,6 @@ class TransformSpec(Strict, frozen=True):
     overwrite: Overwrite = "Never"
     dry_run: bool = False
     suspend: bool = False
-
-
-class Options(msgspec.Struct, frozen=True):
-    """How to transform, apart from where. The defaults are those of the resource.
-
-    Attributes:
-        format: of the target's files.
-        prefix: their names are the prefix, the rank and the format's extension.
-        step: read the files of this training step.
-        pattern: read the files whose names match this shell pattern.
-        ranks: only these target ranks, such as "0,2-5".
-        unplaced: what happens to parameters that only the source's strategy names.
-        allow_missing: leave out what only the target's strategy names.
-        crc: write the CRC32 that MindSpore checks.
-        file_mode: permission bits of what is written.
-        verification: how much of what was written is compared with the source.
-        overwrite: whether another checkpoint at the target may be replaced.
-    """
-
-    format: OutputFormat = "Source"
-    prefix: FilePrefix = "checkpoint_"
-    step: int | None = None
-    pattern: str | None = None
-    ranks: str | None = None
-    unplaced: Unplaced = "Drop"
-    allow_missing: bool = False
-    crc: bool = False
-    file_mode: int = 0o640
-    verification: Verification = "Sample"
-    overwrite: Overwrite = "Never"
-
-
-class Request(msgspec.Struct, frozen=True):
-    """One transform, with every place resolved to a folder.
-
-    Attributes:
-        source: the folder with `rank_<r>/`, or one file.
-        target: the folder to write to.
-        source_strategy: a file or a folder of stages; None: the source is one whole rank.
-        target_strategy: the same for the target.
-        options: how.
-    """
-
-    source: str
-    target: str
-    source_strategy: str | None = None
-    target_strategy: str | None = None
-    options: Options = Options()
 
 
 def parse_resource(text: str, where: str) -> TransformSpec:
@@ -293,15 +242,3 @@ def _strategy(strategy: StrategySpec | None, role: str, folders: Mapping[str, st
     root = folders.get(f"{role}-strategy", folders[role])
     claim = strategy.storage.persistent_volume_claim if strategy.storage is not None else None
     return _join(_join(root, claim.path) if claim is not None else root, strategy.path)
-
-
-def request_key(request: Request) -> dict[str, Any]:
-    """What of a request decides what is written, wherever it is written and however it is checked."""
-    options = request.options
-    return {
-        "format": options.format,
-        "prefix": options.prefix,
-        "unplaced": options.unplaced,
-        "allowMissing": options.allow_missing,
-        "crc": options.crc,
-    }

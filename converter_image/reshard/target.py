@@ -8,7 +8,8 @@ reshard-manifest.json          written last: its presence says complete
     <job>/job.json             what is being made, and whether it replaces something
     <job>/inventory.json       the source's headers, read once
     <job>/draft.json           the manifest but for the files
-    <job>/replaced.json        the manifest of the checkpoint that is being replaced, once the commit has begun
+    <job>/commit.json          which ranks are being committed, once the commit of staged files has begun
+    <job>/replaced.json        the manifest of the checkpoint that is being replaced, once that is retired
     <job>/records/rank_<r>     a finished rank
     <job>/staging/...          finished files that wait for the commit, when they replace others
     <job>/tmp/...              files that are being written
@@ -19,20 +20,19 @@ from __future__ import annotations
 
 import uuid
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypeVar
 
 import msgspec
 
 from reshard.digest import digest_of
 from reshard.errors import MissingInputError
-from reshard.manifest import MANIFEST_NAME, FileRecord, Manifest, decode, encode
+from reshard.manifest import MANIFEST_NAME, STATE, FileRecord, Manifest, decode, encode
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable
+    from collections.abc import Callable, Iterable
 
     from reshard.storage.protocol import Store, Writer
 
-STATE = ".reshard"
 LOCK = f"{STATE}/lock"
 _LARGEST_DOCUMENT = 4 << 30
 _LARGEST_RECORD = 1 << 20
@@ -44,16 +44,21 @@ class JobDocument(msgspec.Struct, frozen=True, rename="camel"):
     Attributes:
         digest: of the job; its first 16 digits name its folder.
         request: what was asked for, as far as it decides the outcome, to find the job again without reading the source.
-        ranks: the target ranks that make it complete, such as "0-5".
         staged: whether finished files wait in the staging folder, because they will replace others.
         mode: permission bits of the files.
     """
 
     digest: str
     request: dict[str, Any]
-    ranks: str
     staged: bool
     mode: int = 0o640
+
+
+class _Commit(msgspec.Struct, frozen=True):
+    ranks: str
+
+
+D = TypeVar("D")
 
 
 @dataclass(frozen=True, slots=True)
@@ -94,7 +99,7 @@ class TargetFolder:
         for entry in self.store.list(STATE):
             if entry.is_folder and self.store.stat(f"{STATE}/{entry.name}/job.json") is not None:
                 path = f"{STATE}/{entry.name}/job.json"
-                found.append(decode(self.store.read(path, _LARGEST_RECORD), JobDocument, path))
+                found.append(decode(self.store.read(path, _LARGEST_RECORD), JobDocument, f"{self.store.url}/{path}"))
         return found
 
     def job(self, digest: str) -> JobState:
@@ -104,7 +109,7 @@ class TargetFolder:
     def forget_jobs(self) -> None:
         """Remove what unfinished jobs have left, this one's included; the lock stays."""
         for entry in self.store.list(STATE):
-            if f"{STATE}/{entry.name}" != LOCK:
+            if not f"{STATE}/{entry.name}".startswith(LOCK):
                 self.store.delete(f"{STATE}/{entry.name}")
 
     def outdated(self, digest: str, request: dict[str, Any]) -> list[JobDocument]:
@@ -115,8 +120,12 @@ class TargetFolder:
         return [
             job
             for job in self.jobs()
-            if job.digest != digest and job.request == request and not self.job(job.digest).has_begun_commit()
+            if job.digest != digest and job.request == request and self.job(job.digest).begun_commit() is None
         ]
+
+    def commit_is_interrupted(self) -> bool:
+        """Whether staged files have begun to take the place of others, and not all of them have."""
+        return any(self.job(job.digest).begun_commit() is not None for job in self.jobs())
 
     def discard(self, job: JobDocument) -> None:
         """Remove an unfinished job and what it has written."""
@@ -140,10 +149,7 @@ class JobState:
 
     def read(self) -> JobDocument | None:
         """The job as it was begun; None when it was not."""
-        path = f"{self.folder}/job.json"
-        if self.target.store.stat(path) is None:
-            return None
-        return decode(self.target.store.read(path, _LARGEST_RECORD), JobDocument, path)
+        return self._document("job.json", JobDocument, _LARGEST_RECORD)
 
     def begin(self, job: JobDocument, inventory: bytes, draft: Manifest) -> JobDocument:
         """Note down the job. Of several processes that begin it at once, all get what the first wrote."""
@@ -155,9 +161,20 @@ class JobState:
         begun = self.read()
         return begun if begun is not None else job
 
-    def extend(self, job: JobDocument) -> None:
-        """Change the ranks that make it complete."""
-        self.target.store.write(f"{self.folder}/job.json", encode(job), mode=self.target.mode)
+    def restore(self, inventory: bytes, draft: Manifest) -> None:
+        """Note down again what of a begun job is gone."""
+        for name, content in (("draft.json", encode(draft)), ("inventory.json", inventory)):
+            if self.target.store.stat(f"{self.folder}/{name}") is None:
+                self.target.store.write(f"{self.folder}/{name}", content, mode=self.target.mode)
+
+    def begin_commit(self, ranks: str) -> None:
+        """Note down that staged files begin to take the place of others: from here on only going on makes sense."""
+        self.target.store.write(f"{self.folder}/commit.json", encode(_Commit(ranks)), mode=self.target.mode)
+
+    def begun_commit(self) -> str | None:
+        """The ranks of a commit that has begun; None when none has."""
+        found = self._document("commit.json", _Commit, _LARGEST_RECORD)
+        return found.ranks if found is not None else None
 
     def inventory(self) -> bytes:
         """The inventory, as it was given to `begin`."""
@@ -165,45 +182,49 @@ class JobState:
 
     def draft(self) -> Manifest:
         """The manifest as it was given to `begin`."""
-        path = f"{self.folder}/draft.json"
-        return decode(self.target.store.read(path, _LARGEST_DOCUMENT), Manifest, path)
+        found = self._document("draft.json", Manifest, _LARGEST_DOCUMENT)
+        if found is None:
+            where = f"{self.target.store.url}/{self.folder}/draft.json"
+            raise MissingInputError("PlanMissing", "a begun transform's plan is gone", where=where, fix="run the transform again")
+        return found
+
+    def _document(self, name: str, kind: type[D], limit: int) -> D | None:
+        path = f"{self.folder}/{name}"
+        if self.target.store.stat(path) is None:
+            return None
+        return decode(self.target.store.read(path, limit), kind, f"{self.target.store.url}/{path}")
 
     def retire_old_manifest(self) -> None:
         """Make what is at the target read as incomplete, before its files are replaced."""
         if self.target.store.stat(MANIFEST_NAME) is not None:
             self.target.store.move(MANIFEST_NAME, f"{self.folder}/replaced.json")
 
-    def has_begun_commit(self) -> bool:
-        """Whether the checkpoint that this job replaces is retired already."""
-        return self.target.store.stat(f"{self.folder}/replaced.json") is not None
-
     def replaced_files(self) -> list[FileRecord]:
         """The files of the checkpoint that this job replaces, and those that other unfinished jobs have put into place."""
-        store, path = self.target.store, f"{self.folder}/replaced.json"
-        found: list[FileRecord] = []
-        if store.stat(path) is not None:
-            found += decode(store.read(path, _LARGEST_DOCUMENT), Manifest, path).files
+        replaced = self._document("replaced.json", Manifest, _LARGEST_DOCUMENT)
+        found = list(replaced.files) if replaced is not None else []
         for job in self.target.jobs():
             other = self.target.job(job.digest)
             if other.folder != self.folder and not job.staged:
                 found += other.records(None).values()
         return found
 
-    def create(self, path: str, *, rank: int, staged: bool) -> Writer:
-        """A new file of the checkpoint."""
-        temporary = f"{self.folder}/tmp/rank_{rank}.{uuid.uuid4().hex}"
+    def create(self, path: str, *, rank: int, staged: bool, writer: str) -> Writer:
+        """A new file of the checkpoint; its temporary's name says who writes it."""
+        temporary = f"{self.folder}/tmp/rank_{rank}.{writer}.{uuid.uuid4().hex}"
         return self.target.store.create(self.where(path, staged=staged), temporary=temporary, mode=self.target.mode)
 
     def where(self, path: str, *, staged: bool) -> str:
         """Where a file appears when it is finished: in its place, or where it waits for the commit."""
         return f"{self.folder}/staging/{path}" if staged else path
 
-    def sweep(self, ranks: set[int]) -> None:
-        """Remove temporaries that killed writers of these ranks have left."""
+    def sweep(self, ranks: set[int], is_gone: Callable[[str, str], bool]) -> None:
+        """Remove temporaries of these ranks whose writers are gone; `is_gone` is asked with the writer and the file's path."""
         for entry in self.target.store.list(f"{self.folder}/tmp"):
-            name = entry.name.partition(".")[0].removeprefix("rank_")
-            if name.isdigit() and int(name) in ranks:
-                self.target.store.delete(f"{self.folder}/tmp/{entry.name}")
+            path = f"{self.folder}/tmp/{entry.name}"
+            rank, _, writer = entry.name.rpartition(".")[0].removeprefix("rank_").partition(".")
+            if rank.isdigit() and int(rank) in ranks and is_gone(writer, path):
+                self.target.store.delete(path)
 
     def record(self, record: FileRecord) -> None:
         """Note down that a rank's file is whole, durable and verified."""
@@ -216,12 +237,12 @@ class JobState:
         for entry in self.target.store.list(f"{self.folder}/records"):
             if entry.name.endswith(".json") and (wanted is None or entry.name in wanted):
                 path = f"{self.folder}/records/{entry.name}"
-                record = decode(self.target.store.read(path, _LARGEST_RECORD), FileRecord, path)
+                record = decode(self.target.store.read(path, _LARGEST_RECORD), FileRecord, f"{self.target.store.url}/{path}")
                 found[record.rank] = record
         return found
 
-    def find(self, record: FileRecord, *, staged: bool) -> str | None:
-        """Where a record's file is, if it is there in its full length.
+    def find(self, record: FileRecord, *, staged: bool, thorough: bool = False) -> str | None:
+        """Where a record's file is, if it is there in its full length; `thorough`: and with its content.
 
         A commit that was interrupted has moved some staged files already. What lies in their place may as well be an old file
         of the same length, so there the content decides.
@@ -232,7 +253,7 @@ class JobState:
             return waiting
         if not self._has_length(record.path, record.size):
             return None
-        if staged:
+        if staged or thorough:
             reader = store.open(record.path)
             try:
                 if digest_of(reader) != record.digest:

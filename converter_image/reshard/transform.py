@@ -10,16 +10,14 @@ from concurrent.futures import FIRST_EXCEPTION, ThreadPoolExecutor, wait
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
-import msgspec
-
 from reshard import job as jobs
-from reshard.commit import commit_job, draft_manifest, finished
+from reshard.commit import commit_job, draft_manifest, finish_interrupted, finished, refuse_partial_replacement
 from reshard.errors import LockedError, MissingInputError, RequestError
-from reshard.lock import locked
+from reshard.lock import locked, writer_is_gone, writer_name
 from reshard.progress import Cancellation, Silent
-from reshard.rankfile import Written, write_rank
-from reshard.ranks import format_ranks, parse_ranks
-from reshard.spec import Options
+from reshard.rankfile import Guard, Written, write_rank
+from reshard.ranks import parse_ranks
+from reshard.request import Options
 from reshard.storage import open_store
 from reshard.target import LOCK, JobDocument, TargetFolder
 
@@ -28,7 +26,7 @@ if TYPE_CHECKING:
     from reshard.manifest import Manifest
     from reshard.plan import Summary
     from reshard.progress import Progress
-    from reshard.spec import Request
+    from reshard.request import Request
     from reshard.target import JobState
 
 # More ranks at a time hardly make one machine faster, and each takes memory.
@@ -49,7 +47,8 @@ class Result:
         seconds: from beginning to end.
         peak_rss_bytes: the most memory that the process had.
         skipped_ranks: ranks that were finished before.
-        complete: whether the manifest is there.
+        complete: whether the manifest is there, with all ranks that were asked for.
+        committed_ranks: those that the manifest lists, such as "0-5".
         notes: what the user should know.
     """
 
@@ -63,6 +62,7 @@ class Result:
     peak_rss_bytes: int
     skipped_ranks: tuple[int, ...]
     complete: bool
+    committed_ranks: str
     notes: tuple[str, ...]
 
 
@@ -128,22 +128,29 @@ def transform_checkpoint(
     for note in job.notes:
         progress.note(note)
     state = target.job(job.digest)
-    done = finished(job, target, state)
+    thorough = commit and request.options.overwrite == "Replace"
+    done = finished(job, target, state, thorough=thorough)
     left = tuple(rank for rank in job.scope if rank not in done)
     written = []
     if left or not _is_complete(job, target):
+        if not target.commit_is_interrupted():
+            _replaces(job, target, state)  # a refusal leaves no trace
         shared = owner or (None if commit else f"job-{job.digest}")
-        with locked(target.store, LOCK, owner=shared, mode=request.options.file_mode, release=commit):
+        with locked(target.store, LOCK, owner=shared, mode=request.options.file_mode) as lock:
             document = _begin(job, target, state)
-            done = finished(job, target, state)  # once more, now that nobody else writes
+            if commit and document.staged:
+                refuse_partial_replacement(target, job.scope, job.model.target_ranks)
+            done = finished(job, target, state, thorough=thorough)  # once more, now that nobody else writes
             left = tuple(rank for rank in job.scope if rank not in done)
             sizes = job.file_sizes(left)
             jobs.check_space(target.store, sum(sizes.values()))
-            state.sweep(set(left))
+            state.sweep(set(left), lambda writer, path: _is_left_over(target, writer, path))
             progress.begin("Resharding", sum(sizes.values()), "bytes")
-            written = _write_ranks(job, state, left, document, workers, progress, cancellation or Cancellation())
+            guard = Guard(lock.check, cancellation or Cancellation(), writer_name())
+            written = _write_ranks(job, state, left, document, workers, progress, guard)
             if commit:
-                commit_job(target, state, document)
+                lock.check()
+                commit_job(target, state, document, _committed(job, target, state))
     elif commit and target.has_remains(job.digest):
         with contextlib.suppress(LockedError), locked(target.store, LOCK, owner=None, mode=request.options.file_mode):
             target.forget_jobs()
@@ -158,6 +165,7 @@ def transform_checkpoint(
         peak_rss_bytes=peak_rss_bytes(),
         skipped_ranks=tuple(rank for rank in job.scope if rank not in left),
         complete=_is_complete(job, target),
+        committed_ranks=_ranks_of_manifest(job, target),
         notes=job.notes,
     )
 
@@ -193,7 +201,9 @@ def plan_transform(
     target.store.check_writable()
     complete = len(done) == len(job.scope) and _is_complete(job, target)
     if write and not complete:
-        with locked(target.store, LOCK, owner=owner or f"job-{job.digest}", mode=request.options.file_mode, release=False):
+        if _replaces(job, target, state):
+            refuse_partial_replacement(target, job.scope, job.model.target_ranks)
+        with locked(target.store, LOCK, owner=owner or f"job-{job.digest}", mode=request.options.file_mode):
             _begin(job, target, state)
     else:
         _replaces(job, target, state)
@@ -201,11 +211,14 @@ def plan_transform(
     return PlanResult(summary, memory, workers, job.digest, job.format, tuple(sorted(done)), complete, job.notes)
 
 
-def commit_checkpoint(target_url: str, *, digest: str | None = None, owner: str | None = None) -> Manifest:
+def commit_checkpoint(
+    target_url: str, *, ranks: str | None = None, digest: str | None = None, owner: str | None = None
+) -> Manifest:
     """Complete the checkpoint whose ranks were written without commit.
 
     Args:
         target_url: the target.
+        ranks: the target ranks that make it complete, such as "0,2-5"; None: all.
         digest: of the job that is meant; None: the only one that was begun here.
         owner: as it was given to those who wrote the ranks.
 
@@ -232,7 +245,8 @@ def commit_checkpoint(target_url: str, *, digest: str | None = None, owner: str 
     job = begun[0]
     target = replace(target, mode=job.mode)
     with locked(target.store, LOCK, owner=owner or f"job-{job.digest}", mode=target.mode):
-        return commit_job(target, target.job(job.digest), job)
+        state = target.job(job.digest)
+        return commit_job(target, state, job, None if ranks is None else parse_ranks(ranks, state.draft().target_ranks))
 
 
 def peak_rss_bytes() -> int:
@@ -243,6 +257,11 @@ def peak_rss_bytes() -> int:
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
 
 
+def _is_left_over(target: TargetFolder, writer: str, path: str) -> bool:
+    """Whether a temporary is of a process that is gone; this one sweeps before it writes."""
+    return writer == writer_name() or writer_is_gone(target.store, writer, path, target.mode)
+
+
 def _is_complete(job: Job, target: TargetFolder) -> bool:
     manifest = target.manifest()
     return manifest is not None and manifest.digest == job.digest and set(job.scope) <= {f.rank for f in manifest.files}
@@ -250,21 +269,27 @@ def _is_complete(job: Job, target: TargetFolder) -> bool:
 
 def _begin(job: Job, target: TargetFolder, state: JobState) -> JobDocument:
     """Note the job down at the target, or find it noted down."""
+    finish_interrupted(target)
     known = state.read()
     if known is None:
-        scope = job.scope
-        manifest = target.manifest()
-        if manifest is not None and manifest.digest == job.digest:  # its ranks stay part of what is complete
-            scope = tuple(sorted({*scope, *(f.rank for f in manifest.files)}))
-        document = JobDocument(job.digest, job.key, format_ranks(scope), _replaces(job, target, state), target.mode)
+        document = JobDocument(job.digest, job.key, _replaces(job, target, state), target.mode)
         for outdated in target.outdated(job.digest, job.key):
             target.discard(outdated)
-        return state.begin(document, jobs.encode_inventory(job.model), draft_manifest(job))
-    missing = set(job.scope) - set(parse_ranks(known.ranks))
-    if missing:
-        known = msgspec.structs.replace(known, ranks=format_ranks((*parse_ranks(known.ranks), *missing)))
-        state.extend(known)
+        return state.begin(document, jobs.encode_inventory(job), draft_manifest(job))
+    state.restore(jobs.encode_inventory(job), draft_manifest(job))
     return known
+
+
+def _committed(job: Job, target: TargetFolder, state: JobState) -> tuple[int, ...]:
+    """The ranks that a commit covers: those that were asked for, and those that are written already."""
+    manifest = target.manifest()
+    before = {f.rank for f in manifest.files} if manifest is not None and manifest.digest == job.digest else set()
+    return tuple(sorted({*job.scope, *before, *state.records(None)}))
+
+
+def _ranks_of_manifest(job: Job, target: TargetFolder) -> str:
+    manifest = target.manifest()
+    return manifest.ranks if manifest is not None and manifest.digest == job.digest else ""
 
 
 def _replaces(job: Job, target: TargetFolder, state: JobState) -> bool:
@@ -280,6 +305,7 @@ def _replaces(job: Job, target: TargetFolder, state: JobState) -> bool:
     if manifest is not None and manifest.digest == job.digest:
         return False
     what = None
+    fix = "choose another target, or replace it with --overwrite (spec.overwrite: Replace)"
     outdated = target.outdated(job.digest, job.key)
     if manifest is not None:
         what = f"a checkpoint of another source, layout or options ({manifest.digest[:12]} instead of {job.digest[:12]})"
@@ -287,22 +313,30 @@ def _replaces(job: Job, target: TargetFolder, state: JobState) -> bool:
         what = f"an unfinished transform of another source, layout or options ({others[0].digest[:12]})"
     else:
         ours = {record.path for old in outdated for record in target.job(old.digest).records(None).values()}
-        for folder in target.store.list(""):
-            if folder.is_folder and folder.name.startswith("rank_"):
-                paths = {f"{folder.name}/{entry.name}" for entry in target.store.list(folder.name)}
-                if paths - ours:
-                    what = f"{folder.name} with files that no manifest describes"
-                    break
+        _refuse_foreign_files(target, ours)
     if what is None:
         return False
     if job.request.options.overwrite == "Never":
-        raise RequestError(
-            "TargetExists",
-            f"there is {what}",
-            where=target.store.url,
-            fix="choose another target, or replace it with --overwrite (spec.overwrite: Replace)",
-        )
+        raise RequestError("TargetExists", f"there is {what}", where=target.store.url, fix=fix)
     return True
+
+
+def _refuse_foreign_files(target: TargetFolder, ours: set[str]) -> None:
+    """Files that nobody has described are never replaced, nor mixed with ours: they may be the only copy of something.
+
+    Raises:
+        RequestError: there are some.
+    """
+    for folder in target.store.list(""):
+        if folder.is_folder and folder.name.startswith("rank_"):
+            for entry in target.store.list(folder.name):
+                if (path := f"{folder.name}/{entry.name}") not in ours:
+                    raise RequestError(
+                        "TargetExists",
+                        f"there is {path}, which no manifest describes",
+                        where=target.store.url,
+                        fix="choose another target, or move it away; such files are never overwritten",
+                    )
 
 
 def _write_ranks(
@@ -312,18 +346,17 @@ def _write_ranks(
     document: JobDocument,
     workers: int,
     progress: Progress,
-    cancellation: Cancellation,
+    guard: Guard,
 ) -> list[Written]:
     """Write these ranks, some at a time. The first failure ends all; finished ranks are kept."""
     with ThreadPoolExecutor(workers, thread_name_prefix="reshard-rank") as pool:
         futures = [
-            pool.submit(write_rank, job, state, rank, staged=document.staged, progress=progress, cancellation=cancellation)
-            for rank in ranks
+            pool.submit(write_rank, job, state, rank, staged=document.staged, progress=progress, guard=guard) for rank in ranks
         ]
         try:
             done, _ = wait(futures, return_when=FIRST_EXCEPTION)
             return [future.result() for future in (futures if len(done) == len(futures) else done)]
         except BaseException:
-            cancellation.cancel()
+            guard.cancellation.cancel()
             pool.shutdown(wait=True, cancel_futures=True)
             raise

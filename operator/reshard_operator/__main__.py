@@ -58,7 +58,7 @@ async def _operate(config: configuration.Config) -> None:
         async with asyncio.TaskGroup() as group:
             tasks = [group.create_task(lease.run()), group.create_task(reconciler.run())]
             watching = kopf.operator(
-                registry=registry(config, reconciler),
+                registry=registry(config, reconciler, cluster.server),
                 clusterwide=not config.namespaces,
                 namespaces=config.namespaces,
                 liveness_endpoint=f"http://0.0.0.0:{config.health_port}/healthz" if config.health_port else None,

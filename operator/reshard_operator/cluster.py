@@ -61,6 +61,11 @@ class Cluster:
             await config.load_kube_config()
         return cls(client.ApiClient())
 
+    @property
+    def server(self) -> str:
+        """The API server's address."""
+        return str(self._api.configuration.host)
+
     async def close(self) -> None:
         """Give the connections back."""
         await self._api.close()

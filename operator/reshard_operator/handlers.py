@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import dataclasses
 import random
 import time
 from typing import TYPE_CHECKING, Any
@@ -32,8 +33,8 @@ class EndlessBackoffs:
             delay = min(15.0, delay * 2)
 
 
-def registry(config: Config, reconciler: Reconciler) -> kopf.OperatorRegistry:
-    """The handlers of one operator."""
+def registry(config: Config, reconciler: Reconciler, server: str) -> kopf.OperatorRegistry:
+    """The handlers of one operator; `server` is the API server's address."""
     handlers = kopf.OperatorRegistry()
 
     @kopf.on.startup(registry=handlers)
@@ -43,6 +44,12 @@ def registry(config: Config, reconciler: Reconciler) -> kopf.OperatorRegistry:
         settings.networking.error_backoffs = EndlessBackoffs()
         settings.watching.server_timeout = 300
         settings.watching.label_selectors["jobs.v1.batch"] = f"{jobs.LABEL_MANAGED_BY}={jobs.MANAGED_BY}"
+
+    @kopf.on.login(registry=handlers)
+    def log_in(**known: Any) -> kopf.ConnectionInfo | None:
+        account = kopf.login_with_service_account(**known)
+        # By its address, as every other client: kopf would ask the cluster's DNS, which may not be there, or not yet.
+        return dataclasses.replace(account, server=server) if account is not None else kopf.login_with_kubeconfig(**known)
 
     @kopf.on.event(GROUP, VERSION, PLURAL, registry=handlers)
     def transform_changed(namespace: str | None, name: str, **_: Any) -> None:

@@ -20,7 +20,7 @@ from reshard.gather import SourceFiles
 from reshard.lock import STALE_SECONDS, Holder, locked
 from reshard.manifest import encode
 from reshard.progress import Cancellation, CancelledError
-from reshard.spec import Options, Request
+from reshard.request import Options, Request
 from reshard.storage.local import LocalStore
 from reshard.target import LOCK
 from reshard.transform import transform_checkpoint

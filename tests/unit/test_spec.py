@@ -12,7 +12,8 @@ from reshard.errors import DataError, RequestError, UsageError
 from reshard.lock import Holder
 from reshard.manifest import FileRecord, Manifest, decode, encode
 from reshard.ranks import format_ranks, parse_ranks
-from reshard.spec import Options, TransformSpec, parse_resource, request_of_claims
+from reshard.request import Options
+from reshard.spec import TransformSpec, parse_resource, request_of_claims
 from reshard.target import JobDocument
 
 RESOURCE = {

@@ -19,8 +19,8 @@ from reshard.job import job_of
 from reshard.plan import place
 from reshard.progress import Cancellation, Silent
 from reshard.rankfile import produce
+from reshard.request import Options, Request
 from reshard.source import read_inventory
-from reshard.spec import Options, Request
 from reshard.verify import check_file
 
 if TYPE_CHECKING:

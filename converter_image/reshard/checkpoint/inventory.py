@@ -84,6 +84,7 @@ class SourceFile(msgspec.Struct, frozen=True, array_like=True, gc=False):
         version: what changes when the file does (modification time on a file system, ETag in an object store).
         structure: position in `Inventory.structures`.
         crc: the CRC32 that the file carries.
+        sample: a digest of some of its content, for files that have one size and one time.
     """
 
     rank: int
@@ -92,6 +93,7 @@ class SourceFile(msgspec.Struct, frozen=True, array_like=True, gc=False):
     version: str
     structure: int
     crc: int | None = None
+    sample: str = ""
 
 
 class Inventory(msgspec.Struct, frozen=True):

@@ -14,8 +14,9 @@ from reshard.cli.strategies import strategy
 from reshard.commit import verify_checkpoint
 from reshard.errors import MissingInputError, UsageError
 from reshard.manifest import MANIFEST_NAME
-from reshard.ranks import format_ranks
-from reshard.spec import Options, Request, parse_resource, request_of_claims
+from reshard.ranks import format_ranks, parse_ranks
+from reshard.request import Options, Request
+from reshard.spec import parse_resource, request_of_claims
 from reshard.storage import open_store
 from reshard.target import TargetFolder
 from reshard.transform import commit_checkpoint, default_workers, plan_transform, transform_checkpoint
@@ -118,13 +119,10 @@ def _request(arguments: dict[str, Any]) -> Request:
         mode = int(arguments["file_mode"], 8)
     except ValueError:
         mode = -1
-    if not 0 <= mode <= 0o777:
+    if mode < 0:
         raise UsageError(
             "InvalidMode", f"{arguments['file_mode']!r} is no octal mode", where="--file-mode", fix="write it like 0640"
         )
-    prefix = arguments["prefix"]
-    if "/" in prefix or not prefix.isprintable() or len(prefix) > 128:
-        raise UsageError("InvalidPrefix", f"{prefix!r} cannot begin a file's name", where="--prefix")
     return Request(
         source=arguments["source"],
         target=arguments["target"],
@@ -132,7 +130,7 @@ def _request(arguments: dict[str, Any]) -> Request:
         target_strategy=arguments["target_strategy"],
         options=Options(
             format=_title(arguments["output"]),  # type: ignore[arg-type]  # click has checked the choice
-            prefix=prefix,
+            prefix=arguments["prefix"],
             step=arguments["step"],
             pattern=arguments["pattern"],
             ranks=arguments["ranks"],
@@ -215,11 +213,12 @@ def plan(write: bool, **arguments: Any) -> None:
 
 @cli.command()
 @click.argument("target", metavar="DIR")
+@click.option("--ranks", metavar="LIST", help="These target ranks make it complete, such as 0,2-5. Without: all.")
 @click.option("--owner", metavar="NAME", hidden=True, help="Processes of one owner share the target's lock.")
 @click.option("--json", "as_json", is_flag=True, help="End with one JSON object on standard output, and nothing else there.")
-def commit(target: str, owner: str | None, as_json: bool) -> None:
+def commit(target: str, ranks: str | None, owner: str | None, as_json: bool) -> None:
     """Complete a checkpoint whose ranks were written with --no-commit."""
-    manifest = commit_checkpoint(target, owner=owner)
+    manifest = commit_checkpoint(target, ranks=ranks, owner=owner)
     nbytes = sum(record.size for record in manifest.files)
     if as_json:
         show.out_json(
@@ -310,7 +309,9 @@ def _show_result(request: Request, result: Result, *, as_json: bool) -> None:
     if result.skipped_ranks:
         show.out(f"{len(result.skipped_ranks)} ranks were finished before")
     if result.complete:
-        show.out(f"complete: {request.target}/{MANIFEST_NAME}")
+        total = len(parse_ranks(result.committed_ranks))
+        part = "" if total == result.target_ranks else f" (rank {result.committed_ranks} of {result.target_ranks} only)"
+        show.out(f"complete: {request.target}/{MANIFEST_NAME}{part}")
     else:
         show.out(f"not yet complete: when all ranks are written, run reshard commit {request.target}")
 

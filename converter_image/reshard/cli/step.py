@@ -34,7 +34,8 @@ from reshard.transform import MOST_WORKERS, commit_checkpoint, plan_transform, t
 
 if TYPE_CHECKING:
     from reshard.cli.state import Invocation
-    from reshard.spec import Request, TransformSpec
+    from reshard.request import Request
+    from reshard.spec import TransformSpec
 
 _TERMINATION_LOG = "/dev/termination-log"
 # JSON may need two characters for one; all of it together is to stay below 2,000.
@@ -111,7 +112,8 @@ def _ranks(invocation: Invocation, spec: TransformSpec, request: Request) -> dic
 
 
 def _commit(_: Invocation, __: TransformSpec, request: Request) -> dict[str, Any]:
-    manifest = commit_checkpoint(request.target, digest=_variable("RESHARD_DIGEST"), owner=_variable("RESHARD_OWNER"))
+    digest, owner = _variable("RESHARD_DIGEST"), _variable("RESHARD_OWNER")
+    manifest = commit_checkpoint(request.target, ranks=request.options.ranks, digest=digest, owner=owner)
     return {
         "digest": manifest.digest,
         "bytesRead": sum(record.bytes_read for record in manifest.files),

@@ -79,6 +79,7 @@ class Model:
         parameters: in the order in which they are written.
         unplaced: names that only the source's strategy has, and that are therefore left out.
         missing: names that only the target's strategy has, left out because the user allows it.
+        absent: names that the source's strategy has and no file holds.
         empty: names of tensors without elements, left out because the target's format cannot hold them.
         diverging: names of replicated parameters whose copies differ between source ranks.
     """
@@ -91,6 +92,7 @@ class Model:
     parameters: tuple[Parameter, ...]
     unplaced: tuple[str, ...] = ()
     missing: tuple[str, ...] = ()
+    absent: tuple[str, ...] = ()
     empty: tuple[str, ...] = ()
     diverging: frozenset[str] = field(default=frozenset())
 
@@ -162,6 +164,7 @@ def place(
         parameters=tuple(parameters),
         unplaced=tuple(unplaced),
         missing=tuple(missing),
+        absent=tuple(name for name in stages_of_source if name not in found and name not in needed) if only is None else (),
     )
 
 

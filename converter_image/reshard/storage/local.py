@@ -138,6 +138,8 @@ class LocalStore:
         self.url = self.root
 
     def _at(self, path: str) -> str:
+        if ".." in path.split("/") or path.startswith("/"):  # whatever a hostile document says
+            raise DataError("UnsafePath", f"{path!r} leads out of the folder", where=self.root)
         return os.path.join(self.root, path) if path else self.root
 
     def list(self, path: str) -> list[Stat]:
@@ -361,7 +363,7 @@ def _make_folder(folder: str, mode: int) -> None:
         for path in reversed(missing):
             with contextlib.suppress(FileExistsError):
                 os.mkdir(path)
-                os.chmod(path, mode | (mode & 0o444) >> 2)
+                os.chmod(path, mode | (mode & 0o444) >> 2 | 0o300)  # in which this process can go on writing
                 _sync_folder(os.path.dirname(path))
 
 

@@ -1,0 +1,134 @@
+"""What one process is to carry out, with every place resolved. Frozen, validated data. Pure."""
+
+from __future__ import annotations
+
+import os
+import re
+from typing import Annotated, Any, Literal
+
+import msgspec
+
+from reshard.errors import UsageError
+
+OutputFormat = Literal["Source", "Ckpt", "Safetensors"]
+Unplaced = Literal["Drop", "Keep"]
+Verification = Literal["None", "Sample", "Full"]
+Overwrite = Literal["Never", "Replace"]
+
+_LONGEST_PREFIX_BYTES = 128
+
+
+def check_prefix(prefix: str) -> None:
+    """The beginning of file names.
+
+    Raises:
+        UsageError: no file can be named so, or it would not be found again.
+    """
+    problem = None
+    if "/" in prefix or not prefix.isprintable():
+        problem = "it cannot begin a file's name"
+    elif len(prefix.encode()) > _LONGEST_PREFIX_BYTES:
+        problem = f"it has more than {_LONGEST_PREFIX_BYTES} bytes"
+    elif prefix.startswith("."):
+        problem = "hidden files are not found again"
+    elif re.search(r"-\d+_$", prefix):
+        problem = "the ranks behind it would be taken for training steps"
+    if problem is not None:
+        raise UsageError("InvalidPrefix", f"{prefix!r}: {problem}", where="prefix", fix="choose another, such as checkpoint_")
+
+
+class Options(msgspec.Struct, frozen=True):
+    """How to transform, apart from where. The defaults are those of the resource.
+
+    Raises:
+        UsageError: a value is none of those that there are.
+
+    Attributes:
+        format: of the target's files.
+        prefix: their names are the prefix, the rank and the format's extension.
+        step: read the files of this training step.
+        pattern: read the files whose names match this shell pattern.
+        ranks: only these target ranks, such as "0,2-5".
+        unplaced: what happens to parameters that only the source's strategy names.
+        allow_missing: leave out what only the target's strategy names.
+        crc: write the CRC32 that MindSpore checks.
+        file_mode: permission bits of what is written.
+        verification: how much of what was written is compared with the source.
+        overwrite: whether another checkpoint at the target may be replaced.
+    """
+
+    format: OutputFormat = "Source"
+    prefix: str = "checkpoint_"
+    step: int | None = None
+    pattern: str | None = None
+    ranks: str | None = None
+    unplaced: Unplaced = "Drop"
+    allow_missing: bool = False
+    crc: bool = False
+    file_mode: int = 0o640
+    verification: Verification = "Sample"
+    overwrite: Overwrite = "Never"
+
+    def __post_init__(self) -> None:
+        """Refuse what a type checker would have refused: a wrong word must not be taken for another."""
+        for name, kind in _KINDS.items():
+            value = getattr(self, name)
+            try:
+                msgspec.convert(value, kind)
+            except msgspec.ValidationError as error:
+                raise UsageError("InvalidOption", f"{value!r}: {error}", where=name) from error
+        check_prefix(self.prefix)
+
+
+_KINDS: dict[str, Any] = {
+    "format": OutputFormat,
+    "prefix": str,
+    "step": int | None,
+    "pattern": str | None,
+    "ranks": str | None,
+    "unplaced": Unplaced,
+    "allow_missing": bool,
+    "crc": bool,
+    "file_mode": Annotated[int, msgspec.Meta(ge=0, le=0o777)],
+    "verification": Verification,
+    "overwrite": Overwrite,
+}
+
+
+class Request(msgspec.Struct, frozen=True):
+    """One transform, with every place resolved to a folder.
+
+    Attributes:
+        source: the folder with `rank_<r>/`, or one file.
+        target: the folder to write to.
+        source_strategy: a file or a folder of stages; None: the source is one whole rank.
+        target_strategy: the same for the target.
+        options: how.
+    """
+
+    source: str
+    target: str
+    source_strategy: str | None = None
+    target_strategy: str | None = None
+    options: Options = Options()
+
+    def __post_init__(self) -> None:
+        """Take paths of any kind."""
+        for name in ("source", "target", "source_strategy", "target_strategy"):
+            value: object = getattr(self, name)
+            if isinstance(value, os.PathLike):
+                msgspec.structs.force_setattr(self, name, os.fspath(value))
+            elif not (isinstance(value, str) or (value is None and name.endswith("strategy"))):
+                raise UsageError("InvalidOption", f"{value!r} is no path", where=name)
+
+
+def request_key(request: Request) -> dict[str, Any]:
+    """What of a request decides what is written, wherever it is written and however it is checked."""
+    options = request.options
+    return {
+        "format": options.format,
+        "prefix": options.prefix,
+        "unplaced": options.unplaced,
+        "allowMissing": options.allow_missing,
+        "crc": options.crc,
+    }

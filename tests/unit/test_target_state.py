@@ -1,0 +1,348 @@
+"""What lies at a target when runs meet, are killed, or find what others have left: nothing is lost, nothing is called complete
+that is not."""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+from typing import TYPE_CHECKING, Any
+
+import disk
+import pytest
+
+import reshard
+from reshard.cli import main
+from reshard.commit import finish_interrupted
+from reshard.errors import DataError, LockedError, MissingInputError, RequestError, UsageError
+from reshard.lock import locked, writer_is_gone, writer_name
+from reshard.manifest import MANIFEST_NAME
+from reshard.mindspore import transform_checkpoint_by_rank
+from reshard.request import Options, Request
+from reshard.storage.local import LocalStore
+from reshard.target import LOCK, JobState, TargetFolder
+from reshard.transform import commit_checkpoint, transform_checkpoint
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+    from reshard.manifest import FileRecord
+
+
+@pytest.fixture
+def made(tmp_path: Path) -> disk.Checkpoint:
+    return disk.write(tmp_path / "made", disk.example())
+
+
+@pytest.fixture
+def other(tmp_path: Path) -> disk.Checkpoint:
+    return disk.write(tmp_path / "other", disk.example(seed=2))
+
+
+@pytest.fixture
+def target(tmp_path: Path) -> Path:
+    return tmp_path / "target"
+
+
+def run(made: disk.Checkpoint, target: Path, *more: str) -> int:
+    return main(made.arguments(target, *more))
+
+
+def listed(target: Path) -> list[int]:
+    return [record["rank"] for record in json.loads((target / MANIFEST_NAME).read_text())["files"]]
+
+
+def right(made: disk.Checkpoint, target: Path) -> bool:
+    return disk.differences(made.model, target, "ckpt") == [] and main(["verify", str(target)]) == 0
+
+
+def rank_file(target: Path, rank: int) -> Path:
+    return target / f"rank_{rank}" / f"checkpoint_{rank}.ckpt"
+
+
+def test_a_commit_needs_all_ranks(made: disk.Checkpoint, target: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """Whatever the processes before it were told to write."""
+    assert run(made, target, "--no-commit", "--ranks", "0-2") == 0
+    assert main(["commit", str(target)]) == 66
+    assert "rank 3-5 of 6 ranks is not finished" in capsys.readouterr().err
+    assert run(made, target, "--no-commit", "--ranks", "3-5") == 0
+    assert main(["commit", str(target)]) == 0
+    assert listed(target) == list(range(6))
+    assert right(made, target)
+
+
+def test_a_commit_of_named_ranks(made: disk.Checkpoint, target: Path) -> None:
+    assert run(made, target, "--no-commit", "--ranks", "0-2") == 0
+    assert main(["commit", str(target), "--ranks", "1-2"]) == 0
+    assert listed(target) == [1, 2]
+
+
+def test_a_transform_says_that_only_a_part_is_there(
+    made: disk.Checkpoint, target: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert run(made, target, "--ranks", "1") == 0
+    assert "rank 1 of 6 only" in capsys.readouterr().out
+    assert run(made, target) == 0
+    assert right(made, target)
+
+
+def test_a_commit_includes_what_others_have_written(made: disk.Checkpoint, target: Path) -> None:
+    assert run(made, target, "--no-commit", "--ranks", "0-2") == 0
+    assert run(made, target, "--ranks", "4") == 0
+    assert listed(target) == [0, 1, 2, 4]
+
+
+@pytest.mark.parametrize("more", [[], ["--no-commit"]])
+def test_a_part_never_replaces_a_whole(made: disk.Checkpoint, other: disk.Checkpoint, target: Path, more: list[str]) -> None:
+    assert run(made, target) == 0
+    code = run(other, target, "--overwrite", "--ranks", "0", *more)
+    if more:
+        assert code == 0
+        assert main(["commit", str(target), "--ranks", "0"]) == 78
+    else:
+        assert code == 78
+    assert right(made, target)
+
+
+@pytest.mark.parametrize("overwrite", [False, True])
+def test_files_that_nobody_described_are_never_touched(made: disk.Checkpoint, target: Path, *, overwrite: bool) -> None:
+    """A training run's own folder as the target."""
+    old = target / "rank_0" / "net-1_100.ckpt"
+    old.parent.mkdir(parents=True)
+    old.write_bytes(b"the only copy")
+    assert run(made, target, *["--overwrite"] * overwrite) == 78
+    assert old.read_bytes() == b"the only copy"
+    assert [path.name for path in target.iterdir()] == ["rank_0"]
+
+
+def test_a_damaged_file_is_written_again_with_overwrite(made: disk.Checkpoint, target: Path) -> None:
+    assert run(made, target) == 0
+    content = bytearray(rank_file(target, 2).read_bytes())
+    content[-1] ^= 1
+    rank_file(target, 2).write_bytes(content)
+    assert main(["verify", str(target)]) == 65
+    assert run(made, target, "--overwrite") == 0
+    assert right(made, target)
+
+
+def interrupted(monkeypatch: pytest.MonkeyPatch, made: disk.Checkpoint, target: Path, after: int) -> None:
+    """A replacement whose process is killed after it has published some files."""
+    usual, published = JobState.publish, []
+
+    def publish(self: JobState, record: FileRecord) -> None:
+        if len(published) == after:
+            raise KeyboardInterrupt
+        published.append(record)
+        usual(self, record)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(JobState, "publish", publish)
+        assert run(made, target, "--overwrite") == 130
+
+
+def test_an_interrupted_replacement_is_finished_by_whoever_comes_next(
+    made: disk.Checkpoint, other: disk.Checkpoint, target: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    assert run(made, target, "--no-commit") == 0
+    interrupted(monkeypatch, other, target, after=3)
+    assert not (target / MANIFEST_NAME).exists()
+    assert run(made, target) == 78  # by now there is another checkpoint, whole
+    assert right(other, target)
+
+
+def test_an_unfinished_checkpoint_is_no_source(
+    made: disk.Checkpoint, other: disk.Checkpoint, target: Path, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    assert run(made, target) == 0
+    interrupted(monkeypatch, other, target, after=3)
+    again = ["transform", "--source", str(target), "--source-strategy", str(made.target_strategy)]
+    assert main([*again, "--target", str(tmp_path / "next")]) == 66
+    assert main(["inspect", str(target)]) == 66
+    finish_interrupted(TargetFolder(LocalStore(target), 0o640))
+    assert main([*again, "--target", str(tmp_path / "next")]) == 0
+
+
+def test_the_manifest_says_which_files_belong_to_a_source(made: disk.Checkpoint, target: Path, tmp_path: Path) -> None:
+    assert run(made, target) == 0
+    (target / "rank_0" / "stray-1_1.ckpt").write_bytes(b"")
+    (target / "rank_99").mkdir()
+    whole = ["transform", "--source", str(target), "--source-strategy", str(made.target_strategy)]
+    assert main([*whole, "--target", str(tmp_path / "whole")]) == 0
+
+
+def test_sources_of_one_size_and_time_are_told_apart(made: disk.Checkpoint, other: disk.Checkpoint, target: Path) -> None:
+    """As archives and object stores' mounts leave them."""
+    for checkpoint in (made, other):
+        for path in checkpoint.source.rglob("*.ckpt"):
+            os.utime(path, ns=(1, 1))
+    assert run(made, target) == 0
+    assert run(other, target) == 78
+
+
+def test_a_source_that_was_swapped_with_its_time_kept(made: disk.Checkpoint, other: disk.Checkpoint, target: Path) -> None:
+    for checkpoint in (made, other):
+        for path in checkpoint.source.rglob("*.ckpt"):
+            os.utime(path, ns=(1, 1))
+    request = Request(made.source, target, made.source_strategy, made.target_strategy)
+    reshard.plan_transform(request, write=True)
+    shutil.copytree(other.source, made.source, dirs_exist_ok=True)
+    with pytest.raises(DataError, match="SourceChanged"):
+        transform_checkpoint(request, commit=False)
+
+
+@pytest.mark.parametrize("path", ["../victim", "rank_0/..", "/etc/passwd", "rank_0/a/b", "rank_x/a"])
+def test_a_manifest_from_elsewhere_reaches_nothing_outside(made: disk.Checkpoint, target: Path, path: str) -> None:
+    assert run(made, target) == 0
+    victim = target.parent / "victim"
+    victim.mkdir()
+    manifest: dict[str, Any] = json.loads((target / MANIFEST_NAME).read_text())
+    manifest["files"].append(manifest["files"][0] | {"path": path, "rank": 6})
+    manifest["digest"] = "0" * 64
+    (target / MANIFEST_NAME).write_text(json.dumps(manifest))
+    assert run(made, target, "--overwrite") == 65
+    assert victim.is_dir()
+
+
+def test_a_manifest_of_another_schema_is_not_believed(made: disk.Checkpoint, target: Path) -> None:
+    assert run(made, target) == 0
+    text = (target / MANIFEST_NAME).read_text().replace("manifest/v1", "manifest/v9")
+    (target / MANIFEST_NAME).write_text(text)
+    assert main(["verify", str(target)]) == 65
+
+
+def test_a_store_never_leaves_its_folder(tmp_path: Path) -> None:
+    with pytest.raises(DataError, match="UnsafePath"):
+        LocalStore(tmp_path / "inner").delete("../x")
+
+
+def test_rank_folders_that_are_links_are_refused(made: disk.Checkpoint, target: Path) -> None:
+    target.mkdir()
+    (target / "rank_0").symlink_to(made.source / "rank_0")
+    before = sorted(path.read_bytes() for path in made.source.rglob("*.ckpt"))
+    assert run(made, target, "--overwrite") == 78
+    assert sorted(path.read_bytes() for path in made.source.rglob("*.ckpt")) == before
+
+
+def test_one_rank_is_never_written_over_its_source(made: disk.Checkpoint) -> None:
+    files = {rank: str(next((made.source / f"rank_{rank}").iterdir())) for rank in range(4)}
+    with pytest.raises(RequestError, match="TargetOverlapsSource"):
+        transform_checkpoint_by_rank(0, files, files[0], str(made.source_strategy), str(made.target_strategy))
+
+
+@pytest.mark.parametrize(
+    "options",
+    [
+        {"overwrite": False},
+        {"format": "ckpt"},
+        {"unplaced": "keep"},
+        {"verification": "full"},
+        {"prefix": "../../x_"},
+        {"prefix": ".hidden_"},
+        {"prefix": "net-3_"},
+        {"prefix": "é" * 100},
+        {"file_mode": 0o7777},
+        {"step": "7"},
+    ],
+)
+def test_wrong_options_are_refused_and_not_taken_for_others(options: dict[str, Any]) -> None:
+    with pytest.raises(UsageError):
+        Options(**options)
+
+
+def test_paths_may_be_paths(made: disk.Checkpoint, target: Path) -> None:
+    assert Request(source=made.source, target=target).source == str(made.source)  # type: ignore[arg-type]  # as people do
+    with pytest.raises(UsageError, match="source"):
+        Request(source=None, target="x")  # type: ignore[arg-type]  # as people do
+
+
+def test_a_shared_lock_is_kept_as_long_as_one_of_its_holders_lives(target: Path) -> None:
+    """The first of them, whom the lock names, may have gone before."""
+    target.mkdir()
+    store = LocalStore(target)
+    first = locked(store, LOCK, owner="job", mode=0o640)
+    first.__enter__()
+    with locked(store, LOCK, owner="job", mode=0o640):
+        first.__exit__(None, None, None)
+        with pytest.raises(LockedError, match="TargetLocked"), locked(store, LOCK, owner=None, mode=0o640):
+            pass
+    with locked(store, LOCK, owner=None, mode=0o640):
+        pass
+    assert [path.name for path in (target / ".reshard").iterdir()] == []
+
+
+def test_a_shared_lock_whose_holders_were_killed_is_taken_over(target: Path) -> None:
+    target.mkdir()
+    store = LocalStore(target)
+    held = locked(store, LOCK, owner="job", mode=0o640)
+    held.__enter__()
+    sharer = next((target / ".reshard").glob("*.sharer"))
+    sharer.rename(sharer.with_name(sharer.name.replace(f"-{os.getpid()}.", f"-{2**22 - 1}.")))
+    with locked(store, LOCK, owner=None, mode=0o640):
+        pass
+
+
+def test_a_lock_with_a_time_in_the_future_lapses(target: Path) -> None:
+    target.mkdir()
+    store = LocalStore(target)
+    content = {"owner": "x", "host": "elsewhere", "pid": 1, "boot": "b", "shared": False}
+    store.write(LOCK, json.dumps(content).encode(), mode=0o640)
+    with pytest.raises(LockedError), locked(store, LOCK, owner=None, mode=0o640):
+        pass
+    os.utime(target / LOCK, (2**33, 2**33))
+    with locked(store, LOCK, owner=None, mode=0o640):
+        pass
+
+
+def test_who_has_lost_the_lock_writes_nothing_and_releases_nothing(target: Path) -> None:
+    target.mkdir()
+    store = LocalStore(target)
+    with locked(store, LOCK, owner="first", mode=0o640) as lock:
+        lock.check()
+        store.write(LOCK, b'{"owner": "second", "host": "h", "pid": 1, "boot": ""}', mode=0o640)
+        with pytest.raises(LockedError, match="LockLost"):
+            lock.check()
+    assert "second" in (target / LOCK).read_text()
+
+
+def test_temporaries_of_the_living_stay(tmp_path: Path) -> None:
+    store = LocalStore(tmp_path)
+    (tmp_path / "t").write_bytes(b"")
+    machine = writer_name().rpartition("-")[0]
+    assert not writer_is_gone(store, writer_name(), "t", 0o640)
+    assert not writer_is_gone(store, f"{machine}-1", "t", 0o640)
+    assert writer_is_gone(store, f"{machine}-{2**22 - 1}", "t", 0o640)
+    assert not writer_is_gone(store, "othermachine-1", "t", 0o640)
+    os.utime(tmp_path / "t", (1, 1))
+    assert writer_is_gone(store, "othermachine-1", "t", 0o640)
+
+
+def test_what_is_gone_of_a_begun_job_is_made_again(made: disk.Checkpoint, target: Path) -> None:
+    assert run(made, target, "--no-commit", "--ranks", "0") == 0
+    for name in ("draft.json", "inventory.json"):
+        next((target / ".reshard").glob(f"*/{name}")).unlink()
+    with pytest.raises(MissingInputError, match="PlanMissing"):
+        commit_checkpoint(str(target))
+    assert run(made, target) == 0
+    assert right(made, target)
+
+
+def test_files_may_be_closed_to_their_writer(made: disk.Checkpoint, target: Path) -> None:
+    """MindSpore's own mode: the folders stay such that a next run can go on."""
+    assert run(made, target, "--file-mode", "0400") == 0
+    assert (target / "rank_0").stat().st_mode & 0o777 == 0o700
+
+
+def test_names_that_no_file_holds_are_told(made: disk.Checkpoint, target: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    strategy = json.loads(_json_form(made.source_strategy, target.parent))
+    strategy["parallel_layout_item"]["lost"] = strategy["parallel_layout_item"]["w"]
+    path = target.parent / "with-lost.json"
+    path.write_text(json.dumps(strategy))
+    assert main(["transform", "--source", str(made.source), "--source-strategy", str(path), "--target", str(target)]) == 0
+    assert "1 parameters that the source's strategy names are in none of its files: lost" in capsys.readouterr().err
+    assert json.loads((target / MANIFEST_NAME).read_text())["absent"] == ["lost"]
+
+
+def _json_form(strategy: Path, folder: Path) -> str:
+    out = folder / "as.json"
+    assert main(["strategy", "merge", str(strategy), str(out)]) == 0
+    return out.read_text()
