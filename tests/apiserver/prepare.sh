@@ -3,5 +3,5 @@
 set -eu
 . "$(dirname "$0")/../tools/machine.sh"
 
-packages etcd-server iproute2
+packages etcd-server iproute2 openssl
 programs kube-apiserver kube-controller-manager kubectl

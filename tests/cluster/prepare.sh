@@ -4,7 +4,7 @@ set -eu
 . "$(dirname "$0")/../tools/machine.sh"
 
 packages etcd-server containerd runc containernetworking-plugins buildah debootstrap iptables conntrack socat ipset ethtool \
-    iproute2 busybox-static
+    iproute2 openssl busybox-static
 programs kube-apiserver kube-controller-manager kube-scheduler kubelet kube-proxy kubectl kwok
 # What simulated nodes do is written in kwok's module.
 kwok=$(cd "$tools/kwok" && go mod download sigs.k8s.io/kwok && go list -m -f '{{.Dir}}' sigs.k8s.io/kwok) \

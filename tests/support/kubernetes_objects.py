@@ -56,7 +56,7 @@ def claim_folder(api: client.ApiClient, namespace: str, name: str, folder: Path)
     core.create_namespaced_persistent_volume_claim(namespace, {"metadata": {"name": name}, "spec": claim})
 
 
-def wait_for(look: Callable[[], T], seconds: float = 60) -> T:
+def wait_for(look: Callable[[], T], seconds: float = 120) -> T:
     """The first true answer."""
     end = time.monotonic() + seconds
     while not (found := look()):

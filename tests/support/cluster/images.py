@@ -41,7 +41,7 @@ def base() -> Path:
 def sandbox() -> Path:
     """The archive of what holds a pod's namespaces open: `SANDBOX`."""
     busybox = Path(program("busybox"))
-    with _kept(SANDBOX, _digest(_SANDBOX_RECIPE, busybox)) as archive:
+    with _kept(SANDBOX, _digest(_SANDBOX_RECIPE, busybox.read_bytes())) as archive:
         if not archive.exists():
             with _folder() as folder:
                 shutil.copy(busybox, folder)
@@ -53,7 +53,7 @@ def sandbox() -> Path:
 def build(dockerfile: Path, context: Path, name: str) -> Path:
     """The archive of what a Dockerfile makes of a context, with `BASE` as its BASE_IMAGE."""
     foundation = base()
-    with _kept(name, _digest(foundation.name, dockerfile, *_files(context))) as archive:
+    with _kept(name, _digest(foundation.name, dockerfile.read_bytes(), *_contents(context))) as archive:
         if not archive.exists():
             _build(name, dockerfile, context, archive, "--build-arg", f"BASE_IMAGE=oci-archive:{foundation}")
     return archive
@@ -64,20 +64,23 @@ def load(archive: Path) -> None:
     _call("ctr", "--namespace", "k8s.io", "images", "import", str(archive))
 
 
-def _digest(*parts: str | Path) -> str:
+def _digest(*parts: str | bytes) -> str:
     digest = hashlib.sha256()
     for part in parts:
-        content = part.encode() if isinstance(part, str) else part.read_bytes()
-        digest.update(f"{part if isinstance(part, Path) else ''}\0{len(content)}\0".encode() + content)
+        content = part.encode() if isinstance(part, str) else part
+        digest.update(f"{len(content)}\0".encode() + content)
     return digest.hexdigest()[:16]
 
 
-def _files(context: Path) -> list[Path]:
+def _contents(context: Path) -> Iterator[str | bytes]:
     """The files of a context: those that git knows where it is a checkout, so that results of a build do not count."""
     listing = [program("git"), "-C", str(context), "ls-files", "-z", "--cached", "--others", "--exclude-standard"]
     known = subprocess.run(listing, capture_output=True, check=False)
     found = (context / os.fsdecode(name) for name in known.stdout.split(b"\0") if name)
-    return sorted(path for path in (found if known.returncode == 0 else context.rglob("*")) if path.is_file())
+    for path in sorted(found if known.returncode == 0 else context.rglob("*")):
+        if path.is_file():
+            yield f"{path.relative_to(context)} {path.stat().st_mode:o}"
+            yield path.read_bytes()
 
 
 def _cache() -> Path:

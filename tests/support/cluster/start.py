@@ -10,7 +10,7 @@ from cluster import access, certificates, control_plane, groups, images, node
 from cluster.components import Component, wait
 from cluster.layout import CONTAINERD_SOCKET, ETCD, NODE, PROXY_HEALTH, Layout
 
-_PATIENCE = 30.0  # seconds; it takes some five where nothing else runs
+_PATIENCE = 120.0  # seconds; it takes some five where nothing else runs
 
 
 def start(layout: Layout, *, node: bool) -> None:
