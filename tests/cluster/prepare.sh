@@ -10,4 +10,5 @@ programs kube-apiserver kube-controller-manager kube-scheduler kubelet kube-prox
 kwok=$(cd "$tools/kwok" && go mod download sigs.k8s.io/kwok && go list -m -f '{{.Dir}}' sigs.k8s.io/kwok) \
     || leave_out "kwok's module cannot be had"
 echo "RESHARD_KWOK_STAGES=$kwok/kustomize/stage"
+# An image of the project is one more DOCKERFILE CONTEXT NAME.
 PYTHONPATH=$tools/../support "${PYTHON:-python3}" -m cluster images || leave_out "its images cannot be made"

@@ -6,7 +6,6 @@ import os
 import signal
 import subprocess
 import sys
-import time
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -84,11 +83,9 @@ def test_a_component_that_fails_is_named_with_its_last_words(tmp_path: Path) -> 
     (broken / "kube-scheduler").write_text("#!/bin/sh\necho no such luck\nexit 3\n")
     (broken / "kube-scheduler").chmod(0o755)
     environment = {**os.environ, "RESHARD_PROGRAMS": f"{broken}:{os.environ['RESHARD_PROGRAMS']}"}
-    begin = time.monotonic()
 
     run = [sys.executable, "-m", "cluster", "run", "--", program("true")]
     done = subprocess.run(run, capture_output=True, text=True, check=False, env=environment)
 
     assert done.returncode == 1
     assert done.stderr == "cluster: kube-scheduler ended with 3\nno such luck\n"
-    assert time.monotonic() - begin < 30

@@ -12,11 +12,11 @@ from cluster.layout import ClusterError, search_path
 
 @dataclass
 class Component:
-    """A program that runs as long as the cluster does."""
+    """A program that runs as long as the cluster does, or one that has a task: it is ready when it has done it."""
 
     name: str
     command: list[str]
-    ready: Callable[[], object]  # false, or an OSError, until it is
+    ready: Callable[[], object] | None  # false, or an OSError, until it is; none for a task
     log: Path
     process: subprocess.Popen[bytes] = field(init=False)
 
@@ -32,7 +32,9 @@ class Component:
     def check(self) -> bool:
         """Whether it is ready."""
         code = self.process.poll()
-        if code is not None:
+        if self.ready is None and code in {None, 0}:
+            return code == 0
+        if self.ready is None or code is not None:
             raise ClusterError(f"{self.name} ended with {code}\n{self.last_words()}")
         try:
             return bool(self.ready())

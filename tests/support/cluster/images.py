@@ -59,9 +59,14 @@ def build(dockerfile: Path, context: Path, name: str) -> Path:
     return archive
 
 
+def loading(archive: Path) -> list[str]:
+    """The command that gives an archive's image to the containerd of this namespace."""
+    return [program("ctr"), "--namespace", "k8s.io", "images", "import", str(archive)]
+
+
 def load(archive: Path) -> None:
-    """Give an archive's image to the containerd of this namespace."""
-    _call("ctr", "--namespace", "k8s.io", "images", "import", str(archive))
+    """Give an archive's image to the containerd of this namespace, now."""
+    _call(*loading(archive))
 
 
 def _digest(*parts: str | bytes) -> str:
@@ -119,6 +124,7 @@ def _debian(root: Path) -> None:
 
 def _mirror() -> list[str]:
     """Where this machine's own Debian packages come from; nothing where it is no Debian, and debootstrap knows best."""
+    _call("apt-get", "update", "-qq")  # what it says comes from the lists
     form = "$(ORIGIN) $(LABEL) $(REPO_URI)"
     targets = subprocess.run([program("apt-get"), "indextargets", "--format", form], capture_output=True, text=True, check=True)
     return [line.split()[2] for line in targets.stdout.splitlines() if line.startswith("Debian Debian ")][:1]

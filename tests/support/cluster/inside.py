@@ -26,6 +26,8 @@ def main() -> int:
     try:
         isolation.prepare(layout)
         start.start(layout, node=not options.control_plane_only)
+    except KeyboardInterrupt:
+        return 130
     except ClusterError as error:
         print(f"cluster: {error}", file=sys.stderr)
         return 1

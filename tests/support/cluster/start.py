@@ -24,8 +24,9 @@ def start(layout: Layout, *, node: bool) -> None:
         component.start()
     if node:
         wait([component for component in components if component.name == "containerd"], _PATIENCE)
-        for archive in filter(None, os.environ.get("RESHARD_IMAGES", "").split(os.pathsep)):
-            images.load(Path(archive))
+        for image in _images(layout):
+            image.start()
+            components.append(image)
     wait(components, _PATIENCE)
 
 
@@ -56,6 +57,11 @@ def _node(layout: Layout) -> list[Component]:
         _component(layout, "kubelet", node.kubelet, node_is_ready),
         _component(layout, "kube-proxy", node.proxy, lambda: access.healthy(f"http://{PROXY_HEALTH}/healthz")),
     ]
+
+
+def _images(layout: Layout) -> list[Component]:
+    archives = [Path(archive) for archive in os.environ.get("RESHARD_IMAGES", "").split(os.pathsep) if archive]
+    return [Component(path.stem, images.loading(path), None, layout.logs / f"{path.stem}.log") for path in archives]
 
 
 def _component(layout: Layout, name: str, command: Callable[[Layout], list[str]], ready: Callable[[], object]) -> Component:
