@@ -152,7 +152,7 @@ class Cluster:
         body = {
             "apiVersion": "events.k8s.io/v1",
             "kind": "Event",
-            "metadata": {"generateName": f"{transform.name[:200]}.", "namespace": transform.namespace},
+            "metadata": {"generateName": f"{transform.name[:200]}-", "namespace": transform.namespace},
             "eventTime": moment,
             "reportingController": "reshard.dev/operator",
             "reportingInstance": FIELD_MANAGER,

@@ -29,6 +29,8 @@ def waiting_for(seen: Seen, job: Job, phase: Phase) -> State | None:
     for pod in pods:
         if (found := _why(seen, pod)) is not None:
             reason, message, stuck = found
+            if not stuck and job.status.get("ready"):
+                continue  # others get on; this one's turn will come
             return State(phase, reason, f"pod {pod.name}: {message}", stuck=stuck)
     if not job.status.get("active") and not any(pod.alive for pod in pods):
         denied = [e for e in seen.events if e.object_uid == job.uid and e.reason in _DENIED]

@@ -5,10 +5,12 @@ set -eu
 
 packages etcd-server containerd runc containernetworking-plugins buildah debootstrap iptables conntrack socat ipset ethtool \
     iproute2 openssl busybox-static
-programs kube-apiserver kube-controller-manager kube-scheduler kubelet kube-proxy kubectl kwok
+programs kube-apiserver kube-controller-manager kube-scheduler kubelet kube-proxy kubectl kwok helm
 # What simulated nodes do is written in kwok's module.
 kwok=$(cd "$tools/kwok" && go mod download sigs.k8s.io/kwok && go list -m -f '{{.Dir}}' sigs.k8s.io/kwok) \
     || leave_out "kwok's module cannot be had"
 echo "RESHARD_KWOK_STAGES=$kwok/kustomize/stage"
 # An image of the project is one more DOCKERFILE CONTEXT NAME.
-PYTHONPATH=$tools/../support "${PYTHON:-python3}" -m cluster images || leave_out "its images cannot be made"
+PYTHONPATH=$tools/../support "${PYTHON:-python3}" -m cluster images \
+    converter_image/Dockerfile . localhost/reshard-converter:tests operator/Dockerfile . localhost/reshard-operator:tests \
+    || leave_out "its images cannot be made"

@@ -4,6 +4,7 @@ import json
 import os
 import socket
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 
 from cluster import access, certificates, control_plane, groups, images, node
@@ -20,13 +21,14 @@ def start(layout: Layout, *, node: bool) -> None:
     components = _control_plane(layout)
     if node:
         components += _node(layout)
+    components += _images(layout) if node else []
     for component in components:
-        component.start()
-    if node:
+        if not component.needs_containers:
+            component.start()
+    if later := [component for component in components if component.needs_containers]:  # they end where nothing listens yet
         wait([component for component in components if component.name == "containerd"], _PATIENCE)
-        for image in _images(layout):
-            image.start()
-            components.append(image)
+        for component in later:
+            component.start()
     wait(components, _PATIENCE)
 
 
@@ -54,14 +56,17 @@ def _node(layout: Layout) -> list[Component]:
     return [
         _component(layout, "kube-scheduler", control_plane.scheduler, lambda: True),
         _component(layout, "containerd", node.containerd, _containerd_listens),
-        _component(layout, "kubelet", node.kubelet, node_is_ready),
+        replace(_component(layout, "kubelet", node.kubelet, node_is_ready), needs_containers=True),
         _component(layout, "kube-proxy", node.proxy, lambda: access.healthy(f"http://{PROXY_HEALTH}/healthz")),
     ]
 
 
 def _images(layout: Layout) -> list[Component]:
     archives = [Path(archive) for archive in os.environ.get("RESHARD_IMAGES", "").split(os.pathsep) if archive]
-    return [Component(path.stem, images.loading(path), None, layout.logs / f"{path.stem}.log") for path in archives]
+    return [
+        Component(path.stem, images.loading(path), None, layout.logs / f"{path.stem}.log", needs_containers=True)
+        for path in archives
+    ]
 
 
 def _component(layout: Layout, name: str, command: Callable[[Layout], list[str]], ready: Callable[[], object]) -> Component:

@@ -1,0 +1,135 @@
+"""Transforms in the test cluster: the chart, installed once; claims with a checkpoint; resources and what becomes of them."""
+
+from __future__ import annotations
+
+import fcntl
+import json
+import subprocess
+import time
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import disk
+import pytest
+from cluster.layout import Layout, program
+from kubernetes import client
+from kubernetes_objects import USER, claim_folder, wait_for
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+ROOT = Path(__file__).parents[2]
+GROUP, VERSION, PLURAL = "reshard.dev", "v1alpha1", "checkpointtransforms"
+RELEASE, SYSTEM = "reshard", "reshard-system"
+IMAGES = [
+    f"{part}.image.{name}={value}"
+    for part in ("operator", "converter")
+    for name, value in (("repository", f"localhost/reshard-{part}"), ("tag", "tests"), ("pullPolicy", "Never"))
+] + ["converter.resources.requests.cpu=20m"]  # many pods on a small machine
+
+
+def helm(*arguments: str) -> None:
+    """Run helm."""
+    done = subprocess.run([program("helm"), *arguments], capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+
+
+@pytest.fixture(scope="session")
+def operator(layout: Layout) -> None:
+    """The operator, installed as users install it; once, whichever process of pytest comes first."""
+    with (layout.state / "operator.lock").open("w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        done = layout.state / "operator.installed"
+        if not done.exists():
+            place = ["--namespace", SYSTEM, "--create-namespace", "--wait", "--timeout", "120s"]
+            helm("install", RELEASE, str(ROOT / "helm" / "reshard"), *place, *(part for i in IMAGES for part in ("--set", i)))
+            done.touch()
+
+
+class Stage:
+    """A namespace with a checkpoint on a claim, and what tests do with it."""
+
+    def __init__(self, api: client.ApiClient, namespace: str, folder: Path) -> None:
+        self.api, self.namespace = api, namespace
+        self.batch, self.core = client.BatchV1Api(api), client.CoreV1Api(api)
+        self.custom = client.CustomObjectsApi(api)
+        self.source, self.results = folder / "source", folder / "results"
+        self.made = disk.write(self.source, disk.example())
+        self.results.mkdir()
+        for path in (folder, *folder.rglob("*")):
+            path.chmod(0o777 if path.is_dir() else 0o644)
+        claim_folder(api, namespace, "checkpoints", self.source)
+        claim_folder(api, namespace, "results", self.results)
+
+    def spec(self, folder: str = "out", **more: Any) -> dict[str, Any]:
+        """From the checkpoint's 4 ranks to 6."""
+        checkpoints = {"persistentVolumeClaim": {"claimName": "checkpoints"}}
+        source = {"persistentVolumeClaim": {"claimName": "checkpoints", "path": "src"}}
+        results = {"persistentVolumeClaim": {"claimName": "results", "path": folder}}
+        made: dict[str, Any] = {
+            "source": {"storage": source, "strategy": {"path": "source.ckpt"}},
+            "target": {"storage": results, "strategy": {"path": "target.ckpt", "storage": checkpoints}},
+        }
+        for key, value in more.items():
+            made[key] = made[key] | value if isinstance(value, dict) and key in made else value
+        return made
+
+    def create(self, name: str, spec: dict[str, Any]) -> None:
+        """Apply a resource."""
+        body = {"apiVersion": f"{GROUP}/{VERSION}", "kind": "CheckpointTransform", "metadata": {"name": name}, "spec": spec}
+        self.custom.create_namespaced_custom_object(GROUP, VERSION, self.namespace, PLURAL, body)
+
+    def change(self, name: str, spec: dict[str, Any]) -> None:
+        """Change some fields of a resource's spec."""
+        self.custom.patch_namespaced_custom_object(GROUP, VERSION, self.namespace, PLURAL, name, {"spec": spec})
+
+    def delete(self, name: str) -> None:
+        """Delete a resource as kubectl does."""
+        self.custom.delete_namespaced_custom_object(GROUP, VERSION, self.namespace, PLURAL, name, propagation_policy="Background")
+
+    def status(self, name: str) -> dict[str, Any]:
+        """What the operator has told."""
+        found: dict[str, Any] = self.custom.get_namespaced_custom_object(GROUP, VERSION, self.namespace, PLURAL, name)
+        return found.get("status") or {}
+
+    def ready(self, name: str) -> dict[str, Any]:
+        """The condition that says what is going on."""
+        return next((c for c in self.status(name).get("conditions") or [] if c["type"] == "Ready"), {})
+
+    def wait(self, name: str, until: Callable[[dict[str, Any]], object], seconds: float = 240) -> dict[str, Any]:
+        """Until the status is as it should be, which it is asked for now and then."""
+        end = time.monotonic() + seconds
+        while not until(status := self.status(name)):
+            assert time.monotonic() < end, json.dumps(status, indent=1)
+            time.sleep(0.2)
+        return status
+
+    def ended(self, name: str, phase: str = "Complete", seconds: float = 240) -> dict[str, Any]:
+        """Until it has ended, and as expected."""
+        status = self.wait(name, lambda s: s.get("completionTime") and s["phase"] in {"Complete", "Failed"}, seconds)
+        assert status["phase"] == phase, json.dumps(status, indent=1)
+        return status
+
+    def jobs(self) -> dict[str, Any]:
+        """All Jobs, by name."""
+        return {job.metadata.name: job for job in self.batch.list_namespaced_job(self.namespace).items}
+
+    def pods(self, step: str) -> list[Any]:
+        """The pods of a step."""
+        return list(self.core.list_namespaced_pod(self.namespace, label_selector=f"reshard.dev/step={step}").items)
+
+    def differences(self, target: str = "out", kind: str = "ckpt") -> list[str]:
+        """What at a target is not as it must be."""
+        return disk.differences(self.made.model, self.results / target, kind)
+
+
+@pytest.fixture
+def stage(api: client.ApiClient, namespace: str, tmp_path: Path, operator: None) -> Stage:  # noqa: ARG001 - it has to be there
+    """A checkpoint on a claim, and the operator."""
+    for path in (tmp_path, *tmp_path.parents[:3]):  # pods are other users
+        if path.stat().st_uid == 0:
+            path.chmod(path.stat().st_mode | 0o011)
+    return Stage(api, namespace, tmp_path)
+
+
+__all__ = ["USER", "Stage", "helm", "operator", "stage", "wait_for"]
