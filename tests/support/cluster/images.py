@@ -8,6 +8,7 @@ import shutil
 import subprocess
 import sys
 import tempfile
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -53,7 +54,7 @@ def sandbox() -> Path:
 def build(dockerfile: Path, context: Path, name: str) -> Path:
     """The archive of what a Dockerfile makes of a context, with `BASE` as its BASE_IMAGE."""
     foundation = base()
-    with _kept(name, _digest(foundation.name, dockerfile.read_bytes(), *_contents(context))) as archive:
+    with _kept(name, _digest(foundation.name, dockerfile.read_bytes(), *_contents(dockerfile, context))) as archive:
         if not archive.exists():
             _build(name, dockerfile, context, archive, "--build-arg", f"BASE_IMAGE=oci-archive:{foundation}")
     return archive
@@ -77,15 +78,21 @@ def _digest(*parts: str | bytes) -> str:
     return digest.hexdigest()[:16]
 
 
-def _contents(context: Path) -> Iterator[str | bytes]:
-    """The files of a context: those that git knows where it is a checkout, so that results of a build do not count."""
+def _contents(dockerfile: Path, context: Path) -> Iterator[str | bytes]:
+    """The files that a Dockerfile copies: those that git knows where it is a checkout, as results of a build do not count."""
     listing = [program("git"), "-C", str(context), "ls-files", "-z", "--cached", "--others", "--exclude-standard"]
-    known = subprocess.run(listing, capture_output=True, check=False)
+    known = subprocess.run([*listing, "--", *_copied(dockerfile)], capture_output=True, check=False)
     found = (context / os.fsdecode(name) for name in known.stdout.split(b"\0") if name)
     for path in sorted(found if known.returncode == 0 else context.rglob("*")):
         if path.is_file():
             yield f"{path.relative_to(context)} {path.stat().st_mode:o}"
             yield path.read_bytes()
+
+
+def _copied(dockerfile: Path) -> list[str]:
+    lines = dockerfile.read_text().replace("\\\n", " ").splitlines()
+    words = [line.split()[1:-1] for line in lines if line.startswith(("COPY ", "ADD ")) and "--from=" not in line]
+    return [word for sources in words for word in sources if not word.startswith("--")] or ["."]
 
 
 def _cache() -> Path:
@@ -98,12 +105,23 @@ def _cache() -> Path:
 @contextmanager
 def _kept(name: str, digest: str) -> Iterator[Path]:
     """The path of an archive, while no other process makes it."""
-    path = _cache() / f"{name.rpartition('/')[2].partition(':')[0]}-{digest}.tar"
+    title = name.rpartition("/")[2].partition(":")[0]
+    path = _cache() / f"{title}-{digest}.tar"
     with path.with_suffix(".lock").open("w") as lock:
         fcntl.flock(lock, fcntl.LOCK_EX)
-        if not path.exists():
+        if path.exists():
+            path.touch()
+        else:
             print(f"images: making {name}, once for what it is made of", file=sys.stderr)
+            _forget(f"{title}-*.tar")
         yield path
+
+
+def _forget(archives: str) -> None:
+    """Remove those of older versions that nobody has used for a day."""
+    for archive in _cache().glob(archives):
+        if archive.stat().st_mtime < time.time() - 86_400:
+            archive.unlink(missing_ok=True)
 
 
 @contextmanager
@@ -132,10 +150,11 @@ def _mirror() -> list[str]:
 
 def _build(name: str, dockerfile: Path, context: Path, archive: Path, *options: str) -> None:
     with _folder() as folder:
-        own = ["--root", str(_cache() / "storage"), "--runroot", str(folder / "run"), "--storage-driver", "overlay"]
+        # A store that lasts would grow without end, and save little: what changes comes before what takes long.
+        own = ["--root", str(folder / "store"), "--runroot", str(folder / "run"), "--storage-driver", "overlay"]
         buildah = ["unshare", "--mount", program("buildah"), *own]
         made = folder / "image.tar"
-        settings = ["--isolation", "chroot", "--layers", *_network_settings(folder), *options]
+        settings = ["--isolation", "chroot", *_network_settings(folder), *options]
         _call(*buildah, "bud", *settings, "--tag", name, "--file", str(dockerfile), str(context))
         _call(*buildah, "push", name, f"oci-archive:{made}:{name}")
         made.rename(archive)
