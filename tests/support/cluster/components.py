@@ -18,8 +18,7 @@ class Component:
     command: list[str]
     ready: Callable[[], object] | None  # false, or an OSError, until it is; none for a task
     log: Path
-    needs_containers: bool = False  # whether it can only start once containerd listens
-    process: subprocess.Popen[bytes] = field(init=False, compare=False)
+    process: subprocess.Popen[bytes] = field(init=False)
 
     def start(self) -> None:
         """Start it, apart from the terminal: Ctrl-C is for the command that the cluster is there for."""

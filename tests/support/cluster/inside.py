@@ -25,7 +25,7 @@ def main() -> int:
     begin = time.monotonic()
     try:
         isolation.prepare(layout)
-        start.start(layout, node=not options.control_plane_only)
+        start.start(layout, with_node=not options.control_plane_only)
     except KeyboardInterrupt:
         return 130
     except ClusterError as error:

@@ -4,7 +4,6 @@ import json
 import os
 import socket
 from collections.abc import Callable
-from dataclasses import replace
 from pathlib import Path
 
 from cluster import access, certificates, control_plane, groups, images, node
@@ -14,59 +13,56 @@ from cluster.layout import CONTAINERD_SOCKET, ETCD, NODE, PROXY_HEALTH, Layout
 _PATIENCE = 120.0  # seconds; it takes some five where nothing else runs
 
 
-def start(layout: Layout, *, node: bool) -> None:
+def start(layout: Layout, *, with_node: bool) -> None:
     """Start the control plane, and the node if asked, and wait until they can be used."""
     certificates.make(layout.certificates)
     access.write_configuration(layout)
-    components = _control_plane(layout)
-    if node:
-        components += _node(layout)
-    components += _images(layout) if node else []
-    for component in components:
-        if not component.needs_containers:
+    if with_node:
+        node.write_configuration(layout)
+        groups.make(layout.cgroup)
+    foundations, rest = _control_plane(layout)
+    if with_node:
+        containerd, others = _node(layout)
+        foundations.append(containerd)
+        rest += others
+    # Not all at once: on a busy machine the controllers would give up before there is an API.
+    for components in (foundations, rest):
+        for component in components:
             component.start()
-    if later := [component for component in components if component.needs_containers]:  # they end where nothing listens yet
-        wait([component for component in components if component.name == "containerd"], _PATIENCE)
-        for component in later:
-            component.start()
-    wait(components, _PATIENCE)
+        wait(components, _PATIENCE)
 
 
-def _control_plane(layout: Layout) -> list[Component]:
+def _control_plane(layout: Layout) -> tuple[list[Component], list[Component]]:
+    """What the others build on, and the others."""
+
     def controllers_run() -> bool:
         # What every pod needs: before that, creating one is refused.
         needed = ("serviceaccounts/default", "configmaps/kube-root-ca.crt")
         return all(access.get(layout, f"/api/v1/namespaces/default/{path}") for path in needed)
 
-    return [
-        _component(layout, "etcd", control_plane.etcd, lambda: access.healthy(f"{ETCD}/health")),
-        _component(layout, "kube-apiserver", control_plane.apiserver, lambda: access.get(layout, "/readyz")),
-        _component(layout, "kube-controller-manager", control_plane.controller_manager, controllers_run),
-    ]
+    etcd = _component(layout, "etcd", control_plane.etcd, lambda: access.healthy(f"{ETCD}/health"))
+    api = _component(layout, "kube-apiserver", control_plane.apiserver, lambda: access.get(layout, "/readyz"))
+    return [etcd, api], [_component(layout, "kube-controller-manager", control_plane.controller_manager, controllers_run)]
 
 
-def _node(layout: Layout) -> list[Component]:
-    node.write_configuration(layout)
-    groups.make(layout.cgroup)
+def _node(layout: Layout) -> tuple[Component, list[Component]]:
+    """What the others build on, and the others."""
 
     def node_is_ready() -> bool:
         status = json.loads(access.get(layout, f"/api/v1/nodes/{NODE}"))["status"]
         return any(condition["type"] == "Ready" and condition["status"] == "True" for condition in status.get("conditions", []))
 
-    return [
+    return _component(layout, "containerd", node.containerd, _containerd_listens), [
         _component(layout, "kube-scheduler", control_plane.scheduler, lambda: True),
-        _component(layout, "containerd", node.containerd, _containerd_listens),
-        replace(_component(layout, "kubelet", node.kubelet, node_is_ready), needs_containers=True),
+        _component(layout, "kubelet", node.kubelet, node_is_ready),
         _component(layout, "kube-proxy", node.proxy, lambda: access.healthy(f"http://{PROXY_HEALTH}/healthz")),
+        *_images(layout),
     ]
 
 
 def _images(layout: Layout) -> list[Component]:
     archives = [Path(archive) for archive in os.environ.get("RESHARD_IMAGES", "").split(os.pathsep) if archive]
-    return [
-        Component(path.stem, images.loading(path), None, layout.logs / f"{path.stem}.log", needs_containers=True)
-        for path in archives
-    ]
+    return [Component(path.stem, images.loading(path), None, layout.logs / f"{path.stem}.log") for path in archives]
 
 
 def _component(layout: Layout, name: str, command: Callable[[Layout], list[str]], ready: Callable[[], object]) -> Component:
