@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import doctest
 import importlib
+import time
 from math import prod
 from typing import TYPE_CHECKING
 
@@ -147,6 +148,14 @@ def test_few_replicas_are_chosen_and_each_has_what_it_is_for(groups: list[set[in
     assert all(rank in group for group, rank in chosen.items())
     fewest = min(n for n in range(1, 7) if _coverable(asked, n))
     assert len(set(chosen.values())) == fewest
+
+
+def test_a_choice_among_thousands_of_replicas_is_made_at_once() -> None:
+    cells = 6000
+    began = time.monotonic()
+    chosen = choose(frozenset((cell, cell + cells) for cell in range(cells)), cells, 2 * cells)
+    assert set(chosen.values()) == set(range(cells, 2 * cells))
+    assert time.monotonic() - began < 5
 
 
 def _coverable(groups: frozenset[tuple[int, ...]], n: int, taken: frozenset[int] = frozenset()) -> bool:

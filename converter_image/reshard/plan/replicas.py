@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
-from collections import Counter
+from collections import Counter, defaultdict
 from functools import lru_cache
+from heapq import heapify, heappop, heappush
 
 # The search for a smaller set than the greedy one gives up after this many steps; such sets are rare and only save an open file.
 _SEARCH_STEPS = 2000
+# So few steps cannot rearrange more groups than these; it also goes as deep as there are groups.
+_SEARCHED_GROUPS = 128
 
 Group = tuple[int, ...]
 
@@ -30,24 +33,35 @@ def choose(groups: frozenset[Group], pivot: int, ranks: int) -> dict[Group, int]
 def _greedy(groups: frozenset[Group], pivot: int, ranks: int) -> set[int]:
     """Those without a choice first; then always the rank that serves most of the rest, the next after the pivot among equals."""
     chosen = {group[0] for group in groups if len(group) == 1}
-    rest = [group for group in groups if chosen.isdisjoint(group)]
+    rest = {group for group in groups if chosen.isdisjoint(group)}
+    served = Counter(rank for group in rest for rank in group)
+    groups_of = defaultdict(list)
+    for group in rest:
+        for rank in group:
+            groups_of[rank].append(group)
+    heap = [(-count, (rank - pivot) % ranks, rank) for rank, count in served.items()]
+    heapify(heap)
     while rest:
-        served = Counter(rank for group in rest for rank in group)
-        best = min(served, key=lambda r: (-served[r], (r - pivot) % ranks))
-        chosen.add(best)
-        rest = [group for group in rest if best not in group]
+        count, distance, rank = heappop(heap)
+        if -count > served[rank]:  # counts only shrink: what is first with its count of now is first of all
+            heappush(heap, (-served[rank], distance, rank))
+            continue
+        chosen.add(rank)
+        done = rest.intersection(groups_of[rank])
+        rest -= done
+        served.subtract(other for group in done for other in group)
     return chosen
 
 
 def _smaller(groups: frozenset[Group], most: int, pivot: int, ranks: int) -> set[int] | None:
     """A set of at most `most` ranks that serves all groups, if a bounded search finds one."""
     forced = {group[0] for group in groups if len(group) == 1}
-    rest = sorted((group for group in groups if forced.isdisjoint(group)), key=len)
-    if len(rest) < 2 or most < len(forced) + 1:
+    rest = sorted((frozenset(group) for group in groups if forced.isdisjoint(group)), key=len)
+    if not 2 <= len(rest) <= _SEARCHED_GROUPS or most < len(forced) + 1:
         return None
     steps = 0
 
-    def search(chosen: set[int], left: list[Group]) -> set[int] | None:
+    def search(chosen: set[int], left: list[frozenset[int]]) -> set[int] | None:
         nonlocal steps
         steps += 1
         if not left:
