@@ -1,32 +1,43 @@
-"""JSON objects in which a key that is there twice is seen, instead of the last one winning in silence."""
+"""JSON objects of a bounded number of entries in which a key that is there twice is seen, instead of the last one winning."""
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any, TypeVar
+from typing import TypeVar
 
 import msgspec
 
-if TYPE_CHECKING:
-    from collections.abc import Callable
-
 T = TypeVar("T")
+
+
+class TooManyError(msgspec.DecodeError):
+    """An object has more entries than it may have."""
 
 
 class _Key:
     """A key, never equal to another."""
 
+    __slots__ = ("text",)
+
     def __init__(self, text: str) -> None:
         self.text = text
 
 
-def _to_key(kind: type, text: str) -> Any:  # noqa: ANN401 - msgspec's signature
-    return kind(text)
+def pairs(content: bytes | msgspec.Raw, most: int, kind: type[T]) -> list[tuple[str, T]]:
+    """The pairs of an object, with values of this kind; a hostile one would fill the memory before it could be counted.
 
-
-def pairs_decoder(kind: type[T]) -> Callable[[bytes | msgspec.Raw], list[tuple[str, T]]]:
-    """A function from a JSON object to its pairs, with values of this kind.
-
-    It raises msgspec.DecodeError, or RecursionError where the text nests too deeply.
+    Raises:
+        TooManyError: there are more than `most`.
+        msgspec.DecodeError, UnicodeDecodeError: it is no such object.
+        RecursionError: it nests too deeply.
     """
-    decoder = msgspec.json.Decoder(dict[_Key, kind], dec_hook=_to_key)  # type: ignore[valid-type]  # a type known at run time only
-    return lambda content: [(key.text, value) for key, value in decoder.decode(content).items()]
+    left = most
+
+    def to_key(_: type, text: str) -> _Key:
+        nonlocal left
+        left -= 1
+        if left < 0:
+            raise TooManyError(f"an object has more than {most} entries")
+        return _Key(text)
+
+    decoder = msgspec.json.Decoder(dict[_Key, kind], dec_hook=to_key)  # type: ignore[valid-type]  # a type known at run time only
+    return [(key.text, value) for key, value in decoder.decode(content).items()]

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import struct
+import tracemalloc
 import zlib
 from typing import TYPE_CHECKING, Any
 
@@ -178,6 +179,18 @@ def test_a_file_cut_anywhere_is_refused() -> None:
 )
 def test_damage_is_named(content: bytes, reason: str) -> None:
     assert refused(content).reason == reason
+
+
+@pytest.mark.parametrize(("begin", "entry", "end"), [(b"{", b'"":1', b"}"), (b'{"__metadata__":{', b'"":""', b"}}")])
+def test_a_hostile_header_does_not_fill_the_memory(begin: bytes, entry: bytes, end: bytes) -> None:
+    content = file(begin + b",".join([entry] * (1 << 22)) + end)
+    tracemalloc.start()
+    try:
+        assert refused(content).reason == "TooManyTensors"
+        _, peak = tracemalloc.get_traced_memory()
+    finally:
+        tracemalloc.stop()
+    assert peak < 400 << 20
 
 
 def test_a_header_above_the_limit_is_not_written(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -16,7 +16,7 @@ from reshard.checkpoint.dtypes import BY_SAFETENSORS_NAME, DTYPES, INT4, SAFETEN
 from reshard.checkpoint.inventory import Index, Structure, TensorEntry
 from reshard.checkpoint.output import OutputTensor, Span
 from reshard.errors import DataError, OutputError
-from reshard.strictjson import pairs_decoder
+from reshard.strictjson import TooManyError, pairs
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
@@ -32,6 +32,7 @@ _STRINGS = "reshard.str"
 _LENGTH = struct.Struct("<Q")
 _CRC_DIGITS = 10
 _BLOCK = 1 << 20
+_MAX_MARKS = 2 * MAX_TENSORS  # MindSpore marks every Int4 tensor
 
 
 class _Header(msgspec.Struct):
@@ -40,9 +41,7 @@ class _Header(msgspec.Struct):
     data_offsets: tuple[int, int]
 
 
-_PAIRS = pairs_decoder(msgspec.Raw)
 _TENSOR = msgspec.json.Decoder(_Header)
-_TEXTS = msgspec.json.Decoder(dict[str, str])
 
 
 def index(reader: RangeReader, seen: dict[bytes, Structure] | None = None) -> Index:
@@ -142,11 +141,11 @@ def _header(tensors: Sequence[OutputTensor], metadata: dict[str, str], crc: int 
 def _parse(reader: RangeReader, header: bytes, begin: int) -> tuple[Structure, int | None]:
     """What a header says, and the CRC32 that it carries."""
     try:
-        found = _PAIRS(header)
-        if len(found) > MAX_TENSORS + 1:  # and the metadata
-            raise _damaged(reader, f"it holds more than {MAX_TENSORS} tensors", reason="TooManyTensors")
-        marks = [_TEXTS.decode(raw) for name, raw in found if name == _METADATA]
+        found = pairs(header, MAX_TENSORS + 1, msgspec.Raw)  # and the metadata
+        marks = [dict(pairs(raw, _MAX_MARKS, str)) for name, raw in found if name == _METADATA]
         tensors = [(name, _TENSOR.decode(raw)) for name, raw in found if name != _METADATA]
+    except TooManyError as error:
+        raise _damaged(reader, f"its header is larger than any checkpoint's: {error}", reason="TooManyTensors") from None
     except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:
         raise _damaged(reader, f"its header is not what the format says: {error}", reason="HeaderInvalid") from None
     if len(marks) > 1 or len({name for name, _ in tensors}) != len(tensors):

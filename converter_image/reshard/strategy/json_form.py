@@ -23,7 +23,7 @@ from reshard.strategy.records import (
     checked_name,
     without_padding,
 )
-from reshard.strictjson import pairs_decoder
+from reshard.strictjson import pairs
 
 if TYPE_CHECKING:
     from collections.abc import Iterable
@@ -37,7 +37,7 @@ _Int32 = Annotated[int, msgspec.Meta(ge=-(1 << 31), le=(1 << 31) - 1)]
 _Int64 = Annotated[int, msgspec.Meta(ge=-(1 << 63), le=(1 << 63) - 1)]
 
 _LAYOUTS, _NODES = "parallel_layout_item", "parallel_strategy_item"
-_MAX_SECTIONS = 64
+_MAX_FIELDS = 64  # of a file, and of a record in it
 _PROBLEMS = (msgspec.DecodeError, RecursionError, UnicodeDecodeError)
 
 
@@ -57,7 +57,6 @@ class _Layout(msgspec.Struct):
 
 _NODE = msgspec.json.Decoder(_Node)
 _LAYOUT = msgspec.json.Decoder(_Layout)
-_FIELDS = pairs_decoder(msgspec.Raw)
 
 _S = TypeVar("_S", bound=msgspec.Struct)
 
@@ -69,7 +68,7 @@ def decode(content: bytes) -> Record:
         MalformedError: it is none.
     """
     sections: dict[str, msgspec.Raw] = {}
-    for name, section in _pairs(content, _MAX_SECTIONS):
+    for name, section in _pairs(content, _MAX_FIELDS):
         if name in sections:
             raise MalformedError(f"{name} is there twice")
         sections[name] = section
@@ -142,36 +141,16 @@ def _encode_layout(layout: Layout) -> bytes:
     )
 
 
-class _Key:
-    """A key, never equal to another: those that are there twice are seen."""
-
-    __slots__ = ("text",)
-
-    def __init__(self, text: str) -> None:
-        self.text = text
-
-
 def _pairs(content: bytes | msgspec.Raw, most: int) -> list[tuple[str, msgspec.Raw]]:
-    """The pairs of an object of at most so many; a hostile one would fill the memory before it could be counted."""
-    left = most
-
-    def to_key(_: type, text: str) -> _Key:
-        nonlocal left
-        left -= 1
-        if left < 0:
-            raise MalformedError(f"an object in it has more than {most} entries")
-        return _Key(text)
-
-    decoder = msgspec.json.Decoder(dict[_Key, msgspec.Raw], dec_hook=to_key)
     try:
-        return [(key.text, value) for key, value in decoder.decode(content).items()]
+        return pairs(content, most, msgspec.Raw)
     except _PROBLEMS as error:
         raise MalformedError(f"it is no strategy file in JSON: {error}") from None
 
 
 def _struct(raw: bytes, decoder: msgspec.json.Decoder[_S]) -> _S:
     try:
-        names = [name for name, _ in _FIELDS(raw)]
+        names = [name for name, _ in pairs(raw, _MAX_FIELDS, msgspec.Raw)]
         if len(set(names)) < len(names):
             raise MalformedError("its record has a field twice")
         return decoder.decode(raw)
