@@ -5,14 +5,15 @@ Imported by the operator too, so it needs nothing of the converter: no numpy, no
 
 from __future__ import annotations
 
+from reprlib import repr as shortened
 from typing import TYPE_CHECKING, Annotated, NamedTuple
 
 import msgspec
-import yaml
 
 from reshard.errors import UsageError
 from reshard.execution import ExecutionSpec, Strict
 from reshard.request import Options, OutputFormat, Overwrite, Request, Unplaced, Verification
+from reshard.strictyaml import documents
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -105,15 +106,13 @@ def parse_resource(text: str, where: str) -> TransformSpec:
     Raises:
         UsageError: it is no such resource, or a field is wrong; the message names the field.
     """
-    try:
-        documents = [d for d in yaml.safe_load_all(text) if d is not None]
-    except yaml.YAMLError as error:
-        raise UsageError("NotYaml", str(error).replace("\n", " "), where=where) from error
-    found = [d for d in documents if isinstance(d, dict) and d.get("kind") == KIND]
+    found = [d for d in documents(text, where) if isinstance(d, dict) and d.get("kind") == KIND]
     if len(found) != 1:
         raise UsageError("ResourceMissing", f"one {KIND} is expected, {len(found)} are there", where=where)
     if found[0].get("apiVersion") != API_VERSION:
-        raise UsageError("WrongApiVersion", f"apiVersion {found[0].get('apiVersion')!r} is not {API_VERSION}", where=where)
+        raise UsageError(
+            "WrongApiVersion", f"apiVersion {shortened(found[0].get('apiVersion'))} is not {API_VERSION}", where=where
+        )
     return parse_spec(found[0].get("spec"), where)
 
 

@@ -115,6 +115,43 @@ def test_no_text_gets_through_as_anything_but_an_error(text: str) -> None:
         parse_resource(text, "x.yaml")
 
 
+BOMB = "a0: &a0 [x, x]\n" + "".join(f"a{n + 1}: &a{n + 1} [*a{n}, *a{n}]\n" for n in range(40))
+
+
+@pytest.mark.parametrize(
+    ("text", "said"),
+    [
+        (BOMB, "aliases"),
+        ("a: &a {b: 1}\n<<: {c: 2}", "merge keys"),
+        ("kind: Pod\nspec: {a: 1,\n a: 2}", "the key 'a' is there twice, line 3"),
+        ("[" * 20_000, "deeper than 64"),
+        ("- " * 20_000, "deeper than 64"),
+        ("a: 2024-99-99", "type"),
+        ("a: !!int x", "type"),
+        ("a: !!timestamp x", "type"),
+        ("a: " + "9" * 5_000, "5000 characters"),
+        ("a: " + "1:" * 100_000 + "1", "200001 characters"),
+        ("a: !" + "x" * 5_000, "tag"),
+        ("k" * 600 + ": 1", "key"),
+        ("[a]: 1", "key"),
+        ("a: [", "line 1"),
+        ("a: \x00", "not allowed"),
+    ],
+)
+def test_text_that_is_no_plain_yaml_is_refused_in_one_short_line(text: str, said: str) -> None:
+    with pytest.raises(UsageError, match="NotYaml") as caught:
+        parse_resource(text, "x.yaml")
+    assert said in str(caught.value)
+    assert len(str(caught.value)) < 300
+    assert str(caught.value).isprintable()
+
+
+def test_a_version_of_any_length_is_quoted_in_short() -> None:
+    with pytest.raises(UsageError, match="WrongApiVersion") as caught:
+        parse_resource(f"kind: CheckpointTransform\napiVersion: {'x' * 5_000}", "x.yaml")
+    assert len(str(caught.value)) < 300
+
+
 @given(st.data(), st.sampled_from([Manifest, FileRecord, JobDocument, Holder]))
 def test_damaged_documents_are_only_ever_refused(data: st.DataObject, kind: type[msgspec.Struct]) -> None:
     record = FileRecord(0, "rank_0/x", 1, "xxh3-128:0", 1, "Full")

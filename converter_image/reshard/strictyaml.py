@@ -1,0 +1,73 @@
+"""YAML that means what it says: nothing in it multiplies, hides or replaces what is written elsewhere in it."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import yaml
+
+from reshard.errors import UsageError
+
+_MOST_DEPTH = 64
+# Of a key, and of a scalar that is no text; longer ones are no number or date, but can take hours to become one.
+_LONGEST_KEY = 512
+_LONGEST_NUMBER = 64
+_LONGEST_PROBLEM = 200
+_MERGE, _TEXT = "tag:yaml.org,2002:merge", "tag:yaml.org,2002:str"
+
+
+def documents(text: str, where: str) -> list[Any]:
+    """All documents of a text.
+
+    Raises:
+        UsageError: it is no YAML, nests too deeply, or has an alias, a merge key or a key twice.
+    """
+    try:
+        return list(yaml.load_all(text, _Loader))
+    except yaml.MarkedYAMLError as error:
+        line = f", line {error.problem_mark.line + 1}" if error.problem_mark else ""
+        what = f"{error.problem or error.context}"[:_LONGEST_PROBLEM] + line
+        raise UsageError("NotYaml", what, where=where) from error
+    except yaml.YAMLError as error:
+        raise UsageError("NotYaml", f"{error}"[:_LONGEST_PROBLEM].replace("\n", " "), where=where) from error
+
+
+class _Loader(yaml.SafeLoader):
+    """PyYAML calls these for each part of a document."""
+
+    _depth = 0
+
+    def compose_node(self, parent: yaml.Node | None, index: int) -> yaml.Node | None:
+        event: yaml.Event = self.peek_event()  # type: ignore[no-untyped-call]  # PyYAML's types leave it out
+        if isinstance(event, yaml.AliasEvent):
+            raise _refused("aliases cannot be used here", event)
+        if self._depth == _MOST_DEPTH:
+            raise _refused(f"it nests deeper than {_MOST_DEPTH} levels", event)
+        self._depth += 1
+        node = super().compose_node(parent, index)
+        self._depth -= 1
+        if isinstance(node, yaml.ScalarNode) and node.tag != _TEXT and len(node.value) > _LONGEST_NUMBER:
+            raise _refused(f"a value that is no text has {len(node.value)} characters", node)
+        return node
+
+    def flatten_mapping(self, node: yaml.MappingNode) -> None:
+        """Where PyYAML would put in what a merge key names."""
+        seen = set()
+        for key, _ in node.value:
+            if key.tag == _MERGE:
+                raise _refused("merge keys cannot be used here", key)
+            if not isinstance(key, yaml.ScalarNode) or len(key.value) > _LONGEST_KEY:
+                raise _refused(f"a key is no text of at most {_LONGEST_KEY} characters", key)
+            if (key.tag, key.value) in seen:
+                raise _refused(f"the key {key.value!r} is there twice", key)
+            seen.add((key.tag, key.value))
+
+    def construct_object(self, node: yaml.Node, deep: bool = False) -> Any:  # noqa: ANN401, FBT001, FBT002 - PyYAML's signature
+        try:
+            return super().construct_object(node, deep)
+        except (ArithmeticError, AttributeError, LookupError, ValueError):  # what PyYAML lets through: 2024-99-99, !!int x
+            raise _refused("a value is not of the type that it is written as", node) from None
+
+
+def _refused(what: str, at: yaml.Event | yaml.Node) -> yaml.MarkedYAMLError:
+    return yaml.MarkedYAMLError(problem=what, problem_mark=at.start_mark)  # type: ignore[arg-type]  # its types tell two marks apart
