@@ -92,7 +92,9 @@ class Job:
         for rank in ranks:
             stage = rank // self.model.target_devices
             if stage not in by_stage:
-                by_stage[stage] = file_size(self.format, self.tensors(rank), self.metadata, crc=self.request.options.crc)
+                by_stage[stage] = file_size(
+                    self.format, self.tensors(rank), self.metadata, crc=self.request.options.crc, where=self.path(rank)
+                )
             sizes[rank] = by_stage[stage]
         return sizes
 
@@ -135,7 +137,9 @@ def prepare(request: Request, progress: Progress, *, workers: int) -> Job:
         progress.begin("Checking CRCs", marked, "bytes")
         check_crcs(store, inventory, workers=workers, advance=progress.advance)
     model = replace(model, diverging=find_diverging(store, model, workers=workers, whole=fully))
-    return job_of(request, store, model, source, target, notes)
+    job = job_of(request, store, model, source, target, notes)
+    job.file_sizes(job.scope)  # what no file can hold is refused now
+    return job
 
 
 def resume(request: Request, target: TargetFolder) -> tuple[Job, JobState] | None:
@@ -152,6 +156,7 @@ def resume(request: Request, target: TargetFolder) -> tuple[Job, JobState] | Non
             model = replace(_place(stored.inventory, source, wanted, request), diverging=frozenset(stored.diverging))
             job = job_of(request, store, model, source, wanted, ())
             if job.digest == document.digest:
+                job.file_sizes(job.scope)
                 return job, state
     return None
 

@@ -9,6 +9,7 @@ import tempfile
 from typing import TYPE_CHECKING, Any
 
 import disk
+import numpy as np
 import pytest
 import rawfiles
 
@@ -214,6 +215,52 @@ def test_a_changed_target_is_noticed(checkpoint: disk.Checkpoint, tmp_path: Path
     content[-1] ^= 1
     path.write_bytes(content)
     assert "rank_4/checkpoint_4.ckpt" in refused(65, "ContentChanged", "verify", str(out))
+
+
+def test_a_rank_without_parameters_is_no_ckpt(tmp_path: Path, refused: Callable[..., str]) -> None:
+    source, strategy, out = tmp_path / "a.ckpt", tmp_path / "target.ckpt", tmp_path / "out"
+    source.write_bytes(rawfiles.ckpt({"a": np.zeros(4, np.float32)}))
+    stages = {0: {"a": Layout((2,), ((0,),))}, 1: {"b": Layout((2,), ((0,),))}}
+    strategy.write_bytes(dump(StrategyFile("x", stages), "protobuf"))
+    arguments = ["--source", str(source), "--target-strategy", str(strategy), "--allow-missing", "--target", str(out)]
+    for command in ("plan", "transform"):
+        line = refused(78, "NothingToWrite", command, *arguments)
+        assert "rank_2/checkpoint_2.ckpt" in line
+        assert "safetensors" in line
+    assert not out.exists()
+    assert main(["plan", *arguments, "--ranks", "0-1", "--write"]) == 0
+    refused(78, "NothingToWrite", "transform", *arguments, "--no-commit")
+    assert main(["transform", *arguments, "--ranks", "0-1", "--no-commit"]) == 0
+    arguments[-1] = str(out := tmp_path / "other")
+    assert main(["transform", *arguments, "--format", "safetensors", "--verify", "full"]) == 0
+    assert rawfiles.read_safetensors((out / "rank_3" / "checkpoint_3.safetensors").read_bytes()) == {}
+    assert main(["inspect", str(out)]) == 0
+
+
+def test_a_ckpt_of_empty_tensors_only_is_not_written(tmp_path: Path, refused: Callable[..., str]) -> None:
+    source = tmp_path / "a.safetensors"
+    source.write_bytes(rawfiles.safetensors({"a": np.zeros((0, 3), np.float32)}))
+    arguments = ["transform", "--source", str(source), "--target", str(tmp_path / "out")]
+    refused(78, "NothingToWrite", *arguments, "--format", "ckpt")
+    assert not (tmp_path / "out").exists()
+    assert main(arguments) == 0
+
+
+@pytest.mark.parametrize(
+    ("name", "dtype"), [("__metadata__", "Float32"), ("crc_num", "Int4"), ("format", "Int4"), ("reshard.str", "Int4")]
+)
+def test_names_that_safetensors_uses_itself_are_refused(
+    tmp_path: Path, refused: Callable[..., str], name: str, dtype: str
+) -> None:
+    source, out = tmp_path / "a.ckpt", tmp_path / "out"
+    shape = [4] if dtype == "Int4" else [1]
+    source.write_bytes(rawfiles.message("w", [1], "Float32", b"abcd") + rawfiles.message(name, shape, dtype, bytes(4)))
+    arguments = ["transform", "--source", str(source), "--target", str(out)]
+    line = refused(65, "ReservedName", *arguments, "--format", "safetensors", "--crc")
+    assert f"parameter {name}" in line
+    assert "write .ckpt" in line
+    assert not out.exists()
+    assert main(arguments) == 0
 
 
 def test_files_get_the_mode_that_is_asked_for(checkpoint: disk.Checkpoint, tmp_path: Path) -> None:

@@ -97,6 +97,7 @@ def pieces(tensors: Sequence[OutputTensor], metadata: dict[str, str], crc: int |
     """A file of these tensors, in content order, from its first byte to its last.
 
     Raises:
+        DataError: the format has another use for a tensor's name.
         OutputError: its header would be longer than the format allows.
     """
     yield _header(tensors, metadata, crc)
@@ -112,6 +113,14 @@ def file_size(tensors: Sequence[OutputTensor], metadata: dict[str, str], *, crc:
 
 def _header(tensors: Sequence[OutputTensor], metadata: dict[str, str], crc: int | None) -> bytes:
     """The file up to its contents, as the library writes it, padded to a multiple of 8 bytes."""
+    for tensor in tensors:
+        if tensor.name == _METADATA or (tensor.dtype == INT4 and tensor.name in {_CRC, _STRINGS, *metadata}):
+            raise DataError(
+                "ReservedName",
+                f"safetensors has another use for the name of this {tensor.dtype} parameter",
+                where=f"parameter {tensor.name}",
+                fix="write .ckpt",
+            )
     marks = dict(metadata)
     marks |= {tensor.name: INT4 for tensor in tensors if tensor.dtype == INT4}
     if texts := [tensor.name for tensor in tensors if tensor.dtype == STRING]:
