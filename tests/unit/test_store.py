@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import threading
 import time
 from typing import TYPE_CHECKING
@@ -129,3 +130,20 @@ def test_what_is_not_there_or_too_long_is_said(store: Store) -> None:
     put(store, "folder/x", b"")
     with pytest.raises(ReshardError):
         store.open("folder").read(0, 1)
+
+
+def test_links_that_lead_nowhere_are_not_there(tmp_path: Path) -> None:
+    (tmp_path / "a").write_bytes(b"1")
+    for name, to in (("dangling", "nothing"), ("loop", "loop"), ("below", "a/b")):
+        (tmp_path / name).symlink_to(to)
+    assert [s.name for s in open_store(str(tmp_path)).list("")] == ["a"]
+
+
+def test_what_is_no_file_is_refused_without_waiting(tmp_path: Path) -> None:
+    os.mkfifo(tmp_path / "pipe")
+    (tmp_path / "folder").mkdir()
+    for path in ("pipe", "folder"):
+        with pytest.raises(MissingInputError, match="NotAFile"):
+            open_store(str(tmp_path)).open(path)
+    with pytest.raises(MissingInputError, match="NotAFile"):
+        open_store("/dev").open("full")

@@ -28,8 +28,12 @@ class LocalReader:
 
     def __init__(self, path: str) -> None:
         with _failures(path):
-            self._file = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
+            self._file = os.open(path, os.O_RDONLY | os.O_CLOEXEC | os.O_NONBLOCK)  # a pipe would wait for its writer
         found = os.fstat(self._file)
+        if not stat_bits.S_ISREG(found.st_mode):
+            os.close(self._file)
+            kind = "a folder" if stat_bits.S_ISDIR(found.st_mode) else "a pipe or device"
+            raise MissingInputError("NotAFile", f"a file is expected here, this is {kind}", where=path)
         self.name = path
         self.size = found.st_size
         self.version = _version(found)
@@ -336,11 +340,13 @@ def _user(uid: int) -> str:
 
 
 def _exists(entry: os.DirEntry[str]) -> bool:
-    """A dangling link is as good as nothing."""
+    """A link that leads nowhere is as good as nothing."""
     try:
         entry.stat()
-    except FileNotFoundError:
-        return False
+    except OSError as error:
+        if error.errno in (errno.ENOENT, errno.ENOTDIR, errno.ELOOP):
+            return False
+        raise
     return True
 
 
