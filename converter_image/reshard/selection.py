@@ -41,7 +41,10 @@ def select_files(names: dict[int, list[str]], *, step: int | None = None, patter
         DataError: the files are of several formats.
         RequestError: a rank has several that fit equally well.
     """
-    candidates = {rank: [n for n in found if _is_candidate(n, pattern)] for rank, found in names.items()}
+    fitting = {rank: [n for n in found if _is_candidate(n, pattern)] for rank, found in names.items()}
+    candidates = {rank: [n for n in found if not _BREAKPOINT.search(n)] for rank, found in fitting.items()}
+    if pattern and not any(candidates.values()):  # it asks for nothing but those
+        candidates = fitting
     empty = [rank for rank, found in candidates.items() if not found]
     if empty:
         matching = f" that matches {pattern!r}" if pattern else ""
@@ -66,7 +69,7 @@ def select_files(names: dict[int, list[str]], *, step: int | None = None, patter
 
 
 def _is_candidate(name: str, pattern: str | None) -> bool:
-    if format_of(name) is None or name.startswith(".") or _BREAKPOINT.search(name):
+    if format_of(name) is None or name.startswith("."):
         return False
     return pattern is None or fnmatch.fnmatchcase(name, pattern)
 

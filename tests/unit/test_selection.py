@@ -36,6 +36,11 @@ def test_a_step_or_a_pattern_can_be_asked_for() -> None:
     assert select_files(names, pattern="b*").files == {0: "b-1_6.ckpt"}
 
 
+def test_a_breakpoint_is_read_only_if_a_pattern_asks_for_it() -> None:
+    assert select_files({0: WITH_STEPS}, pattern="net-*.ckpt").files == {0: "net-10_1.ckpt"}
+    assert select_files({0: WITH_STEPS}, pattern="*_breakpoint.ckpt").files == {0: "net-10_1_breakpoint.ckpt"}
+
+
 @pytest.mark.parametrize(
     ("names", "asked", "reason"),
     [
@@ -47,6 +52,7 @@ def test_a_step_or_a_pattern_can_be_asked_for() -> None:
         ({0: ["a-1_1.ckpt", "b.ckpt"]}, {}, "AmbiguousFiles"),
         ({0: ["a-1_1.ckpt"], 1: ["a-1_2.ckpt"]}, {}, "StepMissing"),
         ({0: ["a-1_1.ckpt"]}, {"step": 2}, "StepMissing"),
+        ({0: ["a_breakpoint.ckpt"]}, {}, "SourceRankMissing"),
         ({0: ["a.ckpt"]}, {"step": 2}, "StepMissing"),
     ],
 )
