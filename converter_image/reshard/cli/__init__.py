@@ -7,13 +7,14 @@ import signal
 import sys
 import threading
 import traceback
-from typing import TYPE_CHECKING, Self
+from typing import TYPE_CHECKING, Literal, Self
 
 import click
 
+from reshard.cli import show
 from reshard.cli.commands import cli
 from reshard.cli.state import Invocation
-from reshard.errors import ReshardError, UsageError, printable
+from reshard.errors import ReshardError, StorageError, UsageError, printable
 from reshard.progress import CancelledError
 
 if TYPE_CHECKING:
@@ -24,7 +25,7 @@ if TYPE_CHECKING:
 _PATIENCE_SECONDS = 4.0
 
 
-def main(arguments: Sequence[str] | None = None) -> int:  # noqa: PLR0911 - one way out for each kind of end
+def main(arguments: Sequence[str] | None = None) -> int:
     """Run one command.
 
     Args:
@@ -33,50 +34,75 @@ def main(arguments: Sequence[str] | None = None) -> int:  # noqa: PLR0911 - one 
     Returns:
         The exit code.
     """
+    streams: tuple[Literal["stdout", "stderr"], ...] = ("stdout", "stderr")
+    for name in streams:
+        if getattr(sys, name) is None:  # it was closed; a file that is opened now must not take its place
+            show.discard(name)
     invocation = Invocation()
     with _Signals(invocation) as signals:
         try:
-            cli.main(
-                list(arguments) if arguments is not None else None,
-                prog_name="reshard",
-                obj=invocation,
-                standalone_mode=False,
-            )
-        except CancelledError as error:
+            return _run(sys.argv[1:] if arguments is None else list(arguments), invocation)
+        except CancelledError as error:  # it may also come while another end is being told
             return _fail(error, invocation, code=128 + (signals.received or signal.SIGTERM))
-        except ReshardError as error:
-            return _fail(error, invocation)
-        except click.exceptions.Exit as request:
-            return request.exit_code
-        except click.ClickException as error:
-            where = error.ctx.command_path if isinstance(error, click.UsageError) and error.ctx else None
-            return _fail(UsageError("Usage", error.format_message().rstrip("."), where=where, fix="see --help"), invocation)
-        except (click.Abort, KeyboardInterrupt):
-            return _fail(CancelledError(), invocation, code=128 + signal.SIGINT)
-        except BrokenPipeError:  # whoever read our output has gone
-            sys.stdout = None  # so that the interpreter's own flush at exit stays silent
-            return 0
-        except MemoryError as error:
-            return _fail(
-                ReshardError("OutOfMemory", "there is not enough memory", fix="run with fewer --workers"),
-                invocation,
-                cause=error,
-            )
-        except Exception as error:  # noqa: BLE001 - the last resort: a line instead of a traceback
-            what = f"{type(error).__name__}: {error}"
-            return _fail(
-                ReshardError("Internal", what, fix="please report this, with what --debug prints"),
-                invocation,
-                cause=error,
-            )
+
+
+def _run(arguments: list[str], invocation: Invocation) -> int:  # noqa: PLR0911 - one way out for each kind of end
+    try:
+        # Not by cli.main(), which takes a pipe that nobody reads any more for a failure.
+        with cli.make_context("reshard", arguments, obj=invocation) as context:
+            cli.invoke(context)
+        sys.stdout.flush()
+    except CancelledError:
+        raise
+    except ReshardError as error:
+        return _fail(error, invocation)
+    except click.exceptions.Exit as request:
+        return request.exit_code
+    except click.ClickException as error:
+        return _misused(error, invocation)
+    except (click.Abort, KeyboardInterrupt):
+        return _fail(CancelledError(), invocation, code=128 + signal.SIGINT)
+    except BrokenPipeError:  # whoever read our output has gone
+        show.discard("stdout")
         return 0
+    except OSError as error:  # a storage's are ReshardErrors: this one is of what we print to
+        show.discard("stdout")
+        where = error.filename or "standard output"
+        return _fail(StorageError("OutputFailed", error.strerror or str(error), where=where), invocation, cause=error)
+    except MemoryError as error:
+        return _fail(
+            ReshardError("OutOfMemory", "there is not enough memory", fix="run with fewer --workers"),
+            invocation,
+            cause=error,
+        )
+    except Exception as error:  # noqa: BLE001 - the last resort: a line instead of a traceback
+        what = f"{type(error).__name__}: {error}"
+        return _fail(
+            ReshardError("Internal", what, fix="please report this, with what --debug prints"),
+            invocation,
+            cause=error,
+        )
+    return 0
+
+
+def _misused(error: click.ClickException, invocation: Invocation) -> int:
+    if isinstance(error, click.exceptions.NoArgsIsHelpError):
+        show.say(error.format_message())
+        return error.exit_code
+    where = error.ctx.command_path if isinstance(error, click.UsageError) and error.ctx else None
+    return _fail(UsageError("Usage", error.format_message().rstrip("."), where=where, fix="see --help"), invocation)
 
 
 def _fail(error: ReshardError, invocation: Invocation, *, code: int | None = None, cause: BaseException | None = None) -> int:
     if invocation.debug:
         traceback.print_exception(cause or error)
-    print(f"reshard: {printable(str(error))}", file=sys.stderr)
+    show.say(f"reshard: {printable(str(error))}")
     return error.exit_code if code is None else code
+
+
+def _give_up(code: int) -> None:
+    show.say(f"reshard: {CancelledError()}")
+    os._exit(code)
 
 
 class _Signals:
@@ -102,7 +128,7 @@ class _Signals:
             return
         self.received = number
         self._invocation.cancellation.cancel()
-        watchdog = threading.Timer(_PATIENCE_SECONDS, os._exit, (128 + number,))
+        watchdog = threading.Timer(_PATIENCE_SECONDS, _give_up, (128 + number,))
         watchdog.daemon = True
         watchdog.start()
         raise CancelledError

@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import json
+import os
 import sys
 import threading
 import time
-from typing import TYPE_CHECKING, Any, Self
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Literal, Self
 
 from rich.console import Console
 from rich.progress import (
@@ -47,7 +49,20 @@ def size(nbytes: float) -> str:
 
 def out(text: str = "") -> None:
     """A line of result."""
-    print(text)
+    print(printable(text))
+
+
+def say(text: str) -> None:
+    """A line on standard error. That nobody can read it stops nothing; the exit code tells the rest."""
+    try:
+        print(text, file=sys.stderr, flush=True)
+    except OSError:
+        discard("stderr")
+
+
+def discard(stream: Literal["stdout", "stderr"]) -> None:
+    """Let go of what is printed to this stream, so that the interpreter's own flush at exit stays silent too."""
+    setattr(sys, stream, Path(os.devnull).open("w", encoding="utf-8"))  # noqa: SIM115 - open to the end
 
 
 def out_json(document: dict[str, Any]) -> None:
@@ -57,12 +72,21 @@ def out_json(document: dict[str, Any]) -> None:
 
 def table(title: str | None, columns: Iterable[tuple[str, str]], rows: Iterable[Iterable[object]]) -> None:
     """Print a table; each column is a heading and "left" or "right"."""
-    drawn = Table(title=title, title_justify="left", box=None, header_style="bold", pad_edge=False)
+    drawn = Table(
+        title=Text(printable(title)) if title is not None else None,
+        title_justify="left",
+        box=None,
+        header_style="bold",
+        pad_edge=False,
+    )
     for heading, justify in columns:
         drawn.add_column(heading, justify="right" if justify == "right" else "left", overflow="fold")
     for row in rows:
         drawn.add_row(*(Text(printable(str(cell))) for cell in row))
-    Console(file=sys.stdout, width=None if sys.stdout.isatty() else 200).print(drawn)
+    console = Console(file=sys.stdout, width=None if sys.stdout.isatty() else 200)
+    with console.capture() as text:
+        console.print(drawn)
+    print(text.get(), end="")  # rich itself would end the process when nobody reads any more
 
 
 class BarProgress:
@@ -120,7 +144,7 @@ class LineProgress:
         with self._lock:
             self._what, self._total, self._unit, self._done = what, total, unit, 0
             self._began = self._last = time.monotonic()
-        self._say(f"{what}: {size(total) if unit == 'bytes' else f'{total} {unit}'}")
+        say(f"{what}: {size(total) if unit == 'bytes' else f'{total} {unit}'}")
 
     def advance(self, count: int) -> None:
         """See `Progress.advance`."""
@@ -138,14 +162,11 @@ class LineProgress:
                 else f"{self._done} of {self._total}"
             )
             line = f"{self._what}: {100 * self._done // self._total} %, {done}, {left:.0f} s left"
-        self._say(line)
+        say(line)
 
     def note(self, text: str) -> None:
         """See `Progress.note`."""
-        self._say(f"note: {printable(text)}")
-
-    def _say(self, text: str) -> None:
-        print(text, file=sys.stderr, flush=True)
+        say(f"note: {printable(text)}")
 
 
 def progress() -> BarProgress | LineProgress:
