@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 import stat
 import tempfile
 from typing import TYPE_CHECKING, Any
@@ -187,6 +188,15 @@ def test_a_missing_rank_is_named(checkpoint: disk.Checkpoint, tmp_path: Path, re
     (checkpoint.source / "rank_2" / "net-1_100.ckpt").unlink()
     (checkpoint.source / "rank_2").rmdir()
     assert "rank 2" in refused(66, "SourceRankMissing", *checkpoint.arguments(tmp_path / "out"))
+
+
+def test_a_single_rank_of_many_needs_a_strategy(checkpoint: disk.Checkpoint, tmp_path: Path, refused: Callable[..., str]) -> None:
+    for rank in range(3):
+        shutil.rmtree(checkpoint.source / f"rank_{rank}")
+    line = refused(
+        78, "SourceStrategyMissing", "transform", "--source", str(checkpoint.source), "--target", str(tmp_path / "out")
+    )
+    assert "rank 3 only" in line
 
 
 def test_a_strategy_of_another_model_is_named(checkpoint: disk.Checkpoint, tmp_path: Path, refused: Callable[..., str]) -> None:

@@ -186,6 +186,12 @@ def _check_ranks(inventory: Inventory, source: Strategy | None, *, all_there: bo
             fix="give the strategy it was trained with (--source-strategy, spec.source.strategy)",
         )
     extra = [rank for rank in ranks if rank >= expected]
+    if extra and source is None:
+        raise RequestError(
+            "SourceStrategyMissing",
+            f"the source has rank {extra[-1]} only, and no strategy says which part of the parameters that is",
+            fix="give the strategy it was trained with, and all ranks; or the file itself, if it holds everything whole",
+        )
     if extra:
         raise DataError(
             "SourceRanksMismatch",
