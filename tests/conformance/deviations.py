@@ -1,6 +1,10 @@
 """Where MindSpore 2.10 and the definition differ, each with its reason and exactly where.
 
 A difference that none of these accounts for fails the tests, and so does one of these that is never seen.
+
+One is a refusal, and so in no table: of several strategy files of one stage MindSpore silently takes the first
+(_merge_protobuf_strategy in mindspore/parallel/_parallel_serialization.py). So do we, but not if another cuts a parameter in
+another way: then one of them is of another run, and nothing says which is the source's.
 """
 
 from __future__ import annotations

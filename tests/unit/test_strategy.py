@@ -308,13 +308,20 @@ def test_a_file_without_operators_is_stage_0_only_if_it_is_alone() -> None:
 def test_of_a_stages_files_the_first_counts() -> None:
     files = [
         parse(message({name: layout}, [stage]), name)
-        for name, layout, stage in (("b", ROWS, 1), ("a", ROWS, 0), ("c", SHARD, 1), ("a", SHARD, 0))
+        for name, layout, stage in (("b", ROWS, 1), ("a", ROWS, 0), ("c", SHARD, 1), ("a", ROWS, 0))
     ]
     merged = merge(files)
     assert merged.stages == {0: {"a": ROWS}, 1: {"b": ROWS}}
     assert list(merged.stages) == [0, 1]
     assert [node.stage for node in merged.nodes] == [1, 0]
     assert Strategy.from_files(files) == Strategy.from_files([parse(dump(merged, "json"), "x")])
+
+
+def test_files_of_a_stage_that_contradict_each_other_are_refused() -> None:
+    files = [parse(message({"a": ROWS, "b": layout}, [0]), name) for name, layout in (("s0", ROWS), ("s1", SHARD))]
+    error = refused(lambda: merge(files))
+    assert (error.reason, error.where) == ("StrategiesDisagree", "s1: parameter b")
+    assert "s0" in error.what
 
 
 def test_a_missing_stage_is_named() -> None:

@@ -55,10 +55,11 @@ class Strategy:
 
 
 def merge(files: Sequence[StrategyFile]) -> StrategyFile:
-    """One file of the files of all pipeline stages. Of several files of a stage the first counts.
+    """One file of the files of all pipeline stages. Of several files of a stage the first counts; they must not contradict.
 
     Raises:
-        DataError: a stage is missing, files do not say which they describe, or stages differ in their number of ranks.
+        DataError: a stage is missing, files do not say which they describe, differ in how they cut a parameter of one stage, or
+            stages differ in their number of ranks.
     """
     if not files:
         raise DataError("StageMissing", "there is no strategy file", fix="give a strategy file, or a folder that holds some")
@@ -73,6 +74,7 @@ def merge(files: Sequence[StrategyFile]) -> StrategyFile:
                 where=file.name,
                 fix="give the one file that is meant",
             )
+        _check_agreement(file, stages, names)
         new = {stage: layouts for stage, layouts in file.stages.items() if stage not in stages}
         stages |= new
         names |= dict.fromkeys(new, file.name)
@@ -87,6 +89,20 @@ def merge(files: Sequence[StrategyFile]) -> StrategyFile:
         )
     _check_devices(stages, names)
     return StrategyFile(files[0].name, {stage: stages[stage] for stage in sorted(stages)}, tuple(nodes))
+
+
+def _check_agreement(file: StrategyFile, stages: Mapping[int, Mapping[str, Layout]], files: Mapping[int, str]) -> None:
+    """That a file cuts the parameters of each stage as the file before it that counts does."""
+    for stage, layouts in file.stages.items():
+        known = stages.get(stage, {})
+        for name, layout in layouts.items():
+            if name in known and _essence(known[name]) != _essence(layout):
+                raise DataError(
+                    "StrategiesDisagree",
+                    f"{files[stage]} cuts it in another way, and both describe stage {stage}",
+                    where=f"{file.name}: parameter {name}",
+                    fix="give a folder with the strategy files of one run only, or the one file that is meant",
+                )
 
 
 def _check_devices(stages: Mapping[int, Mapping[str, Layout]], files: Mapping[int, str]) -> None:
