@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import shlex
 import shutil
 import stat
 import tempfile
@@ -351,6 +352,28 @@ def test_inspect_shows_what_is_there(checkpoint: disk.Checkpoint, capsys: pytest
 def test_every_command_explains_itself(command: str, capsys: pytest.CaptureFixture[str]) -> None:
     assert main([*command.split(), "--help"]) == 0
     assert "Usage: reshard" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize(
+    "command",
+    [
+        *("strategy show ''", "strategy merge '' x", "strategy merge x ''", "inspect ''", "verify ''", "commit ''", "run ''"),
+        *("plan --source '' --target x", "transform --source x --target ''"),
+        *(f"transform --source x --target x --{side}-strategy ''" for side in ("source", "target")),
+    ],
+)
+def test_an_empty_path_means_nothing(command: str, refused: Callable[..., str]) -> None:
+    assert "the path is empty" in refused(2, "Usage", *shlex.split(command))
+
+
+def test_a_name_that_is_no_text_is_refused(checkpoint: disk.Checkpoint, tmp_path: Path, refused: Callable[..., str]) -> None:
+    path = checkpoint.source / "rank_1" / "net-1_100.ckpt"
+    path.rename(path.with_name("net\udcff-1_100.ckpt"))
+    refused(65, "InvalidName", *checkpoint.arguments(tmp_path / "out"))
+    assert not (tmp_path / "out").exists()
+    checkpoint.source.rename(tmp_path / "\udcff")
+    refused(65, "InvalidName", "transform", "--source", str(tmp_path / "\udcff" / "rank_0"), "--target", str(tmp_path / "out"))
+    assert not (tmp_path / "out").exists()
 
 
 def test_a_denied_file_is_named_with_owner_and_mode(

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 import click
 
 from reshard.cli import inspection, show
+from reshard.cli.arguments import PATH
 from reshard.cli.step import step
 from reshard.cli.strategies import strategy
 from reshard.commit import verify_checkpoint
@@ -42,14 +43,19 @@ def _request_options(command: F) -> F:
     """What `transform` and `plan` have in common."""
     for option in reversed(
         (
-            click.option("--source", required=True, metavar="DIR", help="The folder with rank_0, rank_1, ..., or one file."),
-            click.option("--target", required=True, metavar="DIR", help="The folder to write to."),
+            click.option(
+                "--source", required=True, type=PATH, metavar="DIR", help="The folder with rank_0, rank_1, ..., or one file."
+            ),
+            click.option("--target", required=True, type=PATH, metavar="DIR", help="The folder to write to."),
             click.option(
                 "--source-strategy",
+                type=PATH,
                 metavar="PATH",
                 help="How the source is cut: a file, or a folder of pipeline stages. Without: one whole rank.",
             ),
-            click.option("--target-strategy", metavar="PATH", help="How the target is to be cut. Without: one whole rank."),
+            click.option(
+                "--target-strategy", type=PATH, metavar="PATH", help="How the target is to be cut. Without: one whole rank."
+            ),
             click.option(
                 "--format",
                 "output",
@@ -173,7 +179,7 @@ def transform(invocation: Invocation, /, **arguments: Any) -> None:
 
 
 @cli.command()
-@click.argument("resource", metavar="FILE.yaml")
+@click.argument("resource", type=PATH, metavar="FILE.yaml")
 @click.option(
     "--volume",
     "volumes",
@@ -212,7 +218,7 @@ def plan(write: bool, **arguments: Any) -> None:
 
 
 @cli.command()
-@click.argument("target", metavar="DIR")
+@click.argument("target", type=PATH, metavar="DIR")
 @click.option("--ranks", metavar="LIST", help="These target ranks make it complete, such as 0,2-5. Without: all.")
 @click.option("--owner", metavar="NAME", hidden=True, help="Processes of one owner share the target's lock.")
 @click.option("--json", "as_json", is_flag=True, help="End with one JSON object on standard output, and nothing else there.")
@@ -236,7 +242,7 @@ def commit(target: str, ranks: str | None, owner: str | None, as_json: bool) -> 
 
 
 @cli.command()
-@click.argument("target", metavar="DIR")
+@click.argument("target", type=PATH, metavar="DIR")
 @click.option("--workers", type=click.IntRange(1, 256), help="Files at a time. Without: one for each processor, at most 8.")
 @click.option("--json", "as_json", is_flag=True, help="End with one JSON object on standard output, and nothing else there.")
 def verify(target: str, workers: int | None, as_json: bool) -> None:
@@ -256,7 +262,7 @@ def verify(target: str, workers: int | None, as_json: bool) -> None:
 
 
 @cli.command()
-@click.argument("path", metavar="PATH")
+@click.argument("path", type=PATH, metavar="PATH")
 @click.option("--step", type=click.IntRange(min=0), help="The files of this training step.")
 @click.option("--files", "pattern", metavar="PATTERN", help="The files whose names match.")
 @click.option("--json", "as_json", is_flag=True, help="End with one JSON object on standard output, and nothing else there.")

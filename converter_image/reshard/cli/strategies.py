@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 import click
 
 from reshard.cli import show
+from reshard.cli.arguments import PATH
 from reshard.source import read_strategy, read_strategy_files
 from reshard.storage import open_store
 from reshard.strategy import dump, merge
@@ -22,7 +23,7 @@ def strategy() -> None:
 
 
 @strategy.command("show")
-@click.argument("path", metavar="PATH")
+@click.argument("path", type=PATH, metavar="PATH")
 @click.option("--json", "as_json", is_flag=True, help="End with one JSON object on standard output, and nothing else there.")
 def show_strategy(path: str, as_json: bool) -> None:
     """Show how a strategy (a file, or a folder of stages) cuts each parameter."""
@@ -48,8 +49,8 @@ def show_strategy(path: str, as_json: bool) -> None:
 
 
 @strategy.command("merge")
-@click.argument("folder", metavar="DIR")
-@click.argument("output", metavar="FILE")
+@click.argument("folder", type=PATH, metavar="DIR")
+@click.argument("output", type=PATH, metavar="FILE")
 def merge_strategies(folder: str, output: str) -> None:
     """Merge the strategies of all pipeline stages in a folder into one file (.ckpt: protobuf, .json: JSON)."""
     merged = merge(read_strategy_files(folder))
