@@ -39,6 +39,23 @@ sys.exit(main(sys.argv[1:]))
 """
 
 
+# Takes no notice of being called off.
+_STUCK = """
+import sys, time
+import reshard.cli
+def stuck(*_, **__):
+    print("ready", flush=True)
+    while True:
+        try:
+            time.sleep(60)
+        except BaseException:
+            pass
+reshard.cli._PATIENCE_SECONDS = 0.2
+reshard.cli.commands.verify_checkpoint = stuck
+sys.exit(reshard.cli.main(["verify", "."]))
+"""
+
+
 def start(arguments: list[str]) -> subprocess.Popen[str]:
     """A process that carries out a command once a line is written to it; whatever it is about to do, it has planned it before."""
     process = subprocess.Popen(
@@ -140,10 +157,20 @@ def test_called_off_it_leaves_no_half_file(tmp_path: Path, number: signal.Signal
     if process.returncode != 0:  # else it was faster than the signal
         assert process.returncode == 128 + number
         assert "Traceback" not in said
+        assert [line for line in said.splitlines() if line.startswith("reshard: ")] == [f"reshard: {CancelledError()}"]
         assert not (out / "reshard-manifest.json").exists()
         assert list(out.glob(".reshard/*/tmp/*/*")) == []
     assert main(made.arguments(out)) == 0
     assert disk.differences(made.model, out, "ckpt") == []
+
+
+def test_what_ends_a_stuck_process_says_so() -> None:
+    process = subprocess.Popen([sys.executable, "-c", _STUCK], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+    assert process.stdout is not None
+    assert process.stdout.readline() == "ready\n"
+    process.send_signal(signal.SIGTERM)
+    said = process.communicate()[1]
+    assert (process.returncode, said) == (143, f"reshard: {CancelledError()}\n")
 
 
 def test_a_source_that_changes_meanwhile_is_an_error(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -43,6 +43,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         try:
             return _run(sys.argv[1:] if arguments is None else list(arguments), invocation)
         except CancelledError as error:  # it may also come while another end is being told
+            signals.told = True
             return _fail(error, invocation, code=128 + (signals.received or signal.SIGTERM))
 
 
@@ -100,16 +101,12 @@ def _fail(error: ReshardError, invocation: Invocation, *, code: int | None = Non
     return error.exit_code if code is None else code
 
 
-def _give_up(code: int) -> None:
-    show.say(f"reshard: {CancelledError()}")
-    os._exit(code)
-
-
 class _Signals:
     """SIGTERM and Ctrl-C call the work off, once; what was half done is cleared away on the way out."""
 
     def __init__(self, invocation: Invocation) -> None:
         self.received: int | None = None
+        self.told = False
         self._invocation = invocation
         self._before: dict[int, object] = {}
 
@@ -128,7 +125,12 @@ class _Signals:
             return
         self.received = number
         self._invocation.cancellation.cancel()
-        watchdog = threading.Timer(_PATIENCE_SECONDS, _give_up, (128 + number,))
+        watchdog = threading.Timer(_PATIENCE_SECONDS, self._give_up, (128 + number,))
         watchdog.daemon = True
         watchdog.start()
         raise CancelledError
+
+    def _give_up(self, code: int) -> None:
+        if not self.told:
+            show.say(f"reshard: {CancelledError()}")
+        os._exit(code)
