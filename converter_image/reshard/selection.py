@@ -38,7 +38,7 @@ def select_files(names: dict[int, list[str]], *, step: int | None = None, patter
 
     Raises:
         MissingInputError: a rank has no file that fits.
-        DataError: the files are of several formats.
+        DataError: the files are of several formats, or a chosen one's name is not in UTF-8.
         RequestError: a rank has several that fit equally well.
     """
     fitting = {rank: [n for n in found if _is_candidate(n, pattern)] for rank, found in names.items()}
@@ -109,6 +109,8 @@ def _of_step(candidates: dict[int, list[str]], steps: dict[int, set[tuple[int, i
 
 def _only(rank: int, names: list[str]) -> str:
     if len(names) == 1:
+        if any("\ud800" <= character <= "\udfff" for character in names[0]):  # no document can hold it
+            raise DataError("InvalidName", "its name is not in UTF-8", where=f"rank_{rank}/{names[0]}", fix="rename the file")
         return names[0]
     shown = ", ".join(sorted(names)[:_SHOWN]) + (f" and {len(names) - _SHOWN} more" if len(names) > _SHOWN else "")
     raise RequestError(

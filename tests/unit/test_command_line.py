@@ -371,8 +371,8 @@ def test_a_name_that_is_no_text_is_refused(checkpoint: disk.Checkpoint, tmp_path
     path.rename(path.with_name("net\udcff-1_100.ckpt"))
     refused(65, "InvalidName", *checkpoint.arguments(tmp_path / "out"))
     assert not (tmp_path / "out").exists()
-    checkpoint.source.rename(tmp_path / "\udcff")
-    refused(65, "InvalidName", "transform", "--source", str(tmp_path / "\udcff" / "rank_0"), "--target", str(tmp_path / "out"))
+    for option in ("--source", "--target"):
+        refused(2, "Usage", *checkpoint.arguments(tmp_path / "out", option, str(tmp_path / "\udcff")))
     assert not (tmp_path / "out").exists()
 
 

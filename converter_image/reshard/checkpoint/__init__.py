@@ -46,10 +46,8 @@ def index(reader: RangeReader, seen: dict[bytes, Structure] | None = None) -> In
         seen: structures of files that were indexed before, to share them. Added to.
 
     Raises:
-        DataError: it is damaged or of no known format, or its path is no text that a document can hold.
+        DataError: it is damaged or of no known format.
     """
-    if any("\ud800" <= character <= "\udfff" for character in reader.name):
-        raise DataError("InvalidName", "its path is not in UTF-8", where=reader.name, fix="rename the file or folder")
     match format_of(reader.name):
         case "ckpt":
             return ckpt.index(reader)

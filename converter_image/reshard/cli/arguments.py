@@ -18,6 +18,8 @@ class _Path(click.ParamType[str]):
     def convert(self, value: str, param: Parameter | None, ctx: Context | None) -> str:
         if not value:
             self.fail("the path is empty", param, ctx)
+        if any("\ud800" <= character <= "\udfff" for character in value):  # no document can hold it
+            self.fail("the path is not in UTF-8", param, ctx)
         return value
 
 
