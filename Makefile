@@ -3,10 +3,13 @@
 #   PYTHON   the interpreter that the environment is made from, 3.11 or newer (python3)
 #   VENV     where the environment is (.venv)
 #   TIER     the tiers of tests to run, for `make test` (all)
+#   REGISTRY, PLATFORMS, TAG   of the images, for `make images`
 
 PYTHON ?= python3
 VENV ?= .venv
 TIER ?=
+PLATFORMS ?= linux/amd64,linux/arm64
+TAG ?= $(shell sed -n 's/^appVersion: //p' helm/reshard/Chart.yaml)
 
 SHELL := /bin/sh
 MAKEFLAGS += --no-print-directory
@@ -59,6 +62,19 @@ test-pythons: ## Run the unit tier on every Python of 3.11 to 3.13 that is here
 cluster: $(READY) ## Start a Kubernetes cluster as the tests have it; Ctrl-C ends it
 	@PYTHON='$(PYTHON)' sh scripts/cluster.sh $(BIN)/python up
 
+.PHONY: cluster-demo
+cluster-demo: $(READY) ## Install the chart and run the examples: in the cluster of KUBECONFIG, else in one of its own
+	@if [ -n "$$KUBECONFIG" ]; then sh examples/cluster-demo.sh; \
+	else PYTHON='$(PYTHON)' sh scripts/cluster.sh $(BIN)/python run -- sh examples/cluster-demo.sh; fi
+
+.PHONY: images
+images: ## Build both images and push them: REGISTRY=... [PLATFORMS=linux/amd64,linux/arm64] [TAG=...]
+	@[ -n "$(REGISTRY)" ] || { echo "images: say where to push them, with REGISTRY=" >&2; exit 2; }
+	docker buildx build --platform '$(PLATFORMS)' --file converter_image/Dockerfile \
+	  --tag '$(REGISTRY)/reshard-converter:$(TAG)' --push .
+	docker buildx build --platform '$(PLATFORMS)' --file operator/Dockerfile \
+	  --tag '$(REGISTRY)/reshard-operator:$(TAG)' --push .
+
 .PHONY: lint
 lint: $(READY) ## Check style, types and the arrows between modules
 	$(BIN)/ruff check .
@@ -70,6 +86,11 @@ lint: $(READY) ## Check style, types and the arrows between modules
 format: $(READY) ## Rewrite the code in the house's style
 	$(BIN)/ruff check --fix-only .
 	$(BIN)/ruff format .
+
+.PHONY: docs
+docs: $(READY) ## Make docs/api.md from the CRD, and the chart's copy of it
+	$(BIN)/python scripts/api_reference.py >docs/api.md
+	cp crds/checkpointtransforms.yaml helm/reshard/files/
 
 .PHONY: bench
 bench: $(READY) ## Measure speed and memory

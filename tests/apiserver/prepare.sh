@@ -4,4 +4,4 @@ set -eu
 . "$(dirname "$0")/../tools/machine.sh"
 
 packages etcd-server iproute2 openssl
-programs kube-apiserver kube-controller-manager kubectl
+programs kube-apiserver kube-controller-manager kubectl helm

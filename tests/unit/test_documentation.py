@@ -6,6 +6,8 @@ import os
 import re
 import shlex
 import shutil
+import subprocess
+import sys
 from pathlib import Path
 
 import disk
@@ -15,6 +17,8 @@ import pytest
 from reshard.cli import main
 from reshard.layout import Layout
 from reshard.manifest import FileRecord, Manifest, ParameterRecord
+from reshard.spec import parse_resource
+from reshard_operator.status import REASONS
 
 ROOT = Path(__file__).parents[2]
 PAGES = [ROOT / "README.md", ROOT / "CHANGELOG.md", *sorted((ROOT / "docs").glob("*.md"))]
@@ -108,3 +112,21 @@ def test_examples_are_resources(workplace: Path) -> None:
 
 def _numbers(text: str) -> list[int]:
     return [int(n) for n in re.findall(r"-?\d+", text)]
+
+
+def test_the_reference_is_made_from_the_crd() -> None:
+    done = subprocess.run([sys.executable, ROOT / "scripts" / "api_reference.py"], capture_output=True, text=True, check=True)
+    assert (ROOT / "docs" / "api.md").read_text() == done.stdout, "run make docs"
+
+
+def test_every_reason_of_the_operator_is_explained() -> None:
+    page = (ROOT / "docs" / "operations.md").read_text()
+    for reason, meaning in REASONS.items():
+        assert f"| `{reason}` | {meaning} |" in page
+
+
+def test_the_resource_in_the_documentation_is_one() -> None:
+    for page in PAGES:
+        for block in blocks(page, "yaml"):
+            if "kind: CheckpointTransform" in block:
+                parse_resource(block, page.name)

@@ -1,0 +1,62 @@
+"""Prints docs/api.md, the reference of the resource, from its CRD: `make docs`."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import yaml
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+CRD = Path(__file__).parents[1] / "crds" / "checkpointtransforms.yaml"
+_HEAD = """# CheckpointTransform
+
+Made from `crds/checkpointtransforms.yaml` by `make docs`. The same is told by `kubectl explain checkpointtransform.spec`.
+
+{description}
+"""
+_TABLE = "| field | type | default | |\n|---|---|---|---|"
+
+
+def reference() -> str:
+    """The page."""
+    crd = yaml.safe_load(CRD.read_text(encoding="utf-8"))
+    schema = crd["spec"]["versions"][0]["schema"]["openAPIV3Schema"]
+    lines = [_HEAD.format(description=schema["description"])]
+    for part in ("spec", "status"):
+        lines += [f"## {part}", "", schema["properties"][part]["description"], "", _TABLE]
+        lines += list(_rows(schema["properties"][part], part))
+        lines.append("")
+    rules = schema["properties"]["spec"]["x-kubernetes-validations"]
+    lines += ["## What is refused", "", *(f"- {rule['message']}" for rule in rules), ""]
+    return "\n".join(lines)
+
+
+def _rows(schema: dict[str, Any], path: str) -> Iterator[str]:
+    required = set(schema.get("required", ()))
+    for name, field in schema.get("properties", {}).items():
+        where = f"{path}.{name}"
+        kind = _kind(field) + (", required" if name in required else "")
+        default = field.get("default", "")
+        shown = (
+            ""
+            if isinstance(default, dict) or default == ""
+            else f"`{str(default).lower() if isinstance(default, bool) else default}`"
+        )
+        yield f"| `{where}` | {kind} | {shown} | {field.get('description', '')} |"
+        yield from _rows(field, where)
+        yield from _rows(field.get("items", {}), f"{where}[]")
+
+
+def _kind(field: dict[str, Any]) -> str:
+    if "enum" in field:
+        return ", ".join(f"`{value}`" for value in field["enum"])
+    limits = [f"{name} {field[key]}" for key, name in (("minimum", "at least"), ("maximum", "at most")) if key in field]
+    kind = field["type"] if field["type"] != "array" else f"list of {field['items']['type']}s"
+    return ", ".join([kind, *limits])
+
+
+if __name__ == "__main__":
+    print(reference(), end="")

@@ -1,0 +1,88 @@
+"""The chart: every combination of values gives what a real API server accepts, and nothing unknown is let through."""
+
+from __future__ import annotations
+
+import itertools
+import subprocess
+from typing import TYPE_CHECKING
+
+import pytest
+import yaml
+from cluster.layout import program
+from transforms_on_cluster import ROOT
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+    from kubernetes import client
+
+CHART = str(ROOT / "helm" / "reshard")
+MONITORING = {"ServiceMonitor", "PrometheusRule"}  # kinds of an operator that is not here
+SWITCHES = (
+    "metrics.enabled",
+    "metrics.serviceMonitor.enabled",
+    "metrics.prometheusRule.enabled",
+    "networkPolicy.enabled",
+    "podDisruptionBudget.enabled",
+    "crds.keep",
+)
+
+
+def rendered(*values: str, namespace: str = "default") -> list[dict]:  # type: ignore[type-arg]  # manifests of any kind
+    command = [program("helm"), "template", "r", CHART, "--namespace", namespace]
+    done = subprocess.run(
+        [*command, *(part for v in values for part in ("--set", v))], capture_output=True, text=True, check=False
+    )
+    assert done.returncode == 0, done.stderr
+    return [found for found in yaml.safe_load_all(done.stdout) if found]
+
+
+def test_helm_finds_nothing_to_say() -> None:
+    done = subprocess.run([program("helm"), "lint", "--strict", CHART], capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stdout
+
+
+@pytest.mark.parametrize("namespaces", [False, True], ids=["everywhere", "namespaced"])
+def test_every_combination_is_accepted(api: client.ApiClient, namespace: str, tmp_path: Path, *, namespaces: bool) -> None:
+    assert api
+    for number, states in enumerate(itertools.product(("true", "false"), repeat=len(SWITCHES))):
+        values = [f"{switch}={state}" for switch, state in zip(SWITCHES, states, strict=True)]
+        if namespaces:
+            values.append(f"watchNamespaces={{{namespace}}}")
+        found = [each for each in rendered(*values, namespace=namespace) if each["kind"] not in MONITORING]
+        assert ("ClusterRole" in {each["kind"] for each in found}) != namespaces
+        (tmp_path / f"{number}.yaml").write_text(yaml.safe_dump_all(found))
+    command = [program("kubectl"), "apply", "--dry-run=server", "--validate=strict", "--filename", str(tmp_path)]
+    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+
+
+@pytest.mark.parametrize("value", ["operator.sauce=1", "converter.image.digest=abc", "operator.replicas=-1", "metrics.port=80"])
+def test_unknown_and_wrong_values_are_refused(value: str) -> None:
+    done = subprocess.run([program("helm"), "template", "r", CHART, "--set", value], capture_output=True, text=True, check=False)
+    assert done.returncode != 0
+    assert value.split("=", maxsplit=1)[0].rsplit(".", maxsplit=1)[-1] in done.stderr
+
+
+def test_an_image_by_digest() -> None:
+    digest = "sha256:" + "0" * 64
+    deployment = next(d for d in rendered(f"operator.image.digest={digest}") if d["kind"] == "Deployment")
+    assert deployment["spec"]["template"]["spec"]["containers"][0]["image"] == f"reshard-operator@{digest}"
+
+
+def test_the_operators_pod_is_restricted() -> None:
+    pod = next(d for d in rendered() if d["kind"] == "Deployment")["spec"]["template"]["spec"]
+    assert pod["securityContext"] == {"runAsNonRoot": True, "seccompProfile": {"type": "RuntimeDefault"}}
+    assert pod["containers"][0]["securityContext"]["readOnlyRootFilesystem"] is True
+
+
+def test_the_chart_may_do_what_the_operator_does_and_nothing_else() -> None:
+    """The narrowest rights that work; a right more has to be written down here too."""
+    rules = next(d for d in rendered() if d["kind"] == "ClusterRole")["rules"]
+    assert {(resource, verb) for rule in rules for resource in rule["resources"] for verb in rule["verbs"]} == {
+        *(("checkpointtransforms", verb) for verb in ("get", "list", "watch")),
+        ("checkpointtransforms/status", "patch"),
+        *(("jobs", verb) for verb in ("get", "list", "watch", "create", "patch", "delete")),
+        ("pods", "list"),
+        *(("events", verb) for verb in ("list", "create")),
+    }

@@ -1,0 +1,190 @@
+"""The resource's schema, as a real API server reads it."""
+
+from __future__ import annotations
+
+import copy
+import json
+import subprocess
+from typing import TYPE_CHECKING, Any
+
+import msgspec
+import pytest
+import yaml
+from cluster.layout import program
+from kubernetes import client
+from kubernetes.client.exceptions import ApiException
+from kubernetes_objects import wait_for
+from transforms_on_cluster import GROUP, PLURAL, ROOT, VERSION
+
+from reshard.spec import TransformSpec, parse_spec
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+CRD = ROOT / "crds" / "checkpointtransforms.yaml"
+STORAGE = {"persistentVolumeClaim": {"claimName": "c", "path": "a/b"}}
+SPEC: dict[str, Any] = {"source": {"storage": STORAGE}, "target": {"storage": STORAGE | {}}}
+
+
+@pytest.fixture(scope="session")
+def crd() -> None:
+    """The CRD, applied as users do; from every process of pytest, for a second time changes nothing."""
+    apply = [program("kubectl"), "apply", "--server-side", "--filename", str(CRD)]
+    subprocess.run(apply, check=True, capture_output=True)
+    established = [program("kubectl"), "wait", "--for=condition=Established", f"crd/{PLURAL}.{GROUP}", "--timeout=30s"]
+    subprocess.run(established, check=True, capture_output=True)
+
+
+class Resources:
+    """Creates and changes resources in one namespace."""
+
+    def __init__(self, api: client.ApiClient, namespace: str) -> None:
+        self._custom, self._where = client.CustomObjectsApi(api), (GROUP, VERSION, namespace, PLURAL)
+
+    def create(self, spec: dict[str, Any], name: str = "x") -> dict[str, Any]:
+        body = {"apiVersion": f"{GROUP}/{VERSION}", "kind": "CheckpointTransform", "metadata": {"name": name}, "spec": spec}
+        found: dict[str, Any] = self._custom.create_namespaced_custom_object(*self._where, body, field_validation="Strict")
+        return found
+
+    def change(self, spec: dict[str, Any], name: str = "x") -> dict[str, Any]:
+        found: dict[str, Any] = self._custom.patch_namespaced_custom_object(*self._where, name, {"spec": spec})
+        return found
+
+    def refusal(self, act: Callable[[dict[str, Any]], Any], spec: dict[str, Any]) -> str:
+        with pytest.raises(ApiException) as refused:
+            act(spec)
+        return str(json.loads(refused.value.body)["message"])
+
+
+@pytest.fixture
+def resources(api: client.ApiClient, namespace: str, crd: None) -> Resources:  # noqa: ARG001 - it has to be there
+    return Resources(api, namespace)
+
+
+def with_field(path: str, value: Any) -> dict[str, Any]:
+    """The least spec with one field more."""
+    spec = copy.deepcopy(SPEC)
+    place = spec
+    *folders, last = path.split(".")
+    for folder in folders:
+        place = place.setdefault(folder, {})
+    place[last] = value
+    return spec
+
+
+def test_the_least_resource_gets_the_librarys_defaults(resources: Resources) -> None:
+    made = resources.create(SPEC)
+    assert made["status"] == {"observedGeneration": -1}
+    assert parse_spec(made["spec"], "x") == parse_spec(SPEC, "x")
+
+
+@pytest.mark.parametrize("example", sorted((ROOT / "examples").glob("*.yaml")), ids=lambda path: path.stem)
+def test_the_examples_are_accepted(resources: Resources, example: Any) -> None:
+    resources.create(yaml.safe_load(example.read_text())["spec"])
+
+
+@pytest.mark.parametrize(
+    ("path", "value", "said"),
+    [
+        ("source.storage", {}, "exactly one storage is required"),
+        ("source.storage.persistentVolumeClaim.path", "../x", "path must be relative to the claim"),
+        ("source.storage.persistentVolumeClaim.path", "/x", "path must be relative to the claim"),
+        ("target.storage.persistentVolumeClaim.path", "a//b", "path must be relative to the claim"),
+        ("target.storage.persistentVolumeClaim.path", "a/", "path must be relative to the claim"),
+        ("source.strategy", {"path": "a/../b"}, "path must be relative to the claim"),
+        ("source.strategy", {"path": "b", "storage": {}}, "exactly one storage is required"),
+        ("target.format", "ckpt", "supported values"),
+        ("target.ranks", "0,,2", "should match"),
+        ("target.filePrefix", "a/b", "should match"),
+        ("verification", "full", "supported values"),
+        ("execution.parallelism", 0, "should be greater than or equal to 1"),
+        ("execution.attempt", 0, "should be greater than or equal to 1"),
+        ("sauce", 1, "unknown field"),
+        ("source.files.step", -1, "should be greater than or equal to 0"),
+    ],
+)
+def test_what_is_refused(resources: Resources, path: str, value: Any, said: str) -> None:
+    assert said in resources.refusal(resources.create, with_field(path, value))
+
+
+FIXED = {
+    "source.strategy": {"path": "s"},
+    "source.files.step": 3,
+    "source.files.pattern": "x",
+    "source.storage.persistentVolumeClaim.path": "other",
+    "target.strategy": {"path": "s"},
+    "target.format": "Ckpt",
+    "target.filePrefix": "p_",
+    "target.ranks": "0",
+    "target.crc": True,
+    "target.fileMode": "0600",
+    "parameters.unplaced": "Keep",
+    "parameters.allowMissing": True,
+    "verification": "Full",
+    "overwrite": "Replace",
+    "dryRun": True,
+    "execution.ranksPerPod": 2,
+    "execution.backoffLimitPerIndex": 3,
+    "execution.startupDeadlineSeconds": 5,
+    "execution.activeDeadlineSeconds": 5,
+    "execution.ttlSecondsAfterFinished": 5,
+    "execution.podTemplate": {"labels": {"a": "b"}},
+}
+
+
+@pytest.mark.parametrize("path", FIXED)
+def test_what_may_not_change_neither_appears_nor_changes_nor_vanishes(resources: Resources, path: str) -> None:
+    changed = with_field(path, FIXED[path])
+    resources.create(SPEC)
+    assert "create another CheckpointTransform" in resources.refusal(resources.change, changed)
+    resources.create(changed, "y")
+    before = with_field(path, None)
+    with pytest.raises(ApiException, match="create another CheckpointTransform"):
+        resources.change(before, "y")
+
+
+def test_every_field_is_under_a_rule() -> None:
+    """A new field of the spec has to be thought of above, or be one of those that may change."""
+    may_change = {"suspend", "execution.parallelism", "execution.attempt"}
+    fields = set()
+    for field in msgspec.structs.fields(TransformSpec):
+        if isinstance(field.type, type) and issubclass(field.type, msgspec.Struct):
+            fields |= {f"{field.encode_name}.{inner.encode_name}" for inner in msgspec.structs.fields(field.type)}
+        else:
+            fields.add(field.encode_name)
+    covered = {".".join(path.split(".")[:2]) for path in FIXED}
+    assert fields == covered | may_change
+
+
+def test_what_may_change(resources: Resources) -> None:
+    resources.create(SPEC)
+    resources.change({"suspend": True, "execution": {"parallelism": 3, "attempt": 2}})
+    assert "may only grow" in resources.refusal(resources.change, {"execution": {"attempt": 1}})
+
+
+def test_every_field_explains_itself() -> None:
+    def walk(schema: dict[str, Any], path: str) -> None:
+        for name, inner in schema.get("properties", {}).items():
+            where = f"{path}.{name}"
+            assert inner.get("description") or where in {".apiVersion", ".kind", ".metadata"}, where
+            walk(inner, where)
+            walk(inner.get("items", {}), where)
+
+    walk(yaml.safe_load(CRD.read_text())["spec"]["versions"][0]["schema"]["openAPIV3Schema"], "")
+
+
+def test_the_chart_has_the_same_bytes() -> None:
+    assert (ROOT / "helm" / "reshard" / "files" / CRD.name).read_bytes() == CRD.read_bytes()
+
+
+def test_kubectl_shows_phase_ranks_percent_and_age(api: client.ApiClient, namespace: str, resources: Resources) -> None:
+    resources.create(SPEC)
+    status = {"phase": "Resharding", "progress": "3/8", "percentage": 37}
+    custom = client.CustomObjectsApi(api)
+    custom.patch_namespaced_custom_object_status(GROUP, VERSION, namespace, PLURAL, "x", {"status": status})
+
+    def shown() -> list[str]:
+        done = subprocess.run([program("kubectl"), "get", "ckt", "-n", namespace], check=True, capture_output=True, text=True)
+        return done.stdout.splitlines()[-1].split()
+
+    wait_for(lambda: shown()[:4] == ["x", "Resharding", "3/8", "37"], 10)
