@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from enum import StrEnum
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from reshard_operator.observation import as_text, ranks_of
 
@@ -183,8 +183,12 @@ def _conditions(last: list[Object], state: State, now: str, generation: int) -> 
 
 def only_counts_differ(old: Object, new: Object) -> bool:
     """Whether a new status could wait a little: nothing has changed but how far the ranks are."""
-    counts: dict[str, Any] = dict.fromkeys(("ranks", "progress", "percentage"))
-    return bool(old) and old.get("phase") == Phase.RESHARDING.value and old | counts == new | counts
+
+    def without_counts(status: Object) -> Object:
+        conditions = [condition | {"message": ""} for condition in status.get("conditions") or ()]
+        return status | dict.fromkeys(("ranks", "progress", "percentage")) | {"conditions": conditions}
+
+    return bool(old) and old.get("phase") == Phase.RESHARDING.value and without_counts(old) == without_counts(new)
 
 
 def _time(moment: datetime) -> str:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from itertools import pairwise
 from typing import Any
 
 import pytest
@@ -281,10 +282,14 @@ def test_the_generation_is_kept_up_to_date_after_the_end() -> None:
 
 
 def test_only_counts_may_wait() -> None:
-    old = {"phase": "Resharding", "ranks": {"succeeded": 1}, "progress": "1/6", "percentage": 16}
-    assert only_counts_differ(old, old | {"ranks": {"succeeded": 2}, "progress": "2/6"})
-    assert not only_counts_differ(old, old | {"phase": "Committing"})
-    assert not only_counts_differ({}, old)
+    cluster = PretendCluster(resource(execution={"parallelism": 1}))
+    statuses = []
+    for _ in range(20):
+        statuses.append(cluster.work().status or {})
+        cluster.advance()
+    steps = list(pairwise(statuses))
+    waits = [(a["progress"], b["progress"]) for a, b in steps if a != b and only_counts_differ(a, b)]
+    assert [each for each in waits if each[0] != each[1]] == [(f"{i}/6", f"{i + 1}/6") for i in range(5)]
 
 
 @settings(deadline=None, max_examples=300)
