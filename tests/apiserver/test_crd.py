@@ -112,6 +112,7 @@ FIXED = {
     "source.files.step": 3,
     "source.files.pattern": "x",
     "source.storage.persistentVolumeClaim.path": "other",
+    "target.storage.persistentVolumeClaim.path": "other",
     "target.strategy": {"path": "s"},
     "target.format": "Ckpt",
     "target.filePrefix": "p_",
