@@ -346,3 +346,18 @@ def _json_form(strategy: Path, folder: Path) -> str:
     out = folder / "as.json"
     assert main(["strategy", "merge", str(strategy), str(out)]) == 0
     return out.read_text()
+
+
+def test_who_loses_the_lock_while_writing_puts_nothing_into_place(
+    made: disk.Checkpoint, target: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As after a long pause: meanwhile another run has taken the target over."""
+    usual = JobState.create
+
+    def create(self: JobState, *arguments: Any, **options: Any) -> Any:
+        self.target.store.write(LOCK, b'{"owner": "another", "host": "h", "pid": 1, "boot": ""}', mode=0o640)
+        return usual(self, *arguments, **options)
+
+    monkeypatch.setattr(JobState, "create", create)
+    assert run(made, target, "--workers", "1") == LockedError.exit_code
+    assert not list(target.glob("rank_*/*"))

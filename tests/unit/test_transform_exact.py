@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import TYPE_CHECKING
 
 import disk
@@ -93,6 +94,21 @@ def test_elements_in_wrong_places_do_not_verify(kind: str) -> None:
         check_file(
             MemoryReader(f"y.{kind}", bytes(content)),
             made.planner.plan(1),
+            made.model,
+            SourceFiles(store, made.model.inventory),
+            "Full",
+        )
+
+
+def test_a_file_with_more_than_was_planned_does_not_verify() -> None:
+    cut = models.Cut((2,), ((0,), ()))
+    tensors = tuple(models.Tensor(name, "Float32", (4, 2), cut, 0, cut, 0) for name in ("a", "b"))
+    made, store = job(models.Model(2, 1, 2, 1, tensors, 1, remove_redundancy=False), "ckpt", "ckpt")
+    plan = made.planner.plan(0)
+    with pytest.raises(Exception, match="not planned: b"):
+        check_file(
+            MemoryReader("y.ckpt", written(made, 0)),
+            replace(plan, tensors=plan.tensors[:1]),
             made.model,
             SourceFiles(store, made.model.inventory),
             "Full",
