@@ -94,7 +94,8 @@ docs: $(READY) ## Make docs/api.md from the CRD, and the chart's copy of it
 
 .PHONY: bench
 bench: $(READY) ## Measure speed and memory
-	$(BIN)/python benchmarks/run.py
+	@RESHARD_MINDSPORE_PYTHON="$${RESHARD_MINDSPORE_PYTHON:-$(firstword $(wildcard $(RESHARD_CACHE)/mindspore-*/bin/python))}" \
+	  $(BIN)/python benchmarks/run.py
 
 # The one target that chooses versions: the newest that pyproject.toml allows, on every Python and machine it names.
 .PHONY: constraints
