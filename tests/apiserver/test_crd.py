@@ -189,3 +189,15 @@ def test_kubectl_shows_phase_ranks_percent_and_age(api: client.ApiClient, namesp
         return done.stdout.splitlines()[-1].split()
 
     wait_for(lambda: shown()[:4] == ["x", "Resharding", "3/8", "37"], 10)
+
+
+def test_the_gitops_folder_is_accepted(crd: None) -> None:  # noqa: ARG001 - it has to be there
+    folder = str(ROOT / "examples" / "gitops")
+    made = subprocess.run([program("kubectl"), "kustomize", folder], check=True, capture_output=True, text=True).stdout
+    namespace = next(d for d in yaml.safe_load_all(made) if d["kind"] == "Namespace")
+    apply = [program("kubectl"), "apply", "--server-side", "--filename", "-"]
+    subprocess.run(apply, input=yaml.safe_dump(namespace), check=True, capture_output=True, text=True)
+    for _ in range(2):
+        subprocess.run(apply, input=made, check=True, capture_output=True, text=True)
+    difference = [program("kubectl"), "diff", "--server-side", "--filename", "-"]
+    assert subprocess.run(difference, input=made, check=False, capture_output=True, text=True).returncode == 0
