@@ -49,8 +49,8 @@ class Holder(msgspec.Struct, frozen=True):
 class Held:
     """A lock that this process has, as long as nobody has taken it over."""
 
-    def __init__(self, store: Store, path: str, owner: str) -> None:
-        self._store, self._path, self._owner = store, path, owner
+    def __init__(self, store: Store, path: str, holder: Holder, mode: int) -> None:
+        self._store, self._path, self._holder, self._mode = store, path, holder, mode
 
     def check(self) -> None:
         """To be called before anything appears at its final place.
@@ -59,7 +59,10 @@ class Held:
             LockedError: another has taken the lock over; this process was out of touch for too long.
         """
         holder = _read(self._store, self._path)
-        if holder is None or holder.owner != self._owner:
+        if holder is None and self._holder.shared:  # another of its owner took itself for the last, and gave it back
+            self._store.write_new(self._path, msgspec.json.encode(self._holder), mode=self._mode)
+            holder = _read(self._store, self._path)
+        if holder is None or holder.owner != self._holder.owner:
             raise LockedError(
                 "LockLost",
                 "another run has taken this target over, because this one gave no sign of life for too long",
@@ -70,7 +73,7 @@ class Held:
     def release(self) -> None:
         """Give it back, unless it is somebody else's by now."""
         holder = _read(self._store, self._path)
-        if holder is not None and holder.owner == self._owner:
+        if holder is not None and holder.owner == self._holder.owner:
             self._store.delete(self._path)
 
 
@@ -98,7 +101,7 @@ def locked(store: Store, path: str, *, owner: str | None, mode: int) -> Iterator
     try:
         _acquire(store, path, me, mode)
         heart.start()
-        held = Held(store, path, me.owner)
+        held = Held(store, path, me, mode)
         try:
             yield held
         finally:

@@ -23,6 +23,7 @@ from reshard.target import LOCK, JobDocument, TargetFolder
 
 if TYPE_CHECKING:
     from reshard.job import Job
+    from reshard.lock import Held
     from reshard.manifest import Manifest
     from reshard.plan import Summary
     from reshard.progress import Progress
@@ -146,7 +147,7 @@ def transform_checkpoint(
             jobs.check_space(target.store, sum(sizes.values()))
             state.sweep(set(left), lambda writer, path: _is_left_over(target, writer, path))
             progress.begin("Resharding", sum(sizes.values()), "bytes")
-            guard = Guard(lock.check, cancellation or Cancellation(), writer_name())
+            guard = Guard(lambda: _check_ours(state, lock), cancellation or Cancellation(), writer_name())
             written = _write_ranks(job, state, left, document, workers, progress, guard)
             if commit:
                 lock.check()
@@ -255,6 +256,19 @@ def peak_rss_bytes() -> int:
         return next(int(line.split()[1]) * 1024 for line in status if line.startswith("VmHWM:"))
     # Elsewhere than on Linux. It may count what the process was before it became this program.
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
+
+
+def _check_ours(state: JobState, lock: Held) -> None:
+    """Make sure that nobody has taken the target over, nor has done so and finished.
+
+    Raises:
+        LockedError: somebody has.
+    """
+    lock.check()
+    if state.read() is None:
+        raise LockedError(
+            "LockLost", "another run has ended this transform", where=state.target.store.url, fix="run it again, if it is wanted"
+        )
 
 
 def _is_left_over(target: TargetFolder, writer: str, path: str) -> bool:

@@ -361,3 +361,32 @@ def test_who_loses_the_lock_while_writing_puts_nothing_into_place(
     monkeypatch.setattr(JobState, "create", create)
     assert run(made, target, "--workers", "1") == LockedError.exit_code
     assert not list(target.glob("rank_*/*"))
+
+
+def test_a_shared_lock_that_a_leaving_one_gave_back_is_taken_again(target: Path) -> None:
+    target.mkdir()
+    store = LocalStore(target)
+    with locked(store, LOCK, owner="job", mode=0o640) as lock:
+        store.delete(LOCK)
+        lock.check()
+        assert (target / LOCK).exists()
+
+
+def test_who_wakes_after_another_has_finished_puts_nothing_into_place(
+    made: disk.Checkpoint, other: disk.Checkpoint, target: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A process that slept, while its target was taken over and completed."""
+    usual, woken = JobState.create, []
+
+    def create(self: JobState, *arguments: Any, **options: Any) -> Any:
+        if not woken:
+            woken.append(True)
+            self.target.forget_jobs()
+            for path in (target / ".reshard").iterdir():
+                path.unlink()
+            assert run(other, target) == 0
+        return usual(self, *arguments, **options)
+
+    monkeypatch.setattr(JobState, "create", create)
+    assert run(made, target, "--workers", "1", "--no-commit") == LockedError.exit_code
+    assert right(other, target)
