@@ -6,10 +6,13 @@ import json
 import os
 from typing import TYPE_CHECKING, Any
 
+import disk
+import models
 import pytest
 import yaml
+from definition import Cut
 from kubernetes_objects import claim_folder, wait_for
-from transforms_on_cluster import RELEASE, ROOT, SYSTEM
+from transforms_on_cluster import RELEASE, ROOT, SYSTEM, helm
 
 from reshard.cli import main
 
@@ -179,3 +182,34 @@ def test_events_tell_the_story(stage: Stage) -> None:
         return {event.reason for event in events}
 
     wait_for(lambda: {"Planning", "Resharding", "Committing", "Complete"} <= reasons(), 10)
+
+
+def test_a_pipeline_of_two_stages_becomes_four_ranks(stage: Stage) -> None:
+    rows, columns = Cut((4,), ((0,), ())), Cut((4,), ((), (0,)))
+    tensors = tuple(models.Tensor(f"layer{i}", "Float32", (16, 8), rows, i, columns, 0) for i in range(2))
+    model = models.Model(4, 2, 4, 1, tensors, 7, remove_redundancy=False)
+    folder = stage.source / "pipeline"
+    disk.write(folder, model, "safetensors")
+    for path in (folder, *folder.rglob("*")):
+        path.chmod(0o755 if path.is_dir() else 0o644)
+    claim = {"persistentVolumeClaim": {"claimName": "checkpoints", "path": "pipeline/src"}}
+    source = {"storage": claim, "strategy": {"path": "pipeline/source.ckpt"}}
+    target = stage.spec()["target"]
+    target["strategy"] |= {"path": "pipeline/target.ckpt"}
+    stage.create("pipeline", stage.spec(source=source, target=target))
+    assert stage.ended("pipeline")["plan"]["sourceRanks"] == 8
+    assert disk.differences(model, stage.results / "out", "safetensors") == []
+
+
+def test_pods_that_cannot_start_are_given_up(stage: Stage) -> None:
+    missing = {"name": "TOKEN", "valueFrom": {"secretKeyRef": {"name": "no-such-secret", "key": "token"}}}
+    stage.create("stuck", stage.spec(execution={"startupDeadlineSeconds": 5, "podTemplate": {"env": [missing]}}))
+    stage.ended("stuck", "Failed")
+    ready = stage.ready("stuck")
+    assert ready["reason"] == "PodsNotStarting"
+    assert "no-such-secret" in ready["message"]
+    wait_for(lambda: not stage.pods("plan"), 60)
+
+
+def test_helm_test_passes(operator: None) -> None:  # noqa: ARG001 - it has to be there
+    helm("test", RELEASE, "--namespace", SYSTEM, "--timeout", "120s")
