@@ -7,6 +7,7 @@
 #
 # The tiers that need Kubernetes are each run inside a cluster of their own, which ends with them.
 set -eu
+. "$(dirname "$0")/exported.sh"
 python=$1
 shift
 known="unit conformance s3 apiserver cluster"
@@ -32,11 +33,7 @@ for tier in $tiers; do
             if [ "$code" -ne 3 ] || [ "$ci" = yes ] || [ "$named" -ne 0 ]; then failed=1; fi
             continue
         fi
-        while IFS= read -r line; do
-            case $line in *=*) export "${line?}" ;; esac
-        done <<END
-$found
-END
+        exported "$found"
     fi
     case $tier in
         apiserver | cluster) clusters="$clusters $tier" ;;

@@ -137,9 +137,7 @@ def prepare(request: Request, progress: Progress, *, workers: int) -> Job:
         progress.begin("Checking CRCs", marked, "bytes")
         check_crcs(store, inventory, workers=workers, advance=progress.advance)
     model = replace(model, diverging=find_diverging(store, model, workers=workers, whole=fully))
-    job = job_of(request, store, model, source, target, notes)
-    job.file_sizes(job.scope)  # what no file can hold is refused now
-    return job
+    return job_of(request, store, model, source, target, notes)
 
 
 def resume(request: Request, target: TargetFolder) -> tuple[Job, JobState] | None:
@@ -156,7 +154,6 @@ def resume(request: Request, target: TargetFolder) -> tuple[Job, JobState] | Non
             model = replace(_place(stored.inventory, source, wanted, request), diverging=frozenset(stored.diverging))
             job = job_of(request, store, model, source, wanted, ())
             if job.digest == document.digest:
-                job.file_sizes(job.scope)
                 return job, state
     return None
 

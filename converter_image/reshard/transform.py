@@ -128,12 +128,13 @@ def transform_checkpoint(
     job = begun[0] if begun else jobs.prepare(request, progress, workers=workers)
     for note in job.notes:
         progress.note(note)
+    sizes = job.file_sizes(job.scope)  # what no file can hold is refused now
     state = target.job(job.digest)
     thorough = commit and request.options.overwrite == "Replace"
     done = finished(job, target, state, thorough=thorough)
     left = tuple(rank for rank in job.scope if rank not in done)
     written = []
-    if left or not _is_complete(job, target):
+    if left or not _covers(_own_manifest(job, target), job):
         if not target.commit_is_interrupted():
             _replaces(job, target, state)  # a refusal leaves no trace
         shared = owner or (None if commit else f"job-{job.digest}")
@@ -143,10 +144,10 @@ def transform_checkpoint(
                 refuse_partial_replacement(target, job.scope, job.model.target_ranks)
             done = finished(job, target, state, thorough=thorough)  # once more, now that nobody else writes
             left = tuple(rank for rank in job.scope if rank not in done)
-            sizes = job.file_sizes(left)
-            jobs.check_space(target.store, sum(sizes.values()))
+            nbytes = sum(sizes[rank] for rank in left)
+            jobs.check_space(target.store, nbytes)
             state.sweep(set(left), lambda writer, path: _is_left_over(target, writer, path))
-            progress.begin("Resharding", sum(sizes.values()), "bytes")
+            progress.begin("Resharding", nbytes, "bytes")
             guard = Guard(lambda: _check_ours(state, lock), cancellation or Cancellation(), writer_name())
             written = _write_ranks(job, state, left, document, workers, progress, guard)
             if commit:
@@ -155,6 +156,7 @@ def transform_checkpoint(
     elif commit and target.has_remains(job.digest):
         with contextlib.suppress(LockedError), locked(target.store, LOCK, owner=None, mode=request.options.file_mode):
             target.forget_jobs()
+    manifest = _own_manifest(job, target)
     return Result(
         source_ranks=job.model.source_ranks,
         target_ranks=job.model.target_ranks,
@@ -165,8 +167,8 @@ def transform_checkpoint(
         seconds=time.monotonic() - started,
         peak_rss_bytes=peak_rss_bytes(),
         skipped_ranks=tuple(rank for rank in job.scope if rank not in left),
-        complete=_is_complete(job, target),
-        committed_ranks=_ranks_of_manifest(job, target),
+        complete=_covers(manifest, job),
+        committed_ranks=manifest.ranks if manifest is not None else "",
         notes=job.notes,
     )
 
@@ -195,12 +197,13 @@ def plan_transform(
     jobs.check_places(request)
     target = TargetFolder(open_store(request.target), request.options.file_mode)
     job = jobs.prepare(request, progress, workers=workers)
+    sizes = job.file_sizes(job.scope)
     state = target.job(job.digest)
     done = finished(job, target, state)
     summary = jobs.summary_of(job)
-    jobs.check_space(target.store, sum(nbytes for rank, nbytes in summary.rank_bytes.items() if rank not in done))
+    jobs.check_space(target.store, sum(nbytes for rank, nbytes in sizes.items() if rank not in done))
     target.store.check_writable()
-    complete = len(done) == len(job.scope) and _is_complete(job, target)
+    complete = len(done) == len(job.scope) and _covers(_own_manifest(job, target), job)
     if write and not complete:
         if _replaces(job, target, state):
             refuse_partial_replacement(target, job.scope, job.model.target_ranks)
@@ -276,9 +279,15 @@ def _is_left_over(target: TargetFolder, writer: str, path: str) -> bool:
     return writer == writer_name() or writer_is_gone(target.store, writer, path, target.mode)
 
 
-def _is_complete(job: Job, target: TargetFolder) -> bool:
+def _own_manifest(job: Job, target: TargetFolder) -> Manifest | None:
+    """The manifest at the target, if it is of this job."""
     manifest = target.manifest()
-    return manifest is not None and manifest.digest == job.digest and set(job.scope) <= {f.rank for f in manifest.files}
+    return manifest if manifest is not None and manifest.digest == job.digest else None
+
+
+def _covers(manifest: Manifest | None, job: Job) -> bool:
+    """Whether all ranks are there that are asked for."""
+    return manifest is not None and set(job.scope) <= {f.rank for f in manifest.files}
 
 
 def _begin(job: Job, target: TargetFolder, state: JobState) -> JobDocument:
@@ -296,14 +305,9 @@ def _begin(job: Job, target: TargetFolder, state: JobState) -> JobDocument:
 
 def _committed(job: Job, target: TargetFolder, state: JobState) -> tuple[int, ...]:
     """The ranks that a commit covers: those that were asked for, and those that are written already."""
-    manifest = target.manifest()
-    before = {f.rank for f in manifest.files} if manifest is not None and manifest.digest == job.digest else set()
+    manifest = _own_manifest(job, target)
+    before = {f.rank for f in manifest.files} if manifest is not None else set()
     return tuple(sorted({*job.scope, *before, *state.records(None)}))
-
-
-def _ranks_of_manifest(job: Job, target: TargetFolder) -> str:
-    manifest = target.manifest()
-    return manifest.ranks if manifest is not None and manifest.digest == job.digest else ""
 
 
 def _replaces(job: Job, target: TargetFolder, state: JobState) -> bool:

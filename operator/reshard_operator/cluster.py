@@ -9,6 +9,7 @@ from urllib.parse import quote
 
 from kubernetes.aio import client, config
 
+from reshard.spec import API_VERSION, KIND
 from reshard_operator import jobs
 from reshard_operator.observation import STEPS, Event, Job, Object, Pod, Seen, Transform
 from reshard_operator.reconcile import Action, Create, Patch
@@ -16,7 +17,8 @@ from reshard_operator.reconcile import Action, Create, Patch
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
-GROUP, VERSION, PLURAL = "reshard.dev", "v1alpha1", "checkpointtransforms"
+GROUP, VERSION = API_VERSION.split("/")
+PLURAL = "checkpointtransforms"
 FIELD_MANAGER = "reshard-operator"
 _SECONDS = 30.0
 # Of a step with thousands of pods, enough to tell what is wrong.
@@ -72,17 +74,14 @@ class Cluster:
 
     async def transforms(self, namespaces: Sequence[str]) -> list[Object]:
         """All transforms, in all namespaces if none is named."""
-        places = [f"/apis/{GROUP}/{VERSION}/namespaces/{n}/{PLURAL}" for n in namespaces] or [f"/apis/{GROUP}/{VERSION}/{PLURAL}"]
+        places = [_custom(namespace) for namespace in namespaces] or [f"/apis/{API_VERSION}/{PLURAL}"]
         return [item for place in places for item in await self._list(place)]
 
     async def observe(self, namespace: str, name: str) -> Seen | None:
         """What there is to see of a transform; None when it is gone."""
-        try:
-            resource = await self._call("GET", f"{_custom(namespace)}/{name}")
-        except ApiError as error:
-            if error.status == 404:
-                return None
-            raise
+        resource = await self._find(f"{_custom(namespace)}/{name}")
+        if resource is None:
+            return None
         transform = Transform.parse(resource)
         now = datetime.now(UTC).replace(microsecond=0)
         if transform.deleting:
@@ -138,8 +137,8 @@ class Cluster:
             ApiError: with status 409 if it has changed meanwhile.
         """
         body = {
-            "apiVersion": f"{GROUP}/{VERSION}",
-            "kind": "CheckpointTransform",
+            "apiVersion": API_VERSION,
+            "kind": KIND,
             "metadata": {"name": transform.name, "uid": transform.uid, "resourceVersion": transform.resource_version},
             "status": status,
         }
@@ -161,8 +160,8 @@ class Cluster:
             "type": kind,
             "note": note[:1000],
             "regarding": {
-                "apiVersion": f"{GROUP}/{VERSION}",
-                "kind": "CheckpointTransform",
+                "apiVersion": API_VERSION,
+                "kind": KIND,
                 "name": transform.name,
                 "namespace": transform.namespace,
                 "uid": transform.uid,
@@ -172,22 +171,12 @@ class Cluster:
 
     async def has_resource(self) -> bool:
         """Whether the API server knows CheckpointTransforms: the CRD is there."""
-        try:
-            found = await self._call("GET", f"/apis/{GROUP}/{VERSION}")
-        except ApiError as error:
-            if error.status == 404:
-                return False
-            raise
-        return any(resource["name"] == PLURAL for resource in found["resources"])
+        found = await self._find(f"/apis/{API_VERSION}")
+        return found is not None and any(resource["name"] == PLURAL for resource in found["resources"])
 
     async def get_lease(self, namespace: str, name: str) -> Object | None:
         """A Lease, if it is there."""
-        try:
-            return await self._call("GET", f"/apis/coordination.k8s.io/v1/namespaces/{namespace}/leases/{name}")
-        except ApiError as error:
-            if error.status == 404:
-                return None
-            raise
+        return await self._find(f"/apis/coordination.k8s.io/v1/namespaces/{namespace}/leases/{name}")
 
     async def put_lease(self, namespace: str, lease: Object) -> Object:
         """Create a Lease, or replace the one whose resourceVersion it has.
@@ -207,7 +196,7 @@ class Cluster:
         own = f"{jobs.LABEL_TRANSFORM}={transform.uid}"
         found = [Job(item) for item in await self._list(place, target or own)]
         mine = [job for job in found if job.owner == transform.uid]
-        return mine, [job for job in found if job.raw["metadata"]["labels"].get(jobs.LABEL_TRANSFORM) != transform.uid]
+        return mine, [job for job in found if job.label(jobs.LABEL_TRANSFORM) != transform.uid]
 
     async def _pods(self, transform: Transform, current: dict[str, Job]) -> tuple[list[Pod], list[str]]:
         if transform.spec is None:
@@ -227,7 +216,9 @@ class Cluster:
             same = f"{jobs.LABEL_TARGET}={jobs.target_label(transform.spec)},{jobs.LABEL_TRANSFORM}!={transform.uid}"
             writing = f"{same},{jobs.LABEL_STEP} in (ranks,commit)"
             alive = await self._list(place, writing, _ALIVE, _MOST_WAITING)
-            rivals = [f"CheckpointTransform {pod.transform_name} (pod {pod.name})" for pod in map(Pod, alive)]
+            rivals = [
+                f"CheckpointTransform {pod.annotation(jobs.ANNOTATION_TRANSFORM)} (pod {pod.name})" for pod in map(Pod, alive)
+            ]
         return pods, rivals
 
     async def _events(self, transform: Transform, current: dict[str, Job], pods: list[Pod]) -> list[Event]:
@@ -240,6 +231,15 @@ class Cluster:
             items = await self._list(place, "", f"involvedObject.uid={uid},type=Warning", _MOST_WAITING)
             found += [Event(uid, str(item.get("reason")), str(item.get("message"))) for item in items]
         return found
+
+    async def _find(self, path: str) -> Object | None:
+        """What is at a path; None when nothing is."""
+        try:
+            return await self._call("GET", path)
+        except ApiError as error:
+            if error.status == 404:
+                return None
+            raise
 
     async def _list(self, place: str, labels: str = "", fields: str = "", most: int | None = None) -> list[Object]:
         query = (
@@ -282,7 +282,7 @@ class Cluster:
 
 
 def _custom(namespace: str) -> str:
-    return f"/apis/{GROUP}/{VERSION}/namespaces/{namespace}/{PLURAL}"
+    return f"/apis/{API_VERSION}/namespaces/{namespace}/{PLURAL}"
 
 
 def _translated(error: Exception) -> ApiError:
@@ -306,4 +306,4 @@ def _rival(job: Job) -> str:
 def _is_older(job: Job, transform: Transform) -> bool:
     """Of two that begin at once, the one that was created first goes first."""
     created = job.annotation(jobs.ANNOTATION_CREATED)
-    return (created, job.raw["metadata"]["labels"].get(jobs.LABEL_TRANSFORM, "")) < (transform.created, transform.uid)
+    return (created, job.label(jobs.LABEL_TRANSFORM)) < (transform.created, transform.uid)

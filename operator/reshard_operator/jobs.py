@@ -66,7 +66,7 @@ def ranks_job(transform: Transform, config: Config, planned: PlanMessage) -> Obj
     job["spec"] |= {
         "completionMode": "Indexed",
         "completions": completions,
-        "parallelism": parallelism(spec, completions),
+        "parallelism": min(spec.execution.parallelism, completions),
         "backoffLimitPerIndex": spec.execution.backoff_limit_per_index,
     }
     del job["spec"]["backoffLimit"]
@@ -86,11 +86,6 @@ def ranks_job(transform: Transform, config: Config, planned: PlanMessage) -> Obj
 def commit_job(transform: Transform, config: Config, planned: PlanMessage) -> Object:
     """The Job that finds every rank's record and completes the checkpoint."""
     return _job(transform, config, "commit", {"RESHARD_DIGEST": planned.digest}, memory_bytes=planned.memory_bytes)
-
-
-def parallelism(spec: TransformSpec, completions: int) -> int:
-    """Pods at a time: never more than there is work for."""
-    return min(spec.execution.parallelism, completions)
 
 
 def _job(transform: Transform, config: Config, step: str, variables: dict[str, str], *, memory_bytes: int) -> Object:

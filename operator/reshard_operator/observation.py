@@ -68,7 +68,6 @@ class Transform:
     created: str
     deleting: bool
     queue: str
-    raw_spec: Object
     spec: TransformSpec | None
     problem: str
     status: Object
@@ -96,7 +95,6 @@ class Transform:
             created=metadata.get("creationTimestamp", ""),
             deleting="deletionTimestamp" in metadata,
             queue=metadata.get("labels", {}).get(QUEUE_LABEL, ""),
-            raw_spec=resource.get("spec") or {},
             spec=spec,
             problem=problem,
             status=resource.get("status") or {},
@@ -104,8 +102,8 @@ class Transform:
 
 
 @dataclass(frozen=True)
-class Job:
-    """A Job of a transform."""
+class Kept:
+    """An object that Kubernetes keeps, as the API server sent it."""
 
     raw: Object
 
@@ -120,14 +118,31 @@ class Job:
         return str(self.raw["metadata"]["uid"])
 
     @property
-    def spec(self) -> Object:
-        """Its spec."""
-        return dict(self.raw["spec"])
-
-    @property
     def status(self) -> Object:
         """Its status."""
         return self.raw.get("status") or {}
+
+    @property
+    def owner(self) -> str:
+        """The UID of the object that controls it."""
+        return next((str(o["uid"]) for o in self.raw["metadata"].get("ownerReferences", ()) if o.get("controller")), "")
+
+    def label(self, name: str) -> str:
+        """A label; empty when it has none of that name."""
+        return str((self.raw["metadata"].get("labels") or {}).get(name, ""))
+
+    def annotation(self, name: str) -> str:
+        """An annotation; empty when it has none of that name."""
+        return str((self.raw["metadata"].get("annotations") or {}).get(name, ""))
+
+
+class Job(Kept):
+    """A Job of a transform."""
+
+    @property
+    def spec(self) -> Object:
+        """Its spec."""
+        return dict(self.raw["spec"])
 
     @property
     def deleting(self) -> bool:
@@ -158,36 +173,14 @@ class Job:
         """Whether it is suspended, and all its pods are gone."""
         return self.condition("Suspended") is not None and not self.status.get("active") and not self.status.get("terminating")
 
-    def annotation(self, name: str) -> str:
-        """An annotation; empty when it has none of that name."""
-        return str((self.raw["metadata"].get("annotations") or {}).get(name, ""))
-
-    @property
-    def owner(self) -> str:
-        """The UID of the object that controls it."""
-        return next((str(o["uid"]) for o in self.raw["metadata"].get("ownerReferences", ()) if o.get("controller")), "")
-
     def indexes(self, field_name: str) -> tuple[int, ...]:
         """Completion indexes that its status lists, such as "0,3-5"."""
         text = self.status.get(field_name) or ""
         return parse_ranks(text) if text else ()
 
 
-@dataclass(frozen=True)
-class Pod:
-    """A pod of a transform."""
-
-    raw: Object
-
-    @property
-    def name(self) -> str:
-        """Its name."""
-        return str(self.raw["metadata"]["name"])
-
-    @property
-    def uid(self) -> str:
-        """Its UID."""
-        return str(self.raw["metadata"]["uid"])
+class Pod(Kept):
+    """A pod of a transform; its owner is its Job."""
 
     @property
     def created(self) -> str:
@@ -197,7 +190,7 @@ class Pod:
     @property
     def phase(self) -> str:
         """Pending, Running, Succeeded, Failed or Unknown."""
-        return str((self.raw.get("status") or {}).get("phase", "Pending"))
+        return str(self.status.get("phase", "Pending"))
 
     @property
     def alive(self) -> bool:
@@ -205,29 +198,9 @@ class Pod:
         return self.phase not in {"Succeeded", "Failed"}
 
     @property
-    def transform(self) -> str:
-        """The UID of the transform that it belongs to."""
-        return str((self.raw["metadata"].get("labels") or {}).get("reshard.dev/transform-uid", ""))
-
-    @property
-    def transform_name(self) -> str:
-        """The name of the transform that it belongs to."""
-        return str((self.raw["metadata"].get("annotations") or {}).get("reshard.dev/transform", ""))
-
-    @property
-    def step(self) -> str:
-        """Which step it carries out."""
-        return str((self.raw["metadata"].get("labels") or {}).get("reshard.dev/step", ""))
-
-    @property
-    def job(self) -> str:
-        """The UID of its Job."""
-        return next((str(o["uid"]) for o in self.raw["metadata"].get("ownerReferences", ()) if o.get("controller")), "")
-
-    @property
     def index(self) -> int:
         """Its completion index."""
-        return int((self.raw["metadata"].get("annotations") or {}).get("batch.kubernetes.io/job-completion-index", 0))
+        return int(self.annotation("batch.kubernetes.io/job-completion-index") or 0)
 
     @property
     def waiting(self) -> Object:
@@ -240,11 +213,11 @@ class Pod:
         return next((s["state"]["terminated"] for s in self._containers() if "terminated" in (s.get("state") or {})), {})
 
     def _containers(self) -> list[Object]:
-        return (self.raw.get("status") or {}).get("containerStatuses") or []
+        return self.status.get("containerStatuses") or []
 
     def condition(self, kind: str) -> Object:
         """A condition, whatever it says."""
-        return next((c for c in (self.raw.get("status") or {}).get("conditions") or () if c["type"] == kind), {})
+        return next((c for c in self.status.get("conditions") or () if c["type"] == kind), {})
 
     def failure(self) -> FailureMessage:
         """Why it has failed, in its own words if it has left any."""
@@ -256,10 +229,8 @@ class Pod:
         except msgspec.MsgspecError:
             pass
         lines = [line for line in text.splitlines() if line.strip()]
-        reason = str(ended.get("reason") or (self.raw.get("status") or {}).get("reason") or "Error")
-        said = (
-            lines[-1] if lines else str((self.raw.get("status") or {}).get("message") or f"the container ended with code {code}")
-        )
+        reason = str(ended.get("reason") or self.status.get("reason") or "Error")
+        said = lines[-1] if lines else str(self.status.get("message") or f"the container ended with code {code}")
         return FailureMessage(reason, said[:1000], code)
 
 
@@ -295,7 +266,7 @@ class Seen:
 
     def pods_of(self, job: Job) -> tuple[Pod, ...]:
         """The pods of one Job, the newest first."""
-        return tuple(sorted((p for p in self.pods if p.job == job.uid), key=lambda p: p.created, reverse=True))
+        return tuple(sorted((p for p in self.pods if p.owner == job.uid), key=lambda p: p.created, reverse=True))
 
     def message(self, step: str, kind: type[M]) -> M | None:
         """What the pod of a finished step has left."""

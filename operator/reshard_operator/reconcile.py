@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING
 
 import msgspec
 
+from reshard.ranks import ranks_of_index
 from reshard_operator import diagnosis, jobs
 from reshard_operator.observation import CommitMessage, PlanMessage, as_text, ranks_of
 from reshard_operator.status import Phase, State, all_done, build, plan_details, rank_details
@@ -173,7 +174,7 @@ def _begin(seen: Seen, spec: TransformSpec, step: str, manifest: Object, details
         stop = (Delete(job) for job in running if not job.deleting)
         return _tell(seen, replace(starting, message="waiting for the last attempt to end"), details, _SOON_SECONDS, *stop)
     ours = {job.uid for job in seen.jobs.values()}
-    if any(pod.alive and pod.job not in ours for pod in seen.pods):
+    if any(pod.alive and pod.owner not in ours for pod in seen.pods):
         return _tell(seen, replace(starting, message="waiting for pods of the last attempt to end"), details, _SOON_SECONDS)
     return _tell(seen, starting, details, _LOOK_AGAIN_SECONDS, Create(manifest))
 
@@ -200,7 +201,7 @@ def _why_failed(seen: Seen, spec: TransformSpec, step: str, job: Job) -> tuple[s
         planned = _planned(seen)
         ranks = ranks_of(spec, planned) if planned is not None else ()
         each = spec.execution.ranks_per_pod
-        names = as_text(tuple(rank for i in failed for rank in ranks[i * each : (i + 1) * each]), 200)
+        names = as_text(tuple(rank for i in failed for rank in ranks_of_index(ranks, each, i)), 200)
         where = f"rank {names} of {len(ranks)} failed" if failed else "the ranks were stopped"
         return _reason(said, "RanksFailed"), f"{where}: {_message(said, condition)}"
     return _reason(said, _FAILED[step]), _message(said, condition)
@@ -225,7 +226,7 @@ def _failures(seen: Seen, job: Job, ranks: tuple[int, ...], spec: TransformSpec)
         if pod.phase == "Failed" and pod.index in failed and pod.index not in found:
             failure = pod.failure()
             found[pod.index] = {
-                "ranks": as_text(tuple(ranks[pod.index * each : (pod.index + 1) * each]), 100),
+                "ranks": as_text(ranks_of_index(ranks, each, pod.index), 100),
                 "pod": pod.name,
                 "reason": failure.reason[:100],
                 "exitCode": failure.exit_code,
@@ -250,8 +251,7 @@ def _runs(job: Job) -> bool:
 
 def _has_ended(seen: Seen) -> bool:
     status = seen.transform.status
-    phase = status.get("phase")
-    return phase in {Phase.COMPLETE.value, Phase.FAILED.value} and status.get("attempt") == seen.transform.attempt
+    return Phase(status.get("phase") or Phase.PENDING).terminal and status.get("attempt") == seen.transform.attempt
 
 
 def _clear_up(seen: Seen) -> Decision:

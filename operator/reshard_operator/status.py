@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from enum import StrEnum
 from typing import TYPE_CHECKING
 
+from reshard.ranks import ranks_of_index
 from reshard_operator.observation import as_text, ranks_of
 
 if TYPE_CHECKING:
@@ -128,7 +129,7 @@ def rank_details(job: Job, ranks: tuple[int, ...], ranks_per_pod: int, failures:
     """How far the ranks are, from their Job. Indexes become ranks here."""
 
     def of(indexes: tuple[int, ...]) -> tuple[int, ...]:
-        return tuple(rank for i in indexes for rank in ranks[i * ranks_per_pod : (i + 1) * ranks_per_pod])
+        return tuple(rank for i in indexes for rank in ranks_of_index(ranks, ranks_per_pod, i))
 
     done, failed = len(of(job.indexes("completedIndexes"))), of(job.indexes("failedIndexes"))
     active = int(job.status.get("active") or 0) * ranks_per_pod

@@ -191,7 +191,8 @@ def test_kubectl_shows_phase_ranks_percent_and_age(api: client.ApiClient, namesp
     wait_for(lambda: shown()[:4] == ["x", "Resharding", "3/8", "37"], 10)
 
 
-def test_the_gitops_folder_is_accepted(crd: None) -> None:  # noqa: ARG001 - it has to be there
+@pytest.mark.usefixtures("crd")
+def test_the_gitops_folder_is_accepted() -> None:
     folder = str(ROOT / "examples" / "gitops")
     made = subprocess.run([program("kubectl"), "kustomize", folder], check=True, capture_output=True, text=True).stdout
     namespace = next(d for d in yaml.safe_load_all(made) if d["kind"] == "Namespace")

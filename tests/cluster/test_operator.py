@@ -211,5 +211,6 @@ def test_pods_that_cannot_start_are_given_up(stage: Stage) -> None:
     wait_for(lambda: not stage.pods("plan"), 60)
 
 
-def test_helm_test_passes(operator: None) -> None:  # noqa: ARG001 - it has to be there
+@pytest.mark.usefixtures("operator")
+def test_helm_test_passes() -> None:
     helm("test", RELEASE, "--namespace", SYSTEM, "--timeout", "120s")

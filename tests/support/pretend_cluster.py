@@ -107,7 +107,7 @@ class PretendCluster:
             elif action.job.name in self.jobs and self.jobs[action.job.name]["metadata"]["uid"] == action.job.uid:
                 if isinstance(action, Delete):
                     del self.jobs[action.job.name]
-                    self.pods = [pod for pod in self.pods if Pod(pod).job != action.job.uid]
+                    self.pods = [pod for pod in self.pods if Pod(pod).owner != action.job.uid]
                 else:
                     self.jobs[action.job.name]["spec"] |= action.spec
         if decision.status is not None and not status_lost:
@@ -135,7 +135,7 @@ class PretendCluster:
         spec, status, uid = job["spec"], job["status"], job["metadata"]["uid"]
         if any(c["type"] in {"Complete", "Failed"} for c in status.get("conditions", ())):
             return
-        mine = [pod for pod in self.pods if Pod(pod).job == uid]
+        mine = [pod for pod in self.pods if Pod(pod).owner == uid]
         if spec.get("suspend"):
             self.pods = [pod for pod in self.pods if pod not in mine or not Pod(pod).alive]
             status |= {"active": 0, "ready": 0, "conditions": [{"type": "Suspended", "status": "True"}]}
@@ -177,7 +177,7 @@ class PretendCluster:
         )
 
     def _end(self, pod: dict[str, Any]) -> None:
-        code, message = self.outcome(Pod(pod).step, Pod(pod).index)
+        code, message = self.outcome(Pod(pod).label(jobs.LABEL_STEP), Pod(pod).index)
         pod["status"] = {
             "phase": "Failed" if code else "Succeeded",
             "containerStatuses": [{"state": {"terminated": {"exitCode": code, "message": json.dumps(message)}}}],

@@ -13,7 +13,7 @@ import disk
 import pytest
 from cluster.layout import Layout, program
 from kubernetes import client
-from kubernetes_objects import USER, claim_folder, wait_for
+from kubernetes_objects import claim_folder
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -130,6 +130,3 @@ def stage(api: client.ApiClient, namespace: str, tmp_path: Path, operator: None)
         if path.stat().st_uid == 0:
             path.chmod(path.stat().st_mode | 0o011)
     return Stage(api, namespace, tmp_path)
-
-
-__all__ = ["USER", "Stage", "helm", "operator", "stage", "wait_for"]

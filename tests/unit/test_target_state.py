@@ -250,9 +250,9 @@ def test_wrong_options_are_refused_and_not_taken_for_others(options: dict[str, A
 
 
 def test_paths_may_be_paths(made: disk.Checkpoint, target: Path) -> None:
-    assert Request(source=made.source, target=target).source == str(made.source)  # type: ignore[arg-type]  # as people do
+    assert Request(source=made.source, target=target).source == str(made.source)
     with pytest.raises(UsageError, match="source"):
-        Request(source=None, target="x")  # type: ignore[arg-type]  # as people do
+        Request(source=None, target="x")
 
 
 def test_a_shared_lock_is_kept_as_long_as_one_of_its_holders_lives(target: Path) -> None:

@@ -79,7 +79,7 @@ def test_every_rank_gets_exactly_its_slices(model: models.Model, source: str, ta
         reader = MemoryReader(f"rank_{rank}/y.{target}", content)
         files = SourceFiles(store, made.model.inventory)
         for level in ("Sample", "Full"):
-            check_file(reader, made.planner.plan(rank), made.model, files, level)  # type: ignore[arg-type]
+            check_file(reader, made.planner.plan(rank), made.model, files, level)
 
 
 @pytest.mark.parametrize("kind", ["ckpt", "safetensors"])
