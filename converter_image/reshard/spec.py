@@ -41,16 +41,25 @@ class StorageSpec(Strict, frozen=True):
     persistent_volume_claim: ClaimSpec
 
 
+class ConfigMapKeyRef(Strict, frozen=True):
+    """One entry of a ConfigMap."""
+
+    name: Annotated[str, msgspec.Meta(min_length=1, max_length=253)]
+    key: Annotated[str, msgspec.Meta(max_length=253, pattern=r"^[-._a-zA-Z0-9]+$")]
+
+
 class StrategySpec(Strict, frozen=True):
-    """Where a strategy is: a file, or a folder with a file for each pipeline stage.
+    """Where a strategy is: a file, or a folder with a file for each pipeline stage; or an entry of a ConfigMap.
 
     Attributes:
         path: from the volume's root.
         storage: which volume; absent: that of the checkpoint.
+        config_map_key_ref: instead of a path, for what is small enough to be kept beside the resource.
     """
 
-    path: RelativePath
+    path: RelativePath | None = None
     storage: StorageSpec | None = None
+    config_map_key_ref: ConfigMapKeyRef | None = None
 
 
 class FilesSpec(Strict, frozen=True):
@@ -128,53 +137,91 @@ def parse_spec(document: object, where: str) -> TransformSpec:
         raise UsageError("InvalidField", str(error).replace("`$", "`spec"), where=where) from error
     for path, name in _paths(spec):
         check_relative(path, name)
+    for side, strategy in (("source", spec.source.strategy), ("target", spec.target.strategy)):
+        if strategy is not None:
+            _check_strategy(strategy, f"spec.{side}.strategy")
     return spec
 
 
+def _check_strategy(strategy: StrategySpec, where: str) -> None:
+    if not strategy.path and strategy.config_map_key_ref is None:
+        raise UsageError("StrategyPlaceMissing", "neither path nor configMapKeyRef is given", where=where, fix="give one of them")
+    if strategy.config_map_key_ref is not None and (strategy.path is not None or strategy.storage is not None):
+        raise UsageError("AmbiguousStrategy", "configMapKeyRef stands alone", where=where, fix="leave out path and storage")
+
+
+class Volume(NamedTuple):
+    """What of a namespace a pod mounts: a claim, or one entry of a ConfigMap.
+
+    Attributes:
+        name: of the claim or the ConfigMap.
+        key: of the entry; empty: it is a claim.
+    """
+
+    name: str
+    key: str = ""
+
+    @property
+    def option(self) -> str:
+        """The option of `reshard run` that names a folder for it."""
+        return "--config-map" if self.key else "--volume"
+
+
 class Mount(NamedTuple):
-    """A claim as a pod sees it.
+    """A volume as a pod sees it.
 
     Attributes:
         role: what is on it: "source", "source-strategy", "target" or "target-strategy".
-        claim: its name.
+        volume: which it is.
         read_only: whether the pod may only read.
     """
 
     role: str
-    claim: str
+    volume: Volume
     read_only: bool
 
     @property
     def folder(self) -> str:
-        """Where the claim's root is."""
+        """Where the volume's root is."""
         return f"{VOLUMES}/{self.role}"
 
 
 def mounts(spec: TransformSpec) -> tuple[Mount, ...]:
-    """The claims that a transform's pods need. One claim can be there in several roles."""
+    """The volumes that a transform's pods need. One claim can be there in several roles."""
     found = []
     for role, side in (("source", spec.source), ("target", spec.target)):
-        found.append(Mount(role, side.storage.persistent_volume_claim.claim_name, role == "source"))
-        if side.strategy is not None and side.strategy.storage is not None:
-            found.append(Mount(f"{role}-strategy", side.strategy.storage.persistent_volume_claim.claim_name, read_only=True))
+        found.append(Mount(role, Volume(side.storage.persistent_volume_claim.claim_name), role == "source"))
+        if side.strategy is not None and (volume := _volume_of(side.strategy)) is not None:
+            found.append(Mount(f"{role}-strategy", volume, read_only=True))
     return tuple(found)
 
 
-def request_of_claims(spec: TransformSpec, volumes: Mapping[str, str]) -> Request:
-    """The request of a resource, given the folder that stands for each claim.
+def _volume_of(strategy: StrategySpec) -> Volume | None:
+    """The volume of its own that a strategy has, if it has one."""
+    if strategy.config_map_key_ref is not None:
+        return Volume(strategy.config_map_key_ref.name, strategy.config_map_key_ref.key)
+    return Volume(strategy.storage.persistent_volume_claim.claim_name) if strategy.storage is not None else None
+
+
+def request_of_volumes(spec: TransformSpec, claims: Mapping[str, str], config_maps: Mapping[str, str]) -> Request:
+    """The request of a resource, given the folder that stands for each claim and for each ConfigMap.
 
     Raises:
-        UsageError: a claim has no folder.
+        UsageError: one has no folder.
     """
+    folders = {}
     for mount in mounts(spec):
-        if mount.claim not in volumes:
+        volume = mount.volume
+        known = config_maps if volume.key else claims
+        if volume.name not in known:
             raise UsageError(
                 "VolumeMissing",
-                f"no folder is given for the claim {mount.claim!r}",
+                f"no folder is given for the {'ConfigMap' if volume.key else 'claim'} {volume.name!r}",
                 where=f"spec.{mount.role}",
-                fix=f"add --volume {mount.claim}=DIR",
+                fix=f"add {volume.option} {volume.name}=DIR",
             )
-    return _to_request(spec, {mount.role: volumes[mount.claim] for mount in mounts(spec)})
+        folders[mount.role] = known[volume.name]
+    return _to_request(spec, folders)
 
 
 def request_of_pod(spec: TransformSpec) -> Request:
@@ -224,7 +271,9 @@ def _paths(spec: TransformSpec) -> list[tuple[str, str]]:
     for side, part in (("source", spec.source), ("target", spec.target)):
         paths.append((part.storage.persistent_volume_claim.path, f"spec.{side}.storage.persistentVolumeClaim.path"))
         if part.strategy is not None:
-            paths.append((part.strategy.path, f"spec.{side}.strategy.path"))
+            paths.append((part.strategy.path or "", f"spec.{side}.strategy.path"))
+            if part.strategy.config_map_key_ref is not None:
+                paths.append((part.strategy.config_map_key_ref.key, f"spec.{side}.strategy.configMapKeyRef.key"))
             if part.strategy.storage is not None:
                 inner = part.strategy.storage.persistent_volume_claim.path
                 paths.append((inner, f"spec.{side}.strategy.storage.persistentVolumeClaim.path"))
@@ -239,5 +288,7 @@ def _strategy(strategy: StrategySpec | None, role: str, folders: Mapping[str, st
     if strategy is None:
         return None
     root = folders.get(f"{role}-strategy", folders[role])
+    if strategy.config_map_key_ref is not None:
+        return _join(root, strategy.config_map_key_ref.key)
     claim = strategy.storage.persistent_volume_claim if strategy.storage is not None else None
-    return _join(_join(root, claim.path) if claim is not None else root, strategy.path)
+    return _join(_join(root, claim.path) if claim is not None else root, strategy.path or "")

@@ -193,16 +193,20 @@ def _pod(spec: TransformSpec, config: Config, step: str, environment: dict[str, 
 def _volumes(spec: TransformSpec) -> tuple[list[Object], list[Object]]:
     """One volume for each distinct claim, or the pod would wait for ever; mounted once for each role it has."""
     needed = mounts(spec)
-    claims = list(dict.fromkeys(mount.claim for mount in needed))
+    distinct = list(dict.fromkeys(mount.volume for mount in needed))
     volumes: list[Object] = []
-    for i, claim in enumerate(claims):
-        source: Object = {"claimName": claim}
-        if all(mount.read_only for mount in needed if mount.claim == claim):
-            source["readOnly"] = True
-        volumes.append({"name": f"claim-{i}", "persistentVolumeClaim": source})
+    for i, volume in enumerate(distinct):
+        if volume.key:
+            items = [{"key": volume.key, "path": volume.key}]
+            volumes.append({"name": f"volume-{i}", "configMap": {"name": volume.name, "items": items}})
+            continue
+        claim: Object = {"claimName": volume.name}
+        if all(mount.read_only for mount in needed if mount.volume == volume):
+            claim["readOnly"] = True
+        volumes.append({"name": f"volume-{i}", "persistentVolumeClaim": claim})
     mounted: list[Object] = []
     for mount in needed:
-        entry: Object = {"name": f"claim-{claims.index(mount.claim)}", "mountPath": mount.folder}
+        entry: Object = {"name": f"volume-{distinct.index(mount.volume)}", "mountPath": mount.folder}
         mounted.append(entry | {"readOnly": True} if mount.read_only else entry)
     return volumes, mounted
 

@@ -97,7 +97,7 @@ def _carry_out(seen: Seen, spec: TransformSpec, planned: PlanMessage, config: Co
         return _complete(seen, "AlreadyComplete", "the target holds this very checkpoint", details | all_done(len(ranks)))
     job = seen.jobs.get("ranks")
     if job is not None:
-        details |= rank_details(job, ranks, spec.execution.ranks_per_pod, _failures(seen, job, ranks, spec))
+        details |= rank_details(seen, job, ranks, spec.execution.ranks_per_pod, _failures(seen, job, ranks, spec))
     if job is None or not job.complete:
         return _step(seen, spec, "ranks", jobs.ranks_job(seen.transform, config, planned), details)
     committed = seen.message("commit", CommitMessage)
@@ -116,7 +116,7 @@ def refused(seen: Seen, reason: str, message: str, *, for_good: bool) -> Decisio
     if for_good:
         return _fail(seen, reason, message)
     phase = Phase(seen.transform.status.get("phase") or Phase.PENDING)
-    return Decision(build(seen.transform, State(phase, reason, message), seen.now), (), _LOOK_AGAIN_SECONDS)
+    return _tell(seen, State(phase, reason, message), None, _LOOK_AGAIN_SECONDS)
 
 
 def _planned(seen: Seen) -> PlanMessage | None:
@@ -239,7 +239,9 @@ def _progress(step: str, job: Job, details: Object | None) -> str:
     if step == "ranks" and details is not None:
         ranks = details["ranks"]
         failed = f", {ranks['failed']} failed" if ranks["failed"] else ""
-        return f"{ranks['succeeded']} of {ranks['total']} ranks are written{failed}"
+        expected = details.get("expectedCompletionTime")
+        left = f", the last expected at {expected}" if expected else ""
+        return f"{ranks['succeeded']} of {ranks['total']} ranks are written{failed}{left}"
     return f"Job {job.name} runs"
 
 
@@ -273,12 +275,13 @@ def _clear_up(seen: Seen) -> Decision:
 
 
 def _tell(seen: Seen, state: State, details: Object | None, look_again: float | None, *actions: Action) -> Decision:
-    return Decision(build(seen.transform, state, seen.now, details), actions, look_again)
+    names = {"jobs": {step: job.name for step, job in seen.jobs.items()}} if seen.jobs else {}
+    return Decision(build(seen.transform, state, seen.now, names | (details or {})), actions, look_again)
 
 
 def _fail(seen: Seen, reason: str, message: str, details: Object | None = None) -> Decision:
-    return Decision(build(seen.transform, State(Phase.FAILED, reason, message), seen.now, details), (), 1.0)
+    return _tell(seen, State(Phase.FAILED, reason, message), details, _SOON_SECONDS)
 
 
 def _complete(seen: Seen, reason: str, message: str, details: Object) -> Decision:
-    return Decision(build(seen.transform, State(Phase.COMPLETE, reason, message), seen.now, details), (), 1.0)
+    return _tell(seen, State(Phase.COMPLETE, reason, message), details, _SOON_SECONDS)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from datetime import datetime
 from enum import StrEnum
 from typing import TYPE_CHECKING
 
@@ -10,14 +11,12 @@ from reshard.ranks import ranks_of_index
 from reshard_operator.observation import as_text, ranks_of
 
 if TYPE_CHECKING:
-    from datetime import datetime
-
     from reshard.spec import TransformSpec
-    from reshard_operator.observation import Job, Object, PlanMessage, Transform
+    from reshard_operator.observation import Job, Object, PlanMessage, Seen, Transform
 
 _LONGEST_MESSAGE = 2000
 _MOST_FAILURES = 10
-_LASTING = ("plan", "ranks", "progress", "percentage", "bytesRead", "bytesWritten", "manifest", "startTime")
+_LASTING = ("plan", "ranks", "progress", "percentage", "bytesRead", "bytesWritten", "manifest", "jobs", "startTime")
 
 
 class Phase(StrEnum):
@@ -125,7 +124,7 @@ def plan_details(planned: PlanMessage, spec: TransformSpec) -> Object:
     }
 
 
-def rank_details(job: Job, ranks: tuple[int, ...], ranks_per_pod: int, failures: list[Object]) -> Object:
+def rank_details(seen: Seen, job: Job, ranks: tuple[int, ...], ranks_per_pod: int, failures: list[Object]) -> Object:
     """How far the ranks are, from their Job. Indexes become ranks here."""
 
     def of(indexes: tuple[int, ...]) -> tuple[int, ...]:
@@ -143,7 +142,21 @@ def rank_details(job: Job, ranks: tuple[int, ...], ranks_per_pod: int, failures:
         details["failedRanks"] = as_text(failed)
     if failures:
         details["failures"] = failures[:_MOST_FAILURES]
-    return {"ranks": details, "progress": f"{done}/{len(ranks)}", "percentage": 100 * done // len(ranks)}
+    found: Object = {"ranks": details, "progress": f"{done}/{len(ranks)}", "percentage": 100 * done // len(ranks)}
+    if (end := _expected_end(seen, job, done, len(ranks))) is not None:
+        found["expectedCompletionTime"] = end
+    return found
+
+
+def _expected_end(seen: Seen, job: Job, done: int, total: int) -> str | None:
+    """When the last rank will be written at the rate so far. Worked out when one is finished, so that it stays still between."""
+    last = seen.transform.status
+    if (last.get("ranks") or {}).get("succeeded") == done and "expectedCompletionTime" in last:
+        return str(last["expectedCompletionTime"])
+    started = job.status.get("startTime")
+    if not 0 < done < total or not started:
+        return None
+    return _time(seen.now + (seen.now - datetime.fromisoformat(started)) * (total - done) / done)
 
 
 def all_done(ranks: int) -> Object:
@@ -187,7 +200,7 @@ def only_counts_differ(old: Object, new: Object) -> bool:
 
     def without_counts(status: Object) -> Object:
         conditions = [condition | {"message": ""} for condition in status.get("conditions") or ()]
-        return status | dict.fromkeys(("ranks", "progress", "percentage")) | {"conditions": conditions}
+        return status | dict.fromkeys(("ranks", "progress", "percentage", "expectedCompletionTime")) | {"conditions": conditions}
 
     return bool(old) and old.get("phase") == Phase.RESHARDING.value and without_counts(old) == without_counts(new)
 

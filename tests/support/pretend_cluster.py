@@ -141,6 +141,7 @@ class PretendCluster:
             status |= {"active": 0, "ready": 0, "conditions": [{"type": "Suspended", "status": "True"}]}
             return
         status["conditions"] = []
+        status.setdefault("startTime", self.now.isoformat())
         alive = [pod for pod in mine if Pod(pod).alive]
         for pod in alive:
             self._end(pod)

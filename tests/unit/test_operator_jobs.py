@@ -41,17 +41,26 @@ def test_names_leave_room_for_the_names_of_pods(name: str, attempt: int) -> None
 
 def test_one_claim_is_one_volume_with_two_mounts() -> None:
     pod = pod_of(ranks_job())
-    assert pod["volumes"] == [{"name": "claim-0", "persistentVolumeClaim": {"claimName": "claim"}}]
+    assert pod["volumes"] == [{"name": "volume-0", "persistentVolumeClaim": {"claimName": "claim"}}]
     assert pod["containers"][0]["volumeMounts"] == [
-        {"name": "claim-0", "mountPath": "/volumes/source", "readOnly": True},
-        {"name": "claim-0", "mountPath": "/volumes/target"},
+        {"name": "volume-0", "mountPath": "/volumes/source", "readOnly": True},
+        {"name": "volume-0", "mountPath": "/volumes/target"},
     ]
 
 
 def test_a_claim_that_is_only_read_is_mounted_read_only() -> None:
     source = {"storage": {"persistentVolumeClaim": {"claimName": "other"}}}
     pod = pod_of(ranks_job(source=source))
-    assert pod["volumes"][0] == {"name": "claim-0", "persistentVolumeClaim": {"claimName": "other", "readOnly": True}}
+    assert pod["volumes"][0] == {"name": "volume-0", "persistentVolumeClaim": {"claimName": "other", "readOnly": True}}
+
+
+def test_a_strategy_in_a_config_map_is_mounted() -> None:
+    target = resource()["spec"]["target"] | {"strategy": {"configMapKeyRef": {"name": "strategies", "key": "dst.json"}}}
+    pod = pod_of(ranks_job(target=target))
+    items = [{"key": "dst.json", "path": "dst.json"}]
+    assert pod["volumes"][1] == {"name": "volume-1", "configMap": {"name": "strategies", "items": items}}
+    mounted = {"name": "volume-1", "mountPath": "/volumes/target-strategy", "readOnly": True}
+    assert pod["containers"][0]["volumeMounts"][2] == mounted
 
 
 def test_pods_are_restricted_and_have_no_token() -> None:

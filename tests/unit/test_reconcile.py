@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from datetime import datetime, timedelta
 from itertools import pairwise
 from typing import Any
 
@@ -140,6 +141,28 @@ def test_parallelism_is_passed_on() -> None:
     assert [a.spec for a in cluster.decide().actions if isinstance(a, Patch)] == [{"parallelism": 2}]
     cluster.settle()
     assert cluster.status["phase"] == "Complete"
+
+
+def test_the_end_is_expected_at_the_rate_so_far() -> None:
+    cluster = PretendCluster(resource(execution={"parallelism": 1}))
+    cluster.work()
+    while cluster.status.get("progress") != "2/6":
+        cluster.advance(60)
+        cluster.work()
+    begun = datetime.fromisoformat(next(job for name, job in cluster.jobs.items() if "ranks" in name)["status"]["startTime"])
+    expected = cluster.status["expectedCompletionTime"]
+    assert datetime.fromisoformat(expected) - begun == 3 * (cluster.now - begun)  # two of six are written
+    assert expected in ready(cluster)["message"]
+    cluster.now += timedelta(seconds=30)
+    assert cluster.decide().status == cluster.status
+    cluster.settle()
+    assert "expectedCompletionTime" not in cluster.status
+
+
+def test_its_jobs_are_named() -> None:
+    cluster = PretendCluster()
+    cluster.settle()
+    assert sorted(cluster.status["jobs"].values()) == sorted(cluster.created)
 
 
 def test_another_transform_with_the_same_target_is_waited_for() -> None:

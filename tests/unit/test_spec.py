@@ -13,7 +13,7 @@ from reshard.lock import Holder
 from reshard.manifest import FileRecord, Manifest, decode, encode
 from reshard.ranks import format_ranks, parse_ranks
 from reshard.request import Options
-from reshard.spec import TransformSpec, parse_resource, request_of_claims
+from reshard.spec import TransformSpec, parse_resource, request_of_pod, request_of_volumes
 from reshard.target import JobDocument
 
 RESOURCE = {
@@ -41,7 +41,7 @@ RESOURCE = {
 
 
 def test_a_resource_becomes_a_request() -> None:
-    request = request_of_claims(parse_resource(yaml.safe_dump(RESOURCE), "x.yaml"), {"a": "/a", "b": "/b/"})
+    request = request_of_volumes(parse_resource(yaml.safe_dump(RESOURCE), "x.yaml"), {"a": "/a", "b": "/b/"}, {})
     assert (request.source, request.source_strategy) == ("/a/run/src", "/a/run/src.ckpt")
     assert (request.target, request.target_strategy) == ("/b/dst", "/a/dst.ckpt")
     assert request.options == Options(
@@ -49,10 +49,36 @@ def test_a_resource_becomes_a_request() -> None:
     )
 
 
+def test_a_strategy_may_be_an_entry_of_a_config_map() -> None:
+    resource = msgspec.json.decode(msgspec.json.encode(RESOURCE))
+    resource["spec"]["target"]["strategy"] = {"configMapKeyRef": {"name": "strategies", "key": "dst.json"}}
+    spec = parse_resource(yaml.safe_dump(resource), "x.yaml")
+    assert request_of_volumes(spec, {"a": "/a", "b": "/b"}, {"strategies": "/s"}).target_strategy == "/s/dst.json"
+    assert request_of_pod(spec).target_strategy == "/volumes/target-strategy/dst.json"
+    with pytest.raises(UsageError, match="--config-map strategies=DIR"):
+        request_of_volumes(spec, {"a": "/a", "b": "/b"}, {})
+
+
+@pytest.mark.parametrize(
+    ("strategy", "said"),
+    [
+        ({}, "neither path nor configMapKeyRef"),
+        ({"path": "a", "configMapKeyRef": {"name": "s", "key": "k"}}, "stands alone"),
+        ({"configMapKeyRef": {"name": "s", "key": "../k"}}, "spec.source.strategy.configMapKeyRef.key"),
+        ({"configMapKeyRef": {"name": "s", "key": ".."}}, "spec.source.strategy.configMapKeyRef.key"),
+    ],
+)
+def test_a_strategy_is_in_one_place(strategy: dict[str, object], said: str) -> None:
+    resource = msgspec.json.decode(msgspec.json.encode(RESOURCE))
+    resource["spec"]["source"]["strategy"] = strategy
+    with pytest.raises(UsageError, match=said):
+        parse_resource(yaml.safe_dump(resource), "x.yaml")
+
+
 def test_defaults_of_the_resource_are_those_of_the_library() -> None:
     storage = {"persistentVolumeClaim": {"claimName": "a"}}
     spec = msgspec.convert({"source": {"storage": storage}, "target": {"storage": storage}}, TransformSpec)
-    assert request_of_claims(spec, {"a": "/a"}).options == Options()
+    assert request_of_volumes(spec, {"a": "/a"}, {}).options == Options()
 
 
 @pytest.mark.parametrize(
@@ -85,7 +111,7 @@ def test_what_is_wrong_is_named(path: tuple[str, ...], value: object, said: str)
 
 def test_a_claim_without_a_folder_says_what_to_add() -> None:
     with pytest.raises(UsageError, match="--volume b=DIR"):
-        request_of_claims(parse_resource(yaml.safe_dump(RESOURCE), "x.yaml"), {"a": "/a"})
+        request_of_volumes(parse_resource(yaml.safe_dump(RESOURCE), "x.yaml"), {"a": "/a"}, {})
 
 
 @given(st.sets(st.integers(0, 200), min_size=1).map(lambda s: tuple(sorted(s))))

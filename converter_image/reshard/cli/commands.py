@@ -17,7 +17,7 @@ from reshard.errors import MissingInputError, UsageError
 from reshard.manifest import MANIFEST_NAME
 from reshard.ranks import format_ranks, parse_ranks
 from reshard.request import Options, Request
-from reshard.spec import parse_resource, request_of_claims
+from reshard.spec import parse_resource, request_of_volumes
 from reshard.storage import open_store
 from reshard.target import TargetFolder
 from reshard.transform import commit_checkpoint, default_workers, plan_transform, transform_checkpoint
@@ -187,13 +187,20 @@ def transform(invocation: Invocation, /, **arguments: Any) -> None:
     metavar="CLAIM=DIR",
     help="The folder that stands for a PersistentVolumeClaim.",
 )
+@click.option(
+    "--config-map",
+    "config_maps",
+    multiple=True,
+    metavar="NAME=DIR",
+    help="The folder that stands for a ConfigMap, with a file for each of its keys.",
+)
 @click.option("--workers", type=click.IntRange(1, 256), help="Ranks at a time. Without: one for each processor, at most 8.")
 @click.option("--json", "as_json", is_flag=True, help="End with one JSON object on standard output, and nothing else there.")
 @click.pass_obj
-def run(invocation: Invocation, resource: str, volumes: tuple[str, ...], workers: int | None, as_json: bool) -> None:
+def run(invocation: Invocation, /, resource: str, workers: int | None, as_json: bool, **folders: tuple[str, ...]) -> None:
     """Carry out a CheckpointTransform resource on this machine, without a cluster."""
     spec = parse_resource(_text(resource), resource)
-    request = request_of_claims(spec, _volumes(volumes))
+    request = request_of_volumes(spec, _folders("--volume", folders["volumes"]), _folders("--config-map", folders["config_maps"]))
     with show.progress() as progress:
         if spec.dry_run:
             planned = plan_transform(request, workers=workers, progress=progress)
@@ -283,18 +290,16 @@ def _text(path: str) -> str:
         raise UsageError("NotYaml", "the file is no UTF-8 text", where=path) from error
 
 
-def _volumes(given: tuple[str, ...]) -> dict[str, str]:
-    volumes = {}
-    for volume in given:
-        claim, separator, folder = volume.partition("=")
-        if not claim or not separator or not folder:
-            raise UsageError(
-                "InvalidVolume", f"{volume!r} is not CLAIM=DIR", where="--volume", fix="write it like checkpoints=/data"
-            )
+def _folders(option: str, given: tuple[str, ...]) -> dict[str, str]:
+    found = {}
+    for each in given:
+        name, separator, folder = each.partition("=")
+        if not name or not separator or not folder:
+            raise UsageError("InvalidVolume", f"{each!r} is not NAME=DIR", where=option, fix="write it like checkpoints=/data")
         if not Path(folder).is_dir():
-            raise MissingInputError("NotFound", "there is no such folder", where=folder, fix="create it, or correct --volume")
-        volumes[claim] = folder
-    return volumes
+            raise MissingInputError("NotFound", "there is no such folder", where=folder, fix=f"create it, or correct {option}")
+        found[name] = folder
+    return found
 
 
 def _show_result(request: Request, result: Result, *, as_json: bool) -> None:
