@@ -3,7 +3,7 @@
 #   PYTHON   the interpreter that the environment is made from, 3.11 or newer (python3)
 #   VENV     where the environment is (.venv)
 #   TIER     the tiers of tests to run, for `make test` (all)
-#   REGISTRY, PLATFORMS, TAG   of the images, for `make images`
+#   REGISTRY, PLATFORMS, TAG, ENGINE   of the images, for `make images` (scripts/images.sh)
 
 PYTHON ?= python3
 VENV ?= .venv
@@ -68,12 +68,8 @@ cluster-demo: $(READY) ## Install the chart and run the examples: in the cluster
 	else PYTHON='$(PYTHON)' sh scripts/cluster.sh $(BIN)/python run -- sh examples/cluster-demo.sh; fi
 
 .PHONY: images
-images: ## Build both images and push them: REGISTRY=... [PLATFORMS=linux/amd64,linux/arm64] [TAG=...]
-	@[ -n "$(REGISTRY)" ] || { echo "images: say where to push them, with REGISTRY=" >&2; exit 2; }
-	docker buildx build --platform '$(PLATFORMS)' --file converter_image/Dockerfile \
-	  --tag '$(REGISTRY)/reshard-converter:$(TAG)' --push .
-	docker buildx build --platform '$(PLATFORMS)' --file operator/Dockerfile \
-	  --tag '$(REGISTRY)/reshard-operator:$(TAG)' --push .
+images: ## Build both images and push them: REGISTRY=... [PLATFORMS=linux/amd64,linux/arm64] [TAG=...] [ENGINE=...]
+	@ENGINE='$(ENGINE)' sh scripts/images.sh '$(REGISTRY)' '$(PLATFORMS)' '$(TAG)'
 
 .PHONY: lint
 lint: $(READY) ## Check style, types and the arrows between modules
@@ -96,6 +92,7 @@ docs: $(READY) ## Make docs/api.md from the CRD, and the chart's copy of it
 bench: $(READY) ## Measure speed and memory
 	@RESHARD_MINDSPORE_PYTHON="$${RESHARD_MINDSPORE_PYTHON:-$(firstword $(wildcard $(RESHARD_CACHE)/mindspore-*/bin/python))}" \
 	  $(BIN)/python benchmarks/run.py
+	@PYTHON='$(PYTHON)' sh scripts/cluster.sh $(BIN)/python run -- $(BIN)/python benchmarks/cluster.py || [ $$? -eq 3 ]  # said why
 
 # The one target that chooses versions: the newest that pyproject.toml allows, on every Python and machine it names.
 .PHONY: constraints

@@ -10,7 +10,7 @@ set -eu
 . "$(dirname "$0")/exported.sh"
 python=$1
 shift
-known="unit conformance s3 apiserver cluster"
+known="unit conformance s3 apiserver cluster installation"
 tiers=${*:-$known}
 named=$#
 ci=$([ "${CI:-}" = true ] && echo yes || echo no)
@@ -36,7 +36,7 @@ for tier in $tiers; do
         exported "$found"
     fi
     case $tier in
-        apiserver | cluster) clusters="$clusters $tier" ;;
+        apiserver | cluster | installation) clusters="$clusters $tier" ;;
         *) folders="$folders tests/$tier" ;;
     esac
 done
@@ -55,8 +55,12 @@ run() {
 
 export PYTHONPATH="$PWD/tests/support"
 for tier in $clusters; do
-    inside="$python -m cluster run --"
-    [ "$tier" = cluster ] || inside="$python -m cluster run --control-plane-only --"
-    run 4 "tests/$tier"  # they wait for pods more than they compute
+    # Tests of the whole installation go one after the other; others wait for pods more than they compute.
+    case $tier in
+        apiserver) inside="$python -m cluster run --control-plane-only --"; processes=4 ;;
+        cluster) inside="$python -m cluster run --"; processes=4 ;;
+        installation) inside="$python -m cluster run --"; processes=1 ;;
+    esac
+    run "$processes" "tests/$tier"
 done
 exit "$failed"

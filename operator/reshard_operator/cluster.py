@@ -207,6 +207,8 @@ class Cluster:
         ranks = f"{own},{jobs.LABEL_STEP}=ranks"
         if "ranks" in current:
             pods += [Pod(i) for i in await self._list(place, ranks, "status.phase=Pending", _MOST_WAITING)]
+            if not current["ranks"].runs:
+                pods += [Pod(i) for i in await self._list(place, ranks, "status.phase=Running", _MOST_WAITING)]
             if current["ranks"].status.get("failed") or current["ranks"].failed is not None:
                 pods += [Pod(i) for i in await self._list(place, ranks, "status.phase=Failed", _MOST_FAILED)]
         else:  # none of an earlier attempt may still write

@@ -21,6 +21,7 @@ _CANNOT_START = {
 }
 _CANNOT_MOUNT = {"FailedMount", "FailedAttachVolume"}
 _DENIED = {"FailedCreate"}
+_UNSCHEDULABLE = "Unschedulable"
 
 
 def waiting_for(seen: Seen, job: Job, phase: Phase) -> State | None:
@@ -29,7 +30,7 @@ def waiting_for(seen: Seen, job: Job, phase: Phase) -> State | None:
     for pod in pods:
         if (found := _why(seen, pod)) is not None:
             reason, message, stuck = found
-            if not stuck and job.status.get("ready"):
+            if reason == _UNSCHEDULABLE and job.status.get("ready"):
                 continue  # others get on; this one's turn will come
             return State(phase, reason, f"pod {pod.name}: {message}", stuck=stuck)
     if not job.status.get("active") and not any(pod.alive for pod in pods):
@@ -48,11 +49,14 @@ def stuck_seconds(seen: Seen) -> float:
 
 
 def _why(seen: Seen, pod: Pod) -> tuple[str, str, bool] | None:
+    if pod.lost:
+        gone = "until that node answers again, is deleted, or is tainted out-of-service, nothing may run in the pod's place"
+        return "NodeLost", f"its node {pod.node} does not answer; {gone}", False
     if pod.phase != "Pending":
         return None
     scheduled = pod.condition("PodScheduled")
     if scheduled.get("status") == "False":
-        return "Unschedulable", str(scheduled.get("message") or "it is not scheduled yet"), False
+        return _UNSCHEDULABLE, str(scheduled.get("message") or "it is not scheduled yet"), False
     reason = str(pod.waiting.get("reason") or "")
     if reason in _CANNOT_START:
         return reason, str(pod.waiting.get("message") or reason), True

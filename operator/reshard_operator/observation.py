@@ -173,6 +173,12 @@ class Job(Kept):
         """Whether it is suspended, and all its pods are gone."""
         return self.condition("Suspended") is not None and not self.status.get("active") and not self.status.get("terminating")
 
+    @property
+    def runs(self) -> bool:
+        """Whether all pods that should run do: then its watch tells all that happens."""
+        active = int(self.status.get("active") or 0)
+        return active > 0 and int(self.status.get("ready") or 0) >= active
+
     def indexes(self, field_name: str) -> tuple[int, ...]:
         """Completion indexes that its status lists, such as "0,3-5"."""
         text = self.status.get(field_name) or ""
@@ -201,6 +207,17 @@ class Pod(Kept):
     def index(self) -> int:
         """Its completion index."""
         return int(self.annotation("batch.kubernetes.io/job-completion-index") or 0)
+
+    @property
+    def node(self) -> str:
+        """Where it was put; empty: nowhere yet."""
+        return str((self.raw.get("spec") or {}).get("nodeName") or "")
+
+    @property
+    def lost(self) -> bool:
+        """Whether it runs as far as is known, and its node has stopped telling: it has no readiness of its own to lose."""
+        runs = any("running" in (s.get("state") or {}) for s in self._containers())
+        return self.phase == "Running" and runs and self.condition("Ready").get("status") == "False"
 
     @property
     def waiting(self) -> Object:
@@ -250,7 +267,7 @@ class Seen:
     Attributes:
         jobs: this transform's, of this attempt, by step.
         old_jobs: this transform's, of earlier attempts.
-        pods: this transform's: all of plan and commit, of the ranks' those that wait and some of those that failed.
+        pods: this transform's: all of plan and commit, of the ranks' some of those that wait, are not ready, or have failed.
         rivals: pods of other transforms with the same target that may still write it, and Jobs of older ones.
         events: warnings about unfinished Jobs and waiting pods.
         now: the operator's clock, as RFC 3339.

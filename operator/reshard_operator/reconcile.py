@@ -152,7 +152,7 @@ def _step(seen: Seen, spec: TransformSpec, step: str, manifest: Object, details:
         return _tell(seen, queued, details, None, *actions)
     trouble = diagnosis.waiting_for(seen, job, doing.phase)
     if trouble is None:
-        look_again = None if _runs(job) else _LOOK_AGAIN_SECONDS
+        look_again = None if job.runs else _LOOK_AGAIN_SECONDS
         return _tell(seen, replace(doing, message=_progress(step, job, details)), details, look_again, *actions)
     deadline = spec.execution.startup_deadline_seconds
     if trouble.stuck and diagnosis.stuck_seconds(seen) >= deadline:
@@ -243,12 +243,6 @@ def _progress(step: str, job: Job, details: Object | None) -> str:
         left = f", the last expected at {expected}" if expected else ""
         return f"{ranks['succeeded']} of {ranks['total']} ranks are written{failed}{left}"
     return f"Job {job.name} runs"
-
-
-def _runs(job: Job) -> bool:
-    """Whether all pods that should run do: then its watch tells all that happens."""
-    active = int(job.status.get("active") or 0)
-    return active > 0 and int(job.status.get("ready") or 0) >= active
 
 
 def _has_ended(seen: Seen) -> bool:

@@ -53,7 +53,7 @@ REASONS = {
     "InvalidPod": "the API server finds the Job invalid: spec.execution.podTemplate asks for what there is not",
     "NameTaken": "a Job with the name that this transform needs belongs to someone else; it is not touched",
     "Unschedulable": "no node takes a pod; the scheduler says why",
-    "ContainerCreating": "a pod's volumes or network are being set up",
+    "NodeLost": "a pod's node does not answer; the pod's ranks wait until it does, is deleted, or is tainted out-of-service",
     "PodsNotStarting": "pods cannot start (image, volume, Secret) for longer than spec.execution.startupDeadlineSeconds",
     "InvalidSpec": "the operator cannot read the spec",
     "SpecChanged": "the spec has changed since the Jobs were made, though it may not",

@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import itertools
 import subprocess
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import pytest
 import yaml
 from cluster.layout import program
+from operator_process import rendered
 from transforms_on_cluster import ROOT
 
 if TYPE_CHECKING:
@@ -24,15 +25,6 @@ SWITCHES = (
     "podDisruptionBudget.enabled",
     "crds.keep",
 )
-
-
-def rendered(*values: str, namespace: str = "default") -> list[dict[str, Any]]:
-    command = [program("helm"), "template", "r", CHART, "--namespace", namespace]
-    done = subprocess.run(
-        [*command, *(part for v in values for part in ("--set", v))], capture_output=True, text=True, check=False
-    )
-    assert done.returncode == 0, done.stderr
-    return [found for found in yaml.safe_load_all(done.stdout) if found]
 
 
 def test_helm_finds_nothing_to_say() -> None:

@@ -26,15 +26,6 @@ STORAGE = {"persistentVolumeClaim": {"claimName": "c", "path": "a/b"}}
 SPEC: dict[str, Any] = {"source": {"storage": STORAGE}, "target": {"storage": STORAGE | {}}}
 
 
-@pytest.fixture(scope="session")
-def crd() -> None:
-    """The CRD, applied as users do; from every process of pytest, for a second time changes nothing."""
-    apply = [program("kubectl"), "apply", "--server-side", "--filename", str(CRD)]
-    subprocess.run(apply, check=True, capture_output=True)
-    established = [program("kubectl"), "wait", "--for=condition=Established", f"crd/{PLURAL}.{GROUP}", "--timeout=30s"]
-    subprocess.run(established, check=True, capture_output=True)
-
-
 class Resources:
     """Creates and changes resources in one namespace."""
 
@@ -94,7 +85,11 @@ def test_the_examples_are_accepted(resources: Resources, example: Any) -> None:
         ("source.strategy", {"path": "a/../b"}, "path must be relative to the claim"),
         ("source.strategy", {"path": "b", "storage": {}}, "exactly one storage is required"),
         ("source.strategy", {}, "exactly one of path and configMapKeyRef"),
-        ("source.strategy", {"path": "b", "configMapKeyRef": {"name": "s", "key": "k"}}, "exactly one of path and configMapKeyRef"),
+        (
+            "source.strategy",
+            {"path": "b", "configMapKeyRef": {"name": "s", "key": "k"}},
+            "exactly one of path and configMapKeyRef",
+        ),
         ("source.strategy", {"configMapKeyRef": {"name": "s", "key": "k"}, "storage": STORAGE}, "storage goes with path"),
         ("source.strategy", {"configMapKeyRef": {"name": "s", "key": "a/b"}}, "should match"),
         ("target.format", "ckpt", "supported values"),

@@ -1,14 +1,24 @@
+"""Transforms of more ranks than this machine could run, on nodes that only say that they do."""
+
 from __future__ import annotations
 
+import json
+from datetime import datetime
+from itertools import pairwise
 from typing import TYPE_CHECKING
 
 from kubernetes import client
 from kubernetes_objects import indexed_job, pod_spec, wait_for
+from pretend_cluster import COMMIT, PLAN
+from transforms_on_cluster import RELEASE, SYSTEM
 
 from cluster import simulated
 
 if TYPE_CHECKING:
     from cluster.layout import Layout
+    from transforms_on_cluster import Stage
+
+RANKS = 300
 
 
 def test_an_indexed_job_of_hundreds_of_pods_completes_on_simulated_nodes(
@@ -23,4 +33,25 @@ def test_an_indexed_job_of_hundreds_of_pods_completes_on_simulated_nodes(
 
         assert batch.read_namespaced_job("ranks", namespace).status.completed_indexes == "0-199"
         assert len({pod.spec.node_name for pod in core.list_namespaced_pod(namespace).items}) == 10
-    wait_for(lambda: len(core.list_node().items) == 1)
+    wait_for(lambda: not core.list_node(label_selector="reshard.dev/simulation").items)
+
+
+def test_hundreds_of_ranks_cost_few_writes(stage: Stage, layout: Layout) -> None:
+    plan = PLAN | {"targetRanks": RANKS}
+    messages = {f"{simulated.MESSAGE_ANNOTATION}{step}": json.dumps(said) for step, said in (("plan", plan), ("commit", COMMIT))}
+    with simulated.nodes(layout, 10) as placement:
+        template = {"annotations": messages, "nodeSelector": placement["nodeSelector"], "tolerations": placement["tolerations"]}
+        stage.create("many", stage.spec(execution={"parallelism": RANKS, "podTemplate": template}))
+        status = stage.ended("many")
+    assert status["progress"] == f"{RANKS}/{RANKS}"
+    assert len(json.dumps(status)) < 10_000
+    writes = [
+        datetime.fromisoformat(entry["requestReceivedTimestamp"])
+        for entry in map(json.loads, layout.audit_log.read_text().splitlines())
+        if entry["user"]["username"] == f"system:serviceaccount:{SYSTEM}:{RELEASE}-operator"
+        and entry["objectRef"].get("subresource") == "status"
+        and entry["objectRef"]["namespace"] == stage.namespace
+    ]
+    # Each phase is told at once, and counts in between at most every five seconds.
+    seconds = (writes[-1] - writes[0]).total_seconds()
+    assert len(writes) <= 6 + seconds / 5, [str(b - a) for a, b in pairwise(writes)]

@@ -12,7 +12,7 @@ from typing import Any
 import contents
 import numpy as np
 import pytest
-from corpus import network
+from corpus import network, small
 
 from reshard import Options, Request, transform_checkpoint
 
@@ -75,3 +75,15 @@ def test_every_rank_holds_what_the_document_says(ranks: int, tmp_path: Path) -> 
         assert contents.tensors((tmp_path / f"rank_{rank}" / f"checkpoint_{rank}.ckpt").read_bytes(), "ckpt") == defined(
             rank, ranks
         )
+
+
+@pytest.mark.parametrize("net", small.NETWORKS, ids=lambda net: net.name)
+def test_the_small_networks_become_what_numpy_says(net: small.Network, tmp_path: Path) -> None:
+    source, before, after = (str(CORPUS / net.name / part) for part in ("src", "src_strategy", "dst_strategy.ckpt"))
+    transform_checkpoint(Request(source, str(tmp_path), before, after, Options(verification="Full")))
+    for rank in range(net.target_ranks):
+        content = (tmp_path / f"rank_{rank}" / f"checkpoint_{rank}.{net.kind}").read_bytes()
+        assert contents.tensors(content, net.kind) == {
+            name: (array.dtype.name.capitalize(), array.shape, np.ascontiguousarray(array).tobytes())
+            for name, array in net.target(rank).items()
+        }

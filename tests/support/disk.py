@@ -91,12 +91,12 @@ def _same(a: np.ndarray, b: np.ndarray) -> bool:
     return (a.dtype, a.shape, a.tobytes()) == (b.dtype, b.shape, b.tobytes())
 
 
-def example(*, rows: int = 48, columns: int = 24, seed: int = 1) -> models.Model:
-    """A small model of 4 ranks that becomes one of 6: rows to columns, optimizer shards, a replicated step."""
+def example(*, rows: int = 48, columns: int = 24, seed: int = 1, ranks: int = 6) -> models.Model:
+    """A small model of 4 ranks that becomes one of 6, or 8: rows to columns, optimizer shards, a replicated step."""
     tensors = (
-        models.Tensor("w", "Float32", (rows, columns), Cut((4,), ((0,), ())), 0, Cut((6,), ((), (0,))), 0),
-        models.Tensor("m", "BFloat16", (rows, columns), Cut((2, 2), ((1,), ()), 1, 2), 0, Cut((6,), ((), ()), 1, 6), 0),
-        models.Tensor("b", "Int8", (columns,), Cut((4,), ((0,),)), 0, Cut((2, 3), ((0,),)), 0),
+        models.Tensor("w", "Float32", (rows, columns), Cut((4,), ((0,), ())), 0, Cut((ranks,), ((), (0,))), 0),
+        models.Tensor("m", "BFloat16", (rows, columns), Cut((2, 2), ((1,), ()), 1, 2), 0, Cut((ranks,), ((), ()), 1, ranks), 0),
+        models.Tensor("b", "Int8", (columns,), Cut((4,), ((0,),)), 0, Cut((2, ranks // 2), ((0,),)), 0),
         models.Tensor("step", "Int32", (), None, 0, None, 0),
     )
-    return models.Model(4, 1, 6, 1, tensors, seed, remove_redundancy=False)
+    return models.Model(4, 1, ranks, 1, tensors, seed, remove_redundancy=False)

@@ -34,62 +34,57 @@ def helm(*arguments: str) -> None:
     assert done.returncode == 0, done.stderr
 
 
+def install(*values: str) -> None:
+    """Install the chart as users do, or upgrade it, with values besides those that name the tests' images."""
+    place = ["--namespace", SYSTEM, "--create-namespace", "--wait", "--timeout", "120s"]
+    settings = [part for value in (*IMAGES, *values) for part in ("--set", value)]
+    helm("upgrade", "--install", RELEASE, str(ROOT / "helm" / "reshard"), *place, *settings)
+
+
 @pytest.fixture(scope="session")
 def operator(layout: Layout) -> None:
-    """The operator, installed as users install it; once, whichever process of pytest comes first."""
+    """The operator, installed once, whichever process of pytest comes first."""
     with (layout.state / "operator.lock").open("w") as lock:
         fcntl.flock(lock, fcntl.LOCK_EX)
         done = layout.state / "operator.installed"
         if not done.exists():
-            place = ["--namespace", SYSTEM, "--create-namespace", "--wait", "--timeout", "120s"]
-            helm("install", RELEASE, str(ROOT / "helm" / "reshard"), *place, *(part for i in IMAGES for part in ("--set", i)))
+            install()
             done.touch()
 
 
-class Stage:
-    """A namespace with a checkpoint on a claim, and what tests do with it."""
+class Transforms:
+    """The transforms of one namespace, and what becomes of them."""
 
-    def __init__(self, api: client.ApiClient, namespace: str, folder: Path) -> None:
+    def __init__(self, api: client.ApiClient, namespace: str) -> None:
         self.api, self.namespace = api, namespace
         self.batch, self.core = client.BatchV1Api(api), client.CoreV1Api(api)
+        self.apps, self.leases = client.AppsV1Api(api), client.CoordinationV1Api(api)
         self.custom = client.CustomObjectsApi(api)
-        self.source, self.results = folder / "source", folder / "results"
-        self.made = disk.write(self.source, disk.example())
-        self.results.mkdir()
-        for path in (folder, *folder.rglob("*")):
-            path.chmod(0o777 if path.is_dir() else 0o644)
-        claim_folder(api, namespace, "checkpoints", self.source)
-        claim_folder(api, namespace, "results", self.results)
+        self.where = (GROUP, VERSION, namespace, PLURAL)
 
-    def spec(self, folder: str = "out", **more: Any) -> dict[str, Any]:
-        """From the checkpoint's 4 ranks to 6."""
-        checkpoints = {"persistentVolumeClaim": {"claimName": "checkpoints"}}
-        source = {"persistentVolumeClaim": {"claimName": "checkpoints", "path": "src"}}
-        results = {"persistentVolumeClaim": {"claimName": "results", "path": folder}}
-        made: dict[str, Any] = {
-            "source": {"storage": source, "strategy": {"path": "source.ckpt"}},
-            "target": {"storage": results, "strategy": {"path": "target.ckpt", "storage": checkpoints}},
-        }
-        for key, value in more.items():
-            made[key] = made[key] | value if isinstance(value, dict) and key in made else value
-        return made
+    def kubectl(self, *arguments: str) -> str:
+        """Run kubectl in the namespace; what it says."""
+        command = [program("kubectl"), "--namespace", self.namespace, *arguments]
+        done = subprocess.run(command, capture_output=True, text=True, check=False)
+        assert done.returncode == 0, done.stdout + done.stderr
+        return done.stdout
 
     def create(self, name: str, spec: dict[str, Any]) -> None:
         """Apply a resource."""
         body = {"apiVersion": f"{GROUP}/{VERSION}", "kind": "CheckpointTransform", "metadata": {"name": name}, "spec": spec}
-        self.custom.create_namespaced_custom_object(GROUP, VERSION, self.namespace, PLURAL, body)
+        self.custom.create_namespaced_custom_object(*self.where, body)
 
     def change(self, name: str, spec: dict[str, Any]) -> None:
         """Change some fields of a resource's spec."""
-        self.custom.patch_namespaced_custom_object(GROUP, VERSION, self.namespace, PLURAL, name, {"spec": spec})
+        self.custom.patch_namespaced_custom_object(*self.where, name, {"spec": spec})
 
-    def delete(self, name: str) -> None:
-        """Delete a resource as kubectl does."""
-        self.custom.delete_namespaced_custom_object(GROUP, VERSION, self.namespace, PLURAL, name, propagation_policy="Background")
+    def delete(self, name: str, policy: str = "Background") -> None:
+        """Delete a resource, as kubectl does unless told otherwise."""
+        self.custom.delete_namespaced_custom_object(*self.where, name, propagation_policy=policy)
 
     def status(self, name: str) -> dict[str, Any]:
         """What the operator has told."""
-        found: dict[str, Any] = self.custom.get_namespaced_custom_object(GROUP, VERSION, self.namespace, PLURAL, name)
+        found: dict[str, Any] = self.custom.get_namespaced_custom_object(*self.where, name)
         return found.get("status") or {}
 
     def ready(self, name: str) -> dict[str, Any]:
@@ -117,6 +112,33 @@ class Stage:
     def pods(self, step: str) -> list[Any]:
         """The pods of a step."""
         return list(self.core.list_namespaced_pod(self.namespace, label_selector=f"reshard.dev/step={step}").items)
+
+
+class Stage(Transforms):
+    """A namespace with a checkpoint on a claim."""
+
+    def __init__(self, api: client.ApiClient, namespace: str, folder: Path, *, ranks: int = 6) -> None:
+        super().__init__(api, namespace)
+        self.source, self.results = folder / "source", folder / "results"
+        self.made = disk.write(self.source, disk.example(ranks=ranks))
+        self.results.mkdir()
+        for path in (folder, *folder.rglob("*")):
+            path.chmod(0o777 if path.is_dir() else 0o644)
+        claim_folder(api, namespace, "checkpoints", self.source)
+        claim_folder(api, namespace, "results", self.results)
+
+    def spec(self, folder: str = "out", **more: Any) -> dict[str, Any]:
+        """From the checkpoint's 4 ranks to those of its target strategy."""
+        checkpoints = {"persistentVolumeClaim": {"claimName": "checkpoints"}}
+        source = {"persistentVolumeClaim": {"claimName": "checkpoints", "path": "src"}}
+        results = {"persistentVolumeClaim": {"claimName": "results", "path": folder}}
+        made: dict[str, Any] = {
+            "source": {"storage": source, "strategy": {"path": "source.ckpt"}},
+            "target": {"storage": results, "strategy": {"path": "target.ckpt", "storage": checkpoints}},
+        }
+        for key, value in more.items():
+            made[key] = made[key] | value if isinstance(value, dict) and key in made else value
+        return made
 
     def differences(self, target: str = "out", kind: str = "ckpt") -> list[str]:
         """What at a target is not as it must be."""

@@ -243,6 +243,20 @@ def test_waiting_for_a_node_is_never_given_up() -> None:
     assert "0/3 nodes" in ready(cluster)["message"]
 
 
+def test_a_node_that_is_lost_is_named_also_while_others_get_on() -> None:
+    cluster = PretendCluster(resource(execution={"startupDeadlineSeconds": 0}))
+    stuck_pod(cluster, {})
+    cluster.pods[0]["spec"] = {"nodeName": "node-7"}
+    state = {"containerStatuses": [{"state": {"running": {}}}], "conditions": [{"type": "Ready", "status": "False"}]}
+    cluster.pods[0]["status"] = {"phase": "Running"} | state
+    next(iter(cluster.jobs.values()))["status"] |= {"active": 2, "ready": 1}
+    cluster.now += timedelta(days=1)
+    cluster.work()
+    assert (cluster.status["phase"], ready(cluster)["reason"]) == ("Planning", "NodeLost")
+    assert "node-7" in ready(cluster)["message"]
+    assert conditions(cluster)["Reconciling"] == "True"
+
+
 def test_pods_that_the_api_server_refuses() -> None:
     cluster = PretendCluster()
     cluster.work()

@@ -256,6 +256,12 @@ class LocalStore:
                 where=str(folder),
                 fix="choose another target",
             )
+        with _failures(str(folder), writing=True):
+            read_only = bool(os.statvfs(folder).f_flag & os.ST_RDONLY)
+        if read_only:
+            raise OutputError(
+                "CannotWrite", os.strerror(errno.EROFS), where=str(folder), fix="mount it for writing, or choose another target"
+            )
         if not os.access(folder, os.W_OK | os.X_OK, effective_ids=True):
             raise _denied(str(folder), writing=True)
 

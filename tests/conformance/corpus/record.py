@@ -17,7 +17,7 @@ HERE = Path(__file__).resolve().parent
 sys.path[:0] = [str(HERE.parent), str(HERE.parents[1] / "support")]
 
 import oracle  # noqa: E402 - it is there
-from corpus import network  # noqa: E402
+from corpus import network, small  # noqa: E402
 
 
 def digest(path: Path) -> str:
@@ -25,17 +25,35 @@ def digest(path: Path) -> str:
     return hashlib.sha256(path.read_bytes()).hexdigest()
 
 
+def save(path: Path, tensors: dict[str, np.ndarray]) -> None:
+    """A checkpoint file, by MindSpore, that others may read too."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    found = [{"name": name, "data": mindspore.Tensor(array.copy())} for name, array in tensors.items()]
+    mindspore.save_checkpoint(found, str(path), format=path.suffix[1:])
+    path.chmod(0o644)
+
+
+def record_small(folder: Path, net: small.Network) -> list[Path]:
+    """Write one of the small networks: its source and the strategies of both sides."""
+    for rank in range(net.stages * net.devices):
+        save(folder / "src" / f"rank_{rank}" / f"net-{small.EPOCH_AND_STEP}.{net.kind}", net.source(rank))
+    (folder / "src_strategy").mkdir(exist_ok=True)
+    for stage in range(net.stages):
+        layouts = {name: tensor.source for name, tensor in net.tensors.items() if tensor.stage == stage}
+        oracle.strategy(folder / "src_strategy" / f"stage_{stage}.ckpt", layouts, stage)
+    oracle.strategy(folder / "dst_strategy.ckpt", {name: tensor.target for name, tensor in net.tensors.items()}, 0)
+    return [path for path in sorted(folder.rglob("*")) if path.is_file()]
+
+
 def record(folder: Path) -> dict[str, dict[str, str]]:
-    """Write source and strategies; returns the digests of these files, and of what MindSpore makes of them for 4 ranks."""
+    """Write sources and strategies; returns the digests of these files, and of what MindSpore makes of them for 4 ranks."""
     for rank in range(8):
-        path = folder / network.SOURCE / f"rank_{rank}" / f"net-{network.EPOCH_AND_STEP}.ckpt"
-        path.parent.mkdir(parents=True, exist_ok=True)
-        tensors = network.held_by(rank, 8).items()
-        mindspore.save_checkpoint([{"name": n, "data": mindspore.Tensor(a.copy())} for n, a in tensors], str(path))
-        path.chmod(0o644)
+        save(folder / network.SOURCE / f"rank_{rank}" / f"net-{network.EPOCH_AND_STEP}.ckpt", network.held_by(rank, 8))
     for ranks, name in network.STRATEGIES.items():
         oracle.strategy(folder / name, network.LAYOUTS[ranks], 0)
     recorded = sorted([*folder.glob(f"{network.SOURCE}/*/*.ckpt"), *folder.glob("*_strategy*.ckpt")])
+    for net in small.NETWORKS:
+        recorded += record_small(folder / net.name, net)
     with tempfile.TemporaryDirectory() as made:
         source, before, after = (str(folder / n) for n in (network.SOURCE, network.STRATEGIES[8], network.STRATEGIES[4]))
         mindspore.transform_checkpoints(source, made, "checkpoint_", before, after)
@@ -50,6 +68,9 @@ and the strategies of 4 ranks (optimizer parallel) and of 7. The weights are mad
 `save_checkpoint` wrote the checkpoints, messages of `mindspore.train.node_strategy_pb2` are the strategies, and of what
 `transform_checkpoints(..., "checkpoint_", src_strategy, dst_strategy_4)` made of them the digests are kept.
 For 7 ranks there are none: MindSpore refuses to transform 8 ranks to 7.
+
+Beside it two small networks (`small.py`): `six`, safetensors on 8 ranks with a strategy of 6, and `pipeline`, two stages of 4
+ranks with a strategy of 4. Their files and strategies are MindSpore's in the same way.
 
 | | |
 |---|---|

@@ -49,6 +49,11 @@ class Layout:
         return self.state / "logs"
 
     @property
+    def audit_log(self) -> Path:
+        """What service accounts have written into the API, a line of JSON each."""
+        return self.logs / "audit.log"
+
+    @property
     def kubeconfig(self) -> Path:
         """The administrator's access."""
         return self.configuration / "kubeconfig"

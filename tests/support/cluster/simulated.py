@@ -16,6 +16,33 @@ from cluster.layout import ClusterError, Layout, program
 
 _LABEL = "reshard.dev/simulation"
 _STAGES = ("node/fast", "node/heartbeat-with-lease", "pod/fast")
+# A pod that has this label leaves the termination message that an annotation has for the label's value: ANNOTATION + VALUE.
+_MESSAGE_LABEL = "reshard.dev/step"
+MESSAGE_ANNOTATION = "simulation.reshard.dev/"
+# Instead of kwok's own, which leaves no message.
+_COMPLETE = """
+{{ $now := Now }}
+{{ $message := "" }}
+{{ $annotations := .metadata.annotations }}
+{{ with .metadata.labels }}{{ with index . "LABEL" }}{{ $key := printf "ANNOTATION%s" . }}
+{{ with $annotations }}{{ with index . $key }}{{ $message = . }}{{ end }}{{ end }}
+{{ end }}{{ end }}
+phase: Succeeded
+containerStatuses:
+{{ range .spec.containers }}
+- name: {{ .name | Quote }}
+  image: {{ .image | Quote }}
+  ready: false
+  restartCount: 0
+  state:
+    terminated:
+      exitCode: 0
+      reason: Completed
+      message: {{ $message | Quote }}
+      startedAt: {{ $now | Quote }}
+      finishedAt: {{ $now | Quote }}
+{{ end }}
+""".replace("LABEL", _MESSAGE_LABEL).replace("ANNOTATION", MESSAGE_ANNOTATION)
 _CAPACITY = {"cpu": "1k", "memory": "1Ti", "pods": "1k"}
 
 
@@ -48,7 +75,9 @@ def _kwok(layout: Layout, name: str) -> list[str]:
     configurations = [folder / "kwok.yaml"]
     for stage in _STAGES:
         files = Path(os.environ["RESHARD_KWOK_STAGES"], stage).glob("*.yaml")
-        configurations += sorted(file for file in files if file.name != "kustomization.yaml")
+        configurations += sorted(file for file in files if file.name not in {"kustomization.yaml", "pod-complete.yaml"})
+    (folder / "pod-complete.yaml").write_text(json.dumps(_completion()))
+    configurations.append(folder / "pod-complete.yaml")
     return [
         program("kwok"),
         f"--kubeconfig={layout.kubeconfig}",
@@ -56,6 +85,25 @@ def _kwok(layout: Layout, name: str) -> list[str]:
         "--node-lease-duration-seconds=40",
         *(f"--config={path}" for path in configurations),
     ]
+
+
+def _completion() -> dict[str, Any]:
+    """The stage in which a pod of a Job that runs has done its work."""
+    running = [
+        {"key": ".metadata.deletionTimestamp", "operator": "DoesNotExist"},
+        {"key": ".status.phase", "operator": "In", "values": ["Running"]},
+        {"key": ".metadata.ownerReferences.[].kind", "operator": "In", "values": ["Job"]},
+    ]
+    return {
+        "apiVersion": "kwok.x-k8s.io/v1alpha1",
+        "kind": "Stage",
+        "metadata": {"name": "pod-complete"},
+        "spec": {
+            "resourceRef": {"apiGroup": "v1", "kind": "Pod"},
+            "selector": {"matchExpressions": running},
+            "next": {"statusTemplate": _COMPLETE},
+        },
+    }
 
 
 def _nodes(name: str, count: int) -> list[dict[str, Any]]:

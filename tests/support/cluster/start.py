@@ -17,6 +17,7 @@ def start(layout: Layout, *, with_node: bool) -> None:
     """Start the control plane, and the node if asked, and wait until they can be used."""
     certificates.make(layout.certificates)
     access.write_configuration(layout)
+    control_plane.write_configuration(layout)
     if with_node:
         node.write_configuration(layout)
         groups.make(layout.cgroup)

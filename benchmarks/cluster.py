@@ -1,0 +1,128 @@
+"""What the operator adds to the Jobs that it runs, and what it takes itself: inside the tests' cluster, as `make bench` runs it.
+
+A transform of 8 ranks beside three bare Jobs of /bin/true, one after the other (1, 8 and 1 pods); the operator while nothing
+happens; and a transform of 1,000 ranks on simulated nodes beside the bare Job of 1,000 pods.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import statistics
+import sys
+import tempfile
+import time
+import uuid
+from pathlib import Path
+from typing import Any
+
+from cluster.images import BASE
+from cluster.layout import Layout
+from kubernetes import client, config
+from kubernetes_objects import indexed_job, pod_spec, wait_for
+from pretend_cluster import COMMIT, PLAN
+from rich.console import Console
+from rich.table import Table
+from transforms_on_cluster import RELEASE, SYSTEM, Stage, install
+
+from cluster import simulated
+
+ROUNDS = 5
+IDLE_SECONDS = 60
+RANKS = 1000
+
+
+def bare_jobs(batch: client.BatchV1Api, namespace: str, pods: tuple[int, ...], pod: dict[str, Any]) -> float:
+    """Run Jobs of so many pods, one after the other; how many seconds they take."""
+    began = time.monotonic()
+    for number in pods:
+        name = f"bare-{uuid.uuid4().hex[:8]}"
+        batch.create_namespaced_job(namespace, indexed_job(name, number, pod))
+        wait_for(lambda name=name: batch.read_namespaced_job_status(name, namespace).status.completion_time, 300)
+    return time.monotonic() - began
+
+
+def transform(stage: Stage, **spec: object) -> float:
+    """Run a transform from its creation to Complete; how many seconds it takes."""
+    name = f"t-{uuid.uuid4().hex[:8]}"
+    began = time.monotonic()
+    stage.create(name, stage.spec(name, **spec))
+    stage.ended(name, seconds=300)
+    return time.monotonic() - began
+
+
+def operator_memory() -> tuple[int, int]:
+    """The operator's resident memory in bytes: now, and at its highest."""
+    for process in Path("/proc").glob("[0-9]*"):
+        if b"reshard_operator" in (process / "cmdline").read_bytes():
+            lines = dict(line.split(":", 1) for line in (process / "status").read_text().splitlines())
+            now, highest = (int(lines[name].split()[0]) * 1024 for name in ("VmRSS", "VmHWM"))
+            return now, highest
+    sys.exit("the operator does not run")
+
+
+def writes(layout: Layout) -> list[dict[str, Any]]:
+    """What the operator has written into the API so far."""
+    entries = map(json.loads, layout.audit_log.read_text().splitlines())
+    return [e for e in entries if e["user"]["username"] == f"system:serviceaccount:{SYSTEM}:{RELEASE}-operator"]
+
+
+def eight_ranks(stage: Stage, table: Table) -> None:
+    """The time that a transform takes beside bare Jobs."""
+    pod = pod_spec(BASE, ["/bin/true"])
+    jobs, transforms = [], []
+    for number in range(ROUNDS + 1):
+        one, other = bare_jobs(stage.batch, stage.namespace, (1, 8, 1), pod), transform(stage)
+        if number:  # the first round only warms up
+            jobs.append(one)
+            transforms.append(other)
+    more = statistics.median(b - a for a, b in zip(jobs, transforms, strict=True))
+    table.add_row("three Jobs of /bin/true, 1 + 8 + 1 pods", f"{statistics.median(jobs):.1f} s")
+    table.add_row("a transform to 8 ranks, from apply to Complete", f"{statistics.median(transforms):.1f} s")
+    table.add_row("  more, median of the differences in a round", f"{more:.1f} s")
+
+
+def idle(layout: Layout, table: Table) -> None:
+    """What the operator does while there is nothing to do."""
+    time.sleep(10)
+    before = len(writes(layout))
+    time.sleep(IDLE_SECONDS)
+    kinds = {entry["objectRef"]["resource"] for entry in writes(layout)[before:]}
+    table.add_row("idle operator, resident", f"{operator_memory()[0] / 1e6:.0f} MB")
+    table.add_row(f"  written in {IDLE_SECONDS} s", ", ".join(sorted(kinds)) or "nothing")
+
+
+def thousand_ranks(stage: Stage, layout: Layout, table: Table) -> None:
+    """A transform of many ranks beside a bare Job of as many pods."""
+    plan = PLAN | {"targetRanks": RANKS}
+    messages = {f"{simulated.MESSAGE_ANNOTATION}{step}": json.dumps(said) for step, said in (("plan", plan), ("commit", COMMIT))}
+    with simulated.nodes(layout, 20) as placement:
+        bare = bare_jobs(stage.batch, stage.namespace, (RANKS,), {**pod_spec("localhost/none", ["none"]), **placement})
+        before = len(writes(layout))
+        template = {"annotations": messages, **placement}
+        seconds = transform(stage, execution={"parallelism": RANKS, "podTemplate": template})
+    written = [entry for entry in writes(layout)[before:] if entry["objectRef"].get("subresource") == "status"]
+    table.add_row(f"a Job of {RANKS:,} simulated pods", f"{bare:.1f} s")
+    table.add_row(f"a transform to {RANKS:,} ranks on simulated nodes", f"{seconds:.1f} s")
+    table.add_row("  statuses written", str(len(written)))
+    table.add_row("  operator, resident at most", f"{operator_memory()[1] / 1e6:.0f} MB")
+
+
+def main() -> None:
+    """Measure, and print a table."""
+    layout = Layout(Path(os.environ["RESHARD_CLUSTER"]))
+    install()
+    with config.new_client_from_config(str(layout.kubeconfig)) as api, tempfile.TemporaryDirectory() as folder:
+        place = Path(folder)
+        place.chmod(0o755)
+        client.CoreV1Api(api).create_namespace({"metadata": {"name": "bench"}})
+        stage = Stage(api, "bench", place, ranks=8)
+        table = Table("on the tests' cluster", "", title=f"{os.cpu_count()} processors")
+        eight_ranks(stage, table)
+        idle(layout, table)
+        thousand_ranks(stage, layout, table)
+        Console(width=120).print(table)
+
+
+if __name__ == "__main__":
+    main()

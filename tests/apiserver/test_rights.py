@@ -1,0 +1,123 @@
+"""The operator works with exactly the rights that the chart gives it, and with none less."""
+
+from __future__ import annotations
+
+import json
+import time
+from typing import TYPE_CHECKING
+
+import pytest
+from kubernetes_objects import indexed_job, pod_spec, wait_for
+from operator_process import account, operator_process
+from pretend_cluster import resource
+from pretend_kubelet import PretendKubelet
+from transforms_on_cluster import Transforms
+
+from reshard_operator.jobs import job_name
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+    from cluster.layout import Layout
+    from kubernetes import client
+
+SPEC = resource()["spec"]
+_PATIENCE = 12.0
+
+RIGHTS = [
+    ("checkpointtransforms", "get"),
+    ("checkpointtransforms", "list"),
+    ("checkpointtransforms", "watch"),
+    ("checkpointtransforms/status", "patch"),
+    ("jobs", "get"),
+    ("jobs", "list"),
+    ("jobs", "watch"),
+    ("jobs", "create"),
+    ("jobs", "patch"),
+    ("jobs", "delete"),
+    ("pods", "list"),
+    ("events", "list"),
+    ("events", "create"),
+    ("leases", "get"),
+    ("leases", "create"),
+    ("leases", "update"),
+]
+
+
+def everything(transforms: Transforms, kubelet: PretendKubelet) -> None:
+    """What needs every right there is; fails where one is missing."""
+
+    def lease() -> client.V1Lease | None:
+        items = transforms.leases.list_namespaced_lease(transforms.namespace).items
+        return items[0] if items else None
+
+    taken = wait_for(lease, _PATIENCE)
+
+    transforms.create("named", {**SPEC, "suspend": True})
+    transforms.wait("named", lambda s: s.get("phase") == "Suspended", _PATIENCE)
+    uid = transforms.custom.get_namespaced_custom_object(*transforms.where, "named")["metadata"]["uid"]
+    foreign = indexed_job(job_name("named", uid, "plan", 1), 1, pod_spec("localhost/none", []))
+    foreign["spec"]["suspend"] = True
+    transforms.batch.create_namespaced_job(transforms.namespace, foreign)
+    transforms.change("named", {"suspend": False})
+    wait_for(lambda: transforms.ready("named").get("reason") == "NameTaken", _PATIENCE)
+    transforms.delete("named")
+
+    quota = {"metadata": {"name": "none"}, "spec": {"hard": {"pods": "0"}}}
+    transforms.core.create_namespaced_resource_quota(transforms.namespace, quota)
+    wait_for(lambda: transforms.core.read_namespaced_resource_quota("none", transforms.namespace).status.hard, _PATIENCE)
+    transforms.create("denied", SPEC)
+    transforms.wait("denied", lambda s: "exceeded quota" in str(s), _PATIENCE)
+    transforms.delete("denied")
+    transforms.core.delete_namespaced_resource_quota("none", transforms.namespace)
+
+    kubelet.held.add("ranks")
+    transforms.create("again", SPEC)
+    transforms.wait("again", lambda s: s.get("ranks", {}).get("active") == s.get("ranks", {}).get("total", 0) > 0, _PATIENCE)
+    transforms.change("again", {"execution": {"attempt": 2}})
+    transforms.wait("again", lambda s: s.get("attempt") == 2 and s.get("phase") == "Resharding", _PATIENCE)
+    ranks = next(name for name in transforms.jobs() if name.endswith("ranks-2"))
+    wait_for(lambda: transforms.jobs()[ranks].status.ready, _PATIENCE)
+    time.sleep(6)  # it looks again every 5 s until all run: from then on its watch alone tells
+    kubelet.held.clear()
+    transforms.ended("again", seconds=_PATIENCE)
+    assert not [name for name in transforms.jobs() if name.endswith("ranks")]
+    jobs = {name: job for name, job in transforms.jobs().items() if name.endswith("-2")}
+    assert len(jobs) == 3
+    wait_for(lambda: all(j.spec.ttl_seconds_after_finished == 3600 for n, j in transforms.jobs().items() if n in jobs), _PATIENCE)
+
+    def told() -> set[str]:
+        return {event.reason for event in transforms.core.list_namespaced_event(transforms.namespace).items}
+
+    wait_for(lambda: {"Planning", "Complete"} <= told(), _PATIENCE)
+    wait_for(lambda: lease().spec.renew_time > taken.spec.renew_time, _PATIENCE)
+
+
+@pytest.fixture
+def transforms(api: client.ApiClient, namespace: str, crd: None) -> Transforms:  # noqa: ARG001 - it has to be there
+    return Transforms(api, namespace)
+
+
+def test_the_charts_rights_are_enough(transforms: Transforms, layout: Layout, tmp_path: Path) -> None:
+    who = account(transforms.api, layout, transforms.namespace, tmp_path)
+    with operator_process(who, tmp_path), PretendKubelet(transforms.api, transforms.namespace).running() as kubelet:
+        everything(transforms, kubelet)
+    written = [
+        (
+            entry["objectRef"]["resource"]
+            + "/" * ("subresource" in entry["objectRef"])
+            + entry["objectRef"].get("subresource", ""),
+            entry["verb"],
+        )
+        for entry in map(json.loads, layout.audit_log.read_text().splitlines())
+        if entry["user"]["username"] == f"system:serviceaccount:{transforms.namespace}:{who.name}"
+    ]
+    assert set(written) == {(resource, verb) for resource, verb in RIGHTS if verb not in {"get", "list", "watch"}}
+
+
+@pytest.mark.parametrize("right", RIGHTS, ids="-".join)
+def test_no_right_is_too_many(transforms: Transforms, layout: Layout, tmp_path: Path, right: tuple[str, str]) -> None:
+    who = account(transforms.api, layout, transforms.namespace, tmp_path, without=right)
+    kubelet = PretendKubelet(transforms.api, transforms.namespace)
+    with operator_process(who, tmp_path), kubelet.running(), pytest.raises(AssertionError):
+        everything(transforms, kubelet)

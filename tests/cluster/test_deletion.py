@@ -1,0 +1,62 @@
+"""Deletion never hangs, leaves nothing half done that looks whole, and a resource that comes again goes on."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+import pytest
+from kubernetes.client import ApiException
+from kubernetes_objects import wait_for
+
+if TYPE_CHECKING:
+    from transforms_on_cluster import Stage
+
+MANIFEST = "reshard-manifest.json"
+
+
+def test_deleted_while_it_runs_and_created_again(stage: Stage) -> None:
+    stage.create("again", stage.spec(execution={"parallelism": 1}))
+    stage.wait("again", lambda s: s.get("phase") == "Resharding")
+    stage.delete("again")
+    stage.create("again", stage.spec())
+    stage.ended("again")
+    assert stage.differences() == []
+    assert len({job.metadata.owner_references[0].uid for job in stage.jobs().values()}) == 1
+
+
+def underway(stage: Stage, name: str) -> None:
+    """A transform of which one rank is written and others are not."""
+    stage.create(name, stage.spec(execution={"parallelism": 1}))
+    stage.wait(name, lambda s: s.get("ranks", {}).get("succeeded"))
+
+
+def gone(stage: Stage, name: str) -> bool:
+    try:
+        stage.status(name)
+    except ApiException as error:
+        return error.status == 404
+    return False
+
+
+@pytest.mark.parametrize("policy", ["Background", "Foreground"])
+def test_deleted_underway_its_pods_end_and_nothing_looks_complete(stage: Stage, policy: str) -> None:
+    underway(stage, "deleted")
+    stage.delete("deleted", policy)
+    wait_for(lambda: gone(stage, "deleted"), 60)
+    wait_for(lambda: not stage.pods("ranks") and not stage.jobs(), 60)
+    assert not (stage.results / "out" / MANIFEST).exists()
+
+
+def test_orphaned_ranks_are_finished_and_found_by_a_resource_that_comes_again(stage: Stage) -> None:
+    underway(stage, "orphan")
+    stage.delete("orphan", "Orphan")
+    wait_for(lambda: gone(stage, "orphan"), 30)
+    wait_for(lambda: any(job.status.completion_time for name, job in stage.jobs().items() if name.endswith("ranks")))
+    assert not any(name.endswith("commit") for name in stage.jobs())
+    assert not (stage.results / "out" / MANIFEST).exists()
+    written = {path: path.stat().st_mtime_ns for path in (stage.results / "out").glob("rank_*/*")}
+    assert len(written) == 6
+    stage.create("orphan", stage.spec())
+    stage.ended("orphan")
+    assert {path: path.stat().st_mtime_ns for path in written} == written
+    assert stage.differences() == []

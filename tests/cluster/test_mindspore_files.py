@@ -1,0 +1,91 @@
+"""Checkpoints that the real MindSpore has saved, from `kubectl apply` to the last byte."""
+
+from __future__ import annotations
+
+import json
+from typing import TYPE_CHECKING, Any
+
+import pytest
+import yaml
+from kubernetes_objects import claim_folder
+from transforms_on_cluster import ROOT
+
+from reshard.cli import main
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+    from transforms_on_cluster import Stage
+
+CORPUS = ROOT / "tests" / "conformance" / "corpus"
+
+
+def example(name: str) -> dict[str, Any]:
+    found: dict[str, Any] = yaml.safe_load((ROOT / "examples" / f"{name}.yaml").read_text())["spec"]
+    return found
+
+
+def of_corpus(name: str) -> dict[str, Any]:
+    """One of the small networks, with a pipeline's strategies as a folder."""
+    claim = {"persistentVolumeClaim": {"claimName": "checkpoints"}}
+    source = {"persistentVolumeClaim": {"claimName": "checkpoints", "path": f"{name}/src"}}
+    target = {"persistentVolumeClaim": {"claimName": "results", "path": name}}
+    return {
+        "source": {"storage": source, "strategy": {"path": f"{name}/src_strategy"}},
+        "target": {"storage": target, "strategy": {"path": f"{name}/dst_strategy.ckpt", "storage": claim}},
+        "verification": "Full",
+    }
+
+
+SPECS = {
+    "8-to-4-ckpt": (example("retrain-on-4"), 8, 4),
+    "8-to-7-safetensors": (example("serve-on-7"), 8, 7),
+    "8-to-6-safetensors": (of_corpus("six"), 8, 6),
+    "pipeline-2x4-to-4": (of_corpus("pipeline"), 8, 4),
+}
+
+
+def contents(folder: Path) -> dict[str, bytes]:
+    return {str(path.relative_to(folder)): path.read_bytes() for path in folder.rglob("rank_*/*")}
+
+
+@pytest.mark.parametrize("name", SPECS)
+def test_one_pod_for_each_target_rank_and_the_bytes_of_a_run_without_a_cluster(stage: Stage, tmp_path: Path, name: str) -> None:
+    spec, sources, ranks = SPECS[name]
+    claim_folder(stage.api, stage.namespace, "corpus", CORPUS)
+    stage.create(name, json.loads(json.dumps(spec).replace('"claimName": "checkpoints"', '"claimName": "corpus"')))
+    status = stage.ended(name)
+
+    assert (status["progress"], status["percentage"]) == (f"{ranks}/{ranks}", 100)
+    assert (status["plan"]["sourceRanks"], status["plan"]["targetRanks"]) == (sources, ranks)
+    pods = [pod.metadata.annotations["batch.kubernetes.io/job-completion-index"] for pod in stage.pods("ranks")]
+    assert sorted(pods) == [str(rank) for rank in range(ranks)]
+    alone = tmp_path / "alone"
+    alone.mkdir()
+    resource = {"apiVersion": "reshard.dev/v1alpha1", "kind": "CheckpointTransform", "metadata": {"name": name}, "spec": spec}
+    (tmp_path / "resource.yaml").write_text(yaml.safe_dump(resource))
+    volumes = ["--volume", f"checkpoints={CORPUS}", "--volume", f"results={alone}"]
+    assert main(["run", str(tmp_path / "resource.yaml"), *volumes]) == 0
+    folder = spec["target"]["storage"]["persistentVolumeClaim"]["path"]
+    assert contents(stage.results / folder) == contents(alone / folder)
+    assert len(contents(alone / folder)) == ranks
+    assert status["bytesWritten"] == sum(map(len, contents(alone / folder).values()))
+
+
+def test_strategies_in_a_config_map(stage: Stage) -> None:
+    """Beside the resource, as GitOps folders have them."""
+    made = stage.made
+    command = [
+        "create",
+        "configmap",
+        "strategies",
+        f"--from-file=src={made.source_strategy}",
+        f"--from-file=dst={made.target_strategy}",
+    ]
+    stage.kubectl(*command)
+    spec = stage.spec()
+    for side, key in (("source", "src"), ("target", "dst")):
+        spec[side]["strategy"] = {"configMapKeyRef": {"name": "strategies", "key": key}}
+    stage.create("from-config-map", spec)
+    stage.ended("from-config-map")
+    assert stage.differences() == []
