@@ -84,9 +84,10 @@ format: $(READY) ## Rewrite the code in the house's style
 	$(BIN)/ruff format .
 
 .PHONY: docs
-docs: $(READY) ## Make docs/api.md from the CRD, and the chart's copy of it
+docs: $(READY) ## Make docs/api.md and the chart's copy of the CRD, and the chart's reference from its schema
 	$(BIN)/python scripts/api_reference.py >docs/api.md
 	cp crds/checkpointtransforms.yaml helm/reshard/files/
+	$(BIN)/python scripts/chart_reference.py
 
 .PHONY: bench
 bench: $(READY) ## Measure speed and memory

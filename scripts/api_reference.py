@@ -38,24 +38,26 @@ def _rows(schema: dict[str, Any], path: str) -> Iterator[str]:
     required = set(schema.get("required", ()))
     for name, field in schema.get("properties", {}).items():
         where = f"{path}.{name}"
-        kind = _kind(field) + (", required" if name in required else "")
+        what = kind(field) + (", required" if name in required else "")
         default = field.get("default", "")
         shown = (
             ""
             if isinstance(default, dict) or default == ""
             else f"`{str(default).lower() if isinstance(default, bool) else default}`"
         )
-        yield f"| `{where}` | {kind} | {shown} | {field.get('description', '')} |"
+        yield f"| `{where}` | {what} | {shown} | {field.get('description', '')} |"
         yield from _rows(field, where)
         yield from _rows(field.get("items", {}), f"{where}[]")
 
 
-def _kind(field: dict[str, Any]) -> str:
+def kind(field: dict[str, Any]) -> str:
+    """What a value of this JSON Schema is."""
     if "enum" in field:
-        return ", ".join(f"`{value}`" for value in field["enum"])
+        return ", ".join(f"`{value}`" for value in field["enum"] if value)
     limits = [f"{name} {field[key]}" for key, name in (("minimum", "at least"), ("maximum", "at most")) if key in field]
-    kind = field["type"] if field["type"] != "array" else f"list of {field['items']['type']}s"
-    return ", ".join([kind, *limits])
+    types = [field["type"]] if isinstance(field["type"], str) else field["type"]
+    named = (f"list of {field['items']['type']}s" if each == "array" else each for each in types)
+    return ", ".join([" or ".join(named), *limits])
 
 
 if __name__ == "__main__":

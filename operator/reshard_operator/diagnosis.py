@@ -5,7 +5,7 @@ from __future__ import annotations
 from datetime import datetime
 from typing import TYPE_CHECKING
 
-from reshard_operator.status import Phase, State
+from reshard_operator.status import STUCK, Phase, State
 
 if TYPE_CHECKING:
     from reshard_operator.observation import Job, Pod, Seen
@@ -42,9 +42,7 @@ def waiting_for(seen: Seen, job: Job, phase: Phase) -> State | None:
 
 def stuck_seconds(seen: Seen) -> float:
     """For how long pods have been unable to start, as the status remembers it."""
-    since = next(
-        (c["lastTransitionTime"] for c in seen.transform.status.get("conditions") or () if c["type"] == "PodsStuck"), None
-    )
+    since = next((c["lastTransitionTime"] for c in seen.transform.status.get("conditions") or () if c["type"] == STUCK), None)
     return (seen.now - datetime.fromisoformat(since)).total_seconds() if since else 0.0
 
 

@@ -62,6 +62,10 @@ REASONS = {
     "CommitFailed": "the commit's pod failed and left no reason of its own",
     "DeadlineExceeded": "the ranks took longer than spec.execution.activeDeadlineSeconds",
 }
+# Of these, what holds a transform up from outside; it goes on by itself once that is over. Beside them there is STUCK.
+WAITING = frozenset({"TargetBusy", "PodsDenied", "JobDenied", "NameTaken", "Unschedulable"})
+# The condition of pods that cannot start. Its reason is Kubernetes' own word, of which there may be many.
+STUCK = "PodsStuck"
 
 
 @dataclass(frozen=True)
@@ -177,7 +181,7 @@ def _conditions(last: list[Object], state: State, now: str, generation: int) -> 
     else:
         wanted += [("Reconciling", "True")]
     if state.stuck:
-        wanted += [("PodsStuck", "True")]
+        wanted += [(STUCK, "True")]
     before = {condition["type"]: condition for condition in last}
     made = []
     for kind, value in wanted:
@@ -203,6 +207,14 @@ def only_counts_differ(old: Object, new: Object) -> bool:
         return status | dict.fromkeys(("ranks", "progress", "percentage", "expectedCompletionTime")) | {"conditions": conditions}
 
     return bool(old) and old.get("phase") == Phase.RESHARDING.value and without_counts(old) == without_counts(new)
+
+
+def waits_for(status: Object) -> str:
+    """What holds a transform up from outside: one of WAITING, or STUCK; empty when nothing does."""
+    reasons = {condition["type"]: condition["reason"] for condition in status.get("conditions") or ()}
+    if STUCK in reasons:
+        return STUCK
+    return reasons["Ready"] if reasons.get("Ready") in WAITING else ""
 
 
 def _time(moment: datetime) -> str:

@@ -47,6 +47,7 @@ class Reconciler:
         self._busy: set[Key] = set()
         self._failures: dict[Key, int] = {}
         self._counted: dict[Key, float] = {}
+        self._census = metrics.Census()
         self._changed = asyncio.Event()
         self.last_resync = time.monotonic()
 
@@ -69,6 +70,8 @@ class Reconciler:
             try:
                 for resource in await self._cluster.transforms(self._config.namespaces):
                     self.mark(resource["metadata"]["namespace"], resource["metadata"]["name"], random.uniform(0, 1))  # noqa: S311 - no secret
+                for key in self._census:  # also what is gone, and of which no watch told
+                    self.mark(*key, random.uniform(0, 1))  # noqa: S311 - no secret
                 self.last_resync = time.monotonic()
                 await asyncio.sleep(self._config.resync_seconds)
             except ApiError as error:
@@ -126,6 +129,8 @@ class Reconciler:
         """One round. Returns in how many seconds to look again, if nothing tells so before."""
         seen = await self._cluster.observe(namespace, name)
         if seen is None:
+            self._census.count((namespace, name), None)
+            self._counted.pop((namespace, name), None)
             return None
         decision = reconcile(seen, self._config)
         for action in decision.actions:
@@ -147,9 +152,11 @@ class Reconciler:
 
     async def _tell(self, seen: Seen, decision: Decision) -> float | None:
         transform, status = seen.transform, decision.status
+        key = (transform.namespace, transform.name)
+        if (known := status or transform.status).get("phase"):
+            self._census.count(key, known)
         if status is None or status == transform.status:
             return decision.look_again_seconds
-        key = (transform.namespace, transform.name)
         if only_counts_differ(transform.status, status):
             wait = self._counted.get(key, 0.0) + _COUNTS_EVERY_SECONDS - time.monotonic()
             if wait > 0:
@@ -168,6 +175,8 @@ class Reconciler:
         if (status["phase"], ready["reason"]) == (transform.status.get("phase"), before.get("reason")):
             return
         metrics.TRANSITIONS.labels(status["phase"]).inc()
+        if status["phase"] == "Complete":
+            metrics.BYTES_WRITTEN.inc(status.get("bytesWritten", 0))
         kind = "Warning" if status["phase"] == "Failed" else "Normal"
         log.info(
             "%s: %s: %s",

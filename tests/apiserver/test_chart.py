@@ -46,11 +46,39 @@ def test_every_combination_is_accepted(namespace: str, tmp_path: Path, *, namesp
     assert done.returncode == 0, done.stderr
 
 
-@pytest.mark.parametrize("value", ["operator.sauce=1", "converter.image.digest=abc", "operator.replicas=-1", "metrics.port=80"])
+@pytest.mark.parametrize(
+    "value",
+    [
+        "operator.sauce=1",
+        "operator.replicas=-1",
+        "operator.tolerations[0].sauce=1",
+        "operator.resources.requests.memory=much",
+        "operator.podLabels.team=a b",
+        "converter.image.digest=abc",
+        "metrics.port=80",
+        "metrics.port=8080",
+        "podDisruptionBudget.maxUnavailable=half",
+    ],
+)
 def test_unknown_and_wrong_values_are_refused(value: str) -> None:
     done = subprocess.run([program("helm"), "template", "r", CHART, "--set", value], capture_output=True, text=True, check=False)
     assert done.returncode != 0
     assert value.split("=", maxsplit=1)[0].rsplit(".", maxsplit=1)[-1] in done.stderr
+
+
+def test_values_that_are_left_free_are_accepted() -> None:
+    tolerations = "operator.tolerations[0].operator=Exists,operator.tolerations[0].effect=NoSchedule"
+    affinity = (
+        "operator.affinity.nodeAffinity.requiredDuringSchedulingIgnoredDuringExecution.nodeSelectorTerms[0].matchFields=null"
+    )
+    resources = "converter.resources.limits.memory=1.5Gi,converter.resources.limits.cpu=2"
+    assert rendered(tolerations, affinity, resources, "podDisruptionBudget.maxUnavailable=50%", "global.any=1")
+
+
+def test_the_dashboard_is_for_grafanas_sidecar() -> None:
+    (found,) = (d for d in rendered("metrics.dashboard.enabled=true") if d["kind"] == "ConfigMap")
+    assert found["metadata"]["labels"]["grafana_dashboard"] == "1"
+    assert found["data"] == {"reshard.json": (ROOT / "helm" / "reshard" / "dashboards" / "reshard.json").read_text()}
 
 
 def test_an_image_by_digest() -> None:

@@ -8,22 +8,38 @@ import shlex
 import shutil
 import subprocess
 import sys
+from itertools import product
 from pathlib import Path
+from types import SimpleNamespace
 
 import disk
 import msgspec
 import pytest
 
 from reshard.cli import main
+from reshard.job import memory_bytes
 from reshard.layout import Layout
 from reshard.manifest import FileRecord, Manifest, ParameterRecord
 from reshard.spec import parse_resource
 from reshard_operator.status import REASONS
 
 ROOT = Path(__file__).parents[2]
-PAGES = [ROOT / "README.md", ROOT / "CHANGELOG.md", *sorted((ROOT / "docs").glob("*.md"))]
+OPERATIONS = ROOT / "docs" / "operations.md"
+PAGES = [
+    ROOT / "README.md",
+    ROOT / "CHANGELOG.md",
+    ROOT / "helm" / "reshard" / "README.md",
+    *sorted((ROOT / "docs").glob("*.md")),
+]
 _BLOCK = re.compile(r"^```(\w+)\n(.*?)^```", re.MULTILINE | re.DOTALL)
 _LINK = re.compile(r"\]\(([^)#\s]+)(#[^)\s]+)?\)")
+
+
+# That say how far it is, not what is wrong.
+NO_TROUBLE = {
+    *("Planning", "Resharding", "Committing", "Complete", "AlreadyComplete"),
+    *("DryRun", "Suspended", "Suspending", "Queued"),
+}
 
 
 def blocks(page: Path, kind: str) -> list[str]:
@@ -46,7 +62,7 @@ def workplace(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     return folder
 
 
-@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: str(page.relative_to(ROOT)))
 def test_its_commands_run(page: Path, workplace: Path) -> None:
     for block in blocks(page, "sh"):
         for line in block.splitlines():
@@ -58,7 +74,7 @@ def test_its_commands_run(page: Path, workplace: Path) -> None:
     assert workplace == Path.cwd()
 
 
-@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: str(page.relative_to(ROOT)))
 def test_its_links_lead_somewhere(page: Path) -> None:
     for target, anchor in _LINK.findall(page.read_text()):
         if "://" in target:
@@ -120,9 +136,32 @@ def test_the_reference_is_made_from_the_crd() -> None:
 
 
 def test_every_reason_of_the_operator_is_explained() -> None:
-    page = (ROOT / "docs" / "operations.md").read_text()
+    page = OPERATIONS.read_text()
     for reason, meaning in REASONS.items():
         assert f"| `{reason}` | {meaning} |" in page
+
+
+def test_every_trouble_has_its_remedy() -> None:
+    rows = re.findall(r"^\| (`\w+`(?:, `\w+`)*) \| `kubectl [^|]+` \| [^|]+ \|$", OPERATIONS.read_text(), re.MULTILINE)
+    remedied = [reason for row in rows for reason in re.findall(r"\w+", row)]
+    assert len(set(remedied)) == len(remedied)
+    assert set(REASONS) - NO_TROUBLE <= set(remedied)
+    assert not set(remedied) & NO_TROUBLE
+
+
+def most_memory(parameters: int, ranks: int = 1) -> str:
+    tensors = [SimpleNamespace(name="n" * 50)] * parameters
+    model = SimpleNamespace(inventory=SimpleNamespace(structures=[SimpleNamespace(tensors=tensors)]), target_ranks=100)
+    return f"{memory_bytes(model, ranks) / 1e6:.0f} MB"  # type: ignore[arg-type]  # all that it looks at
+
+
+def test_the_sizing_tables_are_right() -> None:
+    page = OPERATIONS.read_text()
+    for parameters, ranks in ((100, 1), (1000, 1), (10_000, 1), (1000, 8)):
+        assert f"| {parameters:,} | {ranks} | {most_memory(parameters, ranks)} |\n" in page
+    for gigabytes, ranks in product((1, 10, 50), (1, 8)):
+        seconds = " | ".join(f"{ranks * gigabytes / throughput:g} s" for throughput in (0.5, 1, 2))
+        assert f"| {gigabytes} GB | {most_memory(1000)} | {ranks} | {seconds} |\n" in page
 
 
 def test_the_resource_in_the_documentation_is_one() -> None:

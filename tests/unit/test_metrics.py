@@ -1,0 +1,111 @@
+"""What the operator's metrics say of transforms, from the first look to the time when they are gone."""
+
+from __future__ import annotations
+
+import asyncio
+import dataclasses
+from typing import TYPE_CHECKING, Any
+
+from pretend_cluster import COMMIT, CONFIG, PretendCluster
+from prometheus_client import REGISTRY
+
+from reshard_operator.metrics import Census
+from reshard_operator.reconcile import Decision
+from reshard_operator.status import WAITING, Phase
+from reshard_operator.worker import Reconciler
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Sequence
+
+    from reshard_operator.observation import Seen
+
+
+def value(name: str, **labels: str) -> float:
+    found = REGISTRY.get_sample_value(name, labels)
+    assert found is not None, (name, labels)
+    return found
+
+
+def phases() -> dict[str, float]:
+    return {phase: value("reshard_transforms", phase=phase) for phase in Phase}
+
+
+class Watched:
+    """As the worker sees a cluster: one transform, which gets on with every look; until it is gone, which no watch tells."""
+
+    def __init__(self) -> None:
+        self.pretend, self.gone = PretendCluster(), False
+        self.events: list[str] = []
+
+    async def transforms(self, _: Sequence[str]) -> list[dict[str, Any]]:
+        return [] if self.gone else [self.pretend.resource]
+
+    async def observe(self, *_: str) -> Seen | None:
+        self.pretend.advance()
+        return None if self.gone else self.pretend.see()
+
+    async def act(self, _: object, action: Any) -> None:
+        self.pretend.carry_out(Decision(actions=(action,)))
+
+    async def write_status(self, _: object, status: dict[str, Any]) -> None:
+        self.pretend.resource["status"] = status
+
+    async def record_event(self, _: object, _kind: str, _reason: str, phase: str, _note: str) -> None:
+        self.events.append(phase)
+
+
+def test_a_transform_is_counted_in_its_phase_until_it_is_gone() -> None:
+    cluster, before, bytes_before = Watched(), phases(), value("reshard_bytes_written_total")
+    started = value("reshard_transitions_total", phase="Planning")
+
+    async def story() -> None:
+        reconciler = Reconciler(cluster, dataclasses.replace(CONFIG, resync_seconds=0.05), lambda: True)  # type: ignore[arg-type]
+        working = asyncio.create_task(reconciler.run())
+
+        async def until(seen: Callable[[], bool]) -> None:
+            for _ in range(2000):
+                if seen():
+                    return
+                await asyncio.sleep(0.01)
+            raise AssertionError(phases())
+
+        def get_on() -> bool:
+            reconciler.mark("ns", "a.transform", 0)
+            return phases() == before | {"Complete": before["Complete"] + 1}
+
+        await until(get_on)
+        for _ in range(10):  # more looks change nothing
+            assert get_on()
+            await asyncio.sleep(0.01)
+        cluster.gone = True
+        await until(lambda: phases() == before)
+        working.cancel()
+
+    asyncio.run(story())
+    assert value("reshard_bytes_written_total") == bytes_before + COMMIT["bytesWritten"]
+    assert value("reshard_transitions_total", phase="Planning") == started + 1
+    assert cluster.events[-1] == "Complete"
+
+
+def test_what_is_held_up_counts_by_what_holds_it_up() -> None:
+    cluster, census = PretendCluster(rivals=("another",)), Census()
+    total, before = phases(), {reason: value("reshard_transforms_waiting", reason=reason) for reason in ("PodsStuck", *WAITING)}
+
+    def held_up() -> dict[str, float]:
+        cluster.work()
+        census.count(("ns", "a.transform"), cluster.status)
+        now = {reason: value("reshard_transforms_waiting", reason=reason) - count for reason, count in before.items()}
+        return {reason: count for reason, count in now.items() if count}
+
+    assert held_up() == {"TargetBusy": 1}
+    assert held_up() == {"TargetBusy": 1}
+    cluster.rivals = ()
+    assert held_up() == {}
+    cluster.advance()
+    cluster.pods[0]["status"] = {
+        "phase": "Pending",
+        "containerStatuses": [{"state": {"waiting": {"reason": "ImagePullBackOff", "message": "no such image"}}}],
+    }
+    assert held_up() == {"PodsStuck": 1}
+    census.count(("ns", "a.transform"), None)
+    assert (phases(), list(census)) == (total, [])
