@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any, TypeVar
+from typing import TYPE_CHECKING, Annotated, Any, TypeVar
 
 import msgspec
 
@@ -17,6 +17,9 @@ if TYPE_CHECKING:
 QUEUE_LABEL = "kueue.x-k8s.io/queue-name"
 STEPS = ("plan", "ranks", "commit")
 
+# More than any cluster has; a forged message must not make the operator list without end.
+_Ranks = Annotated[int, msgspec.Meta(ge=1, le=1_000_000)]
+
 Object = dict[str, Any]
 M = TypeVar("M", bound=msgspec.Struct)
 
@@ -24,8 +27,8 @@ M = TypeVar("M", bound=msgspec.Struct)
 class PlanMessage(msgspec.Struct, frozen=True, rename="camel"):
     """What the plan's pod leaves (`reshard.cli.step`)."""
 
-    source_ranks: int
-    target_ranks: int
+    source_ranks: _Ranks
+    target_ranks: _Ranks
     parameters: int
     bytes: int
     memory_bytes: int

@@ -63,7 +63,7 @@ REASONS = {
     "DeadlineExceeded": "the ranks took longer than spec.execution.activeDeadlineSeconds",
 }
 # Of these, what holds a transform up from outside; it goes on by itself once that is over. Beside them there is STUCK.
-WAITING = frozenset({"TargetBusy", "PodsDenied", "JobDenied", "NameTaken", "Unschedulable"})
+WAITING = frozenset({"TargetBusy", "PodsDenied", "JobDenied", "NameTaken", "Unschedulable", "NodeLost"})
 # The condition of pods that cannot start. Its reason is Kubernetes' own word, of which there may be many.
 STUCK = "PodsStuck"
 
