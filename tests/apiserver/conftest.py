@@ -1,11 +1,15 @@
 from __future__ import annotations
 
 import subprocess
+from typing import TYPE_CHECKING
 
 import pytest
 from cluster.layout import program
 from kubernetes_access import api, layout, namespace
-from transforms_on_cluster import GROUP, PLURAL, ROOT
+from transforms_on_cluster import GROUP, PLURAL, ROOT, Transforms
+
+if TYPE_CHECKING:
+    from kubernetes import client
 
 __all__ = ["api", "layout", "namespace"]
 
@@ -17,3 +21,9 @@ def crd() -> None:
     subprocess.run(apply, check=True, capture_output=True)
     established = [program("kubectl"), "wait", "--for=condition=Established", f"crd/{PLURAL}.{GROUP}", "--timeout=30s"]
     subprocess.run(established, check=True, capture_output=True)
+
+
+@pytest.fixture
+def transforms(api: client.ApiClient, namespace: str, crd: None) -> Transforms:  # noqa: ARG001 - it has to be there
+    """The transforms of the test's namespace."""
+    return Transforms(api, namespace)

@@ -11,7 +11,6 @@ from kubernetes_objects import indexed_job, pod_spec, wait_for
 from operator_process import account, operator_process
 from pretend_cluster import resource
 from pretend_kubelet import PretendKubelet
-from transforms_on_cluster import Transforms
 
 from reshard_operator.jobs import job_name
 
@@ -20,6 +19,7 @@ if TYPE_CHECKING:
 
     from cluster.layout import Layout
     from kubernetes import client
+    from transforms_on_cluster import Transforms
 
 SPEC = resource()["spec"]
 _PATIENCE = 12.0
@@ -91,11 +91,6 @@ def everything(transforms: Transforms, kubelet: PretendKubelet) -> None:
 
     wait_for(lambda: {"Planning", "Complete"} <= told(), _PATIENCE)
     wait_for(lambda: lease().spec.renew_time > taken.spec.renew_time, _PATIENCE)
-
-
-@pytest.fixture
-def transforms(api: client.ApiClient, namespace: str, crd: None) -> Transforms:  # noqa: ARG001 - it has to be there
-    return Transforms(api, namespace)
 
 
 def test_the_charts_rights_are_enough(transforms: Transforms, layout: Layout, tmp_path: Path) -> None:

@@ -1,0 +1,58 @@
+"""Two operators at once: one works, the other takes over, and neither undoes what the other does."""
+
+from __future__ import annotations
+
+import signal
+from typing import TYPE_CHECKING
+
+from kubernetes_objects import wait_for
+from operator_process import account, operator_process
+from pretend_cluster import resource
+from pretend_kubelet import PretendKubelet
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+    from cluster.layout import Layout
+    from transforms_on_cluster import Transforms
+
+SPEC = resource()["spec"]
+
+
+def test_a_replica_that_was_away_finds_itself_replaced(transforms: Transforms, layout: Layout, tmp_path: Path) -> None:
+    def holder() -> str:
+        items = transforms.leases.list_namespaced_lease(transforms.namespace).items
+        return str(items[0].spec.holder_identity) if items else ""
+
+    who = account(transforms.api, layout, transforms.namespace, tmp_path)
+    kubelet = PretendKubelet(transforms.api, transforms.namespace)
+    with operator_process(who, tmp_path, "first") as first, kubelet.running():
+        wait_for(lambda: holder() == "first", 20)
+        with operator_process(who, tmp_path, "second"):
+            kubelet.held.add("ranks")
+            transforms.create("shared", SPEC)
+            transforms.wait("shared", lambda s: s.get("phase") == "Resharding", 30)
+            first.send_signal(signal.SIGSTOP)
+            kubelet.held.clear()
+            transforms.ended("shared", seconds=60)
+            assert holder() == "second"
+            first.send_signal(signal.SIGCONT)
+            assert first.wait(timeout=30) == 1
+    assert len(transforms.jobs()) == 3
+    assert "another replica has taken over" in (tmp_path / "first.log").read_text()
+
+
+def test_two_that_know_nothing_of_each_other_do_the_work_once(transforms: Transforms, layout: Layout, tmp_path: Path) -> None:
+    """Without the Lease: names, preconditions and resource versions alone keep it right."""
+    who = account(transforms.api, layout, transforms.namespace, tmp_path)
+    who.environment["RESHARD_LEASE"] = ""
+    kubelet = PretendKubelet(transforms.api, transforms.namespace)
+    with operator_process(who, tmp_path, "first"), operator_process(who, tmp_path, "second"), kubelet.running():
+        for name in ("a", "b", "c"):
+            target = SPEC["target"] | {"storage": {"persistentVolumeClaim": {"claimName": "claim", "path": name}}}
+            transforms.create(name, SPEC | {"target": target})
+        for name in ("a", "b", "c"):
+            transforms.ended(name, seconds=60)
+    assert len(transforms.jobs()) == 9
+    completed = [e for e in transforms.core.list_namespaced_event(transforms.namespace).items if e.reason == "Complete"]
+    assert {event.involved_object.name for event in completed} == {"a", "b", "c"}
