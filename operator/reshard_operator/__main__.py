@@ -71,6 +71,8 @@ async def _operate(config: configuration.Config) -> None:
             await asyncio.wait([tasks.pop()], timeout=5)
             for task in tasks:
                 task.cancel()
+            await asyncio.wait(tasks)
+            await lease.release()
     finally:
         await cluster.close()
 

@@ -65,6 +65,19 @@ class Lease:
                     raise LostLeaseError from error
             await asyncio.sleep(_RENEW_SECONDS if self._held_since is not None else random.uniform(1, 3))  # noqa: S311 - no secret
 
+    async def release(self) -> None:
+        """Give it back at an orderly end, so that the next replica need not wait for it to lapse."""
+        if not self._config.lease or self._held_since is None:
+            return
+        self._held_since = None
+        try:
+            lease = await self._cluster.get_lease(self._config.own_namespace, self._config.lease)
+            if lease is not None and (lease.get("spec") or {}).get("holderIdentity") == self._config.identity:
+                nobody = lease["spec"] | {"holderIdentity": ""}
+                await self._cluster.put_lease(self._config.own_namespace, lease | {"spec": nobody})
+        except ApiError as error:
+            log.warning("the lease could not be given back, and lapses: %s", error)
+
     async def _round(self) -> None:
         began = time.monotonic()
         lease = await self._cluster.get_lease(self._config.own_namespace, self._config.lease)

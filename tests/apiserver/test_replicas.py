@@ -19,15 +19,17 @@ if TYPE_CHECKING:
 SPEC = resource()["spec"]
 
 
-def test_a_replica_that_was_away_finds_itself_replaced(transforms: Transforms, layout: Layout, tmp_path: Path) -> None:
-    def holder() -> str:
-        items = transforms.leases.list_namespaced_lease(transforms.namespace).items
-        return str(items[0].spec.holder_identity) if items else ""
+def holder(transforms: Transforms) -> str | None:
+    """Who has the Lease."""
+    items = transforms.leases.list_namespaced_lease(transforms.namespace).items
+    return items[0].spec.holder_identity if items else None
 
+
+def test_a_replica_that_was_away_finds_itself_replaced(transforms: Transforms, layout: Layout, tmp_path: Path) -> None:
     who = account(transforms.api, layout, transforms.namespace, tmp_path)
     kubelet = PretendKubelet(transforms.api, transforms.namespace)
     with operator_process(who, tmp_path, "first") as first, kubelet.running():
-        wait_for(lambda: holder() == "first", 20)
+        wait_for(lambda: holder(transforms) == "first", 20)
         with operator_process(who, tmp_path, "second"):
             kubelet.held.add("ranks")
             transforms.create("shared", SPEC)
@@ -35,11 +37,22 @@ def test_a_replica_that_was_away_finds_itself_replaced(transforms: Transforms, l
             first.send_signal(signal.SIGSTOP)
             kubelet.held.clear()
             transforms.ended("shared", seconds=60)
-            assert holder() == "second"
+            assert holder(transforms) == "second"
             first.send_signal(signal.SIGCONT)
             assert first.wait(timeout=30) == 1
     assert len(transforms.jobs()) == 3
     assert "another replica has taken over" in (tmp_path / "first.log").read_text()
+
+
+def test_a_replica_that_ends_gives_its_lease_back(transforms: Transforms, layout: Layout, tmp_path: Path) -> None:
+    who = account(transforms.api, layout, transforms.namespace, tmp_path)
+    with operator_process(who, tmp_path, "first") as first:
+        wait_for(lambda: holder(transforms) == "first", 20)
+        first.terminate()
+        assert first.wait(timeout=15) == 0
+    assert not holder(transforms)
+    with operator_process(who, tmp_path, "second"):
+        wait_for(lambda: holder(transforms) == "second", 10)  # before a lease lapses
 
 
 def test_two_that_know_nothing_of_each_other_do_the_work_once(transforms: Transforms, layout: Layout, tmp_path: Path) -> None:

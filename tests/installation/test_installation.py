@@ -9,6 +9,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+import pytest
 from cluster.components import Component, wait
 from cluster.layout import NODE
 from kubernetes_objects import wait_for
@@ -125,7 +126,17 @@ def test_a_node_that_is_lost_is_named_and_what_ran_there_goes_on_when_it_returns
     completes(stage, "lost")
 
 
-def test_the_api_server_is_gone_for_a_minute(stage: Stage, layout: Layout) -> None:
+@pytest.fixture(scope="session")
+def restarted() -> Iterator[list[Component]]:
+    """What tests start again in the place of what they have killed."""
+    components: list[Component] = []
+    yield components
+    for component in components:
+        component.process.kill()
+        component.process.wait()
+
+
+def test_the_api_server_is_gone_for_a_minute(stage: Stage, layout: Layout, restarted: list[Component]) -> None:
     begun(stage, "outage")
     os.kill(process_of("kube-apiserver"), signal.SIGKILL)
     time.sleep(60)
@@ -136,5 +147,6 @@ def test_the_api_server_is_gone_for_a_minute(stage: Stage, layout: Layout) -> No
         layout.logs / "kube-apiserver-again.log",
     )
     server.start()
+    restarted.append(server)
     wait([server], 60)
     completes(stage, "outage")

@@ -154,13 +154,13 @@ def _build(name: str, dockerfile: Path, context: Path, archive: Path, *options: 
         own = ["--root", str(folder / "store"), "--runroot", str(folder / "run"), "--storage-driver", "overlay"]
         buildah = ["unshare", "--mount", program("buildah"), *own]
         made = folder / "image.tar"
-        settings = ["--isolation", "chroot", *_network_settings(folder), *options]
+        settings = ["--isolation", "chroot", *network_settings(folder), *options]
         _call(*buildah, "bud", *settings, "--tag", name, "--file", str(dockerfile), str(context))
         _call(*buildah, "push", name, f"oci-archive:{made}:{name}")
         made.rename(archive)
 
 
-def _network_settings(folder: Path) -> list[str]:
+def network_settings(folder: Path) -> list[str]:
     """What pip needs to reach its index from a build as it does on this machine: its settings, and whom the machine trusts."""
     listed = subprocess.run([sys.executable, "-m", "pip", "config", "list"], capture_output=True, text=True, check=False)
     found = re.findall(r"^(global|:env:)\.(index-url|extra-index-url|trusted-host|proxy)='(.*)'$", listed.stdout, re.MULTILINE)
