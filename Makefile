@@ -93,7 +93,7 @@ docs: $(READY) ## Make docs/api.md and the chart's copy of the CRD, and the char
 bench: $(READY) ## Measure speed and memory
 	@RESHARD_MINDSPORE_PYTHON="$${RESHARD_MINDSPORE_PYTHON:-$(firstword $(wildcard $(RESHARD_CACHE)/mindspore-*/bin/python))}" \
 	  $(BIN)/python benchmarks/run.py
-	@PYTHON='$(PYTHON)' sh scripts/cluster.sh $(BIN)/python run -- $(BIN)/python benchmarks/cluster.py || [ $$? -eq 3 ]  # said why
+	@PYTHON='$(PYTHON)' sh scripts/cluster.sh $(BIN)/python run -- $(BIN)/python benchmarks/on_cluster.py || [ $$? -eq 3 ]  # said why
 
 # The one target that chooses versions: the newest that pyproject.toml allows, on every Python and machine it names.
 .PHONY: constraints

@@ -57,7 +57,8 @@ async def _operate(config: configuration.Config) -> None:
         reconciler = Reconciler(cluster, config, lease.held)
         async with asyncio.TaskGroup() as group:
             tasks = [group.create_task(lease.run()), group.create_task(reconciler.run())]
-            watching = kopf.operator(
+            # kopf takes over the signals, and returns when one has told it to end.
+            await kopf.operator(
                 registry=registry(config, reconciler, cluster.server),
                 clusterwide=not config.namespaces,
                 namespaces=config.namespaces,
@@ -66,13 +67,9 @@ async def _operate(config: configuration.Config) -> None:
                 identity=config.identity,  # type: ignore[arg-type]  # a str whose own name kopf does not export
                 stop_flag=stop,
             )
-            tasks.append(group.create_task(watching))
-            await stop.wait()
-            await asyncio.wait([tasks.pop()], timeout=5)
             for task in tasks:
                 task.cancel()
-            await asyncio.wait(tasks)
-            await lease.release()
+        await lease.release()
     finally:
         await cluster.close()
 
