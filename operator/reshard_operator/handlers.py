@@ -61,15 +61,16 @@ def registry(config: Config, reconciler: Reconciler, server: str) -> kopf.Operat
         if name:
             reconciler.mark(namespace or "", name)
 
-    @kopf.on.probe(id="resync", registry=handlers)
-    def resynced_recently(**_: Any) -> str:
+    # As coroutines: kopf runs plain functions in a thread, where there is no loop whose tasks could be counted.
+    @kopf.on.probe(id="resync", registry=handlers, errors=kopf.ErrorsMode.PERMANENT)
+    async def resynced_recently(**_: Any) -> str:
         age = time.monotonic() - reconciler.last_resync
         if age > _MISSED_RESYNCS * config.resync_seconds:
             raise kopf.PermanentError(f"the last resync is {age:.0f} s old")
         return f"{age:.0f} s ago"
 
-    @kopf.on.probe(id="watches", registry=handlers)
-    def watches_are_there(**_: Any) -> int:
+    @kopf.on.probe(id="watches", registry=handlers, errors=kopf.ErrorsMode.PERMANENT)
+    async def watches_are_there(**_: Any) -> int:
         names = [task.get_name() for task in asyncio.all_tasks()]
         found = sum(name.startswith(f"watcher for {PLURAL}.") for name in names)
         if not found:

@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import json
 import signal
+import socket
+import urllib.request
 from typing import TYPE_CHECKING
 
 from kubernetes_objects import wait_for
@@ -53,6 +56,26 @@ def test_a_replica_that_ends_gives_its_lease_back(transforms: Transforms, layout
     assert not holder(transforms)
     with operator_process(who, tmp_path, "second"):
         wait_for(lambda: holder(transforms) == "second", 10)  # before a lease lapses
+
+
+def test_it_tells_that_it_is_well(transforms: Transforms, layout: Layout, tmp_path: Path) -> None:
+    who = account(transforms.api, layout, transforms.namespace, tmp_path)
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    who.environment["RESHARD_HEALTH_PORT"] = str(port)
+
+    def told() -> dict[str, object] | None:
+        try:
+            with urllib.request.urlopen(f"http://127.0.0.1:{port}/healthz", timeout=2) as answer:
+                found: dict[str, object] = json.load(answer)
+                return found
+        except OSError:
+            return None
+
+    with operator_process(who, tmp_path):
+        wait_for(lambda: (told() or {}).get("watches") == 1, 20)
+        assert "s ago" in str((told() or {})["resync"])
 
 
 def test_two_that_know_nothing_of_each_other_do_the_work_once(transforms: Transforms, layout: Layout, tmp_path: Path) -> None:

@@ -16,7 +16,7 @@ from kubernetes import client
 from kubernetes_objects import claim_folder
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Iterator
 
 ROOT = Path(__file__).parents[2]
 GROUP, VERSION, PLURAL = "reshard.dev", "v1alpha1", "checkpointtransforms"
@@ -42,14 +42,17 @@ def install(*values: str) -> None:
 
 
 @pytest.fixture(scope="session")
-def operator(layout: Layout) -> None:
-    """The operator, installed once, whichever process of pytest comes first."""
+def operator(layout: Layout, api: client.ApiClient) -> Iterator[None]:
+    """The operator, installed once, whichever process of pytest comes first. In the end it must never have restarted by itself."""
     with (layout.state / "operator.lock").open("w") as lock:
         fcntl.flock(lock, fcntl.LOCK_EX)
         done = layout.state / "operator.installed"
         if not done.exists():
             install()
             done.touch()
+    yield
+    for pod in client.CoreV1Api(api).list_namespaced_pod(SYSTEM, label_selector=f"app.kubernetes.io/instance={RELEASE}").items:
+        assert sum(container.restart_count for container in pod.status.container_statuses or ()) == 0, pod.metadata.name
 
 
 class Transforms:
