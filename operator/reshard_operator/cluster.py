@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from datetime import UTC, datetime
+from datetime import UTC, datetime, timedelta
 from typing import TYPE_CHECKING
 from urllib.parse import quote
 
@@ -25,6 +25,8 @@ _SECONDS = 30.0
 _MOST_WAITING = 50
 _MOST_FAILED = 200
 _PAGE = 500
+# Of a pod that takes longer nobody has to ask why.
+_USUAL_START = timedelta(seconds=5)
 _ALIVE = "status.phase!=Succeeded,status.phase!=Failed"
 _MERGE = "application/merge-patch+json"
 _APPLY = "application/apply-patch+yaml"
@@ -96,7 +98,7 @@ class Cluster:
         old = tuple(job for job in own if all(job.name != kept.name for kept in current.values()))
         pods, rivals = await self._pods(transform, current)
         rivals += [_rival(job) for job in others if not job.ended and _is_older(job, transform)]
-        events = await self._events(transform, current, pods)
+        events = await self._events(transform, now, current, pods)
         return Seen(transform, now, current, old, tuple(pods), tuple(dict.fromkeys(rivals)), tuple(events))
 
     async def act(self, transform: Transform, action: Action) -> None:
@@ -203,33 +205,34 @@ class Cluster:
             return [], []
         place = f"/api/v1/namespaces/{transform.namespace}/pods"
         own = f"{jobs.LABEL_TRANSFORM}={transform.uid}"
-        pods = [Pod(item) for item in await self._list(place, f"{own},{jobs.LABEL_STEP} in (plan,commit)")]
         ranks = f"{own},{jobs.LABEL_STEP}=ranks"
+        pods: list[Pod] = []
+        if untold := [step for step in ("plan", "commit") if step in current and not transform.knows(step)]:
+            pods += map(Pod, await self._list(place, f"{own},{jobs.LABEL_STEP} in ({','.join(untold)})"))
         if "ranks" in current:
-            pods += [Pod(i) for i in await self._list(place, ranks, "status.phase=Pending", _MOST_WAITING)]
-            if not current["ranks"].runs:
-                pods += [Pod(i) for i in await self._list(place, ranks, "status.phase=Running", _MOST_WAITING)]
+            # Why some do not get on. That may be a moment old, which spares the API server a walk through thousands of pods.
+            phases = ["Pending"] + ([] if current["ranks"].runs else ["Running"])
             if current["ranks"].status.get("failed") or current["ranks"].failed is not None:
-                pods += [Pod(i) for i in await self._list(place, ranks, "status.phase=Failed", _MOST_FAILED)]
-        else:  # none of an earlier attempt may still write
-            pods += [Pod(i) for i in await self._list(place, ranks, _ALIVE, _MOST_WAITING)]
-        rivals: list[str] = []
-        if "ranks" not in current:
-            same = f"{jobs.LABEL_TARGET}={jobs.target_label(transform.spec)},{jobs.LABEL_TRANSFORM}!={transform.uid}"
-            writing = f"{same},{jobs.LABEL_STEP} in (ranks,commit)"
-            alive = await self._list(place, writing, _ALIVE, _MOST_WAITING)
-            rivals = [
-                f"CheckpointTransform {pod.annotation(jobs.ANNOTATION_TRANSFORM)} (pod {pod.name})" for pod in map(Pod, alive)
-            ]
-        return pods, rivals
+                phases.append("Failed")
+            for phase in phases:
+                ended = phase == "Failed"
+                most = _MOST_FAILED if ended else _MOST_WAITING
+                pods += map(Pod, await self._list(place, ranks, f"status.phase={phase}", most, fresh=ended))
+            return pods, []
+        # None of an earlier attempt may still write, nor of another transform.
+        pods += map(Pod, await self._list(place, ranks, _ALIVE, _MOST_WAITING))
+        same = f"{jobs.LABEL_TARGET}={jobs.target_label(transform.spec)},{jobs.LABEL_TRANSFORM}!={transform.uid}"
+        writing = f"{same},{jobs.LABEL_STEP} in (ranks,commit)"
+        alive = map(Pod, await self._list(place, writing, _ALIVE, _MOST_WAITING))
+        return pods, [f"CheckpointTransform {pod.annotation(jobs.ANNOTATION_TRANSFORM)} (pod {pod.name})" for pod in alive]
 
-    async def _events(self, transform: Transform, current: dict[str, Job], pods: list[Pod]) -> list[Event]:
+    async def _events(self, transform: Transform, now: datetime, current: dict[str, Job], pods: list[Pod]) -> list[Event]:
         """Warnings about what does not get on."""
         found: list[Event] = []
         place = f"/api/v1/namespaces/{transform.namespace}/events"
-        unfinished = [job for job in current.values() if not job.ended and not job.status.get("ready")]
-        waiting = [pod for pod in pods if pod.phase == "Pending" and pod.condition("PodScheduled").get("status") == "True"][:3]
-        for uid in [job.uid for job in unfinished] + [pod.uid for pod in waiting]:
+        idle = [job.uid for job in current.values() if not job.ended and not job.status.get("active")]
+        waiting = [pod.uid for pod in pods if pod.waits_since(now - _USUAL_START)][:3]
+        for uid in idle + waiting:
             items = await self._list(place, "", f"involvedObject.uid={uid},type=Warning", _MOST_WAITING)
             found += [Event(uid, str(item.get("reason")), str(item.get("message"))) for item in items]
         return found
@@ -243,19 +246,19 @@ class Cluster:
                 return None
             raise
 
-    async def _list(self, place: str, labels: str = "", fields: str = "", most: int | None = None) -> list[Object]:
-        query = (
-            {"limit": str(most or _PAGE)}
-            | ({"labelSelector": labels} if labels else {})
-            | ({"fieldSelector": fields} if fields else {})
-        )
+    async def _list(
+        self, place: str, labels: str = "", fields: str = "", most: int | None = None, *, fresh: bool = True
+    ) -> list[Object]:
+        """What matches, or the first `most` of it: as it is now, or, where that does not matter, as the API server remembers it."""
+        query = {"limit": str(most or _PAGE)} if fresh else {"resourceVersion": "0"}
+        query |= ({"labelSelector": labels} if labels else {}) | ({"fieldSelector": fields} if fields else {})
         items: list[Object] = []
         while True:
             page = await self._call("GET", place, query)
             items += page.get("items") or []
             more = page["metadata"].get("continue")
             if not more or (most is not None and len(items) >= most):
-                return items
+                return items[:most]
             query["continue"] = more
 
     async def _call(

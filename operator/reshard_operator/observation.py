@@ -3,16 +3,14 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Annotated, Any, TypeVar
+from datetime import datetime
+from typing import Annotated, Any, TypeVar
 
 import msgspec
 
 from reshard.errors import ReshardError
 from reshard.ranks import format_ranks, parse_ranks
 from reshard.spec import TransformSpec, parse_spec
-
-if TYPE_CHECKING:
-    from datetime import datetime
 
 QUEUE_LABEL = "kueue.x-k8s.io/queue-name"
 STEPS = ("plan", "ranks", "commit")
@@ -79,6 +77,11 @@ class Transform:
     def attempt(self) -> int:
         """Which try this is."""
         return self.spec.execution.attempt if self.spec is not None else 1
+
+    def knows(self, step: str) -> bool:
+        """Whether the status of this attempt tells already what the pod of a step has left."""
+        mark = {"plan": "plan", "commit": "manifest"}[step]
+        return mark in self.status and self.status.get("attempt") == self.attempt
 
     @classmethod
     def parse(cls, resource: Object) -> Transform:
@@ -200,6 +203,11 @@ class Pod(Kept):
     def phase(self) -> str:
         """Pending, Running, Succeeded, Failed or Unknown."""
         return str(self.status.get("phase", "Pending"))
+
+    def waits_since(self, moment: datetime) -> bool:
+        """Whether it has a node, was created before, and has not started yet."""
+        has_node = self.condition("PodScheduled").get("status") == "True"
+        return self.phase == "Pending" and has_node and datetime.fromisoformat(self.created) <= moment
 
     @property
     def alive(self) -> bool:

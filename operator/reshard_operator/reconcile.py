@@ -122,7 +122,7 @@ def refused(seen: Seen, reason: str, message: str, *, for_good: bool) -> Decisio
 def _planned(seen: Seen) -> PlanMessage | None:
     """What the plan's pod has told; the status remembers it, should the pod be gone."""
     planned, status = seen.message("plan", PlanMessage), seen.transform.status
-    if planned is None and "plan" in status and status.get("attempt") == seen.transform.attempt:
+    if planned is None and seen.transform.knows("plan"):
         return msgspec.convert(status["plan"], PlanMessage)
     return planned
 

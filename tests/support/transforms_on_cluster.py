@@ -43,7 +43,7 @@ def install(*values: str) -> None:
 
 @pytest.fixture(scope="session")
 def operator(layout: Layout, api: client.ApiClient) -> Iterator[None]:
-    """The operator, installed once, whichever process of pytest comes first. In the end it must never have restarted by itself."""
+    """The operator, installed once, whichever process of pytest comes first. It must never restart by itself."""
     with (layout.state / "operator.lock").open("w") as lock:
         fcntl.flock(lock, fcntl.LOCK_EX)
         done = layout.state / "operator.installed"
