@@ -6,12 +6,15 @@ from typing import TYPE_CHECKING
 
 import xxhash
 
+from reshard.ahead import reading
+
 if TYPE_CHECKING:
     from collections.abc import Callable
 
     from reshard.storage.protocol import Reader
 
 _BLOCK_BYTES = 1 << 20
+_AHEAD_BYTES = 24 << 20
 _SAMPLES = 5
 _SAMPLE_BYTES = 4 << 10
 
@@ -31,15 +34,22 @@ class ContentDigest:
         return f"xxh3-128:{self._state.hexdigest()}"
 
 
-def digest_of(reader: Reader, advance: Callable[[int], None] = lambda _: None) -> str:
-    """The content digest of a whole file."""
+def digest_of(reader: Reader, advance: Callable[[int], None] = lambda _: None, *, remote: bool = False) -> str:
+    """The content digest of a whole file; of a remote one many blocks are fetched at a time."""
+    blocks = [(at, min(_BLOCK_BYTES, reader.size - at)) for at in range(0, reader.size, _BLOCK_BYTES)]
+    if remote:
+        with reading(reader, blocks, _AHEAD_BYTES) as ahead:
+            return _digest_of(ahead, blocks, advance)
+    return _digest_of(reader, blocks, advance)
+
+
+def _digest_of(reader: Reader, blocks: list[tuple[int, int]], advance: Callable[[int], None]) -> str:
     digest = ContentDigest()
     block = memoryview(bytearray(_BLOCK_BYTES))
-    for offset in range(0, reader.size, _BLOCK_BYTES):
-        part = block[: min(_BLOCK_BYTES, reader.size - offset)]
-        reader.read_into(part, offset)
-        digest.update(part)
-        advance(len(part))
+    for offset, length in blocks:
+        reader.read_into(block[:length], offset)
+        digest.update(block[:length])
+        advance(length)
     return str(digest)
 
 

@@ -8,6 +8,7 @@ from typing import Annotated, Any, Literal
 
 import msgspec
 
+from reshard.access import Accesses
 from reshard.errors import UsageError
 
 OutputFormat = Literal["Source", "Ckpt", "Safetensors"]
@@ -96,7 +97,7 @@ _KINDS: dict[str, Any] = {
 
 
 class Request(msgspec.Struct, frozen=True):
-    """One transform, with every place resolved to a folder.
+    """One transform, with every place resolved to a folder or to s3://bucket/prefix.
 
     Attributes:
         source: the folder with `rank_<r>/`, or one file.
@@ -104,6 +105,7 @@ class Request(msgspec.Struct, frozen=True):
         source_strategy: a file or a folder of stages; None: the source is one whole rank.
         target_strategy: the same for the target.
         options: how.
+        access: how those of them are reached that are in an object store.
     """
 
     source: str
@@ -111,6 +113,7 @@ class Request(msgspec.Struct, frozen=True):
     source_strategy: str | None = None
     target_strategy: str | None = None
     options: Options = Options()
+    access: Accesses = Accesses()
 
     def __post_init__(self) -> None:
         """Take paths of any kind."""

@@ -18,7 +18,7 @@ from reshard.manifest import MANIFEST_NAME
 from reshard.ranks import format_ranks, parse_ranks
 from reshard.request import Options, Request
 from reshard.spec import parse_resource, request_of_claims
-from reshard.storage import open_store
+from reshard.storage import open_store, parent_and_name
 from reshard.target import TargetFolder
 from reshard.transform import commit_checkpoint, default_workers, plan_transform, transform_checkpoint
 from reshard.version import __version__
@@ -276,9 +276,9 @@ cli.add_command(step)
 
 
 def _text(path: str) -> str:
-    store = open_store(str(Path(path).absolute().parent))
+    folder, name = parent_and_name(path)
     try:
-        return store.read(Path(path).name, 1 << 20).decode("utf-8")
+        return open_store(folder).read(name, 1 << 20).decode("utf-8")
     except UnicodeDecodeError as error:
         raise UsageError("NotYaml", "the file is no UTF-8 text", where=path) from error
 

@@ -1,0 +1,134 @@
+"""One object to write: a multipart upload whose parts are sent while later ones are still being filled."""
+
+from __future__ import annotations
+
+import contextlib
+import threading
+import uuid
+from concurrent.futures import Future, ThreadPoolExecutor, wait
+from typing import TYPE_CHECKING, Any
+
+from botocore import exceptions as boto
+
+from reshard.storage.s3.failures import code_of, failures
+from reshard.storage.s3.parts import buffers, part_size
+from reshard.storage.s3.retries import retrying
+
+if TYPE_CHECKING:
+    from botocore.client import BaseClient
+
+    from reshard.storage.s3.checksums import Checksums
+
+# Tells after a lost answer whether the object that is there is the one that was sent.
+_MARK = "reshard-upload"
+_ABORT_SECONDS = 2.0
+
+
+class S3Writer:
+    """A new object. It appears when `finish` completes the upload, and not before.
+
+    Memory for `buffers()` parts is taken as it is needed, and used again. What fits into one part is sent at once at the end.
+    """
+
+    def __init__(self, client: BaseClient, bucket: str, key: str, checksums: Checksums, *, size: int | None, memory: int) -> None:
+        self._client = client
+        self._object = {"Bucket": bucket, "Key": key}
+        self._name = f"s3://{bucket}/{key}"
+        self._checksums = checksums
+        self._part_bytes = part_size(size)
+        self._room = threading.Semaphore(buffers(size, memory))
+        self._pool = ThreadPoolExecutor(buffers(size, memory) - 1, thread_name_prefix="reshard-upload")
+        self._idle: list[bytearray] = []
+        self._filling: bytearray | None = None
+        self._filled = 0
+        self._mark = uuid.uuid4().hex
+        self._upload: dict[str, Any] | None = None
+        self._sent: list[Future[dict[str, Any]]] = []
+        self._open = True
+
+    def write(self, data: memoryview | bytes | bytearray) -> None:
+        """See `Writer.write`."""
+        view = memoryview(data)
+        while view:
+            if self._filling is not None and self._filled == self._part_bytes:
+                self._send()
+            if self._filling is None:
+                self._filling = self._buffer()
+            n = min(len(view), self._part_bytes - self._filled)
+            self._filling[self._filled : self._filled + n] = view[:n]
+            self._filled += n
+            view = view[n:]
+
+    def finish(self) -> None:
+        """See `Writer.finish`."""
+        with failures(self._name):
+            if self._upload is None:
+                content = bytes(memoryview(self._filling or b"")[: self._filled])
+                self._checksums.carried(self._client.put_object, content, **self._object)
+            else:
+                self._send()
+                parts = [future.result() for future in self._sent]
+                try:
+                    self._client.complete_multipart_upload(
+                        **self._object, UploadId=self._upload["UploadId"], MultipartUpload={"Parts": parts}
+                    )
+                except boto.ClientError as error:
+                    if code_of(error) != "NoSuchUpload" or not self._is_there():
+                        raise
+        self._end()
+
+    def abort(self) -> None:
+        """See `Writer.abort`."""
+        if self._open:
+            self._end()
+            for future in self._sent:
+                future.cancel()
+            wait(self._sent, _ABORT_SECONDS)  # a part that arrives after the abort would stay
+            if self._upload is not None:
+                with contextlib.suppress(boto.ClientError, boto.BotoCoreError):
+                    self._client.abort_multipart_upload(**self._object, UploadId=self._upload["UploadId"])
+
+    def _end(self) -> None:
+        self._open = False
+        self._pool.shutdown(wait=False)
+        self._idle.clear()
+        self._filling = None
+
+    def _buffer(self) -> bytearray:
+        self._room.acquire()
+        for future in self._sent:
+            if future.done() and future.exception() is not None:
+                with failures(self._name):
+                    future.result()
+        return self._idle.pop() if self._idle else bytearray(self._part_bytes)
+
+    def _send(self) -> None:
+        """Hand the part that is filled to whoever sends it."""
+        if self._filling is None or not self._filled:
+            return
+        if self._upload is None:
+            with failures(self._name):
+                self._upload = self._checksums.begun(self._client, Metadata={_MARK: self._mark}, **self._object)
+        buffer, filled, number = self._filling, self._filled, len(self._sent) + 1
+        self._filling, self._filled = None, 0
+        self._sent.append(self._pool.submit(self._send_part, self._upload, buffer, filled, number))
+
+    def _send_part(self, upload: dict[str, Any], buffer: bytearray, filled: int, number: int) -> dict[str, Any]:
+        try:
+            content = buffer if filled == len(buffer) else buffer[:filled]
+            given = self._checksums.of_part(content, upload)
+            found = retrying(
+                self._client.upload_part, **self._object, UploadId=upload["UploadId"], PartNumber=number, Body=content, **given
+            )
+            return {"PartNumber": number, "ETag": found["ETag"], **{k: v for k, v in given.items() if k != "ContentMD5"}}
+        finally:
+            self._idle.append(buffer)
+            self._room.release()
+
+    def _is_there(self) -> bool:
+        """Whether the upload was completed, by a request whose answer got lost."""
+        try:
+            found = self._client.head_object(**self._object)
+        except boto.ClientError:
+            return False
+        return bool(found.get("Metadata", {}).get(_MARK) == self._mark)
