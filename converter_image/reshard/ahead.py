@@ -10,6 +10,7 @@ from collections import deque
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass, field
+from mmap import mmap
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
@@ -54,34 +55,30 @@ def windows(reads: Iterable[Read], *, most: int, gap: int = GAP_BYTES) -> Iterat
     window: dict[int, list[tuple[int, int]]] = {}
     total = 0
     for file, offset, length in reads:
-        found = window.setdefault(file, [])
-        merged, more = _with(found, offset, offset + length, gap)
-        if total + more > most and total:
+        found = window.get(file, [])
+        first, last, whole = _joined(found, offset, offset + length, gap)
+        more = whole[1] - whole[0] - sum(end - start for start, end in found[first:last])
+        if total and total + more > most:
             yield _ranges(window)
             window, total = {}, 0
-            merged, more = [(offset, offset + length)], length
-        window[file] = merged
+            found, first, last, whole, more = [], 0, 0, (offset, offset + length), length
+        found[first:last] = [whole]
+        window[file] = found
         total += more
     if total:
         yield _ranges(window)
 
 
-def _with(found: list[tuple[int, int]], start: int, end: int, gap: int) -> tuple[list[tuple[int, int]], int]:
-    """Disjoint ascending ranges with another, joined over small gaps; and by how many bytes that makes them longer."""
-    if found and start >= found[-1][0]:  # nearly always it is the next one
-        first, last = found[-1]
-        if end <= last:
-            return found, 0
-        if start - last <= gap:
-            found[-1] = (first, end)
-            return found, end - last
-        found.append((start, end))
-        return found, end - start
-    before = [r for r in found if r[1] + gap < start]
-    after = [r for r in found if r[0] > end + gap]
-    joined = found[len(before) : len(found) - len(after)]
-    whole = (min([start, *(a for a, _ in joined)]), max([end, *(b for _, b in joined)]))
-    return [*before, whole, *after], whole[1] - whole[0] - sum(b - a for a, b in joined)
+def _joined(found: list[tuple[int, int]], start: int, end: int, gap: int) -> tuple[int, int, tuple[int, int]]:
+    """Which of some disjoint ascending ranges, as a slice of them, become one with another over small gaps; and that one."""
+    first = last = len(found)
+    if found and start < found[-1][0]:  # nearly always it is the next one
+        last = bisect_right(found, end + gap, key=lambda r: r[0])
+    while first and found[first - 1][1] + gap >= start:
+        first -= 1
+    first = min(first, last)
+    parts = found[first:last]
+    return first, last, (min([start, *(a for a, _ in parts)]), max([end, *(b for _, b in parts)]))
 
 
 def _ranges(window: dict[int, list[tuple[int, int]]]) -> tuple[Range, ...]:
@@ -102,7 +99,7 @@ def _longest_request(memory: int) -> int:
 class _Fetched:
     """A window that is being fetched: for each file its ranges, where in the memory they come to lie, and the requests."""
 
-    memory: bytearray
+    memory: mmap
     starts: dict[int, list[int]] = field(default_factory=dict)
     ranges: dict[int, list[tuple[Range, int, list[Future[None]]]]] = field(default_factory=dict)
 
@@ -132,7 +129,7 @@ class Ahead:
         self._opened = opened
         self._pool = ThreadPoolExecutor(memory // self._request_bytes, thread_name_prefix="reshard-fetch")
         self._fetched: deque[_Fetched] = deque()
-        self._idle: list[bytearray] = []
+        self._idle: list[mmap] = []  # pages of their own, which go back to the system: a heap would keep and scatter them
         self.nbytes = 0
 
     def reader(self, file: int) -> Reader:
@@ -162,9 +159,9 @@ class Ahead:
         while len(self._fetched) < _WINDOWS and (window := next(self._left, None)) is not None:
             total = sum(r.end - r.start for r in window)
             if total > self._window_bytes:
-                memory = bytearray(total)
+                memory = mmap(-1, total)
             else:
-                memory = self._idle.pop() if self._idle else bytearray(self._window_bytes)
+                memory = self._idle.pop() if self._idle else mmap(-1, self._window_bytes)
             fetched, at = _Fetched(memory), 0
             for found in sorted(window, key=lambda r: (r.file, r.start)):
                 requests = [

@@ -6,12 +6,14 @@ Imported by the operator too, so it needs nothing of the converter: no numpy, no
 from __future__ import annotations
 
 from reprlib import repr as shortened
-from typing import TYPE_CHECKING, Annotated, NamedTuple
+from typing import TYPE_CHECKING, Annotated, Literal, NamedTuple
 
 import msgspec
 
+from reshard.access import Access, Accesses
 from reshard.errors import UsageError
 from reshard.execution import ExecutionSpec, Strict
+from reshard.places import CERTIFICATES, CREDENTIALS, VOLUMES, RelativePath, StorageSpec
 from reshard.request import Options, OutputFormat, Overwrite, Request, Unplaced, Verification
 from reshard.strictyaml import documents
 
@@ -20,33 +22,17 @@ if TYPE_CHECKING:
 
 API_VERSION = "reshard.dev/v1alpha1"
 KIND = "CheckpointTransform"
-# Where pods have their volumes.
-VOLUMES = "/volumes"
 
 
-RelativePath = Annotated[str, msgspec.Meta(max_length=1024)]
 FilePrefix = Annotated[str, msgspec.Meta(max_length=128, pattern=r"^[^/\x00-\x1f]*$")]
-
-
-class ClaimSpec(Strict, frozen=True):
-    """A folder of a PersistentVolumeClaim."""
-
-    claim_name: Annotated[str, msgspec.Meta(min_length=1, max_length=253)]
-    path: RelativePath = ""
-
-
-class StorageSpec(Strict, frozen=True):
-    """Where files are."""
-
-    persistent_volume_claim: ClaimSpec
 
 
 class StrategySpec(Strict, frozen=True):
     """Where a strategy is: a file, or a folder with a file for each pipeline stage.
 
     Attributes:
-        path: from the volume's root.
-        storage: which volume; absent: that of the checkpoint.
+        path: from the root of the volume or bucket.
+        storage: which one; absent: that of the checkpoint.
     """
 
     path: RelativePath
@@ -150,18 +136,63 @@ class Mount(NamedTuple):
         return f"{VOLUMES}/{self.role}"
 
 
+class Reference(NamedTuple):
+    """A Secret or ConfigMap as a pod sees it, mounted whole, so that it is followed when it changes.
+
+    Attributes:
+        role: the storage that it is for, as in `Mount`.
+        kind: what it is.
+        name: its name.
+    """
+
+    role: str
+    kind: Literal["Secret", "ConfigMap"]
+    name: str
+
+    @property
+    def folder(self) -> str:
+        """Where its keys are files."""
+        return f"{CREDENTIALS if self.kind == 'Secret' else CERTIFICATES}/{self.role}"
+
+
 def mounts(spec: TransformSpec) -> tuple[Mount, ...]:
     """The claims that a transform's pods need. One claim can be there in several roles."""
-    found = []
-    for role, side in (("source", spec.source), ("target", spec.target)):
-        found.append(Mount(role, side.storage.persistent_volume_claim.claim_name, role == "source"))
-        if side.strategy is not None and side.strategy.storage is not None:
-            found.append(Mount(f"{role}-strategy", side.strategy.storage.persistent_volume_claim.claim_name, read_only=True))
+    return tuple(
+        Mount(role, storage.persistent_volume_claim.claim_name, read_only=role != "target")
+        for role, storage in _storages(spec).items()
+        if storage.persistent_volume_claim is not None
+    )
+
+
+def references(spec: TransformSpec) -> tuple[Reference, ...]:
+    """The Secrets and ConfigMaps that a transform's pods need to reach its buckets."""
+    found: list[Reference] = []
+    for role, storage in _storages(spec).items():
+        if storage.s3 is not None and storage.s3.credentials_secret_ref is not None:
+            found.append(Reference(role, "Secret", storage.s3.credentials_secret_ref.name))
+        if storage.s3 is not None and storage.s3.ca_bundle_ref is not None:
+            found.append(Reference(role, "ConfigMap", storage.s3.ca_bundle_ref.name))
     return tuple(found)
 
 
-def request_of_claims(spec: TransformSpec, volumes: Mapping[str, str]) -> Request:
-    """The request of a resource, given the folder that stands for each claim.
+def _storages(spec: TransformSpec) -> dict[str, StorageSpec]:
+    """By role."""
+    found: dict[str, StorageSpec] = {}
+    for role, side in (("source", spec.source), ("target", spec.target)):
+        found[role] = side.storage
+        if side.strategy is not None and side.strategy.storage is not None:
+            found[f"{role}-strategy"] = side.strategy.storage
+    return found
+
+
+def request_of_claims(spec: TransformSpec, volumes: Mapping[str, str], secrets: Mapping[str, str] | None = None) -> Request:
+    """The request of a resource on this machine.
+
+    Args:
+        spec: of the resource.
+        volumes: the folder that stands for each claim.
+        secrets: the folder that stands for a Secret with credentials. Without one, this machine's environment has them; it also
+            says which authorities to trust.
 
     Raises:
         UsageError: a claim has no folder.
@@ -174,21 +205,42 @@ def request_of_claims(spec: TransformSpec, volumes: Mapping[str, str]) -> Reques
                 where=f"spec.{mount.role}",
                 fix=f"add --volume {mount.claim}=DIR",
             )
-    return _to_request(spec, {mount.role: volumes[mount.claim] for mount in mounts(spec)})
+    folders = {
+        reference.role: (secrets or {}).get(reference.name) for reference in references(spec) if reference.kind == "Secret"
+    }
+    return _to_request(spec, {mount.role: volumes[mount.claim] for mount in mounts(spec)}, folders, {})
 
 
 def request_of_pod(spec: TransformSpec) -> Request:
-    """The request of a resource in a pod that has its `mounts`."""
-    return _to_request(spec, {mount.role: mount.folder for mount in mounts(spec)})
+    """The request of a resource in a pod that has its `mounts` and `references`."""
+    credentials = {reference.role: reference.folder for reference in references(spec) if reference.kind == "Secret"}
+    authorities = {
+        role: f"{CERTIFICATES}/{role}/{storage.s3.ca_bundle_ref.key}"
+        for role, storage in _storages(spec).items()
+        if storage.s3 is not None and storage.s3.ca_bundle_ref is not None
+    }
+    return _to_request(spec, {mount.role: mount.folder for mount in mounts(spec)}, credentials, authorities)
 
 
-def _to_request(spec: TransformSpec, folders: Mapping[str, str]) -> Request:
+def _to_request(
+    spec: TransformSpec,
+    folders: Mapping[str, str],
+    credentials: Mapping[str, str | None],
+    authorities: Mapping[str, str],
+) -> Request:
     source, target = spec.source, spec.target
+    storages = _storages(spec)
+    roots = {role: f"s3://{storage.s3.bucket}" if storage.s3 is not None else folders[role] for role, storage in storages.items()}
+    access = {
+        role: storage.s3.access(credentials=credentials.get(role), ca_bundle=authorities.get(role))
+        for role, storage in storages.items()
+        if storage.s3 is not None
+    }
     return Request(
-        source=_join(folders["source"], source.storage.persistent_volume_claim.path),
-        target=_join(folders["target"], target.storage.persistent_volume_claim.path),
-        source_strategy=_strategy(source.strategy, "source", folders),
-        target_strategy=_strategy(target.strategy, "target", folders),
+        source=_join(roots["source"], source.storage.path),
+        target=_join(roots["target"], target.storage.path),
+        source_strategy=_strategy(source.strategy, "source", roots),
+        target_strategy=_strategy(target.strategy, "target", roots),
         options=Options(
             format=target.format,
             prefix=target.file_prefix,
@@ -202,11 +254,17 @@ def _to_request(spec: TransformSpec, folders: Mapping[str, str]) -> Request:
             verification=spec.verification,
             overwrite=spec.overwrite,
         ),
+        access=Accesses(
+            source=access.get("source", Access()),
+            target=access.get("target", Access()),
+            source_strategy=access.get("source-strategy"),
+            target_strategy=access.get("target-strategy"),
+        ),
     )
 
 
 def check_relative(path: str, where: str) -> None:
-    """A path below a volume's root: nothing in it may lead elsewhere.
+    """A path below the root of a volume or bucket: nothing in it may lead elsewhere.
 
     Raises:
         UsageError: it may.
@@ -214,7 +272,7 @@ def check_relative(path: str, where: str) -> None:
     if (path and any(part in {"", ".", ".."} for part in path.split("/"))) or "\x00" in path:
         raise UsageError(
             "InvalidPath",
-            f"{path!r} must be relative to the volume, without '.', '..', '//' or a '/' at either end",
+            f"{path!r} must be relative to the volume or bucket, without '.', '..', '//' or a '/' at either end",
             where=where,
         )
 
@@ -222,12 +280,11 @@ def check_relative(path: str, where: str) -> None:
 def _paths(spec: TransformSpec) -> list[tuple[str, str]]:
     paths = []
     for side, part in (("source", spec.source), ("target", spec.target)):
-        paths.append((part.storage.persistent_volume_claim.path, f"spec.{side}.storage.persistentVolumeClaim.path"))
+        paths.append((part.storage.path, f"spec.{side}.storage.{part.storage.field}"))
         if part.strategy is not None:
             paths.append((part.strategy.path, f"spec.{side}.strategy.path"))
-            if part.strategy.storage is not None:
-                inner = part.strategy.storage.persistent_volume_claim.path
-                paths.append((inner, f"spec.{side}.strategy.storage.persistentVolumeClaim.path"))
+            if (inner := part.strategy.storage) is not None:
+                paths.append((inner.path, f"spec.{side}.strategy.storage.{inner.field}"))
     return paths
 
 
@@ -235,9 +292,9 @@ def _join(root: str, path: str) -> str:
     return f"{root.rstrip('/')}/{path}" if path else root
 
 
-def _strategy(strategy: StrategySpec | None, role: str, folders: Mapping[str, str]) -> str | None:
+def _strategy(strategy: StrategySpec | None, role: str, roots: Mapping[str, str]) -> str | None:
     if strategy is None:
         return None
-    root = folders.get(f"{role}-strategy", folders[role])
-    claim = strategy.storage.persistent_volume_claim if strategy.storage is not None else None
-    return _join(_join(root, claim.path) if claim is not None else root, strategy.path)
+    if strategy.storage is None:
+        return _join(roots[role], strategy.path)
+    return _join(_join(roots[f"{role}-strategy"], strategy.storage.path), strategy.path)

@@ -43,8 +43,11 @@ def job_name(name: str, uid: str, step: str, attempt: int) -> str:
 
 def target_label(spec: TransformSpec) -> str:
     """Equal for transforms that write to the same place."""
-    claim = spec.target.storage.persistent_volume_claim
-    return hashlib.sha256(f"{claim.claim_name}\0{claim.path}".encode()).hexdigest()[:32]
+    claim, bucket = spec.target.storage.persistent_volume_claim, spec.target.storage.s3
+    place = f"{claim.claim_name}\0{claim.path}" if claim is not None else ""
+    if bucket is not None:
+        place = f"{bucket.endpoint or ''}\0{bucket.bucket}\0{bucket.prefix}"
+    return hashlib.sha256(place.encode()).hexdigest()[:32]
 
 
 def spec_digest(spec: TransformSpec) -> str:

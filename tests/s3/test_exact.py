@@ -20,41 +20,20 @@ if TYPE_CHECKING:
 PAIRS = [("s3", "s3"), ("local", "s3"), ("s3", "local")]
 
 
-def put(server: s3_server.Server, bucket: str, folder: Path, prefix: str) -> str:
-    """Upload a folder. Returns its address."""
-    client = server.client()
-    for path in sorted(p for p in folder.rglob("*") if p.is_file()):
-        client.put_object(Bucket=bucket, Key=f"{prefix}/{path.relative_to(folder)}", Body=path.read_bytes())
-    return f"s3://{bucket}/{prefix}"
-
-
-def get(server: s3_server.Server, address: str, folder: Path) -> Path:
-    """Download what is at an address into an empty folder."""
-    client = server.client()
-    bucket, _, prefix = address.removeprefix("s3://").partition("/")
-    shutil.rmtree(folder, ignore_errors=True)
-    for page in client.get_paginator("list_objects_v2").paginate(Bucket=bucket, Prefix=f"{prefix}/"):
-        for found in page.get("Contents", ()):
-            path = folder / found["Key"].removeprefix(f"{prefix}/")
-            path.parent.mkdir(parents=True, exist_ok=True)
-            path.write_bytes(client.get_object(Bucket=bucket, Key=found["Key"])["Body"].read())
-    return folder
-
-
 def transformed(
     server: s3_server.Server, bucket: str, made: disk.Checkpoint, sides: tuple[str, str], folder: Path, *more: str
 ) -> Path:
     """The target that a transform makes, as a folder."""
     base = str(made.folder)
     if sides[0] == "s3":
-        base = put(server, bucket, made.folder, f"in/{made.folder.name}")
+        base = server.upload(bucket, made.folder, f"in/{made.folder.name}")
     target = f"s3://{bucket}/out/{made.folder.name}" if sides[1] == "s3" else str(folder / "out")
     names = {"--source": "src", "--source-strategy": "source.ckpt", "--target-strategy": "target.ckpt"}
     arguments = [word for option, name in names.items() for word in (option, f"{base}/{name}")]
     assert main(["transform", *arguments, "--target", target, *more]) == 0
     assert main(["verify", target]) == 0
     assert server.uploads(bucket) == []
-    return get(server, target, folder / "fetched") if sides[1] == "s3" else Path(target)
+    return server.download(target, folder / "fetched") if sides[1] == "s3" else Path(target)
 
 
 @pytest.mark.parametrize("sides", PAIRS, ids="-to-".join)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import shutil
 import socket
 import subprocess
 import time
@@ -54,6 +55,25 @@ class Server:
     def uploads(self, bucket: str) -> list[str]:
         """The keys of multipart uploads that were neither completed nor called off."""
         return [u["Key"] for u in self.client().list_multipart_uploads(Bucket=bucket).get("Uploads", ())]
+
+    def upload(self, bucket: str, folder: Path, prefix: str) -> str:
+        """Upload a folder. Returns its address."""
+        client = self.client()
+        for path in sorted(p for p in folder.rglob("*") if p.is_file()):
+            client.put_object(Bucket=bucket, Key=f"{prefix}/{path.relative_to(folder)}", Body=path.read_bytes())
+        return f"s3://{bucket}/{prefix}"
+
+    def download(self, address: str, folder: Path) -> Path:
+        """Download what is at an address into an empty folder."""
+        client = self.client()
+        bucket, _, prefix = address.removeprefix("s3://").partition("/")
+        shutil.rmtree(folder, ignore_errors=True)
+        for page in client.get_paginator("list_objects_v2").paginate(Bucket=bucket, Prefix=f"{prefix}/"):
+            for found in page.get("Contents", ()):
+                path = folder / found["Key"].removeprefix(f"{prefix}/")
+                path.parent.mkdir(parents=True, exist_ok=True)
+                path.write_bytes(client.get_object(Bucket=bucket, Key=found["Key"])["Body"].read())
+        return folder
 
     def environment(self) -> dict[str, str]:
         """What a program finds in its environment to reach it."""

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 
 import click
 
+from reshard.access import Access, Accesses
 from reshard.cli import inspection, show
 from reshard.cli.arguments import PATH
 from reshard.cli.step import step
@@ -44,9 +45,15 @@ def _request_options(command: F) -> F:
     for option in reversed(
         (
             click.option(
-                "--source", required=True, type=PATH, metavar="DIR", help="The folder with rank_0, rank_1, ..., or one file."
+                "--source",
+                required=True,
+                type=PATH,
+                metavar="DIR",
+                help="The folder with rank_0, rank_1, ..., or one file; or s3://bucket/prefix.",
             ),
-            click.option("--target", required=True, type=PATH, metavar="DIR", help="The folder to write to."),
+            click.option(
+                "--target", required=True, type=PATH, metavar="DIR", help="The folder to write to; or s3://bucket/prefix."
+            ),
             click.option(
                 "--source-strategy",
                 type=PATH,
@@ -106,6 +113,10 @@ def _request_options(command: F) -> F:
                 metavar="OCTAL",
                 help="Permission bits of the files.",
             ),
+            click.option(
+                "--source-profile", metavar="NAME", help="The AWS profile for the source. Without: as the AWS command line."
+            ),
+            click.option("--target-profile", metavar="NAME", help="The same for the target."),
             click.option("--overwrite", is_flag=True, help="Replace what is at the target, once the new one is complete."),
             click.option("--owner", metavar="NAME", hidden=True, help="Processes of one owner share the target's lock."),
             click.option(
@@ -147,6 +158,7 @@ def _request(arguments: dict[str, Any]) -> Request:
             verification=_title(arguments["verification"]),  # type: ignore[arg-type]  # click has checked the choice
             overwrite="Replace" if arguments["overwrite"] else "Never",
         ),
+        access=Accesses(source=Access(profile=arguments["source_profile"]), target=Access(profile=arguments["target_profile"])),
     )
 
 
@@ -187,13 +199,27 @@ def transform(invocation: Invocation, /, **arguments: Any) -> None:
     metavar="CLAIM=DIR",
     help="The folder that stands for a PersistentVolumeClaim.",
 )
+@click.option(
+    "--secret",
+    "secrets",
+    multiple=True,
+    metavar="NAME=DIR",
+    help="The folder that stands for a Secret with S3 credentials. Without: the environment has them.",
+)
 @click.option("--workers", type=click.IntRange(1, 256), help="Ranks at a time. Without: one for each processor, at most 8.")
 @click.option("--json", "as_json", is_flag=True, help="End with one JSON object on standard output, and nothing else there.")
 @click.pass_obj
-def run(invocation: Invocation, resource: str, volumes: tuple[str, ...], workers: int | None, as_json: bool) -> None:
+def run(
+    invocation: Invocation,
+    resource: str,
+    volumes: tuple[str, ...],
+    secrets: tuple[str, ...],
+    workers: int | None,
+    as_json: bool,
+) -> None:
     """Carry out a CheckpointTransform resource on this machine, without a cluster."""
     spec = parse_resource(_text(resource), resource)
-    request = request_of_claims(spec, _volumes(volumes))
+    request = request_of_claims(spec, _folders(volumes, "--volume", "CLAIM"), _folders(secrets, "--secret", "NAME"))
     with show.progress() as progress:
         if spec.dry_run:
             planned = plan_transform(request, workers=workers, progress=progress)
@@ -283,18 +309,21 @@ def _text(path: str) -> str:
         raise UsageError("NotYaml", "the file is no UTF-8 text", where=path) from error
 
 
-def _volumes(given: tuple[str, ...]) -> dict[str, str]:
-    volumes = {}
-    for volume in given:
-        claim, separator, folder = volume.partition("=")
-        if not claim or not separator or not folder:
+def _folders(given: tuple[str, ...], option: str, what: str) -> dict[str, str]:
+    folders = {}
+    for each in given:
+        name, separator, folder = each.partition("=")
+        if not name or not separator or not folder:
             raise UsageError(
-                "InvalidVolume", f"{volume!r} is not CLAIM=DIR", where="--volume", fix="write it like checkpoints=/data"
+                f"Invalid{option[2:].title()}",
+                f"{each!r} is not {what}=DIR",
+                where=option,
+                fix=f"write it like {what.lower()}=/data",
             )
         if not Path(folder).is_dir():
-            raise MissingInputError("NotFound", "there is no such folder", where=folder, fix="create it, or correct --volume")
-        volumes[claim] = folder
-    return volumes
+            raise MissingInputError("NotFound", "there is no such folder", where=folder, fix=f"create it, or correct {option}")
+        folders[name] = folder
+    return folders
 
 
 def _show_result(request: Request, result: Result, *, as_json: bool) -> None:

@@ -31,11 +31,11 @@ class Checksums:
         self._adapts = wanted == "Auto"
         self.kind: str = "CRC32" if wanted == "Auto" else wanted
 
-    def of(self, content: bytes | bytearray) -> dict[str, str]:
+    def of(self, content: bytes | memoryview) -> dict[str, str]:
         """The parameters of a request that carries the checksum of its content."""
         return _of(self.kind, content)
 
-    def of_part(self, content: bytes | bytearray, upload: dict[str, Any]) -> dict[str, str]:
+    def of_part(self, content: bytes | memoryview, upload: dict[str, Any]) -> dict[str, str]:
         """The same for a part of an upload, which was begun with one kind and stays with that."""
         return _of(upload["kind"], content)
 
@@ -68,7 +68,7 @@ class Checksums:
         self.kind = _WORSE[self.kind]
 
 
-def _of(kind: str, content: bytes | bytearray) -> dict[str, str]:
+def _of(kind: str, content: bytes | memoryview) -> dict[str, str]:
     if kind == "CRC32":
         return {"ChecksumCRC32": b64encode(zlib.crc32(content).to_bytes(4, "big")).decode()}
     if kind == "MD5":

@@ -41,6 +41,7 @@ _DENIED = {
     "AuthFailure": ("CredentialsRefused", _KEY),
     "InvalidToken": ("CredentialsRefused", _TOKEN),
     "InvalidClientTokenId": ("CredentialsRefused", _KEY),
+    "XAdminUserNotFound": ("CredentialsRefused", _KEY),
     "ExpiredToken": ("CredentialsExpired", _TOKEN),
     "ExpiredTokenException": ("CredentialsExpired", _TOKEN),
     "TokenRefreshRequired": ("CredentialsExpired", _TOKEN),
@@ -78,11 +79,11 @@ def failures(where: str) -> Iterator[None]:
 
 
 def _of_answer(error: boto.ClientError, where: str) -> ReshardError:  # noqa: PLR0911 - one way out for each kind of answer
-    code = code_of(error)
+    code, status = code_of(error), error.response.get("ResponseMetadata", {}).get("HTTPStatusCode")
     message = str(error.response.get("Error", {}).get("Message", "")).rstrip(".")[:_LONGEST_MESSAGE]
     what = f"{error.operation_name} is answered with {code}" + (f" ({message})" if message and message != code else "")
-    if code in _DENIED:
-        reason, fix = _DENIED[code]
+    if code in _DENIED or status in (401, 403):
+        reason, fix = _DENIED.get(code, ("PermissionDenied", _POLICY))
         return AccessError(reason, what, where=where, fix=fix)
     if code == "NoSuchBucket":
         return MissingInputError("BucketMissing", what, where=where, fix="create the bucket, or correct its name or the endpoint")
@@ -114,7 +115,7 @@ def _of_way(error: Exception, where: str) -> ReshardError:
         return RequestError("CertificateRefused", what, where=where, fix="give the server's authority as CA bundle")
     if isinstance(error, boto.ValidationError | boto.ParamValidationError | boto.InvalidDNSNameError | ValueError):
         return UsageError("InvalidAddress", what, where=where, fix="write it like s3://bucket/prefix, the endpoint with https://")
-    if isinstance(error, boto.HTTPClientError | boto.IncompleteReadError):
+    if isinstance(error, boto.HTTPClientError | boto.ConnectionError | boto.IncompleteReadError):
         return StorageError("Unreachable", what, where=where, fix="check the endpoint and the network, and run again")
     return StorageError("RequestFailed", what, where=where, fix="run again")
 

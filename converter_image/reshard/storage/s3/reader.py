@@ -19,8 +19,8 @@ if TYPE_CHECKING:
     from botocore.response import StreamingBody
 
 # An answer is read in pieces that take about a second, so that one that trickles is noticed and asked for anew.
-_SMALLEST_PIECE = 16 << 10
-_LARGEST_PIECE = 1 << 20
+_SMALLEST_PIECE = 1 << 10
+_LARGEST_PIECE = 256 << 10
 _PATIENCE_SECONDS = 15.0
 _LEAST_BYTES_PER_SECOND = 16 << 10
 

@@ -12,6 +12,13 @@ from reshard.storage.s3.failures import code_of
 if TYPE_CHECKING:
     from collections.abc import Callable
 
+_BROKEN_OFF = (
+    boto.ConnectionClosedError,
+    boto.IncompleteReadError,
+    boto.ReadTimeoutError,
+    boto.ResponseStreamingError,
+    boto.FlexibleChecksumError,
+)
 P = ParamSpec("P")
 T = TypeVar("T")
 
@@ -36,5 +43,4 @@ def retrying(request: Callable[P, T], *arguments: P.args, **parameters: P.kwargs
 def _is_passing(error: BaseException) -> bool:
     if isinstance(error, boto.ClientError):
         return code_of(error) in _DAMAGED
-    broken_off = boto.ConnectionClosedError | boto.IncompleteReadError | boto.ReadTimeoutError | boto.ResponseStreamingError
-    return isinstance(error, broken_off)
+    return isinstance(error, _BROKEN_OFF)

@@ -20,6 +20,7 @@ from reshard.storage.s3.upload import S3Writer
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
+    from mmap import mmap
 
     from reshard.access import Access
 
@@ -52,6 +53,7 @@ class S3Store:
         self._access = access
         self._client = client_of(access)
         self._checksums = Checksums(access.checksums)
+        self._idle: list[mmap] = []  # memory of writers, of one size as all ranks' files are
         self.url = f"{SCHEME}{bucket}" + (f"/{prefix}" if prefix else "")
         self.remote = True
         self.renames = False
@@ -100,7 +102,7 @@ class S3Store:
             return bytes(retrying(self._read, path, limit))
 
     def _read(self, path: str, limit: int) -> bytearray:
-        found = self._client.get_object(Bucket=self._bucket, Key=self._key(path))
+        found = self._client.get_object(Bucket=self._bucket, Key=self._key(path), ChecksumMode="ENABLED")
         try:
             size = found["ContentLength"]
             if size > limit:
@@ -108,6 +110,7 @@ class S3Store:
                 raise DataError("FileTooLarge", f"{size} bytes where at most {limit} can be meant", where=where)
             content = bytearray(size)
             receive(found["Body"], memoryview(content))
+            found["Body"].read(1)  # the end: there the server's checksum, if it has one, is compared
             return content
         finally:
             found["Body"].close()
@@ -115,7 +118,7 @@ class S3Store:
     def create(self, path: str, *, temporary: str, mode: int, size: int | None = None, memory: int = 0) -> S3Writer:
         """See `Store.create`."""
         del temporary, mode
-        return S3Writer(self._client, self._bucket, self._key(path), self._checksums, size=size, memory=memory)
+        return S3Writer(self._client, self._bucket, self._key(path), self._checksums, self._idle, size=size, memory=memory)
 
     def write_memory(self, size: int, memory: int) -> int:
         """See `Store.write_memory`."""
@@ -123,12 +126,16 @@ class S3Store:
 
     def write(self, path: str, content: bytes, *, mode: int) -> None:
         """See `Store.write`."""
-        writer = self.create(path, temporary="", mode=mode, size=len(content))
-        try:
-            writer.write(content)
-            writer.finish()
-        finally:
-            writer.abort()
+        if len(content) > part_size(len(content)):
+            writer = self.create(path, temporary="", mode=mode, size=len(content))
+            try:
+                writer.write(content)
+                writer.finish()
+            finally:
+                writer.abort()
+            return
+        with failures(self._where(path)):
+            self._checksums.carried(self._client.put_object, content, Bucket=self._bucket, Key=self._key(path))
 
     def write_new(self, path: str, content: bytes, *, mode: int) -> bool:
         """See `Store.write_new`."""

@@ -6,6 +6,7 @@ import contextlib
 import threading
 import uuid
 from concurrent.futures import Future, ThreadPoolExecutor, wait
+from mmap import mmap
 from typing import TYPE_CHECKING, Any
 
 from botocore import exceptions as boto
@@ -24,13 +25,51 @@ _MARK = "reshard-upload"
 _ABORT_SECONDS = 2.0
 
 
+class Body:
+    """A part as boto3 sends it without copying it: read in blocks, from the beginning again when it is sent again."""
+
+    def __init__(self, content: memoryview) -> None:
+        self._content = content
+        self._at = 0
+
+    def __len__(self) -> int:
+        return len(self._content)
+
+    def read(self, length: int = -1) -> memoryview:
+        """The next bytes."""
+        end = len(self._content) if length < 0 else self._at + length
+        block = self._content[self._at : end]
+        self._at += len(block)
+        return block
+
+    def seek(self, offset: int, whence: int = 0) -> int:
+        """Go to a byte, counted from the beginning, from here or from the end."""
+        self._at = offset + (0, self._at, len(self._content))[whence]
+        return self._at
+
+    def tell(self) -> int:
+        """Which byte is next."""
+        return self._at
+
+
 class S3Writer:
     """A new object. It appears when `finish` completes the upload, and not before.
 
-    Memory for `buffers()` parts is taken as it is needed, and used again. What fits into one part is sent at once at the end.
+    Memory for `buffers()` parts is taken as it is needed, and used again: pages of their own, for given back to the heap and
+    taken anew they would come to lie scattered, and grow it. What fits into one part is sent at once at the end.
     """
 
-    def __init__(self, client: BaseClient, bucket: str, key: str, checksums: Checksums, *, size: int | None, memory: int) -> None:
+    def __init__(
+        self,
+        client: BaseClient,
+        bucket: str,
+        key: str,
+        checksums: Checksums,
+        idle: list[mmap],
+        *,
+        size: int | None,
+        memory: int,
+    ) -> None:
         self._client = client
         self._object = {"Bucket": bucket, "Key": key}
         self._name = f"s3://{bucket}/{key}"
@@ -38,8 +77,8 @@ class S3Writer:
         self._part_bytes = part_size(size)
         self._room = threading.Semaphore(buffers(size, memory))
         self._pool = ThreadPoolExecutor(buffers(size, memory) - 1, thread_name_prefix="reshard-upload")
-        self._idle: list[bytearray] = []
-        self._filling: bytearray | None = None
+        self._idle = idle
+        self._filling: mmap | None = None
         self._filled = 0
         self._mark = uuid.uuid4().hex
         self._upload: dict[str, Any] | None = None
@@ -91,16 +130,20 @@ class S3Writer:
     def _end(self) -> None:
         self._open = False
         self._pool.shutdown(wait=False)
-        self._idle.clear()
+        if self._filling is not None:
+            self._idle.append(self._filling)
         self._filling = None
 
-    def _buffer(self) -> bytearray:
+    def _buffer(self) -> mmap:
         self._room.acquire()
         for future in self._sent:
             if future.done() and future.exception() is not None:
                 with failures(self._name):
                     future.result()
-        return self._idle.pop() if self._idle else bytearray(self._part_bytes)
+        with contextlib.suppress(IndexError):
+            if len(buffer := self._idle.pop()) == self._part_bytes:
+                return buffer
+        return mmap(-1, self._part_bytes)
 
     def _send(self) -> None:
         """Hand the part that is filled to whoever sends it."""
@@ -113,14 +156,12 @@ class S3Writer:
         self._filling, self._filled = None, 0
         self._sent.append(self._pool.submit(self._send_part, self._upload, buffer, filled, number))
 
-    def _send_part(self, upload: dict[str, Any], buffer: bytearray, filled: int, number: int) -> dict[str, Any]:
+    def _send_part(self, upload: dict[str, Any], buffer: mmap, filled: int, number: int) -> dict[str, Any]:
         try:
-            content = buffer if filled == len(buffer) else buffer[:filled]
-            given = self._checksums.of_part(content, upload)
-            found = retrying(
-                self._client.upload_part, **self._object, UploadId=upload["UploadId"], PartNumber=number, Body=content, **given
-            )
-            return {"PartNumber": number, "ETag": found["ETag"], **{k: v for k, v in given.items() if k != "ContentMD5"}}
+            content = memoryview(buffer)[:filled]
+            named = {"UploadId": upload["UploadId"], "PartNumber": number, **self._checksums.of_part(content, upload)}
+            found = retrying(lambda: self._client.upload_part(**self._object, **named, Body=Body(content)))
+            return {"ETag": found["ETag"], **{k: v for k, v in named.items() if k not in ("UploadId", "ContentMD5")}}
         finally:
             self._idle.append(buffer)
             self._room.release()
