@@ -65,4 +65,4 @@ def memory_bytes(model: Model, workers: int, source: Store, target: Store, sizes
     share = budget(active)
     client = _CLIENT_BYTES if source.remote or target.remote else 0
     ahead = active * share.ahead if source.remote else 0
-    return local + client + ahead + active * target.write_memory(max(sizes, default=0), share.upload)
+    return local + client + ahead + active * target.write_cost(max(sizes, default=0), share.upload).memory

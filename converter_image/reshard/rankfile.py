@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from reshard import checkpoint
-from reshard.ahead import reading
+from reshard.ahead import reading, requests
 from reshard.checkpoint import Span
 from reshard.checkpoint.crc import NamedContents
 from reshard.digest import ContentDigest
@@ -27,7 +27,7 @@ if TYPE_CHECKING:
     from reshard.memory import Budget
     from reshard.plan import RankPlan
     from reshard.progress import Cancellation, Progress
-    from reshard.storage.protocol import Writer
+    from reshard.storage.protocol import Store, Writer
     from reshard.target import JobState
 
 
@@ -87,6 +87,16 @@ def write_rank(
     finally:
         writer.abort()
     return Written(record, sum(t.parameter.slice_nbytes for t in plan.tensors))
+
+
+def requests_of(job: Job, target: Store, rank: int, budget: Budget) -> int:
+    """How many requests to object stores reading and writing the content of a rank's file takes, without its verification."""
+    fetched = 0
+    if job.source.remote:
+        plan = job.planner.plan(rank)
+        pieces = checkpoint.pieces(job.format, job.tensors(rank), job.metadata, crc=None)
+        fetched = requests(reads(moves(plan, pieces)), budget.ahead)
+    return fetched + target.write_cost(job.file_sizes([rank])[rank], budget.upload).requests
 
 
 def produce(

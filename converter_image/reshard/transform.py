@@ -16,7 +16,7 @@ from reshard.errors import LockedError, MissingInputError, RequestError
 from reshard.lock import STALE_SECONDS, locked, writer_is_gone, writer_name
 from reshard.memory import budget, memory_bytes
 from reshard.progress import Cancellation, Silent
-from reshard.rankfile import Guard, Written, write_rank
+from reshard.rankfile import Guard, Written, requests_of, write_rank
 from reshard.ranks import parse_ranks
 from reshard.request import Options
 from reshard.storage import open_store
@@ -81,6 +81,7 @@ class PlanResult:
         finished_ranks: those that are finished already.
         complete: whether nothing is left to do.
         notes: what the user should know.
+        rank_requests: to object stores, for the content of one rank, the first that is asked for.
     """
 
     summary: Summary
@@ -91,6 +92,7 @@ class PlanResult:
     finished_ranks: tuple[int, ...]
     complete: bool
     notes: tuple[str, ...]
+    rank_requests: int = 0
 
 
 def default_workers() -> int:
@@ -216,7 +218,8 @@ def plan_transform(
     else:
         _replaces(job, target, state)
     memory = memory_bytes(job.model, workers, job.source, target.store, sizes.values())
-    return PlanResult(summary, memory, workers, job.digest, job.format, tuple(sorted(done)), complete, job.notes)
+    rank_requests = requests_of(job, target.store, job.scope[0], budget(min(workers, len(job.scope)))) if job.scope else 0
+    return PlanResult(summary, memory, workers, job.digest, job.format, tuple(sorted(done)), complete, job.notes, rank_requests)
 
 
 def commit_checkpoint(

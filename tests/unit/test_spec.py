@@ -2,18 +2,29 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import msgspec
 import pytest
 import yaml
 from hypothesis import given
 from hypothesis import strategies as st
 
+from reshard.access import Access, Accesses
 from reshard.errors import DataError, RequestError, UsageError
 from reshard.lock import Holder
 from reshard.manifest import FileRecord, Manifest, decode, encode
 from reshard.ranks import format_ranks, parse_ranks
 from reshard.request import Options
-from reshard.spec import TransformSpec, parse_resource, request_of_claims
+from reshard.spec import (
+    TransformSpec,
+    mounts,
+    parse_resource,
+    parse_spec,
+    references,
+    request_of_claims,
+    request_of_pod,
+)
 from reshard.target import JobDocument
 
 RESOURCE = {
@@ -163,3 +174,56 @@ def test_damaged_documents_are_only_ever_refused(data: st.DataObject, kind: type
     except DataError:
         return
     assert isinstance(found, kind)
+
+
+def with_buckets() -> dict[str, Any]:
+    reach = {"endpoint": "https://minio:9000", "region": "x", "addressingStyle": "Path"}
+    source = {
+        "bucket": "in",
+        "prefix": "a/src",
+        "credentialsSecretRef": {"name": "reads"},
+        "caBundleRef": {"name": "authorities"},
+    }
+    return {
+        "source": {"storage": {"s3": source | reach}, "strategy": {"path": "a/s.ckpt"}},
+        "target": {
+            "storage": {"s3": {"bucket": "out"}},
+            "strategy": {"path": "t.ckpt", "storage": {"persistentVolumeClaim": {"claimName": "c", "path": "p"}}},
+        },
+    }
+
+
+def test_a_pod_finds_what_its_buckets_need() -> None:
+    spec = parse_spec(with_buckets(), "x")
+    assert [(m.role, m.claim, m.folder) for m in mounts(spec)] == [("target-strategy", "c", "/volumes/target-strategy")]
+    assert [(r.kind, r.name, r.folder) for r in references(spec)] == [
+        ("Secret", "reads", "/credentials/source"),
+        ("ConfigMap", "authorities", "/certificates/source"),
+    ]
+    request = request_of_pod(spec)
+    assert (request.source, request.source_strategy) == ("s3://in/a/src", "s3://in/a/s.ckpt")
+    assert (request.target, request.target_strategy) == ("s3://out", "/volumes/target-strategy/p/t.ckpt")
+    access = Access("https://minio:9000", "x", "Path", "/certificates/source/ca.crt", "/credentials/source")
+    assert request.access == Accesses(source=access)
+    local = request_of_claims(spec, {"c": "/c"}, {"reads": "/keys"})
+    assert local.access.source == Access("https://minio:9000", "x", "Path", None, "/keys")
+    assert request_of_claims(spec, {"c": "/c"}).access.source.credentials is None
+
+
+@pytest.mark.parametrize(
+    ("storage", "says"),
+    [
+        ({}, "either"),
+        ({"s3": {"bucket": "abc"}, "persistentVolumeClaim": {"claimName": "c"}}, "either"),
+        ({"s3": {"bucket": "a/b"}}, "bucket"),
+        ({"s3": {"bucket": "abc", "prefix": "../x"}}, "spec.target.storage.s3.prefix"),
+        ({"s3": {"bucket": "abc", "prefix": "x/"}}, "spec.target.storage.s3.prefix"),
+        ({"s3": {"bucket": "abc", "endpoint": "https://key:secret@host"}}, "endpoint"),
+        ({"s3": {"bucket": "abc", "secretKey": "x"}}, "secretKey"),
+    ],
+)
+def test_a_storage_is_one_claim_or_one_bucket(storage: dict[str, Any], says: str) -> None:
+    document = with_buckets()
+    document["target"]["storage"] = storage
+    with pytest.raises(UsageError, match=says):
+        parse_spec(document, "x")

@@ -364,6 +364,7 @@ def _show_plan(planned: PlanResult, *, as_json: bool) -> None:
                 "copies": summary.copies,
                 "memory_bytes": planned.memory_bytes,
                 "workers": planned.workers,
+                "rank_requests": planned.rank_requests,
                 "format": planned.format,
                 "digest": planned.digest,
                 "notes": list(planned.notes),
@@ -383,6 +384,7 @@ def _show_plan(planned: PlanResult, *, as_json: bool) -> None:
             ("copies", summary.copies),
             ("memory at most", show.size(planned.memory_bytes)),
             ("ranks at a time", planned.workers),
+            *([("requests for a rank's content", planned.rank_requests)] if planned.rank_requests else []),
         ],
     )
     ranks = list(summary.sources)

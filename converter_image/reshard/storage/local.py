@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, NoReturn
 
 from reshard.errors import AccessError, DataError, MissingInputError, OutputError, ReshardError, StorageError
-from reshard.storage.protocol import Stat
+from reshard.storage.protocol import Stat, WriteCost
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
@@ -200,10 +200,10 @@ class LocalStore:
         del size, memory
         return LocalWriter(self._at(path), self._at(temporary), mode)
 
-    def write_memory(self, size: int, memory: int) -> int:
-        """See `Store.write_memory`: the page cache holds what is under way."""
+    def write_cost(self, size: int, memory: int) -> WriteCost:
+        """See `Store.write_cost`: the page cache holds what is under way."""
         del size, memory
-        return 0
+        return WriteCost()
 
     def write(self, path: str, content: bytes, *, mode: int) -> None:
         """See `Store.write`."""

@@ -8,7 +8,7 @@ purpose itself (`swap`, `age`, `drop_unfinished`).
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Protocol
+from typing import TYPE_CHECKING, NamedTuple, Protocol
 
 if TYPE_CHECKING:
     from collections.abc import Hashable, Sequence
@@ -29,6 +29,18 @@ class Stat:
     is_folder: bool
     size: int
     version: str
+
+
+class WriteCost(NamedTuple):
+    """What writing a file takes.
+
+    Attributes:
+        memory: bytes that wait until they are sent.
+        requests: to a server.
+    """
+
+    memory: int = 0
+    requests: int = 0
 
 
 class Reader(Protocol):
@@ -143,8 +155,8 @@ class Store(Protocol):
             memory: how many bytes may wait in memory until they are sent; more only where one part needs it.
         """
 
-    def write_memory(self, size: int, memory: int) -> int:
-        """How many bytes a writer of a file of this length takes, if it may have `memory`.
+    def write_cost(self, size: int, memory: int) -> WriteCost:
+        """What a writer of a file of this length takes, if it may have `memory`.
 
         Raises:
             OutputError: there can be no such file.

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 from botocore import exceptions as boto
 
 from reshard.errors import DataError, MissingInputError, UsageError
-from reshard.storage.protocol import Stat
+from reshard.storage.protocol import Stat, WriteCost
 from reshard.storage.s3.checksums import Checksums
 from reshard.storage.s3.client import client_of
 from reshard.storage.s3.failures import MISSING, code_of, failures
@@ -120,9 +120,10 @@ class S3Store:
         del temporary, mode
         return S3Writer(self._client, self._bucket, self._key(path), self._checksums, self._idle, size=size, memory=memory)
 
-    def write_memory(self, size: int, memory: int) -> int:
-        """See `Store.write_memory`."""
-        return buffers(size, memory) * part_size(size)
+    def write_cost(self, size: int, memory: int) -> WriteCost:
+        """See `Store.write_cost`."""
+        parts = -(-size // part_size(size))
+        return WriteCost(buffers(size, memory) * part_size(size), parts + 2 if parts > 1 else 1)
 
     def write(self, path: str, content: bytes, *, mode: int) -> None:
         """See `Store.write`."""
