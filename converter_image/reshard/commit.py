@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 
 import msgspec
 
-from reshard.digest import digest_of
+from reshard.digest import matches
 from reshard.errors import DataError, MissingInputError, RequestError
 from reshard.manifest import MANIFEST_NAME, SCHEMA, FileRecord, LayoutRecord, Manifest, ParameterRecord, SourceRecord
 from reshard.ranks import format_ranks, parse_ranks
@@ -136,8 +136,8 @@ def verify_checkpoint(
         try:
             if reader.size != record.size:
                 return f"{record.path} has {reader.size} bytes instead of {record.size}"
-            digest = digest_of(reader, advance, remote=target.store.remote)
-            return None if digest == record.digest else f"{record.path} has another content"
+            same = matches(reader, record.digest, advance, remote=target.store.remote)
+            return None if same else f"{record.path} has another content"
         finally:
             reader.close()
 

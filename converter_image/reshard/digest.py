@@ -11,8 +11,9 @@ from reshard.ahead import reading
 if TYPE_CHECKING:
     from collections.abc import Callable
 
-    from reshard.storage.protocol import Reader
+    from reshard.storage.protocol import Reader, Store
 
+_VERSION = "etag:"
 _BLOCK_BYTES = 1 << 20
 _AHEAD_BYTES = 24 << 20
 _SAMPLES = 5
@@ -32,6 +33,27 @@ class ContentDigest:
     def __str__(self) -> str:
         """As it stands in a record."""
         return f"xxh3-128:{self._state.hexdigest()}"
+
+
+def digest_of_version(store: Store, path: str) -> str:
+    """What stands for the content digest of a file that a server has put together: its ETag there, see docs/manifest.md.
+
+    Raises:
+        MissingInputError: it is not there.
+    """
+    reader = store.open(path)
+    try:
+        return f"{_VERSION}{reader.version}"
+    finally:
+        reader.close()
+
+
+def matches(reader: Reader, digest: str, advance: Callable[[int], None] = lambda _: None, *, remote: bool = False) -> bool:
+    """Whether a file has the content, or where the server has put it together the version, of a record."""
+    if digest.startswith(_VERSION):
+        advance(reader.size)
+        return digest == f"{_VERSION}{reader.version}"
+    return digest == digest_of(reader, advance, remote=remote)
 
 
 def digest_of(reader: Reader, advance: Callable[[int], None] = lambda _: None, *, remote: bool = False) -> str:

@@ -23,6 +23,7 @@ if TYPE_CHECKING:
     from reshard.plan.geometry import Part
 
     _Copy = tuple[Part, int, TensorEntry]
+    Copy = tuple[int, TensorEntry, Box, Box]
 
 # What is read, cut, hashed and written at a time: small enough to stay in a core's cache between these.
 TILE_BYTES = 1 << 20
@@ -50,7 +51,7 @@ class Fill:
     """
 
     box: Box
-    copies: tuple[tuple[int, TensorEntry, Box, Box], ...]
+    copies: tuple[Copy, ...]
     dtype: str
     nbytes: int
 
@@ -129,11 +130,17 @@ def stream(plan: RankPlan, pieces: Iterable[bytes | Span], files: SourceFiles, e
     Raises:
         DataError, StorageError: the source cannot be read.
     """
+    carry_out(moves(plan, pieces), files, emit)
+
+
+def carry_out(moves: Iterable[Move], files: SourceFiles, emit: Callable[[memoryview], None]) -> None:
+    """Produce the bytes of these moves, the last of which hands on what is left. See `stream`."""
     memory, filled = memoryview(bytearray(TILE_BYTES)), 0
     gatherer = Gatherer(files, TILE_BYTES)
-    for move in moves(plan, pieces):
+    for move in moves:
         if move is None:
-            emit(memory[:filled])
+            if filled:
+                emit(memory[:filled])
             filled = 0
         elif isinstance(move, bytes):
             memory[filled : filled + len(move)] = move

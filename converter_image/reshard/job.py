@@ -178,6 +178,24 @@ def check_places(request: Request) -> None:
             raise RequestError("TargetOverlapsSource", "a strategy lies in the target's own files", where=strategy)
 
 
+def check_copy_mode(request: Request, target: Store) -> None:
+    """Refuse a copy by the server where none can be.
+
+    Raises:
+        RequestError: source and target are not on one server reached with the same rights, or bytes are asked for that only a
+            process that reads everything can know.
+    """
+    if request.options.copy_mode == "Client":
+        return
+    what = None
+    if not target.copies_from(open_store(request.source, request.access.source)):
+        what = "source and target are not in one object store that is reached the same way"
+    elif request.options.crc:
+        what = "a CRC32 is asked for, which takes reading every byte"
+    if what is not None:
+        raise RequestError("CannotCopy", what, where="copy mode", fix="leave out --copy server (spec.target.copyMode: Server)")
+
+
 def _real(path: str) -> str:
     """A path without links and dots."""
     return path.rstrip("/") if "://" in path else os.path.realpath(path)

@@ -10,13 +10,14 @@ from reshard import checkpoint
 from reshard.ahead import reading, requests
 from reshard.checkpoint import Span
 from reshard.checkpoint.crc import NamedContents
-from reshard.digest import ContentDigest
+from reshard.digest import ContentDigest, digest_of_version
 from reshard.errors import ReshardError
-from reshard.execute import moves, reads, stream
+from reshard.execute import carry_out, moves, reads, stream
 from reshard.gather import ReadCount, SourceFiles
 from reshard.headers import Blocks, heads
 from reshard.manifest import FileRecord
 from reshard.plan import prove
+from reshard.servercopy import parts, split
 from reshard.verify import check_file
 
 if TYPE_CHECKING:
@@ -76,17 +77,63 @@ def write_rank(
     path = job.path(rank)
     count = ReadCount()
     size = job.file_sizes([rank])[rank]
-    writer = state.create(path, rank=rank, staged=staged, writer=guard.writer, size=size, memory=budget.upload)
+    by_server = job.request.options.copy_mode == "Server"
+    writer = state.create(path, rank=rank, staged=staged, writer=guard.writer, size=size, memory=budget.upload, copies=by_server)
     try:
-        digest = produce(job, plan, writer, count=count, progress=progress, cancellation=guard.cancellation, ahead=budget.ahead)
+        make = assemble if by_server else produce
+        digest = make(job, plan, writer, count=count, progress=progress, cancellation=guard.cancellation, ahead=budget.ahead)
         guard.check_lock()
         writer.finish()
+        if not digest:  # not all bytes were here
+            digest = digest_of_version(state.target.store, state.where(path, staged=staged))
         record = FileRecord(rank, path, size, digest, count.nbytes, job.request.options.verification)
         _verify(job, state, plan, record, staged=staged)
         state.record(record)
     finally:
         writer.abort()
     return Written(record, sum(t.parameter.slice_nbytes for t in plan.tensors))
+
+
+def assemble(
+    job: Job,
+    plan: RankPlan,
+    writer: Writer,
+    *,
+    count: ReadCount,
+    progress: Progress,
+    cancellation: Cancellation,
+    ahead: int,
+) -> str:
+    """Make a rank's file of what the server copies and of what is sent. Returns its digest, of what was sent whole; else "".
+
+    Args and errors are those of `produce`.
+    """
+    laid_out = list(split(moves(plan, checkpoint.pieces(job.format, job.tensors(plan.rank), job.metadata, crc=None))))
+    planned = parts(laid_out)
+    if planned is None or all(part.rank is None for part in planned):
+        return produce(job, plan, writer, count=count, progress=progress, cancellation=cancellation, ahead=ahead)
+    prove(plan)
+
+    def emit(content: memoryview) -> None:
+        cancellation.check()
+        writer.write(content)
+        progress.advance(len(content))
+
+    files = SourceFiles(job.source, job.model.inventory, count)
+    try:
+        files.expect(reads(m for part in planned if part.rank is None for m in laid_out[part.first : part.end]), ahead)
+        for part in planned:
+            if part.rank is None:
+                carry_out([*laid_out[part.first : part.end], None], files, emit)
+                if part is not planned[-1]:
+                    writer.cut()
+            else:
+                cancellation.check()
+                writer.copy(files.reader(part.rank), part.offset, part.nbytes)
+                progress.advance(part.nbytes)
+    finally:
+        files.close()
+    return ""
 
 
 def requests_of(job: Job, target: Store, rank: int, budget: Budget) -> int:

@@ -15,6 +15,7 @@ OutputFormat = Literal["Source", "Ckpt", "Safetensors"]
 Unplaced = Literal["Drop", "Keep"]
 Verification = Literal["None", "Sample", "Full"]
 Overwrite = Literal["Never", "Replace"]
+CopyMode = Literal["Client", "Server"]
 
 _LONGEST_PREFIX_BYTES = 128
 
@@ -56,6 +57,7 @@ class Options(msgspec.Struct, frozen=True):
         file_mode: permission bits of what is written.
         verification: how much of what was written is compared with the source.
         overwrite: whether another checkpoint at the target may be replaced.
+        copy_mode: whether an object store copies by itself what it can.
     """
 
     format: OutputFormat = "Source"
@@ -69,6 +71,7 @@ class Options(msgspec.Struct, frozen=True):
     file_mode: int = 0o640
     verification: Verification = "Sample"
     overwrite: Overwrite = "Never"
+    copy_mode: CopyMode = "Client"
 
     def __post_init__(self) -> None:
         """Refuse what a type checker would have refused: a wrong word must not be taken for another."""
@@ -93,6 +96,7 @@ _KINDS: dict[str, Any] = {
     "file_mode": Annotated[int, msgspec.Meta(ge=0, le=0o777)],
     "verification": Verification,
     "overwrite": Overwrite,
+    "copy_mode": CopyMode,
 }
 
 

@@ -14,7 +14,7 @@ from reshard.access import Access, Accesses
 from reshard.errors import UsageError
 from reshard.execution import ExecutionSpec, Strict
 from reshard.places import CERTIFICATES, CREDENTIALS, VOLUMES, RelativePath, StorageSpec
-from reshard.request import Options, OutputFormat, Overwrite, Request, Unplaced, Verification
+from reshard.request import CopyMode, Options, OutputFormat, Overwrite, Request, Unplaced, Verification
 from reshard.strictyaml import documents
 
 if TYPE_CHECKING:
@@ -63,6 +63,7 @@ class TargetSpec(Strict, frozen=True):
     file_prefix: FilePrefix = "checkpoint_"
     ranks: Annotated[str, msgspec.Meta(max_length=65536)] | None = None
     crc: bool = False
+    copy_mode: CopyMode = "Client"
     file_mode: Annotated[str, msgspec.Meta(pattern="^0?[0-7]{3}$")] = "0640"
 
 
@@ -250,6 +251,7 @@ def _to_request(
             unplaced=spec.parameters.unplaced,
             allow_missing=spec.parameters.allow_missing,
             crc=target.crc,
+            copy_mode=target.copy_mode,
             file_mode=int(target.file_mode, 8),
             verification=spec.verification,
             overwrite=spec.overwrite,

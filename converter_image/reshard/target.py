@@ -25,7 +25,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 
 import msgspec
 
-from reshard.digest import digest_of
+from reshard.digest import matches
 from reshard.errors import MissingInputError
 from reshard.manifest import MANIFEST_NAME, STATE, FileRecord, Manifest, decode, encode
 
@@ -230,11 +230,13 @@ class JobState:
                 found += other.records(None).values()
         return found
 
-    def create(self, path: str, *, rank: int, staged: bool, writer: str, size: int, memory: int) -> Writer:
+    def create(self, path: str, *, rank: int, staged: bool, writer: str, size: int, memory: int, copies: bool = False) -> Writer:
         """A new file of the checkpoint; its temporary's name says who writes it. See `Store.create`."""
         temporary = f"{self.folder}/tmp/rank_{rank}.{writer}.{uuid.uuid4().hex}"
         where = self.where(path, staged=staged)
-        return self.target.store.create(where, temporary=temporary, mode=self.target.mode, size=size, memory=memory)
+        return self.target.store.create(
+            where, temporary=temporary, mode=self.target.mode, size=size, memory=memory, copies=copies
+        )
 
     def where(self, path: str, *, staged: bool) -> str:
         """Where a file appears when it is finished: in its place, or where it waits for the commit."""
@@ -278,7 +280,7 @@ class JobState:
         if staged or thorough:
             reader = store.open(record.path)
             try:
-                if digest_of(reader, remote=store.remote) != record.digest:
+                if not matches(reader, record.digest, remote=store.remote):
                     return None
             finally:
                 reader.close()

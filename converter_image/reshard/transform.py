@@ -127,6 +127,7 @@ def transform_checkpoint(
     workers, progress = workers or default_workers(), progress or Silent()
     jobs.check_places(request)
     target = TargetFolder(open_store(request.target, request.access.target), request.options.file_mode)
+    jobs.check_copy_mode(request, target.store)
     begun = None if commit else jobs.resume(request, target)
     job = begun[0] if begun else jobs.prepare(request, progress, workers=workers)
     for note in job.notes:
@@ -202,6 +203,7 @@ def plan_transform(
     workers, progress = workers or default_workers(), progress or Silent()
     jobs.check_places(request)
     target = TargetFolder(open_store(request.target, request.access.target), request.options.file_mode)
+    jobs.check_copy_mode(request, target.store)
     job = jobs.prepare(request, progress, workers=workers)
     sizes = job.file_sizes(job.scope)
     state = target.job(job.digest)

@@ -114,6 +114,14 @@ def _request_options(command: F) -> F:
                 help="Permission bits of the files.",
             ),
             click.option(
+                "--copy",
+                "copy_mode",
+                type=click.Choice(["client", "server"]),
+                default=_DEFAULTS.copy_mode.lower(),
+                show_default=True,
+                help="From S3 to S3: let the server copy by itself what it can.",
+            ),
+            click.option(
                 "--source-profile", metavar="NAME", help="The AWS profile for the source. Without: as the AWS command line."
             ),
             click.option("--target-profile", metavar="NAME", help="The same for the target."),
@@ -156,6 +164,7 @@ def _request(arguments: dict[str, Any]) -> Request:
             crc=arguments["crc"],
             file_mode=mode,
             verification=_title(arguments["verification"]),  # type: ignore[arg-type]  # click has checked the choice
+            copy_mode=_title(arguments["copy_mode"]),  # type: ignore[arg-type]  # click has checked the choice
             overwrite="Replace" if arguments["overwrite"] else "Never",
         ),
         access=Accesses(source=Access(profile=arguments["source_profile"]), target=Access(profile=arguments["target_profile"])),

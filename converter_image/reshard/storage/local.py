@@ -11,11 +11,13 @@ import stat as stat_bits
 from pathlib import Path
 from typing import TYPE_CHECKING, NoReturn
 
-from reshard.errors import AccessError, DataError, MissingInputError, OutputError, ReshardError, StorageError
+from reshard.errors import AccessError, BugError, DataError, MissingInputError, OutputError, ReshardError, StorageError
 from reshard.storage.protocol import Stat, WriteCost
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
+
+    from reshard.storage.protocol import Reader, Store
 
 # Written bytes are handed to the disk in steps of this size while later ones are still being computed, so that the final
 # fsync finds little left to do.
@@ -114,6 +116,13 @@ class LocalWriter:
                 os.posix_fadvise(self._file, self._handed_over, self._offset - self._handed_over, os.POSIX_FADV_DONTNEED)
                 self._handed_over = self._offset
 
+    def copy(self, reader: Reader, offset: int, length: int) -> None:
+        """See `Writer.copy`: no store is copied from."""
+        raise BugError("NoServer", f"{length} bytes at {offset} of {reader.name} cannot be copied by a server", where=self._path)
+
+    def cut(self) -> None:
+        """See `Writer.cut`: a file has no parts."""
+
     def finish(self) -> None:
         """See `Writer.finish`."""
         with _failures(self._path, writing=True):
@@ -142,6 +151,11 @@ class LocalStore:
         self.url = self.root
         self.remote = False
         self.renames = True
+
+    def copies_from(self, other: Store) -> bool:
+        """See `Store.copies_from`."""
+        del other
+        return False
 
     def around(self) -> list[tuple[int, int] | str]:
         """See `Store.around`: device and inode, for a folder can be mounted in two places; the path where nothing is yet."""
@@ -195,9 +209,11 @@ class LocalStore:
         finally:
             reader.close()
 
-    def create(self, path: str, *, temporary: str, mode: int, size: int | None = None, memory: int = 0) -> LocalWriter:
+    def create(
+        self, path: str, *, temporary: str, mode: int, size: int | None = None, memory: int = 0, copies: bool = False
+    ) -> LocalWriter:
         """See `Store.create`."""
-        del size, memory
+        del size, memory, copies
         return LocalWriter(self._at(path), self._at(temporary), mode)
 
     def write_cost(self, size: int, memory: int) -> WriteCost:

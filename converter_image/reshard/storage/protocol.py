@@ -93,6 +93,18 @@ class Writer(Protocol):
             OutputError, StorageError: the bytes cannot be written.
         """
 
+    def copy(self, reader: Reader, offset: int, length: int) -> None:
+        """Append bytes of a file of a store that this one `copies_from`, without their coming here.
+
+        What was written since the last copy, and each copy, is a part of the upload: but for the last, of 5 MiB and more.
+
+        Raises:
+            DataError: the file has changed since it was opened.
+        """
+
+    def cut(self) -> None:
+        """End a part here."""
+
     def finish(self) -> None:
         """Make all bytes durable, and the file appear at its path."""
 
@@ -114,6 +126,9 @@ class Store(Protocol):
     @property
     def renames(self) -> bool:
         """Whether a finished file is moved for nothing, at once. Where not, files that replace others are written in place."""
+
+    def copies_from(self, other: Store) -> bool:
+        """Whether files of another store can be copied by the server alone."""
 
     def around(self) -> Sequence[Hashable]:
         """What this place and those around it are, innermost first: equal for one place under two names."""
@@ -144,7 +159,9 @@ class Store(Protocol):
             DataError: it is longer than `limit` bytes.
         """
 
-    def create(self, path: str, *, temporary: str, mode: int, size: int | None = None, memory: int = 0) -> Writer:
+    def create(
+        self, path: str, *, temporary: str, mode: int, size: int | None = None, memory: int = 0, copies: bool = False
+    ) -> Writer:
         """A new file at `path` that replaces what is there when it is finished.
 
         Args:
@@ -153,6 +170,7 @@ class Store(Protocol):
             mode: permission bits; its folders get the same with search permission. Without meaning in an object store.
             size: how long it will be, where that is known: it decides in how many parts it is sent.
             memory: how many bytes may wait in memory until they are sent; more only where one part needs it.
+            copies: whether the server is to copy some of it, see `Writer.copy`.
         """
 
     def write_cost(self, size: int, memory: int) -> WriteCost:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from itertools import pairwise
 from typing import TYPE_CHECKING
 
 from reshard.errors import OutputError
@@ -19,6 +20,8 @@ LARGEST_OBJECT = MOST_PARTS * LARGEST_PART
 # Large enough that a request's time is that of its bytes, small enough that some fit into memory.
 _USUAL_PART = 8 << 20
 _ALIGNMENT = 1 << 20
+# Some at a time are done sooner than one, and each gives a sign of life.
+_LONGEST_COPY = 1 << 30
 
 
 def part_size(size: int | None) -> int:
@@ -45,6 +48,17 @@ def buffers(size: int | None, memory: int) -> int:
     (5, 2)
     """
     return max(2, memory // part_size(size))
+
+
+def copies(offset: int, length: int) -> Iterator[tuple[int, int]]:
+    """Bytes that a server copies, as (offset, length) of about equally long parts that it takes.
+
+    >>> list(copies(7, 3 << 30)) == [(7, 1 << 30), (7 + (1 << 30), 1 << 30), (7 + (2 << 30), 1 << 30)]
+    True
+    """
+    count = -(-length // _LONGEST_COPY)
+    cuts = [length * i // count for i in range(count + 1)]
+    return ((offset + a, b - a) for a, b in pairwise(cuts))
 
 
 @dataclass(frozen=True, slots=True)

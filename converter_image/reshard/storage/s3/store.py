@@ -23,6 +23,7 @@ if TYPE_CHECKING:
     from mmap import mmap
 
     from reshard.access import Access
+    from reshard.storage.protocol import Store
 
 SCHEME = "s3://"
 _DELETED_AT_ONCE = 16
@@ -57,6 +58,10 @@ class S3Store:
         self.url = f"{SCHEME}{bucket}" + (f"/{prefix}" if prefix else "")
         self.remote = True
         self.renames = False
+
+    def copies_from(self, other: Store) -> bool:
+        """See `Store.copies_from`: the same server, reached with the same rights."""
+        return isinstance(other, S3Store) and other._client is self._client  # noqa: SLF001 - another of this class
 
     def around(self) -> list[str]:
         """See `Store.around`."""
@@ -115,10 +120,13 @@ class S3Store:
         finally:
             found["Body"].close()
 
-    def create(self, path: str, *, temporary: str, mode: int, size: int | None = None, memory: int = 0) -> S3Writer:
-        """See `Store.create`."""
+    def create(
+        self, path: str, *, temporary: str, mode: int, size: int | None = None, memory: int = 0, copies: bool = False
+    ) -> S3Writer:
+        """See `Store.create`. For parts that they copy servers have no checksum to be relied on; MD5 does not ask for one."""
         del temporary, mode
-        return S3Writer(self._client, self._bucket, self._key(path), self._checksums, self._idle, size=size, memory=memory)
+        checksums = Checksums("MD5") if copies and self._checksums.kind == "CRC32" else self._checksums
+        return S3Writer(self._client, self._bucket, self._key(path), checksums, self._idle, size=size, memory=memory)
 
     def write_cost(self, size: int, memory: int) -> WriteCost:
         """See `Store.write_cost`."""

@@ -12,12 +12,13 @@ from typing import TYPE_CHECKING, Any
 from botocore import exceptions as boto
 
 from reshard.storage.s3.failures import code_of, failures
-from reshard.storage.s3.parts import buffers, part_size
+from reshard.storage.s3.parts import buffers, copies, part_size
 from reshard.storage.s3.retries import retrying
 
 if TYPE_CHECKING:
     from botocore.client import BaseClient
 
+    from reshard.storage.protocol import Reader
     from reshard.storage.s3.checksums import Checksums
 
 # Tells after a lost answer whether the object that is there is the one that was sent.
@@ -98,6 +99,32 @@ class S3Writer:
             self._filled += n
             view = view[n:]
 
+    def copy(self, reader: Reader, offset: int, length: int) -> None:
+        """See `Writer.copy`."""
+        self.cut()
+        upload = self._begun()
+        for at, n in copies(offset, length):
+            number = len(self._sent) + 1
+            self._sent.append(self._pool.submit(self._copy_part, upload, reader, at, n, number))
+
+    def _copy_part(self, upload: dict[str, Any], reader: Reader, offset: int, length: int, number: int) -> dict[str, Any]:
+        bucket, _, key = reader.name.removeprefix("s3://").partition("/")
+        found = retrying(
+            lambda: self._client.upload_part_copy(
+                **self._object,
+                UploadId=upload["UploadId"],
+                PartNumber=number,
+                CopySource={"Bucket": bucket, "Key": key},
+                CopySourceRange=f"bytes={offset}-{offset + length - 1}",
+                CopySourceIfMatch=reader.version,
+            )
+        )
+        return {"PartNumber": number, "ETag": found["CopyPartResult"]["ETag"]}
+
+    def cut(self) -> None:
+        """See `Writer.cut`."""
+        self._send()
+
     def finish(self) -> None:
         """See `Writer.finish`."""
         with failures(self._name):
@@ -149,12 +176,16 @@ class S3Writer:
         """Hand the part that is filled to whoever sends it."""
         if self._filling is None or not self._filled:
             return
+        upload = self._begun()
+        buffer, filled, number = self._filling, self._filled, len(self._sent) + 1
+        self._filling, self._filled = None, 0
+        self._sent.append(self._pool.submit(self._send_part, upload, buffer, filled, number))
+
+    def _begun(self) -> dict[str, Any]:
         if self._upload is None:
             with failures(self._name):
                 self._upload = self._checksums.begun(self._client, Metadata={_MARK: self._mark}, **self._object)
-        buffer, filled, number = self._filling, self._filled, len(self._sent) + 1
-        self._filling, self._filled = None, 0
-        self._sent.append(self._pool.submit(self._send_part, self._upload, buffer, filled, number))
+        return self._upload
 
     def _send_part(self, upload: dict[str, Any], buffer: mmap, filled: int, number: int) -> dict[str, Any]:
         try:
