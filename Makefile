@@ -97,6 +97,10 @@ bench: $(READY) ## Measure speed and memory
 	@RESHARD_MINDSPORE_PYTHON="$${RESHARD_MINDSPORE_PYTHON:-$(firstword $(wildcard $(RESHARD_CACHE)/mindspore-*/bin/python))}" \
 	  $(BIN)/python benchmarks/run.py
 
+.PHONY: bench-s3
+bench-s3: $(READY) ## The same from S3 to S3, beside raw requests for the same bytes
+	@export $$(sh tests/s3/prepare.sh) && $(BIN)/python benchmarks/s3.py && $(BIN)/python benchmarks/s3.py long-rows --copy server
+
 # The one target that chooses versions: the newest that pyproject.toml allows, on every Python and machine it names.
 .PHONY: constraints
 constraints: ## Choose the versions in constraints.txt anew

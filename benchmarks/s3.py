@@ -1,7 +1,6 @@
 """`make bench-s3`: whole transforms from S3 to S3, beside a copy of the same bytes by raw ranged GETs and multipart PUTs.
 
-Server, client and all measured run on this machine. Every round runs both in turn; quoted are medians. What is read and how many
-requests that takes is counted by a proxy-free server log: the server's own.
+Server, client and all measured run on this machine. Every round runs both in turn; quoted are medians.
 """
 
 from __future__ import annotations
@@ -15,6 +14,7 @@ import sys
 import tempfile
 import time
 from concurrent.futures import ThreadPoolExecutor
+from itertools import pairwise
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -36,7 +36,7 @@ def raw_copy(server: Server, bucket: str, case: str, ranks: int) -> float:
     """Seconds to copy all source bytes into as many objects as the target has, part by part."""
     client = server.client()
     found = client.list_objects_v2(Bucket=bucket, Prefix=f"{case}/src/")["Contents"]
-    parts = [(o["Key"], at, min(_PART, o["Size"] - at)) for o in found for at in range(0, o["Size"], _PART)]
+    parts = [(o["Key"], at, n) for o in found for at, n in evenly(o["Size"])]
     began = time.perf_counter()
     each = -(-len(parts) // ranks)
 
@@ -57,6 +57,13 @@ def raw_copy(server: Server, bucket: str, case: str, ranks: int) -> float:
     with ThreadPoolExecutor(2) as pool:
         list(pool.map(one, range(ranks)))
     return time.perf_counter() - began
+
+
+def evenly(size: int) -> list[tuple[int, int]]:
+    """An object in parts of about 8 MiB, none of them shorter than a part may be."""
+    count = max(1, size // _PART)
+    cuts = [size * i // count for i in range(count + 1)]
+    return [(a, b - a) for a, b in pairwise(cuts)]
 
 
 def reshard(server: Server, bucket: str, case: str, *more: str) -> dict[str, Any]:
@@ -97,6 +104,7 @@ def measure(server: Server, bucket: str, case: Case, place: Path, runs: int, *mo
         "reshard_seconds": round(statistics.median(ours), 2),
         "speed_of_raw": round(statistics.median(a / b for a, b in zip(raw, ours, strict=True)), 2),
         "read_over_needed": round(told["bytes_read"] / told["bytes_needed"], 3),
+        "read_over_written": round(told["bytes_read"] / told["bytes_written"], 4),
         "peak_mb": round(told["peak_rss_bytes"] / 1e6),
     }
 
@@ -106,6 +114,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("cases", nargs="*", default=["llama-safetensors", "llama-ckpt"])
     parser.add_argument("--runs", type=int, default=3)
+    parser.add_argument("--copy", choices=["client", "server"], default="client", help="who copies long runs")
     parser.add_argument("--folder", type=Path, default=Path(os.environ.get("RESHARD_CACHE", "/tmp/reshard")) / "bench")  # noqa: S108
     arguments = parser.parse_args()
     with tempfile.TemporaryDirectory(dir=arguments.folder) as folder, running(Path(folder)) as server:
@@ -113,7 +122,8 @@ def main() -> None:
         for case in CASES:
             if case.name in arguments.cases:
                 place = make(case, arguments.folder)
-                print(case.what, json.dumps(measure(server, bucket, case, place, arguments.runs)), flush=True)
+                more = ("--copy", arguments.copy)
+                print(case.what, json.dumps(measure(server, bucket, case, place, arguments.runs, *more)), flush=True)
 
 
 if __name__ == "__main__":

@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, NamedTuple
 
 import numpy as np
 
 from reshard.box import Box
 from reshard.checkpoint.dtypes import DTYPES
-from reshard.gather import SMALL_BYTES, Gatherer, element_type, is_small, reads_of_box, reads_of_small
+from reshard.gather import SMALL_BYTES, Gatherer, element_type, reads_of_box, reads_of_small, small_runs
 from reshard.tiles import flat_span, next_tile
 
 if TYPE_CHECKING:
@@ -18,7 +17,7 @@ if TYPE_CHECKING:
     from reshard.ahead import Read
     from reshard.checkpoint import Span
     from reshard.checkpoint.inventory import TensorEntry
-    from reshard.gather import SourceFiles
+    from reshard.gather import Runs, SourceFiles
     from reshard.plan import RankPlan, TargetTensor
     from reshard.plan.geometry import Part
 
@@ -31,16 +30,15 @@ TILE_BYTES = 1 << 20
 _SPLINTER_BYTES = 64 << 10
 
 
-@dataclass(frozen=True, slots=True)
-class Small:
+class Small(NamedTuple):
     """A small tensor, whole."""
 
     tensor: TargetTensor
+    runs: Runs
     nbytes: int
 
 
-@dataclass(frozen=True, slots=True)
-class Fill:
+class Fill(NamedTuple):
     """A box of a target tensor that lies contiguously in its file.
 
     Attributes:
@@ -72,9 +70,10 @@ def moves(plan: RankPlan, pieces: Iterable[bytes | Span]) -> Iterator[Move]:
                 yield part
             continue
         tensor = plan.tensors[piece.tensor]
-        if piece.length <= SMALL_BYTES and piece.offset == 0 and is_small(tensor):
+        small = piece.length <= SMALL_BYTES and piece.offset == 0
+        if small and (runs := small_runs(tensor)) is not None:
             yield from room.take(piece.length)
-            yield Small(tensor, piece.length)
+            yield Small(tensor, runs, piece.length)
             continue
         if content is None or content.tensor is not tensor:
             content = _Content(tensor)
@@ -112,7 +111,7 @@ def reads(moves: Iterable[Move]) -> Iterator[Read]:
     """What is read of the source for these moves, in its order. Pure."""
     for move in moves:
         if isinstance(move, Small):
-            yield from reads_of_small(move.tensor)
+            yield from reads_of_small(move.tensor, move.runs)
         elif isinstance(move, Fill):
             for rank, entry, source, _ in move.copies:
                 yield from reads_of_box(rank, entry, source, TILE_BYTES)
@@ -149,7 +148,7 @@ def carry_out(moves: Iterable[Move], files: SourceFiles, emit: Callable[[memoryv
             view = memory[filled : filled + move.nbytes]
             filled += move.nbytes
             if isinstance(move, Small):
-                gatherer.read_small(move.tensor, view)
+                gatherer.read_small(move.tensor, move.runs, view)
                 continue
             elements = np.frombuffer(view, element_type(move.dtype)).reshape(move.box.shape)
             for rank, entry, source, here in move.copies:

@@ -38,6 +38,8 @@ _MOST_OPEN_FILES = 64
 SMALL_BYTES = 32 << 10
 _FEW_RUNS = 64
 
+# Each as (part, offset in the source's slice, offset in the target's, length) in bytes.
+Runs = tuple[tuple[int, int, int, int], ...]
 Elements = np.ndarray[Any, np.dtype[Any]]
 _ELEMENT = {1: np.uint8, 2: np.uint16, 4: np.uint32, 8: np.uint64, 16: np.complex128}
 
@@ -82,20 +84,24 @@ class SourceFiles:
         return self._opened(rank) if self._ahead is None else self._ahead.reader(rank)
 
     def _opened(self, rank: int) -> Reader:
-        with self._lock:
-            reader = self._open.get(rank)
-            if reader is None:
-                reader = self._store.open(self._files[rank].path)
-                self._open[rank] = reader
-                self._used.add(rank)
-                file = self._files[rank]
-                if reader.version != file.version or (file.sample and sample_of(reader) != file.sample):
-                    self._changed(rank)
-                if len(self._open) > _MOST_OPEN_FILES:
-                    self._open.popitem(last=False)[1].close()
-            else:
-                self._open.move_to_end(rank)
-            return reader
+        reader = self._open.get(rank)
+        if reader is None:
+            with self._lock:  # of several threads that fetch, one opens
+                return self._open.get(rank) or self._newly_opened(rank)
+        if not self.remote:
+            self._open.move_to_end(rank)
+        return reader
+
+    def _newly_opened(self, rank: int) -> Reader:
+        file = self._files[rank]
+        reader = self._store.open(file.path)
+        self._open[rank] = reader
+        self._used.add(rank)
+        if reader.version != file.version or (file.sample and sample_of(reader) != file.sample):
+            self._changed(rank)
+        if len(self._open) > _MOST_OPEN_FILES and not self.remote:  # a remote one takes nothing from the system
+            self._open.popitem(last=False)[1].close()
+        return reader
 
     def check_unchanged(self) -> None:
         """Make sure that none of the files that were read has changed meanwhile; an object store gives one version or none.
@@ -144,10 +150,10 @@ class Gatherer:
         self._read_compact(rank, entry, box, view)
         np.copyto(into, np.frombuffer(view, into.dtype).reshape(box.shape))
 
-    def read_small(self, tensor: TargetTensor, into: memoryview) -> None:
-        """Fill `into` with the whole content of a tensor that `is_small`."""
+    def read_small(self, tensor: TargetTensor, runs: Runs, into: memoryview) -> None:
+        """Fill `into` with the whole content of a small tensor, whose `small_runs` these are."""
         ranks, entries, reader = tensor.ranks, tensor.entries, self._files.reader
-        for part, source, target, nbytes in _runs(tensor.geometry, DTYPES[tensor.parameter.dtype].itemsize) or ():
+        for part, source, target, nbytes in runs:
             reader(ranks[part]).read_into(into[target : target + nbytes], entries[part].extents[0][0] + source)
         self._files.count.nbytes += len(into)
 
@@ -190,16 +196,16 @@ class Gatherer:
             done += n
 
 
-def is_small(tensor: TargetTensor) -> bool:
-    """Whether a tensor of at most `SMALL_BYTES` is best read run by run."""
-    return _runs(tensor.geometry, DTYPES[tensor.parameter.dtype].itemsize) is not None and all(
-        len(entry.extents) == 1 for entry in tensor.entries
-    )
+def small_runs(tensor: TargetTensor) -> Runs | None:
+    """The few runs that make up a tensor of at most `SMALL_BYTES`; None when they are many, and better read otherwise."""
+    if any(len(entry.extents) != 1 for entry in tensor.entries):
+        return None
+    return _runs(tensor.geometry, DTYPES[tensor.parameter.dtype].itemsize)
 
 
-def reads_of_small(tensor: TargetTensor) -> Iterator[Read]:
+def reads_of_small(tensor: TargetTensor, runs: Runs) -> Iterator[Read]:
     """What `Gatherer.read_small` reads, in its order."""
-    for part, source, _, nbytes in _runs(tensor.geometry, DTYPES[tensor.parameter.dtype].itemsize) or ():
+    for part, source, _, nbytes in runs:
         yield tensor.ranks[part], tensor.entries[part].extents[0][0] + source, nbytes
 
 
@@ -274,8 +280,8 @@ def _located(entry: TensorEntry, start: int, length: int) -> Iterator[tuple[int,
 
 
 @lru_cache(maxsize=512)
-def _runs(geometry: Geometry, itemsize: int) -> tuple[tuple[int, int, int, int], ...] | None:
-    """The runs of bytes that make up a slice, as (part, offset in the source's slice, offset in the target's, length)."""
+def _runs(geometry: Geometry, itemsize: int) -> Runs | None:
+    """The runs of bytes that make up a slice, if they are few."""
     runs: list[tuple[int, int, int, int]] = []
     for number, part in enumerate(geometry.parts):
         source_length, sources = contiguous_runs(geometry.source_shape, part.source)

@@ -184,10 +184,10 @@ def produce(
 
     try:
         crc = _crc_of_contents(plan, files, cancellation, ahead) if tail.in_header else None
-        pieces = list(checkpoint.pieces(job.format, job.tensors(plan.rank), job.metadata, crc=crc))
+        tensors = job.tensors(plan.rank)
         if files.remote:
-            files.expect(reads(moves(plan, pieces)), ahead)
-        stream(plan, pieces, files, emit)
+            files.expect(reads(moves(plan, checkpoint.pieces(job.format, tensors, job.metadata, crc=crc))), ahead)
+        stream(plan, checkpoint.pieces(job.format, tensors, job.metadata, crc=crc), files, emit)
         if trailer := tail.content():
             emit(trailer)
         files.check_unchanged()

@@ -36,7 +36,12 @@ class Server:
 
     def client(self) -> Any:
         """A client of its own, as other programs would have it."""
-        config = Config(s3={"addressing_style": "path"}, request_checksum_calculation="when_required")
+        config = Config(
+            s3={"addressing_style": "path", "payload_signing_enabled": False},
+            request_checksum_calculation="when_required",
+            response_checksum_validation="when_required",
+            max_pool_connections=32,
+        )
         return boto3.client(
             "s3",
             endpoint_url=self.endpoint,

@@ -20,7 +20,7 @@ if TYPE_CHECKING:
 
 # An answer is read in pieces that take about a second, so that one that trickles is noticed and asked for anew.
 _SMALLEST_PIECE = 1 << 10
-_LARGEST_PIECE = 256 << 10
+_LARGEST_PIECE = 112 << 10  # memory for more the C library takes from the system, anew for each piece
 _PATIENCE_SECONDS = 15.0
 _LEAST_BYTES_PER_SECOND = 16 << 10
 
