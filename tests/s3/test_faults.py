@@ -17,7 +17,7 @@ if TYPE_CHECKING:
 
     import s3_server
 
-_LONGEST_SECONDS = 90
+_LONGEST_SECONDS = 240
 
 
 @pytest.fixture
