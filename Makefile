@@ -95,6 +95,10 @@ bench: $(READY) ## Measure speed and memory
 	  $(BIN)/python benchmarks/run.py
 	@PYTHON='$(PYTHON)' sh scripts/cluster.sh $(BIN)/python run -- $(BIN)/python benchmarks/on_cluster.py || [ $$? -eq 3 ]  # said why
 
+.PHONY: bench-s3
+bench-s3: $(READY) ## The same from S3 to S3, beside raw requests for the same bytes
+	@export $$(sh tests/s3/prepare.sh) && $(BIN)/python benchmarks/s3.py && $(BIN)/python benchmarks/s3.py long-rows --copy server
+
 # The one target that chooses versions: the newest that pyproject.toml allows, on every Python and machine it names.
 .PHONY: constraints
 constraints: ## Choose the versions in constraints.txt anew

@@ -90,6 +90,9 @@ CASES = (
         "rows-to-columns", "2.1 GB row cuts to column cuts, 4 -> 8", tuple(Tensor(w, (8192, 8192), 0, 1) for w in SQUARES), 4, 8
     ),
     Case("one-tensor", "one tensor of 6.4 GB, 4 -> 2, ckpt", (Tensor("w", (40000, 40000), 0, 1),), 4, 2, "ckpt"),
+    Case(
+        "long-rows", "2.1 GB row cuts in runs of 67 MB, 8 -> 4", tuple(Tensor(w, (16384, 8192), 0, 0) for w in SQUARES[:4]), 8, 4
+    ),
     Case("many-names", "100,000 names, 4 -> 2", tuple(Tensor(f"model.layers.{i}.w", (8,), 0, 0) for i in range(100_000)), 4, 2),
     Case("tiny-tensors", "10,000 tiny tensors, 8 -> 6", tuple(Tensor(f"t{i}", (24, 24), 0, 1) for i in range(10_000)), 8, 6),
 )

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 
 import msgspec
 
-from reshard.digest import digest_of
+from reshard.digest import matches
 from reshard.errors import DataError, MissingInputError, RequestError
 from reshard.manifest import MANIFEST_NAME, SCHEMA, FileRecord, LayoutRecord, Manifest, ParameterRecord, SourceRecord
 from reshard.ranks import format_ranks, parse_ranks
@@ -53,7 +53,7 @@ def commit_job(target: TargetFolder, state: JobState, document: JobDocument, wan
     """
     draft = state.draft()
     ranks = wanted if wanted is not None else tuple(range(draft.target_ranks))
-    if document.staged:
+    if document.replaces:
         refuse_partial_replacement(target, ranks, draft.target_ranks)
     records = _recorded(target, state, document, ranks)
     missing = tuple(rank for rank in ranks if rank not in records)
@@ -136,7 +136,8 @@ def verify_checkpoint(
         try:
             if reader.size != record.size:
                 return f"{record.path} has {reader.size} bytes instead of {record.size}"
-            return None if digest_of(reader, advance) == record.digest else f"{record.path} has another content"
+            same = matches(reader, record.digest, advance, remote=target.store.remote)
+            return None if same else f"{record.path} has another content"
         finally:
             reader.close()
 

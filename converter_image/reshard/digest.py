@@ -6,12 +6,16 @@ from typing import TYPE_CHECKING
 
 import xxhash
 
+from reshard.ahead import reading
+
 if TYPE_CHECKING:
     from collections.abc import Callable
 
-    from reshard.storage.protocol import Reader
+    from reshard.storage.protocol import Reader, Store
 
+_VERSION = "etag:"
 _BLOCK_BYTES = 1 << 20
+_AHEAD_BYTES = 24 << 20
 _SAMPLES = 5
 _SAMPLE_BYTES = 4 << 10
 
@@ -31,15 +35,43 @@ class ContentDigest:
         return f"xxh3-128:{self._state.hexdigest()}"
 
 
-def digest_of(reader: Reader, advance: Callable[[int], None] = lambda _: None) -> str:
-    """The content digest of a whole file."""
+def digest_of_version(store: Store, path: str) -> str:
+    """What stands for the content digest of a file that a server has put together: its ETag there, see docs/manifest.md.
+
+    Raises:
+        MissingInputError: it is not there.
+    """
+    reader = store.open(path)
+    try:
+        return f"{_VERSION}{reader.version}"
+    finally:
+        reader.close()
+
+
+def matches(reader: Reader, digest: str, advance: Callable[[int], None] = lambda _: None, *, remote: bool = False) -> bool:
+    """Whether a file has the content, or where the server has put it together the version, of a record."""
+    if digest.startswith(_VERSION):
+        advance(reader.size)
+        return digest == f"{_VERSION}{reader.version}"
+    return digest == digest_of(reader, advance, remote=remote)
+
+
+def digest_of(reader: Reader, advance: Callable[[int], None] = lambda _: None, *, remote: bool = False) -> str:
+    """The content digest of a whole file; of a remote one many blocks are fetched at a time."""
+    blocks = [(at, min(_BLOCK_BYTES, reader.size - at)) for at in range(0, reader.size, _BLOCK_BYTES)]
+    if remote:
+        with reading(reader, blocks, _AHEAD_BYTES) as ahead:
+            return _digest_of(ahead, blocks, advance)
+    return _digest_of(reader, blocks, advance)
+
+
+def _digest_of(reader: Reader, blocks: list[tuple[int, int]], advance: Callable[[int], None]) -> str:
     digest = ContentDigest()
     block = memoryview(bytearray(_BLOCK_BYTES))
-    for offset in range(0, reader.size, _BLOCK_BYTES):
-        part = block[: min(_BLOCK_BYTES, reader.size - offset)]
-        reader.read_into(part, offset)
-        digest.update(part)
-        advance(len(part))
+    for offset, length in blocks:
+        reader.read_into(block[:length], offset)
+        digest.update(block[:length])
+        advance(length)
     return str(digest)
 
 

@@ -2,30 +2,119 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, NamedTuple
 
 import numpy as np
 
 from reshard.box import Box
 from reshard.checkpoint.dtypes import DTYPES
-from reshard.gather import SMALL_BYTES, Gatherer, element_type
+from reshard.gather import SMALL_BYTES, Gatherer, element_type, reads_of_box, reads_of_small, small_runs
 from reshard.tiles import flat_span, next_tile
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Iterator
 
+    from reshard.ahead import Read
     from reshard.checkpoint import Span
     from reshard.checkpoint.inventory import TensorEntry
-    from reshard.gather import SourceFiles
+    from reshard.gather import Runs, SourceFiles
     from reshard.plan import RankPlan, TargetTensor
     from reshard.plan.geometry import Part
 
     _Copy = tuple[Part, int, TensorEntry]
+    Copy = tuple[int, TensorEntry, Box, Box]
 
 # What is read, cut, hashed and written at a time: small enough to stay in a core's cache between these.
 TILE_BYTES = 1 << 20
 # With less room than this left in a tile it is handed on, rather than filled with a splinter.
 _SPLINTER_BYTES = 64 << 10
+
+
+class Small(NamedTuple):
+    """A small tensor, whole."""
+
+    tensor: TargetTensor
+    runs: Runs
+    nbytes: int
+
+
+class Fill(NamedTuple):
+    """A box of a target tensor that lies contiguously in its file.
+
+    Attributes:
+        box: in the target's slice.
+        copies: what makes it up: source rank, its tensor, box there, box here counted from the beginning of this one.
+        dtype: of the elements.
+        nbytes: of them all.
+    """
+
+    box: Box
+    copies: tuple[Copy, ...]
+    dtype: str
+    nbytes: int
+
+
+# The next bytes of a file: themselves, or where they come from. None: the tile is full, and handed on.
+Move = bytes | Small | Fill | None
+
+
+def moves(plan: RankPlan, pieces: Iterable[bytes | Span]) -> Iterator[Move]:
+    """All that is done to produce a rank's file, in its order. Pure."""
+    room = _Room()
+    content: _Content | None = None
+    for piece in pieces:
+        if isinstance(piece, bytes):
+            for at in range(0, len(piece), TILE_BYTES):
+                part = piece[at : at + TILE_BYTES]
+                yield from room.take(len(part))
+                yield part
+            continue
+        tensor = plan.tensors[piece.tensor]
+        small = piece.length <= SMALL_BYTES and piece.offset == 0
+        if small and (runs := small_runs(tensor)) is not None:
+            yield from room.take(piece.length)
+            yield Small(tensor, runs, piece.length)
+            continue
+        if content is None or content.tensor is not tensor:
+            content = _Content(tensor)
+        done = 0
+        while done < piece.length:
+            left = piece.length - done
+            yield from room.make(min(_SPLINTER_BYTES, left))
+            fill = content.next(piece.offset + done, min(room.left, left))
+            yield from room.take(fill.nbytes)
+            yield fill
+            done += fill.nbytes
+    if room.left < TILE_BYTES:
+        yield None
+
+
+class _Room:
+    """What is left of a tile."""
+
+    def __init__(self) -> None:
+        self.left = TILE_BYTES
+
+    def make(self, nbytes: int) -> Iterator[None]:
+        """Go on to the next tile if this one has no room for so much."""
+        if self.left < nbytes:
+            self.left = TILE_BYTES
+            yield None
+
+    def take(self, nbytes: int) -> Iterator[None]:
+        """Use so much."""
+        yield from self.make(nbytes)
+        self.left -= nbytes
+
+
+def reads(moves: Iterable[Move]) -> Iterator[Read]:
+    """What is read of the source for these moves, in its order. Pure."""
+    for move in moves:
+        if isinstance(move, Small):
+            yield from reads_of_small(move.tensor, move.runs)
+        elif isinstance(move, Fill):
+            for rank, entry, source, _ in move.copies:
+                yield from reads_of_box(rank, entry, source, TILE_BYTES)
 
 
 def stream(plan: RankPlan, pieces: Iterable[bytes | Span], files: SourceFiles, emit: Callable[[memoryview], None]) -> None:
@@ -40,86 +129,56 @@ def stream(plan: RankPlan, pieces: Iterable[bytes | Span], files: SourceFiles, e
     Raises:
         DataError, StorageError: the source cannot be read.
     """
-    output = _Tile(emit)
+    carry_out(moves(plan, pieces), files, emit)
+
+
+def carry_out(moves: Iterable[Move], files: SourceFiles, emit: Callable[[memoryview], None]) -> None:
+    """Produce the bytes of these moves, the last of which hands on what is left. See `stream`."""
+    memory, filled = memoryview(bytearray(TILE_BYTES)), 0
     gatherer = Gatherer(files, TILE_BYTES)
-    content: _Content | None = None
-    for piece in pieces:
-        if isinstance(piece, bytes):
-            output.literal(piece)
-            continue
-        tensor = plan.tensors[piece.tensor]
-        if piece.length <= SMALL_BYTES and piece.offset == 0 and gatherer.read_small(tensor, output.room(piece.length)):
-            output.filled += piece.length
-            continue
-        if content is None or content.tensor is not tensor:
-            content = _Content(tensor, gatherer)
-        done = 0
-        while done < piece.length:
-            room = output.room(min(_SPLINTER_BYTES, piece.length - done), piece.length - done)
-            n = content.fill(piece.offset + done, room)
-            output.filled += n
-            done += n
-    output.hand_on()
-
-
-class _Tile:
-    """The part of the file that is being filled."""
-
-    def __init__(self, emit: Callable[[memoryview], None]) -> None:
-        self._emit = emit
-        self._memory = memoryview(bytearray(TILE_BYTES))
-        self.filled = 0
-
-    def room(self, least: int, most: int | None = None) -> memoryview:
-        """Memory for the next `least` bytes, or for more, up to `most`."""
-        if TILE_BYTES - self.filled < least:
-            self.hand_on()
-        return self._memory[self.filled : self.filled + (most or least)]
-
-    def literal(self, content: bytes) -> None:
-        """Append bytes of any length."""
-        for at in range(0, len(content), TILE_BYTES):
-            part = content[at : at + TILE_BYTES]
-            self.room(len(part))[:] = part
-            self.filled += len(part)
-
-    def hand_on(self) -> None:
-        """Give what there is to whoever writes it."""
-        if self.filled:
-            self._emit(self._memory[: self.filled])
-            self.filled = 0
+    for move in moves:
+        if move is None:
+            if filled:
+                emit(memory[:filled])
+            filled = 0
+        elif isinstance(move, bytes):
+            memory[filled : filled + len(move)] = move
+            filled += len(move)
+        else:
+            view = memory[filled : filled + move.nbytes]
+            filled += move.nbytes
+            if isinstance(move, Small):
+                gatherer.read_small(move.tensor, move.runs, view)
+                continue
+            elements = np.frombuffer(view, element_type(move.dtype)).reshape(move.box.shape)
+            for rank, entry, source, here in move.copies:
+                window = (*here.slices(), ...)  # with the dots a view of a scalar too, not its value
+                gatherer.read(rank, entry, source, elements[window])  # type: ignore[index]  # numpy's stubs know no such tuple
 
 
 class _Content:
-    """The bytes of one target tensor, in order."""
+    """The boxes of one target tensor, in order."""
 
-    def __init__(self, tensor: TargetTensor, gatherer: Gatherer) -> None:
+    def __init__(self, tensor: TargetTensor) -> None:
         self.tensor = tensor
-        self._gatherer = gatherer
         self._itemsize = DTYPES[tensor.parameter.dtype].itemsize
-        self._element = element_type(tensor.parameter.dtype)
         copies = zip(tensor.geometry.parts, tensor.ranks, tensor.entries, strict=True)
         self._waiting: Iterator[_Copy] = iter(sorted(copies, key=lambda copy: copy[0].first))
         self._next = next(self._waiting, None)
         self._active: list[_Copy] = []
 
-    def fill(self, offset: int, view: memoryview) -> int:
-        """Fill the beginning of `view` with the bytes from `offset` on. Returns how many: at least one element."""
+    def next(self, offset: int, most: int) -> Fill:
+        """The longest box that begins at a byte of the content and has at most so many bytes; at least one element."""
         shape = self.tensor.shape
-        box = next_tile(shape, offset // self._itemsize, len(view) // self._itemsize)
-        nbytes = box.size * self._itemsize
-        elements = np.frombuffer(view[:nbytes], self._element).reshape(box.shape)
+        box = next_tile(shape, offset // self._itemsize, most // self._itemsize)
         first, end = flat_span(shape, box)
+        copies = []
         for part, rank, entry in self._copies_between(first, end):
             common = box.intersect(part.target)
-            if common is None:
-                continue
-            source = Box(
-                tuple(c - t + s for c, t, s in zip(common.start, part.target.start, part.source.start, strict=True)), common.shape
-            )
-            window = (*common.relative_to(box.start).slices(), ...)  # with the dots a view of a scalar too, not its value
-            self._gatherer.read(rank, entry, source, elements[window])  # type: ignore[index]  # numpy's stubs know no such tuple
-        return nbytes
+            if common is not None:
+                start = (c - t + s for c, t, s in zip(common.start, part.target.start, part.source.start, strict=True))
+                copies.append((rank, entry, Box(tuple(start), common.shape), common.relative_to(box.start)))
+        return Fill(box, tuple(copies), self.tensor.parameter.dtype, box.size * self._itemsize)
 
     def _copies_between(self, first: int, end: int) -> list[_Copy]:
         """Those that can have elements in a range of flat indexes; ranges are asked for in ascending order."""

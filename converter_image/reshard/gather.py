@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import threading
 from collections import OrderedDict
 from dataclasses import dataclass
 from functools import lru_cache
@@ -10,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from reshard.ahead import Ahead
 from reshard.box import Box, contiguous_runs, strides
 from reshard.checkpoint.dtypes import DTYPES
 from reshard.digest import sample_of
@@ -17,8 +19,9 @@ from reshard.errors import DataError
 from reshard.tiles import flat_span
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from collections.abc import Iterable, Iterator
 
+    from reshard.ahead import Read
     from reshard.checkpoint.inventory import Inventory, TensorEntry
     from reshard.plan import TargetTensor
     from reshard.plan.geometry import Geometry
@@ -35,6 +38,8 @@ _MOST_OPEN_FILES = 64
 SMALL_BYTES = 32 << 10
 _FEW_RUNS = 64
 
+# Each as (part, offset in the source's slice, offset in the target's, length) in bytes.
+Runs = tuple[tuple[int, int, int, int], ...]
 Elements = np.ndarray[Any, np.dtype[Any]]
 _ELEMENT = {1: np.uint8, 2: np.uint16, 4: np.uint32, 8: np.uint64, 16: np.complex128}
 
@@ -52,14 +57,23 @@ class ReadCount:
 
 
 class SourceFiles:
-    """The files of a source, opened when first read and checked to be those that the inventory describes. For one thread."""
+    """The files of a source, opened when first read and checked to be those that the inventory describes."""
 
     def __init__(self, store: Store, inventory: Inventory, count: ReadCount | None = None) -> None:
+        self.remote = store.remote
         self._store = store
         self._files = {file.rank: file for file in inventory.files}
         self._open: OrderedDict[int, Reader] = OrderedDict()
         self._used: set[int] = set()
+        self._ahead: Ahead | None = None
+        self._lock = threading.Lock()
         self.count = count or ReadCount()
+
+    def expect(self, reads: Iterable[Read], memory: int) -> None:
+        """Fetch ahead of the reads that will be made, in this order, within so many bytes; where a read costs a round trip."""
+        if self._ahead is not None:
+            self._ahead.close()
+        self._ahead = Ahead(reads, self._opened, memory)
 
     def reader(self, rank: int) -> Reader:
         """The open file of a source rank.
@@ -67,26 +81,36 @@ class SourceFiles:
         Raises:
             DataError: it is no longer the file that was planned with.
         """
+        return self._opened(rank) if self._ahead is None else self._ahead.reader(rank)
+
+    def _opened(self, rank: int) -> Reader:
         reader = self._open.get(rank)
         if reader is None:
-            reader = self._store.open(self._files[rank].path)
-            self._open[rank] = reader
-            self._used.add(rank)
-            file = self._files[rank]
-            if reader.version != file.version or (file.sample and sample_of(reader) != file.sample):
-                self._changed(rank)
-            if len(self._open) > _MOST_OPEN_FILES:
-                self._open.popitem(last=False)[1].close()
-        else:
+            with self._lock:  # of several threads that fetch, one opens
+                return self._open.get(rank) or self._newly_opened(rank)
+        if not self.remote:
             self._open.move_to_end(rank)
         return reader
 
+    def _newly_opened(self, rank: int) -> Reader:
+        file = self._files[rank]
+        reader = self._store.open(file.path)
+        self._open[rank] = reader
+        self._used.add(rank)
+        if reader.version != file.version or (file.sample and sample_of(reader) != file.sample):
+            self._changed(rank)
+        if len(self._open) > _MOST_OPEN_FILES and not self.remote:  # a remote one takes nothing from the system
+            self._open.popitem(last=False)[1].close()
+        return reader
+
     def check_unchanged(self) -> None:
-        """Make sure that none of the files that were read has changed meanwhile.
+        """Make sure that none of the files that were read has changed meanwhile; an object store gives one version or none.
 
         Raises:
             DataError: one has.
         """
+        if self.remote:
+            return
         for rank in sorted(self._used):
             found = self._store.stat(self._files[rank].path)
             if found is None or found.version != self._files[rank].version:
@@ -94,6 +118,8 @@ class SourceFiles:
 
     def close(self) -> None:
         """Close all files."""
+        if self._ahead is not None:
+            self._ahead.close()
         while self._open:
             self._open.popitem()[1].close()
 
@@ -112,7 +138,7 @@ class Gatherer:
     def __init__(self, files: SourceFiles, tile_bytes: int) -> None:
         self._files = files
         self._compact = bytearray(tile_bytes)
-        self._span = bytearray(int(tile_bytes * _MOST_OVERREAD))
+        self._span = bytearray(_span_bytes(tile_bytes))
 
     def read(self, rank: int, entry: TensorEntry, box: Box, into: Elements) -> None:
         """Fill `into` (of the box' shape, of the element type, any strides) with a box of a source rank's slice."""
@@ -124,57 +150,37 @@ class Gatherer:
         self._read_compact(rank, entry, box, view)
         np.copyto(into, np.frombuffer(view, into.dtype).reshape(box.shape))
 
-    def read_small(self, tensor: TargetTensor, into: memoryview) -> bool:
-        """Fill `into` with the whole content of a small tensor, if it consists of few runs. Says whether it did."""
-        runs = _runs(tensor.geometry, DTYPES[tensor.parameter.dtype].itemsize)
-        if runs is None or any(len(entry.extents) != 1 for entry in tensor.entries):
-            return False
+    def read_small(self, tensor: TargetTensor, runs: Runs, into: memoryview) -> None:
+        """Fill `into` with the whole content of a small tensor, whose `small_runs` these are."""
         ranks, entries, reader = tensor.ranks, tensor.entries, self._files.reader
         for part, source, target, nbytes in runs:
             reader(ranks[part]).read_into(into[target : target + nbytes], entries[part].extents[0][0] + source)
         self._files.count.nbytes += len(into)
-        return True
 
     def _read_compact(self, rank: int, entry: TensorEntry, box: Box, view: memoryview) -> None:
         itemsize = DTYPES[entry.dtype].itemsize
-        length, starts = contiguous_runs(entry.shape, box)
-        length *= itemsize
         reader = self._files.reader(rank)
-        runs = len(view) // length
-        first, end = flat_span(entry.shape, box)
-        if runs == 1:
-            self._read_range(reader, entry, first * itemsize, view)
-            return
-        span = (end - first) * itemsize
-        dense = length < _SMALLEST_RUN and runs > _MANY_RUNS and span <= runs * _PAGE_BYTES
-        if dense or span <= _MOST_OVERREAD * len(view):
-            self._read_spans(reader, entry, box, view, itemsize)
+        length, starts, together = _way(entry, box, itemsize)
+        if length == len(view):
+            self._read_range(reader, entry, next(starts), view)
+        elif together:
+            done = 0
+            for part in _spanning(entry, box, itemsize, len(self._span)):
+                n = part.size * itemsize
+                self._read_span(reader, entry, part, view[done : done + n], itemsize)
+                done += n
         elif len(entry.extents) == 1:
             base = entry.extents[0][0]
-            reader.read_runs(view, length, [base + start * itemsize for start in starts])
+            reader.read_runs(view, length, [base + start for start in starts])
             self._files.count.nbytes += len(view)
         else:
             for i, start in enumerate(starts):
-                self._read_range(reader, entry, start * itemsize, view[i * length : (i + 1) * length])
+                self._read_range(reader, entry, start, view[i * length : (i + 1) * length])
 
-    def _read_spans(self, reader: Reader, entry: TensorEntry, box: Box, view: memoryview, itemsize: int) -> None:
-        """Read gaps along with the runs, in pieces that fit into the buffer."""
+    def _read_span(self, reader: Reader, entry: TensorEntry, box: Box, view: memoryview, itemsize: int) -> None:
+        """Read gaps along with the runs."""
         first, end = flat_span(entry.shape, box)
-        nbytes = (end - first) * itemsize
-        if nbytes > len(self._span):
-            axis = next(i for i, n in enumerate(box.shape) if n > 1)
-            half = box.shape[axis] // 2
-            cut = box.start[axis] + half
-            head = Box(box.start, (*box.shape[:axis], half, *box.shape[axis + 1 :]))
-            tail = Box(
-                (*box.start[:axis], cut, *box.start[axis + 1 :]),
-                (*box.shape[:axis], box.shape[axis] - half, *box.shape[axis + 1 :]),
-            )
-            middle = head.size * itemsize
-            self._read_spans(reader, entry, head, view[:middle], itemsize)
-            self._read_spans(reader, entry, tail, view[middle:], itemsize)
-            return
-        span = memoryview(self._span)[:nbytes]
+        span = memoryview(self._span)[: (end - first) * itemsize]
         self._read_range(reader, entry, first * itemsize, span)
         element = element_type(entry.dtype)
         steps = tuple(step * itemsize for step in strides(entry.shape))
@@ -185,26 +191,97 @@ class Gatherer:
         """Read bytes of a tensor's content, which a `.ckpt` file may hold in several pieces."""
         self._files.count.nbytes += len(view)
         done = 0
-        for offset, length in entry.extents:
-            if start < length:
-                n = min(length - start, len(view) - done)
-                reader.read_into(view[done : done + n], offset + start)
-                done += n
-                start = 0
-                if done == len(view):
-                    return
-            else:
-                start -= length
-        raise DataError(
-            "Truncated",
-            f"{entry.nbytes} bytes do not hold {prod(entry.shape)} elements",
-            where=f"parameter {entry.name}",
-        )
+        for offset, n in _located(entry, start, len(view)):
+            reader.read_into(view[done : done + n], offset)
+            done += n
+
+
+def small_runs(tensor: TargetTensor) -> Runs | None:
+    """The few runs that make up a tensor of at most `SMALL_BYTES`; None when they are many, and better read otherwise."""
+    if any(len(entry.extents) != 1 for entry in tensor.entries):
+        return None
+    return _runs(tensor.geometry, DTYPES[tensor.parameter.dtype].itemsize)
+
+
+def reads_of_small(tensor: TargetTensor, runs: Runs) -> Iterator[Read]:
+    """What `Gatherer.read_small` reads, in its order."""
+    for part, source, _, nbytes in runs:
+        yield tensor.ranks[part], tensor.entries[part].extents[0][0] + source, nbytes
+
+
+def reads_of_box(rank: int, entry: TensorEntry, box: Box, tile_bytes: int) -> Iterator[Read]:
+    """What `Gatherer.read` reads, in its order."""
+    itemsize = DTYPES[entry.dtype].itemsize
+    length, starts, together = _way(entry, box, itemsize)
+    if together:
+        for part in _spanning(entry, box, itemsize, _span_bytes(tile_bytes)):
+            first, end = flat_span(entry.shape, part)
+            for offset, n in _located(entry, first * itemsize, (end - first) * itemsize):
+                yield rank, offset, n
+    else:
+        for start in starts:
+            for offset, n in _located(entry, start, length):
+                yield rank, offset, n
+
+
+def _span_bytes(tile_bytes: int) -> int:
+    return int(tile_bytes * _MOST_OVERREAD)
+
+
+def _way(entry: TensorEntry, box: Box, itemsize: int) -> tuple[int, Iterator[int], bool]:
+    """The length of a box' runs in bytes, where each begins in the content, and whether to read the gaps between them along."""
+    length, starts = contiguous_runs(entry.shape, box)
+    length *= itemsize
+    nbytes = box.size * itemsize
+    runs = nbytes // length
+    together = False
+    if runs > 1:
+        first, end = flat_span(entry.shape, box)
+        span = (end - first) * itemsize
+        dense = length < _SMALLEST_RUN and runs > _MANY_RUNS and span <= runs * _PAGE_BYTES
+        together = dense or span <= _MOST_OVERREAD * nbytes
+    return length, (start * itemsize for start in starts), together
+
+
+def _spanning(entry: TensorEntry, box: Box, itemsize: int, most: int) -> Iterator[Box]:
+    """Cut a box, in the order of its elements, until each part spans at most so many bytes of the content."""
+    first, end = flat_span(entry.shape, box)
+    if (end - first) * itemsize <= most:
+        yield box
+        return
+    axis = next(i for i, n in enumerate(box.shape) if n > 1)
+    half = box.shape[axis] // 2
+    for start, count in ((box.start[axis], half), (box.start[axis] + half, box.shape[axis] - half)):
+        part = Box((*box.start[:axis], start, *box.start[axis + 1 :]), (*box.shape[:axis], count, *box.shape[axis + 1 :]))
+        yield from _spanning(entry, part, itemsize, most)
+
+
+def _located(entry: TensorEntry, start: int, length: int) -> Iterator[tuple[int, int]]:
+    """Where in the file bytes of a tensor's content are, as (offset, length).
+
+    Raises:
+        DataError: the content is shorter.
+    """
+    for offset, held in entry.extents:
+        if start < held:
+            n = min(held - start, length)
+            yield offset + start, n
+            length -= n
+            start = 0
+            if not length:
+                return
+        else:
+            start -= held
+    raise DataError(
+        "Truncated",
+        f"{entry.nbytes} bytes do not hold {prod(entry.shape)} elements",
+        where=f"parameter {entry.name}",
+    )
 
 
 @lru_cache(maxsize=512)
-def _runs(geometry: Geometry, itemsize: int) -> tuple[tuple[int, int, int, int], ...] | None:
-    """The runs of bytes that make up a slice, as (part, offset in the source's slice, offset in the target's, length)."""
+def _runs(geometry: Geometry, itemsize: int) -> Runs | None:
+    """The runs of bytes that make up a slice, if they are few."""
     runs: list[tuple[int, int, int, int]] = []
     for number, part in enumerate(geometry.parts):
         source_length, sources = contiguous_runs(geometry.source_shape, part.source)

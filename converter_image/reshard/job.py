@@ -17,7 +17,7 @@ from reshard.manifest import STATE, decode
 from reshard.plan import Planner, place, summarize
 from reshard.ranks import parse_ranks
 from reshard.request import Request, request_key
-from reshard.source import check_crcs, find_diverging, find_files, read_inventory, read_strategy
+from reshard.source import check_crcs, find_diverging, find_files, open_source, read_inventory, read_strategy
 from reshard.storage import open_store
 
 if TYPE_CHECKING:
@@ -28,14 +28,6 @@ if TYPE_CHECKING:
     from reshard.storage.protocol import Store
     from reshard.strategy import Strategy
     from reshard.target import JobState, TargetFolder
-
-# Upper bounds of what docs/performance.md measures: the interpreter with its libraries, and the buffers of each worker;
-_BASE_BYTES = 64 << 20
-_BYTES_PER_WORKER = 4 << 20
-# for each parameter name, in headers, strategies, inventory and manifest, and in the plans of the ranks under way.
-_BYTES_PER_NAME = 4096
-_BYTES_PER_CHARACTER = 8
-_BYTES_PER_NAME_AND_WORKER = 512
 
 
 @dataclass(frozen=True, slots=True)
@@ -123,7 +115,7 @@ def prepare(request: Request, progress: Progress, *, workers: int) -> Job:
     Raises:
         ReshardError: of the kind that fits, with what is wrong.
     """
-    store, chosen = _source_store(request.source)
+    store, chosen = open_source(request.source, request.access.source)
     source, target = _strategies(request)
     notes: tuple[str, ...] = ()
     files = {0: chosen} if chosen else {}
@@ -142,7 +134,7 @@ def prepare(request: Request, progress: Progress, *, workers: int) -> Job:
 
 def resume(request: Request, target: TargetFolder) -> tuple[Job, JobState] | None:
     """The job that a plan step has begun at this target for an equal request, without reading the source's headers again."""
-    store, _ = _source_store(request.source)
+    store, _ = open_source(request.source, request.access.source)
     source, wanted = _strategies(request)
     key = _key(request, store, source, wanted)
     for document in target.jobs():
@@ -158,35 +150,55 @@ def resume(request: Request, target: TargetFolder) -> tuple[Job, JobState] | Non
     return None
 
 
-def memory_bytes(model: Model, workers: int) -> int:
-    """The most memory that a process takes for this model, known before it starts; docs/performance.md has the measurements."""
-    names = [tensor.name for structure in model.inventory.structures for tensor in structure.tensors]
-    active = min(workers, model.target_ranks)
-    each = _BYTES_PER_NAME + active * _BYTES_PER_NAME_AND_WORKER
-    return _BASE_BYTES + active * _BYTES_PER_WORKER + len(names) * each + sum(len(name) for name in names) * _BYTES_PER_CHARACTER
-
-
 def check_places(request: Request) -> None:
     """Refuse a target that is in, around or equal to the source. A folder that is mounted in two places is one folder.
 
     Raises:
         RequestError: it is.
     """
-    source, target = _identities(request.source), _identities(request.target)
+    access = request.access
+    source = open_store(request.source, access.source).around()
+    target = open_store(request.target, access.target).around()
     if source[0] in target or target[0] in source:
         raise RequestError(
             "TargetOverlapsSource",
-            f"the target is the source, or one lies in the other ({os.path.realpath(request.source)})",
+            f"the target is the source, or one lies in the other ({request.source})",
             where=request.target,
             fix="choose a target beside the source",
         )
     _refuse_links(request.target)
-    for strategy in (request.source_strategy, request.target_strategy):
-        if strategy is None or target[0] not in (around := _identities(strategy)):
+    for strategy, reached in (
+        (request.source_strategy, access.source_strategy or access.source),
+        (request.target_strategy, access.target_strategy or access.target),
+    ):
+        if strategy is None or target[0] not in (around := open_store(strategy, reached).around()):
             continue
-        inside = os.path.realpath(strategy).split("/")[-around.index(target[0]) :]
+        inside = _real(strategy).split("/")[-around.index(target[0]) :]
         if inside[0].startswith((STATE, "rank_")):
             raise RequestError("TargetOverlapsSource", "a strategy lies in the target's own files", where=strategy)
+
+
+def check_copy_mode(request: Request, target: Store) -> None:
+    """Refuse a copy by the server where none can be.
+
+    Raises:
+        RequestError: source and target are not on one server reached with the same rights, or bytes are asked for that only a
+            process that reads everything can know.
+    """
+    if request.options.copy_mode == "Client":
+        return
+    what = None
+    if not target.copies_from(open_store(request.source, request.access.source)):
+        what = "source and target are not in one object store that is reached the same way"
+    elif request.options.crc:
+        what = "a CRC32 is asked for, which takes reading every byte"
+    if what is not None:
+        raise RequestError("CannotCopy", what, where="copy mode", fix="leave out --copy server (spec.target.copyMode: Server)")
+
+
+def _real(path: str) -> str:
+    """A path without links and dots."""
+    return path.rstrip("/") if "://" in path else os.path.realpath(path)
 
 
 def _refuse_links(target: str) -> None:
@@ -195,22 +207,6 @@ def _refuse_links(target: str) -> None:
         for entry in entries:
             if entry.is_symlink() and entry.name.startswith(("rank_", STATE)):
                 raise RequestError("TargetIsLink", "it is a symbolic link", where=entry.path, fix="replace it with a folder")
-
-
-def _identities(path: str) -> list[tuple[int, int] | str]:
-    """What a path and the folders around it are, innermost first: device and inode, or the path where there is nothing yet."""
-    found: list[tuple[int, int] | str] = []
-    path = os.path.realpath(path)
-    while True:
-        try:
-            status = os.stat(path)
-            found.append((status.st_dev, status.st_ino))
-        except OSError:
-            found.append(path)
-        parent = os.path.dirname(path)
-        if parent == path:
-            return found
-        path = parent
 
 
 def check_space(target: Store, nbytes: int) -> None:
@@ -229,19 +225,13 @@ def check_space(target: Store, nbytes: int) -> None:
         )
 
 
-def _source_store(source: str) -> tuple[Store, str | None]:
-    """The source's storage; and the file's name, when it is a single file."""
-    store = open_store(source)
-    found = store.stat("")
-    if found is not None and not found.is_folder:
-        folder, _, name = os.path.abspath(source).rpartition("/")
-        return open_store(folder or "/"), name
-    return store, None
-
-
 def _strategies(request: Request) -> tuple[Strategy | None, Strategy | None]:
-    before = read_strategy(request.source_strategy) if request.source_strategy else None
-    after = read_strategy(request.target_strategy) if request.target_strategy else None
+    access = request.access
+    before = after = None
+    if request.source_strategy:
+        before = read_strategy(request.source_strategy, access.source_strategy or access.source)
+    if request.target_strategy:
+        after = read_strategy(request.target_strategy, access.target_strategy or access.target)
     return before, after
 
 

@@ -92,12 +92,12 @@ def locked(store: Store, path: str, *, owner: str | None, mode: int) -> Iterator
     """
     me = Holder(owner or uuid.uuid4().hex, socket.gethostname(), os.getpid(), _boot(), shared=owner is not None)
     sharer = f"{path}.{writer_name()}.{uuid.uuid4().hex}{_SHARER}"
-    mine = [path]
     if me.shared:  # first of all, so that nobody takes the lock for abandoned
         store.write(sharer, b"", mode=mode)
-        mine.append(sharer)
     stop = threading.Event()
-    heart = threading.Thread(target=_beat, args=(store, mine, stop), daemon=True, name="reshard-heartbeat")
+    heart = threading.Thread(
+        target=_beat, args=(store, sharer if me.shared else path, stop), daemon=True, name="reshard-heartbeat"
+    )
     try:
         _acquire(store, path, me, mode)
         heart.start()
@@ -107,21 +107,21 @@ def locked(store: Store, path: str, *, owner: str | None, mode: int) -> Iterator
         finally:
             stop.set()
             heart.join()
-            if not me.shared or not _has_sharers(store, path, mode, besides=sharer):
+            if not me.shared or not _has_sharers(store, path, besides=sharer):
                 held.release()
     finally:
         if me.shared:
             store.delete(sharer)
 
 
-def _has_sharers(store: Store, path: str, mode: int, *, besides: str = "") -> bool:
+def _has_sharers(store: Store, path: str, *, besides: str = "") -> bool:
     """Whether any of those that share a lock is still there."""
     folder, _, name = path.rpartition("/")
     for entry in store.list(folder):
         full = f"{folder}/{entry.name}"
         if full != besides and entry.name.startswith(f"{name}.") and entry.name.endswith(_SHARER):
             writer = entry.name.removeprefix(f"{name}.").partition(".")[0]
-            if not writer_is_gone(store, writer, full, mode):
+            if not writer_is_gone(store, writer, full):
                 return True
             store.delete(full)
     return False
@@ -132,17 +132,20 @@ def _acquire(store: Store, path: str, me: Holder, mode: int) -> None:
     for _ in range(3):  # each time someone else may be quicker, but not for ever
         if store.write_new(path, content, mode=mode):
             return
-        holder = _read(store, path)
-        if holder is not None and holder.owner == me.owner:
+        found, holder = store.stat(path), _read(store, path)
+        if found is None or holder is None:
+            continue
+        if holder.owner == me.owner:
             return
-        if holder is not None and not _is_dead(store, path, holder, mode):
+        if not _is_dead(store, path, holder):
             raise LockedError(
                 "TargetLocked",
                 f"another run writes to this target: process {holder.pid} on {holder.host}",
                 where=store.url,
                 fix=f"wait for it; if it is gone for good, its lock lapses {STALE_SECONDS:.0f} s after its last sign of life",
             )
-        _take_away(store, path)
+        if store.swap(path, content, found.version, mode=mode):
+            return
     raise LockedError("TargetLocked", "other runs compete for this target", where=store.url, fix="try again")
 
 
@@ -155,25 +158,18 @@ def _read(store: Store, path: str) -> Holder | None:
         return Holder("", "unknown", 0, "")
 
 
-def _is_dead(store: Store, path: str, holder: Holder, mode: int) -> bool:
+def _is_dead(store: Store, path: str, holder: Holder) -> bool:
     if holder.shared and holder.owner:
-        return not _has_sharers(store, path, mode)
+        return not _has_sharers(store, path)
     if holder.boot and holder.host == socket.gethostname() and holder.boot == _boot():
         return not _process_exists(holder.pid)
-    return _is_silent(store, path, mode)
+    return _is_silent(store, path)
 
 
-def _is_silent(store: Store, path: str, mode: int) -> bool:
-    """Whether a file has not been touched for long. The storage's own clock decides, not this machine's."""
-    found = store.modified(path)
-    if found is None:
-        return True
-    probe = f"{path}.{uuid.uuid4().hex}.now"
-    store.write(probe, b"", mode=mode)
-    try:
-        return abs(store.touch(probe) - found) > STALE_SECONDS  # a sign of life from the future is none
-    finally:
-        store.delete(probe)
+def _is_silent(store: Store, path: str) -> bool:
+    """Whether a file has not been touched for long."""
+    age = store.age(path)
+    return age is None or abs(age) > STALE_SECONDS  # a sign of life from the future is none
 
 
 def writer_name() -> str:
@@ -181,26 +177,16 @@ def writer_name() -> str:
     return f"{_machine()}-{os.getpid()}"
 
 
-def writer_is_gone(store: Store, writer: str, path: str, mode: int) -> bool:
+def writer_is_gone(store: Store, writer: str, path: str) -> bool:
     """Whether the process is gone that put its `writer_name` into the name of the file at `path`, and touches it."""
     machine, _, pid = writer.rpartition("-")
     if machine == _machine() and pid.isdigit():
         return not _process_exists(int(pid))
-    return _is_silent(store, path, mode)
+    return _is_silent(store, path)
 
 
 def _machine() -> str:
     return hashlib.sha256(f"{socket.gethostname()}\0{_boot()}".encode()).hexdigest()[:12]
-
-
-def _take_away(store: Store, path: str) -> None:
-    """Rename it first: of several that find the lock dead, one removes it, and none removes its successor."""
-    grave = f"{path}.{uuid.uuid4().hex}.dead"
-    try:
-        store.move(path, grave)
-    except ReshardError:
-        return
-    store.delete(grave)
 
 
 def _process_exists(pid: int) -> bool:
@@ -222,8 +208,7 @@ def _boot() -> str:
         return ""
 
 
-def _beat(store: Store, paths: list[str], stop: threading.Event) -> None:
+def _beat(store: Store, path: str, stop: threading.Event) -> None:
     while not stop.wait(HEARTBEAT_SECONDS):
-        for path in paths:
-            with contextlib.suppress(ReshardError):  # what is lost shows when the work's own files appear
-                store.touch(path)
+        with contextlib.suppress(ReshardError):  # what is lost shows when the work's own files appear
+            store.touch(path)

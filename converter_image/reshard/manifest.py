@@ -32,7 +32,8 @@ class FileRecord(_Document, frozen=True):
         rank: the target rank.
         path: relative to the target.
         size: in bytes.
-        digest: of the content, as "xxh3-128:<hex>" (`xxhsum -H2` computes the same).
+        digest: of the content, as "xxh3-128:<hex>" (`xxhsum -H2` computes the same); or of a file that an object store has put
+            together, "etag:<its ETag there>".
         bytes_read: of source tensors, for this file.
         verified: how much of it was compared with the source.
     """

@@ -11,7 +11,6 @@ from typing import TYPE_CHECKING
 
 from reshard.checkpoint import format_of
 from reshard.checkpoint.inventory import Inventory, SourceFile, Structure, TensorEntry
-from reshard.digest import ContentDigest
 from reshard.errors import RequestError, UsageError
 from reshard.gather import ReadCount
 from reshard.job import job_of
@@ -144,7 +143,6 @@ def transform_checkpoint_by_rank(
             job.planner.plan(rank_id),
             writer,
             count=ReadCount(),
-            digest=ContentDigest(),
             progress=Silent(),
             cancellation=Cancellation(),
         )

@@ -7,25 +7,34 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from reshard import checkpoint
+from reshard.ahead import reading, requests
 from reshard.checkpoint import Span
 from reshard.checkpoint.crc import NamedContents
-from reshard.digest import ContentDigest
+from reshard.digest import ContentDigest, digest_of_version
 from reshard.errors import ReshardError
-from reshard.execute import stream
+from reshard.execute import carry_out, moves, reads, stream
 from reshard.gather import ReadCount, SourceFiles
+from reshard.headers import Blocks, heads
 from reshard.manifest import FileRecord
 from reshard.plan import prove
+from reshard.servercopy import parts, split
 from reshard.verify import check_file
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Iterator
 
     from reshard.checkpoint.inventory import Format
     from reshard.job import Job
+    from reshard.memory import Budget
     from reshard.plan import RankPlan
     from reshard.progress import Cancellation, Progress
-    from reshard.storage.protocol import Writer
+    from reshard.storage.protocol import Store, Writer
     from reshard.target import JobState
+
+
+# Over a network: how many parameters are compared at a time, and how much of the written file's headers is fetched ahead.
+_REMOTE_COMPARISONS = 8
+_HEADERS_AHEAD = 8 << 20
 
 
 @dataclass(frozen=True, slots=True)
@@ -56,7 +65,9 @@ class Guard:
     writer: str
 
 
-def write_rank(job: Job, state: JobState, rank: int, *, staged: bool, progress: Progress, guard: Guard) -> Written:
+def write_rank(
+    job: Job, state: JobState, rank: int, *, staged: bool, budget: Budget, progress: Progress, guard: Guard
+) -> Written:
     """Write and verify the file of one target rank, and note it down.
 
     Raises:
@@ -64,18 +75,75 @@ def write_rank(job: Job, state: JobState, rank: int, *, staged: bool, progress: 
     """
     plan = job.planner.plan(rank)
     path = job.path(rank)
-    count, digest = ReadCount(), ContentDigest()
-    writer = state.create(path, rank=rank, staged=staged, writer=guard.writer)
+    count = ReadCount()
+    size = job.file_sizes([rank])[rank]
+    by_server = job.request.options.copy_mode == "Server"
+    writer = state.create(path, rank=rank, staged=staged, writer=guard.writer, size=size, memory=budget.upload, copies=by_server)
     try:
-        size = produce(job, plan, writer, count=count, digest=digest, progress=progress, cancellation=guard.cancellation)
+        make = assemble if by_server else produce
+        digest = make(job, plan, writer, count=count, progress=progress, cancellation=guard.cancellation, ahead=budget.ahead)
         guard.check_lock()
         writer.finish()
-        record = FileRecord(rank, path, size, str(digest), count.nbytes, job.request.options.verification)
+        if not digest:  # not all bytes were here
+            digest = digest_of_version(state.target.store, state.where(path, staged=staged))
+        record = FileRecord(rank, path, size, digest, count.nbytes, job.request.options.verification)
         _verify(job, state, plan, record, staged=staged)
         state.record(record)
     finally:
         writer.abort()
     return Written(record, sum(t.parameter.slice_nbytes for t in plan.tensors))
+
+
+def assemble(
+    job: Job,
+    plan: RankPlan,
+    writer: Writer,
+    *,
+    count: ReadCount,
+    progress: Progress,
+    cancellation: Cancellation,
+    ahead: int,
+) -> str:
+    """Make a rank's file of what the server copies and of what is sent. Returns its digest, of what was sent whole; else "".
+
+    Args and errors are those of `produce`.
+    """
+    laid_out = list(split(moves(plan, checkpoint.pieces(job.format, job.tensors(plan.rank), job.metadata, crc=None))))
+    planned = parts(laid_out)
+    if planned is None or all(part.rank is None for part in planned):
+        return produce(job, plan, writer, count=count, progress=progress, cancellation=cancellation, ahead=ahead)
+    prove(plan)
+
+    def emit(content: memoryview) -> None:
+        cancellation.check()
+        writer.write(content)
+        progress.advance(len(content))
+
+    files = SourceFiles(job.source, job.model.inventory, count)
+    try:
+        files.expect(reads(m for part in planned if part.rank is None for m in laid_out[part.first : part.end]), ahead)
+        for part in planned:
+            if part.rank is None:
+                carry_out([*laid_out[part.first : part.end], None], files, emit)
+                if part is not planned[-1]:
+                    writer.cut()
+            else:
+                cancellation.check()
+                writer.copy(files.reader(part.rank), part.offset, part.nbytes)
+                progress.advance(part.nbytes)
+    finally:
+        files.close()
+    return ""
+
+
+def requests_of(job: Job, target: Store, rank: int, budget: Budget) -> int:
+    """How many requests to object stores reading and writing the content of a rank's file takes, without its verification."""
+    fetched = 0
+    if job.source.remote:
+        plan = job.planner.plan(rank)
+        pieces = checkpoint.pieces(job.format, job.tensors(rank), job.metadata, crc=None)
+        fetched = requests(reads(moves(plan, pieces)), budget.ahead)
+    return fetched + target.write_cost(job.file_sizes([rank])[rank], budget.upload).requests
 
 
 def produce(
@@ -84,11 +152,20 @@ def produce(
     writer: Writer,
     *,
     count: ReadCount,
-    digest: ContentDigest,
     progress: Progress,
     cancellation: Cancellation,
-) -> int:
-    """Write the content of one target rank's file. Returns its length in bytes.
+    ahead: int = 0,
+) -> str:
+    """Write the content of one target rank's file. Returns its digest.
+
+    Args:
+        job: what is to be done.
+        plan: of the rank.
+        writer: of the file.
+        count: is told what is read of the source.
+        progress: is told how far it is.
+        cancellation: lets it be called off.
+        ahead: how many bytes may be fetched before they are needed.
 
     Raises:
         ReshardError: the source cannot be read or has changed, or the file cannot be written.
@@ -96,26 +173,27 @@ def produce(
     prove(plan)
     files = SourceFiles(job.source, job.model.inventory, count)
     tail = _Tail(job.format, wanted=job.request.options.crc)
-    size = 0
+    digest = ContentDigest()
 
     def emit(part: memoryview | bytes) -> None:
-        nonlocal size
         cancellation.check()
         digest.update(part)
         tail.update(part)
         writer.write(part)
-        size += len(part)
         progress.advance(len(part))
 
     try:
-        crc = _crc_of_contents(plan, files, cancellation) if tail.in_header else None
-        stream(plan, checkpoint.pieces(job.format, job.tensors(plan.rank), job.metadata, crc=crc), files, emit)
+        crc = _crc_of_contents(plan, files, cancellation, ahead) if tail.in_header else None
+        tensors = job.tensors(plan.rank)
+        if files.remote:
+            files.expect(reads(moves(plan, checkpoint.pieces(job.format, tensors, job.metadata, crc=crc))), ahead)
+        stream(plan, checkpoint.pieces(job.format, tensors, job.metadata, crc=crc), files, emit)
         if trailer := tail.content():
             emit(trailer)
         files.check_unchanged()
     finally:
         files.close()
-    return size
+    return str(digest)
 
 
 class _Tail:
@@ -134,7 +212,7 @@ class _Tail:
         return checkpoint.crc_trailer(self._crc) if self._at_end else b""
 
 
-def _crc_of_contents(plan: RankPlan, files: SourceFiles, cancellation: Cancellation) -> int:
+def _crc_of_contents(plan: RankPlan, files: SourceFiles, cancellation: Cancellation, ahead: int) -> int:
     """The CRC32 for a safetensors header, which comes before the contents: a pass of its own over the source."""
     found = NamedContents()
 
@@ -142,11 +220,15 @@ def _crc_of_contents(plan: RankPlan, files: SourceFiles, cancellation: Cancellat
         cancellation.check()
         found.update(part)
 
-    for number in sorted(range(len(plan.tensors)), key=lambda i: plan.tensors[i].parameter.name):
-        tensor = plan.tensors[number]
+    numbers = sorted(range(len(plan.tensors)), key=lambda i: plan.tensors[i].parameter.name)
+    spans = [Span(number, 0, plan.tensors[number].parameter.slice_nbytes) for number in numbers]
+    if files.remote:
+        files.expect(reads(move for span in spans if span.length for move in moves(plan, [span])), ahead)
+    for span in spans:
+        tensor = plan.tensors[span.tensor]
         found.begin(tensor.parameter.name, tensor.parameter.dtype, tensor.shape)
-        if nbytes := tensor.parameter.slice_nbytes:
-            stream(plan, [Span(number, 0, nbytes)], files, emit)
+        if span.length:
+            stream(plan, [span], files, emit)
     return found.crc
 
 
@@ -158,11 +240,28 @@ def _verify(job: Job, state: JobState, plan: RankPlan, record: FileRecord, *, st
     path = state.where(record.path, staged=staged)
     files = SourceFiles(job.source, job.model.inventory)
     written = store.open(path)
+    level = job.request.options.verification
+    at_once = _REMOTE_COMPARISONS if store.remote or job.source.remote else 1
     try:
-        check_file(written, plan, job.model, files, job.request.options.verification)
+        if store.remote:
+            with reading(written, heads(_heads(job, plan), written.size), _HEADERS_AHEAD) as ahead:
+                check_file(written, plan, job.model, files, level, headers=Blocks(ahead), at_once=at_once)
+        else:
+            check_file(written, plan, job.model, files, level, at_once=at_once)
     except ReshardError:
         store.delete(path)
         raise
     finally:
         written.close()
         files.close()
+
+
+def _heads(job: Job, plan: RankPlan) -> Iterator[int]:
+    """Where in a finished file its headers are."""
+    position = 0
+    for piece in checkpoint.pieces(job.format, job.tensors(plan.rank), job.metadata, crc=None):
+        if isinstance(piece, bytes):
+            yield position
+            position += len(piece)
+        else:
+            position += piece.length

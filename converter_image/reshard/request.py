@@ -8,12 +8,14 @@ from typing import Annotated, Any, Literal
 
 import msgspec
 
+from reshard.access import Accesses
 from reshard.errors import UsageError
 
 OutputFormat = Literal["Source", "Ckpt", "Safetensors"]
 Unplaced = Literal["Drop", "Keep"]
 Verification = Literal["None", "Sample", "Full"]
 Overwrite = Literal["Never", "Replace"]
+CopyMode = Literal["Client", "Server"]
 
 _LONGEST_PREFIX_BYTES = 128
 
@@ -55,6 +57,7 @@ class Options(msgspec.Struct, frozen=True):
         file_mode: permission bits of what is written.
         verification: how much of what was written is compared with the source.
         overwrite: whether another checkpoint at the target may be replaced.
+        copy_mode: whether an object store copies by itself what it can.
     """
 
     format: OutputFormat = "Source"
@@ -68,6 +71,7 @@ class Options(msgspec.Struct, frozen=True):
     file_mode: int = 0o640
     verification: Verification = "Sample"
     overwrite: Overwrite = "Never"
+    copy_mode: CopyMode = "Client"
 
     def __post_init__(self) -> None:
         """Refuse what a type checker would have refused: a wrong word must not be taken for another."""
@@ -92,11 +96,12 @@ _KINDS: dict[str, Any] = {
     "file_mode": Annotated[int, msgspec.Meta(ge=0, le=0o777)],
     "verification": Verification,
     "overwrite": Overwrite,
+    "copy_mode": CopyMode,
 }
 
 
 class Request(msgspec.Struct, frozen=True):
-    """One transform, with every place resolved to a folder.
+    """One transform, with every place resolved to a folder or to s3://bucket/prefix.
 
     Attributes:
         source: the folder with `rank_<r>/`, or one file.
@@ -104,6 +109,7 @@ class Request(msgspec.Struct, frozen=True):
         source_strategy: a file or a folder of stages; None: the source is one whole rank.
         target_strategy: the same for the target.
         options: how.
+        access: how those of them are reached that are in an object store.
     """
 
     source: str
@@ -111,6 +117,7 @@ class Request(msgspec.Struct, frozen=True):
     source_strategy: str | None = None
     target_strategy: str | None = None
     options: Options = Options()
+    access: Accesses = Accesses()
 
     def __post_init__(self) -> None:
         """Take paths of any kind."""

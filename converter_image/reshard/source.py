@@ -4,24 +4,28 @@ from __future__ import annotations
 
 import re
 from concurrent.futures import ThreadPoolExecutor
+from itertools import chain
 from typing import TYPE_CHECKING
 
 import xxhash
 
-from reshard.checkpoint import check_crc, format_of, index
+from reshard.ahead import reading
+from reshard.checkpoint import check_crc, crc_reads, format_of, index
 from reshard.checkpoint.inventory import Index, Inventory, SourceFile, Structure
 from reshard.digest import sample_of
 from reshard.errors import DataError, MissingInputError
+from reshard.headers import index_remote
 from reshard.manifest import MANIFEST_NAME, STATE, Manifest, decode
 from reshard.selection import select_files
-from reshard.storage import open_store
+from reshard.storage import open_store, parent_and_name
 from reshard.strategy import Strategy, parse
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Hashable, Sequence
 
+    from reshard.access import Access
     from reshard.plan.parameters import Model
-    from reshard.storage.protocol import Store
+    from reshard.storage.protocol import Reader, Store
     from reshard.strategy import StrategyFile
 
 # Strategy files of the largest models are some megabytes.
@@ -30,34 +34,51 @@ _LARGEST_STRATEGY = 128 << 20
 _COMPARED_WHOLE = 64 << 10
 _READ_BYTES = 1 << 20
 _LARGEST_MANIFEST = 4 << 30
+# Over a network: how many files are looked at at a time, and how much of each is fetched before it is needed.
+_REMOTE_FILES = 8
+_FILE_AHEAD = 8 << 20
 _RANK_FOLDER = re.compile(r"rank_(\d{1,9})")
 
 
-def read_strategy(path: str) -> Strategy:
+def open_source(url: str, access: Access | None = None) -> tuple[Store, str | None]:
+    """A source's storage; and the file's name, when it is a single file."""
+    store = open_store(url, access)
+    found = store.stat("")
+    if found is not None and not found.is_folder:
+        folder, name = parent_and_name(store.url)
+        return open_store(folder, access), name
+    return store, None
+
+
+def read_strategy(path: str, access: Access | None = None) -> Strategy:
     """A strategy from a file, or merged from a folder that holds one for each pipeline stage (or rank).
 
     Raises:
         DataError: a file is damaged, or they do not belong together.
         MissingInputError: there is none.
     """
-    return Strategy.from_files(read_strategy_files(path))
+    return Strategy.from_files(read_strategy_files(path, access))
 
 
-def read_strategy_files(path: str) -> list[StrategyFile]:
+def read_strategy_files(path: str, access: Access | None = None) -> list[StrategyFile]:
     """The distinct strategy files of a folder in their natural order, or the one that is named.
 
     Raises:
         DataError: a file is damaged.
         MissingInputError: there is none.
     """
-    folder, _, name = path.rstrip("/").rpartition("/")
-    store = open_store(folder or ("/" if path.startswith("/") else "."))
+    folder, name = parent_and_name(path)
+    store = open_store(folder, access)
     found = store.stat(name)
     if found is None:
         raise MissingInputError("StrategyMissing", "there is no such strategy file or folder", where=path)
     names = [name]
     if found.is_folder:
-        names = [f"{name}/{e.name}" for e in store.list(name) if not e.is_folder and e.name.endswith((".ckpt", ".json"))]
+        names = [
+            "/".join(part for part in (name, e.name) if part)
+            for e in store.list(name)
+            if not e.is_folder and e.name.endswith((".ckpt", ".json"))
+        ]
         if not names:
             raise MissingInputError("StrategyMissing", "the folder holds no strategy file (.ckpt or .json)", where=path)
     contents: dict[bytes, str] = {}  # ranks of one stage have the same file
@@ -143,12 +164,18 @@ def read_inventory(
     """
     seen: dict[bytes, Structure] = {}
 
+    like_the_first: list[tuple[int, int]] = []
+
     def read(path: str) -> tuple[Index, int, str, str]:
         reader = store.open(path)
         try:
-            found = index(reader, seen)
+            if store.remote:  # a version there identifies the content
+                found, like_the_first[:] = index_remote(reader, seen, like_the_first.copy())
+                sample = ""
+            else:
+                found, sample = index(reader, seen), sample_of(reader)
             advance(1)
-            return found, reader.size, reader.version, sample_of(reader)
+            return found, reader.size, reader.version, sample
         finally:
             reader.close()
 
@@ -156,9 +183,11 @@ def read_inventory(
     structures: list[Structure] = []
     by_identity: dict[int, int] = {}  # of those in `structures` only, which live as long as this
     entries = []
-    with ThreadPoolExecutor(workers) as pool:
+    with ThreadPoolExecutor(_at_once(store, workers)) as pool:
         ranks = sorted(files)
-        for rank, (found, size, version, sample) in zip(ranks, pool.map(read, (files[rank] for rank in ranks)), strict=True):
+        first = [read(files[rank]) for rank in ranks[:1]]
+        rest = pool.map(read, (files[rank] for rank in ranks[1:]))
+        for rank, (found, size, version, sample) in zip(ranks, chain(first, rest), strict=True):
             structure = found.structure
             number = by_identity.get(id(structure))
             if number is None:
@@ -186,7 +215,12 @@ def check_crcs(store: Store, inventory: Inventory, *, workers: int, advance: Cal
     def check(file: SourceFile) -> None:
         reader = store.open(file.path)
         try:
-            check_crc(reader, Index(inventory.structures[file.structure], file.crc))
+            found = Index(inventory.structures[file.structure], file.crc)
+            if store.remote:
+                with reading(reader, crc_reads(file.size, found), _FILE_AHEAD) as ahead:
+                    check_crc(ahead, found)
+            else:
+                check_crc(reader, found)
         finally:
             reader.close()
         advance(file.size)
@@ -208,28 +242,40 @@ def find_diverging(store: Store, model: Model, *, workers: int, whole: bool = Fa
 
     def fingerprints(position: int) -> dict[str, int]:
         file = files[position]
+        blocks = {
+            entry.name: [(offset + at, n) for offset, length in entry.extents for at, n in _compared(length, whole=whole)]
+            for entry in model.inventory.structures[file.structure].tensors
+            if entry.name in shared
+        }
         reader = store.open(file.path)
         try:
-            found = {}
-            for entry in model.inventory.structures[file.structure].tensors:
-                if entry.name in shared:
-                    digest = xxhash.xxh3_64()
-                    for offset, length in entry.extents:
-                        for at, n in _compared(length, whole=whole):
-                            digest.update(reader.read(offset + at, n))
-                    found[entry.name] = digest.intdigest()
-            return found
+            if store.remote:
+                with reading(reader, chain.from_iterable(blocks.values()), _FILE_AHEAD) as ahead:
+                    return {name: _fingerprint(ahead, found) for name, found in blocks.items()}
+            return {name: _fingerprint(reader, found) for name, found in blocks.items()}
         finally:
             reader.close()
 
     first: dict[str, int] = {}
     diverging = set()
-    with ThreadPoolExecutor(workers) as pool:
+    with ThreadPoolExecutor(_at_once(store, workers)) as pool:
         for found in pool.map(fingerprints, range(len(files))):
             for name, value in found.items():
                 if first.setdefault(name, value) != value:
                     diverging.add(name)
     return frozenset(diverging)
+
+
+def _at_once(store: Store, workers: int) -> int:
+    """How many files are looked at at a time: over a network little is read and much is waited for."""
+    return max(workers, _REMOTE_FILES) if store.remote else workers
+
+
+def _fingerprint(reader: Reader, blocks: list[tuple[int, int]]) -> int:
+    digest = xxhash.xxh3_64()
+    for offset, length in blocks:
+        digest.update(reader.read(offset, length))
+    return digest.intdigest()
 
 
 def _compared(length: int, *, whole: bool) -> Sequence[tuple[int, int]]:

@@ -6,13 +6,15 @@ Imported by the operator too, so it needs nothing of the converter: no numpy, no
 from __future__ import annotations
 
 from reprlib import repr as shortened
-from typing import TYPE_CHECKING, Annotated, NamedTuple
+from typing import TYPE_CHECKING, Annotated, Literal, NamedTuple
 
 import msgspec
 
+from reshard.access import Access, Accesses
 from reshard.errors import UsageError
 from reshard.execution import ExecutionSpec, Strict
-from reshard.request import Options, OutputFormat, Overwrite, Request, Unplaced, Verification
+from reshard.places import CERTIFICATES, CREDENTIALS, VOLUMES, ConfigMapKeyRef, RelativePath, StorageSpec
+from reshard.request import CopyMode, Options, OutputFormat, Overwrite, Request, Unplaced, Verification
 from reshard.strictyaml import documents
 
 if TYPE_CHECKING:
@@ -20,46 +22,30 @@ if TYPE_CHECKING:
 
 API_VERSION = "reshard.dev/v1alpha1"
 KIND = "CheckpointTransform"
-# Where pods have their volumes.
-VOLUMES = "/volumes"
 
 
-RelativePath = Annotated[str, msgspec.Meta(max_length=1024)]
 FilePrefix = Annotated[str, msgspec.Meta(max_length=128, pattern=r"^[^/\x00-\x1f]*$")]
-
-
-class ClaimSpec(Strict, frozen=True):
-    """A folder of a PersistentVolumeClaim."""
-
-    claim_name: Annotated[str, msgspec.Meta(min_length=1, max_length=253)]
-    path: RelativePath = ""
-
-
-class StorageSpec(Strict, frozen=True):
-    """Where files are."""
-
-    persistent_volume_claim: ClaimSpec
-
-
-class ConfigMapKeyRef(Strict, frozen=True):
-    """One entry of a ConfigMap."""
-
-    name: Annotated[str, msgspec.Meta(min_length=1, max_length=253)]
-    key: Annotated[str, msgspec.Meta(max_length=253, pattern=r"^[-._a-zA-Z0-9]+$")]
 
 
 class StrategySpec(Strict, frozen=True):
     """Where a strategy is: a file, or a folder with a file for each pipeline stage; or an entry of a ConfigMap.
 
     Attributes:
-        path: from the volume's root.
-        storage: which volume; absent: that of the checkpoint.
+        path: from the root of the volume or bucket.
+        storage: which one; absent: that of the checkpoint.
         config_map_key_ref: instead of a path, for what is small enough to be kept beside the resource.
     """
 
     path: RelativePath | None = None
     storage: StorageSpec | None = None
     config_map_key_ref: ConfigMapKeyRef | None = None
+
+    def __post_init__(self) -> None:
+        """Refuse what is nowhere, or in two places; msgspec tells in which field."""
+        if bool(self.path) == (self.config_map_key_ref is not None):
+            raise ValueError("Expected either `path` or `configMapKeyRef`")
+        if self.storage is not None and not self.path:
+            raise ValueError("`storage` goes with `path`")
 
 
 class FilesSpec(Strict, frozen=True):
@@ -86,6 +72,7 @@ class TargetSpec(Strict, frozen=True):
     file_prefix: FilePrefix = "checkpoint_"
     ranks: Annotated[str, msgspec.Meta(max_length=65536)] | None = None
     crc: bool = False
+    copy_mode: CopyMode = "Client"
     file_mode: Annotated[str, msgspec.Meta(pattern="^0?[0-7]{3}$")] = "0640"
 
 
@@ -137,105 +124,133 @@ def parse_spec(document: object, where: str) -> TransformSpec:
         raise UsageError("InvalidField", str(error).replace("`$", "`spec"), where=where) from error
     for path, name in _paths(spec):
         check_relative(path, name)
-    for side, strategy in (("source", spec.source.strategy), ("target", spec.target.strategy)):
-        if strategy is not None:
-            _check_strategy(strategy, f"spec.{side}.strategy")
     return spec
 
 
-def _check_strategy(strategy: StrategySpec, where: str) -> None:
-    if not strategy.path and strategy.config_map_key_ref is None:
-        raise UsageError("StrategyPlaceMissing", "neither path nor configMapKeyRef is given", where=where, fix="give one of them")
-    if strategy.config_map_key_ref is not None and (strategy.path is not None or strategy.storage is not None):
-        raise UsageError("AmbiguousStrategy", "configMapKeyRef stands alone", where=where, fix="leave out path and storage")
-
-
 class Volume(NamedTuple):
-    """What of a namespace a pod mounts: a claim, or one entry of a ConfigMap.
+    """What of its namespace a pod mounts.
 
     Attributes:
-        name: of the claim or the ConfigMap.
-        key: of the entry; empty: it is a claim.
+        kind: what it is.
+        name: its name.
+        key: the one entry that is mounted; empty: all.
     """
 
+    kind: Literal["PersistentVolumeClaim", "Secret", "ConfigMap"]
     name: str
     key: str = ""
-
-    @property
-    def option(self) -> str:
-        """The option of `reshard run` that names a folder for it."""
-        return "--config-map" if self.key else "--volume"
 
 
 class Mount(NamedTuple):
     """A volume as a pod sees it.
 
     Attributes:
-        role: what is on it: "source", "source-strategy", "target" or "target-strategy".
-        volume: which it is.
+        role: what it is for: "source", "source-strategy", "target" or "target-strategy".
+        volume: which it is. One can be there in several roles.
+        folder: where its root is.
         read_only: whether the pod may only read.
     """
 
     role: str
     volume: Volume
-    read_only: bool
-
-    @property
-    def folder(self) -> str:
-        """Where the volume's root is."""
-        return f"{VOLUMES}/{self.role}"
+    folder: str
+    read_only: bool = True
 
 
 def mounts(spec: TransformSpec) -> tuple[Mount, ...]:
-    """The volumes that a transform's pods need. One claim can be there in several roles."""
-    found = []
-    for role, side in (("source", spec.source), ("target", spec.target)):
-        found.append(Mount(role, Volume(side.storage.persistent_volume_claim.claim_name), role == "source"))
-        if side.strategy is not None and (volume := _volume_of(side.strategy)) is not None:
-            found.append(Mount(f"{role}-strategy", volume, read_only=True))
+    """What a transform's pods mount: claims, entries of ConfigMaps, and the Secrets of buckets."""
+    found: list[Mount] = []
+    for role, storage in _storages(spec).items():
+        if (claim := storage.persistent_volume_claim) is not None:
+            volume = Volume("PersistentVolumeClaim", claim.claim_name)
+            found.append(Mount(role, volume, f"{VOLUMES}/{role}", read_only=role != "target"))
+        if storage.s3 is not None and (secret := storage.s3.credentials_secret_ref) is not None:
+            found.append(Mount(role, Volume("Secret", secret.name), f"{CREDENTIALS}/{role}"))
+        if storage.s3 is not None and (bundle := storage.s3.ca_bundle_ref) is not None:
+            found.append(Mount(role, Volume("ConfigMap", bundle.name, bundle.key), f"{CERTIFICATES}/{role}"))
+    for role, entry in _entries(spec).items():
+        found.append(Mount(role, Volume("ConfigMap", entry.name, entry.key), f"{VOLUMES}/{role}"))
     return tuple(found)
 
 
-def _volume_of(strategy: StrategySpec) -> Volume | None:
-    """The volume of its own that a strategy has, if it has one."""
-    if strategy.config_map_key_ref is not None:
-        return Volume(strategy.config_map_key_ref.name, strategy.config_map_key_ref.key)
-    return Volume(strategy.storage.persistent_volume_claim.claim_name) if strategy.storage is not None else None
+def _storages(spec: TransformSpec) -> dict[str, StorageSpec]:
+    """By role."""
+    found: dict[str, StorageSpec] = {}
+    for role, side in (("source", spec.source), ("target", spec.target)):
+        found[role] = side.storage
+        if side.strategy is not None and side.strategy.storage is not None:
+            found[f"{role}-strategy"] = side.strategy.storage
+    return found
 
 
-def request_of_volumes(spec: TransformSpec, claims: Mapping[str, str], config_maps: Mapping[str, str]) -> Request:
-    """The request of a resource, given the folder that stands for each claim and for each ConfigMap.
+def _entries(spec: TransformSpec) -> dict[str, ConfigMapKeyRef]:
+    """The strategies that are entries of ConfigMaps, by role."""
+    strategies = {"source-strategy": spec.source.strategy, "target-strategy": spec.target.strategy}
+    return {r: s.config_map_key_ref for r, s in strategies.items() if s is not None and s.config_map_key_ref is not None}
+
+
+def request_here(
+    spec: TransformSpec, *, claims: Mapping[str, str], config_maps: Mapping[str, str], secrets: Mapping[str, str]
+) -> Request:
+    """The request of a resource on this machine.
+
+    Args:
+        spec: of the resource.
+        claims: the folder that stands for each claim.
+        config_maps: the folder that stands for each ConfigMap with a strategy.
+        secrets: the folder that stands for a Secret with credentials. Without one, this machine's environment has them; it also
+            says which authorities to trust.
 
     Raises:
-        UsageError: one has no folder.
+        UsageError: a claim or a ConfigMap has no folder.
     """
-    folders = {}
+    known = {"PersistentVolumeClaim": (claims, "--volume"), "ConfigMap": (config_maps, "--config-map")}
+    folders: dict[str, str] = {}
+    credentials: dict[str, str | None] = {}
     for mount in mounts(spec):
-        volume = mount.volume
-        known = config_maps if volume.key else claims
-        if volume.name not in known:
-            raise UsageError(
-                "VolumeMissing",
-                f"no folder is given for the {'ConfigMap' if volume.key else 'claim'} {volume.name!r}",
-                where=f"spec.{mount.role}",
-                fix=f"add {volume.option} {volume.name}=DIR",
-            )
-        folders[mount.role] = known[volume.name]
-    return _to_request(spec, folders)
+        kind, name, _ = mount.volume
+        if kind == "Secret":
+            credentials[mount.role] = secrets.get(name)
+        elif mount.folder.startswith(VOLUMES):
+            found, option = known[kind]
+            if name not in found:
+                raise UsageError(
+                    "VolumeMissing",
+                    f"no folder is given for the {kind} {name!r}",
+                    where=f"spec.{mount.role}",
+                    fix=f"add {option} {name}=DIR",
+                )
+            folders[mount.role] = found[name]
+    return _to_request(spec, folders, credentials, {})
 
 
 def request_of_pod(spec: TransformSpec) -> Request:
     """The request of a resource in a pod that has its `mounts`."""
-    return _to_request(spec, {mount.role: mount.folder for mount in mounts(spec)})
+    folders = {mount.role: mount.folder for mount in mounts(spec) if mount.folder.startswith(VOLUMES)}
+    credentials = {mount.role: mount.folder for mount in mounts(spec) if mount.folder.startswith(CREDENTIALS)}
+    authorities = {m.role: f"{m.folder}/{m.volume.key}" for m in mounts(spec) if m.folder.startswith(CERTIFICATES)}
+    return _to_request(spec, folders, credentials, authorities)
 
 
-def _to_request(spec: TransformSpec, folders: Mapping[str, str]) -> Request:
+def _to_request(
+    spec: TransformSpec,
+    folders: Mapping[str, str],
+    credentials: Mapping[str, str | None],
+    authorities: Mapping[str, str],
+) -> Request:
     source, target = spec.source, spec.target
+    storages = _storages(spec)
+    roots = dict(folders) | {role: f"s3://{storage.s3.bucket}" for role, storage in storages.items() if storage.s3 is not None}
+    access = {
+        role: storage.s3.access(credentials=credentials.get(role), ca_bundle=authorities.get(role))
+        for role, storage in storages.items()
+        if storage.s3 is not None
+    }
     return Request(
-        source=_join(folders["source"], source.storage.persistent_volume_claim.path),
-        target=_join(folders["target"], target.storage.persistent_volume_claim.path),
-        source_strategy=_strategy(source.strategy, "source", folders),
-        target_strategy=_strategy(target.strategy, "target", folders),
+        source=_join(roots["source"], source.storage.path),
+        target=_join(roots["target"], target.storage.path),
+        source_strategy=_strategy(source.strategy, "source", roots),
+        target_strategy=_strategy(target.strategy, "target", roots),
         options=Options(
             format=target.format,
             prefix=target.file_prefix,
@@ -245,15 +260,22 @@ def _to_request(spec: TransformSpec, folders: Mapping[str, str]) -> Request:
             unplaced=spec.parameters.unplaced,
             allow_missing=spec.parameters.allow_missing,
             crc=target.crc,
+            copy_mode=target.copy_mode,
             file_mode=int(target.file_mode, 8),
             verification=spec.verification,
             overwrite=spec.overwrite,
+        ),
+        access=Accesses(
+            source=access.get("source", Access()),
+            target=access.get("target", Access()),
+            source_strategy=access.get("source-strategy"),
+            target_strategy=access.get("target-strategy"),
         ),
     )
 
 
 def check_relative(path: str, where: str) -> None:
-    """A path below a volume's root: nothing in it may lead elsewhere.
+    """A path below the root of a volume or bucket: nothing in it may lead elsewhere.
 
     Raises:
         UsageError: it may.
@@ -261,7 +283,7 @@ def check_relative(path: str, where: str) -> None:
     if (path and any(part in {"", ".", ".."} for part in path.split("/"))) or "\x00" in path:
         raise UsageError(
             "InvalidPath",
-            f"{path!r} must be relative to the volume, without '.', '..', '//' or a '/' at either end",
+            f"{path!r} must be relative to the volume or bucket, without '.', '..', '//' or a '/' at either end",
             where=where,
         )
 
@@ -269,14 +291,11 @@ def check_relative(path: str, where: str) -> None:
 def _paths(spec: TransformSpec) -> list[tuple[str, str]]:
     paths = []
     for side, part in (("source", spec.source), ("target", spec.target)):
-        paths.append((part.storage.persistent_volume_claim.path, f"spec.{side}.storage.persistentVolumeClaim.path"))
+        paths.append((part.storage.path, f"spec.{side}.storage.{part.storage.field}"))
         if part.strategy is not None:
             paths.append((part.strategy.path or "", f"spec.{side}.strategy.path"))
-            if part.strategy.config_map_key_ref is not None:
-                paths.append((part.strategy.config_map_key_ref.key, f"spec.{side}.strategy.configMapKeyRef.key"))
-            if part.strategy.storage is not None:
-                inner = part.strategy.storage.persistent_volume_claim.path
-                paths.append((inner, f"spec.{side}.strategy.storage.persistentVolumeClaim.path"))
+            if (inner := part.strategy.storage) is not None:
+                paths.append((inner.path, f"spec.{side}.strategy.storage.{inner.field}"))
     return paths
 
 
@@ -284,11 +303,10 @@ def _join(root: str, path: str) -> str:
     return f"{root.rstrip('/')}/{path}" if path else root
 
 
-def _strategy(strategy: StrategySpec | None, role: str, folders: Mapping[str, str]) -> str | None:
+def _strategy(strategy: StrategySpec | None, role: str, roots: Mapping[str, str]) -> str | None:
     if strategy is None:
         return None
-    root = folders.get(f"{role}-strategy", folders[role])
     if strategy.config_map_key_ref is not None:
-        return _join(root, strategy.config_map_key_ref.key)
-    claim = strategy.storage.persistent_volume_claim if strategy.storage is not None else None
-    return _join(_join(root, claim.path) if claim is not None else root, strategy.path or "")
+        return _join(roots[f"{role}-strategy"], strategy.config_map_key_ref.key)
+    root = roots[role] if strategy.storage is None else _join(roots[f"{role}-strategy"], strategy.storage.path)
+    return _join(root, strategy.path or "")

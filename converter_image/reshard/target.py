@@ -18,13 +18,14 @@ reshard-manifest.json          written last: its presence says complete
 
 from __future__ import annotations
 
+import contextlib
 import uuid
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, TypeVar
 
 import msgspec
 
-from reshard.digest import digest_of
+from reshard.digest import matches
 from reshard.errors import MissingInputError
 from reshard.manifest import MANIFEST_NAME, STATE, FileRecord, Manifest, decode, encode
 
@@ -46,12 +47,20 @@ class JobDocument(msgspec.Struct, frozen=True, rename="camel"):
         request: what was asked for, as far as it decides the outcome, to find the job again without reading the source.
         staged: whether finished files wait in the staging folder, because they will replace others.
         mode: permission bits of the files.
+        in_place: whether they replace others one by one, where a storage cannot rename. The other checkpoint's manifest is
+            retired before, so that the target reads as incomplete until this one's is there.
     """
 
     digest: str
     request: dict[str, Any]
     staged: bool
     mode: int = 0o640
+    in_place: bool = False
+
+    @property
+    def replaces(self) -> bool:
+        """Whether something else was at the target when this was begun."""
+        return self.staged or self.in_place
 
 
 class _Commit(msgspec.Struct, frozen=True):
@@ -107,20 +116,30 @@ class TargetFolder:
         return JobState(self, f"{STATE}/{digest[:16]}")
 
     def forget_jobs(self) -> None:
-        """Remove what unfinished jobs have left, this one's included; the lock stays."""
+        """Remove what unfinished jobs have left, this one's included; the lock stays. Whoever still writes here is lost."""
+        self.drop_unfinished(0.0)
         for entry in self.store.list(STATE):
             if not f"{STATE}/{entry.name}".startswith(LOCK):
                 self.store.delete(f"{STATE}/{entry.name}")
 
+    def drop_unfinished(self, silent: float) -> None:
+        """Take away what killed writers have left where no listing shows it, if nothing was added for so many seconds."""
+        for beginning in ("rank_", STATE, MANIFEST_NAME):
+            self.store.drop_unfinished(beginning, silent=silent)
+
     def outdated(self, digest: str, request: dict[str, Any]) -> list[JobDocument]:
         """Unfinished jobs of an equal request, whose source has changed since: nobody can want them any more.
 
-        One whose commit has begun is not among them: it has taken another checkpoint apart, which only it can mend.
+        One whose commit has begun is not among them, nor one that replaces in place: it has taken another checkpoint apart, of
+        which only it knows the files.
         """
         return [
             job
             for job in self.jobs()
-            if job.digest != digest and job.request == request and self.job(job.digest).begun_commit() is None
+            if job.digest != digest
+            and job.request == request
+            and not job.in_place
+            and self.job(job.digest).begun_commit() is None
         ]
 
     def commit_is_interrupted(self) -> bool:
@@ -196,23 +215,28 @@ class JobState:
 
     def retire_old_manifest(self) -> None:
         """Make what is at the target read as incomplete, before its files are replaced."""
-        if self.target.store.stat(MANIFEST_NAME) is not None:
-            self.target.store.move(MANIFEST_NAME, f"{self.folder}/replaced.json")
+        with contextlib.suppress(MissingInputError):  # another process of this job was quicker
+            if self.target.store.stat(MANIFEST_NAME) is not None:
+                self.target.store.move(MANIFEST_NAME, f"{self.folder}/replaced.json")
 
     def replaced_files(self) -> list[FileRecord]:
-        """The files of the checkpoint that this job replaces, and those that other unfinished jobs have put into place."""
-        replaced = self._document("replaced.json", Manifest, _LARGEST_DOCUMENT)
-        found = list(replaced.files) if replaced is not None else []
+        """The files of the checkpoints that this and other unfinished jobs replace, and those that the others have written."""
+        found: list[FileRecord] = []
         for job in self.target.jobs():
             other = self.target.job(job.digest)
+            replaced = other._document("replaced.json", Manifest, _LARGEST_DOCUMENT)  # noqa: SLF001 - another of this class
+            found += replaced.files if replaced is not None else ()
             if other.folder != self.folder and not job.staged:
                 found += other.records(None).values()
         return found
 
-    def create(self, path: str, *, rank: int, staged: bool, writer: str) -> Writer:
-        """A new file of the checkpoint; its temporary's name says who writes it."""
+    def create(self, path: str, *, rank: int, staged: bool, writer: str, size: int, memory: int, copies: bool = False) -> Writer:
+        """A new file of the checkpoint; its temporary's name says who writes it. See `Store.create`."""
         temporary = f"{self.folder}/tmp/rank_{rank}.{writer}.{uuid.uuid4().hex}"
-        return self.target.store.create(self.where(path, staged=staged), temporary=temporary, mode=self.target.mode)
+        where = self.where(path, staged=staged)
+        return self.target.store.create(
+            where, temporary=temporary, mode=self.target.mode, size=size, memory=memory, copies=copies
+        )
 
     def where(self, path: str, *, staged: bool) -> str:
         """Where a file appears when it is finished: in its place, or where it waits for the commit."""
@@ -256,7 +280,7 @@ class JobState:
         if staged or thorough:
             reader = store.open(record.path)
             try:
-                if digest_of(reader) != record.digest:
+                if not matches(reader, record.digest, remote=store.remote):
                     return None
             finally:
                 reader.close()

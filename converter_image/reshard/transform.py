@@ -13,9 +13,10 @@ from typing import TYPE_CHECKING
 from reshard import job as jobs
 from reshard.commit import commit_job, draft_manifest, finish_interrupted, finished, refuse_partial_replacement
 from reshard.errors import LockedError, MissingInputError, RequestError
-from reshard.lock import locked, writer_is_gone, writer_name
+from reshard.lock import STALE_SECONDS, locked, writer_is_gone, writer_name
+from reshard.memory import budget, memory_bytes
 from reshard.progress import Cancellation, Silent
-from reshard.rankfile import Guard, Written, write_rank
+from reshard.rankfile import Guard, Written, requests_of, write_rank
 from reshard.ranks import parse_ranks
 from reshard.request import Options
 from reshard.storage import open_store
@@ -80,6 +81,7 @@ class PlanResult:
         finished_ranks: those that are finished already.
         complete: whether nothing is left to do.
         notes: what the user should know.
+        rank_requests: to object stores, for the content of one rank, the first that is asked for.
     """
 
     summary: Summary
@@ -90,6 +92,7 @@ class PlanResult:
     finished_ranks: tuple[int, ...]
     complete: bool
     notes: tuple[str, ...]
+    rank_requests: int = 0
 
 
 def default_workers() -> int:
@@ -123,7 +126,8 @@ def transform_checkpoint(
     started = time.monotonic()
     workers, progress = workers or default_workers(), progress or Silent()
     jobs.check_places(request)
-    target = TargetFolder(open_store(request.target), request.options.file_mode)
+    target = TargetFolder(open_store(request.target, request.access.target), request.options.file_mode)
+    jobs.check_copy_mode(request, target.store)
     begun = None if commit else jobs.resume(request, target)
     job = begun[0] if begun else jobs.prepare(request, progress, workers=workers)
     for note in job.notes:
@@ -140,13 +144,16 @@ def transform_checkpoint(
         shared = owner or (None if commit else f"job-{job.digest}")
         with locked(target.store, LOCK, owner=shared, mode=request.options.file_mode) as lock:
             document = _begin(job, target, state)
-            if commit and document.staged:
+            if document.in_place and _own_manifest(job, target) is None:
+                state.retire_old_manifest()
+            if commit and document.replaces:
                 refuse_partial_replacement(target, job.scope, job.model.target_ranks)
             done = finished(job, target, state, thorough=thorough)  # once more, now that nobody else writes
             left = tuple(rank for rank in job.scope if rank not in done)
             nbytes = sum(sizes[rank] for rank in left)
             jobs.check_space(target.store, nbytes)
             state.sweep(set(left), lambda writer, path: _is_left_over(target, writer, path))
+            target.drop_unfinished(STALE_SECONDS if shared else 0.0)  # nobody else writes here, unless it is of the same owner
             progress.begin("Resharding", nbytes, "bytes")
             guard = Guard(lambda: _check_ours(state, lock), cancellation or Cancellation(), writer_name())
             written = _write_ranks(job, state, left, document, workers, progress, guard)
@@ -195,7 +202,8 @@ def plan_transform(
     """
     workers, progress = workers or default_workers(), progress or Silent()
     jobs.check_places(request)
-    target = TargetFolder(open_store(request.target), request.options.file_mode)
+    target = TargetFolder(open_store(request.target, request.access.target), request.options.file_mode)
+    jobs.check_copy_mode(request, target.store)
     job = jobs.prepare(request, progress, workers=workers)
     sizes = job.file_sizes(job.scope)
     state = target.job(job.digest)
@@ -211,8 +219,9 @@ def plan_transform(
             _begin(job, target, state)
     else:
         _replaces(job, target, state)
-    memory = jobs.memory_bytes(job.model, workers)
-    return PlanResult(summary, memory, workers, job.digest, job.format, tuple(sorted(done)), complete, job.notes)
+    memory = memory_bytes(job.model, workers, job.source, target.store, sizes.values())
+    rank_requests = requests_of(job, target.store, job.scope[0], budget(min(workers, len(job.scope)))) if job.scope else 0
+    return PlanResult(summary, memory, workers, job.digest, job.format, tuple(sorted(done)), complete, job.notes, rank_requests)
 
 
 def commit_checkpoint(
@@ -276,7 +285,7 @@ def _check_ours(state: JobState, lock: Held) -> None:
 
 def _is_left_over(target: TargetFolder, writer: str, path: str) -> bool:
     """Whether a temporary is of a process that is gone; this one sweeps before it writes."""
-    return writer == writer_name() or writer_is_gone(target.store, writer, path, target.mode)
+    return writer == writer_name() or writer_is_gone(target.store, writer, path)
 
 
 def _own_manifest(job: Job, target: TargetFolder) -> Manifest | None:
@@ -295,7 +304,10 @@ def _begin(job: Job, target: TargetFolder, state: JobState) -> JobDocument:
     finish_interrupted(target)
     known = state.read()
     if known is None:
-        document = JobDocument(job.digest, job.key, _replaces(job, target, state), target.mode)
+        replaces, renames = _replaces(job, target, state), target.store.renames
+        document = JobDocument(
+            job.digest, job.key, staged=replaces and renames, mode=target.mode, in_place=replaces and not renames
+        )
         for outdated in target.outdated(job.digest, job.key):
             target.discard(outdated)
         return state.begin(document, jobs.encode_inventory(job), draft_manifest(job))
@@ -318,7 +330,7 @@ def _replaces(job: Job, target: TargetFolder, state: JobState) -> bool:
     """
     known = state.read()
     if known is not None:
-        return known.staged
+        return known.replaces
     manifest = target.manifest()
     if manifest is not None and manifest.digest == job.digest:
         return False
@@ -367,9 +379,11 @@ def _write_ranks(
     guard: Guard,
 ) -> list[Written]:
     """Write these ranks, some at a time. The first failure ends all; finished ranks are kept."""
+    share = budget(min(workers, max(1, len(ranks))))
     with ThreadPoolExecutor(workers, thread_name_prefix="reshard-rank") as pool:
         futures = [
-            pool.submit(write_rank, job, state, rank, staged=document.staged, progress=progress, guard=guard) for rank in ranks
+            pool.submit(write_rank, job, state, rank, staged=document.staged, budget=share, progress=progress, guard=guard)
+            for rank in ranks
         ]
         try:
             done, _ = wait(futures, return_when=FIRST_EXCEPTION)

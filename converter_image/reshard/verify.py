@@ -6,6 +6,7 @@ itself.
 
 from __future__ import annotations
 
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from itertools import pairwise
 from math import prod
@@ -21,7 +22,7 @@ from reshard.errors import BugError, DataError
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
-    from reshard.checkpoint.inventory import TensorEntry
+    from reshard.checkpoint.inventory import RangeReader, TensorEntry
     from reshard.gather import SourceFiles
     from reshard.manifest import Verified
     from reshard.plan.parameters import Model, Parameter
@@ -36,7 +37,16 @@ _SAMPLE_BYTES = 16 << 10  # of each such segment
 _Indexes = np.ndarray[tuple[int], np.dtype[np.int64]]
 
 
-def check_file(written: Reader, plan: RankPlan, model: Model, files: SourceFiles, level: Verified) -> None:
+def check_file(
+    written: Reader,
+    plan: RankPlan,
+    model: Model,
+    files: SourceFiles,
+    level: Verified,
+    *,
+    headers: RangeReader | None = None,
+    at_once: int = 1,
+) -> None:
     """Compare a finished file with the source.
 
     Args:
@@ -45,13 +55,16 @@ def check_file(written: Reader, plan: RankPlan, model: Model, files: SourceFiles
         model: how source and target cut each parameter.
         files: the source.
         level: "Full" compares every byte, "Sample" some rows of each parameter, "None" nothing.
+        headers: the file as its index is best read; None: as it is.
+        at_once: how many parameters are compared at a time.
 
     Raises:
         BugError: they differ.
     """
     if level == "None":
         return
-    entries = {entry.name: entry for entry in index(written).structure.tensors}
+    entries = {entry.name: entry for entry in index(headers or written).structure.tensors}
+    comparisons = []
     for tensor in plan.tensors:
         parameter = tensor.parameter
         if not prod(tensor.shape):
@@ -62,12 +75,19 @@ def check_file(written: Reader, plan: RankPlan, model: Model, files: SourceFiles
         ranks = {}
         for part, source_rank, source in zip(tensor.geometry.parts, tensor.ranks, tensor.entries, strict=True):
             ranks[_part_of(parameter, plan.rank % model.target_devices, part.target.start)] = (source_rank, source)
-        _Comparison(written, entry, parameter, plan.rank % model.target_devices, files, ranks).run(level)
+        comparisons.append(_Comparison(written, entry, parameter, plan.rank % model.target_devices, files, ranks))
     leftover = [name for name, entry in entries.items() if entry.nbytes]
     if leftover:
         raise BugError(
             "VerificationFailed", f"the file holds a parameter that was not planned: {leftover[0]}", where=written.name
         )
+    if at_once == 1:
+        for comparison in comparisons:
+            comparison.run(level)
+        return
+    with ThreadPoolExecutor(at_once, thread_name_prefix="reshard-verify") as pool:
+        for _ in pool.map(lambda comparison: comparison.run(level), comparisons):
+            pass
 
 
 def _part_of(parameter: Parameter, rank: int, position: tuple[int, ...]) -> tuple[int, ...]:

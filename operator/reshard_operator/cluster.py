@@ -249,7 +249,7 @@ class Cluster:
     async def _list(
         self, place: str, labels: str = "", fields: str = "", most: int | None = None, *, fresh: bool = True
     ) -> list[Object]:
-        """What matches, or the first `most` of it: as it is now, or, where that does not matter, as the API server remembers it."""
+        """What matches, or the first `most` of it: as it is now, or where that does not matter as it was a moment ago."""
         query = {"limit": str(most or _PAGE)} if fresh else {"resourceVersion": "0"}
         query |= ({"labelSelector": labels} if labels else {}) | ({"fieldSelector": fields} if fields else {})
         items: list[Object] = []

@@ -14,7 +14,7 @@ from reshard_operator.observation import QUEUE_LABEL, Object, ranks_of
 
 if TYPE_CHECKING:
     from reshard.execution import PodTemplateSpec
-    from reshard.spec import TransformSpec
+    from reshard.spec import TransformSpec, Volume
     from reshard_operator.config import Config
     from reshard_operator.observation import PlanMessage, Transform
 
@@ -43,8 +43,11 @@ def job_name(name: str, uid: str, step: str, attempt: int) -> str:
 
 def target_label(spec: TransformSpec) -> str:
     """Equal for transforms that write to the same place."""
-    claim = spec.target.storage.persistent_volume_claim
-    return hashlib.sha256(f"{claim.claim_name}\0{claim.path}".encode()).hexdigest()[:32]
+    claim, bucket = spec.target.storage.persistent_volume_claim, spec.target.storage.s3
+    place = f"{claim.claim_name}\0{claim.path}" if claim is not None else ""
+    if bucket is not None:
+        place = f"{bucket.endpoint or ''}\0{bucket.bucket}\0{bucket.prefix}"
+    return hashlib.sha256(place.encode()).hexdigest()[:32]
 
 
 def spec_digest(spec: TransformSpec) -> str:
@@ -145,7 +148,7 @@ def _job(transform: Transform, config: Config, step: str, variables: dict[str, s
 
 def _pod(spec: TransformSpec, config: Config, step: str, environment: dict[str, str], memory_bytes: int) -> Object:
     overrides = spec.execution.pod_template
-    volumes, mounted = _volumes(spec)
+    volumes, mounted = _volumes(spec, step)
     container: Object = {
         "name": CONTAINER,
         "image": config.converter_image,
@@ -190,25 +193,31 @@ def _pod(spec: TransformSpec, config: Config, step: str, environment: dict[str, 
     return pod
 
 
-def _volumes(spec: TransformSpec) -> tuple[list[Object], list[Object]]:
-    """One volume for each distinct claim, or the pod would wait for ever; mounted once for each role it has."""
-    needed = mounts(spec)
+def _volumes(spec: TransformSpec, step: str) -> tuple[list[Object], list[Object]]:
+    """One volume for each distinct claim, or the pod would wait for ever; mounted once for each role it has.
+
+    The commit needs the target alone, so it gets no more: nobody's keys but those.
+    """
+    needed = [mount for mount in mounts(spec) if step != "commit" or mount.role == "target"]
     distinct = list(dict.fromkeys(mount.volume for mount in needed))
     volumes: list[Object] = []
     for i, volume in enumerate(distinct):
-        if volume.key:
-            items = [{"key": volume.key, "path": volume.key}]
-            volumes.append({"name": f"volume-{i}", "configMap": {"name": volume.name, "items": items}})
-            continue
-        claim: Object = {"claimName": volume.name}
-        if all(mount.read_only for mount in needed if mount.volume == volume):
-            claim["readOnly"] = True
-        volumes.append({"name": f"volume-{i}", "persistentVolumeClaim": claim})
+        only_read = all(mount.read_only for mount in needed if mount.volume == volume)
+        volumes.append({"name": f"volume-{i}"} | _volume_source(volume, only_read=only_read))
     mounted: list[Object] = []
     for mount in needed:
         entry: Object = {"name": f"volume-{distinct.index(mount.volume)}", "mountPath": mount.folder}
         mounted.append(entry | {"readOnly": True} if mount.read_only else entry)
     return volumes, mounted
+
+
+def _volume_source(volume: Volume, *, only_read: bool) -> Object:
+    if volume.kind == "PersistentVolumeClaim":
+        claim: Object = {"claimName": volume.name}
+        return {"persistentVolumeClaim": claim | {"readOnly": True} if only_read else claim}
+    if volume.kind == "Secret":
+        return {"secret": {"secretName": volume.name}}
+    return {"configMap": {"name": volume.name, "items": [{"key": volume.key, "path": volume.key}]}}
 
 
 def _resources(overrides: PodTemplateSpec, config: Config, memory_bytes: int) -> Object:

@@ -57,6 +57,8 @@ class MemoryWriter:
 class MemorySource:
     """Only what reading a source needs of a store."""
 
+    remote = False
+
     def __init__(self, files: dict[str, bytes]) -> None:
         self.files = files
         self.readers: list[MemoryReader] = []

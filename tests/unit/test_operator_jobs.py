@@ -63,6 +63,35 @@ def test_a_strategy_in_a_config_map_is_mounted() -> None:
     assert pod["containers"][0]["volumeMounts"][2] == mounted
 
 
+def with_buckets() -> dict[str, Any]:
+    """Both sides in buckets, with keys of their own."""
+    sides = {}
+    for side in ("source", "target"):
+        bucket = {
+            "bucket": f"{side}-bucket",
+            "credentialsSecretRef": {"name": f"{side}-keys"},
+            "caBundleRef": {"name": "authorities"},
+        }
+        sides[side] = {"storage": {"s3": bucket}}
+    return sides
+
+
+def test_keys_of_buckets_reach_the_pods_that_need_them_and_no_text() -> None:
+    transform = Transform.parse(resource(**with_buckets()))
+    commit = jobs.commit_job(transform, CONFIG, PLANNED)
+    secrets = {
+        step: [v["secret"]["secretName"] for v in pod_of(job)["volumes"] if "secret" in v]
+        for step, job in (("plan", jobs.plan_job(transform, CONFIG)), ("ranks", ranks_job(**with_buckets())), ("commit", commit))
+    }
+    both = ["source-keys", "target-keys"]
+    assert secrets == {"plan": both, "ranks": both, "commit": ["target-keys"]}
+    mounted = {mount["mountPath"]: mount["readOnly"] for mount in pod_of(commit)["containers"][0]["volumeMounts"]}
+    assert mounted == {"/credentials/target": True, "/certificates/target": True}
+    assert jobs.target_label(parse_spec(resource(**with_buckets())["spec"], "x")) != jobs.target_label(
+        parse_spec(resource()["spec"], "x")
+    )
+
+
 def test_pods_are_restricted_and_have_no_token() -> None:
     pod = pod_of(ranks_job())
     assert (pod["automountServiceAccountToken"], pod["restartPolicy"]) == (False, "Never")

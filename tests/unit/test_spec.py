@@ -2,18 +2,21 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import msgspec
 import pytest
 import yaml
 from hypothesis import given
 from hypothesis import strategies as st
 
+from reshard.access import Access, Accesses
 from reshard.errors import DataError, RequestError, UsageError
 from reshard.lock import Holder
 from reshard.manifest import FileRecord, Manifest, decode, encode
 from reshard.ranks import format_ranks, parse_ranks
-from reshard.request import Options
-from reshard.spec import TransformSpec, parse_resource, request_of_pod, request_of_volumes
+from reshard.request import Options, Request
+from reshard.spec import TransformSpec, Volume, mounts, parse_resource, parse_spec, request_here, request_of_pod
 from reshard.target import JobDocument
 
 RESOURCE = {
@@ -40,8 +43,12 @@ RESOURCE = {
 }
 
 
+def here(spec: TransformSpec, config_maps: dict[str, str] | None = None, **claims: str) -> Request:
+    return request_here(spec, claims=claims, config_maps=config_maps or {}, secrets={})
+
+
 def test_a_resource_becomes_a_request() -> None:
-    request = request_of_volumes(parse_resource(yaml.safe_dump(RESOURCE), "x.yaml"), {"a": "/a", "b": "/b/"}, {})
+    request = here(parse_resource(yaml.safe_dump(RESOURCE), "x.yaml"), a="/a", b="/b/")
     assert (request.source, request.source_strategy) == ("/a/run/src", "/a/run/src.ckpt")
     assert (request.target, request.target_strategy) == ("/b/dst", "/a/dst.ckpt")
     assert request.options == Options(
@@ -53,17 +60,17 @@ def test_a_strategy_may_be_an_entry_of_a_config_map() -> None:
     resource = msgspec.json.decode(msgspec.json.encode(RESOURCE))
     resource["spec"]["target"]["strategy"] = {"configMapKeyRef": {"name": "strategies", "key": "dst.json"}}
     spec = parse_resource(yaml.safe_dump(resource), "x.yaml")
-    assert request_of_volumes(spec, {"a": "/a", "b": "/b"}, {"strategies": "/s"}).target_strategy == "/s/dst.json"
+    assert here(spec, {"strategies": "/s"}, a="/a", b="/b").target_strategy == "/s/dst.json"
     assert request_of_pod(spec).target_strategy == "/volumes/target-strategy/dst.json"
     with pytest.raises(UsageError, match="--config-map strategies=DIR"):
-        request_of_volumes(spec, {"a": "/a", "b": "/b"}, {})
+        here(spec, a="/a", b="/b")
 
 
 @pytest.mark.parametrize(
     ("strategy", "said"),
     [
-        ({}, "neither path nor configMapKeyRef"),
-        ({"path": "a", "configMapKeyRef": {"name": "s", "key": "k"}}, "stands alone"),
+        ({}, "Expected either `path` or `configMapKeyRef`"),
+        ({"path": "a", "configMapKeyRef": {"name": "s", "key": "k"}}, "Expected either `path` or `configMapKeyRef`"),
         ({"configMapKeyRef": {"name": "s", "key": "../k"}}, "spec.source.strategy.configMapKeyRef.key"),
         ({"configMapKeyRef": {"name": "s", "key": ".."}}, "spec.source.strategy.configMapKeyRef.key"),
     ],
@@ -78,7 +85,7 @@ def test_a_strategy_is_in_one_place(strategy: dict[str, object], said: str) -> N
 def test_defaults_of_the_resource_are_those_of_the_library() -> None:
     storage = {"persistentVolumeClaim": {"claimName": "a"}}
     spec = msgspec.convert({"source": {"storage": storage}, "target": {"storage": storage}}, TransformSpec)
-    assert request_of_volumes(spec, {"a": "/a"}, {}).options == Options()
+    assert here(spec, a="/a").options == Options()
 
 
 @pytest.mark.parametrize(
@@ -111,7 +118,7 @@ def test_what_is_wrong_is_named(path: tuple[str, ...], value: object, said: str)
 
 def test_a_claim_without_a_folder_says_what_to_add() -> None:
     with pytest.raises(UsageError, match="--volume b=DIR"):
-        request_of_volumes(parse_resource(yaml.safe_dump(RESOURCE), "x.yaml"), {"a": "/a"}, {})
+        here(parse_resource(yaml.safe_dump(RESOURCE), "x.yaml"), a="/a")
 
 
 @given(st.sets(st.integers(0, 200), min_size=1).map(lambda s: tuple(sorted(s))))
@@ -189,3 +196,56 @@ def test_damaged_documents_are_only_ever_refused(data: st.DataObject, kind: type
     except DataError:
         return
     assert isinstance(found, kind)
+
+
+def with_buckets() -> dict[str, Any]:
+    reach = {"endpoint": "https://minio:9000", "region": "x", "addressingStyle": "Path"}
+    source = {
+        "bucket": "in",
+        "prefix": "a/src",
+        "credentialsSecretRef": {"name": "reads"},
+        "caBundleRef": {"name": "authorities"},
+    }
+    return {
+        "source": {"storage": {"s3": source | reach}, "strategy": {"path": "a/s.ckpt"}},
+        "target": {
+            "storage": {"s3": {"bucket": "out"}},
+            "strategy": {"path": "t.ckpt", "storage": {"persistentVolumeClaim": {"claimName": "c", "path": "p"}}},
+        },
+    }
+
+
+def test_a_pod_finds_what_its_buckets_need() -> None:
+    spec = parse_spec(with_buckets(), "x")
+    assert mounts(spec) == (
+        ("source", Volume("Secret", "reads"), "/credentials/source", True),
+        ("source", Volume("ConfigMap", "authorities", "ca.crt"), "/certificates/source", True),
+        ("target-strategy", Volume("PersistentVolumeClaim", "c"), "/volumes/target-strategy", True),
+    )
+    request = request_of_pod(spec)
+    assert (request.source, request.source_strategy) == ("s3://in/a/src", "s3://in/a/s.ckpt")
+    assert (request.target, request.target_strategy) == ("s3://out", "/volumes/target-strategy/p/t.ckpt")
+    access = Access("https://minio:9000", "x", "Path", "/certificates/source/ca.crt", "/credentials/source")
+    assert request.access == Accesses(source=access)
+    local = request_here(spec, claims={"c": "/c"}, config_maps={}, secrets={"reads": "/keys"})
+    assert local.access.source == Access("https://minio:9000", "x", "Path", None, "/keys")
+    assert here(spec, c="/c").access.source.credentials is None
+
+
+@pytest.mark.parametrize(
+    ("storage", "says"),
+    [
+        ({}, "either"),
+        ({"s3": {"bucket": "abc"}, "persistentVolumeClaim": {"claimName": "c"}}, "either"),
+        ({"s3": {"bucket": "a/b"}}, "bucket"),
+        ({"s3": {"bucket": "abc", "prefix": "../x"}}, "spec.target.storage.s3.prefix"),
+        ({"s3": {"bucket": "abc", "prefix": "x/"}}, "spec.target.storage.s3.prefix"),
+        ({"s3": {"bucket": "abc", "endpoint": "https://key:secret@host"}}, "endpoint"),
+        ({"s3": {"bucket": "abc", "secretKey": "x"}}, "secretKey"),
+    ],
+)
+def test_a_storage_is_one_claim_or_one_bucket(storage: dict[str, Any], says: str) -> None:
+    document = with_buckets()
+    document["target"]["storage"] = storage
+    with pytest.raises(UsageError, match=says):
+        parse_spec(document, "x")

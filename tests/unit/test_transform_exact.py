@@ -3,57 +3,19 @@
 from __future__ import annotations
 
 from dataclasses import replace
-from typing import TYPE_CHECKING
 
-import disk
 import models
 import numpy as np
 import pytest
 import rawfiles
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
-from memory_store import MemoryReader, MemorySource, MemoryWriter
+from memory_jobs import job, written
+from memory_store import MemoryReader
 
-from reshard.digest import ContentDigest
 from reshard.errors import RequestError
-from reshard.gather import ReadCount, SourceFiles
-from reshard.job import job_of
-from reshard.plan import place
-from reshard.progress import Cancellation, Silent
-from reshard.rankfile import produce
-from reshard.request import Options, Request
-from reshard.source import read_inventory
+from reshard.gather import SourceFiles
 from reshard.verify import check_file
-
-if TYPE_CHECKING:
-    from reshard.job import Job
-
-
-def job(model: models.Model, source: str, target: str) -> tuple[Job, MemorySource]:
-    held = model.source()
-    store = MemorySource({f"rank_{r}/x.{source}": rawfiles.write(source, tensors) for r, tensors in enumerate(held)})
-    before, after = disk.strategies(model)
-    paths = {rank: f"rank_{rank}/x.{source}" for rank, tensors in enumerate(held) if tensors or source == "safetensors"}
-    # `only`, because without redundancy a rank may be left without a file; which rank does not matter here.
-    placed = place(read_inventory(store, paths, workers=1), before, after, only=0)
-    options = Options(format="Ckpt" if target == "ckpt" else "Safetensors")
-    return job_of(Request("memory", "nowhere", options=options), store, placed, before, after), store
-
-
-def written(job: Job, rank: int, count: ReadCount | None = None) -> bytes:
-    writer, digest = MemoryWriter(), ContentDigest()
-    size = produce(
-        job,
-        job.planner.plan(rank),
-        writer,
-        count=count or ReadCount(),
-        digest=digest,
-        progress=Silent(),
-        cancellation=Cancellation(),
-    )
-    assert size == len(writer.content) == job.file_sizes([rank])[rank]
-    return bytes(writer.content)
-
 
 FORMATS = st.sampled_from(["ckpt", "safetensors"])
 

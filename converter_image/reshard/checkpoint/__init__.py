@@ -21,6 +21,7 @@ __all__ = [
     "can_hold",
     "check_crc",
     "content_order",
+    "crc_reads",
     "crc_trailer",
     "file_size",
     "format_of",
@@ -73,6 +74,11 @@ def check_crc(reader: RangeReader, found: Index) -> None:
             where=reader.name,
             fix="the file is damaged; restore it",
         )
+
+
+def crc_reads(size: int, found: Index) -> Iterator[tuple[int, int]]:
+    """What `check_crc` reads of a file of this length, as (offset, length), in its order."""
+    return ckpt.crc_reads(size) if found.structure.format == "ckpt" else safetensors.crc_reads(found.structure)
 
 
 def can_hold(output: Format, dtype: str, shape: tuple[int, ...]) -> bool:

@@ -77,10 +77,16 @@ def index(reader: RangeReader) -> Index:
 
 def crc_of(reader: RangeReader) -> int:
     """The CRC32 of a file that carries one, over all that precedes it, read block by block."""
-    crc, end = 0, reader.size - _TRAILER_BYTES
-    for at in range(0, end, _BLOCK):
-        crc = zlib.crc32(reader.read(at, min(_BLOCK, end - at)), crc)
+    crc = 0
+    for at, n in crc_reads(reader.size):
+        crc = zlib.crc32(reader.read(at, n), crc)
     return crc
+
+
+def crc_reads(size: int) -> Iterator[tuple[int, int]]:
+    """What `crc_of` reads of a file of this length."""
+    end = size - _TRAILER_BYTES
+    return ((at, min(_BLOCK, end - at)) for at in range(0, end, _BLOCK))
 
 
 def crc_trailer(crc: int) -> bytes:

@@ -80,12 +80,26 @@ def index(reader: RangeReader, seen: dict[bytes, Structure] | None = None) -> In
 def crc_of(reader: RangeReader, structure: Structure) -> int:
     """MindSpore's CRC32 of a file, read block by block."""
     found = NamedContents()
-    for entry in sorted(structure.tensors, key=lambda e: e.name):
+    for entry in _by_name(structure):
         found.begin(entry.name, entry.dtype, entry.shape)
-        for offset, length in entry.extents:
-            for at in range(0, length, _BLOCK):
-                found.update(reader.read(offset + at, min(_BLOCK, length - at)))
+        for at, n in _blocks(entry):
+            found.update(reader.read(at, n))
     return found.crc
+
+
+def crc_reads(structure: Structure) -> Iterator[tuple[int, int]]:
+    """What `crc_of` reads of a file, in its order."""
+    return (block for entry in _by_name(structure) for block in _blocks(entry))
+
+
+def _by_name(structure: Structure) -> list[TensorEntry]:
+    return sorted(structure.tensors, key=lambda e: e.name)
+
+
+def _blocks(entry: TensorEntry) -> Iterator[tuple[int, int]]:
+    for offset, length in entry.extents:
+        for at in range(0, length, _BLOCK):
+            yield offset + at, min(_BLOCK, length - at)
 
 
 def content_order(tensors: Sequence[OutputTensor]) -> list[int]:

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 
 import click
 
+from reshard.access import Access, Accesses
 from reshard.cli import inspection, show
 from reshard.cli.arguments import PATH
 from reshard.cli.step import step
@@ -17,8 +18,8 @@ from reshard.errors import MissingInputError, UsageError
 from reshard.manifest import MANIFEST_NAME
 from reshard.ranks import format_ranks, parse_ranks
 from reshard.request import Options, Request
-from reshard.spec import parse_resource, request_of_volumes
-from reshard.storage import open_store
+from reshard.spec import parse_resource, request_here
+from reshard.storage import open_store, parent_and_name
 from reshard.target import TargetFolder
 from reshard.transform import commit_checkpoint, default_workers, plan_transform, transform_checkpoint
 from reshard.version import __version__
@@ -44,9 +45,15 @@ def _request_options(command: F) -> F:
     for option in reversed(
         (
             click.option(
-                "--source", required=True, type=PATH, metavar="DIR", help="The folder with rank_0, rank_1, ..., or one file."
+                "--source",
+                required=True,
+                type=PATH,
+                metavar="DIR",
+                help="The folder with rank_0, rank_1, ..., or one file; or s3://bucket/prefix.",
             ),
-            click.option("--target", required=True, type=PATH, metavar="DIR", help="The folder to write to."),
+            click.option(
+                "--target", required=True, type=PATH, metavar="DIR", help="The folder to write to; or s3://bucket/prefix."
+            ),
             click.option(
                 "--source-strategy",
                 type=PATH,
@@ -106,6 +113,18 @@ def _request_options(command: F) -> F:
                 metavar="OCTAL",
                 help="Permission bits of the files.",
             ),
+            click.option(
+                "--copy",
+                "copy_mode",
+                type=click.Choice(["client", "server"]),
+                default=_DEFAULTS.copy_mode.lower(),
+                show_default=True,
+                help="From S3 to S3: let the server copy by itself what it can.",
+            ),
+            click.option(
+                "--source-profile", metavar="NAME", help="The AWS profile for the source. Without: as the AWS command line."
+            ),
+            click.option("--target-profile", metavar="NAME", help="The same for the target."),
             click.option("--overwrite", is_flag=True, help="Replace what is at the target, once the new one is complete."),
             click.option("--owner", metavar="NAME", hidden=True, help="Processes of one owner share the target's lock."),
             click.option(
@@ -145,8 +164,10 @@ def _request(arguments: dict[str, Any]) -> Request:
             crc=arguments["crc"],
             file_mode=mode,
             verification=_title(arguments["verification"]),  # type: ignore[arg-type]  # click has checked the choice
+            copy_mode=_title(arguments["copy_mode"]),  # type: ignore[arg-type]  # click has checked the choice
             overwrite="Replace" if arguments["overwrite"] else "Never",
         ),
+        access=Accesses(source=Access(profile=arguments["source_profile"]), target=Access(profile=arguments["target_profile"])),
     )
 
 
@@ -194,13 +215,25 @@ def transform(invocation: Invocation, /, **arguments: Any) -> None:
     metavar="NAME=DIR",
     help="The folder that stands for a ConfigMap, with a file for each of its keys.",
 )
+@click.option(
+    "--secret",
+    "secrets",
+    multiple=True,
+    metavar="NAME=DIR",
+    help="The folder that stands for a Secret with S3 credentials. Without: the environment has them.",
+)
 @click.option("--workers", type=click.IntRange(1, 256), help="Ranks at a time. Without: one for each processor, at most 8.")
 @click.option("--json", "as_json", is_flag=True, help="End with one JSON object on standard output, and nothing else there.")
 @click.pass_obj
 def run(invocation: Invocation, /, resource: str, workers: int | None, as_json: bool, **folders: tuple[str, ...]) -> None:
     """Carry out a CheckpointTransform resource on this machine, without a cluster."""
     spec = parse_resource(_text(resource), resource)
-    request = request_of_volumes(spec, _folders("--volume", folders["volumes"]), _folders("--config-map", folders["config_maps"]))
+    request = request_here(
+        spec,
+        claims=_folders("--volume", folders["volumes"]),
+        config_maps=_folders("--config-map", folders["config_maps"]),
+        secrets=_folders("--secret", folders["secrets"]),
+    )
     with show.progress() as progress:
         if spec.dry_run:
             planned = plan_transform(request, workers=workers, progress=progress)
@@ -283,9 +316,9 @@ cli.add_command(step)
 
 
 def _text(path: str) -> str:
-    store = open_store(str(Path(path).absolute().parent))
+    folder, name = parent_and_name(path)
     try:
-        return store.read(Path(path).name, 1 << 20).decode("utf-8")
+        return open_store(folder).read(name, 1 << 20).decode("utf-8")
     except UnicodeDecodeError as error:
         raise UsageError("NotYaml", "the file is no UTF-8 text", where=path) from error
 
@@ -340,6 +373,7 @@ def _show_plan(planned: PlanResult, *, as_json: bool) -> None:
                 "copies": summary.copies,
                 "memory_bytes": planned.memory_bytes,
                 "workers": planned.workers,
+                "rank_requests": planned.rank_requests,
                 "format": planned.format,
                 "digest": planned.digest,
                 "notes": list(planned.notes),
@@ -359,6 +393,7 @@ def _show_plan(planned: PlanResult, *, as_json: bool) -> None:
             ("copies", summary.copies),
             ("memory at most", show.size(planned.memory_bytes)),
             ("ranks at a time", planned.workers),
+            *([("requests for a rank's content", planned.rank_requests)] if planned.rank_requests else []),
         ],
     )
     ranks = list(summary.sources)

@@ -3,14 +3,12 @@
 from __future__ import annotations
 
 from math import prod
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from reshard.cli import show
 from reshard.errors import MissingInputError
 from reshard.ranks import format_ranks
-from reshard.source import find_files, read_inventory
-from reshard.storage import open_store
+from reshard.source import find_files, open_source, read_inventory
 from reshard.target import TargetFolder
 from reshard.transform import default_workers
 
@@ -22,13 +20,12 @@ _SHOWN_TENSORS = 200
 
 def inspect(path: str, *, step: int | None, pattern: str | None, as_json: bool) -> None:
     """Show a checkpoint's files and parameters."""
-    full = Path(path).absolute()
     notes: tuple[str, ...]
-    if full.is_file():
-        store, files, notes = open_store(str(full.parent)), {0: full.name}, ()
+    store, chosen = open_source(path)
+    if chosen is not None:
+        files, notes = {0: chosen}, ()
         manifest = None
     else:
-        store = open_store(str(full))
         files, notes = find_files(store, step=step, pattern=pattern)
         manifest = TargetFolder(store, 0).manifest()
     inventory = read_inventory(store, files, workers=default_workers())

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from pathlib import Path
 from typing import TYPE_CHECKING
 
 import click
@@ -10,7 +9,7 @@ import click
 from reshard.cli import show
 from reshard.cli.arguments import PATH
 from reshard.source import read_strategy, read_strategy_files
-from reshard.storage import open_store
+from reshard.storage import open_store, parent_and_name
 from reshard.strategy import dump, merge
 
 if TYPE_CHECKING:
@@ -54,8 +53,8 @@ def show_strategy(path: str, as_json: bool) -> None:
 def merge_strategies(folder: str, output: str) -> None:
     """Merge the strategies of all pipeline stages in a folder into one file (.ckpt: protobuf, .json: JSON)."""
     merged = merge(read_strategy_files(folder))
-    path = Path(output).absolute()
-    open_store(str(path.parent)).write(path.name, dump(merged, "json" if output.endswith(".json") else "protobuf"), mode=0o640)
+    folder, name = parent_and_name(output)
+    open_store(folder).write(name, dump(merged, "json" if output.endswith(".json") else "protobuf"), mode=0o640)
     show.out(f"wrote {output}: {len(merged.parameters)} parameters")
 
 

@@ -11,11 +11,13 @@ import stat as stat_bits
 from pathlib import Path
 from typing import TYPE_CHECKING, NoReturn
 
-from reshard.errors import AccessError, DataError, MissingInputError, OutputError, ReshardError, StorageError
-from reshard.storage.protocol import Stat
+from reshard.errors import AccessError, BugError, DataError, MissingInputError, OutputError, ReshardError, StorageError
+from reshard.storage.protocol import Stat, WriteCost
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
+
+    from reshard.storage.protocol import Reader, Store
 
 # Written bytes are handed to the disk in steps of this size while later ones are still being computed, so that the final
 # fsync finds little left to do.
@@ -114,6 +116,13 @@ class LocalWriter:
                 os.posix_fadvise(self._file, self._handed_over, self._offset - self._handed_over, os.POSIX_FADV_DONTNEED)
                 self._handed_over = self._offset
 
+    def copy(self, reader: Reader, offset: int, length: int) -> None:
+        """See `Writer.copy`: no store is copied from."""
+        raise BugError("NoServer", f"{length} bytes at {offset} of {reader.name} cannot be copied by a server", where=self._path)
+
+    def cut(self) -> None:
+        """See `Writer.cut`: a file has no parts."""
+
     def finish(self) -> None:
         """See `Writer.finish`."""
         with _failures(self._path, writing=True):
@@ -140,6 +149,28 @@ class LocalStore:
     def __init__(self, root: str | os.PathLike[str]) -> None:
         self.root = os.path.abspath(root)
         self.url = self.root
+        self.remote = False
+        self.renames = True
+
+    def copies_from(self, other: Store) -> bool:
+        """See `Store.copies_from`."""
+        del other
+        return False
+
+    def around(self) -> list[tuple[int, int] | str]:
+        """See `Store.around`: device and inode, for a folder can be mounted in two places; the path where nothing is yet."""
+        found: list[tuple[int, int] | str] = []
+        path = os.path.realpath(self.root)
+        while True:
+            try:
+                status = os.stat(path)
+                found.append((status.st_dev, status.st_ino))
+            except OSError:
+                found.append(path)
+            parent = os.path.dirname(path)
+            if parent == path:
+                return found
+            path = parent
 
     def _at(self, path: str) -> str:
         if ".." in path.split("/") or path.startswith("/"):  # whatever a hostile document says
@@ -178,9 +209,17 @@ class LocalStore:
         finally:
             reader.close()
 
-    def create(self, path: str, *, temporary: str, mode: int) -> LocalWriter:
+    def create(
+        self, path: str, *, temporary: str, mode: int, size: int | None = None, memory: int = 0, copies: bool = False
+    ) -> LocalWriter:
         """See `Store.create`."""
+        del size, memory, copies
         return LocalWriter(self._at(path), self._at(temporary), mode)
+
+    def write_cost(self, size: int, memory: int) -> WriteCost:
+        """See `Store.write_cost`: the page cache holds what is under way."""
+        del size, memory
+        return WriteCost()
 
     def write(self, path: str, content: bytes, *, mode: int) -> None:
         """See `Store.write`."""
@@ -212,6 +251,24 @@ class LocalStore:
                         os.unlink(temporary)
             return True
 
+    def swap(self, path: str, content: bytes, version: str, *, mode: int) -> bool:
+        """See `Store.swap`: moved out of the way first, so that of several who try one succeeds, and none removes a successor."""
+        full = self._at(path)
+        grave = f"{full}.{os.urandom(6).hex()}.dead"
+        with _failures(full, writing=True):
+            try:
+                os.rename(full, grave)
+            except FileNotFoundError:
+                return False
+            try:
+                if _version(os.stat(grave)) != version:
+                    with contextlib.suppress(FileExistsError):
+                        os.link(grave, full)
+                    return False
+            finally:
+                os.unlink(grave)
+        return self.write_new(path, content, mode=mode)
+
     def move(self, path: str, to: str) -> None:
         """See `Store.move`."""
         source, target = self._at(path), self._at(to)
@@ -230,21 +287,31 @@ class LocalStore:
                 with contextlib.suppress(FileNotFoundError):
                     os.unlink(full)
 
-    def touch(self, path: str) -> float:
+    def touch(self, path: str) -> None:
         """See `Store.touch`."""
-        full = self._at(path)
-        with _failures(full, writing=True):
-            os.utime(full)
-            return os.stat(full).st_mtime
+        with _failures(self._at(path), writing=True), contextlib.suppress(FileNotFoundError):
+            os.utime(self._at(path))
 
-    def modified(self, path: str) -> float | None:
-        """See `Store.modified`."""
+    def age(self, path: str) -> float | None:
+        """See `Store.age`: a new file beside it tells what time it is where the files are."""
         full = self._at(path)
         try:
             with _failures(full):
-                return os.stat(full).st_mtime
+                then = os.stat(full).st_mtime
         except MissingInputError:
             return None
+        with _failures(full, writing=True):
+            file, temporary = _open_temporary(full, 0o600)
+            try:
+                os.utime(file)
+                return os.fstat(file).st_mtime - then
+            finally:
+                os.close(file)
+                if temporary is not None:
+                    os.unlink(temporary)
+
+    def drop_unfinished(self, beginning: str, *, silent: float) -> None:
+        """See `Store.drop_unfinished`: there is nothing but temporaries."""
 
     def check_writable(self) -> None:
         """See `Store.check_writable`."""

@@ -1,12 +1,17 @@
-"""What a storage must do: bytes by range in, whole files out. One contract test suite holds for every storage."""
+"""What a storage must do: bytes by range in, whole files out. One contract test suite holds for every storage.
+
+It is no file system: an object store has neither renames nor folders, and its requests cost a round trip each. Where that decides
+how to work, a storage says so (`renames`, `remote`); where a file system would have used a rename or a time, the protocol has the
+purpose itself (`swap`, `age`, `drop_unfinished`).
+"""
 
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Protocol
+from typing import TYPE_CHECKING, NamedTuple, Protocol
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Hashable, Sequence
 
 
 @dataclass(frozen=True, slots=True)
@@ -24,6 +29,18 @@ class Stat:
     is_folder: bool
     size: int
     version: str
+
+
+class WriteCost(NamedTuple):
+    """What writing a file takes.
+
+    Attributes:
+        memory: bytes that wait until they are sent.
+        requests: to a server.
+    """
+
+    memory: int = 0
+    requests: int = 0
 
 
 class Reader(Protocol):
@@ -76,6 +93,18 @@ class Writer(Protocol):
             OutputError, StorageError: the bytes cannot be written.
         """
 
+    def copy(self, reader: Reader, offset: int, length: int) -> None:
+        """Append bytes of a file of a store that this one `copies_from`, without their coming here.
+
+        What was written since the last copy, and each copy, is a part of the upload: but for the last, of 5 MiB and more.
+
+        Raises:
+            DataError: the file has changed since it was opened.
+        """
+
+    def cut(self) -> None:
+        """End a part here."""
+
     def finish(self) -> None:
         """Make all bytes durable, and the file appear at its path."""
 
@@ -89,6 +118,20 @@ class Store(Protocol):
     @property
     def url(self) -> str:
         """Where it is, for messages and as part of a transform's identity."""
+
+    @property
+    def remote(self) -> bool:
+        """Whether a read costs a round trip: then it is worth to ask ahead, for much, and for several things at a time."""
+
+    @property
+    def renames(self) -> bool:
+        """Whether a finished file is moved for nothing, at once. Where not, files that replace others are written in place."""
+
+    def copies_from(self, other: Store) -> bool:
+        """Whether files of another store can be copied by the server alone."""
+
+    def around(self) -> Sequence[Hashable]:
+        """What this place and those around it are, innermost first: equal for one place under two names."""
 
     def list(self, path: str) -> list[Stat]:
         """What lies directly in `path`, sorted by name; empty when there is no such path.
@@ -116,13 +159,25 @@ class Store(Protocol):
             DataError: it is longer than `limit` bytes.
         """
 
-    def create(self, path: str, *, temporary: str, mode: int) -> Writer:
+    def create(
+        self, path: str, *, temporary: str, mode: int, size: int | None = None, memory: int = 0, copies: bool = False
+    ) -> Writer:
         """A new file at `path` that replaces what is there when it is finished.
 
         Args:
             path: where it appears.
             temporary: a path in the same store for its bytes until then, where the storage needs one.
             mode: permission bits; its folders get the same with search permission. Without meaning in an object store.
+            size: how long it will be, where that is known: it decides in how many parts it is sent.
+            memory: how many bytes may wait in memory until they are sent; more only where one part needs it.
+            copies: whether the server is to copy some of it, see `Writer.copy`.
+        """
+
+    def write_cost(self, size: int, memory: int) -> WriteCost:
+        """What a writer of a file of this length takes, if it may have `memory`.
+
+        Raises:
+            OutputError: there can be no such file.
         """
 
     def write(self, path: str, content: bytes, *, mode: int) -> None:
@@ -131,17 +186,26 @@ class Store(Protocol):
     def write_new(self, path: str, content: bytes, *, mode: int) -> bool:
         """A whole small file, only if nothing is there (atomically). Says whether it was written."""
 
+    def swap(self, path: str, content: bytes, version: str, *, mode: int) -> bool:
+        """A whole small file in the place of one, only if that still has this version. Says whether it was written."""
+
     def move(self, path: str, to: str) -> None:
-        """Rename within the store, replacing what is there."""
+        """Rename a small file within the store, replacing what is there. An object store has it in both places for a moment."""
 
     def delete(self, path: str) -> None:
         """Remove a file, or a folder with all in it. Nothing there is no error."""
 
-    def touch(self, path: str) -> float:
-        """Mark a file as alive. Returns when it was marked, in seconds by the storage's own clock."""
+    def touch(self, path: str) -> None:
+        """Mark a small file as alive, unless it is gone, or another's by now."""
 
-    def modified(self, path: str) -> float | None:
-        """When a file was last written or marked, in seconds by the storage's own clock; None when it is not there."""
+    def age(self, path: str) -> float | None:
+        """Seconds since a file was written or marked, all by the storage's own clock; None when it is not there."""
+
+    def drop_unfinished(self, beginning: str, *, silent: float) -> None:
+        """Take away what killed writers have left of files whose paths begin so, if nothing was added for so many seconds.
+
+        For storages that keep it where no listing shows it; temporaries are files like others.
+        """
 
     def check_writable(self) -> None:
         """Find out, without writing, whether files can be created here.

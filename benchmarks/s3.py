@@ -1,0 +1,130 @@
+"""`make bench-s3`: whole transforms from S3 to S3, beside a copy of the same bytes by raw ranged GETs and multipart PUTs.
+
+Server, client and all measured run on this machine. Every round runs both in turn; quoted are medians.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import statistics
+import subprocess
+import sys
+import tempfile
+import time
+from concurrent.futures import ThreadPoolExecutor
+from itertools import pairwise
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+sys.path.insert(0, str(Path(__file__).parents[1] / "tests" / "support"))
+
+from s3_server import Server, running
+
+from cases import CASES, make
+
+if TYPE_CHECKING:
+    from cases import Case
+
+RESHARD = str(Path(sys.executable).with_name("reshard"))
+_PART = 8 << 20
+_THREADS = 8
+
+
+def raw_copy(server: Server, bucket: str, case: str, ranks: int) -> float:
+    """Seconds to copy all source bytes into as many objects as the target has, part by part."""
+    client = server.client()
+    found = client.list_objects_v2(Bucket=bucket, Prefix=f"{case}/src/")["Contents"]
+    parts = [(o["Key"], at, n) for o in found for at, n in evenly(o["Size"])]
+    began = time.perf_counter()
+    each = -(-len(parts) // ranks)
+
+    def one(rank: int) -> None:
+        key = {"Bucket": bucket, "Key": f"raw/{rank}"}
+        upload = client.create_multipart_upload(**key)["UploadId"]
+
+        def part(number: int) -> dict[str, Any]:
+            source, at, n = parts[rank * each + number]
+            body = client.get_object(Bucket=bucket, Key=source, Range=f"bytes={at}-{at + n - 1}")["Body"].read()
+            sent = client.upload_part(**key, UploadId=upload, PartNumber=number + 1, Body=body)
+            return {"PartNumber": number + 1, "ETag": sent["ETag"]}
+
+        with ThreadPoolExecutor(_THREADS // 2) as pool:
+            done = list(pool.map(part, range(len(parts[rank * each : (rank + 1) * each]))))
+        client.complete_multipart_upload(**key, UploadId=upload, MultipartUpload={"Parts": done})
+
+    with ThreadPoolExecutor(2) as pool:
+        list(pool.map(one, range(ranks)))
+    return time.perf_counter() - began
+
+
+def evenly(size: int) -> list[tuple[int, int]]:
+    """An object in parts of about 8 MiB, none of them shorter than a part may be."""
+    count = max(1, size // _PART)
+    cuts = [size * i // count for i in range(count + 1)]
+    return [(a, b - a) for a, b in pairwise(cuts)]
+
+
+def reshard(server: Server, bucket: str, case: str, *more: str) -> dict[str, Any]:
+    """What a transform tells of itself."""
+    base = f"s3://{bucket}/{case}"
+    sides = ["--source", f"{base}/src", "--source-strategy", f"{base}/source.ckpt", "--target-strategy", f"{base}/target.ckpt"]
+    began = time.perf_counter()
+    done = subprocess.run(
+        [RESHARD, "transform", *sides, "--target", f"s3://{bucket}/out", "--verify", "none", "--json", *more],
+        env=os.environ | server.environment(),
+        stdout=subprocess.PIPE,
+        check=True,
+    )
+    return json.loads(done.stdout) | {"wall": time.perf_counter() - began}
+
+
+def clear(server: Server, bucket: str, prefix: str) -> None:
+    """Remove what is below a prefix."""
+    client = server.client()
+    for page in client.get_paginator("list_objects_v2").paginate(Bucket=bucket, Prefix=prefix):
+        for found in page.get("Contents", ()):
+            client.delete_object(Bucket=bucket, Key=found["Key"])
+
+
+def measure(server: Server, bucket: str, case: Case, place: Path, runs: int, *more: str) -> dict[str, Any]:
+    """Both in turn."""
+    server.upload(bucket, place, case.name)
+    raw, ours, told = [], [], {}
+    for _ in range(runs):
+        raw.append(raw_copy(server, bucket, case.name, case.target_ranks))
+        clear(server, bucket, "raw/")
+        told = reshard(server, bucket, case.name, *more)
+        ours.append(told["wall"])
+        clear(server, bucket, "out/")
+    clear(server, bucket, f"{case.name}/")
+    return {
+        "raw_seconds": round(statistics.median(raw), 2),
+        "reshard_seconds": round(statistics.median(ours), 2),
+        "speed_of_raw": round(statistics.median(a / b for a, b in zip(raw, ours, strict=True)), 2),
+        "read_over_needed": round(told["bytes_read"] / told["bytes_needed"], 3),
+        "read_over_written": round(told["bytes_read"] / told["bytes_written"], 4),
+        "peak_mb": round(told["peak_rss_bytes"] / 1e6),
+    }
+
+
+def main() -> None:
+    """Measure what is asked for and print it."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("cases", nargs="*", default=["llama-safetensors", "llama-ckpt"])
+    parser.add_argument("--runs", type=int, default=3)
+    parser.add_argument("--copy", choices=["client", "server"], default="client", help="who copies long runs")
+    parser.add_argument("--folder", type=Path, default=Path(os.environ.get("RESHARD_CACHE", "/tmp/reshard")) / "bench")  # noqa: S108
+    arguments = parser.parse_args()
+    with tempfile.TemporaryDirectory(dir=arguments.folder) as folder, running(Path(folder)) as server:
+        bucket = server.bucket()
+        for case in CASES:
+            if case.name in arguments.cases:
+                place = make(case, arguments.folder)
+                more = ("--copy", arguments.copy)
+                print(case.what, json.dumps(measure(server, bucket, case, place, arguments.runs, *more)), flush=True)
+
+
+if __name__ == "__main__":
+    main()

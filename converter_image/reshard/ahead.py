@@ -1,0 +1,227 @@
+"""Fetching ahead of reads that are known: on an object store a read costs a round trip, and many are made at once.
+
+What will be read is only a hint: a read that was not foreseen is made as it comes, so that no mistake here can change a byte.
+"""
+
+from __future__ import annotations
+
+from bisect import bisect_right
+from collections import deque
+from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from mmap import mmap
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterable, Iterator, Sequence
+
+    from reshard.storage.protocol import Reader
+
+# Of which file, from which byte on, how many.
+Read = tuple[int, int, int]
+
+# A gap of so many bytes is there sooner than the answer to another request would be.
+GAP_BYTES = 512 << 10
+# Long enough that a request's time is that of its bytes, short enough that many fit into memory.
+_LONGEST_REQUEST = 4 << 20
+# While one is read from, the others are being fetched.
+_WINDOWS = 4
+
+
+@dataclass(frozen=True, slots=True)
+class Range:
+    """Bytes of one file that are fetched together.
+
+    Attributes:
+        file: which.
+        start: of the first byte.
+        end: after the last.
+    """
+
+    file: int
+    start: int
+    end: int
+
+
+def windows(reads: Iterable[Read], *, most: int, gap: int = GAP_BYTES) -> Iterator[tuple[Range, ...]]:
+    """Cut reads, in their order, into windows of at most `most` bytes, within which neighbours are fetched together. Pure.
+
+    A read that is longer has a window of its own.
+
+    >>> list(windows([(0, 0, 10), (1, 0, 10), (0, 12, 8), (0, 90, 10)], most=30, gap=4))
+    [(Range(file=0, start=0, end=20), Range(file=1, start=0, end=10)), (Range(file=0, start=90, end=100),)]
+    """
+    window: dict[int, list[tuple[int, int]]] = {}
+    total = 0
+    for file, offset, length in reads:
+        found = window.get(file, [])
+        first, last, whole = _joined(found, offset, offset + length, gap)
+        more = whole[1] - whole[0] - sum(end - start for start, end in found[first:last])
+        if total and total + more > most:
+            yield _ranges(window)
+            window, total = {}, 0
+            found, first, last, whole, more = [], 0, 0, (offset, offset + length), length
+        found[first:last] = [whole]
+        window[file] = found
+        total += more
+    if total:
+        yield _ranges(window)
+
+
+def _joined(found: list[tuple[int, int]], start: int, end: int, gap: int) -> tuple[int, int, tuple[int, int]]:
+    """Which of some disjoint ascending ranges, as a slice of them, become one with another over small gaps; and that one."""
+    first = last = len(found)
+    if found and start < found[-1][0]:  # nearly always it is the next one
+        last = bisect_right(found, end + gap, key=lambda r: r[0])
+    while first and found[first - 1][1] + gap >= start:
+        first -= 1
+    first = min(first, last)
+    parts = found[first:last]
+    return first, last, (min([start, *(a for a, _ in parts)]), max([end, *(b for _, b in parts)]))
+
+
+def _ranges(window: dict[int, list[tuple[int, int]]]) -> tuple[Range, ...]:
+    return tuple(Range(file, start, end) for file, found in window.items() for start, end in found)
+
+
+def requests(reads: Iterable[Read], memory: int) -> int:
+    """How many requests fetching these reads takes."""
+    longest = _longest_request(memory)
+    return sum(-(-(r.end - r.start) // longest) for window in windows(reads, most=memory // _WINDOWS) for r in window)
+
+
+def _longest_request(memory: int) -> int:
+    return min(_LONGEST_REQUEST, memory // _WINDOWS // 2)
+
+
+@dataclass(slots=True)
+class _Fetched:
+    """A window that is being fetched: for each file its ranges, where in the memory they come to lie, and the requests."""
+
+    memory: mmap
+    starts: dict[int, list[int]] = field(default_factory=dict)
+    ranges: dict[int, list[tuple[Range, int, list[Future[None]]]]] = field(default_factory=dict)
+
+    def copy(self, file: int, offset: int, view: memoryview, request_bytes: int) -> bool:
+        """Fill `view`, once the bytes are there. Says whether they are in this window at all."""
+        position = bisect_right(self.starts.get(file, ()), offset) - 1
+        if position < 0:
+            return False
+        found, at, requests = self.ranges[file][position]
+        end = offset + len(view)
+        if end > found.end:
+            return False
+        first, last = offset - found.start, end - found.start
+        for request in requests[first // request_bytes : -(-last // request_bytes)]:
+            request.result()
+        view[:] = memoryview(self.memory)[at + first : at + last]
+        return True
+
+
+class Ahead:
+    """Fetches what will be read, a few windows ahead. For one thread that reads."""
+
+    def __init__(self, reads: Iterable[Read], opened: Callable[[int], Reader], memory: int) -> None:
+        self._window_bytes = memory // _WINDOWS
+        self._request_bytes = _longest_request(memory)
+        self._left = windows(reads, most=self._window_bytes)
+        self._opened = opened
+        self._pool = ThreadPoolExecutor(memory // self._request_bytes, thread_name_prefix="reshard-fetch")
+        self._fetched: deque[_Fetched] = deque()
+        self._idle: list[mmap] = []  # pages of their own, which go back to the system: a heap would keep and scatter them
+        self.nbytes = 0
+
+    def reader(self, file: int) -> Reader:
+        """A file, read through what is fetched."""
+        return _AheadReader(self, file, self._opened(file))
+
+    def read_into(self, file: int, view: memoryview, offset: int) -> None:
+        """Fill `view` with the bytes of a file from `offset`, and let go of windows before those."""
+        self._fetch()
+        for passed, window in enumerate(self._fetched):
+            if window.copy(file, offset, view, self._request_bytes):
+                for _ in range(passed):
+                    self._let_go()
+                return
+        self.nbytes += len(view)
+        self._opened(file).read_into(view, offset)
+
+    def close(self) -> None:
+        """Fetch no more."""
+        self._left = iter(())
+        while self._fetched:
+            self._let_go()
+        self._pool.shutdown(cancel_futures=True)
+        self._idle.clear()
+
+    def _fetch(self) -> None:
+        while len(self._fetched) < _WINDOWS and (window := next(self._left, None)) is not None:
+            total = sum(r.end - r.start for r in window)
+            if total > self._window_bytes:
+                memory = mmap(-1, total)
+            else:
+                memory = self._idle.pop() if self._idle else mmap(-1, self._window_bytes)
+            fetched, at = _Fetched(memory), 0
+            for found in sorted(window, key=lambda r: (r.file, r.start)):
+                requests = [
+                    self._pool.submit(self._request, found, a, memoryview(memory)[at + a - found.start :])
+                    for a in range(found.start, found.end, self._request_bytes)
+                ]
+                fetched.starts.setdefault(found.file, []).append(found.start)
+                fetched.ranges.setdefault(found.file, []).append((found, at, requests))
+                at += found.end - found.start
+            self.nbytes += total
+            self._fetched.append(fetched)
+
+    def _request(self, found: Range, start: int, view: memoryview) -> None:
+        length = min(self._request_bytes, found.end - start)
+        self._opened(found.file).read_into(view[:length], start)
+
+    def _let_go(self) -> None:
+        """Of the oldest window; what of it is still under way nobody will read, but it must not come into other bytes."""
+        window = self._fetched.popleft()
+        for found in window.ranges.values():
+            for _, _, requests in found:
+                for request in requests:
+                    if not request.cancel():
+                        request.exception()
+        if len(window.memory) == self._window_bytes:
+            self._idle.append(window.memory)
+
+
+class _AheadReader:
+    """One file of an `Ahead`."""
+
+    def __init__(self, ahead: Ahead, file: int, opened: Reader) -> None:
+        self._ahead, self._file = ahead, file
+        self.name, self.size, self.version = opened.name, opened.size, opened.version
+
+    def read(self, offset: int, length: int) -> bytes:
+        """See `Reader.read`."""
+        content = bytearray(length)
+        self._ahead.read_into(self._file, memoryview(content), offset)
+        return bytes(content)
+
+    def read_into(self, view: memoryview, offset: int) -> None:
+        """See `Reader.read_into`."""
+        self._ahead.read_into(self._file, view, offset)
+
+    def read_runs(self, view: memoryview, length: int, offsets: Sequence[int]) -> None:
+        """See `Reader.read_runs`."""
+        read_into, file = self._ahead.read_into, self._file
+        for at, offset in enumerate(offsets):
+            read_into(file, view[at * length : (at + 1) * length], offset)
+
+    def close(self) -> None:
+        """See `Reader.close`: whoever opened it closes it."""
+
+
+@contextmanager
+def reading(reader: Reader, reads: Iterable[tuple[int, int]], memory: int) -> Iterator[Reader]:
+    """One file whose reads, as (offset, length), are known in their order."""
+    ahead = Ahead(((0, offset, length) for offset, length in reads), lambda _: reader, memory)
+    try:
+        yield ahead.reader(0)
+    finally:
+        ahead.close()

@@ -1,0 +1,114 @@
+"""The client: boto3's session gives credentials, region and configuration, so what works with the AWS command line works here."""
+
+from __future__ import annotations
+
+from functools import lru_cache
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import boto3
+import botocore.session
+from botocore.config import Config
+from botocore.credentials import CredentialProvider, Credentials, ReadOnlyCredentials
+
+from reshard.errors import AccessError
+from reshard.storage.s3.failures import failures
+
+if TYPE_CHECKING:
+    from botocore.client import BaseClient
+
+    from reshard.access import Access
+
+# Of all workers together; idle connections cost nothing.
+_MOST_CONNECTIONS = 128
+_CONNECT_SECONDS = 10
+_READ_SECONDS = 30
+# Waits grow to 20 s: together about a minute, then it is an error that another try of the whole may survive.
+_TRIES = 8
+_DEFAULT_REGION = "us-east-1"
+
+
+@lru_cache(maxsize=16)
+def client_of(access: Access) -> BaseClient:
+    """The client of an access; one for all that have the same. Threads may share it.
+
+    Raises:
+        AccessError: there is no such profile, or the credentials cannot be read.
+        RequestError: the configuration contradicts itself.
+    """
+    with failures(access.endpoint or "s3"):
+        core = botocore.session.Session(profile=access.profile)
+        if access.credentials is not None:
+            core.get_component("credential_provider").insert_before("env", _FolderProvider(Path(access.credentials)))
+        session = boto3.Session(botocore_session=core)
+        s3: dict[str, Any] = {}
+        if access.addressing != "Auto":
+            s3["addressing_style"] = access.addressing.lower()
+        if access.checksums != "None":  # the server checks what it is sent by a checksum: one more over all bytes adds nothing
+            s3["payload_signing_enabled"] = False
+        config = Config(
+            s3=s3 or None,
+            retries={"mode": "standard", "total_max_attempts": _TRIES},
+            connect_timeout=_CONNECT_SECONDS,
+            read_timeout=_READ_SECONDS,
+            max_pool_connections=_MOST_CONNECTIONS,
+            tcp_keepalive=True,
+            # Checksums are ours to choose: those that newer clients add by themselves are more than some servers understand.
+            request_checksum_calculation="when_required",
+            response_checksum_validation="when_required",
+        )
+        return session.client(
+            "s3",
+            endpoint_url=access.endpoint,
+            region_name=access.region or session.region_name or _DEFAULT_REGION,
+            verify=access.ca_bundle,
+            config=config,
+        )
+
+
+class _FolderProvider(CredentialProvider):  # type: ignore[misc]  # botocore comes without types
+    """Finds credentials in a folder."""
+
+    METHOD = "reshard-folder"
+    CANONICAL_NAME = "reshard-folder"
+
+    def __init__(self, folder: Path) -> None:
+        super().__init__()
+        self._folder = folder
+
+    def load(self) -> Credentials:
+        return _FolderCredentials(self._folder)
+
+
+class _FolderCredentials(Credentials):  # type: ignore[misc]  # botocore comes without types
+    """Credentials as a Secret is mounted: read again for every request that is signed, so that a rotation is followed at once."""
+
+    def __init__(self, folder: Path) -> None:
+        self._folder = folder
+        frozen = self.get_frozen_credentials()
+        super().__init__(frozen.access_key, frozen.secret_key, frozen.token, method="reshard-folder")
+
+    def get_frozen_credentials(self) -> ReadOnlyCredentials:
+        """What the files say now."""
+        return ReadOnlyCredentials(
+            self._part("accessKeyId"), self._part("secretAccessKey"), self._part("sessionToken", need=False)
+        )
+
+    def _part(self, name: str, *, need: bool = True) -> str | None:
+        path = self._folder / name
+        try:
+            return path.read_text(encoding="ascii").strip()
+        except FileNotFoundError:
+            if not need:
+                return None
+            what = "there is no such file"
+        except OSError as error:
+            what = error.strerror or "it cannot be read"
+        except UnicodeDecodeError:
+            what = "it is no ASCII text"
+        raise AccessError(
+            "CredentialsMissing",
+            what,
+            where=str(path),
+            fix="give the Secret the keys accessKeyId and secretAccessKey (and sessionToken)",
+        )

@@ -1,0 +1,130 @@
+"""From what a server or the way to it answers to errors that say what to do."""
+
+from __future__ import annotations
+
+from contextlib import contextmanager
+from typing import TYPE_CHECKING
+
+from boto3.exceptions import Boto3Error
+from botocore import exceptions as boto
+
+from reshard.errors import (
+    AccessError,
+    DataError,
+    MissingInputError,
+    OutputError,
+    RequestError,
+    ReshardError,
+    StorageError,
+    UsageError,
+)
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+_LONGEST_MESSAGE = 300
+
+_KEY = "check the access key and its secret"
+_TOKEN = "get new credentials; those in a Secret are followed when they change"  # noqa: S105 - advice, not a secret
+_CLOCK = "set this machine's clock"
+_POLICY = "allow it in the bucket's or the role's policy (docs/s3.md has the least that is needed)"
+_DENIED = {
+    "AccessDenied": ("PermissionDenied", _POLICY),
+    "AccessForbidden": ("PermissionDenied", _POLICY),
+    "AllAccessDisabled": ("PermissionDenied", _POLICY),
+    "MethodNotAllowed": ("PermissionDenied", _POLICY),
+    "403": ("PermissionDenied", _POLICY),
+    "401": ("CredentialsRefused", _KEY),
+    "Unauthorized": ("CredentialsRefused", _KEY),
+    "InvalidAccessKeyId": ("CredentialsRefused", _KEY),
+    "SignatureDoesNotMatch": ("CredentialsRefused", _KEY),
+    "AuthFailure": ("CredentialsRefused", _KEY),
+    "InvalidToken": ("CredentialsRefused", _TOKEN),
+    "InvalidClientTokenId": ("CredentialsRefused", _KEY),
+    "XAdminUserNotFound": ("CredentialsRefused", _KEY),
+    "ExpiredToken": ("CredentialsExpired", _TOKEN),
+    "ExpiredTokenException": ("CredentialsExpired", _TOKEN),
+    "TokenRefreshRequired": ("CredentialsExpired", _TOKEN),
+    "RequestExpired": ("CredentialsExpired", _CLOCK),
+    "RequestTimeTooSkewed": ("CredentialsRefused", _CLOCK),
+}
+_WRONG_REGION = {
+    "301",
+    "AuthorizationHeaderMalformed",
+    "IllegalLocationConstraintException",
+    "PermanentRedirect",
+    "TemporaryRedirect",
+}
+_FULL = {"507", "InsufficientStorage", "QuotaExceeded", "XMinioStorageFull", "XMinioAdminBucketQuotaExceeded", "EntityTooLarge"}
+_BUSY = {"SlowDown", "ServiceUnavailable", "503", "RequestLimitExceeded", "Throttling", "ThrottlingException", "TooManyRequests"}
+MISSING = {"NoSuchKey", "404", "NotFound"}
+
+
+def code_of(error: boto.ClientError) -> str:
+    """The server's code, such as "NoSuchKey"; of an answer without a body the HTTP status."""
+    return str(error.response.get("Error", {}).get("Code", "")) or str(
+        error.response.get("ResponseMetadata", {}).get("HTTPStatusCode", "")
+    )
+
+
+@contextmanager
+def failures(where: str) -> Iterator[None]:
+    """Turn boto3's errors into ours, with what a user needs to mend them. No secret is in any."""
+    try:
+        yield
+    except boto.ClientError as error:
+        raise _of_answer(error, where) from error
+    except (boto.BotoCoreError, Boto3Error, ValueError) as error:  # an endpoint that is no URL is a ValueError
+        raise _of_way(error, where) from error
+
+
+def _of_answer(error: boto.ClientError, where: str) -> ReshardError:  # noqa: PLR0911 - one way out for each kind of answer
+    code, status = code_of(error), error.response.get("ResponseMetadata", {}).get("HTTPStatusCode")
+    message = str(error.response.get("Error", {}).get("Message", "")).rstrip(".")[:_LONGEST_MESSAGE]
+    what = f"{error.operation_name} is answered with {code}" + (f" ({message})" if message and message != code else "")
+    if code in _DENIED or status in (401, 403):
+        reason, fix = _DENIED.get(code, ("PermissionDenied", _POLICY))
+        return AccessError(reason, what, where=where, fix=fix)
+    if code == "NoSuchBucket":
+        return MissingInputError("BucketMissing", what, where=where, fix="create the bucket, or correct its name or the endpoint")
+    if code in MISSING:
+        return MissingInputError("NotFound", "there is no such object", where=where)
+    if code in ("PreconditionFailed", "412"):
+        return changed(where)
+    if code in _WRONG_REGION:
+        return RequestError("WrongRegion", what, where=where, fix="give the bucket's region")
+    if code in _FULL:
+        return OutputError("CannotWrite", what, where=where, fix="free or add space, or raise the quota")
+    if code in ("InvalidBucketName", "NotImplemented", "InvalidURI", "KeyTooLongError"):
+        return RequestError("RequestRefused", what, where=where, fix="check bucket, prefix and endpoint")
+    if code in _BUSY:
+        return StorageError("ServerBusy", what, where=where, fix="run again later, or with fewer --workers")
+    if code == "NoSuchUpload":
+        return StorageError("UploadGone", "another run has called this upload off", where=where, fix="run again")
+    return StorageError("RequestFailed", what, where=where, fix="run again; if it stays, ask whoever keeps the server")
+
+
+def _of_way(error: Exception, where: str) -> ReshardError:
+    what = str(error).rstrip(".")[:_LONGEST_MESSAGE]
+    if isinstance(error, boto.NoCredentialsError | boto.PartialCredentialsError | boto.CredentialRetrievalError):
+        fix = "set AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY, or AWS_PROFILE, or give the pod a role"
+        return AccessError("CredentialsMissing", what, where=where, fix=fix)
+    if isinstance(error, boto.ProfileNotFound | boto.ConfigNotFound | boto.ConfigParseError):
+        return AccessError("CredentialsMissing", what, where=where, fix="correct the profile, or the AWS configuration")
+    if isinstance(error, boto.SSLError):
+        return RequestError("CertificateRefused", what, where=where, fix="give the server's authority as CA bundle")
+    if isinstance(error, boto.ValidationError | boto.ParamValidationError | boto.InvalidDNSNameError | ValueError):
+        return UsageError("InvalidAddress", what, where=where, fix="write it like s3://bucket/prefix, the endpoint with https://")
+    if isinstance(error, boto.HTTPClientError | boto.ConnectionError | boto.IncompleteReadError):
+        return StorageError("Unreachable", what, where=where, fix="check the endpoint and the network, and run again")
+    return StorageError("RequestFailed", what, where=where, fix="run again")
+
+
+def changed(where: str) -> DataError:
+    """The object is no longer the one that was opened."""
+    return DataError(
+        "SourceChanged",
+        "the object has changed since it was opened",
+        where=where,
+        fix="wait until training has finished writing, then run again",
+    )

@@ -1,0 +1,94 @@
+"""In which pieces objects are sent and read. Pure."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from itertools import pairwise
+from typing import TYPE_CHECKING
+
+from reshard.errors import OutputError
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable, Iterator
+
+# The protocol's own limits.
+SMALLEST_PART = 5 << 20
+LARGEST_PART = 5 << 30
+MOST_PARTS = 10_000
+LARGEST_OBJECT = MOST_PARTS * LARGEST_PART
+
+# Large enough that a request's time is that of its bytes, small enough that some fit into memory.
+_USUAL_PART = 8 << 20
+_ALIGNMENT = 1 << 20
+# Some at a time are done sooner than one, and each gives a sign of life.
+_LONGEST_COPY = 1 << 30
+
+
+def part_size(size: int | None) -> int:
+    """How long the parts of an object of `size` bytes are, all but the last; of None the length is not known.
+
+    Raises:
+        OutputError: no object can be so long.
+
+    >>> part_size(50 << 30) >> 20, part_size(5 << 40) >> 20
+    (8, 525)
+    """
+    if size is None:
+        return _USUAL_PART
+    if size > LARGEST_OBJECT:
+        raise OutputError("TooLarge", f"{size} bytes are more than an object can have", fix="cut the target into more ranks")
+    least = -(-size // MOST_PARTS)
+    return max(_USUAL_PART, -(-least // _ALIGNMENT) * _ALIGNMENT)
+
+
+def buffers(size: int | None, memory: int) -> int:
+    """How many parts may be in memory: one that is being filled, others that are being sent.
+
+    >>> buffers(1 << 30, 40 << 20), buffers(5 << 40, 40 << 20)
+    (5, 2)
+    """
+    return max(2, memory // part_size(size))
+
+
+def copies(offset: int, length: int) -> Iterator[tuple[int, int]]:
+    """Bytes that a server copies, as (offset, length) of about equally long parts that it takes.
+
+    >>> list(copies(7, 3 << 30)) == [(7, 1 << 30), (7 + (1 << 30), 1 << 30), (7 + (2 << 30), 1 << 30)]
+    True
+    """
+    count = -(-length // _LONGEST_COPY)
+    cuts = [length * i // count for i in range(count + 1)]
+    return ((offset + a, b - a) for a, b in pairwise(cuts))
+
+
+@dataclass(frozen=True, slots=True)
+class Span:
+    """Bytes that are read together.
+
+    Attributes:
+        start: of the first.
+        end: after the last.
+        runs: how many of those that were asked for it holds.
+    """
+
+    start: int
+    end: int
+    runs: int
+
+
+def spans(offsets: Iterable[int], length: int, *, gap: int, most: int) -> Iterator[Span]:
+    """Ascending runs, read together where the gaps between them are at most `gap` and all of it at most `most` bytes.
+
+    >>> list(spans([0, 10, 100], 5, gap=5, most=50))
+    [Span(start=0, end=15, runs=2), Span(start=100, end=105, runs=1)]
+    """
+    start = end = runs = 0
+    for offset in offsets:
+        if runs and (offset - end > gap or offset + length - start > most):
+            yield Span(start, end, runs)
+            runs = 0
+        if not runs:
+            start = offset
+        end, runs = offset + length, runs + 1
+    if runs:
+        yield Span(start, end, runs)

@@ -1,0 +1,104 @@
+"""One object to read from: ranged requests of one version, again when an answer breaks off."""
+
+from __future__ import annotations
+
+import time
+from typing import TYPE_CHECKING
+
+from botocore import exceptions as boto
+
+from reshard.errors import DataError
+from reshard.storage.s3.failures import failures
+from reshard.storage.s3.parts import spans
+from reshard.storage.s3.retries import retrying
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    from botocore.client import BaseClient
+    from botocore.response import StreamingBody
+
+# An answer is read in pieces that take about a second, so that one that trickles is noticed and asked for anew.
+_SMALLEST_PIECE = 1 << 10
+_LARGEST_PIECE = 112 << 10  # memory for more the C library takes from the system, anew for each piece
+_PATIENCE_SECONDS = 15.0
+_LEAST_BYTES_PER_SECOND = 16 << 10
+
+# A gap of so many bytes is there sooner than the answer to another request would be.
+GAP_BYTES = 512 << 10
+_LONGEST_SPAN = 4 << 20
+
+
+class S3Reader:
+    """An object of a version. All bytes come from that, or there is an error."""
+
+    def __init__(self, client: BaseClient, bucket: str, key: str, *, size: int, version: str) -> None:
+        self._client, self._bucket, self._key = client, bucket, key
+        self.name = f"s3://{bucket}/{key}"
+        self.size = size
+        self.version = version
+
+    def read(self, offset: int, length: int) -> bytes:
+        """See `Reader.read`."""
+        self._check_inside(offset, length)
+        content = bytearray(length)
+        self.read_into(memoryview(content), offset)
+        return bytes(content)
+
+    def read_into(self, view: memoryview, offset: int) -> None:
+        """See `Reader.read_into`."""
+        self._check_inside(offset, len(view))
+        if not view:
+            return
+        with failures(self.name):
+            retrying(self._request, view, offset)
+
+    def read_runs(self, view: memoryview, length: int, offsets: Sequence[int]) -> None:
+        """See `Reader.read_runs`: gaps are read along where that is sooner done than another request."""
+        at = done = 0
+        for span in spans(offsets, length, gap=GAP_BYTES, most=_LONGEST_SPAN):
+            content = memoryview(bytearray(span.end - span.start))
+            self.read_into(content, span.start)
+            for offset in offsets[done : done + span.runs]:
+                view[at : at + length] = content[offset - span.start : offset - span.start + length]
+                at += length
+            done += span.runs
+
+    def close(self) -> None:
+        """See `Reader.close`: there is nothing open between requests."""
+
+    def _check_inside(self, offset: int, length: int) -> None:
+        if offset + length > self.size:
+            raise DataError(
+                "Truncated", f"{length} bytes are expected at {offset}, but the object ends at {self.size}", where=self.name
+            )
+
+    def _request(self, view: memoryview, offset: int) -> None:
+        last = offset + len(view) - 1
+        found = self._client.get_object(Bucket=self._bucket, Key=self._key, Range=f"bytes={offset}-{last}", IfMatch=self.version)
+        body = found["Body"]
+        try:
+            if found["ContentLength"] != len(view):
+                raise boto.IncompleteReadError(actual_bytes=found["ContentLength"], expected_bytes=len(view))
+            receive(body, view)
+        finally:
+            body.close()
+
+
+def receive(body: StreamingBody, view: memoryview) -> None:
+    """Fill `view` from an answer's body.
+
+    Raises:
+        BotoCoreError: it breaks off, or is too slow to be worth waiting for.
+    """
+    began, done, piece = time.monotonic(), 0, _SMALLEST_PIECE
+    while done < len(view):
+        part = body.read(min(piece, len(view) - done))
+        if not part:
+            raise boto.IncompleteReadError(actual_bytes=done, expected_bytes=len(view))
+        view[done : done + len(part)] = part
+        done += len(part)
+        taken = time.monotonic() - began
+        if taken > _PATIENCE_SECONDS and done < taken * _LEAST_BYTES_PER_SECOND:
+            raise boto.ReadTimeoutError(endpoint_url=f"the server, {done / taken:.0f} bytes a second")
+        piece = max(_SMALLEST_PIECE, min(_LARGEST_PIECE, int(done / max(taken, 0.001))))

@@ -1,0 +1,46 @@
+"""Which requests are sent again. What fails before an answer begins, botocore sends again itself, with backoff and jitter."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, ParamSpec, TypeVar
+
+from botocore import exceptions as boto
+from tenacity import Retrying, retry_if_exception, stop_after_attempt, stop_after_delay, wait_random_exponential
+
+from reshard.storage.s3.failures import code_of
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+_BROKEN_OFF = (
+    boto.ConnectionClosedError,
+    boto.IncompleteReadError,
+    boto.ReadTimeoutError,
+    boto.ResponseStreamingError,
+    boto.FlexibleChecksumError,
+)
+P = ParamSpec("P")
+T = TypeVar("T")
+
+_TRIES = 8
+_LONGEST_SECONDS = 120.0
+_LONGEST_WAIT_SECONDS = 10.0
+# What arrived was not what was sent.
+_DAMAGED = {"BadDigest", "IncompleteBody", "XAmzContentChecksumMismatch", "XAmzContentSHA256Mismatch"}
+
+
+def retrying(request: Callable[P, T], *arguments: P.args, **parameters: P.kwargs) -> T:
+    """Carry out a request, again when its answer breaks off, or its content was damaged on the way."""
+    tries = Retrying(
+        retry=retry_if_exception(_is_passing),
+        stop=stop_after_attempt(_TRIES) | stop_after_delay(_LONGEST_SECONDS),
+        wait=wait_random_exponential(multiplier=0.1, max=_LONGEST_WAIT_SECONDS),
+        reraise=True,
+    )
+    return tries(request, *arguments, **parameters)
+
+
+def _is_passing(error: BaseException) -> bool:
+    if isinstance(error, boto.ClientError):
+        return code_of(error) in _DAMAGED
+    return isinstance(error, _BROKEN_OFF)

@@ -1,0 +1,206 @@
+"""One object to write: a multipart upload whose parts are sent while later ones are still being filled."""
+
+from __future__ import annotations
+
+import contextlib
+import threading
+import uuid
+from concurrent.futures import Future, ThreadPoolExecutor, wait
+from mmap import mmap
+from typing import TYPE_CHECKING, Any
+
+from botocore import exceptions as boto
+
+from reshard.storage.s3.failures import code_of, failures
+from reshard.storage.s3.parts import buffers, copies, part_size
+from reshard.storage.s3.retries import retrying
+
+if TYPE_CHECKING:
+    from botocore.client import BaseClient
+
+    from reshard.storage.protocol import Reader
+    from reshard.storage.s3.checksums import Checksums
+
+# Tells after a lost answer whether the object that is there is the one that was sent.
+_MARK = "reshard-upload"
+_ABORT_SECONDS = 2.0
+
+
+class Body:
+    """A part as boto3 sends it without copying it: read in blocks, from the beginning again when it is sent again."""
+
+    def __init__(self, content: memoryview) -> None:
+        self._content = content
+        self._at = 0
+
+    def __len__(self) -> int:
+        return len(self._content)
+
+    def read(self, length: int = -1) -> memoryview:
+        """The next bytes."""
+        end = len(self._content) if length < 0 else self._at + length
+        block = self._content[self._at : end]
+        self._at += len(block)
+        return block
+
+    def seek(self, offset: int, whence: int = 0) -> int:
+        """Go to a byte, counted from the beginning, from here or from the end."""
+        self._at = offset + (0, self._at, len(self._content))[whence]
+        return self._at
+
+    def tell(self) -> int:
+        """Which byte is next."""
+        return self._at
+
+
+class S3Writer:
+    """A new object. It appears when `finish` completes the upload, and not before.
+
+    Memory for `buffers()` parts is taken as it is needed, and used again: pages of their own, for given back to the heap and
+    taken anew they would come to lie scattered, and grow it. What fits into one part is sent at once at the end.
+    """
+
+    def __init__(
+        self,
+        client: BaseClient,
+        bucket: str,
+        key: str,
+        checksums: Checksums,
+        idle: list[mmap],
+        *,
+        size: int | None,
+        memory: int,
+    ) -> None:
+        self._client = client
+        self._object = {"Bucket": bucket, "Key": key}
+        self._name = f"s3://{bucket}/{key}"
+        self._checksums = checksums
+        self._part_bytes = part_size(size)
+        self._room = threading.Semaphore(buffers(size, memory))
+        self._pool = ThreadPoolExecutor(buffers(size, memory) - 1, thread_name_prefix="reshard-upload")
+        self._idle = idle
+        self._filling: mmap | None = None
+        self._filled = 0
+        self._mark = uuid.uuid4().hex
+        self._upload: dict[str, Any] | None = None
+        self._sent: list[Future[dict[str, Any]]] = []
+        self._open = True
+
+    def write(self, data: memoryview | bytes | bytearray) -> None:
+        """See `Writer.write`."""
+        view = memoryview(data)
+        while view:
+            if self._filling is not None and self._filled == self._part_bytes:
+                self._send()
+            if self._filling is None:
+                self._filling = self._buffer()
+            n = min(len(view), self._part_bytes - self._filled)
+            self._filling[self._filled : self._filled + n] = view[:n]
+            self._filled += n
+            view = view[n:]
+
+    def copy(self, reader: Reader, offset: int, length: int) -> None:
+        """See `Writer.copy`."""
+        self.cut()
+        upload = self._begun()
+        for at, n in copies(offset, length):
+            number = len(self._sent) + 1
+            self._sent.append(self._pool.submit(self._copy_part, upload, reader, at, n, number))
+
+    def _copy_part(self, upload: dict[str, Any], reader: Reader, offset: int, length: int, number: int) -> dict[str, Any]:
+        bucket, _, key = reader.name.removeprefix("s3://").partition("/")
+        found = retrying(
+            lambda: self._client.upload_part_copy(
+                **self._object,
+                UploadId=upload["UploadId"],
+                PartNumber=number,
+                CopySource={"Bucket": bucket, "Key": key},
+                CopySourceRange=f"bytes={offset}-{offset + length - 1}",
+                CopySourceIfMatch=reader.version,
+            )
+        )
+        return {"PartNumber": number, "ETag": found["CopyPartResult"]["ETag"]}
+
+    def cut(self) -> None:
+        """See `Writer.cut`."""
+        self._send()
+
+    def finish(self) -> None:
+        """See `Writer.finish`."""
+        with failures(self._name):
+            if self._upload is None:
+                content = bytes(memoryview(self._filling or b"")[: self._filled])
+                self._checksums.carried(self._client.put_object, content, **self._object)
+            else:
+                self._send()
+                parts = [future.result() for future in self._sent]
+                try:
+                    self._client.complete_multipart_upload(
+                        **self._object, UploadId=self._upload["UploadId"], MultipartUpload={"Parts": parts}
+                    )
+                except boto.ClientError as error:
+                    if code_of(error) != "NoSuchUpload" or not self._is_there():
+                        raise
+        self._end()
+
+    def abort(self) -> None:
+        """See `Writer.abort`."""
+        if self._open:
+            self._end()
+            for future in self._sent:
+                future.cancel()
+            wait(self._sent, _ABORT_SECONDS)  # a part that arrives after the abort would stay
+            if self._upload is not None:
+                with contextlib.suppress(boto.ClientError, boto.BotoCoreError):
+                    self._client.abort_multipart_upload(**self._object, UploadId=self._upload["UploadId"])
+
+    def _end(self) -> None:
+        self._open = False
+        self._pool.shutdown(wait=False)
+        if self._filling is not None:
+            self._idle.append(self._filling)
+        self._filling = None
+
+    def _buffer(self) -> mmap:
+        self._room.acquire()
+        for future in self._sent:
+            if future.done() and future.exception() is not None:
+                with failures(self._name):
+                    future.result()
+        with contextlib.suppress(IndexError):
+            if len(buffer := self._idle.pop()) == self._part_bytes:
+                return buffer
+        return mmap(-1, self._part_bytes)
+
+    def _send(self) -> None:
+        """Hand the part that is filled to whoever sends it."""
+        if self._filling is None or not self._filled:
+            return
+        upload = self._begun()
+        buffer, filled, number = self._filling, self._filled, len(self._sent) + 1
+        self._filling, self._filled = None, 0
+        self._sent.append(self._pool.submit(self._send_part, upload, buffer, filled, number))
+
+    def _begun(self) -> dict[str, Any]:
+        if self._upload is None:
+            with failures(self._name):
+                self._upload = self._checksums.begun(self._client, Metadata={_MARK: self._mark}, **self._object)
+        return self._upload
+
+    def _send_part(self, upload: dict[str, Any], buffer: mmap, filled: int, number: int) -> dict[str, Any]:
+        try:
+            content = memoryview(buffer)[:filled]
+            named = {"UploadId": upload["UploadId"], "PartNumber": number, **self._checksums.of_part(content, upload)}
+            found = retrying(lambda: self._client.upload_part(**self._object, **named, Body=Body(content)))
+            return {"ETag": found["ETag"], **{k: v for k, v in named.items() if k not in ("UploadId", "ContentMD5")}}
+        finally:
+            self._idle.append(buffer)
+            self._room.release()
+
+    def _is_there(self) -> bool:
+        """Whether the upload was completed, by a request whose answer got lost."""
+        try:
+            found = self._client.head_object(**self._object)
+        except boto.ClientError:
+            return False
+        return bool(found.get("Metadata", {}).get(_MARK) == self._mark)

@@ -1,0 +1,13 @@
+#!/bin/sh
+# Get a real S3 server.
+set -eu
+here=$(dirname "$0")
+
+leave_out() {
+    echo "test: no S3 server: $1" >&2
+    exit 3
+}
+
+command -v go >/dev/null || leave_out "it is built with Go, which is not here"
+folders=$(sh "$here/../tools/build.sh" versitygw) || leave_out "it cannot be built"
+echo "RESHARD_S3_SERVER=$folders/versitygw"

@@ -1,0 +1,154 @@
+"""Killed or called off at any moment, started twice, objects that change: no half checkpoint, nothing left that costs."""
+
+from __future__ import annotations
+
+import random
+import signal
+import subprocess
+import sys
+import time
+from typing import TYPE_CHECKING
+
+import disk
+import pytest
+
+from reshard.cli import main
+from reshard.errors import DataError, OutputError
+from reshard.progress import CancelledError
+from reshard.storage import open_store
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+    import s3_server
+
+
+def start(arguments: list[str]) -> subprocess.Popen[str]:
+    return subprocess.Popen(
+        [sys.executable, "-m", "reshard", *arguments], stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True
+    )
+
+
+def arguments_of(base: str, target: str, *more: str) -> list[str]:
+    sides = ["--source", f"{base}/src", "--source-strategy", f"{base}/source.ckpt", "--target-strategy", f"{base}/target.ckpt"]
+    return ["transform", *sides, "--target", target, *more]
+
+
+@pytest.fixture
+def large(server: s3_server.Server, bucket: str, tmp_path: Path) -> tuple[disk.Checkpoint, str]:
+    """A source whose target's files take several parts each."""
+    (tmp_path / "large").mkdir()
+    made = disk.write(tmp_path / "large", disk.example(rows=9600, columns=1920))
+    return made, server.upload(bucket, tmp_path / "large", "in")
+
+
+@pytest.mark.parametrize("seed", range(2))
+def test_killed_at_random_moments_it_is_exact_the_next_time(
+    server: s3_server.Server, bucket: str, tmp_path: Path, large: tuple[disk.Checkpoint, str], seed: int
+) -> None:
+    rng = random.Random(seed)
+    made, base = large
+    (tmp_path / "old").mkdir()
+    disk.write(tmp_path / "old", disk.example(seed=7))
+    old = server.upload(bucket, tmp_path / "old", "old")
+    for moment in range(4):
+        target = f"s3://{bucket}/out{moment}"
+        if moment % 2:
+            assert main(arguments_of(old, target)) == 0
+        arguments = arguments_of(base, target, "--overwrite")
+        process = start(arguments)
+        time.sleep(rng.uniform(0.8, 3.0))
+        process.kill()
+        process.communicate()
+        manifest = open_store(target).stat("reshard-manifest.json")
+        if manifest is not None:
+            assert main(["verify", target]) == 0
+        assert main(arguments) == 0
+        assert disk.differences(made.model, server.download(target, tmp_path / "out"), "ckpt") == []
+        assert server.uploads(bucket) == []
+        assert open_store(target).stat(".reshard") is None
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
+def test_called_off_it_leaves_no_upload(
+    server: s3_server.Server, bucket: str, tmp_path: Path, large: tuple[disk.Checkpoint, str], number: signal.Signals
+) -> None:
+    made, base = large
+    target = f"s3://{bucket}/out"
+    process = start(arguments_of(base, target))
+    while not server.uploads(bucket) and process.poll() is None:
+        time.sleep(0.005)
+    process.send_signal(number)
+    said = process.communicate()[1]
+    if process.returncode != 0:  # else it was faster than the signal
+        assert process.returncode == 128 + number
+        assert [line for line in said.splitlines() if line.startswith("reshard: ")] == [f"reshard: {CancelledError()}"]
+        assert open_store(target).stat("reshard-manifest.json") is None
+        assert server.uploads(bucket) == []
+    assert main(arguments_of(base, target)) == 0
+    assert disk.differences(made.model, server.download(target, tmp_path / "out"), "ckpt") == []
+
+
+def test_uploads_of_a_killed_pod_are_gone_with_the_commit(
+    server: s3_server.Server, bucket: str, tmp_path: Path, large: tuple[disk.Checkpoint, str]
+) -> None:
+    made, base = large
+    target = f"s3://{bucket}/out"
+    pod = start(arguments_of(base, target, "--no-commit", "--ranks", "0-2", "--owner", "a-transform"))
+    while not server.uploads(bucket) and pod.poll() is None:
+        time.sleep(0.005)
+    pod.kill()
+    pod.communicate()
+    assert server.uploads(bucket)
+    for ranks in ("0-2", "3-5"):
+        assert main(arguments_of(base, target, "--no-commit", "--ranks", ranks, "--owner", "a-transform")) == 0
+    assert main(["commit", target, "--owner", "a-transform"]) == 0
+    assert server.uploads(bucket) == []
+    assert disk.differences(made.model, server.download(target, tmp_path / "out"), "ckpt") == []
+
+
+def test_two_runs_at_once_are_one_too_many(
+    server: s3_server.Server, bucket: str, tmp_path: Path, large: tuple[disk.Checkpoint, str]
+) -> None:
+    made, base = large
+    target = f"s3://{bucket}/out"
+    both = [start(arguments_of(base, target, "--verify", "full")) for _ in range(2)]
+    errors = [process.communicate()[1] for process in both]
+    codes = sorted(process.returncode for process in both)
+    assert codes in ([0, 75], [0, 0]), errors
+    assert disk.differences(made.model, server.download(target, tmp_path / "out"), "ckpt") == []
+
+
+def test_an_object_that_changes_under_the_reader_is_an_error(bucket: str) -> None:
+    store = open_store(f"s3://{bucket}/a")
+    store.write("x", b"1" * 100, mode=0o640)
+    found = store.open("x")
+    store.write("x", b"2" * 100, mode=0o640)
+    with pytest.raises(DataError, match="SourceChanged"):
+        found.read(0, 10)
+
+
+def test_a_replaced_checkpoint_reads_as_incomplete_until_the_new_one_is_there(
+    server: s3_server.Server, bucket: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "old").mkdir()
+    (tmp_path / "new").mkdir()
+    disk.write(tmp_path / "old", disk.example(seed=7))
+    made = disk.write(tmp_path / "new", disk.example(seed=8))
+    old, new = server.upload(bucket, tmp_path / "old", "old"), server.upload(bucket, tmp_path / "new", "new")
+    target = f"s3://{bucket}/out"
+    assert main(arguments_of(old, target, "--prefix", "old_")) == 0
+    assert main(arguments_of(new, target)) == 78
+
+    def full(*_: object) -> None:
+        raise OutputError("CannotWrite", "as the test wants it")
+
+    with monkeypatch.context() as patched:
+        patched.setattr("reshard.transform.commit_job", full)
+        assert main(arguments_of(new, target, "--overwrite")) == 73
+    assert main(["verify", target]) == 66
+    assert main(["inspect", target]) == 66
+    assert main(arguments_of(new, target, "--overwrite")) == 0
+    found = server.download(target, tmp_path / "out")
+    assert disk.differences(made.model, found, "ckpt") == []
+    assert [path.name for path in found.rglob("old_*")] == []

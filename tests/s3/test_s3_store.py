@@ -1,0 +1,19 @@
+"""The S3 store, on a real server."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+import pytest
+from store_contract import StoreContract
+
+from reshard.storage import open_store
+
+if TYPE_CHECKING:
+    from reshard.storage.protocol import Store
+
+
+class TestS3(StoreContract):
+    @pytest.fixture
+    def store(self, bucket: str) -> Store:
+        return open_store(f"s3://{bucket}/some/prefix")

@@ -1,0 +1,57 @@
+"""What the server copies by itself never comes here, and is exact."""
+
+from __future__ import annotations
+
+import json
+from typing import TYPE_CHECKING
+
+import disk
+import fault_proxy
+import models
+import pytest
+
+from reshard.cli import main
+from reshard.storage.s3 import client
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+    import s3_server
+
+ROWS = models.Cut((4,), ((0,), ()))
+FEWER_ROWS = models.Cut((2,), ((0,), ()))
+
+
+@pytest.mark.parametrize("kind", ["ckpt", "safetensors"])
+def test_long_runs_are_copied_by_the_server(
+    server: s3_server.Server, bucket: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, kind: str
+) -> None:
+    tensors = tuple(models.Tensor(f"w{i}", "Float32", (6144, 4096), ROWS, 0, FEWER_ROWS, 0) for i in range(2))
+    model = models.Model(4, 1, 2, 1, tensors, 1, remove_redundancy=False)
+    disk.write(tmp_path, model, kind)
+    base = server.upload(bucket, tmp_path, "in")
+    target = f"s3://{bucket}/out"
+    sides = ["--source", f"{base}/src", "--source-strategy", f"{base}/source.ckpt", "--target-strategy", f"{base}/target.ckpt"]
+    plan = fault_proxy.Plan()
+    with fault_proxy.between(server.endpoint, plan) as endpoint:
+        monkeypatch.setenv("AWS_ENDPOINT_URL_S3", endpoint)
+        client.client_of.cache_clear()
+        assert main(["transform", *sides, "--target", target, "--copy", "server"]) == 0
+    monkeypatch.setenv("AWS_ENDPOINT_URL_S3", server.endpoint)
+    client.client_of.cache_clear()
+    assert disk.differences(model, server.download(target, tmp_path / "out"), kind) == []
+    manifest = json.loads((tmp_path / "out" / "reshard-manifest.json").read_text())
+    assert all(file["digest"].startswith("etag:") for file in manifest["files"])
+    assert sum(file["bytesRead"] for file in manifest["files"]) < sum(file["size"] for file in manifest["files"]) / 4
+    assert main(["verify", target]) == 0
+    assert main(["transform", *sides, "--target", target, "--copy", "server"]) == 0  # nothing to do
+    body = server.client().get_object(Bucket=bucket, Key=f"out/rank_1/checkpoint_1.{kind}")["Body"].read()
+    server.client().put_object(Bucket=bucket, Key=f"out/rank_1/checkpoint_1.{kind}", Body=body[:-1] + b"x")
+    assert main(["verify", target]) == 65
+
+
+def test_it_is_refused_where_it_cannot_be(bucket: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    made = disk.write(tmp_path, disk.example())
+    sides = ["--source", str(made.source), "--source-strategy", str(made.source_strategy)]
+    assert main(["transform", *sides, "--target", f"s3://{bucket}/out", "--copy", "server"]) == 78
+    assert "CannotCopy" in capsys.readouterr().err

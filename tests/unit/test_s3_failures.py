@@ -1,0 +1,71 @@
+"""What S3 servers answer, and what the way to them does, as errors of the right kind."""
+
+from __future__ import annotations
+
+import pytest
+from botocore import exceptions as boto
+
+from reshard.errors import (
+    AccessError,
+    DataError,
+    MissingInputError,
+    OutputError,
+    RequestError,
+    ReshardError,
+    StorageError,
+    UsageError,
+)
+from reshard.storage.s3.failures import failures
+
+
+def answer(code: str, status: int = 400) -> boto.ClientError:
+    response = {"Error": {"Code": code, "Message": "So it is."}, "ResponseMetadata": {"HTTPStatusCode": status}}
+    return boto.ClientError(response, "PutObject")  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize(
+    ("code", "kind", "reason"),
+    [
+        ("AccessDenied", AccessError, "PermissionDenied"),
+        ("SignatureDoesNotMatch", AccessError, "CredentialsRefused"),
+        ("ExpiredToken", AccessError, "CredentialsExpired"),
+        ("RequestTimeTooSkewed", AccessError, "CredentialsRefused"),
+        ("NoSuchBucket", MissingInputError, "BucketMissing"),
+        ("NoSuchKey", MissingInputError, "NotFound"),
+        ("PreconditionFailed", DataError, "SourceChanged"),
+        ("PermanentRedirect", RequestError, "WrongRegion"),
+        ("AuthorizationHeaderMalformed", RequestError, "WrongRegion"),
+        ("QuotaExceeded", OutputError, "CannotWrite"),
+        ("SlowDown", StorageError, "ServerBusy"),
+        ("NoSuchUpload", StorageError, "UploadGone"),
+        ("InternalError", StorageError, "RequestFailed"),
+    ],
+)
+def test_the_servers_code_decides(code: str, kind: type[ReshardError], reason: str) -> None:
+    with pytest.raises(kind, match=reason) as raised, failures("s3://bucket/key"):
+        raise answer(code)
+    assert raised.value.where == "s3://bucket/key"
+
+
+def test_an_unknown_code_of_a_refusal_is_one() -> None:
+    with pytest.raises(AccessError, match="PutObject is answered with Quirk"), failures("x"):
+        raise answer("Quirk", 403)
+
+
+@pytest.mark.parametrize(
+    ("error", "kind"),
+    [
+        (boto.NoCredentialsError(), AccessError),
+        (boto.ProfileNotFound(profile="x"), AccessError),
+        (boto.EndpointConnectionError(endpoint_url="x"), StorageError),
+        (boto.ConnectTimeoutError(endpoint_url="x"), StorageError),
+        (boto.ReadTimeoutError(endpoint_url="x"), StorageError),
+        (boto.SSLError(endpoint_url="x", error="y"), RequestError),
+        (boto.ParamValidationError(report="x"), UsageError),
+        (ValueError("Invalid endpoint: x"), UsageError),
+        (boto.DataNotFoundError(data_path="x"), StorageError),
+    ],
+)
+def test_the_way_to_it_decides(error: Exception, kind: type[ReshardError]) -> None:
+    with pytest.raises(kind), failures("x"):
+        raise error

@@ -1,0 +1,58 @@
+"""In which pieces objects are sent and read: the protocol's limits hold for every length."""
+
+from __future__ import annotations
+
+from itertools import pairwise
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from reshard.errors import OutputError
+from reshard.storage.s3.parts import (
+    LARGEST_OBJECT,
+    LARGEST_PART,
+    MOST_PARTS,
+    SMALLEST_PART,
+    buffers,
+    part_size,
+    spans,
+)
+from reshard.storage.s3.upload import Body
+
+
+@given(st.integers(0, 5 << 40), st.integers(0, 1 << 30))
+def test_every_object_up_to_5_tb_fits(size: int, memory: int) -> None:
+    part = part_size(size)
+    assert SMALLEST_PART <= part <= LARGEST_PART
+    assert -(-size // part) <= MOST_PARTS
+    assert buffers(size, memory) >= 2
+    assert buffers(size, memory) == 2 or buffers(size, memory) * part <= memory
+
+
+def test_what_no_object_can_hold_is_refused() -> None:
+    with pytest.raises(OutputError, match="TooLarge"):
+        part_size(LARGEST_OBJECT + 1)
+
+
+@given(st.lists(st.integers(1, 50), max_size=40), st.integers(1, 20), st.integers(0, 30), st.integers(20, 200))
+def test_spans_hold_all_runs_in_order(steps: list[int], length: int, gap: int, most: int) -> None:
+    offsets, at = [], 0
+    for step in steps:
+        offsets.append(at)
+        at += length + step
+    found = list(spans(offsets, length, gap=gap, most=most))
+    assert sum(span.runs for span in found) == len(offsets)
+    left = iter(offsets)
+    for span in found:
+        assert span.end - span.start <= most
+        mine = [next(left) for _ in range(span.runs)]
+        assert (mine[0], mine[-1] + length) == (span.start, span.end)
+        assert all(b - a - length <= gap for a, b in pairwise(mine))
+
+
+def test_a_body_is_sent_again_from_its_beginning() -> None:
+    body = Body(memoryview(b"0123456789"))
+    assert (len(body), bytes(body.read(4)), bytes(body.read(100)), bytes(body.read(1))) == (10, b"0123", b"456789", b"")
+    assert (body.seek(0), bytes(body.read())) == (0, b"0123456789")
+    assert (body.seek(-2, 2), body.tell(), bytes(body.read(5))) == (8, 8, b"89")

@@ -1,0 +1,67 @@
+"""Which parts of a file a server copies by itself: the limits of uploads hold, and every byte is in one part."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+import memory_jobs
+import models
+from hypothesis import given
+from hypothesis import strategies as st
+
+from reshard import servercopy
+from reshard.checkpoint import pieces
+from reshard.execute import moves
+from reshard.servercopy import MOST_PARTS, Part, parts, split
+
+if TYPE_CHECKING:
+    import pytest
+
+SMALLEST = servercopy.SMALLEST_PART
+ROWS = models.Cut((4,), ((0,), ()))
+FEWER_ROWS = models.Cut((2,), ((0,), ()))
+COLUMNS = models.Cut((2,), ((), (0,)))
+
+
+def parts_of(shape: tuple[int, int], target: models.Cut, kind: str, count: int = 1) -> tuple[list[Part], int]:
+    tensors = tuple(models.Tensor(f"w{i}", "Float32", shape, ROWS, 0, target, 0) for i in range(count))
+    model = models.Model(4, 1, 2, 1, tensors, 1, remove_redundancy=False)
+    made, _ = memory_jobs.job(model, kind, kind)
+    laid_out = list(split(moves(made.planner.plan(1), pieces(made.format, made.tensors(1), made.metadata))))
+    found = parts(laid_out)
+    assert found is not None
+    assert [part.first for part in found[1:]] == [part.end for part in found[:-1]]
+    assert (found[0].first, found[-1].end) == (0, len(laid_out))
+    assert sum(part.nbytes for part in found) == made.file_sizes([1])[1]
+    return found, sum(part.nbytes for part in found if part.rank is None)
+
+
+def test_row_cuts_are_copied_but_for_a_beginning() -> None:
+    found, sent = parts_of((4096, 4096), FEWER_ROWS, "safetensors")
+    assert [part.rank for part in found] == [None, 2, 3]
+    assert SMALLEST <= sent < SMALLEST + (1 << 20) + 4096
+    assert found[2].nbytes == 16 << 20
+    assert found[1].offset + found[1].nbytes == found[2].offset + found[2].nbytes
+
+
+def test_column_cuts_are_sent() -> None:
+    found, sent = parts_of((4096, 2048), COLUMNS, "safetensors")
+    assert {part.rank for part in found} == {None}
+    assert sent == sum(part.nbytes for part in found)
+
+
+@given(st.integers(1, 400), st.integers(1, 400), st.sampled_from(["ckpt", "safetensors"]), st.integers(1, 4), st.booleans())
+def test_all_parts_but_the_last_are_long_enough(rows: int, columns: int, kind: str, count: int, cut: bool) -> None:  # noqa: FBT001
+    smallest, servercopy.SMALLEST_PART = servercopy.SMALLEST_PART, 2000
+    try:
+        found, _ = parts_of((4 * rows, 2 * columns), FEWER_ROWS if cut else COLUMNS, kind, count)
+    finally:
+        servercopy.SMALLEST_PART = smallest
+    assert all(part.nbytes >= 2000 for part in found[:-1])
+    assert all(part.nbytes >= 2000 for part in found if part.rank is not None)
+
+
+def test_more_parts_than_a_file_can_have_are_none(monkeypatch: pytest.MonkeyPatch) -> None:
+    assert parts([bytes(SMALLEST)] * MOST_PARTS) is not None
+    monkeypatch.setattr(servercopy, "MOST_PARTS", 3)
+    assert parts([bytes(SMALLEST)] * 4) is None
