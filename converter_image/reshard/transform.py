@@ -23,6 +23,7 @@ from reshard.storage import open_store
 from reshard.target import LOCK, JobDocument, TargetFolder
 
 if TYPE_CHECKING:
+    from reshard.access import Access
     from reshard.job import Job
     from reshard.lock import Held
     from reshard.manifest import Manifest
@@ -225,7 +226,12 @@ def plan_transform(
 
 
 def commit_checkpoint(
-    target_url: str, *, ranks: str | None = None, digest: str | None = None, owner: str | None = None
+    target_url: str,
+    *,
+    ranks: str | None = None,
+    digest: str | None = None,
+    owner: str | None = None,
+    access: Access | None = None,
 ) -> Manifest:
     """Complete the checkpoint whose ranks were written without commit.
 
@@ -234,12 +240,13 @@ def commit_checkpoint(
         ranks: the target ranks that make it complete, such as "0,2-5"; None: all.
         digest: of the job that is meant; None: the only one that was begun here.
         owner: as it was given to those who wrote the ranks.
+        access: how the target is reached, if it is in an object store.
 
     Raises:
         MissingInputError: a rank is not finished, or nothing was begun here.
         RequestError: several transforms were begun here.
     """
-    target = TargetFolder(open_store(target_url), Options().file_mode)
+    target = TargetFolder(open_store(target_url, access), Options().file_mode)
     begun = [job for job in target.jobs() if digest in {None, job.digest}]
     manifest = target.manifest()
     if not begun and manifest is not None and digest in {None, manifest.digest}:

@@ -29,10 +29,14 @@ class Server:
     Attributes:
         endpoint: its URL.
         folder: where its buckets are folders.
+        key: of its owner.
+        secret: of its owner.
     """
 
     endpoint: str
     folder: Path
+    key: str = KEY
+    secret: str = SECRET
 
     def client(self) -> Any:
         """A client of its own, as other programs would have it."""
@@ -46,8 +50,8 @@ class Server:
             "s3",
             endpoint_url=self.endpoint,
             region_name="us-east-1",
-            aws_access_key_id=KEY,
-            aws_secret_access_key=SECRET,
+            aws_access_key_id=self.key,
+            aws_secret_access_key=self.secret,
             config=config,
         )
 
@@ -80,12 +84,17 @@ class Server:
                 path.write_bytes(client.get_object(Bucket=bucket, Key=found["Key"])["Body"].read())
         return folder
 
+    def administer(self, *arguments: str) -> None:
+        """Change its users, such as `create-user --access KEY --secret SECRET --role admin` and `delete-user --access KEY`."""
+        owner = ["--access", self.key, "--secret", self.secret, "--endpoint-url", self.endpoint]
+        subprocess.run([os.environ["RESHARD_S3_SERVER"], "admin", *owner, *arguments], check=True, capture_output=True)
+
     def environment(self) -> dict[str, str]:
         """What a program finds in its environment to reach it."""
         return {
             "AWS_ENDPOINT_URL_S3": self.endpoint,
-            "AWS_ACCESS_KEY_ID": KEY,
-            "AWS_SECRET_ACCESS_KEY": SECRET,
+            "AWS_ACCESS_KEY_ID": self.key,
+            "AWS_SECRET_ACCESS_KEY": self.secret,
             "AWS_DEFAULT_REGION": "us-east-1",
             "AWS_EC2_METADATA_DISABLED": "true",
             "AWS_CONFIG_FILE": os.devnull,
@@ -93,32 +102,32 @@ class Server:
         }
 
 
-def free_port() -> int:
+def free_port(host: str = "127.0.0.1") -> int:
     """A port that nobody listens on."""
     with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
+        probe.bind((host, 0))
         return int(probe.getsockname()[1])
 
 
 @contextmanager
-def running(folder: Path) -> Iterator[Server]:
+def running(folder: Path, host: str = "127.0.0.1", key: str = KEY, secret: str = SECRET) -> Iterator[Server]:
     """A server while the body runs."""
     program = os.environ["RESHARD_S3_SERVER"]
-    port = free_port()
-    folder.mkdir(parents=True, exist_ok=True)
-    process = subprocess.Popen(
-        [program, "--access", KEY, "--secret", SECRET, "--port", f"127.0.0.1:{port}", "--keep-alive", "--quiet", "posix", folder],
-        stdout=subprocess.DEVNULL,
-    )
+    port = free_port(host)
+    users = folder.with_name(f"{folder.name}-users")
+    for place in (folder, users):
+        place.mkdir(parents=True, exist_ok=True)
+    options = ["--access", key, "--secret", secret, "--port", f"{host}:{port}", "--iam-dir", users, "--keep-alive", "--quiet"]
+    process = subprocess.Popen([program, *options, "posix", folder], stdout=subprocess.DEVNULL)
     try:
         for _ in range(200):
             with socket.socket() as probe:
-                if probe.connect_ex(("127.0.0.1", port)) == 0:
+                if probe.connect_ex((host, port)) == 0:
                     break
             time.sleep(0.05)
         else:
             raise TimeoutError(program)
-        yield Server(f"http://127.0.0.1:{port}", folder)
+        yield Server(f"http://{host}:{port}", folder, key, secret)
     finally:
         process.terminate()
         process.wait()

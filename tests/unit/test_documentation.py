@@ -17,10 +17,11 @@ import msgspec
 import pytest
 
 from reshard.cli import main
-from reshard.job import memory_bytes
 from reshard.layout import Layout
 from reshard.manifest import FileRecord, Manifest, ParameterRecord
+from reshard.memory import memory_bytes
 from reshard.spec import parse_resource
+from reshard.storage.local import LocalStore
 from reshard_operator.status import REASONS
 
 ROOT = Path(__file__).parents[2]
@@ -152,7 +153,8 @@ def test_every_trouble_has_its_remedy() -> None:
 def most_memory(parameters: int, ranks: int = 1) -> str:
     tensors = [SimpleNamespace(name="n" * 50)] * parameters
     model = SimpleNamespace(inventory=SimpleNamespace(structures=[SimpleNamespace(tensors=tensors)]), target_ranks=100)
-    return f"{memory_bytes(model, ranks) / 1e6:.0f} MB"  # type: ignore[arg-type]  # all that it looks at
+    local = LocalStore("/")
+    return f"{memory_bytes(model, ranks, local, local, ()) / 1e6:.0f} MB"  # type: ignore[arg-type]  # all that it looks at
 
 
 def test_the_sizing_tables_are_right() -> None:

@@ -113,7 +113,8 @@ def _ranks(invocation: Invocation, spec: TransformSpec, request: Request) -> dic
 
 def _commit(_: Invocation, __: TransformSpec, request: Request) -> dict[str, Any]:
     digest, owner = _variable("RESHARD_DIGEST"), _variable("RESHARD_OWNER")
-    manifest = commit_checkpoint(request.target, ranks=request.options.ranks, digest=digest, owner=owner)
+    ranks, access = request.options.ranks, request.access.target
+    manifest = commit_checkpoint(request.target, ranks=ranks, digest=digest, owner=owner, access=access)
     return {
         "digest": manifest.digest,
         "bytesRead": sum(record.bytes_read for record in manifest.files),
