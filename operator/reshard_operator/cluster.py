@@ -7,6 +7,7 @@ from datetime import UTC, datetime, timedelta
 from typing import TYPE_CHECKING
 from urllib.parse import quote
 
+import aiohttp
 from kubernetes.aio import client, config
 
 from reshard.spec import API_VERSION, KIND
@@ -27,6 +28,7 @@ _MOST_FAILED = 200
 _PAGE = 500
 # Of a pod that takes longer nobody has to ask why.
 _USUAL_START = timedelta(seconds=5)
+_EVENTS_COUNT_FOR = timedelta(minutes=5)
 _ALIVE = "status.phase!=Succeeded,status.phase!=Failed"
 _MERGE = "application/merge-patch+json"
 _APPLY = "application/apply-patch+yaml"
@@ -38,12 +40,12 @@ class ApiError(Exception):
     Attributes:
         status: of HTTP; 0 when it was not reached.
         reason: its reason, such as "AlreadyExists".
+        fields: those that it finds wrong, such as "spec.template.spec.tolerations[0].key"; none where a webhook says no.
     """
 
-    def __init__(self, status: int, reason: str, message: str) -> None:
+    def __init__(self, status: int, reason: str, message: str, fields: tuple[str, ...] = ()) -> None:
         super().__init__(message)
-        self.status = status
-        self.reason = reason
+        self.status, self.reason, self.fields = status, reason, fields
 
 
 class NameTakenError(Exception):
@@ -97,7 +99,7 @@ class Cluster:
         }
         old = tuple(job for job in own if all(job.name != kept.name for kept in current.values()))
         pods, rivals = await self._pods(transform, current)
-        rivals += [_rival(job) for job in others if not job.ended and _is_older(job, transform)]
+        rivals += [_rival(job) for job in others if holds_target(job, transform)]
         events = await self._events(transform, now, current, pods)
         return Seen(transform, now, current, old, tuple(pods), tuple(dict.fromkeys(rivals)), tuple(events))
 
@@ -210,17 +212,16 @@ class Cluster:
         if untold := [step for step in ("plan", "commit") if step in current and not transform.knows(step)]:
             pods += map(Pod, await self._list(place, f"{own},{jobs.LABEL_STEP} in ({','.join(untold)})"))
         if "ranks" in current:
-            # Why some do not get on. That may be a moment old, which spares the API server a walk through thousands of pods.
-            phases = ["Pending"] + ([] if current["ranks"].runs else ["Running"])
+            # Why some do not get on.
+            waiting = await self._list(place, ranks, "status.phase=Pending", _MOST_WAITING)
+            if not waiting and not current["ranks"].runs:
+                waiting = await self._list(place, ranks, "status.phase=Running", _PAGE)
+            pods += map(Pod, waiting)
             if current["ranks"].status.get("failed") or current["ranks"].failed is not None:
-                phases.append("Failed")
-            for phase in phases:
-                ended = phase == "Failed"
-                most = _MOST_FAILED if ended else _MOST_WAITING
-                pods += map(Pod, await self._list(place, ranks, f"status.phase={phase}", most, fresh=ended))
+                pods += map(Pod, await self._list(place, ranks, "status.phase=Failed", _MOST_FAILED))
             return pods, []
         # None of an earlier attempt may still write, nor of another transform.
-        pods += map(Pod, await self._list(place, ranks, _ALIVE, _MOST_WAITING))
+        pods += map(Pod, await self._list(place, own, _ALIVE, _MOST_WAITING))
         same = f"{jobs.LABEL_TARGET}={jobs.target_label(transform.spec)},{jobs.LABEL_TRANSFORM}!={transform.uid}"
         writing = f"{same},{jobs.LABEL_STEP} in (ranks,commit)"
         alive = map(Pod, await self._list(place, writing, _ALIVE, _MOST_WAITING))
@@ -234,7 +235,7 @@ class Cluster:
         waiting = [pod.uid for pod in pods if pod.waits_since(now - _USUAL_START)][:3]
         for uid in idle + waiting:
             items = await self._list(place, "", f"involvedObject.uid={uid},type=Warning", _MOST_WAITING)
-            found += [Event(uid, str(item.get("reason")), str(item.get("message"))) for item in items]
+            found += [Event(uid, str(i.get("reason")), str(i.get("message"))) for i in items if _is_recent(i, now)]
         return found
 
     async def _find(self, path: str) -> Object | None:
@@ -246,11 +247,9 @@ class Cluster:
                 return None
             raise
 
-    async def _list(
-        self, place: str, labels: str = "", fields: str = "", most: int | None = None, *, fresh: bool = True
-    ) -> list[Object]:
-        """What matches, or the first `most` of it: as it is now, or where that does not matter as it was a moment ago."""
-        query = {"limit": str(most or _PAGE)} if fresh else {"resourceVersion": "0"}
+    async def _list(self, place: str, labels: str = "", fields: str = "", most: int | None = None) -> list[Object]:
+        """What matches, or the first `most` of it."""
+        query = {"limit": str(most or _PAGE)}
         query |= ({"labelSelector": labels} if labels else {}) | ({"fieldSelector": fields} if fields else {})
         items: list[Object] = []
         while True:
@@ -278,11 +277,14 @@ class Cluster:
                 _request_timeout=_SECONDS,
             )
             text = await response.read()
-        except (client.ApiException, OSError, TimeoutError) as error:
+        except (client.ApiException, aiohttp.ClientError, OSError) as error:
             raise _translated(error) from error
         if response.status >= 400:
             raise _of_response(response.status, text)
-        found: Object = json.loads(text)
+        try:
+            found: Object = json.loads(text)
+        except ValueError as error:
+            raise ApiError(0, "Garbled", f"the answer is no JSON: {error}") from error
         return found
 
 
@@ -299,7 +301,9 @@ def _translated(error: Exception) -> ApiError:
 def _of_response(status: int, text: bytes | str) -> ApiError:
     try:
         said = json.loads(text)
-        return ApiError(status, said.get("reason", ""), said.get("message", ""))
+        causes = (said.get("details") or {}).get("causes") or ()
+        fields = tuple(str(cause["field"]) for cause in causes if cause.get("field"))
+        return ApiError(status, said.get("reason", ""), said.get("message", ""), fields)
     except (ValueError, AttributeError):
         return ApiError(status, "", str(text)[:300])
 
@@ -308,7 +312,21 @@ def _rival(job: Job) -> str:
     return f"CheckpointTransform {job.annotation(jobs.ANNOTATION_TRANSFORM)} (Job {job.name})"
 
 
-def _is_older(job: Job, transform: Transform) -> bool:
-    """Of two that begin at once, the one that was created first goes first."""
-    created = job.annotation(jobs.ANNOTATION_CREATED)
-    return (created, job.label(jobs.LABEL_TRANSFORM)) < (transform.created, transform.uid)
+def holds_target(job: Job, transform: Transform) -> bool:
+    """Whether a Job of another transform has the target, so that this one has to wait.
+
+    One whose ranks' Job is there has it until it has ended, which the Job's time to live tells, suspended or not. Of two that
+    begin at once, the one that was created first goes first. A Job that nobody owns has it only while it runs.
+    """
+    underway = bool(job.owner) and "ttlSecondsAfterFinished" not in job.spec
+    if job.label(jobs.LABEL_STEP) != "plan" and underway:
+        return True
+    older = (job.annotation(jobs.ANNOTATION_CREATED), job.label(jobs.LABEL_TRANSFORM)) < (transform.created, transform.uid)
+    return not job.ended and older
+
+
+def _is_recent(event: Object, now: datetime) -> bool:
+    """Whether what a warning says is still so: the kubelet repeats it at least every few minutes, and then goes silent."""
+    series = event.get("series") or {}
+    told = series.get("lastObservedTime") or event.get("lastTimestamp") or event.get("eventTime")
+    return not told or datetime.fromisoformat(told) >= now - _EVENTS_COUNT_FOR

@@ -33,6 +33,14 @@ class EndlessBackoffs:
             delay = min(15.0, delay * 2)
 
 
+def _watches(kind: str, expected: int) -> int:
+    """How many tasks of kopf's watch a kind; it does not start one again that has ended."""
+    found = sum(task.get_name().startswith(f"watcher for {kind}.") for task in asyncio.all_tasks())
+    if found < expected:
+        raise kopf.PermanentError(f"of {expected} watches of {kind} {expected - found} have ended")
+    return found
+
+
 def registry(config: Config, reconciler: Reconciler, server: str) -> kopf.OperatorRegistry:
     """The handlers of one operator; `server` is the API server's address."""
     handlers = kopf.OperatorRegistry()
@@ -71,10 +79,6 @@ def registry(config: Config, reconciler: Reconciler, server: str) -> kopf.Operat
 
     @kopf.on.probe(id="watches", registry=handlers, errors=kopf.ErrorsMode.PERMANENT)
     async def watches_are_there(**_: Any) -> int:
-        names = [task.get_name() for task in asyncio.all_tasks()]
-        found = sum(name.startswith(f"watcher for {PLURAL}.") for name in names)
-        if not found:
-            raise kopf.PermanentError("the watch of CheckpointTransforms has ended")
-        return found
+        return min(_watches(kind, max(1, len(config.namespaces))) for kind in (PLURAL, "jobs"))
 
     return handlers

@@ -5,12 +5,13 @@ from __future__ import annotations
 import hashlib
 import json
 from typing import TYPE_CHECKING
+from urllib.parse import urlsplit
 
 import msgspec
 
 from reshard.ranks import format_ranks
 from reshard.spec import API_VERSION, KIND, mounts
-from reshard_operator.observation import QUEUE_LABEL, Object, ranks_of
+from reshard_operator.observation import CONTAINER, QUEUE_LABEL, Object, ranks_of
 
 if TYPE_CHECKING:
     from reshard.execution import PodTemplateSpec
@@ -27,7 +28,6 @@ ANNOTATION_TRANSFORM = "reshard.dev/transform"
 ANNOTATION_ATTEMPT = "reshard.dev/attempt"
 ANNOTATION_SPEC = "reshard.dev/spec-digest"
 ANNOTATION_CREATED = "reshard.dev/transform-created"
-CONTAINER = "reshard"
 # Exit codes of docs/architecture.md. What is listed nowhere is tried again, within the limit.
 _REQUEST_IS_WRONG = (2, 77, 78)
 _DATA_IS_WRONG = (65, 66, 70)
@@ -46,13 +46,34 @@ def target_label(spec: TransformSpec) -> str:
     claim, bucket = spec.target.storage.persistent_volume_claim, spec.target.storage.s3
     place = f"{claim.claim_name}\0{claim.path}" if claim is not None else ""
     if bucket is not None:
-        place = f"{bucket.endpoint or ''}\0{bucket.bucket}\0{bucket.prefix}"
+        place = f"{_server(bucket.endpoint)}\0{bucket.bucket}\0{bucket.prefix}"
     return hashlib.sha256(place.encode()).hexdigest()[:32]
 
 
+def _server(endpoint: str | None) -> str:
+    """One name for a server, however its URL is written."""
+    url = urlsplit(endpoint or "https://s3.amazonaws.com")
+    usual = {"http": 80, "https": 443}.get(url.scheme)
+    return f"{url.hostname}:{url.port or usual}{url.path.rstrip('/')}"
+
+
 def spec_digest(spec: TransformSpec) -> str:
-    """Identifies what of a spec must not change while it is carried out."""
-    return hashlib.sha256(msgspec.json.encode(_fixed(spec), order="deterministic")).hexdigest()[:32]
+    """Identifies what of a spec must not change while it is carried out.
+
+    What equals its default counts as absent: a later CRD may write defaults out that this one leaves away.
+    """
+    return hashlib.sha256(msgspec.json.encode(_essence(_fixed(spec)), order="deterministic")).hexdigest()[:32]
+
+
+def _essence(value: object) -> object:
+    if not isinstance(value, msgspec.Struct):
+        return value
+    found = {}
+    for field in msgspec.structs.fields(value):
+        default = field.default if field.default_factory is msgspec.NODEFAULT else field.default_factory()
+        if (own := getattr(value, field.name)) != default:
+            found[field.encode_name] = _essence(own)
+    return found
 
 
 def plan_job(transform: Transform, config: Config) -> Object:
@@ -154,8 +175,8 @@ def _pod(spec: TransformSpec, config: Config, step: str, environment: dict[str, 
         "image": config.converter_image,
         "args": ["step", step],
         "env": [
-            # A user's variables can add to ours and not replace them.
-            *(msgspec.to_builtins(e) for e in overrides.env if not e.name.startswith("RESHARD_")),
+            # A user's variables can add to ours, and to that of Kubernetes, and not replace them.
+            *(msgspec.to_builtins(e) for e in overrides.env if not e.name.startswith(("RESHARD_", "JOB_COMPLETION_INDEX"))),
             *({"name": name, "value": value} for name, value in environment.items()),
         ],
         "volumeMounts": mounted,

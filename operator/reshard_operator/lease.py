@@ -60,9 +60,7 @@ class Lease:
             try:
                 await self._round()
             except ApiError as error:
-                log.warning("the lease could not be renewed: %s", error)
-                if self._held_since is not None and time.monotonic() - self._renewed > DURATION_SECONDS:
-                    raise LostLeaseError from error
+                log.warning("the lease could not be renewed: %s", error)  # nothing is written until it is; `held` sees to that
             await asyncio.sleep(_RENEW_SECONDS if self._held_since is not None else random.uniform(1, 3))  # noqa: S311 - no secret
 
     async def release(self) -> None:

@@ -13,6 +13,8 @@ from reshard.ranks import format_ranks, parse_ranks
 from reshard.spec import TransformSpec, parse_spec
 
 QUEUE_LABEL = "kueue.x-k8s.io/queue-name"
+# Ours, whatever else a webhook has put into the pod.
+CONTAINER = "reshard"
 STEPS = ("plan", "ranks", "commit")
 
 # More than any cluster has; a forged message must not make the operator list without end.
@@ -59,6 +61,7 @@ class Transform:
 
     Attributes:
         spec: None when it cannot be read; `problem` then says why.
+        attempt: which try this is.
     """
 
     name: str
@@ -71,12 +74,8 @@ class Transform:
     queue: str
     spec: TransformSpec | None
     problem: str
+    attempt: int
     status: Object
-
-    @property
-    def attempt(self) -> int:
-        """Which try this is."""
-        return self.spec.execution.attempt if self.spec is not None else 1
 
     def knows(self, step: str) -> bool:
         """Whether the status of this attempt tells already what the pod of a step has left."""
@@ -103,8 +102,17 @@ class Transform:
             queue=metadata.get("labels", {}).get(QUEUE_LABEL, ""),
             spec=spec,
             problem=problem,
+            attempt=_attempt(resource),
             status=resource.get("status") or {},
         )
+
+
+def _attempt(resource: Object) -> int:
+    """Also of a spec that cannot be read."""
+    try:
+        return int(resource["spec"]["execution"]["attempt"])
+    except (KeyError, TypeError, ValueError):
+        return 1
 
 
 @dataclass(frozen=True)
@@ -241,7 +249,7 @@ class Pod(Kept):
         return next((s["state"]["terminated"] for s in self._containers() if "terminated" in (s.get("state") or {})), {})
 
     def _containers(self) -> list[Object]:
-        return self.status.get("containerStatuses") or []
+        return [s for s in self.status.get("containerStatuses") or () if s.get("name") == CONTAINER]
 
     def condition(self, kind: str) -> Object:
         """A condition, whatever it says."""

@@ -13,7 +13,7 @@ import msgspec
 
 from reshard.ranks import ranks_of_index
 from reshard_operator import diagnosis, jobs
-from reshard_operator.observation import CommitMessage, PlanMessage, as_text, ranks_of
+from reshard_operator.observation import QUEUE_LABEL, CommitMessage, PlanMessage, as_text, ranks_of
 from reshard_operator.status import Phase, State, all_done, build, plan_details, rank_details
 
 if TYPE_CHECKING:
@@ -78,7 +78,9 @@ def reconcile(seen: Seen, config: Config) -> Decision:
     if _has_ended(seen):
         return _clear_up(seen)
     if spec is None:
-        return _fail(seen, "InvalidSpec", transform.problem)
+        # The CRD is newer than the operator, or older: the same spec may be readable in a moment, so nothing is given up.
+        known = transform.status.get("phase") if transform.status.get("attempt") == transform.attempt else None
+        return _tell(seen, State(Phase(known or Phase.PENDING), "InvalidSpec", transform.problem), None, None)
     if any(job.annotation(jobs.ANNOTATION_SPEC) != jobs.spec_digest(spec) for job in seen.jobs.values()):
         return _fail(seen, "SpecChanged", "the spec has changed underway; create another CheckpointTransform")
     planned = _planned(seen)
@@ -111,12 +113,11 @@ def _carry_out(seen: Seen, spec: TransformSpec, planned: PlanMessage, config: Co
     return _complete(seen, "Complete", f"{what}, each of them verified and recorded", details)
 
 
-def refused(seen: Seen, reason: str, message: str, *, for_good: bool) -> Decision:
-    """The API server did not let the last decision's Job be created."""
-    if for_good:
+def refused(seen: Seen, decision: Decision, reason: str, message: str, *, for_good: bool) -> Decision:
+    """The API server did not let a decision's Job be created."""
+    if for_good or decision.status is None:
         return _fail(seen, reason, message)
-    phase = Phase(seen.transform.status.get("phase") or Phase.PENDING)
-    return _tell(seen, State(phase, reason, message), None, _LOOK_AGAIN_SECONDS)
+    return _tell(seen, State(Phase(decision.status["phase"]), reason, message), None, _LOOK_AGAIN_SECONDS)
 
 
 def _planned(seen: Seen) -> PlanMessage | None:
@@ -141,21 +142,21 @@ def _step(seen: Seen, spec: TransformSpec, step: str, manifest: Object, details:
     if job.failed is not None:
         reason, message = _why_failed(seen, spec, step, job)
         return _fail(seen, reason, message, details)
-    actions = _adjust(seen, spec, step, job, manifest)
+    actions = _adjust(spec, step, job, manifest)
     if spec.suspend and job.suspended:
         return _tell(seen, _SUSPENDED, details, None, *actions)
     if spec.suspend:
         ending = replace(doing, reason="Suspending", message="waiting for pods to end")
         return _tell(seen, ending, details, _LOOK_AGAIN_SECONDS, *actions)
-    if job.suspended and step == "ranks" and seen.transform.queue:
-        queued = replace(doing, reason="Queued", message=f"waiting for the queue {seen.transform.queue}")
+    if job.suspended and (queue := job.label(QUEUE_LABEL)):
+        queued = replace(doing, reason="Queued", message=f"waiting for the queue {queue}")
         return _tell(seen, queued, details, None, *actions)
     trouble = diagnosis.waiting_for(seen, job, doing.phase)
     if trouble is None:
         look_again = None if job.runs else _LOOK_AGAIN_SECONDS
-        return _tell(seen, replace(doing, message=_progress(step, job, details)), details, look_again, *actions)
+        return _tell(seen, replace(doing, message=_progress(step, job.name, details)), details, look_again, *actions)
     deadline = spec.execution.startup_deadline_seconds
-    if trouble.stuck and diagnosis.stuck_seconds(seen) >= deadline:
+    if trouble.stuck and not job.status.get("ready") and diagnosis.stuck_seconds(seen) >= deadline:
         return _fail(seen, "PodsNotStarting", f"for {deadline} s: {trouble.reason}: {trouble.message}", details)
     return _tell(seen, trouble, details, _LOOK_AGAIN_SECONDS, *actions)
 
@@ -176,14 +177,18 @@ def _begin(seen: Seen, spec: TransformSpec, step: str, manifest: Object, details
     ours = {job.uid for job in seen.jobs.values()}
     if any(pod.alive and pod.owner not in ours for pod in seen.pods):
         return _tell(seen, replace(starting, message="waiting for pods of the last attempt to end"), details, _SOON_SECONDS)
-    return _tell(seen, starting, details, _LOOK_AGAIN_SECONDS, Create(manifest))
+    # In the words that will be true in a moment: one write of the status less.
+    name = manifest["metadata"]["name"]
+    starting = replace(starting, message=_progress(step, name, details))
+    named = {"jobs": {s: job.name for s, job in seen.jobs.items()} | {step: name}}
+    return _tell(seen, starting, named | (details or {}), _LOOK_AGAIN_SECONDS, Create(manifest))
 
 
-def _adjust(seen: Seen, spec: TransformSpec, step: str, job: Job, manifest: Object) -> tuple[Patch, ...]:
-    """What a user may change underway. With a queue, Kueue alone decides when the ranks' Job runs."""
+def _adjust(spec: TransformSpec, step: str, job: Job, manifest: Object) -> tuple[Patch, ...]:
+    """What a user may change underway. Of a Job in a queue Kueue alone decides when it runs, and with how many pods."""
     wanted: Object = {}
-    queued = step == "ranks" and bool(seen.transform.queue)
-    if not queued and bool(job.spec.get("suspend")) != spec.suspend:
+    queued = bool(job.label(QUEUE_LABEL))
+    if bool(job.spec.get("suspend")) != spec.suspend and (spec.suspend or not queued):
         wanted["suspend"] = spec.suspend
     if step == "ranks" and not queued and job.spec.get("parallelism") != manifest["spec"]["parallelism"]:
         wanted["parallelism"] = manifest["spec"]["parallelism"]
@@ -195,9 +200,10 @@ def _why_failed(seen: Seen, spec: TransformSpec, step: str, job: Job) -> tuple[s
     condition = job.failed or {}
     if condition.get("reason") == "DeadlineExceeded":
         return "DeadlineExceeded", f"the ranks took longer than {spec.execution.active_deadline_seconds} s"
-    said = [pod.failure() for pod in seen.pods_of(job) if pod.phase == "Failed"]
+    failed = job.indexes("failedIndexes")
+    # Not of an index that was tried again and has succeeded.
+    said = [pod.failure() for pod in seen.pods_of(job) if pod.phase == "Failed" and (not failed or pod.index in failed)]
     if step == "ranks":
-        failed = job.indexes("failedIndexes")
         planned = _planned(seen)
         ranks = ranks_of(spec, planned) if planned is not None else ()
         each = spec.execution.ranks_per_pod
@@ -235,14 +241,14 @@ def _failures(seen: Seen, job: Job, ranks: tuple[int, ...], spec: TransformSpec)
     return [found[index] for index in sorted(found)]
 
 
-def _progress(step: str, job: Job, details: Object | None) -> str:
+def _progress(step: str, name: str, details: Object | None) -> str:
     if step == "ranks" and details is not None:
         ranks = details["ranks"]
         failed = f", {ranks['failed']} failed" if ranks["failed"] else ""
         expected = details.get("expectedCompletionTime")
         left = f", the last expected at {expected}" if expected else ""
         return f"{ranks['succeeded']} of {ranks['total']} ranks are written{failed}{left}"
-    return f"Job {job.name} runs"
+    return f"Job {name} runs"
 
 
 def _has_ended(seen: Seen) -> bool:

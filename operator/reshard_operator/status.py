@@ -55,7 +55,7 @@ REASONS = {
     "Unschedulable": "no node takes a pod; the scheduler says why",
     "NodeLost": "a pod's node does not answer; the pod's ranks wait until it does, is deleted, or is tainted out-of-service",
     "PodsNotStarting": "pods cannot start (image, volume, Secret) for longer than spec.execution.startupDeadlineSeconds",
-    "InvalidSpec": "the operator cannot read the spec",
+    "InvalidSpec": "the operator cannot read the spec, as while CRD and operator are of different versions; nothing is touched",
     "SpecChanged": "the spec has changed since the Jobs were made, though it may not",
     "PlanFailed": "the plan's pod failed and left no reason of its own",
     "RanksFailed": "target ranks could not be written; status.ranks names them",
@@ -63,7 +63,7 @@ REASONS = {
     "DeadlineExceeded": "the ranks took longer than spec.execution.activeDeadlineSeconds",
 }
 # Of these, what holds a transform up from outside; it goes on by itself once that is over. Beside them there is STUCK.
-WAITING = frozenset({"TargetBusy", "PodsDenied", "JobDenied", "NameTaken", "Unschedulable", "NodeLost"})
+WAITING = frozenset({"TargetBusy", "PodsDenied", "JobDenied", "NameTaken", "Unschedulable", "NodeLost", "InvalidSpec"})
 # The condition of pods that cannot start. Its reason is Kubernetes' own word, of which there may be many.
 STUCK = "PodsStuck"
 

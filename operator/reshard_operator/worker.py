@@ -29,8 +29,6 @@ _SETTLE_SECONDS = 0.2
 _COUNTS_EVERY_SECONDS = 5.0
 _FIRST_RETRY_SECONDS = 0.5
 _LONGEST_RETRY_SECONDS = 60.0
-# What another try cannot mend: the Job is invalid.
-_FOR_GOOD = {"Invalid", "BadRequest"}
 _SEEN_AGAIN = 409
 
 log = logging.getLogger(__name__)
@@ -140,13 +138,14 @@ class Reconciler:
                 await self._cluster.act(seen.transform, action)
                 log.info("%s", type(action).__name__, extra={"transform": f"{namespace}/{name}", "job": _name(action)})
             except NameTakenError as error:
-                decision = refused(seen, "NameTaken", str(error), for_good=False)
+                decision = refused(seen, decision, "NameTaken", str(error), for_good=False)
                 break
             except ApiError as error:
                 if not isinstance(action, Create) or error.status not in {400, 403, 404, 422}:
                     raise
-                good = error.reason in _FOR_GOOD
-                decision = refused(seen, "InvalidPod" if good else "JobDenied", str(error), for_good=good)
+                # What another try cannot mend: the Job itself is wrong. A webhook may say Invalid too, but names no field.
+                good = error.reason == "BadRequest" or any(field.startswith("spec") for field in error.fields)
+                decision = refused(seen, decision, "InvalidPod" if good else "JobDenied", str(error), for_good=good)
                 break
         return await self._tell(seen, decision)
 

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 from reshard_operator import jobs
 from reshard_operator.config import Config
-from reshard_operator.observation import STEPS, Event, Job, Pod, Seen, Transform
+from reshard_operator.observation import CONTAINER, STEPS, Event, Job, Pod, Seen, Transform
 from reshard_operator.reconcile import Create, Decision, Delete, reconcile
 
 if TYPE_CHECKING:
@@ -181,5 +181,7 @@ class PretendCluster:
         code, message = self.outcome(Pod(pod).label(jobs.LABEL_STEP), Pod(pod).index)
         pod["status"] = {
             "phase": "Failed" if code else "Succeeded",
-            "containerStatuses": [{"state": {"terminated": {"exitCode": code, "message": json.dumps(message)}}}],
+            "containerStatuses": [
+                {"name": CONTAINER, "state": {"terminated": {"exitCode": code, "message": json.dumps(message)}}}
+            ],
         }

@@ -10,7 +10,8 @@ from typing import TYPE_CHECKING, Any
 from kubernetes import client
 from pretend_cluster import COMMIT, PLAN
 
-from reshard_operator.jobs import CONTAINER, LABEL_STEP
+from reshard_operator.jobs import LABEL_STEP
+from reshard_operator.observation import CONTAINER
 
 if TYPE_CHECKING:
     from collections.abc import Iterator

@@ -104,7 +104,9 @@ def test_what_is_held_up_counts_by_what_holds_it_up() -> None:
     cluster.advance()
     cluster.pods[0]["status"] = {
         "phase": "Pending",
-        "containerStatuses": [{"state": {"waiting": {"reason": "ImagePullBackOff", "message": "no such image"}}}],
+        "containerStatuses": [
+            {"name": "reshard", "state": {"waiting": {"reason": "ImagePullBackOff", "message": "no such image"}}}
+        ],
     }
     assert held_up() == {"PodsStuck": 1}
     census.count(("ns", "a.transform"), None)

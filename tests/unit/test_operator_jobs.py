@@ -127,6 +127,25 @@ def test_what_may_change_underway_does_not_change_the_digest() -> None:
     assert digest() != digest(verification="Full")
 
 
+def test_defaults_that_are_written_out_do_not_change_the_digest() -> None:
+    spec = resource()["spec"]
+    written = json.loads(json.dumps(spec))
+    written["target"] |= {"filePrefix": "checkpoint_", "fileMode": "0640", "crc": False, "copyMode": "Client", "format": "Source"}
+    written["source"] |= {"files": {}}
+    written |= {"parameters": {"unplaced": "Drop", "allowMissing": False}, "execution": {"podTemplate": {"labels": {}}}}
+    assert jobs.spec_digest(parse_spec(spec, "x")) == jobs.spec_digest(parse_spec(written, "x"))
+
+
+@pytest.mark.parametrize("endpoint", ["https://s3.x", "https://s3.x/", "https://S3.x", "https://s3.x:443"])
+def test_a_bucket_is_one_place_however_its_server_is_written(endpoint: str) -> None:
+    def label(written: str) -> str:
+        target = {"storage": {"s3": {"bucket": "abc", "endpoint": written}}}
+        return jobs.target_label(parse_spec(resource(target=target)["spec"], "x"))
+
+    assert label(endpoint) == label("https://s3.x")
+    assert label(endpoint) != label("http://s3.x")
+
+
 def test_exit_codes_decide_what_is_tried_again() -> None:
     rules = ranks_job()["spec"]["podFailurePolicy"]["rules"]
     assert rules[0] == {"action": "Ignore", "onPodConditions": [{"type": "DisruptionTarget", "status": "True"}]}
@@ -139,7 +158,11 @@ def test_exit_codes_decide_what_is_tried_again() -> None:
 def test_overrides_add_and_do_not_replace() -> None:
     template = {
         "labels": {"team": "x", jobs.LABEL_STEP: "forged"},
-        "env": [{"name": "RESHARD_OWNER", "value": "forged"}, {"name": "MINE", "value": "1"}],
+        "env": [
+            {"name": "RESHARD_OWNER", "value": "forged"},
+            {"name": "JOB_COMPLETION_INDEX", "value": "0"},
+            {"name": "MINE", "value": "1"},
+        ],
         "resources": {"limits": {"memory": "1Gi"}},
         "securityContext": {"runAsUser": 0, "runAsNonRoot": False, "supplementalGroups": [7]},
         "tolerations": [{"operator": "Exists"}],
@@ -147,6 +170,7 @@ def test_overrides_add_and_do_not_replace() -> None:
     job = ranks_job(execution={"podTemplate": template})
     labels = job["spec"]["template"]["metadata"]["labels"]
     assert (labels["team"], labels[jobs.LABEL_STEP]) == ("x", "ranks")
+    assert "JOB_COMPLETION_INDEX" not in variables(job)
     assert (variables(job)["RESHARD_OWNER"], variables(job)["MINE"]) == ("11112222-aaaa", "1")
     pod = pod_of(job)
     assert pod["containers"][0]["resources"] == {"limits": {"memory": "1Gi"}, "requests": {"memory": "1Gi"}}

@@ -11,7 +11,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from pretend_cluster import CONFIG, PLAN, PretendCluster, resource
 
-from reshard_operator.observation import Event
+from reshard_operator.cluster import holds_target
+from reshard_operator.observation import CONTAINER, Event, Job, Transform
 from reshard_operator.reconcile import Create, Patch, reconcile, refused
 from reshard_operator.status import REASONS, only_counts_differ
 
@@ -132,6 +133,63 @@ def test_suspended_and_resumed_at_every_moment(rounds: int) -> None:
     assert len(cluster.created) == 3
 
 
+@pytest.mark.parametrize("ended", ["Complete", "Failed"])
+def test_a_refusal_of_the_next_attempt_is_no_end(ended: str) -> None:
+    failed = failing("ranks", 65, {"reason": "Truncated", "message": "m", "exitCode": 65})
+    cluster = PretendCluster() if ended == "Complete" else PretendCluster(outcome=failed)
+    cluster.settle()
+    assert cluster.status["phase"] == ended
+    cluster.change(execution={"attempt": 2})
+    cluster.carry_out(refused(cluster.see(), cluster.decide(), "JobDenied", "quota", for_good=False))
+    assert (cluster.status["phase"], ready(cluster)["reason"]) == ("Planning", "JobDenied")
+    cluster.outcome = PretendCluster().outcome
+    cluster.settle()
+    assert (cluster.status["phase"], cluster.status["attempt"]) == ("Complete", 2)
+
+
+def test_a_failure_is_told_in_the_words_of_the_rank_that_failed() -> None:
+    cluster = PretendCluster(
+        outcome=failing("ranks", 65, {"reason": "Truncated", "message": "rank_3 is short", "exitCode": 65}, (3,))
+    )
+    while not any("ranks" in name for name in cluster.jobs):
+        cluster.work()
+        cluster.advance()
+    job = next(job for name, job in cluster.jobs.items() if "ranks" in name)
+    template = job["spec"]["template"]["metadata"]
+    evicted = {
+        "name": "evicted",
+        "uid": "evicted",
+        "creationTimestamp": (cluster.now + timedelta(days=1)).isoformat(),
+        "labels": template["labels"],
+        "annotations": template["annotations"] | {"batch.kubernetes.io/job-completion-index": "0"},
+        "ownerReferences": [{"uid": job["metadata"]["uid"], "controller": True}],
+    }
+    cluster.settle()
+    cluster.resource["status"] = {}
+    cluster.pods.append({"metadata": evicted, "status": {"phase": "Failed", "reason": "Evicted", "message": "low on memory"}})
+    assert cluster.work().status["conditions"][0]["message"] == "rank 3 of 6 failed: rank_3 is short"  # type: ignore[index]
+
+
+def test_who_holds_a_target() -> None:
+    transform = Transform.parse(resource("99990000-bbbb"))
+    cluster = PretendCluster(resource() | {"metadata": resource()["metadata"] | {"creationTimestamp": "2027-01-01T00:00:00Z"}})
+    cluster.work()
+    plan = Job(next(iter(cluster.jobs.values())))
+    assert not holds_target(plan, transform)  # the other is younger, and only plans
+    while not any("ranks" in name for name in cluster.jobs):
+        cluster.advance()
+        cluster.work()
+    raw = next(job for name, job in cluster.jobs.items() if "ranks" in name)
+    raw["spec"]["suspend"] = True
+    assert holds_target(Job(raw), transform)  # though it is suspended
+    raw["status"] = {"conditions": [{"type": "Complete", "status": "True"}]}
+    assert holds_target(Job(raw), transform)  # its commit is still to come
+    raw["spec"]["ttlSecondsAfterFinished"] = 5
+    assert not holds_target(Job(raw), transform)
+    del raw["spec"]["ttlSecondsAfterFinished"], raw["metadata"]["ownerReferences"]
+    assert not holds_target(Job(raw), transform)  # an orphan that has ended
+
+
 def test_parallelism_is_passed_on() -> None:
     cluster = PretendCluster()
     while "ranks" not in "".join(cluster.created):
@@ -191,10 +249,26 @@ def test_a_spec_that_changed_behind_the_api_servers_back() -> None:
     assert (cluster.status["phase"], ready(cluster)["reason"]) == ("Failed", "SpecChanged")
 
 
-def test_a_spec_that_cannot_be_read() -> None:
+def test_a_spec_that_cannot_be_read_is_waited_for() -> None:
     cluster = PretendCluster(resource(sauce=1))
     cluster.settle()
-    assert (cluster.status["phase"], ready(cluster)["reason"], cluster.created) == ("Failed", "InvalidSpec", [])
+    assert (cluster.status["phase"], ready(cluster)["reason"], cluster.created) == ("Pending", "InvalidSpec", [])
+
+
+@pytest.mark.parametrize("rounds", range(0, 12, 2))
+def test_a_newer_crd_disturbs_nothing(rounds: int) -> None:
+    """Whose defaults an operator does not know that is about to be replaced."""
+    cluster = PretendCluster(resource(execution={"attempt": 2}))
+    for _ in range(rounds):
+        cluster.work()
+        cluster.advance()
+    running, phase = set(cluster.jobs), cluster.status.get("phase", "Pending")
+    cluster.resource["spec"]["sauce"] = "new default"
+    cluster.work()
+    assert (set(cluster.jobs), cluster.status.get("phase")) == (running, phase)
+    del cluster.resource["spec"]["sauce"]
+    cluster.settle()
+    assert (cluster.status["phase"], cluster.status["attempt"]) == ("Complete", 2)
 
 
 def stuck_pod(cluster: PretendCluster, waiting: dict[str, str]) -> None:
@@ -204,7 +278,7 @@ def stuck_pod(cluster: PretendCluster, waiting: dict[str, str]) -> None:
     cluster.pods[0]["status"] = {
         "phase": "Pending",
         "conditions": [{"type": "PodScheduled", "status": "True"}],
-        "containerStatuses": [{"state": {"waiting": waiting}}],
+        "containerStatuses": [{"name": CONTAINER, "state": {"waiting": waiting}}],
     }
     next(iter(cluster.jobs.values()))["status"] |= {"ready": 0}
 
@@ -247,7 +321,10 @@ def test_a_node_that_is_lost_is_named_also_while_others_get_on() -> None:
     cluster = PretendCluster(resource(execution={"startupDeadlineSeconds": 0}))
     stuck_pod(cluster, {})
     cluster.pods[0]["spec"] = {"nodeName": "node-7"}
-    state = {"containerStatuses": [{"state": {"running": {}}}], "conditions": [{"type": "Ready", "status": "False"}]}
+    state = {
+        "containerStatuses": [{"name": CONTAINER, "state": {"running": {}}}],
+        "conditions": [{"type": "Ready", "status": "False"}],
+    }
     cluster.pods[0]["status"] = {"phase": "Running"} | state
     next(iter(cluster.jobs.values()))["status"] |= {"active": 2, "ready": 1}
     cluster.now += timedelta(days=1)
@@ -268,10 +345,10 @@ def test_pods_that_the_api_server_refuses() -> None:
     assert cluster.status["phase"] == "Complete"
 
 
-@pytest.mark.parametrize(("for_good", "phase"), [(True, "Failed"), (False, "Pending")])
+@pytest.mark.parametrize(("for_good", "phase"), [(True, "Failed"), (False, "Planning")])
 def test_jobs_that_the_api_server_refuses(*, for_good: bool, phase: str) -> None:
     cluster = PretendCluster()
-    decision = refused(cluster.see(), "JobDenied", "quota", for_good=for_good)
+    decision = refused(cluster.see(), cluster.decide(), "JobDenied", "quota", for_good=for_good)
     assert decision.status is not None
     assert decision.status["phase"] == phase
 

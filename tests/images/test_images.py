@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import socket
 import subprocess
 import tarfile
 import urllib.request
@@ -62,9 +63,12 @@ def test_make_images_pushes_both_to_a_registry(tmp_path: Path) -> None:
         "PUSH_OPTIONS": "--tls-verify=false",
         "PATH": search_path(),
     }
-    with subprocess.Popen([program("registry"), "--port", "5055"], stderr=subprocess.DEVNULL) as registry:
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    with subprocess.Popen([program("registry"), "--port", str(port)], stderr=subprocess.DEVNULL) as registry:
         try:
-            places = ["REGISTRY=127.0.0.1:5055/team", "PLATFORMS=linux/amd64", "ENGINE=buildah", "TAG=9.9"]
+            places = [f"REGISTRY=127.0.0.1:{port}/team", "PLATFORMS=linux/amd64", "ENGINE=buildah", "TAG=9.9"]
             made = subprocess.run(
                 [program("unshare"), "--mount", program("make"), "images", *places],
                 cwd=ROOT,
@@ -75,7 +79,9 @@ def test_make_images_pushes_both_to_a_registry(tmp_path: Path) -> None:
             )
             assert made.returncode == 0, made.stdout[-2000:] + made.stderr[-2000:]
             for part in ("converter", "operator"):
-                with urllib.request.urlopen(f"http://127.0.0.1:5055/v2/team/reshard-{part}/manifests/9.9", timeout=10) as answer:
+                with urllib.request.urlopen(
+                    f"http://127.0.0.1:{port}/v2/team/reshard-{part}/manifests/9.9", timeout=10
+                ) as answer:
                     found = json.load(answer)
                 assert [m["platform"]["architecture"] for m in found["manifests"]] == ["amd64"]
         finally:
