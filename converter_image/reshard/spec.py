@@ -15,7 +15,6 @@ from reshard.errors import UsageError
 from reshard.execution import ExecutionSpec, Strict
 from reshard.places import CERTIFICATES, CREDENTIALS, VOLUMES, ConfigMapKeyRef, RelativePath, StorageSpec
 from reshard.request import CopyMode, Options, OutputFormat, Overwrite, Request, Unplaced, Verification
-from reshard.strictyaml import documents
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -102,6 +101,8 @@ def parse_resource(text: str, where: str) -> TransformSpec:
     Raises:
         UsageError: it is no such resource, or a field is wrong; the message names the field.
     """
+    from reshard.strictyaml import documents  # noqa: PLC0415 - pods and the operator read no YAML, and start sooner without it
+
     found = [d for d in documents(text, where) if isinstance(d, dict) and d.get("kind") == KIND]
     if len(found) != 1:
         raise UsageError("ResourceMissing", f"one {KIND} is expected, {len(found)} are there", where=where)

@@ -1,0 +1,81 @@
+"""What a terminal shows: bars and tables. Loaded only where they are drawn."""
+
+from __future__ import annotations
+
+import sys
+from typing import TYPE_CHECKING, Self
+
+from rich.console import Console
+from rich.progress import (
+    BarColumn,
+    DownloadColumn,
+    MofNCompleteColumn,
+    Progress,
+    TaskID,
+    TextColumn,
+    TimeRemainingColumn,
+    TransferSpeedColumn,
+)
+from rich.table import Table
+from rich.text import Text
+
+from reshard.errors import printable
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable
+    from types import TracebackType
+
+
+def table(title: str | None, columns: Iterable[tuple[str, str]], rows: Iterable[Iterable[object]]) -> str:
+    """A table as text; each column is a heading and "left" or "right"."""
+    drawn = Table(
+        title=Text(printable(title)) if title is not None else None,
+        title_justify="left",
+        box=None,
+        header_style="bold",
+        pad_edge=False,
+    )
+    for heading, justify in columns:
+        drawn.add_column(heading, justify="right" if justify == "right" else "left", overflow="fold")
+    for row in rows:
+        drawn.add_row(*(Text(printable(str(cell))) for cell in row))
+    console = Console(file=sys.stdout, width=None if sys.stdout.isatty() else 200)
+    with console.capture() as text:
+        console.print(drawn)
+    return text.get()
+
+
+class BarProgress:
+    """A bar with rate and time left, on a terminal's standard error."""
+
+    def __init__(self) -> None:
+        self._console = Console(stderr=True)
+        self._progress: Progress | None = None
+        self._task: TaskID | None = None
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
+        if self._progress is not None:
+            self._progress.stop()
+
+    def begin(self, what: str, total: int, unit: str) -> None:
+        """See `Progress.begin`."""
+        if self._progress is not None:
+            self._progress.stop()
+        counts = (DownloadColumn(), TransferSpeedColumn()) if unit == "bytes" else (MofNCompleteColumn(),)
+        self._progress = Progress(
+            TextColumn("{task.description}"), BarColumn(), *counts, TimeRemainingColumn(), console=self._console
+        )
+        self._task = self._progress.add_task(what, total=total)
+        self._progress.start()
+
+    def advance(self, count: int) -> None:
+        """See `Progress.advance`."""
+        if self._progress is not None and self._task is not None:
+            self._progress.advance(self._task, count)
+
+    def note(self, text: str) -> None:
+        """See `Progress.note`."""
+        self._console.print(Text(f"note: {printable(text)}"))
