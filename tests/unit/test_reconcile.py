@@ -406,23 +406,36 @@ def test_only_counts_may_wait() -> None:
     assert [each for each in waits if each[0] != each[1]] == [(f"{i}/6", f"{i + 1}/6") for i in range(5)]
 
 
+MOMENTS = ["work", "lost", "advance", "twice", "suspend", "resume", "parallel", "attempt", "refuse", "newer CRD", "older CRD"]
+
+
 @settings(deadline=None, max_examples=300)
-@given(
-    moments=st.lists(st.sampled_from(["work", "lost", "advance", "twice", "suspend", "resume", "parallel"]), max_size=60),
-    fails=st.booleans(),
-)
+@given(moments=st.lists(st.sampled_from(MOMENTS), max_size=60), fails=st.booleans())
 def test_any_order_repetition_or_loss_ends_in_the_same_state(*, moments: list[str], fails: bool) -> None:
     """`lost`: the operator is killed between its actions and its status; `twice`: two replicas decide from one observation."""
     said = {"reason": "Truncated", "message": "m", "exitCode": 65}
     outcome = failing("ranks", 65, said, (2,)) if fails else PretendCluster().outcome
     cluster = PretendCluster(outcome=outcome)
+    execution = {"parallelism": 8, "attempt": 1}
     for moment in moments:
         if moment == "advance":
             cluster.advance()
         elif moment in {"suspend", "resume"}:
             cluster.change(suspend=moment == "suspend")
         elif moment == "parallel":
-            cluster.change(execution={"parallelism": 1 + len(cluster.created)})
+            execution["parallelism"] = 1 + len(cluster.created)
+            cluster.change(execution=dict(execution))
+        elif moment == "attempt":
+            execution["attempt"] += 1
+            cluster.change(execution=dict(execution))
+        elif moment == "newer CRD":
+            cluster.resource["spec"]["sauce"] = "a default that this operator does not know"
+        elif moment == "older CRD":
+            cluster.resource["spec"].pop("sauce", None)
+        elif moment == "refuse":
+            decision = cluster.decide()
+            denied = any(isinstance(action, Create) for action in decision.actions)
+            cluster.carry_out(refused(cluster.see(), decision, "JobDenied", "quota", for_good=False) if denied else decision)
         elif moment == "twice":
             decision = cluster.decide()
             cluster.carry_out(decision)
@@ -431,9 +444,12 @@ def test_any_order_repetition_or_loss_ends_in_the_same_state(*, moments: list[st
             cluster.work(status_lost=moment == "lost")
         alive = [name for name, job in cluster.jobs.items() if not job["status"].get("conditions")]
         assert len(alive) <= 1
+    cluster.resource["spec"].pop("sauce", None)
     cluster.change(suspend=False)
     cluster.settle(60)
-    assert cluster.status["phase"] == ("Failed" if fails else "Complete")
-    assert len(cluster.created) == len(set(cluster.created)) == (2 if fails else 3)
+    attempt = execution["attempt"]
+    assert (cluster.status["phase"], cluster.status["attempt"]) == ("Failed" if fails else "Complete", attempt)
+    last = [name for name in cluster.created if name.endswith(f"-{attempt}" if attempt > 1 else ("plan", "ranks", "commit"))]
+    assert len(last) == len(set(last)) == (2 if fails else 3)
     assert reconcile(cluster.see(), CONFIG).actions == ()
     assert not any(isinstance(action, Create) for action in cluster.decide().actions)
