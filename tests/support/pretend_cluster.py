@@ -185,3 +185,14 @@ class PretendCluster:
                 {"name": CONTAINER, "state": {"terminated": {"exitCode": code, "message": json.dumps(message)}}}
             ],
         }
+
+
+def conditions(cluster: PretendCluster) -> dict[str, str]:
+    """Those of its transform."""
+    return {c["type"]: c["status"] for c in cluster.status["conditions"]}
+
+
+def ready(cluster: PretendCluster) -> dict[str, Any]:
+    """The condition that says what is going on."""
+    found: dict[str, Any] = next(c for c in cluster.status["conditions"] if c["type"] == "Ready")
+    return found

@@ -5,31 +5,30 @@ from __future__ import annotations
 import contextlib
 import errno
 import os
-import pwd
 import shutil
 import stat as stat_bits
 from pathlib import Path
 from typing import TYPE_CHECKING, NoReturn
 
-from reshard.errors import AccessError, BugError, DataError, MissingInputError, OutputError, ReshardError, StorageError
+from reshard.errors import BugError, DataError, MissingInputError, OutputError, StorageError
+from reshard.storage.local_failures import denied, failures
 from reshard.storage.protocol import Stat, WriteCost
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator, Sequence
+    from collections.abc import Sequence
 
-    from reshard.storage.protocol import Reader, Store
+from reshard.storage.protocol import Reader, Store
 
 # Written bytes are handed to the disk in steps of this size while later ones are still being computed, so that the final
 # fsync finds little left to do.
 _WRITEBACK_STEP = 8 << 20
-_NO_SPACE = {errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EFBIG}
 
 
 class LocalReader:
     """An open file of a local store."""
 
     def __init__(self, path: str) -> None:
-        with _failures(path):
+        with failures(path):
             self._file = os.open(path, os.O_RDONLY | os.O_CLOEXEC | os.O_NONBLOCK)  # a pipe would wait for its writer
         found = os.fstat(self._file)
         if not stat_bits.S_ISREG(found.st_mode):
@@ -44,7 +43,7 @@ class LocalReader:
         """See `Reader.read`."""
         if offset + length > self.size:  # before a buffer of a hostile length is made
             self._ends_early(offset, length)
-        with _failures(self.name):
+        with failures(self.name):
             content = os.pread(self._file, length, offset)
         if len(content) < length:  # the system gives at most 2 GiB at once
             rest = bytearray(length - len(content))
@@ -69,7 +68,7 @@ class LocalReader:
     def read_runs(self, view: memoryview, length: int, offsets: Sequence[int]) -> None:
         """See `Reader.read_runs`: a system call for each run, with as little as possible around it."""
         file, preadv, at = self._file, os.preadv, 0
-        with _failures(self.name):
+        with failures(self.name):
             for offset in offsets:
                 run = view[at : at + length]
                 if preadv(file, (run,), offset) != length:
@@ -98,7 +97,7 @@ class LocalWriter:
         self._handed_over = 0
         _make_folder(os.path.dirname(path), mode)
         _make_folder(os.path.dirname(temporary), mode)
-        with _failures(path, writing=True):
+        with failures(path, writing=True):
             self._file = os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_CLOEXEC, mode)
             os.fchmod(self._file, mode)  # whatever the umask
         self._open = True
@@ -106,7 +105,7 @@ class LocalWriter:
     def write(self, data: memoryview | bytes | bytearray) -> None:
         """See `Writer.write`."""
         view = memoryview(data)
-        with _failures(self._path, writing=True):
+        with failures(self._path, writing=True):
             while view:
                 n = os.write(self._file, view)
                 self._offset += n
@@ -125,7 +124,7 @@ class LocalWriter:
 
     def finish(self) -> None:
         """See `Writer.finish`."""
-        with _failures(self._path, writing=True):
+        with failures(self._path, writing=True):
             os.fsync(self._file)
             self._close()
             os.rename(self._temporary, self._path)
@@ -181,7 +180,7 @@ class LocalStore:
         """See `Store.list`."""
         folder = self._at(path)
         try:
-            with _failures(folder), os.scandir(folder) as entries:
+            with failures(folder), os.scandir(folder) as entries:
                 return sorted((_stat(e.name, e.stat()) for e in entries if _exists(e)), key=lambda s: s.name)
         except MissingInputError:
             return []
@@ -190,7 +189,7 @@ class LocalStore:
         """See `Store.stat`."""
         full = self._at(path)
         try:
-            with _failures(full):
+            with failures(full):
                 return _stat(os.path.basename(full), os.stat(full))
         except MissingInputError:
             return None
@@ -234,7 +233,7 @@ class LocalStore:
         """See `Store.write_new`: a link to a whole temporary, for O_EXCL alone would let others see an empty file."""
         full = self._at(path)
         _make_folder(os.path.dirname(full), mode)
-        with _failures(full, writing=True):
+        with failures(full, writing=True):
             file, temporary = _open_temporary(full, mode)
             try:
                 os.fchmod(file, mode)
@@ -255,7 +254,7 @@ class LocalStore:
         """See `Store.swap`: moved out of the way first, so that of several who try one succeeds, and none removes a successor."""
         full = self._at(path)
         grave = f"{full}.{os.urandom(6).hex()}.dead"
-        with _failures(full, writing=True):
+        with failures(full, writing=True):
             try:
                 os.rename(full, grave)
             except FileNotFoundError:
@@ -273,14 +272,14 @@ class LocalStore:
         """See `Store.move`."""
         source, target = self._at(path), self._at(to)
         _make_folder(os.path.dirname(target), stat_bits.S_IMODE(os.stat(source).st_mode) if os.path.exists(source) else 0o640)
-        with _failures(target, writing=True):
+        with failures(target, writing=True):
             os.rename(source, target)
             _sync_folder(os.path.dirname(target))
 
     def delete(self, path: str) -> None:
         """See `Store.delete`."""
         full = self._at(path)
-        with _failures(full, writing=True):
+        with failures(full, writing=True):
             if os.path.isdir(full) and not os.path.islink(full):
                 shutil.rmtree(full)
             else:
@@ -289,18 +288,18 @@ class LocalStore:
 
     def touch(self, path: str) -> None:
         """See `Store.touch`."""
-        with _failures(self._at(path), writing=True), contextlib.suppress(FileNotFoundError):
+        with failures(self._at(path), writing=True), contextlib.suppress(FileNotFoundError):
             os.utime(self._at(path))
 
     def age(self, path: str) -> float | None:
         """See `Store.age`: a new file beside it tells what time it is where the files are."""
         full = self._at(path)
         try:
-            with _failures(full):
+            with failures(full):
                 then = os.stat(full).st_mtime
         except MissingInputError:
             return None
-        with _failures(full, writing=True):
+        with failures(full, writing=True):
             file, temporary = _open_temporary(full, 0o600)
             try:
                 os.utime(file)
@@ -323,14 +322,14 @@ class LocalStore:
                 where=str(folder),
                 fix="choose another target",
             )
-        with _failures(str(folder), writing=True):
+        with failures(str(folder), writing=True):
             read_only = bool(os.statvfs(folder).f_flag & os.ST_RDONLY)
         if read_only:
             raise OutputError(
                 "CannotWrite", os.strerror(errno.EROFS), where=str(folder), fix="mount it for writing, or choose another target"
             )
         if not os.access(folder, os.W_OK | os.X_OK, effective_ids=True):
-            raise _denied(str(folder), writing=True)
+            raise denied(str(folder), writing=True)
 
     def _nearest(self) -> Path:
         """The folder, or the nearest one around it that is there."""
@@ -342,54 +341,9 @@ class LocalStore:
     def free_bytes(self) -> int | None:
         """See `Store.free_bytes`."""
         folder = self._nearest()
-        with _failures(str(folder), writing=True):
+        with failures(str(folder), writing=True):
             found = os.statvfs(folder)
         return found.f_bavail * found.f_frsize
-
-
-@contextlib.contextmanager
-def _failures(path: str, *, writing: bool = False) -> Iterator[None]:
-    """Turn the system's errors into ours, with what a user needs to mend them."""
-    try:
-        yield
-    except OSError as error:
-        raise _translated(error, path, writing=writing) from error
-
-
-def _translated(error: OSError, path: str, *, writing: bool) -> ReshardError:
-    reason = error.strerror or str(error)
-    if error.errno in (errno.EACCES, errno.EPERM):
-        return _denied(path, writing=writing)
-    if error.errno in (errno.ENOENT, errno.ENOTDIR) and not writing:
-        return MissingInputError("NotFound", "there is no such file or folder", where=path)
-    if error.errno == errno.EISDIR and not writing:
-        return MissingInputError("NotAFile", "a file is expected here, this is a folder", where=path)
-    if error.errno in _NO_SPACE:
-        return OutputError("CannotWrite", reason, where=path, fix="free or add space, or choose another target")
-    if writing and error.errno in (errno.ENOTDIR, errno.EEXIST, errno.EISDIR):
-        return OutputError("CannotCreate", reason, where=path, fix="choose another target")
-    return StorageError("WriteFailed" if writing else "ReadFailed", reason, where=path)
-
-
-def _denied(path: str, *, writing: bool) -> AccessError:
-    """Name the file that denies access with its owner and mode, and who asks: what a user needs to choose the mending."""
-    culprit = Path(path)
-    while not os.path.lexists(culprit) or not _searchable(culprit.parent):
-        if culprit == culprit.parent:
-            break
-        culprit = culprit.parent
-    who = f"this process is uid {os.geteuid()}, gid {os.getegid()}, groups {sorted(os.getgroups())}"
-    try:
-        found = os.stat(culprit)
-    except OSError:
-        return AccessError("PermissionDenied", f"access is denied; {who}", where=path)
-    action, owner = "writing" if writing else "reading", f"uid {found.st_uid}{_user(found.st_uid)}, gid {found.st_gid}"
-    return AccessError(
-        "PermissionDenied",
-        f"{action} is denied: {culprit} is owned by {owner} with mode {stat_bits.S_IMODE(found.st_mode):04o}; {who}",
-        where=path,
-        fix="run as that user or group (in a pod: runAsUser, runAsGroup, fsGroup, supplementalGroups), or change the mode",
-    )
 
 
 def _open_temporary(path: str, mode: int) -> tuple[int, str | None]:
@@ -399,17 +353,6 @@ def _open_temporary(path: str, mode: int) -> tuple[int, str | None]:
     except OSError:
         temporary = f"{path}.{os.urandom(6).hex()}.tmp"
         return os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, mode), temporary
-
-
-def _searchable(folder: Path) -> bool:
-    return os.access(folder, os.X_OK, effective_ids=True)
-
-
-def _user(uid: int) -> str:
-    try:
-        return f" ({pwd.getpwuid(uid).pw_name})"
-    except KeyError:
-        return ""
 
 
 def _exists(entry: os.DirEntry[str]) -> bool:
@@ -434,7 +377,7 @@ def _version(found: os.stat_result) -> str:
 
 def _make_folder(folder: str, mode: int) -> None:
     """With search permission for whoever may read."""
-    with _failures(folder, writing=True):
+    with failures(folder, writing=True):
         missing = []
         while not os.path.isdir(folder):
             missing.append(folder)

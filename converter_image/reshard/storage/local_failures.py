@@ -1,0 +1,74 @@
+"""From what the system says of a file to errors that say what to do."""
+
+from __future__ import annotations
+
+import contextlib
+import errno
+import os
+import pwd
+import stat as stat_bits
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from reshard.errors import AccessError, MissingInputError, OutputError, ReshardError, StorageError
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+_NO_SPACE = {errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EFBIG}
+
+
+@contextlib.contextmanager
+def failures(path: str, *, writing: bool = False) -> Iterator[None]:
+    """Turn the system's errors into ours, with what a user needs to mend them."""
+    try:
+        yield
+    except OSError as error:
+        raise _translated(error, path, writing=writing) from error
+
+
+def _translated(error: OSError, path: str, *, writing: bool) -> ReshardError:
+    reason = error.strerror or str(error)
+    if error.errno in (errno.EACCES, errno.EPERM):
+        return denied(path, writing=writing)
+    if error.errno in (errno.ENOENT, errno.ENOTDIR) and not writing:
+        return MissingInputError("NotFound", "there is no such file or folder", where=path)
+    if error.errno == errno.EISDIR and not writing:
+        return MissingInputError("NotAFile", "a file is expected here, this is a folder", where=path)
+    if error.errno in _NO_SPACE:
+        return OutputError("CannotWrite", reason, where=path, fix="free or add space, or choose another target")
+    if writing and error.errno in (errno.ENOTDIR, errno.EEXIST, errno.EISDIR):
+        return OutputError("CannotCreate", reason, where=path, fix="choose another target")
+    return StorageError("WriteFailed" if writing else "ReadFailed", reason, where=path)
+
+
+def denied(path: str, *, writing: bool) -> AccessError:
+    """Name the file that denies access with its owner and mode, and who asks: what a user needs to choose the mending."""
+    culprit = Path(path)
+    while not os.path.lexists(culprit) or not _searchable(culprit.parent):
+        if culprit == culprit.parent:
+            break
+        culprit = culprit.parent
+    who = f"this process is uid {os.geteuid()}, gid {os.getegid()}, groups {sorted(os.getgroups())}"
+    try:
+        found = os.stat(culprit)
+    except OSError:
+        return AccessError("PermissionDenied", f"access is denied; {who}", where=path)
+    action, owner = "writing" if writing else "reading", f"uid {found.st_uid}{_user(found.st_uid)}, gid {found.st_gid}"
+    return AccessError(
+        "PermissionDenied",
+        f"{action} is denied: {culprit} is owned by {owner} with mode {stat_bits.S_IMODE(found.st_mode):04o}; {who}",
+        where=path,
+        fix="run as that user or group (in a pod: runAsUser, runAsGroup, fsGroup, supplementalGroups), or change the mode",
+    )
+
+
+def _searchable(folder: Path) -> bool:
+    return os.access(folder, os.X_OK, effective_ids=True)
+
+
+def _user(uid: int) -> str:
+    try:
+        return f" ({pwd.getpwuid(uid).pw_name})"
+    except KeyError:
+        return ""
