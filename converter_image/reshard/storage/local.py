@@ -17,7 +17,7 @@ from reshard.storage.protocol import Stat, WriteCost
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
-from reshard.storage.protocol import Reader, Store
+    from reshard.storage.protocol import Reader, Store
 
 # Written bytes are handed to the disk in steps of this size while later ones are still being computed, so that the final
 # fsync finds little left to do.
