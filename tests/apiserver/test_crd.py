@@ -123,7 +123,6 @@ FIXED = {
     "target.ranks": "0",
     "target.crc": True,
     "target.copyMode": "Server",
-    "source.storage": {"s3": {"bucket": "abc", "credentialsSecretRef": {"name": "keys"}}},
     "target.fileMode": "0600",
     "parameters.unplaced": "Keep",
     "parameters.allowMissing": True,
@@ -148,6 +147,13 @@ def test_what_may_not_change_neither_appears_nor_changes_nor_vanishes(resources:
     before = with_field(path, None)
     with pytest.raises(ApiException, match="create another CheckpointTransform"):
         resources.change(before, "y")
+
+
+@pytest.mark.parametrize("changed", [{"region": "x"}, {"credentialsSecretRef": {"name": "others"}}, {"prefix": "other"}])
+def test_a_bucket_may_not_change(resources: Resources, changed: dict[str, Any]) -> None:
+    bucket = {"bucket": "abc", "credentialsSecretRef": {"name": "keys"}}
+    resources.create(SPEC | {"target": {"storage": {"s3": bucket}}})
+    assert "create another CheckpointTransform" in resources.refusal(resources.change, {"target": {"storage": {"s3": changed}}})
 
 
 def test_every_field_is_under_a_rule() -> None:

@@ -89,6 +89,10 @@ def test_two_that_know_nothing_of_each_other_do_the_work_once(transforms: Transf
             transforms.create(name, SPEC | {"target": target})
         for name in ("a", "b", "c"):
             transforms.ended(name, seconds=60)
+
+        def told() -> set[str]:
+            events = transforms.core.list_namespaced_event(transforms.namespace).items
+            return {event.involved_object.name for event in events if event.reason == "Complete"}
+
+        wait_for(lambda: told() == {"a", "b", "c"}, 10)
     assert len(transforms.jobs()) == 9
-    completed = [e for e in transforms.core.list_namespaced_event(transforms.namespace).items if e.reason == "Complete"]
-    assert {event.involved_object.name for event in completed} == {"a", "b", "c"}
