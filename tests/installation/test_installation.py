@@ -126,9 +126,9 @@ def test_a_node_that_is_lost_is_named_and_what_ran_there_goes_on_when_it_returns
     completes(stage, "lost")
 
 
-@pytest.fixture(scope="session")
+@pytest.fixture(scope="session", autouse=True)
 def restarted() -> Iterator[list[Component]]:
-    """What tests start again in the place of what they have killed."""
+    """What tests start again in the place of what they have killed; begun first of all, so that it ends last."""
     components: list[Component] = []
     yield components
     for component in components:
