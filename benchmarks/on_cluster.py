@@ -6,7 +6,6 @@ happens; and a transform of 1,000 ranks on simulated nodes beside the bare Job o
 
 from __future__ import annotations
 
-import json
 import os
 import statistics
 import sys
@@ -19,6 +18,7 @@ from typing import Any
 from cluster.images import BASE
 from cluster.layout import Layout
 from kubernetes import client, config
+from kubernetes_access import written
 from kubernetes_objects import indexed_job, pod_spec, wait_for
 from pretend_cluster import COMMIT, PLAN
 from rich.console import Console
@@ -63,8 +63,7 @@ def operator_memory() -> tuple[int, int]:
 
 def writes(layout: Layout) -> list[dict[str, Any]]:
     """What the operator has written into the API so far."""
-    entries = map(json.loads, layout.audit_log.read_text().splitlines())
-    return [e for e in entries if e["user"]["username"] == f"system:serviceaccount:{SYSTEM}:{RELEASE}-operator"]
+    return written(layout, SYSTEM, f"{RELEASE}-operator")
 
 
 def eight_ranks(stage: Stage, table: Table) -> None:
@@ -94,8 +93,7 @@ def idle(layout: Layout, table: Table) -> None:
 
 def thousand_ranks(stage: Stage, layout: Layout, table: Table) -> None:
     """A transform of many ranks beside a bare Job of as many pods."""
-    plan = PLAN | {"targetRanks": RANKS}
-    messages = {f"{simulated.MESSAGE_ANNOTATION}{step}": json.dumps(said) for step, said in (("plan", plan), ("commit", COMMIT))}
+    messages = simulated.messages(plan=PLAN | {"targetRanks": RANKS}, commit=COMMIT)
     with simulated.nodes(layout, 20) as placement:
         bare = bare_jobs(stage.batch, stage.namespace, (RANKS,), {**pod_spec("localhost/none", ["none"]), **placement})
         before = len(writes(layout))

@@ -8,6 +8,7 @@ from itertools import pairwise
 from typing import TYPE_CHECKING
 
 from kubernetes import client
+from kubernetes_access import written
 from kubernetes_objects import indexed_job, pod_spec, wait_for
 from pretend_cluster import COMMIT, PLAN
 from transforms_on_cluster import RELEASE, SYSTEM
@@ -37,8 +38,7 @@ def test_an_indexed_job_of_hundreds_of_pods_completes_on_simulated_nodes(
 
 
 def test_hundreds_of_ranks_cost_few_writes(stage: Stage, layout: Layout) -> None:
-    plan = PLAN | {"targetRanks": RANKS}
-    messages = {f"{simulated.MESSAGE_ANNOTATION}{step}": json.dumps(said) for step, said in (("plan", plan), ("commit", COMMIT))}
+    messages = simulated.messages(plan=PLAN | {"targetRanks": RANKS}, commit=COMMIT)
     with simulated.nodes(layout, 10) as placement:
         template = {"annotations": messages, "nodeSelector": placement["nodeSelector"], "tolerations": placement["tolerations"]}
         stage.create("many", stage.spec(execution={"parallelism": RANKS, "podTemplate": template}))
@@ -47,10 +47,8 @@ def test_hundreds_of_ranks_cost_few_writes(stage: Stage, layout: Layout) -> None
     assert len(json.dumps(status)) < 10_000
     writes = [
         datetime.fromisoformat(entry["requestReceivedTimestamp"])
-        for entry in map(json.loads, layout.audit_log.read_text().splitlines())
-        if entry["user"]["username"] == f"system:serviceaccount:{SYSTEM}:{RELEASE}-operator"
-        and entry["objectRef"].get("subresource") == "status"
-        and entry["objectRef"]["namespace"] == stage.namespace
+        for entry in written(layout, SYSTEM, f"{RELEASE}-operator")
+        if entry["objectRef"].get("subresource") == "status" and entry["objectRef"]["namespace"] == stage.namespace
     ]
     # Each phase is told at once, and counts in between at most every five seconds.
     seconds = (writes[-1] - writes[0]).total_seconds()

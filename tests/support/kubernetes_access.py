@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import json
 import os
 import uuid
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import pytest
 from cluster.layout import Layout
@@ -28,6 +29,12 @@ def api(layout: Layout) -> Iterator[client.ApiClient]:
     """The administrator's client."""
     with config.new_client_from_config(str(layout.kubeconfig)) as opened:
         yield opened
+
+
+def written(layout: Layout, namespace: str, account: str) -> list[dict[str, Any]]:
+    """What a service account has written into the API so far, as entries of the audit log."""
+    entries = map(json.loads, layout.audit_log.read_text().splitlines())
+    return [entry for entry in entries if entry["user"]["username"] == f"system:serviceaccount:{namespace}:{account}"]
 
 
 @pytest.fixture

@@ -17,7 +17,7 @@ HERE = Path(__file__).resolve().parent
 sys.path[:0] = [str(HERE.parent), str(HERE.parents[1] / "support")]
 
 import oracle  # noqa: E402 - it is there
-from corpus import network, small  # noqa: E402
+from corpus import network, small  # noqa: E402 - as above
 
 
 def digest(path: Path) -> str:

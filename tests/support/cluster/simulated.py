@@ -18,7 +18,7 @@ _LABEL = "reshard.dev/simulation"
 _STAGES = ("node/fast", "node/heartbeat-with-lease", "pod/fast")
 # A pod that has this label leaves the termination message that an annotation has for the label's value: ANNOTATION + VALUE.
 _MESSAGE_LABEL = "reshard.dev/step"
-MESSAGE_ANNOTATION = "simulation.reshard.dev/"
+_MESSAGE_ANNOTATION = "simulation.reshard.dev/"
 # Instead of kwok's own, which leaves no message.
 _COMPLETE = """
 {{ $now := Now }}
@@ -42,7 +42,7 @@ containerStatuses:
       startedAt: {{ $now | Quote }}
       finishedAt: {{ $now | Quote }}
 {{ end }}
-""".replace("LABEL", _MESSAGE_LABEL).replace("ANNOTATION", MESSAGE_ANNOTATION)
+""".replace("LABEL", _MESSAGE_LABEL).replace("ANNOTATION", _MESSAGE_ANNOTATION)
 _CAPACITY = {"cpu": "1k", "memory": "1Ti", "pods": "1k"}
 
 
@@ -63,6 +63,11 @@ def nodes(layout: Layout, count: int) -> Iterator[dict[str, Any]]:
         _kubectl(layout, "delete", "node", "--selector", f"{_LABEL}={name}", "--ignore-not-found")
         kwok.process.send_signal(signal.SIGKILL)
         kwok.process.wait()
+
+
+def messages(**said: object) -> dict[str, str]:
+    """The annotations of pods that leave these messages, by the value of their label."""
+    return {f"{_MESSAGE_ANNOTATION}{value}": json.dumps(message) for value, message in said.items()}
 
 
 def _kwok(layout: Layout, name: str) -> list[str]:
