@@ -12,6 +12,7 @@ from reshard.access import Accesses
 from reshard.errors import UsageError
 
 OutputFormat = Literal["Source", "Ckpt", "Safetensors"]
+TargetLayout = Literal["PerRank"]
 Unplaced = Literal["Drop", "Keep"]
 Verification = Literal["None", "Sample", "Full"]
 Overwrite = Literal["Never", "Replace"]
@@ -47,6 +48,7 @@ class Options(msgspec.Struct, frozen=True):
 
     Attributes:
         format: of the target's files.
+        layout: what the target's files are.
         prefix: their names are the prefix, the rank and the format's extension.
         step: read the files of this training step.
         pattern: read the files whose names match this shell pattern.
@@ -61,6 +63,7 @@ class Options(msgspec.Struct, frozen=True):
     """
 
     format: OutputFormat = "Source"
+    layout: TargetLayout = "PerRank"
     prefix: str = "checkpoint_"
     step: int | None = None
     pattern: str | None = None
@@ -86,6 +89,7 @@ class Options(msgspec.Struct, frozen=True):
 
 _KINDS: dict[str, Any] = {
     "format": OutputFormat,
+    "layout": TargetLayout,
     "prefix": str,
     "step": int | None,
     "pattern": str | None,
@@ -134,6 +138,7 @@ def request_key(request: Request) -> dict[str, Any]:
     options = request.options
     return {
         "format": options.format,
+        "layout": options.layout,
         "prefix": options.prefix,
         "unplaced": options.unplaced,
         "allowMissing": options.allow_missing,

@@ -14,7 +14,7 @@ from reshard.access import Access, Accesses
 from reshard.errors import UsageError
 from reshard.execution import ExecutionSpec, Strict
 from reshard.places import CERTIFICATES, CREDENTIALS, VOLUMES, ConfigMapKeyRef, RelativePath, StorageSpec
-from reshard.request import CopyMode, Options, OutputFormat, Overwrite, Request, Unplaced, Verification
+from reshard.request import CopyMode, Options, OutputFormat, Overwrite, Request, TargetLayout, Unplaced, Verification
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -68,6 +68,7 @@ class TargetSpec(Strict, frozen=True):
     storage: StorageSpec
     strategy: StrategySpec | None = None
     format: OutputFormat = "Source"
+    layout: TargetLayout = "PerRank"
     file_prefix: FilePrefix = "checkpoint_"
     ranks: Annotated[str, msgspec.Meta(max_length=65536)] | None = None
     crc: bool = False
@@ -254,6 +255,7 @@ def _to_request(
         target_strategy=_strategy(target.strategy, "target", roots),
         options=Options(
             format=target.format,
+            layout=target.layout,
             prefix=target.file_prefix,
             step=source.files.step,
             pattern=source.files.pattern,
