@@ -8,12 +8,14 @@ from typing import TYPE_CHECKING
 
 import msgspec
 
+from reshard.checkpoint.dtypes import DTYPES
 from reshard.digest import matches
 from reshard.errors import DataError, MissingInputError, RequestError
 from reshard.manifest import MANIFEST_NAME, SCHEMA, FileRecord, LayoutRecord, Manifest, ParameterRecord, SourceRecord
 from reshard.ranks import format_ranks, parse_ranks
 from reshard.request import request_key
 from reshard.target import JobDocument
+from reshard.unified import HYPER_NAME, MAP_NAME, map_of
 from reshard.version import __version__
 
 if TYPE_CHECKING:
@@ -71,6 +73,8 @@ def commit_job(target: TargetFolder, state: JobState, document: JobDocument, wan
         for record in manifest.files:
             state.publish(record)
     _remove_replaced(target, state, manifest)
+    for name, content in _maps(manifest).items():
+        target.store.write(name, content, mode=target.mode)
     target.write_manifest(manifest)
     target.forget_jobs()
     return manifest
@@ -163,6 +167,17 @@ def _remove_replaced(target: TargetFolder, state: JobState, manifest: Manifest) 
         folder = record.path.rpartition("/")[0]
         if folder and not target.store.list(folder):
             target.store.delete(folder)
+
+
+def _maps(manifest: Manifest) -> dict[str, bytes]:
+    """What lies beside unified files and says which parameter is in which."""
+    if manifest.options.get("layout") != "Unified":
+        return {}
+    files = {record.rank: record.path for record in manifest.files}
+    where = {p.name: files[p.target.stages[0]] for p in manifest.parameters if p.target.stages[0] in files}
+    named = {name: path for name, path in where.items() if path != HYPER_NAME}
+    nbytes = sum(prod(p.shape) * DTYPES[p.dtype].itemsize for p in manifest.parameters if p.name in named)
+    return {MAP_NAME: map_of(named, nbytes)}
 
 
 def draft_manifest(job: Job) -> Manifest:

@@ -14,11 +14,12 @@ from reshard.checkpoint import OutputTensor, can_hold, content_order, file_size
 from reshard.checkpoint.inventory import Format, Inventory
 from reshard.errors import OutputError, RequestError
 from reshard.manifest import STATE, decode
-from reshard.plan import Planner, place, summarize
+from reshard.plan import Planner, Role, place, summarize, unify
 from reshard.ranks import parse_ranks
 from reshard.request import Request, request_key
-from reshard.source import check_crcs, find_diverging, find_files, open_source, read_inventory, read_strategy
+from reshard.source import Files, check_crcs, find_diverging, find_files, open_source, read_inventory, read_strategy
 from reshard.storage import open_store
+from reshard.unified import part_name
 
 if TYPE_CHECKING:
     from collections.abc import Iterable
@@ -92,7 +93,13 @@ class Job:
 
     def path(self, rank: int) -> str:
         """The file of a target rank, relative to the target."""
+        if self.request.options.layout == "Unified":
+            return part_name(rank, self.model.target_ranks, hyper=self._has_hyper)
         return f"rank_{rank}/{self.request.options.prefix}{rank}.{self.format}"
+
+    @property
+    def _has_hyper(self) -> bool:
+        return any(p.role is Role.REPLICATED for p in self.planner.parameters_of_stage[-1])
 
 
 class _StoredInventory(msgspec.Struct, frozen=True):
@@ -117,19 +124,16 @@ def prepare(request: Request, progress: Progress, *, workers: int) -> Job:
     """
     store, chosen = open_source(request.source, request.access.source)
     source, target = _strategies(request)
-    notes: tuple[str, ...] = ()
-    files = {0: chosen} if chosen else {}
-    if chosen is None:
-        files, notes = find_files(store, step=request.options.step, pattern=request.options.pattern)
-    progress.begin("Reading headers", len(files), "files")
-    inventory = read_inventory(store, files, workers=workers, advance=progress.advance)
+    found = Files({0: chosen}) if chosen else find_files(store, step=request.options.step, pattern=request.options.pattern)
+    progress.begin("Reading headers", len(found.by_rank), "files")
+    inventory = read_inventory(store, found, workers=workers, advance=progress.advance)
     model = _place(inventory, source, target, request)
     fully = request.options.verification == "Full"
     if fully and (marked := sum(file.size for file in inventory.files if file.crc is not None)):
         progress.begin("Checking CRCs", marked, "bytes")
         check_crcs(store, inventory, workers=workers, advance=progress.advance)
     model = replace(model, diverging=find_diverging(store, model, workers=workers, whole=fully))
-    return job_of(request, store, model, source, target, notes)
+    return job_of(request, store, model, source, target, found.notes)
 
 
 def resume(request: Request, target: TargetFolder) -> tuple[Job, JobState] | None:
@@ -236,13 +240,14 @@ def _strategies(request: Request) -> tuple[Strategy | None, Strategy | None]:
 
 
 def _place(inventory: Inventory, source: Strategy | None, target: Strategy | None, request: Request) -> Model:
-    return place(
+    model = place(
         inventory,
         source,
         target,
         keep_unplaced=request.options.unplaced == "Keep",
         allow_missing=request.options.allow_missing,
     )
+    return unify(model, request.options.part_bytes) if request.options.layout == "Unified" else model
 
 
 def job_of(
@@ -256,7 +261,9 @@ def job_of(
     """The job that makes a model's target ranks."""
     key = _key(request, store, source, target)
     wanted = request.options.format
-    output: Format = model.inventory.format if wanted == "Source" else "ckpt" if wanted == "Ckpt" else "safetensors"
+    output: Format = "ckpt" if wanted == "Ckpt" else "safetensors"
+    if wanted == "Source" and request.options.layout == "PerRank":
+        output = model.inventory.format
     model = _arranged(model, output)
     decisive = {name: key[name] for name in ("sourceStrategy", "targetStrategy")} | request_key(request) | {"format": output}
     identity = hashlib.sha256(msgspec.json.encode([decisive, model.inventory])).hexdigest()

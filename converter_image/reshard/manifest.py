@@ -17,8 +17,11 @@ SCHEMA = "reshard.dev/manifest/v1"
 STATE = ".reshard"
 
 Verified = Literal["None", "Sample", "Full"]
-# Documents may come from anywhere: a path leads into a rank's folder and nowhere else.
-RankPath = Annotated[str, msgspec.Meta(pattern=r"^rank_[0-9]{1,9}/(?!\.{1,2}$)[^/\x00]+$")]
+# Documents may come from anywhere: a path leads into a rank's folder, or to a file of a unified checkpoint, and nowhere else.
+FilePath = Annotated[
+    str,
+    msgspec.Meta(pattern=r"^(rank_[0-9]{1,9}/(?!\.{1,2}$)[^/\x00]+|(part[0-9]{1,9}|hyper_param)\.safetensors)$"),
+]
 
 
 class _Document(msgspec.Struct, frozen=True, rename="camel"):
@@ -39,7 +42,7 @@ class FileRecord(_Document, frozen=True):
     """
 
     rank: int
-    path: RankPath
+    path: FilePath
     size: int
     digest: str
     bytes_read: int

@@ -18,7 +18,7 @@ from reshard.plan import Planner, place
 from reshard.progress import Cancellation, Silent
 from reshard.rankfile import produce
 from reshard.request import Options, Request
-from reshard.source import find_diverging, read_inventory, read_strategy, read_strategy_files
+from reshard.source import Files, find_diverging, read_inventory, read_strategy, read_strategy_files
 from reshard.storage import open_store
 from reshard.strategy import dump, merge
 from reshard.transform import default_workers, transform_checkpoint
@@ -132,7 +132,7 @@ def transform_checkpoint_by_rank(
     source = read_strategy(src_strategy_file) if src_strategy_file else None
     target = read_strategy(dst_strategy_file) if dst_strategy_file else None
     workers = default_workers()
-    model = place(read_inventory(root, files, workers=workers), source, target, only=rank_id)
+    model = place(read_inventory(root, Files(files), workers=workers), source, target, only=rank_id)
     model = replace(model, diverging=find_diverging(root, model, workers=workers))
     job = job_of(request, root, model, source, target)
     path = os.path.abspath(save_checkpoint_file_name).lstrip("/")

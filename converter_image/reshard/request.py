@@ -12,7 +12,7 @@ from reshard.access import Accesses
 from reshard.errors import UsageError
 
 OutputFormat = Literal["Source", "Ckpt", "Safetensors"]
-TargetLayout = Literal["PerRank"]
+TargetLayout = Literal["PerRank", "Unified"]
 Unplaced = Literal["Drop", "Keep"]
 Verification = Literal["None", "Sample", "Full"]
 Overwrite = Literal["Never", "Replace"]
@@ -48,7 +48,8 @@ class Options(msgspec.Struct, frozen=True):
 
     Attributes:
         format: of the target's files.
-        layout: what the target's files are.
+        layout: what the target's files are: one for each rank as its strategy cuts the parameters, or whole parameters in parts.
+        part_bytes: the most that a part of unified files holds, unless one parameter alone is longer.
         prefix: their names are the prefix, the rank and the format's extension.
         step: read the files of this training step.
         pattern: read the files whose names match this shell pattern.
@@ -64,6 +65,7 @@ class Options(msgspec.Struct, frozen=True):
 
     format: OutputFormat = "Source"
     layout: TargetLayout = "PerRank"
+    part_bytes: int = 3 << 30
     prefix: str = "checkpoint_"
     step: int | None = None
     pattern: str | None = None
@@ -85,11 +87,14 @@ class Options(msgspec.Struct, frozen=True):
             except msgspec.ValidationError as error:
                 raise UsageError("InvalidOption", f"{value!r}: {error}", where=name) from error
         check_prefix(self.prefix)
+        if self.layout == "Unified" and self.format == "Ckpt":
+            raise UsageError("InvalidOption", "unified files are safetensors", where="format", fix="leave out --format ckpt")
 
 
 _KINDS: dict[str, Any] = {
     "format": OutputFormat,
     "layout": TargetLayout,
+    "part_bytes": Annotated[int, msgspec.Meta(ge=1 << 10)],
     "prefix": str,
     "step": int | None,
     "pattern": str | None,
@@ -131,6 +136,10 @@ class Request(msgspec.Struct, frozen=True):
                 msgspec.structs.force_setattr(self, name, os.fspath(value))
             elif not (isinstance(value, str) or (value is None and name.endswith("strategy"))):
                 raise UsageError("InvalidOption", f"{value!r} is no path", where=name)
+        if self.target_strategy and self.options.layout == "Unified":
+            raise UsageError(
+                "InvalidOption", "unified files hold whole parameters", where="target strategy", fix="leave out the strategy"
+            )
 
 
 def request_key(request: Request) -> dict[str, Any]:
@@ -139,6 +148,7 @@ def request_key(request: Request) -> dict[str, Any]:
     return {
         "format": options.format,
         "layout": options.layout,
+        "partBytes": options.part_bytes if options.layout == "Unified" else None,
         "prefix": options.prefix,
         "unplaced": options.unplaced,
         "allowMissing": options.allow_missing,

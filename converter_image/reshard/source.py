@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import re
+from collections import Counter
 from concurrent.futures import ThreadPoolExecutor
 from itertools import chain
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, NamedTuple
 
 import xxhash
 
@@ -19,6 +20,7 @@ from reshard.manifest import MANIFEST_NAME, STATE, Manifest, decode
 from reshard.selection import select_files
 from reshard.storage import open_store, parent_and_name
 from reshard.strategy import Strategy, parse
+from reshard.unified import HYPER_NAME, is_map, read_map
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Hashable, Sequence
@@ -92,10 +94,22 @@ def _natural(name: str) -> list[tuple[int, str]]:
     return [(int(part), "") if part.isdigit() else (-1, part) for part in re.split(r"(\d+)", name)]
 
 
-def find_files(store: Store, *, step: int | None = None, pattern: str | None = None) -> tuple[dict[int, str], tuple[str, ...]]:
-    """The file of each rank, as a path within the store, and what a user should know of the choice.
+class Files(NamedTuple):
+    """The files of a checkpoint.
 
-    A folder without `rank_<r>/` in it is one rank.
+    Attributes:
+        by_rank: for each rank its file, as a path within the store; of a unified checkpoint, for each number one of the files.
+        notes: what a user should know of the choice.
+        unified: whether each of them holds parameters whole.
+    """
+
+    by_rank: dict[int, str]
+    notes: tuple[str, ...] = ()
+    unified: bool = False
+
+
+def find_files(store: Store, *, step: int | None = None, pattern: str | None = None) -> Files:
+    """The file of each rank, or those of a unified checkpoint. Another folder without `rank_<r>/` in it is one rank.
 
     Raises:
         MissingInputError: there are none.
@@ -104,7 +118,8 @@ def find_files(store: Store, *, step: int | None = None, pattern: str | None = N
     entries = store.list("")
     manifest = _manifest(store, {entry.name for entry in entries})
     if manifest is not None and step is None and pattern is None:
-        return {record.rank: record.path for record in manifest.files}, ()
+        unified = manifest.options.get("layout") == "Unified"
+        return Files({record.rank: record.path for record in manifest.files}, unified=unified)
     folders: dict[int, str] = {}
     for entry in entries:
         match = _RANK_FOLDER.fullmatch(entry.name)
@@ -116,6 +131,8 @@ def find_files(store: Store, *, step: int | None = None, pattern: str | None = N
         if store.stat("") is None:
             raise MissingInputError("SourceMissing", "there is no such folder", where=store.url)
         names = {0: [entry.name for entry in entries if not entry.is_folder]}
+        if maps := [name for name in names[0] if is_map(name)]:
+            return _unified_files(store, names[0], maps)
         if not any(format_of(name) for name in names[0]):
             raise MissingInputError(
                 "SourceMissing",
@@ -124,10 +141,28 @@ def find_files(store: Store, *, step: int | None = None, pattern: str | None = N
                 fix="give the folder that holds rank_0, rank_1, ...",
             )
         chosen = select_files(names, step=step, pattern=pattern)
-        return chosen.files, chosen.notes
+        return Files(chosen.files, chosen.notes)
     names = {rank: [e.name for e in store.list(folder) if not e.is_folder] for rank, folder in sorted(folders.items())}
     chosen = select_files(names, step=step, pattern=pattern)
-    return {rank: f"{folders[rank]}/{name}" for rank, name in chosen.files.items()}, chosen.notes
+    return Files({rank: f"{folders[rank]}/{name}" for rank, name in chosen.files.items()}, chosen.notes)
+
+
+def _unified_files(store: Store, names: list[str], maps: list[str]) -> Files:
+    """Those that a map names, and that of the parameters in no strategy.
+
+    Raises:
+        MissingInputError: one is not there.
+    """
+    mapped = read_map(store.read(maps[0], _LARGEST_STRATEGY), f"{store.url}/{maps[0]}")
+    wanted = sorted({*mapped.values(), *({HYPER_NAME} & set(names))}, key=_natural)
+    if absent := [name for name in wanted if name not in names]:
+        raise MissingInputError(
+            "PartMissing",
+            f"{maps[0]} names {absent[0]}, which is not there" + (f" (nor {len(absent) - 1} more)" if len(absent) > 1 else ""),
+            where=store.url,
+            fix="restore it",
+        )
+    return Files(dict(enumerate(wanted)), unified=True)
 
 
 def _manifest(store: Store, names: set[str]) -> Manifest | None:
@@ -148,14 +183,12 @@ def _manifest(store: Store, names: set[str]) -> Manifest | None:
     return None
 
 
-def read_inventory(
-    store: Store, files: dict[int, str], *, workers: int, advance: Callable[[int], None] = lambda _: None
-) -> Inventory:
+def read_inventory(store: Store, found: Files, *, workers: int, advance: Callable[[int], None] = lambda _: None) -> Inventory:
     """Index the files of a source.
 
     Args:
         store: where they are.
-        files: from rank to path.
+        found: them.
         workers: how many are read at a time.
         advance: called with the number of files that are done since the last call.
 
@@ -179,6 +212,7 @@ def read_inventory(
         finally:
             reader.close()
 
+    files = found.by_rank
     numbers: dict[Hashable, int] = {}
     structures: list[Structure] = []
     by_identity: dict[int, int] = {}  # of those in `structures` only, which live as long as this
@@ -187,16 +221,16 @@ def read_inventory(
         ranks = sorted(files)
         first = [read(files[rank]) for rank in ranks[:1]]
         rest = pool.map(read, (files[rank] for rank in ranks[1:]))
-        for rank, (found, size, version, sample) in zip(ranks, chain(first, rest), strict=True):
-            structure = found.structure
+        for rank, (indexed, size, version, sample) in zip(ranks, chain(first, rest), strict=True):
+            structure = indexed.structure
             number = by_identity.get(id(structure))
             if number is None:
                 number = numbers.setdefault(structure.key, len(structures))
                 if number == len(structures):
                     structures.append(structure)
                     by_identity[id(structure)] = number
-            entries.append(SourceFile(rank, files[rank], size, version, number, found.crc, sample))
-    return Inventory(tuple(entries), tuple(structures))
+            entries.append(SourceFile(rank, files[rank], size, version, number, indexed.crc, sample))
+    return Inventory(tuple(entries), tuple(structures), found.unified)
 
 
 def check_crcs(store: Store, inventory: Inventory, *, workers: int, advance: Callable[[int], None]) -> None:
@@ -235,8 +269,9 @@ def find_diverging(store: Store, model: Model, *, workers: int, whole: bool = Fa
 
     Of large ones only some blocks are compared, unless the `whole` is asked for.
     """
-    shared = {p.name for p in model.parameters if p.source is None and len(p.structures) >= 1}
     files = model.inventory.files
+    holders = Counter(file.structure for file in files)
+    shared = {p.name for p in model.parameters if p.source is None and sum(holders[s] for s in p.structures) > 1}
     if not shared or len(files) < 2:
         return frozenset()
 

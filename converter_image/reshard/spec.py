@@ -69,6 +69,7 @@ class TargetSpec(Strict, frozen=True):
     strategy: StrategySpec | None = None
     format: OutputFormat = "Source"
     layout: TargetLayout = "PerRank"
+    part_size_bytes: Annotated[int, msgspec.Meta(ge=1 << 10)] = 3 << 30
     file_prefix: FilePrefix = "checkpoint_"
     ranks: Annotated[str, msgspec.Meta(max_length=65536)] | None = None
     crc: bool = False
@@ -256,6 +257,7 @@ def _to_request(
         options=Options(
             format=target.format,
             layout=target.layout,
+            part_bytes=target.part_size_bytes,
             prefix=target.file_prefix,
             step=source.files.step,
             pattern=source.files.pattern,

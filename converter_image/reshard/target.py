@@ -124,7 +124,7 @@ class TargetFolder:
 
     def drop_unfinished(self, silent: float) -> None:
         """Take away what killed writers have left where no listing shows it, if nothing was added for so many seconds."""
-        for beginning in ("rank_", STATE, MANIFEST_NAME):
+        for beginning in ("rank_", "part", "hyper_param", STATE, MANIFEST_NAME):
             self.store.drop_unfinished(beginning, silent=silent)
 
     def outdated(self, digest: str, request: dict[str, Any]) -> list[JobDocument]:

@@ -14,7 +14,7 @@ from reshard.plan import place
 from reshard.progress import Cancellation, Silent
 from reshard.rankfile import produce
 from reshard.request import Options, Request
-from reshard.source import read_inventory
+from reshard.source import Files, read_inventory
 
 if TYPE_CHECKING:
     import models
@@ -28,7 +28,7 @@ def job(model: models.Model, source: str, target: str) -> tuple[Job, MemorySourc
     before, after = disk.strategies(model)
     paths = {rank: f"rank_{rank}/x.{source}" for rank, tensors in enumerate(held) if tensors or source == "safetensors"}
     # `only`, because without redundancy a rank may be left without a file; which rank does not matter here.
-    placed = place(read_inventory(store, paths, workers=1), before, after, only=0)
+    placed = place(read_inventory(store, Files(paths), workers=1), before, after, only=0)
     options = Options(format="Ckpt" if target == "ckpt" else "Safetensors")
     return job_of(Request("memory", "nowhere", options=options), store, placed, before, after), store
 

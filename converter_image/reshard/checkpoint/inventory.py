@@ -97,10 +97,17 @@ class SourceFile(msgspec.Struct, frozen=True, array_like=True, gc=False):
 
 
 class Inventory(msgspec.Struct, frozen=True):
-    """All files of a source checkpoint, in ascending order of rank."""
+    """All files of a source checkpoint, in ascending order of rank.
+
+    Attributes:
+        files: them.
+        structures: of their headers.
+        unified: whether each of the files holds parameters whole, which no strategy cuts.
+    """
 
     files: tuple[SourceFile, ...]
     structures: tuple[Structure, ...]
+    unified: bool = False
 
     @property
     def format(self) -> Format:

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 from reshard.cli import show
 from reshard.errors import MissingInputError
 from reshard.ranks import format_ranks
-from reshard.source import find_files, open_source, read_inventory
+from reshard.source import Files, find_files, open_source, read_inventory
 from reshard.target import TargetFolder
 from reshard.transform import default_workers
 
@@ -20,21 +20,16 @@ _SHOWN_TENSORS = 200
 
 def inspect(path: str, *, step: int | None, pattern: str | None, as_json: bool) -> None:
     """Show a checkpoint's files and parameters."""
-    notes: tuple[str, ...]
     store, chosen = open_source(path)
-    if chosen is not None:
-        files, notes = {0: chosen}, ()
-        manifest = None
-    else:
-        files, notes = find_files(store, step=step, pattern=pattern)
-        manifest = TargetFolder(store, 0).manifest()
-    inventory = read_inventory(store, files, workers=default_workers())
+    found = Files({0: chosen}) if chosen is not None else find_files(store, step=step, pattern=pattern)
+    manifest = TargetFolder(store, 0).manifest() if chosen is None else None
+    inventory = read_inventory(store, found, workers=default_workers())
     if not inventory.files:
         raise MissingInputError("SourceMissing", "there is no checkpoint file", where=path)
     if as_json:
         show.out_json(_document(inventory, complete=manifest is not None))
         return
-    for note in notes:
+    for note in found.notes:
         show.out(f"note: {note}")
     if manifest is not None:
         show.out(f"complete by its manifest: rank {manifest.ranks} of {manifest.target_ranks}, from {manifest.source.url}")

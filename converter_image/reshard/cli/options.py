@@ -18,7 +18,7 @@ if TYPE_CHECKING:
 
 F = TypeVar("F", bound="Callable[..., Any]")
 _DEFAULTS = Options()
-_LAYOUTS: dict[str, TargetLayout] = {"per-rank": "PerRank"}
+_LAYOUTS: dict[str, TargetLayout] = {"per-rank": "PerRank", "unified": "Unified"}
 
 
 def _title(value: str) -> str:
@@ -62,7 +62,16 @@ def request_options(command: F) -> F:
                 type=click.Choice(list(_LAYOUTS)),
                 default="per-rank",
                 show_default=True,
-                help="What the target's files are: one for each rank, as its strategy cuts the parameters.",
+                help="What the target's files are: one for each rank, as its strategy cuts the parameters; or whole"
+                " parameters, spread over safetensors files of bounded size.",
+            ),
+            click.option(
+                "--part-size",
+                type=click.IntRange(min=1 << 10),
+                default=_DEFAULTS.part_bytes,
+                show_default=True,
+                metavar="BYTES",
+                help="The most that a unified file holds, unless one parameter alone is longer.",
             ),
             click.option(
                 "--prefix",
@@ -154,6 +163,7 @@ def request_of(arguments: dict[str, Any]) -> Request:
         options=Options(
             format=_title(arguments["output"]),  # type: ignore[arg-type]  # click has checked the choice
             layout=_LAYOUTS[arguments["layout"]],
+            part_bytes=arguments["part_size"],
             prefix=arguments["prefix"],
             step=arguments["step"],
             pattern=arguments["pattern"],

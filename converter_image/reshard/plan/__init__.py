@@ -3,6 +3,7 @@
 from reshard.plan.parameters import Model, Parameter, Role, place
 from reshard.plan.rank import Planner, RankPlan, TargetTensor, prove
 from reshard.plan.summary import Summary, summarize
+from reshard.plan.unified import unify
 
 __all__ = [
     "Model",
@@ -15,4 +16,5 @@ __all__ = [
     "place",
     "prove",
     "summarize",
+    "unify",
 ]

@@ -38,7 +38,7 @@ class Parameter:
         dtype: as in the files.
         shape: of the whole tensor, in elements.
         role: why it is where it is.
-        source: how the source cuts it; of a replicated one None: each holder has it whole.
+        source: how the source cuts it; None: each file that has it has it whole.
         source_stages: the pipeline stages whose layout `source` is, those first that hold it.
         target: how the target cuts it.
         target_stages: the pipeline stages that get it.
@@ -131,10 +131,14 @@ def place(
         MissingInputError: a rank or a parameter is not there.
         RequestError: a source of several ranks has no strategy.
     """
-    _check_ranks(inventory, source, all_there=only is None)
+    if inventory.unified:
+        _refuse_strategy(source)
+    else:
+        _check_ranks(inventory, source, all_there=only is None)
     found = _found(inventory)
     stages_of_source, stages_of_target = _stages_by_name(source), _stages_by_name(target)
-    held_in = _StagesHolding(inventory, source.devices if source else 1)
+    source_devices = source.devices if source else len(inventory.files) if inventory.unified else 1
+    held_in = _StagesHolding(inventory, source_devices)
     needed = _needed(target, only)
     parameters, unplaced, missing = [], [], [name for name in needed if name not in found]
     for name, (entry, structures) in found.items():
@@ -151,13 +155,16 @@ def place(
                 continue
             role = Role.KEPT
         where = _Whereabouts(name, entry, structures, role)
-        before, source_stages = _source_layout(where, source, held_in(structures, in_source, name))
+        before: Layout | None = None
+        source_stages: tuple[int, ...] = ()
+        if role is not Role.REPLICATED and not inventory.unified:
+            before, source_stages = _source_layout(where, source, held_in(structures, in_source, name))
         parameters += _targets(where, before, source_stages, target, in_target)
     if missing and not allow_missing:
         _refuse_missing(missing, found)
     return Model(
         inventory=inventory,
-        source_devices=source.devices if source else 1,
+        source_devices=source_devices,
         source_stages=len(source.stages) if source else 1,
         target_devices=target.devices if target else 1,
         target_stages=len(target.stages) if target else 1,
@@ -174,6 +181,16 @@ def _needed(target: Strategy | None, only: int | None) -> Collection[str]:
     if target is not None and only is not None:
         stages = tuple(layouts for stage, layouts in enumerate(stages) if stage == only // target.devices)
     return dict.fromkeys(name for layouts in stages for name in layouts)
+
+
+def _refuse_strategy(source: Strategy | None) -> None:
+    if source is not None:
+        raise RequestError(
+            "SourceIsUnified",
+            "the source's files hold whole parameters, which no strategy cuts",
+            where="source",
+            fix="leave out --source-strategy (spec.source.strategy)",
+        )
 
 
 def _check_ranks(inventory: Inventory, source: Strategy | None, *, all_there: bool) -> None:
@@ -273,12 +290,8 @@ class _Whereabouts:
     role: Role
 
 
-def _source_layout(
-    found: _Whereabouts, source: Strategy | None, stages: tuple[int, ...]
-) -> tuple[Layout | None, tuple[int, ...]]:
+def _source_layout(found: _Whereabouts, source: Strategy | None, stages: tuple[int, ...]) -> tuple[Layout, tuple[int, ...]]:
     """How the source cuts a parameter, and in which stages in this way. Stages that share one save it on one of them only."""
-    if found.role is Role.REPLICATED:
-        return None, ()
     shape = found.entry.shape
     if source is None:
         return Layout.whole(len(shape)), (0,)
