@@ -7,10 +7,11 @@ mindspore/train/serialization.py)
 from __future__ import annotations
 
 import struct
-import zlib
 from math import prod
 from sys import intern
 from typing import TYPE_CHECKING
+
+from zlib_ng import zlib_ng
 
 from reshard.checkpoint.dtypes import DTYPES, STRING
 from reshard.checkpoint.inventory import Index, Structure, TensorEntry
@@ -79,7 +80,7 @@ def crc_of(reader: RangeReader) -> int:
     """The CRC32 of a file that carries one, over all that precedes it, read block by block."""
     crc = 0
     for at, n in crc_reads(reader.size):
-        crc = zlib.crc32(reader.read(at, n), crc)
+        crc = zlib_ng.crc32(reader.read(at, n), crc)
     return crc
 
 
