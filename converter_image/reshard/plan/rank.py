@@ -152,7 +152,8 @@ class Planner:
     @cached_property
     def examples(self) -> tuple[Parameter, ...]:
         """One parameter of each kind."""
-        return tuple({self._kind(p): p for p in reversed(self.model.parameters)}[kind] for kind in self._kinds)
+        first = {self._kind(p): p for p in reversed(self.model.parameters)}
+        return tuple(first[kind] for kind in self._kinds)
 
     @cached_property
     def _kinds(self) -> dict[tuple[object, ...], int]:
