@@ -19,7 +19,12 @@ from reshard.progress import Cancellation, Silent
 from reshard.rankfile import produce
 from reshard.request import Options, Request
 from reshard.source import (
-    Files, find_diverging, read_inventory, read_restore_ranks, read_strategy, read_strategy_files,
+    Files,
+    find_diverging,
+    read_inventory,
+    read_restore_ranks,
+    read_strategy,
+    read_strategy_files,
 )
 from reshard.storage import open_store
 from reshard.strategy import dump, merge

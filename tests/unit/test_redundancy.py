@@ -151,11 +151,13 @@ def test_a_rank_to_which_nothing_falls(tmp_path: Path, capsys: pytest.CaptureFix
     assert disk.differences(model, back, kind) == []
 
 
-def test_a_single_rank_has_nothing_redundant(tmp_path: Path, refused: Callable[..., str]) -> None:
+def test_whole_files_have_nothing_redundant(tmp_path: Path, refused: Callable[..., str]) -> None:
     path = tmp_path / "a.ckpt"
     path.write_bytes(rawfiles.ckpt({"a": np.zeros(4, np.float32)}))
-    for command in ("plan", "transform"):
-        refused(78, "NothingRedundant", command, "--source", str(path), "--target", str(tmp_path / "out"), "--remove-redundancy")
+    arguments = ["--source", str(path), "--target", str(tmp_path / "out"), "--remove-redundancy"]
+    for more in ([], ["--layout", "unified", "--part-size", "1024"]):
+        refused(78, "NothingRedundant", "plan", *arguments, *more)
+        refused(78, "NothingRedundant", "transform", *arguments, *more)
     path.write_bytes(b"")
     refused(65, "Empty", "plan", "--source", str(path), "--target", str(tmp_path / "out"))
 
