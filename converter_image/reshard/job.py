@@ -15,7 +15,7 @@ from reshard.checkpoint.inventory import Format, Inventory
 from reshard.errors import OutputError, RequestError
 from reshard.manifest import STATE, decode
 from reshard.plan import Planner, Role, place, summarize, unify
-from reshard.ranks import parse_ranks
+from reshard.ranks import format_ranks, parse_ranks
 from reshard.request import Request, request_key
 from reshard.source import Files, check_crcs, find_diverging, find_files, open_source, read_inventory, read_strategy
 from reshard.storage import open_store
@@ -69,26 +69,39 @@ class Job:
     def metadata(self) -> dict[str, str]:
         """Of a safetensors file: what the source's says, or what MindSpore expects."""
         found = self.model.inventory.structures[0].metadata or {"format": "ms"}
-        return found | ({"remove_redundancy": "False"} if "remove_redundancy" in found else {})
+        removed = self.planner.remove_redundancy
+        return found | ({"remove_redundancy": str(removed)} if removed or "remove_redundancy" in found else {})
 
     def tensors(self, rank: int) -> tuple[OutputTensor, ...]:
-        """What a target rank's file holds, in the order of the file and of the rank's plan."""
-        return tuple(
-            OutputTensor(p.name, p.dtype, p.slice_shape, p.slice_nbytes)
-            for p in self.planner.parameters_of_stage[rank // self.model.target_devices]
-        )
+        """What a target rank's file holds, in the order of the file and of the rank's plan.
+
+        Raises:
+            RequestError: nothing, and MindSpore does not read such a file.
+        """
+        found = self.planner.parameters(rank)
+        if self.format == "ckpt" and not found and not self.planner.remove_redundancy:
+            raise RequestError(
+                "NothingToWrite",
+                "the file would hold no parameter, and MindSpore takes such a .ckpt for a damaged one",
+                where=self.path(rank),
+                fix="write safetensors, or give a target strategy that has parameters for every rank that is written",
+            )
+        return tuple(OutputTensor(p.name, p.dtype, p.slice_shape, p.slice_nbytes) for p in found)
 
     def file_sizes(self, ranks: Iterable[int]) -> dict[int, int]:
-        """The length of target ranks' files in bytes. It is the same for all ranks of a pipeline stage."""
-        by_stage: dict[int, int] = {}
+        """The length of target ranks' files in bytes.
+
+        Raises:
+            DataError, OutputError, RequestError: there can be no such file.
+        """
+        known: dict[int, int] = {}
         sizes = {}
         for rank in ranks:
-            stage = rank // self.model.target_devices
-            if stage not in by_stage:
-                by_stage[stage] = file_size(
-                    self.format, self.tensors(rank), self.metadata, crc=self.request.options.crc, where=self.path(rank)
-                )
-            sizes[rank] = by_stage[stage]
+            alike = self.planner.alike(rank)
+            if alike not in known:
+                tensors, crc = self.tensors(rank), self.request.options.crc
+                known[alike] = file_size(self.format, tensors, self.metadata, crc=crc)
+            sizes[rank] = known[alike]
         return sizes
 
     def path(self, rank: int) -> str:
@@ -99,7 +112,7 @@ class Job:
 
     @property
     def _has_hyper(self) -> bool:
-        return any(p.role is Role.REPLICATED for p in self.planner.parameters_of_stage[-1])
+        return any(p.role is Role.REPLICATED for p in self.planner.parameters(self.model.target_ranks - 1))
 
 
 class _StoredInventory(msgspec.Struct, frozen=True):
@@ -261,13 +274,22 @@ def job_of(
     """The job that makes a model's target ranks."""
     key = _key(request, store, source, target)
     wanted = request.options.format
+    if request.options.remove_redundancy and (model.target_ranks == 1 or request.options.layout != "PerRank"):
+        raise RequestError(
+            "NothingRedundant",
+            "only files of several ranks can hold the same slices",
+            where="remove redundancy",
+            fix="give the target's strategy, or leave out --remove-redundancy (spec.target.removeRedundancy)",
+        )
     output: Format = "ckpt" if wanted == "Ckpt" else "safetensors"
     if wanted == "Source" and request.options.layout == "PerRank":
         output = model.inventory.format
     model = _arranged(model, output)
     decisive = {name: key[name] for name in ("sourceStrategy", "targetStrategy")} | request_key(request) | {"format": output}
     identity = hashlib.sha256(msgspec.json.encode([decisive, model.inventory])).hexdigest()
-    return Job(request, store, Planner(model), identity, key, output, notes + _notes(model))
+    planner = Planner(model, remove_redundancy=request.options.remove_redundancy)
+    job = Job(request, store, planner, identity, key, output)
+    return replace(job, notes=(*notes, *_notes(model), *_notes_on_shares(job)))
 
 
 def _arranged(model: Model, output: Format) -> Model:
@@ -305,6 +327,10 @@ def _notes(model: Model) -> tuple[str, ...]:
         )
     if model.empty:
         notes.append(f"{len(model.empty)} tensors without elements are left out, a .ckpt cannot hold them: {_some(model.empty)}")
+    files = model.inventory.files
+    empty = tuple(file.rank for file in files if not model.inventory.structures[file.structure].tensors)
+    if empty:
+        notes.append(f"the files of source ranks {format_ranks(empty)} hold no parameter")
     if model.diverging:
         names = sorted(model.diverging)
         notes.append(
@@ -312,6 +338,16 @@ def _notes(model: Model) -> tuple[str, ...]:
             f" (target rank modulo {model.source_ranks}): {_some(names)}"
         )
     return tuple(notes)
+
+
+def _notes_on_shares(job: Job) -> tuple[str, ...]:
+    """MindSpore saves a file without parameters where none falls to a rank, and does not load it."""
+    if not job.planner.remove_redundancy:
+        return ()
+    ranks = tuple(rank for rank in job.scope if not job.planner.parameters(rank))
+    if not ranks:
+        return ()
+    return (f"nothing falls to target ranks {format_ranks(ranks)}; MindSpore's load_checkpoint refuses their files",)
 
 
 def _some(names: tuple[str, ...] | list[str]) -> str:

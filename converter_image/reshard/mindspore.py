@@ -18,7 +18,14 @@ from reshard.plan import Planner, place
 from reshard.progress import Cancellation, Silent
 from reshard.rankfile import produce
 from reshard.request import Options, Request
-from reshard.source import Files, find_diverging, read_inventory, read_strategy, read_strategy_files
+from reshard.source import (
+    Files,
+    find_diverging,
+    read_inventory,
+    read_restore_ranks,
+    read_strategy,
+    read_strategy_files,
+)
 from reshard.storage import open_store
 from reshard.strategy import dump, merge
 from reshard.transform import default_workers, transform_checkpoint
@@ -31,6 +38,7 @@ if TYPE_CHECKING:
 __all__ = [
     "merge_pipeline_strategys",
     "rank_list_for_transform",
+    "restore_group_info_list",
     "transform_checkpoint_by_rank",
     "transform_checkpoints",
 ]
@@ -104,7 +112,8 @@ def transform_checkpoint_by_rank(
 
     Args:
         rank_id: the target rank.
-        checkpoint_files_map: from source rank to file, at least those of `rank_list_for_transform`.
+        checkpoint_files_map: from source rank to file, at least those of `rank_list_for_transform`; of a source whose redundancy
+            was removed all, for which of them has a slice only the files tell.
         save_checkpoint_file_name: the file to write.
         src_strategy_file: how the source is cut; None: one whole rank.
         dst_strategy_file: how the target is to be cut; None: one whole rank.
@@ -167,6 +176,21 @@ def merge_pipeline_strategys(src_strategy_dirs: str, dst_strategy_file: str) -> 
     path = os.path.abspath(dst_strategy_file).lstrip("/")
     content = dump(merged, "json" if dst_strategy_file.endswith(".json") else "protobuf")
     open_store("/").write(path, content, mode=Options().file_mode)
+
+
+def restore_group_info_list(group_info_file_name: str) -> list[int]:
+    """The ranks whose checkpoints can replace that of the rank that wrote a file of communication groups (GROUP_INFO_FILE).
+
+    Unlike MindSpore's: a file without such a list is an error, where MindSpore means to refuse it and returns no ranks.
+
+    Args:
+        group_info_file_name: the file.
+
+    Raises:
+        DataError: it is damaged, or has no such list.
+        MissingInputError: there is no such file.
+    """
+    return list(read_restore_ranks(group_info_file_name))
 
 
 def _imagined(source: Strategy | None, target: Strategy | None) -> Inventory:

@@ -56,6 +56,7 @@ class Options(msgspec.Struct, frozen=True):
         ranks: only these target ranks, such as "0,2-5".
         unplaced: what happens to parameters that only the source's strategy names.
         allow_missing: leave out what only the target's strategy names.
+        remove_redundancy: of the target ranks that hold the same slice of a parameter one writes it, instead of all.
         crc: write the CRC32 that MindSpore checks.
         file_mode: permission bits of what is written.
         verification: how much of what was written is compared with the source.
@@ -72,6 +73,7 @@ class Options(msgspec.Struct, frozen=True):
     ranks: str | None = None
     unplaced: Unplaced = "Drop"
     allow_missing: bool = False
+    remove_redundancy: bool = False
     crc: bool = False
     file_mode: int = 0o640
     verification: Verification = "Sample"
@@ -101,6 +103,7 @@ _KINDS: dict[str, Any] = {
     "ranks": str | None,
     "unplaced": Unplaced,
     "allow_missing": bool,
+    "remove_redundancy": bool,
     "crc": bool,
     "file_mode": Annotated[int, msgspec.Meta(ge=0, le=0o777)],
     "verification": Verification,
@@ -152,5 +155,6 @@ def request_key(request: Request) -> dict[str, Any]:
         "prefix": options.prefix,
         "unplaced": options.unplaced,
         "allowMissing": options.allow_missing,
+        "removeRedundancy": options.remove_redundancy,
         "crc": options.crc,
     }

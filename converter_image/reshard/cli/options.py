@@ -107,6 +107,11 @@ def request_options(command: F) -> F:
                 help="What only the source's strategy names: leave it out, or carry it whole.",
             ),
             click.option("--allow-missing", is_flag=True, help="Leave out what only the target's strategy names."),
+            click.option(
+                "--remove-redundancy",
+                is_flag=True,
+                help="Of the ranks that hold the same slice let one write it, as MindSpore's remove_redundancy.",
+            ),
             click.option("--crc", is_flag=True, help="Write the CRC32 that MindSpore's crc_check reads."),
             click.option(
                 "--file-mode",
@@ -170,6 +175,7 @@ def request_of(arguments: dict[str, Any]) -> Request:
             ranks=arguments["ranks"],
             unplaced=_title(arguments["unplaced"]),  # type: ignore[arg-type]  # click has checked the choice
             allow_missing=arguments["allow_missing"],
+            remove_redundancy=arguments["remove_redundancy"],
             crc=arguments["crc"],
             file_mode=mode,
             verification=_title(arguments["verification"]),  # type: ignore[arg-type]  # click has checked the choice

@@ -5,12 +5,14 @@ from __future__ import annotations
 from collections import defaultdict
 from dataclasses import dataclass, field
 from functools import cached_property
+from itertools import compress
 from typing import TYPE_CHECKING
 
 from reshard.errors import BugError, MissingInputError, RequestError
 from reshard.plan.geometry import Geometry, geometry
 from reshard.plan.geometry import prove as prove_geometry
 from reshard.plan.overlap import overlapping
+from reshard.plan.redundancy import shares
 from reshard.plan.replicas import choose
 
 if TYPE_CHECKING:
@@ -18,6 +20,7 @@ if TYPE_CHECKING:
 
     from reshard.checkpoint.inventory import TensorEntry
     from reshard.plan.parameters import Model, Parameter
+    from reshard.plan.redundancy import Shares
 
 
 @dataclass(frozen=True, slots=True)
@@ -57,9 +60,15 @@ class RankPlan:
 
 @dataclass(frozen=True)
 class Planner:
-    """Plans ranks of one model; what they have in common is worked out once."""
+    """Plans ranks of one model; what they have in common is worked out once.
+
+    Attributes:
+        model: which parameters go where.
+        remove_redundancy: of the ranks that hold the same slice one writes it, instead of all.
+    """
 
     model: Model
+    remove_redundancy: bool = False
     _entries: dict[int, dict[str, TensorEntry]] = field(default_factory=dict, repr=False)
 
     def plan(self, rank: int) -> RankPlan:
@@ -70,10 +79,10 @@ class Planner:
             RequestError: there is no such rank.
         """
         picks = self.picks(rank)
-        stage, local = divmod(rank, self.model.target_devices)
+        local = rank % self.model.target_devices
         made: dict[tuple[int, tuple[int, ...]], tuple[Geometry, tuple[int, ...]]] = {}
         tensors = []
-        for parameter, kind in zip(self.parameters_of_stage[stage], self.kinds_of_stage[stage], strict=True):
+        for parameter, kind in zip(self.parameters(rank), self.kinds(rank), strict=True):
             alike = made.get((kind, parameter.shape))
             if alike is None:
                 alike = made[kind, parameter.shape] = self._slice(parameter, local, picks, rank)
@@ -91,7 +100,7 @@ class Planner:
         if not 0 <= rank < model.target_ranks:
             raise RequestError("NoSuchRank", f"target rank {rank} does not exist, there are {model.target_ranks}", where="ranks")
         needed: set[tuple[int, ...]] = set()
-        for kind in set(self.kinds_of_stage[rank // model.target_devices]):
+        for kind in set(self.kinds(rank)):
             needed.update(group for _, group in self.needs(self.examples[kind], rank))
         pivot = rank * model.source_ranks // model.target_ranks
         return self._choose_by_stage(needed, pivot)
@@ -105,9 +114,31 @@ class Planner:
         )
         return [(cell, self._holders(parameter, cell)) for cell in cells]
 
+    def parameters(self, rank: int) -> tuple[Parameter, ...]:
+        """The parameters that a target rank's file holds, in the order of the model."""
+        stage, local = divmod(rank, self.model.target_devices)
+        found = self._parameters_of_stage[stage]
+        return tuple(compress(found, self._shares[stage][local])) if self.remove_redundancy else found
+
+    def kinds(self, rank: int) -> tuple[int, ...]:
+        """For each of these parameters the number of its kind: its place in `examples`.
+
+        Of parameters of one kind every target rank needs the same cells, from the same source ranks.
+        """
+        stage, local = divmod(rank, self.model.target_devices)
+        found = self._kinds_of_stage[stage]
+        return tuple(compress(found, self._shares[stage][local])) if self.remove_redundancy else found
+
+    def alike(self, rank: int) -> int:
+        """The first target rank that has the same parameters, in slices of the same shapes."""
+        return rank if self.remove_redundancy else rank - rank % self.model.target_devices
+
     @cached_property
-    def parameters_of_stage(self) -> tuple[tuple[Parameter, ...], ...]:
-        """For each target stage the parameters that its ranks get."""
+    def _shares(self) -> tuple[Shares, ...]:
+        return tuple(shares(parameters, self.model.target_devices) for parameters in self._parameters_of_stage)
+
+    @cached_property
+    def _parameters_of_stage(self) -> tuple[tuple[Parameter, ...], ...]:
         stages: list[list[Parameter]] = [[] for _ in range(self.model.target_stages)]
         for parameter in self.model.parameters:
             for stage in parameter.target_stages:
@@ -115,17 +146,14 @@ class Planner:
         return tuple(map(tuple, stages))
 
     @cached_property
-    def kinds_of_stage(self) -> tuple[tuple[int, ...], ...]:
-        """For each target stage and each of its parameters the number of its kind.
-
-        Of parameters of one kind every target rank needs the same cells, from the same source ranks.
-        """
-        return tuple(tuple(self._kinds[self._kind(p)] for p in parameters) for parameters in self.parameters_of_stage)
+    def _kinds_of_stage(self) -> tuple[tuple[int, ...], ...]:
+        return tuple(tuple(self._kinds[self._kind(p)] for p in parameters) for parameters in self._parameters_of_stage)
 
     @cached_property
     def examples(self) -> tuple[Parameter, ...]:
         """One parameter of each kind."""
-        return tuple({self._kind(p): p for p in reversed(self.model.parameters)}[kind] for kind in self._kinds)
+        first = {self._kind(p): p for p in reversed(self.model.parameters)}
+        return tuple(first[kind] for kind in self._kinds)
 
     @cached_property
     def _kinds(self) -> dict[tuple[object, ...], int]:
