@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from reshard.cli import inspection, show
+from reshard.cli import inspection, pictures, show
 from reshard.cli.arguments import PATH
 from reshard.cli.options import request_of, request_options
 from reshard.cli.step import step
@@ -108,13 +108,29 @@ def run(invocation: Invocation, /, resource: str, workers: int | None, as_json: 
 @cli.command()
 @request_options
 @click.option("--write", is_flag=True, help="Leave the plan at the target, for `transform --no-commit`.")
-def plan(write: bool, **arguments: Any) -> None:
+@click.option("--picture", is_flag=True, help="Draw which source ranks feed which target ranks.")
+@click.option("--svg", type=PATH, metavar="FILE", help="The same as a picture in an SVG file.")
+@click.option(
+    "--parameter",
+    "parameters",
+    multiple=True,
+    metavar="NAME",
+    help="Draw how both sides cut this parameter, or those that match, such as '*.weight'.",
+)
+def plan(write: bool, picture: bool, svg: str | None, parameters: tuple[str, ...], **arguments: Any) -> None:
     """Say what a transform would do: every check that can be made before a byte is moved."""
+    picture = picture or (bool(parameters) and svg is None)
+    if picture and arguments["as_json"]:
+        raise UsageError("PictureInJson", "a picture in the terminal is no JSON", where="--json", fix="write it to --svg FILE")
     with show.progress() as progress:
         planned = plan_transform(
             request_of(arguments), workers=arguments["workers"], write=write, owner=arguments["owner"], progress=progress
         )
+    drawn = pictures.in_characters(planned, parameters) if picture else ""
+    if svg is not None:
+        pictures.write_svg(planned, parameters, svg)
     _show_plan(planned, as_json=arguments["as_json"])
+    print(drawn, end="")
 
 
 @cli.command()
