@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from reshard.cli import svg
 from reshard.cli.arguments import matching
 from reshard.plan import cuts, traffic
 from reshard.storage import open_store, parent_and_name
@@ -29,6 +28,8 @@ def write_svg(planned: PlanResult, patterns: Iterable[str], path: str) -> None:
     Raises:
         MissingInputError: there is no such parameter.
     """
+    from reshard.cli import svg  # noqa: PLC0415 - as in `show`: only what draws loads it
+
     drawn, notes = _parameters(planned, patterns, svg.MOST_CELLS)
     flow = traffic(planned.planner, tuple(planned.summary.sources), svg.MOST_GROUPS)
     folder, name = parent_and_name(path)
@@ -41,7 +42,7 @@ def in_characters(planned: PlanResult, patterns: Iterable[str]) -> str:
     Raises:
         MissingInputError: there is no such parameter.
     """
-    from reshard.cli import terminal  # noqa: PLC0415 - as in `show`: only what draws loads it
+    from reshard.cli import terminal  # noqa: PLC0415 - as above
 
     drawn, notes = _parameters(planned, patterns, terminal.MOST_CELLS)
     flow = traffic(planned.planner, tuple(planned.summary.sources), terminal.MOST_GROUPS)

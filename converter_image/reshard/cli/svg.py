@@ -1,7 +1,7 @@
 """The picture of a plan as an SVG: what goes from which source ranks to which target ranks, and how parameters are cut.
 
-One file without scripts or references, legible on light and dark grounds. Everything that comes from files goes through
-`printable` and the XML writer; what is drawn is bounded by the data, whatever the size of the model.
+One file without scripts or references, legible on light and dark grounds. Names from files go through `_short`
+and the XML writer; what is drawn is bounded by the data, whatever the size of the model.
 """
 
 from __future__ import annotations
@@ -60,7 +60,7 @@ def svg(flow: Traffic, drawn: Sequence[Cuts], notes: Sequence[str] = ()) -> str:
     title = words.ranks_to_ranks(flow)
     _add(root, "title", title, id="title")
     _add(root, "desc", " ".join(words.told(flow)), id="desc")
-    _add(root, "style", _STYLE)
+    ET.SubElement(root, "style").text = _STYLE
     card = _rect(root, (0.5, 0.5, _WIDTH - 1, 0), "card", rx=12)
     pen = _Pen(root, _MARGIN)
     pen.line(title, "title", 28)
@@ -182,7 +182,7 @@ def _got(root: ET.Element, plot: _Plot, flow: Traffic, top: float) -> None:
 def _parameter(pen: _Pen, drawn: Cuts) -> None:
     parameter = drawn.parameter
     whole = f"{parameter.dtype} {words.shape(parameter.shape)}, {size(parameter.nbytes)}"
-    pen.line(_short(parameter.name, 90), "name", 22, printable(parameter.name))
+    pen.line(_short(parameter.name, 90), "name", 22, _short(parameter.name, 1000))
     pen.line(whole + "".join(f"; {each}" for each in words.drawn_as(drawn)), "soft")
     pen.down += 8
     lengths = [parameter.shape[i] for i in drawn.dimensions]
@@ -200,10 +200,11 @@ def _parameter(pen: _Pen, drawn: Cuts) -> None:
         if side:
             for x, y, w, h in _boundaries(drawn.source, drawn.target, wide, high):
                 _add(pen.root, "line", cls="cut", x1=left + x, y1=top + y, x2=left + x + w, y2=top + y + h)
-        for ranks, (x, y, w, h) in zip(grid.ranks, _cells(grid, left, top, wide, high), strict=True):
-            _rect(pen.root, (x, y, w, h), "cell", f"{name} rank {format_ranks(ranks)}"[:200], rx=2)
-            if h >= 13:
-                _text(pen.root, _fitting(ranks, w), x + w / 2, y + h / 2 + 4.5, "m over-cut")
+        cells = list(_cells(grid, left, top, wide, high))
+        labels = _fitting(grid.ranks, min(w for _, _, w, _ in cells), min(h for _, _, _, h in cells))
+        for ranks, label, (x, y, w, h) in zip(grid.ranks, labels, cells, strict=True):
+            _rect(pen.root, (x, y, w, h), "cell", _short(f"{name} rank {format_ranks(ranks)}", 200), rx=2)
+            _text(pen.root, label, x + w / 2, y + h / 2 + 4.5, "m over-cut")
     pen.down = top + high
 
 
@@ -241,11 +242,16 @@ def _group(axis: Axis, number: int) -> str:
     return _short(format_ranks(axis.groups[number]), 40)
 
 
-def _fitting(ranks: tuple[int, ...], wide: float) -> str:
-    """As much of a list of ranks as fits: all, the first and how many more, the first, nothing."""
-    room = (wide - 6) / 7
-    texts = (format_ranks(ranks), f"{ranks[0]} +{len(ranks) - 1}", str(ranks[0]))
-    return next((text for text in texts if len(text) <= room), "")
+def _fitting(cells: Sequence[tuple[int, ...]], wide: float, high: float) -> list[str]:
+    """Of all cells alike as much as fits into the smallest: their ranks, the first and how many more, or nothing."""
+    for texts in ([format_ranks(ranks) for ranks in cells], [_first(ranks) for ranks in cells]):
+        if high >= 13 and max(map(len, texts)) * 7 + 6 <= wide:
+            return texts
+    return [""] * len(cells)
+
+
+def _first(ranks: tuple[int, ...]) -> str:
+    return f"{ranks[0]} +{len(ranks) - 1}" if len(ranks) > 1 else format_ranks(ranks)
 
 
 def _short(text: str, most: int) -> str:
@@ -260,7 +266,7 @@ def _hue(number: int, total: int) -> str:
     return f"#{round(255 * red):02x}{round(255 * green):02x}{round(255 * blue):02x}"
 
 
-def _add(parent: ET.Element, tag: str, text: str | None = None, *, cls: str = "", **attributes: str | float) -> ET.Element:
+def _add(parent: ET.Element, tag: str, text: str | None = None, /, *, cls: str = "", **attributes: str | float) -> ET.Element:
     """An element; of an attribute's name each _ is a -."""
     values = {"class": cls} if cls else {}
     values |= {k.replace("_", "-"): v if isinstance(v, str) else f"{round(v, 2):g}" for k, v in attributes.items()}
@@ -278,6 +284,6 @@ def _rect(parent: ET.Element, box: _Box, cls: str = "", tip: str | None = None, 
 
 
 def _text(parent: ET.Element, text: str, x: float, y: float, cls: str, tip: str | None = None) -> None:
-    made = _add(parent, "text", printable(text), cls=cls, x=x, y=y)
+    made = _add(parent, "text", text, cls=cls, x=x, y=y)
     if tip is not None and tip != text:
         _add(made, "title", tip)

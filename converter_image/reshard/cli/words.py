@@ -7,6 +7,8 @@ from dataclasses import replace
 from typing import TYPE_CHECKING
 
 from reshard.cli.show import size
+from reshard.plan import Role
+from reshard.ranks import format_ranks
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -48,7 +50,9 @@ def shape(lengths: Sequence[int]) -> str:
 
 def source_layout(parameter: Parameter) -> str:
     """How the source has a parameter."""
-    return layout(parameter.source) if parameter.source is not None else "whole, in no strategy"
+    if parameter.source is not None:
+        return layout(parameter.source)
+    return "whole, in no strategy" if parameter.role is Role.REPLICATED else "whole"
 
 
 def ranks_to_ranks(flow: Traffic) -> str:
@@ -93,3 +97,9 @@ def drawn_as(drawn: Cuts) -> list[str]:
 
 def _many(count: int, what: str) -> str:
     return f"{count} {what}s" if count > 1 else f"one {what}"
+
+
+def some_ranks(ranks: tuple[int, ...]) -> str:
+    """A list of ranks for a table, shortened."""
+    text = format_ranks(ranks)
+    return text if len(text) <= 60 else f"{text[:57]}..."
