@@ -106,6 +106,15 @@ def test_the_table_of_layouts_is_right() -> None:
             assert said.strip() == "rows " + ", ".join(texts)
 
 
+def test_the_picture_is_what_its_command_gives(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    page = ROOT / "docs" / "pictures.md"
+    command = next(line for line in blocks(page, "console")[0].splitlines() if line.startswith("reshard plan"))
+    *_, kept = arguments = shlex.split(command)[1:]
+    monkeypatch.chdir(ROOT)
+    assert main([*arguments[:-1], str(tmp_path / "a.svg")]) == 0
+    assert (tmp_path / "a.svg").read_bytes() == (ROOT / kept).read_bytes(), command
+
+
 def test_every_field_of_the_manifest_is_described() -> None:
     page = (ROOT / "docs" / "manifest.md").read_text()
     for kind in (Manifest, FileRecord, ParameterRecord):

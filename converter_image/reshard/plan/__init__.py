@@ -1,11 +1,14 @@
 """Inventory and layouts -> the copies of each target rank. Pure: a plan can be printed and tested without a byte read."""
 
+from reshard.plan.cuts import Cuts, cuts
 from reshard.plan.parameters import Model, Parameter, Role, place
 from reshard.plan.rank import Planner, RankPlan, TargetTensor, prove
 from reshard.plan.summary import Summary, summarize
+from reshard.plan.traffic import Traffic, traffic
 from reshard.plan.unified import unify
 
 __all__ = [
+    "Cuts",
     "Model",
     "Parameter",
     "Planner",
@@ -13,8 +16,11 @@ __all__ = [
     "Role",
     "Summary",
     "TargetTensor",
+    "Traffic",
+    "cuts",
     "place",
     "prove",
     "summarize",
+    "traffic",
     "unify",
 ]

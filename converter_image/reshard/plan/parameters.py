@@ -56,6 +56,11 @@ class Parameter:
     structures: tuple[int, ...]
 
     @property
+    def nbytes(self) -> int:
+        """Bytes of the whole tensor."""
+        return prod(self.shape) * DTYPES[self.dtype].itemsize
+
+    @property
     def slice_shape(self) -> tuple[int, ...]:
         """The shape of one target rank's slice."""
         return tuple(n // k for n, k in zip(self.shape, self.target.parts, strict=True))
