@@ -92,17 +92,19 @@ def traffic(planner: Planner, ranks: Sequence[int], most: int) -> Traffic:
     model = planner.model
     source = Axis.of(range(model.source_ranks), model.source_devices, most)
     target = Axis.of(ranks, model.target_devices, most)
-    of_kind = []
-    for parameters, kinds in zip(planner.parameters_of_stage, planner.kinds_of_stage, strict=True):
+
+    @lru_cache
+    def bytes_by_kind(rank: int) -> Counter[int]:
         found = Counter[int]()
-        for parameter, kind in zip(parameters, kinds, strict=True):
+        for parameter, kind in zip(planner.parameters(rank), planner.kinds(rank), strict=True):
             found[kind] += parameter.slice_nbytes
-        of_kind.append(found)
+        return found
+
     nbytes = Counter[tuple[int, int]]()
     for column, group in enumerate(target.groups):
         for rank in group:
             picks = planner.picks(rank)
-            for kind, size in of_kind[rank // model.target_devices].items():
+            for kind, size in bytes_by_kind(planner.alike(rank)).items():
                 example = planner.examples[kind]
                 needed = planner.needs(example, rank)
                 cell = example.target.cells[rank % model.target_devices]
