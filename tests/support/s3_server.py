@@ -10,6 +10,7 @@ import time
 import uuid
 from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import lru_cache
 from typing import TYPE_CHECKING, Any
 
 import boto3
@@ -38,6 +39,7 @@ class Server:
     key: str = KEY
     secret: str = SECRET
 
+    @lru_cache(maxsize=8)  # noqa: B019 - servers are few, and making a client takes longer than a request
     def client(self) -> Any:
         """A client of its own, as other programs would have it."""
         config = Config(
