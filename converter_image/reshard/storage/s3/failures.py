@@ -26,6 +26,8 @@ _LONGEST_MESSAGE = 300
 
 _KEY = "check the access key and its secret"
 _TOKEN = "get new credentials; those in a Secret are followed when they change"  # noqa: S105 - advice, not a secret
+_IDENTITY = "check the role's trust in the issuer of AWS_WEB_IDENTITY_TOKEN_FILE, and that the token is meant for it"
+_FILE = "check AWS_WEB_IDENTITY_TOKEN_FILE, and the files that the AWS configuration names"
 _CLOCK = "set this machine's clock"
 _POLICY = "allow it in the bucket's or the role's policy (docs/s3.md has the least that is needed)"
 _DENIED = {
@@ -41,6 +43,8 @@ _DENIED = {
     "AuthFailure": ("CredentialsRefused", _KEY),
     "InvalidToken": ("CredentialsRefused", _TOKEN),
     "InvalidClientTokenId": ("CredentialsRefused", _KEY),
+    "InvalidIdentityToken": ("CredentialsRefused", _IDENTITY),
+    "IDPRejectedClaim": ("CredentialsRefused", _IDENTITY),
     "XAdminUserNotFound": ("CredentialsRefused", _KEY),
     "ExpiredToken": ("CredentialsExpired", _TOKEN),
     "ExpiredTokenException": ("CredentialsExpired", _TOKEN),
@@ -76,6 +80,8 @@ def failures(where: str) -> Iterator[None]:
         raise _of_answer(error, where) from error
     except (boto.BotoCoreError, Boto3Error, ValueError) as error:  # an endpoint that is no URL is a ValueError
         raise _of_way(error, where) from error
+    except OSError as error:  # of the files that say who this is; boto3 wraps those of the network
+        raise AccessError("CredentialsMissing", str(error), where=where, fix=_FILE) from error
 
 
 def _of_answer(error: boto.ClientError, where: str) -> ReshardError:  # noqa: PLR0911 - one way out for each kind of answer
