@@ -1,6 +1,7 @@
 """MindSpore's own function names and signatures (2.10), without MindSpore: change an import, keep the script.
 
-What differs is written at each function; every difference is one that loses nothing.
+What differs is written at each function; every difference is one that loses nothing. Wherever MindSpore takes a path, an address
+like s3://bucket/prefix can stand too; it is reached as the AWS command line would.
 """
 
 from __future__ import annotations
@@ -14,6 +15,7 @@ from reshard.checkpoint.inventory import Inventory, SourceFile, Structure, Tenso
 from reshard.errors import RequestError, UsageError
 from reshard.gather import ReadCount
 from reshard.job import job_of
+from reshard.memory import budget
 from reshard.plan import Planner, place
 from reshard.progress import Cancellation, Silent
 from reshard.rankfile import produce
@@ -26,7 +28,7 @@ from reshard.source import (
     read_strategy,
     read_strategy_files,
 )
-from reshard.storage import open_store
+from reshard.storage import open_store, parent_and_name, root_and_path
 from reshard.strategy import dump, merge
 from reshard.transform import default_workers, transform_checkpoint
 
@@ -124,15 +126,13 @@ def transform_checkpoint_by_rank(
     output = format_of(save_checkpoint_file_name)
     if output is None:
         raise UsageError("InvalidFormat", "the name must end in .ckpt or .safetensors", where=save_checkpoint_file_name)
-    for path in checkpoint_files_map.values():
-        if os.path.realpath(path) == os.path.realpath(save_checkpoint_file_name):
-            raise RequestError(
-                "TargetOverlapsSource", "the file to write is one of the source's", where=save_checkpoint_file_name
-            )
-    root = open_store("/")
-    files = {int(rank): os.path.abspath(path).lstrip("/") for rank, path in checkpoint_files_map.items()}
+    root, files = _in_one_storage(checkpoint_files_map)
+    written = open_store(save_checkpoint_file_name).around()[0]
+    if any(open_store(path).around()[0] == written for path in checkpoint_files_map.values()):
+        raise RequestError("TargetOverlapsSource", "the file to write is one of the source's", where=save_checkpoint_file_name)
+    store, share = open_store(root), budget(1)
     request = Request(
-        source="/",
+        source=root,
         target=save_checkpoint_file_name,
         source_strategy=src_strategy_file,
         target_strategy=dst_strategy_file,
@@ -141,11 +141,17 @@ def transform_checkpoint_by_rank(
     source = read_strategy(src_strategy_file) if src_strategy_file else None
     target = read_strategy(dst_strategy_file) if dst_strategy_file else None
     workers = default_workers()
-    model = place(read_inventory(root, Files(files), workers=workers), source, target, only=rank_id)
-    model = replace(model, diverging=find_diverging(root, model, workers=workers))
-    job = job_of(request, root, model, source, target)
-    path = os.path.abspath(save_checkpoint_file_name).lstrip("/")
-    writer = root.create(path, temporary=f"{path}.{os.getpid()}.tmp", mode=request.options.file_mode)
+    model = place(read_inventory(store, Files(files), workers=workers), source, target, only=rank_id)
+    model = replace(model, diverging=find_diverging(store, model, workers=workers))
+    job = job_of(request, store, model, source, target)
+    folder, name = parent_and_name(save_checkpoint_file_name)
+    writer = open_store(folder).create(
+        name,
+        temporary=f"{name}.{os.getpid()}.tmp",
+        mode=request.options.file_mode,
+        size=job.file_sizes([rank_id])[rank_id],
+        memory=share.upload,
+    )
     try:
         produce(
             job,
@@ -154,6 +160,7 @@ def transform_checkpoint_by_rank(
             count=ReadCount(),
             progress=Silent(),
             cancellation=Cancellation(),
+            ahead=share.ahead,
         )
         writer.finish()
     finally:
@@ -173,9 +180,9 @@ def merge_pipeline_strategys(src_strategy_dirs: str, dst_strategy_file: str) -> 
         DataError: a file is damaged, or a stage is missing.
     """
     merged = merge(read_strategy_files(src_strategy_dirs))
-    path = os.path.abspath(dst_strategy_file).lstrip("/")
     content = dump(merged, "json" if dst_strategy_file.endswith(".json") else "protobuf")
-    open_store("/").write(path, content, mode=Options().file_mode)
+    folder, name = parent_and_name(dst_strategy_file)
+    open_store(folder).write(name, content, mode=Options().file_mode)
 
 
 def restore_group_info_list(group_info_file_name: str) -> list[int]:
@@ -191,6 +198,21 @@ def restore_group_info_list(group_info_file_name: str) -> list[int]:
         MissingInputError: there is no such file.
     """
     return list(read_restore_ranks(group_info_file_name))
+
+
+def _in_one_storage(files: Mapping[int, str]) -> tuple[str, dict[int, str]]:
+    """The storage that all files lie in, and where each is there.
+
+    Raises:
+        RequestError: there are none, or they are in several.
+    """
+    found = {int(rank): root_and_path(url) for rank, url in files.items()}
+    roots = {root for root, _ in found.values()}
+    if len(roots) != 1:
+        what = f"the source's files are in {', '.join(sorted(roots))}" if roots else "it names no file"
+        fix = "name the files of rank_list_for_transform, all in one bucket or all in file systems"
+        raise RequestError("NotOneSource", what, where="checkpoint_files_map", fix=fix)
+    return roots.pop(), {rank: path for rank, (_, path) in found.items()}
 
 
 def _imagined(source: Strategy | None, target: Strategy | None) -> Inventory:

@@ -33,6 +33,8 @@ _REQUEST_IS_WRONG = (2, 77, 78)
 _DATA_IS_WRONG = (65, 66, 70)
 _LONGEST_BASE = 34
 _GRACE_SECONDS = 30
+# Measured with S3, where eight files are fetched ahead at a time: 190 MB, and 5 MB for each thousand parameter names.
+_PLAN_BYTES = 256 << 20
 
 
 def job_name(name: str, uid: str, step: str, attempt: int) -> str:
@@ -78,7 +80,7 @@ def _essence(value: object) -> object:
 
 def plan_job(transform: Transform, config: Config) -> Object:
     """The Job that checks everything and writes the plan."""
-    return _job(transform, config, "plan", {}, memory_bytes=256 << 20)
+    return _job(transform, config, "plan", {}, memory_bytes=_PLAN_BYTES)
 
 
 def ranks_job(transform: Transform, config: Config, planned: PlanMessage) -> Object:
