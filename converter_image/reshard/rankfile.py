@@ -87,7 +87,7 @@ def write_rank(
         writer.finish()
         if not digest:  # not all bytes were here
             digest = digest_of_version(state.target.store, state.where(path, staged=staged))
-        record = FileRecord(rank, path, size, digest, count.nbytes, job.request.options.verification)
+        record = FileRecord(rank, path, size, digest, count.nbytes, job.request.options.verification, job.part)
         _verify(job, state, plan, record, staged=staged)
         state.record(record)
     finally:

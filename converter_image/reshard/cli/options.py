@@ -18,7 +18,7 @@ if TYPE_CHECKING:
 
 F = TypeVar("F", bound="Callable[..., Any]")
 _DEFAULTS = Options()
-_LAYOUTS: dict[str, TargetLayout] = {"per-rank": "PerRank", "unified": "Unified"}
+_LAYOUTS: dict[str, TargetLayout] = {"per-rank": "PerRank", "part": "Part", "unified": "Unified"}
 
 
 def _title(value: str) -> str:
@@ -62,8 +62,8 @@ def request_options(command: F) -> F:
                 type=click.Choice(list(_LAYOUTS)),
                 default="per-rank",
                 show_default=True,
-                help="What the target's files are: one for each rank, as its strategy cuts the parameters; or whole"
-                " parameters, spread over safetensors files of bounded size.",
+                help="What the target's files are: one for each rank, as its strategy cuts the parameters; the part of it that"
+                " one pipeline stage of the source holds; or whole parameters, spread over safetensors files of bounded size.",
             ),
             click.option(
                 "--part-size",
@@ -85,6 +85,11 @@ def request_options(command: F) -> F:
                 help="Read the files of this training step. Without: the newest that every rank has.",
             ),
             click.option("--files", "pattern", metavar="PATTERN", help="Read the files whose names match, such as 'net-*.ckpt'."),
+            click.option(
+                "--stages",
+                type=click.IntRange(1, 65536),
+                help="With --layout part: how many there are. Without: as many as the source has ranks for.",
+            ),
             click.option("--ranks", metavar="LIST", help="Only these target ranks, such as 0,2-5."),
             click.option(
                 "--workers",
@@ -172,6 +177,7 @@ def request_of(arguments: dict[str, Any]) -> Request:
             prefix=arguments["prefix"],
             step=arguments["step"],
             pattern=arguments["pattern"],
+            stages=arguments["stages"],
             ranks=arguments["ranks"],
             unplaced=_title(arguments["unplaced"]),  # type: ignore[arg-type]  # click has checked the choice
             allow_missing=arguments["allow_missing"],

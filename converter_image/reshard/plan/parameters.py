@@ -79,6 +79,7 @@ class Model:
         inventory: the source's files.
         source_devices: ranks per pipeline stage of the source.
         source_stages: pipeline stages of the source.
+        first_stage: the number of the first of these: not 0 where the source is one stage of several.
         target_devices: ranks per pipeline stage of the target.
         target_stages: pipeline stages of the target.
         parameters: in the order in which they are written.
@@ -86,6 +87,7 @@ class Model:
         missing: names that only the target's strategy has, left out because the user allows it.
         absent: names that the source's strategy has and no file holds.
         empty: names of tensors without elements, left out because the target's format cannot hold them.
+        elsewhere: names that the target's strategy has and this source not, which is one stage of several: other stages may.
         diverging: names of replicated parameters whose copies differ between source ranks.
     """
 
@@ -99,12 +101,19 @@ class Model:
     missing: tuple[str, ...] = ()
     absent: tuple[str, ...] = ()
     empty: tuple[str, ...] = ()
+    elsewhere: tuple[str, ...] = ()
     diverging: frozenset[str] = field(default=frozenset())
+    first_stage: int = 0
 
     @property
     def source_ranks(self) -> int:
         """Number of source ranks."""
         return self.source_devices * self.source_stages
+
+    @property
+    def first_rank(self) -> int:
+        """The lowest number of a source rank."""
+        return self.source_devices * self.first_stage
 
     @property
     def target_ranks(self) -> int:
@@ -119,6 +128,7 @@ def place(
     *,
     keep_unplaced: bool = False,
     allow_missing: bool = False,
+    one_stage: bool = False,
     only: int | None = None,
 ) -> Model:
     """Decide for each parameter whether and how it goes to the target.
@@ -129,6 +139,7 @@ def place(
         target: how the target is to be cut; None: one rank gets everything whole.
         keep_unplaced: carry what only the source's strategy names whole to every target rank, instead of leaving it out.
         allow_missing: leave out what only the target's strategy names, instead of refusing.
+        one_stage: the source is one pipeline stage of several: what its files do not hold is none of its business.
         only: the one target rank that is made, from files that were chosen for it; None: all ranks, from all files.
 
     Raises:
@@ -145,7 +156,8 @@ def place(
     source_devices = source.devices if source else len(inventory.files) if inventory.unified else 1
     held_in = _StagesHolding(inventory, source_devices)
     needed = _needed(target, only)
-    parameters, unplaced, missing = [], [], [name for name in needed if name not in found]
+    not_found = [name for name in needed if name not in found]
+    parameters, unplaced, missing = [], [], [] if one_stage else not_found.copy()
     for name, (entry, structures) in found.items():
         in_source, in_target = stages_of_source.get(name, ()), stages_of_target.get(name, ())
         role = Role.CUT
@@ -177,6 +189,8 @@ def place(
         unplaced=tuple(unplaced),
         missing=tuple(missing),
         absent=tuple(name for name in stages_of_source if name not in found and name not in needed) if only is None else (),
+        elsewhere=tuple(not_found) if one_stage else (),
+        first_stage=source.first if source else 0,
     )
 
 
@@ -199,7 +213,7 @@ def _refuse_strategy(source: Strategy | None) -> None:
 
 
 def _check_ranks(inventory: Inventory, source: Strategy | None, *, all_there: bool) -> None:
-    expected = source.ranks if source else 1
+    expected = source.numbers if source else range(1)
     ranks = [file.rank for file in inventory.files]
     if not any(structure.tensors for structure in inventory.structures):
         raise DataError("Empty", "no file of it holds a parameter", where="source", fix="restore the files")
@@ -209,7 +223,7 @@ def _check_ranks(inventory: Inventory, source: Strategy | None, *, all_there: bo
             f"the source has {len(ranks)} ranks, but no strategy says how they share the parameters",
             fix="give the strategy it was trained with (--source-strategy, spec.source.strategy)",
         )
-    extra = [rank for rank in ranks if rank >= expected]
+    extra = [rank for rank in ranks if rank not in expected]
     if extra and source is None:
         raise RequestError(
             "SourceStrategyMissing",
@@ -219,15 +233,15 @@ def _check_ranks(inventory: Inventory, source: Strategy | None, *, all_there: bo
     if extra:
         raise DataError(
             "SourceRanksMismatch",
-            f"the source's strategy is for {expected} ranks, but there is a rank {extra[-1]}",
+            f"the source's strategy is for {len(expected)} ranks, but there is a rank {extra[-1]}",
             where="source",
             fix="give the strategy that the source was trained with",
         )
-    if len(ranks) < expected and all_there:
-        absent = sorted(set(range(expected)) - set(ranks))
+    if len(ranks) < len(expected) and all_there:
+        absent = sorted(set(expected) - set(ranks))
         raise MissingInputError(
             "SourceRankMissing",
-            f"the source's strategy is for {expected} ranks, there is no checkpoint of rank {_listed(absent)}",
+            f"the source's strategy is for {_numbered(expected)}, there is no checkpoint of rank {_listed(absent)}",
             where="source",
             fix="restore the missing files, or give the strategy that the source was trained with",
         )
@@ -260,7 +274,7 @@ def _file_of(inventory: Inventory, structure: int) -> str:
 def _stages_by_name(strategy: Strategy | None) -> Mapping[str, tuple[int, ...]]:
     stages: dict[str, tuple[int, ...]] = {}
     if strategy is not None:
-        for number, layouts in enumerate(strategy.stages):
+        for number, layouts in enumerate(strategy.stages, strategy.first):
             for name in layouts:
                 stages[name] = (*stages.get(name, ()), number)
     return stages
@@ -302,7 +316,8 @@ def _source_layout(found: _Whereabouts, source: Strategy | None, stages: tuple[i
     shape = found.entry.shape
     if source is None:
         return Layout.whole(len(shape)), (0,)
-    layout = source.stages[stages[0]][found.name]
+    layouts = {stage: source.stages[stage - source.first][found.name] for stage in stages}
+    layout = layouts[stages[0]]
     if layout.ndim != len(shape):
         raise DataError(
             "StrategyShapeMismatch",
@@ -310,7 +325,7 @@ def _source_layout(found: _Whereabouts, source: Strategy | None, stages: tuple[i
             where=f"parameter {found.name}",
             fix="give the strategy that the source was trained with",
         )
-    return layout, tuple(stage for stage in stages if source.stages[stage][found.name] == layout)
+    return layout, tuple(stage for stage in stages if layouts[stage] == layout)
 
 
 def _targets(
@@ -369,6 +384,10 @@ def _refuse_missing(missing: list[str], found: Container[str]) -> NoReturn:
         where="source",
         fix="give the strategies that fit, or leave them out with --allow-missing (spec.parameters.allowMissing)",
     )
+
+
+def _numbered(ranks: range) -> str:
+    return f"the ranks {ranks[0]}-{ranks[-1]} of its stage" if ranks[0] else f"{len(ranks)} ranks"
 
 
 def _listed(items: Iterable[object]) -> str:
