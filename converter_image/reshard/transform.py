@@ -391,8 +391,11 @@ def _replaces(job: Job, target: TargetFolder, state: JobState) -> bool:
         return False
     siblings, outdated = target.siblings(job.whole, job.part), target.outdated(job.digest, job.key)
     others = [other for other in target.jobs() if other.digest != job.digest and other not in (*outdated, *siblings)]
-    if siblings and not others:  # the first of them was asked
-        return any(sibling.replaces for sibling in siblings)
+    replacing = any(sibling.replaces for sibling in siblings)
+    if replacing:  # they were asked about all others but what they leave alone
+        others = [other for other in others if _is_same_part(other, job)]
+    if siblings and not others:
+        return replacing
     manifest = target.manifest()
     what = None
     fix = "choose another target, or replace it with --overwrite (spec.overwrite: Replace)"

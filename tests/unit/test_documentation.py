@@ -38,7 +38,7 @@ _LINK = re.compile(r"\]\(([^)#\s]+)(#[^)\s]+)?\)")
 
 # That say how far it is, not what is wrong.
 NO_TROUBLE = {
-    *("Planning", "Resharding", "Committing", "Complete", "AlreadyComplete"),
+    *("Planning", "Resharding", "Committing", "Complete", "PartComplete", "AlreadyComplete"),
     *("DryRun", "Suspended", "Suspending", "Queued"),
 }
 

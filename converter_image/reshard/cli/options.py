@@ -77,7 +77,7 @@ def request_options(command: F) -> F:
                 "--prefix",
                 default=_DEFAULTS.prefix,
                 show_default=True,
-                help="Files are named rank_<r>/<prefix><r>.<format>.",
+                help="Files are named rank_<r>/<prefix><r>.<format>, or ..._part<stage>.<format>.",
             ),
             click.option(
                 "--step",
