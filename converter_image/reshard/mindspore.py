@@ -7,12 +7,14 @@ like s3://bucket/prefix can stand too; it is reached as the AWS command line wou
 from __future__ import annotations
 
 import os
+import sys
 from dataclasses import replace
-from typing import TYPE_CHECKING
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
 
 from reshard.checkpoint import format_of
 from reshard.checkpoint.inventory import Inventory, SourceFile, Structure, TensorEntry
-from reshard.errors import RequestError, UsageError
+from reshard.errors import MissingInputError, RequestError, UsageError
 from reshard.gather import ReadCount
 from reshard.job import job_of
 from reshard.memory import budget
@@ -20,6 +22,7 @@ from reshard.plan import Planner, place
 from reshard.progress import Cancellation, Silent
 from reshard.rankfile import produce
 from reshard.request import Options, Request
+from reshard.segments import read_segments
 from reshard.source import (
     Files,
     find_diverging,
@@ -33,11 +36,13 @@ from reshard.strategy import dump, merge
 from reshard.transform import default_workers, transform_checkpoint
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping
+    from collections.abc import Callable, Iterable, Mapping
 
+    from reshard.arrays import Array
     from reshard.strategy import Strategy
 
 __all__ = [
+    "load_segmented_checkpoints",
     "merge_pipeline_strategys",
     "rank_list_for_transform",
     "restore_group_info_list",
@@ -60,6 +65,10 @@ def transform_checkpoints(
     Unlike MindSpore's: any number of ranks to any other; every file is verified and appears whole; a manifest says when all are
     there; a strategy may be a folder of pipeline stages. Parameters that only the source's strategy names are left out.
 
+    As with MindSpore's a single stage's strategy makes `rank_<r>/<ckpt_prefix><r>_part<stage>` of what that stage holds: if its
+    number is not 0, or the target's strategy names all its parameters and more. Unlike there of safetensors too, and to a
+    pipeline or one whole rank.
+
     Args:
         src_checkpoints_dir: the folder with `rank_0`, `rank_1`, ...
         dst_checkpoints_dir: the folder to write to. What is there is replaced.
@@ -79,9 +88,96 @@ def transform_checkpoints(
         target=dst_checkpoints_dir,
         source_strategy=src_strategy_file,
         target_strategy=dst_strategy_file,
-        options=Options(format="Ckpt" if output_format == "ckpt" else "Safetensors", prefix=ckpt_prefix, overwrite="Replace"),
+        options=Options(
+            format="Ckpt" if output_format == "ckpt" else "Safetensors",
+            layout="Part" if _is_one_stage_of_several(src_strategy_file, dst_strategy_file) else "PerRank",
+            prefix=ckpt_prefix,
+            overwrite="Replace",
+        ),
     )
     transform_checkpoint(request, workers=process_num)
+
+
+def _is_one_stage_of_several(source: str | None, target: str | None) -> bool:
+    """MindSpore's rule; it does not look at the number."""
+    described = read_strategy_files(source) if source else []
+    stages = {stage for file in described for stage in file.stages}
+    if len(stages) != 1 or not all(file.nodes for file in described):
+        return False
+    if target is None or stages != {0}:
+        return stages != {0}
+    wanted = _telling(name for stage in read_strategy(target).stages for name in stage)
+    return _telling(name for layouts in described[0].stages.values() for name in layouts) < wanted
+
+
+def _telling(names: Iterable[str]) -> set[str]:
+    return {name for name in names if not name.startswith(("accu_grads", "adam_v", "adam_m"))}
+
+
+def load_segmented_checkpoints(
+    ckpt_file_dir: str,
+    net: Any = None,  # noqa: ANN401 - a mindspore.nn.Cell
+    strict_load: bool = False,
+    filter_prefix: str | list[str] | tuple[str, ...] | None = None,
+    dec_key: bytes | None = None,
+    dec_mode: str = "AES-GCM",  # noqa: ARG001 - it goes with the key
+    specify_prefix: str | list[str] | tuple[str, ...] | None = None,
+    choice_func: Callable[[str], bool] | None = None,
+) -> dict[str, Any]:
+    """Read all checkpoint files of one folder, such as `rank_0/` with the part of each pipeline stage.
+
+    Unlike MindSpore's: safetensors too; of a parameter that several files hold the first counts, in the order of their numbers.
+
+    Args:
+        ckpt_file_dir: the folder.
+        net: the network to load into, by MindSpore's `load_param_into_net`.
+        strict_load: whether types must be equal there.
+        filter_prefix: parameters whose names begin so are left out.
+        dec_key: is refused.
+        dec_mode: goes with it.
+        specify_prefix: only parameters whose names begin so are read.
+        choice_func: only parameters are read for whose names it is true; if neither prefix is given.
+
+    Returns:
+        By name a `mindspore.Parameter` where the script has imported MindSpore or gives a network, else a numpy array (BFloat16
+        by ml_dtypes); and text as `str`.
+
+    Raises:
+        ReshardError: of the kind that fits.
+    """
+    if dec_key is not None:
+        raise UsageError("InvalidOption", "encrypted files cannot be read", where="dec_key", fix="decrypt them with MindSpore")
+    only, without = _prefixes(specify_prefix), _prefixes(filter_prefix)
+    chosen = choice_func if choice_func is not None and not (only or without) else lambda _: True
+    found = {
+        name: array.item() if array.dtype.kind == "U" else array
+        for name, array in read_segments(
+            ckpt_file_dir,
+            lambda name: name.startswith(only or ("",)) and not (without and name.startswith(without)) and chosen(name),
+        )
+    }
+    if not found:
+        raise MissingInputError("NothingToLoad", "no file has a parameter that was asked for", where=ckpt_file_dir)
+    package = import_module("mindspore") if net is not None else sys.modules.get("mindspore")
+    if package is not None:
+        found = {name: value if isinstance(value, str) else _parameter(package, name, value) for name, value in found.items()}
+    if net is not None and package is not None:
+        package.load_param_into_net(net, found, strict_load)
+    return found
+
+
+def _prefixes(given: str | list[str] | tuple[str, ...] | None) -> tuple[str, ...]:
+    prefixes = (given,) if isinstance(given, str) else tuple(given or ())
+    if "" in prefixes:
+        raise UsageError("InvalidOption", "a prefix is empty", where="filter_prefix or specify_prefix", fix="leave it out")
+    return prefixes
+
+
+def _parameter(mindspore: Any, name: str, array: Array) -> Any:  # noqa: ANN401 - of a package that need not be there
+    """BFloat16 goes through float32, which holds all its values."""
+    if array.dtype.name != "bfloat16":
+        return mindspore.Parameter(mindspore.Tensor.from_numpy(array), name=name)
+    return mindspore.Parameter(mindspore.Tensor(array.astype("float32")).astype(mindspore.bfloat16), name=name)
 
 
 def rank_list_for_transform(

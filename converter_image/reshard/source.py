@@ -92,7 +92,7 @@ def read_strategy_files(path: str, access: Access | None = None) -> list[Strateg
         if not names:
             raise MissingInputError("StrategyMissing", "the folder holds no strategy file (.ckpt or .json)", where=path)
     contents: dict[bytes, str] = {}  # ranks of one stage have the same file
-    for each in sorted(names, key=_natural):
+    for each in sorted(names, key=natural):
         contents.setdefault(store.read(each, _LARGEST_STRATEGY), each)
     return [parse(content, each) for content, each in contents.items()]
 
@@ -108,9 +108,9 @@ def read_restore_ranks(path: str, access: Access | None = None) -> tuple[int, ..
     return restore_ranks(open_store(folder, access).read(name, _LARGEST_STRATEGY), path)
 
 
-def _natural(name: str) -> list[tuple[int, str]]:
+def natural(name: str) -> list[tuple[int, str]]:
     """strategy_2 before strategy_10: the first file of each stage wins."""
-    return [(int(part), "") if part.isdigit() else (-1, part) for part in re.split(r"(\d+)", name)]
+    return [(int(part), "") if part.isdecimal() else (-1, part) for part in re.split(r"(\d+)", name)]
 
 
 class Files(NamedTuple):
@@ -198,7 +198,7 @@ def _unified_files(store: Store, names: list[str], maps: list[str]) -> Files:
         MissingInputError: one is not there.
     """
     mapped = read_map(store.read(maps[0], _LARGEST_STRATEGY), f"{store.url}/{maps[0]}")
-    wanted = sorted({*mapped.values(), *({HYPER_NAME} & set(names))}, key=_natural)
+    wanted = sorted({*mapped.values(), *({HYPER_NAME} & set(names))}, key=natural)
     if absent := [name for name in wanted if name not in names]:
         raise MissingInputError(
             "PartMissing",

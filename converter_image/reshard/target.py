@@ -155,9 +155,11 @@ class TargetFolder:
         """Whether staged files have begun to take the place of others, and not all of them have."""
         return any(self.job(job.digest).begun_commit() is not None for job in self.jobs())
 
-    def discard(self, job: JobDocument) -> None:
-        """Remove an unfinished job and what it has written."""
+    def discard(self, job: JobDocument, heir: JobState) -> None:
+        """Remove an unfinished job and what it has written; what it has taken apart its heir is to remove."""
         state = self.job(job.digest)
+        if self.store.stat(f"{state.folder}/replaced.json") is not None:
+            self.store.move(f"{state.folder}/replaced.json", f"{heir.folder}/replaced.json")
         if not job.staged:
             for record in state.records(None).values():
                 self.store.delete(record.path)

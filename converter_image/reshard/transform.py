@@ -11,14 +11,8 @@ from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
 from reshard import job as jobs
-from reshard.commit import (
-    commit_job,
-    draft_manifest,
-    finish_interrupted,
-    finished,
-    own_manifest,
-    refuse_partial_replacement,
-)
+from reshard.begin import begin, replaces_other
+from reshard.commit import commit_job, finished, own_manifest, refuse_partial_replacement
 from reshard.errors import LockedError, MissingInputError, RequestError
 from reshard.lock import STALE_SECONDS, locked, writer_is_gone, writer_name, writing
 from reshard.memory import budget, memory_bytes
@@ -153,10 +147,10 @@ def transform_checkpoint(
     written, committed = [], None
     if left or not _covers(own_manifest(target, job), job):
         if not target.commit_is_interrupted():
-            _replaces(job, target, state)  # a refusal leaves no trace
+            replaces_other(job, target, state)  # a refusal leaves no trace
         shared = owner or (None if commit else f"job-{job.digest}")
         with writing(target, job, owner=shared) as check_lock:
-            document = _begin(job, target, state)
+            document = begin(job, target, state)
             if document.in_place and own_manifest(target, job) is None:
                 state.retire_old_manifest()
             if commit and document.replaces:
@@ -232,12 +226,12 @@ def plan_transform(
     target.store.check_writable()
     complete = len(done) == len(job.scope) and _covers(own_manifest(target, job), job)
     if write and not complete:
-        if _replaces(job, target, state):
+        if replaces_other(job, target, state):
             refuse_partial_replacement(target, job.scope, job.ranks)
         with writing(target, job, owner=owner or f"job-{job.digest}"):
-            _begin(job, target, state)
+            begin(job, target, state)
     else:
-        _replaces(job, target, state)
+        replaces_other(job, target, state)
     memory = memory_bytes(job.model, workers, job.source, target.store, sizes.values())
     rank_requests = requests_of(job, target.store, job.scope[0], budget(min(workers, len(job.scope)))) if job.scope else 0
     finished_ranks = tuple(sorted(done))
@@ -330,10 +324,6 @@ def _covers(manifest: Manifest | None, job: Job) -> bool:
     return manifest is not None and set(job.scope) <= _ranks_in(manifest, job)
 
 
-def _is_same_part(other: JobDocument, job: Job) -> bool:
-    return (other.part, other.whole) == (job.part, job.whole)
-
-
 def _notes(job: Job, manifest: Manifest | None) -> tuple[str, ...]:
     """What only shows once all parts are there."""
     names = sorted(set(manifest.diverging) - job.model.diverging) if manifest is not None and job.part is not None else ()
@@ -347,88 +337,11 @@ def _ranks_in(manifest: Manifest, job: Job) -> set[int]:
     return {record.rank for record in manifest.files if record.part == job.part}
 
 
-def _begin(job: Job, target: TargetFolder, state: JobState) -> JobDocument:
-    """Note the job down at the target, or find it noted down."""
-    finish_interrupted(target)
-    known = state.read()
-    if known is None:
-        replaces, renames = _replaces(job, target, state), target.store.renames
-        document = JobDocument(
-            job.digest,
-            job.key,
-            staged=replaces and renames,
-            mode=target.mode,
-            in_place=replaces and not renames,
-            part=job.part,
-            whole=job.whole,
-        )
-        outdated = target.outdated(job.digest, job.key)
-        for other in target.jobs():
-            if other in outdated or (job.part is not None and _is_same_part(other, job)):
-                target.discard(other)
-        return state.begin(document, jobs.encode_inventory(job), draft_manifest(job))
-    state.restore(jobs.encode_inventory(job), draft_manifest(job))
-    return known
-
-
 def _committed(job: Job, target: TargetFolder, state: JobState) -> tuple[int, ...]:
     """The ranks that a commit covers: those that were asked for, and those that are written already."""
     manifest = own_manifest(target, job)
     before = _ranks_in(manifest, job) if manifest is not None else set()
     return tuple(sorted({*job.scope, *before, *state.records(None)}))
-
-
-def _replaces(job: Job, target: TargetFolder, state: JobState) -> bool:
-    """Whether something else is at the target that this job would replace.
-
-    Raises:
-        RequestError: it is, and the user has not asked for that.
-    """
-    known = state.read()
-    if known is not None:
-        return known.replaces
-    if own_manifest(target, job) is not None:
-        return False
-    siblings, outdated = target.siblings(job.whole, job.part), target.outdated(job.digest, job.key)
-    others = [other for other in target.jobs() if other.digest != job.digest and other not in (*outdated, *siblings)]
-    replacing = any(sibling.replaces for sibling in siblings)
-    if replacing:  # they were asked about all others but what they leave alone
-        others = [other for other in others if _is_same_part(other, job)]
-    if siblings and not others:
-        return replacing
-    manifest = target.manifest()
-    what = None
-    fix = "choose another target, or replace it with --overwrite (spec.overwrite: Replace)"
-    if manifest is not None:
-        what = f"a checkpoint of another source, layout or options ({manifest.digest[:12]} instead of {job.digest[:12]})"
-    elif others:
-        what = f"an unfinished transform of another source, layout or options ({others[0].digest[:12]})"
-    else:
-        ours = {record.path for old in outdated for record in target.job(old.digest).records(None).values()}
-        _refuse_foreign_files(target, ours)
-    if what is None:
-        return False
-    if job.request.options.overwrite == "Never":
-        raise RequestError("TargetExists", f"there is {what}", where=target.store.url, fix=fix)
-    return True
-
-
-def _refuse_foreign_files(target: TargetFolder, ours: set[str]) -> None:
-    """Files that nobody has described are never replaced, nor mixed with ours: they may be the only copy of something.
-
-    Raises:
-        RequestError: there are some.
-    """
-    for folder in target.store.list(""):
-        if folder.is_folder and folder.name.startswith("rank_"):
-            for entry in target.store.list(folder.name):
-                if (path := f"{folder.name}/{entry.name}") not in ours:
-                    raise RequestError(
-                        "TargetExists",
-                        f"there is {path}, which no manifest describes",
-                        where=target.store.url,
-                        fix="choose another target, or move it away; such files are never overwritten",
-                    )
 
 
 def _write_ranks(
