@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from threading import Barrier
 from typing import TYPE_CHECKING, Any
 
@@ -14,95 +14,23 @@ import numpy as np
 import pytest
 import rawfiles
 from definition import Cut
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+from memory_jobs import job, written
+from pipelines import Pipeline, differences, pipeline, same, write
 
 from reshard.cli import main
 from reshard.errors import ReshardError
 from reshard.lock import locked
 from reshard.manifest import MANIFEST_NAME
 from reshard.mindspore import load_segmented_checkpoints, transform_checkpoints
-from reshard.request import Options, Request
 from reshard.storage.local import LocalStore
 from reshard.strategy import StrategyFile, dump
-from reshard.strategy.records import Node
 from reshard.target import JobState
 from reshard.transform import transform_checkpoint
 
 if TYPE_CHECKING:
     from pathlib import Path
-
-ROWS, COLUMNS, NOT = ((0,), ()), ((), (0,)), ((), ())
-
-
-def pipeline(*, seed: int = 1, target_stages: int = 1) -> models.Model:
-    """Two stages of 2 ranks that become 4 ranks, in one stage or two: optimizer state and shards, a step that all have."""
-    four = 4 // target_stages
-    last = target_stages - 1
-    tensors = (
-        models.Tensor("w0", "Float32", (8, 8), Cut((2,), ROWS), 0, Cut((four,), COLUMNS), 0),
-        models.Tensor("moment1.w0", "BFloat16", (8, 8), Cut((2,), NOT, 1, 2), 0, Cut((four,), NOT, 1, four), 0),
-        models.Tensor("w1", "Float32", (16, 8), Cut((2,), COLUMNS), 1, Cut((four,), ROWS), last),
-        models.Tensor("moment1.w1", "Float16", (16, 8), Cut((2,), ROWS), 1, Cut((four,), NOT), last),
-        models.Tensor("step", "Int32", (), None, 0, None, 0),
-    )
-    return models.Model(2, 2, four, target_stages, tensors, seed, remove_redundancy=False)
-
-
-@dataclass(frozen=True)
-class Pipeline:
-    """A source with a strategy file for each stage."""
-
-    made: disk.Checkpoint
-
-    def strategy(self, stage: int) -> Path:
-        return self.made.folder / f"src_strategy_{stage}.ckpt"
-
-    def arguments(self, stage: int, target: Path, *more: str, whole: bool = False) -> list[str]:
-        sides = ["--source", self.made.source, "--source-strategy", self.strategy(stage), "--target", target]
-        sides += [] if whole else ["--target-strategy", self.made.target_strategy]
-        return ["transform", *map(str, sides), "--layout", "part", *more]
-
-    def request(self, stage: int, target: Path) -> Request:
-        return Request(
-            source=str(self.made.source),
-            source_strategy=str(self.strategy(stage)),
-            target=str(target),
-            target_strategy=str(self.made.target_strategy),
-            options=Options(layout="Part"),
-        )
-
-    def run(self, stage: int, target: Path, *more: str, whole: bool = False) -> int:
-        return main(self.arguments(stage, target, *more, whole=whole))
-
-
-def write(folder: Path, model: models.Model, kind: str = "ckpt") -> Pipeline:
-    made = Pipeline(disk.write(folder, model, kind))
-    for stage, layouts in enumerate(disk.strategies(model)[0].stages):
-        file = StrategyFile("x", {stage: layouts}, (Node("MatMul", stage),))
-        made.strategy(stage).write_bytes(dump(file, "protobuf"))
-    return made
-
-
-def differences(model: models.Model, target: Path, kind: str = "ckpt") -> list[str]:
-    """What in a target is not as it must be, the parts of each rank taken together."""
-    wrong = []
-    for rank in range(model.target_ranks):
-        found: rawfiles.Tensors = {}
-        for path in sorted((target / f"rank_{rank}").iterdir()):
-            assert path.name in {f"checkpoint_{rank}_part{stage}.{kind}" for stage in range(model.source_stages)}
-            found |= rawfiles.read(kind, path.read_bytes())
-        expected = model.target(rank)
-        if found.keys() != expected.keys():
-            wrong.append(f"rank {rank} holds {sorted(found)}")
-        wrong += [f"rank {rank}: {name}" for name, array in expected.items() if not _same(found.get(name), array)]
-    return wrong
-
-
-def _same(found: np.ndarray | None, expected: np.ndarray) -> bool:
-    return found is not None and (found.dtype, found.shape, found.tobytes()) == (
-        expected.dtype,
-        expected.shape,
-        expected.tobytes(),
-    )
 
 
 def right(model: models.Model, target: Path, kind: str = "ckpt") -> bool:
@@ -129,6 +57,25 @@ def made(tmp_path: Path) -> Pipeline:
 @pytest.fixture
 def target(tmp_path: Path) -> Path:
     return tmp_path / "target"
+
+
+@settings(max_examples=500, deadline=None, suppress_health_check=list(HealthCheck))
+@given(models.models(16), st.sampled_from(["ckpt", "safetensors"]), st.data())
+def test_the_parts_of_a_rank_are_exactly_its_slices(model: models.Model, kind: str, data: st.DataObject) -> None:
+    rank = data.draw(st.integers(0, model.target_ranks - 1))
+    expected = model.target(rank)
+    held = model.source()
+    for stage in range(model.source_stages):
+        first = stage * model.source_devices
+        mine = {name for tensors in held[first : first + model.source_devices] for name in tensors} & expected.keys()
+        if not mine and kind == "ckpt":
+            continue
+        made, _ = job(model, kind, kind, stage)
+        assert (rank in made.ranks) == bool(mine)
+        found = rawfiles.read(kind, written(made, rank)) if mine else {}
+        assert found.keys() == mine
+        assert all(same(found[name], expected[name]) for name in mine)
+    assert expected.keys() <= {name for tensors in held for name in tensors}
 
 
 @pytest.mark.parametrize("order", [(0, 1), (1, 0)])
@@ -383,7 +330,7 @@ def test_mindspores_functions_by_stage(made: Pipeline, target: Path) -> None:
         found = load_segmented_checkpoints(str(target / f"rank_{rank}"))
         expected = made.made.model.target(rank)
         assert found.keys() == expected.keys()
-        assert all(_same(found[name], array) for name, array in expected.items())
+        assert all(same(found[name], array) for name, array in expected.items())
 
 
 def test_mindspores_functions_in_one_go(tmp_path: Path, target: Path) -> None:
