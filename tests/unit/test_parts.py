@@ -187,6 +187,20 @@ def test_replacing_needs_all_parts_anew_and_keeps_the_old_ones_until_then(tmp_pa
     assert right(other.made.model, target)
 
 
+def test_replacing_where_nothing_can_be_renamed(
+    tmp_path: Path, made: Pipeline, target: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The old manifest goes first; what it alone has named is gone in the end, though the part that began was given up."""
+    monkeypatch.setattr(LocalStore, "renames", property(lambda _: False, lambda _, __: None), raising=False)
+    assert made.run(0, target, "--prefix", "old_") == made.run(1, target, "--prefix", "old_") == 0
+    given_up, other = write(tmp_path / "up", pipeline(seed=3)), write(tmp_path / "other", pipeline(seed=2))
+    assert given_up.run(0, target, "--overwrite") == 0
+    assert not (target / MANIFEST_NAME).exists()
+    assert other.run(0, target) == 78
+    assert other.run(0, target, "--overwrite") == other.run(1, target) == 0
+    assert right(other.made.model, target)
+
+
 def test_a_replaced_part_that_has_not_changed_is_made_again(made: Pipeline, target: Path) -> None:
     """What is complete is never a mixture of two runs."""
     assert made.run(0, target) == made.run(1, target) == 0
