@@ -67,8 +67,8 @@ class Job:
     @property
     def ranks(self) -> tuple[int, ...]:
         """The target ranks that get a file: all, but for those of which a part has nothing."""
-        devices, parameters = self.model.target_devices, self.planner.parameters_of_stage
-        return tuple(r for r in range(self.model.target_ranks) if self.part is None or parameters[r // devices])
+        every = range(self.model.target_ranks)
+        return tuple(rank for rank in every if self.part is None or self.planner.parameters(rank))
 
     @property
     def scope(self) -> tuple[int, ...]:
