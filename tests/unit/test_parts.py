@@ -21,9 +21,12 @@ from pipelines import Pipeline, differences, pipeline, same, write
 
 from reshard.cli import main
 from reshard.errors import ReshardError
+from reshard.job import prepare
 from reshard.lock import locked
 from reshard.manifest import MANIFEST_NAME
 from reshard.mindspore import load_segmented_checkpoints, transform_checkpoints
+from reshard.plan.traffic import traffic
+from reshard.progress import Silent
 from reshard.storage.local import LocalStore
 from reshard.strategy import StrategyFile, dump
 from reshard.target import JobState
@@ -68,7 +71,7 @@ def test_the_parts_of_a_rank_are_exactly_its_slices(model: models.Model, kind: s
     for stage in range(model.source_stages):
         first = stage * model.source_devices
         mine = {name for tensors in held[first : first + model.source_devices] for name in tensors} & expected.keys()
-        if not mine and kind == "ckpt":
+        if not mine and (kind == "ckpt" or not any(held[first : first + model.source_devices])):
             continue
         made, _ = job(model, kind, kind, stage)
         assert (rank in made.ranks) == bool(mine)
@@ -326,6 +329,18 @@ def test_what_is_no_part_is_refused(
     assert not target.exists()
 
 
+def test_the_plan_of_a_part_names_its_ranks(made: Pipeline, target: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["plan", *made.arguments(1, target, "--json")[1:]]) == 0
+    planned = json.loads(capsys.readouterr().out)
+    assert (planned["source_ranks"], planned["parameters"]) == (2, 3)
+    assert {rank for sources in planned["sources"].values() for rank in sources} == {2, 3}
+    planner = prepare(made.request(1, target), Silent(), workers=1).planner
+    fed = traffic(planner, range(4), 8)
+    assert fed.source.groups == ((2,), (3,))
+    assert sum(fed.by_source) == planned["bytes_needed"]
+    assert all(fed.by_source)
+
+
 def test_without_anything_that_tells_the_number_of_stages(
     tmp_path: Path, made: Pipeline, target: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -405,5 +420,8 @@ def test_a_checkpoint_in_parts_is_no_source(
 ) -> None:
     assert made.run(0, target) == made.run(1, target) == 0
     sides = ["--source", str(target), "--source-strategy", str(made.made.target_strategy), "--target", str(tmp_path / "out")]
-    assert main(["transform", *sides]) == 78
-    assert "SourceInParts" in capsys.readouterr().err
+    for command in (["transform", *sides], ["inspect", str(target)]):
+        assert main(command) == 78
+        assert "SourceInParts" in capsys.readouterr().err
+    assert main(["inspect", str(target), "--files", "*_part1.*"]) == 0
+    assert "moment1.w1" in capsys.readouterr().out

@@ -215,7 +215,7 @@ def _refuse_strategy(source: Strategy | None) -> None:
 def _check_ranks(inventory: Inventory, source: Strategy | None, *, all_there: bool) -> None:
     expected = source.numbers if source else range(1)
     ranks = [file.rank for file in inventory.files]
-    if not any(structure.tensors for structure in inventory.structures):
+    if (ranks or not all_there) and not any(structure.tensors for structure in inventory.structures):
         raise DataError("Empty", "no file of it holds a parameter", where="source", fix="restore the files")
     if source is None and len(ranks) > 1:
         raise RequestError(
