@@ -9,9 +9,19 @@ from typing import TYPE_CHECKING
 import msgspec
 
 from reshard.checkpoint.dtypes import DTYPES
-from reshard.digest import matches
+from reshard.digest import ContentDigest, matches
 from reshard.errors import DataError, MissingInputError, RequestError
-from reshard.manifest import MANIFEST_NAME, SCHEMA, FileRecord, LayoutRecord, Manifest, ParameterRecord, SourceRecord
+from reshard.manifest import (
+    INDEX_NAME,
+    MANIFEST_NAME,
+    SCHEMA,
+    FileRecord,
+    IndexRecord,
+    LayoutRecord,
+    Manifest,
+    ParameterRecord,
+    SourceRecord,
+)
 from reshard.ranks import format_ranks, parse_ranks
 from reshard.request import request_key
 from reshard.target import JobDocument
@@ -47,16 +57,17 @@ def commit_job(target: TargetFolder, state: JobState, document: JobDocument, wan
         target: where.
         state: of the job.
         document: of the job.
-        wanted: the ranks that make it complete; None: all that the target's layout has.
+        wanted: the ranks that make it complete; None: all that have files in the target's layout.
 
     Raises:
         MissingInputError: a rank is not finished.
         RequestError: a part of the ranks would take the place of a checkpoint.
     """
     draft = state.draft()
-    ranks = wanted if wanted is not None else tuple(range(draft.target_ranks))
+    indexes = draft.options["layout"] == "Index"
+    ranks = wanted if wanted is not None else () if indexes else tuple(range(draft.target_ranks))
     if document.replaces:
-        refuse_partial_replacement(target, ranks, draft.target_ranks)
+        refuse_loss(target, state, ranks, draft.target_ranks)
     records = _recorded(target, state, document, ranks)
     missing = tuple(rank for rank in ranks if rank not in records)
     if missing:
@@ -66,7 +77,11 @@ def commit_job(target: TargetFolder, state: JobState, document: JobDocument, wan
             where=target.store.url,
             fix="run the transform for these ranks, then commit again",
         )
-    manifest = msgspec.structs.replace(draft, ranks=format_ranks(ranks), files=tuple(records[rank] for rank in ranks))
+    content = state.inventory() if indexes else None
+    index = content and IndexRecord(len(content), str(ContentDigest(content)))
+    manifest = msgspec.structs.replace(
+        draft, ranks=format_ranks(ranks), files=tuple(records[rank] for rank in ranks), index=index
+    )
     if document.staged:
         state.begin_commit(format_ranks(ranks))
         state.retire_old_manifest()
@@ -75,6 +90,8 @@ def commit_job(target: TargetFolder, state: JobState, document: JobDocument, wan
     _remove_replaced(target, state, manifest)
     for name, content in _maps(manifest).items():
         target.store.write(name, content, mode=target.mode)
+    if content is not None:
+        target.store.write(INDEX_NAME, content, mode=target.mode)
     target.write_manifest(manifest)
     target.forget_jobs()
     return manifest
@@ -85,19 +102,21 @@ def finish_interrupted(target: TargetFolder) -> None:
     for document in target.jobs():
         state = target.job(document.digest)
         if (ranks := state.begun_commit()) is not None:
-            commit_job(target, state, document, parse_ranks(ranks))
+            commit_job(target, state, document, parse_ranks(ranks) if ranks else ())
 
 
-def refuse_partial_replacement(target: TargetFolder, ranks: tuple[int, ...], target_ranks: int) -> None:
-    """A part of a checkpoint may not take the place of a whole one.
+def refuse_loss(target: TargetFolder, state: JobState, ranks: tuple[int, ...], target_ranks: int) -> None:
+    """A part of a checkpoint may not take the place of ranks that it does not have, nor may an index.
 
     Raises:
         RequestError: it would.
     """
-    if len(ranks) < target_ranks:
+    manifest = target.manifest()
+    there = [*(manifest.files if manifest is not None else ()), *state.replaced_files()]
+    if len(ranks) < target_ranks and {record.rank for record in there} - set(ranks):
         raise RequestError(
             "PartialReplacement",
-            f"rank {format_ranks(ranks)} of {target_ranks} cannot replace a whole checkpoint",
+            f"{f'rank {format_ranks(ranks)} of {target_ranks}' if ranks else 'an index'} cannot replace a whole checkpoint",
             where=target.store.url,
             fix="leave out --ranks (spec.target.ranks), or choose another target",
         )
@@ -133,9 +152,9 @@ def verify_checkpoint(
             where=target.store.url,
             fix="run the transform again, finished ranks are kept",
         )
-    begin(sum(record.size for record in manifest.files))
+    begin(manifest.nbytes)
 
-    def check(record: FileRecord) -> str | None:
+    def check(record: FileRecord | IndexRecord) -> str | None:
         reader = target.store.open(record.path)
         try:
             if reader.size != record.size:
@@ -146,7 +165,7 @@ def verify_checkpoint(
             reader.close()
 
     with ThreadPoolExecutor(workers) as pool:
-        damaged = [found for found in pool.map(check, manifest.files) if found]
+        damaged = [found for found in pool.map(check, manifest.listed) if found]
     if damaged:
         more = f" (and {len(damaged) - 1} more files)" if len(damaged) > 1 else ""
         raise DataError(
@@ -160,11 +179,11 @@ def verify_checkpoint(
 
 def _remove_replaced(target: TargetFolder, state: JobState, manifest: Manifest) -> None:
     """Take away the files of what this job replaces, a complete checkpoint or an unfinished job, that it has no file for."""
-    kept = {record.path for record in manifest.files}
-    replaced = [record for record in state.replaced_files() if record.path not in kept]
-    for record in replaced:
-        target.store.delete(record.path)
-        folder = record.path.rpartition("/")[0]
+    kept = {record.path for record in manifest.listed}
+    replaced = {record.path for record in state.replaced_files()} | {record.path for record in state.replaced_indexes()}
+    for path in sorted(replaced - kept):
+        target.store.delete(path)
+        folder = path.rpartition("/")[0]
         if folder and not target.store.list(folder):
             target.store.delete(folder)
 

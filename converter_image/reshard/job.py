@@ -11,12 +11,13 @@ from typing import TYPE_CHECKING, Any
 import msgspec
 
 from reshard.checkpoint import OutputTensor, can_hold, content_order, file_size
-from reshard.checkpoint.inventory import Format, Inventory
-from reshard.errors import OutputError, RequestError
-from reshard.manifest import STATE, decode
+from reshard.errors import DataError, OutputError, RequestError
+from reshard.gather import SourceFiles
+from reshard.index import CheckpointIndex, decode_index, packed, read_index
+from reshard.manifest import STATE
 from reshard.plan import Planner, Role, place, summarize, unify
 from reshard.ranks import format_ranks, parse_ranks
-from reshard.request import Request, request_key
+from reshard.request import Options, Request, request_key
 from reshard.source import Files, check_crcs, find_diverging, find_files, open_source, read_inventory, read_strategy
 from reshard.storage import open_store
 from reshard.unified import part_name
@@ -24,6 +25,8 @@ from reshard.unified import part_name
 if TYPE_CHECKING:
     from collections.abc import Iterable
 
+    from reshard.checkpoint.inventory import Format, Inventory
+    from reshard.gather import ReadCount
     from reshard.plan import Model, Summary
     from reshard.progress import Progress
     from reshard.storage.protocol import Store
@@ -42,6 +45,7 @@ class Job:
         digest: identifies source, strategies and options: equal digests, equal files.
         key: what of the request decides the outcome, to find a begun job without reading the source.
         format: of the target's files.
+        strategies: of source and target.
         notes: what the user should know.
     """
 
@@ -51,6 +55,7 @@ class Job:
     digest: str
     key: dict[str, Any]
     format: Format
+    strategies: tuple[Strategy | None, Strategy | None]
     notes: tuple[str, ...] = ()
 
     @property
@@ -60,7 +65,9 @@ class Job:
 
     @property
     def scope(self) -> tuple[int, ...]:
-        """The target ranks that are asked for."""
+        """The target ranks whose files are asked for."""
+        if self.request.options.layout == "Index":
+            return ()
         ranks = self.request.options.ranks
         total = self.model.target_ranks
         return tuple(range(total)) if ranks is None else parse_ranks(ranks, total)
@@ -114,27 +121,35 @@ class Job:
     def _has_hyper(self) -> bool:
         return any(p.role is Role.REPLICATED for p in self.planner.parameters(self.model.target_ranks - 1))
 
-
-class _StoredInventory(msgspec.Struct, frozen=True):
-    """An inventory as a plan step leaves it for the steps after it."""
-
-    inventory: Inventory
-    diverging: tuple[str, ...]
-    fully_checked: bool
+    def source_files(self, count: ReadCount | None = None) -> SourceFiles:
+        """The source's files, to read from; `count` is told what is read of them."""
+        return SourceFiles(self.source, self.model.inventory, count, indexed=self.request.index is not None)
 
 
-def encode_inventory(job: Job) -> bytes:
-    """The inventory of a job, for `resume` to find."""
-    fully = job.request.options.verification == "Full"
-    return msgspec.json.encode(_StoredInventory(job.model.inventory, tuple(sorted(job.model.diverging)), fully))
+def encode_index(job: Job) -> bytes:
+    """What of a job others need who carry it out: for `resume` to find, and to be kept where `layout: Index` asks for it."""
+    options = job.request.options
+    index = CheckpointIndex(
+        digest=job.digest,
+        inventory=job.model.inventory,
+        diverging=tuple(sorted(job.model.diverging)),
+        fully_checked=options.verification == "Full",
+        source_strategy=packed(job.strategies[0]),
+        target_strategy=packed(job.strategies[1]),
+        unplaced=options.unplaced,
+        allow_missing=options.allow_missing,
+    )
+    return msgspec.json.encode(index)
 
 
 def prepare(request: Request, progress: Progress, *, workers: int) -> Job:
-    """Read strategies and headers, and decide what goes where.
+    """Read strategies and headers, or the index that has them, and decide what goes where.
 
     Raises:
         ReshardError: of the kind that fits, with what is wrong.
     """
+    if request.index is not None:
+        return _indexed(request, request.index)
     store, chosen = open_source(request.source, request.access.source)
     source, target = _strategies(request)
     found = Files({0: chosen}) if chosen else find_files(store, step=request.options.step, pattern=request.options.pattern)
@@ -149,15 +164,45 @@ def prepare(request: Request, progress: Progress, *, workers: int) -> Job:
     return job_of(request, store, model, source, target, found.notes)
 
 
+def _indexed(request: Request, url: str) -> Job:
+    """The job that an index describes.
+
+    Raises:
+        DataError: the index is damaged.
+        RequestError: it was made with fewer checks than are asked for.
+    """
+    access = request.access
+    index = read_index(url, access.index or access.source)
+    if request.options.verification == "Full" and not index.fully_checked:
+        raise RequestError(
+            "IndexNotChecked",
+            "the source was not checked in full when it was indexed",
+            where=url,
+            fix="index it again with --verify full (spec.verification: Full), or ask for less here",
+        )
+    options = msgspec.structs.replace(request.options, unplaced=index.unplaced, allow_missing=index.allow_missing)
+    request = msgspec.structs.replace(request, options=options)
+    source, target = index.strategies()
+    store, _ = open_source(request.source, access.source)
+    model = replace(_place(index.inventory, source, target, request), diverging=frozenset(index.diverging))
+    made_for = Options(layout="Index", unplaced=index.unplaced, allow_missing=index.allow_missing)
+    original = job_of(msgspec.structs.replace(request, index=None, options=made_for), store, model, source, target)
+    if original.digest != index.digest:
+        raise DataError("IndexDamaged", "its content does not have its digest", where=url, fix="index the source again")
+    return job_of(request, store, model, source, target)
+
+
 def resume(request: Request, target: TargetFolder) -> tuple[Job, JobState] | None:
     """The job that a plan step has begun at this target for an equal request, without reading the source's headers again."""
+    if request.index is not None:
+        return None  # which costs as little to read
     store, _ = open_source(request.source, request.access.source)
     source, wanted = _strategies(request)
     key = _key(request, store, source, wanted)
     for document in target.jobs():
         if document.request == key:
             state = target.job(document.digest)
-            stored = decode(state.inventory(), _StoredInventory, f"{target.store.url}/{state.folder}/inventory.json")
+            stored = decode_index(state.inventory(), f"{target.store.url}/{state.folder}/inventory.json")
             if request.options.verification == "Full" and not stored.fully_checked:
                 return None  # the plan was made for less
             model = replace(_place(stored.inventory, source, wanted, request), diverging=frozenset(stored.diverging))
@@ -282,13 +327,13 @@ def job_of(
             fix="give the target's strategy, or leave out --remove-redundancy (spec.target.removeRedundancy)",
         )
     output: Format = "ckpt" if wanted == "Ckpt" else "safetensors"
-    if wanted == "Source" and request.options.layout == "PerRank":
+    if wanted == "Source" and request.options.layout != "Unified":
         output = model.inventory.format
     model = _arranged(model, output)
     decisive = {name: key[name] for name in ("sourceStrategy", "targetStrategy")} | request_key(request) | {"format": output}
     identity = hashlib.sha256(msgspec.json.encode([decisive, model.inventory])).hexdigest()
     planner = Planner(model, remove_redundancy=request.options.remove_redundancy)
-    job = Job(request, store, planner, identity, key, output)
+    job = Job(request, store, planner, identity, key, output, (source, target))
     return replace(job, notes=(*notes, *_notes(model), *_notes_on_shares(job)))
 
 

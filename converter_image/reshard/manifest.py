@@ -12,6 +12,7 @@ import msgspec
 from reshard.errors import DataError
 
 MANIFEST_NAME = "reshard-manifest.json"
+INDEX_NAME = "reshard-index.json"
 SCHEMA = "reshard.dev/manifest/v1"
 # What is only there while a transform is unfinished: see reshard.target.
 STATE = ".reshard"
@@ -47,6 +48,18 @@ class FileRecord(_Document, frozen=True):
     digest: str
     bytes_read: int
     verified: Verified
+
+
+class IndexRecord(_Document, frozen=True):
+    """The index that stands in the place of files, see `reshard.index`: its length in bytes, and its digest as a file's."""
+
+    size: int
+    digest: str
+
+    @property
+    def path(self) -> str:
+        """Relative to the target."""
+        return INDEX_NAME
 
 
 class LayoutRecord(_Document, frozen=True, omit_defaults=True):
@@ -103,6 +116,7 @@ class Manifest(_Document, frozen=True):
         target_ranks: how many ranks the target's layout has.
         options: those that decide what is written.
         files: a record for each rank.
+        index: of `layout: Index`, which has no files.
         parameters: what is in them.
         unplaced: names that only the source's strategy has, left out.
         missing: names that only the target's strategy has, left out.
@@ -126,6 +140,17 @@ class Manifest(_Document, frozen=True):
     absent: tuple[str, ...] = ()
     empty: tuple[str, ...] = ()
     diverging: tuple[str, ...] = ()
+    index: IndexRecord | None = None
+
+    @property
+    def nbytes(self) -> int:
+        """Of all that it lists."""
+        return sum(record.size for record in self.listed)
+
+    @property
+    def listed(self) -> tuple[FileRecord | IndexRecord, ...]:
+        """What the checkpoint consists of, beside this document."""
+        return self.files if self.index is None else (*self.files, self.index)
 
 
 class _Versioned(msgspec.Struct):

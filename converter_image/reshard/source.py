@@ -14,7 +14,7 @@ from reshard.ahead import reading
 from reshard.checkpoint import check_crc, crc_reads, format_of, index
 from reshard.checkpoint.inventory import Index, Inventory, SourceFile, Structure
 from reshard.digest import sample_of
-from reshard.errors import DataError, MissingInputError
+from reshard.errors import DataError, MissingInputError, RequestError
 from reshard.headers import index_remote
 from reshard.manifest import MANIFEST_NAME, STATE, Manifest, decode
 from reshard.selection import select_files
@@ -182,9 +182,18 @@ def _manifest(store: Store, names: set[str]) -> Manifest | None:
 
     Raises:
         MissingInputError: it was never completed, or is being replaced.
+        RequestError: it is an index.
     """
     if MANIFEST_NAME in names:
-        return decode(store.read(MANIFEST_NAME, _LARGEST_MANIFEST), Manifest, f"{store.url}/{MANIFEST_NAME}")
+        found = decode(store.read(MANIFEST_NAME, _LARGEST_MANIFEST), Manifest, f"{store.url}/{MANIFEST_NAME}")
+        if found.index is not None:
+            raise RequestError(
+                "SourceIsIndex",
+                "it is the index of a checkpoint, and none itself",
+                where=store.url,
+                fix=f"give the checkpoint ({found.source.url}), and this as its index (--index)",
+            )
+        return found
     if STATE in names and any(store.stat(f"{STATE}/{entry.name}/job.json") is not None for entry in store.list(STATE)):
         raise MissingInputError(
             "SourceUnfinished",

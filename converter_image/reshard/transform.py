@@ -11,7 +11,7 @@ from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
 from reshard import job as jobs
-from reshard.commit import commit_job, draft_manifest, finish_interrupted, finished, refuse_partial_replacement
+from reshard.commit import commit_job, draft_manifest, finish_interrupted, finished, refuse_loss
 from reshard.errors import LockedError, MissingInputError, RequestError
 from reshard.lock import STALE_SECONDS, locked, writer_is_gone, writer_name
 from reshard.memory import budget, memory_bytes
@@ -26,7 +26,7 @@ if TYPE_CHECKING:
     from reshard.access import Access
     from reshard.job import Job
     from reshard.lock import Held
-    from reshard.manifest import Manifest
+    from reshard.manifest import IndexRecord, Manifest
     from reshard.plan import Planner, Summary
     from reshard.progress import Progress
     from reshard.request import Request
@@ -46,7 +46,7 @@ class Result:
         parameters: names that were written.
         bytes_needed: of source tensors, for the ranks that this run wrote.
         bytes_read: of source tensors.
-        bytes_written: of files.
+        bytes_written: of files, or of the index.
         seconds: from beginning to end.
         peak_rss_bytes: the most memory that the process had.
         skipped_ranks: ranks that were finished before.
@@ -140,7 +140,8 @@ def transform_checkpoint(
     thorough = commit and request.options.overwrite == "Replace"
     done = finished(job, target, state, thorough=thorough)
     left = tuple(rank for rank in job.scope if rank not in done)
-    written = []
+    written: list[Written] = []
+    index: IndexRecord | None = None
     if left or not _covers(_own_manifest(job, target), job):
         if not target.commit_is_interrupted():
             _replaces(job, target, state)  # a refusal leaves no trace
@@ -150,7 +151,7 @@ def transform_checkpoint(
             if document.in_place and _own_manifest(job, target) is None:
                 state.retire_old_manifest()
             if commit and document.replaces:
-                refuse_partial_replacement(target, job.scope, job.model.target_ranks)
+                refuse_loss(target, state, job.scope, job.model.target_ranks)
             done = finished(job, target, state, thorough=thorough)  # once more, now that nobody else writes
             left = tuple(rank for rank in job.scope if rank not in done)
             nbytes = sum(sizes[rank] for rank in left)
@@ -162,7 +163,7 @@ def transform_checkpoint(
             written = _write_ranks(job, state, left, document, workers, progress, guard)
             if commit:
                 lock.check()
-                commit_job(target, state, document, _committed(job, target, state))
+                index = commit_job(target, state, document, _committed(job, target, state)).index
     elif commit and target.has_remains(job.digest):
         with contextlib.suppress(LockedError), locked(target.store, LOCK, owner=None, mode=request.options.file_mode):
             target.forget_jobs()
@@ -173,7 +174,7 @@ def transform_checkpoint(
         parameters=len({p.name for p in job.model.parameters}),
         bytes_needed=sum(w.bytes_needed for w in written),
         bytes_read=sum(w.record.bytes_read for w in written),
-        bytes_written=sum(w.record.size for w in written),
+        bytes_written=sum(w.record.size for w in written) + (index.size if index is not None else 0),
         seconds=time.monotonic() - started,
         peak_rss_bytes=peak_rss_bytes(),
         skipped_ranks=tuple(rank for rank in job.scope if rank not in left),
@@ -217,7 +218,7 @@ def plan_transform(
     complete = len(done) == len(job.scope) and _covers(_own_manifest(job, target), job)
     if write and not complete:
         if _replaces(job, target, state):
-            refuse_partial_replacement(target, job.scope, job.model.target_ranks)
+            refuse_loss(target, state, job.scope, job.model.target_ranks)
         with locked(target.store, LOCK, owner=owner or f"job-{job.digest}", mode=request.options.file_mode):
             _begin(job, target, state)
     else:
@@ -322,8 +323,8 @@ def _begin(job: Job, target: TargetFolder, state: JobState) -> JobDocument:
         )
         for outdated in target.outdated(job.digest, job.key):
             target.discard(outdated)
-        return state.begin(document, jobs.encode_inventory(job), draft_manifest(job))
-    state.restore(jobs.encode_inventory(job), draft_manifest(job))
+        return state.begin(document, jobs.encode_index(job), draft_manifest(job))
+    state.restore(jobs.encode_index(job), draft_manifest(job))
     return known
 
 
