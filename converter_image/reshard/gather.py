@@ -117,7 +117,9 @@ class SourceFiles:
             return
         for rank in sorted(self._used):
             found = self._store.stat(self._files[rank].path)
-            if found is None or found.version != self._files[rank].version:
+            if found is None:
+                self._changed(rank, "is gone")
+            if found.version != self._files[rank].version:
                 self._changed(rank)
 
     def close(self) -> None:

@@ -329,7 +329,8 @@ def job_of(
     output: Format = "ckpt" if wanted == "Ckpt" else "safetensors"
     if wanted == "Source" and request.options.layout != "Unified":
         output = model.inventory.format
-    model = _arranged(model, output)
+    if request.options.layout != "Index":  # which is for files of either format, and for memory
+        model = _arranged(model, output)
     decisive = {name: key[name] for name in ("sourceStrategy", "targetStrategy")} | request_key(request) | {"format": output}
     identity = hashlib.sha256(msgspec.json.encode([decisive, model.inventory])).hexdigest()
     planner = Planner(model, remove_redundancy=request.options.remove_redundancy)

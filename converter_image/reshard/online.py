@@ -47,7 +47,7 @@ def iter_tensors(
     access: Accesses | None = None,
     **options: Any,  # noqa: ANN401 - as Options takes them
 ) -> Iterator[tuple[str, Array]]:
-    """What a target rank gets, tensor by tensor, in the order in which its file would hold them.
+    """What a target rank gets, tensor by tensor, in the order of the source's files.
 
     Headers are read and checked before this returns; of the contents only what the rank needs is read. Memory: that of one
     tensor's slice beside what the caller keeps, and with an object store up to 56 MiB that are fetched ahead.
@@ -75,7 +75,7 @@ def iter_tensors(
         target="",
         source_strategy=source_strategy,
         target_strategy=target_strategy,
-        options=Options(**options),
+        options=Options(layout="Index", **options),
         access=access or Accesses(),
         index=index,
     )

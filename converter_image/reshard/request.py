@@ -167,7 +167,7 @@ def _refuse_what_an_index_says(request: Request) -> None:
     """
     said = [name for name in ("source_strategy", "target_strategy") if getattr(request, name) is not None]
     said += [name for name in _OF_THE_SOURCE if getattr(request.options, name) != _default(name)]
-    if request.options.layout != "PerRank":
+    if request.options.layout == "Unified":
         said.append("layout")
     if said:
         raise UsageError("InvalidOption", "the index says it already", where=said[0], fix="leave it out, or index again with it")

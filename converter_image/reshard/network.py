@@ -1,0 +1,69 @@
+"""Online load into a network of MindSpore's. MindSpore is imported when this is used, and by nothing else of this package."""
+
+from __future__ import annotations
+
+from importlib import import_module
+from typing import Any
+
+import numpy as np
+
+from reshard.errors import MissingInputError, RequestError
+from reshard.online import iter_tensors
+
+# MindSpore takes these through float32, which holds all their values.
+_WIDENED = ("bfloat16", "float8_e5m2", "float8_e4m3fn")
+
+
+def load_into_net(
+    net: Any,  # noqa: ANN401 - of a package that need not be there
+    source: str,
+    source_strategy: str | None = None,
+    target_strategy: str | None = None,
+    rank: int = 0,
+    *,
+    strict_load: bool = False,
+    **how: Any,  # noqa: ANN401 - as iter_tensors takes it
+) -> tuple[list[str], list[str]]:
+    """Load what a rank gets straight from a source into a network, by MindSpore's `load_param_into_net`.
+
+    Args:
+        net: a `mindspore.nn.Cell`; compiled for parallel training or not, as one to load a rank's checkpoint file into.
+        source: as of `reshard.iter_tensors`, like all that is not named here.
+        source_strategy: the same.
+        target_strategy: the same.
+        rank: the same.
+        strict_load: whether types must be equal, see MindSpore's.
+        how: the same.
+
+    Returns:
+        As `load_param_into_net`: the names of the network's parameters that were not loaded, and of those loaded that it lacks.
+
+    Raises:
+        ReshardError: of the kind that fits; the network is as it was then.
+    """
+    mindspore = _mindspore()
+    found = {
+        name: mindspore.Parameter(_tensor(mindspore, name, array), name=name)
+        for name, array in iter_tensors(source, source_strategy, target_strategy, rank, **how)
+        if array.dtype.kind != "U"  # text is no parameter
+    }
+    absent, unused = mindspore.load_param_into_net(net, found, strict_load)
+    return list(absent), list(unused)
+
+
+def _tensor(mindspore: Any, name: str, array: np.ndarray[Any, Any]) -> Any:  # noqa: ANN401 - a mindspore.Tensor
+    dtype = array.dtype.name
+    if dtype not in _WIDENED:
+        return mindspore.Tensor.from_numpy(array)
+    if not hasattr(mindspore, dtype):
+        raise RequestError("UnknownType", f"this MindSpore has no type {dtype}", where=f"parameter {name}")
+    return mindspore.Tensor(array.astype(np.float32)).astype(getattr(mindspore, dtype))
+
+
+def _mindspore() -> Any:  # noqa: ANN401 - the package
+    try:
+        return import_module("mindspore")
+    except ImportError as error:
+        raise MissingInputError(
+            "PackageMissing", "a network can be loaded where MindSpore is installed", where="mindspore", fix="use reshard.load"
+        ) from error
