@@ -10,9 +10,6 @@ import numpy as np
 from reshard.errors import MissingInputError, RequestError
 from reshard.online import iter_tensors
 
-# MindSpore takes these through float32, which holds all their values.
-_WIDENED = ("bfloat16", "float8_e5m2", "float8_e4m3fn")
-
 
 def load_into_net(
     net: Any,  # noqa: ANN401 - of a package that need not be there
@@ -40,6 +37,7 @@ def load_into_net(
 
     Raises:
         ReshardError: of the kind that fits; the network is as it was then.
+        RuntimeError: MindSpore's, of a parameter that does not fit the network.
     """
     mindspore = _mindspore()
     found = {
@@ -52,12 +50,11 @@ def load_into_net(
 
 
 def _tensor(mindspore: Any, name: str, array: np.ndarray[Any, Any]) -> Any:  # noqa: ANN401 - a mindspore.Tensor
-    dtype = array.dtype.name
-    if dtype not in _WIDENED:
-        return mindspore.Tensor.from_numpy(array)
-    if not hasattr(mindspore, dtype):
-        raise RequestError("UnknownType", f"this MindSpore has no type {dtype}", where=f"parameter {name}")
-    return mindspore.Tensor(array.astype(np.float32)).astype(getattr(mindspore, dtype))
+    if array.dtype.name == "bfloat16":  # float32 holds all its values, and has one NaN
+        return mindspore.Tensor(array.astype(np.float32)).astype(mindspore.bfloat16)
+    if array.dtype.kind == "V":
+        raise RequestError("UnknownType", f"MindSpore takes no {array.dtype.name} from numpy", where=f"parameter {name}")
+    return mindspore.Tensor.from_numpy(array)
 
 
 def _mindspore() -> Any:  # noqa: ANN401 - the package

@@ -16,6 +16,7 @@ import rawfiles
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from memory_jobs import job
+from rawfiles import same
 
 import reshard
 from reshard.arrays import array_of, array_type
@@ -26,14 +27,6 @@ from reshard.online import tensors_of
 
 if TYPE_CHECKING:
     from pathlib import Path
-
-
-def same(found: dict[str, np.ndarray], expected: dict[str, np.ndarray]) -> bool:
-    """Equal names, types, shapes and bits."""
-    return found.keys() == expected.keys() and all(
-        (found[name].dtype, found[name].shape, found[name].tobytes()) == (array.dtype, array.shape, array.tobytes())
-        for name, array in expected.items()
-    )
 
 
 def arguments(made: disk.Checkpoint, rank: int = 0) -> tuple[str, str, str, int]:
