@@ -3,18 +3,19 @@
 from __future__ import annotations
 
 import json
-from typing import TYPE_CHECKING
+from functools import reduce
+from pathlib import Path
 
 import disk
 import pytest
 import rawfiles
+import yaml
 from rawfiles import same
 
 from reshard.cli import main
+from reshard.spec import parse_resource
 
-if TYPE_CHECKING:
-    from pathlib import Path
-
+ROOT = Path(__file__).parents[2]
 PLAIN = ["--source-strategy", "{made}/source.ckpt", "--target-strategy", "{made}/target.ckpt"]
 
 
@@ -59,6 +60,19 @@ def test_a_file_that_is_gone_is_fetched_again(made: disk.Checkpoint, output: Pat
     (output / "rank_0" / "checkpoint_0.ckpt").unlink()
     assert fetch(made, output, "--rank", "0") == 0
     assert holds(made, output, 0)
+
+
+def test_the_example_of_a_training(output: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+    job = yaml.safe_load((ROOT / "examples" / "online-load" / "training.yaml").read_text())["spec"]
+    pod = job["template"]["spec"]
+    for rank in range(job["completions"]):
+        monkeypatch.setenv("JOB_COMPLETION_INDEX", str(rank))
+        for container in (*pod["initContainers"], *pod["containers"]):
+            words = [word.replace("$(JOB_COMPLETION_INDEX)", str(rank)) for word in container["args"]]
+            places = {"/checkpoints/": f"{ROOT}/tests/conformance/corpus/", "/model": str(output)}
+            assert main([reduce(lambda word, place: word.replace(*place), places.items(), word) for word in words]) == 0
+        assert f"rank {rank} of 4" in capsys.readouterr().out
+    parse_resource((ROOT / "examples" / "online-load" / "index.yaml").read_text(), "index.yaml")
 
 
 def test_the_same_bytes_as_a_transform(made: disk.Checkpoint, tmp_path: Path) -> None:
