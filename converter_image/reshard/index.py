@@ -15,7 +15,7 @@ import msgspec
 
 from reshard.checkpoint.dtypes import DTYPES
 from reshard.checkpoint.inventory import Inventory
-from reshard.errors import DataError, MissingInputError
+from reshard.errors import DataError, MissingInputError, RequestError
 from reshard.manifest import INDEX_NAME, decode
 from reshard.request import Unplaced
 from reshard.storage import open_store
@@ -59,6 +59,20 @@ class CheckpointIndex(msgspec.Struct, frozen=True, rename="camel", kw_only=True)
             DataError: one is damaged.
         """
         return _unpacked(self.source_strategy), _unpacked(self.target_strategy)
+
+    def check_full(self, where: str) -> None:
+        """Make sure that the source was checked in full.
+
+        Raises:
+            RequestError: it was not.
+        """
+        if not self.fully_checked:
+            raise RequestError(
+                "IndexNotChecked",
+                "the source was not checked in full when it was indexed",
+                where=where,
+                fix="index it again with --verify full (spec.verification: Full), or ask for less here",
+            )
 
 
 def packed(strategy: Strategy | None) -> bytes | None:

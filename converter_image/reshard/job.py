@@ -169,17 +169,12 @@ def _indexed(request: Request, url: str) -> Job:
 
     Raises:
         DataError: the index is damaged.
-        RequestError: it was made with fewer checks than are asked for.
+        RequestError: see `CheckpointIndex.check_full`.
     """
     access = request.access
     index = read_index(url, access.index or access.source)
-    if request.options.verification == "Full" and not index.fully_checked:
-        raise RequestError(
-            "IndexNotChecked",
-            "the source was not checked in full when it was indexed",
-            where=url,
-            fix="index it again with --verify full (spec.verification: Full), or ask for less here",
-        )
+    if request.options.verification == "Full":
+        index.check_full(url)
     options = msgspec.structs.replace(request.options, unplaced=index.unplaced, allow_missing=index.allow_missing)
     request = msgspec.structs.replace(request, options=options)
     source, target = index.strategies()

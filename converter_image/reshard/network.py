@@ -3,12 +3,17 @@
 from __future__ import annotations
 
 from importlib import import_module
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from reshard.errors import MissingInputError, RequestError
 from reshard.online import iter_tensors
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable
+
+    from reshard.arrays import Array
 
 
 def load_into_net(
@@ -39,17 +44,27 @@ def load_into_net(
         ReshardError: of the kind that fits; the network is as it was then.
         RuntimeError: MindSpore's, of a parameter that does not fit the network.
     """
-    mindspore = _mindspore()
-    found = {
-        name: mindspore.Parameter(_tensor(mindspore, name, array), name=name)
-        for name, array in iter_tensors(source, source_strategy, target_strategy, rank, **how)
-        if array.dtype.kind != "U"  # text is no parameter
-    }
-    absent, unused = mindspore.load_param_into_net(net, found, strict_load)
+    found = param_dict(iter_tensors(source, source_strategy, target_strategy, rank, **how))
+    absent, unused = _mindspore().load_param_into_net(net, found, strict_load)
     return list(absent), list(unused)
 
 
-def _tensor(mindspore: Any, name: str, array: np.ndarray[Any, Any]) -> Any:  # noqa: ANN401 - a mindspore.Tensor
+def param_dict(tensors: Iterable[tuple[str, Array]]) -> dict[str, Any]:
+    """A `mindspore.Parameter` of each tensor, as MindSpore's `load_checkpoint` gives them; of text none.
+
+    Raises:
+        MissingInputError: there is no MindSpore.
+        RequestError: it has no such type.
+    """
+    mindspore = _mindspore()
+    return {
+        name: mindspore.Parameter(_tensor(mindspore, name, array), name=name)
+        for name, array in tensors
+        if array.dtype.kind != "U"
+    }
+
+
+def _tensor(mindspore: Any, name: str, array: Array) -> Any:  # noqa: ANN401 - a mindspore.Tensor
     if array.dtype.name == "bfloat16":  # float32 holds all its values, and has one NaN
         return mindspore.Tensor(array.astype(np.float32)).astype(mindspore.bfloat16)
     if array.dtype.kind == "V":
