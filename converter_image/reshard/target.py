@@ -28,7 +28,7 @@ import msgspec
 
 from reshard.digest import matches
 from reshard.errors import MissingInputError
-from reshard.manifest import MANIFEST_NAME, STATE, FileRecord, IndexRecord, Manifest, decode, encode
+from reshard.manifest import INDEX_NAME, MANIFEST_NAME, STATE, FileRecord, IndexRecord, Manifest, decode, encode
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable
@@ -125,7 +125,7 @@ class TargetFolder:
 
     def drop_unfinished(self, silent: float) -> None:
         """Take away what killed writers have left where no listing shows it, if nothing was added for so many seconds."""
-        for beginning in ("rank_", "part", "hyper_param", STATE, MANIFEST_NAME):
+        for beginning in ("rank_", "part", "hyper_param", STATE, INDEX_NAME, MANIFEST_NAME):
             self.store.drop_unfinished(beginning, silent=silent)
 
     def outdated(self, digest: str, request: dict[str, Any]) -> list[JobDocument]:
