@@ -7,6 +7,7 @@ request = reshard.Request(source="src_checkpoints", source_strategy="src_strateg
                           target="dst_checkpoints", target_strategy="dst_strategy.ckpt")
 print(reshard.plan_transform(request).memory_bytes)
 reshard.transform_checkpoint(request)
+for name, array in reshard.load("src_checkpoints", "src_strategy.ckpt", "dst_strategy.ckpt", rank=3).items(): ...
 ```
 
 Names are loaded when first used, so that a program that only wants the spec or the errors loads nothing of the converter.
@@ -21,6 +22,8 @@ from reshard.version import __version__
 
 if TYPE_CHECKING:
     from reshard.errors import ReshardError
+    from reshard.network import load_into_net
+    from reshard.online import iter_tensors, load
     from reshard.request import Options, Request
     from reshard.transform import PlanResult, Result, commit_checkpoint, plan_transform, transform_checkpoint
 
@@ -31,6 +34,9 @@ _HOME = {
     "ReshardError": "reshard.errors",
     "Result": "reshard.transform",
     "commit_checkpoint": "reshard.transform",
+    "iter_tensors": "reshard.online",
+    "load": "reshard.online",
+    "load_into_net": "reshard.network",
     "plan_transform": "reshard.transform",
     "transform_checkpoint": "reshard.transform",
 }
@@ -43,6 +49,9 @@ __all__ = [
     "Result",
     "__version__",
     "commit_checkpoint",
+    "iter_tensors",
+    "load",
+    "load_into_net",
     "plan_transform",
     "transform_checkpoint",
 ]

@@ -34,9 +34,10 @@ class Access(msgspec.Struct, frozen=True):
 
 
 class Accesses(msgspec.Struct, frozen=True):
-    """The access of everything that a request names; a strategy's is that of its side unless it is said."""
+    """The access of everything that a request names. Unless it is said, a strategy's is its side's, an index' the source's."""
 
     source: Access = Access()
     target: Access = Access()
     source_strategy: Access | None = None
     target_strategy: Access | None = None
+    index: Access | None = None

@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING
 
 from reshard.commit import draft_manifest, finish_interrupted, own_manifest
 from reshard.errors import RequestError
-from reshard.job import encode_inventory
+from reshard.job import encode_index
 from reshard.target import JobDocument
 
 if TYPE_CHECKING:
@@ -33,8 +33,8 @@ def begin(job: Job, target: TargetFolder, state: JobState) -> JobDocument:
         for other in target.jobs():
             if other in outdated or (job.part is not None and _is_same_part(other, job)):
                 target.discard(other, state)
-        return state.begin(document, encode_inventory(job), draft_manifest(job))
-    state.restore(encode_inventory(job), draft_manifest(job))
+        return state.begin(document, encode_index(job), draft_manifest(job))
+    state.restore(encode_index(job), draft_manifest(job))
     return known
 
 

@@ -10,13 +10,15 @@ from typing import TYPE_CHECKING
 import msgspec
 
 from reshard.checkpoint.dtypes import DTYPES
-from reshard.digest import matches
+from reshard.digest import ContentDigest, matches
 from reshard.errors import DataError, MissingInputError, RequestError
 from reshard.lock import in_turn
 from reshard.manifest import (
+    INDEX_NAME,
     MANIFEST_NAME,
     SCHEMA,
     FileRecord,
+    IndexRecord,
     LayoutRecord,
     Manifest,
     ParameterRecord,
@@ -74,7 +76,7 @@ def commit_job(target: TargetFolder, state: JobState, document: JobDocument, wan
     every = _ranks_of(draft)
     ranks = every if wanted is None else tuple(rank for rank in wanted if rank in set(every))
     if document.replaces:
-        refuse_partial_replacement(target, ranks, every)
+        refuse_loss(target, state, ranks, every)
     records = _recorded(target, state, document, ranks)
     missing = tuple(rank for rank in ranks if rank not in records)
     if missing:
@@ -122,9 +124,14 @@ def _complete(
             for record in manifest.files:
                 if record.part == job.part:
                     target.job(job.digest).publish(record)
+    content = state.inventory() if _is_index(manifest) else None
+    if content is not None:
+        manifest = msgspec.structs.replace(manifest, index=IndexRecord(len(content), str(ContentDigest(content))))
     _remove_replaced(target, state, manifest)
     for name, content in _maps(manifest).items():
         target.store.write(name, content, mode=target.mode)
+    if content is not None:
+        target.store.write(INDEX_NAME, content, mode=target.mode)
     target.write_manifest(manifest)
     target.forget_jobs()
     return manifest
@@ -135,19 +142,21 @@ def finish_interrupted(target: TargetFolder) -> None:
     for document in target.jobs():
         state = target.job(document.digest)
         if (ranks := state.begun_commit()) is not None:
-            commit_job(target, state, document, parse_ranks(ranks))
+            commit_job(target, state, document, parse_ranks(ranks) if ranks else ())
 
 
-def refuse_partial_replacement(target: TargetFolder, ranks: tuple[int, ...], every: tuple[int, ...]) -> None:
-    """Some ranks of a checkpoint may not take the place of a whole one.
+def refuse_loss(target: TargetFolder, state: JobState, ranks: tuple[int, ...], every: tuple[int, ...]) -> None:
+    """Some ranks of a checkpoint may not take the place of ranks that are not among them, nor may an index.
 
     Raises:
-        RequestError: it would.
+        RequestError: they would.
     """
-    if set(ranks) < set(every):
+    manifest = target.manifest()
+    there = [*(manifest.files if manifest is not None else ()), *state.replaced_files()]
+    if (set(ranks) < set(every) or not ranks) and {record.rank for record in there} - set(ranks):
         raise RequestError(
             "PartialReplacement",
-            f"rank {format_ranks(ranks)} of {len(every)} cannot replace a whole checkpoint",
+            f"{f'rank {format_ranks(ranks)} of {len(every)}' if ranks else 'an index'} cannot replace a whole checkpoint",
             where=target.store.url,
             fix="leave out --ranks (spec.target.ranks), or choose another target",
         )
@@ -162,8 +171,14 @@ def own_manifest(target: TargetFolder, job: Job | JobDocument) -> Manifest | Non
     return None if replaced else manifest
 
 
+def _is_index(draft: Manifest) -> bool:
+    return draft.options.get("layout") == "Index"
+
+
 def _ranks_of(draft: Manifest) -> tuple[int, ...]:
     """The ranks that get a file of what is being made."""
+    if _is_index(draft):
+        return ()
     if not draft.parts:
         return tuple(range(draft.target_ranks))
     return parse_ranks(draft.parts[0].ranks, draft.target_ranks) if draft.parts[0].ranks else ()
@@ -239,9 +254,9 @@ def verify_checkpoint(
             where=target.store.url,
             fix="run the transform again, finished ranks are kept",
         )
-    begin(sum(record.size for record in manifest.files))
+    begin(manifest.nbytes)
 
-    def check(record: FileRecord) -> str | None:
+    def check(record: FileRecord | IndexRecord) -> str | None:
         reader = target.store.open(record.path)
         try:
             if reader.size != record.size:
@@ -252,7 +267,7 @@ def verify_checkpoint(
             reader.close()
 
     with ThreadPoolExecutor(workers) as pool:
-        damaged = [found for found in pool.map(check, manifest.files) if found]
+        damaged = [found for found in pool.map(check, manifest.listed) if found]
     if damaged:
         more = f" (and {len(damaged) - 1} more files)" if len(damaged) > 1 else ""
         raise DataError(
@@ -266,11 +281,11 @@ def verify_checkpoint(
 
 def _remove_replaced(target: TargetFolder, state: JobState, manifest: Manifest) -> None:
     """Take away the files of what this job replaces, a complete checkpoint or an unfinished job, that it has no file for."""
-    kept = {record.path for record in manifest.files}
-    replaced = [record for record in state.replaced_files() if record.path not in kept]
-    for record in replaced:
-        target.store.delete(record.path)
-        folder = record.path.rpartition("/")[0]
+    kept = {record.path for record in manifest.listed}
+    replaced = {record.path for record in state.replaced_files()} | {record.path for record in state.replaced_indexes()}
+    for path in sorted(replaced - kept):
+        target.store.delete(path)
+        folder = path.rpartition("/")[0]
         if folder and not target.store.list(folder):
             target.store.delete(folder)
 

@@ -23,8 +23,8 @@ _SAMPLE_BYTES = 4 << 10
 class ContentDigest:
     """The content digest of a file, built up from its parts."""
 
-    def __init__(self) -> None:
-        self._state = xxhash.xxh3_128()
+    def __init__(self, content: bytes = b"") -> None:
+        self._state = xxhash.xxh3_128(content)
 
     def update(self, data: memoryview | bytes) -> None:
         """Append bytes; lets other threads run meanwhile."""

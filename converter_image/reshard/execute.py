@@ -137,23 +137,40 @@ def carry_out(moves: Iterable[Move], files: SourceFiles, emit: Callable[[memoryv
     memory, filled = memoryview(bytearray(TILE_BYTES)), 0
     gatherer = Gatherer(files, TILE_BYTES)
     for move in moves:
-        if move is None:
-            if filled:
-                emit(memory[:filled])
-            filled = 0
-        elif isinstance(move, bytes):
-            memory[filled : filled + len(move)] = move
-            filled += len(move)
-        else:
-            view = memory[filled : filled + move.nbytes]
-            filled += move.nbytes
-            if isinstance(move, Small):
-                gatherer.read_small(move.tensor, move.runs, view)
-                continue
-            elements = np.frombuffer(view, element_type(move.dtype)).reshape(move.box.shape)
-            for rank, entry, source, here in move.copies:
-                window = (*here.slices(), ...)  # with the dots a view of a scalar too, not its value
-                gatherer.read(rank, entry, source, elements[window])  # type: ignore[index]  # numpy's stubs know no such tuple
+        if move is not None:
+            filled += _carry_out(move, gatherer, memory[filled:])
+            continue
+        if filled:
+            emit(memory[:filled])
+        filled = 0
+
+
+def fill(moves: Iterable[Move], gatherer: Gatherer, into: memoryview) -> None:
+    """Produce the bytes of these moves where there is room for them all.
+
+    Raises:
+        DataError, StorageError: the source cannot be read.
+    """
+    filled = 0
+    for move in moves:
+        if move is not None:
+            filled += _carry_out(move, gatherer, into[filled:])
+
+
+def _carry_out(move: bytes | Small | Fill, gatherer: Gatherer, into: memoryview) -> int:
+    """Put the bytes of a move at the beginning of a memory. Returns how many they are."""
+    if isinstance(move, bytes):
+        into[: len(move)] = move
+        return len(move)
+    view = into[: move.nbytes]
+    if isinstance(move, Small):
+        gatherer.read_small(move.tensor, move.runs, view)
+        return move.nbytes
+    elements = np.frombuffer(view, element_type(move.dtype)).reshape(move.box.shape)
+    for rank, entry, source, here in move.copies:
+        window = (*here.slices(), ...)  # with the dots a view of a scalar too, not its value
+        gatherer.read(rank, entry, source, elements[window])  # type: ignore[index]  # numpy's stubs know no such tuple
+    return move.nbytes
 
 
 class _Content:

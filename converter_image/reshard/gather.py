@@ -7,7 +7,7 @@ from collections import OrderedDict
 from dataclasses import dataclass
 from functools import lru_cache
 from math import prod
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NoReturn
 
 import numpy as np
 
@@ -15,7 +15,7 @@ from reshard.ahead import Ahead
 from reshard.box import Box, contiguous_runs, strides
 from reshard.checkpoint.dtypes import DTYPES
 from reshard.digest import sample_of
-from reshard.errors import DataError
+from reshard.errors import DataError, MissingInputError
 from reshard.tiles import flat_span
 
 if TYPE_CHECKING:
@@ -59,9 +59,10 @@ class ReadCount:
 class SourceFiles:
     """The files of a source, opened when first read and checked to be those that the inventory describes."""
 
-    def __init__(self, store: Store, inventory: Inventory, count: ReadCount | None = None) -> None:
+    def __init__(self, store: Store, inventory: Inventory, count: ReadCount | None = None, *, indexed: bool = False) -> None:
         self.remote = store.remote
         self._store = store
+        self._indexed = indexed
         self._files = {file.rank: file for file in inventory.files}
         self._open: OrderedDict[int, Reader] = OrderedDict()
         self._used: set[int] = set()
@@ -94,7 +95,10 @@ class SourceFiles:
 
     def _newly_opened(self, rank: int) -> Reader:
         file = self._files[rank]
-        reader = self._store.open(file.path)
+        try:
+            reader = self._store.open(file.path)
+        except MissingInputError:
+            self._changed(rank, "is gone")
         self._open[rank] = reader
         self._used.add(rank)
         if reader.version != file.version or (file.sample and sample_of(reader) != file.sample):
@@ -113,7 +117,9 @@ class SourceFiles:
             return
         for rank in sorted(self._used):
             found = self._store.stat(self._files[rank].path)
-            if found is None or found.version != self._files[rank].version:
+            if found is None:
+                self._changed(rank, "is gone")
+            if found.version != self._files[rank].version:
                 self._changed(rank)
 
     def close(self) -> None:
@@ -123,12 +129,12 @@ class SourceFiles:
         while self._open:
             self._open.popitem()[1].close()
 
-    def _changed(self, rank: int) -> None:
+    def _changed(self, rank: int, how: str = "has changed") -> NoReturn:
         raise DataError(
             "SourceChanged",
-            "the file has changed since the plan was made",
+            f"the file {how} since the {'source was indexed' if self._indexed else 'plan was made'}",
             where=self._files[rank].path,
-            fix="wait until training has finished writing, then run again",
+            fix=f"wait until training has finished writing, then {'index it' if self._indexed else 'run'} again",
         )
 
 

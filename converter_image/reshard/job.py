@@ -2,28 +2,27 @@
 
 from __future__ import annotations
 
-import contextlib
 import hashlib
-import os
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
 import msgspec
 
 from reshard.checkpoint import OutputTensor, can_hold, content_order, file_size
-from reshard.checkpoint.inventory import Format, Inventory
-from reshard.errors import OutputError, RequestError
-from reshard.manifest import STATE, decode
+from reshard.errors import DataError, RequestError
+from reshard.gather import SourceFiles
+from reshard.index import CheckpointIndex, Selected, decode_index, packed, read_index
 from reshard.plan import Planner, Role, place, summarize, unify
 from reshard.ranks import format_ranks, parse_ranks
-from reshard.request import Request, request_key
+from reshard.request import Options, Request, request_key
 from reshard.source import Files, check_crcs, find_diverging, find_files, open_source, read_inventory, read_strategy
-from reshard.storage import open_store
 from reshard.unified import part_name
 
 if TYPE_CHECKING:
     from collections.abc import Iterable
 
+    from reshard.checkpoint.inventory import Format, Inventory
+    from reshard.gather import ReadCount
     from reshard.plan import Model, Summary
     from reshard.progress import Progress
     from reshard.storage.protocol import Store
@@ -45,6 +44,7 @@ class Job:
         part: the pipeline stage of the source that it makes a part of; None: it makes everything.
         whole: identifies what it makes a part of, by what all parts must have in common; without parts its own digest.
         selected: what of the source's selection outlives its files.
+        strategies: of source and target.
         notes: what the user should know.
     """
 
@@ -57,6 +57,7 @@ class Job:
     part: int | None
     whole: str
     selected: Selected
+    strategies: tuple[Strategy | None, Strategy | None]
     notes: tuple[str, ...] = ()
 
     @property
@@ -66,7 +67,9 @@ class Job:
 
     @property
     def ranks(self) -> tuple[int, ...]:
-        """The target ranks that get a file: all, but for those of which a part has nothing."""
+        """The target ranks that get a file: all, but for those of which a part has nothing; none of an index."""
+        if self.request.options.layout == "Index":
+            return ()
         every = range(self.model.target_ranks)
         return tuple(rank for rank in every if self.part is None or self.planner.parameters(rank))
 
@@ -129,41 +132,36 @@ class Job:
     def _has_hyper(self) -> bool:
         return any(p.role is Role.REPLICATED for p in self.planner.parameters(self.model.target_ranks - 1))
 
-
-class Selected(msgspec.Struct, frozen=True):
-    """What the choice of a source's files has told.
-
-    Attributes:
-        step: the epoch and step that they are of, where their names say so.
-        stages: how many pipeline stages there are, where the source is one of them and that is known.
-    """
-
-    step: tuple[int, int] | None = None
-    stages: int | None = None
+    def source_files(self, count: ReadCount | None = None) -> SourceFiles:
+        """The source's files, to read from; `count` is told what is read of them."""
+        return SourceFiles(self.source, self.model.inventory, count, indexed=self.request.index is not None)
 
 
-class _StoredInventory(msgspec.Struct, frozen=True):
-    """An inventory as a plan step leaves it for the steps after it."""
-
-    inventory: Inventory
-    diverging: tuple[str, ...]
-    fully_checked: bool
-    selected: Selected = Selected()
-
-
-def encode_inventory(job: Job) -> bytes:
-    """The inventory of a job, for `resume` to find."""
-    fully = job.request.options.verification == "Full"
-    stored = _StoredInventory(job.model.inventory, tuple(sorted(job.model.diverging)), fully, job.selected)
-    return msgspec.json.encode(stored)
+def encode_index(job: Job) -> bytes:
+    """What of a job others need who carry it out: for `resume` to find, and to be kept where `layout: Index` asks for it."""
+    options = job.request.options
+    index = CheckpointIndex(
+        digest=job.digest,
+        inventory=job.model.inventory,
+        diverging=tuple(sorted(job.model.diverging)),
+        fully_checked=options.verification == "Full",
+        source_strategy=packed(job.strategies[0]),
+        target_strategy=packed(job.strategies[1]),
+        unplaced=options.unplaced,
+        allow_missing=options.allow_missing,
+        selected=job.selected,
+    )
+    return msgspec.json.encode(index)
 
 
 def prepare(request: Request, progress: Progress, *, workers: int) -> Job:
-    """Read strategies and headers, and decide what goes where.
+    """Read strategies and headers, or the index that has them, and decide what goes where.
 
     Raises:
         ReshardError: of the kind that fits, with what is wrong.
     """
+    if request.index is not None:
+        return _indexed(request, request.index)
     store, chosen = open_source(request.source, request.access.source)
     source, target = _strategies(request)
     wanted = source.numbers if source is not None and request.options.layout == "Part" else None
@@ -209,15 +207,40 @@ def _stages(request: Request, source: Strategy, target: Strategy | None, found: 
     return stages
 
 
+def _indexed(request: Request, url: str) -> Job:
+    """The job that an index describes.
+
+    Raises:
+        DataError: the index is damaged.
+        RequestError: see `CheckpointIndex.check_full`.
+    """
+    access = request.access
+    index = read_index(url, access.index or access.source)
+    if request.options.verification == "Full":
+        index.check_full(url)
+    options = msgspec.structs.replace(request.options, unplaced=index.unplaced, allow_missing=index.allow_missing)
+    request = msgspec.structs.replace(request, options=options)
+    source, target = index.strategies()
+    store, _ = open_source(request.source, access.source)
+    model = replace(_place(index.inventory, source, target, request), diverging=frozenset(index.diverging))
+    made_for = Options(layout="Index", unplaced=index.unplaced, allow_missing=index.allow_missing)
+    original = job_of(msgspec.structs.replace(request, index=None, options=made_for), store, model, source, target)
+    if original.digest != index.digest:
+        raise DataError("IndexDamaged", "its content does not have its digest", where=url, fix="index the source again")
+    return job_of(request, store, model, source, target)
+
+
 def resume(request: Request, target: TargetFolder) -> tuple[Job, JobState] | None:
     """The job that a plan step has begun at this target for an equal request, without reading the source's headers again."""
+    if request.index is not None:
+        return None  # which costs as little to read
     store, _ = open_source(request.source, request.access.source)
     source, wanted = _strategies(request)
     key = _key(request, store, source, wanted)
     for document in target.jobs():
         if document.request == key:
             state = target.job(document.digest)
-            stored = decode(state.inventory(), _StoredInventory, f"{target.store.url}/{state.folder}/inventory.json")
+            stored = decode_index(state.inventory(), f"{target.store.url}/{state.folder}/inventory.json")
             if request.options.verification == "Full" and not stored.fully_checked:
                 return None  # the plan was made for less
             model = replace(_place(stored.inventory, source, wanted, request), diverging=frozenset(stored.diverging))
@@ -225,81 +248,6 @@ def resume(request: Request, target: TargetFolder) -> tuple[Job, JobState] | Non
             if job.digest == document.digest:
                 return job, state
     return None
-
-
-def check_places(request: Request) -> None:
-    """Refuse a target that is in, around or equal to the source. A folder that is mounted in two places is one folder.
-
-    Raises:
-        RequestError: it is.
-    """
-    access = request.access
-    source = open_store(request.source, access.source).around()
-    target = open_store(request.target, access.target).around()
-    if source[0] in target or target[0] in source:
-        raise RequestError(
-            "TargetOverlapsSource",
-            f"the target is the source, or one lies in the other ({request.source})",
-            where=request.target,
-            fix="choose a target beside the source",
-        )
-    _refuse_links(request.target)
-    for strategy, reached in (
-        (request.source_strategy, access.source_strategy or access.source),
-        (request.target_strategy, access.target_strategy or access.target),
-    ):
-        if strategy is None or target[0] not in (around := open_store(strategy, reached).around()):
-            continue
-        inside = _real(strategy).split("/")[-around.index(target[0]) :]
-        if inside[0].startswith((STATE, "rank_")):
-            raise RequestError("TargetOverlapsSource", "a strategy lies in the target's own files", where=strategy)
-
-
-def check_copy_mode(request: Request, target: Store) -> None:
-    """Refuse a copy by the server where none can be.
-
-    Raises:
-        RequestError: source and target are not on one server reached with the same rights, or bytes are asked for that only a
-            process that reads everything can know.
-    """
-    if request.options.copy_mode == "Client":
-        return
-    what = None
-    if not target.copies_from(open_store(request.source, request.access.source)):
-        what = "source and target are not in one object store that is reached the same way"
-    elif request.options.crc:
-        what = "a CRC32 is asked for, which takes reading every byte"
-    if what is not None:
-        raise RequestError("CannotCopy", what, where="copy mode", fix="leave out --copy server (spec.target.copyMode: Server)")
-
-
-def _real(path: str) -> str:
-    """A path without links and dots."""
-    return path.rstrip("/") if "://" in path else os.path.realpath(path)
-
-
-def _refuse_links(target: str) -> None:
-    """What is written through a link lands elsewhere, perhaps in the source."""
-    with contextlib.suppress(OSError), os.scandir(target) as entries:
-        for entry in entries:
-            if entry.is_symlink() and entry.name.startswith(("rank_", STATE)):
-                raise RequestError("TargetIsLink", "it is a symbolic link", where=entry.path, fix="replace it with a folder")
-
-
-def check_space(target: Store, nbytes: int) -> None:
-    """Refuse what cannot fit.
-
-    Raises:
-        OutputError: the target has less free space than that.
-    """
-    free = target.free_bytes()
-    if free is not None and free < nbytes:
-        raise OutputError(
-            "NotEnoughSpace",
-            f"{nbytes} bytes are to be written, {free} are free",
-            where=target.url,
-            fix="free or add space, or choose another target",
-        )
 
 
 def _strategies(request: Request) -> tuple[Strategy | None, Strategy | None]:
@@ -353,14 +301,15 @@ def job_of(
     output: Format = "ckpt" if wanted == "Ckpt" else "safetensors"
     if wanted == "Source" and request.options.layout != "Unified":
         output = model.inventory.format
-    model = _arranged(model, output)
+    if request.options.layout != "Index":  # which is for files of either format, and for memory
+        model = _arranged(model, output)
     decisive = {name: key[name] for name in ("sourceStrategy", "targetStrategy")} | request_key(request) | {"format": output}
     identity = whole = _identity([decisive, model.inventory])
     part, selected = None, selected or Selected()
     if request.options.layout == "Part":
         part, whole = model.first_stage, _identity([decisive | {"sourceStrategy": None}, selected.step])
     planner = Planner(model, remove_redundancy=request.options.remove_redundancy)
-    job = Job(request, store, planner, identity, key, output, part, whole, selected)
+    job = Job(request, store, planner, identity, key, output, part, whole, selected, (source, target))
     return replace(job, notes=(*notes, *_notes(model), *_notes_on_shares(job)))
 
 

@@ -12,6 +12,7 @@ import msgspec
 from reshard.errors import DataError
 
 MANIFEST_NAME = "reshard-manifest.json"
+INDEX_NAME = "reshard-index.json"
 SCHEMA = "reshard.dev/manifest/v1"
 # What is only there while a transform is unfinished: see reshard.target.
 STATE = ".reshard"
@@ -49,6 +50,18 @@ class FileRecord(_Document, frozen=True):
     bytes_read: int
     verified: Verified
     part: int | None = None
+
+
+class IndexRecord(_Document, frozen=True):
+    """The index that stands in the place of files, see `reshard.index`: its length in bytes, and its digest as a file's."""
+
+    size: int
+    digest: str
+
+    @property
+    def path(self) -> str:
+        """Relative to the target."""
+        return INDEX_NAME
 
 
 class LayoutRecord(_Document, frozen=True, omit_defaults=True):
@@ -155,6 +168,18 @@ class Manifest(_Document, frozen=True):
     def jobs(self) -> set[str]:
         """The digests of the jobs that have made it: its own, and those of its parts."""
         return {self.digest, *(part.digest for part in self.parts)}
+
+    index: IndexRecord | None = None
+
+    @property
+    def nbytes(self) -> int:
+        """Of all that it lists."""
+        return sum(record.size for record in self.listed)
+
+    @property
+    def listed(self) -> tuple[FileRecord | IndexRecord, ...]:
+        """What the checkpoint consists of, beside this document."""
+        return self.files if self.index is None else (*self.files, self.index)
 
 
 class _Versioned(msgspec.Struct):

@@ -14,7 +14,7 @@ from reshard.checkpoint.crc import NamedContents
 from reshard.digest import ContentDigest, digest_of_version
 from reshard.errors import ReshardError
 from reshard.execute import carry_out, moves, reads, stream
-from reshard.gather import ReadCount, SourceFiles
+from reshard.gather import ReadCount
 from reshard.headers import Blocks, heads
 from reshard.manifest import FileRecord
 from reshard.plan import prove
@@ -25,6 +25,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
 
     from reshard.checkpoint.inventory import Format
+    from reshard.gather import SourceFiles
     from reshard.job import Job
     from reshard.memory import Budget
     from reshard.plan import RankPlan
@@ -120,7 +121,7 @@ def assemble(
         writer.write(content)
         progress.advance(len(content))
 
-    files = SourceFiles(job.source, job.model.inventory, count)
+    files = job.source_files(count)
     try:
         files.expect(reads(m for part in planned if part.rank is None for m in laid_out[part.first : part.end]), ahead)
         for part in planned:
@@ -172,7 +173,7 @@ def produce(
         ReshardError: the source cannot be read or has changed, or the file cannot be written.
     """
     prove(plan)
-    files = SourceFiles(job.source, job.model.inventory, count)
+    files = job.source_files(count)
     tail = _Tail(job.format, wanted=job.request.options.crc)
     digest = ContentDigest()
 
@@ -239,7 +240,7 @@ def _verify(job: Job, state: JobState, plan: RankPlan, record: FileRecord, *, st
         return
     store = state.target.store
     path = state.where(record.path, staged=staged)
-    files = SourceFiles(job.source, job.model.inventory)
+    files = job.source_files()
     written = store.open(path)
     level = job.request.options.verification
     at_once = _REMOTE_COMPARISONS if store.remote or job.source.remote else 1

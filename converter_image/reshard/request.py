@@ -12,7 +12,7 @@ from reshard.access import Accesses
 from reshard.errors import UsageError
 
 OutputFormat = Literal["Source", "Ckpt", "Safetensors"]
-TargetLayout = Literal["PerRank", "Part", "Unified"]
+TargetLayout = Literal["PerRank", "Part", "Unified", "Index"]
 Unplaced = Literal["Drop", "Keep"]
 Verification = Literal["None", "Sample", "Full"]
 Overwrite = Literal["Never", "Replace"]
@@ -96,8 +96,18 @@ class Options(msgspec.Struct, frozen=True):
             raise UsageError("InvalidOption", "unified files are safetensors", where="format", fix="leave out --format ckpt")
         if self.stages is not None and self.layout != "Part":
             raise UsageError("InvalidOption", "only a part is made of one of several stages", where="stages", fix="leave it out")
+        if self.layout == "Index" and (other := [name for name in _OF_FILES if getattr(self, name) != _default(name)]):
+            raise UsageError("InvalidOption", "layout Index writes no files of ranks", where=other[0], fix="leave it out")
 
 
+def _default(option: str) -> object:
+    return next(field.default for field in msgspec.structs.fields(Options) if field.name == option)
+
+
+# Says something about files of ranks only.
+_OF_FILES = ("format", "prefix", "ranks", "crc", "copy_mode")
+# Decides what of a source is read, and is therefore settled in its index.
+_OF_THE_SOURCE = ("step", "pattern", "unplaced", "allow_missing")
 _KINDS: dict[str, Any] = {
     "format": OutputFormat,
     "layout": TargetLayout,
@@ -127,6 +137,7 @@ class Request(msgspec.Struct, frozen=True):
         source_strategy: a file or a folder of stages; None: the source is one whole rank.
         target_strategy: the same for the target.
         options: how.
+        index: where `layout: Index` has indexed this source; it is read instead of headers and strategies.
         access: how those of them are reached that are in an object store.
     """
 
@@ -136,19 +147,36 @@ class Request(msgspec.Struct, frozen=True):
     target_strategy: str | None = None
     options: Options = Options()
     access: Accesses = Accesses()
+    index: str | None = None
 
     def __post_init__(self) -> None:
         """Take paths of any kind."""
-        for name in ("source", "target", "source_strategy", "target_strategy"):
+        for name in ("source", "target", "source_strategy", "target_strategy", "index"):
             value: object = getattr(self, name)
             if isinstance(value, os.PathLike):
                 msgspec.structs.force_setattr(self, name, os.fspath(value))
-            elif not (isinstance(value, str) or (value is None and name.endswith("strategy"))):
+            elif not (isinstance(value, str) or (value is None and name.endswith(("strategy", "index")))):
                 raise UsageError("InvalidOption", f"{value!r} is no path", where=name)
         if self.target_strategy and self.options.layout == "Unified":
             raise UsageError(
                 "InvalidOption", "unified files hold whole parameters", where="target strategy", fix="leave out the strategy"
             )
+        if self.index is not None:
+            _refuse_what_an_index_says(self)
+
+
+def _refuse_what_an_index_says(request: Request) -> None:
+    """Strategies, and options that were decided when the source was indexed.
+
+    Raises:
+        UsageError: one is given all the same.
+    """
+    said = [name for name in ("source_strategy", "target_strategy") if getattr(request, name) is not None]
+    said += [name for name in _OF_THE_SOURCE if getattr(request.options, name) != _default(name)]
+    if request.options.layout == "Unified":
+        said.append("layout")
+    if said:
+        raise UsageError("InvalidOption", "the index says it already", where=said[0], fix="leave it out, or index again with it")
 
 
 def request_key(request: Request) -> dict[str, Any]:

@@ -214,9 +214,18 @@ def _manifest(store: Store, names: set[str]) -> Manifest | None:
 
     Raises:
         MissingInputError: it was never completed, or is being replaced.
+        RequestError: it is an index.
     """
     if MANIFEST_NAME in names:
-        return decode(store.read(MANIFEST_NAME, _LARGEST_MANIFEST), Manifest, f"{store.url}/{MANIFEST_NAME}")
+        found = decode(store.read(MANIFEST_NAME, _LARGEST_MANIFEST), Manifest, f"{store.url}/{MANIFEST_NAME}")
+        if found.index is not None:
+            raise RequestError(
+                "SourceIsIndex",
+                "it is the index of a checkpoint, and none itself",
+                where=store.url,
+                fix=f"give the checkpoint ({found.source.url}), and this as its index (--index)",
+            )
+        return found
     if STATE in names and any(store.stat(f"{STATE}/{entry.name}/job.json") is not None for entry in store.list(STATE)):
         raise MissingInputError(
             "SourceUnfinished",

@@ -2,11 +2,13 @@
 
 ```
 rank_<r>/<prefix><r>.<ext>     appears whole, when its rank is done; of a part <prefix><r>_part<stage>.<ext>
+rank_<r>/<prefix><r>.<ext>     appears whole, when its rank is done
+reshard-index.json             in the place of files, where `layout: Index` asks for it: see reshard.index
 reshard-manifest.json          written last: its presence says complete
 .reshard/                      of unfinished transforms only; gone once the manifest is there
     lock                       with parts, each a job: shared by all of them; lock-part<stage> is of one
     <job>/job.json             what is being made, and whether it replaces something
-    <job>/inventory.json       the source's headers, read once
+    <job>/inventory.json       strategies and the source's headers, read once: see reshard.index
     <job>/draft.json           the manifest but for the files
     <job>/part.json            the manifest of a part, once it is finished; the last one to be finished completes the checkpoint
     <job>/commit.json          which ranks are being committed, once the commit of staged files has begun
@@ -28,7 +30,7 @@ import msgspec
 
 from reshard.digest import matches
 from reshard.errors import MissingInputError
-from reshard.manifest import MANIFEST_NAME, STATE, FileRecord, Manifest, decode, encode
+from reshard.manifest import INDEX_NAME, MANIFEST_NAME, STATE, FileRecord, IndexRecord, Manifest, decode, encode
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Collection, Iterable
@@ -129,7 +131,7 @@ class TargetFolder:
 
     def drop_unfinished(self, silent: float) -> None:
         """Take away what killed writers have left where no listing shows it, if nothing was added for so many seconds."""
-        for beginning in ("rank_", "part", "hyper_param", STATE, MANIFEST_NAME):
+        for beginning in ("rank_", "part", "hyper_param", STATE, INDEX_NAME, MANIFEST_NAME):
             self.store.drop_unfinished(beginning, silent=silent)
 
     def outdated(self, digest: str, request: dict[str, Any]) -> list[JobDocument]:
@@ -243,14 +245,22 @@ class JobState:
 
     def replaced_files(self) -> list[FileRecord]:
         """The files of the checkpoints that this and other unfinished jobs replace, and those that the others have written."""
-        found: list[FileRecord] = []
+        found = [record for manifest in self._replaced() for record in manifest.files]
         for job in self.target.jobs():
             other = self.target.job(job.digest)
-            replaced = other._document("replaced.json", Manifest, _LARGEST_DOCUMENT)  # noqa: SLF001 - another of this class
-            found += replaced.files if replaced is not None else ()
             if other.folder != self.folder and not job.staged:
                 found += other.records(None).values()
         return found
+
+    def replaced_indexes(self) -> list[IndexRecord]:
+        """The index that this or another unfinished job replaces, if there is one."""
+        return [manifest.index for manifest in self._replaced() if manifest.index is not None]
+
+    def _replaced(self) -> list[Manifest]:
+        """What this and other unfinished jobs have retired."""
+        states = [self.target.job(job.digest) for job in self.target.jobs()]
+        found = [state._document("replaced.json", Manifest, _LARGEST_DOCUMENT) for state in states]  # noqa: SLF001 - of this class
+        return [manifest for manifest in found if manifest is not None]
 
     def create(self, path: str, *, rank: int, staged: bool, writer: str, size: int, memory: int, copies: bool = False) -> Writer:
         """A new file of the checkpoint; its temporary's name says who writes it. See `Store.create`."""

@@ -12,10 +12,11 @@ from typing import TYPE_CHECKING
 
 from reshard import job as jobs
 from reshard.begin import begin, replaces_other
-from reshard.commit import commit_job, finished, own_manifest, refuse_partial_replacement
+from reshard.commit import commit_job, finished, own_manifest, refuse_loss
 from reshard.errors import LockedError, MissingInputError, RequestError
 from reshard.lock import STALE_SECONDS, locked, writer_is_gone, writer_name, writing
 from reshard.memory import budget, memory_bytes
+from reshard.preflight import check_copy_mode, check_places, check_space
 from reshard.progress import Cancellation, Silent
 from reshard.rankfile import Guard, Written, requests_of, write_rank
 from reshard.ranks import parse_ranks
@@ -48,7 +49,7 @@ class Result:
         parameters: names that were written.
         bytes_needed: of source tensors, for the ranks that this run wrote.
         bytes_read: of source tensors.
-        bytes_written: of files.
+        bytes_written: of files, or of the index.
         seconds: from beginning to end.
         peak_rss_bytes: the most memory that the process had.
         skipped_ranks: ranks that were finished before.
@@ -132,9 +133,9 @@ def transform_checkpoint(
     """
     started = time.monotonic()
     workers, progress = workers or default_workers(), progress or Silent()
-    jobs.check_places(request)
+    check_places(request)
     target = TargetFolder(open_store(request.target, request.access.target), request.options.file_mode)
-    jobs.check_copy_mode(request, target.store)
+    check_copy_mode(request, target.store)
     begun = None if commit else jobs.resume(request, target)
     job = begun[0] if begun else jobs.prepare(request, progress, workers=workers)
     for note in job.notes:
@@ -144,7 +145,8 @@ def transform_checkpoint(
     thorough = commit and request.options.overwrite == "Replace"
     done = finished(job, target, state, thorough=thorough)
     left = tuple(rank for rank in job.scope if rank not in done)
-    written, committed = [], None
+    written: list[Written] = []
+    committed: Manifest | None = None
     if left or not _covers(own_manifest(target, job), job):
         if not target.commit_is_interrupted():
             replaces_other(job, target, state)  # a refusal leaves no trace
@@ -154,11 +156,11 @@ def transform_checkpoint(
             if document.in_place and own_manifest(target, job) is None:
                 state.retire_old_manifest()
             if commit and document.replaces:
-                refuse_partial_replacement(target, job.scope, job.ranks)
+                refuse_loss(target, state, job.scope, job.ranks)
             done = finished(job, target, state, thorough=thorough)  # once more, now that nobody else writes
             left = tuple(rank for rank in job.scope if rank not in done)
             nbytes = sum(sizes[rank] for rank in left)
-            jobs.check_space(target.store, nbytes)
+            check_space(target.store, nbytes)
             state.sweep(set(left), lambda writer, path: _is_left_over(target, writer, path))
             # Nobody else writes here, unless it is of the same owner or another part.
             target.drop_unfinished(STALE_SECONDS if shared or job.part is not None else 0.0)
@@ -175,6 +177,7 @@ def transform_checkpoint(
     parts_notes = _notes(job, manifest)
     for note in parts_notes:
         progress.note(note)
+    index = committed.index if committed is not None else None
     committed = manifest or committed
     return Result(
         source_ranks=job.model.source_ranks,
@@ -182,7 +185,7 @@ def transform_checkpoint(
         parameters=len({p.name for p in job.model.parameters}),
         bytes_needed=sum(w.bytes_needed for w in written),
         bytes_read=sum(w.record.bytes_read for w in written),
-        bytes_written=sum(w.record.size for w in written),
+        bytes_written=sum(w.record.size for w in written) + (index.size if index is not None else 0),
         seconds=time.monotonic() - started,
         peak_rss_bytes=peak_rss_bytes(),
         skipped_ranks=tuple(rank for rank in job.scope if rank not in left),
@@ -214,20 +217,20 @@ def plan_transform(
         ReshardError: what would go wrong.
     """
     workers, progress = workers or default_workers(), progress or Silent()
-    jobs.check_places(request)
+    check_places(request)
     target = TargetFolder(open_store(request.target, request.access.target), request.options.file_mode)
-    jobs.check_copy_mode(request, target.store)
+    check_copy_mode(request, target.store)
     job = jobs.prepare(request, progress, workers=workers)
     sizes = job.file_sizes(job.scope)
     state = target.job(job.digest)
     done = finished(job, target, state)
     summary = jobs.summary_of(job)
-    jobs.check_space(target.store, sum(nbytes for rank, nbytes in sizes.items() if rank not in done))
+    check_space(target.store, sum(nbytes for rank, nbytes in sizes.items() if rank not in done))
     target.store.check_writable()
     complete = len(done) == len(job.scope) and _covers(own_manifest(target, job), job)
     if write and not complete:
         if replaces_other(job, target, state):
-            refuse_partial_replacement(target, job.scope, job.ranks)
+            refuse_loss(target, state, job.scope, job.ranks)
         with writing(target, job, owner=owner or f"job-{job.digest}"):
             begin(job, target, state)
     else:

@@ -320,6 +320,8 @@ class Seen:
 
 def ranks_of(spec: TransformSpec, planned: PlanMessage) -> tuple[int, ...]:
     """The target ranks that a transform writes."""
+    if spec.target.layout == "Index":
+        return ()
     return (
         parse_ranks(spec.target.ranks, planned.target_ranks)
         if spec.target.ranks is not None

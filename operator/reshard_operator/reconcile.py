@@ -100,7 +100,7 @@ def _carry_out(seen: Seen, spec: TransformSpec, planned: PlanMessage, config: Co
     job = seen.jobs.get("ranks")
     if job is not None:
         details |= rank_details(seen, job, ranks, spec.execution.ranks_per_pod, _failures(seen, job, ranks, spec))
-    if job is None or not job.complete:
+    if ranks and (job is None or not job.complete):
         return _step(seen, spec, "ranks", jobs.ranks_job(seen.transform, config, planned), details)
     committed = seen.message("commit", CommitMessage)
     if committed is None:
@@ -112,7 +112,8 @@ def _carry_out(seen: Seen, spec: TransformSpec, planned: PlanMessage, config: Co
     }
     if not committed.manifest:
         return _complete(seen, "PartComplete", f"{what}, each of them recorded; other parts are still missing", details)
-    return _complete(seen, "Complete", f"{what}, each of them verified and recorded", details)
+    done = "each of them verified and recorded" if ranks else "indexed for loading"
+    return _complete(seen, "Complete", f"{what}, {done}", details)
 
 
 def refused(seen: Seen, decision: Decision, reason: str, message: str, *, for_good: bool) -> Decision:

@@ -99,6 +99,10 @@ def test_the_examples_are_accepted(resources: Resources, example: Any) -> None:
         ("target.copyMode", "Magic", "supported values"),
         ("target.format", "ckpt", "supported values"),
         ("target.ranks", "0,,2", "should match"),
+        *(
+            ("target", SPEC["target"] | {"layout": "Index", field: value}, "layout Index writes no files of ranks")
+            for field, value in {"format": "Ckpt", "filePrefix": "p_", "copyMode": "Server", "crc": True, "ranks": "0"}.items()
+        ),
         ("target.filePrefix", "a/b", "should match"),
         ("verification", "full", "supported values"),
         ("execution.parallelism", 0, "should be greater than or equal to 1"),
@@ -123,6 +127,7 @@ FIXED = {
     "target.ranks": "0",
     "target.crc": True,
     "target.copyMode": "Server",
+    "target.layout": "Index",
     "target.fileMode": "0600",
     "parameters.unplaced": "Keep",
     "parameters.allowMissing": True,

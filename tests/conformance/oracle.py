@@ -14,6 +14,7 @@ and, with the answer as JSON in the last line:
     python oracle.py groups FILE...                 what restore_group_info_list finds in files that it makes of their names
     python oracle.py signatures NAME...             parameters and defaults of functions of the package
     python oracle.py limits                         the length of the pieces that a large parameter is saved in
+    python oracle.py online JSON                    what becomes of networks that Reshard loads
 """
 
 from __future__ import annotations
@@ -270,6 +271,45 @@ def signature(name: str) -> list[list[Any]]:
     return [[p.name, str(p.kind), None if p.default is p.empty else repr(p.default)] for p in parameters]
 
 
+def online(task: str) -> list[Any]:
+    """What becomes of networks that Reshard loads, beside the same ones that MindSpore loads from a file.
+
+    Of each load: the names that `load_into_net` gives back, those of parameters that differ, and what both say of one input.
+    """
+    sys.path.insert(0, str(Path(__file__).resolve().parents[2] / "converter_image"))
+    import reshard  # noqa: PLC0415 - nothing else here wants it
+
+    found = []
+    for load in json.loads(task):
+        weights = mindspore.load_checkpoint(load["file"], format="safetensors")
+        theirs, ours = network(weights), network(weights)
+        assert mindspore.load_param_into_net(theirs, weights, strict_load=True) == ([], [])
+        absent, unused = reshard.load_into_net(ours, **load["places"], strict_load=True)
+        pairs = zip(theirs.get_parameters(), ours.get_parameters(), strict=True)
+        differing = [a.name for a, b in pairs if (a.dtype, a.shape, a.get_bytes()) != (b.dtype, b.shape, b.get_bytes())]
+        said = [net(load["inputs"]).asnumpy().tolist() for net in (theirs, ours)] if load.get("inputs") else None
+        found.append([absent, sorted(unused), differing, said])
+    return found
+
+
+def network(weights: dict[str, Any]) -> Any:
+    """One with parameters like these, all zero; the document's three dense layers, if they are those."""
+
+    class Network(mindspore.nn.Cell):
+        def __init__(self) -> None:
+            super().__init__()
+            zeros = {name: mindspore.ops.zeros(weights[name].shape, weights[name].dtype) for name in sorted(weights)}
+            self.made = mindspore.ParameterTuple([mindspore.Parameter(zero, name=name) for name, zero in zeros.items()])
+
+        def construct(self, inputs: int) -> Any:
+            x = mindspore.ops.linspace(-1.0, 1.0, 4 * inputs).reshape(4, inputs)
+            for bias, weight in zip(self.made[::2], self.made[1::2], strict=True):
+                x = mindspore.ops.tanh((mindspore.ops.matmul(x, weight) + bias) / 2**16)
+            return x
+
+    return Network()
+
+
 def main(command: str, *arguments: str) -> None:
     """Carry out one of the commands above."""
     if command in ("transform", "stages", "thin"):
@@ -283,6 +323,8 @@ def main(command: str, *arguments: str) -> None:
         samples(Path(arguments[0]))
     elif command == "limits":
         sys.stdout.write(json.dumps(serialization.SLICE_SIZE * 1024))
+    elif command == "online":
+        sys.stdout.write(json.dumps(online(*arguments)))
     else:
         answer = {
             "load": lambda a: load(Path(a)),

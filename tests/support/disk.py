@@ -15,8 +15,6 @@ from reshard.strategy import Strategy, StrategyFile, dump
 if TYPE_CHECKING:
     from pathlib import Path
 
-    import numpy as np
-
 
 def layout(cut: Cut) -> Layout:
     """A layout of the code under test."""
@@ -82,13 +80,11 @@ def differences(model: models.Model, target: Path, kind: str, prefix: str = "che
         if found.keys() != expected.keys():
             wrong.append(f"rank {rank} holds {sorted(found)}")
         wrong += [
-            f"rank {rank}: {name}" for name, array in expected.items() if name not in found or not _same(found[name], array)
+            f"rank {rank}: {name}"
+            for name, array in expected.items()
+            if name not in found or not rawfiles.same({name: found[name]}, {name: array})
         ]
     return wrong
-
-
-def _same(a: np.ndarray, b: np.ndarray) -> bool:
-    return (a.dtype, a.shape, a.tobytes()) == (b.dtype, b.shape, b.tobytes())
 
 
 def example(*, rows: int = 48, columns: int = 24, seed: int = 1, ranks: int = 6) -> models.Model:

@@ -128,3 +128,11 @@ def write(kind: str, tensors: Mapping[str, np.ndarray]) -> bytes:
 def read(kind: str, content: bytes) -> Tensors:
     """What a file of either format holds."""
     return read_ckpt(content) if kind == "ckpt" else read_safetensors(content)
+
+
+def same(found: Tensors, expected: Tensors) -> bool:
+    """Equal names, types, shapes and bits."""
+    return found.keys() == expected.keys() and all(
+        (found[name].dtype, found[name].shape, found[name].tobytes()) == (array.dtype, array.shape, array.tobytes())
+        for name, array in expected.items()
+    )

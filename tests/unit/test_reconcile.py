@@ -46,6 +46,19 @@ def test_a_part_that_is_not_the_last() -> None:
     assert cluster.decide().actions == ()
 
 
+INDEX = {"target": resource()["spec"]["target"] | {"layout": "Index"}}
+
+
+def test_an_index_needs_no_ranks() -> None:
+    cluster = PretendCluster(resource(**INDEX))
+    cluster.settle()
+    assert [name.removeprefix("a-transform-11112222-") for name in cluster.created] == ["plan", "commit"]
+    status = cluster.status
+    assert (status["phase"], status["progress"], status["percentage"]) == ("Complete", "0/0", 100)
+    assert (status["ranks"]["total"], status["manifest"]) == (0, "reshard-manifest.json")
+    assert ready(cluster)["message"] == "4 -> 6 ranks, indexed for loading"
+
+
 def test_nothing_more_is_done_after_the_end() -> None:
     cluster = PretendCluster()
     cluster.settle()
@@ -328,12 +341,12 @@ MOMENTS = ["work", "lost", "advance", "twice", "suspend", "resume", "parallel", 
 
 
 @settings(deadline=None, max_examples=300)
-@given(moments=st.lists(st.sampled_from(MOMENTS), max_size=60), fails=st.booleans())
-def test_any_order_repetition_or_loss_ends_in_the_same_state(*, moments: list[str], fails: bool) -> None:
+@given(moments=st.lists(st.sampled_from(MOMENTS), max_size=60), fails=st.booleans(), index=st.booleans())
+def test_any_order_repetition_or_loss_ends_in_the_same_state(*, moments: list[str], fails: bool, index: bool) -> None:
     """`lost`: the operator is killed between its actions and its status; `twice`: two replicas decide from one observation."""
     said = {"reason": "Truncated", "message": "m", "exitCode": 65}
-    outcome = failing("ranks", 65, said, (2,)) if fails else PretendCluster().outcome
-    cluster = PretendCluster(outcome=outcome)
+    outcome = failing("commit", 65, said) if index else failing("ranks", 65, said, (2,))
+    cluster = PretendCluster(resource(**(INDEX if index else {})), outcome=outcome if fails else PretendCluster().outcome)
     execution = {"parallelism": 8, "attempt": 1}
     for moment in moments:
         if moment == "advance":
@@ -368,6 +381,6 @@ def test_any_order_repetition_or_loss_ends_in_the_same_state(*, moments: list[st
     attempt = execution["attempt"]
     assert (cluster.status["phase"], cluster.status["attempt"]) == ("Failed" if fails else "Complete", attempt)
     last = [name for name in cluster.created if name.endswith(f"-{attempt}" if attempt > 1 else ("plan", "ranks", "commit"))]
-    assert len(last) == len(set(last)) == (2 if fails else 3)
+    assert len(last) == len(set(last)) == (2 if fails or index else 3)
     assert reconcile(cluster.see(), CONFIG).actions == ()
     assert not any(isinstance(action, Create) for action in cluster.decide().actions)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import random
 from itertools import pairwise
 
 import pytest
@@ -52,7 +53,10 @@ def test_spans_hold_all_runs_in_order(steps: list[int], length: int, gap: int, m
 
 
 def test_a_body_is_sent_again_from_its_beginning() -> None:
-    body = Body(memoryview(b"0123456789"))
-    assert (len(body), bytes(body.read(4)), bytes(body.read(100)), bytes(body.read(1))) == (10, b"0123", b"456789", b"")
-    assert (body.seek(0), bytes(body.read())) == (0, b"0123456789")
-    assert (body.seek(-2, 2), body.tell(), bytes(body.read(5))) == (8, 8, b"89")
+    content = random.Random(1).randbytes((1 << 20) + 10)
+    body = Body(memoryview(content))
+    parts = [bytes(body.read(16 << 10)), bytes(body.read(16 << 10)), bytes(body.read(1))]  # more at a time than is asked for
+    assert (len(body), *map(len, parts)) == (len(content), 1 << 20, 10, 0)
+    assert b"".join(parts) == content
+    assert (body.seek(0), bytes(body.read())) == (0, content)
+    assert (body.seek(-2, 2), body.tell(), bytes(body.read(5))) == (len(content) - 2, len(content) - 2, content[-2:])

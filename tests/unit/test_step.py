@@ -8,7 +8,9 @@ from typing import TYPE_CHECKING, Any
 
 import disk
 import pytest
+from rawfiles import same
 
+import reshard
 from reshard import spec as specs
 from reshard.cli import main
 from reshard.errors import LockedError
@@ -81,6 +83,17 @@ def test_plan_ranks_and_commit_make_what_one_transform_makes(pods: Pods) -> None
     assert pods.run("commit", RESHARD_DIGEST=planned["digest"]) == committed
     assert pods.run("plan", owner="uid-2")["complete"]
     assert not (pods.target / ".reshard").exists() or not any((pods.target / ".reshard").iterdir())
+
+
+def test_plan_and_commit_make_an_index(pods: Pods) -> None:
+    pods.spec = SPEC | {"target": SPEC["target"] | {"layout": "Index"}}
+    planned = pods.run("plan")
+    assert (planned["targetRanks"], planned["complete"]) == (6, False)
+    committed = pods.run("commit", RESHARD_DIGEST=planned["digest"])
+    assert committed["bytesWritten"] == (pods.target / "reshard-index.json").stat().st_size
+    assert pods.run("commit", RESHARD_DIGEST=planned["digest"]) == committed
+    assert pods.run("plan", owner="uid-2")["complete"]
+    assert same(reshard.load(str(pods.made.source), index=str(pods.target), rank=2), pods.made.model.target(2))
 
 
 def test_a_commit_before_the_last_rank_names_what_is_missing(pods: Pods) -> None:

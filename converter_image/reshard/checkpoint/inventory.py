@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Literal, Protocol
+from typing import TYPE_CHECKING, Annotated, Literal, Protocol
 
 import msgspec
 
@@ -10,6 +10,10 @@ if TYPE_CHECKING:
     from collections.abc import Hashable
 
 Format = Literal["ckpt", "safetensors"]
+
+# An inventory is also read from documents that may come from anywhere: no number is negative, no path leads elsewhere.
+_Count = Annotated[int, msgspec.Meta(ge=0)]
+_Path = Annotated[str, msgspec.Meta(pattern=r"^(?![\s\S]*(?:^|/)\.{0,2}(?:/|$))[^\x00]+$")]
 
 
 class RangeReader(Protocol):
@@ -39,8 +43,8 @@ class TensorEntry(msgspec.Struct, frozen=True, array_like=True, gc=False):
 
     name: str
     dtype: str
-    shape: tuple[int, ...]
-    extents: tuple[tuple[int, int], ...]
+    shape: tuple[_Count, ...]
+    extents: tuple[tuple[_Count, _Count], ...]
 
     @property
     def nbytes(self) -> int:
@@ -87,11 +91,11 @@ class SourceFile(msgspec.Struct, frozen=True, array_like=True, gc=False):
         sample: a digest of some of its content, for files that have one size and one time.
     """
 
-    rank: int
-    path: str
-    size: int
+    rank: _Count
+    path: _Path
+    size: _Count
     version: str
-    structure: int
+    structure: _Count
     crc: int | None = None
     sample: str = ""
 

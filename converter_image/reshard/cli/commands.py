@@ -10,6 +10,7 @@ import click
 
 from reshard.cli import inspection, pictures, show, words
 from reshard.cli.arguments import PATH
+from reshard.cli.fetch import fetch
 from reshard.cli.options import request_of, request_options
 from reshard.cli.step import step
 from reshard.cli.strategies import strategy
@@ -26,6 +27,7 @@ from reshard.version import __version__
 
 if TYPE_CHECKING:
     from reshard.cli.state import Invocation
+    from reshard.manifest import Manifest
     from reshard.request import Request
     from reshard.transform import PlanResult, Result
 
@@ -142,23 +144,20 @@ def plan(write: bool, picture: bool, svg: str | None, parameters: tuple[str, ...
 def commit(target: str, ranks: str | None, owner: str | None, as_json: bool) -> None:
     """Complete a checkpoint whose ranks, or parts, were written with --no-commit."""
     manifest = commit_checkpoint(target, ranks=ranks, owner=owner)
-    nbytes = sum(record.size for record in manifest.files)
     if as_json:
         show.out_json(
             {
                 "digest": manifest.digest,
                 "ranks": manifest.ranks,
                 "target_ranks": manifest.target_ranks,
-                "bytes_written": nbytes,
+                "bytes_written": manifest.nbytes,
                 "complete": is_whole(manifest),
             }
         )
     elif not is_whole(manifest):
         show.out(f"part {manifest.parts[0].stage} is finished; {target} is complete once all parts are")
     else:
-        show.out(
-            f"complete: rank {manifest.ranks} of {manifest.target_ranks}, {show.size(nbytes)} in {len(manifest.files)} files"
-        )
+        show.out(f"complete: {_consists(manifest)}")
 
 
 @cli.command()
@@ -174,11 +173,11 @@ def verify(target: str, workers: int | None, as_json: bool) -> None:
             begin=lambda total: progress.begin("Verifying", total, "bytes"),
             advance=progress.advance,
         )
-    nbytes = sum(record.size for record in manifest.files)
     if as_json:
-        show.out_json({"digest": manifest.digest, "files": len(manifest.files), "bytes": nbytes, "ranks": manifest.ranks})
+        found = {"digest": manifest.digest, "files": len(manifest.listed), "bytes": manifest.nbytes, "ranks": manifest.ranks}
+        show.out_json(found)
     else:
-        show.out(f"intact: {len(manifest.files)} files, {show.size(nbytes)}, rank {manifest.ranks} of {manifest.target_ranks}")
+        show.out(f"intact: {_consists(manifest)}")
 
 
 @cli.command()
@@ -200,6 +199,7 @@ def inspect(path: str, how: str | None, **options: Any) -> None:
     inspection.inspect(path, strategy=how, **options)
 
 
+cli.add_command(fetch)
 cli.add_command(strategy)
 cli.add_command(step)
 
@@ -233,6 +233,10 @@ def _show_result(request: Request, result: Result, *, as_json: bool) -> None:
     if not result.bytes_written and result.complete:
         show.out(f"nothing to do: {request.target} is complete and up to date ({result.target_ranks} ranks)")
         return
+    if request.options.layout == "Index":
+        ranks = f"{result.source_ranks} -> {result.target_ranks} ranks"
+        show.out(f"indexed: {ranks}, {result.parameters} parameters, in {show.size(result.bytes_written)}")
+        return
     rate = result.bytes_written / result.seconds if result.seconds else 0.0
     show.out(
         f"{result.source_ranks} -> {result.target_ranks} ranks: {result.parameters} parameters,"
@@ -249,6 +253,14 @@ def _show_result(request: Request, result: Result, *, as_json: bool) -> None:
         show.out(f"part {result.part} is written; {request.target} is complete once all parts are")
     else:
         show.out(f"not yet complete: when all ranks are written, run reshard commit {request.target}")
+
+
+def _consists(manifest: Manifest) -> str:
+    """What a checkpoint consists of, in words."""
+    if manifest.index is not None:
+        return f"an index for {manifest.target_ranks} ranks, {show.size(manifest.nbytes)}"
+    total = f"{show.size(manifest.nbytes)} in {len(manifest.files)} files"
+    return f"rank {manifest.ranks} of {manifest.target_ranks}, {total}"
 
 
 def _show_plan(planned: PlanResult, *, as_json: bool) -> None:

@@ -18,7 +18,7 @@ if TYPE_CHECKING:
 
 F = TypeVar("F", bound="Callable[..., Any]")
 _DEFAULTS = Options()
-_LAYOUTS: dict[str, TargetLayout] = {"per-rank": "PerRank", "part": "Part", "unified": "Unified"}
+_LAYOUTS: dict[str, TargetLayout] = {"per-rank": "PerRank", "part": "Part", "unified": "Unified", "index": "Index"}
 
 
 def _title(value: str) -> str:
@@ -50,6 +50,12 @@ def request_options(command: F) -> F:
                 "--target-strategy", type=PATH, metavar="PATH", help="How the target is to be cut. Without: one whole rank."
             ),
             click.option(
+                "--index",
+                type=PATH,
+                metavar="DIR",
+                help="Where --layout index has indexed this source: it is read instead of strategies and headers.",
+            ),
+            click.option(
                 "--format",
                 "output",
                 type=click.Choice(["source", "ckpt", "safetensors"]),
@@ -63,7 +69,8 @@ def request_options(command: F) -> F:
                 default="per-rank",
                 show_default=True,
                 help="What the target's files are: one for each rank, as its strategy cuts the parameters; the part of it that"
-                " one pipeline stage of the source holds; or whole parameters, spread over safetensors files of bounded size.",
+                " one pipeline stage of the source holds; whole parameters, spread over safetensors files of bounded size; or"
+                " none, but an index of the source, from which ranks load or fetch what is theirs.",
             ),
             click.option(
                 "--part-size",
@@ -170,6 +177,7 @@ def request_of(arguments: dict[str, Any]) -> Request:
         target=arguments["target"],
         source_strategy=arguments["source_strategy"],
         target_strategy=arguments["target_strategy"],
+        index=arguments["index"],
         options=Options(
             format=_title(arguments["output"]),  # type: ignore[arg-type]  # click has checked the choice
             layout=_LAYOUTS[arguments["layout"]],

@@ -119,7 +119,7 @@ def _commit(_: Invocation, __: TransformSpec, request: Request) -> dict[str, Any
     return {
         "digest": manifest.digest,
         "bytesRead": sum(record.bytes_read for record in manifest.files),
-        "bytesWritten": sum(record.size for record in manifest.files),
+        "bytesWritten": manifest.nbytes,
         "manifest": MANIFEST_NAME if is_whole(manifest) else "",
     }
 

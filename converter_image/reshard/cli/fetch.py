@@ -1,0 +1,79 @@
+"""`reshard fetch`: what one pod of a training needs, on its own disk, before the training begins."""
+
+from __future__ import annotations
+
+import os
+from dataclasses import asdict
+from typing import TYPE_CHECKING, Any
+
+import click
+
+from reshard.cli import show
+from reshard.cli.arguments import PATH
+from reshard.cli.options import request_of, request_options
+from reshard.errors import UsageError
+from reshard.ranks import format_ranks
+from reshard.transform import transform_checkpoint
+
+if TYPE_CHECKING:
+    from reshard.cli.state import Invocation
+
+_FIXED = {"layout": "per-rank", "copy_mode": "client", "target_profile": None}
+_MOST_RANKS = 1 << 20
+
+
+@click.command()
+@request_options
+@click.option("--output", "target", required=True, type=PATH, metavar="DIR", help="Where the file is to be.")
+@click.option("--rank", type=click.IntRange(0, _MOST_RANKS), help="The target rank that is wanted.")
+@click.option(
+    "--rank-from", metavar="NAME", help="The environment variable that says it, such as JOB_COMPLETION_INDEX or RANK_ID."
+)
+@click.option(
+    "--ranks-per-pod",
+    type=click.IntRange(1, 1 << 10),
+    default=1,
+    show_default=True,
+    help="So many ranks for each number of --rank or --rank-from: for 8, number 1 means rank 8 to 15.",
+)
+@click.pass_obj
+def fetch(invocation: Invocation, /, **arguments: Any) -> None:
+    """Write the file of one target rank, verified, to a folder; nothing is done if it is there.
+
+    It is DIR/rank_<r>/<prefix><r>.<format>, and appears whole, beside a manifest of this rank.
+    """
+    number, each = _number(arguments["rank"], arguments["rank_from"]), arguments["ranks_per_pod"]
+    ranks = format_ranks(tuple(range(number * each, (number + 1) * each)))
+    request = request_of({**arguments, **_FIXED, "ranks": ranks})
+    with show.progress() as progress:
+        result = transform_checkpoint(
+            request, workers=arguments["workers"], progress=progress, cancellation=invocation.cancellation
+        )
+    if arguments["as_json"]:
+        show.out_json(asdict(result) | {"skipped_ranks": list(result.skipped_ranks)})
+    elif result.bytes_written:
+        show.out(f"rank {ranks} of {result.target_ranks}: {show.size(result.bytes_written)} in {result.seconds:.2f} s")
+    else:
+        show.out(f"nothing to do: rank {ranks} of {result.target_ranks} is there")
+
+
+# A fetch is a transform whose target is a folder of one pod: of its options those are left out that say more of a target.
+fetch.params = [p for p in fetch.params if p.name not in {*_FIXED, "ranks", "owner"} and "--target" not in p.opts]
+
+
+def _number(rank: int | None, variable: str | None) -> int:
+    """Which rank is meant, or which pod.
+
+    Raises:
+        UsageError: nothing says it, or two say it.
+    """
+    if (rank is None) == (variable is None):
+        raise UsageError("RankMissing", "one of --rank and --rank-from is expected", fix="see --help")
+    if rank is not None or variable is None:
+        return rank or 0
+    value = os.environ.get(variable, "")
+    if not value:
+        raise UsageError("VariableMissing", "it is not set", where=variable, fix="name the one that says the rank")
+    if not (value.isascii() and value.isdecimal() and len(value) < 10 and int(value) < _MOST_RANKS):
+        raise UsageError("InvalidVariable", f"{value!r} is no rank", where=variable)
+    return int(value)

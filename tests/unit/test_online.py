@@ -1,0 +1,177 @@
+"""Online load: every rank's slices in memory, from any source, against numpy slices of the whole tensor."""
+
+from __future__ import annotations
+
+import gc
+import os
+import tracemalloc
+from typing import TYPE_CHECKING
+
+import disk
+import ml_dtypes
+import models
+import numpy as np
+import pytest
+import rawfiles
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+from memory_jobs import job
+from rawfiles import same
+
+import reshard
+from reshard.arrays import array_of, array_type
+from reshard.checkpoint.dtypes import DTYPES
+from reshard.cli import main
+from reshard.errors import DataError, ReshardError
+from reshard.gather import ReadCount
+from reshard.online import tensors_of
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+
+def arguments(made: disk.Checkpoint, rank: int = 0) -> tuple[str, str, str, int]:
+    return str(made.source), str(made.source_strategy), str(made.target_strategy), rank
+
+
+@settings(max_examples=100, deadline=None, suppress_health_check=list(HealthCheck))
+@given(models.models(), st.sampled_from(["ckpt", "safetensors"]), st.data())
+def test_every_rank_gets_exactly_its_slices(model: models.Model, kind: str, data: st.DataObject) -> None:
+    made, _ = job(model, kind, kind)
+    for rank in data.draw(st.lists(st.integers(0, model.target_ranks - 1), min_size=1, max_size=4, unique=True)):
+        count = ReadCount()
+        found = dict(tensors_of(made, rank, count))
+        assert same(found, model.target(rank))
+        assert all(array.flags.writeable and array.flags.c_contiguous for array in found.values())
+        assert len({array.__array_interface__["data"][0] for array in found.values() if array.size}) == sum(
+            1 for array in found.values() if array.size
+        )
+        needed = sum(array.nbytes for array in found.values())
+        assert count.nbytes <= max(1.25 * needed, needed + (4096 << 10))
+
+
+@pytest.mark.parametrize("kind", ["ckpt", "safetensors"])
+def test_from_files(kind: str, tmp_path: Path) -> None:
+    made = disk.write(tmp_path, disk.example(rows=480, columns=240), kind)
+    before = sorted(tmp_path.rglob("*"))
+    for rank in range(made.model.target_ranks):
+        assert same(reshard.load(*arguments(made, rank)), made.model.target(rank))
+    assert sorted(tmp_path.rglob("*")) == before
+
+
+@pytest.mark.parametrize(
+    "how", [["--layout", "unified", "--part-size", "1024"], ["--remove-redundancy"]], ids=lambda how: how[-1]
+)
+@pytest.mark.parametrize("by", ["headers", "index"])
+def test_from_what_reshard_writes(how: list[str], by: str, tmp_path: Path) -> None:
+    made = disk.write(tmp_path, disk.example(), "safetensors")
+    source, strategy = str(tmp_path / "made"), str(made.target_strategy)
+    without = [] if how[0] == "--layout" else ["--target-strategy", strategy]
+    sides = ["--source", str(made.source), "--source-strategy", str(made.source_strategy)]
+    assert main(["transform", *sides, *without, "--target", source, *how]) == 0
+    places = {"source_strategy": strategy if without else None, "target_strategy": strategy}
+    if by == "index":
+        given = ["--source", source, *(["--source-strategy", strategy] if without else []), "--target-strategy", strategy]
+        assert main(["transform", *given, "--layout", "index", "--target", str(tmp_path / "index")]) == 0
+        places = {"index": str(tmp_path / "index")}
+    for rank in range(made.model.target_ranks):
+        assert same(reshard.load(source, rank=rank, **places), made.model.target(rank))
+
+
+def test_without_strategies_a_file_is_loaded_whole(tmp_path: Path) -> None:
+    whole = {"a": np.arange(12, dtype=np.float32).reshape(3, 4), "b": np.array(1.5, ml_dtypes.bfloat16)}
+    (tmp_path / "net.safetensors").write_bytes(rawfiles.safetensors(whole))
+    assert same(reshard.load(str(tmp_path / "net.safetensors")), whole)
+    assert same(reshard.load(str(tmp_path)), whole)
+
+
+def test_one_tensor_at_a_time(tmp_path: Path) -> None:
+    names = [f"w{number}" for number in range(16)]
+    (tmp_path / "net.safetensors").write_bytes(rawfiles.safetensors({name: np.ones(1 << 19, np.float32) for name in names}))
+    tracemalloc.start()
+    try:
+        total = 0
+        for name, array in reshard.iter_tensors(str(tmp_path)):
+            total += array.nbytes
+            assert name in names
+            del array
+        assert total == 32 << 20
+        assert tracemalloc.get_traced_memory()[1] < 10 << 20
+    finally:
+        tracemalloc.stop()
+
+
+@pytest.mark.parametrize(
+    ("change", "said"),
+    [
+        (lambda path: path.write_bytes(path.read_bytes() + b"\0"), "SourceChanged"),
+        (lambda path: os.utime(path, (1, 1)), "SourceChanged"),
+        (lambda path: path.unlink(), "SourceChanged.*is gone"),
+    ],
+)
+@pytest.mark.parametrize("after", [0, 1])
+def test_a_source_that_changes_meanwhile_is_an_error(tmp_path: Path, change: object, said: str, after: int) -> None:
+    made = disk.write(tmp_path, disk.example())
+    tensors = reshard.iter_tensors(*arguments(made))
+    for _ in range(after):
+        next(tensors)
+    change(made.source / "rank_0" / "net-1_100.ckpt")  # type: ignore[operator]
+    with pytest.raises(DataError, match=said):
+        list(tensors)
+
+
+def test_files_are_closed_when_nobody_wants_the_rest(tmp_path: Path) -> None:
+    made = disk.write(tmp_path, disk.example())
+    before = os.listdir("/proc/self/fd")  # noqa: PTH208
+    tensors = reshard.iter_tensors(*arguments(made))
+    next(tensors)
+    assert len(os.listdir("/proc/self/fd")) > len(before)  # noqa: PTH208
+    del tensors
+    gc.collect()
+    assert len(os.listdir("/proc/self/fd")) == len(before)  # noqa: PTH208
+
+
+@pytest.mark.parametrize(
+    ("how", "reason"),
+    [
+        ({"rank": 6}, "NoSuchRank"),
+        ({"rank": -1}, "NoSuchRank"),
+        ({"step": 3}, "StepMissing"),
+        ({"target_strategy": "nowhere"}, "StrategyMissing"),
+        ({"index": "nowhere"}, "InvalidOption"),
+    ],
+)
+def test_what_is_refused_is_refused_before_the_first_tensor(tmp_path: Path, how: dict[str, object], reason: str) -> None:
+    made = disk.write(tmp_path, disk.example())
+    named = dict(zip(("source", "source_strategy", "target_strategy", "rank"), arguments(made), strict=True))
+    with pytest.raises(ReshardError, match=reason):
+        reshard.iter_tensors(**(named | how))
+
+
+@pytest.mark.parametrize("name", sorted(set(DTYPES) - {"str"}))
+def test_each_type_is_numpys_or_that_of_ml_dtypes(name: str) -> None:
+    assert array_type(name).itemsize == DTYPES[name].itemsize
+    if name in rawfiles.NUMPY_TYPES:
+        assert array_type(name) == np.dtype(rawfiles.NUMPY_TYPES[name])
+
+
+@pytest.mark.parametrize(
+    ("name", "bits", "value"),
+    [("F8_E5M2", 0x7B, 57344), ("F8_E4M3", 0x7E, 448), ("F8_E8M0", 0x80, 2), ("BFloat16", 0x3FC0, 1.5)],
+)
+def test_small_floats_have_the_values_of_their_formats(name: str, bits: int, value: float) -> None:
+    content = bits.to_bytes(DTYPES[name].itemsize, "little")
+    assert float(array_of(content, name, (1,))[0]) == value
+
+
+@pytest.mark.parametrize("text", ["héllo \U0001f600", "", "a"])
+def test_text_is_an_array_without_dimensions(text: str, tmp_path: Path) -> None:
+    content = rawfiles.message("a", [2], "Int8", b"xy") + rawfiles.message("t", [0], "str", text.encode("utf-32-le"))
+    (tmp_path / "net.ckpt").write_bytes(content)
+    found = reshard.load(str(tmp_path))["t"]
+    assert (found.shape, found.item()) == ((), text)
+
+
+def test_text_that_is_none_is_refused() -> None:
+    with pytest.raises(DataError, match="TextInvalid: parameter t"):
+        array_of(b"\xff\xff\xff\xff", "str", (1,), "t")
