@@ -76,7 +76,7 @@ def commit_job(target: TargetFolder, state: JobState, document: JobDocument, wan
     for name, content in _maps(manifest).items():
         target.store.write(name, content, mode=target.mode)
     target.write_manifest(manifest)
-    target.forget_jobs()
+    target.forget_jobs(record.path for record in manifest.files)
     return manifest
 
 
@@ -203,6 +203,7 @@ def draft_manifest(job: Job) -> Manifest:
         missing=model.missing,
         absent=model.absent,
         empty=model.empty,
+        dropped=model.dropped,
         diverging=tuple(sorted(model.diverging)),
     )
 
@@ -218,6 +219,7 @@ def _parameter(parameter: Parameter) -> ParameterRecord:
         role=parameter.role.value,
         source=source,
         target=_layout(parameter.target, parameter.target_stages),
+        source_name=parameter.source_name if parameter.source_name != parameter.name else None,
     )
 
 

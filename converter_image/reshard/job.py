@@ -14,7 +14,7 @@ from reshard.checkpoint import OutputTensor, can_hold, content_order, file_size
 from reshard.checkpoint.inventory import Format, Inventory
 from reshard.errors import OutputError, RequestError
 from reshard.manifest import STATE, decode
-from reshard.plan import Planner, Role, place, summarize, unify
+from reshard.plan import Planner, Role, keep, place, summarize, unify, unmatched
 from reshard.ranks import parse_ranks
 from reshard.request import Request, request_key
 from reshard.source import Files, check_crcs, find_diverging, find_files, open_source, read_inventory, read_strategy
@@ -65,41 +65,41 @@ class Job:
         total = self.model.target_ranks
         return tuple(range(total)) if ranks is None else parse_ranks(ranks, total)
 
-    @property
-    def metadata(self) -> dict[str, str]:
-        """Of a safetensors file: what the source's says, or what MindSpore expects."""
-        found = self.model.inventory.structures[0].metadata or {"format": "ms"}
-        return found | ({"remove_redundancy": "False"} if "remove_redundancy" in found else {})
+    def metadata(self, rank: int) -> dict[str, str]:
+        """Of a target rank's safetensors file: what the source's says, or what MindSpore expects."""
+        inventory = self.model.inventory
+        own = inventory.file_of(rank) if self.model.same else None
+        found = inventory.structures[own.structure if own is not None else 0].metadata or {"format": "ms"}
+        return found | ({"remove_redundancy": "False"} if "remove_redundancy" in found and own is None else {})
 
     def tensors(self, rank: int) -> tuple[OutputTensor, ...]:
         """What a target rank's file holds, in the order of the file and of the rank's plan."""
-        return tuple(
-            OutputTensor(p.name, p.dtype, p.slice_shape, p.slice_nbytes)
-            for p in self.planner.parameters_of_stage[rank // self.model.target_devices]
-        )
+        return tuple(OutputTensor(p.name, p.dtype, p.slice_shape, p.slice_nbytes) for p in self.planner.parameters(rank))
 
     def file_sizes(self, ranks: Iterable[int]) -> dict[int, int]:
-        """The length of target ranks' files in bytes. It is the same for all ranks of a pipeline stage."""
-        by_stage: dict[int, int] = {}
+        """The length of target ranks' files in bytes."""
+        known: dict[int, int] = {}
         sizes = {}
         for rank in ranks:
-            stage = rank // self.model.target_devices
-            if stage not in by_stage:
-                by_stage[stage] = file_size(
-                    self.format, self.tensors(rank), self.metadata, crc=self.request.options.crc, where=self.path(rank)
+            alike = self.planner.alike(rank)
+            if alike not in known:
+                known[alike] = file_size(
+                    self.format, self.tensors(rank), self.metadata(rank), crc=self.request.options.crc, where=self.path(rank)
                 )
-            sizes[rank] = by_stage[stage]
+            sizes[rank] = known[alike]
         return sizes
 
     def path(self, rank: int) -> str:
         """The file of a target rank, relative to the target."""
         if self.request.options.layout == "Unified":
             return part_name(rank, self.model.target_ranks, hyper=self._has_hyper)
+        if (own := self.model.inventory.file_of(rank)) is not None and self.model.same:
+            return f"{own.path.removesuffix(self.model.inventory.format)}{self.format}"
         return f"rank_{rank}/{self.request.options.prefix}{rank}.{self.format}"
 
     @property
     def _has_hyper(self) -> bool:
-        return any(p.role is Role.REPLICATED for p in self.planner.parameters_of_stage[-1])
+        return any(p.role is Role.REPLICATED for p in self.planner.parameters(self.model.target_ranks - 1))
 
 
 class _StoredInventory(msgspec.Struct, frozen=True):
@@ -240,14 +240,18 @@ def _strategies(request: Request) -> tuple[Strategy | None, Strategy | None]:
 
 
 def _place(inventory: Inventory, source: Strategy | None, target: Strategy | None, request: Request) -> Model:
+    options = request.options
+    if options.layout == "Same":
+        return keep(inventory, ranks=options.ranks, rename=options.rename)
     model = place(
         inventory,
         source,
         target,
-        keep_unplaced=request.options.unplaced == "Keep",
-        allow_missing=request.options.allow_missing,
+        keep_unplaced=options.unplaced == "Keep",
+        allow_missing=options.allow_missing,
+        rename=options.rename,
     )
-    return unify(model, request.options.part_bytes) if request.options.layout == "Unified" else model
+    return unify(model, options.part_bytes) if options.layout == "Unified" else model
 
 
 def job_of(
@@ -262,12 +266,12 @@ def job_of(
     key = _key(request, store, source, target)
     wanted = request.options.format
     output: Format = "ckpt" if wanted == "Ckpt" else "safetensors"
-    if wanted == "Source" and request.options.layout == "PerRank":
+    if wanted == "Source" and request.options.layout != "Unified":
         output = model.inventory.format
     model = _arranged(model, output)
     decisive = {name: key[name] for name in ("sourceStrategy", "targetStrategy")} | request_key(request) | {"format": output}
     identity = hashlib.sha256(msgspec.json.encode([decisive, model.inventory])).hexdigest()
-    return Job(request, store, Planner(model), identity, key, output, notes + _notes(model))
+    return Job(request, store, Planner(model), identity, key, output, notes + _notes(model, request))
 
 
 def _arranged(model: Model, output: Format) -> Model:
@@ -289,8 +293,11 @@ def _key(request: Request, store: Store, source: Strategy | None, target: Strate
     }
 
 
-def _notes(model: Model) -> tuple[str, ...]:
-    notes = []
+def _notes(model: Model, request: Request) -> tuple[str, ...]:
+    rules = request.options.rename
+    notes = [f"no parameter's name matches {pattern}" for pattern in unmatched(model.source_names, rules)] if rules else []
+    if model.dropped:
+        notes.append(f"{len(model.dropped)} parameters are left out as asked for: {_some(model.dropped)}")
     if model.unplaced:
         notes.append(
             f"{len(model.unplaced)} parameters that only the source's strategy names are left out: {_some(model.unplaced)}"

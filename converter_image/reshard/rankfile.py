@@ -108,7 +108,7 @@ def assemble(
 
     Args and errors are those of `produce`.
     """
-    laid_out = list(split(moves(plan, checkpoint.pieces(job.format, job.tensors(plan.rank), job.metadata, crc=None))))
+    laid_out = list(split(moves(plan, checkpoint.pieces(job.format, job.tensors(plan.rank), job.metadata(plan.rank), crc=None))))
     planned = parts(laid_out)
     if planned is None or all(part.rank is None for part in planned):
         return produce(job, plan, writer, count=count, progress=progress, cancellation=cancellation, ahead=ahead)
@@ -141,7 +141,7 @@ def requests_of(job: Job, target: Store, rank: int, budget: Budget) -> int:
     fetched = 0
     if job.source.remote:
         plan = job.planner.plan(rank)
-        pieces = checkpoint.pieces(job.format, job.tensors(rank), job.metadata, crc=None)
+        pieces = checkpoint.pieces(job.format, job.tensors(rank), job.metadata(rank), crc=None)
         fetched = requests(reads(moves(plan, pieces)), budget.ahead)
     return fetched + target.write_cost(job.file_sizes([rank])[rank], budget.upload).requests
 
@@ -186,8 +186,8 @@ def produce(
         crc = _crc_of_contents(plan, files, cancellation, ahead) if tail.in_header else None
         tensors = job.tensors(plan.rank)
         if files.remote:
-            files.expect(reads(moves(plan, checkpoint.pieces(job.format, tensors, job.metadata, crc=crc))), ahead)
-        stream(plan, checkpoint.pieces(job.format, tensors, job.metadata, crc=crc), files, emit)
+            files.expect(reads(moves(plan, checkpoint.pieces(job.format, tensors, job.metadata(plan.rank), crc=crc))), ahead)
+        stream(plan, checkpoint.pieces(job.format, tensors, job.metadata(plan.rank), crc=crc), files, emit)
         if trailer := tail.content():
             emit(trailer)
         files.check_unchanged()
@@ -259,7 +259,7 @@ def _verify(job: Job, state: JobState, plan: RankPlan, record: FileRecord, *, st
 def _heads(job: Job, plan: RankPlan) -> Iterator[int]:
     """Where in a finished file its headers are."""
     position = 0
-    for piece in checkpoint.pieces(job.format, job.tensors(plan.rank), job.metadata, crc=None):
+    for piece in checkpoint.pieces(job.format, job.tensors(plan.rank), job.metadata(plan.rank), crc=None):
         if isinstance(piece, bytes):
             yield position
             position += len(piece)

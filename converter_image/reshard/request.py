@@ -12,13 +12,14 @@ from reshard.access import Accesses
 from reshard.errors import UsageError
 
 OutputFormat = Literal["Source", "Ckpt", "Safetensors"]
-TargetLayout = Literal["PerRank", "Unified"]
+TargetLayout = Literal["PerRank", "Unified", "Same"]
 Unplaced = Literal["Drop", "Keep"]
 Verification = Literal["None", "Sample", "Full"]
 Overwrite = Literal["Never", "Replace"]
 CopyMode = Literal["Client", "Server"]
 
 _LONGEST_PREFIX_BYTES = 128
+_Name = Annotated[str, msgspec.Meta(min_length=1, max_length=1 << 14)]
 
 
 def check_prefix(prefix: str) -> None:
@@ -40,6 +41,29 @@ def check_prefix(prefix: str) -> None:
         raise UsageError("InvalidPrefix", f"{prefix!r}: {problem}", where="prefix", fix="choose another, such as checkpoint_")
 
 
+class RenameRule(msgspec.Struct, frozen=True, forbid_unknown_fields=True, omit_defaults=True):
+    """What one parameter, or all those that match a pattern, are called at the target.
+
+    Attributes:
+        to: the new name, with as many stars as the pattern has: each stands for what that star stood for. None: it is left out.
+        name: the one parameter's in the source.
+        pattern: text in which each star stands for any characters, as few as will do.
+    """
+
+    to: _Name | None
+    name: _Name | None = msgspec.field(default=None, name="from")
+    pattern: _Name | None = None
+
+    def __post_init__(self) -> None:
+        """Refuse what cannot be carried out; msgspec tells in which field."""
+        if (self.name is None) == (self.pattern is None):
+            raise ValueError("Expected either `from` or `pattern`")
+        if self.pattern is not None and self.to is not None and self.pattern.count("*") != self.to.count("*"):
+            raise ValueError(f"Expected as many stars in {self.to!r} as in {self.pattern!r}")
+        if any("\ud800" <= character <= "\udfff" for character in f"{self.to}{self.name}{self.pattern}"):
+            raise ValueError("Expected text that UTF-8 can hold")
+
+
 class Options(msgspec.Struct, frozen=True):
     """How to transform, apart from where. The defaults are those of the resource.
 
@@ -48,7 +72,8 @@ class Options(msgspec.Struct, frozen=True):
 
     Attributes:
         format: of the target's files.
-        layout: what the target's files are: one for each rank as its strategy cuts the parameters, or whole parameters in parts.
+        layout: what the target's files are: one for each rank as its strategy cuts the parameters; whole parameters in parts; or
+            the source's, each by itself and under its own name.
         part_bytes: the most that a part of unified files holds, unless one parameter alone is longer.
         prefix: their names are the prefix, the rank and the format's extension.
         step: read the files of this training step.
@@ -56,6 +81,7 @@ class Options(msgspec.Struct, frozen=True):
         ranks: only these target ranks, such as "0,2-5".
         unplaced: what happens to parameters that only the source's strategy names.
         allow_missing: leave out what only the target's strategy names.
+        rename: what parameters are called at the target.
         crc: write the CRC32 that MindSpore checks.
         file_mode: permission bits of what is written.
         verification: how much of what was written is compared with the source.
@@ -72,6 +98,7 @@ class Options(msgspec.Struct, frozen=True):
     ranks: str | None = None
     unplaced: Unplaced = "Drop"
     allow_missing: bool = False
+    rename: tuple[RenameRule, ...] = ()
     crc: bool = False
     file_mode: int = 0o640
     verification: Verification = "Sample"
@@ -87,8 +114,23 @@ class Options(msgspec.Struct, frozen=True):
             except msgspec.ValidationError as error:
                 raise UsageError("InvalidOption", f"{value!r}: {error}", where=name) from error
         check_prefix(self.prefix)
+        _check_rules(self.rename)
         if self.layout == "Unified" and self.format == "Ckpt":
             raise UsageError("InvalidOption", "unified files are safetensors", where="format", fix="leave out --format ckpt")
+
+
+def _check_rules(rules: tuple[RenameRule, ...]) -> None:
+    """Two rules for one name, of which only one can be followed.
+
+    Raises:
+        UsageError: there are.
+    """
+    seen: dict[str, str | None] = {}
+    for rule in rules:
+        if rule.name is not None and seen.setdefault(rule.name, rule.to) != rule.to:
+            raise UsageError(
+                "InvalidOption", f"{rule.name!r} would be called both {seen[rule.name]!r} and {rule.to!r}", where="rename"
+            )
 
 
 _KINDS: dict[str, Any] = {
@@ -101,6 +143,7 @@ _KINDS: dict[str, Any] = {
     "ranks": str | None,
     "unplaced": Unplaced,
     "allow_missing": bool,
+    "rename": tuple[RenameRule, ...],
     "crc": bool,
     "file_mode": Annotated[int, msgspec.Meta(ge=0, le=0o777)],
     "verification": Verification,
@@ -140,6 +183,13 @@ class Request(msgspec.Struct, frozen=True):
             raise UsageError(
                 "InvalidOption", "unified files hold whole parameters", where="target strategy", fix="leave out the strategy"
             )
+        if (self.source_strategy or self.target_strategy) and self.options.layout == "Same":
+            raise UsageError(
+                "InvalidOption",
+                "files that keep their layout are converted one by one, as no strategy says",
+                where="source strategy" if self.source_strategy else "target strategy",
+                fix="leave out the strategy, or the layout",
+            )
 
 
 def request_key(request: Request) -> dict[str, Any]:
@@ -152,5 +202,6 @@ def request_key(request: Request) -> dict[str, Any]:
         "prefix": options.prefix,
         "unplaced": options.unplaced,
         "allowMissing": options.allow_missing,
+        "rename": [msgspec.to_builtins(rule) for rule in options.rename],
         "crc": options.crc,
     }

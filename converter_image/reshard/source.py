@@ -271,7 +271,11 @@ def find_diverging(store: Store, model: Model, *, workers: int, whole: bool = Fa
     """
     files = model.inventory.files
     holders = Counter(file.structure for file in files)
-    shared = {p.name for p in model.parameters if p.source is None and sum(holders[s] for s in p.structures) > 1}
+    shared = {
+        p.source_name: p.name
+        for p in model.parameters
+        if p.source is None and not model.same and sum(holders[s] for s in p.structures) > 1
+    }
     if not shared or len(files) < 2:
         return frozenset()
 
@@ -297,7 +301,7 @@ def find_diverging(store: Store, model: Model, *, workers: int, whole: bool = Fa
         for found in pool.map(fingerprints, range(len(files))):
             for name, value in found.items():
                 if first.setdefault(name, value) != value:
-                    diverging.add(name)
+                    diverging.add(shared[name])
     return frozenset(diverging)
 
 

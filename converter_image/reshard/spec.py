@@ -14,7 +14,7 @@ from reshard.access import Access, Accesses
 from reshard.errors import UsageError
 from reshard.execution import ExecutionSpec, Strict
 from reshard.places import CERTIFICATES, CREDENTIALS, VOLUMES, ConfigMapKeyRef, RelativePath, StorageSpec
-from reshard.request import CopyMode, Options, OutputFormat, Overwrite, Request, TargetLayout, Unplaced, Verification
+from reshard.request import CopyMode, Options, OutputFormat, Overwrite, RenameRule, Request, TargetLayout, Unplaced, Verification
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -78,10 +78,16 @@ class TargetSpec(Strict, frozen=True):
 
 
 class ParametersSpec(Strict, frozen=True):
-    """What happens to parameters that only one of the two strategies names."""
+    """What parameters are called at the target, and what happens to those that only one of the two strategies names."""
 
+    rename: Annotated[tuple[RenameRule, ...], msgspec.Meta(max_length=1024)] = ()
     unplaced: Unplaced = "Drop"
     allow_missing: bool = False
+
+    def __post_init__(self) -> None:
+        """Refuse what the schema of the resource does."""
+        if any(rule.to is None for rule in self.rename):
+            raise ValueError("Expected `str`, got `null` - at `rename[...].to`")
 
 
 class TransformSpec(Strict, frozen=True):
@@ -264,6 +270,7 @@ def _to_request(
             ranks=target.ranks,
             unplaced=spec.parameters.unplaced,
             allow_missing=spec.parameters.allow_missing,
+            rename=spec.parameters.rename,
             crc=target.crc,
             copy_mode=target.copy_mode,
             file_mode=int(target.file_mode, 8),

@@ -115,16 +115,23 @@ class TargetFolder:
         """The state of one job."""
         return JobState(self, f"{STATE}/{digest[:16]}")
 
-    def forget_jobs(self) -> None:
-        """Remove what unfinished jobs have left, this one's included; the lock stays. Whoever still writes here is lost."""
-        self.drop_unfinished(0.0)
+    def forget_jobs(self, files: Iterable[str] = ()) -> None:
+        """Remove what unfinished jobs have left, this one's of these files included; the lock stays.
+
+        Whoever still writes here is lost.
+        """
+        self.drop_unfinished(0.0, files)
         for entry in self.store.list(STATE):
             if not f"{STATE}/{entry.name}".startswith(LOCK):
                 self.store.delete(f"{STATE}/{entry.name}")
 
-    def drop_unfinished(self, silent: float) -> None:
-        """Take away what killed writers have left where no listing shows it, if nothing was added for so many seconds."""
-        for beginning in ("rank_", "part", "hyper_param", STATE, MANIFEST_NAME):
+    def drop_unfinished(self, silent: float, files: Iterable[str] = ()) -> None:
+        """Take away what killed writers have left where no listing shows it, if nothing was added for so many seconds.
+
+        Of files with names that no layout gives, of these only.
+        """
+        known = ("rank_", "part", "hyper_param", STATE, MANIFEST_NAME)
+        for beginning in (*known, *(path for path in files if not path.startswith(known))):
             self.store.drop_unfinished(beginning, silent=silent)
 
     def outdated(self, digest: str, request: dict[str, Any]) -> list[JobDocument]:

@@ -154,7 +154,8 @@ def transform_checkpoint(
             nbytes = sum(sizes[rank] for rank in left)
             jobs.check_space(target.store, nbytes)
             state.sweep(set(left), lambda writer, path: _is_left_over(target, writer, path))
-            target.drop_unfinished(STALE_SECONDS if shared else 0.0)  # nobody else writes here, unless it is of the same owner
+            # Nobody else writes here, unless it is of the same owner.
+            target.drop_unfinished(STALE_SECONDS if shared else 0.0, map(job.path, job.scope))
             progress.begin("Resharding", nbytes, "bytes")
             guard = Guard(lambda: _check_ours(state, lock), cancellation or Cancellation(), writer_name())
             written = _write_ranks(job, state, left, document, workers, progress, guard)
@@ -350,7 +351,7 @@ def _replaces(job: Job, target: TargetFolder, state: JobState) -> bool:
         what = f"an unfinished transform of another source, layout or options ({others[0].digest[:12]})"
     else:
         ours = {record.path for old in outdated for record in target.job(old.digest).records(None).values()}
-        _refuse_foreign_files(target, ours)
+        _refuse_foreign_files(job, target, ours)
     if what is None:
         return False
     if job.request.options.overwrite == "Never":
@@ -358,22 +359,25 @@ def _replaces(job: Job, target: TargetFolder, state: JobState) -> bool:
     return True
 
 
-def _refuse_foreign_files(target: TargetFolder, ours: set[str]) -> None:
+def _refuse_foreign_files(job: Job, target: TargetFolder, ours: set[str]) -> None:
     """Files that nobody has described are never replaced, nor mixed with ours: they may be the only copy of something.
 
     Raises:
         RequestError: there are some.
     """
-    for folder in target.store.list(""):
-        if folder.is_folder and folder.name.startswith("rank_"):
-            for entry in target.store.list(folder.name):
-                if (path := f"{folder.name}/{entry.name}") not in ours:
-                    raise RequestError(
-                        "TargetExists",
-                        f"there is {path}, which no manifest describes",
-                        where=target.store.url,
-                        fix="choose another target, or move it away; such files are never overwritten",
-                    )
+    beside = {job.path(rank) for rank in job.scope}
+    for found in target.store.list(""):
+        paths = [found.name] if found.name in beside else []
+        if found.is_folder and found.name.startswith("rank_"):
+            paths = [f"{found.name}/{entry.name}" for entry in target.store.list(found.name)]
+        for path in paths:
+            if path not in ours:
+                raise RequestError(
+                    "TargetExists",
+                    f"there is {path}, which no manifest describes",
+                    where=target.store.url,
+                    fix="choose another target, or move it away; such files are never overwritten",
+                )
 
 
 def _write_ranks(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from bisect import bisect_left
 from typing import TYPE_CHECKING, Literal, Protocol
 
 import msgspec
@@ -113,3 +114,8 @@ class Inventory(msgspec.Struct, frozen=True):
     def format(self) -> Format:
         """The one format of all files."""
         return self.structures[0].format
+
+    def file_of(self, rank: int) -> SourceFile | None:
+        """The file of a rank, if it has one."""
+        at = bisect_left(self.files, rank, key=lambda file: file.rank)
+        return self.files[at] if at < len(self.files) and self.files[at].rank == rank else None

@@ -2,6 +2,8 @@
 
 from reshard.plan.parameters import Model, Parameter, Role, place
 from reshard.plan.rank import Planner, RankPlan, TargetTensor, prove
+from reshard.plan.rename import unmatched
+from reshard.plan.same import keep
 from reshard.plan.summary import Summary, summarize
 from reshard.plan.unified import unify
 
@@ -13,8 +15,10 @@ __all__ = [
     "Role",
     "Summary",
     "TargetTensor",
+    "keep",
     "place",
     "prove",
     "summarize",
     "unify",
+    "unmatched",
 ]

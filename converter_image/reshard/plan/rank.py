@@ -11,6 +11,7 @@ from reshard.errors import BugError, MissingInputError, RequestError
 from reshard.plan.geometry import Geometry, geometry
 from reshard.plan.geometry import prove as prove_geometry
 from reshard.plan.overlap import overlapping
+from reshard.plan.parameters import Role
 from reshard.plan.replicas import choose
 
 if TYPE_CHECKING:
@@ -70,15 +71,15 @@ class Planner:
             RequestError: there is no such rank.
         """
         picks = self.picks(rank)
-        stage, local = divmod(rank, self.model.target_devices)
+        local = rank % self.model.target_devices
         made: dict[tuple[int, tuple[int, ...]], tuple[Geometry, tuple[int, ...]]] = {}
         tensors = []
-        for parameter, kind in zip(self.parameters_of_stage[stage], self.kinds_of_stage[stage], strict=True):
+        for parameter, kind in zip(self.parameters(rank), self.kinds(rank), strict=True):
             alike = made.get((kind, parameter.shape))
             if alike is None:
                 alike = made[kind, parameter.shape] = self._slice(parameter, local, picks, rank)
             found, ranks = alike
-            tensors.append(TargetTensor(parameter, found, ranks, tuple(self._entry(r, parameter.name) for r in ranks)))
+            tensors.append(TargetTensor(parameter, found, ranks, tuple(self._entry(r, parameter.source_name) for r in ranks)))
         return RankPlan(rank, tuple(tensors))
 
     def sources(self, rank: int) -> tuple[int, ...]:
@@ -91,7 +92,7 @@ class Planner:
         if not 0 <= rank < model.target_ranks:
             raise RequestError("NoSuchRank", f"target rank {rank} does not exist, there are {model.target_ranks}", where="ranks")
         needed: set[tuple[int, ...]] = set()
-        for kind in set(self.kinds_of_stage[rank // model.target_devices]):
+        for kind in set(self.kinds(rank)):
             needed.update(group for _, group in self.needs(self.examples[kind], rank))
         pivot = rank * model.source_ranks // model.target_ranks
         return self._choose_by_stage(needed, pivot)
@@ -99,28 +100,47 @@ class Planner:
     def needs(self, parameter: Parameter, rank: int) -> list[tuple[tuple[int, ...], tuple[int, ...]]]:
         """The source cells that a target rank needs of a parameter, each with the source ranks whose files hold it."""
         if parameter.source is None:
-            return [((0,) * len(parameter.shape), self._replica_group(parameter, rank))]
+            group = (rank,) if parameter.role is Role.OWN else self._replica_group(parameter, rank)
+            return [((0,) * len(parameter.shape), group)]
         cells = overlapping(
             parameter.target.parts, parameter.target.cells[rank % self.model.target_devices], parameter.source.parts
         )
         return [(cell, self._holders(parameter, cell)) for cell in cells]
 
-    @cached_property
-    def parameters_of_stage(self) -> tuple[tuple[Parameter, ...], ...]:
-        """For each target stage the parameters that its ranks get."""
-        stages: list[list[Parameter]] = [[] for _ in range(self.model.target_stages)]
-        for parameter in self.model.parameters:
-            for stage in parameter.target_stages:
-                stages[stage].append(parameter)
-        return tuple(map(tuple, stages))
+    def parameters(self, rank: int) -> tuple[Parameter, ...]:
+        """The parameters that a target rank's file holds, in the order of the model."""
+        return self._parameters_of_group[self._group(rank)]
 
-    @cached_property
-    def kinds_of_stage(self) -> tuple[tuple[int, ...], ...]:
-        """For each target stage and each of its parameters the number of its kind.
+    def kinds(self, rank: int) -> tuple[int, ...]:
+        """For each of these parameters the number of its kind: its place in `examples`.
 
         Of parameters of one kind every target rank needs the same cells, from the same source ranks.
         """
-        return tuple(tuple(self._kinds[self._kind(p)] for p in parameters) for parameters in self.parameters_of_stage)
+        return self._kinds_of_group[self._group(rank)]
+
+    def alike(self, rank: int) -> int:
+        """The first target rank that has the same parameters, in slices of the same shapes."""
+        if self.model.same:
+            return self._ranks_by_structure[self._structure_by_rank[rank]][0]
+        return rank - rank % self.model.target_devices
+
+    def _group(self, rank: int) -> int:
+        """Ranks of one pipeline stage have the same parameters; those that keep what they have, if their files are alike."""
+        return self._structure_by_rank[rank] if self.model.same else rank // self.model.target_devices
+
+    @cached_property
+    def _parameters_of_group(self) -> tuple[tuple[Parameter, ...], ...]:
+        model = self.model
+        count = len(model.inventory.structures) if model.same else model.target_stages
+        groups: list[list[Parameter]] = [[] for _ in range(count)]
+        for parameter in model.parameters:
+            for group in parameter.structures if model.same else parameter.target_stages:
+                groups[group].append(parameter)
+        return tuple(map(tuple, groups))
+
+    @cached_property
+    def _kinds_of_group(self) -> tuple[tuple[int, ...], ...]:
+        return tuple(tuple(self._kinds[self._kind(p)] for p in parameters) for parameters in self._parameters_of_group)
 
     @cached_property
     def examples(self) -> tuple[Parameter, ...]:
@@ -256,7 +276,7 @@ def prove(plan: RankPlan) -> None:
     for each in {id(tensor.geometry): tensor.geometry for tensor in plan.tensors}.values():
         prove_geometry(each)
     for tensor in plan.tensors:
-        wanted = (tensor.parameter.name, tensor.parameter.dtype, tensor.geometry.source_shape)
+        wanted = (tensor.parameter.source_name, tensor.parameter.dtype, tensor.geometry.source_shape)
         if len(tensor.entries) != len(tensor.geometry.parts) or any((e.name, e.dtype, e.shape) != wanted for e in tensor.entries):
             raise BugError(
                 "PlanNotExact",

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections import Counter
 from dataclasses import dataclass
+from functools import cache
 from typing import TYPE_CHECKING
 
 from reshard.plan.parameters import Role
@@ -46,24 +47,27 @@ def summarize(model: Model, planner: Planner, ranks: Sequence[int]) -> Summary:
     Raises:
         MissingInputError: no source file has a part that one of them needs.
     """
-    kinds_of_stage = [Counter(kinds) for kinds in planner.kinds_of_stage]
-    nbytes_of_stage = [sum(p.slice_nbytes for p in parameters) for parameters in planner.parameters_of_stage]
-    replicated_of_stage = [
-        sum(p.slice_nbytes for p in parameters if p.role is Role.REPLICATED) for parameters in planner.parameters_of_stage
-    ]
-    copies = 0
+
+    @cache
+    def content(rank: int) -> tuple[int, int, Counter[int]]:
+        """Bytes of its parameters, of those that every rank gets, and how many there are of each kind."""
+        parameters = planner.parameters(rank)
+        replicated = sum(p.slice_nbytes for p in parameters if p.role is Role.REPLICATED)
+        return sum(p.slice_nbytes for p in parameters), replicated, Counter(planner.kinds(rank))
+
+    copies = replicated_bytes = 0
     sources, rank_bytes = {}, {}
     for rank in ranks:
-        stage = rank // model.target_devices
+        rank_bytes[rank], replicated, kinds = content(planner.alike(rank))
+        replicated_bytes += replicated
         sources[rank] = planner.sources(rank)
-        rank_bytes[rank] = nbytes_of_stage[stage]
-        copies += sum(count * len(planner.needs(planner.examples[kind], rank)) for kind, count in kinds_of_stage[stage].items())
+        copies += sum(count * len(planner.needs(planner.examples[kind], rank)) for kind, count in kinds.items())
     return Summary(
         source_ranks=model.source_ranks,
         target_ranks=model.target_ranks,
         parameters=len({p.name for p in model.parameters}),
         bytes_needed=sum(rank_bytes.values()),
-        replicated_bytes=sum(replicated_of_stage[rank // model.target_devices] for rank in ranks),
+        replicated_bytes=replicated_bytes,
         copies=copies,
         sources=sources,
         rank_bytes=rank_bytes,
