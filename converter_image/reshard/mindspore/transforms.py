@@ -1,7 +1,4 @@
-"""MindSpore's own function names and signatures (2.10), without MindSpore: change an import, keep the script.
-
-What differs is written at each function; every difference is one that loses nothing.
-"""
+"""From ranks to ranks, offline."""
 
 from __future__ import annotations
 
@@ -18,22 +15,14 @@ from reshard.plan import Planner, place
 from reshard.progress import Cancellation, Silent
 from reshard.rankfile import produce
 from reshard.request import Options, Request
-from reshard.source import Files, find_diverging, read_inventory, read_strategy, read_strategy_files
+from reshard.source import Files, find_diverging, read_inventory, read_strategy
 from reshard.storage import open_store
-from reshard.strategy import dump, merge
 from reshard.transform import default_workers, transform_checkpoint
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
 
     from reshard.strategy import Strategy
-
-__all__ = [
-    "merge_pipeline_strategys",
-    "rank_list_for_transform",
-    "transform_checkpoint_by_rank",
-    "transform_checkpoints",
-]
 
 
 def transform_checkpoints(
@@ -149,24 +138,6 @@ def transform_checkpoint_by_rank(
         writer.finish()
     finally:
         writer.abort()
-
-
-def merge_pipeline_strategys(src_strategy_dirs: str, dst_strategy_file: str) -> None:
-    """Merge the strategy files of all pipeline stages in a folder into one.
-
-    Unlike MindSpore's: parameter names may hold any character; a missing stage is an error.
-
-    Args:
-        src_strategy_dirs: the folder.
-        dst_strategy_file: the file to write; JSON if its name ends in .json.
-
-    Raises:
-        DataError: a file is damaged, or a stage is missing.
-    """
-    merged = merge(read_strategy_files(src_strategy_dirs))
-    path = os.path.abspath(dst_strategy_file).lstrip("/")
-    content = dump(merged, "json" if dst_strategy_file.endswith(".json") else "protobuf")
-    open_store("/").write(path, content, mode=Options().file_mode)
 
 
 def _imagined(source: Strategy | None, target: Strategy | None) -> Inventory:

@@ -1,0 +1,14 @@
+"""MindSpore's own function names and signatures (2.10), without MindSpore: change an import, keep the script.
+
+What differs is written at each function; every difference is one that loses nothing.
+"""
+
+from reshard.mindspore.pipeline import merge_pipeline_strategys
+from reshard.mindspore.transforms import rank_list_for_transform, transform_checkpoint_by_rank, transform_checkpoints
+
+__all__ = [
+    "merge_pipeline_strategys",
+    "rank_list_for_transform",
+    "transform_checkpoint_by_rank",
+    "transform_checkpoints",
+]
