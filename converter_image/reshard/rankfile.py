@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import zlib
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
@@ -17,6 +18,7 @@ from reshard.gather import ReadCount, SourceFiles
 from reshard.headers import Blocks, heads
 from reshard.manifest import FileRecord
 from reshard.plan import prove
+from reshard.progress import Cancellation, Silent
 from reshard.servercopy import parts, split
 from reshard.verify import check_file
 
@@ -27,7 +29,7 @@ if TYPE_CHECKING:
     from reshard.job import Job
     from reshard.memory import Budget
     from reshard.plan import RankPlan
-    from reshard.progress import Cancellation, Progress
+    from reshard.progress import Progress
     from reshard.storage.protocol import Store, Writer
     from reshard.target import JobState
 
@@ -87,11 +89,27 @@ def write_rank(
         if not digest:  # not all bytes were here
             digest = digest_of_version(state.target.store, state.where(path, staged=staged))
         record = FileRecord(rank, path, size, digest, count.nbytes, job.request.options.verification)
-        _verify(job, state, plan, record, staged=staged)
+        _verify(job, plan, state.target.store, state.where(path, staged=staged))
         state.record(record)
     finally:
         writer.abort()
     return Written(record, sum(t.parameter.slice_nbytes for t in plan.tensors))
+
+
+def write_alone(job: Job, rank: int, store: Store, path: str) -> None:
+    """Write and verify the file of one target rank at any place, with nothing beside it.
+
+    Raises:
+        ReshardError: nothing of the file is left then.
+    """
+    plan = job.planner.plan(rank)
+    writer = store.create(path, temporary=f"{path}.{os.getpid()}.tmp", mode=job.request.options.file_mode)
+    try:
+        produce(job, plan, writer, count=ReadCount(), progress=Silent(), cancellation=Cancellation())
+        writer.finish()
+    finally:
+        writer.abort()
+    _verify(job, plan, store, path)
 
 
 def assemble(
@@ -232,12 +250,10 @@ def _crc_of_contents(plan: RankPlan, files: SourceFiles, cancellation: Cancellat
     return found.crc
 
 
-def _verify(job: Job, state: JobState, plan: RankPlan, record: FileRecord, *, staged: bool) -> None:
+def _verify(job: Job, plan: RankPlan, store: Store, path: str) -> None:
     """Compare the finished file with the source, and take it away again if they differ."""
     if job.request.options.verification == "None":
         return
-    store = state.target.store
-    path = state.where(record.path, staged=staged)
     files = SourceFiles(job.source, job.model.inventory)
     written = store.open(path)
     level = job.request.options.verification

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import re
+from reprlib import repr as shortened
 from typing import Annotated, Any, Literal
 
 import msgspec
@@ -19,7 +20,7 @@ Overwrite = Literal["Never", "Replace"]
 CopyMode = Literal["Client", "Server"]
 
 _LONGEST_PREFIX_BYTES = 128
-_Name = Annotated[str, msgspec.Meta(min_length=1, max_length=1 << 14)]
+_LONGEST_NAME = 1 << 14
 
 
 def check_prefix(prefix: str) -> None:
@@ -48,20 +49,30 @@ class RenameRule(msgspec.Struct, frozen=True, forbid_unknown_fields=True, omit_d
         to: the new name, with as many stars as the pattern has: each stands for what that star stood for. None: it is left out.
         name: the one parameter's in the source.
         pattern: text in which each star stands for any characters, as few as will do.
+
+    Raises:
+        UsageError: it cannot be carried out.
     """
 
-    to: _Name | None
-    name: _Name | None = msgspec.field(default=None, name="from")
-    pattern: _Name | None = None
+    to: str | None
+    name: str | None = msgspec.field(default=None, name="from")
+    pattern: str | None = None
 
     def __post_init__(self) -> None:
-        """Refuse what cannot be carried out; msgspec tells in which field."""
+        """Refuse what cannot be carried out."""
+        problem = None
+        texts = [text for text in (self.to, self.name, self.pattern) if text is not None]
         if (self.name is None) == (self.pattern is None):
-            raise ValueError("Expected either `from` or `pattern`")
-        if self.pattern is not None and self.to is not None and self.pattern.count("*") != self.to.count("*"):
-            raise ValueError(f"Expected as many stars in {self.to!r} as in {self.pattern!r}")
-        if any("\ud800" <= character <= "\udfff" for character in f"{self.to}{self.name}{self.pattern}"):
-            raise ValueError("Expected text that UTF-8 can hold")
+            problem = "it takes either a name or a pattern"
+        elif not all(isinstance(text, str) and 0 < len(text) <= _LONGEST_NAME for text in texts):
+            problem = f"names have 1 to {_LONGEST_NAME} characters"
+        elif any("\ud800" <= character <= "\udfff" for text in texts for character in text):
+            problem = "names are text that UTF-8 can hold"
+        elif self.pattern is not None and self.to is not None and self.pattern.count("*") != self.to.count("*"):
+            problem = "the new name has another number of stars than the pattern"
+        if problem is not None:
+            old = self.name if self.pattern is None else self.pattern
+            raise UsageError("InvalidRename", f"{shortened(old)} to {shortened(self.to)}: {problem}", where="rename")
 
 
 class Options(msgspec.Struct, frozen=True):

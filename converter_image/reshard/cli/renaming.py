@@ -47,12 +47,10 @@ def rules_of(arguments: dict[str, Any]) -> tuple[RenameRule, ...]:
         UsageError: one is none.
     """
     path = arguments["map_file"]
-    named = [("--rename", old, new) for old, new in _both("--rename", arguments["renames"])]
-    named += [(path, old, new) for old, new in _map(path)] if path else []
-    patterns = [("--rename-pattern", old, new) for old, new in _both("--rename-pattern", arguments["patterns"])]
+    named = [*_both("--rename", arguments["renames"]), *(_map(path) if path else ())]
     return (
-        *(_rule(where, old, {"from": old, "to": new}) for where, old, new in named),
-        *(_rule(where, old, {"pattern": old, "to": new}) for where, old, new in patterns),
+        *(RenameRule(new, name=old) for old, new in named),
+        *(RenameRule(new, pattern=old) for old, new in _both("--rename-pattern", arguments["patterns"])),
     )
 
 
@@ -70,10 +68,3 @@ def _map(path: str) -> list[tuple[str, str]]:
         return pairs(open_store(folder).read(name, _LARGEST_MAP), _MOST_NAMES, str)
     except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:
         raise UsageError("InvalidRename", f"it is no JSON object from names to names: {error}", where=path) from error
-
-
-def _rule(where: str, old: str, rule: dict[str, str]) -> RenameRule:
-    try:
-        return msgspec.convert(rule, RenameRule)
-    except msgspec.ValidationError as error:
-        raise UsageError("InvalidRename", f"{old[:100]!r}: {error}", where=where) from error

@@ -9,11 +9,9 @@ from typing import TYPE_CHECKING
 from reshard.checkpoint import format_of
 from reshard.checkpoint.inventory import Inventory, SourceFile, Structure, TensorEntry
 from reshard.errors import RequestError, UsageError
-from reshard.gather import ReadCount
 from reshard.job import job_of
 from reshard.plan import Planner, place
-from reshard.progress import Cancellation, Silent
-from reshard.rankfile import produce
+from reshard.rankfile import write_alone
 from reshard.request import Options, Request
 from reshard.source import Files, find_diverging, read_inventory, read_strategy
 from reshard.storage import open_store
@@ -124,20 +122,7 @@ def transform_checkpoint_by_rank(
     model = place(read_inventory(root, Files(files), workers=workers), source, target, only=rank_id)
     model = replace(model, diverging=find_diverging(root, model, workers=workers))
     job = job_of(request, root, model, source, target)
-    path = os.path.abspath(save_checkpoint_file_name).lstrip("/")
-    writer = root.create(path, temporary=f"{path}.{os.getpid()}.tmp", mode=request.options.file_mode)
-    try:
-        produce(
-            job,
-            job.planner.plan(rank_id),
-            writer,
-            count=ReadCount(),
-            progress=Silent(),
-            cancellation=Cancellation(),
-        )
-        writer.finish()
-    finally:
-        writer.abort()
+    write_alone(job, rank_id, root, os.path.abspath(save_checkpoint_file_name).lstrip("/"))
 
 
 def _imagined(source: Strategy | None, target: Strategy | None) -> Inventory:

@@ -21,7 +21,8 @@ def keep(inventory: Inventory, *, ranks: str | None = None, rename: Sequence[Ren
     """A model in which each target rank has what the source rank of the same number has.
 
     Without a strategy nothing says how slices belong together, and nothing has to: a parameter is one tensor of the files of
-    one structure, and what another structure has under its name, in another shape perhaps, is another parameter.
+    one structure, and what another structure has under its name, in another shape perhaps, is another parameter. They keep the
+    order of a `.ckpt`; a safetensors file has none that means anything, so as in MindSpore they go by name.
 
     Args:
         inventory: what the source's files hold.
@@ -58,7 +59,7 @@ def keep(inventory: Inventory, *, ranks: str | None = None, rename: Sequence[Ren
             source_name=entry.name,
         )
         for number, structure in enumerate(inventory.structures)
-        for entry in structure.tensors
+        for entry in (structure.tensors if structure.format == "ckpt" else sorted(structure.tensors, key=lambda e: e.name))
         if entry.name in names
     ]
     return Model(
