@@ -2,6 +2,7 @@
 
     python oracle.py transform FOLDER NUMBER...     FOLDER/<number>/ with the inputs and the outcome of each case
     python oracle.py samples FOLDER                 checkpoint files with everything that MindSpore can save
+    python oracle.py convert FOLDER                 a tree of such files, and what its conversions make of each and of all
 
 and, with the answer as JSON in the last line:
 
@@ -180,6 +181,26 @@ def samples(folder: Path) -> None:
     serialization.SLICE_SIZE = whole
 
 
+def convert(folder: Path) -> None:
+    """Samples in a tree, each converted by itself, and all that match converted at once with other names."""
+    source = folder / "source"
+    samples(source / "rank_0")
+    samples(source / "rank1")
+    outcome = {}
+    for path in sorted((source / "rank_0").iterdir()):
+        convert_file = mindspore.ckpt_to_safetensors if path.suffix == ".ckpt" else mindspore.safetensors_to_ckpt
+        try:
+            convert_file(str(path), str(folder / "single"))
+            outcome[path.name] = ""
+        except Exception as error:  # noqa: BLE001 - whatever it is, it is the outcome
+            outcome[path.name] = f"{type(error).__name__}: {error}"
+    (folder / "outcome.json").write_text(json.dumps(outcome), encoding="utf-8")
+    for convert_tree in (mindspore.ckpt_to_safetensors, mindspore.safetensors_to_ckpt):
+        convert_tree(str(source), str(folder / "tree"), transforms.NAME_MAP, transforms.CONVERTED)
+    clash = str(source / "rank_0" / "pieces.ckpt")
+    mindspore.ckpt_to_safetensors(clash, str(folder / "clash"), {"before": "large"})
+
+
 def load(path: Path) -> dict[str, list[Any]]:
     """What MindSpore, and where it can the safetensors library, find in a file: type, shape and digest by name.
 
@@ -221,6 +242,8 @@ def main(command: str, *arguments: str) -> None:
             transform(Path(arguments[0]) / number, transforms.make(int(number)))
     elif command == "samples":
         samples(Path(arguments[0]))
+    elif command == "convert":
+        convert(Path(arguments[0]))
     elif command == "limits":
         sys.stdout.write(json.dumps(serialization.SLICE_SIZE * 1024))
     else:
