@@ -98,6 +98,10 @@ def test_the_examples_are_accepted(resources: Resources, example: Any) -> None:
         ("source.storage", {"s3": {"bucket": "abc", "endpoint": "https://key:secret@host"}}, "should match"),
         ("target.copyMode", "Magic", "supported values"),
         ("target.format", "ckpt", "supported values"),
+        ("parameters.rename", [{"to": "b"}], "exactly one of from and pattern"),
+        ("parameters.rename", [{"from": "a", "pattern": "a", "to": "b"}], "exactly one of from and pattern"),
+        ("parameters.rename", [{"from": "a"}], "Required value"),
+        ("parameters.rename", [{"from": "a", "to": ""}], "at least 1 chars long"),
         ("target.ranks", "0,,2", "should match"),
         ("target.filePrefix", "a/b", "should match"),
         ("verification", "full", "supported values"),
@@ -111,6 +115,13 @@ def test_what_is_refused(resources: Resources, path: str, value: Any, said: str)
     assert said in resources.refusal(resources.create, with_field(path, value))
 
 
+@pytest.mark.parametrize("side", ["source", "target"])
+def test_files_that_keep_their_layout_take_no_strategy(resources: Resources, side: str) -> None:
+    spec = with_field("target.layout", "Same")
+    spec[side]["strategy"] = {"path": "s"}
+    assert "take no strategy" in resources.refusal(resources.create, spec)
+
+
 FIXED = {
     "source.strategy": {"path": "s"},
     "source.files.step": 3,
@@ -119,6 +130,8 @@ FIXED = {
     "target.storage.persistentVolumeClaim.path": "other",
     "target.strategy": {"path": "s"},
     "target.format": "Ckpt",
+    "target.layout": "Same",
+    "target.partSizeBytes": 4096,
     "target.filePrefix": "p_",
     "target.ranks": "0",
     "target.crc": True,
@@ -126,6 +139,7 @@ FIXED = {
     "target.fileMode": "0600",
     "parameters.unplaced": "Keep",
     "parameters.allowMissing": True,
+    "parameters.rename": [{"from": "a", "to": "b"}, {"pattern": "a.*", "to": "b.*"}],
     "verification": "Full",
     "overwrite": "Replace",
     "dryRun": True,
