@@ -257,3 +257,13 @@ def test_mindspores_functions_refuse(
     with pytest.raises(Exception, match=said):
         reshard.mindspore.ckpt_to_safetensors(*arguments)
     assert not list(tree.folder.rglob("*.safetensors"))
+
+
+def test_the_map_of_unified_files_has_the_new_names(tmp_path: Path) -> None:
+    (tmp_path / "one.ckpt").write_bytes(rawfiles.ckpt({"a": np.zeros(2, np.int8), "layer.w": np.ones(2, np.int8)}))
+    target = tmp_path / "to"
+    arguments = ["--source", str(tmp_path / "one.ckpt"), "--target", str(target), "--layout", "unified"]
+    assert main(["transform", *arguments, "--rename-pattern", "layer.*=new.*"]) == 0
+    assert json.loads((target / "param_name_map.json").read_text())["weight_map"].keys() == {"a", "new.w"}
+    found = rawfiles.read_safetensors((target / "part0.safetensors").read_bytes())
+    assert same(found, {"a": np.zeros(2, np.int8), "new.w": np.ones(2, np.int8)})
