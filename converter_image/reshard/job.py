@@ -17,7 +17,7 @@ from reshard.manifest import STATE, decode
 from reshard.plan import Planner, Role, keep, place, summarize, unify, unmatched
 from reshard.ranks import parse_ranks
 from reshard.request import Request, request_key
-from reshard.source import Files, check_crcs, find_diverging, find_files, open_source, read_inventory, read_strategy
+from reshard.source import check_crcs, find_diverging, find_files, open_source, read_inventory, read_strategy
 from reshard.storage import open_store
 from reshard.unified import part_name
 
@@ -91,7 +91,7 @@ class Job:
 
     def path(self, rank: int) -> str:
         """The file of a target rank, relative to the target."""
-        if self.request.options.layout == "Unified":
+        if self.model.unified:
             return part_name(rank, self.model.target_ranks, hyper=self._has_hyper)
         if (own := self.model.inventory.file_of(rank)) is not None and self.model.same:
             return f"{own.path.removesuffix(self.model.inventory.format)}{self.format}"
@@ -124,7 +124,7 @@ def prepare(request: Request, progress: Progress, *, workers: int) -> Job:
     """
     store, chosen = open_source(request.source, request.access.source)
     source, target = _strategies(request)
-    found = Files({0: chosen}) if chosen else find_files(store, step=request.options.step, pattern=request.options.pattern)
+    found = find_files(store, chosen, step=request.options.step, pattern=request.options.pattern)
     progress.begin("Reading headers", len(found.by_rank), "files")
     inventory = read_inventory(store, found, workers=workers, advance=progress.advance)
     model = _place(inventory, source, target, request)
@@ -314,10 +314,10 @@ def _notes(model: Model, request: Request) -> tuple[str, ...]:
         notes.append(f"{len(model.empty)} tensors without elements are left out, a .ckpt cannot hold them: {_some(model.empty)}")
     if model.diverging:
         names = sorted(model.diverging)
-        notes.append(
-            f"copies of {len(names)} parameters differ between source ranks, each target rank takes that of rank"
-            f" (target rank modulo {model.source_ranks}): {_some(names)}"
-        )
+        taken = f"each target rank takes that of rank (target rank modulo {model.source_ranks})"
+        if model.unified:
+            taken = "that of the first rank that has one is taken"
+        notes.append(f"copies of {len(names)} parameters differ between source ranks, {taken}: {_some(names)}")
     return tuple(notes)
 
 

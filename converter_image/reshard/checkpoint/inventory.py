@@ -11,6 +11,9 @@ if TYPE_CHECKING:
     from collections.abc import Hashable
 
 Format = Literal["ckpt", "safetensors"]
+# Ranks: each file is that of a rank, as a strategy cuts the parameters. Unified: each holds whole ones, those that no strategy
+# names apart. Sharded: the same, as Hugging Face's libraries write it: nothing is known of a strategy.
+Kind = Literal["Ranks", "Unified", "Sharded"]
 
 
 class RangeReader(Protocol):
@@ -103,12 +106,12 @@ class Inventory(msgspec.Struct, frozen=True):
     Attributes:
         files: them.
         structures: of their headers.
-        unified: whether each of the files holds parameters whole, which no strategy cuts.
+        kind: what the files are. Those that hold whole parameters are numbered as ranks are.
     """
 
     files: tuple[SourceFile, ...]
     structures: tuple[Structure, ...]
-    unified: bool = False
+    kind: Kind = "Ranks"
 
     @property
     def format(self) -> Format:
@@ -119,3 +122,8 @@ class Inventory(msgspec.Struct, frozen=True):
         """The file of a rank, if it has one."""
         at = bisect_left(self.files, rank, key=lambda file: file.rank)
         return self.files[at] if at < len(self.files) and self.files[at].rank == rank else None
+
+    @property
+    def unified(self) -> bool:
+        """Whether each file holds parameters whole, which no strategy cuts."""
+        return self.kind != "Ranks"

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 from reshard.cli import show
 from reshard.errors import MissingInputError
 from reshard.ranks import format_ranks
-from reshard.source import Files, find_files, open_source, read_inventory
+from reshard.source import find_files, open_source, read_inventory
 from reshard.target import TargetFolder
 from reshard.transform import default_workers
 
@@ -21,7 +21,7 @@ _SHOWN_TENSORS = 200
 def inspect(path: str, *, step: int | None, pattern: str | None, as_json: bool) -> None:
     """Show a checkpoint's files and parameters."""
     store, chosen = open_source(path)
-    found = Files({0: chosen}) if chosen is not None else find_files(store, step=step, pattern=pattern)
+    found = find_files(store, chosen, step=step, pattern=pattern)
     manifest = TargetFolder(store, 0).manifest() if chosen is None else None
     inventory = read_inventory(store, found, workers=default_workers())
     if not inventory.files:

@@ -12,6 +12,7 @@ from reshard.checkpoint.dtypes import DTYPES
 from reshard.errors import DataError, MissingInputError, RequestError
 from reshard.layout import Layout, cell_box
 from reshard.plan.rename import renamed
+from reshard.unified import HYPER_NAME
 
 if TYPE_CHECKING:
     from collections.abc import Collection, Iterable, Mapping, Sequence
@@ -89,6 +90,7 @@ class Model:
         dropped: names of the source's that are left out because the user wants them to be.
         diverging: names of replicated parameters whose copies differ between source ranks.
         same: whether the file of each target rank holds what that of the source rank of the same number does.
+        unified: whether the target's ranks are parts of one whole, see `reshard.plan.unified`.
     """
 
     inventory: Inventory
@@ -104,6 +106,7 @@ class Model:
     dropped: tuple[str, ...] = ()
     diverging: frozenset[str] = field(default=frozenset())
     same: bool = False
+    unified: bool = False
 
     @property
     def source_names(self) -> frozenset[str]:
@@ -154,7 +157,8 @@ def place(
     found = _found(inventory)
     names = renamed(found, rename)
     held = frozenset(names.values())
-    stages_of_source, stages_of_target = _stages_by_name(source), _stages_by_name(target)
+    stages_of_source = _stages_of_parts(inventory) if inventory.kind == "Unified" else _stages_by_name(source)
+    stages_of_target = _stages_by_name(target)
     source_devices = source.devices if source else len(inventory.files) if inventory.unified else 1
     held_in = _StagesHolding(inventory, source_devices)
     needed = _needed(target, only)
@@ -164,7 +168,7 @@ def place(
         in_source, in_target = stages_of_source.get(name, ()), stages_of_target.get(new, ())
         role = Role.CUT
         if not in_target and not in_source:
-            role = Role.CUT if source is None and target is None else Role.REPLICATED
+            role = Role.CUT if source is None and target is None and inventory.kind != "Unified" else Role.REPLICATED
         elif not in_source and source is not None:
             missing += [new] if new in needed else []
             continue
@@ -277,6 +281,12 @@ def _stages_by_name(strategy: Strategy | None) -> Mapping[str, tuple[int, ...]]:
             for name in layouts:
                 stages[name] = (*stages.get(name, ()), number)
     return stages
+
+
+def _stages_of_parts(inventory: Inventory) -> Mapping[str, tuple[int, ...]]:
+    """The same of unified files: what a strategy has named is in its parts, what none has is in a file of its own."""
+    parts = {file.structure for file in inventory.files if file.path != HYPER_NAME}
+    return {entry.name: (0,) for part in parts for entry in inventory.structures[part].tensors}
 
 
 class _StagesHolding:

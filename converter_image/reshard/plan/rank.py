@@ -182,12 +182,15 @@ class Planner:
         return found
 
     def _replica_group(self, parameter: Parameter, rank: int) -> tuple[int, ...]:
-        """Copies that differ are of their rank: a target rank takes that of the same number, going round, where there is one."""
+        """Copies that differ are of their rank: a target rank takes that of the same number, going round, where there is one.
+
+        Where the target's ranks are parts of one whole, it takes the first.
+        """
         holding = self._holding(parameter.structures)
+        if parameter.name not in self.model.diverging:
+            return holding
         same = rank % self.model.source_ranks
-        if parameter.name in self.model.diverging:
-            return (same,) if same in set(holding) else holding[:1]
-        return holding
+        return (same,) if not self.model.unified and same in set(holding) else holding[:1]
 
     def _holders(self, parameter: Parameter, cell: tuple[int, ...]) -> tuple[int, ...]:
         key = (parameter.source, parameter.source_stages, parameter.structures, cell)
