@@ -15,17 +15,18 @@ from reshard.manifest import MANIFEST_NAME, SCHEMA, FileRecord, LayoutRecord, Ma
 from reshard.ranks import format_ranks, parse_ranks
 from reshard.request import request_key
 from reshard.target import JobDocument
-from reshard.unified import HYPER_NAME, MAP_NAME, map_of
+from reshard.unified import HYPER_NAME, MAP_NAME, map_of, maps_beside
 from reshard.version import __version__
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Container
 
     from reshard.job import Job
     from reshard.layout import Layout
     from reshard.plan import Parameter
     from reshard.target import JobState, TargetFolder
 
+_NOT_MAPPED = (HYPER_NAME, MAP_NAME)
 _STRICTNESS = {"None": 0, "Sample": 1, "Full": 2}
 
 
@@ -72,8 +73,9 @@ def commit_job(target: TargetFolder, state: JobState, document: JobDocument, wan
         state.retire_old_manifest()
         for record in manifest.files:
             state.publish(record)
-    _remove_replaced(target, state, manifest)
-    for name, content in _maps(manifest).items():
+    maps = _maps(manifest)
+    _remove_replaced(target, state, kept={*(record.path for record in manifest.files), *maps})
+    for name, content in maps.items():
         target.store.write(name, content, mode=target.mode)
     target.write_manifest(manifest)
     target.forget_jobs(record.path for record in manifest.files)
@@ -134,6 +136,7 @@ def verify_checkpoint(
             fix="run the transform again, finished ranks are kept",
         )
     begin(sum(record.size for record in manifest.files))
+    maps = [name for name, content in _maps(manifest).items() if target.store.read(name, len(content) + 1) != content]
 
     def check(record: FileRecord) -> str | None:
         reader = target.store.open(record.path)
@@ -147,6 +150,7 @@ def verify_checkpoint(
 
     with ThreadPoolExecutor(workers) as pool:
         damaged = [found for found in pool.map(check, manifest.files) if found]
+    damaged += [f"{name} has another content" for name in maps]
     if damaged:
         more = f" (and {len(damaged) - 1} more files)" if len(damaged) > 1 else ""
         raise DataError(
@@ -158,26 +162,30 @@ def verify_checkpoint(
     return manifest
 
 
-def _remove_replaced(target: TargetFolder, state: JobState, manifest: Manifest) -> None:
+def _remove_replaced(target: TargetFolder, state: JobState, *, kept: Container[str]) -> None:
     """Take away the files of what this job replaces, a complete checkpoint or an unfinished job, that it has no file for."""
-    kept = {record.path for record in manifest.files}
-    replaced = [record for record in state.replaced_files() if record.path not in kept]
-    for record in replaced:
-        target.store.delete(record.path)
-        folder = record.path.rpartition("/")[0]
+    for path in state.replaced_files():
+        if path in kept:
+            continue
+        target.store.delete(path)
+        folder = path.rpartition("/")[0]
         if folder and not target.store.list(folder):
             target.store.delete(folder)
 
 
 def _maps(manifest: Manifest) -> dict[str, bytes]:
-    """What lies beside unified files and says which parameter is in which."""
-    if manifest.options.get("layout") != "Unified":
-        return {}
+    """What lies beside unified files and says which parameter is in which.
+
+    MindSpore reads the file of those in no strategy by itself. To Hugging Face's libraries it is one like the others: who has no
+    map entry is not there, and such a parameter may well be one of the model's.
+    """
     files = {record.rank: record.path for record in manifest.files}
-    where = {p.name: files[p.target.stages[0]] for p in manifest.parameters if p.target.stages[0] in files}
-    named = {name: path for name, path in where.items() if path != HYPER_NAME}
-    nbytes = sum(prod(p.shape) * DTYPES[p.dtype].itemsize for p in manifest.parameters if p.name in named)
-    return {MAP_NAME: map_of(named, nbytes)}
+    maps = {}
+    for name in maps_beside(manifest.options):
+        shown = [p for p in manifest.parameters if (path := files.get(p.target.stages[0])) and (path, name) != _NOT_MAPPED]
+        nbytes = sum(prod(p.shape) * DTYPES[p.dtype].itemsize for p in shown)
+        maps[name] = map_of({p.name: files[p.target.stages[0]] for p in shown}, nbytes)
+    return maps
 
 
 def draft_manifest(job: Job) -> Manifest:

@@ -19,7 +19,7 @@ from reshard.ranks import parse_ranks
 from reshard.request import Request, request_key
 from reshard.source import check_crcs, find_diverging, find_files, open_source, read_inventory, read_strategy
 from reshard.storage import open_store
-from reshard.unified import part_name
+from reshard.unified import is_own, part_name
 
 if TYPE_CHECKING:
     from collections.abc import Iterable
@@ -66,7 +66,12 @@ class Job:
         return tuple(range(total)) if ranks is None else parse_ranks(ranks, total)
 
     def metadata(self, rank: int) -> dict[str, str]:
-        """Of a target rank's safetensors file: what the source's says, or what MindSpore expects."""
+        """Of a target rank's safetensors file: what the source's says, or what MindSpore expects.
+
+        Hugging Face's libraries refuse a format that they do not know; MindSpore reads all.
+        """
+        if self.request.options.hf_index:
+            return {"format": "pt"}
         inventory = self.model.inventory
         own = inventory.file_of(rank) if self.model.same else None
         found = inventory.structures[own.structure if own is not None else 0].metadata or {"format": "ms"}
@@ -209,8 +214,8 @@ def _refuse_links(target: str) -> None:
     """What is written through a link lands elsewhere, perhaps in the source."""
     with contextlib.suppress(OSError), os.scandir(target) as entries:
         for entry in entries:
-            if entry.is_symlink() and entry.name.startswith(("rank_", STATE)):
-                raise RequestError("TargetIsLink", "it is a symbolic link", where=entry.path, fix="replace it with a folder")
+            if entry.is_symlink() and (entry.name.startswith(("rank_", STATE)) or is_own(entry.name)):
+                raise RequestError("TargetIsLink", "it is a symbolic link", where=entry.path, fix="take it away")
 
 
 def check_space(target: Store, nbytes: int) -> None:

@@ -86,6 +86,7 @@ class Options(msgspec.Struct, frozen=True):
         layout: what the target's files are: one for each rank as its strategy cuts the parameters; whole parameters in parts; or
             the source's, each by itself and under its own name.
         part_bytes: the most that a part of unified files holds, unless one parameter alone is longer.
+        hf_index: whether unified files are ones that Hugging Face's libraries load, by an index beside them.
         prefix: their names are the prefix, the rank and the format's extension.
         step: read the files of this training step.
         pattern: read the files whose names match this shell pattern.
@@ -103,6 +104,7 @@ class Options(msgspec.Struct, frozen=True):
     format: OutputFormat = "Source"
     layout: TargetLayout = "PerRank"
     part_bytes: int = 3 << 30
+    hf_index: bool = False
     prefix: str = "checkpoint_"
     step: int | None = None
     pattern: str | None = None
@@ -128,6 +130,13 @@ class Options(msgspec.Struct, frozen=True):
         _check_rules(self.rename)
         if self.layout == "Unified" and self.format == "Ckpt":
             raise UsageError("InvalidOption", "unified files are safetensors", where="format", fix="leave out --format ckpt")
+        if self.layout != "Unified" and self.hf_index:
+            raise UsageError(
+                "InvalidOption",
+                "only unified files have an index",
+                where="hf_index",
+                fix="add --layout unified (spec.target.layout: Unified)",
+            )
 
 
 def _check_rules(rules: tuple[RenameRule, ...]) -> None:
@@ -148,6 +157,7 @@ _KINDS: dict[str, Any] = {
     "format": OutputFormat,
     "layout": TargetLayout,
     "part_bytes": Annotated[int, msgspec.Meta(ge=1 << 10)],
+    "hf_index": bool,
     "prefix": str,
     "step": int | None,
     "pattern": str | None,
@@ -210,6 +220,7 @@ def request_key(request: Request) -> dict[str, Any]:
         "format": options.format,
         "layout": options.layout,
         "partBytes": options.part_bytes if options.layout == "Unified" else None,
+        "hfIndex": options.hf_index,
         "prefix": options.prefix,
         "unplaced": options.unplaced,
         "allowMissing": options.allow_missing,

@@ -69,12 +69,23 @@ class TargetSpec(Strict, frozen=True):
     strategy: StrategySpec | None = None
     format: OutputFormat = "Source"
     layout: TargetLayout = "PerRank"
-    part_size_bytes: Annotated[int, msgspec.Meta(ge=1 << 10)] = 3 << 30
+    part_size_bytes: Annotated[int, msgspec.Meta(ge=1 << 10)] | None = None
+    hugging_face_index: bool = False
     file_prefix: FilePrefix = "checkpoint_"
     ranks: Annotated[str, msgspec.Meta(max_length=65536)] | None = None
     crc: bool = False
     copy_mode: CopyMode = "Client"
     file_mode: Annotated[str, msgspec.Meta(pattern="^0?[0-7]{3}$")] = "0640"
+
+    def __post_init__(self) -> None:
+        """Refuse what contradicts the layout; msgspec tells in which field."""
+        if self.layout == "Unified":
+            if self.strategy is not None:
+                raise ValueError("Unified files hold whole parameters, which no `strategy` cuts")
+            if self.format == "Ckpt":
+                raise ValueError("Unified files are safetensors, not `Ckpt`")
+        elif self.part_size_bytes is not None or self.hugging_face_index:
+            raise ValueError("`partSizeBytes` and `huggingFaceIndex` go with `layout: Unified`")
 
 
 class ParametersSpec(Strict, frozen=True):
@@ -263,7 +274,8 @@ def _to_request(
         options=Options(
             format=target.format,
             layout=target.layout,
-            part_bytes=target.part_size_bytes,
+            part_bytes=target.part_size_bytes or Options().part_bytes,
+            hf_index=target.hugging_face_index,
             prefix=target.file_prefix,
             step=source.files.step,
             pattern=source.files.pattern,

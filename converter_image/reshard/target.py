@@ -1,7 +1,8 @@
 """The target folder: its layout on the storage, and how files in it become a complete checkpoint.
 
 ```
-rank_<r>/<prefix><r>.<ext>     appears whole, when its rank is done
+rank_<r>/<prefix><r>.<ext>     appears whole, when its rank is done; of unified files, part<r>.safetensors
+param_name_map.json            of unified files, see reshard.unified: written by the commit
 reshard-manifest.json          written last: its presence says complete
 .reshard/                      of unfinished transforms only; gone once the manifest is there
     lock
@@ -28,6 +29,7 @@ import msgspec
 from reshard.digest import matches
 from reshard.errors import MissingInputError
 from reshard.manifest import MANIFEST_NAME, STATE, FileRecord, Manifest, decode, encode
+from reshard.unified import maps_beside
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable
@@ -226,15 +228,16 @@ class JobState:
             if self.target.store.stat(MANIFEST_NAME) is not None:
                 self.target.store.move(MANIFEST_NAME, f"{self.folder}/replaced.json")
 
-    def replaced_files(self) -> list[FileRecord]:
+    def replaced_files(self) -> list[str]:
         """The files of the checkpoints that this and other unfinished jobs replace, and those that the others have written."""
-        found: list[FileRecord] = []
+        found: list[str] = []
         for job in self.target.jobs():
             other = self.target.job(job.digest)
             replaced = other._document("replaced.json", Manifest, _LARGEST_DOCUMENT)  # noqa: SLF001 - another of this class
-            found += replaced.files if replaced is not None else ()
+            if replaced is not None:
+                found += (*(record.path for record in replaced.files), *maps_beside(replaced.options))
             if other.folder != self.folder and not job.staged:
-                found += other.records(None).values()
+                found += (*(record.path for record in other.records(None).values()), *maps_beside(job.request))
         return found
 
     def create(self, path: str, *, rank: int, staged: bool, writer: str, size: int, memory: int, copies: bool = False) -> Writer:

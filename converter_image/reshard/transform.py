@@ -21,6 +21,7 @@ from reshard.ranks import parse_ranks
 from reshard.request import Options
 from reshard.storage import open_store
 from reshard.target import LOCK, JobDocument, TargetFolder
+from reshard.unified import is_own, maps_beside
 
 if TYPE_CHECKING:
     from reshard.access import Access
@@ -351,6 +352,7 @@ def _replaces(job: Job, target: TargetFolder, state: JobState) -> bool:
         what = f"an unfinished transform of another source, layout or options ({others[0].digest[:12]})"
     else:
         ours = {record.path for old in outdated for record in target.job(old.digest).records(None).values()}
+        ours.update(name for old in outdated for name in maps_beside(old.request))
         _refuse_foreign_files(job, target, ours)
     if what is None:
         return False
@@ -367,7 +369,7 @@ def _refuse_foreign_files(job: Job, target: TargetFolder, ours: set[str]) -> Non
     """
     beside = {job.path(rank) for rank in job.scope}
     for found in target.store.list(""):
-        paths = [found.name] if found.name in beside else []
+        paths = [found.name] if found.name in beside or is_own(found.name) else []
         if found.is_folder and found.name.startswith("rank_"):
             paths = [f"{found.name}/{entry.name}" for entry in target.store.list(found.name)]
         for path in paths:

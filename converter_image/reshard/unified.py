@@ -14,7 +14,7 @@ form to the last of them.
 from __future__ import annotations
 
 import re
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import msgspec
 
@@ -54,6 +54,13 @@ def is_own(name: str) -> bool:
     return _OWN_FILE.fullmatch(name) is not None
 
 
+def maps_beside(options: Mapping[str, Any]) -> tuple[str, ...]:
+    """The maps that a checkpoint with these options of its request has."""
+    if options.get("layout") != "Unified":
+        return ()
+    return (MAP_NAME, INDEX_NAME) if options.get("hfIndex") else (MAP_NAME,)
+
+
 def choose_map(names: Sequence[str], where: str) -> str | None:
     """The map that says what a folder's files hold: MindSpore's, or else the only one.
 
@@ -81,6 +88,7 @@ def files_of(mapped: Mapping[str, str], names: Sequence[str], map_name: str, whe
         where: the folder, for messages.
 
     Raises:
+        DataError: there are none.
         MissingInputError: one is not there.
     """
     wanted = sorted(set(mapped.values()), key=_natural)
@@ -91,7 +99,10 @@ def files_of(mapped: Mapping[str, str], names: Sequence[str], map_name: str, whe
             where=where,
             fix="restore it",
         )
-    return wanted + [HYPER_NAME] * (map_name == MAP_NAME and HYPER_NAME in names and HYPER_NAME not in wanted)
+    wanted += [HYPER_NAME] * (map_name == MAP_NAME and HYPER_NAME in names and HYPER_NAME not in wanted)
+    if not wanted:
+        raise DataError("MapInvalid", "it names no parameter", where=f"{where}/{map_name}")
+    return wanted
 
 
 def _natural(name: str) -> tuple[int, str]:
@@ -139,8 +150,6 @@ def read_map(content: bytes, where: str) -> dict[str, str]:
             found = msgspec.json.decode(content, type=dict[str, str])
     except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:
         raise DataError("MapInvalid", f"it is no map from parameters to files: {error}", where=where) from error
-    if not found:
-        raise DataError("MapInvalid", "it names no parameter", where=where)
     for file in set(found.values()):
         if not _FILE_NAME.fullmatch(file):
             raise DataError("MapInvalid", f"{file[:100]!r} is no safetensors file beside it", where=where)

@@ -69,6 +69,11 @@ _LAYOUT: tuple[Callable[[Any], Any], ...] = (
         help="The most that a unified file holds, unless one parameter alone is longer.",
     ),
     click.option(
+        "--hf-index",
+        is_flag=True,
+        help="Write unified files that Hugging Face's libraries load, with model.safetensors.index.json.",
+    ),
+    click.option(
         "--prefix",
         default=_DEFAULTS.prefix,
         show_default=True,
@@ -187,6 +192,7 @@ def request_of(arguments: dict[str, Any]) -> Request:
             format=_title(arguments["output"]),  # type: ignore[arg-type]  # click has checked the choice
             layout=_LAYOUTS[arguments["layout"]],
             part_bytes=arguments["part_size"],
+            hf_index=arguments["hf_index"],
             prefix=arguments["prefix"],
             step=arguments["step"],
             pattern=arguments["pattern"],
