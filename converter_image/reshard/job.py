@@ -100,7 +100,8 @@ class Job:
             return part_name(rank, self.model.target_ranks, hyper=self._has_hyper)
         if (own := self.model.inventory.file_of(rank)) is not None and self.model.same:
             return f"{own.path.removesuffix(self.model.inventory.format)}{self.format}"
-        return f"rank_{rank}/{self.request.options.prefix}{rank}.{self.format}"
+        number = rank if self.request.options.numbered else ""
+        return f"rank_{rank}/{self.request.options.prefix}{number}.{self.format}"
 
     @property
     def _has_hyper(self) -> bool:

@@ -88,6 +88,7 @@ class Options(msgspec.Struct, frozen=True):
         part_bytes: the most that a part of unified files holds, unless one parameter alone is longer.
         hf_index: whether unified files are ones that Hugging Face's libraries load, by an index beside them.
         prefix: their names are the prefix, the rank and the format's extension.
+        numbered: whether the rank is in the names, beside those of the folders.
         step: read the files of this training step.
         pattern: read the files whose names match this shell pattern.
         ranks: only these target ranks, such as "0,2-5".
@@ -106,6 +107,7 @@ class Options(msgspec.Struct, frozen=True):
     part_bytes: int = 3 << 30
     hf_index: bool = False
     prefix: str = "checkpoint_"
+    numbered: bool = True
     step: int | None = None
     pattern: str | None = None
     ranks: str | None = None
@@ -127,6 +129,8 @@ class Options(msgspec.Struct, frozen=True):
             except msgspec.ValidationError as error:
                 raise UsageError("InvalidOption", f"{value!r}: {error}", where=name) from error
         check_prefix(self.prefix)
+        if not (self.prefix or self.numbered):
+            raise UsageError("InvalidPrefix", "files without a number need a name", where="prefix")
         _check_rules(self.rename)
         if self.layout == "Unified" and self.format == "Ckpt":
             raise UsageError("InvalidOption", "unified files are safetensors", where="format", fix="leave out --format ckpt")
@@ -159,6 +163,7 @@ _KINDS: dict[str, Any] = {
     "part_bytes": Annotated[int, msgspec.Meta(ge=1 << 10)],
     "hf_index": bool,
     "prefix": str,
+    "numbered": bool,
     "step": int | None,
     "pattern": str | None,
     "ranks": str | None,
@@ -222,6 +227,7 @@ def request_key(request: Request) -> dict[str, Any]:
         "partBytes": options.part_bytes if options.layout == "Unified" else None,
         "hfIndex": options.hf_index,
         "prefix": options.prefix,
+        "numbered": options.numbered,
         "unplaced": options.unplaced,
         "allowMissing": options.allow_missing,
         "rename": [msgspec.to_builtins(rule) for rule in options.rename],

@@ -231,6 +231,7 @@ def commit_checkpoint(
     target_url: str,
     *,
     ranks: str | None = None,
+    finished: bool = False,
     digest: str | None = None,
     owner: str | None = None,
     access: Access | None = None,
@@ -240,6 +241,7 @@ def commit_checkpoint(
     Args:
         target_url: the target.
         ranks: the target ranks that make it complete, such as "0,2-5"; None: all.
+        finished: or those that are finished.
         digest: of the job that is meant; None: the only one that was begun here.
         owner: as it was given to those who wrote the ranks.
         access: how the target is reached, if it is in an object store.
@@ -268,7 +270,11 @@ def commit_checkpoint(
     target = replace(target, mode=job.mode)
     with locked(target.store, LOCK, owner=owner or f"job-{job.digest}", mode=target.mode):
         state = target.job(job.digest)
-        return commit_job(target, state, job, None if ranks is None else parse_ranks(ranks, state.draft().target_ranks))
+        wanted = None if ranks is None else parse_ranks(ranks, state.draft().target_ranks)
+        if finished:
+            before = manifest.files if manifest is not None and manifest.digest == job.digest else ()
+            wanted = tuple(sorted({*state.records(None), *(record.rank for record in before)}))
+        return commit_job(target, state, job, wanted)
 
 
 def peak_rss_bytes() -> int:

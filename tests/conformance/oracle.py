@@ -1,6 +1,7 @@
 """What the real MindSpore does. Runs under its Python, one process for many cases:
 
     python oracle.py transform FOLDER NUMBER...     FOLDER/<number>/ with the inputs and the outcome of each case
+    python oracle.py unify FOLDER NUMBER...         the same of unified safetensors, and of what it loads from them
     python oracle.py samples FOLDER                 checkpoint files with everything that MindSpore can save
     python oracle.py convert FOLDER                 a tree of such files, and what its conversions make of each and of all
 
@@ -9,6 +10,7 @@ and, with the answer as JSON in the last line:
     python oracle.py load FILE...                   what load_checkpoint finds in each
     python oracle.py layouts FILE...                what strategy files say to MindSpore's transforms
     python oracle.py signatures NAME...             parameters and defaults of functions of the package
+    python oracle.py distribute FILE                why load_distributed_checkpoint fails, if it does: each line its folders as JSON
     python oracle.py limits                         the length of the pieces that a large parameter is saved in
 """
 
@@ -19,11 +21,13 @@ import inspect
 import json
 import sys
 from pathlib import Path
+from types import SimpleNamespace
 from typing import TYPE_CHECKING, Any
 
 import mindspore
 import numpy as np
 import safetensors
+from mindspore.parallel import transform_safetensors
 from mindspore.parallel._parallel_serialization import _extract_layout_map
 from mindspore.train import node_strategy_pb2 as straspb
 from mindspore.train import serialization
@@ -128,8 +132,8 @@ def write_strategy(folder: Path, case: transforms.Case, side: str) -> str | None
     return str(single)
 
 
-def transform(folder: Path, case: transforms.Case) -> dict[str, Any]:
-    """Inputs of a case, and what MindSpore made of them."""
+def inputs(folder: Path, case: transforms.Case) -> tuple[str | None, str | None]:
+    """A case's source, and both its strategies."""
     folder.mkdir(parents=True)
     for rank in range(case.source_ranks):
         tensors = case.source(rank)
@@ -137,7 +141,12 @@ def transform(folder: Path, case: transforms.Case) -> dict[str, Any]:
         if case.trained:
             older = {name: np.zeros_like(bits) for name, bits in tensors.items()}
             save(folder / "source" / f"rank_{rank}" / f"net-2_25.{case.source_format}", older, case.types())
-    before, after = write_strategy(folder, case, "source"), write_strategy(folder, case, "target")
+    return write_strategy(folder, case, "source"), write_strategy(folder, case, "target")
+
+
+def transform(folder: Path, case: transforms.Case) -> dict[str, Any]:
+    """Inputs of a case, and what MindSpore made of them."""
+    before, after = inputs(folder, case)
     outcome: dict[str, Any] = {"error": None, "rank_lists": [], "by_rank": None}
     try:
         mindspore.transform_checkpoints(
@@ -154,6 +163,38 @@ def transform(folder: Path, case: transforms.Case) -> dict[str, Any]:
         outcome["error"] = f"{type(error).__name__}: {error}"
     (folder / "outcome.json").write_text(json.dumps(outcome), encoding="utf-8")
     return outcome
+
+
+def unify(folder: Path, case: transforms.Case) -> None:
+    """Inputs of a case, MindSpore's unified safetensors of them, and what it loads from those for each target rank."""
+    before, after = inputs(folder, case)
+    # It waits while half of the machine's memory is in use, whoever uses it.
+    transform_safetensors.psutil = SimpleNamespace(virtual_memory=lambda: SimpleNamespace(percent=0))
+    source, unified = str(folder / "source"), str(folder / "unified")
+    error = distribute(unified, str(folder / "loaded"), after, case.target_ranks, case.target_format, (source, before))
+    (folder / "outcome.json").write_text(json.dumps({"error": error}), encoding="utf-8")
+
+
+def distribute(
+    unified: str, target: str, strategy: str | None, ranks: int, kind: str, source: tuple[str, str] | None = None
+) -> str | None:
+    """Let MindSpore load unified safetensors (and make them first) for each rank, as its pool of processes costs seconds."""
+    try:
+        if source is not None:
+            mindspore.unified_safetensors(*source, unified, max_process_num=1)
+        for rank in range(ranks):
+            mindspore.load_distributed_checkpoint(
+                None,
+                predict_strategy=strategy,
+                format="safetensors",
+                unified_safetensors_dir=unified,
+                dst_safetensors_dir=target,
+                rank_id=rank,
+                output_format=kind,
+            )
+    except Exception as error:  # noqa: BLE001 - whatever it is, it is the outcome
+        return f"{type(error).__name__}: {error}"
+    return None
 
 
 def samples(folder: Path) -> None:
@@ -237,9 +278,12 @@ def signature(name: str) -> list[list[Any]]:
 
 def main(command: str, *arguments: str) -> None:
     """Carry out one of the commands above."""
-    if command == "transform":
+    if command in {"transform", "unify"}:
         for number in arguments[1:]:
-            transform(Path(arguments[0]) / number, transforms.make(int(number)))
+            {"transform": transform, "unify": unify}[command](Path(arguments[0]) / number, transforms.make(int(number)))
+    elif command == "distribute":
+        lines = Path(arguments[0]).read_text(encoding="utf-8").splitlines()
+        sys.stdout.write(json.dumps([distribute(*json.loads(line)) for line in lines]))
     elif command == "samples":
         samples(Path(arguments[0]))
     elif command == "convert":

@@ -94,7 +94,7 @@ TWO = {"model-00001-of-00002.safetensors": ["a"], "model-00002-of-00002.safetens
 
 
 @pytest.mark.parametrize("remove_redundancy", [False, True])
-def test_every_parameter_is_whole_in_one_file_and_the_map_says_in_which(tmp_path: Path, remove_redundancy: bool) -> None:
+def test_every_parameter_is_whole_in_one_file_and_the_map_says_in_which(tmp_path: Path, *, remove_redundancy: bool) -> None:
     model = pipeline(remove_redundancy=remove_redundancy)
     made = disk.write(tmp_path / "made", model, "safetensors")
     assert unify(made, tmp_path / "u").complete
@@ -163,7 +163,7 @@ def test_what_only_a_later_stage_has_is_there(tmp_path: Path) -> None:
 
 def test_a_missing_rank_is_an_error(source: disk.Checkpoint, tmp_path: Path) -> None:
     shutil.rmtree(source.source / "rank_5")
-    with pytest.raises(ReshardError, match="SourceRankMissing.*rank 5"):
+    with pytest.raises(ReshardError, match=r"SourceRankMissing.*rank 5"):
         unify(source, tmp_path / "u")
     assert not (tmp_path / "u").exists()
 
@@ -240,14 +240,14 @@ def test_a_map_beside_rank_folders_is_no_guess(source: disk.Checkpoint, tmp_path
 def test_several_maps_are_no_guess(tmp_path: Path) -> None:
     sharded(tmp_path / "hf", TWO)
     shutil.copy(tmp_path / "hf" / INDEX, tmp_path / "hf" / "model.fp16.safetensors.index.json")
-    with pytest.raises(ReshardError, match="AmbiguousFiles.*fp16.*instead of its folder"):
+    with pytest.raises(ReshardError, match=r"AmbiguousFiles.*fp16.*instead of its folder"):
         cut(tmp_path / "hf", tmp_path / "one", None)
     cut(tmp_path / "hf" / INDEX, tmp_path / "one", None)
 
 
 def test_some_parts_are_no_source(source: disk.Checkpoint, tmp_path: Path) -> None:
     unify(source, tmp_path / "u", ranks="0")
-    with pytest.raises(ReshardError, match="PartMissing.*1 of its 5 parts"):
+    with pytest.raises(ReshardError, match=r"PartMissing.*1 of its 5 parts"):
         cut(tmp_path / "u", tmp_path / "one", None)
 
 
@@ -255,7 +255,7 @@ def test_whole_parameters_have_no_strategy(source: disk.Checkpoint, tmp_path: Pa
     unify(source, tmp_path / "u")
     with pytest.raises(ReshardError, match="SourceIsUnified"):
         transform_checkpoint(Request(tmp_path / "u", tmp_path / "t", source.source_strategy))
-    with pytest.raises(ReshardError, match="InvalidOption.*leave out the strategy"):
+    with pytest.raises(ReshardError, match=r"InvalidOption.*leave out the strategy"):
         Request("a", "b", target_strategy="c", options=Options(layout="Unified"))
 
 

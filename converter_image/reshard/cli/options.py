@@ -162,6 +162,7 @@ _UNCUT: dict[str, Any] = {
     "target_strategy": None,
     "layout": "same",
     "part_size": _DEFAULTS.part_bytes,
+    "hf_index": _DEFAULTS.hf_index,
     "prefix": _DEFAULTS.prefix,
     "unplaced": _DEFAULTS.unplaced,
     "allow_missing": _DEFAULTS.allow_missing,

@@ -6,12 +6,15 @@ What differs is written at each function; every difference is one that loses not
 from reshard.mindspore.conversion import ckpt_to_safetensors, safetensors_to_ckpt
 from reshard.mindspore.pipeline import merge_pipeline_strategys
 from reshard.mindspore.transforms import rank_list_for_transform, transform_checkpoint_by_rank, transform_checkpoints
+from reshard.mindspore.unified import load_distributed_checkpoint, unified_safetensors
 
 __all__ = [
     "ckpt_to_safetensors",
+    "load_distributed_checkpoint",
     "merge_pipeline_strategys",
     "rank_list_for_transform",
     "safetensors_to_ckpt",
     "transform_checkpoint_by_rank",
     "transform_checkpoints",
+    "unified_safetensors",
 ]

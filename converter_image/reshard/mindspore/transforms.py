@@ -18,7 +18,7 @@ from reshard.storage import open_store
 from reshard.transform import default_workers, transform_checkpoint
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping
+    from collections.abc import Iterable, Mapping
 
     from reshard.strategy import Strategy
 
@@ -102,11 +102,7 @@ def transform_checkpoint_by_rank(
     output = format_of(save_checkpoint_file_name)
     if output is None:
         raise UsageError("InvalidFormat", "the name must end in .ckpt or .safetensors", where=save_checkpoint_file_name)
-    for path in checkpoint_files_map.values():
-        if os.path.realpath(path) == os.path.realpath(save_checkpoint_file_name):
-            raise RequestError(
-                "TargetOverlapsSource", "the file to write is one of the source's", where=save_checkpoint_file_name
-            )
+    refuse_own_files(checkpoint_files_map.values(), [save_checkpoint_file_name])
     root = open_store("/")
     files = {int(rank): os.path.abspath(path).lstrip("/") for rank, path in checkpoint_files_map.items()}
     request = Request(
@@ -123,6 +119,18 @@ def transform_checkpoint_by_rank(
     model = replace(model, diverging=find_diverging(root, model, workers=workers))
     job = job_of(request, root, model, source, target)
     write_alone(job, rank_id, root, os.path.abspath(save_checkpoint_file_name).lstrip("/"))
+
+
+def refuse_own_files(read: Iterable[str], written: Iterable[str]) -> None:
+    """Refuse to write over what is read.
+
+    Raises:
+        RequestError: a file is among both.
+    """
+    own = set(map(os.path.realpath, read))
+    for path in written:
+        if os.path.realpath(path) in own:
+            raise RequestError("TargetOverlapsSource", "the file to write is one of the source's", where=path)
 
 
 def _imagined(source: Strategy | None, target: Strategy | None) -> Inventory:
