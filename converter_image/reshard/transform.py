@@ -51,6 +51,7 @@ class Result:
         seconds: from beginning to end.
         peak_rss_bytes: the most memory that the process had.
         skipped_ranks: ranks that were finished before.
+        digest: identifies source, strategies and options.
         complete: whether the manifest is there, with all ranks that were asked for.
         committed_ranks: those that the manifest lists, such as "0-5".
         notes: what the user should know.
@@ -65,6 +66,7 @@ class Result:
     seconds: float
     peak_rss_bytes: int
     skipped_ranks: tuple[int, ...]
+    digest: str
     complete: bool
     committed_ranks: str
     notes: tuple[str, ...]
@@ -177,6 +179,7 @@ def transform_checkpoint(
         seconds=time.monotonic() - started,
         peak_rss_bytes=peak_rss_bytes(),
         skipped_ranks=tuple(rank for rank in job.scope if rank not in left),
+        digest=job.digest,
         complete=_covers(manifest, job),
         committed_ranks=manifest.ranks if manifest is not None else "",
         notes=job.notes,

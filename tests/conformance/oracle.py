@@ -10,7 +10,7 @@ and, with the answer as JSON in the last line:
     python oracle.py load FILE...                   what load_checkpoint finds in each
     python oracle.py layouts FILE...                what strategy files say to MindSpore's transforms
     python oracle.py signatures NAME...             parameters and defaults of functions of the package
-    python oracle.py distribute FILE                why load_distributed_checkpoint fails, if it does: each line its folders as JSON
+    python oracle.py distribute FILE                why it cannot load unified safetensors, or null; a line for each
     python oracle.py limits                         the length of the pieces that a large parameter is saved in
 """
 

@@ -7,9 +7,10 @@ import os
 import re
 import uuid
 from dataclasses import replace
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypeVar
 
 import msgspec
+from tenacity import Retrying, retry_if_exception_type, stop_after_delay, wait_random
 
 from reshard.errors import LockedError, MissingInputError, RequestError, UsageError
 from reshard.job import job_of
@@ -33,7 +34,10 @@ _SUFFIXES = (
     (re.compile(r"-?(\d+_\d+)"), "-"),
     (re.compile(r"_?(\d+)"), "_"),
 )
+_MOST_PATIENCE_SECONDS = 15.0
 _FORMATS: dict[str, OutputFormat] = {"ckpt": "Ckpt", "safetensors": "Safetensors"}
+
+T = TypeVar("T")
 
 
 def unified_safetensors(
@@ -77,7 +81,10 @@ def unified_safetensors(
     number, total = split_dst_file
     if not 1 <= number <= total:
         raise UsageError("InvalidOption", f"there is no machine {number} of {total}", where="split_dst_file")
-    _write_beside_others(request, lambda parts: _share(parts, number - 1, total), workers=workers)
+    planned = _patiently(lambda: plan_transform(request, workers=workers, write=True))
+    if parts := _share(planned.summary.target_ranks, number - 1, total):
+        options = msgspec.structs.replace(options, ranks=format_ranks(parts))
+        _write_beside_others(msgspec.structs.replace(request, options=options), workers=workers, all_together=True)
 
 
 def load_distributed_checkpoint(
@@ -154,7 +161,7 @@ def load_distributed_checkpoint(
         if rank_id is None:
             transform_checkpoint(request, workers=workers)
         else:
-            _write_beside_others(request, lambda _: (rank_id,), workers=workers, all_together=False)
+            _write_beside_others(request, workers=workers, all_together=False)
     return True
 
 
@@ -178,8 +185,8 @@ def _chosen(source: str, strategy: str | None, options: Options, choice: Callabl
         if named is not None and name not in named:
             continue
         answer = choice(name)
-        if not isinstance(answer, bool | str):
-            raise UsageError("InvalidOption", f"{answer!r} is neither bool nor str", where=f"choice_func({name!r})")
+        if not isinstance(answer, bool | str) or answer == "":
+            raise UsageError("InvalidOption", f"{answer!r} is neither a name nor bool", where=f"choice_func({name!r})")
         if answer is False:
             yield RenameRule(to=None, name=name)
         elif isinstance(answer, str) and answer != name:
@@ -193,26 +200,32 @@ def _share(total: int, position: int, of: int) -> tuple[int, ...]:
     return tuple(range(first, first + each + (position < more)))
 
 
-def _write_beside_others(
-    request: Request, share: Callable[[int], tuple[int, ...]], *, workers: int, all_together: bool = True
-) -> None:
-    """Write a share of the target's ranks, and complete the checkpoint unless others still write theirs.
+def _write_beside_others(request: Request, *, workers: int, all_together: bool) -> None:
+    """Write some of the target's ranks, and complete the checkpoint unless others still write theirs.
 
     With `all_together` it is complete once all ranks are there, else as soon as nobody writes; one that takes the place of
     another is never complete before.
     """
-    planned = plan_transform(request, workers=workers, write=True)
-    if planned.complete:
+    result = _patiently(lambda: transform_checkpoint(request, workers=workers, commit=False))
+    if result.complete:
         return
-    if ranks := share(planned.summary.target_ranks):
-        options = msgspec.structs.replace(request.options, ranks=format_ranks(ranks))
-        transform_checkpoint(msgspec.structs.replace(request, options=options), workers=workers, commit=False)
     try:
         # Under an owner of its own: nobody else may be writing meanwhile. Who comes last finds all records.
-        commit_checkpoint(request.target, finished=not all_together, digest=planned.digest, owner=uuid.uuid4().hex)
+        commit_checkpoint(request.target, finished=not all_together, digest=result.digest, owner=uuid.uuid4().hex)
     except (LockedError, MissingInputError, RequestError) as error:
         if error.reason not in {"TargetLocked", "RanksUnfinished", "PartialReplacement"}:
             raise
+
+
+def _patiently(work: Callable[[], T]) -> T:
+    """Wait for another that looks whether the checkpoint is complete, which takes a moment."""
+    retrying = Retrying(
+        retry=retry_if_exception_type(LockedError),
+        stop=stop_after_delay(_MOST_PATIENCE_SECONDS),
+        wait=wait_random(0, 0.5),
+        reraise=True,
+    )
+    return retrying(work)
 
 
 def _cut_files(request: Request, paths: Sequence[str]) -> None:

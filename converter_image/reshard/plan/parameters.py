@@ -159,6 +159,7 @@ def place(
     held = frozenset(names.values())
     stages_of_source = _stages_of_parts(inventory) if inventory.kind == "Unified" else _stages_by_name(source)
     stages_of_target = _stages_by_name(target)
+    _refuse_slices(inventory, names, stages_of_target)
     source_devices = source.devices if source else len(inventory.files) if inventory.unified else 1
     held_in = _StagesHolding(inventory, source_devices)
     needed = _needed(target, only)
@@ -287,6 +288,19 @@ def _stages_of_parts(inventory: Inventory) -> Mapping[str, tuple[int, ...]]:
     """The same of unified files: what a strategy has named is in its parts, what none has is in a file of its own."""
     parts = {file.structure for file in inventory.files if file.path != HYPER_NAME}
     return {entry.name: (0,) for part in parts for entry in inventory.structures[part].tensors}
+
+
+def _refuse_slices(inventory: Inventory, names: Mapping[str, str], target: Mapping[str, object]) -> None:
+    """MindSpore puts rank 0's slice of each gradient among what no strategy names (2.10, _save_hyper_param)."""
+    apart = {file.structure for file in inventory.files if inventory.unified and file.path == HYPER_NAME}
+    for entry in (entry for structure in apart for entry in inventory.structures[structure].tensors):
+        if entry.name.startswith("accu_grads") and names.get(entry.name) in target:
+            raise DataError(
+                "GradientNotWhole",
+                f"it is in {HYPER_NAME}, where MindSpore leaves one rank's slice of it, and the target's strategy cuts the whole",
+                where=f"parameter {entry.name}",
+                fix="unify the ranks again with reshard, or choose a target strategy without gradients",
+            )
 
 
 class _StagesHolding:
