@@ -235,6 +235,7 @@ def commit_checkpoint(
     *,
     ranks: str | None = None,
     finished: bool = False,
+    alone: bool = False,
     digest: str | None = None,
     owner: str | None = None,
     access: Access | None = None,
@@ -245,11 +246,13 @@ def commit_checkpoint(
         target_url: the target.
         ranks: the target ranks that make it complete, such as "0,2-5"; None: all.
         finished: or those that are finished.
+        alone: refuse while others still write ranks of it, instead of sharing the lock with them.
         digest: of the job that is meant; None: the only one that was begun here.
         owner: as it was given to those who wrote the ranks.
         access: how the target is reached, if it is in an object store.
 
     Raises:
+        LockedError: others still write here.
         MissingInputError: a rank is not finished, or nothing was begun here.
         RequestError: several transforms were begun here.
     """
@@ -271,10 +274,11 @@ def commit_checkpoint(
         )
     job = begun[0]
     target = replace(target, mode=job.mode)
-    with locked(target.store, LOCK, owner=owner or f"job-{job.digest}", mode=target.mode):
+    with locked(target.store, LOCK, owner=None if alone else owner or f"job-{job.digest}", mode=target.mode):
         state = target.job(job.digest)
         wanted = None if ranks is None else parse_ranks(ranks, state.draft().target_ranks)
         if finished:
+            manifest = target.manifest()
             before = manifest.files if manifest is not None and manifest.digest == job.digest else ()
             wanted = tuple(sorted({*state.records(None), *(record.rank for record in before)}))
         return commit_job(target, state, job, wanted)

@@ -5,7 +5,6 @@ from __future__ import annotations
 import glob
 import os
 import re
-import uuid
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any, TypeVar
 
@@ -210,10 +209,10 @@ def _write_beside_others(request: Request, *, workers: int, all_together: bool) 
     if result.complete:
         return
     try:
-        # Under an owner of its own: nobody else may be writing meanwhile. Who comes last finds all records.
-        commit_checkpoint(request.target, finished=not all_together, digest=result.digest, owner=uuid.uuid4().hex)
+        # Of those who are done, the last finds nobody writing any more, and all records.
+        commit_checkpoint(request.target, finished=not all_together, alone=True, digest=result.digest)
     except (LockedError, MissingInputError, RequestError) as error:
-        if error.reason not in {"TargetLocked", "RanksUnfinished", "PartialReplacement"}:
+        if error.reason not in {"TargetLocked", "RanksUnfinished", "PartialReplacement", "PlanMissing"}:
             raise
 
 
