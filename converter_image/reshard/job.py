@@ -146,7 +146,7 @@ def resume(request: Request, target: TargetFolder) -> tuple[Job, JobState] | Non
     """The job that a plan step has begun at this target for an equal request, without reading the source's headers again."""
     store, _ = open_source(request.source, request.access.source)
     source, wanted = _strategies(request)
-    key = _key(request, store, source, wanted)
+    key = _key(request, source, wanted)
     for document in target.jobs():
         if document.request == key:
             state = target.job(document.digest)
@@ -269,7 +269,7 @@ def job_of(
     notes: tuple[str, ...] = (),
 ) -> Job:
     """The job that makes a model's target ranks."""
-    key = _key(request, store, source, target)
+    key = _key(request, source, target)
     wanted = request.options.format
     output: Format = "ckpt" if wanted == "Ckpt" else "safetensors"
     if wanted == "Source" and request.options.layout != "Unified":
@@ -288,9 +288,9 @@ def _arranged(model: Model, output: Format) -> Model:
     return replace(model, parameters=tuple(held[i] for i in order), empty=left_out)
 
 
-def _key(request: Request, store: Store, source: Strategy | None, target: Strategy | None) -> dict[str, Any]:
+def _key(request: Request, source: Strategy | None, target: Strategy | None) -> dict[str, Any]:
     return {
-        "source": store.url,
+        "source": open_store(request.source, request.access.source).url,
         "step": request.options.step,
         "pattern": request.options.pattern,
         "sourceStrategy": source and hashlib.sha256(source.canonical()).hexdigest(),
