@@ -188,6 +188,27 @@ def check_places(request: Request) -> None:
             raise RequestError("TargetOverlapsSource", "a strategy lies in the target's own files", where=strategy)
 
 
+def refuse_foreign_files(job: Job, target: TargetFolder, ours: set[str]) -> None:
+    """Files that nobody has described are never replaced, nor mixed with ours: they may be the only copy of something.
+
+    Raises:
+        RequestError: there are some.
+    """
+    beside = {job.path(rank) for rank in job.scope}
+    for found in target.store.list(""):
+        paths = [found.name] if found.name in beside or is_own(found.name) else []
+        if found.is_folder and found.name.startswith("rank_"):
+            paths = [f"{found.name}/{entry.name}" for entry in target.store.list(found.name)]
+        for path in paths:
+            if path not in ours:
+                raise RequestError(
+                    "TargetExists",
+                    f"there is {path}, which no manifest describes",
+                    where=target.store.url,
+                    fix="choose another target, or move it away; such files are never overwritten",
+                )
+
+
 def check_copy_mode(request: Request, target: Store) -> None:
     """Refuse a copy by the server where none can be.
 

@@ -21,7 +21,7 @@ from reshard.ranks import parse_ranks
 from reshard.request import Options
 from reshard.storage import open_store
 from reshard.target import LOCK, JobDocument, TargetFolder
-from reshard.unified import is_own, maps_beside
+from reshard.unified import maps_beside
 
 if TYPE_CHECKING:
     from reshard.access import Access
@@ -366,33 +366,12 @@ def _replaces(job: Job, target: TargetFolder, state: JobState) -> bool:
     else:
         ours = {record.path for old in outdated for record in target.job(old.digest).records(None).values()}
         ours.update(name for old in outdated for name in maps_beside(old.request))
-        _refuse_foreign_files(job, target, ours)
+        jobs.refuse_foreign_files(job, target, ours)
     if what is None:
         return False
     if job.request.options.overwrite == "Never":
         raise RequestError("TargetExists", f"there is {what}", where=target.store.url, fix=fix)
     return True
-
-
-def _refuse_foreign_files(job: Job, target: TargetFolder, ours: set[str]) -> None:
-    """Files that nobody has described are never replaced, nor mixed with ours: they may be the only copy of something.
-
-    Raises:
-        RequestError: there are some.
-    """
-    beside = {job.path(rank) for rank in job.scope}
-    for found in target.store.list(""):
-        paths = [found.name] if found.name in beside or is_own(found.name) else []
-        if found.is_folder and found.name.startswith("rank_"):
-            paths = [f"{found.name}/{entry.name}" for entry in target.store.list(found.name)]
-        for path in paths:
-            if path not in ours:
-                raise RequestError(
-                    "TargetExists",
-                    f"there is {path}, which no manifest describes",
-                    where=target.store.url,
-                    fix="choose another target, or move it away; such files are never overwritten",
-                )
 
 
 def _write_ranks(

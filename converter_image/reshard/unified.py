@@ -21,7 +21,7 @@ import msgspec
 from reshard.errors import DataError, MissingInputError, RequestError
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping, Sequence
+    from collections.abc import Container, Mapping, Sequence
 
     from reshard.checkpoint.inventory import Inventory
 
@@ -134,6 +134,34 @@ def check(inventory: Inventory, mapped: Mapping[str, str]) -> None:
                 f"the map has it in {path}, but {held}",
                 where=f"parameter {name}",
                 fix="restore map and files of one checkpoint",
+            )
+
+
+def stages_of_parts(inventory: Inventory) -> Mapping[str, tuple[int, ...]]:
+    """For each name that a strategy has named its stages: of unified files, all that is in a part, and there is one stage."""
+    parts = {file.structure for file in inventory.files if file.path != HYPER_NAME}
+    return {entry.name: (0,) for part in parts for entry in inventory.structures[part].tensors}
+
+
+def refuse_slices(inventory: Inventory, names: Mapping[str, str], target: Container[str]) -> None:
+    """Refuse to cut a gradient of MindSpore's: rank 0's slice of it is among what no strategy names (2.10, _save_hyper_param).
+
+    Args:
+        inventory: of the source.
+        names: from what parameters are called in it to what they are called at the target.
+        target: what the target's strategy names.
+
+    Raises:
+        DataError: the target's strategy names one.
+    """
+    apart = {file.structure for file in inventory.files if inventory.unified and file.path == HYPER_NAME}
+    for entry in (entry for structure in apart for entry in inventory.structures[structure].tensors):
+        if entry.name.startswith("accu_grads") and names.get(entry.name, "") in target:
+            raise DataError(
+                "GradientNotWhole",
+                f"it is in {HYPER_NAME}, where MindSpore leaves one rank's slice of it, and the target's strategy cuts the whole",
+                where=f"parameter {entry.name}",
+                fix="unify the ranks again with reshard, or choose a target strategy without gradients",
             )
 
 

@@ -12,7 +12,7 @@ from reshard.checkpoint.dtypes import DTYPES
 from reshard.errors import DataError, MissingInputError, RequestError
 from reshard.layout import Layout, cell_box
 from reshard.plan.rename import renamed
-from reshard.unified import HYPER_NAME
+from reshard.unified import refuse_slices, stages_of_parts
 
 if TYPE_CHECKING:
     from collections.abc import Collection, Iterable, Mapping, Sequence
@@ -157,9 +157,9 @@ def place(
     found = _found(inventory)
     names = renamed(found, rename)
     held = frozenset(names.values())
-    stages_of_source = _stages_of_parts(inventory) if inventory.kind == "Unified" else _stages_by_name(source)
+    stages_of_source = stages_of_parts(inventory) if inventory.kind == "Unified" else _stages_by_name(source)
     stages_of_target = _stages_by_name(target)
-    _refuse_slices(inventory, names, stages_of_target)
+    refuse_slices(inventory, names, stages_of_target)
     source_devices = source.devices if source else len(inventory.files) if inventory.unified else 1
     held_in = _StagesHolding(inventory, source_devices)
     needed = _needed(target, only)
@@ -282,25 +282,6 @@ def _stages_by_name(strategy: Strategy | None) -> Mapping[str, tuple[int, ...]]:
             for name in layouts:
                 stages[name] = (*stages.get(name, ()), number)
     return stages
-
-
-def _stages_of_parts(inventory: Inventory) -> Mapping[str, tuple[int, ...]]:
-    """The same of unified files: what a strategy has named is in its parts, what none has is in a file of its own."""
-    parts = {file.structure for file in inventory.files if file.path != HYPER_NAME}
-    return {entry.name: (0,) for part in parts for entry in inventory.structures[part].tensors}
-
-
-def _refuse_slices(inventory: Inventory, names: Mapping[str, str], target: Mapping[str, object]) -> None:
-    """MindSpore puts rank 0's slice of each gradient among what no strategy names (2.10, _save_hyper_param)."""
-    apart = {file.structure for file in inventory.files if inventory.unified and file.path == HYPER_NAME}
-    for entry in (entry for structure in apart for entry in inventory.structures[structure].tensors):
-        if entry.name.startswith("accu_grads") and names.get(entry.name) in target:
-            raise DataError(
-                "GradientNotWhole",
-                f"it is in {HYPER_NAME}, where MindSpore leaves one rank's slice of it, and the target's strategy cuts the whole",
-                where=f"parameter {entry.name}",
-                fix="unify the ranks again with reshard, or choose a target strategy without gradients",
-            )
 
 
 class _StagesHolding:
