@@ -72,6 +72,7 @@ class TargetSpec(Strict, frozen=True):
     part_size_bytes: Annotated[int, msgspec.Meta(ge=1 << 10)] = 3 << 30
     file_prefix: FilePrefix = "checkpoint_"
     ranks: Annotated[str, msgspec.Meta(max_length=65536)] | None = None
+    remove_redundancy: bool = False
     crc: bool = False
     copy_mode: CopyMode = "Client"
     file_mode: Annotated[str, msgspec.Meta(pattern="^0?[0-7]{3}$")] = "0640"
@@ -270,6 +271,7 @@ def _to_request(
             ranks=target.ranks,
             unplaced=spec.parameters.unplaced,
             allow_missing=spec.parameters.allow_missing,
+            remove_redundancy=target.remove_redundancy,
             rename=spec.parameters.rename,
             crc=target.crc,
             copy_mode=target.copy_mode,
