@@ -8,6 +8,7 @@ from __future__ import annotations
 import argparse
 import json
 import os
+import resource
 import statistics
 import subprocess
 import sys
@@ -91,22 +92,34 @@ def clear(server: Server, bucket: str, prefix: str) -> None:
 def measure(server: Server, bucket: str, case: Case, place: Path, runs: int, *more: str) -> dict[str, Any]:
     """Both in turn."""
     server.upload(bucket, place, case.name)
-    raw, ours, told = [], [], {}
+    raw, ours, raw_processor, our_processor, told = [], [], [], [], {}
     for _ in range(runs):
+        began = _processor_seconds(resource.RUSAGE_SELF)
         raw.append(raw_copy(server, bucket, case.name, case.target_ranks))
+        raw_processor.append(_processor_seconds(resource.RUSAGE_SELF) - began)
         clear(server, bucket, "raw/")
+        began = _processor_seconds(resource.RUSAGE_CHILDREN)
         told = reshard(server, bucket, case.name, *more)
         ours.append(told["wall"])
+        our_processor.append(_processor_seconds(resource.RUSAGE_CHILDREN) - began)
         clear(server, bucket, "out/")
     clear(server, bucket, f"{case.name}/")
     return {
         "raw_seconds": round(statistics.median(raw), 2),
         "reshard_seconds": round(statistics.median(ours), 2),
         "speed_of_raw": round(statistics.median(a / b for a, b in zip(raw, ours, strict=True)), 2),
+        "raw_processor_seconds": round(statistics.median(raw_processor), 2),
+        "reshard_processor_seconds": round(statistics.median(our_processor), 2),
         "read_over_needed": round(told["bytes_read"] / told["bytes_needed"], 3),
         "read_over_written": round(told["bytes_read"] / told["bytes_written"], 4),
         "peak_mb": round(told["peak_rss_bytes"] / 1e6),
     }
+
+
+def _processor_seconds(who: int) -> float:
+    """Of the client: of this process, or of those it has run. The server's are not among them."""
+    used = resource.getrusage(who)
+    return used.ru_utime + used.ru_stime
 
 
 def main() -> None:

@@ -15,7 +15,7 @@ from reshard.checkpoint.inventory import Format, Inventory
 from reshard.errors import OutputError, RequestError
 from reshard.manifest import STATE, decode
 from reshard.plan import Planner, Role, keep, place, summarize, unify, unmatched
-from reshard.ranks import parse_ranks
+from reshard.ranks import format_ranks, parse_ranks
 from reshard.request import Request, request_key
 from reshard.source import check_crcs, find_diverging, find_files, open_source, read_inventory, read_strategy
 from reshard.storage import open_store
@@ -24,6 +24,7 @@ from reshard.unified import is_own, part_name
 if TYPE_CHECKING:
     from collections.abc import Iterable
 
+    from reshard.checkpoint.inventory import SourceFile
     from reshard.plan import Model, Summary
     from reshard.progress import Progress
     from reshard.storage.protocol import Store
@@ -72,25 +73,41 @@ class Job:
         """
         if self.request.options.hf_index:
             return {"format": "pt"}
-        inventory = self.model.inventory
-        own = inventory.file_of(rank) if self.model.same else None
-        found = inventory.structures[own.structure if own is not None else 0].metadata or {"format": "ms"}
-        return found | ({"remove_redundancy": "False"} if "remove_redundancy" in found and own is None else {})
+        inventory, removed = self.model.inventory, self.planner.remove_redundancy
+        if (own := self.own_file(rank)) is not None:
+            return inventory.structures[own.structure].metadata or {"format": "ms"}
+        found = inventory.structures[0].metadata or {"format": "ms"}
+        return found | ({"remove_redundancy": str(removed)} if removed or "remove_redundancy" in found else {})
 
     def tensors(self, rank: int) -> tuple[OutputTensor, ...]:
-        """What a target rank's file holds, in the order of the file and of the rank's plan."""
-        return tuple(OutputTensor(p.name, p.dtype, p.slice_shape, p.slice_nbytes) for p in self.planner.parameters(rank))
+        """What a target rank's file holds, in the order of the file and of the rank's plan.
+
+        Raises:
+            RequestError: nothing, and MindSpore does not read such a file.
+        """
+        found = self.planner.parameters(rank)
+        if self.format == "ckpt" and not found and not self.planner.remove_redundancy and not self.model.same:
+            raise RequestError(
+                "NothingToWrite",
+                "the file would hold no parameter, and MindSpore takes such a .ckpt for a damaged one",
+                where=self.path(rank),
+                fix="write safetensors, or give a target strategy that has parameters for every rank that is written",
+            )
+        return tuple(OutputTensor(p.name, p.dtype, p.slice_shape, p.slice_nbytes) for p in found)
 
     def file_sizes(self, ranks: Iterable[int]) -> dict[int, int]:
-        """The length of target ranks' files in bytes."""
+        """The length of target ranks' files in bytes.
+
+        Raises:
+            DataError, OutputError, RequestError: there can be no such file.
+        """
         known: dict[int, int] = {}
         sizes = {}
         for rank in ranks:
             alike = self.planner.alike(rank)
             if alike not in known:
-                known[alike] = file_size(
-                    self.format, self.tensors(rank), self.metadata(rank), crc=self.request.options.crc, where=self.path(rank)
-                )
+                tensors, crc = self.tensors(rank), self.request.options.crc
+                known[alike] = file_size(self.format, tensors, self.metadata(rank), crc=crc)
             sizes[rank] = known[alike]
         return sizes
 
@@ -98,10 +115,14 @@ class Job:
         """The file of a target rank, relative to the target."""
         if self.model.unified:
             return part_name(rank, self.model.target_ranks, hyper=self._has_hyper)
-        if (own := self.model.inventory.file_of(rank)) is not None and self.model.same:
+        if (own := self.own_file(rank)) is not None:
             return f"{own.path.removesuffix(self.model.inventory.format)}{self.format}"
         number = rank if self.request.options.numbered else ""
         return f"rank_{rank}/{self.request.options.prefix}{number}.{self.format}"
+
+    def own_file(self, rank: int) -> SourceFile | None:
+        """The file that a target rank's is made of, where each is made of that of its own number."""
+        return self.model.inventory.file_of(rank) if self.model.same else None
 
     @property
     def _has_hyper(self) -> bool:
@@ -292,13 +313,22 @@ def job_of(
     """The job that makes a model's target ranks."""
     key = _key(request, source, target)
     wanted = request.options.format
+    if request.options.remove_redundancy and (model.target_ranks == 1 or request.options.layout != "PerRank"):
+        raise RequestError(
+            "NothingRedundant",
+            "only files of several ranks can hold the same slices",
+            where="remove redundancy",
+            fix="give the target's strategy, or leave out --remove-redundancy (spec.target.removeRedundancy)",
+        )
     output: Format = "ckpt" if wanted == "Ckpt" else "safetensors"
     if wanted == "Source" and request.options.layout != "Unified":
         output = model.inventory.format
     model = _arranged(model, output)
     decisive = {name: key[name] for name in ("sourceStrategy", "targetStrategy")} | request_key(request) | {"format": output}
     identity = hashlib.sha256(msgspec.json.encode([decisive, model.inventory])).hexdigest()
-    return Job(request, store, Planner(model), identity, key, output, notes + _notes(model, request))
+    planner = Planner(model, remove_redundancy=request.options.remove_redundancy)
+    job = Job(request, store, planner, identity, key, output)
+    return replace(job, notes=(*notes, *_notes(model, request), *_notes_on_shares(job)))
 
 
 def _arranged(model: Model, output: Format) -> Model:
@@ -339,6 +369,10 @@ def _notes(model: Model, request: Request) -> tuple[str, ...]:
         )
     if model.empty:
         notes.append(f"{len(model.empty)} tensors without elements are left out, a .ckpt cannot hold them: {_some(model.empty)}")
+    files = model.inventory.files
+    empty = tuple(file.rank for file in files if not model.inventory.structures[file.structure].tensors)
+    if empty:
+        notes.append(f"the files of source ranks {format_ranks(empty)} hold no parameter")
     if model.diverging:
         names = sorted(model.diverging)
         taken = f"each target rank takes that of rank (target rank modulo {model.source_ranks})"
@@ -346,6 +380,16 @@ def _notes(model: Model, request: Request) -> tuple[str, ...]:
             taken = "that of the first rank that has one is taken"
         notes.append(f"copies of {len(names)} parameters differ between source ranks, {taken}: {_some(names)}")
     return tuple(notes)
+
+
+def _notes_on_shares(job: Job) -> tuple[str, ...]:
+    """MindSpore saves a file without parameters where none falls to a rank, and does not load it."""
+    if not job.planner.remove_redundancy:
+        return ()
+    ranks = tuple(rank for rank in job.scope if not job.planner.parameters(rank))
+    if not ranks:
+        return ()
+    return (f"nothing falls to target ranks {format_ranks(ranks)}; MindSpore's load_checkpoint refuses their files",)
 
 
 def _some(names: tuple[str, ...] | list[str]) -> str:

@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import os
-import zlib
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
+
+from zlib_ng import zlib_ng
 
 from reshard import checkpoint
 from reshard.ahead import reading, requests
@@ -224,7 +225,7 @@ class _Tail:
 
     def update(self, part: memoryview | bytes) -> None:
         if self._at_end:
-            self._crc = zlib.crc32(part, self._crc)
+            self._crc = zlib_ng.crc32(part, self._crc)
 
     def content(self) -> bytes:
         return checkpoint.crc_trailer(self._crc) if self._at_end else b""

@@ -94,6 +94,7 @@ class Options(msgspec.Struct, frozen=True):
         ranks: only these target ranks, such as "0,2-5".
         unplaced: what happens to parameters that only the source's strategy names.
         allow_missing: leave out what only the target's strategy names.
+        remove_redundancy: of the target ranks that hold the same slice of a parameter one writes it, instead of all.
         rename: what parameters are called at the target.
         crc: write the CRC32 that MindSpore checks.
         file_mode: permission bits of what is written.
@@ -113,6 +114,7 @@ class Options(msgspec.Struct, frozen=True):
     ranks: str | None = None
     unplaced: Unplaced = "Drop"
     allow_missing: bool = False
+    remove_redundancy: bool = False
     rename: tuple[RenameRule, ...] = ()
     crc: bool = False
     file_mode: int = 0o640
@@ -169,6 +171,7 @@ _KINDS: dict[str, Any] = {
     "ranks": str | None,
     "unplaced": Unplaced,
     "allow_missing": bool,
+    "remove_redundancy": bool,
     "rename": tuple[RenameRule, ...],
     "crc": bool,
     "file_mode": Annotated[int, msgspec.Meta(ge=0, le=0o777)],
@@ -230,6 +233,7 @@ def request_key(request: Request) -> dict[str, Any]:
         "numbered": options.numbered,
         "unplaced": options.unplaced,
         "allowMissing": options.allow_missing,
+        "removeRedundancy": options.remove_redundancy,
         "rename": [msgspec.to_builtins(rule) for rule in options.rename],
         "crc": options.crc,
     }

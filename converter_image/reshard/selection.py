@@ -62,7 +62,7 @@ def select_files(names: dict[int, list[str]], *, step: int | None = None, patter
             where="source",
             fix="choose one with --files '*.ckpt'",
         )
-    steps = {rank: {s for n in found if (s := _epoch_and_step(n))} for rank, found in candidates.items()}
+    steps = {rank: {s for n in found if (s := epoch_and_step(n))} for rank, found in candidates.items()}
     if step is not None or any(steps.values()):
         return _of_step(candidates, steps, step)
     return Selection({rank: _only(rank, found) for rank, found in candidates.items()})
@@ -74,7 +74,8 @@ def _is_candidate(name: str, pattern: str | None) -> bool:
     return pattern is None or fnmatch.fnmatchcase(name, pattern)
 
 
-def _epoch_and_step(name: str) -> tuple[int, int] | None:
+def epoch_and_step(name: str) -> tuple[int, int] | None:
+    """What a file's name says of when it was saved."""
     match = _STEP.search(name)
     return (int(match[1]), int(match[2])) if match else None
 
@@ -96,8 +97,8 @@ def _of_step(candidates: dict[int, list[str]], steps: dict[int, set[tuple[int, i
     chosen = max(common)
     files = {}
     for rank, names in candidates.items():
-        unnumbered = [n for n in names if _epoch_and_step(n) is None] if step is None else []
-        files[rank] = _only(rank, [n for n in names if _epoch_and_step(n) == chosen] + unnumbered)
+        unnumbered = [n for n in names if epoch_and_step(n) is None] if step is None else []
+        files[rank] = _only(rank, [n for n in names if epoch_and_step(n) == chosen] + unnumbered)
     newer = tuple(rank for rank, found in steps.items() if step is None and max(found) > chosen)
     notes: tuple[str, ...] = ()
     if newer:

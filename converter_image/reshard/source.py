@@ -20,6 +20,7 @@ from reshard.manifest import MANIFEST_NAME, STATE, Manifest, decode
 from reshard.selection import select_files
 from reshard.storage import open_store, parent_and_name
 from reshard.strategy import Strategy, parse
+from reshard.strategy.groups import restore_ranks
 from reshard.unified import MAP_NAME, choose_map, files_of, is_map, read_map
 from reshard.unified import check as check_unified
 
@@ -88,6 +89,17 @@ def read_strategy_files(path: str, access: Access | None = None) -> list[Strateg
     for each in sorted(names, key=_natural):
         contents.setdefault(store.read(each, _LARGEST_STRATEGY), each)
     return [parse(content, each) for content, each in contents.items()]
+
+
+def read_restore_ranks(path: str, access: Access | None = None) -> tuple[int, ...]:
+    """The ranks whose checkpoints can stand in for that of the rank that wrote a file of communication groups.
+
+    Raises:
+        DataError: it is no such file.
+        MissingInputError: there is none.
+    """
+    folder, name = parent_and_name(path)
+    return restore_ranks(open_store(folder, access).read(name, _LARGEST_STRATEGY), path)
 
 
 def _natural(name: str) -> list[tuple[int, str]]:

@@ -73,6 +73,7 @@ class TargetSpec(Strict, frozen=True):
     hugging_face_index: bool = False
     file_prefix: FilePrefix = "checkpoint_"
     ranks: Annotated[str, msgspec.Meta(max_length=65536)] | None = None
+    remove_redundancy: bool = False
     crc: bool = False
     copy_mode: CopyMode = "Client"
     file_mode: Annotated[str, msgspec.Meta(pattern="^0?[0-7]{3}$")] = "0640"
@@ -282,6 +283,7 @@ def _to_request(
             ranks=target.ranks,
             unplaced=spec.parameters.unplaced,
             allow_missing=spec.parameters.allow_missing,
+            remove_redundancy=target.remove_redundancy,
             rename=spec.parameters.rename,
             crc=target.crc,
             copy_mode=target.copy_mode,

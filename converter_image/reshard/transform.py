@@ -28,7 +28,7 @@ if TYPE_CHECKING:
     from reshard.job import Job
     from reshard.lock import Held
     from reshard.manifest import Manifest
-    from reshard.plan import Summary
+    from reshard.plan import Planner, Summary
     from reshard.progress import Progress
     from reshard.request import Request
     from reshard.target import JobState
@@ -85,6 +85,7 @@ class PlanResult:
         finished_ranks: those that are finished already.
         complete: whether nothing is left to do.
         notes: what the user should know.
+        planner: for what the summary does not say: pictures, the plan of a rank.
         rank_requests: to object stores, for the content of one rank, the first that is asked for.
     """
 
@@ -96,6 +97,7 @@ class PlanResult:
     finished_ranks: tuple[int, ...]
     complete: bool
     notes: tuple[str, ...]
+    planner: Planner
     rank_requests: int = 0
 
 
@@ -227,7 +229,10 @@ def plan_transform(
         _replaces(job, target, state)
     memory = memory_bytes(job.model, workers, job.source, target.store, sizes.values())
     rank_requests = requests_of(job, target.store, job.scope[0], budget(min(workers, len(job.scope)))) if job.scope else 0
-    return PlanResult(summary, memory, workers, job.digest, job.format, tuple(sorted(done)), complete, job.notes, rank_requests)
+    finished_ranks = tuple(sorted(done))
+    return PlanResult(
+        summary, memory, workers, job.digest, job.format, finished_ranks, complete, job.notes, job.planner, rank_requests
+    )
 
 
 def commit_checkpoint(

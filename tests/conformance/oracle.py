@@ -2,13 +2,16 @@
 
     python oracle.py transform FOLDER NUMBER...     FOLDER/<number>/ with the inputs and the outcome of each case
     python oracle.py unify FOLDER NUMBER...         the same of unified safetensors, and of what it loads from them
+    python oracle.py thin FOLDER NUMBER...          the inputs of each case, saved without redundancy
     python oracle.py samples FOLDER                 checkpoint files with everything that MindSpore can save
     python oracle.py convert FOLDER                 a tree of such files, and what its conversions make of each and of all
 
 and, with the answer as JSON in the last line:
 
     python oracle.py load FILE...                   what load_checkpoint finds in each
+    python oracle.py gather FOLDER NUMBER...        what each rank has that loads FOLDER/<number>/ with remove_redundancy
     python oracle.py layouts FILE...                what strategy files say to MindSpore's transforms
+    python oracle.py groups FILE...                 what restore_group_info_list finds in files that it makes of their names
     python oracle.py signatures NAME...             parameters and defaults of functions of the package
     python oracle.py distribute FILE                why it cannot load unified safetensors, or null; a line for each
     python oracle.py limits                         the length of the pieces that a large parameter is saved in
@@ -34,6 +37,7 @@ from mindspore.train import serialization
 
 sys.path.append(str(Path(__file__).resolve().parents[1] / "support"))  # where `definition` is
 
+import thin
 import transforms
 
 if TYPE_CHECKING:
@@ -197,6 +201,29 @@ def distribute(
     return None
 
 
+def save_thin(folder: Path, case: transforms.Case) -> None:
+    """Inputs of a case, each slice saved once."""
+    for rank in range(case.source_ranks):
+        tensors = {name: tensor_of(bits, case.types()[name]) for name, bits in case.source(rank).items()}
+        thin.save(folder / "source" / f"rank_{rank}", case, rank, tensors)
+    for side in ("source", "target"):
+        write_strategy(folder, case, side)
+
+
+def gather(folder: Path, case: transforms.Case) -> list[dict[str, list[Any]]]:
+    """What the networks of all target ranks hold when each has loaded its file: type, shape and digest by name."""
+    files = {r: str(next((folder / f"rank_{r}").iterdir())) for r in range(case.target_ranks)}
+    zeros = [
+        {name: tensor_of(np.zeros_like(bits), case.types()[name]) for name, bits in case.target(rank).items()} for rank in files
+    ]
+    return [{name: _told(value) for name, value in found.items()} for found in thin.Cluster(case, files, zeros).load()]
+
+
+def _told(value: Any) -> list[Any]:
+    content = value.get_bytes() if 0 not in value.shape else b""
+    return [str(value.dtype), list(value.shape), hashlib.sha256(content).hexdigest()]
+
+
 def samples(folder: Path) -> None:
     """Files with all types and shapes, with a CRC and without; with text; with an empty tensor; with a tensor in pieces."""
     case = transforms.Case(0, "ckpt", "ckpt", 1, 1, 1, 1, source_named=False, target_named=False)
@@ -253,8 +280,7 @@ def load(path: Path) -> dict[str, list[Any]]:
         if isinstance(value, str):
             found[name] = ["str", [len(value)], hashlib.sha256(value.encode("utf-32-le")).hexdigest()]
         else:
-            content = value.get_bytes() if 0 not in value.shape else b""
-            found[name] = [str(value.dtype), list(value.shape), hashlib.sha256(content).hexdigest()]
+            found[name] = _told(value)
     if kind == "safetensors":
         for name, view in safetensors.deserialize(path.read_bytes()):
             assert found[name][1:] == [view["shape"], hashlib.sha256(bytes(view["data"])).hexdigest()], name
@@ -270,6 +296,16 @@ def layouts(path: Path) -> dict[str, Any]:
     return found
 
 
+def groups(path: Path) -> list[int]:
+    """A file of communication groups, of the ranks that its name lists, and what MindSpore reads in it."""
+    ranks = [int(rank) for rank in path.stem.split("-")]
+    message = straspb.ParallelGroupMap()
+    message.parallel_group_item.add(group_name="world").parallel_group_ranks.dim.extend(range(8))
+    message.ckpt_restore_rank_list.dim.extend(ranks)
+    path.write_bytes(message.SerializeToString())
+    return [int(rank) for rank in mindspore.restore_group_info_list(str(path))]
+
+
 def signature(name: str) -> list[list[Any]]:
     """Name, kind and default of each parameter of a function."""
     parameters = inspect.signature(getattr(mindspore, name)).parameters.values()
@@ -278,12 +314,16 @@ def signature(name: str) -> list[list[Any]]:
 
 def main(command: str, *arguments: str) -> None:
     """Carry out one of the commands above."""
-    if command in {"transform", "unify"}:
+    makers = {"transform": transform, "thin": save_thin, "unify": unify}
+    if command in makers:
         for number in arguments[1:]:
-            {"transform": transform, "unify": unify}[command](Path(arguments[0]) / number, transforms.make(int(number)))
+            makers[command](Path(arguments[0]) / number, transforms.make(int(number)))
     elif command == "distribute":
         lines = Path(arguments[0]).read_text(encoding="utf-8").splitlines()
         sys.stdout.write(json.dumps([distribute(*json.loads(line)) for line in lines]))
+    elif command == "gather":
+        folder = Path(arguments[0])
+        sys.stdout.write(json.dumps({n: gather(folder / n, transforms.make(int(n))) for n in arguments[1:]}))
     elif command == "samples":
         samples(Path(arguments[0]))
     elif command == "convert":
@@ -291,7 +331,12 @@ def main(command: str, *arguments: str) -> None:
     elif command == "limits":
         sys.stdout.write(json.dumps(serialization.SLICE_SIZE * 1024))
     else:
-        answer = {"load": lambda a: load(Path(a)), "layouts": lambda a: layouts(Path(a)), "signatures": signature}[command]
+        answer = {
+            "load": lambda a: load(Path(a)),
+            "layouts": lambda a: layouts(Path(a)),
+            "groups": lambda a: groups(Path(a)),
+            "signatures": signature,
+        }[command]
         sys.stdout.write(json.dumps({argument: answer(argument) for argument in arguments}))
 
 

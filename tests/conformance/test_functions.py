@@ -38,6 +38,11 @@ def _named(parameters: list[list[Any]]) -> list[list[Any]]:
     return [[name, kind.rpartition(".")[2], default] for name, kind, default in parameters]
 
 
+def test_the_ranks_to_restore_from_are_those_that_mindspore_names(oracle: Callable[..., Any], tmp_path: Path) -> None:
+    files = [str(tmp_path / f"{ranks}.pb") for ranks in ("0", "0-2", "7-3-16383")]
+    assert oracle("groups", *files) == {file: reshard.mindspore.restore_group_info_list(file) for file in files}
+
+
 def test_mindspore_reads_the_strategies_that_we_merge_as_its_own(
     oracle: Callable[..., Any], transformed: Callable[[int], Path], tmp_path: Path
 ) -> None:

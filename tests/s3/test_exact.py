@@ -66,3 +66,17 @@ def test_large_tensors_go_in_many_requests(server: s3_server.Server, bucket: str
     made = disk.write(tmp_path / "made", model)
     found = transformed(server, bucket, made, sides, tmp_path, "--verify", "full")
     assert disk.differences(model, found, "ckpt") == []
+
+
+def test_a_rank_to_which_nothing_falls(server: s3_server.Server, bucket: str, tmp_path: Path) -> None:
+    whole = models.Cut((3,), ((),))
+    tensors = tuple(models.Tensor(name, "Float32", (8,), whole, 0, whole, 0) for name in ("a", "b"))
+    model = models.Model(3, 1, 3, 1, tensors, 1, remove_redundancy=False)
+    (tmp_path / "made").mkdir()
+    made = disk.write(tmp_path / "made", model)
+    thin = transformed(server, bucket, made, ("local", "s3"), tmp_path, "--remove-redundancy", "--verify", "full")
+    assert (thin / "rank_2" / "checkpoint_2.ckpt").read_bytes() == b""
+    source = ["--source", f"s3://{bucket}/out/made", "--source-strategy", str(made.source_strategy)]
+    back = ["--target-strategy", str(made.target_strategy), "--target", str(tmp_path / "back")]
+    assert main(["transform", *source, *back, "--verify", "full"]) == 0
+    assert disk.differences(model, tmp_path / "back", "ckpt") == []

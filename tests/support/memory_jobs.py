@@ -22,14 +22,14 @@ if TYPE_CHECKING:
     from reshard.job import Job
 
 
-def job(model: models.Model, source: str, target: str) -> tuple[Job, MemorySource]:
+def job(model: models.Model, source: str, target: str, *, remove_redundancy: bool = False) -> tuple[Job, MemorySource]:
     held = model.source()
     store = MemorySource({f"rank_{r}/x.{source}": rawfiles.write(source, tensors) for r, tensors in enumerate(held)})
     before, after = disk.strategies(model)
     paths = {rank: f"rank_{rank}/x.{source}" for rank, tensors in enumerate(held) if tensors or source == "safetensors"}
     # `only`, because without redundancy a rank may be left without a file; which rank does not matter here.
     placed = place(read_inventory(store, Files(paths), workers=1), before, after, only=0)
-    options = Options(format="Ckpt" if target == "ckpt" else "Safetensors")
+    options = Options(format="Ckpt" if target == "ckpt" else "Safetensors", remove_redundancy=remove_redundancy)
     return job_of(Request("memory", "nowhere", options=options), store, placed, before, after), store
 
 

@@ -88,7 +88,6 @@ def test_a_file_cut_anywhere_is_refused_or_ends_behind_a_parameter(cut: int) -> 
 @pytest.mark.parametrize(
     ("content", "reason"),
     [
-        (b"", "Empty"),
         (b"\x00", "NotCheckpoint"),
         (b"PK\x03\x04 a zip archive", "NotCheckpoint"),
         (b"\x08\x00\x12\x05hello", "NotCheckpoint"),

@@ -31,24 +31,6 @@ def checkpoint(tmp_path: Path) -> disk.Checkpoint:
     return disk.write(tmp_path / "in", disk.example())
 
 
-@pytest.fixture
-def refused(capsys: pytest.CaptureFixture[str]) -> Callable[..., str]:
-    """Runs a command that must fail: returns the one line that it says."""
-
-    def run(code: int, reason: str, *arguments: str) -> str:
-        capsys.readouterr()
-        assert main(arguments) == code
-        said = capsys.readouterr()
-        lines = [line for line in said.err.splitlines() if line.startswith("reshard: ")]
-        assert len(lines) == 1
-        assert lines[0].startswith(f"reshard: {reason}: ")
-        assert "Traceback" not in said.err
-        assert said.out == ""
-        return lines[0]
-
-    return run
-
-
 def said(capsys: pytest.CaptureFixture[str]) -> dict[str, Any]:
     """The JSON object that is all of standard output."""
     found = json.loads(capsys.readouterr().out)

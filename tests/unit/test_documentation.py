@@ -59,6 +59,7 @@ def workplace(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     resource = (ROOT / "examples" / "retrain-on-4.yaml").read_text()
     resource = resource.replace("claimName: results", "claimName: checkpoints").replace("dst_strategy_4", "dst_strategy")
     (folder / "transform.yaml").write_text(resource)
+    (folder / "group_info.pb").write_bytes(b"\x12\x04\x08\x00\x08\x02")
     monkeypatch.chdir(folder)
     return folder
 
@@ -103,6 +104,15 @@ def test_the_table_of_layouts_is_right() -> None:
             assert texts == ["0-3"] * 4 + ["4-7"] * 4
         else:
             assert said.strip() == "rows " + ", ".join(texts)
+
+
+def test_the_picture_is_what_its_command_gives(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    page = ROOT / "docs" / "pictures.md"
+    command = next(line for line in blocks(page, "console")[0].splitlines() if line.startswith("reshard plan"))
+    *_, kept = arguments = shlex.split(command)[1:]
+    monkeypatch.chdir(ROOT)
+    assert main([*arguments[:-1], str(tmp_path / "a.svg")]) == 0
+    assert (tmp_path / "a.svg").read_bytes() == (ROOT / kept).read_bytes(), command
 
 
 def test_every_field_of_the_manifest_is_described() -> None:

@@ -131,6 +131,7 @@ def test_defaults_that_are_written_out_do_not_change_the_digest() -> None:
     spec = resource()["spec"]
     written = json.loads(json.dumps(spec))
     written["target"] |= {"filePrefix": "checkpoint_", "fileMode": "0640", "crc": False, "copyMode": "Client", "format": "Source"}
+    written["target"]["removeRedundancy"] = False
     written["source"] |= {"files": {}}
     written |= {"parameters": {"unplaced": "Drop", "allowMissing": False}, "execution": {"podTemplate": {"labels": {}}}}
     assert jobs.spec_digest(parse_spec(spec, "x")) == jobs.spec_digest(parse_spec(written, "x"))

@@ -53,8 +53,8 @@ def same(found: rawfiles.Tensors, expected: rawfiles.Tensors) -> bool:
 @given(models.models(16), st.sampled_from(KINDS), st.sampled_from(KINDS))
 def test_every_rank_holds_what_it_held(model: models.Model, source: str, target: str) -> None:
     held = model.source()
-    files = {rank: rawfiles.write(source, tensors) for rank, tensors in enumerate(held) if tensors}
-    made = job(files, source, target, ranks=",".join(map(str, files)))
+    files = {rank: rawfiles.write(source, tensors) for rank, tensors in enumerate(held)}
+    made = job(files, source, target)
     for rank in files:
         assert same(rawfiles.read(target, written(made, rank)), held[rank])
         assert made.path(rank) == f"rank_{rank}/x-1_2.{target}"

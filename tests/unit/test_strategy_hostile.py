@@ -13,6 +13,7 @@ from hypothesis import strategies as st
 from reshard.errors import DataError, ReshardError
 from reshard.layout import Layout
 from reshard.strategy import Strategy, StrategyFile, dump, json_form, parse, protobuf_form, records
+from reshard.strategy.groups import restore_ranks
 from reshard.strategy.records import Node
 
 FILE = StrategyFile(
@@ -301,3 +302,41 @@ def test_mutated_files_are_refused_or_read_as_something_that_can_be_written(
 def test_any_bytes_are_refused(content: bytes) -> None:
     with pytest.raises(DataError):
         parse(content, "s")
+
+
+GROUP = delimited(1, delimited(1, b"hccl_world_group") + delimited(2, b"\x08\x00\x08\x01"))
+
+
+@pytest.mark.parametrize(
+    ("content", "ranks"),
+    [
+        (GROUP + delimited(2, b"\x08\x00\x08\x02\x08\x80\x80\x01"), (0, 2, 16384)),
+        (delimited(2, delimited(1, b"\x00\x02")) + GROUP, (0, 2)),  # packed, as proto3 writes it
+        (delimited(2, b"\x08\x00") + delimited(2, b"\x08\x02"), (0, 2)),  # a message that stands twice is merged
+        (delimited(2, b""), ()),
+    ],
+)
+def test_the_ranks_to_restore_from(content: bytes, ranks: tuple[int, ...]) -> None:
+    assert restore_ranks(content, "g") == ranks
+
+
+@pytest.mark.parametrize(
+    ("content", "what"),
+    [
+        (b"", "no list of ranks"),
+        (GROUP, "no list of ranks"),
+        (b"\x10\x01", "no list of ranks"),
+        (b"x" * 50, "no list of ranks"),
+        (b"\x80", "ends in the middle"),
+        (delimited(2, b"\x08\x00")[:-1], "ends in the middle"),
+        (delimited(2, b"\x08"), "damaged"),
+        (b"\x0b", "wire type 3"),
+        (b"\x0a\x00" * ((1 << 20) + 1), "more than 1048576 groups"),
+        (delimited(2, delimited(1, b"\x00" * (8 << 20))), "its list of ranks has 8388613 bytes"),
+    ],
+)
+def test_a_file_of_groups_made_to_break_the_reader(content: bytes, what: str) -> None:
+    with pytest.raises(DataError, match="GroupInfoInvalid") as caught:
+        restore_ranks(content, "g")
+    assert what in str(caught.value)
+    assert caught.value.where == "g"

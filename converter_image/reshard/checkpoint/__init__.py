@@ -8,7 +8,7 @@ from reshard.checkpoint import ckpt, safetensors
 from reshard.checkpoint.ckpt import crc_trailer
 from reshard.checkpoint.dtypes import DTYPES
 from reshard.checkpoint.output import OutputTensor, Span
-from reshard.errors import DataError, RequestError
+from reshard.errors import DataError
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
@@ -111,15 +111,12 @@ def pieces(
         crc: what a safetensors file says of its content; a `.ckpt` says it at the end, see `crc_trailer`.
 
     Raises:
-        DataError, OutputError, RequestError: there can be no such file, see `file_size`.
+        DataError, OutputError: there can be no such file, see `file_size`.
     """
-    _check_readable(output, tensors, None)
     return ckpt.pieces(tensors) if output == "ckpt" else safetensors.pieces(tensors, metadata, crc)
 
 
-def file_size(
-    output: Format, tensors: Sequence[OutputTensor], metadata: dict[str, str], *, crc: bool = False, where: str | None = None
-) -> int:
+def file_size(output: Format, tensors: Sequence[OutputTensor], metadata: dict[str, str], *, crc: bool = False) -> int:
     """The length of that file in bytes, with its CRC if it is to have one.
 
     Args:
@@ -127,25 +124,11 @@ def file_size(
         tensors: what it holds, in content order.
         metadata: of a safetensors file.
         crc: whether it has one.
-        where: the file, for messages.
 
     Raises:
         DataError: the format has another use for a parameter's name.
         OutputError: there are more parameters than the format has room for.
-        RequestError: there are none, and nothing can read such a file.
     """
-    _check_readable(output, tensors, where)
     if output == "ckpt":
         return ckpt.file_size(tensors, crc=crc)
     return safetensors.file_size(tensors, metadata, crc=crc)
-
-
-def _check_readable(output: Format, tensors: Sequence[OutputTensor], where: str | None) -> None:
-    """To MindSpore, as to this program, an empty `.ckpt` is a damaged one."""
-    if output == "ckpt" and not tensors:
-        raise RequestError(
-            "NothingToWrite",
-            "the file would hold no parameter, and nothing can read such a .ckpt",
-            where=where,
-            fix="write safetensors, or give a target strategy that has parameters for every rank that is written",
-        )

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import zlib
+from zlib_ng import zlib_ng
 
 _SIGNED = {"Int8", "Int16", "Int32", "Int64", "Int4"}
 _INTEGERS = _SIGNED | {"UInt8", "UInt16", "UInt32", "UInt64"}
@@ -25,7 +25,7 @@ class NamedContents:
 
     def begin(self, name: str, dtype: str, shape: tuple[int, ...]) -> None:
         """Go on to a tensor. A scalar's content must then come in one part."""
-        self.crc = zlib.crc32(name.encode(), self.crc)
+        self.crc = zlib_ng.crc32(name.encode(), self.crc)
         # MindSpore gives numpy's arrays to bytes(), which makes of a scalar integer that many zeros.
         self._counts = not shape and dtype in _INTEGERS
         self._signed = dtype in _SIGNED
@@ -35,7 +35,7 @@ class NamedContents:
         if self._counts and (count := int.from_bytes(part, "little", signed=self._signed)) >= 0:
             self.crc = append_zeros(self.crc, count)
         else:  # of a negative number MindSpore can work out no CRC
-            self.crc = zlib.crc32(part, self.crc)
+            self.crc = zlib_ng.crc32(part, self.crc)
 
 
 def append_zeros(crc: int, count: int) -> int:

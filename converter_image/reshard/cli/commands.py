@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from reshard.cli import inspection, show
+from reshard.cli import inspection, pictures, show, words
 from reshard.cli.arguments import PATH
 from reshard.cli.options import convert_options, request_of, request_options
 from reshard.cli.step import step
@@ -16,7 +16,7 @@ from reshard.cli.strategies import strategy
 from reshard.commit import verify_checkpoint
 from reshard.errors import MissingInputError, UsageError
 from reshard.manifest import MANIFEST_NAME
-from reshard.ranks import format_ranks, parse_ranks
+from reshard.ranks import parse_ranks
 from reshard.spec import parse_resource, request_here
 from reshard.storage import open_store, parent_and_name
 from reshard.target import TargetFolder
@@ -127,13 +127,29 @@ def run(invocation: Invocation, /, resource: str, workers: int | None, as_json: 
 @cli.command()
 @request_options
 @click.option("--write", is_flag=True, help="Leave the plan at the target, for `transform --no-commit`.")
-def plan(write: bool, **arguments: Any) -> None:
+@click.option("--picture", is_flag=True, help="Draw which source ranks feed which target ranks.")
+@click.option("--svg", type=PATH, metavar="FILE", help="The same as a picture in an SVG file.")
+@click.option(
+    "--parameter",
+    "parameters",
+    multiple=True,
+    metavar="NAME",
+    help="Draw how both sides cut this parameter, or those that match, such as '*.weight'.",
+)
+def plan(write: bool, picture: bool, svg: str | None, parameters: tuple[str, ...], **arguments: Any) -> None:
     """Say what a transform would do: every check that can be made before a byte is moved."""
+    picture = picture or (bool(parameters) and svg is None)
+    if picture and arguments["as_json"]:
+        raise UsageError("PictureInJson", "a picture in the terminal is no JSON", where="--json", fix="write it to --svg FILE")
     with show.progress() as progress:
         planned = plan_transform(
             request_of(arguments), workers=arguments["workers"], write=write, owner=arguments["owner"], progress=progress
         )
+    drawn = pictures.in_characters(planned, parameters) if picture else ""
+    if svg is not None:
+        pictures.write_svg(planned, parameters, svg)
     _show_plan(planned, as_json=arguments["as_json"])
+    print(drawn, end="")
 
 
 @cli.command()
@@ -182,12 +198,21 @@ def verify(target: str, workers: int | None, as_json: bool) -> None:
 
 @cli.command()
 @click.argument("path", type=PATH, metavar="PATH")
+@click.option(
+    "--strategy",
+    "how",
+    type=PATH,
+    metavar="PATH",
+    help="How it is cut: a file, or a folder of stages. Without: its manifest says.",
+)
 @click.option("--step", type=click.IntRange(min=0), help="The files of this training step.")
 @click.option("--files", "pattern", metavar="PATTERN", help="The files whose names match.")
+@click.option("--parameter", "parameters", multiple=True, metavar="PATTERN", help="Only these, such as '*.weight'.")
+@click.option("--all", "every", is_flag=True, help="Show all parameters and files, one a line.")
 @click.option("--json", "as_json", is_flag=True, help="End with one JSON object on standard output, and nothing else there.")
-def inspect(path: str, step: int | None, pattern: str | None, as_json: bool) -> None:
+def inspect(path: str, how: str | None, **options: Any) -> None:
     """Show what a checkpoint (or one of its files) holds."""
-    inspection.inspect(path, step=step, pattern=pattern, as_json=as_json)
+    inspection.inspect(path, strategy=how, **options)
 
 
 cli.add_command(strategy)
@@ -279,12 +304,7 @@ def _show_plan(planned: PlanResult, *, as_json: bool) -> None:
     show.table(
         "",
         [("target rank", "right"), ("bytes", "right"), ("reads source ranks", "left")],
-        [(rank, show.size(summary.rank_bytes[rank]), _some(summary.sources[rank])) for rank in ranks[:_SHOWN_RANKS]],
+        [(rank, show.size(summary.rank_bytes[rank]), words.some_ranks(summary.sources[rank])) for rank in ranks[:_SHOWN_RANKS]],
     )
     if len(ranks) > _SHOWN_RANKS:
         show.out(f"... and {len(ranks) - _SHOWN_RANKS} more; --json has all")
-
-
-def _some(ranks: tuple[int, ...]) -> str:
-    text = format_ranks(ranks)
-    return text if len(text) <= 60 else f"{text[:57]}..."

@@ -5,7 +5,7 @@ from __future__ import annotations
 import sys
 from typing import TYPE_CHECKING, Self
 
-from rich.console import Console
+from rich.console import Console, RenderableType
 from rich.progress import (
     BarColumn,
     DownloadColumn,
@@ -39,10 +39,20 @@ def table(title: str | None, columns: Iterable[tuple[str, str]], rows: Iterable[
         drawn.add_column(heading, justify="right" if justify == "right" else "left", overflow="fold")
     for row in rows:
         drawn.add_row(*(Text(printable(str(cell))) for cell in row))
-    console = Console(file=sys.stdout, width=None if sys.stdout.isatty() else 200)
+    return rendered(drawn)
+
+
+def rendered(*drawn: RenderableType) -> str:
+    """As text, in colours where standard output shows them."""
+    console = Console(file=sys.stdout, width=width())
     with console.capture() as text:
-        console.print(drawn)
+        console.print(*drawn, sep="\n")
     return text.get()
+
+
+def width() -> int:
+    """Of what standard output goes to, in characters."""
+    return Console(file=sys.stdout).width if sys.stdout.isatty() else 200
 
 
 class BarProgress:

@@ -1,39 +1,144 @@
-"""`reshard inspect`: what a checkpoint holds, as a table that people can read."""
+"""`reshard inspect`: what a checkpoint holds, as tables that people can read."""
 
 from __future__ import annotations
 
+import re
+from collections import defaultdict
+from dataclasses import dataclass, replace
+from itertools import groupby
 from math import prod
 from typing import TYPE_CHECKING, Any
 
-from reshard.cli import show
-from reshard.errors import MissingInputError
+from reshard.cli import show, words
+from reshard.cli.arguments import matching
+from reshard.errors import DataError, MissingInputError
+from reshard.layout import Layout
+from reshard.plan import place
 from reshard.ranks import format_ranks
-from reshard.source import find_files, open_source, read_inventory
+from reshard.selection import epoch_and_step
+from reshard.source import find_files, open_source, read_inventory, read_strategy
+from reshard.strategy import Strategy
 from reshard.target import TargetFolder
 from reshard.transform import default_workers
 
 if TYPE_CHECKING:
+    from collections.abc import Iterable, Sequence
+
     from reshard.checkpoint.inventory import Inventory
+    from reshard.manifest import Manifest
 
-_SHOWN_TENSORS = 200
+_SHOWN_PARAMETERS, _SHOWN_SIZES = 40, 32
+_BAR = 32
+_MOST_STAGES = 1 << 16
+_NUMBER = re.compile(r"(?<!\d)(0|[1-9]\d{0,8})(?!\d)")
 
 
-def inspect(path: str, *, step: int | None, pattern: str | None, as_json: bool) -> None:
-    """Show a checkpoint's files and parameters."""
+@dataclass(frozen=True, slots=True)
+class Held:
+    """A parameter as ranks hold it.
+
+    Attributes:
+        name: as in the files; of several that are told in one line with {what differs}.
+        dtype: by MindSpore's name.
+        shape: of the whole tensor, in elements; None: nothing says how it is cut.
+        slice_shape: of what one rank holds.
+        layout: how it is cut, in words; None: nothing says it.
+        ranks: those that hold it, ascending.
+        nbytes: of one rank's slice.
+    """
+
+    name: str
+    dtype: str
+    shape: tuple[int, ...] | None
+    slice_shape: tuple[int, ...]
+    layout: str | None
+    ranks: tuple[int, ...]
+    nbytes: int
+
+
+def inspect(
+    path: str,
+    *,
+    strategy: str | None,
+    step: int | None,
+    pattern: str | None,
+    parameters: Sequence[str],
+    every: bool,
+    as_json: bool,
+) -> None:
+    """Show a checkpoint's files and parameters: all of them, or a readable number."""
     store, chosen = open_source(path)
     found = find_files(store, chosen, step=step, pattern=pattern)
     manifest = TargetFolder(store, 0).manifest() if chosen is None else None
     inventory = read_inventory(store, found, workers=default_workers())
     if not inventory.files:
         raise MissingInputError("SourceMissing", "there is no checkpoint file", where=path)
+    how = read_strategy(strategy) if strategy else None
+    if how is None and manifest is not None and not inventory.unified:
+        how = strategy_of(manifest)
+    held = holdings(inventory, how)
+    if parameters:
+        names = set(matching((h.name for h in held), parameters))
+        held = [h for h in held if h.name in names]
     if as_json:
-        show.out_json(_document(inventory, complete=manifest is not None))
+        show.out_json(_document(inventory, held, complete=manifest is not None))
         return
     for note in found.notes:
         show.out(f"note: {note}")
-    if manifest is not None:
-        show.out(f"complete by its manifest: rank {manifest.ranks} of {manifest.target_ranks}, from {manifest.source.url}")
-    _show(inventory)
+    _show_head(inventory, held, how, manifest)
+    _show_parameters(held, inventory, every=every)
+    _show_sizes(inventory, every=every)
+
+
+def strategy_of(manifest: Manifest) -> Strategy | None:
+    """How a finished target is cut, by its manifest; None when it has no parameters.
+
+    Raises:
+        DataError: the manifest contradicts itself.
+    """
+    if not manifest.parameters:
+        return None
+    devices = prod(manifest.parameters[0].target.device_matrix)
+    count, rest = divmod(manifest.target_ranks, max(devices, 1))
+    named = {stage for record in manifest.parameters for stage in record.target.stages}
+    if rest or not 1 <= count <= _MOST_STAGES or not named <= set(range(count)):
+        raise DataError("ManifestInvalid", "its layouts are not of its ranks", where="manifest", fix="give --strategy")
+    stages: list[dict[str, Layout]] = [{} for _ in range(count)]
+    for record in manifest.parameters:
+        found = record.target
+        for stage in found.stages:
+            stages[stage][record.name] = Layout(found.device_matrix, found.tensor_map, found.shard_step, found.shard_size)
+    return Strategy(tuple(stages), devices)
+
+
+def holdings(inventory: Inventory, strategy: Strategy | None) -> list[Held]:
+    """All parameters, in the order of the files.
+
+    Raises:
+        DataError: the strategy is not of these files.
+    """
+    ranks = _ranks_by_structure(inventory)
+    if strategy is None and not inventory.unified:
+        return _as_they_are(inventory, ranks)
+    model = place(inventory, strategy, None, only=0)  # ranks may be missing: what is there is shown
+    found = []
+    for p in model.parameters:
+        parts = p.source.parts if p.source is not None else (1,) * len(p.shape)
+        slice_shape = tuple(n // k for n, k in zip(p.shape, parts, strict=True))
+        where = tuple(sorted(rank for structure in p.structures for rank in ranks[structure]))
+        found.append(Held(p.name, p.dtype, p.shape, slice_shape, words.source_layout(p), where, p.nbytes // prod(parts)))
+    return found
+
+
+def _as_they_are(inventory: Inventory, ranks: list[tuple[int, ...]]) -> list[Held]:
+    where: dict[tuple[str, str, tuple[int, ...], int], list[int]] = defaultdict(list)
+    for structure, holding in zip(inventory.structures, ranks, strict=True):
+        for tensor in structure.tensors:
+            where[tensor.name, tensor.dtype, tensor.shape, tensor.nbytes] += holding
+    return [
+        Held(name, dtype, None, shape, None, tuple(sorted(found)), nbytes)
+        for (name, dtype, shape, nbytes), found in where.items()
+    ]
 
 
 def _ranks_by_structure(inventory: Inventory) -> list[tuple[int, ...]]:
@@ -43,12 +148,55 @@ def _ranks_by_structure(inventory: Inventory) -> list[tuple[int, ...]]:
     return [tuple(found) for found in ranks]
 
 
-def _document(inventory: Inventory, *, complete: bool) -> dict[str, Any]:
+def imbalance(inventory: Inventory) -> float:
+    """The largest file to the mean of all."""
+    sizes = [file.size for file in inventory.files]
+    return max(sizes) * len(sizes) / max(sum(sizes), 1)
+
+
+def together(held: Iterable[Held]) -> list[Held]:
+    """Parameters that differ in numbers in their names only, such as a layer's, as one: layers.{0-31}.weight.
+
+    Only where each combination of the numbers is there, so that the one name says exactly which.
+    """
+    alike: dict[tuple[object, ...], list[Held]] = defaultdict(list)
+    for each in held:
+        alike[_NUMBER.sub("\x00", each.name), replace(each, name="")].append(each)
+    lines = []
+    for group in alike.values():
+        numbers = [sorted({int(n) for n in column}) for column in zip(*(_NUMBER.findall(h.name) for h in group), strict=True)]
+        if len(group) > 1 and prod(map(len, numbers)) == len({h.name for h in group}):
+            texts = iter(str(n[0]) if len(n) == 1 else f"{{{format_ranks(tuple(n))}}}" for n in numbers)
+            lines.append(replace(group[0], name=_NUMBER.sub(lambda _, texts=texts: next(texts), group[0].name)))  # type: ignore[misc]
+        else:
+            lines += group
+    return lines
+
+
+def _document(inventory: Inventory, held: list[Held], *, complete: bool) -> dict[str, Any]:
+    step = epoch_and_step(inventory.files[0].path)
     return {
         "format": inventory.format,
         "complete": complete,
+        "epoch": step and step[0],
+        "step": step and step[1],
+        "ranks": format_ranks(tuple(f.rank for f in inventory.files)),
+        "size": sum(f.size for f in inventory.files),
+        "imbalance": imbalance(inventory),
         "files": [
             {"rank": f.rank, "path": f.path, "size": f.size, "crc": f.crc, "structure": f.structure} for f in inventory.files
+        ],
+        "parameters": [
+            {
+                "name": h.name,
+                "dtype": h.dtype,
+                "shape": h.shape and list(h.shape),
+                "slice_shape": list(h.slice_shape),
+                "layout": h.layout,
+                "ranks": format_ranks(h.ranks),
+                "bytes": h.nbytes,
+            }
+            for h in held
         ],
         "structures": [
             {
@@ -63,21 +211,67 @@ def _document(inventory: Inventory, *, complete: bool) -> dict[str, Any]:
     }
 
 
-def _show(inventory: Inventory) -> None:
-    sizes = [file.size for file in inventory.files]
-    each = show.size(min(sizes)) if min(sizes) == max(sizes) else f"{show.size(min(sizes))} to {show.size(max(sizes))}"
-    show.out(f"{inventory.format}: {len(sizes)} files of {each}, together {show.size(sum(sizes))}")
-    for structure, ranks in zip(inventory.structures, _ranks_by_structure(inventory), strict=True):
-        elements = sum(prod(t.shape) for t in structure.tensors)
-        show.out()
-        rows = [
-            (t.name, t.dtype, "x".join(map(str, t.shape)) or "scalar", show.size(t.nbytes))
-            for t in structure.tensors[:_SHOWN_TENSORS]
-        ]
-        show.table(
-            f"rank {format_ranks(ranks)}: {len(structure.tensors)} parameters, {elements} elements",
-            [("parameter", "left"), ("type", "left"), ("shape", "left"), ("size", "right")],
-            rows,
+def _show_head(inventory: Inventory, held: list[Held], strategy: Strategy | None, manifest: Manifest | None) -> None:
+    ranks = tuple(file.rank for file in inventory.files)
+    of = "" if strategy is None or strategy.ranks == len(ranks) else f" of {strategy.ranks}"
+    step = epoch_and_step(inventory.files[0].path)
+    rows = [
+        ("format", f"unified {inventory.format}" if inventory.unified else inventory.format),
+        *([] if inventory.unified else [("ranks", f"{len(ranks)}{of} ({format_ranks(ranks)})")]),
+        *([("step", f"{step[1]} of epoch {step[0]}")] if step else []),
+        ("size", f"{show.size(sum(file.size for file in inventory.files))} in {len(ranks)} files"),
+        ("parameters", f"{len({h.name for h in held}):,}"),
+    ]
+    if all(h.layout is not None for h in held) or len(ranks) == 1:
+        rows.append(("elements", f"{sum(prod(h.slice_shape if h.shape is None else h.shape) for h in held):,}"))
+    if strategy is not None and len(strategy.stages) > 1:
+        rows.append(("pipeline", f"{len(strategy.stages)} stages of {strategy.devices} ranks"))
+    if manifest is not None:
+        rows.append(
+            ("complete", f"by its manifest: rank {manifest.ranks} of {manifest.target_ranks}, from {manifest.source.url}")
         )
-        if len(structure.tensors) > _SHOWN_TENSORS:
-            show.out(f"... and {len(structure.tensors) - _SHOWN_TENSORS} more; --json has all")
+    show.table(None, [("", "left"), ("", "left")], rows)
+    if strategy is None and len(ranks) > 1 and not inventory.unified:
+        show.out("how parameters are cut is not known: --strategy tells")
+
+
+def _show_parameters(held: list[Held], inventory: Inventory, *, every: bool) -> None:
+    lines = held if every or len(held) <= _SHOWN_PARAMETERS else together(held)
+    shown = lines if every else lines[:_SHOWN_PARAMETERS]
+    known = any(h.layout is not None for h in held)
+    some = any(len(h.ranks) < len(inventory.files) for h in held)
+    holder = "file" if inventory.unified else "rank"
+    left, right = "left", "right"
+    columns = [("parameter", left), ("type", left), *([("whole", right)] if known else []), ("slice", right)]
+    columns += [*([("layout", left)] if known else []), *([(f"{holder}s", left)] if some else []), (f"per {holder}", right)]
+    rows = [
+        (
+            *(h.name, h.dtype),
+            *([words.shape(h.shape or ())] if known else []),
+            words.shape(h.slice_shape),
+            *([h.layout or ""] if known else []),
+            *([words.some_ranks(h.ranks)] if some else []),
+            show.size(h.nbytes),
+        )
+        for h in shown
+    ]
+    show.out()
+    show.table(None, columns, rows)
+    if len(lines) > len(shown):
+        show.out(f"... and {len(lines) - len(shown)} more; --all shows them, --parameter 'PATTERN' some")
+
+
+def _show_sizes(inventory: Inventory, *, every: bool) -> None:
+    """Ranks beside each other with files of one size are one line."""
+    files = sorted(inventory.files, key=lambda file: file.rank)
+    runs = [(nbytes, tuple(f.rank for f in run)) for nbytes, run in groupby(files, key=lambda file: file.size)]
+    most = max(1, *(nbytes for nbytes, _ in runs))
+    shown = runs if every else runs[:_SHOWN_SIZES]
+    holder = "file" if inventory.unified else "rank"
+    rows = [(format_ranks(ranks), show.size(nbytes), "█" * round(_BAR * nbytes / most)) for nbytes, ranks in shown]
+    show.out()
+    show.table(None, [(holder, "left"), ("size", "right"), ("", "left")], rows)
+    if len(runs) > len(shown):
+        show.out(f"... and {len(runs) - len(shown)} more; --all shows them")
+    if len(files) > 1:
+        show.out(f"imbalance {imbalance(inventory):.2f}: the largest file to the mean")

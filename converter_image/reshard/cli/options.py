@@ -87,6 +87,11 @@ _LAYOUT: tuple[Callable[[Any], Any], ...] = (
         help="What only the source's strategy names: leave it out, or carry it whole.",
     ),
     click.option("--allow-missing", is_flag=True, help="Leave out what only the target's strategy names."),
+    click.option(
+        "--remove-redundancy",
+        is_flag=True,
+        help="Of the ranks that hold the same slice let one write it, as MindSpore's remove_redundancy.",
+    ),
 )
 # What any transform has.
 _COMMON: tuple[Callable[[Any], Any], ...] = (
@@ -166,6 +171,7 @@ _UNCUT: dict[str, Any] = {
     "prefix": _DEFAULTS.prefix,
     "unplaced": _DEFAULTS.unplaced,
     "allow_missing": _DEFAULTS.allow_missing,
+    "remove_redundancy": _DEFAULTS.remove_redundancy,
 }
 
 
@@ -201,6 +207,7 @@ def request_of(arguments: dict[str, Any]) -> Request:
             unplaced=_title(arguments["unplaced"]),  # type: ignore[arg-type]  # click has checked the choice
             allow_missing=arguments["allow_missing"],
             rename=renaming.rules_of(arguments),
+            remove_redundancy=arguments["remove_redundancy"],
             crc=arguments["crc"],
             file_mode=mode,
             verification=_title(arguments["verification"]),  # type: ignore[arg-type]  # click has checked the choice

@@ -4,6 +4,7 @@ What differs is written at each function; every difference is one that loses not
 """
 
 from reshard.mindspore.conversion import ckpt_to_safetensors, safetensors_to_ckpt
+from reshard.mindspore.groups import restore_group_info_list
 from reshard.mindspore.pipeline import merge_pipeline_strategys
 from reshard.mindspore.transforms import rank_list_for_transform, transform_checkpoint_by_rank, transform_checkpoints
 from reshard.mindspore.unified import load_distributed_checkpoint, unified_safetensors
@@ -13,6 +14,7 @@ __all__ = [
     "load_distributed_checkpoint",
     "merge_pipeline_strategys",
     "rank_list_for_transform",
+    "restore_group_info_list",
     "safetensors_to_ckpt",
     "transform_checkpoint_by_rank",
     "transform_checkpoints",

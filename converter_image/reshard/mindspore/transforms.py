@@ -91,7 +91,8 @@ def transform_checkpoint_by_rank(
 
     Args:
         rank_id: the target rank.
-        checkpoint_files_map: from source rank to file, at least those of `rank_list_for_transform`.
+        checkpoint_files_map: from source rank to file, at least those of `rank_list_for_transform`; of a source whose redundancy
+            was removed all, for which of them has a slice only the files tell.
         save_checkpoint_file_name: the file to write.
         src_strategy_file: how the source is cut; None: one whole rank.
         dst_strategy_file: how the target is to be cut; None: one whole rank.

@@ -1,13 +1,16 @@
 """Inventory and layouts -> the copies of each target rank. Pure: a plan can be printed and tested without a byte read."""
 
+from reshard.plan.cuts import Cuts, cuts
 from reshard.plan.parameters import Model, Parameter, Role, place
 from reshard.plan.rank import Planner, RankPlan, TargetTensor, prove
 from reshard.plan.rename import unmatched
 from reshard.plan.same import keep
 from reshard.plan.summary import Summary, summarize
+from reshard.plan.traffic import Traffic, traffic
 from reshard.plan.unified import unify
 
 __all__ = [
+    "Cuts",
     "Model",
     "Parameter",
     "Planner",
@@ -15,10 +18,13 @@ __all__ = [
     "Role",
     "Summary",
     "TargetTensor",
+    "Traffic",
+    "cuts",
     "keep",
     "place",
     "prove",
     "summarize",
+    "traffic",
     "unify",
     "unmatched",
 ]

@@ -62,6 +62,11 @@ class Parameter:
     source_name: str
 
     @property
+    def nbytes(self) -> int:
+        """Bytes of the whole tensor."""
+        return prod(self.shape) * DTYPES[self.dtype].itemsize
+
+    @property
     def slice_shape(self) -> tuple[int, ...]:
         """The shape of one target rank's slice."""
         return tuple(n // k for n, k in zip(self.shape, self.target.parts, strict=True))
@@ -221,6 +226,8 @@ def _refuse_strategy(source: Strategy | None) -> None:
 def _check_ranks(inventory: Inventory, source: Strategy | None, *, all_there: bool) -> None:
     expected = source.ranks if source else 1
     ranks = [file.rank for file in inventory.files]
+    if not any(structure.tensors for structure in inventory.structures):
+        raise DataError("Empty", "no file of it holds a parameter", where="source", fix="restore the files")
     if source is None and len(ranks) > 1:
         raise RequestError(
             "SourceStrategyMissing",

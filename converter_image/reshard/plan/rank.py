@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections import defaultdict
 from dataclasses import dataclass, field
 from functools import cached_property
+from itertools import compress
 from typing import TYPE_CHECKING
 
 from reshard.errors import BugError, MissingInputError, RequestError
@@ -12,13 +13,15 @@ from reshard.plan.geometry import Geometry, geometry
 from reshard.plan.geometry import prove as prove_geometry
 from reshard.plan.overlap import overlapping
 from reshard.plan.parameters import Role
+from reshard.plan.redundancy import shares
 from reshard.plan.replicas import choose
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable
+    from collections.abc import Iterable, Sequence
 
     from reshard.checkpoint.inventory import TensorEntry
     from reshard.plan.parameters import Model, Parameter
+    from reshard.plan.redundancy import Shares
 
 
 @dataclass(frozen=True, slots=True)
@@ -58,9 +61,15 @@ class RankPlan:
 
 @dataclass(frozen=True)
 class Planner:
-    """Plans ranks of one model; what they have in common is worked out once."""
+    """Plans ranks of one model; what they have in common is worked out once.
+
+    Attributes:
+        model: which parameters go where.
+        remove_redundancy: of the ranks that hold the same slice one writes it, instead of all.
+    """
 
     model: Model
+    remove_redundancy: bool = False
     _entries: dict[int, dict[str, TensorEntry]] = field(default_factory=dict, repr=False)
 
     def plan(self, rank: int) -> RankPlan:
@@ -109,24 +118,36 @@ class Planner:
 
     def parameters(self, rank: int) -> tuple[Parameter, ...]:
         """The parameters that a target rank's file holds, in the order of the model."""
-        return self._parameters_of_group[self._group(rank)]
+        found = self._parameters_of_group[self._group(rank)]
+        return tuple(compress(found, self._share(rank))) if self.remove_redundancy else found
 
     def kinds(self, rank: int) -> tuple[int, ...]:
         """For each of these parameters the number of its kind: its place in `examples`.
 
         Of parameters of one kind every target rank needs the same cells, from the same source ranks.
         """
-        return self._kinds_of_group[self._group(rank)]
+        found = self._kinds_of_group[self._group(rank)]
+        return tuple(compress(found, self._share(rank))) if self.remove_redundancy else found
 
     def alike(self, rank: int) -> int:
         """The first target rank that has the same parameters, in slices of the same shapes."""
         if self.model.same:
             return self._ranks_by_structure[self._structure_by_rank[rank]][0]
-        return rank - rank % self.model.target_devices
+        return rank if self.remove_redundancy else rank - rank % self.model.target_devices
 
     def _group(self, rank: int) -> int:
-        """Ranks of one pipeline stage have the same parameters; those that keep what they have, if their files are alike."""
+        """Ranks of one pipeline stage may have the same parameters; those that keep what they have, if their files are alike."""
         return self._structure_by_rank[rank] if self.model.same else rank // self.model.target_devices
+
+    def _share(self, rank: int) -> Sequence[bool]:
+        """Which of its stage's parameters a rank writes."""
+        stage, local = divmod(rank, self.model.target_devices)
+        share: Sequence[bool] = self._shares[stage][local]
+        return share
+
+    @cached_property
+    def _shares(self) -> tuple[Shares, ...]:
+        return tuple(shares(parameters, self.model.target_devices) for parameters in self._parameters_of_group)
 
     @cached_property
     def _parameters_of_group(self) -> tuple[tuple[Parameter, ...], ...]:
@@ -145,7 +166,8 @@ class Planner:
     @cached_property
     def examples(self) -> tuple[Parameter, ...]:
         """One parameter of each kind."""
-        return tuple({self._kind(p): p for p in reversed(self.model.parameters)}[kind] for kind in self._kinds)
+        first = {self._kind(p): p for p in reversed(self.model.parameters)}
+        return tuple(first[kind] for kind in self._kinds)
 
     @cached_property
     def _kinds(self) -> dict[tuple[object, ...], int]:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections import Counter
 from dataclasses import dataclass
-from functools import cache
+from functools import lru_cache
 from typing import TYPE_CHECKING
 
 from reshard.plan.parameters import Role
@@ -48,7 +48,7 @@ def summarize(model: Model, planner: Planner, ranks: Sequence[int]) -> Summary:
         MissingInputError: no source file has a part that one of them needs.
     """
 
-    @cache
+    @lru_cache
     def content(rank: int) -> tuple[int, int, Counter[int]]:
         """Bytes of its parameters, of those that every rank gets, and how many there are of each kind."""
         parameters = planner.parameters(rank)

@@ -58,9 +58,13 @@ _SCHEMA = {
 }
 _PACKAGE = "reshard.straspb"
 _STAGE, _NODE, _LAYOUT = 1, 2, 3
+_RESTORE = 2  # in ParallelGroupMap
 _VARINT, _FIXED64, _DELIMITED, _FIXED32 = 0, 1, 2, 5
 _MAX_ITEM_BYTES = 4 * MAX_NAME_LENGTH + MAX_RECORD_BYTES + 16
 _MAX_UNKNOWN_FIELDS = 1024
+# Of a file of communication groups: more than any cluster has ranks.
+_MAX_GROUPS = 1 << 20
+_MAX_RANKS_BYTES = 8 << 20
 
 
 @cache
@@ -135,6 +139,25 @@ def decode_layout(raw: bytes) -> LayoutRecord:
     )
 
 
+def decode_restore_ranks(content: bytes) -> tuple[int, ...]:
+    """Read `ckpt_restore_rank_list` of a file of communication groups (ParallelGroupMap).
+
+    Raises:
+        MalformedError: it is none, or has no such list.
+    """
+    lists = []
+    for count, (number, kind, start, end) in enumerate(_fields(content)):
+        if count == _MAX_GROUPS:
+            raise MalformedError(f"it has more than {_MAX_GROUPS} groups")
+        if number == _RESTORE and kind == _DELIMITED:
+            lists.append(content[start:end])
+    if not lists:
+        raise MalformedError("it has no list of ranks to restore from")
+    if (nbytes := sum(map(len, lists))) > _MAX_RANKS_BYTES:
+        raise MalformedError(f"its list of ranks has {nbytes} bytes")
+    return tuple(_parsed("Dims", b"".join(lists)).dim)
+
+
 def encode(parameters: Iterable[tuple[str, Layout]], nodes: Iterable[Node], current_stage: int) -> bytes:
     """Write the protobuf form."""
     message = _classes()["ParallelStrategyMap"](current_stage=current_stage)
@@ -194,7 +217,7 @@ def _parsed(kind: str, raw: bytes) -> Any:  # noqa: ANN401 - a class that exists
     except (DecodeError, RecursionError, ValueError):
         whole = False
     if not whole:
-        raise MalformedError("it is damaged, or no strategy file")
+        raise MalformedError("it is damaged, or of another kind")
     return message
 
 
@@ -214,7 +237,7 @@ def _fields(content: bytes) -> Iterator[tuple[int, int, int, int]]:
             elif kind in (_FIXED32, _FIXED64):
                 at += 4 if kind == _FIXED32 else 8
             else:
-                raise MalformedError(f"it is no strategy file: there is a field of kind {kind} at byte {start}")
+                raise MalformedError(f"it is damaged, or of another kind: there is a field of wire type {kind} at byte {start}")
             if at > end:
                 raise MalformedError(f"it ends in the middle of the field at byte {start}")
             yield number, kind, start, at

@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 import hashlib
-import zlib
 from base64 import b64encode
 from typing import TYPE_CHECKING, Any
 
 from botocore import exceptions as boto
+from zlib_ng import zlib_ng
 
 from reshard.storage.s3.failures import code_of
 from reshard.storage.s3.retries import retrying
@@ -70,7 +70,7 @@ class Checksums:
 
 def _of(kind: str, content: bytes | memoryview) -> dict[str, str]:
     if kind == "CRC32":
-        return {"ChecksumCRC32": b64encode(zlib.crc32(content).to_bytes(4, "big")).decode()}
+        return {"ChecksumCRC32": b64encode(zlib_ng.crc32(content).to_bytes(4, "big")).decode()}
     if kind == "MD5":
         return {"ContentMD5": b64encode(hashlib.md5(content, usedforsecurity=False).digest()).decode()}
     return {}

@@ -20,7 +20,7 @@ if TYPE_CHECKING:
 
 # An answer is read in pieces that take about a second, so that one that trickles is noticed and asked for anew.
 _SMALLEST_PIECE = 1 << 10
-_LARGEST_PIECE = 112 << 10  # memory for more the C library takes from the system, anew for each piece
+_LARGEST_PIECE = 256 << 10
 _PATIENCE_SECONDS = 15.0
 _LEAST_BYTES_PER_SECOND = 16 << 10
 
@@ -93,11 +93,10 @@ def receive(body: StreamingBody, view: memoryview) -> None:
     """
     began, done, piece = time.monotonic(), 0, _SMALLEST_PIECE
     while done < len(view):
-        part = body.read(min(piece, len(view) - done))
-        if not part:
+        received = body.readinto(view[done : done + piece])
+        if not received:
             raise boto.IncompleteReadError(actual_bytes=done, expected_bytes=len(view))
-        view[done : done + len(part)] = part
-        done += len(part)
+        done += received
         taken = time.monotonic() - began
         if taken > _PATIENCE_SECONDS and done < taken * _LEAST_BYTES_PER_SECOND:
             raise boto.ReadTimeoutError(endpoint_url=f"the server, {done / taken:.0f} bytes a second")

@@ -26,8 +26,12 @@ _MARK = "reshard-upload"
 _ABORT_SECONDS = 2.0
 
 
+# urllib3 asks a file for 16 KiB at a time, and sends what it gets.
+_BLOCK_BYTES = 1 << 20
+
+
 class Body:
-    """A part as boto3 sends it without copying it: read in blocks, from the beginning again when it is sent again."""
+    """A part as boto3 sends it without copying it: handed on in long blocks, from the beginning again when it is sent again."""
 
     def __init__(self, content: memoryview) -> None:
         self._content = content
@@ -37,8 +41,8 @@ class Body:
         return len(self._content)
 
     def read(self, length: int = -1) -> memoryview:
-        """The next bytes."""
-        end = len(self._content) if length < 0 else self._at + length
+        """The next bytes, more than was asked for where that is little."""
+        end = len(self._content) if length < 0 else self._at + max(length, _BLOCK_BYTES)
         block = self._content[self._at : end]
         self._at += len(block)
         return block

@@ -1,0 +1,59 @@
+"""The pictures of a plan: what is drawn of it, and where it goes."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from reshard.cli.arguments import matching
+from reshard.plan import cuts, traffic
+from reshard.storage import open_store, parent_and_name
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable
+
+    from reshard.plan import Cuts
+    from reshard.transform import PlanResult
+
+_MOST_PARAMETERS = 16
+
+
+def write_svg(planned: PlanResult, patterns: Iterable[str], path: str) -> None:
+    """Write the picture to a file.
+
+    Args:
+        planned: of what.
+        patterns: names of parameters whose cuts are drawn, or patterns.
+        path: of the SVG file.
+
+    Raises:
+        MissingInputError: there is no such parameter.
+    """
+    from reshard.cli import svg  # noqa: PLC0415 - as in `show`: only what draws loads it
+
+    drawn, notes = _parameters(planned, patterns, svg.MOST_CELLS)
+    flow = traffic(planned.planner, tuple(planned.summary.sources), svg.MOST_GROUPS)
+    folder, name = parent_and_name(path)
+    open_store(folder).write(name, svg.svg(flow, drawn, notes).encode(), mode=0o640)
+
+
+def in_characters(planned: PlanResult, patterns: Iterable[str]) -> str:
+    """The same for a terminal.
+
+    Raises:
+        MissingInputError: there is no such parameter.
+    """
+    from reshard.cli import terminal  # noqa: PLC0415 - as above
+
+    drawn, notes = _parameters(planned, patterns, terminal.MOST_CELLS)
+    flow = traffic(planned.planner, tuple(planned.summary.sources), terminal.MOST_GROUPS)
+    return terminal.picture(flow, drawn, notes)
+
+
+def _parameters(planned: PlanResult, patterns: Iterable[str], most: int) -> tuple[list[Cuts], list[str]]:
+    """What is drawn of parameters, and what is said of those that are not. One that stages cut differently is drawn for each."""
+    model = planned.planner.model
+    names = set(wanted := matching((p.name for p in model.parameters), patterns))
+    found = sorted((p for p in model.parameters if p.name in names), key=lambda p: wanted.index(p.name))
+    left = len(found) - _MOST_PARAMETERS
+    notes = [f"{left} more parameters match and are not drawn"] if left > 0 else []
+    return [cuts(model, parameter, most) for parameter in found[:_MOST_PARAMETERS]], notes

@@ -1,0 +1,93 @@
+"""How the source and the target cut one parameter, as two drawings of bounded size. Pure."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from itertools import pairwise
+from math import prod
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from reshard.layout import Layout
+    from reshard.plan.parameters import Model, Parameter
+
+
+@dataclass(frozen=True, slots=True)
+class Grid:
+    """One side's cells along the dimensions that are shown.
+
+    Attributes:
+        parts: into how many equal parts each shown dimension is cut.
+        edges: where the drawn cells of each shown dimension begin, and the last ends, counted in those parts. They are fewer
+            than there are parts when neighbours are drawn as one.
+        ranks: for each drawn cell, row-major, the ranks that hold some of it, ascending.
+    """
+
+    parts: tuple[int, ...]
+    edges: tuple[tuple[int, ...], ...]
+    ranks: tuple[tuple[int, ...], ...]
+
+    @property
+    def merged(self) -> int:
+        """The most cells that are drawn as one."""
+        return prod(max(b - a for a, b in pairwise(at)) for at in self.edges)
+
+
+@dataclass(frozen=True, slots=True)
+class Cuts:
+    """How both sides cut a parameter.
+
+    Attributes:
+        parameter: which.
+        dimensions: those that are shown, at most two, ascending.
+        hidden: those that are cut as well and not shown: a drawn cell stands for all parts along them.
+        source: the source's grid.
+        target: the target's.
+    """
+
+    parameter: Parameter
+    dimensions: tuple[int, ...]
+    hidden: tuple[int, ...]
+    source: Grid
+    target: Grid
+
+
+def cuts(model: Model, parameter: Parameter, most: int) -> Cuts:
+    """Draw up a parameter's cuts.
+
+    Args:
+        model: that it is of.
+        parameter: of it.
+        most: cells along each dimension.
+    """
+    ndim = len(parameter.shape)
+    before = parameter.source.parts if parameter.source else (1,) * ndim
+    after = parameter.target.parts
+    cut = [i for i in range(ndim) if before[i] * after[i] > 1]
+    rest = [i for i in range(ndim) if i not in cut]
+    shown = tuple(sorted([*sorted(cut, key=lambda i: -before[i] * after[i])[:2], *rest][:2]))
+    hidden = tuple(i for i in cut if i not in shown)
+    target = _grid(parameter.target, parameter.target_stages, model.target_devices, shown, most)
+    return Cuts(parameter, shown, hidden, _source(model, parameter, shown, most), target)
+
+
+def _source(model: Model, parameter: Parameter, shown: tuple[int, ...], most: int) -> Grid:
+    if parameter.source is None:
+        holding = tuple(file.rank for file in model.inventory.files if file.structure in parameter.structures)
+        return Grid((1,) * len(shown), ((0, 1),) * len(shown), (holding,))
+    return _grid(parameter.source, parameter.source_stages, model.source_devices, shown, most)
+
+
+def _grid(layout: Layout, stages: tuple[int, ...], devices: int, shown: tuple[int, ...], most: int) -> Grid:
+    parts = tuple(layout.parts[i] for i in shown)
+    steps = [-(-k // most) for k in parts]
+    edges = tuple((*range(0, k, step), k) for k, step in zip(parts, steps, strict=True))
+    lengths = [len(at) - 1 for at in edges]
+    ranks: list[list[int]] = [[] for _ in range(prod(lengths))]
+    for stage in stages:
+        for rank, cell in enumerate(layout.cells):
+            at = 0
+            for i, step, length in zip(shown, steps, lengths, strict=True):
+                at = at * length + cell[i] // step
+            ranks[at].append(stage * devices + rank)
+    return Grid(parts, edges, tuple(tuple(sorted(found)) for found in ranks))

@@ -1,0 +1,131 @@
+"""How many bytes go from which source ranks to which target ranks: a matrix of bounded size. Pure."""
+
+from __future__ import annotations
+
+from collections import Counter
+from dataclasses import dataclass
+from functools import lru_cache
+from itertools import product
+from math import lcm, prod
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping, Sequence
+
+    from reshard.plan.overlap import Cell
+    from reshard.plan.rank import Planner
+
+
+@dataclass(frozen=True, slots=True)
+class Axis:
+    """The ranks of one side, in groups of neighbours.
+
+    Attributes:
+        groups: the ranks of each group, ascending; all but the last are of one size.
+        devices: ranks per pipeline stage.
+    """
+
+    groups: tuple[tuple[int, ...], ...]
+    devices: int
+
+    @classmethod
+    def of(cls, ranks: Sequence[int], devices: int, most: int) -> Axis:
+        """At most `most` groups, where it can be such that none lies in two pipeline stages."""
+        least = -(-len(ranks) // most)
+        size = next((n for n in range(least, 2 * least) if devices % n == 0), least) or 1
+        return cls(tuple(tuple(ranks[at : at + size]) for at in range(0, len(ranks), size)), devices)
+
+    @property
+    def size(self) -> int:
+        """Ranks in a group."""
+        return max(map(len, self.groups), default=1)
+
+    @property
+    def stages(self) -> tuple[int, ...]:
+        """The positions of groups with which a pipeline stage begins, but for the first."""
+        stage = [group[0] // self.devices for group in self.groups]
+        return tuple(i for i in range(1, len(stage)) if stage[i] != stage[i - 1])
+
+
+@dataclass(frozen=True, slots=True)
+class Traffic:
+    """Bytes of source tensors that target ranks are made of, replicas counted for each rank that gets them.
+
+    Attributes:
+        source: all source ranks.
+        target: the target ranks that are planned.
+        nbytes: for each pair (position of the source group, position of the target group) with any: how many.
+    """
+
+    source: Axis
+    target: Axis
+    nbytes: Mapping[tuple[int, int], int]
+
+    @property
+    def by_source(self) -> tuple[int, ...]:
+        """Bytes that are read from each source group."""
+        return self._sums(0, len(self.source.groups))
+
+    @property
+    def by_target(self) -> tuple[int, ...]:
+        """Bytes that each target group gets."""
+        return self._sums(1, len(self.target.groups))
+
+    def _sums(self, side: int, length: int) -> tuple[int, ...]:
+        found = Counter[int]()
+        for pair, nbytes in self.nbytes.items():
+            found[pair[side]] += nbytes
+        return tuple(found[i] for i in range(length))
+
+
+def traffic(planner: Planner, ranks: Sequence[int], most: int) -> Traffic:
+    """Count the bytes between every pair of ranks, without making a copy's plan.
+
+    Args:
+        planner: of the model.
+        ranks: the target ranks, ascending.
+        most: groups on each side.
+
+    Raises:
+        MissingInputError: no source file has a part that one of them needs.
+    """
+    model = planner.model
+    source = Axis.of(range(model.source_ranks), model.source_devices, most)
+    target = Axis.of(ranks, model.target_devices, most)
+
+    @lru_cache
+    def bytes_by_kind(rank: int) -> Counter[int]:
+        found = Counter[int]()
+        for parameter, kind in zip(planner.parameters(rank), planner.kinds(rank), strict=True):
+            found[kind] += parameter.slice_nbytes
+        return found
+
+    nbytes = Counter[tuple[int, int]]()
+    for column, group in enumerate(target.groups):
+        for rank in group:
+            picks = planner.picks(rank)
+            for kind, size in bytes_by_kind(planner.alike(rank)).items():
+                example = planner.examples[kind]
+                needed = planner.needs(example, rank)
+                cell = example.target.cells[rank % model.target_devices]
+                before = example.source.parts if example.source else (1,) * len(cell)
+                shares = _shares(example.target.parts, cell, before)
+                whole = sum(shares)
+                for (_, holders), share in zip(needed, shares, strict=True):
+                    nbytes[picks[holders] // source.size, column] += size * share // whole
+    return Traffic(source, target, {pair: found for pair, found in nbytes.items() if found})
+
+
+@lru_cache(maxsize=1 << 16)
+def _shares(target_parts: tuple[int, ...], cell: Cell, source_parts: tuple[int, ...]) -> tuple[int, ...]:
+    """How a target cell's elements divide among the source cells of `overlapping`, in the least whole numbers for all tensors.
+
+    Both sides divide every tensor's dimensions, so that a slice of any size divides in these shares exactly.
+    """
+    lengths = []
+    for parts, at, before in zip(target_parts, cell, source_parts, strict=True):
+        steps = lcm(parts, before)
+        first, end, each = at * steps // parts, (at + 1) * steps // parts, steps // before
+        met = range(first // each, -(-end // each))
+        lengths.append([min(end, (i + 1) * each) - max(first, i * each) for i in met])
+    return tuple(map(prod, product(*lengths)))

@@ -1,0 +1,134 @@
+"""`reshard inspect`: what it says of checkpoints, in the lines that matter."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+import rawfiles
+from hypothesis import given
+from hypothesis import strategies as st
+
+from reshard.cli import main
+from reshard.cli.inspection import Held, strategy_of, together
+from reshard.errors import DataError
+from reshard.manifest import Manifest, decode
+
+CORPUS = Path(__file__).parents[1] / "conformance" / "corpus"
+HELD = Held("", "Float32", (4, 4), (2, 4), "rows /2", (0, 1), 32)
+
+
+def lines(capsys: pytest.CaptureFixture[str]) -> list[list[str]]:
+    """Of standard output, split where there are two spaces or more."""
+    return [[cell.strip() for cell in line.split("  ") if cell.strip()] for line in capsys.readouterr().out.splitlines()]
+
+
+def test_a_source_with_its_strategy(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["inspect", str(CORPUS / "src_checkpoints"), "--strategy", str(CORPUS / "src_strategy.ckpt")]) == 0
+    found = lines(capsys)
+    for line in (
+        ["ranks", "8 (0-7)"],
+        ["step", "1875 of epoch 3"],
+        ["parameters", "17"],
+        ["elements", "682,017"],
+        ["layer1.weight", "Float32", "784x512", "784x256", "columns /2, 4 replicas", "803 kB"],
+        ["layer1.bias", "Float32", "512", "256", "elements /2, 4 replicas", "1.02 kB"],
+        ["layer2.weight", "Float32", "512x512", "512x512", "whole, 8 replicas", "1.05 MB"],
+        ["epoch_num", "Int64", "scalar", "scalar", "whole, in no strategy", "8 B"],
+        ["0-7", "1.89 MB", "█" * 32],
+        ["imbalance 1.00: the largest file to the mean"],
+    ):
+        assert line in found
+
+
+def test_a_pipeline_and_what_is_made_of_it(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    source, strategy = str(CORPUS / "pipeline" / "src"), str(CORPUS / "pipeline" / "src_strategy")
+    assert main(["inspect", source, "--strategy", strategy]) == 0
+    found = lines(capsys)
+    assert ["pipeline", "2 stages of 4 ranks"] in found
+    assert ["layers.1.weight", "Float32", "16x24", "8x12", "rows /2 x columns /2", "4-7", "384 B"] in found
+    assert ["layers.1.bias", "Float32", "16", "4", "optimizer /4", "4-7", "16 B"] in found
+    assert ["imbalance 1.05: the largest file to the mean"] in found
+    out = str(tmp_path / "out")
+    sides = ["--source", source, "--source-strategy", strategy, "--target-strategy", str(CORPUS / "pipeline/dst_strategy.ckpt")]
+    assert main(["transform", *sides, "--target", out]) == 0
+    capsys.readouterr()
+    assert main(["inspect", out]) == 0
+    found = lines(capsys)
+    assert ["layers.0.weight", "Float32", "16x24", "16x6", "columns /4", "384 B"] in found
+    assert ["elements", "801"] in found
+    assert main(["inspect", out, "--json", "--parameter", "layers.0.*"]) == 0
+    document = json.loads(capsys.readouterr().out)
+    assert document["complete"]
+    assert [(p["name"], p["shape"], p["slice_shape"]) for p in document["parameters"]] == [
+        ("layers.0.weight", [16, 24], [16, 6]),
+        ("layers.0.bias", [16], [4]),
+    ]
+
+
+def test_unified_files_hold_parameters_whole(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    pipeline, out = CORPUS / "pipeline", str(tmp_path / "out")
+    sides = ["--source", str(pipeline / "src"), "--source-strategy", str(pipeline / "src_strategy")]
+    assert main(["transform", *sides, "--layout", "unified", "--target", out]) == 0
+    capsys.readouterr()
+    assert main(["inspect", out]) == 0
+    found = lines(capsys)
+    assert ["format", "unified safetensors"] in found
+    assert ["layers.1.weight", "Float32", "16x24", "16x24", "whole", "0", "1.54 kB"] in found
+    assert main(["inspect", out, "--strategy", str(pipeline / "src_strategy")]) == 78
+
+
+def test_without_a_strategy_it_says_what_it_cannot_know(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["inspect", str(CORPUS / "src_checkpoints"), "--parameter", "layer1.*"]) == 0
+    found = lines(capsys)
+    assert ["how parameters are cut is not known: --strategy tells"] in found
+    assert ["layer1.weight", "Float32", "784x256", "803 kB"] in found
+    assert ["layer2.weight"] not in [line[:1] for line in found]
+    assert main(["inspect", str(CORPUS / "src_checkpoints"), "--parameter", "nothing"]) == 66
+    assert main(["inspect", str(CORPUS / "src_checkpoints"), "--strategy", str(CORPUS / "dst_strategy_4.ckpt")]) == 65
+
+
+def test_layers_of_one_kind_are_one_line(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    path = tmp_path / "a.safetensors"
+    path.write_bytes(rawfiles.safetensors({f"layers.{i}.\x1b{name}": np.zeros(1, np.int8) for i in range(32) for name in "ab"}))
+    assert main(["inspect", str(path)]) == 0
+    printed = capsys.readouterr().out
+    assert r"layers.{0-31}.\x1ba" in printed
+    assert printed.count("layers.") == 2
+    assert main(["inspect", str(path), "--all"]) == 0
+    assert capsys.readouterr().out.count("layers.") == 64
+
+
+@given(st.sets(st.tuples(st.integers(0, 3), st.sampled_from(["1", "2", "10", "01"])), min_size=1))
+def test_one_line_says_exactly_which(numbers: set[tuple[int, str]]) -> None:
+    names = {f"m{a}.layers.{b}" for a, b in numbers}
+    said = set()
+    for line in together([replace(HELD, name=name) for name in sorted(names)]):
+        texts = [""]
+        for piece in line.name.replace("}", "{").split("{"):
+            ranges = [piece] if "m" in piece or "." in piece else _spread(piece)
+            texts = [text + one for text in texts for one in ranges]
+        said |= set(texts)
+    assert said == names
+
+
+def _spread(text: str) -> list[str]:
+    ends = [part.split("-") for part in text.split(",")] if text else []
+    return [str(n) for end in ends for n in range(int(end[0]), int(end[-1]) + 1)] or [""]
+
+
+@pytest.mark.parametrize(("ranks", "stage"), [(3, 0), (4, 2), (10**18, 0), (4, 10**18), (4, -1)])
+def test_a_manifest_that_contradicts_itself_is_refused(tmp_path: Path, ranks: int, stage: int) -> None:
+    made = tmp_path / "out"
+    pipeline = CORPUS / "pipeline"
+    sides = ["--source", pipeline / "src", "--source-strategy", pipeline / "src_strategy", "--target-strategy"]
+    assert main(["transform", *map(str, sides), str(pipeline / "dst_strategy.ckpt"), "--target", str(made)]) == 0
+    content = json.loads((made / "reshard-manifest.json").read_text())
+    content["targetRanks"], content["parameters"][0]["target"]["stages"] = ranks, [stage]
+    if (ranks, stage) == (4, 2):
+        content["targetRanks"] = 8
+    with pytest.raises(DataError, match="ManifestInvalid"):
+        strategy_of(decode(json.dumps(content).encode(), Manifest, "x"))

@@ -1,0 +1,128 @@
+"""The pictures of a plan: their numbers are the plan's, and their size has a bound."""
+
+from __future__ import annotations
+
+import json
+from collections import Counter
+from typing import TYPE_CHECKING
+from xml.etree import ElementTree as ET
+
+import disk
+import models
+import pytest
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+from memory_jobs import job
+
+from reshard.checkpoint.dtypes import DTYPES
+from reshard.checkpoint.inventory import Inventory, SourceFile, Structure, TensorEntry
+from reshard.cli import main, svg, terminal
+from reshard.cli.svg import MOST_CELLS, MOST_GROUPS
+from reshard.layout import Layout
+from reshard.plan import Planner, cuts, place, traffic
+from reshard.strategy import Strategy
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+TAGS = {"svg", "title", "desc", "style", "g", "rect", "line", "text"}
+SVG = "{http://www.w3.org/2000/svg}"
+HOSTILE = "a</title><script>\x00\x1b[2J\u202e\ud800&\"'\uffff" + "x" * 5000
+
+
+@settings(max_examples=100, deadline=None, suppress_health_check=list(HealthCheck))
+@given(models.models(24), st.integers(1, 9), st.data())
+def test_the_bytes_between_ranks_are_those_of_the_plans(model: models.Model, most: int, data: st.DataObject) -> None:
+    planner = job(model, "safetensors", "safetensors")[0].planner
+    ranks = sorted(data.draw(st.sets(st.integers(0, model.target_ranks - 1), min_size=1)))
+    expected = Counter[tuple[int, int]]()
+    flow = traffic(planner, ranks, most)
+    for column, group in enumerate(flow.target.groups):
+        for tensor in (tensor for rank in group for tensor in planner.plan(rank).tensors):
+            for source, part in zip(tensor.ranks, tensor.geometry.parts, strict=True):
+                row = next(i for i, found in enumerate(flow.source.groups) if source in found)
+                expected[row, column] += part.target.size * DTYPES[tensor.parameter.dtype].itemsize
+    assert dict(flow.nbytes) == {pair: nbytes for pair, nbytes in expected.items() if nbytes}
+    assert [rank for group in flow.target.groups for rank in group] == ranks
+    assert max(len(flow.source.groups), len(flow.target.groups)) <= most
+    assert sum(flow.by_source) == sum(flow.by_target) == sum(expected.values())
+
+
+@settings(max_examples=100, deadline=None, suppress_health_check=list(HealthCheck))
+@given(models.models(24), st.integers(1, 5))
+def test_a_drawn_cell_names_the_ranks_that_hold_it(model: models.Model, most: int) -> None:
+    made = job(model, "safetensors", "safetensors")[0].model
+    for parameter in made.parameters:
+        drawn = cuts(made, parameter, most)
+        after = parameter.target
+        assert len(drawn.dimensions) == min(2, len(parameter.shape))
+        for rank, cell in enumerate(after.cells):
+            at = 0
+            for dimension, edges in zip(drawn.dimensions, drawn.target.edges, strict=True):
+                assert len(edges) - 1 <= most
+                at = at * (len(edges) - 1) + sum(edge <= cell[dimension] for edge in edges) - 1
+            assert parameter.target_stages[0] * made.target_devices + rank in drawn.target.ranks[at]
+        shown = {*drawn.dimensions, *drawn.hidden}
+        assert all(after.parts[i] == 1 for i in range(after.ndim) if i not in shown)
+
+
+def large(name: str, ranks: int, target_ranks: int) -> Planner:
+    """Every source rank feeds every group of target ranks."""
+    before, after = Layout((ranks,), ((0,), ())), Layout((target_ranks,), ((), (0,)))
+    entry = TensorEntry(name, "Float32", (4, target_ranks), ((0, 16 * target_ranks),))
+    rows = Structure("safetensors", (entry, TensorEntry("b", "Int8", (target_ranks,), ((16 * target_ranks, target_ranks),))))
+    files = tuple(SourceFile(rank, f"rank_{rank}/a-1_1.safetensors", 1, "", 0) for rank in range(ranks))
+    whole = Layout((target_ranks,), ((0,),))
+    strategies = [{name: before, "b": Layout((ranks,), ((0,),))}, {name: after, "b": whole}]
+    return Planner(place(Inventory(files, (rows,)), Strategy((strategies[0],), ranks), Strategy((strategies[1],), target_ranks)))
+
+
+@pytest.mark.parametrize(("source", "target"), [(1, 1), (1, 8), (16, 8), (96, 64), (256, 128)])
+def test_any_size_gives_a_readable_picture(source: int, target: int) -> None:
+    planner = large(HOSTILE, source, target)
+    drawn = [cuts(planner.model, parameter, MOST_CELLS) for parameter in planner.model.parameters]
+    text = svg.svg(traffic(planner, range(target), MOST_GROUPS), drawn, [HOSTILE])
+    assert len(text.encode()) < 1_000_000
+    root = ET.fromstring(text)  # noqa: S314 - it is our own
+    assert {found.tag.removeprefix(SVG) for found in root.iter()} <= TAGS
+    assert root.find(f"{SVG}title").text == f"{source} → {target} ranks"  # type: ignore[union-attr]
+    height = float(root.attrib["height"])
+    assert height < 2000
+    for box in root.iter(f"{SVG}rect"):
+        assert float(box.attrib["x"]) + float(box.attrib["width"]) <= 860
+        assert float(box.attrib["y"]) + float(box.attrib["height"]) <= height
+    printed = terminal.picture(traffic(planner, range(target), 32), [cuts(planner.model, drawn[0].parameter, 8)])
+    assert printed.count("\n") < 120
+    assert "\x1b" not in printed
+
+
+def test_sixteen_thousand_ranks_are_drawn() -> None:
+    ranks = 16384
+    before, after = Layout((128, 128), ((1,), ()), 1, 128), Layout((64, 256), ((1,), ()), 1, 256)
+    entry = TensorEntry("w", "BFloat16", (1, 64), ((0, 128),))
+    files = tuple(SourceFile(rank, f"rank_{rank}/a-1_1.safetensors", 128, "", 0) for rank in range(ranks))
+    inventory = Inventory(files, (Structure("safetensors", (entry,)),))
+    model = place(inventory, *(Strategy(({"w": layout},), ranks) for layout in (before, after)))
+    flow = traffic(Planner(model), range(ranks), MOST_GROUPS)
+    text = svg.svg(flow, [cuts(model, model.parameters[0], MOST_CELLS)])
+    assert sum(flow.nbytes.values()) == ranks * 128
+    assert "Each row stands for 256 source ranks, each column for 256 target ranks." in text
+    assert len(text) < 100_000
+
+
+def test_the_command_draws(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    made = disk.write(tmp_path / "in", disk.example())
+    arguments = ["plan", *made.arguments(tmp_path / "out")[1:]]
+    assert main([*arguments, "--parameter", "w", "--parameter", "[bm]"]) == 0
+    printed = capsys.readouterr().out
+    assert "4 → 6 ranks" in printed
+    assert "source: rows /4  " in printed
+    assert "target: columns /6" in printed
+    assert printed.index("\nw ") < printed.index("\nb ")
+    picture = tmp_path / "a.svg"
+    assert main([*arguments, "--svg", str(picture), "--json"]) == 0
+    assert json.loads(capsys.readouterr().out)["target_ranks"] == 6
+    assert "layout" not in picture.read_text()
+    assert main([*arguments, "--parameter", "nothing"]) == 66
+    assert main([*arguments, "--picture", "--json"]) == 2
+    assert capsys.readouterr().out == ""
