@@ -18,7 +18,7 @@ from hypothesis import strategies as st
 from reshard.cli import main
 from reshard.errors import ReshardError
 from reshard.plan.unified import fill
-from reshard.request import Options, Request
+from reshard.request import Options, RenameRule, Request
 from reshard.transform import Result, commit_checkpoint, transform_checkpoint
 
 if TYPE_CHECKING:
@@ -329,7 +329,6 @@ def test_parts_hold_everything_once_and_no_more_than_they_may(sizes: list[int], 
     assert all(len(part) == 1 or sum(sizes[i] for i in part) <= most for part in parts)
 
 
-def test_nothing_is_no_checkpoint(tmp_path: Path) -> None:
-    (tmp_path / "x.safetensors").write_bytes(rawfiles.write("safetensors", {}))
+def test_nothing_is_no_checkpoint(source: disk.Checkpoint, tmp_path: Path) -> None:
     with pytest.raises(ReshardError, match="NothingToWrite"):
-        cut(tmp_path / "x.safetensors", tmp_path / "t", None, layout="Unified")
+        unify(source, tmp_path / "t", rename=(RenameRule(to=None, pattern="*"),))
