@@ -14,7 +14,7 @@ from reshard.ahead import reading
 from reshard.checkpoint import check_crc, crc_reads, format_of, index
 from reshard.checkpoint.inventory import Index, Inventory, SourceFile, Structure
 from reshard.digest import sample_of
-from reshard.errors import DataError, MissingInputError
+from reshard.errors import DataError, MissingInputError, RequestError
 from reshard.headers import index_remote
 from reshard.manifest import MANIFEST_NAME, STATE, Manifest, decode
 from reshard.selection import select_files
@@ -24,7 +24,7 @@ from reshard.strategy.groups import restore_ranks
 from reshard.unified import HYPER_NAME, is_map, read_map
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Hashable, Sequence
+    from collections.abc import Callable, Collection, Hashable, Sequence
 
     from reshard.access import Access
     from reshard.plan.parameters import Model
@@ -53,14 +53,21 @@ def open_source(url: str, access: Access | None = None) -> tuple[Store, str | No
     return store, None
 
 
-def read_strategy(path: str, access: Access | None = None) -> Strategy:
+def read_strategy(path: str, access: Access | None = None, *, one_stage: bool = False) -> Strategy:
     """A strategy from a file, or merged from a folder that holds one for each pipeline stage (or rank).
+
+    Args:
+        path: of the file or folder.
+        access: how it is reached, if it is in an object store.
+        one_stage: it is to be that of one stage, whichever.
 
     Raises:
         DataError: a file is damaged, or they do not belong together.
         MissingInputError: there is none.
+        RequestError: one stage is wanted, and it is of several.
     """
-    return Strategy.from_files(read_strategy_files(path, access))
+    files = read_strategy_files(path, access)
+    return Strategy.of_one_stage(files) if one_stage else Strategy.from_files(files)
 
 
 def read_strategy_files(path: str, access: Access | None = None) -> list[StrategyFile]:
@@ -85,7 +92,7 @@ def read_strategy_files(path: str, access: Access | None = None) -> list[Strateg
         if not names:
             raise MissingInputError("StrategyMissing", "the folder holds no strategy file (.ckpt or .json)", where=path)
     contents: dict[bytes, str] = {}  # ranks of one stage have the same file
-    for each in sorted(names, key=_natural):
+    for each in sorted(names, key=natural):
         contents.setdefault(store.read(each, _LARGEST_STRATEGY), each)
     return [parse(content, each) for content, each in contents.items()]
 
@@ -101,9 +108,9 @@ def read_restore_ranks(path: str, access: Access | None = None) -> tuple[int, ..
     return restore_ranks(open_store(folder, access).read(name, _LARGEST_STRATEGY), path)
 
 
-def _natural(name: str) -> list[tuple[int, str]]:
+def natural(name: str) -> list[tuple[int, str]]:
     """strategy_2 before strategy_10: the first file of each stage wins."""
-    return [(int(part), "") if part.isdigit() else (-1, part) for part in re.split(r"(\d+)", name)]
+    return [(int(part), "") if part.isdecimal() else (-1, part) for part in re.split(r"(\d+)", name)]
 
 
 class Files(NamedTuple):
@@ -113,15 +120,25 @@ class Files(NamedTuple):
         by_rank: for each rank its file, as a path within the store; of a unified checkpoint, for each number one of the files.
         notes: what a user should know of the choice.
         unified: whether each of them holds parameters whole.
+        ranks: how many ranks there are, those included that were not asked for; None: some are not there.
+        step: the epoch and step that they are of, where their names say so.
     """
 
     by_rank: dict[int, str]
     notes: tuple[str, ...] = ()
     unified: bool = False
+    ranks: int | None = None
+    step: tuple[int, int] | None = None
 
 
-def find_files(store: Store, *, step: int | None = None, pattern: str | None = None) -> Files:
+def find_files(store: Store, *, step: int | None = None, pattern: str | None = None, ranks: range | None = None) -> Files:
     """The file of each rank, or those of a unified checkpoint. Another folder without `rank_<r>/` in it is one rank.
+
+    Args:
+        store: where they are.
+        step: the training step that is wanted.
+        pattern: a shell pattern that the names must match.
+        ranks: only these are wanted; None: all.
 
     Raises:
         MissingInputError: there are none.
@@ -130,8 +147,16 @@ def find_files(store: Store, *, step: int | None = None, pattern: str | None = N
     entries = store.list("")
     manifest = _manifest(store, {entry.name for entry in entries})
     if manifest is not None and step is None and pattern is None:
-        unified = manifest.options.get("layout") == "Unified"
-        return Files({record.rank: record.path for record in manifest.files}, unified=unified)
+        if manifest.parts:
+            raise RequestError(
+                "SourceInParts",
+                f"each rank's parameters are in {len(manifest.parts)} parts, which cannot be read as one",
+                where=store.url,
+                fix="reshard the checkpoint that the parts were made from, or name one part's files, as in --files '*_part0.*'",
+            )
+        known = {record.rank: record.path for record in manifest.files}
+        wanted = {rank: path for rank, path in known.items() if ranks is None or rank in ranks}
+        return Files(wanted, unified=manifest.options.get("layout") == "Unified", ranks=_count(known))
     folders: dict[int, str] = {}
     for entry in entries:
         match = _RANK_FOLDER.fullmatch(entry.name)
@@ -153,10 +178,17 @@ def find_files(store: Store, *, step: int | None = None, pattern: str | None = N
                 fix="give the folder that holds rank_0, rank_1, ...",
             )
         chosen = select_files(names, step=step, pattern=pattern)
-        return Files(chosen.files, chosen.notes)
+        return Files(chosen.files, chosen.notes, ranks=1, step=chosen.step)
+    count = _count(folders)
+    folders = {rank: folder for rank, folder in folders.items() if ranks is None or rank in ranks}
     names = {rank: [e.name for e in store.list(folder) if not e.is_folder] for rank, folder in sorted(folders.items())}
     chosen = select_files(names, step=step, pattern=pattern)
-    return Files({rank: f"{folders[rank]}/{name}" for rank, name in chosen.files.items()}, chosen.notes)
+    files = {rank: f"{folders[rank]}/{name}" for rank, name in chosen.files.items()}
+    return Files(files, chosen.notes, ranks=count, step=chosen.step)
+
+
+def _count(ranks: Collection[int]) -> int | None:
+    return len(ranks) if ranks and max(ranks) == len(ranks) - 1 else None
 
 
 def _unified_files(store: Store, names: list[str], maps: list[str]) -> Files:
@@ -166,7 +198,7 @@ def _unified_files(store: Store, names: list[str], maps: list[str]) -> Files:
         MissingInputError: one is not there.
     """
     mapped = read_map(store.read(maps[0], _LARGEST_STRATEGY), f"{store.url}/{maps[0]}")
-    wanted = sorted({*mapped.values(), *({HYPER_NAME} & set(names))}, key=_natural)
+    wanted = sorted({*mapped.values(), *({HYPER_NAME} & set(names))}, key=natural)
     if absent := [name for name in wanted if name not in names]:
         raise MissingInputError(
             "PartMissing",
@@ -281,13 +313,21 @@ def find_diverging(store: Store, model: Model, *, workers: int, whole: bool = Fa
 
     Of large ones only some blocks are compared, unless the `whole` is asked for.
     """
-    files = model.inventory.files
-    holders = Counter(file.structure for file in files)
+    holders = Counter(file.structure for file in model.inventory.files)
     shared = {
         p.source_name: p.name
         for p in model.parameters
         if p.source is None and not model.same and sum(holders[s] for s in p.structures) > 1
     }
+    found = compare_copies(store, model.inventory, shared.keys(), workers=workers, whole=whole)
+    return frozenset(shared[name] for name in found)
+
+
+def compare_copies(
+    store: Store, inventory: Inventory, shared: Collection[str], *, workers: int, whole: bool = False
+) -> frozenset[str]:
+    """Which of these names files hold, and not alike. See `find_diverging`."""
+    files = inventory.files
     if not shared or len(files) < 2:
         return frozenset()
 
@@ -295,7 +335,7 @@ def find_diverging(store: Store, model: Model, *, workers: int, whole: bool = Fa
         file = files[position]
         blocks = {
             entry.name: [(offset + at, n) for offset, length in entry.extents for at, n in _compared(length, whole=whole)]
-            for entry in model.inventory.structures[file.structure].tensors
+            for entry in inventory.structures[file.structure].tensors
             if entry.name in shared
         }
         reader = store.open(file.path)
@@ -313,7 +353,7 @@ def find_diverging(store: Store, model: Model, *, workers: int, whole: bool = Fa
         for found in pool.map(fingerprints, range(len(files))):
             for name, value in found.items():
                 if first.setdefault(name, value) != value:
-                    diverging.add(shared[name])
+                    diverging.add(name)
     return frozenset(diverging)
 
 

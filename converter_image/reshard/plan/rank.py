@@ -206,7 +206,7 @@ class Planner:
     def _replica_group(self, parameter: Parameter, rank: int) -> tuple[int, ...]:
         """Copies that differ are of their rank: a target rank takes that of the same number, going round, where there is one."""
         holding = self._holding(parameter.structures)
-        same = rank % self.model.source_ranks
+        same = self.model.first_rank + rank % self.model.source_ranks
         if parameter.name in self.model.diverging:
             return (same,) if same in set(holding) else holding[:1]
         return holding
