@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import defaultdict
 from concurrent.futures import ThreadPoolExecutor
 from math import prod
 from typing import TYPE_CHECKING
@@ -11,10 +12,23 @@ import msgspec
 from reshard.checkpoint.dtypes import DTYPES
 from reshard.digest import matches
 from reshard.errors import DataError, MissingInputError, RequestError
-from reshard.manifest import MANIFEST_NAME, SCHEMA, FileRecord, LayoutRecord, Manifest, ParameterRecord, SourceRecord
+from reshard.lock import in_turn
+from reshard.manifest import (
+    MANIFEST_NAME,
+    SCHEMA,
+    FileRecord,
+    LayoutRecord,
+    Manifest,
+    ParameterRecord,
+    PartRecord,
+    SourceRecord,
+)
+from reshard.parts import all_there, unite, with_files
+from reshard.plan import Role
 from reshard.ranks import format_ranks, parse_ranks
 from reshard.request import request_key
-from reshard.target import JobDocument
+from reshard.source import Files, compare_copies, read_inventory
+from reshard.target import LOCK, JobDocument
 from reshard.unified import HYPER_NAME, MAP_NAME, map_of, maps_beside
 from reshard.version import __version__
 
@@ -36,7 +50,7 @@ def finished(job: Job, target: TargetFolder, state: JobState, *, thorough: bool 
     `thorough` reads the files again, to find what has changed since.
     """
     wanted = _STRICTNESS[job.request.options.verification]
-    document = state.read() or JobDocument(job.digest, job.key, staged=False)
+    document = state.read() or JobDocument(job.digest, job.key, staged=False, part=job.part, whole=job.whole)
     known = _recorded(target, state, document, job.scope, thorough=thorough)
     return {rank: record for rank, record in known.items() if _STRICTNESS[record.verified] >= wanted}
 
@@ -48,16 +62,20 @@ def commit_job(target: TargetFolder, state: JobState, document: JobDocument, wan
         target: where.
         state: of the job.
         document: of the job.
-        wanted: the ranks that make it complete; None: all that the target's layout has.
+        wanted: the ranks that make it complete; None: all that get a file.
+
+    Returns:
+        The manifest of the checkpoint; of a part that is not the last its own, which is nowhere but among the unfinished yet.
 
     Raises:
-        MissingInputError: a rank is not finished.
-        RequestError: a part of the ranks would take the place of a checkpoint.
+        MissingInputError: a rank is not finished; or it was the last part, and all together lack a parameter.
+        RequestError: only some ranks would take the place of a checkpoint.
     """
     draft = state.draft()
-    ranks = wanted if wanted is not None else tuple(range(draft.target_ranks))
+    every = _ranks_of(draft)
+    ranks = every if wanted is None else tuple(rank for rank in wanted if rank in set(every))
     if document.replaces:
-        refuse_partial_replacement(target, ranks, draft.target_ranks)
+        refuse_partial_replacement(target, ranks, every)
     records = _recorded(target, state, document, ranks)
     missing = tuple(rank for rank in ranks if rank not in records)
     if missing:
@@ -68,11 +86,43 @@ def commit_job(target: TargetFolder, state: JobState, document: JobDocument, wan
             fix="run the transform for these ranks, then commit again",
         )
     manifest = msgspec.structs.replace(draft, ranks=format_ranks(ranks), files=tuple(records[rank] for rank in ranks))
-    if document.staged:
+    if document.part is None:
+        return _complete(target, state, document, ranks, manifest)
+    with in_turn(target, f"{LOCK}-commit"):  # of two that are both the last, one completes the checkpoint
+        state.finish_part(manifest)
+        return _complete_with_siblings(target, state, document, ranks, manifest)
+
+
+def _complete_with_siblings(
+    target: TargetFolder, state: JobState, document: JobDocument, ranks: tuple[int, ...], own: Manifest
+) -> Manifest:
+    """Complete the checkpoint of which a finished job is a part, if the others are finished too."""
+    known = own_manifest(target, document)
+    if known is not None:  # some files of it were written again, or are there in addition
+        others = [record for record in known.files if record.part != document.part]
+        return _complete(target, state, document, ranks, with_files(known, [*others, *own.files]))
+    parts = [own]
+    for sibling in target.siblings(document.whole, document.part):
+        if (finished := target.job(sibling.digest).finished_part()) is not None:
+            _check_files(target, sibling, finished)
+            parts.append(finished)
+    if not all_there([part for manifest in parts for part in manifest.parts]):
+        return own
+    return _complete(target, state, document, ranks, unite(parts, _diverging(target, parts)))
+
+
+def _complete(
+    target: TargetFolder, state: JobState, document: JobDocument, ranks: tuple[int, ...], manifest: Manifest
+) -> Manifest:
+    """Declare a checkpoint complete, all of whose files are finished."""
+    staged = [job for job in (document, *target.siblings(document.whole, document.part)) if job.staged]
+    if staged:
         state.begin_commit(format_ranks(ranks))
         state.retire_old_manifest()
-        for record in manifest.files:
-            state.publish(record)
+        for job in staged:
+            for record in manifest.files:
+                if record.part == job.part:
+                    target.job(job.digest).publish(record)
     maps = _maps(manifest)
     _remove_replaced(target, state, kept={*(record.path for record in manifest.files), *maps})
     for name, content in maps.items():
@@ -90,29 +140,85 @@ def finish_interrupted(target: TargetFolder) -> None:
             commit_job(target, state, document, parse_ranks(ranks))
 
 
-def refuse_partial_replacement(target: TargetFolder, ranks: tuple[int, ...], target_ranks: int) -> None:
-    """A part of a checkpoint may not take the place of a whole one.
+def refuse_partial_replacement(target: TargetFolder, ranks: tuple[int, ...], every: tuple[int, ...]) -> None:
+    """Some ranks of a checkpoint may not take the place of a whole one.
 
     Raises:
         RequestError: it would.
     """
-    if len(ranks) < target_ranks:
+    if set(ranks) < set(every):
         raise RequestError(
             "PartialReplacement",
-            f"rank {format_ranks(ranks)} of {target_ranks} cannot replace a whole checkpoint",
+            f"rank {format_ranks(ranks)} of {len(every)} cannot replace a whole checkpoint",
             where=target.store.url,
             fix="leave out --ranks (spec.target.ranks), or choose another target",
         )
+
+
+def own_manifest(target: TargetFolder, job: Job | JobDocument) -> Manifest | None:
+    """The manifest at the target, if this job has made the checkpoint or a part of it, and no other part is being replaced."""
+    manifest = target.manifest()
+    if manifest is None or job.digest not in manifest.jobs:
+        return None
+    replaced = any(sibling.digest not in manifest.jobs for sibling in target.siblings(job.whole, job.part))
+    return None if replaced else manifest
+
+
+def _ranks_of(draft: Manifest) -> tuple[int, ...]:
+    """The ranks that get a file of what is being made."""
+    if not draft.parts:
+        return tuple(range(draft.target_ranks))
+    return parse_ranks(draft.parts[0].ranks, draft.target_ranks) if draft.parts[0].ranks else ()
+
+
+def _check_files(target: TargetFolder, document: JobDocument, manifest: Manifest) -> None:
+    """That the files of a finished part are still there.
+
+    Raises:
+        MissingInputError: one is not.
+    """
+    state = target.job(document.digest)
+    for record in manifest.files:
+        if state.find(record, staged=document.staged) is None:
+            raise MissingInputError(
+                "FileMissing",
+                f"a finished file of part {document.part} is gone",
+                where=record.path,
+                fix="run the transform of that stage again",
+            )
+
+
+def _diverging(target: TargetFolder, parts: list[Manifest]) -> frozenset[str]:
+    """Parameters that several parts hold, and not alike. What no strategy names is alike on all ranks of a part."""
+    holders: dict[str, list[Manifest]] = defaultdict(list)
+    for manifest in parts:
+        for name in {parameter.name for parameter in manifest.parameters}:
+            holders[name].append(manifest)
+    shared = {name for name, found in holders.items() if len(found) > 1}
+    cut = {p.name for manifest in parts for p in manifest.parameters if p.name in shared and p.role == Role.CUT.value}
+    found: set[str] = set()
+    for number, rank in enumerate(sorted({record.rank for manifest in parts for record in manifest.files})):
+        names = cut if number else shared
+        if names:
+            paths = {p.parts[0].stage: _where(target, p, r) for p in parts for r in p.files if r.rank == rank}
+            inventory = read_inventory(target.store, Files(paths), workers=1)
+            found |= compare_copies(target.store, inventory, names, workers=1)
+    return frozenset(found)
+
+
+def _where(target: TargetFolder, manifest: Manifest, record: FileRecord) -> str:
+    state = target.job(manifest.digest)
+    return state.find(record, staged=True) or record.path
 
 
 def _recorded(
     target: TargetFolder, state: JobState, document: JobDocument, ranks: tuple[int, ...], *, thorough: bool = False
 ) -> dict[int, FileRecord]:
     """The finished ranks of a job, those of a manifest that it extends included."""
-    manifest = target.manifest()
+    manifest = own_manifest(target, document)
     known: dict[int, FileRecord] = {}
-    if manifest is not None and manifest.digest == document.digest:
-        known = {record.rank: record for record in manifest.files}
+    if manifest is not None:
+        known = {record.rank: record for record in manifest.files if record.part == document.part}
     known |= state.records(ranks)
     staged = document.staged
     return {rank: found for rank, found in known.items() if state.find(found, staged=staged, thorough=thorough) is not None}
@@ -191,16 +297,17 @@ def _maps(manifest: Manifest) -> dict[str, bytes]:
 def draft_manifest(job: Job) -> Manifest:
     """The manifest of a job, but for the files: the commit puts them in, and needs nothing else of the source."""
     model = job.model
+    source = SourceRecord(
+        url=job.source.url,
+        format=model.inventory.format,
+        ranks=model.source_ranks,
+        nbytes=sum(file.size for file in model.inventory.files),
+    )
     return Manifest(
         schema=SCHEMA,
         version=__version__,
         digest=job.digest,
-        source=SourceRecord(
-            url=job.source.url,
-            format=model.inventory.format,
-            ranks=model.source_ranks,
-            nbytes=sum(file.size for file in model.inventory.files),
-        ),
+        source=source,
         format=job.format,
         ranks="",
         target_ranks=model.target_ranks,
@@ -213,7 +320,13 @@ def draft_manifest(job: Job) -> Manifest:
         empty=model.empty,
         dropped=model.dropped,
         diverging=tuple(sorted(model.diverging)),
+        parts=() if job.part is None else (_part(job, job.part, source),),
     )
+
+
+def _part(job: Job, stage: int, source: SourceRecord) -> PartRecord:
+    ranks = format_ranks(job.ranks)
+    return PartRecord(stage, job.digest, source, ranks, job.selected.stages, job.model.elsewhere)
 
 
 def _parameter(parameter: Parameter) -> ParameterRecord:

@@ -17,7 +17,7 @@ from reshard.manifest import STATE, decode
 from reshard.plan import Planner, Role, keep, place, summarize, unify, unmatched
 from reshard.ranks import format_ranks, parse_ranks
 from reshard.request import Request, request_key
-from reshard.source import check_crcs, find_diverging, find_files, open_source, read_inventory, read_strategy
+from reshard.source import Files, check_crcs, find_diverging, find_files, open_source, read_inventory, read_strategy
 from reshard.storage import open_store
 from reshard.unified import is_own, part_name
 
@@ -43,6 +43,9 @@ class Job:
         digest: identifies source, strategies and options: equal digests, equal files.
         key: what of the request decides the outcome, to find a begun job without reading the source.
         format: of the target's files.
+        part: the pipeline stage of the source that it makes a part of; None: it makes everything.
+        whole: identifies what it makes a part of, by what all parts must have in common; without parts its own digest.
+        selected: what of the source's selection outlives its files.
         notes: what the user should know.
     """
 
@@ -52,6 +55,9 @@ class Job:
     digest: str
     key: dict[str, Any]
     format: Format
+    part: int | None
+    whole: str
+    selected: Selected
     notes: tuple[str, ...] = ()
 
     @property
@@ -60,11 +66,19 @@ class Job:
         return self.planner.model
 
     @property
+    def ranks(self) -> tuple[int, ...]:
+        """The target ranks that get a file: all, but for those of which a part has nothing."""
+        every = range(self.model.target_ranks)
+        return tuple(rank for rank in every if self.part is None or self.planner.parameters(rank))
+
+    @property
     def scope(self) -> tuple[int, ...]:
-        """The target ranks that are asked for."""
-        ranks = self.request.options.ranks
-        total = self.model.target_ranks
-        return tuple(range(total)) if ranks is None else parse_ranks(ranks, total)
+        """Those of them that are asked for."""
+        asked = self.request.options.ranks
+        if asked is None:
+            return self.ranks
+        wanted = set(parse_ranks(asked, self.model.target_ranks))
+        return tuple(rank for rank in self.ranks if rank in wanted)
 
     def metadata(self, rank: int) -> dict[str, str]:
         """Of a target rank's safetensors file: what the source's says, or what MindSpore expects.
@@ -118,7 +132,8 @@ class Job:
         if (own := self.own_file(rank)) is not None:
             return f"{own.path.removesuffix(self.model.inventory.format)}{self.format}"
         number = rank if self.request.options.numbered else ""
-        return f"rank_{rank}/{self.request.options.prefix}{number}.{self.format}"
+        part = "" if self.part is None else f"_part{self.part}"
+        return f"rank_{rank}/{self.request.options.prefix}{number}{part}.{self.format}"
 
     def own_file(self, rank: int) -> SourceFile | None:
         """The file that a target rank's is made of, where each is made of that of its own number."""
@@ -129,18 +144,32 @@ class Job:
         return any(p.role is Role.REPLICATED for p in self.planner.parameters(self.model.target_ranks - 1))
 
 
+class Selected(msgspec.Struct, frozen=True):
+    """What the choice of a source's files has told.
+
+    Attributes:
+        step: the epoch and step that they are of, where their names say so.
+        stages: how many pipeline stages there are, where the source is one of them and that is known.
+    """
+
+    step: tuple[int, int] | None = None
+    stages: int | None = None
+
+
 class _StoredInventory(msgspec.Struct, frozen=True):
     """An inventory as a plan step leaves it for the steps after it."""
 
     inventory: Inventory
     diverging: tuple[str, ...]
     fully_checked: bool
+    selected: Selected = Selected()
 
 
 def encode_inventory(job: Job) -> bytes:
     """The inventory of a job, for `resume` to find."""
     fully = job.request.options.verification == "Full"
-    return msgspec.json.encode(_StoredInventory(job.model.inventory, tuple(sorted(job.model.diverging)), fully))
+    stored = _StoredInventory(job.model.inventory, tuple(sorted(job.model.diverging)), fully, job.selected)
+    return msgspec.json.encode(stored)
 
 
 def prepare(request: Request, progress: Progress, *, workers: int) -> Job:
@@ -151,7 +180,8 @@ def prepare(request: Request, progress: Progress, *, workers: int) -> Job:
     """
     store, chosen = open_source(request.source, request.access.source)
     source, target = _strategies(request)
-    found = find_files(store, chosen, step=request.options.step, pattern=request.options.pattern)
+    wanted = source.numbers if source is not None and request.options.layout == "Part" else None
+    found = find_files(store, chosen, step=request.options.step, pattern=request.options.pattern, ranks=wanted)
     progress.begin("Reading headers", len(found.by_rank), "files")
     inventory = read_inventory(store, found, workers=workers, advance=progress.advance)
     model = _place(inventory, source, target, request)
@@ -160,7 +190,34 @@ def prepare(request: Request, progress: Progress, *, workers: int) -> Job:
         progress.begin("Checking CRCs", marked, "bytes")
         check_crcs(store, inventory, workers=workers, advance=progress.advance)
     model = replace(model, diverging=find_diverging(store, model, workers=workers, whole=fully))
-    return job_of(request, store, model, source, target, found.notes)
+    stages = _stages(request, source, target, found) if source is not None and wanted is not None else None
+    return job_of(request, store, model, source, target, selected=Selected(found.step, stages), notes=found.notes)
+
+
+def _stages(request: Request, source: Strategy, target: Strategy | None, found: Files) -> int | None:
+    """Of how many stages the source is one: as many as were named, or as there are ranks for; None: unknown.
+
+    Raises:
+        RequestError: there cannot be so many, or nothing else could tell when all parts are there.
+    """
+    stages = request.options.stages
+    if stages is None and found.ranks is not None and found.ranks > source.devices and found.ranks % source.devices == 0:
+        stages = found.ranks // source.devices
+    if stages is not None and source.first >= stages:
+        raise RequestError(
+            "NoSuchStage",
+            f"the source's strategy is of pipeline stage {source.first}, but there are {stages} stages",
+            where="stages",
+            fix="give the strategy that the source was trained with, or correct --stages (spec.source.stages)",
+        )
+    if stages is None and target is None:
+        raise RequestError(
+            "StagesUnknown",
+            "nothing says how many pipeline stages the source has, so no run could tell that it is the last",
+            where="stages",
+            fix="say how many with --stages (spec.source.stages), or give the folder that holds the ranks of all stages",
+        )
+    return stages
 
 
 def resume(request: Request, target: TargetFolder) -> tuple[Job, JobState] | None:
@@ -175,7 +232,7 @@ def resume(request: Request, target: TargetFolder) -> tuple[Job, JobState] | Non
             if request.options.verification == "Full" and not stored.fully_checked:
                 return None  # the plan was made for less
             model = replace(_place(stored.inventory, source, wanted, request), diverging=frozenset(stored.diverging))
-            job = job_of(request, store, model, source, wanted, ())
+            job = job_of(request, store, model, source, wanted, selected=stored.selected)
             if job.digest == document.digest:
                 return job, state
     return None
@@ -207,27 +264,6 @@ def check_places(request: Request) -> None:
         inside = _real(strategy).split("/")[-around.index(target[0]) :]
         if inside[0].startswith((STATE, "rank_")):
             raise RequestError("TargetOverlapsSource", "a strategy lies in the target's own files", where=strategy)
-
-
-def refuse_foreign_files(job: Job, target: TargetFolder, ours: set[str]) -> None:
-    """Files that nobody has described are never replaced, nor mixed with ours: they may be the only copy of something.
-
-    Raises:
-        RequestError: there are some.
-    """
-    beside = {job.path(rank) for rank in job.scope}
-    for found in target.store.list(""):
-        paths = [found.name] if found.name in beside or is_own(found.name) else []
-        if found.is_folder and found.name.startswith("rank_"):
-            paths = [f"{found.name}/{entry.name}" for entry in target.store.list(found.name)]
-        for path in paths:
-            if path not in ours:
-                raise RequestError(
-                    "TargetExists",
-                    f"there is {path}, which no manifest describes",
-                    where=target.store.url,
-                    fix="choose another target, or move it away; such files are never overwritten",
-                )
 
 
 def check_copy_mode(request: Request, target: Store) -> None:
@@ -278,10 +314,16 @@ def check_space(target: Store, nbytes: int) -> None:
 
 
 def _strategies(request: Request) -> tuple[Strategy | None, Strategy | None]:
-    access = request.access
+    access, one_stage = request.access, request.options.layout == "Part"
     before = after = None
     if request.source_strategy:
-        before = read_strategy(request.source_strategy, access.source_strategy or access.source)
+        before = read_strategy(request.source_strategy, access.source_strategy or access.source, one_stage=one_stage)
+    elif one_stage:
+        raise RequestError(
+            "SourceStrategyMissing",
+            "a part is made of one pipeline stage, and no strategy says which the source is",
+            fix="give the strategy of that stage (--source-strategy, spec.source.strategy)",
+        )
     if request.target_strategy:
         after = read_strategy(request.target_strategy, access.target_strategy or access.target)
     return before, after
@@ -297,6 +339,7 @@ def _place(inventory: Inventory, source: Strategy | None, target: Strategy | Non
         target,
         keep_unplaced=options.unplaced == "Keep",
         allow_missing=options.allow_missing,
+        one_stage=options.layout == "Part",
         rename=options.rename,
     )
     return unify(model, options.part_bytes) if options.layout == "Unified" else model
@@ -308,6 +351,8 @@ def job_of(
     model: Model,
     source: Strategy | None,
     target: Strategy | None,
+    *,
+    selected: Selected | None = None,
     notes: tuple[str, ...] = (),
 ) -> Job:
     """The job that makes a model's target ranks."""
@@ -325,10 +370,17 @@ def job_of(
         output = model.inventory.format
     model = _arranged(model, output)
     decisive = {name: key[name] for name in ("sourceStrategy", "targetStrategy")} | request_key(request) | {"format": output}
-    identity = hashlib.sha256(msgspec.json.encode([decisive, model.inventory])).hexdigest()
+    identity = whole = _identity([decisive, model.inventory])
+    part, selected = None, selected or Selected()
+    if request.options.layout == "Part":
+        part, whole = model.first_stage, _identity([decisive | {"sourceStrategy": None}, selected.step])
     planner = Planner(model, remove_redundancy=request.options.remove_redundancy)
-    job = Job(request, store, planner, identity, key, output)
+    job = Job(request, store, planner, identity, key, output, part, whole, selected)
     return replace(job, notes=(*notes, *_notes(model, request), *_notes_on_shares(job)))
+
+
+def _identity(content: object) -> str:
+    return hashlib.sha256(msgspec.json.encode(content)).hexdigest()
 
 
 def _arranged(model: Model, output: Format) -> Model:
@@ -344,6 +396,7 @@ def _key(request: Request, source: Strategy | None, target: Strategy | None) -> 
         "source": open_store(request.source, request.access.source).url,
         "step": request.options.step,
         "pattern": request.options.pattern,
+        "stages": request.options.stages,
         "sourceStrategy": source and hashlib.sha256(source.canonical()).hexdigest(),
         "targetStrategy": target and hashlib.sha256(target.canonical()).hexdigest(),
         **request_key(request),
@@ -354,31 +407,29 @@ def _notes(model: Model, request: Request) -> tuple[str, ...]:
     rules = request.options.rename
     notes = [f"no parameter's name matches {pattern}" for pattern in unmatched(model.source_names, rules)] if rules else []
     if model.dropped:
-        notes.append(f"{len(model.dropped)} parameters are left out as asked for: {_some(model.dropped)}")
+        notes.append(f"{len(model.dropped)} parameters are left out as asked for: {some(model.dropped)}")
     if model.unplaced:
         notes.append(
-            f"{len(model.unplaced)} parameters that only the source's strategy names are left out: {_some(model.unplaced)}"
+            f"{len(model.unplaced)} parameters that only the source's strategy names are left out: {some(model.unplaced)}"
         )
     if model.missing:
-        notes.append(
-            f"{len(model.missing)} parameters that only the target's strategy names are left out: {_some(model.missing)}"
-        )
+        notes.append(f"{len(model.missing)} parameters that only the target's strategy names are left out: {some(model.missing)}")
     if model.absent:
         notes.append(
-            f"{len(model.absent)} parameters that the source's strategy names are in none of its files: {_some(model.absent)}"
+            f"{len(model.absent)} parameters that the source's strategy names are in none of its files: {some(model.absent)}"
         )
     if model.empty:
-        notes.append(f"{len(model.empty)} tensors without elements are left out, a .ckpt cannot hold them: {_some(model.empty)}")
+        notes.append(f"{len(model.empty)} tensors without elements are left out, a .ckpt cannot hold them: {some(model.empty)}")
     files = model.inventory.files
     empty = tuple(file.rank for file in files if not model.inventory.structures[file.structure].tensors)
     if empty:
         notes.append(f"the files of source ranks {format_ranks(empty)} hold no parameter")
     if model.diverging:
         names = sorted(model.diverging)
-        taken = f"each target rank takes that of rank (target rank modulo {model.source_ranks})"
+        taken = f"each target rank takes that of rank ({_nth(model)})"
         if model.unified:
             taken = "that of the first rank that has one is taken"
-        notes.append(f"copies of {len(names)} parameters differ between source ranks, {taken}: {_some(names)}")
+        notes.append(f"copies of {len(names)} parameters differ between source ranks, {taken}: {some(names)}")
     return tuple(notes)
 
 
@@ -392,7 +443,13 @@ def _notes_on_shares(job: Job) -> tuple[str, ...]:
     return (f"nothing falls to target ranks {format_ranks(ranks)}; MindSpore's load_checkpoint refuses their files",)
 
 
-def _some(names: tuple[str, ...] | list[str]) -> str:
+def _nth(model: Model) -> str:
+    first = f"{model.first_rank} + " if model.first_rank else ""
+    return f"{first}target rank modulo {model.source_ranks}"
+
+
+def some(names: tuple[str, ...] | list[str]) -> str:
+    """A few of these names, and how many more there are."""
     return ", ".join(names[:5]) + (f" and {len(names) - 5} more" if len(names) > 5 else "")
 
 

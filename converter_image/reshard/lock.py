@@ -12,14 +12,18 @@ from contextlib import contextmanager
 from typing import TYPE_CHECKING
 
 import msgspec
+from tenacity import Retrying, retry_if_exception_type, stop_after_delay, wait_random
 
 from reshard.errors import DataError, LockedError, MissingInputError, ReshardError
 from reshard.manifest import decode
+from reshard.target import LOCK
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from collections.abc import Callable, Iterator
 
+    from reshard.job import Job
     from reshard.storage.protocol import Store
+    from reshard.target import JobDocument, TargetFolder
 
 HEARTBEAT_SECONDS = 10.0
 # A lock whose holder has not been heard of for this long is nobody's. Several heartbeats, for shared file systems can stall.
@@ -112,6 +116,56 @@ def locked(store: Store, path: str, *, owner: str | None, mode: int) -> Iterator
     finally:
         if me.shared:
             store.delete(sharer)
+
+
+@contextmanager
+def writing(target: TargetFolder, job: Job | JobDocument, *, owner: str | None) -> Iterator[Callable[[], None]]:
+    """Hold what a job needs to write to a target. Jobs that make parts of one checkpoint share the target; no other does.
+
+    Args:
+        target: where.
+        job: what is to be written.
+        owner: as of `locked`: processes of one owner write the job together.
+
+    Yields:
+        What `Held.check` is for one lock.
+
+    Raises:
+        LockedError: someone else writes there.
+    """
+    if job.part is None:
+        with locked(target.store, LOCK, owner=owner, mode=target.mode) as held:
+            yield held.check
+        return
+    with (
+        locked(target.store, LOCK, owner=f"parts-{job.whole}", mode=target.mode) as shared,
+        locked(target.store, f"{LOCK}-part{job.part}", owner=owner, mode=target.mode) as own,
+    ):
+
+        def check() -> None:
+            shared.check()
+            own.check()
+
+        yield check
+
+
+@contextmanager
+def in_turn(target: TargetFolder, path: str) -> Iterator[None]:
+    """Hold a lock that everyone holds for moments only: wait for it.
+
+    Raises:
+        LockedError: someone holds it for longer than that.
+    """
+    with contextlib.ExitStack() as stack:
+        for attempt in Retrying(
+            retry=retry_if_exception_type(LockedError),
+            wait=wait_random(0.05, 0.5),
+            stop=stop_after_delay(STALE_SECONDS),
+            reraise=True,
+        ):
+            with attempt:
+                stack.enter_context(locked(target.store, path, owner=None, mode=target.mode))
+        yield
 
 
 def _has_sharers(store: Store, path: str, *, besides: str = "") -> bool:

@@ -40,6 +40,7 @@ class FileRecord(_Document, frozen=True):
             together, "etag:<its ETag there>".
         bytes_read: of source tensors, for this file.
         verified: how much of it was compared with the source.
+        part: the pipeline stage of the source that it was made from; null: of all.
     """
 
     rank: int
@@ -48,6 +49,7 @@ class FileRecord(_Document, frozen=True):
     digest: str
     bytes_read: int
     verified: Verified
+    part: int | None = None
 
 
 class LayoutRecord(_Document, frozen=True, omit_defaults=True):
@@ -93,6 +95,26 @@ class SourceRecord(_Document, frozen=True):
     nbytes: int
 
 
+class PartRecord(_Document, frozen=True):
+    """One part of a checkpoint that was made stage by stage.
+
+    Attributes:
+        stage: the pipeline stage of the source that it was made from.
+        digest: identifies its source, strategies and options, as that of a manifest does.
+        source: what was read for it.
+        ranks: the target ranks that have something of it, such as "0-3".
+        stages: how many there are, as far as its run could know.
+        elsewhere: names of the target's strategy that this stage does not hold; of a complete checkpoint none.
+    """
+
+    stage: int
+    digest: str
+    source: SourceRecord
+    ranks: str
+    stages: int | None = None
+    elsewhere: tuple[str, ...] = ()
+
+
 class Manifest(_Document, frozen=True):
     """Says that a checkpoint is complete, and what it consists of.
 
@@ -105,7 +127,7 @@ class Manifest(_Document, frozen=True):
         ranks: those that are here, such as "0-5".
         target_ranks: how many ranks the target's layout has.
         options: those that decide what is written.
-        files: a record for each rank.
+        files: a record for each rank, and where it was made stage by stage for each of its parts.
         parameters: what is in them.
         unplaced: names that only the source's strategy has, left out.
         missing: names that only the target's strategy has, left out.
@@ -113,6 +135,7 @@ class Manifest(_Document, frozen=True):
         empty: names of tensors without elements, which a `.ckpt` file cannot hold, left out.
         dropped: names of the source's that were to be left out.
         diverging: names whose copies differ between source ranks.
+        parts: a record for each stage that it was made from, where that was done stage by stage.
     """
 
     schema: str
@@ -131,6 +154,12 @@ class Manifest(_Document, frozen=True):
     empty: tuple[str, ...] = ()
     dropped: tuple[str, ...] = ()
     diverging: tuple[str, ...] = ()
+    parts: tuple[PartRecord, ...] = ()
+
+    @property
+    def jobs(self) -> set[str]:
+        """The digests of the jobs that have made it: its own, and those of its parts."""
+        return {self.digest, *(part.digest for part in self.parts)}
 
 
 class _Versioned(msgspec.Struct):

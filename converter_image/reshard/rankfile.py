@@ -89,7 +89,7 @@ def write_rank(
         writer.finish()
         if not digest:  # not all bytes were here
             digest = digest_of_version(state.target.store, state.where(path, staged=staged))
-        record = FileRecord(rank, path, size, digest, count.nbytes, job.request.options.verification)
+        record = FileRecord(rank, path, size, digest, count.nbytes, job.request.options.verification, job.part)
         _verify(job, plan, state.target.store, state.where(path, staged=staged))
         state.record(record)
     finally:
@@ -97,16 +97,22 @@ def write_rank(
     return Written(record, sum(t.parameter.slice_nbytes for t in plan.tensors))
 
 
-def write_alone(job: Job, rank: int, store: Store, path: str) -> None:
+def write_alone(job: Job, rank: int, store: Store, path: str, *, share: Budget) -> None:
     """Write and verify the file of one target rank at any place, with nothing beside it.
 
     Raises:
         ReshardError: nothing of the file is left then.
     """
     plan = job.planner.plan(rank)
-    writer = store.create(path, temporary=f"{path}.{os.getpid()}.tmp", mode=job.request.options.file_mode)
+    writer = store.create(
+        path,
+        temporary=f"{path}.{os.getpid()}.tmp",
+        mode=job.request.options.file_mode,
+        size=job.file_sizes([rank])[rank],
+        memory=share.upload,
+    )
     try:
-        produce(job, plan, writer, count=ReadCount(), progress=Silent(), cancellation=Cancellation())
+        produce(job, plan, writer, count=ReadCount(), progress=Silent(), cancellation=Cancellation(), ahead=share.ahead)
         writer.finish()
     finally:
         writer.abort()

@@ -13,11 +13,12 @@ from reshard.access import Accesses
 from reshard.errors import UsageError
 
 OutputFormat = Literal["Source", "Ckpt", "Safetensors"]
-TargetLayout = Literal["PerRank", "Unified", "Same"]
+TargetLayout = Literal["PerRank", "Part", "Unified", "Same"]
 Unplaced = Literal["Drop", "Keep"]
 Verification = Literal["None", "Sample", "Full"]
 Overwrite = Literal["Never", "Replace"]
 CopyMode = Literal["Client", "Server"]
+Stages = Annotated[int, msgspec.Meta(ge=1, le=65536)]
 
 _LONGEST_PREFIX_BYTES = 128
 _LONGEST_NAME = 1 << 14
@@ -91,6 +92,7 @@ class Options(msgspec.Struct, frozen=True):
         numbered: whether the rank is in the names, beside those of the folders.
         step: read the files of this training step.
         pattern: read the files whose names match this shell pattern.
+        stages: how many pipeline stages there are, where the source is one of them; None: as many as it has ranks for.
         ranks: only these target ranks, such as "0,2-5".
         unplaced: what happens to parameters that only the source's strategy names.
         allow_missing: leave out what only the target's strategy names.
@@ -111,6 +113,7 @@ class Options(msgspec.Struct, frozen=True):
     numbered: bool = True
     step: int | None = None
     pattern: str | None = None
+    stages: int | None = None
     ranks: str | None = None
     unplaced: Unplaced = "Drop"
     allow_missing: bool = False
@@ -143,6 +146,8 @@ class Options(msgspec.Struct, frozen=True):
                 where="hf_index",
                 fix="add --layout unified (spec.target.layout: Unified)",
             )
+        if self.stages is not None and self.layout != "Part":
+            raise UsageError("InvalidOption", "only a part is made of one of several stages", where="stages", fix="leave it out")
 
 
 def _check_rules(rules: tuple[RenameRule, ...]) -> None:
@@ -168,6 +173,7 @@ _KINDS: dict[str, Any] = {
     "numbered": bool,
     "step": int | None,
     "pattern": str | None,
+    "stages": Stages | None,
     "ranks": str | None,
     "unplaced": Unplaced,
     "allow_missing": bool,

@@ -22,10 +22,12 @@ class Selection:
     Attributes:
         files: from rank to file name.
         notes: what a user should know of the choice, a sentence each.
+        step: the epoch and step that they are of, where their names say so.
     """
 
     files: dict[int, str]
     notes: tuple[str, ...] = ()
+    step: tuple[int, int] | None = None
 
 
 def select_files(names: dict[int, list[str]], *, step: int | None = None, pattern: str | None = None) -> Selection:
@@ -105,7 +107,7 @@ def _of_step(candidates: dict[int, list[str]], steps: dict[int, set[tuple[int, i
         notes = (
             f"epoch {chosen[0]}, step {chosen[1]} is the newest that every rank has; rank {format_ranks(newer)} has a newer one",
         )
-    return Selection(files, notes)
+    return Selection(files, notes, chosen)
 
 
 def _only(rank: int, names: list[str]) -> str:

@@ -25,7 +25,7 @@ from reshard.unified import MAP_NAME, choose_map, files_of, is_map, read_map
 from reshard.unified import check as check_unified
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Hashable, Iterable, Mapping, Sequence
+    from collections.abc import Callable, Collection, Hashable, Iterable, Mapping, Sequence
 
     from reshard.access import Access
     from reshard.plan.parameters import Model
@@ -54,14 +54,21 @@ def open_source(url: str, access: Access | None = None) -> tuple[Store, str | No
     return store, None
 
 
-def read_strategy(path: str, access: Access | None = None) -> Strategy:
+def read_strategy(path: str, access: Access | None = None, *, one_stage: bool = False) -> Strategy:
     """A strategy from a file, or merged from a folder that holds one for each pipeline stage (or rank).
+
+    Args:
+        path: of the file or folder.
+        access: how it is reached, if it is in an object store.
+        one_stage: it is to be that of one stage, whichever.
 
     Raises:
         DataError: a file is damaged, or they do not belong together.
         MissingInputError: there is none.
+        RequestError: one stage is wanted, and it is of several.
     """
-    return Strategy.from_files(read_strategy_files(path, access))
+    files = read_strategy_files(path, access)
+    return Strategy.of_one_stage(files) if one_stage else Strategy.from_files(files)
 
 
 def read_strategy_files(path: str, access: Access | None = None) -> list[StrategyFile]:
@@ -86,7 +93,7 @@ def read_strategy_files(path: str, access: Access | None = None) -> list[Strateg
         if not names:
             raise MissingInputError("StrategyMissing", "the folder holds no strategy file (.ckpt or .json)", where=path)
     contents: dict[bytes, str] = {}  # ranks of one stage have the same file
-    for each in sorted(names, key=_natural):
+    for each in sorted(names, key=natural):
         contents.setdefault(store.read(each, _LARGEST_STRATEGY), each)
     return [parse(content, each) for content, each in contents.items()]
 
@@ -102,9 +109,9 @@ def read_restore_ranks(path: str, access: Access | None = None) -> tuple[int, ..
     return restore_ranks(open_store(folder, access).read(name, _LARGEST_STRATEGY), path)
 
 
-def _natural(name: str) -> list[tuple[int, str]]:
+def natural(name: str) -> list[tuple[int, str]]:
     """strategy_2 before strategy_10: the first file of each stage wins."""
-    return [(int(part), "") if part.isdigit() else (-1, part) for part in re.split(r"(\d+)", name)]
+    return [(int(part), "") if part.isdecimal() else (-1, part) for part in re.split(r"(\d+)", name)]
 
 
 class Files(NamedTuple):
@@ -115,22 +122,34 @@ class Files(NamedTuple):
         notes: what a user should know of the choice.
         kind: what they are.
         mapped: for each parameter of a unified checkpoint its file, as far as a map says that.
+        ranks: how many ranks there are, those included that were not asked for; None: some are not there.
+        step: the epoch and step that they are of, where their names say so.
     """
 
     by_rank: dict[int, str]
     notes: tuple[str, ...] = ()
     kind: Kind = "Ranks"
     mapped: Mapping[str, str] = {}
+    ranks: int | None = None
+    step: tuple[int, int] | None = None
 
 
-def find_files(store: Store, chosen: str | None = None, *, step: int | None = None, pattern: str | None = None) -> Files:
+def find_files(
+    store: Store,
+    chosen: str | None = None,
+    *,
+    step: int | None = None,
+    pattern: str | None = None,
+    ranks: range | None = None,
+) -> Files:
     """The file of each rank, or those of a unified checkpoint. Another folder without `rank_<r>/` in it is one rank.
 
     Args:
         store: the folder.
-        chosen: the one file in it that is meant: it holds all parameters, or says which files do.
+        chosen: the one file in it that is meant: it holds all parameters (of the first of `ranks`), or says which files do.
         step: the training step that is wanted.
         pattern: a shell pattern that the names must match.
+        ranks: only these are wanted; None: all.
 
     Raises:
         DataError: a map is damaged.
@@ -138,12 +157,12 @@ def find_files(store: Store, chosen: str | None = None, *, step: int | None = No
         RequestError: it is not clear which.
     """
     if chosen is not None and not is_map(chosen):
-        return Files({0: chosen})
+        return Files({ranks.start if ranks else 0: chosen})
     entries = store.list("")
     manifest = _manifest(store, {entry.name for entry in entries})
     anything = step is None and pattern is None
     if manifest is not None and anything and chosen is None:
-        return _described(manifest, store.url)
+        return _described(manifest, store.url, ranks)
     folders, beside = _rank_folders(entries, store.url), [entry.name for entry in entries if not entry.is_folder]
     if map_name := chosen or (choose_map(beside, store.url) if anything else None):
         if folders and chosen is None:
@@ -157,9 +176,12 @@ def find_files(store: Store, chosen: str | None = None, *, step: int | None = No
         files = files_of(mapped, beside, map_name, store.url)
         return Files(dict(enumerate(files)), kind="Unified" if map_name == MAP_NAME else "Sharded", mapped=mapped)
     if folders:
+        count = _count(folders)
+        folders = {rank: folder for rank, folder in folders.items() if ranks is None or rank in ranks}
         names = {rank: [e.name for e in store.list(folder) if not e.is_folder] for rank, folder in sorted(folders.items())}
         selected = select_files(names, step=step, pattern=pattern)
-        return Files({rank: f"{folders[rank]}/{name}" for rank, name in selected.files.items()}, selected.notes)
+        by_rank = {rank: f"{folders[rank]}/{name}" for rank, name in selected.files.items()}
+        return Files(by_rank, selected.notes, ranks=count, step=selected.step)
     if store.stat("") is None:
         raise MissingInputError("SourceMissing", "there is no such folder", where=store.url)
     if not any(format_of(name) for name in beside):
@@ -170,7 +192,7 @@ def find_files(store: Store, chosen: str | None = None, *, step: int | None = No
             fix="give the folder that holds rank_0, rank_1, ...",
         )
     selected = select_files({0: beside}, step=step, pattern=pattern)
-    return Files(selected.files, selected.notes)
+    return Files(selected.files, selected.notes, ranks=1, step=selected.step)
 
 
 def _rank_folders(entries: Iterable[Stat], where: str) -> dict[int, str]:
@@ -189,23 +211,36 @@ def _rank_folders(entries: Iterable[Stat], where: str) -> dict[int, str]:
     return folders
 
 
-def _described(manifest: Manifest, where: str) -> Files:
+def _count(ranks: Collection[int]) -> int | None:
+    return len(ranks) if ranks and max(ranks) == len(ranks) - 1 else None
+
+
+def _described(manifest: Manifest, where: str, ranks: range | None) -> Files:
     """The files of a checkpoint that this program has written.
 
     Raises:
-        MissingInputError: not all parts of it were asked for when it was written.
+        MissingInputError: not all files of a unified one were asked for when it was written.
+        RequestError: it was made stage by stage.
     """
-    files = {record.rank: record.path for record in manifest.files}
+    if manifest.parts:
+        raise RequestError(
+            "SourceInParts",
+            f"each rank's parameters are in {len(manifest.parts)} parts, which cannot be read as one",
+            where=where,
+            fix="reshard the checkpoint that the parts were made from, or name one part's files, as in --files '*_part0.*'",
+        )
+    known = {record.rank: record.path for record in manifest.files}
     if manifest.options.get("layout") != "Unified":
-        return Files(files)
-    if len(files) < manifest.target_ranks:
+        wanted = {rank: path for rank, path in known.items() if ranks is None or rank in ranks}
+        return Files(wanted, ranks=_count(known))
+    if len(known) < manifest.target_ranks:
         raise MissingInputError(
             "PartMissing",
-            f"it was completed with {len(files)} of its {manifest.target_ranks} parts",
+            f"it was completed with {len(known)} of its {manifest.target_ranks} parts",
             where=where,
             fix="run its transform again without --ranks (spec.target.ranks)",
         )
-    return Files(files, kind="Unified")
+    return Files(known, kind="Unified")
 
 
 def _manifest(store: Store, names: set[str]) -> Manifest | None:
@@ -315,13 +350,21 @@ def find_diverging(store: Store, model: Model, *, workers: int, whole: bool = Fa
 
     Of large ones only some blocks are compared, unless the `whole` is asked for.
     """
-    files = model.inventory.files
-    holders = Counter(file.structure for file in files)
+    holders = Counter(file.structure for file in model.inventory.files)
     shared = {
         p.source_name: p.name
         for p in model.parameters
         if p.source is None and not model.same and sum(holders[s] for s in p.structures) > 1
     }
+    found = compare_copies(store, model.inventory, shared.keys(), workers=workers, whole=whole)
+    return frozenset(shared[name] for name in found)
+
+
+def compare_copies(
+    store: Store, inventory: Inventory, shared: Collection[str], *, workers: int, whole: bool = False
+) -> frozenset[str]:
+    """Which of these names files hold, and not alike. See `find_diverging`."""
+    files = inventory.files
     if not shared or len(files) < 2:
         return frozenset()
 
@@ -329,7 +372,7 @@ def find_diverging(store: Store, model: Model, *, workers: int, whole: bool = Fa
         file = files[position]
         blocks = {
             entry.name: [(offset + at, n) for offset, length in entry.extents for at, n in _compared(length, whole=whole)]
-            for entry in model.inventory.structures[file.structure].tensors
+            for entry in inventory.structures[file.structure].tensors
             if entry.name in shared
         }
         reader = store.open(file.path)
@@ -347,7 +390,7 @@ def find_diverging(store: Store, model: Model, *, workers: int, whole: bool = Fa
         for found in pool.map(fingerprints, range(len(files))):
             for name, value in found.items():
                 if first.setdefault(name, value) != value:
-                    diverging.add(shared[name])
+                    diverging.add(name)
     return frozenset(diverging)
 
 

@@ -14,7 +14,18 @@ from reshard.access import Access, Accesses
 from reshard.errors import UsageError
 from reshard.execution import ExecutionSpec, Strict
 from reshard.places import CERTIFICATES, CREDENTIALS, VOLUMES, ConfigMapKeyRef, RelativePath, StorageSpec
-from reshard.request import CopyMode, Options, OutputFormat, Overwrite, RenameRule, Request, TargetLayout, Unplaced, Verification
+from reshard.request import (
+    CopyMode,
+    Options,
+    OutputFormat,
+    Overwrite,
+    RenameRule,
+    Request,
+    Stages,
+    TargetLayout,
+    Unplaced,
+    Verification,
+)
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -60,6 +71,7 @@ class SourceSpec(Strict, frozen=True):
     storage: StorageSpec
     strategy: StrategySpec | None = None
     files: FilesSpec = FilesSpec()
+    stages: Stages | None = None
 
 
 class TargetSpec(Strict, frozen=True):
@@ -280,6 +292,7 @@ def _to_request(
             prefix=target.file_prefix,
             step=source.files.step,
             pattern=source.files.pattern,
+            stages=source.stages,
             ranks=target.ranks,
             unplaced=spec.parameters.unplaced,
             allow_missing=spec.parameters.allow_missing,

@@ -1,14 +1,16 @@
 """The target folder: its layout on the storage, and how files in it become a complete checkpoint.
 
 ```
-rank_<r>/<prefix><r>.<ext>     appears whole, when its rank is done; of unified files, part<r>.safetensors
+rank_<r>/<prefix><r>.<ext>     appears whole, when its rank is done; of unified files part<r>.safetensors,
+                               of a part <prefix><r>_part<stage>.<ext>
 param_name_map.json            of unified files, see reshard.unified: written by the commit
 reshard-manifest.json          written last: its presence says complete
 .reshard/                      of unfinished transforms only; gone once the manifest is there
-    lock
+    lock                       with parts, each a job: shared by all of them; lock-part<stage> is of one
     <job>/job.json             what is being made, and whether it replaces something
     <job>/inventory.json       the source's headers, read once
     <job>/draft.json           the manifest but for the files
+    <job>/part.json            the manifest of a part, once it is finished; the last one to be finished completes the checkpoint
     <job>/commit.json          which ranks are being committed, once the commit of staged files has begun
     <job>/replaced.json        the manifest of the checkpoint that is being replaced, once that is retired
     <job>/records/rank_<r>     a finished rank
@@ -32,7 +34,7 @@ from reshard.manifest import MANIFEST_NAME, STATE, FileRecord, Manifest, decode,
 from reshard.unified import maps_beside
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterable
+    from collections.abc import Callable, Collection, Iterable
 
     from reshard.storage.protocol import Store, Writer
 
@@ -51,6 +53,8 @@ class JobDocument(msgspec.Struct, frozen=True, rename="camel"):
         mode: permission bits of the files.
         in_place: whether they replace others one by one, where a storage cannot rename. The other checkpoint's manifest is
             retired before, so that the target reads as incomplete until this one's is there.
+        part: the pipeline stage of the source, where it makes only what of the checkpoint is made from that.
+        whole: equal for jobs that make parts of one checkpoint.
     """
 
     digest: str
@@ -58,6 +62,8 @@ class JobDocument(msgspec.Struct, frozen=True, rename="camel"):
     staged: bool
     mode: int = 0o640
     in_place: bool = False
+    part: int | None = None
+    whole: str = ""
 
     @property
     def replaces(self) -> bool:
@@ -151,21 +157,27 @@ class TargetFolder:
             and self.job(job.digest).begun_commit() is None
         ]
 
+    def siblings(self, whole: str, part: int | None) -> list[JobDocument]:
+        """Unfinished jobs that make other parts of the same checkpoint."""
+        return [job for job in self.jobs() if None not in {part, job.part} and job.whole == whole and job.part != part]
+
     def commit_is_interrupted(self) -> bool:
         """Whether staged files have begun to take the place of others, and not all of them have."""
         return any(self.job(job.digest).begun_commit() is not None for job in self.jobs())
 
-    def discard(self, job: JobDocument) -> None:
-        """Remove an unfinished job and what it has written."""
+    def discard(self, job: JobDocument, heir: JobState) -> None:
+        """Remove an unfinished job and what it has written; what it has taken apart its heir is to remove."""
         state = self.job(job.digest)
+        if self.store.stat(f"{state.folder}/replaced.json") is not None:
+            self.store.move(f"{state.folder}/replaced.json", f"{heir.folder}/replaced.json")
         if not job.staged:
             for record in state.records(None).values():
                 self.store.delete(record.path)
         self.store.delete(state.folder)
 
-    def has_remains(self, digest: str) -> bool:
-        """Whether a process that was killed when all but done has left something of this job, and no other job is begun."""
-        return bool(self.store.list(STATE)) and all(job.digest == digest for job in self.jobs())
+    def has_remains(self, digests: Collection[str]) -> bool:
+        """Whether a process that was killed when all but done has left something of these jobs, and no other job is begun."""
+        return bool(self.store.list(STATE)) and all(job.digest in digests for job in self.jobs())
 
 
 @dataclass(frozen=True, slots=True)
@@ -190,10 +202,21 @@ class JobState:
         return begun if begun is not None else job
 
     def restore(self, inventory: bytes, draft: Manifest) -> None:
-        """Note down again what of a begun job is gone."""
-        for name, content in (("draft.json", encode(draft)), ("inventory.json", inventory)):
-            if self.target.store.stat(f"{self.folder}/{name}") is None:
-                self.target.store.write(f"{self.folder}/{name}", content, mode=self.target.mode)
+        """Note down again what of a begun job is gone, and what of it nobody could know before: the number of stages."""
+        store = self.target.store
+        if store.stat(f"{self.folder}/inventory.json") is None:
+            store.write(f"{self.folder}/inventory.json", inventory, mode=self.target.mode)
+        known = self._document("draft.json", Manifest, _LARGEST_DOCUMENT) if draft.parts else None
+        if store.stat(f"{self.folder}/draft.json") is None or (known is not None and known.parts != draft.parts):
+            store.write(f"{self.folder}/draft.json", encode(draft), mode=self.target.mode)
+
+    def finish_part(self, manifest: Manifest) -> None:
+        """Note down that all ranks of a part are finished."""
+        self.target.store.write(f"{self.folder}/part.json", encode(manifest), mode=self.target.mode)
+
+    def finished_part(self) -> Manifest | None:
+        """What `finish_part` has noted down, if anything."""
+        return self._document("part.json", Manifest, _LARGEST_DOCUMENT)
 
     def begin_commit(self, ranks: str) -> None:
         """Note down that staged files begin to take the place of others: from here on only going on makes sense."""

@@ -11,9 +11,10 @@ from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
 from reshard import job as jobs
-from reshard.commit import commit_job, draft_manifest, finish_interrupted, finished, refuse_partial_replacement
+from reshard.begin import begin, replaces_other
+from reshard.commit import commit_job, finished, own_manifest, refuse_partial_replacement
 from reshard.errors import LockedError, MissingInputError, RequestError
-from reshard.lock import STALE_SECONDS, locked, writer_is_gone, writer_name
+from reshard.lock import STALE_SECONDS, locked, writer_is_gone, writer_name, writing
 from reshard.memory import budget, memory_bytes
 from reshard.progress import Cancellation, Silent
 from reshard.rankfile import Guard, Written, requests_of, write_rank
@@ -21,12 +22,12 @@ from reshard.ranks import parse_ranks
 from reshard.request import Options
 from reshard.storage import open_store
 from reshard.target import LOCK, JobDocument, TargetFolder
-from reshard.unified import maps_beside
 
 if TYPE_CHECKING:
+    from collections.abc import Callable
+
     from reshard.access import Access
     from reshard.job import Job
-    from reshard.lock import Held
     from reshard.manifest import Manifest
     from reshard.plan import Planner, Summary
     from reshard.progress import Progress
@@ -53,7 +54,8 @@ class Result:
         skipped_ranks: ranks that were finished before.
         digest: identifies source, strategies and options.
         complete: whether the manifest is there, with all ranks that were asked for.
-        committed_ranks: those that the manifest lists, such as "0-5".
+        part: the pipeline stage whose part it has made, with the layout Part. The last part completes the checkpoint.
+        committed_ranks: those that the manifest lists, such as "0-5"; of a part that is not the last, those that it is made for.
         notes: what the user should know.
     """
 
@@ -70,6 +72,7 @@ class Result:
     complete: bool
     committed_ranks: str
     notes: tuple[str, ...]
+    part: int | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -143,34 +146,39 @@ def transform_checkpoint(
     thorough = commit and request.options.overwrite == "Replace"
     done = finished(job, target, state, thorough=thorough)
     left = tuple(rank for rank in job.scope if rank not in done)
-    written = []
-    if left or not _covers(_own_manifest(job, target), job):
+    written, committed = [], None
+    if left or not _covers(own_manifest(target, job), job):
         if not target.commit_is_interrupted():
-            _replaces(job, target, state)  # a refusal leaves no trace
+            replaces_other(job, target, state)  # a refusal leaves no trace
         shared = owner or (None if commit else f"job-{job.digest}")
-        with locked(target.store, LOCK, owner=shared, mode=request.options.file_mode) as lock:
-            document = _begin(job, target, state)
-            if document.in_place and _own_manifest(job, target) is None:
+        with writing(target, job, owner=shared) as check_lock:
+            document = begin(job, target, state)
+            if document.in_place and own_manifest(target, job) is None:
                 state.retire_old_manifest()
             if commit and document.replaces:
-                refuse_partial_replacement(target, job.scope, job.model.target_ranks)
+                refuse_partial_replacement(target, job.scope, job.ranks)
             done = finished(job, target, state, thorough=thorough)  # once more, now that nobody else writes
             left = tuple(rank for rank in job.scope if rank not in done)
             nbytes = sum(sizes[rank] for rank in left)
             jobs.check_space(target.store, nbytes)
             state.sweep(set(left), lambda writer, path: _is_left_over(target, writer, path))
-            # Nobody else writes here, unless it is of the same owner.
-            target.drop_unfinished(STALE_SECONDS if shared else 0.0, map(job.path, job.scope))
+            # Nobody else writes here, unless it is of the same owner or another part.
+            silent = STALE_SECONDS if shared or job.part is not None else 0.0
+            target.drop_unfinished(silent, map(job.path, job.scope))
             progress.begin("Resharding", nbytes, "bytes")
-            guard = Guard(lambda: _check_ours(state, lock), cancellation or Cancellation(), writer_name())
+            guard = Guard(lambda: _check_ours(state, check_lock), cancellation or Cancellation(), writer_name())
             written = _write_ranks(job, state, left, document, workers, progress, guard)
             if commit:
-                lock.check()
-                commit_job(target, state, document, _committed(job, target, state))
-    elif commit and target.has_remains(job.digest):
+                check_lock()
+                committed = commit_job(target, state, document, _committed(job, target, state))
+    elif commit and (manifest := target.manifest()) is not None and target.has_remains(manifest.jobs):
         with contextlib.suppress(LockedError), locked(target.store, LOCK, owner=None, mode=request.options.file_mode):
             target.forget_jobs()
-    manifest = _own_manifest(job, target)
+    manifest = own_manifest(target, job)
+    parts_notes = _notes(job, manifest)
+    for note in parts_notes:
+        progress.note(note)
+    committed = manifest or committed
     return Result(
         source_ranks=job.model.source_ranks,
         target_ranks=job.model.target_ranks,
@@ -183,8 +191,9 @@ def transform_checkpoint(
         skipped_ranks=tuple(rank for rank in job.scope if rank not in left),
         digest=job.digest,
         complete=_covers(manifest, job),
-        committed_ranks=manifest.ranks if manifest is not None else "",
-        notes=job.notes,
+        committed_ranks=committed.ranks if committed is not None else "",
+        notes=job.notes + parts_notes,
+        part=job.part,
     )
 
 
@@ -219,14 +228,14 @@ def plan_transform(
     summary = jobs.summary_of(job)
     jobs.check_space(target.store, sum(nbytes for rank, nbytes in sizes.items() if rank not in done))
     target.store.check_writable()
-    complete = len(done) == len(job.scope) and _covers(_own_manifest(job, target), job)
+    complete = len(done) == len(job.scope) and _covers(own_manifest(target, job), job)
     if write and not complete:
-        if _replaces(job, target, state):
-            refuse_partial_replacement(target, job.scope, job.model.target_ranks)
-        with locked(target.store, LOCK, owner=owner or f"job-{job.digest}", mode=request.options.file_mode):
-            _begin(job, target, state)
+        if replaces_other(job, target, state):
+            refuse_partial_replacement(target, job.scope, job.ranks)
+        with writing(target, job, owner=owner or f"job-{job.digest}"):
+            begin(job, target, state)
     else:
-        _replaces(job, target, state)
+        replaces_other(job, target, state)
     memory = memory_bytes(job.model, workers, job.source, target.store, sizes.values())
     rank_requests = requests_of(job, target.store, job.scope[0], budget(min(workers, len(job.scope)))) if job.scope else 0
     finished_ranks = tuple(sorted(done))
@@ -245,16 +254,19 @@ def commit_checkpoint(
     owner: str | None = None,
     access: Access | None = None,
 ) -> Manifest:
-    """Complete the checkpoint whose ranks were written without commit.
+    """Complete the checkpoint whose ranks were written without commit, or the parts of one.
 
     Args:
         target_url: the target.
         ranks: the target ranks that make it complete, such as "0,2-5"; None: all.
         finished: or those that are finished.
         alone: refuse while others still write ranks of it, instead of sharing the lock with them.
-        digest: of the job that is meant; None: the only one that was begun here.
+        digest: of the job that is meant; None: the only one that was begun here, or all parts of one checkpoint.
         owner: as it was given to those who wrote the ranks.
         access: how the target is reached, if it is in an object store.
+
+    Returns:
+        The manifest of the checkpoint; as long as parts of it are missing, that of a part: see `reshard.parts.is_whole`.
 
     Raises:
         LockedError: others still write here.
@@ -264,29 +276,34 @@ def commit_checkpoint(
     target = TargetFolder(open_store(target_url, access), Options().file_mode)
     begun = [job for job in target.jobs() if digest in {None, job.digest}]
     manifest = target.manifest()
-    if not begun and manifest is not None and digest in {None, manifest.digest}:
+    if not begun and manifest is not None and (digest is None or digest in manifest.jobs):
         return manifest
     if not begun:
         raise MissingInputError(
             "NothingToCommit", "no transform was begun here", where=target_url, fix="run reshard transform first"
         )
-    if len(begun) > 1:
+    if len({job.whole or job.digest for job in begun}) > 1:
         raise RequestError(
             "AmbiguousJobs",
             f"{len(begun)} transforms were begun here: {', '.join(job.digest[:12] for job in begun)}",
             where=target_url,
             fix="run reshard transform for the one that is wanted, with --overwrite",
         )
-    job = begun[0]
-    target = replace(target, mode=job.mode)
-    with locked(target.store, LOCK, owner=None if alone else owner or f"job-{job.digest}", mode=target.mode):
-        state = target.job(job.digest)
-        wanted = None if ranks is None else parse_ranks(ranks, state.draft().target_ranks)
-        if finished:
-            manifest = target.manifest()
-            before = manifest.files if manifest is not None and manifest.digest == job.digest else ()
-            wanted = tuple(sorted({*state.records(None), *(record.rank for record in before)}))
-        return commit_job(target, state, job, wanted)
+    committed = None
+    for job in begun:
+        target = replace(target, mode=job.mode)
+        with writing(target, job, owner=None if alone else owner or f"job-{job.digest}"):
+            state = target.job(job.digest)
+            if committed is not None and state.read() is None:  # the part before it was the last to be finished
+                break
+            wanted = None if ranks is None else parse_ranks(ranks, state.draft().target_ranks)
+            if finished:
+                known = own_manifest(target, job)
+                before = known.files if known is not None else ()
+                wanted = tuple(sorted({*state.records(None), *(record.rank for record in before)}))
+            committed = commit_job(target, state, job, wanted)
+    assert committed is not None  # noqa: S101 - there is at least one
+    return committed
 
 
 def peak_rss_bytes() -> int:
@@ -297,13 +314,13 @@ def peak_rss_bytes() -> int:
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
 
 
-def _check_ours(state: JobState, lock: Held) -> None:
+def _check_ours(state: JobState, check_lock: Callable[[], None]) -> None:
     """Make sure that nobody has taken the target over, nor has done so and finished.
 
     Raises:
         LockedError: somebody has.
     """
-    lock.check()
+    check_lock()
     if state.read() is None:
         raise LockedError(
             "LockLost", "another run has ended this transform", where=state.target.store.url, fix="run it again, if it is wanted"
@@ -315,68 +332,29 @@ def _is_left_over(target: TargetFolder, writer: str, path: str) -> bool:
     return writer == writer_name() or writer_is_gone(target.store, writer, path)
 
 
-def _own_manifest(job: Job, target: TargetFolder) -> Manifest | None:
-    """The manifest at the target, if it is of this job."""
-    manifest = target.manifest()
-    return manifest if manifest is not None and manifest.digest == job.digest else None
-
-
 def _covers(manifest: Manifest | None, job: Job) -> bool:
     """Whether all ranks are there that are asked for."""
-    return manifest is not None and set(job.scope) <= {f.rank for f in manifest.files}
+    return manifest is not None and set(job.scope) <= _ranks_in(manifest, job)
 
 
-def _begin(job: Job, target: TargetFolder, state: JobState) -> JobDocument:
-    """Note the job down at the target, or find it noted down."""
-    finish_interrupted(target)
-    known = state.read()
-    if known is None:
-        replaces, renames = _replaces(job, target, state), target.store.renames
-        document = JobDocument(
-            job.digest, job.key, staged=replaces and renames, mode=target.mode, in_place=replaces and not renames
-        )
-        for outdated in target.outdated(job.digest, job.key):
-            target.discard(outdated)
-        return state.begin(document, jobs.encode_inventory(job), draft_manifest(job))
-    state.restore(jobs.encode_inventory(job), draft_manifest(job))
-    return known
+def _notes(job: Job, manifest: Manifest | None) -> tuple[str, ...]:
+    """What only shows once all parts are there."""
+    names = sorted(set(manifest.diverging) - job.model.diverging) if manifest is not None and job.part is not None else ()
+    if not names:
+        return ()
+    return (f"copies of {len(names)} parameters differ between parts, the first part's counts: {jobs.some(names)}",)
+
+
+def _ranks_in(manifest: Manifest, job: Job) -> set[int]:
+    """The ranks whose files of this job a manifest lists."""
+    return {record.rank for record in manifest.files if record.part == job.part}
 
 
 def _committed(job: Job, target: TargetFolder, state: JobState) -> tuple[int, ...]:
     """The ranks that a commit covers: those that were asked for, and those that are written already."""
-    manifest = _own_manifest(job, target)
-    before = {f.rank for f in manifest.files} if manifest is not None else set()
+    manifest = own_manifest(target, job)
+    before = _ranks_in(manifest, job) if manifest is not None else set()
     return tuple(sorted({*job.scope, *before, *state.records(None)}))
-
-
-def _replaces(job: Job, target: TargetFolder, state: JobState) -> bool:
-    """Whether something else is at the target that this job would replace.
-
-    Raises:
-        RequestError: it is, and the user has not asked for that.
-    """
-    known = state.read()
-    if known is not None:
-        return known.replaces
-    manifest = target.manifest()
-    if manifest is not None and manifest.digest == job.digest:
-        return False
-    what = None
-    fix = "choose another target, or replace it with --overwrite (spec.overwrite: Replace)"
-    outdated = target.outdated(job.digest, job.key)
-    if manifest is not None:
-        what = f"a checkpoint of another source, layout or options ({manifest.digest[:12]} instead of {job.digest[:12]})"
-    elif others := [other for other in target.jobs() if other.digest != job.digest and other not in outdated]:
-        what = f"an unfinished transform of another source, layout or options ({others[0].digest[:12]})"
-    else:
-        ours = {record.path for old in outdated for record in target.job(old.digest).records(None).values()}
-        ours.update(name for old in outdated for name in maps_beside(old.request))
-        jobs.refuse_foreign_files(job, target, ours)
-    if what is None:
-        return False
-    if job.request.options.overwrite == "Never":
-        raise RequestError("TargetExists", f"there is {what}", where=target.store.url, fix=fix)
-    return True
 
 
 def _write_ranks(

@@ -196,7 +196,7 @@ class Cluster:
     async def _jobs(self, transform: Transform) -> tuple[list[Job], list[Job]]:
         """Its own Jobs, and those of other transforms with the same target."""
         place = f"/apis/batch/v1/namespaces/{transform.namespace}/jobs"
-        target = f"{jobs.LABEL_TARGET}={jobs.target_label(transform.spec)}" if transform.spec is not None else ""
+        target = jobs.rivals_selector(transform.spec) if transform.spec is not None else ""
         own = f"{jobs.LABEL_TRANSFORM}={transform.uid}"
         found = [Job(item) for item in await self._list(place, target or own)]
         mine = [job for job in found if job.owner == transform.uid]
@@ -222,7 +222,7 @@ class Cluster:
             return pods, []
         # None of an earlier attempt may still write, nor of another transform.
         pods += map(Pod, await self._list(place, own, _ALIVE, _MOST_WAITING))
-        same = f"{jobs.LABEL_TARGET}={jobs.target_label(transform.spec)},{jobs.LABEL_TRANSFORM}!={transform.uid}"
+        same = f"{jobs.rivals_selector(transform.spec)},{jobs.LABEL_TRANSFORM}!={transform.uid}"
         writing = f"{same},{jobs.LABEL_STEP} in (ranks,commit)"
         alive = map(Pod, await self._list(place, writing, _ALIVE, _MOST_WAITING))
         return pods, [f"CheckpointTransform {pod.annotation(jobs.ANNOTATION_TRANSFORM)} (pod {pod.name})" for pod in alive]

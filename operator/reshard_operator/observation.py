@@ -44,7 +44,7 @@ class CommitMessage(msgspec.Struct, frozen=True, rename="camel"):
     digest: str
     bytes_read: int
     bytes_written: int
-    manifest: str
+    manifest: str  # empty: of a checkpoint that other transforms make parts of too, and not all of them are there
 
 
 class FailureMessage(msgspec.Struct, frozen=True, rename="camel"):

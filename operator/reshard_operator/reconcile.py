@@ -110,6 +110,8 @@ def _carry_out(seen: Seen, spec: TransformSpec, planned: PlanMessage, config: Co
         "bytesWritten": committed.bytes_written,
         "manifest": committed.manifest,
     }
+    if not committed.manifest:
+        return _complete(seen, "PartComplete", f"{what}, each of them recorded; other parts are still missing", details)
     return _complete(seen, "Complete", f"{what}, each of them verified and recorded", details)
 
 

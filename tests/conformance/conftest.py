@@ -6,7 +6,6 @@ import fcntl
 import json
 import os
 import subprocess
-import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -16,7 +15,6 @@ if TYPE_CHECKING:
     from collections.abc import Callable
 
 HERE = Path(__file__).parent
-sys.path.insert(0, str(HERE))  # for what oracle.py and the tests share
 
 # So many are one process' work: importing MindSpore takes as long as fifty of them.
 _BATCH = 100

@@ -2,6 +2,7 @@
 
     python oracle.py transform FOLDER NUMBER...     FOLDER/<number>/ with the inputs and the outcome of each case
     python oracle.py unify FOLDER NUMBER...         the same of unified safetensors, and of what it loads from them
+    python oracle.py stages FOLDER NUMBER...        the same, stage by stage
     python oracle.py thin FOLDER NUMBER...          the inputs of each case, saved without redundancy
     python oracle.py samples FOLDER                 checkpoint files with everything that MindSpore can save
     python oracle.py convert FOLDER                 a tree of such files, and what its conversions make of each and of all
@@ -9,6 +10,7 @@
 and, with the answer as JSON in the last line:
 
     python oracle.py load FILE...                   what load_checkpoint finds in each
+    python oracle.py segments FOLDER...             what load_segmented_checkpoints finds in each
     python oracle.py gather FOLDER NUMBER...        what each rank has that loads FOLDER/<number>/ with remove_redundancy
     python oracle.py layouts FILE...                what strategy files say to MindSpore's transforms
     python oracle.py groups FILE...                 what restore_group_info_list finds in files that it makes of their names
@@ -148,6 +150,13 @@ def inputs(folder: Path, case: transforms.Case) -> tuple[str | None, str | None]
     return write_strategy(folder, case, "source"), write_strategy(folder, case, "target")
 
 
+def stages(folder: Path, case: transforms.Case) -> None:
+    """Inputs of a case, and what MindSpore made of them stage by stage."""
+    _, after = inputs(folder, case)
+    for file in sorted((folder / "source_stages").iterdir()):
+        mindspore.transform_checkpoints(str(folder / "source"), str(folder / "mindspore"), PREFIX, str(file), after)
+
+
 def transform(folder: Path, case: transforms.Case) -> dict[str, Any]:
     """Inputs of a case, and what MindSpore made of them."""
     before, after = inputs(folder, case)
@@ -275,15 +284,21 @@ def load(path: Path) -> dict[str, list[Any]]:
     The CRC is checked of a file that is named for it.
     """
     kind = path.suffix[1:]
+    found = described(mindspore.load_checkpoint(str(path), format=kind, crc_check="_crc" in path.stem))
+    if kind == "safetensors":
+        for name, view in safetensors.deserialize(path.read_bytes()):
+            assert found[name][1:] == [view["shape"], hashlib.sha256(bytes(view["data"])).hexdigest()], name
+    return found
+
+
+def described(parameters: dict[str, Any]) -> dict[str, list[Any]]:
+    """Type, shape and digest of each."""
     found = {}
-    for name, value in mindspore.load_checkpoint(str(path), format=kind, crc_check="_crc" in path.stem).items():
+    for name, value in parameters.items():
         if isinstance(value, str):
             found[name] = ["str", [len(value)], hashlib.sha256(value.encode("utf-32-le")).hexdigest()]
         else:
             found[name] = _told(value)
-    if kind == "safetensors":
-        for name, view in safetensors.deserialize(path.read_bytes()):
-            assert found[name][1:] == [view["shape"], hashlib.sha256(bytes(view["data"])).hexdigest()], name
     return found
 
 
@@ -314,7 +329,7 @@ def signature(name: str) -> list[list[Any]]:
 
 def main(command: str, *arguments: str) -> None:
     """Carry out one of the commands above."""
-    makers = {"transform": transform, "thin": save_thin, "unify": unify}
+    makers = {"transform": transform, "stages": stages, "thin": save_thin, "unify": unify}
     if command in makers:
         for number in arguments[1:]:
             makers[command](Path(arguments[0]) / number, transforms.make(int(number)))
@@ -333,6 +348,7 @@ def main(command: str, *arguments: str) -> None:
     else:
         answer = {
             "load": lambda a: load(Path(a)),
+            "segments": lambda a: described(mindspore.load_segmented_checkpoints(a)),
             "layouts": lambda a: layouts(Path(a)),
             "groups": lambda a: groups(Path(a)),
             "signatures": signature,

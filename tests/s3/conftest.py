@@ -2,11 +2,13 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
+import places
 import pytest
 import s3_server
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
+    from pathlib import Path
 
 
 @pytest.fixture(scope="session")
@@ -21,3 +23,11 @@ def bucket(server: s3_server.Server, monkeypatch: pytest.MonkeyPatch) -> str:
     for name, value in server.environment().items():
         monkeypatch.setenv(name, value)
     return server.bucket()
+
+
+@pytest.fixture(params=[("s3", "s3"), ("local", "s3"), ("s3", "local")], ids="-to-".join)
+def sides(request: pytest.FixtureRequest, server: s3_server.Server, bucket: str, tmp_path: Path) -> places.Sides:
+    """Where source and target are."""
+    known = {"s3": places.Bucket(server, bucket, tmp_path), "local": places.Folder(tmp_path)}
+    source, target = request.param
+    return places.Sides(known[source], known[target])

@@ -15,6 +15,7 @@ from reshard.progress import Cancellation, Silent
 from reshard.rankfile import produce
 from reshard.request import Options, Request
 from reshard.source import Files, read_inventory
+from reshard.strategy import Strategy
 
 if TYPE_CHECKING:
     import models
@@ -22,14 +23,24 @@ if TYPE_CHECKING:
     from reshard.job import Job
 
 
-def job(model: models.Model, source: str, target: str, *, remove_redundancy: bool = False) -> tuple[Job, MemorySource]:
+def job(
+    model: models.Model, source: str, target: str, stage: int | None = None, *, remove_redundancy: bool = False
+) -> tuple[Job, MemorySource]:
+    """Of all ranks, or of what one pipeline stage of the source holds."""
     held = model.source()
     store = MemorySource({f"rank_{r}/x.{source}": rawfiles.write(source, tensors) for r, tensors in enumerate(held)})
     before, after = disk.strategies(model)
-    paths = {rank: f"rank_{rank}/x.{source}" for rank, tensors in enumerate(held) if tensors or source == "safetensors"}
+    if stage is not None:
+        before = Strategy(before.stages[stage : stage + 1], before.devices, stage)
+    paths = {r: f"rank_{r}/x.{source}" for r in before.numbers if held[r] or source == "safetensors"}
     # `only`, because without redundancy a rank may be left without a file; which rank does not matter here.
-    placed = place(read_inventory(store, Files(paths), workers=1), before, after, only=0)
-    options = Options(format="Ckpt" if target == "ckpt" else "Safetensors", remove_redundancy=remove_redundancy)
+    inventory = read_inventory(store, Files(paths), workers=1)
+    placed = place(inventory, before, after, only=0, one_stage=stage is not None)
+    options = Options(
+        format="Ckpt" if target == "ckpt" else "Safetensors",
+        layout="PerRank" if stage is None else "Part",
+        remove_redundancy=remove_redundancy,
+    )
     return job_of(Request("memory", "nowhere", options=options), store, placed, before, after), store
 
 

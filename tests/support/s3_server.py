@@ -10,6 +10,7 @@ import time
 import uuid
 from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import lru_cache
 from typing import TYPE_CHECKING, Any
 
 import boto3
@@ -31,13 +32,16 @@ class Server:
         folder: where its buckets are folders.
         key: of its owner.
         secret: of its owner.
+        authority: the file with the certificate that vouches for it; None: it has no TLS.
     """
 
     endpoint: str
     folder: Path
     key: str = KEY
     secret: str = SECRET
+    authority: Path | None = None
 
+    @lru_cache(maxsize=8)  # noqa: B019 - servers are few, and making a client takes longer than a request
     def client(self) -> Any:
         """A client of its own, as other programs would have it."""
         config = Config(
@@ -52,6 +56,7 @@ class Server:
             region_name="us-east-1",
             aws_access_key_id=self.key,
             aws_secret_access_key=self.secret,
+            verify=self.authority and str(self.authority),
             config=config,
         )
 
@@ -110,14 +115,22 @@ def free_port(host: str = "127.0.0.1") -> int:
 
 
 @contextmanager
-def running(folder: Path, host: str = "127.0.0.1", key: str = KEY, secret: str = SECRET) -> Iterator[Server]:
-    """A server while the body runs."""
+def running(
+    folder: Path, host: str = "127.0.0.1", key: str = KEY, secret: str = SECRET, *, certificates: Path | None = None
+) -> Iterator[Server]:
+    """A server while the body runs; with TLS, if it is given a folder of `cluster.certificates`.
+
+    Its buckets are also hosts below `localhost`.
+    """
     program = os.environ["RESHARD_S3_SERVER"]
     port = free_port(host)
     users = folder.with_name(f"{folder.name}-users")
     for place in (folder, users):
         place.mkdir(parents=True, exist_ok=True)
-    options = ["--access", key, "--secret", secret, "--port", f"{host}:{port}", "--iam-dir", users, "--keep-alive", "--quiet"]
+    options = ["--access", key, "--secret", secret, "--port", f"{host}:{port}", "--iam-dir", str(users)]
+    options += ["--keep-alive", "--quiet", "--virtual-domain", "localhost"]
+    if certificates is not None:
+        options += ["--cert", str(certificates / "server.crt"), "--key", str(certificates / "server.key")]
     process = subprocess.Popen([program, *options, "posix", folder], stdout=subprocess.DEVNULL)
     try:
         for _ in range(200):
@@ -127,7 +140,8 @@ def running(folder: Path, host: str = "127.0.0.1", key: str = KEY, secret: str =
             time.sleep(0.05)
         else:
             raise TimeoutError(program)
-        yield Server(f"http://{host}:{port}", folder, key, secret)
+        authority = certificates and certificates / "authority.crt"
+        yield Server(f"{'https' if certificates else 'http'}://{host}:{port}", folder, key, secret, authority)
     finally:
         process.terminate()
         process.wait()

@@ -14,11 +14,12 @@ from types import SimpleNamespace
 
 import disk
 import msgspec
+import pipelines
 import pytest
 
 from reshard.cli import main
 from reshard.layout import Layout
-from reshard.manifest import FileRecord, Manifest, ParameterRecord
+from reshard.manifest import FileRecord, Manifest, ParameterRecord, PartRecord
 from reshard.memory import memory_bytes
 from reshard.spec import parse_resource
 from reshard.storage.local import LocalStore
@@ -38,7 +39,7 @@ _LINK = re.compile(r"\]\(([^)#\s]+)(#[^)\s]+)?\)")
 
 # That say how far it is, not what is wrong.
 NO_TROUBLE = {
-    *("Planning", "Resharding", "Committing", "Complete", "AlreadyComplete"),
+    *("Planning", "Resharding", "Committing", "Complete", "PartComplete", "AlreadyComplete"),
     *("DryRun", "Suspended", "Suspending", "Queued"),
 }
 
@@ -56,6 +57,12 @@ def workplace(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     shutil.move(made.source, folder / "src_checkpoints")
     shutil.move(made.source_strategy, folder / "src_strategy.ckpt")
     shutil.move(made.target_strategy, folder / "dst_strategy.ckpt")
+    pipeline = pipelines.write(tmp_path / "pipeline", pipelines.pipeline())
+    shutil.move(pipeline.made.source, folder / "src_checkpoints_pipeline")
+    shutil.move(pipeline.made.target_strategy, folder / "dst_strategy_pipeline.ckpt")
+    (folder / "src_pipeline_strategys").mkdir()
+    for rank in range(4):
+        shutil.copy(pipeline.strategy(rank // 2), folder / "src_pipeline_strategys" / f"src_strategy_{rank}.ckpt")
     resource = (ROOT / "examples" / "retrain-on-4.yaml").read_text()
     resource = resource.replace("claimName: results", "claimName: checkpoints").replace("dst_strategy_4", "dst_strategy")
     (folder / "transform.yaml").write_text(resource)
@@ -117,7 +124,7 @@ def test_the_picture_is_what_its_command_gives(tmp_path: Path, monkeypatch: pyte
 
 def test_every_field_of_the_manifest_is_described() -> None:
     page = (ROOT / "docs" / "manifest.md").read_text()
-    for kind in (Manifest, FileRecord, ParameterRecord):
+    for kind in (Manifest, FileRecord, ParameterRecord, PartRecord):
         for field in msgspec.structs.fields(kind):
             assert f"`{field.encode_name}`" in page
 

@@ -35,7 +35,7 @@ def boxes(draw: Callable[..., int], shape: tuple[int, ...]) -> Box:
     return Box(start, tuple(draw(st.integers(1, n - a)) for a, n in zip(start, shape, strict=True)))
 
 
-@pytest.mark.parametrize("name", ["box", "tiles", "spec", "plan.overlap"])
+@pytest.mark.parametrize("name", ["box", "tiles", "spec", "storage", "plan.overlap"])
 def test_examples_in_docstrings_are_right(name: str) -> None:
     assert doctest.testmod(importlib.import_module(f"reshard.{name}")).failed == 0
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from typing import Any
 
 import msgspec
@@ -145,6 +146,28 @@ def test_a_bucket_is_one_place_however_its_server_is_written(endpoint: str) -> N
 
     assert label(endpoint) == label("https://s3.x")
     assert label(endpoint) != label("http://s3.x")
+
+
+def test_parts_of_one_checkpoint_are_no_rivals() -> None:
+    """But two of one part are, and so is a transform that makes the whole."""
+
+    def labels(strategy: str, layout: str = "Part") -> tuple[dict[str, str], str]:
+        source = {"storage": {"persistentVolumeClaim": {"claimName": "claim"}}, "strategy": {"path": strategy}}
+        changed = resource(source=source, target=resource()["spec"]["target"] | {"layout": layout})
+        made = jobs.plan_job(Transform.parse(changed), CONFIG)
+        return made["metadata"]["labels"], jobs.rivals_selector(parse_spec(changed["spec"], "x"))
+
+    (one, by_one), (other, by_other), (whole, by_whole) = labels("stage_0"), labels("stage_1"), labels("x", "PerRank")
+    assert one[jobs.LABEL_TARGET] == other[jobs.LABEL_TARGET] == whole[jobs.LABEL_TARGET]
+    assert selected(by_one, one, other, whole) == [True, False, True]
+    assert selected(by_other, one, other, whole) == [False, True, True]
+    assert selected(by_whole, one, other, whole) == [True, True, True]
+
+
+def selected(selector: str, *several: dict[str, str]) -> list[bool]:
+    """Which labels a selector matches, by the two kinds of terms that this one has."""
+    terms = [re.fullmatch(r"([^ =]+)(?:=| in )\(?([^()]*)\)?", term) for term in re.split(r",(?![^(]*\))", selector)]
+    return [all(t is not None and labels.get(t[1]) in t[2].split(",") for t in terms) for labels in several]
 
 
 def test_exit_codes_decide_what_is_tried_again() -> None:

@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from pretend_cluster import CONFIG, PLAN, PretendCluster, conditions, ready, resource
+from pretend_cluster import COMMIT, CONFIG, PLAN, PretendCluster, conditions, ready, resource
 
 from reshard_operator.cluster import holds_target
 from reshard_operator.observation import Job, Transform
@@ -35,6 +35,15 @@ def test_from_plan_to_complete() -> None:
     assert status["startTime"] <= status["completionTime"]
     assert conditions(cluster) == {"Ready": "True", "Complete": "True"}
     assert all(job["spec"]["ttlSecondsAfterFinished"] == 3600 for job in cluster.jobs.values())
+
+
+def test_a_part_that_is_not_the_last() -> None:
+    cluster = PretendCluster()
+    usual = cluster.outcome
+    cluster.outcome = lambda s, i: (0, COMMIT | {"manifest": ""}) if s == "commit" else usual(s, i)
+    cluster.settle()
+    assert (cluster.status["phase"], ready(cluster)["reason"], cluster.status["manifest"]) == ("Complete", "PartComplete", "")
+    assert cluster.decide().actions == ()
 
 
 def test_nothing_more_is_done_after_the_end() -> None:

@@ -29,6 +29,7 @@ def answer(code: str, status: int = 400) -> boto.ClientError:
         ("AccessDenied", AccessError, "PermissionDenied"),
         ("SignatureDoesNotMatch", AccessError, "CredentialsRefused"),
         ("ExpiredToken", AccessError, "CredentialsExpired"),
+        ("InvalidIdentityToken", AccessError, "CredentialsRefused"),
         ("RequestTimeTooSkewed", AccessError, "CredentialsRefused"),
         ("NoSuchBucket", MissingInputError, "BucketMissing"),
         ("NoSuchKey", MissingInputError, "NotFound"),
@@ -57,6 +58,8 @@ def test_an_unknown_code_of_a_refusal_is_one() -> None:
     [
         (boto.NoCredentialsError(), AccessError),
         (boto.ProfileNotFound(profile="x"), AccessError),
+        (FileNotFoundError(2, "No such file", "/token"), AccessError),
+        (ConnectionResetError(104, "Connection reset"), StorageError),
         (boto.EndpointConnectionError(endpoint_url="x"), StorageError),
         (boto.ConnectTimeoutError(endpoint_url="x"), StorageError),
         (boto.ReadTimeoutError(endpoint_url="x"), StorageError),

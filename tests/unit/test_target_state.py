@@ -231,6 +231,13 @@ def test_one_rank_is_never_written_over_its_source(made: disk.Checkpoint) -> Non
         transform_checkpoint_by_rank(0, files, files[0], str(made.source_strategy), str(made.target_strategy))
 
 
+@pytest.mark.parametrize("files", [{}, {0: "a.ckpt", 1: "s3://bucket/b.ckpt"}, {0: "s3://one/a.ckpt", 1: "s3://two/a.ckpt"}])
+def test_one_rank_is_made_of_files_in_one_place(files: dict[int, str], tmp_path: Path) -> None:
+    with pytest.raises(RequestError, match="NotOneSource"):
+        transform_checkpoint_by_rank(0, files, str(tmp_path / "made.ckpt"))
+    assert list(tmp_path.iterdir()) == []
+
+
 @pytest.mark.parametrize(
     "options",
     [

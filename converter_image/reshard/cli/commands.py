@@ -16,6 +16,7 @@ from reshard.cli.strategies import strategy
 from reshard.commit import verify_checkpoint
 from reshard.errors import MissingInputError, UsageError
 from reshard.manifest import MANIFEST_NAME
+from reshard.parts import is_whole
 from reshard.ranks import parse_ranks
 from reshard.spec import parse_resource, request_here
 from reshard.storage import open_store, parent_and_name
@@ -158,7 +159,7 @@ def plan(write: bool, picture: bool, svg: str | None, parameters: tuple[str, ...
 @click.option("--owner", metavar="NAME", hidden=True, help="Processes of one owner share the target's lock.")
 @click.option("--json", "as_json", is_flag=True, help="End with one JSON object on standard output, and nothing else there.")
 def commit(target: str, ranks: str | None, owner: str | None, as_json: bool) -> None:
-    """Complete a checkpoint whose ranks were written with --no-commit."""
+    """Complete a checkpoint whose ranks, or parts, were written with --no-commit."""
     manifest = commit_checkpoint(target, ranks=ranks, owner=owner)
     nbytes = sum(record.size for record in manifest.files)
     if as_json:
@@ -168,8 +169,11 @@ def commit(target: str, ranks: str | None, owner: str | None, as_json: bool) -> 
                 "ranks": manifest.ranks,
                 "target_ranks": manifest.target_ranks,
                 "bytes_written": nbytes,
+                "complete": is_whole(manifest),
             }
         )
+    elif not is_whole(manifest):
+        show.out(f"part {manifest.parts[0].stage} is finished; {target} is complete once all parts are")
     else:
         show.out(
             f"complete: rank {manifest.ranks} of {manifest.target_ranks}, {show.size(nbytes)} in {len(manifest.files)} files"
@@ -260,6 +264,8 @@ def _show_result(request: Request, result: Result, *, as_json: bool) -> None:
         total = len(parse_ranks(result.committed_ranks))
         part = "" if total == result.target_ranks else f" (rank {result.committed_ranks} of {result.target_ranks} only)"
         show.out(f"complete: {request.target}/{MANIFEST_NAME}{part}")
+    elif result.committed_ranks:
+        show.out(f"part {result.part} is written; {request.target} is complete once all parts are")
     else:
         show.out(f"not yet complete: when all ranks are written, run reshard commit {request.target}")
 

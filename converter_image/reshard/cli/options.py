@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 
 F = TypeVar("F", bound="Callable[..., Any]")
 _DEFAULTS = Options()
-_LAYOUTS: dict[str, TargetLayout] = {"per-rank": "PerRank", "unified": "Unified", "same": "Same"}
+_LAYOUTS: dict[str, TargetLayout] = {"per-rank": "PerRank", "part": "Part", "unified": "Unified", "same": "Same"}
 
 
 def _title(value: str) -> str:
@@ -57,8 +57,9 @@ _LAYOUT: tuple[Callable[[Any], Any], ...] = (
         type=click.Choice(list(_LAYOUTS)),
         default="per-rank",
         show_default=True,
-        help="What the target's files are: one for each rank, as its strategy cuts the parameters; whole"
-        " parameters, spread over safetensors files of bounded size; or the source's, each by itself.",
+        help="What the target's files are: one for each rank, as its strategy cuts the parameters; the part of it that"
+        " one pipeline stage of the source holds; whole parameters, spread over safetensors files of bounded size; or the"
+        " source's, each by itself.",
     ),
     click.option(
         "--part-size",
@@ -77,7 +78,12 @@ _LAYOUT: tuple[Callable[[Any], Any], ...] = (
         "--prefix",
         default=_DEFAULTS.prefix,
         show_default=True,
-        help="Files are named rank_<r>/<prefix><r>.<format>.",
+        help="Files are named rank_<r>/<prefix><r>.<format>, or ..._part<stage>.<format>.",
+    ),
+    click.option(
+        "--stages",
+        type=click.IntRange(1, 65536),
+        help="With --layout part: how many there are. Without: as many as the source has ranks for.",
     ),
     click.option(
         "--unplaced",
@@ -169,6 +175,7 @@ _UNCUT: dict[str, Any] = {
     "part_size": _DEFAULTS.part_bytes,
     "hf_index": _DEFAULTS.hf_index,
     "prefix": _DEFAULTS.prefix,
+    "stages": _DEFAULTS.stages,
     "unplaced": _DEFAULTS.unplaced,
     "allow_missing": _DEFAULTS.allow_missing,
     "remove_redundancy": _DEFAULTS.remove_redundancy,
@@ -203,6 +210,7 @@ def request_of(arguments: dict[str, Any]) -> Request:
             prefix=arguments["prefix"],
             step=arguments["step"],
             pattern=arguments["pattern"],
+            stages=arguments["stages"],
             ranks=arguments["ranks"],
             unplaced=_title(arguments["unplaced"]),  # type: ignore[arg-type]  # click has checked the choice
             allow_missing=arguments["allow_missing"],

@@ -27,6 +27,7 @@ from tenacity import Retrying, retry_if_exception, stop_after_attempt, wait_rand
 from reshard.cli import show
 from reshard.errors import ReshardError, UsageError, printable
 from reshard.manifest import MANIFEST_NAME
+from reshard.parts import is_whole
 from reshard.progress import CancelledError
 from reshard.ranks import format_ranks, parse_ranks, ranks_of_index
 from reshard.spec import parse_spec, request_of_pod
@@ -119,7 +120,7 @@ def _commit(_: Invocation, __: TransformSpec, request: Request) -> dict[str, Any
         "digest": manifest.digest,
         "bytesRead": sum(record.bytes_read for record in manifest.files),
         "bytesWritten": sum(record.size for record in manifest.files),
-        "manifest": MANIFEST_NAME,
+        "manifest": MANIFEST_NAME if is_whole(manifest) else "",
     }
 
 

@@ -9,15 +9,17 @@ from typing import TYPE_CHECKING
 
 from reshard.errors import MissingInputError, UsageError
 from reshard.job import job_of
+from reshard.memory import budget
 from reshard.plan import keep
 from reshard.rankfile import write_alone
 from reshard.request import Options, RenameRule, Request
-from reshard.source import Files, read_inventory
-from reshard.storage import open_store
+from reshard.source import Files, open_source, read_inventory
+from reshard.storage import open_store, parent_and_name, root_and_path
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
 
+    from reshard.memory import Budget
     from reshard.request import OutputFormat
 
 _SUFFIX: dict[OutputFormat, str] = {"Ckpt": ".ckpt", "Safetensors": ".safetensors"}
@@ -68,31 +70,36 @@ def _tasks(
     suffix = _SUFFIX[before]
     if save_path and os.path.splitext(save_path)[1]:
         raise UsageError("InvalidPath", "it is no folder: its name has an ending", where=save_path)
-    if os.path.isdir(file_path):
-        ranks = sorted(e.name for e in os.scandir(file_path) if e.is_dir() and e.name.startswith("rank"))
-        pairs = [(os.path.join(file_path, rank), os.path.join(save_path or file_path, rank)) for rank in ranks]
-        found = [
-            (os.path.join(folder, name), target)
-            for folder, target in pairs
-            for name in sorted(os.listdir(folder))
-            if name.endswith(suffix) and (regex is None or re.search(regex, name))
-        ]
-        what = f"no folder rank... in it holds a {suffix} file" if regex is None else f"no {suffix} file matches {regex!r}"
+    store, name = open_source(file_path)
+    target = (save_path or store.url).rstrip("/")
+    if name is not None:
+        found = [(file_path, target, name)] if name.endswith(suffix) and _matches(regex, file_path) else []
     else:
-        fits = file_path.endswith(suffix) and (regex is None or re.search(regex, file_path))
-        found = [(file_path, save_path or os.path.dirname(file_path))] if fits and os.path.isfile(file_path) else []
-        what = f"there is no such {suffix} file" if regex is None else f"it is no {suffix} file that matches {regex!r}"
+        ranks = sorted(entry.name for entry in store.list("") if entry.is_folder and entry.name.startswith("rank"))
+        found = [
+            (f"{store.url}/{rank}/{entry.name}", f"{target}/{rank}", entry.name)
+            for rank in ranks
+            for entry in sorted(store.list(rank), key=lambda entry: entry.name)
+            if not entry.is_folder and entry.name.endswith(suffix) and _matches(regex, entry.name)
+        ]
     if not found:
+        matching = "" if regex is None else f" that matches {regex!r}"
+        what = f"it is no {suffix} file{matching}, nor a folder with such files in folders rank..."
         raise MissingInputError("SourceMissing", what, where=file_path)
-    return [(path, os.path.join(target, os.path.basename(path).replace(suffix, _SUFFIX[after]))) for path, target in found]
+    return [(path, f"{folder}/{name.replace(suffix, _SUFFIX[after])}") for path, folder, name in found]
+
+
+def _matches(regex: str | None, name: str) -> bool:
+    return regex is None or re.search(regex, name) is not None
 
 
 def _convert(tasks: list[tuple[str, str]], output: OutputFormat, name_map: Mapping[str, str] | None, processes_num: int) -> None:
     """Convert files, some at a time."""
     if not isinstance(processes_num, int) or processes_num < 1:
         raise UsageError("InvalidOption", f"{processes_num!r} is no number of files", where="processes_num")
+    share = budget(processes_num)
     with ThreadPoolExecutor(processes_num, thread_name_prefix="reshard-convert") as pool:
-        futures = [pool.submit(_convert_file, source, target, output, name_map or {}) for source, target in tasks]
+        futures = [pool.submit(_convert_file, source, target, output, name_map or {}, share) for source, target in tasks]
         try:
             for future in futures:
                 future.result()
@@ -101,11 +108,13 @@ def _convert(tasks: list[tuple[str, str]], output: OutputFormat, name_map: Mappi
             raise
 
 
-def _convert_file(source: str, target: str, output: OutputFormat, name_map: Mapping[str, str]) -> None:
-    root = open_store("/")
-    inventory = read_inventory(root, Files({0: os.path.abspath(source).lstrip("/")}), workers=1)
+def _convert_file(source: str, target: str, output: OutputFormat, name_map: Mapping[str, str], share: Budget) -> None:
+    root, path = root_and_path(source)
+    store = open_store(root)
+    inventory = read_inventory(store, Files({0: path}), workers=1)
     names = {entry.name for entry in inventory.structures[0].tensors}
     rules = tuple(RenameRule(new, old) for old, new in name_map.items() if old in names)
-    request = Request(source="/", target=target, options=Options(format=output, layout="Same", rename=rules))
-    job = job_of(request, root, keep(inventory, rename=rules), None, None)
-    write_alone(job, 0, root, os.path.abspath(target).lstrip("/"))
+    request = Request(source=root, target=target, options=Options(format=output, layout="Same", rename=rules))
+    job = job_of(request, store, keep(inventory, rename=rules), None, None)
+    folder, name = parent_and_name(target)
+    write_alone(job, 0, open_store(folder), name, share=share)

@@ -2,11 +2,9 @@
 
 from __future__ import annotations
 
-import os
-
 from reshard.request import Options
 from reshard.source import read_strategy_files
-from reshard.storage import open_store
+from reshard.storage import open_store, parent_and_name
 from reshard.strategy import dump, merge
 
 
@@ -23,6 +21,6 @@ def merge_pipeline_strategys(src_strategy_dirs: str, dst_strategy_file: str) -> 
         DataError: a file is damaged, or a stage is missing.
     """
     merged = merge(read_strategy_files(src_strategy_dirs))
-    path = os.path.abspath(dst_strategy_file).lstrip("/")
     content = dump(merged, "json" if dst_strategy_file.endswith(".json") else "protobuf")
-    open_store("/").write(path, content, mode=Options().file_mode)
+    folder, name = parent_and_name(dst_strategy_file)
+    open_store(folder).write(name, content, mode=Options().file_mode)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 from dataclasses import replace
 from typing import TYPE_CHECKING
 
@@ -10,11 +9,12 @@ from reshard.checkpoint import format_of
 from reshard.checkpoint.inventory import Inventory, SourceFile, Structure, TensorEntry
 from reshard.errors import RequestError, UsageError
 from reshard.job import job_of
+from reshard.memory import budget
 from reshard.plan import Planner, place
 from reshard.rankfile import write_alone
 from reshard.request import Options, Request
-from reshard.source import Files, find_diverging, read_inventory, read_strategy
-from reshard.storage import open_store
+from reshard.source import Files, find_diverging, read_inventory, read_strategy, read_strategy_files
+from reshard.storage import open_store, parent_and_name, root_and_path
 from reshard.transform import default_workers, transform_checkpoint
 
 if TYPE_CHECKING:
@@ -37,6 +37,10 @@ def transform_checkpoints(
     Unlike MindSpore's: any number of ranks to any other; every file is verified and appears whole; a manifest says when all are
     there; a strategy may be a folder of pipeline stages. Parameters that only the source's strategy names are left out.
 
+    As with MindSpore's a single stage's strategy makes `rank_<r>/<ckpt_prefix><r>_part<stage>` of what that stage holds: if its
+    number is not 0, or the target's strategy names all its parameters and more. Unlike there of safetensors too, and to a
+    pipeline or one whole rank.
+
     Args:
         src_checkpoints_dir: the folder with `rank_0`, `rank_1`, ...
         dst_checkpoints_dir: the folder to write to. What is there is replaced.
@@ -56,9 +60,30 @@ def transform_checkpoints(
         target=dst_checkpoints_dir,
         source_strategy=src_strategy_file,
         target_strategy=dst_strategy_file,
-        options=Options(format="Ckpt" if output_format == "ckpt" else "Safetensors", prefix=ckpt_prefix, overwrite="Replace"),
+        options=Options(
+            format="Ckpt" if output_format == "ckpt" else "Safetensors",
+            layout="Part" if _is_one_stage_of_several(src_strategy_file, dst_strategy_file) else "PerRank",
+            prefix=ckpt_prefix,
+            overwrite="Replace",
+        ),
     )
     transform_checkpoint(request, workers=process_num)
+
+
+def _is_one_stage_of_several(source: str | None, target: str | None) -> bool:
+    """MindSpore's rule; it does not look at the number."""
+    described = read_strategy_files(source) if source else []
+    stages = {stage for file in described for stage in file.stages}
+    if len(stages) != 1 or not all(file.nodes for file in described):
+        return False
+    if target is None or stages != {0}:
+        return stages != {0}
+    wanted = _telling(name for stage in read_strategy(target).stages for name in stage)
+    return _telling(name for layouts in described[0].stages.values() for name in layouts) < wanted
+
+
+def _telling(names: Iterable[str]) -> set[str]:
+    return {name for name in names if not name.startswith(("accu_grads", "adam_v", "adam_m"))}
 
 
 def rank_list_for_transform(
@@ -103,11 +128,11 @@ def transform_checkpoint_by_rank(
     output = format_of(save_checkpoint_file_name)
     if output is None:
         raise UsageError("InvalidFormat", "the name must end in .ckpt or .safetensors", where=save_checkpoint_file_name)
+    root, files = in_one_storage(checkpoint_files_map)
     refuse_own_files(checkpoint_files_map.values(), [save_checkpoint_file_name])
-    root = open_store("/")
-    files = {int(rank): os.path.abspath(path).lstrip("/") for rank, path in checkpoint_files_map.items()}
+    store = open_store(root)
     request = Request(
-        source="/",
+        source=root,
         target=save_checkpoint_file_name,
         source_strategy=src_strategy_file,
         target_strategy=dst_strategy_file,
@@ -116,10 +141,11 @@ def transform_checkpoint_by_rank(
     source = read_strategy(src_strategy_file) if src_strategy_file else None
     target = read_strategy(dst_strategy_file) if dst_strategy_file else None
     workers = default_workers()
-    model = place(read_inventory(root, Files(files), workers=workers), source, target, only=rank_id)
-    model = replace(model, diverging=find_diverging(root, model, workers=workers))
-    job = job_of(request, root, model, source, target)
-    write_alone(job, rank_id, root, os.path.abspath(save_checkpoint_file_name).lstrip("/"))
+    model = place(read_inventory(store, Files(files), workers=workers), source, target, only=rank_id)
+    model = replace(model, diverging=find_diverging(store, model, workers=workers))
+    job = job_of(request, store, model, source, target)
+    folder, name = parent_and_name(save_checkpoint_file_name)
+    write_alone(job, rank_id, open_store(folder), name, share=budget(1))
 
 
 def refuse_own_files(read: Iterable[str], written: Iterable[str]) -> None:
@@ -128,10 +154,25 @@ def refuse_own_files(read: Iterable[str], written: Iterable[str]) -> None:
     Raises:
         RequestError: a file is among both.
     """
-    own = set(map(os.path.realpath, read))
+    own = {open_store(path).around()[0] for path in read}
     for path in written:
-        if os.path.realpath(path) in own:
+        if open_store(path).around()[0] in own:
             raise RequestError("TargetOverlapsSource", "the file to write is one of the source's", where=path)
+
+
+def in_one_storage(files: Mapping[int, str]) -> tuple[str, dict[int, str]]:
+    """The storage that all files lie in, and where each is there.
+
+    Raises:
+        RequestError: there are none, or they are in several.
+    """
+    found = {int(rank): root_and_path(url) for rank, url in files.items()}
+    roots = {root for root, _ in found.values()}
+    if len(roots) != 1:
+        what = f"the source's files are in {', '.join(sorted(roots))}" if roots else "it names no file"
+        fix = "name the files of rank_list_for_transform, all in one bucket or all in file systems"
+        raise RequestError("NotOneSource", what, where="checkpoint_files_map", fix=fix)
+    return roots.pop(), {rank: path for rank, (_, path) in found.items()}
 
 
 def _imagined(source: Strategy | None, target: Strategy | None) -> Inventory:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import glob
-import os
 import re
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any, TypeVar
@@ -13,13 +12,14 @@ from tenacity import Retrying, retry_if_exception_type, stop_after_delay, wait_r
 
 from reshard.errors import LockedError, MissingInputError, RequestError, UsageError
 from reshard.job import job_of
-from reshard.mindspore.transforms import refuse_own_files
+from reshard.memory import budget
+from reshard.mindspore.transforms import in_one_storage, refuse_own_files
 from reshard.plan import place
 from reshard.rankfile import write_alone
 from reshard.ranks import format_ranks
 from reshard.request import Options, RenameRule, Request
 from reshard.source import Files, find_diverging, find_files, open_source, read_inventory, read_strategy
-from reshard.storage import open_store
+from reshard.storage import open_store, parent_and_name
 from reshard.transform import commit_checkpoint, default_workers, plan_transform, transform_checkpoint
 
 if TYPE_CHECKING:
@@ -229,15 +229,15 @@ def _patiently(work: Callable[[], T]) -> T:
 
 def _cut_files(request: Request, paths: Sequence[str]) -> None:
     """Write the rank files of a target from files that lie anywhere."""
-    root = open_store("/")
-    files = Files({rank: os.path.abspath(path).lstrip("/") for rank, path in enumerate(paths)})
+    root, files = in_one_storage(dict(enumerate(paths)))
+    store, workers = open_store(root), default_workers()
     source = read_strategy(request.source_strategy) if request.source_strategy else None
     target = read_strategy(request.target_strategy) if request.target_strategy else None
-    workers = default_workers()
-    model = place(read_inventory(root, files, workers=workers), source, target, rename=request.options.rename)
-    model = replace(model, diverging=find_diverging(root, model, workers=workers))
-    job = job_of(request, root, model, source, target)
-    written = {rank: os.path.abspath(os.path.join(request.target, job.path(rank))) for rank in job.scope}
+    model = place(read_inventory(store, Files(files), workers=workers), source, target, rename=request.options.rename)
+    model = replace(model, diverging=find_diverging(store, model, workers=workers))
+    job = job_of(request, store, model, source, target)
+    written = {rank: f"{request.target.rstrip('/')}/{job.path(rank)}" for rank in job.scope}
     refuse_own_files(paths, written.values())
     for rank, path in written.items():
-        write_alone(job, rank, root, path.lstrip("/"))
+        folder, name = parent_and_name(path)
+        write_alone(job, rank, open_store(folder), name, share=budget(1))

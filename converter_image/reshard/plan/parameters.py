@@ -85,6 +85,7 @@ class Model:
         inventory: the source's files.
         source_devices: ranks per pipeline stage of the source.
         source_stages: pipeline stages of the source.
+        first_stage: the number of the first of these: not 0 where the source is one stage of several.
         target_devices: ranks per pipeline stage of the target.
         target_stages: pipeline stages of the target.
         parameters: in the order in which they are written.
@@ -92,6 +93,7 @@ class Model:
         missing: names that only the target's strategy has, left out because the user allows it.
         absent: names that the source's strategy has and no file holds.
         empty: names of tensors without elements, left out because the target's format cannot hold them.
+        elsewhere: names that the target's strategy has and this source not, which is one stage of several: other stages may.
         dropped: names of the source's that are left out because the user wants them to be.
         diverging: names of replicated parameters whose copies differ between source ranks.
         same: whether the file of each target rank holds what that of the source rank of the same number does.
@@ -108,8 +110,10 @@ class Model:
     missing: tuple[str, ...] = ()
     absent: tuple[str, ...] = ()
     empty: tuple[str, ...] = ()
+    elsewhere: tuple[str, ...] = ()
     dropped: tuple[str, ...] = ()
     diverging: frozenset[str] = field(default=frozenset())
+    first_stage: int = 0
     same: bool = False
     unified: bool = False
 
@@ -124,18 +128,24 @@ class Model:
         return self.source_devices * self.source_stages
 
     @property
+    def first_rank(self) -> int:
+        """The lowest number of a source rank."""
+        return self.source_devices * self.first_stage
+
+    @property
     def target_ranks(self) -> int:
         """Number of target ranks."""
         return self.target_devices * self.target_stages
 
 
-def place(
+def place(  # noqa: PLR0913 - each is a choice by itself
     inventory: Inventory,
     source: Strategy | None,
     target: Strategy | None,
     *,
     keep_unplaced: bool = False,
     allow_missing: bool = False,
+    one_stage: bool = False,
     only: int | None = None,
     rename: Sequence[RenameRule] = (),
 ) -> Model:
@@ -147,6 +157,7 @@ def place(
         target: how the target is to be cut; None: one rank gets everything whole. It has the names of the target's files.
         keep_unplaced: carry what only the source's strategy names whole to every target rank, instead of leaving it out.
         allow_missing: leave out what only the target's strategy names, instead of refusing.
+        one_stage: the source is one pipeline stage of several: what its files do not hold is none of its business.
         only: the one target rank that is made, from files that were chosen for it; None: all ranks, from all files.
         rename: what parameters are called at the target.
 
@@ -160,7 +171,7 @@ def place(
     else:
         _check_ranks(inventory, source, all_there=only is None)
     found = _found(inventory)
-    names = renamed(found, rename)
+    names = renamed(found, rename, all_there=not one_stage)
     held = frozenset(names.values())
     stages_of_source = stages_of_parts(inventory) if inventory.kind == "Unified" else _stages_by_name(source)
     stages_of_target = _stages_by_name(target)
@@ -168,7 +179,8 @@ def place(
     source_devices = source.devices if source else len(inventory.files) if inventory.unified else 1
     held_in = _StagesHolding(inventory, source_devices)
     needed = _needed(target, only)
-    parameters, unplaced, missing = [], [], [name for name in needed if name not in held]
+    not_found = [name for name in needed if name not in held]
+    parameters, unplaced, missing = [], [], [] if one_stage else not_found.copy()
     for name, new in names.items():
         entry, structures = found[name]
         in_source, in_target = stages_of_source.get(name, ()), stages_of_target.get(new, ())
@@ -201,6 +213,8 @@ def place(
         unplaced=tuple(unplaced),
         missing=tuple(missing),
         absent=tuple(name for name in stages_of_source if name not in found and name not in needed) if only is None else (),
+        elsewhere=tuple(not_found) if one_stage else (),
+        first_stage=source.first if source else 0,
         dropped=tuple(name for name in found if name not in names),
     )
 
@@ -224,9 +238,9 @@ def _refuse_strategy(source: Strategy | None) -> None:
 
 
 def _check_ranks(inventory: Inventory, source: Strategy | None, *, all_there: bool) -> None:
-    expected = source.ranks if source else 1
+    expected = source.numbers if source else range(1)
     ranks = [file.rank for file in inventory.files]
-    if not any(structure.tensors for structure in inventory.structures):
+    if (ranks or not all_there) and not any(structure.tensors for structure in inventory.structures):
         raise DataError("Empty", "no file of it holds a parameter", where="source", fix="restore the files")
     if source is None and len(ranks) > 1:
         raise RequestError(
@@ -234,7 +248,7 @@ def _check_ranks(inventory: Inventory, source: Strategy | None, *, all_there: bo
             f"the source has {len(ranks)} ranks, but no strategy says how they share the parameters",
             fix="give the strategy it was trained with (--source-strategy, spec.source.strategy)",
         )
-    extra = [rank for rank in ranks if rank >= expected]
+    extra = [rank for rank in ranks if rank not in expected]
     if extra and source is None:
         raise RequestError(
             "SourceStrategyMissing",
@@ -244,15 +258,15 @@ def _check_ranks(inventory: Inventory, source: Strategy | None, *, all_there: bo
     if extra:
         raise DataError(
             "SourceRanksMismatch",
-            f"the source's strategy is for {expected} ranks, but there is a rank {extra[-1]}",
+            f"the source's strategy is for {len(expected)} ranks, but there is a rank {extra[-1]}",
             where="source",
             fix="give the strategy that the source was trained with",
         )
-    if len(ranks) < expected and all_there:
-        absent = sorted(set(range(expected)) - set(ranks))
+    if len(ranks) < len(expected) and all_there:
+        absent = sorted(set(expected) - set(ranks))
         raise MissingInputError(
             "SourceRankMissing",
-            f"the source's strategy is for {expected} ranks, there is no checkpoint of rank {_listed(absent)}",
+            f"the source's strategy is for {_numbered(expected)}, there is no checkpoint of rank {_listed(absent)}",
             where="source",
             fix="restore the missing files, or give the strategy that the source was trained with",
         )
@@ -285,7 +299,7 @@ def _file_of(inventory: Inventory, structure: int) -> str:
 def _stages_by_name(strategy: Strategy | None) -> Mapping[str, tuple[int, ...]]:
     stages: dict[str, tuple[int, ...]] = {}
     if strategy is not None:
-        for number, layouts in enumerate(strategy.stages):
+        for number, layouts in enumerate(strategy.stages, strategy.first):
             for name in layouts:
                 stages[name] = (*stages.get(name, ()), number)
     return stages
@@ -328,7 +342,8 @@ def _source_layout(found: _Whereabouts, source: Strategy | None, stages: tuple[i
     shape = found.entry.shape
     if source is None:
         return Layout.whole(len(shape)), (0,)
-    layout = source.stages[stages[0]][found.name]
+    layouts = {stage: source.stages[stage - source.first][found.name] for stage in stages}
+    layout = layouts[stages[0]]
     if layout.ndim != len(shape):
         raise DataError(
             "StrategyShapeMismatch",
@@ -336,7 +351,7 @@ def _source_layout(found: _Whereabouts, source: Strategy | None, stages: tuple[i
             where=f"parameter {found.name}",
             fix="give the strategy that the source was trained with",
         )
-    return layout, tuple(stage for stage in stages if source.stages[stage][found.name] == layout)
+    return layout, tuple(stage for stage in stages if layouts[stage] == layout)
 
 
 def _targets(
@@ -396,6 +411,10 @@ def _refuse_missing(missing: list[str], held: Collection[str]) -> NoReturn:
         where="source",
         fix="give the strategies that fit, or leave them out with --allow-missing (spec.parameters.allowMissing)",
     )
+
+
+def _numbered(ranks: range) -> str:
+    return f"the ranks {ranks[0]}-{ranks[-1]} of its stage" if ranks[0] else f"{len(ranks)} ranks"
 
 
 def _listed(items: Iterable[object]) -> str:

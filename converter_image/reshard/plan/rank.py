@@ -211,7 +211,7 @@ class Planner:
         holding = self._holding(parameter.structures)
         if parameter.name not in self.model.diverging:
             return holding
-        same = rank % self.model.source_ranks
+        same = self.model.first_rank + rank % self.model.source_ranks
         return (same,) if not self.model.unified and same in set(holding) else holding[:1]
 
     def _holders(self, parameter: Parameter, cell: tuple[int, ...]) -> tuple[int, ...]:

@@ -12,7 +12,7 @@ if TYPE_CHECKING:
     from reshard.request import RenameRule
 
 
-def renamed(names: Collection[str], rules: Sequence[RenameRule]) -> dict[str, str]:
+def renamed(names: Collection[str], rules: Sequence[RenameRule], *, all_there: bool = True) -> dict[str, str]:
     """From each of these names that goes to the target to what it is called there, in their order.
 
     A rule for the very name comes first, then the first pattern that matches; what comes out is not renamed again, so that two
@@ -21,6 +21,7 @@ def renamed(names: Collection[str], rules: Sequence[RenameRule]) -> dict[str, st
     Args:
         names: those of the source.
         rules: what becomes of them.
+        all_there: whether these are all names that rules can be for; not so for one pipeline stage of several.
 
     Raises:
         MissingInputError: a name that a rule is for is not there.
@@ -29,7 +30,7 @@ def renamed(names: Collection[str], rules: Sequence[RenameRule]) -> dict[str, st
     exact = {rule.name: rule.to for rule in rules if rule.name is not None}
     patterns = [(_Pattern(rule.pattern), rule.to) for rule in rules if rule.pattern is not None]
     for name in exact:
-        if name not in names:
+        if all_there and name not in names:
             raise MissingInputError(
                 "RenamedMissing",
                 "it is to be renamed, but no source file holds it",

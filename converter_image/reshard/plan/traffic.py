@@ -90,7 +90,7 @@ def traffic(planner: Planner, ranks: Sequence[int], most: int) -> Traffic:
         MissingInputError: no source file has a part that one of them needs.
     """
     model = planner.model
-    source = Axis.of(range(model.source_ranks), model.source_devices, most)
+    source = Axis.of(range(model.first_rank, model.first_rank + model.source_ranks), model.source_devices, most)
     target = Axis.of(ranks, model.target_devices, most)
 
     @lru_cache
@@ -112,7 +112,7 @@ def traffic(planner: Planner, ranks: Sequence[int], most: int) -> Traffic:
                 shares = _shares(example.target.parts, cell, before)
                 whole = sum(shares)
                 for (_, holders), share in zip(needed, shares, strict=True):
-                    nbytes[picks[holders] // source.size, column] += size * share // whole
+                    nbytes[(picks[holders] - model.first_rank) // source.size, column] += size * share // whole
     return Traffic(source, target, {pair: found for pair, found in nbytes.items() if found})
 
 

@@ -10,7 +10,7 @@ from reshard.storage.local import LocalStore
 if TYPE_CHECKING:
     from reshard.storage.protocol import Store
 
-__all__ = ["open_store", "parent_and_name"]
+__all__ = ["open_store", "parent_and_name", "root_and_path"]
 
 _S3 = "s3://"
 
@@ -38,3 +38,15 @@ def parent_and_name(url: str) -> tuple[str, str]:
     if url.startswith(_S3) and not folder.removeprefix(_S3.rstrip("/")).strip("/"):  # a bucket is in nothing
         return url.rstrip("/"), ""
     return folder or ("/" if url.startswith("/") else "."), name
+
+
+def root_and_path(url: str) -> tuple[str, str]:
+    """The whole storage that an address lies in, and where it is there.
+
+    >>> root_and_path("s3://bucket/rank_0/a.ckpt"), root_and_path("/rank_0/../a.ckpt")
+    (('s3://bucket', 'rank_0/a.ckpt'), ('/', 'a.ckpt'))
+    """
+    if url.startswith(_S3):
+        bucket, _, path = url.removeprefix(_S3).partition("/")
+        return _S3 + bucket, path
+    return "/", LocalStore(url).root.lstrip("/")

@@ -8,13 +8,14 @@ from typing import TYPE_CHECKING
 
 import msgspec
 
-from reshard.errors import DataError
+from reshard.errors import DataError, RequestError
 from reshard.strategy.file import StrategyFile, dump, parse
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
 
     from reshard.layout import Layout
+    from reshard.strategy.records import Node
 
 __all__ = ["Strategy", "StrategyFile", "dump", "merge", "parse"]
 
@@ -28,15 +29,22 @@ class Strategy:
     Attributes:
         stages: for each pipeline stage its parameters' layouts, by name.
         devices: ranks of each stage.
+        first: the number of the first of these stages: not 0 where the strategy is that of one stage of several.
     """
 
     stages: tuple[Mapping[str, Layout], ...]
     devices: int
+    first: int = 0
 
     @property
     def ranks(self) -> int:
-        """Ranks of all stages."""
+        """Ranks of all these stages."""
         return self.devices * len(self.stages)
+
+    @property
+    def numbers(self) -> range:
+        """The ranks of these stages, as they are numbered over all stages."""
+        return range(self.first * self.devices, self.first * self.devices + self.ranks)
 
     @classmethod
     def from_files(cls, files: Sequence[StrategyFile]) -> Strategy:
@@ -47,11 +55,33 @@ class Strategy:
         """
         merged = merge(files)
         stages = tuple(merged.stages.values())
-        return cls(stages, next(layout.devices for layouts in stages for layout in layouts.values()))
+        return cls(stages, _devices(stages))
+
+    @classmethod
+    def of_one_stage(cls, files: Sequence[StrategyFile]) -> Strategy:
+        """The strategy of one pipeline stage, whichever its files say.
+
+        Raises:
+            DataError: they do not say which, or do not belong together.
+            RequestError: they are of several stages.
+        """
+        described = sorted({stage for file in files for stage in file.stages})
+        if len(described) != 1:
+            raise RequestError(
+                "SeveralStages",
+                f"it describes the pipeline stages {', '.join(map(str, described[:_SHOWN]))}; a part is made of one",
+                where=files[0].name,
+                fix="give the strategy file of one stage, or leave out --layout part (spec.target.layout: Part)",
+            )
+        if not files[0].nodes:
+            raise DataError("StageUnknown", "it does not say which pipeline stage it describes", where=files[0].name)
+        stages = tuple(_joined(files)[0].values())
+        return cls(stages, _devices(stages), described[0])
 
     def canonical(self) -> bytes:
         """The same for the same layouts of the same parameters, whatever the form and order of the files they came from."""
-        return msgspec.json.encode([{name: _essence(stage[name]) for name in sorted(stage)} for stage in self.stages])
+        stages = [{name: _essence(stage[name]) for name in sorted(stage)} for stage in self.stages]
+        return msgspec.json.encode([self.first, *stages] if self.first else stages)
 
 
 def merge(files: Sequence[StrategyFile]) -> StrategyFile:
@@ -63,9 +93,23 @@ def merge(files: Sequence[StrategyFile]) -> StrategyFile:
     """
     if not files:
         raise DataError("StageMissing", "there is no strategy file", fix="give a strategy file, or a folder that holds some")
+    stages, nodes = _joined(files)
+    missing = list(islice((stage for stage in range(max(stages)) if stage not in stages), _SHOWN))
+    if missing:
+        raise DataError(
+            "StageMissing",
+            f"there are pipeline stages up to {max(stages)}, but no strategy of stage {', '.join(map(str, missing))}",
+            where=files[0].name,
+            fix="give the folder with the strategy files of all stages",
+        )
+    return StrategyFile(files[0].name, {stage: stages[stage] for stage in sorted(stages)}, nodes)
+
+
+def _joined(files: Sequence[StrategyFile]) -> tuple[dict[int, Mapping[str, Layout]], tuple[Node, ...]]:
+    """What the files say together of the stages that they describe, and their operators."""
     stages: dict[int, Mapping[str, Layout]] = {}
     names: dict[int, str] = {}
-    nodes = []
+    nodes: list[Node] = []
     for file in files:
         if len(files) > 1 and not file.nodes:
             raise DataError(
@@ -79,16 +123,12 @@ def merge(files: Sequence[StrategyFile]) -> StrategyFile:
         stages |= new
         names |= dict.fromkeys(new, file.name)
         nodes += [node for node in file.nodes if node.stage in new]
-    missing = list(islice((stage for stage in range(max(stages)) if stage not in stages), _SHOWN))
-    if missing:
-        raise DataError(
-            "StageMissing",
-            f"there are pipeline stages up to {max(stages)}, but no strategy of stage {', '.join(map(str, missing))}",
-            where=files[0].name,
-            fix="give the folder with the strategy files of all stages",
-        )
     _check_devices(stages, names)
-    return StrategyFile(files[0].name, {stage: stages[stage] for stage in sorted(stages)}, tuple(nodes))
+    return stages, tuple(nodes)
+
+
+def _devices(stages: Sequence[Mapping[str, Layout]]) -> int:
+    return next(layout.devices for layouts in stages for layout in layouts.values())
 
 
 def _check_agreement(file: StrategyFile, stages: Mapping[int, Mapping[str, Layout]], files: Mapping[int, str]) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ssl
 from functools import lru_cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -11,7 +12,7 @@ import botocore.session
 from botocore.config import Config
 from botocore.credentials import CredentialProvider, Credentials, ReadOnlyCredentials
 
-from reshard.errors import AccessError
+from reshard.errors import AccessError, RequestError
 from reshard.storage.s3.failures import failures
 
 if TYPE_CHECKING:
@@ -40,6 +41,9 @@ def client_of(access: Access) -> BaseClient:
         core = botocore.session.Session(profile=access.profile)
         if access.credentials is not None:
             core.get_component("credential_provider").insert_before("env", _FolderProvider(Path(access.credentials)))
+        authorities = access.ca_bundle or core.get_config_variable("ca_bundle") or None
+        if authorities is not None:
+            _check_authorities(authorities)
         session = boto3.Session(botocore_session=core)
         s3: dict[str, Any] = {}
         if access.addressing != "Auto":
@@ -61,9 +65,18 @@ def client_of(access: Access) -> BaseClient:
             "s3",
             endpoint_url=access.endpoint,
             region_name=access.region or session.region_name or _DEFAULT_REGION,
-            verify=access.ca_bundle,
+            verify=authorities,
             config=config,
         )
+
+
+def _check_authorities(path: str) -> None:
+    """That a file holds certificates: the client finds out at its first request, and takes it for the server's fault."""
+    try:
+        ssl.create_default_context(cafile=path)
+    except OSError as error:  # also of what is no certificate
+        what = f"the CA bundle cannot be used: {error.strerror or error}"
+        raise RequestError("CaBundleInvalid", what, where=path, fix="give a file of certificates in PEM") from error
 
 
 class _FolderProvider(CredentialProvider):  # type: ignore[misc]  # botocore comes without types

@@ -26,6 +26,7 @@ _LONGEST_MESSAGE = 300
 
 _KEY = "check the access key and its secret"
 _TOKEN = "get new credentials; those in a Secret are followed when they change"  # noqa: S105 - advice, not a secret
+_IDENTITY = "check the role's trust in the issuer of AWS_WEB_IDENTITY_TOKEN_FILE, and that the token is meant for it"
 _CLOCK = "set this machine's clock"
 _POLICY = "allow it in the bucket's or the role's policy (docs/s3.md has the least that is needed)"
 _DENIED = {
@@ -41,6 +42,8 @@ _DENIED = {
     "AuthFailure": ("CredentialsRefused", _KEY),
     "InvalidToken": ("CredentialsRefused", _TOKEN),
     "InvalidClientTokenId": ("CredentialsRefused", _KEY),
+    "InvalidIdentityToken": ("CredentialsRefused", _IDENTITY),
+    "IDPRejectedClaim": ("CredentialsRefused", _IDENTITY),
     "XAdminUserNotFound": ("CredentialsRefused", _KEY),
     "ExpiredToken": ("CredentialsExpired", _TOKEN),
     "ExpiredTokenException": ("CredentialsExpired", _TOKEN),
@@ -74,7 +77,7 @@ def failures(where: str) -> Iterator[None]:
         yield
     except boto.ClientError as error:
         raise _of_answer(error, where) from error
-    except (boto.BotoCoreError, Boto3Error, ValueError) as error:  # an endpoint that is no URL is a ValueError
+    except (boto.BotoCoreError, Boto3Error, ValueError, OSError) as error:  # an endpoint that is no URL is a ValueError
         raise _of_way(error, where) from error
 
 
@@ -109,13 +112,15 @@ def _of_way(error: Exception, where: str) -> ReshardError:
     if isinstance(error, boto.NoCredentialsError | boto.PartialCredentialsError | boto.CredentialRetrievalError):
         fix = "set AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY, or AWS_PROFILE, or give the pod a role"
         return AccessError("CredentialsMissing", what, where=where, fix=fix)
-    if isinstance(error, boto.ProfileNotFound | boto.ConfigNotFound | boto.ConfigParseError):
-        return AccessError("CredentialsMissing", what, where=where, fix="correct the profile, or the AWS configuration")
+    of_file = isinstance(error, OSError) and error.filename
+    if of_file or isinstance(error, boto.ProfileNotFound | boto.ConfigNotFound | boto.ConfigParseError):
+        fix = "correct the profile, the AWS configuration, or AWS_WEB_IDENTITY_TOKEN_FILE"
+        return AccessError("CredentialsMissing", what, where=where, fix=fix)
     if isinstance(error, boto.SSLError):
         return RequestError("CertificateRefused", what, where=where, fix="give the server's authority as CA bundle")
     if isinstance(error, boto.ValidationError | boto.ParamValidationError | boto.InvalidDNSNameError | ValueError):
         return UsageError("InvalidAddress", what, where=where, fix="write it like s3://bucket/prefix, the endpoint with https://")
-    if isinstance(error, boto.HTTPClientError | boto.ConnectionError | boto.IncompleteReadError):
+    if isinstance(error, boto.HTTPClientError | boto.ConnectionError | boto.IncompleteReadError | OSError):
         return StorageError("Unreachable", what, where=where, fix="check the endpoint and the network, and run again")
     return StorageError("RequestFailed", what, where=where, fix="run again")
 

@@ -1,0 +1,67 @@
+"""A tensor's content as a numpy array. Types that numpy does not have come from ml_dtypes, which is loaded when first needed."""
+
+from __future__ import annotations
+
+from importlib import import_module
+from math import prod
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from reshard.checkpoint.dtypes import INT4, STRING
+from reshard.errors import DataError, MissingInputError
+
+if TYPE_CHECKING:
+    Array = np.ndarray[Any, np.dtype[Any]]
+
+# Of a type that is not here numpy's name is MindSpore's in small letters.
+_NUMPY = {
+    "C64": "complex64",
+    INT4: "int8",  # as they are packed, two in each: numpy has no type of half a byte
+}
+# What safetensors calls E4M3 is the variant without infinities, as in PyTorch.
+_ML_DTYPES = {"BFloat16": "bfloat16", "F8_E5M2": "float8_e5m2", "F8_E4M3": "float8_e4m3fn", "F8_E8M0": "float8_e8m0fnu"}
+_LAST_CODE_POINT = 0x10FFFF
+
+
+def array_type(dtype: str) -> np.dtype[Any]:
+    """The numpy type of a checkpoint's type (`reshard.checkpoint.dtypes`), in this machine's byte order, as files have it.
+
+    Raises:
+        MissingInputError: ml_dtypes is needed and not installed.
+    """
+    if dtype not in _ML_DTYPES:
+        return np.dtype(_NUMPY.get(dtype, dtype.lower()))
+    try:
+        package = import_module("ml_dtypes")
+    except ImportError as error:
+        raise MissingInputError(
+            "PackageMissing", f"numpy has no type {dtype}", where="ml_dtypes", fix="pip install ml-dtypes"
+        ) from error
+    found: np.dtype[Any] = np.dtype(getattr(package, _ML_DTYPES[dtype]))
+    return found
+
+
+def array_of(content: Array | bytearray | bytes | memoryview, dtype: str, shape: tuple[int, ...], name: str = "") -> Array:
+    """An array over the bytes of a tensor, which are not copied.
+
+    Text is an array without dimensions; `array.item()` is the string, but for zeros at its end, which numpy does not keep.
+
+    Args:
+        content: as many bytes as the shape says, contiguous and row-major; the array can be written to if they can.
+        dtype: a checkpoint's type.
+        shape: in elements; of text its number of UTF-32 characters.
+        name: of the parameter, for messages.
+
+    Raises:
+        DataError: text that is none.
+        MissingInputError: see `array_type`.
+    """
+    if dtype != STRING:
+        return np.frombuffer(content, array_type(dtype)).reshape(shape)
+    length = prod(shape)
+    if not length:
+        return np.zeros((), "<U1")
+    if np.frombuffer(content, "<u4").max() > _LAST_CODE_POINT:
+        raise DataError("TextInvalid", "its content is no UTF-32 text", where=f"parameter {name}")
+    return np.frombuffer(content, f"<U{length}").reshape(())

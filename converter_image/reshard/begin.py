@@ -1,0 +1,100 @@
+"""May a job write to a target, and its beginning there."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from reshard.commit import draft_manifest, finish_interrupted, own_manifest
+from reshard.errors import RequestError
+from reshard.job import encode_inventory
+from reshard.target import JobDocument
+from reshard.unified import is_own, maps_beside
+
+if TYPE_CHECKING:
+    from reshard.job import Job
+    from reshard.target import JobState, TargetFolder
+
+
+def begin(job: Job, target: TargetFolder, state: JobState) -> JobDocument:
+    """Note the job down at the target, or find it noted down."""
+    finish_interrupted(target)
+    known = state.read()
+    if known is None:
+        replaces, renames = replaces_other(job, target, state), target.store.renames
+        document = JobDocument(
+            job.digest,
+            job.key,
+            staged=replaces and renames,
+            mode=target.mode,
+            in_place=replaces and not renames,
+            part=job.part,
+            whole=job.whole,
+        )
+        outdated = target.outdated(job.digest, job.key)
+        for other in target.jobs():
+            if other in outdated or (job.part is not None and _is_same_part(other, job)):
+                target.discard(other, state)
+        return state.begin(document, encode_inventory(job), draft_manifest(job))
+    state.restore(encode_inventory(job), draft_manifest(job))
+    return known
+
+
+def replaces_other(job: Job, target: TargetFolder, state: JobState) -> bool:
+    """Whether something else is at the target that this job would replace.
+
+    Raises:
+        RequestError: it is, and the user has not asked for that.
+    """
+    known = state.read()
+    if known is not None:
+        return known.replaces
+    if own_manifest(target, job) is not None:
+        return False
+    siblings, outdated = target.siblings(job.whole, job.part), target.outdated(job.digest, job.key)
+    others = [other for other in target.jobs() if other.digest != job.digest and other not in (*outdated, *siblings)]
+    replacing = any(sibling.replaces for sibling in siblings)
+    if replacing:  # they were asked about all others but what they leave alone
+        others = [other for other in others if _is_same_part(other, job)]
+    if siblings and not others:
+        return replacing
+    manifest = target.manifest()
+    what = None
+    fix = "choose another target, or replace it with --overwrite (spec.overwrite: Replace)"
+    if manifest is not None:
+        what = f"a checkpoint of another source, layout or options ({manifest.digest[:12]} instead of {job.digest[:12]})"
+    elif others:
+        what = f"an unfinished transform of another source, layout or options ({others[0].digest[:12]})"
+    else:
+        ours = {record.path for old in outdated for record in target.job(old.digest).records(None).values()}
+        ours.update(name for old in outdated for name in maps_beside(old.request))
+        _refuse_foreign_files(job, target, ours)
+    if what is None:
+        return False
+    if job.request.options.overwrite == "Never":
+        raise RequestError("TargetExists", f"there is {what}", where=target.store.url, fix=fix)
+    return True
+
+
+def _refuse_foreign_files(job: Job, target: TargetFolder, ours: set[str]) -> None:
+    """Files that nobody has described are never replaced, nor mixed with ours: they may be the only copy of something.
+
+    Raises:
+        RequestError: there are some.
+    """
+    beside = {job.path(rank) for rank in job.scope}
+    for found in target.store.list(""):
+        paths = [found.name] if found.name in beside or is_own(found.name) else []
+        if found.is_folder and found.name.startswith("rank_"):
+            paths = [f"{found.name}/{entry.name}" for entry in target.store.list(found.name)]
+        for path in paths:
+            if path not in ours:
+                raise RequestError(
+                    "TargetExists",
+                    f"there is {path}, which no manifest describes",
+                    where=target.store.url,
+                    fix="choose another target, or move it away; such files are never overwritten",
+                )
+
+
+def _is_same_part(other: JobDocument, job: Job) -> bool:
+    return (other.part, other.whole) == (job.part, job.whole)

@@ -1,0 +1,53 @@
+"""What MindSpore and the definition say, from and to a bucket."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+import contents
+import pytest
+import saved
+from corpus_contract import CorpusContract
+from transforms import COUNT, make
+
+from reshard.mindspore import merge_pipeline_strategys, rank_list_for_transform, transform_checkpoint_by_rank
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+    from places import Sides
+    from transforms import Case
+
+ALL = [make(number) for number in range(COUNT)]
+
+
+class TestInBuckets(CorpusContract):
+    pass
+
+
+def strategy(sides: Sides, folder: Path, case: Case, side: str) -> str | None:
+    """Where a side's strategy is: of every fourth case merged."""
+    if not getattr(case, f"{side}_named"):
+        return None
+    saved.write_strategies(folder / side, case, side)
+    stages = sides.source.put(folder / side)
+    if case.number % 4:
+        return stages
+    merged = f"{sides.target.new()}.{'json' if case.json else 'ckpt'}"
+    merge_pipeline_strategys(stages, merged)
+    return merged
+
+
+@pytest.mark.parametrize("case", ALL, ids=lambda case: case.name)
+def test_a_rank_of_every_case_is_right(case: Case, sides: Sides, tmp_path: Path) -> None:
+    before, after = (strategy(sides, tmp_path, case, side) for side in ("source", "target"))
+    rank = case.number % case.target_ranks
+    read = rank_list_for_transform(rank, before, after)
+    saved.write_source(tmp_path / "saved", case, read)
+    source, made = sides.source.put(tmp_path / "saved"), sides.target.new()
+    files = {each: f"{source}/rank_{each}/{case.file_name(each)}" for each in read}
+    transform_checkpoint_by_rank(rank, files, f"{made}/made.{case.target_format}", before, after)
+    found = contents.tensors((sides.target.get(made) / f"made.{case.target_format}").read_bytes(), case.target_format)
+    types, held = case.types(), {name for each in read for name in case.source(each)}
+    right = {name: (types[name], a.shape, a.tobytes()) for name, a in case.target(rank, read).items()}
+    assert found == {name: value for name, value in right.items() if name in held}

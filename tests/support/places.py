@@ -1,0 +1,68 @@
+"""Where a transform's files are: in folders, or in a bucket of a real server."""
+
+from __future__ import annotations
+
+import uuid
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Protocol
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+    import s3_server
+
+
+class Place(Protocol):
+    """Where one side of a transform is."""
+
+    def put(self, folder: Path) -> str:
+        """The address under which a folder's files can be read."""
+
+    def new(self) -> str:
+        """An address where nothing is."""
+
+    def get(self, address: str) -> Path:
+        """A folder with what is at an address."""
+
+
+@dataclass(frozen=True)
+class Folder:
+    """A place on the file system."""
+
+    root: Path
+
+    def put(self, folder: Path) -> str:
+        return str(folder)
+
+    def new(self) -> str:
+        return str(self.root / uuid.uuid4().hex)
+
+    def get(self, address: str) -> Path:
+        return self.root / address
+
+
+@dataclass(frozen=True)
+class Bucket:
+    """A place on a server."""
+
+    server: s3_server.Server
+    name: str
+    root: Path
+
+    def put(self, folder: Path) -> str:
+        return self.server.upload(self.name, folder, uuid.uuid4().hex)
+
+    def new(self) -> str:
+        return f"s3://{self.name}/{uuid.uuid4().hex}"
+
+    def get(self, address: str) -> Path:
+        assert self.server.uploads(self.name) == []
+        return self.server.download(address, self.root / uuid.uuid4().hex)
+
+
+@dataclass(frozen=True)
+class Sides:
+    """The places of source and target."""
+
+    source: Place
+    target: Place

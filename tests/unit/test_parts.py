@@ -1,0 +1,427 @@
+"""A checkpoint made stage by stage: any order, at the same time, killed, replaced; whole at the end or not at all."""
+
+from __future__ import annotations
+
+import json
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
+from threading import Barrier
+from typing import TYPE_CHECKING, Any
+
+import disk
+import models
+import numpy as np
+import pytest
+import rawfiles
+from definition import Cut
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+from memory_jobs import job, written
+from pipelines import Pipeline, differences, pipeline, same, write
+
+from reshard.cli import main
+from reshard.errors import ReshardError
+from reshard.job import prepare
+from reshard.lock import locked
+from reshard.manifest import MANIFEST_NAME
+from reshard.mindspore import load_segmented_checkpoints, transform_checkpoints
+from reshard.plan.traffic import traffic
+from reshard.progress import Silent
+from reshard.storage.local import LocalStore
+from reshard.strategy import StrategyFile, dump
+from reshard.target import JobState
+from reshard.transform import transform_checkpoint
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+
+def right(model: models.Model, target: Path, kind: str = "ckpt") -> bool:
+    """The manifest is there, and everything is as it must be; nothing else is left."""
+    assert differences(model, target, kind) == []
+    assert {path.name for path in target.iterdir()} - {".reshard"} == {
+        MANIFEST_NAME,
+        *(f"rank_{rank}" for rank in range(model.target_ranks)),
+    }
+    assert list((target / ".reshard").iterdir()) == []
+    return main(["verify", str(target)]) == 0
+
+
+def manifest(target: Path) -> dict[str, object]:
+    found: dict[str, object] = json.loads((target / MANIFEST_NAME).read_text())
+    return found
+
+
+@pytest.fixture
+def made(tmp_path: Path) -> Pipeline:
+    return write(tmp_path / "made", pipeline())
+
+
+@pytest.fixture
+def target(tmp_path: Path) -> Path:
+    return tmp_path / "target"
+
+
+@settings(max_examples=500, deadline=None, suppress_health_check=list(HealthCheck))
+@given(models.models(16), st.sampled_from(["ckpt", "safetensors"]), st.data())
+def test_the_parts_of_a_rank_are_exactly_its_slices(model: models.Model, kind: str, data: st.DataObject) -> None:
+    rank = data.draw(st.integers(0, model.target_ranks - 1))
+    expected = model.target(rank)
+    held = model.source()
+    for stage in range(model.source_stages):
+        first = stage * model.source_devices
+        mine = {name for tensors in held[first : first + model.source_devices] for name in tensors} & expected.keys()
+        if not mine and (kind == "ckpt" or not any(held[first : first + model.source_devices])):
+            continue
+        made, _ = job(model, kind, kind, stage)
+        assert (rank in made.ranks) == bool(mine)
+        found = rawfiles.read(kind, written(made, rank)) if mine else {}
+        assert found.keys() == mine
+        assert all(same(found[name], expected[name]) for name in mine)
+    assert expected.keys() <= {name for tensors in held for name in tensors}
+
+
+@pytest.mark.parametrize("order", [(0, 1), (1, 0)])
+@pytest.mark.parametrize("kind", ["ckpt", "safetensors"])
+@pytest.mark.parametrize("target_stages", [1, 2])
+def test_stages_in_any_order(tmp_path: Path, order: tuple[int, ...], kind: str, target_stages: int) -> None:
+    model, target = pipeline(target_stages=target_stages), tmp_path / "target"
+    made = write(tmp_path / "made", model, kind)
+    first, last = order
+    assert made.run(first, target, "--verify", "full") == 0
+    assert not (target / MANIFEST_NAME).exists()
+    assert made.run(last, target) == 0
+    assert right(model, target, kind)
+    found = manifest(target)
+    assert [part["stage"] for part in found["parts"]] == [0, 1]  # type: ignore[attr-defined]
+    assert found["ranks"] == "0-3"
+    assert {(f["rank"], f["part"]) for f in found["files"]} >= {(0, 0), (3, 1)}  # type: ignore[attr-defined]
+    before = {path: path.stat().st_mtime_ns for path in target.rglob("*.*")}
+    assert made.run(first, target) == made.run(last, target) == 0
+    assert before == {path: path.stat().st_mtime_ns for path in target.rglob("*.*")}
+
+
+def test_of_parts_in_which_a_target_stage_has_nothing_it_gets_no_file(tmp_path: Path, target: Path) -> None:
+    model = replace(pipeline(target_stages=2), tensors=pipeline(target_stages=2).tensors[:-1])
+    made = write(tmp_path / "made", model)
+    assert made.run(1, target) == made.run(0, target) == 0
+    assert right(model, target)
+    assert [len(list((target / f"rank_{rank}").iterdir())) for rank in range(4)] == [1, 1, 1, 1]
+
+
+def test_to_one_whole_rank(made: Pipeline, target: Path) -> None:
+    assert made.run(1, target, whole=True) == made.run(0, target, whole=True) == 0
+    model = made.made.model
+    one = tuple(replace(t, target=t.target and Cut((1,), ((),) * len(t.shape)), target_stage=0) for t in model.tensors)
+    assert right(replace(model, tensors=one, target_devices=1), target)
+
+
+def together(made: Pipeline, target: Path) -> None:
+    """Both stages, begun at once."""
+    start = Barrier(2)
+
+    def run(stage: int) -> None:
+        start.wait()
+        transform_checkpoint(made.request(stage, target))
+
+    with ThreadPoolExecutor(2) as pool:
+        list(pool.map(run, range(2)))
+
+
+def test_stages_at_the_same_time(made: Pipeline, target: Path) -> None:
+    together(made, target)
+    assert right(made.made.model, target)
+
+
+def test_of_two_that_are_both_the_last_one_completes_the_checkpoint(made: Pipeline, target: Path) -> None:
+    """All that is left to do is the commit."""
+    assert made.run(0, target, "--no-commit") == made.run(1, target, "--no-commit") == 0
+    together(made, target)
+    assert right(made.made.model, target)
+
+
+def test_one_commit_for_all_parts(made: Pipeline, target: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert made.run(1, target, "--no-commit") == 0
+    assert main(["commit", str(target)]) == 0
+    assert "part 1 is finished" in capsys.readouterr().out
+    assert made.run(0, target, "--no-commit", "--ranks", "0-2") == 0
+    assert main(["commit", str(target)]) == 66
+    assert made.run(0, target, "--no-commit", "--ranks", "3") == 0
+    assert main(["commit", str(target)]) == 0
+    assert right(made.made.model, target)
+
+
+def test_one_part_is_written_by_one_run_at_a_time(made: Pipeline, target: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    with locked(LocalStore(target), ".reshard/lock-part0", owner=None, mode=0o640):
+        assert made.run(0, target) == 75
+        assert "TargetLocked" in capsys.readouterr().err
+        assert made.run(1, target) == 0
+    assert made.run(0, target) == 0
+    assert right(made.made.model, target)
+
+
+def test_a_checkpoint_in_one_go_and_parts_keep_apart(made: Pipeline, target: Path) -> None:
+    assert made.run(0, target) == 0
+    assert main(made.made.arguments(target)) == 78
+    assert made.run(1, target) == 0
+    assert right(made.made.model, target)
+    assert main(made.made.arguments(target)) == 78
+
+
+def test_a_part_of_another_step_does_not_fit(made: Pipeline, target: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """Training goes on between two runs, and leaves a newer step."""
+    assert made.run(0, target) == 0
+    for path in made.made.source.glob("rank_*/net-1_100.ckpt"):
+        path.with_name("net-2_200.ckpt").write_bytes(path.read_bytes())
+    assert made.run(1, target) == 78
+    assert "TargetExists" in capsys.readouterr().err
+    assert made.run(1, target, "--step", "100") == 0
+    assert right(made.made.model, target)
+
+
+def test_replacing_needs_all_parts_anew_and_keeps_the_old_ones_until_then(tmp_path: Path, made: Pipeline, target: Path) -> None:
+    other = write(tmp_path / "other", pipeline(seed=2))
+    assert made.run(0, target) == made.run(1, target) == 0
+    assert other.run(0, target) == 78
+    assert other.run(0, target, "--overwrite") == 0
+    assert differences(made.made.model, target) == []
+    assert main(["verify", str(target)]) == 0
+    assert other.run(1, target) == 0
+    assert right(other.made.model, target)
+
+
+def test_replacing_where_nothing_can_be_renamed(
+    tmp_path: Path, made: Pipeline, target: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The old manifest goes first; what it alone has named is gone in the end, though the part that began was given up."""
+    monkeypatch.setattr(LocalStore, "renames", property(lambda _: False, lambda _, __: None), raising=False)
+    assert made.run(0, target, "--prefix", "old_") == made.run(1, target, "--prefix", "old_") == 0
+    given_up, other = write(tmp_path / "up", pipeline(seed=3)), write(tmp_path / "other", pipeline(seed=2))
+    assert given_up.run(0, target, "--overwrite") == 0
+    assert not (target / MANIFEST_NAME).exists()
+    assert other.run(0, target) == 78
+    assert other.run(0, target, "--overwrite") == other.run(1, target) == 0
+    assert right(other.made.model, target)
+
+
+def test_a_replaced_part_that_has_not_changed_is_made_again(made: Pipeline, target: Path) -> None:
+    """What is complete is never a mixture of two runs."""
+    assert made.run(0, target) == made.run(1, target) == 0
+    for path in made.made.source.glob("rank_[01]/*"):
+        tensors = rawfiles.read("ckpt", path.read_bytes())
+        path.write_bytes(rawfiles.write("ckpt", tensors | {"w0": np.zeros_like(tensors["w0"])}))
+    assert made.run(0, target, "--overwrite") == 0
+    assert differences(made.made.model, target) == []
+    assert made.run(1, target) == 0
+    assert all("w0" in line for line in differences(made.made.model, target))
+    assert main(["verify", str(target)]) == 0
+
+
+@pytest.mark.parametrize("after", [0, 1, 5, 7])
+def test_a_replacement_that_is_killed_is_brought_to_its_end(
+    tmp_path: Path, made: Pipeline, target: Path, after: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    other = write(tmp_path / "other", pipeline(seed=2))
+    assert made.run(0, target) == made.run(1, target) == 0
+    assert other.run(1, target, "--overwrite") == 0
+    usual, published = JobState.publish, []
+
+    def publish(self: JobState, record: object) -> None:
+        if len(published) == after:
+            raise KeyboardInterrupt
+        published.append(record)
+        usual(self, record)  # type: ignore[arg-type]
+
+    with monkeypatch.context() as patch:
+        patch.setattr(JobState, "publish", publish)
+        assert other.run(0, target) == 130
+    assert not (target / MANIFEST_NAME).exists()
+    assert other.run(1, target) == 0
+    assert right(other.made.model, target)
+
+
+def test_a_damaged_part_is_written_again(made: Pipeline, target: Path) -> None:
+    assert made.run(0, target) == made.run(1, target) == 0
+    path = target / "rank_2" / "checkpoint_2_part1.ckpt"
+    path.write_bytes(path.read_bytes()[:-1] + b"x")
+    assert main(["verify", str(target)]) == 65
+    assert made.run(1, target, "--overwrite") == 0
+    assert right(made.made.model, target)
+
+
+def test_a_part_whose_file_is_gone_does_not_count(made: Pipeline, target: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert made.run(0, target) == 0
+    (target / "rank_1" / "checkpoint_1_part0.ckpt").unlink()
+    assert made.run(1, target) == 66
+    assert "rank_1/checkpoint_1_part0.ckpt" in capsys.readouterr().err
+    assert made.run(0, target) == 0
+    assert right(made.made.model, target)
+
+
+def without_other_ranks(made: Pipeline, stage: int, folder: Path) -> Pipeline:
+    """The same, with the ranks of one stage only."""
+    for path in made.made.source.glob("rank_*/*"):
+        rank = int(path.parent.name.removeprefix("rank_"))
+        if rank // 2 == stage:
+            copy = folder / "src" / path.parent.name / path.name
+            copy.parent.mkdir(parents=True)
+            copy.write_bytes(path.read_bytes())
+    for path in made.made.folder.glob("*.ckpt"):
+        (folder / path.name).write_bytes(path.read_bytes())
+    return Pipeline(replace(made.made, folder=folder))
+
+
+@pytest.mark.parametrize("stages", [[], ["--stages", "2"]])
+def test_stages_kept_in_different_places(tmp_path: Path, made: Pipeline, target: Path, stages: list[str]) -> None:
+    """Nothing says how many there are: the parts are all there once they hold all that the target names."""
+    for stage in (1, 0):
+        assert not (target / MANIFEST_NAME).exists()
+        assert without_other_ranks(made, stage, tmp_path / f"{stage}").run(stage, target, *stages) == 0
+    assert right(made.made.model, target)
+
+
+def test_how_many_stages_there_are_can_be_corrected(made: Pipeline, target: Path) -> None:
+    assert made.run(0, target, "--stages", "3") == made.run(1, target, "--stages", "3") == 0
+    assert not (target / MANIFEST_NAME).exists()
+    assert made.run(0, target) == made.run(1, target) == 0
+    assert right(made.made.model, target)
+
+
+def test_what_no_part_holds_is_missing_once_all_are_there(
+    made: Pipeline, target: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    lost = models.Tensor("lost", "Float32", (8,), None, 0, Cut((4,), ((0,),)), 0)
+    after = disk.strategies(replace(made.made.model, tensors=(*made.made.model.tensors, lost)))[1]
+    made.made.target_strategy.write_bytes(dump(StrategyFile("x", dict(enumerate(after.stages))), "protobuf"))
+    assert made.run(0, target) == 0
+    assert made.run(1, target) == 66
+    assert "none of the 2 parts holds: lost" in capsys.readouterr().err
+    assert made.run(0, target, "--allow-missing", "--overwrite") == made.run(1, target, "--allow-missing") == 0
+    assert manifest(target)["missing"] == ["lost"]
+
+
+def test_copies_that_differ_between_parts_are_told(made: Pipeline, target: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    for path in made.made.source.glob("rank_[23]/*"):
+        tensors = rawfiles.read("ckpt", path.read_bytes())
+        path.write_bytes(rawfiles.write("ckpt", tensors | {"step": tensors["step"] + 1}))
+    assert made.run(0, target) == made.run(1, target) == 0
+    assert "copies of 1 parameters differ between parts, the first part's counts: step" in capsys.readouterr().err
+    assert manifest(target)["diverging"] == ["step"]
+
+
+@pytest.mark.parametrize(
+    ("code", "reason", "more"),
+    [
+        (78, "NoSuchStage", ["--stages", "1"]),
+        (78, "SeveralStages", ["--source-strategy", "{made}/source.ckpt"]),
+        (66, "SourceRankMissing", ["--source", "{made}/moved"]),
+        (2, "InvalidOption", ["--stages", "2", "--layout", "per-rank"]),
+    ],
+)
+def test_what_is_no_part_is_refused(
+    made: Pipeline, target: Path, code: int, reason: str, more: list[str], capsys: pytest.CaptureFixture[str]
+) -> None:
+    moved = made.made.folder / "moved" / "rank_0"
+    moved.mkdir(parents=True)
+    (moved / "a.ckpt").write_bytes(next(made.made.source.glob("rank_2/*")).read_bytes())
+    assert made.run(1, target, *(text.format(made=made.made.folder) for text in more)) == code
+    assert reason in capsys.readouterr().err
+    assert not target.exists()
+
+
+def test_the_plan_of_a_part_names_its_ranks(made: Pipeline, target: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["plan", *made.arguments(1, target, "--json")[1:]]) == 0
+    planned = json.loads(capsys.readouterr().out)
+    assert (planned["source_ranks"], planned["parameters"]) == (2, 3)
+    assert {rank for sources in planned["sources"].values() for rank in sources} == {2, 3}
+    planner = prepare(made.request(1, target), Silent(), workers=1).planner
+    fed = traffic(planner, range(4), 8)
+    assert fed.source.groups == ((2,), (3,))
+    assert sum(fed.by_source) == planned["bytes_needed"]
+    assert all(fed.by_source)
+
+
+def test_without_anything_that_tells_the_number_of_stages(
+    tmp_path: Path, made: Pipeline, target: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    alone = without_other_ranks(made, 0, tmp_path / "alone")
+    assert alone.run(0, target, whole=True) == 78
+    assert "StagesUnknown" in capsys.readouterr().err
+    assert alone.run(0, target, "--stages", "2", whole=True) == 0
+    assert without_other_ranks(made, 1, tmp_path / "other").run(1, target, "--stages", "2", whole=True) == 0
+    assert (target / MANIFEST_NAME).exists()
+
+
+def test_mindspores_functions_by_stage(made: Pipeline, target: Path) -> None:
+    for stage in range(2):
+        transform_checkpoints(str(made.made.source), str(target), "x", str(made.strategy(stage)), str(made.made.target_strategy))
+    for rank in range(4):
+        found = load_segmented_checkpoints(str(target / f"rank_{rank}"))
+        expected = made.made.model.target(rank)
+        assert found.keys() == expected.keys()
+        assert all(same(found[name], array) for name, array in expected.items())
+
+
+def test_mindspores_functions_in_one_go(tmp_path: Path, target: Path) -> None:
+    """The strategy of the only stage is no part, whatever the target names."""
+    made = disk.write(tmp_path / "made", disk.example())
+    transform_checkpoints(str(made.source), str(target), "checkpoint_", str(made.source_strategy), str(made.target_strategy))
+    assert disk.differences(made.model, target, "ckpt") == []
+
+
+@pytest.mark.parametrize("kind", ["ckpt", "safetensors"])
+def test_segments_are_read_in_the_order_of_their_numbers(tmp_path: Path, kind: str) -> None:
+    for number in (10, 2):
+        tensors = {f"only.{number}": np.arange(number, dtype=np.int64), "both": np.full((), number, np.float16)}
+        (tmp_path / f"x_part{number}.{kind}").write_bytes(rawfiles.write(kind, tensors))
+    assert {name: array.tolist() for name, array in load_segmented_checkpoints(str(tmp_path)).items()} == {
+        "only.2": [0, 1],
+        "only.10": [*range(10)],
+        "both": 2.0,
+    }
+
+
+@pytest.mark.parametrize(
+    ("how", "names"),
+    [
+        ({"specify_prefix": "a."}, {"a.x", "a.y"}),
+        ({"filter_prefix": ["a.x", "b"]}, {"a.y"}),
+        ({"specify_prefix": ("a.", "b."), "filter_prefix": "a.x"}, {"a.y", "b.x"}),
+        ({"choice_func": lambda name: name.endswith(".x")}, {"a.x", "b.x"}),
+        ({"choice_func": lambda _: False, "specify_prefix": "b"}, {"b.x"}),  # as with MindSpore
+    ],
+)
+def test_some_segments_only(tmp_path: Path, how: dict[str, Any], names: set[str]) -> None:
+    tensors = {name: np.zeros(2, np.float32) for name in ("a.x", "a.y", "b.x")}
+    (tmp_path / "x_part0.ckpt").write_bytes(rawfiles.write("ckpt", tensors))
+    assert load_segmented_checkpoints(str(tmp_path), **how).keys() == names
+
+
+@pytest.mark.parametrize(
+    ("files", "how", "reason"),
+    [
+        ([], {}, "SourceMissing"),
+        (["a.ckpt", "b.safetensors"], {}, "MixedFormats"),
+        (["a.ckpt"], {"dec_key": b"0" * 16}, "InvalidOption"),
+        (["a.ckpt"], {"specify_prefix": "z"}, "NothingToLoad"),
+        (["a.ckpt"], {"filter_prefix": ""}, "InvalidOption"),
+    ],
+)
+def test_segments_that_cannot_be_loaded(tmp_path: Path, files: list[str], how: dict[str, Any], reason: str) -> None:
+    for name in files:
+        (tmp_path / name).write_bytes(rawfiles.write(name.rpartition(".")[2], {"a": np.zeros(2, np.float32)}))
+    with pytest.raises(ReshardError) as found:
+        load_segmented_checkpoints(str(tmp_path), **how)
+    assert found.value.reason == reason
+
+
+def test_a_checkpoint_in_parts_is_no_source(
+    made: Pipeline, target: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert made.run(0, target) == made.run(1, target) == 0
+    sides = ["--source", str(target), "--source-strategy", str(made.made.target_strategy), "--target", str(tmp_path / "out")]
+    for command in (["transform", *sides], ["inspect", str(target)]):
+        assert main(command) == 78
+        assert "SourceInParts" in capsys.readouterr().err
+    assert main(["inspect", str(target), "--files", "*_part1.*"]) == 0
+    assert "moment1.w1" in capsys.readouterr().out
