@@ -5,7 +5,7 @@ from __future__ import annotations
 import sys
 from dataclasses import dataclass
 from math import prod
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Literal
 
 import numpy as np
 
@@ -37,7 +37,7 @@ class Tensor:
 
 @dataclass(frozen=True)
 class Case:
-    """One checkpoint and what it is to become."""
+    """One checkpoint and what it is to become: other ranks, or unified safetensors, or other ranks from those."""
 
     name: str
     what: str
@@ -45,6 +45,7 @@ class Case:
     source_ranks: int
     target_ranks: int
     format: str = "safetensors"
+    work: Literal["reshard", "unify", "load"] = "reshard"
 
     @property
     def nbytes(self) -> int:
@@ -94,6 +95,8 @@ CASES = (
         "long-rows", "2.1 GB row cuts in runs of 67 MB, 8 -> 4", tuple(Tensor(w, (16384, 8192), 0, 0) for w in SQUARES[:4]), 8, 4
     ),
     Case("many-names", "100,000 names, 4 -> 2", tuple(Tensor(f"model.layers.{i}.w", (8,), 0, 0) for i in range(100_000)), 4, 2),
+    Case("unify", "2.1 GB LLaMA-shaped, 8 ranks to unified parts of 256 MiB", LLAMA_2_GB, 8, 1, work="unify"),
+    Case("load", "2.1 GB LLaMA-shaped, unified parts to 4 ranks", LLAMA_2_GB, 8, 4, work="load"),
     Case("tiny-tensors", "10,000 tiny tensors, 8 -> 6", tuple(Tensor(f"t{i}", (24, 24), 0, 1) for i in range(10_000)), 8, 6),
 )
 

@@ -31,6 +31,19 @@ import sys, mindspore
 source, target, before, after, kind = sys.argv[1:]
 mindspore.transform_checkpoints(source, target, "checkpoint_", before, after, output_format=kind)
 """
+_MINDSPORE_UNIFY = """
+import sys, mindspore
+source, target, before, *_ = sys.argv[1:]
+mindspore.unified_safetensors(source, before, target)
+"""
+_MINDSPORE_LOAD = """
+import sys, mindspore
+source, target, _, after, _ = sys.argv[1:]
+mindspore.load_distributed_checkpoint(
+    None, predict_strategy=after, format="safetensors", unified_safetensors_dir=source, dst_safetensors_dir=target
+)
+"""
+_PROGRAMS = {"reshard": _MINDSPORE, "unify": _MINDSPORE_UNIFY, "load": _MINDSPORE_LOAD}
 
 
 @dataclass
@@ -49,14 +62,21 @@ class Measured:
 def contestants(case: Case, place: Path, target: Path, *, with_mindspore: bool) -> dict[str, list[str]]:
     """The commands that do the same work."""
     before, after = str(place / "source.ckpt"), str(place / "target.ckpt")
-    sides = ["--source", str(place / "src"), "--target", str(target), "--source-strategy", before, "--target-strategy", after]
+    source, unified = str(place / "src"), str(place / "unified")
+    unify = ["--source", source, "--source-strategy", before, "--layout", "unified", "--part-size", str(256 << 20)]
+    sides = ["--source", source, "--source-strategy", before, "--target-strategy", after]
+    if case.work == "unify":
+        sides = unify
+    elif case.work == "load":
+        subprocess.run([RESHARD, "transform", *unify, "--target", unified], check=True, capture_output=True)
+        source, sides = unified, ["--source", unified, "--target-strategy", after]
     commands = {
-        "cp -r": ["sh", "-c", 'cp -r "$1" "$2" && sync -f "$2"', "cp", str(place / "src"), str(target)],
-        "reshard": [RESHARD, "transform", *sides, "--verify", "none", "--json"],
+        "cp -r": ["sh", "-c", 'cp -r "$1" "$2" && sync -f "$2"', "cp", source, str(target)],
+        "reshard": [RESHARD, "transform", *sides, "--target", str(target), "--verify", "none", "--json"],
     }
     mindspore = os.environ.get("RESHARD_MINDSPORE_PYTHON")
     if with_mindspore and mindspore:
-        commands["MindSpore"] = [mindspore, "-c", _MINDSPORE, str(place / "src"), str(target), before, after, case.format]
+        commands["MindSpore"] = [mindspore, "-c", _PROGRAMS[case.work], source, str(target), before, after, case.format]
     return commands
 
 
@@ -107,7 +127,7 @@ def main() -> None:
     for case in CASES:
         if arguments.cases and case.name not in arguments.cases:
             continue
-        llama = case.name in ("llama-safetensors", "llama-ckpt")
+        llama = case.name in ("llama-safetensors", "llama-ckpt", "unify", "load")
         found = measure(case, arguments.folder, arguments.runs if llama else -(-arguments.runs // 3), with_mindspore=llama)
         for name, measured in found.items():
             told = measured.told

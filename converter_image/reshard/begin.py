@@ -8,6 +8,7 @@ from reshard.commit import draft_manifest, finish_interrupted, own_manifest
 from reshard.errors import RequestError
 from reshard.job import encode_index
 from reshard.target import JobDocument
+from reshard.unified import is_own, maps_beside
 
 if TYPE_CHECKING:
     from reshard.job import Job
@@ -65,7 +66,8 @@ def replaces_other(job: Job, target: TargetFolder, state: JobState) -> bool:
         what = f"an unfinished transform of another source, layout or options ({others[0].digest[:12]})"
     else:
         ours = {record.path for old in outdated for record in target.job(old.digest).records(None).values()}
-        _refuse_foreign_files(target, ours)
+        ours.update(name for old in outdated for name in maps_beside(old.request))
+        _refuse_foreign_files(job, target, ours)
     if what is None:
         return False
     if job.request.options.overwrite == "Never":
@@ -73,22 +75,25 @@ def replaces_other(job: Job, target: TargetFolder, state: JobState) -> bool:
     return True
 
 
-def _refuse_foreign_files(target: TargetFolder, ours: set[str]) -> None:
+def _refuse_foreign_files(job: Job, target: TargetFolder, ours: set[str]) -> None:
     """Files that nobody has described are never replaced, nor mixed with ours: they may be the only copy of something.
 
     Raises:
         RequestError: there are some.
     """
-    for folder in target.store.list(""):
-        if folder.is_folder and folder.name.startswith("rank_"):
-            for entry in target.store.list(folder.name):
-                if (path := f"{folder.name}/{entry.name}") not in ours:
-                    raise RequestError(
-                        "TargetExists",
-                        f"there is {path}, which no manifest describes",
-                        where=target.store.url,
-                        fix="choose another target, or move it away; such files are never overwritten",
-                    )
+    beside = {job.path(rank) for rank in job.scope}
+    for found in target.store.list(""):
+        paths = [found.name] if found.name in beside or is_own(found.name) else []
+        if found.is_folder and found.name.startswith("rank_"):
+            paths = [f"{found.name}/{entry.name}" for entry in target.store.list(found.name)]
+        for path in paths:
+            if path not in ours:
+                raise RequestError(
+                    "TargetExists",
+                    f"there is {path}, which no manifest describes",
+                    where=target.store.url,
+                    fix="choose another target, or move it away; such files are never overwritten",
+                )
 
 
 def _is_same_part(other: JobDocument, job: Job) -> bool:

@@ -31,17 +31,19 @@ from reshard.ranks import format_ranks, parse_ranks
 from reshard.request import request_key
 from reshard.source import Files, compare_copies, read_inventory
 from reshard.target import LOCK, JobDocument
-from reshard.unified import HYPER_NAME, MAP_NAME, map_of
+from reshard.unified import HYPER_NAME, MAP_NAME, map_of, maps_beside
 from reshard.version import __version__
 
 if TYPE_CHECKING:
     from collections.abc import Callable
+    from collections.abc import Set as AbstractSet
 
     from reshard.job import Job
     from reshard.layout import Layout
     from reshard.plan import Parameter
     from reshard.target import JobState, TargetFolder
 
+_NOT_MAPPED = (HYPER_NAME, MAP_NAME)
 _STRICTNESS = {"None": 0, "Sample": 1, "Full": 2}
 
 
@@ -127,13 +129,14 @@ def _complete(
     content = state.inventory() if _is_index(manifest) else None
     if content is not None:
         manifest = msgspec.structs.replace(manifest, index=IndexRecord(len(content), str(ContentDigest(content))))
-    _remove_replaced(target, state, manifest)
-    for name, content in _maps(manifest).items():
-        target.store.write(name, content, mode=target.mode)
+    maps = _maps(manifest)
+    _remove_replaced(target, state, kept={*(record.path for record in manifest.listed), *maps})
+    for name, text in maps.items():
+        target.store.write(name, text, mode=target.mode)
     if content is not None:
         target.store.write(INDEX_NAME, content, mode=target.mode)
     target.write_manifest(manifest)
-    target.forget_jobs()
+    target.forget_jobs(record.path for record in manifest.files)
     return manifest
 
 
@@ -152,8 +155,8 @@ def refuse_loss(target: TargetFolder, state: JobState, ranks: tuple[int, ...], e
         RequestError: they would.
     """
     manifest = target.manifest()
-    there = [*(manifest.files if manifest is not None else ()), *state.replaced_files()]
-    if (set(ranks) < set(every) or not ranks) and {record.rank for record in there} - set(ranks):
+    there = {record.rank for found in (manifest, *state.replaced()) if found is not None for record in found.files}
+    if (set(ranks) < set(every) or not ranks) and there - set(ranks):
         raise RequestError(
             "PartialReplacement",
             f"{f'rank {format_ranks(ranks)} of {len(every)}' if ranks else 'an index'} cannot replace a whole checkpoint",
@@ -255,6 +258,7 @@ def verify_checkpoint(
             fix="run the transform again, finished ranks are kept",
         )
     begin(manifest.nbytes)
+    maps = [name for name, content in _maps(manifest).items() if target.store.read(name, len(content) + 1) != content]
 
     def check(record: FileRecord | IndexRecord) -> str | None:
         reader = target.store.open(record.path)
@@ -268,6 +272,7 @@ def verify_checkpoint(
 
     with ThreadPoolExecutor(workers) as pool:
         damaged = [found for found in pool.map(check, manifest.listed) if found]
+    damaged += [f"{name} has another content" for name in maps]
     if damaged:
         more = f" (and {len(damaged) - 1} more files)" if len(damaged) > 1 else ""
         raise DataError(
@@ -279,11 +284,9 @@ def verify_checkpoint(
     return manifest
 
 
-def _remove_replaced(target: TargetFolder, state: JobState, manifest: Manifest) -> None:
+def _remove_replaced(target: TargetFolder, state: JobState, *, kept: AbstractSet[str]) -> None:
     """Take away the files of what this job replaces, a complete checkpoint or an unfinished job, that it has no file for."""
-    kept = {record.path for record in manifest.listed}
-    replaced = {record.path for record in state.replaced_files()} | {record.path for record in state.replaced_indexes()}
-    for path in sorted(replaced - kept):
+    for path in sorted(set(state.replaced_files()) - kept):
         target.store.delete(path)
         folder = path.rpartition("/")[0]
         if folder and not target.store.list(folder):
@@ -291,14 +294,18 @@ def _remove_replaced(target: TargetFolder, state: JobState, manifest: Manifest) 
 
 
 def _maps(manifest: Manifest) -> dict[str, bytes]:
-    """What lies beside unified files and says which parameter is in which."""
-    if manifest.options.get("layout") != "Unified":
-        return {}
+    """What lies beside unified files and says which parameter is in which.
+
+    MindSpore reads the file of those in no strategy by itself. To Hugging Face's libraries it is one like the others: who has no
+    map entry is not there, and such a parameter may well be one of the model's.
+    """
     files = {record.rank: record.path for record in manifest.files}
-    where = {p.name: files[p.target.stages[0]] for p in manifest.parameters if p.target.stages[0] in files}
-    named = {name: path for name, path in where.items() if path != HYPER_NAME}
-    nbytes = sum(prod(p.shape) * DTYPES[p.dtype].itemsize for p in manifest.parameters if p.name in named)
-    return {MAP_NAME: map_of(named, nbytes)}
+    maps = {}
+    for name in maps_beside(manifest.options):
+        shown = [p for p in manifest.parameters if (path := files.get(p.target.stages[0])) and (path, name) != _NOT_MAPPED]
+        nbytes = sum(prod(p.shape) * DTYPES[p.dtype].itemsize for p in shown)
+        maps[name] = map_of({p.name: files[p.target.stages[0]] for p in shown}, nbytes)
+    return maps
 
 
 def draft_manifest(job: Job) -> Manifest:
@@ -325,6 +332,7 @@ def draft_manifest(job: Job) -> Manifest:
         missing=model.missing,
         absent=model.absent,
         empty=model.empty,
+        dropped=model.dropped,
         diverging=tuple(sorted(model.diverging)),
         parts=() if job.part is None else (_part(job, job.part, source),),
     )
@@ -346,6 +354,7 @@ def _parameter(parameter: Parameter) -> ParameterRecord:
         role=parameter.role.value,
         source=source,
         target=_layout(parameter.target, parameter.target_stages),
+        source_name=parameter.source_name if parameter.source_name != parameter.name else None,
     )
 
 

@@ -12,16 +12,17 @@ from reshard.checkpoint import OutputTensor, can_hold, content_order, file_size
 from reshard.errors import DataError, RequestError
 from reshard.gather import SourceFiles
 from reshard.index import CheckpointIndex, Selected, decode_index, packed, read_index
-from reshard.plan import Planner, Role, place, summarize, unify
+from reshard.plan import Planner, Role, keep, place, summarize, unify, unmatched
 from reshard.ranks import format_ranks, parse_ranks
 from reshard.request import Options, Request, request_key
 from reshard.source import Files, check_crcs, find_diverging, find_files, open_source, read_inventory, read_strategy
+from reshard.storage import open_store
 from reshard.unified import part_name
 
 if TYPE_CHECKING:
     from collections.abc import Iterable
 
-    from reshard.checkpoint.inventory import Format, Inventory
+    from reshard.checkpoint.inventory import Format, Inventory, SourceFile
     from reshard.gather import ReadCount
     from reshard.plan import Model, Summary
     from reshard.progress import Progress
@@ -82,11 +83,17 @@ class Job:
         wanted = set(parse_ranks(asked, self.model.target_ranks))
         return tuple(rank for rank in self.ranks if rank in wanted)
 
-    @property
-    def metadata(self) -> dict[str, str]:
-        """Of a safetensors file: what the source's says, or what MindSpore expects."""
-        found = self.model.inventory.structures[0].metadata or {"format": "ms"}
-        removed = self.planner.remove_redundancy
+    def metadata(self, rank: int) -> dict[str, str]:
+        """Of a target rank's safetensors file: what the source's says, or what MindSpore expects.
+
+        Hugging Face's libraries refuse a format that they do not know; MindSpore reads all.
+        """
+        if self.request.options.hf_index:
+            return {"format": "pt"}
+        inventory, removed = self.model.inventory, self.planner.remove_redundancy
+        if (own := self.own_file(rank)) is not None:
+            return inventory.structures[own.structure].metadata or {"format": "ms"}
+        found = inventory.structures[0].metadata or {"format": "ms"}
         return found | ({"remove_redundancy": str(removed)} if removed or "remove_redundancy" in found else {})
 
     def tensors(self, rank: int) -> tuple[OutputTensor, ...]:
@@ -96,7 +103,7 @@ class Job:
             RequestError: nothing, and MindSpore does not read such a file.
         """
         found = self.planner.parameters(rank)
-        if self.format == "ckpt" and not found and not self.planner.remove_redundancy:
+        if self.format == "ckpt" and not found and not self.planner.remove_redundancy and not self.model.same:
             raise RequestError(
                 "NothingToWrite",
                 "the file would hold no parameter, and MindSpore takes such a .ckpt for a damaged one",
@@ -117,16 +124,23 @@ class Job:
             alike = self.planner.alike(rank)
             if alike not in known:
                 tensors, crc = self.tensors(rank), self.request.options.crc
-                known[alike] = file_size(self.format, tensors, self.metadata, crc=crc)
+                known[alike] = file_size(self.format, tensors, self.metadata(rank), crc=crc)
             sizes[rank] = known[alike]
         return sizes
 
     def path(self, rank: int) -> str:
         """The file of a target rank, relative to the target."""
-        if self.request.options.layout == "Unified":
+        if self.model.unified:
             return part_name(rank, self.model.target_ranks, hyper=self._has_hyper)
+        if (own := self.own_file(rank)) is not None:
+            return f"{own.path.removesuffix(self.model.inventory.format)}{self.format}"
+        number = rank if self.request.options.numbered else ""
         part = "" if self.part is None else f"_part{self.part}"
-        return f"rank_{rank}/{self.request.options.prefix}{rank}{part}.{self.format}"
+        return f"rank_{rank}/{self.request.options.prefix}{number}{part}.{self.format}"
+
+    def own_file(self, rank: int) -> SourceFile | None:
+        """The file that a target rank's is made of, where each is made of that of its own number."""
+        return self.model.inventory.file_of(rank) if self.model.same else None
 
     @property
     def _has_hyper(self) -> bool:
@@ -165,10 +179,7 @@ def prepare(request: Request, progress: Progress, *, workers: int) -> Job:
     store, chosen = open_source(request.source, request.access.source)
     source, target = _strategies(request)
     wanted = source.numbers if source is not None and request.options.layout == "Part" else None
-    if chosen is not None:
-        found = Files({wanted.start if wanted else 0: chosen})
-    else:
-        found = find_files(store, step=request.options.step, pattern=request.options.pattern, ranks=wanted)
+    found = find_files(store, chosen, step=request.options.step, pattern=request.options.pattern, ranks=wanted)
     progress.begin("Reading headers", len(found.by_rank), "files")
     inventory = read_inventory(store, found, workers=workers, advance=progress.advance)
     model = _place(inventory, source, target, request)
@@ -236,7 +247,7 @@ def resume(request: Request, target: TargetFolder) -> tuple[Job, JobState] | Non
         return None  # which costs as little to read
     store, _ = open_source(request.source, request.access.source)
     source, wanted = _strategies(request)
-    key = _key(request, store, source, wanted)
+    key = _key(request, source, wanted)
     for document in target.jobs():
         if document.request == key:
             state = target.job(document.digest)
@@ -267,15 +278,19 @@ def _strategies(request: Request) -> tuple[Strategy | None, Strategy | None]:
 
 
 def _place(inventory: Inventory, source: Strategy | None, target: Strategy | None, request: Request) -> Model:
+    options = request.options
+    if options.layout == "Same":
+        return keep(inventory, ranks=options.ranks, rename=options.rename)
     model = place(
         inventory,
         source,
         target,
-        keep_unplaced=request.options.unplaced == "Keep",
-        allow_missing=request.options.allow_missing,
-        one_stage=request.options.layout == "Part",
+        keep_unplaced=options.unplaced == "Keep",
+        allow_missing=options.allow_missing,
+        one_stage=options.layout == "Part",
+        rename=options.rename,
     )
-    return unify(model, request.options.part_bytes) if request.options.layout == "Unified" else model
+    return unify(model, options.part_bytes) if options.layout == "Unified" else model
 
 
 def job_of(
@@ -289,7 +304,7 @@ def job_of(
     notes: tuple[str, ...] = (),
 ) -> Job:
     """The job that makes a model's target ranks."""
-    key = _key(request, store, source, target)
+    key = _key(request, source, target)
     wanted = request.options.format
     if request.options.remove_redundancy and (model.target_ranks == 1 or request.options.layout != "PerRank"):
         raise RequestError(
@@ -310,7 +325,7 @@ def job_of(
         part, whole = model.first_stage, _identity([decisive | {"sourceStrategy": None}, selected.step])
     planner = Planner(model, remove_redundancy=request.options.remove_redundancy)
     job = Job(request, store, planner, identity, key, output, part, whole, selected, (source, target))
-    return replace(job, notes=(*notes, *_notes(model), *_notes_on_shares(job)))
+    return replace(job, notes=(*notes, *_notes(model, request), *_notes_on_shares(job)))
 
 
 def _identity(content: object) -> str:
@@ -325,9 +340,9 @@ def _arranged(model: Model, output: Format) -> Model:
     return replace(model, parameters=tuple(held[i] for i in order), empty=left_out)
 
 
-def _key(request: Request, store: Store, source: Strategy | None, target: Strategy | None) -> dict[str, Any]:
+def _key(request: Request, source: Strategy | None, target: Strategy | None) -> dict[str, Any]:
     return {
-        "source": store.url,
+        "source": open_store(request.source, request.access.source).url,
         "step": request.options.step,
         "pattern": request.options.pattern,
         "stages": request.options.stages,
@@ -337,8 +352,11 @@ def _key(request: Request, store: Store, source: Strategy | None, target: Strate
     }
 
 
-def _notes(model: Model) -> tuple[str, ...]:
-    notes = []
+def _notes(model: Model, request: Request) -> tuple[str, ...]:
+    rules = request.options.rename
+    notes = [f"no parameter's name matches {pattern}" for pattern in unmatched(model.source_names, rules)] if rules else []
+    if model.dropped:
+        notes.append(f"{len(model.dropped)} parameters are left out as asked for: {some(model.dropped)}")
     if model.unplaced:
         notes.append(
             f"{len(model.unplaced)} parameters that only the source's strategy names are left out: {some(model.unplaced)}"
@@ -357,10 +375,10 @@ def _notes(model: Model) -> tuple[str, ...]:
         notes.append(f"the files of source ranks {format_ranks(empty)} hold no parameter")
     if model.diverging:
         names = sorted(model.diverging)
-        notes.append(
-            f"copies of {len(names)} parameters differ between source ranks, each target rank takes that of rank"
-            f" ({_nth(model)}): {some(names)}"
-        )
+        taken = f"each target rank takes that of rank ({_nth(model)})"
+        if model.unified:
+            taken = "that of the first rank that has one is taken"
+        notes.append(f"copies of {len(names)} parameters differ between source ranks, {taken}: {some(names)}")
     return tuple(notes)
 
 

@@ -18,10 +18,11 @@ SCHEMA = "reshard.dev/manifest/v1"
 STATE = ".reshard"
 
 Verified = Literal["None", "Sample", "Full"]
-# Documents may come from anywhere: a path leads into a rank's folder, or to a file of a unified checkpoint, and nowhere else.
+# Documents may come from anywhere: a path leads into a rank's folder, or to a checkpoint file beside the manifest, and nowhere
+# else.
 FilePath = Annotated[
     str,
-    msgspec.Meta(pattern=r"^(rank_[0-9]{1,9}/(?!\.{1,2}$)[^/\x00]+|(part[0-9]{1,9}|hyper_param)\.safetensors)$"),
+    msgspec.Meta(pattern=r"^(rank_[0-9]{1,9}/(?!\.{1,2}$)[^/\x00]+|[^/\x00]+\.(ckpt|safetensors))$"),
 ]
 
 
@@ -81,10 +82,11 @@ class ParameterRecord(_Document, frozen=True):
         name: as in the files.
         dtype: its type, by MindSpore's name.
         shape: of the whole tensor.
-        role: "cut", "replicated" or "kept".
+        role: "cut", "replicated", "kept" or "own".
         source: how the source cuts it; null when each holder has it whole.
         target: how the target does.
         fingerprint: place for a digest of the values that does not depend on the layout.
+        source_name: what the source calls it, where that is something else.
     """
 
     name: str
@@ -94,6 +96,7 @@ class ParameterRecord(_Document, frozen=True):
     source: LayoutRecord | None
     target: LayoutRecord
     fingerprint: str | None = None
+    source_name: str | None = None
 
 
 class SourceRecord(_Document, frozen=True):
@@ -143,6 +146,7 @@ class Manifest(_Document, frozen=True):
         missing: names that only the target's strategy has, left out.
         absent: names that the source's strategy has and no file holds.
         empty: names of tensors without elements, which a `.ckpt` file cannot hold, left out.
+        dropped: names of the source's that were to be left out.
         diverging: names whose copies differ between source ranks.
         parts: a record for each stage that it was made from, where that was done stage by stage.
     """
@@ -161,6 +165,7 @@ class Manifest(_Document, frozen=True):
     missing: tuple[str, ...] = ()
     absent: tuple[str, ...] = ()
     empty: tuple[str, ...] = ()
+    dropped: tuple[str, ...] = ()
     diverging: tuple[str, ...] = ()
     parts: tuple[PartRecord, ...] = ()
 

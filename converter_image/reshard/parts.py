@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 
 import msgspec
 
-from reshard.errors import MissingInputError
+from reshard.errors import MissingInputError, RequestError
 from reshard.manifest import Manifest, SourceRecord
 from reshard.ranks import format_ranks, parse_ranks
 
@@ -45,10 +45,11 @@ def unite(manifests: Sequence[Manifest], diverging: Collection[str] = ()) -> Man
 
     Raises:
         MissingInputError: none of them holds what the target's strategy names, and it was not said that this may be.
+        RequestError: parameters of two parts have been given one name.
     """
     manifests = sorted(manifests, key=lambda manifest: manifest.parts[0].stage)
     parts = [part for manifest in manifests for part in manifest.parts]
-    first, held = manifests[0], {parameter.name for manifest in manifests for parameter in manifest.parameters}
+    first, held = manifests[0], _origins(manifests).values()
     uncovered = _uncovered(parts)
     if uncovered and not first.options["allowMissing"]:
         names = sorted(uncovered)
@@ -71,6 +72,7 @@ def unite(manifests: Sequence[Manifest], diverging: Collection[str] = ()) -> Man
         ),
         parameters=tuple(dict.fromkeys(parameter for manifest in manifests for parameter in manifest.parameters)),
         unplaced=_names(manifest.unplaced for manifest in manifests),
+        dropped=_names(manifest.dropped for manifest in manifests),
         missing=_names([*(manifest.missing for manifest in manifests), uncovered]),
         absent=tuple(name for name in absent if name not in held),
         empty=_names(manifest.empty for manifest in manifests),
@@ -78,6 +80,21 @@ def unite(manifests: Sequence[Manifest], diverging: Collection[str] = ()) -> Man
         parts=tuple(msgspec.structs.replace(part, elsewhere=()) for part in parts),
     )
     return with_files(united, [record for manifest in manifests for record in manifest.files])
+
+
+def _origins(manifests: Sequence[Manifest]) -> dict[str, str]:
+    """What each parameter is called in the source."""
+    found: dict[str, str] = {}
+    for parameter in (parameter for manifest in manifests for parameter in manifest.parameters):
+        origin = parameter.source_name or parameter.name
+        if (other := found.setdefault(parameter.name, origin)) != origin:
+            raise RequestError(
+                "NamesClash",
+                f"{other} and {origin} are both called {parameter.name}, in parts of different stages",
+                where="rename",
+                fix="rename one of them to something else, in all parts",
+            )
+    return found
 
 
 def with_files(manifest: Manifest, files: Iterable[FileRecord]) -> Manifest:

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING
 from reshard.errors import OutputError, RequestError
 from reshard.manifest import STATE
 from reshard.storage import open_store
+from reshard.unified import is_own
 
 if TYPE_CHECKING:
     from reshard.request import Request
@@ -70,8 +71,8 @@ def _refuse_links(target: str) -> None:
     """What is written through a link lands elsewhere, perhaps in the source."""
     with contextlib.suppress(OSError), os.scandir(target) as entries:
         for entry in entries:
-            if entry.is_symlink() and entry.name.startswith(("rank_", STATE)):
-                raise RequestError("TargetIsLink", "it is a symbolic link", where=entry.path, fix="replace it with a folder")
+            if entry.is_symlink() and (entry.name.startswith(("rank_", STATE)) or is_own(entry.name)):
+                raise RequestError("TargetIsLink", "it is a symbolic link", where=entry.path, fix="take it away")
 
 
 def check_space(target: Store, nbytes: int) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
@@ -18,6 +19,7 @@ from reshard.gather import ReadCount
 from reshard.headers import Blocks, heads
 from reshard.manifest import FileRecord
 from reshard.plan import prove
+from reshard.progress import Cancellation, Silent
 from reshard.servercopy import parts, split
 from reshard.verify import check_file
 
@@ -29,7 +31,7 @@ if TYPE_CHECKING:
     from reshard.job import Job
     from reshard.memory import Budget
     from reshard.plan import RankPlan
-    from reshard.progress import Cancellation, Progress
+    from reshard.progress import Progress
     from reshard.storage.protocol import Store, Writer
     from reshard.target import JobState
 
@@ -89,11 +91,33 @@ def write_rank(
         if not digest:  # not all bytes were here
             digest = digest_of_version(state.target.store, state.where(path, staged=staged))
         record = FileRecord(rank, path, size, digest, count.nbytes, job.request.options.verification, job.part)
-        _verify(job, state, plan, record, staged=staged)
+        _verify(job, plan, state.target.store, state.where(path, staged=staged))
         state.record(record)
     finally:
         writer.abort()
     return Written(record, sum(t.parameter.slice_nbytes for t in plan.tensors))
+
+
+def write_alone(job: Job, rank: int, store: Store, path: str, *, share: Budget) -> None:
+    """Write and verify the file of one target rank at any place, with nothing beside it.
+
+    Raises:
+        ReshardError: nothing of the file is left then.
+    """
+    plan = job.planner.plan(rank)
+    writer = store.create(
+        path,
+        temporary=f"{path}.{os.getpid()}.tmp",
+        mode=job.request.options.file_mode,
+        size=job.file_sizes([rank])[rank],
+        memory=share.upload,
+    )
+    try:
+        produce(job, plan, writer, count=ReadCount(), progress=Silent(), cancellation=Cancellation(), ahead=share.ahead)
+        writer.finish()
+    finally:
+        writer.abort()
+    _verify(job, plan, store, path)
 
 
 def assemble(
@@ -110,7 +134,7 @@ def assemble(
 
     Args and errors are those of `produce`.
     """
-    laid_out = list(split(moves(plan, checkpoint.pieces(job.format, job.tensors(plan.rank), job.metadata, crc=None))))
+    laid_out = list(split(moves(plan, checkpoint.pieces(job.format, job.tensors(plan.rank), job.metadata(plan.rank), crc=None))))
     planned = parts(laid_out)
     if planned is None or all(part.rank is None for part in planned):
         return produce(job, plan, writer, count=count, progress=progress, cancellation=cancellation, ahead=ahead)
@@ -143,7 +167,7 @@ def requests_of(job: Job, target: Store, rank: int, budget: Budget) -> int:
     fetched = 0
     if job.source.remote:
         plan = job.planner.plan(rank)
-        pieces = checkpoint.pieces(job.format, job.tensors(rank), job.metadata, crc=None)
+        pieces = checkpoint.pieces(job.format, job.tensors(rank), job.metadata(rank), crc=None)
         fetched = requests(reads(moves(plan, pieces)), budget.ahead)
     return fetched + target.write_cost(job.file_sizes([rank])[rank], budget.upload).requests
 
@@ -188,8 +212,8 @@ def produce(
         crc = _crc_of_contents(plan, files, cancellation, ahead) if tail.in_header else None
         tensors = job.tensors(plan.rank)
         if files.remote:
-            files.expect(reads(moves(plan, checkpoint.pieces(job.format, tensors, job.metadata, crc=crc))), ahead)
-        stream(plan, checkpoint.pieces(job.format, tensors, job.metadata, crc=crc), files, emit)
+            files.expect(reads(moves(plan, checkpoint.pieces(job.format, tensors, job.metadata(plan.rank), crc=crc))), ahead)
+        stream(plan, checkpoint.pieces(job.format, tensors, job.metadata(plan.rank), crc=crc), files, emit)
         if trailer := tail.content():
             emit(trailer)
         files.check_unchanged()
@@ -234,12 +258,10 @@ def _crc_of_contents(plan: RankPlan, files: SourceFiles, cancellation: Cancellat
     return found.crc
 
 
-def _verify(job: Job, state: JobState, plan: RankPlan, record: FileRecord, *, staged: bool) -> None:
+def _verify(job: Job, plan: RankPlan, store: Store, path: str) -> None:
     """Compare the finished file with the source, and take it away again if they differ."""
     if job.request.options.verification == "None":
         return
-    store = state.target.store
-    path = state.where(record.path, staged=staged)
     files = job.source_files()
     written = store.open(path)
     level = job.request.options.verification
@@ -261,7 +283,7 @@ def _verify(job: Job, state: JobState, plan: RankPlan, record: FileRecord, *, st
 def _heads(job: Job, plan: RankPlan) -> Iterator[int]:
     """Where in a finished file its headers are."""
     position = 0
-    for piece in checkpoint.pieces(job.format, job.tensors(plan.rank), job.metadata, crc=None):
+    for piece in checkpoint.pieces(job.format, job.tensors(plan.rank), job.metadata(plan.rank), crc=None):
         if isinstance(piece, bytes):
             yield position
             position += len(piece)

@@ -12,7 +12,7 @@ import xxhash
 
 from reshard.ahead import reading
 from reshard.checkpoint import check_crc, crc_reads, format_of, index
-from reshard.checkpoint.inventory import Index, Inventory, SourceFile, Structure
+from reshard.checkpoint.inventory import Index, Inventory, Kind, SourceFile, Structure
 from reshard.digest import sample_of
 from reshard.errors import DataError, MissingInputError, RequestError
 from reshard.headers import index_remote
@@ -21,14 +21,15 @@ from reshard.selection import select_files
 from reshard.storage import open_store, parent_and_name
 from reshard.strategy import Strategy, parse
 from reshard.strategy.groups import restore_ranks
-from reshard.unified import HYPER_NAME, is_map, read_map
+from reshard.unified import MAP_NAME, choose_map, files_of, is_map, read_map
+from reshard.unified import check as check_unified
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Collection, Hashable, Sequence
+    from collections.abc import Callable, Collection, Hashable, Iterable, Mapping, Sequence
 
     from reshard.access import Access
     from reshard.plan.parameters import Model
-    from reshard.storage.protocol import Reader, Store
+    from reshard.storage.protocol import Reader, Stat, Store
     from reshard.strategy import StrategyFile
 
 # Strategy files of the largest models are some megabytes.
@@ -119,94 +120,127 @@ class Files(NamedTuple):
     Attributes:
         by_rank: for each rank its file, as a path within the store; of a unified checkpoint, for each number one of the files.
         notes: what a user should know of the choice.
-        unified: whether each of them holds parameters whole.
+        kind: what they are.
+        mapped: for each parameter of a unified checkpoint its file, as far as a map says that.
         ranks: how many ranks there are, those included that were not asked for; None: some are not there.
         step: the epoch and step that they are of, where their names say so.
     """
 
     by_rank: dict[int, str]
     notes: tuple[str, ...] = ()
-    unified: bool = False
+    kind: Kind = "Ranks"
+    mapped: Mapping[str, str] = {}
     ranks: int | None = None
     step: tuple[int, int] | None = None
 
 
-def find_files(store: Store, *, step: int | None = None, pattern: str | None = None, ranks: range | None = None) -> Files:
+def find_files(
+    store: Store,
+    chosen: str | None = None,
+    *,
+    step: int | None = None,
+    pattern: str | None = None,
+    ranks: range | None = None,
+) -> Files:
     """The file of each rank, or those of a unified checkpoint. Another folder without `rank_<r>/` in it is one rank.
 
     Args:
-        store: where they are.
+        store: the folder.
+        chosen: the one file in it that is meant: it holds all parameters (of the first of `ranks`), or says which files do.
         step: the training step that is wanted.
         pattern: a shell pattern that the names must match.
         ranks: only these are wanted; None: all.
 
     Raises:
+        DataError: a map is damaged.
         MissingInputError: there are none.
         RequestError: it is not clear which.
     """
+    if chosen is not None and not is_map(chosen):
+        return Files({ranks.start if ranks else 0: chosen})
     entries = store.list("")
     manifest = _manifest(store, {entry.name for entry in entries})
-    if manifest is not None and step is None and pattern is None:
-        if manifest.parts:
+    anything = step is None and pattern is None
+    if manifest is not None and anything and chosen is None:
+        return _described(manifest, store.url, ranks)
+    folders, beside = _rank_folders(entries, store.url), [entry.name for entry in entries if not entry.is_folder]
+    if map_name := chosen or (choose_map(beside, store.url) if anything else None):
+        if folders and chosen is None:
             raise RequestError(
-                "SourceInParts",
-                f"each rank's parameters are in {len(manifest.parts)} parts, which cannot be read as one",
+                "AmbiguousFiles",
+                f"there are rank_<r> folders, and {map_name}, which says that the parameters are in the files beside it",
                 where=store.url,
-                fix="reshard the checkpoint that the parts were made from, or name one part's files, as in --files '*_part0.*'",
+                fix=f"give {map_name} as the source, or choose files of the ranks with --step or --files (spec.source.files)",
             )
-        known = {record.rank: record.path for record in manifest.files}
-        wanted = {rank: path for rank, path in known.items() if ranks is None or rank in ranks}
-        return Files(wanted, unified=manifest.options.get("layout") == "Unified", ranks=_count(known))
+        mapped = read_map(store.read(map_name, _LARGEST_STRATEGY), f"{store.url}/{map_name}")
+        files = files_of(mapped, beside, map_name, store.url)
+        return Files(dict(enumerate(files)), kind="Unified" if map_name == MAP_NAME else "Sharded", mapped=mapped)
+    if folders:
+        count = _count(folders)
+        folders = {rank: folder for rank, folder in folders.items() if ranks is None or rank in ranks}
+        names = {rank: [e.name for e in store.list(folder) if not e.is_folder] for rank, folder in sorted(folders.items())}
+        selected = select_files(names, step=step, pattern=pattern)
+        by_rank = {rank: f"{folders[rank]}/{name}" for rank, name in selected.files.items()}
+        return Files(by_rank, selected.notes, ranks=count, step=selected.step)
+    if store.stat("") is None:
+        raise MissingInputError("SourceMissing", "there is no such folder", where=store.url)
+    if not any(format_of(name) for name in beside):
+        raise MissingInputError(
+            "SourceMissing",
+            "there is neither a rank_<r> folder nor a .ckpt or .safetensors file",
+            where=store.url,
+            fix="give the folder that holds rank_0, rank_1, ...",
+        )
+    selected = select_files({0: beside}, step=step, pattern=pattern)
+    return Files(selected.files, selected.notes, ranks=1, step=selected.step)
+
+
+def _rank_folders(entries: Iterable[Stat], where: str) -> dict[int, str]:
+    """From rank to the name of its folder.
+
+    Raises:
+        DataError: two are of one rank.
+    """
     folders: dict[int, str] = {}
     for entry in entries:
         match = _RANK_FOLDER.fullmatch(entry.name)
         if match and entry.is_folder:
             other = folders.setdefault(int(match[1]), entry.name)
             if other != entry.name:
-                raise DataError("DuplicateRank", f"{other} and {entry.name} are the same rank", where=store.url)
-    if not folders:
-        if store.stat("") is None:
-            raise MissingInputError("SourceMissing", "there is no such folder", where=store.url)
-        names = {0: [entry.name for entry in entries if not entry.is_folder]}
-        if maps := [name for name in names[0] if is_map(name)]:
-            return _unified_files(store, names[0], maps)
-        if not any(format_of(name) for name in names[0]):
-            raise MissingInputError(
-                "SourceMissing",
-                "there is neither a rank_<r> folder nor a .ckpt or .safetensors file",
-                where=store.url,
-                fix="give the folder that holds rank_0, rank_1, ...",
-            )
-        chosen = select_files(names, step=step, pattern=pattern)
-        return Files(chosen.files, chosen.notes, ranks=1, step=chosen.step)
-    count = _count(folders)
-    folders = {rank: folder for rank, folder in folders.items() if ranks is None or rank in ranks}
-    names = {rank: [e.name for e in store.list(folder) if not e.is_folder] for rank, folder in sorted(folders.items())}
-    chosen = select_files(names, step=step, pattern=pattern)
-    files = {rank: f"{folders[rank]}/{name}" for rank, name in chosen.files.items()}
-    return Files(files, chosen.notes, ranks=count, step=chosen.step)
+                raise DataError("DuplicateRank", f"{other} and {entry.name} are the same rank", where=where)
+    return folders
 
 
 def _count(ranks: Collection[int]) -> int | None:
     return len(ranks) if ranks and max(ranks) == len(ranks) - 1 else None
 
 
-def _unified_files(store: Store, names: list[str], maps: list[str]) -> Files:
-    """Those that a map names, and that of the parameters in no strategy.
+def _described(manifest: Manifest, where: str, ranks: range | None) -> Files:
+    """The files of a checkpoint that this program has written.
 
     Raises:
-        MissingInputError: one is not there.
+        MissingInputError: not all files of a unified one were asked for when it was written.
+        RequestError: it was made stage by stage.
     """
-    mapped = read_map(store.read(maps[0], _LARGEST_STRATEGY), f"{store.url}/{maps[0]}")
-    wanted = sorted({*mapped.values(), *({HYPER_NAME} & set(names))}, key=natural)
-    if absent := [name for name in wanted if name not in names]:
+    if manifest.parts:
+        raise RequestError(
+            "SourceInParts",
+            f"each rank's parameters are in {len(manifest.parts)} parts, which cannot be read as one",
+            where=where,
+            fix="reshard the checkpoint that the parts were made from, or name one part's files, as in --files '*_part0.*'",
+        )
+    known = {record.rank: record.path for record in manifest.files}
+    if manifest.options.get("layout") != "Unified":
+        wanted = {rank: path for rank, path in known.items() if ranks is None or rank in ranks}
+        return Files(wanted, ranks=_count(known))
+    if len(known) < manifest.target_ranks:
         raise MissingInputError(
             "PartMissing",
-            f"{maps[0]} names {absent[0]}, which is not there" + (f" (nor {len(absent) - 1} more)" if len(absent) > 1 else ""),
-            where=store.url,
-            fix="restore it",
+            f"it was completed with {len(known)} of its {manifest.target_ranks} parts",
+            where=where,
+            fix="run its transform again without --ranks (spec.target.ranks)",
         )
-    return Files(dict(enumerate(wanted)), unified=True)
+    return Files(known, kind="Unified")
 
 
 def _manifest(store: Store, names: set[str]) -> Manifest | None:
@@ -283,7 +317,10 @@ def read_inventory(store: Store, found: Files, *, workers: int, advance: Callabl
                     structures.append(structure)
                     by_identity[id(structure)] = number
             entries.append(SourceFile(rank, files[rank], size, version, number, indexed.crc, sample))
-    return Inventory(tuple(entries), tuple(structures), found.unified)
+    inventory = Inventory(tuple(entries), tuple(structures), found.kind)
+    if inventory.unified:
+        check_unified(inventory, found.mapped)
+    return inventory
 
 
 def check_crcs(store: Store, inventory: Inventory, *, workers: int, advance: Callable[[int], None]) -> None:
@@ -323,8 +360,13 @@ def find_diverging(store: Store, model: Model, *, workers: int, whole: bool = Fa
     Of large ones only some blocks are compared, unless the `whole` is asked for.
     """
     holders = Counter(file.structure for file in model.inventory.files)
-    shared = {p.name for p in model.parameters if p.source is None and sum(holders[s] for s in p.structures) > 1}
-    return compare_copies(store, model.inventory, shared, workers=workers, whole=whole)
+    shared = {
+        p.source_name: p.name
+        for p in model.parameters
+        if p.source is None and not model.same and sum(holders[s] for s in p.structures) > 1
+    }
+    found = compare_copies(store, model.inventory, shared.keys(), workers=workers, whole=whole)
+    return frozenset(shared[name] for name in found)
 
 
 def compare_copies(

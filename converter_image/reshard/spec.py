@@ -14,7 +14,18 @@ from reshard.access import Access, Accesses
 from reshard.errors import UsageError
 from reshard.execution import ExecutionSpec, Strict
 from reshard.places import CERTIFICATES, CREDENTIALS, VOLUMES, ConfigMapKeyRef, RelativePath, StorageSpec
-from reshard.request import CopyMode, Options, OutputFormat, Overwrite, Request, Stages, TargetLayout, Unplaced, Verification
+from reshard.request import (
+    CopyMode,
+    Options,
+    OutputFormat,
+    Overwrite,
+    RenameRule,
+    Request,
+    Stages,
+    TargetLayout,
+    Unplaced,
+    Verification,
+)
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -70,7 +81,8 @@ class TargetSpec(Strict, frozen=True):
     strategy: StrategySpec | None = None
     format: OutputFormat = "Source"
     layout: TargetLayout = "PerRank"
-    part_size_bytes: Annotated[int, msgspec.Meta(ge=1 << 10)] = 3 << 30
+    part_size_bytes: Annotated[int, msgspec.Meta(ge=1 << 10)] | None = None
+    hugging_face_index: bool = False
     file_prefix: FilePrefix = "checkpoint_"
     ranks: Annotated[str, msgspec.Meta(max_length=65536)] | None = None
     remove_redundancy: bool = False
@@ -78,12 +90,28 @@ class TargetSpec(Strict, frozen=True):
     copy_mode: CopyMode = "Client"
     file_mode: Annotated[str, msgspec.Meta(pattern="^0?[0-7]{3}$")] = "0640"
 
+    def __post_init__(self) -> None:
+        """Refuse what contradicts the layout; msgspec tells in which field."""
+        if self.layout == "Unified":
+            if self.strategy is not None:
+                raise ValueError("Unified files hold whole parameters, which no `strategy` cuts")
+            if self.format == "Ckpt":
+                raise ValueError("Unified files are safetensors, not `Ckpt`")
+        elif self.part_size_bytes is not None or self.hugging_face_index:
+            raise ValueError("`partSizeBytes` and `huggingFaceIndex` go with `layout: Unified`")
+
 
 class ParametersSpec(Strict, frozen=True):
-    """What happens to parameters that only one of the two strategies names."""
+    """What parameters are called at the target, and what happens to those that only one of the two strategies names."""
 
+    rename: Annotated[tuple[RenameRule, ...], msgspec.Meta(max_length=1024)] = ()
     unplaced: Unplaced = "Drop"
     allow_missing: bool = False
+
+    def __post_init__(self) -> None:
+        """Refuse what the schema of the resource does."""
+        if any(rule.to is None for rule in self.rename):
+            raise ValueError("Expected `str`, got `null` - at `rename[...].to`")
 
 
 class TransformSpec(Strict, frozen=True):
@@ -259,7 +287,8 @@ def _to_request(
         options=Options(
             format=target.format,
             layout=target.layout,
-            part_bytes=target.part_size_bytes,
+            part_bytes=target.part_size_bytes or Options().part_bytes,
+            hf_index=target.hugging_face_index,
             prefix=target.file_prefix,
             step=source.files.step,
             pattern=source.files.pattern,
@@ -268,6 +297,7 @@ def _to_request(
             unplaced=spec.parameters.unplaced,
             allow_missing=spec.parameters.allow_missing,
             remove_redundancy=target.remove_redundancy,
+            rename=spec.parameters.rename,
             crc=target.crc,
             copy_mode=target.copy_mode,
             file_mode=int(target.file_mode, 8),

@@ -1,9 +1,10 @@
 """The target folder: its layout on the storage, and how files in it become a complete checkpoint.
 
 ```
-rank_<r>/<prefix><r>.<ext>     appears whole, when its rank is done; of a part <prefix><r>_part<stage>.<ext>
-rank_<r>/<prefix><r>.<ext>     appears whole, when its rank is done
+rank_<r>/<prefix><r>.<ext>     appears whole, when its rank is done; of unified files part<r>.safetensors,
+                               of a part <prefix><r>_part<stage>.<ext>
 reshard-index.json             in the place of files, where `layout: Index` asks for it: see reshard.index
+param_name_map.json            of unified files, see reshard.unified: written by the commit
 reshard-manifest.json          written last: its presence says complete
 .reshard/                      of unfinished transforms only; gone once the manifest is there
     lock                       with parts, each a job: shared by all of them; lock-part<stage> is of one
@@ -30,7 +31,8 @@ import msgspec
 
 from reshard.digest import matches
 from reshard.errors import MissingInputError
-from reshard.manifest import INDEX_NAME, MANIFEST_NAME, STATE, FileRecord, IndexRecord, Manifest, decode, encode
+from reshard.manifest import INDEX_NAME, MANIFEST_NAME, STATE, FileRecord, Manifest, decode, encode
+from reshard.unified import maps_beside
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Collection, Iterable
@@ -122,16 +124,23 @@ class TargetFolder:
         """The state of one job."""
         return JobState(self, f"{STATE}/{digest[:16]}")
 
-    def forget_jobs(self) -> None:
-        """Remove what unfinished jobs have left, this one's included; the lock stays. Whoever still writes here is lost."""
-        self.drop_unfinished(0.0)
+    def forget_jobs(self, files: Iterable[str] = ()) -> None:
+        """Remove what unfinished jobs have left, this one's of these files included; the lock stays.
+
+        Whoever still writes here is lost.
+        """
+        self.drop_unfinished(0.0, files)
         for entry in self.store.list(STATE):
             if not f"{STATE}/{entry.name}".startswith(LOCK):
                 self.store.delete(f"{STATE}/{entry.name}")
 
-    def drop_unfinished(self, silent: float) -> None:
-        """Take away what killed writers have left where no listing shows it, if nothing was added for so many seconds."""
-        for beginning in ("rank_", "part", "hyper_param", STATE, INDEX_NAME, MANIFEST_NAME):
+    def drop_unfinished(self, silent: float, files: Iterable[str] = ()) -> None:
+        """Take away what killed writers have left where no listing shows it, if nothing was added for so many seconds.
+
+        Of files with names that no layout gives, of these only.
+        """
+        known = ("rank_", "part", "hyper_param", STATE, INDEX_NAME, MANIFEST_NAME)
+        for beginning in (*known, *(path for path in files if not path.startswith(known))):
             self.store.drop_unfinished(beginning, silent=silent)
 
     def outdated(self, digest: str, request: dict[str, Any]) -> list[JobDocument]:
@@ -243,21 +252,19 @@ class JobState:
             if self.target.store.stat(MANIFEST_NAME) is not None:
                 self.target.store.move(MANIFEST_NAME, f"{self.folder}/replaced.json")
 
-    def replaced_files(self) -> list[FileRecord]:
+    def replaced_files(self) -> list[str]:
         """The files of the checkpoints that this and other unfinished jobs replace, and those that the others have written."""
-        found = [record for manifest in self._replaced() for record in manifest.files]
+        found: list[str] = []
+        for manifest in self.replaced():
+            found += (*(record.path for record in manifest.listed), *maps_beside(manifest.options))
         for job in self.target.jobs():
             other = self.target.job(job.digest)
             if other.folder != self.folder and not job.staged:
-                found += other.records(None).values()
+                found += (*(record.path for record in other.records(None).values()), *maps_beside(job.request))
         return found
 
-    def replaced_indexes(self) -> list[IndexRecord]:
-        """The index that this or another unfinished job replaces, if there is one."""
-        return [manifest.index for manifest in self._replaced() if manifest.index is not None]
-
-    def _replaced(self) -> list[Manifest]:
-        """What this and other unfinished jobs have retired."""
+    def replaced(self) -> list[Manifest]:
+        """The manifests of what this and other unfinished jobs have retired."""
         states = [self.target.job(job.digest) for job in self.target.jobs()]
         found = [state._document("replaced.json", Manifest, _LARGEST_DOCUMENT) for state in states]  # noqa: SLF001 - of this class
         return [manifest for manifest in found if manifest is not None]

@@ -53,6 +53,7 @@ class Result:
         seconds: from beginning to end.
         peak_rss_bytes: the most memory that the process had.
         skipped_ranks: ranks that were finished before.
+        digest: identifies source, strategies and options.
         complete: whether the manifest is there, with all ranks that were asked for.
         part: the pipeline stage whose part it has made, with the layout Part. The last part completes the checkpoint.
         committed_ranks: those that the manifest lists, such as "0-5"; of a part that is not the last, those that it is made for.
@@ -68,6 +69,7 @@ class Result:
     seconds: float
     peak_rss_bytes: int
     skipped_ranks: tuple[int, ...]
+    digest: str
     complete: bool
     committed_ranks: str
     notes: tuple[str, ...]
@@ -163,7 +165,8 @@ def transform_checkpoint(
             check_space(target.store, nbytes)
             state.sweep(set(left), lambda writer, path: _is_left_over(target, writer, path))
             # Nobody else writes here, unless it is of the same owner or another part.
-            target.drop_unfinished(STALE_SECONDS if shared or job.part is not None else 0.0)
+            silent = STALE_SECONDS if shared or job.part is not None else 0.0
+            target.drop_unfinished(silent, map(job.path, job.scope))
             progress.begin("Resharding", nbytes, "bytes")
             guard = Guard(lambda: _check_ours(state, check_lock), cancellation or Cancellation(), writer_name())
             written = _write_ranks(job, state, left, document, workers, progress, guard)
@@ -189,6 +192,7 @@ def transform_checkpoint(
         seconds=time.monotonic() - started,
         peak_rss_bytes=peak_rss_bytes(),
         skipped_ranks=tuple(rank for rank in job.scope if rank not in left),
+        digest=job.digest,
         complete=_covers(manifest, job),
         committed_ranks=committed.ranks if committed is not None else "",
         notes=job.notes + parts_notes,
@@ -247,6 +251,8 @@ def commit_checkpoint(
     target_url: str,
     *,
     ranks: str | None = None,
+    finished: bool = False,
+    alone: bool = False,
     digest: str | None = None,
     owner: str | None = None,
     access: Access | None = None,
@@ -256,6 +262,8 @@ def commit_checkpoint(
     Args:
         target_url: the target.
         ranks: the target ranks that make it complete, such as "0,2-5"; None: all.
+        finished: or those that are finished.
+        alone: refuse while others still write ranks of it, instead of sharing the lock with them.
         digest: of the job that is meant; None: the only one that was begun here, or all parts of one checkpoint.
         owner: as it was given to those who wrote the ranks.
         access: how the target is reached, if it is in an object store.
@@ -264,6 +272,7 @@ def commit_checkpoint(
         The manifest of the checkpoint; as long as parts of it are missing, that of a part: see `reshard.parts.is_whole`.
 
     Raises:
+        LockedError: others still write here.
         MissingInputError: a rank is not finished, or nothing was begun here.
         RequestError: several transforms were begun here.
     """
@@ -286,11 +295,15 @@ def commit_checkpoint(
     committed = None
     for job in begun:
         target = replace(target, mode=job.mode)
-        with writing(target, job, owner=owner or f"job-{job.digest}"):
+        with writing(target, job, owner=None if alone else owner or f"job-{job.digest}"):
             state = target.job(job.digest)
             if committed is not None and state.read() is None:  # the part before it was the last to be finished
                 break
             wanted = None if ranks is None else parse_ranks(ranks, state.draft().target_ranks)
+            if finished:
+                known = own_manifest(target, job)
+                before = known.files if known is not None else ()
+                wanted = tuple(sorted({*state.records(None), *(record.rank for record in before)}))
             committed = commit_job(target, state, job, wanted)
     assert committed is not None  # noqa: S101 - there is at least one
     return committed

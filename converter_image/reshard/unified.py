@@ -3,38 +3,40 @@
 ```
 part0.safetensors, part1.safetensors, ...     parameters that a strategy names
 hyper_param.safetensors                       those that none names, if there are any
-param_name_map.json                           {"metadata": {"total_size": ...}, "weight_map": {name: file}}
+param_name_map.json                           {"metadata": {"total_size": ...}, "weight_map": {name: file}}, of the parts
+model.safetensors.index.json                  the same of all files, on request
 ```
 
 The names are MindSpore's (2.10, mindspore/parallel/transform_safetensors.py). Hugging Face's libraries write a map of the same
-form.
+form to the last of them.
 """
 
 from __future__ import annotations
 
 import re
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import msgspec
 
-from reshard.errors import DataError
+from reshard.errors import DataError, MissingInputError, RequestError
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping
+    from collections.abc import Container, Mapping, Sequence
+
+    from reshard.checkpoint.inventory import Inventory
 
 MAP_NAME = "param_name_map.json"
+INDEX_NAME = "model.safetensors.index.json"
 HYPER_NAME = "hyper_param.safetensors"
 _INDEX_SUFFIX = ".safetensors.index.json"
-_FILE_NAME = re.compile(r"(?!\.)[^/\x00]{1,255}\.safetensors")
-
-
-class _Metadata(msgspec.Struct):
-    total_size: int = 0
+_FILE_NAME = re.compile(r"(?!\.)[^/\x00-\x1f\ud800-\udfff]{1,255}\.safetensors")
+_OWN_FILE = re.compile(rf"part\d+\.safetensors|{re.escape(HYPER_NAME)}|{re.escape(MAP_NAME)}|{re.escape(INDEX_NAME)}")
 
 
 class _Map(msgspec.Struct):
+    """What of a map is read; the rest may be anything."""
+
     weight_map: dict[str, str]
-    metadata: _Metadata = msgspec.field(default_factory=_Metadata)
 
 
 def part_name(number: int, parts: int, *, hyper: bool) -> str:
@@ -47,6 +49,122 @@ def is_map(name: str) -> bool:
     return name == MAP_NAME or name.endswith(_INDEX_SUFFIX)
 
 
+def is_own(name: str) -> bool:
+    """Whether a unified checkpoint that is written here may have a file of this name."""
+    return _OWN_FILE.fullmatch(name) is not None
+
+
+def maps_beside(options: Mapping[str, Any]) -> tuple[str, ...]:
+    """The maps that a checkpoint with these options of its request has."""
+    if options.get("layout") != "Unified":
+        return ()
+    return (MAP_NAME, INDEX_NAME) if options.get("hfIndex") else (MAP_NAME,)
+
+
+def choose_map(names: Sequence[str], where: str) -> str | None:
+    """The map that says what a folder's files hold: MindSpore's, or else the only one.
+
+    Raises:
+        RequestError: it is not clear which.
+    """
+    maps = sorted(name for name in names if is_map(name))
+    if len(maps) > 1 and MAP_NAME not in maps:
+        raise RequestError(
+            "AmbiguousFiles",
+            f"{len(maps)} maps say which parameter is in which file: {', '.join(maps[:4])}",
+            where=where,
+            fix="give the one that is meant as the source, instead of its folder",
+        )
+    return MAP_NAME if MAP_NAME in maps else maps[0] if maps else None
+
+
+def files_of(mapped: Mapping[str, str], names: Sequence[str], map_name: str, where: str) -> list[str]:
+    """The files that a map names, in the order of their numbers, and that of the parameters in no strategy.
+
+    Args:
+        mapped: from each parameter to its file.
+        names: of the files that lie beside the map.
+        map_name: of the map.
+        where: the folder, for messages.
+
+    Raises:
+        DataError: there are none.
+        MissingInputError: one is not there.
+    """
+    wanted = sorted(set(mapped.values()), key=_natural)
+    if absent := [name for name in wanted if name not in set(names)]:
+        raise MissingInputError(
+            "PartMissing",
+            f"{map_name} names {absent[0]}, which is not there" + (f" (nor {len(absent) - 1} more)" if len(absent) > 1 else ""),
+            where=where,
+            fix="restore it",
+        )
+    wanted += [HYPER_NAME] * (map_name == MAP_NAME and HYPER_NAME in names and HYPER_NAME not in wanted)
+    if not wanted:
+        raise DataError("MapInvalid", "it names no parameter", where=f"{where}/{map_name}")
+    return wanted
+
+
+def _natural(name: str) -> tuple[int, str]:
+    """part2 before part10."""
+    return len(name), name
+
+
+def check(inventory: Inventory, mapped: Mapping[str, str]) -> None:
+    """Refuse a unified checkpoint whose files do not hold each parameter once, and where its map says.
+
+    Raises:
+        DataError: they do not.
+    """
+    where: dict[str, str] = {}
+    for file in inventory.files:
+        for entry in inventory.structures[file.structure].tensors:
+            if (other := where.setdefault(entry.name, file.path)) != file.path:
+                raise DataError(
+                    "ParameterTwice",
+                    f"{other} and {file.path} both hold it, and nothing says which is meant",
+                    where=f"parameter {entry.name}",
+                    fix="take away the file that does not belong to the checkpoint",
+                )
+    for name, path in mapped.items():
+        if where.get(name) != path:
+            held = f"{where[name]} holds it" if name in where else "no file holds it"
+            raise DataError(
+                "MapMismatch",
+                f"the map has it in {path}, but {held}",
+                where=f"parameter {name}",
+                fix="restore map and files of one checkpoint",
+            )
+
+
+def stages_of_parts(inventory: Inventory) -> Mapping[str, tuple[int, ...]]:
+    """For each name that a strategy has named its stages: of unified files, all that is in a part, and there is one stage."""
+    parts = {file.structure for file in inventory.files if file.path != HYPER_NAME}
+    return {entry.name: (0,) for part in parts for entry in inventory.structures[part].tensors}
+
+
+def refuse_slices(inventory: Inventory, names: Mapping[str, str], target: Container[str]) -> None:
+    """Refuse to cut a gradient of MindSpore's: rank 0's slice of it is among what no strategy names (2.10, _save_hyper_param).
+
+    Args:
+        inventory: of the source.
+        names: from what parameters are called in it to what they are called at the target.
+        target: what the target's strategy names.
+
+    Raises:
+        DataError: the target's strategy names one.
+    """
+    apart = {file.structure for file in inventory.files if inventory.unified and file.path == HYPER_NAME}
+    for entry in (entry for structure in apart for entry in inventory.structures[structure].tensors):
+        if entry.name.startswith("accu_grads") and names.get(entry.name, "") in target:
+            raise DataError(
+                "GradientNotWhole",
+                f"it is in {HYPER_NAME}, where MindSpore leaves one rank's slice of it, and the target's strategy cuts the whole",
+                where=f"parameter {entry.name}",
+                fix="unify the ranks again with reshard, or choose a target strategy without gradients",
+            )
+
+
 def read_map(content: bytes, where: str) -> dict[str, str]:
     """From each parameter to the name of its file.
 
@@ -56,7 +174,7 @@ def read_map(content: bytes, where: str) -> dict[str, str]:
     try:
         try:
             found = msgspec.json.decode(content, type=_Map).weight_map
-        except msgspec.ValidationError:  # earlier versions of MindSpore wrote nothing around it
+        except msgspec.ValidationError:  # earlier versions of MindSpore wrote nothing around it, and it still reads that
             found = msgspec.json.decode(content, type=dict[str, str])
     except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:
         raise DataError("MapInvalid", f"it is no map from parameters to files: {error}", where=where) from error
@@ -67,6 +185,6 @@ def read_map(content: bytes, where: str) -> dict[str, str]:
 
 
 def map_of(files: Mapping[str, str], total_size: int) -> bytes:
-    """The map as a file, from each parameter to the name of its file."""
-    content = msgspec.json.encode(_Map(dict(sorted(files.items())), _Metadata(total_size)))
+    """A map as a file: from each parameter to the name of its file, and the bytes of all of them together."""
+    content = msgspec.json.encode({"metadata": {"total_size": total_size}, "weight_map": dict(sorted(files.items()))})
     return msgspec.json.format(content, indent=2) + b"\n"

@@ -98,6 +98,16 @@ def test_the_examples_are_accepted(resources: Resources, example: Any) -> None:
         ("source.storage", {"s3": {"bucket": "abc", "endpoint": "https://key:secret@host"}}, "should match"),
         ("target.copyMode", "Magic", "supported values"),
         ("target.format", "ckpt", "supported values"),
+        ("parameters.rename", [{"to": "b"}], "exactly one of from and pattern"),
+        ("parameters.rename", [{"from": "a", "pattern": "a", "to": "b"}], "exactly one of from and pattern"),
+        ("parameters.rename", [{"from": "a"}], "Required value"),
+        ("parameters.rename", [{"from": "a", "to": ""}], "at least 1 chars long"),
+        ("target.layout", "unified", "supported values"),
+        ("target.partSizeBytes", 1 << 20, "partSizeBytes goes with layout Unified"),
+        ("target.huggingFaceIndex", True, "huggingFaceIndex goes with layout Unified"),
+        ("target", {"storage": STORAGE, "layout": "Unified", "partSizeBytes": 1023}, "should be greater than or equal to 1024"),
+        ("target", {"storage": STORAGE, "layout": "Unified", "strategy": {"path": "a"}}, "which no strategy cuts"),
+        ("target", {"storage": STORAGE, "layout": "Unified", "format": "Ckpt"}, "unified files are safetensors"),
         ("target.ranks", "0,,2", "should match"),
         *(
             ("target", SPEC["target"] | {"layout": "Index", field: value}, "layout Index writes no files of ranks")
@@ -115,6 +125,13 @@ def test_what_is_refused(resources: Resources, path: str, value: Any, said: str)
     assert said in resources.refusal(resources.create, with_field(path, value))
 
 
+@pytest.mark.parametrize("side", ["source", "target"])
+def test_files_that_keep_their_layout_take_no_strategy(resources: Resources, side: str) -> None:
+    spec = with_field("target.layout", "Same")
+    spec[side]["strategy"] = {"path": "s"}
+    assert "take no strategy" in resources.refusal(resources.create, spec)
+
+
 FIXED = {
     "source.strategy": {"path": "s"},
     "source.files.step": 3,
@@ -124,13 +141,14 @@ FIXED = {
     "target.strategy": {"path": "s"},
     "target.format": "Ckpt",
     "target.filePrefix": "p_",
+    "target.layout": "Unified",
     "target.ranks": "0",
     "target.crc": True,
     "target.copyMode": "Server",
-    "target.layout": "Index",
     "target.fileMode": "0600",
     "parameters.unplaced": "Keep",
     "parameters.allowMissing": True,
+    "parameters.rename": [{"from": "a", "to": "b"}, {"pattern": "a.*", "to": "b.*"}],
     "verification": "Full",
     "overwrite": "Replace",
     "dryRun": True,

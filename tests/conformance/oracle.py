@@ -1,9 +1,11 @@
 """What the real MindSpore does. Runs under its Python, one process for many cases:
 
     python oracle.py transform FOLDER NUMBER...     FOLDER/<number>/ with the inputs and the outcome of each case
+    python oracle.py unify FOLDER NUMBER...         the same of unified safetensors, and of what it loads from them
     python oracle.py stages FOLDER NUMBER...        the same, stage by stage
     python oracle.py thin FOLDER NUMBER...          the inputs of each case, saved without redundancy
     python oracle.py samples FOLDER                 checkpoint files with everything that MindSpore can save
+    python oracle.py convert FOLDER                 a tree of such files, and what its conversions make of each and of all
 
 and, with the answer as JSON in the last line:
 
@@ -13,6 +15,7 @@ and, with the answer as JSON in the last line:
     python oracle.py layouts FILE...                what strategy files say to MindSpore's transforms
     python oracle.py groups FILE...                 what restore_group_info_list finds in files that it makes of their names
     python oracle.py signatures NAME...             parameters and defaults of functions of the package
+    python oracle.py distribute FILE                why it cannot load unified safetensors, or null; a line for each
     python oracle.py limits                         the length of the pieces that a large parameter is saved in
     python oracle.py online JSON                    what becomes of networks that Reshard loads
 """
@@ -24,11 +27,13 @@ import inspect
 import json
 import sys
 from pathlib import Path
+from types import SimpleNamespace
 from typing import TYPE_CHECKING, Any
 
 import mindspore
 import numpy as np
 import safetensors
+from mindspore.parallel import transform_safetensors
 from mindspore.parallel._parallel_serialization import _extract_layout_map
 from mindspore.train import node_strategy_pb2 as straspb
 from mindspore.train import serialization
@@ -135,7 +140,7 @@ def write_strategy(folder: Path, case: transforms.Case, side: str) -> str | None
 
 
 def inputs(folder: Path, case: transforms.Case) -> tuple[str | None, str | None]:
-    """Inputs of a case, and where both strategies are."""
+    """A case's source, and both its strategies."""
     folder.mkdir(parents=True)
     for rank in range(case.source_ranks):
         tensors = case.source(rank)
@@ -172,6 +177,38 @@ def transform(folder: Path, case: transforms.Case) -> dict[str, Any]:
         outcome["error"] = f"{type(error).__name__}: {error}"
     (folder / "outcome.json").write_text(json.dumps(outcome), encoding="utf-8")
     return outcome
+
+
+def unify(folder: Path, case: transforms.Case) -> None:
+    """Inputs of a case, MindSpore's unified safetensors of them, and what it loads from those for each target rank."""
+    before, after = inputs(folder, case)
+    # It waits while half of the machine's memory is in use, whoever uses it.
+    transform_safetensors.psutil = SimpleNamespace(virtual_memory=lambda: SimpleNamespace(percent=0))
+    source, unified = str(folder / "source"), str(folder / "unified")
+    error = distribute(unified, str(folder / "loaded"), after, case.target_ranks, case.target_format, (source, before))
+    (folder / "outcome.json").write_text(json.dumps({"error": error}), encoding="utf-8")
+
+
+def distribute(
+    unified: str, target: str, strategy: str | None, ranks: int, kind: str, source: tuple[str, str] | None = None
+) -> str | None:
+    """Let MindSpore load unified safetensors (and make them first) for each rank, as its pool of processes costs seconds."""
+    try:
+        if source is not None:
+            mindspore.unified_safetensors(*source, unified, max_process_num=1)
+        for rank in range(ranks):
+            mindspore.load_distributed_checkpoint(
+                None,
+                predict_strategy=strategy,
+                format="safetensors",
+                unified_safetensors_dir=unified,
+                dst_safetensors_dir=target,
+                rank_id=rank,
+                output_format=kind,
+            )
+    except Exception as error:  # noqa: BLE001 - whatever it is, it is the outcome
+        return f"{type(error).__name__}: {error}"
+    return None
 
 
 def save_thin(folder: Path, case: transforms.Case) -> None:
@@ -220,6 +257,26 @@ def samples(folder: Path) -> None:
     large = np.arange(3 * 1024 + 8, dtype=np.uint32).reshape(2, -1)
     save(folder / "pieces.ckpt", {"before": large[:1, :8], "large": large}, {"before": "UInt32", "large": "Float32"})
     serialization.SLICE_SIZE = whole
+
+
+def convert(folder: Path) -> None:
+    """Samples in a tree, each converted by itself, and all that match converted at once with other names."""
+    source = folder / "source"
+    samples(source / "rank_0")
+    samples(source / "rank1")
+    outcome = {}
+    for path in sorted((source / "rank_0").iterdir()):
+        convert_file = mindspore.ckpt_to_safetensors if path.suffix == ".ckpt" else mindspore.safetensors_to_ckpt
+        try:
+            convert_file(str(path), str(folder / "single"))
+            outcome[path.name] = ""
+        except Exception as error:  # noqa: BLE001 - whatever it is, it is the outcome
+            outcome[path.name] = f"{type(error).__name__}: {error}"
+    (folder / "outcome.json").write_text(json.dumps(outcome), encoding="utf-8")
+    for convert_tree in (mindspore.ckpt_to_safetensors, mindspore.safetensors_to_ckpt):
+        convert_tree(str(source), str(folder / "tree"), transforms.NAME_MAP, transforms.CONVERTED)
+    clash = str(source / "rank_0" / "pieces.ckpt")
+    mindspore.ckpt_to_safetensors(clash, str(folder / "clash"), {"before": "large"})
 
 
 def load(path: Path) -> dict[str, list[Any]]:
@@ -312,15 +369,20 @@ def network(weights: dict[str, Any]) -> Any:
 
 def main(command: str, *arguments: str) -> None:
     """Carry out one of the commands above."""
-    if command in ("transform", "stages", "thin"):
-        make = {"transform": transform, "stages": stages, "thin": save_thin}[command]
+    makers = {"transform": transform, "stages": stages, "thin": save_thin, "unify": unify}
+    if command in makers:
         for number in arguments[1:]:
-            make(Path(arguments[0]) / number, transforms.make(int(number)))
+            makers[command](Path(arguments[0]) / number, transforms.make(int(number)))
+    elif command == "distribute":
+        lines = Path(arguments[0]).read_text(encoding="utf-8").splitlines()
+        sys.stdout.write(json.dumps([distribute(*json.loads(line)) for line in lines]))
     elif command == "gather":
         folder = Path(arguments[0])
         sys.stdout.write(json.dumps({n: gather(folder / n, transforms.make(int(n))) for n in arguments[1:]}))
     elif command == "samples":
         samples(Path(arguments[0]))
+    elif command == "convert":
+        convert(Path(arguments[0]))
     elif command == "limits":
         sys.stdout.write(json.dumps(serialization.SLICE_SIZE * 1024))
     elif command == "online":

@@ -37,6 +37,9 @@ BITS: dict[str, Any] = {
 MASKS = {"Bool": 1, "BFloat16": 0xBFFF}
 NAMES = ("a", "layer.0.weight", "layer.1.weight", "moment1.layer.0.weight", "é中", "b c", "x/../y", "accu_grads.c", "adam_v.w")
 STEPS = ("global_step", "epoch_num", "loss_scale")
+# What conversions of a tree are given: other names, two of which change places; and which files are meant.
+NAME_MAP = {"Int8[3, 4]": "renamed", "Float32[1]": "Int64[]", "Int64[]": "Float32[1]", "nobody": "nothing"}
+CONVERTED = "^(all|empty)"
 COUNT = 400
 MOST_RANKS = 16
 _MOST_ELEMENTS = 3000

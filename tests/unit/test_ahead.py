@@ -98,7 +98,7 @@ def test_a_plan_foresees_exactly_what_is_read(model: models.Model, kind: str) ->
         if kind == "ckpt" and not model.target(rank):
             continue
         plan = made.planner.plan(rank)
-        laid_out = list(pieces(made.format, made.tensors(rank), made.metadata))
+        laid_out = list(pieces(made.format, made.tensors(rank), made.metadata(rank)))
         foreseen: dict[str, list[tuple[int, int]]] = {}
         paths = {file.rank: file.path for file in made.model.inventory.files}
         for source, offset, length in reads(moves(plan, laid_out)):

@@ -330,7 +330,9 @@ def test_inspect_shows_what_is_there(checkpoint: disk.Checkpoint, capsys: pytest
     assert "w" in json.dumps(said(capsys))
 
 
-@pytest.mark.parametrize("command", ["", "transform", "run", "plan", "commit", "verify", "inspect", "strategy", "strategy merge"])
+@pytest.mark.parametrize(
+    "command", ["", "transform", "convert", "run", "plan", "commit", "verify", "inspect", "strategy", "strategy merge"]
+)
 def test_every_command_explains_itself(command: str, capsys: pytest.CaptureFixture[str]) -> None:
     assert main([*command.split(), "--help"]) == 0
     assert "Usage: reshard" in capsys.readouterr().out

@@ -62,7 +62,7 @@ def test_each_slice_is_written_once_and_nothing_else_is_missing(model: models.Mo
 
 
 def parameter(name: str, rows: int, target: Layout, role: Role = Role.CUT) -> Parameter:
-    return Parameter(name, "Int8", (rows,), role, Layout.whole(1), (0,), target, (0,), (0,))
+    return Parameter(name, "Int8", (rows,), role, Layout.whole(1), (0,), target, (0,), (0,), name)
 
 
 @given(st.lists(st.integers(1, 1 << 20), min_size=1, max_size=60), st.integers(2, 16))

@@ -27,7 +27,7 @@ def parts_of(shape: tuple[int, int], target: models.Cut, kind: str, count: int =
     tensors = tuple(models.Tensor(f"w{i}", "Float32", shape, ROWS, 0, target, 0) for i in range(count))
     model = models.Model(4, 1, 2, 1, tensors, 1, remove_redundancy=False)
     made, _ = memory_jobs.job(model, kind, kind)
-    laid_out = list(split(moves(made.planner.plan(1), pieces(made.format, made.tensors(1), made.metadata))))
+    laid_out = list(split(moves(made.planner.plan(1), pieces(made.format, made.tensors(1), made.metadata(1)))))
     found = parts(laid_out)
     assert found is not None
     assert [part.first for part in found[1:]] == [part.end for part in found[:-1]]

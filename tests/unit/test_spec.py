@@ -15,7 +15,7 @@ from reshard.errors import DataError, RequestError, UsageError
 from reshard.lock import Holder
 from reshard.manifest import FileRecord, Manifest, decode, encode
 from reshard.ranks import format_ranks, parse_ranks
-from reshard.request import Options, Request
+from reshard.request import Options, RenameRule, Request
 from reshard.spec import TransformSpec, Volume, mounts, parse_resource, parse_spec, request_here, request_of_pod
 from reshard.target import JobDocument
 
@@ -37,7 +37,7 @@ RESOURCE = {
             "crc": True,
             "fileMode": "0600",
         },
-        "parameters": {"unplaced": "Keep"},
+        "parameters": {"unplaced": "Keep", "rename": [{"from": "a", "to": "b"}, {"pattern": "a.*", "to": "b.*"}]},
         "overwrite": "Replace",
     },
 }
@@ -52,7 +52,14 @@ def test_a_resource_becomes_a_request() -> None:
     assert (request.source, request.source_strategy) == ("/a/run/src", "/a/run/src.ckpt")
     assert (request.target, request.target_strategy) == ("/b/dst", "/a/dst.ckpt")
     assert request.options == Options(
-        format="Ckpt", step=7, ranks="0-2", crc=True, file_mode=0o600, unplaced="Keep", overwrite="Replace"
+        format="Ckpt",
+        step=7,
+        ranks="0-2",
+        crc=True,
+        file_mode=0o600,
+        unplaced="Keep",
+        rename=(RenameRule("b", name="a"), RenameRule("b.*", pattern="a.*")),
+        overwrite="Replace",
     )
 
 
@@ -99,6 +106,12 @@ def test_defaults_of_the_resource_are_those_of_the_library() -> None:
         (("target", "filePrefix"), "a/b", "spec.target.filePrefix"),
         (("target", "fileMode"), "999", "spec.target.fileMode"),
         (("target", "crc"), "yes please", "spec.target.crc"),
+        (("parameters", "rename"), [{"from": "a", "to": None}], "rename"),
+        (("parameters", "rename"), [{"from": "a", "too": "b"}], "spec.parameters.rename[0]"),
+        (("parameters", "rename"), [{"pattern": "a*", "to": "b"}], "another number of stars"),
+        (("target", "partSizeBytes"), 1 << 20, "`partSizeBytes` and `huggingFaceIndex` go with `layout: Unified`"),
+        (("target", "huggingFaceIndex"), True, "go with `layout: Unified`"),
+        (("target", "layout"), "Unified", "which no `strategy` cuts"),
         (("verification",), "Perhaps", "spec.verification"),
         (("source", "files", "step"), -1, "spec.source.files.step"),
         (("sourcce",), {}, "sourcce"),

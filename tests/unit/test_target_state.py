@@ -9,7 +9,9 @@ import shutil
 from typing import TYPE_CHECKING, Any
 
 import disk
+import numpy as np
 import pytest
+import rawfiles
 
 import reshard
 from reshard.cli import main
@@ -397,3 +399,14 @@ def test_who_wakes_after_another_has_finished_puts_nothing_into_place(
     monkeypatch.setattr(JobState, "create", create)
     assert run(made, target, "--workers", "1", "--no-commit") == LockedError.exit_code
     assert right(other, target)
+
+
+def test_the_plan_of_one_file_is_not_that_of_the_file_beside_it(tmp_path: Path) -> None:
+    for name in ("a", "b"):
+        content = rawfiles.write("ckpt", {"w": np.full(4, ord(name), np.uint8)})
+        (tmp_path / f"{name}.ckpt").write_bytes(content)
+    target = ["--target", str(tmp_path / "target")]
+    assert main(["plan", "--source", str(tmp_path / "a.ckpt"), *target, "--write"]) == 0
+    assert main(["transform", "--source", str(tmp_path / "b.ckpt"), *target, "--no-commit"]) in {0, 78}
+    written = tmp_path / "target" / "rank_0" / "checkpoint_0.ckpt"
+    assert not written.exists() or b"bbbb" in written.read_bytes()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from bisect import bisect_left
 from typing import TYPE_CHECKING, Annotated, Literal, Protocol
 
 import msgspec
@@ -10,6 +11,9 @@ if TYPE_CHECKING:
     from collections.abc import Hashable
 
 Format = Literal["ckpt", "safetensors"]
+# Ranks: each file is that of a rank, as a strategy cuts the parameters. Unified: each holds whole ones, those that no strategy
+# names apart. Sharded: the same, as Hugging Face's libraries write it: nothing is known of a strategy.
+Kind = Literal["Ranks", "Unified", "Sharded"]
 
 # An inventory is also read from documents that may come from anywhere: no number is negative, no path leads elsewhere.
 _Count = Annotated[int, msgspec.Meta(ge=0)]
@@ -106,14 +110,24 @@ class Inventory(msgspec.Struct, frozen=True):
     Attributes:
         files: them.
         structures: of their headers.
-        unified: whether each of the files holds parameters whole, which no strategy cuts.
+        kind: what the files are. Those that hold whole parameters are numbered as ranks are.
     """
 
     files: tuple[SourceFile, ...]
     structures: tuple[Structure, ...]
-    unified: bool = False
+    kind: Kind = "Ranks"
 
     @property
     def format(self) -> Format:
         """The one format of all files."""
         return self.structures[0].format
+
+    def file_of(self, rank: int) -> SourceFile | None:
+        """The file of a rank, if it has one."""
+        at = bisect_left(self.files, rank, key=lambda file: file.rank)
+        return self.files[at] if at < len(self.files) and self.files[at].rank == rank else None
+
+    @property
+    def unified(self) -> bool:
+        """Whether each file holds parameters whole, which no strategy cuts."""
+        return self.kind != "Ranks"

@@ -11,7 +11,7 @@ import click
 from reshard.cli import inspection, pictures, show, words
 from reshard.cli.arguments import PATH
 from reshard.cli.fetch import fetch
-from reshard.cli.options import request_of, request_options
+from reshard.cli.options import convert_options, request_of, request_options
 from reshard.cli.step import step
 from reshard.cli.strategies import strategy
 from reshard.commit import verify_checkpoint
@@ -58,6 +58,25 @@ def transform(invocation: Invocation, /, **arguments: Any) -> None:
             owner=arguments["owner"],
             progress=progress,
             cancellation=invocation.cancellation,
+        )
+    _show_result(request, result, as_json=arguments["as_json"])
+
+
+@cli.command()
+@click.argument("source", type=PATH, metavar="SOURCE")
+@click.argument("target", type=PATH, metavar="TARGET")
+@click.option("--format", "output", type=click.Choice(["ckpt", "safetensors"]), required=True, help="Of the target's files.")
+@convert_options
+@click.pass_obj
+def convert(invocation: Invocation, /, **arguments: Any) -> None:
+    """Write a checkpoint's files, or one file, in another format or with other names, each by itself.
+
+    They keep their names but for the ending, and lie below TARGET as they do below SOURCE.
+    """
+    request = request_of(arguments)
+    with show.progress() as progress:
+        result = transform_checkpoint(
+            request, workers=arguments["workers"], progress=progress, cancellation=invocation.cancellation
         )
     _show_result(request, result, as_json=arguments["as_json"])
 

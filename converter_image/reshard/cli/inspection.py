@@ -16,7 +16,7 @@ from reshard.layout import Layout
 from reshard.plan import place
 from reshard.ranks import format_ranks
 from reshard.selection import epoch_and_step
-from reshard.source import Files, find_files, open_source, read_inventory, read_strategy
+from reshard.source import find_files, open_source, read_inventory, read_strategy
 from reshard.strategy import Strategy
 from reshard.target import TargetFolder
 from reshard.transform import default_workers
@@ -68,7 +68,7 @@ def inspect(
 ) -> None:
     """Show a checkpoint's files and parameters: all of them, or a readable number."""
     store, chosen = open_source(path)
-    found = Files({0: chosen}) if chosen is not None else find_files(store, step=step, pattern=pattern)
+    found = find_files(store, chosen, step=step, pattern=pattern)
     manifest = TargetFolder(store, 0).manifest() if chosen is None else None
     inventory = read_inventory(store, found, workers=default_workers())
     if not inventory.files:

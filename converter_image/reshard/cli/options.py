@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 import click
 
 from reshard.access import Access, Accesses
+from reshard.cli import renaming
 from reshard.cli.arguments import PATH
 from reshard.errors import UsageError
 from reshard.request import Options, Request
@@ -18,7 +19,13 @@ if TYPE_CHECKING:
 
 F = TypeVar("F", bound="Callable[..., Any]")
 _DEFAULTS = Options()
-_LAYOUTS: dict[str, TargetLayout] = {"per-rank": "PerRank", "part": "Part", "unified": "Unified", "index": "Index"}
+_LAYOUTS: dict[str, TargetLayout] = {
+    "per-rank": "PerRank",
+    "part": "Part",
+    "unified": "Unified",
+    "same": "Same",
+    "index": "Index",
+}
 
 
 def _title(value: str) -> str:
@@ -26,136 +33,165 @@ def _title(value: str) -> str:
     return value.capitalize()
 
 
+# How the target is cut, and what becomes of parameters that are cut on one side only.
+_LAYOUT: tuple[Callable[[Any], Any], ...] = (
+    click.option(
+        "--source",
+        required=True,
+        type=PATH,
+        metavar="DIR",
+        help="The folder with rank_0, rank_1, ..., or one file; or s3://bucket/prefix.",
+    ),
+    click.option("--target", required=True, type=PATH, metavar="DIR", help="The folder to write to; or s3://bucket/prefix."),
+    click.option(
+        "--source-strategy",
+        type=PATH,
+        metavar="PATH",
+        help="How the source is cut: a file, or a folder of pipeline stages. Without: one whole rank.",
+    ),
+    click.option("--target-strategy", type=PATH, metavar="PATH", help="How the target is to be cut. Without: one whole rank."),
+    click.option(
+        "--index",
+        type=PATH,
+        metavar="DIR",
+        help="Where --layout index has indexed this source: it is read instead of strategies and headers.",
+    ),
+    click.option(
+        "--format",
+        "output",
+        type=click.Choice(["source", "ckpt", "safetensors"]),
+        default="source",
+        show_default=True,
+        help="Of the target's files.",
+    ),
+    click.option(
+        "--layout",
+        type=click.Choice(list(_LAYOUTS)),
+        default="per-rank",
+        show_default=True,
+        help="What the target's files are: one for each rank, as its strategy cuts the parameters; the part of it that"
+        " one pipeline stage of the source holds; whole parameters, spread over safetensors files of bounded size; the"
+        " source's, each by itself; or none, but an index of the source, from which ranks load or fetch what is theirs.",
+    ),
+    click.option(
+        "--part-size",
+        type=click.IntRange(min=1 << 10),
+        default=_DEFAULTS.part_bytes,
+        show_default=True,
+        metavar="BYTES",
+        help="The most that a unified file holds, unless one parameter alone is longer.",
+    ),
+    click.option(
+        "--hf-index",
+        is_flag=True,
+        help="Write unified files that Hugging Face's libraries load, with model.safetensors.index.json.",
+    ),
+    click.option(
+        "--prefix",
+        default=_DEFAULTS.prefix,
+        show_default=True,
+        help="Files are named rank_<r>/<prefix><r>.<format>, or ..._part<stage>.<format>.",
+    ),
+    click.option(
+        "--stages",
+        type=click.IntRange(1, 65536),
+        help="With --layout part: how many there are. Without: as many as the source has ranks for.",
+    ),
+    click.option(
+        "--unplaced",
+        type=click.Choice(["drop", "keep"]),
+        default=_DEFAULTS.unplaced.lower(),
+        show_default=True,
+        help="What only the source's strategy names: leave it out, or carry it whole.",
+    ),
+    click.option("--allow-missing", is_flag=True, help="Leave out what only the target's strategy names."),
+    click.option(
+        "--remove-redundancy",
+        is_flag=True,
+        help="Of the ranks that hold the same slice let one write it, as MindSpore's remove_redundancy.",
+    ),
+)
+# What any transform has.
+_COMMON: tuple[Callable[[Any], Any], ...] = (
+    click.option(
+        "--step",
+        type=click.IntRange(min=0),
+        help="Read the files of this training step. Without: the newest that every rank has.",
+    ),
+    click.option("--files", "pattern", metavar="PATTERN", help="Read the files whose names match, such as 'net-*.ckpt'."),
+    click.option("--ranks", metavar="LIST", help="Only these target ranks, such as 0,2-5."),
+    click.option(
+        "--workers",
+        type=click.IntRange(1, 256),
+        help="Ranks at a time. Without: one for each processor, at most 8.",
+    ),
+    click.option(
+        "--verify",
+        "verification",
+        type=click.Choice(["none", "sample", "full"]),
+        default=_DEFAULTS.verification.lower(),
+        show_default=True,
+        help="How much of what was written is compared with the source.",
+    ),
+    *renaming.OPTIONS,
+    click.option("--crc", is_flag=True, help="Write the CRC32 that MindSpore's crc_check reads."),
+    click.option(
+        "--file-mode",
+        default=f"{_DEFAULTS.file_mode:04o}",
+        show_default=True,
+        metavar="OCTAL",
+        help="Permission bits of the files.",
+    ),
+    click.option(
+        "--copy",
+        "copy_mode",
+        type=click.Choice(["client", "server"]),
+        default=_DEFAULTS.copy_mode.lower(),
+        show_default=True,
+        help="From S3 to S3: let the server copy by itself what it can.",
+    ),
+    click.option("--source-profile", metavar="NAME", help="The AWS profile for the source. Without: as the AWS command line."),
+    click.option("--target-profile", metavar="NAME", help="The same for the target."),
+    click.option("--overwrite", is_flag=True, help="Replace what is at the target, once the new one is complete."),
+    click.option("--owner", metavar="NAME", hidden=True, help="Processes of one owner share the target's lock."),
+    click.option(
+        "--json",
+        "as_json",
+        is_flag=True,
+        help="End with one JSON object on standard output, and nothing else there.",
+    ),
+)
+
+
 def request_options(command: F) -> F:
     """What `transform` and `plan` have in common."""
-    for option in reversed(
-        (
-            click.option(
-                "--source",
-                required=True,
-                type=PATH,
-                metavar="DIR",
-                help="The folder with rank_0, rank_1, ..., or one file; or s3://bucket/prefix.",
-            ),
-            click.option(
-                "--target", required=True, type=PATH, metavar="DIR", help="The folder to write to; or s3://bucket/prefix."
-            ),
-            click.option(
-                "--source-strategy",
-                type=PATH,
-                metavar="PATH",
-                help="How the source is cut: a file, or a folder of pipeline stages. Without: one whole rank.",
-            ),
-            click.option(
-                "--target-strategy", type=PATH, metavar="PATH", help="How the target is to be cut. Without: one whole rank."
-            ),
-            click.option(
-                "--index",
-                type=PATH,
-                metavar="DIR",
-                help="Where --layout index has indexed this source: it is read instead of strategies and headers.",
-            ),
-            click.option(
-                "--format",
-                "output",
-                type=click.Choice(["source", "ckpt", "safetensors"]),
-                default="source",
-                show_default=True,
-                help="Of the target's files.",
-            ),
-            click.option(
-                "--layout",
-                type=click.Choice(list(_LAYOUTS)),
-                default="per-rank",
-                show_default=True,
-                help="What the target's files are: one for each rank, as its strategy cuts the parameters; the part of it that"
-                " one pipeline stage of the source holds; whole parameters, spread over safetensors files of bounded size; or"
-                " none, but an index of the source, from which ranks load or fetch what is theirs.",
-            ),
-            click.option(
-                "--part-size",
-                type=click.IntRange(min=1 << 10),
-                default=_DEFAULTS.part_bytes,
-                show_default=True,
-                metavar="BYTES",
-                help="The most that a unified file holds, unless one parameter alone is longer.",
-            ),
-            click.option(
-                "--prefix",
-                default=_DEFAULTS.prefix,
-                show_default=True,
-                help="Files are named rank_<r>/<prefix><r>.<format>, or ..._part<stage>.<format>.",
-            ),
-            click.option(
-                "--step",
-                type=click.IntRange(min=0),
-                help="Read the files of this training step. Without: the newest that every rank has.",
-            ),
-            click.option("--files", "pattern", metavar="PATTERN", help="Read the files whose names match, such as 'net-*.ckpt'."),
-            click.option(
-                "--stages",
-                type=click.IntRange(1, 65536),
-                help="With --layout part: how many there are. Without: as many as the source has ranks for.",
-            ),
-            click.option("--ranks", metavar="LIST", help="Only these target ranks, such as 0,2-5."),
-            click.option(
-                "--workers",
-                type=click.IntRange(1, 256),
-                help="Ranks at a time. Without: one for each processor, at most 8.",
-            ),
-            click.option(
-                "--verify",
-                "verification",
-                type=click.Choice(["none", "sample", "full"]),
-                default=_DEFAULTS.verification.lower(),
-                show_default=True,
-                help="How much of what was written is compared with the source.",
-            ),
-            click.option(
-                "--unplaced",
-                type=click.Choice(["drop", "keep"]),
-                default=_DEFAULTS.unplaced.lower(),
-                show_default=True,
-                help="What only the source's strategy names: leave it out, or carry it whole.",
-            ),
-            click.option("--allow-missing", is_flag=True, help="Leave out what only the target's strategy names."),
-            click.option(
-                "--remove-redundancy",
-                is_flag=True,
-                help="Of the ranks that hold the same slice let one write it, as MindSpore's remove_redundancy.",
-            ),
-            click.option("--crc", is_flag=True, help="Write the CRC32 that MindSpore's crc_check reads."),
-            click.option(
-                "--file-mode",
-                default=f"{_DEFAULTS.file_mode:04o}",
-                show_default=True,
-                metavar="OCTAL",
-                help="Permission bits of the files.",
-            ),
-            click.option(
-                "--copy",
-                "copy_mode",
-                type=click.Choice(["client", "server"]),
-                default=_DEFAULTS.copy_mode.lower(),
-                show_default=True,
-                help="From S3 to S3: let the server copy by itself what it can.",
-            ),
-            click.option(
-                "--source-profile", metavar="NAME", help="The AWS profile for the source. Without: as the AWS command line."
-            ),
-            click.option("--target-profile", metavar="NAME", help="The same for the target."),
-            click.option("--overwrite", is_flag=True, help="Replace what is at the target, once the new one is complete."),
-            click.option("--owner", metavar="NAME", hidden=True, help="Processes of one owner share the target's lock."),
-            click.option(
-                "--json",
-                "as_json",
-                is_flag=True,
-                help="End with one JSON object on standard output, and nothing else there.",
-            ),
-        )
-    ):
+    return _with(command, *_LAYOUT, *_COMMON)
+
+
+def convert_options(command: F) -> F:
+    """What of these a conversion has."""
+    return _with(command, *_COMMON)
+
+
+def _with(command: F, *options: Callable[[Any], Any]) -> F:
+    for option in reversed(options):
         command = option(command)
     return command
+
+
+# What a conversion says by not having these options.
+_UNCUT: dict[str, Any] = {
+    "source_strategy": None,
+    "target_strategy": None,
+    "layout": "same",
+    "part_size": _DEFAULTS.part_bytes,
+    "hf_index": _DEFAULTS.hf_index,
+    "prefix": _DEFAULTS.prefix,
+    "stages": _DEFAULTS.stages,
+    "unplaced": _DEFAULTS.unplaced,
+    "allow_missing": _DEFAULTS.allow_missing,
+    "remove_redundancy": _DEFAULTS.remove_redundancy,
+}
 
 
 def request_of(arguments: dict[str, Any]) -> Request:
@@ -164,6 +200,7 @@ def request_of(arguments: dict[str, Any]) -> Request:
     Raises:
         UsageError: a value is none that there can be.
     """
+    arguments = _UNCUT | arguments
     try:
         mode = int(arguments["file_mode"], 8)
     except ValueError:
@@ -177,11 +214,12 @@ def request_of(arguments: dict[str, Any]) -> Request:
         target=arguments["target"],
         source_strategy=arguments["source_strategy"],
         target_strategy=arguments["target_strategy"],
-        index=arguments["index"],
+        index=arguments.get("index"),
         options=Options(
             format=_title(arguments["output"]),  # type: ignore[arg-type]  # click has checked the choice
             layout=_LAYOUTS[arguments["layout"]],
             part_bytes=arguments["part_size"],
+            hf_index=arguments["hf_index"],
             prefix=arguments["prefix"],
             step=arguments["step"],
             pattern=arguments["pattern"],
@@ -189,6 +227,7 @@ def request_of(arguments: dict[str, Any]) -> Request:
             ranks=arguments["ranks"],
             unplaced=_title(arguments["unplaced"]),  # type: ignore[arg-type]  # click has checked the choice
             allow_missing=arguments["allow_missing"],
+            rename=renaming.rules_of(arguments),
             remove_redundancy=arguments["remove_redundancy"],
             crc=arguments["crc"],
             file_mode=mode,

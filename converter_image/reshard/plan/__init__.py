@@ -3,6 +3,8 @@
 from reshard.plan.cuts import Cuts, cuts
 from reshard.plan.parameters import Model, Parameter, Role, place
 from reshard.plan.rank import Planner, RankPlan, TargetTensor, prove
+from reshard.plan.rename import unmatched
+from reshard.plan.same import keep
 from reshard.plan.summary import Summary, summarize
 from reshard.plan.traffic import Traffic, traffic
 from reshard.plan.unified import unify
@@ -18,9 +20,11 @@ __all__ = [
     "TargetTensor",
     "Traffic",
     "cuts",
+    "keep",
     "place",
     "prove",
     "summarize",
     "traffic",
     "unify",
+    "unmatched",
 ]

@@ -11,11 +11,14 @@ from typing import TYPE_CHECKING, NoReturn
 from reshard.checkpoint.dtypes import DTYPES
 from reshard.errors import DataError, MissingInputError, RequestError
 from reshard.layout import Layout, cell_box
+from reshard.plan.rename import renamed
+from reshard.unified import refuse_slices, stages_of_parts
 
 if TYPE_CHECKING:
-    from collections.abc import Collection, Container, Iterable, Mapping
+    from collections.abc import Collection, Iterable, Mapping, Sequence
 
     from reshard.checkpoint.inventory import Inventory, TensorEntry
+    from reshard.request import RenameRule
     from reshard.strategy import Strategy
 
 _SHOWN = 5  # names quoted in one message
@@ -27,6 +30,7 @@ class Role(Enum):
     CUT = "cut"  # both sides say how (or hold it whole): cut and joined
     REPLICATED = "replicated"  # no strategy that there is names it: every target rank gets it
     KEPT = "kept"  # only the source's strategy names it, and the user wants it whole on every rank
+    OWN = "own"  # each target rank takes it from the source rank of the same number, as it is there
 
 
 @dataclass(frozen=True, slots=True)
@@ -34,15 +38,16 @@ class Parameter:
     """One parameter of the model.
 
     Attributes:
-        name: as in the files.
+        name: as in the target's files.
         dtype: as in the files.
-        shape: of the whole tensor, in elements.
+        shape: of the whole tensor, in elements; of one that each rank has as its own, of that rank's.
         role: why it is where it is.
         source: how the source cuts it; None: each file that has it has it whole.
         source_stages: the pipeline stages whose layout `source` is, those first that hold it.
         target: how the target cuts it.
         target_stages: the pipeline stages that get it.
         structures: the positions in `Inventory.structures` that have it.
+        source_name: as in the source's files.
     """
 
     name: str
@@ -54,6 +59,7 @@ class Parameter:
     target: Layout
     target_stages: tuple[int, ...]
     structures: tuple[int, ...]
+    source_name: str
 
     @property
     def nbytes(self) -> int:
@@ -88,7 +94,10 @@ class Model:
         absent: names that the source's strategy has and no file holds.
         empty: names of tensors without elements, left out because the target's format cannot hold them.
         elsewhere: names that the target's strategy has and this source not, which is one stage of several: other stages may.
+        dropped: names of the source's that are left out because the user wants them to be.
         diverging: names of replicated parameters whose copies differ between source ranks.
+        same: whether the file of each target rank holds what that of the source rank of the same number does.
+        unified: whether the target's ranks are parts of one whole, see `reshard.plan.unified`.
     """
 
     inventory: Inventory
@@ -102,8 +111,16 @@ class Model:
     absent: tuple[str, ...] = ()
     empty: tuple[str, ...] = ()
     elsewhere: tuple[str, ...] = ()
+    dropped: tuple[str, ...] = ()
     diverging: frozenset[str] = field(default=frozenset())
     first_stage: int = 0
+    same: bool = False
+    unified: bool = False
+
+    @property
+    def source_names(self) -> frozenset[str]:
+        """What parameters are called in the source's files."""
+        return frozenset(entry.name for structure in self.inventory.structures for entry in structure.tensors)
 
     @property
     def source_ranks(self) -> int:
@@ -121,7 +138,7 @@ class Model:
         return self.target_devices * self.target_stages
 
 
-def place(
+def place(  # noqa: PLR0913 - each is a choice by itself
     inventory: Inventory,
     source: Strategy | None,
     target: Strategy | None,
@@ -130,55 +147,62 @@ def place(
     allow_missing: bool = False,
     one_stage: bool = False,
     only: int | None = None,
+    rename: Sequence[RenameRule] = (),
 ) -> Model:
     """Decide for each parameter whether and how it goes to the target.
 
     Args:
         inventory: what the source's files hold.
-        source: how the source is cut; None: one rank holds everything whole.
-        target: how the target is to be cut; None: one rank gets everything whole.
+        source: how the source is cut; None: one rank holds everything whole. It has the names of the source's files.
+        target: how the target is to be cut; None: one rank gets everything whole. It has the names of the target's files.
         keep_unplaced: carry what only the source's strategy names whole to every target rank, instead of leaving it out.
         allow_missing: leave out what only the target's strategy names, instead of refusing.
         one_stage: the source is one pipeline stage of several: what its files do not hold is none of its business.
         only: the one target rank that is made, from files that were chosen for it; None: all ranks, from all files.
+        rename: what parameters are called at the target.
 
     Raises:
         DataError: files and strategies disagree; a layout does not divide.
         MissingInputError: a rank or a parameter is not there.
-        RequestError: a source of several ranks has no strategy.
+        RequestError: a source of several ranks has no strategy; two parameters would have one name.
     """
     if inventory.unified:
         _refuse_strategy(source)
     else:
         _check_ranks(inventory, source, all_there=only is None)
     found = _found(inventory)
-    stages_of_source, stages_of_target = _stages_by_name(source), _stages_by_name(target)
+    names = renamed(found, rename, all_there=not one_stage)
+    held = frozenset(names.values())
+    stages_of_source = stages_of_parts(inventory) if inventory.kind == "Unified" else _stages_by_name(source)
+    stages_of_target = _stages_by_name(target)
+    refuse_slices(inventory, names, stages_of_target)
     source_devices = source.devices if source else len(inventory.files) if inventory.unified else 1
     held_in = _StagesHolding(inventory, source_devices)
     needed = _needed(target, only)
-    not_found = [name for name in needed if name not in found]
+    not_found = [name for name in needed if name not in held]
     parameters, unplaced, missing = [], [], [] if one_stage else not_found.copy()
-    for name, (entry, structures) in found.items():
-        in_source, in_target = stages_of_source.get(name, ()), stages_of_target.get(name, ())
+    for name, new in names.items():
+        entry, structures = found[name]
+        in_source, in_target = stages_of_source.get(name, ()), stages_of_target.get(new, ())
         role = Role.CUT
         if not in_target and not in_source:
-            role = Role.CUT if source is None and target is None else Role.REPLICATED
+            role = Role.CUT if source is None and target is None and inventory.kind != "Unified" else Role.REPLICATED
         elif not in_source and source is not None:
-            missing += [name] if name in needed else []
+            missing += [new] if new in needed else []
             continue
         elif not in_target and target is not None:
             if not keep_unplaced:
                 unplaced.append(name)
                 continue
             role = Role.KEPT
-        where = _Whereabouts(name, entry, structures, role)
+        where = _Whereabouts(name, new, entry, structures, role)
         before: Layout | None = None
         source_stages: tuple[int, ...] = ()
         if role is not Role.REPLICATED and not inventory.unified:
             before, source_stages = _source_layout(where, source, held_in(structures, in_source, name))
         parameters += _targets(where, before, source_stages, target, in_target)
     if missing and not allow_missing:
-        _refuse_missing(missing, found)
+        _refuse_missing(missing, held)
     return Model(
         inventory=inventory,
         source_devices=source_devices,
@@ -191,6 +215,7 @@ def place(
         absent=tuple(name for name in stages_of_source if name not in found and name not in needed) if only is None else (),
         elsewhere=tuple(not_found) if one_stage else (),
         first_stage=source.first if source else 0,
+        dropped=tuple(name for name in found if name not in names),
     )
 
 
@@ -306,6 +331,7 @@ class _Whereabouts:
     """A parameter as the source's files have it."""
 
     name: str
+    new_name: str
     entry: TensorEntry
     structures: tuple[int, ...]
     role: Role
@@ -343,7 +369,7 @@ def _targets(
     stages_by_layout: dict[Layout, list[int]] = defaultdict(list)
     if target is not None and target_stages:
         for stage in target_stages:
-            stages_by_layout[target.stages[stage][found.name]].append(stage)
+            stages_by_layout[target.stages[stage][found.new_name]].append(stage)
     else:
         stages_by_layout[whole] = list(range(len(target.stages) if target else 1))
     parameters = []
@@ -354,12 +380,12 @@ def _targets(
             raise DataError(
                 error.reason,
                 f"{error.what}, as the target's strategy asks (the whole tensor is {found.entry.dtype}{list(shape)})",
-                where=f"parameter {found.name}",
+                where=f"parameter {found.new_name}",
                 fix="choose another layout for the target",
             ) from error
         parameters.append(
             Parameter(
-                found.name,
+                found.new_name,
                 found.entry.dtype,
                 shape,
                 found.role,
@@ -368,13 +394,14 @@ def _targets(
                 layout,
                 tuple(stages),
                 found.structures,
+                found.name,
             )
         )
     return parameters
 
 
-def _refuse_missing(missing: list[str], found: Container[str]) -> NoReturn:
-    unnamed = [name for name in missing if name in found]
+def _refuse_missing(missing: list[str], held: Collection[str]) -> NoReturn:
+    unnamed = [name for name in missing if name in held]
     raise MissingInputError(
         "ParameterMissing",
         f"the target's strategy names {len(missing)} parameters that "

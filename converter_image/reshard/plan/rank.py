@@ -12,11 +12,12 @@ from reshard.errors import BugError, MissingInputError, RequestError
 from reshard.plan.geometry import Geometry, geometry
 from reshard.plan.geometry import prove as prove_geometry
 from reshard.plan.overlap import overlapping
+from reshard.plan.parameters import Role
 from reshard.plan.redundancy import shares
 from reshard.plan.replicas import choose
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable
+    from collections.abc import Iterable, Sequence
 
     from reshard.checkpoint.inventory import TensorEntry
     from reshard.plan.parameters import Model, Parameter
@@ -87,7 +88,7 @@ class Planner:
             if alike is None:
                 alike = made[kind, parameter.shape] = self._slice(parameter, local, picks, rank)
             found, ranks = alike
-            tensors.append(TargetTensor(parameter, found, ranks, tuple(self._entry(r, parameter.name) for r in ranks)))
+            tensors.append(TargetTensor(parameter, found, ranks, tuple(self._entry(r, parameter.source_name) for r in ranks)))
         return RankPlan(rank, tuple(tensors))
 
     def sources(self, rank: int) -> tuple[int, ...]:
@@ -108,7 +109,8 @@ class Planner:
     def needs(self, parameter: Parameter, rank: int) -> list[tuple[tuple[int, ...], tuple[int, ...]]]:
         """The source cells that a target rank needs of a parameter, each with the source ranks whose files hold it."""
         if parameter.source is None:
-            return [((0,) * len(parameter.shape), self._replica_group(parameter, rank))]
+            group = (rank,) if parameter.role is Role.OWN else self._replica_group(parameter, rank)
+            return [((0,) * len(parameter.shape), group)]
         cells = overlapping(
             parameter.target.parts, parameter.target.cells[rank % self.model.target_devices], parameter.source.parts
         )
@@ -116,38 +118,50 @@ class Planner:
 
     def parameters(self, rank: int) -> tuple[Parameter, ...]:
         """The parameters that a target rank's file holds, in the order of the model."""
-        stage, local = divmod(rank, self.model.target_devices)
-        found = self._parameters_of_stage[stage]
-        return tuple(compress(found, self._shares[stage][local])) if self.remove_redundancy else found
+        found = self._parameters_of_group[self._group(rank)]
+        return tuple(compress(found, self._share(rank))) if self.remove_redundancy else found
 
     def kinds(self, rank: int) -> tuple[int, ...]:
         """For each of these parameters the number of its kind: its place in `examples`.
 
         Of parameters of one kind every target rank needs the same cells, from the same source ranks.
         """
-        stage, local = divmod(rank, self.model.target_devices)
-        found = self._kinds_of_stage[stage]
-        return tuple(compress(found, self._shares[stage][local])) if self.remove_redundancy else found
+        found = self._kinds_of_group[self._group(rank)]
+        return tuple(compress(found, self._share(rank))) if self.remove_redundancy else found
 
     def alike(self, rank: int) -> int:
         """The first target rank that has the same parameters, in slices of the same shapes."""
+        if self.model.same:
+            return self._ranks_by_structure[self._structure_by_rank[rank]][0]
         return rank if self.remove_redundancy else rank - rank % self.model.target_devices
+
+    def _group(self, rank: int) -> int:
+        """Ranks of one pipeline stage may have the same parameters; those that keep what they have, if their files are alike."""
+        return self._structure_by_rank[rank] if self.model.same else rank // self.model.target_devices
+
+    def _share(self, rank: int) -> Sequence[bool]:
+        """Which of its stage's parameters a rank writes."""
+        stage, local = divmod(rank, self.model.target_devices)
+        share: Sequence[bool] = self._shares[stage][local]
+        return share
 
     @cached_property
     def _shares(self) -> tuple[Shares, ...]:
-        return tuple(shares(parameters, self.model.target_devices) for parameters in self._parameters_of_stage)
+        return tuple(shares(parameters, self.model.target_devices) for parameters in self._parameters_of_group)
 
     @cached_property
-    def _parameters_of_stage(self) -> tuple[tuple[Parameter, ...], ...]:
-        stages: list[list[Parameter]] = [[] for _ in range(self.model.target_stages)]
-        for parameter in self.model.parameters:
-            for stage in parameter.target_stages:
-                stages[stage].append(parameter)
-        return tuple(map(tuple, stages))
+    def _parameters_of_group(self) -> tuple[tuple[Parameter, ...], ...]:
+        model = self.model
+        count = len(model.inventory.structures) if model.same else model.target_stages
+        groups: list[list[Parameter]] = [[] for _ in range(count)]
+        for parameter in model.parameters:
+            for group in parameter.structures if model.same else parameter.target_stages:
+                groups[group].append(parameter)
+        return tuple(map(tuple, groups))
 
     @cached_property
-    def _kinds_of_stage(self) -> tuple[tuple[int, ...], ...]:
-        return tuple(tuple(self._kinds[self._kind(p)] for p in parameters) for parameters in self._parameters_of_stage)
+    def _kinds_of_group(self) -> tuple[tuple[int, ...], ...]:
+        return tuple(tuple(self._kinds[self._kind(p)] for p in parameters) for parameters in self._parameters_of_group)
 
     @cached_property
     def examples(self) -> tuple[Parameter, ...]:
@@ -190,12 +204,15 @@ class Planner:
         return found
 
     def _replica_group(self, parameter: Parameter, rank: int) -> tuple[int, ...]:
-        """Copies that differ are of their rank: a target rank takes that of the same number, going round, where there is one."""
+        """Copies that differ are of their rank: a target rank takes that of the same number, going round, where there is one.
+
+        Where the target's ranks are parts of one whole, it takes the first.
+        """
         holding = self._holding(parameter.structures)
+        if parameter.name not in self.model.diverging:
+            return holding
         same = self.model.first_rank + rank % self.model.source_ranks
-        if parameter.name in self.model.diverging:
-            return (same,) if same in set(holding) else holding[:1]
-        return holding
+        return (same,) if not self.model.unified and same in set(holding) else holding[:1]
 
     def _holders(self, parameter: Parameter, cell: tuple[int, ...]) -> tuple[int, ...]:
         key = (parameter.source, parameter.source_stages, parameter.structures, cell)
@@ -284,7 +301,7 @@ def prove(plan: RankPlan) -> None:
     for each in {id(tensor.geometry): tensor.geometry for tensor in plan.tensors}.values():
         prove_geometry(each)
     for tensor in plan.tensors:
-        wanted = (tensor.parameter.name, tensor.parameter.dtype, tensor.geometry.source_shape)
+        wanted = (tensor.parameter.source_name, tensor.parameter.dtype, tensor.geometry.source_shape)
         if len(tensor.entries) != len(tensor.geometry.parts) or any((e.name, e.dtype, e.shape) != wanted for e in tensor.entries):
             raise BugError(
                 "PlanNotExact",

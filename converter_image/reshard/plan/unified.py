@@ -5,34 +5,94 @@ from __future__ import annotations
 from dataclasses import replace
 from typing import TYPE_CHECKING
 
+from reshard.errors import RequestError
 from reshard.plan.parameters import Role
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable
+    from collections.abc import Sequence
 
-    from reshard.plan.parameters import Model, Parameter
+    from reshard.plan.parameters import Model
+
+# Parts that still take what fits into them, beside the one that is being filled.
+_OPEN_PARTS = 8
+# So often a smaller bound is tried, to even the parts out.
+_TRIES = 6
 
 
 def unify(model: Model, part_bytes: int) -> Model:
     """A model whose target is one whole rank, as one whose target ranks are parts of that.
 
-    Each part is filled in the order of the source up to `part_bytes`, so that neighbours stay together and a load opens few
-    files; a parameter longer than that has a part for itself. What no strategy names makes up the last part.
+    What no strategy names makes up the last part; the others are filled in the order of the source, see `fill`.
+
+    Raises:
+        RequestError: there is nothing to write.
     """
+    if not model.parameters:
+        raise RequestError("NothingToWrite", "the source has no parameter that goes to the target", where="source")
     named = [p for p in model.parameters if p.role is not Role.REPLICATED]
     others = [p for p in model.parameters if p.role is Role.REPLICATED]
-    parts = [*_filled(named, part_bytes), *([others] if others else [])]
+    parts = [[named[i] for i in part] for part in fill([p.slice_nbytes for p in named], part_bytes)]
+    parts += [others] if others else []
     spread = [replace(p, target_stages=(number,)) for number, part in enumerate(parts) for p in part]
-    return replace(model, target_stages=len(parts), parameters=tuple(spread))
+    return replace(model, target_stages=len(parts), parameters=tuple(spread), unified=True)
 
 
-def _filled(parameters: Iterable[Parameter], part_bytes: int) -> list[list[Parameter]]:
-    parts: list[list[Parameter]] = []
-    room = 0
-    for parameter in parameters:
-        if not parts or parameter.slice_nbytes > room:
-            parts.append([])
-            room = part_bytes
-        parts[-1].append(parameter)
-        room -= parameter.slice_nbytes
+def fill(sizes: Sequence[int], most: int) -> list[list[int]]:
+    """Spread items over few parts of even length, neighbours together.
+
+    Of all bounds up to `most` that need no more parts than `most` does, about the smallest is kept to, so that no pod writes much
+    longer than another.
+
+    Args:
+        sizes: of the items, in bytes. One that is longer than `most` has a part for itself.
+        most: bytes of a part.
+
+    Returns:
+        The positions of each part's items, ascending; parts in the order of their first items.
+
+    >>> fill([4, 1, 1, 1, 1], 5)
+    [[0], [1, 2, 3, 4]]
+    """
+    within = [position for position, size in enumerate(sizes) if size <= most]
+    best = _packed(sizes, within, most)
+    if best:
+        low = max(*(sizes[i] for i in within), -(-sum(sizes[i] for i in within) // len(best)) - 1, 0)
+        high = most
+        for _ in range(_TRIES):
+            bound = (low + high) // 2
+            found = _packed(sizes, within, bound)
+            if len(found) <= len(best):
+                best, high = found, bound
+            else:
+                low = bound + 1
+    return sorted(best + [[position] for position, size in enumerate(sizes) if size > most])
+
+
+def _packed(sizes: Sequence[int], positions: Sequence[int], most: int) -> list[list[int]]:
+    """Best fit with a bounded number of open parts (Csirik and Johnson 1991): the part of the neighbour before comes first.
+
+    Without the open parts, large items that come in turn with small ones would leave a part to each small one.
+    """
+    parts: list[list[int]] = []
+    room: list[int] = []
+    current = -1
+    waiting: list[int] = []
+    for position in positions:
+        size = sizes[position]
+        if current < 0 or size > room[current]:
+            fitting = [part for part in waiting if room[part] >= size]
+            if fitting:
+                part = min(fitting, key=room.__getitem__)
+                waiting.remove(part)
+            else:
+                part = len(parts)
+                parts.append([])
+                room.append(most)
+            if current >= 0:
+                waiting.append(current)
+            if len(waiting) > _OPEN_PARTS:
+                waiting.remove(min(waiting, key=room.__getitem__))
+            current = part
+        parts[current].append(position)
+        room[current] -= size
     return parts

@@ -1,54 +1,26 @@
-"""MindSpore's own function names and signatures (2.10), without MindSpore: change an import, keep the script.
-
-What differs is written at each function; every difference is one that loses nothing. Wherever MindSpore takes a path, an address
-like s3://bucket/prefix can stand too; it is reached as the AWS command line would.
-"""
+"""From ranks to ranks, offline."""
 
 from __future__ import annotations
 
-import os
-import sys
 from dataclasses import replace
-from importlib import import_module
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from reshard.checkpoint import format_of
 from reshard.checkpoint.inventory import Inventory, SourceFile, Structure, TensorEntry
-from reshard.errors import MissingInputError, RequestError, UsageError
-from reshard.gather import ReadCount
+from reshard.errors import RequestError, UsageError
 from reshard.job import job_of
 from reshard.memory import budget
 from reshard.plan import Planner, place
-from reshard.progress import Cancellation, Silent
-from reshard.rankfile import produce
+from reshard.rankfile import write_alone
 from reshard.request import Options, Request
-from reshard.segments import read_segments
-from reshard.source import (
-    Files,
-    find_diverging,
-    read_inventory,
-    read_restore_ranks,
-    read_strategy,
-    read_strategy_files,
-)
+from reshard.source import Files, find_diverging, read_inventory, read_strategy, read_strategy_files
 from reshard.storage import open_store, parent_and_name, root_and_path
-from reshard.strategy import dump, merge
 from reshard.transform import default_workers, transform_checkpoint
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterable, Mapping
+    from collections.abc import Iterable, Mapping
 
-    from reshard.arrays import Array
     from reshard.strategy import Strategy
-
-__all__ = [
-    "load_segmented_checkpoints",
-    "merge_pipeline_strategys",
-    "rank_list_for_transform",
-    "restore_group_info_list",
-    "transform_checkpoint_by_rank",
-    "transform_checkpoints",
-]
 
 
 def transform_checkpoints(
@@ -114,72 +86,6 @@ def _telling(names: Iterable[str]) -> set[str]:
     return {name for name in names if not name.startswith(("accu_grads", "adam_v", "adam_m"))}
 
 
-def load_segmented_checkpoints(
-    ckpt_file_dir: str,
-    net: Any = None,  # noqa: ANN401 - a mindspore.nn.Cell
-    strict_load: bool = False,
-    filter_prefix: str | list[str] | tuple[str, ...] | None = None,
-    dec_key: bytes | None = None,
-    dec_mode: str = "AES-GCM",  # noqa: ARG001 - it goes with the key
-    specify_prefix: str | list[str] | tuple[str, ...] | None = None,
-    choice_func: Callable[[str], bool] | None = None,
-) -> dict[str, Any]:
-    """Read all checkpoint files of one folder, such as `rank_0/` with the part of each pipeline stage.
-
-    Unlike MindSpore's: safetensors too; of a parameter that several files hold the first counts, in the order of their numbers.
-
-    Args:
-        ckpt_file_dir: the folder.
-        net: the network to load into, by MindSpore's `load_param_into_net`.
-        strict_load: whether types must be equal there.
-        filter_prefix: parameters whose names begin so are left out.
-        dec_key: is refused.
-        dec_mode: goes with it.
-        specify_prefix: only parameters whose names begin so are read.
-        choice_func: only parameters are read for whose names it is true; if neither prefix is given.
-
-    Returns:
-        By name a `mindspore.Parameter` where the script has imported MindSpore or gives a network, else a numpy array (BFloat16
-        by ml_dtypes); and text as `str`.
-
-    Raises:
-        ReshardError: of the kind that fits.
-    """
-    if dec_key is not None:
-        raise UsageError("InvalidOption", "encrypted files cannot be read", where="dec_key", fix="decrypt them with MindSpore")
-    only, without = _prefixes(specify_prefix), _prefixes(filter_prefix)
-    chosen = choice_func if choice_func is not None and not (only or without) else lambda _: True
-    found = {
-        name: array.item() if array.dtype.kind == "U" else array
-        for name, array in read_segments(
-            ckpt_file_dir,
-            lambda name: name.startswith(only or ("",)) and not (without and name.startswith(without)) and chosen(name),
-        )
-    }
-    if not found:
-        raise MissingInputError("NothingToLoad", "no file has a parameter that was asked for", where=ckpt_file_dir)
-    package = import_module("mindspore") if net is not None else sys.modules.get("mindspore")
-    if package is not None:
-        found = {name: value if isinstance(value, str) else _parameter(package, name, value) for name, value in found.items()}
-    if net is not None and package is not None:
-        package.load_param_into_net(net, found, strict_load)
-    return found
-
-
-def _prefixes(given: str | list[str] | tuple[str, ...] | None) -> tuple[str, ...]:
-    prefixes = (given,) if isinstance(given, str) else tuple(given or ())
-    if "" in prefixes:
-        raise UsageError("InvalidOption", "a prefix is empty", where="filter_prefix or specify_prefix", fix="leave it out")
-    return prefixes
-
-
-def _parameter(mindspore: Any, name: str, array: Array) -> Any:  # noqa: ANN401 - of a package that need not be there
-    """BFloat16 goes through float32, which holds all its values."""
-    if array.dtype.name != "bfloat16":
-        return mindspore.Parameter(mindspore.Tensor.from_numpy(array), name=name)
-    return mindspore.Parameter(mindspore.Tensor(array.astype("float32")).astype(mindspore.bfloat16), name=name)
-
-
 def rank_list_for_transform(
     rank_id: int, src_strategy_file: str | None = None, dst_strategy_file: str | None = None
 ) -> list[int]:
@@ -222,11 +128,9 @@ def transform_checkpoint_by_rank(
     output = format_of(save_checkpoint_file_name)
     if output is None:
         raise UsageError("InvalidFormat", "the name must end in .ckpt or .safetensors", where=save_checkpoint_file_name)
-    root, files = _in_one_storage(checkpoint_files_map)
-    written = open_store(save_checkpoint_file_name).around()[0]
-    if any(open_store(path).around()[0] == written for path in checkpoint_files_map.values()):
-        raise RequestError("TargetOverlapsSource", "the file to write is one of the source's", where=save_checkpoint_file_name)
-    store, share = open_store(root), budget(1)
+    root, files = in_one_storage(checkpoint_files_map)
+    refuse_own_files(checkpoint_files_map.values(), [save_checkpoint_file_name])
+    store = open_store(root)
     request = Request(
         source=root,
         target=save_checkpoint_file_name,
@@ -241,62 +145,22 @@ def transform_checkpoint_by_rank(
     model = replace(model, diverging=find_diverging(store, model, workers=workers))
     job = job_of(request, store, model, source, target)
     folder, name = parent_and_name(save_checkpoint_file_name)
-    writer = open_store(folder).create(
-        name,
-        temporary=f"{name}.{os.getpid()}.tmp",
-        mode=request.options.file_mode,
-        size=job.file_sizes([rank_id])[rank_id],
-        memory=share.upload,
-    )
-    try:
-        produce(
-            job,
-            job.planner.plan(rank_id),
-            writer,
-            count=ReadCount(),
-            progress=Silent(),
-            cancellation=Cancellation(),
-            ahead=share.ahead,
-        )
-        writer.finish()
-    finally:
-        writer.abort()
+    write_alone(job, rank_id, open_store(folder), name, share=budget(1))
 
 
-def merge_pipeline_strategys(src_strategy_dirs: str, dst_strategy_file: str) -> None:
-    """Merge the strategy files of all pipeline stages in a folder into one.
-
-    Unlike MindSpore's: parameter names may hold any character; a missing stage is an error.
-
-    Args:
-        src_strategy_dirs: the folder.
-        dst_strategy_file: the file to write; JSON if its name ends in .json.
+def refuse_own_files(read: Iterable[str], written: Iterable[str]) -> None:
+    """Refuse to write over what is read.
 
     Raises:
-        DataError: a file is damaged, or a stage is missing.
+        RequestError: a file is among both.
     """
-    merged = merge(read_strategy_files(src_strategy_dirs))
-    content = dump(merged, "json" if dst_strategy_file.endswith(".json") else "protobuf")
-    folder, name = parent_and_name(dst_strategy_file)
-    open_store(folder).write(name, content, mode=Options().file_mode)
+    own = {open_store(path).around()[0] for path in read}
+    for path in written:
+        if open_store(path).around()[0] in own:
+            raise RequestError("TargetOverlapsSource", "the file to write is one of the source's", where=path)
 
 
-def restore_group_info_list(group_info_file_name: str) -> list[int]:
-    """The ranks whose checkpoints can replace that of the rank that wrote a file of communication groups (GROUP_INFO_FILE).
-
-    Unlike MindSpore's: a file without such a list is an error, where MindSpore means to refuse it and returns no ranks.
-
-    Args:
-        group_info_file_name: the file.
-
-    Raises:
-        DataError: it is damaged, or has no such list.
-        MissingInputError: there is no such file.
-    """
-    return list(read_restore_ranks(group_info_file_name))
-
-
-def _in_one_storage(files: Mapping[int, str]) -> tuple[str, dict[int, str]]:
+def in_one_storage(files: Mapping[int, str]) -> tuple[str, dict[int, str]]:
     """The storage that all files lie in, and where each is there.
 
     Raises:

@@ -1,0 +1,120 @@
+"""From `.ckpt` to safetensors and back, file by file."""
+
+from __future__ import annotations
+
+import os
+import re
+from concurrent.futures import ThreadPoolExecutor
+from typing import TYPE_CHECKING
+
+from reshard.errors import MissingInputError, UsageError
+from reshard.job import job_of
+from reshard.memory import budget
+from reshard.plan import keep
+from reshard.rankfile import write_alone
+from reshard.request import Options, RenameRule, Request
+from reshard.source import Files, open_source, read_inventory
+from reshard.storage import open_store, parent_and_name, root_and_path
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping
+
+    from reshard.memory import Budget
+    from reshard.request import OutputFormat
+
+_SUFFIX: dict[OutputFormat, str] = {"Ckpt": ".ckpt", "Safetensors": ".safetensors"}
+
+
+def ckpt_to_safetensors(
+    file_path: str,
+    save_path: str | None = None,
+    name_map: Mapping[str, str] | None = None,
+    file_name_regex: str | None = None,
+    processes_num: int = 1,
+) -> None:
+    """Write `.ckpt` files anew as safetensors.
+
+    Unlike MindSpore's: every file is verified and appears whole; text is kept; two parameters that would have one name are an
+    error, and so is a tree in which no file matches.
+
+    Args:
+        file_path: a file, or a folder whose subfolders with names that begin with `rank` hold the files, all of which are
+            converted.
+        save_path: the folder to write to, with such subfolders if it is a tree; None: beside each file. What is there under a
+            file's name is replaced.
+        name_map: from parameters' names to what they are called in the new files. Names that a file does not have are skipped.
+        file_name_regex: convert only files in whose names this is found; of a single file in its path.
+        processes_num: files at a time.
+
+    Raises:
+        ReshardError: of the kind that fits. Files that were written before stay.
+    """
+    _convert(_tasks("Ckpt", "Safetensors", file_path, save_path, file_name_regex), "Safetensors", name_map, processes_num)
+
+
+def safetensors_to_ckpt(
+    file_path: str,
+    save_path: str | None = None,
+    name_map: Mapping[str, str] | None = None,
+    file_name_regex: str | None = None,
+    processes_num: int = 1,
+) -> None:
+    """Write safetensors files anew as `.ckpt`. See `ckpt_to_safetensors`."""
+    _convert(_tasks("Safetensors", "Ckpt", file_path, save_path, file_name_regex), "Ckpt", name_map, processes_num)
+
+
+def _tasks(
+    before: OutputFormat, after: OutputFormat, file_path: str, save_path: str | None, regex: str | None
+) -> list[tuple[str, str]]:
+    """The files to read, each with the one to write."""
+    suffix = _SUFFIX[before]
+    if save_path and os.path.splitext(save_path)[1]:
+        raise UsageError("InvalidPath", "it is no folder: its name has an ending", where=save_path)
+    store, name = open_source(file_path)
+    target = (save_path or store.url).rstrip("/")
+    if name is not None:
+        found = [(file_path, target, name)] if name.endswith(suffix) and _matches(regex, file_path) else []
+    else:
+        ranks = sorted(entry.name for entry in store.list("") if entry.is_folder and entry.name.startswith("rank"))
+        found = [
+            (f"{store.url}/{rank}/{entry.name}", f"{target}/{rank}", entry.name)
+            for rank in ranks
+            for entry in sorted(store.list(rank), key=lambda entry: entry.name)
+            if not entry.is_folder and entry.name.endswith(suffix) and _matches(regex, entry.name)
+        ]
+    if not found:
+        matching = "" if regex is None else f" that matches {regex!r}"
+        what = f"it is no {suffix} file{matching}, nor a folder with such files in folders rank..."
+        raise MissingInputError("SourceMissing", what, where=file_path)
+    return [(path, f"{folder}/{name.replace(suffix, _SUFFIX[after])}") for path, folder, name in found]
+
+
+def _matches(regex: str | None, name: str) -> bool:
+    return regex is None or re.search(regex, name) is not None
+
+
+def _convert(tasks: list[tuple[str, str]], output: OutputFormat, name_map: Mapping[str, str] | None, processes_num: int) -> None:
+    """Convert files, some at a time."""
+    if not isinstance(processes_num, int) or processes_num < 1:
+        raise UsageError("InvalidOption", f"{processes_num!r} is no number of files", where="processes_num")
+    share = budget(processes_num)
+    with ThreadPoolExecutor(processes_num, thread_name_prefix="reshard-convert") as pool:
+        futures = [pool.submit(_convert_file, source, target, output, name_map or {}, share) for source, target in tasks]
+        try:
+            for future in futures:
+                future.result()
+        except BaseException:
+            pool.shutdown(cancel_futures=True)
+            raise
+
+
+def _convert_file(source: str, target: str, output: OutputFormat, name_map: Mapping[str, str], share: Budget) -> None:
+    root, path = root_and_path(source)
+    store = open_store(root)
+    inventory = read_inventory(store, Files({0: path}), workers=1)
+    names = {entry.name for entry in inventory.structures[0].tensors}
+    rules = tuple(RenameRule(new, old) for old, new in name_map.items() if old in names)
+    request = Request(source=root, target=target, options=Options(format=output, layout="Same", rename=rules))
+    job = job_of(request, store, keep(inventory, rename=rules), None, None)
+    folder, name = parent_and_name(target)
+    write_alone(job, 0, open_store(folder), name, share=share)

@@ -1,0 +1,26 @@
+"""The stages of a pipeline."""
+
+from __future__ import annotations
+
+from reshard.request import Options
+from reshard.source import read_strategy_files
+from reshard.storage import open_store, parent_and_name
+from reshard.strategy import dump, merge
+
+
+def merge_pipeline_strategys(src_strategy_dirs: str, dst_strategy_file: str) -> None:
+    """Merge the strategy files of all pipeline stages in a folder into one.
+
+    Unlike MindSpore's: parameter names may hold any character; a missing stage is an error.
+
+    Args:
+        src_strategy_dirs: the folder.
+        dst_strategy_file: the file to write; JSON if its name ends in .json.
+
+    Raises:
+        DataError: a file is damaged, or a stage is missing.
+    """
+    merged = merge(read_strategy_files(src_strategy_dirs))
+    content = dump(merged, "json" if dst_strategy_file.endswith(".json") else "protobuf")
+    folder, name = parent_and_name(dst_strategy_file)
+    open_store(folder).write(name, content, mode=Options().file_mode)

@@ -1,0 +1,102 @@
+"""What parameters are called at the target. Pure."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from reshard.errors import MissingInputError, RequestError
+
+if TYPE_CHECKING:
+    from collections.abc import Collection, Sequence
+
+    from reshard.request import RenameRule
+
+
+def renamed(names: Collection[str], rules: Sequence[RenameRule], *, all_there: bool = True) -> dict[str, str]:
+    """From each of these names that goes to the target to what it is called there, in their order.
+
+    A rule for the very name comes first, then the first pattern that matches; what comes out is not renamed again, so that two
+    can change places.
+
+    Args:
+        names: those of the source.
+        rules: what becomes of them.
+        all_there: whether these are all names that rules can be for; not so for one pipeline stage of several.
+
+    Raises:
+        MissingInputError: a name that a rule is for is not there.
+        RequestError: two get the same name.
+    """
+    exact = {rule.name: rule.to for rule in rules if rule.name is not None}
+    patterns = [(_Pattern(rule.pattern), rule.to) for rule in rules if rule.pattern is not None]
+    for name in exact:
+        if all_there and name not in names:
+            raise MissingInputError(
+                "RenamedMissing",
+                "it is to be renamed, but no source file holds it",
+                where=f"parameter {name}",
+                fix="take the names from reshard inspect",
+            )
+    found: dict[str, str] = {}
+    origin: dict[str, str] = {}
+    for name in names:
+        new = exact[name] if name in exact else _by_pattern(name, patterns)
+        if new is None:
+            continue
+        if (other := origin.setdefault(new, name)) is not name:
+            raise RequestError(
+                "NamesClash",
+                f"{other} and {name} would both be called {new}",
+                where="rename",
+                fix="rename one of them to something else",
+            )
+        found[name] = new
+    return found
+
+
+def _by_pattern(name: str, patterns: list[tuple[_Pattern, str | None]]) -> str | None:
+    for pattern, to in patterns:
+        if pattern.matches(name):
+            return to and pattern.apply(name, to)
+    return name
+
+
+def unmatched(names: Collection[str], rules: Sequence[RenameRule]) -> tuple[str, ...]:
+    """The patterns that match none of these names."""
+    patterns = {rule.pattern: _Pattern(rule.pattern) for rule in rules if rule.pattern is not None}
+    return tuple(text for text, pattern in patterns.items() if not any(map(pattern.matches, names)))
+
+
+class _Pattern:
+    """Text with stars, each of which stands for any characters, as few as will do.
+
+    It is matched from left to right without ever going back, whoever wrote it; a regular expression may take forever.
+    """
+
+    def __init__(self, text: str) -> None:
+        self._first, *self._rest = text.split("*")
+
+    def matches(self, name: str) -> bool:
+        """Whether a name is of this form."""
+        return self._stars(name) is not None
+
+    def apply(self, name: str, to: str) -> str:
+        """A name that matches with what its stars stand for in the place of those of `to`."""
+        first, *rest = to.split("*")
+        return first + "".join(star + text for star, text in zip(self._stars(name) or (), rest, strict=True))
+
+    def _stars(self, name: str) -> list[str] | None:
+        if not self._rest:
+            return [] if name == self._first else None
+        *middle, last = self._rest
+        at, end = len(self._first), len(name) - len(last)
+        if end < at or not (name.startswith(self._first) and name.endswith(last)):
+            return None
+        found = []
+        for text in middle:
+            there = name.find(text, at, end)
+            if there < 0:
+                return None
+            found.append(name[at:there])
+            at = there + len(text)
+        return [*found, name[at:end]]

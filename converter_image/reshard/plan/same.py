@@ -1,0 +1,86 @@
+"""Each rank's file as it is, tensor by tensor: another format or other names, the same layout. Pure."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from reshard.errors import MissingInputError, RequestError
+from reshard.layout import Layout
+from reshard.plan.parameters import Model, Parameter, Role
+from reshard.plan.rename import renamed
+from reshard.ranks import parse_ranks
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable, Sequence
+
+    from reshard.checkpoint.inventory import Inventory
+    from reshard.request import RenameRule
+
+
+def keep(inventory: Inventory, *, ranks: str | None = None, rename: Sequence[RenameRule] = ()) -> Model:
+    """A model in which each target rank has what the source rank of the same number has.
+
+    Without a strategy nothing says how slices belong together, and nothing has to: a parameter is one tensor of the files of
+    one structure, and what another structure has under its name, in another shape perhaps, is another parameter. They keep the
+    order of a `.ckpt`; a safetensors file has none that means anything, so as in MindSpore they go by name.
+
+    Args:
+        inventory: what the source's files hold.
+        ranks: those that must be there, such as "0,2-5"; None: all up to the last that is.
+        rename: what parameters are called at the target.
+
+    Raises:
+        MissingInputError: a rank is not there, or a parameter that is to be renamed.
+        RequestError: two parameters would have one name; or the source's files are no ranks.
+    """
+    if inventory.unified:
+        raise RequestError(
+            "SourceIsUnified",
+            "the source's files are parts of one whole, not ranks",
+            where="source",
+            fix="use --layout unified or per-rank (spec.target.layout), or give one of the files",
+        )
+    held = dict.fromkeys(entry.name for structure in inventory.structures for entry in structure.tensors)
+    names = renamed(held, rename)
+    total = inventory.files[-1].rank + 1
+    _check_ranks(inventory, range(total) if ranks is None else parse_ranks(ranks, total))
+    whole: dict[int, Layout] = {}
+    parameters = [
+        Parameter(
+            name=names[entry.name],
+            dtype=entry.dtype,
+            shape=entry.shape,
+            role=Role.OWN,
+            source=None,
+            source_stages=(),
+            target=whole.setdefault(len(entry.shape), Layout.whole(len(entry.shape), total)),
+            target_stages=(0,),
+            structures=(number,),
+            source_name=entry.name,
+        )
+        for number, structure in enumerate(inventory.structures)
+        for entry in (structure.tensors if structure.format == "ckpt" else sorted(structure.tensors, key=lambda e: e.name))
+        if entry.name in names
+    ]
+    return Model(
+        inventory=inventory,
+        source_devices=total,
+        source_stages=1,
+        target_devices=total,
+        target_stages=1,
+        parameters=tuple(parameters),
+        dropped=tuple(name for name in held if name not in names),
+        same=True,
+    )
+
+
+def _check_ranks(inventory: Inventory, wanted: Iterable[int]) -> None:
+    there = {file.rank for file in inventory.files}
+    absent = next((rank for rank in wanted if rank not in there), None)
+    if absent is not None:
+        raise MissingInputError(
+            "SourceRankMissing",
+            f"there is no checkpoint of rank {absent}",
+            where="source",
+            fix="restore it, or name the ranks that are wanted with --ranks (spec.target.ranks)",
+        )

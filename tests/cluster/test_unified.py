@@ -1,0 +1,75 @@
+"""Unified safetensors by pods: one for each part, and from the parts the ranks of another layout."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+import yaml
+from kubernetes_objects import claim_folder
+from transforms_on_cluster import ROOT
+
+from reshard.cli import main
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+    from transforms_on_cluster import Stage
+
+CORPUS = ROOT / "tests" / "conformance" / "corpus"
+
+
+def claim(name: str, path: str) -> dict[str, Any]:
+    return {"persistentVolumeClaim": {"claimName": name, "path": path}}
+
+
+UNIFY = {
+    "source": {"storage": claim("corpus", "six/src"), "strategy": {"path": "six/src_strategy"}},
+    "target": {"storage": claim("results", "unified"), "layout": "Unified", "partSizeBytes": 1024},
+    "verification": "Full",
+}
+CUT = {
+    "source": {"storage": claim("results", "unified")},
+    "target": {
+        "storage": claim("results", "ranks"),
+        "strategy": {"path": "six/dst_strategy.ckpt", "storage": claim("corpus", "")},
+    },
+    "verification": "Full",
+}
+STRAIGHT = {
+    "source": UNIFY["source"],
+    "target": CUT["target"] | {"storage": claim("results", "straight")},
+}
+
+
+def contents(folder: Path, pattern: str) -> dict[str, bytes]:
+    return {str(path.relative_to(folder)): path.read_bytes() for path in folder.glob(pattern)}
+
+
+def run(spec: dict[str, Any], folder: Path, results: Path) -> None:
+    """Without a cluster."""
+    resource = {"apiVersion": "reshard.dev/v1alpha1", "kind": "CheckpointTransform", "metadata": {"name": "x"}, "spec": spec}
+    (folder / "resource.yaml").write_text(yaml.safe_dump(resource))
+    volumes = ["--volume", f"corpus={CORPUS}", "--volume", f"results={results}"]
+    assert main(["run", str(folder / "resource.yaml"), *volumes]) == 0
+
+
+def test_one_pod_for_each_part_and_ranks_of_another_layout_from_them(stage: Stage, tmp_path: Path) -> None:
+    claim_folder(stage.api, stage.namespace, "corpus", CORPUS)
+    alone = tmp_path / "alone"
+    alone.mkdir()
+    run(UNIFY, tmp_path, alone)
+    run(STRAIGHT, tmp_path, alone)
+    parts = contents(alone / "unified", "*.safetensors")
+    assert len(parts) > 2
+
+    stage.create("unify", UNIFY)
+    status = stage.ended("unify")
+    assert (status["progress"], status["plan"]["targetRanks"]) == (f"{len(parts)}/{len(parts)}", len(parts))
+    pods = [pod.metadata.annotations["batch.kubernetes.io/job-completion-index"] for pod in stage.pods("ranks")]
+    assert sorted(pods, key=int) == [str(part) for part in range(len(parts))]
+    assert contents(stage.results / "unified", "*.safetensors") == parts
+    assert contents(stage.results / "unified", "param_name_map.json") == contents(alone / "unified", "param_name_map.json")
+
+    stage.create("cut", CUT)
+    assert stage.ended("cut")["progress"] == "6/6"
+    assert contents(stage.results / "ranks", "rank_*/*") == contents(alone / "straight", "rank_*/*")

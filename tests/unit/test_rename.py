@@ -1,0 +1,98 @@
+"""What parameters are called at the target."""
+
+from __future__ import annotations
+
+import re
+from typing import Any
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from reshard.errors import MissingInputError, RequestError, UsageError
+from reshard.plan.rename import renamed, unmatched
+from reshard.request import Options, RenameRule
+
+NAMES = ("a.w", "a.b", "a.w.w", "c")
+
+
+def by_name(old: str, new: str | None) -> RenameRule:
+    return RenameRule(new, name=old)
+
+
+def by_pattern(old: str, new: str | None) -> RenameRule:
+    return RenameRule(new, pattern=old)
+
+
+@pytest.mark.parametrize(
+    ("rules", "expected"),
+    [
+        ([], NAMES),
+        ([by_name("c", "d")], ("a.w", "a.b", "a.w.w", "d")),
+        ([by_name("c", "a.w"), by_name("a.w", "c")], ("c", "a.b", "a.w.w", "a.w")),  # they change places
+        ([by_pattern("a.*", "*.a")], ("w.a", "b.a", "w.w.a", "c")),
+        ([by_pattern("*.w", "x.*"), by_pattern("a.*", "y.*")], ("x.a", "y.b", "x.a.w", "c")),  # the first that matches
+        ([by_pattern("*", "x.*"), by_name("c", "c")], ("x.a.w", "x.a.b", "x.a.w.w", "c")),  # a name comes first
+        ([by_pattern("*.*", "*/*")], ("a/w", "a/b", "a/w.w", "c")),  # as few characters as will do
+        ([by_pattern("c", "d")], ("a.w", "a.b", "a.w.w", "d")),
+        ([by_name("c", None), by_pattern("*.w", None)], (None, "a.b", None, None)),
+    ],
+)
+def test_rules(rules: list[RenameRule], expected: tuple[str | None, ...]) -> None:
+    made = renamed(NAMES, rules)
+    assert tuple(map(made.get, NAMES)) == expected
+    assert list(made) == [name for name, new in zip(NAMES, expected, strict=True) if new is not None]
+
+
+@pytest.mark.parametrize("rules", [[by_name("c", "a.b")], [by_pattern("a.b*", "c*")], [by_name("a.b", "x"), by_name("c", "x")]])
+def test_a_clash_names_both(rules: list[RenameRule]) -> None:
+    with pytest.raises(RequestError, match=r"NamesClash: rename: a\.b and c would both be called") as caught:
+        renamed(NAMES, rules)
+    assert caught.value.exit_code == 78
+
+
+def test_a_name_that_is_not_there_is_an_error_and_a_pattern_is_told() -> None:
+    with pytest.raises(MissingInputError, match="RenamedMissing: parameter nobody"):
+        renamed(NAMES, [by_name("nobody", "x")])
+    rules = [by_pattern("a.*", "b.*"), by_pattern("nobody.*", "b.*")]
+    assert unmatched(NAMES, rules) == ("nobody.*",)
+
+
+@given(st.text("ab*", min_size=1, max_size=8), st.text("ab", max_size=12))
+def test_a_star_is_what_a_regular_expression_of_its_kind_would_find(pattern: str, name: str) -> None:
+    found = re.fullmatch(re.sub(r"\*", "(.*?)", pattern), name)
+    made = renamed([name], [by_pattern(pattern, "|".join("*" * (pattern.count("*") + 1))[:-1] or "x")]) if name else {}
+    if name and found:
+        assert made[name] == ("|".join(found.groups()) + "|" * bool(found.groups()) or "x")
+    elif name:
+        assert made[name] == name
+
+
+def test_no_pattern_takes_forever() -> None:
+    name = "a" * (1 << 16)
+    assert renamed([name], [by_pattern("a*" * 4096 + "b", "*" * 4096)]) == {name: name}
+
+
+@pytest.mark.parametrize(
+    ("rule", "said"),
+    [
+        ({"to": "x"}, "either a name or a pattern"),
+        ({"to": "x", "name": "a", "pattern": "b"}, "either a name or a pattern"),
+        ({"to": "x*", "pattern": "a"}, "another number of stars"),
+        ({"to": "", "name": "a"}, "1 to 16384 characters"),
+        ({"to": "x" * 16385, "name": "a"}, "1 to 16384 characters"),
+        ({"to": 1, "name": "a"}, "1 to 16384 characters"),
+        ({"to": "\udcff", "name": "a"}, "UTF-8"),
+    ],
+)
+def test_what_is_no_rule(rule: dict[str, Any], said: str) -> None:
+    with pytest.raises(UsageError, match=said) as caught:
+        RenameRule(**rule)
+    assert str(caught.value).isprintable()
+    assert len(str(caught.value)) < 300
+
+
+def test_one_name_has_one_rule() -> None:
+    assert Options(rename=(by_name("a", "b"), by_name("a", "b")))
+    with pytest.raises(UsageError, match="'a' would be called both 'b' and 'c'"):
+        Options(rename=(by_name("a", "b"), by_name("a", "c")))

@@ -1,0 +1,269 @@
+"""Files that keep their layout, each by itself: in another format, or with other names."""
+
+from __future__ import annotations
+
+import json
+import struct
+from typing import TYPE_CHECKING, Any
+
+import disk
+import models
+import numpy as np
+import pytest
+import rawfiles
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+from memory_jobs import written
+from memory_store import MemorySource
+
+import reshard.mindspore
+from reshard.cli import main
+from reshard.errors import MissingInputError, RequestError, UsageError
+from reshard.job import job_of
+from reshard.manifest import Manifest, decode
+from reshard.plan import Planner, keep
+from reshard.plan.summary import summarize
+from reshard.request import Options, RenameRule, Request
+from reshard.source import Files, read_inventory
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+    from reshard.job import Job
+
+KINDS = ("ckpt", "safetensors")
+RENAME = (RenameRule("new.*", pattern="layer.*"), RenameRule("c", name="a"))
+
+
+def job(files: dict[int, bytes], source: str, target: str, **options: Any) -> Job:
+    store = MemorySource({f"rank_{rank}/x-1_2.{source}": content for rank, content in files.items()})
+    inventory = read_inventory(store, Files({rank: f"rank_{rank}/x-1_2.{source}" for rank in files}), workers=1)
+    chosen = Options(format="Ckpt" if target == "ckpt" else "Safetensors", layout="Same", **options)
+    model = keep(inventory, ranks=chosen.ranks, rename=chosen.rename)
+    return job_of(Request("memory", "nowhere", options=chosen), store, model, None, None)
+
+
+def same(found: rawfiles.Tensors, expected: rawfiles.Tensors) -> bool:
+    return found.keys() == expected.keys() and all(
+        (a.dtype, a.shape, a.tobytes()) == (b.dtype, b.shape, b.tobytes()) for a, b in ((found[n], expected[n]) for n in found)
+    )
+
+
+@settings(max_examples=300, deadline=None, suppress_health_check=list(HealthCheck))
+@given(models.models(16), st.sampled_from(KINDS), st.sampled_from(KINDS))
+def test_every_rank_holds_what_it_held(model: models.Model, source: str, target: str) -> None:
+    held = model.source()
+    files = {rank: rawfiles.write(source, tensors) for rank, tensors in enumerate(held)}
+    made = job(files, source, target)
+    for rank in files:
+        assert same(rawfiles.read(target, written(made, rank)), held[rank])
+        assert made.path(rank) == f"rank_{rank}/x-1_2.{target}"
+
+
+def test_one_name_may_be_another_tensor_on_another_rank() -> None:
+    held = [{"a": np.zeros(n, np.int8), "layer.0": np.full((n, 2), n, np.float32)} for n in (1, 2, 3)]
+    made = job(dict(enumerate(map(rawfiles.ckpt, held))), "ckpt", "safetensors", rename=RENAME)
+    for rank, tensors in enumerate(held):
+        assert same(rawfiles.read("safetensors", written(made, rank)), {"c": tensors["a"], "new.0": tensors["layer.0"]})
+    assert made.file_sizes(range(3)) == {rank: len(written(made, rank)) for rank in range(3)}
+
+
+def test_a_ckpt_keeps_its_order_and_a_safetensors_file_its_metadata() -> None:
+    tensors = {name: np.zeros(2, kind) for name, kind in (("z", np.int8), ("a", np.float32), ("m", np.int8))}
+    content = rawfiles.ckpt(tensors)
+    assert written(job({0: content}, "ckpt", "ckpt"), 0) == content
+    marked = [rawfiles.safetensors(tensors, {"format": "ms", "remove_redundancy": value}) for value in ("True", "False")]
+    made = job(dict(enumerate(marked)), "safetensors", "safetensors")
+    for rank, value in enumerate(("True", "False")):
+        found = written(made, rank)
+        (length,) = struct.unpack("<Q", found[:8])
+        assert json.loads(found[8 : 8 + length])["__metadata__"] == {"format": "ms", "remove_redundancy": value}
+
+
+def test_ranks_that_share_a_structure_share_their_plan() -> None:
+    content = rawfiles.ckpt({f"p{i}": np.zeros(2, np.int8) for i in range(50)})
+    planner: Planner = job(dict.fromkeys(range(4096), content), "ckpt", "safetensors").planner
+    assert len(planner.model.parameters) == 50
+    assert planner.parameters(7) is planner.parameters(4095)
+    summary = summarize(planner.model, planner, range(4096))
+    assert summary.sources == {rank: (rank,) for rank in range(4096)}
+    assert (summary.bytes_needed, summary.replicated_bytes, summary.copies) == (4096 * 100, 0, 4096 * 50)
+
+
+def test_ranks_that_are_not_there() -> None:
+    content = rawfiles.ckpt({"a": np.zeros(2, np.int8)})
+    assert job({5: content, 8: content}, "ckpt", "ckpt", ranks="5,8").scope == (5, 8)
+    for ranks, absent in ((None, 0), ("5-8", 6)):
+        with pytest.raises(MissingInputError, match=f"no checkpoint of rank {absent};"):
+            job({5: content, 8: content}, "ckpt", "ckpt", ranks=ranks)
+    with pytest.raises(MissingInputError, match="no checkpoint of rank 0"):
+        job({999_999_999: content}, "ckpt", "ckpt")
+
+
+@pytest.mark.parametrize("side", ["source_strategy", "target_strategy"])
+def test_no_strategy_is_asked(side: str) -> None:
+    with pytest.raises(UsageError, match="as no strategy says"):
+        Request("a", "b", **{side: "c"}, options=Options(layout="Same"))  # type: ignore[arg-type]  # one of two fields
+
+
+def test_parts_of_a_whole_are_no_ranks(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    (tmp_path / "part0.safetensors").write_bytes(rawfiles.safetensors({"a": np.zeros(2, np.int8)}))
+    (tmp_path / "param_name_map.json").write_text('{"a": "part0.safetensors"}')
+    assert main(["convert", str(tmp_path), str(tmp_path.parent / "to"), "--format", "ckpt"]) == RequestError.exit_code
+    assert "SourceIsUnified" in capsys.readouterr().err
+
+
+@pytest.fixture
+def tree(tmp_path: Path) -> disk.Checkpoint:
+    return disk.write(tmp_path / "made", disk.example())
+
+
+def document(folder: Path) -> Manifest:
+    return decode((folder / "reshard-manifest.json").read_bytes(), Manifest, "x")
+
+
+def test_a_tree_there_and_back(tree: disk.Checkpoint, tmp_path: Path) -> None:
+    there, back = tmp_path / "there", tmp_path / "back"
+    assert main(["convert", str(tree.source), str(there), "--format", "safetensors", "--rename-pattern", "*=x.*"]) == 0
+    assert {p.name for p in document(there).parameters} == {"x.w", "x.m", "x.b", "x.step"}
+    assert {p.source_name for p in document(there).parameters} == {"w", "m", "b", "step"}
+    assert main(["convert", str(there), str(back), "--format", "ckpt", "--rename-pattern", "x.*=*"]) == 0
+    for rank, tensors in enumerate(tree.model.source()):
+        assert same(rawfiles.read_ckpt((back / f"rank_{rank}" / "net-1_100.ckpt").read_bytes()), tensors)
+    assert main(["verify", str(there)]) == 0
+
+
+def test_one_file_becomes_one_file(tree: disk.Checkpoint, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    source, target = tree.source / "rank_2" / "net-1_100.ckpt", tmp_path / "target"
+    arguments = ["convert", str(source), str(target), "--format", "safetensors", "--rename", "w=v"]
+    assert main(arguments) == 0
+    expected = {"v" if name == "w" else name: array for name, array in tree.model.source()[2].items()}
+    assert same(rawfiles.read_safetensors((target / "net-1_100.safetensors").read_bytes()), expected)
+    assert {entry.name for entry in target.iterdir()} == {"net-1_100.safetensors", "reshard-manifest.json", ".reshard"}
+    assert main(arguments) == 0
+    assert "nothing to do" in capsys.readouterr().out
+    assert main([*arguments[:-1], "w=u"]) == RequestError.exit_code  # its names are in the job's digest
+    assert main([*arguments[:-1], "w=u", "--overwrite"]) == 0
+    assert document(target).files[0].path == "net-1_100.safetensors"
+
+
+def test_a_file_that_nobody_described_is_not_replaced(tree: disk.Checkpoint, tmp_path: Path) -> None:
+    target = tmp_path / "target"
+    target.mkdir()
+    (target / "net-1_100.safetensors").write_bytes(b"mine")
+    source = str(tree.source / "rank_0" / "net-1_100.ckpt")
+    assert main(["convert", source, str(target), "--format", "safetensors", "--overwrite"]) == RequestError.exit_code
+    assert (target / "net-1_100.safetensors").read_bytes() == b"mine"
+
+
+def test_rank_by_rank_and_committed(tree: disk.Checkpoint, tmp_path: Path) -> None:
+    target = tmp_path / "target"
+    common = ["--layout", "same", "--format", "safetensors", "--source", str(tree.source), "--target", str(target)]
+    assert main(["plan", "--write", *common]) == 0
+    for ranks in ("0-1", "2,3"):
+        assert main(["transform", "--no-commit", "--ranks", ranks, *common]) == 0
+    assert main(["commit", str(target)]) == 0
+    assert document(target).ranks == "0-3"
+
+
+def test_each_strategy_has_the_names_of_its_side(tree: disk.Checkpoint, tmp_path: Path) -> None:
+    target = tmp_path / "target"
+    strategy = tree.folder / "renamed.json"
+    layouts = {
+        f"new.{tensor.name}": {
+            "dev_matrix": tensor.target.matrix,
+            "tensor_map": [axes[0] if axes else -1 for axes in tensor.target.maps],
+            "param_split_shape": [],
+            "indices_offset": [],
+            "field": 0,
+            "opt_weight_shard_step": tensor.target.step,
+            "opt_weight_shard_size": tensor.target.size,
+        }
+        for tensor in tree.model.tensors
+        if tensor.target is not None
+    }
+    strategy.write_text(json.dumps({"current_stage": 0, "parallel_strategy_item": {}, "parallel_layout_item": layouts}))
+    arguments = tree.arguments(target, "--rename-pattern", "*=new.*", "--rename", "step=global_step", "--verify", "full")
+    arguments[arguments.index(str(tree.target_strategy))] = str(strategy)
+    assert main(arguments) == 0
+    for rank in range(tree.model.target_ranks):
+        expected = {"global_step" if n == "step" else f"new.{n}": a for n, a in tree.model.target(rank).items()}
+        assert same(rawfiles.read_ckpt((target / f"rank_{rank}" / f"checkpoint_{rank}.ckpt").read_bytes()), expected)
+
+
+@pytest.mark.parametrize(
+    ("options", "code", "reason"),
+    [
+        (["--rename", "w"], 2, "InvalidRename"),
+        (["--rename", "=w"], 2, "InvalidRename"),
+        (["--rename", "w=m"], 78, "NamesClash"),
+        (["--rename", "nobody=m"], 66, "RenamedMissing"),
+        (["--rename-pattern", "*=x"], 2, "InvalidRename"),
+        (["--rename-file", "map.json", "--rename", "w=z"], 2, "InvalidOption"),
+        (["--rename-file", "list.json"], 2, "InvalidRename"),
+        (["--rename-file", "nothing.json"], 66, "NotFound"),
+    ],
+)
+def test_what_is_no_renaming_is_said_in_one_line(
+    options: list[str],
+    code: int,
+    reason: str,
+    tree: disk.Checkpoint,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "map.json").write_text('{"w": "v"}')
+    (tmp_path / "list.json").write_text('["w"]')
+    assert main(["convert", str(tree.source), "target", "--format", "ckpt", *options]) == code
+    (line,) = [line for line in capsys.readouterr().err.splitlines() if line.startswith("reshard: ")]
+    assert reason in line
+    assert not (tmp_path / "target").exists()
+
+
+def test_mindspores_functions_write_beside_or_below(tree: disk.Checkpoint, tmp_path: Path) -> None:
+    odd = tree.source / "rank5"  # all folders whose names begin so, and all files in them
+    odd.mkdir()
+    for name in ("a.ckpt", "b.ckpt", "c.txt"):
+        (odd / name).write_bytes((tree.source / "rank_0" / "net-1_100.ckpt").read_bytes())
+    reshard.mindspore.ckpt_to_safetensors(str(tree.source), str(tmp_path / "to"), {"w": "v", "nobody": "x"}, processes_num=2)
+    reshard.mindspore.safetensors_to_ckpt(str(tmp_path / "to"), None, {"v": "w"}, r"^b")
+    written_files = {str(path.relative_to(tmp_path / "to")) for path in (tmp_path / "to").rglob("*.*")}
+    ranks = {f"rank_{rank}/net-1_100.safetensors" for rank in range(4)}
+    assert written_files == ranks | {"rank5/a.safetensors", "rank5/b.safetensors", "rank5/b.ckpt"}
+    found = rawfiles.read_ckpt((tmp_path / "to" / "rank5" / "b.ckpt").read_bytes())
+    assert same(found, tree.model.source()[0])
+
+
+@pytest.mark.parametrize(
+    ("arguments", "said"),
+    [
+        (("nowhere",), "SourceMissing"),
+        (("src/rank_0/net-1_100.safetensors",), "SourceMissing"),
+        (("src/rank_0/net-1_100.ckpt", "to.d"), "InvalidPath"),
+        (("src/rank_0/net-1_100.ckpt", "to", None, "other"), "SourceMissing"),
+        (("src/rank_0",), "SourceMissing"),
+        (("src", "to", None, "other"), "SourceMissing"),
+        (("src", "to", {"w": "m"}), "NamesClash"),
+        (("src", "to", {"w": 1}), "InvalidRename"),
+        (("src", "to", None, None, 0), "InvalidOption"),
+    ],
+)
+def test_mindspores_functions_refuse(
+    arguments: tuple[Any, ...], said: str, tree: disk.Checkpoint, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tree.folder)
+    with pytest.raises(Exception, match=said):
+        reshard.mindspore.ckpt_to_safetensors(*arguments)
+    assert not list(tree.folder.rglob("*.safetensors"))
+
+
+def test_the_map_of_unified_files_has_the_new_names(tmp_path: Path) -> None:
+    (tmp_path / "one.ckpt").write_bytes(rawfiles.ckpt({"a": np.zeros(2, np.int8), "layer.w": np.ones(2, np.int8)}))
+    target = tmp_path / "to"
+    arguments = ["--source", str(tmp_path / "one.ckpt"), "--target", str(target), "--layout", "unified"]
+    assert main(["transform", *arguments, "--rename-pattern", "layer.*=new.*"]) == 0
+    assert json.loads((target / "param_name_map.json").read_text())["weight_map"].keys() == {"a", "new.w"}
+    found = rawfiles.read_safetensors((target / "part0.safetensors").read_bytes())
+    assert same(found, {"a": np.zeros(2, np.int8), "new.w": np.ones(2, np.int8)})

@@ -1,0 +1,334 @@
+"""Unified safetensors: what they hold, what their maps say, and what is made of them again."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from typing import TYPE_CHECKING, Any
+
+import disk
+import models
+import numpy as np
+import pytest
+import rawfiles
+from definition import Cut
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from reshard.cli import main
+from reshard.errors import ReshardError
+from reshard.plan.unified import fill
+from reshard.request import Options, RenameRule, Request
+from reshard.transform import Result, commit_checkpoint, transform_checkpoint
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+MAP, INDEX, HYPER = "param_name_map.json", "model.safetensors.index.json", "hyper_param.safetensors"
+MANIFEST = "reshard-manifest.json"
+
+
+def pipeline(*, seed: int = 1, remove_redundancy: bool = False) -> models.Model:
+    """Two stages that become three: moments and gradients, and of what no strategy names one that stage 1 only has."""
+    tensors = []
+    for stage in range(2):
+        for name in ("w", "moment1.w", "accu_grads.w"):
+            target = Cut((2,), ((), (0,))) if name == "w" else None
+            tensors.append(
+                models.Tensor(f"{name}{stage}", "Float32", (16, 8), Cut((2, 2), ((0,), ()), 2, 2), stage, target, 2 * stage)
+            )
+    tensors.append(models.Tensor("b-0", "BFloat16", (64,), Cut((4,), ((),)), 0, Cut((2,), ((0,),)), 1))
+    tensors.append(models.Tensor("step", "Int32", (), None, 0, None, 0))
+    return models.Model(4, 2, 2, 3, tuple(tensors), seed, remove_redundancy)
+
+
+@pytest.fixture(params=["safetensors", "ckpt"])
+def made(request: pytest.FixtureRequest, tmp_path: Path) -> disk.Checkpoint:
+    return disk.write(tmp_path / "made", pipeline(), request.param)
+
+
+@pytest.fixture
+def source(tmp_path: Path) -> disk.Checkpoint:
+    return disk.write(tmp_path / "made", pipeline(), "safetensors")
+
+
+def unify(made: disk.Checkpoint, target: Path, **options: Any) -> Result:
+    options = {"part_bytes": 1024} | options
+    request = Request(made.source, target, made.source_strategy, options=Options(layout="Unified", **options))
+    return transform_checkpoint(request, workers=2)
+
+
+def cut(source: Path, target: Path, strategy: Path | None, **options: Any) -> Result:
+    return transform_checkpoint(Request(source, target, target_strategy=strategy, options=Options(**options)), workers=2)
+
+
+def contents(folder: Path) -> dict[str, dict[str, np.ndarray]]:
+    """By the file's name."""
+    return {path.name: rawfiles.read("safetensors", path.read_bytes()) for path in sorted(folder.glob("*.safetensors"))}
+
+
+def whole(model: models.Model) -> dict[str, bytes]:
+    return {tensor.name: model.whole(tensor).tobytes() for tensor in model.tensors}
+
+
+def weight_map(path: Path) -> dict[str, str]:
+    found: dict[str, str] = json.loads(path.read_bytes())["weight_map"]
+    return found
+
+
+def names(folder: Path) -> set[str]:
+    return {path.name for path in folder.iterdir()}
+
+
+def sharded(folder: Path, files: dict[str, list[str]], listed: dict[str, str] | None = None) -> None:
+    """A folder as Hugging Face's libraries write it: parameters by file, and the index, if it says something else."""
+    folder.mkdir()
+    for file, held in files.items():
+        tensors = {name: np.full((4, 2), len(name), np.float32) for name in held}
+        (folder / file).write_bytes(rawfiles.write("safetensors", tensors))
+    listed = listed if listed is not None else {name: file for file, held in files.items() for name in held}
+    (folder / INDEX).write_text(json.dumps({"metadata": {"total_size": 1.5e3}, "weight_map": listed}))
+
+
+TWO = {"model-00001-of-00002.safetensors": ["a"], "model-00002-of-00002.safetensors": ["b", "c"]}
+
+
+@pytest.mark.parametrize("remove_redundancy", [False, True])
+def test_every_parameter_is_whole_in_one_file_and_the_map_says_in_which(tmp_path: Path, *, remove_redundancy: bool) -> None:
+    model = pipeline(remove_redundancy=remove_redundancy)
+    made = disk.write(tmp_path / "made", model, "safetensors")
+    assert unify(made, tmp_path / "u").complete
+    files = contents(tmp_path / "u")
+    held = {name: array.tobytes() for tensors in files.values() for name, array in tensors.items()}
+    assert held == whole(model)
+    assert sum(map(len, files.values())) == len(held)
+    assert set(files.pop(HYPER)) == {"step"}
+    assert list(files) == [f"part{number}.safetensors" for number in range(len(files))]
+    assert all(sum(array.nbytes for array in tensors.values()) <= 1024 for tensors in files.values())
+    document = json.loads((tmp_path / "u" / MAP).read_bytes())
+    assert document["weight_map"] == {name: file for file, tensors in files.items() for name in tensors}
+    assert document["metadata"]["total_size"] == sum(array.nbytes for tensors in files.values() for array in tensors.values())
+    assert INDEX not in names(tmp_path / "u")
+
+
+@pytest.mark.parametrize("unplaced", ["Drop", "Keep"])
+def test_unified_and_cut_again_is_what_cut_is(made: disk.Checkpoint, tmp_path: Path, unplaced: Any) -> None:
+    """Optimizer moments too: that a strategy has named them is not forgotten."""
+    straight, twice, unified = (tmp_path / name for name in ("straight", "twice", "u"))
+    unify(made, unified)
+    options = Options(format="Safetensors", unplaced=unplaced)
+    transform_checkpoint(Request(made.source, straight, made.source_strategy, made.target_strategy, options=options))
+    result = cut(unified, twice, made.target_strategy, unplaced=unplaced)
+    assert any("moment1.w0" in note for note in result.notes) == (unplaced == "Drop")
+    assert main(["verify", str(twice)]) == 0
+    for path in straight.glob("rank_*/*"):
+        other = rawfiles.read("safetensors", (twice / path.relative_to(straight)).read_bytes())
+        found = rawfiles.read("safetensors", path.read_bytes())
+        assert {n: a.tobytes() for n, a in other.items()} == {n: a.tobytes() for n, a in found.items()}
+    # Without its manifest it is MindSpore's own.
+    (unified / MANIFEST).unlink()
+    assert cut(unified, tmp_path / "again", made.target_strategy, unplaced=unplaced).notes == result.notes
+
+
+def test_unified_files_can_be_merged_and_divided_anew(source: disk.Checkpoint, tmp_path: Path) -> None:
+    unify(source, tmp_path / "u")
+    cut(tmp_path / "u", tmp_path / "one", None, format="Ckpt")
+    one = rawfiles.read("ckpt", (tmp_path / "one" / "rank_0" / "checkpoint_0.ckpt").read_bytes())
+    assert {name: array.tobytes() for name, array in one.items()} == whole(source.model)
+    cut(tmp_path / "u", tmp_path / "anew", None, layout="Unified")
+    assert set(contents(tmp_path / "anew")) == {"part0.safetensors", HYPER}
+    assert set(contents(tmp_path / "anew")[HYPER]) == {"step"}
+
+
+def test_of_copies_that_differ_that_of_the_first_rank_is_taken(source: disk.Checkpoint, tmp_path: Path) -> None:
+    for rank in range(8):
+        path = source.source / f"rank_{rank}" / "net-1_100.safetensors"
+        tensors = rawfiles.read("safetensors", path.read_bytes())
+        path.write_bytes(rawfiles.write("safetensors", tensors | {"step": np.array(100 + rank, np.int32)}))
+    result = unify(source, tmp_path / "u")
+    assert contents(tmp_path / "u")[HYPER]["step"] == 100
+    assert any("that of the first rank that has one is taken: step" in note for note in result.notes)
+
+
+def test_what_only_a_later_stage_has_is_there(tmp_path: Path) -> None:
+    made = disk.write(tmp_path / "made", pipeline(), "safetensors")
+    for rank in range(4):
+        path = made.source / f"rank_{rank}" / "net-1_100.safetensors"
+        tensors = rawfiles.read("safetensors", path.read_bytes())
+        del tensors["step"]
+        path.write_bytes(rawfiles.write("safetensors", tensors))
+    unify(made, tmp_path / "u")
+    assert contents(tmp_path / "u")[HYPER]["step"].tobytes() == whole(made.model)["step"]
+
+
+def test_a_missing_rank_is_an_error(source: disk.Checkpoint, tmp_path: Path) -> None:
+    shutil.rmtree(source.source / "rank_5")
+    with pytest.raises(ReshardError, match=r"SourceRankMissing.*rank 5"):
+        unify(source, tmp_path / "u")
+    assert not (tmp_path / "u").exists()
+
+
+def test_hugging_faces_index_names_every_parameter_and_its_file(source: disk.Checkpoint, tmp_path: Path) -> None:
+    unify(source, tmp_path / "u", hf_index=True)
+    files = contents(tmp_path / "u")
+    document = json.loads((tmp_path / "u" / INDEX).read_bytes())
+    assert document["weight_map"] == {name: file for file, tensors in files.items() for name in tensors}
+    assert document["metadata"] == {"total_size": sum(len(content) for content in whole(source.model).values())}
+    for file in files:
+        content = (tmp_path / "u" / file).read_bytes()
+        header = json.loads(content[8 : 8 + int.from_bytes(content[:8], "little")])
+        assert header["__metadata__"] == {"format": "pt"}
+    # As a source it says nothing of a strategy, so what the target's does not name goes to every rank.
+    cut(tmp_path / "u" / INDEX, tmp_path / "ranks", source.target_strategy)
+    found = rawfiles.read("safetensors", (tmp_path / "ranks" / "rank_2" / "checkpoint_2.safetensors").read_bytes())
+    assert {"moment1.w0", "step", "b-0"} <= found.keys()
+
+
+def test_a_folder_of_hugging_faces_is_a_source(tmp_path: Path) -> None:
+    sharded(tmp_path / "hf", TWO)
+    cut(tmp_path / "hf", tmp_path / "one", None)
+    found = rawfiles.read("safetensors", (tmp_path / "one" / "rank_0" / "checkpoint_0.safetensors").read_bytes())
+    assert set(found) == {"a", "b", "c"}
+    cut(tmp_path / "hf", tmp_path / "u", None, layout="Unified")
+    assert set(contents(tmp_path / "u")) == {"part0.safetensors"}
+
+
+@pytest.mark.parametrize(
+    ("content", "said"),
+    [
+        (b"", "MapInvalid"),
+        (b"[]", "MapInvalid"),
+        (b'{"weight_map": {}}', "MapInvalid.*no parameter"),
+        (b'{"weight_map": {"a": 1}}', "MapInvalid"),
+        (b'{"weight_map": {"a": "../x.safetensors"}}', "MapInvalid.*beside it"),
+        (b'{"weight_map": {"a": "/x.safetensors"}}', "MapInvalid.*beside it"),
+        (b'{"weight_map": {"a": ".x.safetensors"}}', "MapInvalid.*beside it"),
+        (b'{"weight_map": {"a": "\\u0000.safetensors"}}', "MapInvalid.*beside it"),
+        (b'{"weight_map": {"a": "\xff.safetensors"}}', "MapInvalid"),
+        (b'{"weight_map": {"a": "x.ckpt"}}', "MapInvalid.*beside it"),
+        (b"[" * 100_000, "MapInvalid"),
+        (b'{"weight_map": {"a": "gone.safetensors"}}', "PartMissing.*gone"),
+        (b'{"weight_map": {"nowhere": "part0.safetensors"}}', "MapMismatch.*nowhere.*no file holds it"),
+        (b'{"a": "part1.safetensors", "b": "part0.safetensors"}', "MapMismatch.*parameter a.*part0.safetensors holds it"),
+        (b'{"a": "part0.safetensors", "b": "part1.safetensors", "c": "part2.safetensors"}', "ParameterTwice.*parameter a"),
+    ],
+)
+def test_a_map_is_believed_where_the_files_agree(tmp_path: Path, content: bytes, said: str) -> None:
+    sharded(tmp_path / "s", {"part0.safetensors": ["a"], "part1.safetensors": ["b"], "part2.safetensors": ["c", "a"]})
+    (tmp_path / "s" / INDEX).rename(tmp_path / "s" / MAP)
+    (tmp_path / "s" / MAP).write_bytes(content)
+    with pytest.raises(ReshardError, match=said) as caught:
+        cut(tmp_path / "s", tmp_path / "t", None)
+    assert str(caught.value).isprintable()
+    assert not (tmp_path / "t").exists()
+
+
+def test_a_map_beside_rank_folders_is_no_guess(source: disk.Checkpoint, tmp_path: Path) -> None:
+    unify(source, tmp_path / "u")
+    (tmp_path / "u" / MANIFEST).unlink()
+    for path in (tmp_path / "u").iterdir():
+        shutil.move(path, source.source)
+    arguments = [str(source.source), "--json"]
+    with pytest.raises(ReshardError, match=f"AmbiguousFiles.*{MAP}"):
+        unify(source, tmp_path / "again")
+    assert main(["inspect", *arguments]) == 78
+    cut(source.source / MAP, tmp_path / "of-map", None)
+    unify(source, tmp_path / "of-ranks", pattern="net-*")
+    assert contents(tmp_path / "of-ranks").keys() == contents(source.source).keys()
+
+
+def test_several_maps_are_no_guess(tmp_path: Path) -> None:
+    sharded(tmp_path / "hf", TWO)
+    shutil.copy(tmp_path / "hf" / INDEX, tmp_path / "hf" / "model.fp16.safetensors.index.json")
+    with pytest.raises(ReshardError, match=r"AmbiguousFiles.*fp16.*instead of its folder"):
+        cut(tmp_path / "hf", tmp_path / "one", None)
+    cut(tmp_path / "hf" / INDEX, tmp_path / "one", None)
+
+
+def test_some_parts_are_no_source(source: disk.Checkpoint, tmp_path: Path) -> None:
+    unify(source, tmp_path / "u", ranks="0")
+    with pytest.raises(ReshardError, match=r"PartMissing.*1 of its 5 parts"):
+        cut(tmp_path / "u", tmp_path / "one", None)
+
+
+def test_whole_parameters_have_no_strategy(source: disk.Checkpoint, tmp_path: Path) -> None:
+    unify(source, tmp_path / "u")
+    with pytest.raises(ReshardError, match="SourceIsUnified"):
+        transform_checkpoint(Request(tmp_path / "u", tmp_path / "t", source.source_strategy))
+    with pytest.raises(ReshardError, match=r"InvalidOption.*leave out the strategy"):
+        Request("a", "b", target_strategy="c", options=Options(layout="Unified"))
+
+
+def test_one_layout_takes_the_place_of_another(source: disk.Checkpoint, tmp_path: Path) -> None:
+    target = tmp_path / "t"
+    unify(source, target, hf_index=True)
+    with pytest.raises(ReshardError, match="TargetExists"):
+        cut(source.source / "rank_0", target, None)
+    straight = Request(
+        source.source, target, source.source_strategy, source.target_strategy, options=Options(overwrite="Replace")
+    )
+    transform_checkpoint(straight)
+    assert names(target) == {MANIFEST, ".reshard", *(f"rank_{rank}" for rank in range(6))}
+    unify(source, target, overwrite="Replace", part_bytes=1 << 20)
+    assert names(target) == {MANIFEST, ".reshard", MAP, HYPER, "part0.safetensors"}
+    assert main(["verify", str(target)]) == 0
+    (target / MAP).write_text("{}")
+    assert main(["verify", str(target)]) == 65
+
+
+@pytest.mark.parametrize("name", ["part7.safetensors", HYPER, MAP, INDEX])
+def test_files_that_nobody_has_described_are_not_written_over(source: disk.Checkpoint, tmp_path: Path, name: str) -> None:
+    target = tmp_path / "t"
+    target.mkdir()
+    (target / name).write_text("mine")
+    with pytest.raises(ReshardError, match=f"TargetExists.*{name}"):
+        unify(source, target, overwrite="Replace")
+    (target / name).unlink()
+    (target / name).symlink_to(source.source_strategy)
+    with pytest.raises(ReshardError, match="TargetIsLink"):
+        unify(source, target, overwrite="Replace")
+
+
+def test_parts_are_written_by_several_and_completed_by_one(source: disk.Checkpoint, tmp_path: Path) -> None:
+    target = tmp_path / "t"
+    arguments = ["--source", source.source, "--source-strategy", source.source_strategy, "--target", target]
+    options = [*map(str, arguments), "--layout", "unified", "--part-size", "1024"]
+    assert main(["plan", *options, "--write"]) == 0
+    assert main(["transform", *options, "--no-commit", "--ranks", "1,3-4"]) == 0
+    assert main(["commit", str(target)]) == 66
+    assert MAP not in names(target)
+    before = (target / "part1.safetensors").stat()
+    assert main(["transform", *options, "--no-commit"]) == 0
+    commit_checkpoint(str(target))
+    assert (target / "part1.safetensors").stat() == before
+    assert set(weight_map(target / MAP)) == whole(source.model).keys() - {"step"}
+
+
+@pytest.mark.parametrize(
+    ("sizes", "most", "parts"),
+    [
+        ([], 10, []),
+        ([0, 0], 10, [[0, 1]]),
+        ([4, 4, 4], 12, [[0, 1, 2]]),
+        ([4, 4, 4, 4], 12, [[0, 1], [2, 3]]),
+        ([99, 1, 99, 1, 99, 1], 99, [[0], [1, 3, 5], [2], [4]]),
+        ([1, 50, 1, 1], 10, [[0, 2, 3], [1]]),
+    ],
+)
+def test_parts_are_few_and_even(sizes: list[int], most: int, parts: list[list[int]]) -> None:
+    assert fill(sizes, most) == parts
+
+
+@settings(max_examples=200, deadline=None)
+@given(st.lists(st.integers(0, 50), max_size=60), st.integers(1, 60))
+def test_parts_hold_everything_once_and_no_more_than_they_may(sizes: list[int], most: int) -> None:
+    parts = fill(sizes, most)
+    assert sorted(position for part in parts for position in part) == list(range(len(sizes)))
+    assert all(part == sorted(part) for part in parts)
+    assert parts == sorted(parts)
+    assert all(len(part) == 1 or sum(sizes[i] for i in part) <= most for part in parts)
+
+
+def test_nothing_is_no_checkpoint(source: disk.Checkpoint, tmp_path: Path) -> None:
+    with pytest.raises(ReshardError, match="NothingToWrite"):
+        unify(source, tmp_path / "t", rename=(RenameRule(to=None, pattern="*"),))
