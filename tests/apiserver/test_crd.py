@@ -125,6 +125,7 @@ def test_files_that_keep_their_layout_take_no_strategy(resources: Resources, sid
 FIXED = {
     "source.strategy": {"path": "s"},
     "source.files.step": 3,
+    "source.stages": 2,
     "source.files.pattern": "x",
     "source.storage.persistentVolumeClaim.path": "other",
     "target.storage.persistentVolumeClaim.path": "other",
@@ -135,6 +136,7 @@ FIXED = {
     "target.filePrefix": "p_",
     "target.ranks": "0",
     "target.crc": True,
+    "target.removeRedundancy": True,
     "target.copyMode": "Server",
     "target.fileMode": "0600",
     "parameters.unplaced": "Keep",
