@@ -135,6 +135,7 @@ def test_files_that_keep_their_layout_take_no_strategy(resources: Resources, sid
 FIXED = {
     "source.strategy": {"path": "s"},
     "source.files.step": 3,
+    "source.stages": 2,
     "source.files.pattern": "x",
     "source.storage.persistentVolumeClaim.path": "other",
     "target.storage.persistentVolumeClaim.path": "other",
@@ -144,6 +145,7 @@ FIXED = {
     "target.layout": "Unified",
     "target.ranks": "0",
     "target.crc": True,
+    "target.removeRedundancy": True,
     "target.copyMode": "Server",
     "target.fileMode": "0600",
     "parameters.unplaced": "Keep",

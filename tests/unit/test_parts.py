@@ -425,3 +425,21 @@ def test_a_checkpoint_in_parts_is_no_source(
         assert "SourceInParts" in capsys.readouterr().err
     assert main(["inspect", str(target), "--files", "*_part1.*"]) == 0
     assert "moment1.w1" in capsys.readouterr().out
+
+
+def test_parts_give_the_names_that_the_whole_has(made: Pipeline, target: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    first, last = (
+        next(t.name for t in made.made.model.tensors if t.source is not None and t.source_stage == stage) for stage in (0, 1)
+    )
+    one_stage_only = ["--rename", f"{first}=new.first", "--rename", f"{last}=new.last"]
+    for stage in (0, 1):
+        assert made.run(stage, target, *one_stage_only, whole=True) == 0
+    names = {parameter["name"] for parameter in manifest(target)["parameters"]}  # type: ignore[attr-defined]
+    assert {"new.first", "new.last"} <= names
+    assert not {first, last} & names
+    clash = ["--rename", f"{first}=x", "--rename", f"{last}=x"]
+    other = target.with_name("other")
+    assert made.run(0, other, *clash, whole=True) == 0
+    assert made.run(1, other, *clash, whole=True) == 78
+    assert "NamesClash" in capsys.readouterr().err
+    assert not (other / MANIFEST_NAME).exists()
