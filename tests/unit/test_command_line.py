@@ -107,6 +107,44 @@ def test_some_ranks_now_and_the_others_later(
     assert said(capsys)["skipped_ranks"] == list(range(6))
 
 
+def test_each_process_takes_the_rank_that_its_environment_says(
+    checkpoint: disk.Checkpoint, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for rank in range(6):
+        monkeypatch.setenv("OMPI_COMM_WORLD_RANK", str(rank))
+        assert main(checkpoint.arguments(tmp_path / "out", "--rank-from", "OMPI_COMM_WORLD_RANK", "--no-commit")) == 0
+        assert [path.name for path in (tmp_path / "out" / f"rank_{rank}").iterdir()] == [f"checkpoint_{rank}.ckpt"]
+        assert not (tmp_path / "out" / f"rank_{rank + 1}").exists()
+    assert main(["commit", str(tmp_path / "out")]) == 0
+    assert disk.differences(checkpoint.model, tmp_path / "out", "ckpt") == []
+
+
+@pytest.mark.parametrize(
+    ("value", "more", "code", "reason"),
+    [
+        ("", [], 2, "VariableMissing"),
+        ("-1", [], 2, "InvalidVariable"),
+        ("\u0663", [], 2, "InvalidVariable"),
+        ("9" * 5000, [], 2, "InvalidVariable"),
+        ("6", [], 78, "NoSuchRank"),
+        ("0", ["--ranks", "0"], 2, "RanksTwice"),
+    ],
+)
+def test_a_variable_that_says_no_rank_is_refused(
+    checkpoint: disk.Checkpoint,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    refused: Callable[..., str],
+    value: str,
+    more: list[str],
+    code: int,
+    reason: str,
+) -> None:
+    monkeypatch.setenv("MY_RANK", value)
+    refused(code, reason, *checkpoint.arguments(tmp_path / "out", "--rank-from", "MY_RANK", *more))
+    assert not (tmp_path / "out").exists()
+
+
 def test_plan_tells_what_would_be_read_and_writes_nothing(
     checkpoint: disk.Checkpoint, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
