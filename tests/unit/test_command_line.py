@@ -8,6 +8,7 @@ import shlex
 import shutil
 import stat
 import tempfile
+from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 import disk
@@ -120,15 +121,8 @@ def test_each_process_takes_the_rank_that_its_environment_says(
 
 
 @pytest.mark.parametrize(
-    ("value", "more", "code", "reason"),
-    [
-        ("", [], 2, "VariableMissing"),
-        ("-1", [], 2, "InvalidVariable"),
-        ("\u0663", [], 2, "InvalidVariable"),
-        ("9" * 5000, [], 2, "InvalidVariable"),
-        ("6", [], 78, "NoSuchRank"),
-        ("0", ["--ranks", "0"], 2, "RanksTwice"),
-    ],
+    ("value", "reason"),
+    [("", "VariableMissing"), ("-1", "InvalidVariable"), ("\u0663", "InvalidVariable"), ("9" * 5000, "InvalidVariable")],
 )
 def test_a_variable_that_says_no_rank_is_refused(
     checkpoint: disk.Checkpoint,
@@ -136,12 +130,11 @@ def test_a_variable_that_says_no_rank_is_refused(
     monkeypatch: pytest.MonkeyPatch,
     refused: Callable[..., str],
     value: str,
-    more: list[str],
-    code: int,
     reason: str,
 ) -> None:
     monkeypatch.setenv("MY_RANK", value)
-    refused(code, reason, *checkpoint.arguments(tmp_path / "out", "--rank-from", "MY_RANK", *more))
+    refused(2, reason, *checkpoint.arguments(tmp_path / "out", "--rank-from", "MY_RANK"))
+    refused(2, "RanksTwice", *checkpoint.arguments(tmp_path / "out", "--rank-from", "MY_RANK", "--ranks", "0"))
     assert not (tmp_path / "out").exists()
 
 
@@ -159,6 +152,15 @@ def test_plan_tells_what_would_be_read_and_writes_nothing(
     assert main(arguments) == 0
     assert main([*arguments, "--write"]) == 0
     assert list(out.glob(".reshard/*/inventory.json"))
+
+
+@pytest.mark.parametrize("command", ["plan", "transform"])
+def test_what_is_left_out_is_told_before_and_after(tmp_path: Path, capsys: pytest.CaptureFixture[str], command: str) -> None:
+    made = disk.example()
+    moment = replace(made.tensors[0], name="moment1.w", target=None)
+    checkpoint = disk.write(tmp_path / "in", replace(made, tensors=(*made.tensors, moment)))
+    assert main([command, *checkpoint.arguments(tmp_path / "out")[1:]]) == 0
+    assert "are left out: moment1.w" in capsys.readouterr().err
 
 
 def test_the_target_may_not_be_the_source(checkpoint: disk.Checkpoint, tmp_path: Path, refused: Callable[..., str]) -> None:
