@@ -4,6 +4,7 @@
     python oracle.py stages FOLDER NUMBER...        the same, stage by stage
     python oracle.py thin FOLDER NUMBER...          the inputs of each case, saved without redundancy
     python oracle.py samples FOLDER                 checkpoint files with everything that MindSpore can save
+    python oracle.py train FOLDER                   the document's network, trained, as its ranks save it
 
 and, with the answer as JSON in the last line:
 
@@ -13,6 +14,7 @@ and, with the answer as JSON in the last line:
     python oracle.py layouts FILE...                what strategy files say to MindSpore's transforms
     python oracle.py groups FILE...                 what restore_group_info_list finds in files that it makes of their names
     python oracle.py signatures NAME...             parameters and defaults of functions of the package
+    python oracle.py go_on FOLDER:STRATEGY...       what that network says when it goes on from other checkpoints
     python oracle.py limits                         the length of the pieces that a large parameter is saved in
     python oracle.py online JSON                    what becomes of networks that Reshard loads
 """
@@ -36,6 +38,7 @@ from mindspore.train import serialization
 sys.path.append(str(Path(__file__).resolve().parents[1] / "support"))  # where `definition` is
 
 import thin
+import training
 import transforms
 
 if TYPE_CHECKING:
@@ -321,6 +324,8 @@ def main(command: str, *arguments: str) -> None:
         sys.stdout.write(json.dumps({n: gather(folder / n, transforms.make(int(n))) for n in arguments[1:]}))
     elif command == "samples":
         samples(Path(arguments[0]))
+    elif command == "train":
+        training.train(Path(arguments[0]), strategy)
     elif command == "limits":
         sys.stdout.write(json.dumps(serialization.SLICE_SIZE * 1024))
     elif command == "online":
@@ -329,6 +334,7 @@ def main(command: str, *arguments: str) -> None:
         answer = {
             "load": lambda a: load(Path(a)),
             "segments": lambda a: described(mindspore.load_segmented_checkpoints(a)),
+            "go_on": lambda a: training.go_on(Path(a.partition(":")[0]), a.partition(":")[2]),
             "layouts": lambda a: layouts(Path(a)),
             "groups": lambda a: groups(Path(a)),
             "signatures": signature,
