@@ -225,6 +225,8 @@ def plan_transform(
     target = TargetFolder(open_store(request.target, request.access.target), request.options.file_mode)
     check_copy_mode(request, target.store)
     job = jobs.prepare(request, progress, workers=workers)
+    for note in job.notes:
+        progress.note(note)
     sizes = job.file_sizes(job.scope)
     state = target.job(job.digest)
     done = finished(job, target, state)

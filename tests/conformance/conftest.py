@@ -5,6 +5,7 @@ from __future__ import annotations
 import fcntl
 import json
 import os
+import shutil
 import subprocess
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -41,24 +42,32 @@ def oracle() -> Callable[..., Any]:
 
 
 @pytest.fixture(scope="session")
-def once(tmp_path_factory: pytest.TempPathFactory) -> Callable[..., Path]:
-    """A folder that MindSpore fills. Of several test processes the first has it filled, and the others wait."""
+def filled(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str, Callable[[Path], object]], Path]:
+    """A folder that is filled once: of several test processes the first does it, and the others wait."""
     shared = tmp_path_factory.getbasetemp()
     if "PYTEST_XDIST_WORKER" in os.environ:
         shared = shared.parent
 
-    def fill(command: str, *arguments: object) -> Path:
-        name = "-".join([command, *map(str, arguments[:1])])
+    def get(name: str, fill: Callable[[Path], object]) -> Path:
         folder = shared / name
         with (shared / f"{name}.lock").open("w") as lock:
             fcntl.flock(lock, fcntl.LOCK_EX)
             if not (shared / f"{name}.done").exists():
+                shutil.rmtree(folder, ignore_errors=True)  # of one that failed
                 folder.mkdir()
-                _run(command, folder, *arguments)
+                fill(folder)
                 (shared / f"{name}.done").touch()
         return folder
 
-    return fill
+    return get
+
+
+@pytest.fixture(scope="session")
+def once(filled: Callable[[str, Callable[[Path], object]], Path]) -> Callable[..., Path]:
+    """A folder that MindSpore fills, once."""
+    return lambda command, *arguments: filled(
+        "-".join([command, *map(str, arguments[:1])]), lambda folder: _run(command, folder, *arguments)
+    )
 
 
 @pytest.fixture(scope="session")

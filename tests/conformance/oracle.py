@@ -6,6 +6,7 @@
     python oracle.py thin FOLDER NUMBER...          the inputs of each case, saved without redundancy
     python oracle.py samples FOLDER                 checkpoint files with everything that MindSpore can save
     python oracle.py convert FOLDER                 a tree of such files, and what its conversions make of each and of all
+    python oracle.py train FOLDER                   the document's network, trained, as its ranks save it
 
 and, with the answer as JSON in the last line:
 
@@ -16,6 +17,7 @@ and, with the answer as JSON in the last line:
     python oracle.py groups FILE...                 what restore_group_info_list finds in files that it makes of their names
     python oracle.py signatures NAME...             parameters and defaults of functions of the package
     python oracle.py distribute FILE                why it cannot load unified safetensors, or null; a line for each
+    python oracle.py go_on FOLDER:STRATEGY...       what that network says when it goes on from other checkpoints
     python oracle.py limits                         the length of the pieces that a large parameter is saved in
     python oracle.py online JSON                    what becomes of networks that Reshard loads
 """
@@ -41,6 +43,7 @@ from mindspore.train import serialization
 sys.path.append(str(Path(__file__).resolve().parents[1] / "support"))  # where `definition` is
 
 import thin
+import training
 import transforms
 
 if TYPE_CHECKING:
@@ -383,6 +386,8 @@ def main(command: str, *arguments: str) -> None:
         samples(Path(arguments[0]))
     elif command == "convert":
         convert(Path(arguments[0]))
+    elif command == "train":
+        training.train(Path(arguments[0]), strategy)
     elif command == "limits":
         sys.stdout.write(json.dumps(serialization.SLICE_SIZE * 1024))
     elif command == "online":
@@ -391,6 +396,7 @@ def main(command: str, *arguments: str) -> None:
         answer = {
             "load": lambda a: load(Path(a)),
             "segments": lambda a: described(mindspore.load_segmented_checkpoints(a)),
+            "go_on": lambda a: training.go_on(Path(a.partition(":")[0]), a.partition(":")[2]),
             "layouts": lambda a: layouts(Path(a)),
             "groups": lambda a: groups(Path(a)),
             "signatures": signature,

@@ -1,5 +1,5 @@
 #!/bin/sh
-# Get the real MindSpore, in an environment of its own: its numpy and safetensors are older than ours.
+# Get mpirun, and the real MindSpore, in an environment of its own: its numpy and safetensors are older than ours.
 set -eu
 here=$(dirname "$0")
 scripts=$here/../../scripts
@@ -9,6 +9,13 @@ leave_out() {
     echo "test: no MindSpore: $1" >&2
     exit 3
 }
+
+cache=${RESHARD_CACHE:-${XDG_CACHE_HOME:-$HOME/.cache}/reshard}
+mkdir -p "$cache"
+if ! command -v mpirun >/dev/null; then  # of two runs at once, one installs and the other waits
+    { flock 8 && sh "$scripts/apt.sh" openmpi-bin; } 8>"$cache/packages.lock" ||
+        echo "test: no mpirun, so workflows are skipped" >&2
+fi
 
 if [ -n "${RESHARD_MINDSPORE_PYTHON:-}" ]; then
     echo "RESHARD_MINDSPORE_PYTHON=$RESHARD_MINDSPORE_PYTHON"
@@ -30,7 +37,7 @@ done
 
 version=$("$python" -c 'import sys; print("%d.%d" % sys.version_info[:2])')
 key=$(cksum <"$requirements" | cut -d ' ' -f 1)
-environment=${RESHARD_CACHE:-${XDG_CACHE_HOME:-$HOME/.cache}/reshard}/mindspore-$version-$key
+environment=$cache/mindspore-$version-$key
 mkdir -p "$environment"
 
 # Of two runs at once, one makes it and the other waits.

@@ -8,6 +8,7 @@ import shlex
 import shutil
 import stat
 import tempfile
+from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 import disk
@@ -107,6 +108,36 @@ def test_some_ranks_now_and_the_others_later(
     assert said(capsys)["skipped_ranks"] == list(range(6))
 
 
+def test_each_process_takes_the_rank_that_its_environment_says(
+    checkpoint: disk.Checkpoint, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for rank in range(6):
+        monkeypatch.setenv("OMPI_COMM_WORLD_RANK", str(rank))
+        assert main(checkpoint.arguments(tmp_path / "out", "--rank-from", "OMPI_COMM_WORLD_RANK", "--no-commit")) == 0
+        assert [path.name for path in (tmp_path / "out" / f"rank_{rank}").iterdir()] == [f"checkpoint_{rank}.ckpt"]
+        assert not (tmp_path / "out" / f"rank_{rank + 1}").exists()
+    assert main(["commit", str(tmp_path / "out")]) == 0
+    assert disk.differences(checkpoint.model, tmp_path / "out", "ckpt") == []
+
+
+@pytest.mark.parametrize(
+    ("value", "reason"),
+    [("", "VariableMissing"), ("-1", "InvalidVariable"), ("\u0663", "InvalidVariable"), ("9" * 5000, "InvalidVariable")],
+)
+def test_a_variable_that_says_no_rank_is_refused(
+    checkpoint: disk.Checkpoint,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    refused: Callable[..., str],
+    value: str,
+    reason: str,
+) -> None:
+    monkeypatch.setenv("MY_RANK", value)
+    refused(2, reason, *checkpoint.arguments(tmp_path / "out", "--rank-from", "MY_RANK"))
+    refused(2, "RanksTwice", *checkpoint.arguments(tmp_path / "out", "--rank-from", "MY_RANK", "--ranks", "0"))
+    assert not (tmp_path / "out").exists()
+
+
 def test_plan_tells_what_would_be_read_and_writes_nothing(
     checkpoint: disk.Checkpoint, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -121,6 +152,15 @@ def test_plan_tells_what_would_be_read_and_writes_nothing(
     assert main(arguments) == 0
     assert main([*arguments, "--write"]) == 0
     assert list(out.glob(".reshard/*/inventory.json"))
+
+
+@pytest.mark.parametrize("command", ["plan", "transform"])
+def test_what_is_left_out_is_told_before_and_after(tmp_path: Path, capsys: pytest.CaptureFixture[str], command: str) -> None:
+    made = disk.example()
+    moment = replace(made.tensors[0], name="moment1.w", target=None)
+    checkpoint = disk.write(tmp_path / "in", replace(made, tensors=(*made.tensors, moment)))
+    assert main([command, *checkpoint.arguments(tmp_path / "out")[1:]]) == 0
+    assert "are left out: moment1.w" in capsys.readouterr().err
 
 
 def test_the_target_may_not_be_the_source(checkpoint: disk.Checkpoint, tmp_path: Path, refused: Callable[..., str]) -> None:

@@ -14,8 +14,8 @@ from types import SimpleNamespace
 
 import disk
 import msgspec
-import pipelines
 import pytest
+from pages import PAGES, ROOT, blocks
 
 from reshard.cli import main
 from reshard.layout import Layout
@@ -25,15 +25,7 @@ from reshard.spec import parse_resource
 from reshard.storage.local import LocalStore
 from reshard_operator.status import REASONS
 
-ROOT = Path(__file__).parents[2]
 OPERATIONS = ROOT / "docs" / "operations.md"
-PAGES = [
-    ROOT / "README.md",
-    ROOT / "CHANGELOG.md",
-    ROOT / "helm" / "reshard" / "README.md",
-    *sorted((ROOT / "docs").glob("*.md")),
-]
-_BLOCK = re.compile(r"^```(\w+)\n(.*?)^```", re.MULTILINE | re.DOTALL)
 _LINK = re.compile(r"\]\(([^)#\s]+)(#[^)\s]+)?\)")
 
 
@@ -42,10 +34,6 @@ NO_TROUBLE = {
     *("Planning", "Resharding", "Committing", "Complete", "PartComplete", "AlreadyComplete"),
     *("DryRun", "Suspended", "Suspending", "Queued"),
 }
-
-
-def blocks(page: Path, kind: str) -> list[str]:
-    return [text for found, text in _BLOCK.findall(page.read_text()) if found == kind]
 
 
 @pytest.fixture
@@ -57,12 +45,14 @@ def workplace(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     shutil.move(made.source, folder / "src_checkpoints")
     shutil.move(made.source_strategy, folder / "src_strategy.ckpt")
     shutil.move(made.target_strategy, folder / "dst_strategy.ckpt")
-    pipeline = pipelines.write(tmp_path / "pipeline", pipelines.pipeline())
-    shutil.move(pipeline.made.source, folder / "src_checkpoints_pipeline")
-    shutil.move(pipeline.made.target_strategy, folder / "dst_strategy_pipeline.ckpt")
+    shutil.copy(folder / "dst_strategy.ckpt", folder / "predict_strategy.ckpt")
+    corpus = ROOT / "tests" / "conformance" / "corpus" / "pipeline"
+    shutil.copytree(corpus / "src", folder / "src_checkpoints_pipeline")
+    shutil.copy(corpus / "dst_strategy.ckpt", folder / "dst_strategy_pipeline.ckpt")
     (folder / "src_pipeline_strategys").mkdir()
-    for rank in range(4):
-        shutil.copy(pipeline.strategy(rank // 2), folder / "src_pipeline_strategys" / f"src_strategy_{rank}.ckpt")
+    for rank in range(8):  # each has written its own
+        name = f"src_strategy_{rank}.ckpt"
+        shutil.copy(corpus / "src_strategy" / f"stage_{rank // 4}.ckpt", folder / "src_pipeline_strategys" / name)
     resource = (ROOT / "examples" / "retrain-on-4.yaml").read_text()
     resource = resource.replace("claimName: results", "claimName: checkpoints").replace("dst_strategy_4", "dst_strategy")
     (folder / "transform.yaml").write_text(resource)

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import os
 from fnmatch import fnmatchcase
 from typing import TYPE_CHECKING
 
 import click
 
-from reshard.errors import MissingInputError
+from reshard.errors import MissingInputError, UsageError
 
 if TYPE_CHECKING:
     from collections.abc import Iterable
@@ -29,6 +30,21 @@ class _Path(click.ParamType[str]):
 
 
 PATH = _Path()
+MOST_RANKS = 1 << 20
+
+
+def rank_in(variable: str) -> int:
+    """The rank that an environment variable says: each process that a launcher starts finds its own there.
+
+    Raises:
+        UsageError: it is not set, or is no rank.
+    """
+    value = os.environ.get(variable, "")
+    if not value:
+        raise UsageError("VariableMissing", "it is not set", where=variable, fix="name the one that says the rank")
+    if not (value.isascii() and value.isdecimal() and len(value) < 10 and int(value) < MOST_RANKS):
+        raise UsageError("InvalidVariable", f"{value[:20]!r} is no rank", where=variable)
+    return int(value)
 
 
 def matching(names: Iterable[str], patterns: Iterable[str]) -> list[str]:

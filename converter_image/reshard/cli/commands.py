@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from reshard.cli import inspection, pictures, show, words
-from reshard.cli.arguments import PATH
+from reshard.cli.arguments import PATH, rank_in
 from reshard.cli.fetch import fetch
 from reshard.cli.options import convert_options, request_of, request_options
 from reshard.cli.step import step
@@ -45,10 +45,17 @@ def cli(invocation: Invocation, debug: bool) -> None:
 
 @cli.command()
 @request_options
+@click.option(
+    "--rank-from", metavar="NAME", help="Only the target rank that this environment variable says, such as OMPI_COMM_WORLD_RANK."
+)
 @click.option("--no-commit", is_flag=True, help="Write these ranks only; `reshard commit` completes the checkpoint.")
 @click.pass_obj
-def transform(invocation: Invocation, /, **arguments: Any) -> None:
+def transform(invocation: Invocation, /, rank_from: str | None, **arguments: Any) -> None:
     """Reshard a checkpoint."""
+    if rank_from is not None:
+        if arguments["ranks"] is not None:
+            raise UsageError("RanksTwice", "--ranks says it already", where="--rank-from", fix="give one of them")
+        arguments["ranks"] = str(rank_in(rank_from))
     request = request_of(arguments)
     with show.progress() as progress:
         result = transform_checkpoint(

@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-import os
 from dataclasses import asdict
 from typing import TYPE_CHECKING, Any
 
 import click
 
 from reshard.cli import show
-from reshard.cli.arguments import PATH
+from reshard.cli.arguments import MOST_RANKS, PATH, rank_in
 from reshard.cli.options import request_of, request_options
 from reshard.errors import UsageError
 from reshard.ranks import format_ranks
@@ -19,13 +18,12 @@ if TYPE_CHECKING:
     from reshard.cli.state import Invocation
 
 _FIXED = {"layout": "per-rank", "copy_mode": "client", "target_profile": None}
-_MOST_RANKS = 1 << 20
 
 
 @click.command()
 @request_options
 @click.option("--output", "target", required=True, type=PATH, metavar="DIR", help="Where the file is to be.")
-@click.option("--rank", type=click.IntRange(0, _MOST_RANKS), help="The target rank that is wanted.")
+@click.option("--rank", type=click.IntRange(0, MOST_RANKS), help="The target rank that is wanted.")
 @click.option(
     "--rank-from", metavar="NAME", help="The environment variable that says it, such as JOB_COMPLETION_INDEX or RANK_ID."
 )
@@ -69,11 +67,4 @@ def _number(rank: int | None, variable: str | None) -> int:
     """
     if (rank is None) == (variable is None):
         raise UsageError("RankMissing", "one of --rank and --rank-from is expected", fix="see --help")
-    if rank is not None or variable is None:
-        return rank or 0
-    value = os.environ.get(variable, "")
-    if not value:
-        raise UsageError("VariableMissing", "it is not set", where=variable, fix="name the one that says the rank")
-    if not (value.isascii() and value.isdecimal() and len(value) < 10 and int(value) < _MOST_RANKS):
-        raise UsageError("InvalidVariable", f"{value!r} is no rank", where=variable)
-    return int(value)
+    return rank_in(variable) if variable is not None else rank or 0

@@ -1,0 +1,27 @@
+"""The pages of the documentation, and the code in them."""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+
+ROOT = Path(__file__).parents[2]
+WORKFLOWS = sorted((ROOT / "docs" / "workflows").glob("*.md"))
+PAGES = [
+    ROOT / "README.md",
+    ROOT / "CHANGELOG.md",
+    ROOT / "helm" / "reshard" / "README.md",
+    *sorted((ROOT / "docs").glob("*.md")),
+    *WORKFLOWS,
+]
+_BLOCK = re.compile(r"^```(\w+)\n(.*?)^```", re.MULTILINE | re.DOTALL)
+
+
+def all_blocks(page: Path) -> list[tuple[str, str]]:
+    """Kind and text of each."""
+    return _BLOCK.findall(page.read_text(encoding="utf-8"))
+
+
+def blocks(page: Path, kind: str) -> list[str]:
+    """Those of a kind."""
+    return [text for found, text in all_blocks(page) if found == kind]
