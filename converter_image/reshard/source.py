@@ -28,7 +28,7 @@ if TYPE_CHECKING:
 
     from reshard.access import Access
     from reshard.plan.parameters import Model
-    from reshard.storage.protocol import Reader, Store
+    from reshard.storage.protocol import Reader, ReadStore, Store
     from reshard.strategy import StrategyFile
 
 # Strategy files of the largest models are some megabytes.
@@ -131,7 +131,7 @@ class Files(NamedTuple):
     step: tuple[int, int] | None = None
 
 
-def find_files(store: Store, *, step: int | None = None, pattern: str | None = None, ranks: range | None = None) -> Files:
+def find_files(store: ReadStore, *, step: int | None = None, pattern: str | None = None, ranks: range | None = None) -> Files:
     """The file of each rank, or those of a unified checkpoint. Another folder without `rank_<r>/` in it is one rank.
 
     Args:
@@ -191,7 +191,7 @@ def _count(ranks: Collection[int]) -> int | None:
     return len(ranks) if ranks and max(ranks) == len(ranks) - 1 else None
 
 
-def _unified_files(store: Store, names: list[str], maps: list[str]) -> Files:
+def _unified_files(store: ReadStore, names: list[str], maps: list[str]) -> Files:
     """Those that a map names, and that of the parameters in no strategy.
 
     Raises:
@@ -209,7 +209,7 @@ def _unified_files(store: Store, names: list[str], maps: list[str]) -> Files:
     return Files(dict(enumerate(wanted)), unified=True)
 
 
-def _manifest(store: Store, names: set[str]) -> Manifest | None:
+def _manifest(store: ReadStore, names: set[str]) -> Manifest | None:
     """Of a source that this program has written: its manifest says which files belong to it.
 
     Raises:
@@ -236,7 +236,7 @@ def _manifest(store: Store, names: set[str]) -> Manifest | None:
     return None
 
 
-def read_inventory(store: Store, found: Files, *, workers: int, advance: Callable[[int], None] = lambda _: None) -> Inventory:
+def read_inventory(store: ReadStore, found: Files, *, workers: int, advance: Callable[[int], None] = lambda _: None) -> Inventory:
     """Index the files of a source.
 
     Args:
@@ -286,7 +286,7 @@ def read_inventory(store: Store, found: Files, *, workers: int, advance: Callabl
     return Inventory(tuple(entries), tuple(structures), found.unified)
 
 
-def check_crcs(store: Store, inventory: Inventory, *, workers: int, advance: Callable[[int], None]) -> None:
+def check_crcs(store: ReadStore, inventory: Inventory, *, workers: int, advance: Callable[[int], None]) -> None:
     """Read the files that carry a CRC32, whole, and compare.
 
     Args:
@@ -317,7 +317,7 @@ def check_crcs(store: Store, inventory: Inventory, *, workers: int, advance: Cal
             pass
 
 
-def find_diverging(store: Store, model: Model, *, workers: int, whole: bool = False) -> frozenset[str]:
+def find_diverging(store: ReadStore, model: Model, *, workers: int, whole: bool = False) -> frozenset[str]:
     """Names of parameters that no strategy names and whose copies differ between source ranks.
 
     Of large ones only some blocks are compared, unless the `whole` is asked for.
@@ -328,7 +328,7 @@ def find_diverging(store: Store, model: Model, *, workers: int, whole: bool = Fa
 
 
 def compare_copies(
-    store: Store, inventory: Inventory, shared: Collection[str], *, workers: int, whole: bool = False
+    store: ReadStore, inventory: Inventory, shared: Collection[str], *, workers: int, whole: bool = False
 ) -> frozenset[str]:
     """Which of these names files hold, and not alike. See `find_diverging`."""
     files = inventory.files
@@ -361,7 +361,7 @@ def compare_copies(
     return frozenset(diverging)
 
 
-def _at_once(store: Store, workers: int) -> int:
+def _at_once(store: ReadStore, workers: int) -> int:
     """How many files are looked at at a time: over a network little is read and much is waited for."""
     return max(workers, _REMOTE_FILES) if store.remote else workers
 

@@ -4,6 +4,7 @@
     python oracle.py stages FOLDER NUMBER...        the same, stage by stage
     python oracle.py thin FOLDER NUMBER...          the inputs of each case, saved without redundancy
     python oracle.py samples FOLDER                 checkpoint files with everything that MindSpore can save
+    python oracle.py encrypted FOLDER               the same in every mode, with keys of every length
 
 and, with the answer as JSON in the last line:
 
@@ -35,6 +36,7 @@ from mindspore.train import serialization
 
 sys.path.append(str(Path(__file__).resolve().parents[1] / "support"))  # where `definition` is
 
+import modes
 import thin
 import transforms
 
@@ -222,13 +224,34 @@ def samples(folder: Path) -> None:
     serialization.SLICE_SIZE = whole
 
 
+def encrypted(folder: Path) -> None:
+    """In every mode with keys of every length: a file of some blocks, and one with a block of the usual length and another."""
+    small = np.arange(3000, dtype=np.uint32).reshape(3, -1)
+    large = np.arange((64 << 18) + 5, dtype=np.uint32)
+    for mode, lengths in modes.MODES.items():
+        for length in lengths:
+            serialization.ENCRYPT_BLOCK_SIZE = 4  # in KiB
+            save(
+                folder / f"{mode}.{length}.ckpt",
+                {"small": small, "one": small[:1, :1]},
+                {"small": "Float32", "one": "Int32"},
+                enc_key=modes.key(length),
+                enc_mode=mode,
+            )
+        serialization.ENCRYPT_BLOCK_SIZE = 64 << 10
+        save(folder / f"{mode}.16.large.ckpt", {"large": large}, {"large": "UInt32"}, enc_key=modes.key(16), enc_mode=mode)
+
+
 def load(path: Path) -> dict[str, list[Any]]:
     """What MindSpore, and where it can the safetensors library, find in a file: type, shape and digest by name.
 
-    The CRC is checked of a file that is named for it.
+    The CRC is checked of a file that is named for it, and one that is named for a mode and a key is encrypted so.
     """
     kind = path.suffix[1:]
-    found = described(mindspore.load_checkpoint(str(path), format=kind, crc_check="_crc" in path.stem))
+    sealed: dict[str, Any] = {}
+    if encryption := modes.encryption(path.name):
+        sealed = {"dec_mode": encryption[0], "dec_key": modes.key(encryption[1])}
+    found = described(mindspore.load_checkpoint(str(path), format=kind, crc_check="_crc" in path.stem, **sealed))
     if kind == "safetensors":
         for name, view in safetensors.deserialize(path.read_bytes()):
             assert found[name][1:] == [view["shape"], hashlib.sha256(bytes(view["data"])).hexdigest()], name
@@ -321,6 +344,8 @@ def main(command: str, *arguments: str) -> None:
         sys.stdout.write(json.dumps({n: gather(folder / n, transforms.make(int(n))) for n in arguments[1:]}))
     elif command == "samples":
         samples(Path(arguments[0]))
+    elif command == "encrypted":
+        encrypted(Path(arguments[0]))
     elif command == "limits":
         sys.stdout.write(json.dumps(serialization.SLICE_SIZE * 1024))
     elif command == "online":
