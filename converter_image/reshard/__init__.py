@@ -22,12 +22,15 @@ from reshard.version import __version__
 
 if TYPE_CHECKING:
     from reshard.errors import ReshardError
+    from reshard.keys import Encryption, Key
     from reshard.network import load_into_net
     from reshard.online import iter_tensors, load
     from reshard.request import Options, Request
     from reshard.transform import PlanResult, Result, commit_checkpoint, plan_transform, transform_checkpoint
 
 _HOME = {
+    "Encryption": "reshard.keys",
+    "Key": "reshard.keys",
     "Options": "reshard.request",
     "PlanResult": "reshard.transform",
     "Request": "reshard.request",
@@ -42,6 +45,8 @@ _HOME = {
 }
 
 __all__ = [
+    "Encryption",
+    "Key",
     "Options",
     "PlanResult",
     "Request",

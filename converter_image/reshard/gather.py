@@ -25,7 +25,7 @@ if TYPE_CHECKING:
     from reshard.checkpoint.inventory import Inventory, TensorEntry
     from reshard.plan import TargetTensor
     from reshard.plan.geometry import Geometry
-    from reshard.storage.protocol import Reader, Store
+    from reshard.storage.protocol import Reader, ReadStore
 
 # Gaps between runs are read along with them while that makes at most this much of what is needed.
 _MOST_OVERREAD = 1.25
@@ -59,7 +59,7 @@ class ReadCount:
 class SourceFiles:
     """The files of a source, opened when first read and checked to be those that the inventory describes."""
 
-    def __init__(self, store: Store, inventory: Inventory, count: ReadCount | None = None, *, indexed: bool = False) -> None:
+    def __init__(self, store: ReadStore, inventory: Inventory, count: ReadCount | None = None, *, indexed: bool = False) -> None:
         self.remote = store.remote
         self._store = store
         self._indexed = indexed

@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Literal
 import msgspec
 
 from reshard.checkpoint.dtypes import DTYPES
+from reshard.checkpoint.encryption import Known
 from reshard.checkpoint.inventory import Inventory
 from reshard.errors import DataError, MissingInputError, RequestError
 from reshard.manifest import INDEX_NAME, decode
@@ -53,6 +54,7 @@ class CheckpointIndex(msgspec.Struct, frozen=True, rename="camel", kw_only=True)
         unplaced: what happens to parameters that only the source's strategy names.
         allow_missing: whether what only the target's strategy names is left out.
         selected: what the choice of the source's files has told.
+        encrypted: of those of its files that are, by path, where their blocks are.
     """
 
     schema: Literal["reshard.dev/index/v1"] = "reshard.dev/index/v1"
@@ -65,6 +67,7 @@ class CheckpointIndex(msgspec.Struct, frozen=True, rename="camel", kw_only=True)
     unplaced: Unplaced
     allow_missing: bool
     selected: Selected = Selected()
+    encrypted: dict[str, Known] = {}
 
     def strategies(self) -> tuple[Strategy | None, Strategy | None]:
         """Of the source and of the target.

@@ -9,6 +9,9 @@ from typing import TYPE_CHECKING, Any
 import msgspec
 
 from reshard.checkpoint import OutputTensor, can_hold, content_order, file_size
+from reshard.checkpoint.blockcipher import BlockCipher, cipher_of
+from reshard.checkpoint.encryption import sealed_size
+from reshard.encrypted import DecryptingStore
 from reshard.errors import DataError, RequestError
 from reshard.gather import SourceFiles
 from reshard.index import CheckpointIndex, Selected, decode_index, packed, read_index
@@ -20,13 +23,14 @@ from reshard.storage import open_store
 from reshard.unified import part_name
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable
+    from collections.abc import Iterable, Mapping
 
+    from reshard.checkpoint.encryption import Known
     from reshard.checkpoint.inventory import Format, Inventory, SourceFile
     from reshard.gather import ReadCount
     from reshard.plan import Model, Summary
     from reshard.progress import Progress
-    from reshard.storage.protocol import Store
+    from reshard.storage.protocol import ReadStore
     from reshard.strategy import Strategy
     from reshard.target import JobState, TargetFolder
 
@@ -37,7 +41,7 @@ class Job:
 
     Attributes:
         request: what was asked for.
-        source: where the source's files are.
+        source: where the source's files are, as if they were plain.
         planner: knows what every target rank is made of.
         digest: identifies source, strategies and options: equal digests, equal files.
         key: what of the request decides the outcome, to find a begun job without reading the source.
@@ -47,10 +51,11 @@ class Job:
         selected: what of the source's selection outlives its files.
         strategies: of source and target.
         notes: what the user should know.
+        cipher: encrypts the target's files, if they are to be.
     """
 
     request: Request
-    source: Store
+    source: ReadStore
     planner: Planner
     digest: str
     key: dict[str, Any]
@@ -60,6 +65,7 @@ class Job:
     selected: Selected
     strategies: tuple[Strategy | None, Strategy | None]
     notes: tuple[str, ...] = ()
+    cipher: BlockCipher | None = None
 
     @property
     def model(self) -> Model:
@@ -124,7 +130,8 @@ class Job:
             alike = self.planner.alike(rank)
             if alike not in known:
                 tensors, crc = self.tensors(rank), self.request.options.crc
-                known[alike] = file_size(self.format, tensors, self.metadata(rank), crc=crc)
+                plain = file_size(self.format, tensors, self.metadata(rank), crc=crc)
+                known[alike] = plain if self.cipher is None else sealed_size(self.cipher, plain)
             sizes[rank] = known[alike]
         return sizes
 
@@ -164,6 +171,7 @@ def encode_index(job: Job) -> bytes:
         unplaced=options.unplaced,
         allow_missing=options.allow_missing,
         selected=job.selected,
+        encrypted=dict(sorted(job.source.known.items())) if isinstance(job.source, DecryptingStore) else {},
     )
     return msgspec.json.encode(index)
 
@@ -176,7 +184,8 @@ def prepare(request: Request, progress: Progress, *, workers: int) -> Job:
     """
     if request.index is not None:
         return _indexed(request, request.index)
-    store, chosen = open_source(request.source, request.access.source)
+    opened, chosen = open_source(request.source, request.access.source)
+    store = _decrypted(opened, request)
     source, target = _strategies(request)
     wanted = source.numbers if source is not None and request.options.layout == "Part" else None
     found = find_files(store, chosen, step=request.options.step, pattern=request.options.pattern, ranks=wanted)
@@ -235,10 +244,11 @@ def _indexed(request: Request, url: str) -> Job:
     store, _ = open_source(request.source, access.source)
     model = replace(_place(index.inventory, source, target, request), diverging=frozenset(index.diverging))
     made_for = Options(layout="Index", unplaced=index.unplaced, allow_missing=index.allow_missing)
-    original = job_of(msgspec.structs.replace(request, index=None, options=made_for), store, model, source, target)
+    unwritten = msgspec.structs.replace(request, index=None, options=made_for, encryption=None)
+    original = job_of(unwritten, store, model, source, target)
     if original.digest != index.digest:
         raise DataError("IndexDamaged", "its content does not have its digest", where=url, fix="index the source again")
-    return job_of(request, store, model, source, target)
+    return job_of(request, _decrypted(store, request, index.encrypted), model, source, target)
 
 
 def resume(request: Request, target: TargetFolder) -> tuple[Job, JobState] | None:
@@ -255,10 +265,16 @@ def resume(request: Request, target: TargetFolder) -> tuple[Job, JobState] | Non
             if request.options.verification == "Full" and not stored.fully_checked:
                 return None  # the plan was made for less
             model = replace(_place(stored.inventory, source, wanted, request), diverging=frozenset(stored.diverging))
-            job = job_of(request, store, model, source, wanted, selected=stored.selected)
+            plain = _decrypted(store, request, stored.encrypted)
+            job = job_of(request, plain, model, source, wanted, selected=stored.selected)
             if job.digest == document.digest:
                 return job, state
     return None
+
+
+def _decrypted(store: ReadStore, request: Request, known: Mapping[str, Known] | None = None) -> ReadStore:
+    """The source's files as if they were plain; of those that are not known, all is read and checked when they are opened."""
+    return store if request.decryption is None else DecryptingStore(store, cipher_of(request.decryption), known)
 
 
 def _strategies(request: Request) -> tuple[Strategy | None, Strategy | None]:
@@ -295,7 +311,7 @@ def _place(inventory: Inventory, source: Strategy | None, target: Strategy | Non
 
 def job_of(
     request: Request,
-    store: Store,
+    store: ReadStore,
     model: Model,
     source: Strategy | None,
     target: Strategy | None,
@@ -303,7 +319,12 @@ def job_of(
     selected: Selected | None = None,
     notes: tuple[str, ...] = (),
 ) -> Job:
-    """The job that makes a model's target ranks."""
+    """The job that makes a model's target ranks.
+
+    Raises:
+        RequestError: files of the target's format cannot be encrypted.
+        ReshardError: there is no key for them.
+    """
     key = _key(request, source, target)
     wanted = request.options.format
     if request.options.remove_redundancy and (model.target_ranks == 1 or request.options.layout != "PerRank"):
@@ -316,6 +337,7 @@ def job_of(
     output: Format = "ckpt" if wanted == "Ckpt" else "safetensors"
     if wanted == "Source" and request.options.layout != "Unified":
         output = model.inventory.format
+    cipher = _cipher(request, output)
     if request.options.layout != "Index":  # which is for files of either format, and for memory
         model = _arranged(model, output)
     decisive = {name: key[name] for name in ("sourceStrategy", "targetStrategy")} | request_key(request) | {"format": output}
@@ -324,12 +346,41 @@ def job_of(
     if request.options.layout == "Part":
         part, whole = model.first_stage, _identity([decisive | {"sourceStrategy": None}, selected.step])
     planner = Planner(model, remove_redundancy=request.options.remove_redundancy)
-    job = Job(request, store, planner, identity, key, output, part, whole, selected, (source, target))
+    strategies = (source, target)
+    job = Job(request, store, planner, identity, key, output, part, whole, selected, strategies, cipher=cipher)
     return replace(job, notes=(*notes, *_notes(model, request), *_notes_on_shares(job)))
 
 
 def _identity(content: object) -> str:
     return hashlib.sha256(msgspec.json.encode(content)).hexdigest()
+
+
+def _cipher(request: Request, output: Format) -> BlockCipher | None:
+    """What the target's files are encrypted with."""
+    if request.encryption is None:
+        return None
+    if output != "ckpt":
+        raise RequestError(
+            "CannotEncrypt",
+            "nothing reads an encrypted safetensors file, MindSpore neither",
+            where=request.target,
+            fix="write .ckpt files: --format ckpt (spec.target.format: Ckpt), or leave out the encryption",
+        )
+    if request.options.layout == "Index":
+        raise RequestError(
+            "CannotEncrypt",
+            "an index holds nothing that could be encrypted",
+            where=request.target,
+            fix="leave out the encryption",
+        )
+    if request.options.layout == "Part":
+        raise RequestError(
+            "CannotEncrypt",
+            "the parts of a checkpoint are compared when the last is complete, by a process without keys",
+            where=request.target,
+            fix="leave out the encryption, or transform all stages at once",
+        )
+    return cipher_of(request.encryption)
 
 
 def _arranged(model: Model, output: Format) -> Model:

@@ -5,11 +5,13 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
+from reshard.checkpoint.encryption import BLOCK_BYTES
+
 if TYPE_CHECKING:
     from collections.abc import Iterable
 
     from reshard.plan import Model
-    from reshard.storage.protocol import Store
+    from reshard.storage.protocol import ReadStore, Store
 
 # Upper bounds of what docs/performance.md measures: the interpreter with its libraries, and the buffers of each worker;
 _BASE_BYTES = 64 << 20
@@ -22,6 +24,8 @@ _BYTES_PER_NAME_AND_WORKER = 512
 _CLIENT_BYTES = 32 << 20
 _AHEAD_BYTES = 56 << 20
 _UPLOAD_BYTES = 48 << 20
+# With encryption: its library.
+_CIPHERS_BYTES = 16 << 20
 _LEAST_AHEAD_BYTES = 8 << 20
 _LEAST_UPLOAD_BYTES = 16 << 20
 
@@ -48,7 +52,16 @@ def budget(workers: int) -> Budget:
     return Budget(max(_LEAST_AHEAD_BYTES, _AHEAD_BYTES // workers), max(_LEAST_UPLOAD_BYTES, _UPLOAD_BYTES // workers))
 
 
-def memory_bytes(model: Model, workers: int, source: Store, target: Store, sizes: Iterable[int]) -> int:
+def memory_bytes(
+    model: Model,
+    workers: int,
+    source: ReadStore,
+    target: Store,
+    sizes: Iterable[int],
+    *,
+    decrypts: bool = False,
+    encrypts: bool = False,
+) -> int:
     """The most memory that a process takes for this model, known before it starts; docs/performance.md has the measurements.
 
     Args:
@@ -57,6 +70,8 @@ def memory_bytes(model: Model, workers: int, source: Store, target: Store, sizes
         source: where it is read from.
         target: where it is written to.
         sizes: of the target's files.
+        decrypts: whether the source is encrypted.
+        encrypts: whether the target is to be.
     """
     names = [tensor.name for structure in model.inventory.structures for tensor in structure.tensors]
     active = min(workers, model.target_ranks)
@@ -65,4 +80,7 @@ def memory_bytes(model: Model, workers: int, source: Store, target: Store, sizes
     share = budget(active)
     client = _CLIENT_BYTES if source.remote or target.remote else 0
     ahead = active * share.ahead if source.remote else 0
-    return local + client + ahead + active * target.write_cost(max(sizes, default=0), share.upload).memory
+    ciphers = _CIPHERS_BYTES if decrypts or encrypts else 0
+    ciphers += ahead if decrypts else 0  # as much again waits to be decrypted
+    ciphers += active * BLOCK_BYTES if encrypts else 0
+    return local + client + ahead + ciphers + active * target.write_cost(max(sizes, default=0), share.upload).memory

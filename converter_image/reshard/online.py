@@ -23,6 +23,7 @@ if TYPE_CHECKING:
 
     from reshard.arrays import Array
     from reshard.job import Job
+    from reshard.keys import Encryption
     from reshard.plan import RankPlan
 
 
@@ -45,6 +46,7 @@ def iter_tensors(
     *,
     index: str | None = None,
     access: Accesses | None = None,
+    decryption: Encryption | None = None,
     **options: Any,  # noqa: ANN401 - as Options takes them
 ) -> Iterator[tuple[str, Array]]:
     """What a target rank gets, tensor by tensor, in the order of the source's files.
@@ -60,6 +62,7 @@ def iter_tensors(
         index: where `layout: Index` has indexed this source. It says which strategies count, and which versions of which files,
             so that none is opened that holds nothing of this rank.
         access: how those of them are reached that are in an object store.
+        decryption: the key of the source's files; None: they are not encrypted.
         options: of `reshard.Options`, those about the source: step, pattern, unplaced, allow_missing; with verification="Full"
             the CRC32s of all its files are checked first.
 
@@ -78,6 +81,7 @@ def iter_tensors(
         options=Options(layout="Index", **options),
         access=access or Accesses(),
         index=index,
+        decryption=decryption,
     )
     return tensors_of(jobs.prepare(request, Silent(), workers=default_workers()), rank)
 

@@ -9,10 +9,11 @@ import msgspec
 from reshard.access import Access, Addressing, Checksums
 from reshard.execution import Strict
 
-# Where pods have their volumes, the credentials of each storage, and the authorities that vouch for it.
+# Where pods have their volumes, the credentials of each storage, the authorities that vouch for it, and the keys of files.
 VOLUMES = "/volumes"
 CREDENTIALS = "/credentials"
 CERTIFICATES = "/certificates"
+KEYS = "/keys"
 
 RelativePath = Annotated[str, msgspec.Meta(max_length=1024)]
 _Name = Annotated[str, msgspec.Meta(min_length=1, max_length=253)]
@@ -30,6 +31,13 @@ class SecretRef(Strict, frozen=True):
     """A Secret of the transform's namespace, with the keys accessKeyId, secretAccessKey and perhaps sessionToken."""
 
     name: _Name
+
+
+class SecretKeyRef(Strict, frozen=True):
+    """One entry of a Secret of the transform's namespace."""
+
+    name: _Name
+    key: _Key
 
 
 class ConfigMapKeyRef(Strict, frozen=True):

@@ -58,6 +58,8 @@ def check_copy_mode(request: Request, target: Store) -> None:
         what = "source and target are not in one object store that is reached the same way"
     elif request.options.crc:
         what = "a CRC32 is asked for, which takes reading every byte"
+    elif request.decryption is not None or request.encryption is not None:
+        what = "what is encrypted, or is to be, has to be read"
     if what is not None:
         raise RequestError("CannotCopy", what, where="copy mode", fix="leave out --copy server (spec.target.copyMode: Server)")
 

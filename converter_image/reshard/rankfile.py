@@ -12,7 +12,9 @@ from reshard import checkpoint
 from reshard.ahead import reading, requests
 from reshard.checkpoint import Span
 from reshard.checkpoint.crc import NamedContents
+from reshard.checkpoint.encryption import Encryptor
 from reshard.digest import ContentDigest, digest_of_version
+from reshard.encrypted import decrypting
 from reshard.errors import ReshardError
 from reshard.execute import carry_out, moves, reads, stream
 from reshard.gather import ReadCount
@@ -32,7 +34,7 @@ if TYPE_CHECKING:
     from reshard.memory import Budget
     from reshard.plan import RankPlan
     from reshard.progress import Progress
-    from reshard.storage.protocol import Store, Writer
+    from reshard.storage.protocol import Reader, Store, Writer
     from reshard.target import JobState
 
 
@@ -201,12 +203,18 @@ def produce(
     tail = _Tail(job.format, wanted=job.request.options.crc)
     digest = ContentDigest()
 
-    def emit(part: memoryview | bytes) -> None:
-        cancellation.check()
+    def put(part: memoryview | bytes) -> None:
         digest.update(part)
-        tail.update(part)
         writer.write(part)
         progress.advance(len(part))
+
+    encryptor = None if job.cipher is None else Encryptor(job.cipher, put)
+    write = put if encryptor is None else encryptor.update
+
+    def emit(part: memoryview | bytes) -> None:
+        cancellation.check()
+        tail.update(part)
+        write(part)
 
     try:
         crc = _crc_of_contents(plan, files, cancellation, ahead) if tail.in_header else None
@@ -216,6 +224,8 @@ def produce(
         stream(plan, checkpoint.pieces(job.format, tensors, job.metadata(plan.rank), crc=crc), files, emit)
         if trailer := tail.content():
             emit(trailer)
+        if encryptor is not None:
+            encryptor.finish()
         files.check_unchanged()
     finally:
         files.close()
@@ -263,10 +273,12 @@ def _verify(job: Job, plan: RankPlan, store: Store, path: str) -> None:
     if job.request.options.verification == "None":
         return
     files = job.source_files()
-    written = store.open(path)
     level = job.request.options.verification
+    written: Reader = store.open(path)
     at_once = _REMOTE_COMPARISONS if store.remote or job.source.remote else 1
     try:
+        if job.cipher is not None:
+            written = decrypting(written, job.cipher, remote=store.remote, check=level == "Full")
         if store.remote:
             with reading(written, heads(_heads(job, plan), written.size), _HEADERS_AHEAD) as ahead:
                 check_file(written, plan, job.model, files, level, headers=Blocks(ahead), at_once=at_once)

@@ -11,6 +11,7 @@ import msgspec
 
 from reshard.access import Accesses
 from reshard.errors import UsageError
+from reshard.keys import Encryption
 
 OutputFormat = Literal["Source", "Ckpt", "Safetensors"]
 TargetLayout = Literal["PerRank", "Part", "Unified", "Same", "Index"]
@@ -210,6 +211,8 @@ class Request(msgspec.Struct, frozen=True):
         options: how.
         index: where `layout: Index` has indexed this source; it is read instead of headers and strategies.
         access: how those of them are reached that are in an object store.
+        decryption: the key of the source's files; None: they are not encrypted.
+        encryption: the key for the target's files; None: they are not to be encrypted.
     """
 
     source: str
@@ -219,9 +222,14 @@ class Request(msgspec.Struct, frozen=True):
     options: Options = Options()
     access: Accesses = Accesses()
     index: str | None = None
+    decryption: Encryption | None = None
+    encryption: Encryption | None = None
 
     def __post_init__(self) -> None:
-        """Take paths of any kind."""
+        """Take paths of any kind; never show what may be a key."""
+        for name in ("decryption", "encryption"):
+            if not isinstance(getattr(self, name), Encryption | None):
+                raise UsageError("InvalidOption", "a reshard.Encryption is expected", where=name)
         for name in ("source", "target", "source_strategy", "target_strategy", "index"):
             value: object = getattr(self, name)
             if isinstance(value, os.PathLike):
@@ -258,9 +266,10 @@ def _refuse_what_an_index_says(request: Request) -> None:
 
 
 def request_key(request: Request) -> dict[str, Any]:
-    """What of a request decides what is written, wherever it is written and however it is checked."""
+    """What of a request decides what is written, wherever it is written and however it is checked. Keys are no part of it."""
     options = request.options
-    return {
+    encrypted = {"encryption": request.encryption.mode} if request.encryption is not None else {}
+    return encrypted | {
         "format": options.format,
         "layout": options.layout,
         "partBytes": options.part_bytes if options.layout == "Unified" else None,

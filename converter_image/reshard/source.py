@@ -29,7 +29,7 @@ if TYPE_CHECKING:
 
     from reshard.access import Access
     from reshard.plan.parameters import Model
-    from reshard.storage.protocol import Reader, Stat, Store
+    from reshard.storage.protocol import Reader, ReadStore, Stat, Store
     from reshard.strategy import StrategyFile
 
 # Strategy files of the largest models are some megabytes.
@@ -135,7 +135,7 @@ class Files(NamedTuple):
 
 
 def find_files(
-    store: Store,
+    store: ReadStore,
     chosen: str | None = None,
     *,
     step: int | None = None,
@@ -243,7 +243,7 @@ def _described(manifest: Manifest, where: str, ranks: range | None) -> Files:
     return Files(known, kind="Unified")
 
 
-def _manifest(store: Store, names: set[str]) -> Manifest | None:
+def _manifest(store: ReadStore, names: set[str]) -> Manifest | None:
     """Of a source that this program has written: its manifest says which files belong to it.
 
     Raises:
@@ -270,7 +270,7 @@ def _manifest(store: Store, names: set[str]) -> Manifest | None:
     return None
 
 
-def read_inventory(store: Store, found: Files, *, workers: int, advance: Callable[[int], None] = lambda _: None) -> Inventory:
+def read_inventory(store: ReadStore, found: Files, *, workers: int, advance: Callable[[int], None] = lambda _: None) -> Inventory:
     """Index the files of a source.
 
     Args:
@@ -323,7 +323,7 @@ def read_inventory(store: Store, found: Files, *, workers: int, advance: Callabl
     return inventory
 
 
-def check_crcs(store: Store, inventory: Inventory, *, workers: int, advance: Callable[[int], None]) -> None:
+def check_crcs(store: ReadStore, inventory: Inventory, *, workers: int, advance: Callable[[int], None]) -> None:
     """Read the files that carry a CRC32, whole, and compare.
 
     Args:
@@ -354,7 +354,7 @@ def check_crcs(store: Store, inventory: Inventory, *, workers: int, advance: Cal
             pass
 
 
-def find_diverging(store: Store, model: Model, *, workers: int, whole: bool = False) -> frozenset[str]:
+def find_diverging(store: ReadStore, model: Model, *, workers: int, whole: bool = False) -> frozenset[str]:
     """Names of parameters that no strategy names and whose copies differ between source ranks.
 
     Of large ones only some blocks are compared, unless the `whole` is asked for.
@@ -370,7 +370,7 @@ def find_diverging(store: Store, model: Model, *, workers: int, whole: bool = Fa
 
 
 def compare_copies(
-    store: Store, inventory: Inventory, shared: Collection[str], *, workers: int, whole: bool = False
+    store: ReadStore, inventory: Inventory, shared: Collection[str], *, workers: int, whole: bool = False
 ) -> frozenset[str]:
     """Which of these names files hold, and not alike. See `find_diverging`."""
     files = inventory.files
@@ -403,7 +403,7 @@ def compare_copies(
     return frozenset(diverging)
 
 
-def _at_once(store: Store, workers: int) -> int:
+def _at_once(store: ReadStore, workers: int) -> int:
     """How many files are looked at at a time: over a network little is read and much is waited for."""
     return max(workers, _REMOTE_FILES) if store.remote else workers
 

@@ -13,7 +13,8 @@ import msgspec
 from reshard.access import Access, Accesses
 from reshard.errors import UsageError
 from reshard.execution import ExecutionSpec, Strict
-from reshard.places import CERTIFICATES, CREDENTIALS, VOLUMES, ConfigMapKeyRef, RelativePath, StorageSpec
+from reshard.keys import Encryption, Key, Mode
+from reshard.places import CERTIFICATES, CREDENTIALS, KEYS, VOLUMES, ConfigMapKeyRef, RelativePath, SecretKeyRef, StorageSpec
 from reshard.request import (
     CopyMode,
     Options,
@@ -65,6 +66,18 @@ class FilesSpec(Strict, frozen=True):
     pattern: Annotated[str, msgspec.Meta(min_length=1, max_length=256)] | None = None
 
 
+class EncryptionSpec(Strict, frozen=True):
+    """With what one side's files are encrypted.
+
+    Attributes:
+        secret_key_ref: the key, as it is: neither hexadecimal nor base64 within the Secret's own.
+        mode: one of MindSpore's.
+    """
+
+    secret_key_ref: SecretKeyRef
+    mode: Mode = "AES-GCM"
+
+
 class SourceSpec(Strict, frozen=True):
     """The checkpoint to read."""
 
@@ -72,6 +85,7 @@ class SourceSpec(Strict, frozen=True):
     strategy: StrategySpec | None = None
     files: FilesSpec = FilesSpec()
     stages: Stages | None = None
+    decryption: EncryptionSpec | None = None
 
 
 class TargetSpec(Strict, frozen=True):
@@ -89,6 +103,7 @@ class TargetSpec(Strict, frozen=True):
     crc: bool = False
     copy_mode: CopyMode = "Client"
     file_mode: Annotated[str, msgspec.Meta(pattern="^0?[0-7]{3}$")] = "0640"
+    encryption: EncryptionSpec | None = None
 
     def __post_init__(self) -> None:
         """Refuse what contradicts the layout; msgspec tells in which field."""
@@ -178,7 +193,7 @@ class Mount(NamedTuple):
     """A volume as a pod sees it.
 
     Attributes:
-        role: what it is for: "source", "source-strategy", "target" or "target-strategy".
+        role: what it is for: "source", "source-strategy", "target", "target-strategy", "decryption" or "encryption".
         volume: which it is. One can be there in several roles.
         folder: where its root is.
         read_only: whether the pod may only read.
@@ -191,7 +206,7 @@ class Mount(NamedTuple):
 
 
 def mounts(spec: TransformSpec) -> tuple[Mount, ...]:
-    """What a transform's pods mount: claims, entries of ConfigMaps, and the Secrets of buckets."""
+    """What a transform's pods mount: claims, entries of ConfigMaps, the Secrets of buckets, and keys."""
     found: list[Mount] = []
     for role, storage in _storages(spec).items():
         if (claim := storage.persistent_volume_claim) is not None:
@@ -203,6 +218,9 @@ def mounts(spec: TransformSpec) -> tuple[Mount, ...]:
             found.append(Mount(role, Volume("ConfigMap", bundle.name, bundle.key), f"{CERTIFICATES}/{role}"))
     for role, entry in _entries(spec).items():
         found.append(Mount(role, Volume("ConfigMap", entry.name, entry.key), f"{VOLUMES}/{role}"))
+    for role, encryption in _encryptions(spec).items():
+        reference = encryption.secret_key_ref
+        found.append(Mount(role, Volume("Secret", reference.name, reference.key), f"{KEYS}/{role}"))
     return tuple(found)
 
 
@@ -222,6 +240,12 @@ def _entries(spec: TransformSpec) -> dict[str, ConfigMapKeyRef]:
     return {r: s.config_map_key_ref for r, s in strategies.items() if s is not None and s.config_map_key_ref is not None}
 
 
+def _encryptions(spec: TransformSpec) -> dict[str, EncryptionSpec]:
+    """By role."""
+    found = {"decryption": spec.source.decryption, "encryption": spec.target.encryption}
+    return {role: encryption for role, encryption in found.items() if encryption is not None}
+
+
 def request_here(
     spec: TransformSpec, *, claims: Mapping[str, str], config_maps: Mapping[str, str], secrets: Mapping[str, str]
 ) -> Request:
@@ -231,20 +255,24 @@ def request_here(
         spec: of the resource.
         claims: the folder that stands for each claim.
         config_maps: the folder that stands for each ConfigMap with a strategy.
-        secrets: the folder that stands for a Secret with credentials. Without one, this machine's environment has them; it also
+        secrets: the folder that stands for a Secret. Without one for credentials, this machine's environment has them; it also
             says which authorities to trust.
 
     Raises:
-        UsageError: a claim or a ConfigMap has no folder.
+        UsageError: a claim, a ConfigMap or a Secret with a key has no folder.
     """
-    known = {"PersistentVolumeClaim": (claims, "--volume"), "ConfigMap": (config_maps, "--config-map")}
+    known = {
+        "PersistentVolumeClaim": (claims, "--volume"),
+        "ConfigMap": (config_maps, "--config-map"),
+        "Secret": (secrets, "--secret"),
+    }
     folders: dict[str, str] = {}
     credentials: dict[str, str | None] = {}
     for mount in mounts(spec):
         kind, name, _ = mount.volume
-        if kind == "Secret":
+        if mount.folder.startswith(CREDENTIALS):
             credentials[mount.role] = secrets.get(name)
-        elif mount.folder.startswith(VOLUMES):
+        elif mount.folder.startswith((VOLUMES, KEYS)):
             found, option = known[kind]
             if name not in found:
                 raise UsageError(
@@ -259,7 +287,7 @@ def request_here(
 
 def request_of_pod(spec: TransformSpec) -> Request:
     """The request of a resource in a pod that has its `mounts`."""
-    folders = {mount.role: mount.folder for mount in mounts(spec) if mount.folder.startswith(VOLUMES)}
+    folders = {mount.role: mount.folder for mount in mounts(spec) if mount.folder.startswith((VOLUMES, KEYS))}
     credentials = {mount.role: mount.folder for mount in mounts(spec) if mount.folder.startswith(CREDENTIALS)}
     authorities = {m.role: f"{m.folder}/{m.volume.key}" for m in mounts(spec) if m.folder.startswith(CERTIFICATES)}
     return _to_request(spec, folders, credentials, authorities)
@@ -278,6 +306,10 @@ def _to_request(
         role: storage.s3.access(credentials=credentials.get(role), ca_bundle=authorities.get(role))
         for role, storage in storages.items()
         if storage.s3 is not None
+    }
+    encryptions = {
+        role: Encryption(Key(file=_join(folders[role], encryption.secret_key_ref.key)), encryption.mode)
+        for role, encryption in _encryptions(spec).items()
     }
     return Request(
         source=_join(roots["source"], source.storage.path),
@@ -310,6 +342,8 @@ def _to_request(
             source_strategy=access.get("source-strategy"),
             target_strategy=access.get("target-strategy"),
         ),
+        decryption=encryptions.get("decryption"),
+        encryption=encryptions.get("encryption"),
     )
 
 

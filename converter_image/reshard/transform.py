@@ -241,7 +241,15 @@ def plan_transform(
             begin(job, target, state)
     else:
         replaces_other(job, target, state)
-    memory = memory_bytes(job.model, workers, job.source, target.store, sizes.values())
+    memory = memory_bytes(
+        job.model,
+        workers,
+        job.source,
+        target.store,
+        sizes.values(),
+        decrypts=request.decryption is not None,
+        encrypts=request.encryption is not None,
+    )
     rank_requests = requests_of(job, target.store, job.scope[0], budget(min(workers, len(job.scope)))) if job.scope else 0
     finished_ranks = tuple(sorted(done))
     return PlanResult(

@@ -235,7 +235,7 @@ def _pod(spec: TransformSpec, config: Config, step: str, environment: dict[str, 
 def _volumes(spec: TransformSpec, step: str) -> tuple[list[Object], list[Object]]:
     """One volume for each distinct claim, or the pod would wait for ever; mounted once for each role it has.
 
-    The commit needs the target alone, so it gets no more: nobody's keys but those.
+    The commit needs the target alone, so it gets no more: nobody's credentials but those, and no file's key.
     """
     needed = [mount for mount in mounts(spec) if step != "commit" or mount.role == "target"]
     distinct = list(dict.fromkeys(mount.volume for mount in needed))
@@ -255,8 +255,12 @@ def _volume_source(volume: Volume, *, only_read: bool) -> Object:
         claim: Object = {"claimName": volume.name}
         return {"persistentVolumeClaim": claim | {"readOnly": True} if only_read else claim}
     if volume.kind == "Secret":
-        return {"secret": {"secretName": volume.name}}
-    return {"configMap": {"name": volume.name, "items": [{"key": volume.key, "path": volume.key}]}}
+        return {"secret": {"secretName": volume.name} | _items(volume)}
+    return {"configMap": {"name": volume.name} | _items(volume)}
+
+
+def _items(volume: Volume) -> Object:
+    return {"items": [{"key": volume.key, "path": volume.key}]} if volume.key else {}
 
 
 def _resources(overrides: PodTemplateSpec, config: Config, memory_bytes: int) -> Object:

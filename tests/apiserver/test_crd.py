@@ -96,6 +96,9 @@ def test_the_examples_are_accepted(resources: Resources, example: Any) -> None:
         ("source.storage", {"s3": {"bucket": "a/b"}}, "should match"),
         ("source.storage", {"s3": {"bucket": "abc", "prefix": "/x"}}, "prefix must have no"),
         ("source.storage", {"s3": {"bucket": "abc", "endpoint": "https://key:secret@host"}}, "should match"),
+        ("target.encryption", {"secretKeyRef": {"name": "k"}}, "secretKeyRef.key: Required value"),
+        ("source.decryption", {"secretKeyRef": {"name": "k", "key": "a/b"}}, "should match"),
+        ("source.decryption", {"secretKeyRef": {"name": "k", "key": "a"}, "mode": "ROT13"}, "supported values"),
         ("target.copyMode", "Magic", "supported values"),
         ("target.format", "ckpt", "supported values"),
         ("parameters.rename", [{"to": "b"}], "exactly one of from and pattern"),
@@ -132,7 +135,29 @@ def test_files_that_keep_their_layout_take_no_strategy(resources: Resources, sid
     assert "take no strategy" in resources.refusal(resources.create, spec)
 
 
+KEY = {"secretKeyRef": {"name": "k", "key": "a"}}
+
+
+@pytest.mark.parametrize(
+    ("source", "target", "said"),
+    [
+        ({}, {"encryption": KEY, "format": "Safetensors"}, "safetensors files cannot be encrypted"),
+        ({}, {"encryption": KEY, "copyMode": "Server"}, "an object store cannot encrypt"),
+        ({}, {"encryption": KEY, "layout": "Part"}, "parts cannot be encrypted"),
+        ({}, {"encryption": KEY, "layout": "Index"}, "an index holds nothing"),
+        ({"decryption": KEY}, {"copyMode": "Server"}, "an object store cannot decrypt"),
+    ],
+)
+def test_what_contradicts_encryption_is_refused(
+    resources: Resources, source: dict[str, Any], target: dict[str, Any], said: str
+) -> None:
+    spec = {"source": SPEC["source"] | source, "target": SPEC["target"] | target}
+    assert said in resources.refusal(resources.create, spec)
+
+
 FIXED = {
+    "source.decryption": KEY,
+    "target.encryption": KEY,
     "source.strategy": {"path": "s"},
     "source.files.step": 3,
     "source.stages": 2,

@@ -7,6 +7,7 @@
     python oracle.py samples FOLDER                 checkpoint files with everything that MindSpore can save
     python oracle.py convert FOLDER                 a tree of such files, and what its conversions make of each and of all
     python oracle.py train FOLDER                   the document's network, trained, as its ranks save it
+    python oracle.py encrypted FOLDER               the same in every mode, with keys of every length
 
 and, with the answer as JSON in the last line:
 
@@ -42,6 +43,7 @@ from mindspore.train import serialization
 
 sys.path.append(str(Path(__file__).resolve().parents[1] / "support"))  # where `definition` is
 
+import modes
 import thin
 import training
 import transforms
@@ -282,13 +284,34 @@ def convert(folder: Path) -> None:
     mindspore.ckpt_to_safetensors(clash, str(folder / "clash"), {"before": "large"})
 
 
+def encrypted(folder: Path) -> None:
+    """In every mode with keys of every length: a file of some blocks, and one with a block of the usual length and another."""
+    small = np.arange(3000, dtype=np.uint32).reshape(3, -1)
+    large = np.arange((64 << 18) + 5, dtype=np.uint32)
+    for mode, lengths in modes.MODES.items():
+        for length in lengths:
+            serialization.ENCRYPT_BLOCK_SIZE = 4  # in KiB
+            save(
+                folder / f"{mode}.{length}.ckpt",
+                {"small": small, "one": small[:1, :1]},
+                {"small": "Float32", "one": "Int32"},
+                enc_key=modes.key(length),
+                enc_mode=mode,
+            )
+        serialization.ENCRYPT_BLOCK_SIZE = 64 << 10
+        save(folder / f"{mode}.16.large.ckpt", {"large": large}, {"large": "UInt32"}, enc_key=modes.key(16), enc_mode=mode)
+
+
 def load(path: Path) -> dict[str, list[Any]]:
     """What MindSpore, and where it can the safetensors library, find in a file: type, shape and digest by name.
 
-    The CRC is checked of a file that is named for it.
+    The CRC is checked of a file that is named for it, and one that is named for a mode and a key is encrypted so.
     """
     kind = path.suffix[1:]
-    found = described(mindspore.load_checkpoint(str(path), format=kind, crc_check="_crc" in path.stem))
+    sealed: dict[str, Any] = {}
+    if encryption := modes.encryption(path.name):
+        sealed = {"dec_mode": encryption[0], "dec_key": modes.key(encryption[1])}
+    found = described(mindspore.load_checkpoint(str(path), format=kind, crc_check="_crc" in path.stem, **sealed))
     if kind == "safetensors":
         for name, view in safetensors.deserialize(path.read_bytes()):
             assert found[name][1:] == [view["shape"], hashlib.sha256(bytes(view["data"])).hexdigest()], name
@@ -373,6 +396,12 @@ def network(weights: dict[str, Any]) -> Any:
 def main(command: str, *arguments: str) -> None:
     """Carry out one of the commands above."""
     makers = {"transform": transform, "stages": stages, "thin": save_thin, "unify": unify}
+    writers = {
+        "samples": samples,
+        "convert": convert,
+        "encrypted": encrypted,
+        "train": lambda folder: training.train(folder, strategy),
+    }
     if command in makers:
         for number in arguments[1:]:
             makers[command](Path(arguments[0]) / number, transforms.make(int(number)))
@@ -382,12 +411,8 @@ def main(command: str, *arguments: str) -> None:
     elif command == "gather":
         folder = Path(arguments[0])
         sys.stdout.write(json.dumps({n: gather(folder / n, transforms.make(int(n))) for n in arguments[1:]}))
-    elif command == "samples":
-        samples(Path(arguments[0]))
-    elif command == "convert":
-        convert(Path(arguments[0]))
-    elif command == "train":
-        training.train(Path(arguments[0]), strategy)
+    elif command in writers:
+        writers[command](Path(arguments[0]))
     elif command == "limits":
         sys.stdout.write(json.dumps(serialization.SLICE_SIZE * 1024))
     elif command == "online":

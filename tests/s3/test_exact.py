@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING
 import disk
 import models
 import pytest
+import rawfiles
 from hypothesis import HealthCheck, Phase, assume, given, settings
 from hypothesis import strategies as st
 
@@ -67,3 +68,21 @@ def test_a_rank_to_which_nothing_falls(tmp_path: Path, sides: Sides) -> None:
     strategies = ["--source-strategy", str(made.source_strategy), "--target-strategy", str(made.target_strategy)]
     assert main(["transform", "--source", source, *strategies, "--target", back, "--verify", "full"]) == 0
     assert disk.differences(model, sides.source.get(back), "ckpt") == []
+
+
+@pytest.mark.parametrize("mode", list(rawfiles.MAGIC))
+def test_encrypted_files_become_encrypted_files(tmp_path: Path, sides: Sides, mode: str) -> None:
+    """With blocks of many lengths, and a target of several parts."""
+    key = tmp_path / "key"
+    key.write_bytes(bytes(range(16)))
+    model = disk.example(rows=4800, columns=240 if mode == "SM4-CBC" else 1920)
+    (tmp_path / "made").mkdir()
+    made = disk.write(tmp_path / "made", model)
+    for number, path in enumerate(sorted(made.source.rglob("*.ckpt"))):
+        path.write_bytes(rawfiles.encrypted(path.read_bytes(), mode, key.read_bytes(), (1 << 18) + number))
+    options = [f"--{side}-{what}" for side in ("decryption", "encryption") for what in ("key-file", "mode")]
+    keys = [word for pair in zip(options, [str(key), mode] * 2, strict=True) for word in pair]
+    found = transformed(made, sides, "--verify", "full", *keys)
+    for path in found.rglob("*.ckpt"):
+        path.write_bytes(rawfiles.decrypted(path.read_bytes(), mode, key.read_bytes()))
+    assert disk.differences(model, found, "ckpt") == []

@@ -1,12 +1,20 @@
-"""Checkpoint files written and read without the code under test: the safetensors library, and protobuf messages of our own."""
+"""Checkpoint files written and read without the code under test: the safetensors library, and protobuf messages of our own.
+
+Encrypted ones block by whole block.
+"""
 
 from __future__ import annotations
 
+import os
+import struct
 import zlib
 from typing import TYPE_CHECKING, Any
 
 import ml_dtypes
 import numpy as np
+from cryptography.hazmat.primitives.ciphers import Cipher, algorithms, modes
+from cryptography.hazmat.primitives.ciphers.aead import AESGCM
+from cryptography.hazmat.primitives.padding import PKCS7
 from google.protobuf import descriptor_pb2, descriptor_pool, message_factory
 from safetensors import deserialize
 from safetensors.numpy import save as save_safetensors
@@ -136,3 +144,54 @@ def same(found: Tensors, expected: Tensors) -> bool:
         (found[name].dtype, found[name].shape, found[name].tobytes()) == (array.dtype, array.shape, array.tobytes())
         for name, array in expected.items()
     )
+
+
+MAGIC = {"AES-GCM": 0x7F3A5ED8, "AES-CBC": 0x7F3A5ED9, "SM4-CBC": 0x7F3A5EDA}
+_PADDING = PKCS7(128)
+
+
+def _cbc(mode: str, key: bytes, iv: bytes) -> Any:
+    return Cipher(algorithms.SM4(key) if mode == "SM4-CBC" else algorithms.AES(key), modes.CBC(iv))
+
+
+def sealed_block(plain: bytes, mode: str, key: bytes, iv: bytes) -> tuple[bytes, bytes]:
+    """Tag and ciphertext of one block."""
+    if mode == "AES-GCM":
+        sealed = AESGCM(key).encrypt(iv[:12], plain, None)
+        return sealed[-16:], sealed[:-16]
+    padder, encryptor = _PADDING.padder(), _cbc(mode, key, iv).encryptor()
+    return b"", encryptor.update(padder.update(plain) + padder.finalize()) + encryptor.finalize()
+
+
+def block(tag: bytes, iv: bytes, cipher: bytes, mode: str) -> bytes:
+    """One block as it stands in a file."""
+    rest = struct.pack("<i", len(iv)) + iv + struct.pack("<i", len(cipher)) + cipher
+    return struct.pack("<I", MAGIC[mode]) + tag + struct.pack("<i", len(rest)) + rest
+
+
+def encrypted(content: bytes, mode: str, key: bytes, block_bytes: int) -> bytes:
+    """A file as MindSpore encrypts it."""
+    blocks = []
+    for at in range(0, len(content), block_bytes):
+        iv = os.urandom(16)
+        tag, cipher = sealed_block(content[at : at + block_bytes], mode, key, iv)
+        blocks.append(block(tag, iv, cipher, mode))
+    return b"".join(blocks)
+
+
+def decrypted(content: bytes, mode: str, key: bytes) -> bytes:
+    """What is in such a file."""
+    parts, at = [], 0
+    while at < len(content):
+        tag_bytes = 16 if mode == "AES-GCM" else 0
+        magic, tag, rest, iv_bytes, iv, length = struct.unpack_from(f"<I{tag_bytes}sii16si", content, at)
+        assert (magic, rest, iv_bytes) == (MAGIC[mode], 24 + length, 16)
+        at += 32 + tag_bytes
+        cipher = content[at : at + length]
+        at += length
+        if mode == "AES-GCM":
+            parts.append(AESGCM(key).decrypt(iv[:12], cipher + tag, None))
+        else:
+            unpadder, decryptor = _PADDING.unpadder(), _cbc(mode, key, iv).decryptor()
+            parts.append(unpadder.update(decryptor.update(cipher) + decryptor.finalize()) + unpadder.finalize())
+    return b"".join(parts)

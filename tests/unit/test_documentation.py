@@ -57,6 +57,7 @@ def workplace(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     resource = resource.replace("claimName: results", "claimName: checkpoints").replace("dst_strategy_4", "dst_strategy")
     (folder / "transform.yaml").write_text(resource)
     (folder / "group_info.pb").write_bytes(b"\x12\x04\x08\x00\x08\x02")
+    (folder / "training.key").write_bytes(bytes(range(32)))
     monkeypatch.chdir(folder)
     return folder
 

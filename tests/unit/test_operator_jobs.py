@@ -64,6 +64,22 @@ def test_a_strategy_in_a_config_map_is_mounted() -> None:
     assert pod["containers"][0]["volumeMounts"][2] == mounted
 
 
+def test_keys_of_files_reach_the_pods_that_read_and_write_them() -> None:
+    changes = {
+        "source": {"decryption": {"secretKeyRef": {"name": "keys", "key": "old"}}},
+        "target": {"encryption": {"secretKeyRef": {"name": "keys", "key": "new"}}},
+    }
+    plain = resource()["spec"]
+    sides = {side: plain[side] | changes[side] for side in changes}
+    transform = Transform.parse(resource(**sides))
+    for job in (jobs.plan_job(transform, CONFIG), ranks_job(**sides)):
+        secrets = [volume["secret"] for volume in pod_of(job)["volumes"] if "secret" in volume]
+        assert secrets == [{"secretName": "keys", "items": [{"key": key, "path": key}]} for key in ("old", "new")]
+        mounted = [m["mountPath"] for m in pod_of(job)["containers"][0]["volumeMounts"] if m["mountPath"].startswith("/keys")]
+        assert mounted == ["/keys/decryption", "/keys/encryption"]
+    assert not any("secret" in volume for volume in pod_of(jobs.commit_job(transform, CONFIG, PLANNED))["volumes"])
+
+
 def with_buckets() -> dict[str, Any]:
     """Both sides in buckets, with keys of their own."""
     sides = {}

@@ -17,9 +17,9 @@ from reshard.storage.s3.parts import (
     SMALLEST_PART,
     buffers,
     part_size,
-    spans,
 )
 from reshard.storage.s3.upload import Body
+from reshard.storage.spans import spans
 
 
 @given(st.integers(0, 5 << 40), st.integers(0, 1 << 30))

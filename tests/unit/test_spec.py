@@ -73,6 +73,27 @@ def test_a_strategy_may_be_an_entry_of_a_config_map() -> None:
         here(spec, a="/a", b="/b")
 
 
+def test_keys_are_files_of_their_own() -> None:
+    resource = msgspec.json.decode(msgspec.json.encode(RESOURCE))
+    resource["spec"]["source"]["decryption"] = {"secretKeyRef": {"name": "keys", "key": "old"}}
+    resource["spec"]["target"]["encryption"] = {"secretKeyRef": {"name": "keys", "key": "new"}, "mode": "SM4-CBC"}
+    spec = parse_resource(yaml.safe_dump(resource), "x.yaml")
+    assert mounts(spec)[-2:] == (
+        ("decryption", Volume("Secret", "keys", "old"), "/keys/decryption", True),
+        ("encryption", Volume("Secret", "keys", "new"), "/keys/encryption", True),
+    )
+    for request, folders in (
+        (request_of_pod(spec), ("/keys/decryption", "/keys/encryption")),
+        (request_here(spec, claims={"a": "/a", "b": "/b"}, config_maps={}, secrets={"keys": "/k"}), ("/k", "/k")),
+    ):
+        assert request.decryption is not None
+        assert request.encryption is not None
+        assert (request.decryption.key.file, request.decryption.mode) == (f"{folders[0]}/old", "AES-GCM")
+        assert (request.encryption.key.file, request.encryption.mode) == (f"{folders[1]}/new", "SM4-CBC")
+    with pytest.raises(UsageError, match=r"spec.decryption.*--secret keys=DIR"):
+        here(spec, a="/a", b="/b")
+
+
 @pytest.mark.parametrize(
     ("strategy", "said"),
     [
@@ -112,6 +133,9 @@ def test_defaults_of_the_resource_are_those_of_the_library() -> None:
         (("target", "partSizeBytes"), 1 << 20, "`partSizeBytes` and `huggingFaceIndex` go with `layout: Unified`"),
         (("target", "huggingFaceIndex"), True, "go with `layout: Unified`"),
         (("target", "layout"), "Unified", "which no `strategy` cuts"),
+        (("target", "encryption"), {"mode": "AES-GCM"}, "secretKeyRef"),
+        (("target", "encryption"), {"secretKeyRef": {"name": "k", "key": "a"}, "mode": "ROT13"}, "spec.target.encryption.mode"),
+        (("source", "decryption"), {"secretKeyRef": {"name": "k", "key": "../a"}}, "spec.source.decryption.secretKeyRef.key"),
         (("verification",), "Perhaps", "spec.verification"),
         (("source", "files", "step"), -1, "spec.source.files.step"),
         (("sourcce",), {}, "sourcce"),

@@ -6,13 +6,13 @@ mindspore/train/serialization.py)
 
 from __future__ import annotations
 
-import struct
 from math import prod
 from sys import intern
 from typing import TYPE_CHECKING
 
 from zlib_ng import zlib_ng
 
+from reshard.checkpoint.blockcipher import mode_of
 from reshard.checkpoint.dtypes import DTYPES, STRING
 from reshard.checkpoint.inventory import Index, Structure, TensorEntry
 from reshard.checkpoint.output import OutputTensor, Span
@@ -30,11 +30,12 @@ MAX_TENSORS = 1 << 20
 MAX_DIMENSIONS = 32
 _MAX_NAME_BYTES = 1 << 16
 _MAX_TYPE_BYTES = 64
+# All of a message but its content.
+LONGEST_HEAD = 2 * _MAX_NAME_BYTES
 
 _CRC_MARK = b"crc_num"
 _CRC_BYTES = 10
 _TRAILER_BYTES = len(_CRC_MARK) + _CRC_BYTES
-_ENCRYPTED = {0x7F3A5ED8: "AES-GCM", 0x7F3A5ED9: "AES-CBC", 0x7F3A5EDA: "SM4-CBC"}
 
 # How much is read at a time, at least: a message's head with a name of common length.
 _WINDOW = 8 << 10
@@ -74,6 +75,24 @@ def index(reader: RangeReader) -> Index:
         names.add(name)
         tensors.append(TensorEntry(name, dtype, dims, (content,)))
     return Index(Structure("ckpt", tuple(_checked(entry, reader) for entry in tensors)), crc)
+
+
+def begins(reader: RangeReader, head: bytes) -> bool:
+    """Whether a file can begin so. What a wrong key makes of one practically never can.
+
+    Args:
+        reader: a file that is at least as long.
+        head: of its content at least as much as tells the first parameter's name, type and shape.
+    """
+    if head.startswith(_CRC_MARK):
+        return True
+    try:
+        _parse(_Cursor(reader, head, 0, 0), reader.size)
+    except IndexError:
+        return False
+    except DataError as error:  # MindSpore may save what this program does not know
+        return error.reason in {"MapParameter", "UnknownType"}
+    return True
 
 
 def crc_of(reader: RangeReader) -> int:
@@ -156,7 +175,7 @@ _Head = tuple[str, str, tuple[int, ...], tuple[int, int], int]
 
 def _message(window: _Window, position: int) -> _Head:
     """Name, type, dims, content as (offset, length), and end of the message at `position`."""
-    for nbytes in (256, _WINDOW, 2 * _MAX_NAME_BYTES):
+    for nbytes in (256, _WINDOW, LONGEST_HEAD):
         buffer, at = window.at(position, nbytes)
         try:
             return _parse(_Cursor(window.reader, buffer, at, position - at), window.end)
@@ -319,13 +338,13 @@ def _checked(entry: TensorEntry, reader: RangeReader) -> TensorEntry:
 
 def _refuse_encrypted(reader: RangeReader, window: _Window) -> None:
     start, _ = window.at(0)
-    mode = _ENCRYPTED.get(struct.unpack("<I", start[:4])[0]) if len(start) >= 4 else None
+    mode = mode_of(start)
     if mode:
         raise DataError(
             "Encrypted",
             f"the file is encrypted ({mode})",
             where=reader.name,
-            fix="decrypt it first, by loading and saving it in MindSpore",
+            fix=f"give its key: --decryption-key-file FILE --decryption-mode {mode} (spec.source.decryption)",
         )
 
 

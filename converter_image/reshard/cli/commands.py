@@ -11,6 +11,7 @@ import click
 from reshard.cli import inspection, pictures, show, words
 from reshard.cli.arguments import PATH, rank_in
 from reshard.cli.fetch import fetch
+from reshard.cli.keys import encryption_of, key_options
 from reshard.cli.options import convert_options, request_of, request_options
 from reshard.cli.step import step
 from reshard.cli.strategies import strategy
@@ -109,7 +110,7 @@ def convert(invocation: Invocation, /, **arguments: Any) -> None:
     "secrets",
     multiple=True,
     metavar="NAME=DIR",
-    help="The folder that stands for a Secret with S3 credentials. Without: the environment has them.",
+    help="The folder that stands for a Secret, with a file for each entry. S3 credentials may be in the environment instead.",
 )
 @click.option("--workers", type=click.IntRange(1, 256), help="Ranks at a time. Without: one for each processor, at most 8.")
 @click.option("--json", "as_json", is_flag=True, help="End with one JSON object on standard output, and nothing else there.")
@@ -219,10 +220,11 @@ def verify(target: str, workers: int | None, as_json: bool) -> None:
 @click.option("--files", "pattern", metavar="PATTERN", help="The files whose names match.")
 @click.option("--parameter", "parameters", multiple=True, metavar="PATTERN", help="Only these, such as '*.weight'.")
 @click.option("--all", "every", is_flag=True, help="Show all parameters and files, one a line.")
+@key_options("decryption")
 @click.option("--json", "as_json", is_flag=True, help="End with one JSON object on standard output, and nothing else there.")
 def inspect(path: str, how: str | None, **options: Any) -> None:
     """Show what a checkpoint (or one of its files) holds."""
-    inspection.inspect(path, strategy=how, **options)
+    inspection.inspect(path, strategy=how, decryption=encryption_of(options, "decryption"), **options)
 
 
 cli.add_command(fetch)

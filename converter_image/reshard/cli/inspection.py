@@ -9,8 +9,10 @@ from itertools import groupby
 from math import prod
 from typing import TYPE_CHECKING, Any
 
+from reshard.checkpoint.blockcipher import cipher_of
 from reshard.cli import show, words
 from reshard.cli.arguments import matching
+from reshard.encrypted import DecryptingStore
 from reshard.errors import DataError, MissingInputError
 from reshard.layout import Layout
 from reshard.plan import place
@@ -25,6 +27,7 @@ if TYPE_CHECKING:
     from collections.abc import Iterable, Sequence
 
     from reshard.checkpoint.inventory import Inventory
+    from reshard.keys import Encryption
     from reshard.manifest import Manifest
 
 _SHOWN_PARAMETERS, _SHOWN_SIZES = 40, 32
@@ -56,7 +59,7 @@ class Held:
     nbytes: int
 
 
-def inspect(
+def inspect(  # noqa: PLR0913 - one for each option
     path: str,
     *,
     strategy: str | None,
@@ -65,12 +68,17 @@ def inspect(
     parameters: Sequence[str],
     every: bool,
     as_json: bool,
+    decryption: Encryption | None = None,
 ) -> None:
-    """Show a checkpoint's files and parameters: all of them, or a readable number."""
+    """Show a checkpoint's files and parameters: all of them, or a readable number.
+
+    Of encrypted files as little is read as of others, so not all of them is checked.
+    """
     store, chosen = open_source(path)
     found = find_files(store, chosen, step=step, pattern=pattern)
     manifest = TargetFolder(store, 0).manifest() if chosen is None else None
-    inventory = read_inventory(store, found, workers=default_workers())
+    plain = store if decryption is None else DecryptingStore(store, cipher_of(decryption), check=False)
+    inventory = read_inventory(plain, found, workers=default_workers())
     if not inventory.files:
         raise MissingInputError("SourceMissing", "there is no checkpoint file", where=path)
     how = read_strategy(strategy) if strategy else None

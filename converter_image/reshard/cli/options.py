@@ -9,6 +9,7 @@ import click
 from reshard.access import Access, Accesses
 from reshard.cli import renaming
 from reshard.cli.arguments import PATH
+from reshard.cli.keys import encryption_of, key_options
 from reshard.errors import UsageError
 from reshard.request import Options, Request
 
@@ -152,6 +153,7 @@ _COMMON: tuple[Callable[[Any], Any], ...] = (
     ),
     click.option("--source-profile", metavar="NAME", help="The AWS profile for the source. Without: as the AWS command line."),
     click.option("--target-profile", metavar="NAME", help="The same for the target."),
+    key_options("decryption", "encryption"),
     click.option("--overwrite", is_flag=True, help="Replace what is at the target, once the new one is complete."),
     click.option("--owner", metavar="NAME", hidden=True, help="Processes of one owner share the target's lock."),
     click.option(
@@ -236,4 +238,6 @@ def request_of(arguments: dict[str, Any]) -> Request:
             overwrite="Replace" if arguments["overwrite"] else "Never",
         ),
         access=Accesses(source=Access(profile=arguments["source_profile"]), target=Access(profile=arguments["target_profile"])),
+        decryption=encryption_of(arguments, "decryption"),
+        encryption=encryption_of(arguments, "encryption"),
     )

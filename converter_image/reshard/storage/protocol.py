@@ -112,8 +112,8 @@ class Writer(Protocol):
         """Leave nothing behind. Safe to call at any time, also after `finish`."""
 
 
-class Store(Protocol):
-    """A folder or a bucket's prefix. Paths are relative to it, with '/' between components."""
+class ReadStore(Protocol):
+    """A folder or a bucket's prefix to read from. Paths are relative to it, with '/' between components."""
 
     @property
     def url(self) -> str:
@@ -122,16 +122,6 @@ class Store(Protocol):
     @property
     def remote(self) -> bool:
         """Whether a read costs a round trip: then it is worth to ask ahead, for much, and for several things at a time."""
-
-    @property
-    def renames(self) -> bool:
-        """Whether a finished file is moved for nothing, at once. Where not, files that replace others are written in place."""
-
-    def copies_from(self, other: Store) -> bool:
-        """Whether files of another store can be copied by the server alone."""
-
-    def around(self) -> Sequence[Hashable]:
-        """What this place and those around it are, innermost first: equal for one place under two names."""
 
     def list(self, path: str) -> list[Stat]:
         """What lies directly in `path`, sorted by name; empty when there is no such path.
@@ -158,6 +148,20 @@ class Store(Protocol):
             MissingInputError: it is not there.
             DataError: it is longer than `limit` bytes.
         """
+
+
+class Store(ReadStore, Protocol):
+    """One to write to as well."""
+
+    @property
+    def renames(self) -> bool:
+        """Whether a finished file is moved for nothing, at once. Where not, files that replace others are written in place."""
+
+    def copies_from(self, other: Store) -> bool:
+        """Whether files of another store can be copied by the server alone."""
+
+    def around(self) -> Sequence[Hashable]:
+        """What this place and those around it are, innermost first: equal for one place under two names."""
 
     def create(
         self, path: str, *, temporary: str, mode: int, size: int | None = None, memory: int = 0, copies: bool = False

@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
 from itertools import pairwise
 from typing import TYPE_CHECKING
 
 from reshard.errors import OutputError
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Iterator
+    from collections.abc import Iterator
 
 # The protocol's own limits.
 SMALLEST_PART = 5 << 20
@@ -59,36 +58,3 @@ def copies(offset: int, length: int) -> Iterator[tuple[int, int]]:
     count = -(-length // _LONGEST_COPY)
     cuts = [length * i // count for i in range(count + 1)]
     return ((offset + a, b - a) for a, b in pairwise(cuts))
-
-
-@dataclass(frozen=True, slots=True)
-class Span:
-    """Bytes that are read together.
-
-    Attributes:
-        start: of the first.
-        end: after the last.
-        runs: how many of those that were asked for it holds.
-    """
-
-    start: int
-    end: int
-    runs: int
-
-
-def spans(offsets: Iterable[int], length: int, *, gap: int, most: int) -> Iterator[Span]:
-    """Ascending runs, read together where the gaps between them are at most `gap` and all of it at most `most` bytes.
-
-    >>> list(spans([0, 10, 100], 5, gap=5, most=50))
-    [Span(start=0, end=15, runs=2), Span(start=100, end=105, runs=1)]
-    """
-    start = end = runs = 0
-    for offset in offsets:
-        if runs and (offset - end > gap or offset + length - start > most):
-            yield Span(start, end, runs)
-            runs = 0
-        if not runs:
-            start = offset
-        end, runs = offset + length, runs + 1
-    if runs:
-        yield Span(start, end, runs)

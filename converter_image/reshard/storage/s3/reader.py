@@ -9,8 +9,8 @@ from botocore import exceptions as boto
 
 from reshard.errors import DataError
 from reshard.storage.s3.failures import failures
-from reshard.storage.s3.parts import spans
 from reshard.storage.s3.retries import retrying
+from reshard.storage.spans import read_spans
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -55,14 +55,7 @@ class S3Reader:
 
     def read_runs(self, view: memoryview, length: int, offsets: Sequence[int]) -> None:
         """See `Reader.read_runs`: gaps are read along where that is sooner done than another request."""
-        at = done = 0
-        for span in spans(offsets, length, gap=GAP_BYTES, most=_LONGEST_SPAN):
-            content = memoryview(bytearray(span.end - span.start))
-            self.read_into(content, span.start)
-            for offset in offsets[done : done + span.runs]:
-                view[at : at + length] = content[offset - span.start : offset - span.start + length]
-                at += length
-            done += span.runs
+        read_spans(self.read_into, view, length, offsets, gap=GAP_BYTES, most=_LONGEST_SPAN)
 
     def close(self) -> None:
         """See `Reader.close`: there is nothing open between requests."""

@@ -1,0 +1,179 @@
+"""The ciphers of MindSpore's encrypted files, with access to any part of a block.
+
+No block has to be held to read some of it: GCM encrypts as CTR does with a counter that begins with 2 (NIST SP 800-38D, 7.1), and
+in CBC what is needed besides the bytes themselves, rounded to 16, is the 16 before them.
+"""
+
+from __future__ import annotations
+
+import struct
+from typing import TYPE_CHECKING, Any, Protocol
+
+from reshard.keys import KEY_BYTES
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable
+
+    from reshard.keys import Encryption, Mode
+
+MAGIC: dict[int, Mode] = {0x7F3A5ED8: "AES-GCM", 0x7F3A5ED9: "AES-CBC", 0x7F3A5EDA: "SM4-CBC"}
+IV_BYTES = 16
+_UNIT = 16  # both ciphers' own block
+_NONCE_BYTES = 12  # of GCM, the first of its IV
+_TAG_BYTES = 16
+_FIRST_COUNTER = 2
+
+
+def mode_of(beginning: bytes) -> Mode | None:
+    """The mode of an encrypted file that begins so."""
+    return MAGIC.get(struct.unpack("<I", beginning[:4])[0]) if len(beginning) >= 4 else None
+
+
+class BlockCipher(Protocol):
+    """A mode with a key. All lengths and positions are in bytes, and count from a block's first.
+
+    Attributes:
+        mode: which.
+        tag_bytes: length of what tells that a block is authentic; 0 where nothing does.
+        tail_bytes: how much of the end of a block's ciphertext says how long its plaintext is.
+    """
+
+    mode: Mode
+    tag_bytes: int
+    tail_bytes: int
+
+    def sealed(self, length: int) -> int:
+        """The length of the ciphertext of so much plaintext."""
+
+    def plain(self, iv: bytes, length: int, tail: bytes) -> int | None:
+        """The length of the plaintext of so much ciphertext, given its tail; None where there can be no such ciphertext."""
+
+    def needed(self, at: int, length: int) -> tuple[int, int]:
+        """The ciphertext, from byte to byte, that so much plaintext from `at` on takes."""
+
+    def decrypt(self, iv: bytes, at: int, pieces: Iterable[memoryview], into: memoryview) -> None:
+        """Fill `into` with the plaintext from `at` on, given the ciphertext that is `needed`, in pieces. Checks nothing.
+
+        Each piece but the last has a multiple of 32 bytes.
+        """
+
+    def is_authentic(self, iv: bytes, tag: bytes, pieces: Iterable[bytes]) -> bool:
+        """Whether a whole ciphertext has this tag."""
+
+    def begin(self, iv: bytes) -> Any:  # noqa: ANN401 - a context of the library, in which modes differ
+        """What encrypts a block from its first byte on, by `update_into`."""
+
+    def finish(self, context: Any, length: int) -> tuple[bytes, bytes]:  # noqa: ANN401 - as above
+        """What is left of the ciphertext of so much plaintext; and its tag."""
+
+
+def cipher_of(encryption: Encryption) -> BlockCipher:
+    """The cipher with its key.
+
+    Raises:
+        ReshardError: the key cannot be read, or is of no right length.
+    """
+    mode, key = encryption.mode, encryption.key.read(encryption.mode)
+    return _Gcm(mode, key) if mode == "AES-GCM" else _Cbc(mode, key)
+
+
+class _Cipher:
+    def __init__(self, mode: Mode, key: bytes) -> None:
+        from cryptography.hazmat.primitives import ciphers  # noqa: PLC0415 - few need it, and it takes some 10 MB
+
+        if len(key) not in KEY_BYTES[mode]:
+            raise ValueError(f"{mode} takes no key of {len(key)} bytes")
+        self.mode = mode
+        self._modes = ciphers.modes
+        self._algorithm = ciphers.algorithms.SM4(key) if mode == "SM4-CBC" else ciphers.algorithms.AES(key)
+        self._cipher = ciphers.Cipher
+
+    def __repr__(self) -> str:
+        return f"{type(self).__name__}({self.mode})"
+
+
+class _Gcm(_Cipher):
+    tag_bytes, tail_bytes = _TAG_BYTES, 0
+
+    def sealed(self, length: int) -> int:
+        return length
+
+    def plain(self, iv: bytes, length: int, tail: bytes) -> int | None:
+        del iv, tail
+        return length
+
+    def needed(self, at: int, length: int) -> tuple[int, int]:
+        return at, at + length
+
+    def decrypt(self, iv: bytes, at: int, pieces: Iterable[memoryview], into: memoryview) -> None:
+        counter = iv[:_NONCE_BYTES] + (_FIRST_COUNTER + at // _UNIT).to_bytes(_UNIT - _NONCE_BYTES, "big")
+        decryptor = self._cipher(self._algorithm, self._modes.CTR(counter)).decryptor()
+        decryptor.update(bytes(at % _UNIT))
+        done = 0
+        for piece in pieces:
+            done += decryptor.update_into(piece, into[done : done + len(piece)])
+
+    def is_authentic(self, iv: bytes, tag: bytes, pieces: Iterable[bytes]) -> bool:
+        from cryptography.exceptions import InvalidTag  # noqa: PLC0415 - as above
+
+        decryptor = self._cipher(self._algorithm, self._modes.GCM(iv[:_NONCE_BYTES], tag)).decryptor()
+        into = bytearray()
+        for piece in pieces:
+            if len(into) < len(piece):
+                into = bytearray(len(piece))
+            decryptor.update_into(piece, into)
+        try:
+            decryptor.finalize()
+        except InvalidTag:
+            return False
+        return True
+
+    def begin(self, iv: bytes) -> Any:  # noqa: ANN401 - see BlockCipher
+        return self._cipher(self._algorithm, self._modes.GCM(iv[:_NONCE_BYTES])).encryptor()
+
+    def finish(self, context: Any, length: int) -> tuple[bytes, bytes]:  # noqa: ANN401 - see BlockCipher
+        del length
+        return context.finalize(), context.tag
+
+
+class _Cbc(_Cipher):
+    """With the padding of PKCS#7."""
+
+    tag_bytes, tail_bytes = 0, 2 * _UNIT
+
+    def sealed(self, length: int) -> int:
+        return length // _UNIT * _UNIT + _UNIT
+
+    def plain(self, iv: bytes, length: int, tail: bytes) -> int | None:
+        if length % _UNIT:
+            return None
+        before = iv if length == _UNIT else tail[:_UNIT]
+        last = self._cipher(self._algorithm, self._modes.CBC(before)).decryptor().update(tail[_UNIT:])
+        padding = last[-1]
+        return length - padding if 1 <= padding <= _UNIT and last.endswith(bytes([padding]) * padding) else None
+
+    def needed(self, at: int, length: int) -> tuple[int, int]:
+        return max(0, at // _UNIT * _UNIT - _UNIT), -(-(at + length) // _UNIT) * _UNIT
+
+    def decrypt(self, iv: bytes, at: int, pieces: Iterable[memoryview], into: memoryview) -> None:
+        decryptor = self._cipher(self._algorithm, self._modes.CBC(iv)).decryptor()
+        ahead = at - self.needed(at, 1)[0]  # where that is a unit too many, what it is decrypted to depends on another's IV
+        done = 0
+        for piece in pieces:
+            if ahead or len(into) - done < len(piece) + _UNIT - 1:  # the library wants room for more than it fills
+                part = memoryview(decryptor.update(piece))[ahead:][: len(into) - done]
+                into[done : done + len(part)] = part
+                done, ahead = done + len(part), 0
+            else:
+                done += decryptor.update_into(piece, into[done:])
+
+    def is_authentic(self, iv: bytes, tag: bytes, pieces: Iterable[bytes]) -> bool:
+        del iv, tag, pieces
+        return True
+
+    def begin(self, iv: bytes) -> Any:  # noqa: ANN401 - see BlockCipher
+        return self._cipher(self._algorithm, self._modes.CBC(iv)).encryptor()
+
+    def finish(self, context: Any, length: int) -> tuple[bytes, bytes]:  # noqa: ANN401 - see BlockCipher
+        padding = _UNIT - length % _UNIT
+        return context.update(bytes([padding]) * padding), b""

@@ -1,0 +1,257 @@
+"""MindSpore's encrypted `.ckpt`: the bytes of a plain one, in blocks that are encrypted each for itself.
+
+A block is, with numbers as little-endian int32: magic | tag (GCM only) | length of the rest | length of the IV | IV | length of
+the ciphertext | ciphertext. MindSpore writes blocks with 64 MiB of plaintext, and reads any that have at most that.
+(mindspore/core/utils/crypto.cc)
+"""
+
+from __future__ import annotations
+
+import os
+import struct
+from itertools import accumulate
+from typing import TYPE_CHECKING
+
+import msgspec
+
+from reshard.checkpoint import ckpt
+from reshard.checkpoint.blockcipher import IV_BYTES, MAGIC, mode_of
+from reshard.errors import AccessError, DataError
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterator
+
+    from reshard.checkpoint.blockcipher import BlockCipher
+    from reshard.checkpoint.inventory import RangeReader
+    from reshard.keys import Mode
+
+# Of what is written here. A block's head has its tag, so as much as a block waits in memory for each file under way.
+BLOCK_BYTES = 4 << 20
+# More than the largest files have; fewer than would exhaust the memory.
+MAX_BLOCKS = 1 << 20
+# Where a library encrypts into memory of ours, it wants so many bytes more than it fills; and padding takes as many.
+_SLACK = 32
+_CHECKED_BYTES = 256 << 10
+# How much is decrypted to see whether the key is right: a first message with a name of common length, and one with the longest.
+_HEADS = (512, ckpt.LONGEST_HEAD)
+
+
+class Blocks(msgspec.Struct, frozen=True, array_like=True, gc=False):
+    """The blocks of one file, in its order.
+
+    Attributes:
+        lengths: of each one's plaintext, in bytes.
+        ivs: of each one, one behind the other.
+    """
+
+    lengths: tuple[int, ...]
+    ivs: bytes
+
+    def __post_init__(self) -> None:
+        """Refuse what no file can have, wherever this was read."""
+        if len(self.ivs) != len(self.lengths) * IV_BYTES or min(self.lengths, default=0) < 0:
+            raise ValueError("Expected an IV and a length for each block")
+
+    def iv(self, number: int) -> bytes:
+        """Of one block."""
+        return self.ivs[number * IV_BYTES : (number + 1) * IV_BYTES]
+
+    def contents(self, cipher: BlockCipher) -> list[int]:
+        """Where in the file each one's ciphertext begins."""
+        head = _head_of(cipher).size
+        ends = accumulate(head + cipher.sealed(length) for length in self.lengths)
+        return [end - cipher.sealed(length) for end, length in zip(ends, self.lengths, strict=True)]
+
+
+# Of one file: its version, and its blocks.
+Known = tuple[str, Blocks]
+
+
+def sealed_size(cipher: BlockCipher, size: int) -> int:
+    """The length of the encrypted file of so many bytes, as it is written here."""
+    full, rest = divmod(size, BLOCK_BYTES)
+    head = _head_of(cipher).size
+    return full * (head + cipher.sealed(BLOCK_BYTES)) + (head + cipher.sealed(rest) if rest else 0)
+
+
+def index(reader: RangeReader, cipher: BlockCipher) -> Blocks:
+    """Find the blocks of a file, hopping from one to the next, and what is wrong with their padding. See `index_reads`.
+
+    Nothing is encrypted to a file of no bytes.
+
+    Raises:
+        AccessError: the key is wrong.
+        DataError: the file is not encrypted so, or damaged.
+    """
+    head, tail = _head_of(cipher), cipher.tail_bytes
+    if not reader.size:
+        return Blocks((), b"")
+    found = reader.read(0, min(head.size, reader.size))
+    _check_mode(reader, mode_of(found), cipher)
+    lengths: list[int] = []
+    ivs, position = bytearray(), 0
+    while position < reader.size:
+        number = len(lengths)
+        if number == MAX_BLOCKS:
+            raise _damaged(reader, f"it has more than {MAX_BLOCKS} blocks", reason="TooManyBlocks")
+        iv, length = _parse(reader, cipher, found, number, position)
+        if not number:
+            check_key(reader, cipher, Blocks((length,), iv))
+        position += head.size + length
+        found = reader.read(position - tail, min(tail + head.size, reader.size - position + tail))
+        plain = cipher.plain(iv, length, found[:tail])
+        if plain is None:
+            raise _damaged(reader, f"block {number}, which ends at byte {position}, is not padded as it has to be")
+        lengths.append(plain)
+        ivs += iv
+        found = found[tail:]
+    return Blocks(tuple(lengths), bytes(ivs))
+
+
+def index_reads(reader: RangeReader, cipher: BlockCipher) -> Iterator[tuple[int, int]]:
+    """What `index` reads of a file, as (offset, length), if all blocks but the last are as long as the first. Reads its head."""
+    if not reader.size:
+        return
+    head, tail = _head_of(cipher).size, cipher.tail_bytes
+    found = reader.read(0, min(head, reader.size))
+    _check_mode(reader, mode_of(found), cipher)
+    block = head + _parse(reader, cipher, found, 0, 0)[1]
+    yield 0, head
+    for end in range(block, reader.size, block)[:MAX_BLOCKS]:
+        yield end - tail, min(tail + head, reader.size - end + tail)
+
+
+def check_key(reader: RangeReader, cipher: BlockCipher, blocks: Blocks) -> None:
+    """Make sure that a file's first block begins with a parameter, once decrypted; of CBC nothing else tells a wrong key.
+
+    Raises:
+        AccessError: it does not.
+    """
+    if not blocks.lengths:
+        return
+    begin = _head_of(cipher).size
+    for most in _HEADS:
+        content = bytearray(min(blocks.lengths[0], most))
+        first, end = cipher.needed(0, len(content))
+        cipher.decrypt(blocks.iv(0), 0, [memoryview(reader.read(begin + first, end - first))], memoryview(content))
+        if ckpt.begins(reader, bytes(content)):
+            return
+    raise AccessError(
+        "WrongKey",
+        f"the key for {cipher.mode} does not open it",
+        where=reader.name,
+        fix="give the key that it was encrypted with; if this is the key, the beginning of the file is damaged",
+    )
+
+
+def check_tags(reader: RangeReader, cipher: BlockCipher, blocks: Blocks) -> None:
+    """Make sure that every block is authentic, in one pass over the file. Nothing is read where there are no tags.
+
+    Raises:
+        DataError: one is not; the message names it.
+    """
+    if not cipher.tag_bytes:
+        return
+    head = _head_of(cipher)
+    for number, (length, begin) in enumerate(zip(blocks.lengths, blocks.contents(cipher), strict=True)):
+        tag = head.unpack(reader.read(begin - head.size, head.size))[1]
+        pieces = (reader.read(at, n) for at, n in _pieces(begin, length))
+        if not cipher.is_authentic(blocks.iv(number), tag, pieces):
+            raise _damaged(
+                reader, f"block {number}, at byte {begin - head.size}, is not what was encrypted", reason="NotAuthentic"
+            )
+
+
+def tag_reads(cipher: BlockCipher, blocks: Blocks) -> Iterator[tuple[int, int]]:
+    """What `check_tags` reads, as (offset, length), in its order."""
+    head = _head_of(cipher).size
+    if cipher.tag_bytes:
+        for length, begin in zip(blocks.lengths, blocks.contents(cipher), strict=True):
+            yield begin - head, head
+            yield from _pieces(begin, length)
+
+
+class Encryptor:
+    """Makes an encrypted file of a plain one that comes piece by piece, in the memory of one block."""
+
+    def __init__(self, cipher: BlockCipher, emit: Callable[[memoryview], None]) -> None:
+        """Each next part of the file goes to `emit`; the memory is used again once that returns."""
+        self._cipher, self._emit, self._head = cipher, emit, _head_of(cipher)
+        self._block = memoryview(bytearray(self._head.size + BLOCK_BYTES + _SLACK))
+        self._begin()
+
+    def _begin(self) -> None:
+        self._iv = os.urandom(IV_BYTES)
+        self._context = self._cipher.begin(self._iv)
+        self._plain, self._end = 0, self._head.size
+
+    def update(self, part: memoryview | bytes) -> None:
+        """The next bytes of the plain file."""
+        view = memoryview(part)
+        while view:
+            taken = view[: BLOCK_BYTES - self._plain]
+            self._end += self._context.update_into(taken, self._block[self._end :])
+            self._plain += len(taken)
+            view = view[len(taken) :]
+            if self._plain == BLOCK_BYTES:
+                self._seal()
+
+    def finish(self) -> None:
+        """There are no more."""
+        if self._plain:
+            self._seal()
+
+    def _seal(self) -> None:
+        rest, tag = self._cipher.finish(self._context, self._plain)
+        self._block[self._end : self._end + len(rest)] = rest
+        self._end += len(rest)
+        length = self._end - self._head.size
+        magic = next(number for number, mode in MAGIC.items() if mode == self._cipher.mode)
+        self._head.pack_into(self._block, 0, magic, tag, 4 + IV_BYTES + 4 + length, IV_BYTES, self._iv, length)
+        self._emit(self._block[: self._end])
+        self._begin()
+
+
+def _head_of(cipher: BlockCipher) -> struct.Struct:
+    """Magic, tag, length of the rest, length of the IV, IV, length of the ciphertext."""
+    return struct.Struct(f"<I{cipher.tag_bytes}sii{IV_BYTES}si")
+
+
+def _check_mode(reader: RangeReader, mode: Mode | None, cipher: BlockCipher) -> None:
+    """Of several modes some are weaker, so none is taken for another, nor a plain file for an encrypted one."""
+    if mode is None:
+        raise DataError(
+            "NotEncrypted",
+            "the file is not encrypted, and a key is given",
+            where=reader.name,
+            fix="if it need not be, leave the key out (spec.source.decryption)",
+        )
+    if mode != cipher.mode:
+        raise DataError(
+            "WrongMode",
+            f"the file is encrypted with {mode}, not {cipher.mode}",
+            where=reader.name,
+            fix=f"if it may be, say --decryption-mode {mode} (spec.source.decryption.mode)",
+        )
+
+
+def _parse(reader: RangeReader, cipher: BlockCipher, content: bytes, number: int, position: int) -> tuple[bytes, int]:
+    """IV and length of the ciphertext of the block at `position`."""
+    head = _head_of(cipher)
+    where = f"block {number}, at byte {position},"
+    if len(content) < head.size:
+        raise _damaged(reader, f"{where} ends in the middle", reason="Truncated")
+    magic, _, rest, iv_length, iv, length = head.unpack(content)
+    if MAGIC.get(magic) != cipher.mode or iv_length != IV_BYTES or length <= 0 or rest != 4 + IV_BYTES + 4 + length:
+        raise _damaged(reader, f"{where} is none")
+    if position + head.size + length > reader.size:
+        raise _damaged(reader, f"{where} would have {length} bytes, the file ends before", reason="Truncated")
+    return iv, length
+
+
+def _pieces(begin: int, length: int) -> Iterator[tuple[int, int]]:
+    return ((begin + at, min(_CHECKED_BYTES, length - at)) for at in range(0, length, _CHECKED_BYTES))
+
+
+def _damaged(reader: RangeReader, what: str, *, reason: str = "Damaged") -> DataError:
+    return DataError(reason, what, where=reader.name, fix="the file is damaged; restore it")
