@@ -18,7 +18,7 @@ from reshard.checkpoint.encryption import Known
 from reshard.checkpoint.inventory import Inventory
 from reshard.errors import DataError, MissingInputError, RequestError
 from reshard.manifest import INDEX_NAME, decode
-from reshard.request import Unplaced
+from reshard.request import RenameRule, Unplaced
 from reshard.storage import open_store
 from reshard.strategy import Strategy, StrategyFile, dump, parse
 
@@ -55,6 +55,7 @@ class CheckpointIndex(msgspec.Struct, frozen=True, rename="camel", kw_only=True)
         allow_missing: whether what only the target's strategy names is left out.
         selected: what the choice of the source's files has told.
         encrypted: of those of its files that are, by path, where their blocks are.
+        rename: what parameters are called at the target.
     """
 
     schema: Literal["reshard.dev/index/v1"] = "reshard.dev/index/v1"
@@ -68,6 +69,7 @@ class CheckpointIndex(msgspec.Struct, frozen=True, rename="camel", kw_only=True)
     allow_missing: bool
     selected: Selected = Selected()
     encrypted: dict[str, Known] = {}
+    rename: tuple[RenameRule, ...] = ()
 
     def strategies(self) -> tuple[Strategy | None, Strategy | None]:
         """Of the source and of the target.

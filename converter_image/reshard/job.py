@@ -171,6 +171,7 @@ def encode_index(job: Job) -> bytes:
         unplaced=options.unplaced,
         allow_missing=options.allow_missing,
         selected=job.selected,
+        rename=options.rename,
         encrypted=dict(sorted(job.source.known.items())) if isinstance(job.source, DecryptingStore) else {},
     )
     return msgspec.json.encode(index)
@@ -185,7 +186,7 @@ def prepare(request: Request, progress: Progress, *, workers: int) -> Job:
     if request.index is not None:
         return _indexed(request, request.index)
     opened, chosen = open_source(request.source, request.access.source)
-    store = _decrypted(opened, request)
+    store = decrypted(opened, request)
     source, target = _strategies(request)
     wanted = source.numbers if source is not None and request.options.layout == "Part" else None
     found = find_files(store, chosen, step=request.options.step, pattern=request.options.pattern, ranks=wanted)
@@ -238,17 +239,16 @@ def _indexed(request: Request, url: str) -> Job:
     index = read_index(url, access.index or access.source)
     if request.options.verification == "Full":
         index.check_full(url)
-    options = msgspec.structs.replace(request.options, unplaced=index.unplaced, allow_missing=index.allow_missing)
-    request = msgspec.structs.replace(request, options=options)
+    settled: dict[str, Any] = {"unplaced": index.unplaced, "allow_missing": index.allow_missing, "rename": index.rename}
+    request = msgspec.structs.replace(request, options=msgspec.structs.replace(request.options, **settled))
     source, target = index.strategies()
     store, _ = open_source(request.source, access.source)
     model = replace(_place(index.inventory, source, target, request), diverging=frozenset(index.diverging))
-    made_for = Options(layout="Index", unplaced=index.unplaced, allow_missing=index.allow_missing)
-    unwritten = msgspec.structs.replace(request, index=None, options=made_for, encryption=None)
+    unwritten = msgspec.structs.replace(request, index=None, options=Options(layout="Index", **settled), encryption=None)
     original = job_of(unwritten, store, model, source, target)
     if original.digest != index.digest:
         raise DataError("IndexDamaged", "its content does not have its digest", where=url, fix="index the source again")
-    return job_of(request, _decrypted(store, request, index.encrypted), model, source, target)
+    return job_of(request, decrypted(store, request, index.encrypted), model, source, target)
 
 
 def resume(request: Request, target: TargetFolder) -> tuple[Job, JobState] | None:
@@ -265,14 +265,14 @@ def resume(request: Request, target: TargetFolder) -> tuple[Job, JobState] | Non
             if request.options.verification == "Full" and not stored.fully_checked:
                 return None  # the plan was made for less
             model = replace(_place(stored.inventory, source, wanted, request), diverging=frozenset(stored.diverging))
-            plain = _decrypted(store, request, stored.encrypted)
+            plain = decrypted(store, request, stored.encrypted)
             job = job_of(request, plain, model, source, wanted, selected=stored.selected)
             if job.digest == document.digest:
                 return job, state
     return None
 
 
-def _decrypted(store: ReadStore, request: Request, known: Mapping[str, Known] | None = None) -> ReadStore:
+def decrypted(store: ReadStore, request: Request, known: Mapping[str, Known] | None = None) -> ReadStore:
     """The source's files as if they were plain; of those that are not known, all is read and checked when they are opened."""
     return store if request.decryption is None else DecryptingStore(store, cipher_of(request.decryption), known)
 

@@ -158,9 +158,9 @@ def _default(option: str) -> object:
 
 
 # Says something about files of ranks only.
-_OF_FILES = ("format", "prefix", "ranks", "remove_redundancy", "rename", "crc", "copy_mode")
+_OF_FILES = ("format", "prefix", "ranks", "remove_redundancy", "crc", "copy_mode")
 # Decides what of a source is read, and is therefore settled in its index.
-_OF_THE_SOURCE = ("step", "pattern", "unplaced", "allow_missing")
+_OF_THE_SOURCE = ("step", "pattern", "unplaced", "allow_missing", "rename")
 
 
 def _check_rules(rules: tuple[RenameRule, ...]) -> None:

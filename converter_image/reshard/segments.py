@@ -6,6 +6,8 @@ from typing import TYPE_CHECKING
 
 from reshard.arrays import array_of
 from reshard.checkpoint import format_of, index
+from reshard.checkpoint.blockcipher import cipher_of
+from reshard.encrypted import DecryptingStore
 from reshard.errors import DataError, MissingInputError
 from reshard.source import natural
 from reshard.storage import open_store
@@ -16,11 +18,16 @@ if TYPE_CHECKING:
     from reshard.access import Access
     from reshard.arrays import Array
     from reshard.checkpoint.inventory import TensorEntry
-    from reshard.storage.protocol import Reader, Store
+    from reshard.keys import Encryption
+    from reshard.storage.protocol import Reader, ReadStore
 
 
 def read_segments(
-    url: str, wanted: Callable[[str], bool] = lambda _: True, *, access: Access | None = None
+    url: str,
+    wanted: Callable[[str], bool] = lambda _: True,
+    *,
+    access: Access | None = None,
+    decryption: Encryption | None = None,
 ) -> Iterator[tuple[str, Array]]:
     """All parameters in the checkpoint files of one folder, such as `rank_0/` with a part of each pipeline stage.
 
@@ -31,12 +38,15 @@ def read_segments(
         url: the folder.
         wanted: of which names.
         access: how it is reached, if it is in an object store.
+        decryption: the key of its files; None: they are not encrypted.
 
     Raises:
         DataError: a file is damaged, or there are files of both formats.
         MissingInputError: there is none.
     """
-    store = open_store(url, access)
+    store: ReadStore = open_store(url, access)
+    if decryption is not None:
+        store = DecryptingStore(store, cipher_of(decryption))
     names = sorted((e.name for e in store.list("") if not e.is_folder and _is_checkpoint(e.name)), key=natural)
     if not names:
         raise MissingInputError("SourceMissing", "there is no .ckpt or .safetensors file in this folder", where=url)
@@ -47,7 +57,7 @@ def read_segments(
         yield from _read(store, name, lambda parameter: wanted(parameter) and parameter not in known, known)
 
 
-def _read(store: Store, path: str, wanted: Callable[[str], bool], known: set[str]) -> Iterator[tuple[str, Array]]:
+def _read(store: ReadStore, path: str, wanted: Callable[[str], bool], known: set[str]) -> Iterator[tuple[str, Array]]:
     reader = store.open(path)
     try:
         for entry in index(reader).structure.tensors:

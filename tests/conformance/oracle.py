@@ -361,13 +361,20 @@ def online(task: str) -> list[Any]:
     """
     sys.path.insert(0, str(Path(__file__).resolve().parents[2] / "converter_image"))
     import reshard  # noqa: PLC0415 - nothing else here wants it
+    from reshard import mindspore as reshard_mindspore  # noqa: PLC0415 - the same
 
     found = []
     for load in json.loads(task):
         weights = mindspore.load_checkpoint(load["file"], format="safetensors")
         theirs, ours = network(weights), network(weights)
         assert mindspore.load_param_into_net(theirs, weights, strict_load=True) == ([], [])
-        absent, unused = reshard.load_into_net(ours, **load["places"], strict_load=True)
+        if load.get("distributed"):
+            kept = reshard_mindspore.load_distributed_checkpoint(None, **load["places"], return_param_dict=True)
+            assert sorted(kept) == sorted(weights)
+            outcome = reshard_mindspore.load_distributed_checkpoint(ours, **load["places"])
+            absent, unused = ([], []) if outcome is True else outcome
+        else:
+            absent, unused = reshard.load_into_net(ours, **load["places"], strict_load=True)
         pairs = zip(theirs.get_parameters(), ours.get_parameters(), strict=True)
         differing = [a.name for a, b in pairs if (a.dtype, a.shape, a.get_bytes()) != (b.dtype, b.shape, b.get_bytes())]
         said = [net(load["inputs"]).asnumpy().tolist() for net in (theirs, ours)] if load.get("inputs") else None

@@ -68,6 +68,23 @@ def test_each_rank_of_another_layout_gets_its_slices(oracle: Callable[..., Any],
     assert [[*found[:3]] for found in oracle("online", json.dumps(loads))] == [[[], REST, []]] * ranks
 
 
+@pytest.mark.parametrize("of", ["unified", "rank files"])
+def test_under_the_name_of_mindspore(oracle: Callable[..., Any], tmp_path: Path, of: str) -> None:
+    target = str(CORPUS / network.STRATEGIES[4])
+    weights = {name: network.held_by(1, 4)[name] for name in network.held_by(1, 4)}
+    file = weights_of(tmp_path, "slices", weights)
+    if of == "unified":
+        sides = ["--source", SOURCE["source"], "--source-strategy", SOURCE["source_strategy"]]
+        assert main(["transform", *sides, "--layout", "unified", "--target", str(tmp_path / "u")]) == 0
+        places: dict[str, Any] = {"unified_safetensors_dir": str(tmp_path / "u"), "format": "safetensors"}
+    else:
+        files = [str(next(Path(SOURCE["source"], f"rank_{rank}").iterdir())) for rank in range(8)]
+        places = {"checkpoint_filenames": files, "train_strategy_filename": SOURCE["source_strategy"]}
+    places |= {"predict_strategy": target, "rank_id": 1}
+    ((absent, unused, differing, _),) = oracle("online", json.dumps([{"file": file, "places": places, "distributed": True}]))
+    assert (absent, unused, differing) == ([], [], [])
+
+
 def test_types_that_numpy_does_not_have(oracle: Callable[..., Any], tmp_path: Path) -> None:
     model = disk.example()
     whole = {tensor.name: model.whole(tensor) for tensor in model.tensors}

@@ -213,9 +213,8 @@ def test_rank_files_that_lie_anywhere_are_loaded(made: disk.Checkpoint, tmp_path
 @pytest.mark.parametrize(
     ("arguments", "said"),
     [
-        ({"network": object()}, "NotSupported.*network"),
-        ({"return_param_dict": True}, "NotSupported"),
-        ({"dec_key": b"0" * 16}, "NotSupported.*dec_key"),
+        ({"return_param_dict": True}, "PackageMissing.*MindSpore"),
+        ({"dec_key": b"0" * 17}, "InvalidKey.*17 bytes"),
         ({"format": "zip"}, "InvalidFormat.*format"),
         ({"output_format": "zip"}, "InvalidFormat.*output_format"),
         ({"dst_safetensors_dir": None}, "InvalidOption.*dst_safetensors_dir"),

@@ -402,7 +402,7 @@ def test_some_segments_only(tmp_path: Path, how: dict[str, Any], names: set[str]
     [
         ([], {}, "SourceMissing"),
         (["a.ckpt", "b.safetensors"], {}, "MixedFormats"),
-        (["a.ckpt"], {"dec_key": b"0" * 16}, "InvalidOption"),
+        (["a.ckpt"], {"dec_key": b"0" * 16}, "NotEncrypted"),
         (["a.ckpt"], {"specify_prefix": "z"}, "NothingToLoad"),
         (["a.ckpt"], {"filter_prefix": ""}, "InvalidOption"),
     ],

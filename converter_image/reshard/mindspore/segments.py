@@ -7,12 +7,12 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 from reshard.errors import MissingInputError, UsageError
+from reshard.mindspore.keys import decryption_of
+from reshard.network import param_dict
 from reshard.segments import read_segments
 
 if TYPE_CHECKING:
     from collections.abc import Callable
-
-    from reshard.arrays import Array
 
 
 def load_segmented_checkpoints(
@@ -21,7 +21,7 @@ def load_segmented_checkpoints(
     strict_load: bool = False,
     filter_prefix: str | list[str] | tuple[str, ...] | None = None,
     dec_key: bytes | None = None,
-    dec_mode: str = "AES-GCM",  # noqa: ARG001 - it goes with the key
+    dec_mode: str = "AES-GCM",
     specify_prefix: str | list[str] | tuple[str, ...] | None = None,
     choice_func: Callable[[str], bool] | None = None,
 ) -> dict[str, Any]:
@@ -34,8 +34,8 @@ def load_segmented_checkpoints(
         net: the network to load into, by MindSpore's `load_param_into_net`.
         strict_load: whether types must be equal there.
         filter_prefix: parameters whose names begin so are left out.
-        dec_key: is refused.
-        dec_mode: goes with it.
+        dec_key: of encrypted files.
+        dec_mode: "AES-GCM", "AES-CBC" or "SM4-CBC".
         specify_prefix: only parameters whose names begin so are read.
         choice_func: only parameters are read for whose names it is true; if neither prefix is given.
 
@@ -46,8 +46,6 @@ def load_segmented_checkpoints(
     Raises:
         ReshardError: of the kind that fits.
     """
-    if dec_key is not None:
-        raise UsageError("InvalidOption", "encrypted files cannot be read", where="dec_key", fix="decrypt them with MindSpore")
     only, without = _prefixes(specify_prefix), _prefixes(filter_prefix)
     chosen = choice_func if choice_func is not None and not (only or without) else lambda _: True
     found = {
@@ -55,13 +53,14 @@ def load_segmented_checkpoints(
         for name, array in read_segments(
             ckpt_file_dir,
             lambda name: name.startswith(only or ("",)) and not (without and name.startswith(without)) and chosen(name),
+            decryption=decryption_of(dec_key, dec_mode),
         )
     }
     if not found:
         raise MissingInputError("NothingToLoad", "no file has a parameter that was asked for", where=ckpt_file_dir)
     package = import_module("mindspore") if net is not None else sys.modules.get("mindspore")
     if package is not None:
-        found = {name: value if isinstance(value, str) else _parameter(package, name, value) for name, value in found.items()}
+        found |= param_dict((name, value) for name, value in found.items() if not isinstance(value, str))
     if net is not None and package is not None:
         package.load_param_into_net(net, found, strict_load)
     return found
@@ -72,10 +71,3 @@ def _prefixes(given: str | list[str] | tuple[str, ...] | None) -> tuple[str, ...
     if "" in prefixes:
         raise UsageError("InvalidOption", "a prefix is empty", where="filter_prefix or specify_prefix", fix="leave it out")
     return prefixes
-
-
-def _parameter(mindspore: Any, name: str, array: Array) -> Any:  # noqa: ANN401 - of a package that need not be there
-    """BFloat16 goes through float32, which holds all its values."""
-    if array.dtype.name != "bfloat16":
-        return mindspore.Parameter(mindspore.Tensor.from_numpy(array), name=name)
-    return mindspore.Parameter(mindspore.Tensor(array.astype("float32")).astype(mindspore.bfloat16), name=name)

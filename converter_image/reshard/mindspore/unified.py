@@ -5,16 +5,21 @@ from __future__ import annotations
 import glob
 import re
 from dataclasses import replace
+from importlib import import_module
 from typing import TYPE_CHECKING, Any, TypeVar
 
 import msgspec
 from tenacity import Retrying, retry_if_exception_type, stop_after_delay, wait_random
 
 from reshard.errors import LockedError, MissingInputError, RequestError, UsageError
-from reshard.job import job_of
+from reshard.job import decrypted, job_of, prepare
 from reshard.memory import budget
+from reshard.mindspore.keys import decryption_of
 from reshard.mindspore.transforms import in_one_storage, refuse_own_files
+from reshard.network import param_dict
+from reshard.online import tensors_of
 from reshard.plan import place
+from reshard.progress import Silent
 from reshard.rankfile import write_alone
 from reshard.ranks import format_ranks
 from reshard.request import Options, RenameRule, Request
@@ -25,6 +30,7 @@ from reshard.transform import commit_checkpoint, default_workers, plan_transform
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Mapping, Sequence
 
+    from reshard.job import Job
     from reshard.request import OutputFormat
 
 # The forms in which MindSpore takes a name's end for a task, an epoch and a step, and what it then looks for.
@@ -102,43 +108,40 @@ def load_distributed_checkpoint(
     name_map: Mapping[str, str] | None = None,
     max_process_num: int = 64,
     return_param_dict: bool = False,
-) -> bool:
-    """Cut unified safetensors, or the files of other ranks, for each rank: `rank_<r>/net.<output_format>`.
+) -> Any:  # noqa: ANN401 - as MindSpore's
+    """Cut unified safetensors, or the files of other ranks: into a network, or for each rank to `rank_<r>/net.<output_format>`.
 
     Unlike MindSpore's: a parameter that the strategy names and no file holds is an error; `name_map` works where there are
-    several files too; rank files are cut without a network as well.
+    several files too; rank files are cut without a network as well; with a network `rank_id` counts, and strategies are files.
 
     Args:
-        network: None. Loading into a network is not here yet.
+        network: a `mindspore.nn.Cell` to load into, by `load_param_into_net`; None: files are written.
         checkpoint_filenames: one file for each rank, in their order, instead of unified safetensors.
         predict_strategy: how the target is to be cut; None: one rank that holds everything whole.
         train_strategy_filename: how the files in `checkpoint_filenames` are cut.
-        strict_load: is about a network.
-        dec_key: not here yet.
-        dec_mode: the same.
+        strict_load: whether types must be equal in the network.
+        dec_key: of encrypted files in `checkpoint_filenames`.
+        dec_mode: "AES-GCM", "AES-CBC" or "SM4-CBC".
         format: "safetensors" for unified ones, as MindSpore asks.
         unified_safetensors_dir: the folder with `part0.safetensors`, ...
         dst_safetensors_dir: the folder to write to. What is there is replaced.
-        rank_id: only this rank; others may be written at the same time or later. None: all.
+        rank_id: only this rank; others may be written at the same time or later. None: all; of a network that of the process.
         output_format: "safetensors" or "ckpt".
         name_map: from the name that a parameter is to have to the one that it has in the files.
         max_process_num: ranks at a time; no more than there are processors.
-        return_param_dict: is about a network.
+        return_param_dict: with a network, give its parameters back instead of loading them.
 
     Returns:
-        True, as MindSpore's does.
+        As MindSpore's: of a network and unified safetensors what `load_param_into_net` returns, or the parameters; else True.
 
     Raises:
         ReshardError: of the kind that fits.
     """
-    if network is not None or return_param_dict or strict_load:
-        raise UsageError("NotSupported", "nothing is loaded into a network here", where="network", fix="give network=None")
-    if dec_key is not None or dec_mode != "AES-GCM":
-        raise UsageError("NotSupported", "nothing is decrypted here", where="dec_key")
     for name, value in (("format", format), ("output_format", output_format)):
         if value not in _FORMATS:
             raise UsageError("InvalidFormat", f"{value!r} is neither 'ckpt' nor 'safetensors'", where=name)
-    if dst_safetensors_dir is None:
+    into_memory = network is not None or return_param_dict
+    if dst_safetensors_dir is None and not into_memory:
         raise UsageError("InvalidOption", "without a network, a folder to write to is needed", where="dst_safetensors_dir")
     if (unified_safetensors_dir is None) == (checkpoint_filenames is None):
         raise UsageError("InvalidOption", "one of the two is needed", where="unified_safetensors_dir, checkpoint_filenames")
@@ -151,17 +154,40 @@ def load_distributed_checkpoint(
         ranks=None if rank_id is None else str(rank_id),
         overwrite="Replace",
     )
+    request = Request(
+        source="/" if checkpoint_filenames is not None else str(unified_safetensors_dir),
+        target=dst_safetensors_dir or "",
+        source_strategy=train_strategy_filename,
+        target_strategy=predict_strategy,
+        options=Options(layout="Index", rename=rules) if into_memory else options,
+        decryption=decryption_of(dec_key, dec_mode),
+    )
     workers = min(max_process_num, default_workers())
-    if checkpoint_filenames is not None:
-        request = Request("/", dst_safetensors_dir, train_strategy_filename, predict_strategy, options)
-        _cut_files(request, checkpoint_filenames)
-    else:
-        request = Request(str(unified_safetensors_dir), dst_safetensors_dir, train_strategy_filename, predict_strategy, options)
-        if rank_id is None:
-            transform_checkpoint(request, workers=workers)
+    if into_memory:
+        if checkpoint_filenames is not None:
+            job = _job_of_files(request, checkpoint_filenames)
         else:
-            _write_beside_others(request, workers=workers, all_together=False)
+            job = prepare(request, Silent(), workers=workers)
+        found = param_dict(tensors_of(job, _own_rank() if rank_id is None else rank_id))
+        if return_param_dict:
+            return found
+        outcome = import_module("mindspore").load_param_into_net(network, found, strict_load)
+        return True if checkpoint_filenames is not None else outcome
+    if checkpoint_filenames is not None:
+        _cut_files(request, checkpoint_filenames)
+    elif rank_id is None:
+        transform_checkpoint(request, workers=workers)
+    else:
+        _write_beside_others(request, workers=workers, all_together=False)
     return True
+
+
+def _own_rank() -> int:
+    """Of this process, as MindSpore knows it; 0 where it runs alone."""
+    try:
+        return int(import_module("mindspore.communication").get_rank())
+    except (ImportError, RuntimeError):
+        return 0
 
 
 def _pattern(suffix: str | None) -> str | None:
@@ -227,15 +253,20 @@ def _patiently(work: Callable[[], T]) -> T:
     return retrying(work)
 
 
-def _cut_files(request: Request, paths: Sequence[str]) -> None:
-    """Write the rank files of a target from files that lie anywhere."""
+def _job_of_files(request: Request, paths: Sequence[str]) -> Job:
+    """The job that makes a target from files that lie anywhere."""
     root, files = in_one_storage(dict(enumerate(paths)))
-    store, workers = open_store(root), default_workers()
+    store, workers = decrypted(open_store(root), request), default_workers()
     source = read_strategy(request.source_strategy) if request.source_strategy else None
     target = read_strategy(request.target_strategy) if request.target_strategy else None
     model = place(read_inventory(store, Files(files), workers=workers), source, target, rename=request.options.rename)
     model = replace(model, diverging=find_diverging(store, model, workers=workers))
-    job = job_of(request, store, model, source, target)
+    return job_of(request, store, model, source, target)
+
+
+def _cut_files(request: Request, paths: Sequence[str]) -> None:
+    """Write the rank files of a target from files that lie anywhere."""
+    job = _job_of_files(request, paths)
     written = {rank: f"{request.target.rstrip('/')}/{job.path(rank)}" for rank in job.scope}
     refuse_own_files(paths, written.values())
     for rank, path in written.items():
