@@ -190,6 +190,19 @@ def test_what_is_refused_leaves_no_trace(
     assert not (tmp_path / "out").exists()
 
 
+def test_a_conversion_decrypts_and_encrypts(made: disk.Checkpoint, tmp_path: Path) -> None:
+    before = {path.relative_to(made.source): path.read_bytes() for path in made.source.rglob("*.ckpt")}
+    encrypt(made, "AES-CBC")
+    keys = ["--decryption-key-file", str(tmp_path / "key"), "--decryption-mode", "AES-CBC"]
+    arguments = ["--source", str(made.source), *keys, "--layout", "same", "--verify", "full"]
+    assert main(["transform", *arguments, "--target", str(tmp_path / "plain")]) == 0
+    sealed = ["--target", str(tmp_path / "other-key"), "--encryption-key-file", str(tmp_path / "other")]
+    assert main(["transform", *arguments, *sealed]) == 0
+    for path, content in before.items():
+        assert (tmp_path / "plain" / path).read_bytes() == content
+        assert rawfiles.decrypted((tmp_path / "other-key" / path).read_bytes(), "AES-GCM", OTHER) == content
+
+
 def test_a_mode_is_part_of_the_job_and_a_key_is_not(made: disk.Checkpoint, tmp_path: Path) -> None:
     def digest(encryption: Encryption | None) -> str:
         plain = Request(str(made.source), str(tmp_path / "out"), options=Options(step=100), encryption=encryption)
