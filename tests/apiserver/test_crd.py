@@ -188,13 +188,18 @@ FIXED = {
 }
 
 
-@pytest.mark.parametrize("path", FIXED)
+FIXED_OF_UNIFIED = {"target.partSizeBytes": 1 << 20, "target.huggingFaceIndex": True}
+
+
+@pytest.mark.parametrize("path", [*FIXED, *FIXED_OF_UNIFIED])
 def test_what_may_not_change_neither_appears_nor_changes_nor_vanishes(resources: Resources, path: str) -> None:
-    changed = with_field(path, FIXED[path])
-    resources.create(SPEC)
+    changed, before, least = with_field(path, (FIXED | FIXED_OF_UNIFIED)[path]), with_field(path, None), copy.deepcopy(SPEC)
+    if path in FIXED_OF_UNIFIED:
+        for spec in (changed, before, least):
+            spec["target"]["layout"] = "Unified"
+    resources.create(least)
     assert "create another CheckpointTransform" in resources.refusal(resources.change, changed)
     resources.create(changed, "y")
-    before = with_field(path, None)
     with pytest.raises(ApiException, match="create another CheckpointTransform"):
         resources.change(before, "y")
 
@@ -215,7 +220,7 @@ def test_every_field_is_under_a_rule() -> None:
             fields |= {f"{field.encode_name}.{inner.encode_name}" for inner in msgspec.structs.fields(field.type)}
         else:
             fields.add(field.encode_name)
-    covered = {".".join(path.split(".")[:2]) for path in FIXED}
+    covered = {".".join(path.split(".")[:2]) for path in FIXED | FIXED_OF_UNIFIED}
     assert fields == covered | may_change
 
 
