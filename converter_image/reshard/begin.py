@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING
 
 from reshard.commit import draft_manifest, finish_interrupted, own_manifest
 from reshard.errors import RequestError
-from reshard.job import encode_index
+from reshard.prepare import encode_index
 from reshard.target import JobDocument
 from reshard.unified import is_own, maps_beside
 

@@ -12,6 +12,7 @@ import msgspec
 from reshard.checkpoint.dtypes import DTYPES
 from reshard.digest import ContentDigest, matches
 from reshard.errors import DataError, MissingInputError, RequestError
+from reshard.files import Files
 from reshard.lock import in_turn
 from reshard.manifest import (
     INDEX_NAME,
@@ -29,7 +30,7 @@ from reshard.parts import all_there, unite, with_files
 from reshard.plan import Role
 from reshard.ranks import format_ranks, parse_ranks
 from reshard.request import request_key
-from reshard.source import Files, compare_copies, read_inventory
+from reshard.source import compare_copies, read_inventory
 from reshard.target import LOCK, JobDocument
 from reshard.unified import HYPER_NAME, MAP_NAME, map_of, maps_beside
 from reshard.version import __version__

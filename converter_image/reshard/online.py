@@ -6,7 +6,6 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from reshard import job as jobs
 from reshard.access import Accesses
 from reshard.arrays import array_of
 from reshard.checkpoint import Span
@@ -14,6 +13,7 @@ from reshard.execute import TILE_BYTES, fill, moves, reads
 from reshard.gather import Gatherer, ReadCount
 from reshard.memory import budget
 from reshard.plan import prove
+from reshard.prepare import prepare
 from reshard.progress import Silent
 from reshard.request import Options, Request
 from reshard.transform import default_workers
@@ -83,7 +83,7 @@ def iter_tensors(
         index=index,
         decryption=decryption,
     )
-    return tensors_of(jobs.prepare(request, Silent(), workers=default_workers()), rank)
+    return tensors_of(prepare(request, Silent(), workers=default_workers()), rank)
 
 
 def tensors_of(job: Job, rank: int, count: ReadCount | None = None) -> Iterator[tuple[str, Array]]:

@@ -10,13 +10,14 @@ from concurrent.futures import FIRST_EXCEPTION, ThreadPoolExecutor, wait
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
-from reshard import job as jobs
 from reshard.begin import begin, replaces_other
 from reshard.commit import commit_job, finished, own_manifest, refuse_loss
 from reshard.errors import LockedError, MissingInputError, RequestError
+from reshard.job import some, summary_of
 from reshard.lock import STALE_SECONDS, locked, writer_is_gone, writer_name, writing
 from reshard.memory import budget, memory_bytes
 from reshard.preflight import check_copy_mode, check_places, check_space
+from reshard.prepare import prepare, resume
 from reshard.progress import Cancellation, Silent
 from reshard.rankfile import Guard, Written, requests_of, write_rank
 from reshard.ranks import parse_ranks
@@ -138,8 +139,8 @@ def transform_checkpoint(
     check_places(request)
     target = TargetFolder(open_store(request.target, request.access.target), request.options.file_mode)
     check_copy_mode(request, target.store)
-    begun = None if commit else jobs.resume(request, target)
-    job = begun[0] if begun else jobs.prepare(request, progress, workers=workers)
+    begun = None if commit else resume(request, target)
+    job = begun[0] if begun else prepare(request, progress, workers=workers)
     for note in job.notes:
         progress.note(note)
     sizes = job.file_sizes(job.scope)  # what no file can hold is refused now
@@ -224,13 +225,13 @@ def plan_transform(
     check_places(request)
     target = TargetFolder(open_store(request.target, request.access.target), request.options.file_mode)
     check_copy_mode(request, target.store)
-    job = jobs.prepare(request, progress, workers=workers)
+    job = prepare(request, progress, workers=workers)
     for note in job.notes:
         progress.note(note)
     sizes = job.file_sizes(job.scope)
     state = target.job(job.digest)
     done = finished(job, target, state)
-    summary = jobs.summary_of(job)
+    summary = summary_of(job)
     check_space(target.store, sum(nbytes for rank, nbytes in sizes.items() if rank not in done))
     target.store.check_writable()
     complete = len(done) == len(job.scope) and _covers(own_manifest(target, job), job)
@@ -355,7 +356,7 @@ def _notes(job: Job, manifest: Manifest | None) -> tuple[str, ...]:
     names = sorted(set(manifest.diverging) - job.model.diverging) if manifest is not None and job.part is not None else ()
     if not names:
         return ()
-    return (f"copies of {len(names)} parameters differ between parts, the first part's counts: {jobs.some(names)}",)
+    return (f"copies of {len(names)} parameters differ between parts, the first part's counts: {some(names)}",)
 
 
 def _ranks_in(manifest: Manifest, job: Job) -> set[int]:

@@ -25,7 +25,7 @@ if TYPE_CHECKING:
     from reshard.checkpoint.inventory import RangeReader, TensorEntry
     from reshard.gather import SourceFiles
     from reshard.manifest import Verified
-    from reshard.plan.parameters import Model, Parameter
+    from reshard.plan.model import Model, Parameter
     from reshard.plan.rank import RankPlan
     from reshard.storage.protocol import Reader
 

@@ -8,13 +8,14 @@ import disk
 import rawfiles
 from memory_store import MemorySource, MemoryWriter
 
+from reshard.files import Files
 from reshard.gather import ReadCount
 from reshard.job import job_of
 from reshard.plan import place
 from reshard.progress import Cancellation, Silent
 from reshard.rankfile import produce
 from reshard.request import Options, Request
-from reshard.source import Files, read_inventory
+from reshard.source import read_inventory
 from reshard.strategy import Strategy
 
 if TYPE_CHECKING:

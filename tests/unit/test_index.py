@@ -20,8 +20,9 @@ from reshard.access import Accesses
 from reshard.cli import main
 from reshard.errors import DataError, ReshardError
 from reshard.index import decode_index
-from reshard.job import encode_index, job_of
+from reshard.job import job_of
 from reshard.plan import place
+from reshard.prepare import encode_index
 from reshard.request import Options, Request
 from reshard.storage.local import LocalReader, LocalStore
 

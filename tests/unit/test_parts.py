@@ -21,11 +21,11 @@ from pipelines import Pipeline, differences, pipeline, same, write
 
 from reshard.cli import main
 from reshard.errors import ReshardError
-from reshard.job import prepare
 from reshard.lock import locked
 from reshard.manifest import MANIFEST_NAME
 from reshard.mindspore import load_segmented_checkpoints, transform_checkpoints
 from reshard.plan.traffic import traffic
+from reshard.prepare import prepare
 from reshard.progress import Silent
 from reshard.storage.local import LocalStore
 from reshard.strategy import StrategyFile, dump

@@ -19,12 +19,13 @@ from memory_store import MemorySource
 import reshard.mindspore
 from reshard.cli import main
 from reshard.errors import MissingInputError, RequestError, UsageError
+from reshard.files import Files
 from reshard.job import job_of
 from reshard.manifest import Manifest, decode
 from reshard.plan import Planner, keep
 from reshard.plan.summary import summarize
 from reshard.request import Options, RenameRule, Request
-from reshard.source import Files, read_inventory
+from reshard.source import read_inventory
 
 if TYPE_CHECKING:
     from pathlib import Path

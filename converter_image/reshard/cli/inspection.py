@@ -14,11 +14,12 @@ from reshard.cli import show, words
 from reshard.cli.arguments import matching
 from reshard.encrypted import DecryptingStore
 from reshard.errors import DataError, MissingInputError
+from reshard.files import find_files
 from reshard.layout import Layout
 from reshard.plan import place
 from reshard.ranks import format_ranks
 from reshard.selection import epoch_and_step
-from reshard.source import find_files, open_source, read_inventory, read_strategy
+from reshard.source import open_source, read_inventory, read_strategy
 from reshard.strategy import Strategy
 from reshard.target import TargetFolder
 from reshard.transform import default_workers

@@ -8,12 +8,13 @@ from concurrent.futures import ThreadPoolExecutor
 from typing import TYPE_CHECKING
 
 from reshard.errors import MissingInputError, UsageError
+from reshard.files import Files
 from reshard.job import job_of
 from reshard.memory import budget
 from reshard.plan import keep
 from reshard.rankfile import write_alone
 from reshard.request import Options, RenameRule, Request
-from reshard.source import Files, open_source, read_inventory
+from reshard.source import open_source, read_inventory
 from reshard.storage import open_store, parent_and_name, root_and_path
 
 if TYPE_CHECKING:

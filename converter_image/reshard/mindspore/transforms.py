@@ -8,12 +8,13 @@ from typing import TYPE_CHECKING
 from reshard.checkpoint import format_of
 from reshard.checkpoint.inventory import Inventory, SourceFile, Structure, TensorEntry
 from reshard.errors import RequestError, UsageError
+from reshard.files import Files
 from reshard.job import job_of
 from reshard.memory import budget
 from reshard.plan import Planner, place
 from reshard.rankfile import write_alone
 from reshard.request import Options, Request
-from reshard.source import Files, find_diverging, read_inventory, read_strategy, read_strategy_files
+from reshard.source import find_diverging, read_inventory, read_strategy, read_strategy_files
 from reshard.storage import open_store, parent_and_name, root_and_path
 from reshard.transform import default_workers, transform_checkpoint
 

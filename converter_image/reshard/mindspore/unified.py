@@ -12,18 +12,20 @@ import msgspec
 from tenacity import Retrying, retry_if_exception_type, stop_after_delay, wait_random
 
 from reshard.errors import LockedError, MissingInputError, RequestError, UsageError
-from reshard.job import decrypted, job_of, prepare
+from reshard.files import Files, find_files
+from reshard.job import job_of
 from reshard.memory import budget
 from reshard.mindspore.keys import decryption_of
 from reshard.mindspore.transforms import in_one_storage, refuse_own_files
 from reshard.network import param_dict
 from reshard.online import tensors_of
 from reshard.plan import place
+from reshard.prepare import decrypted, prepare
 from reshard.progress import Silent
 from reshard.rankfile import write_alone
 from reshard.ranks import format_ranks
 from reshard.request import Options, RenameRule, Request
-from reshard.source import Files, find_diverging, find_files, open_source, read_inventory, read_strategy
+from reshard.source import find_diverging, open_source, read_inventory, read_strategy
 from reshard.storage import open_store, parent_and_name
 from reshard.transform import commit_checkpoint, default_workers, plan_transform, transform_checkpoint
 

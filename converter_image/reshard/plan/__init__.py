@@ -1,7 +1,8 @@
 """Inventory and layouts -> the copies of each target rank. Pure: a plan can be printed and tested without a byte read."""
 
 from reshard.plan.cuts import Cuts, cuts
-from reshard.plan.parameters import Model, Parameter, Role, place
+from reshard.plan.model import Model, Parameter, Role
+from reshard.plan.parameters import place
 from reshard.plan.rank import Planner, RankPlan, TargetTensor, prove
 from reshard.plan.rename import unmatched
 from reshard.plan.same import keep

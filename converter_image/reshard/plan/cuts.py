@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
     from reshard.layout import Layout
-    from reshard.plan.parameters import Model, Parameter
+    from reshard.plan.model import Model, Parameter
 
 
 @dataclass(frozen=True, slots=True)

@@ -3,14 +3,12 @@
 from __future__ import annotations
 
 from collections import defaultdict
-from dataclasses import dataclass, field
-from enum import Enum
-from math import prod
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, NoReturn
 
-from reshard.checkpoint.dtypes import DTYPES
 from reshard.errors import DataError, MissingInputError, RequestError
 from reshard.layout import Layout, cell_box
+from reshard.plan.model import Model, Parameter, Role
 from reshard.plan.rename import renamed
 from reshard.unified import refuse_slices, stages_of_parts
 
@@ -22,120 +20,6 @@ if TYPE_CHECKING:
     from reshard.strategy import Strategy
 
 _SHOWN = 5  # names quoted in one message
-
-
-class Role(Enum):
-    """Why a parameter is where it is."""
-
-    CUT = "cut"  # both sides say how (or hold it whole): cut and joined
-    REPLICATED = "replicated"  # no strategy that there is names it: every target rank gets it
-    KEPT = "kept"  # only the source's strategy names it, and the user wants it whole on every rank
-    OWN = "own"  # each target rank takes it from the source rank of the same number, as it is there
-
-
-@dataclass(frozen=True, slots=True)
-class Parameter:
-    """One parameter of the model.
-
-    Attributes:
-        name: as in the target's files.
-        dtype: as in the files.
-        shape: of the whole tensor, in elements; of one that each rank has as its own, of that rank's.
-        role: why it is where it is.
-        source: how the source cuts it; None: each file that has it has it whole.
-        source_stages: the pipeline stages whose layout `source` is, those first that hold it.
-        target: how the target cuts it.
-        target_stages: the pipeline stages that get it.
-        structures: the positions in `Inventory.structures` that have it.
-        source_name: as in the source's files.
-    """
-
-    name: str
-    dtype: str
-    shape: tuple[int, ...]
-    role: Role
-    source: Layout | None
-    source_stages: tuple[int, ...]
-    target: Layout
-    target_stages: tuple[int, ...]
-    structures: tuple[int, ...]
-    source_name: str
-
-    @property
-    def nbytes(self) -> int:
-        """Bytes of the whole tensor."""
-        return prod(self.shape) * DTYPES[self.dtype].itemsize
-
-    @property
-    def slice_shape(self) -> tuple[int, ...]:
-        """The shape of one target rank's slice."""
-        return tuple(n // k for n, k in zip(self.shape, self.target.parts, strict=True))
-
-    @property
-    def slice_nbytes(self) -> int:
-        """Bytes of one target rank's slice."""
-        return prod(self.slice_shape) * DTYPES[self.dtype].itemsize
-
-
-@dataclass(frozen=True, slots=True)
-class Model:
-    """All that is decided once for all ranks.
-
-    Attributes:
-        inventory: the source's files.
-        source_devices: ranks per pipeline stage of the source.
-        source_stages: pipeline stages of the source.
-        first_stage: the number of the first of these: not 0 where the source is one stage of several.
-        target_devices: ranks per pipeline stage of the target.
-        target_stages: pipeline stages of the target.
-        parameters: in the order in which they are written.
-        unplaced: names that only the source's strategy has, and that are therefore left out.
-        missing: names that only the target's strategy has, left out because the user allows it.
-        absent: names that the source's strategy has and no file holds.
-        empty: names of tensors without elements, left out because the target's format cannot hold them.
-        elsewhere: names that the target's strategy has and this source not, which is one stage of several: other stages may.
-        dropped: names of the source's that are left out because the user wants them to be.
-        diverging: names of replicated parameters whose copies differ between source ranks.
-        same: whether the file of each target rank holds what that of the source rank of the same number does.
-        unified: whether the target's ranks are parts of one whole, see `reshard.plan.unified`.
-    """
-
-    inventory: Inventory
-    source_devices: int
-    source_stages: int
-    target_devices: int
-    target_stages: int
-    parameters: tuple[Parameter, ...]
-    unplaced: tuple[str, ...] = ()
-    missing: tuple[str, ...] = ()
-    absent: tuple[str, ...] = ()
-    empty: tuple[str, ...] = ()
-    elsewhere: tuple[str, ...] = ()
-    dropped: tuple[str, ...] = ()
-    diverging: frozenset[str] = field(default=frozenset())
-    first_stage: int = 0
-    same: bool = False
-    unified: bool = False
-
-    @property
-    def source_names(self) -> frozenset[str]:
-        """What parameters are called in the source's files."""
-        return frozenset(entry.name for structure in self.inventory.structures for entry in structure.tensors)
-
-    @property
-    def source_ranks(self) -> int:
-        """Number of source ranks."""
-        return self.source_devices * self.source_stages
-
-    @property
-    def first_rank(self) -> int:
-        """The lowest number of a source rank."""
-        return self.source_devices * self.first_stage
-
-    @property
-    def target_ranks(self) -> int:
-        """Number of target ranks."""
-        return self.target_devices * self.target_stages
 
 
 def place(  # noqa: PLR0913 - each is a choice by itself

@@ -11,8 +11,8 @@ from typing import TYPE_CHECKING
 from reshard.errors import BugError, MissingInputError, RequestError
 from reshard.plan.geometry import Geometry, geometry
 from reshard.plan.geometry import prove as prove_geometry
+from reshard.plan.model import Role
 from reshard.plan.overlap import overlapping
-from reshard.plan.parameters import Role
 from reshard.plan.redundancy import shares
 from reshard.plan.replicas import choose
 
@@ -20,7 +20,7 @@ if TYPE_CHECKING:
     from collections.abc import Iterable, Sequence
 
     from reshard.checkpoint.inventory import TensorEntry
-    from reshard.plan.parameters import Model, Parameter
+    from reshard.plan.model import Model, Parameter
     from reshard.plan.redundancy import Shares
 
 

@@ -12,13 +12,13 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from reshard.plan.parameters import Role
+from reshard.plan.model import Role
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
     from reshard.layout import Layout
-    from reshard.plan.parameters import Parameter
+    from reshard.plan.model import Parameter
 
     Holders = np.ndarray[tuple[int, int], np.dtype[np.intp]]
     Shares = np.ndarray[tuple[int, int], np.dtype[np.bool_]]

@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING
 
 from reshard.errors import MissingInputError, RequestError
 from reshard.layout import Layout
-from reshard.plan.parameters import Model, Parameter, Role
+from reshard.plan.model import Model, Parameter, Role
 from reshard.plan.rename import renamed
 from reshard.ranks import parse_ranks
 

@@ -7,12 +7,12 @@ from dataclasses import dataclass
 from functools import lru_cache
 from typing import TYPE_CHECKING
 
-from reshard.plan.parameters import Role
+from reshard.plan.model import Role
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
-    from reshard.plan.parameters import Model
+    from reshard.plan.model import Model
     from reshard.plan.rank import Planner
 
 

@@ -6,12 +6,12 @@ from dataclasses import replace
 from typing import TYPE_CHECKING
 
 from reshard.errors import RequestError
-from reshard.plan.parameters import Role
+from reshard.plan.model import Role
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
-    from reshard.plan.parameters import Model
+    from reshard.plan.model import Model
 
 # Parts that still take what fits into them, beside the one that is being filled.
 _OPEN_PARTS = 8
