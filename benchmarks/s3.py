@@ -1,6 +1,7 @@
 """`make bench-s3`: whole transforms from S3 to S3, beside a copy of the same bytes by raw ranged GETs and multipart PUTs.
 
-Server, client and all measured run on this machine. Every round runs both in turn; quoted are medians.
+Server, client and all measured run on this machine, and share its processors. With `--wire` the link between them is what limits
+both. Every round runs both in turn; quoted are medians.
 """
 
 from __future__ import annotations
@@ -15,6 +16,7 @@ import sys
 import tempfile
 import time
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import ExitStack, contextmanager
 from itertools import pairwise
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -26,11 +28,14 @@ from s3_server import Server, running
 from cases import CASES, make
 
 if TYPE_CHECKING:
+    from collections.abc import Iterator
+
     from cases import Case
 
 RESHARD = str(Path(sys.executable).with_name("reshard"))
 _PART = 8 << 20
 _THREADS = 8
+_BEHIND_THE_WIRE = "10.231.7.2"
 
 
 def raw_copy(server: Server, bucket: str, case: str, ranks: int) -> float:
@@ -81,6 +86,28 @@ def reshard(server: Server, bucket: str, case: str, *more: str) -> dict[str, Any
     return json.loads(done.stdout) | {"wall": time.perf_counter() - began}
 
 
+@contextmanager
+def wire(megabits: int) -> Iterator[tuple[str, tuple[str, ...]]]:
+    """A network namespace behind a link of so many megabits a second each way: its address, and how a program gets into it."""
+    name = f"reshard-{os.getpid()}"
+    inside = ("ip", "netns", "exec", name)
+    ours, theirs = f"rsb{os.getpid()}", f"rsc{os.getpid()}"
+    subprocess.run(["ip", "netns", "add", name], check=True)
+    try:
+        subprocess.run(["ip", "link", "add", ours, "type", "veth", "peer", "name", theirs, "netns", name], check=True)
+        for prefix, end, address in (((), ours, "10.231.7.1/30"), (inside, theirs, _BEHIND_THE_WIRE + "/30")):
+            rate = ["rate", f"{megabits}mbit", "burst", "1mb", "latency", "20ms"]
+            for command in (
+                ["ip", "address", "add", address, "dev", end],
+                ["ip", "link", "set", end, "up"],
+                ["tc", "qdisc", "add", "dev", end, "root", "tbf", *rate],
+            ):
+                subprocess.run([*prefix, *command], check=True)
+        yield _BEHIND_THE_WIRE, inside
+    finally:
+        subprocess.run(["ip", "netns", "delete", name], check=True)
+
+
 def clear(server: Server, bucket: str, prefix: str) -> None:
     """Remove what is below a prefix."""
     client = server.client()
@@ -128,9 +155,13 @@ def main() -> None:
     parser.add_argument("cases", nargs="*", default=["llama-safetensors", "llama-ckpt"])
     parser.add_argument("--runs", type=int, default=3)
     parser.add_argument("--copy", choices=["client", "server"], default="client", help="who copies long runs")
+    parser.add_argument("--wire", type=int, metavar="MBIT", help="put the server behind a link this fast (Linux, root)")
     parser.add_argument("--folder", type=Path, default=Path(os.environ.get("RESHARD_CACHE", "/tmp/reshard")) / "bench")  # noqa: S108
     arguments = parser.parse_args()
-    with tempfile.TemporaryDirectory(dir=arguments.folder) as folder, running(Path(folder)) as server:
+    with ExitStack() as stack:
+        folder = Path(stack.enter_context(tempfile.TemporaryDirectory(dir=arguments.folder)))
+        host, within = stack.enter_context(wire(arguments.wire)) if arguments.wire else ("127.0.0.1", ())
+        server = stack.enter_context(running(folder, host, within=within))
         bucket = server.bucket()
         for case in CASES:
             if case.name in arguments.cases:

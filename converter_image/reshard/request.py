@@ -147,6 +147,15 @@ class Options(msgspec.Struct, frozen=True):
                 where="hf_index",
                 fix="add --layout unified (spec.target.layout: Unified)",
             )
+        if self.layout != "Unified" and self.part_bytes != _default("part_bytes"):
+            raise UsageError(
+                "InvalidOption",
+                "only unified files are of bounded size",
+                where="part_bytes",
+                fix="add --layout unified (spec.target.layout: Unified), or leave it out",
+            )
+        if self.layout in ("Unified", "Same") and self.prefix != _default("prefix"):
+            raise UsageError("InvalidOption", "these files have names of their own", where="prefix", fix="leave it out")
         if self.stages is not None and self.layout != "Part":
             raise UsageError("InvalidOption", "only a part is made of one of several stages", where="stages", fix="leave it out")
         if self.layout == "Index" and (other := [name for name in _OF_FILES if getattr(self, name) != _default(name)]):

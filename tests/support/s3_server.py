@@ -116,14 +116,20 @@ def free_port(host: str = "127.0.0.1") -> int:
 
 @contextmanager
 def running(
-    folder: Path, host: str = "127.0.0.1", key: str = KEY, secret: str = SECRET, *, certificates: Path | None = None
+    folder: Path,
+    host: str = "127.0.0.1",
+    key: str = KEY,
+    secret: str = SECRET,
+    *,
+    certificates: Path | None = None,
+    within: tuple[str, ...] = (),
 ) -> Iterator[Server]:
     """A server while the body runs; with TLS, if it is given a folder of `cluster.certificates`.
 
-    Its buckets are also hosts below `localhost`.
+    Its buckets are also hosts below `localhost`. `within` is a command before its own, which puts it elsewhere.
     """
     program = os.environ["RESHARD_S3_SERVER"]
-    port = free_port(host)
+    port = free_port("127.0.0.1" if within else host)
     users = folder.with_name(f"{folder.name}-users")
     for place in (folder, users):
         place.mkdir(parents=True, exist_ok=True)
@@ -131,7 +137,7 @@ def running(
     options += ["--keep-alive", "--quiet", "--virtual-domain", "localhost"]
     if certificates is not None:
         options += ["--cert", str(certificates / "server.crt"), "--key", str(certificates / "server.key")]
-    process = subprocess.Popen([program, *options, "posix", folder], stdout=subprocess.DEVNULL)
+    process = subprocess.Popen([*within, program, *options, "posix", folder], stdout=subprocess.DEVNULL)
     try:
         for _ in range(200):
             with socket.socket() as probe:

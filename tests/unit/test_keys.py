@@ -211,3 +211,13 @@ def test_a_mode_is_part_of_the_job_and_a_key_is_not(made: disk.Checkpoint, tmp_p
     found = [digest(e) for e in (None, Encryption(Key(KEY)), Encryption(Key(OTHER)), Encryption(Key(KEY), "AES-CBC"))]
     assert found[1] == found[2]
     assert len({found[0], found[1], found[3]}) == 3
+
+
+@pytest.mark.parametrize("kind", ["decryption", "encryption"])
+def test_a_mode_without_a_key_writes_nothing_plain(
+    made: disk.Checkpoint, tmp_path: Path, capsys: pytest.CaptureFixture[str], kind: str
+) -> None:
+    sides = ["--source", str(made.source), "--source-strategy", str(made.source_strategy)]
+    assert main(["transform", *sides, "--target", str(tmp_path / "t"), f"--{kind}-mode", "SM4-CBC"]) == UsageError.exit_code
+    assert f"InvalidKey: --{kind}-mode" in capsys.readouterr().err
+    assert not (tmp_path / "t").exists()

@@ -16,7 +16,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from reshard.cli import main
-from reshard.errors import ReshardError
+from reshard.errors import ReshardError, UsageError
 from reshard.plan.unified import fill
 from reshard.request import Options, RenameRule, Request
 from reshard.transform import Result, commit_checkpoint, transform_checkpoint
@@ -332,3 +332,18 @@ def test_parts_hold_everything_once_and_no_more_than_they_may(sizes: list[int], 
 def test_nothing_is_no_checkpoint(source: disk.Checkpoint, tmp_path: Path) -> None:
     with pytest.raises(ReshardError, match="NothingToWrite"):
         unify(source, tmp_path / "t", rename=(RenameRule(to=None, pattern="*"),))
+
+
+@pytest.mark.parametrize(
+    ("options", "said"),
+    [
+        ({"part_bytes": 1 << 20}, "part_bytes.*only unified files"),
+        ({"hf_index": True}, "hf_index.*only unified files"),
+        ({"layout": "Unified", "prefix": "x_"}, "prefix.*names of their own"),
+        ({"layout": "Same", "prefix": "x_"}, "prefix.*names of their own"),
+        ({"layout": "Unified", "format": "Ckpt"}, "format.*safetensors"),
+    ],
+)
+def test_what_has_no_meaning_for_a_layout_is_refused(options: dict[str, Any], said: str) -> None:
+    with pytest.raises(UsageError, match=said):
+        Options(**options)

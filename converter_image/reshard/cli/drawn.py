@@ -28,7 +28,9 @@ if TYPE_CHECKING:
 
 def table(title: str | None, columns: Iterable[tuple[str, str]], rows: Iterable[Iterable[object]]) -> str:
     """A table as text; each column is a heading and "left" or "right"."""
+    columns = list(columns)
     drawn = Table(
+        show_header=any(heading for heading, _ in columns),
         title=Text(printable(title)) if title is not None else None,
         title_justify="left",
         box=None,

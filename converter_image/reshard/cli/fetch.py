@@ -12,12 +12,20 @@ from reshard.cli.arguments import MOST_RANKS, PATH, rank_in
 from reshard.cli.options import request_of, request_options
 from reshard.errors import UsageError
 from reshard.ranks import format_ranks
+from reshard.request import Options
 from reshard.transform import transform_checkpoint
 
 if TYPE_CHECKING:
     from reshard.cli.state import Invocation
 
-_FIXED = {"layout": "per-rank", "copy_mode": "client", "target_profile": None}
+_FIXED = {
+    "layout": "per-rank",
+    "part_size": Options().part_bytes,
+    "hf_index": False,
+    "stages": None,
+    "copy_mode": "client",
+    "target_profile": None,
+}
 
 
 @click.command()

@@ -24,7 +24,7 @@ def key_options(*kinds: str) -> Callable[[F], F]:
         for kind in reversed(kinds):
             for option in (
                 click.option(
-                    f"--{kind}-mode", type=click.Choice(list(KEY_BYTES)), default="AES-GCM", show_default=True, help="How."
+                    f"--{kind}-mode", type=click.Choice(list(KEY_BYTES)), help=f"The mode of the {kind}. Without: AES-GCM."
                 ),
                 click.option(f"--{kind}-key-env", metavar="NAME", help="The same from an environment variable."),
                 click.option(f"--{kind}-key-file", type=PATH, metavar="FILE", help=_SIDES[kind]),
@@ -39,11 +39,14 @@ def encryption_of(arguments: dict[str, Any], kind: str) -> Encryption | None:
     """What these options say, which are taken out of the arguments; None when they name no key.
 
     Raises:
-        UsageError: they name two.
+        UsageError: they name two, or a mode and none.
     """
     file, variable, mode = (arguments.pop(f"{kind}_{name}") for name in ("key_file", "key_env", "mode"))
     if file is not None and variable is not None:
         raise UsageError("InvalidKey", "one key is wanted, two are given", where=f"--{kind}-key-file, --{kind}-key-env")
-    if file is None and variable is None:
-        return None
-    return Encryption(Key(file=file, variable=variable), mode)
+    if file is not None or variable is not None:
+        return Encryption(Key(file=file, variable=variable), mode or "AES-GCM")
+    if mode is not None:
+        fix = f"add --{kind}-key-file or --{kind}-key-env, or leave the mode out"
+        raise UsageError("InvalidKey", "a mode is given, but no key", where=f"--{kind}-mode", fix=fix)
+    return None
