@@ -4,13 +4,16 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
+from reshard.checkpoint.encryption import index
 from reshard.commit import draft_manifest, finish_interrupted, own_manifest
-from reshard.errors import RequestError
+from reshard.errors import AccessError, RequestError
 from reshard.prepare import encode_index
 from reshard.target import JobDocument
 from reshard.unified import is_own, maps_beside
 
 if TYPE_CHECKING:
+    from collections.abc import Iterable
+
     from reshard.job import Job
     from reshard.target import JobState, TargetFolder
 
@@ -65,11 +68,10 @@ def replaces_other(job: Job, target: TargetFolder, state: JobState) -> bool:
     elif others:
         what = f"an unfinished transform of another source, layout or options ({others[0].digest[:12]})"
     else:
-        ours = {record.path for old in outdated for record in target.job(old.digest).records(None).values()}
-        ours.update(name for old in outdated for name in maps_beside(old.request))
-        _refuse_foreign_files(job, target, ours)
+        _refuse_foreign_files(job, target, _described(target, outdated))
     if what is None:
         return False
+    _refuse_foreign_targets(job, target, _described(target, target.jobs()))
     if job.request.options.overwrite == "Never":
         raise RequestError("TargetExists", f"there is {what}", where=target.store.url, fix=fix)
     return True
@@ -88,12 +90,66 @@ def _refuse_foreign_files(job: Job, target: TargetFolder, ours: set[str]) -> Non
             paths = [f"{found.name}/{entry.name}" for entry in target.store.list(found.name)]
         for path in paths:
             if path not in ours:
-                raise RequestError(
-                    "TargetExists",
-                    f"there is {path}, which no manifest describes",
-                    where=target.store.url,
-                    fix="choose another target, or move it away; such files are never overwritten",
-                )
+                raise _foreign(path, target)
+
+
+def refuse_other_key(job: Job, target: TargetFolder, state: JobState) -> None:
+    """The files of one checkpoint have one key, which is no part of what identifies it.
+
+    Raises:
+        RequestError: what is finished has another.
+    """
+    if job.cipher is None:
+        return
+    manifest, document = own_manifest(target, job), state.read()
+    finished = [*state.records(None).values(), *(manifest.files if manifest is not None else ())]
+    paths = (state.find(record, staged=document is not None and document.staged) for record in finished)
+    path = next((path for path in paths if path is not None), None)
+    if path is None:
+        return
+    reader = target.store.open(path)
+    try:
+        index(reader, job.cipher)
+    except AccessError as error:
+        raise RequestError(
+            "OtherKey",
+            f"{path} is finished already, and encrypted with another key",
+            where=target.store.url,
+            fix="give that key, or choose another target",
+        ) from error
+    finally:
+        reader.close()
+
+
+def _described(target: TargetFolder, jobs: Iterable[JobDocument]) -> set[str]:
+    """The files that belong to the checkpoint that is here, and to these unfinished ones."""
+    found: set[str] = set()
+    if (manifest := target.manifest()) is not None:
+        found.update((record.path for record in manifest.listed), maps_beside(manifest.options))
+    for job in jobs:
+        state = target.job(job.digest)
+        found.update((record.path for record in state.records(None).values()), maps_beside(job.request), state.replaced_files())
+    return found
+
+
+def _refuse_foreign_targets(job: Job, target: TargetFolder, ours: set[str]) -> None:
+    """The same of those that would be replaced: beside a checkpoint there may lie what is nobody's.
+
+    Raises:
+        RequestError: there are some.
+    """
+    for path in (*map(job.path, job.scope), *maps_beside(job.key)):
+        if path not in ours and target.store.stat(path) is not None:
+            raise _foreign(path, target)
+
+
+def _foreign(path: str, target: TargetFolder) -> RequestError:
+    return RequestError(
+        "TargetExists",
+        f"there is {path}, which no manifest describes",
+        where=target.store.url,
+        fix="choose another target, or move it away; such files are never overwritten",
+    )
 
 
 def _is_same_part(other: JobDocument, job: Job) -> bool:

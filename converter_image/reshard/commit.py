@@ -79,7 +79,7 @@ def commit_job(target: TargetFolder, state: JobState, document: JobDocument, wan
     every = _ranks_of(draft)
     ranks = every if wanted is None else tuple(rank for rank in wanted if rank in set(every))
     if document.replaces:
-        refuse_loss(target, state, ranks, every)
+        refuse_loss(target, state, ranks, every, shape_of(draft))
     records = _recorded(target, state, document, ranks)
     missing = tuple(rank for rank in ranks if rank not in records)
     if missing:
@@ -149,21 +149,31 @@ def finish_interrupted(target: TargetFolder) -> None:
             commit_job(target, state, document, parse_ranks(ranks) if ranks else ())
 
 
-def refuse_loss(target: TargetFolder, state: JobState, ranks: tuple[int, ...], every: tuple[int, ...]) -> None:
+def refuse_loss(
+    target: TargetFolder, state: JobState, ranks: tuple[int, ...], every: tuple[int, ...], shape: tuple[str, int]
+) -> None:
     """Some ranks of a checkpoint may not take the place of ranks that are not among them, nor may an index.
+
+    The `shape` is its layout and how many ranks that has: rank 0 of another one is something else.
 
     Raises:
         RequestError: they would.
     """
-    manifest = target.manifest()
-    there = {record.rank for found in (manifest, *state.replaced()) if found is not None for record in found.files}
-    if (set(ranks) < set(every) or not ranks) and there - set(ranks):
+    if ranks and set(ranks) >= set(every):
+        return
+    there = [found for found in (target.manifest(), *state.replaced()) if found is not None and found.files]
+    if any(shape_of(found) != shape or {record.rank for record in found.files} - set(ranks) for found in there):
         raise RequestError(
             "PartialReplacement",
             f"{f'rank {format_ranks(ranks)} of {len(every)}' if ranks else 'an index'} cannot replace a whole checkpoint",
             where=target.store.url,
             fix="leave out --ranks (spec.target.ranks), or choose another target",
         )
+
+
+def shape_of(manifest: Manifest) -> tuple[str, int]:
+    """Its layout, and how many ranks that has."""
+    return str(manifest.options.get("layout")), manifest.target_ranks
 
 
 def own_manifest(target: TargetFolder, job: Job | JobDocument) -> Manifest | None:
@@ -304,6 +314,8 @@ def _maps(manifest: Manifest) -> dict[str, bytes]:
     maps = {}
     for name in maps_beside(manifest.options):
         shown = [p for p in manifest.parameters if (path := files.get(p.target.stages[0])) and (path, name) != _NOT_MAPPED]
+        if unknown := next((p for p in shown if p.dtype not in DTYPES), None):
+            raise DataError("UnknownType", f"there is no type {unknown.dtype[:32]!r}", where=f"parameter {unknown.name}")
         nbytes = sum(prod(p.shape) * DTYPES[p.dtype].itemsize for p in shown)
         maps[name] = map_of({p.name: files[p.target.stages[0]] for p in shown}, nbytes)
     return maps

@@ -71,7 +71,8 @@ def find_files(
     anything = step is None and pattern is None
     if manifest is not None and anything and chosen is None:
         return _described(manifest, store.url, ranks)
-    folders, beside = _rank_folders(entries, store.url), [entry.name for entry in entries if not entry.is_folder]
+    folders = _rank_folders(entries, store.url)
+    beside = [entry.name for entry in entries if not entry.is_folder and not entry.name.startswith(".")]
     if map_name := chosen or (choose_map(beside, store.url) if anything else None):
         if folders and chosen is None:
             raise RequestError(

@@ -68,6 +68,11 @@ class Job:
         return self.planner.model
 
     @property
+    def shape(self) -> tuple[str, int]:
+        """The target's layout, and how many ranks that has."""
+        return self.request.options.layout, self.model.target_ranks
+
+    @property
     def ranks(self) -> tuple[int, ...]:
         """The target ranks that get a file: all, but for those of which a part has nothing; none of an index."""
         if self.request.options.layout == "Index":

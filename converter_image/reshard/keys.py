@@ -60,7 +60,7 @@ class Key:
         if self._content is not None:
             return self._content
         if self.variable is not None:
-            content = os.environb.get(self.variable.encode())
+            content = os.environb.get(os.fsencode(self.variable))
             if content is None:
                 raise MissingInputError("KeyMissing", "it is not set", where=self._where())
             return content

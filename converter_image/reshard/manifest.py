@@ -72,7 +72,7 @@ class LayoutRecord(_Document, frozen=True, omit_defaults=True):
     tensor_map: tuple[tuple[int, ...], ...]
     shard_step: int = 0
     shard_size: int = 0
-    stages: tuple[int, ...] = (0,)
+    stages: Annotated[tuple[int, ...], msgspec.Meta(min_length=1)] = (0,)
 
 
 class ParameterRecord(_Document, frozen=True):

@@ -145,6 +145,8 @@ def resume(request: Request, target: TargetFolder) -> tuple[Job, JobState] | Non
 
 def decrypted(store: ReadStore, request: Request, known: Mapping[str, Known] | None = None) -> ReadStore:
     """The source's files as if they were plain; of those that are not known, all is read and checked when they are opened."""
+    if known and request.decryption is None:
+        raise DataError("Encrypted", "its files are encrypted", where=store.url, fix="give their key (--decryption-key-file)")
     return store if request.decryption is None else DecryptingStore(store, cipher_of(request.decryption), known)
 
 

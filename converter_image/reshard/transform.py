@@ -10,7 +10,7 @@ from concurrent.futures import FIRST_EXCEPTION, ThreadPoolExecutor, wait
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
-from reshard.begin import begin, replaces_other
+from reshard.begin import begin, refuse_other_key, replaces_other
 from reshard.commit import commit_job, finished, own_manifest, refuse_loss
 from reshard.errors import LockedError, MissingInputError, RequestError
 from reshard.job import some, summary_of
@@ -146,20 +146,22 @@ def transform_checkpoint(
     sizes = job.file_sizes(job.scope)  # what no file can hold is refused now
     state = target.job(job.digest)
     thorough = commit and request.options.overwrite == "Replace"
+    refuse_other_key(job, target, state)
     done = finished(job, target, state, thorough=thorough)
     left = tuple(rank for rank in job.scope if rank not in done)
     written: list[Written] = []
     committed: Manifest | None = None
     if left or not _covers(own_manifest(target, job), job):
         if not target.commit_is_interrupted():
-            replaces_other(job, target, state)  # a refusal leaves no trace
+            _refuse_loss(job, target, state, commit=commit)  # a refusal leaves no trace
         shared = owner or (None if commit else f"job-{job.digest}")
         with writing(target, job, owner=shared) as check_lock:
             document = begin(job, target, state)
+            refuse_other_key(job, target, state)
+            if commit and document.replaces:  # once more, now that nobody else writes
+                refuse_loss(target, state, job.scope, job.ranks, job.shape)
             if document.in_place and own_manifest(target, job) is None:
                 state.retire_old_manifest()
-            if commit and document.replaces:
-                refuse_loss(target, state, job.scope, job.ranks)
             done = finished(job, target, state, thorough=thorough)  # once more, now that nobody else writes
             left = tuple(rank for rank in job.scope if rank not in done)
             nbytes = sum(sizes[rank] for rank in left)
@@ -235,13 +237,10 @@ def plan_transform(
     check_space(target.store, sum(nbytes for rank, nbytes in sizes.items() if rank not in done))
     target.store.check_writable()
     complete = len(done) == len(job.scope) and _covers(own_manifest(target, job), job)
+    _refuse_loss(job, target, state, commit=True)
     if write and not complete:
-        if replaces_other(job, target, state):
-            refuse_loss(target, state, job.scope, job.ranks)
         with writing(target, job, owner=owner or f"job-{job.digest}"):
             begin(job, target, state)
-    else:
-        replaces_other(job, target, state)
     memory = memory_bytes(
         job.model,
         workers,
@@ -339,6 +338,12 @@ def _check_ours(state: JobState, check_lock: Callable[[], None]) -> None:
         raise LockedError(
             "LockLost", "another run has ended this transform", where=state.target.store.url, fix="run it again, if it is wanted"
         )
+
+
+def _refuse_loss(job: Job, target: TargetFolder, state: JobState, *, commit: bool) -> None:
+    """Refuse to replace what the user has not asked to replace, or by less than it is."""
+    if replaces_other(job, target, state) and commit:
+        refuse_loss(target, state, job.scope, job.ranks, job.shape)
 
 
 def _is_left_over(target: TargetFolder, writer: str, path: str) -> bool:

@@ -152,6 +152,8 @@ def plan(write: bool, picture: bool, svg: str | None, parameters: tuple[str, ...
     picture = picture or (bool(parameters) and svg is None)
     if picture and arguments["as_json"]:
         raise UsageError("PictureInJson", "a picture in the terminal is no JSON", where="--json", fix="write it to --svg FILE")
+    if (picture or svg is not None) and arguments["layout"] == "index":
+        raise UsageError("NothingToDraw", "an index has no ranks that read", where="--layout", fix="draw it with another layout")
     with show.progress() as progress:
         planned = plan_transform(
             request_of(arguments), workers=arguments["workers"], write=write, owner=arguments["owner"], progress=progress

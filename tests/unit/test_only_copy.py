@@ -1,0 +1,106 @@
+"""What may be the only copy of something is never replaced by less, nor by something else."""
+
+from __future__ import annotations
+
+import shutil
+from typing import TYPE_CHECKING
+
+import disk
+import pytest
+
+from reshard.cli import main
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+    from pathlib import Path
+
+MANIFEST = "reshard-manifest.json"
+
+
+@pytest.fixture
+def made(tmp_path: Path) -> disk.Checkpoint:
+    return disk.write(tmp_path / "made", disk.example())
+
+
+@pytest.fixture
+def target(made: disk.Checkpoint, tmp_path: Path) -> Path:
+    """A complete checkpoint, to be replaced."""
+    assert main(made.arguments(tmp_path / "t")) == 0
+    return tmp_path / "t"
+
+
+def files(folder: Path) -> dict[str, bytes]:
+    return {str(path.relative_to(folder)): path.read_bytes() for path in folder.rglob("*") if path.is_file()}
+
+
+def test_a_picture_replaces_pictures_only(made: disk.Checkpoint, tmp_path: Path, refused: Callable[..., str]) -> None:
+    plan = ["plan", *made.arguments(tmp_path / "t")[1:]]
+    for _ in range(2):
+        assert main([*plan, "--svg", str(tmp_path / "a.svg")]) == 0
+    shard = next(made.source.rglob("*.ckpt"))
+    before = shard.read_bytes()
+    refused(2, "FileExists", *plan, "--svg", str(shard))
+    assert shard.read_bytes() == before
+    (tmp_path / "empty").touch()
+    refused(2, "FileExists", *plan, "--svg", str(tmp_path / "empty"))
+    refused(2, "NothingToDraw", "plan", *made.arguments(tmp_path / "t")[1:5], "--target", str(tmp_path / "i"),
+            "--layout", "index", "--svg", str(tmp_path / "i.svg"))  # fmt: skip
+
+
+@pytest.mark.parametrize("more", [("--ranks", "0"), ("--layout", "index")])
+def test_a_refused_replacement_leaves_everything(
+    made: disk.Checkpoint, target: Path, refused: Callable[..., str], more: tuple[str, ...]
+) -> None:
+    before = files(target)
+    arguments = made.arguments(target, *more, "--overwrite")
+    arguments += ["--crc"] if "--ranks" in more else []
+    for command in ("plan", "transform"):
+        refused(78, "PartialReplacement", command, *arguments[1:])
+    assert files(target) == before
+
+
+def test_rank_0_of_several_does_not_replace_the_only_rank(
+    made: disk.Checkpoint, tmp_path: Path, refused: Callable[..., str]
+) -> None:
+    whole = ["transform", *made.arguments(tmp_path / "t")[1:5], "--target", str(tmp_path / "t")]
+    assert main(whole) == 0
+    before = files(tmp_path / "t")
+    refused(78, "PartialReplacement", *made.arguments(tmp_path / "t", "--ranks", "0", "--overwrite"))
+    assert files(tmp_path / "t") == before
+
+
+@pytest.mark.parametrize("name", ["part0.safetensors", "hyper_param.safetensors", "param_name_map.json"])
+def test_what_lies_beside_a_checkpoint_is_not_replaced(
+    made: disk.Checkpoint, target: Path, refused: Callable[..., str], name: str
+) -> None:
+    (target / name).write_bytes(b"mine")
+    unify = ["transform", *made.arguments(target)[1:5], "--target", str(target), "--layout", "unified", "--overwrite"]
+    assert name in refused(78, "TargetExists", *unify)
+    assert (target / name).read_bytes() == b"mine"
+    assert (target / MANIFEST).exists()
+
+
+def test_one_checkpoint_has_one_key(made: disk.Checkpoint, tmp_path: Path, refused: Callable[..., str]) -> None:
+    keys = {}
+    for number, name in enumerate("ab"):
+        (tmp_path / name).write_bytes(bytes([number]) * 16)
+        keys[name] = ("--encryption-key-file", str(tmp_path / name))
+    target = tmp_path / "t"
+    assert main(made.arguments(target, *keys["a"], "--ranks", "0", "--no-commit")) == 0
+    refused(78, "OtherKey", *made.arguments(target, *keys["b"], "--ranks", "1-3", "--no-commit"))
+    assert main(made.arguments(target, *keys["a"])) == 0
+    refused(78, "OtherKey", *made.arguments(target, *keys["b"], "--overwrite"))
+    shutil.rmtree(target)
+    assert main(made.arguments(target, *keys["b"])) == 0
+
+
+def test_an_index_of_encrypted_files_asks_for_their_key(
+    made: disk.Checkpoint, tmp_path: Path, refused: Callable[..., str]
+) -> None:
+    (tmp_path / "key").write_bytes(b"k" * 16)
+    assert main(made.arguments(tmp_path / "e", "--encryption-key-file", str(tmp_path / "key"))) == 0
+    source = ["--source", str(tmp_path / "e"), "--source-strategy", str(made.target_strategy)]
+    index = [*source, "--layout", "index", "--target", str(tmp_path / "i")]
+    assert main(["transform", *index, "--decryption-key-file", str(tmp_path / "key")]) == 0
+    out = ["--target", str(tmp_path / "o"), "--index", str(tmp_path / "i")]
+    refused(65, "Encrypted", "transform", "--source", str(tmp_path / "e"), *out)
