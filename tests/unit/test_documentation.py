@@ -12,7 +12,6 @@ from itertools import product
 from pathlib import Path
 from types import SimpleNamespace
 
-import disk
 import msgspec
 import pytest
 from pages import PAGES, ROOT, blocks
@@ -39,20 +38,19 @@ NO_TROUBLE = {
 @pytest.fixture
 def workplace(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """A folder as the documentation assumes it, and the current one."""
-    made = disk.write(tmp_path / "made", disk.example())
     folder = tmp_path / "work"
-    folder.mkdir()
-    shutil.move(made.source, folder / "src_checkpoints")
-    shutil.move(made.source_strategy, folder / "src_strategy.ckpt")
-    shutil.move(made.target_strategy, folder / "dst_strategy.ckpt")
-    shutil.copy(folder / "dst_strategy.ckpt", folder / "predict_strategy.ckpt")
-    corpus = ROOT / "tests" / "conformance" / "corpus" / "pipeline"
-    shutil.copytree(corpus / "src", folder / "src_checkpoints_pipeline")
-    shutil.copy(corpus / "dst_strategy.ckpt", folder / "dst_strategy_pipeline.ckpt")
+    corpus = ROOT / "tests" / "conformance" / "corpus"
+    shutil.copytree(corpus / "src_checkpoints", folder / "src_checkpoints")
+    shutil.copy(corpus / "src_strategy.ckpt", folder)
+    for name in ("dst_strategy.ckpt", "predict_strategy.ckpt"):
+        shutil.copy(corpus / "dst_strategy_4.ckpt", folder / name)
+    pipeline = corpus / "pipeline"
+    shutil.copytree(pipeline / "src", folder / "src_checkpoints_pipeline")
+    shutil.copy(pipeline / "dst_strategy.ckpt", folder / "dst_strategy_pipeline.ckpt")
     (folder / "src_pipeline_strategys").mkdir()
     for rank in range(8):  # each has written its own
         name = f"src_strategy_{rank}.ckpt"
-        shutil.copy(corpus / "src_strategy" / f"stage_{rank // 4}.ckpt", folder / "src_pipeline_strategys" / name)
+        shutil.copy(pipeline / "src_strategy" / f"stage_{rank // 4}.ckpt", folder / "src_pipeline_strategys" / name)
     resource = (ROOT / "examples" / "retrain-on-4.yaml").read_text()
     resource = resource.replace("claimName: results", "claimName: checkpoints").replace("dst_strategy_4", "dst_strategy")
     (folder / "transform.yaml").write_text(resource)
