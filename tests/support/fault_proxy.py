@@ -194,5 +194,9 @@ def _until_cancelled(loop: asyncio.AbstractEventLoop, task: Awaitable[None]) -> 
     asyncio.set_event_loop(loop)
     with contextlib.suppress(asyncio.CancelledError):
         loop.run_until_complete(task)
-    loop.run_until_complete(asyncio.sleep(0.05))
+    left = asyncio.all_tasks(loop)  # connections that came in the last moment too
+    for each in left:
+        each.cancel()
+    loop.run_until_complete(asyncio.gather(*left, return_exceptions=True))
+    loop.run_until_complete(asyncio.sleep(0.05))  # what they have closed goes in the loop's next rounds
     loop.close()
