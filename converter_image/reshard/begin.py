@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+from itertools import chain
 from typing import TYPE_CHECKING
 
-from reshard.checkpoint.encryption import index
+from reshard.checkpoint.encryption import check_first_block
 from reshard.commit import draft_manifest, finish_interrupted, own_manifest
 from reshard.errors import AccessError, RequestError
 from reshard.prepare import encode_index
@@ -102,14 +103,14 @@ def refuse_other_key(job: Job, target: TargetFolder, state: JobState) -> None:
     if job.cipher is None:
         return
     manifest, document = own_manifest(target, job), state.read()
-    finished = [*state.records(None).values(), *(manifest.files if manifest is not None else ())]
-    paths = (state.find(record, staged=document is not None and document.staged) for record in finished)
-    path = next((path for path in paths if path is not None), None)
+    finished = chain(manifest.files if manifest is not None else (), state.each_record(None))
+    paths = (state.find(record, staged=document is not None and document.staged) for record in finished if record.size)
+    path = next((path for path in paths if path is not None), None)  # one tells it for all: there may be thousands
     if path is None:
         return
     reader = target.store.open(path)
     try:
-        index(reader, job.cipher)
+        check_first_block(reader, job.cipher)
     except AccessError as error:
         raise RequestError(
             "OtherKey",

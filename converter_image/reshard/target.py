@@ -35,7 +35,7 @@ from reshard.manifest import INDEX_NAME, MANIFEST_NAME, STATE, FileRecord, Manif
 from reshard.unified import maps_beside
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Collection, Iterable
+    from collections.abc import Callable, Collection, Iterable, Iterator
 
     from reshard.storage.protocol import Store, Writer
 
@@ -295,14 +295,15 @@ class JobState:
 
     def records(self, ranks: Iterable[int] | None) -> dict[int, FileRecord]:
         """The records of those of these ranks (None: of all) that are finished."""
+        return {record.rank: record for record in self.each_record(ranks)}
+
+    def each_record(self, ranks: Iterable[int] | None) -> Iterator[FileRecord]:
+        """The same one by one: each is a file of its own."""
         wanted = None if ranks is None else {f"rank_{rank}.json" for rank in ranks}
-        found = {}
         for entry in self.target.store.list(f"{self.folder}/records"):
             if entry.name.endswith(".json") and (wanted is None or entry.name in wanted):
                 path = f"{self.folder}/records/{entry.name}"
-                record = decode(self.target.store.read(path, _LARGEST_RECORD), FileRecord, f"{self.target.store.url}/{path}")
-                found[record.rank] = record
-        return found
+                yield decode(self.target.store.read(path, _LARGEST_RECORD), FileRecord, f"{self.target.store.url}/{path}")
 
     def find(self, record: FileRecord, *, staged: bool, thorough: bool = False) -> str | None:
         """Where a record's file is, if it is there in its full length; `thorough`: and with its content.
