@@ -13,9 +13,8 @@ from reshard.target import JobDocument
 from reshard.unified import is_own, maps_beside
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable
-
     from reshard.job import Job
+    from reshard.manifest import Manifest
     from reshard.target import JobState, TargetFolder
 
 
@@ -69,10 +68,10 @@ def replaces_other(job: Job, target: TargetFolder, state: JobState) -> bool:
     elif others:
         what = f"an unfinished transform of another source, layout or options ({others[0].digest[:12]})"
     else:
-        _refuse_foreign_files(job, target, _described(target, outdated))
+        _refuse_foreign_files(job, target, _described(None, state))
     if what is None:
         return False
-    _refuse_foreign_targets(job, target, _described(target, target.jobs()))
+    _refuse_foreign_targets(job, target, _described(manifest, state))
     if job.request.options.overwrite == "Never":
         raise RequestError("TargetExists", f"there is {what}", where=target.store.url, fix=fix)
     return True
@@ -122,14 +121,11 @@ def refuse_other_key(job: Job, target: TargetFolder, state: JobState) -> None:
         reader.close()
 
 
-def _described(target: TargetFolder, jobs: Iterable[JobDocument]) -> set[str]:
-    """The files that belong to the checkpoint that is here, and to these unfinished ones."""
-    found: set[str] = set()
-    if (manifest := target.manifest()) is not None:
+def _described(manifest: Manifest | None, state: JobState) -> set[str]:
+    """The files that belong to the checkpoint that is here, and to unfinished ones."""
+    found = set(state.replaced_files())
+    if manifest is not None:
         found.update((record.path for record in manifest.listed), maps_beside(manifest.options))
-    for job in jobs:
-        state = target.job(job.digest)
-        found.update((record.path for record in state.records(None).values()), maps_beside(job.request), state.replaced_files())
     return found
 
 
