@@ -7,6 +7,7 @@ from itertools import accumulate
 from typing import TYPE_CHECKING
 
 from reshard.ahead import GAP_BYTES, reading
+from reshard.checkpoint.blockcipher import cipher_of
 from reshard.checkpoint.encryption import check_key, check_tags, index, index_reads, tag_reads
 from reshard.errors import DataError
 from reshard.storage.spans import read_spans
@@ -16,6 +17,7 @@ if TYPE_CHECKING:
 
     from reshard.checkpoint.blockcipher import BlockCipher
     from reshard.checkpoint.encryption import Blocks, Known
+    from reshard.keys import Encryption
     from reshard.storage.protocol import Reader, ReadStore, Stat
 
 # Decrypted at a time, to stay in a core's cache after it was read. Over a network a read is never cut.
@@ -112,6 +114,13 @@ def decrypting(sealed: Reader, cipher: BlockCipher, *, remote: bool, check: bool
             with reading(sealed, tag_reads(cipher, blocks), _FILE_AHEAD) as ahead:
                 check_tags(ahead, cipher, blocks)
     return DecryptingReader(sealed, cipher, blocks, remote=remote)
+
+
+def as_plain(
+    store: ReadStore, encryption: Encryption | None, known: Mapping[str, Known] | None = None, *, check: bool = True
+) -> ReadStore:
+    """A store's checkpoint files as if they were plain; see `DecryptingStore`. None: they are."""
+    return store if encryption is None else DecryptingStore(store, cipher_of(encryption), known, check=check)
 
 
 class DecryptingStore:

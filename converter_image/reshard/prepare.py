@@ -7,8 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 import msgspec
 
-from reshard.checkpoint.blockcipher import cipher_of
-from reshard.encrypted import DecryptingStore
+from reshard.encrypted import DecryptingStore, as_plain
 from reshard.errors import DataError, RequestError
 from reshard.files import Files, find_files
 from reshard.index import CheckpointIndex, Selected, decode_index, packed, read_index
@@ -147,7 +146,7 @@ def decrypted(store: ReadStore, request: Request, known: Mapping[str, Known] | N
     """The source's files as if they were plain; of those that are not known, all is read and checked when they are opened."""
     if known and request.decryption is None:
         raise DataError("Encrypted", "its files are encrypted", where=store.url, fix="give their key (--decryption-key-file)")
-    return store if request.decryption is None else DecryptingStore(store, cipher_of(request.decryption), known)
+    return as_plain(store, request.decryption, known)
 
 
 def _strategies(request: Request) -> tuple[Strategy | None, Strategy | None]:

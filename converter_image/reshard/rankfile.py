@@ -23,6 +23,7 @@ from reshard.manifest import FileRecord
 from reshard.plan import prove
 from reshard.progress import Cancellation, Silent
 from reshard.servercopy import parts, split
+from reshard.storage import open_store, parent_and_name
 from reshard.verify import check_file
 
 if TYPE_CHECKING:
@@ -100,13 +101,14 @@ def write_rank(
     return Written(record, sum(t.parameter.slice_nbytes for t in plan.tensors))
 
 
-def write_alone(job: Job, rank: int, store: Store, path: str, *, share: Budget) -> None:
+def write_alone(job: Job, rank: int, url: str, *, share: Budget) -> None:
     """Write and verify the file of one target rank at any place, with nothing beside it.
 
     Raises:
         ReshardError: nothing of the file is left then.
     """
-    plan = job.planner.plan(rank)
+    folder, path = parent_and_name(url)
+    store, plan = open_store(folder), job.planner.plan(rank)
     writer = store.create(
         path,
         temporary=f"{path}.{os.getpid()}.tmp",

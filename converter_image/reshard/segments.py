@@ -6,8 +6,7 @@ from typing import TYPE_CHECKING
 
 from reshard.arrays import array_of
 from reshard.checkpoint import format_of, index
-from reshard.checkpoint.blockcipher import cipher_of
-from reshard.encrypted import DecryptingStore
+from reshard.encrypted import as_plain
 from reshard.errors import DataError, MissingInputError
 from reshard.source import natural
 from reshard.storage import open_store
@@ -44,9 +43,7 @@ def read_segments(
         DataError: a file is damaged, or there are files of both formats.
         MissingInputError: there is none.
     """
-    store: ReadStore = open_store(url, access)
-    if decryption is not None:
-        store = DecryptingStore(store, cipher_of(decryption))
+    store = as_plain(open_store(url, access), decryption)
     names = sorted((e.name for e in store.list("") if not e.is_folder and _is_checkpoint(e.name)), key=natural)
     if not names:
         raise MissingInputError("SourceMissing", "there is no .ckpt or .safetensors file in this folder", where=url)

@@ -9,10 +9,9 @@ from itertools import groupby
 from math import prod
 from typing import TYPE_CHECKING, Any
 
-from reshard.checkpoint.blockcipher import cipher_of
 from reshard.cli import show, words
 from reshard.cli.arguments import matching
-from reshard.encrypted import DecryptingStore
+from reshard.encrypted import as_plain
 from reshard.errors import DataError, MissingInputError
 from reshard.files import find_files
 from reshard.layout import Layout
@@ -78,8 +77,7 @@ def inspect(  # noqa: PLR0913 - one for each option
     store, chosen = open_source(path)
     found = find_files(store, chosen, step=step, pattern=pattern)
     manifest = TargetFolder(store, 0).manifest() if chosen is None else None
-    plain = store if decryption is None else DecryptingStore(store, cipher_of(decryption), check=False)
-    inventory = read_inventory(plain, found, workers=default_workers())
+    inventory = read_inventory(as_plain(store, decryption, check=False), found, workers=default_workers())
     if not inventory.files:
         raise MissingInputError("SourceMissing", "there is no checkpoint file", where=path)
     how = read_strategy(strategy) if strategy else None

@@ -15,7 +15,7 @@ from reshard.plan import keep
 from reshard.rankfile import write_alone
 from reshard.request import Options, RenameRule, Request
 from reshard.source import open_source, read_inventory
-from reshard.storage import open_store, parent_and_name, root_and_path
+from reshard.storage import open_store, root_and_path
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -117,5 +117,4 @@ def _convert_file(source: str, target: str, output: OutputFormat, name_map: Mapp
     rules = tuple(RenameRule(new, old) for old, new in name_map.items() if old in names)
     request = Request(source=root, target=target, options=Options(format=output, layout="Same", rename=rules))
     job = job_of(request, store, keep(inventory, rename=rules), None, None)
-    folder, name = parent_and_name(target)
-    write_alone(job, 0, open_store(folder), name, share=share)
+    write_alone(job, 0, target, share=share)

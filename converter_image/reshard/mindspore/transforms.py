@@ -5,6 +5,8 @@ from __future__ import annotations
 from dataclasses import replace
 from typing import TYPE_CHECKING
 
+import msgspec
+
 from reshard.checkpoint import format_of
 from reshard.checkpoint.inventory import Inventory, SourceFile, Structure, TensorEntry
 from reshard.errors import RequestError, UsageError
@@ -12,15 +14,17 @@ from reshard.files import Files
 from reshard.job import job_of
 from reshard.memory import budget
 from reshard.plan import Planner, place
+from reshard.prepare import decrypted
 from reshard.rankfile import write_alone
 from reshard.request import Options, Request
 from reshard.source import find_diverging, read_inventory, read_strategy, read_strategy_files
-from reshard.storage import open_store, parent_and_name, root_and_path
+from reshard.storage import open_store, root_and_path
 from reshard.transform import default_workers, transform_checkpoint
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Mapping
 
+    from reshard.job import Job
     from reshard.strategy import Strategy
 
 
@@ -129,24 +133,37 @@ def transform_checkpoint_by_rank(
     output = format_of(save_checkpoint_file_name)
     if output is None:
         raise UsageError("InvalidFormat", "the name must end in .ckpt or .safetensors", where=save_checkpoint_file_name)
-    root, files = in_one_storage(checkpoint_files_map)
     refuse_own_files(checkpoint_files_map.values(), [save_checkpoint_file_name])
-    store = open_store(root)
     request = Request(
-        source=root,
+        source="/",
         target=save_checkpoint_file_name,
         source_strategy=src_strategy_file,
         target_strategy=dst_strategy_file,
         options=Options(format="Ckpt" if output == "ckpt" else "Safetensors"),
     )
-    source = read_strategy(src_strategy_file) if src_strategy_file else None
-    target = read_strategy(dst_strategy_file) if dst_strategy_file else None
-    workers = default_workers()
-    model = place(read_inventory(store, Files(files), workers=workers), source, target, only=rank_id)
+    write_alone(job_of_files(request, checkpoint_files_map, only=rank_id), rank_id, save_checkpoint_file_name, share=budget(1))
+
+
+def job_of_files(request: Request, files: Mapping[int, str], *, only: int | None = None) -> Job:
+    """The job that makes a target from files that lie anywhere in one storage, which then is the request's source.
+
+    Args:
+        request: of it.
+        files: from source rank to file.
+        only: the one target rank that is made, from the files that it needs; None: all.
+
+    Raises:
+        ReshardError: of the kind that fits.
+    """
+    root, paths = _in_one_storage(files)
+    request = msgspec.structs.replace(request, source=root)
+    store, workers = decrypted(open_store(root), request), default_workers()
+    source = read_strategy(request.source_strategy) if request.source_strategy else None
+    target = read_strategy(request.target_strategy) if request.target_strategy else None
+    inventory = read_inventory(store, Files(paths), workers=workers)
+    model = place(inventory, source, target, only=only, rename=request.options.rename)
     model = replace(model, diverging=find_diverging(store, model, workers=workers))
-    job = job_of(request, store, model, source, target)
-    folder, name = parent_and_name(save_checkpoint_file_name)
-    write_alone(job, rank_id, open_store(folder), name, share=budget(1))
+    return job_of(request, store, model, source, target)
 
 
 def refuse_own_files(read: Iterable[str], written: Iterable[str]) -> None:
@@ -161,7 +178,7 @@ def refuse_own_files(read: Iterable[str], written: Iterable[str]) -> None:
             raise RequestError("TargetOverlapsSource", "the file to write is one of the source's", where=path)
 
 
-def in_one_storage(files: Mapping[int, str]) -> tuple[str, dict[int, str]]:
+def _in_one_storage(files: Mapping[int, str]) -> tuple[str, dict[int, str]]:
     """The storage that all files lie in, and where each is there.
 
     Raises:

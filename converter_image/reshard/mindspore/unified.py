@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import glob
 import re
-from dataclasses import replace
 from importlib import import_module
 from typing import TYPE_CHECKING, Any, TypeVar
 
@@ -12,27 +11,23 @@ import msgspec
 from tenacity import Retrying, retry_if_exception_type, stop_after_delay, wait_random
 
 from reshard.errors import LockedError, MissingInputError, RequestError, UsageError
-from reshard.files import Files, find_files
-from reshard.job import job_of
+from reshard.files import find_files
 from reshard.memory import budget
 from reshard.mindspore.keys import decryption_of
-from reshard.mindspore.transforms import in_one_storage, refuse_own_files
+from reshard.mindspore.transforms import job_of_files, refuse_own_files
 from reshard.network import param_dict
 from reshard.online import tensors_of
-from reshard.plan import place
-from reshard.prepare import decrypted, prepare
+from reshard.prepare import prepare
 from reshard.progress import Silent
 from reshard.rankfile import write_alone
 from reshard.ranks import format_ranks
 from reshard.request import Options, RenameRule, Request
-from reshard.source import find_diverging, open_source, read_inventory, read_strategy
-from reshard.storage import open_store, parent_and_name
+from reshard.source import open_source, read_inventory, read_strategy
 from reshard.transform import commit_checkpoint, default_workers, plan_transform, transform_checkpoint
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Mapping, Sequence
 
-    from reshard.job import Job
     from reshard.request import OutputFormat
 
 # The forms in which MindSpore takes a name's end for a task, an epoch and a step, and what it then looks for.
@@ -167,7 +162,7 @@ def load_distributed_checkpoint(
     workers = min(max_process_num, default_workers())
     if into_memory:
         if checkpoint_filenames is not None:
-            job = _job_of_files(request, checkpoint_filenames)
+            job = job_of_files(request, dict(enumerate(checkpoint_filenames)))
         else:
             job = prepare(request, Silent(), workers=workers)
         found = param_dict(tensors_of(job, _own_rank() if rank_id is None else rank_id))
@@ -255,22 +250,10 @@ def _patiently(work: Callable[[], T]) -> T:
     return retrying(work)
 
 
-def _job_of_files(request: Request, paths: Sequence[str]) -> Job:
-    """The job that makes a target from files that lie anywhere."""
-    root, files = in_one_storage(dict(enumerate(paths)))
-    store, workers = decrypted(open_store(root), request), default_workers()
-    source = read_strategy(request.source_strategy) if request.source_strategy else None
-    target = read_strategy(request.target_strategy) if request.target_strategy else None
-    model = place(read_inventory(store, Files(files), workers=workers), source, target, rename=request.options.rename)
-    model = replace(model, diverging=find_diverging(store, model, workers=workers))
-    return job_of(request, store, model, source, target)
-
-
 def _cut_files(request: Request, paths: Sequence[str]) -> None:
     """Write the rank files of a target from files that lie anywhere."""
-    job = _job_of_files(request, paths)
+    job = job_of_files(request, dict(enumerate(paths)))
     written = {rank: f"{request.target.rstrip('/')}/{job.path(rank)}" for rank in job.scope}
     refuse_own_files(paths, written.values())
     for rank, path in written.items():
-        folder, name = parent_and_name(path)
-        write_alone(job, rank, open_store(folder), name, share=budget(1))
+        write_alone(job, rank, path, share=budget(1))
