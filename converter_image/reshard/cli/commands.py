@@ -81,7 +81,7 @@ def convert(invocation: Invocation, /, **arguments: Any) -> None:
 
     They keep their names but for the ending, and lie below TARGET as they do below SOURCE.
     """
-    request = request_of(arguments)
+    request = request_of({**arguments, "layout": "same"})
     with show.progress() as progress:
         result = transform_checkpoint(
             request, workers=arguments["workers"], progress=progress, cancellation=invocation.cancellation

@@ -9,27 +9,17 @@ import click
 
 from reshard.cli import show
 from reshard.cli.arguments import MOST_RANKS, PATH, rank_in
-from reshard.cli.options import request_of, request_options
+from reshard.cli.options import fetch_options, request_of
 from reshard.errors import UsageError
 from reshard.ranks import format_ranks
-from reshard.request import Options
 from reshard.transform import transform_checkpoint
 
 if TYPE_CHECKING:
     from reshard.cli.state import Invocation
 
-_FIXED = {
-    "layout": "per-rank",
-    "part_size": Options().part_bytes,
-    "hf_index": False,
-    "stages": None,
-    "copy_mode": "client",
-    "target_profile": None,
-}
-
 
 @click.command()
-@request_options
+@fetch_options
 @click.option("--output", "target", required=True, type=PATH, metavar="DIR", help="Where the file is to be.")
 @click.option("--rank", type=click.IntRange(0, MOST_RANKS), help="The target rank that is wanted.")
 @click.option(
@@ -50,7 +40,7 @@ def fetch(invocation: Invocation, /, **arguments: Any) -> None:
     """
     number, each = _number(arguments["rank"], arguments["rank_from"]), arguments["ranks_per_pod"]
     ranks = format_ranks(tuple(range(number * each, (number + 1) * each)))
-    request = request_of({**arguments, **_FIXED, "ranks": ranks})
+    request = request_of({**arguments, "ranks": ranks})
     with show.progress() as progress:
         result = transform_checkpoint(
             request, workers=arguments["workers"], progress=progress, cancellation=invocation.cancellation
@@ -61,10 +51,6 @@ def fetch(invocation: Invocation, /, **arguments: Any) -> None:
         show.out(f"rank {ranks} of {result.target_ranks}: {show.size(result.bytes_written)} in {result.seconds:.2f} s")
     else:
         show.out(f"nothing to do: rank {ranks} of {result.target_ranks} is there")
-
-
-# A fetch is a transform whose target is a folder of one pod: of its options those are left out that say more of a target.
-fetch.params = [p for p in fetch.params if p.name not in {*_FIXED, "ranks", "owner"} and "--target" not in p.opts]
 
 
 def _number(rank: int | None, variable: str | None) -> int:

@@ -34,8 +34,8 @@ def _title(value: str) -> str:
     return value.capitalize()
 
 
-# How the target is cut, and what becomes of parameters that are cut on one side only.
-_LAYOUT: tuple[Callable[[Any], Any], ...] = (
+# How ranks are cut, and what becomes of parameters that only one side names.
+_CUT: tuple[Callable[[Any], Any], ...] = (
     click.option(
         "--source",
         required=True,
@@ -43,7 +43,6 @@ _LAYOUT: tuple[Callable[[Any], Any], ...] = (
         metavar="DIR",
         help="The folder with rank_0, rank_1, ..., or one file; or s3://bucket/prefix.",
     ),
-    click.option("--target", required=True, type=PATH, metavar="DIR", help="The folder to write to; or s3://bucket/prefix."),
     click.option(
         "--source-strategy",
         type=PATH,
@@ -65,6 +64,29 @@ _LAYOUT: tuple[Callable[[Any], Any], ...] = (
         show_default=True,
         help="Of the target's files.",
     ),
+    click.option(
+        "--prefix",
+        default=_DEFAULTS.prefix,
+        show_default=True,
+        help="Files are named rank_<r>/<prefix><r>.<format>, or ..._part<stage>.<format>.",
+    ),
+    click.option(
+        "--unplaced",
+        type=click.Choice(["drop", "keep"]),
+        default=_DEFAULTS.unplaced.lower(),
+        show_default=True,
+        help="What only the source's strategy names: leave it out, or carry it whole.",
+    ),
+    click.option("--allow-missing", is_flag=True, help="Leave out what only the target's strategy names."),
+    click.option(
+        "--remove-redundancy",
+        is_flag=True,
+        help="Of the ranks that hold the same slice let one write it, as MindSpore's remove_redundancy.",
+    ),
+)
+# What else can be said of a target than that it is cut so.
+_TARGET: tuple[Callable[[Any], Any], ...] = (
+    click.option("--target", required=True, type=PATH, metavar="DIR", help="The folder to write to; or s3://bucket/prefix."),
     click.option(
         "--layout",
         type=click.Choice(list(_LAYOUTS)),
@@ -88,31 +110,12 @@ _LAYOUT: tuple[Callable[[Any], Any], ...] = (
         help="Write unified files that Hugging Face's libraries load, with model.safetensors.index.json.",
     ),
     click.option(
-        "--prefix",
-        default=_DEFAULTS.prefix,
-        show_default=True,
-        help="Files are named rank_<r>/<prefix><r>.<format>, or ..._part<stage>.<format>.",
-    ),
-    click.option(
         "--stages",
         type=click.IntRange(1, 65536),
         help="With --layout part: how many there are. Without: as many as the source has ranks for.",
     ),
-    click.option(
-        "--unplaced",
-        type=click.Choice(["drop", "keep"]),
-        default=_DEFAULTS.unplaced.lower(),
-        show_default=True,
-        help="What only the source's strategy names: leave it out, or carry it whole.",
-    ),
-    click.option("--allow-missing", is_flag=True, help="Leave out what only the target's strategy names."),
-    click.option(
-        "--remove-redundancy",
-        is_flag=True,
-        help="Of the ranks that hold the same slice let one write it, as MindSpore's remove_redundancy.",
-    ),
 )
-# What any transform has.
+# How any of it is carried out.
 _COMMON: tuple[Callable[[Any], Any], ...] = (
     click.option(
         "--step",
@@ -120,7 +123,6 @@ _COMMON: tuple[Callable[[Any], Any], ...] = (
         help="Read the files of this training step. Without: the newest that every rank has.",
     ),
     click.option("--files", "pattern", metavar="PATTERN", help="Read the files whose names match, such as 'net-*.ckpt'."),
-    click.option("--ranks", metavar="LIST", help="Only these target ranks, such as 0,2-5."),
     click.option(
         "--workers",
         type=click.IntRange(1, 256),
@@ -143,6 +145,19 @@ _COMMON: tuple[Callable[[Any], Any], ...] = (
         metavar="OCTAL",
         help="Permission bits of the files.",
     ),
+    click.option("--source-profile", metavar="NAME", help="The AWS profile for the source. Without: as the AWS command line."),
+    key_options("decryption", "encryption"),
+    click.option("--overwrite", is_flag=True, help="Replace what is at the target, once the new one is complete."),
+    click.option(
+        "--json",
+        "as_json",
+        is_flag=True,
+        help="End with one JSON object on standard output, and nothing else there.",
+    ),
+)
+# The same of a target that many may write to.
+_SHARED: tuple[Callable[[Any], Any], ...] = (
+    click.option("--ranks", metavar="LIST", help="Only these target ranks, such as 0,2-5."),
     click.option(
         "--copy",
         "copy_mode",
@@ -151,28 +166,24 @@ _COMMON: tuple[Callable[[Any], Any], ...] = (
         show_default=True,
         help="From S3 to S3: let the server copy by itself what it can.",
     ),
-    click.option("--source-profile", metavar="NAME", help="The AWS profile for the source. Without: as the AWS command line."),
     click.option("--target-profile", metavar="NAME", help="The same for the target."),
-    key_options("decryption", "encryption"),
-    click.option("--overwrite", is_flag=True, help="Replace what is at the target, once the new one is complete."),
     click.option("--owner", metavar="NAME", hidden=True, help="Processes of one owner share the target's lock."),
-    click.option(
-        "--json",
-        "as_json",
-        is_flag=True,
-        help="End with one JSON object on standard output, and nothing else there.",
-    ),
 )
 
 
 def request_options(command: F) -> F:
     """What `transform` and `plan` have in common."""
-    return _with(command, *_LAYOUT, *_COMMON)
+    return _with(command, *_CUT, *_TARGET, *_COMMON, *_SHARED)
 
 
 def convert_options(command: F) -> F:
     """What of these a conversion has."""
-    return _with(command, *_COMMON)
+    return _with(command, *_COMMON, *_SHARED)
+
+
+def fetch_options(command: F) -> F:
+    """What of these a fetch has: its target is a folder of one pod."""
+    return _with(command, *_CUT, *_COMMON)
 
 
 def _with(command: F, *options: Callable[[Any], Any]) -> F:
@@ -181,11 +192,12 @@ def _with(command: F, *options: Callable[[Any], Any]) -> F:
     return command
 
 
-# What a conversion says by not having these options.
-_UNCUT: dict[str, Any] = {
+# What a command says by not having these options.
+_UNSAID: dict[str, Any] = {
     "source_strategy": None,
     "target_strategy": None,
-    "layout": "same",
+    "index": None,
+    "layout": "per-rank",
     "part_size": _DEFAULTS.part_bytes,
     "hf_index": _DEFAULTS.hf_index,
     "prefix": _DEFAULTS.prefix,
@@ -193,6 +205,8 @@ _UNCUT: dict[str, Any] = {
     "unplaced": _DEFAULTS.unplaced,
     "allow_missing": _DEFAULTS.allow_missing,
     "remove_redundancy": _DEFAULTS.remove_redundancy,
+    "copy_mode": _DEFAULTS.copy_mode,
+    "target_profile": None,
 }
 
 
@@ -202,7 +216,7 @@ def request_of(arguments: dict[str, Any]) -> Request:
     Raises:
         UsageError: a value is none that there can be.
     """
-    arguments = _UNCUT | arguments
+    arguments = _UNSAID | arguments
     try:
         mode = int(arguments["file_mode"], 8)
     except ValueError:
@@ -216,7 +230,7 @@ def request_of(arguments: dict[str, Any]) -> Request:
         target=arguments["target"],
         source_strategy=arguments["source_strategy"],
         target_strategy=arguments["target_strategy"],
-        index=arguments.get("index"),
+        index=arguments["index"],
         options=Options(
             format=_title(arguments["output"]),  # type: ignore[arg-type]  # click has checked the choice
             layout=_LAYOUTS[arguments["layout"]],
