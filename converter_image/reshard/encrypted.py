@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 from reshard.ahead import GAP_BYTES, reading
 from reshard.checkpoint.blockcipher import cipher_of
 from reshard.checkpoint.encryption import check_key, check_tags, index, index_reads, tag_reads
-from reshard.errors import DataError
+from reshard.storage.bounded import BoundedReader
 from reshard.storage.spans import read_spans
 
 if TYPE_CHECKING:
@@ -29,12 +29,14 @@ _LONGEST_SPAN = 1 << 20
 _FILE_AHEAD = 8 << 20
 
 
-class DecryptingReader:
+class DecryptingReader(BoundedReader):
     """The plaintext of one file, see `Reader`. That it is authentic is checked elsewhere, of all of it at once.
 
     Attributes:
         blocks: of the file.
     """
+
+    _what_ends = "what is encrypted"
 
     def __init__(self, sealed: Reader, cipher: BlockCipher, blocks: Blocks, *, remote: bool) -> None:
         self.name, self.version, self.size = sealed.name, sealed.version, sum(blocks.lengths)
@@ -43,13 +45,6 @@ class DecryptingReader:
         self._starts = list(accumulate(blocks.lengths, initial=0))
         self._contents = blocks.contents(cipher)
         self._remote = remote
-
-    def read(self, offset: int, length: int) -> bytes:
-        """See `Reader.read`."""
-        self._check_inside(offset, length)
-        content = bytearray(length)
-        self.read_into(memoryview(content), offset)
-        return bytes(content)
 
     def read_into(self, view: memoryview, offset: int) -> None:
         """See `Reader.read_into`."""
@@ -76,14 +71,6 @@ class DecryptingReader:
     def read_runs(self, view: memoryview, length: int, offsets: Sequence[int]) -> None:
         """See `Reader.read_runs`."""
         read_spans(self.read_into, view, length, offsets, gap=GAP_BYTES if self._remote else _GAP_BYTES, most=_LONGEST_SPAN)
-
-    def _check_inside(self, offset: int, length: int) -> None:
-        if offset + length > self.size:
-            raise DataError(
-                "Truncated",
-                f"{length} bytes are expected at {offset}, but what is encrypted ends at {self.size}",
-                where=self.name,
-            )
 
     def close(self) -> None:
         """See `Reader.close`."""

@@ -117,6 +117,11 @@ def reads(moves: Iterable[Move]) -> Iterator[Read]:
                 yield from reads_of_box(rank, entry, source, TILE_BYTES)
 
 
+def reads_of_spans(plan: RankPlan, spans: Iterable[Span]) -> Iterator[Read]:
+    """What is read of the source for spans that are produced each by itself, in their order. Pure."""
+    return reads(move for span in spans if span.length for move in moves(plan, [span]))
+
+
 def stream(plan: RankPlan, pieces: Iterable[bytes | Span], files: SourceFiles, emit: Callable[[memoryview], None]) -> None:
     """Produce a rank's file from its first byte to its last.
 

@@ -208,27 +208,17 @@ def _cipher(request: Request, output: Format) -> BlockCipher | None:
     """What the target's files are encrypted with."""
     if request.encryption is None:
         return None
+    what = fix = None
     if output != "ckpt":
-        raise RequestError(
-            "CannotEncrypt",
-            "nothing reads an encrypted safetensors file, MindSpore neither",
-            where=request.target,
-            fix="write .ckpt files: --format ckpt (spec.target.format: Ckpt), or leave out the encryption",
-        )
-    if request.options.layout == "Index":
-        raise RequestError(
-            "CannotEncrypt",
-            "an index holds nothing that could be encrypted",
-            where=request.target,
-            fix="leave out the encryption",
-        )
-    if request.options.layout == "Part":
-        raise RequestError(
-            "CannotEncrypt",
-            "the parts of a checkpoint are compared when the last is complete, by a process without keys",
-            where=request.target,
-            fix="leave out the encryption, or transform all stages at once",
-        )
+        what = "nothing reads an encrypted safetensors file, MindSpore neither"
+        fix = "write .ckpt files: --format ckpt (spec.target.format: Ckpt), or leave out the encryption"
+    elif request.options.layout == "Index":
+        what, fix = "an index holds nothing that could be encrypted", "leave out the encryption"
+    elif request.options.layout == "Part":
+        what = "the parts of a checkpoint are compared when the last is complete, by a process without keys"
+        fix = "leave out the encryption, or transform all stages at once"
+    if what is not None:
+        raise RequestError("CannotEncrypt", what, where=request.target, fix=fix)
     return cipher_of(request.encryption)
 
 

@@ -1,4 +1,4 @@
-"""How much memory a transform takes at most, and how it is divided among the ranks under way. Pure."""
+"""How much memory a transform takes at most, and how it is divided among the ranks under way."""
 
 from __future__ import annotations
 

@@ -9,7 +9,7 @@ import numpy as np
 from reshard.access import Accesses
 from reshard.arrays import array_of
 from reshard.checkpoint import Span
-from reshard.execute import TILE_BYTES, fill, moves, reads
+from reshard.execute import TILE_BYTES, fill, moves, reads_of_spans
 from reshard.gather import Gatherer, ReadCount
 from reshard.memory import budget
 from reshard.plan import prove
@@ -99,7 +99,7 @@ def _read(job: Job, plan: RankPlan, count: ReadCount | None) -> Iterator[tuple[s
     gatherer = Gatherer(files, TILE_BYTES)
     try:
         if files.remote:
-            files.expect(reads(move for span in spans if span.length for move in moves(plan, [span])), budget(1).ahead)
+            files.expect(reads_of_spans(plan, spans), budget(1).ahead)
         for tensor, span in zip(plan.tensors, spans, strict=True):
             content = np.empty(span.length, np.uint8)
             if span.length:

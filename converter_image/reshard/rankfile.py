@@ -16,7 +16,7 @@ from reshard.checkpoint.encryption import Encryptor
 from reshard.digest import ContentDigest, digest_of_version
 from reshard.encrypted import decrypting
 from reshard.errors import ReshardError
-from reshard.execute import carry_out, moves, reads, stream
+from reshard.execute import carry_out, moves, reads, reads_of_spans, stream
 from reshard.gather import ReadCount
 from reshard.headers import Blocks, heads
 from reshard.manifest import FileRecord
@@ -261,7 +261,7 @@ def _crc_of_contents(plan: RankPlan, files: SourceFiles, cancellation: Cancellat
     numbers = sorted(range(len(plan.tensors)), key=lambda i: plan.tensors[i].parameter.name)
     spans = [Span(number, 0, plan.tensors[number].parameter.slice_nbytes) for number in numbers]
     if files.remote:
-        files.expect(reads(move for span in spans if span.length for move in moves(plan, [span])), ahead)
+        files.expect(reads_of_spans(plan, spans), ahead)
     for span in spans:
         tensor = plan.tensors[span.tensor]
         found.begin(tensor.parameter.name, tensor.parameter.dtype, tensor.shape)

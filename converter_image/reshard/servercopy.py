@@ -1,4 +1,4 @@
-"""Which parts of a rank's file a server can copy by itself, so that their bytes never come here. Pure."""
+"""Which parts of a rank's file a server can copy by itself, so that their bytes never come here."""
 
 from __future__ import annotations
 

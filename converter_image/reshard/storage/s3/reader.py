@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 
 from botocore import exceptions as boto
 
-from reshard.errors import DataError
+from reshard.storage.bounded import BoundedReader
 from reshard.storage.s3.failures import failures
 from reshard.storage.s3.retries import retrying
 from reshard.storage.spans import read_spans
@@ -29,7 +29,7 @@ GAP_BYTES = 512 << 10
 _LONGEST_SPAN = 4 << 20
 
 
-class S3Reader:
+class S3Reader(BoundedReader):
     """An object of a version. All bytes come from that, or there is an error."""
 
     def __init__(self, client: BaseClient, bucket: str, key: str, *, size: int, version: str) -> None:
@@ -37,13 +37,6 @@ class S3Reader:
         self.name = f"s3://{bucket}/{key}"
         self.size = size
         self.version = version
-
-    def read(self, offset: int, length: int) -> bytes:
-        """See `Reader.read`."""
-        self._check_inside(offset, length)
-        content = bytearray(length)
-        self.read_into(memoryview(content), offset)
-        return bytes(content)
 
     def read_into(self, view: memoryview, offset: int) -> None:
         """See `Reader.read_into`."""
@@ -59,12 +52,6 @@ class S3Reader:
 
     def close(self) -> None:
         """See `Reader.close`: there is nothing open between requests."""
-
-    def _check_inside(self, offset: int, length: int) -> None:
-        if offset + length > self.size:
-            raise DataError(
-                "Truncated", f"{length} bytes are expected at {offset}, but the object ends at {self.size}", where=self.name
-            )
 
     def _request(self, view: memoryview, offset: int) -> None:
         last = offset + len(view) - 1

@@ -1,0 +1,36 @@
+"""What readers of a known length have in common."""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+
+from reshard.errors import DataError
+
+
+class BoundedReader(ABC):
+    """A `Reader` that reads into memory by itself, and never beyond its end.
+
+    Attributes:
+        name: the path, for messages.
+        size: length in bytes.
+    """
+
+    name: str
+    size: int
+    _what_ends = "the object"
+
+    @abstractmethod
+    def read_into(self, view: memoryview, offset: int) -> None:
+        """See `Reader.read_into`."""
+
+    def read(self, offset: int, length: int) -> bytes:
+        """See `Reader.read`."""
+        self._check_inside(offset, length)
+        content = bytearray(length)
+        self.read_into(memoryview(content), offset)
+        return bytes(content)
+
+    def _check_inside(self, offset: int, length: int) -> None:
+        if offset + length > self.size:
+            what = f"{length} bytes are expected at {offset}, but {self._what_ends} ends at {self.size}"
+            raise DataError("Truncated", what, where=self.name)
