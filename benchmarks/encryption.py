@@ -19,14 +19,14 @@ from rich.table import Table
 
 from reshard.checkpoint import OutputTensor, encryption, pieces
 from reshard.checkpoint.blockcipher import cipher_of
-from reshard.encrypted import DecryptingReader
-from reshard.keys import KEY_BYTES, Encryption, Key
+from reshard.source.encrypted import DecryptingReader
+from reshard.spec.keys import KEY_BYTES, Encryption, Key
 from reshard.storage.local import LocalReader
 
 if TYPE_CHECKING:
     from collections.abc import Callable
 
-    from reshard.keys import Mode
+    from reshard.spec.keys import Mode
 
 ROUNDS = 7
 BLOCK = 64 << 20  # MindSpore's

@@ -22,26 +22,28 @@ from reshard.version import __version__
 
 if TYPE_CHECKING:
     from reshard.errors import ReshardError
-    from reshard.keys import Encryption, Key
-    from reshard.network import load_into_net
-    from reshard.online import iter_tensors, load
-    from reshard.request import Options, Request
-    from reshard.transform import PlanResult, Result, commit_checkpoint, plan_transform, transform_checkpoint
+    from reshard.online.load import iter_tensors, load
+    from reshard.online.network import load_into_net
+    from reshard.spec.keys import Encryption, Key
+    from reshard.spec.request import Options, Request
+    from reshard.transform.complete import commit_checkpoint
+    from reshard.transform.plan import PlanResult, plan_transform
+    from reshard.transform.run import Result, transform_checkpoint
 
 _HOME = {
-    "Encryption": "reshard.keys",
-    "Key": "reshard.keys",
-    "Options": "reshard.request",
-    "PlanResult": "reshard.transform",
-    "Request": "reshard.request",
+    "Encryption": "reshard.spec.keys",
+    "Key": "reshard.spec.keys",
+    "Options": "reshard.spec.request",
+    "PlanResult": "reshard.transform.plan",
+    "Request": "reshard.spec.request",
     "ReshardError": "reshard.errors",
-    "Result": "reshard.transform",
-    "commit_checkpoint": "reshard.transform",
-    "iter_tensors": "reshard.online",
-    "load": "reshard.online",
-    "load_into_net": "reshard.network",
-    "plan_transform": "reshard.transform",
-    "transform_checkpoint": "reshard.transform",
+    "Result": "reshard.transform.run",
+    "commit_checkpoint": "reshard.transform.complete",
+    "iter_tensors": "reshard.online.load",
+    "load": "reshard.online.load",
+    "load_into_net": "reshard.online.network",
+    "plan_transform": "reshard.transform.plan",
+    "transform_checkpoint": "reshard.transform.run",
 }
 
 __all__ = [

@@ -10,7 +10,7 @@ from urllib.parse import quote
 import aiohttp
 from kubernetes.aio import client, config
 
-from reshard.spec import API_VERSION, KIND
+from reshard.spec.resource import API_VERSION, KIND
 from reshard_operator import jobs
 from reshard_operator.observation import STEPS, Event, Job, Object, Pod, Seen, Transform
 from reshard_operator.reconcile import Action, Create, Patch

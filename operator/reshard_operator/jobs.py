@@ -9,13 +9,13 @@ from urllib.parse import urlsplit
 
 import msgspec
 
-from reshard.ranks import format_ranks
-from reshard.spec import API_VERSION, KIND, mounts
+from reshard.spec.ranks import format_ranks
+from reshard.spec.resource import API_VERSION, KIND, mounts
 from reshard_operator.observation import CONTAINER, QUEUE_LABEL, Object, ranks_of
 
 if TYPE_CHECKING:
-    from reshard.execution import PodTemplateSpec
-    from reshard.spec import TransformSpec, Volume
+    from reshard.spec.execution import PodTemplateSpec
+    from reshard.spec.resource import TransformSpec, Volume
     from reshard_operator.config import Config
     from reshard_operator.observation import PlanMessage, Transform
 

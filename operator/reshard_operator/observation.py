@@ -9,8 +9,8 @@ from typing import Annotated, Any, TypeVar
 import msgspec
 
 from reshard.errors import ReshardError
-from reshard.ranks import format_ranks, parse_ranks
-from reshard.spec import TransformSpec, parse_spec
+from reshard.spec.ranks import format_ranks, parse_ranks
+from reshard.spec.resource import TransformSpec, parse_spec
 
 QUEUE_LABEL = "kueue.x-k8s.io/queue-name"
 # Ours, whatever else a webhook has put into the pod.

@@ -11,13 +11,13 @@ from typing import TYPE_CHECKING
 
 import msgspec
 
-from reshard.ranks import ranks_of_index
+from reshard.spec.ranks import ranks_of_index
 from reshard_operator import diagnosis, jobs
 from reshard_operator.observation import QUEUE_LABEL, CommitMessage, PlanMessage, as_text, ranks_of
 from reshard_operator.status import Phase, State, all_done, build, plan_details, rank_details
 
 if TYPE_CHECKING:
-    from reshard.spec import TransformSpec
+    from reshard.spec.resource import TransformSpec
     from reshard_operator.config import Config
     from reshard_operator.observation import FailureMessage, Job, Object, Seen
 

@@ -7,11 +7,11 @@ from datetime import datetime
 from enum import StrEnum
 from typing import TYPE_CHECKING
 
-from reshard.ranks import ranks_of_index
+from reshard.spec.ranks import ranks_of_index
 from reshard_operator.observation import as_text, ranks_of
 
 if TYPE_CHECKING:
-    from reshard.spec import TransformSpec
+    from reshard.spec.resource import TransformSpec
     from reshard_operator.observation import Job, Object, PlanMessage, Seen, Transform
 
 _LONGEST_MESSAGE = 2000

@@ -16,7 +16,7 @@ from kubernetes.client.exceptions import ApiException
 from kubernetes_objects import wait_for
 from transforms_on_cluster import GROUP, PLURAL, ROOT, VERSION
 
-from reshard.spec import TransformSpec, parse_spec
+from reshard.spec.resource import TransformSpec, parse_spec
 
 if TYPE_CHECKING:
     from collections.abc import Callable

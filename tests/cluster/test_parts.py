@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Any
 
 import pipelines
 
-from reshard.manifest import MANIFEST_NAME
+from reshard.checkpoint.manifest import MANIFEST_NAME
 
 if TYPE_CHECKING:
     from transforms_on_cluster import Stage

@@ -11,7 +11,7 @@ import pytest
 from cluster.layout import program
 from kubernetes_objects import claim_folder, wait_for
 
-from reshard.ranks import parse_ranks
+from reshard.spec.ranks import parse_ranks
 
 if TYPE_CHECKING:
     from collections.abc import Iterator

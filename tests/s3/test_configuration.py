@@ -15,9 +15,9 @@ import pytest
 import s3_server
 
 from cluster import certificates
-from reshard.access import Access
 from reshard.cli import main
 from reshard.errors import AccessError, RequestError
+from reshard.spec.access import Access
 from reshard.storage import open_store
 from reshard.storage.s3 import client
 

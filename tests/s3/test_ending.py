@@ -144,7 +144,7 @@ def test_a_replaced_checkpoint_reads_as_incomplete_until_the_new_one_is_there(
         raise OutputError("CannotWrite", "as the test wants it")
 
     with monkeypatch.context() as patched:
-        patched.setattr("reshard.transform.commit_job", full)
+        patched.setattr("reshard.transform.run.commit_job", full)
         assert main(arguments_of(new, target, "--overwrite")) == 73
     assert main(["verify", target]) == 66
     assert main(["inspect", target]) == 66

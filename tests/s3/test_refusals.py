@@ -11,9 +11,9 @@ import pytest
 import s3_server
 import yaml
 
-from reshard.access import Access
 from reshard.cli import main
 from reshard.errors import AccessError
+from reshard.spec.access import Access
 from reshard.storage import open_store
 from reshard.storage.s3 import client
 

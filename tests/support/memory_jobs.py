@@ -8,20 +8,20 @@ import disk
 import rawfiles
 from memory_store import MemorySource, MemoryWriter
 
-from reshard.files import Files
-from reshard.gather import ReadCount
-from reshard.job import job_of
+from reshard.engine.gather import ReadCount
+from reshard.engine.job import job_of
+from reshard.engine.rankfile import produce
 from reshard.plan import place
 from reshard.progress import Cancellation, Silent
-from reshard.rankfile import produce
-from reshard.request import Options, Request
-from reshard.source import read_inventory
+from reshard.source.files import Files
+from reshard.source.reading import read_inventory
+from reshard.spec.request import Options, Request
 from reshard.strategy import Strategy
 
 if TYPE_CHECKING:
     import models
 
-    from reshard.job import Job
+    from reshard.engine.job import Job
 
 
 def job(

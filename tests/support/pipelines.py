@@ -11,7 +11,7 @@ import rawfiles
 from definition import Cut
 
 from reshard.cli import main
-from reshard.request import Options, Request
+from reshard.spec.request import Options, Request
 from reshard.strategy import StrategyFile, dump
 from reshard.strategy.records import Node
 

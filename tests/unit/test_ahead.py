@@ -13,13 +13,13 @@ from hypothesis import strategies as st
 from memory_jobs import job, written
 from memory_store import MemoryReader
 
-from reshard.ahead import Ahead, requests, windows
 from reshard.checkpoint import pieces
+from reshard.engine.execute import moves, reads
 from reshard.errors import StorageError
-from reshard.execute import moves, reads
+from reshard.storage.ahead import Ahead, requests, windows
 
 if TYPE_CHECKING:
-    from reshard.ahead import Read
+    from reshard.storage.ahead import Read
 
 # Blocks that are read of every file when it is opened.
 _SAMPLED = 5

@@ -13,7 +13,7 @@ import yaml
 from pretend_cluster import PretendCluster
 from prometheus_client import REGISTRY
 
-from reshard.spec import parse_resource
+from reshard.spec.resource import parse_resource
 from reshard_operator import metrics
 from reshard_operator.reconcile import Create
 

@@ -16,11 +16,11 @@ import msgspec
 import pytest
 from pages import PAGES, ROOT, blocks
 
+from reshard.checkpoint.manifest import FileRecord, Manifest, ParameterRecord, PartRecord
 from reshard.cli import main
+from reshard.engine.memory import memory_bytes
 from reshard.layout import Layout
-from reshard.manifest import FileRecord, Manifest, ParameterRecord, PartRecord
-from reshard.memory import memory_bytes
-from reshard.spec import parse_resource
+from reshard.spec.resource import parse_resource
 from reshard.storage.local import LocalStore
 from reshard_operator.status import REASONS
 

@@ -15,14 +15,14 @@ from memory_store import MemoryReader
 
 from reshard.checkpoint import encryption
 from reshard.checkpoint.blockcipher import cipher_of
-from reshard.encrypted import decrypting
 from reshard.errors import AccessError, DataError, ReshardError
-from reshard.keys import KEY_BYTES, Encryption, Key
+from reshard.source.encrypted import decrypting
+from reshard.spec.keys import KEY_BYTES, Encryption, Key
 
 if TYPE_CHECKING:
     from reshard.checkpoint.blockcipher import BlockCipher
-    from reshard.encrypted import DecryptingReader
-    from reshard.keys import Mode
+    from reshard.source.encrypted import DecryptingReader
+    from reshard.spec.keys import Mode
 
 CASES = [(mode, length) for mode, lengths in KEY_BYTES.items() for length in lengths]
 MODES = list(KEY_BYTES)
@@ -45,7 +45,7 @@ def opened(content: bytes, mode: Mode, *, check: bool = True) -> DecryptingReade
 @pytest.mark.parametrize("remote", [False, True])
 @pytest.mark.parametrize(("mode", "length"), CASES)
 def test_every_part_is_read_as_it_was(mode: Mode, length: int, *, remote: bool, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("reshard.encrypted._PIECE_BYTES", 64)
+    monkeypatch.setattr("reshard.source.encrypted._PIECE_BYTES", 64)
     key = os.urandom(length)
 
     @settings(max_examples=40, deadline=None)

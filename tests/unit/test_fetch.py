@@ -13,7 +13,7 @@ import yaml
 from rawfiles import same
 
 from reshard.cli import main
-from reshard.spec import parse_resource
+from reshard.spec.resource import parse_resource
 
 ROOT = Path(__file__).parents[2]
 PLAIN = ["--source-strategy", "{made}/source.ckpt", "--target-strategy", "{made}/target.ckpt"]

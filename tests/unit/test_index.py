@@ -16,15 +16,15 @@ from memory_jobs import job
 from rawfiles import same
 
 import reshard
-from reshard.access import Accesses
 from reshard.cli import main
+from reshard.engine.job import job_of
 from reshard.errors import DataError, ReshardError
-from reshard.index import decode_index
-from reshard.job import job_of
 from reshard.plan import place
-from reshard.prepare import encode_index
-from reshard.request import Options, Request
+from reshard.source.index import decode_index
+from reshard.spec.access import Accesses
+from reshard.spec.request import Options, Request
 from reshard.storage.local import LocalReader, LocalStore
+from reshard.transform.prepare import encode_index
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -258,7 +258,7 @@ def test_a_replacement_that_was_interrupted_is_finished(tmp_path: Path, monkeypa
     changed = made.source / "rank_1" / "net-1_100.ckpt"
     changed.write_bytes(changed.read_bytes())
     again = made.arguments(folder, "--layout", "index", "--overwrite")
-    monkeypatch.setattr("reshard.target.TargetFolder.write_manifest", lambda *_: 1 / 0)
+    monkeypatch.setattr("reshard.target.folder.TargetFolder.write_manifest", lambda *_: 1 / 0)
     assert main(again) == 70
     monkeypatch.undo()
     assert main(again) == 0

@@ -12,10 +12,10 @@ import rawfiles
 from hypothesis import given
 from hypothesis import strategies as st
 
+from reshard.checkpoint.manifest import Manifest, decode
 from reshard.cli import main
 from reshard.cli.inspection import Held, strategy_of, together
 from reshard.errors import DataError
-from reshard.manifest import Manifest, decode
 
 CORPUS = Path(__file__).parents[1] / "conformance" / "corpus"
 HELD = Held("", "Float32", (4, 4), (2, 4), "rows /2", (0, 1), 32)

@@ -14,16 +14,16 @@ from typing import TYPE_CHECKING
 import disk
 import pytest
 
+from reshard.checkpoint.manifest import encode
 from reshard.cli import main
+from reshard.engine.gather import SourceFiles
 from reshard.errors import DataError
-from reshard.gather import SourceFiles
-from reshard.lock import STALE_SECONDS, Holder, locked
-from reshard.manifest import encode
 from reshard.progress import Cancellation, CancelledError
-from reshard.request import Options, Request
+from reshard.spec.request import Options, Request
 from reshard.storage.local import LocalStore
-from reshard.target import LOCK
-from reshard.transform import transform_checkpoint
+from reshard.target.folder import LOCK
+from reshard.target.lock import STALE_SECONDS, Holder, locked
+from reshard.transform.run import transform_checkpoint
 
 if TYPE_CHECKING:
     from pathlib import Path

@@ -15,12 +15,12 @@ import rawfiles
 from reshard import Encryption, Key, Options, Request, load, plan_transform, transform_checkpoint
 from reshard.cli import main
 from reshard.errors import AccessError, MissingInputError, ReshardError, UsageError
-from reshard.keys import KEY_BYTES
+from reshard.spec.keys import KEY_BYTES
 
 if TYPE_CHECKING:
     from pathlib import Path
 
-    from reshard.keys import Mode
+    from reshard.spec.keys import Mode
 
 MODES = list(KEY_BYTES)
 KEY, OTHER = b"a key, no poetry", b"another key, too"
@@ -137,7 +137,7 @@ def test_ranks_find_the_blocks_in_the_plan_and_another_key_by_themselves(
 ) -> None:
     encrypt(made, "AES-GCM")
     plan_transform(request(made, tmp_path / "out", KEY), write=True)
-    monkeypatch.setattr("reshard.encrypted.index", lambda *_: pytest.fail("a rank looks for the blocks again"))
+    monkeypatch.setattr("reshard.source.encrypted.index", lambda *_: pytest.fail("a rank looks for the blocks again"))
     with pytest.raises(AccessError, match="WrongKey"):
         transform_checkpoint(request(made, tmp_path / "out", OTHER, ranks="0"), commit=False)
     transform_checkpoint(request(made, tmp_path / "out", KEY), commit=False)
@@ -147,7 +147,7 @@ def test_ranks_find_the_blocks_in_the_plan_and_another_key_by_themselves(
 def test_an_index_says_where_the_blocks_are(made: disk.Checkpoint, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     encrypt(made, "AES-GCM")
     transform_checkpoint(request(made, tmp_path / "index", KEY, layout="Index"))
-    monkeypatch.setattr("reshard.encrypted.index", lambda *_: pytest.fail("a rank looks for the blocks again"))
+    monkeypatch.setattr("reshard.source.encrypted.index", lambda *_: pytest.fail("a rank looks for the blocks again"))
     for rank in range(made.model.target_ranks):
         found = load(str(made.source), rank=rank, index=str(tmp_path / "index"), decryption=Encryption(Key(KEY)))
         assert rawfiles.same(found, made.model.target(rank))

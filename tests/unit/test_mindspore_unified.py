@@ -17,7 +17,7 @@ from definition import Cut
 from reshard.errors import ReshardError
 from reshard.mindspore import load_distributed_checkpoint, unified_safetensors
 from reshard.mindspore import unified as module
-from reshard.request import Options
+from reshard.spec.request import Options
 
 if TYPE_CHECKING:
     from pathlib import Path

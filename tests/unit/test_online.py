@@ -19,12 +19,12 @@ from memory_jobs import job
 from rawfiles import same
 
 import reshard
-from reshard.arrays import array_of, array_type
+from reshard.checkpoint.arrays import array_of, array_type
 from reshard.checkpoint.dtypes import DTYPES
 from reshard.cli import main
+from reshard.engine.gather import ReadCount
 from reshard.errors import DataError, ReshardError
-from reshard.gather import ReadCount
-from reshard.online import tensors_of
+from reshard.online.load import tensors_of
 
 if TYPE_CHECKING:
     from pathlib import Path

@@ -12,7 +12,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from pretend_cluster import CONFIG, PLAN, resource
 
-from reshard.spec import parse_spec
+from reshard.spec.resource import parse_spec
 from reshard_operator import jobs
 from reshard_operator.observation import PlanMessage, Transform
 

@@ -19,18 +19,18 @@ from hypothesis import strategies as st
 from memory_jobs import job, written
 from pipelines import Pipeline, differences, pipeline, same, write
 
+from reshard.checkpoint.manifest import MANIFEST_NAME
 from reshard.cli import main
 from reshard.errors import ReshardError
-from reshard.lock import locked
-from reshard.manifest import MANIFEST_NAME
 from reshard.mindspore import load_segmented_checkpoints, transform_checkpoints
 from reshard.plan.traffic import traffic
-from reshard.prepare import prepare
 from reshard.progress import Silent
 from reshard.storage.local import LocalStore
 from reshard.strategy import StrategyFile, dump
-from reshard.target import JobState
-from reshard.transform import transform_checkpoint
+from reshard.target.folder import JobState
+from reshard.target.lock import locked
+from reshard.transform.prepare import prepare
+from reshard.transform.run import transform_checkpoint
 
 if TYPE_CHECKING:
     from pathlib import Path

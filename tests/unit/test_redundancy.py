@@ -16,19 +16,19 @@ from hypothesis import strategies as st
 from memory_jobs import job, written
 from memory_store import MemoryReader
 
+from reshard.checkpoint.manifest import Manifest, decode
 from reshard.cli import main
-from reshard.gather import SourceFiles
+from reshard.engine.gather import SourceFiles
+from reshard.engine.verify import check_file
 from reshard.layout import Layout
-from reshard.manifest import Manifest, decode
 from reshard.plan import Parameter, Role
 from reshard.plan.redundancy import shares
-from reshard.verify import check_file
 
 if TYPE_CHECKING:
     from collections.abc import Callable
     from pathlib import Path
 
-    from reshard.job import Job
+    from reshard.engine.job import Job
 
 FORMATS = st.sampled_from(["ckpt", "safetensors"])
 EVERYWHERE = ("accu_grads.c", "layer.expert_load")

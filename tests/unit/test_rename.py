@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 
 from reshard.errors import MissingInputError, RequestError, UsageError
 from reshard.plan.rename import renamed, unmatched
-from reshard.request import Options, RenameRule
+from reshard.spec.request import Options, RenameRule
 
 NAMES = ("a.w", "a.b", "a.w.w", "c")
 

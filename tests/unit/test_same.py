@@ -17,20 +17,20 @@ from memory_jobs import written
 from memory_store import MemorySource
 
 import reshard.mindspore
+from reshard.checkpoint.manifest import Manifest, decode
 from reshard.cli import main
+from reshard.engine.job import job_of
 from reshard.errors import MissingInputError, RequestError, UsageError
-from reshard.files import Files
-from reshard.job import job_of
-from reshard.manifest import Manifest, decode
 from reshard.plan import Planner, keep
 from reshard.plan.summary import summarize
-from reshard.request import Options, RenameRule, Request
-from reshard.source import read_inventory
+from reshard.source.files import Files
+from reshard.source.reading import read_inventory
+from reshard.spec.request import Options, RenameRule, Request
 
 if TYPE_CHECKING:
     from pathlib import Path
 
-    from reshard.job import Job
+    from reshard.engine.job import Job
 
 KINDS = ("ckpt", "safetensors")
 RENAME = (RenameRule("new.*", pattern="layer.*"), RenameRule("c", name="a"))

@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 
 from reshard.errors import ReshardError
-from reshard.selection import select_files
+from reshard.source.selection import select_files
 
 WITH_STEPS = ["net-9_1.ckpt", "net-10_1.ckpt", "net-10_1_breakpoint.ckpt", "checkpoint-graph.meta", "x.txt", ".hidden.ckpt"]
 

@@ -9,10 +9,10 @@ import models
 from hypothesis import given
 from hypothesis import strategies as st
 
-from reshard import servercopy
 from reshard.checkpoint import pieces
-from reshard.execute import moves
-from reshard.servercopy import MOST_PARTS, Part, parts, split
+from reshard.engine import servercopy
+from reshard.engine.execute import moves
+from reshard.engine.servercopy import MOST_PARTS, Part, parts, split
 
 if TYPE_CHECKING:
     import pytest

@@ -10,14 +10,14 @@ import yaml
 from hypothesis import given
 from hypothesis import strategies as st
 
-from reshard.access import Access, Accesses
+from reshard.checkpoint.manifest import FileRecord, Manifest, decode, encode
 from reshard.errors import DataError, RequestError, UsageError
-from reshard.lock import Holder
-from reshard.manifest import FileRecord, Manifest, decode, encode
-from reshard.ranks import format_ranks, parse_ranks
-from reshard.request import Options, RenameRule, Request
-from reshard.spec import TransformSpec, Volume, mounts, parse_resource, parse_spec, request_here, request_of_pod
-from reshard.target import JobDocument
+from reshard.spec.access import Access, Accesses
+from reshard.spec.ranks import format_ranks, parse_ranks
+from reshard.spec.request import Options, RenameRule, Request
+from reshard.spec.resource import TransformSpec, Volume, mounts, parse_resource, parse_spec, request_here, request_of_pod
+from reshard.target.folder import JobDocument
+from reshard.target.lock import Holder
 
 RESOURCE = {
     "apiVersion": "reshard.dev/v1alpha1",

@@ -11,12 +11,12 @@ import pytest
 from rawfiles import same
 
 import reshard
-from reshard import spec as specs
 from reshard.cli import main
 from reshard.errors import LockedError
-from reshard.lock import locked
+from reshard.spec import resource as specs
 from reshard.storage.local import LocalStore
-from reshard.target import LOCK, TargetFolder
+from reshard.target.folder import LOCK, TargetFolder
+from reshard.target.lock import locked
 
 if TYPE_CHECKING:
     from pathlib import Path

@@ -14,21 +14,22 @@ import pytest
 import rawfiles
 
 import reshard
+from reshard.checkpoint.manifest import MANIFEST_NAME
 from reshard.cli import main
-from reshard.commit import finish_interrupted
 from reshard.errors import DataError, LockedError, MissingInputError, RequestError, UsageError
-from reshard.lock import locked, writer_is_gone, writer_name
-from reshard.manifest import MANIFEST_NAME
 from reshard.mindspore import transform_checkpoint_by_rank
-from reshard.request import Options, Request
+from reshard.spec.request import Options, Request
 from reshard.storage.local import LocalStore
-from reshard.target import LOCK, JobState, TargetFolder
-from reshard.transform import commit_checkpoint, transform_checkpoint
+from reshard.target.folder import LOCK, JobState, TargetFolder
+from reshard.target.lock import locked, writer_is_gone, writer_name
+from reshard.transform.commit import finish_interrupted
+from reshard.transform.complete import commit_checkpoint
+from reshard.transform.run import transform_checkpoint
 
 if TYPE_CHECKING:
     from pathlib import Path
 
-    from reshard.manifest import FileRecord
+    from reshard.checkpoint.manifest import FileRecord
 
 
 @pytest.fixture

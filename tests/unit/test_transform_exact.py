@@ -13,9 +13,9 @@ from hypothesis import strategies as st
 from memory_jobs import job, written
 from memory_store import MemoryReader
 
+from reshard.engine.gather import SourceFiles
+from reshard.engine.verify import check_file
 from reshard.errors import RequestError
-from reshard.gather import SourceFiles
-from reshard.verify import check_file
 
 FORMATS = st.sampled_from(["ckpt", "safetensors"])
 

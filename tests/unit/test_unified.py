@@ -18,8 +18,9 @@ from hypothesis import strategies as st
 from reshard.cli import main
 from reshard.errors import ReshardError, UsageError
 from reshard.plan.unified import fill
-from reshard.request import Options, RenameRule, Request
-from reshard.transform import Result, commit_checkpoint, transform_checkpoint
+from reshard.spec.request import Options, RenameRule, Request
+from reshard.transform.complete import commit_checkpoint
+from reshard.transform.run import Result, transform_checkpoint
 
 if TYPE_CHECKING:
     from pathlib import Path

@@ -9,12 +9,12 @@ from __future__ import annotations
 import struct
 from typing import TYPE_CHECKING, Any, Protocol
 
-from reshard.keys import KEY_BYTES
+from reshard.spec.keys import KEY_BYTES
 
 if TYPE_CHECKING:
     from collections.abc import Iterable
 
-    from reshard.keys import Encryption, Mode
+    from reshard.spec.keys import Encryption, Mode
 
 MAGIC: dict[int, Mode] = {0x7F3A5ED8: "AES-GCM", 0x7F3A5ED9: "AES-CBC", 0x7F3A5EDA: "SM4-CBC"}
 IV_BYTES = 16

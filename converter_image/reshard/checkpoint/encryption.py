@@ -23,7 +23,7 @@ if TYPE_CHECKING:
 
     from reshard.checkpoint.blockcipher import BlockCipher
     from reshard.checkpoint.inventory import RangeReader
-    from reshard.keys import Mode
+    from reshard.spec.keys import Mode
 
 # Of what is written here. A block's head has its tag, so as much as a block waits in memory for each file under way.
 BLOCK_BYTES = 4 << 20

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
+from reshard.checkpoint.manifest import MANIFEST_NAME
 from reshard.cli import inspection, pictures, show, words
 from reshard.cli.arguments import PATH, rank_in
 from reshard.cli.fetch import fetch
@@ -15,22 +16,25 @@ from reshard.cli.keys import encryption_of, key_options
 from reshard.cli.options import convert_options, request_of, request_options
 from reshard.cli.step import step
 from reshard.cli.strategies import strategy
-from reshard.commit import verify_checkpoint
+from reshard.engine.memory import default_workers
 from reshard.errors import MissingInputError, UsageError
-from reshard.manifest import MANIFEST_NAME
-from reshard.parts import is_whole
-from reshard.ranks import parse_ranks
-from reshard.spec import parse_resource, request_here
+from reshard.spec.ranks import parse_ranks
+from reshard.spec.resource import parse_resource, request_here
 from reshard.storage import open_store, parent_and_name
-from reshard.target import TargetFolder
-from reshard.transform import commit_checkpoint, default_workers, plan_transform, transform_checkpoint
+from reshard.target.folder import TargetFolder
+from reshard.target.parts import is_whole
+from reshard.transform.commit import verify_checkpoint
+from reshard.transform.complete import commit_checkpoint
+from reshard.transform.plan import plan_transform
+from reshard.transform.run import transform_checkpoint
 from reshard.version import __version__
 
 if TYPE_CHECKING:
+    from reshard.checkpoint.manifest import Manifest
     from reshard.cli.state import Invocation
-    from reshard.manifest import Manifest
-    from reshard.request import Request
-    from reshard.transform import PlanResult, Result
+    from reshard.spec.request import Request
+    from reshard.transform.plan import PlanResult
+    from reshard.transform.run import Result
 
 _SHOWN_RANKS = 16
 

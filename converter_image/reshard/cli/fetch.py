@@ -11,8 +11,8 @@ from reshard.cli import show
 from reshard.cli.arguments import MOST_RANKS, PATH, rank_in
 from reshard.cli.options import fetch_options, request_of
 from reshard.errors import UsageError
-from reshard.ranks import format_ranks
-from reshard.transform import transform_checkpoint
+from reshard.spec.ranks import format_ranks
+from reshard.transform.run import transform_checkpoint
 
 if TYPE_CHECKING:
     from reshard.cli.state import Invocation

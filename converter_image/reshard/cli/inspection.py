@@ -11,24 +11,24 @@ from typing import TYPE_CHECKING, Any
 
 from reshard.cli import show, words
 from reshard.cli.arguments import matching
-from reshard.encrypted import as_plain
+from reshard.engine.memory import default_workers
 from reshard.errors import DataError, MissingInputError
-from reshard.files import find_files
 from reshard.layout import Layout
 from reshard.plan import place
-from reshard.ranks import format_ranks
-from reshard.selection import epoch_and_step
-from reshard.source import open_source, read_inventory, read_strategy
+from reshard.source.encrypted import as_plain
+from reshard.source.files import find_files
+from reshard.source.reading import open_source, read_inventory, read_strategy
+from reshard.source.selection import epoch_and_step
+from reshard.spec.ranks import format_ranks
 from reshard.strategy import Strategy
-from reshard.target import TargetFolder
-from reshard.transform import default_workers
+from reshard.target.folder import TargetFolder
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Sequence
 
     from reshard.checkpoint.inventory import Inventory
-    from reshard.keys import Encryption
-    from reshard.manifest import Manifest
+    from reshard.checkpoint.manifest import Manifest
+    from reshard.spec.keys import Encryption
 
 _SHOWN_PARAMETERS, _SHOWN_SIZES = 40, 32
 _BAR = 32

@@ -8,7 +8,7 @@ import click
 
 from reshard.cli.arguments import PATH
 from reshard.errors import UsageError
-from reshard.keys import KEY_BYTES, Encryption, Key
+from reshard.spec.keys import KEY_BYTES, Encryption, Key
 
 if TYPE_CHECKING:
     from collections.abc import Callable

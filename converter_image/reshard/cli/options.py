@@ -6,17 +6,17 @@ from typing import TYPE_CHECKING, Any, TypeVar
 
 import click
 
-from reshard.access import Access, Accesses
 from reshard.cli import renaming
 from reshard.cli.arguments import PATH
 from reshard.cli.keys import encryption_of, key_options
 from reshard.errors import UsageError
-from reshard.request import Options, Request
+from reshard.spec.access import Access, Accesses
+from reshard.spec.request import Options, Request
 
 if TYPE_CHECKING:
     from collections.abc import Callable
 
-    from reshard.request import TargetLayout
+    from reshard.spec.request import TargetLayout
 
 F = TypeVar("F", bound="Callable[..., Any]")
 _DEFAULTS = Options()

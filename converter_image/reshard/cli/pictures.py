@@ -14,7 +14,7 @@ if TYPE_CHECKING:
 
     from reshard.plan import Cuts
     from reshard.storage.protocol import Store
-    from reshard.transform import PlanResult
+    from reshard.transform.plan import PlanResult
 
 _MOST_PARAMETERS = 16
 _BEGINNING = b"<svg "  # of a picture

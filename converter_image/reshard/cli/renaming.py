@@ -9,7 +9,7 @@ import msgspec
 
 from reshard.cli.arguments import PATH
 from reshard.errors import UsageError
-from reshard.request import RenameRule
+from reshard.spec.request import RenameRule
 from reshard.storage import open_store, parent_and_name
 from reshard.strictjson import pairs
 

@@ -24,19 +24,22 @@ import click
 import msgspec
 from tenacity import Retrying, retry_if_exception, stop_after_attempt, wait_random_exponential
 
+from reshard.checkpoint.manifest import MANIFEST_NAME
 from reshard.cli import show
+from reshard.engine.memory import MOST_WORKERS
 from reshard.errors import ReshardError, UsageError, printable
-from reshard.manifest import MANIFEST_NAME
-from reshard.parts import is_whole
 from reshard.progress import CancelledError
-from reshard.ranks import format_ranks, parse_ranks, ranks_of_index
-from reshard.spec import parse_spec, request_of_pod
-from reshard.transform import MOST_WORKERS, commit_checkpoint, plan_transform, transform_checkpoint
+from reshard.spec.ranks import format_ranks, parse_ranks, ranks_of_index
+from reshard.spec.resource import parse_spec, request_of_pod
+from reshard.target.parts import is_whole
+from reshard.transform.complete import commit_checkpoint
+from reshard.transform.plan import plan_transform
+from reshard.transform.run import transform_checkpoint
 
 if TYPE_CHECKING:
     from reshard.cli.state import Invocation
-    from reshard.request import Request
-    from reshard.spec import TransformSpec
+    from reshard.spec.request import Request
+    from reshard.spec.resource import TransformSpec
 
 _TERMINATION_LOG = "/dev/termination-log"
 # JSON may need two characters for one; all of it together is to stay below 2,000.

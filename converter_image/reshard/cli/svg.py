@@ -17,7 +17,7 @@ from xml.etree import ElementTree as ET
 from reshard.cli import words
 from reshard.cli.show import size
 from reshard.errors import printable
-from reshard.ranks import format_ranks
+from reshard.spec.ranks import format_ranks
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Sequence

@@ -13,7 +13,7 @@ from reshard.cli import words
 from reshard.cli.drawn import rendered, width
 from reshard.cli.show import size
 from reshard.errors import printable
-from reshard.ranks import format_ranks
+from reshard.spec.ranks import format_ranks
 
 if TYPE_CHECKING:
     from collections.abc import Sequence

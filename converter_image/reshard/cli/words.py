@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 
 from reshard.cli.show import size
 from reshard.plan import Role
-from reshard.ranks import format_ranks
+from reshard.spec.ranks import format_ranks
 
 if TYPE_CHECKING:
     from collections.abc import Sequence

@@ -7,21 +7,21 @@ import re
 from concurrent.futures import ThreadPoolExecutor
 from typing import TYPE_CHECKING
 
+from reshard.engine.job import job_of
+from reshard.engine.memory import budget
+from reshard.engine.rankfile import write_alone
 from reshard.errors import MissingInputError, UsageError
-from reshard.files import Files
-from reshard.job import job_of
-from reshard.memory import budget
 from reshard.plan import keep
-from reshard.rankfile import write_alone
-from reshard.request import Options, RenameRule, Request
-from reshard.source import open_source, read_inventory
+from reshard.source.files import Files
+from reshard.source.reading import open_source, read_inventory
+from reshard.spec.request import Options, RenameRule, Request
 from reshard.storage import open_store, root_and_path
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
 
-    from reshard.memory import Budget
-    from reshard.request import OutputFormat
+    from reshard.engine.memory import Budget
+    from reshard.spec.request import OutputFormat
 
 _SUFFIX: dict[OutputFormat, str] = {"Ckpt": ".ckpt", "Safetensors": ".safetensors"}
 

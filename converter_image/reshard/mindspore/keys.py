@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import cast
 
-from reshard.keys import Encryption, Key, Mode
+from reshard.spec.keys import Encryption, Key, Mode
 
 
 def decryption_of(dec_key: bytes | None, dec_mode: str) -> Encryption | None:

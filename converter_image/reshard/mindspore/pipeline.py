@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from reshard.request import Options
-from reshard.source import read_strategy_files
+from reshard.source.reading import read_strategy_files
+from reshard.spec.request import Options
 from reshard.storage import open_store, parent_and_name
 from reshard.strategy import dump, merge
 

@@ -8,8 +8,8 @@ from typing import TYPE_CHECKING, Any
 
 from reshard.errors import MissingInputError, UsageError
 from reshard.mindspore.keys import decryption_of
-from reshard.network import param_dict
-from reshard.segments import read_segments
+from reshard.online.network import param_dict
+from reshard.online.segments import read_segments
 
 if TYPE_CHECKING:
     from collections.abc import Callable

@@ -9,22 +9,22 @@ import msgspec
 
 from reshard.checkpoint import format_of
 from reshard.checkpoint.inventory import Inventory, SourceFile, Structure, TensorEntry
+from reshard.engine.job import job_of
+from reshard.engine.memory import budget, default_workers
+from reshard.engine.rankfile import write_alone
 from reshard.errors import RequestError, UsageError
-from reshard.files import Files
-from reshard.job import job_of
-from reshard.memory import budget
 from reshard.plan import Planner, place
-from reshard.prepare import decrypted
-from reshard.rankfile import write_alone
-from reshard.request import Options, Request
-from reshard.source import find_diverging, read_inventory, read_strategy, read_strategy_files
+from reshard.source.files import Files
+from reshard.source.reading import find_diverging, read_inventory, read_strategy, read_strategy_files
+from reshard.spec.request import Options, Request
 from reshard.storage import open_store, root_and_path
-from reshard.transform import default_workers, transform_checkpoint
+from reshard.transform.prepare import decrypted
+from reshard.transform.run import transform_checkpoint
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Mapping
 
-    from reshard.job import Job
+    from reshard.engine.job import Job
     from reshard.strategy import Strategy
 
 

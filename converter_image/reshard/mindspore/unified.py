@@ -10,25 +10,27 @@ from typing import TYPE_CHECKING, Any, TypeVar
 import msgspec
 from tenacity import Retrying, retry_if_exception_type, stop_after_delay, wait_random
 
+from reshard.engine.memory import budget, default_workers
+from reshard.engine.rankfile import write_alone
 from reshard.errors import LockedError, MissingInputError, RequestError, UsageError
-from reshard.files import find_files
-from reshard.memory import budget
 from reshard.mindspore.keys import decryption_of
 from reshard.mindspore.transforms import job_of_files, refuse_own_files
-from reshard.network import param_dict
-from reshard.online import tensors_of
-from reshard.prepare import prepare
+from reshard.online.load import tensors_of
+from reshard.online.network import param_dict
 from reshard.progress import Silent
-from reshard.rankfile import write_alone
-from reshard.ranks import format_ranks
-from reshard.request import Options, RenameRule, Request
-from reshard.source import open_source, read_inventory, read_strategy
-from reshard.transform import commit_checkpoint, default_workers, plan_transform, transform_checkpoint
+from reshard.source.files import find_files
+from reshard.source.reading import open_source, read_inventory, read_strategy
+from reshard.spec.ranks import format_ranks
+from reshard.spec.request import Options, RenameRule, Request
+from reshard.transform.complete import commit_checkpoint
+from reshard.transform.plan import plan_transform
+from reshard.transform.prepare import prepare
+from reshard.transform.run import transform_checkpoint
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Mapping, Sequence
 
-    from reshard.request import OutputFormat
+    from reshard.spec.request import OutputFormat
 
 # The forms in which MindSpore takes a name's end for a task, an epoch and a step, and what it then looks for.
 _SUFFIXES = (

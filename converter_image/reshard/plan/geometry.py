@@ -5,11 +5,11 @@ from __future__ import annotations
 from dataclasses import dataclass
 from functools import lru_cache
 
-from reshard.box import Box
 from reshard.errors import BugError
 from reshard.layout import cell_box
+from reshard.layout.box import Box
+from reshard.layout.tiles import flat_span
 from reshard.plan.overlap import Cell, overlapping
-from reshard.tiles import flat_span
 
 
 @dataclass(frozen=True, slots=True)

@@ -6,17 +6,17 @@ from collections import defaultdict
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, NoReturn
 
+from reshard.checkpoint.unified import refuse_slices, stages_of_parts
 from reshard.errors import DataError, MissingInputError, RequestError
 from reshard.layout import Layout, cell_box
 from reshard.plan.model import Model, Parameter, Role
 from reshard.plan.rename import renamed
-from reshard.unified import refuse_slices, stages_of_parts
 
 if TYPE_CHECKING:
     from collections.abc import Collection, Iterable, Mapping, Sequence
 
     from reshard.checkpoint.inventory import Inventory, TensorEntry
-    from reshard.request import RenameRule
+    from reshard.spec.request import RenameRule
     from reshard.strategy import Strategy
 
 _SHOWN = 5  # names quoted in one message

@@ -9,7 +9,7 @@ from reshard.errors import MissingInputError, RequestError
 if TYPE_CHECKING:
     from collections.abc import Collection, Sequence
 
-    from reshard.request import RenameRule
+    from reshard.spec.request import RenameRule
 
 
 def renamed(names: Collection[str], rules: Sequence[RenameRule], *, all_there: bool = True) -> dict[str, str]:

@@ -8,13 +8,13 @@ from reshard.errors import MissingInputError, RequestError
 from reshard.layout import Layout
 from reshard.plan.model import Model, Parameter, Role
 from reshard.plan.rename import renamed
-from reshard.ranks import parse_ranks
+from reshard.spec.ranks import parse_ranks
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Sequence
 
     from reshard.checkpoint.inventory import Inventory
-    from reshard.request import RenameRule
+    from reshard.spec.request import RenameRule
 
 
 def keep(inventory: Inventory, *, ranks: str | None = None, rename: Sequence[RenameRule] = ()) -> Model:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from reshard.access import Access
+from reshard.spec.access import Access
 from reshard.storage.local import LocalStore
 
 if TYPE_CHECKING:

@@ -17,7 +17,7 @@ if TYPE_CHECKING:
 
     from botocore.client import BaseClient
 
-    from reshard.access import Checksums as Wanted
+    from reshard.spec.access import Checksums as Wanted
 
 # With one of these a server says that it does not know a checksum; it is then sent the next.
 _NOT_UNDERSTOOD = {"InvalidArgument", "InvalidRequest", "NotImplemented", "UnsupportedHeader", "InvalidHeader", "400", "501"}

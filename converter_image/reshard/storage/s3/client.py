@@ -18,7 +18,7 @@ from reshard.storage.s3.failures import failures
 if TYPE_CHECKING:
     from botocore.client import BaseClient
 
-    from reshard.access import Access
+    from reshard.spec.access import Access
 
 # Of all workers together; idle connections cost nothing.
 _MOST_CONNECTIONS = 128

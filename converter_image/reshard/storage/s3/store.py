@@ -22,7 +22,7 @@ if TYPE_CHECKING:
     from collections.abc import Iterator
     from mmap import mmap
 
-    from reshard.access import Access
+    from reshard.spec.access import Access
     from reshard.storage.protocol import Store
 
 SCHEME = "s3://"

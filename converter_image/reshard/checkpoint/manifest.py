@@ -1,0 +1,216 @@
+"""The documents that this project leaves in a target: the record of a finished rank, and the manifest of a complete checkpoint.
+
+Their schema is versioned, and described for other programs in docs/manifest.md.
+"""
+
+from __future__ import annotations
+
+from typing import Annotated, Any, Literal, TypeVar
+
+import msgspec
+
+from reshard.errors import DataError
+
+MANIFEST_NAME = "reshard-manifest.json"
+INDEX_NAME = "reshard-index.json"
+SCHEMA = "reshard.dev/manifest/v1"
+# What is only there while a transform is unfinished: see reshard.target.folder.
+STATE = ".reshard"
+
+Verified = Literal["None", "Sample", "Full"]
+# Documents may come from anywhere: a path leads into a rank's folder, or to a checkpoint file beside the manifest, and nowhere
+# else.
+FilePath = Annotated[
+    str,
+    msgspec.Meta(pattern=r"^(rank_[0-9]{1,9}/(?!\.{1,2}$)[^/\x00]+|[^/\x00]+\.(ckpt|safetensors))$"),
+]
+
+
+class _Document(msgspec.Struct, frozen=True, rename="camel"):
+    """Written in camelCase; fields of later versions are skipped when read."""
+
+
+class FileRecord(_Document, frozen=True):
+    """One finished file.
+
+    Attributes:
+        rank: the target rank.
+        path: relative to the target.
+        size: in bytes.
+        digest: of the content, as "xxh3-128:<hex>" (`xxhsum -H2` computes the same); or of a file that an object store has put
+            together, "etag:<its ETag there>".
+        bytes_read: of source tensors, for this file.
+        verified: how much of it was compared with the source.
+        part: the pipeline stage of the source that it was made from; null: of all.
+    """
+
+    rank: int
+    path: FilePath
+    size: int
+    digest: str
+    bytes_read: int
+    verified: Verified
+    part: int | None = None
+
+
+class IndexRecord(_Document, frozen=True):
+    """The index that stands in the place of files, see `reshard.source.index`: its bytes, and its digest as a file's."""
+
+    size: int
+    digest: str
+
+    @property
+    def path(self) -> str:
+        """Relative to the target."""
+        return INDEX_NAME
+
+
+class LayoutRecord(_Document, frozen=True, omit_defaults=True):
+    """How one side cuts a parameter: see `reshard.layout.Layout`."""
+
+    device_matrix: tuple[int, ...]
+    tensor_map: tuple[tuple[int, ...], ...]
+    shard_step: int = 0
+    shard_size: int = 0
+    stages: Annotated[tuple[int, ...], msgspec.Meta(min_length=1)] = (0,)
+
+
+class ParameterRecord(_Document, frozen=True):
+    """One parameter.
+
+    Attributes:
+        name: as in the files.
+        dtype: its type, by MindSpore's name.
+        shape: of the whole tensor.
+        role: "cut", "replicated", "kept" or "own".
+        source: how the source cuts it; null when each holder has it whole.
+        target: how the target does.
+        fingerprint: place for a digest of the values that does not depend on the layout.
+        source_name: what the source calls it, where that is something else.
+    """
+
+    name: str
+    dtype: str
+    shape: tuple[int, ...]
+    role: str
+    source: LayoutRecord | None
+    target: LayoutRecord
+    fingerprint: str | None = None
+    source_name: str | None = None
+
+
+class SourceRecord(_Document, frozen=True):
+    """What was read."""
+
+    url: str
+    format: str
+    ranks: int
+    nbytes: int
+
+
+class PartRecord(_Document, frozen=True):
+    """One part of a checkpoint that was made stage by stage.
+
+    Attributes:
+        stage: the pipeline stage of the source that it was made from.
+        digest: identifies its source, strategies and options, as that of a manifest does.
+        source: what was read for it.
+        ranks: the target ranks that have something of it, such as "0-3".
+        stages: how many there are, as far as its run could know.
+        elsewhere: names of the target's strategy that this stage does not hold; of a complete checkpoint none.
+    """
+
+    stage: int
+    digest: str
+    source: SourceRecord
+    ranks: str
+    stages: int | None = None
+    elsewhere: tuple[str, ...] = ()
+
+
+class Manifest(_Document, frozen=True):
+    """Says that a checkpoint is complete, and what it consists of.
+
+    Attributes:
+        schema: of this document.
+        version: of the program that wrote it.
+        digest: identifies source, strategies and options: equal digests, equal files.
+        source: what was read.
+        format: of the files.
+        ranks: those that are here, such as "0-5".
+        target_ranks: how many ranks the target's layout has.
+        options: those that decide what is written.
+        files: a record for each rank, and where it was made stage by stage for each of its parts.
+        parameters: what is in them.
+        unplaced: names that only the source's strategy has, left out.
+        missing: names that only the target's strategy has, left out.
+        absent: names that the source's strategy has and no file holds.
+        empty: names of tensors without elements, which a `.ckpt` file cannot hold, left out.
+        dropped: names of the source's that were to be left out.
+        diverging: names whose copies differ between source ranks.
+        parts: a record for each stage that it was made from, where that was done stage by stage.
+    """
+
+    schema: str
+    version: str
+    digest: str
+    source: SourceRecord
+    format: str
+    ranks: str
+    target_ranks: int
+    options: dict[str, Any]
+    files: tuple[FileRecord, ...]
+    parameters: tuple[ParameterRecord, ...]
+    unplaced: tuple[str, ...] = ()
+    missing: tuple[str, ...] = ()
+    absent: tuple[str, ...] = ()
+    empty: tuple[str, ...] = ()
+    dropped: tuple[str, ...] = ()
+    diverging: tuple[str, ...] = ()
+    parts: tuple[PartRecord, ...] = ()
+
+    @property
+    def jobs(self) -> set[str]:
+        """The digests of the jobs that have made it: its own, and those of its parts."""
+        return {self.digest, *(part.digest for part in self.parts)}
+
+    index: IndexRecord | None = None
+
+    @property
+    def nbytes(self) -> int:
+        """Of all that it lists."""
+        return sum(record.size for record in self.listed)
+
+    @property
+    def listed(self) -> tuple[FileRecord | IndexRecord, ...]:
+        """What the checkpoint consists of, beside this document."""
+        return self.files if self.index is None else (*self.files, self.index)
+
+
+class _Versioned(msgspec.Struct):
+    schema: str
+
+
+T = TypeVar("T")
+
+
+def encode(document: msgspec.Struct, *, pretty: bool = False) -> bytes:
+    """A document as JSON."""
+    content = msgspec.json.encode(document)
+    return msgspec.json.format(content, indent=2) + b"\n" if pretty else content
+
+
+def decode(content: bytes, kind: type[T], where: str) -> T:
+    """A document from JSON.
+
+    Raises:
+        DataError: it is damaged, or no such document.
+    """
+    try:
+        if kind is Manifest and (schema := msgspec.json.decode(content, type=_Versioned).schema) != SCHEMA:
+            raise DataError(
+                "SchemaUnknown", f"{schema[:100]!r} is not {SCHEMA}", where=where, fix="use the version that wrote it"
+            )
+        return msgspec.json.decode(content, type=kind)
+    except (msgspec.DecodeError, RecursionError, UnicodeDecodeError) as error:
+        raise DataError("DocumentInvalid", str(error), where=where, fix="remove it, and run the transform again") from error

@@ -1,0 +1,211 @@
+"""From a rank's plan to its file, in one pass and bounded memory."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, NamedTuple
+
+import numpy as np
+
+from reshard.checkpoint.dtypes import DTYPES
+from reshard.engine.gather import SMALL_BYTES, Gatherer, element_type, reads_of_box, reads_of_small, small_runs
+from reshard.layout.box import Box
+from reshard.layout.tiles import flat_span, next_tile
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterable, Iterator
+
+    from reshard.checkpoint import Span
+    from reshard.checkpoint.inventory import TensorEntry
+    from reshard.engine.gather import Runs, SourceFiles
+    from reshard.plan import RankPlan, TargetTensor
+    from reshard.plan.geometry import Part
+    from reshard.storage.ahead import Read
+
+    _Copy = tuple[Part, int, TensorEntry]
+    Copy = tuple[int, TensorEntry, Box, Box]
+
+# What is read, cut, hashed and written at a time: small enough to stay in a core's cache between these.
+TILE_BYTES = 1 << 20
+# With less room than this left in a tile it is handed on, rather than filled with a splinter.
+_SPLINTER_BYTES = 64 << 10
+
+
+class Small(NamedTuple):
+    """A small tensor, whole."""
+
+    tensor: TargetTensor
+    runs: Runs
+    nbytes: int
+
+
+class Fill(NamedTuple):
+    """A box of a target tensor that lies contiguously in its file.
+
+    Attributes:
+        box: in the target's slice.
+        copies: what makes it up: source rank, its tensor, box there, box here counted from the beginning of this one.
+        dtype: of the elements.
+        nbytes: of them all.
+    """
+
+    box: Box
+    copies: tuple[Copy, ...]
+    dtype: str
+    nbytes: int
+
+
+# The next bytes of a file: themselves, or where they come from. None: the tile is full, and handed on.
+Move = bytes | Small | Fill | None
+
+
+def moves(plan: RankPlan, pieces: Iterable[bytes | Span]) -> Iterator[Move]:
+    """All that is done to produce a rank's file, in its order. Pure."""
+    room = _Room()
+    content: _Content | None = None
+    for piece in pieces:
+        if isinstance(piece, bytes):
+            for at in range(0, len(piece), TILE_BYTES):
+                part = piece[at : at + TILE_BYTES]
+                yield from room.take(len(part))
+                yield part
+            continue
+        tensor = plan.tensors[piece.tensor]
+        small = piece.length <= SMALL_BYTES and piece.offset == 0
+        if small and (runs := small_runs(tensor)) is not None:
+            yield from room.take(piece.length)
+            yield Small(tensor, runs, piece.length)
+            continue
+        if content is None or content.tensor is not tensor:
+            content = _Content(tensor)
+        done = 0
+        while done < piece.length:
+            left = piece.length - done
+            yield from room.make(min(_SPLINTER_BYTES, left))
+            fill = content.next(piece.offset + done, min(room.left, left))
+            yield from room.take(fill.nbytes)
+            yield fill
+            done += fill.nbytes
+    if room.left < TILE_BYTES:
+        yield None
+
+
+class _Room:
+    """What is left of a tile."""
+
+    def __init__(self) -> None:
+        self.left = TILE_BYTES
+
+    def make(self, nbytes: int) -> Iterator[None]:
+        """Go on to the next tile if this one has no room for so much."""
+        if self.left < nbytes:
+            self.left = TILE_BYTES
+            yield None
+
+    def take(self, nbytes: int) -> Iterator[None]:
+        """Use so much."""
+        yield from self.make(nbytes)
+        self.left -= nbytes
+
+
+def reads(moves: Iterable[Move]) -> Iterator[Read]:
+    """What is read of the source for these moves, in its order. Pure."""
+    for move in moves:
+        if isinstance(move, Small):
+            yield from reads_of_small(move.tensor, move.runs)
+        elif isinstance(move, Fill):
+            for rank, entry, source, _ in move.copies:
+                yield from reads_of_box(rank, entry, source, TILE_BYTES)
+
+
+def reads_of_spans(plan: RankPlan, spans: Iterable[Span]) -> Iterator[Read]:
+    """What is read of the source for spans that are produced each by itself, in their order. Pure."""
+    return reads(move for span in spans if span.length for move in moves(plan, [span]))
+
+
+def stream(plan: RankPlan, pieces: Iterable[bytes | Span], files: SourceFiles, emit: Callable[[memoryview], None]) -> None:
+    """Produce a rank's file from its first byte to its last.
+
+    Args:
+        plan: of the rank.
+        pieces: the file as its format lays it out: literal bytes, and spans of the plan's tensors.
+        files: where the source's bytes come from.
+        emit: called with each next part of the file; the memory is used again once it returns.
+
+    Raises:
+        DataError, StorageError: the source cannot be read.
+    """
+    carry_out(moves(plan, pieces), files, emit)
+
+
+def carry_out(moves: Iterable[Move], files: SourceFiles, emit: Callable[[memoryview], None]) -> None:
+    """Produce the bytes of these moves, the last of which hands on what is left. See `stream`."""
+    memory, filled = memoryview(bytearray(TILE_BYTES)), 0
+    gatherer = Gatherer(files, TILE_BYTES)
+    for move in moves:
+        if move is not None:
+            filled += _carry_out(move, gatherer, memory[filled:])
+            continue
+        if filled:
+            emit(memory[:filled])
+        filled = 0
+
+
+def fill(moves: Iterable[Move], gatherer: Gatherer, into: memoryview) -> None:
+    """Produce the bytes of these moves where there is room for them all.
+
+    Raises:
+        DataError, StorageError: the source cannot be read.
+    """
+    filled = 0
+    for move in moves:
+        if move is not None:
+            filled += _carry_out(move, gatherer, into[filled:])
+
+
+def _carry_out(move: bytes | Small | Fill, gatherer: Gatherer, into: memoryview) -> int:
+    """Put the bytes of a move at the beginning of a memory. Returns how many they are."""
+    if isinstance(move, bytes):
+        into[: len(move)] = move
+        return len(move)
+    view = into[: move.nbytes]
+    if isinstance(move, Small):
+        gatherer.read_small(move.tensor, move.runs, view)
+        return move.nbytes
+    elements = np.frombuffer(view, element_type(move.dtype)).reshape(move.box.shape)
+    for rank, entry, source, here in move.copies:
+        window = (*here.slices(), ...)  # with the dots a view of a scalar too, not its value
+        gatherer.read(rank, entry, source, elements[window])  # type: ignore[index]  # numpy's stubs know no such tuple
+    return move.nbytes
+
+
+class _Content:
+    """The boxes of one target tensor, in order."""
+
+    def __init__(self, tensor: TargetTensor) -> None:
+        self.tensor = tensor
+        self._itemsize = DTYPES[tensor.parameter.dtype].itemsize
+        copies = zip(tensor.geometry.parts, tensor.ranks, tensor.entries, strict=True)
+        self._waiting: Iterator[_Copy] = iter(sorted(copies, key=lambda copy: copy[0].first))
+        self._next = next(self._waiting, None)
+        self._active: list[_Copy] = []
+
+    def next(self, offset: int, most: int) -> Fill:
+        """The longest box that begins at a byte of the content and has at most so many bytes; at least one element."""
+        shape = self.tensor.shape
+        box = next_tile(shape, offset // self._itemsize, most // self._itemsize)
+        first, end = flat_span(shape, box)
+        copies = []
+        for part, rank, entry in self._copies_between(first, end):
+            common = box.intersect(part.target)
+            if common is not None:
+                start = (c - t + s for c, t, s in zip(common.start, part.target.start, part.source.start, strict=True))
+                copies.append((rank, entry, Box(tuple(start), common.shape), common.relative_to(box.start)))
+        return Fill(box, tuple(copies), self.tensor.parameter.dtype, box.size * self._itemsize)
+
+    def _copies_between(self, first: int, end: int) -> list[_Copy]:
+        """Those that can have elements in a range of flat indexes; ranges are asked for in ascending order."""
+        while self._next is not None and self._next[0].first < end:
+            self._active.append(self._next)
+            self._next = next(self._waiting, None)
+        self._active = [copy for copy in self._active if copy[0].end > first]
+        return self._active

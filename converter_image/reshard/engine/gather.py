@@ -1,0 +1,304 @@
+"""Bytes of a box of a tensor from the file of a source rank: the only place that decides how a source is read."""
+
+from __future__ import annotations
+
+import threading
+from collections import OrderedDict
+from dataclasses import dataclass
+from functools import lru_cache
+from math import prod
+from typing import TYPE_CHECKING, Any, NoReturn
+
+import numpy as np
+
+from reshard.checkpoint.dtypes import DTYPES
+from reshard.errors import DataError, MissingInputError
+from reshard.layout.box import Box, contiguous_runs, strides
+from reshard.layout.tiles import flat_span
+from reshard.storage.ahead import Ahead
+from reshard.storage.digest import sample_of
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable, Iterator
+
+    from reshard.checkpoint.inventory import Inventory, TensorEntry
+    from reshard.plan import TargetTensor
+    from reshard.plan.geometry import Geometry
+    from reshard.storage.ahead import Read
+    from reshard.storage.protocol import Reader, ReadStore
+
+# Gaps between runs are read along with them while that makes at most this much of what is needed.
+_MOST_OVERREAD = 1.25
+# Many runs below this many bytes are not worth a system call each, if there is one in every page: a storage reads whole pages.
+_SMALLEST_RUN = 64
+_MANY_RUNS = 4096
+_PAGE_BYTES = 4096
+_MOST_OPEN_FILES = 64
+# A tensor of at most so many bytes, in at most so many runs, is read run by run without any other calculation.
+SMALL_BYTES = 32 << 10
+_FEW_RUNS = 64
+
+# Each as (part, offset in the source's slice, offset in the target's, length) in bytes.
+Runs = tuple[tuple[int, int, int, int], ...]
+Elements = np.ndarray[Any, np.dtype[Any]]
+_ELEMENT = {1: np.uint8, 2: np.uint16, 4: np.uint32, 8: np.uint64, 16: np.complex128}
+
+
+def element_type(dtype: str) -> np.dtype[Any]:
+    """A numpy type of the same size: elements are moved, never interpreted."""
+    return np.dtype(_ELEMENT[DTYPES[dtype].itemsize])
+
+
+@dataclass
+class ReadCount:
+    """How many bytes were read of a source's tensors."""
+
+    nbytes: int = 0
+
+
+class SourceFiles:
+    """The files of a source, opened when first read and checked to be those that the inventory describes."""
+
+    def __init__(self, store: ReadStore, inventory: Inventory, count: ReadCount | None = None, *, indexed: bool = False) -> None:
+        self.remote = store.remote
+        self._store = store
+        self._indexed = indexed
+        self._files = {file.rank: file for file in inventory.files}
+        self._open: OrderedDict[int, Reader] = OrderedDict()
+        self._used: set[int] = set()
+        self._ahead: Ahead | None = None
+        self._lock = threading.Lock()
+        self.count = count or ReadCount()
+
+    def expect(self, reads: Iterable[Read], memory: int) -> None:
+        """Fetch ahead of the reads that will be made, in this order, within so many bytes; where a read costs a round trip."""
+        if self._ahead is not None:
+            self._ahead.close()
+        self._ahead = Ahead(reads, self._opened, memory)
+
+    def reader(self, rank: int) -> Reader:
+        """The open file of a source rank.
+
+        Raises:
+            DataError: it is no longer the file that was planned with.
+        """
+        return self._opened(rank) if self._ahead is None else self._ahead.reader(rank)
+
+    def _opened(self, rank: int) -> Reader:
+        reader = self._open.get(rank)
+        if reader is None:
+            with self._lock:  # of several threads that fetch, one opens
+                return self._open.get(rank) or self._newly_opened(rank)
+        if not self.remote:
+            self._open.move_to_end(rank)
+        return reader
+
+    def _newly_opened(self, rank: int) -> Reader:
+        file = self._files[rank]
+        try:
+            reader = self._store.open(file.path)
+        except MissingInputError:
+            self._changed(rank, "is gone")
+        self._open[rank] = reader
+        self._used.add(rank)
+        if reader.version != file.version or (file.sample and sample_of(reader) != file.sample):
+            self._changed(rank)
+        if len(self._open) > _MOST_OPEN_FILES and not self.remote:  # a remote one takes nothing from the system
+            self._open.popitem(last=False)[1].close()
+        return reader
+
+    def check_unchanged(self) -> None:
+        """Make sure that none of the files that were read has changed meanwhile; an object store gives one version or none.
+
+        Raises:
+            DataError: one has.
+        """
+        if self.remote:
+            return
+        for rank in sorted(self._used):
+            found = self._store.stat(self._files[rank].path)
+            if found is None:
+                self._changed(rank, "is gone")
+            if found.version != self._files[rank].version:
+                self._changed(rank)
+
+    def close(self) -> None:
+        """Close all files."""
+        if self._ahead is not None:
+            self._ahead.close()
+        while self._open:
+            self._open.popitem()[1].close()
+
+    def _changed(self, rank: int, how: str = "has changed") -> NoReturn:
+        raise DataError(
+            "SourceChanged",
+            f"the file {how} since the {'source was indexed' if self._indexed else 'plan was made'}",
+            where=self._files[rank].path,
+            fix=f"wait until training has finished writing, then {'index it' if self._indexed else 'run'} again",
+        )
+
+
+class Gatherer:
+    """Reads boxes of source tensors into memory, with buffers that it keeps."""
+
+    def __init__(self, files: SourceFiles, tile_bytes: int) -> None:
+        self._files = files
+        self._compact = bytearray(tile_bytes)
+        self._span = bytearray(_span_bytes(tile_bytes))
+
+    def read(self, rank: int, entry: TensorEntry, box: Box, into: Elements) -> None:
+        """Fill `into` (of the box' shape, of the element type, any strides) with a box of a source rank's slice."""
+        nbytes = box.size * into.itemsize
+        if into.flags.c_contiguous:
+            self._read_compact(rank, entry, box, memoryview(into.reshape(-1)).cast("B"))  # type: ignore[arg-type]  # an array is a buffer
+            return
+        view = memoryview(self._compact)[:nbytes]
+        self._read_compact(rank, entry, box, view)
+        np.copyto(into, np.frombuffer(view, into.dtype).reshape(box.shape))
+
+    def read_small(self, tensor: TargetTensor, runs: Runs, into: memoryview) -> None:
+        """Fill `into` with the whole content of a small tensor, whose `small_runs` these are."""
+        ranks, entries, reader = tensor.ranks, tensor.entries, self._files.reader
+        for part, source, target, nbytes in runs:
+            reader(ranks[part]).read_into(into[target : target + nbytes], entries[part].extents[0][0] + source)
+        self._files.count.nbytes += len(into)
+
+    def _read_compact(self, rank: int, entry: TensorEntry, box: Box, view: memoryview) -> None:
+        itemsize = DTYPES[entry.dtype].itemsize
+        reader = self._files.reader(rank)
+        length, starts, together = _way(entry, box, itemsize)
+        if length == len(view):
+            self._read_range(reader, entry, next(starts), view)
+        elif together:
+            done = 0
+            for part in _spanning(entry, box, itemsize, len(self._span)):
+                n = part.size * itemsize
+                self._read_span(reader, entry, part, view[done : done + n], itemsize)
+                done += n
+        elif len(entry.extents) == 1:
+            base = entry.extents[0][0]
+            reader.read_runs(view, length, [base + start for start in starts])
+            self._files.count.nbytes += len(view)
+        else:
+            for i, start in enumerate(starts):
+                self._read_range(reader, entry, start, view[i * length : (i + 1) * length])
+
+    def _read_span(self, reader: Reader, entry: TensorEntry, box: Box, view: memoryview, itemsize: int) -> None:
+        """Read gaps along with the runs."""
+        first, end = flat_span(entry.shape, box)
+        span = memoryview(self._span)[: (end - first) * itemsize]
+        self._read_range(reader, entry, first * itemsize, span)
+        element = element_type(entry.dtype)
+        steps = tuple(step * itemsize for step in strides(entry.shape))
+        source = np.lib.stride_tricks.as_strided(np.frombuffer(span, element), box.shape, steps, writeable=False)
+        np.copyto(np.frombuffer(view, element).reshape(box.shape), source)
+
+    def _read_range(self, reader: Reader, entry: TensorEntry, start: int, view: memoryview) -> None:
+        """Read bytes of a tensor's content, which a `.ckpt` file may hold in several pieces."""
+        self._files.count.nbytes += len(view)
+        done = 0
+        for offset, n in _located(entry, start, len(view)):
+            reader.read_into(view[done : done + n], offset)
+            done += n
+
+
+def small_runs(tensor: TargetTensor) -> Runs | None:
+    """The few runs that make up a tensor of at most `SMALL_BYTES`; None when they are many, and better read otherwise."""
+    if any(len(entry.extents) != 1 for entry in tensor.entries):
+        return None
+    return _runs(tensor.geometry, DTYPES[tensor.parameter.dtype].itemsize)
+
+
+def reads_of_small(tensor: TargetTensor, runs: Runs) -> Iterator[Read]:
+    """What `Gatherer.read_small` reads, in its order."""
+    for part, source, _, nbytes in runs:
+        yield tensor.ranks[part], tensor.entries[part].extents[0][0] + source, nbytes
+
+
+def reads_of_box(rank: int, entry: TensorEntry, box: Box, tile_bytes: int) -> Iterator[Read]:
+    """What `Gatherer.read` reads, in its order."""
+    itemsize = DTYPES[entry.dtype].itemsize
+    length, starts, together = _way(entry, box, itemsize)
+    if together:
+        for part in _spanning(entry, box, itemsize, _span_bytes(tile_bytes)):
+            first, end = flat_span(entry.shape, part)
+            for offset, n in _located(entry, first * itemsize, (end - first) * itemsize):
+                yield rank, offset, n
+    else:
+        for start in starts:
+            for offset, n in _located(entry, start, length):
+                yield rank, offset, n
+
+
+def _span_bytes(tile_bytes: int) -> int:
+    return int(tile_bytes * _MOST_OVERREAD)
+
+
+def _way(entry: TensorEntry, box: Box, itemsize: int) -> tuple[int, Iterator[int], bool]:
+    """The length of a box' runs in bytes, where each begins in the content, and whether to read the gaps between them along."""
+    length, starts = contiguous_runs(entry.shape, box)
+    length *= itemsize
+    nbytes = box.size * itemsize
+    runs = nbytes // length
+    together = False
+    if runs > 1:
+        first, end = flat_span(entry.shape, box)
+        span = (end - first) * itemsize
+        dense = length < _SMALLEST_RUN and runs > _MANY_RUNS and span <= runs * _PAGE_BYTES
+        together = dense or span <= _MOST_OVERREAD * nbytes
+    return length, (start * itemsize for start in starts), together
+
+
+def _spanning(entry: TensorEntry, box: Box, itemsize: int, most: int) -> Iterator[Box]:
+    """Cut a box, in the order of its elements, until each part spans at most so many bytes of the content."""
+    first, end = flat_span(entry.shape, box)
+    if (end - first) * itemsize <= most:
+        yield box
+        return
+    axis = next(i for i, n in enumerate(box.shape) if n > 1)
+    half = box.shape[axis] // 2
+    for start, count in ((box.start[axis], half), (box.start[axis] + half, box.shape[axis] - half)):
+        part = Box((*box.start[:axis], start, *box.start[axis + 1 :]), (*box.shape[:axis], count, *box.shape[axis + 1 :]))
+        yield from _spanning(entry, part, itemsize, most)
+
+
+def _located(entry: TensorEntry, start: int, length: int) -> Iterator[tuple[int, int]]:
+    """Where in the file bytes of a tensor's content are, as (offset, length).
+
+    Raises:
+        DataError: the content is shorter.
+    """
+    for offset, held in entry.extents:
+        if start < held:
+            n = min(held - start, length)
+            yield offset + start, n
+            length -= n
+            start = 0
+            if not length:
+                return
+        else:
+            start -= held
+    raise DataError(
+        "Truncated",
+        f"{entry.nbytes} bytes do not hold {prod(entry.shape)} elements",
+        where=f"parameter {entry.name}",
+    )
+
+
+@lru_cache(maxsize=512)
+def _runs(geometry: Geometry, itemsize: int) -> Runs | None:
+    """The runs of bytes that make up a slice, if they are few."""
+    runs: list[tuple[int, int, int, int]] = []
+    for number, part in enumerate(geometry.parts):
+        source_length, sources = contiguous_runs(geometry.source_shape, part.source)
+        target_length, targets = contiguous_runs(geometry.box.shape, part.target)
+        length = min(source_length, target_length)  # one divides the other: both are products of the innermost dimensions
+        if len(runs) + part.target.size // length > _FEW_RUNS:
+            return None
+        starts = zip(_pieces(sources, source_length, length), _pieces(targets, target_length, length), strict=True)
+        runs += [(number, source * itemsize, target * itemsize, length * itemsize) for source, target in starts]
+    return tuple(runs)
+
+
+def _pieces(starts: Iterator[int], length: int, piece: int) -> Iterator[int]:
+    return (start + at for start in starts for at in range(0, length, piece))

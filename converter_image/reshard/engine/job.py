@@ -1,0 +1,298 @@
+"""A job: everything that is decided before the first byte is moved."""
+
+from __future__ import annotations
+
+import hashlib
+from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING, Any
+
+import msgspec
+
+from reshard.checkpoint import OutputTensor, can_hold, content_order, file_size
+from reshard.checkpoint.blockcipher import BlockCipher, cipher_of
+from reshard.checkpoint.encryption import sealed_size
+from reshard.checkpoint.unified import part_name
+from reshard.engine.gather import SourceFiles
+from reshard.errors import RequestError
+from reshard.plan import Planner, Role, summarize, unmatched
+from reshard.source.index import Selected
+from reshard.spec.ranks import format_ranks, parse_ranks
+from reshard.spec.request import Request, request_key
+from reshard.storage import open_store
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable
+
+    from reshard.checkpoint.inventory import Format, SourceFile
+    from reshard.engine.gather import ReadCount
+    from reshard.plan import Model, Summary
+    from reshard.storage.protocol import ReadStore
+    from reshard.strategy import Strategy
+
+
+@dataclass(frozen=True, slots=True)
+class Job:
+    """What is to be done, decided.
+
+    Attributes:
+        request: what was asked for.
+        source: where the source's files are, as if they were plain.
+        planner: knows what every target rank is made of.
+        digest: identifies source, strategies and options: equal digests, equal files.
+        key: what of the request decides the outcome, to find a begun job without reading the source.
+        format: of the target's files.
+        part: the pipeline stage of the source that it makes a part of; None: it makes everything.
+        whole: identifies what it makes a part of, by what all parts must have in common; without parts its own digest.
+        selected: what of the source's selection outlives its files.
+        strategies: of source and target.
+        notes: what the user should know.
+        cipher: encrypts the target's files, if they are to be.
+    """
+
+    request: Request
+    source: ReadStore
+    planner: Planner
+    digest: str
+    key: dict[str, Any]
+    format: Format
+    part: int | None
+    whole: str
+    selected: Selected
+    strategies: tuple[Strategy | None, Strategy | None]
+    notes: tuple[str, ...] = ()
+    cipher: BlockCipher | None = None
+
+    @property
+    def model(self) -> Model:
+        """Which parameters go where."""
+        return self.planner.model
+
+    @property
+    def shape(self) -> tuple[str, int]:
+        """The target's layout, and how many ranks that has."""
+        return self.request.options.layout, self.model.target_ranks
+
+    @property
+    def ranks(self) -> tuple[int, ...]:
+        """The target ranks that get a file: all, but for those of which a part has nothing; none of an index."""
+        if self.request.options.layout == "Index":
+            return ()
+        every = range(self.model.target_ranks)
+        return tuple(rank for rank in every if self.part is None or self.planner.parameters(rank))
+
+    @property
+    def scope(self) -> tuple[int, ...]:
+        """Those of them that are asked for."""
+        asked = self.request.options.ranks
+        if asked is None:
+            return self.ranks
+        wanted = set(parse_ranks(asked, self.model.target_ranks))
+        return tuple(rank for rank in self.ranks if rank in wanted)
+
+    def metadata(self, rank: int) -> dict[str, str]:
+        """Of a target rank's safetensors file: what the source's says, or what MindSpore expects.
+
+        Hugging Face's libraries refuse a format that they do not know; MindSpore reads all.
+        """
+        if self.request.options.hf_index:
+            return {"format": "pt"}
+        inventory, removed = self.model.inventory, self.planner.remove_redundancy
+        if (own := self.own_file(rank)) is not None:
+            return inventory.structures[own.structure].metadata or {"format": "ms"}
+        found = inventory.structures[0].metadata or {"format": "ms"}
+        return found | ({"remove_redundancy": str(removed)} if removed or "remove_redundancy" in found else {})
+
+    def tensors(self, rank: int) -> tuple[OutputTensor, ...]:
+        """What a target rank's file holds, in the order of the file and of the rank's plan.
+
+        Raises:
+            RequestError: nothing, and MindSpore does not read such a file.
+        """
+        found = self.planner.parameters(rank)
+        if self.format == "ckpt" and not found and not self.planner.remove_redundancy and not self.model.same:
+            raise RequestError(
+                "NothingToWrite",
+                "the file would hold no parameter, and MindSpore takes such a .ckpt for a damaged one",
+                where=self.path(rank),
+                fix="write safetensors, or give a target strategy that has parameters for every rank that is written",
+            )
+        return tuple(OutputTensor(p.name, p.dtype, p.slice_shape, p.slice_nbytes) for p in found)
+
+    def file_sizes(self, ranks: Iterable[int]) -> dict[int, int]:
+        """The length of target ranks' files in bytes.
+
+        Raises:
+            DataError, OutputError, RequestError: there can be no such file.
+        """
+        known: dict[int, int] = {}
+        sizes = {}
+        for rank in ranks:
+            alike = self.planner.alike(rank)
+            if alike not in known:
+                tensors, crc = self.tensors(rank), self.request.options.crc
+                plain = file_size(self.format, tensors, self.metadata(rank), crc=crc)
+                known[alike] = plain if self.cipher is None else sealed_size(self.cipher, plain)
+            sizes[rank] = known[alike]
+        return sizes
+
+    def path(self, rank: int) -> str:
+        """The file of a target rank, relative to the target."""
+        if self.model.unified:
+            return part_name(rank, self.model.target_ranks, hyper=self._has_hyper)
+        if (own := self.own_file(rank)) is not None:
+            return f"{own.path.removesuffix(self.model.inventory.format)}{self.format}"
+        number = rank if self.request.options.numbered else ""
+        part = "" if self.part is None else f"_part{self.part}"
+        return f"rank_{rank}/{self.request.options.prefix}{number}{part}.{self.format}"
+
+    def own_file(self, rank: int) -> SourceFile | None:
+        """The file that a target rank's is made of, where each is made of that of its own number."""
+        return self.model.inventory.file_of(rank) if self.model.same else None
+
+    @property
+    def _has_hyper(self) -> bool:
+        return any(p.role is Role.REPLICATED for p in self.planner.parameters(self.model.target_ranks - 1))
+
+    def source_files(self, count: ReadCount | None = None) -> SourceFiles:
+        """The source's files, to read from; `count` is told what is read of them."""
+        return SourceFiles(self.source, self.model.inventory, count, indexed=self.request.index is not None)
+
+
+def job_of(
+    request: Request,
+    store: ReadStore,
+    model: Model,
+    source: Strategy | None,
+    target: Strategy | None,
+    *,
+    selected: Selected | None = None,
+    notes: tuple[str, ...] = (),
+) -> Job:
+    """The job that makes a model's target ranks.
+
+    Raises:
+        RequestError: files of the target's format cannot be encrypted.
+        ReshardError: there is no key for them.
+    """
+    key = key_of(request, source, target)
+    wanted = request.options.format
+    if request.options.remove_redundancy and (model.target_ranks == 1 or request.options.layout != "PerRank"):
+        raise RequestError(
+            "NothingRedundant",
+            "only files of several ranks can hold the same slices",
+            where="remove redundancy",
+            fix="give the target's strategy, or leave out --remove-redundancy (spec.target.removeRedundancy)",
+        )
+    output: Format = "ckpt" if wanted == "Ckpt" else "safetensors"
+    if wanted == "Source" and request.options.layout != "Unified":
+        output = model.inventory.format
+    cipher = _cipher(request, output)
+    if request.options.layout != "Index":  # which is for files of either format, and for memory
+        model = _arranged(model, output)
+    decisive = {name: key[name] for name in ("sourceStrategy", "targetStrategy")} | request_key(request) | {"format": output}
+    identity = whole = _identity([decisive, model.inventory])
+    part, selected = None, selected or Selected()
+    if request.options.layout == "Part":
+        part, whole = model.first_stage, _identity([decisive | {"sourceStrategy": None}, selected.step])
+    planner = Planner(model, remove_redundancy=request.options.remove_redundancy)
+    strategies = (source, target)
+    job = Job(request, store, planner, identity, key, output, part, whole, selected, strategies, cipher=cipher)
+    return replace(job, notes=(*notes, *_notes(model, request), *_notes_on_shares(job)))
+
+
+def _identity(content: object) -> str:
+    return hashlib.sha256(msgspec.json.encode(content)).hexdigest()
+
+
+def _cipher(request: Request, output: Format) -> BlockCipher | None:
+    """What the target's files are encrypted with."""
+    if request.encryption is None:
+        return None
+    what = fix = None
+    if output != "ckpt":
+        what = "nothing reads an encrypted safetensors file, MindSpore neither"
+        fix = "write .ckpt files: --format ckpt (spec.target.format: Ckpt), or leave out the encryption"
+    elif request.options.layout == "Index":
+        what, fix = "an index holds nothing that could be encrypted", "leave out the encryption"
+    elif request.options.layout == "Part":
+        what = "the parts of a checkpoint are compared when the last is complete, by a process without keys"
+        fix = "leave out the encryption, or transform all stages at once"
+    if what is not None:
+        raise RequestError("CannotEncrypt", what, where=request.target, fix=fix)
+    return cipher_of(request.encryption)
+
+
+def _arranged(model: Model, output: Format) -> Model:
+    """The parameters as the target's format wants them: in its order, and without those that it cannot hold."""
+    held = [p for p in model.parameters if can_hold(output, p.dtype, p.shape)]
+    left_out = tuple(p.name for p in model.parameters if not can_hold(output, p.dtype, p.shape))
+    order = content_order(output, [OutputTensor(p.name, p.dtype, p.slice_shape, p.slice_nbytes) for p in held])
+    return replace(model, parameters=tuple(held[i] for i in order), empty=left_out)
+
+
+def key_of(request: Request, source: Strategy | None, target: Strategy | None) -> dict[str, Any]:
+    """What of a request decides the outcome, to find a begun job without reading the source."""
+    return {
+        "source": open_store(request.source, request.access.source).url,
+        "step": request.options.step,
+        "pattern": request.options.pattern,
+        "stages": request.options.stages,
+        "sourceStrategy": source and hashlib.sha256(source.canonical()).hexdigest(),
+        "targetStrategy": target and hashlib.sha256(target.canonical()).hexdigest(),
+        **request_key(request),
+    }
+
+
+def _notes(model: Model, request: Request) -> tuple[str, ...]:
+    rules = request.options.rename
+    notes = [f"no parameter's name matches {pattern}" for pattern in unmatched(model.source_names, rules)] if rules else []
+    if model.dropped:
+        notes.append(f"{len(model.dropped)} parameters are left out as asked for: {some(model.dropped)}")
+    if model.unplaced:
+        notes.append(
+            f"{len(model.unplaced)} parameters that only the source's strategy names are left out: {some(model.unplaced)}"
+        )
+    if model.missing:
+        notes.append(f"{len(model.missing)} parameters that only the target's strategy names are left out: {some(model.missing)}")
+    if model.absent:
+        notes.append(
+            f"{len(model.absent)} parameters that the source's strategy names are in none of its files: {some(model.absent)}"
+        )
+    if model.empty:
+        notes.append(f"{len(model.empty)} tensors without elements are left out, a .ckpt cannot hold them: {some(model.empty)}")
+    files = model.inventory.files
+    empty = tuple(file.rank for file in files if not model.inventory.structures[file.structure].tensors)
+    if empty:
+        notes.append(f"the files of source ranks {format_ranks(empty)} hold no parameter")
+    if model.diverging:
+        names = sorted(model.diverging)
+        taken = f"each target rank takes that of rank ({_nth(model)})"
+        if model.unified:
+            taken = "that of the first rank that has one is taken"
+        notes.append(f"copies of {len(names)} parameters differ between source ranks, {taken}: {some(names)}")
+    return tuple(notes)
+
+
+def _notes_on_shares(job: Job) -> tuple[str, ...]:
+    """MindSpore saves a file without parameters where none falls to a rank, and does not load it."""
+    if not job.planner.remove_redundancy:
+        return ()
+    ranks = tuple(rank for rank in job.scope if not job.planner.parameters(rank))
+    if not ranks:
+        return ()
+    return (f"nothing falls to target ranks {format_ranks(ranks)}; MindSpore's load_checkpoint refuses their files",)
+
+
+def _nth(model: Model) -> str:
+    first = f"{model.first_rank} + " if model.first_rank else ""
+    return f"{first}target rank modulo {model.source_ranks}"
+
+
+def some(names: tuple[str, ...] | list[str]) -> str:
+    """A few of these names, and how many more there are."""
+    return ", ".join(names[:5]) + (f" and {len(names) - 5} more" if len(names) > 5 else "")
+
+
+def summary_of(job: Job) -> Summary:
+    """What the ranks that are asked for need."""
+    return summarize(job.model, job.planner, job.scope)

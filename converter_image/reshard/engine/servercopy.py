@@ -1,0 +1,136 @@
+"""Which parts of a rank's file a server can copy by itself, so that their bytes never come here."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+from itertools import islice
+from typing import TYPE_CHECKING
+
+from reshard.engine.execute import TILE_BYTES, Fill, Small
+from reshard.engine.gather import reads_of_box
+from reshard.layout.box import Box
+from reshard.layout.tiles import flat_span
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable, Iterator, Sequence
+
+    from reshard.engine.execute import Copy, Move
+
+# Of a multipart upload all parts but the last have at least so many bytes, at most these are allowed.
+SMALLEST_PART = 5 << 20
+MOST_PARTS = 10_000
+
+
+@dataclass(frozen=True, slots=True)
+class Part:
+    """Consecutive moves that are one part of the file.
+
+    Attributes:
+        first: of the moves.
+        end: after the last.
+        nbytes: of them all.
+        rank: the source rank whose file holds exactly these bytes one behind the other; None: they are read and sent.
+        offset: where they are there.
+    """
+
+    first: int
+    end: int
+    nbytes: int
+    rank: int | None = None
+    offset: int = 0
+
+
+def split(moves: Iterable[Move]) -> Iterator[Move]:
+    """The same moves, but a box that is made up of parts that lie one behind the other is a move for each."""
+    for move in moves:
+        if isinstance(move, Fill) and len(move.copies) > 1 and (spans := _in_a_row(move)) is not None:
+            itemsize = move.nbytes // move.box.size
+            for rank, entry, source, here in spans:
+                start = tuple(a + b for a, b in zip(move.box.start, here.start, strict=True))
+                copy = (rank, entry, source, Box((0,) * len(start), here.shape))
+                yield Fill(Box(start, here.shape), (copy,), move.dtype, here.size * itemsize)
+        else:
+            yield move
+
+
+def _in_a_row(move: Fill) -> list[Copy] | None:
+    """The copies of a box in the order of its elements; None when one does not follow the other."""
+    copies = sorted(move.copies, key=lambda copy: flat_span(move.box.shape, copy[3])[0])
+    at = 0
+    for _, _, _, here in copies:
+        if flat_span(move.box.shape, here) != (at, at + here.size):
+            return None
+        at += here.size
+    return copies
+
+
+def parts(moves: Sequence[Move]) -> list[Part] | None:
+    """Cut a file into parts that are sent or copied; None when that takes more parts than a file can have.
+
+    What lies between runs of the source, and is too short for a part, takes the beginning of the run behind it along.
+    """
+    found: list[Part] = []
+    first, own = 0, 0
+    for run in _runs(moves):
+        at = run.first
+        copied = 0
+        if run.rank is not None and run.nbytes >= SMALLEST_PART:
+            copied = run.nbytes
+            while 0 < own < SMALLEST_PART and at < run.end:
+                own += _length(moves[at])
+                copied -= _length(moves[at])
+                at += 1
+        if copied >= SMALLEST_PART:
+            if own:
+                found.append(Part(first, at, own))
+            found.append(Part(at, run.end, copied, run.rank, run.offset + run.nbytes - copied))
+            first, own = run.end, 0
+            continue
+        for number in range(at, run.end):
+            own += _length(moves[number])
+            if own >= SMALLEST_PART:
+                found.append(Part(first, number + 1, own))
+                first, own = number + 1, 0
+    if own:
+        found.append(Part(first, len(moves), own))
+    elif found:
+        found[-1] = replace(found[-1], end=len(moves))  # what is behind it has no bytes
+    return found if len(found) <= MOST_PARTS else None
+
+
+def _runs(moves: Sequence[Move]) -> Iterator[Part]:
+    """Moves joined while their bytes lie one behind the other in one source file, or in none."""
+    open_: Part | None = None
+    for number, move in enumerate(moves):
+        rank, offset = _source(move)
+        nbytes = _length(move)
+        follows = open_ is not None and (
+            not nbytes
+            or (rank is None and open_.rank is None)
+            or (rank is not None and rank == open_.rank and offset == open_.offset + open_.nbytes)
+        )
+        if open_ is not None and follows:
+            open_ = Part(open_.first, number + 1, open_.nbytes + nbytes, open_.rank, open_.offset)
+            continue
+        if open_ is not None:
+            yield open_
+        open_ = Part(number, number + 1, nbytes, rank, offset)
+    if open_ is not None:
+        yield open_
+
+
+def _source(move: Move) -> tuple[int | None, int]:
+    """The source rank and offset of a move's bytes, if they lie there as they are wanted here."""
+    if not isinstance(move, Fill) or len(move.copies) != 1:
+        return None, 0
+    ((rank, entry, box, _),) = move.copies
+    if box.size != move.box.size:
+        return None, 0
+    ((_, offset, length), *more) = islice(reads_of_box(rank, entry, box, TILE_BYTES), 2)
+    return (rank, offset) if not more and length == move.nbytes else (None, 0)
+
+
+def _length(move: Move) -> int:
+    if move is None:
+        return 0
+    return move.nbytes if isinstance(move, Fill | Small) else len(move)

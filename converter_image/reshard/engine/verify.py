@@ -1,0 +1,207 @@
+"""Is what was written what the source holds?
+
+An index calculation of its own, by divisions instead of boxes, so that a mistake in the plan's arithmetic cannot hide behind
+itself.
+"""
+
+from __future__ import annotations
+
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from itertools import pairwise
+from math import prod
+from typing import TYPE_CHECKING
+
+import numpy as np
+import xxhash
+
+from reshard.checkpoint import index
+from reshard.checkpoint.dtypes import DTYPES
+from reshard.errors import BugError, DataError
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+    from reshard.checkpoint.inventory import RangeReader, TensorEntry
+    from reshard.checkpoint.manifest import Verified
+    from reshard.engine.gather import SourceFiles
+    from reshard.plan.model import Model, Parameter
+    from reshard.plan.rank import RankPlan
+    from reshard.storage.protocol import Reader
+
+_BLOCK_BYTES = 1 << 20
+_SAMPLES = 4  # rows of each parameter that a sample compares
+_SAMPLED_SEGMENTS = 8  # of each such row, from its first to its last
+_SAMPLE_BYTES = 16 << 10  # of each such segment
+
+_Indexes = np.ndarray[tuple[int], np.dtype[np.int64]]
+
+
+def check_file(
+    written: Reader,
+    plan: RankPlan,
+    model: Model,
+    files: SourceFiles,
+    level: Verified,
+    *,
+    headers: RangeReader | None = None,
+    at_once: int = 1,
+) -> None:
+    """Compare a finished file with the source.
+
+    Args:
+        written: the file, opened anew.
+        plan: what it was made from; of it only the tensors' names and the choice of source ranks are used.
+        model: how source and target cut each parameter.
+        files: the source.
+        level: "Full" compares every byte, "Sample" some rows of each parameter, "None" nothing.
+        headers: the file as its index is best read; None: as it is.
+        at_once: how many parameters are compared at a time.
+
+    Raises:
+        BugError: they differ.
+    """
+    if level == "None":
+        return
+    entries = {entry.name: entry for entry in index(headers or written).structure.tensors}
+    comparisons = []
+    for tensor in plan.tensors:
+        parameter = tensor.parameter
+        if not prod(tensor.shape):
+            continue
+        entry = entries.pop(parameter.name, None)
+        if entry is None or (entry.dtype, entry.shape) != (parameter.dtype, tensor.shape):
+            raise _differs(written, parameter, "is missing or has another type or shape")
+        ranks = {}
+        for part, source_rank, source in zip(tensor.geometry.parts, tensor.ranks, tensor.entries, strict=True):
+            ranks[_part_of(parameter, plan.rank % model.target_devices, part.target.start)] = (source_rank, source)
+        comparisons.append(_Comparison(written, entry, parameter, plan.rank % model.target_devices, files, ranks))
+    leftover = [name for name, entry in entries.items() if entry.nbytes]
+    if leftover:
+        raise BugError(
+            "VerificationFailed", f"the file holds a parameter that was not planned: {leftover[0]}", where=written.name
+        )
+    if at_once == 1:
+        for comparison in comparisons:
+            comparison.run(level)
+        return
+    with ThreadPoolExecutor(at_once, thread_name_prefix="reshard-verify") as pool:
+        for _ in pool.map(lambda comparison: comparison.run(level), comparisons):
+            pass
+
+
+def _part_of(parameter: Parameter, rank: int, position: tuple[int, ...]) -> tuple[int, ...]:
+    """The source part that holds an element of the target's slice, by division."""
+    if parameter.source is None:
+        return (0,) * len(parameter.shape)
+    lengths = [n // k for n, k in zip(parameter.shape, parameter.target.parts, strict=True)]
+    wanted = [c * n + i for c, n, i in zip(parameter.target.cells[rank], lengths, position, strict=True)]
+    return tuple(w // (n // k) for w, n, k in zip(wanted, parameter.shape, parameter.source.parts, strict=True))
+
+
+def _differs(written: Reader, parameter: Parameter, how: str) -> BugError:
+    return BugError(
+        "VerificationFailed",
+        f"parameter {parameter.name} {how}, compared with the source",
+        where=written.name,
+        fix="check the storage for faults and run again; if it stays, please report this with both strategy files",
+    )
+
+
+@dataclass(frozen=True)
+class _Comparison:
+    """One tensor of the written file against the source's files, row by row of the last dimension."""
+
+    written: Reader
+    entry: TensorEntry
+    parameter: Parameter
+    rank: int
+    files: SourceFiles
+    sources: dict[tuple[int, ...], tuple[int, TensorEntry]]
+
+    def run(self, level: Verified) -> None:
+        shape = self.entry.shape or (1,)
+        rows = prod(shape[:-1])
+        itemsize = DTYPES[self.entry.dtype].itemsize
+        if level == "Full":
+            step = max(1, _BLOCK_BYTES // (shape[-1] * itemsize))
+            chosen: Iterator[_Indexes] = (np.arange(at, min(at + step, rows)) for at in range(0, rows, step))
+            window = _BLOCK_BYTES // itemsize
+        else:
+            seed = xxhash.xxh32_intdigest(self.parameter.name.encode("utf-8", "surrogatepass"))
+            picked = {0, rows - 1} | {(seed * (i + 1) * 2654435761) % rows for i in range(_SAMPLES - 2)}
+            chosen = iter([np.array([row]) for row in sorted(picked)])
+            window = _SAMPLE_BYTES // itemsize
+        for block in chosen:
+            self._compare_rows(block, shape, window, whole=level == "Full")
+
+    def _compare_rows(self, rows: _Indexes, shape: tuple[int, ...], window: int, *, whole: bool) -> None:
+        """Compare some rows; of long ones all windows, or some of them."""
+        outer = np.unravel_index(rows, shape[:-1]) if len(shape) > 1 else ()
+        segments = list(pairwise(self._cuts(shape[-1], window)))
+        if not whole and len(segments) > _SAMPLED_SEGMENTS:
+            segments = [segments[i * (len(segments) - 1) // (_SAMPLED_SEGMENTS - 1)] for i in range(_SAMPLED_SEGMENTS)]
+        for first, end in segments:
+            self._compare_segment(rows, outer, shape, first, end)
+
+    def _cuts(self, length: int, window: int) -> list[int]:
+        """Where the last dimension of the target's slice meets another source part, or a window ends."""
+        cuts = set(range(0, length, window)) | {length}
+        if self.parameter.source is not None and self.parameter.shape:
+            part = self.parameter.shape[-1] // self.parameter.source.parts[-1]
+            start = self._start(len(self.parameter.shape) - 1)
+            cuts |= {at - start for at in range(-(-start // part) * part, start + length, part)}
+        return sorted(cuts)
+
+    def _start(self, axis: int) -> int:
+        return self.parameter.target.cells[self.rank][axis] * (self.parameter.shape[axis] // self.parameter.target.parts[axis])
+
+    def _compare_segment(self, rows: _Indexes, outer: tuple[_Indexes, ...], shape: tuple[int, ...], first: int, end: int) -> None:
+        """Compare elements [first, end) of some rows: they have one source part along the last dimension."""
+        scalar = not self.entry.shape
+        position = [*outer, np.full(len(rows), first)] if not scalar else []
+        parts, offsets = self._locate(position, len(rows))
+        itemsize = DTYPES[self.entry.dtype].itemsize
+        for part in {tuple(p) for p in parts.tolist()}:
+            mine = np.flatnonzero((parts == part).all(axis=1)) if parts.size else np.arange(len(rows))
+            source_rank, source = self.sources[part]
+            reader = self.files.reader(source_rank)
+            count = end - first
+            found = _read_rows(self.written, self.entry, rows[mine] * shape[-1] + first, count, itemsize)
+            expected = _read_rows(reader, source, offsets[mine], count, itemsize)
+            if found != expected:
+                raise _differs(self.written, self.parameter, f"differs from {reader.name}")
+
+    def _locate(self, position: list[_Indexes], n: int) -> tuple[np.ndarray[tuple[int, int], np.dtype[np.int64]], _Indexes]:
+        """Source part of each element of the target's slice, and its flat index in that part."""
+        layout = self.parameter.source
+        parts = np.zeros((n, len(position)), dtype=np.int64)
+        flat = np.zeros(n, dtype=np.int64)
+        for axis, index_in_slice in enumerate(position):
+            length = self.parameter.shape[axis] // (layout.parts[axis] if layout else 1)
+            parts[:, axis], inside = np.divmod(index_in_slice + self._start(axis), length)
+            flat = flat * length + inside
+        return parts, flat
+
+
+def _read_rows(reader: Reader, entry: TensorEntry, starts: _Indexes, count: int, itemsize: int) -> bytearray:
+    """Runs of `count` elements from these flat indexes; neighbours are read together."""
+    length = count * itemsize
+    content = bytearray(len(starts) * length)
+    view = memoryview(content)
+    breaks = [0, *(np.flatnonzero(np.diff(starts) != count) + 1).tolist(), len(starts)]
+    if len(entry.extents) == 1 and len(breaks) > 2:
+        reader.read_runs(view, length, (starts * itemsize + entry.extents[0][0]).tolist())
+        return content
+    for a, b in pairwise(breaks):
+        at, done = int(starts[a]) * itemsize, a * length
+        for offset, held in entry.extents:
+            if done < b * length and at < held:
+                n = min(b * length - done, held - at)
+                reader.read_into(view[done : done + n], offset + at)
+                at, done = 0, done + n
+            else:
+                at -= min(at, held)
+        if done < b * length:
+            raise DataError("Truncated", "its content is shorter than its shape says", where=f"parameter {entry.name}")
+    return content

@@ -1,0 +1,184 @@
+"""Which part of a parameter a rank holds: device matrix, tensor map and optimizer shard.
+
+The rules are MindSpore's (`mindspore.train.node_strategy_pb2`, MindSpore 2.10); docs/layouts.md tells them at length.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from functools import lru_cache
+from itertools import product
+from math import prod
+
+from reshard.errors import DataError
+from reshard.layout.box import Box
+
+# Larger stages do not exist; a hostile strategy file that claims one must not make us build its table.
+MAX_DEVICES_PER_STAGE = 1 << 20
+ALL_OF_GROUP = -1
+
+
+@dataclass(frozen=True, slots=True)
+class Layout:
+    """How one parameter is cut over the devices of one pipeline stage.
+
+    Attributes:
+        device_matrix: lengths of the device axes; a rank's coordinates are row-major over it (the last varies fastest).
+        tensor_map: for each dimension of the tensor the device axes that cut it, counted from the right (0 is the last axis),
+            major first; empty: not cut.
+        shard_size: into how many parts dimension 0 of that slice is cut again among the ranks that hold the same slice
+            (optimizer parallel); 0: not; -1: into as many as there are such ranks.
+        shard_step: the distance between ranks with neighbouring parts. It follows from the rest; 0: not cut again.
+    """
+
+    device_matrix: tuple[int, ...]
+    tensor_map: tuple[tuple[int, ...], ...]
+    shard_step: int = 0
+    shard_size: int = 0
+
+    @classmethod
+    def whole(cls, ndim: int, devices: int = 1) -> Layout:
+        """The layout of a parameter that each rank of the stage holds whole."""
+        return cls((devices,), ((),) * ndim)
+
+    @property
+    def devices(self) -> int:
+        """The number of ranks in the stage."""
+        return prod(self.device_matrix)
+
+    @property
+    def ndim(self) -> int:
+        """The number of dimensions of the tensor."""
+        return len(self.tensor_map)
+
+    @property
+    def parts(self) -> tuple[int, ...]:
+        """Into how many equal parts each dimension is cut, optimizer shard included.
+
+        Raises:
+            DataError: the layout contradicts itself.
+        """
+        return _table(self)[0]
+
+    @property
+    def cells(self) -> tuple[tuple[int, ...], ...]:
+        """For each rank of the stage the index of its part along each dimension: its cell of the grid `parts`.
+
+        Raises:
+            DataError: the layout contradicts itself.
+        """
+        return _table(self)[1]
+
+    @property
+    def holders(self) -> dict[tuple[int, ...], tuple[int, ...]]:
+        """For each cell the ranks of the stage that hold it, ascending. Every cell of the grid has at least one.
+
+        Raises:
+            DataError: the layout contradicts itself.
+        """
+        return _table(self)[2]
+
+    def box(self, shape: tuple[int, ...], rank: int) -> Box:
+        """The elements of a tensor of the whole `shape` that `rank` (within the stage) holds.
+
+        Raises:
+            DataError: the layout contradicts itself or does not divide the shape.
+        """
+        return cell_box(shape, self.parts, self.cells[rank])
+
+
+def cell_box(shape: tuple[int, ...], parts: tuple[int, ...], cell: tuple[int, ...]) -> Box:
+    """The elements of one cell when a tensor of `shape` is cut into a grid of `parts`.
+
+    Raises:
+        DataError: a dimension does not divide.
+    """
+    if len(shape) != len(parts):
+        raise DataError(
+            "LayoutRankMismatch",
+            f"the layout names {len(parts)} dimensions, but the tensor has {len(shape)}: {list(shape)}",
+        )
+    for i, (n, k) in enumerate(zip(shape, parts, strict=True)):
+        if n % k:
+            raise DataError("LayoutDoesNotDivide", f"dimension {i} of length {n} cannot be cut into {k} equal parts")
+    lengths = tuple(n // k for n, k in zip(shape, parts, strict=True))
+    return Box(tuple(c * n for c, n in zip(cell, lengths, strict=True)), lengths)
+
+
+_Table = tuple[tuple[int, ...], tuple[tuple[int, ...], ...], dict[tuple[int, ...], tuple[int, ...]]]
+
+
+@lru_cache(maxsize=4096)
+def _table(layout: Layout) -> _Table:
+    """Parts, cells and holders of a layout. Few layouts are distinct, however many parameters and ranks there are."""
+    _check_axes(layout)
+    matrix, axes = layout.device_matrix, len(layout.device_matrix)
+    dims = [[axes - 1 - t for t in cuts] for cuts in layout.tensor_map]
+    parts = [prod(matrix[a] for a in cuts) for cuts in dims]
+    cells: list[tuple[int, ...]] = []
+    for coordinate in product(*map(range, matrix)):
+        cell = []
+        for cuts in dims:
+            index = 0
+            for axis in cuts:
+                index = index * matrix[axis] + coordinate[axis]
+            cell.append(index)
+        cells.append(tuple(cell))
+    holders = _invert(cells)
+    if layout.shard_size and layout.shard_step:
+        group = holders[cells[0]]
+        size = len(group) if layout.shard_size == ALL_OF_GROUP else layout.shard_size
+        _check_shard(layout, group, size)
+        parts[0] *= size
+        sharded = list(cells)
+        for ranks in holders.values():
+            for position, rank in enumerate(ranks):
+                first, *rest = cells[rank]
+                sharded[rank] = (first * size + position % size, *rest)
+        cells = sharded
+        holders = _invert(cells)
+    return tuple(parts), tuple(cells), holders
+
+
+def _invert(cells: list[tuple[int, ...]]) -> dict[tuple[int, ...], tuple[int, ...]]:
+    holders: dict[tuple[int, ...], list[int]] = {}
+    for rank, cell in enumerate(cells):
+        holders.setdefault(cell, []).append(rank)
+    return {cell: tuple(ranks) for cell, ranks in holders.items()}
+
+
+def _check_axes(layout: Layout) -> None:
+    if not layout.device_matrix or any(n < 1 for n in layout.device_matrix):
+        raise DataError("LayoutInvalid", f"device matrix {list(layout.device_matrix)} must name at least one positive axis")
+    if layout.devices > MAX_DEVICES_PER_STAGE:
+        raise DataError(
+            "LayoutInvalid", f"device matrix {list(layout.device_matrix)} names more than {MAX_DEVICES_PER_STAGE} ranks"
+        )
+    used = [axis for cuts in layout.tensor_map for axis in cuts]
+    for axis in used:
+        if not 0 <= axis < len(layout.device_matrix):
+            raise DataError(
+                "LayoutInvalid",
+                f"tensor map names axis {axis}, but the device matrix {list(layout.device_matrix)} has none such",
+            )
+    if len(set(used)) != len(used):
+        raise DataError("LayoutInvalid", f"tensor map {[list(c) for c in layout.tensor_map]} uses one device axis twice")
+
+
+def _check_shard(layout: Layout, group: tuple[int, ...], size: int) -> None:
+    """MindSpore writes the step as the distance of neighbours in the group, or as the mean distance (tensor_layout.cc)."""
+    if not layout.tensor_map:
+        raise DataError("LayoutInvalid", "a scalar cannot be cut by an optimizer shard")
+    if size < 1 or len(group) % size:
+        raise DataError(
+            "OptimizerShardInvalid",
+            f"{len(group)} ranks hold the same slice, they cannot share it as {size} optimizer shards",
+        )
+    if size == 1 or layout.shard_step == ALL_OF_GROUP:
+        return
+    members = group[:size]
+    if layout.shard_step not in {members[1] - members[0], (members[-1] - members[0]) // (size - 1)}:
+        raise DataError(
+            "OptimizerShardInvalid",
+            f"the file's step {layout.shard_step} contradicts the layout: ranks {list(members[:4])}... share a slice",
+        )

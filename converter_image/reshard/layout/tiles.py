@@ -1,0 +1,41 @@
+"""Cutting a tensor into boxes that lie contiguously in its file and fit into a buffer. Pure."""
+
+from __future__ import annotations
+
+from reshard.layout.box import Box, strides
+
+
+def next_tile(shape: tuple[int, ...], position: int, most: int) -> Box:
+    """The largest box of at most `most` elements that begins at an element and lies contiguously in a row-major tensor.
+
+    Called again and again with the position after the last tile, it covers the tensor in the order of its file.
+
+    Args:
+        shape: of the tensor, without a zero.
+        position: flat index of the box' first element.
+        most: at least 1.
+
+    >>> next_tile((4, 6), 0, 13)
+    Box(start=(0, 0), shape=(2, 6))
+    >>> next_tile((4, 6), 4, 13)
+    Box(start=(0, 4), shape=(1, 2))
+    """
+    if not shape:
+        return Box((), ())
+    steps = strides(shape)
+    start = []
+    for step in steps:
+        index, position = divmod(position, step)
+        start.append(index)
+    axis = len(shape) - 1  # the tile takes some of this dimension, and all of those behind it
+    while axis > 0 and start[axis] == 0 and steps[axis - 1] <= most:
+        axis -= 1
+    count = min(shape[axis] - start[axis], most // steps[axis])
+    return Box(tuple(start), (1,) * axis + (count,) + shape[axis + 1 :])
+
+
+def flat_span(shape: tuple[int, ...], box: Box) -> tuple[int, int]:
+    """Flat indexes of the first element of a box and of the one after its last, in a row-major tensor of `shape`."""
+    steps = strides(shape)
+    first = sum(a * s for a, s in zip(box.start, steps, strict=True))
+    return first, first + sum((n - 1) * s for n, s in zip(box.shape, steps, strict=True)) + 1

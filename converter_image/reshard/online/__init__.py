@@ -1,0 +1,1 @@
+"""What one rank gets, into memory, with nothing written."""

@@ -1,0 +1,110 @@
+"""Online load: what one target rank gets, straight from the source into memory. Nothing is written anywhere."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from reshard.checkpoint import Span
+from reshard.checkpoint.arrays import array_of
+from reshard.engine.execute import TILE_BYTES, fill, moves, reads_of_spans
+from reshard.engine.gather import Gatherer, ReadCount
+from reshard.engine.memory import budget, default_workers
+from reshard.plan import prove
+from reshard.progress import Silent
+from reshard.spec.access import Accesses
+from reshard.spec.request import Options, Request
+from reshard.transform.prepare import prepare
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+    from reshard.checkpoint.arrays import Array
+    from reshard.engine.job import Job
+    from reshard.plan import RankPlan
+    from reshard.spec.keys import Encryption
+
+
+def load(
+    source: str,
+    source_strategy: str | None = None,
+    target_strategy: str | None = None,
+    rank: int = 0,
+    **how: Any,  # noqa: ANN401 - as iter_tensors takes it
+) -> dict[str, Array]:
+    """What a target rank gets, by name: at once all that `iter_tensors` gives, whose arguments and errors these are."""
+    return dict(iter_tensors(source, source_strategy, target_strategy, rank, **how))
+
+
+def iter_tensors(
+    source: str,
+    source_strategy: str | None = None,
+    target_strategy: str | None = None,
+    rank: int = 0,
+    *,
+    index: str | None = None,
+    access: Accesses | None = None,
+    decryption: Encryption | None = None,
+    **options: Any,  # noqa: ANN401 - as Options takes them
+) -> Iterator[tuple[str, Array]]:
+    """What a target rank gets, tensor by tensor, in the order of the source's files.
+
+    Headers are read and checked before this returns; of the contents only what the rank needs is read. Memory: that of one
+    tensor's slice beside what the caller keeps, and with an object store up to 56 MiB that are fetched ahead.
+
+    Args:
+        source: the folder with `rank_<r>/`, or one file; or s3://bucket/prefix.
+        source_strategy: a file or a folder of stages; None: the source is one whole rank.
+        target_strategy: the same for the layout that is wanted.
+        rank: of that layout.
+        index: where `layout: Index` has indexed this source. It says which strategies count, and which versions of which files,
+            so that none is opened that holds nothing of this rank.
+        access: how those of them are reached that are in an object store.
+        decryption: the key of the source's files; None: they are not encrypted.
+        options: of `reshard.Options`, those about the source: step, pattern, unplaced, allow_missing; with verification="Full"
+            the CRC32s of all its files are checked first.
+
+    Returns:
+        Names and arrays of their own memory, in MindSpore's types as numpy and ml_dtypes have them (docs/online-load.md).
+
+    Raises:
+        ReshardError: of the kind that fits. That the source has changed meanwhile can come as late as behind the last tensor:
+            until then none of them should be relied on.
+    """
+    request = Request(
+        source=source,
+        target="",
+        source_strategy=source_strategy,
+        target_strategy=target_strategy,
+        options=Options(layout="Index", **options),
+        access=access or Accesses(),
+        index=index,
+        decryption=decryption,
+    )
+    return tensors_of(prepare(request, Silent(), workers=default_workers()), rank)
+
+
+def tensors_of(job: Job, rank: int, count: ReadCount | None = None) -> Iterator[tuple[str, Array]]:
+    """The tensors of a job's target rank, as `iter_tensors` gives them; `count` is told what is read of the source."""
+    plan = job.planner.plan(rank)
+    prove(plan)
+    return _read(job, plan, count)
+
+
+def _read(job: Job, plan: RankPlan, count: ReadCount | None) -> Iterator[tuple[str, Array]]:
+    spans = [Span(number, 0, tensor.parameter.slice_nbytes) for number, tensor in enumerate(plan.tensors)]
+    files = job.source_files(count)
+    gatherer = Gatherer(files, TILE_BYTES)
+    try:
+        if files.remote:
+            files.expect(reads_of_spans(plan, spans), budget(1).ahead)
+        for tensor, span in zip(plan.tensors, spans, strict=True):
+            content = np.empty(span.length, np.uint8)
+            if span.length:
+                fill(moves(plan, [span]), gatherer, memoryview(content.data))
+            parameter = tensor.parameter
+            yield parameter.name, array_of(content, parameter.dtype, tensor.shape, parameter.name)
+        files.check_unchanged()
+    finally:
+        files.close()

@@ -1,0 +1,81 @@
+"""Online load into a network of MindSpore's. MindSpore is imported when this is used, and by nothing else of this package."""
+
+from __future__ import annotations
+
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from reshard.errors import MissingInputError, RequestError
+from reshard.online.load import iter_tensors
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable
+
+    from reshard.checkpoint.arrays import Array
+
+
+def load_into_net(
+    net: Any,  # noqa: ANN401 - of a package that need not be there
+    source: str,
+    source_strategy: str | None = None,
+    target_strategy: str | None = None,
+    rank: int = 0,
+    *,
+    strict_load: bool = False,
+    **how: Any,  # noqa: ANN401 - as iter_tensors takes it
+) -> tuple[list[str], list[str]]:
+    """Load what a rank gets straight from a source into a network, by MindSpore's `load_param_into_net`.
+
+    Args:
+        net: a `mindspore.nn.Cell`; compiled for parallel training or not, as one to load a rank's checkpoint file into.
+        source: as of `reshard.iter_tensors`, like all that is not named here.
+        source_strategy: the same.
+        target_strategy: the same.
+        rank: the same.
+        strict_load: whether types must be equal, see MindSpore's.
+        how: the same.
+
+    Returns:
+        As `load_param_into_net`: the names of the network's parameters that were not loaded, and of those loaded that it lacks.
+
+    Raises:
+        ReshardError: of the kind that fits; the network is as it was then.
+        RuntimeError: MindSpore's, of a parameter that does not fit the network.
+    """
+    found = param_dict(iter_tensors(source, source_strategy, target_strategy, rank, **how))
+    absent, unused = _mindspore().load_param_into_net(net, found, strict_load)
+    return list(absent), list(unused)
+
+
+def param_dict(tensors: Iterable[tuple[str, Array]]) -> dict[str, Any]:
+    """A `mindspore.Parameter` of each tensor, as MindSpore's `load_checkpoint` gives them; of text none.
+
+    Raises:
+        MissingInputError: there is no MindSpore.
+        RequestError: it has no such type.
+    """
+    mindspore = _mindspore()
+    return {
+        name: mindspore.Parameter(_tensor(mindspore, name, array), name=name)
+        for name, array in tensors
+        if array.dtype.kind != "U"
+    }
+
+
+def _tensor(mindspore: Any, name: str, array: Array) -> Any:  # noqa: ANN401 - a mindspore.Tensor
+    if array.dtype.name == "bfloat16":  # float32 holds all its values, and has one NaN
+        return mindspore.Tensor(array.astype(np.float32)).astype(mindspore.bfloat16)
+    if array.dtype.kind == "V":
+        raise RequestError("UnknownType", f"MindSpore takes no {array.dtype.name} from numpy", where=f"parameter {name}")
+    return mindspore.Tensor.from_numpy(array)
+
+
+def _mindspore() -> Any:  # noqa: ANN401 - the package
+    try:
+        return import_module("mindspore")
+    except ImportError as error:
+        raise MissingInputError(
+            "PackageMissing", "a network can be loaded where MindSpore is installed", where="mindspore", fix="use reshard.load"
+        ) from error

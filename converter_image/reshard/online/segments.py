@@ -1,0 +1,77 @@
+"""The parameters of one rank that lie in several files, read into memory."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from reshard.checkpoint import format_of, index
+from reshard.checkpoint.arrays import array_of
+from reshard.errors import DataError, MissingInputError
+from reshard.source.encrypted import as_plain
+from reshard.source.reading import natural
+from reshard.storage import open_store
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterator
+
+    from reshard.checkpoint.arrays import Array
+    from reshard.checkpoint.inventory import TensorEntry
+    from reshard.spec.access import Access
+    from reshard.spec.keys import Encryption
+    from reshard.storage.protocol import Reader, ReadStore
+
+
+def read_segments(
+    url: str,
+    wanted: Callable[[str], bool] = lambda _: True,
+    *,
+    access: Access | None = None,
+    decryption: Encryption | None = None,
+) -> Iterator[tuple[str, Array]]:
+    """All parameters in the checkpoint files of one folder, such as `rank_0/` with a part of each pipeline stage.
+
+    Of a parameter that several files hold the first counts, in the order of their numbers: `_part2` before `_part10`. Memory:
+    that of the one parameter, beside what the caller keeps.
+
+    Args:
+        url: the folder.
+        wanted: of which names.
+        access: how it is reached, if it is in an object store.
+        decryption: the key of its files; None: they are not encrypted.
+
+    Raises:
+        DataError: a file is damaged, or there are files of both formats.
+        MissingInputError: there is none.
+    """
+    store = as_plain(open_store(url, access), decryption)
+    names = sorted((e.name for e in store.list("") if not e.is_folder and _is_checkpoint(e.name)), key=natural)
+    if not names:
+        raise MissingInputError("SourceMissing", "there is no .ckpt or .safetensors file in this folder", where=url)
+    if len({format_of(name) for name in names}) > 1:
+        raise DataError("MixedFormats", "the folder holds both .ckpt and .safetensors files", where=url)
+    known: set[str] = set()
+    for name in names:
+        yield from _read(store, name, lambda parameter: wanted(parameter) and parameter not in known, known)
+
+
+def _read(store: ReadStore, path: str, wanted: Callable[[str], bool], known: set[str]) -> Iterator[tuple[str, Array]]:
+    reader = store.open(path)
+    try:
+        for entry in index(reader).structure.tensors:
+            if wanted(entry.name):
+                known.add(entry.name)
+                yield entry.name, array_of(_content(reader, entry), entry.dtype, entry.shape, entry.name)
+    finally:
+        reader.close()
+
+
+def _content(reader: Reader, entry: TensorEntry) -> bytearray:
+    content, done = bytearray(entry.nbytes), 0
+    for offset, length in entry.extents:
+        reader.read_into(memoryview(content)[done : done + length], offset)
+        done += length
+    return content
+
+
+def _is_checkpoint(name: str) -> bool:
+    return format_of(name) is not None and not name.startswith(".")

@@ -1,0 +1,156 @@
+"""Encrypted files as if they were plain: every part of them at the cost of its own bytes, and of a few around it."""
+
+from __future__ import annotations
+
+from bisect import bisect_right
+from itertools import accumulate
+from typing import TYPE_CHECKING
+
+from reshard.checkpoint.blockcipher import cipher_of
+from reshard.checkpoint.encryption import check_key, check_tags, index, index_reads, tag_reads
+from reshard.storage.ahead import GAP_BYTES, reading
+from reshard.storage.bounded import BoundedReader
+from reshard.storage.spans import read_spans
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator, Mapping, Sequence
+
+    from reshard.checkpoint.blockcipher import BlockCipher
+    from reshard.checkpoint.encryption import Blocks, Known
+    from reshard.spec.keys import Encryption
+    from reshard.storage.protocol import Reader, ReadStore, Stat
+
+# Decrypted at a time, to stay in a core's cache after it was read. Over a network a read is never cut.
+_PIECE_BYTES = 64 << 10
+# To begin to decrypt takes as long as so many bytes.
+_GAP_BYTES = 16 << 10
+_LONGEST_SPAN = 1 << 20
+# Over a network: how much of a file is fetched ahead while its blocks are looked for and checked.
+_FILE_AHEAD = 8 << 20
+
+
+class DecryptingReader(BoundedReader):
+    """The plaintext of one file, see `Reader`. That it is authentic is checked elsewhere, of all of it at once.
+
+    Attributes:
+        blocks: of the file.
+    """
+
+    _what_ends = "what is encrypted"
+
+    def __init__(self, sealed: Reader, cipher: BlockCipher, blocks: Blocks, *, remote: bool) -> None:
+        self.name, self.version, self.size = sealed.name, sealed.version, sum(blocks.lengths)
+        self.blocks = blocks
+        self._sealed, self._cipher = sealed, cipher
+        self._starts = list(accumulate(blocks.lengths, initial=0))
+        self._contents = blocks.contents(cipher)
+        self._remote = remote
+
+    def read_into(self, view: memoryview, offset: int) -> None:
+        """See `Reader.read_into`."""
+        self._check_inside(offset, len(view))
+        done = 0
+        while done < len(view):
+            number = bisect_right(self._starts, offset + done) - 1
+            at = offset + done - self._starts[number]
+            n = min(self.blocks.lengths[number] - at, len(view) - done)
+            self._cipher.decrypt(self.blocks.iv(number), at, self._pieces(number, at, n), view[done : done + n])
+            done += n
+
+    def _pieces(self, number: int, at: int, length: int) -> Iterator[memoryview]:
+        """The ciphertext that tells so much of a block."""
+        first, end = self._cipher.needed(at, length)
+        together = end - first if self._remote else min(_PIECE_BYTES, end - first)
+        memory = memoryview(bytearray(together))
+        for start in range(first, end, together):
+            sealed = memory[: min(together, end - start)]
+            self._sealed.read_into(sealed, self._contents[number] + start)
+            for piece in range(0, len(sealed), _PIECE_BYTES):
+                yield sealed[piece : piece + _PIECE_BYTES]
+
+    def read_runs(self, view: memoryview, length: int, offsets: Sequence[int]) -> None:
+        """See `Reader.read_runs`."""
+        read_spans(self.read_into, view, length, offsets, gap=GAP_BYTES if self._remote else _GAP_BYTES, most=_LONGEST_SPAN)
+
+    def close(self) -> None:
+        """See `Reader.close`."""
+        self._sealed.close()
+
+
+def decrypting(sealed: Reader, cipher: BlockCipher, *, remote: bool, check: bool) -> DecryptingReader:
+    """A file whose blocks are not known yet.
+
+    Args:
+        sealed: the file.
+        cipher: with the key.
+        remote: whether a read costs a round trip.
+        check: whether to read all of it, and make sure that it is authentic.
+
+    Raises:
+        AccessError: the key is wrong.
+        DataError: the file is not encrypted so, or damaged.
+    """
+    if not remote:
+        blocks = index(sealed, cipher)
+        if check:
+            check_tags(sealed, cipher, blocks)
+    else:
+        with reading(sealed, index_reads(sealed, cipher), _FILE_AHEAD) as ahead:
+            blocks = index(ahead, cipher)
+        if check:
+            with reading(sealed, tag_reads(cipher, blocks), _FILE_AHEAD) as ahead:
+                check_tags(ahead, cipher, blocks)
+    return DecryptingReader(sealed, cipher, blocks, remote=remote)
+
+
+def as_plain(
+    store: ReadStore, encryption: Encryption | None, known: Mapping[str, Known] | None = None, *, check: bool = True
+) -> ReadStore:
+    """A store's checkpoint files as if they were plain; see `DecryptingStore`. None: they are."""
+    return store if encryption is None else DecryptingStore(store, cipher_of(encryption), known, check=check)
+
+
+class DecryptingStore:
+    """A store whose checkpoint files are encrypted, all with one key; other files are as they are.
+
+    Attributes:
+        known: of the files that were opened so far, and those of before: the version, and its blocks.
+    """
+
+    def __init__(
+        self, store: ReadStore, cipher: BlockCipher, known: Mapping[str, Known] | None = None, *, check: bool = True
+    ) -> None:
+        """Of a file that is opened for the first time all is read and checked, unless that is not asked for."""
+        self.known = dict(known or {})
+        self._store, self._cipher, self._check = store, cipher, check
+        self.url, self.remote = store.url, store.remote
+
+    def list(self, path: str) -> list[Stat]:
+        """See `Store.list`."""
+        return self._store.list(path)
+
+    def stat(self, path: str) -> Stat | None:
+        """See `Store.stat`: its length is that of the encrypted file."""
+        return self._store.stat(path)
+
+    def read(self, path: str, limit: int) -> bytes:
+        """See `Store.read`: never of a checkpoint file."""
+        return self._store.read(path, limit)
+
+    def open(self, path: str) -> DecryptingReader:
+        """See `Store.open`."""
+        sealed = self._store.open(path)
+        try:
+            version, blocks = self.known.get(path, (None, None))
+            if blocks is None:
+                reader = decrypting(sealed, self._cipher, remote=self.remote, check=self._check)
+                self.known[path] = (sealed.version, reader.blocks)
+            elif version != sealed.version:  # whoever keeps to the version that was checked will see it, and not read on
+                reader = decrypting(sealed, self._cipher, remote=self.remote, check=False)
+            else:
+                check_key(sealed, self._cipher, blocks)  # it may be another than the one that the file was checked with
+                reader = DecryptingReader(sealed, self._cipher, blocks, remote=self.remote)
+        except BaseException:
+            sealed.close()
+            raise
+        return reader

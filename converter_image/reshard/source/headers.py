@@ -1,0 +1,68 @@
+"""Indexing files over a network, where every read is a round trip: few of them, and many at a time."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from reshard.checkpoint import index
+from reshard.storage.ahead import reading
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable
+
+    from reshard.checkpoint.inventory import Index, RangeReader, Structure
+    from reshard.storage.protocol import Reader
+
+# A `.ckpt` is indexed by hopping from head to head. Where one lies close behind another, so will the next.
+_SMALLEST_BLOCK = 16 << 10
+_LARGEST_BLOCK = 1 << 20
+_MEMORY = 4 << 20
+# Of a head whose place is known; its name is seldom longer.
+_HEAD = 64 << 10
+
+
+class Blocks:
+    """A file that is read in blocks, which grow while they are read one behind the other.
+
+    Attributes:
+        reads: what was read, as (offset, length).
+    """
+
+    def __init__(self, reader: RangeReader) -> None:
+        self.name, self.size = reader.name, reader.size
+        self.reads: list[tuple[int, int]] = []
+        self._reader = reader
+        self._start, self._block, self._ahead = 0, b"", _SMALLEST_BLOCK
+
+    def read(self, offset: int, length: int) -> bytes:
+        """See `RangeReader.read`."""
+        end = self._start + len(self._block)
+        if not self._start <= offset <= offset + length <= end:
+            close = self._block and 0 <= offset - self._start <= 2 * len(self._block)
+            self._ahead = min(2 * self._ahead, _LARGEST_BLOCK) if close else _SMALLEST_BLOCK
+            n = max(length, min(self._ahead, self.size - offset))
+            self._block, self._start = self._reader.read(offset, n), offset
+            self.reads.append((offset, n))
+        at = offset - self._start
+        return self._block[at : at + length]
+
+
+def index_remote(
+    reader: Reader, seen: dict[bytes, Structure] | None, expected: Iterable[tuple[int, int]]
+) -> tuple[Index, list[tuple[int, int]]]:
+    """What a file holds and where, see `reshard.checkpoint.index`; and what was read to find out.
+
+    Args:
+        reader: the file.
+        seen: structures of files before.
+        expected: what was read of a file that is probably like it: that is fetched at once.
+    """
+    inside = ((offset, min(length, reader.size - offset)) for offset, length in expected if offset < reader.size)
+    with reading(reader, inside, _MEMORY) as ahead:
+        blocks = Blocks(ahead)
+        return index(blocks, seen), blocks.reads
+
+
+def heads(positions: Iterable[int], size: int) -> list[tuple[int, int]]:
+    """What is read of a file whose heads lie at these bytes."""
+    return [(position, min(_HEAD, size - position)) for position in positions]

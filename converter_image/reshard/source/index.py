@@ -1,0 +1,156 @@
+"""The index of a source: all that a rank has to know before it reads its first byte, in one document.
+
+A plan leaves it for the pods of its ranks (`.reshard/<job>/inventory.json`); with `layout: Index` the commit keeps it
+(`reshard-index.json`), so that every rank of a training can load its part without anybody reading the source's headers again. It
+names files by their paths within the source and by their versions; where the source is, whoever reads it says: an index from
+elsewhere can lead nobody to another place.
+"""
+
+from __future__ import annotations
+
+from math import prod
+from typing import TYPE_CHECKING, Literal
+
+import msgspec
+
+from reshard.checkpoint.dtypes import DTYPES
+from reshard.checkpoint.encryption import Known
+from reshard.checkpoint.inventory import Inventory
+from reshard.checkpoint.manifest import INDEX_NAME, decode
+from reshard.errors import DataError, MissingInputError, RequestError
+from reshard.spec.request import RenameRule, Unplaced
+from reshard.storage import open_store
+from reshard.strategy import Strategy, StrategyFile, dump, parse
+
+if TYPE_CHECKING:
+    from reshard.spec.access import Access
+
+_LARGEST_INDEX = 1 << 30
+
+
+class Selected(msgspec.Struct, frozen=True):
+    """What the choice of a source's files has told.
+
+    Attributes:
+        step: the epoch and step that they are of, where their names say so.
+        stages: how many pipeline stages there are, where the source is one of them and that is known.
+    """
+
+    step: tuple[int, int] | None = None
+    stages: int | None = None
+
+
+class CheckpointIndex(msgspec.Struct, frozen=True, rename="camel", kw_only=True):
+    """An index.
+
+    Attributes:
+        schema: of this document.
+        digest: of the job that it was made for; of one with `layout: Index` everything here but `diverging` follows from it.
+        inventory: of the source.
+        diverging: names of replicated parameters whose copies differ between source ranks.
+        fully_checked: whether the CRC32s of the source's files and all bytes of its replicated parameters were compared.
+        source_strategy: how the source is cut, as the content of a strategy file; None: one whole rank.
+        target_strategy: the same for the target.
+        unplaced: what happens to parameters that only the source's strategy names.
+        allow_missing: whether what only the target's strategy names is left out.
+        selected: what the choice of the source's files has told.
+        encrypted: of those of its files that are, by path, where their blocks are.
+        rename: what parameters are called at the target.
+    """
+
+    schema: Literal["reshard.dev/index/v1"] = "reshard.dev/index/v1"
+    digest: str
+    inventory: Inventory
+    diverging: tuple[str, ...]
+    fully_checked: bool
+    source_strategy: bytes | None
+    target_strategy: bytes | None
+    unplaced: Unplaced
+    allow_missing: bool
+    selected: Selected = Selected()
+    encrypted: dict[str, Known] = {}
+    rename: tuple[RenameRule, ...] = ()
+
+    def strategies(self) -> tuple[Strategy | None, Strategy | None]:
+        """Of the source and of the target.
+
+        Raises:
+            DataError: one is damaged.
+        """
+        return _unpacked(self.source_strategy), _unpacked(self.target_strategy)
+
+    def check_full(self, where: str) -> None:
+        """Make sure that the source was checked in full.
+
+        Raises:
+            RequestError: it was not.
+        """
+        if not self.fully_checked:
+            raise RequestError(
+                "IndexNotChecked",
+                "the source was not checked in full when it was indexed",
+                where=where,
+                fix="index it again with --verify full (spec.verification: Full), or ask for less here",
+            )
+
+
+def packed(strategy: Strategy | None) -> bytes | None:
+    """A strategy as an index holds it."""
+    if strategy is None:
+        return None
+    return dump(StrategyFile(INDEX_NAME, dict(enumerate(strategy.stages, strategy.first))), "protobuf")
+
+
+def _unpacked(content: bytes | None) -> Strategy | None:
+    return None if content is None else Strategy.from_files([parse(content, INDEX_NAME)])
+
+
+def decode_index(content: bytes, where: str) -> CheckpointIndex:
+    """An index from its document.
+
+    Raises:
+        DataError: it is damaged, or contradicts itself.
+    """
+    index = decode(content, CheckpointIndex, where)
+    if (problem := _problem(index.inventory)) is not None:
+        raise DataError("DocumentInvalid", problem, where=where, fix="index the source again")
+    return index
+
+
+def read_index(url: str, access: Access | None = None) -> CheckpointIndex:
+    """The index at a target that was made with `layout: Index`. In an object store it takes one request.
+
+    Raises:
+        DataError: it is damaged.
+        MissingInputError: there is none.
+    """
+    store = open_store(url, access)
+    try:
+        content = store.read(INDEX_NAME, _LARGEST_INDEX)
+    except MissingInputError as error:
+        raise MissingInputError(
+            "IndexMissing", f"there is no {INDEX_NAME}", where=url, fix="make one: reshard transform --layout index"
+        ) from error
+    return decode_index(content, f"{store.url}/{INDEX_NAME}")
+
+
+def _problem(inventory: Inventory) -> str | None:
+    """What in an inventory from elsewhere cannot be, if anything."""
+    ranks = [file.rank for file in inventory.files]
+    if not ranks or ranks != sorted(set(ranks)):
+        return "its files are not those of ascending ranks"
+    sizes = [0] * len(inventory.structures)
+    for file in inventory.files:
+        if file.structure >= len(sizes):
+            return f"it has no structure {file.structure}"
+        sizes[file.structure] = max(sizes[file.structure], file.size)
+    for structure, size in zip(inventory.structures, sizes, strict=True):
+        if len({entry.name for entry in structure.tensors}) != len(structure.tensors):
+            return "a file has a parameter twice"
+        for entry in structure.tensors:
+            dtype = DTYPES.get(entry.dtype)
+            if dtype is None or prod(entry.shape) * dtype.itemsize != entry.nbytes:
+                return f"the content of {entry.name} does not have the length of its type and shape"
+            if any(offset + length > size for offset, length in entry.extents):
+                return f"the content of {entry.name} lies behind the end of its file"
+    return None

@@ -1,0 +1,293 @@
+"""What one process is to carry out, with every place resolved. Frozen, validated data. Pure."""
+
+from __future__ import annotations
+
+import os
+import re
+from reprlib import repr as shortened
+from typing import Annotated, Any, Literal
+
+import msgspec
+
+from reshard.errors import UsageError
+from reshard.spec.access import Accesses
+from reshard.spec.keys import Encryption
+
+OutputFormat = Literal["Source", "Ckpt", "Safetensors"]
+TargetLayout = Literal["PerRank", "Part", "Unified", "Same", "Index"]
+Unplaced = Literal["Drop", "Keep"]
+Verification = Literal["None", "Sample", "Full"]
+Overwrite = Literal["Never", "Replace"]
+CopyMode = Literal["Client", "Server"]
+Stages = Annotated[int, msgspec.Meta(ge=1, le=65536)]
+
+_LONGEST_PREFIX_BYTES = 128
+_LONGEST_NAME = 1 << 14
+
+
+def check_prefix(prefix: str) -> None:
+    """The beginning of file names.
+
+    Raises:
+        UsageError: no file can be named so, or it would not be found again.
+    """
+    problem = None
+    if "/" in prefix or not prefix.isprintable():
+        problem = "it cannot begin a file's name"
+    elif len(prefix.encode()) > _LONGEST_PREFIX_BYTES:
+        problem = f"it has more than {_LONGEST_PREFIX_BYTES} bytes"
+    elif prefix.startswith("."):
+        problem = "hidden files are not found again"
+    elif re.search(r"-\d+_$", prefix):
+        problem = "the ranks behind it would be taken for training steps"
+    if problem is not None:
+        raise UsageError("InvalidPrefix", f"{prefix!r}: {problem}", where="prefix", fix="choose another, such as checkpoint_")
+
+
+class RenameRule(msgspec.Struct, frozen=True, forbid_unknown_fields=True, omit_defaults=True):
+    """What one parameter, or all those that match a pattern, are called at the target.
+
+    Attributes:
+        to: the new name, with as many stars as the pattern has: each stands for what that star stood for. None: it is left out.
+        name: the one parameter's in the source.
+        pattern: text in which each star stands for any characters, as few as will do.
+
+    Raises:
+        UsageError: it cannot be carried out.
+    """
+
+    to: str | None
+    name: str | None = msgspec.field(default=None, name="from")
+    pattern: str | None = None
+
+    def __post_init__(self) -> None:
+        """Refuse what cannot be carried out."""
+        problem = None
+        texts = [text for text in (self.to, self.name, self.pattern) if text is not None]
+        if (self.name is None) == (self.pattern is None):
+            problem = "it takes either a name or a pattern"
+        elif not all(isinstance(text, str) and 0 < len(text) <= _LONGEST_NAME for text in texts):
+            problem = f"names have 1 to {_LONGEST_NAME} characters"
+        elif any("\ud800" <= character <= "\udfff" for text in texts for character in text):
+            problem = "names are text that UTF-8 can hold"
+        elif self.pattern is not None and self.to is not None and self.pattern.count("*") != self.to.count("*"):
+            problem = "the new name has another number of stars than the pattern"
+        if problem is not None:
+            old = self.name if self.pattern is None else self.pattern
+            raise UsageError("InvalidRename", f"{shortened(old)} to {shortened(self.to)}: {problem}", where="rename")
+
+
+class Options(msgspec.Struct, frozen=True):
+    """How to transform, apart from where. The defaults are those of the resource.
+
+    Raises:
+        UsageError: a value is none of those that there are.
+
+    Attributes:
+        format: of the target's files.
+        layout: what the target's files are: one for each rank as its strategy cuts the parameters; whole parameters in parts; or
+            the source's, each by itself and under its own name.
+        part_bytes: the most that a part of unified files holds, unless one parameter alone is longer.
+        hf_index: whether unified files are ones that Hugging Face's libraries load, by an index beside them.
+        prefix: their names are the prefix, the rank and the format's extension.
+        numbered: whether the rank is in the names, beside those of the folders.
+        step: read the files of this training step.
+        pattern: read the files whose names match this shell pattern.
+        stages: how many pipeline stages there are, where the source is one of them; None: as many as it has ranks for.
+        ranks: only these target ranks, such as "0,2-5".
+        unplaced: what happens to parameters that only the source's strategy names.
+        allow_missing: leave out what only the target's strategy names.
+        remove_redundancy: of the target ranks that hold the same slice of a parameter one writes it, instead of all.
+        rename: what parameters are called at the target.
+        crc: write the CRC32 that MindSpore checks.
+        file_mode: permission bits of what is written.
+        verification: how much of what was written is compared with the source.
+        overwrite: whether another checkpoint at the target may be replaced.
+        copy_mode: whether an object store copies by itself what it can.
+    """
+
+    format: OutputFormat = "Source"
+    layout: TargetLayout = "PerRank"
+    part_bytes: int = 3 << 30
+    hf_index: bool = False
+    prefix: str = "checkpoint_"
+    numbered: bool = True
+    step: int | None = None
+    pattern: str | None = None
+    stages: int | None = None
+    ranks: str | None = None
+    unplaced: Unplaced = "Drop"
+    allow_missing: bool = False
+    remove_redundancy: bool = False
+    rename: tuple[RenameRule, ...] = ()
+    crc: bool = False
+    file_mode: int = 0o640
+    verification: Verification = "Sample"
+    overwrite: Overwrite = "Never"
+    copy_mode: CopyMode = "Client"
+
+    def __post_init__(self) -> None:
+        """Refuse what a type checker would have refused: a wrong word must not be taken for another."""
+        for name, kind in _KINDS.items():
+            value = getattr(self, name)
+            try:
+                msgspec.convert(value, kind)
+            except msgspec.ValidationError as error:
+                raise UsageError("InvalidOption", f"{value!r}: {error}", where=name) from error
+        check_prefix(self.prefix)
+        if not (self.prefix or self.numbered):
+            raise UsageError("InvalidPrefix", "files without a number need a name", where="prefix")
+        _check_rules(self.rename)
+        if self.layout == "Unified" and self.format == "Ckpt":
+            raise UsageError("InvalidOption", "unified files are safetensors", where="format", fix="leave out --format ckpt")
+        if self.layout != "Unified" and self.hf_index:
+            raise UsageError(
+                "InvalidOption",
+                "only unified files have an index",
+                where="hf_index",
+                fix="add --layout unified (spec.target.layout: Unified)",
+            )
+        if self.layout != "Unified" and self.part_bytes != _default("part_bytes"):
+            raise UsageError(
+                "InvalidOption",
+                "only unified files are of bounded size",
+                where="part_bytes",
+                fix="add --layout unified (spec.target.layout: Unified), or leave it out",
+            )
+        if self.layout in ("Unified", "Same") and self.prefix != _default("prefix"):
+            raise UsageError("InvalidOption", "these files have names of their own", where="prefix", fix="leave it out")
+        if self.stages is not None and self.layout != "Part":
+            raise UsageError("InvalidOption", "only a part is made of one of several stages", where="stages", fix="leave it out")
+        if self.layout == "Index" and (other := [name for name in _OF_FILES if getattr(self, name) != _default(name)]):
+            raise UsageError("InvalidOption", "layout Index writes no files of ranks", where=other[0], fix="leave it out")
+
+
+def _default(option: str) -> object:
+    return next(field.default for field in msgspec.structs.fields(Options) if field.name == option)
+
+
+# Says something about files of ranks only.
+_OF_FILES = ("format", "prefix", "ranks", "remove_redundancy", "crc", "copy_mode")
+# Decides what of a source is read, and is therefore settled in its index.
+_OF_THE_SOURCE = ("step", "pattern", "unplaced", "allow_missing", "rename")
+
+
+def _check_rules(rules: tuple[RenameRule, ...]) -> None:
+    """Two rules for one name, of which only one can be followed.
+
+    Raises:
+        UsageError: there are.
+    """
+    seen: dict[str, str | None] = {}
+    for rule in rules:
+        if rule.name is not None and seen.setdefault(rule.name, rule.to) != rule.to:
+            raise UsageError(
+                "InvalidOption", f"{rule.name!r} would be called both {seen[rule.name]!r} and {rule.to!r}", where="rename"
+            )
+
+
+_KINDS: dict[str, Any] = {
+    "format": OutputFormat,
+    "layout": TargetLayout,
+    "part_bytes": Annotated[int, msgspec.Meta(ge=1 << 10)],
+    "hf_index": bool,
+    "prefix": str,
+    "numbered": bool,
+    "step": int | None,
+    "pattern": str | None,
+    "stages": Stages | None,
+    "ranks": str | None,
+    "unplaced": Unplaced,
+    "allow_missing": bool,
+    "remove_redundancy": bool,
+    "rename": tuple[RenameRule, ...],
+    "crc": bool,
+    "file_mode": Annotated[int, msgspec.Meta(ge=0, le=0o777)],
+    "verification": Verification,
+    "overwrite": Overwrite,
+    "copy_mode": CopyMode,
+}
+
+
+class Request(msgspec.Struct, frozen=True):
+    """One transform, with every place resolved to a folder or to s3://bucket/prefix.
+
+    Attributes:
+        source: the folder with `rank_<r>/`, or one file.
+        target: the folder to write to.
+        source_strategy: a file or a folder of stages; None: the source is one whole rank.
+        target_strategy: the same for the target.
+        options: how.
+        index: where `layout: Index` has indexed this source; it is read instead of headers and strategies.
+        access: how those of them are reached that are in an object store.
+        decryption: the key of the source's files; None: they are not encrypted.
+        encryption: the key for the target's files; None: they are not to be encrypted.
+    """
+
+    source: str
+    target: str
+    source_strategy: str | None = None
+    target_strategy: str | None = None
+    options: Options = Options()
+    access: Accesses = Accesses()
+    index: str | None = None
+    decryption: Encryption | None = None
+    encryption: Encryption | None = None
+
+    def __post_init__(self) -> None:
+        """Take paths of any kind; never show what may be a key."""
+        for name in ("decryption", "encryption"):
+            if not isinstance(getattr(self, name), Encryption | None):
+                raise UsageError("InvalidOption", "a reshard.Encryption is expected", where=name)
+        for name in ("source", "target", "source_strategy", "target_strategy", "index"):
+            value: object = getattr(self, name)
+            if isinstance(value, os.PathLike):
+                msgspec.structs.force_setattr(self, name, os.fspath(value))
+            elif not (isinstance(value, str) or (value is None and name.endswith(("strategy", "index")))):
+                raise UsageError("InvalidOption", f"{value!r} is no path", where=name)
+        if self.target_strategy and self.options.layout == "Unified":
+            raise UsageError(
+                "InvalidOption", "unified files hold whole parameters", where="target strategy", fix="leave out the strategy"
+            )
+        if (self.source_strategy or self.target_strategy) and self.options.layout == "Same":
+            raise UsageError(
+                "InvalidOption",
+                "files that keep their layout are converted one by one, as no strategy says",
+                where="source strategy" if self.source_strategy else "target strategy",
+                fix="leave out the strategy, or the layout",
+            )
+        if self.index is not None:
+            _refuse_what_an_index_says(self)
+
+
+def _refuse_what_an_index_says(request: Request) -> None:
+    """Strategies, and options that were decided when the source was indexed.
+
+    Raises:
+        UsageError: one is given all the same.
+    """
+    said = [name for name in ("source_strategy", "target_strategy") if getattr(request, name) is not None]
+    said += [name for name in _OF_THE_SOURCE if getattr(request.options, name) != _default(name)]
+    if request.options.layout in ("Unified", "Same", "Part"):
+        said.append("layout")
+    if said:
+        raise UsageError("InvalidOption", "the index says it already", where=said[0], fix="leave it out, or index again with it")
+
+
+def request_key(request: Request) -> dict[str, Any]:
+    """What of a request decides what is written, wherever it is written and however it is checked. Keys are no part of it."""
+    options = request.options
+    encrypted = {"encryption": request.encryption.mode} if request.encryption is not None else {}
+    return encrypted | {
+        "format": options.format,
+        "layout": options.layout,
+        "partBytes": options.part_bytes if options.layout == "Unified" else None,
+        "hfIndex": options.hf_index,
+        "prefix": options.prefix,
+        "numbered": options.numbered,
+        "unplaced": options.unplaced,
+        "allowMissing": options.allow_missing,
+        "removeRedundancy": options.remove_redundancy,
+        "rename": [msgspec.to_builtins(rule) for rule in options.rename],
+        "crc": options.crc,
+    }

@@ -1,0 +1,385 @@
+"""What a user asks for: the spec of a CheckpointTransform. Frozen, validated data.
+
+Imported by the operator too, so it needs nothing of the converter: no numpy, no storage.
+"""
+
+from __future__ import annotations
+
+from reprlib import repr as shortened
+from typing import TYPE_CHECKING, Annotated, Literal, NamedTuple
+
+import msgspec
+
+from reshard.errors import UsageError
+from reshard.spec.access import Access, Accesses
+from reshard.spec.execution import ExecutionSpec, Strict
+from reshard.spec.keys import Encryption, Key, Mode
+from reshard.spec.places import CERTIFICATES, CREDENTIALS, KEYS, VOLUMES, ConfigMapKeyRef, RelativePath, SecretKeyRef, StorageSpec
+from reshard.spec.request import (
+    CopyMode,
+    Options,
+    OutputFormat,
+    Overwrite,
+    RenameRule,
+    Request,
+    Stages,
+    TargetLayout,
+    Unplaced,
+    Verification,
+)
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping
+
+API_VERSION = "reshard.dev/v1alpha1"
+KIND = "CheckpointTransform"
+
+
+FilePrefix = Annotated[str, msgspec.Meta(max_length=128, pattern=r"^[^/\x00-\x1f]*$")]
+
+
+class StrategySpec(Strict, frozen=True):
+    """Where a strategy is: a file, or a folder with a file for each pipeline stage; or an entry of a ConfigMap.
+
+    Attributes:
+        path: from the root of the volume or bucket.
+        storage: which one; absent: that of the checkpoint.
+        config_map_key_ref: instead of a path, for what is small enough to be kept beside the resource.
+    """
+
+    path: RelativePath | None = None
+    storage: StorageSpec | None = None
+    config_map_key_ref: ConfigMapKeyRef | None = None
+
+    def __post_init__(self) -> None:
+        """Refuse what is nowhere, or in two places; msgspec tells in which field."""
+        if bool(self.path) == (self.config_map_key_ref is not None):
+            raise ValueError("Expected either `path` or `configMapKeyRef`")
+        if self.storage is not None and not self.path:
+            raise ValueError("`storage` goes with `path`")
+
+
+class FilesSpec(Strict, frozen=True):
+    """Which file of each rank is meant, where there are several. Absent: the newest step that every rank has."""
+
+    step: Annotated[int, msgspec.Meta(ge=0)] | None = None
+    pattern: Annotated[str, msgspec.Meta(min_length=1, max_length=256)] | None = None
+
+
+class EncryptionSpec(Strict, frozen=True):
+    """With what one side's files are encrypted.
+
+    Attributes:
+        secret_key_ref: the key, as it is: neither hexadecimal nor base64 within the Secret's own.
+        mode: one of MindSpore's.
+    """
+
+    secret_key_ref: SecretKeyRef
+    mode: Mode = "AES-GCM"
+
+
+class SourceSpec(Strict, frozen=True):
+    """The checkpoint to read."""
+
+    storage: StorageSpec
+    strategy: StrategySpec | None = None
+    files: FilesSpec = FilesSpec()
+    stages: Stages | None = None
+    decryption: EncryptionSpec | None = None
+
+
+class TargetSpec(Strict, frozen=True):
+    """The checkpoint to write."""
+
+    storage: StorageSpec
+    strategy: StrategySpec | None = None
+    format: OutputFormat = "Source"
+    layout: TargetLayout = "PerRank"
+    part_size_bytes: Annotated[int, msgspec.Meta(ge=1 << 10)] | None = None
+    hugging_face_index: bool = False
+    file_prefix: FilePrefix = "checkpoint_"
+    ranks: Annotated[str, msgspec.Meta(max_length=65536)] | None = None
+    remove_redundancy: bool = False
+    crc: bool = False
+    copy_mode: CopyMode = "Client"
+    file_mode: Annotated[str, msgspec.Meta(pattern="^0?[0-7]{3}$")] = "0640"
+    encryption: EncryptionSpec | None = None
+
+    def __post_init__(self) -> None:
+        """Refuse what contradicts the layout; msgspec tells in which field."""
+        if self.layout == "Unified":
+            if self.strategy is not None:
+                raise ValueError("Unified files hold whole parameters, which no `strategy` cuts")
+            if self.format == "Ckpt":
+                raise ValueError("Unified files are safetensors, not `Ckpt`")
+        elif self.part_size_bytes is not None or self.hugging_face_index:
+            raise ValueError("`partSizeBytes` and `huggingFaceIndex` go with `layout: Unified`")
+
+
+class ParametersSpec(Strict, frozen=True):
+    """What parameters are called at the target, and what happens to those that only one of the two strategies names."""
+
+    rename: Annotated[tuple[RenameRule, ...], msgspec.Meta(max_length=1024)] = ()
+    unplaced: Unplaced = "Drop"
+    allow_missing: bool = False
+
+    def __post_init__(self) -> None:
+        """Refuse what the schema of the resource does."""
+        if any(rule.to is None for rule in self.rename):
+            raise ValueError("Expected `str`, got `null` - at `rename[...].to`")
+
+
+class TransformSpec(Strict, frozen=True):
+    """The spec of a CheckpointTransform."""
+
+    source: SourceSpec
+    target: TargetSpec
+    parameters: ParametersSpec = ParametersSpec()
+    execution: ExecutionSpec = ExecutionSpec()
+    verification: Verification = "Sample"
+    overwrite: Overwrite = "Never"
+    dry_run: bool = False
+    suspend: bool = False
+
+
+def parse_resource(text: str, where: str) -> TransformSpec:
+    """The spec of the one CheckpointTransform in a YAML (or JSON) text.
+
+    Raises:
+        UsageError: it is no such resource, or a field is wrong; the message names the field.
+    """
+    from reshard.spec.strictyaml import documents  # noqa: PLC0415 - pods and the operator read no YAML, and start sooner without it
+
+    found = [d for d in documents(text, where) if isinstance(d, dict) and d.get("kind") == KIND]
+    if len(found) != 1:
+        raise UsageError("ResourceMissing", f"one {KIND} is expected, {len(found)} are there", where=where)
+    if found[0].get("apiVersion") != API_VERSION:
+        raise UsageError(
+            "WrongApiVersion", f"apiVersion {shortened(found[0].get('apiVersion'))} is not {API_VERSION}", where=where
+        )
+    return parse_spec(found[0].get("spec"), where)
+
+
+def parse_spec(document: object, where: str) -> TransformSpec:
+    """The spec of a CheckpointTransform.
+
+    Raises:
+        UsageError: a field is wrong; the message names it.
+    """
+    try:
+        spec = msgspec.convert(document, TransformSpec)
+    except msgspec.ValidationError as error:
+        raise UsageError("InvalidField", str(error).replace("`$", "`spec"), where=where) from error
+    for path, name in _paths(spec):
+        check_relative(path, name)
+    return spec
+
+
+class Volume(NamedTuple):
+    """What of its namespace a pod mounts.
+
+    Attributes:
+        kind: what it is.
+        name: its name.
+        key: the one entry that is mounted; empty: all.
+    """
+
+    kind: Literal["PersistentVolumeClaim", "Secret", "ConfigMap"]
+    name: str
+    key: str = ""
+
+
+class Mount(NamedTuple):
+    """A volume as a pod sees it.
+
+    Attributes:
+        role: what it is for: "source", "source-strategy", "target", "target-strategy", "decryption" or "encryption".
+        volume: which it is. One can be there in several roles.
+        folder: where its root is.
+        read_only: whether the pod may only read.
+    """
+
+    role: str
+    volume: Volume
+    folder: str
+    read_only: bool = True
+
+
+def mounts(spec: TransformSpec) -> tuple[Mount, ...]:
+    """What a transform's pods mount: claims, entries of ConfigMaps, the Secrets of buckets, and keys."""
+    found: list[Mount] = []
+    for role, storage in _storages(spec).items():
+        if (claim := storage.persistent_volume_claim) is not None:
+            volume = Volume("PersistentVolumeClaim", claim.claim_name)
+            found.append(Mount(role, volume, f"{VOLUMES}/{role}", read_only=role != "target"))
+        if storage.s3 is not None and (secret := storage.s3.credentials_secret_ref) is not None:
+            found.append(Mount(role, Volume("Secret", secret.name), f"{CREDENTIALS}/{role}"))
+        if storage.s3 is not None and (bundle := storage.s3.ca_bundle_ref) is not None:
+            found.append(Mount(role, Volume("ConfigMap", bundle.name, bundle.key), f"{CERTIFICATES}/{role}"))
+    for role, entry in _entries(spec).items():
+        found.append(Mount(role, Volume("ConfigMap", entry.name, entry.key), f"{VOLUMES}/{role}"))
+    for role, encryption in _encryptions(spec).items():
+        reference = encryption.secret_key_ref
+        found.append(Mount(role, Volume("Secret", reference.name, reference.key), f"{KEYS}/{role}"))
+    return tuple(found)
+
+
+def _storages(spec: TransformSpec) -> dict[str, StorageSpec]:
+    """By role."""
+    found: dict[str, StorageSpec] = {}
+    for role, side in (("source", spec.source), ("target", spec.target)):
+        found[role] = side.storage
+        if side.strategy is not None and side.strategy.storage is not None:
+            found[f"{role}-strategy"] = side.strategy.storage
+    return found
+
+
+def _entries(spec: TransformSpec) -> dict[str, ConfigMapKeyRef]:
+    """The strategies that are entries of ConfigMaps, by role."""
+    strategies = {"source-strategy": spec.source.strategy, "target-strategy": spec.target.strategy}
+    return {r: s.config_map_key_ref for r, s in strategies.items() if s is not None and s.config_map_key_ref is not None}
+
+
+def _encryptions(spec: TransformSpec) -> dict[str, EncryptionSpec]:
+    """By role."""
+    found = {"decryption": spec.source.decryption, "encryption": spec.target.encryption}
+    return {role: encryption for role, encryption in found.items() if encryption is not None}
+
+
+def request_here(
+    spec: TransformSpec, *, claims: Mapping[str, str], config_maps: Mapping[str, str], secrets: Mapping[str, str]
+) -> Request:
+    """The request of a resource on this machine.
+
+    Args:
+        spec: of the resource.
+        claims: the folder that stands for each claim.
+        config_maps: the folder that stands for each ConfigMap with a strategy.
+        secrets: the folder that stands for a Secret. Without one for credentials, this machine's environment has them; it also
+            says which authorities to trust.
+
+    Raises:
+        UsageError: a claim, a ConfigMap or a Secret with a key has no folder.
+    """
+    known = {
+        "PersistentVolumeClaim": (claims, "--volume"),
+        "ConfigMap": (config_maps, "--config-map"),
+        "Secret": (secrets, "--secret"),
+    }
+    folders: dict[str, str] = {}
+    credentials: dict[str, str | None] = {}
+    for mount in mounts(spec):
+        kind, name, _ = mount.volume
+        if mount.folder.startswith(CREDENTIALS):
+            credentials[mount.role] = secrets.get(name)
+        elif mount.folder.startswith((VOLUMES, KEYS)):
+            found, option = known[kind]
+            if name not in found:
+                raise UsageError(
+                    "VolumeMissing",
+                    f"no folder is given for the {kind} {name!r}",
+                    where=f"spec.{mount.role}",
+                    fix=f"add {option} {name}=DIR",
+                )
+            folders[mount.role] = found[name]
+    return _to_request(spec, folders, credentials, {})
+
+
+def request_of_pod(spec: TransformSpec) -> Request:
+    """The request of a resource in a pod that has its `mounts`."""
+    folders = {mount.role: mount.folder for mount in mounts(spec) if mount.folder.startswith((VOLUMES, KEYS))}
+    credentials = {mount.role: mount.folder for mount in mounts(spec) if mount.folder.startswith(CREDENTIALS)}
+    authorities = {m.role: f"{m.folder}/{m.volume.key}" for m in mounts(spec) if m.folder.startswith(CERTIFICATES)}
+    return _to_request(spec, folders, credentials, authorities)
+
+
+def _to_request(
+    spec: TransformSpec,
+    folders: Mapping[str, str],
+    credentials: Mapping[str, str | None],
+    authorities: Mapping[str, str],
+) -> Request:
+    source, target = spec.source, spec.target
+    storages = _storages(spec)
+    roots = dict(folders) | {role: f"s3://{storage.s3.bucket}" for role, storage in storages.items() if storage.s3 is not None}
+    access = {
+        role: storage.s3.access(credentials=credentials.get(role), ca_bundle=authorities.get(role))
+        for role, storage in storages.items()
+        if storage.s3 is not None
+    }
+    encryptions = {
+        role: Encryption(Key(file=_join(folders[role], encryption.secret_key_ref.key)), encryption.mode)
+        for role, encryption in _encryptions(spec).items()
+    }
+    return Request(
+        source=_join(roots["source"], source.storage.path),
+        target=_join(roots["target"], target.storage.path),
+        source_strategy=_strategy(source.strategy, "source", roots),
+        target_strategy=_strategy(target.strategy, "target", roots),
+        options=Options(
+            format=target.format,
+            layout=target.layout,
+            part_bytes=target.part_size_bytes or Options().part_bytes,
+            hf_index=target.hugging_face_index,
+            prefix=target.file_prefix,
+            step=source.files.step,
+            pattern=source.files.pattern,
+            stages=source.stages,
+            ranks=target.ranks,
+            unplaced=spec.parameters.unplaced,
+            allow_missing=spec.parameters.allow_missing,
+            remove_redundancy=target.remove_redundancy,
+            rename=spec.parameters.rename,
+            crc=target.crc,
+            copy_mode=target.copy_mode,
+            file_mode=int(target.file_mode, 8),
+            verification=spec.verification,
+            overwrite=spec.overwrite,
+        ),
+        access=Accesses(
+            source=access.get("source", Access()),
+            target=access.get("target", Access()),
+            source_strategy=access.get("source-strategy"),
+            target_strategy=access.get("target-strategy"),
+        ),
+        decryption=encryptions.get("decryption"),
+        encryption=encryptions.get("encryption"),
+    )
+
+
+def check_relative(path: str, where: str) -> None:
+    """A path below the root of a volume or bucket: nothing in it may lead elsewhere.
+
+    Raises:
+        UsageError: it may.
+    """
+    if (path and any(part in {"", ".", ".."} for part in path.split("/"))) or "\x00" in path:
+        raise UsageError(
+            "InvalidPath",
+            f"{path!r} must be relative to the volume or bucket, without '.', '..', '//' or a '/' at either end",
+            where=where,
+        )
+
+
+def _paths(spec: TransformSpec) -> list[tuple[str, str]]:
+    paths = []
+    for side, part in (("source", spec.source), ("target", spec.target)):
+        paths.append((part.storage.path, f"spec.{side}.storage.{part.storage.field}"))
+        if part.strategy is not None:
+            paths.append((part.strategy.path or "", f"spec.{side}.strategy.path"))
+            if (inner := part.strategy.storage) is not None:
+                paths.append((inner.path, f"spec.{side}.strategy.storage.{inner.field}"))
+    return paths
+
+
+def _join(root: str, path: str) -> str:
+    return f"{root.rstrip('/')}/{path}" if path else root
+
+
+def _strategy(strategy: StrategySpec | None, role: str, roots: Mapping[str, str]) -> str | None:
+    if strategy is None:
+        return None
+    if strategy.config_map_key_ref is not None:
+        return _join(roots[f"{role}-strategy"], strategy.config_map_key_ref.key)
+    root = roots[role] if strategy.storage is None else _join(roots[f"{role}-strategy"], strategy.storage.path)
+    return _join(root, strategy.path or "")

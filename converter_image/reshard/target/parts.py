@@ -1,0 +1,119 @@
+"""How parts that were made stage by stage become one checkpoint. Pure."""
+
+from __future__ import annotations
+
+import hashlib
+from typing import TYPE_CHECKING
+
+import msgspec
+
+from reshard.checkpoint.manifest import Manifest, SourceRecord
+from reshard.errors import MissingInputError, RequestError
+from reshard.spec.ranks import format_ranks, parse_ranks
+
+if TYPE_CHECKING:
+    from collections.abc import Collection, Iterable, Sequence
+
+    from reshard.checkpoint.manifest import FileRecord, PartRecord
+
+_SHOWN = 5
+
+
+def all_there(parts: Sequence[PartRecord]) -> bool:
+    """Whether parts of different stages make up a checkpoint.
+
+    By the number of stages, where one of them knows it (of several numbers the largest: never complete too early); else once
+    together they hold all that the target's strategy names.
+    """
+    stages = max((part.stages or 0 for part in parts), default=0)
+    if stages:
+        return len({part.stage for part in parts} & set(range(stages))) == stages
+    return bool(parts) and not _uncovered(parts)
+
+
+def is_whole(manifest: Manifest) -> bool:
+    """Whether a manifest is that of a checkpoint, and not of a part that is not the last."""
+    return not manifest.parts or all_there(manifest.parts)
+
+
+def unite(manifests: Sequence[Manifest], diverging: Collection[str] = ()) -> Manifest:
+    """The manifest of a checkpoint whose parts are all there.
+
+    Args:
+        manifests: of the parts, each with the record of the one part that it is.
+        diverging: names that several parts hold, and not alike.
+
+    Raises:
+        MissingInputError: none of them holds what the target's strategy names, and it was not said that this may be.
+        RequestError: parameters of two parts have been given one name.
+    """
+    manifests = sorted(manifests, key=lambda manifest: manifest.parts[0].stage)
+    parts = [part for manifest in manifests for part in manifest.parts]
+    first, held = manifests[0], _origins(manifests).values()
+    uncovered = _uncovered(parts)
+    if uncovered and not first.options["allowMissing"]:
+        names = sorted(uncovered)
+        raise MissingInputError(
+            "ParameterMissing",
+            f"the target's strategy names {len(names)} parameters that none of the {len(parts)} parts holds:"
+            f" {', '.join(names[:_SHOWN])}{f' and {len(names) - _SHOWN} more' if len(names) > _SHOWN else ''}",
+            fix="say how many stages the source has (--stages, spec.source.stages), give the strategies that fit,"
+            " or leave them out with --allow-missing (spec.parameters.allowMissing)",
+        )
+    absent = _names(manifest.absent for manifest in manifests)
+    united = msgspec.structs.replace(
+        first,
+        digest=hashlib.sha256(" ".join(part.digest for part in parts).encode()).hexdigest(),
+        source=SourceRecord(
+            url=first.source.url,
+            format=first.source.format,
+            ranks=sum(part.source.ranks for part in parts),
+            nbytes=sum(part.source.nbytes for part in parts),
+        ),
+        parameters=tuple(dict.fromkeys(parameter for manifest in manifests for parameter in manifest.parameters)),
+        unplaced=_names(manifest.unplaced for manifest in manifests),
+        dropped=_names(manifest.dropped for manifest in manifests),
+        missing=_names([*(manifest.missing for manifest in manifests), uncovered]),
+        absent=tuple(name for name in absent if name not in held),
+        empty=_names(manifest.empty for manifest in manifests),
+        diverging=_names([*(manifest.diverging for manifest in manifests), diverging]),
+        parts=tuple(msgspec.structs.replace(part, elsewhere=()) for part in parts),
+    )
+    return with_files(united, [record for manifest in manifests for record in manifest.files])
+
+
+def _origins(manifests: Sequence[Manifest]) -> dict[str, str]:
+    """What each parameter is called in the source."""
+    found: dict[str, str] = {}
+    for parameter in (parameter for manifest in manifests for parameter in manifest.parameters):
+        origin = parameter.source_name or parameter.name
+        if (other := found.setdefault(parameter.name, origin)) != origin:
+            raise RequestError(
+                "NamesClash",
+                f"{other} and {origin} are both called {parameter.name}, in parts of different stages",
+                where="rename",
+                fix="rename one of them to something else, in all parts",
+            )
+    return found
+
+
+def with_files(manifest: Manifest, files: Iterable[FileRecord]) -> Manifest:
+    """A manifest with these files: a rank is here once it has all parts that hold something for it."""
+    files = sorted(files, key=lambda record: (record.rank, record.part or 0))
+    here = {(record.rank, record.part) for record in files}
+    lacking = {rank for part in manifest.parts for rank in _ranks_of(part) if (rank, part.stage) not in here}
+    ranks = tuple(rank for rank in range(manifest.target_ranks) if rank not in lacking)
+    return msgspec.structs.replace(manifest, ranks=format_ranks(ranks), files=tuple(files))
+
+
+def _ranks_of(part: PartRecord) -> tuple[int, ...]:
+    return parse_ranks(part.ranks) if part.ranks else ()
+
+
+def _uncovered(parts: Sequence[PartRecord]) -> set[str]:
+    """What of the target's strategy none of these parts holds."""
+    return set(parts[0].elsewhere).intersection(*(part.elsewhere for part in parts[1:]))
+
+
+def _names(several: Iterable[Collection[str]]) -> tuple[str, ...]:
+    return tuple(sorted({name for names in several for name in names}))

@@ -1,0 +1,1 @@
+"""The story: a request is prepared, checked, begun, written and completed."""

@@ -1,0 +1,70 @@
+"""What the manifest of a job will say, but for the files, which are not written yet. Pure."""
+
+from __future__ import annotations
+
+from math import prod
+from typing import TYPE_CHECKING
+
+from reshard.checkpoint.manifest import SCHEMA, LayoutRecord, Manifest, ParameterRecord, PartRecord, SourceRecord
+from reshard.spec.ranks import format_ranks
+from reshard.spec.request import request_key
+from reshard.version import __version__
+
+if TYPE_CHECKING:
+    from reshard.engine.job import Job
+    from reshard.layout import Layout
+    from reshard.plan import Parameter
+
+
+def draft_manifest(job: Job) -> Manifest:
+    """The manifest of a job, but for the files: the commit puts them in, and needs nothing else of the source."""
+    model = job.model
+    source = SourceRecord(
+        url=job.source.url,
+        format=model.inventory.format,
+        ranks=model.source_ranks,
+        nbytes=sum(file.size for file in model.inventory.files),
+    )
+    return Manifest(
+        schema=SCHEMA,
+        version=__version__,
+        digest=job.digest,
+        source=source,
+        format=job.format,
+        ranks="",
+        target_ranks=model.target_ranks,
+        options=request_key(job.request),
+        files=(),
+        parameters=tuple(_parameter(parameter) for parameter in model.parameters),
+        unplaced=model.unplaced,
+        missing=model.missing,
+        absent=model.absent,
+        empty=model.empty,
+        dropped=model.dropped,
+        diverging=tuple(sorted(model.diverging)),
+        parts=() if job.part is None else (_part(job, job.part, source),),
+    )
+
+
+def _part(job: Job, stage: int, source: SourceRecord) -> PartRecord:
+    ranks = format_ranks(job.ranks)
+    return PartRecord(stage, job.digest, source, ranks, job.selected.stages, job.model.elsewhere)
+
+
+def _parameter(parameter: Parameter) -> ParameterRecord:
+    source = None
+    if parameter.source is not None and prod(parameter.source.device_matrix) > 1:
+        source = _layout(parameter.source, parameter.source_stages)
+    return ParameterRecord(
+        name=parameter.name,
+        dtype=parameter.dtype,
+        shape=parameter.shape,
+        role=parameter.role.value,
+        source=source,
+        target=_layout(parameter.target, parameter.target_stages),
+        source_name=parameter.source_name if parameter.source_name != parameter.name else None,
+    )
+
+
+def _layout(layout: Layout, stages: tuple[int, ...]) -> LayoutRecord:
+    return LayoutRecord(layout.device_matrix, layout.tensor_map, layout.shard_step, layout.shard_size, stages)

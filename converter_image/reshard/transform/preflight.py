@@ -1,0 +1,93 @@
+"""Preflight: what is refused before anything is read. A target that is the source, a copy that cannot be, a disk that is full."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+from typing import TYPE_CHECKING
+
+from reshard.checkpoint.manifest import STATE
+from reshard.checkpoint.unified import is_own
+from reshard.errors import OutputError, RequestError
+from reshard.storage import open_store
+
+if TYPE_CHECKING:
+    from reshard.spec.request import Request
+    from reshard.storage.protocol import Store
+
+
+def check_places(request: Request) -> None:
+    """Refuse a target that is in, around or equal to the source. A folder that is mounted in two places is one folder.
+
+    Raises:
+        RequestError: it is.
+    """
+    access = request.access
+    source = open_store(request.source, access.source).around()
+    target = open_store(request.target, access.target).around()
+    if source[0] in target or target[0] in source:
+        raise RequestError(
+            "TargetOverlapsSource",
+            f"the target is the source, or one lies in the other ({request.source})",
+            where=request.target,
+            fix="choose a target beside the source",
+        )
+    _refuse_links(request.target)
+    for strategy, reached in (
+        (request.source_strategy, access.source_strategy or access.source),
+        (request.target_strategy, access.target_strategy or access.target),
+    ):
+        if strategy is None or target[0] not in (around := open_store(strategy, reached).around()):
+            continue
+        inside = _real(strategy).split("/")[-around.index(target[0]) :]
+        if inside[0].startswith((STATE, "rank_")):
+            raise RequestError("TargetOverlapsSource", "a strategy lies in the target's own files", where=strategy)
+
+
+def check_copy_mode(request: Request, target: Store) -> None:
+    """Refuse a copy by the server where none can be.
+
+    Raises:
+        RequestError: source and target are not on one server reached with the same rights, or bytes are asked for that only a
+            process that reads everything can know.
+    """
+    if request.options.copy_mode == "Client":
+        return
+    what = None
+    if not target.copies_from(open_store(request.source, request.access.source)):
+        what = "source and target are not in one object store that is reached the same way"
+    elif request.options.crc:
+        what = "a CRC32 is asked for, which takes reading every byte"
+    elif request.decryption is not None or request.encryption is not None:
+        what = "what is encrypted, or is to be, has to be read"
+    if what is not None:
+        raise RequestError("CannotCopy", what, where="copy mode", fix="leave out --copy server (spec.target.copyMode: Server)")
+
+
+def _real(path: str) -> str:
+    """A path without links and dots."""
+    return path.rstrip("/") if "://" in path else os.path.realpath(path)
+
+
+def _refuse_links(target: str) -> None:
+    """What is written through a link lands elsewhere, perhaps in the source."""
+    with contextlib.suppress(OSError), os.scandir(target) as entries:
+        for entry in entries:
+            if entry.is_symlink() and (entry.name.startswith(("rank_", STATE)) or is_own(entry.name)):
+                raise RequestError("TargetIsLink", "it is a symbolic link", where=entry.path, fix="take it away")
+
+
+def check_space(target: Store, nbytes: int) -> None:
+    """Refuse what cannot fit.
+
+    Raises:
+        OutputError: the target has less free space than that.
+    """
+    free = target.free_bytes()
+    if free is not None and free < nbytes:
+        raise OutputError(
+            "NotEnoughSpace",
+            f"{nbytes} bytes are to be written, {free} are free",
+            where=target.url,
+            fix="free or add space, or choose another target",
+        )

@@ -1,0 +1,181 @@
+"""From a request to its job: strategies, headers and what is decided by them; or the same from an index or a plan."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from typing import TYPE_CHECKING, Any
+
+import msgspec
+
+from reshard.engine.job import Job, job_of, key_of
+from reshard.errors import DataError, RequestError
+from reshard.plan import keep, place, unify
+from reshard.source.encrypted import DecryptingStore, as_plain
+from reshard.source.files import Files, find_files
+from reshard.source.index import CheckpointIndex, Selected, decode_index, packed, read_index
+from reshard.source.reading import check_crcs, find_diverging, open_source, read_inventory, read_strategy
+from reshard.spec.request import Options, Request
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping
+
+    from reshard.checkpoint.encryption import Known
+    from reshard.checkpoint.inventory import Inventory
+    from reshard.plan import Model
+    from reshard.progress import Progress
+    from reshard.storage.protocol import ReadStore
+    from reshard.strategy import Strategy
+    from reshard.target.folder import JobState, TargetFolder
+
+
+def encode_index(job: Job) -> bytes:
+    """What of a job others need who carry it out: for `resume` to find, and to be kept where `layout: Index` asks for it."""
+    options = job.request.options
+    index = CheckpointIndex(
+        digest=job.digest,
+        inventory=job.model.inventory,
+        diverging=tuple(sorted(job.model.diverging)),
+        fully_checked=options.verification == "Full",
+        source_strategy=packed(job.strategies[0]),
+        target_strategy=packed(job.strategies[1]),
+        unplaced=options.unplaced,
+        allow_missing=options.allow_missing,
+        selected=job.selected,
+        rename=options.rename,
+        encrypted=dict(sorted(job.source.known.items())) if isinstance(job.source, DecryptingStore) else {},
+    )
+    return msgspec.json.encode(index)
+
+
+def prepare(request: Request, progress: Progress, *, workers: int) -> Job:
+    """Read strategies and headers, or the index that has them, and decide what goes where.
+
+    Raises:
+        ReshardError: of the kind that fits, with what is wrong.
+    """
+    if request.index is not None:
+        return _indexed(request, request.index)
+    opened, chosen = open_source(request.source, request.access.source)
+    store = decrypted(opened, request)
+    source, target = _strategies(request)
+    wanted = source.numbers if source is not None and request.options.layout == "Part" else None
+    found = find_files(store, chosen, step=request.options.step, pattern=request.options.pattern, ranks=wanted)
+    progress.begin("Reading headers", len(found.by_rank), "files")
+    inventory = read_inventory(store, found, workers=workers, advance=progress.advance)
+    model = _place(inventory, source, target, request)
+    fully = request.options.verification == "Full"
+    if fully and (marked := sum(file.size for file in inventory.files if file.crc is not None)):
+        progress.begin("Checking CRCs", marked, "bytes")
+        check_crcs(store, inventory, workers=workers, advance=progress.advance)
+    model = replace(model, diverging=find_diverging(store, model, workers=workers, whole=fully))
+    stages = _stages(request, source, target, found) if source is not None and wanted is not None else None
+    return job_of(request, store, model, source, target, selected=Selected(found.step, stages), notes=found.notes)
+
+
+def _stages(request: Request, source: Strategy, target: Strategy | None, found: Files) -> int | None:
+    """Of how many stages the source is one: as many as were named, or as there are ranks for; None: unknown.
+
+    Raises:
+        RequestError: there cannot be so many, or nothing else could tell when all parts are there.
+    """
+    stages = request.options.stages
+    if stages is None and found.ranks is not None and found.ranks > source.devices and found.ranks % source.devices == 0:
+        stages = found.ranks // source.devices
+    if stages is not None and source.first >= stages:
+        raise RequestError(
+            "NoSuchStage",
+            f"the source's strategy is of pipeline stage {source.first}, but there are {stages} stages",
+            where="stages",
+            fix="give the strategy that the source was trained with, or correct --stages (spec.source.stages)",
+        )
+    if stages is None and target is None:
+        raise RequestError(
+            "StagesUnknown",
+            "nothing says how many pipeline stages the source has, so no run could tell that it is the last",
+            where="stages",
+            fix="say how many with --stages (spec.source.stages), or give the folder that holds the ranks of all stages",
+        )
+    return stages
+
+
+def _indexed(request: Request, url: str) -> Job:
+    """The job that an index describes.
+
+    Raises:
+        DataError: the index is damaged.
+        RequestError: see `CheckpointIndex.check_full`.
+    """
+    access = request.access
+    index = read_index(url, access.index or access.source)
+    if request.options.verification == "Full":
+        index.check_full(url)
+    settled: dict[str, Any] = {"unplaced": index.unplaced, "allow_missing": index.allow_missing, "rename": index.rename}
+    request = msgspec.structs.replace(request, options=msgspec.structs.replace(request.options, **settled))
+    source, target = index.strategies()
+    store, _ = open_source(request.source, access.source)
+    model = replace(_place(index.inventory, source, target, request), diverging=frozenset(index.diverging))
+    unwritten = msgspec.structs.replace(request, index=None, options=Options(layout="Index", **settled), encryption=None)
+    original = job_of(unwritten, store, model, source, target)
+    if original.digest != index.digest:
+        raise DataError("IndexDamaged", "its content does not have its digest", where=url, fix="index the source again")
+    return job_of(request, decrypted(store, request, index.encrypted), model, source, target)
+
+
+def resume(request: Request, target: TargetFolder) -> tuple[Job, JobState] | None:
+    """The job that a plan step has begun at this target for an equal request, without reading the source's headers again."""
+    if request.index is not None:
+        return None  # which costs as little to read
+    store, _ = open_source(request.source, request.access.source)
+    source, wanted = _strategies(request)
+    key = key_of(request, source, wanted)
+    for document in target.jobs():
+        if document.request == key:
+            state = target.job(document.digest)
+            stored = decode_index(state.inventory(), f"{target.store.url}/{state.folder}/inventory.json")
+            if request.options.verification == "Full" and not stored.fully_checked:
+                return None  # the plan was made for less
+            model = replace(_place(stored.inventory, source, wanted, request), diverging=frozenset(stored.diverging))
+            plain = decrypted(store, request, stored.encrypted)
+            job = job_of(request, plain, model, source, wanted, selected=stored.selected)
+            if job.digest == document.digest:
+                return job, state
+    return None
+
+
+def decrypted(store: ReadStore, request: Request, known: Mapping[str, Known] | None = None) -> ReadStore:
+    """The source's files as if they were plain; of those that are not known, all is read and checked when they are opened."""
+    if known and request.decryption is None:
+        raise DataError("Encrypted", "its files are encrypted", where=store.url, fix="give their key (--decryption-key-file)")
+    return as_plain(store, request.decryption, known)
+
+
+def _strategies(request: Request) -> tuple[Strategy | None, Strategy | None]:
+    access, one_stage = request.access, request.options.layout == "Part"
+    before = after = None
+    if request.source_strategy:
+        before = read_strategy(request.source_strategy, access.source_strategy or access.source, one_stage=one_stage)
+    elif one_stage:
+        raise RequestError(
+            "SourceStrategyMissing",
+            "a part is made of one pipeline stage, and no strategy says which the source is",
+            fix="give the strategy of that stage (--source-strategy, spec.source.strategy)",
+        )
+    if request.target_strategy:
+        after = read_strategy(request.target_strategy, access.target_strategy or access.target)
+    return before, after
+
+
+def _place(inventory: Inventory, source: Strategy | None, target: Strategy | None, request: Request) -> Model:
+    options = request.options
+    if options.layout == "Same":
+        return keep(inventory, ranks=options.ranks, rename=options.rename)
+    model = place(
+        inventory,
+        source,
+        target,
+        keep_unplaced=options.unplaced == "Keep",
+        allow_missing=options.allow_missing,
+        one_stage=options.layout == "Part",
+        rename=options.rename,
+    )
+    return unify(model, options.part_bytes) if options.layout == "Unified" else model

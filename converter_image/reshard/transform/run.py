@@ -1,0 +1,211 @@
+"""The story, top to bottom: request -> job -> each rank's file -> commit."""
+
+from __future__ import annotations
+
+import contextlib
+import time
+from concurrent.futures import FIRST_EXCEPTION, ThreadPoolExecutor, wait
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+from reshard.engine.job import some
+from reshard.engine.memory import budget, default_workers, peak_rss_bytes
+from reshard.engine.rankfile import Guard, Written, write_rank
+from reshard.errors import LockedError
+from reshard.progress import Cancellation, Silent
+from reshard.storage import open_store
+from reshard.target.folder import LOCK, JobDocument, TargetFolder
+from reshard.target.lock import STALE_SECONDS, locked, writer_is_gone, writer_name, writing
+from reshard.transform.begin import begin, refuse_other_key, refuse_replacement
+from reshard.transform.commit import commit_job, committed_ranks, covers, finished, own_manifest, refuse_loss
+from reshard.transform.preflight import check_copy_mode, check_places, check_space
+from reshard.transform.prepare import prepare, resume
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    from reshard.checkpoint.manifest import Manifest
+    from reshard.engine.job import Job
+    from reshard.progress import Progress
+    from reshard.spec.request import Request
+    from reshard.target.folder import JobState
+
+
+@dataclass(frozen=True, slots=True)
+class Result:
+    """What a transform has done.
+
+    Attributes:
+        source_ranks: ranks that the source has.
+        target_ranks: ranks that the target has.
+        parameters: names that were written.
+        bytes_needed: of source tensors, for the ranks that this run wrote.
+        bytes_read: of source tensors.
+        bytes_written: of files, or of the index.
+        seconds: from beginning to end.
+        peak_rss_bytes: the most memory that the process had.
+        skipped_ranks: ranks that were finished before.
+        digest: identifies source, strategies and options.
+        complete: whether the manifest is there, with all ranks that were asked for.
+        part: the pipeline stage whose part it has made, with the layout Part. The last part completes the checkpoint.
+        committed_ranks: those that the manifest lists, such as "0-5"; of a part that is not the last, those that it is made for.
+        notes: what the user should know.
+    """
+
+    source_ranks: int
+    target_ranks: int
+    parameters: int
+    bytes_needed: int
+    bytes_read: int
+    bytes_written: int
+    seconds: float
+    peak_rss_bytes: int
+    skipped_ranks: tuple[int, ...]
+    digest: str
+    complete: bool
+    committed_ranks: str
+    notes: tuple[str, ...]
+    part: int | None = None
+
+
+def transform_checkpoint(
+    request: Request,
+    *,
+    workers: int | None = None,
+    commit: bool = True,
+    owner: str | None = None,
+    progress: Progress | None = None,
+    cancellation: Cancellation | None = None,
+) -> Result:
+    """Carry out a transform on this machine.
+
+    Args:
+        request: what to do.
+        workers: how many ranks at a time.
+        commit: whether to complete the checkpoint. Without, the ranks that the request names are written for others to
+            complete, beside processes that write other ranks of the same job.
+        owner: processes of one owner share the target's lock.
+        progress: is told how far it is.
+        cancellation: lets it be called off.
+
+    Raises:
+        ReshardError: of the kind that fits. Finished ranks are kept for the next try.
+    """
+    started = time.monotonic()
+    workers, progress = workers or default_workers(), progress or Silent()
+    check_places(request)
+    target = TargetFolder(open_store(request.target, request.access.target), request.options.file_mode)
+    check_copy_mode(request, target.store)
+    begun = None if commit else resume(request, target)
+    job = begun[0] if begun else prepare(request, progress, workers=workers)
+    for note in job.notes:
+        progress.note(note)
+    sizes = job.file_sizes(job.scope)  # what no file can hold is refused now
+    state = target.job(job.digest)
+    thorough = commit and request.options.overwrite == "Replace"
+    refuse_other_key(job, target, state)
+    done = finished(job, target, state, thorough=thorough)
+    left = tuple(rank for rank in job.scope if rank not in done)
+    written: list[Written] = []
+    committed: Manifest | None = None
+    if left or not covers(own_manifest(target, job), job):
+        if not target.commit_is_interrupted():
+            refuse_replacement(job, target, state, commit=commit)  # a refusal leaves no trace
+        shared = owner or (None if commit else f"job-{job.digest}")
+        with writing(target, job, owner=shared) as check_lock:
+            document = begin(job, target, state)
+            refuse_other_key(job, target, state)
+            if commit and document.replaces:  # once more, now that nobody else writes
+                refuse_loss(target, state, job.scope, job.ranks, job.shape)
+            if document.in_place and own_manifest(target, job) is None:
+                state.retire_old_manifest()
+            done = finished(job, target, state, thorough=thorough)  # once more, now that nobody else writes
+            left = tuple(rank for rank in job.scope if rank not in done)
+            nbytes = sum(sizes[rank] for rank in left)
+            check_space(target.store, nbytes)
+            state.sweep(set(left), lambda writer, path: _is_left_over(target, writer, path))
+            # Nobody else writes here, unless it is of the same owner or another part.
+            silent = STALE_SECONDS if shared or job.part is not None else 0.0
+            target.drop_unfinished(silent, map(job.path, job.scope))
+            progress.begin("Resharding", nbytes, "bytes")
+            guard = Guard(lambda: _check_ours(state, check_lock), cancellation or Cancellation(), writer_name())
+            written = _write_ranks(job, state, left, document, workers, progress, guard)
+            if commit:
+                check_lock()
+                committed = commit_job(target, state, document, committed_ranks(job, target, state))
+    elif commit and (manifest := target.manifest()) is not None and target.has_remains(manifest.jobs):
+        with contextlib.suppress(LockedError), locked(target.store, LOCK, owner=None, mode=request.options.file_mode):
+            target.forget_jobs()
+    manifest = own_manifest(target, job)
+    parts_notes = _notes(job, manifest)
+    for note in parts_notes:
+        progress.note(note)
+    index = committed.index if committed is not None else None
+    committed = manifest or committed
+    return Result(
+        source_ranks=job.model.source_ranks,
+        target_ranks=job.model.target_ranks,
+        parameters=len({p.name for p in job.model.parameters}),
+        bytes_needed=sum(w.bytes_needed for w in written),
+        bytes_read=sum(w.record.bytes_read for w in written),
+        bytes_written=sum(w.record.size for w in written) + (index.size if index is not None else 0),
+        seconds=time.monotonic() - started,
+        peak_rss_bytes=peak_rss_bytes(),
+        skipped_ranks=tuple(rank for rank in job.scope if rank not in left),
+        digest=job.digest,
+        complete=covers(manifest, job),
+        committed_ranks=committed.ranks if committed is not None else "",
+        notes=job.notes + parts_notes,
+        part=job.part,
+    )
+
+
+def _check_ours(state: JobState, check_lock: Callable[[], None]) -> None:
+    """Make sure that nobody has taken the target over, nor has done so and finished.
+
+    Raises:
+        LockedError: somebody has.
+    """
+    check_lock()
+    if state.read() is None:
+        raise LockedError(
+            "LockLost", "another run has ended this transform", where=state.target.store.url, fix="run it again, if it is wanted"
+        )
+
+
+def _is_left_over(target: TargetFolder, writer: str, path: str) -> bool:
+    """Whether a temporary is of a process that is gone; this one sweeps before it writes."""
+    return writer == writer_name() or writer_is_gone(target.store, writer, path)
+
+
+def _notes(job: Job, manifest: Manifest | None) -> tuple[str, ...]:
+    """What only shows once all parts are there."""
+    names = sorted(set(manifest.diverging) - job.model.diverging) if manifest is not None and job.part is not None else ()
+    if not names:
+        return ()
+    return (f"copies of {len(names)} parameters differ between parts, the first part's counts: {some(names)}",)
+
+
+def _write_ranks(
+    job: Job,
+    state: JobState,
+    ranks: tuple[int, ...],
+    document: JobDocument,
+    workers: int,
+    progress: Progress,
+    guard: Guard,
+) -> list[Written]:
+    """Write these ranks, some at a time. The first failure ends all; finished ranks are kept."""
+    share = budget(min(workers, max(1, len(ranks))))
+    with ThreadPoolExecutor(workers, thread_name_prefix="reshard-rank") as pool:
+        futures = [
+            pool.submit(write_rank, job, state, rank, staged=document.staged, budget=share, progress=progress, guard=guard)
+            for rank in ranks
+        ]
+        try:
+            done, _ = wait(futures, return_when=FIRST_EXCEPTION)
+            return [future.result() for future in (futures if len(done) == len(futures) else done)]
+        except BaseException:
+            guard.cancellation.cancel()
+            pool.shutdown(wait=True, cancel_futures=True)
+            raise
