@@ -10,6 +10,7 @@ from typing import Annotated, Any, Literal, TypeVar
 import msgspec
 
 from reshard.errors import DataError
+from reshard.spec.request import RenameRule
 
 MANIFEST_NAME = "reshard-manifest.json"
 INDEX_NAME = "reshard-index.json"
@@ -118,6 +119,7 @@ class PartRecord(_Document, frozen=True):
         ranks: the target ranks that have something of it, such as "0-3".
         stages: how many there are, as far as its run could know.
         elsewhere: names of the target's strategy that this stage does not hold; of a complete checkpoint none.
+        unmatched: rules of `options.rename` that match nothing of this stage; of a complete checkpoint, nothing of any.
     """
 
     stage: int
@@ -126,6 +128,7 @@ class PartRecord(_Document, frozen=True):
     ranks: str
     stages: int | None = None
     elsewhere: tuple[str, ...] = ()
+    unmatched: tuple[RenameRule, ...] = ()
 
 
 class Manifest(_Document, frozen=True):

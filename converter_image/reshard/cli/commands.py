@@ -22,7 +22,7 @@ from reshard.spec.ranks import parse_ranks
 from reshard.spec.resource import parse_resource, request_here
 from reshard.storage import open_store, parent_and_name
 from reshard.target.folder import TargetFolder
-from reshard.target.parts import is_whole
+from reshard.target.parts import is_whole, notes_on_rules
 from reshard.transform.commit import verify_checkpoint
 from reshard.transform.complete import commit_checkpoint
 from reshard.transform.plan import plan_transform
@@ -176,7 +176,10 @@ def plan(write: bool, picture: bool, svg: str | None, parameters: tuple[str, ...
 @click.option("--json", "as_json", is_flag=True, help="End with one JSON object on standard output, and nothing else there.")
 def commit(target: str, ranks: str | None, owner: str | None, as_json: bool) -> None:
     """Complete a checkpoint whose ranks, or parts, were written with --no-commit."""
-    manifest = commit_checkpoint(target, ranks=ranks, owner=owner)
+    with show.progress() as progress:
+        manifest = commit_checkpoint(target, ranks=ranks, owner=owner)
+        for note in notes_on_rules(manifest):
+            progress.note(note)
     if as_json:
         show.out_json(
             {

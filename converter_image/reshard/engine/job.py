@@ -245,7 +245,9 @@ def key_of(request: Request, source: Strategy | None, target: Strategy | None) -
 
 def _notes(model: Model, request: Request) -> tuple[str, ...]:
     rules = request.options.rename
-    notes = [f"no parameter's name matches {pattern}" for pattern in unmatched(model.source_names, rules)] if rules else []
+    notes = []
+    if rules and request.options.layout != "Part":  # of which the last part knows it
+        notes = [f"no parameter's name matches {rule.pattern}" for rule in unmatched(model.source_names, rules)]
     if model.dropped:
         notes.append(f"{len(model.dropped)} parameters are left out as asked for: {some(model.dropped)}")
     if model.unplaced:

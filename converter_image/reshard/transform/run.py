@@ -16,6 +16,7 @@ from reshard.progress import Cancellation, Silent
 from reshard.storage import open_store
 from reshard.target.folder import LOCK, JobDocument, TargetFolder
 from reshard.target.lock import STALE_SECONDS, locked, writer_is_gone, writer_name, writing
+from reshard.target.parts import notes_on_rules
 from reshard.transform.begin import begin, refuse_other_key, refuse_replacement
 from reshard.transform.commit import commit_job, committed_ranks, covers, finished, own_manifest, refuse_loss
 from reshard.transform.preflight import check_copy_mode, check_places, check_space
@@ -180,10 +181,11 @@ def _is_left_over(target: TargetFolder, writer: str, path: str) -> bool:
 
 def _notes(job: Job, manifest: Manifest | None) -> tuple[str, ...]:
     """What only shows once all parts are there."""
-    names = sorted(set(manifest.diverging) - job.model.diverging) if manifest is not None and job.part is not None else ()
-    if not names:
+    if manifest is None or job.part is None:
         return ()
-    return (f"copies of {len(names)} parameters differ between parts, the first part's counts: {some(names)}",)
+    names = sorted(set(manifest.diverging) - job.model.diverging)
+    diverging = f"copies of {len(names)} parameters differ between parts, the first part's counts: {some(names)}"
+    return (*notes_on_rules(manifest), *([diverging] if names else []))
 
 
 def _write_ranks(
