@@ -263,9 +263,11 @@ def _notes(model: Model, request: Request) -> tuple[str, ...]:
     if model.empty:
         notes.append(f"{len(model.empty)} tensors without elements are left out, a .ckpt cannot hold them: {some(model.empty)}")
     files = model.inventory.files
-    empty = tuple(file.rank for file in files if not model.inventory.structures[file.structure].tensors)
+    empty = [file for file in files if not model.inventory.structures[file.structure].tensors]
     if empty:
-        notes.append(f"the files of source ranks {format_ranks(empty)} hold no parameter")
+        ranks = format_ranks(tuple(file.rank for file in empty))
+        paths = some([file.path for file in empty])
+        notes.append(f"the files of source ranks {ranks} hold no parameter; unless redundancy was removed, restore them: {paths}")
     if model.diverging:
         names = sorted(model.diverging)
         taken = f"each target rank takes that of rank ({_nth(model)})"

@@ -36,7 +36,8 @@ def ckpt_to_safetensors(
     """Write `.ckpt` files anew as safetensors.
 
     Unlike MindSpore's: every file is verified and appears whole; text is kept; two parameters that would have one name are an
-    error, and so is a tree in which no file matches.
+    error, and so is a tree in which no file matches. As with MindSpore's, a file without parameters is an error;
+    `reshard convert` sees the whole checkpoint, and takes one in which some ranks hold nothing.
 
     Args:
         file_path: a file, or a folder whose subfolders with names that begin with `rank` hold the files, all of which are

@@ -111,6 +111,20 @@ def _needed(target: Strategy | None, only: int | None) -> Collection[str]:
     return dict.fromkeys(name for layouts in stages for name in layouts)
 
 
+def refuse_empty(inventory: Inventory) -> None:
+    """Files of which none holds a parameter. Some may: MindSpore saves such on ranks that hold nothing of their own.
+
+    Raises:
+        DataError: they are.
+    """
+    if any(structure.tensors for structure in inventory.structures):
+        return
+    where, what = "source", "no file of it holds a parameter"
+    if len(inventory.files) == 1:
+        where, what = inventory.files[0].path, "the file holds no parameter"
+    raise DataError("Empty", what, where=where, fix="restore what should be there")
+
+
 def _refuse_strategy(source: Strategy | None) -> None:
     if source is not None:
         raise RequestError(
@@ -124,8 +138,8 @@ def _refuse_strategy(source: Strategy | None) -> None:
 def _check_ranks(inventory: Inventory, source: Strategy | None, *, all_there: bool) -> None:
     expected = source.numbers if source else range(1)
     ranks = [file.rank for file in inventory.files]
-    if (ranks or not all_there) and not any(structure.tensors for structure in inventory.structures):
-        raise DataError("Empty", "no file of it holds a parameter", where="source", fix="restore the files")
+    if ranks or not all_there:
+        refuse_empty(inventory)
     if source is None and len(ranks) > 1:
         raise RequestError(
             "SourceStrategyMissing",
