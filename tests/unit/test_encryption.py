@@ -98,6 +98,19 @@ def test_what_is_written_is_what_the_library_encrypts(mode: Mode, length: int, m
     check()
 
 
+def test_a_key_check_tells_keys_apart_and_is_never_the_same() -> None:
+    other = bytes([*KEY[:-1], KEY[-1] ^ 1])
+    checks = {cipher("AES-GCM").key_check() for _ in range(20)}
+    assert len(checks) == 20
+    for check in checks:
+        assert cipher("AES-CBC").has_key_of(check)
+        assert not cipher("AES-GCM", other).has_key_of(check)
+        assert KEY not in check
+    check = checks.pop()
+    for damaged in (b"", check[:16], check[:-1], check + b"x", bytes(32)):
+        assert not cipher("AES-GCM").has_key_of(damaged)
+
+
 def test_no_two_blocks_have_one_iv(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(encryption, "BLOCK_BYTES", 16)
     made = bytearray()

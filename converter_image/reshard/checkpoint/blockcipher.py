@@ -6,6 +6,8 @@ in CBC what is needed besides the bytes themselves, rounded to 16, is the 16 bef
 
 from __future__ import annotations
 
+import hmac
+import os
 import struct
 from typing import TYPE_CHECKING, Any, Protocol
 
@@ -22,6 +24,7 @@ _UNIT = 16  # both ciphers' own block
 _NONCE_BYTES = 12  # of GCM, the first of its IV
 _TAG_BYTES = 16
 _FIRST_COUNTER = 2
+_CHECK_BYTES = 16  # of a key check's random bytes, and of their digest
 
 
 def mode_of(beginning: bytes) -> Mode | None:
@@ -57,6 +60,15 @@ class BlockCipher(Protocol):
         Each piece but the last has a multiple of 32 bytes.
         """
 
+    def key_check(self) -> bytes:
+        """What tells other keys from this one, and nothing of it: random bytes, and their digest under the key.
+
+        Whoever has it can try keys, as whoever has an encrypted file can; of random keys there are too many for that.
+        """
+
+    def has_key_of(self, key_check: bytes) -> bool:
+        """Whether that was made with this key."""
+
     def is_authentic(self, iv: bytes, tag: bytes, pieces: Iterable[bytes]) -> bool:
         """Whether a whole ciphertext has this tag."""
 
@@ -87,9 +99,20 @@ class _Cipher:
         self._modes = ciphers.modes
         self._algorithm = ciphers.algorithms.SM4(key) if mode == "SM4-CBC" else ciphers.algorithms.AES(key)
         self._cipher = ciphers.Cipher
+        self._key = key
 
     def __repr__(self) -> str:
         return f"{type(self).__name__}({self.mode})"
+
+    def key_check(self) -> bytes:
+        salt = os.urandom(_CHECK_BYTES)
+        return salt + self._digest(salt)
+
+    def has_key_of(self, key_check: bytes) -> bool:
+        return hmac.compare_digest(key_check[_CHECK_BYTES:], self._digest(key_check[:_CHECK_BYTES]))
+
+    def _digest(self, salt: bytes) -> bytes:
+        return hmac.digest(self._key, b"reshard key check" + salt, "sha256")[:_CHECK_BYTES]
 
 
 class _Gcm(_Cipher):

@@ -144,20 +144,6 @@ def check_key(reader: RangeReader, cipher: BlockCipher, blocks: Blocks) -> None:
     )
 
 
-def check_first_block(reader: RangeReader, cipher: BlockCipher) -> None:
-    """The same of a file whose blocks are not known, and its mode. Reads its beginning.
-
-    Raises:
-        AccessError: the key is wrong.
-        DataError: the file is not encrypted so, or damaged.
-    """
-    head = _head_of(cipher)
-    found = reader.read(0, min(head.size, reader.size))
-    _check_mode(reader, mode_of(found), cipher)
-    iv, length = _parse(reader, cipher, found, 0, 0)
-    check_key(reader, cipher, Blocks((length,), iv))
-
-
 def check_tags(reader: RangeReader, cipher: BlockCipher, blocks: Blocks) -> None:
     """Make sure that every block is authentic, in one pass over the file. Nothing is read where there are no tags.
 

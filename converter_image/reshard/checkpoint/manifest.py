@@ -152,6 +152,8 @@ class Manifest(_Document, frozen=True):
         dropped: names of the source's that were to be left out.
         diverging: names whose copies differ between source ranks.
         parts: a record for each stage that it was made from, where that was done stage by stage.
+        index: what stands in the place of files, if anything.
+        key_check: tells whether a key is that of the files, if they are encrypted: see `BlockCipher.key_check`.
     """
 
     schema: str
@@ -171,13 +173,13 @@ class Manifest(_Document, frozen=True):
     dropped: tuple[str, ...] = ()
     diverging: tuple[str, ...] = ()
     parts: tuple[PartRecord, ...] = ()
+    index: IndexRecord | None = None
+    key_check: bytes | None = None
 
     @property
     def jobs(self) -> set[str]:
         """The digests of the jobs that have made it: its own, and those of its parts."""
         return {self.digest, *(part.digest for part in self.parts)}
-
-    index: IndexRecord | None = None
 
     @property
     def nbytes(self) -> int:

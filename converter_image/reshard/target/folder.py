@@ -35,7 +35,7 @@ from reshard.errors import MissingInputError
 from reshard.storage.digest import matches
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Collection, Iterable, Iterator
+    from collections.abc import Callable, Collection, Iterable
 
     from reshard.storage.protocol import Store, Writer
 
@@ -56,6 +56,7 @@ class JobDocument(msgspec.Struct, frozen=True, rename="camel"):
             retired before, so that the target reads as incomplete until this one's is there.
         part: the pipeline stage of the source, where it makes only what of the checkpoint is made from that.
         whole: equal for jobs that make parts of one checkpoint.
+        key_check: tells whether a key is that of the files, if they are encrypted: see `BlockCipher.key_check`.
     """
 
     digest: str
@@ -65,6 +66,7 @@ class JobDocument(msgspec.Struct, frozen=True, rename="camel"):
     in_place: bool = False
     part: int | None = None
     whole: str = ""
+    key_check: bytes | None = None
 
     @property
     def replaces(self) -> bool:
@@ -132,7 +134,7 @@ class TargetFolder:
         self.drop_unfinished(0.0, files)
         for entry in self.store.list(STATE):
             if not f"{STATE}/{entry.name}".startswith(LOCK):
-                self.store.delete(f"{STATE}/{entry.name}")
+                self._remove(f"{STATE}/{entry.name}")
 
     def drop_unfinished(self, silent: float, files: Iterable[str] = ()) -> None:
         """Take away what killed writers have left where no listing shows it, if nothing was added for so many seconds.
@@ -174,7 +176,13 @@ class TargetFolder:
         if not job.staged:
             for record in state.records(None).values():
                 self.store.delete(record.path)
-        self.store.delete(state.folder)
+        self._remove(state.folder)
+
+    def _remove(self, path: str) -> None:
+        """Records first: a kill leaves none of a job of which nothing says any more with which key it was begun."""
+        if self.store.list(f"{path}/records"):
+            self.store.delete(f"{path}/records")
+        self.store.delete(path)
 
     def has_remains(self, digests: Collection[str]) -> bool:
         """Whether a process that was killed when all but done has left something of these jobs, and no other job is begun."""
@@ -295,15 +303,14 @@ class JobState:
 
     def records(self, ranks: Iterable[int] | None) -> dict[int, FileRecord]:
         """The records of those of these ranks (None: of all) that are finished."""
-        return {record.rank: record for record in self.each_record(ranks)}
-
-    def each_record(self, ranks: Iterable[int] | None) -> Iterator[FileRecord]:
-        """The same one by one: each is a file of its own."""
         wanted = None if ranks is None else {f"rank_{rank}.json" for rank in ranks}
+        found = {}
         for entry in self.target.store.list(f"{self.folder}/records"):
             if entry.name.endswith(".json") and (wanted is None or entry.name in wanted):
                 path = f"{self.folder}/records/{entry.name}"
-                yield decode(self.target.store.read(path, _LARGEST_RECORD), FileRecord, f"{self.target.store.url}/{path}")
+                record = decode(self.target.store.read(path, _LARGEST_RECORD), FileRecord, f"{self.target.store.url}/{path}")
+                found[record.rank] = record
+        return found
 
     def find(self, record: FileRecord, *, staged: bool, thorough: bool = False) -> str | None:
         """Where a record's file is, if it is there in its full length; `thorough`: and with its content.

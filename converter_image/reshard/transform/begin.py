@@ -2,12 +2,10 @@
 
 from __future__ import annotations
 
-from itertools import chain
 from typing import TYPE_CHECKING
 
-from reshard.checkpoint.encryption import check_first_block
 from reshard.checkpoint.unified import is_own, maps_beside
-from reshard.errors import AccessError, RequestError
+from reshard.errors import RequestError
 from reshard.target.folder import JobDocument
 from reshard.transform.commit import finish_interrupted, own_manifest, refuse_loss
 from reshard.transform.draft import draft_manifest
@@ -20,10 +18,16 @@ if TYPE_CHECKING:
 
 
 def begin(job: Job, target: TargetFolder, state: JobState) -> JobDocument:
-    """Note the job down at the target, or find it noted down."""
+    """Note the job down at the target, or find it noted down.
+
+    Raises:
+        RequestError: it has been begun with another key.
+    """
     finish_interrupted(target)
-    known = state.read()
-    if known is None:
+    document = state.read()
+    if document is not None:
+        state.restore(encode_index(job), draft_manifest(job))
+    else:
         replaces, renames = replaces_other(job, target, state), target.store.renames
         document = JobDocument(
             job.digest,
@@ -33,14 +37,15 @@ def begin(job: Job, target: TargetFolder, state: JobState) -> JobDocument:
             in_place=replaces and not renames,
             part=job.part,
             whole=job.whole,
+            key_check=job.cipher.key_check() if job.cipher is not None else None,
         )
         outdated = target.outdated(job.digest, job.key)
         for other in target.jobs():
             if other in outdated or (job.part is not None and _is_same_part(other, job)):
                 target.discard(other, state)
-        return state.begin(document, encode_index(job), draft_manifest(job))
-    state.restore(encode_index(job), draft_manifest(job))
-    return known
+        document = state.begin(document, encode_index(job), draft_manifest(job))
+    refuse_other_key(job, target, state)  # of two that began it at once, one may have another
+    return document
 
 
 def refuse_replacement(job: Job, target: TargetFolder, state: JobState, *, commit: bool) -> None:
@@ -104,28 +109,18 @@ def refuse_other_key(job: Job, target: TargetFolder, state: JobState) -> None:
     """The files of one checkpoint have one key, which is no part of what identifies it.
 
     Raises:
-        RequestError: what is finished has another.
+        RequestError: what is begun or complete has another, or does not tell which.
     """
     if job.cipher is None:
         return
-    manifest, document = own_manifest(target, job), state.read()
-    finished = chain(manifest.files if manifest is not None else (), state.each_record(None))
-    paths = (state.find(record, staged=document is not None and document.staged) for record in finished if record.size)
-    path = next((path for path in paths if path is not None), None)  # one tells it for all: there may be thousands
-    if path is None:
-        return
-    reader = target.store.open(path)
-    try:
-        check_first_block(reader, job.cipher)
-    except AccessError as error:
-        raise RequestError(
-            "OtherKey",
-            f"{path} is finished already, and encrypted with another key",
-            where=target.store.url,
-            fix="give that key, or choose another target",
-        ) from error
-    finally:
-        reader.close()
+    for known in (state.read(), own_manifest(target, job)):
+        if known is not None and not job.cipher.has_key_of(known.key_check or b""):
+            raise RequestError(
+                "OtherKey",
+                "this transform was begun there with another key",
+                where=target.store.url,
+                fix="give that key, or choose another target",
+            )
 
 
 def _described(manifest: Manifest | None, state: JobState) -> set[str]:

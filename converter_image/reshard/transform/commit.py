@@ -80,7 +80,9 @@ def commit_job(target: TargetFolder, state: JobState, document: JobDocument, wan
             where=target.store.url,
             fix="run the transform for these ranks, then commit again",
         )
-    manifest = msgspec.structs.replace(draft, ranks=format_ranks(ranks), files=tuple(records[rank] for rank in ranks))
+    manifest = msgspec.structs.replace(
+        draft, ranks=format_ranks(ranks), files=tuple(records[rank] for rank in ranks), key_check=document.key_check
+    )
     if document.part is None:
         return _complete(target, state, document, ranks, manifest)
     with in_turn(target, f"{LOCK}-commit"):  # of two that are both the last, one completes the checkpoint

@@ -12,7 +12,7 @@ from reshard.progress import Silent
 from reshard.storage import open_store
 from reshard.target.folder import TargetFolder
 from reshard.target.lock import writing
-from reshard.transform.begin import begin, refuse_replacement
+from reshard.transform.begin import begin, refuse_other_key, refuse_replacement
 from reshard.transform.commit import covers, finished, own_manifest
 from reshard.transform.preflight import check_copy_mode, check_places, check_space
 from reshard.transform.prepare import prepare
@@ -81,6 +81,7 @@ def plan_transform(
         progress.note(note)
     sizes = job.file_sizes(job.scope)
     state = target.job(job.digest)
+    refuse_other_key(job, target, state)
     done = finished(job, target, state)
     summary = summary_of(job)
     check_space(target.store, sum(nbytes for rank, nbytes in sizes.items() if rank not in done))

@@ -115,7 +115,6 @@ def transform_checkpoint(
         shared = owner or (None if commit else f"job-{job.digest}")
         with writing(target, job, owner=shared) as check_lock:
             document = begin(job, target, state)
-            refuse_other_key(job, target, state)
             if commit and document.replaces:  # once more, now that nobody else writes
                 refuse_loss(target, state, job.scope, job.ranks, job.shape)
             if document.in_place and own_manifest(target, job) is None:
