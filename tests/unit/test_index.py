@@ -220,8 +220,8 @@ def test_an_index_is_a_target_like_others(tmp_path: Path, capsys: pytest.Capture
     assert "nothing to do" in capsys.readouterr().out
     (folder / INDEX).write_bytes(before[:-1] + b" ")
     assert main(["verify", str(folder)]) == 65
-    assert main(["inspect", str(folder)]) == 78
-    assert "SourceIsIndex" in capsys.readouterr().err
+    assert main(["inspect", str(folder)]) == 65
+    assert "DocumentInvalid" in capsys.readouterr().err
 
 
 def test_an_index_takes_the_place_of_an_older_one_only(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
