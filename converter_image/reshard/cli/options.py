@@ -27,6 +27,23 @@ _LAYOUTS: dict[str, TargetLayout] = {
     "same": "Same",
     "index": "Index",
 }
+# Read beside 34 columns of options, so its lines are short.
+_LAYOUT_HELP = """What the target's files are:
+
+\b
+per-rank  one for each rank, as the
+          target's strategy cuts
+part      what one pipeline stage of
+          the source holds of each
+unified   whole parameters, in files
+          of bounded size with a map
+same      the source's files, each
+          by itself
+index     none: an index of the source,
+          for ranks to load or fetch by
+
+The README tells which strategies each takes.
+"""
 
 
 def _title(value: str) -> str:
@@ -92,9 +109,7 @@ _TARGET: tuple[Callable[[Any], Any], ...] = (
         type=click.Choice(list(_LAYOUTS)),
         default="per-rank",
         show_default=True,
-        help="What the target's files are: one for each rank, as its strategy cuts the parameters; the part of it that"
-        " one pipeline stage of the source holds; whole parameters, spread over safetensors files of bounded size; the"
-        " source's, each by itself; or none, but an index of the source, from which ranks load or fetch what is theirs.",
+        help=_LAYOUT_HELP,
     ),
     click.option(
         "--part-size",
