@@ -27,7 +27,7 @@ def copy(source: Path, folder: Path, *, crc: bool = False, **keys: Encryption) -
     """What we make of one file: the same tensors, decrypted or encrypted. Named for what it is."""
     sealed = keys.get("encryption")
     name = f"{sealed.mode}.{len(sealed.key.read(sealed.mode))}" if sealed else "plain"
-    options = Options(format="Ckpt", prefix=f"{name}{'_crc' if crc else ''}.", crc=crc, verification="Full")
+    options = Options(format="Ckpt", file_prefix=f"{name}{'_crc' if crc else ''}.", crc=crc, verification="Full")
     transform_checkpoint(Request(str(source), str(folder), options=options, **keys))  # type: ignore[arg-type]  # keys are those
     return next((folder / "rank_0").iterdir())
 

@@ -112,7 +112,7 @@ def test_two_runs_at_once_are_one_too_many(
 ) -> None:
     made, base = large
     target = f"s3://{bucket}/out"
-    both = [start(arguments_of(base, target, "--verify", "full")) for _ in range(2)]
+    both = [start(arguments_of(base, target, "--verification", "full")) for _ in range(2)]
     errors = [process.communicate()[1] for process in both]
     codes = sorted(process.returncode for process in both)
     assert codes in ([0, 75], [0, 0]), errors
@@ -137,7 +137,7 @@ def test_a_replaced_checkpoint_reads_as_incomplete_until_the_new_one_is_there(
     made = disk.write(tmp_path / "new", disk.example(seed=8))
     old, new = server.upload(bucket, tmp_path / "old", "old"), server.upload(bucket, tmp_path / "new", "new")
     target = f"s3://{bucket}/out"
-    assert main(arguments_of(old, target, "--prefix", "old_")) == 0
+    assert main(arguments_of(old, target, "--file-prefix", "old_")) == 0
     assert main(arguments_of(new, target)) == 78
 
     def full(*_: object) -> None:

@@ -45,7 +45,7 @@ def said(capsys: pytest.CaptureFixture[str]) -> dict[str, Any]:
 def test_any_format_to_any_format(tmp_path: Path, source: str, target: str, verify: str) -> None:
     made = disk.write(tmp_path / "in", disk.example(), source)
     out = tmp_path / "out"
-    assert main(made.arguments(out, "--format", target, "--verify", verify, "--crc")) == 0
+    assert main(made.arguments(out, "--format", target, "--verification", verify, "--crc")) == 0
     assert disk.differences(made.model, out, target) == []
     assert main(["verify", str(out)]) == 0
     assert {path.name for path in out.iterdir()} == {f"rank_{r}" for r in range(6)} | {"reshard-manifest.json", ".reshard"}
@@ -178,7 +178,7 @@ def test_the_target_may_not_be_the_source(checkpoint: disk.Checkpoint, tmp_path:
         (["--ranks", "x"], 2, "InvalidRanks"),
         (["--ranks", "3-1"], 2, "InvalidRanks"),
         (["--ranks", "6"], 78, "NoSuchRank"),
-        (["--prefix", "a/b"], 2, "InvalidPrefix"),
+        (["--file-prefix", "a/b"], 2, "InvalidPrefix"),
         (["--file-mode", "9"], 2, "InvalidMode"),
         (["--workers", "0"], 2, "Usage"),
         (["--step", "99"], 66, "StepMissing"),
@@ -236,7 +236,7 @@ def test_damage_that_a_crc_shows_stops_a_full_run(
         content = bytearray(rawfiles.ckpt(tensors, crc=True))
         content[-18] ^= rank == 3
         (checkpoint.source / f"rank_{rank}" / "net-1_100.ckpt").write_bytes(content)
-    assert "rank_3" in refused(65, "CrcMismatch", *checkpoint.arguments(tmp_path / "out", "--verify", "full"))
+    assert "rank_3" in refused(65, "CrcMismatch", *checkpoint.arguments(tmp_path / "out", "--verification", "full"))
     assert not (tmp_path / "out").exists()
 
 
@@ -265,7 +265,7 @@ def test_a_rank_without_parameters_is_no_ckpt(tmp_path: Path, refused: Callable[
     refused(78, "NothingToWrite", "transform", *arguments, "--no-commit")
     assert main(["transform", *arguments, "--ranks", "0-1", "--no-commit"]) == 0
     arguments[-1] = str(out := tmp_path / "other")
-    assert main(["transform", *arguments, "--format", "safetensors", "--verify", "full"]) == 0
+    assert main(["transform", *arguments, "--format", "safetensors", "--verification", "full"]) == 0
     assert rawfiles.read_safetensors((out / "rank_3" / "checkpoint_3.safetensors").read_bytes()) == {}
     assert main(["inspect", str(out)]) == 0
 

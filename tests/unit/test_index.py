@@ -135,7 +135,7 @@ def test_a_source_that_has_changed_since_is_to_be_indexed_again(
         with pytest.raises(DataError, match=f"{said} the source was indexed; .* index it again"):
             reshard.load(str(made.source), index=str(folder), rank=3)
         return
-    fetch = ["fetch", "--source", str(made.source), "--index", str(folder), "--rank", "3", "--output", str(tmp_path / "out")]
+    fetch = ["fetch", "--source", str(made.source), "--index", str(folder), "--rank", "3", "--target", str(tmp_path / "out")]
     assert main(fetch) == 65
     assert said in capsys.readouterr().err
     assert list((tmp_path / "out").glob("rank_*/*")) == []
@@ -202,7 +202,9 @@ def test_what_an_index_does_not_go_with(tmp_path: Path, how: dict[str, Any], rea
         reshard.load(**(arguments | how))
 
 
-@pytest.mark.parametrize("option", [["--format", "ckpt"], ["--prefix", "x"], ["--ranks", "0"], ["--crc"], ["--copy", "server"]])
+@pytest.mark.parametrize(
+    "option", [["--format", "ckpt"], ["--file-prefix", "x"], ["--ranks", "0"], ["--crc"], ["--copy-mode", "server"]]
+)
 def test_options_of_files_do_not_go_with_an_index(tmp_path: Path, option: list[str]) -> None:
     made = disk.write(tmp_path, disk.example())
     assert main([*made.arguments(tmp_path / "index", "--layout", "index"), *option]) == 2

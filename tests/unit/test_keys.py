@@ -97,7 +97,7 @@ def test_from_one_key_to_another(
     encrypt(made, mode)
     target = tmp_path / "out"
     source = ["--decryption-key-file", str(tmp_path / "key"), "--decryption-mode", mode]
-    assert main(made.arguments(target, *source, "--encryption-key-env", "OTHER_KEY", "--verify", "full", "--crc")) == 0
+    assert main(made.arguments(target, *source, "--encryption-key-env", "OTHER_KEY", "--verification", "full", "--crc")) == 0
     assert main(["verify", str(target)]) == 0
     assert main(["inspect", str(target), "--decryption-key-file", str(tmp_path / "other")]) == 0
     said = capfd.readouterr()
@@ -194,7 +194,7 @@ def test_a_conversion_decrypts_and_encrypts(made: disk.Checkpoint, tmp_path: Pat
     before = {path.relative_to(made.source): path.read_bytes() for path in made.source.rglob("*.ckpt")}
     encrypt(made, "AES-CBC")
     keys = ["--decryption-key-file", str(tmp_path / "key"), "--decryption-mode", "AES-CBC"]
-    arguments = ["--source", str(made.source), *keys, "--layout", "same", "--verify", "full"]
+    arguments = ["--source", str(made.source), *keys, "--layout", "same", "--verification", "full"]
     assert main(["transform", *arguments, "--target", str(tmp_path / "plain")]) == 0
     sealed = ["--target", str(tmp_path / "other-key"), "--encryption-key-file", str(tmp_path / "other")]
     assert main(["transform", *arguments, *sealed]) == 0

@@ -60,7 +60,7 @@ def test_from_files(kind: str, tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    "how", [["--layout", "unified", "--part-size", "1024"], ["--remove-redundancy"]], ids=lambda how: how[-1]
+    "how", [["--layout", "unified", "--part-size-bytes", "1024"], ["--remove-redundancy"]], ids=lambda how: how[-1]
 )
 @pytest.mark.parametrize("by", ["headers", "index"])
 def test_from_what_reshard_writes(how: list[str], by: str, tmp_path: Path) -> None:

@@ -88,7 +88,7 @@ def test_stages_in_any_order(tmp_path: Path, order: tuple[int, ...], kind: str, 
     model, target = pipeline(target_stages=target_stages), tmp_path / "target"
     made = write(tmp_path / "made", model, kind)
     first, last = order
-    assert made.run(first, target, "--verify", "full") == 0
+    assert made.run(first, target, "--verification", "full") == 0
     assert not (target / MANIFEST_NAME).exists()
     assert made.run(last, target) == 0
     assert right(model, target, kind)
@@ -195,7 +195,7 @@ def test_replacing_where_nothing_can_be_renamed(
 ) -> None:
     """The old manifest goes first; what it alone has named is gone in the end, though the part that began was given up."""
     monkeypatch.setattr(LocalStore, "renames", property(lambda _: False, lambda _, __: None), raising=False)
-    assert made.run(0, target, "--prefix", "old_") == made.run(1, target, "--prefix", "old_") == 0
+    assert made.run(0, target, "--file-prefix", "old_") == made.run(1, target, "--file-prefix", "old_") == 0
     given_up, other = write(tmp_path / "up", pipeline(seed=3)), write(tmp_path / "other", pipeline(seed=2))
     assert given_up.run(0, target, "--overwrite") == 0
     assert not (target / MANIFEST_NAME).exists()

@@ -144,7 +144,7 @@ def test_a_rank_that_holds_nothing_is_named_and_stays_so(
     held[2] = {}
     there, back = tmp_path / "there", tmp_path / "back"
     for source, target, kind, more in ((tree.source, there, "safetensors", []), (there, back, "ckpt", crc)):
-        assert main(["convert", str(source), str(target), "--format", kind, "--verify", "full", *more]) == 0
+        assert main(["convert", str(source), str(target), "--format", kind, "--verification", "full", *more]) == 0
         named = f"restore them: rank_2/net-1_100.{'ckpt' if kind == 'safetensors' else 'safetensors'}"
         assert [line.endswith(named) for line in capsys.readouterr().err.splitlines() if line.startswith("note: ")] == [True]
         assert main(["verify", str(target)]) == 0
@@ -221,7 +221,7 @@ def test_each_strategy_has_the_names_of_its_side(tree: disk.Checkpoint, tmp_path
         if tensor.target is not None
     }
     strategy.write_text(json.dumps({"current_stage": 0, "parallel_strategy_item": {}, "parallel_layout_item": layouts}))
-    arguments = tree.arguments(target, "--rename-pattern", "*=new.*", "--rename", "step=global_step", "--verify", "full")
+    arguments = tree.arguments(target, "--rename-pattern", "*=new.*", "--rename", "step=global_step", "--verification", "full")
     arguments[arguments.index(str(tree.target_strategy))] = str(strategy)
     assert main(arguments) == 0
     for rank in range(tree.model.target_ranks):

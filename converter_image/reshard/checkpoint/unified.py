@@ -58,7 +58,7 @@ def maps_beside(options: Mapping[str, Any]) -> tuple[str, ...]:
     """The maps that a checkpoint with these options of its request has."""
     if options.get("layout") != "Unified":
         return ()
-    return (MAP_NAME, INDEX_NAME) if options.get("hfIndex") else (MAP_NAME,)
+    return (MAP_NAME, INDEX_NAME) if options.get("huggingFaceIndex") else (MAP_NAME,)
 
 
 def choose_map(names: Sequence[str], where: str) -> str | None:

@@ -10,7 +10,7 @@ import click
 
 from reshard.checkpoint.manifest import MANIFEST_NAME
 from reshard.cli import inspection, pictures, show, words
-from reshard.cli.arguments import PATH, rank_in
+from reshard.cli.arguments import PATH, Word, rank_in
 from reshard.cli.fetch import fetch
 from reshard.cli.keys import encryption_of, key_options
 from reshard.cli.options import convert_options, request_of, request_options
@@ -77,7 +77,7 @@ def transform(invocation: Invocation, /, rank_from: str | None, **arguments: Any
 @cli.command()
 @click.argument("source", type=PATH, metavar="SOURCE")
 @click.argument("target", type=PATH, metavar="TARGET")
-@click.option("--format", "output", type=click.Choice(["ckpt", "safetensors"]), required=True, help="Of the target's files.")
+@click.option("--format", type=Word("Ckpt", "Safetensors"), required=True, help="Of the target's files.")
 @convert_options
 @click.pass_obj
 def convert(invocation: Invocation, /, **arguments: Any) -> None:
@@ -85,7 +85,7 @@ def convert(invocation: Invocation, /, **arguments: Any) -> None:
 
     They keep their names but for the ending, and lie below TARGET as they do below SOURCE.
     """
-    request = request_of({**arguments, "layout": "same"})
+    request = request_of({**arguments, "layout": "Same"})
     with show.progress() as progress:
         result = transform_checkpoint(
             request, workers=arguments["workers"], progress=progress, cancellation=invocation.cancellation
@@ -156,7 +156,7 @@ def plan(write: bool, picture: bool, svg: str | None, parameters: tuple[str, ...
     picture = picture or (bool(parameters) and svg is None)
     if picture and arguments["as_json"]:
         raise UsageError("PictureInJson", "a picture in the terminal is no JSON", where="--json", fix="write it to --svg FILE")
-    if (picture or svg is not None) and arguments["layout"] == "index":
+    if (picture or svg is not None) and arguments["layout"] == "Index":
         raise UsageError("NothingToDraw", "an index has no ranks that read", where="--layout", fix="draw it with another layout")
     with show.progress() as progress:
         planned = plan_transform(

@@ -94,7 +94,7 @@ class Job:
 
         Hugging Face's libraries refuse a format that they do not know; MindSpore reads all.
         """
-        if self.request.options.hf_index:
+        if self.request.options.hugging_face_index:
             return {"format": "pt"}
         inventory, removed = self.model.inventory, self.planner.remove_redundancy
         if (own := self.own_file(rank)) is not None:
@@ -143,7 +143,7 @@ class Job:
             return f"{own.path.removesuffix(self.model.inventory.format)}{self.format}"
         number = rank if self.request.options.numbered else ""
         part = "" if self.part is None else f"_part{self.part}"
-        return f"rank_{rank}/{self.request.options.prefix}{number}{part}.{self.format}"
+        return f"rank_{rank}/{self.request.options.file_prefix}{number}{part}.{self.format}"
 
     def own_file(self, rank: int) -> SourceFile | None:
         """The file that a target rank's is made of, where each is made of that of its own number."""
@@ -235,7 +235,7 @@ def key_of(request: Request, source: Strategy | None, target: Strategy | None) -
     return {
         "source": open_store(request.source, request.access.source).url,
         "step": request.options.step,
-        "pattern": request.options.pattern,
+        "files": request.options.files,
         "stages": request.options.stages,
         "sourceStrategy": source and hashlib.sha256(source.canonical()).hexdigest(),
         "targetStrategy": target and hashlib.sha256(target.canonical()).hexdigest(),

@@ -68,7 +68,7 @@ def transform_checkpoints(
         options=Options(
             format="Ckpt" if output_format == "ckpt" else "Safetensors",
             layout="Part" if _is_one_stage_of_several(src_strategy_file, dst_strategy_file) else "PerRank",
-            prefix=ckpt_prefix,
+            file_prefix=ckpt_prefix,
             overwrite="Replace",
         ),
     )

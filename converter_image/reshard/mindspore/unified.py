@@ -74,7 +74,7 @@ def unified_safetensors(
     Raises:
         ReshardError: of the kind that fits.
     """
-    options = Options(layout="Unified", pattern=_pattern(file_suffix), overwrite="Replace")
+    options = Options(layout="Unified", files=_pattern(file_suffix), overwrite="Replace")
     if choice_func is not None:
         options = msgspec.structs.replace(options, rename=tuple(_chosen(src_dir, src_strategy_file, options, choice_func)))
     request = Request(src_dir, dst_dir, src_strategy_file, options=options)
@@ -147,7 +147,7 @@ def load_distributed_checkpoint(
     rules = tuple(RenameRule(to=new, name=old) for new, old in (name_map or {}).items())
     options = Options(
         format=_FORMATS[output_format],
-        prefix="net",
+        file_prefix="net",
         numbered=False,
         rename=rules,
         ranks=None if rank_id is None else str(rank_id),
@@ -203,7 +203,7 @@ def _pattern(suffix: str | None) -> str | None:
 def _chosen(source: str, strategy: str | None, options: Options, choice: Callable[[str], bool | str]) -> Iterable[RenameRule]:
     """What `choice` says of the parameters that a strategy names; it knows no others, as MindSpore does not ask it for them."""
     store, chosen = open_source(source)
-    inventory = read_inventory(store, find_files(store, chosen, pattern=options.pattern), workers=default_workers())
+    inventory = read_inventory(store, find_files(store, chosen, pattern=options.files), workers=default_workers())
     named = {name for stage in read_strategy(strategy).stages for name in stage} if strategy else None
     for name in dict.fromkeys(entry.name for structure in inventory.structures for entry in structure.tensors):
         if named is not None and name not in named:

@@ -62,7 +62,7 @@ def iter_tensors(
             so that none is opened that holds nothing of this rank.
         access: how those of them are reached that are in an object store.
         decryption: the key of the source's files; None: they are not encrypted.
-        options: of `reshard.Options`, those about the source: step, pattern, unplaced, allow_missing; with verification="Full"
+        options: of `reshard.Options`, those about the source: step, files, unplaced, allow_missing; with verification="Full"
             the CRC32s of all its files are checked first.
 
     Returns:

@@ -90,7 +90,7 @@ class CheckpointIndex(msgspec.Struct, frozen=True, rename="camel", kw_only=True)
                 "IndexNotChecked",
                 "the source was not checked in full when it was indexed",
                 where=where,
-                fix="index it again with --verify full (spec.verification: Full), or ask for less here",
+                fix="index it again with --verification full (spec.verification: Full), or ask for less here",
             )
 
 

@@ -41,7 +41,8 @@ def check_prefix(prefix: str) -> None:
     elif re.search(r"-\d+_$", prefix):
         problem = "the ranks behind it would be taken for training steps"
     if problem is not None:
-        raise UsageError("InvalidPrefix", f"{prefix!r}: {problem}", where="prefix", fix="choose another, such as checkpoint_")
+        fix = "choose another, such as checkpoint_"
+        raise UsageError("InvalidPrefix", f"{prefix!r}: {problem}", where="file_prefix", fix=fix)
 
 
 class RenameRule(msgspec.Struct, frozen=True, forbid_unknown_fields=True, omit_defaults=True):
@@ -87,12 +88,12 @@ class Options(msgspec.Struct, frozen=True):
         format: of the target's files.
         layout: what the target's files are: one for each rank as its strategy cuts the parameters; whole parameters in parts; or
             the source's, each by itself and under its own name.
-        part_bytes: the most that a part of unified files holds, unless one parameter alone is longer.
-        hf_index: whether unified files are ones that Hugging Face's libraries load, by an index beside them.
-        prefix: their names are the prefix, the rank and the format's extension.
+        part_size_bytes: the most that a part of unified files holds, unless one parameter alone is longer.
+        hugging_face_index: whether unified files are ones that Hugging Face's libraries load, by an index beside them.
+        file_prefix: their names are the prefix, the rank and the format's extension.
         numbered: whether the rank is in the names, beside those of the folders.
         step: read the files of this training step.
-        pattern: read the files whose names match this shell pattern.
+        files: read the files whose names match this shell pattern.
         stages: how many pipeline stages there are, where the source is one of them; None: as many as it has ranks for.
         ranks: only these target ranks, such as "0,2-5".
         unplaced: what happens to parameters that only the source's strategy names.
@@ -108,12 +109,12 @@ class Options(msgspec.Struct, frozen=True):
 
     format: OutputFormat = "Source"
     layout: TargetLayout = "PerRank"
-    part_bytes: int = 3 << 30
-    hf_index: bool = False
-    prefix: str = "checkpoint_"
+    part_size_bytes: int = 3 << 30
+    hugging_face_index: bool = False
+    file_prefix: str = "checkpoint_"
     numbered: bool = True
     step: int | None = None
-    pattern: str | None = None
+    files: str | None = None
     stages: int | None = None
     ranks: str | None = None
     unplaced: Unplaced = "Drop"
@@ -134,28 +135,28 @@ class Options(msgspec.Struct, frozen=True):
                 msgspec.convert(value, kind)
             except msgspec.ValidationError as error:
                 raise UsageError("InvalidOption", f"{value!r}: {error}", where=name) from error
-        check_prefix(self.prefix)
-        if not (self.prefix or self.numbered):
-            raise UsageError("InvalidPrefix", "files without a number need a name", where="prefix")
+        check_prefix(self.file_prefix)
+        if not (self.file_prefix or self.numbered):
+            raise UsageError("InvalidPrefix", "files without a number need a name", where="file_prefix")
         _check_rules(self.rename)
         if self.layout == "Unified" and self.format == "Ckpt":
             raise UsageError("InvalidOption", "unified files are safetensors", where="format", fix="leave out --format ckpt")
-        if self.layout != "Unified" and self.hf_index:
+        if self.layout != "Unified" and self.hugging_face_index:
             raise UsageError(
                 "InvalidOption",
                 "only unified files have an index",
-                where="hf_index",
+                where="hugging_face_index",
                 fix="add --layout unified (spec.target.layout: Unified)",
             )
-        if self.layout != "Unified" and self.part_bytes != _default("part_bytes"):
+        if self.layout != "Unified" and self.part_size_bytes != _default("part_size_bytes"):
             raise UsageError(
                 "InvalidOption",
                 "only unified files are of bounded size",
-                where="part_bytes",
+                where="part_size_bytes",
                 fix="add --layout unified (spec.target.layout: Unified), or leave it out",
             )
-        if self.layout in ("Unified", "Same") and self.prefix != _default("prefix"):
-            raise UsageError("InvalidOption", "these files have names of their own", where="prefix", fix="leave it out")
+        if self.layout in ("Unified", "Same") and self.file_prefix != _default("file_prefix"):
+            raise UsageError("InvalidOption", "these files have names of their own", where="file_prefix", fix="leave it out")
         if self.stages is not None and self.layout != "Part":
             raise UsageError("InvalidOption", "only a part is made of one of several stages", where="stages", fix="leave it out")
         if self.layout == "Index" and (other := [name for name in _OF_FILES if getattr(self, name) != _default(name)]):
@@ -167,9 +168,9 @@ def _default(option: str) -> object:
 
 
 # Says something about files of ranks only.
-_OF_FILES = ("format", "prefix", "ranks", "remove_redundancy", "crc", "copy_mode")
+_OF_FILES = ("format", "file_prefix", "ranks", "remove_redundancy", "crc", "copy_mode")
 # Decides what of a source is read, and is therefore settled in its index.
-_OF_THE_SOURCE = ("step", "pattern", "unplaced", "allow_missing", "rename")
+_OF_THE_SOURCE = ("step", "files", "unplaced", "allow_missing", "rename")
 
 
 def _check_rules(rules: tuple[RenameRule, ...]) -> None:
@@ -189,12 +190,12 @@ def _check_rules(rules: tuple[RenameRule, ...]) -> None:
 _KINDS: dict[str, Any] = {
     "format": OutputFormat,
     "layout": TargetLayout,
-    "part_bytes": Annotated[int, msgspec.Meta(ge=1 << 10)],
-    "hf_index": bool,
-    "prefix": str,
+    "part_size_bytes": Annotated[int, msgspec.Meta(ge=1 << 10)],
+    "hugging_face_index": bool,
+    "file_prefix": str,
     "numbered": bool,
     "step": int | None,
-    "pattern": str | None,
+    "files": str | None,
     "stages": Stages | None,
     "ranks": str | None,
     "unplaced": Unplaced,
@@ -281,9 +282,9 @@ def request_key(request: Request) -> dict[str, Any]:
     return encrypted | {
         "format": options.format,
         "layout": options.layout,
-        "partBytes": options.part_bytes if options.layout == "Unified" else None,
-        "hfIndex": options.hf_index,
-        "prefix": options.prefix,
+        "partSizeBytes": options.part_size_bytes if options.layout == "Unified" else None,
+        "huggingFaceIndex": options.hugging_face_index,
+        "filePrefix": options.file_prefix,
         "numbered": options.numbered,
         "unplaced": options.unplaced,
         "allowMissing": options.allow_missing,

@@ -59,7 +59,7 @@ def prepare(request: Request, progress: Progress, *, workers: int) -> Job:
     store = decrypted(opened, request)
     source, target = _strategies(request)
     wanted = source.numbers if source is not None and request.options.layout == "Part" else None
-    found = find_files(store, chosen, step=request.options.step, pattern=request.options.pattern, ranks=wanted)
+    found = find_files(store, chosen, step=request.options.step, pattern=request.options.files, ranks=wanted)
     progress.begin("Reading headers", len(found.by_rank), "files")
     inventory = read_inventory(store, found, workers=workers, advance=progress.advance)
     model = _place(inventory, source, target, request)
@@ -178,4 +178,4 @@ def _place(inventory: Inventory, source: Strategy | None, target: Strategy | Non
         one_stage=options.layout == "Part",
         rename=options.rename,
     )
-    return unify(model, options.part_bytes) if options.layout == "Unified" else model
+    return unify(model, options.part_size_bytes) if options.layout == "Unified" else model
