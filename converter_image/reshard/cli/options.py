@@ -99,10 +99,8 @@ _TARGET: tuple[Callable[[Any], Any], ...] = (
     click.option(
         "--part-size-bytes",
         type=click.IntRange(min=1 << 10),
-        default=_DEFAULTS.part_size_bytes,
-        show_default=True,
         metavar="BYTES",
-        help="The most that a unified file holds, unless one parameter alone is longer.",
+        help="The most that a unified file holds, unless one parameter alone is longer. Without: 3 GiB.",
     ),
     click.option(
         "--hugging-face-index",

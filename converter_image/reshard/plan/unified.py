@@ -19,7 +19,7 @@ _OPEN_PARTS = 8
 _TRIES = 6
 
 
-def unify(model: Model, part_size_bytes: int) -> Model:
+def unify(model: Model, most_bytes: int) -> Model:
     """A model whose target is one whole rank, as one whose target ranks are parts of that.
 
     What no strategy names makes up the last part; the others are filled in the order of the source, see `fill`.
@@ -31,7 +31,7 @@ def unify(model: Model, part_size_bytes: int) -> Model:
         raise RequestError("NothingToWrite", "the source has no parameter that goes to the target", where="source")
     named = [p for p in model.parameters if p.role is not Role.REPLICATED]
     others = [p for p in model.parameters if p.role is Role.REPLICATED]
-    parts = [[named[i] for i in part] for part in fill([p.slice_nbytes for p in named], part_size_bytes)]
+    parts = [[named[i] for i in part] for part in fill([p.slice_nbytes for p in named], most_bytes)]
     parts += [others] if others else []
     spread = [replace(p, target_stages=(number,)) for number, part in enumerate(parts) for p in part]
     return replace(model, target_stages=len(parts), parameters=tuple(spread), unified=True)

@@ -88,7 +88,7 @@ class Options(msgspec.Struct, frozen=True):
         format: of the target's files.
         layout: what the target's files are: one for each rank as its strategy cuts the parameters; whole parameters in parts; or
             the source's, each by itself and under its own name.
-        part_size_bytes: the most that a part of unified files holds, unless one parameter alone is longer.
+        part_size_bytes: the most that a part of unified files holds, unless one parameter alone is longer; None: 3 GiB.
         hugging_face_index: whether unified files are ones that Hugging Face's libraries load, by an index beside them.
         file_prefix: their names are the prefix, the rank and the format's extension.
         numbered: whether the rank is in the names, beside those of the folders.
@@ -109,7 +109,7 @@ class Options(msgspec.Struct, frozen=True):
 
     format: OutputFormat = "Source"
     layout: TargetLayout = "PerRank"
-    part_size_bytes: int = 3 << 30
+    part_size_bytes: int | None = None
     hugging_face_index: bool = False
     file_prefix: str = "checkpoint_"
     numbered: bool = True
@@ -139,34 +139,33 @@ class Options(msgspec.Struct, frozen=True):
         if not (self.file_prefix or self.numbered):
             raise UsageError("InvalidPrefix", "files without a number need a name", where="file_prefix")
         _check_rules(self.rename)
+        for name, (layout, what) in _ONLY_WITH.items():
+            if self.layout != layout and getattr(self, name) != _default(name):
+                fix = f"leave it out, or add --layout {layout.lower()} (spec.target.layout: {layout})"
+                raise UsageError("InvalidOption", what, where=name, fix=fix)
         if self.layout == "Unified" and self.format == "Ckpt":
-            raise UsageError("InvalidOption", "unified files are safetensors", where="format", fix="leave out --format ckpt")
-        if self.layout != "Unified" and self.hugging_face_index:
-            raise UsageError(
-                "InvalidOption",
-                "only unified files have an index",
-                where="hugging_face_index",
-                fix="add --layout unified (spec.target.layout: Unified)",
-            )
-        if self.layout != "Unified" and self.part_size_bytes != _default("part_size_bytes"):
-            raise UsageError(
-                "InvalidOption",
-                "only unified files are of bounded size",
-                where="part_size_bytes",
-                fix="add --layout unified (spec.target.layout: Unified), or leave it out",
-            )
+            raise UsageError("InvalidOption", "unified files are safetensors", where="format", fix="leave it out")
         if self.layout in ("Unified", "Same") and self.file_prefix != _default("file_prefix"):
             raise UsageError("InvalidOption", "these files have names of their own", where="file_prefix", fix="leave it out")
-        if self.stages is not None and self.layout != "Part":
-            raise UsageError("InvalidOption", "only a part is made of one of several stages", where="stages", fix="leave it out")
         if self.layout == "Index" and (other := [name for name in _OF_FILES if getattr(self, name) != _default(name)]):
             raise UsageError("InvalidOption", "layout Index writes no files of ranks", where=other[0], fix="leave it out")
+
+    @property
+    def most_bytes(self) -> int:
+        """What a part of unified files may hold."""
+        return self.part_size_bytes or 3 << 30
 
 
 def _default(option: str) -> object:
     return next(field.default for field in msgspec.structs.fields(Options) if field.name == option)
 
 
+# Says something of one layout only.
+_ONLY_WITH: dict[str, tuple[TargetLayout, str]] = {
+    "hugging_face_index": ("Unified", "only unified files have an index"),
+    "part_size_bytes": ("Unified", "only unified files are of bounded size"),
+    "stages": ("Part", "only a part is made of one of several stages"),
+}
 # Says something about files of ranks only.
 _OF_FILES = ("format", "file_prefix", "ranks", "remove_redundancy", "crc", "copy_mode")
 # Decides what of a source is read, and is therefore settled in its index.
@@ -190,7 +189,7 @@ def _check_rules(rules: tuple[RenameRule, ...]) -> None:
 _KINDS: dict[str, Any] = {
     "format": OutputFormat,
     "layout": TargetLayout,
-    "part_size_bytes": Annotated[int, msgspec.Meta(ge=1 << 10)],
+    "part_size_bytes": Annotated[int, msgspec.Meta(ge=1 << 10)] | None,
     "hugging_face_index": bool,
     "file_prefix": str,
     "numbered": bool,
@@ -282,7 +281,7 @@ def request_key(request: Request) -> dict[str, Any]:
     return encrypted | {
         "format": options.format,
         "layout": options.layout,
-        "partSizeBytes": options.part_size_bytes if options.layout == "Unified" else None,
+        "partSizeBytes": options.most_bytes if options.layout == "Unified" else None,
         "huggingFaceIndex": options.hugging_face_index,
         "filePrefix": options.file_prefix,
         "numbered": options.numbered,

@@ -89,7 +89,7 @@ class SourceSpec(Strict, frozen=True):
 
 
 class TargetSpec(Strict, frozen=True):
-    """The checkpoint to write."""
+    """The checkpoint to write. What of it contradicts the layout `Options` refuses, and before that the CRD's rules."""
 
     storage: StorageSpec
     strategy: StrategySpec | None = None
@@ -104,16 +104,6 @@ class TargetSpec(Strict, frozen=True):
     copy_mode: CopyMode = "Client"
     file_mode: Annotated[str, msgspec.Meta(pattern="^0?[0-7]{3}$")] = "0640"
     encryption: EncryptionSpec | None = None
-
-    def __post_init__(self) -> None:
-        """Refuse what contradicts the layout; msgspec tells in which field."""
-        if self.layout == "Unified":
-            if self.strategy is not None:
-                raise ValueError("Unified files hold whole parameters, which no `strategy` cuts")
-            if self.format == "Ckpt":
-                raise ValueError("Unified files are safetensors, not `Ckpt`")
-        elif self.part_size_bytes is not None or self.hugging_face_index:
-            raise ValueError("`partSizeBytes` and `huggingFaceIndex` go with `layout: Unified`")
 
 
 class ParametersSpec(Strict, frozen=True):
@@ -319,7 +309,7 @@ def _to_request(
         options=Options(
             format=target.format,
             layout=target.layout,
-            part_size_bytes=target.part_size_bytes or Options().part_size_bytes,
+            part_size_bytes=target.part_size_bytes,
             hugging_face_index=target.hugging_face_index,
             file_prefix=target.file_prefix,
             step=source.files.step,

@@ -178,4 +178,4 @@ def _place(inventory: Inventory, source: Strategy | None, target: Strategy | Non
         one_stage=options.layout == "Part",
         rename=options.rename,
     )
-    return unify(model, options.part_size_bytes) if options.layout == "Unified" else model
+    return unify(model, options.most_bytes) if options.layout == "Unified" else model
