@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import gc
+import inspect
 import os
 import tracemalloc
 from typing import TYPE_CHECKING
@@ -10,6 +11,7 @@ from typing import TYPE_CHECKING
 import disk
 import ml_dtypes
 import models
+import msgspec
 import numpy as np
 import pytest
 import rawfiles
@@ -175,3 +177,16 @@ def test_text_is_an_array_without_dimensions(text: str, tmp_path: Path) -> None:
 def test_text_that_is_none_is_refused() -> None:
     with pytest.raises(DataError, match="TextInvalid: parameter t"):
         array_of(b"\xff\xff\xff\xff", "str", (1,), "t")
+
+
+def test_what_is_no_option_of_a_load_is_no_argument() -> None:
+    for name, value in (("layout", "Same"), ("file_prefix", "y")):
+        with pytest.raises(TypeError, match=f"unexpected keyword argument '{name}'"):
+            reshard.load("x", **{name: value})
+
+
+def test_the_options_of_a_load_are_those_of_its_iterator() -> None:
+    parameters = inspect.signature(reshard.iter_tensors).parameters.values()
+    assert reshard.LoadOptions.__annotations__.keys() == {p.name for p in parameters if p.kind is p.KEYWORD_ONLY}
+    defaults = {field.name: field.default for field in msgspec.structs.fields(reshard.Options)}
+    assert all(p.default == defaults[p.name] for p in parameters if p.name in defaults)

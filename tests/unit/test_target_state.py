@@ -18,6 +18,7 @@ from reshard.checkpoint.manifest import MANIFEST_NAME
 from reshard.cli import main
 from reshard.errors import DataError, LockedError, MissingInputError, RequestError, UsageError
 from reshard.mindspore import transform_checkpoint_by_rank
+from reshard.progress import Silent
 from reshard.spec.request import Options, Request
 from reshard.storage.local import LocalStore
 from reshard.target.folder import LOCK, JobState, TargetFolder
@@ -72,6 +73,23 @@ def test_a_commit_needs_all_ranks(made: disk.Checkpoint, target: Path, capsys: p
     assert main(["commit", str(target)]) == 0
     assert listed(target) == list(range(6))
     assert right(made, target)
+
+
+def test_a_program_sees_how_far_a_verification_is(made: disk.Checkpoint, target: Path) -> None:
+    phases: list[tuple[str, int, str]] = []
+    done: list[int] = []
+
+    class Told(Silent):
+        def begin(self, what: str, total: int, unit: str) -> None:
+            phases.append((what, total, unit))
+
+        def advance(self, count: int) -> None:
+            done.append(count)
+
+    assert run(made, target) == 0
+    manifest = reshard.verify_checkpoint(str(target), workers=1, progress=Told())
+    assert phases == [("Verifying", sum(done), "bytes")]
+    assert sum(done) == manifest.nbytes
 
 
 def test_a_commit_of_named_ranks(made: disk.Checkpoint, target: Path) -> None:

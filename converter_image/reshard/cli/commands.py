@@ -16,17 +16,15 @@ from reshard.cli.keys import encryption_of, key_options
 from reshard.cli.options import convert_options, request_of, request_options
 from reshard.cli.step import step
 from reshard.cli.strategies import strategy
-from reshard.engine.memory import default_workers
 from reshard.errors import MissingInputError, UsageError
 from reshard.spec.ranks import parse_ranks
 from reshard.spec.resource import parse_resource, request_here
 from reshard.storage import open_store, parent_and_name
-from reshard.target.folder import TargetFolder
 from reshard.target.parts import is_whole, notes_on_rules
-from reshard.transform.commit import verify_checkpoint
 from reshard.transform.complete import commit_checkpoint
 from reshard.transform.plan import plan_transform
 from reshard.transform.run import transform_checkpoint
+from reshard.transform.verify import verify_checkpoint
 from reshard.version import __version__
 
 if TYPE_CHECKING:
@@ -203,12 +201,7 @@ def commit(target: str, ranks: str | None, owner: str | None, as_json: bool) -> 
 def verify(target: str, workers: int | None, as_json: bool) -> None:
     """Check a finished checkpoint against its manifest, without the source."""
     with show.progress() as progress:
-        manifest = verify_checkpoint(
-            TargetFolder(open_store(target), 0o640),
-            workers=workers or default_workers(),
-            begin=lambda total: progress.begin("Verifying", total, "bytes"),
-            advance=progress.advance,
-        )
+        manifest = verify_checkpoint(target, workers=workers, progress=progress)
     if as_json:
         found = {"digest": manifest.digest, "files": len(manifest.listed), "bytes": manifest.nbytes, "ranks": manifest.ranks}
         show.out_json(found)

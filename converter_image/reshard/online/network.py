@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from importlib import import_module
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Unpack
 
 import numpy as np
 
@@ -14,6 +14,7 @@ if TYPE_CHECKING:
     from collections.abc import Iterable
 
     from reshard.checkpoint.arrays import Array
+    from reshard.online.load import LoadOptions
 
 
 def load_into_net(
@@ -24,7 +25,7 @@ def load_into_net(
     rank: int = 0,
     *,
     strict_load: bool = False,
-    **how: Any,  # noqa: ANN401 - as iter_tensors takes it
+    **how: Unpack[LoadOptions],
 ) -> tuple[list[str], list[str]]:
     """Load what a rank gets straight from a source into a network, by MindSpore's `load_param_into_net`.
 

@@ -3,33 +3,25 @@
 from __future__ import annotations
 
 from collections import defaultdict
-from concurrent.futures import ThreadPoolExecutor
 from math import prod
 from typing import TYPE_CHECKING
 
 import msgspec
 
 from reshard.checkpoint.dtypes import DTYPES
-from reshard.checkpoint.manifest import (
-    INDEX_NAME,
-    MANIFEST_NAME,
-    FileRecord,
-    IndexRecord,
-    Manifest,
-)
+from reshard.checkpoint.manifest import INDEX_NAME, FileRecord, IndexRecord, Manifest
 from reshard.checkpoint.unified import HYPER_NAME, MAP_NAME, map_of, maps_beside
 from reshard.errors import DataError, MissingInputError, RequestError
 from reshard.plan import Role
 from reshard.source.files import Files
 from reshard.source.reading import compare_copies, read_inventory
 from reshard.spec.ranks import format_ranks, parse_ranks
-from reshard.storage.digest import ContentDigest, matches
+from reshard.storage.digest import ContentDigest
 from reshard.target.folder import LOCK, JobDocument
 from reshard.target.lock import in_turn
 from reshard.target.parts import all_there, unite, with_files
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
     from collections.abc import Set as AbstractSet
 
     from reshard.engine.job import Job
@@ -123,7 +115,7 @@ def _complete(
     content = state.inventory() if _is_index(manifest) else None
     if content is not None:
         manifest = msgspec.structs.replace(manifest, index=IndexRecord(len(content), str(ContentDigest(content))))
-    maps = _maps(manifest)
+    maps = maps_of(manifest)
     _remove_replaced(target, state, kept={*(record.path for record in manifest.listed), *maps})
     for name, text in maps.items():
         target.store.write(name, text, mode=target.mode)
@@ -261,50 +253,6 @@ def _recorded(
     return {rank: found for rank, found in known.items() if state.find(found, staged=staged, thorough=thorough) is not None}
 
 
-def verify_checkpoint(
-    target: TargetFolder, *, workers: int, begin: Callable[[int], None], advance: Callable[[int], None]
-) -> Manifest:
-    """Check a finished checkpoint against its manifest: every file's size and content digest.
-
-    Raises:
-        MissingInputError: there is no manifest, or a file is gone.
-        DataError: a file has changed.
-    """
-    manifest = target.manifest()
-    if manifest is None:
-        raise MissingInputError(
-            "ManifestMissing",
-            f"there is no {MANIFEST_NAME}: this is no finished checkpoint",
-            where=target.store.url,
-            fix="run the transform again, finished ranks are kept",
-        )
-    begin(manifest.nbytes)
-    maps = [name for name, content in _maps(manifest).items() if target.store.read(name, len(content) + 1) != content]
-
-    def check(record: FileRecord | IndexRecord) -> str | None:
-        reader = target.store.open(record.path)
-        try:
-            if reader.size != record.size:
-                return f"{record.path} has {reader.size} bytes instead of {record.size}"
-            same = matches(reader, record.digest, advance, remote=target.store.remote)
-            return None if same else f"{record.path} has another content"
-        finally:
-            reader.close()
-
-    with ThreadPoolExecutor(workers) as pool:
-        damaged = [found for found in pool.map(check, manifest.listed) if found]
-    damaged += [f"{name} has another content" for name in maps]
-    if damaged:
-        more = f" (and {len(damaged) - 1} more files)" if len(damaged) > 1 else ""
-        raise DataError(
-            "ContentChanged",
-            damaged[0] + more,
-            where=target.store.url,
-            fix="restore it, or run the same transform again with --overwrite, which writes what has changed",
-        )
-    return manifest
-
-
 def _remove_replaced(target: TargetFolder, state: JobState, *, kept: AbstractSet[str]) -> None:
     """Take away the files of what this job replaces, a complete checkpoint or an unfinished job, that it has no file for."""
     for path in sorted(set(state.replaced_files()) - kept):
@@ -314,7 +262,7 @@ def _remove_replaced(target: TargetFolder, state: JobState, *, kept: AbstractSet
             target.store.delete(folder)
 
 
-def _maps(manifest: Manifest) -> dict[str, bytes]:
+def maps_of(manifest: Manifest) -> dict[str, bytes]:
     """What lies beside unified files and says which parameter is in which.
 
     MindSpore reads the file of those in no strategy by itself. To Hugging Face's libraries it is one like the others: who has no
