@@ -9,6 +9,7 @@ import shutil
 from typing import TYPE_CHECKING, Any
 
 import disk
+import msgspec
 import numpy as np
 import pytest
 import rawfiles
@@ -24,7 +25,7 @@ from reshard.storage.local import LocalStore
 from reshard.target.folder import LOCK, JobState, TargetFolder
 from reshard.target.lock import locked, writer_is_gone, writer_name
 from reshard.transform.commit import finish_interrupted
-from reshard.transform.complete import commit_checkpoint
+from reshard.transform.complete import commit_checkpoint, commit_if_complete
 from reshard.transform.run import transform_checkpoint
 
 if TYPE_CHECKING:
@@ -72,6 +73,22 @@ def test_a_commit_needs_all_ranks(made: disk.Checkpoint, target: Path, capsys: p
     assert run(made, target, "--no-commit", "--ranks", "3-5") == 0
     assert main(["commit", str(target)]) == 0
     assert listed(target) == list(range(6))
+    assert right(made, target)
+
+
+def test_a_checkpoint_is_complete_when_all_ranks_are_there_and_nobody_writes(made: disk.Checkpoint, target: Path) -> None:
+    request = Request(str(made.source), str(target), str(made.source_strategy), str(made.target_strategy))
+    digest = ""
+    for ranks in ("0-2", "3-5"):
+        assert digest == "" or commit_if_complete(str(target), digest) is None
+        some = msgspec.structs.replace(request, options=Options(ranks=ranks))
+        digest = transform_checkpoint(some, commit=False).digest
+    with locked(LocalStore(str(target)), LOCK, owner=f"job-{digest}", mode=0o640):
+        assert commit_if_complete(str(target), digest) is None
+    for _ in range(2):
+        manifest = commit_if_complete(str(target), digest)
+        assert manifest is not None
+        assert manifest.ranks == "0-5"
     assert right(made, target)
 
 

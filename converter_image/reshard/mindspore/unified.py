@@ -12,7 +12,7 @@ from tenacity import Retrying, retry_if_exception_type, stop_after_delay, wait_r
 
 from reshard.engine.memory import budget, default_workers
 from reshard.engine.rankfile import write_alone
-from reshard.errors import LockedError, MissingInputError, RequestError, UsageError
+from reshard.errors import LockedError, UsageError
 from reshard.mindspore.keys import decryption_of
 from reshard.mindspore.transforms import job_of_files, refuse_own_files
 from reshard.online.load import tensors_of
@@ -22,7 +22,7 @@ from reshard.source.files import find_files
 from reshard.source.reading import open_source, read_inventory, read_strategy
 from reshard.spec.ranks import format_ranks
 from reshard.spec.request import Options, RenameRule, Request
-from reshard.transform.complete import commit_checkpoint
+from reshard.transform.complete import commit_if_complete
 from reshard.transform.plan import plan_transform
 from reshard.transform.prepare import prepare
 from reshard.transform.run import transform_checkpoint
@@ -231,14 +231,8 @@ def _write_beside_others(request: Request, *, workers: int, all_together: bool) 
     another is never complete before.
     """
     result = _patiently(lambda: transform_checkpoint(request, workers=workers, commit=False))
-    if result.complete:
-        return
-    try:
-        # Of those who are done, the last finds nobody writing any more, and all records.
-        commit_checkpoint(request.target, finished=not all_together, alone=True, digest=result.digest)
-    except (LockedError, MissingInputError, RequestError) as error:
-        if error.reason not in {"TargetLocked", "RanksUnfinished", "PartialReplacement", "PlanMissing"}:
-            raise
+    if not result.complete:
+        commit_if_complete(request.target, result.digest, all_ranks=all_together)
 
 
 def _patiently(work: Callable[[], T]) -> T:

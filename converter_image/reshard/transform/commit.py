@@ -38,7 +38,7 @@ def finished(job: Job, target: TargetFolder, state: JobState, *, thorough: bool 
     """
     wanted = _STRICTNESS[job.request.options.verification]
     document = state.read() or JobDocument(job.digest, job.key, staged=False, part=job.part, whole=job.whole)
-    known = _recorded(target, state, document, job.scope, thorough=thorough)
+    known = recorded(target, state, document, job.scope, thorough=thorough)
     return {rank: record for rank, record in known.items() if _STRICTNESS[record.verified] >= wanted}
 
 
@@ -59,11 +59,11 @@ def commit_job(target: TargetFolder, state: JobState, document: JobDocument, wan
         RequestError: only some ranks would take the place of a checkpoint.
     """
     draft = state.draft()
-    every = _ranks_of(draft)
+    every = ranks_of(draft)
     ranks = every if wanted is None else tuple(rank for rank in wanted if rank in set(every))
     if document.replaces:
         refuse_loss(target, state, ranks, every, shape_of(draft))
-    records = _recorded(target, state, document, ranks)
+    records = recorded(target, state, document, ranks)
     missing = tuple(rank for rank in ranks if rank not in records)
     if missing:
         raise MissingInputError(
@@ -137,23 +137,31 @@ def finish_interrupted(target: TargetFolder) -> None:
 def refuse_loss(
     target: TargetFolder, state: JobState, ranks: tuple[int, ...], every: tuple[int, ...], shape: tuple[str, int]
 ) -> None:
-    """Some ranks of a checkpoint may not take the place of ranks that are not among them, nor may an index.
-
-    The `shape` is its layout and how many ranks that has: rank 0 of another one is something else.
+    """See `would_lose`.
 
     Raises:
         RequestError: they would.
     """
-    if ranks and set(ranks) >= set(every):
-        return
-    there = [found for found in (target.manifest(), *state.replaced()) if found is not None and found.files]
-    if any(shape_of(found) != shape or {record.rank for record in found.files} - set(ranks) for found in there):
+    if would_lose(target, state, ranks, every, shape):
         raise RequestError(
             "PartialReplacement",
             f"{f'rank {format_ranks(ranks)} of {len(every)}' if ranks else 'an index'} cannot replace a whole checkpoint",
             where=target.store.url,
             fix="leave out --ranks (spec.target.ranks), or choose another target",
         )
+
+
+def would_lose(
+    target: TargetFolder, state: JobState, ranks: tuple[int, ...], every: tuple[int, ...], shape: tuple[str, int]
+) -> bool:
+    """Whether some ranks of a checkpoint, or an index, would take the place of ranks that are not among them.
+
+    The `shape` is its layout and how many ranks that has: rank 0 of another one is something else.
+    """
+    if ranks and set(ranks) >= set(every):
+        return False
+    there = [found for found in (target.manifest(), *state.replaced()) if found is not None and found.files]
+    return any(shape_of(found) != shape or {record.rank for record in found.files} - set(ranks) for found in there)
 
 
 def shape_of(manifest: Manifest) -> tuple[str, int]:
@@ -191,7 +199,7 @@ def _is_index(draft: Manifest) -> bool:
     return draft.options.get("layout") == "Index"
 
 
-def _ranks_of(draft: Manifest) -> tuple[int, ...]:
+def ranks_of(draft: Manifest) -> tuple[int, ...]:
     """The ranks that get a file of what is being made."""
     if _is_index(draft):
         return ()
@@ -240,8 +248,8 @@ def _where(target: TargetFolder, manifest: Manifest, record: FileRecord) -> str:
     return state.find(record, staged=True) or record.path
 
 
-def _recorded(
-    target: TargetFolder, state: JobState, document: JobDocument, ranks: tuple[int, ...], *, thorough: bool = False
+def recorded(
+    target: TargetFolder, state: JobState, document: JobDocument, ranks: tuple[int, ...] | None, *, thorough: bool = False
 ) -> dict[int, FileRecord]:
     """The finished ranks of a job, those of a manifest that it extends included."""
     manifest = own_manifest(target, document)
