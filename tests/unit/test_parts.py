@@ -405,6 +405,7 @@ def test_some_segments_only(tmp_path: Path, how: dict[str, Any], names: set[str]
         (["a.ckpt"], {"dec_key": b"0" * 16}, "NotEncrypted"),
         (["a.ckpt"], {"specify_prefix": "z"}, "NothingToLoad"),
         (["a.ckpt"], {"filter_prefix": ""}, "InvalidOption"),
+        (["a.ckpt"], {"net": object()}, "PackageMissing"),
     ],
 )
 def test_segments_that_cannot_be_loaded(tmp_path: Path, files: list[str], how: dict[str, Any], reason: str) -> None:

@@ -3,12 +3,11 @@
 from __future__ import annotations
 
 import sys
-from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 from reshard.errors import MissingInputError, UsageError
 from reshard.mindspore.keys import decryption_of
-from reshard.online.network import param_dict
+from reshard.online.network import load_params, param_dict
 from reshard.online.segments import read_segments
 
 if TYPE_CHECKING:
@@ -58,11 +57,10 @@ def load_segmented_checkpoints(
     }
     if not found:
         raise MissingInputError("NothingToLoad", "no file has a parameter that was asked for", where=ckpt_file_dir)
-    package = import_module("mindspore") if net is not None else sys.modules.get("mindspore")
-    if package is not None:
+    if net is not None or "mindspore" in sys.modules:
         found |= param_dict((name, value) for name, value in found.items() if not isinstance(value, str))
-    if net is not None and package is not None:
-        package.load_param_into_net(net, found, strict_load)
+    if net is not None:
+        load_params(net, found, strict_load=strict_load)
     return found
 
 

@@ -46,8 +46,18 @@ def load_into_net(
         RuntimeError: MindSpore's, of a parameter that does not fit the network.
     """
     found = param_dict(iter_tensors(source, source_strategy, target_strategy, rank, **how))
-    absent, unused = _mindspore().load_param_into_net(net, found, strict_load)
+    absent, unused = load_params(net, found, strict_load=strict_load)
     return list(absent), list(unused)
+
+
+def load_params(net: Any, found: dict[str, Any], *, strict_load: bool) -> Any:  # noqa: ANN401 - MindSpore's
+    """What MindSpore's `load_param_into_net` does and returns.
+
+    Raises:
+        MissingInputError: there is no MindSpore.
+        RuntimeError: MindSpore's, of a parameter that does not fit the network.
+    """
+    return _mindspore().load_param_into_net(net, found, strict_load)
 
 
 def param_dict(tensors: Iterable[tuple[str, Array]]) -> dict[str, Any]:

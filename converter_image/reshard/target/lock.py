@@ -9,7 +9,7 @@ import socket
 import threading
 import uuid
 from contextlib import contextmanager
-from typing import TYPE_CHECKING, Protocol
+from typing import TYPE_CHECKING, Protocol, TypeVar
 
 import msgspec
 from tenacity import Retrying, retry_if_exception_type, stop_after_delay, wait_random
@@ -29,6 +29,8 @@ HEARTBEAT_SECONDS = 10.0
 STALE_SECONDS = 60.0
 _LARGEST_LOCK = 4096
 _SHARER = ".sharer"
+
+T = TypeVar("T")
 
 
 class PartOf(Protocol):
@@ -168,15 +170,20 @@ def in_turn(target: TargetFolder, path: str) -> Iterator[None]:
         LockedError: someone holds it for longer than that.
     """
     with contextlib.ExitStack() as stack:
-        for attempt in Retrying(
-            retry=retry_if_exception_type(LockedError),
-            wait=wait_random(0.05, 0.5),
-            stop=stop_after_delay(STALE_SECONDS),
-            reraise=True,
-        ):
-            with attempt:
-                stack.enter_context(locked(target.store, path, owner=None, mode=target.mode))
+        patiently(lambda: stack.enter_context(locked(target.store, path, owner=None, mode=target.mode)))
         yield
+
+
+def patiently(work: Callable[[], T], seconds: float = STALE_SECONDS) -> T:
+    """Do what needs a lock that others hold for moments only: wait for them.
+
+    Raises:
+        LockedError: someone holds it for longer than that.
+    """
+    retrying = Retrying(
+        retry=retry_if_exception_type(LockedError), wait=wait_random(0.05, 0.5), stop=stop_after_delay(seconds), reraise=True
+    )
+    return retrying(work)
 
 
 def _has_sharers(store: Store, path: str, *, besides: str = "") -> bool:
