@@ -7,20 +7,18 @@ import re
 from concurrent.futures import ThreadPoolExecutor
 from typing import TYPE_CHECKING
 
-from reshard.engine.job import job_of
-from reshard.engine.memory import budget
-from reshard.engine.rankfile import write_alone
+import msgspec
+
 from reshard.errors import MissingInputError, UsageError
-from reshard.plan import keep
-from reshard.source.files import Files
-from reshard.source.reading import open_source, read_inventory
+from reshard.progress import Silent
+from reshard.source.reading import open_source
 from reshard.spec.request import Options, RenameRule, Request
-from reshard.storage import open_store, root_and_path
+from reshard.transform.loose import write_loose
+from reshard.transform.prepare import prepare, source_names
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
 
-    from reshard.engine.memory import Budget
     from reshard.spec.request import OutputFormat
 
 _SUFFIX: dict[OutputFormat, str] = {"Ckpt": ".ckpt", "Safetensors": ".safetensors"}
@@ -99,9 +97,8 @@ def _convert(tasks: list[tuple[str, str]], output: OutputFormat, name_map: Mappi
     """Convert files, some at a time."""
     if not isinstance(processes_num, int) or processes_num < 1:
         raise UsageError("InvalidOption", f"{processes_num!r} is no number of files", where="processes_num")
-    share = budget(processes_num)
     with ThreadPoolExecutor(processes_num, thread_name_prefix="reshard-convert") as pool:
-        futures = [pool.submit(_convert_file, source, target, output, name_map or {}, share) for source, target in tasks]
+        futures = [pool.submit(_convert_file, source, target, output, name_map or {}, processes_num) for source, target in tasks]
         try:
             for future in futures:
                 future.result()
@@ -110,12 +107,9 @@ def _convert(tasks: list[tuple[str, str]], output: OutputFormat, name_map: Mappi
             raise
 
 
-def _convert_file(source: str, target: str, output: OutputFormat, name_map: Mapping[str, str], share: Budget) -> None:
-    root, path = root_and_path(source)
-    store = open_store(root)
-    inventory = read_inventory(store, Files({0: path}), workers=1)
-    names = {entry.name for entry in inventory.structures[0].tensors}
+def _convert_file(source: str, target: str, output: OutputFormat, name_map: Mapping[str, str], at_once: int) -> None:
+    request = Request(source=source, target=target, options=Options(format=output, layout="Same"))
+    names = source_names(request, workers=1) if name_map else {}
     rules = tuple(RenameRule(new, old) for old, new in name_map.items() if old in names)
-    request = Request(source=root, target=target, options=Options(format=output, layout="Same", rename=rules))
-    job = job_of(request, store, keep(inventory, rename=rules), None, None)
-    write_alone(job, 0, target, share=share)
+    request = msgspec.structs.replace(request, options=msgspec.structs.replace(request.options, rename=rules))
+    write_loose(prepare(request, Silent(), workers=1), {0: target}, at_once=at_once)

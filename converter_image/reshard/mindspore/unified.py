@@ -9,22 +9,19 @@ from typing import TYPE_CHECKING, Any
 
 import msgspec
 
-from reshard.engine.memory import budget, default_workers
-from reshard.engine.rankfile import write_alone
+from reshard.engine.memory import default_workers
 from reshard.errors import UsageError
 from reshard.mindspore.keys import decryption_of
-from reshard.mindspore.transforms import job_of_files, refuse_own_files
 from reshard.online.load import tensors_of
 from reshard.online.network import load_params, param_dict
 from reshard.progress import Silent
-from reshard.source.files import find_files
-from reshard.source.reading import open_source, read_inventory, read_strategy
 from reshard.spec.ranks import format_ranks
 from reshard.spec.request import Options, RenameRule, Request
 from reshard.target.lock import patiently
 from reshard.transform.complete import commit_if_complete
+from reshard.transform.loose import prepare_loose, refuse_own_files, write_loose
 from reshard.transform.plan import plan_transform
-from reshard.transform.prepare import prepare
+from reshard.transform.prepare import prepare, source_names
 from reshard.transform.run import transform_checkpoint
 
 if TYPE_CHECKING:
@@ -74,9 +71,9 @@ def unified_safetensors(
         ReshardError: of the kind that fits.
     """
     options = Options(layout="Unified", files=_pattern(file_suffix), overwrite="Replace")
-    if choice_func is not None:
-        options = msgspec.structs.replace(options, rename=tuple(_chosen(src_dir, src_strategy_file, options, choice_func)))
     request = Request(src_dir, dst_dir, src_strategy_file, options=options)
+    if choice_func is not None:
+        request = _with(request, rename=tuple(_chosen(request, choice_func)))
     workers = min(max_process_num, default_workers())
     if not split_dst_file:
         transform_checkpoint(request, workers=workers)
@@ -165,7 +162,7 @@ def load_distributed_checkpoint(
 def _params(request: Request, files: Mapping[int, str] | None, rank: int, workers: int) -> dict[str, Any]:
     """The parameters of a rank; `files` instead of the request's source, if there are any."""
     request = _with(request, layout="Index")
-    job = prepare(request, Silent(), workers=workers) if files is None else job_of_files(request, files)
+    job = prepare(request, Silent(), workers=workers) if files is None else prepare_loose(request, files)
     return param_dict(tensors_of(job, rank))
 
 
@@ -203,14 +200,9 @@ def _pattern(suffix: str | None) -> str | None:
     return f"*{glob.escape(suffix)}.*"
 
 
-def _chosen(source: str, strategy: str | None, options: Options, choice: Callable[[str], bool | str]) -> Iterable[RenameRule]:
+def _chosen(request: Request, choice: Callable[[str], bool | str]) -> Iterable[RenameRule]:
     """What `choice` says of the parameters that a strategy names; it knows no others, as MindSpore does not ask it for them."""
-    store, chosen = open_source(source)
-    inventory = read_inventory(store, find_files(store, chosen, pattern=options.files), workers=default_workers())
-    named = {name for stage in read_strategy(strategy).stages for name in stage} if strategy else None
-    for name in dict.fromkeys(entry.name for structure in inventory.structures for entry in structure.tensors):
-        if named is not None and name not in named:
-            continue
+    for name in (name for name, named in source_names(request, workers=default_workers()).items() if named):
         answer = choice(name)
         if not isinstance(answer, bool | str) or answer == "":
             raise UsageError("InvalidOption", f"{answer!r} is neither a name nor bool", where=f"choice_func({name!r})")
@@ -240,8 +232,7 @@ def _write_beside_others(request: Request, *, workers: int, all_together: bool) 
 
 def _cut_files(request: Request, files: Mapping[int, str]) -> None:
     """Write the rank files of a target from files that lie anywhere."""
-    job = job_of_files(request, files)
+    job = prepare_loose(request, files)
     written = {rank: f"{request.target.rstrip('/')}/{job.path(rank)}" for rank in job.scope}
     refuse_own_files(files.values(), written.values())
-    for rank, path in written.items():
-        write_alone(job, rank, path, share=budget(1))
+    write_loose(job, written)

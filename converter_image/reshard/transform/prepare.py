@@ -27,6 +27,8 @@ if TYPE_CHECKING:
     from reshard.strategy import Strategy
     from reshard.target.folder import JobState, TargetFolder
 
+    Strategies = tuple[Strategy | None, Strategy | None]  # of source and target
+
 
 def encode_index(job: Job) -> bytes:
     """What of a job others need who carry it out: for `resume` to find, and to be kept where `layout: Index` asks for it."""
@@ -55,21 +57,51 @@ def prepare(request: Request, progress: Progress, *, workers: int) -> Job:
     """
     if request.index is not None:
         return _indexed(request, request.index)
+    strategies = strategies_of(request)
+    of_stage = strategies[0].numbers if strategies[0] is not None and request.options.layout == "Part" else None
+    store, found = find(request, of_stage)
+    return prepare_files(request, store, found, strategies, progress, workers=workers)
+
+
+def find(request: Request, ranks: range | None = None) -> tuple[ReadStore, Files]:
+    """Where the source's files are, as if they were plain, and which are meant; of `ranks` only those."""
     opened, chosen = open_source(request.source, request.access.source)
-    store = decrypted(opened, request)
-    source, target = _strategies(request)
-    wanted = source.numbers if source is not None and request.options.layout == "Part" else None
-    found = find_files(store, chosen, step=request.options.step, pattern=request.options.files, ranks=wanted)
+    store, options = decrypted(opened, request), request.options
+    return store, find_files(store, chosen, step=options.step, pattern=options.files, ranks=ranks)
+
+
+def prepare_files(
+    request: Request,
+    store: ReadStore,
+    found: Files,
+    strategies: Strategies,
+    progress: Progress,
+    *,
+    workers: int,
+    only: int | None = None,
+) -> Job:
+    """The same from these files of a source; `only`: the one target rank that is made, from the files that it needs."""
+    source, target = strategies
     progress.begin("Reading headers", len(found.by_rank), "files")
     inventory = read_inventory(store, found, workers=workers, advance=progress.advance)
-    model = _place(inventory, source, target, request)
+    model = _place(inventory, source, target, request, only=only)
     fully = request.options.verification == "Full"
     if fully and (marked := sum(file.size for file in inventory.files if file.crc is not None)):
         progress.begin("Checking CRCs", marked, "bytes")
         check_crcs(store, inventory, workers=workers, advance=progress.advance)
     model = replace(model, diverging=find_diverging(store, model, workers=workers, whole=fully))
-    stages = _stages(request, source, target, found) if source is not None and wanted is not None else None
+    stages = _stages(request, source, target, found) if source is not None and request.options.layout == "Part" else None
     return job_of(request, store, model, source, target, selected=Selected(found.step, stages), notes=found.notes)
+
+
+def source_names(request: Request, *, workers: int) -> dict[str, bool]:
+    """The names of the parameters in the source's files, and whether its strategy names them; without one it is all the same."""
+    store, found = find(request)
+    inventory = read_inventory(store, found, workers=workers)
+    source, _ = strategies_of(request)
+    named = None if source is None else {name for stage in source.stages for name in stage}
+    every = (entry.name for structure in inventory.structures for entry in structure.tensors)
+    return {name: named is None or name in named for name in every}
 
 
 def _stages(request: Request, source: Strategy, target: Strategy | None, found: Files) -> int | None:
@@ -126,7 +158,7 @@ def resume(request: Request, target: TargetFolder) -> tuple[Job, JobState] | Non
     if request.index is not None:
         return None  # which costs as little to read
     store, _ = open_source(request.source, request.access.source)
-    source, wanted = _strategies(request)
+    source, wanted = strategies_of(request)
     key = key_of(request, source, wanted)
     for document in target.jobs():
         if document.request == key:
@@ -149,7 +181,12 @@ def decrypted(store: ReadStore, request: Request, known: Mapping[str, Known] | N
     return as_plain(store, request.decryption, known)
 
 
-def _strategies(request: Request) -> tuple[Strategy | None, Strategy | None]:
+def strategies_of(request: Request) -> Strategies:
+    """Those that the request names.
+
+    Raises:
+        ReshardError: of the kind that fits.
+    """
     access, one_stage = request.access, request.options.layout == "Part"
     before = after = None
     if request.source_strategy:
@@ -165,7 +202,9 @@ def _strategies(request: Request) -> tuple[Strategy | None, Strategy | None]:
     return before, after
 
 
-def _place(inventory: Inventory, source: Strategy | None, target: Strategy | None, request: Request) -> Model:
+def _place(
+    inventory: Inventory, source: Strategy | None, target: Strategy | None, request: Request, *, only: int | None = None
+) -> Model:
     options = request.options
     if options.layout == "Same":
         return keep(inventory, ranks=options.ranks, rename=options.rename)
@@ -175,6 +214,7 @@ def _place(inventory: Inventory, source: Strategy | None, target: Strategy | Non
         target,
         keep_unplaced=options.unplaced == "Keep",
         allow_missing=options.allow_missing,
+        only=only,
         one_stage=options.layout == "Part",
         rename=options.rename,
     )
