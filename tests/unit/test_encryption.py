@@ -17,7 +17,7 @@ from reshard.checkpoint import encryption
 from reshard.checkpoint.blockcipher import cipher_of
 from reshard.errors import AccessError, DataError, ReshardError
 from reshard.source.encrypted import decrypting
-from reshard.spec.keys import KEY_BYTES, Encryption, Key
+from reshard.spec.keys import KEY_BYTES
 
 if TYPE_CHECKING:
     from reshard.checkpoint.blockcipher import BlockCipher
@@ -31,7 +31,7 @@ CONTENT = rawfiles.ckpt({"first": np.arange(900, dtype=np.uint32), "second": np.
 
 
 def cipher(mode: Mode, key: bytes = KEY) -> BlockCipher:
-    return cipher_of(Encryption(Key(key), mode))
+    return cipher_of(mode, key)
 
 
 def sealed(mode: str, key: bytes = KEY, block: int = 512, content: bytes = CONTENT) -> MemoryReader:

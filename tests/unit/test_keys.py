@@ -15,6 +15,7 @@ import rawfiles
 from reshard import Encryption, Key, Options, Request, load, plan_transform, transform_checkpoint
 from reshard.cli import main
 from reshard.errors import AccessError, MissingInputError, ReshardError, UsageError
+from reshard.source.keys import read_key
 from reshard.spec.keys import KEY_BYTES
 
 if TYPE_CHECKING:
@@ -47,10 +48,10 @@ def test_a_key_is_its_bytes(
     monkeypatch.setitem(os.environb, b"THE_KEY", content)
     key = {"bytes": Key(content), "file": Key(file=str(tmp_path / "k")), "variable": Key(variable="THE_KEY")}[how]
     if found is not None:
-        assert key.read(mode) == found
+        assert read_key(Encryption(key, mode)) == found
         return
     with pytest.raises(ReshardError) as caught:
-        key.read(mode)
+        read_key(Encryption(key, mode))
     assert caught.value.reason == "InvalidKey"
     assert "kkkk" not in str(caught.value)
 
@@ -58,7 +59,7 @@ def test_a_key_is_its_bytes(
 def test_a_key_that_is_not_there_is_named(tmp_path: Path) -> None:
     for key, said in ((Key(file=str(tmp_path / "k")), str(tmp_path)), (Key(variable="NO_KEY"), "environment variable NO_KEY")):
         with pytest.raises(MissingInputError, match=said):
-            key.read("AES-GCM")
+            read_key(Encryption(key))
     for wrong in ({}, {"content": KEY, "file": "k"}, {"content": "text"}):
         with pytest.raises(UsageError, match="InvalidKey"):
             Key(**wrong)  # type: ignore[arg-type]  # that is the point

@@ -16,7 +16,7 @@ from reshard.spec.keys import KEY_BYTES
 if TYPE_CHECKING:
     from collections.abc import Iterable
 
-    from reshard.spec.keys import Encryption, Mode
+    from reshard.spec.keys import Mode
 
 MAGIC: dict[int, Mode] = {0x7F3A5ED8: "AES-GCM", 0x7F3A5ED9: "AES-CBC", 0x7F3A5EDA: "SM4-CBC"}
 IV_BYTES = 16
@@ -79,13 +79,8 @@ class BlockCipher(Protocol):
         """What is left of the ciphertext of so much plaintext; and its tag."""
 
 
-def cipher_of(encryption: Encryption) -> BlockCipher:
-    """The cipher with its key.
-
-    Raises:
-        ReshardError: the key cannot be read, or is of no right length.
-    """
-    mode, key = encryption.mode, encryption.key.read(encryption.mode)
+def cipher_of(mode: Mode, key: bytes) -> BlockCipher:
+    """The cipher with a key of a right length."""
     return _Gcm(mode, key) if mode == "AES-GCM" else _Cbc(mode, key)
 
 

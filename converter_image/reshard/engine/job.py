@@ -158,23 +158,23 @@ class Job:
         return SourceFiles(self.source, self.model.inventory, count, indexed=self.request.index is not None)
 
 
-def job_of(
+def job_of(  # noqa: PLR0913 - what was read, each by itself
     request: Request,
     store: ReadStore,
     model: Model,
     source: Strategy | None,
     target: Strategy | None,
     *,
+    key: bytes | None = None,
     selected: Selected | None = None,
     notes: tuple[str, ...] = (),
 ) -> Job:
-    """The job that makes a model's target ranks.
+    """The job that makes a model's target ranks, encrypted with a key if the request wants that.
 
     Raises:
         RequestError: files of the target's format cannot be encrypted.
-        ReshardError: there is no key for them.
     """
-    key = key_of(request, source, target)
+    decides = key_of(request, source, target)
     wanted = request.options.format
     if request.options.remove_redundancy and (model.target_ranks == 1 or request.options.layout != "PerRank"):
         raise RequestError(
@@ -186,17 +186,17 @@ def job_of(
     output: Format = "ckpt" if wanted == "Ckpt" else "safetensors"
     if wanted == "Source" and request.options.layout != "Unified":
         output = model.inventory.format
-    cipher = _cipher(request, output)
+    cipher = _cipher(request, output, key)
     if request.options.layout != "Index":  # which is for files of either format, and for memory
         model = _arranged(model, output)
-    decisive = {name: key[name] for name in ("sourceStrategy", "targetStrategy")} | request_key(request) | {"format": output}
+    decisive = {name: decides[name] for name in ("sourceStrategy", "targetStrategy")} | request_key(request) | {"format": output}
     identity = whole = _identity([decisive, model.inventory])
     part, selected = None, selected or Selected()
     if request.options.layout == "Part":
         part, whole = model.first_stage, _identity([decisive | {"sourceStrategy": None}, selected.step])
     planner = Planner(model, remove_redundancy=request.options.remove_redundancy)
     strategies = (source, target)
-    job = Job(request, store, planner, identity, key, output, part, whole, selected, strategies, cipher=cipher)
+    job = Job(request, store, planner, identity, decides, output, part, whole, selected, strategies, cipher=cipher)
     return replace(job, notes=(*notes, *_notes(model, request), *_notes_on_shares(job)))
 
 
@@ -204,7 +204,7 @@ def _identity(content: object) -> str:
     return hashlib.sha256(msgspec.json.encode(content)).hexdigest()
 
 
-def _cipher(request: Request, output: Format) -> BlockCipher | None:
+def _cipher(request: Request, output: Format, key: bytes | None) -> BlockCipher | None:
     """What the target's files are encrypted with."""
     if request.encryption is None:
         return None
@@ -219,7 +219,9 @@ def _cipher(request: Request, output: Format) -> BlockCipher | None:
         fix = "leave out the encryption, or transform all stages at once"
     if what is not None:
         raise RequestError("CannotEncrypt", what, where=request.target, fix=fix)
-    return cipher_of(request.encryption)
+    if key is None:
+        raise ValueError("the key of what is to be encrypted is missing")
+    return cipher_of(request.encryption.mode, key)
 
 
 def _arranged(model: Model, output: Format) -> Model:

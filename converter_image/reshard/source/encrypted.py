@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 
 from reshard.checkpoint.blockcipher import cipher_of
 from reshard.checkpoint.encryption import check_key, check_tags, index, index_reads, tag_reads
+from reshard.source.keys import read_key
 from reshard.storage.ahead import GAP_BYTES, reading
 from reshard.storage.bounded import BoundedReader
 from reshard.storage.spans import read_spans
@@ -107,7 +108,9 @@ def as_plain(
     store: ReadStore, encryption: Encryption | None, known: Mapping[str, Known] | None = None, *, check: bool = True
 ) -> ReadStore:
     """A store's checkpoint files as if they were plain; see `DecryptingStore`. None: they are."""
-    return store if encryption is None else DecryptingStore(store, cipher_of(encryption), known, check=check)
+    if encryption is None:
+        return store
+    return DecryptingStore(store, cipher_of(encryption.mode, read_key(encryption)), known, check=check)
 
 
 class DecryptingStore:

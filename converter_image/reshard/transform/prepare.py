@@ -13,6 +13,7 @@ from reshard.plan import keep, place, unify
 from reshard.source.encrypted import DecryptingStore, as_plain
 from reshard.source.files import Files, find_files
 from reshard.source.index import CheckpointIndex, Selected, decode_index, packed, read_index
+from reshard.source.keys import read_key
 from reshard.source.reading import check_crcs, find_diverging, open_source, read_inventory, read_strategy
 from reshard.spec.request import Options, Request
 
@@ -91,7 +92,8 @@ def prepare_files(
         check_crcs(store, inventory, workers=workers, advance=progress.advance)
     model = replace(model, diverging=find_diverging(store, model, workers=workers, whole=fully))
     stages = _stages(request, source, target, found) if source is not None and request.options.layout == "Part" else None
-    return job_of(request, store, model, source, target, selected=Selected(found.step, stages), notes=found.notes)
+    selected = Selected(found.step, stages)
+    return job_of(request, store, model, source, target, key=_key(request), selected=selected, notes=found.notes)
 
 
 def source_names(request: Request, *, workers: int) -> dict[str, bool]:
@@ -150,7 +152,7 @@ def _indexed(request: Request, url: str) -> Job:
     original = job_of(unwritten, store, model, source, target)
     if original.digest != index.digest:
         raise DataError("IndexDamaged", "its content does not have its digest", where=url, fix="index the source again")
-    return job_of(request, decrypted(store, request, index.encrypted), model, source, target)
+    return job_of(request, decrypted(store, request, index.encrypted), model, source, target, key=_key(request))
 
 
 def resume(request: Request, target: TargetFolder) -> tuple[Job, JobState] | None:
@@ -168,7 +170,7 @@ def resume(request: Request, target: TargetFolder) -> tuple[Job, JobState] | Non
                 return None  # the plan was made for less
             model = replace(_place(stored.inventory, source, wanted, request), diverging=frozenset(stored.diverging))
             plain = decrypted(store, request, stored.encrypted)
-            job = job_of(request, plain, model, source, wanted, selected=stored.selected)
+            job = job_of(request, plain, model, source, wanted, key=_key(request), selected=stored.selected)
             if job.digest == document.digest:
                 return job, state
     return None
@@ -179,6 +181,10 @@ def decrypted(store: ReadStore, request: Request, known: Mapping[str, Known] | N
     if known and request.decryption is None:
         raise DataError("Encrypted", "its files are encrypted", where=store.url, fix="give their key (--decryption-key-file)")
     return as_plain(store, request.decryption, known)
+
+
+def _key(request: Request) -> bytes | None:
+    return None if request.encryption is None else read_key(request.encryption)
 
 
 def strategies_of(request: Request) -> Strategies:
