@@ -53,6 +53,9 @@ def kebab(name: str) -> str:
 
 PATH = _Path()
 MOST_RANKS = 1 << 20
+json_option = click.option(
+    "--json", "as_json", is_flag=True, help="End with one JSON object on standard output, and nothing else there."
+)
 
 
 def rank_in(variable: str) -> int:

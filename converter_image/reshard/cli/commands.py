@@ -10,7 +10,7 @@ import click
 
 from reshard.checkpoint.manifest import MANIFEST_NAME
 from reshard.cli import inspection, pictures, show, words
-from reshard.cli.arguments import PATH, Word, rank_in
+from reshard.cli.arguments import PATH, Word, json_option, rank_in
 from reshard.cli.fetch import fetch
 from reshard.cli.keys import encryption_of, key_options
 from reshard.cli.options import convert_options, request_of, request_options
@@ -115,7 +115,7 @@ def convert(invocation: Invocation, /, **arguments: Any) -> None:
     help="The folder that stands for a Secret, with a file for each entry. S3 credentials may be in the environment instead.",
 )
 @click.option("--workers", type=click.IntRange(1, 256), help="Ranks at a time. Without: one for each processor, at most 8.")
-@click.option("--json", "as_json", is_flag=True, help="End with one JSON object on standard output, and nothing else there.")
+@json_option
 @click.pass_obj
 def run(invocation: Invocation, /, resource: str, workers: int | None, as_json: bool, **folders: tuple[str, ...]) -> None:
     """Carry out a CheckpointTransform resource on this machine, without a cluster."""
@@ -171,7 +171,7 @@ def plan(write: bool, picture: bool, svg: str | None, parameters: tuple[str, ...
 @click.argument("target", type=PATH, metavar="DIR")
 @click.option("--ranks", metavar="LIST", help="These target ranks make it complete, such as 0,2-5. Without: all.")
 @click.option("--owner", metavar="NAME", hidden=True, help="Processes of one owner share the target's lock.")
-@click.option("--json", "as_json", is_flag=True, help="End with one JSON object on standard output, and nothing else there.")
+@json_option
 def commit(target: str, ranks: str | None, owner: str | None, as_json: bool) -> None:
     """Complete a checkpoint whose ranks, or parts, were written with --no-commit."""
     with show.progress() as progress:
@@ -197,7 +197,7 @@ def commit(target: str, ranks: str | None, owner: str | None, as_json: bool) -> 
 @cli.command()
 @click.argument("target", type=PATH, metavar="DIR")
 @click.option("--workers", type=click.IntRange(1, 256), help="Files at a time. Without: one for each processor, at most 8.")
-@click.option("--json", "as_json", is_flag=True, help="End with one JSON object on standard output, and nothing else there.")
+@json_option
 def verify(target: str, workers: int | None, as_json: bool) -> None:
     """Check a finished checkpoint against its manifest, without the source."""
     with show.progress() as progress:
@@ -223,7 +223,7 @@ def verify(target: str, workers: int | None, as_json: bool) -> None:
 @click.option("--parameter", "parameters", multiple=True, metavar="PATTERN", help="Only these, such as '*.weight'.")
 @click.option("--all", "every", is_flag=True, help="Show all parameters and files, one a line.")
 @key_options("decryption")
-@click.option("--json", "as_json", is_flag=True, help="End with one JSON object on standard output, and nothing else there.")
+@json_option
 def inspect(path: str, how: str | None, **options: Any) -> None:
     """Show what a checkpoint (or one of its files) holds."""
     inspection.inspect(path, strategy=how, decryption=encryption_of(options, "decryption"), **options)

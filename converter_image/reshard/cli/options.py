@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any, TypeVar, get_args
 import click
 
 from reshard.cli import renaming
-from reshard.cli.arguments import PATH, Word, kebab
+from reshard.cli.arguments import PATH, Word, json_option, kebab
 from reshard.cli.keys import encryption_of, key_options
 from reshard.errors import UsageError
 from reshard.spec.access import Access, Accesses
@@ -145,12 +145,7 @@ _COMMON: tuple[Callable[[Any], Any], ...] = (
     click.option("--source-profile", metavar="NAME", help="The AWS profile for the source. Without: as the AWS command line."),
     key_options("decryption", "encryption"),
     click.option("--overwrite", is_flag=True, help="Replace what is at the target, once the new one is complete."),
-    click.option(
-        "--json",
-        "as_json",
-        is_flag=True,
-        help="End with one JSON object on standard output, and nothing else there.",
-    ),
+    json_option,
 )
 # The same of a target that many may write to.
 _SHARED: tuple[Callable[[Any], Any], ...] = (

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import re
+from functools import cache
 from reprlib import repr as shortened
 from typing import Annotated, Any, Literal
 
@@ -109,30 +110,30 @@ class Options(msgspec.Struct, frozen=True):
 
     format: OutputFormat = "Source"
     layout: TargetLayout = "PerRank"
-    part_size_bytes: int | None = None
+    part_size_bytes: Annotated[int, msgspec.Meta(ge=1 << 10)] | None = None
     hugging_face_index: bool = False
     file_prefix: str = "checkpoint_"
     numbered: bool = True
     step: int | None = None
     files: str | None = None
-    stages: int | None = None
+    stages: Stages | None = None
     ranks: str | None = None
     unplaced: Unplaced = "Drop"
     allow_missing: bool = False
     remove_redundancy: bool = False
     rename: tuple[RenameRule, ...] = ()
     crc: bool = False
-    file_mode: int = 0o640
+    file_mode: Annotated[int, msgspec.Meta(ge=0, le=0o777)] = 0o640
     verification: Verification = "Sample"
     overwrite: Overwrite = "Never"
     copy_mode: CopyMode = "Client"
 
     def __post_init__(self) -> None:
         """Refuse what a type checker would have refused: a wrong word must not be taken for another."""
-        for name, kind in _KINDS.items():
+        for name, field in _declared().items():
             value = getattr(self, name)
             try:
-                msgspec.convert(value, kind)
+                msgspec.convert(value, field.type)
             except msgspec.ValidationError as error:
                 raise UsageError("InvalidOption", f"{value!r}: {error}", where=name) from error
         check_prefix(self.file_prefix)
@@ -156,8 +157,14 @@ class Options(msgspec.Struct, frozen=True):
         return self.part_size_bytes or 3 << 30
 
 
+@cache
+def _declared() -> dict[str, msgspec.structs.FieldInfo]:
+    """What is declared of each option."""
+    return {field.name: field for field in msgspec.structs.fields(Options)}
+
+
 def _default(option: str) -> object:
-    return next(field.default for field in msgspec.structs.fields(Options) if field.name == option)
+    return _declared()[option].default
 
 
 # Says something of one layout only.
@@ -184,29 +191,6 @@ def _check_rules(rules: tuple[RenameRule, ...]) -> None:
             raise UsageError(
                 "InvalidOption", f"{rule.name!r} would be called both {seen[rule.name]!r} and {rule.to!r}", where="rename"
             )
-
-
-_KINDS: dict[str, Any] = {
-    "format": OutputFormat,
-    "layout": TargetLayout,
-    "part_size_bytes": Annotated[int, msgspec.Meta(ge=1 << 10)] | None,
-    "hugging_face_index": bool,
-    "file_prefix": str,
-    "numbered": bool,
-    "step": int | None,
-    "files": str | None,
-    "stages": Stages | None,
-    "ranks": str | None,
-    "unplaced": Unplaced,
-    "allow_missing": bool,
-    "remove_redundancy": bool,
-    "rename": tuple[RenameRule, ...],
-    "crc": bool,
-    "file_mode": Annotated[int, msgspec.Meta(ge=0, le=0o777)],
-    "verification": Verification,
-    "overwrite": Overwrite,
-    "copy_mode": CopyMode,
-}
 
 
 class Request(msgspec.Struct, frozen=True):
