@@ -107,7 +107,7 @@ def pieces(
     Args:
         output: the format.
         tensors: what it holds, in content order.
-        metadata: of a safetensors file.
+        metadata: what the header of a safetensors file says beside its tensors.
         crc: what a safetensors file says of its content; a `.ckpt` says it at the end, see `crc_trailer`.
 
     Raises:
@@ -122,7 +122,7 @@ def file_size(output: Format, tensors: Sequence[OutputTensor], metadata: dict[st
     Args:
         output: the format.
         tensors: what it holds, in content order.
-        metadata: of a safetensors file.
+        metadata: what the header of a safetensors file says beside its tensors.
         crc: whether it has one.
 
     Raises:

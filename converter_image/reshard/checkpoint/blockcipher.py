@@ -36,7 +36,7 @@ class BlockCipher(Protocol):
     """A mode with a key. All lengths and positions are in bytes, and count from a block's first.
 
     Attributes:
-        mode: which.
+        mode: the name of the mode.
         tag_bytes: length of what tells that a block is authentic; 0 where nothing does.
         tail_bytes: how much of the end of a block's ciphertext says how long its plaintext is.
     """

@@ -82,7 +82,7 @@ def begins(reader: RangeReader, head: bytes) -> bool:
 
     Args:
         reader: a file that is at least as long.
-        head: of its content at least as much as tells the first parameter's name, type and shape.
+        head: the beginning of its content, at least as much as tells the first parameter's name, type and shape.
     """
     if head.startswith(_CRC_MARK):
         return True

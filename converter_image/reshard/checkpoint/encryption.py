@@ -40,8 +40,8 @@ class Blocks(msgspec.Struct, frozen=True, array_like=True, gc=False):
     """The blocks of one file, in its order.
 
     Attributes:
-        lengths: of each one's plaintext, in bytes.
-        ivs: of each one, one behind the other.
+        lengths: bytes of each one's plaintext.
+        ivs: the initialization vector of each one, one behind the other.
     """
 
     lengths: tuple[int, ...]

@@ -36,11 +36,11 @@ class FileRecord(_Document, frozen=True):
 
     Attributes:
         rank: the target rank.
-        path: relative to the target.
-        size: in bytes.
-        digest: of the content, as "xxh3-128:<hex>" (`xxhsum -H2` computes the same); or of a file that an object store has put
-            together, "etag:<its ETag there>".
-        bytes_read: of source tensors, for this file.
+        path: its place, relative to the target.
+        size: its length in bytes.
+        digest: the digest of the content, as "xxh3-128:<hex>" (`xxhsum -H2` computes the same); or of a file that an object store
+            has put together, "etag:<its ETag there>".
+        bytes_read: bytes of source tensors that were read for this file.
         verified: how much of it was compared with the source.
         part: the pipeline stage of the source that it was made from; null: of all.
     """
@@ -80,12 +80,12 @@ class ParameterRecord(_Document, frozen=True):
     """One parameter.
 
     Attributes:
-        name: as in the files.
+        name: what the files call it.
         dtype: its type, by MindSpore's name.
-        shape: of the whole tensor.
+        shape: lengths of the whole tensor.
         role: "cut", "replicated", "kept" or "own".
-        source: how the source cuts it; null when each holder has it whole.
-        target: how the target does.
+        source: the source's layout; null when each holder has it whole.
+        target: the target's layout.
         fingerprint: place for a digest of the values that does not depend on the layout.
         source_name: what the source calls it, where that is something else.
     """
@@ -135,11 +135,11 @@ class Manifest(_Document, frozen=True):
     """Says that a checkpoint is complete, and what it consists of.
 
     Attributes:
-        schema: of this document.
-        version: of the program that wrote it.
+        schema: the form of this document.
+        version: the version of the program that wrote it.
         digest: identifies source, strategies and options: equal digests, equal files.
         source: what was read.
-        format: of the files.
+        format: the format of the files.
         ranks: those that are here, such as "0-5".
         target_ranks: how many ranks the target's layout has.
         options: those that decide what is written.

@@ -82,9 +82,9 @@ def files_of(mapped: Mapping[str, str], names: Sequence[str], map_name: str, whe
     """The files that a map names, in the order of their numbers, and that of the parameters in no strategy.
 
     Args:
-        mapped: from each parameter to its file.
-        names: of the files that lie beside the map.
-        map_name: of the map.
+        mapped: each parameter's file.
+        names: the files that lie beside the map.
+        map_name: the name of the map.
         where: the folder, for messages.
 
     Raises:
@@ -147,8 +147,8 @@ def refuse_slices(inventory: Inventory, names: Mapping[str, str], target: Contai
     """Refuse to cut a gradient of MindSpore's: rank 0's slice of it is among what no strategy names (2.10, _save_hyper_param).
 
     Args:
-        inventory: of the source.
-        names: from what parameters are called in it to what they are called at the target.
+        inventory: what the source holds.
+        names: what parameters that it holds are called at the target, by what they are called in it.
         target: what the target's strategy names.
 
     Raises:

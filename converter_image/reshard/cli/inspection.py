@@ -45,13 +45,13 @@ class Held:
     """A parameter as ranks hold it.
 
     Attributes:
-        name: as in the files; of several that are told in one line with {what differs}.
-        dtype: by MindSpore's name.
-        shape: of the whole tensor, in elements; None: nothing says how it is cut.
-        slice_shape: of what one rank holds.
-        layout: how it is cut, in words; None: nothing says it.
+        name: what the files call it; of several that are told in one line with {what differs}.
+        dtype: its type, by MindSpore's name.
+        shape: lengths of the whole tensor, in elements; None: nothing says how it is cut.
+        slice_shape: lengths of what one rank holds.
+        layout: the way it is cut, in words; None: nothing says it.
         ranks: those that hold it, ascending.
-        nbytes: of one rank's slice.
+        nbytes: bytes of one rank's slice.
     """
 
     name: str

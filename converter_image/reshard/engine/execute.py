@@ -42,10 +42,10 @@ class Fill(NamedTuple):
     """A box of a target tensor that lies contiguously in its file.
 
     Attributes:
-        box: in the target's slice.
+        box: the elements of the target's slice that are filled.
         copies: what makes it up: source rank, its tensor, box there, box here counted from the beginning of this one.
-        dtype: of the elements.
-        nbytes: of them all.
+        dtype: the type of the elements.
+        nbytes: bytes of them all.
     """
 
     box: Box
@@ -126,9 +126,9 @@ def stream(plan: RankPlan, pieces: Iterable[bytes | Span], files: SourceFiles, e
     """Produce a rank's file from its first byte to its last.
 
     Args:
-        plan: of the rank.
+        plan: the plan of the rank.
         pieces: the file as its format lays it out: literal bytes, and spans of the plan's tensors.
-        files: where the source's bytes come from.
+        files: the files of the source, to read from.
         emit: called with each next part of the file; the memory is used again once it returns.
 
     Raises:

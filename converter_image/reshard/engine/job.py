@@ -36,15 +36,15 @@ class Job:
 
     Attributes:
         request: what was asked for.
-        source: where the source's files are, as if they were plain.
+        source: the source's files, as if they were plain.
         planner: knows what every target rank is made of.
         digest: identifies source, strategies and options: equal digests, equal files.
         key: what of the request decides the outcome, to find a begun job without reading the source.
-        format: of the target's files.
+        format: the format of the target's files.
         part: the pipeline stage of the source that it makes a part of; None: it makes everything.
         whole: identifies what it makes a part of, by what all parts must have in common; without parts its own digest.
         selected: what of the source's selection outlives its files.
-        strategies: of source and target.
+        strategies: the strategies of source and target.
         notes: what the user should know.
         cipher: encrypts the target's files, if they are to be.
     """

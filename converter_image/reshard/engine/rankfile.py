@@ -49,8 +49,8 @@ class Written:
     """A finished rank.
 
     Attributes:
-        record: as it stands at the target.
-        bytes_needed: of source tensors.
+        record: what is recorded of the file at the target.
+        bytes_needed: bytes of source tensors that it takes.
     """
 
     record: FileRecord
@@ -190,8 +190,8 @@ def produce(
 
     Args:
         job: what is to be done.
-        plan: of the rank.
-        writer: of the file.
+        plan: the plan of the rank.
+        writer: the writer of the file.
         count: is told what is read of the source.
         progress: is told how far it is.
         cancellation: lets it be called off.

@@ -26,11 +26,11 @@ class Part:
     """Consecutive moves that are one part of the file.
 
     Attributes:
-        first: of the moves.
-        end: after the last.
-        nbytes: of them all.
+        first: position of the first of its moves.
+        end: position after the last of them.
+        nbytes: bytes of them all.
         rank: the source rank whose file holds exactly these bytes one behind the other; None: they are read and sent.
-        offset: where they are there.
+        offset: place of the bytes in that file.
     """
 
     first: int

@@ -52,7 +52,7 @@ def check_file(
     Args:
         written: the file, opened anew.
         plan: what it was made from; of it only the tensors' names and the choice of source ranks are used.
-        model: how source and target cut each parameter.
+        model: parameters, as source and target cut each.
         files: the source.
         level: "Full" compares every byte, "Sample" some rows of each parameter, "None" nothing.
         headers: the file as its index is best read; None: as it is.

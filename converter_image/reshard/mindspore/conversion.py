@@ -42,7 +42,7 @@ def ckpt_to_safetensors(
             converted.
         save_path: the folder to write to, with such subfolders if it is a tree; None: beside each file. What is there under a
             file's name is replaced.
-        name_map: from parameters' names to what they are called in the new files. Names that a file does not have are skipped.
+        name_map: what parameters are called in the new files, by their names. Names that a file does not have are skipped.
         file_name_regex: convert only files in whose names this is found; of a single file in its path.
         processes_num: files at a time.
 

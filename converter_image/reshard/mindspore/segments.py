@@ -33,10 +33,10 @@ def load_segmented_checkpoints(
         net: the network to load into, by MindSpore's `load_param_into_net`.
         strict_load: whether types must be equal there.
         filter_prefix: parameters whose names begin so are left out.
-        dec_key: of encrypted files.
+        dec_key: the key of encrypted files.
         dec_mode: "AES-GCM", "AES-CBC" or "SM4-CBC".
-        specify_prefix: only parameters whose names begin so are read.
-        choice_func: only parameters are read for whose names it is true; if neither prefix is given.
+        specify_prefix: the beginning of the names of parameters that are read, without others.
+        choice_func: told a name, whether that parameter is read; asked if neither prefix is given.
 
     Returns:
         By name a `mindspore.Parameter` where the script has imported MindSpore or gives a network, else a numpy array (BFloat16

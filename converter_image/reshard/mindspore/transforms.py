@@ -41,8 +41,8 @@ def transform_checkpoints(
         src_checkpoints_dir: the folder with `rank_0`, `rank_1`, ...
         dst_checkpoints_dir: the folder to write to. What is there is replaced.
         ckpt_prefix: files are named `rank_<r>/<ckpt_prefix><r>.<output_format>`.
-        src_strategy_file: how the source is cut; None: one whole rank.
-        dst_strategy_file: how the target is to be cut; None: one whole rank.
+        src_strategy_file: the source's strategy; None: one whole rank.
+        dst_strategy_file: the strategy that the target is to be cut by; None: one whole rank.
         process_num: ranks at a time.
         output_format: "ckpt" or "safetensors".
 
@@ -112,11 +112,11 @@ def transform_checkpoint_by_rank(
 
     Args:
         rank_id: the target rank.
-        checkpoint_files_map: from source rank to file, at least those of `rank_list_for_transform`; of a source whose redundancy
+        checkpoint_files_map: files by source rank, at least those of `rank_list_for_transform`; of a source whose redundancy
             was removed all, for which of them has a slice only the files tell.
         save_checkpoint_file_name: the file to write.
-        src_strategy_file: how the source is cut; None: one whole rank.
-        dst_strategy_file: how the target is to be cut; None: one whole rank.
+        src_strategy_file: the source's strategy; None: one whole rank.
+        dst_strategy_file: the strategy that the target is to be cut by; None: one whole rank.
 
     Raises:
         ReshardError: of the kind that fits; nothing is written then.

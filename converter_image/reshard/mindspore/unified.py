@@ -58,7 +58,7 @@ def unified_safetensors(
 
     Args:
         src_dir: the folder with `rank_0`, `rank_1`, ...
-        src_strategy_file: how the source is cut; None: one whole rank.
+        src_strategy_file: the source's strategy; None: one whole rank.
         dst_dir: the folder to write to. What is there is replaced.
         merge_with_redundancy: makes no difference: each part of a parameter is read from a rank that has it.
         file_suffix: the end of the names of the files that are meant, without the extension; None: those of the newest step.
@@ -111,19 +111,20 @@ def load_distributed_checkpoint(
     Args:
         network: a `mindspore.nn.Cell` to load into, by `load_param_into_net`; None: files are written.
         checkpoint_filenames: one file for each rank, in their order, instead of unified safetensors.
-        predict_strategy: how the target is to be cut; None: one rank that holds everything whole.
-        train_strategy_filename: how the files in `checkpoint_filenames` are cut.
+        predict_strategy: the strategy that the target is to be cut by; None: one rank that holds everything whole.
+        train_strategy_filename: the strategy of the files in `checkpoint_filenames`.
         strict_load: whether types must be equal in the network.
-        dec_key: of encrypted files in `checkpoint_filenames`.
+        dec_key: the key of encrypted files in `checkpoint_filenames`.
         dec_mode: "AES-GCM", "AES-CBC" or "SM4-CBC".
         format: "safetensors" for unified ones, as MindSpore asks.
         unified_safetensors_dir: the folder with `part0.safetensors`, ...
         dst_safetensors_dir: the folder to write to. What is there is replaced.
-        rank_id: only this rank; others may be written at the same time or later. None: all; of a network that of the process.
+        rank_id: the one rank that is wanted; others may be written at the same time or later. None: all; of a network that of the
+            process.
         output_format: "safetensors" or "ckpt".
-        name_map: from the name that a parameter is to have to the one that it has in the files.
+        name_map: the name that a parameter has in the files, by the one that it is to have.
         max_process_num: ranks at a time; no more than there are processors.
-        return_param_dict: with a network, give its parameters back instead of loading them.
+        return_param_dict: whether to give a network's parameters back instead of loading them.
 
     Returns:
         As MindSpore's: of a network and unified safetensors what `load_param_into_net` returns, or the parameters; else True.

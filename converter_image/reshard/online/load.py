@@ -76,17 +76,18 @@ def iter_tensors(  # noqa: PLR0913 - one for each option
     Args:
         source: the folder with `rank_<r>/`, or one file; or s3://bucket/prefix.
         source_strategy: a file or a folder of stages; None: the source is one whole rank.
-        target_strategy: the same for the layout that is wanted.
-        rank: of that layout.
+        target_strategy: a strategy of the layout that is wanted, likewise.
+        rank: the rank of that layout.
         step: the training step whose files are read; None: the newest that every rank has.
         files: the shell pattern that the files' names match.
         unplaced: what happens to parameters that only the source's strategy names.
         allow_missing: whether to leave out what only the target's strategy names.
         rename: what parameters are to be called.
-        verification: with "Full" the CRC32s of all the source's files are checked first; else nothing is compared.
-        index: where `layout: Index` has indexed this source. It says which strategies count, and which versions of which files,
-            so that none is opened that holds nothing of this rank.
-        access: how those of them are reached that are in an object store.
+        verification: what is checked: with "Full" the CRC32s of all the source's files are checked first; else nothing is
+            compared.
+        index: the folder where `layout: Index` has indexed this source. It says which strategies count, and which versions of
+            which files, so that none is opened that holds nothing of this rank.
+        access: the way to those of them that are in an object store.
         decryption: the key of the source's files; None: they are not encrypted.
 
     Returns:

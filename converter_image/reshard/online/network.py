@@ -31,12 +31,12 @@ def load_into_net(
 
     Args:
         net: a `mindspore.nn.Cell`; compiled for parallel training or not, as one to load a rank's checkpoint file into.
-        source: as of `reshard.iter_tensors`, like all that is not named here.
-        source_strategy: the same.
-        target_strategy: the same.
-        rank: the same.
+        source: what `reshard.iter_tensors` takes by this name.
+        source_strategy: what it takes by this name.
+        target_strategy: what it takes by this name.
+        rank: what it takes by this name.
         strict_load: whether types must be equal, see MindSpore's.
-        how: the same.
+        how: all else that it takes.
 
     Returns:
         As `load_param_into_net`: the names of the network's parameters that were not loaded, and of those loaded that it lacks.

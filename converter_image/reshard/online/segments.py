@@ -35,8 +35,8 @@ def read_segments(
 
     Args:
         url: the folder.
-        wanted: of which names.
-        access: how it is reached, if it is in an object store.
+        wanted: whether a name is wanted.
+        access: the way to it, if it is in an object store.
         decryption: the key of its files; None: they are not encrypted.
 
     Raises:

@@ -18,9 +18,9 @@ class Part:
 
     Attributes:
         source: the elements, counted from the start of the source's slice.
-        target: the same elements, counted from the start of the target's slice.
+        target: place of the same elements, counted from the start of the target's slice.
         first: flat index in the target's slice of the first of them.
-        end: of the one after the last of them.
+        end: number of the one after the last of them.
     """
 
     source: Box
@@ -35,7 +35,7 @@ class Geometry:
 
     Attributes:
         box: the slice's elements in the whole tensor.
-        source_shape: of each source slice.
+        source_shape: lengths of each source slice.
         cells: the source slices that have elements of it, in row-major order of the source's grid.
         parts: for each of them what it has in common with the slice.
     """

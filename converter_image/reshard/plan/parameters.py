@@ -37,8 +37,8 @@ def place(  # noqa: PLR0913 - each is a choice by itself
 
     Args:
         inventory: what the source's files hold.
-        source: how the source is cut; None: one rank holds everything whole. It has the names of the source's files.
-        target: how the target is to be cut; None: one rank gets everything whole. It has the names of the target's files.
+        source: the source's strategy; None: one rank holds everything whole. It has the names of the source's files.
+        target: the target's strategy; None: one rank gets everything whole. It has the names of the target's files.
         keep_unplaced: carry what only the source's strategy names whole to every target rank, instead of leaving it out.
         allow_missing: leave out what only the target's strategy names, instead of refusing.
         one_stage: the source is one pipeline stage of several: what its files do not hold is none of its business.

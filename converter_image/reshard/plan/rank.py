@@ -30,7 +30,7 @@ class TargetTensor:
 
     Attributes:
         parameter: what it is a slice of.
-        geometry: which elements, and how source slices make them up.
+        geometry: its elements, and the source slices that make them up.
         ranks: for each part of the geometry the source rank that it is read from.
         entries: for each part the parameter in that rank's file.
     """
@@ -64,8 +64,8 @@ class Planner:
     """Plans ranks of one model; what they have in common is worked out once.
 
     Attributes:
-        model: which parameters go where.
-        remove_redundancy: of the ranks that hold the same slice one writes it, instead of all.
+        model: parameters, and where they go.
+        remove_redundancy: whether of the ranks that hold the same slice one writes it, instead of all.
     """
 
     model: Model

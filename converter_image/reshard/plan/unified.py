@@ -44,7 +44,7 @@ def fill(sizes: Sequence[int], most: int) -> list[list[int]]:
     longer than another.
 
     Args:
-        sizes: of the items, in bytes. One that is longer than `most` has a part for itself.
+        sizes: bytes of each item. One that is longer than `most` has a part for itself.
         most: bytes of a part.
 
     Returns:

@@ -34,7 +34,7 @@ class DecryptingReader(BoundedReader):
     """The plaintext of one file, see `Reader`. That it is authentic is checked elsewhere, of all of it at once.
 
     Attributes:
-        blocks: of the file.
+        blocks: the blocks of the file.
     """
 
     _what_ends = "what is encrypted"
@@ -83,7 +83,7 @@ def decrypting(sealed: Reader, cipher: BlockCipher, *, remote: bool, check: bool
 
     Args:
         sealed: the file.
-        cipher: with the key.
+        cipher: the cipher with its key.
         remote: whether a read costs a round trip.
         check: whether to read all of it, and make sure that it is authentic.
 
@@ -117,7 +117,7 @@ class DecryptingStore:
     """A store whose checkpoint files are encrypted, all with one key; other files are as they are.
 
     Attributes:
-        known: of the files that were opened so far, and those of before: the version, and its blocks.
+        known: version and blocks of the files that were opened so far, and of those known before.
     """
 
     def __init__(

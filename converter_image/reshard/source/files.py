@@ -57,7 +57,7 @@ def find_files(
         chosen: the one file in it that is meant: it holds all parameters (of the first of `ranks`), or says which files do.
         step: the training step that is wanted.
         pattern: a shell pattern that the names must match.
-        ranks: only these are wanted; None: all.
+        ranks: the ranks that are wanted; None: all.
 
     Raises:
         DataError: a map is damaged.

@@ -54,8 +54,8 @@ def read_strategy(path: str, access: Access | None = None, *, one_stage: bool = 
     """A strategy from a file, or merged from a folder that holds one for each pipeline stage (or rank).
 
     Args:
-        path: of the file or folder.
-        access: how it is reached, if it is in an object store.
+        path: the path of the file or folder.
+        access: the way to it, if it is in an object store.
         one_stage: it is to be that of one stage, whichever.
 
     Raises:
@@ -114,8 +114,8 @@ def read_inventory(store: ReadStore, found: Files, *, workers: int, advance: Cal
     """Index the files of a source.
 
     Args:
-        store: where they are.
-        found: them.
+        store: the storage that holds them.
+        found: the files.
         workers: how many are read at a time.
         advance: called with the number of files that are done since the last call.
 
@@ -167,8 +167,8 @@ def check_crcs(store: ReadStore, inventory: Inventory, *, workers: int, advance:
     """Read the files that carry a CRC32, whole, and compare.
 
     Args:
-        store: where they are.
-        inventory: of the source.
+        store: the storage that holds them.
+        inventory: what the source holds.
         workers: how many are read at a time.
         advance: called with the number of bytes that are done since the last call.
 

@@ -20,7 +20,7 @@ class Selection:
     """The chosen files.
 
     Attributes:
-        files: from rank to file name.
+        files: file names by rank.
         notes: what a user should know of the choice, a sentence each.
         step: the epoch and step that they are of, where their names say so.
     """

@@ -43,7 +43,7 @@ class Encryption(msgspec.Struct, frozen=True):
     """How the files of one side are encrypted.
 
     Attributes:
-        key: of them all.
+        key: the key of them all.
         mode: one of MindSpore's.
     """
 

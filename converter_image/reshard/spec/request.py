@@ -86,22 +86,22 @@ class Options(msgspec.Struct, frozen=True):
         UsageError: a value is none of those that there are.
 
     Attributes:
-        format: of the target's files.
+        format: the format of the target's files.
         layout: what the target's files are: one for each rank as its strategy cuts the parameters; whole parameters in parts; or
             the source's, each by itself and under its own name.
         part_size_bytes: the most that a part of unified files holds, unless one parameter alone is longer; None: 3 GiB.
         hugging_face_index: whether unified files are ones that Hugging Face's libraries load, by an index beside them.
         file_prefix: their names are the prefix, the rank and the format's extension.
         numbered: whether the rank is in the names, beside those of the folders.
-        step: read the files of this training step.
-        files: read the files whose names match this shell pattern.
+        step: the training step whose files are read.
+        files: the shell pattern that the names of the files match.
         stages: how many pipeline stages there are, where the source is one of them; None: as many as it has ranks for.
-        ranks: only these target ranks, such as "0,2-5".
+        ranks: the target ranks that are wanted, such as "0,2-5".
         unplaced: what happens to parameters that only the source's strategy names.
-        allow_missing: leave out what only the target's strategy names.
-        remove_redundancy: of the target ranks that hold the same slice of a parameter one writes it, instead of all.
+        allow_missing: whether to leave out what only the target's strategy names.
+        remove_redundancy: whether of the target ranks that hold the same slice of a parameter one writes it, instead of all.
         rename: what parameters are called at the target.
-        crc: write the CRC32 that MindSpore checks.
+        crc: whether to write the CRC32 that MindSpore checks.
         file_mode: permission bits of what is written.
         verification: how much of what was written is compared with the source.
         overwrite: whether another checkpoint at the target may be replaced.
@@ -200,10 +200,10 @@ class Request(msgspec.Struct, frozen=True):
         source: the folder with `rank_<r>/`, or one file.
         target: the folder to write to.
         source_strategy: a file or a folder of stages; None: the source is one whole rank.
-        target_strategy: the same for the target.
-        options: how.
-        index: where `layout: Index` has indexed this source; it is read instead of headers and strategies.
-        access: how those of them are reached that are in an object store.
+        target_strategy: a file or a folder of stages for the target; None: it is to be one whole rank.
+        options: all that decides how.
+        index: the folder where `layout: Index` has indexed this source; it is read instead of headers and strategies.
+        access: the way to those of them that are in an object store.
         decryption: the key of the source's files; None: they are not encrypted.
         encryption: the key for the target's files; None: they are not to be encrypted.
     """

@@ -42,9 +42,9 @@ class StrategySpec(Strict, frozen=True):
     """Where a strategy is: a file, or a folder with a file for each pipeline stage; or an entry of a ConfigMap.
 
     Attributes:
-        path: from the root of the volume or bucket.
-        storage: which one; absent: that of the checkpoint.
-        config_map_key_ref: instead of a path, for what is small enough to be kept beside the resource.
+        path: its place, from the root of the volume or bucket.
+        storage: the storage that it is in; absent: that of the checkpoint.
+        config_map_key_ref: an entry of a ConfigMap instead of a path, for what is small enough to be kept beside the resource.
     """
 
     path: RelativePath | None = None
@@ -184,8 +184,8 @@ class Mount(NamedTuple):
 
     Attributes:
         role: what it is for: "source", "source-strategy", "target", "target-strategy", "decryption" or "encryption".
-        volume: which it is. One can be there in several roles.
-        folder: where its root is.
+        volume: the one that is mounted. One can be there in several roles.
+        folder: the place of its root.
         read_only: whether the pod may only read.
     """
 
@@ -242,7 +242,7 @@ def request_here(
     """The request of a resource on this machine.
 
     Args:
-        spec: of the resource.
+        spec: the spec of the resource.
         claims: the folder that stands for each claim.
         config_maps: the folder that stands for each ConfigMap with a strategy.
         secrets: the folder that stands for a Secret. Without one for credentials, this machine's environment has them; it also

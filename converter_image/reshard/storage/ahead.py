@@ -35,9 +35,9 @@ class Range:
     """Bytes of one file that are fetched together.
 
     Attributes:
-        file: which.
-        start: of the first byte.
-        end: after the last.
+        file: the file's number.
+        start: the first byte's place.
+        end: the place after the last.
     """
 
     file: int

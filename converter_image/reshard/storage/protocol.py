@@ -21,7 +21,7 @@ class Stat:
     Attributes:
         name: the last component of the path.
         is_folder: whether names can lie below it.
-        size: in bytes; 0 for a folder.
+        size: length in bytes; 0 for a folder.
         version: changes whenever the content may have changed.
     """
 
@@ -36,7 +36,7 @@ class WriteCost(NamedTuple):
 
     Attributes:
         memory: bytes that wait until they are sent.
-        requests: to a server.
+        requests: requests to a server.
     """
 
     memory: int = 0
@@ -169,7 +169,7 @@ class Store(ReadStore, Protocol):
         """A new file at `path` that replaces what is there when it is finished.
 
         Args:
-            path: where it appears.
+            path: the place where it appears.
             temporary: a path in the same store for its bytes until then, where the storage needs one.
             mode: permission bits; its folders get the same with search permission. Without meaning in an object store.
             size: how long it will be, where that is known: it decides in how many parts it is sent.

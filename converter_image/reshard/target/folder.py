@@ -48,14 +48,14 @@ class JobDocument(msgspec.Struct, frozen=True, rename="camel"):
     """What is being made at a target.
 
     Attributes:
-        digest: of the job; its first 16 digits name its folder.
+        digest: the digest of the job; its first 16 digits name its folder.
         request: what was asked for, as far as it decides the outcome, to find the job again without reading the source.
         staged: whether finished files wait in the staging folder, because they will replace others.
         mode: permission bits of the files.
         in_place: whether they replace others one by one, where a storage cannot rename. The other checkpoint's manifest is
             retired before, so that the target reads as incomplete until this one's is there.
         part: the pipeline stage of the source, where it makes only what of the checkpoint is made from that.
-        whole: equal for jobs that make parts of one checkpoint.
+        whole: what jobs have in common that make parts of one checkpoint.
         key_check: tells whether a key is that of the files, if they are encrypted: see `BlockCipher.key_check`.
     """
 

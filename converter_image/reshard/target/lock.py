@@ -50,9 +50,9 @@ class Holder(msgspec.Struct, frozen=True):
 
     Attributes:
         owner: those of one owner share the lock; a transform's pods have its UID, others are alone.
-        host: where the process runs, that of the first who came.
-        pid: which it is there.
-        boot: which run of that host's kernel (and which container) the pid belongs to.
+        host: the machine that the process runs on, that of the first who came.
+        pid: the process's number there.
+        boot: the run of that host's kernel (and which container) the pid belongs to.
         shared: whether others may have joined, of whom this says nothing.
     """
 
@@ -99,7 +99,7 @@ def locked(store: Store, path: str, *, owner: str | None, mode: int) -> Iterator
     """Hold the lock at `path` while the body runs.
 
     Args:
-        store: where.
+        store: the storage that the lock is in.
         path: the lock file.
         owner: shared by processes that work on one job together; the last of them gives it back. None: nobody shares it.
         mode: permission bits of the file.
@@ -136,9 +136,9 @@ def writing(target: TargetFolder, job: PartOf, *, owner: str | None) -> Iterator
     """Hold what a job needs to write to a target. Jobs that make parts of one checkpoint share the target; no other does.
 
     Args:
-        target: where.
+        target: the target that is written to.
         job: what is to be written.
-        owner: as of `locked`: processes of one owner write the job together.
+        owner: shared by processes that write the job together, as of `locked`.
 
     Yields:
         What `Held.check` is for one lock.

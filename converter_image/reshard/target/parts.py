@@ -48,7 +48,7 @@ def unite(manifests: Sequence[Manifest], diverging: Collection[str] = ()) -> Man
     """The manifest of a checkpoint whose parts are all there.
 
     Args:
-        manifests: of the parts, each with the record of the one part that it is.
+        manifests: the manifests of the parts, each with the record of the one part that it is.
         diverging: names that several parts hold, and not alike.
 
     Raises:

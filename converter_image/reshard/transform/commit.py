@@ -46,9 +46,9 @@ def commit_job(target: TargetFolder, state: JobState, document: JobDocument, wan
     """Declare a job complete. To be called with the target's lock held; safe to repeat after a crash at any point.
 
     Args:
-        target: where.
-        state: of the job.
-        document: of the job.
+        target: the target that it was written to.
+        state: the state of the job.
+        document: the document of the job.
         wanted: the ranks that make it complete; None: all that get a file.
 
     Returns:

@@ -31,9 +31,9 @@ def commit_checkpoint(
     Args:
         target_url: the target.
         ranks: the target ranks that make it complete, such as "0,2-5"; None: all.
-        digest: of the job that is meant; None: the only one that was begun here, or all parts of one checkpoint.
-        owner: as it was given to those who wrote the ranks.
-        access: how the target is reached, if it is in an object store.
+        digest: the digest of the job that is meant; None: the only one that was begun here, or all parts of one checkpoint.
+        owner: the owner that was given to those who wrote the ranks.
+        access: the way to the target, if it is in an object store.
 
     Returns:
         The manifest of the checkpoint; as long as parts of it are missing, that of a part: see `reshard.target.parts.is_whole`.
@@ -76,9 +76,9 @@ def commit_if_complete(target_url: str, digest: str, *, all_ranks: bool = True, 
 
     Args:
         target_url: the target.
-        digest: of the job.
+        digest: the digest of the job.
         all_ranks: whether all ranks make it complete; else those that are finished do.
-        access: how the target is reached, if it is in an object store.
+        access: the way to the target, if it is in an object store.
 
     Returns:
         The manifest; None: others still write here, a rank is missing, or what is finished is less than what it would replace.

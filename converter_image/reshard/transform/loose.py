@@ -26,7 +26,7 @@ def prepare_loose(request: Request, files: Mapping[int, str], *, only: int | Non
 
     Args:
         request: what to do.
-        files: from source rank to file.
+        files: files by source rank.
         only: the one target rank that is made, from the files that it needs; None: all.
 
     Raises:
@@ -43,7 +43,7 @@ def write_loose(job: Job, urls: Mapping[int, str], *, at_once: int = 1) -> None:
 
     Args:
         job: what they are made of.
-        urls: from target rank to file.
+        urls: files by target rank.
         at_once: how many do this at the same time; they share the memory.
 
     Raises:

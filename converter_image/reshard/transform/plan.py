@@ -28,16 +28,16 @@ class PlanResult:
     """What a transform would do.
 
     Attributes:
-        summary: of all ranks that are asked for.
+        summary: what all ranks that are asked for read.
         memory_bytes: the most memory that the transform will take.
-        workers: with how many ranks at a time.
+        workers: the number of ranks at a time that this holds for.
         digest: identifies source, strategies and options.
-        format: of the target's files.
+        format: the format of the target's files.
         finished_ranks: those that are finished already.
         complete: whether nothing is left to do.
         notes: what the user should know.
-        planner: for what the summary does not say: pictures, the plan of a rank.
-        rank_requests: to object stores, for the content of one rank, the first that is asked for.
+        planner: what tells all that the summary does not: pictures, the plan of a rank.
+        rank_requests: requests to object stores, for the content of one rank, the first that is asked for.
     """
 
     summary: Summary

@@ -40,10 +40,10 @@ class Result:
         source_ranks: ranks that the source has.
         target_ranks: ranks that the target has.
         parameters: names that were written.
-        bytes_needed: of source tensors, for the ranks that this run wrote.
-        bytes_read: of source tensors.
-        bytes_written: of files, or of the index.
-        seconds: from beginning to end.
+        bytes_needed: bytes of source tensors, for the ranks that this run wrote.
+        bytes_read: bytes of source tensors.
+        bytes_written: bytes of files, or of the index.
+        seconds: time from beginning to end.
         peak_rss_bytes: the most memory that the process had.
         skipped_ranks: ranks that were finished before.
         digest: identifies source, strategies and options.

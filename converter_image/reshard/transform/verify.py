@@ -28,7 +28,7 @@ def verify_checkpoint(
 
     Args:
         target_url: the folder with the manifest; or s3://bucket/prefix.
-        access: how it is reached, if it is in an object store.
+        access: the way to it, if it is in an object store.
         workers: how many files at a time.
         progress: is told how far it is.
 
