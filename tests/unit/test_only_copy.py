@@ -23,7 +23,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable
     from pathlib import Path
 
-    from reshard.target.folder import JobDocument
+    from reshard.target.standing import JobDocument
 
 MANIFEST = "reshard-manifest.json"
 

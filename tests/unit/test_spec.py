@@ -16,8 +16,8 @@ from reshard.spec.access import Access, Accesses
 from reshard.spec.ranks import format_ranks, parse_ranks
 from reshard.spec.request import Options, RenameRule, Request
 from reshard.spec.resource import TransformSpec, Volume, mounts, parse_resource, parse_spec, request_here, request_of_pod
-from reshard.target.folder import JobDocument
 from reshard.target.lock import Holder
+from reshard.target.standing import JobDocument
 
 RESOURCE = {
     "apiVersion": "reshard.dev/v1alpha1",

@@ -9,7 +9,7 @@ import socket
 import threading
 import uuid
 from contextlib import contextmanager
-from typing import TYPE_CHECKING, Protocol, TypeVar
+from typing import TYPE_CHECKING, TypeVar
 
 import msgspec
 from tenacity import Retrying, retry_if_exception_type, stop_after_delay, wait_random
@@ -23,6 +23,7 @@ if TYPE_CHECKING:
 
     from reshard.storage.protocol import Store
     from reshard.target.folder import TargetFolder
+    from reshard.target.standing import Identity
 
 HEARTBEAT_SECONDS = 10.0
 # A lock whose holder has not been heard of for this long is nobody's. Several heartbeats, for shared file systems can stall.
@@ -31,18 +32,6 @@ _LARGEST_LOCK = 4096
 _SHARER = ".sharer"
 
 T = TypeVar("T")
-
-
-class PartOf(Protocol):
-    """A job, of which all that matters here is what part of which checkpoint it makes."""
-
-    @property
-    def part(self) -> int | None:
-        """The pipeline stage; None: it makes all."""
-
-    @property
-    def whole(self) -> str | None:
-        """Identifies the checkpoint that its parts become."""
 
 
 class Holder(msgspec.Struct, frozen=True):
@@ -132,7 +121,7 @@ def locked(store: Store, path: str, *, owner: str | None, mode: int) -> Iterator
 
 
 @contextmanager
-def writing(target: TargetFolder, job: PartOf, *, owner: str | None) -> Iterator[Callable[[], None]]:
+def writing(target: TargetFolder, job: Identity, *, owner: str | None) -> Iterator[Callable[[], None]]:
     """Hold what a job needs to write to a target. Jobs that make parts of one checkpoint share the target; no other does.
 
     Args:

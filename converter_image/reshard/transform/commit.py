@@ -17,38 +17,39 @@ from reshard.source.files import Files
 from reshard.source.reading import compare_copies, read_inventory
 from reshard.spec.ranks import format_ranks, parse_ranks
 from reshard.storage.digest import ContentDigest
-from reshard.target.folder import LOCK, JobDocument
+from reshard.target.folder import LOCK
 from reshard.target.lock import in_turn
 from reshard.target.parts import all_there, unite, with_files
+from reshard.target.standing import JobDocument
 
 if TYPE_CHECKING:
     from collections.abc import Set as AbstractSet
 
     from reshard.engine.job import Job
-    from reshard.target.folder import JobState, TargetFolder
+    from reshard.target.folder import TargetFolder
+    from reshard.target.standing import Identity, Standing
 
 _NOT_MAPPED = (HYPER_NAME, MAP_NAME)
 _STRICTNESS = {"None": 0, "Sample": 1, "Full": 2}
 
 
-def finished(job: Job, target: TargetFolder, state: JobState, *, thorough: bool = False) -> dict[int, FileRecord]:
+def finished(job: Job, target: TargetFolder, standing: Standing, *, thorough: bool = False) -> dict[int, FileRecord]:
     """The ranks of a job that are done: recorded, their file there, and verified as much as is asked for.
 
     `thorough` reads the files again, to find what has changed since.
     """
     wanted = _STRICTNESS[job.request.options.verification]
-    document = state.read() or JobDocument(job.digest, job.key, staged=False, part=job.part, whole=job.whole)
-    known = recorded(target, state, document, job.scope, thorough=thorough)
+    document = standing.begun(job.digest) or JobDocument(job.digest, job.key, staged=False, part=job.part, whole=job.whole)
+    known = recorded(target, document, standing, job.scope, thorough=thorough)
     return {rank: record for rank, record in known.items() if _STRICTNESS[record.verified] >= wanted}
 
 
-def commit_job(target: TargetFolder, state: JobState, document: JobDocument, wanted: tuple[int, ...] | None) -> Manifest:
+def commit_job(target: TargetFolder, document: JobDocument, wanted: tuple[int, ...] | None) -> Manifest:
     """Declare a job complete. To be called with the target's lock held; safe to repeat after a crash at any point.
 
     Args:
         target: the target that it was written to.
-        state: the state of the job.
-        document: the document of the job.
+        document: the job as it was begun.
         wanted: the ranks that make it complete; None: all that get a file.
 
     Returns:
@@ -58,12 +59,13 @@ def commit_job(target: TargetFolder, state: JobState, document: JobDocument, wan
         MissingInputError: a rank is not finished; or it was the last part, and all together lack a parameter.
         RequestError: only some ranks would take the place of a checkpoint.
     """
+    state, standing = target.job(document.digest), target.observe()
     draft = state.draft()
     every = ranks_of(draft)
-    ranks = every if wanted is None else tuple(rank for rank in wanted if rank in set(every))
+    ranks = every if wanted is None else tuple(sorted({*wanted} & {*every}))
     if document.replaces:
-        refuse_loss(target, state, ranks, every, shape_of(draft))
-    records = recorded(target, state, document, ranks)
+        refuse_loss(target, standing, ranks, every, shape_of(draft))
+    records = recorded(target, document, standing, ranks)
     missing = tuple(rank for rank in ranks if rank not in records)
     if missing:
         raise MissingInputError(
@@ -76,47 +78,46 @@ def commit_job(target: TargetFolder, state: JobState, document: JobDocument, wan
         draft, ranks=format_ranks(ranks), files=tuple(records[rank] for rank in ranks), key_check=document.key_check
     )
     if document.part is None:
-        return _complete(target, state, document, ranks, manifest)
+        return _complete(target, document, standing, manifest)
     with in_turn(target, f"{LOCK}-commit"):  # of two that are both the last, one completes the checkpoint
         state.finish_part(manifest)
-        return _complete_with_siblings(target, state, document, ranks, manifest)
+        return _complete_with_siblings(target, document, manifest)
 
 
-def _complete_with_siblings(
-    target: TargetFolder, state: JobState, document: JobDocument, ranks: tuple[int, ...], own: Manifest
-) -> Manifest:
+def _complete_with_siblings(target: TargetFolder, document: JobDocument, own: Manifest) -> Manifest:
     """Complete the checkpoint of which a finished job is a part, if the others are finished too."""
-    known = own_manifest(target, document)
+    standing = target.observe()
+    known = standing.own(document)
     if known is not None:  # some files of it were written again, or are there in addition
         others = [record for record in known.files if record.part != document.part]
-        return _complete(target, state, document, ranks, with_files(known, [*others, *own.files]))
+        return _complete(target, document, standing, with_files(known, [*others, *own.files]))
     parts = [own]
-    for sibling in target.siblings(document.whole, document.part):
+    for sibling in standing.siblings(document):
         if (finished := target.job(sibling.digest).finished_part()) is not None:
             _check_files(target, sibling, finished)
             parts.append(finished)
     if not all_there([part for manifest in parts for part in manifest.parts]):
         return own
-    return _complete(target, state, document, ranks, unite(parts, _diverging(target, parts)))
+    return _complete(target, document, standing, unite(parts, _diverging(target, parts)))
 
 
-def _complete(
-    target: TargetFolder, state: JobState, document: JobDocument, ranks: tuple[int, ...], manifest: Manifest
-) -> Manifest:
+def _complete(target: TargetFolder, document: JobDocument, standing: Standing, manifest: Manifest) -> Manifest:
     """Declare a checkpoint complete, all of whose files are finished."""
-    staged = [job for job in (document, *target.siblings(document.whole, document.part)) if job.staged]
+    state = target.job(document.digest)
+    staged = [job for job in (document, *standing.siblings(document)) if job.staged]
     if staged:
-        state.begin_commit(format_ranks(ranks))
+        state.begin_commit(format_ranks(tuple(record.rank for record in manifest.files if record.part == document.part)))
         state.retire_old_manifest()
         for job in staged:
             for record in manifest.files:
                 if record.part == job.part:
                     target.job(job.digest).publish(record)
+        standing = target.observe()
     content = state.inventory() if _is_index(manifest) else None
     if content is not None:
         manifest = msgspec.structs.replace(manifest, index=IndexRecord(len(content), str(ContentDigest(content))))
     maps = maps_of(manifest)
-    _remove_replaced(target, state, kept={*(record.path for record in manifest.listed), *maps})
+    _remove(target, target.replaced_files(standing, document.digest) - {*(record.path for record in manifest.listed), *maps})
     for name, text in maps.items():
         target.store.write(name, text, mode=target.mode)
     if content is not None:
@@ -126,23 +127,30 @@ def _complete(
     return manifest
 
 
-def finish_interrupted(target: TargetFolder) -> None:
-    """Bring a commit to its end that was interrupted while it replaced files: nothing else can make the target whole again."""
-    for document in target.jobs():
-        state = target.job(document.digest)
-        if (ranks := state.begun_commit()) is not None:
-            commit_job(target, state, document, parse_ranks(ranks) if ranks else ())
+def finish_interrupted(target: TargetFolder) -> Standing:
+    """Bring a commit to its end that was interrupted while it replaced files: nothing else can make the target whole again.
+
+    Returns:
+        What is at the target then.
+    """
+    standing = target.observe()
+    if not standing.committing:
+        return standing
+    for found in standing.unfinished:
+        if found.committing and (ranks := target.job(found.job.digest).begun_commit()) is not None:
+            commit_job(target, found.job, parse_ranks(ranks) if ranks else ())
+    return target.observe()
 
 
 def refuse_loss(
-    target: TargetFolder, state: JobState, ranks: tuple[int, ...], every: tuple[int, ...], shape: tuple[str, int]
+    target: TargetFolder, standing: Standing, ranks: tuple[int, ...], every: tuple[int, ...], shape: tuple[str, int]
 ) -> None:
     """See `would_lose`.
 
     Raises:
         RequestError: they would.
     """
-    if would_lose(target, state, ranks, every, shape):
+    if would_lose(target, standing, ranks, every, shape):
         raise RequestError(
             "PartialReplacement",
             f"{f'rank {format_ranks(ranks)} of {len(every)}' if ranks else 'an index'} cannot replace a whole checkpoint",
@@ -152,7 +160,7 @@ def refuse_loss(
 
 
 def would_lose(
-    target: TargetFolder, state: JobState, ranks: tuple[int, ...], every: tuple[int, ...], shape: tuple[str, int]
+    target: TargetFolder, standing: Standing, ranks: tuple[int, ...], every: tuple[int, ...], shape: tuple[str, int]
 ) -> bool:
     """Whether some ranks of a checkpoint, or an index, would take the place of ranks that are not among them.
 
@@ -160,7 +168,7 @@ def would_lose(
     """
     if ranks and set(ranks) >= set(every):
         return False
-    there = [found for found in (target.manifest(), *state.replaced()) if found is not None and found.files]
+    there = [found for found in (standing.manifest, *target.replaced(standing)) if found is not None and found.files]
     return any(shape_of(found) != shape or {record.rank for record in found.files} - set(ranks) for found in there)
 
 
@@ -169,30 +177,21 @@ def shape_of(manifest: Manifest) -> tuple[str, int]:
     return str(manifest.options.get("layout")), manifest.target_ranks
 
 
-def own_manifest(target: TargetFolder, job: Job | JobDocument) -> Manifest | None:
-    """The manifest at the target, if this job has made the checkpoint or a part of it, and no other part is being replaced."""
-    manifest = target.manifest()
-    if manifest is None or job.digest not in manifest.jobs:
-        return None
-    replaced = any(sibling.digest not in manifest.jobs for sibling in target.siblings(job.whole, job.part))
-    return None if replaced else manifest
-
-
 def covers(manifest: Manifest | None, job: Job) -> bool:
     """Whether all ranks are there that are asked for."""
     return manifest is not None and set(job.scope) <= _ranks_in(manifest, job)
 
 
-def _ranks_in(manifest: Manifest, job: Job) -> set[int]:
+def _ranks_in(manifest: Manifest, job: Identity) -> set[int]:
     """The ranks whose files of this job a manifest lists."""
     return {record.rank for record in manifest.files if record.part == job.part}
 
 
-def committed_ranks(job: Job, target: TargetFolder, state: JobState) -> tuple[int, ...]:
-    """The ranks that a commit covers: those that were asked for, and those that are written already."""
-    manifest = own_manifest(target, job)
+def written_ranks(job: Identity, target: TargetFolder, standing: Standing) -> set[int]:
+    """The ranks of a job that are finished, or of the complete checkpoint that it is to add to."""
+    manifest = standing.own(job)
     before = _ranks_in(manifest, job) if manifest is not None else set()
-    return tuple(sorted({*job.scope, *before, *state.records(None)}))
+    return before | target.job(job.digest).recorded_ranks()
 
 
 def _is_index(draft: Manifest) -> bool:
@@ -249,10 +248,10 @@ def _where(target: TargetFolder, manifest: Manifest, record: FileRecord) -> str:
 
 
 def recorded(
-    target: TargetFolder, state: JobState, document: JobDocument, ranks: tuple[int, ...] | None, *, thorough: bool = False
+    target: TargetFolder, document: JobDocument, standing: Standing, ranks: tuple[int, ...] | None, *, thorough: bool = False
 ) -> dict[int, FileRecord]:
     """The finished ranks of a job, those of a manifest that it extends included."""
-    manifest = own_manifest(target, document)
+    state, manifest = target.job(document.digest), standing.own(document)
     known: dict[int, FileRecord] = {}
     if manifest is not None:
         known = {record.rank: record for record in manifest.files if record.part == document.part}
@@ -261,9 +260,9 @@ def recorded(
     return {rank: found for rank, found in known.items() if state.find(found, staged=staged, thorough=thorough) is not None}
 
 
-def _remove_replaced(target: TargetFolder, state: JobState, *, kept: AbstractSet[str]) -> None:
-    """Take away the files of what this job replaces, a complete checkpoint or an unfinished job, that it has no file for."""
-    for path in sorted(set(state.replaced_files()) - kept):
+def _remove(target: TargetFolder, paths: AbstractSet[str]) -> None:
+    """Take away files, and their folders where nothing else is in them."""
+    for path in sorted(paths):
         target.store.delete(path)
         folder = path.rpartition("/")[0]
         if folder and not target.store.list(folder):

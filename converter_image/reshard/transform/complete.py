@@ -16,6 +16,7 @@ from reshard.transform.commit import commit_job, ranks_of, recorded, shape_of, w
 if TYPE_CHECKING:
     from reshard.checkpoint.manifest import Manifest
     from reshard.spec.access import Access
+    from reshard.target.standing import Standing
 
 
 def commit_checkpoint(
@@ -44,8 +45,9 @@ def commit_checkpoint(
         RequestError: several transforms were begun here.
     """
     target = TargetFolder(open_store(target_url, access), Options().file_mode)
-    begun = [job for job in target.jobs() if digest in {None, job.digest}]
-    if not begun and (manifest := _completed(target, digest)) is not None:
+    standing = target.observe()
+    begun = [job for job in standing.jobs if digest in {None, job.digest}]
+    if not begun and (manifest := _completed(standing, digest)) is not None:
         return manifest
     if not begun:
         raise MissingInputError(
@@ -66,7 +68,7 @@ def commit_checkpoint(
             if committed is not None and state.read() is None:  # the part before it was the last to be finished
                 break
             wanted = None if ranks is None else parse_ranks(ranks, state.draft().target_ranks)
-            committed = commit_job(target, state, job, wanted)
+            committed = commit_job(target, job, wanted)
     assert committed is not None  # noqa: S101 - there is at least one
     return committed
 
@@ -84,25 +86,26 @@ def commit_if_complete(target_url: str, digest: str, *, all_ranks: bool = True, 
         The manifest; None: others still write here, a rank is missing, or what is finished is less than what it would replace.
     """
     target = TargetFolder(open_store(target_url, access), Options().file_mode)
-    if (job := target.job(digest).read()) is None:  # another was the last
-        return _completed(target, digest)
+    standing = target.observe()
+    if (job := standing.begun(digest)) is None:  # another was the last
+        return _completed(standing, digest)
     target = replace(target, mode=job.mode)
-    state = target.job(digest)
     try:
         with writing(target, job, owner=None):
-            if state.read() is None:
-                return _completed(target, digest)
-            draft, done = state.draft(), tuple(sorted(recorded(target, state, job, None)))
+            standing = target.observe()
+            if standing.begun(digest) is None:
+                return _completed(standing, digest)
+            draft, done = target.job(digest).draft(), tuple(sorted(recorded(target, job, standing, None)))
             every = ranks_of(draft)
             ranks = every if all_ranks else done
-            if not set(done) >= set(ranks) or (job.replaces and would_lose(target, state, ranks, every, shape_of(draft))):
+            if not set(done) >= set(ranks) or (job.replaces and would_lose(target, standing, ranks, every, shape_of(draft))):
                 return None
-            return commit_job(target, state, job, ranks)
+            return commit_job(target, job, ranks)
     except LockedError:
         return None
 
 
-def _completed(target: TargetFolder, digest: str | None) -> Manifest | None:
+def _completed(standing: Standing, digest: str | None) -> Manifest | None:
     """The manifest at the target, if this job has a part in the checkpoint (None: whichever has)."""
-    manifest = target.manifest()
+    manifest = standing.manifest
     return manifest if manifest is not None and (digest is None or digest in manifest.jobs) else None

@@ -26,7 +26,8 @@ if TYPE_CHECKING:
     from reshard.progress import Progress
     from reshard.storage.protocol import ReadStore
     from reshard.strategy import Strategy
-    from reshard.target.folder import JobState, TargetFolder
+    from reshard.target.folder import TargetFolder
+    from reshard.target.standing import Standing
 
     Strategies = tuple[Strategy | None, Strategy | None]  # of source and target
 
@@ -155,14 +156,14 @@ def _indexed(request: Request, url: str) -> Job:
     return job_of(request, decrypted(store, request, index.encrypted), model, source, target, key=_key(request))
 
 
-def resume(request: Request, target: TargetFolder) -> tuple[Job, JobState] | None:
+def resume(request: Request, target: TargetFolder, standing: Standing) -> Job | None:
     """The job that a plan step has begun at this target for an equal request, without reading the source's headers again."""
     if request.index is not None:
         return None  # which costs as little to read
     store, _ = open_source(request.source, request.access.source)
     source, wanted = strategies_of(request)
     key = key_of(request, source, wanted)
-    for document in target.jobs():
+    for document in standing.jobs:
         if document.request == key:
             state = target.job(document.digest)
             stored = decode_index(state.inventory(), f"{target.store.url}/{state.folder}/inventory.json")
@@ -172,7 +173,7 @@ def resume(request: Request, target: TargetFolder) -> tuple[Job, JobState] | Non
             plain = decrypted(store, request, stored.encrypted)
             job = job_of(request, plain, model, source, wanted, key=_key(request), selected=stored.selected)
             if job.digest == document.digest:
-                return job, state
+                return job
     return None
 
 
