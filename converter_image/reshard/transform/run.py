@@ -97,29 +97,14 @@ def transform_checkpoint(
     workers, progress = workers or default_workers(), progress or Silent()
     thorough = commit and request.options.overwrite == "Replace"
     opened = open_transform(request, progress, workers=workers, commit=commit, resumable=not commit, thorough=thorough)
-    job, target, standing = opened.job, opened.target, opened.standing
     written: list[Written] = []
-    manifest = standing.own(job)  # what it is committed to, of a part that is not the last: the part
+    manifest = opened.standing.own(opened.job)
     if not opened.complete:
-        shared = owner or (None if commit else f"job-{job.digest}")
-        with writing(target, job, owner=shared) as check_lock:
-            document, standing = begin(job, target)
-            if commit and document.replaces:  # once more, now that nobody else writes
-                refuse_loss(target, standing, job.scope, job.ranks, job.shape)
-            left = unfinished(job, target, standing)
-            left = tuple(sorted({*left, *opened.left})) if thorough else left
-            _make_room(opened, document, standing, left, alone=shared is None and job.part is None)
-            progress.begin("Resharding", sum(opened.sizes[rank] for rank in left), "bytes")
-            state = target.job(job.digest)
-            guard = Guard(lambda: _check_ours(state, check_lock), cancellation or Cancellation(), writer_name())
-            written = _write_ranks(job, state, left, document, workers, progress, guard)
-            if commit:
-                check_lock()
-                ranks = tuple(sorted({*job.scope, *written_ranks(job, target, standing)}))
-                manifest = commit_job(target, document, ranks)
-    elif commit and standing.manifest is not None and standing.is_left_over(standing.manifest.jobs):
-        with contextlib.suppress(LockedError), locked(target.store, LOCK, owner=None, mode=request.options.file_mode):
-            target.forget_jobs()
+        cancellation = cancellation or Cancellation()
+        written, manifest = _carry_out(opened, workers, progress, cancellation, commit=commit, owner=owner, thorough=thorough)
+    elif commit:
+        _tidy(opened)
+    job = opened.job
     whole = manifest if manifest is not None and is_whole(manifest) else None
     notes = _notes(job, whole)
     for note in notes:
@@ -141,6 +126,48 @@ def transform_checkpoint(
         notes=job.notes + notes,
         part=job.part,
     )
+
+
+def _carry_out(
+    opened: Opened,
+    workers: int,
+    progress: Progress,
+    cancellation: Cancellation,
+    *,
+    commit: bool,
+    owner: str | None,
+    thorough: bool,
+) -> tuple[list[Written], Manifest | None]:
+    """Write what is left, and complete the checkpoint.
+
+    Returns:
+        What was written, and the manifest of the checkpoint; of a part that is not the last its own.
+    """
+    job, target = opened.job, opened.target
+    state, shared = target.job(job.digest), owner or (None if commit else f"job-{job.digest}")
+    with writing(target, job, owner=shared) as check_lock:
+        document, standing = begin(job, target)
+        if commit and document.replaces:  # once more, now that nobody else writes
+            refuse_loss(target, standing, job.scope, job.ranks, job.shape)
+        now = unfinished(job, target, standing)
+        left = tuple(sorted({*now, *opened.left})) if thorough else now
+        _make_room(opened, document, standing, left, alone=shared is None and job.part is None)
+        progress.begin("Resharding", sum(opened.sizes[rank] for rank in left), "bytes")
+        guard = Guard(lambda: _check_ours(state, check_lock), cancellation, writer_name())
+        written = _write_ranks(job, state, left, document, workers, progress, guard)
+        if not commit:
+            return written, standing.own(job)
+        check_lock()
+        ranks = tuple(sorted({*job.scope, *written_ranks(job, target, standing)}))
+        return written, commit_job(target, document, ranks)
+
+
+def _tidy(opened: Opened) -> None:
+    """Take away what a process has left that was killed when all but done."""
+    target, standing = opened.target, opened.standing
+    if standing.manifest is not None and standing.is_left_over(standing.manifest.jobs):
+        with contextlib.suppress(LockedError), locked(target.store, LOCK, owner=None, mode=target.mode):
+            target.forget_jobs()
 
 
 def _make_room(opened: Opened, document: JobDocument, standing: Standing, left: tuple[int, ...], *, alone: bool) -> None:
