@@ -34,7 +34,7 @@ def transformed(made: disk.Checkpoint, sides: Sides, *more: str) -> Path:
 def test_every_rank_gets_exactly_its_slices(tmp_path: Path, sides: Sides, kind: str, becomes: str) -> None:
     number = iter(range(10**6))
 
-    @settings(max_examples=4, deadline=None, phases=[Phase.generate], suppress_health_check=list(HealthCheck))
+    @settings(max_examples=4, phases=[Phase.generate], suppress_health_check=list(HealthCheck))
     @given(models.models(8), st.sampled_from(["sample", "full"]))
     def check(model: models.Model, verification: str) -> None:
         assume(becomes == "safetensors" or all(model.target(rank) for rank in range(model.target_ranks)))

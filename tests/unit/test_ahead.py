@@ -90,7 +90,7 @@ def test_a_failure_is_told_to_whoever_reads_it() -> None:
     ahead.close()
 
 
-@settings(max_examples=150, deadline=None)
+@settings(max_examples=150)
 @given(models.models(16, dtypes=("Float32", "BFloat16", "Int8")), st.sampled_from(["ckpt", "safetensors"]))
 def test_a_plan_foresees_exactly_what_is_read(model: models.Model, kind: str) -> None:
     made, store = job(model, kind, kind)

@@ -86,7 +86,7 @@ def test_every_rank_gets_exactly_its_slices(model: models.Model, kind: str, tmp_
         assert same(reshard.load(str(made.source), index=str(folder), rank=rank), model.target(rank))
 
 
-@settings(max_examples=100, deadline=None, suppress_health_check=list(HealthCheck))
+@settings(max_examples=100, suppress_health_check=list(HealthCheck))
 @given(models.models())
 def test_an_index_says_all_that_decides(model: models.Model) -> None:
     made, store = job(model, "safetensors", "safetensors")

@@ -58,7 +58,7 @@ def test_tiles_follow_each_other_without_gaps(shape: tuple[int, ...], most: int)
     assert seen == list(range(prod(shape)))
 
 
-@settings(max_examples=300, deadline=None)
+@settings(max_examples=300)
 @given(st.integers(1, 32).flatmap(lambda n: st.tuples(models.cuts(n, 2), models.cuts(n, 0), models.cuts(n, 3))))
 def test_a_rank_holds_what_numpy_splits_off(found: tuple[models.Cut, ...]) -> None:
     for cut in found:
@@ -100,7 +100,6 @@ def test_a_cut_that_does_not_divide_says_which() -> None:
         Layout((4,), ((), (0,))).box((8,), 0)
 
 
-@settings(deadline=None)
 @given(st.tuples(st.integers(1, 6), st.integers(1, 6)), st.tuples(st.integers(1, 6), st.integers(1, 6)))
 def test_a_geometry_is_exact(before: tuple[int, int], after: tuple[int, int]) -> None:
     shape = (before[0] * after[0], before[1] * after[1])

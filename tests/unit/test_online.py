@@ -36,7 +36,7 @@ def arguments(made: disk.Checkpoint, rank: int = 0) -> tuple[str, str, str, int]
     return str(made.source), str(made.source_strategy), str(made.target_strategy), rank
 
 
-@settings(max_examples=100, deadline=None, suppress_health_check=list(HealthCheck))
+@settings(max_examples=100, suppress_health_check=list(HealthCheck))
 @given(models.models(), st.sampled_from(["ckpt", "safetensors"]), st.data())
 def test_every_rank_gets_exactly_its_slices(model: models.Model, kind: str, data: st.DataObject) -> None:
     made, _ = job(model, kind, kind)

@@ -46,7 +46,7 @@ def key(folder: Path, number: int) -> tuple[str, str]:
         ("PartialReplacement", (), ("--crc", "--ranks", "0", "--overwrite")),
         ("OtherKey", 1, 2),
         ("CannotCreate", in_the_way, ()),
-        ("CannotCopy", (), ("--copy", "server")),
+        ("CannotCopy", (), ("--copy-mode", "server")),
     ],
 )
 @pytest.mark.parametrize("command", ["plan", "transform"])

@@ -62,7 +62,7 @@ def target(tmp_path: Path) -> Path:
     return tmp_path / "target"
 
 
-@settings(max_examples=500, deadline=None, suppress_health_check=list(HealthCheck))
+@settings(max_examples=500, suppress_health_check=list(HealthCheck))
 @given(models.models(16), st.sampled_from(["ckpt", "safetensors"]), st.data())
 def test_the_parts_of_a_rank_are_exactly_its_slices(model: models.Model, kind: str, data: st.DataObject) -> None:
     rank = data.draw(st.integers(0, model.target_ranks - 1))

@@ -340,7 +340,7 @@ def test_only_counts_may_wait() -> None:
 MOMENTS = ["work", "lost", "advance", "twice", "suspend", "resume", "parallel", "attempt", "refuse", "newer CRD", "older CRD"]
 
 
-@settings(deadline=None, max_examples=300)
+@settings(max_examples=300)
 @given(moments=st.lists(st.sampled_from(MOMENTS), max_size=60), fails=st.booleans(), index=st.booleans())
 def test_any_order_repetition_or_loss_ends_in_the_same_state(*, moments: list[str], fails: bool, index: bool) -> None:
     """`lost`: the operator is killed between its actions and its status; `twice`: two replicas decide from one observation."""

@@ -34,7 +34,7 @@ FORMATS = st.sampled_from(["ckpt", "safetensors"])
 EVERYWHERE = ("accu_grads.c", "layer.expert_load")
 
 
-@settings(max_examples=150, deadline=None, suppress_health_check=list(HealthCheck))
+@settings(max_examples=150, suppress_health_check=list(HealthCheck))
 @given(models.models(16), FORMATS, FORMATS)
 def test_each_slice_is_written_once_and_nothing_else_is_missing(model: models.Model, source: str, target: str) -> None:
     assume(model.target_ranks > 1)

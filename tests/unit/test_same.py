@@ -51,7 +51,7 @@ def same(found: rawfiles.Tensors, expected: rawfiles.Tensors) -> bool:
     )
 
 
-@settings(max_examples=300, deadline=None, suppress_health_check=list(HealthCheck))
+@settings(max_examples=300, suppress_health_check=list(HealthCheck))
 @given(models.models(16), st.sampled_from(KINDS), st.sampled_from(KINDS))
 def test_every_rank_holds_what_it_held(model: models.Model, source: str, target: str) -> None:
     held = model.source()

@@ -219,7 +219,7 @@ def strategy_files(draw: Callable[..., Any]) -> StrategyFile:
     return StrategyFile("x", {stage: layouts() for stage in stages}, tuple(nodes) if draw(st.booleans()) else ())
 
 
-@settings(max_examples=150, deadline=None)
+@settings(max_examples=150)
 @given(strategy_files())
 def test_whatever_is_dumped_is_read_again_in_both_forms(file: StrategyFile) -> None:
     for first, second in (("protobuf", "json"), ("json", "protobuf")):

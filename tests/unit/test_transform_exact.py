@@ -20,7 +20,7 @@ from reshard.errors import RequestError
 FORMATS = st.sampled_from(["ckpt", "safetensors"])
 
 
-@settings(max_examples=3000, deadline=None, suppress_health_check=list(HealthCheck))
+@settings(max_examples=3000, suppress_health_check=list(HealthCheck))
 @given(models.models(), FORMATS, FORMATS, st.data())
 def test_every_rank_gets_exactly_its_slices(model: models.Model, source: str, target: str, data: st.DataObject) -> None:
     made, store = job(model, source, target)

@@ -320,7 +320,7 @@ def test_parts_are_few_and_even(sizes: list[int], most: int, parts: list[list[in
     assert fill(sizes, most) == parts
 
 
-@settings(max_examples=200, deadline=None)
+@settings(max_examples=200)
 @given(st.lists(st.integers(0, 50), max_size=60), st.integers(1, 60))
 def test_parts_hold_everything_once_and_no_more_than_they_may(sizes: list[int], most: int) -> None:
     parts = fill(sizes, most)
