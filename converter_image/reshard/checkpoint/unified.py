@@ -92,14 +92,15 @@ def files_of(mapped: Mapping[str, str], names: Sequence[str], map_name: str, whe
         MissingInputError: one is not there.
     """
     wanted = sorted(set(mapped.values()), key=_natural)
-    if absent := [name for name in wanted if name not in set(names)]:
+    there = frozenset(names)
+    if absent := [name for name in wanted if name not in there]:
         raise MissingInputError(
             "PartMissing",
             f"{map_name} names {absent[0]}, which is not there" + (f" (nor {len(absent) - 1} more)" if len(absent) > 1 else ""),
             where=where,
             fix="restore it",
         )
-    wanted += [HYPER_NAME] * (map_name == MAP_NAME and HYPER_NAME in names and HYPER_NAME not in wanted)
+    wanted += [HYPER_NAME] * (map_name == MAP_NAME and HYPER_NAME in there and HYPER_NAME not in wanted)
     if not wanted:
         raise DataError("MapInvalid", "it names no parameter", where=f"{where}/{map_name}")
     return wanted

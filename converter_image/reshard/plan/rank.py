@@ -212,7 +212,7 @@ class Planner:
         if parameter.name not in self.model.diverging:
             return holding
         same = self.model.first_rank + rank % self.model.source_ranks
-        return (same,) if not self.model.unified and same in set(holding) else holding[:1]
+        return (same,) if not self.model.unified and same in self._holding_set(parameter.structures) else holding[:1]
 
     def _holders(self, parameter: Parameter, cell: tuple[int, ...]) -> tuple[int, ...]:
         key = (parameter.source, parameter.source_stages, parameter.structures, cell)

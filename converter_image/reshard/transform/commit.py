@@ -68,7 +68,8 @@ def commit_job(target: TargetFolder, state: JobState, document: JobDocument, wan
     """
     draft = state.draft()
     every = _ranks_of(draft)
-    ranks = every if wanted is None else tuple(rank for rank in wanted if rank in set(every))
+    there = frozenset(every)
+    ranks = every if wanted is None else tuple(rank for rank in wanted if rank in there)
     if document.replaces:
         refuse_loss(target, state, ranks, every, shape_of(draft))
     records = _recorded(target, state, document, ranks)
