@@ -71,7 +71,12 @@ class SourceFiles:
         self.count = count or ReadCount()
 
     def expect(self, reads: Iterable[Read], memory: int) -> None:
-        """Fetch ahead of the reads that will be made, in this order, within so many bytes; where a read costs a round trip."""
+        """Fetch ahead of the reads that will be made, in this order, within so many bytes.
+
+        Where a read costs no round trip nothing is fetched, and `reads` not looked at.
+        """
+        if not self.remote:
+            return
         if self._ahead is not None:
             self._ahead.close()
         self._ahead = Ahead(reads, self._opened, memory)

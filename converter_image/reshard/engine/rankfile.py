@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from contextlib import closing
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
@@ -23,7 +24,7 @@ from reshard.progress import Cancellation, Silent
 from reshard.source.encrypted import decrypting
 from reshard.source.headers import Blocks, heads
 from reshard.storage import open_store, parent_and_name
-from reshard.storage.ahead import reading, requests
+from reshard.storage.ahead import prefetched, requests
 from reshard.storage.digest import ContentDigest, digest_of_version
 
 if TYPE_CHECKING:
@@ -149,8 +150,7 @@ def assemble(
         writer.write(content)
         progress.advance(len(content))
 
-    files = job.source_files(count)
-    try:
+    with closing(job.source_files(count)) as files:
         files.expect(reads(m for part in planned if part.rank is None for m in laid_out[part.first : part.end]), ahead)
         for part in planned:
             if part.rank is None:
@@ -161,8 +161,6 @@ def assemble(
                 cancellation.check()
                 writer.copy(files.reader(part.rank), part.offset, part.nbytes)
                 progress.advance(part.nbytes)
-    finally:
-        files.close()
     return ""
 
 
@@ -201,7 +199,6 @@ def produce(
         ReshardError: the source cannot be read or has changed, or the file cannot be written.
     """
     prove(plan)
-    files = job.source_files(count)
     tail = _Tail(job.format, wanted=job.request.options.crc)
     digest = ContentDigest()
 
@@ -218,19 +215,16 @@ def produce(
         tail.update(part)
         write(part)
 
-    try:
+    with closing(job.source_files(count)) as files:
         crc = _crc_of_contents(plan, files, cancellation, ahead) if tail.in_header else None
         tensors = job.tensors(plan.rank)
-        if files.remote:
-            files.expect(reads(moves(plan, checkpoint.pieces(job.format, tensors, job.metadata(plan.rank), crc=crc))), ahead)
+        files.expect(reads(moves(plan, checkpoint.pieces(job.format, tensors, job.metadata(plan.rank), crc=crc))), ahead)
         stream(plan, checkpoint.pieces(job.format, tensors, job.metadata(plan.rank), crc=crc), files, emit)
         if trailer := tail.content():
             emit(trailer)
         if encryptor is not None:
             encryptor.finish()
         files.check_unchanged()
-    finally:
-        files.close()
     return str(digest)
 
 
@@ -260,8 +254,7 @@ def _crc_of_contents(plan: RankPlan, files: SourceFiles, cancellation: Cancellat
 
     numbers = sorted(range(len(plan.tensors)), key=lambda i: plan.tensors[i].parameter.name)
     spans = [Span(number, 0, plan.tensors[number].parameter.slice_nbytes) for number in numbers]
-    if files.remote:
-        files.expect(reads_of_spans(plan, spans), ahead)
+    files.expect(reads_of_spans(plan, spans), ahead)
     for span in spans:
         tensor = plan.tensors[span.tensor]
         found.begin(tensor.parameter.name, tensor.parameter.dtype, tensor.shape)
@@ -281,11 +274,10 @@ def _verify(job: Job, plan: RankPlan, store: Store, path: str) -> None:
     try:
         if job.cipher is not None:
             written = decrypting(written, job.cipher, remote=store.remote, check=level == "Full")
-        if store.remote:
-            with reading(written, heads(_heads(job, plan), written.size), _HEADERS_AHEAD) as ahead:
-                check_file(written, plan, job.model, files, level, headers=Blocks(ahead), at_once=at_once)
-        else:
-            check_file(written, plan, job.model, files, level, at_once=at_once)
+        headers = heads(_heads(job, plan), written.size)
+        with prefetched(written, headers, _HEADERS_AHEAD, remote=store.remote) as ahead:
+            in_blocks = Blocks(ahead) if store.remote else None
+            check_file(written, plan, job.model, files, level, headers=in_blocks, at_once=at_once)
     except ReshardError:
         store.delete(path)
         raise

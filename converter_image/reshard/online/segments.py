@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from contextlib import closing
 from typing import TYPE_CHECKING
 
 from reshard.checkpoint import format_of, index
@@ -55,14 +56,11 @@ def read_segments(
 
 
 def _read(store: ReadStore, path: str, wanted: Callable[[str], bool], known: set[str]) -> Iterator[tuple[str, Array]]:
-    reader = store.open(path)
-    try:
+    with closing(store.open(path)) as reader:
         for entry in index(reader).structure.tensors:
             if wanted(entry.name):
                 known.add(entry.name)
                 yield entry.name, array_of(_content(reader, entry), entry.dtype, entry.shape, entry.name)
-    finally:
-        reader.close()
 
 
 def _content(reader: Reader, entry: TensorEntry) -> bytearray:

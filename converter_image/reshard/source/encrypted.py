@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 
 from reshard.checkpoint.blockcipher import cipher_of
 from reshard.checkpoint.encryption import check_key, check_tags, index, index_reads, tag_reads
-from reshard.storage.ahead import GAP_BYTES, reading
+from reshard.storage.ahead import GAP_BYTES, prefetched
 from reshard.storage.bounded import BoundedReader
 from reshard.storage.spans import read_spans
 
@@ -90,16 +90,11 @@ def decrypting(sealed: Reader, cipher: BlockCipher, *, remote: bool, check: bool
         AccessError: the key is wrong.
         DataError: the file is not encrypted so, or damaged.
     """
-    if not remote:
-        blocks = index(sealed, cipher)
-        if check:
-            check_tags(sealed, cipher, blocks)
-    else:
-        with reading(sealed, index_reads(sealed, cipher), _FILE_AHEAD) as ahead:
-            blocks = index(ahead, cipher)
-        if check:
-            with reading(sealed, tag_reads(cipher, blocks), _FILE_AHEAD) as ahead:
-                check_tags(ahead, cipher, blocks)
+    with prefetched(sealed, index_reads(sealed, cipher), _FILE_AHEAD, remote=remote) as ahead:
+        blocks = index(ahead, cipher)
+    if check:
+        with prefetched(sealed, tag_reads(cipher, blocks), _FILE_AHEAD, remote=remote) as ahead:
+            check_tags(ahead, cipher, blocks)
     return DecryptingReader(sealed, cipher, blocks, remote=remote)
 
 

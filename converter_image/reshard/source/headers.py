@@ -5,10 +5,10 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from reshard.checkpoint import index
-from reshard.storage.ahead import reading
+from reshard.storage.ahead import prefetched
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable
+    from collections.abc import Iterable, Iterator
 
     from reshard.checkpoint.inventory import Index, RangeReader, Structure
     from reshard.storage.protocol import Reader
@@ -58,11 +58,11 @@ def index_remote(
         expected: what was read of a file that is probably like it: that is fetched at once.
     """
     inside = ((offset, min(length, reader.size - offset)) for offset, length in expected if offset < reader.size)
-    with reading(reader, inside, _MEMORY) as ahead:
+    with prefetched(reader, inside, _MEMORY, remote=True) as ahead:
         blocks = Blocks(ahead)
         return index(blocks, seen), blocks.reads
 
 
-def heads(positions: Iterable[int], size: int) -> list[tuple[int, int]]:
+def heads(positions: Iterable[int], size: int) -> Iterator[tuple[int, int]]:
     """What is read of a file whose heads lie at these bytes."""
-    return [(position, min(_HEAD, size - position)) for position in positions]
+    return ((position, min(_HEAD, size - position)) for position in positions)

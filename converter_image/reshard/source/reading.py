@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 from collections import Counter
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import closing
 from itertools import chain
 from typing import TYPE_CHECKING
 
@@ -16,7 +17,7 @@ from reshard.checkpoint.unified import check as check_unified
 from reshard.errors import MissingInputError
 from reshard.source.headers import index_remote
 from reshard.storage import open_store, parent_and_name
-from reshard.storage.ahead import reading
+from reshard.storage.ahead import prefetched
 from reshard.storage.digest import sample_of
 from reshard.strategy import Strategy, parse
 from reshard.strategy.groups import restore_ranks
@@ -127,8 +128,7 @@ def read_inventory(store: ReadStore, found: Files, *, workers: int, advance: Cal
     like_the_first: list[tuple[int, int]] = []
 
     def read(path: str) -> tuple[Index, int, str, str]:
-        reader = store.open(path)
-        try:
+        with closing(store.open(path)) as reader:
             if store.remote:  # a version there identifies the content
                 found, like_the_first[:] = index_remote(reader, seen, like_the_first.copy())
                 sample = ""
@@ -136,8 +136,6 @@ def read_inventory(store: ReadStore, found: Files, *, workers: int, advance: Cal
                 found, sample = index(reader, seen), sample_of(reader)
             advance(1)
             return found, reader.size, reader.version, sample
-        finally:
-            reader.close()
 
     files = found.by_rank
     numbers: dict[Hashable, int] = {}
@@ -177,16 +175,10 @@ def check_crcs(store: ReadStore, inventory: Inventory, *, workers: int, advance:
     """
 
     def check(file: SourceFile) -> None:
-        reader = store.open(file.path)
-        try:
-            found = Index(inventory.structures[file.structure], file.crc)
-            if store.remote:
-                with reading(reader, crc_reads(file.size, found), _FILE_AHEAD) as ahead:
-                    check_crc(ahead, found)
-            else:
-                check_crc(reader, found)
-        finally:
-            reader.close()
+        found = Index(inventory.structures[file.structure], file.crc)
+        reads = crc_reads(file.size, found)
+        with closing(store.open(file.path)) as reader, prefetched(reader, reads, _FILE_AHEAD, remote=store.remote) as ahead:
+            check_crc(ahead, found)
         advance(file.size)
 
     with ThreadPoolExecutor(workers) as pool:
@@ -224,14 +216,9 @@ def compare_copies(
             for entry in inventory.structures[file.structure].tensors
             if entry.name in shared
         }
-        reader = store.open(file.path)
-        try:
-            if store.remote:
-                with reading(reader, chain.from_iterable(blocks.values()), _FILE_AHEAD) as ahead:
-                    return {name: _fingerprint(ahead, found) for name, found in blocks.items()}
-            return {name: _fingerprint(reader, found) for name, found in blocks.items()}
-        finally:
-            reader.close()
+        reads = chain.from_iterable(blocks.values())
+        with closing(store.open(file.path)) as reader, prefetched(reader, reads, _FILE_AHEAD, remote=store.remote) as ahead:
+            return {name: _fingerprint(ahead, found) for name, found in blocks.items()}
 
     first: dict[str, int] = {}
     diverging = set()

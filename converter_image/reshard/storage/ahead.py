@@ -219,8 +219,18 @@ class _AheadReader:
 
 
 @contextmanager
-def reading(reader: Reader, reads: Iterable[tuple[int, int]], memory: int) -> Iterator[Reader]:
-    """One file whose reads, as (offset, length), are known in their order."""
+def prefetched(reader: Reader, reads: Iterable[tuple[int, int]], memory: int, *, remote: bool) -> Iterator[Reader]:
+    """One file whose reads, as (offset, length), are known in their order.
+
+    Args:
+        reader: the file.
+        reads: what will be read; not looked at where nothing is fetched.
+        memory: how many bytes may be fetched before they are needed.
+        remote: whether a read costs a round trip; where not, it is the file itself.
+    """
+    if not remote:
+        yield reader
+        return
     ahead = Ahead(((0, offset, length) for offset, length in reads), lambda _: reader, memory)
     try:
         yield ahead.reader(0)

@@ -200,13 +200,10 @@ class LocalStore:
 
     def read(self, path: str, limit: int) -> bytes:
         """See `Store.read`."""
-        reader = self.open(path)
-        try:
+        with contextlib.closing(self.open(path)) as reader:
             if reader.size > limit:
                 raise DataError("FileTooLarge", f"{reader.size} bytes where at most {limit} can be meant", where=reader.name)
             return reader.read(0, reader.size)
-        finally:
-            reader.close()
 
     def create(
         self, path: str, *, temporary: str, mode: int, size: int | None = None, memory: int = 0, copies: bool = False
