@@ -10,9 +10,8 @@ from memory_store import MemorySource, MemoryWriter
 
 from reshard.engine.gather import ReadCount
 from reshard.engine.job import job_of
-from reshard.engine.rankfile import produce
+from reshard.engine.rankfile import Conditions, produce
 from reshard.plan import place
-from reshard.progress import Cancellation, Silent
 from reshard.source.files import Files
 from reshard.source.reading import read_inventory
 from reshard.spec.request import Options, Request
@@ -47,13 +46,6 @@ def job(
 
 def written(job: Job, rank: int, count: ReadCount | None = None) -> bytes:
     writer = MemoryWriter()
-    produce(
-        job,
-        job.planner.plan(rank),
-        writer,
-        count=count or ReadCount(),
-        progress=Silent(),
-        cancellation=Cancellation(),
-    )
-    assert len(writer.content) == job.file_sizes([rank])[rank]
+    produce(job, job.planner.plan(rank), writer, Conditions(count or ReadCount()))
+    assert len(writer.content) == job.file_size(rank)
     return bytes(writer.content)

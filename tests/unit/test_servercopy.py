@@ -9,7 +9,6 @@ import models
 from hypothesis import given
 from hypothesis import strategies as st
 
-from reshard.checkpoint import pieces
 from reshard.engine import servercopy
 from reshard.engine.execute import moves
 from reshard.engine.servercopy import MOST_PARTS, Part, parts, split
@@ -27,12 +26,12 @@ def parts_of(shape: tuple[int, int], target: models.Cut, kind: str, count: int =
     tensors = tuple(models.Tensor(f"w{i}", "Float32", shape, ROWS, 0, target, 0) for i in range(count))
     model = models.Model(4, 1, 2, 1, tensors, 1, remove_redundancy=False)
     made, _ = memory_jobs.job(model, kind, kind)
-    laid_out = list(split(moves(made.planner.plan(1), pieces(made.format, made.tensors(1), made.metadata(1)))))
+    laid_out = list(split(moves(made.planner.plan(1), made.pieces(1))))
     found = parts(laid_out)
     assert found is not None
     assert [part.first for part in found[1:]] == [part.end for part in found[:-1]]
     assert (found[0].first, found[-1].end) == (0, len(laid_out))
-    assert sum(part.nbytes for part in found) == made.file_sizes([1])[1]
+    assert sum(part.nbytes for part in found) == made.file_size(1)
     return found, sum(part.nbytes for part in found if part.rank is None)
 
 

@@ -59,7 +59,12 @@ Move = bytes | Small | Fill | None
 
 
 def moves(plan: RankPlan, pieces: Iterable[bytes | Span]) -> Iterator[Move]:
-    """All that is done to produce a rank's file, in its order. Pure."""
+    """All that is done to produce a rank's file, in its order. Pure.
+
+    Args:
+        plan: of the rank.
+        pieces: the file as its format lays it out: literal bytes, and spans of the plan's tensors.
+    """
     room = _Room()
     content: _Content | None = None
     for piece in pieces:
@@ -122,23 +127,17 @@ def reads_of_spans(plan: RankPlan, spans: Iterable[Span]) -> Iterator[Read]:
     return reads(move for span in spans if span.length for move in moves(plan, [span]))
 
 
-def stream(plan: RankPlan, pieces: Iterable[bytes | Span], files: SourceFiles, emit: Callable[[memoryview], None]) -> None:
-    """Produce a rank's file from its first byte to its last.
+def carry_out(moves: Iterable[Move], files: SourceFiles, emit: Callable[[memoryview], None]) -> None:
+    """Produce the bytes of these moves, one behind the other.
 
     Args:
-        plan: of the rank.
-        pieces: the file as its format lays it out: literal bytes, and spans of the plan's tensors.
+        moves: what is to be done; the last hands on what is left.
         files: where the source's bytes come from.
         emit: called with each next part of the file; the memory is used again once it returns.
 
     Raises:
         DataError, StorageError: the source cannot be read.
     """
-    carry_out(moves(plan, pieces), files, emit)
-
-
-def carry_out(moves: Iterable[Move], files: SourceFiles, emit: Callable[[memoryview], None]) -> None:
-    """Produce the bytes of these moves, the last of which hands on what is left. See `stream`."""
     memory, filled = memoryview(bytearray(TILE_BYTES)), 0
     gatherer = Gatherer(files, TILE_BYTES)
     for move in moves:
