@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 
 from reshard.engine import servercopy
 from reshard.engine.execute import moves
-from reshard.engine.servercopy import MOST_PARTS, Part, parts, split
+from reshard.engine.servercopy import MOST_PARTS, UploadPart, parts, split
 
 if TYPE_CHECKING:
     import pytest
@@ -22,7 +22,7 @@ FEWER_ROWS = models.Cut((2,), ((0,), ()))
 COLUMNS = models.Cut((2,), ((), (0,)))
 
 
-def parts_of(shape: tuple[int, int], target: models.Cut, kind: str, count: int = 1) -> tuple[list[Part], int]:
+def parts_of(shape: tuple[int, int], target: models.Cut, kind: str, count: int = 1) -> tuple[list[UploadPart], int]:
     tensors = tuple(models.Tensor(f"w{i}", "Float32", shape, ROWS, 0, target, 0) for i in range(count))
     model = models.Model(4, 1, 2, 1, tensors, 1, remove_redundancy=False)
     made, _ = memory_jobs.job(model, kind, kind)

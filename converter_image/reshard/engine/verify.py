@@ -71,8 +71,8 @@ def check_file(
         if entry is None or (entry.dtype, entry.shape) != (parameter.dtype, tensor.shape):
             raise _differs(written, parameter, "is missing or has another type or shape")
         ranks = {}
-        for part, source_rank, source in zip(tensor.geometry.parts, tensor.ranks, tensor.entries, strict=True):
-            ranks[_part_of(parameter, plan.rank % model.target_devices, part.target.start)] = (source_rank, source)
+        for overlap, source_rank, source in zip(tensor.geometry.overlaps, tensor.ranks, tensor.entries, strict=True):
+            ranks[_part_of(parameter, plan.rank % model.target_devices, overlap.target.start)] = (source_rank, source)
         comparisons.append(_Comparison(written, entry, parameter, plan.rank % model.target_devices, files, ranks))
     leftover = [name for name, entry in entries.items() if entry.nbytes]
     if leftover:

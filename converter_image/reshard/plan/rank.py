@@ -31,8 +31,8 @@ class TargetTensor:
     Attributes:
         parameter: what it is a slice of.
         geometry: which elements, and how source slices make them up.
-        ranks: for each part of the geometry the source rank that it is read from.
-        entries: for each part the parameter in that rank's file.
+        ranks: for each overlap of the geometry the source rank that it is read from.
+        entries: for each overlap the parameter in that rank's file.
     """
 
     parameter: Parameter
@@ -302,7 +302,8 @@ def prove(plan: RankPlan) -> None:
         prove_geometry(each)
     for tensor in plan.tensors:
         wanted = (tensor.parameter.source_name, tensor.parameter.dtype, tensor.geometry.source_shape)
-        if len(tensor.entries) != len(tensor.geometry.parts) or any((e.name, e.dtype, e.shape) != wanted for e in tensor.entries):
+        exact = len(tensor.entries) == len(tensor.geometry.overlaps)
+        if not exact or any((e.name, e.dtype, e.shape) != wanted for e in tensor.entries):
             raise BugError(
                 "PlanNotExact",
                 f"the copies planned for rank {plan.rank} do not fit the files",
