@@ -26,11 +26,11 @@ if TYPE_CHECKING:
     from reshard.checkpoint.inventory import Inventory
 
 MAP_NAME = "param_name_map.json"
-INDEX_NAME = "model.safetensors.index.json"
+HF_INDEX_NAME = "model.safetensors.index.json"
 HYPER_NAME = "hyper_param.safetensors"
 _INDEX_SUFFIX = ".safetensors.index.json"
 _FILE_NAME = re.compile(r"(?!\.)[^/\x00-\x1f\ud800-\udfff]{1,255}\.safetensors")
-_OWN_FILE = re.compile(rf"part\d+\.safetensors|{re.escape(HYPER_NAME)}|{re.escape(MAP_NAME)}|{re.escape(INDEX_NAME)}")
+_OWN_FILE = re.compile(rf"part\d+\.safetensors|{re.escape(HYPER_NAME)}|{re.escape(MAP_NAME)}|{re.escape(HF_INDEX_NAME)}")
 
 
 class _Map(msgspec.Struct):
@@ -58,7 +58,7 @@ def maps_beside(options: Mapping[str, Any]) -> tuple[str, ...]:
     """The maps that a checkpoint with these options of its request has."""
     if options.get("layout") != "Unified":
         return ()
-    return (MAP_NAME, INDEX_NAME) if options.get("hfIndex") else (MAP_NAME,)
+    return (MAP_NAME, HF_INDEX_NAME) if options.get("hfIndex") else (MAP_NAME,)
 
 
 def choose_map(names: Sequence[str], where: str) -> str | None:

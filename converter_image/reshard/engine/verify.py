@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 import xxhash
 
-from reshard.checkpoint import index
+from reshard.checkpoint import read_header
 from reshard.checkpoint.dtypes import DTYPES
 from reshard.errors import BugError, DataError
 
@@ -55,13 +55,13 @@ def check_file(
         model: how source and target cut each parameter.
         files: the source.
         level: "Full" compares every byte, otherwise some rows of each parameter.
-        headers: the file as its index is best read; None: as it is.
+        headers: the file as its headers are best read; None: as it is.
         at_once: how many parameters are compared at a time.
 
     Raises:
         BugError: they differ.
     """
-    entries = {entry.name: entry for entry in index(headers or written).structure.tensors}
+    entries = {entry.name: entry for entry in read_header(headers or written).structure.tensors}
     comparisons = []
     for tensor in plan.tensors:
         parameter = tensor.parameter

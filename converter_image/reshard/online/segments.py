@@ -5,7 +5,7 @@ from __future__ import annotations
 from contextlib import closing
 from typing import TYPE_CHECKING
 
-from reshard.checkpoint import format_of, index
+from reshard.checkpoint import format_of, read_header
 from reshard.checkpoint.arrays import array_of
 from reshard.errors import DataError, MissingInputError
 from reshard.source.encrypted import as_plain
@@ -57,7 +57,7 @@ def read_segments(
 
 def _read(store: ReadStore, path: str, wanted: Callable[[str], bool], known: set[str]) -> Iterator[tuple[str, Array]]:
     with closing(store.open(path)) as reader:
-        for entry in index(reader).structure.tensors:
+        for entry in read_header(reader).structure.tensors:
             if wanted(entry.name):
                 known.add(entry.name)
                 yield entry.name, array_of(_content(reader, entry), entry.dtype, entry.shape, entry.name)

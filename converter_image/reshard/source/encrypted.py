@@ -7,7 +7,7 @@ from itertools import accumulate
 from typing import TYPE_CHECKING
 
 from reshard.checkpoint.blockcipher import cipher_of
-from reshard.checkpoint.encryption import check_key, check_tags, index, index_reads, tag_reads
+from reshard.checkpoint.encryption import check_key, check_tags, read_table, table_reads, tag_reads
 from reshard.storage.ahead import GAP_BYTES, prefetched
 from reshard.storage.bounded import BoundedReader
 from reshard.storage.spans import read_spans
@@ -16,7 +16,7 @@ if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping, Sequence
 
     from reshard.checkpoint.blockcipher import BlockCipher
-    from reshard.checkpoint.encryption import Blocks, Known
+    from reshard.checkpoint.encryption import BlockTable, Known
     from reshard.spec.keys import Encryption
     from reshard.storage.protocol import Reader, ReadStore, Stat
 
@@ -38,7 +38,7 @@ class DecryptingReader(BoundedReader):
 
     _what_ends = "what is encrypted"
 
-    def __init__(self, sealed: Reader, cipher: BlockCipher, blocks: Blocks, *, remote: bool) -> None:
+    def __init__(self, sealed: Reader, cipher: BlockCipher, blocks: BlockTable, *, remote: bool) -> None:
         self.name, self.version, self.size = sealed.name, sealed.version, sum(blocks.lengths)
         self.blocks = blocks
         self._sealed, self._cipher = sealed, cipher
@@ -90,8 +90,8 @@ def decrypting(sealed: Reader, cipher: BlockCipher, *, remote: bool, check: bool
         AccessError: the key is wrong.
         DataError: the file is not encrypted so, or damaged.
     """
-    with prefetched(sealed, index_reads(sealed, cipher), _FILE_AHEAD, remote=remote) as ahead:
-        blocks = index(ahead, cipher)
+    with prefetched(sealed, table_reads(sealed, cipher), _FILE_AHEAD, remote=remote) as ahead:
+        blocks = read_table(ahead, cipher)
     if check:
         with prefetched(sealed, tag_reads(cipher, blocks), _FILE_AHEAD, remote=remote) as ahead:
             check_tags(ahead, cipher, blocks)

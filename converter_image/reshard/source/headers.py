@@ -1,19 +1,19 @@
-"""Indexing files over a network, where every read is a round trip: few of them, and many at a time."""
+"""Reading headers over a network, where every read is a round trip: few of them, and many at a time."""
 
 from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from reshard.checkpoint import index
+from reshard.checkpoint import read_header
 from reshard.storage.ahead import prefetched
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator
 
-    from reshard.checkpoint.inventory import Index, RangeReader, Structure
+    from reshard.checkpoint.inventory import Header, RangeReader, Structure
     from reshard.storage.protocol import Reader
 
-# A `.ckpt` is indexed by hopping from head to head. Where one lies close behind another, so will the next.
+# A `.ckpt` is read by hopping from head to head. Where one lies close behind another, so will the next.
 _SMALLEST_BLOCK = 16 << 10
 _LARGEST_BLOCK = 1 << 20
 _MEMORY = 4 << 20
@@ -47,10 +47,10 @@ class Blocks:
         return self._block[at : at + length]
 
 
-def index_remote(
+def read_remote_header(
     reader: Reader, seen: dict[bytes, Structure] | None, expected: Iterable[tuple[int, int]]
-) -> tuple[Index, list[tuple[int, int]]]:
-    """What a file holds and where, see `reshard.checkpoint.index`; and what was read to find out.
+) -> tuple[Header, list[tuple[int, int]]]:
+    """What a file holds and where, see `reshard.checkpoint.read_header`; and what was read to find out.
 
     Args:
         reader: the file.
@@ -60,7 +60,7 @@ def index_remote(
     inside = ((offset, min(length, reader.size - offset)) for offset, length in expected if offset < reader.size)
     with prefetched(reader, inside, _MEMORY, remote=True) as ahead:
         blocks = Blocks(ahead)
-        return index(blocks, seen), blocks.reads
+        return read_header(blocks, seen), blocks.reads
 
 
 def heads(positions: Iterable[int], size: int) -> Iterator[tuple[int, int]]:

@@ -11,11 +11,11 @@ from typing import TYPE_CHECKING
 
 import xxhash
 
-from reshard.checkpoint import check_crc, crc_reads, index
-from reshard.checkpoint.inventory import Index, Inventory, SourceFile, Structure
+from reshard.checkpoint import check_crc, crc_reads, read_header
+from reshard.checkpoint.inventory import Header, Inventory, SourceFile, Structure
 from reshard.checkpoint.unified import check as check_unified
 from reshard.errors import MissingInputError
-from reshard.source.headers import index_remote
+from reshard.source.headers import read_remote_header
 from reshard.storage import open_store, parent_and_name
 from reshard.storage.ahead import prefetched
 from reshard.storage.digest import sample_of
@@ -112,7 +112,7 @@ def natural(name: str) -> list[tuple[int, str]]:
 
 
 def read_inventory(store: ReadStore, found: Files, *, workers: int, advance: Callable[[int], None] = lambda _: None) -> Inventory:
-    """Index the files of a source.
+    """Read the headers of a source's files.
 
     Args:
         store: where they are.
@@ -127,13 +127,13 @@ def read_inventory(store: ReadStore, found: Files, *, workers: int, advance: Cal
 
     like_the_first: list[tuple[int, int]] = []
 
-    def read(path: str) -> tuple[Index, int, str, str]:
+    def read(path: str) -> tuple[Header, int, str, str]:
         with closing(store.open(path)) as reader:
             if store.remote:  # a version there identifies the content
-                found, like_the_first[:] = index_remote(reader, seen, like_the_first.copy())
+                found, like_the_first[:] = read_remote_header(reader, seen, like_the_first.copy())
                 sample = ""
             else:
-                found, sample = index(reader, seen), sample_of(reader)
+                found, sample = read_header(reader, seen), sample_of(reader)
             advance(1)
             return found, reader.size, reader.version, sample
 
@@ -175,7 +175,7 @@ def check_crcs(store: ReadStore, inventory: Inventory, *, workers: int, advance:
     """
 
     def check(file: SourceFile) -> None:
-        found = Index(inventory.structures[file.structure], file.crc)
+        found = Header(inventory.structures[file.structure], file.crc)
         reads = crc_reads(file.size, found)
         with closing(store.open(file.path)) as reader, prefetched(reader, reads, _FILE_AHEAD, remote=store.remote) as ahead:
             check_crc(ahead, found)

@@ -119,7 +119,7 @@ def _complete(
             for record in manifest.files:
                 if record.part == job.part:
                     target.job(job.digest).publish(record)
-    content = state.inventory() if _is_index(manifest) else None
+    content = state.index() if _is_index(manifest) else None
     if content is not None:
         manifest = msgspec.structs.replace(manifest, index=IndexRecord(len(content), str(ContentDigest(content))))
     maps = _maps(manifest)

@@ -131,7 +131,7 @@ def resume(request: Request, target: TargetFolder) -> tuple[Job, JobState] | Non
     for document in target.jobs():
         if document.request == key:
             state = target.job(document.digest)
-            stored = decode_index(state.inventory(), f"{target.store.url}/{state.folder}/inventory.json")
+            stored = decode_index(state.index(), f"{target.store.url}/{state.folder}/inventory.json")
             if request.options.verification == "Full" and not stored.fully_checked:
                 return None  # the plan was made for less
             model = replace(_place(stored.inventory, source, wanted, request), diverging=frozenset(stored.diverging))
