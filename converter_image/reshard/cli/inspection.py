@@ -16,9 +16,10 @@ from reshard.errors import DataError, MissingInputError
 from reshard.layout import Layout
 from reshard.plan import place
 from reshard.source.encrypted import as_plain
-from reshard.source.files import find_files
-from reshard.source.reading import open_source, read_inventory, read_strategy
+from reshard.source.files import find_files, open_source
+from reshard.source.reading import read_inventory
 from reshard.source.selection import epoch_and_step
+from reshard.source.strategies import read_strategy
 from reshard.spec.ranks import format_ranks
 from reshard.strategy import Strategy
 from reshard.target.folder import TargetFolder

@@ -12,8 +12,8 @@ from reshard.engine.memory import budget
 from reshard.engine.rankfile import write_alone
 from reshard.errors import MissingInputError, UsageError
 from reshard.plan import keep
-from reshard.source.files import Files
-from reshard.source.reading import open_source, read_inventory
+from reshard.source.files import Files, open_source
+from reshard.source.reading import read_inventory
 from reshard.spec.request import Options, RenameRule, Request
 from reshard.storage import open_store, root_and_path
 

@@ -14,8 +14,10 @@ from reshard.engine.memory import budget, default_workers
 from reshard.engine.rankfile import write_alone
 from reshard.errors import RequestError, UsageError
 from reshard.plan import Planner, place
+from reshard.source.contents import find_diverging
 from reshard.source.files import Files
-from reshard.source.reading import find_diverging, read_inventory, read_strategy, read_strategy_files
+from reshard.source.reading import read_inventory
+from reshard.source.strategies import read_strategy, read_strategy_files
 from reshard.spec.request import Options, Request
 from reshard.storage import open_store, root_and_path
 from reshard.transform.prepare import decrypted

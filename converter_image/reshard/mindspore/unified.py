@@ -18,8 +18,9 @@ from reshard.mindspore.transforms import job_of_files, refuse_own_files
 from reshard.online.load import tensors_of
 from reshard.online.network import param_dict
 from reshard.progress import Silent
-from reshard.source.files import find_files
-from reshard.source.reading import open_source, read_inventory, read_strategy
+from reshard.source.files import find_files, open_source
+from reshard.source.reading import read_inventory
+from reshard.source.strategies import read_strategy
 from reshard.spec.ranks import format_ranks
 from reshard.spec.request import Options, RenameRule, Request
 from reshard.transform.complete import commit_checkpoint

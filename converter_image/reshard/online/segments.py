@@ -9,7 +9,7 @@ from reshard.checkpoint import format_of, read_header
 from reshard.checkpoint.arrays import array_of
 from reshard.errors import DataError, MissingInputError
 from reshard.source.encrypted import as_plain
-from reshard.source.reading import natural
+from reshard.source.selection import natural
 from reshard.storage import open_store
 
 if TYPE_CHECKING:

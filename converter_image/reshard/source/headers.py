@@ -13,6 +13,9 @@ if TYPE_CHECKING:
     from reshard.checkpoint.inventory import Header, RangeReader, Structure
     from reshard.storage.protocol import Reader
 
+    # Of one file, as (offset, length) in bytes.
+    Reads = tuple[tuple[int, int], ...]
+
 # A `.ckpt` is read by hopping from head to head. Where one lies close behind another, so will the next.
 _SMALLEST_BLOCK = 16 << 10
 _LARGEST_BLOCK = 1 << 20
@@ -47,9 +50,7 @@ class Blocks:
         return self._block[at : at + length]
 
 
-def read_remote_header(
-    reader: Reader, seen: dict[bytes, Structure] | None, expected: Iterable[tuple[int, int]]
-) -> tuple[Header, list[tuple[int, int]]]:
+def read_remote_header(reader: Reader, seen: dict[bytes, Structure] | None, expected: Reads) -> tuple[Header, Reads]:
     """What a file holds and where, see `reshard.checkpoint.read_header`; and what was read to find out.
 
     Args:
@@ -60,7 +61,7 @@ def read_remote_header(
     inside = ((offset, min(length, reader.size - offset)) for offset, length in expected if offset < reader.size)
     with prefetched(reader, inside, _MEMORY, remote=True) as ahead:
         blocks = Blocks(ahead)
-        return read_header(blocks, seen), blocks.reads
+        return read_header(blocks, seen), tuple(blocks.reads)
 
 
 def heads(positions: Iterable[int], size: int) -> Iterator[tuple[int, int]]:

@@ -26,6 +26,8 @@ GAP_BYTES = 512 << 10
 # Long enough that a request's time is that of its bytes: in requests of 3.5 MiB a GiB takes the client 1.6 s of a processor, of
 # 7 MiB 0.8 s.
 _LONGEST_REQUEST = 8 << 20
+# How many files are looked at at a time.
+_FILES = 8
 # While one is read from, the others are being fetched.
 _WINDOWS = 4
 
@@ -90,6 +92,11 @@ def requests(reads: Iterable[Read], memory: int) -> int:
     """How many requests fetching these reads takes."""
     longest = _longest_request(memory)
     return sum(-(-(r.end - r.start) // longest) for window in windows(reads, most=memory // _WINDOWS) for r in window)
+
+
+def files_at_once(workers: int, *, remote: bool) -> int:
+    """How many files are looked at at a time: over a network little is read and much is waited for."""
+    return max(workers, _FILES) if remote else workers
 
 
 def _longest_request(memory: int) -> int:

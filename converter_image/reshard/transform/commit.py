@@ -20,8 +20,9 @@ from reshard.checkpoint.manifest import (
 from reshard.checkpoint.unified import HYPER_NAME, MAP_NAME, map_of, maps_beside
 from reshard.errors import DataError, MissingInputError, RequestError
 from reshard.plan import Role
+from reshard.source.contents import compare_copies
 from reshard.source.files import Files
-from reshard.source.reading import compare_copies, read_inventory
+from reshard.source.reading import read_inventory
 from reshard.spec.ranks import format_ranks, parse_ranks
 from reshard.storage.digest import ContentDigest, matches
 from reshard.target.folder import LOCK, JobDocument

@@ -10,10 +10,12 @@ import msgspec
 from reshard.engine.job import Job, job_of, key_of
 from reshard.errors import DataError, RequestError
 from reshard.plan import keep, place, unify
+from reshard.source.contents import check_crcs, find_diverging
 from reshard.source.encrypted import DecryptingStore, as_plain
-from reshard.source.files import Files, find_files
+from reshard.source.files import Files, find_files, open_source
 from reshard.source.index import CheckpointIndex, Selected, decode_index, packed, read_index
-from reshard.source.reading import check_crcs, find_diverging, open_source, read_inventory, read_strategy
+from reshard.source.reading import read_inventory
+from reshard.source.strategies import read_strategy
 from reshard.spec.request import Options, Request
 
 if TYPE_CHECKING:
