@@ -36,7 +36,7 @@ if TYPE_CHECKING:
     from reshard.engine.memory import Budget
     from reshard.plan import RankPlan
     from reshard.progress import Progress
-    from reshard.storage.protocol import Reader, Store, Writer
+    from reshard.storage.protocol import PartLimits, Reader, Store, Writer
     from reshard.target.folder import JobState
 
 
@@ -105,7 +105,8 @@ def write_rank(
     by_server = job.request.options.copy_mode == "Server"
     writer = state.create(path, rank=rank, staged=staged, writer=guard.writer, size=size, memory=budget.upload, copies=by_server)
     try:
-        digest = (assemble if by_server else produce)(job, plan, writer, conditions)
+        limits = state.target.store.part_limits if by_server else None
+        digest = assemble(job, plan, writer, conditions, limits) if limits else produce(job, plan, writer, conditions)
         guard.check_lock()
         writer.finish()
         if not digest:  # not all bytes were here
@@ -141,13 +142,13 @@ def write_alone(job: Job, rank: int, url: str, *, share: Budget) -> None:
     _verify(job, plan, store, path)
 
 
-def assemble(job: Job, plan: RankPlan, writer: Writer, conditions: Conditions) -> str:
+def assemble(job: Job, plan: RankPlan, writer: Writer, conditions: Conditions, limits: PartLimits) -> str:
     """Make a rank's file of what the server copies and of what is sent. Returns its digest, of what was sent whole; else "".
 
-    Args and errors are those of `produce`.
+    The `limits` are those of the writer's store; other arguments and errors are those of `produce`.
     """
     laid_out = list(split(moves(plan, job.pieces(plan.rank))))
-    planned = parts(laid_out)
+    planned = parts(laid_out, limits)
     if planned is None or all(part.rank is None for part in planned):
         return produce(job, plan, writer, conditions)
     prove(plan)

@@ -15,10 +15,7 @@ if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator, Sequence
 
     from reshard.engine.execute import Copy, Move
-
-# Of a multipart upload all parts but the last have at least so many bytes, at most these are allowed.
-SMALLEST_PART = 5 << 20
-MOST_PARTS = 10_000
+    from reshard.storage.protocol import PartLimits
 
 
 @dataclass(frozen=True, slots=True)
@@ -64,23 +61,27 @@ def _in_a_row(move: Fill) -> list[Copy] | None:
     return copies
 
 
-def parts(moves: Sequence[Move]) -> list[UploadPart] | None:
+def parts(moves: Sequence[Move], limits: PartLimits) -> list[UploadPart] | None:
     """Cut a file into parts that are sent or copied; None when that takes more parts than a file can have.
 
     What lies between runs of the source, and is too short for a part, takes the beginning of the run behind it along.
+
+    Args:
+        moves: that make the file up.
+        limits: of the store that it is written to.
     """
     found: list[UploadPart] = []
     first, own = 0, 0
     for run in _runs(moves):
         at = run.first
         copied = 0
-        if run.rank is not None and run.nbytes >= SMALLEST_PART:
+        if run.rank is not None and run.nbytes >= limits.smallest:
             copied = run.nbytes
-            while 0 < own < SMALLEST_PART and at < run.end:
+            while 0 < own < limits.smallest and at < run.end:
                 own += _length(moves[at])
                 copied -= _length(moves[at])
                 at += 1
-        if copied >= SMALLEST_PART:
+        if copied >= limits.smallest:
             if own:
                 found.append(UploadPart(first, at, own))
             found.append(UploadPart(at, run.end, copied, run.rank, run.offset + run.nbytes - copied))
@@ -88,14 +89,15 @@ def parts(moves: Sequence[Move]) -> list[UploadPart] | None:
             continue
         for number in range(at, run.end):
             own += _length(moves[number])
-            if own >= SMALLEST_PART:
+            if own >= limits.smallest:
                 found.append(UploadPart(first, number + 1, own))
                 first, own = number + 1, 0
     if own:
         found.append(UploadPart(first, len(moves), own))
     elif found:
         found[-1] = replace(found[-1], end=len(moves))  # what is behind it has no bytes
-    return found if len(found) <= MOST_PARTS else None
+    count = sum(1 if part.rank is None else limits.parts_of_copy(part.nbytes) for part in found)
+    return found if count <= limits.most else None
 
 
 def _runs(moves: Sequence[Move]) -> Iterator[UploadPart]:

@@ -156,6 +156,10 @@ class LocalStore:
         del other
         return False
 
+    @property
+    def part_limits(self) -> None:
+        """See `Store.part_limits`."""
+
     def around(self) -> list[tuple[int, int] | str]:
         """See `Store.around`: device and inode, for a folder can be mounted in two places; the path where nothing is yet."""
         found: list[tuple[int, int] | str] = []
