@@ -85,7 +85,6 @@ class ParameterRecord(_Document, frozen=True):
         role: "cut", "replicated", "kept" or "own".
         source: how the source cuts it; null when each holder has it whole.
         target: how the target does.
-        fingerprint: place for a digest of the values that does not depend on the layout.
         source_name: what the source calls it, where that is something else.
     """
 
@@ -95,7 +94,6 @@ class ParameterRecord(_Document, frozen=True):
     role: str
     source: LayoutRecord | None
     target: LayoutRecord
-    fingerprint: str | None = None
     source_name: str | None = None
 
 
@@ -149,6 +147,7 @@ class Manifest(_Document, frozen=True):
         dropped: names of the source's that were to be left out.
         diverging: names whose copies differ between source ranks.
         parts: a record for each stage that it was made from, where that was done stage by stage.
+        index: what stands in the place of files, with the layout Index.
     """
 
     schema: str
@@ -168,13 +167,12 @@ class Manifest(_Document, frozen=True):
     dropped: tuple[str, ...] = ()
     diverging: tuple[str, ...] = ()
     parts: tuple[PartRecord, ...] = ()
+    index: IndexRecord | None = None
 
     @property
     def jobs(self) -> set[str]:
         """The digests of the jobs that have made it: its own, and those of its parts."""
         return {self.digest, *(part.digest for part in self.parts)}
-
-    index: IndexRecord | None = None
 
     @property
     def nbytes(self) -> int:
