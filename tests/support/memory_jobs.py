@@ -33,9 +33,9 @@ def job(
     if stage is not None:
         before = Strategy(before.stages[stage : stage + 1], before.devices, stage)
     paths = {r: f"rank_{r}/x.{source}" for r in before.numbers if held[r] or source == "safetensors"}
-    # `only`, because without redundancy a rank may be left without a file; which rank does not matter here.
+    # Without redundancy a rank may be left without a file.
     inventory = read_inventory(store, Files(paths), workers=1)
-    placed = place(inventory, before, after, only=0, one_stage=stage is not None)
+    placed = place(inventory, before, after, incomplete=True, one_stage=stage is not None)
     options = Options(
         format="Ckpt" if target == "ckpt" else "Safetensors",
         layout="PerRank" if stage is None else "Part",

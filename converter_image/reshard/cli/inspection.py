@@ -128,7 +128,7 @@ def holdings(inventory: Inventory, strategy: Strategy | None) -> list[Held]:
     ranks = _ranks_by_structure(inventory)
     if strategy is None and not inventory.unified:
         return _as_they_are(inventory, ranks)
-    model = place(inventory, strategy, None, only=0)  # ranks may be missing: what is there is shown
+    model = place(inventory, strategy, None, incomplete=True)  # what is there is shown
     found = []
     for p in model.parameters:
         parts = p.source.parts if p.source is not None else (1,) * len(p.shape)
