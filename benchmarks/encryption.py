@@ -57,7 +57,7 @@ def contestants(path: Path, mode: Mode) -> dict[str, tuple[Callable[[], None], C
         encryptor.finish()
     encryption.BLOCK_BYTES = usual
     source = LocalReader(str(path))
-    blocks = encryption.index(source, cipher)
+    blocks = encryption.read_table(source, cipher)
     reader = DecryptingReader(source, cipher, blocks, remote=False)
     sealed = os.open(path, os.O_RDONLY)
 

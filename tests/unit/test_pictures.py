@@ -39,7 +39,7 @@ def test_the_bytes_between_ranks_are_those_of_the_plans(model: models.Model, mos
     flow = traffic(planner, ranks, most)
     for column, group in enumerate(flow.target.groups):
         for tensor in (tensor for rank in group for tensor in planner.plan(rank).tensors):
-            for source, part in zip(tensor.ranks, tensor.geometry.parts, strict=True):
+            for source, part in zip(tensor.ranks, tensor.geometry.overlaps, strict=True):
                 row = next(i for i, found in enumerate(flow.source.groups) if source in found)
                 expected[row, column] += part.target.size * DTYPES[tensor.parameter.dtype].itemsize
     assert dict(flow.nbytes) == {pair: nbytes for pair, nbytes in expected.items() if nbytes}

@@ -76,8 +76,8 @@ class Structure(msgspec.Struct, frozen=True, array_like=True):
         return (self.format, self.tensors, tuple(sorted(self.metadata.items())))
 
 
-class Index(msgspec.Struct, frozen=True, array_like=True):
-    """The outcome of indexing one file: its structure, and the CRC32 it carries, if any."""
+class Header(msgspec.Struct, frozen=True, array_like=True):
+    """What the header of one file says: its structure, and the CRC32 it carries, if any."""
 
     structure: Structure
     crc: int | None = None

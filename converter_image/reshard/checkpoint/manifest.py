@@ -86,7 +86,6 @@ class ParameterRecord(_Document, frozen=True):
         role: "cut", "replicated", "kept" or "own".
         source: the source's layout; null when each holder has it whole.
         target: the target's layout.
-        fingerprint: place for a digest of the values that does not depend on the layout.
         source_name: what the source calls it, where that is something else.
     """
 
@@ -96,7 +95,6 @@ class ParameterRecord(_Document, frozen=True):
     role: str
     source: LayoutRecord | None
     target: LayoutRecord
-    fingerprint: str | None = None
     source_name: str | None = None
 
 
@@ -152,7 +150,7 @@ class Manifest(_Document, frozen=True):
         dropped: names of the source's that were to be left out.
         diverging: names whose copies differ between source ranks.
         parts: a record for each stage that it was made from, where that was done stage by stage.
-        index: what stands in the place of files, if anything.
+        index: what stands in the place of files, with the layout Index.
         key_check: tells whether a key is that of the files, if they are encrypted: see `BlockCipher.key_check`.
     """
 

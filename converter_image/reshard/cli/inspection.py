@@ -18,10 +18,11 @@ from reshard.errors import DataError, MissingInputError
 from reshard.layout import Layout
 from reshard.plan import place
 from reshard.source.encrypted import as_plain
-from reshard.source.files import Files, find_files
+from reshard.source.files import Files, find_files, open_source
 from reshard.source.index import read_index
-from reshard.source.reading import open_source, read_inventory, read_strategy
+from reshard.source.reading import read_inventory
 from reshard.source.selection import epoch_and_step
+from reshard.source.strategies import read_strategy
 from reshard.spec.ranks import format_ranks
 from reshard.strategy import Strategy
 from reshard.target.folder import TargetFolder
@@ -148,7 +149,7 @@ def holdings(inventory: Inventory, strategy: Strategy | None) -> list[Held]:
     ranks = _ranks_by_structure(inventory)
     if strategy is None and not inventory.unified:
         return _as_they_are(inventory, ranks)
-    model = place(inventory, strategy, None, only=0)  # ranks may be missing: what is there is shown
+    model = place(inventory, strategy, None, incomplete=True)  # what is there is shown
     found = []
     for p in model.parameters:
         parts = p.source.parts if p.source is not None else (1,) * len(p.shape)

@@ -8,7 +8,7 @@ import click
 
 from reshard.cli import show
 from reshard.cli.arguments import PATH, json_option
-from reshard.source.reading import read_strategy, read_strategy_files
+from reshard.source.strategies import read_strategy, read_strategy_files
 from reshard.storage import open_store, parent_and_name
 from reshard.strategy import dump, merge
 

@@ -8,7 +8,8 @@ from typing import TYPE_CHECKING, Any
 
 import msgspec
 
-from reshard.checkpoint import OutputTensor, can_hold, content_order, file_size
+from reshard import checkpoint
+from reshard.checkpoint import OutputTensor, can_hold, content_order
 from reshard.checkpoint.blockcipher import BlockCipher, cipher_of
 from reshard.checkpoint.encryption import sealed_size
 from reshard.checkpoint.unified import part_name
@@ -21,8 +22,9 @@ from reshard.spec.request import Request, request_key
 from reshard.storage import open_store
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable
+    from collections.abc import Iterable, Iterator
 
+    from reshard.checkpoint import Span
     from reshard.checkpoint.inventory import Format, SourceFile
     from reshard.engine.gather import ReadCount
     from reshard.plan import Model, Summary
@@ -118,20 +120,31 @@ class Job:
             )
         return tuple(OutputTensor(p.name, p.dtype, p.slice_shape, p.slice_nbytes) for p in found)
 
-    def file_sizes(self, ranks: Iterable[int]) -> dict[int, int]:
-        """The length of target ranks' files in bytes.
+    def pieces(self, rank: int, crc: int | None = None) -> Iterator[bytes | Span]:
+        """A target rank's file before it is encrypted, see `reshard.checkpoint.pieces`; spans are of its plan's tensors.
 
         Raises:
             DataError, OutputError, RequestError: there can be no such file.
         """
+        return checkpoint.pieces(self.format, self.tensors(rank), self.metadata(rank), crc)
+
+    def file_size(self, rank: int) -> int:
+        """The length of a target rank's file in bytes.
+
+        Raises:
+            DataError, OutputError, RequestError: there can be no such file.
+        """
+        plain = checkpoint.file_size(self.format, self.tensors(rank), self.metadata(rank), crc=self.request.options.crc)
+        return plain if self.cipher is None else sealed_size(self.cipher, plain)
+
+    def file_sizes(self, ranks: Iterable[int]) -> dict[int, int]:
+        """The same of several target ranks; of those that are alike it is worked out once."""
         known: dict[int, int] = {}
         sizes = {}
         for rank in ranks:
             alike = self.planner.alike(rank)
             if alike not in known:
-                tensors, crc = self.tensors(rank), self.request.options.crc
-                plain = file_size(self.format, tensors, self.metadata(rank), crc=crc)
-                known[alike] = plain if self.cipher is None else sealed_size(self.cipher, plain)
+                known[alike] = self.file_size(rank)
             sizes[rank] = known[alike]
         return sizes
 

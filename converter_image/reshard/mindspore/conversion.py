@@ -11,7 +11,7 @@ import msgspec
 
 from reshard.errors import MissingInputError, UsageError
 from reshard.progress import Silent
-from reshard.source.reading import open_source
+from reshard.source.files import open_source
 from reshard.spec.request import Options, RenameRule, Request
 from reshard.transform.loose import write_loose
 from reshard.transform.prepare import prepare, source_names

@@ -8,7 +8,7 @@ from reshard.checkpoint import format_of
 from reshard.checkpoint.inventory import Inventory, SourceFile, Structure, TensorEntry
 from reshard.errors import UsageError
 from reshard.plan import Planner, place
-from reshard.source.reading import read_strategy, read_strategy_files
+from reshard.source.strategies import read_strategy, read_strategy_files
 from reshard.spec.request import Options, Request
 from reshard.transform.loose import prepare_loose, refuse_own_files, write_loose
 from reshard.transform.run import transform_checkpoint

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from contextlib import closing
 from typing import TYPE_CHECKING, TypedDict, Unpack
 
 import numpy as np
@@ -127,11 +128,9 @@ def tensors_of(job: Job, rank: int, count: ReadCount | None = None) -> Iterator[
 
 def _read(job: Job, plan: RankPlan, count: ReadCount | None) -> Iterator[tuple[str, Array]]:
     spans = [Span(number, 0, tensor.parameter.slice_nbytes) for number, tensor in enumerate(plan.tensors)]
-    files = job.source_files(count)
-    gatherer = Gatherer(files, TILE_BYTES)
-    try:
-        if files.remote:
-            files.expect(reads_of_spans(plan, spans), budget(1).ahead)
+    with closing(job.source_files(count)) as files:
+        gatherer = Gatherer(files, TILE_BYTES)
+        files.expect(reads_of_spans(plan, spans), budget(1).ahead)
         for tensor, span in zip(plan.tensors, spans, strict=True):
             content = np.empty(span.length, np.uint8)
             if span.length:
@@ -139,5 +138,3 @@ def _read(job: Job, plan: RankPlan, count: ReadCount | None) -> Iterator[tuple[s
             parameter = tensor.parameter
             yield parameter.name, array_of(content, parameter.dtype, tensor.shape, parameter.name)
         files.check_unchanged()
-    finally:
-        files.close()

@@ -7,9 +7,9 @@ from itertools import accumulate
 from typing import TYPE_CHECKING
 
 from reshard.checkpoint.blockcipher import cipher_of
-from reshard.checkpoint.encryption import check_key, check_tags, index, index_reads, tag_reads
+from reshard.checkpoint.encryption import check_key, check_tags, read_table, table_reads, tag_reads
 from reshard.source.keys import read_key
-from reshard.storage.ahead import GAP_BYTES, reading
+from reshard.storage.ahead import GAP_BYTES, prefetched
 from reshard.storage.bounded import BoundedReader
 from reshard.storage.spans import read_spans
 
@@ -17,7 +17,7 @@ if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping, Sequence
 
     from reshard.checkpoint.blockcipher import BlockCipher
-    from reshard.checkpoint.encryption import Blocks, Known
+    from reshard.checkpoint.encryption import BlockTable, Known
     from reshard.spec.keys import Encryption
     from reshard.storage.protocol import Reader, ReadStore, Stat
 
@@ -39,7 +39,7 @@ class DecryptingReader(BoundedReader):
 
     _what_ends = "what is encrypted"
 
-    def __init__(self, sealed: Reader, cipher: BlockCipher, blocks: Blocks, *, remote: bool) -> None:
+    def __init__(self, sealed: Reader, cipher: BlockCipher, blocks: BlockTable, *, remote: bool) -> None:
         self.name, self.version, self.size = sealed.name, sealed.version, sum(blocks.lengths)
         self.blocks = blocks
         self._sealed, self._cipher = sealed, cipher
@@ -91,16 +91,11 @@ def decrypting(sealed: Reader, cipher: BlockCipher, *, remote: bool, check: bool
         AccessError: the key is wrong.
         DataError: the file is not encrypted so, or damaged.
     """
-    if not remote:
-        blocks = index(sealed, cipher)
-        if check:
-            check_tags(sealed, cipher, blocks)
-    else:
-        with reading(sealed, index_reads(sealed, cipher), _FILE_AHEAD) as ahead:
-            blocks = index(ahead, cipher)
-        if check:
-            with reading(sealed, tag_reads(cipher, blocks), _FILE_AHEAD) as ahead:
-                check_tags(ahead, cipher, blocks)
+    with prefetched(sealed, table_reads(sealed, cipher), _FILE_AHEAD, remote=remote) as ahead:
+        blocks = read_table(ahead, cipher)
+    if check:
+        with prefetched(sealed, tag_reads(cipher, blocks), _FILE_AHEAD, remote=remote) as ahead:
+            check_tags(ahead, cipher, blocks)
     return DecryptingReader(sealed, cipher, blocks, remote=remote)
 
 

@@ -10,12 +10,14 @@ from reshard.checkpoint.manifest import MANIFEST_NAME, STATE, Manifest, decode
 from reshard.checkpoint.unified import MAP_NAME, choose_map, files_of, is_map, read_map
 from reshard.errors import DataError, MissingInputError, RequestError
 from reshard.source.selection import select_files
+from reshard.storage import open_store, parent_and_name
 
 if TYPE_CHECKING:
     from collections.abc import Collection, Iterable, Mapping
 
     from reshard.checkpoint.inventory import Kind
-    from reshard.storage.protocol import ReadStore, Stat
+    from reshard.spec.access import Access
+    from reshard.storage.protocol import ReadStore, Stat, Store
 
 _LARGEST_MAP = 128 << 20
 _LARGEST_MANIFEST = 4 << 30
@@ -40,6 +42,16 @@ class Files(NamedTuple):
     mapped: Mapping[str, str] = {}
     ranks: int | None = None
     step: tuple[int, int] | None = None
+
+
+def open_source(url: str, access: Access | None = None) -> tuple[Store, str | None]:
+    """A source's storage; and the file's name, when it is a single file."""
+    store = open_store(url, access)
+    found = store.stat("")
+    if found is not None and not found.is_folder:
+        folder, name = parent_and_name(store.url)
+        return open_store(folder, access), name
+    return store, None
 
 
 def find_files(

@@ -82,6 +82,11 @@ def epoch_and_step(name: str) -> tuple[int, int] | None:
     return (int(match[1]), int(match[2])) if match else None
 
 
+def natural(name: str) -> list[tuple[int, str]]:
+    """strategy_2 before strategy_10: the first file of each stage wins."""
+    return [(int(part), "") if part.isdecimal() else (-1, part) for part in re.split(r"(\d+)", name)]
+
+
 def _of_step(candidates: dict[int, list[str]], steps: dict[int, set[tuple[int, int]]], step: int | None) -> Selection:
     common = set.intersection(*steps.values())
     if step is not None:

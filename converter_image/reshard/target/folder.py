@@ -179,21 +179,21 @@ class JobState:
         """The job as it was begun; None when it was not."""
         return self._document("job.json", JobDocument, _LARGEST_RECORD)
 
-    def begin(self, job: JobDocument, inventory: bytes, draft: Manifest) -> JobDocument:
+    def begin(self, job: JobDocument, index: bytes, draft: Manifest) -> JobDocument:
         """Note down the job. Of several processes that begin it at once, all get what the first wrote."""
         store, path = self.target.store, f"{self.folder}/job.json"
         store.write(f"{self.folder}/draft.json", encode(draft), mode=self.target.mode)
-        store.write(f"{self.folder}/inventory.json", inventory, mode=self.target.mode)
+        store.write(f"{self.folder}/inventory.json", index, mode=self.target.mode)
         if store.write_new(path, encode(job), mode=self.target.mode):
             return job
         begun = self.read()
         return begun if begun is not None else job
 
-    def restore(self, inventory: bytes, draft: Manifest) -> None:
+    def restore(self, index: bytes, draft: Manifest) -> None:
         """Note down again what of a begun job is gone, and what of it nobody could know before: the number of stages."""
         store = self.target.store
         if store.stat(f"{self.folder}/inventory.json") is None:
-            store.write(f"{self.folder}/inventory.json", inventory, mode=self.target.mode)
+            store.write(f"{self.folder}/inventory.json", index, mode=self.target.mode)
         known = self._document("draft.json", Manifest, _LARGEST_DOCUMENT) if draft.parts else None
         if store.stat(f"{self.folder}/draft.json") is None or (known is not None and known.parts != draft.parts):
             store.write(f"{self.folder}/draft.json", encode(draft), mode=self.target.mode)
@@ -215,8 +215,8 @@ class JobState:
         found = self._document("commit.json", _Commit, _LARGEST_RECORD)
         return found.ranks if found is not None else None
 
-    def inventory(self) -> bytes:
-        """The inventory, as it was given to `begin`."""
+    def index(self) -> bytes:
+        """The index, as it was given to `begin`."""
         return self.target.store.read(f"{self.folder}/inventory.json", _LARGEST_DOCUMENT)
 
     def draft(self) -> Manifest:

@@ -13,8 +13,9 @@ from reshard.checkpoint.manifest import INDEX_NAME, FileRecord, IndexRecord, Man
 from reshard.checkpoint.unified import HYPER_NAME, MAP_NAME, map_of, maps_beside
 from reshard.errors import DataError, MissingInputError, RequestError
 from reshard.plan import Role
+from reshard.source.contents import compare_copies
 from reshard.source.files import Files
-from reshard.source.reading import compare_copies, read_inventory
+from reshard.source.reading import read_inventory
 from reshard.spec.ranks import format_ranks, parse_ranks
 from reshard.storage.digest import ContentDigest
 from reshard.target.folder import LOCK
@@ -113,7 +114,7 @@ def _complete(target: TargetFolder, document: JobDocument, standing: Standing, m
                 if record.part == job.part:
                     target.job(job.digest).publish(record)
         standing = target.observe()
-    content = state.inventory() if _is_index(manifest) else None
+    content = state.index() if _is_index(manifest) else None
     if content is not None:
         manifest = msgspec.structs.replace(manifest, index=IndexRecord(len(content), str(ContentDigest(content))))
     maps = maps_of(manifest)

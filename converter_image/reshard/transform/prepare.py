@@ -10,11 +10,13 @@ import msgspec
 from reshard.engine.job import Job, job_of, key_of
 from reshard.errors import DataError, RequestError
 from reshard.plan import keep, place, unify
+from reshard.source.contents import check_crcs, find_diverging
 from reshard.source.encrypted import DecryptingStore, as_plain
-from reshard.source.files import Files, find_files
+from reshard.source.files import Files, find_files, open_source
 from reshard.source.index import CheckpointIndex, Selected, decode_index, packed, read_index
 from reshard.source.keys import read_key
-from reshard.source.reading import check_crcs, find_diverging, open_source, read_inventory, read_strategy
+from reshard.source.reading import read_inventory
+from reshard.source.strategies import read_strategy
 from reshard.spec.request import Options, Request
 
 if TYPE_CHECKING:
@@ -166,7 +168,7 @@ def resume(request: Request, target: TargetFolder, standing: Standing) -> Job | 
     for document in standing.jobs:
         if document.request == key:
             state = target.job(document.digest)
-            stored = decode_index(state.inventory(), f"{target.store.url}/{state.folder}/inventory.json")
+            stored = decode_index(state.index(), f"{target.store.url}/{state.folder}/inventory.json")
             if request.options.verification == "Full" and not stored.fully_checked:
                 return None  # the plan was made for less
             model = replace(_place(stored.inventory, source, wanted, request), diverging=frozenset(stored.diverging))
