@@ -8,6 +8,8 @@ import disk
 import rawfiles
 from memory_store import MemorySource, MemoryWriter
 
+from reshard import checkpoint
+from reshard.engine.execute import stream
 from reshard.engine.gather import ReadCount
 from reshard.engine.job import job_of
 from reshard.engine.rankfile import produce
@@ -22,6 +24,7 @@ if TYPE_CHECKING:
     import models
 
     from reshard.engine.job import Job
+    from reshard.plan import RankPlan
 
 
 def job(
@@ -56,4 +59,13 @@ def written(job: Job, rank: int, count: ReadCount | None = None) -> bytes:
         cancellation=Cancellation(),
     )
     assert len(writer.content) == job.file_sizes([rank])[rank]
+    return bytes(writer.content)
+
+
+def streamed(job: Job, plan: RankPlan) -> bytes:
+    """A rank's file by any plan, also by one that would never be carried out because its proof fails."""
+    writer, files = MemoryWriter(), job.source_files()
+    pieces = checkpoint.pieces(job.format, job.tensors(plan.rank), job.metadata(plan.rank), crc=None)
+    stream(plan, pieces, files, writer.write)
+    files.close()
     return bytes(writer.content)
