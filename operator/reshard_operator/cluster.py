@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 from datetime import UTC, datetime, timedelta
 from typing import TYPE_CHECKING
 from urllib.parse import quote
@@ -12,7 +13,7 @@ from kubernetes.aio import client, config
 
 from reshard.spec.resource import API_VERSION, KIND
 from reshard_operator import jobs
-from reshard_operator.observation import STEPS, Event, Job, Object, Pod, Seen, Transform
+from reshard_operator.observation import Event, Job, Object, Pod, Seen, Transform
 from reshard_operator.reconcile import Action, Create, Patch
 
 if TYPE_CHECKING:
@@ -91,17 +92,11 @@ class Cluster:
         if transform.deleting:
             return Seen(transform, now)
         own, others = await self._jobs(transform)
-        current = {
-            step: job
-            for step in STEPS
-            for job in own
-            if job.name == jobs.job_name(transform.name, transform.uid, step, transform.attempt)
-        }
-        old = tuple(job for job in own if all(job.name != kept.name for kept in current.values()))
-        pods, rivals = await self._pods(transform, current)
-        rivals += [_rival(job) for job in others if holds_target(job, transform)]
-        events = await self._events(transform, now, current, pods)
-        return Seen(transform, now, current, old, tuple(pods), tuple(dict.fromkeys(rivals)), tuple(events))
+        seen = Seen.of(transform, now, own)
+        pods, writing = await self._pods(transform, seen.jobs)
+        rivals = tuple(dict.fromkeys((*writing, *jobs.rivals(transform, others))))
+        events = await self._events(transform, now, seen.jobs, pods)
+        return replace(seen, pods=tuple(pods), rivals=rivals, events=tuple(events))
 
     async def act(self, transform: Transform, action: Action) -> None:
         """Carry out one action. What has changed meanwhile is left to the next observation.
@@ -306,23 +301,6 @@ def _of_response(status: int, text: bytes | str) -> ApiError:
         return ApiError(status, said.get("reason", ""), said.get("message", ""), fields)
     except (ValueError, AttributeError):
         return ApiError(status, "", str(text)[:300])
-
-
-def _rival(job: Job) -> str:
-    return f"CheckpointTransform {job.annotation(jobs.ANNOTATION_TRANSFORM)} (Job {job.name})"
-
-
-def holds_target(job: Job, transform: Transform) -> bool:
-    """Whether a Job of another transform has the target, so that this one has to wait.
-
-    One whose ranks' Job is there has it until it has ended, which the Job's time to live tells, suspended or not. Of two that
-    begin at once, the one that was created first goes first. A Job that nobody owns has it only while it runs.
-    """
-    underway = bool(job.owner) and "ttlSecondsAfterFinished" not in job.spec
-    if job.label(jobs.LABEL_STEP) != "plan" and underway:
-        return True
-    older = (job.annotation(jobs.ANNOTATION_CREATED), job.label(jobs.LABEL_TRANSFORM)) < (transform.created, transform.uid)
-    return not job.ended and older
 
 
 def _is_recent(event: Object, now: datetime) -> bool:
