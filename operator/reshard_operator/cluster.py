@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from dataclasses import replace
 from datetime import UTC, datetime, timedelta
+from http import HTTPStatus
 from typing import TYPE_CHECKING
 from urllib.parse import quote
 
@@ -112,7 +113,7 @@ class Cluster:
             except ApiError as error:
                 if error.reason != "AlreadyExists":
                     raise
-                found = Job(await self._call("GET", f"{place}/{action.manifest['metadata']['name']}"))
+                found = Job(await self._call("GET", f"{place}/{action.job_name}"))
                 if found.owner != transform.uid:
                     raise NameTakenError(f"Job {found.name} is there and belongs to someone else; rename or delete it") from error
             return
@@ -121,12 +122,12 @@ class Cluster:
             if isinstance(action, Patch):
                 versions = {"uid": metadata["uid"], "resourceVersion": metadata["resourceVersion"]}
                 body = {"metadata": versions, "spec": action.spec}
-                await self._call("PATCH", f"{place}/{action.job.name}", {"fieldManager": FIELD_MANAGER}, body, _MERGE)
+                await self._call("PATCH", f"{place}/{action.job_name}", {"fieldManager": FIELD_MANAGER}, body, _MERGE)
             else:
                 options = {"propagationPolicy": "Background", "preconditions": {"uid": metadata["uid"]}}
-                await self._call("DELETE", f"{place}/{action.job.name}", body=options)
+                await self._call("DELETE", f"{place}/{action.job_name}", body=options)
         except ApiError as error:
-            if error.status not in {404, 409}:
+            if error.status not in {HTTPStatus.NOT_FOUND, HTTPStatus.CONFLICT}:
                 raise
 
     async def write_status(self, transform: Transform, status: Object) -> None:
@@ -238,7 +239,7 @@ class Cluster:
         try:
             return await self._call("GET", path)
         except ApiError as error:
-            if error.status == 404:
+            if error.status == HTTPStatus.NOT_FOUND:
                 return None
             raise
 

@@ -93,18 +93,18 @@ class PretendCluster:
         """Do it, as the API server would; the operator may be killed before it writes the status."""
         for action in decision.actions:
             if isinstance(action, Create):
-                name = action.manifest["metadata"]["name"]
+                name = action.job_name
                 if name not in self.jobs:
                     self.created.append(name)
                     self._serial += 1
                     self.jobs[name] = copy.deepcopy(action.manifest) | {"status": {}}
                     self.jobs[name]["metadata"] |= {"uid": f"job-{self._serial}", "resourceVersion": "1"}
-            elif action.job.name in self.jobs and self.jobs[action.job.name]["metadata"]["uid"] == action.job.uid:
+            elif action.job_name in self.jobs and self.jobs[action.job_name]["metadata"]["uid"] == action.job.uid:
                 if isinstance(action, Delete):
-                    del self.jobs[action.job.name]
+                    del self.jobs[action.job_name]
                     self.pods = [pod for pod in self.pods if Pod(pod).owner != action.job.uid]
                 else:
-                    self.jobs[action.job.name]["spec"] |= action.spec
+                    self.jobs[action.job_name]["spec"] |= action.spec
         if decision.status is not None and not status_lost:
             self.resource["status"] = copy.deepcopy(decision.status)
 
