@@ -16,8 +16,10 @@ import rawfiles
 from definition import Cut
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
+from killing import killed_after
 from memory_jobs import job, written
-from pipelines import Pipeline, differences, pipeline, same, write
+from pipelines import Pipeline, differences, pipeline, write
+from rawfiles import same
 
 from reshard.checkpoint.manifest import MANIFEST_NAME
 from reshard.cli import main
@@ -27,7 +29,6 @@ from reshard.plan.traffic import traffic
 from reshard.progress import Silent
 from reshard.storage.local import LocalStore
 from reshard.strategy import StrategyFile, dump
-from reshard.target.folder import JobState
 from reshard.target.lock import locked
 from reshard.transform.prepare import prepare
 from reshard.transform.run import transform_checkpoint
@@ -76,8 +77,7 @@ def test_the_parts_of_a_rank_are_exactly_its_slices(model: models.Model, kind: s
         made, _ = job(model, kind, kind, stage)
         assert (rank in made.ranks) == bool(mine)
         found = rawfiles.read(kind, written(made, rank)) if mine else {}
-        assert found.keys() == mine
-        assert all(same(found[name], expected[name]) for name in mine)
+        assert same(found, {name: expected[name] for name in mine})
     assert expected.keys() <= {name for tensors in held for name in tensors}
 
 
@@ -218,22 +218,11 @@ def test_a_replaced_part_that_has_not_changed_is_made_again(made: Pipeline, targ
 
 
 @pytest.mark.parametrize("after", [0, 1, 5, 7])
-def test_a_replacement_that_is_killed_is_brought_to_its_end(
-    tmp_path: Path, made: Pipeline, target: Path, after: int, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_replacement_that_is_killed_is_brought_to_its_end(tmp_path: Path, made: Pipeline, target: Path, after: int) -> None:
     other = write(tmp_path / "other", pipeline(seed=2))
     assert made.run(0, target) == made.run(1, target) == 0
     assert other.run(1, target, "--overwrite") == 0
-    usual, published = JobState.publish, []
-
-    def publish(self: JobState, record: object) -> None:
-        if len(published) == after:
-            raise KeyboardInterrupt
-        published.append(record)
-        usual(self, record)  # type: ignore[arg-type]
-
-    with monkeypatch.context() as patch:
-        patch.setattr(JobState, "publish", publish)
+    with killed_after(after):
         assert other.run(0, target) == 130
     assert not (target / MANIFEST_NAME).exists()
     assert other.run(1, target) == 0
@@ -356,10 +345,7 @@ def test_mindspores_functions_by_stage(made: Pipeline, target: Path) -> None:
     for stage in range(2):
         transform_checkpoints(str(made.made.source), str(target), "x", str(made.strategy(stage)), str(made.made.target_strategy))
     for rank in range(4):
-        found = load_segmented_checkpoints(str(target / f"rank_{rank}"))
-        expected = made.made.model.target(rank)
-        assert found.keys() == expected.keys()
-        assert all(same(found[name], array) for name, array in expected.items())
+        assert same(load_segmented_checkpoints(str(target / f"rank_{rank}")), made.made.model.target(rank))
 
 
 def test_mindspores_functions_in_one_go(tmp_path: Path, target: Path) -> None:

@@ -12,6 +12,7 @@ import disk
 import numpy as np
 import pytest
 import rawfiles
+from killing import killed_after
 
 import reshard
 from reshard.checkpoint.manifest import MANIFEST_NAME
@@ -28,8 +29,6 @@ from reshard.transform.run import transform_checkpoint
 
 if TYPE_CHECKING:
     from pathlib import Path
-
-    from reshard.checkpoint.manifest import FileRecord
 
 
 @pytest.fixture
@@ -128,36 +127,27 @@ def test_a_damaged_file_is_written_again_with_overwrite(made: disk.Checkpoint, t
     assert right(made, target)
 
 
-def interrupted(monkeypatch: pytest.MonkeyPatch, made: disk.Checkpoint, target: Path, after: int) -> None:
+def interrupted(made: disk.Checkpoint, target: Path, after: int) -> None:
     """A replacement whose process is killed after it has published some files."""
-    usual, published = JobState.publish, []
-
-    def publish(self: JobState, record: FileRecord) -> None:
-        if len(published) == after:
-            raise KeyboardInterrupt
-        published.append(record)
-        usual(self, record)
-
-    with monkeypatch.context() as patch:
-        patch.setattr(JobState, "publish", publish)
+    with killed_after(after):
         assert run(made, target, "--overwrite") == 130
 
 
 def test_an_interrupted_replacement_is_finished_by_whoever_comes_next(
-    made: disk.Checkpoint, other: disk.Checkpoint, target: Path, monkeypatch: pytest.MonkeyPatch
+    made: disk.Checkpoint, other: disk.Checkpoint, target: Path
 ) -> None:
     assert run(made, target, "--no-commit") == 0
-    interrupted(monkeypatch, other, target, after=3)
+    interrupted(other, target, after=3)
     assert not (target / MANIFEST_NAME).exists()
     assert run(made, target) == 78  # by now there is another checkpoint, whole
     assert right(other, target)
 
 
 def test_an_unfinished_checkpoint_is_no_source(
-    made: disk.Checkpoint, other: disk.Checkpoint, target: Path, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+    made: disk.Checkpoint, other: disk.Checkpoint, target: Path, tmp_path: Path
 ) -> None:
     assert run(made, target) == 0
-    interrupted(monkeypatch, other, target, after=3)
+    interrupted(other, target, after=3)
     again = ["transform", "--source", str(target), "--source-strategy", str(made.target_strategy)]
     assert main([*again, "--target", str(tmp_path / "next")]) == 66
     assert main(["inspect", str(target)]) == 66
