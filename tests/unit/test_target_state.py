@@ -22,7 +22,6 @@ from reshard.mindspore import transform_checkpoint_by_rank
 from reshard.spec.request import Options, Request
 from reshard.storage.local import LocalStore
 from reshard.target.folder import LOCK, JobState, TargetFolder
-from reshard.target.lock import locked, writer_is_gone, writer_name
 from reshard.transform.commit import finish_interrupted
 from reshard.transform.complete import commit_checkpoint
 from reshard.transform.run import transform_checkpoint
@@ -255,67 +254,6 @@ def test_paths_may_be_paths(made: disk.Checkpoint, target: Path) -> None:
         Request(source=None, target="x")
 
 
-def test_a_shared_lock_is_kept_as_long_as_one_of_its_holders_lives(target: Path) -> None:
-    """The first of them, whom the lock names, may have gone before."""
-    target.mkdir()
-    store = LocalStore(target)
-    first = locked(store, LOCK, owner="job", mode=0o640)
-    first.__enter__()
-    with locked(store, LOCK, owner="job", mode=0o640):
-        first.__exit__(None, None, None)
-        with pytest.raises(LockedError, match="TargetLocked"), locked(store, LOCK, owner=None, mode=0o640):
-            pass
-    with locked(store, LOCK, owner=None, mode=0o640):
-        pass
-    assert [path.name for path in (target / ".reshard").iterdir()] == []
-
-
-def test_a_shared_lock_whose_holders_were_killed_is_taken_over(target: Path) -> None:
-    target.mkdir()
-    store = LocalStore(target)
-    held = locked(store, LOCK, owner="job", mode=0o640)
-    held.__enter__()
-    sharer = next((target / ".reshard").glob("*.sharer"))
-    sharer.rename(sharer.with_name(sharer.name.replace(f"-{os.getpid()}.", f"-{2**22 - 1}.")))
-    with locked(store, LOCK, owner=None, mode=0o640):
-        pass
-
-
-def test_a_lock_with_a_time_in_the_future_lapses(target: Path) -> None:
-    target.mkdir()
-    store = LocalStore(target)
-    content = {"owner": "x", "host": "elsewhere", "pid": 1, "boot": "b", "shared": False}
-    store.write(LOCK, json.dumps(content).encode(), mode=0o640)
-    with pytest.raises(LockedError), locked(store, LOCK, owner=None, mode=0o640):
-        pass
-    os.utime(target / LOCK, (2**33, 2**33))
-    with locked(store, LOCK, owner=None, mode=0o640):
-        pass
-
-
-def test_who_has_lost_the_lock_writes_nothing_and_releases_nothing(target: Path) -> None:
-    target.mkdir()
-    store = LocalStore(target)
-    with locked(store, LOCK, owner="first", mode=0o640) as lock:
-        lock.check()
-        store.write(LOCK, b'{"owner": "second", "host": "h", "pid": 1, "boot": ""}', mode=0o640)
-        with pytest.raises(LockedError, match="LockLost"):
-            lock.check()
-    assert "second" in (target / LOCK).read_text()
-
-
-def test_temporaries_of_the_living_stay(tmp_path: Path) -> None:
-    store = LocalStore(tmp_path)
-    (tmp_path / "t").write_bytes(b"")
-    machine = writer_name().rpartition("-")[0]
-    assert not writer_is_gone(store, writer_name(), "t")
-    assert not writer_is_gone(store, f"{machine}-1", "t")
-    assert writer_is_gone(store, f"{machine}-{2**22 - 1}", "t")
-    assert not writer_is_gone(store, "othermachine-1", "t")
-    os.utime(tmp_path / "t", (1, 1))
-    assert writer_is_gone(store, "othermachine-1", "t")
-
-
 def test_what_is_gone_of_a_begun_job_is_made_again(made: disk.Checkpoint, target: Path) -> None:
     assert run(made, target, "--no-commit", "--ranks", "0") == 0
     for name in ("draft.json", "inventory.json"):
@@ -361,15 +299,6 @@ def test_who_loses_the_lock_while_writing_puts_nothing_into_place(
     monkeypatch.setattr(JobState, "create", create)
     assert run(made, target, "--workers", "1") == LockedError.exit_code
     assert not list(target.glob("rank_*/*"))
-
-
-def test_a_shared_lock_that_a_leaving_one_gave_back_is_taken_again(target: Path) -> None:
-    target.mkdir()
-    store = LocalStore(target)
-    with locked(store, LOCK, owner="job", mode=0o640) as lock:
-        store.delete(LOCK)
-        lock.check()
-        assert (target / LOCK).exists()
 
 
 def test_who_wakes_after_another_has_finished_puts_nothing_into_place(
