@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 from datetime import datetime
-from typing import Annotated, Any, TypeVar
+from typing import TYPE_CHECKING, Annotated, Any, TypeVar
 
 import msgspec
 
@@ -12,10 +12,14 @@ from reshard.errors import ReshardError
 from reshard.spec.ranks import format_ranks, parse_ranks
 from reshard.spec.resource import TransformSpec, parse_spec
 
+if TYPE_CHECKING:
+    from collections.abc import Iterable
+
 QUEUE_LABEL = "kueue.x-k8s.io/queue-name"
 # Ours, whatever else a webhook has put into the pod.
 CONTAINER = "reshard"
 STEPS = ("plan", "ranks", "commit")
+_LONGEST_BASE = 34
 
 # More than any cluster has; a forged message must not make the operator list without end.
 _Ranks = Annotated[int, msgspec.Meta(ge=1, le=1_000_000)]
@@ -289,7 +293,7 @@ class Seen:
         pods: this transform's: all of plan and commit, of the ranks' some of those that wait, are not ready, or have failed.
         rivals: pods of other transforms with the same target that may still write it, and Jobs of older ones.
         events: warnings about unfinished Jobs and waiting pods.
-        now: the operator's clock, as RFC 3339.
+        now: the operator's clock, in whole seconds.
     """
 
     transform: Transform
@@ -299,6 +303,14 @@ class Seen:
     pods: tuple[Pod, ...] = ()
     rivals: tuple[str, ...] = ()
     events: tuple[Event, ...] = ()
+
+    @classmethod
+    def of(cls, transform: Transform, now: datetime, own: Iterable[Job]) -> Seen:
+        """With a transform's own Jobs, told apart by their names."""
+        found = {job.name: job for job in own}
+        names = {step: job_name(transform.name, transform.uid, step, transform.attempt) for step in STEPS}
+        current = {step: found.pop(name) for step, name in names.items() if name in found}
+        return cls(transform, now, current, tuple(found.values()))
 
     def pods_of(self, job: Job) -> tuple[Pod, ...]:
         """The pods of one Job, the newest first."""
@@ -316,6 +328,12 @@ class Seen:
                 except msgspec.MsgspecError:
                     continue
         return None
+
+
+def job_name(name: str, uid: str, step: str, attempt: int) -> str:
+    """The name of a step's Job: the same whoever computes it, and short enough for the names of its pods."""
+    base = name.replace(".", "-")[:_LONGEST_BASE].rstrip("-")
+    return f"{base}-{uid[:8]}-{step}" + (f"-{attempt}" if attempt > 1 else "")
 
 
 def ranks_of(spec: TransformSpec, planned: PlanMessage) -> tuple[int, ...]:

@@ -8,6 +8,8 @@ import disk
 import rawfiles
 from memory_store import MemorySource, MemoryWriter
 
+from reshard import checkpoint
+from reshard.engine.execute import stream
 from reshard.engine.gather import ReadCount
 from reshard.engine.job import job_of
 from reshard.engine.rankfile import Conditions, produce
@@ -21,6 +23,7 @@ if TYPE_CHECKING:
     import models
 
     from reshard.engine.job import Job
+    from reshard.plan import RankPlan
 
 
 def job(
@@ -48,4 +51,13 @@ def written(job: Job, rank: int, count: ReadCount | None = None) -> bytes:
     writer = MemoryWriter()
     produce(job, job.planner.plan(rank), writer, Conditions(count or ReadCount()))
     assert len(writer.content) == job.file_size(rank)
+    return bytes(writer.content)
+
+
+def streamed(job: Job, plan: RankPlan) -> bytes:
+    """A rank's file by any plan, also by one that would never be carried out because its proof fails."""
+    writer, files = MemoryWriter(), job.source_files()
+    pieces = checkpoint.pieces(job.format, job.tensors(plan.rank), job.metadata(plan.rank), crc=None)
+    stream(plan, pieces, files, writer.write)
+    files.close()
     return bytes(writer.content)

@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import struct
 import zlib
+from functools import partial
 
 import numpy as np
+import parsing
 import pytest
 import rawfiles
 from hypothesis import given
 from hypothesis import strategies as st
-from memory_store import MemoryReader
 
 from reshard import checkpoint
 from reshard.checkpoint import OutputTensor, Span, ckpt
@@ -25,20 +26,9 @@ TENSORS = {
 CONTENT = rawfiles.ckpt(TENSORS)
 
 
-def reader(content: bytes) -> MemoryReader:
-    return MemoryReader("rank_0/a.ckpt", content)
-
-
-def contents(content: bytes) -> dict[str, tuple[str, tuple[int, ...], bytes]]:
-    structure = ckpt.read_header(reader(content)).structure
-    return {t.name: (t.dtype, t.shape, b"".join(content[a : a + n] for a, n in t.extents)) for t in structure.tensors}
-
-
-def refused(content: bytes) -> DataError:
-    with pytest.raises(DataError) as caught:
-        ckpt.read_header(reader(content))
-    assert "\n" not in str(caught.value)
-    return caught.value
+reader = partial(parsing.reader, "ckpt")
+contents = partial(parsing.contents, "ckpt")
+refused = partial(parsing.refused_file, "ckpt")
 
 
 def test_it_finds_what_protobuf_wrote() -> None:

@@ -6,15 +6,16 @@ import json
 import struct
 import tracemalloc
 import zlib
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
 import ml_dtypes
 import numpy as np
+import parsing
 import pytest
 import rawfiles
 from hypothesis import given
 from hypothesis import strategies as st
-from memory_store import MemoryReader
 
 from reshard import checkpoint
 from reshard.checkpoint import OutputTensor, safetensors
@@ -35,22 +36,9 @@ TENSORS = {
 METADATA = {"format": "ms"}
 EMPTY = b'{"dtype":"I8","shape":[0],"data_offsets":[0,0]}'
 CONTENT = rawfiles.safetensors(TENSORS, METADATA)
-
-
-def reader(content: bytes) -> MemoryReader:
-    return MemoryReader("rank_0/a.safetensors", content)
-
-
-def contents(content: bytes) -> dict[str, tuple[str, tuple[int, ...], bytes]]:
-    structure = safetensors.read_header(reader(content)).structure
-    return {t.name: (t.dtype, t.shape, b"".join(content[a : a + n] for a, n in t.extents)) for t in structure.tensors}
-
-
-def refused(content: bytes) -> DataError:
-    with pytest.raises(DataError) as caught:
-        safetensors.read_header(reader(content))
-    assert "\n" not in str(caught.value)
-    return caught.value
+reader = partial(parsing.reader, "safetensors")
+contents = partial(parsing.contents, "safetensors")
+refused = partial(parsing.refused_file, "safetensors")
 
 
 def file(header: Any, data: bytes = b"") -> bytes:

@@ -15,6 +15,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from memory_jobs import written
 from memory_store import MemorySource
+from rawfiles import same
 
 import reshard.mindspore
 from reshard.checkpoint.manifest import Manifest, decode
@@ -43,12 +44,6 @@ def job(files: dict[int, bytes], source: str, target: str, **options: Any) -> Jo
     chosen = Options(format="Ckpt" if target == "ckpt" else "Safetensors", layout="Same", **options)
     model = keep(inventory, ranks=chosen.ranks, rename=chosen.rename)
     return job_of(Request("memory", "nowhere", options=chosen), store, model, None, None)
-
-
-def same(found: rawfiles.Tensors, expected: rawfiles.Tensors) -> bool:
-    return found.keys() == expected.keys() and all(
-        (a.dtype, a.shape, a.tobytes()) == (b.dtype, b.shape, b.tobytes()) for a, b in ((found[n], expected[n]) for n in found)
-    )
 
 
 @settings(max_examples=300, suppress_health_check=list(HealthCheck))

@@ -5,7 +5,7 @@ from __future__ import annotations
 import memory_jobs
 import models
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from reshard.engine.execute import moves
@@ -47,7 +47,6 @@ def test_column_cuts_are_sent() -> None:
     assert sent == sum(part.nbytes for part in found)
 
 
-@settings(deadline=None)
 @given(st.integers(1, 400), st.integers(1, 400), st.sampled_from(["ckpt", "safetensors"]), st.integers(1, 4), st.booleans())
 def test_all_parts_but_the_last_are_long_enough(rows: int, columns: int, kind: str, count: int, cut: bool) -> None:  # noqa: FBT001
     limits = LIMITS._replace(smallest=2000)

@@ -11,8 +11,8 @@ from google.protobuf import descriptor_pb2, descriptor_pool, message_factory
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from models import cuts
+from parsing import refused
 
-from reshard.errors import DataError
 from reshard.layout import Layout
 from reshard.strategy import Strategy, StrategyFile, dump, merge, parse
 from reshard.strategy.records import Node
@@ -128,13 +128,6 @@ def document(layouts: dict[str, Layout], stage: int = 0, **fields: Any) -> bytes
         },
         indent=1,
     ).encode()
-
-
-def refused(act: Callable[[], object]) -> DataError:
-    with pytest.raises(DataError) as caught:
-        act()
-    assert "\n" not in str(caught.value)
-    return caught.value
 
 
 @pytest.mark.parametrize("nested", [False, True])
