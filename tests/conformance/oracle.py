@@ -166,7 +166,7 @@ def convert(folder: Path) -> None:
     source = folder / "source"
     samples(source / "rank_0")
     samples(source / "rank1")
-    save(source / "rank_0" / "nothing.ckpt", {}, {})
+    saving.save(source / "rank_0" / "nothing.ckpt", {}, {})
     outcome = {}
     for path in sorted((source / "rank_0").iterdir()):
         convert_file = mindspore.ckpt_to_safetensors if path.suffix == ".ckpt" else mindspore.safetensors_to_ckpt

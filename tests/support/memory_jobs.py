@@ -8,8 +8,7 @@ import disk
 import rawfiles
 from memory_store import MemorySource, MemoryWriter
 
-from reshard import checkpoint
-from reshard.engine.execute import stream
+from reshard.engine.execute import carry_out, moves
 from reshard.engine.gather import ReadCount
 from reshard.engine.job import job_of
 from reshard.engine.rankfile import Conditions, produce
@@ -57,7 +56,6 @@ def written(job: Job, rank: int, count: ReadCount | None = None) -> bytes:
 def streamed(job: Job, plan: RankPlan) -> bytes:
     """A rank's file by any plan, also by one that would never be carried out because its proof fails."""
     writer, files = MemoryWriter(), job.source_files()
-    pieces = checkpoint.pieces(job.format, job.tensors(plan.rank), job.metadata(plan.rank), crc=None)
-    stream(plan, pieces, files, writer.write)
+    carry_out(moves(plan, job.pieces(plan.rank)), files, writer.write)
     files.close()
     return bytes(writer.content)

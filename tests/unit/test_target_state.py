@@ -24,6 +24,7 @@ from reshard.progress import Silent
 from reshard.spec.request import Options, Request
 from reshard.storage.local import LocalStore
 from reshard.target.folder import LOCK, JobState, TargetFolder
+from reshard.target.lock import locked
 from reshard.transform.commit import finish_interrupted
 from reshard.transform.complete import commit_checkpoint, commit_if_complete
 from reshard.transform.run import transform_checkpoint
