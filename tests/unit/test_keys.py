@@ -138,7 +138,7 @@ def test_ranks_find_the_blocks_in_the_plan_and_another_key_by_themselves(
 ) -> None:
     encrypt(made, "AES-GCM")
     plan_transform(request(made, tmp_path / "out", KEY), write=True)
-    monkeypatch.setattr("reshard.source.encrypted.index", lambda *_: pytest.fail("a rank looks for the blocks again"))
+    monkeypatch.setattr("reshard.source.encrypted.read_table", lambda *_: pytest.fail("a rank looks for the blocks again"))
     with pytest.raises(AccessError, match="WrongKey"):
         transform_checkpoint(request(made, tmp_path / "out", OTHER, ranks="0"), commit=False)
     transform_checkpoint(request(made, tmp_path / "out", KEY), commit=False)
@@ -148,7 +148,7 @@ def test_ranks_find_the_blocks_in_the_plan_and_another_key_by_themselves(
 def test_an_index_says_where_the_blocks_are(made: disk.Checkpoint, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     encrypt(made, "AES-GCM")
     transform_checkpoint(request(made, tmp_path / "index", KEY, layout="Index"))
-    monkeypatch.setattr("reshard.source.encrypted.index", lambda *_: pytest.fail("a rank looks for the blocks again"))
+    monkeypatch.setattr("reshard.source.encrypted.read_table", lambda *_: pytest.fail("a rank looks for the blocks again"))
     for rank in range(made.model.target_ranks):
         found = load(str(made.source), rank=rank, index=str(tmp_path / "index"), decryption=Encryption(Key(KEY)))
         assert rawfiles.same(found, made.model.target(rank))

@@ -57,7 +57,7 @@ class Mistake:
         return self.how in {"copies", "rank"}
 
     def made_in(self, tensor: TargetTensor, entries: dict[int, TensorEntry]) -> TargetTensor:
-        parts, ranks, held = list(tensor.geometry.parts), list(tensor.ranks), list(tensor.entries)
+        parts, ranks, held = list(tensor.geometry.overlaps), list(tensor.ranks), list(tensor.entries)
         at, part = self.part, parts[self.part]
         if self.how in {"boxes", "copies"}:
             (other,) = self.what
@@ -77,7 +77,7 @@ class Mistake:
         else:
             (ranks[at],) = self.what
             held[at] = entries[ranks[at]]
-        return replace(tensor, geometry=replace(tensor.geometry, parts=tuple(parts)), ranks=tuple(ranks), entries=tuple(held))
+        return replace(tensor, geometry=replace(tensor.geometry, overlaps=tuple(parts)), ranks=tuple(ranks), entries=tuple(held))
 
 
 def shifted(box: Box, axis: int, by: int) -> Box:
@@ -86,7 +86,7 @@ def shifted(box: Box, axis: int, by: int) -> Box:
 
 def mistakes(tensor: TargetTensor, entries: dict[int, TensorEntry]) -> Iterator[Mistake]:
     """All that a plan of this tensor could have and still read within files and write within the slice."""
-    parts = tensor.geometry.parts
+    parts = tensor.geometry.overlaps
     for at, other in combinations(range(len(parts)), 2):
         if parts[at].source.shape == parts[other].source.shape:
             if parts[at].source != parts[other].source:

@@ -42,7 +42,7 @@ class Copy(NamedTuple):
         rank: the source rank that is read.
         entry: the tensor in its file.
         source: the box there, in the source's slice.
-        here: the same elements, counted from the beginning of the box that they help to fill.
+        here: those elements, counted from the beginning of the box that they help to fill.
     """
 
     rank: int

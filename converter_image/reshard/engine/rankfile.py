@@ -262,22 +262,19 @@ def _verify(job: Job, plan: RankPlan, store: Store, path: str) -> None:
     level = job.request.options.verification
     if level == "None":
         return
-    files = job.source_files()
-    written: Reader = store.open(path)
     at_once = _REMOTE_COMPARISONS if store.remote or job.source.remote else 1
-    try:
-        if job.cipher is not None:
-            written = decrypting(written, job.cipher, remote=store.remote, check=level == "Full")
-        headers = heads(_heads(job, plan), written.size)
-        with prefetched(written, headers, _HEADERS_AHEAD, remote=store.remote) as ahead:
-            in_blocks = Blocks(ahead) if store.remote else None
-            check_file(written, plan, job.model, files, level, headers=in_blocks, at_once=at_once)
-    except ReshardError:
-        store.delete(path)
-        raise
-    finally:
-        written.close()
-        files.close()
+    with closing(job.source_files()) as files, closing(store.open(path)) as opened:
+        written: Reader = opened
+        try:
+            if job.cipher is not None:
+                written = decrypting(opened, job.cipher, remote=store.remote, check=level == "Full")
+            headers = heads(_heads(job, plan), written.size)
+            with prefetched(written, headers, _HEADERS_AHEAD, remote=store.remote) as ahead:
+                in_blocks = Blocks(ahead) if store.remote else None
+                check_file(written, plan, job.model, files, level, headers=in_blocks, at_once=at_once)
+        except ReshardError:
+            store.delete(path)
+            raise
 
 
 def _heads(job: Job, plan: RankPlan) -> Iterator[int]:

@@ -10,11 +10,9 @@ from typing import TYPE_CHECKING
 import msgspec
 
 from reshard.errors import MissingInputError, UsageError
-from reshard.progress import Silent
 from reshard.source.files import open_source
 from reshard.spec.request import Options, RenameRule, Request
-from reshard.transform.loose import write_loose
-from reshard.transform.prepare import prepare, source_names
+from reshard.transform.loose import prepare_loose, write_loose
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -109,7 +107,9 @@ def _convert(tasks: list[tuple[str, str]], output: OutputFormat, name_map: Mappi
 
 def _convert_file(source: str, target: str, output: OutputFormat, name_map: Mapping[str, str], at_once: int) -> None:
     request = Request(source=source, target=target, options=Options(format=output, layout="Same"))
-    names = source_names(request, workers=1) if name_map else {}
-    rules = tuple(RenameRule(new, old) for old, new in name_map.items() if old in names)
-    request = msgspec.structs.replace(request, options=msgspec.structs.replace(request.options, rename=rules))
-    write_loose(prepare(request, Silent(), workers=1), {0: target}, at_once=at_once)
+    job = prepare_loose(request, {0: source})
+    rules = tuple(RenameRule(new, old) for old, new in name_map.items() if old in job.model.source_names)
+    if rules:
+        options = msgspec.structs.replace(request.options, rename=rules)
+        job = prepare_loose(msgspec.structs.replace(request, options=options), {0: source})
+    write_loose(job, {0: target}, at_once=at_once)

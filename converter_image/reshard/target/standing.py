@@ -79,7 +79,7 @@ class Standing:
     """What is at a target.
 
     Attributes:
-        manifest: of the complete checkpoint that is there, if there is one.
+        manifest: the manifest of the complete checkpoint that is there, if there is one.
         unfinished: jobs that were begun and are not committed.
         remains: whether anything is there that is gone once a checkpoint is complete.
     """

@@ -59,7 +59,7 @@ def refuse(job: Job, target: TargetFolder, standing: Standing, *, commit: bool) 
 
     Args:
         job: what is to be made.
-        target: where.
+        target: the target that it is to be written to.
         standing: what is there.
         commit: whether it is to be completed at once, so that all ranks which that takes have to be asked for.
 

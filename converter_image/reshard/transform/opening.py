@@ -27,7 +27,7 @@ class Opened:
 
     Attributes:
         job: what is to be done.
-        target: where.
+        target: the target that it is written to.
         standing: what is there.
         sizes: bytes of the file of each rank that was asked for.
         left: the ranks that are not finished.
