@@ -231,7 +231,8 @@ class Cluster:
         waiting = [pod.uid for pod in pods if pod.waits_since(now - _USUAL_START)][:3]
         for uid in idle + waiting:
             items = await self._list(place, "", f"involvedObject.uid={uid},type=Warning", _MOST_WAITING)
-            found += [Event(uid, str(i.get("reason")), str(i.get("message"))) for i in items if _is_recent(i, now)]
+            # The kubelet repeats a warning at least every few minutes while it is so, and then goes silent.
+            found += [event for event in map(Event.parse, items) if event.told >= now - _EVENTS_COUNT_FOR]
         return found
 
     async def _find(self, path: str) -> Object | None:
@@ -302,10 +303,3 @@ def _of_response(status: int, text: bytes | str) -> ApiError:
         return ApiError(status, said.get("reason", ""), said.get("message", ""), fields)
     except (ValueError, AttributeError):
         return ApiError(status, "", str(text)[:300])
-
-
-def _is_recent(event: Object, now: datetime) -> bool:
-    """Whether what a warning says is still so: the kubelet repeats it at least every few minutes, and then goes silent."""
-    series = event.get("series") or {}
-    told = series.get("lastObservedTime") or event.get("lastTimestamp") or event.get("eventTime")
-    return not told or datetime.fromisoformat(told) >= now - _EVENTS_COUNT_FOR

@@ -237,6 +237,13 @@ class Pod(Kept):
         return str((self.raw.get("spec") or {}).get("nodeName") or "")
 
     @property
+    def entries(self) -> dict[str, str]:
+        """Of its volumes those with entries of a Secret or a ConfigMap: which one, by the volume's name."""
+        volumes = (self.raw.get("spec") or {}).get("volumes") or ()
+        secrets = {v["name"]: f"Secret {v['secret']['secretName']}" for v in volumes if "secret" in v}
+        return secrets | {v["name"]: f"ConfigMap {v['configMap']['name']}" for v in volumes if "configMap" in v}
+
+    @property
     def lost(self) -> bool:
         """Whether it runs as far as is known, and its node has stopped telling: it has no readiness of its own to lose."""
         runs = any("running" in (s.get("state") or {}) for s in self._containers())
@@ -276,11 +283,28 @@ class Pod(Kept):
 
 @dataclass(frozen=True)
 class Event:
-    """A warning that Kubernetes has attached to a Job or a pod."""
+    """A warning that Kubernetes has attached to a Job or a pod.
+
+    Attributes:
+        told: when it was last repeated.
+    """
 
     object_uid: str
     reason: str
     message: str
+    told: datetime
+
+    @classmethod
+    def parse(cls, event: Object) -> Event:
+        """Of what the API server sent."""
+        repeated = (event.get("series") or {}).get("lastObservedTime") or event.get("lastTimestamp")
+        told = repeated or event.get("eventTime") or event["metadata"]["creationTimestamp"]
+        return cls(
+            str(event["involvedObject"].get("uid")),
+            str(event.get("reason")),
+            str(event.get("message")),
+            datetime.fromisoformat(told),
+        )
 
 
 @dataclass(frozen=True)
@@ -315,6 +339,11 @@ class Seen:
     def pods_of(self, job: Job) -> tuple[Pod, ...]:
         """The pods of one Job, the newest first."""
         return tuple(sorted((p for p in self.pods if p.owner == job.uid), key=lambda p: p.created, reverse=True))
+
+    def newest_warning(self, uid: str, reasons: set[str]) -> Event | None:
+        """The last one with one of these reasons about an object: what an older one names may be mended."""
+        found = (event for event in self.events if event.object_uid == uid and event.reason in reasons)
+        return max(found, key=lambda event: event.told, default=None)
 
     def message(self, step: str, kind: type[M]) -> M | None:
         """What the pod of a finished step has left."""
