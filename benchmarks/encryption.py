@@ -20,7 +20,7 @@ from rich.table import Table
 from reshard.checkpoint import OutputTensor, encryption, pieces
 from reshard.checkpoint.blockcipher import cipher_of
 from reshard.source.encrypted import DecryptingReader
-from reshard.spec.keys import KEY_BYTES, Encryption, Key
+from reshard.spec.keys import KEY_BYTES
 from reshard.storage.local import LocalReader
 
 if TYPE_CHECKING:
@@ -43,7 +43,7 @@ def library(mode: Mode, iv: bytes) -> Cipher[Any]:
 
 def contestants(path: Path, mode: Mode) -> dict[str, tuple[Callable[[], None], Callable[[], None]]]:
     """Ours and the library's way to do one thing."""
-    cipher = cipher_of(Encryption(Key(KEY), mode))
+    cipher = cipher_of(mode, KEY)
     plain = memoryview(bytearray(os.urandom(BLOCK)))
     head = next(pieces("ckpt", [OutputTensor("x", "UInt8", (BLOCK,), BLOCK)], {}))
     assert isinstance(head, bytes)  # noqa: S101 - and no content yet
@@ -57,7 +57,7 @@ def contestants(path: Path, mode: Mode) -> dict[str, tuple[Callable[[], None], C
         encryptor.finish()
     encryption.BLOCK_BYTES = usual
     source = LocalReader(str(path))
-    blocks = encryption.index(source, cipher)
+    blocks = encryption.read_table(source, cipher)
     reader = DecryptingReader(source, cipher, blocks, remote=False)
     sealed = os.open(path, os.O_RDONLY)
 

@@ -63,7 +63,7 @@ def contestants(case: Case, place: Path, target: Path, *, with_mindspore: bool) 
     """The commands that do the same work."""
     before, after = str(place / "source.ckpt"), str(place / "target.ckpt")
     source, unified = str(place / "src"), str(place / "unified")
-    unify = ["--source", source, "--source-strategy", before, "--layout", "unified", "--part-size", str(256 << 20)]
+    unify = ["--source", source, "--source-strategy", before, "--layout", "unified", "--part-size-bytes", str(256 << 20)]
     sides = ["--source", source, "--source-strategy", before, "--target-strategy", after]
     if case.work == "unify":
         sides = unify
@@ -72,7 +72,7 @@ def contestants(case: Case, place: Path, target: Path, *, with_mindspore: bool) 
         source, sides = unified, ["--source", unified, "--target-strategy", after]
     commands = {
         "cp -r": ["sh", "-c", 'cp -r "$1" "$2" && sync -f "$2"', "cp", source, str(target)],
-        "reshard": [RESHARD, "transform", *sides, "--target", str(target), "--verify", "none", "--json"],
+        "reshard": [RESHARD, "transform", *sides, "--target", str(target), "--verification", "none", "--json"],
     }
     mindspore = os.environ.get("RESHARD_MINDSPORE_PYTHON")
     if with_mindspore and mindspore:

@@ -78,7 +78,7 @@ def reshard(server: Server, bucket: str, case: str, *more: str) -> dict[str, Any
     sides = ["--source", f"{base}/src", "--source-strategy", f"{base}/source.ckpt", "--target-strategy", f"{base}/target.ckpt"]
     began = time.perf_counter()
     done = subprocess.run(
-        [RESHARD, "transform", *sides, "--target", f"s3://{bucket}/out", "--verify", "none", "--json", *more],
+        [RESHARD, "transform", *sides, "--target", f"s3://{bucket}/out", "--verification", "none", "--json", *more],
         env=os.environ | server.environment(),
         stdout=subprocess.PIPE,
         check=True,
@@ -154,7 +154,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("cases", nargs="*", default=["llama-safetensors", "llama-ckpt"])
     parser.add_argument("--runs", type=int, default=3)
-    parser.add_argument("--copy", choices=["client", "server"], default="client", help="who copies long runs")
+    parser.add_argument("--copy-mode", choices=["client", "server"], default="client", help="who copies long runs")
     parser.add_argument("--wire", type=int, metavar="MBIT", help="put the server behind a link this fast (Linux, root)")
     parser.add_argument("--folder", type=Path, default=Path(os.environ.get("RESHARD_CACHE", "/tmp/reshard")) / "bench")  # noqa: S108
     arguments = parser.parse_args()
@@ -166,7 +166,7 @@ def main() -> None:
         for case in CASES:
             if case.name in arguments.cases:
                 place = make(case, arguments.folder)
-                more = ("--copy", arguments.copy)
+                more = ("--copy-mode", arguments.copy_mode)
                 print(case.what, json.dumps(measure(server, bucket, case, place, arguments.runs, *more)), flush=True)
 
 

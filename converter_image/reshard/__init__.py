@@ -21,20 +21,31 @@ from typing import TYPE_CHECKING, Any
 from reshard.version import __version__
 
 if TYPE_CHECKING:
+    from reshard.checkpoint.manifest import Manifest
     from reshard.errors import ReshardError
-    from reshard.online.load import iter_tensors, load
+    from reshard.online.load import LoadOptions, iter_tensors, load
     from reshard.online.network import load_into_net
+    from reshard.progress import Cancellation, Progress
+    from reshard.spec.access import Access, Accesses
     from reshard.spec.keys import Encryption, Key
-    from reshard.spec.request import Options, Request
+    from reshard.spec.request import Options, RenameRule, Request
     from reshard.transform.complete import commit_checkpoint
     from reshard.transform.plan import PlanResult, plan_transform
     from reshard.transform.run import Result, transform_checkpoint
+    from reshard.transform.verify import verify_checkpoint
 
 _HOME = {
+    "Access": "reshard.spec.access",
+    "Accesses": "reshard.spec.access",
+    "Cancellation": "reshard.progress",
     "Encryption": "reshard.spec.keys",
     "Key": "reshard.spec.keys",
+    "LoadOptions": "reshard.online.load",
+    "Manifest": "reshard.checkpoint.manifest",
     "Options": "reshard.spec.request",
     "PlanResult": "reshard.transform.plan",
+    "Progress": "reshard.progress",
+    "RenameRule": "reshard.spec.request",
     "Request": "reshard.spec.request",
     "ReshardError": "reshard.errors",
     "Result": "reshard.transform.run",
@@ -44,13 +55,21 @@ _HOME = {
     "load_into_net": "reshard.online.network",
     "plan_transform": "reshard.transform.plan",
     "transform_checkpoint": "reshard.transform.run",
+    "verify_checkpoint": "reshard.transform.verify",
 }
 
 __all__ = [
+    "Access",
+    "Accesses",
+    "Cancellation",
     "Encryption",
     "Key",
+    "LoadOptions",
+    "Manifest",
     "Options",
     "PlanResult",
+    "Progress",
+    "RenameRule",
     "Request",
     "ReshardError",
     "Result",
@@ -61,6 +80,7 @@ __all__ = [
     "load_into_net",
     "plan_transform",
     "transform_checkpoint",
+    "verify_checkpoint",
 ]
 
 

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 from datetime import UTC, datetime, timedelta
+from http import HTTPStatus
 from typing import TYPE_CHECKING
 from urllib.parse import quote
 
@@ -12,7 +14,7 @@ from kubernetes.aio import client, config
 
 from reshard.spec.resource import API_VERSION, KIND
 from reshard_operator import jobs
-from reshard_operator.observation import STEPS, Event, Job, Object, Pod, Seen, Transform
+from reshard_operator.observation import Event, Job, Object, Pod, Seen, Transform
 from reshard_operator.reconcile import Action, Create, Patch
 
 if TYPE_CHECKING:
@@ -91,17 +93,11 @@ class Cluster:
         if transform.deleting:
             return Seen(transform, now)
         own, others = await self._jobs(transform)
-        current = {
-            step: job
-            for step in STEPS
-            for job in own
-            if job.name == jobs.job_name(transform.name, transform.uid, step, transform.attempt)
-        }
-        old = tuple(job for job in own if all(job.name != kept.name for kept in current.values()))
-        pods, rivals = await self._pods(transform, current)
-        rivals += [_rival(job) for job in others if holds_target(job, transform)]
-        events = await self._events(transform, now, current, pods)
-        return Seen(transform, now, current, old, tuple(pods), tuple(dict.fromkeys(rivals)), tuple(events))
+        seen = Seen.of(transform, now, own)
+        pods, writing = await self._pods(transform, seen.jobs)
+        rivals = tuple(dict.fromkeys((*writing, *jobs.rivals(transform, others))))
+        events = await self._events(transform, now, seen.jobs, pods)
+        return replace(seen, pods=tuple(pods), rivals=rivals, events=tuple(events))
 
     async def act(self, transform: Transform, action: Action) -> None:
         """Carry out one action. What has changed meanwhile is left to the next observation.
@@ -117,7 +113,7 @@ class Cluster:
             except ApiError as error:
                 if error.reason != "AlreadyExists":
                     raise
-                found = Job(await self._call("GET", f"{place}/{action.manifest['metadata']['name']}"))
+                found = Job(await self._call("GET", f"{place}/{action.job_name}"))
                 if found.owner != transform.uid:
                     raise NameTakenError(f"Job {found.name} is there and belongs to someone else; rename or delete it") from error
             return
@@ -126,12 +122,12 @@ class Cluster:
             if isinstance(action, Patch):
                 versions = {"uid": metadata["uid"], "resourceVersion": metadata["resourceVersion"]}
                 body = {"metadata": versions, "spec": action.spec}
-                await self._call("PATCH", f"{place}/{action.job.name}", {"fieldManager": FIELD_MANAGER}, body, _MERGE)
+                await self._call("PATCH", f"{place}/{action.job_name}", {"fieldManager": FIELD_MANAGER}, body, _MERGE)
             else:
                 options = {"propagationPolicy": "Background", "preconditions": {"uid": metadata["uid"]}}
-                await self._call("DELETE", f"{place}/{action.job.name}", body=options)
+                await self._call("DELETE", f"{place}/{action.job_name}", body=options)
         except ApiError as error:
-            if error.status not in {404, 409}:
+            if error.status not in {HTTPStatus.NOT_FOUND, HTTPStatus.CONFLICT}:
                 raise
 
     async def write_status(self, transform: Transform, status: Object) -> None:
@@ -235,7 +231,8 @@ class Cluster:
         waiting = [pod.uid for pod in pods if pod.waits_since(now - _USUAL_START)][:3]
         for uid in idle + waiting:
             items = await self._list(place, "", f"involvedObject.uid={uid},type=Warning", _MOST_WAITING)
-            found += [Event(uid, str(i.get("reason")), str(i.get("message"))) for i in items if _is_recent(i, now)]
+            # The kubelet repeats a warning at least every few minutes while it is so, and then goes silent.
+            found += [event for event in map(Event.parse, items) if event.told >= now - _EVENTS_COUNT_FOR]
         return found
 
     async def _find(self, path: str) -> Object | None:
@@ -243,7 +240,7 @@ class Cluster:
         try:
             return await self._call("GET", path)
         except ApiError as error:
-            if error.status == 404:
+            if error.status == HTTPStatus.NOT_FOUND:
                 return None
             raise
 
@@ -306,27 +303,3 @@ def _of_response(status: int, text: bytes | str) -> ApiError:
         return ApiError(status, said.get("reason", ""), said.get("message", ""), fields)
     except (ValueError, AttributeError):
         return ApiError(status, "", str(text)[:300])
-
-
-def _rival(job: Job) -> str:
-    return f"CheckpointTransform {job.annotation(jobs.ANNOTATION_TRANSFORM)} (Job {job.name})"
-
-
-def holds_target(job: Job, transform: Transform) -> bool:
-    """Whether a Job of another transform has the target, so that this one has to wait.
-
-    One whose ranks' Job is there has it until it has ended, which the Job's time to live tells, suspended or not. Of two that
-    begin at once, the one that was created first goes first. A Job that nobody owns has it only while it runs.
-    """
-    underway = bool(job.owner) and "ttlSecondsAfterFinished" not in job.spec
-    if job.label(jobs.LABEL_STEP) != "plan" and underway:
-        return True
-    older = (job.annotation(jobs.ANNOTATION_CREATED), job.label(jobs.LABEL_TRANSFORM)) < (transform.created, transform.uid)
-    return not job.ended and older
-
-
-def _is_recent(event: Object, now: datetime) -> bool:
-    """Whether what a warning says is still so: the kubelet repeats it at least every few minutes, and then goes silent."""
-    series = event.get("series") or {}
-    told = series.get("lastObservedTime") or event.get("lastTimestamp") or event.get("eventTime")
-    return not told or datetime.fromisoformat(told) >= now - _EVENTS_COUNT_FOR

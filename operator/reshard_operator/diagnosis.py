@@ -34,9 +34,9 @@ def waiting_for(seen: Seen, job: Job, phase: Phase) -> State | None:
                 continue  # others get on; this one's turn will come
             return State(phase, reason, f"pod {pod.name}: {message}", stuck=stuck)
     if not job.status.get("active") and not any(pod.alive for pod in pods):
-        denied = [e for e in seen.events if e.object_uid == job.uid and e.reason in _DENIED]
-        if denied:
-            return State(phase, "PodsDenied", denied[-1].message)
+        denied = seen.newest_warning(job.uid, _DENIED)
+        if denied is not None:
+            return State(phase, "PodsDenied", denied.message)
     return None
 
 
@@ -58,7 +58,9 @@ def _why(seen: Seen, pod: Pod) -> tuple[str, str, bool] | None:
     reason = str(pod.waiting.get("reason") or "")
     if reason in _CANNOT_START:
         return reason, str(pod.waiting.get("message") or reason), True
-    for event in seen.events:
-        if event.object_uid == pod.uid and event.reason in _CANNOT_MOUNT:
-            return event.reason, event.message, True
+    unmounted = seen.newest_warning(pod.uid, _CANNOT_MOUNT)
+    if unmounted is not None:
+        # Of a missing entry Kubernetes names the volume, whose name is ours, and not the Secret or the ConfigMap.
+        of = [what for volume, what in pod.entries.items() if f'"{volume}"' in unmounted.message]
+        return unmounted.reason, f"{unmounted.message} ({of[0]})" if of else unmounted.message, True
     return None

@@ -29,7 +29,7 @@ class EndlessBackoffs:
         """The delays in seconds."""
         delay = 0.5
         while True:
-            yield delay * random.uniform(0.5, 1)  # noqa: S311 - no secret
+            yield delay * random.uniform(0.5, 1)
             delay = min(15.0, delay * 2)
 
 

@@ -1,4 +1,4 @@
-"""From a transform to the manifests of its Jobs. Pure functions that return dicts."""
+"""From a transform to the manifests of its Jobs, and whose Jobs stand in its way. Pure functions; manifests are dicts."""
 
 from __future__ import annotations
 
@@ -11,13 +11,15 @@ import msgspec
 
 from reshard.spec.ranks import format_ranks
 from reshard.spec.resource import API_VERSION, KIND, mounts
-from reshard_operator.observation import CONTAINER, QUEUE_LABEL, Object, ranks_of
+from reshard_operator.observation import CONTAINER, QUEUE_LABEL, Object, job_name, ranks_of
 
 if TYPE_CHECKING:
+    from collections.abc import Iterable
+
     from reshard.spec.execution import PodTemplateSpec
     from reshard.spec.resource import TransformSpec, Volume
     from reshard_operator.config import Config
-    from reshard_operator.observation import PlanMessage, Transform
+    from reshard_operator.observation import Job, PlanMessage, Transform
 
 MANAGED_BY = "reshard-operator"
 LABEL_MANAGED_BY = "app.kubernetes.io/managed-by"
@@ -32,17 +34,10 @@ ANNOTATION_CREATED = "reshard.dev/transform-created"
 # Exit codes of docs/architecture.md. What is listed nowhere is tried again, within the limit.
 _REQUEST_IS_WRONG = (2, 77, 78)
 _DATA_IS_WRONG = (65, 66, 70)
-_LONGEST_BASE = 34
 _NO_PART = "all"
 _GRACE_SECONDS = 30
 # Measured with S3, where eight files are fetched ahead at a time: 190 MB, and 5 MB for each thousand parameter names.
 _PLAN_BYTES = 256 << 20
-
-
-def job_name(name: str, uid: str, step: str, attempt: int) -> str:
-    """The name of a step's Job: the same whoever computes it, and short enough for the names of its pods."""
-    base = name.replace(".", "-")[:_LONGEST_BASE].rstrip("-")
-    return f"{base}-{uid[:8]}-{step}" + (f"-{attempt}" if attempt > 1 else "")
 
 
 def target_label(spec: TransformSpec) -> str:
@@ -65,6 +60,28 @@ def rivals_selector(spec: TransformSpec) -> str:
     """The labels of Jobs and pods that write to the same place. Parts of one checkpoint are written side by side."""
     same = f"{LABEL_TARGET}={target_label(spec)}"
     return same if spec.target.layout != "Part" else f"{same},{LABEL_PART} in ({_NO_PART},{part_label(spec)})"
+
+
+def rivals(transform: Transform, others: Iterable[Job]) -> tuple[str, ...]:
+    """Those of other transforms' Jobs with the same target that have it, in words."""
+    return tuple(
+        f"CheckpointTransform {job.annotation(ANNOTATION_TRANSFORM)} (Job {job.name})"
+        for job in others
+        if holds_target(job, transform)
+    )
+
+
+def holds_target(job: Job, transform: Transform) -> bool:
+    """Whether a Job of another transform has the target, so that this one has to wait.
+
+    One whose ranks' Job is there has it until it has ended, which the Job's time to live tells, suspended or not. Of two that
+    begin at once, the one that was created first goes first. A Job that nobody owns has it only while it runs.
+    """
+    underway = bool(job.owner) and "ttlSecondsAfterFinished" not in job.spec
+    if job.label(LABEL_STEP) != "plan" and underway:
+        return True
+    older = (job.annotation(ANNOTATION_CREATED), job.label(LABEL_TRANSFORM)) < (transform.created, transform.uid)
+    return not job.ended and older
 
 
 def _server(endpoint: str | None) -> str:

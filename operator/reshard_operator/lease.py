@@ -10,6 +10,7 @@ import logging
 import random
 import time
 from datetime import UTC, datetime
+from http import HTTPStatus
 from typing import TYPE_CHECKING
 
 from reshard_operator import metrics
@@ -61,7 +62,7 @@ class Lease:
                 await self._round()
             except ApiError as error:
                 log.warning("the lease could not be renewed: %s", error)  # nothing is written until it is; `held` sees to that
-            await asyncio.sleep(_RENEW_SECONDS if self._held_since is not None else random.uniform(1, 3))  # noqa: S311 - no secret
+            await asyncio.sleep(_RENEW_SECONDS if self._held_since is not None else random.uniform(1, 3))
 
     async def release(self) -> None:
         """Give it back at an orderly end, so that the next replica need not wait for it to lapse."""
@@ -99,7 +100,7 @@ class Lease:
         try:
             await self._cluster.put_lease(self._config.own_namespace, lease)
         except ApiError as error:
-            if error.status != 409:
+            if error.status != HTTPStatus.CONFLICT:
                 raise
             return  # another was quicker; the next round tells
         if self._held_since is None:

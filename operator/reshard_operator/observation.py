@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 from datetime import datetime
-from typing import Annotated, Any, TypeVar
+from typing import TYPE_CHECKING, Annotated, Any, TypeVar
 
 import msgspec
 
@@ -12,10 +12,14 @@ from reshard.errors import ReshardError
 from reshard.spec.ranks import format_ranks, parse_ranks
 from reshard.spec.resource import TransformSpec, parse_spec
 
+if TYPE_CHECKING:
+    from collections.abc import Iterable
+
 QUEUE_LABEL = "kueue.x-k8s.io/queue-name"
 # Ours, whatever else a webhook has put into the pod.
 CONTAINER = "reshard"
 STEPS = ("plan", "ranks", "commit")
+_LONGEST_BASE = 34
 
 # More than any cluster has; a forged message must not make the operator list without end.
 _Ranks = Annotated[int, msgspec.Meta(ge=1, le=1_000_000)]
@@ -233,6 +237,13 @@ class Pod(Kept):
         return str((self.raw.get("spec") or {}).get("nodeName") or "")
 
     @property
+    def entries(self) -> dict[str, str]:
+        """Of its volumes those with entries of a Secret or a ConfigMap: which one, by the volume's name."""
+        volumes = (self.raw.get("spec") or {}).get("volumes") or ()
+        secrets = {v["name"]: f"Secret {v['secret']['secretName']}" for v in volumes if "secret" in v}
+        return secrets | {v["name"]: f"ConfigMap {v['configMap']['name']}" for v in volumes if "configMap" in v}
+
+    @property
     def lost(self) -> bool:
         """Whether it runs as far as is known, and its node has stopped telling: it has no readiness of its own to lose."""
         runs = any("running" in (s.get("state") or {}) for s in self._containers())
@@ -272,11 +283,28 @@ class Pod(Kept):
 
 @dataclass(frozen=True)
 class Event:
-    """A warning that Kubernetes has attached to a Job or a pod."""
+    """A warning that Kubernetes has attached to a Job or a pod.
+
+    Attributes:
+        told: when it was last repeated.
+    """
 
     object_uid: str
     reason: str
     message: str
+    told: datetime
+
+    @classmethod
+    def parse(cls, event: Object) -> Event:
+        """Of what the API server sent."""
+        repeated = (event.get("series") or {}).get("lastObservedTime") or event.get("lastTimestamp")
+        told = repeated or event.get("eventTime") or event["metadata"]["creationTimestamp"]
+        return cls(
+            str(event["involvedObject"].get("uid")),
+            str(event.get("reason")),
+            str(event.get("message")),
+            datetime.fromisoformat(told),
+        )
 
 
 @dataclass(frozen=True)
@@ -289,7 +317,7 @@ class Seen:
         pods: this transform's: all of plan and commit, of the ranks' some of those that wait, are not ready, or have failed.
         rivals: pods of other transforms with the same target that may still write it, and Jobs of older ones.
         events: warnings about unfinished Jobs and waiting pods.
-        now: the operator's clock, as RFC 3339.
+        now: the operator's clock, in whole seconds.
     """
 
     transform: Transform
@@ -300,9 +328,22 @@ class Seen:
     rivals: tuple[str, ...] = ()
     events: tuple[Event, ...] = ()
 
+    @classmethod
+    def of(cls, transform: Transform, now: datetime, own: Iterable[Job]) -> Seen:
+        """With a transform's own Jobs, told apart by their names."""
+        found = {job.name: job for job in own}
+        names = {step: job_name(transform.name, transform.uid, step, transform.attempt) for step in STEPS}
+        current = {step: found.pop(name) for step, name in names.items() if name in found}
+        return cls(transform, now, current, tuple(found.values()))
+
     def pods_of(self, job: Job) -> tuple[Pod, ...]:
         """The pods of one Job, the newest first."""
         return tuple(sorted((p for p in self.pods if p.owner == job.uid), key=lambda p: p.created, reverse=True))
+
+    def newest_warning(self, uid: str, reasons: set[str]) -> Event | None:
+        """The last one with one of these reasons about an object: what an older one names may be mended."""
+        found = (event for event in self.events if event.object_uid == uid and event.reason in reasons)
+        return max(found, key=lambda event: event.told, default=None)
 
     def message(self, step: str, kind: type[M]) -> M | None:
         """What the pod of a finished step has left."""
@@ -316,6 +357,12 @@ class Seen:
                 except msgspec.MsgspecError:
                     continue
         return None
+
+
+def job_name(name: str, uid: str, step: str, attempt: int) -> str:
+    """The name of a step's Job: the same whoever computes it, and short enough for the names of its pods."""
+    base = name.replace(".", "-")[:_LONGEST_BASE].rstrip("-")
+    return f"{base}-{uid[:8]}-{step}" + (f"-{attempt}" if attempt > 1 else "")
 
 
 def ranks_of(spec: TransformSpec, planned: PlanMessage) -> tuple[int, ...]:

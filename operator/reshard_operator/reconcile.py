@@ -36,6 +36,11 @@ class Create:
 
     manifest: Object
 
+    @property
+    def job_name(self) -> str:
+        """Of the Job."""
+        return str(self.manifest["metadata"]["name"])
+
 
 @dataclass(frozen=True)
 class Patch:
@@ -44,12 +49,22 @@ class Patch:
     job: Job
     spec: Object
 
+    @property
+    def job_name(self) -> str:
+        """Of the Job."""
+        return self.job.name
+
 
 @dataclass(frozen=True)
 class Delete:
     """Delete a Job and its pods."""
 
     job: Job
+
+    @property
+    def job_name(self) -> str:
+        """Of the Job."""
+        return self.job.name
 
 
 Action = Create | Patch | Delete

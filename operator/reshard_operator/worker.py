@@ -6,6 +6,7 @@ import asyncio
 import logging
 import random
 import time
+from http import HTTPStatus
 from typing import TYPE_CHECKING
 
 from reshard_operator import metrics
@@ -29,7 +30,6 @@ _SETTLE_SECONDS = 0.2
 _COUNTS_EVERY_SECONDS = 5.0
 _FIRST_RETRY_SECONDS = 0.5
 _LONGEST_RETRY_SECONDS = 60.0
-_SEEN_AGAIN = 409
 
 log = logging.getLogger(__name__)
 
@@ -67,14 +67,14 @@ class Reconciler:
         while True:
             try:
                 for resource in await self._cluster.transforms(self._config.namespaces):
-                    self.mark(resource["metadata"]["namespace"], resource["metadata"]["name"], random.uniform(0, 1))  # noqa: S311 - no secret
+                    self.mark(resource["metadata"]["namespace"], resource["metadata"]["name"], random.uniform(0, 1))
                 for key in self._census:  # also what is gone, and of which no watch told
-                    self.mark(*key, random.uniform(0, 1))  # noqa: S311 - no secret
+                    self.mark(*key, random.uniform(0, 1))
                 self.last_resync = time.monotonic()
                 await asyncio.sleep(self._config.resync_seconds)
             except ApiError as error:
                 log.warning("resync failed: %s", error)
-                await asyncio.sleep(random.uniform(1, 5))  # noqa: S311 - no secret
+                await asyncio.sleep(random.uniform(1, 5))
 
     async def _work(self) -> None:
         while True:
@@ -88,7 +88,7 @@ class Reconciler:
                     self.mark(*key, again)
             except ApiError as error:
                 metrics.RECONCILE_ERRORS.inc()
-                self._retry(key, quiet=error.status == _SEEN_AGAIN, error=error)
+                self._retry(key, quiet=error.status == HTTPStatus.CONFLICT, error=error)
             except Exception as error:
                 metrics.RECONCILE_ERRORS.inc()
                 log.exception("reconciling failed", extra={"transform": "/".join(key)})
@@ -99,7 +99,7 @@ class Reconciler:
 
     def _retry(self, key: Key, *, quiet: bool, error: Exception) -> None:
         failures = self._failures[key] = self._failures.get(key, 0) + 1
-        delay = min(_LONGEST_RETRY_SECONDS, _FIRST_RETRY_SECONDS * 2 ** min(failures, 10)) * random.uniform(0.5, 1)  # noqa: S311 - no secret
+        delay = min(_LONGEST_RETRY_SECONDS, _FIRST_RETRY_SECONDS * 2 ** min(failures, 10)) * random.uniform(0.5, 1)
         if not quiet:
             log.warning("trying again in %.1f s: %s", delay, error, extra={"transform": "/".join(key)})
         self.mark(*key, delay)
@@ -136,7 +136,7 @@ class Reconciler:
                 return 1.0
             try:
                 await self._cluster.act(seen.transform, action)
-                log.info("%s", type(action).__name__, extra={"transform": f"{namespace}/{name}", "job": _name(action)})
+                log.info("%s", type(action).__name__, extra={"transform": f"{namespace}/{name}", "job": action.job_name})
             except NameTakenError as error:
                 decision = refused(seen, decision, "NameTaken", str(error), for_good=False)
                 break
@@ -188,9 +188,3 @@ class Reconciler:
             await self._cluster.record_event(transform, kind, ready["reason"], status["phase"], ready["message"])
         except ApiError as error:  # it is told in the status already
             log.warning("no Event was recorded: %s", error)
-
-
-def _name(action: object) -> str:
-    if isinstance(action, Create):
-        return str(action.manifest["metadata"]["name"])
-    return str(getattr(getattr(action, "job", None), "name", ""))

@@ -12,7 +12,7 @@ from operator_process import account, operator_process
 from pretend_cluster import resource
 from pretend_kubelet import PretendKubelet
 
-from reshard_operator.jobs import job_name
+from reshard_operator.observation import job_name
 
 if TYPE_CHECKING:
     from pathlib import Path

@@ -31,7 +31,7 @@ import json
 import sys
 from pathlib import Path
 from types import SimpleNamespace
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import mindspore
 import numpy as np
@@ -44,128 +44,24 @@ from mindspore.train import serialization
 sys.path.append(str(Path(__file__).resolve().parents[1] / "support"))  # where `definition` is
 
 import modes
+import saving
 import thin
 import training
 import transforms
 
-if TYPE_CHECKING:
-    from definition import Cut
-
 PREFIX = "checkpoint_"
-
-
-def tensor_of(bits: np.ndarray, dtype: str) -> Any:
-    """A MindSpore tensor of these bits."""
-    if dtype == "BFloat16":  # exact: float32 holds all its values
-        return mindspore.Tensor((bits.reshape(-1).astype(np.uint32) << 16).view(np.float32).reshape(bits.shape)).astype(
-            mindspore.bfloat16
-        )
-    if dtype == "Int4":
-        return mindspore.Tensor(bits, mindspore.qint4x2)
-    return mindspore.Tensor(bits.view(np.dtype(dtype.lower())).reshape(bits.shape))
-
-
-def save(path: Path, tensors: dict[str, np.ndarray], types: dict[str, str], **options: Any) -> None:
-    """A checkpoint file, by MindSpore."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    found = [{"name": name, "data": tensor_of(bits, types[name])} for name, bits in tensors.items()]
-    mindspore.save_checkpoint(found, str(path), format=path.suffix[1:], **options)
-
-
-def strategy(path: Path, layouts: dict[str, Cut], stage: int, *, nested: bool = False) -> None:
-    """A strategy file of one stage: protobuf, or JSON if its name says so."""
-    if path.suffix == ".json":
-        path.write_text(json.dumps(_json(layouts, stage)), encoding="utf-8")
-        return
-    message = straspb.ParallelStrategyMap(current_stage=stage)
-    for name in _nodes(stage):
-        node = message.parallel_strategy_item.add(node_name=name)
-        node.parallel_strategys.stage = stage
-        node.parallel_strategys.parallel_strategy.add(dim=[1, 1])
-    for name, cut in layouts.items():
-        item = message.parallel_layout_item.add(param_name=name).parallel_layouts
-        item.dev_matrix.add(dim=cut.matrix)
-        if nested or any(len(axes) > 1 for axes in cut.maps):
-            for axes in cut.maps:
-                item.tensor_map.add(dim=axes or [-1])
-            if len(cut.maps) == 1:
-                item.tensor_map.add()
-        else:
-            item.tensor_map.add(dim=[axes[0] if axes else -1 for axes in cut.maps])
-        item.param_split_shape.add()
-        item.indices_offset.add()
-        item.field, item.opt_weight_shard_step, item.opt_weight_shard_size = 0, cut.step, cut.size
-    path.write_bytes(message.SerializeToString())
-
-
-def _nodes(stage: int) -> list[str]:
-    """Names of operators; some are the same in every stage."""
-    return [f"Default/network/stage{stage}-Dense/MatMul-op0", "Default/Cast-op1"]
-
-
-def _json(layouts: dict[str, Cut], stage: int) -> dict[str, Any]:
-    return {
-        "current_stage": stage,
-        "parallel_strategy_item": {name: {"stage": stage, "parallel_strategy": [[1, 1]]} for name in _nodes(stage)},
-        "parallel_layout_item": {
-            name: {
-                "dev_matrix": cut.matrix,
-                "tensor_map": [axes[0] if axes else -1 for axes in cut.maps],
-                "param_split_shape": [],
-                "indices_offset": [],
-                "field": 0,
-                "opt_weight_shard_step": cut.step,
-                "opt_weight_shard_size": cut.size,
-            }
-            for name, cut in layouts.items()
-        },
-    }
-
-
-def write_strategy(folder: Path, case: transforms.Case, side: str) -> str | None:
-    """A side's strategy, merged by MindSpore where there are several stages. Their own files are left in a folder."""
-    if not getattr(case, f"{side}_named"):
-        return None
-    stages = getattr(case, f"{side}_stages")
-    ending = "json" if case.json else "ckpt"
-    single = folder / f"{side}_strategy.{ending}"
-    if stages > 1:
-        (folder / f"{side}_stages").mkdir()
-    for stage in range(stages):
-        layouts = {
-            tensor.name: getattr(tensor, side)
-            for tensor in case.tensors
-            if getattr(tensor, side) is not None and stage in getattr(tensor, f"{side}_stages")
-        }
-        path = folder / f"{side}_stages" / f"strategy_{stage}.{ending}" if stages > 1 else single
-        strategy(path, layouts, stage, nested=case.nested)
-    if stages > 1:
-        mindspore.merge_pipeline_strategys(str(folder / f"{side}_stages"), str(single))
-    return str(single)
-
-
-def inputs(folder: Path, case: transforms.Case) -> tuple[str | None, str | None]:
-    """A case's source, and both its strategies."""
-    folder.mkdir(parents=True)
-    for rank in range(case.source_ranks):
-        tensors = case.source(rank)
-        save(folder / "source" / f"rank_{rank}" / case.file_name(rank), tensors, case.types())
-        if case.trained:
-            older = {name: np.zeros_like(bits) for name, bits in tensors.items()}
-            save(folder / "source" / f"rank_{rank}" / f"net-2_25.{case.source_format}", older, case.types())
-    return write_strategy(folder, case, "source"), write_strategy(folder, case, "target")
 
 
 def stages(folder: Path, case: transforms.Case) -> None:
     """Inputs of a case, and what MindSpore made of them stage by stage."""
-    _, after = inputs(folder, case)
+    _, after = saving.inputs(folder, case)
     for file in sorted((folder / "source_stages").iterdir()):
         mindspore.transform_checkpoints(str(folder / "source"), str(folder / "mindspore"), PREFIX, str(file), after)
 
 
 def transform(folder: Path, case: transforms.Case) -> dict[str, Any]:
     """Inputs of a case, and what MindSpore made of them."""
-    before, after = inputs(folder, case)
+    before, after = saving.inputs(folder, case)
     outcome: dict[str, Any] = {"error": None, "rank_lists": [], "by_rank": None}
     try:
         mindspore.transform_checkpoints(
@@ -186,7 +82,7 @@ def transform(folder: Path, case: transforms.Case) -> dict[str, Any]:
 
 def unify(folder: Path, case: transforms.Case) -> None:
     """Inputs of a case, MindSpore's unified safetensors of them, and what it loads from those for each target rank."""
-    before, after = inputs(folder, case)
+    before, after = saving.inputs(folder, case)
     # It waits while half of the machine's memory is in use, whoever uses it.
     transform_safetensors.psutil = SimpleNamespace(virtual_memory=lambda: SimpleNamespace(percent=0))
     source, unified = str(folder / "source"), str(folder / "unified")
@@ -219,17 +115,18 @@ def distribute(
 def save_thin(folder: Path, case: transforms.Case) -> None:
     """Inputs of a case, each slice saved once."""
     for rank in range(case.source_ranks):
-        tensors = {name: tensor_of(bits, case.types()[name]) for name, bits in case.source(rank).items()}
+        tensors = {name: saving.tensor_of(bits, case.types()[name]) for name, bits in case.source(rank).items()}
         thin.save(folder / "source" / f"rank_{rank}", case, rank, tensors)
     for side in ("source", "target"):
-        write_strategy(folder, case, side)
+        saving.write_strategy(folder, case, side)
 
 
 def gather(folder: Path, case: transforms.Case) -> list[dict[str, list[Any]]]:
     """What the networks of all target ranks hold when each has loaded its file: type, shape and digest by name."""
     files = {r: str(next((folder / f"rank_{r}").iterdir())) for r in range(case.target_ranks)}
     zeros = [
-        {name: tensor_of(np.zeros_like(bits), case.types()[name]) for name, bits in case.target(rank).items()} for rank in files
+        {name: saving.tensor_of(np.zeros_like(bits), case.types()[name]) for name, bits in case.target(rank).items()}
+        for rank in files
     ]
     return [{name: _told(value) for name, value in found.items()} for found in thin.Cluster(case, files, zeros).load()]
 
@@ -252,15 +149,15 @@ def samples(folder: Path) -> None:
     # MindSpore fails to work out the CRC of BFloat16 in a safetensors file.
     marked = {name: bits for name, bits in tensors.items() if types[name] != "BFloat16"}
     for kind in ("ckpt", "safetensors"):
-        save(folder / f"all.{kind}", tensors, types)
-        save(folder / f"all_crc.{kind}", marked, types, crc_check=True)
+        saving.save(folder / f"all.{kind}", tensors, types)
+        saving.save(folder / f"all_crc.{kind}", marked, types, crc_check=True)
     text = {"text": "h\u00e9llo \U0001f600", "empty": ""}
-    save(folder / "text.ckpt", {"a": tensors["Int8[3, 4]"]}, {"a": "Int8"}, append_dict=text)
+    saving.save(folder / "text.ckpt", {"a": tensors["Int8[3, 4]"]}, {"a": "Int8"}, append_dict=text)
     empty = np.zeros((0, 3), np.uint32)
-    save(folder / "empty.safetensors", {"a": tensors["Int8[3, 4]"], "empty": empty}, {"a": "Int8", "empty": "Float32"})
+    saving.save(folder / "empty.safetensors", {"a": tensors["Int8[3, 4]"], "empty": empty}, {"a": "Int8", "empty": "Float32"})
     whole, serialization.SLICE_SIZE = serialization.SLICE_SIZE, 4  # in KiB
     large = np.arange(3 * 1024 + 8, dtype=np.uint32).reshape(2, -1)
-    save(folder / "pieces.ckpt", {"before": large[:1, :8], "large": large}, {"before": "UInt32", "large": "Float32"})
+    saving.save(folder / "pieces.ckpt", {"before": large[:1, :8], "large": large}, {"before": "UInt32", "large": "Float32"})
     serialization.SLICE_SIZE = whole
 
 
@@ -269,6 +166,7 @@ def convert(folder: Path) -> None:
     source = folder / "source"
     samples(source / "rank_0")
     samples(source / "rank1")
+    saving.save(source / "rank_0" / "nothing.ckpt", {}, {})
     outcome = {}
     for path in sorted((source / "rank_0").iterdir()):
         convert_file = mindspore.ckpt_to_safetensors if path.suffix == ".ckpt" else mindspore.safetensors_to_ckpt
@@ -291,7 +189,7 @@ def encrypted(folder: Path) -> None:
     for mode, lengths in modes.MODES.items():
         for length in lengths:
             serialization.ENCRYPT_BLOCK_SIZE = 4  # in KiB
-            save(
+            saving.save(
                 folder / f"{mode}.{length}.ckpt",
                 {"small": small, "one": small[:1, :1]},
                 {"small": "Float32", "one": "Int32"},
@@ -299,7 +197,7 @@ def encrypted(folder: Path) -> None:
                 enc_mode=mode,
             )
         serialization.ENCRYPT_BLOCK_SIZE = 64 << 10
-        save(folder / f"{mode}.16.large.ckpt", {"large": large}, {"large": "UInt32"}, enc_key=modes.key(16), enc_mode=mode)
+        saving.save(folder / f"{mode}.16.large.ckpt", {"large": large}, {"large": "UInt32"}, enc_key=modes.key(16), enc_mode=mode)
 
 
 def load(path: Path) -> dict[str, list[Any]]:
@@ -407,7 +305,7 @@ def main(command: str, *arguments: str) -> None:
         "samples": samples,
         "convert": convert,
         "encrypted": encrypted,
-        "train": lambda folder: training.train(folder, strategy),
+        "train": lambda folder: training.train(folder, saving.strategy),
     }
     if command in makers:
         for number in arguments[1:]:

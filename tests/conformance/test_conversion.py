@@ -11,13 +11,14 @@ import pytest
 from deviations import UNCONVERTED
 from transforms import CONVERTED, NAME_MAP
 
-from reshard.errors import RequestError
+from reshard.errors import DataError, RequestError
 from reshard.mindspore import ckpt_to_safetensors, safetensors_to_ckpt
 
 if TYPE_CHECKING:
     from collections.abc import Callable
 
 SAMPLES = ("all.ckpt", "all.safetensors", "all_crc.ckpt", "all_crc.safetensors", "empty.safetensors", "pieces.ckpt", "text.ckpt")
+NOTHING = "nothing.ckpt"  # as MindSpore saves it on a rank to which no parameter falls
 OTHER = {".ckpt": ".safetensors", ".safetensors": ".ckpt"}
 
 
@@ -39,7 +40,7 @@ def equal(ours: Path, theirs: Path) -> bool:
 @pytest.mark.parametrize("name", SAMPLES)
 def test_a_file_becomes_what_mindspore_makes_of_it(name: str, theirs: Path, tmp_path: Path) -> None:
     outcome = json.loads((theirs / "outcome.json").read_text())
-    assert sorted(outcome) == sorted(SAMPLES)
+    assert sorted(outcome) == sorted([*SAMPLES, NOTHING])
     path = theirs / "source" / "rank_0" / name
     convert(path, str(tmp_path))
     made = tmp_path / f"{path.stem}{OTHER[path.suffix]}"
@@ -50,6 +51,15 @@ def test_a_file_becomes_what_mindspore_makes_of_it(name: str, theirs: Path, tmp_
     else:
         assert name not in UNCONVERTED
         assert equal(made, theirs / "single" / made.name)
+
+
+def test_a_file_that_holds_nothing_is_converted_by_neither(theirs: Path, tmp_path: Path) -> None:
+    path = theirs / "source" / "rank_0" / NOTHING
+    assert path.read_bytes() == b""
+    assert "parameter dict is empty" in json.loads((theirs / "outcome.json").read_text())[NOTHING]
+    with pytest.raises(DataError, match="Empty"):
+        ckpt_to_safetensors(str(path), str(tmp_path))
+    assert not list(tmp_path.iterdir())
 
 
 def test_a_tree_becomes_what_mindspore_makes_of_it(theirs: Path, tmp_path: Path) -> None:

@@ -11,6 +11,7 @@ import rawfiles
 
 from reshard import Encryption, Key, Options, Request, transform_checkpoint
 from reshard.errors import AccessError
+from reshard.source.keys import read_key
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -26,8 +27,8 @@ def encryption(mode: Any, length: int) -> Encryption:
 def copy(source: Path, folder: Path, *, crc: bool = False, **keys: Encryption) -> Path:
     """What we make of one file: the same tensors, decrypted or encrypted. Named for what it is."""
     sealed = keys.get("encryption")
-    name = f"{sealed.mode}.{len(sealed.key.read(sealed.mode))}" if sealed else "plain"
-    options = Options(format="Ckpt", prefix=f"{name}{'_crc' if crc else ''}.", crc=crc, verification="Full")
+    name = f"{sealed.mode}.{len(read_key(sealed))}" if sealed else "plain"
+    options = Options(format="Ckpt", file_prefix=f"{name}{'_crc' if crc else ''}.", crc=crc, verification="Full")
     transform_checkpoint(Request(str(source), str(folder), options=options, **keys))  # type: ignore[arg-type]  # keys are those
     return next((folder / "rank_0").iterdir())
 

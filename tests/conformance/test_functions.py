@@ -69,4 +69,4 @@ def test_a_merged_strategy_says_what_its_stages_say(
     one.mkdir()
     (one / merged.name).write_bytes(merged.read_bytes())
     reshard.mindspore.merge_pipeline_strategys(str(one), str(again))
-    assert reshard.source.reading.read_strategy(str(ours)) == reshard.source.reading.read_strategy(str(again))
+    assert reshard.source.strategies.read_strategy(str(ours)) == reshard.source.strategies.read_strategy(str(again))

@@ -64,7 +64,8 @@ def gathered(
     folder = tmp_path_factory.mktemp("ours")
     for case in LOADED:
         inputs = transformed(case.number)
-        options = Options(format="Ckpt" if case.target_format == "ckpt" else "Safetensors", prefix=PREFIX, remove_redundancy=True)
+        kind = "Ckpt" if case.target_format == "ckpt" else "Safetensors"
+        options = Options(format=kind, file_prefix=PREFIX, remove_redundancy=True)
         before, after = (strategy(inputs, case, side) for side in ("source", "target"))
         made = Request(str(inputs / "source"), str(folder / str(case.number)), before, after, options)
         transform_checkpoint(made)

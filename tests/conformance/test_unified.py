@@ -73,7 +73,7 @@ def unified(once: Callable[..., Path], oracle: Callable[..., Any], tmp_path_fact
     found = [Unified(case, folder / str(case.number), mine / str(case.number)) for case in CASES]
     lines = []
     for each in found:
-        options = Options(layout="Unified", part_bytes=1024, hf_index=each.case.number % 2 == 0)
+        options = Options(layout="Unified", part_size_bytes=1024, hugging_face_index=each.case.number % 2 == 0)
         transform_checkpoint(Request(each.theirs / "source", each.ours, each.strategy("source"), options=options))
         loaded = str(each.ours / "loaded")
         lines.append([str(each.ours), loaded, each.strategy("target"), each.case.target_ranks, each.case.target_format])

@@ -24,7 +24,7 @@ FILES = [(source, target, name) for source, target in PAIRS for name in ("all", 
 def copy(source: Path, folder: Path, kind: str, *, crc: bool = False, verification: Any = "Full") -> Path:
     """What we make of one file: the same tensors, in a format. Named for its CRC, if it has one."""
     prefix = f"copy{'_crc' if crc else ''}_"
-    options = Options(format="Ckpt" if kind == "ckpt" else "Safetensors", prefix=prefix, crc=crc, verification=verification)
+    options = Options(format="Ckpt" if kind == "ckpt" else "Safetensors", file_prefix=prefix, crc=crc, verification=verification)
     transform_checkpoint(Request(str(source), str(folder), options=options))
     return folder / "rank_0" / f"{prefix}0.{kind}"
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import random
 import signal
 import subprocess
@@ -10,6 +11,7 @@ import time
 from typing import TYPE_CHECKING
 
 import disk
+import fault_proxy
 import pytest
 
 from reshard.cli import main
@@ -22,11 +24,31 @@ if TYPE_CHECKING:
 
     import s3_server
 
+_LONGEST_SECONDS = 120
 
-def start(arguments: list[str]) -> subprocess.Popen[str]:
+
+def start(arguments: list[str], **environment: str) -> subprocess.Popen[str]:
     return subprocess.Popen(
-        [sys.executable, "-m", "reshard", *arguments], stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True
+        [sys.executable, "-m", "reshard", *arguments],
+        stdout=subprocess.DEVNULL,
+        stderr=subprocess.PIPE,
+        text=True,
+        env=os.environ | environment,
     )
+
+
+def ended_by(number: signal.Signals, server: s3_server.Server, arguments: list[str]) -> tuple[int, str]:
+    """How a process ends, and what it says, that gets a signal while it waits for the answer to its first part."""
+    plan = fault_proxy.Plan(holds="partNumber=")
+    with fault_proxy.between(server.endpoint, plan) as endpoint:
+        process = start(arguments, AWS_ENDPOINT_URL_S3=endpoint)
+        try:
+            assert plan.held.wait(_LONGEST_SECONDS)
+        finally:
+            process.send_signal(number)
+            plan.released.set()
+            said = process.communicate()[1]
+    return process.returncode, said
 
 
 def arguments_of(base: str, target: str, *more: str) -> list[str]:
@@ -75,16 +97,11 @@ def test_called_off_it_leaves_no_upload(
 ) -> None:
     made, base = large
     target = f"s3://{bucket}/out"
-    process = start(arguments_of(base, target))
-    while not server.uploads(bucket) and process.poll() is None:
-        time.sleep(0.005)
-    process.send_signal(number)
-    said = process.communicate()[1]
-    if process.returncode != 0:  # else it was faster than the signal
-        assert process.returncode == 128 + number
-        assert [line for line in said.splitlines() if line.startswith("reshard: ")] == [f"reshard: {CancelledError()}"]
-        assert open_store(target).stat("reshard-manifest.json") is None
-        assert server.uploads(bucket) == []
+    code, said = ended_by(number, server, arguments_of(base, target))
+    assert code == 128 + number
+    assert [line for line in said.splitlines() if line.startswith("reshard: ")] == [f"reshard: {CancelledError()}"]
+    assert open_store(target).stat("reshard-manifest.json") is None
+    assert server.uploads(bucket) == []
     assert main(arguments_of(base, target)) == 0
     assert disk.differences(made.model, server.download(target, tmp_path / "out"), "ckpt") == []
 
@@ -94,11 +111,8 @@ def test_uploads_of_a_killed_pod_are_gone_with_the_commit(
 ) -> None:
     made, base = large
     target = f"s3://{bucket}/out"
-    pod = start(arguments_of(base, target, "--no-commit", "--ranks", "0-2", "--owner", "a-transform"))
-    while not server.uploads(bucket) and pod.poll() is None:
-        time.sleep(0.005)
-    pod.kill()
-    pod.communicate()
+    pod = arguments_of(base, target, "--no-commit", "--ranks", "0-2", "--owner", "a-transform")
+    assert ended_by(signal.SIGKILL, server, pod)[0] == -signal.SIGKILL
     assert server.uploads(bucket)
     for ranks in ("0-2", "3-5"):
         assert main(arguments_of(base, target, "--no-commit", "--ranks", ranks, "--owner", "a-transform")) == 0
@@ -112,7 +126,7 @@ def test_two_runs_at_once_are_one_too_many(
 ) -> None:
     made, base = large
     target = f"s3://{bucket}/out"
-    both = [start(arguments_of(base, target, "--verify", "full")) for _ in range(2)]
+    both = [start(arguments_of(base, target, "--verification", "full")) for _ in range(2)]
     errors = [process.communicate()[1] for process in both]
     codes = sorted(process.returncode for process in both)
     assert codes in ([0, 75], [0, 0]), errors
@@ -137,7 +151,7 @@ def test_a_replaced_checkpoint_reads_as_incomplete_until_the_new_one_is_there(
     made = disk.write(tmp_path / "new", disk.example(seed=8))
     old, new = server.upload(bucket, tmp_path / "old", "old"), server.upload(bucket, tmp_path / "new", "new")
     target = f"s3://{bucket}/out"
-    assert main(arguments_of(old, target, "--prefix", "old_")) == 0
+    assert main(arguments_of(old, target, "--file-prefix", "old_")) == 0
     assert main(arguments_of(new, target)) == 78
 
     def full(*_: object) -> None:

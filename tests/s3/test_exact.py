@@ -34,7 +34,7 @@ def transformed(made: disk.Checkpoint, sides: Sides, *more: str) -> Path:
 def test_every_rank_gets_exactly_its_slices(tmp_path: Path, sides: Sides, kind: str, becomes: str) -> None:
     number = iter(range(10**6))
 
-    @settings(max_examples=4, deadline=None, phases=[Phase.generate], suppress_health_check=list(HealthCheck))
+    @settings(max_examples=4, phases=[Phase.generate], suppress_health_check=list(HealthCheck))
     @given(models.models(8), st.sampled_from(["sample", "full"]))
     def check(model: models.Model, verification: str) -> None:
         assume(becomes == "safetensors" or all(model.target(rank) for rank in range(model.target_ranks)))
@@ -43,7 +43,7 @@ def test_every_rank_gets_exactly_its_slices(tmp_path: Path, sides: Sides, kind: 
         place = tmp_path / str(next(number))
         place.mkdir()
         made = disk.write(place, model, kind)
-        found = transformed(made, sides, "--verify", verification, "--format", becomes)
+        found = transformed(made, sides, "--verification", verification, "--format", becomes)
         assert disk.differences(model, found, becomes) == []
 
     check()
@@ -53,7 +53,7 @@ def test_large_tensors_go_in_many_requests(tmp_path: Path, sides: Sides) -> None
     model = disk.example(rows=4800, columns=1920)
     (tmp_path / "made").mkdir()
     made = disk.write(tmp_path / "made", model)
-    assert disk.differences(model, transformed(made, sides, "--verify", "full"), "ckpt") == []
+    assert disk.differences(model, transformed(made, sides, "--verification", "full"), "ckpt") == []
 
 
 def test_a_rank_to_which_nothing_falls(tmp_path: Path, sides: Sides) -> None:
@@ -62,11 +62,11 @@ def test_a_rank_to_which_nothing_falls(tmp_path: Path, sides: Sides) -> None:
     model = models.Model(3, 1, 3, 1, tensors, 1, remove_redundancy=False)
     (tmp_path / "made").mkdir()
     made = disk.write(tmp_path / "made", model)
-    thin = transformed(made, sides, "--remove-redundancy", "--verify", "full")
+    thin = transformed(made, sides, "--remove-redundancy", "--verification", "full")
     assert (thin / "rank_2" / "checkpoint_2.ckpt").read_bytes() == b""
     source, back = sides.target.put(thin), sides.source.new()
     strategies = ["--source-strategy", str(made.source_strategy), "--target-strategy", str(made.target_strategy)]
-    assert main(["transform", "--source", source, *strategies, "--target", back, "--verify", "full"]) == 0
+    assert main(["transform", "--source", source, *strategies, "--target", back, "--verification", "full"]) == 0
     assert disk.differences(model, sides.source.get(back), "ckpt") == []
 
 
@@ -82,7 +82,7 @@ def test_encrypted_files_become_encrypted_files(tmp_path: Path, sides: Sides, mo
         path.write_bytes(rawfiles.encrypted(path.read_bytes(), mode, key.read_bytes(), (1 << 18) + number))
     options = [f"--{side}-{what}" for side in ("decryption", "encryption") for what in ("key-file", "mode")]
     keys = [word for pair in zip(options, [str(key), mode] * 2, strict=True) for word in pair]
-    found = transformed(made, sides, "--verify", "full", *keys)
+    found = transformed(made, sides, "--verification", "full", *keys)
     for path in found.rglob("*.ckpt"):
         path.write_bytes(rawfiles.decrypted(path.read_bytes(), mode, key.read_bytes()))
     assert disk.differences(model, found, "ckpt") == []

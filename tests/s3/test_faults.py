@@ -44,7 +44,7 @@ def test_a_fault_never_makes_a_wrong_checkpoint(
     target = f"s3://{bucket}/out"
     arguments = [
         *("transform", "--source", f"{base}/src", "--source-strategy", f"{base}/source.ckpt"),
-        *("--target-strategy", f"{base}/target.ckpt", "--target", target, "--verify", "full"),
+        *("--target-strategy", f"{base}/target.ckpt", "--target", target, "--verification", "full"),
     ]
     plan = fault_proxy.Plan(fault, share)
     client.client_of.cache_clear()

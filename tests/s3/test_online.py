@@ -62,7 +62,7 @@ def test_requests_do_not_grow_with_the_number_of_ranks(
             assert same(reshard.load(f"{base}/src", index=f"{base}/index", rank=3), model.target(3))
             loaded = len(plan.requests)
             fetch = ["fetch", "--source", f"{base}/src", "--index", f"{base}/index", "--rank", "3"]
-            assert main([*fetch, "--output", str(tmp_path / f"out-{ranks}")]) == 0
+            assert main([*fetch, "--target", str(tmp_path / f"out-{ranks}")]) == 0
         client.client_of.cache_clear()
         counts.append((loaded, len(plan.requests) - loaded))
     assert counts[0] == counts[1]

@@ -36,7 +36,7 @@ def test_long_runs_are_copied_by_the_server(
     with fault_proxy.between(server.endpoint, plan) as endpoint:
         monkeypatch.setenv("AWS_ENDPOINT_URL_S3", endpoint)
         client.client_of.cache_clear()
-        assert main(["transform", *sides, "--target", target, "--copy", "server"]) == 0
+        assert main(["transform", *sides, "--target", target, "--copy-mode", "server"]) == 0
     monkeypatch.setenv("AWS_ENDPOINT_URL_S3", server.endpoint)
     client.client_of.cache_clear()
     assert disk.differences(model, server.download(target, tmp_path / "out"), kind) == []
@@ -44,7 +44,7 @@ def test_long_runs_are_copied_by_the_server(
     assert all(file["digest"].startswith("etag:") for file in manifest["files"])
     assert sum(file["bytesRead"] for file in manifest["files"]) < sum(file["size"] for file in manifest["files"]) / 4
     assert main(["verify", target]) == 0
-    assert main(["transform", *sides, "--target", target, "--copy", "server"]) == 0  # nothing to do
+    assert main(["transform", *sides, "--target", target, "--copy-mode", "server"]) == 0  # nothing to do
     body = server.client().get_object(Bucket=bucket, Key=f"out/rank_1/checkpoint_1.{kind}")["Body"].read()
     server.client().put_object(Bucket=bucket, Key=f"out/rank_1/checkpoint_1.{kind}", Body=body[:-1] + b"x")
     assert main(["verify", target]) == 65
@@ -53,5 +53,5 @@ def test_long_runs_are_copied_by_the_server(
 def test_it_is_refused_where_it_cannot_be(bucket: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     made = disk.write(tmp_path, disk.example())
     sides = ["--source", str(made.source), "--source-strategy", str(made.source_strategy)]
-    assert main(["transform", *sides, "--target", f"s3://{bucket}/out", "--copy", "server"]) == 78
+    assert main(["transform", *sides, "--target", f"s3://{bucket}/out", "--copy-mode", "server"]) == 78
     assert "CannotCopy" in capsys.readouterr().err

@@ -29,7 +29,7 @@ def test_unified_in_a_bucket_and_ranks_from_it(server: s3_server.Server, bucket:
     disk.write(tmp_path / "made", model, "safetensors")
     base, target = server.upload(bucket, tmp_path / "made", "in"), f"s3://{bucket}/out"
     source = ["--source", f"{base}/src", "--source-strategy", f"{base}/source.ckpt"]
-    unify = [*source, "--layout", "unified", "--part-size", str(30 << 20), "--target", target, "--copy", copy]
+    unify = [*source, "--layout", "unified", "--part-size-bytes", str(30 << 20), "--target", target, "--copy-mode", copy]
     assert main(["transform", *unify]) == 0
     assert main(["verify", target]) == 0
     found = server.download(target, tmp_path / "found")
@@ -39,8 +39,8 @@ def test_unified_in_a_bucket_and_ranks_from_it(server: s3_server.Server, bucket:
     assert held == {tensor.name: model.whole(tensor).tobytes() for tensor in model.tensors}
     assert json.loads((found / MAP).read_text())["weight_map"].keys() == {"w0", "w1", "w2"}
 
-    cut = ["--source", target, "--target-strategy", f"{base}/target.ckpt", "--target", f"s3://{bucket}/ranks", "--copy", copy]
-    assert main(["transform", *cut]) == 0
+    cut = ["--source", target, "--target-strategy", f"{base}/target.ckpt", "--target", f"s3://{bucket}/ranks"]
+    assert main(["transform", *cut, "--copy-mode", copy]) == 0
     assert disk.differences(model, server.download(f"s3://{bucket}/ranks", tmp_path / "ranks"), "safetensors") == []
     assert server.uploads(bucket) == []
 

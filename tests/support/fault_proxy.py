@@ -27,6 +27,9 @@ class Plan:
         chooses: deterministic for a seed, as far as the order of requests is.
         done: how often it was.
         requests: all, as (method, target).
+        holds: what is in the target of requests whose answers are held back until `released`; empty: of none.
+        held: set once one is.
+        released: set by whoever has seen enough.
     """
 
     fault: str | None = None
@@ -34,12 +37,20 @@ class Plan:
     chooses: random.Random = field(default_factory=lambda: random.Random(1))
     done: int = 0
     requests: list[tuple[str, str]] = field(default_factory=list)
+    holds: str = ""
+    held: threading.Event = field(default_factory=threading.Event)
+    released: threading.Event = field(default_factory=threading.Event)
 
     def next(self) -> str | None:
         if self.fault is not None and self.chooses.random() < self.share:
             self.done += 1
             return self.fault
         return None
+
+    async def hold(self, target: str) -> None:
+        if self.holds and self.holds in target:
+            self.held.set()
+            await asyncio.to_thread(self.released.wait)
 
 
 @dataclass(frozen=True)
@@ -135,6 +146,7 @@ class _Proxy:
         answer = await _message(server, request=request)
         if answer is None:
             return False
+        await self._plan.hold(target)
         whole = answer.head + answer.body
         is_object = method == "GET" and "list-type" not in target and "uploads" not in target and "uploadId" not in target
         if fault == "wrong" and is_object and answer.body:

@@ -8,11 +8,11 @@ import disk
 import rawfiles
 from memory_store import MemorySource, MemoryWriter
 
+from reshard.engine.execute import carry_out, moves
 from reshard.engine.gather import ReadCount
 from reshard.engine.job import job_of
-from reshard.engine.rankfile import produce
+from reshard.engine.rankfile import Conditions, produce
 from reshard.plan import place
-from reshard.progress import Cancellation, Silent
 from reshard.source.files import Files
 from reshard.source.reading import read_inventory
 from reshard.spec.request import Options, Request
@@ -22,6 +22,7 @@ if TYPE_CHECKING:
     import models
 
     from reshard.engine.job import Job
+    from reshard.plan import RankPlan
 
 
 def job(
@@ -34,9 +35,9 @@ def job(
     if stage is not None:
         before = Strategy(before.stages[stage : stage + 1], before.devices, stage)
     paths = {r: f"rank_{r}/x.{source}" for r in before.numbers if held[r] or source == "safetensors"}
-    # `only`, because without redundancy a rank may be left without a file; which rank does not matter here.
+    # Without redundancy a rank may be left without a file.
     inventory = read_inventory(store, Files(paths), workers=1)
-    placed = place(inventory, before, after, only=0, one_stage=stage is not None)
+    placed = place(inventory, before, after, incomplete=True, one_stage=stage is not None)
     options = Options(
         format="Ckpt" if target == "ckpt" else "Safetensors",
         layout="PerRank" if stage is None else "Part",
@@ -47,13 +48,14 @@ def job(
 
 def written(job: Job, rank: int, count: ReadCount | None = None) -> bytes:
     writer = MemoryWriter()
-    produce(
-        job,
-        job.planner.plan(rank),
-        writer,
-        count=count or ReadCount(),
-        progress=Silent(),
-        cancellation=Cancellation(),
-    )
-    assert len(writer.content) == job.file_sizes([rank])[rank]
+    produce(job, job.planner.plan(rank), writer, Conditions(count or ReadCount()))
+    assert len(writer.content) == job.file_size(rank)
+    return bytes(writer.content)
+
+
+def streamed(job: Job, plan: RankPlan) -> bytes:
+    """A rank's file by any plan, also by one that would never be carried out because its proof fails."""
+    writer, files = MemoryWriter(), job.source_files()
+    carry_out(moves(plan, job.pieces(plan.rank)), files, writer.write)
+    files.close()
     return bytes(writer.content)

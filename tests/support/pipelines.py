@@ -18,8 +18,6 @@ from reshard.strategy.records import Node
 if TYPE_CHECKING:
     from pathlib import Path
 
-    import numpy as np
-
 ROWS, COLUMNS, NOT = ((0,), ()), ((), (0,)), ((), ())
 
 
@@ -83,13 +81,5 @@ def differences(model: models.Model, target: Path, kind: str = "ckpt") -> list[s
         expected = model.target(rank)
         if found.keys() != expected.keys():
             wrong.append(f"rank {rank} holds {sorted(found)}")
-        wrong += [f"rank {rank}: {name}" for name, array in expected.items() if not same(found.get(name), array)]
+        wrong += [f"rank {rank}: {name}" for name, array in expected.items() if not rawfiles.equal(found.get(name), array)]
     return wrong
-
-
-def same(found: np.ndarray | None, expected: np.ndarray) -> bool:
-    return found is not None and (found.dtype, found.shape, found.tobytes()) == (
-        expected.dtype,
-        expected.shape,
-        expected.tobytes(),
-    )

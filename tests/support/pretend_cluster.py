@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import copy
 import json
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime, timedelta
 from typing import TYPE_CHECKING, Any
 
 from reshard_operator import jobs
 from reshard_operator.config import Config
-from reshard_operator.observation import CONTAINER, STEPS, Event, Job, Pod, Seen, Transform
+from reshard_operator.observation import CONTAINER, Event, Job, Pod, Seen, Transform
 from reshard_operator.reconcile import Create, Decision, Delete, reconcile
 
 if TYPE_CHECKING:
@@ -53,6 +53,7 @@ class PretendCluster:
     """One transform and its Jobs.
 
     Attributes:
+        others: Jobs of other transforms with the same target.
         outcome: what a pod of a step (and, of the ranks, of an index) leaves: an exit code and its message.
     """
 
@@ -60,7 +61,7 @@ class PretendCluster:
     jobs: dict[str, dict[str, Any]] = field(default_factory=dict)
     pods: list[dict[str, Any]] = field(default_factory=list)
     events: list[Event] = field(default_factory=list)
-    rivals: tuple[str, ...] = ()
+    others: list[dict[str, Any]] = field(default_factory=list)
     now: datetime = datetime(2026, 1, 1, tzinfo=UTC)
     created: list[str] = field(default_factory=list)
     outcome: Callable[[str, int], tuple[int, dict[str, Any]]] = field(
@@ -80,15 +81,9 @@ class PretendCluster:
     def see(self) -> Seen:
         transform = Transform.parse(copy.deepcopy(self.resource))
         found = [Job(copy.deepcopy(job)) for job in self.jobs.values()]
-        current = {
-            step: job
-            for step in STEPS
-            for job in found
-            if job.name == jobs.job_name(transform.name, transform.uid, step, transform.attempt)
-        }
-        old = tuple(job for job in found if job.name not in {kept.name for kept in current.values()})
         pods = tuple(Pod(copy.deepcopy(pod)) for pod in self.pods)
-        return Seen(transform, self.now, current, old, pods, self.rivals, tuple(self.events))
+        rivals = jobs.rivals(transform, map(Job, self.others))
+        return replace(Seen.of(transform, self.now, found), pods=pods, rivals=rivals, events=tuple(self.events))
 
     def decide(self) -> Decision:
         """What the operator would do now."""
@@ -98,18 +93,18 @@ class PretendCluster:
         """Do it, as the API server would; the operator may be killed before it writes the status."""
         for action in decision.actions:
             if isinstance(action, Create):
-                name = action.manifest["metadata"]["name"]
+                name = action.job_name
                 if name not in self.jobs:
                     self.created.append(name)
                     self._serial += 1
                     self.jobs[name] = copy.deepcopy(action.manifest) | {"status": {}}
                     self.jobs[name]["metadata"] |= {"uid": f"job-{self._serial}", "resourceVersion": "1"}
-            elif action.job.name in self.jobs and self.jobs[action.job.name]["metadata"]["uid"] == action.job.uid:
+            elif action.job_name in self.jobs and self.jobs[action.job_name]["metadata"]["uid"] == action.job.uid:
                 if isinstance(action, Delete):
-                    del self.jobs[action.job.name]
+                    del self.jobs[action.job_name]
                     self.pods = [pod for pod in self.pods if Pod(pod).owner != action.job.uid]
                 else:
-                    self.jobs[action.job.name]["spec"] |= action.spec
+                    self.jobs[action.job_name]["spec"] |= action.spec
         if decision.status is not None and not status_lost:
             self.resource["status"] = copy.deepcopy(decision.status)
 
@@ -185,6 +180,13 @@ class PretendCluster:
                 {"name": CONTAINER, "state": {"terminated": {"exitCode": code, "message": json.dumps(message)}}}
             ],
         }
+
+
+def older() -> PretendCluster:
+    """Another transform with the same target, which was created first and has begun."""
+    found = PretendCluster(resource("00001111-bbbb"))
+    found.work()
+    return found
 
 
 def conditions(cluster: PretendCluster) -> dict[str, str]:

@@ -140,9 +140,15 @@ def read(kind: str, content: bytes) -> Tensors:
 
 def same(found: Tensors, expected: Tensors) -> bool:
     """Equal names, types, shapes and bits."""
-    return found.keys() == expected.keys() and all(
-        (found[name].dtype, found[name].shape, found[name].tobytes()) == (array.dtype, array.shape, array.tobytes())
-        for name, array in expected.items()
+    return found.keys() == expected.keys() and all(equal(found[name], array) for name, array in expected.items())
+
+
+def equal(found: np.ndarray | None, expected: np.ndarray) -> bool:
+    """One that is there, and of equal type, shape and bits."""
+    return found is not None and (found.dtype, found.shape, found.tobytes()) == (
+        expected.dtype,
+        expected.shape,
+        expected.tobytes(),
     )
 
 

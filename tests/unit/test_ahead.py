@@ -13,7 +13,6 @@ from hypothesis import strategies as st
 from memory_jobs import job, written
 from memory_store import MemoryReader
 
-from reshard.checkpoint import pieces
 from reshard.engine.execute import moves, reads
 from reshard.errors import StorageError
 from reshard.storage.ahead import Ahead, requests, windows
@@ -90,7 +89,7 @@ def test_a_failure_is_told_to_whoever_reads_it() -> None:
     ahead.close()
 
 
-@settings(max_examples=150, deadline=None)
+@settings(max_examples=150)
 @given(models.models(16, dtypes=("Float32", "BFloat16", "Int8")), st.sampled_from(["ckpt", "safetensors"]))
 def test_a_plan_foresees_exactly_what_is_read(model: models.Model, kind: str) -> None:
     made, store = job(model, kind, kind)
@@ -98,7 +97,7 @@ def test_a_plan_foresees_exactly_what_is_read(model: models.Model, kind: str) ->
         if kind == "ckpt" and not model.target(rank):
             continue
         plan = made.planner.plan(rank)
-        laid_out = list(pieces(made.format, made.tensors(rank), made.metadata(rank)))
+        laid_out = list(made.pieces(rank))
         foreseen: dict[str, list[tuple[int, int]]] = {}
         paths = {file.rank: file.path for file in made.model.inventory.files}
         for source, offset, length in reads(moves(plan, laid_out)):

@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import struct
 import zlib
+from functools import partial
 
 import numpy as np
+import parsing
 import pytest
 import rawfiles
 from hypothesis import given
 from hypothesis import strategies as st
-from memory_store import MemoryReader
 
 from reshard import checkpoint
 from reshard.checkpoint import OutputTensor, Span, ckpt
@@ -25,20 +26,9 @@ TENSORS = {
 CONTENT = rawfiles.ckpt(TENSORS)
 
 
-def reader(content: bytes) -> MemoryReader:
-    return MemoryReader("rank_0/a.ckpt", content)
-
-
-def contents(content: bytes) -> dict[str, tuple[str, tuple[int, ...], bytes]]:
-    structure = ckpt.index(reader(content)).structure
-    return {t.name: (t.dtype, t.shape, b"".join(content[a : a + n] for a, n in t.extents)) for t in structure.tensors}
-
-
-def refused(content: bytes) -> DataError:
-    with pytest.raises(DataError) as caught:
-        ckpt.index(reader(content))
-    assert "\n" not in str(caught.value)
-    return caught.value
+reader = partial(parsing.reader, "ckpt")
+contents = partial(parsing.contents, "ckpt")
+refused = partial(parsing.refused_file, "ckpt")
 
 
 def test_it_finds_what_protobuf_wrote() -> None:
@@ -48,7 +38,7 @@ def test_it_finds_what_protobuf_wrote() -> None:
 def test_only_heads_are_read() -> None:
     big = np.zeros(1 << 22, np.uint8)
     source = reader(rawfiles.ckpt({str(i): big for i in range(4)}))
-    ckpt.index(source)
+    ckpt.read_header(source)
     assert sum(n for _, n in source.reads) < 64 << 10
     assert len(source.reads) <= 6
 
@@ -129,9 +119,9 @@ def test_fields_of_later_versions_are_skipped() -> None:
 
 def test_the_crc_is_stripped_and_checked() -> None:
     content = rawfiles.ckpt(TENSORS, crc=True)
-    found = ckpt.index(reader(content))
+    found = ckpt.read_header(reader(content))
     assert found.crc == zlib.crc32(CONTENT)
-    assert found.structure == ckpt.index(reader(CONTENT)).structure
+    assert found.structure == ckpt.read_header(reader(CONTENT)).structure
     checkpoint.check_crc(reader(content), found)
     damaged = bytearray(content)
     damaged[len(CONTENT) - 1] ^= 1
@@ -185,7 +175,7 @@ def test_no_damage_gets_through_as_anything_but_an_error(data: st.DataObject) ->
         content[at : at + data.draw(st.integers(0, 3))] = data.draw(st.binary(max_size=4))
     source = reader(bytes(content))
     try:
-        found = ckpt.index(source)
+        found = ckpt.read_header(source)
     except DataError:
         return
     for entry in found.structure.tensors:

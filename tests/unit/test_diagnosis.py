@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from datetime import timedelta
+from datetime import UTC, datetime, timedelta
 
 import pytest
 from pretend_cluster import PretendCluster, conditions, ready, resource
@@ -42,9 +42,45 @@ def test_pods_that_cannot_start_are_given_up_after_a_while() -> None:
 def test_a_volume_that_cannot_be_mounted_counts_as_not_starting() -> None:
     cluster = PretendCluster()
     stuck_pod(cluster, {"reason": "ContainerCreating"})
-    cluster.events = [Event(cluster.pods[0]["metadata"]["uid"], "FailedMount", "no such device")]
+    cluster.events = [Event(cluster.pods[0]["metadata"]["uid"], "FailedMount", "no such device", cluster.now)]
     cluster.work()
     assert (ready(cluster)["reason"], conditions(cluster)["PodsStuck"]) == ("FailedMount", "True")
+
+
+def test_of_what_cannot_be_mounted_the_newest_is_told_with_the_name_of_what_is_missing() -> None:
+    cluster = PretendCluster()
+    stuck_pod(cluster, {"reason": "ContainerCreating"})
+    keys, strategies = {"secret": {"secretName": "keys"}}, {"configMap": {"name": "strategies"}}
+    claim = {"persistentVolumeClaim": {"claimName": "claim"}}
+    volumes = [{"name": f"volume-{i}"} | volume for i, volume in enumerate((claim, keys, strategies))]
+    cluster.pods[0]["spec"] = {"volumes": volumes}
+
+    def told(*messages: str) -> str:
+        """Of warnings, the newest first."""
+        uid = cluster.pods[0]["metadata"]["uid"]
+        cluster.events = [Event(uid, "FailedMount", m, cluster.now - timedelta(seconds=i)) for i, m in enumerate(messages)]
+        cluster.work()
+        return str(ready(cluster)["message"]).partition(": ")[2]
+
+    missing = 'SetUp failed for volume "volume-1" : secret "keys" not found'
+    entry = 'SetUp failed for volume "volume-1" : references non-existent secret key: a'
+    assert told(missing) == f"{missing} (Secret keys)"
+    assert told(entry, missing) == f"{entry} (Secret keys)"
+    assert told('for volume "volume-2" : no', entry) == 'for volume "volume-2" : no (ConfigMap strategies)'
+    assert told('for volume "pv-1" : no such device') == 'for volume "pv-1" : no such device'
+
+
+def test_a_warning_is_as_old_as_its_last_repetition() -> None:
+    first, last = "2026-01-01T00:00:00.250000Z", "2026-01-01T00:01:00Z"
+    raw = {"involvedObject": {"uid": "a"}, "reason": "FailedMount", "message": "no", "metadata": {"creationTimestamp": first}}
+    whens: list[dict[str, object]] = [
+        {"lastTimestamp": last, "eventTime": None},
+        {"series": {"lastObservedTime": last}, "eventTime": first},
+        {"eventTime": last, "lastTimestamp": None},
+        {"metadata": {"creationTimestamp": last}},
+    ]
+    for when in whens:
+        assert Event.parse(raw | when) == Event("a", "FailedMount", "no", datetime(2026, 1, 1, 0, 1, tzinfo=UTC))
 
 
 def test_waiting_for_a_node_is_never_given_up() -> None:
@@ -78,7 +114,7 @@ def test_pods_that_the_api_server_refuses() -> None:
     cluster = PretendCluster()
     cluster.work()
     job = next(iter(cluster.jobs.values()))
-    cluster.events = [Event(job["metadata"]["uid"], "FailedCreate", "exceeded quota")]
+    cluster.events = [Event(job["metadata"]["uid"], "FailedCreate", "exceeded quota", cluster.now)]
     cluster.work()
     assert (cluster.status["phase"], ready(cluster)["reason"]) == ("Planning", "PodsDenied")
     cluster.settle()

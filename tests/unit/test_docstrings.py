@@ -1,8 +1,10 @@
-"""Examples in docstrings are right."""
+"""Examples in docstrings are right, and what they say of a name begins with what it is."""
 
 from __future__ import annotations
 
+import ast
 import doctest
+import re
 from importlib import import_module
 from pathlib import Path
 
@@ -11,7 +13,14 @@ import pytest
 import reshard
 
 ROOM = Path(reshard.__file__).parent
-WITH_EXAMPLES = sorted(path for path in ROOM.rglob("*.py") if ">>> " in path.read_text(encoding="utf-8"))
+MODULES = sorted(ROOM.rglob("*.py"))
+WITH_EXAMPLES = [path for path in MODULES if ">>> " in path.read_text(encoding="utf-8")]
+
+# Beginnings of what is told of an argument or attribute that name no thing.
+_FRAGMENT = re.compile(
+    r"(of|them|which|whom|where|how(?! (many|much|long|often|far))|the same|so|only|relative"
+    r"|as (in|it|of)|in|by|with|without|at|after|from|to|into|instead)\b"
+)
 
 
 @pytest.mark.parametrize("path", WITH_EXAMPLES, ids=lambda path: str(path.relative_to(ROOM)))
@@ -19,3 +28,19 @@ def test_examples_are_right(path: Path) -> None:
     name = ".".join(path.relative_to(ROOM.parent).with_suffix("").parts).removesuffix(".__init__")
     outcome = doctest.testmod(import_module(name))
     assert (outcome.failed, outcome.attempted > 0) == (0, True)
+
+
+def _told(path: Path) -> list[str]:
+    """What a module's docstrings tell of arguments and attributes, each by the beginning of its line."""
+    found = []
+    for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+        if isinstance(node, ast.FunctionDef | ast.ClassDef) and (text := ast.get_docstring(node)):
+            for section in re.findall(r"^(?:Args|Attributes):\n((?:    .*\n?)+)", text, re.MULTILINE):
+                found += re.findall(r"^    (\w+: .*)", section, re.MULTILINE)
+    return found
+
+
+def test_what_is_told_of_a_name_begins_with_what_it_is() -> None:
+    told = [entry for path in MODULES for entry in _told(path)]
+    assert len(told) > 500
+    assert [entry for entry in told if _FRAGMENT.match(entry.partition(": ")[2])] == []

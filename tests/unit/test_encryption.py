@@ -17,7 +17,7 @@ from reshard.checkpoint import encryption
 from reshard.checkpoint.blockcipher import cipher_of
 from reshard.errors import AccessError, DataError, ReshardError
 from reshard.source.encrypted import decrypting
-from reshard.spec.keys import KEY_BYTES, Encryption, Key
+from reshard.spec.keys import KEY_BYTES
 
 if TYPE_CHECKING:
     from reshard.checkpoint.blockcipher import BlockCipher
@@ -31,7 +31,7 @@ CONTENT = rawfiles.ckpt({"first": np.arange(900, dtype=np.uint32), "second": np.
 
 
 def cipher(mode: Mode, key: bytes = KEY) -> BlockCipher:
-    return cipher_of(Encryption(Key(key), mode))
+    return cipher_of(mode, key)
 
 
 def sealed(mode: str, key: bytes = KEY, block: int = 512, content: bytes = CONTENT) -> MemoryReader:
@@ -48,7 +48,7 @@ def test_every_part_is_read_as_it_was(mode: Mode, length: int, *, remote: bool, 
     monkeypatch.setattr("reshard.source.encrypted._PIECE_BYTES", 64)
     key = os.urandom(length)
 
-    @settings(max_examples=40, deadline=None)
+    @settings(max_examples=40)
     @given(st.integers(64, 5000), st.data())
     def check(block: int, data: st.DataObject) -> None:
         reader = decrypting(sealed(mode, key, block), cipher(mode, key), remote=remote, check=True)
@@ -84,7 +84,7 @@ def test_what_is_written_is_what_the_library_encrypts(mode: Mode, length: int, m
     monkeypatch.setattr(encryption, "BLOCK_BYTES", 512)
     key = os.urandom(length)
 
-    @settings(max_examples=40, deadline=None)
+    @settings(max_examples=40)
     @given(st.integers(0, 2100), st.integers(1, 700))
     def check(size: int, piece: int) -> None:
         content, made = os.urandom(size), bytearray()
@@ -96,6 +96,19 @@ def test_what_is_written_is_what_the_library_encrypts(mode: Mode, length: int, m
         assert encryption.sealed_size(cipher(mode, key), size) == len(made)
 
     check()
+
+
+def test_a_key_check_tells_keys_apart_and_is_never_the_same() -> None:
+    other = bytes([*KEY[:-1], KEY[-1] ^ 1])
+    checks = {cipher("AES-GCM").key_check() for _ in range(20)}
+    assert len(checks) == 20
+    for check in checks:
+        assert cipher("AES-CBC").has_key_of(check)
+        assert not cipher("AES-GCM", other).has_key_of(check)
+        assert KEY not in check
+    check = checks.pop()
+    for damaged in (b"", check[:16], check[:-1], check + b"x", bytes(32)):
+        assert not cipher("AES-GCM").has_key_of(damaged)
 
 
 def test_no_two_blocks_have_one_iv(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -32,7 +32,7 @@ def output(tmp_path: Path) -> Path:
 
 def fetch(made: disk.Checkpoint, output: Path, *more: str, by: str = "headers") -> int:
     sides = ["--index", str(made.folder / "index")] if by == "index" else [word.format(made=made.folder) for word in PLAIN]
-    return main(["fetch", "--source", str(made.source), *sides, "--output", str(output), *more])
+    return main(["fetch", "--source", str(made.source), *sides, "--target", str(output), *more])
 
 
 def holds(made: disk.Checkpoint, output: Path, rank: int, kind: str = "ckpt") -> bool:

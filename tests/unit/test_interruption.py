@@ -87,7 +87,7 @@ def test_killed_at_random_moments_it_is_exact_the_next_time(tmp_path: Path, seed
     old = disk.write(tmp_path / "old", disk.example(seed=7))
     new = disk.write(tmp_path / "new", disk.example(rows=1200, columns=960))
     out = tmp_path / "out"
-    arguments = new.arguments(out, "--verify", "full", "--overwrite")
+    arguments = new.arguments(out, "--verification", "full", "--overwrite")
     began = time.monotonic()
     assert main(arguments) == 0
     duration = time.monotonic() - began
@@ -113,7 +113,7 @@ def test_killed_at_random_moments_it_is_exact_the_next_time(tmp_path: Path, seed
 def test_two_runs_at_once_are_one_too_many(tmp_path: Path) -> None:
     made = disk.write(tmp_path / "in", disk.example(rows=2400, columns=960))
     out = tmp_path / "out"
-    both = [start(made.arguments(out, "--verify", "full")) for _ in range(2)]
+    both = [start(made.arguments(out, "--verification", "full")) for _ in range(2)]
     for process in both:
         go(process)
     errors = [process.communicate()[1] for process in both]
@@ -148,7 +148,7 @@ def test_a_lock_without_a_sign_of_life_lapses(tmp_path: Path) -> None:
 def test_called_off_it_leaves_no_half_file(tmp_path: Path, number: signal.Signals) -> None:
     made = disk.write(tmp_path / "in", disk.example(rows=4800, columns=960))
     out = tmp_path / "out"
-    process = start(made.arguments(out, "--verify", "full"))
+    process = start(made.arguments(out, "--verification", "full"))
     go(process)
     while not list(out.glob(".reshard/*/tmp/*/*")) and process.poll() is None:
         time.sleep(0.001)

@@ -15,6 +15,7 @@ import rawfiles
 from reshard import Encryption, Key, Options, Request, load, plan_transform, transform_checkpoint
 from reshard.cli import main
 from reshard.errors import AccessError, MissingInputError, ReshardError, UsageError
+from reshard.source.keys import read_key
 from reshard.spec.keys import KEY_BYTES
 
 if TYPE_CHECKING:
@@ -47,10 +48,10 @@ def test_a_key_is_its_bytes(
     monkeypatch.setitem(os.environb, b"THE_KEY", content)
     key = {"bytes": Key(content), "file": Key(file=str(tmp_path / "k")), "variable": Key(variable="THE_KEY")}[how]
     if found is not None:
-        assert key.read(mode) == found
+        assert read_key(Encryption(key, mode)) == found
         return
     with pytest.raises(ReshardError) as caught:
-        key.read(mode)
+        read_key(Encryption(key, mode))
     assert caught.value.reason == "InvalidKey"
     assert "kkkk" not in str(caught.value)
 
@@ -58,7 +59,7 @@ def test_a_key_is_its_bytes(
 def test_a_key_that_is_not_there_is_named(tmp_path: Path) -> None:
     for key, said in ((Key(file=str(tmp_path / "k")), str(tmp_path)), (Key(variable="NO_KEY"), "environment variable NO_KEY")):
         with pytest.raises(MissingInputError, match=said):
-            key.read("AES-GCM")
+            read_key(Encryption(key))
     for wrong in ({}, {"content": KEY, "file": "k"}, {"content": "text"}):
         with pytest.raises(UsageError, match="InvalidKey"):
             Key(**wrong)  # type: ignore[arg-type]  # that is the point
@@ -97,7 +98,7 @@ def test_from_one_key_to_another(
     encrypt(made, mode)
     target = tmp_path / "out"
     source = ["--decryption-key-file", str(tmp_path / "key"), "--decryption-mode", mode]
-    assert main(made.arguments(target, *source, "--encryption-key-env", "OTHER_KEY", "--verify", "full", "--crc")) == 0
+    assert main(made.arguments(target, *source, "--encryption-key-env", "OTHER_KEY", "--verification", "full", "--crc")) == 0
     assert main(["verify", str(target)]) == 0
     assert main(["inspect", str(target), "--decryption-key-file", str(tmp_path / "other")]) == 0
     said = capfd.readouterr()
@@ -137,7 +138,7 @@ def test_ranks_find_the_blocks_in_the_plan_and_another_key_by_themselves(
 ) -> None:
     encrypt(made, "AES-GCM")
     plan_transform(request(made, tmp_path / "out", KEY), write=True)
-    monkeypatch.setattr("reshard.source.encrypted.index", lambda *_: pytest.fail("a rank looks for the blocks again"))
+    monkeypatch.setattr("reshard.source.encrypted.read_table", lambda *_: pytest.fail("a rank looks for the blocks again"))
     with pytest.raises(AccessError, match="WrongKey"):
         transform_checkpoint(request(made, tmp_path / "out", OTHER, ranks="0"), commit=False)
     transform_checkpoint(request(made, tmp_path / "out", KEY), commit=False)
@@ -147,7 +148,7 @@ def test_ranks_find_the_blocks_in_the_plan_and_another_key_by_themselves(
 def test_an_index_says_where_the_blocks_are(made: disk.Checkpoint, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     encrypt(made, "AES-GCM")
     transform_checkpoint(request(made, tmp_path / "index", KEY, layout="Index"))
-    monkeypatch.setattr("reshard.source.encrypted.index", lambda *_: pytest.fail("a rank looks for the blocks again"))
+    monkeypatch.setattr("reshard.source.encrypted.read_table", lambda *_: pytest.fail("a rank looks for the blocks again"))
     for rank in range(made.model.target_ranks):
         found = load(str(made.source), rank=rank, index=str(tmp_path / "index"), decryption=Encryption(Key(KEY)))
         assert rawfiles.same(found, made.model.target(rank))
@@ -194,7 +195,7 @@ def test_a_conversion_decrypts_and_encrypts(made: disk.Checkpoint, tmp_path: Pat
     before = {path.relative_to(made.source): path.read_bytes() for path in made.source.rglob("*.ckpt")}
     encrypt(made, "AES-CBC")
     keys = ["--decryption-key-file", str(tmp_path / "key"), "--decryption-mode", "AES-CBC"]
-    arguments = ["--source", str(made.source), *keys, "--layout", "same", "--verify", "full"]
+    arguments = ["--source", str(made.source), *keys, "--layout", "same", "--verification", "full"]
     assert main(["transform", *arguments, "--target", str(tmp_path / "plain")]) == 0
     sealed = ["--target", str(tmp_path / "other-key"), "--encryption-key-file", str(tmp_path / "other")]
     assert main(["transform", *arguments, *sealed]) == 0

@@ -18,7 +18,7 @@ from reshard.errors import BugError, DataError
 from reshard.layout import Layout
 from reshard.layout.box import Box, contiguous_runs
 from reshard.layout.tiles import flat_span, next_tile
-from reshard.plan.geometry import Geometry, Part, geometry, prove
+from reshard.plan.geometry import Geometry, Overlap, geometry, prove
 from reshard.plan.replicas import choose
 
 if TYPE_CHECKING:
@@ -58,7 +58,7 @@ def test_tiles_follow_each_other_without_gaps(shape: tuple[int, ...], most: int)
     assert seen == list(range(prod(shape)))
 
 
-@settings(max_examples=300, deadline=None)
+@settings(max_examples=300)
 @given(st.integers(1, 32).flatmap(lambda n: st.tuples(models.cuts(n, 2), models.cuts(n, 0), models.cuts(n, 3))))
 def test_a_rank_holds_what_numpy_splits_off(found: tuple[models.Cut, ...]) -> None:
     for cut in found:
@@ -100,7 +100,6 @@ def test_a_cut_that_does_not_divide_says_which() -> None:
         Layout((4,), ((), (0,))).box((8,), 0)
 
 
-@settings(deadline=None)
 @given(st.tuples(st.integers(1, 6), st.integers(1, 6)), st.tuples(st.integers(1, 6), st.integers(1, 6)))
 def test_a_geometry_is_exact(before: tuple[int, int], after: tuple[int, int]) -> None:
     shape = (before[0] * after[0], before[1] * after[1])
@@ -108,29 +107,29 @@ def test_a_geometry_is_exact(before: tuple[int, int], after: tuple[int, int]) ->
     found = geometry(shape, before, after, (after[0] - 1, 0))
     prove(found)
     filled = np.full(found.box.shape, -1)
-    for cell, part in zip(found.cells, found.parts, strict=True):
+    for cell, overlap in zip(found.cells, found.overlaps, strict=True):
         start = tuple(c * n for c, n in zip(cell, found.source_shape, strict=True))
-        filled[part.target.slices()] = whole[Box(start, found.source_shape).slices()][part.source.slices()]
+        filled[overlap.target.slices()] = whole[Box(start, found.source_shape).slices()][overlap.source.slices()]
     assert filled.tolist() == whole[found.box.slices()].tolist()
 
 
-def part(source: int, target: int, n: int) -> Part:
-    return Part(Box((source,), (n,)), Box((target,), (n,)), target, target + n)
+def overlap(source: int, target: int, n: int) -> Overlap:
+    return Overlap(Box((source,), (n,)), Box((target,), (n,)), target, target + n)
 
 
 @pytest.mark.parametrize(
-    "parts",
+    "overlaps",
     [
-        (part(0, 0, 3),),
-        (part(0, 0, 3), part(0, 2, 2)),
-        (part(0, 0, 3), part(4, 3, 1)),
-        (part(0, 0, 5),),
-        (part(0, 0, 2), part(0, 0, 2)),
+        (overlap(0, 0, 3),),
+        (overlap(0, 0, 3), overlap(0, 2, 2)),
+        (overlap(0, 0, 3), overlap(4, 3, 1)),
+        (overlap(0, 0, 5),),
+        (overlap(0, 0, 2), overlap(0, 0, 2)),
     ],
 )
-def test_a_geometry_that_is_not_exact_is_no_geometry(parts: tuple[Part, ...]) -> None:
+def test_a_geometry_that_is_not_exact_is_no_geometry(overlaps: tuple[Overlap, ...]) -> None:
     with pytest.raises(BugError, match="PlanNotExact"):
-        prove(Geometry(Box((0,), (4,)), (4,), ((0,),) * len(parts), parts))
+        prove(Geometry(Box((0,), (4,)), (4,), ((0,),) * len(overlaps), overlaps))
 
 
 @given(st.lists(st.sets(st.integers(0, 15), min_size=1, max_size=5), min_size=1, max_size=6), st.integers(0, 15))

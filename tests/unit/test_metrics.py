@@ -6,7 +6,7 @@ import asyncio
 import dataclasses
 from typing import TYPE_CHECKING, Any
 
-from pretend_cluster import COMMIT, CONFIG, PretendCluster
+from pretend_cluster import COMMIT, CONFIG, PretendCluster, older
 from prometheus_client import REGISTRY
 
 from reshard_operator.metrics import Census
@@ -88,7 +88,7 @@ def test_a_transform_is_counted_in_its_phase_until_it_is_gone() -> None:
 
 
 def test_what_is_held_up_counts_by_what_holds_it_up() -> None:
-    cluster, census = PretendCluster(rivals=("another",)), Census()
+    cluster, census = PretendCluster(others=list(older().jobs.values())), Census()
     total, before = phases(), {reason: value("reshard_transforms_waiting", reason=reason) for reason in ("PodsStuck", *WAITING)}
 
     def held_up() -> dict[str, float]:
@@ -99,7 +99,7 @@ def test_what_is_held_up_counts_by_what_holds_it_up() -> None:
 
     assert held_up() == {"TargetBusy": 1}
     assert held_up() == {"TargetBusy": 1}
-    cluster.rivals = ()
+    cluster.others.clear()
     assert held_up() == {}
     cluster.advance()
     cluster.pods[0]["status"] = {

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import gc
+import inspect
 import os
 import tracemalloc
 from typing import TYPE_CHECKING
@@ -10,6 +11,7 @@ from typing import TYPE_CHECKING
 import disk
 import ml_dtypes
 import models
+import msgspec
 import numpy as np
 import pytest
 import rawfiles
@@ -34,7 +36,7 @@ def arguments(made: disk.Checkpoint, rank: int = 0) -> tuple[str, str, str, int]
     return str(made.source), str(made.source_strategy), str(made.target_strategy), rank
 
 
-@settings(max_examples=100, deadline=None, suppress_health_check=list(HealthCheck))
+@settings(max_examples=100, suppress_health_check=list(HealthCheck))
 @given(models.models(), st.sampled_from(["ckpt", "safetensors"]), st.data())
 def test_every_rank_gets_exactly_its_slices(model: models.Model, kind: str, data: st.DataObject) -> None:
     made, _ = job(model, kind, kind)
@@ -60,7 +62,7 @@ def test_from_files(kind: str, tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    "how", [["--layout", "unified", "--part-size", "1024"], ["--remove-redundancy"]], ids=lambda how: how[-1]
+    "how", [["--layout", "unified", "--part-size-bytes", "1024"], ["--remove-redundancy"]], ids=lambda how: how[-1]
 )
 @pytest.mark.parametrize("by", ["headers", "index"])
 def test_from_what_reshard_writes(how: list[str], by: str, tmp_path: Path) -> None:
@@ -175,3 +177,16 @@ def test_text_is_an_array_without_dimensions(text: str, tmp_path: Path) -> None:
 def test_text_that_is_none_is_refused() -> None:
     with pytest.raises(DataError, match="TextInvalid: parameter t"):
         array_of(b"\xff\xff\xff\xff", "str", (1,), "t")
+
+
+def test_what_is_no_option_of_a_load_is_no_argument() -> None:
+    for name, value in (("layout", "Same"), ("file_prefix", "y")):
+        with pytest.raises(TypeError, match=f"unexpected keyword argument '{name}'"):
+            reshard.load("x", **{name: value})
+
+
+def test_the_options_of_a_load_are_those_of_its_iterator() -> None:
+    parameters = inspect.signature(reshard.iter_tensors).parameters.values()
+    assert reshard.LoadOptions.__annotations__.keys() == {p.name for p in parameters if p.kind is p.KEYWORD_ONLY}
+    defaults = {field.name: field.default for field in msgspec.structs.fields(reshard.Options)}
+    assert all(p.default == defaults[p.name] for p in parameters if p.name in defaults)

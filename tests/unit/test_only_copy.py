@@ -2,17 +2,28 @@
 
 from __future__ import annotations
 
+import json
 import shutil
-from typing import TYPE_CHECKING
+from concurrent.futures import ThreadPoolExecutor
+from threading import Barrier
+from typing import TYPE_CHECKING, Any
 
 import disk
 import pytest
 
 from reshard.cli import main
+from reshard.errors import RequestError
+from reshard.spec.keys import Encryption, Key
+from reshard.spec.request import Options, Request
+from reshard.storage.local import LocalStore
+from reshard.target.folder import JobState, TargetFolder
+from reshard.transform.run import transform_checkpoint
 
 if TYPE_CHECKING:
     from collections.abc import Callable
     from pathlib import Path
+
+    from reshard.target.standing import JobDocument
 
 MANIFEST = "reshard-manifest.json"
 
@@ -80,18 +91,99 @@ def test_what_lies_beside_a_checkpoint_is_not_replaced(
     assert (target / MANIFEST).exists()
 
 
-def test_one_checkpoint_has_one_key(made: disk.Checkpoint, tmp_path: Path, refused: Callable[..., str]) -> None:
-    keys = {}
+@pytest.fixture
+def keys(tmp_path: Path) -> dict[str, tuple[str, str]]:
+    """Options that name two keys."""
+    found = {}
     for number, name in enumerate("ab"):
         (tmp_path / name).write_bytes(bytes([number]) * 16)
-        keys[name] = ("--encryption-key-file", str(tmp_path / name))
+        found[name] = ("--encryption-key-file", str(tmp_path / name))
+    return found
+
+
+def test_one_checkpoint_has_one_key(
+    made: disk.Checkpoint, tmp_path: Path, refused: Callable[..., str], keys: dict[str, tuple[str, str]]
+) -> None:
     target = tmp_path / "t"
     assert main(made.arguments(target, *keys["a"], "--ranks", "0", "--no-commit")) == 0
     refused(78, "OtherKey", *made.arguments(target, *keys["b"], "--ranks", "1-3", "--no-commit"))
     assert main(made.arguments(target, *keys["a"])) == 0
-    refused(78, "OtherKey", *made.arguments(target, *keys["b"], "--overwrite"))
+    for command in ("plan", "transform"):
+        refused(78, "OtherKey", command, *made.arguments(target, *keys["b"], "--overwrite")[1:])
     shutil.rmtree(target)
     assert main(made.arguments(target, *keys["b"])) == 0
+
+
+def test_a_key_counts_from_the_beginning(
+    made: disk.Checkpoint, tmp_path: Path, refused: Callable[..., str], keys: dict[str, tuple[str, str]]
+) -> None:
+    """No file is finished yet that could tell it."""
+    target = tmp_path / "t"
+    assert main(["plan", *made.arguments(target, *keys["a"], "--write")[1:]]) == 0
+    refused(78, "OtherKey", *made.arguments(target, *keys["b"], "--no-commit"))
+    assert not list(target.glob("rank_*"))
+    assert main(made.arguments(target, *keys["a"])) == 0
+    assert b"keyCheck" in (target / MANIFEST).read_bytes()
+
+
+def test_of_two_that_begin_at_once_with_different_keys_one_is_refused(
+    made: disk.Checkpoint, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    target, both, usual = tmp_path / "t", Barrier(2), JobState.begin
+
+    def begin(self: JobState, *arguments: Any) -> JobDocument:
+        both.wait()  # neither has found the other's
+        return usual(self, *arguments)
+
+    monkeypatch.setattr(JobState, "begin", begin)
+
+    def run(number: int) -> str:
+        encryption, ranks = Encryption(Key(bytes([number]) * 16)), f"{number}"
+        sides = (str(made.source), str(target), str(made.source_strategy), str(made.target_strategy))
+        request = Request(*sides, options=Options(ranks=ranks), encryption=encryption)
+        try:
+            transform_checkpoint(request, commit=False)
+        except RequestError as error:
+            return error.reason
+        return "written"
+
+    with ThreadPoolExecutor(2) as pool:
+        outcomes = list(pool.map(run, range(2)))
+    assert sorted(outcomes) == ["OtherKey", "written"]
+    assert [path.name for path in target.glob("rank_*")] == [f"rank_{outcomes.index('written')}"]
+
+
+@pytest.mark.parametrize("name", ["job.json", MANIFEST])
+def test_without_a_record_of_the_key_nothing_is_added(
+    made: disk.Checkpoint, tmp_path: Path, refused: Callable[..., str], keys: dict[str, tuple[str, str]], name: str
+) -> None:
+    target = tmp_path / "t"
+    assert main(made.arguments(target, *keys["a"], "--ranks", "0", *(["--no-commit"] if name == "job.json" else []))) == 0
+    (path,) = target.rglob(name)
+    document = json.loads(path.read_text())
+    del document["keyCheck"]
+    path.write_text(json.dumps(document))
+    refused(78, "OtherKey", *made.arguments(target, *keys["a"], "--ranks", "1"))
+
+
+def test_no_kill_leaves_records_of_a_job_that_nothing_is_known_of(
+    made: disk.Checkpoint, target: Path, monkeypatch: pytest.MonkeyPatch, keys: dict[str, tuple[str, str]]
+) -> None:
+    """With another key their files would be taken for those of the same transform."""
+    assert main(made.arguments(target, *keys["a"], "--overwrite", "--no-commit")) == 0
+    (job,) = (path.parent for path in target.rglob("job.json"))
+    usual = shutil.rmtree
+
+    def killed(folder: str) -> None:
+        if folder.endswith(job.name):
+            (job / "job.json").unlink()
+            raise KeyboardInterrupt
+        usual(folder)
+
+    monkeypatch.setattr("reshard.storage.local.shutil.rmtree", killed)
+    with pytest.raises(KeyboardInterrupt):
+        TargetFolder(LocalStore(target), 0o640).forget_jobs()
+    assert not list(job.rglob("rank_*.json"))
 
 
 def test_an_index_of_encrypted_files_asks_for_their_key(

@@ -14,7 +14,7 @@ from pretend_cluster import CONFIG, PLAN, resource
 
 from reshard.spec.resource import parse_spec
 from reshard_operator import jobs
-from reshard_operator.observation import PlanMessage, Transform
+from reshard_operator.observation import PlanMessage, Transform, job_name
 
 PLANNED = msgspec.convert(PLAN, PlanMessage)
 
@@ -35,7 +35,7 @@ def variables(job: dict[str, Any]) -> dict[str, str]:
 @given(st.from_regex(r"[a-z0-9]([-a-z0-9.]{0,251}[a-z0-9])?", fullmatch=True), st.integers(1, 1000))
 def test_names_leave_room_for_the_names_of_pods(name: str, attempt: int) -> None:
     for step in ("plan", "ranks", "commit"):
-        made = jobs.job_name(name, "0123456789", step, attempt)
+        made = job_name(name, "0123456789", step, attempt)
         assert "." not in made
         assert len(f"{made}-16383") <= 63
 

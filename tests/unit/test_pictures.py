@@ -30,7 +30,7 @@ SVG = "{http://www.w3.org/2000/svg}"
 HOSTILE = "a</title><script>\x00\x1b[2J\u202e\ud800&\"'\uffff" + "x" * 5000
 
 
-@settings(max_examples=100, deadline=None, suppress_health_check=list(HealthCheck))
+@settings(max_examples=100, suppress_health_check=list(HealthCheck))
 @given(models.models(24), st.integers(1, 9), st.data())
 def test_the_bytes_between_ranks_are_those_of_the_plans(model: models.Model, most: int, data: st.DataObject) -> None:
     planner = job(model, "safetensors", "safetensors")[0].planner
@@ -39,7 +39,7 @@ def test_the_bytes_between_ranks_are_those_of_the_plans(model: models.Model, mos
     flow = traffic(planner, ranks, most)
     for column, group in enumerate(flow.target.groups):
         for tensor in (tensor for rank in group for tensor in planner.plan(rank).tensors):
-            for source, part in zip(tensor.ranks, tensor.geometry.parts, strict=True):
+            for source, part in zip(tensor.ranks, tensor.geometry.overlaps, strict=True):
                 row = next(i for i, found in enumerate(flow.source.groups) if source in found)
                 expected[row, column] += part.target.size * DTYPES[tensor.parameter.dtype].itemsize
     assert dict(flow.nbytes) == {pair: nbytes for pair, nbytes in expected.items() if nbytes}
@@ -48,7 +48,7 @@ def test_the_bytes_between_ranks_are_those_of_the_plans(model: models.Model, mos
     assert sum(flow.by_source) == sum(flow.by_target) == sum(expected.values())
 
 
-@settings(max_examples=100, deadline=None, suppress_health_check=list(HealthCheck))
+@settings(max_examples=100, suppress_health_check=list(HealthCheck))
 @given(models.models(24), st.integers(1, 5))
 def test_a_drawn_cell_names_the_ranks_that_hold_it(model: models.Model, most: int) -> None:
     made = job(model, "safetensors", "safetensors")[0].model

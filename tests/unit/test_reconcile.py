@@ -9,9 +9,9 @@ from typing import Any
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from pretend_cluster import COMMIT, CONFIG, PLAN, PretendCluster, conditions, ready, resource
+from pretend_cluster import COMMIT, CONFIG, PLAN, PretendCluster, conditions, older, ready, resource
 
-from reshard_operator.cluster import holds_target
+from reshard_operator.jobs import holds_target
 from reshard_operator.observation import Job, Transform
 from reshard_operator.reconcile import Create, Patch, reconcile, refused
 from reshard_operator.status import REASONS, only_counts_differ
@@ -237,11 +237,12 @@ def test_its_jobs_are_named() -> None:
 
 
 def test_another_transform_with_the_same_target_is_waited_for() -> None:
-    cluster = PretendCluster(rivals=("CheckpointTransform other (Job x)",))
+    other = older()
+    cluster = PretendCluster(others=list(other.jobs.values()))
     cluster.settle()
     assert (cluster.created, cluster.status["phase"], ready(cluster)["reason"]) == ([], "Pending", "TargetBusy")
-    assert "other" in ready(cluster)["message"]
-    cluster.rivals = ()
+    assert other.created[0] in ready(cluster)["message"]
+    cluster.others.clear()
     cluster.settle()
     assert cluster.status["phase"] == "Complete"
 
@@ -340,7 +341,7 @@ def test_only_counts_may_wait() -> None:
 MOMENTS = ["work", "lost", "advance", "twice", "suspend", "resume", "parallel", "attempt", "refuse", "newer CRD", "older CRD"]
 
 
-@settings(deadline=None, max_examples=300)
+@settings(max_examples=300)
 @given(moments=st.lists(st.sampled_from(MOMENTS), max_size=60), fails=st.booleans(), index=st.booleans())
 def test_any_order_repetition_or_loss_ends_in_the_same_state(*, moments: list[str], fails: bool, index: bool) -> None:
     """`lost`: the operator is killed between its actions and its status; `twice`: two replicas decide from one observation."""

@@ -2,16 +2,22 @@
 
 from __future__ import annotations
 
+import json
 import re
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from pipelines import Pipeline, pipeline, write
 
+from reshard.cli import main
 from reshard.errors import MissingInputError, RequestError, UsageError
 from reshard.plan.rename import renamed, unmatched
 from reshard.spec.request import Options, RenameRule
+
+if TYPE_CHECKING:
+    from pathlib import Path
 
 NAMES = ("a.w", "a.b", "a.w.w", "c")
 
@@ -55,7 +61,7 @@ def test_a_name_that_is_not_there_is_an_error_and_a_pattern_is_told() -> None:
     with pytest.raises(MissingInputError, match="RenamedMissing: parameter nobody"):
         renamed(NAMES, [by_name("nobody", "x")])
     rules = [by_pattern("a.*", "b.*"), by_pattern("nobody.*", "b.*")]
-    assert unmatched(NAMES, rules) == ("nobody.*",)
+    assert unmatched(NAMES, rules) == (rules[1],)
 
 
 @given(st.text("ab*", min_size=1, max_size=8), st.text("ab", max_size=12))
@@ -96,3 +102,48 @@ def test_one_name_has_one_rule() -> None:
     assert Options(rename=(by_name("a", "b"), by_name("a", "b")))
     with pytest.raises(UsageError, match="'a' would be called both 'b' and 'c'"):
         Options(rename=(by_name("a", "b"), by_name("a", "c")))
+
+
+@pytest.fixture
+def made(tmp_path: Path) -> Pipeline:
+    """A pipeline of two stages, of which both hold `step`, and one each `w0` and `w1`."""
+    return write(tmp_path / "made", pipeline())
+
+
+IN_ONE_STAGE_EACH = ("--rename", "w0=first", "--rename-pattern", "*.w1=*.last")
+NOTE = "note: no parameter's name matches nobody.*"
+
+
+@pytest.mark.parametrize("order", [(0, 1), (1, 0)])
+def test_the_last_part_tells_of_a_pattern_that_matches_in_none(
+    made: Pipeline, tmp_path: Path, capsys: pytest.CaptureFixture[str], order: tuple[int, int]
+) -> None:
+    rules = (*IN_ONE_STAGE_EACH, "--rename-pattern", "nobody.*=x.*")
+    assert made.run(order[0], tmp_path / "t", *rules, whole=True) == 0
+    assert "matches" not in capsys.readouterr().err
+    assert made.run(order[1], tmp_path / "t", *rules, whole=True) == 0
+    said = capsys.readouterr().err
+    assert [line for line in said.splitlines() if "matches" in line] == [NOTE]
+    document = json.loads((tmp_path / "t" / "reshard-manifest.json").read_text())
+    assert [part["unmatched"] for part in document["parts"]] == [[{"to": "x.*", "pattern": "nobody.*"}]] * 2
+
+
+def test_the_commit_of_all_parts_tells_it_too(made: Pipeline, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    rules = (*IN_ONE_STAGE_EACH, "--rename-pattern", "nobody.*=x.*")
+    for stage in (0, 1):
+        assert made.run(stage, tmp_path / "t", *rules, "--no-commit", whole=True) == 0
+    assert main(["commit", str(tmp_path / "t")]) == 0
+    assert NOTE in capsys.readouterr().err.splitlines()
+
+
+def test_a_name_that_no_part_holds_is_an_error_of_the_last(
+    made: Pipeline, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    rules = (*IN_ONE_STAGE_EACH, "--rename", "nobody=x")
+    assert made.run(0, tmp_path / "t", *rules, whole=True) == 0
+    assert made.run(1, tmp_path / "t", *rules, whole=True) == MissingInputError.exit_code
+    assert "RenamedMissing: parameter nobody: it is to be renamed, but none of the 2 parts holds it" in capsys.readouterr().err
+    assert not (tmp_path / "t" / "reshard-manifest.json").exists()
+    for stage in (0, 1):
+        assert made.run(stage, tmp_path / "t", *IN_ONE_STAGE_EACH, "--overwrite", whole=True) == 0
+    assert (tmp_path / "t" / "reshard-manifest.json").exists()

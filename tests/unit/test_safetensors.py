@@ -6,15 +6,16 @@ import json
 import struct
 import tracemalloc
 import zlib
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
 import ml_dtypes
 import numpy as np
+import parsing
 import pytest
 import rawfiles
 from hypothesis import given
 from hypothesis import strategies as st
-from memory_store import MemoryReader
 
 from reshard import checkpoint
 from reshard.checkpoint import OutputTensor, safetensors
@@ -35,22 +36,9 @@ TENSORS = {
 METADATA = {"format": "ms"}
 EMPTY = b'{"dtype":"I8","shape":[0],"data_offsets":[0,0]}'
 CONTENT = rawfiles.safetensors(TENSORS, METADATA)
-
-
-def reader(content: bytes) -> MemoryReader:
-    return MemoryReader("rank_0/a.safetensors", content)
-
-
-def contents(content: bytes) -> dict[str, tuple[str, tuple[int, ...], bytes]]:
-    structure = safetensors.index(reader(content)).structure
-    return {t.name: (t.dtype, t.shape, b"".join(content[a : a + n] for a, n in t.extents)) for t in structure.tensors}
-
-
-def refused(content: bytes) -> DataError:
-    with pytest.raises(DataError) as caught:
-        safetensors.index(reader(content))
-    assert "\n" not in str(caught.value)
-    return caught.value
+reader = partial(parsing.reader, "safetensors")
+contents = partial(parsing.contents, "safetensors")
+refused = partial(parsing.refused_file, "safetensors")
 
 
 def file(header: Any, data: bytes = b"") -> bytes:
@@ -75,7 +63,7 @@ def written(tensors: dict[str, np.ndarray], metadata: dict[str, str], crc: int |
 
 def test_it_finds_what_the_library_wrote() -> None:
     assert contents(CONTENT) == {n: (rawfiles.TYPE_NAMES[a.dtype], a.shape, a.tobytes()) for n, a in TENSORS.items()}
-    assert safetensors.index(reader(CONTENT)).structure.metadata == METADATA
+    assert safetensors.read_header(reader(CONTENT)).structure.metadata == METADATA
 
 
 def test_what_it_writes_is_what_the_library_writes() -> None:
@@ -85,16 +73,16 @@ def test_what_it_writes_is_what_the_library_writes() -> None:
 
 def test_equal_headers_share_their_structure() -> None:
     seen: dict[bytes, Structure] = {}
-    first = safetensors.index(reader(CONTENT), seen)
-    assert safetensors.index(reader(CONTENT), seen).structure is first.structure
+    first = safetensors.read_header(reader(CONTENT), seen)
+    assert safetensors.read_header(reader(CONTENT), seen).structure is first.structure
     assert refused(CONTENT[:-1]).reason == "Truncated"
     with pytest.raises(DataError, match="Truncated"):
-        safetensors.index(reader(CONTENT[:-1]), seen)
+        safetensors.read_header(reader(CONTENT[:-1]), seen)
 
 
 def test_int4_is_told_by_the_metadata() -> None:
     content = rawfiles.safetensors({"q": np.arange(4, dtype=np.int8)}, METADATA | {"q": "Int4"})
-    found = safetensors.index(reader(content)).structure
+    found = safetensors.read_header(reader(content)).structure
     assert found.metadata == METADATA
     assert found.tensors[0].dtype == "Int4"
     again = b"".join(p for p in safetensors.pieces([OutputTensor("q", "Int4", (4,), 4)], METADATA, None) if isinstance(p, bytes))
@@ -113,7 +101,7 @@ def test_the_crc_is_over_names_and_contents_by_name() -> None:
         content = bytes(int(TENSORS[name])) if name == "step" else TENSORS[name].tobytes()  # as many zeros as its value
         crc = zlib.crc32(content, zlib.crc32(name.encode(), crc))
     content = written(TENSORS, METADATA, crc)
-    found = safetensors.index(reader(content))
+    found = safetensors.read_header(reader(content))
     assert found.crc == crc
     assert found.structure.metadata == METADATA
     checkpoint.check_crc(reader(content), found)
@@ -206,7 +194,7 @@ def test_no_damage_gets_through_as_anything_but_an_error(data: st.DataObject) ->
         at = data.draw(st.integers(0, len(content) - 1))
         content[at : at + data.draw(st.integers(0, 3))] = data.draw(st.binary(max_size=4))
     try:
-        found = safetensors.index(reader(bytes(content)))
+        found = safetensors.read_header(reader(bytes(content)))
     except DataError:
         return
     for tensor in found.structure.tensors:

@@ -16,8 +16,8 @@ from reshard.spec.access import Access, Accesses
 from reshard.spec.ranks import format_ranks, parse_ranks
 from reshard.spec.request import Options, RenameRule, Request
 from reshard.spec.resource import TransformSpec, Volume, mounts, parse_resource, parse_spec, request_here, request_of_pod
-from reshard.target.folder import JobDocument
 from reshard.target.lock import Holder
+from reshard.target.standing import JobDocument
 
 RESOURCE = {
     "apiVersion": "reshard.dev/v1alpha1",
@@ -130,9 +130,6 @@ def test_defaults_of_the_resource_are_those_of_the_library() -> None:
         (("parameters", "rename"), [{"from": "a", "to": None}], "rename"),
         (("parameters", "rename"), [{"from": "a", "too": "b"}], "spec.parameters.rename[0]"),
         (("parameters", "rename"), [{"pattern": "a*", "to": "b"}], "another number of stars"),
-        (("target", "partSizeBytes"), 1 << 20, "`partSizeBytes` and `huggingFaceIndex` go with `layout: Unified`"),
-        (("target", "huggingFaceIndex"), True, "go with `layout: Unified`"),
-        (("target", "layout"), "Unified", "which no `strategy` cuts"),
         (("target", "encryption"), {"mode": "AES-GCM"}, "secretKeyRef"),
         (("target", "encryption"), {"secretKeyRef": {"name": "k", "key": "a"}, "mode": "ROT13"}, "spec.target.encryption.mode"),
         (("source", "decryption"), {"secretKeyRef": {"name": "k", "key": "../a"}}, "spec.source.decryption.secretKeyRef.key"),
@@ -151,6 +148,25 @@ def test_what_is_wrong_is_named(path: tuple[str, ...], value: object, said: str)
         parse_resource(msgspec.json.encode(resource).decode(), "x.yaml")
     assert said in str(caught.value)
     assert str(caught.value).isprintable()
+
+
+@pytest.mark.parametrize(
+    ("target", "said"),
+    [
+        ({"partSizeBytes": 3 << 30}, "part_size_bytes: only unified files"),  # even where it says what is the default
+        ({"huggingFaceIndex": True}, "hugging_face_index: only unified files"),
+        ({"layout": "Unified", "strategy": None}, "format: unified files are safetensors"),
+        ({"layout": "Unified", "format": "Source"}, "target strategy: unified files hold whole parameters"),
+    ],
+)
+def test_what_contradicts_the_layout_is_refused(target: dict[str, Any], said: str) -> None:
+    resource = msgspec.json.decode(msgspec.json.encode(RESOURCE))
+    resource["spec"]["target"] |= target
+    spec = parse_resource(yaml.safe_dump(resource), "x.yaml")
+    with pytest.raises(UsageError, match=said):
+        here(spec, a="/a", b="/b")
+    with pytest.raises(UsageError, match=said):
+        request_of_pod(spec)
 
 
 def test_a_claim_without_a_folder_says_what_to_add() -> None:

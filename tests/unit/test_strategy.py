@@ -11,8 +11,8 @@ from google.protobuf import descriptor_pb2, descriptor_pool, message_factory
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from models import cuts
+from parsing import refused
 
-from reshard.errors import DataError
 from reshard.layout import Layout
 from reshard.strategy import Strategy, StrategyFile, dump, merge, parse
 from reshard.strategy.records import Node
@@ -130,13 +130,6 @@ def document(layouts: dict[str, Layout], stage: int = 0, **fields: Any) -> bytes
     ).encode()
 
 
-def refused(act: Callable[[], object]) -> DataError:
-    with pytest.raises(DataError) as caught:
-        act()
-    assert "\n" not in str(caught.value)
-    return caught.value
-
-
 @pytest.mark.parametrize("nested", [False, True])
 def test_it_reads_what_mindspore_writes(*, nested: bool) -> None:
     layouts = {"a": ROWS, "b.0-1": BOTH, "é中\n\x00😀": SHARD, "": WHOLE}
@@ -219,7 +212,7 @@ def strategy_files(draw: Callable[..., Any]) -> StrategyFile:
     return StrategyFile("x", {stage: layouts() for stage in stages}, tuple(nodes) if draw(st.booleans()) else ())
 
 
-@settings(max_examples=150, deadline=None)
+@settings(max_examples=150)
 @given(strategy_files())
 def test_whatever_is_dumped_is_read_again_in_both_forms(file: StrategyFile) -> None:
     for first, second in (("protobuf", "json"), ("json", "protobuf")):

@@ -9,27 +9,28 @@ import shutil
 from typing import TYPE_CHECKING, Any
 
 import disk
+import msgspec
 import numpy as np
 import pytest
 import rawfiles
+from killing import killed_after
 
 import reshard
 from reshard.checkpoint.manifest import MANIFEST_NAME
 from reshard.cli import main
 from reshard.errors import DataError, LockedError, MissingInputError, RequestError, UsageError
 from reshard.mindspore import transform_checkpoint_by_rank
+from reshard.progress import Silent
 from reshard.spec.request import Options, Request
 from reshard.storage.local import LocalStore
 from reshard.target.folder import LOCK, JobState, TargetFolder
-from reshard.target.lock import locked, writer_is_gone, writer_name
+from reshard.target.lock import locked
 from reshard.transform.commit import finish_interrupted
-from reshard.transform.complete import commit_checkpoint
+from reshard.transform.complete import commit_checkpoint, commit_if_complete
 from reshard.transform.run import transform_checkpoint
 
 if TYPE_CHECKING:
     from pathlib import Path
-
-    from reshard.checkpoint.manifest import FileRecord
 
 
 @pytest.fixture
@@ -72,6 +73,39 @@ def test_a_commit_needs_all_ranks(made: disk.Checkpoint, target: Path, capsys: p
     assert main(["commit", str(target)]) == 0
     assert listed(target) == list(range(6))
     assert right(made, target)
+
+
+def test_a_checkpoint_is_complete_when_all_ranks_are_there_and_nobody_writes(made: disk.Checkpoint, target: Path) -> None:
+    request = Request(str(made.source), str(target), str(made.source_strategy), str(made.target_strategy))
+    digest = ""
+    for ranks in ("0-2", "3-5"):
+        assert digest == "" or commit_if_complete(str(target), digest) is None
+        some = msgspec.structs.replace(request, options=Options(ranks=ranks))
+        digest = transform_checkpoint(some, commit=False).digest
+    with locked(LocalStore(str(target)), LOCK, owner=f"job-{digest}", mode=0o640):
+        assert commit_if_complete(str(target), digest) is None
+    for _ in range(2):
+        manifest = commit_if_complete(str(target), digest)
+        assert manifest is not None
+        assert manifest.ranks == "0-5"
+    assert right(made, target)
+
+
+def test_a_program_sees_how_far_a_verification_is(made: disk.Checkpoint, target: Path) -> None:
+    phases: list[tuple[str, int, str]] = []
+    done: list[int] = []
+
+    class Told(Silent):
+        def begin(self, what: str, total: int, unit: str) -> None:
+            phases.append((what, total, unit))
+
+        def advance(self, count: int) -> None:
+            done.append(count)
+
+    assert run(made, target) == 0
+    manifest = reshard.verify_checkpoint(str(target), workers=1, progress=Told())
+    assert phases == [("Verifying", sum(done), "bytes")]
+    assert sum(done) == manifest.nbytes
 
 
 def test_a_commit_of_named_ranks(made: disk.Checkpoint, target: Path) -> None:
@@ -128,36 +162,27 @@ def test_a_damaged_file_is_written_again_with_overwrite(made: disk.Checkpoint, t
     assert right(made, target)
 
 
-def interrupted(monkeypatch: pytest.MonkeyPatch, made: disk.Checkpoint, target: Path, after: int) -> None:
+def interrupted(made: disk.Checkpoint, target: Path, after: int) -> None:
     """A replacement whose process is killed after it has published some files."""
-    usual, published = JobState.publish, []
-
-    def publish(self: JobState, record: FileRecord) -> None:
-        if len(published) == after:
-            raise KeyboardInterrupt
-        published.append(record)
-        usual(self, record)
-
-    with monkeypatch.context() as patch:
-        patch.setattr(JobState, "publish", publish)
+    with killed_after(after):
         assert run(made, target, "--overwrite") == 130
 
 
 def test_an_interrupted_replacement_is_finished_by_whoever_comes_next(
-    made: disk.Checkpoint, other: disk.Checkpoint, target: Path, monkeypatch: pytest.MonkeyPatch
+    made: disk.Checkpoint, other: disk.Checkpoint, target: Path
 ) -> None:
     assert run(made, target, "--no-commit") == 0
-    interrupted(monkeypatch, other, target, after=3)
+    interrupted(other, target, after=3)
     assert not (target / MANIFEST_NAME).exists()
     assert run(made, target) == 78  # by now there is another checkpoint, whole
     assert right(other, target)
 
 
 def test_an_unfinished_checkpoint_is_no_source(
-    made: disk.Checkpoint, other: disk.Checkpoint, target: Path, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+    made: disk.Checkpoint, other: disk.Checkpoint, target: Path, tmp_path: Path
 ) -> None:
     assert run(made, target) == 0
-    interrupted(monkeypatch, other, target, after=3)
+    interrupted(other, target, after=3)
     again = ["transform", "--source", str(target), "--source-strategy", str(made.target_strategy)]
     assert main([*again, "--target", str(tmp_path / "next")]) == 66
     assert main(["inspect", str(target)]) == 66
@@ -246,10 +271,10 @@ def test_one_rank_is_made_of_files_in_one_place(files: dict[int, str], tmp_path:
         {"format": "ckpt"},
         {"unplaced": "keep"},
         {"verification": "full"},
-        {"prefix": "../../x_"},
-        {"prefix": ".hidden_"},
-        {"prefix": "net-3_"},
-        {"prefix": "é" * 100},
+        {"file_prefix": "../../x_"},
+        {"file_prefix": ".hidden_"},
+        {"file_prefix": "net-3_"},
+        {"file_prefix": "é" * 100},
         {"file_mode": 0o7777},
         {"step": "7"},
     ],
@@ -263,67 +288,6 @@ def test_paths_may_be_paths(made: disk.Checkpoint, target: Path) -> None:
     assert Request(source=made.source, target=target).source == str(made.source)
     with pytest.raises(UsageError, match="source"):
         Request(source=None, target="x")
-
-
-def test_a_shared_lock_is_kept_as_long_as_one_of_its_holders_lives(target: Path) -> None:
-    """The first of them, whom the lock names, may have gone before."""
-    target.mkdir()
-    store = LocalStore(target)
-    first = locked(store, LOCK, owner="job", mode=0o640)
-    first.__enter__()
-    with locked(store, LOCK, owner="job", mode=0o640):
-        first.__exit__(None, None, None)
-        with pytest.raises(LockedError, match="TargetLocked"), locked(store, LOCK, owner=None, mode=0o640):
-            pass
-    with locked(store, LOCK, owner=None, mode=0o640):
-        pass
-    assert [path.name for path in (target / ".reshard").iterdir()] == []
-
-
-def test_a_shared_lock_whose_holders_were_killed_is_taken_over(target: Path) -> None:
-    target.mkdir()
-    store = LocalStore(target)
-    held = locked(store, LOCK, owner="job", mode=0o640)
-    held.__enter__()
-    sharer = next((target / ".reshard").glob("*.sharer"))
-    sharer.rename(sharer.with_name(sharer.name.replace(f"-{os.getpid()}.", f"-{2**22 - 1}.")))
-    with locked(store, LOCK, owner=None, mode=0o640):
-        pass
-
-
-def test_a_lock_with_a_time_in_the_future_lapses(target: Path) -> None:
-    target.mkdir()
-    store = LocalStore(target)
-    content = {"owner": "x", "host": "elsewhere", "pid": 1, "boot": "b", "shared": False}
-    store.write(LOCK, json.dumps(content).encode(), mode=0o640)
-    with pytest.raises(LockedError), locked(store, LOCK, owner=None, mode=0o640):
-        pass
-    os.utime(target / LOCK, (2**33, 2**33))
-    with locked(store, LOCK, owner=None, mode=0o640):
-        pass
-
-
-def test_who_has_lost_the_lock_writes_nothing_and_releases_nothing(target: Path) -> None:
-    target.mkdir()
-    store = LocalStore(target)
-    with locked(store, LOCK, owner="first", mode=0o640) as lock:
-        lock.check()
-        store.write(LOCK, b'{"owner": "second", "host": "h", "pid": 1, "boot": ""}', mode=0o640)
-        with pytest.raises(LockedError, match="LockLost"):
-            lock.check()
-    assert "second" in (target / LOCK).read_text()
-
-
-def test_temporaries_of_the_living_stay(tmp_path: Path) -> None:
-    store = LocalStore(tmp_path)
-    (tmp_path / "t").write_bytes(b"")
-    machine = writer_name().rpartition("-")[0]
-    assert not writer_is_gone(store, writer_name(), "t")
-    assert not writer_is_gone(store, f"{machine}-1", "t")
-    assert writer_is_gone(store, f"{machine}-{2**22 - 1}", "t")
-    assert not writer_is_gone(store, "othermachine-1", "t")
-    os.utime(tmp_path / "t", (1, 1))
-    assert writer_is_gone(store, "othermachine-1", "t")
 
 
 def test_what_is_gone_of_a_begun_job_is_made_again(made: disk.Checkpoint, target: Path) -> None:
@@ -373,15 +337,6 @@ def test_who_loses_the_lock_while_writing_puts_nothing_into_place(
     assert not list(target.glob("rank_*/*"))
 
 
-def test_a_shared_lock_that_a_leaving_one_gave_back_is_taken_again(target: Path) -> None:
-    target.mkdir()
-    store = LocalStore(target)
-    with locked(store, LOCK, owner="job", mode=0o640) as lock:
-        store.delete(LOCK)
-        lock.check()
-        assert (target / LOCK).exists()
-
-
 def test_who_wakes_after_another_has_finished_puts_nothing_into_place(
     made: disk.Checkpoint, other: disk.Checkpoint, target: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -408,6 +363,7 @@ def test_the_plan_of_one_file_is_not_that_of_the_file_beside_it(tmp_path: Path) 
         (tmp_path / f"{name}.ckpt").write_bytes(content)
     target = ["--target", str(tmp_path / "target")]
     assert main(["plan", "--source", str(tmp_path / "a.ckpt"), *target, "--write"]) == 0
-    assert main(["transform", "--source", str(tmp_path / "b.ckpt"), *target, "--no-commit"]) in {0, 78}
-    written = tmp_path / "target" / "rank_0" / "checkpoint_0.ckpt"
-    assert not written.exists() or b"bbbb" in written.read_bytes()
+    assert main(["transform", "--source", str(tmp_path / "b.ckpt"), *target]) == 78
+    assert not (tmp_path / "target" / "rank_0").exists()
+    assert main(["transform", "--source", str(tmp_path / "b.ckpt"), *target, "--overwrite"]) == 0
+    assert b"bbbb" in rank_file(tmp_path / "target", 0).read_bytes()

@@ -54,7 +54,7 @@ def source(tmp_path: Path) -> disk.Checkpoint:
 
 
 def unify(made: disk.Checkpoint, target: Path, **options: Any) -> Result:
-    options = {"part_bytes": 1024} | options
+    options = {"part_size_bytes": 1024} | options
     request = Request(made.source, target, made.source_strategy, options=Options(layout="Unified", **options))
     return transform_checkpoint(request, workers=2)
 
@@ -170,7 +170,7 @@ def test_a_missing_rank_is_an_error(source: disk.Checkpoint, tmp_path: Path) -> 
 
 
 def test_hugging_faces_index_names_every_parameter_and_its_file(source: disk.Checkpoint, tmp_path: Path) -> None:
-    unify(source, tmp_path / "u", hf_index=True)
+    unify(source, tmp_path / "u", hugging_face_index=True)
     files = contents(tmp_path / "u")
     document = json.loads((tmp_path / "u" / INDEX).read_bytes())
     assert document["weight_map"] == {name: file for file, tensors in files.items() for name in tensors}
@@ -234,7 +234,7 @@ def test_a_map_beside_rank_folders_is_no_guess(source: disk.Checkpoint, tmp_path
         unify(source, tmp_path / "again")
     assert main(["inspect", *arguments]) == 78
     cut(source.source / MAP, tmp_path / "of-map", None)
-    unify(source, tmp_path / "of-ranks", pattern="net-*")
+    unify(source, tmp_path / "of-ranks", files="net-*")
     assert contents(tmp_path / "of-ranks").keys() == contents(source.source).keys()
 
 
@@ -262,7 +262,7 @@ def test_whole_parameters_have_no_strategy(source: disk.Checkpoint, tmp_path: Pa
 
 def test_one_layout_takes_the_place_of_another(source: disk.Checkpoint, tmp_path: Path) -> None:
     target = tmp_path / "t"
-    unify(source, target, hf_index=True)
+    unify(source, target, hugging_face_index=True)
     with pytest.raises(ReshardError, match="TargetExists"):
         cut(source.source / "rank_0", target, None)
     straight = Request(
@@ -270,7 +270,7 @@ def test_one_layout_takes_the_place_of_another(source: disk.Checkpoint, tmp_path
     )
     transform_checkpoint(straight)
     assert names(target) == {MANIFEST, ".reshard", *(f"rank_{rank}" for rank in range(6))}
-    unify(source, target, overwrite="Replace", part_bytes=1 << 20)
+    unify(source, target, overwrite="Replace", part_size_bytes=1 << 20)
     assert names(target) == {MANIFEST, ".reshard", MAP, HYPER, "part0.safetensors"}
     assert main(["verify", str(target)]) == 0
     (target / MAP).write_text("{}")
@@ -293,7 +293,7 @@ def test_files_that_nobody_has_described_are_not_written_over(source: disk.Check
 def test_parts_are_written_by_several_and_completed_by_one(source: disk.Checkpoint, tmp_path: Path) -> None:
     target = tmp_path / "t"
     arguments = ["--source", source.source, "--source-strategy", source.source_strategy, "--target", target]
-    options = [*map(str, arguments), "--layout", "unified", "--part-size", "1024"]
+    options = [*map(str, arguments), "--layout", "unified", "--part-size-bytes", "1024"]
     assert main(["plan", *options, "--write"]) == 0
     assert main(["transform", *options, "--no-commit", "--ranks", "1,3-4"]) == 0
     assert main(["commit", str(target)]) == 66
@@ -320,7 +320,7 @@ def test_parts_are_few_and_even(sizes: list[int], most: int, parts: list[list[in
     assert fill(sizes, most) == parts
 
 
-@settings(max_examples=200, deadline=None)
+@settings(max_examples=200)
 @given(st.lists(st.integers(0, 50), max_size=60), st.integers(1, 60))
 def test_parts_hold_everything_once_and_no_more_than_they_may(sizes: list[int], most: int) -> None:
     parts = fill(sizes, most)
@@ -338,10 +338,10 @@ def test_nothing_is_no_checkpoint(source: disk.Checkpoint, tmp_path: Path) -> No
 @pytest.mark.parametrize(
     ("options", "said"),
     [
-        ({"part_bytes": 1 << 20}, "part_bytes.*only unified files"),
-        ({"hf_index": True}, "hf_index.*only unified files"),
-        ({"layout": "Unified", "prefix": "x_"}, "prefix.*names of their own"),
-        ({"layout": "Same", "prefix": "x_"}, "prefix.*names of their own"),
+        ({"part_size_bytes": 1 << 20}, "part_size_bytes.*only unified files"),
+        ({"hugging_face_index": True}, "hugging_face_index.*only unified files"),
+        ({"layout": "Unified", "file_prefix": "x_"}, "file_prefix.*names of their own"),
+        ({"layout": "Same", "file_prefix": "x_"}, "file_prefix.*names of their own"),
         ({"layout": "Unified", "format": "Ckpt"}, "format.*safetensors"),
     ],
 )

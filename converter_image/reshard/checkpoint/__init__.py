@@ -13,7 +13,7 @@ from reshard.errors import DataError
 if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
 
-    from reshard.checkpoint.inventory import Format, Index, RangeReader, Structure
+    from reshard.checkpoint.inventory import Format, Header, RangeReader, Structure
 
 __all__ = [
     "OutputTensor",
@@ -25,8 +25,8 @@ __all__ = [
     "crc_trailer",
     "file_size",
     "format_of",
-    "index",
     "pieces",
+    "read_header",
 ]
 
 
@@ -39,46 +39,46 @@ def format_of(path: str) -> Format | None:
     return None
 
 
-def index(reader: RangeReader, seen: dict[bytes, Structure] | None = None) -> Index:
-    """What a file holds and where, from its headers.
+def read_header(reader: RangeReader, seen: dict[bytes, Structure] | None = None) -> Header:
+    """What a file holds and where.
 
     Args:
         reader: the file; its name says its format.
-        seen: structures of files that were indexed before, to share them. Added to.
+        seen: structures of files that were read before, to share them. Added to.
 
     Raises:
         DataError: it is damaged or of no known format.
     """
     match format_of(reader.name):
         case "ckpt":
-            return ckpt.index(reader)
+            return ckpt.read_header(reader)
         case "safetensors":
-            return safetensors.index(reader, seen)
+            return safetensors.read_header(reader, seen)
         case None:
             raise DataError("UnknownFormat", "the name ends neither in .ckpt nor in .safetensors", where=reader.name)
 
 
-def check_crc(reader: RangeReader, found: Index) -> None:
+def check_crc(reader: RangeReader, header: Header) -> None:
     """Read a whole file and compare it with the CRC32 that it carries, if it does.
 
     Raises:
         DataError: they differ.
     """
-    if found.crc is None:
+    if header.crc is None:
         return
-    crc = ckpt.crc_of(reader) if found.structure.format == "ckpt" else safetensors.crc_of(reader, found.structure)
-    if crc != found.crc:
+    crc = ckpt.crc_of(reader) if header.structure.format == "ckpt" else safetensors.crc_of(reader, header.structure)
+    if crc != header.crc:
         raise DataError(
             "CrcMismatch",
-            f"its content has the CRC32 {crc:#010x}, it was saved with {found.crc:#010x}",
+            f"its content has the CRC32 {crc:#010x}, it was saved with {header.crc:#010x}",
             where=reader.name,
             fix="the file is damaged; restore it",
         )
 
 
-def crc_reads(size: int, found: Index) -> Iterator[tuple[int, int]]:
+def crc_reads(size: int, header: Header) -> Iterator[tuple[int, int]]:
     """What `check_crc` reads of a file of this length, as (offset, length), in its order."""
-    return ckpt.crc_reads(size) if found.structure.format == "ckpt" else safetensors.crc_reads(found.structure)
+    return ckpt.crc_reads(size) if header.structure.format == "ckpt" else safetensors.crc_reads(header.structure)
 
 
 def can_hold(output: Format, dtype: str, shape: tuple[int, ...]) -> bool:
@@ -107,7 +107,7 @@ def pieces(
     Args:
         output: the format.
         tensors: what it holds, in content order.
-        metadata: of a safetensors file.
+        metadata: what the header of a safetensors file says beside its tensors.
         crc: what a safetensors file says of its content; a `.ckpt` says it at the end, see `crc_trailer`.
 
     Raises:
@@ -122,7 +122,7 @@ def file_size(output: Format, tensors: Sequence[OutputTensor], metadata: dict[st
     Args:
         output: the format.
         tensors: what it holds, in content order.
-        metadata: of a safetensors file.
+        metadata: what the header of a safetensors file says beside its tensors.
         crc: whether it has one.
 
     Raises:

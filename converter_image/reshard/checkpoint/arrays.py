@@ -50,8 +50,8 @@ def array_of(content: Array | bytearray | bytes | memoryview, dtype: str, shape:
     Args:
         content: as many bytes as the shape says, contiguous and row-major; the array can be written to if they can.
         dtype: a checkpoint's type.
-        shape: in elements; of text its number of UTF-32 characters.
-        name: of the parameter, for messages.
+        shape: lengths in elements; of text its number of UTF-32 characters.
+        name: the name of the parameter, for messages.
 
     Raises:
         DataError: text that is none.

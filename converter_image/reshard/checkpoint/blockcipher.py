@@ -6,6 +6,8 @@ in CBC what is needed besides the bytes themselves, rounded to 16, is the 16 bef
 
 from __future__ import annotations
 
+import hmac
+import os
 import struct
 from typing import TYPE_CHECKING, Any, Protocol
 
@@ -14,7 +16,7 @@ from reshard.spec.keys import KEY_BYTES
 if TYPE_CHECKING:
     from collections.abc import Iterable
 
-    from reshard.spec.keys import Encryption, Mode
+    from reshard.spec.keys import Mode
 
 MAGIC: dict[int, Mode] = {0x7F3A5ED8: "AES-GCM", 0x7F3A5ED9: "AES-CBC", 0x7F3A5EDA: "SM4-CBC"}
 IV_BYTES = 16
@@ -22,6 +24,7 @@ _UNIT = 16  # both ciphers' own block
 _NONCE_BYTES = 12  # of GCM, the first of its IV
 _TAG_BYTES = 16
 _FIRST_COUNTER = 2
+_CHECK_BYTES = 16  # of a key check's random bytes, and of their digest
 
 
 def mode_of(beginning: bytes) -> Mode | None:
@@ -33,7 +36,7 @@ class BlockCipher(Protocol):
     """A mode with a key. All lengths and positions are in bytes, and count from a block's first.
 
     Attributes:
-        mode: which.
+        mode: the name of the mode.
         tag_bytes: length of what tells that a block is authentic; 0 where nothing does.
         tail_bytes: how much of the end of a block's ciphertext says how long its plaintext is.
     """
@@ -57,6 +60,15 @@ class BlockCipher(Protocol):
         Each piece but the last has a multiple of 32 bytes.
         """
 
+    def key_check(self) -> bytes:
+        """What tells other keys from this one, and nothing of it: random bytes, and their digest under the key.
+
+        Whoever has it can try keys, as whoever has an encrypted file can; of random keys there are too many for that.
+        """
+
+    def has_key_of(self, key_check: bytes) -> bool:
+        """Whether that was made with this key."""
+
     def is_authentic(self, iv: bytes, tag: bytes, pieces: Iterable[bytes]) -> bool:
         """Whether a whole ciphertext has this tag."""
 
@@ -67,13 +79,8 @@ class BlockCipher(Protocol):
         """What is left of the ciphertext of so much plaintext; and its tag."""
 
 
-def cipher_of(encryption: Encryption) -> BlockCipher:
-    """The cipher with its key.
-
-    Raises:
-        ReshardError: the key cannot be read, or is of no right length.
-    """
-    mode, key = encryption.mode, encryption.key.read(encryption.mode)
+def cipher_of(mode: Mode, key: bytes) -> BlockCipher:
+    """The cipher with a key of a right length."""
     return _Gcm(mode, key) if mode == "AES-GCM" else _Cbc(mode, key)
 
 
@@ -87,9 +94,20 @@ class _Cipher:
         self._modes = ciphers.modes
         self._algorithm = ciphers.algorithms.SM4(key) if mode == "SM4-CBC" else ciphers.algorithms.AES(key)
         self._cipher = ciphers.Cipher
+        self._key = key
 
     def __repr__(self) -> str:
         return f"{type(self).__name__}({self.mode})"
+
+    def key_check(self) -> bytes:
+        salt = os.urandom(_CHECK_BYTES)
+        return salt + self._digest(salt)
+
+    def has_key_of(self, key_check: bytes) -> bool:
+        return hmac.compare_digest(key_check[_CHECK_BYTES:], self._digest(key_check[:_CHECK_BYTES]))
+
+    def _digest(self, salt: bytes) -> bytes:
+        return hmac.digest(self._key, b"reshard key check" + salt, "sha256")[:_CHECK_BYTES]
 
 
 class _Gcm(_Cipher):

@@ -1,6 +1,6 @@
 """MindSpore's `.ckpt`: concatenated protobuf messages `Checkpoint{Value{tag, TensorProto{dims, tensor_type, tensor_content}}}`.
 
-Contents are length-delimited, so a file is indexed by hopping over them. (mindspore/ccsrc/utils/checkpoint.proto,
+Contents are length-delimited, so its header is read by hopping over them. (mindspore/ccsrc/utils/checkpoint.proto,
 mindspore/train/serialization.py)
 """
 
@@ -14,7 +14,7 @@ from zlib_ng import zlib_ng
 
 from reshard.checkpoint.blockcipher import mode_of
 from reshard.checkpoint.dtypes import DTYPES, STRING
-from reshard.checkpoint.inventory import Index, Structure, TensorEntry
+from reshard.checkpoint.inventory import Header, Structure, TensorEntry
 from reshard.checkpoint.output import OutputTensor, Span
 from reshard.errors import DataError
 
@@ -42,8 +42,8 @@ _WINDOW = 8 << 10
 _BLOCK = 1 << 20
 
 
-def index(reader: RangeReader) -> Index:
-    """Index a file, reading little but the heads of its messages.
+def read_header(reader: RangeReader) -> Header:
+    """What a file holds and where, reading little but the heads of its messages.
 
     One of no bytes holds no parameter: MindSpore saves it on a rank to which none fell when redundancy was removed.
 
@@ -74,7 +74,7 @@ def index(reader: RangeReader) -> Index:
             raise _damaged(reader, f"it holds more than {MAX_TENSORS} tensors", reason="TooManyTensors")
         names.add(name)
         tensors.append(TensorEntry(name, dtype, dims, (content,)))
-    return Index(Structure("ckpt", tuple(_checked(entry, reader) for entry in tensors)), crc)
+    return Header(Structure("ckpt", tuple(_checked(entry, reader) for entry in tensors)), crc)
 
 
 def begins(reader: RangeReader, head: bytes) -> bool:
@@ -82,7 +82,7 @@ def begins(reader: RangeReader, head: bytes) -> bool:
 
     Args:
         reader: a file that is at least as long.
-        head: of its content at least as much as tells the first parameter's name, type and shape.
+        head: the beginning of its content, at least as much as tells the first parameter's name, type and shape.
     """
     if head.startswith(_CRC_MARK):
         return True

@@ -15,7 +15,7 @@ class NamedContents:
     """The CRC32 of tensors that are given one after the other, sorted by name.
 
     Attributes:
-        crc: of what was given so far.
+        crc: the CRC32 of what was given so far.
     """
 
     def __init__(self) -> None:

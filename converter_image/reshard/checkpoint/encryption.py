@@ -36,12 +36,12 @@ _CHECKED_BYTES = 256 << 10
 _HEADS = (512, ckpt.LONGEST_HEAD)
 
 
-class Blocks(msgspec.Struct, frozen=True, array_like=True, gc=False):
-    """The blocks of one file, in its order.
+class BlockTable(msgspec.Struct, frozen=True, array_like=True, gc=False):
+    """Where the blocks of one file are, in its order.
 
     Attributes:
-        lengths: of each one's plaintext, in bytes.
-        ivs: of each one, one behind the other.
+        lengths: bytes of each one's plaintext.
+        ivs: the initialization vector of each one, one behind the other.
     """
 
     lengths: tuple[int, ...]
@@ -64,7 +64,7 @@ class Blocks(msgspec.Struct, frozen=True, array_like=True, gc=False):
 
 
 # Of one file: its version, and its blocks.
-Known = tuple[str, Blocks]
+Known = tuple[str, BlockTable]
 
 
 def sealed_size(cipher: BlockCipher, size: int) -> int:
@@ -74,8 +74,8 @@ def sealed_size(cipher: BlockCipher, size: int) -> int:
     return full * (head + cipher.sealed(BLOCK_BYTES)) + (head + cipher.sealed(rest) if rest else 0)
 
 
-def index(reader: RangeReader, cipher: BlockCipher) -> Blocks:
-    """Find the blocks of a file, hopping from one to the next, and what is wrong with their padding. See `index_reads`.
+def read_table(reader: RangeReader, cipher: BlockCipher) -> BlockTable:
+    """Find the blocks of a file, hopping from one to the next, and what is wrong with their padding. See `table_reads`.
 
     Nothing is encrypted to a file of no bytes.
 
@@ -85,7 +85,7 @@ def index(reader: RangeReader, cipher: BlockCipher) -> Blocks:
     """
     head, tail = _head_of(cipher), cipher.tail_bytes
     if not reader.size:
-        return Blocks((), b"")
+        return BlockTable((), b"")
     found = reader.read(0, min(head.size, reader.size))
     _check_mode(reader, mode_of(found), cipher)
     lengths: list[int] = []
@@ -96,7 +96,7 @@ def index(reader: RangeReader, cipher: BlockCipher) -> Blocks:
             raise _damaged(reader, f"it has more than {MAX_BLOCKS} blocks", reason="TooManyBlocks")
         iv, length = _parse(reader, cipher, found, number, position)
         if not number:
-            check_key(reader, cipher, Blocks((length,), iv))
+            check_key(reader, cipher, BlockTable((length,), iv))
         position += head.size + length
         found = reader.read(position - tail, min(tail + head.size, reader.size - position + tail))
         plain = cipher.plain(iv, length, found[:tail])
@@ -105,11 +105,14 @@ def index(reader: RangeReader, cipher: BlockCipher) -> Blocks:
         lengths.append(plain)
         ivs += iv
         found = found[tail:]
-    return Blocks(tuple(lengths), bytes(ivs))
+    return BlockTable(tuple(lengths), bytes(ivs))
 
 
-def index_reads(reader: RangeReader, cipher: BlockCipher) -> Iterator[tuple[int, int]]:
-    """What `index` reads of a file, as (offset, length), if all blocks but the last are as long as the first. Reads its head."""
+def table_reads(reader: RangeReader, cipher: BlockCipher) -> Iterator[tuple[int, int]]:
+    """What `read_table` reads of a file, as (offset, length), if all blocks but the last are as long as the first.
+
+    Reads its head.
+    """
     if not reader.size:
         return
     head, tail = _head_of(cipher).size, cipher.tail_bytes
@@ -121,7 +124,7 @@ def index_reads(reader: RangeReader, cipher: BlockCipher) -> Iterator[tuple[int,
         yield end - tail, min(tail + head, reader.size - end + tail)
 
 
-def check_key(reader: RangeReader, cipher: BlockCipher, blocks: Blocks) -> None:
+def check_key(reader: RangeReader, cipher: BlockCipher, blocks: BlockTable) -> None:
     """Make sure that a file's first block begins with a parameter, once decrypted; of CBC nothing else tells a wrong key.
 
     Raises:
@@ -144,21 +147,7 @@ def check_key(reader: RangeReader, cipher: BlockCipher, blocks: Blocks) -> None:
     )
 
 
-def check_first_block(reader: RangeReader, cipher: BlockCipher) -> None:
-    """The same of a file whose blocks are not known, and its mode. Reads its beginning.
-
-    Raises:
-        AccessError: the key is wrong.
-        DataError: the file is not encrypted so, or damaged.
-    """
-    head = _head_of(cipher)
-    found = reader.read(0, min(head.size, reader.size))
-    _check_mode(reader, mode_of(found), cipher)
-    iv, length = _parse(reader, cipher, found, 0, 0)
-    check_key(reader, cipher, Blocks((length,), iv))
-
-
-def check_tags(reader: RangeReader, cipher: BlockCipher, blocks: Blocks) -> None:
+def check_tags(reader: RangeReader, cipher: BlockCipher, blocks: BlockTable) -> None:
     """Make sure that every block is authentic, in one pass over the file. Nothing is read where there are no tags.
 
     Raises:
@@ -176,7 +165,7 @@ def check_tags(reader: RangeReader, cipher: BlockCipher, blocks: Blocks) -> None
             )
 
 
-def tag_reads(cipher: BlockCipher, blocks: Blocks) -> Iterator[tuple[int, int]]:
+def tag_reads(cipher: BlockCipher, blocks: BlockTable) -> Iterator[tuple[int, int]]:
     """What `check_tags` reads, as (offset, length), in its order."""
     head = _head_of(cipher).size
     if cipher.tag_bytes:

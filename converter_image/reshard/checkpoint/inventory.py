@@ -39,9 +39,9 @@ class TensorEntry(msgspec.Struct, frozen=True, array_like=True, gc=False):
     """One parameter in one file.
 
     Attributes:
-        name: as in the file, any character.
+        name: what the file calls it, in any characters.
         dtype: the name of a type in `reshard.checkpoint.dtypes`.
-        shape: of this file's slice; of a `str` its number of UTF-32 characters.
+        shape: lengths of this file's slice; of a `str` its number of UTF-32 characters.
         extents: (offset, length) in bytes of its content, in order. More than one only for a `.ckpt` parameter above 512 MiB.
     """
 
@@ -60,9 +60,10 @@ class Structure(msgspec.Struct, frozen=True, array_like=True):
     """What the header of a file says. Ranks of one SPMD program share theirs, so it is stored once for all of them.
 
     Attributes:
-        format: of the file.
-        tensors: in the order of their content in the file.
-        metadata: of a safetensors file, without what is of this file alone (`crc_num`) or said by the entries.
+        format: the format of the file.
+        tensors: those that it holds, in the order of their content.
+        metadata: what a safetensors file says beside its tensors, without what is of this file alone (`crc_num`) or said by the
+            entries.
     """
 
     format: Format
@@ -75,8 +76,8 @@ class Structure(msgspec.Struct, frozen=True, array_like=True):
         return (self.format, self.tensors, tuple(sorted(self.metadata.items())))
 
 
-class Index(msgspec.Struct, frozen=True, array_like=True):
-    """The outcome of indexing one file: its structure, and the CRC32 it carries, if any."""
+class Header(msgspec.Struct, frozen=True, array_like=True):
+    """What the header of one file says: its structure, and the CRC32 it carries, if any."""
 
     structure: Structure
     crc: int | None = None
@@ -87,8 +88,8 @@ class SourceFile(msgspec.Struct, frozen=True, array_like=True, gc=False):
 
     Attributes:
         rank: the source rank that wrote it.
-        path: relative to the source.
-        size: in bytes.
+        path: its place, relative to the source.
+        size: its length in bytes.
         version: what changes when the file does (modification time on a file system, ETag in an object store).
         structure: position in `Inventory.structures`.
         crc: the CRC32 that the file carries.
@@ -108,8 +109,8 @@ class Inventory(msgspec.Struct, frozen=True):
     """All files of a source checkpoint, in ascending order of rank.
 
     Attributes:
-        files: them.
-        structures: of their headers.
+        files: all files of it.
+        structures: what their headers say, each once.
         kind: what the files are. Those that hold whole parameters are numbered as ranks are.
     """
 

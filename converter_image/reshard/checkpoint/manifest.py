@@ -10,6 +10,7 @@ from typing import Annotated, Any, Literal, TypeVar
 import msgspec
 
 from reshard.errors import DataError
+from reshard.spec.request import RenameRule
 
 MANIFEST_NAME = "reshard-manifest.json"
 INDEX_NAME = "reshard-index.json"
@@ -35,11 +36,11 @@ class FileRecord(_Document, frozen=True):
 
     Attributes:
         rank: the target rank.
-        path: relative to the target.
-        size: in bytes.
-        digest: of the content, as "xxh3-128:<hex>" (`xxhsum -H2` computes the same); or of a file that an object store has put
-            together, "etag:<its ETag there>".
-        bytes_read: of source tensors, for this file.
+        path: its place, relative to the target.
+        size: its length in bytes.
+        digest: the digest of the content, as "xxh3-128:<hex>" (`xxhsum -H2` computes the same); or of a file that an object store
+            has put together, "etag:<its ETag there>".
+        bytes_read: bytes of source tensors that were read for this file.
         verified: how much of it was compared with the source.
         part: the pipeline stage of the source that it was made from; null: of all.
     """
@@ -79,13 +80,12 @@ class ParameterRecord(_Document, frozen=True):
     """One parameter.
 
     Attributes:
-        name: as in the files.
+        name: what the files call it.
         dtype: its type, by MindSpore's name.
-        shape: of the whole tensor.
+        shape: lengths of the whole tensor.
         role: "cut", "replicated", "kept" or "own".
-        source: how the source cuts it; null when each holder has it whole.
-        target: how the target does.
-        fingerprint: place for a digest of the values that does not depend on the layout.
+        source: the source's layout; null when each holder has it whole.
+        target: the target's layout.
         source_name: what the source calls it, where that is something else.
     """
 
@@ -95,7 +95,6 @@ class ParameterRecord(_Document, frozen=True):
     role: str
     source: LayoutRecord | None
     target: LayoutRecord
-    fingerprint: str | None = None
     source_name: str | None = None
 
 
@@ -118,6 +117,7 @@ class PartRecord(_Document, frozen=True):
         ranks: the target ranks that have something of it, such as "0-3".
         stages: how many there are, as far as its run could know.
         elsewhere: names of the target's strategy that this stage does not hold; of a complete checkpoint none.
+        unmatched: rules of `options.rename` that match nothing of this stage; of a complete checkpoint, nothing of any.
     """
 
     stage: int
@@ -126,17 +126,18 @@ class PartRecord(_Document, frozen=True):
     ranks: str
     stages: int | None = None
     elsewhere: tuple[str, ...] = ()
+    unmatched: tuple[RenameRule, ...] = ()
 
 
 class Manifest(_Document, frozen=True):
     """Says that a checkpoint is complete, and what it consists of.
 
     Attributes:
-        schema: of this document.
-        version: of the program that wrote it.
+        schema: the form of this document.
+        version: the version of the program that wrote it.
         digest: identifies source, strategies and options: equal digests, equal files.
         source: what was read.
-        format: of the files.
+        format: the format of the files.
         ranks: those that are here, such as "0-5".
         target_ranks: how many ranks the target's layout has.
         options: those that decide what is written.
@@ -149,6 +150,8 @@ class Manifest(_Document, frozen=True):
         dropped: names of the source's that were to be left out.
         diverging: names whose copies differ between source ranks.
         parts: a record for each stage that it was made from, where that was done stage by stage.
+        index: what stands in the place of files, with the layout Index.
+        key_check: tells whether a key is that of the files, if they are encrypted: see `BlockCipher.key_check`.
     """
 
     schema: str
@@ -168,13 +171,13 @@ class Manifest(_Document, frozen=True):
     dropped: tuple[str, ...] = ()
     diverging: tuple[str, ...] = ()
     parts: tuple[PartRecord, ...] = ()
+    index: IndexRecord | None = None
+    key_check: bytes | None = None
 
     @property
     def jobs(self) -> set[str]:
         """The digests of the jobs that have made it: its own, and those of its parts."""
         return {self.digest, *(part.digest for part in self.parts)}
-
-    index: IndexRecord | None = None
 
     @property
     def nbytes(self) -> int:

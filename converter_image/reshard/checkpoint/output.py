@@ -12,7 +12,7 @@ class OutputTensor:
     Attributes:
         name: any text.
         dtype: the name of a type in `reshard.checkpoint.dtypes`.
-        shape: in elements; of a `str` its number of UTF-32 characters.
+        shape: lengths in elements; of a `str` its number of UTF-32 characters.
         nbytes: length of the content in bytes.
     """
 
@@ -28,8 +28,8 @@ class Span:
 
     Attributes:
         tensor: its position among the tensors of the file.
-        offset: of the first byte in the content.
-        length: in bytes.
+        offset: the first byte's place in the content.
+        length: bytes of the content that it is.
     """
 
     tensor: int

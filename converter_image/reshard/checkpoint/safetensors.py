@@ -13,7 +13,7 @@ import msgspec
 from reshard.checkpoint.ckpt import MAX_DIMENSIONS, MAX_TENSORS
 from reshard.checkpoint.crc import NamedContents
 from reshard.checkpoint.dtypes import BY_SAFETENSORS_NAME, DTYPES, INT4, SAFETENSORS_ORDER, STRING
-from reshard.checkpoint.inventory import Index, Structure, TensorEntry
+from reshard.checkpoint.inventory import Header, Structure, TensorEntry
 from reshard.checkpoint.output import OutputTensor, Span
 from reshard.errors import DataError, OutputError
 from reshard.strictjson import TooManyError, pairs
@@ -44,8 +44,8 @@ class _Header(msgspec.Struct):
 _TENSOR = msgspec.json.Decoder(_Header)
 
 
-def index(reader: RangeReader, seen: dict[bytes, Structure] | None = None) -> Index:
-    """Index a file from its header.
+def read_header(reader: RangeReader, seen: dict[bytes, Structure] | None = None) -> Header:
+    """What a file holds and where, from its header.
 
     Args:
         reader: the file.
@@ -74,7 +74,7 @@ def index(reader: RangeReader, seen: dict[bytes, Structure] | None = None) -> In
     end = structure.tensors[-1].extents[0][0] + structure.tensors[-1].extents[0][1] if structure.tensors else begin
     if end != reader.size:
         raise _damaged(reader, f"its contents end at byte {end}, the file at byte {reader.size}", reason="Truncated")
-    return Index(structure, crc)
+    return Header(structure, crc)
 
 
 def crc_of(reader: RangeReader, structure: Structure) -> int:

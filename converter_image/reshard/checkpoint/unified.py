@@ -26,11 +26,11 @@ if TYPE_CHECKING:
     from reshard.checkpoint.inventory import Inventory
 
 MAP_NAME = "param_name_map.json"
-INDEX_NAME = "model.safetensors.index.json"
+HF_INDEX_NAME = "model.safetensors.index.json"
 HYPER_NAME = "hyper_param.safetensors"
 _INDEX_SUFFIX = ".safetensors.index.json"
 _FILE_NAME = re.compile(r"(?!\.)[^/\x00-\x1f\ud800-\udfff]{1,255}\.safetensors")
-_OWN_FILE = re.compile(rf"part\d+\.safetensors|{re.escape(HYPER_NAME)}|{re.escape(MAP_NAME)}|{re.escape(INDEX_NAME)}")
+_OWN_FILE = re.compile(rf"part\d+\.safetensors|{re.escape(HYPER_NAME)}|{re.escape(MAP_NAME)}|{re.escape(HF_INDEX_NAME)}")
 
 
 class _Map(msgspec.Struct):
@@ -58,7 +58,7 @@ def maps_beside(options: Mapping[str, Any]) -> tuple[str, ...]:
     """The maps that a checkpoint with these options of its request has."""
     if options.get("layout") != "Unified":
         return ()
-    return (MAP_NAME, INDEX_NAME) if options.get("hfIndex") else (MAP_NAME,)
+    return (MAP_NAME, HF_INDEX_NAME) if options.get("huggingFaceIndex") else (MAP_NAME,)
 
 
 def choose_map(names: Sequence[str], where: str) -> str | None:
@@ -82,9 +82,9 @@ def files_of(mapped: Mapping[str, str], names: Sequence[str], map_name: str, whe
     """The files that a map names, in the order of their numbers, and that of the parameters in no strategy.
 
     Args:
-        mapped: from each parameter to its file.
-        names: of the files that lie beside the map.
-        map_name: of the map.
+        mapped: each parameter's file.
+        names: the files that lie beside the map.
+        map_name: the name of the map.
         where: the folder, for messages.
 
     Raises:
@@ -92,14 +92,15 @@ def files_of(mapped: Mapping[str, str], names: Sequence[str], map_name: str, whe
         MissingInputError: one is not there.
     """
     wanted = sorted(set(mapped.values()), key=_natural)
-    if absent := [name for name in wanted if name not in set(names)]:
+    there = frozenset(names)
+    if absent := [name for name in wanted if name not in there]:
         raise MissingInputError(
             "PartMissing",
             f"{map_name} names {absent[0]}, which is not there" + (f" (nor {len(absent) - 1} more)" if len(absent) > 1 else ""),
             where=where,
             fix="restore it",
         )
-    wanted += [HYPER_NAME] * (map_name == MAP_NAME and HYPER_NAME in names and HYPER_NAME not in wanted)
+    wanted += [HYPER_NAME] * (map_name == MAP_NAME and HYPER_NAME in there and HYPER_NAME not in wanted)
     if not wanted:
         raise DataError("MapInvalid", "it names no parameter", where=f"{where}/{map_name}")
     return wanted
@@ -147,8 +148,8 @@ def refuse_slices(inventory: Inventory, names: Mapping[str, str], target: Contai
     """Refuse to cut a gradient of MindSpore's: rank 0's slice of it is among what no strategy names (2.10, _save_hyper_param).
 
     Args:
-        inventory: of the source.
-        names: from what parameters are called in it to what they are called at the target.
+        inventory: what the source holds.
+        names: what parameters that it holds are called at the target, by what they are called in it.
         target: what the target's strategy names.
 
     Raises:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 from fnmatch import fnmatchcase
 from typing import TYPE_CHECKING
 
@@ -29,8 +30,32 @@ class _Path(click.ParamType[str]):
         return value
 
 
+class Word(click.Choice[str]):
+    """One of a resource's words, as a command line writes them: per-rank for PerRank."""
+
+    def __init__(self, *words: str) -> None:
+        self._words = {kebab(word): word for word in words}
+        super().__init__(tuple(self._words))
+
+    def convert(self, value: str, param: Parameter | None, ctx: Context | None) -> str:
+        """The resource's word."""
+        return self._words[super().convert(value, param, ctx)]
+
+
+def kebab(name: str) -> str:
+    """A name as the command line writes it.
+
+    >>> kebab("PerRank"), kebab("filePrefix"), kebab("file_prefix")
+    ('per-rank', 'file-prefix', 'file-prefix')
+    """
+    return re.sub("(?<=[a-z])(?=[A-Z])", "-", name).replace("_", "-").lower()
+
+
 PATH = _Path()
 MOST_RANKS = 1 << 20
+json_option = click.option(
+    "--json", "as_json", is_flag=True, help="End with one JSON object on standard output, and nothing else there."
+)
 
 
 def rank_in(variable: str) -> int:

@@ -10,23 +10,21 @@ import click
 
 from reshard.checkpoint.manifest import MANIFEST_NAME
 from reshard.cli import inspection, pictures, show, words
-from reshard.cli.arguments import PATH, rank_in
+from reshard.cli.arguments import PATH, Word, json_option, rank_in
 from reshard.cli.fetch import fetch
 from reshard.cli.keys import encryption_of, key_options
 from reshard.cli.options import convert_options, request_of, request_options
 from reshard.cli.step import step
 from reshard.cli.strategies import strategy
-from reshard.engine.memory import default_workers
 from reshard.errors import MissingInputError, UsageError
 from reshard.spec.ranks import parse_ranks
 from reshard.spec.resource import parse_resource, request_here
 from reshard.storage import open_store, parent_and_name
-from reshard.target.folder import TargetFolder
-from reshard.target.parts import is_whole
-from reshard.transform.commit import verify_checkpoint
+from reshard.target.parts import is_whole, notes_on_rules
 from reshard.transform.complete import commit_checkpoint
 from reshard.transform.plan import plan_transform
 from reshard.transform.run import transform_checkpoint
+from reshard.transform.verify import verify_checkpoint
 from reshard.version import __version__
 
 if TYPE_CHECKING:
@@ -77,7 +75,7 @@ def transform(invocation: Invocation, /, rank_from: str | None, **arguments: Any
 @cli.command()
 @click.argument("source", type=PATH, metavar="SOURCE")
 @click.argument("target", type=PATH, metavar="TARGET")
-@click.option("--format", "output", type=click.Choice(["ckpt", "safetensors"]), required=True, help="Of the target's files.")
+@click.option("--format", type=Word("Ckpt", "Safetensors"), required=True, help="Of the target's files.")
 @convert_options
 @click.pass_obj
 def convert(invocation: Invocation, /, **arguments: Any) -> None:
@@ -85,7 +83,7 @@ def convert(invocation: Invocation, /, **arguments: Any) -> None:
 
     They keep their names but for the ending, and lie below TARGET as they do below SOURCE.
     """
-    request = request_of({**arguments, "layout": "same"})
+    request = request_of({**arguments, "layout": "Same"})
     with show.progress() as progress:
         result = transform_checkpoint(
             request, workers=arguments["workers"], progress=progress, cancellation=invocation.cancellation
@@ -117,7 +115,7 @@ def convert(invocation: Invocation, /, **arguments: Any) -> None:
     help="The folder that stands for a Secret, with a file for each entry. S3 credentials may be in the environment instead.",
 )
 @click.option("--workers", type=click.IntRange(1, 256), help="Ranks at a time. Without: one for each processor, at most 8.")
-@click.option("--json", "as_json", is_flag=True, help="End with one JSON object on standard output, and nothing else there.")
+@json_option
 @click.pass_obj
 def run(invocation: Invocation, /, resource: str, workers: int | None, as_json: bool, **folders: tuple[str, ...]) -> None:
     """Carry out a CheckpointTransform resource on this machine, without a cluster."""
@@ -156,7 +154,7 @@ def plan(write: bool, picture: bool, svg: str | None, parameters: tuple[str, ...
     picture = picture or (bool(parameters) and svg is None)
     if picture and arguments["as_json"]:
         raise UsageError("PictureInJson", "a picture in the terminal is no JSON", where="--json", fix="write it to --svg FILE")
-    if (picture or svg is not None) and arguments["layout"] == "index":
+    if (picture or svg is not None) and arguments["layout"] == "Index":
         raise UsageError("NothingToDraw", "an index has no ranks that read", where="--layout", fix="draw it with another layout")
     with show.progress() as progress:
         planned = plan_transform(
@@ -173,10 +171,13 @@ def plan(write: bool, picture: bool, svg: str | None, parameters: tuple[str, ...
 @click.argument("target", type=PATH, metavar="DIR")
 @click.option("--ranks", metavar="LIST", help="These target ranks make it complete, such as 0,2-5. Without: all.")
 @click.option("--owner", metavar="NAME", hidden=True, help="Processes of one owner share the target's lock.")
-@click.option("--json", "as_json", is_flag=True, help="End with one JSON object on standard output, and nothing else there.")
+@json_option
 def commit(target: str, ranks: str | None, owner: str | None, as_json: bool) -> None:
     """Complete a checkpoint whose ranks, or parts, were written with --no-commit."""
-    manifest = commit_checkpoint(target, ranks=ranks, owner=owner)
+    with show.progress() as progress:
+        manifest = commit_checkpoint(target, ranks=ranks, owner=owner)
+        for note in notes_on_rules(manifest):
+            progress.note(note)
     if as_json:
         show.out_json(
             {
@@ -196,16 +197,11 @@ def commit(target: str, ranks: str | None, owner: str | None, as_json: bool) -> 
 @cli.command()
 @click.argument("target", type=PATH, metavar="DIR")
 @click.option("--workers", type=click.IntRange(1, 256), help="Files at a time. Without: one for each processor, at most 8.")
-@click.option("--json", "as_json", is_flag=True, help="End with one JSON object on standard output, and nothing else there.")
+@json_option
 def verify(target: str, workers: int | None, as_json: bool) -> None:
     """Check a finished checkpoint against its manifest, without the source."""
     with show.progress() as progress:
-        manifest = verify_checkpoint(
-            TargetFolder(open_store(target), 0o640),
-            workers=workers or default_workers(),
-            begin=lambda total: progress.begin("Verifying", total, "bytes"),
-            advance=progress.advance,
-        )
+        manifest = verify_checkpoint(target, workers=workers, progress=progress)
     if as_json:
         found = {"digest": manifest.digest, "files": len(manifest.listed), "bytes": manifest.nbytes, "ranks": manifest.ranks}
         show.out_json(found)
@@ -227,7 +223,7 @@ def verify(target: str, workers: int | None, as_json: bool) -> None:
 @click.option("--parameter", "parameters", multiple=True, metavar="PATTERN", help="Only these, such as '*.weight'.")
 @click.option("--all", "every", is_flag=True, help="Show all parameters and files, one a line.")
 @key_options("decryption")
-@click.option("--json", "as_json", is_flag=True, help="End with one JSON object on standard output, and nothing else there.")
+@json_option
 def inspect(path: str, how: str | None, **options: Any) -> None:
     """Show what a checkpoint (or one of its files) holds."""
     inspection.inspect(path, strategy=how, decryption=encryption_of(options, "decryption"), **options)

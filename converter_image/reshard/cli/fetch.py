@@ -20,7 +20,7 @@ if TYPE_CHECKING:
 
 @click.command()
 @fetch_options
-@click.option("--output", "target", required=True, type=PATH, metavar="DIR", help="Where the file is to be.")
+@click.option("--target", required=True, type=PATH, metavar="DIR", help="Where the file is to be.")
 @click.option("--rank", type=click.IntRange(0, MOST_RANKS), help="The target rank that is wanted.")
 @click.option(
     "--rank-from", metavar="NAME", help="The environment variable that says it, such as JOB_COMPLETION_INDEX or RANK_ID."

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import re
-from collections import defaultdict
+from collections import Counter, defaultdict
 from dataclasses import dataclass, replace
 from itertools import groupby
 from math import prod
 from typing import TYPE_CHECKING, Any
+
+import msgspec
 
 from reshard.cli import show, words
 from reshard.cli.arguments import matching
@@ -16,9 +18,11 @@ from reshard.errors import DataError, MissingInputError
 from reshard.layout import Layout
 from reshard.plan import place
 from reshard.source.encrypted import as_plain
-from reshard.source.files import find_files
-from reshard.source.reading import open_source, read_inventory, read_strategy
+from reshard.source.files import Files, find_files, open_source
+from reshard.source.index import read_index
+from reshard.source.reading import read_inventory
 from reshard.source.selection import epoch_and_step
+from reshard.source.strategies import read_strategy
 from reshard.spec.ranks import format_ranks
 from reshard.strategy import Strategy
 from reshard.target.folder import TargetFolder
@@ -29,6 +33,7 @@ if TYPE_CHECKING:
     from reshard.checkpoint.inventory import Inventory
     from reshard.checkpoint.manifest import Manifest
     from reshard.spec.keys import Encryption
+    from reshard.storage.protocol import ReadStore
 
 _SHOWN_PARAMETERS, _SHOWN_SIZES = 40, 32
 _BAR = 32
@@ -41,13 +46,13 @@ class Held:
     """A parameter as ranks hold it.
 
     Attributes:
-        name: as in the files; of several that are told in one line with {what differs}.
-        dtype: by MindSpore's name.
-        shape: of the whole tensor, in elements; None: nothing says how it is cut.
-        slice_shape: of what one rank holds.
-        layout: how it is cut, in words; None: nothing says it.
+        name: what the files call it; of several that are told in one line with {what differs}.
+        dtype: its type, by MindSpore's name.
+        shape: lengths of the whole tensor, in elements; None: nothing says how it is cut.
+        slice_shape: lengths of what one rank holds.
+        layout: the way it is cut, in words; None: nothing says it.
         ranks: those that hold it, ascending.
-        nbytes: of one rank's slice.
+        nbytes: bytes of one rank's slice.
     """
 
     name: str
@@ -75,14 +80,23 @@ def inspect(  # noqa: PLR0913 - one for each option
     Of encrypted files as little is read as of others, so not all of them is checked.
     """
     store, chosen = open_source(path)
-    found = find_files(store, chosen, step=step, pattern=pattern)
     manifest = TargetFolder(store, 0).manifest() if chosen is None else None
-    inventory = read_inventory(as_plain(store, decryption, check=False), found, workers=default_workers())
+    plain, anything = as_plain(store, decryption, check=False), step is None and pattern is None
+    how = read_strategy(strategy) if strategy else None
+    notes: tuple[str, ...] = ()
+    if manifest is not None and manifest.index is not None and anything:
+        index = read_index(store.url)
+        inventory, how = index.inventory, how or index.strategies()[0]
+    else:
+        if manifest is not None and manifest.parts and anything:
+            inventory = _read_parts(plain, manifest)
+        else:
+            found = find_files(store, chosen, step=step, pattern=pattern)
+            inventory, notes = read_inventory(plain, found, workers=default_workers()), found.notes
+        if how is None and manifest is not None and not inventory.unified:
+            how = strategy_of(manifest)
     if not inventory.files:
         raise MissingInputError("SourceMissing", "there is no checkpoint file", where=path)
-    how = read_strategy(strategy) if strategy else None
-    if how is None and manifest is not None and not inventory.unified:
-        how = strategy_of(manifest)
     held = holdings(inventory, how)
     if parameters:
         names = set(matching((h.name for h in held), parameters))
@@ -90,11 +104,19 @@ def inspect(  # noqa: PLR0913 - one for each option
     if as_json:
         show.out_json(_document(inventory, held, complete=manifest is not None))
         return
-    for note in found.notes:
+    for note in notes:
         show.out(f"note: {note}")
     _show_head(inventory, held, how, manifest)
     _show_parameters(held, inventory, every=every)
     _show_sizes(inventory, every=every)
+
+
+def _read_parts(store: ReadStore, manifest: Manifest) -> Inventory:
+    """All parts of all ranks: a rank has several files."""
+    records = manifest.files
+    inventory = read_inventory(store, Files({n: record.path for n, record in enumerate(records)}), workers=default_workers())
+    files = tuple(msgspec.structs.replace(file, rank=records[file.rank].rank) for file in inventory.files)
+    return msgspec.structs.replace(inventory, files=files)
 
 
 def strategy_of(manifest: Manifest) -> Strategy | None:
@@ -127,12 +149,12 @@ def holdings(inventory: Inventory, strategy: Strategy | None) -> list[Held]:
     ranks = _ranks_by_structure(inventory)
     if strategy is None and not inventory.unified:
         return _as_they_are(inventory, ranks)
-    model = place(inventory, strategy, None, only=0)  # ranks may be missing: what is there is shown
+    model = place(inventory, strategy, None, incomplete=True)  # what is there is shown
     found = []
     for p in model.parameters:
         parts = p.source.parts if p.source is not None else (1,) * len(p.shape)
         slice_shape = tuple(n // k for n, k in zip(p.shape, parts, strict=True))
-        where = tuple(sorted(rank for structure in p.structures for rank in ranks[structure]))
+        where = tuple(sorted({rank for structure in p.structures for rank in ranks[structure]}))
         found.append(Held(p.name, p.dtype, p.shape, slice_shape, words.source_layout(p), where, p.nbytes // prod(parts)))
     return found
 
@@ -156,9 +178,17 @@ def _ranks_by_structure(inventory: Inventory) -> list[tuple[int, ...]]:
 
 
 def imbalance(inventory: Inventory) -> float:
-    """The largest file to the mean of all."""
-    sizes = [file.size for file in inventory.files]
+    """The largest rank's files to the mean of all."""
+    sizes = _sizes(inventory).values()
     return max(sizes) * len(sizes) / max(sum(sizes), 1)
+
+
+def _sizes(inventory: Inventory) -> Counter[int]:
+    """For each rank the bytes of its file, or of its parts."""
+    sizes: Counter[int] = Counter()
+    for file in inventory.files:
+        sizes[file.rank] += file.size
+    return sizes
 
 
 def together(held: Iterable[Held]) -> list[Held]:
@@ -187,7 +217,7 @@ def _document(inventory: Inventory, held: list[Held], *, complete: bool) -> dict
         "complete": complete,
         "epoch": step and step[0],
         "step": step and step[1],
-        "ranks": format_ranks(tuple(f.rank for f in inventory.files)),
+        "ranks": format_ranks(tuple(sorted(_sizes(inventory)))),
         "size": sum(f.size for f in inventory.files),
         "imbalance": imbalance(inventory),
         "files": [
@@ -219,21 +249,23 @@ def _document(inventory: Inventory, held: list[Held], *, complete: bool) -> dict
 
 
 def _show_head(inventory: Inventory, held: list[Held], strategy: Strategy | None, manifest: Manifest | None) -> None:
-    ranks = tuple(file.rank for file in inventory.files)
+    ranks = tuple(sorted(_sizes(inventory)))
     of = "" if strategy is None or strategy.ranks == len(ranks) else f" of {strategy.ranks}"
     step = epoch_and_step(inventory.files[0].path)
     rows = [
         ("format", f"unified {inventory.format}" if inventory.unified else inventory.format),
         *([] if inventory.unified else [("ranks", f"{len(ranks)}{of} ({format_ranks(ranks)})")]),
         *([("step", f"{step[1]} of epoch {step[0]}")] if step else []),
-        ("size", f"{show.size(sum(file.size for file in inventory.files))} in {len(ranks)} files"),
+        ("size", f"{show.size(sum(file.size for file in inventory.files))} in {len(inventory.files)} files"),
         ("parameters", f"{len({h.name for h in held}):,}"),
     ]
     if all(h.layout is not None for h in held) or len(ranks) == 1:
         rows.append(("elements", f"{sum(prod(h.slice_shape if h.shape is None else h.shape) for h in held):,}"))
     if strategy is not None and len(strategy.stages) > 1:
         rows.append(("pipeline", f"{len(strategy.stages)} stages of {strategy.devices} ranks"))
-    if manifest is not None:
+    if manifest is not None and manifest.index is not None:
+        rows.append(("index", f"of {manifest.source.url}, for {manifest.target_ranks} ranks"))
+    elif manifest is not None:
         rows.append(
             ("complete", f"by its manifest: rank {manifest.ranks} of {manifest.target_ranks}, from {manifest.source.url}")
         )
@@ -246,7 +278,7 @@ def _show_parameters(held: list[Held], inventory: Inventory, *, every: bool) -> 
     lines = held if every or len(held) <= _SHOWN_PARAMETERS else together(held)
     shown = lines if every else lines[:_SHOWN_PARAMETERS]
     known = any(h.layout is not None for h in held)
-    some = any(len(h.ranks) < len(inventory.files) for h in held)
+    some = any(len(h.ranks) < len(_sizes(inventory)) for h in held)
     holder = "file" if inventory.unified else "rank"
     left, right = "left", "right"
     columns = [("parameter", left), ("type", left), *([("whole", right)] if known else []), ("slice", right)]
@@ -270,8 +302,8 @@ def _show_parameters(held: list[Held], inventory: Inventory, *, every: bool) -> 
 
 def _show_sizes(inventory: Inventory, *, every: bool) -> None:
     """Ranks beside each other with files of one size are one line."""
-    files = sorted(inventory.files, key=lambda file: file.rank)
-    runs = [(nbytes, tuple(f.rank for f in run)) for nbytes, run in groupby(files, key=lambda file: file.size)]
+    sizes = sorted(_sizes(inventory).items())
+    runs = [(nbytes, tuple(rank for rank, _ in run)) for nbytes, run in groupby(sizes, key=lambda size: size[1])]
     most = max(1, *(nbytes for nbytes, _ in runs))
     shown = runs if every else runs[:_SHOWN_SIZES]
     holder = "file" if inventory.unified else "rank"
@@ -280,5 +312,5 @@ def _show_sizes(inventory: Inventory, *, every: bool) -> None:
     show.table(None, [(holder, "left"), ("size", "right"), ("", "left")], rows)
     if len(runs) > len(shown):
         show.out(f"... and {len(runs) - len(shown)} more; --all shows them")
-    if len(files) > 1:
+    if len(sizes) > 1:
         show.out(f"imbalance {imbalance(inventory):.2f}: the largest file to the mean")

@@ -2,36 +2,39 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any, TypeVar
+from typing import TYPE_CHECKING, Any, TypeVar, get_args
 
 import click
 
 from reshard.cli import renaming
-from reshard.cli.arguments import PATH
+from reshard.cli.arguments import PATH, Word, json_option, kebab
 from reshard.cli.keys import encryption_of, key_options
 from reshard.errors import UsageError
 from reshard.spec.access import Access, Accesses
-from reshard.spec.request import Options, Request
+from reshard.spec.request import CopyMode, Options, OutputFormat, Request, TargetLayout, Unplaced, Verification
 
 if TYPE_CHECKING:
     from collections.abc import Callable
 
-    from reshard.spec.request import TargetLayout
-
 F = TypeVar("F", bound="Callable[..., Any]")
 _DEFAULTS = Options()
-_LAYOUTS: dict[str, TargetLayout] = {
-    "per-rank": "PerRank",
-    "part": "Part",
-    "unified": "Unified",
-    "same": "Same",
-    "index": "Index",
-}
+# Read beside 34 columns of options, so its lines are short.
+_LAYOUT_HELP = """What the target's files are:
 
+\b
+per-rank  one for each rank, as the
+          target's strategy cuts
+part      what one pipeline stage of
+          the source holds of each
+unified   whole parameters, in files
+          of bounded size with a map
+same      the source's files, each
+          by itself
+index     none: an index of the source,
+          for ranks to load or fetch by
 
-def _title(value: str) -> str:
-    """The command line writes `sample` where a resource writes `Sample`."""
-    return value.capitalize()
+The README tells which strategies each takes.
+"""
 
 
 # How ranks are cut, and what becomes of parameters that only one side names.
@@ -58,22 +61,21 @@ _CUT: tuple[Callable[[Any], Any], ...] = (
     ),
     click.option(
         "--format",
-        "output",
-        type=click.Choice(["source", "ckpt", "safetensors"]),
-        default="source",
+        type=Word(*get_args(OutputFormat)),
+        default=kebab(_DEFAULTS.format),
         show_default=True,
         help="Of the target's files.",
     ),
     click.option(
-        "--prefix",
-        default=_DEFAULTS.prefix,
+        "--file-prefix",
+        default=_DEFAULTS.file_prefix,
         show_default=True,
         help="Files are named rank_<r>/<prefix><r>.<format>, or ..._part<stage>.<format>.",
     ),
     click.option(
         "--unplaced",
-        type=click.Choice(["drop", "keep"]),
-        default=_DEFAULTS.unplaced.lower(),
+        type=Word(*get_args(Unplaced)),
+        default=kebab(_DEFAULTS.unplaced),
         show_default=True,
         help="What only the source's strategy names: leave it out, or carry it whole.",
     ),
@@ -89,23 +91,19 @@ _TARGET: tuple[Callable[[Any], Any], ...] = (
     click.option("--target", required=True, type=PATH, metavar="DIR", help="The folder to write to; or s3://bucket/prefix."),
     click.option(
         "--layout",
-        type=click.Choice(list(_LAYOUTS)),
-        default="per-rank",
+        type=Word(*get_args(TargetLayout)),
+        default=kebab(_DEFAULTS.layout),
         show_default=True,
-        help="What the target's files are: one for each rank, as its strategy cuts the parameters; the part of it that"
-        " one pipeline stage of the source holds; whole parameters, spread over safetensors files of bounded size; the"
-        " source's, each by itself; or none, but an index of the source, from which ranks load or fetch what is theirs.",
+        help=_LAYOUT_HELP,
     ),
     click.option(
-        "--part-size",
+        "--part-size-bytes",
         type=click.IntRange(min=1 << 10),
-        default=_DEFAULTS.part_bytes,
-        show_default=True,
         metavar="BYTES",
-        help="The most that a unified file holds, unless one parameter alone is longer.",
+        help="The most that a unified file holds, unless one parameter alone is longer. Without: 3 GiB.",
     ),
     click.option(
-        "--hf-index",
+        "--hugging-face-index",
         is_flag=True,
         help="Write unified files that Hugging Face's libraries load, with model.safetensors.index.json.",
     ),
@@ -122,17 +120,16 @@ _COMMON: tuple[Callable[[Any], Any], ...] = (
         type=click.IntRange(min=0),
         help="Read the files of this training step. Without: the newest that every rank has.",
     ),
-    click.option("--files", "pattern", metavar="PATTERN", help="Read the files whose names match, such as 'net-*.ckpt'."),
+    click.option("--files", metavar="PATTERN", help="Read the files whose names match, such as 'net-*.ckpt'."),
     click.option(
         "--workers",
         type=click.IntRange(1, 256),
         help="Ranks at a time. Without: one for each processor, at most 8.",
     ),
     click.option(
-        "--verify",
-        "verification",
-        type=click.Choice(["none", "sample", "full"]),
-        default=_DEFAULTS.verification.lower(),
+        "--verification",
+        type=Word(*get_args(Verification)),
+        default=kebab(_DEFAULTS.verification),
         show_default=True,
         help="How much of what was written is compared with the source.",
     ),
@@ -148,21 +145,15 @@ _COMMON: tuple[Callable[[Any], Any], ...] = (
     click.option("--source-profile", metavar="NAME", help="The AWS profile for the source. Without: as the AWS command line."),
     key_options("decryption", "encryption"),
     click.option("--overwrite", is_flag=True, help="Replace what is at the target, once the new one is complete."),
-    click.option(
-        "--json",
-        "as_json",
-        is_flag=True,
-        help="End with one JSON object on standard output, and nothing else there.",
-    ),
+    json_option,
 )
 # The same of a target that many may write to.
 _SHARED: tuple[Callable[[Any], Any], ...] = (
     click.option("--ranks", metavar="LIST", help="Only these target ranks, such as 0,2-5."),
     click.option(
-        "--copy",
-        "copy_mode",
-        type=click.Choice(["client", "server"]),
-        default=_DEFAULTS.copy_mode.lower(),
+        "--copy-mode",
+        type=Word(*get_args(CopyMode)),
+        default=kebab(_DEFAULTS.copy_mode),
         show_default=True,
         help="From S3 to S3: let the server copy by itself what it can.",
     ),
@@ -192,31 +183,12 @@ def _with(command: F, *options: Callable[[Any], Any]) -> F:
     return command
 
 
-# What a command says by not having these options.
-_UNSAID: dict[str, Any] = {
-    "source_strategy": None,
-    "target_strategy": None,
-    "index": None,
-    "layout": "per-rank",
-    "part_size": _DEFAULTS.part_bytes,
-    "hf_index": _DEFAULTS.hf_index,
-    "prefix": _DEFAULTS.prefix,
-    "stages": _DEFAULTS.stages,
-    "unplaced": _DEFAULTS.unplaced,
-    "allow_missing": _DEFAULTS.allow_missing,
-    "remove_redundancy": _DEFAULTS.remove_redundancy,
-    "copy_mode": _DEFAULTS.copy_mode,
-    "target_profile": None,
-}
-
-
 def request_of(arguments: dict[str, Any]) -> Request:
-    """The request that these options are.
+    """The request that these options are. Those that a command does not have say what is the default.
 
     Raises:
         UsageError: a value is none that there can be.
     """
-    arguments = _UNSAID | arguments
     try:
         mode = int(arguments["file_mode"], 8)
     except ValueError:
@@ -225,33 +197,22 @@ def request_of(arguments: dict[str, Any]) -> Request:
         raise UsageError(
             "InvalidMode", f"{arguments['file_mode']!r} is no octal mode", where="--file-mode", fix="write it like 0640"
         )
+    said = {name: arguments[name] for name in Options.__struct_fields__ if name in arguments}
+    said |= {
+        "rename": renaming.rules_of(arguments),
+        "file_mode": mode,
+        "overwrite": "Replace" if arguments["overwrite"] else "Never",
+    }
     return Request(
         source=arguments["source"],
         target=arguments["target"],
-        source_strategy=arguments["source_strategy"],
-        target_strategy=arguments["target_strategy"],
-        index=arguments["index"],
-        options=Options(
-            format=_title(arguments["output"]),  # type: ignore[arg-type]  # click has checked the choice
-            layout=_LAYOUTS[arguments["layout"]],
-            part_bytes=arguments["part_size"],
-            hf_index=arguments["hf_index"],
-            prefix=arguments["prefix"],
-            step=arguments["step"],
-            pattern=arguments["pattern"],
-            stages=arguments["stages"],
-            ranks=arguments["ranks"],
-            unplaced=_title(arguments["unplaced"]),  # type: ignore[arg-type]  # click has checked the choice
-            allow_missing=arguments["allow_missing"],
-            rename=renaming.rules_of(arguments),
-            remove_redundancy=arguments["remove_redundancy"],
-            crc=arguments["crc"],
-            file_mode=mode,
-            verification=_title(arguments["verification"]),  # type: ignore[arg-type]  # click has checked the choice
-            copy_mode=_title(arguments["copy_mode"]),  # type: ignore[arg-type]  # click has checked the choice
-            overwrite="Replace" if arguments["overwrite"] else "Never",
+        source_strategy=arguments.get("source_strategy"),
+        target_strategy=arguments.get("target_strategy"),
+        index=arguments.get("index"),
+        options=Options(**said),
+        access=Accesses(
+            source=Access(profile=arguments["source_profile"]), target=Access(profile=arguments.get("target_profile"))
         ),
-        access=Accesses(source=Access(profile=arguments["source_profile"]), target=Access(profile=arguments["target_profile"])),
         decryption=encryption_of(arguments, "decryption"),
         encryption=encryption_of(arguments, "encryption"),
     )

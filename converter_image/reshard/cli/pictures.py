@@ -24,9 +24,9 @@ def write_svg(planned: PlanResult, patterns: Iterable[str], path: str) -> None:
     """Write the picture to a file.
 
     Args:
-        planned: of what.
+        planned: the plan that is drawn.
         patterns: names of parameters whose cuts are drawn, or patterns.
-        path: of the SVG file.
+        path: the path of the SVG file.
 
     Raises:
         MissingInputError: there is no such parameter.

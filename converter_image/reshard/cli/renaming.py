@@ -27,7 +27,7 @@ OPTIONS: tuple[Callable[[Any], Any], ...] = (
         "patterns",
         multiple=True,
         metavar="OLD=NEW",
-        help="The same for all that match, such as 'model.*.w=net.*.w': each * stands for any characters, as few as will do."
+        help="The same for all that match, such as 'model.*.w=net.*.w'.\n\nEach * stands for any characters, as few as will do."
         " The first that matches counts; a --rename comes before.",
     ),
     click.option(

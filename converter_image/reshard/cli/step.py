@@ -31,7 +31,7 @@ from reshard.errors import ReshardError, UsageError, printable
 from reshard.progress import CancelledError
 from reshard.spec.ranks import format_ranks, parse_ranks, ranks_of_index
 from reshard.spec.resource import parse_spec, request_of_pod
-from reshard.target.parts import is_whole
+from reshard.target.parts import is_whole, notes_on_rules
 from reshard.transform.complete import commit_checkpoint
 from reshard.transform.plan import plan_transform
 from reshard.transform.run import transform_checkpoint
@@ -118,7 +118,10 @@ def _ranks(invocation: Invocation, spec: TransformSpec, request: Request) -> dic
 def _commit(_: Invocation, __: TransformSpec, request: Request) -> dict[str, Any]:
     digest, owner = _variable("RESHARD_DIGEST"), _variable("RESHARD_OWNER")
     ranks, access = request.options.ranks, request.access.target
-    manifest = commit_checkpoint(request.target, ranks=ranks, digest=digest, owner=owner, access=access)
+    with show.progress() as progress:
+        manifest = commit_checkpoint(request.target, ranks=ranks, digest=digest, owner=owner, access=access)
+        for note in notes_on_rules(manifest):
+            progress.note(note)
     return {
         "digest": manifest.digest,
         "bytesRead": sum(record.bytes_read for record in manifest.files),

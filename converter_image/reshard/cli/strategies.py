@@ -7,8 +7,8 @@ from typing import TYPE_CHECKING
 import click
 
 from reshard.cli import show
-from reshard.cli.arguments import PATH
-from reshard.source.reading import read_strategy, read_strategy_files
+from reshard.cli.arguments import PATH, json_option
+from reshard.source.strategies import read_strategy, read_strategy_files
 from reshard.storage import open_store, parent_and_name
 from reshard.strategy import dump, merge
 
@@ -23,7 +23,7 @@ def strategy() -> None:
 
 @strategy.command("show")
 @click.argument("path", type=PATH, metavar="PATH")
-@click.option("--json", "as_json", is_flag=True, help="End with one JSON object on standard output, and nothing else there.")
+@json_option
 def show_strategy(path: str, as_json: bool) -> None:
     """Show how a strategy (a file, or a folder of stages) cuts each parameter."""
     found = read_strategy(path)

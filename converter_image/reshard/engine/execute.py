@@ -18,11 +18,8 @@ if TYPE_CHECKING:
     from reshard.checkpoint.inventory import TensorEntry
     from reshard.engine.gather import Runs, SourceFiles
     from reshard.plan import RankPlan, TargetTensor
-    from reshard.plan.geometry import Part
+    from reshard.plan.geometry import Overlap
     from reshard.storage.ahead import Read
-
-    _Copy = tuple[Part, int, TensorEntry]
-    Copy = tuple[int, TensorEntry, Box, Box]
 
 # What is read, cut, hashed and written at a time: small enough to stay in a core's cache between these.
 TILE_BYTES = 1 << 20
@@ -38,14 +35,30 @@ class Small(NamedTuple):
     nbytes: int
 
 
+class Copy(NamedTuple):
+    """A box of a source tensor that is a box of a target's.
+
+    Attributes:
+        rank: the source rank that is read.
+        entry: the tensor in its file.
+        source: the box there, in the source's slice.
+        here: those elements, counted from the beginning of the box that they help to fill.
+    """
+
+    rank: int
+    entry: TensorEntry
+    source: Box
+    here: Box
+
+
 class Fill(NamedTuple):
     """A box of a target tensor that lies contiguously in its file.
 
     Attributes:
-        box: in the target's slice.
-        copies: what makes it up: source rank, its tensor, box there, box here counted from the beginning of this one.
-        dtype: of the elements.
-        nbytes: of them all.
+        box: the elements of the target's slice that are filled.
+        copies: the copies that make it up.
+        dtype: the type of the elements.
+        nbytes: bytes of them all.
     """
 
     box: Box
@@ -59,7 +72,12 @@ Move = bytes | Small | Fill | None
 
 
 def moves(plan: RankPlan, pieces: Iterable[bytes | Span]) -> Iterator[Move]:
-    """All that is done to produce a rank's file, in its order. Pure."""
+    """All that is done to produce a rank's file, in its order. Pure.
+
+    Args:
+        plan: the plan of the rank.
+        pieces: the file as its format lays it out: literal bytes, and spans of the plan's tensors.
+    """
     room = _Room()
     content: _Content | None = None
     for piece in pieces:
@@ -113,8 +131,8 @@ def reads(moves: Iterable[Move]) -> Iterator[Read]:
         if isinstance(move, Small):
             yield from reads_of_small(move.tensor, move.runs)
         elif isinstance(move, Fill):
-            for rank, entry, source, _ in move.copies:
-                yield from reads_of_box(rank, entry, source, TILE_BYTES)
+            for copy in move.copies:
+                yield from reads_of_box(copy.rank, copy.entry, copy.source, TILE_BYTES)
 
 
 def reads_of_spans(plan: RankPlan, spans: Iterable[Span]) -> Iterator[Read]:
@@ -122,23 +140,17 @@ def reads_of_spans(plan: RankPlan, spans: Iterable[Span]) -> Iterator[Read]:
     return reads(move for span in spans if span.length for move in moves(plan, [span]))
 
 
-def stream(plan: RankPlan, pieces: Iterable[bytes | Span], files: SourceFiles, emit: Callable[[memoryview], None]) -> None:
-    """Produce a rank's file from its first byte to its last.
+def carry_out(moves: Iterable[Move], files: SourceFiles, emit: Callable[[memoryview], None]) -> None:
+    """Produce the bytes of these moves, one behind the other.
 
     Args:
-        plan: of the rank.
-        pieces: the file as its format lays it out: literal bytes, and spans of the plan's tensors.
-        files: where the source's bytes come from.
+        moves: the moves to make; the last hands on what is left.
+        files: the files of the source, to read from.
         emit: called with each next part of the file; the memory is used again once it returns.
 
     Raises:
         DataError, StorageError: the source cannot be read.
     """
-    carry_out(moves(plan, pieces), files, emit)
-
-
-def carry_out(moves: Iterable[Move], files: SourceFiles, emit: Callable[[memoryview], None]) -> None:
-    """Produce the bytes of these moves, the last of which hands on what is left. See `stream`."""
     memory, filled = memoryview(bytearray(TILE_BYTES)), 0
     gatherer = Gatherer(files, TILE_BYTES)
     for move in moves:
@@ -178,16 +190,24 @@ def _carry_out(move: bytes | Small | Fill, gatherer: Gatherer, into: memoryview)
     return move.nbytes
 
 
+class _Held(NamedTuple):
+    """What a source rank holds of a target tensor."""
+
+    overlap: Overlap
+    rank: int
+    entry: TensorEntry
+
+
 class _Content:
     """The boxes of one target tensor, in order."""
 
     def __init__(self, tensor: TargetTensor) -> None:
         self.tensor = tensor
         self._itemsize = DTYPES[tensor.parameter.dtype].itemsize
-        copies = zip(tensor.geometry.parts, tensor.ranks, tensor.entries, strict=True)
-        self._waiting: Iterator[_Copy] = iter(sorted(copies, key=lambda copy: copy[0].first))
+        held = (_Held(*each) for each in zip(tensor.geometry.overlaps, tensor.ranks, tensor.entries, strict=True))
+        self._waiting = iter(sorted(held, key=lambda each: each.overlap.first))
         self._next = next(self._waiting, None)
-        self._active: list[_Copy] = []
+        self._active: list[_Held] = []
 
     def next(self, offset: int, most: int) -> Fill:
         """The longest box that begins at a byte of the content and has at most so many bytes; at least one element."""
@@ -195,17 +215,17 @@ class _Content:
         box = next_tile(shape, offset // self._itemsize, most // self._itemsize)
         first, end = flat_span(shape, box)
         copies = []
-        for part, rank, entry in self._copies_between(first, end):
-            common = box.intersect(part.target)
+        for overlap, rank, entry in self._held_between(first, end):
+            common = box.intersect(overlap.target)
             if common is not None:
-                start = (c - t + s for c, t, s in zip(common.start, part.target.start, part.source.start, strict=True))
-                copies.append((rank, entry, Box(tuple(start), common.shape), common.relative_to(box.start)))
+                start = (c - t + s for c, t, s in zip(common.start, overlap.target.start, overlap.source.start, strict=True))
+                copies.append(Copy(rank, entry, Box(tuple(start), common.shape), common.relative_to(box.start)))
         return Fill(box, tuple(copies), self.tensor.parameter.dtype, box.size * self._itemsize)
 
-    def _copies_between(self, first: int, end: int) -> list[_Copy]:
+    def _held_between(self, first: int, end: int) -> list[_Held]:
         """Those that can have elements in a range of flat indexes; ranges are asked for in ascending order."""
-        while self._next is not None and self._next[0].first < end:
+        while self._next is not None and self._next.overlap.first < end:
             self._active.append(self._next)
             self._next = next(self._waiting, None)
-        self._active = [copy for copy in self._active if copy[0].end > first]
+        self._active = [held for held in self._active if held.overlap.end > first]
         return self._active

@@ -38,7 +38,7 @@ _MOST_OPEN_FILES = 64
 SMALL_BYTES = 32 << 10
 _FEW_RUNS = 64
 
-# Each as (part, offset in the source's slice, offset in the target's, length) in bytes.
+# Each as (overlap, offset in the source's slice, offset in the target's, length) in bytes.
 Runs = tuple[tuple[int, int, int, int], ...]
 Elements = np.ndarray[Any, np.dtype[Any]]
 _ELEMENT = {1: np.uint8, 2: np.uint16, 4: np.uint32, 8: np.uint64, 16: np.complex128}
@@ -71,7 +71,12 @@ class SourceFiles:
         self.count = count or ReadCount()
 
     def expect(self, reads: Iterable[Read], memory: int) -> None:
-        """Fetch ahead of the reads that will be made, in this order, within so many bytes; where a read costs a round trip."""
+        """Fetch ahead of the reads that will be made, in this order, within so many bytes.
+
+        Where a read costs no round trip nothing is fetched, and `reads` not looked at.
+        """
+        if not self.remote:
+            return
         if self._ahead is not None:
             self._ahead.close()
         self._ahead = Ahead(reads, self._opened, memory)
@@ -159,8 +164,8 @@ class Gatherer:
     def read_small(self, tensor: TargetTensor, runs: Runs, into: memoryview) -> None:
         """Fill `into` with the whole content of a small tensor, whose `small_runs` these are."""
         ranks, entries, reader = tensor.ranks, tensor.entries, self._files.reader
-        for part, source, target, nbytes in runs:
-            reader(ranks[part]).read_into(into[target : target + nbytes], entries[part].extents[0][0] + source)
+        for overlap, source, target, nbytes in runs:
+            reader(ranks[overlap]).read_into(into[target : target + nbytes], entries[overlap].extents[0][0] + source)
         self._files.count.nbytes += len(into)
 
     def _read_compact(self, rank: int, entry: TensorEntry, box: Box, view: memoryview) -> None:
@@ -211,8 +216,8 @@ def small_runs(tensor: TargetTensor) -> Runs | None:
 
 def reads_of_small(tensor: TargetTensor, runs: Runs) -> Iterator[Read]:
     """What `Gatherer.read_small` reads, in its order."""
-    for part, source, _, nbytes in runs:
-        yield tensor.ranks[part], tensor.entries[part].extents[0][0] + source, nbytes
+    for overlap, source, _, nbytes in runs:
+        yield tensor.ranks[overlap], tensor.entries[overlap].extents[0][0] + source, nbytes
 
 
 def reads_of_box(rank: int, entry: TensorEntry, box: Box, tile_bytes: int) -> Iterator[Read]:
@@ -289,11 +294,11 @@ def _located(entry: TensorEntry, start: int, length: int) -> Iterator[tuple[int,
 def _runs(geometry: Geometry, itemsize: int) -> Runs | None:
     """The runs of bytes that make up a slice, if they are few."""
     runs: list[tuple[int, int, int, int]] = []
-    for number, part in enumerate(geometry.parts):
-        source_length, sources = contiguous_runs(geometry.source_shape, part.source)
-        target_length, targets = contiguous_runs(geometry.box.shape, part.target)
+    for number, overlap in enumerate(geometry.overlaps):
+        source_length, sources = contiguous_runs(geometry.source_shape, overlap.source)
+        target_length, targets = contiguous_runs(geometry.box.shape, overlap.target)
         length = min(source_length, target_length)  # one divides the other: both are products of the innermost dimensions
-        if len(runs) + part.target.size // length > _FEW_RUNS:
+        if len(runs) + overlap.target.size // length > _FEW_RUNS:
             return None
         starts = zip(_pieces(sources, source_length, length), _pieces(targets, target_length, length), strict=True)
         runs += [(number, source * itemsize, target * itemsize, length * itemsize) for source, target in starts]

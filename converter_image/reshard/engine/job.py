@@ -8,7 +8,8 @@ from typing import TYPE_CHECKING, Any
 
 import msgspec
 
-from reshard.checkpoint import OutputTensor, can_hold, content_order, file_size
+from reshard import checkpoint
+from reshard.checkpoint import OutputTensor, can_hold, content_order
 from reshard.checkpoint.blockcipher import BlockCipher, cipher_of
 from reshard.checkpoint.encryption import sealed_size
 from reshard.checkpoint.unified import part_name
@@ -21,8 +22,9 @@ from reshard.spec.request import Request, request_key
 from reshard.storage import open_store
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable
+    from collections.abc import Iterable, Iterator
 
+    from reshard.checkpoint import Span
     from reshard.checkpoint.inventory import Format, SourceFile
     from reshard.engine.gather import ReadCount
     from reshard.plan import Model, Summary
@@ -36,15 +38,15 @@ class Job:
 
     Attributes:
         request: what was asked for.
-        source: where the source's files are, as if they were plain.
+        source: the source's files, as if they were plain.
         planner: knows what every target rank is made of.
         digest: identifies source, strategies and options: equal digests, equal files.
         key: what of the request decides the outcome, to find a begun job without reading the source.
-        format: of the target's files.
+        format: the format of the target's files.
         part: the pipeline stage of the source that it makes a part of; None: it makes everything.
         whole: identifies what it makes a part of, by what all parts must have in common; without parts its own digest.
         selected: what of the source's selection outlives its files.
-        strategies: of source and target.
+        strategies: the strategies of source and target.
         notes: what the user should know.
         cipher: encrypts the target's files, if they are to be.
     """
@@ -94,7 +96,7 @@ class Job:
 
         Hugging Face's libraries refuse a format that they do not know; MindSpore reads all.
         """
-        if self.request.options.hf_index:
+        if self.request.options.hugging_face_index:
             return {"format": "pt"}
         inventory, removed = self.model.inventory, self.planner.remove_redundancy
         if (own := self.own_file(rank)) is not None:
@@ -118,20 +120,31 @@ class Job:
             )
         return tuple(OutputTensor(p.name, p.dtype, p.slice_shape, p.slice_nbytes) for p in found)
 
-    def file_sizes(self, ranks: Iterable[int]) -> dict[int, int]:
-        """The length of target ranks' files in bytes.
+    def pieces(self, rank: int, crc: int | None = None) -> Iterator[bytes | Span]:
+        """A target rank's file before it is encrypted, see `reshard.checkpoint.pieces`; spans are of its plan's tensors.
 
         Raises:
             DataError, OutputError, RequestError: there can be no such file.
         """
+        return checkpoint.pieces(self.format, self.tensors(rank), self.metadata(rank), crc)
+
+    def file_size(self, rank: int) -> int:
+        """The length of a target rank's file in bytes.
+
+        Raises:
+            DataError, OutputError, RequestError: there can be no such file.
+        """
+        plain = checkpoint.file_size(self.format, self.tensors(rank), self.metadata(rank), crc=self.request.options.crc)
+        return plain if self.cipher is None else sealed_size(self.cipher, plain)
+
+    def file_sizes(self, ranks: Iterable[int]) -> dict[int, int]:
+        """The same of several target ranks; of those that are alike it is worked out once."""
         known: dict[int, int] = {}
         sizes = {}
         for rank in ranks:
             alike = self.planner.alike(rank)
             if alike not in known:
-                tensors, crc = self.tensors(rank), self.request.options.crc
-                plain = file_size(self.format, tensors, self.metadata(rank), crc=crc)
-                known[alike] = plain if self.cipher is None else sealed_size(self.cipher, plain)
+                known[alike] = self.file_size(rank)
             sizes[rank] = known[alike]
         return sizes
 
@@ -143,7 +156,7 @@ class Job:
             return f"{own.path.removesuffix(self.model.inventory.format)}{self.format}"
         number = rank if self.request.options.numbered else ""
         part = "" if self.part is None else f"_part{self.part}"
-        return f"rank_{rank}/{self.request.options.prefix}{number}{part}.{self.format}"
+        return f"rank_{rank}/{self.request.options.file_prefix}{number}{part}.{self.format}"
 
     def own_file(self, rank: int) -> SourceFile | None:
         """The file that a target rank's is made of, where each is made of that of its own number."""
@@ -158,23 +171,23 @@ class Job:
         return SourceFiles(self.source, self.model.inventory, count, indexed=self.request.index is not None)
 
 
-def job_of(
+def job_of(  # noqa: PLR0913 - what was read, each by itself
     request: Request,
     store: ReadStore,
     model: Model,
     source: Strategy | None,
     target: Strategy | None,
     *,
+    key: bytes | None = None,
     selected: Selected | None = None,
     notes: tuple[str, ...] = (),
 ) -> Job:
-    """The job that makes a model's target ranks.
+    """The job that makes a model's target ranks, encrypted with a key if the request wants that.
 
     Raises:
         RequestError: files of the target's format cannot be encrypted.
-        ReshardError: there is no key for them.
     """
-    key = key_of(request, source, target)
+    decides = key_of(request, source, target)
     wanted = request.options.format
     if request.options.remove_redundancy and (model.target_ranks == 1 or request.options.layout != "PerRank"):
         raise RequestError(
@@ -186,17 +199,17 @@ def job_of(
     output: Format = "ckpt" if wanted == "Ckpt" else "safetensors"
     if wanted == "Source" and request.options.layout != "Unified":
         output = model.inventory.format
-    cipher = _cipher(request, output)
+    cipher = _cipher(request, output, key)
     if request.options.layout != "Index":  # which is for files of either format, and for memory
         model = _arranged(model, output)
-    decisive = {name: key[name] for name in ("sourceStrategy", "targetStrategy")} | request_key(request) | {"format": output}
+    decisive = {name: decides[name] for name in ("sourceStrategy", "targetStrategy")} | request_key(request) | {"format": output}
     identity = whole = _identity([decisive, model.inventory])
     part, selected = None, selected or Selected()
     if request.options.layout == "Part":
         part, whole = model.first_stage, _identity([decisive | {"sourceStrategy": None}, selected.step])
     planner = Planner(model, remove_redundancy=request.options.remove_redundancy)
     strategies = (source, target)
-    job = Job(request, store, planner, identity, key, output, part, whole, selected, strategies, cipher=cipher)
+    job = Job(request, store, planner, identity, decides, output, part, whole, selected, strategies, cipher=cipher)
     return replace(job, notes=(*notes, *_notes(model, request), *_notes_on_shares(job)))
 
 
@@ -204,7 +217,7 @@ def _identity(content: object) -> str:
     return hashlib.sha256(msgspec.json.encode(content)).hexdigest()
 
 
-def _cipher(request: Request, output: Format) -> BlockCipher | None:
+def _cipher(request: Request, output: Format, key: bytes | None) -> BlockCipher | None:
     """What the target's files are encrypted with."""
     if request.encryption is None:
         return None
@@ -219,7 +232,9 @@ def _cipher(request: Request, output: Format) -> BlockCipher | None:
         fix = "leave out the encryption, or transform all stages at once"
     if what is not None:
         raise RequestError("CannotEncrypt", what, where=request.target, fix=fix)
-    return cipher_of(request.encryption)
+    if key is None:
+        raise ValueError("the key of what is to be encrypted is missing")
+    return cipher_of(request.encryption.mode, key)
 
 
 def _arranged(model: Model, output: Format) -> Model:
@@ -235,7 +250,7 @@ def key_of(request: Request, source: Strategy | None, target: Strategy | None) -
     return {
         "source": open_store(request.source, request.access.source).url,
         "step": request.options.step,
-        "pattern": request.options.pattern,
+        "files": request.options.files,
         "stages": request.options.stages,
         "sourceStrategy": source and hashlib.sha256(source.canonical()).hexdigest(),
         "targetStrategy": target and hashlib.sha256(target.canonical()).hexdigest(),
@@ -245,7 +260,9 @@ def key_of(request: Request, source: Strategy | None, target: Strategy | None) -
 
 def _notes(model: Model, request: Request) -> tuple[str, ...]:
     rules = request.options.rename
-    notes = [f"no parameter's name matches {pattern}" for pattern in unmatched(model.source_names, rules)] if rules else []
+    notes = []
+    if rules and request.options.layout != "Part":  # of which the last part knows it
+        notes = [f"no parameter's name matches {rule.pattern}" for rule in unmatched(model.source_names, rules)]
     if model.dropped:
         notes.append(f"{len(model.dropped)} parameters are left out as asked for: {some(model.dropped)}")
     if model.unplaced:
@@ -261,9 +278,11 @@ def _notes(model: Model, request: Request) -> tuple[str, ...]:
     if model.empty:
         notes.append(f"{len(model.empty)} tensors without elements are left out, a .ckpt cannot hold them: {some(model.empty)}")
     files = model.inventory.files
-    empty = tuple(file.rank for file in files if not model.inventory.structures[file.structure].tensors)
+    empty = [file for file in files if not model.inventory.structures[file.structure].tensors]
     if empty:
-        notes.append(f"the files of source ranks {format_ranks(empty)} hold no parameter")
+        ranks = format_ranks(tuple(file.rank for file in empty))
+        paths = some([file.path for file in empty])
+        notes.append(f"the files of source ranks {ranks} hold no parameter; unless redundancy was removed, restore them: {paths}")
     if model.diverging:
         names = sorted(model.diverging)
         taken = f"each target rank takes that of rank ({_nth(model)})"

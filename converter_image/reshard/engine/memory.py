@@ -77,9 +77,9 @@ def memory_bytes(
     Args:
         model: what is to be done.
         workers: how many ranks at a time.
-        source: where it is read from.
-        target: where it is written to.
-        sizes: of the target's files.
+        source: the storage that is read from.
+        target: the storage that is written to.
+        sizes: lengths of the target's files.
         decrypts: whether the source is encrypted.
         encrypts: whether the target is to be.
     """

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import os
-from dataclasses import dataclass
+from contextlib import closing
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
 from zlib_ng import zlib_ng
@@ -13,7 +14,7 @@ from reshard.checkpoint import Span
 from reshard.checkpoint.crc import NamedContents
 from reshard.checkpoint.encryption import Encryptor
 from reshard.checkpoint.manifest import FileRecord
-from reshard.engine.execute import carry_out, moves, reads, reads_of_spans, stream
+from reshard.engine.execute import carry_out, moves, reads, reads_of_spans
 from reshard.engine.gather import ReadCount
 from reshard.engine.servercopy import parts, split
 from reshard.engine.verify import check_file
@@ -23,7 +24,7 @@ from reshard.progress import Cancellation, Silent
 from reshard.source.encrypted import decrypting
 from reshard.source.headers import Blocks, heads
 from reshard.storage import open_store, parent_and_name
-from reshard.storage.ahead import reading, requests
+from reshard.storage.ahead import prefetched, requests
 from reshard.storage.digest import ContentDigest, digest_of_version
 
 if TYPE_CHECKING:
@@ -35,7 +36,7 @@ if TYPE_CHECKING:
     from reshard.engine.memory import Budget
     from reshard.plan import RankPlan
     from reshard.progress import Progress
-    from reshard.storage.protocol import Reader, Store, Writer
+    from reshard.storage.protocol import PartLimits, Reader, Store, Writer
     from reshard.target.folder import JobState
 
 
@@ -49,8 +50,8 @@ class Written:
     """A finished rank.
 
     Attributes:
-        record: as it stands at the target.
-        bytes_needed: of source tensors.
+        record: what is recorded of the file at the target.
+        bytes_needed: bytes of source tensors that it takes.
     """
 
     record: FileRecord
@@ -72,6 +73,23 @@ class Guard:
     writer: str
 
 
+@dataclass(frozen=True, slots=True)
+class Conditions:
+    """Under which a rank's file is produced.
+
+    Attributes:
+        count: is told what is read of the source.
+        progress: is told how far it is.
+        cancellation: lets it be called off.
+        ahead: how many bytes of the source may be fetched before they are needed.
+    """
+
+    count: ReadCount = field(default_factory=ReadCount)
+    progress: Progress = field(default_factory=Silent)
+    cancellation: Cancellation = field(default_factory=Cancellation)
+    ahead: int = 0
+
+
 def write_rank(
     job: Job, state: JobState, rank: int, *, staged: bool, budget: Budget, progress: Progress, guard: Guard
 ) -> Written:
@@ -82,18 +100,18 @@ def write_rank(
     """
     plan = job.planner.plan(rank)
     path = job.path(rank)
-    count = ReadCount()
-    size = job.file_sizes([rank])[rank]
+    conditions = Conditions(progress=progress, cancellation=guard.cancellation, ahead=budget.ahead)
+    size = job.file_size(rank)
     by_server = job.request.options.copy_mode == "Server"
     writer = state.create(path, rank=rank, staged=staged, writer=guard.writer, size=size, memory=budget.upload, copies=by_server)
     try:
-        make = assemble if by_server else produce
-        digest = make(job, plan, writer, count=count, progress=progress, cancellation=guard.cancellation, ahead=budget.ahead)
+        limits = state.target.store.part_limits if by_server else None
+        digest = assemble(job, plan, writer, conditions, limits) if limits else produce(job, plan, writer, conditions)
         guard.check_lock()
         writer.finish()
         if not digest:  # not all bytes were here
             digest = digest_of_version(state.target.store, state.where(path, staged=staged))
-        record = FileRecord(rank, path, size, digest, count.nbytes, job.request.options.verification, job.part)
+        record = FileRecord(rank, path, size, digest, conditions.count.nbytes, job.request.options.verification, job.part)
         _verify(job, plan, state.target.store, state.where(path, staged=staged))
         state.record(record)
     finally:
@@ -113,56 +131,45 @@ def write_alone(job: Job, rank: int, url: str, *, share: Budget) -> None:
         path,
         temporary=f"{path}.{os.getpid()}.tmp",
         mode=job.request.options.file_mode,
-        size=job.file_sizes([rank])[rank],
+        size=job.file_size(rank),
         memory=share.upload,
     )
     try:
-        produce(job, plan, writer, count=ReadCount(), progress=Silent(), cancellation=Cancellation(), ahead=share.ahead)
+        produce(job, plan, writer, Conditions(ahead=share.ahead))
         writer.finish()
     finally:
         writer.abort()
     _verify(job, plan, store, path)
 
 
-def assemble(
-    job: Job,
-    plan: RankPlan,
-    writer: Writer,
-    *,
-    count: ReadCount,
-    progress: Progress,
-    cancellation: Cancellation,
-    ahead: int,
-) -> str:
+def assemble(job: Job, plan: RankPlan, writer: Writer, conditions: Conditions, limits: PartLimits) -> str:
     """Make a rank's file of what the server copies and of what is sent. Returns its digest, of what was sent whole; else "".
 
-    Args and errors are those of `produce`.
+    The `limits` are those of the writer's store; other arguments and errors are those of `produce`.
     """
-    laid_out = list(split(moves(plan, checkpoint.pieces(job.format, job.tensors(plan.rank), job.metadata(plan.rank), crc=None))))
-    planned = parts(laid_out)
+    laid_out = list(split(moves(plan, job.pieces(plan.rank))))
+    planned = parts(laid_out, limits)
     if planned is None or all(part.rank is None for part in planned):
-        return produce(job, plan, writer, count=count, progress=progress, cancellation=cancellation, ahead=ahead)
+        return produce(job, plan, writer, conditions)
     prove(plan)
 
     def emit(content: memoryview) -> None:
-        cancellation.check()
+        conditions.cancellation.check()
         writer.write(content)
-        progress.advance(len(content))
+        conditions.progress.advance(len(content))
 
-    files = job.source_files(count)
-    try:
-        files.expect(reads(m for part in planned if part.rank is None for m in laid_out[part.first : part.end]), ahead)
+    with closing(job.source_files(conditions.count)) as files:
+        sent = (move for part in planned if part.rank is None for move in laid_out[part.first : part.end])
+        files.expect(reads(sent), conditions.ahead)
         for part in planned:
             if part.rank is None:
                 carry_out([*laid_out[part.first : part.end], None], files, emit)
                 if part is not planned[-1]:
                     writer.cut()
             else:
-                cancellation.check()
+                conditions.cancellation.check()
                 writer.copy(files.reader(part.rank), part.offset, part.nbytes)
-                progress.advance(part.nbytes)
-    finally:
-        files.close()
+                conditions.progress.advance(part.nbytes)
     return ""
 
 
@@ -170,67 +177,48 @@ def requests_of(job: Job, target: Store, rank: int, budget: Budget) -> int:
     """How many requests to object stores reading and writing the content of a rank's file takes, without its verification."""
     fetched = 0
     if job.source.remote:
-        plan = job.planner.plan(rank)
-        pieces = checkpoint.pieces(job.format, job.tensors(rank), job.metadata(rank), crc=None)
-        fetched = requests(reads(moves(plan, pieces)), budget.ahead)
-    return fetched + target.write_cost(job.file_sizes([rank])[rank], budget.upload).requests
+        fetched = requests(reads(moves(job.planner.plan(rank), job.pieces(rank))), budget.ahead)
+    return fetched + target.write_cost(job.file_size(rank), budget.upload).requests
 
 
-def produce(
-    job: Job,
-    plan: RankPlan,
-    writer: Writer,
-    *,
-    count: ReadCount,
-    progress: Progress,
-    cancellation: Cancellation,
-    ahead: int = 0,
-) -> str:
+def produce(job: Job, plan: RankPlan, writer: Writer, conditions: Conditions) -> str:
     """Write the content of one target rank's file. Returns its digest.
 
     Args:
         job: what is to be done.
-        plan: of the rank.
-        writer: of the file.
-        count: is told what is read of the source.
-        progress: is told how far it is.
-        cancellation: lets it be called off.
-        ahead: how many bytes may be fetched before they are needed.
+        plan: the plan of the rank.
+        writer: the writer of the file.
+        conditions: the conditions under which it is written.
 
     Raises:
         ReshardError: the source cannot be read or has changed, or the file cannot be written.
     """
     prove(plan)
-    files = job.source_files(count)
     tail = _Tail(job.format, wanted=job.request.options.crc)
     digest = ContentDigest()
 
     def put(part: memoryview | bytes) -> None:
         digest.update(part)
         writer.write(part)
-        progress.advance(len(part))
+        conditions.progress.advance(len(part))
 
     encryptor = None if job.cipher is None else Encryptor(job.cipher, put)
     write = put if encryptor is None else encryptor.update
 
     def emit(part: memoryview | bytes) -> None:
-        cancellation.check()
+        conditions.cancellation.check()
         tail.update(part)
         write(part)
 
-    try:
-        crc = _crc_of_contents(plan, files, cancellation, ahead) if tail.in_header else None
-        tensors = job.tensors(plan.rank)
-        if files.remote:
-            files.expect(reads(moves(plan, checkpoint.pieces(job.format, tensors, job.metadata(plan.rank), crc=crc))), ahead)
-        stream(plan, checkpoint.pieces(job.format, tensors, job.metadata(plan.rank), crc=crc), files, emit)
+    with closing(job.source_files(conditions.count)) as files:
+        crc = _crc_of_contents(plan, files, conditions) if tail.in_header else None
+        files.expect(reads(moves(plan, job.pieces(plan.rank, crc))), conditions.ahead)
+        carry_out(moves(plan, job.pieces(plan.rank, crc)), files, emit)
         if trailer := tail.content():
             emit(trailer)
         if encryptor is not None:
             encryptor.finish()
         files.check_unchanged()
-    finally:
-        files.close()
     return str(digest)
 
 
@@ -250,54 +238,49 @@ class _Tail:
         return checkpoint.crc_trailer(self._crc) if self._at_end else b""
 
 
-def _crc_of_contents(plan: RankPlan, files: SourceFiles, cancellation: Cancellation, ahead: int) -> int:
+def _crc_of_contents(plan: RankPlan, files: SourceFiles, conditions: Conditions) -> int:
     """The CRC32 for a safetensors header, which comes before the contents: a pass of its own over the source."""
     found = NamedContents()
 
     def emit(part: memoryview) -> None:
-        cancellation.check()
+        conditions.cancellation.check()
         found.update(part)
 
     numbers = sorted(range(len(plan.tensors)), key=lambda i: plan.tensors[i].parameter.name)
     spans = [Span(number, 0, plan.tensors[number].parameter.slice_nbytes) for number in numbers]
-    if files.remote:
-        files.expect(reads_of_spans(plan, spans), ahead)
+    files.expect(reads_of_spans(plan, spans), conditions.ahead)
     for span in spans:
         tensor = plan.tensors[span.tensor]
         found.begin(tensor.parameter.name, tensor.parameter.dtype, tensor.shape)
         if span.length:
-            stream(plan, [span], files, emit)
+            carry_out(moves(plan, [span]), files, emit)
     return found.crc
 
 
 def _verify(job: Job, plan: RankPlan, store: Store, path: str) -> None:
     """Compare the finished file with the source, and take it away again if they differ."""
-    if job.request.options.verification == "None":
-        return
-    files = job.source_files()
     level = job.request.options.verification
-    written: Reader = store.open(path)
+    if level == "None":
+        return
     at_once = _REMOTE_COMPARISONS if store.remote or job.source.remote else 1
-    try:
-        if job.cipher is not None:
-            written = decrypting(written, job.cipher, remote=store.remote, check=level == "Full")
-        if store.remote:
-            with reading(written, heads(_heads(job, plan), written.size), _HEADERS_AHEAD) as ahead:
-                check_file(written, plan, job.model, files, level, headers=Blocks(ahead), at_once=at_once)
-        else:
-            check_file(written, plan, job.model, files, level, at_once=at_once)
-    except ReshardError:
-        store.delete(path)
-        raise
-    finally:
-        written.close()
-        files.close()
+    with closing(job.source_files()) as files, closing(store.open(path)) as opened:
+        written: Reader = opened
+        try:
+            if job.cipher is not None:
+                written = decrypting(opened, job.cipher, remote=store.remote, check=level == "Full")
+            headers = heads(_heads(job, plan), written.size)
+            with prefetched(written, headers, _HEADERS_AHEAD, remote=store.remote) as ahead:
+                in_blocks = Blocks(ahead) if store.remote else None
+                check_file(written, plan, job.model, files, level, headers=in_blocks, at_once=at_once)
+        except ReshardError:
+            store.delete(path)
+            raise
 
 
 def _heads(job: Job, plan: RankPlan) -> Iterator[int]:
     """Where in a finished file its headers are."""
     position = 0
-    for piece in checkpoint.pieces(job.format, job.tensors(plan.rank), job.metadata(plan.rank), crc=None):
+    for piece in job.pieces(plan.rank):
         if isinstance(piece, bytes):
             yield position
             position += len(piece)

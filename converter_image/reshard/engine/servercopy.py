@@ -15,22 +15,19 @@ if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator, Sequence
 
     from reshard.engine.execute import Copy, Move
-
-# Of a multipart upload all parts but the last have at least so many bytes, at most these are allowed.
-SMALLEST_PART = 5 << 20
-MOST_PARTS = 10_000
+    from reshard.storage.protocol import PartLimits
 
 
 @dataclass(frozen=True, slots=True)
-class Part:
+class UploadPart:
     """Consecutive moves that are one part of the file.
 
     Attributes:
-        first: of the moves.
-        end: after the last.
-        nbytes: of them all.
+        first: position of the first of its moves.
+        end: position after the last of them.
+        nbytes: bytes of them all.
         rank: the source rank whose file holds exactly these bytes one behind the other; None: they are read and sent.
-        offset: where they are there.
+        offset: place of the bytes in that file.
     """
 
     first: int
@@ -45,62 +42,67 @@ def split(moves: Iterable[Move]) -> Iterator[Move]:
     for move in moves:
         if isinstance(move, Fill) and len(move.copies) > 1 and (spans := _in_a_row(move)) is not None:
             itemsize = move.nbytes // move.box.size
-            for rank, entry, source, here in spans:
-                start = tuple(a + b for a, b in zip(move.box.start, here.start, strict=True))
-                copy = (rank, entry, source, Box((0,) * len(start), here.shape))
-                yield Fill(Box(start, here.shape), (copy,), move.dtype, here.size * itemsize)
+            for copy in spans:
+                start = tuple(a + b for a, b in zip(move.box.start, copy.here.start, strict=True))
+                alone = copy._replace(here=Box((0,) * len(start), copy.here.shape))
+                yield Fill(Box(start, copy.here.shape), (alone,), move.dtype, copy.here.size * itemsize)
         else:
             yield move
 
 
 def _in_a_row(move: Fill) -> list[Copy] | None:
     """The copies of a box in the order of its elements; None when one does not follow the other."""
-    copies = sorted(move.copies, key=lambda copy: flat_span(move.box.shape, copy[3])[0])
+    copies = sorted(move.copies, key=lambda copy: flat_span(move.box.shape, copy.here)[0])
     at = 0
-    for _, _, _, here in copies:
-        if flat_span(move.box.shape, here) != (at, at + here.size):
+    for copy in copies:
+        if flat_span(move.box.shape, copy.here) != (at, at + copy.here.size):
             return None
-        at += here.size
+        at += copy.here.size
     return copies
 
 
-def parts(moves: Sequence[Move]) -> list[Part] | None:
+def parts(moves: Sequence[Move], limits: PartLimits) -> list[UploadPart] | None:
     """Cut a file into parts that are sent or copied; None when that takes more parts than a file can have.
 
     What lies between runs of the source, and is too short for a part, takes the beginning of the run behind it along.
+
+    Args:
+        moves: that make the file up.
+        limits: the limits of the store that it is written to.
     """
-    found: list[Part] = []
+    found: list[UploadPart] = []
     first, own = 0, 0
     for run in _runs(moves):
         at = run.first
         copied = 0
-        if run.rank is not None and run.nbytes >= SMALLEST_PART:
+        if run.rank is not None and run.nbytes >= limits.smallest:
             copied = run.nbytes
-            while 0 < own < SMALLEST_PART and at < run.end:
+            while 0 < own < limits.smallest and at < run.end:
                 own += _length(moves[at])
                 copied -= _length(moves[at])
                 at += 1
-        if copied >= SMALLEST_PART:
+        if copied >= limits.smallest:
             if own:
-                found.append(Part(first, at, own))
-            found.append(Part(at, run.end, copied, run.rank, run.offset + run.nbytes - copied))
+                found.append(UploadPart(first, at, own))
+            found.append(UploadPart(at, run.end, copied, run.rank, run.offset + run.nbytes - copied))
             first, own = run.end, 0
             continue
         for number in range(at, run.end):
             own += _length(moves[number])
-            if own >= SMALLEST_PART:
-                found.append(Part(first, number + 1, own))
+            if own >= limits.smallest:
+                found.append(UploadPart(first, number + 1, own))
                 first, own = number + 1, 0
     if own:
-        found.append(Part(first, len(moves), own))
+        found.append(UploadPart(first, len(moves), own))
     elif found:
         found[-1] = replace(found[-1], end=len(moves))  # what is behind it has no bytes
-    return found if len(found) <= MOST_PARTS else None
+    count = sum(1 if part.rank is None else limits.parts_of_copy(part.nbytes) for part in found)
+    return found if count <= limits.most else None
 
 
-def _runs(moves: Sequence[Move]) -> Iterator[Part]:
+def _runs(moves: Sequence[Move]) -> Iterator[UploadPart]:
     """Moves joined while their bytes lie one behind the other in one source file, or in none."""
-    open_: Part | None = None
+    open_: UploadPart | None = None
     for number, move in enumerate(moves):
         rank, offset = _source(move)
         nbytes = _length(move)
@@ -110,11 +112,11 @@ def _runs(moves: Sequence[Move]) -> Iterator[Part]:
             or (rank is not None and rank == open_.rank and offset == open_.offset + open_.nbytes)
         )
         if open_ is not None and follows:
-            open_ = Part(open_.first, number + 1, open_.nbytes + nbytes, open_.rank, open_.offset)
+            open_ = UploadPart(open_.first, number + 1, open_.nbytes + nbytes, open_.rank, open_.offset)
             continue
         if open_ is not None:
             yield open_
-        open_ = Part(number, number + 1, nbytes, rank, offset)
+        open_ = UploadPart(number, number + 1, nbytes, rank, offset)
     if open_ is not None:
         yield open_
 
@@ -123,11 +125,11 @@ def _source(move: Move) -> tuple[int | None, int]:
     """The source rank and offset of a move's bytes, if they lie there as they are wanted here."""
     if not isinstance(move, Fill) or len(move.copies) != 1:
         return None, 0
-    ((rank, entry, box, _),) = move.copies
-    if box.size != move.box.size:
+    (copy,) = move.copies
+    if copy.source.size != move.box.size:
         return None, 0
-    ((_, offset, length), *more) = islice(reads_of_box(rank, entry, box, TILE_BYTES), 2)
-    return (rank, offset) if not more and length == move.nbytes else (None, 0)
+    ((_, offset, length), *more) = islice(reads_of_box(copy.rank, copy.entry, copy.source, TILE_BYTES), 2)
+    return (copy.rank, offset) if not more and length == move.nbytes else (None, 0)
 
 
 def _length(move: Move) -> int:

@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 import xxhash
 
-from reshard.checkpoint import index
+from reshard.checkpoint import read_header
 from reshard.checkpoint.dtypes import DTYPES
 from reshard.errors import BugError, DataError
 
@@ -52,18 +52,16 @@ def check_file(
     Args:
         written: the file, opened anew.
         plan: what it was made from; of it only the tensors' names and the choice of source ranks are used.
-        model: how source and target cut each parameter.
+        model: parameters, as source and target cut each.
         files: the source.
-        level: "Full" compares every byte, "Sample" some rows of each parameter, "None" nothing.
-        headers: the file as its index is best read; None: as it is.
+        level: "Full" compares every byte, otherwise some rows of each parameter.
+        headers: the file as its headers are best read; None: as it is.
         at_once: how many parameters are compared at a time.
 
     Raises:
         BugError: they differ.
     """
-    if level == "None":
-        return
-    entries = {entry.name: entry for entry in index(headers or written).structure.tensors}
+    entries = {entry.name: entry for entry in read_header(headers or written).structure.tensors}
     comparisons = []
     for tensor in plan.tensors:
         parameter = tensor.parameter
@@ -73,8 +71,8 @@ def check_file(
         if entry is None or (entry.dtype, entry.shape) != (parameter.dtype, tensor.shape):
             raise _differs(written, parameter, "is missing or has another type or shape")
         ranks = {}
-        for part, source_rank, source in zip(tensor.geometry.parts, tensor.ranks, tensor.entries, strict=True):
-            ranks[_part_of(parameter, plan.rank % model.target_devices, part.target.start)] = (source_rank, source)
+        for overlap, source_rank, source in zip(tensor.geometry.overlaps, tensor.ranks, tensor.entries, strict=True):
+            ranks[_part_of(parameter, plan.rank % model.target_devices, overlap.target.start)] = (source_rank, source)
         comparisons.append(_Comparison(written, entry, parameter, plan.rank % model.target_devices, files, ranks))
     leftover = [name for name, entry in entries.items() if entry.nbytes]
     if leftover:

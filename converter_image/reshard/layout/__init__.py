@@ -26,7 +26,7 @@ class Layout:
         device_matrix: lengths of the device axes; a rank's coordinates are row-major over it (the last varies fastest).
         tensor_map: for each dimension of the tensor the device axes that cut it, counted from the right (0 is the last axis),
             major first; empty: not cut.
-        shard_size: into how many parts dimension 0 of that slice is cut again among the ranks that hold the same slice
+        shard_size: the number of parts into which dimension 0 of that slice is cut again among the ranks that hold the same slice
             (optimizer parallel); 0: not; -1: into as many as there are such ranks.
         shard_step: the distance between ranks with neighbouring parts. It follows from the rest; 0: not cut again.
     """

@@ -11,9 +11,9 @@ def next_tile(shape: tuple[int, ...], position: int, most: int) -> Box:
     Called again and again with the position after the last tile, it covers the tensor in the order of its file.
 
     Args:
-        shape: of the tensor, without a zero.
+        shape: lengths of the tensor, none of which is zero.
         position: flat index of the box' first element.
-        most: at least 1.
+        most: elements of the longest tile, at least 1.
 
     >>> next_tile((4, 6), 0, 13)
     Box(start=(0, 0), shape=(2, 6))

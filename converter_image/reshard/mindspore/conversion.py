@@ -7,20 +7,16 @@ import re
 from concurrent.futures import ThreadPoolExecutor
 from typing import TYPE_CHECKING
 
-from reshard.engine.job import job_of
-from reshard.engine.memory import budget
-from reshard.engine.rankfile import write_alone
+import msgspec
+
 from reshard.errors import MissingInputError, UsageError
-from reshard.plan import keep
-from reshard.source.files import Files
-from reshard.source.reading import open_source, read_inventory
+from reshard.source.files import open_source
 from reshard.spec.request import Options, RenameRule, Request
-from reshard.storage import open_store, root_and_path
+from reshard.transform.loose import prepare_loose, write_loose
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
 
-    from reshard.engine.memory import Budget
     from reshard.spec.request import OutputFormat
 
 _SUFFIX: dict[OutputFormat, str] = {"Ckpt": ".ckpt", "Safetensors": ".safetensors"}
@@ -36,14 +32,15 @@ def ckpt_to_safetensors(
     """Write `.ckpt` files anew as safetensors.
 
     Unlike MindSpore's: every file is verified and appears whole; text is kept; two parameters that would have one name are an
-    error, and so is a tree in which no file matches.
+    error, and so is a tree in which no file matches. As with MindSpore's, a file without parameters is an error;
+    `reshard convert` sees the whole checkpoint, and takes one in which some ranks hold nothing.
 
     Args:
         file_path: a file, or a folder whose subfolders with names that begin with `rank` hold the files, all of which are
             converted.
         save_path: the folder to write to, with such subfolders if it is a tree; None: beside each file. What is there under a
             file's name is replaced.
-        name_map: from parameters' names to what they are called in the new files. Names that a file does not have are skipped.
+        name_map: what parameters are called in the new files, by their names. Names that a file does not have are skipped.
         file_name_regex: convert only files in whose names this is found; of a single file in its path.
         processes_num: files at a time.
 
@@ -98,9 +95,8 @@ def _convert(tasks: list[tuple[str, str]], output: OutputFormat, name_map: Mappi
     """Convert files, some at a time."""
     if not isinstance(processes_num, int) or processes_num < 1:
         raise UsageError("InvalidOption", f"{processes_num!r} is no number of files", where="processes_num")
-    share = budget(processes_num)
     with ThreadPoolExecutor(processes_num, thread_name_prefix="reshard-convert") as pool:
-        futures = [pool.submit(_convert_file, source, target, output, name_map or {}, share) for source, target in tasks]
+        futures = [pool.submit(_convert_file, source, target, output, name_map or {}, processes_num) for source, target in tasks]
         try:
             for future in futures:
                 future.result()
@@ -109,12 +105,11 @@ def _convert(tasks: list[tuple[str, str]], output: OutputFormat, name_map: Mappi
             raise
 
 
-def _convert_file(source: str, target: str, output: OutputFormat, name_map: Mapping[str, str], share: Budget) -> None:
-    root, path = root_and_path(source)
-    store = open_store(root)
-    inventory = read_inventory(store, Files({0: path}), workers=1)
-    names = {entry.name for entry in inventory.structures[0].tensors}
-    rules = tuple(RenameRule(new, old) for old, new in name_map.items() if old in names)
-    request = Request(source=root, target=target, options=Options(format=output, layout="Same", rename=rules))
-    job = job_of(request, store, keep(inventory, rename=rules), None, None)
-    write_alone(job, 0, target, share=share)
+def _convert_file(source: str, target: str, output: OutputFormat, name_map: Mapping[str, str], at_once: int) -> None:
+    request = Request(source=source, target=target, options=Options(format=output, layout="Same"))
+    job = prepare_loose(request, {0: source})
+    rules = tuple(RenameRule(new, old) for old, new in name_map.items() if old in job.model.source_names)
+    if rules:
+        options = msgspec.structs.replace(request.options, rename=rules)
+        job = prepare_loose(msgspec.structs.replace(request, options=options), {0: source})
+    write_loose(job, {0: target}, at_once=at_once)

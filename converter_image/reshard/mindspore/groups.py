@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from reshard.source.reading import read_restore_ranks
+from reshard.source.strategies import read_restore_ranks
 
 
 def restore_group_info_list(group_info_file_name: str) -> list[int]:

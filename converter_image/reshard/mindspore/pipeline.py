@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from reshard.source.reading import read_strategy_files
+from reshard.source.strategies import read_strategy_files
 from reshard.spec.request import Options
 from reshard.storage import open_store, parent_and_name
 from reshard.strategy import dump, merge

@@ -3,12 +3,11 @@
 from __future__ import annotations
 
 import sys
-from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 from reshard.errors import MissingInputError, UsageError
 from reshard.mindspore.keys import decryption_of
-from reshard.online.network import param_dict
+from reshard.online.network import load_params, param_dict
 from reshard.online.segments import read_segments
 
 if TYPE_CHECKING:
@@ -34,10 +33,10 @@ def load_segmented_checkpoints(
         net: the network to load into, by MindSpore's `load_param_into_net`.
         strict_load: whether types must be equal there.
         filter_prefix: parameters whose names begin so are left out.
-        dec_key: of encrypted files.
+        dec_key: the key of encrypted files.
         dec_mode: "AES-GCM", "AES-CBC" or "SM4-CBC".
-        specify_prefix: only parameters whose names begin so are read.
-        choice_func: only parameters are read for whose names it is true; if neither prefix is given.
+        specify_prefix: the beginning of the names of parameters that are read, without others.
+        choice_func: told a name, whether that parameter is read; asked if neither prefix is given.
 
     Returns:
         By name a `mindspore.Parameter` where the script has imported MindSpore or gives a network, else a numpy array (BFloat16
@@ -58,11 +57,10 @@ def load_segmented_checkpoints(
     }
     if not found:
         raise MissingInputError("NothingToLoad", "no file has a parameter that was asked for", where=ckpt_file_dir)
-    package = import_module("mindspore") if net is not None else sys.modules.get("mindspore")
-    if package is not None:
+    if net is not None or "mindspore" in sys.modules:
         found |= param_dict((name, value) for name, value in found.items() if not isinstance(value, str))
-    if net is not None and package is not None:
-        package.load_param_into_net(net, found, strict_load)
+    if net is not None:
+        load_params(net, found, strict_load=strict_load)
     return found
 
 

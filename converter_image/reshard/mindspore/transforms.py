@@ -2,29 +2,20 @@
 
 from __future__ import annotations
 
-from dataclasses import replace
 from typing import TYPE_CHECKING
-
-import msgspec
 
 from reshard.checkpoint import format_of
 from reshard.checkpoint.inventory import Inventory, SourceFile, Structure, TensorEntry
-from reshard.engine.job import job_of
-from reshard.engine.memory import budget, default_workers
-from reshard.engine.rankfile import write_alone
-from reshard.errors import RequestError, UsageError
+from reshard.errors import UsageError
 from reshard.plan import Planner, place
-from reshard.source.files import Files
-from reshard.source.reading import find_diverging, read_inventory, read_strategy, read_strategy_files
+from reshard.source.strategies import read_strategy, read_strategy_files
 from reshard.spec.request import Options, Request
-from reshard.storage import open_store, root_and_path
-from reshard.transform.prepare import decrypted
+from reshard.transform.loose import prepare_loose, refuse_own_files, write_loose
 from reshard.transform.run import transform_checkpoint
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Mapping
 
-    from reshard.engine.job import Job
     from reshard.strategy import Strategy
 
 
@@ -50,8 +41,8 @@ def transform_checkpoints(
         src_checkpoints_dir: the folder with `rank_0`, `rank_1`, ...
         dst_checkpoints_dir: the folder to write to. What is there is replaced.
         ckpt_prefix: files are named `rank_<r>/<ckpt_prefix><r>.<output_format>`.
-        src_strategy_file: how the source is cut; None: one whole rank.
-        dst_strategy_file: how the target is to be cut; None: one whole rank.
+        src_strategy_file: the source's strategy; None: one whole rank.
+        dst_strategy_file: the strategy that the target is to be cut by; None: one whole rank.
         process_num: ranks at a time.
         output_format: "ckpt" or "safetensors".
 
@@ -68,7 +59,7 @@ def transform_checkpoints(
         options=Options(
             format="Ckpt" if output_format == "ckpt" else "Safetensors",
             layout="Part" if _is_one_stage_of_several(src_strategy_file, dst_strategy_file) else "PerRank",
-            prefix=ckpt_prefix,
+            file_prefix=ckpt_prefix,
             overwrite="Replace",
         ),
     )
@@ -121,11 +112,11 @@ def transform_checkpoint_by_rank(
 
     Args:
         rank_id: the target rank.
-        checkpoint_files_map: from source rank to file, at least those of `rank_list_for_transform`; of a source whose redundancy
+        checkpoint_files_map: files by source rank, at least those of `rank_list_for_transform`; of a source whose redundancy
             was removed all, for which of them has a slice only the files tell.
         save_checkpoint_file_name: the file to write.
-        src_strategy_file: how the source is cut; None: one whole rank.
-        dst_strategy_file: how the target is to be cut; None: one whole rank.
+        src_strategy_file: the source's strategy; None: one whole rank.
+        dst_strategy_file: the strategy that the target is to be cut by; None: one whole rank.
 
     Raises:
         ReshardError: of the kind that fits; nothing is written then.
@@ -141,56 +132,8 @@ def transform_checkpoint_by_rank(
         target_strategy=dst_strategy_file,
         options=Options(format="Ckpt" if output == "ckpt" else "Safetensors"),
     )
-    write_alone(job_of_files(request, checkpoint_files_map, only=rank_id), rank_id, save_checkpoint_file_name, share=budget(1))
-
-
-def job_of_files(request: Request, files: Mapping[int, str], *, only: int | None = None) -> Job:
-    """The job that makes a target from files that lie anywhere in one storage, which then is the request's source.
-
-    Args:
-        request: of it.
-        files: from source rank to file.
-        only: the one target rank that is made, from the files that it needs; None: all.
-
-    Raises:
-        ReshardError: of the kind that fits.
-    """
-    root, paths = _in_one_storage(files)
-    request = msgspec.structs.replace(request, source=root)
-    store, workers = decrypted(open_store(root), request), default_workers()
-    source = read_strategy(request.source_strategy) if request.source_strategy else None
-    target = read_strategy(request.target_strategy) if request.target_strategy else None
-    inventory = read_inventory(store, Files(paths), workers=workers)
-    model = place(inventory, source, target, only=only, rename=request.options.rename)
-    model = replace(model, diverging=find_diverging(store, model, workers=workers))
-    return job_of(request, store, model, source, target)
-
-
-def refuse_own_files(read: Iterable[str], written: Iterable[str]) -> None:
-    """Refuse to write over what is read.
-
-    Raises:
-        RequestError: a file is among both.
-    """
-    own = {open_store(path).around()[0] for path in read}
-    for path in written:
-        if open_store(path).around()[0] in own:
-            raise RequestError("TargetOverlapsSource", "the file to write is one of the source's", where=path)
-
-
-def _in_one_storage(files: Mapping[int, str]) -> tuple[str, dict[int, str]]:
-    """The storage that all files lie in, and where each is there.
-
-    Raises:
-        RequestError: there are none, or they are in several.
-    """
-    found = {int(rank): root_and_path(url) for rank, url in files.items()}
-    roots = {root for root, _ in found.values()}
-    if len(roots) != 1:
-        what = f"the source's files are in {', '.join(sorted(roots))}" if roots else "it names no file"
-        fix = "name the files of rank_list_for_transform, all in one bucket or all in file systems"
-        raise RequestError("NotOneSource", what, where="checkpoint_files_map", fix=fix)
-    return roots.pop(), {rank: path for rank, (_, path) in found.items()}
+    job = prepare_loose(request, checkpoint_files_map, only=rank_id)
+    write_loose(job, {rank_id: save_checkpoint_file_name})
 
 
 def _imagined(source: Strategy | None, target: Strategy | None) -> Inventory:

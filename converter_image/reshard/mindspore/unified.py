@@ -5,26 +5,23 @@ from __future__ import annotations
 import glob
 import re
 from importlib import import_module
-from typing import TYPE_CHECKING, Any, TypeVar
+from typing import TYPE_CHECKING, Any
 
 import msgspec
-from tenacity import Retrying, retry_if_exception_type, stop_after_delay, wait_random
 
-from reshard.engine.memory import budget, default_workers
-from reshard.engine.rankfile import write_alone
-from reshard.errors import LockedError, MissingInputError, RequestError, UsageError
+from reshard.engine.memory import default_workers
+from reshard.errors import UsageError
 from reshard.mindspore.keys import decryption_of
-from reshard.mindspore.transforms import job_of_files, refuse_own_files
 from reshard.online.load import tensors_of
-from reshard.online.network import param_dict
+from reshard.online.network import load_params, param_dict
 from reshard.progress import Silent
-from reshard.source.files import find_files
-from reshard.source.reading import open_source, read_inventory, read_strategy
 from reshard.spec.ranks import format_ranks
 from reshard.spec.request import Options, RenameRule, Request
-from reshard.transform.complete import commit_checkpoint
+from reshard.target.lock import patiently
+from reshard.transform.complete import commit_if_complete
+from reshard.transform.loose import prepare_loose, refuse_own_files, write_loose
 from reshard.transform.plan import plan_transform
-from reshard.transform.prepare import prepare
+from reshard.transform.prepare import prepare, source_names
 from reshard.transform.run import transform_checkpoint
 
 if TYPE_CHECKING:
@@ -38,10 +35,9 @@ _SUFFIXES = (
     (re.compile(r"-?(\d+_\d+)"), "-"),
     (re.compile(r"_?(\d+)"), "_"),
 )
+# Another that looks whether the checkpoint is complete takes a moment.
 _MOST_PATIENCE_SECONDS = 15.0
 _FORMATS: dict[str, OutputFormat] = {"ckpt": "Ckpt", "safetensors": "Safetensors"}
-
-T = TypeVar("T")
 
 
 def unified_safetensors(
@@ -62,7 +58,7 @@ def unified_safetensors(
 
     Args:
         src_dir: the folder with `rank_0`, `rank_1`, ...
-        src_strategy_file: how the source is cut; None: one whole rank.
+        src_strategy_file: the source's strategy; None: one whole rank.
         dst_dir: the folder to write to. What is there is replaced.
         merge_with_redundancy: makes no difference: each part of a parameter is read from a rank that has it.
         file_suffix: the end of the names of the files that are meant, without the extension; None: those of the newest step.
@@ -74,10 +70,10 @@ def unified_safetensors(
     Raises:
         ReshardError: of the kind that fits.
     """
-    options = Options(layout="Unified", pattern=_pattern(file_suffix), overwrite="Replace")
-    if choice_func is not None:
-        options = msgspec.structs.replace(options, rename=tuple(_chosen(src_dir, src_strategy_file, options, choice_func)))
+    options = Options(layout="Unified", files=_pattern(file_suffix), overwrite="Replace")
     request = Request(src_dir, dst_dir, src_strategy_file, options=options)
+    if choice_func is not None:
+        request = _with(request, rename=tuple(_chosen(request, choice_func)))
     workers = min(max_process_num, default_workers())
     if not split_dst_file:
         transform_checkpoint(request, workers=workers)
@@ -85,10 +81,9 @@ def unified_safetensors(
     number, total = split_dst_file
     if not 1 <= number <= total:
         raise UsageError("InvalidOption", f"there is no machine {number} of {total}", where="split_dst_file")
-    planned = _patiently(lambda: plan_transform(request, workers=workers, write=True))
+    planned = patiently(lambda: plan_transform(request, workers=workers, write=True), _MOST_PATIENCE_SECONDS)
     if parts := _share(planned.summary.target_ranks, number - 1, total):
-        options = msgspec.structs.replace(options, ranks=format_ranks(parts))
-        _write_beside_others(msgspec.structs.replace(request, options=options), workers=workers, all_together=True)
+        _write_beside_others(_with(request, ranks=format_ranks(parts)), workers=workers, all_together=True)
 
 
 def load_distributed_checkpoint(
@@ -116,19 +111,20 @@ def load_distributed_checkpoint(
     Args:
         network: a `mindspore.nn.Cell` to load into, by `load_param_into_net`; None: files are written.
         checkpoint_filenames: one file for each rank, in their order, instead of unified safetensors.
-        predict_strategy: how the target is to be cut; None: one rank that holds everything whole.
-        train_strategy_filename: how the files in `checkpoint_filenames` are cut.
+        predict_strategy: the strategy that the target is to be cut by; None: one rank that holds everything whole.
+        train_strategy_filename: the strategy of the files in `checkpoint_filenames`.
         strict_load: whether types must be equal in the network.
-        dec_key: of encrypted files in `checkpoint_filenames`.
+        dec_key: the key of encrypted files in `checkpoint_filenames`.
         dec_mode: "AES-GCM", "AES-CBC" or "SM4-CBC".
         format: "safetensors" for unified ones, as MindSpore asks.
         unified_safetensors_dir: the folder with `part0.safetensors`, ...
         dst_safetensors_dir: the folder to write to. What is there is replaced.
-        rank_id: only this rank; others may be written at the same time or later. None: all; of a network that of the process.
+        rank_id: the one rank that is wanted; others may be written at the same time or later. None: all; of a network that of the
+            process.
         output_format: "safetensors" or "ckpt".
-        name_map: from the name that a parameter is to have to the one that it has in the files.
+        name_map: the name that a parameter has in the files, by the one that it is to have.
         max_process_num: ranks at a time; no more than there are processors.
-        return_param_dict: with a network, give its parameters back instead of loading them.
+        return_param_dict: whether to give a network's parameters back instead of loading them.
 
     Returns:
         As MindSpore's: of a network and unified safetensors what `load_param_into_net` returns, or the parameters; else True.
@@ -144,41 +140,46 @@ def load_distributed_checkpoint(
         raise UsageError("InvalidOption", "without a network, a folder to write to is needed", where="dst_safetensors_dir")
     if (unified_safetensors_dir is None) == (checkpoint_filenames is None):
         raise UsageError("InvalidOption", "one of the two is needed", where="unified_safetensors_dir, checkpoint_filenames")
-    rules = tuple(RenameRule(to=new, name=old) for new, old in (name_map or {}).items())
-    options = Options(
-        format=_FORMATS[output_format],
-        prefix="net",
-        numbered=False,
-        rename=rules,
-        ranks=None if rank_id is None else str(rank_id),
-        overwrite="Replace",
-    )
+    files = None if checkpoint_filenames is None else dict(enumerate(checkpoint_filenames))
     request = Request(
-        source="/" if checkpoint_filenames is not None else str(unified_safetensors_dir),
+        source="/" if files is not None else str(unified_safetensors_dir),
         target=dst_safetensors_dir or "",
         source_strategy=train_strategy_filename,
         target_strategy=predict_strategy,
-        options=Options(layout="Index", rename=rules) if into_memory else options,
+        options=Options(rename=tuple(RenameRule(to=new, name=old) for new, old in (name_map or {}).items())),
         decryption=decryption_of(dec_key, dec_mode),
     )
     workers = min(max_process_num, default_workers())
     if into_memory:
-        if checkpoint_filenames is not None:
-            job = job_of_files(request, dict(enumerate(checkpoint_filenames)))
-        else:
-            job = prepare(request, Silent(), workers=workers)
-        found = param_dict(tensors_of(job, _own_rank() if rank_id is None else rank_id))
+        found = _params(request, files, _own_rank() if rank_id is None else rank_id, workers)
         if return_param_dict:
             return found
-        outcome = import_module("mindspore").load_param_into_net(network, found, strict_load)
-        return True if checkpoint_filenames is not None else outcome
-    if checkpoint_filenames is not None:
-        _cut_files(request, checkpoint_filenames)
-    elif rank_id is None:
+        outcome = load_params(network, found, strict_load=strict_load)
+        return outcome if files is None else True
+    _to_files(request, files, None if rank_id is None else str(rank_id), _FORMATS[output_format], workers)
+    return True
+
+
+def _params(request: Request, files: Mapping[int, str] | None, rank: int, workers: int) -> dict[str, Any]:
+    """The parameters of a rank; `files` instead of the request's source, if there are any."""
+    request = _with(request, layout="Index")
+    job = prepare(request, Silent(), workers=workers) if files is None else prepare_loose(request, files)
+    return param_dict(tensors_of(job, rank))
+
+
+def _to_files(request: Request, files: Mapping[int, str] | None, ranks: str | None, output: OutputFormat, workers: int) -> None:
+    """Write the files of these ranks (None: of all); from `files` instead of the request's source, if there are any."""
+    request = _with(request, format=output, file_prefix="net", numbered=False, ranks=ranks, overwrite="Replace")
+    if files is not None:
+        _cut_files(request, files)
+    elif ranks is None:
         transform_checkpoint(request, workers=workers)
     else:
         _write_beside_others(request, workers=workers, all_together=False)
-    return True
+
+
+def _with(request: Request, **options: Any) -> Request:  # noqa: ANN401 - as Options takes them
+    return msgspec.structs.replace(request, options=msgspec.structs.replace(request.options, **options))
 
 
 def _own_rank() -> int:
@@ -200,14 +201,9 @@ def _pattern(suffix: str | None) -> str | None:
     return f"*{glob.escape(suffix)}.*"
 
 
-def _chosen(source: str, strategy: str | None, options: Options, choice: Callable[[str], bool | str]) -> Iterable[RenameRule]:
+def _chosen(request: Request, choice: Callable[[str], bool | str]) -> Iterable[RenameRule]:
     """What `choice` says of the parameters that a strategy names; it knows no others, as MindSpore does not ask it for them."""
-    store, chosen = open_source(source)
-    inventory = read_inventory(store, find_files(store, chosen, pattern=options.pattern), workers=default_workers())
-    named = {name for stage in read_strategy(strategy).stages for name in stage} if strategy else None
-    for name in dict.fromkeys(entry.name for structure in inventory.structures for entry in structure.tensors):
-        if named is not None and name not in named:
-            continue
+    for name in (name for name, named in source_names(request, workers=default_workers()).items() if named):
         answer = choice(name)
         if not isinstance(answer, bool | str) or answer == "":
             raise UsageError("InvalidOption", f"{answer!r} is neither a name nor bool", where=f"choice_func({name!r})")
@@ -230,32 +226,14 @@ def _write_beside_others(request: Request, *, workers: int, all_together: bool) 
     With `all_together` it is complete once all ranks are there, else as soon as nobody writes; one that takes the place of
     another is never complete before.
     """
-    result = _patiently(lambda: transform_checkpoint(request, workers=workers, commit=False))
-    if result.complete:
-        return
-    try:
-        # Of those who are done, the last finds nobody writing any more, and all records.
-        commit_checkpoint(request.target, finished=not all_together, alone=True, digest=result.digest)
-    except (LockedError, MissingInputError, RequestError) as error:
-        if error.reason not in {"TargetLocked", "RanksUnfinished", "PartialReplacement", "PlanMissing"}:
-            raise
+    result = patiently(lambda: transform_checkpoint(request, workers=workers, commit=False), _MOST_PATIENCE_SECONDS)
+    if not result.complete:
+        commit_if_complete(request.target, result.digest, all_ranks=all_together)
 
 
-def _patiently(work: Callable[[], T]) -> T:
-    """Wait for another that looks whether the checkpoint is complete, which takes a moment."""
-    retrying = Retrying(
-        retry=retry_if_exception_type(LockedError),
-        stop=stop_after_delay(_MOST_PATIENCE_SECONDS),
-        wait=wait_random(0, 0.5),
-        reraise=True,
-    )
-    return retrying(work)
-
-
-def _cut_files(request: Request, paths: Sequence[str]) -> None:
+def _cut_files(request: Request, files: Mapping[int, str]) -> None:
     """Write the rank files of a target from files that lie anywhere."""
-    job = job_of_files(request, dict(enumerate(paths)))
+    job = prepare_loose(request, files)
     written = {rank: f"{request.target.rstrip('/')}/{job.path(rank)}" for rank in job.scope}
-    refuse_own_files(paths, written.values())
-    for rank, path in written.items():
-        write_alone(job, rank, path, share=budget(1))
+    refuse_own_files(files.values(), written.values())
+    write_loose(job, written)

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any
+from contextlib import closing
+from typing import TYPE_CHECKING, TypedDict, Unpack
 
 import numpy as np
 
@@ -24,6 +25,21 @@ if TYPE_CHECKING:
     from reshard.engine.job import Job
     from reshard.plan import RankPlan
     from reshard.spec.keys import Encryption
+    from reshard.spec.request import RenameRule, Unplaced, Verification
+
+
+class LoadOptions(TypedDict, total=False):
+    """What can be said of a load by name only; see `iter_tensors`."""
+
+    step: int | None
+    files: str | None
+    unplaced: Unplaced
+    allow_missing: bool
+    rename: tuple[RenameRule, ...]
+    verification: Verification
+    index: str | None
+    access: Accesses | None
+    decryption: Encryption | None
 
 
 def load(
@@ -31,22 +47,27 @@ def load(
     source_strategy: str | None = None,
     target_strategy: str | None = None,
     rank: int = 0,
-    **how: Any,  # noqa: ANN401 - as iter_tensors takes it
+    **how: Unpack[LoadOptions],
 ) -> dict[str, Array]:
     """What a target rank gets, by name: at once all that `iter_tensors` gives, whose arguments and errors these are."""
     return dict(iter_tensors(source, source_strategy, target_strategy, rank, **how))
 
 
-def iter_tensors(
+def iter_tensors(  # noqa: PLR0913 - one for each option
     source: str,
     source_strategy: str | None = None,
     target_strategy: str | None = None,
     rank: int = 0,
     *,
+    step: int | None = None,
+    files: str | None = None,
+    unplaced: Unplaced = "Drop",
+    allow_missing: bool = False,
+    rename: tuple[RenameRule, ...] = (),
+    verification: Verification = "Sample",
     index: str | None = None,
     access: Accesses | None = None,
     decryption: Encryption | None = None,
-    **options: Any,  # noqa: ANN401 - as Options takes them
 ) -> Iterator[tuple[str, Array]]:
     """What a target rank gets, tensor by tensor, in the order of the source's files.
 
@@ -56,14 +77,19 @@ def iter_tensors(
     Args:
         source: the folder with `rank_<r>/`, or one file; or s3://bucket/prefix.
         source_strategy: a file or a folder of stages; None: the source is one whole rank.
-        target_strategy: the same for the layout that is wanted.
-        rank: of that layout.
-        index: where `layout: Index` has indexed this source. It says which strategies count, and which versions of which files,
-            so that none is opened that holds nothing of this rank.
-        access: how those of them are reached that are in an object store.
+        target_strategy: a strategy of the layout that is wanted, likewise.
+        rank: the rank of that layout.
+        step: the training step whose files are read; None: the newest that every rank has.
+        files: the shell pattern that the files' names match.
+        unplaced: what happens to parameters that only the source's strategy names.
+        allow_missing: whether to leave out what only the target's strategy names.
+        rename: what parameters are to be called.
+        verification: what is checked: with "Full" the CRC32s of all the source's files are checked first; else nothing is
+            compared.
+        index: the folder where `layout: Index` has indexed this source. It says which strategies count, and which versions of
+            which files, so that none is opened that holds nothing of this rank.
+        access: the way to those of them that are in an object store.
         decryption: the key of the source's files; None: they are not encrypted.
-        options: of `reshard.Options`, those about the source: step, pattern, unplaced, allow_missing; with verification="Full"
-            the CRC32s of all its files are checked first.
 
     Returns:
         Names and arrays of their own memory, in MindSpore's types as numpy and ml_dtypes have them (docs/online-load.md).
@@ -77,7 +103,15 @@ def iter_tensors(
         target="",
         source_strategy=source_strategy,
         target_strategy=target_strategy,
-        options=Options(layout="Index", **options),
+        options=Options(
+            layout="Index",
+            step=step,
+            files=files,
+            unplaced=unplaced,
+            allow_missing=allow_missing,
+            rename=rename,
+            verification=verification,
+        ),
         access=access or Accesses(),
         index=index,
         decryption=decryption,
@@ -94,11 +128,9 @@ def tensors_of(job: Job, rank: int, count: ReadCount | None = None) -> Iterator[
 
 def _read(job: Job, plan: RankPlan, count: ReadCount | None) -> Iterator[tuple[str, Array]]:
     spans = [Span(number, 0, tensor.parameter.slice_nbytes) for number, tensor in enumerate(plan.tensors)]
-    files = job.source_files(count)
-    gatherer = Gatherer(files, TILE_BYTES)
-    try:
-        if files.remote:
-            files.expect(reads_of_spans(plan, spans), budget(1).ahead)
+    with closing(job.source_files(count)) as files:
+        gatherer = Gatherer(files, TILE_BYTES)
+        files.expect(reads_of_spans(plan, spans), budget(1).ahead)
         for tensor, span in zip(plan.tensors, spans, strict=True):
             content = np.empty(span.length, np.uint8)
             if span.length:
@@ -106,5 +138,3 @@ def _read(job: Job, plan: RankPlan, count: ReadCount | None) -> Iterator[tuple[s
             parameter = tensor.parameter
             yield parameter.name, array_of(content, parameter.dtype, tensor.shape, parameter.name)
         files.check_unchanged()
-    finally:
-        files.close()

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from importlib import import_module
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Unpack
 
 import numpy as np
 
@@ -14,6 +14,7 @@ if TYPE_CHECKING:
     from collections.abc import Iterable
 
     from reshard.checkpoint.arrays import Array
+    from reshard.online.load import LoadOptions
 
 
 def load_into_net(
@@ -24,18 +25,18 @@ def load_into_net(
     rank: int = 0,
     *,
     strict_load: bool = False,
-    **how: Any,  # noqa: ANN401 - as iter_tensors takes it
+    **how: Unpack[LoadOptions],
 ) -> tuple[list[str], list[str]]:
     """Load what a rank gets straight from a source into a network, by MindSpore's `load_param_into_net`.
 
     Args:
         net: a `mindspore.nn.Cell`; compiled for parallel training or not, as one to load a rank's checkpoint file into.
-        source: as of `reshard.iter_tensors`, like all that is not named here.
-        source_strategy: the same.
-        target_strategy: the same.
-        rank: the same.
+        source: what `reshard.iter_tensors` takes by this name.
+        source_strategy: what it takes by this name.
+        target_strategy: what it takes by this name.
+        rank: what it takes by this name.
         strict_load: whether types must be equal, see MindSpore's.
-        how: the same.
+        how: all else that it takes.
 
     Returns:
         As `load_param_into_net`: the names of the network's parameters that were not loaded, and of those loaded that it lacks.
@@ -45,8 +46,18 @@ def load_into_net(
         RuntimeError: MindSpore's, of a parameter that does not fit the network.
     """
     found = param_dict(iter_tensors(source, source_strategy, target_strategy, rank, **how))
-    absent, unused = _mindspore().load_param_into_net(net, found, strict_load)
+    absent, unused = load_params(net, found, strict_load=strict_load)
     return list(absent), list(unused)
+
+
+def load_params(net: Any, found: dict[str, Any], *, strict_load: bool) -> Any:  # noqa: ANN401 - MindSpore's
+    """What MindSpore's `load_param_into_net` does and returns.
+
+    Raises:
+        MissingInputError: there is no MindSpore.
+        RuntimeError: MindSpore's, of a parameter that does not fit the network.
+    """
+    return _mindspore().load_param_into_net(net, found, strict_load)
 
 
 def param_dict(tensors: Iterable[tuple[str, Array]]) -> dict[str, Any]:

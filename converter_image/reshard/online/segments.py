@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+from contextlib import closing
 from typing import TYPE_CHECKING
 
-from reshard.checkpoint import format_of, index
+from reshard.checkpoint import format_of, read_header
 from reshard.checkpoint.arrays import array_of
 from reshard.errors import DataError, MissingInputError
 from reshard.source.encrypted import as_plain
-from reshard.source.reading import natural
+from reshard.source.selection import natural
 from reshard.storage import open_store
 
 if TYPE_CHECKING:
@@ -35,8 +36,8 @@ def read_segments(
 
     Args:
         url: the folder.
-        wanted: of which names.
-        access: how it is reached, if it is in an object store.
+        wanted: whether a name is wanted.
+        access: the way to it, if it is in an object store.
         decryption: the key of its files; None: they are not encrypted.
 
     Raises:
@@ -55,14 +56,11 @@ def read_segments(
 
 
 def _read(store: ReadStore, path: str, wanted: Callable[[str], bool], known: set[str]) -> Iterator[tuple[str, Array]]:
-    reader = store.open(path)
-    try:
-        for entry in index(reader).structure.tensors:
+    with closing(store.open(path)) as reader:
+        for entry in read_header(reader).structure.tensors:
             if wanted(entry.name):
                 known.add(entry.name)
                 yield entry.name, array_of(_content(reader, entry), entry.dtype, entry.shape, entry.name)
-    finally:
-        reader.close()
 
 
 def _content(reader: Reader, entry: TensorEntry) -> bytearray:

@@ -17,9 +17,9 @@ class Grid:
     """One side's cells along the dimensions that are shown.
 
     Attributes:
-        parts: into how many equal parts each shown dimension is cut.
-        edges: where the drawn cells of each shown dimension begin, and the last ends, counted in those parts. They are fewer
-            than there are parts when neighbours are drawn as one.
+        parts: the number of equal parts into which each shown dimension is cut.
+        edges: places where the drawn cells of each shown dimension begin, and the last ends, counted in those parts. They are
+            fewer than there are parts when neighbours are drawn as one.
         ranks: for each drawn cell, row-major, the ranks that hold some of it, ascending.
     """
 
@@ -38,7 +38,7 @@ class Cuts:
     """How both sides cut a parameter.
 
     Attributes:
-        parameter: which.
+        parameter: the one that is drawn.
         dimensions: those that are shown, at most two, ascending.
         hidden: those that are cut as well and not shown: a drawn cell stands for all parts along them.
         source: the source's grid.
@@ -57,7 +57,7 @@ def cuts(model: Model, parameter: Parameter, most: int) -> Cuts:
 
     Args:
         model: that it is of.
-        parameter: of it.
+        parameter: the one that is drawn.
         most: cells along each dimension.
     """
     ndim = len(parameter.shape)

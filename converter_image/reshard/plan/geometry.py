@@ -13,14 +13,14 @@ from reshard.plan.overlap import Cell, overlapping
 
 
 @dataclass(frozen=True, slots=True)
-class Part:
+class Overlap:
     """The elements that a target slice and one source slice have in common.
 
     Attributes:
         source: the elements, counted from the start of the source's slice.
-        target: the same elements, counted from the start of the target's slice.
+        target: place of the same elements, counted from the start of the target's slice.
         first: flat index in the target's slice of the first of them.
-        end: of the one after the last of them.
+        end: number of the one after the last of them.
     """
 
     source: Box
@@ -35,15 +35,15 @@ class Geometry:
 
     Attributes:
         box: the slice's elements in the whole tensor.
-        source_shape: of each source slice.
+        source_shape: lengths of each source slice.
         cells: the source slices that have elements of it, in row-major order of the source's grid.
-        parts: for each of them what it has in common with the slice.
+        overlaps: for each of them what it has in common with the slice.
     """
 
     box: Box
     source_shape: tuple[int, ...]
     cells: tuple[Cell, ...]
-    parts: tuple[Part, ...]
+    overlaps: tuple[Overlap, ...]
 
 
 @lru_cache(maxsize=512)
@@ -54,19 +54,19 @@ def geometry(shape: tuple[int, ...], source_parts: tuple[int, ...], target_parts
         DataError: a layout does not divide the shape.
     """
     box = cell_box(shape, target_parts, target_cell)
-    cells, parts = [], []
+    cells, overlaps = [], []
     for cell in overlapping(target_parts, target_cell, source_parts):
         held = cell_box(shape, source_parts, cell)
         common = box.intersect(held)
         if common is not None:  # else the tensor has no elements
             target = common.relative_to(box.start)
             cells.append(cell)
-            parts.append(Part(common.relative_to(held.start), target, *flat_span(box.shape, target)))
-    return Geometry(box, tuple(n // k for n, k in zip(shape, source_parts, strict=True)), tuple(cells), tuple(parts))
+            overlaps.append(Overlap(common.relative_to(held.start), target, *flat_span(box.shape, target)))
+    return Geometry(box, tuple(n // k for n, k in zip(shape, source_parts, strict=True)), tuple(cells), tuple(overlaps))
 
 
 def prove(found: Geometry) -> None:
-    """Check that the parts lie within both slices, do not overlap, and leave no element out.
+    """Check that the overlaps lie within both slices, do not overlap, and leave no element out.
 
     Independent of how they were found: volumes must add up, and no two may intersect.
 
@@ -75,12 +75,12 @@ def prove(found: Geometry) -> None:
     """
     whole, held = Box.whole(found.box.shape), Box.whole(found.source_shape)
     inside = all(
-        whole.intersect(part.target) == part.target
-        and held.intersect(part.source) == part.source
-        and part.source.shape == part.target.shape
-        for part in found.parts
+        whole.intersect(overlap.target) == overlap.target
+        and held.intersect(overlap.source) == overlap.source
+        and overlap.source.shape == overlap.target.shape
+        for overlap in found.overlaps
     )
-    boxes = [part.target for part in found.parts]
+    boxes = [overlap.target for overlap in found.overlaps]
     if not (inside and sum(box.size for box in boxes) == whole.size and _disjoint(boxes)):
         raise BugError(
             "PlanNotExact",

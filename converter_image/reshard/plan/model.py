@@ -28,16 +28,16 @@ class Parameter:
     """One parameter of the model.
 
     Attributes:
-        name: as in the target's files.
-        dtype: as in the files.
-        shape: of the whole tensor, in elements; of one that each rank has as its own, of that rank's.
+        name: what the target's files call it.
+        dtype: its type in the files.
+        shape: lengths of the whole tensor, in elements; of one that each rank has as its own, of that rank's.
         role: why it is where it is.
-        source: how the source cuts it; None: each file that has it has it whole.
+        source: the source's layout; None: each file that has it has it whole.
         source_stages: the pipeline stages whose layout `source` is, those first that hold it.
-        target: how the target cuts it.
+        target: the target's layout.
         target_stages: the pipeline stages that get it.
         structures: the positions in `Inventory.structures` that have it.
-        source_name: as in the source's files.
+        source_name: what the source's files call it.
     """
 
     name: str
@@ -78,7 +78,7 @@ class Model:
         first_stage: the number of the first of these: not 0 where the source is one stage of several.
         target_devices: ranks per pipeline stage of the target.
         target_stages: pipeline stages of the target.
-        parameters: in the order in which they are written.
+        parameters: those that are written, in this order.
         unplaced: names that only the source's strategy has, and that are therefore left out.
         missing: names that only the target's strategy has, left out because the user allows it.
         absent: names that the source's strategy has and no file holds.

@@ -15,7 +15,7 @@ from reshard.plan.rename import renamed
 if TYPE_CHECKING:
     from collections.abc import Collection, Iterable, Mapping, Sequence
 
-    from reshard.checkpoint.inventory import Inventory, TensorEntry
+    from reshard.checkpoint.inventory import Inventory, Kind, TensorEntry
     from reshard.spec.request import RenameRule
     from reshard.strategy import Strategy
 
@@ -31,18 +31,20 @@ def place(  # noqa: PLR0913 - each is a choice by itself
     allow_missing: bool = False,
     one_stage: bool = False,
     only: int | None = None,
+    incomplete: bool = False,
     rename: Sequence[RenameRule] = (),
 ) -> Model:
     """Decide for each parameter whether and how it goes to the target.
 
     Args:
         inventory: what the source's files hold.
-        source: how the source is cut; None: one rank holds everything whole. It has the names of the source's files.
-        target: how the target is to be cut; None: one rank gets everything whole. It has the names of the target's files.
+        source: the source's strategy; None: one rank holds everything whole. It has the names of the source's files.
+        target: the target's strategy; None: one rank gets everything whole. It has the names of the target's files.
         keep_unplaced: carry what only the source's strategy names whole to every target rank, instead of leaving it out.
         allow_missing: leave out what only the target's strategy names, instead of refusing.
         one_stage: the source is one pipeline stage of several: what its files do not hold is none of its business.
         only: the one target rank that is made, from files that were chosen for it; None: all ranks, from all files.
+        incomplete: files of source ranks may not be there; what of them is needed is missed when it is planned.
         rename: what parameters are called at the target.
 
     Raises:
@@ -50,10 +52,11 @@ def place(  # noqa: PLR0913 - each is a choice by itself
         MissingInputError: a rank or a parameter is not there.
         RequestError: a source of several ranks has no strategy; two parameters would have one name.
     """
+    all_there = only is None and not incomplete
     if inventory.unified:
         _refuse_strategy(source)
     else:
-        _check_ranks(inventory, source, all_there=only is None)
+        _check_ranks(inventory, source, all_there=all_there)
     found = _found(inventory)
     names = renamed(found, rename, all_there=not one_stage)
     held = frozenset(names.values())
@@ -68,17 +71,13 @@ def place(  # noqa: PLR0913 - each is a choice by itself
     for name, new in names.items():
         entry, structures = found[name]
         in_source, in_target = stages_of_source.get(name, ()), stages_of_target.get(new, ())
-        role = Role.CUT
-        if not in_target and not in_source:
-            role = Role.CUT if source is None and target is None and inventory.kind != "Unified" else Role.REPLICATED
-        elif not in_source and source is not None:
+        role = _role(in_source, in_target, source, target, inventory.kind)
+        if role is None:
             missing += [new] if new in needed else []
             continue
-        elif not in_target and target is not None:
-            if not keep_unplaced:
-                unplaced.append(name)
-                continue
-            role = Role.KEPT
+        if role is Role.KEPT and not keep_unplaced:
+            unplaced.append(name)
+            continue
         where = _Whereabouts(name, new, entry, structures, role)
         before: Layout | None = None
         source_stages: tuple[int, ...] = ()
@@ -96,11 +95,36 @@ def place(  # noqa: PLR0913 - each is a choice by itself
         parameters=tuple(parameters),
         unplaced=tuple(unplaced),
         missing=tuple(missing),
-        absent=tuple(name for name in stages_of_source if name not in found and name not in needed) if only is None else (),
+        absent=tuple(name for name in stages_of_source if name not in found and name not in needed) if all_there else (),
         elsewhere=tuple(not_found) if one_stage else (),
         first_stage=source.first if source else 0,
         dropped=tuple(name for name in found if name not in names),
     )
+
+
+def _role(
+    in_source: tuple[int, ...], in_target: tuple[int, ...], source: Strategy | None, target: Strategy | None, kind: Kind
+) -> Role | None:
+    """Why a parameter that the source's files hold goes to the target.
+
+    Args:
+        in_source: the stages in which the source names it.
+        in_target: those in which the target's strategy does.
+        source: the source's strategy, if there is one.
+        target: the target's.
+        kind: the format of the source's files.
+
+    Returns:
+        None: only the target's strategy names it, and the source's, which there is, does not.
+    """
+    if not in_source and not in_target:
+        nothing_names = source is None and target is None and kind != "Unified"
+        return Role.CUT if nothing_names else Role.REPLICATED
+    if not in_source and source is not None:
+        return None
+    if not in_target and target is not None:
+        return Role.KEPT
+    return Role.CUT
 
 
 def _needed(target: Strategy | None, only: int | None) -> Collection[str]:
@@ -109,6 +133,20 @@ def _needed(target: Strategy | None, only: int | None) -> Collection[str]:
     if target is not None and only is not None:
         stages = tuple(layouts for stage, layouts in enumerate(stages) if stage == only // target.devices)
     return dict.fromkeys(name for layouts in stages for name in layouts)
+
+
+def refuse_empty(inventory: Inventory) -> None:
+    """Files of which none holds a parameter. Some may: MindSpore saves such on ranks that hold nothing of their own.
+
+    Raises:
+        DataError: they are.
+    """
+    if any(structure.tensors for structure in inventory.structures):
+        return
+    where, what = "source", "no file of it holds a parameter"
+    if len(inventory.files) == 1:
+        where, what = inventory.files[0].path, "the file holds no parameter"
+    raise DataError("Empty", what, where=where, fix="restore what should be there")
 
 
 def _refuse_strategy(source: Strategy | None) -> None:
@@ -124,8 +162,8 @@ def _refuse_strategy(source: Strategy | None) -> None:
 def _check_ranks(inventory: Inventory, source: Strategy | None, *, all_there: bool) -> None:
     expected = source.numbers if source else range(1)
     ranks = [file.rank for file in inventory.files]
-    if (ranks or not all_there) and not any(structure.tensors for structure in inventory.structures):
-        raise DataError("Empty", "no file of it holds a parameter", where="source", fix="restore the files")
+    if ranks or not all_there:
+        refuse_empty(inventory)
     if source is None and len(ranks) > 1:
         raise RequestError(
             "SourceStrategyMissing",

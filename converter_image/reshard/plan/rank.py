@@ -3,14 +3,15 @@
 from __future__ import annotations
 
 from collections import defaultdict
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from functools import cached_property
 from itertools import compress
 from typing import TYPE_CHECKING
 
-from reshard.errors import BugError, MissingInputError, RequestError
+from reshard.errors import BugError, RequestError
 from reshard.plan.geometry import Geometry, geometry
 from reshard.plan.geometry import prove as prove_geometry
+from reshard.plan.holders import Holders
 from reshard.plan.model import Role
 from reshard.plan.overlap import overlapping
 from reshard.plan.redundancy import shares
@@ -30,9 +31,9 @@ class TargetTensor:
 
     Attributes:
         parameter: what it is a slice of.
-        geometry: which elements, and how source slices make them up.
-        ranks: for each part of the geometry the source rank that it is read from.
-        entries: for each part the parameter in that rank's file.
+        geometry: its elements, and the source slices that make them up.
+        ranks: for each overlap of the geometry the source rank that it is read from.
+        entries: for each overlap the parameter in that rank's file.
     """
 
     parameter: Parameter
@@ -64,13 +65,12 @@ class Planner:
     """Plans ranks of one model; what they have in common is worked out once.
 
     Attributes:
-        model: which parameters go where.
-        remove_redundancy: of the ranks that hold the same slice one writes it, instead of all.
+        model: parameters, and where they go.
+        remove_redundancy: whether of the ranks that hold the same slice one writes it, instead of all.
     """
 
     model: Model
     remove_redundancy: bool = False
-    _entries: dict[int, dict[str, TensorEntry]] = field(default_factory=dict, repr=False)
 
     def plan(self, rank: int) -> RankPlan:
         """The plan of a target rank.
@@ -88,7 +88,8 @@ class Planner:
             if alike is None:
                 alike = made[kind, parameter.shape] = self._slice(parameter, local, picks, rank)
             found, ranks = alike
-            tensors.append(TargetTensor(parameter, found, ranks, tuple(self._entry(r, parameter.source_name) for r in ranks)))
+            entries = tuple(self._holders.entry(r, parameter.source_name) for r in ranks)
+            tensors.append(TargetTensor(parameter, found, ranks, entries))
         return RankPlan(rank, tuple(tensors))
 
     def sources(self, rank: int) -> tuple[int, ...]:
@@ -114,7 +115,7 @@ class Planner:
         cells = overlapping(
             parameter.target.parts, parameter.target.cells[rank % self.model.target_devices], parameter.source.parts
         )
-        return [(cell, self._holders(parameter, cell)) for cell in cells]
+        return [(cell, self._holders.of_cell(parameter, cell)) for cell in cells]
 
     def parameters(self, rank: int) -> tuple[Parameter, ...]:
         """The parameters that a target rank's file holds, in the order of the model."""
@@ -132,18 +133,22 @@ class Planner:
     def alike(self, rank: int) -> int:
         """The first target rank that has the same parameters, in slices of the same shapes."""
         if self.model.same:
-            return self._ranks_by_structure[self._structure_by_rank[rank]][0]
+            return self._holders.ranks_of[self._holders.structure_of[rank]][0]
         return rank if self.remove_redundancy else rank - rank % self.model.target_devices
 
     def _group(self, rank: int) -> int:
         """Ranks of one pipeline stage may have the same parameters; those that keep what they have, if their files are alike."""
-        return self._structure_by_rank[rank] if self.model.same else rank // self.model.target_devices
+        return self._holders.structure_of[rank] if self.model.same else rank // self.model.target_devices
 
     def _share(self, rank: int) -> Sequence[bool]:
         """Which of its stage's parameters a rank writes."""
         stage, local = divmod(rank, self.model.target_devices)
         share: Sequence[bool] = self._shares[stage][local]
         return share
+
+    @cached_property
+    def _holders(self) -> Holders:
+        return Holders(self.model)
 
     @cached_property
     def _shares(self) -> tuple[Shares, ...]:
@@ -180,75 +185,16 @@ class Planner:
         diverges = parameter.name in self.model.diverging
         return (parameter.source, parameter.source_stages, parameter.target, parameter.structures, diverges)
 
-    @cached_property
-    def _ranks_by_structure(self) -> dict[int, tuple[int, ...]]:
-        ranks: dict[int, list[int]] = defaultdict(list)
-        for file in self.model.inventory.files:
-            ranks[file.structure].append(file.rank)
-        return {structure: tuple(found) for structure, found in ranks.items()}
-
-    @cached_property
-    def _structure_by_rank(self) -> dict[int, int]:
-        return {file.rank: file.structure for file in self.model.inventory.files}
-
-    @cached_property
-    def _groups(self) -> dict[object, tuple[int, ...]]:
-        return {}
-
-    def _holding(self, structures: tuple[int, ...]) -> tuple[int, ...]:
-        """The source ranks whose files have one of these structures, ascending."""
-        found = self._groups.get(structures)
-        if found is None:
-            found = tuple(sorted(rank for structure in structures for rank in self._ranks_by_structure[structure]))
-            self._groups[structures] = found
-        return found
-
     def _replica_group(self, parameter: Parameter, rank: int) -> tuple[int, ...]:
         """Copies that differ are of their rank: a target rank takes that of the same number, going round, where there is one.
 
         Where the target's ranks are parts of one whole, it takes the first.
         """
-        holding = self._holding(parameter.structures)
+        holding, as_set = self._holders.of_structures(parameter.structures)
         if parameter.name not in self.model.diverging:
             return holding
         same = self.model.first_rank + rank % self.model.source_ranks
-        return (same,) if not self.model.unified and same in set(holding) else holding[:1]
-
-    def _holders(self, parameter: Parameter, cell: tuple[int, ...]) -> tuple[int, ...]:
-        key = (parameter.source, parameter.source_stages, parameter.structures, cell)
-        group = self._groups.get(key)
-        if group is None:
-            group = self._find_holders(parameter, cell)
-            self._groups[key] = group
-        return group
-
-    def _find_holders(self, parameter: Parameter, cell: tuple[int, ...]) -> tuple[int, ...]:
-        layout = parameter.source
-        assert layout is not None  # noqa: S101 - the caller asked
-        holding = self._holding_set(parameter.structures)
-        for stage in parameter.source_stages:
-            first = stage * self.model.source_devices
-            group = tuple(first + rank for rank in layout.holders[cell] if first + rank in holding)
-            if group:
-                return group
-        ranks = [parameter.source_stages[0] * self.model.source_devices + rank for rank in layout.holders[cell]]
-        raise MissingInputError(
-            "ShardMissing",
-            f"the part {list(cell)} of {list(layout.parts)} is in no file; rank {', '.join(map(str, ranks[:8]))} should have it",
-            where=f"parameter {parameter.name}",
-            fix="restore the missing files, or give the strategy that the source was trained with",
-        )
-
-    def _holding_set(self, structures: tuple[int, ...]) -> frozenset[int]:
-        key = ("set", structures)
-        found = self._sets.get(key)
-        if found is None:
-            found = self._sets[key] = frozenset(self._holding(structures))
-        return found
-
-    @cached_property
-    def _sets(self) -> dict[object, frozenset[int]]:
-        return {}
+        return (same,) if not self.model.unified and same in as_set else holding[:1]
 
     def _choose_by_stage(self, groups: Iterable[tuple[int, ...]], pivot: int) -> dict[tuple[int, ...], int]:
         """Groups within one source stage are a question of their own, the same in each; the others follow what is chosen."""
@@ -283,14 +229,6 @@ class Planner:
         chosen = {cell: picks[group] for cell, group in self.needs(parameter, rank)}
         return found, tuple(chosen[cell] for cell in found.cells)
 
-    def _entry(self, rank: int, name: str) -> TensorEntry:
-        structure = self._structure_by_rank[rank]
-        entries = self._entries.get(structure)
-        if entries is None:
-            entries = {entry.name: entry for entry in self.model.inventory.structures[structure].tensors}
-            self._entries[structure] = entries
-        return entries[name]
-
 
 def prove(plan: RankPlan) -> None:
     """Check that every element of each tensor is copied exactly once, from a file that has it.
@@ -302,7 +240,8 @@ def prove(plan: RankPlan) -> None:
         prove_geometry(each)
     for tensor in plan.tensors:
         wanted = (tensor.parameter.source_name, tensor.parameter.dtype, tensor.geometry.source_shape)
-        if len(tensor.entries) != len(tensor.geometry.parts) or any((e.name, e.dtype, e.shape) != wanted for e in tensor.entries):
+        exact = len(tensor.entries) == len(tensor.geometry.overlaps)
+        if not exact or any((e.name, e.dtype, e.shape) != wanted for e in tensor.entries):
             raise BugError(
                 "PlanNotExact",
                 f"the copies planned for rank {plan.rank} do not fit the files",

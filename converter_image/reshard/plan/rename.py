@@ -61,10 +61,13 @@ def _by_pattern(name: str, patterns: list[tuple[_Pattern, str | None]]) -> str |
     return name
 
 
-def unmatched(names: Collection[str], rules: Sequence[RenameRule]) -> tuple[str, ...]:
-    """The patterns that match none of these names."""
-    patterns = {rule.pattern: _Pattern(rule.pattern) for rule in rules if rule.pattern is not None}
-    return tuple(text for text, pattern in patterns.items() if not any(map(pattern.matches, names)))
+def unmatched(names: Collection[str], rules: Sequence[RenameRule]) -> tuple[RenameRule, ...]:
+    """The rules that match none of these names."""
+    return tuple(rule for rule in rules if not _matches_any(rule, names))
+
+
+def _matches_any(rule: RenameRule, names: Collection[str]) -> bool:
+    return rule.name in names if rule.pattern is None else any(map(_Pattern(rule.pattern).matches, names))
 
 
 class _Pattern:

@@ -20,7 +20,7 @@ def choose(groups: frozenset[Group], pivot: int, ranks: int) -> dict[Group, int]
 
     Args:
         groups: each the ranks that hold something that is needed; none empty.
-        pivot: where to begin among equally good ranks, so that target ranks spread over the replicas.
+        pivot: the place to begin at among equally good ranks, so that target ranks spread over the replicas.
         ranks: the number of ranks, around which "next after the pivot" goes.
     """
     chosen = _greedy(groups, pivot, ranks)

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING
 from reshard.errors import MissingInputError, RequestError
 from reshard.layout import Layout
 from reshard.plan.model import Model, Parameter, Role
+from reshard.plan.parameters import refuse_empty
 from reshard.plan.rename import renamed
 from reshard.spec.ranks import parse_ranks
 
@@ -30,6 +31,7 @@ def keep(inventory: Inventory, *, ranks: str | None = None, rename: Sequence[Ren
         rename: what parameters are called at the target.
 
     Raises:
+        DataError: no file holds a parameter.
         MissingInputError: a rank is not there, or a parameter that is to be renamed.
         RequestError: two parameters would have one name; or the source's files are no ranks.
     """
@@ -40,6 +42,7 @@ def keep(inventory: Inventory, *, ranks: str | None = None, rename: Sequence[Ren
             where="source",
             fix="use --layout unified or per-rank (spec.target.layout), or give one of the files",
         )
+    refuse_empty(inventory)
     held = dict.fromkeys(entry.name for structure in inventory.structures for entry in structure.tensors)
     names = renamed(held, rename)
     total = inventory.files[-1].rank + 1

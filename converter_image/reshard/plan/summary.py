@@ -25,7 +25,7 @@ class Summary:
         target_ranks: ranks that the target has.
         parameters: names that are written.
         bytes_needed: source bytes that the planned ranks are made of, replicas counted for each rank.
-        replicated_bytes: of these the bytes of parameters that every rank gets whole because no strategy names them.
+        replicated_bytes: those among them of parameters that every rank gets whole because no strategy names them.
         copies: boxes to copy.
         sources: for each planned target rank the source ranks that it reads, ascending.
         rank_bytes: for each planned target rank its bytes.

@@ -82,7 +82,7 @@ def traffic(planner: Planner, ranks: Sequence[int], most: int) -> Traffic:
     """Count the bytes between every pair of ranks, without making a copy's plan.
 
     Args:
-        planner: of the model.
+        planner: the planner of the model.
         ranks: the target ranks, ascending.
         most: groups on each side.
 

@@ -19,7 +19,7 @@ _OPEN_PARTS = 8
 _TRIES = 6
 
 
-def unify(model: Model, part_bytes: int) -> Model:
+def unify(model: Model, most_bytes: int) -> Model:
     """A model whose target is one whole rank, as one whose target ranks are parts of that.
 
     What no strategy names makes up the last part; the others are filled in the order of the source, see `fill`.
@@ -31,7 +31,7 @@ def unify(model: Model, part_bytes: int) -> Model:
         raise RequestError("NothingToWrite", "the source has no parameter that goes to the target", where="source")
     named = [p for p in model.parameters if p.role is not Role.REPLICATED]
     others = [p for p in model.parameters if p.role is Role.REPLICATED]
-    parts = [[named[i] for i in part] for part in fill([p.slice_nbytes for p in named], part_bytes)]
+    parts = [[named[i] for i in part] for part in fill([p.slice_nbytes for p in named], most_bytes)]
     parts += [others] if others else []
     spread = [replace(p, target_stages=(number,)) for number, part in enumerate(parts) for p in part]
     return replace(model, target_stages=len(parts), parameters=tuple(spread), unified=True)
@@ -44,7 +44,7 @@ def fill(sizes: Sequence[int], most: int) -> list[list[int]]:
     longer than another.
 
     Args:
-        sizes: of the items, in bytes. One that is longer than `most` has a part for itself.
+        sizes: bytes of each item. One that is longer than `most` has a part for itself.
         most: bytes of a part.
 
     Returns:

@@ -7,8 +7,9 @@ from itertools import accumulate
 from typing import TYPE_CHECKING
 
 from reshard.checkpoint.blockcipher import cipher_of
-from reshard.checkpoint.encryption import check_key, check_tags, index, index_reads, tag_reads
-from reshard.storage.ahead import GAP_BYTES, reading
+from reshard.checkpoint.encryption import check_key, check_tags, read_table, table_reads, tag_reads
+from reshard.source.keys import read_key
+from reshard.storage.ahead import GAP_BYTES, prefetched
 from reshard.storage.bounded import BoundedReader
 from reshard.storage.spans import read_spans
 
@@ -16,7 +17,7 @@ if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping, Sequence
 
     from reshard.checkpoint.blockcipher import BlockCipher
-    from reshard.checkpoint.encryption import Blocks, Known
+    from reshard.checkpoint.encryption import BlockTable, Known
     from reshard.spec.keys import Encryption
     from reshard.storage.protocol import Reader, ReadStore, Stat
 
@@ -33,12 +34,12 @@ class DecryptingReader(BoundedReader):
     """The plaintext of one file, see `Reader`. That it is authentic is checked elsewhere, of all of it at once.
 
     Attributes:
-        blocks: of the file.
+        blocks: the blocks of the file.
     """
 
     _what_ends = "what is encrypted"
 
-    def __init__(self, sealed: Reader, cipher: BlockCipher, blocks: Blocks, *, remote: bool) -> None:
+    def __init__(self, sealed: Reader, cipher: BlockCipher, blocks: BlockTable, *, remote: bool) -> None:
         self.name, self.version, self.size = sealed.name, sealed.version, sum(blocks.lengths)
         self.blocks = blocks
         self._sealed, self._cipher = sealed, cipher
@@ -82,7 +83,7 @@ def decrypting(sealed: Reader, cipher: BlockCipher, *, remote: bool, check: bool
 
     Args:
         sealed: the file.
-        cipher: with the key.
+        cipher: the cipher with its key.
         remote: whether a read costs a round trip.
         check: whether to read all of it, and make sure that it is authentic.
 
@@ -90,16 +91,11 @@ def decrypting(sealed: Reader, cipher: BlockCipher, *, remote: bool, check: bool
         AccessError: the key is wrong.
         DataError: the file is not encrypted so, or damaged.
     """
-    if not remote:
-        blocks = index(sealed, cipher)
-        if check:
-            check_tags(sealed, cipher, blocks)
-    else:
-        with reading(sealed, index_reads(sealed, cipher), _FILE_AHEAD) as ahead:
-            blocks = index(ahead, cipher)
-        if check:
-            with reading(sealed, tag_reads(cipher, blocks), _FILE_AHEAD) as ahead:
-                check_tags(ahead, cipher, blocks)
+    with prefetched(sealed, table_reads(sealed, cipher), _FILE_AHEAD, remote=remote) as ahead:
+        blocks = read_table(ahead, cipher)
+    if check:
+        with prefetched(sealed, tag_reads(cipher, blocks), _FILE_AHEAD, remote=remote) as ahead:
+            check_tags(ahead, cipher, blocks)
     return DecryptingReader(sealed, cipher, blocks, remote=remote)
 
 
@@ -107,14 +103,16 @@ def as_plain(
     store: ReadStore, encryption: Encryption | None, known: Mapping[str, Known] | None = None, *, check: bool = True
 ) -> ReadStore:
     """A store's checkpoint files as if they were plain; see `DecryptingStore`. None: they are."""
-    return store if encryption is None else DecryptingStore(store, cipher_of(encryption), known, check=check)
+    if encryption is None:
+        return store
+    return DecryptingStore(store, cipher_of(encryption.mode, read_key(encryption)), known, check=check)
 
 
 class DecryptingStore:
     """A store whose checkpoint files are encrypted, all with one key; other files are as they are.
 
     Attributes:
-        known: of the files that were opened so far, and those of before: the version, and its blocks.
+        known: version and blocks of the files that were opened so far, and of those known before.
     """
 
     def __init__(

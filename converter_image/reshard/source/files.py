@@ -10,12 +10,14 @@ from reshard.checkpoint.manifest import MANIFEST_NAME, STATE, Manifest, decode
 from reshard.checkpoint.unified import MAP_NAME, choose_map, files_of, is_map, read_map
 from reshard.errors import DataError, MissingInputError, RequestError
 from reshard.source.selection import select_files
+from reshard.storage import open_store, parent_and_name
 
 if TYPE_CHECKING:
     from collections.abc import Collection, Iterable, Mapping
 
     from reshard.checkpoint.inventory import Kind
-    from reshard.storage.protocol import ReadStore, Stat
+    from reshard.spec.access import Access
+    from reshard.storage.protocol import ReadStore, Stat, Store
 
 _LARGEST_MAP = 128 << 20
 _LARGEST_MANIFEST = 4 << 30
@@ -42,6 +44,16 @@ class Files(NamedTuple):
     step: tuple[int, int] | None = None
 
 
+def open_source(url: str, access: Access | None = None) -> tuple[Store, str | None]:
+    """A source's storage; and the file's name, when it is a single file."""
+    store = open_store(url, access)
+    found = store.stat("")
+    if found is not None and not found.is_folder:
+        folder, name = parent_and_name(store.url)
+        return open_store(folder, access), name
+    return store, None
+
+
 def find_files(
     store: ReadStore,
     chosen: str | None = None,
@@ -57,7 +69,7 @@ def find_files(
         chosen: the one file in it that is meant: it holds all parameters (of the first of `ranks`), or says which files do.
         step: the training step that is wanted.
         pattern: a shell pattern that the names must match.
-        ranks: only these are wanted; None: all.
+        ranks: the ranks that are wanted; None: all.
 
     Raises:
         DataError: a map is damaged.

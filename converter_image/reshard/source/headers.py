@@ -1,19 +1,22 @@
-"""Indexing files over a network, where every read is a round trip: few of them, and many at a time."""
+"""Reading headers over a network, where every read is a round trip: few of them, and many at a time."""
 
 from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from reshard.checkpoint import index
-from reshard.storage.ahead import reading
+from reshard.checkpoint import read_header
+from reshard.storage.ahead import prefetched
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable
+    from collections.abc import Iterable, Iterator
 
-    from reshard.checkpoint.inventory import Index, RangeReader, Structure
+    from reshard.checkpoint.inventory import Header, RangeReader, Structure
     from reshard.storage.protocol import Reader
 
-# A `.ckpt` is indexed by hopping from head to head. Where one lies close behind another, so will the next.
+    # Of one file, as (offset, length) in bytes.
+    Reads = tuple[tuple[int, int], ...]
+
+# A `.ckpt` is read by hopping from head to head. Where one lies close behind another, so will the next.
 _SMALLEST_BLOCK = 16 << 10
 _LARGEST_BLOCK = 1 << 20
 _MEMORY = 4 << 20
@@ -47,10 +50,8 @@ class Blocks:
         return self._block[at : at + length]
 
 
-def index_remote(
-    reader: Reader, seen: dict[bytes, Structure] | None, expected: Iterable[tuple[int, int]]
-) -> tuple[Index, list[tuple[int, int]]]:
-    """What a file holds and where, see `reshard.checkpoint.index`; and what was read to find out.
+def read_remote_header(reader: Reader, seen: dict[bytes, Structure] | None, expected: Reads) -> tuple[Header, Reads]:
+    """What a file holds and where, see `reshard.checkpoint.read_header`; and what was read to find out.
 
     Args:
         reader: the file.
@@ -58,11 +59,11 @@ def index_remote(
         expected: what was read of a file that is probably like it: that is fetched at once.
     """
     inside = ((offset, min(length, reader.size - offset)) for offset, length in expected if offset < reader.size)
-    with reading(reader, inside, _MEMORY) as ahead:
+    with prefetched(reader, inside, _MEMORY, remote=True) as ahead:
         blocks = Blocks(ahead)
-        return index(blocks, seen), blocks.reads
+        return read_header(blocks, seen), tuple(blocks.reads)
 
 
-def heads(positions: Iterable[int], size: int) -> list[tuple[int, int]]:
+def heads(positions: Iterable[int], size: int) -> Iterator[tuple[int, int]]:
     """What is read of a file whose heads lie at these bytes."""
-    return [(position, min(_HEAD, size - position)) for position in positions]
+    return ((position, min(_HEAD, size - position)) for position in positions)

@@ -44,17 +44,18 @@ class CheckpointIndex(msgspec.Struct, frozen=True, rename="camel", kw_only=True)
     """An index.
 
     Attributes:
-        schema: of this document.
-        digest: of the job that it was made for; of one with `layout: Index` everything here but `diverging` follows from it.
-        inventory: of the source.
+        schema: the form of this document.
+        digest: the digest of the job that it was made for; of one with `layout: Index` everything here but `diverging` follows
+            from it.
+        inventory: what the source holds.
         diverging: names of replicated parameters whose copies differ between source ranks.
         fully_checked: whether the CRC32s of the source's files and all bytes of its replicated parameters were compared.
-        source_strategy: how the source is cut, as the content of a strategy file; None: one whole rank.
-        target_strategy: the same for the target.
+        source_strategy: the source's strategy, as the content of a strategy file; None: one whole rank.
+        target_strategy: the target's strategy, likewise.
         unplaced: what happens to parameters that only the source's strategy names.
         allow_missing: whether what only the target's strategy names is left out.
         selected: what the choice of the source's files has told.
-        encrypted: of those of its files that are, by path, where their blocks are.
+        encrypted: blocks of those of its files that are, by path.
         rename: what parameters are called at the target.
     """
 
@@ -90,7 +91,7 @@ class CheckpointIndex(msgspec.Struct, frozen=True, rename="camel", kw_only=True)
                 "IndexNotChecked",
                 "the source was not checked in full when it was indexed",
                 where=where,
-                fix="index it again with --verify full (spec.verification: Full), or ask for less here",
+                fix="index it again with --verification full (spec.verification: Full), or ask for less here",
             )
 
 

@@ -20,7 +20,7 @@ class Selection:
     """The chosen files.
 
     Attributes:
-        files: from rank to file name.
+        files: file names by rank.
         notes: what a user should know of the choice, a sentence each.
         step: the epoch and step that they are of, where their names say so.
     """
@@ -80,6 +80,11 @@ def epoch_and_step(name: str) -> tuple[int, int] | None:
     """What a file's name says of when it was saved."""
     match = _STEP.search(name)
     return (int(match[1]), int(match[2])) if match else None
+
+
+def natural(name: str) -> list[tuple[int, str]]:
+    """strategy_2 before strategy_10: the first file of each stage wins."""
+    return [(int(part), "") if part.isdecimal() else (-1, part) for part in re.split(r"(\d+)", name)]
 
 
 def _of_step(candidates: dict[int, list[str]], steps: dict[int, set[tuple[int, int]]], step: int | None) -> Selection:

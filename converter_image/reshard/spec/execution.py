@@ -57,7 +57,7 @@ class ExecutionSpec(Strict, frozen=True):
     Attributes:
         parallelism: pods that write ranks at a time.
         ranks_per_pod: target ranks that one pod writes.
-        backoff_limit_per_index: how often a pod's ranks are tried again after a failure that another try can mend.
+        backoff_limit_per_index: number of times that a pod's ranks are tried again after a failure that another try can mend.
         attempt: raised to try a finished or failed transform again; finished ranks are kept.
         startup_deadline_seconds: how long pods may be unable to start (wrong image, missing secret) before the transform fails.
         active_deadline_seconds: how long the ranks may take in all.

@@ -59,13 +59,13 @@ class S3Spec(Strict, frozen=True):
 
     Attributes:
         bucket: its name.
-        prefix: without a '/' at either end.
+        prefix: the beginning of the objects' names, without a '/' at either end.
         endpoint: the server's URL; absent: AWS.
-        region: of the bucket.
+        region: the region of the bucket.
         addressing_style: whether the bucket stands in the URL's path or in its host name.
         checksums: what uploads carry for the server to check.
         credentials_secret_ref: keys of this storage; absent: those of the pod's service account.
-        ca_bundle_ref: whom to trust; absent: the authorities that the image knows.
+        ca_bundle_ref: the authorities to trust; absent: the authorities that the image knows.
     """
 
     bucket: Annotated[str, msgspec.Meta(pattern=r"^[a-zA-Z0-9][-._:a-zA-Z0-9]{1,254}$")]

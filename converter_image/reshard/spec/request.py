@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import re
+from functools import cache
 from reprlib import repr as shortened
 from typing import Annotated, Any, Literal
 
@@ -41,7 +42,8 @@ def check_prefix(prefix: str) -> None:
     elif re.search(r"-\d+_$", prefix):
         problem = "the ranks behind it would be taken for training steps"
     if problem is not None:
-        raise UsageError("InvalidPrefix", f"{prefix!r}: {problem}", where="prefix", fix="choose another, such as checkpoint_")
+        fix = "choose another, such as checkpoint_"
+        raise UsageError("InvalidPrefix", f"{prefix!r}: {problem}", where="file_prefix", fix=fix)
 
 
 class RenameRule(msgspec.Struct, frozen=True, forbid_unknown_fields=True, omit_defaults=True):
@@ -84,22 +86,22 @@ class Options(msgspec.Struct, frozen=True):
         UsageError: a value is none of those that there are.
 
     Attributes:
-        format: of the target's files.
+        format: the format of the target's files.
         layout: what the target's files are: one for each rank as its strategy cuts the parameters; whole parameters in parts; or
             the source's, each by itself and under its own name.
-        part_bytes: the most that a part of unified files holds, unless one parameter alone is longer.
-        hf_index: whether unified files are ones that Hugging Face's libraries load, by an index beside them.
-        prefix: their names are the prefix, the rank and the format's extension.
+        part_size_bytes: the most that a part of unified files holds, unless one parameter alone is longer; None: 3 GiB.
+        hugging_face_index: whether unified files are ones that Hugging Face's libraries load, by an index beside them.
+        file_prefix: their names are the prefix, the rank and the format's extension.
         numbered: whether the rank is in the names, beside those of the folders.
-        step: read the files of this training step.
-        pattern: read the files whose names match this shell pattern.
+        step: the training step whose files are read.
+        files: the shell pattern that the names of the files match.
         stages: how many pipeline stages there are, where the source is one of them; None: as many as it has ranks for.
-        ranks: only these target ranks, such as "0,2-5".
+        ranks: the target ranks that are wanted, such as "0,2-5".
         unplaced: what happens to parameters that only the source's strategy names.
-        allow_missing: leave out what only the target's strategy names.
-        remove_redundancy: of the target ranks that hold the same slice of a parameter one writes it, instead of all.
+        allow_missing: whether to leave out what only the target's strategy names.
+        remove_redundancy: whether of the target ranks that hold the same slice of a parameter one writes it, instead of all.
         rename: what parameters are called at the target.
-        crc: write the CRC32 that MindSpore checks.
+        crc: whether to write the CRC32 that MindSpore checks.
         file_mode: permission bits of what is written.
         verification: how much of what was written is compared with the source.
         overwrite: whether another checkpoint at the target may be replaced.
@@ -108,68 +110,73 @@ class Options(msgspec.Struct, frozen=True):
 
     format: OutputFormat = "Source"
     layout: TargetLayout = "PerRank"
-    part_bytes: int = 3 << 30
-    hf_index: bool = False
-    prefix: str = "checkpoint_"
+    part_size_bytes: Annotated[int, msgspec.Meta(ge=1 << 10)] | None = None
+    hugging_face_index: bool = False
+    file_prefix: str = "checkpoint_"
     numbered: bool = True
     step: int | None = None
-    pattern: str | None = None
-    stages: int | None = None
+    files: str | None = None
+    stages: Stages | None = None
     ranks: str | None = None
     unplaced: Unplaced = "Drop"
     allow_missing: bool = False
     remove_redundancy: bool = False
     rename: tuple[RenameRule, ...] = ()
     crc: bool = False
-    file_mode: int = 0o640
+    file_mode: Annotated[int, msgspec.Meta(ge=0, le=0o777)] = 0o640
     verification: Verification = "Sample"
     overwrite: Overwrite = "Never"
     copy_mode: CopyMode = "Client"
 
     def __post_init__(self) -> None:
         """Refuse what a type checker would have refused: a wrong word must not be taken for another."""
-        for name, kind in _KINDS.items():
+        for name, field in _declared().items():
             value = getattr(self, name)
             try:
-                msgspec.convert(value, kind)
+                msgspec.convert(value, field.type)
             except msgspec.ValidationError as error:
                 raise UsageError("InvalidOption", f"{value!r}: {error}", where=name) from error
-        check_prefix(self.prefix)
-        if not (self.prefix or self.numbered):
-            raise UsageError("InvalidPrefix", "files without a number need a name", where="prefix")
+        check_prefix(self.file_prefix)
+        if not (self.file_prefix or self.numbered):
+            raise UsageError("InvalidPrefix", "files without a number need a name", where="file_prefix")
         _check_rules(self.rename)
+        for name, (layout, what) in _ONLY_WITH.items():
+            if self.layout != layout and getattr(self, name) != _default(name):
+                fix = f"leave it out, or add --layout {layout.lower()} (spec.target.layout: {layout})"
+                raise UsageError("InvalidOption", what, where=name, fix=fix)
         if self.layout == "Unified" and self.format == "Ckpt":
-            raise UsageError("InvalidOption", "unified files are safetensors", where="format", fix="leave out --format ckpt")
-        if self.layout != "Unified" and self.hf_index:
-            raise UsageError(
-                "InvalidOption",
-                "only unified files have an index",
-                where="hf_index",
-                fix="add --layout unified (spec.target.layout: Unified)",
-            )
-        if self.layout != "Unified" and self.part_bytes != _default("part_bytes"):
-            raise UsageError(
-                "InvalidOption",
-                "only unified files are of bounded size",
-                where="part_bytes",
-                fix="add --layout unified (spec.target.layout: Unified), or leave it out",
-            )
-        if self.layout in ("Unified", "Same") and self.prefix != _default("prefix"):
-            raise UsageError("InvalidOption", "these files have names of their own", where="prefix", fix="leave it out")
-        if self.stages is not None and self.layout != "Part":
-            raise UsageError("InvalidOption", "only a part is made of one of several stages", where="stages", fix="leave it out")
+            raise UsageError("InvalidOption", "unified files are safetensors", where="format", fix="leave it out")
+        if self.layout in ("Unified", "Same") and self.file_prefix != _default("file_prefix"):
+            raise UsageError("InvalidOption", "these files have names of their own", where="file_prefix", fix="leave it out")
         if self.layout == "Index" and (other := [name for name in _OF_FILES if getattr(self, name) != _default(name)]):
             raise UsageError("InvalidOption", "layout Index writes no files of ranks", where=other[0], fix="leave it out")
 
+    @property
+    def most_bytes(self) -> int:
+        """What a part of unified files may hold."""
+        return self.part_size_bytes or 3 << 30
+
+
+@cache
+def _declared() -> dict[str, msgspec.structs.FieldInfo]:
+    """What is declared of each option."""
+    return {field.name: field for field in msgspec.structs.fields(Options)}
+
 
 def _default(option: str) -> object:
-    return next(field.default for field in msgspec.structs.fields(Options) if field.name == option)
+    return _declared()[option].default
 
 
+# Says something of one layout only.
+_ONLY_WITH: dict[str, tuple[TargetLayout, str]] = {
+    "hugging_face_index": ("Unified", "only unified files have an index"),
+    "part_size_bytes": ("Unified", "only unified files are of bounded size"),
+    "stages": ("Part", "only a part is made of one of several stages"),
+}
 # Says something about files of ranks only.
-_OF_FILES = ("format", "prefix", "ranks", "remove_redundancy", "crc", "copy_mode")
+_OF_FILES = ("format", "file_prefix", "ranks", "remove_redundancy", "crc", "copy_mode")
 # Decides what of a source is read, and is therefore settled in its index.
-_OF_THE_SOURCE = ("step", "pattern", "unplaced", "allow_missing", "rename")
+_OF_THE_SOURCE = ("step", "files", "unplaced", "allow_missing", "rename")
 
 
 def _check_rules(rules: tuple[RenameRule, ...]) -> None:
@@ -186,29 +193,6 @@ def _check_rules(rules: tuple[RenameRule, ...]) -> None:
             )
 
 
-_KINDS: dict[str, Any] = {
-    "format": OutputFormat,
-    "layout": TargetLayout,
-    "part_bytes": Annotated[int, msgspec.Meta(ge=1 << 10)],
-    "hf_index": bool,
-    "prefix": str,
-    "numbered": bool,
-    "step": int | None,
-    "pattern": str | None,
-    "stages": Stages | None,
-    "ranks": str | None,
-    "unplaced": Unplaced,
-    "allow_missing": bool,
-    "remove_redundancy": bool,
-    "rename": tuple[RenameRule, ...],
-    "crc": bool,
-    "file_mode": Annotated[int, msgspec.Meta(ge=0, le=0o777)],
-    "verification": Verification,
-    "overwrite": Overwrite,
-    "copy_mode": CopyMode,
-}
-
-
 class Request(msgspec.Struct, frozen=True):
     """One transform, with every place resolved to a folder or to s3://bucket/prefix.
 
@@ -216,10 +200,10 @@ class Request(msgspec.Struct, frozen=True):
         source: the folder with `rank_<r>/`, or one file.
         target: the folder to write to.
         source_strategy: a file or a folder of stages; None: the source is one whole rank.
-        target_strategy: the same for the target.
-        options: how.
-        index: where `layout: Index` has indexed this source; it is read instead of headers and strategies.
-        access: how those of them are reached that are in an object store.
+        target_strategy: a file or a folder of stages for the target; None: it is to be one whole rank.
+        options: all that decides how.
+        index: the folder where `layout: Index` has indexed this source; it is read instead of headers and strategies.
+        access: the way to those of them that are in an object store.
         decryption: the key of the source's files; None: they are not encrypted.
         encryption: the key for the target's files; None: they are not to be encrypted.
     """
@@ -281,9 +265,9 @@ def request_key(request: Request) -> dict[str, Any]:
     return encrypted | {
         "format": options.format,
         "layout": options.layout,
-        "partBytes": options.part_bytes if options.layout == "Unified" else None,
-        "hfIndex": options.hf_index,
-        "prefix": options.prefix,
+        "partSizeBytes": options.most_bytes if options.layout == "Unified" else None,
+        "huggingFaceIndex": options.hugging_face_index,
+        "filePrefix": options.file_prefix,
         "numbered": options.numbered,
         "unplaced": options.unplaced,
         "allowMissing": options.allow_missing,

@@ -42,9 +42,9 @@ class StrategySpec(Strict, frozen=True):
     """Where a strategy is: a file, or a folder with a file for each pipeline stage; or an entry of a ConfigMap.
 
     Attributes:
-        path: from the root of the volume or bucket.
-        storage: which one; absent: that of the checkpoint.
-        config_map_key_ref: instead of a path, for what is small enough to be kept beside the resource.
+        path: its place, from the root of the volume or bucket.
+        storage: the storage that it is in; absent: that of the checkpoint.
+        config_map_key_ref: an entry of a ConfigMap instead of a path, for what is small enough to be kept beside the resource.
     """
 
     path: RelativePath | None = None
@@ -89,7 +89,7 @@ class SourceSpec(Strict, frozen=True):
 
 
 class TargetSpec(Strict, frozen=True):
-    """The checkpoint to write."""
+    """The checkpoint to write. What of it contradicts the layout `Options` refuses, and before that the CRD's rules."""
 
     storage: StorageSpec
     strategy: StrategySpec | None = None
@@ -104,16 +104,6 @@ class TargetSpec(Strict, frozen=True):
     copy_mode: CopyMode = "Client"
     file_mode: Annotated[str, msgspec.Meta(pattern="^0?[0-7]{3}$")] = "0640"
     encryption: EncryptionSpec | None = None
-
-    def __post_init__(self) -> None:
-        """Refuse what contradicts the layout; msgspec tells in which field."""
-        if self.layout == "Unified":
-            if self.strategy is not None:
-                raise ValueError("Unified files hold whole parameters, which no `strategy` cuts")
-            if self.format == "Ckpt":
-                raise ValueError("Unified files are safetensors, not `Ckpt`")
-        elif self.part_size_bytes is not None or self.hugging_face_index:
-            raise ValueError("`partSizeBytes` and `huggingFaceIndex` go with `layout: Unified`")
 
 
 class ParametersSpec(Strict, frozen=True):
@@ -148,7 +138,7 @@ def parse_resource(text: str, where: str) -> TransformSpec:
     Raises:
         UsageError: it is no such resource, or a field is wrong; the message names the field.
     """
-    from reshard.spec.strictyaml import documents  # noqa: PLC0415 - pods and the operator read no YAML, and start sooner without it
+    from reshard.strictyaml import documents  # noqa: PLC0415 - pods and the operator read no YAML, and start sooner without it
 
     found = [d for d in documents(text, where) if isinstance(d, dict) and d.get("kind") == KIND]
     if len(found) != 1:
@@ -194,8 +184,8 @@ class Mount(NamedTuple):
 
     Attributes:
         role: what it is for: "source", "source-strategy", "target", "target-strategy", "decryption" or "encryption".
-        volume: which it is. One can be there in several roles.
-        folder: where its root is.
+        volume: the one that is mounted. One can be there in several roles.
+        folder: the place of its root.
         read_only: whether the pod may only read.
     """
 
@@ -252,7 +242,7 @@ def request_here(
     """The request of a resource on this machine.
 
     Args:
-        spec: of the resource.
+        spec: the spec of the resource.
         claims: the folder that stands for each claim.
         config_maps: the folder that stands for each ConfigMap with a strategy.
         secrets: the folder that stands for a Secret. Without one for credentials, this machine's environment has them; it also
@@ -319,11 +309,11 @@ def _to_request(
         options=Options(
             format=target.format,
             layout=target.layout,
-            part_bytes=target.part_size_bytes or Options().part_bytes,
-            hf_index=target.hugging_face_index,
-            prefix=target.file_prefix,
+            part_size_bytes=target.part_size_bytes,
+            hugging_face_index=target.hugging_face_index,
+            file_prefix=target.file_prefix,
             step=source.files.step,
-            pattern=source.files.pattern,
+            files=source.files.pattern,
             stages=source.stages,
             ranks=target.ranks,
             unplaced=spec.parameters.unplaced,

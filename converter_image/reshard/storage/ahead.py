@@ -26,6 +26,8 @@ GAP_BYTES = 512 << 10
 # Long enough that a request's time is that of its bytes: in requests of 3.5 MiB a GiB takes the client 1.6 s of a processor, of
 # 7 MiB 0.8 s.
 _LONGEST_REQUEST = 8 << 20
+# How many files are looked at at a time.
+_FILES = 8
 # While one is read from, the others are being fetched.
 _WINDOWS = 4
 
@@ -35,9 +37,9 @@ class Range:
     """Bytes of one file that are fetched together.
 
     Attributes:
-        file: which.
-        start: of the first byte.
-        end: after the last.
+        file: the file's number.
+        start: the first byte's place.
+        end: the place after the last.
     """
 
     file: int
@@ -90,6 +92,11 @@ def requests(reads: Iterable[Read], memory: int) -> int:
     """How many requests fetching these reads takes."""
     longest = _longest_request(memory)
     return sum(-(-(r.end - r.start) // longest) for window in windows(reads, most=memory // _WINDOWS) for r in window)
+
+
+def files_at_once(workers: int, *, remote: bool) -> int:
+    """How many files are looked at at a time: over a network little is read and much is waited for."""
+    return max(workers, _FILES) if remote else workers
 
 
 def _longest_request(memory: int) -> int:
@@ -219,8 +226,18 @@ class _AheadReader:
 
 
 @contextmanager
-def reading(reader: Reader, reads: Iterable[tuple[int, int]], memory: int) -> Iterator[Reader]:
-    """One file whose reads, as (offset, length), are known in their order."""
+def prefetched(reader: Reader, reads: Iterable[tuple[int, int]], memory: int, *, remote: bool) -> Iterator[Reader]:
+    """One file whose reads, as (offset, length), are known in their order.
+
+    Args:
+        reader: the file.
+        reads: what will be read; not looked at where nothing is fetched.
+        memory: how many bytes may be fetched before they are needed.
+        remote: whether a read costs a round trip; where not, it is the file itself.
+    """
+    if not remote:
+        yield reader
+        return
     ahead = Ahead(((0, offset, length) for offset, length in reads), lambda _: reader, memory)
     try:
         yield ahead.reader(0)

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+from contextlib import closing
 from typing import TYPE_CHECKING
 
 import xxhash
 
-from reshard.storage.ahead import reading
+from reshard.storage.ahead import prefetched
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -41,11 +42,8 @@ def digest_of_version(store: Store, path: str) -> str:
     Raises:
         MissingInputError: it is not there.
     """
-    reader = store.open(path)
-    try:
+    with closing(store.open(path)) as reader:
         return f"{_VERSION}{reader.version}"
-    finally:
-        reader.close()
 
 
 def matches(reader: Reader, digest: str, advance: Callable[[int], None] = lambda _: None, *, remote: bool = False) -> bool:
@@ -59,19 +57,13 @@ def matches(reader: Reader, digest: str, advance: Callable[[int], None] = lambda
 def digest_of(reader: Reader, advance: Callable[[int], None] = lambda _: None, *, remote: bool = False) -> str:
     """The content digest of a whole file; of a remote one many blocks are fetched at a time."""
     blocks = [(at, min(_BLOCK_BYTES, reader.size - at)) for at in range(0, reader.size, _BLOCK_BYTES)]
-    if remote:
-        with reading(reader, blocks, _AHEAD_BYTES) as ahead:
-            return _digest_of(ahead, blocks, advance)
-    return _digest_of(reader, blocks, advance)
-
-
-def _digest_of(reader: Reader, blocks: list[tuple[int, int]], advance: Callable[[int], None]) -> str:
     digest = ContentDigest()
     block = memoryview(bytearray(_BLOCK_BYTES))
-    for offset, length in blocks:
-        reader.read_into(block[:length], offset)
-        digest.update(block[:length])
-        advance(length)
+    with prefetched(reader, blocks, _AHEAD_BYTES, remote=remote) as ahead:
+        for offset, length in blocks:
+            ahead.read_into(block[:length], offset)
+            digest.update(block[:length])
+            advance(length)
     return str(digest)
 
 

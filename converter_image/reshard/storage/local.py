@@ -156,6 +156,10 @@ class LocalStore:
         del other
         return False
 
+    @property
+    def part_limits(self) -> None:
+        """See `Store.part_limits`."""
+
     def around(self) -> list[tuple[int, int] | str]:
         """See `Store.around`: device and inode, for a folder can be mounted in two places; the path where nothing is yet."""
         found: list[tuple[int, int] | str] = []
@@ -200,13 +204,10 @@ class LocalStore:
 
     def read(self, path: str, limit: int) -> bytes:
         """See `Store.read`."""
-        reader = self.open(path)
-        try:
+        with contextlib.closing(self.open(path)) as reader:
             if reader.size > limit:
                 raise DataError("FileTooLarge", f"{reader.size} bytes where at most {limit} can be meant", where=reader.name)
             return reader.read(0, reader.size)
-        finally:
-            reader.close()
 
     def create(
         self, path: str, *, temporary: str, mode: int, size: int | None = None, memory: int = 0, copies: bool = False

@@ -21,7 +21,7 @@ class Stat:
     Attributes:
         name: the last component of the path.
         is_folder: whether names can lie below it.
-        size: in bytes; 0 for a folder.
+        size: length in bytes; 0 for a folder.
         version: changes whenever the content may have changed.
     """
 
@@ -36,11 +36,29 @@ class WriteCost(NamedTuple):
 
     Attributes:
         memory: bytes that wait until they are sent.
-        requests: to a server.
+        requests: requests to a server.
     """
 
     memory: int = 0
     requests: int = 0
+
+
+class PartLimits(NamedTuple):
+    """Of what an upload may consist, some of whose parts are copied by a server.
+
+    Attributes:
+        smallest: bytes of each part but the last.
+        most: parts of one upload.
+        longest_copy: bytes that are copied as one part; of more, `Writer.copy` makes several that are about equally long.
+    """
+
+    smallest: int
+    most: int
+    longest_copy: int
+
+    def parts_of_copy(self, nbytes: int) -> int:
+        """How many parts a copy of so many bytes is."""
+        return -(-nbytes // self.longest_copy)
 
 
 class Reader(Protocol):
@@ -96,7 +114,7 @@ class Writer(Protocol):
     def copy(self, reader: Reader, offset: int, length: int) -> None:
         """Append bytes of a file of a store that this one `copies_from`, without their coming here.
 
-        What was written since the last copy, and each copy, is a part of the upload: but for the last, of 5 MiB and more.
+        What was written since the last copy is a part of the upload, and so is each copy: see `Store.part_limits`.
 
         Raises:
             DataError: the file has changed since it was opened.
@@ -160,6 +178,10 @@ class Store(ReadStore, Protocol):
     def copies_from(self, other: Store) -> bool:
         """Whether files of another store can be copied by the server alone."""
 
+    @property
+    def part_limits(self) -> PartLimits | None:
+        """Of uploads for which files are copied by the server; None where it copies nothing."""
+
     def around(self) -> Sequence[Hashable]:
         """What this place and those around it are, innermost first: equal for one place under two names."""
 
@@ -169,7 +191,7 @@ class Store(ReadStore, Protocol):
         """A new file at `path` that replaces what is there when it is finished.
 
         Args:
-            path: where it appears.
+            path: the place where it appears.
             temporary: a path in the same store for its bytes until then, where the storage needs one.
             mode: permission bits; its folders get the same with search permission. Without meaning in an object store.
             size: how long it will be, where that is known: it decides in how many parts it is sent.

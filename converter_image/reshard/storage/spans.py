@@ -14,8 +14,8 @@ class Span:
     """Bytes that are read together.
 
     Attributes:
-        start: of the first.
-        end: after the last.
+        start: place of the first.
+        end: place after the last.
         runs: how many of those that were asked for it holds.
     """
 

@@ -38,7 +38,7 @@ class StrategyFile:
     """What one file says.
 
     Attributes:
-        name: of the file, for messages.
+        name: the name of the file, for messages.
         stages: for each pipeline stage that it describes its parameters' layouts, by name. Equal layouts are one object.
         nodes: operators with their stage; no transform needs them, but MindSpore reads the stage from them. Empty: the file
             does not say which stage it describes.
@@ -65,8 +65,8 @@ def parse(content: bytes, name: str) -> StrategyFile:
     (parallel_strategy_checkpoint.cc), and always writes 1 into a merged file (_parallel_serialization.py).
 
     Args:
-        content: of the file. What is built from it is bounded, as its length is by the caller.
-        name: of the file, for messages.
+        content: the content of the file. What is built from it is bounded, as its length is by the caller.
+        name: the name of the file, for messages.
 
     Raises:
         DataError: it is none, or says what cannot be.

@@ -11,8 +11,8 @@ def restore_ranks(content: bytes, name: str) -> tuple[int, ...]:
     """The ranks whose checkpoints hold what that of the rank holds which wrote a file, in its order.
 
     Args:
-        content: of the file. What is built from it is bounded, as its length is by the caller.
-        name: of the file, for messages.
+        content: the content of the file. What is built from it is bounded, as its length is by the caller.
+        name: the name of the file, for messages.
 
     Raises:
         DataError: it is no such file, or has no list of such ranks.

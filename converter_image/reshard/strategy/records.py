@@ -35,9 +35,9 @@ class Node:
     """One operator.
 
     Attributes:
-        name: of the operator.
+        name: the name of the operator.
         stage: the pipeline stage that it runs in.
-        strategies: how its inputs are cut.
+        strategies: the way each of its inputs is cut.
     """
 
     name: str

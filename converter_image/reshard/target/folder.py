@@ -23,9 +23,10 @@ reshard-manifest.json          written last: its presence says complete
 from __future__ import annotations
 
 import contextlib
+import re
 import uuid
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, TypeVar
+from typing import TYPE_CHECKING, TypeVar
 
 import msgspec
 
@@ -33,43 +34,17 @@ from reshard.checkpoint.manifest import INDEX_NAME, MANIFEST_NAME, STATE, FileRe
 from reshard.checkpoint.unified import maps_beside
 from reshard.errors import MissingInputError
 from reshard.storage.digest import matches
+from reshard.target.standing import JobDocument, Standing, Unfinished
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Collection, Iterable, Iterator
+    from collections.abc import Callable, Iterable
 
     from reshard.storage.protocol import Store, Writer
 
 LOCK = f"{STATE}/lock"
 _LARGEST_DOCUMENT = 4 << 30
 _LARGEST_RECORD = 1 << 20
-
-
-class JobDocument(msgspec.Struct, frozen=True, rename="camel"):
-    """What is being made at a target.
-
-    Attributes:
-        digest: of the job; its first 16 digits name its folder.
-        request: what was asked for, as far as it decides the outcome, to find the job again without reading the source.
-        staged: whether finished files wait in the staging folder, because they will replace others.
-        mode: permission bits of the files.
-        in_place: whether they replace others one by one, where a storage cannot rename. The other checkpoint's manifest is
-            retired before, so that the target reads as incomplete until this one's is there.
-        part: the pipeline stage of the source, where it makes only what of the checkpoint is made from that.
-        whole: equal for jobs that make parts of one checkpoint.
-    """
-
-    digest: str
-    request: dict[str, Any]
-    staged: bool
-    mode: int = 0o640
-    in_place: bool = False
-    part: int | None = None
-    whole: str = ""
-
-    @property
-    def replaces(self) -> bool:
-        """Whether something else was at the target when this was begun."""
-        return self.staged or self.in_place
+_RECORD = re.compile(r"rank_(\d{1,9})\.json", re.ASCII)
 
 
 class _Commit(msgspec.Struct, frozen=True):
@@ -91,15 +66,42 @@ class TargetFolder:
     store: Store
     mode: int
 
+    def observe(self) -> Standing:
+        """What is here now.
+
+        Raises:
+            DataError: the manifest, or what says what is being made, is damaged.
+        """
+        state = self.store.list(STATE)
+        jobs = [self._unfinished(f"{STATE}/{entry.name}") for entry in state if entry.is_folder]
+        return Standing(self.manifest(), tuple(job for job in jobs if job is not None), remains=bool(state))
+
+    def _unfinished(self, folder: str) -> Unfinished | None:
+        names = {entry.name for entry in self.store.list(folder)}
+        job = self.document(f"{folder}/job.json", JobDocument, _LARGEST_RECORD) if "job.json" in names else None
+        return Unfinished(job, "commit.json" in names, "replaced.json" in names) if job is not None else None
+
     def manifest(self) -> Manifest | None:
         """The manifest of the complete checkpoint that is here, if there is one.
 
         Raises:
             DataError: it is damaged.
         """
-        if self.store.stat(MANIFEST_NAME) is None:
+        return self.document(MANIFEST_NAME, Manifest, _LARGEST_DOCUMENT)
+
+    def document(self, path: str, kind: type[D], limit: int) -> D | None:
+        """A document of at most `limit` bytes, if it is there.
+
+        Raises:
+            DataError: it is damaged, or larger.
+        """
+        try:
+            content = self.store.read(path, limit)
+        except MissingInputError as error:
+            if error.reason != "NotFound":
+                raise
             return None
-        return decode(self.store.read(MANIFEST_NAME, _LARGEST_DOCUMENT), Manifest, f"{self.store.url}/{MANIFEST_NAME}")
+        return decode(content, kind, f"{self.store.url}/{path}")
 
     def write_manifest(self, manifest: Manifest) -> None:
         """Declare the checkpoint complete."""
@@ -110,15 +112,6 @@ class TargetFolder:
             writer.finish()
         finally:
             writer.abort()
-
-    def jobs(self) -> list[JobDocument]:
-        """All jobs that were begun here and are not committed."""
-        found = []
-        for entry in self.store.list(STATE):
-            if entry.is_folder and self.store.stat(f"{STATE}/{entry.name}/job.json") is not None:
-                path = f"{STATE}/{entry.name}/job.json"
-                found.append(decode(self.store.read(path, _LARGEST_RECORD), JobDocument, f"{self.store.url}/{path}"))
-        return found
 
     def job(self, digest: str) -> JobState:
         """The state of one job."""
@@ -132,7 +125,7 @@ class TargetFolder:
         self.drop_unfinished(0.0, files)
         for entry in self.store.list(STATE):
             if not f"{STATE}/{entry.name}".startswith(LOCK):
-                self.store.delete(f"{STATE}/{entry.name}")
+                self._remove(f"{STATE}/{entry.name}")
 
     def drop_unfinished(self, silent: float, files: Iterable[str] = ()) -> None:
         """Take away what killed writers have left where no listing shows it, if nothing was added for so many seconds.
@@ -143,28 +136,20 @@ class TargetFolder:
         for beginning in (*known, *(path for path in files if not path.startswith(known))):
             self.store.drop_unfinished(beginning, silent=silent)
 
-    def outdated(self, digest: str, request: dict[str, Any]) -> list[JobDocument]:
-        """Unfinished jobs of an equal request, whose source has changed since: nobody can want them any more.
+    def replaced(self, standing: Standing) -> list[Manifest]:
+        """The manifests of what unfinished jobs have retired."""
+        found = [self.job(other.job.digest).replaced() for other in standing.unfinished if other.retired]
+        return [manifest for manifest in found if manifest is not None]
 
-        One whose commit has begun is not among them, nor one that replaces in place: it has taken another checkpoint apart, of
-        which only it knows the files.
-        """
-        return [
-            job
-            for job in self.jobs()
-            if job.digest != digest
-            and job.request == request
-            and not job.in_place
-            and self.job(job.digest).begun_commit() is None
-        ]
-
-    def siblings(self, whole: str, part: int | None) -> list[JobDocument]:
-        """Unfinished jobs that make other parts of the same checkpoint."""
-        return [job for job in self.jobs() if None not in {part, job.part} and job.whole == whole and job.part != part]
-
-    def commit_is_interrupted(self) -> bool:
-        """Whether staged files have begun to take the place of others, and not all of them have."""
-        return any(self.job(job.digest).begun_commit() is not None for job in self.jobs())
+    def replaced_files(self, standing: Standing, digest: str) -> set[str]:
+        """The files of the checkpoints that a job and other unfinished ones replace, and those that the others have written."""
+        found: set[str] = set()
+        for manifest in self.replaced(standing):
+            found.update((record.path for record in manifest.listed), maps_beside(manifest.options))
+        for other in standing.jobs:
+            if other.digest != digest and not other.staged:
+                found.update((r.path for r in self.job(other.digest).records(None).values()), maps_beside(other.request))
+        return found
 
     def discard(self, job: JobDocument, heir: JobState) -> None:
         """Remove an unfinished job and what it has written; what it has taken apart its heir is to remove."""
@@ -174,11 +159,13 @@ class TargetFolder:
         if not job.staged:
             for record in state.records(None).values():
                 self.store.delete(record.path)
-        self.store.delete(state.folder)
+        self._remove(state.folder)
 
-    def has_remains(self, digests: Collection[str]) -> bool:
-        """Whether a process that was killed when all but done has left something of these jobs, and no other job is begun."""
-        return bool(self.store.list(STATE)) and all(job.digest in digests for job in self.jobs())
+    def _remove(self, path: str) -> None:
+        """Records first: a kill leaves none of a job of which nothing says any more with which key it was begun."""
+        if self.store.list(f"{path}/records"):
+            self.store.delete(f"{path}/records")
+        self.store.delete(path)
 
 
 @dataclass(frozen=True, slots=True)
@@ -192,21 +179,21 @@ class JobState:
         """The job as it was begun; None when it was not."""
         return self._document("job.json", JobDocument, _LARGEST_RECORD)
 
-    def begin(self, job: JobDocument, inventory: bytes, draft: Manifest) -> JobDocument:
+    def begin(self, job: JobDocument, index: bytes, draft: Manifest) -> JobDocument:
         """Note down the job. Of several processes that begin it at once, all get what the first wrote."""
         store, path = self.target.store, f"{self.folder}/job.json"
         store.write(f"{self.folder}/draft.json", encode(draft), mode=self.target.mode)
-        store.write(f"{self.folder}/inventory.json", inventory, mode=self.target.mode)
+        store.write(f"{self.folder}/inventory.json", index, mode=self.target.mode)
         if store.write_new(path, encode(job), mode=self.target.mode):
             return job
         begun = self.read()
         return begun if begun is not None else job
 
-    def restore(self, inventory: bytes, draft: Manifest) -> None:
+    def restore(self, index: bytes, draft: Manifest) -> None:
         """Note down again what of a begun job is gone, and what of it nobody could know before: the number of stages."""
         store = self.target.store
         if store.stat(f"{self.folder}/inventory.json") is None:
-            store.write(f"{self.folder}/inventory.json", inventory, mode=self.target.mode)
+            store.write(f"{self.folder}/inventory.json", index, mode=self.target.mode)
         known = self._document("draft.json", Manifest, _LARGEST_DOCUMENT) if draft.parts else None
         if store.stat(f"{self.folder}/draft.json") is None or (known is not None and known.parts != draft.parts):
             store.write(f"{self.folder}/draft.json", encode(draft), mode=self.target.mode)
@@ -228,8 +215,8 @@ class JobState:
         found = self._document("commit.json", _Commit, _LARGEST_RECORD)
         return found.ranks if found is not None else None
 
-    def inventory(self) -> bytes:
-        """The inventory, as it was given to `begin`."""
+    def index(self) -> bytes:
+        """The index, as it was given to `begin`."""
         return self.target.store.read(f"{self.folder}/inventory.json", _LARGEST_DOCUMENT)
 
     def draft(self) -> Manifest:
@@ -241,10 +228,7 @@ class JobState:
         return found
 
     def _document(self, name: str, kind: type[D], limit: int) -> D | None:
-        path = f"{self.folder}/{name}"
-        if self.target.store.stat(path) is None:
-            return None
-        return decode(self.target.store.read(path, limit), kind, f"{self.target.store.url}/{path}")
+        return self.target.document(f"{self.folder}/{name}", kind, limit)
 
     def retire_old_manifest(self) -> None:
         """Make what is at the target read as incomplete, before its files are replaced."""
@@ -252,22 +236,9 @@ class JobState:
             if self.target.store.stat(MANIFEST_NAME) is not None:
                 self.target.store.move(MANIFEST_NAME, f"{self.folder}/replaced.json")
 
-    def replaced_files(self) -> list[str]:
-        """The files of the checkpoints that this and other unfinished jobs replace, and those that the others have written."""
-        found: list[str] = []
-        for manifest in self.replaced():
-            found += (*(record.path for record in manifest.listed), *maps_beside(manifest.options))
-        for job in self.target.jobs():
-            other = self.target.job(job.digest)
-            if other.folder != self.folder and not job.staged:
-                found += (*(record.path for record in other.records(None).values()), *maps_beside(job.request))
-        return found
-
-    def replaced(self) -> list[Manifest]:
-        """The manifests of what this and other unfinished jobs have retired."""
-        states = [self.target.job(job.digest) for job in self.target.jobs()]
-        found = [state._document("replaced.json", Manifest, _LARGEST_DOCUMENT) for state in states]  # noqa: SLF001 - of this class
-        return [manifest for manifest in found if manifest is not None]
+    def replaced(self) -> Manifest | None:
+        """The manifest of the checkpoint that this job has retired."""
+        return self._document("replaced.json", Manifest, _LARGEST_DOCUMENT)
 
     def create(self, path: str, *, rank: int, staged: bool, writer: str, size: int, memory: int, copies: bool = False) -> Writer:
         """A new file of the checkpoint; its temporary's name says who writes it. See `Store.create`."""
@@ -293,17 +264,21 @@ class JobState:
         """Note down that a rank's file is whole, durable and verified."""
         self.target.store.write(f"{self.folder}/records/rank_{record.rank}.json", encode(record), mode=self.target.mode)
 
+    def recorded_ranks(self) -> set[int]:
+        """The ranks that are finished."""
+        names = (entry.name for entry in self.target.store.list(f"{self.folder}/records"))
+        return {int(found[1]) for name in names if (found := _RECORD.fullmatch(name))}
+
     def records(self, ranks: Iterable[int] | None) -> dict[int, FileRecord]:
         """The records of those of these ranks (None: of all) that are finished."""
-        return {record.rank: record for record in self.each_record(ranks)}
-
-    def each_record(self, ranks: Iterable[int] | None) -> Iterator[FileRecord]:
-        """The same one by one: each is a file of its own."""
         wanted = None if ranks is None else {f"rank_{rank}.json" for rank in ranks}
+        found = {}
         for entry in self.target.store.list(f"{self.folder}/records"):
             if entry.name.endswith(".json") and (wanted is None or entry.name in wanted):
                 path = f"{self.folder}/records/{entry.name}"
-                yield decode(self.target.store.read(path, _LARGEST_RECORD), FileRecord, f"{self.target.store.url}/{path}")
+                record = decode(self.target.store.read(path, _LARGEST_RECORD), FileRecord, f"{self.target.store.url}/{path}")
+                found[record.rank] = record
+        return found
 
     def find(self, record: FileRecord, *, staged: bool, thorough: bool = False) -> str | None:
         """Where a record's file is, if it is there in its full length; `thorough`: and with its content.

@@ -9,7 +9,7 @@ import socket
 import threading
 import uuid
 from contextlib import contextmanager
-from typing import TYPE_CHECKING, Protocol
+from typing import TYPE_CHECKING, TypeVar
 
 import msgspec
 from tenacity import Retrying, retry_if_exception_type, stop_after_delay, wait_random
@@ -23,6 +23,7 @@ if TYPE_CHECKING:
 
     from reshard.storage.protocol import Store
     from reshard.target.folder import TargetFolder
+    from reshard.target.standing import Identity
 
 HEARTBEAT_SECONDS = 10.0
 # A lock whose holder has not been heard of for this long is nobody's. Several heartbeats, for shared file systems can stall.
@@ -30,17 +31,7 @@ STALE_SECONDS = 60.0
 _LARGEST_LOCK = 4096
 _SHARER = ".sharer"
 
-
-class PartOf(Protocol):
-    """A job, of which all that matters here is what part of which checkpoint it makes."""
-
-    @property
-    def part(self) -> int | None:
-        """The pipeline stage; None: it makes all."""
-
-    @property
-    def whole(self) -> str | None:
-        """Identifies the checkpoint that its parts become."""
+T = TypeVar("T")
 
 
 class Holder(msgspec.Struct, frozen=True):
@@ -48,9 +39,9 @@ class Holder(msgspec.Struct, frozen=True):
 
     Attributes:
         owner: those of one owner share the lock; a transform's pods have its UID, others are alone.
-        host: where the process runs, that of the first who came.
-        pid: which it is there.
-        boot: which run of that host's kernel (and which container) the pid belongs to.
+        host: the machine that the process runs on, that of the first who came.
+        pid: the process's number there.
+        boot: the run of that host's kernel (and which container) the pid belongs to.
         shared: whether others may have joined, of whom this says nothing.
     """
 
@@ -97,7 +88,7 @@ def locked(store: Store, path: str, *, owner: str | None, mode: int) -> Iterator
     """Hold the lock at `path` while the body runs.
 
     Args:
-        store: where.
+        store: the storage that the lock is in.
         path: the lock file.
         owner: shared by processes that work on one job together; the last of them gives it back. None: nobody shares it.
         mode: permission bits of the file.
@@ -130,13 +121,13 @@ def locked(store: Store, path: str, *, owner: str | None, mode: int) -> Iterator
 
 
 @contextmanager
-def writing(target: TargetFolder, job: PartOf, *, owner: str | None) -> Iterator[Callable[[], None]]:
+def writing(target: TargetFolder, job: Identity, *, owner: str | None) -> Iterator[Callable[[], None]]:
     """Hold what a job needs to write to a target. Jobs that make parts of one checkpoint share the target; no other does.
 
     Args:
-        target: where.
+        target: the target that is written to.
         job: what is to be written.
-        owner: as of `locked`: processes of one owner write the job together.
+        owner: shared by processes that write the job together, as of `locked`.
 
     Yields:
         What `Held.check` is for one lock.
@@ -168,15 +159,20 @@ def in_turn(target: TargetFolder, path: str) -> Iterator[None]:
         LockedError: someone holds it for longer than that.
     """
     with contextlib.ExitStack() as stack:
-        for attempt in Retrying(
-            retry=retry_if_exception_type(LockedError),
-            wait=wait_random(0.05, 0.5),
-            stop=stop_after_delay(STALE_SECONDS),
-            reraise=True,
-        ):
-            with attempt:
-                stack.enter_context(locked(target.store, path, owner=None, mode=target.mode))
+        patiently(lambda: stack.enter_context(locked(target.store, path, owner=None, mode=target.mode)))
         yield
+
+
+def patiently(work: Callable[[], T], seconds: float = STALE_SECONDS) -> T:
+    """Do what needs a lock that others hold for moments only: wait for them.
+
+    Raises:
+        LockedError: someone holds it for longer than that.
+    """
+    retrying = Retrying(
+        retry=retry_if_exception_type(LockedError), wait=wait_random(0.05, 0.5), stop=stop_after_delay(seconds), reraise=True
+    )
+    return retrying(work)
 
 
 def _has_sharers(store: Store, path: str, *, besides: str = "") -> bool:

@@ -15,6 +15,7 @@ if TYPE_CHECKING:
     from collections.abc import Collection, Iterable, Sequence
 
     from reshard.checkpoint.manifest import FileRecord, PartRecord
+    from reshard.spec.request import RenameRule
 
 _SHOWN = 5
 
@@ -36,15 +37,23 @@ def is_whole(manifest: Manifest) -> bool:
     return not manifest.parts or all_there(manifest.parts)
 
 
+def notes_on_rules(manifest: Manifest) -> tuple[str, ...]:
+    """What a user should know of the rules by which the parts have been renamed, once all of them are there."""
+    if not all_there(manifest.parts):
+        return ()
+    return tuple(f"no parameter's name matches {rule.pattern}" for rule in _unmatched(manifest.parts))
+
+
 def unite(manifests: Sequence[Manifest], diverging: Collection[str] = ()) -> Manifest:
     """The manifest of a checkpoint whose parts are all there.
 
     Args:
-        manifests: of the parts, each with the record of the one part that it is.
+        manifests: the manifests of the parts, each with the record of the one part that it is.
         diverging: names that several parts hold, and not alike.
 
     Raises:
-        MissingInputError: none of them holds what the target's strategy names, and it was not said that this may be.
+        MissingInputError: none of them holds what the target's strategy names, and it was not said that this may be; or what is
+            to be renamed.
         RequestError: parameters of two parts have been given one name.
     """
     manifests = sorted(manifests, key=lambda manifest: manifest.parts[0].stage)
@@ -59,6 +68,14 @@ def unite(manifests: Sequence[Manifest], diverging: Collection[str] = ()) -> Man
             f" {', '.join(names[:_SHOWN])}{f' and {len(names) - _SHOWN} more' if len(names) > _SHOWN else ''}",
             fix="say how many stages the source has (--stages, spec.source.stages), give the strategies that fit,"
             " or leave them out with --allow-missing (spec.parameters.allowMissing)",
+        )
+    unused = _unmatched(parts)
+    if (absentee := next((rule.name for rule in unused if rule.name is not None), None)) is not None:
+        raise MissingInputError(
+            "RenamedMissing",
+            f"it is to be renamed, but none of the {len(parts)} parts holds it",
+            where=f"parameter {absentee}",
+            fix="take the names from reshard inspect, or say how many stages the source has (--stages, spec.source.stages)",
         )
     absent = _names(manifest.absent for manifest in manifests)
     united = msgspec.structs.replace(
@@ -77,7 +94,7 @@ def unite(manifests: Sequence[Manifest], diverging: Collection[str] = ()) -> Man
         absent=tuple(name for name in absent if name not in held),
         empty=_names(manifest.empty for manifest in manifests),
         diverging=_names([*(manifest.diverging for manifest in manifests), diverging]),
-        parts=tuple(msgspec.structs.replace(part, elsewhere=()) for part in parts),
+        parts=tuple(msgspec.structs.replace(part, elsewhere=(), unmatched=unused) for part in parts),
     )
     return with_files(united, [record for manifest in manifests for record in manifest.files])
 
@@ -113,6 +130,13 @@ def _ranks_of(part: PartRecord) -> tuple[int, ...]:
 def _uncovered(parts: Sequence[PartRecord]) -> set[str]:
     """What of the target's strategy none of these parts holds."""
     return set(parts[0].elsewhere).intersection(*(part.elsewhere for part in parts[1:]))
+
+
+def _unmatched(parts: Sequence[PartRecord]) -> tuple[RenameRule, ...]:
+    """The rules that match in none of these parts."""
+    first, *others = (part.unmatched for part in parts)
+    common = set(first).intersection(*others)
+    return tuple(rule for rule in first if rule in common)
 
 
 def _names(several: Iterable[Collection[str]]) -> tuple[str, ...]:

@@ -2,29 +2,38 @@
 
 from __future__ import annotations
 
-from itertools import chain
 from typing import TYPE_CHECKING
 
-from reshard.checkpoint.encryption import check_first_block
 from reshard.checkpoint.unified import is_own, maps_beside
-from reshard.errors import AccessError, RequestError
-from reshard.target.folder import JobDocument
-from reshard.transform.commit import finish_interrupted, own_manifest, refuse_loss
+from reshard.errors import RequestError
+from reshard.target.standing import JobDocument
+from reshard.transform.commit import finish_interrupted, refuse_loss
 from reshard.transform.draft import draft_manifest
 from reshard.transform.prepare import encode_index
 
 if TYPE_CHECKING:
-    from reshard.checkpoint.manifest import Manifest
+    from collections.abc import Set as AbstractSet
+
     from reshard.engine.job import Job
-    from reshard.target.folder import JobState, TargetFolder
+    from reshard.target.folder import TargetFolder
+    from reshard.target.standing import Standing
 
 
-def begin(job: Job, target: TargetFolder, state: JobState) -> JobDocument:
-    """Note the job down at the target, or find it noted down."""
-    finish_interrupted(target)
-    known = state.read()
-    if known is None:
-        replaces, renames = replaces_other(job, target, state), target.store.renames
+def begin(job: Job, target: TargetFolder) -> tuple[JobDocument, Standing]:
+    """Note the job down at the target, or find it noted down. To be called with the target's lock held.
+
+    Returns:
+        The job as it was begun, and what is at the target now.
+
+    Raises:
+        RequestError: it may not be begun: see `refuse`.
+    """
+    standing = finish_interrupted(target)
+    state, document = target.job(job.digest), standing.begun(job.digest)
+    if document is not None:
+        state.restore(encode_index(job), draft_manifest(job))
+    else:
+        replaces, renames = replaces_other(job, target, standing), target.store.renames
         document = JobDocument(
             job.digest,
             job.key,
@@ -33,58 +42,70 @@ def begin(job: Job, target: TargetFolder, state: JobState) -> JobDocument:
             in_place=replaces and not renames,
             part=job.part,
             whole=job.whole,
+            key_check=job.cipher.key_check() if job.cipher is not None else None,
         )
-        outdated = target.outdated(job.digest, job.key)
-        for other in target.jobs():
+        outdated = standing.outdated(job.digest, job.key)
+        for other in standing.jobs:
             if other in outdated or (job.part is not None and _is_same_part(other, job)):
                 target.discard(other, state)
-        return state.begin(document, encode_index(job), draft_manifest(job))
-    state.restore(encode_index(job), draft_manifest(job))
-    return known
+        document = state.begin(document, encode_index(job), draft_manifest(job))
+        standing = target.observe()
+    _refuse_other_key(job, target, standing)  # of two that began it at once, one may have another
+    return document, standing
 
 
-def refuse_replacement(job: Job, target: TargetFolder, state: JobState, *, commit: bool) -> None:
-    """Refuse to replace what the user has not asked to replace, or by less than it is."""
-    if replaces_other(job, target, state) and commit:
-        refuse_loss(target, state, job.scope, job.ranks, job.shape)
+def refuse(job: Job, target: TargetFolder, standing: Standing, *, commit: bool) -> None:
+    """Refuse to replace what the user has not asked to replace, or by less than it is; or to mix files of two keys.
+
+    Args:
+        job: what is to be made.
+        target: the target that it is to be written to.
+        standing: what is there.
+        commit: whether it is to be completed at once, so that all ranks which that takes have to be asked for.
+
+    Raises:
+        RequestError: with what is there, and what to do.
+    """
+    _refuse_other_key(job, target, standing)
+    if not standing.committing and replaces_other(job, target, standing) and commit:
+        refuse_loss(target, standing, job.scope, job.ranks, job.shape)
 
 
-def replaces_other(job: Job, target: TargetFolder, state: JobState) -> bool:
+def replaces_other(job: Job, target: TargetFolder, standing: Standing) -> bool:
     """Whether something else is at the target that this job would replace.
 
     Raises:
         RequestError: it is, and the user has not asked for that.
     """
-    known = state.read()
+    known = standing.begun(job.digest)
     if known is not None:
         return known.replaces
-    if own_manifest(target, job) is not None:
+    if standing.own(job) is not None:
         return False
-    siblings, outdated = target.siblings(job.whole, job.part), target.outdated(job.digest, job.key)
-    others = [other for other in target.jobs() if other.digest != job.digest and other not in (*outdated, *siblings)]
+    siblings, outdated = standing.siblings(job), standing.outdated(job.digest, job.key)
+    others = [other for other in standing.jobs if other not in (*outdated, *siblings)]
     replacing = any(sibling.replaces for sibling in siblings)
     if replacing:  # they were asked about all others but what they leave alone
         others = [other for other in others if _is_same_part(other, job)]
     if siblings and not others:
         return replacing
-    manifest = target.manifest()
-    what = None
-    fix = "choose another target, or replace it with --overwrite (spec.overwrite: Replace)"
+    manifest, ours = standing.manifest, target.replaced_files(standing, job.digest)
     if manifest is not None:
         what = f"a checkpoint of another source, layout or options ({manifest.digest[:12]} instead of {job.digest[:12]})"
+        ours |= {*(record.path for record in manifest.listed), *maps_beside(manifest.options)}
     elif others:
         what = f"an unfinished transform of another source, layout or options ({others[0].digest[:12]})"
     else:
-        _refuse_foreign_files(job, target, _described(None, state))
-    if what is None:
+        _refuse_foreign_files(job, target, ours)
         return False
-    _refuse_foreign_targets(job, target, _described(manifest, state))
+    _refuse_foreign_targets(job, target, ours)
     if job.request.options.overwrite == "Never":
+        fix = "choose another target, or replace it with --overwrite (spec.overwrite: Replace)"
         raise RequestError("TargetExists", f"there is {what}", where=target.store.url, fix=fix)
     return True
 
 
-def _refuse_foreign_files(job: Job, target: TargetFolder, ours: set[str]) -> None:
+def _refuse_foreign_files(job: Job, target: TargetFolder, ours: AbstractSet[str]) -> None:
     """Files that nobody has described are never replaced, nor mixed with ours: they may be the only copy of something.
 
     Raises:
@@ -100,43 +121,7 @@ def _refuse_foreign_files(job: Job, target: TargetFolder, ours: set[str]) -> Non
                 raise _foreign(path, target)
 
 
-def refuse_other_key(job: Job, target: TargetFolder, state: JobState) -> None:
-    """The files of one checkpoint have one key, which is no part of what identifies it.
-
-    Raises:
-        RequestError: what is finished has another.
-    """
-    if job.cipher is None:
-        return
-    manifest, document = own_manifest(target, job), state.read()
-    finished = chain(manifest.files if manifest is not None else (), state.each_record(None))
-    paths = (state.find(record, staged=document is not None and document.staged) for record in finished if record.size)
-    path = next((path for path in paths if path is not None), None)  # one tells it for all: there may be thousands
-    if path is None:
-        return
-    reader = target.store.open(path)
-    try:
-        check_first_block(reader, job.cipher)
-    except AccessError as error:
-        raise RequestError(
-            "OtherKey",
-            f"{path} is finished already, and encrypted with another key",
-            where=target.store.url,
-            fix="give that key, or choose another target",
-        ) from error
-    finally:
-        reader.close()
-
-
-def _described(manifest: Manifest | None, state: JobState) -> set[str]:
-    """The files that belong to the checkpoint that is here, and to unfinished ones."""
-    found = set(state.replaced_files())
-    if manifest is not None:
-        found.update((record.path for record in manifest.listed), maps_beside(manifest.options))
-    return found
-
-
-def _refuse_foreign_targets(job: Job, target: TargetFolder, ours: set[str]) -> None:
+def _refuse_foreign_targets(job: Job, target: TargetFolder, ours: AbstractSet[str]) -> None:
     """The same of those that would be replaced: beside a checkpoint there may lie what is nobody's.
 
     Raises:
@@ -154,6 +139,24 @@ def _foreign(path: str, target: TargetFolder) -> RequestError:
         where=target.store.url,
         fix="choose another target, or move it away; such files are never overwritten",
     )
+
+
+def _refuse_other_key(job: Job, target: TargetFolder, standing: Standing) -> None:
+    """The files of one checkpoint have one key, which is no part of what identifies it.
+
+    Raises:
+        RequestError: what is begun or complete has another, or does not tell which.
+    """
+    if job.cipher is None:
+        return
+    for known in (standing.begun(job.digest), standing.own(job)):
+        if known is not None and not job.cipher.has_key_of(known.key_check or b""):
+            raise RequestError(
+                "OtherKey",
+                "this transform was begun there with another key",
+                where=target.store.url,
+                fix="give that key, or choose another target",
+            )
 
 
 def _is_same_part(other: JobDocument, job: Job) -> bool:

@@ -5,25 +5,24 @@ from __future__ import annotations
 from dataclasses import replace
 from typing import TYPE_CHECKING
 
-from reshard.errors import MissingInputError, RequestError
+from reshard.errors import LockedError, MissingInputError, RequestError
 from reshard.spec.ranks import parse_ranks
 from reshard.spec.request import Options
 from reshard.storage import open_store
 from reshard.target.folder import TargetFolder
 from reshard.target.lock import writing
-from reshard.transform.commit import commit_job, own_manifest
+from reshard.transform.commit import commit_job, ranks_of, recorded, shape_of, would_lose
 
 if TYPE_CHECKING:
     from reshard.checkpoint.manifest import Manifest
     from reshard.spec.access import Access
+    from reshard.target.standing import Standing
 
 
 def commit_checkpoint(
     target_url: str,
     *,
     ranks: str | None = None,
-    finished: bool = False,
-    alone: bool = False,
     digest: str | None = None,
     owner: str | None = None,
     access: Access | None = None,
@@ -33,11 +32,9 @@ def commit_checkpoint(
     Args:
         target_url: the target.
         ranks: the target ranks that make it complete, such as "0,2-5"; None: all.
-        finished: or those that are finished.
-        alone: refuse while others still write ranks of it, instead of sharing the lock with them.
-        digest: of the job that is meant; None: the only one that was begun here, or all parts of one checkpoint.
-        owner: as it was given to those who wrote the ranks.
-        access: how the target is reached, if it is in an object store.
+        digest: the digest of the job that is meant; None: the only one that was begun here, or all parts of one checkpoint.
+        owner: the owner that was given to those who wrote the ranks.
+        access: the way to the target, if it is in an object store.
 
     Returns:
         The manifest of the checkpoint; as long as parts of it are missing, that of a part: see `reshard.target.parts.is_whole`.
@@ -48,9 +45,9 @@ def commit_checkpoint(
         RequestError: several transforms were begun here.
     """
     target = TargetFolder(open_store(target_url, access), Options().file_mode)
-    begun = [job for job in target.jobs() if digest in {None, job.digest}]
-    manifest = target.manifest()
-    if not begun and manifest is not None and (digest is None or digest in manifest.jobs):
+    standing = target.observe()
+    begun = [job for job in standing.jobs if digest in {None, job.digest}]
+    if not begun and (manifest := _completed(standing, digest)) is not None:
         return manifest
     if not begun:
         raise MissingInputError(
@@ -66,15 +63,49 @@ def commit_checkpoint(
     committed = None
     for job in begun:
         target = replace(target, mode=job.mode)
-        with writing(target, job, owner=None if alone else owner or f"job-{job.digest}"):
+        with writing(target, job, owner=owner or f"job-{job.digest}"):
             state = target.job(job.digest)
             if committed is not None and state.read() is None:  # the part before it was the last to be finished
                 break
             wanted = None if ranks is None else parse_ranks(ranks, state.draft().target_ranks)
-            if finished:
-                known = own_manifest(target, job)
-                before = known.files if known is not None else ()
-                wanted = tuple(sorted({*state.records(None), *(record.rank for record in before)}))
-            committed = commit_job(target, state, job, wanted)
+            committed = commit_job(target, job, wanted)
     assert committed is not None  # noqa: S101 - there is at least one
     return committed
+
+
+def commit_if_complete(target_url: str, digest: str, *, all_ranks: bool = True, access: Access | None = None) -> Manifest | None:
+    """Complete the checkpoint of a job of which others may still write ranks: of all who are done, the last finds nobody writing.
+
+    Args:
+        target_url: the target.
+        digest: the digest of the job.
+        all_ranks: whether all ranks make it complete; else those that are finished do.
+        access: the way to the target, if it is in an object store.
+
+    Returns:
+        The manifest; None: others still write here, a rank is missing, or what is finished is less than what it would replace.
+    """
+    target = TargetFolder(open_store(target_url, access), Options().file_mode)
+    standing = target.observe()
+    if (job := standing.begun(digest)) is None:  # another was the last
+        return _completed(standing, digest)
+    target = replace(target, mode=job.mode)
+    try:
+        with writing(target, job, owner=None):
+            standing = target.observe()
+            if standing.begun(digest) is None:
+                return _completed(standing, digest)
+            draft, done = target.job(digest).draft(), tuple(sorted(recorded(target, job, standing, None)))
+            every = ranks_of(draft)
+            ranks = every if all_ranks else done
+            if not set(done) >= set(ranks) or (job.replaces and would_lose(target, standing, ranks, every, shape_of(draft))):
+                return None
+            return commit_job(target, job, ranks)
+    except LockedError:
+        return None
+
+
+def _completed(standing: Standing, digest: str | None) -> Manifest | None:
+    """The manifest at the target, if this job has a part in the checkpoint (None: whichever has)."""
+    manifest = standing.manifest
+    return manifest if manifest is not None and (digest is None or digest in manifest.jobs) else None

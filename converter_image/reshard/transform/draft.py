@@ -6,6 +6,7 @@ from math import prod
 from typing import TYPE_CHECKING
 
 from reshard.checkpoint.manifest import SCHEMA, LayoutRecord, Manifest, ParameterRecord, PartRecord, SourceRecord
+from reshard.plan import unmatched
 from reshard.spec.ranks import format_ranks
 from reshard.spec.request import request_key
 from reshard.version import __version__
@@ -48,7 +49,8 @@ def draft_manifest(job: Job) -> Manifest:
 
 def _part(job: Job, stage: int, source: SourceRecord) -> PartRecord:
     ranks = format_ranks(job.ranks)
-    return PartRecord(stage, job.digest, source, ranks, job.selected.stages, job.model.elsewhere)
+    unused = unmatched(job.model.source_names, job.request.options.rename)
+    return PartRecord(stage, job.digest, source, ranks, job.selected.stages, job.model.elsewhere, unused)
 
 
 def _parameter(parameter: Parameter) -> ParameterRecord:

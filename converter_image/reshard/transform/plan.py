@@ -9,13 +9,9 @@ from reshard.engine.job import summary_of
 from reshard.engine.memory import budget, default_workers, memory_bytes
 from reshard.engine.rankfile import requests_of
 from reshard.progress import Silent
-from reshard.storage import open_store
-from reshard.target.folder import TargetFolder
 from reshard.target.lock import writing
-from reshard.transform.begin import begin, refuse_replacement
-from reshard.transform.commit import covers, finished, own_manifest
-from reshard.transform.preflight import check_copy_mode, check_places, check_space
-from reshard.transform.prepare import prepare
+from reshard.transform.begin import begin
+from reshard.transform.opening import open_transform
 
 if TYPE_CHECKING:
     from reshard.plan import Planner, Summary
@@ -28,16 +24,16 @@ class PlanResult:
     """What a transform would do.
 
     Attributes:
-        summary: of all ranks that are asked for.
+        summary: what all ranks that are asked for read.
         memory_bytes: the most memory that the transform will take.
-        workers: with how many ranks at a time.
+        workers: the number of ranks at a time that this holds for.
         digest: identifies source, strategies and options.
-        format: of the target's files.
+        format: the format of the target's files.
         finished_ranks: those that are finished already.
         complete: whether nothing is left to do.
         notes: what the user should know.
-        planner: for what the summary does not say: pictures, the plan of a rank.
-        rank_requests: to object stores, for the content of one rank, the first that is asked for.
+        planner: what tells all that the summary does not: pictures, the plan of a rank.
+        rank_requests: requests to object stores, for the content of one rank, the first that is asked for.
     """
 
     summary: Summary
@@ -73,34 +69,31 @@ def plan_transform(
         ReshardError: what would go wrong.
     """
     workers, progress = workers or default_workers(), progress or Silent()
-    check_places(request)
-    target = TargetFolder(open_store(request.target, request.access.target), request.options.file_mode)
-    check_copy_mode(request, target.store)
-    job = prepare(request, progress, workers=workers)
-    for note in job.notes:
-        progress.note(note)
-    sizes = job.file_sizes(job.scope)
-    state = target.job(job.digest)
-    done = finished(job, target, state)
-    summary = summary_of(job)
-    check_space(target.store, sum(nbytes for rank, nbytes in sizes.items() if rank not in done))
-    target.store.check_writable()
-    complete = len(done) == len(job.scope) and covers(own_manifest(target, job), job)
-    refuse_replacement(job, target, state, commit=True)
-    if write and not complete:
+    opened = open_transform(request, progress, workers=workers)
+    job, target = opened.job, opened.target
+    if write and not opened.complete:
         with writing(target, job, owner=owner or f"job-{job.digest}"):
-            begin(job, target, state)
+            begin(job, target)
     memory = memory_bytes(
         job.model,
         workers,
         job.source,
         target.store,
-        sizes.values(),
+        opened.sizes.values(),
         decrypts=request.decryption is not None,
         encrypts=request.encryption is not None,
     )
     rank_requests = requests_of(job, target.store, job.scope[0], budget(min(workers, len(job.scope)))) if job.scope else 0
-    finished_ranks = tuple(sorted(done))
+    finished_ranks = tuple(rank for rank in job.scope if rank not in opened.left)
     return PlanResult(
-        summary, memory, workers, job.digest, job.format, finished_ranks, complete, job.notes, job.planner, rank_requests
+        summary=summary_of(job),
+        memory_bytes=memory,
+        workers=workers,
+        digest=job.digest,
+        format=job.format,
+        finished_ranks=finished_ranks,
+        complete=opened.complete,
+        notes=job.notes,
+        planner=job.planner,
+        rank_requests=rank_requests,
     )

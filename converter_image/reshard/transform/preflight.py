@@ -61,7 +61,8 @@ def check_copy_mode(request: Request, target: Store) -> None:
     elif request.decryption is not None or request.encryption is not None:
         what = "what is encrypted, or is to be, has to be read"
     if what is not None:
-        raise RequestError("CannotCopy", what, where="copy mode", fix="leave out --copy server (spec.target.copyMode: Server)")
+        fix = "leave out --copy-mode server (spec.target.copyMode: Server)"
+        raise RequestError("CannotCopy", what, where="copy mode", fix=fix)
 
 
 def _real(path: str) -> str:

@@ -10,10 +10,13 @@ import msgspec
 from reshard.engine.job import Job, job_of, key_of
 from reshard.errors import DataError, RequestError
 from reshard.plan import keep, place, unify
+from reshard.source.contents import check_crcs, find_diverging
 from reshard.source.encrypted import DecryptingStore, as_plain
-from reshard.source.files import Files, find_files
+from reshard.source.files import Files, find_files, open_source
 from reshard.source.index import CheckpointIndex, Selected, decode_index, packed, read_index
-from reshard.source.reading import check_crcs, find_diverging, open_source, read_inventory, read_strategy
+from reshard.source.keys import read_key
+from reshard.source.reading import read_inventory
+from reshard.source.strategies import read_strategy
 from reshard.spec.request import Options, Request
 
 if TYPE_CHECKING:
@@ -25,7 +28,10 @@ if TYPE_CHECKING:
     from reshard.progress import Progress
     from reshard.storage.protocol import ReadStore
     from reshard.strategy import Strategy
-    from reshard.target.folder import JobState, TargetFolder
+    from reshard.target.folder import TargetFolder
+    from reshard.target.standing import Standing
+
+    Strategies = tuple[Strategy | None, Strategy | None]  # of source and target
 
 
 def encode_index(job: Job) -> bytes:
@@ -55,21 +61,52 @@ def prepare(request: Request, progress: Progress, *, workers: int) -> Job:
     """
     if request.index is not None:
         return _indexed(request, request.index)
+    strategies = strategies_of(request)
+    of_stage = strategies[0].numbers if strategies[0] is not None and request.options.layout == "Part" else None
+    store, found = find(request, of_stage)
+    return prepare_files(request, store, found, strategies, progress, workers=workers)
+
+
+def find(request: Request, ranks: range | None = None) -> tuple[ReadStore, Files]:
+    """Where the source's files are, as if they were plain, and which are meant; of `ranks` only those."""
     opened, chosen = open_source(request.source, request.access.source)
-    store = decrypted(opened, request)
-    source, target = _strategies(request)
-    wanted = source.numbers if source is not None and request.options.layout == "Part" else None
-    found = find_files(store, chosen, step=request.options.step, pattern=request.options.pattern, ranks=wanted)
+    store, options = decrypted(opened, request), request.options
+    return store, find_files(store, chosen, step=options.step, pattern=options.files, ranks=ranks)
+
+
+def prepare_files(
+    request: Request,
+    store: ReadStore,
+    found: Files,
+    strategies: Strategies,
+    progress: Progress,
+    *,
+    workers: int,
+    only: int | None = None,
+) -> Job:
+    """The same from these files of a source; `only`: the one target rank that is made, from the files that it needs."""
+    source, target = strategies
     progress.begin("Reading headers", len(found.by_rank), "files")
     inventory = read_inventory(store, found, workers=workers, advance=progress.advance)
-    model = _place(inventory, source, target, request)
+    model = _place(inventory, source, target, request, only=only)
     fully = request.options.verification == "Full"
     if fully and (marked := sum(file.size for file in inventory.files if file.crc is not None)):
         progress.begin("Checking CRCs", marked, "bytes")
         check_crcs(store, inventory, workers=workers, advance=progress.advance)
     model = replace(model, diverging=find_diverging(store, model, workers=workers, whole=fully))
-    stages = _stages(request, source, target, found) if source is not None and wanted is not None else None
-    return job_of(request, store, model, source, target, selected=Selected(found.step, stages), notes=found.notes)
+    stages = _stages(request, source, target, found) if source is not None and request.options.layout == "Part" else None
+    selected = Selected(found.step, stages)
+    return job_of(request, store, model, source, target, key=_key(request), selected=selected, notes=found.notes)
+
+
+def source_names(request: Request, *, workers: int) -> dict[str, bool]:
+    """The names of the parameters in the source's files, and whether its strategy names them; without one it is all the same."""
+    store, found = find(request)
+    inventory = read_inventory(store, found, workers=workers)
+    source, _ = strategies_of(request)
+    named = None if source is None else {name for stage in source.stages for name in stage}
+    every = (entry.name for structure in inventory.structures for entry in structure.tensors)
+    return {name: named is None or name in named for name in every}
 
 
 def _stages(request: Request, source: Strategy, target: Strategy | None, found: Files) -> int | None:
@@ -118,27 +155,27 @@ def _indexed(request: Request, url: str) -> Job:
     original = job_of(unwritten, store, model, source, target)
     if original.digest != index.digest:
         raise DataError("IndexDamaged", "its content does not have its digest", where=url, fix="index the source again")
-    return job_of(request, decrypted(store, request, index.encrypted), model, source, target)
+    return job_of(request, decrypted(store, request, index.encrypted), model, source, target, key=_key(request))
 
 
-def resume(request: Request, target: TargetFolder) -> tuple[Job, JobState] | None:
+def resume(request: Request, target: TargetFolder, standing: Standing) -> Job | None:
     """The job that a plan step has begun at this target for an equal request, without reading the source's headers again."""
     if request.index is not None:
         return None  # which costs as little to read
     store, _ = open_source(request.source, request.access.source)
-    source, wanted = _strategies(request)
+    source, wanted = strategies_of(request)
     key = key_of(request, source, wanted)
-    for document in target.jobs():
+    for document in standing.jobs:
         if document.request == key:
             state = target.job(document.digest)
-            stored = decode_index(state.inventory(), f"{target.store.url}/{state.folder}/inventory.json")
+            stored = decode_index(state.index(), f"{target.store.url}/{state.folder}/inventory.json")
             if request.options.verification == "Full" and not stored.fully_checked:
                 return None  # the plan was made for less
             model = replace(_place(stored.inventory, source, wanted, request), diverging=frozenset(stored.diverging))
             plain = decrypted(store, request, stored.encrypted)
-            job = job_of(request, plain, model, source, wanted, selected=stored.selected)
+            job = job_of(request, plain, model, source, wanted, key=_key(request), selected=stored.selected)
             if job.digest == document.digest:
-                return job, state
+                return job
     return None
 
 
@@ -149,7 +186,16 @@ def decrypted(store: ReadStore, request: Request, known: Mapping[str, Known] | N
     return as_plain(store, request.decryption, known)
 
 
-def _strategies(request: Request) -> tuple[Strategy | None, Strategy | None]:
+def _key(request: Request) -> bytes | None:
+    return None if request.encryption is None else read_key(request.encryption)
+
+
+def strategies_of(request: Request) -> Strategies:
+    """Those that the request names.
+
+    Raises:
+        ReshardError: of the kind that fits.
+    """
     access, one_stage = request.access, request.options.layout == "Part"
     before = after = None
     if request.source_strategy:
@@ -165,7 +211,9 @@ def _strategies(request: Request) -> tuple[Strategy | None, Strategy | None]:
     return before, after
 
 
-def _place(inventory: Inventory, source: Strategy | None, target: Strategy | None, request: Request) -> Model:
+def _place(
+    inventory: Inventory, source: Strategy | None, target: Strategy | None, request: Request, *, only: int | None = None
+) -> Model:
     options = request.options
     if options.layout == "Same":
         return keep(inventory, ranks=options.ranks, rename=options.rename)
@@ -175,7 +223,8 @@ def _place(inventory: Inventory, source: Strategy | None, target: Strategy | Non
         target,
         keep_unplaced=options.unplaced == "Keep",
         allow_missing=options.allow_missing,
+        only=only,
         one_stage=options.layout == "Part",
         rename=options.rename,
     )
-    return unify(model, options.part_bytes) if options.layout == "Unified" else model
+    return unify(model, options.most_bytes) if options.layout == "Unified" else model

@@ -13,13 +13,13 @@ from reshard.engine.memory import budget, default_workers, peak_rss_bytes
 from reshard.engine.rankfile import Guard, Written, write_rank
 from reshard.errors import LockedError
 from reshard.progress import Cancellation, Silent
-from reshard.storage import open_store
-from reshard.target.folder import LOCK, JobDocument, TargetFolder
+from reshard.target.folder import LOCK
 from reshard.target.lock import STALE_SECONDS, locked, writer_is_gone, writer_name, writing
-from reshard.transform.begin import begin, refuse_other_key, refuse_replacement
-from reshard.transform.commit import commit_job, committed_ranks, covers, finished, own_manifest, refuse_loss
-from reshard.transform.preflight import check_copy_mode, check_places, check_space
-from reshard.transform.prepare import prepare, resume
+from reshard.target.parts import is_whole, notes_on_rules
+from reshard.transform.begin import begin
+from reshard.transform.commit import commit_job, covers, refuse_loss, written_ranks
+from reshard.transform.opening import open_transform, unfinished
+from reshard.transform.preflight import check_space
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -28,7 +28,9 @@ if TYPE_CHECKING:
     from reshard.engine.job import Job
     from reshard.progress import Progress
     from reshard.spec.request import Request
-    from reshard.target.folder import JobState
+    from reshard.target.folder import JobState, TargetFolder
+    from reshard.target.standing import JobDocument, Standing
+    from reshard.transform.opening import Opened
 
 
 @dataclass(frozen=True, slots=True)
@@ -39,10 +41,10 @@ class Result:
         source_ranks: ranks that the source has.
         target_ranks: ranks that the target has.
         parameters: names that were written.
-        bytes_needed: of source tensors, for the ranks that this run wrote.
-        bytes_read: of source tensors.
-        bytes_written: of files, or of the index.
-        seconds: from beginning to end.
+        bytes_needed: bytes of source tensors, for the ranks that this run wrote.
+        bytes_read: bytes of source tensors.
+        bytes_written: bytes of files, or of the index.
+        seconds: time from beginning to end.
         peak_rss_bytes: the most memory that the process had.
         skipped_ranks: ranks that were finished before.
         digest: identifies source, strategies and options.
@@ -93,55 +95,21 @@ def transform_checkpoint(
     """
     started = time.monotonic()
     workers, progress = workers or default_workers(), progress or Silent()
-    check_places(request)
-    target = TargetFolder(open_store(request.target, request.access.target), request.options.file_mode)
-    check_copy_mode(request, target.store)
-    begun = None if commit else resume(request, target)
-    job = begun[0] if begun else prepare(request, progress, workers=workers)
-    for note in job.notes:
-        progress.note(note)
-    sizes = job.file_sizes(job.scope)  # what no file can hold is refused now
-    state = target.job(job.digest)
     thorough = commit and request.options.overwrite == "Replace"
-    refuse_other_key(job, target, state)
-    done = finished(job, target, state, thorough=thorough)
-    left = tuple(rank for rank in job.scope if rank not in done)
+    opened = open_transform(request, progress, workers=workers, commit=commit, resumable=not commit, thorough=thorough)
     written: list[Written] = []
-    committed: Manifest | None = None
-    if left or not covers(own_manifest(target, job), job):
-        if not target.commit_is_interrupted():
-            refuse_replacement(job, target, state, commit=commit)  # a refusal leaves no trace
-        shared = owner or (None if commit else f"job-{job.digest}")
-        with writing(target, job, owner=shared) as check_lock:
-            document = begin(job, target, state)
-            refuse_other_key(job, target, state)
-            if commit and document.replaces:  # once more, now that nobody else writes
-                refuse_loss(target, state, job.scope, job.ranks, job.shape)
-            if document.in_place and own_manifest(target, job) is None:
-                state.retire_old_manifest()
-            done = finished(job, target, state, thorough=thorough)  # once more, now that nobody else writes
-            left = tuple(rank for rank in job.scope if rank not in done)
-            nbytes = sum(sizes[rank] for rank in left)
-            check_space(target.store, nbytes)
-            state.sweep(set(left), lambda writer, path: _is_left_over(target, writer, path))
-            # Nobody else writes here, unless it is of the same owner or another part.
-            silent = STALE_SECONDS if shared or job.part is not None else 0.0
-            target.drop_unfinished(silent, map(job.path, job.scope))
-            progress.begin("Resharding", nbytes, "bytes")
-            guard = Guard(lambda: _check_ours(state, check_lock), cancellation or Cancellation(), writer_name())
-            written = _write_ranks(job, state, left, document, workers, progress, guard)
-            if commit:
-                check_lock()
-                committed = commit_job(target, state, document, committed_ranks(job, target, state))
-    elif commit and (manifest := target.manifest()) is not None and target.has_remains(manifest.jobs):
-        with contextlib.suppress(LockedError), locked(target.store, LOCK, owner=None, mode=request.options.file_mode):
-            target.forget_jobs()
-    manifest = own_manifest(target, job)
-    parts_notes = _notes(job, manifest)
-    for note in parts_notes:
+    manifest = opened.standing.own(opened.job)
+    if not opened.complete:
+        cancellation = cancellation or Cancellation()
+        written, manifest = _carry_out(opened, workers, progress, cancellation, commit=commit, owner=owner, thorough=thorough)
+    elif commit:
+        _tidy(opened)
+    job = opened.job
+    whole = manifest if manifest is not None and is_whole(manifest) else None
+    notes = _notes(job, whole)
+    for note in notes:
         progress.note(note)
-    index = committed.index if committed is not None else None
-    committed = manifest or committed
+    index = manifest.index if manifest is not None and not opened.complete else None
     return Result(
         source_ranks=job.model.source_ranks,
         target_ranks=job.model.target_ranks,
@@ -151,13 +119,66 @@ def transform_checkpoint(
         bytes_written=sum(w.record.size for w in written) + (index.size if index is not None else 0),
         seconds=time.monotonic() - started,
         peak_rss_bytes=peak_rss_bytes(),
-        skipped_ranks=tuple(rank for rank in job.scope if rank not in left),
+        skipped_ranks=tuple(sorted({*job.scope} - {w.record.rank for w in written})),
         digest=job.digest,
-        complete=covers(manifest, job),
-        committed_ranks=committed.ranks if committed is not None else "",
-        notes=job.notes + parts_notes,
+        complete=covers(whole, job),
+        committed_ranks=manifest.ranks if manifest is not None else "",
+        notes=job.notes + notes,
         part=job.part,
     )
+
+
+def _carry_out(
+    opened: Opened,
+    workers: int,
+    progress: Progress,
+    cancellation: Cancellation,
+    *,
+    commit: bool,
+    owner: str | None,
+    thorough: bool,
+) -> tuple[list[Written], Manifest | None]:
+    """Write what is left, and complete the checkpoint.
+
+    Returns:
+        What was written, and the manifest of the checkpoint; of a part that is not the last its own.
+    """
+    job, target = opened.job, opened.target
+    state, shared = target.job(job.digest), owner or (None if commit else f"job-{job.digest}")
+    with writing(target, job, owner=shared) as check_lock:
+        document, standing = begin(job, target)
+        if commit and document.replaces:  # once more, now that nobody else writes
+            refuse_loss(target, standing, job.scope, job.ranks, job.shape)
+        now = unfinished(job, target, standing)
+        left = tuple(sorted({*now, *opened.left})) if thorough else now
+        _make_room(opened, document, standing, left, alone=shared is None and job.part is None)
+        progress.begin("Resharding", sum(opened.sizes[rank] for rank in left), "bytes")
+        guard = Guard(lambda: _check_ours(state, check_lock), cancellation, writer_name())
+        written = _write_ranks(job, state, left, document, workers, progress, guard)
+        if not commit:
+            return written, standing.own(job)
+        check_lock()
+        ranks = tuple(sorted({*job.scope, *written_ranks(job, target, standing)}))
+        return written, commit_job(target, document, ranks)
+
+
+def _tidy(opened: Opened) -> None:
+    """Take away what a process has left that was killed when all but done."""
+    target, standing = opened.target, opened.standing
+    if standing.manifest is not None and standing.is_left_over(standing.manifest.jobs):
+        with contextlib.suppress(LockedError), locked(target.store, LOCK, owner=None, mode=target.mode):
+            target.forget_jobs()
+
+
+def _make_room(opened: Opened, document: JobDocument, standing: Standing, left: tuple[int, ...], *, alone: bool) -> None:
+    """Take away what is in the way of these ranks' files: what killed processes have left, and another checkpoint's manifest."""
+    job, target = opened.job, opened.target
+    state = target.job(job.digest)
+    state.sweep(set(left), lambda writer, path: _is_left_over(target, writer, path))
+    target.drop_unfinished(0.0 if alone else STALE_SECONDS, map(job.path, job.scope))
+    check_space(target.store, sum(opened.sizes[rank] for rank in left))
+    if document.in_place and standing.own(job) is None:
+        state.retire_old_manifest()
 
 
 def _check_ours(state: JobState, check_lock: Callable[[], None]) -> None:
@@ -180,10 +201,11 @@ def _is_left_over(target: TargetFolder, writer: str, path: str) -> bool:
 
 def _notes(job: Job, manifest: Manifest | None) -> tuple[str, ...]:
     """What only shows once all parts are there."""
-    names = sorted(set(manifest.diverging) - job.model.diverging) if manifest is not None and job.part is not None else ()
-    if not names:
+    if manifest is None or job.part is None:
         return ()
-    return (f"copies of {len(names)} parameters differ between parts, the first part's counts: {some(names)}",)
+    names = sorted(set(manifest.diverging) - job.model.diverging)
+    diverging = f"copies of {len(names)} parameters differ between parts, the first part's counts: {some(names)}"
+    return (*notes_on_rules(manifest), *([diverging] if names else []))
 
 
 def _write_ranks(

@@ -16,7 +16,7 @@ import safetensors
 HERE = Path(__file__).resolve().parent
 sys.path[:0] = [str(HERE.parent), str(HERE.parents[1] / "support")]
 
-import oracle  # noqa: E402 - it is there
+import saving  # noqa: E402 - it is there
 from corpus import network, small  # noqa: E402 - as above
 
 
@@ -40,8 +40,8 @@ def record_small(folder: Path, net: small.Network) -> list[Path]:
     (folder / "src_strategy").mkdir(exist_ok=True)
     for stage in range(net.stages):
         layouts = {name: tensor.source for name, tensor in net.tensors.items() if tensor.stage == stage}
-        oracle.strategy(folder / "src_strategy" / f"stage_{stage}.ckpt", layouts, stage)
-    oracle.strategy(folder / "dst_strategy.ckpt", {name: tensor.target for name, tensor in net.tensors.items()}, 0)
+        saving.strategy(folder / "src_strategy" / f"stage_{stage}.ckpt", layouts, stage)
+    saving.strategy(folder / "dst_strategy.ckpt", {name: tensor.target for name, tensor in net.tensors.items()}, 0)
     return [path for path in sorted(folder.rglob("*")) if path.is_file()]
 
 
@@ -50,7 +50,7 @@ def record(folder: Path) -> dict[str, dict[str, str]]:
     for rank in range(8):
         save(folder / network.SOURCE / f"rank_{rank}" / f"net-{network.EPOCH_AND_STEP}.ckpt", network.held_by(rank, 8))
     for ranks, name in network.STRATEGIES.items():
-        oracle.strategy(folder / name, network.LAYOUTS[ranks], 0)
+        saving.strategy(folder / name, network.LAYOUTS[ranks], 0)
     recorded = sorted([*folder.glob(f"{network.SOURCE}/*/*.ckpt"), *folder.glob("*_strategy*.ckpt")])
     for net in small.NETWORKS:
         recorded += record_small(folder / net.name, net)

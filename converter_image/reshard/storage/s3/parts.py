@@ -20,7 +20,7 @@ LARGEST_OBJECT = MOST_PARTS * LARGEST_PART
 _USUAL_PART = 8 << 20
 _ALIGNMENT = 1 << 20
 # Some at a time are done sooner than one, and each gives a sign of life.
-_LONGEST_COPY = 1 << 30
+LONGEST_COPY = 1 << 30
 
 
 def part_size(size: int | None) -> int:
@@ -55,6 +55,6 @@ def copies(offset: int, length: int) -> Iterator[tuple[int, int]]:
     >>> list(copies(7, 3 << 30)) == [(7, 1 << 30), (7 + (1 << 30), 1 << 30), (7 + (2 << 30), 1 << 30)]
     True
     """
-    count = -(-length // _LONGEST_COPY)
+    count = -(-length // LONGEST_COPY)
     cuts = [length * i // count for i in range(count + 1)]
     return ((offset + a, b - a) for a, b in pairwise(cuts))

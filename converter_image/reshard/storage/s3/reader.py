@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING
 
 from botocore import exceptions as boto
 
+from reshard.storage.ahead import GAP_BYTES
 from reshard.storage.bounded import BoundedReader
 from reshard.storage.s3.failures import failures
 from reshard.storage.s3.retries import retrying
@@ -24,8 +25,6 @@ _LARGEST_PIECE = 256 << 10
 _PATIENCE_SECONDS = 15.0
 _LEAST_BYTES_PER_SECOND = 16 << 10
 
-# A gap of so many bytes is there sooner than the answer to another request would be.
-GAP_BYTES = 512 << 10
 _LONGEST_SPAN = 4 << 20
 
 

@@ -9,11 +9,11 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 from botocore import exceptions as boto
 
 from reshard.errors import DataError, MissingInputError, UsageError
-from reshard.storage.protocol import Stat, WriteCost
+from reshard.storage.protocol import PartLimits, Stat, WriteCost
 from reshard.storage.s3.checksums import Checksums
 from reshard.storage.s3.client import client_of
 from reshard.storage.s3.failures import MISSING, code_of, failures
-from reshard.storage.s3.parts import buffers, part_size
+from reshard.storage.s3.parts import LONGEST_COPY, MOST_PARTS, SMALLEST_PART, buffers, part_size
 from reshard.storage.s3.reader import S3Reader, receive
 from reshard.storage.s3.retries import retrying
 from reshard.storage.s3.upload import S3Writer
@@ -62,6 +62,11 @@ class S3Store:
     def copies_from(self, other: Store) -> bool:
         """See `Store.copies_from`: the same server, reached with the same rights."""
         return isinstance(other, S3Store) and other._client is self._client  # noqa: SLF001 - another of this class
+
+    @property
+    def part_limits(self) -> PartLimits:
+        """See `Store.part_limits`."""
+        return PartLimits(SMALLEST_PART, MOST_PARTS, LONGEST_COPY)
 
     def around(self) -> list[str]:
         """See `Store.around`."""

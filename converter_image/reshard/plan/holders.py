@@ -1,0 +1,83 @@
+"""Which source ranks hold what, each question worked out once. Pure."""
+
+from __future__ import annotations
+
+from collections import defaultdict
+from typing import TYPE_CHECKING
+
+from reshard.errors import MissingInputError
+
+if TYPE_CHECKING:
+    from reshard.checkpoint.inventory import TensorEntry
+    from reshard.layout import Layout
+    from reshard.plan.model import Model, Parameter
+    from reshard.plan.overlap import Cell
+
+Ranks = tuple[int, ...]
+Structures = tuple[int, ...]
+
+
+class Holders:
+    """What the source ranks of a model hold.
+
+    Attributes:
+        structure_of: for each rank the position of its structure in `Inventory.structures`.
+        ranks_of: for each structure the ranks whose files have it, ascending.
+    """
+
+    def __init__(self, model: Model) -> None:
+        self.structure_of = {file.rank: file.structure for file in model.inventory.files}
+        ranks: dict[int, list[int]] = defaultdict(list)
+        for rank, structure in self.structure_of.items():
+            ranks[structure].append(rank)
+        self.ranks_of: dict[int, Ranks] = {structure: tuple(found) for structure, found in ranks.items()}
+        self._model = model
+        self._of_structures: dict[Structures, tuple[Ranks, frozenset[int]]] = {}
+        self._of_cell: dict[tuple[Layout | None, tuple[int, ...], Structures, Cell], Ranks] = {}
+        self._entries: dict[int, dict[str, TensorEntry]] = {}
+
+    def of_structures(self, structures: Structures) -> tuple[Ranks, frozenset[int]]:
+        """The source ranks whose files have one of these structures, ascending; and the same as a set."""
+        found = self._of_structures.get(structures)
+        if found is None:
+            ranks = tuple(sorted(rank for structure in structures for rank in self.ranks_of[structure]))
+            found = self._of_structures[structures] = (ranks, frozenset(ranks))
+        return found
+
+    def of_cell(self, parameter: Parameter, cell: Cell) -> Ranks:
+        """The source ranks of one stage whose files hold a cell of a parameter that the source's strategy cuts.
+
+        Raises:
+            MissingInputError: there are none.
+        """
+        key = (parameter.source, parameter.source_stages, parameter.structures, cell)
+        found = self._of_cell.get(key)
+        if found is None:
+            found = self._of_cell[key] = self._find(parameter, cell)
+        return found
+
+    def _find(self, parameter: Parameter, cell: Cell) -> Ranks:
+        layout, devices = parameter.source, self._model.source_devices
+        assert layout is not None  # noqa: S101 - the caller asked
+        _, holding = self.of_structures(parameter.structures)
+        for stage in parameter.source_stages:
+            first = stage * devices
+            group = tuple(first + rank for rank in layout.holders[cell] if first + rank in holding)
+            if group:
+                return group
+        ranks = [parameter.source_stages[0] * devices + rank for rank in layout.holders[cell]]
+        raise MissingInputError(
+            "ShardMissing",
+            f"the part {list(cell)} of {list(layout.parts)} is in no file; rank {', '.join(map(str, ranks[:8]))} should have it",
+            where=f"parameter {parameter.name}",
+            fix="restore the missing files, or give the strategy that the source was trained with",
+        )
+
+    def entry(self, rank: int, name: str) -> TensorEntry:
+        """A parameter, by the source's name, in the file of a source rank that has it."""
+        structure = self.structure_of[rank]
+        entries = self._entries.get(structure)
+        if entries is None:
+            entries = {entry.name: entry for entry in self._model.inventory.structures[structure].tensors}
+            self._entries[structure] = entries
+        return entries[name]

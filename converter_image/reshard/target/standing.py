@@ -1,0 +1,132 @@
+"""What is at a target at one moment. Decisions about it are made from this, and not by looking again. Pure."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, Protocol
+
+import msgspec
+
+if TYPE_CHECKING:
+    from collections.abc import Collection
+
+    from reshard.checkpoint.manifest import Manifest
+
+
+class Identity(Protocol):
+    """What makes a job that job, before it is begun and after."""
+
+    @property
+    def digest(self) -> str:
+        """Identifies source, strategies and options."""
+
+    @property
+    def part(self) -> int | None:
+        """The pipeline stage of the source, where it makes only what of the checkpoint is made from that."""
+
+    @property
+    def whole(self) -> str:
+        """Equal for jobs that make parts of one checkpoint."""
+
+
+class JobDocument(msgspec.Struct, frozen=True, rename="camel"):
+    """What is being made at a target.
+
+    Attributes:
+        digest: the digest of the job; its first 16 digits name its folder.
+        request: what was asked for, as far as it decides the outcome, to find the job again without reading the source.
+        staged: whether finished files wait in the staging folder, because they will replace others.
+        mode: permission bits of the files.
+        in_place: whether they replace others one by one, where a storage cannot rename. The other checkpoint's manifest is
+            retired before, so that the target reads as incomplete until this one's is there.
+        part: the pipeline stage of the source, where it makes only what of the checkpoint is made from that.
+        whole: what jobs have in common that make parts of one checkpoint.
+        key_check: tells whether a key is that of the files, if they are encrypted: see `BlockCipher.key_check`.
+    """
+
+    digest: str
+    request: dict[str, Any]
+    staged: bool
+    mode: int = 0o640
+    in_place: bool = False
+    part: int | None = None
+    whole: str = ""
+    key_check: bytes | None = None
+
+    @property
+    def replaces(self) -> bool:
+        """Whether something else was at the target when this was begun."""
+        return self.staged or self.in_place
+
+
+@dataclass(frozen=True, slots=True)
+class Unfinished:
+    """A job that was begun and is not committed.
+
+    Attributes:
+        job: what it makes.
+        committing: whether staged files have begun to take the place of others, and not all of them have.
+        retired: whether it has taken another checkpoint apart, of which only it knows the files.
+    """
+
+    job: JobDocument
+    committing: bool
+    retired: bool
+
+
+@dataclass(frozen=True, slots=True)
+class Standing:
+    """What is at a target.
+
+    Attributes:
+        manifest: the manifest of the complete checkpoint that is there, if there is one.
+        unfinished: jobs that were begun and are not committed.
+        remains: whether anything is there that is gone once a checkpoint is complete.
+    """
+
+    manifest: Manifest | None
+    unfinished: tuple[Unfinished, ...]
+    remains: bool
+
+    @property
+    def jobs(self) -> tuple[JobDocument, ...]:
+        """The unfinished jobs."""
+        return tuple(found.job for found in self.unfinished)
+
+    @property
+    def committing(self) -> bool:
+        """Whether a commit was interrupted while it replaced files."""
+        return any(found.committing for found in self.unfinished)
+
+    def begun(self, digest: str) -> JobDocument | None:
+        """A job as it was begun; None when it was not, or is complete."""
+        return next((job for job in self.jobs if job.digest == digest), None)
+
+    def siblings(self, job: Identity) -> tuple[JobDocument, ...]:
+        """Unfinished jobs that make other parts of the same checkpoint."""
+        return tuple(
+            other
+            for other in self.jobs
+            if None not in {job.part, other.part} and other.whole == job.whole and other.part != job.part
+        )
+
+    def own(self, job: Identity) -> Manifest | None:
+        """The manifest, if this job has made the checkpoint or a part of it, and no other part is being replaced."""
+        if self.manifest is None or job.digest not in self.manifest.jobs:
+            return None
+        return None if any(other.digest not in self.manifest.jobs for other in self.siblings(job)) else self.manifest
+
+    def outdated(self, digest: str, request: dict[str, Any]) -> tuple[JobDocument, ...]:
+        """Unfinished jobs of an equal request, whose source has changed since: nobody can want them any more.
+
+        One whose commit has begun is not among them, nor one that replaces in place: it has taken another checkpoint apart.
+        """
+        return tuple(
+            found.job
+            for found in self.unfinished
+            if found.job.digest != digest and found.job.request == request and not (found.job.in_place or found.committing)
+        )
+
+    def is_left_over(self, digests: Collection[str]) -> bool:
+        """Whether all that remains is of these jobs, whose processes were killed when all but done."""
+        return self.remains and all(job.digest in digests for job in self.jobs)

@@ -1,0 +1,81 @@
+"""Files that lie anywhere, and are written anywhere: no folder holds them together, and nothing lies beside them."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+import msgspec
+
+from reshard.engine.memory import budget, default_workers
+from reshard.engine.rankfile import write_alone
+from reshard.errors import RequestError
+from reshard.progress import Silent
+from reshard.source.files import Files
+from reshard.storage import open_store, root_and_path
+from reshard.transform.prepare import decrypted, prepare_files, strategies_of
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable, Mapping
+
+    from reshard.engine.job import Job
+    from reshard.spec.request import Request
+
+
+def prepare_loose(request: Request, files: Mapping[int, str], *, only: int | None = None) -> Job:
+    """The job that makes a target from files that lie anywhere in one storage, which then is the request's source.
+
+    Args:
+        request: what to do.
+        files: files by source rank.
+        only: the one target rank that is made, from the files that it needs; None: all.
+
+    Raises:
+        ReshardError: of the kind that fits.
+    """
+    root, paths = _in_one_storage(files)
+    request = msgspec.structs.replace(request, source=root)
+    store = decrypted(open_store(root), request)
+    return prepare_files(request, store, Files(paths), strategies_of(request), Silent(), workers=default_workers(), only=only)
+
+
+def write_loose(job: Job, urls: Mapping[int, str], *, at_once: int = 1) -> None:
+    """Write and verify the files of target ranks, one after the other.
+
+    Args:
+        job: what they are made of.
+        urls: files by target rank.
+        at_once: how many do this at the same time; they share the memory.
+
+    Raises:
+        ReshardError: of the kind that fits; nothing is left of the file then, and those before it stay.
+    """
+    share = budget(at_once)
+    for rank, url in urls.items():
+        write_alone(job, rank, url, share=share)
+
+
+def refuse_own_files(read: Iterable[str], written: Iterable[str]) -> None:
+    """Refuse to write over what is read.
+
+    Raises:
+        RequestError: a file is among both.
+    """
+    own = {open_store(path).around()[0] for path in read}
+    for path in written:
+        if open_store(path).around()[0] in own:
+            raise RequestError("TargetOverlapsSource", "the file to write is one of the source's", where=path)
+
+
+def _in_one_storage(files: Mapping[int, str]) -> tuple[str, dict[int, str]]:
+    """The storage that all files lie in, and where each is there.
+
+    Raises:
+        RequestError: there are none, or they are in several.
+    """
+    found = {int(rank): root_and_path(url) for rank, url in files.items()}
+    roots = {root for root, _ in found.values()}
+    if len(roots) != 1:
+        what = f"the source's files are in {', '.join(sorted(roots))}" if roots else "it names no file"
+        fix = "name the files of rank_list_for_transform, all in one bucket or all in file systems"
+        raise RequestError("NotOneSource", what, where="checkpoint_files_map", fix=fix)
+    return roots.pop(), {rank: path for rank, (_, path) in found.items()}

@@ -1,0 +1,75 @@
+"""A finished checkpoint against its manifest, without the source."""
+
+from __future__ import annotations
+
+from concurrent.futures import ThreadPoolExecutor
+from typing import TYPE_CHECKING
+
+from reshard.checkpoint.manifest import MANIFEST_NAME
+from reshard.engine.memory import default_workers
+from reshard.errors import DataError, MissingInputError
+from reshard.progress import Silent
+from reshard.spec.request import Options
+from reshard.storage import open_store
+from reshard.storage.digest import matches
+from reshard.target.folder import TargetFolder
+from reshard.transform.commit import maps_of
+
+if TYPE_CHECKING:
+    from reshard.checkpoint.manifest import FileRecord, IndexRecord, Manifest
+    from reshard.progress import Progress
+    from reshard.spec.access import Access
+
+
+def verify_checkpoint(
+    target_url: str, *, access: Access | None = None, workers: int | None = None, progress: Progress | None = None
+) -> Manifest:
+    """Check a finished checkpoint against its manifest: every file's size and content digest.
+
+    Args:
+        target_url: the folder with the manifest; or s3://bucket/prefix.
+        access: the way to it, if it is in an object store.
+        workers: how many files at a time.
+        progress: is told how far it is.
+
+    Returns:
+        The manifest.
+
+    Raises:
+        MissingInputError: there is no manifest, or a file is gone.
+        DataError: a file has changed.
+    """
+    target, progress = TargetFolder(open_store(target_url, access), Options().file_mode), progress or Silent()
+    manifest = target.manifest()
+    if manifest is None:
+        raise MissingInputError(
+            "ManifestMissing",
+            f"there is no {MANIFEST_NAME}: this is no finished checkpoint",
+            where=target.store.url,
+            fix="run the transform again, finished ranks are kept",
+        )
+    progress.begin("Verifying", manifest.nbytes, "bytes")
+    maps = [name for name, content in maps_of(manifest).items() if target.store.read(name, len(content) + 1) != content]
+
+    def check(record: FileRecord | IndexRecord) -> str | None:
+        reader = target.store.open(record.path)
+        try:
+            if reader.size != record.size:
+                return f"{record.path} has {reader.size} bytes instead of {record.size}"
+            same = matches(reader, record.digest, progress.advance, remote=target.store.remote)
+            return None if same else f"{record.path} has another content"
+        finally:
+            reader.close()
+
+    with ThreadPoolExecutor(workers or default_workers()) as pool:
+        damaged = [found for found in pool.map(check, manifest.listed) if found]
+    damaged += [f"{name} has another content" for name in maps]
+    if damaged:
+        more = f" (and {len(damaged) - 1} more files)" if len(damaged) > 1 else ""
+        raise DataError(
+            "ContentChanged",
+            damaged[0] + more,
+            where=target.store.url,
+            fix="restore it, or run the same transform again with --overwrite, which writes what has changed",
+        )
+    return manifest

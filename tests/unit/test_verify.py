@@ -1,0 +1,189 @@
+"""Files with elements in wrong places, whole and readable: the comparison with the source finds them."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+from itertools import combinations
+from math import prod
+from typing import TYPE_CHECKING
+
+import models
+import numpy as np
+import pytest
+from hypothesis import HealthCheck, assume, given, settings
+from hypothesis import strategies as st
+from memory_jobs import job, streamed, written
+from memory_store import MemoryReader
+
+from reshard.engine.verify import check_file
+from reshard.errors import BugError
+from reshard.layout.tiles import flat_span
+from reshard.plan import prove
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+    from reshard.checkpoint.inventory import TensorEntry
+    from reshard.checkpoint.manifest import Verified
+    from reshard.engine.job import Job
+    from reshard.layout.box import Box
+    from reshard.plan import RankPlan, TargetTensor
+
+FORMATS = st.sampled_from(["ckpt", "safetensors"])
+
+
+@dataclass(frozen=True)
+class Mistake:
+    """One that a plan could have.
+
+    Attributes:
+        how: "boxes": two source boxes of one shape are taken for each other; "copies": their ranks too; "offset": a source box
+            is shifted; "place": a target box is; "rank": another source rank.
+        part: which part of a tensor has it.
+        what: the other part, or axis and direction, or the source rank.
+    """
+
+    how: str
+    part: int
+    what: tuple[int, ...]
+
+    @property
+    def is_seen_by_proof(self) -> bool:
+        return self.how == "place"
+
+    @property
+    def is_of_ranks(self) -> bool:
+        """The choice of source ranks is all that a verification takes from the plan."""
+        return self.how in {"copies", "rank"}
+
+    def made_in(self, tensor: TargetTensor, entries: dict[int, TensorEntry]) -> TargetTensor:
+        parts, ranks, held = list(tensor.geometry.overlaps), list(tensor.ranks), list(tensor.entries)
+        at, part = self.part, parts[self.part]
+        if self.how in {"boxes", "copies"}:
+            (other,) = self.what
+            parts[at], parts[other] = (
+                replace(part, source=parts[other].source),
+                replace(parts[other], source=part.source),
+            )
+            if self.how == "copies":
+                ranks[at], ranks[other] = ranks[other], ranks[at]
+                held[at], held[other] = held[other], held[at]
+        elif self.how == "offset":
+            parts[at] = replace(part, source=shifted(part.source, *self.what))
+        elif self.how == "place":
+            target = shifted(part.target, *self.what)
+            first, end = flat_span(tensor.shape, target)
+            parts[at] = replace(part, target=target, first=first, end=end)
+        else:
+            (ranks[at],) = self.what
+            held[at] = entries[ranks[at]]
+        return replace(tensor, geometry=replace(tensor.geometry, overlaps=tuple(parts)), ranks=tuple(ranks), entries=tuple(held))
+
+
+def shifted(box: Box, axis: int, by: int) -> Box:
+    return replace(box, start=(*box.start[:axis], box.start[axis] + by, *box.start[axis + 1 :]))
+
+
+def mistakes(tensor: TargetTensor, entries: dict[int, TensorEntry]) -> Iterator[Mistake]:
+    """All that a plan of this tensor could have and still read within files and write within the slice."""
+    parts = tensor.geometry.overlaps
+    for at, other in combinations(range(len(parts)), 2):
+        if parts[at].source.shape == parts[other].source.shape:
+            if parts[at].source != parts[other].source:
+                yield Mistake("boxes", at, (other,))
+            yield Mistake("copies", at, (other,))
+    for at, part in enumerate(parts):
+        yield from (Mistake("rank", at, (rank,)) for rank in entries if rank != tensor.ranks[at])
+        for how, box, shape in (("offset", part.source, tensor.geometry.source_shape), ("place", part.target, tensor.shape)):
+            for axis, length in enumerate(shape):
+                if box.start[axis] > 0:
+                    yield Mistake(how, at, (axis, -1))
+                if box.start[axis] + box.shape[axis] < length:
+                    yield Mistake(how, at, (axis, 1))
+
+
+def entries_of(made: Job, tensor: TargetTensor) -> dict[int, TensorEntry]:
+    """A parameter in each source file that has it in the same shape."""
+    inventory = made.model.inventory
+    return {
+        file.rank: entry
+        for file in inventory.files
+        for entry in inventory.structures[file.structure].tensors
+        if (entry.name, entry.shape) == (tensor.parameter.source_name, tensor.geometry.source_shape)
+    }
+
+
+def proves(plan: RankPlan) -> bool:
+    try:
+        prove(plan)
+    except BugError:
+        return False
+    return True
+
+
+def verifies(made: Job, content: bytes, plan: RankPlan, level: Verified, reader: MemoryReader | None = None) -> bool:
+    name = f"y.{made.format}"
+    found = reader or MemoryReader(name, content)
+    try:
+        check_file(found, plan, made.model, made.source_files(), level, headers=MemoryReader(name, content))
+    except BugError as error:
+        if error.reason != "VerificationFailed":
+            raise
+        return False
+    return True
+
+
+def sampled(made: Job, content: bytes, plan: RankPlan) -> np.ndarray:
+    """Which bytes of a right file a sample compares."""
+    reader = MemoryReader(f"y.{made.format}", content)
+    assert verifies(made, content, plan, "Sample", reader)
+    found = np.zeros(len(content), np.bool_)
+    for offset, length in reader.reads:
+        found[offset : offset + length] = True
+    return found
+
+
+@settings(max_examples=500, suppress_health_check=list(HealthCheck))
+@given(models.models(16), FORMATS, FORMATS, st.data())
+def test_elements_in_wrong_places_do_not_verify(model: models.Model, source: str, target: str, data: st.DataObject) -> None:
+    """By the right plan; and by the very plan that they were written with, where it is the places that are wrong."""
+    made, _ = job(model, source, target)
+    plan = made.planner.plan(data.draw(st.integers(0, model.target_ranks - 1)))
+    possible = [
+        (number, mistake, entries)
+        for number, tensor in enumerate(plan.tensors)
+        if prod(tensor.shape)
+        for entries in (entries_of(made, tensor),)
+        for mistake in mistakes(tensor, entries)
+    ]
+    how = sorted({mistake.how for _, mistake, _ in possible})
+    assume(how)
+    chosen = data.draw(st.sampled_from(how))
+    number, mistake, entries = data.draw(st.sampled_from([each for each in possible if each[1].how == chosen]))
+    tensors = list(plan.tensors)
+    tensors[number] = mistake.made_in(tensors[number], entries)
+    wrong = replace(plan, tensors=tuple(tensors))
+    assert proves(plan)
+    assert proves(wrong) == (not mistake.is_seen_by_proof)
+
+    right, content = streamed(made, plan), streamed(made, wrong)
+    differs = np.frombuffer(right, np.uint8) != np.frombuffer(content, np.uint8)
+    seen = sampled(made, right, plan)
+    for by in [plan] if mistake.is_seen_by_proof or mistake.is_of_ranks else [plan, wrong]:
+        assert verifies(made, content, by, "Full") == (not differs.any())
+        assert verifies(made, content, by, "Sample") == (not (differs & seen).any())
+
+
+def test_a_file_with_more_than_was_planned_does_not_verify() -> None:
+    cut = models.Cut((2,), ((0,), ()))
+    tensors = tuple(models.Tensor(name, "Float32", (4, 2), cut, 0, cut, 0) for name in ("a", "b"))
+    made, _ = job(models.Model(2, 1, 2, 1, tensors, 1, remove_redundancy=False), "ckpt", "ckpt")
+    plan = made.planner.plan(0)
+    with pytest.raises(BugError, match="not planned: b"):
+        check_file(
+            MemoryReader("y.ckpt", written(made, 0)),
+            replace(plan, tensors=plan.tensors[:1]),
+            made.model,
+            made.source_files(),
+            "Full",
+        )
