@@ -26,7 +26,7 @@ if TYPE_CHECKING:
     from reshard.checkpoint.manifest import Verified
     from reshard.engine.gather import SourceFiles
     from reshard.plan.model import Model, Parameter
-    from reshard.plan.rank import RankPlan
+    from reshard.plan.rank import RankPlan, TargetTensor
     from reshard.storage.protocol import Reader
 
 _BLOCK_BYTES = 1 << 20
@@ -62,7 +62,7 @@ def check_file(
         BugError: they differ.
     """
     entries = {entry.name: entry for entry in read_header(headers or written).structure.tensors}
-    comparisons = []
+    comparisons, local = [], plan.rank % model.target_devices
     for tensor in plan.tensors:
         parameter = tensor.parameter
         if not prod(tensor.shape):
@@ -70,10 +70,7 @@ def check_file(
         entry = entries.pop(parameter.name, None)
         if entry is None or (entry.dtype, entry.shape) != (parameter.dtype, tensor.shape):
             raise _differs(written, parameter, "is missing or has another type or shape")
-        ranks = {}
-        for overlap, source_rank, source in zip(tensor.geometry.overlaps, tensor.ranks, tensor.entries, strict=True):
-            ranks[_part_of(parameter, plan.rank % model.target_devices, overlap.target.start)] = (source_rank, source)
-        comparisons.append(_Comparison(written, entry, parameter, plan.rank % model.target_devices, files, ranks))
+        comparisons.append(_Comparison(written, entry, parameter, local, files, _sources(written, tensor, local, model)))
     leftover = [name for name, entry in entries.items() if entry.nbytes]
     if leftover:
         raise BugError(
@@ -86,6 +83,21 @@ def check_file(
     with ThreadPoolExecutor(at_once, thread_name_prefix="reshard-verify") as pool:
         for _ in pool.map(lambda comparison: comparison.run(level), comparisons):
             pass
+
+
+def _sources(written: Reader, tensor: TargetTensor, local: int, model: Model) -> dict[tuple[int, ...], tuple[int, TensorEntry]]:
+    """For each source part the rank and tensor that the plan has chosen for it: that is all that is taken from the plan.
+
+    Raises:
+        BugError: a rank does not hold that part.
+    """
+    parameter, found = tensor.parameter, {}
+    for overlap, rank, entry in zip(tensor.geometry.overlaps, tensor.ranks, tensor.entries, strict=True):
+        cell = _part_of(parameter, local, overlap.target.start)
+        if parameter.source is not None and parameter.source.cells[rank % model.source_devices] != cell:
+            raise _differs(written, parameter, f"was to be read from rank {rank}, which holds another part,")
+        found[cell] = (rank, entry)
+    return found
 
 
 def _part_of(parameter: Parameter, rank: int, position: tuple[int, ...]) -> tuple[int, ...]:
