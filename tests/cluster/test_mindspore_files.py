@@ -7,10 +7,9 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 import yaml
+from disk import contents
 from kubernetes_objects import claim_folder
-from transforms_on_cluster import ROOT
-
-from reshard.cli import main
+from transforms_on_cluster import ROOT, without_a_cluster
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -45,10 +44,6 @@ SPECS = {
 }
 
 
-def contents(folder: Path) -> dict[str, bytes]:
-    return {str(path.relative_to(folder)): path.read_bytes() for path in folder.rglob("rank_*/*")}
-
-
 @pytest.mark.parametrize("name", SPECS)
 def test_one_pod_for_each_target_rank_and_the_bytes_of_a_run_without_a_cluster(stage: Stage, tmp_path: Path, name: str) -> None:
     spec, sources, ranks = SPECS[name]
@@ -62,10 +57,7 @@ def test_one_pod_for_each_target_rank_and_the_bytes_of_a_run_without_a_cluster(s
     assert sorted(pods) == [str(rank) for rank in range(ranks)]
     alone = tmp_path / "alone"
     alone.mkdir()
-    resource = {"apiVersion": "reshard.dev/v1alpha1", "kind": "CheckpointTransform", "metadata": {"name": name}, "spec": spec}
-    (tmp_path / "resource.yaml").write_text(yaml.safe_dump(resource))
-    volumes = ["--volume", f"checkpoints={CORPUS}", "--volume", f"results={alone}"]
-    assert main(["run", str(tmp_path / "resource.yaml"), *volumes]) == 0
+    without_a_cluster(spec, tmp_path, checkpoints=CORPUS, results=alone)
     folder = spec["target"]["storage"]["persistentVolumeClaim"]["path"]
     assert contents(stage.results / folder) == contents(alone / folder)
     assert len(contents(alone / folder)) == ranks

@@ -37,11 +37,7 @@ def other(tmp_path: Path) -> Iterator[s3_server.Server]:
 
 def keys(stage: Stage, name: str, key: str, secret: str) -> None:
     """A Secret with credentials, new or changed."""
-    body = {"metadata": {"name": name}, "stringData": {"accessKeyId": key, "secretAccessKey": secret}}
-    if name in {found.metadata.name for found in stage.core.list_namespaced_secret(stage.namespace).items}:
-        stage.core.patch_namespaced_secret(name, stage.namespace, body)
-    else:
-        stage.core.create_namespaced_secret(stage.namespace, body)
+    stage.secret(name, {"accessKeyId": key.encode(), "secretAccessKey": secret.encode()})
 
 
 def place(server: s3_server.Server, bucket: str, prefix: str, secret: str) -> dict[str, Any]:

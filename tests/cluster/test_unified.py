@@ -4,11 +4,9 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
-import yaml
+from disk import contents
 from kubernetes_objects import claim_folder
-from transforms_on_cluster import ROOT
-
-from reshard.cli import main
+from transforms_on_cluster import ROOT, without_a_cluster
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -41,24 +39,12 @@ STRAIGHT = {
 }
 
 
-def contents(folder: Path, pattern: str) -> dict[str, bytes]:
-    return {str(path.relative_to(folder)): path.read_bytes() for path in folder.glob(pattern)}
-
-
-def run(spec: dict[str, Any], folder: Path, results: Path) -> None:
-    """Without a cluster."""
-    resource = {"apiVersion": "reshard.dev/v1alpha1", "kind": "CheckpointTransform", "metadata": {"name": "x"}, "spec": spec}
-    (folder / "resource.yaml").write_text(yaml.safe_dump(resource))
-    volumes = ["--volume", f"corpus={CORPUS}", "--volume", f"results={results}"]
-    assert main(["run", str(folder / "resource.yaml"), *volumes]) == 0
-
-
 def test_one_pod_for_each_part_and_ranks_of_another_layout_from_them(stage: Stage, tmp_path: Path) -> None:
     claim_folder(stage.api, stage.namespace, "corpus", CORPUS)
     alone = tmp_path / "alone"
     alone.mkdir()
-    run(UNIFY, tmp_path, alone)
-    run(STRAIGHT, tmp_path, alone)
+    for spec in (UNIFY, STRAIGHT):
+        without_a_cluster(spec, tmp_path, corpus=CORPUS, results=alone)
     parts = contents(alone / "unified", "*.safetensors")
     assert len(parts) > 2
 
@@ -72,4 +58,4 @@ def test_one_pod_for_each_part_and_ranks_of_another_layout_from_them(stage: Stag
 
     stage.create("cut", CUT)
     assert stage.ended("cut")["progress"] == "6/6"
-    assert contents(stage.results / "ranks", "rank_*/*") == contents(alone / "straight", "rank_*/*")
+    assert contents(stage.results / "ranks") == contents(alone / "straight")

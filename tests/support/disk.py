@@ -71,6 +71,11 @@ def write(folder: Path, model: models.Model, kind: str = "ckpt") -> Checkpoint:
     return made
 
 
+def contents(folder: Path, pattern: str = "rank_*/*") -> dict[str, bytes]:
+    """The files of a folder, by their names in it."""
+    return {str(path.relative_to(folder)): path.read_bytes() for path in folder.glob(pattern)}
+
+
 def differences(model: models.Model, target: Path, kind: str, prefix: str = "checkpoint_") -> list[str]:
     """What in a target is not as it must be, in words."""
     wrong = []

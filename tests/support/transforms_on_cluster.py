@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import base64
 import fcntl
 import json
 import subprocess
@@ -15,8 +16,10 @@ from cluster.layout import Layout, program
 from kubernetes import client
 from kubernetes_objects import claim_folder
 
+from reshard.cli import main
+
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator
+    from collections.abc import Callable, Iterator, Mapping
 
 ROOT = Path(__file__).parents[2]
 GROUP, VERSION, PLURAL = "reshard.dev", "v1alpha1", "checkpointtransforms"
@@ -55,6 +58,19 @@ def operator(layout: Layout, api: client.ApiClient) -> Iterator[None]:
         assert sum(container.restart_count for container in pod.status.container_statuses or ()) == 0, pod.metadata.name
 
 
+def document(name: str, spec: dict[str, Any]) -> dict[str, Any]:
+    """A resource."""
+    return {"apiVersion": f"{GROUP}/{VERSION}", "kind": "CheckpointTransform", "metadata": {"name": name}, "spec": spec}
+
+
+def without_a_cluster(spec: dict[str, Any], folder: Path, **claims: Path) -> None:
+    """Carry out the same spec on this machine, with folders for its claims; and one for the resource."""
+    resource = folder / "resource.json"
+    resource.write_text(json.dumps(document("x", spec)))
+    volumes = [part for claim, place in claims.items() for part in ("--volume", f"{claim}={place}")]
+    assert main(["run", str(resource), *volumes]) == 0
+
+
 class Transforms:
     """The transforms of one namespace, and what becomes of them."""
 
@@ -74,8 +90,15 @@ class Transforms:
 
     def create(self, name: str, spec: dict[str, Any]) -> None:
         """Apply a resource."""
-        body = {"apiVersion": f"{GROUP}/{VERSION}", "kind": "CheckpointTransform", "metadata": {"name": name}, "spec": spec}
-        self.custom.create_namespaced_custom_object(*self.where, body)
+        self.custom.create_namespaced_custom_object(*self.where, document(name, spec))
+
+    def secret(self, name: str, entries: Mapping[str, bytes]) -> None:
+        """Make a Secret, or change entries of the one that is there."""
+        body = {"metadata": {"name": name}, "data": {key: base64.b64encode(value).decode() for key, value in entries.items()}}
+        if name in {found.metadata.name for found in self.core.list_namespaced_secret(self.namespace).items}:
+            self.core.patch_namespaced_secret(name, self.namespace, body)
+        else:
+            self.core.create_namespaced_secret(self.namespace, body)
 
     def change(self, name: str, spec: dict[str, Any]) -> None:
         """Change some fields of a resource's spec."""
