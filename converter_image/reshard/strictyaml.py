@@ -27,9 +27,11 @@ def documents(text: str, where: str) -> list[Any]:
     except yaml.MarkedYAMLError as error:
         line = f", line {error.problem_mark.line + 1}" if error.problem_mark else ""
         what = f"{error.problem or error.context}"[:_LONGEST_PROBLEM] + line
-        raise UsageError("NotYaml", what, where=where) from error
+        raise UsageError("NotYaml", what, where=where, fix="correct the YAML") from error
     except yaml.YAMLError as error:
-        raise UsageError("NotYaml", f"{error}"[:_LONGEST_PROBLEM].replace("\n", " "), where=where) from error
+        raise UsageError(
+            "NotYaml", f"{error}"[:_LONGEST_PROBLEM].replace("\n", " "), where=where, fix="correct the YAML"
+        ) from error
 
 
 class _Loader(yaml.SafeLoader):

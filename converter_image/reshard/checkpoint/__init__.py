@@ -55,7 +55,12 @@ def read_header(reader: RangeReader, seen: dict[bytes, Structure] | None = None)
         case "safetensors":
             return safetensors.read_header(reader, seen)
         case None:
-            raise DataError("UnknownFormat", "the name ends neither in .ckpt nor in .safetensors", where=reader.name)
+            raise DataError(
+                "UnknownFormat",
+                "the name ends neither in .ckpt nor in .safetensors",
+                where=reader.name,
+                fix="give a .ckpt or .safetensors file",
+            )
 
 
 def check_crc(reader: RangeReader, header: Header) -> None:
@@ -81,7 +86,7 @@ def crc_reads(size: int, header: Header) -> Iterator[tuple[int, int]]:
     return ckpt.crc_reads(size) if header.structure.format == "ckpt" else safetensors.crc_reads(header.structure)
 
 
-def can_hold(output: Format, dtype: str, shape: tuple[int, ...]) -> bool:
+def can_hold(output: Format, name: str, dtype: str, shape: tuple[int, ...]) -> bool:
     """Whether a format can hold such a tensor: MindSpore never writes one without elements to a `.ckpt`.
 
     Raises:
@@ -90,7 +95,12 @@ def can_hold(output: Format, dtype: str, shape: tuple[int, ...]) -> bool:
     if output == "safetensors":
         return True
     if not DTYPES[dtype].in_ckpt:
-        raise DataError("UnknownType", f"a .ckpt cannot hold the type {dtype}", fix="write safetensors")
+        raise DataError(
+            "UnknownType",
+            f"a .ckpt cannot hold the type {dtype}",
+            where=f"parameter {name}",
+            fix="write safetensors: --format safetensors (spec.target.format: Safetensors)",
+        )
     return 0 not in shape
 
 

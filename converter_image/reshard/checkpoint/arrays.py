@@ -63,5 +63,7 @@ def array_of(content: Array | bytearray | bytes | memoryview, dtype: str, shape:
     if not length:
         return np.zeros((), "<U1")
     if np.frombuffer(content, "<u4").max() > _LAST_CODE_POINT:
-        raise DataError("TextInvalid", "its content is no UTF-32 text", where=f"parameter {name}")
+        raise DataError(
+            "TextInvalid", "its content is no UTF-32 text", where=f"parameter {name}", fix="the file is damaged; restore it"
+        )
     return np.frombuffer(content, f"<U{length}").reshape(())

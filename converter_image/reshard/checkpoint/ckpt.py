@@ -69,7 +69,12 @@ def read_header(reader: RangeReader) -> Header:
             tensors[-1] = TensorEntry(name, dtype, dims, (*last.extents, content))
             continue
         if name in names:
-            raise DataError("DuplicateParameter", "the file holds it twice", where=f"{reader.name}: parameter {name}")
+            raise DataError(
+                "DuplicateParameter",
+                "the file holds it twice",
+                where=f"{reader.name}: parameter {name}",
+                fix="the file is damaged; restore it",
+            )
         if len(names) == MAX_TENSORS:
             raise _damaged(reader, f"it holds more than {MAX_TENSORS} tensors", reason="TooManyTensors")
         names.add(name)

@@ -156,7 +156,8 @@ def _header(tensors: Sequence[OutputTensor], metadata: dict[str, str], crc: int 
         raise OutputError(
             "HeaderTooLarge",
             f"the header of {len(tensors)} tensors has {len(encoded)} bytes, more than the format allows",
-            fix="write .ckpt",
+            where="target",
+            fix="write .ckpt: --format ckpt (spec.target.format: Ckpt)",
         )
     return _LENGTH.pack(len(encoded)) + encoded
 
@@ -173,7 +174,12 @@ def _parse(reader: RangeReader, header: bytes, begin: int) -> tuple[Structure, i
         raise _damaged(reader, f"its header is not what the format says: {error}", reason="HeaderInvalid") from None
     if len(marks) > 1 or len({name for name, _ in tensors}) != len(tensors):
         twice = next((name for name, count in Counter(name for name, _ in tensors).items() if count > 1), _METADATA)
-        raise DataError("DuplicateParameter", "the header names it twice", where=f"{reader.name}: parameter {twice}")
+        raise DataError(
+            "DuplicateParameter",
+            "the header names it twice",
+            where=f"{reader.name}: parameter {twice}",
+            fix="the file is damaged; restore it",
+        )
     metadata = marks[0] if marks else {}
     crc = _crc(reader, metadata.pop(_CRC, None))
     texts = _texts(reader, metadata.pop(_STRINGS, None))
@@ -196,6 +202,7 @@ def _entry(
             "UnknownType",
             f"its type {tensor.dtype!r} cannot be cut at any element",
             where=f"{reader.name}: parameter {name}",
+            fix="save the checkpoint without it",
         )
     first, end = tensor.data_offsets
     nbytes = prod(tensor.shape) * dtype.itemsize

@@ -102,7 +102,9 @@ def files_of(mapped: Mapping[str, str], names: Sequence[str], map_name: str, whe
         )
     wanted += [HYPER_NAME] * (map_name == MAP_NAME and HYPER_NAME in there and HYPER_NAME not in wanted)
     if not wanted:
-        raise DataError("MapInvalid", "it names no parameter", where=f"{where}/{map_name}")
+        raise DataError(
+            "MapInvalid", "it names no parameter", where=f"{where}/{map_name}", fix="restore map and files of one checkpoint"
+        )
     return wanted
 
 
@@ -178,10 +180,17 @@ def read_map(content: bytes, where: str) -> dict[str, str]:
         except msgspec.ValidationError:  # earlier versions of MindSpore wrote nothing around it, and it still reads that
             found = msgspec.json.decode(content, type=dict[str, str])
     except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:
-        raise DataError("MapInvalid", f"it is no map from parameters to files: {error}", where=where) from error
+        raise DataError(
+            "MapInvalid", f"it is no map from parameters to files: {error}", where=where, fix="the file is damaged; restore it"
+        ) from error
     for file in set(found.values()):
         if not _FILE_NAME.fullmatch(file):
-            raise DataError("MapInvalid", f"{file[:100]!r} is no safetensors file beside it", where=where)
+            raise DataError(
+                "MapInvalid",
+                f"{file[:100]!r} is no safetensors file beside it",
+                where=where,
+                fix="restore map and files of one checkpoint",
+            )
     return found
 
 

@@ -69,7 +69,13 @@ def _run(arguments: list[str], invocation: Invocation) -> int:  # noqa: PLR0911 
     except OSError as error:  # a storage's are ReshardErrors: this one is of what we print to
         show.discard("stdout")
         where = error.filename or "standard output"
-        return _fail(StorageError("OutputFailed", error.strerror or str(error), where=where), invocation, cause=error)
+        return _fail(
+            StorageError(
+                "OutputFailed", error.strerror or str(error), where=where, fix="check where the output goes, and run again"
+            ),
+            invocation,
+            cause=error,
+        )
     except MemoryError as error:
         return _fail(
             ReshardError("OutOfMemory", "there is not enough memory", fix="run with fewer --workers"),

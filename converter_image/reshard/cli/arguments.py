@@ -68,7 +68,7 @@ def rank_in(variable: str) -> int:
     if not value:
         raise UsageError("VariableMissing", "it is not set", where=variable, fix="name the one that says the rank")
     if not (value.isascii() and value.isdecimal() and len(value) < 10 and int(value) < MOST_RANKS):
-        raise UsageError("InvalidVariable", f"{value[:20]!r} is no rank", where=variable)
+        raise UsageError("InvalidVariable", f"{value[:20]!r} is no rank", where=variable, fix="name the one that says the rank")
     return int(value)
 
 

@@ -239,7 +239,7 @@ def _text(path: str) -> str:
     try:
         return open_store(folder).read(name, 1 << 20).decode("utf-8")
     except UnicodeDecodeError as error:
-        raise UsageError("NotYaml", "the file is no UTF-8 text", where=path) from error
+        raise UsageError("NotYaml", "the file is no UTF-8 text", where=path, fix="save it as UTF-8") from error
 
 
 def _folders(option: str, given: tuple[str, ...]) -> dict[str, str]:

@@ -60,5 +60,5 @@ def _number(rank: int | None, variable: str | None) -> int:
         UsageError: nothing says it, or two say it.
     """
     if (rank is None) == (variable is None):
-        raise UsageError("RankMissing", "one of --rank and --rank-from is expected", fix="see --help")
+        raise UsageError("RankMissing", "one of the two is expected", where="--rank, --rank-from", fix="give one of them")
     return rank_in(variable) if variable is not None else rank or 0

@@ -96,7 +96,9 @@ def inspect(  # noqa: PLR0913 - one for each option
         if how is None and manifest is not None and not inventory.unified:
             how = strategy_of(manifest)
     if not inventory.files:
-        raise MissingInputError("SourceMissing", "there is no checkpoint file", where=path)
+        raise MissingInputError(
+            "SourceMissing", "there is no checkpoint file", where=path, fix="give a checkpoint's folder, or one of its files"
+        )
     held = holdings(inventory, how)
     if parameters:
         names = set(matching((h.name for h in held), parameters))

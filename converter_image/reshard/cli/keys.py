@@ -43,7 +43,9 @@ def encryption_of(arguments: dict[str, Any], kind: str) -> Encryption | None:
     """
     file, variable, mode = (arguments.pop(f"{kind}_{name}") for name in ("key_file", "key_env", "mode"))
     if file is not None and variable is not None:
-        raise UsageError("InvalidKey", "one key is wanted, two are given", where=f"--{kind}-key-file, --{kind}-key-env")
+        raise UsageError(
+            "InvalidKey", "one key is wanted, two are given", where=f"--{kind}-key-file, --{kind}-key-env", fix="give one of them"
+        )
     if file is not None or variable is not None:
         return Encryption(Key(file=file, variable=variable), mode or "AES-GCM")
     if mode is not None:

@@ -67,4 +67,9 @@ def _map(path: str) -> list[tuple[str, str]]:
     try:
         return pairs(open_store(folder).read(name, _LARGEST_MAP), _MOST_NAMES, str)
     except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:
-        raise UsageError("InvalidRename", f"it is no JSON object from names to names: {error}", where=path) from error
+        raise UsageError(
+            "InvalidRename",
+            f"it is no JSON object from names to names: {error}",
+            where=path,
+            fix='write it like {"old.w": "new.w"}',
+        ) from error

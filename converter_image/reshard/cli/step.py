@@ -51,6 +51,7 @@ _MOST_NOTES = 4
 _TRIES = 4
 _FIRST_WAIT_SECONDS = 1.0
 _LONGEST_WAIT_SECONDS = 15.0
+_FOR_PODS = "this command is for the operator's pods"
 
 
 @click.command(hidden=True)
@@ -98,10 +99,10 @@ def _plan(_: Invocation, spec: TransformSpec, request: Request) -> dict[str, Any
 def _ranks(invocation: Invocation, spec: TransformSpec, request: Request) -> dict[str, Any]:
     index = _variable("JOB_COMPLETION_INDEX")
     if not index.isdecimal():
-        raise UsageError("InvalidVariable", f"{index!r} is no index", where="JOB_COMPLETION_INDEX")
+        raise UsageError("InvalidVariable", f"{index!r} is no index", where="JOB_COMPLETION_INDEX", fix=_FOR_PODS)
     ranks = ranks_of_index(parse_ranks(_variable("RESHARD_RANKS")), spec.execution.ranks_per_pod, int(index))
     if not ranks:
-        raise UsageError("InvalidVariable", f"there are no ranks for index {index}", where="RESHARD_RANKS")
+        raise UsageError("InvalidVariable", f"there are no ranks for index {index}", where="RESHARD_RANKS", fix=_FOR_PODS)
     options = msgspec.structs.replace(request.options, ranks=format_ranks(ranks))
     with show.progress() as progress:
         result = transform_checkpoint(
@@ -134,14 +135,14 @@ def _spec() -> TransformSpec:
     try:
         document = json.loads(_variable("RESHARD_SPEC"))
     except ValueError as error:
-        raise UsageError("InvalidVariable", f"it is no JSON: {error}", where="RESHARD_SPEC") from error
+        raise UsageError("InvalidVariable", f"it is no JSON: {error}", where="RESHARD_SPEC", fix=_FOR_PODS) from error
     return parse_spec(document, "RESHARD_SPEC")
 
 
 def _variable(name: str) -> str:
     value = os.environ.get(name)
     if not value:
-        raise UsageError("VariableMissing", "it is not set", where=name, fix="this command is for the operator's pods")
+        raise UsageError("VariableMissing", "it is not set", where=name, fix=_FOR_PODS)
     return value
 
 

@@ -287,6 +287,7 @@ def _located(entry: TensorEntry, start: int, length: int) -> Iterator[tuple[int,
         "Truncated",
         f"{entry.nbytes} bytes do not hold {prod(entry.shape)} elements",
         where=f"parameter {entry.name}",
+        fix="the file is damaged; restore it",
     )
 
 

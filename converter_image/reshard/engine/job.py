@@ -239,8 +239,8 @@ def _cipher(request: Request, output: Format, key: bytes | None) -> BlockCipher 
 
 def _arranged(model: Model, output: Format) -> Model:
     """The parameters as the target's format wants them: in its order, and without those that it cannot hold."""
-    held = [p for p in model.parameters if can_hold(output, p.dtype, p.shape)]
-    left_out = tuple(p.name for p in model.parameters if not can_hold(output, p.dtype, p.shape))
+    held = [p for p in model.parameters if can_hold(output, p.name, p.dtype, p.shape)]
+    left_out = tuple(p.name for p in model.parameters if not can_hold(output, p.name, p.dtype, p.shape))
     order = content_order(output, [OutputTensor(p.name, p.dtype, p.slice_shape, p.slice_nbytes) for p in held])
     return replace(model, parameters=tuple(held[i] for i in order), empty=left_out)
 

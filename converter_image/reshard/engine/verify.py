@@ -34,6 +34,8 @@ _SAMPLES = 4  # rows of each parameter that a sample compares
 _SAMPLED_SEGMENTS = 8  # of each such row, from its first to its last
 _SAMPLE_BYTES = 16 << 10  # of each such segment
 
+_FIX = "check the storage for faults and run again; if it stays, please report this with both strategy files"
+
 _Indexes = np.ndarray[tuple[int], np.dtype[np.int64]]
 
 
@@ -74,7 +76,7 @@ def check_file(
     leftover = [name for name, entry in entries.items() if entry.nbytes]
     if leftover:
         raise BugError(
-            "VerificationFailed", f"the file holds a parameter that was not planned: {leftover[0]}", where=written.name
+            "VerificationFailed", f"the file holds a parameter that was not planned: {leftover[0]}", where=written.name, fix=_FIX
         )
     if at_once == 1:
         for comparison in comparisons:
@@ -114,7 +116,7 @@ def _differs(written: Reader, parameter: Parameter, how: str) -> BugError:
         "VerificationFailed",
         f"parameter {parameter.name} {how}, compared with the source",
         where=written.name,
-        fix="check the storage for faults and run again; if it stays, please report this with both strategy files",
+        fix=_FIX,
     )
 
 
@@ -213,5 +215,10 @@ def _read_rows(reader: Reader, entry: TensorEntry, starts: _Indexes, count: int,
             else:
                 at -= min(at, held)
         if done < b * length:
-            raise DataError("Truncated", "its content is shorter than its shape says", where=f"parameter {entry.name}")
+            raise DataError(
+                "Truncated",
+                "its content is shorter than its shape says",
+                where=f"{reader.name}: parameter {entry.name}",
+                fix="check the storage for faults and run again",
+            )
     return content

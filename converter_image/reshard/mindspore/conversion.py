@@ -67,7 +67,12 @@ def _tasks(
     """The files to read, each with the one to write."""
     suffix = _SUFFIX[before]
     if save_path and os.path.splitext(save_path)[1]:
-        raise UsageError("InvalidPath", "it is no folder: its name has an ending", where=save_path)
+        raise UsageError(
+            "InvalidPath",
+            "it is no folder: its name has an ending",
+            where=save_path,
+            fix="give a folder, or a name without an ending",
+        )
     store, name = open_source(file_path)
     target = (save_path or store.url).rstrip("/")
     if name is not None:
@@ -83,7 +88,9 @@ def _tasks(
     if not found:
         matching = "" if regex is None else f" that matches {regex!r}"
         what = f"it is no {suffix} file{matching}, nor a folder with such files in folders rank..."
-        raise MissingInputError("SourceMissing", what, where=file_path)
+        raise MissingInputError(
+            "SourceMissing", what, where=file_path, fix=f"give a {suffix} file, or the folder that holds rank_0, rank_1, ..."
+        )
     return [(path, f"{folder}/{name.replace(suffix, _SUFFIX[after])}") for path, folder, name in found]
 
 
@@ -94,7 +101,7 @@ def _matches(regex: str | None, name: str) -> bool:
 def _convert(tasks: list[tuple[str, str]], output: OutputFormat, name_map: Mapping[str, str] | None, processes_num: int) -> None:
     """Convert files, some at a time."""
     if not isinstance(processes_num, int) or processes_num < 1:
-        raise UsageError("InvalidOption", f"{processes_num!r} is no number of files", where="processes_num")
+        raise UsageError("InvalidOption", f"{processes_num!r} is no number of files", where="processes_num", fix="give 1 or more")
     with ThreadPoolExecutor(processes_num, thread_name_prefix="reshard-convert") as pool:
         futures = [pool.submit(_convert_file, source, target, output, name_map or {}, processes_num) for source, target in tasks]
         try:

@@ -56,7 +56,12 @@ def load_segmented_checkpoints(
         )
     }
     if not found:
-        raise MissingInputError("NothingToLoad", "no file has a parameter that was asked for", where=ckpt_file_dir)
+        raise MissingInputError(
+            "NothingToLoad",
+            "no file has a parameter that was asked for",
+            where=ckpt_file_dir,
+            fix="take the names from reshard inspect",
+        )
     if net is not None or "mindspore" in sys.modules:
         found |= param_dict((name, value) for name, value in found.items() if not isinstance(value, str))
     if net is not None:

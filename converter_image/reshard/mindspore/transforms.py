@@ -50,7 +50,12 @@ def transform_checkpoints(
         ReshardError: of the kind that fits.
     """
     if output_format not in ("ckpt", "safetensors"):
-        raise UsageError("InvalidFormat", f"{output_format!r} is neither 'ckpt' nor 'safetensors'", where="output_format")
+        raise UsageError(
+            "InvalidFormat",
+            f"{output_format!r} is neither 'ckpt' nor 'safetensors'",
+            where="output_format",
+            fix="give one of them",
+        )
     request = Request(
         source=src_checkpoints_dir,
         target=dst_checkpoints_dir,
@@ -123,7 +128,12 @@ def transform_checkpoint_by_rank(
     """
     output = format_of(save_checkpoint_file_name)
     if output is None:
-        raise UsageError("InvalidFormat", "the name must end in .ckpt or .safetensors", where=save_checkpoint_file_name)
+        raise UsageError(
+            "InvalidFormat",
+            "the name must end in .ckpt or .safetensors",
+            where=save_checkpoint_file_name,
+            fix="choose another name",
+        )
     refuse_own_files(checkpoint_files_map.values(), [save_checkpoint_file_name])
     request = Request(
         source="/",

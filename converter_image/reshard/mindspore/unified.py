@@ -80,7 +80,12 @@ def unified_safetensors(
         return
     number, total = split_dst_file
     if not 1 <= number <= total:
-        raise UsageError("InvalidOption", f"there is no machine {number} of {total}", where="split_dst_file")
+        raise UsageError(
+            "InvalidOption",
+            f"there is no machine {number} of {total}",
+            where="split_dst_file",
+            fix=f"number the machines from 1 to {total}",
+        )
     planned = patiently(lambda: plan_transform(request, workers=workers, write=True), _MOST_PATIENCE_SECONDS)
     if parts := _share(planned.summary.target_ranks, number - 1, total):
         _write_beside_others(_with(request, ranks=format_ranks(parts)), workers=workers, all_together=True)
@@ -134,12 +139,24 @@ def load_distributed_checkpoint(
     """
     for name, value in (("format", format), ("output_format", output_format)):
         if value not in _FORMATS:
-            raise UsageError("InvalidFormat", f"{value!r} is neither 'ckpt' nor 'safetensors'", where=name)
+            raise UsageError(
+                "InvalidFormat", f"{value!r} is neither 'ckpt' nor 'safetensors'", where=name, fix="give one of them"
+            )
     into_memory = network is not None or return_param_dict
     if dst_safetensors_dir is None and not into_memory:
-        raise UsageError("InvalidOption", "without a network, a folder to write to is needed", where="dst_safetensors_dir")
+        raise UsageError(
+            "InvalidOption",
+            "without a network, a folder to write to is needed",
+            where="dst_safetensors_dir",
+            fix="give it, or a network",
+        )
     if (unified_safetensors_dir is None) == (checkpoint_filenames is None):
-        raise UsageError("InvalidOption", "one of the two is needed", where="unified_safetensors_dir, checkpoint_filenames")
+        raise UsageError(
+            "InvalidOption",
+            "one of the two is needed",
+            where="unified_safetensors_dir, checkpoint_filenames",
+            fix="give one of them",
+        )
     files = None if checkpoint_filenames is None else dict(enumerate(checkpoint_filenames))
     request = Request(
         source="/" if files is not None else str(unified_safetensors_dir),
@@ -206,7 +223,12 @@ def _chosen(request: Request, choice: Callable[[str], bool | str]) -> Iterable[R
     for name in (name for name, named in source_names(request, workers=default_workers()).items() if named):
         answer = choice(name)
         if not isinstance(answer, bool | str) or answer == "":
-            raise UsageError("InvalidOption", f"{answer!r} is neither a name nor bool", where=f"choice_func({name!r})")
+            raise UsageError(
+                "InvalidOption",
+                f"{answer!r} is neither a name nor bool",
+                where=f"choice_func({name!r})",
+                fix="let it return the new name, or whether the parameter is wanted",
+            )
         if answer is False:
             yield RenameRule(to=None, name=name)
         elif isinstance(answer, str) and answer != name:

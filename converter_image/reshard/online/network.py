@@ -79,7 +79,12 @@ def _tensor(mindspore: Any, name: str, array: Array) -> Any:  # noqa: ANN401 - a
     if array.dtype.name == "bfloat16":  # float32 holds all its values, and has one NaN
         return mindspore.Tensor(array.astype(np.float32)).astype(mindspore.bfloat16)
     if array.dtype.kind == "V":
-        raise RequestError("UnknownType", f"MindSpore takes no {array.dtype.name} from numpy", where=f"parameter {name}")
+        raise RequestError(
+            "UnknownType",
+            f"MindSpore takes no {array.dtype.name} from numpy",
+            where=f"parameter {name}",
+            fix="leave it out, or use reshard.load",
+        )
     return mindspore.Tensor.from_numpy(array)
 
 

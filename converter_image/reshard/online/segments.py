@@ -47,9 +47,19 @@ def read_segments(
     store = as_plain(open_store(url, access), decryption)
     names = sorted((e.name for e in store.list("") if not e.is_folder and _is_checkpoint(e.name)), key=natural)
     if not names:
-        raise MissingInputError("SourceMissing", "there is no .ckpt or .safetensors file in this folder", where=url)
+        raise MissingInputError(
+            "SourceMissing",
+            "there is no .ckpt or .safetensors file in this folder",
+            where=url,
+            fix="give the folder that holds the parts of one rank",
+        )
     if len({format_of(name) for name in names}) > 1:
-        raise DataError("MixedFormats", "the folder holds both .ckpt and .safetensors files", where=url)
+        raise DataError(
+            "MixedFormats",
+            "the folder holds both .ckpt and .safetensors files",
+            where=url,
+            fix="take away the files that do not belong to the checkpoint",
+        )
     known: set[str] = set()
     for name in names:
         yield from _read(store, name, lambda parameter: wanted(parameter) and parameter not in known, known)

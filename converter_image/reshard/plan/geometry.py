@@ -84,7 +84,8 @@ def prove(found: Geometry) -> None:
     if not (inside and sum(box.size for box in boxes) == whole.size and _disjoint(boxes)):
         raise BugError(
             "PlanNotExact",
-            f"the copies planned for a slice of {list(found.box.shape)} do not cover it exactly once",
+            "the copies planned for it do not cover it exactly once",
+            where=f"a slice of {list(found.box.shape)}",
             fix="please report this with both strategy files",
         )
 

@@ -168,6 +168,7 @@ def _check_ranks(inventory: Inventory, source: Strategy | None, *, all_there: bo
         raise RequestError(
             "SourceStrategyMissing",
             f"the source has {len(ranks)} ranks, but no strategy says how they share the parameters",
+            where="source",
             fix="give the strategy it was trained with (--source-strategy, spec.source.strategy)",
         )
     extra = [rank for rank in ranks if rank not in expected]
@@ -175,6 +176,7 @@ def _check_ranks(inventory: Inventory, source: Strategy | None, *, all_there: bo
         raise RequestError(
             "SourceStrategyMissing",
             f"the source has rank {extra[-1]} only, and no strategy says which part of the parameters that is",
+            where="source",
             fix="give the strategy it was trained with, and all ranks; or the file itself, if it holds everything whole",
         )
     if extra:

@@ -100,7 +100,12 @@ class Planner:
         """For each group of source ranks that hold something this rank needs, the one to read it from."""
         model = self.model
         if not 0 <= rank < model.target_ranks:
-            raise RequestError("NoSuchRank", f"target rank {rank} does not exist, there are {model.target_ranks}", where="ranks")
+            raise RequestError(
+                "NoSuchRank",
+                f"target rank {rank} does not exist, there are {model.target_ranks}",
+                where="ranks",
+                fix=f"give ranks below {model.target_ranks}",
+            )
         needed: set[tuple[int, ...]] = set()
         for kind in set(self.kinds(rank)):
             needed.update(group for _, group in self.needs(self.examples[kind], rank))

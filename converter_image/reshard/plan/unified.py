@@ -28,7 +28,12 @@ def unify(model: Model, most_bytes: int) -> Model:
         RequestError: there is nothing to write.
     """
     if not model.parameters:
-        raise RequestError("NothingToWrite", "the source has no parameter that goes to the target", where="source")
+        raise RequestError(
+            "NothingToWrite",
+            "the source has no parameter that goes to the target",
+            where="source",
+            fix="leave fewer parameters out, or give another source",
+        )
     named = [p for p in model.parameters if p.role is not Role.REPLICATED]
     others = [p for p in model.parameters if p.role is Role.REPLICATED]
     parts = [[named[i] for i in part] for part in fill([p.slice_nbytes for p in named], most_bytes)]

@@ -104,7 +104,9 @@ def find_files(
         by_rank = {rank: f"{folders[rank]}/{name}" for rank, name in selected.files.items()}
         return Files(by_rank, selected.notes, ranks=count, step=selected.step)
     if store.stat("") is None:
-        raise MissingInputError("SourceMissing", "there is no such folder", where=store.url)
+        raise MissingInputError(
+            "SourceMissing", "there is no such folder", where=store.url, fix="give the folder that holds rank_0, rank_1, ..."
+        )
     if not any(format_of(name) for name in beside):
         raise MissingInputError(
             "SourceMissing",
@@ -128,7 +130,12 @@ def _rank_folders(entries: Iterable[Stat], where: str) -> dict[int, str]:
         if match and entry.is_folder:
             other = folders.setdefault(int(match[1]), entry.name)
             if other != entry.name:
-                raise DataError("DuplicateRank", f"{other} and {entry.name} are the same rank", where=where)
+                raise DataError(
+                    "DuplicateRank",
+                    f"{other} and {entry.name} are the same rank",
+                    where=where,
+                    fix="take away the one that does not belong to the checkpoint",
+                )
     return folders
 
 

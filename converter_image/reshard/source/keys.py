@@ -45,15 +45,19 @@ def _found(key: Key) -> bytes:
     if key.variable is not None:
         content = os.environb.get(os.fsencode(key.variable))
         if content is None:
-            raise MissingInputError("KeyMissing", "it is not set", where=_where(key))
+            raise MissingInputError("KeyMissing", "it is not set", where=_where(key), fix="set it, or name another")
         return content
     try:
         with Path(key.file or "").open("rb") as file:
             return file.read(_MOST_BYTES)
     except PermissionError as error:
-        raise AccessError("PermissionDenied", "the key may not be read", where=_where(key)) from error
+        raise AccessError(
+            "PermissionDenied", "the key may not be read", where=_where(key), fix="let this user read the file, or give another"
+        ) from error
     except OSError as error:
-        raise MissingInputError("KeyMissing", f"the key cannot be read: {error.strerror}", where=_where(key)) from error
+        raise MissingInputError(
+            "KeyMissing", f"the key cannot be read: {error.strerror}", where=_where(key), fix="give the file that holds it"
+        ) from error
 
 
 def _where(key: Key) -> str:

@@ -46,7 +46,12 @@ def read_strategy_files(path: str, access: Access | None = None) -> list[Strateg
     store = open_store(folder, access)
     found = store.stat(name)
     if found is None:
-        raise MissingInputError("StrategyMissing", "there is no such strategy file or folder", where=path)
+        raise MissingInputError(
+            "StrategyMissing",
+            "there is no such strategy file or folder",
+            where=path,
+            fix="give the strategy file, or the folder with the strategy files of all stages",
+        )
     names = [name]
     if found.is_folder:
         names = [
@@ -55,7 +60,12 @@ def read_strategy_files(path: str, access: Access | None = None) -> list[Strateg
             if not e.is_folder and e.name.endswith((".ckpt", ".json"))
         ]
         if not names:
-            raise MissingInputError("StrategyMissing", "the folder holds no strategy file (.ckpt or .json)", where=path)
+            raise MissingInputError(
+                "StrategyMissing",
+                "the folder holds no strategy file (.ckpt or .json)",
+                where=path,
+                fix="give the strategy file, or the folder with the strategy files of all stages",
+            )
     contents: dict[bytes, str] = {}  # ranks of one stage have the same file
     for each in sorted(names, key=natural):
         contents.setdefault(store.read(each, _LARGEST_STRATEGY), each)

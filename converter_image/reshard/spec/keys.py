@@ -26,9 +26,14 @@ class Key:
 
     def __init__(self, content: bytes | None = None, *, file: str | None = None, variable: str | None = None) -> None:
         if sum(given is not None for given in (content, file, variable)) != 1:
-            raise UsageError("InvalidKey", "a key is given as bytes, as a file or as an environment variable", where="key")
+            raise UsageError(
+                "InvalidKey",
+                "a key is given as bytes, as a file or as an environment variable",
+                where="key",
+                fix="give one of content, file and variable",
+            )
         if content is not None and not isinstance(content, bytes):
-            raise UsageError("InvalidKey", "a key is bytes", where="key")
+            raise UsageError("InvalidKey", "a key is bytes", where="key", fix="give bytes, or a path as file=...")
         self.content, self.file, self.variable = content, file, variable
 
     def __repr__(self) -> str:
@@ -53,6 +58,10 @@ class Encryption(msgspec.Struct, frozen=True):
     def __post_init__(self) -> None:
         """Refuse what a type checker would have refused, without showing it."""
         if not isinstance(self.key, Key):
-            raise UsageError("InvalidKey", "a key is given as a reshard.Key", where="key")
+            raise UsageError(
+                "InvalidKey", "a key is given as a reshard.Key", where="key", fix="write it like reshard.Key(file=...)"
+            )
         if self.mode not in KEY_BYTES:
-            raise UsageError("InvalidOption", f"{self.mode!r} is none of {', '.join(KEY_BYTES)}", where="mode")
+            raise UsageError(
+                "InvalidOption", f"{self.mode!r} is none of {', '.join(KEY_BYTES)}", where="mode", fix="give one of them"
+            )

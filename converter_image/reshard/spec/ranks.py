@@ -27,9 +27,14 @@ def parse_ranks(text: str, total: int | None = None) -> tuple[int, ...]:
         if last < first:
             raise UsageError("InvalidRanks", f"{part.strip()!r} runs backwards", where="ranks", fix="write it like 0,2-5")
         if total is not None and last >= total:
-            raise RequestError("NoSuchRank", f"rank {last} does not exist, the target has {total} ranks", where="ranks")
+            raise RequestError(
+                "NoSuchRank",
+                f"rank {last} does not exist, the target has {total} ranks",
+                where="ranks",
+                fix=f"give ranks below {total}",
+            )
         if last - first >= 1 << 24:
-            raise UsageError("InvalidRanks", f"{part.strip()!r} is too long", where="ranks")
+            raise UsageError("InvalidRanks", f"{part.strip()!r} is too long", where="ranks", fix="give fewer ranks")
         ranks.update(range(first, last + 1))
     return tuple(sorted(ranks))
 

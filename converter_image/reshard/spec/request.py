@@ -6,7 +6,7 @@ import os
 import re
 from functools import cache
 from reprlib import repr as shortened
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, Literal, get_args, get_origin
 
 import msgspec
 
@@ -76,7 +76,9 @@ class RenameRule(msgspec.Struct, frozen=True, forbid_unknown_fields=True, omit_d
             problem = "the new name has another number of stars than the pattern"
         if problem is not None:
             old = self.name if self.pattern is None else self.pattern
-            raise UsageError("InvalidRename", f"{shortened(old)} to {shortened(self.to)}: {problem}", where="rename")
+            raise UsageError(
+                "InvalidRename", f"{shortened(old)} to {shortened(self.to)}: {problem}", where="rename", fix="correct this rule"
+            )
 
 
 class Options(msgspec.Struct, frozen=True):
@@ -135,10 +137,12 @@ class Options(msgspec.Struct, frozen=True):
             try:
                 msgspec.convert(value, field.type)
             except msgspec.ValidationError as error:
-                raise UsageError("InvalidOption", f"{value!r}: {error}", where=name) from error
+                raise UsageError("InvalidOption", f"{value!r}: {error}", where=name, fix=_fix(field.type)) from error
         check_prefix(self.file_prefix)
         if not (self.file_prefix or self.numbered):
-            raise UsageError("InvalidPrefix", "files without a number need a name", where="file_prefix")
+            raise UsageError(
+                "InvalidPrefix", "files without a number need a name", where="file_prefix", fix="choose one, such as checkpoint_"
+            )
         _check_rules(self.rename)
         for name, (layout, what) in _ONLY_WITH.items():
             if self.layout != layout and getattr(self, name) != _default(name):
@@ -167,6 +171,11 @@ def _default(option: str) -> object:
     return _declared()[option].default
 
 
+def _fix(kind: object) -> str:
+    """What to do where a value is none of this type: the words are listed where there are some."""
+    return f"give one of {', '.join(get_args(kind))}" if get_origin(kind) is Literal else "give what is expected, or leave it out"
+
+
 # Says something of one layout only.
 _ONLY_WITH: dict[str, tuple[TargetLayout, str]] = {
     "hugging_face_index": ("Unified", "only unified files have an index"),
@@ -189,7 +198,10 @@ def _check_rules(rules: tuple[RenameRule, ...]) -> None:
     for rule in rules:
         if rule.name is not None and seen.setdefault(rule.name, rule.to) != rule.to:
             raise UsageError(
-                "InvalidOption", f"{rule.name!r} would be called both {seen[rule.name]!r} and {rule.to!r}", where="rename"
+                "InvalidOption",
+                f"{rule.name!r} would be called both {seen[rule.name]!r} and {rule.to!r}",
+                where="rename",
+                fix="give it one new name",
             )
 
 
@@ -222,13 +234,18 @@ class Request(msgspec.Struct, frozen=True):
         """Take paths of any kind; never show what may be a key."""
         for name in ("decryption", "encryption"):
             if not isinstance(getattr(self, name), Encryption | None):
-                raise UsageError("InvalidOption", "a reshard.Encryption is expected", where=name)
+                raise UsageError(
+                    "InvalidOption",
+                    "a reshard.Encryption is expected",
+                    where=name,
+                    fix="write it like reshard.Encryption(reshard.Key(file=...))",
+                )
         for name in ("source", "target", "source_strategy", "target_strategy", "index"):
             value: object = getattr(self, name)
             if isinstance(value, os.PathLike):
                 msgspec.structs.force_setattr(self, name, os.fspath(value))
             elif not (isinstance(value, str) or (value is None and name.endswith(("strategy", "index")))):
-                raise UsageError("InvalidOption", f"{value!r} is no path", where=name)
+                raise UsageError("InvalidOption", f"{value!r} is no path", where=name, fix="give text, or an os.PathLike")
         if self.target_strategy and self.options.layout == "Unified":
             raise UsageError(
                 "InvalidOption", "unified files hold whole parameters", where="target strategy", fix="leave out the strategy"

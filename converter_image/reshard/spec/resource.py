@@ -142,10 +142,15 @@ def parse_resource(text: str, where: str) -> TransformSpec:
 
     found = [d for d in documents(text, where) if isinstance(d, dict) and d.get("kind") == KIND]
     if len(found) != 1:
-        raise UsageError("ResourceMissing", f"one {KIND} is expected, {len(found)} are there", where=where)
+        raise UsageError(
+            "ResourceMissing", f"one {KIND} is expected, {len(found)} are there", where=where, fix=f"give a file with one {KIND}"
+        )
     if found[0].get("apiVersion") != API_VERSION:
         raise UsageError(
-            "WrongApiVersion", f"apiVersion {shortened(found[0].get('apiVersion'))} is not {API_VERSION}", where=where
+            "WrongApiVersion",
+            f"apiVersion {shortened(found[0].get('apiVersion'))} is not {API_VERSION}",
+            where=where,
+            fix=f"write apiVersion: {API_VERSION}",
         )
     return parse_spec(found[0].get("spec"), where)
 
@@ -159,7 +164,12 @@ def parse_spec(document: object, where: str) -> TransformSpec:
     try:
         spec = msgspec.convert(document, TransformSpec)
     except msgspec.ValidationError as error:
-        raise UsageError("InvalidField", str(error).replace("`$", "`spec"), where=where) from error
+        raise UsageError(
+            "InvalidField",
+            str(error).replace("`$", "`spec"),
+            where=where,
+            fix="correct the field, see kubectl explain checkpointtransform.spec",
+        ) from error
     for path, name in _paths(spec):
         check_relative(path, name)
     return spec
@@ -348,6 +358,7 @@ def check_relative(path: str, where: str) -> None:
             "InvalidPath",
             f"{path!r} must be relative to the volume or bucket, without '.', '..', '//' or a '/' at either end",
             where=where,
+            fix="write it like checkpoints/run-1",
         )
 
 

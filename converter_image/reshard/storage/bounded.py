@@ -33,4 +33,4 @@ class BoundedReader(ABC):
     def _check_inside(self, offset: int, length: int) -> None:
         if offset + length > self.size:
             what = f"{length} bytes are expected at {offset}, but {self._what_ends} ends at {self.size}"
-            raise DataError("Truncated", what, where=self.name)
+            raise DataError("Truncated", what, where=self.name, fix="the file is damaged; restore it")

@@ -34,7 +34,7 @@ class LocalReader:
         if not stat_bits.S_ISREG(found.st_mode):
             os.close(self._file)
             kind = "a folder" if stat_bits.S_ISDIR(found.st_mode) else "a pipe or device"
-            raise MissingInputError("NotAFile", f"a file is expected here, this is {kind}", where=path)
+            raise MissingInputError("NotAFile", f"a file is expected here, this is {kind}", where=path, fix="give a file")
         self.name = path
         self.size = found.st_size
         self.version = _version(found)
@@ -59,7 +59,10 @@ class LocalReader:
                 n = os.preadv(self._file, [view[done:] if done else view], offset + done)
             except OSError as error:
                 raise StorageError(
-                    "ReadFailed", f"reading {len(view)} bytes at {offset} failed: {error.strerror}", where=self.name
+                    "ReadFailed",
+                    f"reading {len(view)} bytes at {offset} failed: {error.strerror}",
+                    where=self.name,
+                    fix="check the storage for faults and run again",
                 ) from error
             if n == 0:
                 self._ends_early(offset, len(view))
@@ -80,6 +83,7 @@ class LocalReader:
             "Truncated",
             f"{length} bytes are expected at {offset}, but the file ends at {os.fstat(self._file).st_size}",
             where=self.name,
+            fix="the file is damaged; restore it",
         )
 
     def close(self) -> None:
@@ -117,7 +121,12 @@ class LocalWriter:
 
     def copy(self, reader: Reader, offset: int, length: int) -> None:
         """See `Writer.copy`: no store is copied from."""
-        raise BugError("NoServer", f"{length} bytes at {offset} of {reader.name} cannot be copied by a server", where=self._path)
+        raise BugError(
+            "NoServer",
+            f"{length} bytes at {offset} of {reader.name} cannot be copied by a server",
+            where=self._path,
+            fix="please report this",
+        )
 
     def cut(self) -> None:
         """See `Writer.cut`: a file has no parts."""
@@ -177,7 +186,9 @@ class LocalStore:
 
     def _at(self, path: str) -> str:
         if ".." in path.split("/") or path.startswith("/"):  # whatever a hostile document says
-            raise DataError("UnsafePath", f"{path!r} leads out of the folder", where=self.root)
+            raise DataError(
+                "UnsafePath", f"{path!r} leads out of the folder", where=self.root, fix="restore the file that names it"
+            )
         return os.path.join(self.root, path) if path else self.root
 
     def list(self, path: str) -> list[Stat]:
@@ -206,7 +217,12 @@ class LocalStore:
         """See `Store.read`."""
         with contextlib.closing(self.open(path)) as reader:
             if reader.size > limit:
-                raise DataError("FileTooLarge", f"{reader.size} bytes where at most {limit} can be meant", where=reader.name)
+                raise DataError(
+                    "FileTooLarge",
+                    f"{reader.size} bytes where at most {limit} can be meant",
+                    where=reader.name,
+                    fix="give the file that is meant",
+                )
             return reader.read(0, reader.size)
 
     def create(

@@ -32,14 +32,16 @@ def _translated(error: OSError, path: str, *, writing: bool) -> ReshardError:
     if error.errno in (errno.EACCES, errno.EPERM):
         return denied(path, writing=writing)
     if error.errno in (errno.ENOENT, errno.ENOTDIR) and not writing:
-        return MissingInputError("NotFound", "there is no such file or folder", where=path)
+        return MissingInputError("NotFound", "there is no such file or folder", where=path, fix="create it, or correct the path")
     if error.errno == errno.EISDIR and not writing:
-        return MissingInputError("NotAFile", "a file is expected here, this is a folder", where=path)
+        return MissingInputError("NotAFile", "a file is expected here, this is a folder", where=path, fix="give a file")
     if error.errno in _NO_SPACE:
         return OutputError("CannotWrite", reason, where=path, fix="free or add space, or choose another target")
     if writing and error.errno in (errno.ENOTDIR, errno.EEXIST, errno.EISDIR):
         return OutputError("CannotCreate", reason, where=path, fix="choose another target")
-    return StorageError("WriteFailed" if writing else "ReadFailed", reason, where=path)
+    return StorageError(
+        "WriteFailed" if writing else "ReadFailed", reason, where=path, fix="check the storage for faults and run again"
+    )
 
 
 def denied(path: str, *, writing: bool) -> AccessError:
@@ -53,7 +55,12 @@ def denied(path: str, *, writing: bool) -> AccessError:
     try:
         found = os.stat(culprit)
     except OSError:
-        return AccessError("PermissionDenied", f"access is denied; {who}", where=path)
+        return AccessError(
+            "PermissionDenied",
+            f"access is denied; {who}",
+            where=path,
+            fix="run as a user or group with access, or change the mode",
+        )
     action, owner = "writing" if writing else "reading", f"uid {found.st_uid}{_user(found.st_uid)}, gid {found.st_gid}"
     return AccessError(
         "PermissionDenied",

@@ -74,7 +74,12 @@ class Strategy:
                 fix="give the strategy file of one stage, or leave out --layout part (spec.target.layout: Part)",
             )
         if not files[0].nodes:
-            raise DataError("StageUnknown", "it does not say which pipeline stage it describes", where=files[0].name)
+            raise DataError(
+                "StageUnknown",
+                "it does not say which pipeline stage it describes",
+                where=files[0].name,
+                fix="give the strategy file that training wrote for one stage",
+            )
         stages = tuple(_joined(files)[0].values())
         return cls(stages, _devices(stages), described[0])
 
@@ -92,7 +97,9 @@ def merge(files: Sequence[StrategyFile]) -> StrategyFile:
             stages differ in their number of ranks.
     """
     if not files:
-        raise DataError("StageMissing", "there is no strategy file", fix="give a strategy file, or a folder that holds some")
+        raise DataError(
+            "StageMissing", "there is no strategy file", where="strategy", fix="give a strategy file, or a folder that holds some"
+        )
     stages, nodes = _joined(files)
     missing = list(islice((stage for stage in range(max(stages)) if stage not in stages), _SHOWN))
     if missing:
@@ -161,7 +168,12 @@ def _check_devices(stages: Mapping[int, Mapping[str, Layout]], files: Mapping[in
                     fix="all strategy files must come from one run",
                 )
     if first is None:
-        raise DataError("StrategyInvalid", "no stage names a parameter", where=next(iter(files.values())))
+        raise DataError(
+            "StrategyInvalid",
+            "no stage names a parameter",
+            where=next(iter(files.values())),
+            fix="give the strategy file that training wrote",
+        )
 
 
 def _essence(layout: Layout) -> tuple[object, ...]:

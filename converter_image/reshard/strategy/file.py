@@ -144,7 +144,12 @@ def _checked(record: LayoutRecord, where: str) -> Layout:
             fix=_FIX,
         )
     if record.field:
-        raise DataError("UnevenCut", f"it is cut by fields of {record.field}, which cannot be resharded", where=where)
+        raise DataError(
+            "UnevenCut",
+            f"it is cut by fields of {record.field}, which cannot be resharded",
+            where=where,
+            fix="give a strategy that cuts it evenly",
+        )
     layout = Layout(record.device_matrix, record.tensor_map, record.shard_step, record.shard_size)
     split = record.split_shape
     if split and (len(set(split)) > 1 or split[0] < 1 or len(split) != _cuts(layout)):
@@ -153,6 +158,7 @@ def _checked(record: LayoutRecord, where: str) -> Layout:
             f"it is cut into {len(split)} parts of lengths {list(split[:8])}, not evenly by its tensor map,"
             " and cannot be resharded",
             where=where,
+            fix="give a strategy that cuts it evenly",
         )
     return layout
 

@@ -64,8 +64,9 @@ def unite(manifests: Sequence[Manifest], diverging: Collection[str] = ()) -> Man
         names = sorted(uncovered)
         raise MissingInputError(
             "ParameterMissing",
-            f"the target's strategy names {len(names)} parameters that none of the {len(parts)} parts holds:"
+            f"it names {len(names)} parameters that none of the {len(parts)} parts holds:"
             f" {', '.join(names[:_SHOWN])}{f' and {len(names) - _SHOWN} more' if len(names) > _SHOWN else ''}",
+            where="target strategy",
             fix="say how many stages the source has (--stages, spec.source.stages), give the strategies that fit,"
             " or leave them out with --allow-missing (spec.parameters.allowMissing)",
         )

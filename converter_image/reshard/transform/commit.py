@@ -281,7 +281,12 @@ def maps_of(manifest: Manifest) -> dict[str, bytes]:
     for name in maps_beside(manifest.options):
         shown = [p for p in manifest.parameters if (path := files.get(p.target.stages[0])) and (path, name) != _NOT_MAPPED]
         if unknown := next((p for p in shown if p.dtype not in DTYPES), None):
-            raise DataError("UnknownType", f"there is no type {unknown.dtype[:32]!r}", where=f"parameter {unknown.name}")
+            raise DataError(
+                "UnknownType",
+                f"there is no type {unknown.dtype[:32]!r}",
+                where=f"parameter {unknown.name}",
+                fix="use the version that wrote it",
+            )
         nbytes = sum(prod(p.shape) * DTYPES[p.dtype].itemsize for p in shown)
         maps[name] = map_of({p.name: files[p.target.stages[0]] for p in shown}, nbytes)
     return maps

@@ -63,7 +63,12 @@ def refuse_own_files(read: Iterable[str], written: Iterable[str]) -> None:
     own = {open_store(path).around()[0] for path in read}
     for path in written:
         if open_store(path).around()[0] in own:
-            raise RequestError("TargetOverlapsSource", "the file to write is one of the source's", where=path)
+            raise RequestError(
+                "TargetOverlapsSource",
+                "the file to write is one of the source's",
+                where=path,
+                fix="choose another name, or another folder",
+            )
 
 
 def _in_one_storage(files: Mapping[int, str]) -> tuple[str, dict[int, str]]:

@@ -41,7 +41,12 @@ def check_places(request: Request) -> None:
             continue
         inside = _real(strategy).split("/")[-around.index(target[0]) :]
         if inside[0].startswith((STATE, "rank_")):
-            raise RequestError("TargetOverlapsSource", "a strategy lies in the target's own files", where=strategy)
+            raise RequestError(
+                "TargetOverlapsSource",
+                "a strategy lies in the target's own files",
+                where=strategy,
+                fix="move it, or choose another target",
+            )
 
 
 def check_copy_mode(request: Request, target: Store) -> None:

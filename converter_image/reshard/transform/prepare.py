@@ -204,6 +204,7 @@ def strategies_of(request: Request) -> Strategies:
         raise RequestError(
             "SourceStrategyMissing",
             "a part is made of one pipeline stage, and no strategy says which the source is",
+            where="source strategy",
             fix="give the strategy of that stage (--source-strategy, spec.source.strategy)",
         )
     if request.target_strategy:

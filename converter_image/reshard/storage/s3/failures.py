@@ -91,7 +91,7 @@ def _of_answer(error: boto.ClientError, where: str) -> ReshardError:  # noqa: PL
     if code == "NoSuchBucket":
         return MissingInputError("BucketMissing", what, where=where, fix="create the bucket, or correct its name or the endpoint")
     if code in MISSING:
-        return MissingInputError("NotFound", "there is no such object", where=where)
+        return MissingInputError("NotFound", "there is no such object", where=where, fix="check bucket, prefix and endpoint")
     if code in ("PreconditionFailed", "412"):
         return changed(where)
     if code in _WRONG_REGION:

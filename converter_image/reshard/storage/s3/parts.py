@@ -35,7 +35,9 @@ def part_size(size: int | None) -> int:
     if size is None:
         return _USUAL_PART
     if size > LARGEST_OBJECT:
-        raise OutputError("TooLarge", f"{size} bytes are more than an object can have", fix="cut the target into more ranks")
+        raise OutputError(
+            "TooLarge", f"{size} bytes are more than an object can have", where="target", fix="cut the target into more ranks"
+        )
     least = -(-size // MOST_PARTS)
     return max(_USUAL_PART, -(-least // _ALIGNMENT) * _ALIGNMENT)
 

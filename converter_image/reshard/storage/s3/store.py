@@ -103,7 +103,9 @@ class S3Store:
         """See `Store.open`."""
         found = self._find(self._key(path))
         if found is None:
-            raise MissingInputError("NotFound", "there is no such object", where=self._where(path))
+            raise MissingInputError(
+                "NotFound", "there is no such object", where=self._where(path), fix="check bucket, prefix and endpoint"
+            )
         return S3Reader(self._client, self._bucket, self._key(path), size=found.size, version=found.version)
 
     def read(self, path: str, limit: int) -> bytes:
@@ -117,7 +119,12 @@ class S3Store:
             size = found["ContentLength"]
             if size > limit:
                 where = self._where(path)
-                raise DataError("FileTooLarge", f"{size} bytes where at most {limit} can be meant", where=where)
+                raise DataError(
+                    "FileTooLarge",
+                    f"{size} bytes where at most {limit} can be meant",
+                    where=where,
+                    fix="give the file that is meant",
+                )
             content = bytearray(size)
             receive(found["Body"], memoryview(content))
             found["Body"].read(1)  # the end: there the server's checksum, if it has one, is compared
@@ -238,7 +245,9 @@ class S3Store:
 
     def _key(self, path: str) -> str:
         if ".." in path.split("/") or path.startswith("/"):  # whatever a hostile document says
-            raise DataError("UnsafePath", f"{path!r} leads out of the prefix", where=self.url)
+            raise DataError(
+                "UnsafePath", f"{path!r} leads out of the prefix", where=self.url, fix="restore the file that names it"
+            )
         return "/".join(part for part in (self._prefix, path) if part)
 
     def _where(self, path: str) -> str:
