@@ -6,6 +6,8 @@ import places
 import pytest
 import s3_server
 
+from reshard.storage.s3 import client
+
 if TYPE_CHECKING:
     from collections.abc import Iterator
     from pathlib import Path
@@ -15,6 +17,13 @@ if TYPE_CHECKING:
 def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[s3_server.Server]:
     with s3_server.running(tmp_path_factory.mktemp("s3")) as found:
         yield found
+
+
+@pytest.fixture(autouse=True)
+def _no_client_stays() -> Iterator[None]:
+    """Clients are kept for as long as a process runs, with the environment that they were made in."""
+    yield
+    client.client_of.cache_clear()
 
 
 @pytest.fixture

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import pytest
+import urllib3.exceptions as urllib3
 from botocore import exceptions as boto
 
 from reshard.errors import (
@@ -16,6 +17,7 @@ from reshard.errors import (
     UsageError,
 )
 from reshard.storage.s3.failures import failures
+from reshard.storage.s3.retries import retrying
 
 
 def answer(code: str, status: int = 400) -> boto.ClientError:
@@ -57,6 +59,7 @@ def test_an_unknown_code_of_a_refusal_is_one() -> None:
     ("error", "kind"),
     [
         (boto.NoCredentialsError(), AccessError),
+        (urllib3.ReadTimeoutError(None, "", "Read timed out."), StorageError),  # type: ignore[arg-type]
         (boto.ProfileNotFound(profile="x"), AccessError),
         (FileNotFoundError(2, "No such file", "/token"), AccessError),
         (ConnectionResetError(104, "Connection reset"), StorageError),
@@ -72,3 +75,14 @@ def test_an_unknown_code_of_a_refusal_is_one() -> None:
 def test_the_way_to_it_decides(error: Exception, kind: type[ReshardError]) -> None:
     with pytest.raises(kind), failures("x"):
         raise error
+
+
+def test_a_refusal_whose_text_breaks_off_is_asked_for_again() -> None:
+    answers = [urllib3.ProtocolError("Connection broken"), None]
+
+    def ask() -> str:
+        if (error := answers.pop(0)) is not None:
+            raise error
+        return "found"
+
+    assert retrying(ask) == "found"

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING
 
 from boto3.exceptions import Boto3Error
 from botocore import exceptions as boto
+from urllib3.exceptions import HTTPError
 
 from reshard.errors import (
     AccessError,
@@ -77,7 +78,8 @@ def failures(where: str) -> Iterator[None]:
         yield
     except boto.ClientError as error:
         raise _of_answer(error, where) from error
-    except (boto.BotoCoreError, Boto3Error, ValueError, OSError) as error:  # an endpoint that is no URL is a ValueError
+    # An endpoint that is no URL is a ValueError; botocore does not wrap what breaks off the text of a refusal.
+    except (boto.BotoCoreError, Boto3Error, HTTPError, ValueError, OSError) as error:
         raise _of_way(error, where) from error
 
 
@@ -120,7 +122,7 @@ def _of_way(error: Exception, where: str) -> ReshardError:
         return RequestError("CertificateRefused", what, where=where, fix="give the server's authority as CA bundle")
     if isinstance(error, boto.ValidationError | boto.ParamValidationError | boto.InvalidDNSNameError | ValueError):
         return UsageError("InvalidAddress", what, where=where, fix="write it like s3://bucket/prefix, the endpoint with https://")
-    if isinstance(error, boto.HTTPClientError | boto.ConnectionError | boto.IncompleteReadError | OSError):
+    if isinstance(error, boto.HTTPClientError | boto.ConnectionError | boto.IncompleteReadError | HTTPError | OSError):
         return StorageError("Unreachable", what, where=where, fix="check the endpoint and the network, and run again")
     return StorageError("RequestFailed", what, where=where, fix="run again")
 

@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING, ParamSpec, TypeVar
 
 from botocore import exceptions as boto
 from tenacity import Retrying, retry_if_exception, stop_after_attempt, stop_after_delay, wait_random_exponential
+from urllib3.exceptions import HTTPError
 
 from reshard.storage.s3.failures import code_of
 
@@ -18,6 +19,7 @@ _BROKEN_OFF = (
     boto.ReadTimeoutError,
     boto.ResponseStreamingError,
     boto.FlexibleChecksumError,
+    HTTPError,
 )
 P = ParamSpec("P")
 T = TypeVar("T")
