@@ -41,7 +41,8 @@ def test_a_reader_that_has_seen_enough_is_no_failure(large: Path, option: str) -
 @pytest.mark.parametrize("arguments", ["inspect {}", "inspect --json {}", "--help"])
 def test_a_full_output_is_said_in_one_line(large: Path, arguments: str) -> None:
     ended = shell(f"{PROGRAM} {arguments.format(large)} >/dev/full")
-    assert (ended.returncode, ended.stderr) == (74, "reshard: OutputFailed: standard output: No space left on device\n")
+    said = "reshard: OutputFailed: standard output: No space left on device; check where the output goes, and run again\n"
+    assert (ended.returncode, ended.stderr) == (74, said)
 
 
 @pytest.mark.parametrize("redirection", ["2>&-", "2>/dev/full", ">&-"])
