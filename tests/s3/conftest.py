@@ -20,9 +20,8 @@ def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[s3_server.Serve
 
 
 @pytest.fixture(autouse=True)
-def _no_client_stays() -> Iterator[None]:
+def _no_client_stays() -> None:
     """Clients are kept for as long as a process runs, with the environment that they were made in."""
-    yield
     client.client_of.cache_clear()
 
 
