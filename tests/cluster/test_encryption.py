@@ -124,7 +124,7 @@ def test_keys_that_are_changed_underway_are_found_and_what_is_unfinished_shows_n
     stage.secret("keys", KEYS)
     spec = stage.spec(source={"decryption": key("AES-GCM")}, target={"encryption": key("AES-CBC")}, execution={"parallelism": 1})
     stage.create("changed", spec)
-    wait_for(lambda: list(stage.results.glob("out/rank_*/*")))  # the status tells it later, perhaps after the last rank
+    wait_for(lambda: list(stage.results.glob("out/.reshard/*/records/*")))  # the status tells it later, perhaps too late
     stage.change("changed", {"suspend": True})
     stage.wait("changed", lambda s: s["phase"] == "Suspended")
     assert list((stage.results / "out" / ".reshard").iterdir()) != []
