@@ -68,7 +68,7 @@ def contestants(case: Case, place: Path, target: Path, *, with_mindspore: bool) 
     if case.work == "unify":
         sides = unify
     elif case.work == "load":
-        subprocess.run([RESHARD, "transform", *unify, "--target", unified], check=True, capture_output=True)
+        subprocess.run([RESHARD, "transform", *unify, "--target", unified, "--overwrite"], check=True, capture_output=True)
         source, sides = unified, ["--source", unified, "--target-strategy", after]
     commands = {
         "cp -r": ["sh", "-c", 'cp -r "$1" "$2" && sync -f "$2"', "cp", source, str(target)],
