@@ -19,6 +19,7 @@ from reshard.cli.strategies import strategy
 from reshard.errors import MissingInputError, UsageError
 from reshard.spec.ranks import parse_ranks
 from reshard.spec.resource import parse_resource, request_here
+from reshard.spec.urls import local_path
 from reshard.storage import open_store, parent_and_name
 from reshard.target.parts import is_whole, notes_on_rules
 from reshard.transform.complete import commit_checkpoint
@@ -248,6 +249,7 @@ def _folders(option: str, given: tuple[str, ...]) -> dict[str, str]:
         name, separator, folder = each.partition("=")
         if not name or not separator or not folder:
             raise UsageError("InvalidVolume", f"{each!r} is not NAME=DIR", where=option, fix="write it like checkpoints=/data")
+        folder = local_path(folder)
         if not Path(folder).is_dir():
             raise MissingInputError("NotFound", "there is no such folder", where=folder, fix=f"create it, or correct {option}")
         found[name] = folder

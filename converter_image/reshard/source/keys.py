@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 
 from reshard.errors import AccessError, MissingInputError, UsageError
 from reshard.spec.keys import KEY_BYTES
+from reshard.spec.urls import local_path
 
 if TYPE_CHECKING:
     from reshard.spec.keys import Encryption, Key
@@ -48,7 +49,7 @@ def _found(key: Key) -> bytes:
             raise MissingInputError("KeyMissing", "it is not set", where=_where(key), fix="set it, or name another")
         return content
     try:
-        with Path(key.file or "").open("rb") as file:
+        with Path(local_path(key.file or "")).open("rb") as file:
             return file.read(_MOST_BYTES)
     except PermissionError as error:
         raise AccessError(

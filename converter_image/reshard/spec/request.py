@@ -13,6 +13,7 @@ import msgspec
 from reshard.errors import UsageError
 from reshard.spec.access import Accesses
 from reshard.spec.keys import Encryption
+from reshard.spec.urls import normalized
 
 OutputFormat = Literal["Source", "Ckpt", "Safetensors"]
 TargetLayout = Literal["PerRank", "Part", "Unified", "Same", "Index"]
@@ -243,9 +244,11 @@ class Request(msgspec.Struct, frozen=True):
         for name in ("source", "target", "source_strategy", "target_strategy", "index"):
             value: object = getattr(self, name)
             if isinstance(value, os.PathLike):
-                msgspec.structs.force_setattr(self, name, os.fspath(value))
-            elif not (isinstance(value, str) or (value is None and name.endswith(("strategy", "index")))):
-                raise UsageError("InvalidOption", f"{value!r} is no path", where=name, fix="give text, or an os.PathLike")
+                value = os.fspath(value)
+            if isinstance(value, str):
+                msgspec.structs.force_setattr(self, name, normalized(value))
+            elif value is not None or not name.endswith(("strategy", "index")):
+                raise UsageError("InvalidOption", f"{value!r} is not a path", where=name, fix="give a str or an os.PathLike")
         if self.target_strategy and self.options.layout == "Unified":
             raise UsageError(
                 "InvalidOption", "unified files hold whole parameters", where="target strategy", fix="leave out the strategy"

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Annotated, Literal, NamedTuple
 
 import msgspec
 
-from reshard.errors import UsageError
+from reshard.errors import RequestError, UsageError
 from reshard.spec.access import Access, Accesses
 from reshard.spec.execution import ExecutionSpec, Strict
 from reshard.spec.keys import Encryption, Key, Mode
@@ -27,6 +27,7 @@ from reshard.spec.request import (
     Unplaced,
     Verification,
 )
+from reshard.spec.urls import is_url
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -351,8 +352,16 @@ def check_relative(path: str, where: str) -> None:
     """A path below the root of a volume or bucket: nothing in it may lead elsewhere.
 
     Raises:
+        RequestError: it is a URL.
         UsageError: it may.
     """
+    if is_url(path):
+        raise RequestError(
+            "UnsupportedScheme",
+            f"{path!r} is a URL; the path must be relative to the volume or bucket",
+            where=where,
+            fix="write it like checkpoints/run-1; for an object store use storage.s3 with bucket, prefix and endpoint",
+        )
     if (path and any(part in {"", ".", ".."} for part in path.split("/"))) or "\x00" in path:
         raise UsageError(
             "InvalidPath",

@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from reshard.spec.access import Access
+from reshard.spec.urls import S3, normalized
 from reshard.storage.local import LocalStore
 
 if TYPE_CHECKING:
@@ -12,16 +13,17 @@ if TYPE_CHECKING:
 
 __all__ = ["open_store", "parent_and_name", "root_and_path"]
 
-_S3 = "s3://"
-
 
 def open_store(url: str, access: Access | None = None) -> Store:
-    """The storage that an address names: a folder's path, or s3://bucket/prefix.
+    """Open the store at a folder's path, a file:// URL or s3://bucket/prefix.
 
     Raises:
-        AccessError, UsageError: it cannot be reached as it is said.
+        AccessError: the object store refuses the credentials.
+        RequestError: the scheme is not supported.
+        UsageError: the URL or the configuration of the object store is invalid.
     """
-    if url.startswith(_S3):
+    url = normalized(url)
+    if url.startswith(S3):
         from reshard.storage.s3 import S3Store  # noqa: PLC0415 - boto3 takes a third of a second and 30 MB
 
         return S3Store(url, access or Access())
@@ -34,8 +36,9 @@ def parent_and_name(url: str) -> tuple[str, str]:
     >>> parent_and_name("s3://bucket/strategies/a.ckpt"), parent_and_name("a.ckpt"), parent_and_name("/a")
     (('s3://bucket/strategies', 'a.ckpt'), ('.', 'a.ckpt'), ('/', 'a'))
     """
+    url = normalized(url)
     folder, _, name = url.rstrip("/").rpartition("/")
-    if url.startswith(_S3) and not folder.removeprefix(_S3.rstrip("/")).strip("/"):  # a bucket is in nothing
+    if url.startswith(S3) and not folder.removeprefix(S3.rstrip("/")).strip("/"):  # a bucket is in nothing
         return url.rstrip("/"), ""
     return folder or ("/" if url.startswith("/") else "."), name
 
@@ -46,7 +49,8 @@ def root_and_path(url: str) -> tuple[str, str]:
     >>> root_and_path("s3://bucket/rank_0/a.ckpt"), root_and_path("/rank_0/../a.ckpt")
     (('s3://bucket', 'rank_0/a.ckpt'), ('/', 'a.ckpt'))
     """
-    if url.startswith(_S3):
-        bucket, _, path = url.removeprefix(_S3).partition("/")
-        return _S3 + bucket, path
+    url = normalized(url)
+    if url.startswith(S3):
+        bucket, _, path = url.removeprefix(S3).partition("/")
+        return S3 + bucket, path
     return "/", LocalStore(url).root.lstrip("/")
