@@ -1,6 +1,6 @@
-"""Writes what the chart says of its values, from values.schema.json: README.md, and the comments of values.yaml: `make docs`.
+"""Generate the chart's README.md and the comments of values.yaml from values.schema.json (`make docs`).
 
-With --check it writes nothing, and fails if a file is not as it would write it.
+With --check, write nothing and fail if a file is out of date.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 
 CHART = Path(__file__).parents[1] / "helm" / "reshard"
 SCHEMA = json.loads((CHART / "values.schema.json").read_text(encoding="utf-8"))
-_HEAD = """# The chart of Reshard
+_HEAD = """# Helm chart
 
 {description}.
 
@@ -29,30 +29,29 @@ helm install reshard helm/reshard --namespace reshard-system --create-namespace 
 helm test reshard --namespace reshard-system
 ```
 
-The chart needs Kubernetes {kubernetes}. `helm test` runs a small transform in a pod. What to do from there on is in
-[operations](../../docs/operations.md), who may do what in [security](../../docs/security.md). `helm uninstall` ends the operator
-and leaves the CRD, all resources and their pods where they are; `kubectl delete crd checkpointtransforms.reshard.dev` removes
-those.
+The chart requires Kubernetes {kubernetes}. `helm test` runs a small transform in a pod. See [Operations](../../docs/operations.md) for
+day-to-day use and [Security](../../docs/security.md) for permissions. `helm uninstall` removes the operator and keeps the CRD, all
+resources and their pods. To remove those too, run `kubectl delete crd checkpointtransforms.reshard.dev`.
 
 ## Values
 
-Made from `values.schema.json` by `make docs`. What is not here is refused.
+`make docs` generates this table from `values.schema.json`. The schema rejects unknown values.
 
-| value | type | default | |
+| value | type | default | description |
 |---|---|---|---|
 """
-_VALUES_HEAD = "# The values of the chart. The comments are made from values.schema.json by `make docs`.\n\n"
+_VALUES_HEAD = "# Default values. `make docs` generates the comments from values.schema.json.\n\n"
 _WIDTH = 120
 
 
 def sections(field: dict[str, Any]) -> dict[str, dict[str, Any]]:
-    """The values under a field, if it is no value itself: then they are described one by one."""
+    """Return the nested values of a field, or nothing if the field is a value itself."""
     under = {name: _resolved(each) for name, each in _resolved(field).get("properties", {}).items()}
     return under if any("description" in each for each in under.values()) else {}
 
 
 def readme() -> str:
-    """The chart's README.md."""
+    """Return the content of the chart's README.md."""
     chart = yaml.safe_load((CHART / "Chart.yaml").read_text(encoding="utf-8"))
     values = yaml.safe_load((CHART / "values.yaml").read_text(encoding="utf-8"))
     lowest = chart["kubeVersion"].removeprefix(">=").removesuffix("-0")
@@ -61,7 +60,7 @@ def readme() -> str:
 
 
 def commented(text: str) -> str:
-    """values.yaml, with every value's comment above it."""
+    """Return values.yaml with a comment above each value."""
     lines = [line for line in text.splitlines() if not line.lstrip().startswith("#")]
     comments = dict(_comments(SCHEMA, yaml.compose("\n".join(lines))))
     made = []
@@ -83,7 +82,7 @@ def _rows(schema: dict[str, Any], values: dict[str, Any], path: str) -> Iterator
 
 
 def _comments(schema: dict[str, Any], node: yaml.MappingNode) -> Iterator[tuple[int, str]]:
-    """The line of each key, and what is to be said above it."""
+    """Yield the line of each key and its comment."""
     fields = sections(schema)
     for key, value in node.value if fields else ():
         yield key.start_mark.line, fields[key.value].get("description", "")
@@ -91,19 +90,19 @@ def _comments(schema: dict[str, Any], node: yaml.MappingNode) -> Iterator[tuple[
 
 
 def _resolved(field: dict[str, Any]) -> dict[str, Any]:
-    """A field with what it, and each item of its list, refers to."""
+    """Resolve the references of a field and of its list items."""
     if "$ref" in field:
         field = SCHEMA["definitions"][field["$ref"].rsplit("/", 1)[1]] | field
     return field | {"items": _resolved(field["items"])} if "items" in field else field
 
 
 def main() -> int:
-    """Write the files, or check them."""
+    """Write the files, or check that they are up to date."""
     values = CHART / "values.yaml"
     made = {CHART / "README.md": readme(), values: commented(values.read_text(encoding="utf-8"))}
     if "--check" in sys.argv:
         stale = [path.name for path, text in made.items() if path.read_text(encoding="utf-8") != text]
-        print(*(f"{name} is not as values.schema.json says: run make docs" for name in stale), sep="\n", end="")
+        print(*(f"{name} is out of date: run make docs" for name in stale), sep="\n", end="")
         return bool(stale)
     for path, text in made.items():
         path.write_text(text, encoding="utf-8")
