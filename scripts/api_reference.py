@@ -1,4 +1,4 @@
-"""Prints docs/api.md, the reference of the resource, from its CRD: `make docs`."""
+"""Print docs/api.md, the reference of the resource, from its CRD (`make docs`)."""
 
 from __future__ import annotations
 
@@ -13,15 +13,15 @@ if TYPE_CHECKING:
 CRD = Path(__file__).parents[1] / "crds" / "checkpointtransforms.yaml"
 _HEAD = """# CheckpointTransform
 
-Made from `crds/checkpointtransforms.yaml` by `make docs`. The same is told by `kubectl explain checkpointtransform.spec`.
+`make docs` generates this page from `crds/checkpointtransforms.yaml`. `kubectl explain checkpointtransform.spec` shows the same text.
 
 {description}
 """
-_TABLE = "| field | type | default | |\n|---|---|---|---|"
+_TABLE = "| field | type | default | description |\n|---|---|---|---|"
 
 
 def reference() -> str:
-    """The page."""
+    """Return the page."""
     crd = yaml.safe_load(CRD.read_text(encoding="utf-8"))
     schema = crd["spec"]["versions"][0]["schema"]["openAPIV3Schema"]
     lines = [_HEAD.format(description=schema["description"])]
@@ -30,7 +30,7 @@ def reference() -> str:
         lines += list(_rows(schema["properties"][part], part))
         lines.append("")
     rules = schema["properties"]["spec"]["x-kubernetes-validations"]
-    lines += ["## What is refused", "", *(f"- {rule['message']}" for rule in rules), ""]
+    lines += ["## Validation rules", "", *(f"- {rule['message']}" for rule in rules), ""]
     return "\n".join(lines)
 
 
@@ -51,7 +51,7 @@ def _rows(schema: dict[str, Any], path: str) -> Iterator[str]:
 
 
 def kind(field: dict[str, Any]) -> str:
-    """What a value of this JSON Schema is."""
+    """Describe the type of a JSON Schema field."""
     if "enum" in field:
         return ", ".join(f"`{value}`" for value in field["enum"] if value)
     limits = [f"{name} {field[key]}" for key, name in (("minimum", "at least"), ("maximum", "at most")) if key in field]
