@@ -13,7 +13,8 @@ if TYPE_CHECKING:
 CRD = Path(__file__).parents[1] / "crds" / "checkpointtransforms.yaml"
 _HEAD = """# CheckpointTransform
 
-`make docs` generates this page from `crds/checkpointtransforms.yaml`. `kubectl explain checkpointtransform.spec` shows the same text.
+`make docs` generates this page from `crds/checkpointtransforms.yaml`. `kubectl explain checkpointtransform.spec` shows the same
+text.
 
 {description}
 """

@@ -29,9 +29,11 @@ helm install reshard helm/reshard --namespace reshard-system --create-namespace 
 helm test reshard --namespace reshard-system
 ```
 
-The chart requires Kubernetes {kubernetes}. `helm test` runs a small transform in a pod. See [Operations](../../docs/operations.md) for
-day-to-day use and [Security](../../docs/security.md) for permissions. `helm uninstall` removes the operator and keeps the CRD, all
-resources and their pods. To remove those too, run `kubectl delete crd checkpointtransforms.reshard.dev`.
+The chart requires Kubernetes {kubernetes}. `helm test` runs a small transform in a pod. See
+[Operations](../../docs/operations.md) for day-to-day use and [Security](../../docs/security.md) for permissions.
+
+`helm uninstall` removes the operator and keeps the CRD, all resources and their pods. To remove those too, run
+`kubectl delete crd checkpointtransforms.reshard.dev`.
 
 ## Values
 
