@@ -2,6 +2,6 @@
 
 import sys
 
-from reshard.cli import main
+from reshard.cli import program
 
-sys.exit(main())
+sys.exit(program())

@@ -32,11 +32,11 @@ if TYPE_CHECKING:
 # Imports everything by a plan, says so, and carries out a command when told to.
 _WAITING = """
 import sys
-from reshard.cli import main
+from reshard.cli import main, program
 assert main(["plan", *sys.argv[2:], "--json"]) == 0
 print("ready", flush=True)
 sys.stdin.readline()
-sys.exit(main(sys.argv[1:]))
+sys.exit(program(sys.argv[1:]))
 """
 
 
@@ -53,7 +53,35 @@ def stuck(*_, **__):
             pass
 reshard.cli._PATIENCE_SECONDS = 0.2
 reshard.cli.commands.verify_checkpoint = stuck
-sys.exit(reshard.cli.main(["verify", "."]))
+sys.exit(reshard.cli.program(["verify", "."]))
+"""
+
+# A process that does other things too: cancelled while a command is stuck, it goes on.
+_HOST = """
+import os, signal, threading, time
+import reshard.cli
+def stuck(*_, **__):
+    try:
+        os.kill(os.getpid(), signal.SIGTERM)
+        time.sleep(60)
+    except BaseException:
+        time.sleep(1)
+        raise
+reshard.cli._PATIENCE_SECONDS = 0.2
+reshard.cli.commands.verify_checkpoint = stuck
+numbers = (signal.SIGTERM, signal.SIGINT)
+signal.signal(signal.SIGINT, signal.SIG_IGN)
+before = [signal.getsignal(number) for number in numbers]
+codes = [reshard.cli.main(["verify", "."])]
+def other():
+    codes.append(reshard.cli.main(["inspect", "nothing"]))
+    codes.append(reshard.cli.main(["--version"]))
+    codes.append(reshard.cli.main(["inspect", "--nonsense"]))
+thread = threading.Thread(target=other)
+thread.start()
+thread.join()
+assert [signal.getsignal(number) for number in numbers] == before
+print(codes)
 """
 
 
@@ -172,6 +200,11 @@ def test_what_ends_a_stuck_process_says_so() -> None:
     process.send_signal(signal.SIGTERM)
     said = process.communicate()[1]
     assert (process.returncode, said) == (143, f"reshard: {CancelledError()}\n")
+
+
+def test_main_never_ends_the_process_that_calls_it() -> None:
+    ended = subprocess.run([sys.executable, "-c", _HOST], capture_output=True, text=True, check=True)
+    assert ended.stdout.splitlines()[-1] == "[143, 66, 0, 2]"
 
 
 def test_a_source_that_changes_meanwhile_is_an_error(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -2,9 +2,14 @@
 
 from __future__ import annotations
 
+import contextlib
+import io
+import os
+import pty
 import subprocess
 import sys
-from typing import TYPE_CHECKING
+from dataclasses import replace
+from pathlib import Path
 
 import disk
 import numpy as np
@@ -12,9 +17,6 @@ import pytest
 import rawfiles
 
 from reshard.cli import main
-
-if TYPE_CHECKING:
-    from pathlib import Path
 
 PROGRAM = f"{sys.executable} -m reshard"
 
@@ -70,3 +72,110 @@ def test_hostile_names_are_printed_as_escapes(tmp_path: Path, capsys: pytest.Cap
     said = capsys.readouterr().out
     assert "T\\x1b[2J\\nreshard: complete" in said
     assert "\x1b" not in said
+
+
+@pytest.fixture
+def foreign(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> dict[str, list[str]]:
+    """Every command that prints, with names that only Unicode has."""
+    folder = tmp_path / "结果"
+    model = disk.example()
+    named = replace(model, tensors=tuple(replace(t, name=f"{t.name}权重") for t in model.tensors))
+    made = disk.write(folder / "in", named)
+    out = str(folder / "out")
+    request = made.arguments(folder / "planned")[1:]
+    stages = folder / "stages"
+    stages.mkdir()
+    (stages / "stage_0.ckpt").write_bytes(made.target_strategy.read_bytes())
+    assert main(made.arguments(folder / "out")) == 0
+    assert main(made.arguments(folder / "begun", "--no-commit")) == 0
+    capsys.readouterr()
+    return {
+        "transform": made.arguments(folder / "new"),
+        "nothing to do": made.arguments(folder / "out"),
+        "plan": ["plan", *request],
+        "picture": ["plan", *request, "--picture"],
+        "parameter": ["plan", *request, "--parameter", "*"],
+        "inspect": ["inspect", out, "--all"],
+        "verify": ["verify", out],
+        "commit": ["commit", str(folder / "begun")],
+        "convert": ["convert", str(made.source), str(folder / "converted"), "--format", "safetensors"],
+        "fetch": ["fetch", *request[:-2], "--target", str(folder / "fetched"), "--rank", "1"],
+        "strategy show": ["strategy", "show", str(made.target_strategy)],
+        "strategy merge": ["strategy", "merge", str(stages), str(folder / "merged.json")],
+    }
+
+
+@pytest.mark.parametrize("encoding", ["ascii", "latin-1"])
+def test_every_command_prints_to_streams_that_lack_its_characters(
+    foreign: dict[str, list[str]], encoding: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for name, arguments in foreign.items():
+        out, err = (io.TextIOWrapper(io.BytesIO(), encoding=encoding) for _ in range(2))
+        monkeypatch.setattr(sys, "stdout", out)
+        monkeypatch.setattr(sys, "stderr", err)
+        assert (name, main(arguments)) == (name, 0)
+        out.seek(0)
+        printed = out.read()
+        assert printed
+        assert "?" not in printed
+        if name == "parameter":
+            assert "4 -> 6 ranks" in printed
+            assert "####" in printed
+            assert "+----" in printed
+            assert "w\\u6743\\u91cd" in printed
+            assert "\\u2588" not in printed
+        assert main(["inspect", "没有"]) == 66
+        err.seek(0)
+        assert "\\u6ca1\\u6709" in err.read()
+
+
+def test_a_program_prints_to_a_stream_that_lacks_its_characters(foreign: dict[str, list[str]]) -> None:
+    ended = subprocess.run(
+        [sys.executable, "-m", "reshard", *foreign["transform"]],
+        capture_output=True,
+        env=os.environ | {"PYTHONIOENCODING": "ascii"},
+        check=False,
+    )
+    assert ended.returncode == 0
+    assert rb"\u7ed3\u679c" in ended.stdout
+
+
+@pytest.mark.parametrize("option", ["", "--json"])
+def test_every_command_survives_a_reader_that_is_gone(
+    foreign: dict[str, list[str]], option: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    for name, arguments in foreign.items():
+        if option and name in {"picture", "parameter", "strategy merge"}:
+            continue
+        reading, writing = os.pipe()
+        os.close(reading)
+        with contextlib.suppress(BrokenPipeError), os.fdopen(writing, "w", encoding="utf-8") as pipe:
+            monkeypatch.setattr(sys, "stdout", pipe)
+            assert (name, main([*arguments, *option.split()])) == (name, 0)
+            assert sys.stdout is pipe
+            monkeypatch.undo()
+    assert "reshard: " not in capsys.readouterr().err
+
+
+def test_a_terminal_that_is_gone_stops_nothing(tmp_path: Path) -> None:
+    made = disk.write(tmp_path / "in", disk.example())
+    ours, theirs = pty.openpty()
+    os.close(ours)
+    ended = subprocess.run(
+        [sys.executable, "-m", "reshard", *made.arguments(tmp_path / "out")], stderr=theirs, stdout=subprocess.PIPE, check=False
+    )
+    os.close(theirs)
+    assert ended.returncode == 0
+    assert disk.differences(made.model, tmp_path / "out", "ckpt") == []
+
+
+def test_main_leaves_the_callers_streams_as_they_were(large: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    with Path("/dev/full").open("w", encoding="ascii", buffering=1) as full, io.StringIO() as closed:
+        closed.close()
+        for stdout, code in ((full, 74), (None, 0), (closed, 0)):
+            monkeypatch.setattr(sys, "stdout", stdout)
+            monkeypatch.setattr(sys, "stderr", None)
+            assert main(["inspect", str(large)]) == code
+            assert (sys.stdout, sys.stderr) == (stdout, None)
+        with contextlib.suppress(OSError):
+            full.close()

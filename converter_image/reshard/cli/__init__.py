@@ -7,11 +7,11 @@ import signal
 import sys
 import threading
 import traceback
-from typing import TYPE_CHECKING, Literal, Self
+from typing import TYPE_CHECKING, Any, Self
 
 import click
 
-from reshard.cli import show
+from reshard.cli import show, streams
 from reshard.cli.commands import cli
 from reshard.cli.state import Invocation
 from reshard.errors import ReshardError, StorageError, UsageError, printable
@@ -21,27 +21,45 @@ if TYPE_CHECKING:
     from collections.abc import Sequence
     from types import FrameType
 
-# A pod is killed some time after SIGTERM; what is still busy by then is left to the next try's sweeping.
-_PATIENCE_SECONDS = 4.0
+# A cancelled command has cleaned up by then, unless its storage does not answer; the next run removes what it leaves.
+_PATIENCE_SECONDS = 1.8
 
 
-def main(arguments: Sequence[str] | None = None) -> int:
-    """Run one command.
+def program(arguments: Sequence[str] | None = None) -> int:
+    """Run one command as a process of its own, which ends soon after a signal even when it is stuck.
 
     Args:
-        arguments: those behind the program's name; None: those of this process.
+        arguments: the arguments after the program's name; None: those of this process.
 
     Returns:
         The exit code.
     """
-    streams: tuple[Literal["stdout", "stderr"], ...] = ("stdout", "stderr")
-    for name in streams:
-        if getattr(sys, name) is None:  # it was closed; a file that is opened now must not take its place
-            show.discard(name)
+    code = _main(arguments, patience=_PATIENCE_SECONDS)
+    streams.flush_at_exit()
+    return code
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Run one command in a process that does other things too, from any thread.
+
+    In the main thread SIGTERM and SIGINT cancel the command while it runs. Signal handlers and standard streams are restored.
+
+    Args:
+        arguments: the arguments after the program's name; None: those of this process.
+
+    Returns:
+        The exit code.
+    """
+    return _main(arguments, patience=None)
+
+
+def _main(arguments: Sequence[str] | None, *, patience: float | None) -> int:
     invocation = Invocation()
-    with _Signals(invocation) as signals:
+    signals = _Signals(invocation, patience)
+    with streams.usable():
         try:
-            return _run(sys.argv[1:] if arguments is None else list(arguments), invocation)
+            with signals:
+                return _run(sys.argv[1:] if arguments is None else list(arguments), invocation)
         except CancelledError as error:  # it may also come while another end is being told
             signals.told = True
             return _fail(error, invocation, code=128 + (signals.received or signal.SIGTERM))
@@ -64,10 +82,10 @@ def _run(arguments: list[str], invocation: Invocation) -> int:  # noqa: PLR0911 
     except (click.Abort, KeyboardInterrupt):
         return _fail(CancelledError(), invocation, code=128 + signal.SIGINT)
     except BrokenPipeError:  # whoever read our output has gone
-        show.discard("stdout")
+        streams.discard("stdout")
         return 0
     except OSError as error:  # a storage's are ReshardErrors: this one is of what we print to
-        show.discard("stdout")
+        streams.discard("stdout")
         where = error.filename or "standard output"
         return _fail(
             StorageError(
@@ -102,39 +120,52 @@ def _misused(error: click.ClickException, invocation: Invocation) -> int:
 
 def _fail(error: ReshardError, invocation: Invocation, *, code: int | None = None, cause: BaseException | None = None) -> int:
     if invocation.debug:
-        traceback.print_exception(cause or error)
+        show.say("".join(traceback.format_exception(cause or error)).rstrip())
     show.say(f"reshard: {printable(str(error))}")
     return error.exit_code if code is None else code
 
 
 class _Signals:
-    """SIGTERM and Ctrl-C call the work off, once; what was half done is cleared away on the way out."""
+    """While active, the first SIGTERM or SIGINT cancels the command.
 
-    def __init__(self, invocation: Invocation) -> None:
+    Args:
+        invocation: the command.
+        patience: seconds after which the process ends, whatever it is doing; None: never.
+    """
+
+    def __init__(self, invocation: Invocation, patience: float | None) -> None:
         self.received: int | None = None
         self.told = False
-        self._invocation = invocation
-        self._before: dict[int, object] = {}
+        self._invocation, self._patience = invocation, patience
+        self._before: dict[int, Any] = {}
+        self._over = False
 
     def __enter__(self) -> Self:
         if threading.current_thread() is threading.main_thread():
             for number in (signal.SIGTERM, signal.SIGINT):
-                self._before[number] = signal.signal(number, self._received)
+                before = signal.getsignal(number)
+                # None: not set from Python, and cannot be restored. A process in the background ignores SIGINT.
+                if before not in (None, signal.SIG_IGN):
+                    self._before[number] = before
+                    signal.signal(number, self._received)
         return self
 
     def __exit__(self, *_: object) -> None:
+        self._over = True
         for number, handler in self._before.items():
-            signal.signal(number, handler)  # type: ignore[arg-type]  # what signal.signal gave, it takes
+            signal.signal(number, handler)
 
     def _received(self, number: int, _frame: FrameType | None) -> None:
         if self.received is not None:
             return
         self.received = number
         self._invocation.cancellation.cancel()
-        watchdog = threading.Timer(_PATIENCE_SECONDS, self._give_up, (128 + number,))
-        watchdog.daemon = True
-        watchdog.start()
-        raise CancelledError
+        if self._patience is not None:
+            watchdog = threading.Timer(self._patience, self._give_up, (128 + number,))
+            watchdog.daemon = True
+            watchdog.start()
+        if not self._over:
+            raise CancelledError
 
     def _give_up(self, code: int) -> None:
         if not self.told:

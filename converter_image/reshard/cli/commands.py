@@ -165,7 +165,7 @@ def plan(write: bool, picture: bool, svg: str | None, parameters: tuple[str, ...
     if svg is not None:
         pictures.write_svg(planned, parameters, svg)
     _show_plan(planned, as_json=arguments["as_json"])
-    print(drawn, end="")
+    show.draw(drawn)
 
 
 @cli.command()

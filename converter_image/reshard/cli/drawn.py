@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import sys
-from typing import TYPE_CHECKING, Self
+from typing import TYPE_CHECKING, Self, TextIO
 
 from rich.console import Console, RenderableType
 from rich.progress import (
@@ -19,6 +19,7 @@ from rich.progress import (
 from rich.table import Table
 from rich.text import Text
 
+from reshard.cli.streams import TolerantStream
 from reshard.errors import printable
 
 if TYPE_CHECKING:
@@ -46,7 +47,7 @@ def table(title: str | None, columns: Iterable[tuple[str, str]], rows: Iterable[
 
 def rendered(*drawn: RenderableType) -> str:
     """As text, in colours where standard output shows them."""
-    console = Console(file=sys.stdout, width=width())
+    console = _console(sys.stdout, width())
     with console.capture() as text:
         console.print(*drawn, sep="\n")
     return text.get()
@@ -54,14 +55,19 @@ def rendered(*drawn: RenderableType) -> str:
 
 def width() -> int:
     """Of what standard output goes to, in characters."""
-    return Console(file=sys.stdout).width if sys.stdout.isatty() else 200
+    return _console(sys.stdout).width if sys.stdout.isatty() else 200
+
+
+def _console(stream: TextIO, width: int | None = None) -> Console:
+    """A console whose stream raises no BrokenPipeError: rich would end the process."""
+    return Console(file=TolerantStream(stream), width=width)  # type: ignore[arg-type]  # it has all that rich calls
 
 
 class BarProgress:
     """A bar with rate and time left, on a terminal's standard error."""
 
     def __init__(self) -> None:
-        self._console = Console(stderr=True)
+        self._console = _console(sys.stderr)
         self._progress: Progress | None = None
         self._task: TaskID | None = None
 

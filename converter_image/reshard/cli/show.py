@@ -3,13 +3,12 @@
 from __future__ import annotations
 
 import json
-import os
 import sys
 import threading
 import time
-from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal, Self
+from typing import TYPE_CHECKING, Any, Self
 
+from reshard.cli.streams import TolerantStream, encodable
 from reshard.errors import printable
 
 if TYPE_CHECKING:
@@ -36,25 +35,23 @@ def size(nbytes: float) -> str:
 
 
 def out(text: str = "") -> None:
-    """A line of result."""
-    print(printable(text))
+    """Print a line of the result."""
+    draw(f"{printable(text)}\n")
+
+
+def draw(text: str) -> None:
+    """Print text that may hold drawing characters and several lines, as far as standard output can encode it."""
+    print(encodable(text, sys.stdout), end="")
 
 
 def say(text: str) -> None:
-    """A line on standard error. That nobody can read it stops nothing; the exit code tells the rest."""
-    try:
-        print(text, file=sys.stderr, flush=True)
-    except OSError:
-        discard("stderr")
-
-
-def discard(stream: Literal["stdout", "stderr"]) -> None:
-    """Let go of what is printed to this stream, so that the interpreter's own flush at exit stays silent too."""
-    setattr(sys, stream, Path(os.devnull).open("w", encoding="utf-8"))  # noqa: SIM115 - open to the end
+    """Print a line to standard error. If that fails the command goes on; its exit code tells the outcome."""
+    TolerantStream(sys.stderr).write(f"{text}\n")
+    TolerantStream(sys.stderr).flush()
 
 
 def out_json(document: dict[str, Any]) -> None:
-    """The one object that a program reads."""
+    """Print the one object that a program reads."""
     print(json.dumps(document))
 
 
@@ -62,7 +59,7 @@ def table(title: str | None, columns: Iterable[tuple[str, str]], rows: Iterable[
     """Print a table; each column is a heading and "left" or "right"."""
     from reshard.cli import drawn  # noqa: PLC0415 - a pod draws nothing, and starts a tenth of a second sooner
 
-    print(drawn.table(title, columns, rows), end="")  # rich itself would end the process when nobody reads any more
+    draw(drawn.table(title, columns, rows))  # rich itself would end the process when nobody reads any more
 
 
 class LineProgress:

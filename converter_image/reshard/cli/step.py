@@ -161,4 +161,4 @@ def _short(text: str, most: int) -> str:
 
 
 def _say_retry(error: BaseException | None) -> None:
-    click.echo(f"trying again: {error}", err=True)
+    show.say(f"trying again: {error}")
