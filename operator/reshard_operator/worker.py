@@ -13,6 +13,7 @@ from reshard_operator import metrics
 from reshard_operator.cluster import ApiError, NameTakenError
 from reshard_operator.reconcile import Create, reconcile, refused
 from reshard_operator.status import only_counts_differ
+from reshard_operator.workqueue import WorkQueue
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -41,8 +42,7 @@ class Reconciler:
         self._cluster = cluster
         self._config = config
         self._may_write = may_write
-        self._due: dict[Key, float] = {}
-        self._busy: set[Key] = set()
+        self._queue: WorkQueue[Key] = WorkQueue()
         self._failures: dict[Key, int] = {}
         self._counted: dict[Key, float] = {}
         self._census = metrics.Census()
@@ -51,8 +51,7 @@ class Reconciler:
 
     def mark(self, namespace: str, name: str, after: float = _SETTLE_SECONDS) -> None:
         """Look at a transform, soon."""
-        key, due = (namespace, name), time.monotonic() + after
-        self._due[key] = min(due, self._due.get(key, due))
+        self._queue.add((namespace, name), time.monotonic() + after)
         self._changed.set()
 
     async def run(self) -> None:
@@ -79,7 +78,6 @@ class Reconciler:
     async def _work(self) -> None:
         while True:
             key = await self._next()
-            self._busy.add(key)
             try:
                 with metrics.RECONCILE_SECONDS.time():
                     again = await self._reconcile(*key)
@@ -94,7 +92,7 @@ class Reconciler:
                 log.exception("reconciling failed", extra={"transform": "/".join(key)})
                 self._retry(key, quiet=True, error=error)
             finally:
-                self._busy.discard(key)
+                self._queue.done(key)
                 self._changed.set()
 
     def _retry(self, key: Key, *, quiet: bool, error: Exception) -> None:
@@ -108,16 +106,12 @@ class Reconciler:
         """The next transform that is due, and that nobody works on."""
         while True:
             self._changed.clear()
-            now = time.monotonic()
-            free = [(due, key) for key, due in self._due.items() if key not in self._busy]
-            if free and self._may_write():
-                due, key = min(free)
-                if due <= now:
-                    del self._due[key]
+            now, wait = time.monotonic(), 1.0
+            if self._may_write():
+                if (key := self._queue.pop(now)) is not None:
                     return key
-                wait = due - now
-            else:
-                wait = 1.0
+                if (due := self._queue.next_due()) is not None:
+                    wait = due - now
             try:
                 await asyncio.wait_for(self._changed.wait(), wait)
             except TimeoutError:

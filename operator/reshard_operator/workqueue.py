@@ -1,0 +1,54 @@
+"""A queue of keys that are due at a time, each worked on by one worker at a time: client-go's delaying queue, in asyncio's one thread."""
+
+from __future__ import annotations
+
+import heapq
+from typing import Generic, TypeVar
+
+K = TypeVar("K")
+
+
+class WorkQueue(Generic[K]):
+    """Keys by due time. Adding and popping take O(log n).
+
+    A key that is added while it is worked on waits until `done`.
+    """
+
+    def __init__(self) -> None:
+        self._due: dict[K, float] = {}
+        self._busy: set[K] = set()
+        # Holds the current entry of each key that is not busy. Entries that an earlier due time replaced are skipped when popped.
+        self._heap: list[tuple[float, K]] = []
+
+    def add(self, key: K, due: float) -> None:
+        """Add a key. Of several due times the earliest counts."""
+        if due >= self._due.get(key, float("inf")):
+            return
+        self._due[key] = due
+        if key not in self._busy:
+            heapq.heappush(self._heap, (due, key))
+
+    def pop(self, now: float) -> K | None:
+        """Return the key that has been due longest and mark it busy; None if no free key is due."""
+        due = self.next_due()
+        if due is None or due > now:
+            return None
+        key = heapq.heappop(self._heap)[1]
+        del self._due[key]
+        self._busy.add(key)
+        return key
+
+    def next_due(self) -> float | None:
+        """Return when the next free key is due; None if there is none."""
+        while self._heap:
+            due, key = self._heap[0]
+            if self._due.get(key) == due and key not in self._busy:
+                return due
+            heapq.heappop(self._heap)
+        return None
+
+    def done(self, key: K) -> None:
+        """Free a key that `pop` returned."""
+        self._busy.discard(key)
+        if key in self._due:
+            heapq.heappush(self._heap, (self._due[key], key))
