@@ -81,10 +81,15 @@ class Transform:
     attempt: int
     status: Object
 
+    @property
+    def status_of_attempt(self) -> Object:
+        """The last status, if it is of this attempt; else empty."""
+        return self.status if self.status.get("attempt", self.attempt) == self.attempt else {}
+
     def knows(self, step: str) -> bool:
         """Whether the status of this attempt tells already what the pod of a step has left."""
         mark = {"plan": "plan", "commit": "manifest"}[step]
-        return mark in self.status and self.status.get("attempt") == self.attempt
+        return mark in self.status_of_attempt
 
     @classmethod
     def parse(cls, resource: Object) -> Transform:

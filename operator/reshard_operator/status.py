@@ -95,7 +95,7 @@ def build(transform: Transform, state: State, now: datetime, details: Object | N
         now: for what changes now.
         details: fields to set; those that it does not name stay, unless they belong to an earlier attempt.
     """
-    last = transform.status if transform.status.get("attempt", transform.attempt) == transform.attempt else {}
+    last = transform.status_of_attempt
     status: Object = {key: last[key] for key in _LASTING if key in last}
     status |= details or {}
     status |= {
@@ -142,26 +142,46 @@ def rank_details(seen: Seen, job: Job, ranks: tuple[int, ...], ranks_per_pod: in
         "active": min(active, len(ranks) - done - len(failed)),
         "succeeded": done,
         "failed": len(failed),
+        **_start(seen, job, done),
     }
     if failed:
         details["failedRanks"] = as_text(failed)
     if failures:
         details["failures"] = failures[:_MOST_FAILURES]
     found: Object = {"ranks": details, "progress": f"{done}/{len(ranks)}", "percentage": 100 * done // len(ranks)}
-    if (end := _expected_end(seen, job, done, len(ranks))) is not None:
+    if (end := _expected_end(seen, details)) is not None:
         found["expectedCompletionTime"] = end
     return found
 
 
-def _expected_end(seen: Seen, job: Job, done: int, total: int) -> str | None:
-    """When the last rank will be written at the rate so far. Worked out when one is finished, so that it stays still between."""
-    last = seen.transform.status
-    if (last.get("ranks") or {}).get("succeeded") == done and "expectedCompletionTime" in last:
-        return str(last["expectedCompletionTime"])
-    started = job.status.get("startTime")
-    if not 0 < done < total or not started:
+def _start(seen: Seen, job: Job, done: int) -> Object:
+    """When the Job started or was resumed, and how many ranks were written before that. Empty while it is suspended.
+
+    Kubernetes sets `startTime` again on resume and, up to 1.36, keeps the old one while the Job is suspended. It does not say how
+    many indexes were complete at that time, so the last status before the new start has to.
+    """
+    started, spec = job.status.get("startTime"), seen.transform.spec
+    if not started or job.spec.get("suspend") or (spec is not None and spec.suspend):
+        return {}
+    last = seen.transform.status_of_attempt.get("ranks") or {}
+    before = last.get("succeededAtStart", 0) if last.get("startTime") == started else last.get("succeeded", 0)
+    return {"startTime": started, "succeededAtStart": min(before, done)}
+
+
+def _expected_end(seen: Seen, ranks: Object) -> str | None:
+    """When the last rank will be written at the rate since the start. Calculated only when a rank is finished, so that the
+    status does not change in between.
+    """
+    if "startTime" not in ranks:
         return None
-    return _time(seen.now + (seen.now - datetime.fromisoformat(started)) * (total - done) / done)
+    last = seen.transform.status_of_attempt
+    unchanged = all((last.get("ranks") or {}).get(key) == ranks[key] for key in ("startTime", "succeeded"))
+    if unchanged and "expectedCompletionTime" in last:
+        return str(last["expectedCompletionTime"])
+    done, left = ranks["succeeded"] - ranks["succeededAtStart"], ranks["total"] - ranks["succeeded"]
+    if not done or not left:
+        return None
+    return _time(seen.now + (seen.now - datetime.fromisoformat(ranks["startTime"])) * left / done)
 
 
 def all_done(ranks: int) -> Object:

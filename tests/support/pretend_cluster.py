@@ -55,6 +55,7 @@ class PretendCluster:
     Attributes:
         others: Jobs of other transforms with the same target.
         outcome: what a pod of a step (and, of the ranks, of an index) leaves: an exit code and its message.
+        keeps_start_time: whether a suspended Job keeps its startTime until it is resumed, as before Kubernetes 1.37.
     """
 
     resource: dict[str, Any] = field(default_factory=resource)
@@ -67,6 +68,7 @@ class PretendCluster:
     outcome: Callable[[str, int], tuple[int, dict[str, Any]]] = field(
         default=lambda step, _: (0, {"plan": PLAN, "commit": COMMIT}.get(step, {}))
     )
+    keeps_start_time: bool = False
     _serial: int = 0
 
     @property
@@ -134,9 +136,12 @@ class PretendCluster:
         if spec.get("suspend"):
             self.pods = [pod for pod in self.pods if pod not in mine or not Pod(pod).alive]
             status |= {"active": 0, "ready": 0, "conditions": [{"type": "Suspended", "status": "True"}]}
+            if not self.keeps_start_time:
+                status.pop("startTime", None)
             return
+        if status.get("conditions") or "startTime" not in status:
+            status["startTime"] = self.now.isoformat()
         status["conditions"] = []
-        status.setdefault("startTime", self.now.isoformat())
         alive = [pod for pod in mine if Pod(pod).alive]
         for pod in alive:
             self._end(pod)
