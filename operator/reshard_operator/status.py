@@ -169,8 +169,9 @@ def _start(seen: Seen, job: Job, done: int) -> Object:
 
 
 def _expected_end(seen: Seen, ranks: Object) -> str | None:
-    """When the last rank will be written at the rate since the start. Calculated only when a rank is finished, so that the
-    status does not change in between.
+    """When the last rank will be written at the rate since the start.
+
+    Calculated only when a rank is finished, so that the status does not change in between.
     """
     if "startTime" not in ranks:
         return None

@@ -1,4 +1,4 @@
-"""A queue of keys that are due at a time, each worked on by one worker at a time: client-go's delaying queue, in asyncio's one thread."""
+"""A queue of keys by due time, each worked on by one worker at a time, as client-go's delaying queue. For one thread."""
 
 from __future__ import annotations
 

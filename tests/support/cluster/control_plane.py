@@ -37,7 +37,8 @@ def apiserver(layout: Layout) -> list[str]:
         f"--service-account-signing-key-file={keys / SERVICE_ACCOUNTS}.key",
         "--service-account-issuer=https://kubernetes.default.svc",
         "--authorization-mode=Node,RBAC",
-        "--enable-admission-plugins=NodeRestriction",
+        # OpenShift enables the second one.
+        "--enable-admission-plugins=NodeRestriction,OwnerReferencesPermissionEnforcement",
         f"--kubelet-client-certificate={keys / KUBELET_CLIENT}.crt",
         f"--kubelet-client-key={keys / KUBELET_CLIENT}.key",
         "--kubelet-preferred-address-types=InternalIP",
