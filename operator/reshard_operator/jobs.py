@@ -17,9 +17,10 @@ if TYPE_CHECKING:
     from collections.abc import Iterable
 
     from reshard.spec.execution import PodTemplateSpec
+    from reshard.spec.messages import PlanMessage
     from reshard.spec.resource import TransformSpec, Volume
     from reshard_operator.config import Config
-    from reshard_operator.observation import Job, PlanMessage, Transform
+    from reshard_operator.observation import Job, Transform
 
 MANAGED_BY = "reshard-operator"
 LABEL_MANAGED_BY = "app.kubernetes.io/managed-by"
@@ -110,9 +111,9 @@ def _essence(value: object) -> object:
     return found
 
 
-def plan_job(transform: Transform, config: Config) -> Object:
+def plan_job(transform: Transform, config: Config, run: int = 1) -> Object:
     """The Job that checks everything and writes the plan."""
-    return _job(transform, config, "plan", {}, memory_bytes=_PLAN_BYTES)
+    return _job(transform, config, "plan", {}, memory_bytes=_PLAN_BYTES, run=run)
 
 
 def ranks_job(transform: Transform, config: Config, planned: PlanMessage) -> Object:
@@ -141,12 +142,15 @@ def ranks_job(transform: Transform, config: Config, planned: PlanMessage) -> Obj
     return job
 
 
-def commit_job(transform: Transform, config: Config, planned: PlanMessage) -> Object:
+def commit_job(transform: Transform, config: Config, planned: PlanMessage, run: int = 1) -> Object:
     """The Job that finds every rank's record and completes the checkpoint."""
-    return _job(transform, config, "commit", {"RESHARD_DIGEST": planned.digest}, memory_bytes=planned.memory_bytes)
+    variables = {"RESHARD_DIGEST": planned.digest}
+    return _job(transform, config, "commit", variables, memory_bytes=planned.memory_bytes, run=run)
 
 
-def _job(transform: Transform, config: Config, step: str, variables: dict[str, str], *, memory_bytes: int) -> Object:
+def _job(
+    transform: Transform, config: Config, step: str, variables: dict[str, str], *, memory_bytes: int, run: int = 1
+) -> Object:
     spec = _spec(transform)
     overrides = spec.execution.pod_template
     labels = {
@@ -167,7 +171,7 @@ def _job(transform: Transform, config: Config, step: str, variables: dict[str, s
         "apiVersion": "batch/v1",
         "kind": "Job",
         "metadata": {
-            "name": job_name(transform.name, transform.uid, step, spec.execution.attempt),
+            "name": job_name(transform.name, transform.uid, step, spec.execution.attempt, run),
             "namespace": transform.namespace,
             "labels": labels,
             "annotations": annotations,

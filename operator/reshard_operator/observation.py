@@ -4,59 +4,29 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 from datetime import datetime
-from typing import TYPE_CHECKING, Annotated, Any, TypeVar
+from typing import TYPE_CHECKING, Any
 
 import msgspec
 
 from reshard.errors import ReshardError
+from reshard.spec.messages import FailureMessage, UnreadableMessageError, decode_message
 from reshard.spec.ranks import format_ranks, parse_ranks
 from reshard.spec.resource import TransformSpec, parse_spec
 
 if TYPE_CHECKING:
     from collections.abc import Iterable
 
+    from reshard.spec.messages import M, PlanMessage
+
 QUEUE_LABEL = "kueue.x-k8s.io/queue-name"
 # Ours, whatever else a webhook has put into the pod.
 CONTAINER = "reshard"
 STEPS = ("plan", "ranks", "commit")
+# How often a step runs whose result cannot be read.
+MOST_RUNS = 3
 _LONGEST_BASE = 34
 
-# More than any cluster has; a forged message must not make the operator list without end.
-_Ranks = Annotated[int, msgspec.Meta(ge=1, le=1_000_000)]
-
 Object = dict[str, Any]
-M = TypeVar("M", bound=msgspec.Struct)
-
-
-class PlanMessage(msgspec.Struct, frozen=True, rename="camel"):
-    """What the plan's pod leaves (`reshard.cli.step`)."""
-
-    source_ranks: _Ranks
-    target_ranks: _Ranks
-    parameters: int
-    bytes: int
-    memory_bytes: int
-    digest: str
-    finished_ranks: int = 0
-    complete: bool = False
-    notes: tuple[str, ...] = ()
-
-
-class CommitMessage(msgspec.Struct, frozen=True, rename="camel"):
-    """What the commit's pod leaves."""
-
-    digest: str
-    bytes_read: int
-    bytes_written: int
-    manifest: str  # empty: of a checkpoint that other transforms make parts of too, and not all of them are there
-
-
-class FailureMessage(msgspec.Struct, frozen=True, rename="camel"):
-    """What a pod leaves that has failed."""
-
-    reason: str
-    message: str
-    exit_code: int = 1
 
 
 @dataclass(frozen=True)
@@ -271,8 +241,16 @@ class Pod(Kept):
         """A condition, whatever it says."""
         return next((c for c in self.status.get("conditions") or () if c["type"] == kind), {})
 
+    def result(self, kind: type[M]) -> M:
+        """Its termination message.
+
+        Raises:
+            UnreadableMessageError: it has none that can be read.
+        """
+        return decode_message(str(self.terminated.get("message") or ""), kind)
+
     def failure(self) -> FailureMessage:
-        """Why it has failed, in its own words if it has left any."""
+        """Why it has failed, in its own words if it has left any, of whatever version: people read them."""
         ended = self.terminated
         text = str(ended.get("message") or "")
         code = int(ended.get("exitCode") or 0)
@@ -317,8 +295,9 @@ class Seen:
     """Everything that a decision rests on.
 
     Attributes:
-        jobs: this transform's, of this attempt, by step.
-        old_jobs: this transform's, of earlier attempts.
+        jobs: this transform's, of this attempt, by step; of a step that ran several times the last one.
+        runs: which run of its step each of them is.
+        old_jobs: this transform's, of earlier attempts and runs.
         pods: this transform's: all of plan and commit, of the ranks' some of those that wait, are not ready, or have failed.
         rivals: pods of other transforms with the same target that may still write it, and Jobs of older ones.
         events: warnings about unfinished Jobs and waiting pods.
@@ -328,6 +307,7 @@ class Seen:
     transform: Transform
     now: datetime
     jobs: dict[str, Job] = field(default_factory=dict)
+    runs: dict[str, int] = field(default_factory=dict)
     old_jobs: tuple[Job, ...] = ()
     pods: tuple[Pod, ...] = ()
     rivals: tuple[str, ...] = ()
@@ -337,9 +317,15 @@ class Seen:
     def of(cls, transform: Transform, now: datetime, own: Iterable[Job]) -> Seen:
         """With a transform's own Jobs, told apart by their names."""
         found = {job.name: job for job in own}
-        names = {step: job_name(transform.name, transform.uid, step, transform.attempt) for step in STEPS}
-        current = {step: found.pop(name) for step, name in names.items() if name in found}
-        return cls(transform, now, current, tuple(found.values()))
+        runs: dict[str, int] = {}
+        current: dict[str, Job] = {}
+        for step in STEPS:
+            for run in range(MOST_RUNS, 0, -1):
+                job = found.get(job_name(transform.name, transform.uid, step, transform.attempt, run))
+                if job is not None:
+                    runs[step], current[step] = run, found.pop(job.name)
+                    break
+        return cls(transform, now, current, runs, tuple(found.values()))
 
     def pods_of(self, job: Job) -> tuple[Pod, ...]:
         """The pods of one Job, the newest first."""
@@ -350,24 +336,30 @@ class Seen:
         found = (event for event in self.events if event.object_uid == uid and event.reason in reasons)
         return max(found, key=lambda event: event.told, default=None)
 
-    def message(self, step: str, kind: type[M]) -> M | None:
-        """What the pod of a finished step has left."""
+    def read_result(self, step: str, kind: type[M]) -> M | None:
+        """What the pod of a completed step has reported; None if the step is not complete, or its pod is gone.
+
+        Raises:
+            UnreadableMessageError: its message cannot be read.
+        """
         job = self.jobs.get(step)
         if job is None or not job.complete:
             return None
-        for pod in self.pods_of(job):
-            if pod.phase == "Succeeded":
-                try:
-                    return msgspec.json.decode(str(pod.terminated.get("message") or ""), type=kind)
-                except msgspec.MsgspecError:
-                    continue
-        return None
+        succeeded = next((pod for pod in self.pods_of(job) if pod.phase == "Succeeded"), None)
+        return succeeded.result(kind) if succeeded is not None else None
+
+    def result(self, step: str, kind: type[M]) -> M | None:
+        """The same, without a result if it cannot be read."""
+        try:
+            return self.read_result(step, kind)
+        except UnreadableMessageError:
+            return None
 
 
-def job_name(name: str, uid: str, step: str, attempt: int) -> str:
+def job_name(name: str, uid: str, step: str, attempt: int, run: int = 1) -> str:
     """The name of a step's Job: the same whoever computes it, and short enough for the names of its pods."""
     base = name.replace(".", "-")[:_LONGEST_BASE].rstrip("-")
-    return f"{base}-{uid[:8]}-{step}" + (f"-{attempt}" if attempt > 1 else "")
+    return f"{base}-{uid[:8]}-{step}" + (f"-{attempt}" if attempt > 1 else "") + (f"-r{run}" if run > 1 else "")
 
 
 def ranks_of(spec: TransformSpec, planned: PlanMessage) -> tuple[int, ...]:

@@ -11,18 +11,22 @@ from typing import TYPE_CHECKING
 
 import msgspec
 
+from reshard.spec.messages import CommitMessage, PlanMessage, UnreadableMessageError
 from reshard.spec.ranks import ranks_of_index
 from reshard_operator import diagnosis, jobs
-from reshard_operator.observation import QUEUE_LABEL, CommitMessage, PlanMessage, as_text, ranks_of
+from reshard_operator.observation import CONTAINER, MOST_RUNS, QUEUE_LABEL, as_text, ranks_of
 from reshard_operator.status import Phase, State, all_done, build, plan_details, rank_details
 
 if TYPE_CHECKING:
+    from reshard.spec.messages import FailureMessage, StepMessage
     from reshard.spec.resource import TransformSpec
     from reshard_operator.config import Config
-    from reshard_operator.observation import FailureMessage, Job, Object, Seen
+    from reshard_operator.observation import Job, Object, Seen
 
 _PHASES = {"plan": Phase.PLANNING, "ranks": Phase.RESHARDING, "commit": Phase.COMMITTING}
 _DOING = {"plan": "Planning", "ranks": "Resharding", "commit": "Committing"}
+# The ranks leave records and no result that anything depends on.
+_RESULTS: dict[str, type[StepMessage]] = {"plan": PlanMessage, "commit": CommitMessage}
 _FAILED = {"plan": "PlanFailed", "ranks": "RanksFailed", "commit": "CommitFailed"}
 # How soon to look again at what no watch tells: pods of other transforms, pods that cannot start.
 _LOOK_AGAIN_SECONDS = 5.0
@@ -100,7 +104,7 @@ def reconcile(seen: Seen, config: Config) -> Decision:
         return _fail(seen, "SpecChanged", "the spec has changed underway; create another CheckpointTransform")
     planned = _planned(seen)
     if planned is None:
-        return _step(seen, spec, "plan", jobs.plan_job(transform, config))
+        return _step(seen, spec, "plan", jobs.plan_job(transform, config, _next_run(seen, "plan")))
     return _carry_out(seen, spec, planned, config)
 
 
@@ -117,9 +121,10 @@ def _carry_out(seen: Seen, spec: TransformSpec, planned: PlanMessage, config: Co
         details |= rank_details(seen, job, ranks, spec.execution.ranks_per_pod, _failures(seen, job, ranks, spec))
     if ranks and (job is None or not job.complete):
         return _step(seen, spec, "ranks", jobs.ranks_job(seen.transform, config, planned), details)
-    committed = seen.message("commit", CommitMessage)
+    committed = seen.result("commit", CommitMessage)
     if committed is None:
-        return _step(seen, spec, "commit", jobs.commit_job(seen.transform, config, planned), details)
+        commit = jobs.commit_job(seen.transform, config, planned, _next_run(seen, "commit"))
+        return _step(seen, spec, "commit", commit, details)
     details |= all_done(len(ranks)) | {
         "bytesRead": committed.bytes_read,
         "bytesWritten": committed.bytes_written,
@@ -140,23 +145,29 @@ def refused(seen: Seen, decision: Decision, reason: str, message: str, *, for_go
 
 def _planned(seen: Seen) -> PlanMessage | None:
     """What the plan's pod has told; the status remembers it, should the pod be gone."""
-    planned, status = seen.message("plan", PlanMessage), seen.transform.status
+    planned, status = seen.result("plan", PlanMessage), seen.transform.status
     if planned is None and seen.transform.knows("plan"):
         return msgspec.convert(status["plan"], PlanMessage)
     return planned
 
 
+def _next_run(seen: Seen, step: str) -> int:
+    """The run that a step's next Job would be."""
+    return seen.runs.get(step, 0) + 1
+
+
 def _step(seen: Seen, spec: TransformSpec, step: str, manifest: Object, details: Object | None = None) -> Decision:
-    """Bring one step to its end."""
+    """Bring one step to its end; `manifest` is that of its next Job."""
     job = seen.jobs.get(step)
     if job is None:
         return _begin(seen, spec, step, manifest, details)
     doing = State(_PHASES[step], _DOING[step], f"Job {job.name} is being deleted")
     if job.deleting:
         return _tell(seen, doing, details, _LOOK_AGAIN_SECONDS)
-    if job.complete:  # but it has left no message: its pod is gone, or something else ran in its place
-        again = replace(doing, message=f"Job {job.name} has left no result and runs again")
-        return _tell(seen, again, details, _SOON_SECONDS, Delete(job))
+    if job.complete:  # without a result, or the step would be over
+        if seen.runs[step] < MOST_RUNS:
+            return _begin(seen, spec, step, manifest, details)
+        return _fail(seen, "ResultMissing", _why_no_result(seen, step, job), details)
     if job.failed is not None:
         reason, message = _why_failed(seen, spec, step, job)
         return _fail(seen, reason, message, details)
@@ -172,7 +183,8 @@ def _step(seen: Seen, spec: TransformSpec, step: str, manifest: Object, details:
     trouble = diagnosis.waiting_for(seen, job, doing.phase)
     if trouble is None:
         look_again = None if job.runs else _LOOK_AGAIN_SECONDS
-        return _tell(seen, replace(doing, message=_progress(step, job.name, details)), details, look_again, *actions)
+        progress = _progress(step, job.name, seen.runs[step], details)
+        return _tell(seen, replace(doing, message=progress), details, look_again, *actions)
     deadline = spec.execution.startup_deadline_seconds
     if trouble.stuck and not job.status.get("ready") and diagnosis.stuck_seconds(seen) >= deadline:
         return _fail(seen, "PodsNotStarting", f"for {deadline} s: {trouble.reason}: {trouble.message}", details)
@@ -197,7 +209,7 @@ def _begin(seen: Seen, spec: TransformSpec, step: str, manifest: Object, details
         return _tell(seen, replace(starting, message="waiting for pods of the last attempt to end"), details, _SOON_SECONDS)
     # In the words that will be true in a moment: one write of the status less.
     name = manifest["metadata"]["name"]
-    starting = replace(starting, message=_progress(step, name, details))
+    starting = replace(starting, message=_progress(step, name, _next_run(seen, step), details))
     named = {"jobs": {s: job.name for s, job in seen.jobs.items()} | {step: name}}
     return _tell(seen, starting, named | (details or {}), _LOOK_AGAIN_SECONDS, Create(manifest))
 
@@ -231,6 +243,18 @@ def _why_failed(seen: Seen, spec: TransformSpec, step: str, job: Job) -> tuple[s
     return _reason(said, _FAILED[step]), _message(said, condition)
 
 
+def _why_no_result(seen: Seen, step: str, job: Job) -> str:
+    """What is known about the last run of a step that reports nothing, and what to do."""
+    try:
+        seen.read_result(step, _RESULTS[step])
+        why, fix = "its pod is gone", "find out what deletes finished pods"
+    except UnreadableMessageError as error:
+        why = str(error)
+        fix = f"use operator and converter images of one version, and let no sidecar write {CONTAINER}'s termination message"
+    what = f"the {step} step completed {MOST_RUNS} times without a result, last in Job {job.name}"
+    return f"{what}: {why}; {fix}, then raise spec.execution.attempt"
+
+
 def _reason(said: list[FailureMessage], otherwise: str) -> str:
     reasons = {message.reason for message in said}
     only = reasons.pop() if len(reasons) == 1 else ""
@@ -259,14 +283,15 @@ def _failures(seen: Seen, job: Job, ranks: tuple[int, ...], spec: TransformSpec)
     return [found[index] for index in sorted(found)]
 
 
-def _progress(step: str, name: str, details: Object | None) -> str:
+def _progress(step: str, name: str, run: int, details: Object | None) -> str:
     if step == "ranks" and details is not None:
         ranks = details["ranks"]
         failed = f", {ranks['failed']} failed" if ranks["failed"] else ""
         expected = details.get("expectedCompletionTime")
         left = f", the last expected at {expected}" if expected else ""
         return f"{ranks['succeeded']} of {ranks['total']} ranks are written{failed}{left}"
-    return f"Job {name} runs"
+    again = f" (run {run} of at most {MOST_RUNS}: the last one left no readable result)" if run > 1 else ""
+    return f"Job {name} runs{again}"
 
 
 def _has_ended(seen: Seen) -> bool:

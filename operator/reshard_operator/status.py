@@ -11,8 +11,9 @@ from reshard.spec.ranks import ranks_of_index
 from reshard_operator.observation import as_text, ranks_of
 
 if TYPE_CHECKING:
+    from reshard.spec.messages import PlanMessage
     from reshard.spec.resource import TransformSpec
-    from reshard_operator.observation import Job, Object, PlanMessage, Seen, Transform
+    from reshard_operator.observation import Job, Object, Seen, Transform
 
 _LONGEST_MESSAGE = 2000
 _MOST_FAILURES = 10
@@ -59,6 +60,7 @@ REASONS = {
     "InvalidSpec": "the operator cannot read the spec, as while CRD and operator are of different versions; nothing is touched",
     "SpecChanged": "the spec has changed since the Jobs were made, though it may not",
     "PlanFailed": "the plan's pod failed and left no reason of its own",
+    "ResultMissing": "a step completed three times without a result that the operator can read; the message says why",
     "RanksFailed": "target ranks could not be written; status.ranks names them",
     "CommitFailed": "the commit's pod failed and left no reason of its own",
     "DeadlineExceeded": "the ranks took longer than spec.execution.activeDeadlineSeconds",

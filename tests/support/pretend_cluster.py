@@ -8,6 +8,7 @@ from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime, timedelta
 from typing import TYPE_CHECKING, Any
 
+from reshard.spec.messages import MESSAGE_VERSION
 from reshard_operator import jobs
 from reshard_operator.config import Config
 from reshard_operator.observation import CONTAINER, Event, Job, Pod, Seen, Transform
@@ -19,6 +20,7 @@ if TYPE_CHECKING:
 CONFIG = Config(converter_image="converter:test")
 STORAGE = {"persistentVolumeClaim": {"claimName": "claim", "path": "src"}}
 PLAN = {
+    "version": MESSAGE_VERSION,
     "sourceRanks": 4,
     "targetRanks": 6,
     "parameters": 3,
@@ -29,7 +31,13 @@ PLAN = {
     "complete": False,
     "notes": ["one note"],
 }
-COMMIT = {"digest": "d" * 64, "bytesRead": 1000, "bytesWritten": 1200, "manifest": "reshard-manifest.json"}
+COMMIT = {
+    "version": MESSAGE_VERSION,
+    "digest": "d" * 64,
+    "bytesRead": 1000,
+    "bytesWritten": 1200,
+    "manifest": "reshard-manifest.json",
+}
 
 
 def resource(uid: str = "11112222-aaaa", **spec: Any) -> dict[str, Any]:
@@ -54,7 +62,7 @@ class PretendCluster:
 
     Attributes:
         others: Jobs of other transforms with the same target.
-        outcome: what a pod of a step (and, of the ranks, of an index) leaves: an exit code and its message.
+        outcome: what a pod of a step (and, of the ranks, of an index) leaves: an exit code and its message, text or to be JSON.
         keeps_start_time: whether a suspended Job keeps its startTime until it is resumed, as before Kubernetes 1.37.
     """
 
@@ -65,7 +73,7 @@ class PretendCluster:
     others: list[dict[str, Any]] = field(default_factory=list)
     now: datetime = datetime(2026, 1, 1, tzinfo=UTC)
     created: list[str] = field(default_factory=list)
-    outcome: Callable[[str, int], tuple[int, dict[str, Any]]] = field(
+    outcome: Callable[[str, int], tuple[int, object]] = field(
         default=lambda step, _: (0, {"plan": PLAN, "commit": COMMIT}.get(step, {}))
     )
     keeps_start_time: bool = False
@@ -182,7 +190,15 @@ class PretendCluster:
         pod["status"] = {
             "phase": "Failed" if code else "Succeeded",
             "containerStatuses": [
-                {"name": CONTAINER, "state": {"terminated": {"exitCode": code, "message": json.dumps(message)}}}
+                {
+                    "name": CONTAINER,
+                    "state": {
+                        "terminated": {
+                            "exitCode": code,
+                            "message": message if isinstance(message, str) else json.dumps(message),
+                        }
+                    },
+                }
             ],
         }
 

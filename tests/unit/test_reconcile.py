@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from datetime import datetime, timedelta
 from itertools import pairwise
 from typing import Any
@@ -30,7 +31,7 @@ def test_from_plan_to_complete() -> None:
     assert [name.removeprefix("a-transform-11112222-") for name in cluster.created] == ["plan", "ranks", "commit"]
     status = cluster.status
     assert (status["phase"], status["progress"], status["percentage"]) == ("Complete", "6/6", 100)
-    assert status["plan"] == {k: v for k, v in PLAN.items() if k not in {"finishedRanks", "complete"}}
+    assert status["plan"] == {k: v for k, v in PLAN.items() if k not in {"version", "finishedRanks", "complete"}}
     assert (status["bytesRead"], status["bytesWritten"], status["manifest"]) == (1000, 1200, "reshard-manifest.json")
     assert status["startTime"] <= status["completionTime"]
     assert conditions(cluster) == {"Ready": "True", "Complete": "True"}
@@ -332,15 +333,81 @@ def test_a_newer_crd_disturbs_nothing(rounds: int) -> None:
     assert (cluster.status["phase"], cluster.status["attempt"]) == ("Complete", 2)
 
 
-def test_a_step_that_left_no_result_runs_again() -> None:
+def test_a_step_whose_pod_is_gone_runs_again() -> None:
     cluster = PretendCluster()
     cluster.work()
     for _ in range(3):
         cluster.advance()
     cluster.pods.clear()  # garbage collected before anybody read it
+    cluster.work()
+    assert "run 2 of at most 3" in ready(cluster)["message"]
     cluster.settle()
     assert cluster.status["phase"] == "Complete"
-    assert [name[-4:] for name in cluster.created].count("plan") == 2
+    assert [name for name in cluster.created if "plan" in name] == [f"a-transform-11112222-plan{run}" for run in ("", "-r2")]
+    assert all("ttlSecondsAfterFinished" in job["spec"] for job in cluster.jobs.values())
+
+
+NEWER = "has version 2, and this operator reads version 1"
+UNREADABLE = {
+    "": "there is no termination message",
+    "sidecar: done": "not one of a step",
+    json.dumps({"version": 2, "rankMap": {}}): NEWER,
+    json.dumps(PLAN | {"version": 2}): NEWER,
+    json.dumps({key: value for key, value in PLAN.items() if key != "version"}): "missing required field `version`",
+    json.dumps(COMMIT | {"version": 1, "digest": 3}): "not one of a step",
+}
+
+
+@pytest.mark.parametrize("status_lost", [False, True], ids=["", "operator killed before each write"])
+@pytest.mark.parametrize(("text", "said"), UNREADABLE.items(), ids=range(len(UNREADABLE)))
+@pytest.mark.parametrize("step", ["plan", "commit"])
+def test_a_result_that_cannot_be_read_is_asked_for_three_times(step: str, text: str, said: str, *, status_lost: bool) -> None:
+    usual = PretendCluster().outcome
+    cluster = PretendCluster(outcome=lambda s, i: (0, text) if s == step else usual(s, i))
+    if status_lost:
+        for _ in range(40):
+            cluster.work(status_lost=True)
+            cluster.advance()
+    cluster.settle(50)
+    assert (cluster.status["phase"], ready(cluster)["reason"]) == ("Failed", "ResultMissing")
+    assert said in ready(cluster)["message"]
+    assert "images of one version" in ready(cluster)["message"]
+    names = [f"a-transform-11112222-{step}{run}" for run in ("", "-r2", "-r3")]
+    assert [name for name in cluster.created if step in name] == names
+    assert all("ttlSecondsAfterFinished" in job["spec"] for job in cluster.jobs.values())
+
+
+def test_the_next_attempt_asks_three_times_again() -> None:
+    cluster = PretendCluster(outcome=lambda *_: (0, ""))
+    cluster.settle()
+    cluster.change(execution={"attempt": 2})
+    cluster.settle()
+    assert [name.removeprefix("a-transform-11112222-plan") for name in cluster.created] == [
+        "",
+        "-r2",
+        "-r3",
+        "-2",
+        "-2-r2",
+        "-2-r3",
+    ]
+    cluster.outcome = PretendCluster().outcome
+    cluster.change(execution={"attempt": 3})
+    cluster.settle()
+    assert cluster.status["phase"] == "Complete"
+
+
+def test_fields_that_a_newer_converter_adds_are_ignored() -> None:
+    usual = PretendCluster().outcome
+    cluster = PretendCluster(outcome=lambda s, i: (0, {**usual(s, i)[1], "sauce": 1}))  # type: ignore[dict-item]
+    cluster.settle()
+    assert (cluster.status["phase"], len(cluster.created)) == ("Complete", 3)
+
+
+def test_a_newer_converters_failure_is_told_all_the_same() -> None:
+    said = {"version": 2, "reason": "SourceRankMissing", "message": "there is no rank 5", "exitCode": 66}
+    cluster = PretendCluster(outcome=failing("plan", 66, said))
+    cluster.settle()
+    assert (ready(cluster)["reason"], ready(cluster)["message"]) == (said["reason"], said["message"])
 
 
 def test_a_plan_that_is_gone_is_remembered_by_the_status() -> None:

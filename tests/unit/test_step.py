@@ -14,6 +14,7 @@ import reshard
 from reshard.cli import main
 from reshard.errors import LockedError
 from reshard.spec import resource as specs
+from reshard.spec.messages import MESSAGE_VERSION
 from reshard.storage.local import LocalStore
 from reshard.target.folder import LOCK, TargetFolder
 from reshard.target.lock import locked
@@ -61,6 +62,7 @@ class Pods:
         assert text.isascii()
         assert len(text) <= 2000
         found: dict[str, Any] = json.loads(text)
+        assert found.pop("version") == MESSAGE_VERSION
         return found
 
 

@@ -1,7 +1,7 @@
 """One step of a CheckpointTransform, as the operator's pods run it.
 
-Operator and pods meet only here: in these environment variables, in the exit code, and in the termination message, one object of
-JSON in at most 2,000 bytes of ASCII.
+Operator and pods meet only here: in these environment variables, in the exit code, and in the termination message
+(`reshard.spec.messages`), at most 2,000 bytes long.
 
 | variable | |
 |---|---|
@@ -18,7 +18,7 @@ import contextlib
 import json
 import os
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import click
 import msgspec
@@ -29,6 +29,7 @@ from reshard.cli import show
 from reshard.engine.memory import MOST_WORKERS
 from reshard.errors import ReshardError, UsageError, printable
 from reshard.progress import CancelledError
+from reshard.spec.messages import CommitMessage, FailureMessage, PlanMessage, RanksMessage, StepMessage, encode_message
 from reshard.spec.ranks import format_ranks, parse_ranks, ranks_of_index
 from reshard.spec.resource import parse_spec, request_of_pod
 from reshard.target.parts import is_whole, notes_on_rules
@@ -71,32 +72,32 @@ def step(invocation: Invocation, name: str) -> None:
         spec = _spec()
         result = retrying(work, invocation, spec, request_of_pod(spec))
     except ReshardError as error:
-        _leave({"reason": error.reason, "message": _short(str(error), _LONGEST_MESSAGE), "exitCode": error.exit_code})
+        _leave(FailureMessage(error.reason, _short(str(error), _LONGEST_MESSAGE), error.exit_code))
         raise
     _leave(result)
-    show.out_json(result)
+    show.out_json(msgspec.to_builtins(result))
 
 
-def _plan(_: Invocation, spec: TransformSpec, request: Request) -> dict[str, Any]:
+def _plan(_: Invocation, spec: TransformSpec, request: Request) -> PlanMessage:
     with show.progress() as progress:
         workers = min(spec.execution.ranks_per_pod, MOST_WORKERS)
         planned = plan_transform(
             request, workers=workers, write=not spec.dry_run, owner=_variable("RESHARD_OWNER"), progress=progress
         )
-    return {
-        "sourceRanks": planned.summary.source_ranks,
-        "targetRanks": planned.summary.target_ranks,
-        "parameters": planned.summary.parameters,
-        "bytes": planned.summary.bytes_needed,
-        "memoryBytes": planned.memory_bytes,
-        "digest": planned.digest,
-        "finishedRanks": len(planned.finished_ranks),
-        "complete": planned.complete,
-        "notes": [_short(note, _LONGEST_NOTE) for note in planned.notes[:_MOST_NOTES]],
-    }
+    return PlanMessage(
+        source_ranks=planned.summary.source_ranks,
+        target_ranks=planned.summary.target_ranks,
+        parameters=planned.summary.parameters,
+        bytes=planned.summary.bytes_needed,
+        memory_bytes=planned.memory_bytes,
+        digest=planned.digest,
+        finished_ranks=len(planned.finished_ranks),
+        complete=planned.complete,
+        notes=tuple(_short(note, _LONGEST_NOTE) for note in planned.notes[:_MOST_NOTES]),
+    )
 
 
-def _ranks(invocation: Invocation, spec: TransformSpec, request: Request) -> dict[str, Any]:
+def _ranks(invocation: Invocation, spec: TransformSpec, request: Request) -> RanksMessage:
     index = _variable("JOB_COMPLETION_INDEX")
     if not index.isdecimal():
         raise UsageError("InvalidVariable", f"{index!r} is no index", where="JOB_COMPLETION_INDEX", fix=_FOR_PODS)
@@ -113,22 +114,22 @@ def _ranks(invocation: Invocation, spec: TransformSpec, request: Request) -> dic
             progress=progress,
             cancellation=invocation.cancellation,
         )
-    return {"bytesRead": result.bytes_read, "bytesWritten": result.bytes_written, "peakRssBytes": result.peak_rss_bytes}
+    return RanksMessage(result.bytes_read, result.bytes_written, result.peak_rss_bytes)
 
 
-def _commit(_: Invocation, __: TransformSpec, request: Request) -> dict[str, Any]:
+def _commit(_: Invocation, __: TransformSpec, request: Request) -> CommitMessage:
     digest, owner = _variable("RESHARD_DIGEST"), _variable("RESHARD_OWNER")
     ranks, access = request.options.ranks, request.access.target
     with show.progress() as progress:
         manifest = commit_checkpoint(request.target, ranks=ranks, digest=digest, owner=owner, access=access)
         for note in notes_on_rules(manifest):
             progress.note(note)
-    return {
-        "digest": manifest.digest,
-        "bytesRead": sum(record.bytes_read for record in manifest.files),
-        "bytesWritten": manifest.nbytes,
-        "manifest": MANIFEST_NAME if is_whole(manifest) else "",
-    }
+    return CommitMessage(
+        digest=manifest.digest,
+        bytes_read=sum(record.bytes_read for record in manifest.files),
+        bytes_written=manifest.nbytes,
+        manifest=MANIFEST_NAME if is_whole(manifest) else "",
+    )
 
 
 def _spec() -> TransformSpec:
@@ -146,12 +147,12 @@ def _variable(name: str) -> str:
     return value
 
 
-def _leave(document: dict[str, Any]) -> None:
+def _leave(message: StepMessage) -> None:
     """Leave the termination message, where there is a place for one."""
     path = Path(os.environ.get("RESHARD_TERMINATION_LOG", _TERMINATION_LOG))
     with contextlib.suppress(OSError):
         if path.exists():
-            path.write_text(json.dumps(document), encoding="ascii")
+            path.write_text(encode_message(message), encoding="ascii")
 
 
 def _short(text: str, most: int) -> str:

@@ -1,0 +1,103 @@
+"""Termination messages: what the pod of a step reports to the operator, in one JSON object of ASCII. Frozen, validated data.
+
+`version` is raised when a message can no longer be read as before. A field may be added without that: readers ignore fields that
+they do not know.
+"""
+
+from __future__ import annotations
+
+import json
+from typing import Annotated, TypeVar
+
+import msgspec
+
+MESSAGE_VERSION = 1
+
+# More ranks than any cluster has: a forged message must not make the operator list without end.
+_Ranks = Annotated[int, msgspec.Meta(ge=1, le=1_000_000)]
+_Count = Annotated[int, msgspec.Meta(ge=0, le=(1 << 63) - 1)]
+
+
+class StepMessage(msgspec.Struct, frozen=True, rename="camel"):
+    """What any step reports."""
+
+
+class PlanMessage(StepMessage, frozen=True):
+    """What the plan step reports."""
+
+    source_ranks: _Ranks
+    target_ranks: _Ranks
+    parameters: _Count
+    bytes: _Count
+    memory_bytes: _Count
+    digest: str
+    finished_ranks: _Count = 0
+    complete: bool = False
+    notes: Annotated[tuple[str, ...], msgspec.Meta(max_length=16)] = ()
+
+
+class RanksMessage(StepMessage, frozen=True):
+    """What one pod of the ranks step reports."""
+
+    bytes_read: _Count
+    bytes_written: _Count
+    peak_rss_bytes: _Count
+
+
+class CommitMessage(StepMessage, frozen=True):
+    """What the commit step reports.
+
+    Attributes:
+        digest: digest of the task that was committed.
+        bytes_read: number of bytes read from source tensors.
+        bytes_written: number of bytes written to files.
+        manifest: the manifest's name; empty if other transforms have parts of this checkpoint still to write.
+    """
+
+    digest: str
+    bytes_read: _Count
+    bytes_written: _Count
+    manifest: str
+
+
+class FailureMessage(StepMessage, frozen=True):
+    """What a pod that failed reports."""
+
+    reason: str
+    message: str
+    exit_code: Annotated[int, msgspec.Meta(ge=0, le=255)] = 1
+
+
+class UnreadableMessageError(ValueError):
+    """A termination message is missing, or of another version, or not one of a step; the text says which."""
+
+
+class _Header(msgspec.Struct):
+    version: int
+
+
+M = TypeVar("M", bound=StepMessage)
+
+
+def encode_message(message: StepMessage) -> str:
+    """Return a message as ASCII."""
+    return json.dumps({"version": MESSAGE_VERSION} | msgspec.to_builtins(message))
+
+
+def decode_message(text: str, kind: type[M]) -> M:
+    """Return a message of this kind.
+
+    Raises:
+        UnreadableMessageError: it is none, or has another version.
+    """
+    if not text.strip():
+        raise UnreadableMessageError("there is no termination message")
+    try:
+        version = msgspec.json.decode(text, type=_Header).version
+        if version != MESSAGE_VERSION:
+            raise UnreadableMessageError(
+                f"the termination message has version {version}, and this operator reads version {MESSAGE_VERSION}"
+            )
+        return msgspec.json.decode(text, type=kind)
+    except msgspec.MsgspecError as error:
+        raise UnreadableMessageError(f"the termination message is not one of a step: {error}") from error
