@@ -41,6 +41,16 @@ def messages(content: bytes) -> dict[str, bytes]:
     return {value.tag: bytes(value.SerializeToString()) for value in rawfiles.Checkpoint.FromString(content).value}
 
 
+def without_empty(content: bytes) -> bytes:
+    """A `.ckpt` without its parameters of no content (see `deviations`)."""
+    values = rawfiles.Checkpoint.FromString(content).value
+    return b"".join(
+        rawfiles.message(value.tag, list(value.tensor.dims), value.tensor.tensor_type, value.tensor.tensor_content)
+        for value in values
+        if value.tensor.tensor_content
+    )
+
+
 def same_safetensors(one: bytes, other: bytes) -> bool:
     """Whether two files are equal to the byte, but for the order of two or more metadata: the library's is random."""
     if one == other:

@@ -106,6 +106,8 @@ DEVIATIONS = (
 UNCONVERTED = {
     "text.ckpt": "a safetensors file has no text; ours holds code points, and says in its metadata that they are a str",
 }
+# A tensor without elements is lost where MindSpore writes a `.ckpt` synchronously. It writes and loads one that is saved
+# asynchronously. Ours keeps it.
 # And what it makes of two names that become one: the later takes the place of the earlier, without a word. To us it is an error.
 
 

@@ -5,6 +5,7 @@
     python oracle.py stages FOLDER NUMBER...        the same, stage by stage
     python oracle.py thin FOLDER NUMBER...          the inputs of each case, saved without redundancy
     python oracle.py samples FOLDER                 checkpoint files with everything that MindSpore can save
+    python oracle.py rare FOLDER                    a file saved asynchronously, and one for each type that it cannot load
     python oracle.py convert FOLDER                 a tree of such files, and what its conversions make of each and of all
     python oracle.py train FOLDER                   the document's network, trained, as its ranks save it
     python oracle.py encrypted FOLDER               the same in every mode, with keys of every length
@@ -29,6 +30,7 @@ import hashlib
 import inspect
 import json
 import sys
+import threading
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -159,6 +161,26 @@ def samples(folder: Path) -> None:
     large = np.arange(3 * 1024 + 8, dtype=np.uint32).reshape(2, -1)
     saving.save(folder / "pieces.ckpt", {"before": large[:1, :8], "large": large}, {"before": "UInt32", "large": "Float32"})
     serialization.SLICE_SIZE = whole
+
+
+def rare(folder: Path) -> None:
+    """A file saved asynchronously, with parameters in pieces and without elements; one of each type that cannot be loaded."""
+    whole, serialization.SLICE_SIZE = serialization.SLICE_SIZE, 4  # in KiB
+    shapes = {"rows": (3, 2000), "row": (1, 6000), "none": (0, 4), "nothing": (0,), "no columns": (4, 0), "scalar": ()}
+    tensors = {name: np.arange(np.prod(shape), dtype=np.uint32).reshape(shape) for name, shape in shapes.items()}
+    saving.save(folder / "async.ckpt", tensors, dict.fromkeys(shapes, "Float32"), async_save=True)
+    for thread in threading.enumerate():
+        if thread.name == "asyn_save_ckpt":
+            thread.join()
+    serialization.SLICE_SIZE = whole
+    content = bytes(range(1, 97))
+    for dtype in ("float8_e4m3fn", "float8_e5m2", "hifloat8", "complex64", "complex128"):
+        kind = getattr(mindspore, dtype)
+        shape = (2, 96 // 2 // {"complex64": 8, "complex128": 16}.get(dtype, 1))
+        tensor = mindspore.Tensor(serialization.Tensor_.convert_bytes_to_tensor(content, shape, kind))
+        path = folder / f"{tensor.dtype}.ckpt"
+        mindspore.save_checkpoint([{"name": "w", "data": tensor}], str(path))
+        assert str(tensor.dtype) not in serialization.tensor_to_ms_type
 
 
 def convert(folder: Path) -> None:
@@ -303,6 +325,7 @@ def main(command: str, *arguments: str) -> None:
     makers = {"transform": transform, "stages": stages, "thin": save_thin, "unify": unify}
     writers = {
         "samples": samples,
+        "rare": rare,
         "convert": convert,
         "encrypted": encrypted,
         "train": lambda folder: training.train(folder, saving.strategy),

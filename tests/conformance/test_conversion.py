@@ -33,7 +33,7 @@ def convert(path: Path, *arguments: Any) -> None:
 
 def equal(ours: Path, theirs: Path) -> bool:
     if ours.suffix == ".ckpt":
-        return ours.read_bytes() == theirs.read_bytes()
+        return contents.without_empty(ours.read_bytes()) == theirs.read_bytes()
     return contents.same_safetensors(ours.read_bytes(), theirs.read_bytes())
 
 
@@ -83,8 +83,7 @@ def test_mindspore_finds_in_our_files_what_was_in_its_own(theirs: Path, oracle: 
         found[name] = next(folder.iterdir()).rename(folder / f"ours{OTHER[Path(name).suffix]}")  # it has no CRC to check
     loaded = oracle("load", *(source / name for name in found), *found.values())
     for name, made in found.items():
-        before = {n: t for n, t in loaded[str(source / name)].items() if made.suffix != ".ckpt" or 0 not in t[1]}
-        assert loaded[str(made)] == before
+        assert loaded[str(made)] == loaded[str(source / name)]
 
 
 def test_of_two_parameters_of_one_name_mindspore_loses_one(theirs: Path, oracle: Callable[..., Any], tmp_path: Path) -> None:

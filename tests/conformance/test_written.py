@@ -105,7 +105,6 @@ def test_a_tensor_without_elements_is_kept_where_the_format_can_hold_it(copies: 
     ours = copies.loaded[str(copies.ours["safetensors", "safetensors", "empty"])]
     assert ours == copies.loaded[str(copies.samples / "empty.safetensors")]
     assert ours["empty"][:2] == ["Float32", [0, 3]]
-    del ours["empty"]
     assert copies.loaded[str(copies.ours["safetensors", "ckpt", "empty"])] == ours
 
 
@@ -122,3 +121,39 @@ def test_a_large_parameter_is_saved_in_mindspores_pieces(
     monkeypatch.undo()
     joined = copy(original, tmp_path / "joined", "ckpt")
     assert oracle("load", made, joined) == {str(path): copies.loaded[str(original)] for path in (made, joined)}
+
+
+def test_what_is_saved_asynchronously_is_read_exactly(
+    once: Callable[..., Path], oracle: Callable[..., Any], tmp_path: Path
+) -> None:
+    original = once("rare") / "async.ckpt"
+    pieces = [
+        (value.tag, len(value.tensor.tensor_content)) for value in rawfiles.Checkpoint.FromString(original.read_bytes()).value
+    ]
+    assert pieces[:6] == [("rows", 8000)] * 3 + [("rows", 0)] * 3  # split by rows into as many as 4 KiB would need
+    assert pieces[6:12] == [("row", 24000)] + [("row", 0)] * 5
+    assert pieces[12:] == [("none", 0), ("nothing", 0), ("no columns", 0), ("scalar", 4)]
+    made = [copy(original, tmp_path / kind, kind) for kind in ("ckpt", "safetensors")]
+    loaded = oracle("load", original, *made)
+    wanted, ckpt_file, safetensors_file = (loaded[str(path)] for path in (original, *made))
+    assert wanted.pop("nothing")[1] == []  # a scalar, whatever is in it
+    assert ckpt_file == wanted
+    assert safetensors_file.pop("nothing")[:2] == ["Float32", [0]]
+    assert safetensors_file == wanted
+
+
+@pytest.mark.parametrize(("dtype", "safetensors"), [("Float8E4M3FN", "F8_E4M3"), ("Float8E5M2", "F8_E5M2"), ("Complex64", "C64")])
+def test_a_file_that_mindspore_saves_and_cannot_load_is_rescued(
+    once: Callable[..., Path], tmp_path: Path, dtype: str, safetensors: str
+) -> None:
+    made = copy(once("rare") / f"{dtype}.ckpt", tmp_path, "safetensors").read_bytes()
+    assert contents.header(made)["w"]["dtype"] == safetensors
+    assert contents.data(made) == bytes(range(1, 97))
+
+
+@pytest.mark.parametrize("dtype", ["HiFloat8", "Complex128"])
+def test_a_file_that_nothing_else_can_hold_stays_a_ckpt(once: Callable[..., Path], tmp_path: Path, dtype: str) -> None:
+    original = once("rare") / f"{dtype}.ckpt"
+    with pytest.raises(DataError, match=f"safetensors has no type for MindSpore's {dtype}"):
+        copy(original, tmp_path / "refused", "safetensors")
+    assert copy(original, tmp_path / "copied", "ckpt").read_bytes() == original.read_bytes()

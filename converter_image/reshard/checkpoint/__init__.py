@@ -87,21 +87,21 @@ def crc_reads(size: int, header: Header) -> Iterator[tuple[int, int]]:
 
 
 def can_hold(output: Format, name: str, dtype: str, shape: tuple[int, ...]) -> bool:
-    """Whether a format can hold such a tensor: MindSpore never writes one without elements to a `.ckpt`.
+    """Whether a format can hold such a tensor: from a `.ckpt` MindSpore loads one of shape [0] as a scalar without a value.
 
     Raises:
         DataError: the format does not have the type at all.
     """
-    if output == "safetensors":
-        return True
-    if not DTYPES[dtype].in_ckpt:
-        raise DataError(
-            "UnknownType",
-            f"a .ckpt cannot hold the type {dtype}",
-            where=f"parameter {name}",
-            fix="write safetensors: --format safetensors (spec.target.format: Safetensors)",
-        )
-    return 0 not in shape
+    found = DTYPES[dtype]
+    if output == "safetensors" and found.safetensors is None:
+        what = f"safetensors has no type for MindSpore's {dtype}"
+        fix = "write rank files as .ckpt: --format ckpt (spec.target.format: Ckpt)"
+    elif output == "ckpt" and not found.in_ckpt:
+        what = f"MindSpore has no type for {dtype} of safetensors, so a .ckpt cannot hold it"
+        fix = "write safetensors: --format safetensors (spec.target.format: Safetensors)"
+    else:
+        return output == "safetensors" or shape != (0,)
+    raise DataError("UnknownType", what, where=f"parameter {name}", fix=fix)
 
 
 def content_order(output: Format, tensors: Sequence[OutputTensor]) -> Sequence[int]:

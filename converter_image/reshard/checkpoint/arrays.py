@@ -16,20 +16,38 @@ if TYPE_CHECKING:
 
 # Of a type that is not here numpy's name is MindSpore's in small letters.
 _NUMPY = {
-    "C64": "complex64",
     INT4: "int8",  # as they are packed, two in each: numpy has no type of half a byte
 }
-# What safetensors calls E4M3 is the variant without infinities, as in PyTorch.
-_ML_DTYPES = {"BFloat16": "bfloat16", "F8_E5M2": "float8_e5m2", "F8_E4M3": "float8_e4m3fn", "F8_E8M0": "float8_e8m0fnu"}
+_ML_DTYPES = {
+    "BFloat16": "bfloat16",
+    "Float8E5M2": "float8_e5m2",
+    "Float8E4M3FN": "float8_e4m3fn",
+    "F8_E8M0": "float8_e8m0fnu",
+    "F8_E4M3FNUZ": "float8_e4m3fnuz",
+    "F8_E5M2FNUZ": "float8_e5m2fnuz",
+}
+_NO_ARRAY = frozenset({"HiFloat8"})
 _LAST_CODE_POINT = 0x10FFFF
 
 
-def array_type(dtype: str) -> np.dtype[Any]:
-    """The numpy type of a checkpoint's type (`reshard.checkpoint.dtypes`), in this machine's byte order, as files have it.
+def array_type(dtype: str, name: str = "") -> np.dtype[Any]:
+    """Return the numpy type of a checkpoint's type, in this machine's byte order, which is that of the files.
+
+    Args:
+        dtype: a name in `reshard.checkpoint.dtypes`.
+        name: the name of the parameter, for messages.
 
     Raises:
+        DataError: neither has such a type.
         MissingInputError: ml_dtypes is needed and not installed.
     """
+    if dtype in _NO_ARRAY:
+        raise DataError(
+            "UnknownType",
+            f"neither numpy nor ml_dtypes has a type for MindSpore's {dtype}",
+            where=f"parameter {name}" if name else dtype,
+            fix="leave it out with RenameRule(to=None, name=...)",
+        )
     if dtype not in _ML_DTYPES:
         return np.dtype(_NUMPY.get(dtype, dtype.lower()))
     try:
@@ -54,11 +72,11 @@ def array_of(content: Array | bytearray | bytes | memoryview, dtype: str, shape:
         name: the name of the parameter, for messages.
 
     Raises:
-        DataError: text that is none.
+        DataError: text that is none; or see `array_type`.
         MissingInputError: see `array_type`.
     """
     if dtype != STRING:
-        return np.frombuffer(content, array_type(dtype)).reshape(shape)
+        return np.frombuffer(content, array_type(dtype, name)).reshape(shape)
     length = prod(shape)
     if not length:
         return np.zeros((), "<U1")

@@ -124,7 +124,8 @@ def pieces(tensors: Sequence[OutputTensor]) -> Iterator[bytes | Span]:
     for number, tensor in enumerate(tensors):
         for offset, length in _chunks(tensor):
             yield _head(tensor, length)
-            yield Span(number, offset, length)
+            if length:
+                yield Span(number, offset, length)
 
 
 def file_size(tensors: Sequence[OutputTensor], *, crc: bool) -> int:
@@ -134,7 +135,7 @@ def file_size(tensors: Sequence[OutputTensor], *, crc: bool) -> int:
 
 
 def _chunks(tensor: OutputTensor) -> Iterator[tuple[int, int]]:
-    for offset in range(0, tensor.nbytes, CHUNK_BYTES):
+    for offset in range(0, max(tensor.nbytes, 1), CHUNK_BYTES):  # one without elements has one message too
         yield offset, min(CHUNK_BYTES, tensor.nbytes - offset)
 
 

@@ -20,14 +20,17 @@ class DType:
     Attributes:
         name: MindSpore's name; where MindSpore has none, that of safetensors.
         itemsize: bytes of one element.
-        safetensors: its name in a safetensors file.
+        safetensors: its name in a safetensors file; None: that format does not have it.
         in_ckpt: whether a `.ckpt` file can hold it.
+        loads_from_ckpt: whether MindSpore 2.10 can load it from one. It writes five types that it cannot load
+            (mindspore/train/serialization.py, tensor_to_ms_type).
     """
 
     name: str
     itemsize: int
-    safetensors: str
+    safetensors: str | None
     in_ckpt: bool = True
+    loads_from_ckpt: bool = True
 
 
 # In the order in which the safetensors library puts contents last (safetensors/src/tensor.rs, enum Dtype).
@@ -35,9 +38,11 @@ _PLAIN = (
     DType("Bool", 1, "BOOL"),
     DType("UInt8", 1, "U8"),
     DType("Int8", 1, "I8"),
-    DType("F8_E5M2", 1, "F8_E5M2", in_ckpt=False),
-    DType("F8_E4M3", 1, "F8_E4M3", in_ckpt=False),
+    DType("Float8E5M2", 1, "F8_E5M2", loads_from_ckpt=False),
+    DType("Float8E4M3FN", 1, "F8_E4M3", loads_from_ckpt=False),
     DType("F8_E8M0", 1, "F8_E8M0", in_ckpt=False),
+    DType("F8_E4M3FNUZ", 1, "F8_E4M3FNUZ", in_ckpt=False),
+    DType("F8_E5M2FNUZ", 1, "F8_E5M2FNUZ", in_ckpt=False),
     DType("Int16", 2, "I16"),
     DType("UInt16", 2, "U16"),
     DType("Float16", 2, "F16"),
@@ -45,7 +50,7 @@ _PLAIN = (
     DType("Int32", 4, "I32"),
     DType("UInt32", 4, "U32"),
     DType("Float32", 4, "F32"),
-    DType("C64", 8, "C64", in_ckpt=False),
+    DType("Complex64", 8, "C64", loads_from_ckpt=False),
     DType("Float64", 8, "F64"),
     DType("Int64", 8, "I64"),
     DType("UInt64", 8, "U64"),
@@ -54,7 +59,11 @@ _PLAIN = (
 _PACKED = DType(INT4, 1, "I8")
 # UTF-32; a shape in this package counts its characters. A safetensors file holds the code points.
 _TEXT = DType(STRING, 4, "U32")
+_CKPT_ONLY = (
+    DType("HiFloat8", 1, None, loads_from_ckpt=False),
+    DType("Complex128", 16, None, loads_from_ckpt=False),
+)
 
-DTYPES: Mapping[str, DType] = MappingProxyType({d.name: d for d in (*_PLAIN, _PACKED, _TEXT)})
-BY_SAFETENSORS_NAME: Mapping[str, DType] = MappingProxyType({d.safetensors: d for d in _PLAIN})
-SAFETENSORS_ORDER: Mapping[str, int] = MappingProxyType({d.safetensors: i for i, d in enumerate(_PLAIN)})
+DTYPES: Mapping[str, DType] = MappingProxyType({d.name: d for d in (*_PLAIN, *_CKPT_ONLY, _PACKED, _TEXT)})
+BY_SAFETENSORS_NAME: Mapping[str, DType] = MappingProxyType({d.safetensors: d for d in _PLAIN if d.safetensors})
+SAFETENSORS_ORDER: Mapping[str | None, int] = MappingProxyType({d.safetensors: i for i, d in enumerate(_PLAIN)})

@@ -146,7 +146,7 @@ class Manifest(_Document, frozen=True):
         unplaced: names that only the source's strategy has, left out.
         missing: names that only the target's strategy has, left out.
         absent: names that the source's strategy has and no file holds.
-        empty: names of tensors without elements, which a `.ckpt` file cannot hold, left out.
+        empty: names of tensors of shape [0], left out since MindSpore loads them from a `.ckpt` as scalars without a value.
         dropped: names of the source's that were to be left out.
         diverging: names whose copies differ between source ranks.
         parts: a record for each stage that it was made from, where that was done stage by stage.

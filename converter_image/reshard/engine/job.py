@@ -11,6 +11,7 @@ import msgspec
 from reshard import checkpoint
 from reshard.checkpoint import OutputTensor, can_hold, content_order
 from reshard.checkpoint.blockcipher import BlockCipher, cipher_of
+from reshard.checkpoint.dtypes import DTYPES
 from reshard.checkpoint.encryption import sealed_size
 from reshard.checkpoint.unified import part_name
 from reshard.engine.gather import SourceFiles
@@ -210,7 +211,7 @@ def job_of(  # noqa: PLR0913 - what was read, each by itself
     planner = Planner(model, remove_redundancy=request.options.remove_redundancy)
     strategies = (source, target)
     job = Job(request, store, planner, identity, decides, output, part, whole, selected, strategies, cipher=cipher)
-    return replace(job, notes=(*notes, *_notes(model, request), *_notes_on_shares(job)))
+    return replace(job, notes=(*notes, *_notes(model, request), *_notes_on_types(model, output), *_notes_on_shares(job)))
 
 
 def _identity(content: object) -> str:
@@ -276,7 +277,10 @@ def _notes(model: Model, request: Request) -> tuple[str, ...]:
             f"{len(model.absent)} parameters that the source's strategy names are in none of its files: {some(model.absent)}"
         )
     if model.empty:
-        notes.append(f"{len(model.empty)} tensors without elements are left out, a .ckpt cannot hold them: {some(model.empty)}")
+        notes.append(
+            f"{len(model.empty)} tensors of shape [0] are left out: MindSpore loads them from a .ckpt as scalars without a value:"
+            f" {some(model.empty)}"
+        )
     files = model.inventory.files
     empty = [file for file in files if not model.inventory.structures[file.structure].tensors]
     if empty:
@@ -290,6 +294,17 @@ def _notes(model: Model, request: Request) -> tuple[str, ...]:
             taken = "that of the first rank that has one is taken"
         notes.append(f"copies of {len(names)} parameters differ between source ranks, {taken}: {some(names)}")
     return tuple(notes)
+
+
+def _notes_on_types(model: Model, output: Format) -> tuple[str, ...]:
+    """Warn of types that MindSpore writes into a `.ckpt` and cannot load from one."""
+    if output != "ckpt":
+        return ()
+    found = [p for p in model.parameters if not DTYPES[p.dtype].loads_from_ckpt]
+    if not found:
+        return ()
+    types, names = sorted({p.dtype for p in found}), some([p.name for p in found])
+    return (f"MindSpore 2.10 cannot load a .ckpt with the type {', '.join(types)}, which {len(found)} parameters have: {names}",)
 
 
 def _notes_on_shares(job: Job) -> tuple[str, ...]:

@@ -82,7 +82,7 @@ class Model:
         unplaced: names that only the source's strategy has, and that are therefore left out.
         missing: names that only the target's strategy has, left out because the user allows it.
         absent: names that the source's strategy has and no file holds.
-        empty: names of tensors without elements, left out because the target's format cannot hold them.
+        empty: names of tensors of shape [0], left out since MindSpore loads them from a `.ckpt` as scalars without a value.
         elsewhere: names that the target's strategy has and this source not, which is one stage of several: other stages may.
         dropped: names of the source's that are left out because the user wants them to be.
         diverging: names of replicated parameters whose copies differ between source ranks.
