@@ -97,7 +97,7 @@ bench: $(READY) ## Measure speed and memory
 
 .PHONY: bench-s3
 bench-s3: $(READY) ## The same from S3 to S3, beside raw requests for the same bytes
-	@export $$(sh tests/s3/prepare.sh) && $(BIN)/python benchmarks/s3.py && $(BIN)/python benchmarks/s3.py long-rows --copy-mode server
+	@export $$(sh tests/s3/prepare.sh versitygw) && $(BIN)/python benchmarks/s3.py && $(BIN)/python benchmarks/s3.py long-rows --copy-mode server
 
 # The one target that chooses versions: the newest that pyproject.toml allows, on every Python and machine it names.
 .PHONY: constraints

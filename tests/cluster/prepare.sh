@@ -6,7 +6,7 @@ set -eu
 packages etcd-server containerd runc containernetworking-plugins buildah debootstrap iptables conntrack socat ipset ethtool \
     iproute2 openssl busybox-static
 programs kube-apiserver kube-controller-manager kube-scheduler kubelet kube-proxy kubectl kwok helm registry
-sh "$tools/../s3/prepare.sh" || leave_out "there is no S3 server for it"
+sh "$tools/../s3/prepare.sh" versitygw || leave_out "there is no S3 server for it"
 # What simulated nodes do is written in kwok's module.
 kwok=$(cd "$tools/kwok" && go mod download sigs.k8s.io/kwok && go list -m -f '{{.Dir}}' sigs.k8s.io/kwok) \
     || leave_out "kwok's module cannot be had"

@@ -1,5 +1,7 @@
 from __future__ import annotations
 
+from contextlib import ExitStack
+from functools import cache
 from typing import TYPE_CHECKING
 
 import places
@@ -9,14 +11,22 @@ import s3_server
 from reshard.storage.s3 import client
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from collections.abc import Callable, Iterator
     from pathlib import Path
 
 
 @pytest.fixture(scope="session")
-def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[s3_server.Server]:
-    with s3_server.running(tmp_path_factory.mktemp("s3")) as found:
-        yield found
+def servers(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Callable[[str], s3_server.Server]]:
+    """Gives a server by the name of its program, started when it is first asked for."""
+    starts = {"versitygw": s3_server.running, "minio": s3_server.running_minio}
+    with ExitStack() as stack:
+        yield cache(lambda name: stack.enter_context(starts[name](tmp_path_factory.mktemp(name) / "s3")))
+
+
+@pytest.fixture
+def server(request: pytest.FixtureRequest, servers: Callable[[str], s3_server.Server]) -> s3_server.Server:
+    """The server of a test: versitygw, unless the test is parametrized with `server`."""
+    return servers(getattr(request, "param", "versitygw"))
 
 
 @pytest.fixture(autouse=True)

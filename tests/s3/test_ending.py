@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING
 import disk
 import fault_proxy
 import pytest
+import s3_server
 
 from reshard.cli import main
 from reshard.errors import DataError, OutputError
@@ -22,9 +23,8 @@ from reshard.storage import open_store
 if TYPE_CHECKING:
     from pathlib import Path
 
-    import s3_server
-
 _LONGEST_SECONDS = 120
+both = pytest.mark.parametrize("server", s3_server.PROGRAMS, indirect=True)
 
 
 def start(arguments: list[str], **environment: str) -> subprocess.Popen[str]:
@@ -64,11 +64,11 @@ def large(server: s3_server.Server, bucket: str, tmp_path: Path) -> tuple[disk.C
     return made, server.upload(bucket, tmp_path / "large", "in")
 
 
-@pytest.mark.parametrize("seed", range(2))
+@both
 def test_killed_at_random_moments_it_is_exact_the_next_time(
-    server: s3_server.Server, bucket: str, tmp_path: Path, large: tuple[disk.Checkpoint, str], seed: int
+    server: s3_server.Server, bucket: str, tmp_path: Path, large: tuple[disk.Checkpoint, str]
 ) -> None:
-    rng = random.Random(seed)
+    rng = random.Random(server.endpoint)
     made, base = large
     (tmp_path / "old").mkdir()
     disk.write(tmp_path / "old", disk.example(seed=7))
@@ -91,6 +91,7 @@ def test_killed_at_random_moments_it_is_exact_the_next_time(
         assert open_store(target).stat(".reshard") is None
 
 
+@both
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
 def test_called_off_it_leaves_no_upload(
     server: s3_server.Server, bucket: str, tmp_path: Path, large: tuple[disk.Checkpoint, str], number: signal.Signals
@@ -106,6 +107,7 @@ def test_called_off_it_leaves_no_upload(
     assert disk.differences(made.model, server.download(target, tmp_path / "out"), "ckpt") == []
 
 
+@both
 def test_uploads_of_a_killed_pod_are_gone_with_the_commit(
     server: s3_server.Server, bucket: str, tmp_path: Path, large: tuple[disk.Checkpoint, str]
 ) -> None:
@@ -121,6 +123,7 @@ def test_uploads_of_a_killed_pod_are_gone_with_the_commit(
     assert disk.differences(made.model, server.download(target, tmp_path / "out"), "ckpt") == []
 
 
+@both
 def test_two_runs_at_once_are_one_too_many(
     server: s3_server.Server, bucket: str, tmp_path: Path, large: tuple[disk.Checkpoint, str]
 ) -> None:
@@ -133,6 +136,7 @@ def test_two_runs_at_once_are_one_too_many(
     assert disk.differences(made.model, server.download(target, tmp_path / "out"), "ckpt") == []
 
 
+@both
 def test_an_object_that_changes_under_the_reader_is_an_error(bucket: str) -> None:
     store = open_store(f"s3://{bucket}/a")
     store.write("x", b"1" * 100, mode=0o640)
@@ -142,6 +146,7 @@ def test_an_object_that_changes_under_the_reader_is_an_error(bucket: str) -> Non
         found.read(0, 10)
 
 
+@both
 def test_a_replaced_checkpoint_reads_as_incomplete_until_the_new_one_is_there(
     server: s3_server.Server, bucket: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -1,7 +1,8 @@
-"""A real S3 server on this machine's loopback, with its objects in a folder."""
+"""Real S3 servers on this machine's loopback, with their objects in a folder."""
 
 from __future__ import annotations
 
+import contextlib
 import os
 import shutil
 import socket
@@ -15,12 +16,15 @@ from typing import TYPE_CHECKING, Any
 
 import boto3
 from botocore.config import Config
+from botocore.exceptions import ClientError
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
     from pathlib import Path
 
 KEY, SECRET = "reshard-test", "reshard-test-secret"
+# Where their programs are.
+PROGRAMS = {"versitygw": "RESHARD_S3_SERVER", "minio": "RESHARD_MINIO"}
 
 
 @dataclass(frozen=True)
@@ -67,7 +71,7 @@ class Server:
         return name
 
     def uploads(self, bucket: str) -> list[str]:
-        """The keys of multipart uploads that were neither completed nor called off."""
+        """The keys of multipart uploads that were neither completed nor aborted. Both servers list them so, of a whole bucket."""
         return [u["Key"] for u in self.client().list_multipart_uploads(Bucket=bucket).get("Uploads", ())]
 
     def upload(self, bucket: str, folder: Path, prefix: str) -> str:
@@ -124,11 +128,10 @@ def running(
     certificates: Path | None = None,
     within: tuple[str, ...] = (),
 ) -> Iterator[Server]:
-    """A server while the body runs; with TLS, if it is given a folder of `cluster.certificates`.
+    """A versitygw while the body runs; with TLS, if it is given a folder of `cluster.certificates`.
 
     Its buckets are also hosts below `localhost`. `within` is a command before its own, which puts it elsewhere.
     """
-    program = os.environ["RESHARD_S3_SERVER"]
     port = free_port("127.0.0.1" if within else host)
     users = folder.with_name(f"{folder.name}-users")
     for place in (folder, users):
@@ -137,17 +140,42 @@ def running(
     options += ["--keep-alive", "--quiet", "--virtual-domain", "localhost"]
     if certificates is not None:
         options += ["--cert", str(certificates / "server.crt"), "--key", str(certificates / "server.key")]
-    process = subprocess.Popen([*within, program, *options, "posix", folder], stdout=subprocess.DEVNULL)
+    command = [*within, os.environ[PROGRAMS["versitygw"]], *options, "posix", str(folder)]
+    authority = certificates and certificates / "authority.crt"
+    with _listening(command, host, port):
+        yield Server(f"{'https' if certificates else 'http'}://{host}:{port}", folder, key, secret, authority)
+
+
+@contextmanager
+def running_minio(folder: Path) -> Iterator[Server]:
+    """A MinIO while the body runs."""
+    folder.mkdir(parents=True, exist_ok=True)
+    host, port = "127.0.0.1", free_port()
+    environment = {"MINIO_ROOT_USER": KEY, "MINIO_ROOT_PASSWORD": SECRET, "MINIO_BROWSER": "off", "MINIO_UPDATE": "off"}
+    command = [os.environ[PROGRAMS["minio"]], "server", "--quiet", "--address", f"{host}:{port}", str(folder)]
+    with _listening(command, host, port, HOME=str(folder.parent), **environment):
+        found = Server(f"http://{host}:{port}", folder)
+        for _ in range(200):  # it listens before it is ready
+            with contextlib.suppress(ClientError):
+                found.client().list_buckets()
+                break
+            time.sleep(0.05)
+        yield found
+
+
+@contextmanager
+def _listening(command: list[str], host: str, port: int, **environment: str) -> Iterator[None]:
+    """A program that listens while the body runs."""
+    process = subprocess.Popen(command, stdout=subprocess.DEVNULL, env=os.environ | environment)
     try:
-        for _ in range(200):
+        for _ in range(1200):
             with socket.socket() as probe:
                 if probe.connect_ex((host, port)) == 0:
                     break
             time.sleep(0.05)
         else:
-            raise TimeoutError(program)
-        authority = certificates and certificates / "authority.crt"
-        yield Server(f"{'https' if certificates else 'http'}://{host}:{port}", folder, key, secret, authority)
+            raise TimeoutError(command)
+        yield
     finally:
         process.terminate()
         process.wait()

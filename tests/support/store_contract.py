@@ -154,12 +154,12 @@ class StoreContract:
     def test_what_a_killed_writer_left_is_dropped(self, store: Store) -> None:
         writer = store.create("rank_0/x", temporary="tmp/x", mode=MODE, size=40 << 20)
         writer.write(bytes(20 << 20))
-        store.drop_unfinished("rank_1", silent=0)
-        store.drop_unfinished("rank_0", silent=60)
+        store.abort_stale_uploads(["rank_0/y", "rank_0/x2", "rank_0"], silent=0)
+        store.abort_stale_uploads(["rank_0/x"], silent=60)
         writer.write(bytes(20 << 20))
         writer.finish()
         assert store.stat("rank_0/x").size == 40 << 20
-        store.drop_unfinished("rank_0", silent=0)
+        store.abort_stale_uploads(["rank_0/x"], silent=0)
         assert store.stat("rank_0/x").size == 40 << 20
 
     def test_places_lie_in_each_other(self, store: Store) -> None:

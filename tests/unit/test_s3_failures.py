@@ -8,7 +8,6 @@ from botocore import exceptions as boto
 
 from reshard.errors import (
     AccessError,
-    DataError,
     MissingInputError,
     OutputError,
     RequestError,
@@ -35,7 +34,7 @@ def answer(code: str, status: int = 400) -> boto.ClientError:
         ("RequestTimeTooSkewed", AccessError, "CredentialsRefused"),
         ("NoSuchBucket", MissingInputError, "BucketMissing"),
         ("NoSuchKey", MissingInputError, "NotFound"),
-        ("PreconditionFailed", DataError, "SourceChanged"),
+        ("PreconditionFailed", StorageError, "RequestFailed"),
         ("PermanentRedirect", RequestError, "WrongRegion"),
         ("AuthorizationHeaderMalformed", RequestError, "WrongRegion"),
         ("QuotaExceeded", OutputError, "CannotWrite"),

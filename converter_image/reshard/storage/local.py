@@ -15,7 +15,7 @@ from reshard.storage.local_failures import denied, failures
 from reshard.storage.protocol import Stat, WriteCost
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Iterable, Sequence
 
     from reshard.storage.protocol import Reader, Store
 
@@ -326,8 +326,8 @@ class LocalStore:
                 if temporary is not None:
                     os.unlink(temporary)
 
-    def drop_unfinished(self, beginning: str, *, silent: float) -> None:
-        """See `Store.drop_unfinished`: there is nothing but temporaries."""
+    def abort_stale_uploads(self, paths: Iterable[str], *, silent: float) -> None:
+        """See `Store.abort_stale_uploads`: there is nothing but temporaries."""
 
     def check_writable(self) -> None:
         """See `Store.check_writable`."""

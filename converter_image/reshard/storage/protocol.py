@@ -2,7 +2,7 @@
 
 It is no file system: an object store has neither renames nor folders, and its requests cost a round trip each. Where that decides
 how to work, a storage says so (`renames`, `remote`); where a file system would have used a rename or a time, the protocol has the
-purpose itself (`swap`, `age`, `drop_unfinished`).
+purpose itself (`swap`, `age`, `abort_stale_uploads`).
 """
 
 from __future__ import annotations
@@ -11,7 +11,10 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, NamedTuple, Protocol
 
 if TYPE_CHECKING:
-    from collections.abc import Hashable, Sequence
+    from collections.abc import Hashable, Iterable, Sequence
+
+# A file by which a storage finds out what it can do.
+PROBE = ".reshard/probe"
 
 
 @dataclass(frozen=True, slots=True)
@@ -227,14 +230,14 @@ class Store(ReadStore, Protocol):
     def age(self, path: str) -> float | None:
         """Seconds since a file was written or marked, all by the storage's own clock; None when it is not there."""
 
-    def drop_unfinished(self, beginning: str, *, silent: float) -> None:
-        """Take away what killed writers have left of files whose paths begin so, if nothing was added for so many seconds.
+    def abort_stale_uploads(self, paths: Iterable[str], *, silent: float) -> None:
+        """Remove what killed writers of these files have left, if nothing was added to it for so many seconds.
 
         For storages that keep it where no listing shows it; temporaries are files like others.
         """
 
     def check_writable(self) -> None:
-        """Find out, without writing, whether files can be created here.
+        """Find out whether files can be created here, and deleted. An object store may write `PROBE`, and delete it again.
 
         Raises:
             AccessError, OutputError: they cannot.

@@ -34,6 +34,7 @@ from reshard.checkpoint.manifest import INDEX_NAME, MANIFEST_NAME, STATE, FileRe
 from reshard.checkpoint.unified import maps_beside
 from reshard.errors import MissingInputError
 from reshard.storage.digest import matches
+from reshard.storage.protocol import PROBE
 from reshard.target.standing import JobDocument, Standing, Unfinished
 
 if TYPE_CHECKING:
@@ -44,6 +45,7 @@ if TYPE_CHECKING:
 LOCK = f"{STATE}/lock"
 _LARGEST_DOCUMENT = 4 << 30
 _LARGEST_RECORD = 1 << 20
+_DOCUMENTS = ("inventory.json", "draft.json", "part.json")  # which may be long enough to be sent in parts
 _RECORD = re.compile(r"rank_(\d{1,9})\.json", re.ASCII)
 
 
@@ -120,21 +122,14 @@ class TargetFolder:
     def forget_jobs(self, files: Iterable[str] = ()) -> None:
         """Remove what unfinished jobs have left, this one's of these files included; the lock stays.
 
-        Whoever still writes here is lost.
+        Any concurrent writer will fail.
         """
-        self.drop_unfinished(0.0, files)
-        for entry in self.store.list(STATE):
+        state = self.store.list(STATE)
+        documents = [f"{STATE}/{entry.name}/{name}" for entry in state if entry.is_folder for name in _DOCUMENTS]
+        self.store.abort_stale_uploads([*files, *documents, MANIFEST_NAME, INDEX_NAME, PROBE], silent=0.0)
+        for entry in state:
             if not f"{STATE}/{entry.name}".startswith(LOCK):
                 self._remove(f"{STATE}/{entry.name}")
-
-    def drop_unfinished(self, silent: float, files: Iterable[str] = ()) -> None:
-        """Take away what killed writers have left where no listing shows it, if nothing was added for so many seconds.
-
-        Of files with names that no layout gives, of these only.
-        """
-        known = ("rank_", "part", "hyper_param", STATE, INDEX_NAME, MANIFEST_NAME)
-        for beginning in (*known, *(path for path in files if not path.startswith(known))):
-            self.store.drop_unfinished(beginning, silent=silent)
 
     def replaced(self, standing: Standing) -> list[Manifest]:
         """The manifests of what unfinished jobs have retired."""

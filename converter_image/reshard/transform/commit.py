@@ -124,7 +124,7 @@ def _complete(target: TargetFolder, document: JobDocument, standing: Standing, m
     if content is not None:
         target.store.write(INDEX_NAME, content, mode=target.mode)
     target.write_manifest(manifest)
-    target.forget_jobs(record.path for record in manifest.files)
+    target.forget_jobs([*(record.path for record in manifest.files), *maps])
     return manifest
 
 

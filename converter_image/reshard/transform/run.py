@@ -167,7 +167,7 @@ def _tidy(opened: Opened) -> None:
     target, standing = opened.target, opened.standing
     if standing.manifest is not None and standing.is_left_over(standing.manifest.jobs):
         with contextlib.suppress(LockedError), locked(target.store, LOCK, owner=None, mode=target.mode):
-            target.forget_jobs()
+            target.forget_jobs(record.path for record in standing.manifest.files)
 
 
 def _make_room(opened: Opened, document: JobDocument, standing: Standing, left: tuple[int, ...], *, alone: bool) -> None:
@@ -175,7 +175,7 @@ def _make_room(opened: Opened, document: JobDocument, standing: Standing, left: 
     job, target = opened.job, opened.target
     state = target.job(job.digest)
     state.sweep(set(left), lambda writer, path: _is_left_over(target, writer, path))
-    target.drop_unfinished(0.0 if alone else STALE_SECONDS, map(job.path, job.scope))
+    target.store.abort_stale_uploads(map(job.path, left), silent=0.0 if alone else STALE_SECONDS)
     check_space(target.store, sum(opened.sizes[rank] for rank in left))
     if document.in_place and standing.own(job) is None:
         state.retire_old_manifest()

@@ -1,15 +1,17 @@
-"""What uploads carry for the server to check: as much as it understands."""
+"""The checksums that uploads carry for the server to check: the strongest kind that the server accepts."""
 
 from __future__ import annotations
 
 import hashlib
 from base64 import b64encode
-from typing import TYPE_CHECKING, Any
+from contextlib import suppress
+from threading import Lock
+from typing import TYPE_CHECKING, Any, TypeVar
 
 from botocore import exceptions as boto
 from zlib_ng import zlib_ng
 
-from reshard.storage.s3.failures import code_of
+from reshard.storage.s3.failures import PRECONDITION_FAILED, code_of
 from reshard.storage.s3.retries import retrying
 
 if TYPE_CHECKING:
@@ -19,58 +21,109 @@ if TYPE_CHECKING:
 
     from reshard.spec.access import Checksums as Wanted
 
-# With one of these a server says that it does not know a checksum; it is then sent the next.
+T = TypeVar("T")
+
+# Answers of servers that do not know a checksum. The next weaker kind is then used.
 _NOT_UNDERSTOOD = {"InvalidArgument", "InvalidRequest", "NotImplemented", "UnsupportedHeader", "InvalidHeader", "400", "501"}
-_WORSE = {"CRC32": "MD5", "MD5": "None"}
+# To a multipart upload without conditions some answer so: they read no checksum in the list of its parts.
+_LIST_NOT_UNDERSTOOD = _NOT_UNDERSTOOD | PRECONDITION_FAILED | {"MalformedXML", "InvalidPart"}
+_WEAKER = {"CRC32": "MD5", "MD5": "None"}
+_PROBE_TRIES = 3
 
 
 class Checksums:
-    """Which checksum the uploads to one server carry."""
+    """The kind of checksum that uploads to one server carry. Threads may share it.
 
-    def __init__(self, wanted: Wanted) -> None:
+    Args:
+        wanted: "Auto" is the strongest that the server accepts.
+        client: the client.
+        probe: bucket and key of an object that may be written and deleted again.
+    """
+
+    def __init__(self, wanted: Wanted, client: BaseClient, probe: dict[str, str]) -> None:
         self._adapts = wanted == "Auto"
-        self.kind: str = "CRC32" if wanted == "Auto" else wanted
+        self._settled = not self._adapts
+        self._client, self._probe = client, probe
+        self._lock = Lock()
+        self._kind: str = "CRC32" if wanted == "Auto" else wanted
 
-    def of(self, content: bytes | memoryview) -> dict[str, str]:
-        """The parameters of a request that carries the checksum of its content."""
-        return _of(self.kind, content)
-
-    def of_part(self, content: bytes | memoryview, upload: dict[str, Any]) -> dict[str, str]:
-        """The same for a part of an upload, which was begun with one kind and stays with that."""
-        return _of(upload["kind"], content)
-
-    def carried(self, request: Callable[..., object], content: bytes, **parameters: str) -> None:
-        """Send content with its checksum; with a simpler one, from now on, if the server does not know it."""
+    def send(self, request: Callable[..., object], content: bytes, **parameters: str) -> None:
+        """Send a whole object with its checksum; with a weaker one, from now on, if the server does not know that kind."""
         while True:
+            kind = self._kind
             try:
-                retrying(request, Body=content, **self.of(content), **parameters)
+                retrying(request, Body=content, **checksum(kind, content), **parameters)
             except boto.ClientError as error:
-                self._adapt(error)
+                self._weaken(kind, error, _NOT_UNDERSTOOD)
             else:
                 return
 
-    def begun(self, client: BaseClient, **parameters: object) -> dict[str, Any]:
-        """Begin a multipart upload whose parts will carry checksums. Returns what identifies it."""
+    def of_parts(self, *, copies: bool) -> str:
+        """Return the kind that the parts of a multipart upload carry.
+
+        The server is asked before the first upload: some pass over a checksum when an upload is created, and refuse it when a
+        part is sent or the upload is completed. That is too late, for the parts are in no memory any more.
+
+        Args:
+            copies: whether the server copies some of the parts. It has no checksum of these to rely on; MD5 does not ask for one.
+        """
+        with self._lock:
+            if not self._settled:
+                self.probe()
+        return "MD5" if copies and self._kind == "CRC32" else self._kind
+
+    def probe(self) -> None:
+        """Write a small object as a multipart upload, and delete it. Adapts the kind to what the server accepts."""
+        refused = 0
         while True:
-            kind = self.kind
-            algorithm = {"ChecksumAlgorithm": kind} if kind == "CRC32" else {}
+            kind = self._kind
             try:
-                found = client.create_multipart_upload(**algorithm, **parameters)
+                _write_in_parts(self._client, self._probe, kind)
+                break
             except boto.ClientError as error:
-                self._adapt(error)
-            else:
-                return {"UploadId": found["UploadId"], "kind": kind}
+                refused += 1
+                if code_of(error) != "NoSuchUpload" or refused == _PROBE_TRIES:  # another run's commit has aborted it
+                    self._weaken(kind, error, _LIST_NOT_UNDERSTOOD)
+        self._client.delete_object(**self._probe)
+        self._settled = True
 
-    def _adapt(self, error: boto.ClientError) -> None:
-        """Go on with a simpler checksum, or raise what has another cause."""
-        if not self._adapts or code_of(error) not in _NOT_UNDERSTOOD or self.kind == "None":
+    def _weaken(self, used: str, error: boto.ClientError, not_understood: set[str]) -> None:
+        """Continue with a weaker kind than the one that was used, or raise what has another cause."""
+        if not self._adapts or code_of(error) not in not_understood or used == "None":
             raise error
-        self.kind = _WORSE[self.kind]
+        if self._kind == used:  # else another thread has done it
+            self._kind = _WEAKER[used]
 
 
-def _of(kind: str, content: bytes | memoryview) -> dict[str, str]:
+def create_upload(client: BaseClient, named: dict[str, Any], kind: str) -> str:
+    """Create a multipart upload whose parts will carry this kind of checksum. Returns its ID."""
+    algorithm = {"ChecksumAlgorithm": kind} if kind == "CRC32" else {}
+    return str(client.create_multipart_upload(**algorithm, **named)["UploadId"])
+
+
+def completed_part(number: int, etag: str, carried: dict[str, str]) -> dict[str, Any]:
+    """The entry of a part in the list that completes its upload, given the checksum that the part has carried."""
+    return {"PartNumber": number, "ETag": etag, **{k: v for k, v in carried.items() if k != "ContentMD5"}}
+
+
+def checksum(kind: str, content: bytes | memoryview) -> dict[str, str]:
+    """The parameters of a request that carries a checksum of its content."""
     if kind == "CRC32":
         return {"ChecksumCRC32": b64encode(zlib_ng.crc32(content).to_bytes(4, "big")).decode()}
     if kind == "MD5":
         return {"ContentMD5": b64encode(hashlib.md5(content, usedforsecurity=False).digest()).decode()}
     return {}
+
+
+def _write_in_parts(client: BaseClient, named: dict[str, str], kind: str) -> None:
+    content = b"probe"
+    upload = {**named, "UploadId": create_upload(client, named, kind)}
+    try:
+        carried = checksum(kind, content)
+        found = retrying(client.upload_part, PartNumber=1, Body=content, **carried, **upload)
+        parts = [completed_part(1, found["ETag"], carried)]
+        client.complete_multipart_upload(**upload, MultipartUpload={"Parts": parts})
+    except boto.ClientError:
+        with suppress(boto.ClientError, boto.BotoCoreError):
+            client.abort_multipart_upload(**upload)
+        raise

@@ -12,8 +12,8 @@ import botocore.session
 from botocore.config import Config
 from botocore.credentials import CredentialProvider, Credentials, ReadOnlyCredentials
 
-from reshard.errors import AccessError, RequestError
-from reshard.storage.s3.failures import failures
+from reshard.errors import AccessError, RequestError, UsageError
+from reshard.storage.s3.failures import failures, without_credentials
 
 if TYPE_CHECKING:
     from botocore.client import BaseClient
@@ -36,7 +36,9 @@ def client_of(access: Access) -> BaseClient:
     Raises:
         AccessError: there is no such profile, or the credentials cannot be read.
         RequestError: the configuration contradicts itself.
+        UsageError: the endpoint's URL has credentials in it.
     """
+    _check_endpoint(access.endpoint)
     with failures(access.endpoint or "s3"):
         core = botocore.session.Session(profile=access.profile)
         if access.credentials is not None:
@@ -61,12 +63,25 @@ def client_of(access: Access) -> BaseClient:
             request_checksum_calculation="when_required",
             response_checksum_validation="when_required",
         )
-        return session.client(
+        client = session.client(
             "s3",
             endpoint_url=access.endpoint,
             region_name=access.region or session.region_name or _DEFAULT_REGION,
             verify=authorities,
             config=config,
+        )
+    _check_endpoint(client.meta.endpoint_url)  # which the environment or a profile may say
+    return client
+
+
+def _check_endpoint(endpoint: str | None) -> None:
+    """Refuse credentials in an endpoint's URL: it is shown in messages and in lists of processes."""
+    if endpoint is not None and ("@" in endpoint or "?" in endpoint):
+        raise UsageError(
+            "InvalidAddress",
+            "credentials do not belong in an endpoint's URL",
+            where=without_credentials(endpoint),
+            fix="set AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY, or use a profile",
         )
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from contextlib import contextmanager
 from typing import TYPE_CHECKING
 
@@ -62,6 +63,14 @@ _WRONG_REGION = {
 _FULL = {"507", "InsufficientStorage", "QuotaExceeded", "XMinioStorageFull", "XMinioAdminBucketQuotaExceeded", "EntityTooLarge"}
 _BUSY = {"SlowDown", "ServiceUnavailable", "503", "RequestLimitExceeded", "Throttling", "ThrottlingException", "TooManyRequests"}
 MISSING = {"NoSuchKey", "404", "NotFound"}
+PRECONDITION_FAILED = {"PreconditionFailed", "412"}
+# Requests that read one version of an object, and name it.
+_OF_A_VERSION = {"GetObject", "UploadPartCopy"}
+
+
+def without_credentials(text: str) -> str:
+    """The same text, with no user, password or query in the URLs that it quotes."""
+    return re.sub(r"(//[^\s?]*)\?\S*", r"\1", re.sub(r"//\S*@", "//", text))
 
 
 def code_of(error: boto.ClientError) -> str:
@@ -94,7 +103,7 @@ def _of_answer(error: boto.ClientError, where: str) -> ReshardError:  # noqa: PL
         return MissingInputError("BucketMissing", what, where=where, fix="create the bucket, or correct its name or the endpoint")
     if code in MISSING:
         return MissingInputError("NotFound", "there is no such object", where=where, fix="check bucket, prefix and endpoint")
-    if code in ("PreconditionFailed", "412"):
+    if code in PRECONDITION_FAILED and error.operation_name in _OF_A_VERSION:
         return changed(where)
     if code in _WRONG_REGION:
         return RequestError("WrongRegion", what, where=where, fix="give the bucket's region")
@@ -110,7 +119,7 @@ def _of_answer(error: boto.ClientError, where: str) -> ReshardError:  # noqa: PL
 
 
 def _of_way(error: Exception, where: str) -> ReshardError:
-    what = str(error).rstrip(".")[:_LONGEST_MESSAGE]
+    what = without_credentials(str(error)).rstrip(".")[:_LONGEST_MESSAGE]
     if isinstance(error, boto.NoCredentialsError | boto.PartialCredentialsError | boto.CredentialRetrievalError):
         fix = "set AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY, or AWS_PROFILE, or give the pod a role"
         return AccessError("CredentialsMissing", what, where=where, fix=fix)

@@ -2,41 +2,50 @@
 
 from __future__ import annotations
 
+import uuid
 from concurrent.futures import ThreadPoolExecutor
 from email.utils import parsedate_to_datetime
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from botocore import exceptions as boto
 
-from reshard.errors import DataError, MissingInputError, UsageError
-from reshard.storage.protocol import PartLimits, Stat, WriteCost
+from reshard.errors import DataError, MissingInputError, StorageError, UsageError
+from reshard.storage.protocol import PROBE, PartLimits, Stat, WriteCost
 from reshard.storage.s3.checksums import Checksums
 from reshard.storage.s3.client import client_of
-from reshard.storage.s3.failures import MISSING, code_of, failures
+from reshard.storage.s3.failures import MISSING, code_of, failures, without_credentials
 from reshard.storage.s3.parts import LONGEST_COPY, MOST_PARTS, SMALLEST_PART, buffers, part_size
 from reshard.storage.s3.reader import S3Reader, receive
 from reshard.storage.s3.retries import retrying
 from reshard.storage.s3.upload import S3Writer
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from collections.abc import Iterable, Iterator
     from mmap import mmap
 
     from reshard.spec.access import Access
     from reshard.storage.protocol import Store
 
 SCHEME = "s3://"
-_DELETED_AT_ONCE = 16
+_REQUESTS_AT_ONCE = 16
 # Someone else was quicker: what was to be new is there, or what was to be replaced is another.
 _TOO_LATE = {"PreconditionFailed", "412", "ConditionalRequestConflict", "409", *MISSING}
 
 
 class _Found(NamedTuple):
-    """An object that is there: what a listing says of it, and how old it is by the server's clock."""
+    """An object that is there: what a listing says of it.
+
+    Attributes:
+        size: its length in bytes.
+        version: its ETag.
+        modified: the time that it was written, by the server's clock.
+        now: the server's clock at the answer; None: the answer does not say it.
+    """
 
     size: int
     version: str
-    age: float
+    modified: float
+    now: float | None
 
 
 class S3Store:
@@ -47,13 +56,21 @@ class S3Store:
 
     def __init__(self, url: str, access: Access) -> None:
         bucket, _, prefix = url.removeprefix(SCHEME).partition("/")
+        if "@" in bucket:
+            raise UsageError(
+                "InvalidAddress",
+                "credentials do not belong in an address",
+                where=without_credentials(url),
+                fix="set AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY, or use a profile",
+            )
+        self._is_folder = prefix.endswith("/")
         prefix = prefix.rstrip("/")
         if not bucket or any(part in ("", ".", "..") for part in prefix.split("/") if prefix):
             raise UsageError("InvalidAddress", "this is no bucket and prefix", where=url, fix="write it like s3://bucket/prefix")
         self._bucket, self._prefix = bucket, prefix
         self._access = access
         self._client = client_of(access)
-        self._checksums = Checksums(access.checksums)
+        self._checksums = Checksums(access.checksums, self._client, self._named(PROBE))
         self._idle: list[mmap] = []  # memory of writers, of one size as all ranks' files are
         self.url = f"{SCHEME}{bucket}" + (f"/{prefix}" if prefix else "")
         self.remote = True
@@ -87,17 +104,21 @@ class S3Store:
                 for o in page.get("Contents", ())
                 if o["Key"] != folder  # what consoles make to show an empty folder
             ]
+        folders = {s.name for s in found if s.is_folder}
+        found = [s for s in found if s.is_folder or s.size or s.name not in folders]  # some tools mark folders so
         return sorted((s for s in found if s.name), key=lambda s: s.name)
 
     def stat(self, path: str) -> Stat | None:
-        """See `Store.stat`."""
+        """See `Store.stat`: an empty object with others below it stands for their folder, as some tools write it."""
         key = self._key(path)
         name = key.rpartition("/")[2]
-        if key and (found := self._find(key)) is not None:
-            return Stat(name, is_folder=False, size=found.size, version=found.version)
-        with failures(self._where(path)):
-            below = self._client.list_objects_v2(Bucket=self._bucket, Prefix=key + "/" if key else "", MaxKeys=1)
-        return Stat(name, is_folder=True, size=0, version="") if below.get("Contents") else None
+        found = self._find(key) if key else None
+        if found is None or not found.size or (self._is_folder and not path):
+            with failures(self._where(path)):
+                below = self._client.list_objects_v2(Bucket=self._bucket, Prefix=key + "/" if key else "", MaxKeys=1)
+            if below.get("Contents"):
+                return Stat(name, is_folder=True, size=0, version="")
+        return Stat(name, is_folder=False, size=found.size, version=found.version) if found is not None else None
 
     def open(self, path: str) -> S3Reader:
         """See `Store.open`."""
@@ -135,10 +156,10 @@ class S3Store:
     def create(
         self, path: str, *, temporary: str, mode: int, size: int | None = None, memory: int = 0, copies: bool = False
     ) -> S3Writer:
-        """See `Store.create`. For parts that they copy servers have no checksum to be relied on; MD5 does not ask for one."""
+        """See `Store.create`."""
         del temporary, mode
-        checksums = Checksums("MD5") if copies and self._checksums.kind == "CRC32" else self._checksums
-        return S3Writer(self._client, self._bucket, self._key(path), checksums, self._idle, size=size, memory=memory)
+        named = self._named(path)
+        return S3Writer(self._client, named, self._checksums, self._idle, size=size, memory=memory, copies=copies)
 
     def write_cost(self, size: int, memory: int) -> WriteCost:
         """See `Store.write_cost`."""
@@ -156,7 +177,7 @@ class S3Store:
                 writer.abort()
             return
         with failures(self._where(path)):
-            self._checksums.carried(self._client.put_object, content, Bucket=self._bucket, Key=self._key(path))
+            self._checksums.send(self._client.put_object, content, **self._named(path))
 
     def write_new(self, path: str, content: bytes, *, mode: int) -> bool:
         """See `Store.write_new`."""
@@ -172,7 +193,7 @@ class S3Store:
         """Write under a condition. An answer may get lost and the request be sent again: then what is there is ours."""
         with failures(self._where(path)):
             try:
-                self._checksums.carried(self._client.put_object, content, Bucket=self._bucket, Key=self._key(path), **condition)
+                self._checksums.send(self._client.put_object, content, **self._named(path), **condition)
             except boto.ClientError as error:
                 if code_of(error) not in _TOO_LATE:
                     raise
@@ -185,16 +206,16 @@ class S3Store:
 
     def move(self, path: str, to: str) -> None:
         """See `Store.move`."""
-        source = {"Bucket": self._bucket, "Key": self._key(path)}
+        source = self._named(path)
         with failures(self._where(path)):
-            self._client.copy_object(Bucket=self._bucket, Key=self._key(to), CopySource=source)
+            self._client.copy_object(**self._named(to), CopySource=source)
             self._client.delete_object(**source)
 
     def delete(self, path: str) -> None:
         """See `Store.delete`: one request an object, for some servers refuse those for many without a certain checksum."""
         key = self._key(path)
         keys = [o["Key"] for page in self._pages("list_objects_v2", Prefix=key + "/") for o in page.get("Contents", ())]
-        with failures(self._where(path)), ThreadPoolExecutor(_DELETED_AT_ONCE) as pool:
+        with failures(self._where(path)), ThreadPoolExecutor(_REQUESTS_AT_ONCE) as pool:
             for _ in pool.map(lambda each: self._client.delete_object(Bucket=self._bucket, Key=each), [key, *keys]):
                 pass
 
@@ -207,20 +228,38 @@ class S3Store:
     def age(self, path: str) -> float | None:
         """See `Store.age`."""
         found = self._find(self._key(path))
-        return found.age if found is not None else None
+        return self._clock(found.now) - found.modified if found is not None else None
 
-    def drop_unfinished(self, beginning: str, *, silent: float) -> None:
-        """See `Store.drop_unfinished`: multipart uploads, which cost as much as objects and are in no listing of these."""
-        for page in self._pages("list_multipart_uploads", Prefix=self._key(beginning)):
-            for upload in page.get("Uploads", ()):
-                named = {"Bucket": self._bucket, "Key": upload["Key"], "UploadId": upload["UploadId"]}
-                with failures(self._where(beginning)):
-                    try:
-                        if silent <= 0 or self._silence(upload, named) > silent:
-                            self._client.abort_multipart_upload(**named)
-                    except boto.ClientError as error:
-                        if code_of(error) not in ("NoSuchUpload", *MISSING):
-                            raise
+    def abort_stale_uploads(self, paths: Iterable[str], *, silent: float) -> None:
+        """See `Store.abort_stale_uploads`: multipart uploads, which cost as much as objects and are in no listing of these."""
+        with ThreadPoolExecutor(_REQUESTS_AT_ONCE) as pool:
+            for _ in pool.map(lambda path: self._abort_uploads(self._key(path), silent), paths):
+                pass
+
+    def _abort_uploads(self, key: str, silent: float) -> None:
+        """Abort the uploads of one key.
+
+        It is listed as a whole, for MinIO knows no other prefixes; and from the beginning again as long as there are more to
+        abort, for versitygw refuses its own markers.
+        """
+        with failures(f"{SCHEME}{self._bucket}/{key}"):
+            while True:
+                page = self._client.list_multipart_uploads(Bucket=self._bucket, Prefix=key)
+                uploads = [upload for upload in page.get("Uploads", ()) if upload["Key"] == key]
+                stale = [upload for upload in uploads if self._abort_if_stale(upload, silent)]
+                if not (stale and page.get("IsTruncated")):
+                    return
+
+    def _abort_if_stale(self, upload: dict[str, Any], silent: float) -> bool:
+        named = {"Bucket": self._bucket, "Key": upload["Key"], "UploadId": upload["UploadId"]}
+        try:
+            if silent > 0 and self._silence(upload, named) <= silent:
+                return False
+            self._client.abort_multipart_upload(**named)
+        except boto.ClientError as error:
+            if code_of(error) not in ("NoSuchUpload", *MISSING):
+                raise
+        return True
 
     def _silence(self, upload: dict[str, Any], named: dict[str, str]) -> float:
         """Seconds since something was added to an upload."""
@@ -229,15 +268,16 @@ class S3Store:
             parts = self._client.list_parts(**named, PartNumberMarker=marker)
             last = max([last, *(part["LastModified"] for part in parts.get("Parts", ()))])
             if not parts.get("IsTruncated"):
-                return _now(parts) - float(last.timestamp())
+                return self._clock(_date(parts)) - float(last.timestamp())
             marker = parts["NextPartNumberMarker"]
 
     def check_writable(self) -> None:
-        """See `Store.check_writable`: an upload that is begun and called off never appears."""
+        """See `Store.check_writable`: an upload that is aborted never appears; a small object does, and is deleted again."""
+        named = self._named(PROBE)
         with failures(self.url):
-            named = {"Bucket": self._bucket, "Key": self._key(".reshard/probe")}
-            upload = self._checksums.begun(self._client, **named)
+            upload = self._client.create_multipart_upload(**named)
             self._client.abort_multipart_upload(**named, UploadId=upload["UploadId"])
+            self._checksums.probe()
 
     def free_bytes(self) -> int | None:
         """See `Store.free_bytes`."""
@@ -250,6 +290,9 @@ class S3Store:
             )
         return "/".join(part for part in (self._prefix, path) if part)
 
+    def _named(self, path: str) -> dict[str, str]:
+        return {"Bucket": self._bucket, "Key": self._key(path)}
+
     def _where(self, path: str) -> str:
         return f"{SCHEME}{self._bucket}/{self._key(path)}"
 
@@ -259,9 +302,21 @@ class S3Store:
             page = self._client.list_objects_v2(Bucket=self._bucket, Prefix=key, MaxKeys=1)
         for found in page.get("Contents", ()):
             if found["Key"] == key:
-                age = _now(page) - float(found["LastModified"].timestamp())
-                return _Found(found["Size"], found["ETag"], age)
+                return _Found(found["Size"], found["ETag"], float(found["LastModified"].timestamp()), _date(page))
         return None
+
+    def _clock(self, said: float | None) -> float:
+        """The server's clock, as an answer says it; else the time of an object that is written now."""
+        if said is not None:
+            return said
+        named = self._named(f"{PROBE}-{uuid.uuid4().hex}")
+        with failures(self.url):
+            self._client.put_object(**named)
+            found = self._find(named["Key"])
+            self._client.delete_object(**named)
+        if found is None:
+            raise StorageError("RequestFailed", "a new object is not listed", where=self.url, fix="run again")
+        return found.modified
 
     def _pages(self, operation: str, **parameters: str) -> Iterator[dict[str, Any]]:
         pages = iter(self._client.get_paginator(operation).paginate(Bucket=self._bucket, **parameters))
@@ -273,6 +328,9 @@ class S3Store:
             yield page
 
 
-def _now(answer: dict[str, Any]) -> float:
-    """The server's clock, in seconds, as an answer tells it."""
-    return parsedate_to_datetime(answer["ResponseMetadata"]["HTTPHeaders"]["date"]).timestamp()
+def _date(answer: dict[str, Any]) -> float | None:
+    """The server's clock, in seconds, as an answer says it; None where it does not."""
+    try:
+        return parsedate_to_datetime(answer["ResponseMetadata"]["HTTPHeaders"]["date"]).timestamp()
+    except (KeyError, ValueError):
+        return None

@@ -7,15 +7,18 @@ import threading
 import uuid
 from concurrent.futures import Future, ThreadPoolExecutor, wait
 from mmap import mmap
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 from botocore import exceptions as boto
 
+from reshard.storage.s3.checksums import checksum, completed_part, create_upload
 from reshard.storage.s3.failures import code_of, failures
 from reshard.storage.s3.parts import buffers, copies, part_size
 from reshard.storage.s3.retries import retrying
 
 if TYPE_CHECKING:
+    from collections.abc import Callable
+
     from botocore.client import BaseClient
 
     from reshard.storage.protocol import Reader
@@ -57,6 +60,13 @@ class Body:
         return self._at
 
 
+class _Upload(NamedTuple):
+    """A multipart upload, and the kind of checksum that its parts carry."""
+
+    id: str
+    kind: str
+
+
 class S3Writer:
     """A new object. It appears when `finish` completes the upload, and not before.
 
@@ -67,18 +77,18 @@ class S3Writer:
     def __init__(
         self,
         client: BaseClient,
-        bucket: str,
-        key: str,
+        named: dict[str, str],
         checksums: Checksums,
         idle: list[mmap],
         *,
         size: int | None,
         memory: int,
+        copies: bool,
     ) -> None:
         self._client = client
-        self._object = {"Bucket": bucket, "Key": key}
-        self._name = f"s3://{bucket}/{key}"
-        self._checksums = checksums
+        self._object = named  # by bucket and key
+        self._name = f"s3://{named['Bucket']}/{named['Key']}"
+        self._checksums, self._copies = checksums, copies
         self._part_bytes = part_size(size)
         self._room = threading.Semaphore(buffers(size, memory))
         self._pool = ThreadPoolExecutor(buffers(size, memory) - 1, thread_name_prefix="reshard-upload")
@@ -86,8 +96,9 @@ class S3Writer:
         self._filling: mmap | None = None
         self._filled = 0
         self._mark = uuid.uuid4().hex
-        self._upload: dict[str, Any] | None = None
+        self._upload: _Upload | None = None
         self._sent: list[Future[dict[str, Any]]] = []
+        self._failure: BaseException | None = None  # of the first part that failed
         self._open = True
 
     def write(self, data: memoryview | bytes | bytearray) -> None:
@@ -108,22 +119,38 @@ class S3Writer:
         self.cut()
         upload = self._begun()
         for at, n in copies(offset, length):
-            number = len(self._sent) + 1
-            self._sent.append(self._pool.submit(self._copy_part, upload, reader, at, n, number))
+            self._check()
+            self._submit(self._copy_part, upload, reader, at, n)
 
-    def _copy_part(self, upload: dict[str, Any], reader: Reader, offset: int, length: int, number: int) -> dict[str, Any]:
+    def _submit(self, send: Callable[..., dict[str, Any]], *arguments: object) -> None:
+        """Have the next part sent or copied."""
+        future = self._pool.submit(send, len(self._sent) + 1, *arguments)
+        future.add_done_callback(self._note)
+        self._sent.append(future)
+
+    def _note(self, future: Future[dict[str, Any]]) -> None:
+        if not future.cancelled() and self._failure is None:
+            self._failure = future.exception()
+
+    def _check(self) -> None:
+        """Raise the error of a part that has failed."""
+        if self._failure is not None:
+            with failures(self._name):
+                raise self._failure
+
+    def _copy_part(self, number: int, upload: _Upload, reader: Reader, offset: int, length: int) -> dict[str, Any]:
         bucket, _, key = reader.name.removeprefix("s3://").partition("/")
         found = retrying(
             lambda: self._client.upload_part_copy(
                 **self._object,
-                UploadId=upload["UploadId"],
+                UploadId=upload.id,
                 PartNumber=number,
                 CopySource={"Bucket": bucket, "Key": key},
                 CopySourceRange=f"bytes={offset}-{offset + length - 1}",
                 CopySourceIfMatch=reader.version,
             )
         )
-        return {"PartNumber": number, "ETag": found["CopyPartResult"]["ETag"]}
+        return completed_part(number, found["CopyPartResult"]["ETag"], {})
 
     def cut(self) -> None:
         """See `Writer.cut`."""
@@ -134,13 +161,13 @@ class S3Writer:
         with failures(self._name):
             if self._upload is None:
                 content = bytes(memoryview(self._filling or b"")[: self._filled])
-                self._checksums.carried(self._client.put_object, content, **self._object)
+                self._checksums.send(self._client.put_object, content, **self._object)
             else:
                 self._send()
                 parts = [future.result() for future in self._sent]
                 try:
                     self._client.complete_multipart_upload(
-                        **self._object, UploadId=self._upload["UploadId"], MultipartUpload={"Parts": parts}
+                        **self._object, UploadId=self._upload.id, MultipartUpload={"Parts": parts}
                     )
                 except boto.ClientError as error:
                     if code_of(error) != "NoSuchUpload" or not self._is_there():
@@ -156,7 +183,7 @@ class S3Writer:
             wait(self._sent, _ABORT_SECONDS)  # a part that arrives after the abort would stay
             if self._upload is not None:
                 with contextlib.suppress(boto.ClientError, boto.BotoCoreError):
-                    self._client.abort_multipart_upload(**self._object, UploadId=self._upload["UploadId"])
+                    self._client.abort_multipart_upload(**self._object, UploadId=self._upload.id)
 
     def _end(self) -> None:
         self._open = False
@@ -167,10 +194,7 @@ class S3Writer:
 
     def _buffer(self) -> mmap:
         self._room.acquire()
-        for future in self._sent:
-            if future.done() and future.exception() is not None:
-                with failures(self._name):
-                    future.result()
+        self._check()
         with contextlib.suppress(IndexError):
             if len(buffer := self._idle.pop()) == self._part_bytes:
                 return buffer
@@ -180,23 +204,25 @@ class S3Writer:
         """Hand the part that is filled to whoever sends it."""
         if self._filling is None or not self._filled:
             return
-        upload = self._begun()
-        buffer, filled, number = self._filling, self._filled, len(self._sent) + 1
+        upload, buffer, filled = self._begun(), self._filling, self._filled
         self._filling, self._filled = None, 0
-        self._sent.append(self._pool.submit(self._send_part, upload, buffer, filled, number))
+        self._submit(self._send_part, upload, buffer, filled)
 
-    def _begun(self) -> dict[str, Any]:
+    def _begun(self) -> _Upload:
         if self._upload is None:
             with failures(self._name):
-                self._upload = self._checksums.begun(self._client, Metadata={_MARK: self._mark}, **self._object)
+                kind = self._checksums.of_parts(copies=self._copies)
+                named = {**self._object, "Metadata": {_MARK: self._mark}}
+                self._upload = _Upload(create_upload(self._client, named, kind), kind)
         return self._upload
 
-    def _send_part(self, upload: dict[str, Any], buffer: mmap, filled: int, number: int) -> dict[str, Any]:
+    def _send_part(self, number: int, upload: _Upload, buffer: mmap, filled: int) -> dict[str, Any]:
         try:
             content = memoryview(buffer)[:filled]
-            named = {"UploadId": upload["UploadId"], "PartNumber": number, **self._checksums.of_part(content, upload)}
-            found = retrying(lambda: self._client.upload_part(**self._object, **named, Body=Body(content)))
-            return {"ETag": found["ETag"], **{k: v for k, v in named.items() if k not in ("UploadId", "ContentMD5")}}
+            carried = checksum(upload.kind, content)
+            named = {**self._object, "UploadId": upload.id, "PartNumber": number, **carried}
+            found = retrying(lambda: self._client.upload_part(**named, Body=Body(content)))
+            return completed_part(number, found["ETag"], carried)
         finally:
             self._idle.append(buffer)
             self._room.release()

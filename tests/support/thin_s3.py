@@ -1,0 +1,207 @@
+"""A thin S3 server in memory, for what no real one that the tests can have does. Loopback only; it checks no signature."""
+
+from __future__ import annotations
+
+import hashlib
+import re
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from datetime import UTC, datetime
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from threading import Lock, Thread
+from typing import TYPE_CHECKING
+from urllib.parse import parse_qs, unquote, urlsplit
+from xml.sax.saxutils import escape
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterator
+
+Refusal = tuple[int, str]
+
+
+@dataclass
+class Request:
+    """What a client asks.
+
+    Attributes:
+        method: GET, PUT and so on.
+        bucket: the first part of the path.
+        key: the rest of it.
+        query: the parameters, each once.
+        headers: by their names in lower case.
+        body: the content.
+    """
+
+    method: str
+    bucket: str
+    key: str
+    query: dict[str, str]
+    headers: dict[str, str]
+    body: bytes
+
+
+@dataclass
+class Stored:
+    content: bytes
+    etag: str
+    modified: datetime
+
+
+@dataclass
+class ThinServer:
+    """A server that is running. Any bucket is there.
+
+    Attributes:
+        endpoint: its URL.
+        objects: its objects by (bucket, key). A key may be the beginning of others, as in AWS, where file systems have a folder.
+        uploads: unfinished multipart uploads by ID, as (bucket, key, parts).
+        refuse: says which requests are answered with a status and a code instead.
+        dates: whether answers have a Date header.
+        clock: the server's clock.
+        requests: all requests.
+    """
+
+    endpoint: str = ""
+    objects: dict[tuple[str, str], Stored] = field(default_factory=dict)
+    uploads: dict[str, tuple[str, str, dict[int, bytes]]] = field(default_factory=dict)
+    refuse: Callable[[Request], Refusal | None] = lambda _: None
+    dates: bool = True
+    clock: Callable[[], datetime] = lambda: datetime.now(UTC)
+    requests: list[Request] = field(default_factory=list)
+    lock: Lock = field(default_factory=Lock)
+
+    def put(self, bucket: str, key: str, content: bytes) -> Stored:
+        """Store an object."""
+        etag = f'"{hashlib.md5(content, usedforsecurity=False).hexdigest()}"'
+        found = self.objects[bucket, key] = Stored(content, etag, self.clock().replace(microsecond=0))
+        return found
+
+    def environment(self) -> dict[str, str]:
+        """What a program finds in its environment to reach it."""
+        names = ("AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY")
+        return {"AWS_ENDPOINT_URL_S3": self.endpoint, "AWS_DEFAULT_REGION": "us-east-1", **dict.fromkeys(names, "thin-server")}
+
+    def answer(self, request: Request) -> tuple[int, dict[str, str], bytes]:
+        """Answer a request with status, headers and body."""
+        with self.lock:
+            self.requests.append(request)
+            refused = self.refuse(request) or _precondition(request, self.objects.get((request.bucket, request.key)))
+            if refused is not None:
+                return _refused(*refused)
+            if "uploads" in request.query or "uploadId" in request.query:
+                return self._of_upload(request)
+            if request.method == "PUT":
+                return 200, {"ETag": self.put(request.bucket, request.key, request.body).etag}, b""
+            if request.method == "DELETE":
+                self.objects.pop((request.bucket, request.key), None)
+                return 204, {}, b""
+            return self._list(request) if not request.key else self._get(request)
+
+    def _get(self, request: Request) -> tuple[int, dict[str, str], bytes]:
+        found = self.objects.get((request.bucket, request.key))
+        if found is None:
+            return _refused(404, "NoSuchKey")
+        wanted = re.fullmatch(r"bytes=(\d+)-(\d+)", request.headers.get("range", ""))
+        if wanted is None:
+            return 200, {"ETag": found.etag}, found.content
+        return 206, {"ETag": found.etag}, found.content[int(wanted[1]) : int(wanted[2]) + 1]
+
+    def _list(self, request: Request) -> tuple[int, dict[str, str], bytes]:
+        prefix, most = request.query.get("prefix", ""), int(request.query.get("max-keys", "1000"))
+        delimiter = request.query.get("delimiter", "")
+        folders: dict[str, None] = {}
+        lines = []
+        for (bucket, key), found in sorted(self.objects.items()):
+            if bucket != request.bucket or not key.startswith(prefix):
+                continue
+            inside, separator, _ = key[len(prefix) :].partition(delimiter) if delimiter else (key, "", "")
+            if separator:
+                folders[prefix + inside + separator] = None
+            else:
+                lines.append(
+                    f"<Contents><Key>{escape(key)}</Key><Size>{len(found.content)}</Size><ETag>{escape(found.etag)}</ETag>"
+                    f"<LastModified>{found.modified:%Y-%m-%dT%H:%M:%S.000Z}</LastModified></Contents>"
+                )
+        lines += [f"<CommonPrefixes><Prefix>{escape(folder)}</Prefix></CommonPrefixes>" for folder in folders]
+        return 200, {}, f"<ListBucketResult>{''.join(lines[:most])}</ListBucketResult>".encode()
+
+    def _of_upload(self, request: Request) -> tuple[int, dict[str, str], bytes]:
+        bucket, key, upload = request.bucket, request.key, request.query.get("uploadId", "")
+        if request.method == "GET":
+            named = [(i, k) for i, (b, k, _) in self.uploads.items() if (b, k) == (bucket, request.query.get("prefix", k))]
+            lines = [f"<Upload><Key>{escape(k)}</Key><UploadId>{i}</UploadId></Upload>" for i, k in named]
+            return 200, {}, f"<ListMultipartUploadsResult>{''.join(lines)}</ListMultipartUploadsResult>".encode()
+        if not upload:
+            upload = f"upload-{len(self.requests)}"
+            self.uploads[upload] = (bucket, key, {})
+            return 200, {}, f"<R><UploadId>{upload}</UploadId></R>".encode()
+        if upload not in self.uploads:
+            return _refused(404, "NoSuchUpload")
+        parts = self.uploads[upload][2]
+        if request.method == "PUT":
+            parts[int(request.query["partNumber"])] = request.body
+            return 200, {"ETag": f'"{hashlib.md5(request.body, usedforsecurity=False).hexdigest()}"'}, b""
+        del self.uploads[upload]
+        if request.method == "DELETE":
+            return 204, {}, b""
+        etag = self.put(bucket, key, b"".join(parts[number] for number in sorted(parts))).etag
+        return 200, {}, f"<R><ETag>{escape(etag)}</ETag></R>".encode()
+
+
+def _precondition(request: Request, there: Stored | None) -> Refusal | None:
+    new, same = request.headers.get("if-none-match"), request.headers.get("if-match")
+    failed = (new == "*" and there is not None) or (same is not None and (there is None or there.etag != same))
+    return (412, "PreconditionFailed") if failed else None
+
+
+def _refused(status: int, code: str) -> tuple[int, dict[str, str], bytes]:
+    return status, {}, f"<Error><Code>{code}</Code><Message>as the test wants it</Message></Error>".encode()
+
+
+class _Handler(BaseHTTPRequestHandler):
+    protocol_version = "HTTP/1.1"
+    server: _Listener
+
+    def _any(self) -> None:
+        path = urlsplit(self.path)
+        bucket, _, key = unquote(path.path).lstrip("/").partition("/")
+        query = {name: values[0] for name, values in parse_qs(path.query, keep_blank_values=True).items()}
+        headers = {name.lower(): value for name, value in self.headers.items()}
+        body = self.rfile.read(int(headers.get("content-length", "0")))
+        thin = self.server.thin
+        status, more, content = thin.answer(Request(self.command, bucket, key, query, headers, body))
+        self.send_response_only(status)
+        if thin.dates:
+            more["Date"] = f"{thin.clock():%a, %d %b %Y %H:%M:%S GMT}"
+        for name, value in {**more, "Content-Length": str(len(content))}.items():
+            self.send_header(name, value)
+        self.end_headers()
+        self.wfile.write(content if self.command != "HEAD" else b"")
+
+    do_GET = do_PUT = do_POST = do_DELETE = do_HEAD = _any  # noqa: N815 - names of the base class
+
+    def log_message(self, *_: object) -> None:
+        pass
+
+
+class _Listener(ThreadingHTTPServer):
+    daemon_threads = True
+
+    def __init__(self, thin: ThinServer) -> None:
+        super().__init__(("127.0.0.1", 0), _Handler)
+        self.thin = thin
+
+
+@contextmanager
+def running() -> Iterator[ThinServer]:
+    """A thin server while the body runs."""
+    thin = ThinServer()
+    with _Listener(thin) as listener:
+        thin.endpoint = f"http://127.0.0.1:{listener.server_address[1]}"
+        thread = Thread(target=listener.serve_forever, kwargs={"poll_interval": 0.01})
+        thread.start()
+        try:
+            yield thin
+        finally:
+            listener.shutdown()
+            thread.join()
