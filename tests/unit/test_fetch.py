@@ -125,10 +125,12 @@ def test_another_checkpoint_is_replaced_when_that_is_asked_for(
 ) -> None:
     assert fetch(made, output, "--rank", "2") == 0
     changed = made.source / "rank_1" / "net-1_100.ckpt"
-    changed.write_bytes(changed.read_bytes())
+    content = changed.read_bytes()
+    changed.write_bytes(content[:100] + bytes([content[100] ^ 1]) + content[101:])
     assert fetch(made, output, "--rank", "2") == 78
     assert "TargetExists" in capsys.readouterr().err
     assert fetch(made, output, "--rank", "3", "--overwrite") == 78  # rank 2 would be lost
     assert "PartialReplacement" in capsys.readouterr().err
-    assert fetch(made, output, "--rank", "2", "--overwrite") == 0
+    changed.write_bytes(content)
+    assert fetch(made, output, "--rank", "2", "--crc", "--overwrite") == 0
     assert holds(made, output, 2)

@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
 from reshard.errors import ReshardError
-from reshard.source.selection import select_files
+from reshard.source.listing import is_candidate
+from reshard.source.selection import epoch_and_step, option_for, select_files
 
 WITH_STEPS = ["net-9_1.ckpt", "net-10_1.ckpt", "net-10_1_breakpoint.ckpt", "checkpoint-graph.meta", "x.txt", ".hidden.ckpt"]
 
@@ -60,3 +63,77 @@ def test_what_is_not_clear_is_refused(names: dict[int, list[str]], asked: dict[s
     with pytest.raises(ReshardError) as caught:
         select_files(names, **asked)  # type: ignore[arg-type]
     assert caught.value.reason == reason
+
+
+OLD, NEW = "net-1_100.ckpt", "net-2_200.ckpt"
+
+
+def test_a_run_that_was_shrunk_or_grown_in_its_folder() -> None:
+    shrunk = {rank: [OLD, NEW] if rank < 2 else [OLD] for rank in range(4)}
+    found = select_files(shrunk, expected=range(2))
+    assert (found.files, found.step) == ({0: NEW, 1: NEW}, (2, 200))
+    assert found.notes == ("the files of rank 2-3 are not read: the strategy describes rank 0-1, and they are of other steps",)
+    assert select_files(shrunk, expected=range(4)).files == dict.fromkeys(range(4), OLD)
+    grown = {rank: [OLD, NEW] if rank < 2 else [NEW] for rank in range(4)}
+    found = select_files(grown, expected=range(2))
+    assert (found.files, found.step) == ({0: OLD, 1: OLD}, (1, 100))
+    assert found.notes[0] == "epoch 2, step 200 is not read: rank 2-3, which the strategy does not describe, has it too"
+    assert select_files(grown, expected=range(4)).step == (2, 200)
+
+
+@pytest.mark.parametrize(
+    ("names", "asked"),
+    [
+        ({rank: [NEW] for rank in range(4)}, {}),
+        ({0: [OLD, NEW], 1: [OLD, NEW], 2: [NEW]}, {"step": 200}),
+        ({rank: [f"checkpoint_{rank}.ckpt"] for rank in range(4)}, {}),
+    ],
+)
+def test_ranks_of_the_same_step_that_the_strategy_does_not_describe(names: dict[int, list[str]], asked: dict[str, int]) -> None:
+    with pytest.raises(ReshardError) as caught:
+        select_files(names, expected=range(2), **asked)  # type: ignore[arg-type]
+    assert caught.value.reason == "SourceRanksMismatch"
+
+
+def test_a_step_that_is_not_there_is_answered_with_one_that_is() -> None:
+    with pytest.raises(ReshardError, match=r"choose one that every rank has, such as --step 200 "):
+        select_files({0: [OLD, NEW], 1: [OLD, NEW]}, step=300)
+
+
+def test_older_steps_are_kept_in_case_that_the_newest_is_damaged() -> None:
+    found = select_files({0: [OLD, NEW], 1: [OLD, NEW]})
+    assert [(older.step, older.files) for older in found.older] == [((1, 100), {0: OLD, 1: OLD})]
+    assert select_files({0: [OLD, NEW]}, step=200).older == ()
+    assert option_for((2, 200), [(1, 100), (2, 200)]) == "--step 200 (spec.source.files.step)"
+    assert option_for((1, 200), [(1, 200), (2, 200)]) == "--files '*-1_200.*' (spec.source.files.pattern)"
+
+
+_STEPPED = [f"{prefix}-{at}.{kind}" for prefix in "ab" for at in ("1_5", "1_9", "2_5", "2_9") for kind in ("ckpt", "safetensors")]
+_OTHER = ["a.ckpt", "checkpoint_1.ckpt", "a-1_5_breakpoint.ckpt", "a-1_\u0665.ckpt", ".a-1_5.ckpt", "notes.txt"]
+_NAMES = st.sampled_from(_STEPPED + _OTHER)
+
+
+@settings(max_examples=1000)
+@given(
+    st.dictionaries(st.integers(0, 5), st.lists(_NAMES, max_size=5, unique=True), max_size=6),
+    st.none() | st.sampled_from([5, 9]),
+    st.none() | st.sampled_from(["a*", "*.ckpt", "*-1_*"]),
+    st.none() | st.integers(1, 6).map(range),
+)
+def test_steps_are_never_mixed(
+    names: dict[int, list[str]], step: int | None, pattern: str | None, expected: range | None
+) -> None:
+    try:
+        found = select_files(names, step=step, pattern=pattern, expected=expected)
+    except ReshardError:
+        return
+    wanted = {rank for rank in names if expected is None or rank in expected}
+    for selected in (found, *found.older):
+        assert selected.files.keys() == wanted
+        assert {epoch_and_step(name) for name in selected.files.values()} == ({selected.step} if wanted else set())
+        assert all(name in names[rank] for rank, name in selected.files.items())
+    assert step is None or not wanted or found.step is None or found.step[1] == step
+    assert step is None or not wanted or found.step is not None
+    for rank in names.keys() - wanted:  # those of another run are of other steps
+        others = [name for name in names[rank] if is_candidate(name, pattern) and "breakpoint" not in name]
+        assert found.step not in map(epoch_and_step, others) or not wanted

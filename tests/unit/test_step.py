@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
 from typing import TYPE_CHECKING, Any
 
 import disk
@@ -114,10 +113,12 @@ def test_a_dry_run_leaves_nothing(pods: Pods) -> None:
 
 def test_a_repaired_source_takes_the_place_of_the_unfinished_attempt(pods: Pods) -> None:
     """The next attempt has another digest, for the source has changed; what the old one has written is worth nothing."""
+    source = next((pods.made.source / "rank_3").iterdir())
+    whole = source.read_bytes()
+    source.write_bytes(whole[:100] + bytes([whole[100] ^ 1]) + whole[101:])
     old = pods.run("plan")
     pods.run("ranks", JOB_COMPLETION_INDEX="0")
-    source = next((pods.made.source / "rank_3").iterdir())
-    os.utime(source, ns=(1, 1))
+    source.write_bytes(whole)
     new = pods.run("plan")
     assert (new["digest"] != old["digest"], new["finishedRanks"]) == (True, 0)
     assert [job.digest for job in TargetFolder(LocalStore(pods.target), 0o640).observe().jobs] == [new["digest"]]
@@ -132,7 +133,9 @@ def test_files_that_nobody_described_are_never_taken_for_an_old_attempt(pods: Po
     pods.run("plan")
     pods.run("ranks", JOB_COMPLETION_INDEX="0")
     (pods.target / "rank_0" / "precious.ckpt").write_bytes(b"x")
-    os.utime(next((pods.made.source / "rank_3").iterdir()), ns=(1, 1))
+    source = next((pods.made.source / "rank_3").iterdir())
+    whole = source.read_bytes()
+    source.write_bytes(whole[:100] + bytes([whole[100] ^ 1]) + whole[101:])
     failed = pods.run("plan", expect=78)
     assert failed["reason"] == "TargetExists"
     assert "rank_0" in failed["message"]

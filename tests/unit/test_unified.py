@@ -264,7 +264,7 @@ def test_one_layout_takes_the_place_of_another(source: disk.Checkpoint, tmp_path
     target = tmp_path / "t"
     unify(source, target, hugging_face_index=True)
     with pytest.raises(ReshardError, match="TargetExists"):
-        cut(source.source / "rank_0", target, None)
+        cut(source.source / "rank_0", target, None, allow_single_rank=True)
     straight = Request(
         source.source, target, source.source_strategy, source.target_strategy, options=Options(overwrite="Replace")
     )

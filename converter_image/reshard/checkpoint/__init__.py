@@ -9,6 +9,7 @@ from reshard.checkpoint.ckpt import crc_trailer
 from reshard.checkpoint.dtypes import DTYPES
 from reshard.checkpoint.output import OutputTensor, Span
 from reshard.errors import DataError
+from reshard.gitlfs import LONGEST_POINTER, refuse_pointer
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
@@ -49,6 +50,8 @@ def read_header(reader: RangeReader, seen: dict[bytes, Structure] | None = None)
     Raises:
         DataError: it is damaged or of no known format.
     """
+    if reader.size <= LONGEST_POINTER:
+        refuse_pointer(reader.read(0, reader.size), reader.name)
     match format_of(reader.name):
         case "ckpt":
             return ckpt.read_header(reader)

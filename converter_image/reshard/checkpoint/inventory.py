@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 from bisect import bisect_left
 from typing import TYPE_CHECKING, Annotated, Literal, Protocol
 
@@ -117,6 +118,17 @@ class Inventory(msgspec.Struct, frozen=True):
     files: tuple[SourceFile, ...]
     structures: tuple[Structure, ...]
     kind: Kind = "Ranks"
+
+    @property
+    def identity(self) -> Inventory:
+        """The same without the times of files whose content was sampled: a copy of a source is the same source."""
+        files = (msgspec.structs.replace(file, version="") if file.sample else file for file in self.files)
+        return msgspec.structs.replace(self, files=tuple(files))
+
+    @property
+    def versions(self) -> str:
+        """A digest of all files' versions: if it is the same, no file was written or copied anew."""
+        return hashlib.sha256(msgspec.json.encode([(file.rank, file.version) for file in self.files])).hexdigest()
 
     @property
     def format(self) -> Format:

@@ -43,6 +43,7 @@ class FileRecord(_Document, frozen=True):
         bytes_read: bytes of source tensors that were read for this file.
         verified: how much of it was compared with the source.
         part: the pipeline stage of the source that it was made from; null: of all.
+        sample: a digest of five blocks of the file, see `reshard.storage.digest.sample_of`.
     """
 
     rank: int
@@ -52,6 +53,7 @@ class FileRecord(_Document, frozen=True):
     bytes_read: int
     verified: Verified
     part: int | None = None
+    sample: str = ""
 
 
 class IndexRecord(_Document, frozen=True):
@@ -99,12 +101,25 @@ class ParameterRecord(_Document, frozen=True):
 
 
 class SourceRecord(_Document, frozen=True):
-    """What was read."""
+    """What was read.
+
+    Attributes:
+        url: where it is.
+        format: the format of its files.
+        ranks: how many ranks it has.
+        nbytes: bytes of its files.
+        versions: a digest of its files' versions, see `Inventory.versions`.
+        step: the training step that was asked for.
+        files: the pattern that was asked for.
+    """
 
     url: str
     format: str
     ranks: int
     nbytes: int
+    versions: str = ""
+    step: int | None = None
+    files: str | None = None
 
 
 class PartRecord(_Document, frozen=True):

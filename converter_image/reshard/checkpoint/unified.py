@@ -30,7 +30,7 @@ HF_INDEX_NAME = "model.safetensors.index.json"
 HYPER_NAME = "hyper_param.safetensors"
 _INDEX_SUFFIX = ".safetensors.index.json"
 _FILE_NAME = re.compile(r"(?!\.)[^/\x00-\x1f\ud800-\udfff]{1,255}\.safetensors")
-_OWN_FILE = re.compile(rf"part\d+\.safetensors|{re.escape(HYPER_NAME)}|{re.escape(MAP_NAME)}|{re.escape(HF_INDEX_NAME)}")
+_OWN_FILE = re.compile(rf"part[0-9]+\.safetensors|{re.escape(HYPER_NAME)}|{re.escape(MAP_NAME)}|{re.escape(HF_INDEX_NAME)}")
 
 
 class _Map(msgspec.Struct):
@@ -47,6 +47,16 @@ def part_name(number: int, parts: int, *, hyper: bool) -> str:
 def is_map(name: str) -> bool:
     """Whether a file of this name says which parameter is in which file."""
     return name == MAP_NAME or name.endswith(_INDEX_SUFFIX)
+
+
+def single_file_of(index: str) -> str:
+    """Return the name of the one file that Hugging Face's libraries read instead of this index, if it is there."""
+    return index.removesuffix(".index.json") if index.endswith(_INDEX_SUFFIX) else ""
+
+
+def is_part(name: str) -> bool:
+    """Return whether a file of this name holds a part of a unified checkpoint."""
+    return name.endswith(".safetensors") and is_own(name)
 
 
 def is_own(name: str) -> bool:

@@ -38,7 +38,7 @@ if TYPE_CHECKING:
 _SHOWN_PARAMETERS, _SHOWN_SIZES = 40, 32
 _BAR = 32
 _MOST_STAGES = 1 << 16
-_NUMBER = re.compile(r"(?<!\d)(0|[1-9]\d{0,8})(?!\d)")
+_NUMBER = re.compile(r"(?<![0-9])(0|[1-9][0-9]{0,8})(?![0-9])")
 
 
 @dataclass(frozen=True, slots=True)
@@ -91,7 +91,8 @@ def inspect(  # noqa: PLR0913 - one for each option
         if manifest is not None and manifest.parts and anything:
             inventory = _read_parts(plain, manifest)
         else:
-            found = find_files(store, chosen, step=step, pattern=pattern)
+            ranks = None if how is None else how.numbers
+            found = find_files(store, chosen, step=step, pattern=pattern, ranks=ranks, each=how is None)
             inventory, notes = read_inventory(plain, found, workers=default_workers()), found.notes
         if how is None and manifest is not None and not inventory.unified:
             how = strategy_of(manifest)

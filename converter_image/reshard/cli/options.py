@@ -54,6 +54,11 @@ _CUT: tuple[Callable[[Any], Any], ...] = (
     ),
     click.option("--target-strategy", type=PATH, metavar="PATH", help="How the target is to be cut. Without: one whole rank."),
     click.option(
+        "--allow-single-rank",
+        is_flag=True,
+        help="Read one rank's folder or file as a whole checkpoint although other ranks are next to it.",
+    ),
+    click.option(
         "--index",
         type=PATH,
         metavar="DIR",
@@ -120,7 +125,11 @@ _COMMON: tuple[Callable[[Any], Any], ...] = (
         type=click.IntRange(min=0),
         help="Read the files of this training step. Without: the newest that every rank has.",
     ),
-    click.option("--files", metavar="PATTERN", help="Read the files whose names match, such as 'net-*.ckpt'."),
+    click.option(
+        "--files",
+        metavar="PATTERN",
+        help="Read the files whose names match, such as 'net-*.ckpt', or whose paths do, such as 'rank_*/ckpt/*'.",
+    ),
     click.option(
         "--workers",
         type=click.IntRange(1, 256),

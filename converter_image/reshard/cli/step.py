@@ -99,7 +99,7 @@ def _plan(_: Invocation, spec: TransformSpec, request: Request) -> PlanMessage:
 
 def _ranks(invocation: Invocation, spec: TransformSpec, request: Request) -> RanksMessage:
     index = _variable("JOB_COMPLETION_INDEX")
-    if not index.isdecimal():
+    if not (index.isascii() and index.isdecimal()):
         raise UsageError("InvalidVariable", f"{index!r} is no index", where="JOB_COMPLETION_INDEX", fix=_FOR_PODS)
     ranks = ranks_of_index(parse_ranks(_variable("RESHARD_RANKS")), spec.execution.ranks_per_pod, int(index))
     if not ranks:

@@ -71,6 +71,16 @@ class Job:
         return self.planner.model
 
     @property
+    def versions(self) -> str:
+        """Tells whether the source's files were written or copied anew."""
+        return self.model.inventory.versions
+
+    def of_these_versions(self) -> Job:
+        """Return the same job with an identity of its own, for a source whose change no sample has shown."""
+        digest = _identity([self.digest, self.versions])
+        return replace(self, digest=digest, whole=digest if self.part is None else self.whole)
+
+    @property
     def shape(self) -> tuple[str, int]:
         """The target's layout, and how many ranks that has."""
         return self.request.options.layout, self.model.target_ranks
@@ -154,7 +164,10 @@ class Job:
         if self.model.unified:
             return part_name(rank, self.model.target_ranks, hyper=self._has_hyper)
         if (own := self.own_file(rank)) is not None:
-            return f"{own.path.removesuffix(self.model.inventory.format)}{self.format}"
+            folder, _, name = own.path.rpartition("/")
+            if folder and not folder.startswith("rank_"):  # as others call it, or one that is nested
+                folder = f"rank_{rank}"
+            return "/".join(part for part in (folder, f"{name.removesuffix(self.model.inventory.format)}{self.format}") if part)
         number = rank if self.request.options.numbered else ""
         part = "" if self.part is None else f"_part{self.part}"
         return f"rank_{rank}/{self.request.options.file_prefix}{number}{part}.{self.format}"
@@ -204,7 +217,9 @@ def job_of(  # noqa: PLR0913 - what was read, each by itself
     if request.options.layout != "Index":  # which is for files of either format, and for memory
         model = _arranged(model, output)
     decisive = {name: decides[name] for name in ("sourceStrategy", "targetStrategy")} | request_key(request) | {"format": output}
-    identity = whole = _identity([decisive, model.inventory])
+    # An index names versions, so it is of these.
+    identified = model.inventory if request.options.layout == "Index" else model.inventory.identity
+    identity = whole = _identity([decisive, identified])
     part, selected = None, selected or Selected()
     if request.options.layout == "Part":
         part, whole = model.first_stage, _identity([decisive | {"sourceStrategy": None}, selected.step])

@@ -25,12 +25,13 @@ from reshard.source.encrypted import decrypting
 from reshard.source.headers import Blocks, heads
 from reshard.storage import open_store, parent_and_name
 from reshard.storage.ahead import prefetched, requests
-from reshard.storage.digest import ContentDigest, digest_of_version
+from reshard.storage.digest import ContentDigest, digest_of_version, sample_of
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
 
     from reshard.checkpoint.inventory import Format
+    from reshard.checkpoint.manifest import Verified
     from reshard.engine.gather import SourceFiles
     from reshard.engine.job import Job
     from reshard.engine.memory import Budget
@@ -111,8 +112,12 @@ def write_rank(
         writer.finish()
         if not digest:  # not all bytes were here
             digest = digest_of_version(state.target.store, state.where(path, staged=staged))
-        record = FileRecord(rank, path, size, digest, conditions.count.nbytes, job.request.options.verification, job.part)
-        _verify(job, plan, state.target.store, state.where(path, staged=staged))
+        store, where = state.target.store, state.where(path, staged=staged)
+        _verify(job, plan, store, where)
+        with closing(store.open(where)) as written:
+            sample = sample_of(written, remote=store.remote)
+        read, level = conditions.count.nbytes, job.request.options.verification
+        record = FileRecord(rank, path, size, digest, read, level, job.part, sample)
         state.record(record)
     finally:
         writer.abort()
@@ -262,19 +267,29 @@ def _verify(job: Job, plan: RankPlan, store: Store, path: str) -> None:
     level = job.request.options.verification
     if level == "None":
         return
+    try:
+        compare(job, plan, store, path, level)
+    except ReshardError:
+        store.delete(path)
+        raise
+
+
+def compare(job: Job, plan: RankPlan, store: Store, path: str, level: Verified) -> None:
+    """Compare a finished file with the source.
+
+    Raises:
+        BugError: they differ.
+        ReshardError: one of them cannot be read.
+    """
     at_once = _REMOTE_COMPARISONS if store.remote or job.source.remote else 1
     with closing(job.source_files()) as files, closing(store.open(path)) as opened:
         written: Reader = opened
-        try:
-            if job.cipher is not None:
-                written = decrypting(opened, job.cipher, remote=store.remote, check=level == "Full")
-            headers = heads(_heads(job, plan), written.size)
-            with prefetched(written, headers, _HEADERS_AHEAD, remote=store.remote) as ahead:
-                in_blocks = Blocks(ahead) if store.remote else None
-                check_file(written, plan, job.model, files, level, headers=in_blocks, at_once=at_once)
-        except ReshardError:
-            store.delete(path)
-            raise
+        if job.cipher is not None:
+            written = decrypting(opened, job.cipher, remote=store.remote, check=level == "Full")
+        headers = heads(_heads(job, plan), written.size)
+        with prefetched(written, headers, _HEADERS_AHEAD, remote=store.remote) as ahead:
+            in_blocks = Blocks(ahead) if store.remote else None
+            check_file(written, plan, job.model, files, level, headers=in_blocks, at_once=at_once)
 
 
 def _heads(job: Job, plan: RankPlan) -> Iterator[int]:

@@ -31,9 +31,9 @@ if TYPE_CHECKING:
 
 # The forms in which MindSpore takes a name's end for a task, an epoch and a step, and what it then looks for.
 _SUFFIXES = (
-    (re.compile(r"_?(\d+-\d+_\d+)"), "_"),
-    (re.compile(r"-?(\d+_\d+)"), "-"),
-    (re.compile(r"_?(\d+)"), "_"),
+    (re.compile(r"_?([0-9]+-[0-9]+_[0-9]+)"), "_"),
+    (re.compile(r"-?([0-9]+_[0-9]+)"), "-"),
+    (re.compile(r"_?([0-9]+)"), "_"),
 )
 # Another that looks whether the checkpoint is complete takes a moment.
 _MOST_PATIENCE_SECONDS = 15.0

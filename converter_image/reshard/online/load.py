@@ -33,6 +33,7 @@ class LoadOptions(TypedDict, total=False):
 
     step: int | None
     files: str | None
+    allow_single_rank: bool
     unplaced: Unplaced
     allow_missing: bool
     rename: tuple[RenameRule, ...]
@@ -61,6 +62,7 @@ def iter_tensors(  # noqa: PLR0913 - one for each option
     *,
     step: int | None = None,
     files: str | None = None,
+    allow_single_rank: bool = False,
     unplaced: Unplaced = "Drop",
     allow_missing: bool = False,
     rename: tuple[RenameRule, ...] = (),
@@ -80,7 +82,8 @@ def iter_tensors(  # noqa: PLR0913 - one for each option
         target_strategy: a strategy of the layout that is wanted, likewise.
         rank: the rank of that layout.
         step: the training step whose files are read; None: the newest that every rank has.
-        files: the shell pattern that the files' names match.
+        files: the shell pattern that the files' names match, or their paths if there is a `/` in it.
+        allow_single_rank: whether to read the file of one rank as a whole checkpoint although other ranks are next to it.
         unplaced: what happens to parameters that only the source's strategy names.
         allow_missing: whether to leave out what only the target's strategy names.
         rename: what parameters are to be called.
@@ -107,6 +110,7 @@ def iter_tensors(  # noqa: PLR0913 - one for each option
             layout="Index",
             step=step,
             files=files,
+            allow_single_rank=allow_single_rank,
             unplaced=unplaced,
             allow_missing=allow_missing,
             rename=rename,

@@ -1,27 +1,32 @@
-"""Which files a checkpoint consists of: what lies in its folder, by its manifest, or by its map."""
+"""Which files a checkpoint consists of: those in its folder, in its manifest, or in its map."""
 
 from __future__ import annotations
 
-import re
+from concurrent.futures import ThreadPoolExecutor
 from typing import TYPE_CHECKING, NamedTuple
 
-from reshard.checkpoint import format_of
-from reshard.checkpoint.manifest import MANIFEST_NAME, STATE, Manifest, decode
-from reshard.checkpoint.unified import MAP_NAME, choose_map, files_of, is_map, read_map
-from reshard.errors import DataError, MissingInputError, RequestError
-from reshard.source.selection import select_files
+from reshard.checkpoint.unified import MAP_NAME, choose_map, files_of, is_map, is_part, read_map, single_file_of
+from reshard.errors import MissingInputError, RequestError
+from reshard.source.described import check_described, paths_of, read_manifest
+from reshard.source.listing import is_candidate, preview, rank_folders, ranks_of_files, shards
+from reshard.source.selection import Selection, select_files
+from reshard.source.single import holds_checkpoint
+from reshard.spec.ranks import format_ranks
 from reshard.storage import open_store, parent_and_name
+from reshard.storage.ahead import files_at_once
 
 if TYPE_CHECKING:
-    from collections.abc import Collection, Iterable, Mapping
+    from collections.abc import Collection, Iterable, Mapping, Sequence
 
     from reshard.checkpoint.inventory import Kind
+    from reshard.checkpoint.manifest import Manifest
     from reshard.spec.access import Access
     from reshard.storage.protocol import ReadStore, Stat, Store
 
 _LARGEST_MAP = 128 << 20
-_LARGEST_MANIFEST = 4 << 30
-_RANK_FOLDER = re.compile(r"rank_(\d{1,9})")
+# How many folders are looked into for a checkpoint, to suggest one.
+_MOST_FOLDERS = 16
+_WHERE_RANKS_ARE = "give the folder that holds rank_0, rank_1, ..."
 
 
 class Files(NamedTuple):
@@ -34,6 +39,8 @@ class Files(NamedTuple):
         mapped: for each parameter of a unified checkpoint its file, as far as a map says that.
         ranks: how many ranks there are, those included that were not asked for; None: some are not there.
         step: the epoch and step that they are of, where their names say so.
+        older: the choice for older steps, newest first.
+        described: whether a manifest or a map lists them.
     """
 
     by_rank: dict[int, str]
@@ -42,6 +49,8 @@ class Files(NamedTuple):
     mapped: Mapping[str, str] = {}
     ranks: int | None = None
     step: tuple[int, int] | None = None
+    older: tuple[Selection, ...] = ()
+    described: bool = False
 
 
 def open_source(url: str, access: Access | None = None) -> tuple[Store, str | None]:
@@ -61,138 +70,191 @@ def find_files(
     step: int | None = None,
     pattern: str | None = None,
     ranks: range | None = None,
+    one_stage: bool = False,
+    each: bool = False,
 ) -> Files:
-    """The file of each rank, or those of a unified checkpoint. Another folder without `rank_<r>/` in it is one rank.
+    """Find the file of each rank, or the files of a unified checkpoint.
 
     Args:
         store: the folder.
-        chosen: the one file in it that is meant: it holds all parameters (of the first of `ranks`), or says which files do.
+        chosen: the one file in it that is meant: it holds all parameters (of the first of `ranks`), or is a map of files.
         step: the training step that is wanted.
-        pattern: a shell pattern that the names must match.
-        ranks: the ranks that are wanted; None: all.
+        pattern: a shell pattern that the names must match, or the paths if there is a `/` in it.
+        ranks: the ranks that the source's strategy describes; None: there is no strategy.
+        one_stage: whether these are the ranks of one pipeline stage, and others may belong to the same checkpoint.
+        each: whether each file is wanted by itself, however the ranks share the parameters.
 
     Raises:
-        DataError: a map is damaged.
+        DataError: a map is damaged, or files are not those that the manifest describes.
         MissingInputError: there are none.
         RequestError: it is not clear which.
     """
     if chosen is not None and not is_map(chosen):
         return Files({ranks.start if ranks else 0: chosen})
     entries = store.list("")
-    manifest = _manifest(store, {entry.name for entry in entries})
+    manifest = read_manifest(store, {entry.name for entry in entries})
     anything = step is None and pattern is None
     if manifest is not None and anything and chosen is None:
-        return _described(manifest, store.url, ranks)
-    folders = _rank_folders(entries, store.url)
+        return _described(store, manifest, entries, ranks if one_stage else None)
     beside = [entry.name for entry in entries if not entry.is_folder and not entry.name.startswith(".")]
+    folders = {} if chosen is not None else rank_folders((entry.name for entry in entries if entry.is_folder), store.url)
+    if any(map(is_candidate, beside)) and not all(folder.startswith("rank_") for folder in folders.values()):
+        folders = {}
     if map_name := chosen or (choose_map(beside, store.url) if anything else None):
-        if folders and chosen is None:
-            raise RequestError(
-                "AmbiguousFiles",
-                f"there are rank_<r> folders, and {map_name}, which says that the parameters are in the files beside it",
-                where=store.url,
-                fix=f"give {map_name} as the source, or choose files of the ranks with --step or --files (spec.source.files)",
-            )
-        mapped = read_map(store.read(map_name, _LARGEST_MAP), f"{store.url}/{map_name}")
-        files = files_of(mapped, beside, map_name, store.url)
-        return Files(dict(enumerate(files)), kind="Unified" if map_name == MAP_NAME else "Sharded", mapped=mapped)
+        return _mapped(store, map_name, beside, folders=bool(folders), chosen=chosen is not None)
+    asked = _Asked(step, pattern, ranks, one_stage=one_stage, each=each)
     if folders:
-        count = _count(folders)
-        folders = {rank: folder for rank, folder in folders.items() if ranks is None or rank in ranks}
-        names = {rank: [e.name for e in store.list(folder) if not e.is_folder] for rank, folder in sorted(folders.items())}
-        selected = select_files(names, step=step, pattern=pattern)
-        by_rank = {rank: f"{folders[rank]}/{name}" for rank, name in selected.files.items()}
-        return Files(by_rank, selected.notes, ranks=count, step=selected.step)
-    if store.stat("") is None:
-        raise MissingInputError(
-            "SourceMissing", "there is no such folder", where=store.url, fix="give the folder that holds rank_0, rank_1, ..."
-        )
-    if not any(format_of(name) for name in beside):
-        raise MissingInputError(
-            "SourceMissing",
-            "there is neither a rank_<r> folder nor a .ckpt or .safetensors file",
+        return _of_folders(store, folders, asked)
+    if not any(map(is_candidate, beside)):
+        raise _nothing(store, entries)
+    return _of_one_folder(beside, store.url, asked)
+
+
+class _Asked(NamedTuple):
+    """What is asked for, see `find_files`."""
+
+    step: int | None
+    pattern: str | None
+    ranks: range | None
+    one_stage: bool
+    each: bool
+
+
+def _described(store: ReadStore, manifest: Manifest, entries: Sequence[Stat], ranks: range | None) -> Files:
+    """The files that a manifest lists; of these `ranks`, if they are given."""
+    paths = paths_of(manifest, store.url)
+    check_described(store, manifest, entries)
+    if manifest.options.get("layout") == "Unified":
+        return Files(paths, kind="Unified", described=True)
+    wanted = {rank: path for rank, path in paths.items() if ranks is None or rank in ranks}
+    return Files(wanted, ranks=_count(paths), described=True)
+
+
+def _mapped(store: ReadStore, map_name: str, beside: Sequence[str], *, folders: bool, chosen: bool) -> Files:
+    """The files that a map names."""
+    if folders and not chosen:
+        raise RequestError(
+            "AmbiguousFiles",
+            f"there are folders of ranks, and {map_name}, which says that the parameters are in the files beside it",
             where=store.url,
-            fix="give the folder that holds rank_0, rank_1, ...",
+            fix=f"give {map_name} as the source, or choose files of the ranks with --step or --files (spec.source.files)",
         )
-    selected = select_files({0: beside}, step=step, pattern=pattern)
-    return Files(selected.files, selected.notes, ranks=1, step=selected.step)
+    mapped = read_map(store.read(map_name, _LARGEST_MAP), f"{store.url}/{map_name}")
+    single = next((single_file_of(name) for name in beside if is_map(name) and single_file_of(name) in beside), None)
+    if single is not None and not chosen and single not in mapped.values():
+        raise RequestError(
+            "AmbiguousFiles",
+            f"there are {single} and {map_name}: Hugging Face's libraries read the single file and ignore its index",
+            where=store.url,
+            fix=f"give the one that is meant as the source: {store.url}/{single} or {store.url}/{map_name}",
+        )
+    files = files_of(mapped, beside, map_name, store.url)
+    kind: Kind = "Unified" if map_name == MAP_NAME else "Sharded"
+    return Files(dict(enumerate(files)), kind=kind, mapped=mapped, described=True)
 
 
-def _rank_folders(entries: Iterable[Stat], where: str) -> dict[int, str]:
-    """From rank to the name of its folder.
+def _of_folders(store: ReadStore, folders: Mapping[int, str], asked: _Asked) -> Files:
+    """The files in the folders of ranks, or one level below."""
+    ranks = asked.ranks
+    wanted = {rank: folder for rank, folder in sorted(folders.items()) if not asked.one_stage or ranks is None or rank in ranks}
+    listed = dict(zip(wanted, _list_all(store, wanted.values()), strict=True))
+    paths = {rank: _files_in(folder, listed[rank]) for rank, folder in wanted.items()}
+    notes: tuple[str, ...] = ()
+    if not any(is_candidate(path) for found in paths.values() for path in found):
+        paths = _below(store, wanted, listed, asked.pattern)
+    if wanted and not next(iter(wanted.values())).startswith("rank_"):
+        notes = (f"{next(iter(wanted.values()))} is read as the folder of rank {next(iter(wanted))}, the others likewise",)
+    selected = select_files(paths, step=asked.step, pattern=asked.pattern, expected=ranks)
+    return _selected(selected, notes, _count(folders))
+
+
+def _of_one_folder(names: Sequence[str], where: str, asked: _Asked) -> Files:
+    """The files of all ranks, those of whole tensors, or the one file, in a folder without others."""
+    step, pattern, ranks = asked.step, asked.pattern, asked.ranks
+    fitting = [name for name in names if is_candidate(name, pattern)]
+    numbered = ranks_of_files(fitting)
+    if len(numbered) > 1 and (asked.each or (ranks is not None and len(ranks) > 1)):
+        if asked.one_stage and ranks is not None:
+            numbered = {rank: found for rank, found in numbered.items() if rank in ranks}
+        selected = select_files(numbered, step=step, pattern=pattern, expected=ranks)
+        note = f"the names of the files say their ranks: {preview(selected.files.values())}"
+        return _selected(selected, (note,), _count(ranks_of_files(fitting)))
+    if len(numbered) > 1 and sorted(numbered) == list(range(len(numbered))):
+        raise RequestError(
+            "SourceStrategyMissing",
+            f"the names say that the files are of ranks {format_ranks(tuple(numbered))} ({preview(fitting)}),"
+            " and no strategy says how these share the parameters",
+            where=where,
+            fix="give the strategy that they were trained with (--source-strategy, spec.source.strategy)",
+        )
+    if step is None and (found := shards(fitting, where)):
+        note = f"there is no model.safetensors.index.json; the tensors of all {len(found)} files are read"
+        return Files(dict(enumerate(found)), (note,), kind="Sharded", described=True)
+    if pattern is None and any(map(is_part, fitting)):
+        raise MissingInputError(
+            "PartMissing",
+            f"there are parts of a unified checkpoint ({preview(fitting)}), but no {MAP_NAME} that says which belong to it",
+            where=where,
+            fix=f"restore {MAP_NAME}",
+        )
+    if "metadata.json" in names and len(fitting) > 1:
+        raise RequestError(
+            "AmbiguousFiles",
+            f"it is a checkpoint of MindFormers' format 2.0, with several files for each rank: {preview(fitting)}",
+            where=where,
+            fix="choose those of the model with --files '*-model-*' (spec.source.files.pattern), and give the strategy that it"
+            " was trained with (--source-strategy, spec.source.strategy)",
+        )
+    return _selected(select_files({0: list(names)}, step=step, pattern=pattern), (), 1)
+
+
+def _selected(selected: Selection, notes: tuple[str, ...], ranks: int | None) -> Files:
+    return Files(selected.files, notes + selected.notes, ranks=ranks, step=selected.step, older=selected.older)
+
+
+def _list_all(store: ReadStore, folders: Iterable[str]) -> list[list[Stat]]:
+    """What lies in each folder; over a network several are listed at a time."""
+    with ThreadPoolExecutor(files_at_once(1, remote=store.remote)) as pool:
+        return list(pool.map(store.list, folders))
+
+
+def _files_in(folder: str, entries: Iterable[Stat]) -> list[str]:
+    return [f"{folder}/{entry.name}" for entry in entries if not entry.is_folder]
+
+
+def _below(
+    store: ReadStore, folders: Mapping[int, str], listed: Mapping[int, Sequence[Stat]], pattern: str | None
+) -> dict[int, list[str]]:
+    """The files one level below the folders of ranks, as in rank_0/ckpt/.
 
     Raises:
-        DataError: two are of one rank.
+        RequestError: several folders of a rank hold some.
     """
-    folders: dict[int, str] = {}
-    for entry in entries:
-        match = _RANK_FOLDER.fullmatch(entry.name)
-        if match and entry.is_folder:
-            other = folders.setdefault(int(match[1]), entry.name)
-            if other != entry.name:
-                raise DataError(
-                    "DuplicateRank",
-                    f"{other} and {entry.name} are the same rank",
-                    where=where,
-                    fix="take away the one that does not belong to the checkpoint",
-                )
-    return folders
+    inner = [(rank, f"{folders[rank]}/{entry.name}") for rank in folders for entry in listed[rank] if entry.is_folder]
+    paths: dict[int, list[str]] = {rank: [] for rank in folders}
+    for (rank, folder), entries in zip(inner, _list_all(store, (folder for _, folder in inner)), strict=True):
+        paths[rank] += [path for path in _files_in(folder, entries) if is_candidate(path, pattern)]
+    names = {path.split("/")[1] for found in paths.values() for path in found}
+    if len(names) > 1:
+        raise RequestError(
+            "AmbiguousFiles",
+            f"the folders of the ranks hold checkpoints in {preview(names)}",
+            where=store.url,
+            fix=f"choose with --files '*/{min(names)}/*' (spec.source.files.pattern)",
+        )
+    return paths
+
+
+def _nothing(store: ReadStore, entries: Sequence[Stat]) -> MissingInputError:
+    """The error where no file of a checkpoint is found."""
+    if store.stat("") is None:
+        return MissingInputError("SourceMissing", "there is no such folder", where=store.url, fix=_WHERE_RANKS_ARE)
+    inner = [entry.name for entry in entries if entry.is_folder and not entry.name.startswith(".")][:_MOST_FOLDERS]
+    holding = [name for name in inner if holds_checkpoint(store, name)]
+    what = "there is neither a rank_<r> folder nor a .ckpt or .safetensors file"
+    fix = f"give the folder that is meant, such as {store.url}/{holding[0]}" if holding else _WHERE_RANKS_ARE
+    return MissingInputError("SourceMissing", what, where=store.url, fix=fix)
 
 
 def _count(ranks: Collection[int]) -> int | None:
     return len(ranks) if ranks and max(ranks) == len(ranks) - 1 else None
-
-
-def _described(manifest: Manifest, where: str, ranks: range | None) -> Files:
-    """The files of a checkpoint that this program has written.
-
-    Raises:
-        MissingInputError: not all files of a unified one were asked for when it was written.
-        RequestError: it was made stage by stage.
-    """
-    if manifest.parts:
-        raise RequestError(
-            "SourceInParts",
-            f"each rank's parameters are in {len(manifest.parts)} parts, which cannot be read as one",
-            where=where,
-            fix="reshard the checkpoint that the parts were made from, or name one part's files, as in --files '*_part0.*'",
-        )
-    known = {record.rank: record.path for record in manifest.files}
-    if manifest.options.get("layout") != "Unified":
-        wanted = {rank: path for rank, path in known.items() if ranks is None or rank in ranks}
-        return Files(wanted, ranks=_count(known))
-    if len(known) < manifest.target_ranks:
-        raise MissingInputError(
-            "PartMissing",
-            f"it was completed with {len(known)} of its {manifest.target_ranks} parts",
-            where=where,
-            fix="run its transform again without --ranks (spec.target.ranks)",
-        )
-    return Files(known, kind="Unified")
-
-
-def _manifest(store: ReadStore, names: set[str]) -> Manifest | None:
-    """Of a source that this program has written: its manifest says which files belong to it.
-
-    Raises:
-        MissingInputError: it was never completed, or is being replaced.
-        RequestError: it is an index.
-    """
-    if MANIFEST_NAME in names:
-        found = decode(store.read(MANIFEST_NAME, _LARGEST_MANIFEST), Manifest, f"{store.url}/{MANIFEST_NAME}")
-        if found.index is not None:
-            raise RequestError(
-                "SourceIsIndex",
-                "it is the index of a checkpoint, and none itself",
-                where=store.url,
-                fix=f"give the checkpoint ({found.source.url}), and this as its index (--index)",
-            )
-        return found
-    if STATE in names and any(store.stat(f"{STATE}/{entry.name}/job.json") is not None for entry in store.list(STATE)):
-        raise MissingInputError(
-            "SourceUnfinished",
-            "a transform has begun to write this checkpoint and has not completed it",
-            where=store.url,
-            fix="run that transform to its end first",
-        )
-    return None

@@ -2,17 +2,25 @@
 
 from __future__ import annotations
 
-import fnmatch
 import re
+from collections import defaultdict
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
 from reshard.checkpoint import format_of
 from reshard.errors import DataError, MissingInputError, RequestError
+from reshard.source.listing import is_candidate, preview
 from reshard.spec.ranks import format_ranks
 
-_STEP = re.compile(r"-(\d{1,18})_(\d{1,18})\.[a-z]+$")
+if TYPE_CHECKING:
+    from collections.abc import Iterable, Mapping
+
+_STEP = re.compile(r"-([0-9]{1,18})_([0-9]{1,18})\.[a-z]+$")
 _BREAKPOINT = re.compile(r"_breakpoint\.[a-z]+$")  # what MindSpore saves beside when training breaks off
-_SHOWN = 4
+# How many older steps are kept, in case that the newest one is damaged.
+_MOST_OLDER = 16
+
+Step = tuple[int, int]  # epoch and step
 
 
 @dataclass(frozen=True, slots=True)
@@ -20,110 +28,196 @@ class Selection:
     """The chosen files.
 
     Attributes:
-        files: file names by rank.
+        files: paths by rank.
         notes: what a user should know of the choice, a sentence each.
         step: the epoch and step that they are of, where their names say so.
+        older: the same of older steps that every rank has, newest first.
     """
 
     files: dict[int, str]
     notes: tuple[str, ...] = ()
-    step: tuple[int, int] | None = None
+    step: Step | None = None
+    older: tuple[Selection, ...] = ()
 
 
-def select_files(names: dict[int, list[str]], *, step: int | None = None, pattern: str | None = None) -> Selection:
-    """Choose one file for each rank.
+def select_files(
+    paths: Mapping[int, list[str]], *, step: int | None = None, pattern: str | None = None, expected: range | None = None
+) -> Selection:
+    """Choose one file for each rank: without more, the newest step that every rank has.
+
+    If the strategy describes some of the ranks only, a step counts that those have and no other rank has: the others are left
+    from a run on another number of ranks.
 
     Args:
-        names: the file names in each rank's folder.
+        paths: the paths of each rank's files.
         step: the training step that is wanted.
-        pattern: a shell pattern that the names must match.
+        pattern: a shell pattern that the names must match, or the paths if there is a `/` in it.
+        expected: the ranks that the source's strategy describes; None: all.
 
     Raises:
         MissingInputError: a rank has no file that fits.
-        DataError: the files are of several formats, or a chosen one's name is not in UTF-8.
+        DataError: the files are of several formats, a chosen one's name is not in UTF-8, or there are more ranks than expected.
         RequestError: a rank has several that fit equally well.
     """
-    fitting = {rank: [n for n in found if _is_candidate(n, pattern)] for rank, found in names.items()}
-    candidates = {rank: [n for n in found if not _BREAKPOINT.search(n)] for rank, found in fitting.items()}
+    fitting = {rank: [path for path in found if is_candidate(path, pattern)] for rank, found in paths.items()}
+    candidates = {rank: [path for path in found if not _BREAKPOINT.search(path)] for rank, found in fitting.items()}
     if pattern and not any(candidates.values()):  # it asks for nothing but those
         candidates = fitting
-    empty = [rank for rank, found in candidates.items() if not found]
-    if empty:
+    mine = {rank: found for rank, found in candidates.items() if expected is None or rank in expected}
+    others = {rank: found for rank, found in candidates.items() if rank not in mine and found}
+    if empty := tuple(rank for rank, found in mine.items() if not found):
         matching = f" that matches {pattern!r}" if pattern else ""
         raise MissingInputError(
             "SourceRankMissing",
-            f"rank {format_ranks(tuple(empty))} has no .ckpt or .safetensors file{matching}",
+            f"rank {format_ranks(empty)} has no .ckpt or .safetensors file{matching}",
             where="source",
-            fix="restore the missing files",
+            fix=f"{'choose files that every rank has' if pattern else 'restore the missing files, or choose others'} with --files"
+            " (spec.source.files.pattern)",
         )
-    formats = {format_of(name) for found in candidates.values() for name in found}
-    if len(formats) > 1:
+    if len({format_of(path) for found in mine.values() for path in found}) > 1:
         raise DataError(
             "MixedFormats",
             "the source holds both .ckpt and .safetensors files",
             where="source",
-            fix="choose one with --files '*.ckpt'",
+            fix="choose one with --files '*.ckpt' (spec.source.files.pattern)",
         )
-    steps = {rank: {s for n in found if (s := epoch_and_step(n))} for rank, found in candidates.items()}
-    if step is not None or any(steps.values()):
-        return _of_step(candidates, steps, step)
-    return Selection({rank: _only(rank, found) for rank, found in candidates.items()})
+    saved = {rank: _by_step(found) for rank, found in mine.items()}
+    foreign = _ranks_by_step(others)
+    if mine and (step is not None or any(key is not None for found in saved.values() for key in found)):
+        return _of_step(saved, foreign, step, expected)
+    if None in foreign:
+        raise _too_many_ranks(foreign[None], "", expected)
+    return Selection({rank: _only(found) for rank, found in mine.items()}, _notes_on_others(foreign, expected))
 
 
-def _is_candidate(name: str, pattern: str | None) -> bool:
-    if format_of(name) is None or name.startswith("."):
-        return False
-    return pattern is None or fnmatch.fnmatchcase(name, pattern)
-
-
-def epoch_and_step(name: str) -> tuple[int, int] | None:
-    """What a file's name says of when it was saved."""
+def epoch_and_step(name: str) -> Step | None:
+    """Return the epoch and step in a file's name."""
     match = _STEP.search(name)
     return (int(match[1]), int(match[2])) if match else None
 
 
 def natural(name: str) -> list[tuple[int, str]]:
     """strategy_2 before strategy_10: the first file of each stage wins."""
-    return [(int(part), "") if part.isdecimal() else (-1, part) for part in re.split(r"(\d+)", name)]
+    return [(int(part), "") if part.isascii() and part.isdecimal() else (-1, part) for part in re.split(r"([0-9]+)", name)]
 
 
-def _of_step(candidates: dict[int, list[str]], steps: dict[int, set[tuple[int, int]]], step: int | None) -> Selection:
-    common = set.intersection(*steps.values())
-    if step is not None:
-        common = {s for s in common if s[1] == step}
-    if not common:
-        wanted = "a common training step" if step is None else f"step {step}"
-        lacking = [r for r, found in steps.items() if not found or (step is not None and step not in {s[1] for s in found})]
-        which = f"rank {format_ranks(tuple(lacking))} does not have it" if lacking else "no step is there for every rank"
-        raise MissingInputError(
-            "StepMissing",
-            f"not every rank has {wanted}: {which}",
-            where="source",
-            fix="give a step or a pattern that all ranks have",
-        )
-    chosen = max(common)
+def option_for(step: Step, others: Iterable[Step] = ()) -> str:
+    """Return the option that chooses a step among others."""
+    if any(other[1] == step[1] for other in others if other != step):
+        pattern = f"*-{step[0]}_{step[1]}.*"
+        return f"--files '{pattern}' (spec.source.files.pattern)"
+    return f"--step {step[1]} (spec.source.files.step)"
+
+
+def _by_step(paths: list[str]) -> dict[Step | None, list[str]]:
+    found: dict[Step | None, list[str]] = defaultdict(list)
+    for path in paths:
+        found[epoch_and_step(path)].append(path)
+    return found
+
+
+def _ranks_by_step(paths: Mapping[int, list[str]]) -> dict[Step | None, tuple[int, ...]]:
+    found: dict[Step | None, set[int]] = defaultdict(set)
+    for rank, each in paths.items():
+        for path in each:
+            found[epoch_and_step(path)].add(rank)
+    return {step: tuple(sorted(ranks)) for step, ranks in found.items()}
+
+
+def _of_step(
+    saved: Mapping[int, Mapping[Step | None, list[str]]],
+    foreign: Mapping[Step | None, tuple[int, ...]],
+    step: int | None,
+    expected: range | None,
+) -> Selection:
+    every = set.intersection(*({key for key in found if key is not None} for found in saved.values()))
+    common = {key for key in every if step is None or key[1] == step}
+    usable = sorted(key for key in common if key not in foreign)
+    if not usable and common:
+        newest = max(common)
+        raise _too_many_ranks(foreign[newest], f" with step {newest[1]}", expected)
+    if not usable:
+        raise _step_missing(saved, step, every)
+    chosen = usable[-1]
     files = {}
-    for rank, names in candidates.items():
-        unnumbered = [n for n in names if epoch_and_step(n) is None] if step is None else []
-        files[rank] = _only(rank, [n for n in names if epoch_and_step(n) == chosen] + unnumbered)
-    newer = tuple(rank for rank, found in steps.items() if step is None and max(found) > chosen)
-    notes: tuple[str, ...] = ()
-    if newer:
-        notes = (
-            f"epoch {chosen[0]}, step {chosen[1]} is the newest that every rank has; rank {format_ranks(newer)} has a newer one",
+    for rank, found in saved.items():
+        unnumbered = found.get(None, []) if step is None else []
+        files[rank] = _only([*found[chosen], *unnumbered])
+    notes = _notes_on_newer(saved, foreign, chosen) if step is None else ()
+    older = [
+        Selection({rank: found[key][0] for rank, found in saved.items()}, step=key)
+        for key in usable[-2::-1][:_MOST_OLDER]
+        if step is None and all(len(found[key]) == 1 for found in saved.values())
+    ]
+    return Selection(files, notes + _notes_on_others(foreign, expected), chosen, tuple(older))
+
+
+def _notes_on_newer(
+    saved: Mapping[int, Mapping[Step | None, list[str]]], foreign: Mapping[Step | None, tuple[int, ...]], chosen: Step
+) -> tuple[str, ...]:
+    """Return what is said of newer steps that are not read."""
+    newer: dict[Step, list[int]] = defaultdict(list)
+    for rank, found in saved.items():
+        for key in found:
+            if key is not None and key > chosen:
+                newer[key].append(rank)
+    ranks = tuple(sorted({rank for key, found in newer.items() if key not in foreign for rank in found}))
+    notes = []
+    if ranks:
+        notes.append(
+            f"epoch {chosen[0]}, step {chosen[1]} is the newest that every rank has; rank {format_ranks(ranks)} has a newer one"
         )
-    return Selection(files, notes, chosen)
+    notes += [
+        f"epoch {key[0]}, step {key[1]} is not read: rank {format_ranks(foreign[key])}, which the strategy does not describe,"
+        " has it too"
+        for key in sorted(key for key in newer if key in foreign)
+    ]
+    return tuple(notes)
 
 
-def _only(rank: int, names: list[str]) -> str:
-    if len(names) == 1:
-        if any("\ud800" <= character <= "\udfff" for character in names[0]):  # no document can hold it
-            raise DataError("InvalidName", "its name is not in UTF-8", where=f"rank_{rank}/{names[0]}", fix="rename the file")
-        return names[0]
-    shown = ", ".join(sorted(names)[:_SHOWN]) + (f" and {len(names) - _SHOWN} more" if len(names) > _SHOWN else "")
+def _notes_on_others(foreign: Mapping[Step | None, tuple[int, ...]], expected: range | None) -> tuple[str, ...]:
+    """Return what is said of ranks that the strategy does not describe."""
+    if not foreign or expected is None:
+        return ()
+    ranks = format_ranks(tuple({rank for found in foreign.values() for rank in found}))
+    described = format_ranks(tuple(expected))
+    return (f"the files of rank {ranks} are not read: the strategy describes rank {described}, and they are of other steps",)
+
+
+def _too_many_ranks(ranks: tuple[int, ...], having: str, expected: range | None) -> DataError:
+    described = len(expected) if expected is not None else 0
+    return DataError(
+        "SourceRanksMismatch",
+        f"the source's strategy is for {described} ranks, but there is a rank {ranks[-1]}{having}",
+        where="source",
+        fix="give the strategy that the source was trained with, or move the ranks of another run away",
+    )
+
+
+def _step_missing(saved: Mapping[int, Mapping[Step | None, list[str]]], step: int | None, every: set[Step]) -> MissingInputError:
+    wanted = "a common training step" if step is None else f"step {step}"
+    lacking = tuple(
+        rank for rank, found in saved.items() if not any(key is not None and (step is None or key[1] == step) for key in found)
+    )
+    which = f"rank {format_ranks(lacking)} does not have it" if lacking else "no step is there for every rank"
+    fix = "restore the missing files, or choose files that every rank has (--files, spec.source.files.pattern)"
+    if every:
+        fix = f"choose one that every rank has, such as {option_for(max(every), every)}"
+    return MissingInputError("StepMissing", f"not every rank has {wanted}: {which}", where="source", fix=fix)
+
+
+def _only(paths: list[str]) -> str:
+    if len(paths) == 1:
+        if any("\ud800" <= character <= "\udfff" for character in paths[0]):  # no document can hold it
+            raise DataError("InvalidName", "its name is not in UTF-8", where=paths[0], fix="rename the file")
+        return paths[0]
+    folder = paths[0].rpartition("/")[0]
+    names = {path.removeprefix(f"{folder}/") for path in paths}
+    steps = [found for path in paths if (found := epoch_and_step(path)) is not None]
+    by_step = f"{option_for(steps[0])}, or " if len(steps) == 1 else ""
     raise RequestError(
         "AmbiguousFiles",
-        f"{len(names)} files can be meant: {shown}",
-        where=f"rank_{rank}",
-        fix="choose with --step or --files (spec.source.files)",
+        f"{len(paths)} files can be meant: {preview(names)}",
+        where=folder or "source",
+        fix=f"choose with {by_step}a pattern that matches one of them: --files PATTERN (spec.source.files.pattern)",
     )

@@ -40,7 +40,7 @@ def check_prefix(prefix: str) -> None:
         problem = f"it has more than {_LONGEST_PREFIX_BYTES} bytes"
     elif prefix.startswith("."):
         problem = "hidden files are not found again"
-    elif re.search(r"-\d+_$", prefix):
+    elif re.search(r"-[0-9]+_$", prefix):
         problem = "the ranks behind it would be taken for training steps"
     if problem is not None:
         fix = "choose another, such as checkpoint_"
@@ -97,7 +97,8 @@ class Options(msgspec.Struct, frozen=True):
         file_prefix: their names are the prefix, the rank and the format's extension.
         numbered: whether the rank is in the names, beside those of the folders.
         step: the training step whose files are read.
-        files: the shell pattern that the names of the files match.
+        files: the shell pattern that the names of the files match, or their paths in the source if there is a `/` in it.
+        allow_single_rank: whether to read the file of one rank as a whole checkpoint although other ranks are next to it.
         stages: how many pipeline stages there are, where the source is one of them; None: as many as it has ranks for.
         ranks: the target ranks that are wanted, such as "0,2-5".
         unplaced: what happens to parameters that only the source's strategy names.
@@ -119,6 +120,7 @@ class Options(msgspec.Struct, frozen=True):
     numbered: bool = True
     step: int | None = None
     files: str | None = None
+    allow_single_rank: bool = False
     stages: Stages | None = None
     ranks: str | None = None
     unplaced: Unplaced = "Drop"
@@ -186,7 +188,7 @@ _ONLY_WITH: dict[str, tuple[TargetLayout, str]] = {
 # Says something about files of ranks only.
 _OF_FILES = ("format", "file_prefix", "ranks", "remove_redundancy", "crc", "copy_mode")
 # Decides what of a source is read, and is therefore settled in its index.
-_OF_THE_SOURCE = ("step", "files", "unplaced", "allow_missing", "rename")
+_OF_THE_SOURCE = ("step", "files", "allow_single_rank", "unplaced", "allow_missing", "rename")
 
 
 def _check_rules(rules: tuple[RenameRule, ...]) -> None:
@@ -289,6 +291,7 @@ def request_key(request: Request) -> dict[str, Any]:
         "huggingFaceIndex": options.hugging_face_index,
         "filePrefix": options.file_prefix,
         "numbered": options.numbered,
+        "allowSingleRank": options.allow_single_rank,
         "unplaced": options.unplaced,
         "allowMissing": options.allow_missing,
         "removeRedundancy": options.remove_redundancy,

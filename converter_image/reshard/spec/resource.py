@@ -85,6 +85,7 @@ class SourceSpec(Strict, frozen=True):
     storage: StorageSpec
     strategy: StrategySpec | None = None
     files: FilesSpec = FilesSpec()
+    allow_single_rank: bool = False
     stages: Stages | None = None
     decryption: EncryptionSpec | None = None
 
@@ -325,6 +326,7 @@ def _to_request(
             file_prefix=target.file_prefix,
             step=source.files.step,
             files=source.files.pattern,
+            allow_single_rank=source.allow_single_rank,
             stages=source.stages,
             ranks=target.ranks,
             unplaced=spec.parameters.unplaced,

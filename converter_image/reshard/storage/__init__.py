@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from typing import TYPE_CHECKING
 
 from reshard.spec.access import Access
@@ -11,7 +12,7 @@ from reshard.storage.local import LocalStore
 if TYPE_CHECKING:
     from reshard.storage.protocol import Store
 
-__all__ = ["open_store", "parent_and_name", "root_and_path"]
+__all__ = ["open_store", "parent_and_name", "root_and_path", "without_links"]
 
 
 def open_store(url: str, access: Access | None = None) -> Store:
@@ -28,6 +29,12 @@ def open_store(url: str, access: Access | None = None) -> Store:
 
         return S3Store(url, access or Access())
     return LocalStore(url)
+
+
+def without_links(url: str) -> str:
+    """Return the same place without symbolic links, dots, or a `/` at the end."""
+    url = normalized(url)
+    return url.rstrip("/") if url.startswith(S3) else os.path.realpath(url)
 
 
 def parent_and_name(url: str) -> tuple[str, str]:

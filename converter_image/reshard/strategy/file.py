@@ -8,6 +8,7 @@ from math import prod
 from typing import TYPE_CHECKING, Literal
 
 from reshard.errors import DataError
+from reshard.gitlfs import LONGEST_POINTER, refuse_pointer
 from reshard.layout import MAX_DEVICES_PER_STAGE, Layout
 from reshard.strategy import json_form, protobuf_form
 from reshard.strategy.records import MalformedError, Node
@@ -73,6 +74,7 @@ def parse(content: bytes, name: str) -> StrategyFile:
     """
     if not content:
         raise DataError("StrategyInvalid", "the file is empty", where=name, fix=_FIX)
+    refuse_pointer(content[:LONGEST_POINTER], name)
     form = json_form if re.match(rb"[ \t\r\n]*[{\[]", content) else protobuf_form
     try:
         record = form.decode(content)

@@ -184,6 +184,13 @@ class JobState:
         begun = self.read()
         return begun if begun is not None else job
 
+    def refresh(self, job: JobDocument, index: bytes, draft: Manifest) -> None:
+        """Record a begun job again, whose source was copied anew since."""
+        store = self.target.store
+        store.write(f"{self.folder}/inventory.json", index, mode=self.target.mode)
+        store.write(f"{self.folder}/draft.json", encode(draft), mode=self.target.mode)
+        store.write(f"{self.folder}/job.json", encode(job), mode=self.target.mode)
+
     def restore(self, index: bytes, draft: Manifest) -> None:
         """Note down again what of a begun job is gone, and what of it nobody could know before: the number of stages."""
         store = self.target.store
@@ -252,7 +259,7 @@ class JobState:
         for entry in self.target.store.list(f"{self.folder}/tmp"):
             path = f"{self.folder}/tmp/{entry.name}"
             rank, _, writer = entry.name.rpartition(".")[0].removeprefix("rank_").partition(".")
-            if rank.isdigit() and int(rank) in ranks and is_gone(writer, path):
+            if rank.isascii() and rank.isdecimal() and int(rank) in ranks and is_gone(writer, path):
                 self.target.store.delete(path)
 
     def record(self, record: FileRecord) -> None:

@@ -28,6 +28,10 @@ class Identity(Protocol):
     def whole(self) -> str:
         """Equal for jobs that make parts of one checkpoint."""
 
+    @property
+    def versions(self) -> str:
+        """Tells whether the source's files were written or copied anew."""
+
 
 class JobDocument(msgspec.Struct, frozen=True, rename="camel"):
     """What is being made at a target.
@@ -42,6 +46,7 @@ class JobDocument(msgspec.Struct, frozen=True, rename="camel"):
         part: the pipeline stage of the source, where it makes only what of the checkpoint is made from that.
         whole: what jobs have in common that make parts of one checkpoint.
         key_check: tells whether a key is that of the files, if they are encrypted: see `BlockCipher.key_check`.
+        versions: a digest of the versions of the source's files, see `Inventory.versions`.
     """
 
     digest: str
@@ -52,6 +57,7 @@ class JobDocument(msgspec.Struct, frozen=True, rename="camel"):
     part: int | None = None
     whole: str = ""
     key_check: bytes | None = None
+    versions: str = ""
 
     @property
     def replaces(self) -> bool:
@@ -115,6 +121,15 @@ class Standing:
         if self.manifest is None or job.digest not in self.manifest.jobs:
             return None
         return None if any(other.digest not in self.manifest.jobs for other in self.siblings(job)) else self.manifest
+
+    def versions_of(self, job: Identity) -> str | None:
+        """Return the versions of the source's files that a job was last carried out with; None: it was not begun."""
+        if (document := self.begun(job.digest)) is not None:
+            return document.versions
+        if (manifest := self.own(job)) is None:
+            return None
+        sources = [part.source for part in manifest.parts if part.digest == job.digest]
+        return (sources[0] if sources else manifest.source).versions
 
     def outdated(self, digest: str, request: dict[str, Any]) -> tuple[JobDocument, ...]:
         """Unfinished jobs of an equal request, whose source has changed since: nobody can want them any more.

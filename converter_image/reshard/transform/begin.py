@@ -4,7 +4,9 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from reshard.checkpoint.unified import is_own, maps_beside
+import msgspec
+
+from reshard.checkpoint.unified import HF_INDEX_NAME, is_own, maps_beside, single_file_of
 from reshard.errors import RequestError
 from reshard.target.standing import JobDocument
 from reshard.transform.commit import finish_interrupted, refuse_loss
@@ -30,7 +32,10 @@ def begin(job: Job, target: TargetFolder) -> tuple[JobDocument, Standing]:
     """
     standing = finish_interrupted(target)
     state, document = target.job(job.digest), standing.begun(job.digest)
-    if document is not None:
+    if document is not None and document.versions != job.versions:
+        document = msgspec.structs.replace(document, versions=job.versions)
+        state.refresh(document, encode_index(job), draft_manifest(job))
+    elif document is not None:
         state.restore(encode_index(job), draft_manifest(job))
     else:
         replaces, renames = replaces_other(job, target, standing), target.store.renames
@@ -43,6 +48,7 @@ def begin(job: Job, target: TargetFolder) -> tuple[JobDocument, Standing]:
             part=job.part,
             whole=job.whole,
             key_check=job.cipher.key_check() if job.cipher is not None else None,
+            versions=job.versions,
         )
         outdated = standing.outdated(job.digest, job.key)
         for other in standing.jobs:
@@ -111,7 +117,7 @@ def _refuse_foreign_files(job: Job, target: TargetFolder, ours: AbstractSet[str]
     Raises:
         RequestError: there are some.
     """
-    beside = {job.path(rank) for rank in job.scope}
+    beside = {*map(job.path, job.scope), *_shadowing(job)}
     for found in target.store.list(""):
         paths = [found.name] if found.name in beside or is_own(found.name) else []
         if found.is_folder and found.name.startswith("rank_"):
@@ -127,9 +133,14 @@ def _refuse_foreign_targets(job: Job, target: TargetFolder, ours: AbstractSet[st
     Raises:
         RequestError: there are some.
     """
-    for path in (*map(job.path, job.scope), *maps_beside(job.key)):
+    for path in (*map(job.path, job.scope), *maps_beside(job.key), *_shadowing(job)):
         if path not in ours and target.store.stat(path) is not None:
             raise _foreign(path, target)
+
+
+def _shadowing(job: Job) -> tuple[str, ...]:
+    """Return what Hugging Face's libraries would read instead of the files that the index lists."""
+    return (single_file_of(HF_INDEX_NAME),) if job.request.options.hugging_face_index else ()
 
 
 def _foreign(path: str, target: TargetFolder) -> RequestError:

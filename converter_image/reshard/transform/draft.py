@@ -25,6 +25,9 @@ def draft_manifest(job: Job) -> Manifest:
         format=model.inventory.format,
         ranks=model.source_ranks,
         nbytes=sum(file.size for file in model.inventory.files),
+        versions=model.inventory.versions,
+        step=job.request.options.step,
+        files=job.request.options.files,
     )
     return Manifest(
         schema=SCHEMA,

@@ -9,6 +9,7 @@ from reshard.storage import open_store
 from reshard.target.folder import TargetFolder
 from reshard.transform.begin import refuse
 from reshard.transform.commit import covers, finished
+from reshard.transform.identify import identify
 from reshard.transform.preflight import check_copy_mode, check_places, check_space
 from reshard.transform.prepare import prepare, resume
 
@@ -68,6 +69,7 @@ def open_transform(
     job = resumed = resume(request, target, standing) if resumable else None
     if job is None:
         job, standing = prepare(request, progress, workers=workers), target.observe()
+        job = identify(job, target, standing, workers=workers)
     for note in job.notes:
         progress.note(note)
     sizes = job.file_sizes(job.scope)  # what no file can hold is refused now

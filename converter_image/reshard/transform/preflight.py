@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 from reshard.checkpoint.manifest import STATE
 from reshard.checkpoint.unified import is_own
 from reshard.errors import OutputError, RequestError
-from reshard.storage import open_store
+from reshard.storage import open_store, without_links
 
 if TYPE_CHECKING:
     from reshard.spec.request import Request
@@ -39,7 +39,7 @@ def check_places(request: Request) -> None:
     ):
         if strategy is None or target[0] not in (around := open_store(strategy, reached).around()):
             continue
-        inside = _real(strategy).split("/")[-around.index(target[0]) :]
+        inside = without_links(strategy).split("/")[-around.index(target[0]) :]
         if inside[0].startswith((STATE, "rank_")):
             raise RequestError(
                 "TargetOverlapsSource",
@@ -68,11 +68,6 @@ def check_copy_mode(request: Request, target: Store) -> None:
     if what is not None:
         fix = "leave out --copy-mode server (spec.target.copyMode: Server)"
         raise RequestError("CannotCopy", what, where="copy mode", fix=fix)
-
-
-def _real(path: str) -> str:
-    """A path without links and dots."""
-    return path.rstrip("/") if "://" in path else os.path.realpath(path)
 
 
 def _refuse_links(target: str) -> None:

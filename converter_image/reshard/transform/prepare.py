@@ -16,6 +16,7 @@ from reshard.source.files import Files, find_files, open_source
 from reshard.source.index import CheckpointIndex, Selected, decode_index, packed, read_index
 from reshard.source.keys import read_key
 from reshard.source.reading import read_inventory
+from reshard.source.single import refuse_one_of_several
 from reshard.source.strategies import read_strategy
 from reshard.spec.request import Options, Request
 
@@ -62,16 +63,25 @@ def prepare(request: Request, progress: Progress, *, workers: int) -> Job:
     if request.index is not None:
         return _indexed(request, request.index)
     strategies = strategies_of(request)
-    of_stage = strategies[0].numbers if strategies[0] is not None and request.options.layout == "Part" else None
-    store, found = find(request, of_stage)
+    store, found = find(request, strategies[0])
     return prepare_files(request, store, found, strategies, progress, workers=workers)
 
 
-def find(request: Request, ranks: range | None = None) -> tuple[ReadStore, Files]:
-    """Where the source's files are, as if they were plain, and which are meant; of `ranks` only those."""
+def find(request: Request, source: Strategy | None) -> tuple[ReadStore, Files]:
+    """Return where the source's files are, as if they were plain, and which are meant.
+
+    Raises:
+        ReshardError: there are none, it is not clear which, or one rank's file would be taken for a whole checkpoint.
+    """
     opened, chosen = open_source(request.source, request.access.source)
-    store, options = decrypted(opened, request), request.options
-    return store, find_files(store, chosen, step=options.step, pattern=options.files, ranks=ranks)
+    options, ranks = request.options, None if source is None else source.numbers
+    one_stage, each = options.layout == "Part", options.layout == "Same"
+    found = find_files(opened, chosen, step=options.step, pattern=options.files, ranks=ranks, one_stage=one_stage, each=each)
+    whole = len(found.by_rank) == 1 and not found.described and (ranks is None or len(ranks) == 1)
+    if whole and not (each or options.allow_single_rank):
+        ((rank, path),) = found.by_rank.items()
+        refuse_one_of_several(opened, path, request.access.source, rank=rank if one_stage else None)
+    return decrypted(opened, request), found
 
 
 def prepare_files(
@@ -101,9 +111,9 @@ def prepare_files(
 
 def source_names(request: Request, *, workers: int) -> dict[str, bool]:
     """The names of the parameters in the source's files, and whether its strategy names them; without one it is all the same."""
-    store, found = find(request)
-    inventory = read_inventory(store, found, workers=workers)
     source, _ = strategies_of(request)
+    store, found = find(request, source)
+    inventory = read_inventory(store, found, workers=workers)
     named = None if source is None else {name for stage in source.stages for name in stage}
     every = (entry.name for structure in inventory.structures for entry in structure.tensors)
     return {name: named is None or name in named for name in every}
@@ -174,8 +184,9 @@ def resume(request: Request, target: TargetFolder, standing: Standing) -> Job | 
             model = replace(_place(stored.inventory, source, wanted, request), diverging=frozenset(stored.diverging))
             plain = decrypted(store, request, stored.encrypted)
             job = job_of(request, plain, model, source, wanted, key=_key(request), selected=stored.selected)
-            if job.digest == document.digest:
-                return job
+            for known in (job, job.of_these_versions()):
+                if known.digest == document.digest:
+                    return known
     return None
 
 

@@ -1,0 +1,165 @@
+"""A source that this program has written: its manifest lists the files that belong to it."""
+
+from __future__ import annotations
+
+import glob
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import closing
+from typing import TYPE_CHECKING
+
+from reshard.checkpoint.manifest import MANIFEST_NAME, STATE, Manifest, decode
+from reshard.checkpoint.unified import MAP_NAME
+from reshard.errors import DataError, MissingInputError, RequestError, ReshardError
+from reshard.source.listing import is_candidate, preview, rank_folders
+from reshard.source.selection import epoch_and_step, option_for, select_files
+from reshard.storage.ahead import files_at_once
+from reshard.storage.digest import sample_of
+
+if TYPE_CHECKING:
+    from collections.abc import Collection, Iterable, Sequence
+
+    from reshard.checkpoint.manifest import FileRecord
+    from reshard.storage.protocol import ReadStore, Stat
+
+_LARGEST_MANIFEST = 4 << 30
+
+
+def read_manifest(store: ReadStore, names: Collection[str]) -> Manifest | None:
+    """Return the manifest of a source, if it has one among these names in its folder.
+
+    Raises:
+        MissingInputError: the source was never completed, or is being replaced.
+        RequestError: it is an index.
+    """
+    if MANIFEST_NAME in names:
+        found = decode(store.read(MANIFEST_NAME, _LARGEST_MANIFEST), Manifest, f"{store.url}/{MANIFEST_NAME}")
+        if found.index is not None:
+            raise RequestError(
+                "SourceIsIndex",
+                "it is the index of a checkpoint, and none itself",
+                where=store.url,
+                fix=f"give the checkpoint ({found.source.url}), and this as its index (--index)",
+            )
+        return found
+    if STATE in names and any(store.stat(f"{STATE}/{entry.name}/job.json") is not None for entry in store.list(STATE)):
+        raise MissingInputError(
+            "SourceUnfinished",
+            "a transform has begun to write this checkpoint and has not completed it",
+            where=store.url,
+            fix="run that transform to its end first",
+        )
+    return None
+
+
+def paths_of(manifest: Manifest, where: str) -> dict[int, str]:
+    """Return the file of each rank, or those of a unified checkpoint.
+
+    Raises:
+        MissingInputError: not all files of a unified one were asked for when it was written.
+        RequestError: it was made stage by stage.
+    """
+    if manifest.parts:
+        raise RequestError(
+            "SourceInParts",
+            f"each rank's parameters are in {len(manifest.parts)} parts, which cannot be read as one",
+            where=where,
+            fix="reshard the checkpoint that the parts were made from, or name one part's files, as in --files '*_part0.*'",
+        )
+    if _is_unified(manifest) and len(manifest.files) < manifest.target_ranks:
+        raise MissingInputError(
+            "PartMissing",
+            f"it was completed with {len(manifest.files)} of its {manifest.target_ranks} parts",
+            where=where,
+            fix="run its transform again without --ranks (spec.target.ranks)",
+        )
+    return {record.rank: record.path for record in manifest.files}
+
+
+def check_described(store: ReadStore, manifest: Manifest, entries: Sequence[Stat]) -> None:
+    """Refuse a folder in which training has gone on: the manifest no longer says what is there.
+
+    Args:
+        store: the folder. If its files are encrypted, as they are.
+        manifest: its manifest.
+        entries: what is in the folder.
+
+    Raises:
+        DataError: a file is not the one that the manifest lists.
+        MissingInputError: a file is gone.
+        RequestError: there are checkpoint files that it does not list.
+    """
+    known = {record.path: record for record in manifest.files}
+    there: dict[str, Stat] = {}
+    if not all("/" in path for path in known):
+        there = {entry.name: entry for entry in entries if not entry.is_folder}
+    folders = rank_folders((entry.name for entry in entries if entry.is_folder), store.url).values()
+    with ThreadPoolExecutor(files_at_once(1, remote=store.remote)) as pool:
+        for folder, listed in zip(folders, pool.map(store.list, folders), strict=True):
+            there |= {f"{folder}/{entry.name}": entry for entry in listed if not entry.is_folder}
+        if added := [path for path in there if path not in known and is_candidate(path)]:
+            raise RequestError(
+                "AmbiguousFiles",
+                f"there are {preview(added)}, which its manifest does not list: training may have gone on in this folder",
+                where=store.url,
+                fix=_choices(manifest, added),
+            )
+        if gone := [path for path in known if path not in there]:
+            raise MissingInputError("FileMissing", f"its manifest lists {preview(gone)}", where=store.url, fix="restore the file")
+        changes = pool.map(lambda record: _change(store, record, there[record.path]), known.values())
+        if changed := [change for change in changes if change is not None]:
+            more = f" (and {len(changed) - 1} more files)" if len(changed) > 1 else ""
+            raise DataError(
+                "SourceChanged",
+                f"{changed[0]}{more}: training may have written to this folder",
+                where=store.url,
+                fix=f"restore the file, or read what is there now: {_option_for_listed(manifest, known) or '--files PATTERN'}",
+            )
+
+
+def _change(store: ReadStore, record: FileRecord, found: Stat) -> str | None:
+    """Return how a file differs from its record, if it does."""
+    if found.size != record.size:
+        return f"{record.path} has {found.size} bytes, and its manifest lists {record.size}"
+    if record.sample:
+        with closing(store.open(record.path)) as reader:
+            if sample_of(reader, remote=store.remote) != record.sample:
+                return f"{record.path} does not have the content that its manifest lists"
+    return None
+
+
+def _choices(manifest: Manifest, added: Sequence[str]) -> str:
+    """Return how to choose between the files that a manifest lists and those that were added."""
+    listed = [record.path for record in manifest.files]
+    steps = {step for path in (*listed, *added) if (step := epoch_and_step(path))}
+    by_rank: dict[int, list[str]] = {}
+    for path in added:
+        folder = path.rpartition("/")[0]
+        for rank in rank_folders([folder], ""):
+            by_rank.setdefault(rank, []).append(path)
+    choices = []
+    try:
+        selected = select_files(by_rank)
+        if selected.step is not None:
+            choices.append(f"read the newer ones with {option_for(selected.step, steps)}")
+    except ReshardError:  # they are not those of one step
+        pass
+    if (option := _option_for_listed(manifest, listed, added)) is not None:
+        choices.append(f"read those of the manifest: {option}")
+    return ", or ".join([*choices, "move those that are not meant away"])
+
+
+def _option_for_listed(manifest: Manifest, listed: Iterable[str], others: Collection[str] = ()) -> str | None:
+    """Return the option that chooses the files that a manifest lists, and none of the others."""
+    if _is_unified(manifest):
+        return f"give {MAP_NAME} as the source"
+    listed = list(listed)
+    steps = {epoch_and_step(path) for path in listed}
+    pattern = f"{glob.escape(str(manifest.options.get('filePrefix', '')))}*"
+    if len(steps) == 1 and (step := steps.pop()) is not None:
+        pattern = f"*-{step[0]}_{step[1]}.*"
+    fits = all(is_candidate(path, pattern) for path in listed) and not any(is_candidate(path, pattern) for path in others)
+    return f"--files '{pattern}' (spec.source.files.pattern)" if fits else None
+
+
+def _is_unified(manifest: Manifest) -> bool:
+    return manifest.options.get("layout") == "Unified"

@@ -1,0 +1,140 @@
+"""What the names in a folder say about the files of a checkpoint: whose rank each is, and which belong together. Pure."""
+
+from __future__ import annotations
+
+import fnmatch
+import re
+from collections import defaultdict
+from typing import TYPE_CHECKING
+
+from reshard.checkpoint import format_of
+from reshard.errors import DataError, MissingInputError, RequestError
+
+if TYPE_CHECKING:
+    from collections.abc import Collection, Iterable
+
+# MindSpore documents rank_0; launchers and scripts also make rank0, rank-0, device_0 and device0.
+_RANK_FOLDER = re.compile(r"(rank|device)([_-]?)([0-9]{1,9})")
+_USUAL = "rank_"
+# checkpoint_3.ckpt, net_rank3.safetensors, rank_3-1_100.ckpt: a word that announces a rank, the rank, perhaps epoch and step.
+_RANK_FILE = re.compile(
+    r"(.*(?:rank|device|checkpoint|ckpt)[_-]?)([0-9]{1,9})(?:-[0-9]{1,18}_[0-9]{1,18})?\.(?:ckpt|safetensors)", re.IGNORECASE
+)
+# llama-model-0000003-0000008.safetensors: MindFormers' Checkpoint 2.0, rank 3 of 8.
+_RANK_OF_TOTAL = re.compile(r"(.+-)([0-9]{7})-([0-9]{7}\.safetensors)")
+# model-00003-of-00008.safetensors: Hugging Face, the third of 8 files of whole tensors.
+_SHARD = re.compile(r"(.+-)([0-9]{5})-of-([0-9]{5})\.safetensors")
+_SHOWN = 4
+
+
+def is_candidate(path: str, pattern: str | None = None) -> bool:
+    """Return whether a path names a checkpoint file that matches a shell pattern.
+
+    A pattern with a `/` is matched against the whole path, any other against the name.
+    """
+    name = path.rpartition("/")[2]
+    if format_of(name) is None or name.startswith("."):
+        return False
+    return pattern is None or fnmatch.fnmatchcase(path if "/" in pattern else name, pattern)
+
+
+def preview(names: Collection[str]) -> str:
+    """Return a few of these names in order, and how many more there are."""
+    shown = sorted(names)
+    return ", ".join(shown[:_SHOWN]) + (f" and {len(shown) - _SHOWN} more" if len(shown) > _SHOWN else "")
+
+
+def rank_folders(names: Iterable[str], where: str) -> dict[int, str]:
+    """Return the folder of each rank.
+
+    Folders that are named `rank_<r>` count; if there are none, those of the only other spelling that is in use.
+
+    Args:
+        names: the folders' names.
+        where: where they are, for messages.
+
+    Raises:
+        DataError: two folders are of one rank.
+        RequestError: several spellings other than `rank_<r>` are in use.
+    """
+    spellings: dict[str, dict[int, str]] = defaultdict(dict)
+    for name in names:
+        if (found := _RANK_FOLDER.fullmatch(name)) is None:
+            continue
+        other = spellings[found[1] + found[2]].setdefault(int(found[3]), name)
+        if other != name:
+            raise DataError(
+                "DuplicateRank",
+                f"{other} and {name} are the same rank",
+                where=where,
+                fix="move the one that does not belong to the checkpoint away",
+            )
+    if _USUAL in spellings or len(spellings) < 2:
+        return spellings.get(_USUAL) or next(iter(spellings.values()), {})
+    examples = " and ".join(next(iter(folders.values())) for folders in spellings.values())
+    raise RequestError(
+        "AmbiguousFiles",
+        f"folders such as {examples} can both be those of the ranks",
+        where=where,
+        fix="rename those of the checkpoint to rank_0, rank_1, ...",
+    )
+
+
+def ranks_of_files(names: Iterable[str]) -> dict[int, list[str]]:
+    """Return the files of each rank, if all these names say ranks in the same way; else nothing."""
+    families: set[tuple[str, str]] = set()
+    ranks: dict[int, list[str]] = defaultdict(list)
+    for name in names:
+        if (family := _family(name)) is None:
+            return {}
+        families.add(family[:2])
+        ranks[family[2]].append(name)
+    return dict(ranks) if len(families) == 1 else {}
+
+
+def other_ranks(name: str, names: Iterable[str]) -> list[str]:
+    """Return those of these names, of files or of folders, that say to be of other ranks than `name`, in the same way."""
+    own = _family(name)
+    if own is None:
+        return []
+    others = ((other, _family(other)) for other in names)
+    return [other for other, family in others if family is not None and family[:2] == own[:2] and family[2] != own[2]]
+
+
+def rank_of(name: str) -> int | None:
+    """Return the rank that the name of a file or folder says, if any."""
+    family = _family(name)
+    return None if family is None else family[2]
+
+
+def _family(name: str) -> tuple[str, str, int] | None:
+    """Return what is the same in the names of all ranks, before and behind the rank, and the rank."""
+    if found := _RANK_FOLDER.fullmatch(name):
+        return found[1] + found[2], "", int(found[3])
+    if found := _RANK_FILE.fullmatch(name):
+        return found[1], "", int(found[2])
+    if found := _RANK_OF_TOTAL.fullmatch(name):
+        return found[1], found[3], int(found[2])
+    return None
+
+
+def shards(names: Collection[str], where: str) -> list[str]:
+    """Return the files of whole tensors that Hugging Face's libraries number, if these names are those of one set; else nothing.
+
+    Raises:
+        MissingInputError: some of the set are missing.
+    """
+    found = [_SHARD.fullmatch(name) for name in names]
+    sets = {(match[1], match[3]) if match else None for match in found}
+    if len(sets) != 1 or None in sets:
+        return []
+    total = int(next(match[3] for match in found if match))
+    numbers = sorted(int(match[2]) for match in found if match)
+    if absent := [number for number in range(1, total + 1) if number not in numbers]:
+        raise MissingInputError(
+            "PartMissing",
+            f"file {absent[0]} of {total} is missing" + (f" (and {len(absent) - 1} more)" if len(absent) > 1 else ""),
+            where=where,
+            fix="restore it",
+        )
+    return sorted(names) if numbers == list(range(1, total + 1)) else []
