@@ -104,7 +104,7 @@ class SourceRecord(_Document, frozen=True):
     """What was read.
 
     Attributes:
-        url: where it is.
+        url: its address.
         format: the format of its files.
         ranks: how many ranks it has.
         nbytes: bytes of its files.

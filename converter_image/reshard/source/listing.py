@@ -51,7 +51,7 @@ def rank_folders(names: Iterable[str], where: str) -> dict[int, str]:
 
     Args:
         names: the folders' names.
-        where: where they are, for messages.
+        where: the folder that holds them, for messages.
 
     Raises:
         DataError: two folders are of one rank.

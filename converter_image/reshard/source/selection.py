@@ -31,7 +31,7 @@ class Selection:
         files: paths by rank.
         notes: what a user should know of the choice, a sentence each.
         step: the epoch and step that they are of, where their names say so.
-        older: the same of older steps that every rank has, newest first.
+        older: selections of older steps that every rank has, newest first.
     """
 
     files: dict[int, str]

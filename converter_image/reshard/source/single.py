@@ -22,7 +22,7 @@ def refuse_one_of_several(store: ReadStore, path: str, access: Access | None = N
     Args:
         store: the storage that holds the file.
         path: the path of the file there.
-        access: how the object store is reached.
+        access: the way to it, if it is in an object store.
         rank: the rank that the strategy says it is of; None: it is taken for a whole checkpoint.
 
     Raises:
