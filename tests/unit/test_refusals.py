@@ -153,7 +153,8 @@ def test_a_ckpt_of_tensors_that_it_cannot_hold_is_not_written(tmp_path: Path, re
 
 
 @pytest.mark.parametrize(
-    ("name", "dtype"), [("__metadata__", "Float32"), ("crc_num", "Int4"), ("format", "Int4"), ("reshard.str", "Int4")]
+    ("name", "dtype"),
+    [("__metadata__", "Float32"), ("crc_num", "Float32"), ("crc_num", "Int4"), ("format", "Int4"), ("reshard.str", "Int4")],
 )
 def test_names_that_safetensors_uses_itself_are_refused(
     tmp_path: Path, refused: Callable[..., str], name: str, dtype: str

@@ -1,15 +1,16 @@
-"""Types that MindSpore writes into a `.ckpt` and cannot load again, and tensors without elements, from file to file."""
+"""What one file becomes: types that MindSpore cannot load again, tensors without elements, and metadata with a tensor's name."""
 
 from __future__ import annotations
 
 import json
 import struct
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
+import numpy as np
 import pytest
 import rawfiles
 
-from reshard import Options, Request, transform_checkpoint
+from reshard import Options, RenameRule, Request, transform_checkpoint
 from reshard.errors import DataError
 
 if TYPE_CHECKING:
@@ -26,9 +27,9 @@ def transformed(folder: Path, content: bytes, output: str, kind: str = "ckpt") -
     return (folder / "target" / "rank_0" / f"checkpoint_0.{output}").read_bytes(), result
 
 
-def header(content: bytes) -> dict[str, dict[str, object]]:
+def header(content: bytes) -> dict[str, Any]:
     (length,) = struct.unpack("<Q", content[:8])
-    found: dict[str, dict[str, object]] = json.loads(content[8 : 8 + length])
+    found: dict[str, Any] = json.loads(content[8 : 8 + length])
     return found
 
 
@@ -75,3 +76,30 @@ def test_a_tensor_of_shape_zero_reaches_safetensors(tmp_path: Path) -> None:
     content = rawfiles.message("none", [0], "Float32", b"") + rawfiles.message("w", [1], "Int8", b"a")
     found, _ = transformed(tmp_path, content, "safetensors")
     assert header(found)["none"] == {"dtype": "F32", "shape": [0], "data_offsets": [0, 0]}
+
+
+def renamed(folder: Path, metadata: dict[str, str], *rules: RenameRule) -> dict[str, str]:
+    """The metadata of the file that embed.weight and norm become under other names."""
+    tensors = {"embed.weight": np.ones((2, 2), np.float32), "norm": np.ones(2, np.float32)}
+    (folder / "model.safetensors").write_bytes(rawfiles.safetensors(tensors, metadata))
+    request = Request(
+        str(folder / "model.safetensors"), str(folder / "target"), options=Options(rename=rules, overwrite="Replace")
+    )
+    transform_checkpoint(request)
+    found: dict[str, str] = header((folder / "target" / "rank_0" / "checkpoint_0.safetensors").read_bytes()).get(
+        "__metadata__", {}
+    )
+    return found
+
+
+def test_an_alias_stays_while_its_tensor_does(tmp_path: Path) -> None:
+    alias = {"format": "pt", "head.weight": "embed.weight", "author": "x"}
+    assert renamed(tmp_path, alias) == alias
+    assert renamed(tmp_path, alias, RenameRule("head.weight", name="embed.weight")) == {"format": "pt", "author": "x"}
+    assert renamed(tmp_path, alias, RenameRule("other", name="embed.weight")) == {"format": "pt", "author": "x"}
+    assert renamed(tmp_path, alias, RenameRule("head.weight", name="norm")) == {"format": "pt", "author": "x"}
+    assert renamed(tmp_path, alias, RenameRule(None, name="embed.weight")) == {"format": "pt", "author": "x"}
+
+
+def test_no_metadata_has_the_name_of_a_tensor(tmp_path: Path) -> None:
+    assert renamed(tmp_path, {"format": "pt"}, RenameRule("format", name="norm")) == {}

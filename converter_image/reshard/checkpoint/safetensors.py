@@ -127,20 +127,21 @@ def file_size(tensors: Sequence[OutputTensor], metadata: dict[str, str], *, crc:
 
 def _header(tensors: Sequence[OutputTensor], metadata: dict[str, str], crc: int | None) -> bytes:
     """The file up to its contents, as the library writes it, padded to a multiple of 8 bytes."""
+    marks = dict(metadata)
+    if texts := [tensor.name for tensor in tensors if tensor.dtype == STRING]:
+        marks[_STRINGS] = msgspec.json.encode(texts).decode()
+    if crc is not None:
+        marks[_CRC] = f"{crc:0{_CRC_DIGITS}d}"  # of one length, so that the file's is known before its content
+    reserved = {_METADATA, *marks}
     for tensor in tensors:
-        if tensor.name == _METADATA or (tensor.dtype == INT4 and tensor.name in {_CRC, _STRINGS, *metadata}):
+        if tensor.name in reserved or (tensor.dtype == INT4 and tensor.name in {_CRC, _STRINGS}):
             raise DataError(
                 "ReservedName",
                 f"safetensors has another use for the name of this {tensor.dtype} parameter",
                 where=f"parameter {tensor.name}",
                 fix="write .ckpt",
             )
-    marks = dict(metadata)
     marks |= {tensor.name: INT4 for tensor in tensors if tensor.dtype == INT4}
-    if texts := [tensor.name for tensor in tensors if tensor.dtype == STRING]:
-        marks[_STRINGS] = msgspec.json.encode(texts).decode()
-    if crc is not None:
-        marks[_CRC] = f"{crc:0{_CRC_DIGITS}d}"  # of one length, so that the file's is known before its content
     header: dict[str, object] = {_METADATA: marks} if marks else {}
     offset = 0
     for tensor in tensors:

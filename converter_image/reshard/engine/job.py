@@ -11,7 +11,7 @@ import msgspec
 from reshard import checkpoint
 from reshard.checkpoint import OutputTensor, can_hold, content_order
 from reshard.checkpoint.blockcipher import BlockCipher, cipher_of
-from reshard.checkpoint.dtypes import DTYPES
+from reshard.checkpoint.dtypes import DTYPES, INT4
 from reshard.checkpoint.encryption import sealed_size
 from reshard.checkpoint.unified import part_name
 from reshard.engine.gather import SourceFiles
@@ -103,17 +103,24 @@ class Job:
         return tuple(rank for rank in self.ranks if rank in wanted)
 
     def metadata(self, rank: int) -> dict[str, str]:
-        """Of a target rank's safetensors file: what the source's says, or what MindSpore expects.
+        """Return the metadata of a target rank's safetensors file: the source's, or what MindSpore expects.
 
-        Hugging Face's libraries refuse a format that they do not know; MindSpore reads all.
+        MindSpore takes an entry with the name of a tensor for that tensor's type, and fails to load the whole file
+        (mindspore/train/serialization.py, safetensors_to_mstype). `safetensors.torch.save_model` writes such entries, from each
+        name that it leaves out to the equal tensor that it keeps; an entry whose tensor is not in the file means nothing.
+        transformers before 5 refuses a format that it does not know; MindSpore reads all.
         """
-        if self.request.options.hugging_face_index:
-            return {"format": "pt"}
+        names = {p.name for p in self.planner.parameters(rank) if p.dtype != INT4}
         inventory, removed = self.model.inventory, self.planner.remove_redundancy
-        if (own := self.own_file(rank)) is not None:
-            return inventory.structures[own.structure].metadata or {"format": "ms"}
-        found = inventory.structures[0].metadata or {"format": "ms"}
-        return found | ({"remove_redundancy": str(removed)} if removed or "remove_redundancy" in found else {})
+        own = self.own_file(rank)
+        structure = inventory.structures[own.structure if own is not None else 0]
+        gone = {entry.name for entry in structure.tensors} - {p.name for p in self.planner.parameters(rank)}
+        found = {key: text for key, text in structure.metadata.items() if text not in gone} or {"format": "ms"}
+        if self.request.options.hugging_face_index:
+            found = {"format": "pt"}
+        elif own is None and (removed or "remove_redundancy" in found):
+            found["remove_redundancy"] = str(removed)
+        return {key: text for key, text in found.items() if key not in names}
 
     def tensors(self, rank: int) -> tuple[OutputTensor, ...]:
         """What a target rank's file holds, in the order of the file and of the rank's plan.
