@@ -6,6 +6,7 @@
     python oracle.py thin FOLDER NUMBER...          the inputs of each case, saved without redundancy
     python oracle.py samples FOLDER                 checkpoint files with everything that MindSpore can save
     python oracle.py rare FOLDER                    a file saved asynchronously, and one for each type that it cannot load
+    python oracle.py choose FOLDER                  unified safetensors without what a choice_func refuses, of files with a CRC
     python oracle.py convert FOLDER                 a tree of such files, and what its conversions make of each and of all
     python oracle.py train FOLDER                   the document's network, trained, as its ranks save it
     python oracle.py encrypted FOLDER               the same in every mode, with keys of every length
@@ -50,6 +51,7 @@ import saving
 import thin
 import training
 import transforms
+from definition import Cut
 
 PREFIX = "checkpoint_"
 
@@ -181,6 +183,20 @@ def rare(folder: Path) -> None:
         path = folder / f"{tensor.dtype}.ckpt"
         mindspore.save_checkpoint([{"name": "w", "data": tensor}], str(path))
         assert str(tensor.dtype) not in serialization.tensor_to_ms_type
+
+
+def choose(folder: Path) -> None:
+    """Two ranks with a CRC in their files, and what becomes of them if one parameter is refused."""
+    whole = np.arange(16, dtype=np.float32).reshape(4, 4)
+    for rank in range(2):
+        tensors = dict.fromkeys(("kept", "refused"), whole[2 * rank :][:2])
+        path = folder / "source" / f"rank_{rank}" / "net.safetensors"
+        saving.save(path, tensors, dict.fromkeys(tensors, "Float32"), crc_check=True)
+    cut = Cut((2,), ((0,), ()))
+    saving.strategy(folder / "strategy.ckpt", {"kept": cut, "refused": cut}, 0)
+    transform_safetensors.psutil = SimpleNamespace(virtual_memory=lambda: SimpleNamespace(percent=0))
+    places = [str(folder / name) for name in ("source", "strategy.ckpt", "unified")]
+    mindspore.unified_safetensors(*places, max_process_num=1, choice_func=lambda name: name != "refused")
 
 
 def convert(folder: Path) -> None:
@@ -326,6 +342,7 @@ def main(command: str, *arguments: str) -> None:
     writers = {
         "samples": samples,
         "rare": rare,
+        "choose": choose,
         "convert": convert,
         "encrypted": encrypted,
         "train": lambda folder: training.train(folder, saving.strategy),

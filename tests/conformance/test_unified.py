@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 import contents
+import numpy as np
 import pytest
 from deviations import ignores_device_order
 from transforms import Case, Tensor, make
@@ -137,7 +138,7 @@ def test_we_load_mindspores_but_for_what_it_has_lost(unified: list[Unified], tmp
             continue
         lost = [tensor for tensor in each.case.tensors if _lost(tensor)]
         if any(tensor.target is not None for tensor in lost):
-            with pytest.raises((DataError, MissingInputError), match=r"GradientNotWhole|ParameterMissing"):
+            with pytest.raises((DataError, MissingInputError), match=r"MayBeSlice|ParameterMissing"):
                 each.load(each.theirs / "unified", tmp_path / each.case.name)
             continue
         each.load(each.theirs / "unified", tmp_path / each.case.name)
@@ -145,3 +146,25 @@ def test_we_load_mindspores_but_for_what_it_has_lost(unified: list[Unified], tmp
         assert wrong <= set(lost), each.case.name
         seen.add(bool(wrong))
     assert False in seen
+
+
+def test_slices_that_mindspore_leaves_beside_the_parts_are_not_taken_for_whole_tensors(
+    once: Callable[..., Path], tmp_path: Path
+) -> None:
+    folder = once("choose")
+    unified = folder / "unified"
+    assert contents.header((unified / "hyper_param.safetensors").read_bytes())["refused"]["shape"] == [2, 4]
+    with pytest.raises(DataError, match="MayBeSlice: parameter refused"):
+        transform_checkpoint(Request(str(unified), str(tmp_path / "cut"), target_strategy=str(folder / "strategy.ckpt")))
+
+
+def test_a_crc_that_mindspore_copies_into_a_part_is_not_checked(once: Callable[..., Path], tmp_path: Path) -> None:
+    folder = once("choose")
+    part = folder / "unified" / "part0.safetensors"
+    source = folder / "source" / "rank_0" / "net.safetensors"
+    crcs = {contents.header(path.read_bytes())["__metadata__"]["crc_num"] for path in (part, source)}
+    assert len(crcs) == 1
+    request = Request(str(folder / "unified"), str(tmp_path / "out"), options=Options(verification="Full"))
+    assert any("CRC32 that MindSpore copied" in note for note in transform_checkpoint(request).notes)
+    found = contents.tensors((tmp_path / "out" / "rank_0" / "checkpoint_0.safetensors").read_bytes(), "safetensors")
+    assert found["kept"] == ("Float32", (4, 4), np.arange(16, dtype=np.float32).tobytes())

@@ -113,11 +113,13 @@ class Inventory(msgspec.Struct, frozen=True):
         files: all files of it.
         structures: what their headers say, each once.
         kind: what the files are. Those that hold whole parameters are numbered as ranks are.
+        foreign: whether unified files were written by another program: MindSpore's map lists them, and no manifest does.
     """
 
     files: tuple[SourceFile, ...]
     structures: tuple[Structure, ...]
     kind: Kind = "Ranks"
+    foreign: bool = False
 
     @property
     def identity(self) -> Inventory:
@@ -139,6 +141,11 @@ class Inventory(msgspec.Struct, frozen=True):
         """The file of a rank, if it has one."""
         at = bisect_left(self.files, rank, key=lambda file: file.rank)
         return self.files[at] if at < len(self.files) and self.files[at].rank == rank else None
+
+    @property
+    def checkable(self) -> tuple[SourceFile, ...]:
+        """The files with a CRC32 of their own content; MindSpore's unified files have that of a source rank's file."""
+        return () if self.foreign else tuple(file for file in self.files if file.crc is not None)
 
     @property
     def unified(self) -> bool:

@@ -14,6 +14,7 @@ form to the last of them.
 from __future__ import annotations
 
 import re
+from math import prod
 from typing import TYPE_CHECKING, Any
 
 import msgspec
@@ -21,7 +22,7 @@ import msgspec
 from reshard.errors import DataError, MissingInputError, RequestError
 
 if TYPE_CHECKING:
-    from collections.abc import Container, Mapping, Sequence
+    from collections.abc import Container, Iterator, Mapping, Sequence
 
     from reshard.checkpoint.inventory import Inventory
 
@@ -156,8 +157,20 @@ def stages_of_parts(inventory: Inventory) -> Mapping[str, tuple[int, ...]]:
     return {entry.name: (0,) for part in parts for entry in inventory.structures[part].tensors}
 
 
+def slices_beside(inventory: Inventory) -> Iterator[str]:
+    """Yield the names of parameters that may be slices: those with dimensions in `hyper_param.safetensors` of another program.
+
+    MindSpore 2.10 writes rank 0's share of all that is in no part there: gradients, and what the `choice_func` of
+    `unified_safetensors` refuses (mindspore/parallel/transform_safetensors.py, _save_hyper_param).
+    """
+    apart = {file.structure for file in inventory.files if inventory.foreign and file.path == HYPER_NAME}
+    for entry in (entry for structure in apart for entry in inventory.structures[structure].tensors):
+        if prod(entry.shape) > 1:
+            yield entry.name
+
+
 def refuse_slices(inventory: Inventory, names: Mapping[str, str], target: Container[str]) -> None:
-    """Refuse to cut a gradient of MindSpore's: rank 0's slice of it is among what no strategy names (2.10, _save_hyper_param).
+    """Refuse a target strategy that names parameters of which the source may hold slices.
 
     Args:
         inventory: what the source holds.
@@ -167,14 +180,14 @@ def refuse_slices(inventory: Inventory, names: Mapping[str, str], target: Contai
     Raises:
         DataError: the target's strategy names one.
     """
-    apart = {file.structure for file in inventory.files if inventory.unified and file.path == HYPER_NAME}
-    for entry in (entry for structure in apart for entry in inventory.structures[structure].tensors):
-        if entry.name.startswith("accu_grads") and names.get(entry.name, "") in target:
+    for name in slices_beside(inventory):
+        if names.get(name, "") in target:
             raise DataError(
-                "GradientNotWhole",
-                f"it is in {HYPER_NAME}, where MindSpore leaves one rank's slice of it, and the target's strategy cuts the whole",
-                where=f"parameter {entry.name}",
-                fix="unify the ranks again with reshard, or choose a target strategy without gradients",
+                "MayBeSlice",
+                f"it is in {HYPER_NAME}, where MindSpore leaves rank 0's slice of gradients and of what choice_func refuses,"
+                " and the target's strategy names the whole",
+                where=f"parameter {name}",
+                fix="unify the ranks again with reshard (--layout unified), or choose a target strategy that does not name it",
             )
 
 

@@ -13,7 +13,7 @@ from reshard.checkpoint import OutputTensor, can_hold, content_order
 from reshard.checkpoint.blockcipher import BlockCipher, cipher_of
 from reshard.checkpoint.dtypes import DTYPES, INT4
 from reshard.checkpoint.encryption import sealed_size
-from reshard.checkpoint.unified import part_name
+from reshard.checkpoint.unified import HYPER_NAME, part_name, slices_beside
 from reshard.engine.gather import SourceFiles
 from reshard.errors import RequestError
 from reshard.plan import Planner, Role, summarize, unmatched
@@ -303,6 +303,7 @@ def _notes(model: Model, request: Request) -> tuple[str, ...]:
             f"{len(model.empty)} tensors of shape [0] are left out: MindSpore loads them from a .ckpt as scalars without a value:"
             f" {some(model.empty)}"
         )
+    notes += _notes_on_foreign_files(model, request)
     files = model.inventory.files
     empty = [file for file in files if not model.inventory.structures[file.structure].tensors]
     if empty:
@@ -316,6 +317,20 @@ def _notes(model: Model, request: Request) -> tuple[str, ...]:
             taken = "that of the first rank that has one is taken"
         notes.append(f"copies of {len(names)} parameters differ between source ranks, {taken}: {some(names)}")
     return tuple(notes)
+
+
+def _notes_on_foreign_files(model: Model, request: Request) -> Iterator[str]:
+    """Warn of what MindSpore's unified files may hold."""
+    inventory = model.inventory
+    if slices := list(slices_beside(inventory)):
+        yield (
+            f"{len(slices)} parameters of {HYPER_NAME} are taken as they are; they may be rank 0's slices, since MindSpore leaves"
+            f" there what its choice_func refuses: {some(slices)}"
+        )
+    if inventory.foreign and request.options.verification == "Full":
+        marked = [file.path for file in inventory.files if file.crc is not None]
+        if marked:
+            yield f"the CRC32 that MindSpore copied from a source rank's file is not checked: {some(marked)}"
 
 
 def _notes_on_types(model: Model, output: Format) -> tuple[str, ...]:

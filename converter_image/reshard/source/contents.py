@@ -49,7 +49,7 @@ def check_crcs(store: ReadStore, inventory: Inventory, *, workers: int, advance:
         advance(file.size)
 
     with ThreadPoolExecutor(workers) as pool:
-        for _ in pool.map(check, [file for file in inventory.files if file.crc is not None]):
+        for _ in pool.map(check, inventory.checkable):
             pass
 
 

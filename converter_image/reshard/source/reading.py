@@ -56,7 +56,8 @@ def read_inventory(store: ReadStore, found: Files, *, workers: int, advance: Cal
                     structures.append(structure)
                     by_identity[id(structure)] = number
             entries.append(SourceFile(rank, files[rank], size, version, number, header.crc, sample))
-    inventory = Inventory(tuple(entries), tuple(structures), found.kind)
+    foreign = found.kind == "Unified" and bool(found.mapped)  # a manifest needs no map
+    inventory = Inventory(tuple(entries), tuple(structures), found.kind, foreign)
     if inventory.unified:
         check_unified(inventory, found.mapped)
     return inventory

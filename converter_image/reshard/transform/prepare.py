@@ -100,7 +100,7 @@ def prepare_files(
     inventory = read_inventory(store, found, workers=workers, advance=progress.advance)
     model = _place(inventory, source, target, request, only=only)
     fully = request.options.verification == "Full"
-    if fully and (marked := sum(file.size for file in inventory.files if file.crc is not None)):
+    if fully and (marked := sum(file.size for file in inventory.checkable)):
         progress.begin("Checking CRCs", marked, "bytes")
         check_crcs(store, inventory, workers=workers, advance=progress.advance)
     model = replace(model, diverging=find_diverging(store, model, workers=workers, whole=fully))
