@@ -180,7 +180,7 @@ def test_no_kill_leaves_records_of_a_job_that_nothing_is_known_of(
             raise KeyboardInterrupt
         usual(folder)
 
-    monkeypatch.setattr("reshard.storage.local.shutil.rmtree", killed)
+    monkeypatch.setattr("shutil.rmtree", killed)
     with pytest.raises(KeyboardInterrupt):
         TargetFolder(LocalStore(target), 0o640).forget_jobs()
     assert not list(job.rglob("rank_*.json"))

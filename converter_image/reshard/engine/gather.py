@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import threading
-from collections import OrderedDict
 from dataclasses import dataclass
 from functools import lru_cache
 from math import prod
@@ -33,7 +32,6 @@ _MOST_OVERREAD = 1.25
 _SMALLEST_RUN = 64
 _MANY_RUNS = 4096
 _PAGE_BYTES = 4096
-_MOST_OPEN_FILES = 64
 # A tensor of at most so many bytes, in at most so many runs, is read run by run without any other calculation.
 SMALL_BYTES = 32 << 10
 _FEW_RUNS = 64
@@ -57,15 +55,17 @@ class ReadCount:
 
 
 class SourceFiles:
-    """The files of a source, opened when first read and checked to be those that the inventory describes."""
+    """The files of a source, opened when first read and checked to be those that the inventory describes. Threads may share it.
+
+    Readers stay until `close`; how many files of the system that takes is the store's affair.
+    """
 
     def __init__(self, store: ReadStore, inventory: Inventory, count: ReadCount | None = None, *, indexed: bool = False) -> None:
         self.remote = store.remote
         self._store = store
         self._indexed = indexed
         self._files = {file.rank: file for file in inventory.files}
-        self._open: OrderedDict[int, Reader] = OrderedDict()
-        self._used: set[int] = set()
+        self._open: dict[int, Reader] = {}
         self._ahead: Ahead | None = None
         self._lock = threading.Lock()
         self.count = count or ReadCount()
@@ -93,9 +93,9 @@ class SourceFiles:
         reader = self._open.get(rank)
         if reader is None:
             with self._lock:  # of several threads that fetch, one opens
-                return self._open.get(rank) or self._newly_opened(rank)
-        if not self.remote:
-            self._open.move_to_end(rank)
+                reader = self._open.get(rank)
+                if reader is None:
+                    reader = self._open[rank] = self._newly_opened(rank)
         return reader
 
     def _newly_opened(self, rank: int) -> Reader:
@@ -104,12 +104,12 @@ class SourceFiles:
             reader = self._store.open(file.path)
         except MissingInputError:
             self._changed(rank, "is gone")
-        self._open[rank] = reader
-        self._used.add(rank)
-        if reader.version != file.version or (file.sample and sample_of(reader) != file.sample):
-            self._changed(rank)
-        if len(self._open) > _MOST_OPEN_FILES and not self.remote:  # a remote one takes nothing from the system
-            self._open.popitem(last=False)[1].close()
+        try:
+            if reader.version != file.version or (file.sample and sample_of(reader) != file.sample):
+                self._changed(rank)
+        except BaseException:
+            reader.close()
+            raise
         return reader
 
     def check_unchanged(self) -> None:
@@ -120,7 +120,7 @@ class SourceFiles:
         """
         if self.remote:
             return
-        for rank in sorted(self._used):
+        for rank in sorted(self._open):
             found = self._store.stat(self._files[rank].path)
             if found is None:
                 self._changed(rank, "is gone")

@@ -17,8 +17,8 @@ from reshard.checkpoint.manifest import FileRecord
 from reshard.engine.execute import carry_out, moves, reads, reads_of_spans
 from reshard.engine.gather import ReadCount
 from reshard.engine.servercopy import parts, split
-from reshard.engine.verify import check_file
-from reshard.errors import ReshardError
+from reshard.engine.verify import check_file, unreadable
+from reshard.errors import BugError, DataError, ReshardError
 from reshard.plan import prove
 from reshard.progress import Cancellation, Silent
 from reshard.source.encrypted import decrypting
@@ -94,10 +94,11 @@ class Conditions:
 def write_rank(
     job: Job, state: JobState, rank: int, *, staged: bool, budget: Budget, progress: Progress, guard: Guard
 ) -> Written:
-    """Write and verify the file of one target rank, and note it down.
+    """Write and verify the file of one target rank, and record it.
 
     Raises:
-        ReshardError: nothing of the file is left then.
+        BugError: the file differs from the source; it is kept aside.
+        ReshardError: it could not be written or compared; nothing of it is left.
     """
     plan = job.planner.plan(rank)
     path = job.path(rank)
@@ -113,7 +114,7 @@ def write_rank(
         if not digest:  # not all bytes were here
             digest = digest_of_version(state.target.store, state.where(path, staged=staged))
         store, where = state.target.store, state.where(path, staged=staged)
-        _verify(job, plan, store, where)
+        _verify(job, plan, store, where, lambda: state.reject(path, staged=staged))
         with closing(store.open(where)) as written:
             sample = sample_of(written, remote=store.remote)
         read, level = conditions.count.nbytes, job.request.options.verification
@@ -125,10 +126,11 @@ def write_rank(
 
 
 def write_alone(job: Job, rank: int, url: str, *, share: Budget) -> None:
-    """Write and verify the file of one target rank at any place, with nothing beside it.
+    """Write and verify the file of one target rank at any place, with nothing next to it.
 
     Raises:
-        ReshardError: nothing of the file is left then.
+        BugError: the file differs from the source; it is kept next to its place, as FILE.rejected.
+        ReshardError: it could not be written or compared; nothing of it is left.
     """
     folder, path = parent_and_name(url)
     store, plan = open_store(folder), job.planner.plan(rank)
@@ -144,7 +146,12 @@ def write_alone(job: Job, rank: int, url: str, *, share: Budget) -> None:
         writer.finish()
     finally:
         writer.abort()
-    _verify(job, plan, store, path)
+
+    def set_aside() -> str:
+        store.move(path, f"{path}.rejected")
+        return f"{url}.rejected"
+
+    _verify(job, plan, store, path, set_aside)
 
 
 def assemble(job: Job, plan: RankPlan, writer: Writer, conditions: Conditions, limits: PartLimits) -> str:
@@ -262,34 +269,49 @@ def _crc_of_contents(plan: RankPlan, files: SourceFiles, conditions: Conditions)
     return found.crc
 
 
-def _verify(job: Job, plan: RankPlan, store: Store, path: str) -> None:
-    """Compare the finished file with the source, and take it away again if they differ."""
+def _verify(job: Job, plan: RankPlan, store: Store, path: str, set_aside: Callable[[], str]) -> None:
+    """Compare the finished file with the source.
+
+    Raises:
+        BugError: they differ; the file was set aside.
+        ReshardError: they cannot be compared, or the source has changed; the file was deleted.
+    """
     level = job.request.options.verification
     if level == "None":
         return
     try:
         compare(job, plan, store, path, level)
-    except ReshardError:
-        store.delete(path)
-        raise
+    except ReshardError as error:
+        if error.reason != "VerificationFailed":
+            store.delete(path)
+            raise
+        fix = f"the file is kept as {set_aside()} for inspection; {error.fix}"
+        raise BugError(error.reason, error.what, where=error.where, fix=fix) from error
 
 
 def compare(job: Job, plan: RankPlan, store: Store, path: str, level: Verified) -> None:
-    """Compare a finished file with the source.
+    """Compare the finished file with the source, which may have changed meanwhile.
 
     Raises:
         BugError: they differ.
-        ReshardError: one of them cannot be read.
+        ReshardError: they cannot be compared, or the source has changed.
     """
     at_once = _REMOTE_COMPARISONS if store.remote or job.source.remote else 1
     with closing(job.source_files()) as files, closing(store.open(path)) as opened:
         written: Reader = opened
         if job.cipher is not None:
-            written = decrypting(opened, job.cipher, remote=store.remote, check=level == "Full")
+            try:
+                written = decrypting(opened, job.cipher, remote=store.remote, check=level == "Full")
+            except DataError as error:
+                raise unreadable(opened, error) from error
         headers = heads(_heads(job, plan), written.size)
         with prefetched(written, headers, _HEADERS_AHEAD, remote=store.remote) as ahead:
             in_blocks = Blocks(ahead) if store.remote else None
-            check_file(written, plan, job.model, files, level, headers=in_blocks, at_once=at_once)
+            try:
+                check_file(written, plan, job.model, files, level, headers=in_blocks, at_once=at_once)
+            except BugError:
+                files.check_unchanged()
+                raise
 
 
 def _heads(job: Job, plan: RankPlan) -> Iterator[int]:

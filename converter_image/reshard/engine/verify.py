@@ -63,7 +63,10 @@ def check_file(
     Raises:
         BugError: they differ.
     """
-    entries = {entry.name: entry for entry in read_header(headers or written).structure.tensors}
+    try:
+        entries = {entry.name: entry for entry in read_header(headers or written).structure.tensors}
+    except DataError as error:
+        raise unreadable(written, error) from error
     comparisons, local = [], plan.rank % model.target_devices
     for tensor in plan.tensors:
         parameter = tensor.parameter
@@ -109,6 +112,11 @@ def _part_of(parameter: Parameter, rank: int, position: tuple[int, ...]) -> tupl
     lengths = [n // k for n, k in zip(parameter.shape, parameter.target.parts, strict=True)]
     wanted = [c * n + i for c, n, i in zip(parameter.target.cells[rank], lengths, position, strict=True)]
     return tuple(w // (n // k) for w, n, k in zip(wanted, parameter.shape, parameter.source.parts, strict=True))
+
+
+def unreadable(written: Reader, error: DataError) -> BugError:
+    """The error of a file that was written, and cannot be read again."""
+    return BugError("VerificationFailed", f"the file that was written cannot be read: {error.what}", where=written.name, fix=_FIX)
 
 
 def _differs(written: Reader, parameter: Parameter, how: str) -> BugError:

@@ -17,6 +17,7 @@ reshard-manifest.json          written last: its presence says complete
     <job>/records/rank_<r>     a finished rank
     <job>/staging/...          finished files that wait for the commit, when they replace others
     <job>/tmp/...              files that are being written
+    <job>/rejected/...         files that differ from the source when compared with it, for inspection
 ```
 """
 
@@ -32,7 +33,7 @@ import msgspec
 
 from reshard.checkpoint.manifest import INDEX_NAME, MANIFEST_NAME, STATE, FileRecord, Manifest, decode, encode
 from reshard.checkpoint.unified import maps_beside
-from reshard.errors import MissingInputError
+from reshard.errors import MissingInputError, ReshardError
 from reshard.storage.digest import matches
 from reshard.storage.protocol import PROBE
 from reshard.target.standing import JobDocument, Standing, Unfinished
@@ -253,6 +254,18 @@ class JobState:
     def where(self, path: str, *, staged: bool) -> str:
         """Where a file appears when it is finished: in its place, or where it waits for the commit."""
         return f"{self.folder}/staging/{path}" if staged else path
+
+    def reject(self, path: str, *, staged: bool) -> str:
+        """Keep a finished file that differs from the source for inspection, in place of an earlier one of its rank.
+
+        Returns:
+            Where it is now. A storage that cannot move it has it where it was; nothing is recorded of it.
+        """
+        store, where, aside = self.target.store, self.where(path, staged=staged), f"{self.folder}/rejected/{path}"
+        with contextlib.suppress(ReshardError):
+            store.move(where, aside)
+            where = aside
+        return f"{store.url}/{where}"
 
     def sweep(self, ranks: set[int], is_gone: Callable[[str, str], bool]) -> None:
         """Remove temporaries of these ranks whose writers are gone; `is_gone` is asked with the writer and the file's path."""

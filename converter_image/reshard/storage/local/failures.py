@@ -1,4 +1,4 @@
-"""From what the system says of a file to errors that say what to do."""
+"""Turn errors of the operating system into errors that say what to do."""
 
 from __future__ import annotations
 
@@ -15,12 +15,18 @@ from reshard.errors import AccessError, MissingInputError, OutputError, ReshardE
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
-_NO_SPACE = {errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EFBIG}
+_CANNOT_WRITE = {
+    errno.ENOSPC: "free or add space, or choose another target",
+    errno.EDQUOT: "free space or raise the quota, or choose another target",
+    errno.EROFS: "mount it for writing, or choose another target",
+    errno.EFBIG: "the file system or `ulimit -f` limits the length of a file; choose another target",
+}
+_TOO_MANY_FILES = {errno.EMFILE, errno.ENFILE}
 
 
 @contextlib.contextmanager
 def failures(path: str, *, writing: bool = False) -> Iterator[None]:
-    """Turn the system's errors into ours, with what a user needs to mend them."""
+    """Turn the system's errors into ours, with what a user needs to fix them."""
     try:
         yield
     except OSError as error:
@@ -35,17 +41,18 @@ def _translated(error: OSError, path: str, *, writing: bool) -> ReshardError:
         return MissingInputError("NotFound", "there is no such file or folder", where=path, fix="create it, or correct the path")
     if error.errno == errno.EISDIR and not writing:
         return MissingInputError("NotAFile", "a file is expected here, this is a folder", where=path, fix="give a file")
-    if error.errno in _NO_SPACE:
-        return OutputError("CannotWrite", reason, where=path, fix="free or add space, or choose another target")
+    if error.errno in _CANNOT_WRITE:
+        return OutputError("CannotWrite", reason, where=path, fix=_CANNOT_WRITE[error.errno])
     if writing and error.errno in (errno.ENOTDIR, errno.EEXIST, errno.EISDIR):
         return OutputError("CannotCreate", reason, where=path, fix="choose another target")
-    return StorageError(
-        "WriteFailed" if writing else "ReadFailed", reason, where=path, fix="check the storage for faults and run again"
-    )
+    kind, fix = "WriteFailed" if writing else "ReadFailed", "check the storage for faults and run again"
+    if error.errno in _TOO_MANY_FILES:
+        kind, fix = "TooManyOpenFiles", "raise the limit (ulimit -n), or use fewer --workers"
+    return StorageError(kind, reason, where=path, fix=fix)
 
 
 def denied(path: str, *, writing: bool) -> AccessError:
-    """Name the file that denies access with its owner and mode, and who asks: what a user needs to choose the mending."""
+    """Name the file that denies access with its owner and mode, and who asks, so that the user can fix it."""
     culprit = Path(path)
     while not os.path.lexists(culprit) or not _searchable(culprit.parent):
         if culprit == culprit.parent:
@@ -61,12 +68,15 @@ def denied(path: str, *, writing: bool) -> AccessError:
             where=path,
             fix="run as a user or group with access, or change the mode",
         )
+    fix = "run as that user or group (in a pod: runAsUser, runAsGroup, fsGroup, supplementalGroups), or change the mode"
+    if os.geteuid() in (0, found.st_uid):
+        fix = "change the mode; if it allows access, the mount, its server or a security module refuses it (root_squash, SELinux)"
     action, owner = "writing" if writing else "reading", f"uid {found.st_uid}{_user(found.st_uid)}, gid {found.st_gid}"
     return AccessError(
         "PermissionDenied",
         f"{action} is denied: {culprit} is owned by {owner} with mode {stat_bits.S_IMODE(found.st_mode):04o}; {who}",
         where=path,
-        fix="run as that user or group (in a pod: runAsUser, runAsGroup, fsGroup, supplementalGroups), or change the mode",
+        fix=fix,
     )
 
 

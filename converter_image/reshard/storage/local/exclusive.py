@@ -1,0 +1,150 @@
+"""Create and replace small files so that of several processes that try, one succeeds."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import time
+from typing import TYPE_CHECKING
+
+from reshard.storage.local.descriptors import open_descriptor
+from reshard.storage.local.filesystem import write_all
+from reshard.storage.local.reader import version_of
+
+if TYPE_CHECKING:
+    from reshard.storage.local.filesystem import FileSystem
+
+# How long a file that was created with O_EXCL may be empty until its content follows.
+_PATIENCE_SECONDS = 2.0
+_POLL_SECONDS = 0.01
+
+
+def create_exclusively(path: str, content: bytes, mode: int | None, system: FileSystem) -> bool:
+    """Create a small file unless it is there. Returns whether it was created.
+
+    The content is written first and linked to its name then, so that nobody sees a part of it. Without hard links, the file is
+    created with O_EXCL and written afterwards; whoever finds it waits until it has content.
+    """
+    file, temporary = open_temporary(path, 0o666 if mode is None else mode)
+    try:
+        system.set_mode(file, mode)
+        write_all(file, content)
+        system.sync_file(file)
+        if _link(file, temporary, path, content, mode, system):
+            system.sync_folder(os.path.dirname(path))
+            return True
+    except (FileExistsError, FileNotFoundError):  # another process was first, or has removed the folder's files
+        pass
+    finally:
+        with contextlib.suppress(OSError):  # nothing that was written to it counts any more
+            os.close(file)
+        if temporary is not None:
+            with contextlib.suppress(OSError):
+                os.unlink(temporary)
+    return False
+
+
+def _link(file: int, temporary: str | None, path: str, content: bytes, mode: int | None, system: FileSystem) -> bool:
+    if temporary is not None:
+        return system.link(temporary, path) or _create_with_o_excl(path, content, mode, system)
+    with contextlib.suppress(FileNotFoundError):  # /proc is not mounted
+        if system.link(file, path):
+            return True
+    return _create_with_o_excl(path, content, mode, system)
+
+
+def _create_with_o_excl(path: str, content: bytes, mode: int | None, system: FileSystem) -> bool:
+    try:
+        file = open_descriptor(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o666 if mode is None else mode)
+    except FileExistsError:
+        _await_content(path)
+        return False
+    try:
+        try:
+            system.set_mode(file, mode)
+            write_all(file, content)
+            system.sync_file(file)
+        finally:
+            os.close(file)
+    except BaseException:
+        os.unlink(path)
+        raise
+    return True
+
+
+def _await_content(path: str) -> None:
+    """Wait for the process that has just created a file; one that was killed in between never writes it."""
+    deadline = time.monotonic() + _PATIENCE_SECONDS
+    while time.monotonic() < deadline:
+        try:
+            if os.stat(path).st_size:
+                return
+        except FileNotFoundError:
+            return
+        time.sleep(_POLL_SECONDS)
+
+
+def replace_exclusively(path: str, content: bytes, version: str, mode: int | None, system: FileSystem) -> bool:
+    """Replace a small file if it still has this version. Returns whether it was replaced.
+
+    It is moved out of the way first, so that of several processes that try one succeeds, and none removes a successor.
+    """
+    grave = f"{path}.{os.urandom(6).hex()}.dead"
+    try:
+        os.rename(path, grave)
+    except FileNotFoundError:
+        return False
+    try:
+        if version_of(os.stat(grave)) != version:
+            _put_back(grave, path, mode, system)
+            return False
+    finally:
+        os.unlink(grave)
+    return create_exclusively(path, content, mode, system)
+
+
+def _put_back(grave: str, path: str, mode: int | None, system: FileSystem) -> None:
+    with contextlib.suppress(FileExistsError):
+        if not system.link(grave, path):
+            with open(grave, "rb") as file:
+                _create_with_o_excl(path, file.read(), mode, system)
+
+
+def refresh(path: str) -> None:
+    """Set a small file's modification time to now, by writing to it where that cannot be asked for. Gone: do nothing."""
+    with contextlib.suppress(FileNotFoundError):
+        try:
+            os.utime(path)
+        except FileNotFoundError:
+            raise
+        except OSError:
+            file = open_descriptor(path, os.O_RDWR)
+            try:
+                content = os.pread(file, 1, 0)
+                os.pwrite(file, content, 0)
+                os.fsync(file)
+            finally:
+                os.close(file)
+
+
+def age_seconds(path: str, modified: float) -> float:
+    """Return the seconds since a modification time, by the clock of the file system: that of a new file next to it."""
+    file, temporary = open_temporary(path, 0o600)
+    try:
+        with contextlib.suppress(OSError):  # it is new: that is as good
+            os.utime(file)
+        return os.fstat(file).st_mtime - modified
+    finally:
+        os.close(file)
+        if temporary is not None:
+            with contextlib.suppress(OSError):
+                os.unlink(temporary)
+
+
+def open_temporary(path: str, mode: int) -> tuple[int, str | None]:
+    """Open a new file without a name, which a killed process cannot leave behind; with one where there is no such thing."""
+    try:
+        return open_descriptor(os.path.dirname(path), os.O_WRONLY | os.O_TMPFILE, mode), None
+    except OSError:
+        temporary = f"{path}.{os.urandom(6).hex()}.tmp"
+        return open_descriptor(temporary, os.O_WRONLY | os.O_CREAT | os.O_EXCL, mode), temporary

@@ -1,0 +1,144 @@
+"""System calls that some file systems refuse although the bytes do not need them: they are skipped, with one note each.
+
+Sources: FAT, CIFS, FUSE (gcsfuse, rclone, blobfuse) and NFS exports with squashed users; docs/storage.md has the list.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import errno
+import os
+import stat as stat_bits
+from typing import TYPE_CHECKING
+
+from reshard.storage.local.descriptors import open_descriptor
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+_UNSUPPORTED = {errno.EINVAL, errno.ENOSYS, errno.EOPNOTSUPP, errno.ENOTTY}
+_REFUSED = {*_UNSUPPORTED, errno.EPERM, errno.EACCES}
+
+
+class FileSystem:
+    """What one store's file system cannot do."""
+
+    def __init__(self) -> None:
+        self._notes: dict[str, None] = {}
+
+    @property
+    def notes(self) -> Sequence[str]:
+        """What was skipped, in the order in which it showed."""
+        return tuple(self._notes)
+
+    def note(self, what: str, error: OSError | None = None) -> None:
+        """Remember that something was skipped."""
+        self._notes[what if error is None else f"{what} ({error.strerror or error})"] = None
+
+    def set_mode(self, file: int | str, mode: int | None) -> None:
+        """Set the permission bits of a file or folder that was created with the same `mode`. None: leave them to the umask.
+
+        Where they are right already, nothing is changed: chmod by somebody outside a folder's group clears its set-group-ID bit.
+        """
+        if mode is None:
+            return
+        found = stat_bits.S_IMODE(os.stat(file).st_mode)
+        if found & 0o777 == mode:
+            return
+        try:
+            os.chmod(file, mode | found & (stat_bits.S_ISGID | stat_bits.S_ISVTX))
+        except OSError as error:
+            if error.errno not in _REFUSED:
+                raise
+            self.note("the file system does not change permission bits", error)
+
+    def sync_file(self, file: int) -> None:
+        """Make a file's content durable."""
+        try:
+            os.fsync(file)
+        except OSError as error:  # EIO, ENOSPC and EDQUOT mean that bytes are lost
+            if error.errno not in _UNSUPPORTED:
+                raise
+            self.note("the file system does not flush files on request; a power failure can lose what was just written", error)
+
+    def sync_folder(self, folder: str) -> None:
+        """Make the names in a folder durable."""
+        try:
+            file = open_descriptor(folder, os.O_RDONLY | os.O_DIRECTORY)
+            try:
+                os.fsync(file)
+            finally:
+                os.close(file)
+        except OSError as error:
+            if error.errno not in {*_REFUSED, errno.EBADF, errno.EISDIR}:
+                raise
+            self.note("the file system does not flush folders on request; a power failure can lose the names of new files", error)
+
+    def make_folder(self, folder: str, mode: int | None) -> None:
+        """Create a folder and those above it that are missing, with search permission for whoever may read."""
+        missing = []
+        while not os.path.isdir(folder):
+            missing.append(folder)
+            folder = os.path.dirname(folder)
+        wanted = None if mode is None else mode | (mode & 0o444) >> 2 | 0o300  # in which this process can go on writing
+        for path in reversed(missing):
+            with contextlib.suppress(FileExistsError):
+                os.mkdir(path, 0o777 if wanted is None else wanted)
+                self.set_mode(path, wanted)
+                self.sync_folder(os.path.dirname(path))
+
+    def free_bytes(self, folder: str) -> int | None:
+        """The free space; None where the file system does not tell it."""
+        try:
+            found = os.statvfs(folder)
+        except OSError as error:
+            self.note("the file system does not tell its free space", error)
+            return None
+        if not found.f_blocks:  # as object stores do that are mounted: they have no size
+            self.note("the file system does not tell its free space")
+            return None
+        return found.f_bavail * found.f_frsize
+
+    def is_read_only(self, folder: str) -> bool:
+        """Whether the file system is known to be mounted read-only."""
+        try:
+            return bool(os.statvfs(folder).f_flag & os.ST_RDONLY)
+        except OSError:
+            return False
+
+    def link(self, source: str | int, target: str) -> bool:
+        """Give a file a second name. Returns whether the file system has hard links.
+
+        Args:
+            source: the file's name, or the descriptor of a file without a name.
+            target: the new name.
+
+        Raises:
+            FileExistsError: the new name is taken.
+        """
+        try:
+            if isinstance(source, int):
+                # With a descriptor given, Python calls linkat(2), which follows the link that stands for a nameless file.
+                os.link(f"/proc/self/fd/{source}", target, src_dir_fd=source, follow_symlinks=True)
+            else:
+                os.link(source, target)
+        except OSError as error:
+            if error.errno not in {*_REFUSED, errno.EMLINK, errno.EXDEV}:
+                raise
+            self.note("the file system has no hard links; new files are claimed with O_EXCL instead", error)
+            return False
+        return True
+
+
+def write_all(file: int, content: bytes | memoryview) -> None:
+    """Write all bytes; one call may take fewer.
+
+    Raises:
+        OSError: not all can be written.
+    """
+    view = memoryview(content)
+    while view:
+        n = os.write(file, view)
+        if n == 0:
+            raise OSError(errno.EIO, "the file system took no bytes")
+        view = view[n:]

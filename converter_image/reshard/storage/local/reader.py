@@ -1,0 +1,156 @@
+"""Read a local file by ranges, from any number of threads."""
+
+from __future__ import annotations
+
+import os
+import stat as stat_bits
+import threading
+from typing import TYPE_CHECKING, NoReturn
+
+from reshard.errors import BugError, DataError, MissingInputError, StorageError
+from reshard.storage.local.descriptors import READERS, Descriptor, open_descriptor
+from reshard.storage.local.failures import failures
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+
+class LocalReader:
+    """A file of a local store. Its descriptor may be taken away between two reads; it is then opened and checked again.
+
+    Attributes:
+        name: the path.
+        size: length in bytes.
+        version: as `Stat.version`.
+        recently_read: whether it was read from since the pool last looked.
+        descriptor: the open file; None while it has none.
+    """
+
+    __slots__ = ("_closed", "_lock", "descriptor", "name", "recently_read", "size", "version")
+
+    def __init__(self, path: str) -> None:
+        self.name = path
+        self.recently_read = True  # or it would be the first to make way
+        self.descriptor: Descriptor | None = None
+        self._closed = False
+        self._lock = threading.Lock()
+        descriptor, found = _open(path)
+        self.size = found.st_size
+        self.version = version_of(found)
+        self.descriptor = descriptor
+        READERS.add(self)
+
+    def read(self, offset: int, length: int) -> bytes:
+        """See `Reader.read`."""
+        if offset + length > self.size:  # before a buffer of a hostile length is made
+            self._ends_early(offset, length)
+        file = self._opened()
+        with failures(self.name):
+            content = os.pread(file.number, length, offset)
+        if len(content) < length:  # the system gives at most 2 GiB at once
+            rest = bytearray(length - len(content))
+            self.read_into(memoryview(rest), offset + len(content))
+            content += rest
+        return content
+
+    def read_into(self, view: memoryview, offset: int) -> None:
+        """See `Reader.read_into`."""
+        file = self._opened()
+        done = 0
+        while done < len(view):
+            try:
+                n = os.preadv(file.number, [view[done:] if done else view], offset + done)
+            except OSError as error:
+                raise StorageError(
+                    "ReadFailed",
+                    f"reading {len(view)} bytes at {offset} failed: {error.strerror}",
+                    where=self.name,
+                    fix="check the storage for faults and run again",
+                ) from error
+            if n == 0:
+                self._ends_early(offset, len(view))
+            done += n
+
+    def read_runs(self, view: memoryview, length: int, offsets: Sequence[int]) -> None:
+        """See `Reader.read_runs`: a system call for each run, with as little as possible around it."""
+        file = self._opened()  # the reference keeps the number valid
+        number, preadv, at = file.number, os.preadv, 0
+        with failures(self.name):
+            for offset in offsets:
+                run = view[at : at + length]
+                if preadv(number, (run,), offset) != length:
+                    self.read_into(run, offset)
+                at += length
+
+    def close(self) -> None:
+        """See `Reader.close`."""
+        with self._lock:
+            self._closed = True
+            READERS.discard(self)
+
+    def _opened(self) -> Descriptor:
+        """The open file. The caller keeps the reference for as long as it uses the number."""
+        file = self.descriptor or self._reopened()
+        self.recently_read = True
+        return file
+
+    def _reopened(self) -> Descriptor:
+        """Open the file again.
+
+        Raises:
+            DataError: it is gone, or has changed.
+        """
+        with self._lock:
+            if self._closed:
+                raise BugError("ReaderClosed", "a closed file is read", where=self.name, fix="please report this")
+            file = self.descriptor
+            if file is not None:  # another thread was first
+                return file
+            try:
+                file, found = _open(self.name)
+            except MissingInputError as error:
+                raise self._changed("is gone") from error
+            if version_of(found) != self.version:
+                raise self._changed("has changed")
+            self.descriptor = file
+            READERS.add(self)
+            return file
+
+    def _changed(self, how: str) -> DataError:
+        return DataError(
+            "SourceChanged",
+            f"the file {how} while it was read",
+            where=self.name,
+            fix="wait until whatever writes it has finished, then run again",
+        )
+
+    def _ends_early(self, offset: int, length: int) -> NoReturn:
+        with failures(self.name):
+            size = os.fstat(self._opened().number).st_size
+        raise DataError(
+            "Truncated",
+            f"{length} bytes are expected at {offset}, but the file ends at {size}",
+            where=self.name,
+            fix="the file is damaged; restore it",
+        )
+
+
+def version_of(found: os.stat_result) -> str:
+    """What changes whenever a file's content may have changed."""
+    return f"{found.st_size}-{found.st_mtime_ns}"
+
+
+def _open(path: str) -> tuple[Descriptor, os.stat_result]:
+    """Open a regular file to read from it.
+
+    Raises:
+        AccessError: reading is denied.
+        MissingInputError: it is not there, or is not a file.
+    """
+    with failures(path):
+        file = Descriptor(open_descriptor(path, os.O_RDONLY | os.O_NONBLOCK))  # a pipe would wait for its writer
+        found = os.fstat(file.number)
+    if not stat_bits.S_ISREG(found.st_mode):
+        kind = "a folder" if stat_bits.S_ISDIR(found.st_mode) else "a pipe or device"
+        raise MissingInputError("NotAFile", f"a file is expected here, this is {kind}", where=path, fix="give a file")
+    return file, found

@@ -1,0 +1,222 @@
+"""A folder on a file system as a storage."""
+
+from __future__ import annotations
+
+import contextlib
+import errno
+import os
+import shutil
+import stat as stat_bits
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from reshard.errors import DataError, MissingInputError, OutputError
+from reshard.storage.local import exclusive
+from reshard.storage.local.failures import denied, failures
+from reshard.storage.local.filesystem import FileSystem
+from reshard.storage.local.reader import LocalReader, version_of
+from reshard.storage.local.writer import LocalWriter
+from reshard.storage.protocol import Stat, WriteCost
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable, Sequence
+
+    from reshard.storage.protocol import Store
+
+
+class LocalStore:
+    """The files below one folder."""
+
+    def __init__(self, root: str | os.PathLike[str]) -> None:
+        self.root = os.path.abspath(root)
+        self.url = self.root
+        self.remote = False
+        self.renames = True
+        self._system = FileSystem()
+
+    @property
+    def notes(self) -> Sequence[str]:
+        """See `Store.notes`."""
+        return self._system.notes
+
+    def copies_from(self, other: Store) -> bool:
+        """See `Store.copies_from`."""
+        del other
+        return False
+
+    @property
+    def part_limits(self) -> None:
+        """See `Store.part_limits`."""
+
+    def around(self) -> list[tuple[int, int] | str]:
+        """See `Store.around`: device and inode, for a folder can be mounted in two places; the path where nothing is yet."""
+        found: list[tuple[int, int] | str] = []
+        path = os.path.realpath(self.root)
+        while True:
+            try:
+                status = os.stat(path)
+                found.append((status.st_dev, status.st_ino))
+            except OSError:
+                found.append(path)
+            parent = os.path.dirname(path)
+            if parent == path:
+                return found
+            path = parent
+
+    def _at(self, path: str) -> str:
+        if ".." in path.split("/") or path.startswith("/"):  # whatever a hostile document says
+            raise DataError(
+                "UnsafePath", f"{path!r} leads out of the folder", where=self.root, fix="restore the file that names it"
+            )
+        return os.path.join(self.root, path) if path else self.root
+
+    def list(self, path: str) -> list[Stat]:
+        """See `Store.list`."""
+        folder = self._at(path)
+        try:
+            with failures(folder), os.scandir(folder) as entries:
+                return sorted((_stat(e.name, e.stat()) for e in entries if _exists(e)), key=lambda s: s.name)
+        except MissingInputError:
+            return []
+
+    def stat(self, path: str) -> Stat | None:
+        """See `Store.stat`."""
+        full = self._at(path)
+        try:
+            with failures(full):
+                return _stat(os.path.basename(full), os.stat(full))
+        except MissingInputError:
+            return None
+
+    def open(self, path: str) -> LocalReader:
+        """See `Store.open`."""
+        return LocalReader(self._at(path))
+
+    def read(self, path: str, limit: int) -> bytes:
+        """See `Store.read`."""
+        with contextlib.closing(self.open(path)) as reader:
+            if reader.size > limit:
+                raise DataError(
+                    "FileTooLarge",
+                    f"{reader.size} bytes where at most {limit} can be meant",
+                    where=reader.name,
+                    fix="give the file that is meant",
+                )
+            return reader.read(0, reader.size)
+
+    def create(
+        self, path: str, *, temporary: str, mode: int | None, size: int | None = None, memory: int = 0, copies: bool = False
+    ) -> LocalWriter:
+        """See `Store.create`."""
+        del size, memory, copies
+        return LocalWriter(self._at(path), self._at(temporary), mode, self._system)
+
+    def write_cost(self, size: int, memory: int) -> WriteCost:
+        """See `Store.write_cost`: the page cache holds what is under way."""
+        del size, memory
+        return WriteCost()
+
+    def write(self, path: str, content: bytes, *, mode: int | None) -> None:
+        """See `Store.write`."""
+        writer = self.create(path, temporary=f"{path}.{os.urandom(6).hex()}.tmp", mode=mode)
+        try:
+            writer.write(content)
+            writer.finish()
+        finally:
+            writer.abort()
+
+    def write_new(self, path: str, content: bytes, *, mode: int | None) -> bool:
+        """See `Store.write_new`."""
+        full = self._at(path)
+        with failures(full, writing=True):
+            self._system.make_folder(os.path.dirname(full), mode)
+            return exclusive.create_exclusively(full, content, mode, self._system)
+
+    def swap(self, path: str, content: bytes, version: str, *, mode: int | None) -> bool:
+        """See `Store.swap`."""
+        full = self._at(path)
+        with failures(full, writing=True):
+            return exclusive.replace_exclusively(full, content, version, mode, self._system)
+
+    def move(self, path: str, to: str) -> None:
+        """See `Store.move`: a new folder gets the permission bits of the one that the file comes from."""
+        source, target = self._at(path), self._at(to)
+        with failures(target, writing=True):
+            if not os.path.isdir(folder := os.path.dirname(target)):
+                self._system.make_folder(folder, stat_bits.S_IMODE(os.stat(os.path.dirname(source)).st_mode) & 0o777)
+            os.rename(source, target)
+            self._system.sync_folder(folder)
+
+    def delete(self, path: str) -> None:
+        """See `Store.delete`."""
+        full = self._at(path)
+        with failures(full, writing=True):
+            if os.path.isdir(full) and not os.path.islink(full):
+                shutil.rmtree(full)
+            else:
+                with contextlib.suppress(FileNotFoundError):
+                    os.unlink(full)
+
+    def touch(self, path: str) -> None:
+        """See `Store.touch`."""
+        full = self._at(path)
+        with failures(full, writing=True):
+            exclusive.refresh(full)
+
+    def age(self, path: str) -> float | None:
+        """See `Store.age`."""
+        full = self._at(path)
+        try:
+            with failures(full):
+                modified = os.stat(full).st_mtime
+        except MissingInputError:
+            return None
+        with failures(full, writing=True):
+            return exclusive.age_seconds(full, modified)
+
+    def abort_stale_uploads(self, paths: Iterable[str], *, silent: float) -> None:
+        """See `Store.abort_stale_uploads`: there is nothing but temporaries."""
+
+    def check_writable(self) -> None:
+        """See `Store.check_writable`."""
+        folder = self._nearest()
+        if not folder.is_dir():
+            raise OutputError(
+                "CannotCreate",
+                "a folder is expected here, this is a file",
+                where=str(folder),
+                fix="choose another target",
+            )
+        if self._system.is_read_only(str(folder)):
+            raise OutputError(
+                "CannotWrite", os.strerror(errno.EROFS), where=str(folder), fix="mount it for writing, or choose another target"
+            )
+        if not os.access(folder, os.W_OK | os.X_OK, effective_ids=True):
+            raise denied(str(folder), writing=True)
+
+    def _nearest(self) -> Path:
+        """The folder, or the nearest one around it that is there."""
+        folder = Path(self.root)
+        while not folder.exists() and folder != folder.parent:
+            folder = folder.parent
+        return folder
+
+    def free_bytes(self) -> int | None:
+        """See `Store.free_bytes`."""
+        return self._system.free_bytes(str(self._nearest()))
+
+
+def _exists(entry: os.DirEntry[str]) -> bool:
+    """A link that leads nowhere is as good as nothing."""
+    try:
+        entry.stat()
+    except OSError as error:
+        if error.errno in (errno.ENOENT, errno.ENOTDIR, errno.ELOOP):
+            return False
+        raise
+    return True
+
+
+def _stat(name: str, found: os.stat_result) -> Stat:
+    folder = stat_bits.S_ISDIR(found.st_mode)
+    return Stat(name, folder, 0 if folder else found.st_size, version_of(found))

@@ -1,0 +1,105 @@
+"""Write a local file under a temporary name."""
+
+from __future__ import annotations
+
+import contextlib
+import errno
+import os
+from typing import TYPE_CHECKING
+
+from reshard.errors import BugError, OutputError
+from reshard.storage.local.descriptors import open_descriptor
+from reshard.storage.local.failures import failures
+from reshard.storage.local.filesystem import write_all
+
+if TYPE_CHECKING:
+    from reshard.storage.local.filesystem import FileSystem
+    from reshard.storage.protocol import Reader
+
+# Written bytes are handed to the disk in steps of this size while later ones are still being computed, so that the final
+# fsync finds little left to do.
+_WRITEBACK_STEP = 8 << 20
+
+
+class LocalWriter:
+    """A file under a temporary name, renamed when it is whole."""
+
+    def __init__(self, path: str, temporary: str, mode: int | None, system: FileSystem) -> None:
+        self._path = path
+        self._temporary = temporary
+        self._system = system
+        self._offset = 0
+        self._handed_over = 0
+        self._open = False
+        with failures(path, writing=True):
+            system.make_folder(os.path.dirname(path), mode)
+            system.make_folder(os.path.dirname(temporary), mode)
+            self._file = open_descriptor(temporary, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o666 if mode is None else mode)
+            self._open = True
+            try:
+                system.set_mode(self._file, mode)
+            except BaseException:
+                self.abort()
+                raise
+
+    def write(self, data: memoryview | bytes | bytearray) -> None:
+        """See `Writer.write`."""
+        view = memoryview(data)
+        with failures(self._path, writing=True):
+            write_all(self._file, view)
+        self._offset += len(view)
+        if self._offset - self._handed_over >= _WRITEBACK_STEP:
+            # Linux starts writing dirty pages back when told that they will not be needed, and lets go of clean ones.
+            with contextlib.suppress(OSError):  # a hint: what goes wrong with the bytes, fsync reports
+                os.posix_fadvise(self._file, self._handed_over, self._offset - self._handed_over, os.POSIX_FADV_DONTNEED)
+            self._handed_over = self._offset
+
+    def copy(self, reader: Reader, offset: int, length: int) -> None:
+        """See `Writer.copy`: no store is copied from."""
+        raise BugError(
+            "NoServer",
+            f"{length} bytes at {offset} of {reader.name} cannot be copied by a server",
+            where=self._path,
+            fix="please report this",
+        )
+
+    def cut(self) -> None:
+        """See `Writer.cut`: a file has no parts."""
+
+    def finish(self) -> None:
+        """See `Writer.finish`."""
+        with failures(self._path, writing=True):
+            self._system.sync_file(self._file)
+            self._close()  # network file systems report here that the space or a quota is used up
+            self._rename()
+            self._system.sync_folder(os.path.dirname(self._path))
+
+    def _rename(self) -> None:
+        """Make the file appear.
+
+        Raises:
+            OutputError: the file system cannot rename files.
+        """
+        try:
+            os.rename(self._temporary, self._path)
+        except OSError as error:
+            if error.errno not in (errno.ENOSYS, errno.EOPNOTSUPP, errno.EXDEV):
+                raise
+            raise OutputError(
+                "CannotRename",
+                f"the file system cannot rename a file: {error.strerror}",
+                where=self._path,
+                fix="choose a target on a file system that can; write to a bucket as s3://bucket/prefix instead of a mount of it",
+            ) from error
+
+    def abort(self) -> None:
+        """See `Writer.abort`."""
+        with contextlib.suppress(OSError):
+            self._close()
+        with contextlib.suppress(OSError):
+            os.unlink(self._temporary)
+
+    def _close(self) -> None:
+        if self._open:
+            self._open = False  # Linux closes it even if it reports an error
+            os.close(self._file)
