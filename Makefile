@@ -45,7 +45,7 @@ demo: $(READY) ## Reshard a small checkpoint, from start to end
 	@PATH="$(abspath $(BIN)):$$PATH" sh examples/demo.sh
 
 .PHONY: test
-test: $(READY) ## Run the tests; TIER=unit (or conformance...) for some of them
+test: $(READY) ## Run the tests; TIER=unit (or conformance, compiled, s3...) for one of them
 	@PYTHON='$(PYTHON)' sh scripts/test.sh $(BIN)/python $(TIER)
 
 .PHONY: test-pythons

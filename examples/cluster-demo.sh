@@ -42,15 +42,15 @@ spec:
 END
 done
 
-say kubectl apply -f examples/retrain-on-4.yaml -f examples/serve-on-7.yaml
+say kubectl apply -f examples/retrain-on-4.yaml -f examples/serve-on-2.yaml
 kubectl get checkpointtransforms --watch &
 watch=$!
-for name in retrain-on-4 serve-on-7; do
+for name in retrain-on-4 serve-on-2; do
     kubectl wait "checkpointtransform/$name" --for=jsonpath='{.status.completionTime}' --timeout=10m >/dev/null
 done
 kill "$watch"
 say kubectl get checkpointtransforms,jobs --output wide
-say kubectl wait checkpointtransform/retrain-on-4 checkpointtransform/serve-on-7 --for=condition=Complete --timeout=1s
+say kubectl wait checkpointtransform/retrain-on-4 checkpointtransform/serve-on-2 --for=condition=Complete --timeout=1s
 
 printf '\nThe results are in %s.\n' "$results"
 if [ -n "${RESHARD_CLUSTER:-}" ] && [ -t 0 ]; then

@@ -38,8 +38,8 @@ def of_corpus(name: str) -> dict[str, Any]:
 
 SPECS = {
     "8-to-4-ckpt": (example("retrain-on-4"), 8, 4),
-    "8-to-7-safetensors": (example("serve-on-7"), 8, 7),
-    "8-to-6-safetensors": (of_corpus("six"), 8, 6),
+    "8-to-2-safetensors": (example("serve-on-2"), 8, 2),
+    "experts-8-to-4": (of_corpus("experts"), 8, 4),
     "pipeline-2x4-to-4": (of_corpus("pipeline"), 8, 4),
 }
 

@@ -21,7 +21,7 @@ def claim(name: str, path: str) -> dict[str, Any]:
 
 
 UNIFY = {
-    "source": {"storage": claim("corpus", "six/src"), "strategy": {"path": "six/src_strategy"}},
+    "source": {"storage": claim("corpus", "experts/src"), "strategy": {"path": "experts/src_strategy"}},
     "target": {"storage": claim("results", "unified"), "layout": "Unified", "partSizeBytes": 1024},
     "verification": "Full",
 }
@@ -29,7 +29,7 @@ CUT = {
     "source": {"storage": claim("results", "unified")},
     "target": {
         "storage": claim("results", "ranks"),
-        "strategy": {"path": "six/dst_strategy.ckpt", "storage": claim("corpus", "")},
+        "strategy": {"path": "experts/dst_strategy.ckpt", "storage": claim("corpus", "")},
     },
     "verification": "Full",
 }
@@ -57,5 +57,5 @@ def test_one_pod_for_each_part_and_ranks_of_another_layout_from_them(stage: Stag
     assert contents(stage.results / "unified", "param_name_map.json") == contents(alone / "unified", "param_name_map.json")
 
     stage.create("cut", CUT)
-    assert stage.ended("cut")["progress"] == "6/6"
+    assert stage.ended("cut")["progress"] == "4/4"
     assert contents(stage.results / "ranks") == contents(alone / "straight")

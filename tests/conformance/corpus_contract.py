@@ -49,7 +49,7 @@ class CorpusContract:
         assert len(set(expected.values())) == 4
         assert digests(found, list(expected)) == expected
 
-    @pytest.mark.parametrize("ranks", [4, 7])
+    @pytest.mark.parametrize("ranks", [4, 2, 7])
     def test_every_rank_holds_what_the_document_says(self, ranks: int, sides: Sides) -> None:
         found = example_on(ranks, sides)
         for rank in range(ranks):

@@ -345,7 +345,7 @@ def main(command: str, *arguments: str) -> None:
         "choose": choose,
         "convert": convert,
         "encrypted": encrypted,
-        "train": lambda folder: training.train(folder, saving.strategy),
+        "train": training.train,
     }
     if command in makers:
         for number in arguments[1:]:

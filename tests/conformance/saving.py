@@ -7,13 +7,13 @@ from typing import TYPE_CHECKING, Any
 
 import mindspore
 import numpy as np
+from definition import Cut
 from mindspore.train import node_strategy_pb2 as straspb
 
 if TYPE_CHECKING:
     from pathlib import Path
 
     import transforms
-    from definition import Cut
 
 
 def tensor_of(bits: np.ndarray, dtype: str) -> Any:
@@ -58,6 +58,23 @@ def strategy(path: Path, layouts: dict[str, Cut], stage: int, *, nested: bool = 
         item.indices_offset.add()
         item.field, item.opt_weight_shard_step, item.opt_weight_shard_size = 0, cut.step, cut.size
     path.write_bytes(message.SerializeToString())
+
+
+def read_strategy(path: Path) -> dict[str, Cut]:
+    """The layouts of a strategy file of one stage, as MindSpore's own messages read it."""
+    message = straspb.ParallelStrategyMap()
+    message.ParseFromString(path.read_bytes())
+    found = {}
+    for item in message.parallel_layout_item:
+        layout = item.parallel_layouts
+        maps = [tuple(each.dim) for each in layout.tensor_map]
+        if len(maps) == 1:
+            maps = [(axis,) for axis in maps[0]]
+        axes = tuple(() if each == (-1,) else each for each in maps if each)
+        found[item.param_name] = Cut(
+            tuple(layout.dev_matrix[0].dim), axes, layout.opt_weight_shard_step, layout.opt_weight_shard_size
+        )
+    return found
 
 
 def _nodes(stage: int) -> list[str]:

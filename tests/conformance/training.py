@@ -1,49 +1,39 @@
 """The document's network, trained by the real MindSpore: as 8 ranks save it, and as it goes on from other checkpoints.
 
-MindSpore compiles no parallel network on a CPU, so one process trains and the files of ranks are cut from what it has; and what
-ranks load is joined again, by numpy.
+MindSpore runs no parallel network on a CPU, so one process trains, and numpy cuts its state into the files of ranks, as the
+strategies say that MindSpore's compiler wrote; and joins again what ranks load.
 """
 
 from __future__ import annotations
 
 import json
+import shutil
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import mindspore
 import numpy as np
+import saving
 from corpus import network
-from definition import Cut, held
+from definition import held
 from mindspore import nn, ops
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
-    from pathlib import Path
+    from definition import Cut
 
 _WEIGHTS = [name for name in network.SHAPES if not name.startswith("moment")]
 _RANDOM = np.random.RandomState(6)
 _IMAGES = mindspore.Tensor(_RANDOM.normal(size=(32, 28 * 28)).astype(np.float32))  # around 0, so that no neuron is silent for all
 _LABELS = mindspore.Tensor(_RANDOM.randint(0, 10, 32).astype(np.int32))
 _STAGE_DEVICES = 4
+_RECORDED = Path(__file__).parent / "corpus" / "training"  # by MindSpore's compiler
+_STAGES = [saving.read_strategy(_RECORDED / f"src_pipeline_strategy/stage_{stage}.ckpt") for stage in (0, 1)]
 
-
-def _layouts(ranks: int, *, moments: bool = True, stage: int | None = None) -> dict[str, Cut]:
-    """Of weights and moments, which lie alike; those of one of two stages, if one is given."""
-    beginnings = ("", "moment1.", "moment2.") if moments else ("",)
-    found = {name: network.LAYOUTS[ranks][name] for name in _WEIGHTS if stage in (None, int(not name.startswith("layer1")))}
-    return {beginning + name: cut for beginning in beginnings for name, cut in found.items()}
-
-
-def _without_optimizer_parallel(layouts: dict[str, Cut]) -> dict[str, Cut]:
-    return {name: Cut(cut.matrix, cut.maps) for name, cut in layouts.items()}
-
-
-# By the name of the strategy file; of what has no layout every rank has all.
-STRATEGIES = {
-    "src_strategy.ckpt": _layouts(8),
-    "dst_strategy.ckpt": _layouts(4),
-    "predict_strategy.ckpt": _without_optimizer_parallel(_layouts(4, moments=False)),
-    "": {},
+# By the name of the strategy file; every rank holds all of what has no layout.
+STRATEGIES: dict[str, dict[str, Cut]] = {
+    name: saving.read_strategy(_RECORDED / name) for name in ("src_strategy.ckpt", "dst_strategy.ckpt", "predict_strategy.ckpt")
 }
+STRATEGIES[""] = {}
 
 
 class Network(nn.Cell):
@@ -88,31 +78,24 @@ class Training:
         return [now, self.logits()]
 
 
-def train(folder: Path, strategy: Callable[[Path, dict[str, Cut], int], None]) -> None:
-    """Train, and leave in a folder what the document's two trainings leave, strategies of targets, and what the network says.
-
-    Args:
-        folder: where to.
-        strategy: writes the strategy file of a stage.
-    """
+def train(folder: Path) -> None:
+    """Train, and leave in a folder what the document's two trainings leave, strategies of targets, and what the network says."""
     training = Training()
     for _ in range(3):
         training.step()
     state = {p.name: p.asnumpy() for cell in (training.optimizer, training.network) for p in cell.get_parameters()}
-    for name, layouts in STRATEGIES.items():
-        if name:
-            strategy(folder / name, layouts, 0)
+    for name in filter(None, STRATEGIES):
+        shutil.copy(_RECORDED / name, folder)
     for rank in range(8):
         _save(folder / f"src_checkpoints/rank_{rank}/checkpoint_{rank}.ckpt", state, STRATEGIES["src_strategy.ckpt"], rank)
     (folder / "src_pipeline_strategys").mkdir()
-    strategy(folder / "dst_strategy_pipeline.ckpt", STRATEGIES["dst_strategy.ckpt"], 0)
+    shutil.copy(_RECORDED / "dst_strategy.ckpt", folder / "dst_strategy_pipeline.ckpt")
     for rank in range(8):
         stage, device = divmod(rank, _STAGE_DEVICES)
-        layouts = _layouts(_STAGE_DEVICES, stage=stage)
-        strategy(folder / f"src_pipeline_strategys/src_strategy_{rank}.ckpt", layouts, stage)
-        others = STRATEGIES["dst_strategy.ckpt"].keys() - layouts
-        mine = {name: array for name, array in state.items() if name not in others}
-        _save(folder / f"src_checkpoints_pipeline/rank_{rank}/checkpoint-3_1875.ckpt", mine, layouts, device)
+        strategy = folder / f"src_pipeline_strategys/src_strategy_{rank}.ckpt"
+        shutil.copy(_RECORDED / f"src_pipeline_strategy/stage_{stage}.ckpt", strategy)
+        mine = {name: array for name, array in state.items() if name not in _STAGES[1 - stage]}
+        _save(folder / f"src_checkpoints_pipeline/rank_{rank}/checkpoint-3_1875.ckpt", mine, _STAGES[stage], device)
     (folder / "said.json").write_text(json.dumps(training.said()), encoding="utf-8")
 
 

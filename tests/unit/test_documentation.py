@@ -42,8 +42,8 @@ def workplace(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     corpus = ROOT / "tests" / "conformance" / "corpus"
     shutil.copytree(corpus / "src_checkpoints", folder / "src_checkpoints")
     shutil.copy(corpus / "src_strategy.ckpt", folder)
-    for name in ("dst_strategy.ckpt", "predict_strategy.ckpt"):
-        shutil.copy(corpus / "dst_strategy_4.ckpt", folder / name)
+    shutil.copy(corpus / "dst_strategy_4.ckpt", folder / "dst_strategy.ckpt")
+    shutil.copy(corpus / "training" / "predict_strategy.ckpt", folder)
     pipeline = corpus / "pipeline"
     shutil.copytree(pipeline / "src", folder / "src_checkpoints_pipeline")
     shutil.copy(pipeline / "dst_strategy.ckpt", folder / "dst_strategy_pipeline.ckpt")

@@ -35,10 +35,10 @@ def test_a_source_with_its_strategy(capsys: pytest.CaptureFixture[str]) -> None:
         ["parameters", "17"],
         ["elements", "682,017"],
         ["layer1.weight", "Float32", "784x512", "784x256", "columns /2, 4 replicas", "803 kB"],
-        ["layer1.bias", "Float32", "512", "256", "elements /2, 4 replicas", "1.02 kB"],
+        ["layer1.bias", "Float32", "512", "512", "whole, 8 replicas", "2.05 kB"],
         ["layer2.weight", "Float32", "512x512", "512x512", "whole, 8 replicas", "1.05 MB"],
         ["epoch_num", "Int64", "scalar", "scalar", "whole, in no strategy", "8 B"],
-        ["0-7", "1.89 MB", "█" * 32],
+        ["0-7", "1.9 MB", "█" * 32],
         ["imbalance 1.00: the largest file to the mean"],
     ):
         assert line in found
@@ -49,23 +49,23 @@ def test_a_pipeline_and_what_is_made_of_it(tmp_path: Path, capsys: pytest.Captur
     assert main(["inspect", source, "--strategy", strategy]) == 0
     found = lines(capsys)
     assert ["pipeline", "2 stages of 4 ranks"] in found
-    assert ["layers.1.weight", "Float32", "16x24", "8x12", "rows /2 x columns /2", "4-7", "384 B"] in found
-    assert ["layers.1.bias", "Float32", "16", "4", "optimizer /4", "4-7", "16 B"] in found
-    assert ["imbalance 1.05: the largest file to the mean"] in found
+    assert ["layers.1.weight", "Float32", "24x32", "6x32", "rows /2, optimizer /2", "4-7", "768 B"] in found
+    assert ["layers.1.bias", "Float32", "32", "8", "optimizer /4", "4-7", "32 B"] in found
+    assert ["imbalance 1.28: the largest file to the mean"] in found
     out = str(tmp_path / "out")
     sides = ["--source", source, "--source-strategy", strategy, "--target-strategy", str(CORPUS / "pipeline/dst_strategy.ckpt")]
     assert main(["transform", *sides, "--target", out]) == 0
     capsys.readouterr()
     assert main(["inspect", out]) == 0
     found = lines(capsys)
-    assert ["layers.0.weight", "Float32", "16x24", "16x6", "columns /4", "384 B"] in found
-    assert ["elements", "801"] in found
+    assert ["layers.0.weight", "Float32", "16x24", "4x24", "rows /4", "384 B"] in found
+    assert ["elements", "3,625"] in found
     assert main(["inspect", out, "--json", "--parameter", "layers.0.*"]) == 0
     document = json.loads(capsys.readouterr().out)
     assert document["complete"]
     assert [(p["name"], p["shape"], p["slice_shape"]) for p in document["parameters"]] == [
-        ("layers.0.weight", [16, 24], [16, 6]),
-        ("layers.0.bias", [16], [4]),
+        ("layers.0.weight", [16, 24], [4, 24]),
+        ("layers.0.bias", [24], [24]),
     ]
 
 
@@ -82,8 +82,8 @@ def test_parts_are_shown_as_the_checkpoint_that_they_are(tmp_path: Path, capsys:
         shown[out] = {line[0]: line for line in lines(capsys) if line}
     for name in ("ranks", "parameters", "elements", "complete", "layers.0.weight", "layers.1.bias", "global_step"):
         assert shown["whole"][name] == shown["parts"][name]
-    assert shown["parts"]["size"] == ["size", "4.22 kB in 8 files"]
-    assert shown["parts"]["0-3"] == ["0-3", "1.05 kB", "█" * 32]
+    assert shown["parts"]["size"] == ["size", "18.8 kB in 8 files"]
+    assert shown["parts"]["0-3"] == ["0-3", "4.69 kB", "█" * 32]
     assert main(["inspect", str(tmp_path / "parts"), "--json"]) == 0
     document = json.loads(capsys.readouterr().out)
     assert [(f["rank"], f["path"]) for f in document["files"][:2]] == [(0, f"rank_0/checkpoint_0_part{n}.ckpt") for n in (0, 1)]
@@ -113,7 +113,7 @@ def test_unified_files_hold_parameters_whole(tmp_path: Path, capsys: pytest.Capt
     assert main(["inspect", out]) == 0
     found = lines(capsys)
     assert ["format", "unified safetensors"] in found
-    assert ["layers.1.weight", "Float32", "16x24", "16x24", "whole", "0", "1.54 kB"] in found
+    assert ["layers.1.weight", "Float32", "24x32", "24x32", "whole", "0", "3.07 kB"] in found
     assert main(["inspect", out, "--strategy", str(pipeline / "src_strategy")]) == 78
 
 

@@ -1,10 +1,14 @@
-"""Records this corpus with the real MindSpore: `python record.py [FOLDER]`, with the Python of tests/conformance/prepare.sh."""
+"""Record the checkpoints of this corpus with the real MindSpore: `python record.py [FOLDER]`, with the Python of prepare.sh.
+
+The strategy files are those that are here; `tests/compiled/record.py` compiles them.
+"""
 
 from __future__ import annotations
 
 import datetime as dt
 import hashlib
 import json
+import shutil
 import sys
 import tempfile
 from pathlib import Path
@@ -21,39 +25,30 @@ from corpus import network, small  # noqa: E402 - as above
 
 
 def digest(path: Path) -> str:
-    """Of a file's content."""
+    """SHA-256 of a file's content."""
     return hashlib.sha256(path.read_bytes()).hexdigest()
 
 
 def save(path: Path, tensors: dict[str, np.ndarray]) -> None:
-    """A checkpoint file, by MindSpore, that others may read too."""
+    """Write a checkpoint file with MindSpore, readable by everyone."""
     path.parent.mkdir(parents=True, exist_ok=True)
     found = [{"name": name, "data": mindspore.Tensor(array.copy())} for name, array in tensors.items()]
     mindspore.save_checkpoint(found, str(path), format=path.suffix[1:])
     path.chmod(0o644)
 
 
-def record_small(folder: Path, net: small.Network) -> list[Path]:
-    """Write one of the small networks: its source and the strategies of both sides."""
-    for rank in range(net.stages * net.devices):
-        save(folder / "src" / f"rank_{rank}" / f"net-{small.EPOCH_AND_STEP}.{net.kind}", net.source(rank))
-    (folder / "src_strategy").mkdir(exist_ok=True)
-    for stage in range(net.stages):
-        layouts = {name: tensor.source for name, tensor in net.tensors.items() if tensor.stage == stage}
-        saving.strategy(folder / "src_strategy" / f"stage_{stage}.ckpt", layouts, stage)
-    saving.strategy(folder / "dst_strategy.ckpt", {name: tensor.target for name, tensor in net.tensors.items()}, 0)
-    return [path for path in sorted(folder.rglob("*")) if path.is_file()]
-
-
 def record(folder: Path) -> dict[str, dict[str, str]]:
-    """Write sources and strategies; returns the digests of these files, and of what MindSpore makes of them for 4 ranks."""
+    """Write the checkpoints; returns digests of all files, and of those that MindSpore makes from the example for 4 ranks."""
+    if folder != HERE:
+        made = shutil.ignore_patterns("src", "src_checkpoints", "*.py", "__pycache__")
+        shutil.copytree(HERE, folder, ignore=made, dirs_exist_ok=True)
+    saving.strategy(folder / network.STRATEGIES[7], network.LAYOUTS[7], 0)
     for rank in range(8):
         save(folder / network.SOURCE / f"rank_{rank}" / f"net-{network.EPOCH_AND_STEP}.ckpt", network.held_by(rank, 8))
-    for ranks, name in network.STRATEGIES.items():
-        saving.strategy(folder / name, network.LAYOUTS[ranks], 0)
-    recorded = sorted([*folder.glob(f"{network.SOURCE}/*/*.ckpt"), *folder.glob("*_strategy*.ckpt")])
     for net in small.NETWORKS:
-        recorded += record_small(folder / net.name, net)
+        for rank in range(net.stages * net.devices):
+            save(folder / net.name / "src" / f"rank_{rank}" / f"net-{small.EPOCH_AND_STEP}.{net.kind}", net.source(rank))
+    recorded = sorted([*folder.rglob("*.ckpt"), *folder.rglob("*.safetensors")])
     with tempfile.TemporaryDirectory() as made:
         source, before, after = (str(folder / n) for n in (network.SOURCE, network.STRATEGIES[8], network.STRATEGIES[4]))
         mindspore.transform_checkpoints(source, made, "checkpoint_", before, after)
@@ -63,23 +58,29 @@ def record(folder: Path) -> dict[str, dict[str, str]]:
 
 PROVENANCE = """# Provenance
 
-The example of MindSpore's document on checkpoint transformation, as `network.py` tables it: a source on 8 ranks, its strategy,
-and the strategies of 4 ranks (optimizer parallel) and of 7. The weights are made up (`network.py`), the files are MindSpore's:
-`save_checkpoint` wrote the checkpoints, messages of `mindspore.train.node_strategy_pb2` are the strategies, and of what
-`transform_checkpoints(..., "checkpoint_", src_strategy, dst_strategy_4)` made of them the digests are kept.
-For 7 ranks there are none: MindSpore refuses to transform 8 ranks to 7.
+The example of MindSpore's document on the transformation of checkpoints: a source on 8 ranks, and strategies for 4 ranks with
+optimizer parallelism, for inference on 2 ranks, and for 7 ranks. The weights are made up (`network.py`). MindSpore wrote the
+files:
 
-Beside it two small networks (`small.py`): `six`, safetensors on 8 ranks with a strategy of 6, and `pipeline`, two stages of 4
-ranks with a strategy of 4. Their files and strategies are MindSpore's in the same way.
+- Its compiler wrote the strategies, from the networks in `tests/compiled`, with one exception: the compiler accepts 1, 2, 4 or a
+  multiple of 8 devices, so `dst_strategy_7.ckpt` was made from messages of `mindspore.train.node_strategy_pb2`.
+- `save_checkpoint` wrote the checkpoints.
+- `transform_checkpoints(..., "checkpoint_", src_strategy, dst_strategy_4)` wrote the files of which only digests are kept. There
+  are none for 7 ranks: MindSpore refuses to transform 8 ranks to 7.
+
+Two small networks (`small.py`) are recorded in the same way: `experts`, safetensors on 8 ranks with a strategy for 4, and
+`pipeline`, two stages of 4 ranks with a strategy for 4. `training` holds the strategies of the example when the optimizer trains
+all parameters, on one stage and on two.
 
 | | |
 |---|---|
 | MindSpore | {mindspore} (CPU), numpy {numpy}, safetensors {safetensors}, Python {python} |
-| command | `python tests/conformance/corpus/record.py` |
+| strategies | `python tests/compiled/compiler.py FOLDER`, then `python tests/compiled/record.py FOLDER` |
+| checkpoints | `python tests/conformance/corpus/record.py` |
 | date | {date} |
 | licence | made for this project, under its licence |
 
-Digests are SHA-256, and `digests.json` has them for programs.
+Digests are SHA-256; programs read them from `digests.json`.
 
 {tables}"""
 

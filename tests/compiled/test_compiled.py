@@ -1,0 +1,86 @@
+"""Strategies as MindSpore's compiler writes them, from the compiler to a network that has loaded what they describe."""
+
+from __future__ import annotations
+
+import json
+from typing import TYPE_CHECKING
+
+import numpy as np
+import pytest
+from compiling import DRAWS, SOURCES, Draw
+from definition import held
+from mindspore_program import run
+from record import CORPUS, RECORDED
+
+from reshard import Options, Request, transform_checkpoint
+from reshard.strategy import parse
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+    from reshard.layout.box import Box
+
+TRANSFORMS = [
+    f"{network}/{layout}/{target}" for network in SOURCES for layout, targets in SOURCES[network].items() for target in targets
+]
+
+
+def elements(shape: tuple[int, ...], box: Box) -> np.ndarray:
+    """The flat indexes of a box, by numpy."""
+    whole = np.arange(int(np.prod(shape))).reshape(shape)
+    return whole[tuple(slice(start, start + length) for start, length in zip(box.start, box.shape, strict=True))]
+
+
+@pytest.mark.parametrize("draw", DRAWS, ids=lambda draw: str(draw.seed))
+def test_every_rank_holds_what_the_rules_say_of_random_parameters(draw: Draw, compiled: Path) -> None:
+    path = compiled / "draws" / f"{draw.seed}.ckpt"
+    ((_, layouts),) = parse(path.read_bytes(), path.name).stages.items()
+    assert layouts.keys() == {drawn.name for drawn in draw.parameters}
+    for drawn in draw.parameters:
+        slices = held(drawn.shape, drawn.expected(draw.setting))
+        assert len(slices) == layouts[drawn.name].devices
+        for rank, expected in enumerate(slices):
+            found = elements(drawn.shape, layouts[drawn.name].box(drawn.shape, rank))
+            assert np.array_equal(found, expected), (drawn, rank)
+
+
+def test_random_parameters_differ_in_what_decides() -> None:
+    drawn = [(parameter, parameter.expected(draw.setting)) for draw in DRAWS for parameter in draw.parameters]
+    assert len(drawn) > 400
+    assert 50 < sum(cut.size != 0 for _, cut in drawn) < len(drawn) - 50
+
+
+def test_mindspore_merges_slices_of_random_parameters_by_the_strategies_that_it_compiled(compiled: Path) -> None:
+    run("running.py", "merge", compiled)
+
+
+@pytest.fixture(scope="session")
+def outputs(compiled: Path, tmp_path_factory: pytest.TempPathFactory) -> dict[str, list[list[float]]]:
+    """What networks output that have loaded the transformed checkpoints: by network, source and target."""
+    made = tmp_path_factory.mktemp("transformed")
+    for name in TRANSFORMS:
+        network, layout, target = name.split("/")
+        source = str(compiled / network / f"{layout}_checkpoints")
+        before, after = (strategy(compiled / network / each) for each in (layout, target))
+        transform_checkpoint(Request(source, str(made / name), before, after, Options(verification="Full")))
+    return dict(zip(TRANSFORMS, json.loads(run("running.py", "outputs", compiled, made, *TRANSFORMS)), strict=True))
+
+
+def strategy(path: Path) -> str | None:
+    """A file, a folder with a file for each stage, or none."""
+    return next((str(each) for each in (path, path.with_suffix(".ckpt")) if each.exists()), None)
+
+
+@pytest.mark.parametrize("name", TRANSFORMS)
+def test_a_network_outputs_the_same_from_a_transformed_checkpoint(
+    name: str, compiled: Path, outputs: dict[str, list[list[float]]]
+) -> None:
+    expected = json.loads((compiled / "outputs.json").read_text())[name.partition("/")[0]]
+    assert outputs[name] == expected
+    assert len({number for row in expected for number in row}) > 100
+
+
+@pytest.mark.parametrize("name", RECORDED)
+def test_the_compiler_still_writes_the_recorded_strategy(name: str, compiled: Path) -> None:
+    stages = [parse(path.read_bytes(), name).stages for path in (CORPUS / name, compiled / RECORDED[name])]
+    assert stages[0] == stages[1]
