@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 import models
 import numpy as np
 import pytest
@@ -11,10 +13,13 @@ from hypothesis import strategies as st
 from memory_jobs import job, written
 from memory_store import MemoryReader
 
+from reshard import Request, transform_checkpoint
+from reshard.checkpoint.manifest import Manifest, decode
 from reshard.engine.gather import SourceFiles
 from reshard.engine.verify import check_file
 from reshard.errors import RequestError
 
+PIPELINE = Path(__file__).parents[1] / "conformance" / "corpus" / "pipeline"
 FORMATS = st.sampled_from(["ckpt", "safetensors"])
 
 
@@ -40,3 +45,14 @@ def test_every_rank_gets_exactly_its_slices(model: models.Model, source: str, ta
         files = SourceFiles(store, made.model.inventory)
         for level in ("Sample", "Full"):
             check_file(reader, made.planner.plan(rank), made.model, files, level)
+
+
+def test_gradient_buffers_of_a_target_pipeline_are_not_required(tmp_path: Path) -> None:
+    source, strategy = PIPELINE / "src", str(PIPELINE / "src_strategy")
+    transform_checkpoint(Request(str(source), str(tmp_path), strategy, strategy))
+    missing = decode((tmp_path / "reshard-manifest.json").read_bytes(), Manifest, "manifest").missing
+    assert sorted(missing) == sorted(f"accu_grads.layers.{n}.{kind}" for n in (0, 1) for kind in ("weight", "bias"))
+    for rank in range(8):
+        paths = tmp_path / f"rank_{rank}" / f"checkpoint_{rank}.ckpt", source / f"rank_{rank}" / "net-1_100.ckpt"
+        made, before = (rawfiles.read("ckpt", path.read_bytes()) for path in paths)
+        assert {name: array.tobytes() for name, array in made.items()} == {name: a.tobytes() for name, a in before.items()}

@@ -41,7 +41,7 @@ def place(  # noqa: PLR0913 - each is a choice by itself
         source: the source's strategy; None: one rank holds everything whole. It has the names of the source's files.
         target: the target's strategy; None: one rank gets everything whole. It has the names of the target's files.
         keep_unplaced: carry what only the source's strategy names whole to every target rank, instead of leaving it out.
-        allow_missing: leave out what only the target's strategy names, instead of refusing.
+        allow_missing: leave out what only the target's strategy names, instead of refusing; `accu_grads*` is always left out.
         one_stage: the source is one pipeline stage of several: what its files do not hold is none of its business.
         only: the one target rank that is made, from files that were chosen for it; None: all ranks, from all files.
         incomplete: files of source ranks may not be there; what of them is needed is missed when it is planned.
@@ -84,8 +84,10 @@ def place(  # noqa: PLR0913 - each is a choice by itself
         if role is not Role.REPLICATED and not inventory.unified:
             before, source_stages = _source_layout(where, source, held_in(structures, in_source, name))
         parameters += _targets(where, before, source_stages, target, in_target)
-    if missing and not allow_missing:
-        _refuse_missing(missing, held)
+    # Pipeline strategies name the buffers of accumulated gradients, which MindSpore's loader does not ask for.
+    required = [name for name in missing if not name.startswith("accu_grads")]
+    if required and not allow_missing:
+        _refuse_missing(required, held)
     return Model(
         inventory=inventory,
         source_devices=source_devices,
