@@ -106,29 +106,36 @@ class Cluster:
             NameTakenError: a Job to be created is there, and of someone else.
             ApiError: the API server refuses.
         """
-        place = f"/apis/batch/v1/namespaces/{transform.namespace}/jobs"
         if isinstance(action, Create):
-            try:
-                await self._call("POST", place, {"fieldManager": FIELD_MANAGER, "fieldValidation": "Strict"}, action.manifest)
-            except ApiError as error:
-                if error.reason != "AlreadyExists":
-                    raise
-                found = Job(await self._call("GET", f"{place}/{action.job_name}"))
-                if found.owner != transform.uid:
-                    raise NameTakenError(f"Job {found.name} is there and belongs to someone else; rename or delete it") from error
+            await self._create(transform, action)
             return
+        place = _jobs_path(transform.namespace)
         metadata = action.job.raw["metadata"]
         try:
             if isinstance(action, Patch):
                 versions = {"uid": metadata["uid"], "resourceVersion": metadata["resourceVersion"]}
                 body = {"metadata": versions, "spec": action.spec}
-                await self._call("PATCH", f"{place}/{action.job_name}", {"fieldManager": FIELD_MANAGER}, body, _MERGE)
+                await self._call("PATCH", f"{place}/{action.name}", {"fieldManager": FIELD_MANAGER}, body, _MERGE)
             else:
                 options = {"propagationPolicy": "Background", "preconditions": {"uid": metadata["uid"]}}
-                await self._call("DELETE", f"{place}/{action.job_name}", body=options)
+                await self._call("DELETE", f"{place}/{action.name}", body=options)
         except ApiError as error:
             if error.status not in {HTTPStatus.NOT_FOUND, HTTPStatus.CONFLICT}:
                 raise
+
+    async def _create(self, transform: Transform, action: Create) -> None:
+        job = action.kind == "Job"
+        place = _jobs_path(transform.namespace) if job else f"/api/v1/namespaces/{transform.namespace}/configmaps"
+        try:
+            await self._call("POST", place, {"fieldManager": FIELD_MANAGER, "fieldValidation": "Strict"}, action.manifest)
+        except ApiError as error:
+            if error.reason != "AlreadyExists":
+                raise
+            if not job:
+                return  # its name follows from its content, and pods check that
+            found = Job(await self._call("GET", f"{place}/{action.name}"))
+            if found.owner != transform.uid:
+                raise NameTakenError(f"Job {found.name} is there and belongs to someone else; rename or delete it") from error
 
     async def write_status(self, transform: Transform, status: Object) -> None:
         """Write the whole status, if the resource is still the one that was seen.
@@ -191,7 +198,7 @@ class Cluster:
 
     async def _jobs(self, transform: Transform) -> tuple[list[Job], list[Job]]:
         """Its own Jobs, and those of other transforms with the same target."""
-        place = f"/apis/batch/v1/namespaces/{transform.namespace}/jobs"
+        place = _jobs_path(transform.namespace)
         target = jobs.rivals_selector(transform.spec) if transform.spec is not None else ""
         own = f"{jobs.LABEL_TRANSFORM}={transform.uid}"
         found = [Job(item) for item in await self._list(place, target or own)]
@@ -287,6 +294,10 @@ class Cluster:
 
 def _custom(namespace: str) -> str:
     return f"/apis/{API_VERSION}/namespaces/{namespace}/{PLURAL}"
+
+
+def _jobs_path(namespace: str) -> str:
+    return f"/apis/batch/v1/namespaces/{namespace}/jobs"
 
 
 def _translated(error: Exception) -> ApiError:

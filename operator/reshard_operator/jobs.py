@@ -9,7 +9,7 @@ from urllib.parse import urlsplit
 
 import msgspec
 
-from reshard.spec.ranks import format_ranks
+from reshard.spec.places import SPEC
 from reshard.spec.resource import API_VERSION, KIND, mounts
 from reshard_operator.observation import CONTAINER, QUEUE_LABEL, Object, job_name, ranks_of
 
@@ -39,6 +39,9 @@ _NO_PART = "all"
 _GRACE_SECONDS = 30
 # Measured with S3, where eight files are fetched ahead at a time: 190 MB, and 5 MB for each thousand parameter names.
 _PLAN_BYTES = 256 << 20
+_SPEC_KEY = "spec.json"
+# A character takes at most 4 bytes in a ConfigMap, which holds 1 MiB, and 12 in a request, which holds 3 MiB.
+_MOST_CHARACTERS = 192 << 10
 
 
 def target_label(spec: TransformSpec) -> str:
@@ -121,7 +124,8 @@ def ranks_job(transform: Transform, config: Config, planned: PlanMessage) -> Obj
     spec = _spec(transform)
     ranks = ranks_of(spec, planned)
     completions = -(-len(ranks) // spec.execution.ranks_per_pod)
-    job = _job(transform, config, "ranks", {"RESHARD_RANKS": format_ranks(ranks)}, memory_bytes=planned.memory_bytes)
+    variables = {"RESHARD_TARGET_RANKS": str(planned.target_ranks)}
+    job = _job(transform, config, "ranks", variables, memory_bytes=planned.memory_bytes)
     job["spec"] |= {
         "completionMode": "Indexed",
         "completions": completions,
@@ -153,39 +157,19 @@ def _job(
 ) -> Object:
     spec = _spec(transform)
     overrides = spec.execution.pod_template
-    labels = {
-        LABEL_MANAGED_BY: MANAGED_BY,
-        LABEL_TRANSFORM: transform.uid,
-        LABEL_TARGET: target_label(spec),
-        LABEL_PART: part_label(spec),
-        LABEL_STEP: step,
-    }
-    annotations = {
-        ANNOTATION_TRANSFORM: transform.name,
+    name = job_name(transform.name, transform.uid, step, spec.execution.attempt, run)
+    metadata = _metadata(transform, name)
+    metadata["labels"] |= {LABEL_TARGET: target_label(spec), LABEL_PART: part_label(spec), LABEL_STEP: step}
+    metadata["annotations"] |= {
         ANNOTATION_CREATED: transform.created,
         ANNOTATION_ATTEMPT: str(spec.execution.attempt),
         ANNOTATION_SPEC: spec_digest(spec),
     }
-    environment = {"RESHARD_SPEC": _pod_spec_text(spec), "RESHARD_OWNER": transform.uid, **variables}
+    labels, annotations = metadata["labels"], metadata["annotations"]
     return {
         "apiVersion": "batch/v1",
         "kind": "Job",
-        "metadata": {
-            "name": job_name(transform.name, transform.uid, step, spec.execution.attempt, run),
-            "namespace": transform.namespace,
-            "labels": labels,
-            "annotations": annotations,
-            "ownerReferences": [
-                {
-                    "apiVersion": API_VERSION,
-                    "kind": KIND,
-                    "name": transform.name,
-                    "uid": transform.uid,
-                    "controller": True,
-                    "blockOwnerDeletion": True,
-                }
-            ],
-        },
+        "metadata": metadata,
         "spec": {
             "completions": 1,
             "parallelism": 1,
@@ -200,15 +184,36 @@ def _job(
             },
             "template": {
                 "metadata": {"labels": overrides.labels | labels, "annotations": overrides.annotations | annotations},
-                "spec": _pod(spec, config, step, environment, memory_bytes),
+                "spec": _pod(transform, config, step, variables, memory_bytes),
             },
         },
     }
 
 
-def _pod(spec: TransformSpec, config: Config, step: str, environment: dict[str, str], memory_bytes: int) -> Object:
+def _metadata(transform: Transform, name: str) -> Object:
+    """The metadata of an object that belongs to a transform and is deleted with it."""
+    owner = {"apiVersion": API_VERSION, "kind": KIND, "name": transform.name, "uid": transform.uid}
+    return {
+        "name": name,
+        "namespace": transform.namespace,
+        "labels": {LABEL_MANAGED_BY: MANAGED_BY, LABEL_TRANSFORM: transform.uid},
+        "annotations": {ANNOTATION_TRANSFORM: transform.name},
+        "ownerReferences": [owner | {"controller": True, "blockOwnerDeletion": True}],
+    }
+
+
+def _pod(transform: Transform, config: Config, step: str, variables: dict[str, str], memory_bytes: int) -> Object:
+    spec = _spec(transform)
     overrides = spec.execution.pod_template
     volumes, mounted = _volumes(spec, step)
+    volumes.append(_spec_volume(transform))
+    mounted.append({"name": "spec", "mountPath": SPEC, "readOnly": True})
+    environment = {
+        "RESHARD_SPEC": SPEC,
+        "RESHARD_SPEC_SHA256": _sha256(_pod_spec_text(spec)),
+        "RESHARD_OWNER": transform.uid,
+        **variables,
+    }
     container: Object = {
         "name": CONTAINER,
         "image": config.converter_image,
@@ -304,11 +309,47 @@ def _fixed(spec: TransformSpec) -> TransformSpec:
     return msgspec.structs.replace(spec, execution=execution, suspend=False)
 
 
+def spec_config_maps(transform: Transform) -> list[Object]:
+    """The immutable ConfigMaps that hold the spec as pods read it: one, or more for a spec that one cannot hold.
+
+    Their names follow from the content, so one that exists is not written again (docs/decisions/0002-spec-in-config-maps.md).
+    """
+    text = _pod_spec_text(_spec(transform))
+    parts = [text[at : at + _MOST_CHARACTERS] for at in range(0, len(text), _MOST_CHARACTERS)]
+    return [
+        {
+            "apiVersion": "v1",
+            "kind": "ConfigMap",
+            "metadata": _metadata(transform, _config_map_name(transform, text, number)),
+            "immutable": True,
+            "data": {_SPEC_KEY: part},
+        }
+        for number, part in enumerate(parts)
+    ]
+
+
+def _spec_volume(transform: Transform) -> Object:
+    """The volume with the content of these ConfigMaps, in files that are to be read in the order of their names."""
+    names = [config_map["metadata"]["name"] for config_map in spec_config_maps(transform)]
+    files = [[{"key": _SPEC_KEY, "path": f"{number:03}"}] for number in range(len(names))]
+    sources = [{"configMap": {"name": name, "items": items}} for name, items in zip(names, files, strict=True)]
+    return {"name": "spec", "projected": {"sources": sources}}
+
+
+def _config_map_name(transform: Transform, text: str, number: int) -> str:
+    name = job_name(transform.name, transform.uid, f"spec-{_sha256(text)[:16]}", attempt=1)
+    return f"{name}-{number}" if number else name
+
+
 def _pod_spec_text(spec: TransformSpec) -> str:
     """The spec as pods read it."""
     fixed = _fixed(spec)
     execution = {"ranksPerPod": fixed.execution.ranks_per_pod}
-    return json.dumps(msgspec.to_builtins(fixed) | {"execution": execution}, sort_keys=True)
+    return json.dumps(msgspec.to_builtins(fixed) | {"execution": execution}, sort_keys=True, ensure_ascii=False)
+
+
+def _sha256(text: str) -> str:
+    return hashlib.sha256(text.encode()).hexdigest()
 
 
 def _spec(transform: Transform) -> TransformSpec:

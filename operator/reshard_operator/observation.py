@@ -10,7 +10,7 @@ import msgspec
 
 from reshard.errors import ReshardError
 from reshard.spec.messages import FailureMessage, UnreadableMessageError, decode_message
-from reshard.spec.ranks import format_ranks, parse_ranks
+from reshard.spec.ranks import format_ranks, parse_ranks, ranks_to_write
 from reshard.spec.resource import TransformSpec, parse_spec
 
 if TYPE_CHECKING:
@@ -364,13 +364,7 @@ def job_name(name: str, uid: str, step: str, attempt: int, run: int = 1) -> str:
 
 def ranks_of(spec: TransformSpec, planned: PlanMessage) -> tuple[int, ...]:
     """The target ranks that a transform writes."""
-    if spec.target.layout == "Index":
-        return ()
-    return (
-        parse_ranks(spec.target.ranks, planned.target_ranks)
-        if spec.target.ranks is not None
-        else tuple(range(planned.target_ranks))
-    )
+    return () if spec.target.layout == "Index" else ranks_to_write(spec.target.ranks, planned.target_ranks)
 
 
 def as_text(ranks: tuple[int, ...], most: int = 1000) -> str:

@@ -36,13 +36,18 @@ _SUSPENDED = State(Phase.SUSPENDED, "Suspended", "set spec.suspend to false to g
 
 @dataclass(frozen=True)
 class Create:
-    """Create a Job."""
+    """Create a Job, or a ConfigMap that its pods need."""
 
     manifest: Object
 
     @property
-    def job_name(self) -> str:
-        """Of the Job."""
+    def kind(self) -> str:
+        """Job or ConfigMap."""
+        return str(self.manifest["kind"])
+
+    @property
+    def name(self) -> str:
+        """Name of the object."""
         return str(self.manifest["metadata"]["name"])
 
 
@@ -54,8 +59,8 @@ class Patch:
     spec: Object
 
     @property
-    def job_name(self) -> str:
-        """Of the Job."""
+    def name(self) -> str:
+        """Name of the Job."""
         return self.job.name
 
 
@@ -66,8 +71,8 @@ class Delete:
     job: Job
 
     @property
-    def job_name(self) -> str:
-        """Of the Job."""
+    def name(self) -> str:
+        """Name of the Job."""
         return self.job.name
 
 
@@ -137,7 +142,7 @@ def _carry_out(seen: Seen, spec: TransformSpec, planned: PlanMessage, config: Co
 
 
 def refused(seen: Seen, decision: Decision, reason: str, message: str, *, for_good: bool) -> Decision:
-    """The API server did not let a decision's Job be created."""
+    """The API server did not let a decision's Job, or a ConfigMap for it, be created."""
     if for_good or decision.status is None:
         return _fail(seen, reason, message)
     return _tell(seen, State(Phase(decision.status["phase"]), reason, message), None, _LOOK_AGAIN_SECONDS)
@@ -211,7 +216,8 @@ def _begin(seen: Seen, spec: TransformSpec, step: str, manifest: Object, details
     name = manifest["metadata"]["name"]
     starting = replace(starting, message=_progress(step, name, _next_run(seen, step), details))
     named = {"jobs": {s: job.name for s, job in seen.jobs.items()} | {step: name}}
-    return _tell(seen, starting, named | (details or {}), _LOOK_AGAIN_SECONDS, Create(manifest))
+    creations = (Create(each) for each in (*jobs.spec_config_maps(seen.transform), manifest))
+    return _tell(seen, starting, named | (details or {}), _LOOK_AGAIN_SECONDS, *creations)
 
 
 def _adjust(spec: TransformSpec, step: str, job: Job, manifest: Object) -> tuple[Patch, ...]:

@@ -51,7 +51,7 @@ REASONS = {
     "Queued": "the ranks wait for Kueue to admit them",
     "TargetBusy": "another transform has the same target; this one waits for it",
     "PodsDenied": "the API server refuses the pods: a quota, Pod Security, or an admission webhook",
-    "JobDenied": "the API server refuses the Job: a quota, an admission webhook, or the operator's permissions",
+    "JobDenied": "the API server refuses a Job or its ConfigMap: a quota, an admission webhook, or the operator's permissions",
     "InvalidPod": "the API server finds the Job invalid: spec.execution.podTemplate asks for what there is not",
     "NameTaken": "a Job with the name that this transform needs belongs to someone else; it is not touched",
     "Unschedulable": "no node takes a pod; the scheduler says why",

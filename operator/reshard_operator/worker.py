@@ -130,15 +130,15 @@ class Reconciler:
                 return 1.0
             try:
                 await self._cluster.act(seen.transform, action)
-                log.info("%s", type(action).__name__, extra={"transform": f"{namespace}/{name}", "job": action.job_name})
+                log.info("%s", type(action).__name__, extra={"transform": f"{namespace}/{name}", "object": action.name})
             except NameTakenError as error:
                 decision = refused(seen, decision, "NameTaken", str(error), for_good=False)
                 break
             except ApiError as error:
-                if not isinstance(action, Create) or error.status not in {400, 403, 404, 422}:
+                if not isinstance(action, Create) or error.status not in {400, 403, 404, 413, 422}:
                     raise
                 # What another try cannot mend: the Job itself is wrong. A webhook may say Invalid too, but names no field.
-                good = error.reason == "BadRequest" or any(field.startswith("spec") for field in error.fields)
+                good = error.status in {400, 413} or any(field.startswith("spec") for field in error.fields)
                 decision = refused(seen, decision, "InvalidPod" if good else "JobDenied", str(error), for_good=good)
                 break
         return await self._tell(seen, decision)

@@ -37,6 +37,7 @@ RIGHTS = [
     ("jobs", "create"),
     ("jobs", "patch"),
     ("jobs", "delete"),
+    ("configmaps", "create"),
     ("pods", "list"),
     ("events", "list"),
     ("events", "create"),

@@ -68,6 +68,7 @@ class PretendCluster:
 
     resource: dict[str, Any] = field(default_factory=resource)
     jobs: dict[str, dict[str, Any]] = field(default_factory=dict)
+    config_maps: dict[str, dict[str, Any]] = field(default_factory=dict)
     pods: list[dict[str, Any]] = field(default_factory=list)
     events: list[Event] = field(default_factory=list)
     others: list[dict[str, Any]] = field(default_factory=list)
@@ -102,19 +103,23 @@ class PretendCluster:
     def carry_out(self, decision: Decision, *, status_lost: bool = False) -> None:
         """Do it, as the API server would; the operator may be killed before it writes the status."""
         for action in decision.actions:
-            if isinstance(action, Create):
-                name = action.job_name
+            if isinstance(action, Create) and action.kind == "ConfigMap":
+                self.config_maps.setdefault(action.name, copy.deepcopy(action.manifest))
+            elif isinstance(action, Create):
+                name = action.name
                 if name not in self.jobs:
+                    *_, spec = action.manifest["spec"]["template"]["spec"]["volumes"]  # pods of a ConfigMap to come would wait
+                    assert {source["configMap"]["name"] for source in spec["projected"]["sources"]} <= self.config_maps.keys()
                     self.created.append(name)
                     self._serial += 1
                     self.jobs[name] = copy.deepcopy(action.manifest) | {"status": {}}
                     self.jobs[name]["metadata"] |= {"uid": f"job-{self._serial}", "resourceVersion": "1"}
-            elif action.job_name in self.jobs and self.jobs[action.job_name]["metadata"]["uid"] == action.job.uid:
+            elif action.name in self.jobs and self.jobs[action.name]["metadata"]["uid"] == action.job.uid:
                 if isinstance(action, Delete):
-                    del self.jobs[action.job_name]
+                    del self.jobs[action.name]
                     self.pods = [pod for pod in self.pods if Pod(pod).owner != action.job.uid]
                 else:
-                    self.jobs[action.job_name]["spec"] |= action.spec
+                    self.jobs[action.name]["spec"] |= action.spec
         if decision.status is not None and not status_lost:
             self.resource["status"] = copy.deepcopy(decision.status)
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 import re
 from typing import Any
@@ -43,8 +44,8 @@ def test_names_leave_room_for_the_names_of_pods(name: str, attempt: int) -> None
 
 def test_one_claim_is_one_volume_with_two_mounts() -> None:
     pod = pod_of(ranks_job())
-    assert pod["volumes"] == [{"name": "volume-0", "persistentVolumeClaim": {"claimName": "claim"}}]
-    assert pod["containers"][0]["volumeMounts"] == [
+    assert pod["volumes"][:-1] == [{"name": "volume-0", "persistentVolumeClaim": {"claimName": "claim"}}]
+    assert pod["containers"][0]["volumeMounts"][:-1] == [
         {"name": "volume-0", "mountPath": "/volumes/source", "readOnly": True},
         {"name": "volume-0", "mountPath": "/volumes/target"},
     ]
@@ -104,7 +105,7 @@ def test_keys_of_buckets_reach_the_pods_that_need_them_and_no_text() -> None:
     both = ["source-keys", "target-keys"]
     assert secrets == {"plan": both, "ranks": both, "commit": ["target-keys"]}
     mounted = {mount["mountPath"]: mount["readOnly"] for mount in pod_of(commit)["containers"][0]["volumeMounts"]}
-    assert mounted == {"/credentials/target": True, "/certificates/target": True}
+    assert mounted == {"/credentials/target": True, "/certificates/target": True, "/spec": True}
     assert jobs.target_label(parse_spec(resource(**with_buckets())["spec"], "x")) != jobs.target_label(
         parse_spec(resource()["spec"], "x")
     )
@@ -124,17 +125,47 @@ def test_pods_are_restricted_and_have_no_token() -> None:
 @pytest.mark.parametrize(("ranks", "each", "completions"), [(None, 1, 6), (None, 4, 2), ("1-3", 1, 3), ("0,5", 2, 1)])
 def test_indexes_stand_for_ranks(ranks: str | None, each: int, completions: int) -> None:
     target = resource()["spec"]["target"] | ({"ranks": ranks} if ranks else {})
-    job = ranks_job(target=target, execution={"ranksPerPod": each})
+    spec = {"target": target, "execution": {"ranksPerPod": each}}
+    job = ranks_job(**spec)
     assert job["spec"]["completions"] == completions
-    assert variables(job)["RESHARD_RANKS"] == (ranks or "0-5")
-    assert json.loads(variables(job)["RESHARD_SPEC"]).get("execution") == {"ranksPerPod": each}
+    assert variables(job)["RESHARD_TARGET_RANKS"] == "6"
+    assert json.loads(text_for_pods(**spec))["execution"] == {"ranksPerPod": each}
+
+
+def text_for_pods(**spec: Any) -> str:
+    """What the ConfigMaps hold."""
+    found = jobs.spec_config_maps(Transform.parse(resource(**spec)))
+    return "".join(part["data"]["spec.json"] for part in found)
 
 
 def test_pods_read_the_spec_that_the_user_wrote() -> None:
     given_spec = {"verification": "Full", "parameters": {"unplaced": "Keep"}, "suspend": True}
-    text = variables(ranks_job(**given_spec))["RESHARD_SPEC"]
-    read = parse_spec(json.loads(text), "pod")
+    read = parse_spec(json.loads(text_for_pods(**given_spec)), "pod")
     assert (read.verification, read.parameters.unplaced, read.suspend) == ("Full", "Keep", False)
+
+
+def test_pods_mount_the_spec_and_know_its_digest() -> None:
+    transform = Transform.parse(resource(parameters={"rename": [{"from": "$(HOME) $$", "to": "größe"}]}))
+    (config_map,) = jobs.spec_config_maps(transform)
+    text = config_map["data"]["spec.json"]
+    assert "$(HOME) $$" in text
+    assert config_map["immutable"] is True
+    for job in (jobs.plan_job(transform, CONFIG), jobs.commit_job(transform, CONFIG, PLANNED)):
+        items = [{"key": "spec.json", "path": "000"}]
+        source = {"configMap": {"name": config_map["metadata"]["name"], "items": items}}
+        assert pod_of(job)["volumes"][-1] == {"name": "spec", "projected": {"sources": [source]}}
+        mounted = pod_of(job)["containers"][0]["volumeMounts"][-1]
+        assert mounted == {"name": "spec", "mountPath": variables(job)["RESHARD_SPEC"], "readOnly": True}
+        assert variables(job)["RESHARD_SPEC_SHA256"] == hashlib.sha256(text.encode()).hexdigest()
+        assert job["metadata"]["ownerReferences"] == config_map["metadata"]["ownerReferences"]
+
+
+def test_a_config_map_has_another_name_for_other_content() -> None:
+    def name(**spec: Any) -> str:
+        return str(jobs.spec_config_maps(Transform.parse(resource(**spec)))[0]["metadata"]["name"])
+
+    assert name() == name(suspend=True) == name(execution={"parallelism": 3, "attempt": 2})
+    assert name() != name(verification="Full")
 
 
 def test_what_may_change_underway_does_not_change_the_digest() -> None:

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
+import shutil
 from typing import TYPE_CHECKING, Any
 
 import disk
@@ -41,6 +43,7 @@ class Pods:
         monkeypatch.setattr(specs, "VOLUMES", str(volumes))
         monkeypatch.setenv("RESHARD_TERMINATION_LOG", str(self._log))
         self.spec = SPEC
+        self.text: str | None = None
         self.made = disk.write(volumes / "source", disk.example())
         (volumes / "source-strategy").mkdir()
         self.made.target_strategy.rename(volumes / "source-strategy" / "target.ckpt")
@@ -53,7 +56,16 @@ class Pods:
 
     def run(self, step: str, *, expect: int = 0, owner: str = "uid-1", **variables: str) -> dict[str, Any]:
         self._log.write_text("")
-        given = {"RESHARD_SPEC": json.dumps(self.spec), "RESHARD_OWNER": owner, "RESHARD_RANKS": "0-5", **variables}
+        text = json.dumps(self.spec) if self.text is None else self.text
+        folder = self._volumes / "spec"
+        shutil.rmtree(folder, ignore_errors=True)
+        (folder / "..data").mkdir(parents=True)  # as the kubelet writes them
+        for number, at in enumerate(range(0, len(text), 100)):
+            (folder / "..data" / f"{number:03}").write_text(text[at : at + 100])
+            (folder / f"{number:03}").symlink_to(f"..data/{number:03}")
+        digest = hashlib.sha256(text.encode()).hexdigest()
+        spec = {"RESHARD_SPEC": str(folder), "RESHARD_SPEC_SHA256": digest}
+        given = {**spec, "RESHARD_OWNER": owner, "RESHARD_TARGET_RANKS": "6", **variables}
         for name, value in given.items():
             self._environment.setenv(name, value)
         assert main(["step", step]) == expect
@@ -154,14 +166,28 @@ def test_another_transform_is_kept_out_by_the_lock(pods: Pods, monkeypatch: pyte
 @pytest.mark.parametrize(
     ("variables", "said"),
     [
-        ({"RESHARD_SPEC": "{"}, "RESHARD_SPEC"),
-        ({"RESHARD_SPEC": json.dumps(SPEC | {"sauce": 1})}, "sauce"),
+        ({"RESHARD_SPEC": "/none"}, "SpecMismatch"),
+        ({"RESHARD_SPEC_SHA256": "0"}, "SpecMismatch"),
+        ({"RESHARD_TARGET_RANKS": "-1", "JOB_COMPLETION_INDEX": "0"}, "RESHARD_TARGET_RANKS"),
         ({"JOB_COMPLETION_INDEX": "x"}, "JOB_COMPLETION_INDEX"),
         ({"JOB_COMPLETION_INDEX": "7"}, "no ranks for index 7"),
     ],
 )
 def test_wrong_variables_are_named(pods: Pods, variables: dict[str, str], said: str) -> None:
     assert said in pods.run("ranks", expect=2, **variables)["message"]
+
+
+@pytest.mark.parametrize(("text", "said"), [("{", "not JSON"), (json.dumps(SPEC | {"sauce": 1}), "sauce")])
+def test_a_spec_that_cannot_be_read_is_named(pods: Pods, text: str, said: str) -> None:
+    pods.text = text
+    assert said in pods.run("plan", expect=2)["message"]
+
+
+def test_the_ranks_of_the_spec_are_spread_over_the_indexes(pods: Pods) -> None:
+    pods.spec = SPEC | {"target": SPEC["target"] | {"ranks": "5,1-2"}, "execution": {"ranksPerPod": 2}}
+    pods.run("plan")
+    pods.run("ranks", JOB_COMPLETION_INDEX="1")
+    assert [path.name for path in pods.target.glob("rank_*")] == ["rank_5"]
 
 
 def test_a_long_message_keeps_what_to_do(pods: Pods) -> None:

@@ -5,9 +5,10 @@ Operator and pods meet only here: in these environment variables, in the exit co
 
 | variable | |
 |---|---|
-| `RESHARD_SPEC` | the resource's spec, as JSON |
+| `RESHARD_SPEC` | the folder with the resource's spec: JSON, in one or more files to be joined in the order of their names |
+| `RESHARD_SPEC_SHA256` | the SHA-256 of that JSON |
 | `RESHARD_OWNER` | the resource's UID: pods of one transform share the target's lock |
-| `RESHARD_RANKS` | all target ranks of the transform, such as `0-7`; of these a pod takes its part |
+| `RESHARD_TARGET_RANKS` | the number of ranks that the target has; of these, or of those in the spec, a pod takes its part |
 | `JOB_COMPLETION_INDEX` | which part, counted in `spec.execution.ranksPerPod`; Kubernetes sets it |
 | `RESHARD_DIGEST` | the job to commit, as the plan step has told it |
 """
@@ -15,7 +16,7 @@ Operator and pods meet only here: in these environment variables, in the exit co
 from __future__ import annotations
 
 import contextlib
-import json
+import hashlib
 import os
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -30,7 +31,7 @@ from reshard.engine.memory import MOST_WORKERS
 from reshard.errors import ReshardError, UsageError, printable
 from reshard.progress import CancelledError
 from reshard.spec.messages import CommitMessage, FailureMessage, PlanMessage, RanksMessage, StepMessage, encode_message
-from reshard.spec.ranks import format_ranks, parse_ranks, ranks_of_index
+from reshard.spec.ranks import format_ranks, ranks_of_index, ranks_to_write
 from reshard.spec.resource import parse_spec, request_of_pod
 from reshard.target.parts import is_whole, notes_on_rules
 from reshard.transform.complete import commit_checkpoint
@@ -98,12 +99,10 @@ def _plan(_: Invocation, spec: TransformSpec, request: Request) -> PlanMessage:
 
 
 def _ranks(invocation: Invocation, spec: TransformSpec, request: Request) -> RanksMessage:
-    index = _variable("JOB_COMPLETION_INDEX")
-    if not (index.isascii() and index.isdecimal()):
-        raise UsageError("InvalidVariable", f"{index!r} is no index", where="JOB_COMPLETION_INDEX", fix=_FOR_PODS)
-    ranks = ranks_of_index(parse_ranks(_variable("RESHARD_RANKS")), spec.execution.ranks_per_pod, int(index))
+    index, total = _number("JOB_COMPLETION_INDEX"), _number("RESHARD_TARGET_RANKS")
+    ranks = ranks_of_index(ranks_to_write(spec.target.ranks, total), spec.execution.ranks_per_pod, index)
     if not ranks:
-        raise UsageError("InvalidVariable", f"there are no ranks for index {index}", where="RESHARD_RANKS", fix=_FOR_PODS)
+        raise UsageError("InvalidVariable", f"there are no ranks for index {index}", where="JOB_COMPLETION_INDEX", fix=_FOR_PODS)
     options = msgspec.structs.replace(request.options, ranks=format_ranks(ranks))
     with show.progress() as progress:
         result = transform_checkpoint(
@@ -133,11 +132,32 @@ def _commit(_: Invocation, __: TransformSpec, request: Request) -> CommitMessage
 
 
 def _spec() -> TransformSpec:
+    """Return the spec that the operator left in ConfigMaps, which others in the namespace may be able to write."""
+    folder = Path(_variable("RESHARD_SPEC"))
     try:
-        document = json.loads(_variable("RESHARD_SPEC"))
-    except ValueError as error:
-        raise UsageError("InvalidVariable", f"it is no JSON: {error}", where="RESHARD_SPEC", fix=_FOR_PODS) from error
-    return parse_spec(document, "RESHARD_SPEC")
+        text = b"".join(path.read_bytes() for path in sorted(folder.glob("[0-9]*")))
+    except OSError as error:
+        raise UsageError("SpecMissing", f"it cannot be read: {error}", where=str(folder), fix=_FOR_PODS) from error
+    found, expected = hashlib.sha256(text).hexdigest(), _variable("RESHARD_SPEC_SHA256")
+    if found != expected:
+        raise UsageError(
+            "SpecMismatch",
+            f"the SHA-256 of the spec is {found}, and the operator wrote {expected}",
+            where=str(folder),
+            fix="delete the ConfigMap that the pod mounts there, and raise spec.execution.attempt",
+        )
+    try:
+        document = msgspec.json.decode(text)
+    except msgspec.DecodeError as error:
+        raise UsageError("InvalidSpec", f"the spec is not JSON: {error}", where=str(folder), fix=_FOR_PODS) from error
+    return parse_spec(document, "the resource")
+
+
+def _number(name: str) -> int:
+    value = _variable(name)
+    if not (value.isascii() and value.isdecimal()):
+        raise UsageError("InvalidVariable", f"{value!r} is not a number", where=name, fix=_FOR_PODS)
+    return int(value)
 
 
 def _variable(name: str) -> str:

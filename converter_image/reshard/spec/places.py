@@ -9,11 +9,13 @@ import msgspec
 from reshard.spec.access import Access, Addressing, Checksums
 from reshard.spec.execution import Strict
 
-# Where pods have their volumes, the credentials of each storage, the authorities that vouch for it, and the keys of files.
+# Where pods have their volumes, the credentials of each storage, the authorities that vouch for it, the keys of files, and
+# the spec of the transform.
 VOLUMES = "/volumes"
 CREDENTIALS = "/credentials"
 CERTIFICATES = "/certificates"
 KEYS = "/keys"
+SPEC = "/spec"
 
 RelativePath = Annotated[str, msgspec.Meta(max_length=1024)]
 _Name = Annotated[str, msgspec.Meta(min_length=1, max_length=253)]

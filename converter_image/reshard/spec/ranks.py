@@ -39,6 +39,16 @@ def parse_ranks(text: str, total: int | None = None) -> tuple[int, ...]:
     return tuple(sorted(ranks))
 
 
+def ranks_to_write(text: str | None, total: int) -> tuple[int, ...]:
+    """Return the ranks that a list names, or all of `total` without one.
+
+    Raises:
+        UsageError: the text is not a list of ranks.
+        RequestError: a rank is not below `total`.
+    """
+    return tuple(range(total)) if text is None else parse_ranks(text, total)
+
+
 def format_ranks(ranks: tuple[int, ...]) -> str:
     """The opposite of `parse_ranks`.
 

@@ -1,0 +1,133 @@
+"""Resources at each maximum that the CRD's schema allows, made by walking the schema."""
+
+from __future__ import annotations
+
+import copy
+import re
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import yaml
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+Object = dict[str, Any]
+
+_CRD = Path(__file__).parents[2] / "crds" / "checkpointtransforms.yaml"
+_CLAIM = {"persistentVolumeClaim": {"claimName": "c"}}
+# What the API server stores of one object.
+MOST_STORED = 1536 << 10
+# Kubernetes wants names of these to be names, whatever the schema says of their characters.
+_NAMES = {"name", "claimName", "key", "priorityClassName", "runtimeClassName", "serviceAccountName"}
+_LABEL = "a" * 63
+_QUALIFIED = [f"example.com/{'a' * 60}{number:03}" for number in range(64)]
+# Values that a maximum alone does not make valid; the rename rules fill up an object of the API server.
+_VALUES: Object = {
+    "parameters.rename": [{"from": f"{number:04}" + "f" * 696, "to": f"{number:04}" + "t" * 696} for number in range(1024)],
+    "execution.podTemplate.labels": dict.fromkeys(_QUALIFIED, _LABEL),
+    "execution.podTemplate.nodeSelector": dict.fromkeys(_QUALIFIED, _LABEL),
+    "execution.podTemplate.annotations": dict.fromkeys((f"example.com/{number}" for number in range(59)), "a" * 4096),
+    "execution.podTemplate.tolerations": [
+        {
+            "key": "a" * 252 + "/" + "b" * 60 + f"{number:03}",
+            "operator": "Equal",
+            "value": _LABEL,
+            "effect": "NoExecute",
+            "tolerationSeconds": 1 << 53,
+        }
+        for number in range(64)
+    ],
+    "execution.podTemplate.imagePullSecrets": [{"name": "a" * 250 + f"{number:03}"} for number in range(16)],
+    "execution.podTemplate.env": [
+        {"name": "A" * 250 + f"{number:03}", "value": "😀" * 4096 * (number % 2)} for number in range(64)
+    ],
+}
+_EXTENDED = {f"example.com/r{number}": "1" for number in range(32)}
+# What has to be there too, by the beginning of the field's path.
+_COMPANIONS: Object = {
+    "execution.podTemplate.resources": {
+        "execution": {"podTemplate": {"resources": {"requests": _EXTENDED, "limits": _EXTENDED}}}
+    },
+    "source.strategy.storage": {"source": {"strategy": {"path": "p"}}},
+    "target.strategy.storage": {"target": {"strategy": {"path": "p"}}},
+}
+
+
+def specs() -> dict[str, Object]:
+    """A spec for each field that has a maximum, by the field's path."""
+    schema = yaml.safe_load(_CRD.read_text())["spec"]["versions"][0]["schema"]["openAPIV3Schema"]["properties"]["spec"]
+    return {path: _spec(schema, path, inner) for path, inner in _bounded(schema, "")}
+
+
+def everything_at_once() -> Object:
+    """One spec with as much as the API server stores, in fields that pods need to start; its rules need no parameter to match."""
+    rules = [{"pattern": f"{number:04}" + "f" * 406, "to": f"{number:04}" + "t" * 406} for number in range(1024)]
+    pod = {field: _VALUES[f"execution.podTemplate.{field}"] for field in ("labels", "annotations")}
+    pod["env"] = [{"name": "A" * 250 + f"{number:03}", "value": "a" * 4096} for number in range(64)]
+    return {"parameters": {"rename": rules}, "execution": {"podTemplate": pod}}
+
+
+def affinity() -> Object:
+    """A spec with an affinity, which has no maximum of its own, as large as the API server stores."""
+    values = [f"{number:05}" + "a" * 58 for number in range(21_000)]
+    terms = [{"matchExpressions": [{"key": "zone", "operator": "NotIn", "values": values}]}]
+    node = {"requiredDuringSchedulingIgnoredDuringExecution": {"nodeSelectorTerms": terms}}
+    return {"execution": {"podTemplate": {"affinity": {"nodeAffinity": node}}}}
+
+
+def _bounded(schema: Object, path: str) -> Iterator[tuple[str, Object]]:
+    for name, inner in schema.get("properties", {}).items():
+        where = f"{path}.{name}" if path else name
+        if {"maxLength", "maxItems", "maxProperties", "maximum"} & inner.keys():
+            yield where, inner
+        else:
+            yield from _bounded(inner, where)
+
+
+def _spec(schema: Object, path: str, field: Object) -> Object:
+    spec: Object = {"source": {"storage": copy.deepcopy(_CLAIM)}, "target": {"storage": copy.deepcopy(_CLAIM)}}
+    for beginning, companion in _COMPANIONS.items():
+        if path.startswith(beginning):
+            _merge(spec, copy.deepcopy(companion))
+    place = spec
+    *folders, last = path.split(".")
+    for name in folders:
+        schema = schema["properties"][name]
+        if name == "s3":
+            place.pop("persistentVolumeClaim", None)
+        place = place.setdefault(name, {})
+        for needed in schema.get("required", ()):
+            place.setdefault(
+                needed, copy.deepcopy(_CLAIM) if needed == "storage" else _least(needed, schema["properties"][needed])
+            )
+    place[last] = (
+        _VALUES[path] if path in _VALUES else place[last] if path.endswith(("requests", "limits")) else _largest(last, field)
+    )
+    return spec
+
+
+def _merge(spec: Object, more: Object) -> None:
+    for name, value in more.items():
+        if isinstance(value, dict) and name in spec:
+            _merge(spec[name], value)
+        else:
+            spec[name] = value
+
+
+def _least(name: str, schema: Object) -> Any:
+    if schema["type"] == "object":
+        return {needed: _least(needed, schema["properties"][needed]) for needed in schema["required"]}
+    return "abc" if name == "bucket" else "k"
+
+
+def _largest(name: str, schema: Object) -> Any:
+    if "maximum" in schema:
+        return schema["maximum"]
+    if schema["type"] == "array":
+        return [_largest(name, schema["items"])] * schema["maxItems"]
+    length = schema["maxLength"]
+    ranks = ",".join(str(rank) for rank in range(0, 1 << 16, 2))[:length].rpartition(",")[0]
+    candidates = ("😀" * length, "a" * length, "http://" + "a" * (length - 7), ranks)
+    usable = candidates[1:] if name in _NAMES else candidates
+    return next(text for text in usable if re.fullmatch(schema.get("pattern", ".*"), text))
