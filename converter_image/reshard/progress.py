@@ -45,20 +45,27 @@ class CancelledError(ReshardError):
 
 
 class Cancellation:
-    """Lets work be called off from another thread."""
+    """Cancels work from another thread.
 
-    def __init__(self) -> None:
+    Args:
+        parent: cancelling it cancels this one too, but not the other way round.
+    """
+
+    def __init__(self, parent: Cancellation | None = None) -> None:
         self._event = threading.Event()
+        self._parent = parent
 
     def cancel(self) -> None:
-        """Call the work off."""
+        """Cancel the work."""
         self._event.set()
 
     def check(self) -> None:
-        """To be called often by whoever works.
+        """Return if the work goes on. Work calls this at least once a second.
 
         Raises:
-            CancelledError: the work was called off.
+            CancelledError: the work is cancelled.
         """
         if self._event.is_set():
             raise CancelledError
+        if self._parent is not None:
+            self._parent.check()

@@ -2,30 +2,31 @@
 
 from __future__ import annotations
 
+import threading
 from contextlib import contextmanager
 from typing import TYPE_CHECKING
 
 import pytest
 
-from reshard.target.folder import JobState
+from reshard.storage.local import LocalStore
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
-    from reshard.checkpoint.manifest import FileRecord
-
 
 @contextmanager
 def killed_after(files: int) -> Iterator[None]:
-    """While the body runs, this process is interrupted once so many files have been put into their places."""
-    usual, published = JobState.publish, []
+    """While the body runs, this process is interrupted once so many staged files have been moved to their places."""
+    usual, moved, lock = LocalStore.move, set[str](), threading.Lock()
 
-    def publish(self: JobState, record: FileRecord) -> None:
-        if len(published) == files:
-            raise KeyboardInterrupt
-        published.append(record)
-        usual(self, record)
+    def move(self: LocalStore, path: str, to: str) -> None:
+        with lock:
+            if "/staging/" in path:
+                if len(moved) == files:
+                    raise KeyboardInterrupt
+                moved.add(path)
+            usual(self, path, to)
 
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(JobState, "publish", publish)
+        patch.setattr(LocalStore, "move", move)
         yield

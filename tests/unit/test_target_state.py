@@ -22,7 +22,7 @@ from reshard.checkpoint.manifest import MANIFEST_NAME
 from reshard.cli import main
 from reshard.errors import DataError, LockedError, MissingInputError, RequestError, UsageError
 from reshard.mindspore import transform_checkpoint_by_rank
-from reshard.progress import Silent
+from reshard.progress import Cancellation, Silent
 from reshard.spec.request import Options, Request
 from reshard.storage.local import LocalStore
 from reshard.target.folder import LOCK, JobState, TargetFolder
@@ -188,7 +188,7 @@ def test_an_unfinished_checkpoint_is_no_source(
     again = ["transform", "--source", str(target), "--source-strategy", str(made.target_strategy)]
     assert main([*again, "--target", str(tmp_path / "next")]) == 66
     assert main(["inspect", str(target)]) == 66
-    finish_interrupted(TargetFolder(LocalStore(target), 0o640))
+    finish_interrupted(TargetFolder(LocalStore(target), 0o640), Cancellation())
     assert main([*again, "--target", str(tmp_path / "next")]) == 0
 
 

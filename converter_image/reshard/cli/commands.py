@@ -129,7 +129,7 @@ def run(invocation: Invocation, /, resource: str, workers: int | None, as_json: 
     )
     with show.progress() as progress:
         if spec.dry_run:
-            planned = plan_transform(request, workers=workers, progress=progress)
+            planned = plan_transform(request, workers=workers, progress=progress, cancellation=invocation.cancellation)
         else:
             result = transform_checkpoint(request, workers=workers, progress=progress, cancellation=invocation.cancellation)
     if spec.dry_run:
@@ -150,7 +150,10 @@ def run(invocation: Invocation, /, resource: str, workers: int | None, as_json: 
     metavar="NAME",
     help="Draw how both sides cut this parameter, or those that match, such as '*.weight'.",
 )
-def plan(write: bool, picture: bool, svg: str | None, parameters: tuple[str, ...], **arguments: Any) -> None:
+@click.pass_obj
+def plan(
+    invocation: Invocation, /, write: bool, picture: bool, svg: str | None, parameters: tuple[str, ...], **arguments: Any
+) -> None:
     """Say what a transform would do: every check that can be made before a byte is moved."""
     picture = picture or (bool(parameters) and svg is None)
     if picture and arguments["as_json"]:
@@ -159,7 +162,12 @@ def plan(write: bool, picture: bool, svg: str | None, parameters: tuple[str, ...
         raise UsageError("NothingToDraw", "an index has no ranks that read", where="--layout", fix="draw it with another layout")
     with show.progress() as progress:
         planned = plan_transform(
-            request_of(arguments), workers=arguments["workers"], write=write, owner=arguments["owner"], progress=progress
+            request_of(arguments),
+            workers=arguments["workers"],
+            write=write,
+            owner=arguments["owner"],
+            progress=progress,
+            cancellation=invocation.cancellation,
         )
     drawn = pictures.in_characters(planned, parameters) if picture else ""
     if svg is not None:
@@ -173,10 +181,11 @@ def plan(write: bool, picture: bool, svg: str | None, parameters: tuple[str, ...
 @click.option("--ranks", metavar="LIST", help="These target ranks make it complete, such as 0,2-5. Without: all.")
 @click.option("--owner", metavar="NAME", hidden=True, help="Processes of one owner share the target's lock.")
 @json_option
-def commit(target: str, ranks: str | None, owner: str | None, as_json: bool) -> None:
+@click.pass_obj
+def commit(invocation: Invocation, /, target: str, ranks: str | None, owner: str | None, as_json: bool) -> None:
     """Complete a checkpoint whose ranks, or parts, were written with --no-commit."""
     with show.progress() as progress:
-        manifest = commit_checkpoint(target, ranks=ranks, owner=owner)
+        manifest = commit_checkpoint(target, ranks=ranks, owner=owner, cancellation=invocation.cancellation)
         for note in notes_on_rules(manifest):
             progress.note(note)
     if as_json:
@@ -199,10 +208,11 @@ def commit(target: str, ranks: str | None, owner: str | None, as_json: bool) -> 
 @click.argument("target", type=PATH, metavar="DIR")
 @click.option("--workers", type=click.IntRange(1, 256), help="Files at a time. Without: one for each processor, at most 8.")
 @json_option
-def verify(target: str, workers: int | None, as_json: bool) -> None:
+@click.pass_obj
+def verify(invocation: Invocation, /, target: str, workers: int | None, as_json: bool) -> None:
     """Check a finished checkpoint against its manifest, without the source."""
     with show.progress() as progress:
-        manifest = verify_checkpoint(target, workers=workers, progress=progress)
+        manifest = verify_checkpoint(target, workers=workers, progress=progress, cancellation=invocation.cancellation)
     if as_json:
         found = {"digest": manifest.digest, "files": len(manifest.listed), "bytes": manifest.nbytes, "ranks": manifest.ranks}
         show.out_json(found)

@@ -79,11 +79,16 @@ def step(invocation: Invocation, name: str) -> None:
     show.out_json(msgspec.to_builtins(result))
 
 
-def _plan(_: Invocation, spec: TransformSpec, request: Request) -> PlanMessage:
+def _plan(invocation: Invocation, spec: TransformSpec, request: Request) -> PlanMessage:
     with show.progress() as progress:
         workers = min(spec.execution.ranks_per_pod, MOST_WORKERS)
         planned = plan_transform(
-            request, workers=workers, write=not spec.dry_run, owner=_variable("RESHARD_OWNER"), progress=progress
+            request,
+            workers=workers,
+            write=not spec.dry_run,
+            owner=_variable("RESHARD_OWNER"),
+            progress=progress,
+            cancellation=invocation.cancellation,
         )
     return PlanMessage(
         source_ranks=planned.summary.source_ranks,
@@ -116,11 +121,13 @@ def _ranks(invocation: Invocation, spec: TransformSpec, request: Request) -> Ran
     return RanksMessage(result.bytes_read, result.bytes_written, result.peak_rss_bytes)
 
 
-def _commit(_: Invocation, __: TransformSpec, request: Request) -> CommitMessage:
+def _commit(invocation: Invocation, _: TransformSpec, request: Request) -> CommitMessage:
     digest, owner = _variable("RESHARD_DIGEST"), _variable("RESHARD_OWNER")
     ranks, access = request.options.ranks, request.access.target
     with show.progress() as progress:
-        manifest = commit_checkpoint(request.target, ranks=ranks, digest=digest, owner=owner, access=access)
+        manifest = commit_checkpoint(
+            request.target, ranks=ranks, digest=digest, owner=owner, access=access, cancellation=invocation.cancellation
+        )
         for note in notes_on_rules(manifest):
             progress.note(note)
     return CommitMessage(

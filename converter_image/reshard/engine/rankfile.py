@@ -25,6 +25,7 @@ from reshard.source.encrypted import decrypting
 from reshard.source.headers import Blocks, heads
 from reshard.storage import open_store, parent_and_name
 from reshard.storage.ahead import prefetched, requests
+from reshard.storage.cancellable import CancellableReader
 from reshard.storage.digest import ContentDigest, digest_of_version, sample_of
 
 if TYPE_CHECKING:
@@ -114,7 +115,7 @@ def write_rank(
         if not digest:  # not all bytes were here
             digest = digest_of_version(state.target.store, state.where(path, staged=staged))
         store, where = state.target.store, state.where(path, staged=staged)
-        _verify(job, plan, store, where, lambda: state.reject(path, staged=staged))
+        _verify(job, plan, store, where, lambda: state.reject(path, staged=staged), guard.cancellation)
         with closing(store.open(where)) as written:
             sample = sample_of(written, remote=store.remote)
         read, level = conditions.count.nbytes, job.request.options.verification
@@ -151,7 +152,7 @@ def write_alone(job: Job, rank: int, url: str, *, share: Budget) -> None:
         store.move(path, f"{path}.rejected")
         return f"{url}.rejected"
 
-    _verify(job, plan, store, path, set_aside)
+    _verify(job, plan, store, path, set_aside, Cancellation())
 
 
 def assemble(job: Job, plan: RankPlan, writer: Writer, conditions: Conditions, limits: PartLimits) -> str:
@@ -269,7 +270,7 @@ def _crc_of_contents(plan: RankPlan, files: SourceFiles, conditions: Conditions)
     return found.crc
 
 
-def _verify(job: Job, plan: RankPlan, store: Store, path: str, set_aside: Callable[[], str]) -> None:
+def _verify(job: Job, plan: RankPlan, store: Store, path: str, set_aside: Callable[[], str], cancellation: Cancellation) -> None:
     """Compare the finished file with the source.
 
     Raises:
@@ -280,7 +281,7 @@ def _verify(job: Job, plan: RankPlan, store: Store, path: str, set_aside: Callab
     if level == "None":
         return
     try:
-        compare(job, plan, store, path, level)
+        compare(job, plan, store, path, level, cancellation)
     except ReshardError as error:
         if error.reason != "VerificationFailed":
             store.delete(path)
@@ -289,7 +290,7 @@ def _verify(job: Job, plan: RankPlan, store: Store, path: str, set_aside: Callab
         raise BugError(error.reason, error.what, where=error.where, fix=fix) from error
 
 
-def compare(job: Job, plan: RankPlan, store: Store, path: str, level: Verified) -> None:
+def compare(job: Job, plan: RankPlan, store: Store, path: str, level: Verified, cancellation: Cancellation) -> None:
     """Compare the finished file with the source, which may have changed meanwhile.
 
     Raises:
@@ -298,10 +299,10 @@ def compare(job: Job, plan: RankPlan, store: Store, path: str, level: Verified) 
     """
     at_once = _REMOTE_COMPARISONS if store.remote or job.source.remote else 1
     with closing(job.source_files()) as files, closing(store.open(path)) as opened:
-        written: Reader = opened
+        written: Reader = CancellableReader(opened, cancellation.check)
         if job.cipher is not None:
             try:
-                written = decrypting(opened, job.cipher, remote=store.remote, check=level == "Full")
+                written = decrypting(written, job.cipher, remote=store.remote, check=level == "Full")
             except DataError as error:
                 raise unreadable(opened, error) from error
         headers = heads(_heads(job, plan), written.size)

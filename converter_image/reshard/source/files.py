@@ -2,18 +2,17 @@
 
 from __future__ import annotations
 
-from concurrent.futures import ThreadPoolExecutor
 from typing import TYPE_CHECKING, NamedTuple
 
 from reshard.checkpoint.unified import MAP_NAME, choose_map, files_of, is_map, is_part, read_map, single_file_of
 from reshard.errors import MissingInputError, RequestError
+from reshard.parallel import parallel
 from reshard.source.described import check_described, paths_of, read_manifest
 from reshard.source.listing import is_candidate, preview, rank_folders, ranks_of_files, shards
 from reshard.source.selection import Selection, select_files
 from reshard.source.single import holds_checkpoint
 from reshard.spec.ranks import format_ranks
 from reshard.storage import open_store, parent_and_name
-from reshard.storage.ahead import files_at_once
 
 if TYPE_CHECKING:
     from collections.abc import Collection, Iterable, Mapping, Sequence
@@ -213,9 +212,8 @@ def _selected(selected: Selection, notes: tuple[str, ...], ranks: int | None) ->
 
 
 def _list_all(store: ReadStore, folders: Iterable[str]) -> list[list[Stat]]:
-    """What lies in each folder; over a network several are listed at a time."""
-    with ThreadPoolExecutor(files_at_once(1, remote=store.remote)) as pool:
-        return list(pool.map(store.list, folders))
+    """What lies in each folder."""
+    return list(parallel(store.list, folders))
 
 
 def _files_in(folder: str, entries: Iterable[Stat]) -> list[str]:

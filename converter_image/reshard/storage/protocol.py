@@ -185,6 +185,9 @@ class Store(ReadStore, Protocol):
     def part_limits(self) -> PartLimits | None:
         """Of uploads for which files are copied by the server; None where it copies nothing."""
 
+    def sizes(self, paths: Sequence[str]) -> dict[str, int]:
+        """Return the lengths in bytes of those of these files that are there, in as few round trips as possible."""
+
     def around(self) -> Sequence[Hashable]:
         """What this place and those around it are, innermost first: equal for one place under two names."""
 

@@ -34,12 +34,14 @@ import msgspec
 from reshard.checkpoint.manifest import INDEX_NAME, MANIFEST_NAME, STATE, FileRecord, Manifest, decode, encode
 from reshard.checkpoint.unified import maps_beside
 from reshard.errors import MissingInputError, ReshardError
+from reshard.parallel import parallel
+from reshard.storage.cancellable import CancellableReader
 from reshard.storage.digest import matches
 from reshard.storage.protocol import PROBE
 from reshard.target.standing import JobDocument, Standing, Unfinished
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterable
+    from collections.abc import Callable, Iterable, Sequence
 
     from reshard.storage.protocol import Store, Writer
 
@@ -153,8 +155,8 @@ class TargetFolder:
         if self.store.stat(f"{state.folder}/replaced.json") is not None:
             self.store.move(f"{state.folder}/replaced.json", f"{heir.folder}/replaced.json")
         if not job.staged:
-            for record in state.records(None).values():
-                self.store.delete(record.path)
+            for _ in parallel(self.store.delete, [record.path for record in state.records(None).values()]):
+                pass
         self._remove(state.folder)
 
     def _remove(self, path: str) -> None:
@@ -284,50 +286,65 @@ class JobState:
         names = (entry.name for entry in self.target.store.list(f"{self.folder}/records"))
         return {int(found[1]) for name in names if (found := _RECORD.fullmatch(name))}
 
-    def records(self, ranks: Iterable[int] | None) -> dict[int, FileRecord]:
-        """The records of those of these ranks (None: of all) that are finished."""
+    def records(self, ranks: Iterable[int] | None, check: Callable[[], None] = lambda: None) -> dict[int, FileRecord]:
+        """The records of those of these ranks (None: of all) that are finished; `check` raises to cancel."""
         wanted = None if ranks is None else {f"rank_{rank}.json" for rank in ranks}
-        found = {}
-        for entry in self.target.store.list(f"{self.folder}/records"):
-            if entry.name.endswith(".json") and (wanted is None or entry.name in wanted):
-                path = f"{self.folder}/records/{entry.name}"
-                record = decode(self.target.store.read(path, _LARGEST_RECORD), FileRecord, f"{self.target.store.url}/{path}")
-                found[record.rank] = record
-        return found
 
-    def find(self, record: FileRecord, *, staged: bool, thorough: bool = False) -> str | None:
-        """Where a record's file is, if it is there in its full length; `thorough`: and with its content.
+        def read(name: str) -> FileRecord:
+            path = f"{self.folder}/records/{name}"
+            return decode(self.target.store.read(path, _LARGEST_RECORD), FileRecord, f"{self.target.store.url}/{path}")
+
+        names = (entry.name for entry in self.target.store.list(f"{self.folder}/records"))
+        listed = [name for name in names if name.endswith(".json") and (wanted is None or name in wanted)]
+        return {record.rank: record for record in parallel(read, listed, check=check)}
+
+    def locate(
+        self,
+        records: Iterable[FileRecord],
+        *,
+        staged: bool,
+        thorough: bool = False,
+        check: Callable[[], None] = lambda: None,
+    ) -> dict[str, str]:
+        """Return where the files of these records are, by their paths. Files that are gone or have another length are left out.
 
         A commit that was interrupted has moved some staged files already. What lies in their place may as well be an old file
         of the same length, so there the content decides.
+
+        Args:
+            records: the records of the files.
+            staged: whether the files wait for the commit.
+            thorough: whether to compare contents too.
+            check: raises to cancel.
         """
-        store = self.target.store
-        waiting = self.where(record.path, staged=True)
-        if staged and self._has_length(waiting, record.size):
-            return waiting
-        if not self._has_length(record.path, record.size):
-            return None
-        if staged or thorough:
-            reader = store.open(record.path)
-            try:
-                if not matches(reader, record.digest, remote=store.remote):
-                    return None
-            finally:
-                reader.close()
-        return record.path
+        wanted = {record.path: record for record in records}
+        waiting = {path: self.where(path, staged=True) for path in wanted} if staged else {}
+        sizes = self.target.store.sizes([*wanted, *waiting.values()])
 
-    def _has_length(self, path: str, size: int) -> bool:
-        found = self.target.store.stat(path)
-        return found is not None and found.size == size
+        def find(record: FileRecord) -> str | None:
+            if staged and sizes.get(waiting[record.path]) == record.size:
+                return waiting[record.path]
+            if sizes.get(record.path) != record.size:
+                return None
+            return record.path if not (staged or thorough) or self._matches(record, check) else None
 
-    def publish(self, record: FileRecord) -> None:
-        """Move a staged file to its place.
+        found = zip(wanted, parallel(find, wanted.values(), check=check), strict=True)
+        return {path: where for path, where in found if where is not None}
+
+    def _matches(self, record: FileRecord, check: Callable[[], None]) -> bool:
+        with contextlib.closing(CancellableReader(self.target.store.open(record.path), check)) as reader:
+            return matches(reader, record.digest, remote=self.target.store.remote)
+
+    def publish(self, records: Sequence[FileRecord], check: Callable[[], None]) -> None:
+        """Move staged files to their places; `check` raises to cancel.
 
         Raises:
-            MissingInputError: it is neither there nor in its place.
+            MissingInputError: a file is neither staged nor in its place.
         """
-        path = self.find(record, staged=True)
-        if path is None:
-            raise MissingInputError("FileMissing", "a finished file is gone", where=record.path, fix="run the transform again")
-        if path != record.path:
-            self.target.store.move(path, record.path)
+        there = self.locate(records, staged=True, check=check)
+        gone = next((record.path for record in records if record.path not in there), None)
+        if gone is not None:
+            raise MissingInputError("FileMissing", "a finished file is gone", where=gone, fix="run the transform again")
+        moves = [(where, path) for path, where in there.items() if where != path]
+        for _ in parallel(lambda move: self.target.store.move(*move), moves, check=check):
+            pass

@@ -152,25 +152,29 @@ def writing(target: TargetFolder, job: Identity, *, owner: str | None) -> Iterat
 
 
 @contextmanager
-def in_turn(target: TargetFolder, path: str) -> Iterator[None]:
-    """Hold a lock that everyone holds for moments only: wait for it.
+def in_turn(target: TargetFolder, path: str, check: Callable[[], None]) -> Iterator[None]:
+    """Hold a lock that everyone holds for moments only: wait for it. `check` raises to cancel the wait.
 
     Raises:
         LockedError: someone holds it for longer than that.
     """
     with contextlib.ExitStack() as stack:
-        patiently(lambda: stack.enter_context(locked(target.store, path, owner=None, mode=target.mode)))
+        patiently(lambda: stack.enter_context(locked(target.store, path, owner=None, mode=target.mode)), check=check)
         yield
 
 
-def patiently(work: Callable[[], T], seconds: float = STALE_SECONDS) -> T:
-    """Do what needs a lock that others hold for moments only: wait for them.
+def patiently(work: Callable[[], T], seconds: float = STALE_SECONDS, *, check: Callable[[], None] = lambda: None) -> T:
+    """Do what needs a lock that others hold for moments only: wait for them. `check` raises to cancel the wait.
 
     Raises:
         LockedError: someone holds it for longer than that.
     """
     retrying = Retrying(
-        retry=retry_if_exception_type(LockedError), wait=wait_random(0.05, 0.5), stop=stop_after_delay(seconds), reraise=True
+        retry=retry_if_exception_type(LockedError),
+        wait=wait_random(0.05, 0.5),
+        stop=stop_after_delay(seconds),
+        before_sleep=lambda _: check(),
+        reraise=True,
     )
     return retrying(work)
 

@@ -8,6 +8,7 @@ import msgspec
 
 from reshard.checkpoint.unified import HF_INDEX_NAME, is_own, maps_beside, single_file_of
 from reshard.errors import RequestError
+from reshard.parallel import parallel
 from reshard.target.standing import JobDocument
 from reshard.transform.commit import finish_interrupted, refuse_loss
 from reshard.transform.draft import draft_manifest
@@ -17,11 +18,12 @@ if TYPE_CHECKING:
     from collections.abc import Set as AbstractSet
 
     from reshard.engine.job import Job
+    from reshard.progress import Cancellation
     from reshard.target.folder import TargetFolder
     from reshard.target.standing import Standing
 
 
-def begin(job: Job, target: TargetFolder) -> tuple[JobDocument, Standing]:
+def begin(job: Job, target: TargetFolder, cancellation: Cancellation) -> tuple[JobDocument, Standing]:
     """Note the job down at the target, or find it noted down. To be called with the target's lock held.
 
     Returns:
@@ -30,7 +32,7 @@ def begin(job: Job, target: TargetFolder) -> tuple[JobDocument, Standing]:
     Raises:
         RequestError: it may not be begun: see `refuse`.
     """
-    standing = finish_interrupted(target)
+    standing = finish_interrupted(target, cancellation)
     state, document = target.job(job.digest), standing.begun(job.digest)
     if document is not None and document.versions != job.versions:
         document = msgspec.structs.replace(document, versions=job.versions)
@@ -118,13 +120,14 @@ def _refuse_foreign_files(job: Job, target: TargetFolder, ours: AbstractSet[str]
         RequestError: there are some.
     """
     beside = {*map(job.path, job.scope), *_shadowing(job)}
-    for found in target.store.list(""):
-        paths = [found.name] if found.name in beside or is_own(found.name) else []
-        if found.is_folder and found.name.startswith("rank_"):
-            paths = [f"{found.name}/{entry.name}" for entry in target.store.list(found.name)]
-        for path in paths:
-            if path not in ours:
-                raise _foreign(path, target)
+    entries = target.store.list("")
+    paths = [found.name for found in entries if found.name in beside or is_own(found.name)]
+    folders = [found.name for found in entries if found.is_folder and found.name.startswith("rank_")]
+    for folder, listed in zip(folders, parallel(target.store.list, folders), strict=True):
+        paths += [f"{folder}/{entry.name}" for entry in listed]
+    foreign = next((path for path in paths if path not in ours), None)
+    if foreign is not None:
+        raise _foreign(foreign, target)
 
 
 def _refuse_foreign_targets(job: Job, target: TargetFolder, ours: AbstractSet[str]) -> None:
@@ -133,8 +136,10 @@ def _refuse_foreign_targets(job: Job, target: TargetFolder, ours: AbstractSet[st
     Raises:
         RequestError: there are some.
     """
-    for path in (*map(job.path, job.scope), *maps_beside(job.key), *_shadowing(job)):
-        if path not in ours and target.store.stat(path) is not None:
+    wanted = (*map(job.path, job.scope), *maps_beside(job.key), *_shadowing(job))
+    paths = [path for path in wanted if path not in ours]
+    for path, found in zip(paths, parallel(target.store.stat, paths), strict=True):
+        if found is not None:
             raise _foreign(path, target)
 
 

@@ -12,11 +12,13 @@ from reshard.checkpoint.dtypes import DTYPES
 from reshard.checkpoint.manifest import INDEX_NAME, FileRecord, IndexRecord, Manifest
 from reshard.checkpoint.unified import HYPER_NAME, MAP_NAME, map_of, maps_beside
 from reshard.errors import DataError, MissingInputError, RequestError
+from reshard.parallel import parallel
 from reshard.plan import Role
 from reshard.source.contents import compare_copies
 from reshard.source.files import Files
 from reshard.source.reading import read_inventory
 from reshard.spec.ranks import format_ranks, parse_ranks
+from reshard.storage.cancellable import CancellableStore
 from reshard.storage.digest import ContentDigest
 from reshard.target.folder import LOCK
 from reshard.target.lock import in_turn
@@ -27,31 +29,38 @@ if TYPE_CHECKING:
     from collections.abc import Set as AbstractSet
 
     from reshard.engine.job import Job
+    from reshard.progress import Cancellation
     from reshard.target.folder import TargetFolder
     from reshard.target.standing import Identity, Standing
 
 _NOT_MAPPED = (HYPER_NAME, MAP_NAME)
+_COMPARED_AT_ONCE = 8
 _STRICTNESS = {"None": 0, "Sample": 1, "Full": 2}
 
 
-def finished(job: Job, target: TargetFolder, standing: Standing, *, thorough: bool = False) -> dict[int, FileRecord]:
+def finished(
+    job: Job, target: TargetFolder, standing: Standing, cancellation: Cancellation, *, thorough: bool = False
+) -> dict[int, FileRecord]:
     """The ranks of a job that are done: recorded, their file there, and verified as much as is asked for.
 
     `thorough` reads the files again, to find what has changed since.
     """
     wanted = _STRICTNESS[job.request.options.verification]
     document = standing.begun(job.digest) or JobDocument(job.digest, job.key, staged=False, part=job.part, whole=job.whole)
-    known = recorded(target, document, standing, job.scope, thorough=thorough)
+    known = recorded(target, document, standing, job.scope, cancellation, thorough=thorough)
     return {rank: record for rank, record in known.items() if _STRICTNESS[record.verified] >= wanted}
 
 
-def commit_job(target: TargetFolder, document: JobDocument, wanted: tuple[int, ...] | None) -> Manifest:
+def commit_job(
+    target: TargetFolder, document: JobDocument, wanted: tuple[int, ...] | None, cancellation: Cancellation
+) -> Manifest:
     """Declare a job complete. To be called with the target's lock held; safe to repeat after a crash at any point.
 
     Args:
         target: the target that it was written to.
         document: the job as it was begun.
         wanted: the ranks that make it complete; None: all that get a file.
+        cancellation: cancels it; the next commit finishes it.
 
     Returns:
         The manifest of the checkpoint; of a part that is not the last its own, which is nowhere but among the unfinished yet.
@@ -66,7 +75,7 @@ def commit_job(target: TargetFolder, document: JobDocument, wanted: tuple[int, .
     ranks = every if wanted is None else tuple(sorted({*wanted} & {*every}))
     if document.replaces:
         refuse_loss(target, standing, ranks, every, shape_of(draft))
-    records = recorded(target, document, standing, ranks)
+    records = recorded(target, document, standing, ranks, cancellation)
     missing = tuple(rank for rank in ranks if rank not in records)
     if missing:
         raise MissingInputError(
@@ -79,30 +88,32 @@ def commit_job(target: TargetFolder, document: JobDocument, wanted: tuple[int, .
         draft, ranks=format_ranks(ranks), files=tuple(records[rank] for rank in ranks), key_check=document.key_check
     )
     if document.part is None:
-        return _complete(target, document, standing, manifest)
-    with in_turn(target, f"{LOCK}-commit"):  # of two that are both the last, one completes the checkpoint
+        return _complete(target, document, standing, manifest, cancellation)
+    with in_turn(target, f"{LOCK}-commit", cancellation.check):  # of two that are both the last, one completes the checkpoint
         state.finish_part(manifest)
-        return _complete_with_siblings(target, document, manifest)
+        return _complete_with_siblings(target, document, manifest, cancellation)
 
 
-def _complete_with_siblings(target: TargetFolder, document: JobDocument, own: Manifest) -> Manifest:
+def _complete_with_siblings(target: TargetFolder, document: JobDocument, own: Manifest, cancellation: Cancellation) -> Manifest:
     """Complete the checkpoint of which a finished job is a part, if the others are finished too."""
     standing = target.observe()
     known = standing.own(document)
     if known is not None:  # some files of it were written again, or are there in addition
         others = [record for record in known.files if record.part != document.part]
-        return _complete(target, document, standing, with_files(known, [*others, *own.files]))
+        return _complete(target, document, standing, with_files(known, [*others, *own.files]), cancellation)
     parts = [own]
     for sibling in standing.siblings(document):
         if (finished := target.job(sibling.digest).finished_part()) is not None:
-            _check_files(target, sibling, finished)
+            _check_files(target, sibling, finished, cancellation)
             parts.append(finished)
     if not all_there([part for manifest in parts for part in manifest.parts]):
         return own
-    return _complete(target, document, standing, unite(parts, _diverging(target, parts)))
+    return _complete(target, document, standing, unite(parts, _diverging(target, parts, cancellation)), cancellation)
 
 
-def _complete(target: TargetFolder, document: JobDocument, standing: Standing, manifest: Manifest) -> Manifest:
+def _complete(
+    target: TargetFolder, document: JobDocument, standing: Standing, manifest: Manifest, cancellation: Cancellation
+) -> Manifest:
     """Declare a checkpoint complete, all of whose files are finished."""
     state = target.job(document.digest)
     staged = [job for job in (document, *standing.siblings(document)) if job.staged]
@@ -110,9 +121,8 @@ def _complete(target: TargetFolder, document: JobDocument, standing: Standing, m
         state.begin_commit(format_ranks(tuple(record.rank for record in manifest.files if record.part == document.part)))
         state.retire_old_manifest()
         for job in staged:
-            for record in manifest.files:
-                if record.part == job.part:
-                    target.job(job.digest).publish(record)
+            mine = [record for record in manifest.files if record.part == job.part]
+            target.job(job.digest).publish(mine, cancellation.check)
         standing = target.observe()
     content = state.index() if _is_index(manifest) else None
     if content is not None:
@@ -128,7 +138,7 @@ def _complete(target: TargetFolder, document: JobDocument, standing: Standing, m
     return manifest
 
 
-def finish_interrupted(target: TargetFolder) -> Standing:
+def finish_interrupted(target: TargetFolder, cancellation: Cancellation) -> Standing:
     """Bring a commit to its end that was interrupted while it replaced files: nothing else can make the target whole again.
 
     Returns:
@@ -139,7 +149,7 @@ def finish_interrupted(target: TargetFolder) -> Standing:
         return standing
     for found in standing.unfinished:
         if found.committing and (ranks := target.job(found.job.digest).begun_commit()) is not None:
-            commit_job(target, found.job, parse_ranks(ranks) if ranks else ())
+            commit_job(target, found.job, parse_ranks(ranks) if ranks else (), cancellation)
     return target.observe()
 
 
@@ -208,15 +218,15 @@ def ranks_of(draft: Manifest) -> tuple[int, ...]:
     return parse_ranks(draft.parts[0].ranks, draft.target_ranks) if draft.parts[0].ranks else ()
 
 
-def _check_files(target: TargetFolder, document: JobDocument, manifest: Manifest) -> None:
+def _check_files(target: TargetFolder, document: JobDocument, manifest: Manifest, cancellation: Cancellation) -> None:
     """That the files of a finished part are still there.
 
     Raises:
         MissingInputError: one is not.
     """
-    state = target.job(document.digest)
+    there = target.job(document.digest).locate(manifest.files, staged=document.staged, check=cancellation.check)
     for record in manifest.files:
-        if state.find(record, staged=document.staged) is None:
+        if record.path not in there:
             raise MissingInputError(
                 "FileMissing",
                 f"a finished file of part {document.part} is gone",
@@ -225,7 +235,7 @@ def _check_files(target: TargetFolder, document: JobDocument, manifest: Manifest
             )
 
 
-def _diverging(target: TargetFolder, parts: list[Manifest]) -> frozenset[str]:
+def _diverging(target: TargetFolder, parts: list[Manifest], cancellation: Cancellation) -> frozenset[str]:
     """Parameters that several parts hold, and not alike. What no strategy names is alike on all ranks of a part."""
     holders: dict[str, list[Manifest]] = defaultdict(list)
     for manifest in parts:
@@ -233,41 +243,54 @@ def _diverging(target: TargetFolder, parts: list[Manifest]) -> frozenset[str]:
             holders[name].append(manifest)
     shared = {name for name, found in holders.items() if len(found) > 1}
     cut = {p.name for manifest in parts for p in manifest.parameters if p.name in shared and p.role == Role.CUT.value}
-    found: set[str] = set()
-    for number, rank in enumerate(sorted({record.rank for manifest in parts for record in manifest.files})):
-        names = cut if number else shared
-        if names:
-            paths = {p.parts[0].stage: _where(target, p, r) for p in parts for r in p.files if r.rank == rank}
-            inventory = read_inventory(target.store, Files(paths), workers=1)
-            found |= compare_copies(target.store, inventory, names, workers=1)
-    return frozenset(found)
+    paths: dict[int, dict[int, str]] = defaultdict(dict)
+    for manifest in parts if shared else ():
+        there = target.job(manifest.digest).locate(manifest.files, staged=True, check=cancellation.check)
+        for record in manifest.files:
+            paths[record.rank][manifest.parts[0].stage] = there.get(record.path, record.path)
+    ranks = sorted(paths)
+    store = CancellableStore(target.store, cancellation.check)
 
+    def compare(rank: int) -> frozenset[str]:
+        names = shared if rank == ranks[0] else cut
+        if not names:
+            return frozenset()
+        inventory = read_inventory(store, Files(paths[rank]), workers=1)
+        return compare_copies(store, inventory, names, workers=1)
 
-def _where(target: TargetFolder, manifest: Manifest, record: FileRecord) -> str:
-    state = target.job(manifest.digest)
-    return state.find(record, staged=True) or record.path
+    return frozenset[str]().union(*parallel(compare, ranks, at_once=_COMPARED_AT_ONCE))
 
 
 def recorded(
-    target: TargetFolder, document: JobDocument, standing: Standing, ranks: tuple[int, ...] | None, *, thorough: bool = False
+    target: TargetFolder,
+    document: JobDocument,
+    standing: Standing,
+    ranks: tuple[int, ...] | None,
+    cancellation: Cancellation,
+    *,
+    thorough: bool = False,
 ) -> dict[int, FileRecord]:
     """The finished ranks of a job, those of a manifest that it extends included."""
     state, manifest = target.job(document.digest), standing.own(document)
     known: dict[int, FileRecord] = {}
     if manifest is not None:
         known = {record.rank: record for record in manifest.files if record.part == document.part}
-    known |= state.records(ranks)
-    staged = document.staged
-    return {rank: found for rank, found in known.items() if state.find(found, staged=staged, thorough=thorough) is not None}
+    known |= state.records(ranks, cancellation.check)
+    there = state.locate(known.values(), staged=document.staged, thorough=thorough, check=cancellation.check)
+    return {rank: found for rank, found in known.items() if found.path in there}
 
 
 def _remove(target: TargetFolder, paths: AbstractSet[str]) -> None:
     """Take away files, and their folders where nothing else is in them."""
-    for path in sorted(paths):
-        target.store.delete(path)
-        folder = path.rpartition("/")[0]
-        if folder and not target.store.list(folder):
+
+    def remove(folder: str) -> None:
+        if not target.store.list(folder):
             target.store.delete(folder)
+
+    for _ in parallel(target.store.delete, sorted(paths)):
+        pass
+    for _ in parallel(remove, sorted({folder for path in paths if (folder := path.rpartition("/")[0])})):
+        pass
 
 
 def maps_of(manifest: Manifest) -> dict[str, bytes]:

@@ -6,6 +6,7 @@ from dataclasses import replace
 from typing import TYPE_CHECKING
 
 from reshard.errors import LockedError, MissingInputError, RequestError
+from reshard.progress import Cancellation
 from reshard.spec.ranks import parse_ranks
 from reshard.spec.request import Options
 from reshard.storage import open_store
@@ -26,6 +27,7 @@ def commit_checkpoint(
     digest: str | None = None,
     owner: str | None = None,
     access: Access | None = None,
+    cancellation: Cancellation | None = None,
 ) -> Manifest:
     """Complete the checkpoint whose ranks were written without commit, or the parts of one.
 
@@ -35,6 +37,7 @@ def commit_checkpoint(
         digest: the digest of the job that is meant; None: the only one that was begun here, or all parts of one checkpoint.
         owner: the owner that was given to those who wrote the ranks.
         access: the way to the target, if it is in an object store.
+        cancellation: cancels it.
 
     Returns:
         The manifest of the checkpoint; as long as parts of it are missing, that of a part: see `reshard.target.parts.is_whole`.
@@ -44,6 +47,7 @@ def commit_checkpoint(
         MissingInputError: a rank is not finished, or nothing was begun here.
         RequestError: several transforms were begun here.
     """
+    cancellation = cancellation or Cancellation()
     target = TargetFolder(open_store(target_url, access), Options().file_mode)
     standing = target.observe()
     begun = [job for job in standing.jobs if digest in {None, job.digest}]
@@ -68,7 +72,7 @@ def commit_checkpoint(
             if committed is not None and state.read() is None:  # the part before it was the last to be finished
                 break
             wanted = None if ranks is None else parse_ranks(ranks, state.draft().target_ranks)
-            committed = commit_job(target, job, wanted)
+            committed = commit_job(target, job, wanted, cancellation)
     assert committed is not None  # noqa: S101 - there is at least one
     return committed
 
@@ -95,12 +99,13 @@ def commit_if_complete(target_url: str, digest: str, *, all_ranks: bool = True, 
             standing = target.observe()
             if standing.begun(digest) is None:
                 return _completed(standing, digest)
-            draft, done = target.job(digest).draft(), tuple(sorted(recorded(target, job, standing, None)))
+            cancellation = Cancellation()
+            draft, done = target.job(digest).draft(), tuple(sorted(recorded(target, job, standing, None, cancellation)))
             every = ranks_of(draft)
             ranks = every if all_ranks else done
             if not set(done) >= set(ranks) or (job.replaces and would_lose(target, standing, ranks, every, shape_of(draft))):
                 return None
-            return commit_job(target, job, ranks)
+            return commit_job(target, job, ranks, cancellation)
     except LockedError:
         return None
 

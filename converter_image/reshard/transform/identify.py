@@ -2,22 +2,23 @@
 
 from __future__ import annotations
 
-from concurrent.futures import ThreadPoolExecutor
 from typing import TYPE_CHECKING
 
 from reshard.engine.rankfile import compare
 from reshard.errors import BugError
+from reshard.parallel import parallel
 from reshard.target.standing import JobDocument
 from reshard.transform.commit import recorded
 
 if TYPE_CHECKING:
     from reshard.checkpoint.manifest import FileRecord
     from reshard.engine.job import Job
+    from reshard.progress import Cancellation
     from reshard.target.folder import TargetFolder
     from reshard.target.standing import Standing
 
 
-def identify(job: Job, target: TargetFolder, standing: Standing, *, workers: int) -> Job:
+def identify(job: Job, target: TargetFolder, standing: Standing, cancellation: Cancellation, *, workers: int) -> Job:
     """Return the job as the target knows it, or one with an identity of its own if its source is another after all.
 
     The identity of a source is sampled content. If its files have other versions than when the target's files were written, these
@@ -28,22 +29,21 @@ def identify(job: Job, target: TargetFolder, standing: Standing, *, workers: int
         return other
     if standing.versions_of(job) in (None, job.versions):
         return job
-    return job if _hold_the_same(job, target, standing, workers) else other
+    return job if _hold_the_same(job, target, standing, cancellation, workers) else other
 
 
-def _hold_the_same(job: Job, target: TargetFolder, standing: Standing, workers: int) -> bool:
+def _hold_the_same(job: Job, target: TargetFolder, standing: Standing, cancellation: Cancellation, workers: int) -> bool:
     """Whether all files of a job that are finished still hold what its source does."""
     document = standing.begun(job.digest) or JobDocument(job.digest, job.key, staged=False, part=job.part, whole=job.whole)
-    state = target.job(job.digest)
+    records = recorded(target, document, standing, None, cancellation)
+    there = target.job(job.digest).locate(records.values(), staged=document.staged, check=cancellation.check)
 
     def holds_the_same(record: FileRecord) -> bool:
-        path = state.find(record, staged=document.staged)
+        plan, path = job.planner.plan(record.rank), there[record.path]
         try:
-            if path is not None:
-                compare(job, job.planner.plan(record.rank), target.store, path, "Sample")
+            compare(job, plan, target.store, path, "Sample", cancellation)
         except BugError:
             return False
         return True
 
-    with ThreadPoolExecutor(workers, thread_name_prefix="reshard-recheck") as pool:
-        return all(pool.map(holds_the_same, recorded(target, document, standing, None).values()))
+    return all(parallel(holds_the_same, records.values(), at_once=workers, check=cancellation.check))

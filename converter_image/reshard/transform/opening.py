@@ -17,7 +17,7 @@ if TYPE_CHECKING:
     from collections.abc import Mapping
 
     from reshard.engine.job import Job
-    from reshard.progress import Progress
+    from reshard.progress import Cancellation, Progress
     from reshard.spec.request import Request
     from reshard.target.standing import Standing
 
@@ -47,7 +47,14 @@ class Opened:
 
 
 def open_transform(
-    request: Request, progress: Progress, *, workers: int, commit: bool = True, resumable: bool = False, thorough: bool = False
+    request: Request,
+    progress: Progress,
+    *,
+    workers: int,
+    cancellation: Cancellation,
+    commit: bool = True,
+    resumable: bool = False,
+    thorough: bool = False,
 ) -> Opened:
     """Prepare a transform, and check all that can be checked. Nothing is written.
 
@@ -55,6 +62,7 @@ def open_transform(
         request: what to do.
         progress: is told how far it is, and what the user should know.
         workers: how many files to read at a time.
+        cancellation: cancels it.
         commit: whether the checkpoint is to be completed at once.
         resumable: whether the job may be one that a plan has left at the target, which was checked then.
         thorough: whether to read the finished files again, to find what has changed since.
@@ -66,22 +74,26 @@ def open_transform(
     target = TargetFolder(open_store(request.target, request.access.target), request.options.file_mode)
     check_copy_mode(request, target.store)
     standing = target.observe()
-    job = resumed = resume(request, target, standing) if resumable else None
+    job = resumed = resume(request, target, standing, cancellation) if resumable else None
     if job is None:
-        job, standing = prepare(request, progress, workers=workers), target.observe()
-        job = identify(job, target, standing, workers=workers)
+        job, standing = prepare(request, progress, workers=workers, cancellation=cancellation), target.observe()
+        job = identify(job, target, standing, cancellation, workers=workers)
+    cancellation.check()
     for note in job.notes:
         progress.note(note)
     sizes = job.file_sizes(job.scope)  # what no file can hold is refused now
     refuse(job, target, standing, commit=commit)
-    opened = Opened(job, target, standing, sizes, unfinished(job, target, standing, thorough=thorough))
+    left = unfinished(job, target, standing, cancellation, thorough=thorough)
+    opened = Opened(job, target, standing, sizes, left)
     if resumed is None and not opened.complete:
         target.store.check_writable()
         check_space(target.store, sum(sizes[rank] for rank in opened.left))
     return opened
 
 
-def unfinished(job: Job, target: TargetFolder, standing: Standing, *, thorough: bool = False) -> tuple[int, ...]:
+def unfinished(
+    job: Job, target: TargetFolder, standing: Standing, cancellation: Cancellation, *, thorough: bool = False
+) -> tuple[int, ...]:
     """The ranks that are still to be written; `thorough` reads the others' files again."""
-    done = finished(job, target, standing, thorough=thorough)
+    done = finished(job, target, standing, cancellation, thorough=thorough)
     return tuple(rank for rank in job.scope if rank not in done)

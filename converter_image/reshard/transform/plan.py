@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 from reshard.engine.job import summary_of
 from reshard.engine.memory import budget, default_workers, memory_bytes
 from reshard.engine.rankfile import requests_of
-from reshard.progress import Silent
+from reshard.progress import Cancellation, Silent
 from reshard.target.lock import writing
 from reshard.transform.begin import begin
 from reshard.transform.opening import open_transform
@@ -55,6 +55,7 @@ def plan_transform(
     write: bool = False,
     owner: str | None = None,
     progress: Progress | None = None,
+    cancellation: Cancellation | None = None,
 ) -> PlanResult:
     """Say what a transform would do, after all checks that can be made before the first byte is moved.
 
@@ -64,16 +65,18 @@ def plan_transform(
         write: leave the plan at the target, for processes that then write the ranks without reading all headers again.
         owner: processes of one owner share the target's lock.
         progress: is told how far it is.
+        cancellation: cancels it.
 
     Raises:
         ReshardError: what would go wrong.
     """
+    cancellation = cancellation or Cancellation()
     workers, progress = workers or default_workers(), progress or Silent()
-    opened = open_transform(request, progress, workers=workers)
+    opened = open_transform(request, progress, workers=workers, cancellation=cancellation)
     job, target = opened.job, opened.target
     if write and not opened.complete:
         with writing(target, job, owner=owner or f"job-{job.digest}"):
-            begin(job, target)
+            begin(job, target, cancellation)
     memory = memory_bytes(
         job.model,
         workers,

@@ -19,6 +19,7 @@ from reshard.source.reading import read_inventory
 from reshard.source.single import refuse_one_of_several
 from reshard.source.strategies import read_strategy
 from reshard.spec.request import Options, Request
+from reshard.storage.cancellable import CancellableStore
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -26,7 +27,7 @@ if TYPE_CHECKING:
     from reshard.checkpoint.encryption import Known
     from reshard.checkpoint.inventory import Inventory
     from reshard.plan import Model
-    from reshard.progress import Progress
+    from reshard.progress import Cancellation, Progress
     from reshard.storage.protocol import ReadStore
     from reshard.strategy import Strategy
     from reshard.target.folder import TargetFolder
@@ -54,26 +55,27 @@ def encode_index(job: Job) -> bytes:
     return msgspec.json.encode(index)
 
 
-def prepare(request: Request, progress: Progress, *, workers: int) -> Job:
+def prepare(request: Request, progress: Progress, *, workers: int, cancellation: Cancellation | None = None) -> Job:
     """Read strategies and headers, or the index that has them, and decide what goes where.
 
     Raises:
         ReshardError: of the kind that fits, with what is wrong.
     """
     if request.index is not None:
-        return _indexed(request, request.index)
+        return _indexed(request, request.index, cancellation)
     strategies = strategies_of(request)
-    store, found = find(request, strategies[0])
-    return prepare_files(request, store, found, strategies, progress, workers=workers)
+    store, found = find(request, strategies[0], cancellation)
+    return prepare_files(request, store, found, strategies, progress, workers=workers, cancellation=cancellation)
 
 
-def find(request: Request, source: Strategy | None) -> tuple[ReadStore, Files]:
+def find(request: Request, source: Strategy | None, cancellation: Cancellation | None = None) -> tuple[ReadStore, Files]:
     """Return where the source's files are, as if they were plain, and which are meant.
 
     Raises:
         ReshardError: there are none, it is not clear which, or one rank's file would be taken for a whole checkpoint.
     """
-    opened, chosen = open_source(request.source, request.access.source)
+    store, chosen = open_source(request.source, request.access.source)
+    opened = cancellable(store, cancellation)
     options, ranks = request.options, None if source is None else source.numbers
     one_stage, each = options.layout == "Part", options.layout == "Same"
     found = find_files(opened, chosen, step=options.step, pattern=options.files, ranks=ranks, one_stage=one_stage, each=each)
@@ -81,10 +83,15 @@ def find(request: Request, source: Strategy | None) -> tuple[ReadStore, Files]:
     if whole and not (each or options.allow_single_rank):
         ((rank, path),) = found.by_rank.items()
         refuse_one_of_several(opened, path, request.access.source, rank=rank if one_stage else None)
-    return decrypted(opened, request), found
+    return decrypted(store, request, cancellation=cancellation), found
 
 
-def prepare_files(
+def cancellable(store: ReadStore, cancellation: Cancellation | None) -> ReadStore:
+    """Return `store` such that its reads end when the work is cancelled."""
+    return store if cancellation is None else CancellableStore(store, cancellation.check)
+
+
+def prepare_files(  # noqa: PLR0913 - what is read, and how
     request: Request,
     store: ReadStore,
     found: Files,
@@ -93,9 +100,11 @@ def prepare_files(
     *,
     workers: int,
     only: int | None = None,
+    cancellation: Cancellation | None = None,
 ) -> Job:
     """The same from these files of a source; `only`: the one target rank that is made, from the files that it needs."""
     source, target = strategies
+    plain, store = store, cancellable(store, cancellation)
     progress.begin("Reading headers", len(found.by_rank), "files")
     inventory = read_inventory(store, found, workers=workers, advance=progress.advance)
     model = _place(inventory, source, target, request, only=only)
@@ -106,7 +115,7 @@ def prepare_files(
     model = replace(model, diverging=find_diverging(store, model, workers=workers, whole=fully))
     stages = _stages(request, source, target, found) if source is not None and request.options.layout == "Part" else None
     selected = Selected(found.step, stages)
-    return job_of(request, store, model, source, target, key=_key(request), selected=selected, notes=found.notes)
+    return job_of(request, plain, model, source, target, key=_key(request), selected=selected, notes=found.notes)
 
 
 def source_names(request: Request, *, workers: int) -> dict[str, bool]:
@@ -145,7 +154,7 @@ def _stages(request: Request, source: Strategy, target: Strategy | None, found: 
     return stages
 
 
-def _indexed(request: Request, url: str) -> Job:
+def _indexed(request: Request, url: str, cancellation: Cancellation | None) -> Job:
     """The job that an index describes.
 
     Raises:
@@ -165,10 +174,11 @@ def _indexed(request: Request, url: str) -> Job:
     original = job_of(unwritten, store, model, source, target)
     if original.digest != index.digest:
         raise DataError("IndexDamaged", "its content does not have its digest", where=url, fix="index the source again")
-    return job_of(request, decrypted(store, request, index.encrypted), model, source, target, key=_key(request))
+    plain = decrypted(store, request, index.encrypted, cancellation=cancellation)
+    return job_of(request, plain, model, source, target, key=_key(request))
 
 
-def resume(request: Request, target: TargetFolder, standing: Standing) -> Job | None:
+def resume(request: Request, target: TargetFolder, standing: Standing, cancellation: Cancellation | None = None) -> Job | None:
     """The job that a plan step has begun at this target for an equal request, without reading the source's headers again."""
     if request.index is not None:
         return None  # which costs as little to read
@@ -182,7 +192,7 @@ def resume(request: Request, target: TargetFolder, standing: Standing) -> Job | 
             if request.options.verification == "Full" and not stored.fully_checked:
                 return None  # the plan was made for less
             model = replace(_place(stored.inventory, source, wanted, request), diverging=frozenset(stored.diverging))
-            plain = decrypted(store, request, stored.encrypted)
+            plain = decrypted(store, request, stored.encrypted, cancellation=cancellation)
             job = job_of(request, plain, model, source, wanted, key=_key(request), selected=stored.selected)
             for known in (job, job.of_these_versions()):
                 if known.digest == document.digest:
@@ -190,11 +200,13 @@ def resume(request: Request, target: TargetFolder, standing: Standing) -> Job | 
     return None
 
 
-def decrypted(store: ReadStore, request: Request, known: Mapping[str, Known] | None = None) -> ReadStore:
+def decrypted(
+    store: ReadStore, request: Request, known: Mapping[str, Known] | None = None, *, cancellation: Cancellation | None = None
+) -> ReadStore:
     """The source's files as if they were plain; of those that are not known, all is read and checked when they are opened."""
     if known and request.decryption is None:
         raise DataError("Encrypted", "its files are encrypted", where=store.url, fix="give their key (--decryption-key-file)")
-    return as_plain(store, request.decryption, known)
+    return store if request.decryption is None else as_plain(cancellable(store, cancellation), request.decryption, known)
 
 
 def _key(request: Request) -> bytes | None:

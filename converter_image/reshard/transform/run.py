@@ -88,7 +88,7 @@ def transform_checkpoint(
             complete, beside processes that write other ranks of the same job.
         owner: processes of one owner share the target's lock.
         progress: is told how far it is.
-        cancellation: lets it be called off.
+        cancellation: cancels it.
 
     Raises:
         ReshardError: of the kind that fits. Finished ranks are kept for the next try.
@@ -96,11 +96,19 @@ def transform_checkpoint(
     started = time.monotonic()
     workers, progress = workers or default_workers(), progress or Silent()
     thorough = commit and request.options.overwrite == "Replace"
-    opened = open_transform(request, progress, workers=workers, commit=commit, resumable=not commit, thorough=thorough)
+    cancellation = cancellation or Cancellation()
+    opened = open_transform(
+        request,
+        progress,
+        workers=workers,
+        cancellation=cancellation,
+        commit=commit,
+        resumable=not commit,
+        thorough=thorough,
+    )
     written: list[Written] = []
     manifest = opened.standing.own(opened.job)
     if not opened.complete:
-        cancellation = cancellation or Cancellation()
         written, manifest = _carry_out(opened, workers, progress, cancellation, commit=commit, owner=owner, thorough=thorough)
     elif commit:
         _tidy(opened)
@@ -146,20 +154,21 @@ def _carry_out(
     job, target = opened.job, opened.target
     state, shared = target.job(job.digest), owner or (None if commit else f"job-{job.digest}")
     with writing(target, job, owner=shared) as check_lock:
-        document, standing = begin(job, target)
+        document, standing = begin(job, target, cancellation)
         if commit and document.replaces:  # once more, now that nobody else writes
             refuse_loss(target, standing, job.scope, job.ranks, job.shape)
-        now = unfinished(job, target, standing)
+        now = unfinished(job, target, standing, cancellation)
         left = tuple(sorted({*now, *opened.left})) if thorough else now
         _make_room(opened, document, standing, left, alone=shared is None and job.part is None)
         progress.begin("Resharding", sum(opened.sizes[rank] for rank in left), "bytes")
-        guard = Guard(lambda: _check_ours(state, check_lock), cancellation, writer_name())
+        # A failed rank cancels the others; whoever gave us their cancellation may want to try again with it.
+        guard = Guard(lambda: _check_ours(state, check_lock), Cancellation(cancellation), writer_name())
         written = _write_ranks(job, state, left, document, workers, progress, guard)
         if not commit:
             return written, standing.own(job)
         check_lock()
         ranks = tuple(sorted({*job.scope, *written_ranks(job, target, standing)}))
-        return written, commit_job(target, document, ranks)
+        return written, commit_job(target, document, ranks, cancellation)
 
 
 def _tidy(opened: Opened) -> None:

@@ -2,15 +2,16 @@
 
 from __future__ import annotations
 
-from concurrent.futures import ThreadPoolExecutor
 from typing import TYPE_CHECKING
 
 from reshard.checkpoint.manifest import MANIFEST_NAME
 from reshard.engine.memory import default_workers
 from reshard.errors import DataError, MissingInputError
-from reshard.progress import Silent
+from reshard.parallel import parallel
+from reshard.progress import Cancellation, Silent
 from reshard.spec.request import Options
 from reshard.storage import open_store
+from reshard.storage.cancellable import CancellableReader
 from reshard.storage.digest import matches
 from reshard.target.folder import TargetFolder
 from reshard.transform.commit import maps_of
@@ -22,7 +23,12 @@ if TYPE_CHECKING:
 
 
 def verify_checkpoint(
-    target_url: str, *, access: Access | None = None, workers: int | None = None, progress: Progress | None = None
+    target_url: str,
+    *,
+    access: Access | None = None,
+    workers: int | None = None,
+    progress: Progress | None = None,
+    cancellation: Cancellation | None = None,
 ) -> Manifest:
     """Check a finished checkpoint against its manifest: every file's size and content digest.
 
@@ -31,6 +37,7 @@ def verify_checkpoint(
         access: the way to it, if it is in an object store.
         workers: how many files at a time.
         progress: is told how far it is.
+        cancellation: cancels it.
 
     Returns:
         The manifest.
@@ -39,6 +46,7 @@ def verify_checkpoint(
         MissingInputError: there is no manifest, or a file is gone.
         DataError: a file has changed.
     """
+    cancellation = cancellation or Cancellation()
     target, progress = TargetFolder(open_store(target_url, access), Options().file_mode), progress or Silent()
     manifest = target.manifest()
     if manifest is None:
@@ -52,7 +60,7 @@ def verify_checkpoint(
     maps = [name for name, content in maps_of(manifest).items() if target.store.read(name, len(content) + 1) != content]
 
     def check(record: FileRecord | IndexRecord) -> str | None:
-        reader = target.store.open(record.path)
+        reader = CancellableReader(target.store.open(record.path), cancellation.check)
         try:
             if reader.size != record.size:
                 return f"{record.path} has {reader.size} bytes instead of {record.size}"
@@ -61,8 +69,7 @@ def verify_checkpoint(
         finally:
             reader.close()
 
-    with ThreadPoolExecutor(workers or default_workers()) as pool:
-        damaged = [found for found in pool.map(check, manifest.listed) if found]
+    damaged = [found for found in parallel(check, manifest.listed, at_once=workers or default_workers()) if found]
     damaged += [f"{name} has another content" for name in maps]
     if damaged:
         more = f" (and {len(damaged) - 1} more files)" if len(damaged) > 1 else ""

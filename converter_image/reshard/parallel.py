@@ -1,0 +1,38 @@
+"""Work that waits for a storage, on several items at a time."""
+
+from __future__ import annotations
+
+from concurrent.futures import ThreadPoolExecutor
+from typing import TYPE_CHECKING, TypeVar
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterable, Iterator
+
+T = TypeVar("T")
+R = TypeVar("R")
+
+_AT_ONCE = 32
+
+
+def parallel(
+    work: Callable[[T], R], items: Iterable[T], *, at_once: int = _AT_ONCE, check: Callable[[], None] = lambda: None
+) -> Iterator[R]:
+    """Yield `work(item)` for each item, in order.
+
+    Args:
+        work: called from several threads. After a failure it is called for no further item.
+        items: the items.
+        at_once: the number of items at a time.
+        check: called before each item; raises to cancel the rest.
+    """
+
+    def checked(item: T) -> R:
+        check()
+        return work(item)
+
+    waiting = list(items)
+    if len(waiting) < 2 or at_once < 2:
+        yield from map(checked, waiting)
+        return
+    with ThreadPoolExecutor(min(at_once, len(waiting)), thread_name_prefix="reshard-parallel") as pool:
+        yield from pool.map(checked, waiting)

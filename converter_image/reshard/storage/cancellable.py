@@ -1,0 +1,70 @@
+"""A store whose reads end when the work that they are for is cancelled."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Sequence
+
+    from reshard.storage.protocol import Reader, ReadStore, Stat
+
+
+class CancellableStore:
+    """A store that calls `check` before each access, for work that reads much and reports little.
+
+    Args:
+        store: the store that is read.
+        check: raises when the work is cancelled. Called from every thread that reads.
+    """
+
+    def __init__(self, store: ReadStore, check: Callable[[], None]) -> None:
+        self._store, self._check = store, check
+        self.url, self.remote = store.url, store.remote
+
+    def list(self, path: str) -> list[Stat]:
+        """See `ReadStore.list`."""
+        self._check()
+        return self._store.list(path)
+
+    def stat(self, path: str) -> Stat | None:
+        """See `ReadStore.stat`."""
+        self._check()
+        return self._store.stat(path)
+
+    def read(self, path: str, limit: int) -> bytes:
+        """See `ReadStore.read`."""
+        self._check()
+        return self._store.read(path, limit)
+
+    def open(self, path: str) -> CancellableReader:
+        """See `ReadStore.open`."""
+        self._check()
+        return CancellableReader(self._store.open(path), self._check)
+
+
+class CancellableReader:
+    """A reader that calls `check` before each read."""
+
+    def __init__(self, reader: Reader, check: Callable[[], None]) -> None:
+        self._reader, self._check = reader, check
+        self.name, self.size, self.version = reader.name, reader.size, reader.version
+
+    def read(self, offset: int, length: int) -> bytes:
+        """See `Reader.read`."""
+        self._check()
+        return self._reader.read(offset, length)
+
+    def read_into(self, view: memoryview, offset: int) -> None:
+        """See `Reader.read_into`."""
+        self._check()
+        self._reader.read_into(view, offset)
+
+    def read_runs(self, view: memoryview, length: int, offsets: Sequence[int]) -> None:
+        """See `Reader.read_runs`."""
+        self._check()
+        self._reader.read_runs(view, length, offsets)
+
+    def close(self) -> None:
+        """See `Reader.close`."""
+        self._reader.close()
