@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import shutil
 from typing import TYPE_CHECKING
 
@@ -278,3 +279,37 @@ def test_a_strategy_of_one_stage_and_the_file_of_its_rank(made: disk.Checkpoint,
     assert main([*command, *source, "--target", str(tmp_path / "out")]) == 0
     source[1] = str(made.source / "rank_2" / "net-1_100.ckpt")
     assert main([*command, *source, "--target", str(tmp_path / "other")]) == 78
+
+
+def option_in(line: str) -> list[str]:
+    """The option that an error says chooses a step that is whole."""
+    found = re.search(r"read step \d+ of epoch \d+, which is whole on every rank: (--\w+ \S+) \(spec", line)
+    assert found is not None, line
+    return found[1].replace("'", "").split()
+
+
+def damaged(content: bytes, how: str) -> bytes:
+    return {"empty": b"", "torn": content[:-5], "no header": content[:3]}[how]
+
+
+@pytest.mark.parametrize(("newer", "newest"), [("1_150", "2_200"), ("2_100", "3_100")])
+@pytest.mark.parametrize(
+    ("how", "kind"), [("empty", "ckpt"), ("torn", "ckpt"), ("no header", "safetensors"), ("torn", "safetensors")]
+)
+def test_a_damaged_newest_step_is_answered_with_one_that_is_whole(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], how: str, newer: str, newest: str, kind: str
+) -> None:
+    made = disk.write(tmp_path / "in", disk.example(), kind)
+    for rank in range(4):
+        folder = made.source / f"rank_{rank}"
+        for at in (newer, newest):
+            shutil.copy(folder / f"net-1_100.{kind}", folder / f"net-{at}.{kind}")
+    for rank, at in ((1, newest), (3, newer)):
+        path = made.source / f"rank_{rank}" / f"net-{at}.{kind}"
+        path.write_bytes(damaged(path.read_bytes(), how))
+    capsys.readouterr()
+    assert main(made.arguments(tmp_path / "out")) in (65, 66)
+    option = option_in(capsys.readouterr().err)
+    assert option == (["--step", "100"] if newer == "1_150" else ["--files", "*-1_100.*"])
+    assert main(made.arguments(tmp_path / "out", *option)) == 0
+    assert disk.differences(made.model, tmp_path / "out", kind) == []

@@ -122,6 +122,11 @@ class Inventory(msgspec.Struct, frozen=True):
     foreign: bool = False
 
     @property
+    def empty_files(self) -> tuple[SourceFile, ...]:
+        """The files without a parameter."""
+        return tuple(file for file in self.files if not self.structures[file.structure].tensors)
+
+    @property
     def identity(self) -> Inventory:
         """The same without the times of files whose content was sampled: a copy of a source is the same source."""
         files = (msgspec.structs.replace(file, version="") if file.sample else file for file in self.files)

@@ -304,9 +304,7 @@ def _notes(model: Model, request: Request) -> tuple[str, ...]:
             f" {some(model.empty)}"
         )
     notes += _notes_on_foreign_files(model, request)
-    files = model.inventory.files
-    empty = [file for file in files if not model.inventory.structures[file.structure].tensors]
-    if empty:
+    if empty := model.inventory.empty_files:
         ranks = format_ranks(tuple(file.rank for file in empty))
         paths = some([file.path for file in empty])
         notes.append(f"the files of source ranks {ranks} hold no parameter; unless redundancy was removed, restore them: {paths}")

@@ -8,16 +8,18 @@ from typing import TYPE_CHECKING, Any
 import msgspec
 
 from reshard.engine.job import Job, job_of, key_of
-from reshard.errors import DataError, RequestError
-from reshard.plan import keep, place, unify
+from reshard.errors import DataError, MissingInputError, RequestError, ReshardError
+from reshard.plan import Planner, keep, place, unify
 from reshard.source.contents import check_crcs, find_diverging
 from reshard.source.encrypted import DecryptingStore, as_plain
 from reshard.source.files import Files, find_files, open_source
 from reshard.source.index import CheckpointIndex, Selected, decode_index, packed, read_index
 from reshard.source.keys import read_key
 from reshard.source.reading import read_inventory
+from reshard.source.selection import option_for
 from reshard.source.single import refuse_one_of_several
 from reshard.source.strategies import read_strategy
+from reshard.spec.ranks import parse_ranks
 from reshard.spec.request import Options, Request
 from reshard.storage.cancellable import CancellableStore
 
@@ -28,6 +30,7 @@ if TYPE_CHECKING:
     from reshard.checkpoint.inventory import Inventory
     from reshard.plan import Model
     from reshard.progress import Cancellation, Progress
+    from reshard.source.selection import Selection
     from reshard.storage.protocol import ReadStore
     from reshard.strategy import Strategy
     from reshard.target.folder import TargetFolder
@@ -106,8 +109,8 @@ def prepare_files(  # noqa: PLR0913 - what is read, and how
     source, target = strategies
     plain, store = store, cancellable(store, cancellation)
     progress.begin("Reading headers", len(found.by_rank), "files")
-    inventory = read_inventory(store, found, workers=workers, advance=progress.advance)
-    model = _place(inventory, source, target, request, only=only)
+    model = _read(request, store, found, strategies, progress, workers=workers, only=only)
+    inventory = model.inventory
     fully = request.options.verification == "Full"
     if fully and (marked := sum(file.size for file in inventory.checkable)):
         progress.begin("Checking CRCs", marked, "bytes")
@@ -116,6 +119,65 @@ def prepare_files(  # noqa: PLR0913 - what is read, and how
     stages = _stages(request, source, target, found) if source is not None and request.options.layout == "Part" else None
     selected = Selected(found.step, stages)
     return job_of(request, plain, model, source, target, key=_key(request), selected=selected, notes=found.notes)
+
+
+def _read(
+    request: Request,
+    store: ReadStore,
+    found: Files,
+    strategies: Strategies,
+    progress: Progress,
+    *,
+    workers: int,
+    only: int | None,
+) -> Model:
+    """Read the headers of a source's files, and decide which parameters go where.
+
+    Raises:
+        DataError: a file is damaged, or files and strategies contradict each other. If a file of the newest step is damaged, the
+            error names the newest older step that is whole.
+    """
+    inventory: Inventory | None = None
+    try:
+        inventory = read_inventory(store, found, workers=workers, advance=progress.advance)
+        model = _place(inventory, *strategies, request, only=only)
+        _check_shards(model, request.options, only)
+    except (DataError, MissingInputError) as error:
+        if inventory is not None and not inventory.empty_files:
+            raise
+        for older in found.older:
+            try:
+                inventory = read_inventory(store, Files(older.files), workers=workers)
+                _check_shards(_place(inventory, *strategies, request, only=only), request.options, only)
+            except ReshardError:
+                continue
+            raise _with_older(error, older, found) from error
+        raise
+    return model
+
+
+def _check_shards(model: Model, options: Options, only: int | None) -> None:
+    """Refuse files without a parameter, unless other files have all that the target ranks need.
+
+    Raises:
+        MissingInputError: a slice is in no file.
+    """
+    if not model.inventory.empty_files or options.layout in ("Same", "Index"):
+        return
+    ranks = range(model.target_ranks) if only is None else (only,)
+    planner = Planner(model)
+    for rank in ranks if options.ranks is None else parse_ranks(options.ranks, model.target_ranks):
+        planner.sources(rank)
+
+
+def _with_older(error: DataError | MissingInputError, older: Selection, found: Files) -> ReshardError:
+    """Return the same error with the option that selects an older step."""
+    steps = [step for step in (found.step, *(each.step for each in found.older)) if step is not None]
+    if older.step is None:
+        return error
+    epoch, step = older.step
+    choice = f"read step {step} of epoch {epoch}, which is whole on every rank: {option_for(older.step, steps)}"
+    return type(error)(error.reason, error.what, where=error.where, fix=f"{error.fix}, or {choice}" if error.fix else choice)
 
 
 def source_names(request: Request, *, workers: int) -> dict[str, bool]:
