@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import re
 import shutil
 from typing import TYPE_CHECKING
@@ -313,3 +314,45 @@ def test_a_damaged_newest_step_is_answered_with_one_that_is_whole(
     assert option == (["--step", "100"] if newer == "1_150" else ["--files", "*-1_100.*"])
     assert main(made.arguments(tmp_path / "out", *option)) == 0
     assert disk.differences(made.model, tmp_path / "out", kind) == []
+
+
+def stage(path: Path, number: int, names: str) -> None:
+    """Write the strategy of one pipeline stage of two ranks."""
+    layouts = {number: {name: Layout((2,), ((0,),)) for name in names}}
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_bytes(dump(StrategyFile(path.name, layouts), "protobuf"))
+
+
+@pytest.mark.parametrize("side", ["source", "target"])
+def test_strategies_of_an_earlier_run_with_more_stages(
+    tmp_path: Path, refused: Callable[..., str], capsys: pytest.CaptureFixture[str], side: str
+) -> None:
+    folder = tmp_path / "strategies"
+    for number, names in enumerate(("ab", "cd", "c", "d")):
+        stage(folder / f"stage_{number}.ckpt", number, names)
+        if number > 1:
+            os.utime(folder / f"stage_{number}.ckpt", (1e9, 1e9))
+    source = tmp_path / "src"
+    held = {name: np.arange(4, dtype=np.float32) for name in "abcd"}
+    for rank in range(8 if side == "source" else 1):
+        names = ("ab", "cd", "c", "d")[rank // 2] if side == "source" else "abcd"
+        (source / f"rank_{rank}").mkdir(parents=True)
+        (source / f"rank_{rank}" / "a.ckpt").write_bytes(rawfiles.ckpt({name: held[name][:2] for name in names}))
+    command = ["transform", "--source", str(source), "--target", str(tmp_path / "out"), f"--{side}-strategy"]
+    line = refused(65, "StaleStrategy", *command, str(folder))
+    assert "stage_2.ckpt" in line
+    assert main(["strategy", "merge", str(folder), str(tmp_path / "merged.ckpt")]) == 0
+    capsys.readouterr()
+    assert main([*command, str(tmp_path / "merged.ckpt")]) == 0
+    assert "pipeline stages 2-3 name only parameters that earlier stages name too" in capsys.readouterr().err
+
+
+def test_strategies_in_folders_of_ranks(made: disk.Checkpoint, tmp_path: Path, refused: Callable[..., str]) -> None:
+    folder = tmp_path / "strategies"
+    for rank in range(4):
+        (folder / f"rank_{rank}").mkdir(parents=True)
+        shutil.copy(made.source_strategy, folder / f"rank_{rank}" / "ckpt_strategy.ckpt")
+    assert main(made.arguments(tmp_path / "out", "--source-strategy", str(folder))) == 0
+    assert right(made, tmp_path / "out")
+    stage(folder / "rank_4" / "ckpt_strategy.ckpt", 0, "w")
+    refused(65, "StrategiesDisagree", *made.arguments(tmp_path / "other", "--source-strategy", str(folder)))

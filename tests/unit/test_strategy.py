@@ -301,7 +301,7 @@ def test_a_file_without_operators_is_stage_0_only_if_it_is_alone() -> None:
 def test_of_a_stages_files_the_first_counts() -> None:
     files = [
         parse(message({name: layout}, [stage]), name)
-        for name, layout, stage in (("b", ROWS, 1), ("a", ROWS, 0), ("c", SHARD, 1), ("a", ROWS, 0))
+        for name, layout, stage in (("b", ROWS, 1), ("a", ROWS, 0), ("b", ROWS, 1), ("a", ROWS, 0))
     ]
     merged = merge(files)
     assert merged.stages == {0: {"a": ROWS}, 1: {"b": ROWS}}
@@ -315,6 +315,30 @@ def test_files_of_a_stage_that_contradict_each_other_are_refused() -> None:
     error = refused(lambda: merge(files))
     assert (error.reason, error.where) == ("StrategiesDisagree", "s1: parameter b")
     assert "s0" in error.what
+
+
+def test_files_of_a_stage_that_name_other_parameters_are_refused() -> None:
+    files = [parse(message(dict.fromkeys(names, ROWS), [0]), name) for name, names in (("s0", "ab"), ("s1", "abc"))]
+    for order in (files, files[::-1]):
+        error = refused(lambda order=order: merge(order))
+        assert (error.reason, error.where) == ("StrategiesDisagree", order[1].name)
+        assert "names c" in error.what
+
+
+@pytest.mark.parametrize(
+    ("stages", "repeated"),
+    [
+        (["ab", "cd"], []),
+        (["ab", "cd", "c", "d"], [2, 3]),
+        (["ab", "bc"], []),
+        (["ab", "a", "c"], []),
+        (["abcd", "ab", "cd"], [1, 2]),
+        (["a"], []),
+    ],
+)
+def test_stages_of_an_earlier_run_name_nothing_of_their_own(stages: list[str], repeated: list[int]) -> None:
+    strategy = Strategy(tuple(dict.fromkeys(names, ROWS) for names in stages), 8)
+    assert list(strategy.repeated_stages) == repeated
 
 
 def test_a_missing_stage_is_named() -> None:

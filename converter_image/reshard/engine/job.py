@@ -233,7 +233,16 @@ def job_of(  # noqa: PLR0913 - what was read, each by itself
     planner = Planner(model, remove_redundancy=request.options.remove_redundancy)
     strategies = (source, target)
     job = Job(request, store, planner, identity, decides, output, part, whole, selected, strategies, cipher=cipher)
-    return replace(job, notes=(*notes, *_notes(model, request), *_notes_on_types(model, output), *_notes_on_shares(job)))
+    return replace(
+        job,
+        notes=(
+            *notes,
+            *_notes_on_strategies(strategies),
+            *_notes(model, request),
+            *_notes_on_types(model, output),
+            *_notes_on_shares(job),
+        ),
+    )
 
 
 def _identity(content: object) -> str:
@@ -340,6 +349,10 @@ def _notes_on_types(model: Model, output: Format) -> tuple[str, ...]:
         return ()
     types, names = sorted({p.dtype for p in found}), some([p.name for p in found])
     return (f"MindSpore 2.10 cannot load a .ckpt with the type {', '.join(types)}, which {len(found)} parameters have: {names}",)
+
+
+def _notes_on_strategies(strategies: tuple[Strategy | None, Strategy | None]) -> tuple[str, ...]:
+    return tuple(note for strategy in strategies if strategy is not None for note in strategy.notes)
 
 
 def _notes_on_shares(job: Job) -> tuple[str, ...]:

@@ -2,20 +2,30 @@
 
 from __future__ import annotations
 
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
 from typing import TYPE_CHECKING
 
-from reshard.errors import MissingInputError
+from reshard.errors import DataError, MissingInputError
+from reshard.source.listing import rank_folders
 from reshard.source.selection import natural
+from reshard.spec.ranks import format_ranks
 from reshard.storage import open_store, parent_and_name
+from reshard.storage.ahead import files_at_once
 from reshard.strategy import Strategy, parse
 from reshard.strategy.groups import restore_ranks
 
 if TYPE_CHECKING:
+    from collections.abc import Iterable
+
     from reshard.spec.access import Access
+    from reshard.storage.protocol import Stat, Store
     from reshard.strategy import StrategyFile
 
 # Strategy files of the largest models are some megabytes.
 _LARGEST_STRATEGY = 128 << 20
+# The ranks of one run write their strategies when they have compiled the network, at about the same time.
+_ONE_RUN_SECONDS = 3600
 
 
 def read_strategy(path: str, access: Access | None = None, *, one_stage: bool = False) -> Strategy:
@@ -31,8 +41,27 @@ def read_strategy(path: str, access: Access | None = None, *, one_stage: bool = 
         MissingInputError: there is none.
         RequestError: one stage is wanted, and it is of several.
     """
-    files = read_strategy_files(path, access)
-    return Strategy.of_one_stage(files) if one_stage else Strategy.from_files(files)
+    store, found = _find(path, access)
+    files = _parse_all(store, found)
+    if one_stage:
+        return Strategy.of_one_stage(files)
+    strategy = Strategy.from_files(files)
+    if not (repeated := strategy.repeated_stages):
+        return strategy
+    stages = format_ranks(tuple(repeated))
+    what = f"pipeline stages {stages} name only parameters that earlier stages name too"
+    times = [entry.modified for entry in found.values() if entry.modified is not None]
+    if times and max(times) - min(times) > _ONE_RUN_SECONDS:
+        oldest = min((name for name in found), key=lambda name: found[name].modified or 0)
+        raise DataError(
+            "StaleStrategy",
+            f"{what}, and the files were written over {(max(times) - min(times)) / 3600:.0f} hours: those of an earlier run with"
+            f" more stages may be among them, such as {oldest}",
+            where=path,
+            fix="give a folder with the strategy files of one run only; if they are, merge them with reshard strategy merge, and"
+            " give the merged file",
+        )
+    return replace(strategy, notes=(f"{path}: {what}; see that no file of an earlier run is among them",))
 
 
 def read_strategy_files(path: str, access: Access | None = None) -> list[StrategyFile]:
@@ -41,6 +70,14 @@ def read_strategy_files(path: str, access: Access | None = None) -> list[Strateg
     Raises:
         DataError: a file is damaged.
         MissingInputError: there is none.
+    """
+    return _parse_all(*_find(path, access))
+
+
+def _find(path: str, access: Access | None) -> tuple[Store, dict[str, Stat]]:
+    """The storage of strategy files, and where they are there.
+
+    A folder holds them itself, or in folders of ranks.
     """
     folder, name = parent_and_name(path)
     store = open_store(folder, access)
@@ -52,24 +89,40 @@ def read_strategy_files(path: str, access: Access | None = None) -> list[Strateg
             where=path,
             fix="give the strategy file, or the folder with the strategy files of all stages",
         )
-    names = [name]
-    if found.is_folder:
-        names = [
-            "/".join(part for part in (name, e.name) if part)
-            for e in store.list(name)
-            if not e.is_folder and e.name.endswith((".ckpt", ".json"))
-        ]
-        if not names:
-            raise MissingInputError(
-                "StrategyMissing",
-                "the folder holds no strategy file (.ckpt or .json)",
-                where=path,
-                fix="give the strategy file, or the folder with the strategy files of all stages",
-            )
-    contents: dict[bytes, str] = {}  # ranks of one stage have the same file
-    for each in sorted(names, key=natural):
-        contents.setdefault(store.read(each, _LARGEST_STRATEGY), each)
-    return [parse(content, each) for content, each in contents.items()]
+    if not found.is_folder:
+        return store, {name: found}
+    entries = store.list(name)
+    files = _strategies_among(name, entries)
+    if not files:
+        ranks = rank_folders((entry.name for entry in entries if entry.is_folder), path).values()
+        for inner in (_joined(name, rank) for rank in ranks):
+            files |= _strategies_among(inner, store.list(inner))
+    if not files:
+        raise MissingInputError(
+            "StrategyMissing",
+            "the folder holds no strategy file (.ckpt or .json), nor do folders of ranks in it",
+            where=path,
+            fix="give the strategy file, or the folder with the strategy files of all stages",
+        )
+    return store, files
+
+
+def _strategies_among(folder: str, entries: Iterable[Stat]) -> dict[str, Stat]:
+    return {_joined(folder, e.name): e for e in entries if not e.is_folder and e.name.endswith((".ckpt", ".json"))}
+
+
+def _joined(folder: str, name: str) -> str:
+    return f"{folder}/{name}" if folder else name
+
+
+def _parse_all(store: Store, found: Iterable[str]) -> list[StrategyFile]:
+    """The distinct files among these, in their natural order: ranks of one stage have the same file."""
+    contents: dict[bytes, str] = {}
+    names = sorted(found, key=natural)
+    with ThreadPoolExecutor(files_at_once(1, remote=store.remote)) as pool:
+        for name, content in zip(names, pool.map(lambda name: store.read(name, _LARGEST_STRATEGY), names), strict=True):
+            contents.setdefault(content, name)
+    return [parse(content, name) for content, name in contents.items()]
 
 
 def read_restore_ranks(path: str, access: Access | None = None) -> tuple[int, ...]:

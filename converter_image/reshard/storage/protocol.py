@@ -7,7 +7,7 @@ purpose itself (`swap`, `age`, `abort_stale_uploads`).
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, NamedTuple, Protocol
 
 if TYPE_CHECKING:
@@ -26,12 +26,14 @@ class Stat:
         is_folder: whether names can lie below it.
         size: length in bytes; 0 for a folder.
         version: changes whenever the content may have changed.
+        modified: modification time in seconds since 1970; None: the storage does not tell.
     """
 
     name: str
     is_folder: bool
     size: int
     version: str
+    modified: float | None = field(default=None, compare=False)
 
 
 class WriteCost(NamedTuple):

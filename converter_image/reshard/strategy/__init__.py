@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from itertools import islice
 from typing import TYPE_CHECKING
 
@@ -30,11 +30,13 @@ class Strategy:
         stages: for each pipeline stage its parameters' layouts, by name.
         devices: ranks of each stage.
         first: the number of the first of these stages: not 0 where the strategy is that of one stage of several.
+        notes: what a user should know of it.
     """
 
     stages: tuple[Mapping[str, Layout], ...]
     devices: int
     first: int = 0
+    notes: tuple[str, ...] = field(default=(), compare=False)
 
     @property
     def ranks(self) -> int:
@@ -45,6 +47,14 @@ class Strategy:
     def numbers(self) -> range:
         """The ranks of these stages, as they are numbered over all stages."""
         return range(self.first * self.devices, self.first * self.devices + self.ranks)
+
+    @property
+    def repeated_stages(self) -> range:
+        """The last stages, if they name nothing but what earlier ones name: those of an earlier run with more stages do."""
+        first = len(self.stages)
+        while first > 1 and self.stages[first - 1].keys() <= {name for stage in self.stages[: first - 1] for name in stage}:
+            first -= 1
+        return range(first, len(self.stages))
 
     @classmethod
     def from_files(cls, files: Sequence[StrategyFile]) -> Strategy:
@@ -141,9 +151,18 @@ def _devices(stages: Sequence[Mapping[str, Layout]]) -> int:
 def _check_agreement(file: StrategyFile, stages: Mapping[int, Mapping[str, Layout]], files: Mapping[int, str]) -> None:
     """That a file cuts the parameters of each stage as the file before it that counts does."""
     for stage, layouts in file.stages.items():
-        known = stages.get(stage, {})
+        known = stages.get(stage)
+        if known is None:
+            continue
+        if only := sorted(known.keys() ^ layouts.keys()):
+            raise DataError(
+                "StrategiesDisagree",
+                f"only one of it and {files[stage]} names {only[0]}, and both describe stage {stage}",
+                where=file.name,
+                fix="give a folder with the strategy files of one run only, or the one file that is meant",
+            )
         for name, layout in layouts.items():
-            if name in known and _essence(known[name]) != _essence(layout):
+            if _essence(known[name]) != _essence(layout):
                 raise DataError(
                     "StrategiesDisagree",
                     f"{files[stage]} cuts it in another way, and both describe stage {stage}",
@@ -165,7 +184,7 @@ def _check_devices(stages: Mapping[int, Mapping[str, Layout]], files: Mapping[in
                     f"stage {stage} has it on {layout.devices} ranks,"
                     f" but stage {first[1]} has parameter {first[0]} on {first[2]} ({files[first[1]]})",
                     where=f"{files[stage]}: parameter {name}",
-                    fix="all strategy files must come from one run",
+                    fix="give a folder with the strategy files of one run only",
                 )
     if first is None:
         raise DataError(

@@ -225,4 +225,4 @@ def _exists(entry: os.DirEntry[str]) -> bool:
 
 def _stat(name: str, found: os.stat_result) -> Stat:
     folder = stat_bits.S_ISDIR(found.st_mode)
-    return Stat(name, folder, 0 if folder else found.st_size, version_of(found))
+    return Stat(name, folder, 0 if folder else found.st_size, version_of(found), found.st_mtime)

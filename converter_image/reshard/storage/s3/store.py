@@ -102,7 +102,7 @@ class S3Store:
                 Stat(p["Prefix"][len(folder) : -1], is_folder=True, size=0, version="") for p in page.get("CommonPrefixes", ())
             ]
             found += [
-                Stat(o["Key"][len(folder) :], is_folder=False, size=o["Size"], version=o["ETag"])
+                Stat(o["Key"][len(folder) :], False, o["Size"], o["ETag"], o["LastModified"].timestamp())  # noqa: FBT003 - as its fields are
                 for o in page.get("Contents", ())
                 if o["Key"] != folder  # what consoles make to show an empty folder
             ]
