@@ -149,7 +149,7 @@ def _read(
             try:
                 inventory = read_inventory(store, Files(older.files), workers=workers)
                 _check_shards(_place(inventory, *strategies, request, only=only), request.options, only)
-            except ReshardError:
+            except (DataError, MissingInputError, RequestError):
                 continue
             raise _with_older(error, older, found) from error
         raise
