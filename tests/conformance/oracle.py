@@ -19,6 +19,8 @@ and, with the answer as JSON in the last line:
     python oracle.py layouts FILE...                what strategy files say to MindSpore's transforms
     python oracle.py groups FILE...                 what restore_group_info_list finds in files that it makes of their names
     python oracle.py signatures NAME...             parameters and defaults of functions of the package
+    python oracle.py exports                        names of its functions for checkpoints and strategies
+    python oracle.py merge FOLDER                   a parameter in slices, joined, and the layouts that it reads for that
     python oracle.py distribute FILE                why it cannot load unified safetensors, or null; a line for each
     python oracle.py go_on FOLDER:STRATEGY...       what that network says when it goes on from other checkpoints
     python oracle.py limits                         the length of the pieces that a large parameter is saved in
@@ -30,6 +32,7 @@ from __future__ import annotations
 import hashlib
 import inspect
 import json
+import re
 import sys
 import threading
 from pathlib import Path
@@ -39,7 +42,7 @@ from typing import Any
 import mindspore
 import numpy as np
 import safetensors
-from mindspore.parallel import transform_safetensors
+from mindspore.parallel import checkpoint_convert, checkpoint_transform, transform_safetensors
 from mindspore.parallel._parallel_serialization import _extract_layout_map
 from mindspore.train import node_strategy_pb2 as straspb
 from mindspore.train import serialization
@@ -286,8 +289,39 @@ def groups(path: Path) -> list[int]:
 
 def signature(name: str) -> list[list[Any]]:
     """Name, kind and default of each parameter of a function."""
-    parameters = inspect.signature(getattr(mindspore, name)).parameters.values()
+    home = next(module for module in (mindspore, mindspore.parallel, mindspore.train) if hasattr(module, name))
+    parameters = inspect.signature(getattr(home, name)).parameters.values()
     return [[p.name, str(p.kind), None if p.default is p.empty else repr(p.default)] for p in parameters]
+
+
+def exports() -> list[str]:
+    """Public functions of the modules that have to do with checkpoints and strategies."""
+    found = {name for module in (checkpoint_convert, checkpoint_transform, transform_safetensors) for name in module.__all__}
+    for name in {*mindspore.train.__all__, *mindspore.parallel.__all__}:
+        home = getattr(mindspore.train if hasattr(mindspore.train, name) else mindspore.parallel, name)
+        if inspect.isfunction(home) and re.search("checkpoint|ckpt|safetensors|strateg|slice|param", name):
+            found.add(name)
+    return sorted(name for name in found if not name.startswith("_"))
+
+
+def merge(folder: Path) -> dict[str, list[list[float]]]:
+    """A parameter in four slices by rows, and the same with an optimizer shard over two of two parts, each joined."""
+    folder.mkdir(exist_ok=True)
+    whole = np.arange(32, dtype=np.uint32).reshape(8, 4)
+    joined = {}
+    for name, cut in {"rows": Cut((4,), ((0,), ())), "shard": Cut((2, 2), ((1,), ()), 1, 2)}.items():
+        saving.strategy(folder / f"{name}.ckpt", {name: cut}, 0)
+        slices = [
+            mindspore.Parameter(saving.tensor_of(whole[2 * rank :][:2], "Float32"), name=name, requires_grad=False)
+            for rank in range(4)
+        ]
+        saving.save(folder / f"{name}.safetensors", {str(rank): whole[2 * rank :][:2] for rank in range(4)}, _FOUR)
+        found = mindspore.merge_sliced_parameter(slices, mindspore.build_searched_strategy(str(folder / f"{name}.ckpt")))
+        joined[name] = [list(found.shape), found.asnumpy().view(np.uint32).tolist()]
+    return joined
+
+
+_FOUR = {str(rank): "Float32" for rank in range(4)}
 
 
 def online(task: str) -> list[Any]:
@@ -360,6 +394,10 @@ def main(command: str, *arguments: str) -> None:
         writers[command](Path(arguments[0]))
     elif command == "limits":
         sys.stdout.write(json.dumps(serialization.SLICE_SIZE * 1024))
+    elif command == "exports":
+        sys.stdout.write(json.dumps(exports()))
+    elif command == "merge":
+        sys.stdout.write(json.dumps(merge(Path(arguments[0]))))
     elif command == "online":
         sys.stdout.write(json.dumps(online(*arguments)))
     else:

@@ -1,21 +1,36 @@
 """MindSpore's own function names and signatures (2.10), without MindSpore: change an import, keep the script.
 
-What differs is written at each function; every difference is one that loses nothing. Wherever MindSpore takes a path, an address
-like s3://bucket/prefix can stand too; it is reached as the AWS command line would.
+Each function documents how it differs; no difference loses data. A path may also be an address like s3://bucket/prefix, which is
+reached as the AWS command line would. Errors are `ReshardError` objects, and also of the built-in types that MindSpore documents.
 """
 
 from reshard.mindspore.conversion import ckpt_to_safetensors, safetensors_to_ckpt
-from reshard.mindspore.groups import restore_group_info_list
+from reshard.mindspore.groups import get_ckpt_path_with_strategy, restore_group_info_list
+from reshard.mindspore.loading import load_checkpoint, load_segmented_checkpoints
 from reshard.mindspore.pipeline import merge_pipeline_strategys
-from reshard.mindspore.segments import load_segmented_checkpoints
-from reshard.mindspore.transforms import rank_list_for_transform, transform_checkpoint_by_rank, transform_checkpoints
+from reshard.mindspore.slices import build_searched_strategy, merge_sliced_parameter
+from reshard.mindspore.transforms import (
+    convert_checkpoint_by_rank,
+    convert_checkpoints,
+    rank_list_for_convert,
+    rank_list_for_transform,
+    transform_checkpoint_by_rank,
+    transform_checkpoints,
+)
 from reshard.mindspore.unified import load_distributed_checkpoint, unified_safetensors
 
 __all__ = [
+    "build_searched_strategy",
     "ckpt_to_safetensors",
+    "convert_checkpoint_by_rank",
+    "convert_checkpoints",
+    "get_ckpt_path_with_strategy",
+    "load_checkpoint",
     "load_distributed_checkpoint",
     "load_segmented_checkpoints",
     "merge_pipeline_strategys",
+    "merge_sliced_parameter",
+    "rank_list_for_convert",
     "rank_list_for_transform",
     "restore_group_info_list",
     "safetensors_to_ckpt",

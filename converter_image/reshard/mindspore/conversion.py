@@ -10,6 +10,8 @@ from typing import TYPE_CHECKING
 import msgspec
 
 from reshard.errors import MissingInputError, UsageError
+from reshard.mindspore.arguments import path_of, workers_of
+from reshard.mindspore.errors import documented
 from reshard.source.files import open_source
 from reshard.spec.request import Options, RenameRule, Request
 from reshard.transform.loose import prepare_loose, write_loose
@@ -22,6 +24,7 @@ if TYPE_CHECKING:
 _SUFFIX: dict[OutputFormat, str] = {"Ckpt": ".ckpt", "Safetensors": ".safetensors"}
 
 
+@documented()
 def ckpt_to_safetensors(
     file_path: str,
     save_path: str | None = None,
@@ -45,11 +48,13 @@ def ckpt_to_safetensors(
         processes_num: files at a time.
 
     Raises:
-        ReshardError: of the kind that fits. Files that were written before stay.
+        ReshardError: also a TypeError (no path or number) or a ValueError (no such file, a damaged one, two parameters of one
+            name). Files that were written before stay.
     """
     _convert(_tasks("Ckpt", "Safetensors", file_path, save_path, file_name_regex), "Safetensors", name_map, processes_num)
 
 
+@documented()
 def safetensors_to_ckpt(
     file_path: str,
     save_path: str | None = None,
@@ -65,7 +70,8 @@ def _tasks(
     before: OutputFormat, after: OutputFormat, file_path: str, save_path: str | None, regex: str | None
 ) -> list[tuple[str, str]]:
     """The files to read, each with the one to write."""
-    suffix = _SUFFIX[before]
+    suffix, file_path = _SUFFIX[before], path_of(file_path, "file_path")
+    save_path = None if save_path is None else path_of(save_path, "save_path")
     if save_path and os.path.splitext(save_path)[1]:
         raise UsageError(
             "InvalidPath",
@@ -100,8 +106,7 @@ def _matches(regex: str | None, name: str) -> bool:
 
 def _convert(tasks: list[tuple[str, str]], output: OutputFormat, name_map: Mapping[str, str] | None, processes_num: int) -> None:
     """Convert files, some at a time."""
-    if not isinstance(processes_num, int) or processes_num < 1:
-        raise UsageError("InvalidOption", f"{processes_num!r} is no number of files", where="processes_num", fix="give 1 or more")
+    processes_num = workers_of(processes_num, "processes_num")
     with ThreadPoolExecutor(processes_num, thread_name_prefix="reshard-convert") as pool:
         futures = [pool.submit(_convert_file, source, target, output, name_map or {}, processes_num) for source, target in tasks]
         try:

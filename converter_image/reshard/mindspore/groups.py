@@ -1,20 +1,69 @@
-"""Which ranks hold the same: what MindSpore notes down of its communication groups."""
+"""Which ranks hold the same: by MindSpore's files of communication groups, and by a strategy."""
 
 from __future__ import annotations
 
-from reshard.source.strategies import read_restore_ranks
+import re
+
+from reshard.mindspore.arguments import path_of
+from reshard.mindspore.errors import documented
+from reshard.online.network import current_rank
+from reshard.source.strategies import read_restore_ranks, read_strategy_files
+from reshard.storage import open_store, parent_and_name
+from reshard.strategy import holders_of_the_same
+
+_RANK = re.compile(r"rank_(\d+)")
 
 
+@documented()
 def restore_group_info_list(group_info_file_name: str) -> list[int]:
-    """The ranks whose checkpoints can replace that of the rank that wrote a file of communication groups (GROUP_INFO_FILE).
+    """Return the ranks whose checkpoints can replace that of the rank that wrote a GROUP_INFO_FILE.
 
-    Unlike MindSpore's: a file without such a list is an error, where MindSpore means to refuse it and returns no ranks.
+    Unlike MindSpore's: a file without such a list is an error, and so is a strategy file, of which MindSpore returns characters.
 
     Args:
         group_info_file_name: the file.
 
     Raises:
-        DataError: it is damaged, or has no such list.
-        MissingInputError: there is no such file.
+        ReshardError: also a TypeError (no path), or a ValueError (the file is missing, damaged, or has no such list).
     """
-    return list(read_restore_ranks(group_info_file_name))
+    return list(read_restore_ranks(path_of(group_info_file_name, "group_info_file_name")))
+
+
+@documented()
+def get_ckpt_path_with_strategy(cur_ckpt_path: str, cur_strategy_path: str) -> str | None:
+    """Return the path of a checkpoint file that holds what a rank needs: its own, or that of a rank that holds the same.
+
+    Unlike MindSpore's: works without MindSpore, for the rank that the path names; finds every rank that holds the same of all
+    parameters, also where groups of ranks are not nested; `rank_1` is not taken for a part of `rank_10`.
+
+    Args:
+        cur_ckpt_path: the file that the rank needs, such as `rank_5/net-1_40.ckpt`.
+        cur_strategy_path: the strategy file of the rank's pipeline stage, or a merged one.
+
+    Returns:
+        The first of these files that exists; None: there is none. A path without `rank_<r>` is returned if the file exists.
+
+    Raises:
+        ReshardError: also a TypeError (no path) or a ValueError (the strategy is missing or damaged, or has no such rank).
+    """
+    path = path_of(cur_ckpt_path, "cur_ckpt_path")
+    strategy = path_of(cur_strategy_path, "cur_strategy_path")
+    named = _RANK.search(path)
+    if named is None:
+        return path if _is_file(path) else None
+    rank = current_rank()
+    if rank is None:
+        rank = int(named[1])
+    if rank == int(named[1]) and _is_file(path):
+        return path
+    for other in holders_of_the_same(read_strategy_files(strategy), rank):
+        candidate = _RANK.sub(f"rank_{other}", path)
+        if _is_file(candidate):
+            return candidate
+    return None
+
+
+def _is_file(path: str) -> bool:
+    folder, name = parent_and_name(path)
+    found = open_store(folder).stat(name)
+    return found is not None and not found.is_folder

@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+from reshard.mindspore.arguments import path_of
+from reshard.mindspore.errors import documented
 from reshard.source.strategies import read_strategy_files
 from reshard.spec.request import Options
 from reshard.storage import open_store, parent_and_name
 from reshard.strategy import dump, merge
 
 
+@documented(folder_reason="StrategyMissing")
 def merge_pipeline_strategys(src_strategy_dirs: str, dst_strategy_file: str) -> None:
     """Merge the strategy files of all pipeline stages in a folder into one.
 
@@ -18,9 +21,11 @@ def merge_pipeline_strategys(src_strategy_dirs: str, dst_strategy_file: str) -> 
         dst_strategy_file: the file to write; JSON if its name ends in .json.
 
     Raises:
-        DataError: a file is damaged, or a stage is missing.
+        ReshardError: also a NotADirectoryError (no such folder), a TypeError (no path) or a ValueError (a file is damaged, or a
+            stage is missing).
     """
-    merged = merge(read_strategy_files(src_strategy_dirs))
-    content = dump(merged, "json" if dst_strategy_file.endswith(".json") else "protobuf")
-    folder, name = parent_and_name(dst_strategy_file)
+    source, target = path_of(src_strategy_dirs, "src_strategy_dirs"), path_of(dst_strategy_file, "dst_strategy_file")
+    merged = merge(read_strategy_files(source))
+    content = dump(merged, "json" if target.endswith(".json") else "protobuf")
+    folder, name = parent_and_name(target)
     open_store(folder).write(name, content, mode=Options().file_mode)

@@ -7,6 +7,9 @@ from typing import TYPE_CHECKING
 from reshard.checkpoint import format_of
 from reshard.checkpoint.inventory import Inventory, SourceFile, Structure, TensorEntry
 from reshard.errors import UsageError
+from reshard.layout import Layout
+from reshard.mindspore.arguments import files_of, path_of, rank_of, strategy_of, workers_of
+from reshard.mindspore.errors import documented
 from reshard.plan import Planner, place
 from reshard.source.strategies import read_strategy, read_strategy_files
 from reshard.spec.request import Options, Request
@@ -19,6 +22,7 @@ if TYPE_CHECKING:
     from reshard.strategy import Strategy
 
 
+@documented(folder_reason="SourceMissing")
 def transform_checkpoints(
     src_checkpoints_dir: str,
     dst_checkpoints_dir: str,
@@ -47,8 +51,17 @@ def transform_checkpoints(
         output_format: "ckpt" or "safetensors".
 
     Raises:
-        ReshardError: of the kind that fits.
+        ReshardError: also a NotADirectoryError (no such source folder), a TypeError (no path) or a ValueError (strategies or
+            files are missing, damaged, or do not fit each other).
     """
+    source, target = path_of(src_checkpoints_dir, "src_checkpoints_dir"), path_of(dst_checkpoints_dir, "dst_checkpoints_dir")
+    before = strategy_of(src_strategy_file, "src_strategy_file")
+    after = strategy_of(dst_strategy_file, "dst_strategy_file")
+    workers = workers_of(process_num, "process_num")
+    if not isinstance(ckpt_prefix, str):
+        raise UsageError(
+            "InvalidType", f"{ckpt_prefix!r:.100} is no text", where="ckpt_prefix", fix="give the beginning of a name"
+        )
     if output_format not in ("ckpt", "safetensors"):
         raise UsageError(
             "InvalidFormat",
@@ -57,18 +70,18 @@ def transform_checkpoints(
             fix="give one of them",
         )
     request = Request(
-        source=src_checkpoints_dir,
-        target=dst_checkpoints_dir,
-        source_strategy=src_strategy_file,
-        target_strategy=dst_strategy_file,
+        source=source,
+        target=target,
+        source_strategy=before,
+        target_strategy=after,
         options=Options(
             format="Ckpt" if output_format == "ckpt" else "Safetensors",
-            layout="Part" if _is_one_stage_of_several(src_strategy_file, dst_strategy_file) else "PerRank",
+            layout="Part" if _is_one_stage_of_several(before, after) else "PerRank",
             file_prefix=ckpt_prefix,
             overwrite="Replace",
         ),
     )
-    transform_checkpoint(request, workers=process_num)
+    transform_checkpoint(request, workers=workers)
 
 
 def _is_one_stage_of_several(source: str | None, target: str | None) -> bool:
@@ -87,6 +100,7 @@ def _telling(names: Iterable[str]) -> set[str]:
     return {name for name in names if not name.startswith(("accu_grads", "adam_v", "adam_m"))}
 
 
+@documented()
 def rank_list_for_transform(
     rank_id: int, src_strategy_file: str | None = None, dst_strategy_file: str | None = None
 ) -> list[int]:
@@ -95,15 +109,19 @@ def rank_list_for_transform(
     Unlike MindSpore's: only those that are needed, and plain integers.
 
     Raises:
-        DataError: the strategies are damaged, or do not fit each other.
-        RequestError: there is no such rank.
+        ReshardError: also a TypeError (no integer, no path) or a ValueError (strategies are missing, damaged or do not fit each
+            other, or there is no such rank).
     """
-    source = read_strategy(src_strategy_file) if src_strategy_file else None
-    target = read_strategy(dst_strategy_file) if dst_strategy_file else None
+    rank = rank_of(rank_id, "rank_id")
+    before = strategy_of(src_strategy_file, "src_strategy_file")
+    after = strategy_of(dst_strategy_file, "dst_strategy_file")
+    source = read_strategy(before) if before else None
+    target = read_strategy(after) if after else None
     model = place(_imagined(source, target), source, target, allow_missing=True)
-    return list(Planner(model).sources(rank_id)) or [0]
+    return list(Planner(model).sources(rank)) or [0]
 
 
+@documented()
 def transform_checkpoint_by_rank(
     rank_id: int,
     checkpoint_files_map: Mapping[int, str],
@@ -124,31 +142,42 @@ def transform_checkpoint_by_rank(
         dst_strategy_file: the strategy that the target is to be cut by; None: one whole rank.
 
     Raises:
-        ReshardError: of the kind that fits; nothing is written then.
+        ReshardError: also a TypeError (no integer, path or dict) or a ValueError (files or strategies are missing, damaged, or do
+            not fit each other, or the name has another ending). Nothing is written then.
     """
-    output = format_of(save_checkpoint_file_name)
+    rank = rank_of(rank_id, "rank_id")
+    files = files_of(checkpoint_files_map, "checkpoint_files_map")
+    target = path_of(save_checkpoint_file_name, "save_checkpoint_file_name")
+    output = format_of(target)
     if output is None:
         raise UsageError(
             "InvalidFormat",
             "the name must end in .ckpt or .safetensors",
-            where=save_checkpoint_file_name,
+            where=target,
             fix="choose another name",
         )
-    refuse_own_files(checkpoint_files_map.values(), [save_checkpoint_file_name])
+    refuse_own_files(files.values(), [target])
     request = Request(
         source="/",
-        target=save_checkpoint_file_name,
-        source_strategy=src_strategy_file,
-        target_strategy=dst_strategy_file,
+        target=target,
+        source_strategy=strategy_of(src_strategy_file, "src_strategy_file"),
+        target_strategy=strategy_of(dst_strategy_file, "dst_strategy_file"),
         options=Options(format="Ckpt" if output == "ckpt" else "Safetensors"),
     )
-    job = prepare_loose(request, checkpoint_files_map, only=rank_id)
-    write_loose(job, {rank_id: save_checkpoint_file_name})
+    job = prepare_loose(request, files, only=rank)
+    write_loose(job, {rank: target})
+
+
+rank_list_for_convert = rank_list_for_transform
+convert_checkpoint_by_rank = transform_checkpoint_by_rank
+convert_checkpoints = transform_checkpoints
 
 
 def _imagined(source: Strategy | None, target: Strategy | None) -> Inventory:
     """The files that fit two strategies: which ranks are needed does not depend on the shapes."""
     wanted = {name: layout for stage in (target.stages if target else ()) for name, layout in stage.items()}
+    if source is None and target is None:
+        wanted = {"everything": Layout.whole(1)}
     stages = source.stages if source else (wanted,)
     structures = []
     for stage in stages:

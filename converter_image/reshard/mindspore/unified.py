@@ -4,16 +4,17 @@ from __future__ import annotations
 
 import glob
 import re
-from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 import msgspec
 
 from reshard.engine.memory import default_workers
 from reshard.errors import UsageError
+from reshard.mindspore.arguments import path_of, strategy_of, workers_of
+from reshard.mindspore.errors import documented
 from reshard.mindspore.keys import decryption_of
 from reshard.online.load import tensors_of
-from reshard.online.network import load_params, param_dict
+from reshard.online.network import current_rank, load_params, param_dict
 from reshard.progress import Silent
 from reshard.spec.ranks import format_ranks
 from reshard.spec.request import Options, RenameRule, Request
@@ -40,6 +41,7 @@ _MOST_PATIENCE_SECONDS = 15.0
 _FORMATS: dict[str, OutputFormat] = {"ckpt": "Ckpt", "safetensors": "Safetensors"}
 
 
+@documented()
 def unified_safetensors(
     src_dir: str,
     src_strategy_file: str | None,
@@ -68,8 +70,11 @@ def unified_safetensors(
             parts. Each may run at any time; whichever finds all parts there completes the checkpoint.
 
     Raises:
-        ReshardError: of the kind that fits.
+        ReshardError: also a TypeError (no path or number) or a ValueError (files are missing or damaged).
     """
+    src_dir, dst_dir = path_of(src_dir, "src_dir"), path_of(dst_dir, "dst_dir")
+    src_strategy_file = strategy_of(src_strategy_file, "src_strategy_file")
+    max_process_num = workers_of(max_process_num, "max_process_num")
     options = Options(layout="Unified", files=_pattern(file_suffix), overwrite="Replace")
     request = Request(src_dir, dst_dir, src_strategy_file, options=options)
     if choice_func is not None:
@@ -91,6 +96,7 @@ def unified_safetensors(
         _write_beside_others(_with(request, ranks=format_ranks(parts)), workers=workers, all_together=True)
 
 
+@documented()
 def load_distributed_checkpoint(
     network: Any,  # noqa: ANN401 - a Cell
     checkpoint_filenames: Sequence[str] | None = None,
@@ -135,8 +141,11 @@ def load_distributed_checkpoint(
         As MindSpore's: of a network and unified safetensors what `load_param_into_net` returns, or the parameters; else True.
 
     Raises:
-        ReshardError: of the kind that fits.
+        ReshardError: also a TypeError (no path or number) or a ValueError (files are missing, damaged or do not fit each other).
     """
+    max_process_num = workers_of(max_process_num, "max_process_num")
+    predict_strategy = strategy_of(predict_strategy, "predict_strategy")
+    train_strategy_filename = strategy_of(train_strategy_filename, "train_strategy_filename")
     for name, value in (("format", format), ("output_format", output_format)):
         if value not in _FORMATS:
             raise UsageError(
@@ -168,7 +177,7 @@ def load_distributed_checkpoint(
     )
     workers = min(max_process_num, default_workers())
     if into_memory:
-        found = _params(request, files, _own_rank() if rank_id is None else rank_id, workers)
+        found = _params(request, files, (current_rank() or 0) if rank_id is None else rank_id, workers)
         if return_param_dict:
             return found
         outcome = load_params(network, found, strict_load=strict_load)
@@ -197,14 +206,6 @@ def _to_files(request: Request, files: Mapping[int, str] | None, ranks: str | No
 
 def _with(request: Request, **options: Any) -> Request:  # noqa: ANN401 - as Options takes them
     return msgspec.structs.replace(request, options=msgspec.structs.replace(request.options, **options))
-
-
-def _own_rank() -> int:
-    """Of this process, as MindSpore knows it; 0 where it runs alone."""
-    try:
-        return int(import_module("mindspore.communication").get_rank())
-    except (ImportError, RuntimeError):
-        return 0
 
 
 def _pattern(suffix: str | None) -> str | None:

@@ -50,14 +50,20 @@ def load_into_net(
     return list(absent), list(unused)
 
 
-def load_params(net: Any, found: dict[str, Any], *, strict_load: bool) -> Any:  # noqa: ANN401 - MindSpore's
+def load_params(
+    net: Any,  # noqa: ANN401 - MindSpore's
+    found: dict[str, Any],
+    *,
+    strict_load: bool,
+    remove_redundancy: bool = False,
+) -> Any:  # noqa: ANN401 - MindSpore's
     """What MindSpore's `load_param_into_net` does and returns.
 
     Raises:
         MissingInputError: there is no MindSpore.
         RuntimeError: MindSpore's, of a parameter that does not fit the network.
     """
-    return _mindspore().load_param_into_net(net, found, strict_load)
+    return _mindspore().load_param_into_net(net, found, strict_load, remove_redundancy)
 
 
 def param_dict(tensors: Iterable[tuple[str, Array]]) -> dict[str, Any]:
@@ -86,6 +92,14 @@ def _tensor(mindspore: Any, name: str, array: Array) -> Any:  # noqa: ANN401 - a
             fix="leave it out, or use reshard.load",
         )
     return mindspore.Tensor.from_numpy(array)
+
+
+def current_rank() -> int | None:
+    """Return the rank of this process as MindSpore knows it; None: it runs without MindSpore's communication."""
+    try:
+        return int(import_module("mindspore.communication").get_rank())
+    except (ImportError, RuntimeError):
+        return None
 
 
 def _mindspore() -> Any:  # noqa: ANN401 - the package

@@ -1,16 +1,18 @@
-"""The parameters of one rank that lie in several files, read into memory."""
+"""The parameters of one file, or of one rank that lie in several files, read into memory."""
 
 from __future__ import annotations
 
 from contextlib import closing
+from io import BytesIO
 from typing import TYPE_CHECKING
+from warnings import warn
 
-from reshard.checkpoint import format_of, read_header
+from reshard.checkpoint import check_crc, format_of, read_header
 from reshard.checkpoint.arrays import array_of
 from reshard.errors import DataError, MissingInputError
 from reshard.source.encrypted import as_plain
 from reshard.source.selection import natural
-from reshard.storage import open_store
+from reshard.storage import open_store, parent_and_name
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
@@ -65,6 +67,65 @@ def read_segments(
         yield from _read(store, name, lambda parameter: wanted(parameter) and parameter not in known, known)
 
 
+def read_file(
+    source: str | BytesIO,
+    wanted: Callable[[str], bool] = lambda _: True,
+    *,
+    crc_check: bool = False,
+    access: Access | None = None,
+    decryption: Encryption | None = None,
+) -> Iterator[tuple[str, Array]]:
+    """Yield the parameters of one checkpoint file. Memory: one parameter, in addition to what the caller keeps.
+
+    Args:
+        source: the path of the file, or the content of a safetensors file.
+        wanted: whether a name is wanted.
+        crc_check: compare the content with the CRC32 in the file; a file without one is warned of.
+        access: the way to it, if it is in an object store.
+        decryption: the key of the file; None: it is not encrypted.
+
+    Raises:
+        DataError: the file is damaged.
+        MissingInputError: there is no such file.
+    """
+    reader: Reader | _Memory
+    if isinstance(source, BytesIO):
+        reader = _Memory(source.getvalue())
+    else:
+        folder, name = parent_and_name(source)
+        reader = as_plain(open_store(folder, access), decryption).open(name)
+    with closing(reader):
+        header = read_header(reader)
+        if crc_check:
+            if header.crc is None:
+                warn(f"{reader.name} has no CRC32, so its content is not checked", stacklevel=2)
+            check_crc(reader, header)
+        for entry in header.structure.tensors:
+            if wanted(entry.name):
+                yield entry.name, array_of(_content(reader, entry), entry.dtype, entry.shape, entry.name)
+
+
+class _Memory:
+    """A safetensors file in memory."""
+
+    name = "BytesIO.safetensors"
+
+    def __init__(self, content: bytes) -> None:
+        self._content = content
+        self.size = len(content)
+
+    def read(self, offset: int, length: int) -> bytes:
+        """Read some bytes; the header was checked against the length of the content."""
+        return self._content[offset : offset + length]
+
+    def read_into(self, buffer: memoryview, offset: int) -> None:
+        """Fill a buffer."""
+        buffer[:] = self._content[offset : offset + len(buffer)]
+
+    def close(self) -> None:
+        """Do nothing."""
+
+
 def _read(store: ReadStore, path: str, wanted: Callable[[str], bool], known: set[str]) -> Iterator[tuple[str, Array]]:
     with closing(store.open(path)) as reader:
         for entry in read_header(reader).structure.tensors:
@@ -73,7 +134,7 @@ def _read(store: ReadStore, path: str, wanted: Callable[[str], bool], known: set
                 yield entry.name, array_of(_content(reader, entry), entry.dtype, entry.shape, entry.name)
 
 
-def _content(reader: Reader, entry: TensorEntry) -> bytearray:
+def _content(reader: Reader | _Memory, entry: TensorEntry) -> bytearray:
     content, done = bytearray(entry.nbytes), 0
     for offset, length in entry.extents:
         reader.read_into(memoryview(content)[done : done + length], offset)

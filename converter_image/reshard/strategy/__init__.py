@@ -9,7 +9,8 @@ from typing import TYPE_CHECKING
 import msgspec
 
 from reshard.errors import DataError, RequestError
-from reshard.strategy.file import StrategyFile, dump, parse
+from reshard.strategy.file import StrategyFile, dump, layout_of, parse
+from reshard.strategy.protobuf_form import layout_message
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
@@ -17,7 +18,7 @@ if TYPE_CHECKING:
     from reshard.layout import Layout
     from reshard.strategy.records import Node
 
-__all__ = ["Strategy", "StrategyFile", "dump", "merge", "parse"]
+__all__ = ["Strategy", "StrategyFile", "dump", "holders_of_the_same", "layout_message", "layout_of", "merge", "parse"]
 
 _SHOWN = 8
 
@@ -120,6 +121,36 @@ def merge(files: Sequence[StrategyFile]) -> StrategyFile:
             fix="give the folder with the strategy files of all stages",
         )
     return StrategyFile(files[0].name, {stage: stages[stage] for stage in sorted(stages)}, nodes)
+
+
+def holders_of_the_same(files: Sequence[StrategyFile], rank: int) -> list[int]:
+    """Return the ranks that hold the same slice of every parameter as a rank, which is one of them, ascending.
+
+    Gradients and the network's inputs do not count, as with MindSpore (mindspore/train/serialization.py, _get_cur_rank_dp).
+
+    Args:
+        files: the strategy file of the rank's stage, or those of all stages.
+        rank: the rank, numbered over all stages.
+
+    Raises:
+        DataError: the files do not belong together, or their stages have no such rank.
+    """
+    stages, _ = _joined(files)
+    devices = _devices(tuple(stages.values()))
+    stage, local = divmod(rank, devices)
+    described = next(iter(stages)) if len(stages) == 1 else stage  # a file of one stage need not say which
+    if described not in stages:
+        raise DataError(
+            "NoSuchRank",
+            f"rank {rank} is in pipeline stage {stage}, which no file describes",
+            where=files[0].name,
+            fix="give the strategy file of the rank's stage",
+        )
+    same = set(range(devices))
+    for name, layout in stages[described].items():
+        if not name.startswith(("accu_grads", "inputs")):
+            same &= set(layout.holders[layout.cells[local]])
+    return sorted(rank - local + other for other in same)
 
 
 def _joined(files: Sequence[StrategyFile]) -> tuple[dict[int, Mapping[str, Layout]], tuple[Node, ...]]:

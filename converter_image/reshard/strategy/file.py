@@ -109,6 +109,24 @@ def dump(file: StrategyFile, form: Form) -> bytes:
     return encode(file.parameters.items(), nodes, nodes[0].stage)
 
 
+def layout_of(message: bytes, name: str) -> Layout:
+    """Read one parameter's layout from a serialized `ParallelLayouts` message.
+
+    Args:
+        message: the message.
+        name: the name of the parameter, for messages.
+
+    Raises:
+        DataError: it is damaged, contradicts itself or cuts unevenly.
+    """
+    try:
+        layout = _checked(protobuf_form.decode_layout(message), f"parameter {name}")
+    except MalformedError as error:
+        raise DataError("StrategyInvalid", error.what, where=f"parameter {name}", fix=_FIX) from None
+    _check_parts(layout, _MAX_TABLES, f"parameter {name}")
+    return layout
+
+
 def _layouts(
     parameters: tuple[tuple[str, bytes], ...], decode_layout: Callable[[bytes], LayoutRecord], file: str
 ) -> dict[str, Layout]:

@@ -149,13 +149,18 @@ def decode_restore_ranks(content: bytes) -> tuple[int, ...]:
     for count, (number, kind, start, end) in enumerate(_fields(content)):
         if count == _MAX_GROUPS:
             raise MalformedError(f"it has more than {_MAX_GROUPS} groups")
+        if number == _STAGE and kind == _VARINT:  # which a file of groups has no field for, and a strategy file always
+            raise MalformedError("it is a strategy file, not a file of communication groups")
         if number == _RESTORE and kind == _DELIMITED:
             lists.append(content[start:end])
     if not lists:
         raise MalformedError("it has no list of ranks to restore from")
     if (nbytes := sum(map(len, lists))) > _MAX_RANKS_BYTES:
         raise MalformedError(f"its list of ranks has {nbytes} bytes")
-    return tuple(_parsed("Dims", b"".join(lists)).dim)
+    ranks = tuple(_parsed("Dims", b"".join(lists)).dim)
+    if len(set(ranks)) < len(ranks):
+        raise MalformedError("its list of ranks names a rank twice")
+    return ranks
 
 
 def encode(parameters: Iterable[tuple[str, Layout]], nodes: Iterable[Node], current_stage: int) -> bytes:
@@ -170,12 +175,13 @@ def encode(parameters: Iterable[tuple[str, Layout]], nodes: Iterable[Node], curr
     for name, layout in parameters:
         content = encoded.get(layout)
         if content is None:
-            content = encoded[layout] = _encode_layout(layout)
+            content = encoded[layout] = bytes(layout_message(layout).SerializeToString(deterministic=True))
         message.parallel_layout_item.add(name=name.encode(), content=[content])
     return bytes(message.SerializeToString(deterministic=True))
 
 
-def _encode_layout(layout: Layout) -> bytes:
+def layout_message(layout: Layout) -> Any:  # noqa: ANN401 - a class that exists at run time only
+    """Return a layout as a `ParallelLayouts` message, with the fields of MindSpore's."""
     message = _classes()["ParallelLayouts"](
         field=0, opt_weight_shard_step=layout.shard_step, opt_weight_shard_size=layout.shard_size
     )
@@ -184,7 +190,7 @@ def _encode_layout(layout: Layout) -> bytes:
         message.tensor_map.add(dim=axes)
     message.param_split_shape.add()  # MindSpore reads the first of each, even where it is empty
     message.indices_offset.add()
-    return bytes(message.SerializeToString(deterministic=True))
+    return message
 
 
 def _item(content: bytes, start: int, end: int) -> tuple[str, bytes]:

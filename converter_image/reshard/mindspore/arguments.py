@@ -1,0 +1,71 @@
+"""Checks of arguments whose types MindSpore documents."""
+
+from __future__ import annotations
+
+import os
+from typing import TYPE_CHECKING, Any
+
+from reshard.errors import UsageError
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping
+
+
+def path_of(value: Any, name: str) -> str:  # noqa: ANN401 - whatever a script gives
+    """Return a path as text.
+
+    Raises:
+        UsageError: it is neither text nor a path.
+    """
+    if isinstance(value, str | os.PathLike):
+        found = os.fspath(value)
+        if isinstance(found, str):
+            return found
+    raise _wrong(value, name, "a path")
+
+
+def strategy_of(value: Any, name: str) -> str | None:  # noqa: ANN401 - the same
+    """Return the path of a strategy as text; None: there is no strategy.
+
+    Raises:
+        UsageError: it is neither text nor a path.
+    """
+    return None if value is None else path_of(value, name)
+
+
+def rank_of(value: Any, name: str) -> int:  # noqa: ANN401 - the same
+    """Return the number of a rank.
+
+    Raises:
+        UsageError: it is no integer.
+    """
+    if hasattr(value, "__index__") and not isinstance(value, bool):
+        return int(value.__index__())
+    raise _wrong(value, name, "an integer")
+
+
+def files_of(value: Any, name: str) -> Mapping[int, str]:  # noqa: ANN401 - the same
+    """Return files by rank.
+
+    Raises:
+        UsageError: it is no dict of integers and paths.
+    """
+    if not isinstance(value, dict):
+        raise _wrong(value, name, "a dict from ranks to files")
+    return {rank_of(rank, name): path_of(path, name) for rank, path in value.items()}
+
+
+def workers_of(value: Any, name: str) -> int:  # noqa: ANN401 - the same
+    """Return a number of tasks that run at a time.
+
+    Raises:
+        UsageError: it is no integer above 0.
+    """
+    found = rank_of(value, name)
+    if found < 1:
+        raise UsageError("InvalidOption", f"{found} is less than 1", where=name, fix="give 1 or more")
+    return found
+
+
+def _wrong(value: object, name: str, wanted: str) -> UsageError:
+    return UsageError("InvalidType", f"{value!r:.100} is not {wanted}", where=name, fix=f"give {wanted}")

@@ -1,0 +1,160 @@
+"""The parameters of one file, or of the files of one rank, into memory or a network."""
+
+from __future__ import annotations
+
+import sys
+from io import BytesIO
+from typing import TYPE_CHECKING, Any
+
+from reshard.checkpoint import format_of
+from reshard.errors import MissingInputError, UsageError
+from reshard.mindspore.arguments import path_of
+from reshard.mindspore.errors import documented
+from reshard.mindspore.keys import decryption_of
+from reshard.online.network import load_params, param_dict
+from reshard.online.segments import read_file, read_segments
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterable
+
+    from reshard.checkpoint.arrays import Array
+
+Prefixes = str | list[str] | tuple[str, ...] | None
+
+
+@documented()
+def load_checkpoint(
+    ckpt_file_name: str | BytesIO,
+    net: Any = None,  # noqa: ANN401 - a mindspore.nn.Cell
+    strict_load: bool = False,
+    filter_prefix: Prefixes = None,
+    dec_key: bytes | None = None,
+    dec_mode: str = "AES-GCM",
+    specify_prefix: Prefixes = None,
+    choice_func: Callable[[str], bool] | None = None,
+    crc_check: bool = False,
+    remove_redundancy: bool = False,
+    format: str = "ckpt",  # noqa: A002 - MindSpore calls it so
+) -> dict[str, Any]:
+    """Load one checkpoint file.
+
+    Unlike MindSpore's: works without MindSpore; prefixes count for safetensors too; memory is bounded by the parameters that are
+    asked for; types that MindSpore writes and cannot load again are loaded as numpy arrays where MindSpore is not imported.
+
+    Args:
+        ckpt_file_name: the file, or the content of a safetensors file.
+        net: the network to load into, by MindSpore's `load_param_into_net`.
+        strict_load: whether types must be equal there.
+        filter_prefix: prefixes of the names of parameters that are left out.
+        dec_key: the key of an encrypted file.
+        dec_mode: "AES-GCM", "AES-CBC" or "SM4-CBC".
+        specify_prefix: prefixes of the names of parameters that are loaded.
+        choice_func: given a name, whether that parameter is loaded; called if neither prefix is given.
+        crc_check: compare the content with the CRC32 in the file. A file without one is loaded with a warning.
+        remove_redundancy: whether ranks share their parameters, for `load_param_into_net`.
+        format: "ckpt" or "safetensors"; the name of the file must end so.
+
+    Returns:
+        By name a `mindspore.Parameter` if the script has imported MindSpore or gives a network, else a numpy array (BFloat16
+        by ml_dtypes); text as `str`.
+
+    Raises:
+        ReshardError: also a TypeError (no path) or a ValueError (missing, damaged, or of another format; no such parameters).
+    """
+    if format not in ("ckpt", "safetensors"):
+        what = f"{format!r} is neither 'ckpt' nor 'safetensors'"
+        raise UsageError("InvalidFormat", what, where="format", fix="give one of them")
+    source: str | BytesIO
+    if isinstance(ckpt_file_name, BytesIO):
+        source, where = ckpt_file_name, "ckpt_file_name"
+        matches = format == "safetensors"
+    else:
+        source = where = path_of(ckpt_file_name, "ckpt_file_name")
+        matches = format_of(where) == format
+    if not matches:
+        fix = "give the format of the file; only safetensors are read from memory"
+        raise UsageError("InvalidFormat", f"it is not named as a {format} file", where=where, fix=fix)
+    wanted = _wanted(filter_prefix, specify_prefix, choice_func)
+    found = read_file(source, wanted, crc_check=crc_check, decryption=decryption_of(dec_key, dec_mode))
+    return _loaded(found, where, net, strict_load=strict_load, remove_redundancy=remove_redundancy)
+
+
+@documented()
+def load_segmented_checkpoints(
+    ckpt_file_dir: str,
+    net: Any = None,  # noqa: ANN401 - a mindspore.nn.Cell
+    strict_load: bool = False,
+    filter_prefix: Prefixes = None,
+    dec_key: bytes | None = None,
+    dec_mode: str = "AES-GCM",
+    specify_prefix: Prefixes = None,
+    choice_func: Callable[[str], bool] | None = None,
+) -> dict[str, Any]:
+    """Load all checkpoint files of one folder, such as `rank_0/` with the part of each pipeline stage.
+
+    Unlike MindSpore's: safetensors too. Of a parameter that several files hold the first counts, in the order of their numbers.
+
+    Args:
+        ckpt_file_dir: the folder.
+        net: the network to load into, by MindSpore's `load_param_into_net`.
+        strict_load: whether types must be equal there.
+        filter_prefix: prefixes of the names of parameters that are left out.
+        dec_key: the key of encrypted files.
+        dec_mode: "AES-GCM", "AES-CBC" or "SM4-CBC".
+        specify_prefix: prefixes of the names of parameters that are loaded.
+        choice_func: given a name, whether that parameter is loaded; called if neither prefix is given.
+
+    Returns:
+        As `load_checkpoint`.
+
+    Raises:
+        ReshardError: also a TypeError (no path) or a ValueError (missing or damaged files; no such parameters).
+    """
+    folder = path_of(ckpt_file_dir, "ckpt_file_dir")
+    wanted = _wanted(filter_prefix, specify_prefix, choice_func)
+    return _loaded(
+        read_segments(folder, wanted, decryption=decryption_of(dec_key, dec_mode)), folder, net, strict_load=strict_load
+    )
+
+
+def _wanted(without: Prefixes, only: Prefixes, choice: Callable[[str], bool] | None) -> Callable[[str], bool]:
+    """Whether a name is wanted, by two kinds of prefixes or, if neither is given, by a function."""
+    left_out, chosen = _prefixes(without, "filter_prefix"), _prefixes(only, "specify_prefix")
+    if choice is not None and not (left_out or chosen):
+        return choice
+    return lambda name: name.startswith(chosen or ("",)) and not (left_out and name.startswith(left_out))
+
+
+def _prefixes(given: Prefixes, where: str) -> tuple[str, ...]:
+    if given is not None and not isinstance(given, str | list | tuple):
+        raise UsageError("InvalidType", f"{given!r:.100} is no text or list", where=where, fix="give a prefix, or a list of some")
+    prefixes = (given,) if isinstance(given, str) else tuple(given or ())
+    if not all(isinstance(prefix, str) for prefix in prefixes):
+        raise UsageError("InvalidType", "a prefix is no text", where=where, fix="give a prefix, or a list of some")
+    if "" in prefixes or (given is not None and not prefixes):
+        raise UsageError("InvalidOption", "a prefix is empty, or there is none", where=where, fix="leave it out")
+    return prefixes
+
+
+def _loaded(
+    tensors: Iterable[tuple[str, Array]],
+    where: str,
+    net: Any,  # noqa: ANN401 - a mindspore.nn.Cell
+    *,
+    strict_load: bool,
+    remove_redundancy: bool = False,
+) -> dict[str, Any]:
+    """What was found, as parameters where MindSpore is; and in the network, if there is one."""
+    found: dict[str, Any] = {name: array.item() if array.dtype.kind == "U" else array for name, array in tensors}
+    if not found:
+        raise MissingInputError(
+            "NothingToLoad",
+            "no file has a parameter that was asked for",
+            where=where,
+            fix="take the names from reshard inspect",
+        )
+    if net is not None or "mindspore" in sys.modules:
+        found |= param_dict((name, value) for name, value in found.items() if not isinstance(value, str))
+    if net is not None:
+        load_params(net, found, strict_load=strict_load, remove_redundancy=remove_redundancy)
+    return found
