@@ -58,6 +58,12 @@ class MissingInputError(ReshardError):
     exit_code = 66
 
 
+class IncomparableError(ReshardError):
+    """A file is not known to differ from what was recorded, but what was recorded does not follow from its content."""
+
+    exit_code = 69
+
+
 class BugError(ReshardError):
     """A promise of this program does not hold: our fault, never the data's."""
 

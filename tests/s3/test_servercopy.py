@@ -30,13 +30,13 @@ def test_long_runs_are_copied_by_the_server(
     model = models.Model(4, 1, 2, 1, tensors, 1, remove_redundancy=False)
     disk.write(tmp_path, model, kind)
     base = server.upload(bucket, tmp_path, "in")
-    target = f"s3://{bucket}/out"
+    target, unread = f"s3://{bucket}/out", ["--verification", "none"]
     sides = ["--source", f"{base}/src", "--source-strategy", f"{base}/source.ckpt", "--target-strategy", f"{base}/target.ckpt"]
     plan = fault_proxy.Plan()
     with fault_proxy.between(server.endpoint, plan) as endpoint:
         monkeypatch.setenv("AWS_ENDPOINT_URL_S3", endpoint)
         client.client_of.cache_clear()
-        assert main(["transform", *sides, "--target", target, "--copy-mode", "server"]) == 0
+        assert main(["transform", *sides, "--target", target, "--copy-mode", "server", *unread]) == 0
     monkeypatch.setenv("AWS_ENDPOINT_URL_S3", server.endpoint)
     client.client_of.cache_clear()
     assert disk.differences(model, server.download(target, tmp_path / "out"), kind) == []
@@ -44,10 +44,51 @@ def test_long_runs_are_copied_by_the_server(
     assert all(file["digest"].startswith("etag:") for file in manifest["files"])
     assert sum(file["bytesRead"] for file in manifest["files"]) < sum(file["size"] for file in manifest["files"]) / 4
     assert main(["verify", target]) == 0
-    assert main(["transform", *sides, "--target", target, "--copy-mode", "server"]) == 0  # nothing to do
-    body = server.client().get_object(Bucket=bucket, Key=f"out/rank_1/checkpoint_1.{kind}")["Body"].read()
-    server.client().put_object(Bucket=bucket, Key=f"out/rank_1/checkpoint_1.{kind}", Body=body[:-1] + b"x")
-    assert main(["verify", target]) == 65
+    assert main(["transform", *sides, "--target", target, "--copy-mode", "server", *unread]) == 0  # nothing to do
+
+
+@pytest.mark.parametrize("verification", ["none", "sample", "full"])
+def test_a_copy_elsewhere_is_compared_by_its_content_or_not_at_all(
+    server: s3_server.Server, bucket: str, tmp_path: Path, capsys: pytest.CaptureFixture[str], verification: str
+) -> None:
+    def refused(code: int, reason: str, place: str) -> str:
+        capsys.readouterr()
+        assert main(["verify", place]) == code
+        line = capsys.readouterr().err.splitlines()[-1]
+        assert line.startswith(f"reshard: {reason}: ")
+        return line
+
+    tensor = models.Tensor("w", "Float32", (12288, 1024), ROWS, 0, FEWER_ROWS, 0)
+    model = models.Model(4, 1, 2, 1, (tensor,), 1, remove_redundancy=False)
+    disk.write(tmp_path, model, "safetensors")
+    base, target = server.upload(bucket, tmp_path, "in"), f"s3://{bucket}/out"
+    sides = ["--source", f"{base}/src", "--source-strategy", f"{base}/source.ckpt", "--target-strategy", f"{base}/target.ckpt"]
+    copy = ["transform", *sides, "--target", target, "--copy-mode", "server", "--verification"]
+    assert main([*copy, verification]) == 0
+    assert main(["verify", target]) == 0
+    local = server.download(target, tmp_path / "local")
+    other = server.upload(bucket, local, "other")
+    for place in (str(local), other):
+        if verification == "none":
+            line = refused(69, "DigestIncomparable", place)
+            assert "rank_0/checkpoint_0.safetensors (and 1 more files) cannot be compared here" in line
+            assert "--verification sample" in line
+        else:
+            assert main(["verify", place]) == 0
+    if verification == "none":
+        client, key = server.client(), "other/rank_0/checkpoint_0.safetensors"
+        content = client.get_object(Bucket=bucket, Key=key)["Body"].read()
+        client.put_object(Bucket=bucket, Key=key, Body=content[:-1] + b"x")
+        assert "another content" in refused(65, "ContentChanged", other)  # by the sample
+        # As the line advises.
+        assert main([*copy, "sample"]) == 0
+        local = server.download(target, tmp_path / "local")
+        assert main(["verify", str(local)]) == 0
+    path = local / "rank_1" / "checkpoint_1.safetensors"
+    path.write_bytes(path.read_bytes()[:-1] + b"x")
+    assert "rank_1" in refused(65, "ContentChanged", str(local))
+    path.write_bytes(path.read_bytes() + b"x")
+    assert "bytes instead of" in refused(65, "ContentChanged", str(local))
 
 
 def test_it_is_refused_where_it_cannot_be(bucket: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -58,6 +58,7 @@ class ThinServer:
         refuse: says which requests are answered with a status and a code instead.
         dates: whether answers have a Date header.
         clock: the server's clock.
+        longest_page: how many uploads it lists at a time; it refuses to continue a list.
         requests: all requests.
     """
 
@@ -67,6 +68,7 @@ class ThinServer:
     refuse: Callable[[Request], Refusal | None] = lambda _: None
     dates: bool = True
     clock: Callable[[], datetime] = lambda: datetime.now(UTC)
+    longest_page: int = 1000
     requests: list[Request] = field(default_factory=list)
     lock: Lock = field(default_factory=Lock)
 
@@ -125,12 +127,20 @@ class ThinServer:
         lines += [f"<CommonPrefixes><Prefix>{escape(folder)}</Prefix></CommonPrefixes>" for folder in folders]
         return 200, {}, f"<ListBucketResult>{''.join(lines[:most])}</ListBucketResult>".encode()
 
+    def _list_uploads(self, request: Request) -> tuple[int, dict[str, str], bytes]:
+        if "key-marker" in request.query:
+            return _refused(400, "InvalidArgument")
+        prefix = request.query.get("prefix", "")
+        found = sorted((k, i) for i, (b, k, _) in self.uploads.items() if b == request.bucket and k.startswith(prefix))
+        page = [f"<Upload><Key>{escape(k)}</Key><UploadId>{i}</UploadId></Upload>" for k, i in found[: self.longest_page]]
+        more = str(len(found) > self.longest_page).lower()
+        lines = f"<IsTruncated>{more}</IsTruncated>{''.join(page)}"
+        return 200, {}, f"<ListMultipartUploadsResult>{lines}</ListMultipartUploadsResult>".encode()
+
     def _of_upload(self, request: Request) -> tuple[int, dict[str, str], bytes]:
         bucket, key, upload = request.bucket, request.key, request.query.get("uploadId", "")
         if request.method == "GET":
-            named = [(i, k) for i, (b, k, _) in self.uploads.items() if (b, k) == (bucket, request.query.get("prefix", k))]
-            lines = [f"<Upload><Key>{escape(k)}</Key><UploadId>{i}</UploadId></Upload>" for i, k in named]
-            return 200, {}, f"<ListMultipartUploadsResult>{''.join(lines)}</ListMultipartUploadsResult>".encode()
+            return self._list_uploads(request)
         if not upload:
             upload = f"upload-{len(self.requests)}"
             self.uploads[upload] = (bucket, key, {})

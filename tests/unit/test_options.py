@@ -18,10 +18,11 @@ if TYPE_CHECKING:
 
 # One thing has one name, in kebab-case, snake_case and camelCase. What is not in all three places, and why:
 _KEYS = {f"{side}-{what}" for side in ("decryption", "encryption") for what in ("key-file", "key-env", "mode")}
+_ACCESS = {f"{side}{what}" for side in ("", "source-", "target-") for what in ("profile", "endpoint-url", "addressing-style")}
 ONLY_ON_THE_COMMAND_LINE = {
     "how this process works: arguments of the functions": {"workers", "no-commit", "owner", "json"},
     "other ways to say `ranks` and `rename`": {"rank-from", "rename-pattern", "rename-file"},
-    "an option for each field of `decryption`, `encryption` and `access`": {*_KEYS, "source-profile", "target-profile"},
+    "an option for each field of `decryption`, `encryption` and `access`": {*_KEYS, *_ACCESS, "checksums"},
 }
 NOT_ON_THE_COMMAND_LINE = {
     "as above": {"decryption", "encryption", "access"},

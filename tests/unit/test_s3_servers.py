@@ -94,6 +94,48 @@ def test_a_refused_completion_is_not_a_changed_source(server: thin_s3.ThinServer
         write(open_store("s3://bucket/a", Access(checksums="None")), "x")
 
 
+# Options.
+
+
+def test_each_side_has_the_server_that_its_options_name(
+    server: thin_s3.ThinServer, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    disk.write(tmp_path, disk.example())
+    for path in (p for p in tmp_path.rglob("*") if p.is_file()):
+        server.put("bucket", f"in/{path.relative_to(tmp_path)}", path.read_bytes())
+    monkeypatch.setenv("AWS_ENDPOINT_URL_S3", "http://127.0.0.1:9")
+    sides = ["--source", "s3://bucket/in/src", "--source-strategy", "s3://bucket/in/source.ckpt", "--target", "s3://bucket/out"]
+    with thin_s3.running() as other:
+        ways = ["--source-endpoint-url", server.endpoint, "--endpoint-url", other.endpoint, "--addressing-style", "path"]
+        assert main(["transform", *sides, *ways, "--checksums", "none"]) == 0
+        sent = [request for request in other.requests if request.method == "PUT" and not request.query]
+        assert sent
+        assert all({"content-md5", "x-amz-checksum-crc32"}.isdisjoint(request.headers) for request in sent)
+        for command in ("verify", "inspect", "commit"):
+            assert main([command, "s3://bucket/out", "--endpoint-url", other.endpoint, "--addressing-style", "path"]) == 0
+    assert [key for _, key in server.objects if key.startswith("out/")] == []
+    target = str(tmp_path / "out")
+    assert main(["fetch", *sides[:4], "--endpoint-url", server.endpoint, "--rank", "0", "--target", target]) == 0
+
+
+def test_a_secret_in_an_option_is_not_shown(refused: Callable[..., str]) -> None:
+    line = refused(2, "InvalidAddress", "verify", "s3://bucket/a", "--endpoint-url", "http://key:secret@127.0.0.1:9")
+    assert "secret@" not in line
+    assert "key:" not in line
+
+
+# Uploads.
+
+
+def test_uploads_are_found_although_the_server_refuses_its_own_markers(server: thin_s3.ThinServer) -> None:
+    server.longest_page = 2
+    for number in range(7):
+        key = "a/x" if number != 3 else "a/x.other"
+        server.uploads[f"{number}"] = ("bucket", key, {})
+    open_store("s3://bucket/a").abort_stale_uploads(["x", "y"], silent=0)
+    assert [key for _, key, _ in server.uploads.values()] == ["a/x.other"]
+
+
 # What writing costs.
 
 

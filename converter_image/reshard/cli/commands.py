@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import asdict
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -10,6 +11,7 @@ import click
 
 from reshard.checkpoint.manifest import MANIFEST_NAME
 from reshard.cli import inspection, pictures, show, words
+from reshard.cli.access import access_of, access_options
 from reshard.cli.arguments import PATH, Word, json_option, rank_in
 from reshard.cli.fetch import fetch
 from reshard.cli.keys import encryption_of, key_options
@@ -181,11 +183,14 @@ def plan(
 @click.option("--ranks", metavar="LIST", help="These target ranks make it complete, such as 0,2-5. Without: all.")
 @click.option("--owner", metavar="NAME", hidden=True, help="Processes of one owner share the target's lock.")
 @json_option
+@partial(access_options, uploads=True)
 @click.pass_obj
-def commit(invocation: Invocation, /, target: str, ranks: str | None, owner: str | None, as_json: bool) -> None:
+def commit(invocation: Invocation, /, target: str, ranks: str | None, owner: str | None, as_json: bool, **reached: Any) -> None:
     """Complete a checkpoint whose ranks, or parts, were written with --no-commit."""
     with show.progress() as progress:
-        manifest = commit_checkpoint(target, ranks=ranks, owner=owner, cancellation=invocation.cancellation)
+        manifest = commit_checkpoint(
+            target, ranks=ranks, owner=owner, access=access_of(reached), cancellation=invocation.cancellation
+        )
         for note in notes_on_rules(manifest):
             progress.note(note)
     if as_json:
@@ -207,12 +212,15 @@ def commit(invocation: Invocation, /, target: str, ranks: str | None, owner: str
 @cli.command()
 @click.argument("target", type=PATH, metavar="DIR")
 @click.option("--workers", type=click.IntRange(1, 256), help="Files at a time. Without: one for each processor, at most 8.")
+@access_options
 @json_option
 @click.pass_obj
-def verify(invocation: Invocation, /, target: str, workers: int | None, as_json: bool) -> None:
+def verify(invocation: Invocation, /, target: str, workers: int | None, as_json: bool, **reached: Any) -> None:
     """Check a finished checkpoint against its manifest, without the source."""
     with show.progress() as progress:
-        manifest = verify_checkpoint(target, workers=workers, progress=progress, cancellation=invocation.cancellation)
+        manifest = verify_checkpoint(
+            target, access=access_of(reached), workers=workers, progress=progress, cancellation=invocation.cancellation
+        )
     if as_json:
         found = {"digest": manifest.digest, "files": len(manifest.listed), "bytes": manifest.nbytes, "ranks": manifest.ranks}
         show.out_json(found)
@@ -233,11 +241,31 @@ def verify(invocation: Invocation, /, target: str, workers: int | None, as_json:
 @click.option("--files", "pattern", metavar="PATTERN", help="The files whose names match.")
 @click.option("--parameter", "parameters", multiple=True, metavar="PATTERN", help="Only these, such as '*.weight'.")
 @click.option("--all", "every", is_flag=True, help="Show all parameters and files, one a line.")
+@access_options
 @key_options("decryption")
 @json_option
-def inspect(path: str, how: str | None, **options: Any) -> None:
+def inspect(
+    path: str,
+    how: str | None,
+    step: int | None,
+    pattern: str | None,
+    parameters: tuple[str, ...],
+    every: bool,
+    as_json: bool,
+    **options: Any,
+) -> None:
     """Show what a checkpoint (or one of its files) holds."""
-    inspection.inspect(path, strategy=how, decryption=encryption_of(options, "decryption"), **options)
+    inspection.inspect(
+        path,
+        strategy=how,
+        step=step,
+        pattern=pattern,
+        parameters=parameters,
+        every=every,
+        as_json=as_json,
+        access=access_of(options),
+        decryption=encryption_of(options, "decryption"),
+    )
 
 
 cli.add_command(fetch)

@@ -32,6 +32,7 @@ if TYPE_CHECKING:
 
     from reshard.checkpoint.inventory import Inventory
     from reshard.checkpoint.manifest import Manifest
+    from reshard.spec.access import Access
     from reshard.spec.keys import Encryption
     from reshard.storage.protocol import ReadStore
 
@@ -73,19 +74,20 @@ def inspect(  # noqa: PLR0913 - one for each option
     parameters: Sequence[str],
     every: bool,
     as_json: bool,
+    access: Access | None = None,
     decryption: Encryption | None = None,
 ) -> None:
     """Show a checkpoint's files and parameters: all of them, or a readable number.
 
     Of encrypted files as little is read as of others, so not all of them is checked.
     """
-    store, chosen = open_source(path)
+    store, chosen = open_source(path, access)
     manifest = TargetFolder(store, 0).manifest() if chosen is None else None
     plain, anything = as_plain(store, decryption, check=False), step is None and pattern is None
-    how = read_strategy(strategy) if strategy else None
+    how = read_strategy(strategy, access) if strategy else None
     notes: tuple[str, ...] = ()
     if manifest is not None and manifest.index is not None and anything:
-        index = read_index(store.url)
+        index = read_index(store.url, access)
         inventory, how = index.inventory, how or index.strategies()[0]
     else:
         if manifest is not None and manifest.parts and anything:

@@ -7,10 +7,10 @@ from typing import TYPE_CHECKING, Any, TypeVar, get_args
 import click
 
 from reshard.cli import renaming
+from reshard.cli.access import ACCESS, CHECKSUMS, SOURCE_ACCESS, TARGET_ACCESS, accesses_of
 from reshard.cli.arguments import PATH, Word, json_option, kebab
 from reshard.cli.keys import encryption_of, key_options
 from reshard.errors import UsageError
-from reshard.spec.access import Access, Accesses
 from reshard.spec.request import CopyMode, Options, OutputFormat, Request, TargetLayout, Unplaced, Verification
 
 if TYPE_CHECKING:
@@ -151,7 +151,8 @@ _COMMON: tuple[Callable[[Any], Any], ...] = (
         metavar="OCTAL",
         help="Permission bits of the files.",
     ),
-    click.option("--source-profile", metavar="NAME", help="The AWS profile for the source. Without: as the AWS command line."),
+    *ACCESS,
+    *SOURCE_ACCESS,
     key_options("decryption", "encryption"),
     click.option("--overwrite", is_flag=True, help="Replace what is at the target, once the new one is complete."),
     json_option,
@@ -166,7 +167,8 @@ _SHARED: tuple[Callable[[Any], Any], ...] = (
         show_default=True,
         help="From S3 to S3: let the server copy by itself what it can.",
     ),
-    click.option("--target-profile", metavar="NAME", help="The same for the target."),
+    *TARGET_ACCESS,
+    CHECKSUMS,
     click.option("--owner", metavar="NAME", hidden=True, help="Processes of one owner share the target's lock."),
 )
 
@@ -219,9 +221,7 @@ def request_of(arguments: dict[str, Any]) -> Request:
         target_strategy=arguments.get("target_strategy"),
         index=arguments.get("index"),
         options=Options(**said),
-        access=Accesses(
-            source=Access(profile=arguments["source_profile"]), target=Access(profile=arguments.get("target_profile"))
-        ),
+        access=accesses_of(arguments),
         decryption=encryption_of(arguments, "decryption"),
         encryption=encryption_of(arguments, "encryption"),
     )

@@ -26,7 +26,7 @@ from reshard.source.headers import Blocks, heads
 from reshard.storage import open_store, parent_and_name
 from reshard.storage.ahead import prefetched, requests
 from reshard.storage.cancellable import CancellableReader
-from reshard.storage.digest import ContentDigest, digest_of_version, sample_of
+from reshard.storage.digest import ContentDigest, digest_of, digest_of_version, sample_of
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
@@ -112,9 +112,9 @@ def write_rank(
         digest = assemble(job, plan, writer, conditions, limits) if limits else produce(job, plan, writer, conditions)
         guard.check_lock()
         writer.finish()
-        if not digest:  # not all bytes were here
-            digest = digest_of_version(state.target.store, state.where(path, staged=staged))
         store, where = state.target.store, state.where(path, staged=staged)
+        if not digest:  # not all bytes were here
+            digest = _recorded_digest(job, store, where, guard.cancellation)
         _verify(job, plan, store, where, lambda: state.reject(path, staged=staged), guard.cancellation)
         with closing(store.open(where)) as written:
             sample = sample_of(written, remote=store.remote)
@@ -184,6 +184,14 @@ def assemble(job: Job, plan: RankPlan, writer: Writer, conditions: Conditions, l
                 writer.copy(files.reader(part.rank), part.offset, part.nbytes)
                 conditions.progress.advance(part.nbytes)
     return ""
+
+
+def _recorded_digest(job: Job, store: Store, path: str, cancellation: Cancellation) -> str:
+    """Return what is recorded of a file that the server has put together: its content's digest, if it may be read back."""
+    if job.request.options.verification == "None":
+        return digest_of_version(store, path)
+    with closing(store.open(path)) as reader:
+        return digest_of(reader, lambda _: cancellation.check(), remote=store.remote)
 
 
 def requests_of(job: Job, target: Store, rank: int, budget: Budget) -> int:

@@ -46,9 +46,14 @@ def digest_of_version(store: Store, path: str) -> str:
         return f"{_VERSION}{reader.version}"
 
 
+def is_version(digest: str) -> bool:
+    """Whether what was recorded is a version of one object, which does not follow from the content."""
+    return digest.startswith(_VERSION)
+
+
 def matches(reader: Reader, digest: str, advance: Callable[[int], None] = lambda _: None, *, remote: bool = False) -> bool:
     """Whether a file has the content, or where the server has put it together the version, of a record."""
-    if digest.startswith(_VERSION):
+    if is_version(digest):
         advance(reader.size)
         return digest == f"{_VERSION}{reader.version}"
     return digest == digest_of(reader, advance, remote=remote)

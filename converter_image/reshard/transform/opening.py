@@ -56,7 +56,7 @@ def open_transform(
     resumable: bool = False,
     thorough: bool = False,
 ) -> Opened:
-    """Prepare a transform, and check all that can be checked. Nothing is written.
+    """Prepare a transform, and check all that can be checked. Nothing is left at the target.
 
     Args:
         request: what to do.

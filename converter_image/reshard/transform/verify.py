@@ -2,22 +2,23 @@
 
 from __future__ import annotations
 
+from contextlib import closing
 from typing import TYPE_CHECKING
 
-from reshard.checkpoint.manifest import MANIFEST_NAME
+from reshard.checkpoint.manifest import MANIFEST_NAME, FileRecord
 from reshard.engine.memory import default_workers
-from reshard.errors import DataError, MissingInputError
+from reshard.errors import DataError, IncomparableError, MissingInputError
 from reshard.parallel import parallel
 from reshard.progress import Cancellation, Silent
 from reshard.spec.request import Options
 from reshard.storage import open_store
 from reshard.storage.cancellable import CancellableReader
-from reshard.storage.digest import matches
+from reshard.storage.digest import is_version, matches, sample_of
 from reshard.target.folder import TargetFolder
 from reshard.transform.commit import maps_of
 
 if TYPE_CHECKING:
-    from reshard.checkpoint.manifest import FileRecord, IndexRecord, Manifest
+    from reshard.checkpoint.manifest import IndexRecord, Manifest
     from reshard.progress import Progress
     from reshard.spec.access import Access
 
@@ -45,6 +46,7 @@ def verify_checkpoint(
     Raises:
         MissingInputError: there is no manifest, or a file is gone.
         DataError: a file has changed.
+        IncomparableError: an object store has put a file together, and this is not the object that it made.
     """
     cancellation = cancellation or Cancellation()
     target, progress = TargetFolder(open_store(target_url, access), Options().file_mode), progress or Silent()
@@ -59,15 +61,19 @@ def verify_checkpoint(
     progress.begin("Verifying", manifest.nbytes, "bytes")
     maps = [name for name, content in maps_of(manifest).items() if target.store.read(name, len(content) + 1) != content]
 
+    incomparable: list[str] = []
+
     def check(record: FileRecord | IndexRecord) -> str | None:
-        reader = CancellableReader(target.store.open(record.path), cancellation.check)
-        try:
+        with closing(CancellableReader(target.store.open(record.path), cancellation.check)) as reader:
             if reader.size != record.size:
                 return f"{record.path} has {reader.size} bytes instead of {record.size}"
-            same = matches(reader, record.digest, progress.advance, remote=target.store.remote)
-            return None if same else f"{record.path} has another content"
-        finally:
-            reader.close()
+            if matches(reader, record.digest, progress.advance, remote=target.store.remote):
+                return None
+            sample = record.sample if isinstance(record, FileRecord) and is_version(record.digest) else None
+            if sample is not None and sample == sample_of(reader, remote=target.store.remote):
+                incomparable.append(record.path)
+                return None
+        return f"{record.path} has another content"
 
     damaged = [found for found in parallel(check, manifest.listed, at_once=workers or default_workers()) if found]
     damaged += [f"{name} has another content" for name in maps]
@@ -78,5 +84,13 @@ def verify_checkpoint(
             damaged[0] + more,
             where=target.store.url,
             fix="restore it, or run the same transform again with --overwrite, which writes what has changed",
+        )
+    if incomparable:
+        more = f" (and {len(incomparable) - 1} more files)" if len(incomparable) > 1 else ""
+        raise IncomparableError(
+            "DigestIncomparable",
+            f"{min(incomparable)}{more} cannot be compared here: the recorded digest is the ETag of the object it was made as",
+            where=target.store.url,
+            fix="verify it there, or run the same transform again there with --verification sample, which records its content",
         )
     return manifest
