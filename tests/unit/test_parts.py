@@ -23,6 +23,7 @@ from rawfiles import same
 
 from reshard.checkpoint.manifest import MANIFEST_NAME
 from reshard.cli import main
+from reshard.layout import Layout
 from reshard.plan.traffic import traffic
 from reshard.progress import Silent
 from reshard.storage.local import LocalStore
@@ -287,13 +288,45 @@ def test_what_no_part_holds_is_missing_once_all_are_there(
     assert manifest(target)["missing"] == ["lost"]
 
 
-def test_copies_that_differ_between_parts_are_told(made: Pipeline, target: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_copies_that_differ_between_parts_are_refused_unless_accepted(
+    made: Pipeline, target: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     for path in made.made.source.glob("rank_[23]/*"):
         tensors = rawfiles.read("ckpt", path.read_bytes())
-        path.write_bytes(rawfiles.write("ckpt", tensors | {"step": tensors["step"] + 1}))
-    assert made.run(0, target) == made.run(1, target) == 0
+        path.write_bytes(rawfiles.write("ckpt", tensors | {"step": np.full_like(tensors["step"], 7)}))
+    assert (made.run(0, target), made.run(1, target)) == (0, 65)
+    said = capsys.readouterr().err
+    assert "RanksDisagree: parameter step: " in said
+    assert "and 7 on stage 1; " in said
+    assert not (target / MANIFEST_NAME).exists()
+    accepted = ["--allow-inconsistent", "step", "--overwrite"]
+    assert made.run(0, target, *accepted) == made.run(1, target, *accepted) == 0
     assert "copies of 1 parameters differ between parts, the first part's counts: step" in capsys.readouterr().err
-    assert manifest(target)["diverging"] == ["step"]
+    assert manifest(target)["inconsistentReplicas"] == ["step"]
+
+
+def test_replicas_that_differ_between_parts_are_refused_unless_accepted(
+    made: Pipeline, target: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Both stages have an embedding."""
+    emb = np.arange(16, dtype=np.float32)
+    for path in made.made.source.glob("rank_*/*"):
+        rank = int(path.parent.name.removeprefix("rank_"))
+        mine = (emb + (rank == 3))[rank % 2 * 8 :][:8]
+        path.write_bytes(rawfiles.write("ckpt", rawfiles.read("ckpt", path.read_bytes()) | {"emb": mine}))
+    before, after = disk.strategies(made.made.model)
+    for stage, layouts in enumerate(before.stages):
+        shared = {stage: layouts | {"emb": Layout((2,), ((0,),))}}
+        made.strategy(stage).write_bytes(dump(StrategyFile("x", shared), "protobuf"))
+    shared = {0: after.stages[0] | {"emb": Layout((4,), ((0,),))}}
+    made.made.target_strategy.write_bytes(dump(StrategyFile("x", shared), "protobuf"))
+    assert (made.run(0, target), made.run(1, target)) == (0, 65)
+    said = capsys.readouterr().err
+    assert "ReplicasDiffer: parameter emb: " in said
+    assert not (target / MANIFEST_NAME).exists()
+    accepted = ["--replicas", "lowest-rank", "--overwrite"]
+    assert made.run(0, target, *accepted) == made.run(1, target, *accepted) == 0
+    assert manifest(target)["inconsistentReplicas"] == ["emb"]
 
 
 @pytest.mark.parametrize(

@@ -4,12 +4,15 @@ from __future__ import annotations
 
 import hashlib
 from bisect import bisect_left
+from math import prod
 from typing import TYPE_CHECKING, Annotated, Literal, Protocol
 
 import msgspec
 
+from reshard.errors import DataError
+
 if TYPE_CHECKING:
-    from collections.abc import Hashable
+    from collections.abc import Hashable, Iterator
 
 Format = Literal["ckpt", "safetensors"]
 # Ranks: each file is that of a rank, as a strategy cuts the parameters. Unified: each holds whole ones, those that no strategy
@@ -55,6 +58,29 @@ class TensorEntry(msgspec.Struct, frozen=True, array_like=True, gc=False):
     def nbytes(self) -> int:
         """Length of the content in bytes."""
         return sum(length for _, length in self.extents)
+
+    def located(self, start: int, length: int) -> Iterator[tuple[int, int]]:
+        """Yield where in the file `length` bytes of the content from byte `start` are, as (offset, length).
+
+        Raises:
+            DataError: the content is shorter.
+        """
+        for offset, held in self.extents:
+            if start < held:
+                n = min(held - start, length)
+                yield offset + start, n
+                length -= n
+                start = 0
+                if not length:
+                    return
+            else:
+                start -= held
+        raise DataError(
+            "Truncated",
+            f"{self.nbytes} bytes do not hold {prod(self.shape)} elements",
+            where=f"parameter {self.name}",
+            fix="the file is damaged; restore it",
+        )
 
 
 class Structure(msgspec.Struct, frozen=True, array_like=True):

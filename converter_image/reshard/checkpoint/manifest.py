@@ -163,7 +163,7 @@ class Manifest(_Document, frozen=True):
         absent: names that the source's strategy has and no file holds.
         empty: names of tensors of shape [0], left out since MindSpore loads them from a `.ckpt` as scalars without a value.
         dropped: names of the source's that were to be left out.
-        diverging: names whose copies differ between source ranks.
+        inconsistent_replicas: names whose copies differ between source ranks, or between parts, which the user accepts.
         parts: a record for each stage that it was made from, where that was done stage by stage.
         index: what stands in the place of files, with the layout Index.
         key_check: tells whether a key is that of the files, if they are encrypted: see `BlockCipher.key_check`.
@@ -184,7 +184,7 @@ class Manifest(_Document, frozen=True):
     absent: tuple[str, ...] = ()
     empty: tuple[str, ...] = ()
     dropped: tuple[str, ...] = ()
-    diverging: tuple[str, ...] = ()
+    inconsistent_replicas: tuple[str, ...] = ()
     parts: tuple[PartRecord, ...] = ()
     index: IndexRecord | None = None
     key_check: bytes | None = None

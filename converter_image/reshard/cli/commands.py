@@ -350,6 +350,9 @@ def _show_plan(planned: PlanResult, *, as_json: bool) -> None:
                 "format": planned.format,
                 "digest": planned.digest,
                 "notes": list(planned.notes),
+                "replicated_parameters": [
+                    {"name": p.name, "dtype": p.dtype, "shape": list(p.shape)} for p in planned.planner.model.replicated
+                ],
                 "sources": {str(rank): list(sources) for rank, sources in summary.sources.items()},
             }
         )
@@ -369,6 +372,12 @@ def _show_plan(planned: PlanResult, *, as_json: bool) -> None:
             *([("requests for a rank's content", planned.rank_requests)] if planned.rank_requests else []),
         ],
     )
+    if replicated := planned.planner.model.replicated:
+        show.table(
+            "in no strategy, whole on every rank; if the source's ranks hold slices of them, give a strategy that names them",
+            [("parameter", "left"), ("type", "left"), ("shape", "left")],
+            [(p.name, p.dtype, str(list(p.shape))) for p in replicated],
+        )
     ranks = list(summary.sources)
     show.table(
         "",

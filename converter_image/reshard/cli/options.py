@@ -11,7 +11,7 @@ from reshard.cli.access import ACCESS, CHECKSUMS, SOURCE_ACCESS, TARGET_ACCESS, 
 from reshard.cli.arguments import PATH, Word, json_option, kebab
 from reshard.cli.keys import encryption_of, key_options
 from reshard.errors import UsageError
-from reshard.spec.request import CopyMode, Options, OutputFormat, Request, TargetLayout, Unplaced, Verification
+from reshard.spec.request import CopyMode, Options, OutputFormat, Replicas, Request, TargetLayout, Unplaced, Verification
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -85,6 +85,19 @@ _CUT: tuple[Callable[[Any], Any], ...] = (
         help="What only the source's strategy names: leave it out, or carry it whole.",
     ),
     click.option("--allow-missing", is_flag=True, help="Leave out what only the target's strategy names."),
+    click.option(
+        "--allow-inconsistent",
+        multiple=True,
+        metavar="PATTERN",
+        help="Accept that copies of these parameters, which no strategy names, differ between source ranks. * matches anything.",
+    ),
+    click.option(
+        "--replicas",
+        type=Word(*get_args(Replicas)),
+        default=kebab(_DEFAULTS.replicas),
+        show_default=True,
+        help="Replicas of the source must be identical; or take each slice from the lowest rank that holds it.",
+    ),
     click.option(
         "--remove-redundancy",
         is_flag=True,

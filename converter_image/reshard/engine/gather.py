@@ -5,7 +5,6 @@ from __future__ import annotations
 import threading
 from dataclasses import dataclass
 from functools import lru_cache
-from math import prod
 from typing import TYPE_CHECKING, Any, NoReturn
 
 import numpy as np
@@ -202,7 +201,7 @@ class Gatherer:
         """Read bytes of a tensor's content, which a `.ckpt` file may hold in several pieces."""
         self._files.count.nbytes += len(view)
         done = 0
-        for offset, n in _located(entry, start, len(view)):
+        for offset, n in entry.located(start, len(view)):
             reader.read_into(view[done : done + n], offset)
             done += n
 
@@ -227,11 +226,11 @@ def reads_of_box(rank: int, entry: TensorEntry, box: Box, tile_bytes: int) -> It
     if together:
         for part in _spanning(entry, box, itemsize, _span_bytes(tile_bytes)):
             first, end = flat_span(entry.shape, part)
-            for offset, n in _located(entry, first * itemsize, (end - first) * itemsize):
+            for offset, n in entry.located(first * itemsize, (end - first) * itemsize):
                 yield rank, offset, n
     else:
         for start in starts:
-            for offset, n in _located(entry, start, length):
+            for offset, n in entry.located(start, length):
                 yield rank, offset, n
 
 
@@ -265,30 +264,6 @@ def _spanning(entry: TensorEntry, box: Box, itemsize: int, most: int) -> Iterato
     for start, count in ((box.start[axis], half), (box.start[axis] + half, box.shape[axis] - half)):
         part = Box((*box.start[:axis], start, *box.start[axis + 1 :]), (*box.shape[:axis], count, *box.shape[axis + 1 :]))
         yield from _spanning(entry, part, itemsize, most)
-
-
-def _located(entry: TensorEntry, start: int, length: int) -> Iterator[tuple[int, int]]:
-    """Where in the file bytes of a tensor's content are, as (offset, length).
-
-    Raises:
-        DataError: the content is shorter.
-    """
-    for offset, held in entry.extents:
-        if start < held:
-            n = min(held - start, length)
-            yield offset + start, n
-            length -= n
-            start = 0
-            if not length:
-                return
-        else:
-            start -= held
-    raise DataError(
-        "Truncated",
-        f"{entry.nbytes} bytes do not hold {prod(entry.shape)} elements",
-        where=f"parameter {entry.name}",
-        fix="the file is damaged; restore it",
-    )
 
 
 @lru_cache(maxsize=512)

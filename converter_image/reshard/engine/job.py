@@ -17,6 +17,7 @@ from reshard.checkpoint.unified import HYPER_NAME, part_name, slices_beside
 from reshard.engine.gather import SourceFiles
 from reshard.errors import RequestError
 from reshard.plan import Planner, Role, summarize, unmatched
+from reshard.plan.rename import NamePattern
 from reshard.source.index import Selected
 from reshard.spec.ranks import format_ranks, parse_ranks
 from reshard.spec.request import Request, request_key
@@ -50,6 +51,7 @@ class Job:
         strategies: the strategies of source and target.
         notes: what the user should know.
         cipher: encrypts the target's files, if they are to be.
+        indexed: whether the source's files are described by an index.
     """
 
     request: Request
@@ -64,6 +66,7 @@ class Job:
     strategies: tuple[Strategy | None, Strategy | None]
     notes: tuple[str, ...] = ()
     cipher: BlockCipher | None = None
+    indexed: bool = False
 
     @property
     def model(self) -> Model:
@@ -189,7 +192,7 @@ class Job:
 
     def source_files(self, count: ReadCount | None = None) -> SourceFiles:
         """The source's files, to read from; `count` is told what is read of them."""
-        return SourceFiles(self.source, self.model.inventory, count, indexed=self.request.index is not None)
+        return SourceFiles(self.source, self.model.inventory, count, indexed=self.indexed)
 
 
 def job_of(  # noqa: PLR0913 - what was read, each by itself
@@ -317,13 +320,21 @@ def _notes(model: Model, request: Request) -> tuple[str, ...]:
         ranks = format_ranks(tuple(file.rank for file in empty))
         paths = some([file.path for file in empty])
         notes.append(f"the files of source ranks {ranks} hold no parameter; unless redundancy was removed, restore them: {paths}")
-    if model.diverging:
-        names = sorted(model.diverging)
-        taken = f"each target rank takes that of rank ({_nth(model)})"
-        if model.unified:
-            taken = "that of the first rank that has one is taken"
-        notes.append(f"copies of {len(names)} parameters differ between source ranks, {taken}: {some(names)}")
-    return tuple(notes)
+    return (*notes, *_notes_on_copies(model, request))
+
+
+def _notes_on_copies(model: Model, request: Request) -> list[str]:
+    """Which copies differ as the user accepts, and what of that acceptance is about nothing."""
+    notes = []
+    if accepted := sorted(model.inconsistent_replicas & model.per_rank):
+        taken = "the first rank's is taken" if model.unified else f"each target rank takes that of source rank {_nth(model)}"
+        notes.append(f"copies of {len(accepted)} parameters differ between source ranks, {taken}: {some(accepted)}")
+    if accepted := sorted(model.inconsistent_replicas - model.per_rank):
+        notes.append(f"replicas of {len(accepted)} parameters differ, those of the lowest ranks are taken: {some(accepted)}")
+    unnamed = [p.source_name for p in model.parameters if p.role is Role.REPLICATED]
+    patterns = request.options.allow_inconsistent if request.options.layout != "Part" else ()
+    unused = [pattern for pattern in patterns if not any(map(NamePattern(pattern).matches, unnamed))]
+    return notes + [f"no parameter that every strategy leaves out matches {pattern}" for pattern in unused]
 
 
 def _notes_on_foreign_files(model: Model, request: Request) -> Iterator[str]:

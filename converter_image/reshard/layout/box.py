@@ -50,6 +50,11 @@ class Box:
         return tuple(slice(a, a + n) for a, n in zip(self.start, self.shape, strict=True))
 
 
+def shifted(box: Box, by: tuple[int, ...]) -> Box:
+    """Return the box with its start moved by as many elements along each dimension: the reverse of `relative_to`."""
+    return Box(tuple(a + b for a, b in zip(box.start, by, strict=True)), box.shape)
+
+
 def strides(shape: tuple[int, ...]) -> tuple[int, ...]:
     """Elements between neighbours along each dimension of a row-major tensor.
 

@@ -25,7 +25,7 @@ if TYPE_CHECKING:
     from reshard.engine.job import Job
     from reshard.plan import RankPlan
     from reshard.spec.keys import Encryption
-    from reshard.spec.request import RenameRule, Unplaced, Verification
+    from reshard.spec.request import RenameRule, Replicas, Unplaced, Verification
 
 
 class LoadOptions(TypedDict, total=False):
@@ -37,6 +37,8 @@ class LoadOptions(TypedDict, total=False):
     unplaced: Unplaced
     allow_missing: bool
     rename: tuple[RenameRule, ...]
+    allow_inconsistent: tuple[str, ...]
+    replicas: Replicas
     verification: Verification
     index: str | None
     access: Accesses | None
@@ -66,6 +68,8 @@ def iter_tensors(  # noqa: PLR0913 - one for each option
     unplaced: Unplaced = "Drop",
     allow_missing: bool = False,
     rename: tuple[RenameRule, ...] = (),
+    allow_inconsistent: tuple[str, ...] = (),
+    replicas: Replicas = "Identical",
     verification: Verification = "Sample",
     index: str | None = None,
     access: Accesses | None = None,
@@ -87,8 +91,10 @@ def iter_tensors(  # noqa: PLR0913 - one for each option
         unplaced: what happens to parameters that only the source's strategy names.
         allow_missing: whether to leave out what only the target's strategy names.
         rename: what parameters are to be called.
-        verification: what is checked: with "Full" the CRC32s of all the source's files are checked first; else nothing is
-            compared.
+        allow_inconsistent: patterns of the names of parameters in no strategy whose copies may differ between source ranks.
+        replicas: the choice among several copies of a slice, see `Options`.
+        verification: how much of the source is checked first. "Full": the CRC32s of all files and all copies of a parameter;
+            "Sample": blocks of copies; "None": only copies of parameters in no strategy. An index was checked when it was made.
         index: the folder where `layout: Index` has indexed this source. It says which strategies count, and which versions of
             which files, so that none is opened that holds nothing of this rank.
         access: the way to those of them that are in an object store.
@@ -114,13 +120,15 @@ def iter_tensors(  # noqa: PLR0913 - one for each option
             unplaced=unplaced,
             allow_missing=allow_missing,
             rename=rename,
+            allow_inconsistent=allow_inconsistent,
+            replicas=replicas,
             verification=verification,
         ),
         access=access or Accesses(),
         index=index,
         decryption=decryption,
     )
-    return tensors_of(prepare(request, Silent(), workers=default_workers()), rank)
+    return tensors_of(prepare(request, Silent(), workers=default_workers(), single=True), rank)
 
 
 def tensors_of(job: Job, rank: int, count: ReadCount | None = None) -> Iterator[tuple[str, Array]]:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from enum import Enum
 from math import prod
 from typing import TYPE_CHECKING
@@ -38,6 +38,8 @@ class Parameter:
         target_stages: the pipeline stages that get it.
         structures: the positions in `Inventory.structures` that have it.
         source_name: what the source's files call it.
+        other_cuts: further layouts in which pipeline stages of the source hold it, each with its stages. They are compared with
+            `source` and never read from.
     """
 
     name: str
@@ -50,6 +52,7 @@ class Parameter:
     target_stages: tuple[int, ...]
     structures: tuple[int, ...]
     source_name: str
+    other_cuts: tuple[tuple[Layout, tuple[int, ...]], ...] = ()
 
     @property
     def nbytes(self) -> int:
@@ -85,7 +88,10 @@ class Model:
         empty: names of tensors of shape [0], left out since MindSpore loads them from a `.ckpt` as scalars without a value.
         elsewhere: names that the target's strategy has and this source not, which is one stage of several: other stages may.
         dropped: names of the source's that are left out because the user wants them to be.
-        diverging: names of replicated parameters whose copies differ between source ranks.
+        per_rank: names of replicated parameters whose copies may differ, because the user accepts that: a target rank takes the
+            copy of its own source rank.
+        lowest_replica: whether each slice is read from the lowest rank that holds it.
+        inconsistent_replicas: names of parameters whose copies were found to differ between source ranks, and are accepted.
         same: whether the file of each target rank holds what that of the source rank of the same number does.
         unified: whether the target's ranks are parts of one whole, see `reshard.plan.unified`.
     """
@@ -102,7 +108,9 @@ class Model:
     empty: tuple[str, ...] = ()
     elsewhere: tuple[str, ...] = ()
     dropped: tuple[str, ...] = ()
-    diverging: frozenset[str] = field(default=frozenset())
+    per_rank: frozenset[str] = frozenset()
+    lowest_replica: bool = False
+    inconsistent_replicas: frozenset[str] = frozenset()
     first_stage: int = 0
     same: bool = False
     unified: bool = False
@@ -111,6 +119,11 @@ class Model:
     def source_names(self) -> frozenset[str]:
         """What parameters are called in the source's files."""
         return frozenset(entry.name for structure in self.inventory.structures for entry in structure.tensors)
+
+    @property
+    def replicated(self) -> tuple[Parameter, ...]:
+        """The parameters with dimensions that go whole to every target rank because no strategy names them."""
+        return tuple(p for p in self.parameters if p.role is Role.REPLICATED and p.shape)
 
     @property
     def source_ranks(self) -> int:

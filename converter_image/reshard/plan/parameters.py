@@ -10,12 +10,14 @@ from reshard.checkpoint.unified import refuse_slices, stages_of_parts
 from reshard.errors import DataError, MissingInputError, RequestError
 from reshard.layout import Layout, cell_box
 from reshard.plan.model import Model, Parameter, Role
-from reshard.plan.rename import renamed
+from reshard.plan.rename import NamePattern, renamed
+from reshard.plan.stages import SourceStages, whole_shape
 
 if TYPE_CHECKING:
     from collections.abc import Collection, Iterable, Mapping, Sequence
 
     from reshard.checkpoint.inventory import Inventory, Kind, TensorEntry
+    from reshard.plan.stages import SourceCuts
     from reshard.spec.request import RenameRule
     from reshard.strategy import Strategy
 
@@ -33,6 +35,8 @@ def place(  # noqa: PLR0913 - each is a choice by itself
     only: int | None = None,
     incomplete: bool = False,
     rename: Sequence[RenameRule] = (),
+    allow_inconsistent: Sequence[str] = (),
+    lowest_replica: bool = False,
 ) -> Model:
     """Decide for each parameter whether and how it goes to the target.
 
@@ -46,6 +50,8 @@ def place(  # noqa: PLR0913 - each is a choice by itself
         only: the one target rank that is made, from files that were chosen for it; None: all ranks, from all files.
         incomplete: files of source ranks may not be there; what of them is needed is missed when it is planned.
         rename: what parameters are called at the target.
+        allow_inconsistent: patterns of the source's names of parameters that no strategy names and whose copies may differ.
+        lowest_replica: read each slice from the lowest rank that holds it.
 
     Raises:
         DataError: files and strategies disagree; a layout does not divide.
@@ -57,14 +63,14 @@ def place(  # noqa: PLR0913 - each is a choice by itself
         _refuse_strategy(source)
     else:
         _check_ranks(inventory, source, all_there=all_there)
-    found = _found(inventory)
-    names = renamed(found, rename, all_there=not one_stage)
-    held = frozenset(names.values())
     stages_of_source = stages_of_parts(inventory) if inventory.kind == "Unified" else _stages_by_name(source)
     stages_of_target = _stages_by_name(target)
+    found = _found(inventory, {name for name, stages in stages_of_source.items() if len(stages) > 1} if source else ())
+    names = renamed(found, rename, all_there=not one_stage)
+    held = frozenset(names.values())
     refuse_slices(inventory, names, stages_of_target)
     source_devices = source.devices if source else len(inventory.files) if inventory.unified else 1
-    held_in = _StagesHolding(inventory, source_devices)
+    stages = SourceStages(inventory, source)
     needed = _needed(target, only)
     not_found = [name for name in needed if name not in held]
     parameters, unplaced, missing = [], [], [] if one_stage else not_found.copy()
@@ -78,12 +84,10 @@ def place(  # noqa: PLR0913 - each is a choice by itself
         if role is Role.KEPT and not keep_unplaced:
             unplaced.append(name)
             continue
-        where = _Whereabouts(name, new, entry, structures, role)
-        before: Layout | None = None
-        source_stages: tuple[int, ...] = ()
+        cuts: SourceCuts = ()
         if role is not Role.REPLICATED and not inventory.unified:
-            before, source_stages = _source_layout(where, source, held_in(structures, in_source, name))
-        parameters += _targets(where, before, source_stages, target, in_target)
+            entry, cuts = stages.cuts(name, entry, structures, in_source)
+        parameters += _targets(_Whereabouts(name, new, entry, structures, role), cuts, target, in_target)
     # Pipeline strategies name the buffers of accumulated gradients, which MindSpore's loader does not ask for.
     required = [name for name in missing if not name.startswith("accu_grads")]
     if required and not allow_missing:
@@ -101,7 +105,16 @@ def place(  # noqa: PLR0913 - each is a choice by itself
         elsewhere=tuple(not_found) if one_stage else (),
         first_stage=source.first if source else 0,
         dropped=tuple(name for name in found if name not in names),
+        per_rank=_matching(parameters, allow_inconsistent),
+        lowest_replica=lowest_replica,
     )
+
+
+def _matching(parameters: Iterable[Parameter], patterns: Sequence[str]) -> frozenset[str]:
+    """The names of those parameters in no strategy whose names in the source match one of these patterns."""
+    found = [NamePattern(pattern) for pattern in patterns]
+    unnamed = (p for p in parameters if p.role is Role.REPLICATED)
+    return frozenset(p.name for p in unnamed if any(pattern.matches(p.source_name) for pattern in found))
 
 
 def _role(
@@ -198,14 +211,19 @@ def _check_ranks(inventory: Inventory, source: Strategy | None, *, all_there: bo
         )
 
 
-def _found(inventory: Inventory) -> dict[str, tuple[TensorEntry, tuple[int, ...]]]:
-    """Each parameter's first entry, and the structures that have it; all must agree on type and shape."""
+def _found(inventory: Inventory, in_stages: Collection[str]) -> dict[str, tuple[TensorEntry, tuple[int, ...]]]:
+    """Each parameter's first entry, and the structures that have it; all must agree on type and shape.
+
+    The shapes of those `in_stages`, which several pipeline stages share, are compared by `SourceStages`: stages may cut them in
+    different ways.
+    """
     first: dict[str, TensorEntry] = {}
     structures: dict[str, list[int]] = defaultdict(list)
     for number, structure in enumerate(inventory.structures):
         for entry in structure.tensors:
             other = first.setdefault(entry.name, entry)
-            if other is not entry and (entry.dtype, entry.shape) != (other.dtype, other.shape):
+            same = entry.dtype == other.dtype and (entry.shape == other.shape or entry.name in in_stages)
+            if not same:
                 raise DataError(
                     "RanksDisagree",
                     f"it is {other.dtype}{list(other.shape)} in {_file_of(inventory, structures[entry.name][0])},"
@@ -231,27 +249,6 @@ def _stages_by_name(strategy: Strategy | None) -> Mapping[str, tuple[int, ...]]:
     return stages
 
 
-class _StagesHolding:
-    """Of the stages that may hold a parameter, those whose files do."""
-
-    def __init__(self, inventory: Inventory, devices: int) -> None:
-        self._stages: dict[int, set[int]] = defaultdict(set)
-        for file in inventory.files:
-            self._stages[file.structure].add(file.rank // devices)
-
-    def __call__(self, structures: tuple[int, ...], named: tuple[int, ...], name: str) -> tuple[int, ...]:
-        held = set().union(*(self._stages[structure] for structure in structures))
-        stages = tuple(stage for stage in named if stage in held)
-        if named and not stages:
-            raise DataError(
-                "StageMismatch",
-                f"the source's strategy has it in stage {_listed(named)}, but files of stage {_listed(sorted(held))} hold it",
-                where=f"parameter {name}",
-                fix="give the strategy that the source was trained with",
-            )
-        return stages
-
-
 @dataclass(frozen=True, slots=True)
 class _Whereabouts:
     """A parameter as the source's files have it."""
@@ -263,34 +260,15 @@ class _Whereabouts:
     role: Role
 
 
-def _source_layout(found: _Whereabouts, source: Strategy | None, stages: tuple[int, ...]) -> tuple[Layout, tuple[int, ...]]:
-    """How the source cuts a parameter, and in which stages in this way. Stages that share one save it on one of them only."""
-    shape = found.entry.shape
-    if source is None:
-        return Layout.whole(len(shape)), (0,)
-    layouts = {stage: source.stages[stage - source.first][found.name] for stage in stages}
-    layout = layouts[stages[0]]
-    if layout.ndim != len(shape):
-        raise DataError(
-            "StrategyShapeMismatch",
-            f"the source's strategy cuts {layout.ndim} dimensions, but its files hold {found.entry.dtype}{list(shape)}",
-            where=f"parameter {found.name}",
-            fix="give the strategy that the source was trained with",
-        )
-    return layout, tuple(stage for stage in stages if layouts[stage] == layout)
-
-
 def _targets(
     found: _Whereabouts,
-    before: Layout | None,
-    source_stages: tuple[int, ...],
+    cuts: SourceCuts,
     target: Strategy | None,
     target_stages: tuple[int, ...],
 ) -> list[Parameter]:
     """One Parameter for each way in which target stages cut it: nearly always one."""
-    shape = found.entry.shape
-    if before is not None:
-        shape = tuple(n * k for n, k in zip(shape, before.parts, strict=True))
+    before, source_stages = cuts[0] if cuts else (None, ())
+    shape = found.entry.shape if before is None else whole_shape(found.name, found.entry, before)
     whole = Layout.whole(len(shape), target.devices if target else 1)
     stages_by_layout: dict[Layout, list[int]] = defaultdict(list)
     if target is not None and target_stages:
@@ -321,6 +299,7 @@ def _targets(
                 tuple(stages),
                 found.structures,
                 found.name,
+                cuts[1:],
             )
         )
     return parameters

@@ -109,6 +109,8 @@ class Planner:
         needed: set[tuple[int, ...]] = set()
         for kind in set(self.kinds(rank)):
             needed.update(group for _, group in self.needs(self.examples[kind], rank))
+        if model.lowest_replica:
+            return {group: group[0] for group in needed}
         pivot = rank * model.source_ranks // model.target_ranks
         return self._choose_by_stage(needed, pivot)
 
@@ -187,16 +189,17 @@ class Planner:
         return kinds
 
     def _kind(self, parameter: Parameter) -> tuple[object, ...]:
-        diverges = parameter.name in self.model.diverging
-        return (parameter.source, parameter.source_stages, parameter.target, parameter.structures, diverges)
+        per_rank = parameter.name in self.model.per_rank
+        return (parameter.source, parameter.source_stages, parameter.target, parameter.structures, per_rank)
 
     def _replica_group(self, parameter: Parameter, rank: int) -> tuple[int, ...]:
-        """Copies that differ are of their rank: a target rank takes that of the same number, going round, where there is one.
+        """The source ranks of which any may be read.
 
-        Where the target's ranks are parts of one whole, it takes the first.
+        Copies that may differ belong to their ranks: target rank r takes that of source rank r modulo their number, if its file
+        has one; otherwise, and where the target's ranks are parts of one whole, that of the first rank which has one.
         """
         holding, as_set = self._holders.of_structures(parameter.structures)
-        if parameter.name not in self.model.diverging:
+        if parameter.name not in self.model.per_rank:
             return holding
         same = self.model.first_rank + rank % self.model.source_ranks
         return (same,) if not self.model.unified and same in as_set else holding[:1]

@@ -28,7 +28,7 @@ def renamed(names: Collection[str], rules: Sequence[RenameRule], *, all_there: b
         RequestError: two get the same name.
     """
     exact = {rule.name: rule.to for rule in rules if rule.name is not None}
-    patterns = [(_Pattern(rule.pattern), rule.to) for rule in rules if rule.pattern is not None]
+    patterns = [(NamePattern(rule.pattern), rule.to) for rule in rules if rule.pattern is not None]
     for name in exact:
         if all_there and name not in names:
             raise MissingInputError(
@@ -54,7 +54,7 @@ def renamed(names: Collection[str], rules: Sequence[RenameRule], *, all_there: b
     return found
 
 
-def _by_pattern(name: str, patterns: list[tuple[_Pattern, str | None]]) -> str | None:
+def _by_pattern(name: str, patterns: list[tuple[NamePattern, str | None]]) -> str | None:
     for pattern, to in patterns:
         if pattern.matches(name):
             return to and pattern.apply(name, to)
@@ -67,10 +67,10 @@ def unmatched(names: Collection[str], rules: Sequence[RenameRule]) -> tuple[Rena
 
 
 def _matches_any(rule: RenameRule, names: Collection[str]) -> bool:
-    return rule.name in names if rule.pattern is None else any(map(_Pattern(rule.pattern).matches, names))
+    return rule.name in names if rule.pattern is None else any(map(NamePattern(rule.pattern).matches, names))
 
 
-class _Pattern:
+class NamePattern:
     """Text with stars, each of which stands for any characters, as few as will do.
 
     It is matched from left to right without ever going back, whoever wrote it; a regular expression may take forever.

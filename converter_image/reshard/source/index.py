@@ -18,7 +18,7 @@ from reshard.checkpoint.encryption import Known
 from reshard.checkpoint.inventory import Inventory
 from reshard.checkpoint.manifest import INDEX_NAME, decode
 from reshard.errors import DataError, MissingInputError, RequestError
-from reshard.spec.request import RenameRule, Unplaced
+from reshard.spec.request import STRICTNESS, AllowInconsistent, RenameRule, Replicas, Unplaced, Verification
 from reshard.storage import open_store
 from reshard.strategy import Strategy, StrategyFile, dump, parse
 
@@ -45,11 +45,11 @@ class CheckpointIndex(msgspec.Struct, frozen=True, rename="camel", kw_only=True)
 
     Attributes:
         schema: the form of this document.
-        digest: the digest of the job that it was made for; of one with `layout: Index` everything here but `diverging` follows
-            from it.
+        digest: the digest of the job that it was made for; of one with `layout: Index` everything here but
+            `inconsistent_replicas` and `checked` follows from it.
         inventory: what the source holds.
-        diverging: names of replicated parameters whose copies differ between source ranks.
-        fully_checked: whether the CRC32s of the source's files and all bytes of its replicated parameters were compared.
+        inconsistent_replicas: names of parameters whose copies differ between source ranks, which the user accepts.
+        checked: how much of the source was checked: with "Full" its CRC32s, and all copies of its parameters.
         source_strategy: the source's strategy, as the content of a strategy file; None: one whole rank.
         target_strategy: the target's strategy, likewise.
         unplaced: what happens to parameters that only the source's strategy names.
@@ -57,13 +57,16 @@ class CheckpointIndex(msgspec.Struct, frozen=True, rename="camel", kw_only=True)
         selected: what the choice of the source's files has told.
         encrypted: blocks of those of its files that are, by path.
         rename: what parameters are called at the target.
+        allow_inconsistent: patterns of parameters whose copies may differ between source ranks.
+        replicas: the choice among several copies of a slice.
+        allow_single_rank: whether the source may be the file of one rank although other ranks are next to it.
     """
 
     schema: Literal["reshard.dev/index/v1"] = "reshard.dev/index/v1"
     digest: str
     inventory: Inventory
-    diverging: tuple[str, ...]
-    fully_checked: bool
+    inconsistent_replicas: tuple[str, ...]
+    checked: Verification
     source_strategy: bytes | None
     target_strategy: bytes | None
     unplaced: Unplaced
@@ -71,6 +74,9 @@ class CheckpointIndex(msgspec.Struct, frozen=True, rename="camel", kw_only=True)
     selected: Selected = Selected()
     encrypted: dict[str, Known] = {}
     rename: tuple[RenameRule, ...] = ()
+    allow_inconsistent: AllowInconsistent = ()
+    replicas: Replicas = "Identical"
+    allow_single_rank: bool = False
 
     def strategies(self) -> tuple[Strategy | None, Strategy | None]:
         """Of the source and of the target.
@@ -80,18 +86,19 @@ class CheckpointIndex(msgspec.Struct, frozen=True, rename="camel", kw_only=True)
         """
         return _unpacked(self.source_strategy), _unpacked(self.target_strategy)
 
-    def check_full(self, where: str) -> None:
-        """Make sure that the source was checked in full.
+    def check_level(self, wanted: Verification, where: str) -> None:
+        """Make sure that the source was checked as thoroughly as is wanted now.
 
         Raises:
             RequestError: it was not.
         """
-        if not self.fully_checked:
+        if STRICTNESS[self.checked] < STRICTNESS[wanted]:
+            level = wanted.lower()
             raise RequestError(
                 "IndexNotChecked",
-                "the source was not checked in full when it was indexed",
+                f"the source was indexed with --verification {self.checked.lower()}, which checks less than {level}",
                 where=where,
-                fix="index it again with --verification full (spec.verification: Full), or ask for less here",
+                fix=f"index it again with --verification {level} (spec.verification: {wanted}), or ask for less here",
             )
 
 

@@ -18,11 +18,16 @@ from reshard.spec.urls import normalized
 OutputFormat = Literal["Source", "Ckpt", "Safetensors"]
 TargetLayout = Literal["PerRank", "Part", "Unified", "Same", "Index"]
 Unplaced = Literal["Drop", "Keep"]
+Replicas = Literal["Identical", "LowestRank"]
 Verification = Literal["None", "Sample", "Full"]
 Overwrite = Literal["Never", "Replace"]
 CopyMode = Literal["Client", "Server"]
+ParameterPattern = Annotated[str, msgspec.Meta(min_length=1, max_length=1 << 10)]
+AllowInconsistent = Annotated[tuple[ParameterPattern, ...], msgspec.Meta(max_length=1 << 10)]
 Stages = Annotated[int, msgspec.Meta(ge=1, le=65536)]
 
+# A higher level checks all that a lower one does.
+STRICTNESS: dict[Verification, int] = {"None": 0, "Sample": 1, "Full": 2}
 _LONGEST_PREFIX_BYTES = 128
 _LONGEST_NAME = 1 << 14
 
@@ -105,6 +110,10 @@ class Options(msgspec.Struct, frozen=True):
         allow_missing: whether to leave out what only the target's strategy names.
         remove_redundancy: whether of the target ranks that hold the same slice of a parameter one writes it, instead of all.
         rename: what parameters are called at the target.
+        allow_inconsistent: patterns of the source's names of parameters that no strategy names and whose copies may differ
+            between source ranks. `*` matches any characters. Target rank r gets the copy of source rank r modulo their number.
+        replicas: what to do with slices that the source's strategy gives to several ranks. "Identical": refuse a source whose
+            replicas differ, and read any of them; "LowestRank": read each slice from the lowest rank that holds it.
         crc: whether to write the CRC32 that MindSpore checks.
         file_mode: permission bits of what is written.
         verification: how much of what was written is compared with the source.
@@ -127,6 +136,8 @@ class Options(msgspec.Struct, frozen=True):
     allow_missing: bool = False
     remove_redundancy: bool = False
     rename: tuple[RenameRule, ...] = ()
+    allow_inconsistent: AllowInconsistent = ()
+    replicas: Replicas = "Identical"
     crc: bool = False
     file_mode: Annotated[int, msgspec.Meta(ge=0, le=0o777)] = 0o640
     verification: Verification = "Sample"
@@ -188,7 +199,8 @@ _ONLY_WITH: dict[str, tuple[TargetLayout, str]] = {
 # Says something about files of ranks only.
 _OF_FILES = ("format", "file_prefix", "ranks", "remove_redundancy", "crc", "copy_mode")
 # Decides what of a source is read, and is therefore settled in its index.
-_OF_THE_SOURCE = ("step", "files", "allow_single_rank", "unplaced", "allow_missing", "rename")
+SETTLED_BY_INDEX = ("allow_single_rank", "unplaced", "allow_missing", "rename", "allow_inconsistent", "replicas")
+_OF_THE_SOURCE = ("step", "files", *SETTLED_BY_INDEX)
 
 
 def _check_rules(rules: tuple[RenameRule, ...]) -> None:
@@ -296,5 +308,7 @@ def request_key(request: Request) -> dict[str, Any]:
         "allowMissing": options.allow_missing,
         "removeRedundancy": options.remove_redundancy,
         "rename": [msgspec.to_builtins(rule) for rule in options.rename],
+        "allowInconsistent": list(options.allow_inconsistent),
+        "replicas": options.replicas,
         "crc": options.crc,
     }

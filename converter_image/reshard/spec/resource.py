@@ -16,11 +16,13 @@ from reshard.spec.execution import ExecutionSpec, Strict
 from reshard.spec.keys import Encryption, Key, Mode
 from reshard.spec.places import CERTIFICATES, CREDENTIALS, KEYS, VOLUMES, ConfigMapKeyRef, RelativePath, SecretKeyRef, StorageSpec
 from reshard.spec.request import (
+    AllowInconsistent,
     CopyMode,
     Options,
     OutputFormat,
     Overwrite,
     RenameRule,
+    Replicas,
     Request,
     Stages,
     TargetLayout,
@@ -87,6 +89,7 @@ class SourceSpec(Strict, frozen=True):
     files: FilesSpec = FilesSpec()
     allow_single_rank: bool = False
     stages: Stages | None = None
+    replicas: Replicas = "Identical"
     decryption: EncryptionSpec | None = None
 
 
@@ -114,6 +117,7 @@ class ParametersSpec(Strict, frozen=True):
     rename: Annotated[tuple[RenameRule, ...], msgspec.Meta(max_length=1024)] = ()
     unplaced: Unplaced = "Drop"
     allow_missing: bool = False
+    allow_inconsistent: AllowInconsistent = ()
 
     def __post_init__(self) -> None:
         """Refuse what the schema of the resource does."""
@@ -333,6 +337,8 @@ def _to_request(
             allow_missing=spec.parameters.allow_missing,
             remove_redundancy=target.remove_redundancy,
             rename=spec.parameters.rename,
+            allow_inconsistent=spec.parameters.allow_inconsistent,
+            replicas=source.replicas,
             crc=target.crc,
             copy_mode=target.copy_mode,
             file_mode=int(target.file_mode, 8),

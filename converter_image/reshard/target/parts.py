@@ -44,12 +44,12 @@ def notes_on_rules(manifest: Manifest) -> tuple[str, ...]:
     return tuple(f"no parameter's name matches {rule.pattern}" for rule in _unmatched(manifest.parts))
 
 
-def unite(manifests: Sequence[Manifest], diverging: Collection[str] = ()) -> Manifest:
+def unite(manifests: Sequence[Manifest], inconsistent: Collection[str] = ()) -> Manifest:
     """The manifest of a checkpoint whose parts are all there.
 
     Args:
         manifests: the manifests of the parts, each with the record of the one part that it is.
-        diverging: names that several parts hold, and not alike.
+        inconsistent: names of parameters that several parts hold with different content, which the user accepts.
 
     Raises:
         MissingInputError: none of them holds what the target's strategy names, and it was not said that this may be; or what is
@@ -94,7 +94,7 @@ def unite(manifests: Sequence[Manifest], diverging: Collection[str] = ()) -> Man
         missing=_names([*(manifest.missing for manifest in manifests), uncovered]),
         absent=tuple(name for name in absent if name not in held),
         empty=_names(manifest.empty for manifest in manifests),
-        diverging=_names([*(manifest.diverging for manifest in manifests), diverging]),
+        inconsistent_replicas=_names([*(manifest.inconsistent_replicas for manifest in manifests), inconsistent]),
         parts=tuple(msgspec.structs.replace(part, elsewhere=(), unmatched=unused) for part in parts),
     )
     return with_files(united, [record for manifest in manifests for record in manifest.files])

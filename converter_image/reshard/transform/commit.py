@@ -14,16 +14,17 @@ from reshard.checkpoint.unified import HYPER_NAME, MAP_NAME, map_of, maps_beside
 from reshard.errors import DataError, MissingInputError, RequestError
 from reshard.parallel import parallel
 from reshard.plan import Role
-from reshard.source.contents import compare_copies
 from reshard.source.files import Files
 from reshard.source.reading import read_inventory
 from reshard.spec.ranks import format_ranks, parse_ranks
+from reshard.spec.request import STRICTNESS
 from reshard.storage.cancellable import CancellableStore
 from reshard.storage.digest import ContentDigest
 from reshard.target.folder import LOCK
 from reshard.target.lock import in_turn
 from reshard.target.parts import all_there, unite, with_files
 from reshard.target.standing import JobDocument
+from reshard.transform.consistency import check_parts
 
 if TYPE_CHECKING:
     from collections.abc import Set as AbstractSet
@@ -35,7 +36,6 @@ if TYPE_CHECKING:
 
 _NOT_MAPPED = (HYPER_NAME, MAP_NAME)
 _COMPARED_AT_ONCE = 8
-_STRICTNESS = {"None": 0, "Sample": 1, "Full": 2}
 
 
 def finished(
@@ -45,10 +45,10 @@ def finished(
 
     `thorough` reads the files again, to find what has changed since.
     """
-    wanted = _STRICTNESS[job.request.options.verification]
+    wanted = STRICTNESS[job.request.options.verification]
     document = standing.begun(job.digest) or JobDocument(job.digest, job.key, staged=False, part=job.part, whole=job.whole)
     known = recorded(target, document, standing, job.scope, cancellation, thorough=thorough)
-    return {rank: record for rank, record in known.items() if _STRICTNESS[record.verified] >= wanted}
+    return {rank: record for rank, record in known.items() if STRICTNESS[record.verified] >= wanted}
 
 
 def commit_job(
@@ -108,7 +108,7 @@ def _complete_with_siblings(target: TargetFolder, document: JobDocument, own: Ma
             parts.append(finished)
     if not all_there([part for manifest in parts for part in manifest.parts]):
         return own
-    return _complete(target, document, standing, unite(parts, _diverging(target, parts, cancellation)), cancellation)
+    return _complete(target, document, standing, unite(parts, _inconsistent(target, parts, cancellation)), cancellation)
 
 
 def _complete(
@@ -235,14 +235,20 @@ def _check_files(target: TargetFolder, document: JobDocument, manifest: Manifest
             )
 
 
-def _diverging(target: TargetFolder, parts: list[Manifest], cancellation: Cancellation) -> frozenset[str]:
-    """Parameters that several parts hold, and not alike. What no strategy names is alike on all ranks of a part."""
+def _inconsistent(target: TargetFolder, parts: list[Manifest], cancellation: Cancellation) -> frozenset[str]:
+    """The parameters that several parts hold with different content, as the user accepts.
+
+    What no strategy names is the same on all ranks of a part, so one rank is compared.
+
+    Raises:
+        DataError: the user does not accept it.
+    """
     holders: dict[str, list[Manifest]] = defaultdict(list)
     for manifest in parts:
         for name in {parameter.name for parameter in manifest.parameters}:
             holders[name].append(manifest)
-    shared = {name for name, found in holders.items() if len(found) > 1}
-    cut = {p.name for manifest in parts for p in manifest.parameters if p.name in shared and p.role == Role.CUT.value}
+    shared = {p.name: p for manifest in parts for p in manifest.parameters if len(holders[p.name]) > 1}
+    cut = {name: p for name, p in shared.items() if p.role == Role.CUT.value}
     paths: dict[int, dict[int, str]] = defaultdict(dict)
     for manifest in parts if shared else ():
         there = target.job(manifest.digest).locate(manifest.files, staged=True, check=cancellation.check)
@@ -256,7 +262,7 @@ def _diverging(target: TargetFolder, parts: list[Manifest], cancellation: Cancel
         if not names:
             return frozenset()
         inventory = read_inventory(store, Files(paths[rank]), workers=1)
-        return compare_copies(store, inventory, names, workers=1)
+        return check_parts(store, inventory, names, parts[0].options)
 
     return frozenset[str]().union(*parallel(compare, ranks, at_once=_COMPARED_AT_ONCE))
 

@@ -45,7 +45,7 @@ def draft_manifest(job: Job) -> Manifest:
         absent=model.absent,
         empty=model.empty,
         dropped=model.dropped,
-        diverging=tuple(sorted(model.diverging)),
+        inconsistent_replicas=tuple(sorted(model.inconsistent_replicas)),
         parts=() if job.part is None else (_part(job, job.part, source),),
     )
 

@@ -10,7 +10,7 @@ import msgspec
 from reshard.engine.job import Job, job_of, key_of
 from reshard.errors import DataError, MissingInputError, RequestError, ReshardError
 from reshard.plan import Planner, keep, place, unify
-from reshard.source.contents import check_crcs, find_diverging
+from reshard.source.contents import check_crcs
 from reshard.source.encrypted import DecryptingStore, as_plain
 from reshard.source.files import Files, find_files, open_source
 from reshard.source.index import CheckpointIndex, Selected, decode_index, packed, read_index
@@ -20,8 +20,9 @@ from reshard.source.selection import option_for
 from reshard.source.single import refuse_one_of_several
 from reshard.source.strategies import read_strategy
 from reshard.spec.ranks import parse_ranks
-from reshard.spec.request import Options, Request
+from reshard.spec.request import SETTLED_BY_INDEX, STRICTNESS, Options, Request
 from reshard.storage.cancellable import CancellableStore
+from reshard.transform.consistency import check_copies
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -45,12 +46,15 @@ def encode_index(job: Job) -> bytes:
     index = CheckpointIndex(
         digest=job.digest,
         inventory=job.model.inventory,
-        diverging=tuple(sorted(job.model.diverging)),
-        fully_checked=options.verification == "Full",
+        inconsistent_replicas=tuple(sorted(job.model.inconsistent_replicas)),
+        checked=options.verification,
         source_strategy=packed(job.strategies[0]),
         target_strategy=packed(job.strategies[1]),
         unplaced=options.unplaced,
         allow_missing=options.allow_missing,
+        allow_inconsistent=options.allow_inconsistent,
+        replicas=options.replicas,
+        allow_single_rank=options.allow_single_rank,
         selected=job.selected,
         rename=options.rename,
         encrypted=dict(sorted(job.source.known.items())) if isinstance(job.source, DecryptingStore) else {},
@@ -58,8 +62,17 @@ def encode_index(job: Job) -> bytes:
     return msgspec.json.encode(index)
 
 
-def prepare(request: Request, progress: Progress, *, workers: int, cancellation: Cancellation | None = None) -> Job:
+def prepare(
+    request: Request, progress: Progress, *, workers: int, single: bool = False, cancellation: Cancellation | None = None
+) -> Job:
     """Read strategies and headers, or the index that has them, and decide what goes where.
+
+    Args:
+        request: what to do.
+        progress: is told how far it is.
+        workers: how many files are read at a time.
+        single: whether one target rank is made, whatever the request names: fewer blocks of replicas are compared then.
+        cancellation: ends reading when the work is cancelled.
 
     Raises:
         ReshardError: of the kind that fits, with what is wrong.
@@ -68,7 +81,9 @@ def prepare(request: Request, progress: Progress, *, workers: int, cancellation:
         return _indexed(request, request.index, cancellation)
     strategies = strategies_of(request)
     store, found = find(request, strategies[0], cancellation)
-    return prepare_files(request, store, found, strategies, progress, workers=workers, cancellation=cancellation)
+    return prepare_files(
+        request, store, found, strategies, progress, workers=workers, single=single, cancellation=cancellation
+    )
 
 
 def find(request: Request, source: Strategy | None, cancellation: Cancellation | None = None) -> tuple[ReadStore, Files]:
@@ -103,9 +118,22 @@ def prepare_files(  # noqa: PLR0913 - what is read, and how
     *,
     workers: int,
     only: int | None = None,
+    single: bool = False,
     cancellation: Cancellation | None = None,
 ) -> Job:
-    """The same from these files of a source; `only`: the one target rank that is made, from the files that it needs."""
+    """Prepare a request whose source consists of these files.
+
+    Args:
+        request: what to do.
+        store: the storage that holds the files.
+        found: the files.
+        strategies: the strategies of source and target.
+        progress: is told how far it is.
+        workers: how many files are read at a time.
+        only: the one target rank that is made, from the files that it needs; None: all files are there.
+        single: whether one target rank is made, whatever the request names: fewer blocks of replicas are compared then.
+        cancellation: ends reading when the work is cancelled.
+    """
     source, target = strategies
     plain, store = store, cancellable(store, cancellation)
     progress.begin("Reading headers", len(found.by_rank), "files")
@@ -115,7 +143,8 @@ def prepare_files(  # noqa: PLR0913 - what is read, and how
     if fully and (marked := sum(file.size for file in inventory.checkable)):
         progress.begin("Checking CRCs", marked, "bytes")
         check_crcs(store, inventory, workers=workers, advance=progress.advance)
-    model = replace(model, diverging=find_diverging(store, model, workers=workers, whole=fully))
+    inconsistent = check_copies(store, model, request.options, progress, workers=workers, single=single or only is not None)
+    model = replace(model, inconsistent_replicas=inconsistent)
     stages = _stages(request, source, target, found) if source is not None and request.options.layout == "Part" else None
     selected = Selected(found.step, stages)
     return job_of(request, plain, model, source, target, key=_key(request), selected=selected, notes=found.notes)
@@ -221,23 +250,23 @@ def _indexed(request: Request, url: str, cancellation: Cancellation | None) -> J
 
     Raises:
         DataError: the index is damaged.
-        RequestError: see `CheckpointIndex.check_full`.
+        RequestError: see `CheckpointIndex.check_level`.
     """
     access = request.access
     index = read_index(url, access.index or access.source)
-    if request.options.verification == "Full":
-        index.check_full(url)
-    settled: dict[str, Any] = {"unplaced": index.unplaced, "allow_missing": index.allow_missing, "rename": index.rename}
-    request = msgspec.structs.replace(request, options=msgspec.structs.replace(request.options, **settled))
+    index.check_level(request.options.verification, url)
+    settled: dict[str, Any] = {name: getattr(index, name) for name in SETTLED_BY_INDEX}
+    request = msgspec.structs.replace(request, index=None, options=msgspec.structs.replace(request.options, **settled))
     source, target = index.strategies()
     store, _ = open_source(request.source, access.source)
-    model = replace(_place(index.inventory, source, target, request), diverging=frozenset(index.diverging))
-    unwritten = msgspec.structs.replace(request, index=None, options=Options(layout="Index", **settled), encryption=None)
+    model = _place(index.inventory, source, target, request)
+    model = replace(model, inconsistent_replicas=frozenset(index.inconsistent_replicas))
+    unwritten = msgspec.structs.replace(request, options=Options(layout="Index", **settled), encryption=None)
     original = job_of(unwritten, store, model, source, target)
     if original.digest != index.digest:
         raise DataError("IndexDamaged", "its content does not have its digest", where=url, fix="index the source again")
     plain = decrypted(store, request, index.encrypted, cancellation=cancellation)
-    return job_of(request, plain, model, source, target, key=_key(request))
+    return replace(job_of(request, plain, model, source, target, key=_key(request)), indexed=True)
 
 
 def resume(request: Request, target: TargetFolder, standing: Standing, cancellation: Cancellation | None = None) -> Job | None:
@@ -251,9 +280,10 @@ def resume(request: Request, target: TargetFolder, standing: Standing, cancellat
         if document.request == key:
             state = target.job(document.digest)
             stored = decode_index(state.index(), f"{target.store.url}/{state.folder}/inventory.json")
-            if request.options.verification == "Full" and not stored.fully_checked:
+            if STRICTNESS[request.options.verification] > STRICTNESS[stored.checked]:
                 return None  # the plan was made for less
-            model = replace(_place(stored.inventory, source, wanted, request), diverging=frozenset(stored.diverging))
+            model = _place(stored.inventory, source, wanted, request)
+            model = replace(model, inconsistent_replicas=frozenset(stored.inconsistent_replicas))
             plain = decrypted(store, request, stored.encrypted, cancellation=cancellation)
             job = job_of(request, plain, model, source, wanted, key=_key(request), selected=stored.selected)
             for known in (job, job.of_these_versions()):
@@ -312,5 +342,7 @@ def _place(
         only=only,
         one_stage=options.layout == "Part",
         rename=options.rename,
+        allow_inconsistent=options.allow_inconsistent,
+        lowest_replica=options.replicas == "LowestRank",
     )
     return unify(model, options.most_bytes) if options.layout == "Unified" else model

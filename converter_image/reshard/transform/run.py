@@ -212,9 +212,9 @@ def _notes(job: Job, manifest: Manifest | None) -> tuple[str, ...]:
     """What only shows once all parts are there."""
     if manifest is None or job.part is None:
         return ()
-    names = sorted(set(manifest.diverging) - job.model.diverging)
-    diverging = f"copies of {len(names)} parameters differ between parts, the first part's counts: {some(names)}"
-    return (*notes_on_rules(manifest), *([diverging] if names else []))
+    names = sorted(set(manifest.inconsistent_replicas) - job.model.inconsistent_replicas)
+    inconsistent = f"copies of {len(names)} parameters differ between parts, the first part's counts: {some(names)}"
+    return (*notes_on_rules(manifest), *([inconsistent] if names else []))
 
 
 def _write_ranks(

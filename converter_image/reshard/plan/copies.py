@@ -1,0 +1,296 @@
+"""Copies of one parameter at several source ranks: which must be equal, and which blocks of them to compare. Pure.
+
+Two kinds of copies exist: a parameter that no strategy names is whole in every file that has it, and a slice that the source's
+strategy gives to several ranks (replicas) is the same in the files of all of them. Pipeline stages that share a parameter may cut
+it in different ways. Copies are therefore compared region by region: a region is a cell of the coarsest grid that refines the
+layouts of all stages, so each rank holds a region whole or not at all.
+"""
+
+from __future__ import annotations
+
+from bisect import bisect_left
+from collections import defaultdict
+from functools import cached_property
+from itertools import product, repeat, takewhile
+from math import lcm, prod
+from typing import TYPE_CHECKING, NamedTuple
+
+import xxhash
+
+from reshard.checkpoint.dtypes import DTYPES
+from reshard.layout import cell_box
+from reshard.layout.box import Box, shifted, strides
+from reshard.layout.tiles import next_tile
+from reshard.plan.holders import Holders
+from reshard.plan.model import Role
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator, Mapping
+
+    from reshard.checkpoint.inventory import TensorEntry
+    from reshard.layout import Layout
+    from reshard.plan.model import Model, Parameter
+    from reshard.plan.overlap import Cell
+    from reshard.plan.stages import SourceCuts
+
+# Parameters in no strategy up to this size, such as steps and learning rates, are compared on every rank; of them the smallest.
+_SMALL_BYTES = 4 << 10
+_SMALL_NAMES = 64
+# The size of a sampled block, and how many bytes a transform writes for each block that may be read. A request to an object store
+# takes as long as the transfer of several MiB.
+_BLOCK_BYTES = 16 << 10
+_BYTES_PER_BLOCK = 8 << 20
+_BYTES_PER_REMOTE_BLOCK = 512 << 20
+_FEWEST_BLOCKS = 256
+_FEWEST_REMOTE_BLOCKS = 128
+_MOST_BLOCKS = 1 << 16
+
+
+class Block(NamedTuple):
+    """Elements of a parameter that several ranks hold: a box in the whole tensor."""
+
+    parameter: Parameter
+    box: Box
+
+
+Blocks = dict[int, list[Block]]  # by the source rank that they are to be read at
+_Pair = tuple[Block, int, int]  # a block, and two ranks that are compared by it
+
+
+def most_blocks(nbytes: int, *, remote: bool) -> int:
+    """Return how many sampled blocks may be read for a transform that writes so many bytes.
+
+    One block of 16 KiB for each 8 MiB is 0.2 % of the bytes. Over a network it is one block for each 512 MiB, for which a
+    transform makes some hundred requests. Small checkpoints get a constant number, which is read in less time than a transform
+    takes to start.
+    """
+    if remote:
+        return min(max(nbytes // _BYTES_PER_REMOTE_BLOCK, _FEWEST_REMOTE_BLOCKS), _MOST_BLOCKS)
+    return min(max(nbytes // _BYTES_PER_BLOCK, _FEWEST_BLOCKS), _MOST_BLOCKS)
+
+
+class Copies:
+    """The copies that the source's files hold of the parameters of a model.
+
+    Attributes:
+        unnamed: the parameters in no strategy that several files hold.
+        replicas: the parameters of which the source's strategy gives the same elements to several ranks whose files hold them.
+    """
+
+    def __init__(self, model: Model) -> None:
+        self._model, self._holders = model, Holders(model)
+        self._found: dict[object, tuple[int, ...]] = {}
+        once = {p.source_name: p for p in model.parameters if p.role is not Role.OWN and 0 not in p.shape}
+        several = [p for p in once.values() if self._has_copies(p)]
+        self.unnamed = tuple(p for p in several if p.source is None)
+        self.replicas = tuple(p for p in several if p.source is not None)
+
+    def regions(self, parameter: Parameter, rank: int) -> Iterator[Block]:
+        """Yield the regions of a parameter that a rank holds together with others."""
+        cells = [range(1)] * len(parameter.shape)
+        if parameter.source is not None:
+            if (layout := self._layout(parameter, rank)) is None:
+                return
+            cells = _cells(parameter, layout, rank % self._model.source_devices)
+        for cell in product(*cells):
+            if len(self.holders(parameter, cell)) > 1:
+                yield Block(parameter, cell_box(parameter.shape, _grid(parameter), cell))
+
+    def holders(self, parameter: Parameter, cell: Cell) -> tuple[int, ...]:
+        """Return the ranks whose files hold a region, ascending."""
+        if parameter.source is None:
+            return self._holders.of_structures(parameter.structures)[0]
+        key = (parameter.source, parameter.source_stages, parameter.other_cuts, parameter.structures, cell)
+        found = self._found.get(key)
+        if found is None:
+            _, holding = self._holders.of_structures(parameter.structures)
+            grid, devices, ranks = _grid(parameter), self._model.source_devices, []
+            for layout, stages in _layouts(parameter):
+                inside = tuple(i * k // n for i, k, n in zip(cell, layout.parts, grid, strict=True))
+                ranks += [stage * devices + local for stage in stages for local in layout.holders[inside]]
+            found = self._found[key] = tuple(sorted(holding.intersection(ranks)))
+        return found
+
+    def holders_of(self, block: Block) -> tuple[int, ...]:
+        """Return the ranks whose files hold the elements of a block, which lies in one region; ascending."""
+        lengths = [n // k for n, k in zip(block.parameter.shape, _grid(block.parameter), strict=True)]
+        return self.holders(block.parameter, tuple(a // n for a, n in zip(block.box.start, lengths, strict=True)))
+
+    def at(self, rank: int, block: Block) -> tuple[TensorEntry, Box]:
+        """Return where a rank has a block: the parameter in its file, and the box within that slice."""
+        parameter, origin = block.parameter, (0,) * len(block.parameter.shape)
+        if (layout := self._layout(parameter, rank)) is not None:
+            origin = cell_box(parameter.shape, layout.parts, layout.cells[rank % self._model.source_devices]).start
+        return self._holders.entry(rank, parameter.source_name), block.box.relative_to(origin)
+
+    @cached_property
+    def nbytes(self) -> int:
+        """Bytes of all copies."""
+        total = 0
+        for parameter in (*self.unnamed, *self.replicas):
+            parts = prod(parameter.source.parts) if parameter.source is not None else 1
+            total += len(self._holders.of_structures(parameter.structures)[0]) * parameter.nbytes // parts
+        return total
+
+    def of_rank(self, rank: int) -> Iterator[Block]:
+        """Yield everything that a rank holds together with others."""
+        structure = self._holders.structure_of[rank]
+        for parameter in (*self._unnamed_in.get(structure, ()), *self._replicas_in.get(structure, ())):
+            yield from self.regions(parameter, rank)
+
+    @cached_property
+    def small(self) -> tuple[Parameter, ...]:
+        """The parameters in no strategy that are compared on every rank."""
+        found = sorted((p for p in self.unnamed if p.nbytes <= _SMALL_BYTES), key=lambda p: p.nbytes)
+        return tuple(found[:_SMALL_NAMES])
+
+    def sample(self, most: int, *, replicas: bool) -> Blocks:
+        """Choose the blocks to compare: always the same ones for the same source.
+
+        The small parameters in no strategy are compared on every rank. With at most `most` blocks, ranks are then compared in
+        pairs: first with each larger parameter in no strategy (at most half of the blocks), then with the replicas of each rank
+        in turn, a different parameter each time, until every rank was compared by each of its parameters or the blocks are used
+        up.
+
+        Args:
+            most: blocks to read in all, without those of small parameters.
+            replicas: whether to compare replicas at all.
+        """
+        chosen, unnamed = _Chosen(), self._pairs_of_unnamed()
+        if replicas and self.replicas:
+            chosen.take(unnamed, most // 2)
+            chosen.take(self._pairs_of_replicas(), most)
+        chosen.take(unnamed, most)
+        for parameter in self.small:
+            for rank in self._holders.of_structures(parameter.structures)[0]:
+                chosen.blocks[rank].append(Block(parameter, Box.whole(parameter.shape)))
+        return dict(chosen.blocks)
+
+    def _pairs_of_unnamed(self) -> Iterator[_Pair | None]:
+        large = sorted(set(self.unnamed) - set(self.small), key=lambda p: (_seed(p.source_name), p.source_name))
+        most = max((len(self.holders(p, ())) for p in large), default=0)
+        for turn in range(most - 1):
+            for parameter in large:
+                first, *others = self.holders(parameter, ())
+                if turn < len(others):
+                    seed = _seed(parameter.source_name, turn)
+                    other = others[(_seed(parameter.source_name) + turn) % len(others)]
+                    yield _tile(Block(parameter, Box.whole(parameter.shape)), seed), first, other
+
+    def _pairs_of_replicas(self) -> Iterator[_Pair | None]:
+        ranks = sorted(self._holders.structure_of, key=lambda rank: (_seed(str(rank)), rank))
+        turns = max((len(found) for found in self._replicas_in.values()), default=0)
+        for turn in range(turns):
+            for number, rank in enumerate(ranks):
+                found = self._replicas_in.get(self._holders.structure_of[rank], ())
+                if turn < len(found):
+                    yield self._pair(found[(number + turn) % len(found)], rank, turn)
+
+    def _pair(self, parameter: Parameter, rank: int, turn: int) -> _Pair | None:
+        """A block of a parameter at a rank and at another one that holds it; None: there is no other."""
+        if (layout := self._layout(parameter, rank)) is None:
+            return None
+        seed = _seed(parameter.source_name, turn)
+        cells = _cells(parameter, layout, rank % self._model.source_devices)
+        cell = tuple(found[(seed >> 8 * axis) % len(found)] for axis, found in enumerate(cells))
+        holders = self.holders(parameter, cell)
+        if len(holders) < 2:
+            return None
+        other = holders[0] if rank != holders[0] else holders[1]
+        region = Block(parameter, cell_box(parameter.shape, _grid(parameter), cell))
+        return _tile(region, seed), min(rank, other), max(rank, other)
+
+    @cached_property
+    def _unnamed_in(self) -> Mapping[int, list[Parameter]]:
+        return _by_structure(self.unnamed)
+
+    @cached_property
+    def _replicas_in(self) -> Mapping[int, list[Parameter]]:
+        return _by_structure(self.replicas)
+
+    def _has_copies(self, parameter: Parameter) -> bool:
+        ranks, _ = self._holders.of_structures(parameter.structures)
+        if parameter.source is None:
+            return len(ranks) > 1
+        devices = self._model.source_devices
+        stages = (stage for _, several in _layouts(parameter) for stage in several)
+        files = sum(bisect_left(ranks, (s + 1) * devices) - bisect_left(ranks, s * devices) for s in stages)
+        return files > prod(parameter.source.parts)
+
+    def _layout(self, parameter: Parameter, rank: int) -> Layout | None:
+        """The layout by which a rank holds a parameter; None: whole, or not at all."""
+        stage = rank // self._model.source_devices
+        return next((layout for layout, stages in _layouts(parameter) if stage in stages), None)
+
+
+class _Chosen:
+    """The blocks chosen so far."""
+
+    def __init__(self) -> None:
+        self.blocks: Blocks = defaultdict(list)
+        self._seen: set[tuple[int, str, Box]] = set()
+
+    def take(self, pairs: Iterator[_Pair | None], most: int) -> None:
+        """Choose from pairs until `most` blocks are chosen; the number of pairs that are looked at is bounded too."""
+        room = takewhile(lambda _: len(self._seen) + 2 <= most, repeat(None, 4 * most))
+        for _, pair in zip(room, pairs, strict=False):
+            if pair is not None:
+                block, *ranks = pair
+                for rank in ranks:
+                    key = (rank, block.parameter.source_name, block.box)
+                    if key not in self._seen:
+                        self._seen.add(key)
+                        self.blocks[rank].append(block)
+
+
+def _layouts(parameter: Parameter) -> SourceCuts:
+    return () if parameter.source is None else ((parameter.source, parameter.source_stages), *parameter.other_cuts)
+
+
+def _grid(parameter: Parameter) -> tuple[int, ...]:
+    """Into how many regions each dimension is cut."""
+    if parameter.source is None:
+        return (1,) * len(parameter.shape)
+    if not parameter.other_cuts:
+        return parameter.source.parts
+    return tuple(lcm(*counts) for counts in zip(*(layout.parts for layout, _ in _layouts(parameter)), strict=True))
+
+
+def _cells(parameter: Parameter, layout: Layout, local: int) -> list[range]:
+    """The regions that a rank of a stage holds, as places along each dimension of the grid."""
+    each = (n // k for n, k in zip(_grid(parameter), layout.parts, strict=True))
+    return [range(i * n, (i + 1) * n) for i, n in zip(layout.cells[local], each, strict=True)]
+
+
+def _by_structure(parameters: tuple[Parameter, ...]) -> Mapping[int, list[Parameter]]:
+    found: dict[int, list[Parameter]] = defaultdict(list)
+    for parameter in parameters:
+        for structure in parameter.structures:
+            found[structure].append(parameter)
+    return found
+
+
+def _tile(region: Block, seed: int) -> Block:
+    """One block of a region, which lies contiguously in it."""
+    shape, most = region.box.shape, _BLOCK_BYTES // DTYPES[region.parameter.dtype].itemsize
+    if region.box.size <= most:
+        return region
+    steps = strides(shape)
+    axis = next(axis for axis, step in enumerate(steps) if step <= most)
+    count = most // steps[axis]
+    outer, inner = divmod(seed % (prod(shape[:axis]) * -(-shape[axis] // count)), -(-shape[axis] // count))
+    found = next_tile(shape, (outer * shape[axis] + inner * count) * steps[axis], most)
+    return Block(region.parameter, shifted(found, region.box.start))
+
+
+def spread(shape: tuple[int, ...], dtype: str) -> tuple[Box, ...]:
+    """Return blocks at the beginning, in the middle and at the end of a tensor; of a small one all of it."""
+    most = _BLOCK_BYTES // DTYPES[dtype].itemsize
+    size = prod(shape)
+    if size <= 4 * most:
+        return (Box.whole(shape),)
+    return tuple(dict.fromkeys(next_tile(shape, position, most) for position in (0, size // 2, size - most)))
+
+
+def _seed(name: str, turn: int = 0) -> int:
+    return xxhash.xxh3_64_intdigest(name.encode("utf-8", "surrogatepass"), turn)

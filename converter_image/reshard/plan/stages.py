@@ -1,0 +1,114 @@
+"""Which pipeline stages of the source hold a parameter, and how each of them cuts it. Pure."""
+
+from __future__ import annotations
+
+from collections import defaultdict
+from typing import TYPE_CHECKING
+
+from reshard.errors import DataError
+from reshard.layout import Layout
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+    from reshard.checkpoint.inventory import Inventory, TensorEntry
+    from reshard.strategy import Strategy
+
+# Layouts of one parameter, each with the pipeline stages that cut it so; the layout of the first stage comes first.
+SourceCuts = tuple[tuple[Layout, tuple[int, ...]], ...]
+
+
+class SourceStages:
+    """The pipeline stages of a source, as its files and its strategy describe them.
+
+    Args:
+        inventory: the source's files.
+        source: its strategy; None: one rank holds everything whole.
+    """
+
+    def __init__(self, inventory: Inventory, source: Strategy | None) -> None:
+        self._inventory, self._source = inventory, source
+        self._of_structure: dict[int, set[int]] = defaultdict(set)
+        for file in inventory.files:
+            self._of_structure[file.structure].add(file.rank // (source.devices if source else 1))
+
+    def cuts(
+        self, name: str, entry: TensorEntry, structures: tuple[int, ...], named: tuple[int, ...]
+    ) -> tuple[TensorEntry, SourceCuts]:
+        """Return a parameter's entry in the files of the first stage that holds it, and the layouts of all stages that do.
+
+        Args:
+            name: the parameter's name in the source.
+            entry: its entry in the first structure that has it.
+            structures: positions in `Inventory.structures` of those that have it.
+            named: the stages whose strategy names it. Those that share a parameter may save it on one of them only.
+
+        Raises:
+            DataError: the strategy and the files disagree, or the files of two stages do.
+        """
+        if self._source is None:
+            return entry, ((Layout.whole(len(entry.shape)), (0,)),)
+        held = set().union(*(self._of_structure[structure] for structure in structures))
+        stages = [stage for stage in named if stage in held]
+        if not stages:
+            raise DataError(
+                "StageMismatch",
+                f"the source's strategy has it in stage {_listed(named)}, but files of stage {_listed(sorted(held))} hold it",
+                where=f"parameter {name}",
+                fix="give the strategy that the source was trained with",
+            )
+        layouts = {stage: self._source.stages[stage - self._source.first][name] for stage in stages}
+        if len(named) > 1:
+            entry = self._agreed(name, structures, layouts)
+        whole_shape(name, entry, layouts[stages[0]])
+        by_layout: dict[Layout, list[int]] = defaultdict(list)
+        for stage, layout in layouts.items():
+            by_layout[layout].append(stage)
+        return entry, tuple((layout, tuple(found)) for layout, found in by_layout.items())
+
+    def _agreed(self, name: str, structures: tuple[int, ...], layouts: dict[int, Layout]) -> TensorEntry:
+        """The entry of a parameter of several stages in the first of them; by the files of all the whole tensor is the same."""
+        found = [
+            (whole_shape(name, entry, layout), entry, structure)
+            for stage, layout in layouts.items()
+            for structure, entry in self._entries(name, structures, stage)
+        ]
+        whole, first, number = found[0]
+        for other, _, structure in found:
+            if other != whole:
+                raise DataError(
+                    "RanksDisagree",
+                    f"by the strategy, the whole tensor is {first.dtype}{list(whole)} in {self._file_of(number)},"
+                    f" but {first.dtype}{list(other)} in {self._file_of(structure)}",
+                    where=f"parameter {name}",
+                    fix="restore files of one training step, and give the strategy that the source was trained with",
+                )
+        return first
+
+    def _entries(self, name: str, structures: tuple[int, ...], stage: int) -> Iterator[tuple[int, TensorEntry]]:
+        for number in structures:
+            if stage in self._of_structure[number]:
+                yield number, next(entry for entry in self._inventory.structures[number].tensors if entry.name == name)
+
+    def _file_of(self, structure: int) -> str:
+        return next(file.path for file in self._inventory.files if file.structure == structure)
+
+
+def whole_shape(name: str, entry: TensorEntry, layout: Layout) -> tuple[int, ...]:
+    """Return the shape of the whole tensor of which a file holds a slice.
+
+    Raises:
+        DataError: the layout has another number of dimensions.
+    """
+    if layout.ndim != len(entry.shape):
+        raise DataError(
+            "StrategyShapeMismatch",
+            f"the source's strategy cuts {layout.ndim} dimensions, but its files hold {entry.dtype}{list(entry.shape)}",
+            where=f"parameter {name}",
+            fix="give the strategy that the source was trained with",
+        )
+    return tuple(n * k for n, k in zip(entry.shape, layout.parts, strict=True))
+
+
+def _listed(stages: list[int] | tuple[int, ...]) -> str:
+    return ", ".join(map(str, stages))

@@ -1,0 +1,270 @@
+"""Are copies equal that must be equal? Differences that the user has not accepted are refused."""
+
+from __future__ import annotations
+
+from collections import defaultdict
+from dataclasses import dataclass, replace
+from itertools import islice
+from math import prod
+from shlex import quote
+from typing import TYPE_CHECKING, Any
+
+from reshard.checkpoint.arrays import array_of
+from reshard.checkpoint.dtypes import STRING
+from reshard.engine.job import some
+from reshard.errors import DataError, MissingInputError
+from reshard.layout.box import Box
+from reshard.plan import Role
+from reshard.plan.copies import Block, Copies, most_blocks, spread
+from reshard.plan.rename import NamePattern
+from reshard.source.copies import FileSet, Piece
+from reshard.spec.ranks import format_ranks, parse_ranks
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterator, Mapping, Sequence
+
+    from reshard.checkpoint.inventory import Inventory
+    from reshard.checkpoint.manifest import ParameterRecord
+    from reshard.plan import Model, Parameter
+    from reshard.plan.copies import Blocks
+    from reshard.progress import Progress
+    from reshard.source.copies import Difference
+    from reshard.spec.request import Options
+    from reshard.storage.protocol import ReadStore
+
+# An error shows the values of so many files, and so many values.
+_MOST_FILES = 64
+_MOST_VALUES = 3
+_AGAIN = " and --overwrite, and transform all stages again"
+
+
+def check_copies(
+    store: ReadStore, model: Model, options: Options, progress: Progress, *, workers: int, single: bool = False
+) -> frozenset[str]:
+    """Compare the copies that source ranks hold of one parameter.
+
+    With `verification: Full` all of them are compared, otherwise blocks: see `Copies.sample`. Nothing is compared where each file
+    is converted by itself.
+
+    Args:
+        store: the storage that holds the source.
+        model: the parameters, and where they go.
+        options: the options of the request.
+        progress: is told how far it is.
+        workers: how many files are read at a time.
+        single: whether one target rank is made, instead of those that the options name.
+
+    Returns:
+        The names of the parameters whose copies differ, which the user accepts.
+
+    Raises:
+        DataError: copies differ that the user does not accept.
+    """
+    if model.same:
+        return frozenset()
+    copies, files = Copies(model), {file.rank: file.path for file in model.inventory.files}
+    blocks: Blocks | None = None
+    if options.verification == "Full":
+        ranks = tuple(files)
+        progress.begin("Comparing replicas", copies.nbytes, "bytes")
+    else:
+        most = most_blocks(_bytes_to_write(model, options, single=single), remote=store.remote)
+        blocks = copies.sample(most, replicas=options.verification == "Sample")
+        ranks = tuple(sorted(blocks))
+
+    def pieces(rank: int) -> Iterator[Piece]:
+        chosen = copies.of_rank(rank) if blocks is None else blocks[rank]
+        return (Piece(block.parameter.source_name, block.box, *copies.at(rank, block)) for block in chosen)
+
+    opened = FileSet(store, files, workers, progress.advance if blocks is None else lambda _: None)
+    differing: dict[str, list[Difference]] = defaultdict(list)
+    for difference in opened.compare(pieces, ranks):
+        differing[difference.name].append(difference)
+    refused = [p for p in copies.unnamed if p.source_name in differing and p.name not in model.per_rank]
+    if refused:
+        refused.sort(key=lambda p: p.nbytes)  # a step says more than a weight
+        found = _mismatch(opened, copies, refused, differing, "file" if model.inventory.unified else "source rank")
+        raise ranks_disagree(found, unified=model.inventory.unified)
+    refused = [p for p in copies.replicas if p.source_name in differing and not model.lowest_replica]
+    if refused:
+        raise replicas_differ(_mismatch(opened, copies, refused, differing, "source rank"))
+    return frozenset(p.name for p in (*copies.unnamed, *copies.replicas) if p.source_name in differing)
+
+
+def check_parts(
+    store: ReadStore, inventory: Inventory, shared: Mapping[str, ParameterRecord], options: Mapping[str, Any]
+) -> frozenset[str]:
+    """Compare what the files of several parts of a checkpoint, for one target rank, hold of the same parameters.
+
+    Of a large parameter, blocks at its beginning, in its middle and at its end are compared.
+
+    Args:
+        store: the storage of the target.
+        inventory: the rank's file in each part, by pipeline stage.
+        shared: the parameters that several parts hold, by their names at the target.
+        options: the options in the manifests, which say what the user accepts.
+
+    Returns:
+        The names of the parameters that differ, which the user accepts.
+
+    Raises:
+        DataError: parameters differ that the user does not accept.
+    """
+    files = {file.rank: file.path for file in inventory.files}
+    entries = {
+        file.rank: [e for e in inventory.structures[file.structure].tensors if e.name in shared and 0 not in e.shape]
+        for file in inventory.files
+    }
+
+    def pieces(number: int) -> Iterator[Piece]:
+        return (Piece(e.name, box, e, box) for e in entries[number] for box in spread(e.shape, e.dtype))
+
+    opened = FileSet(store, files, workers=1)
+    differing: dict[str, list[Difference]] = defaultdict(list)
+    for difference in opened.compare(pieces, tuple(files)):
+        differing[difference.name].append(difference)
+    patterns = [NamePattern(pattern) for pattern in options["allowInconsistent"]]
+    for name, found in differing.items():
+        source_name, named = shared[name].source_name or name, shared[name].role == Role.CUT.value
+        if options["replicas"] == "LowestRank" if named else any(pattern.matches(source_name) for pattern in patterns):
+            continue
+
+        def elements(index: tuple[int, ...], name: str = name) -> dict[int, Piece]:
+            box = Box(index, (1,) * len(index))
+            return {n: Piece(name, box, e, box) for n, held in entries.items() for e in held if e.name == name}
+
+        shown = replace(mismatch(opened, found, elements, "stage"), name=source_name)
+        raise replicas_differ(shown, again=True) if named else ranks_disagree(shown, again=True)
+    return frozenset(differing)
+
+
+def _bytes_to_write(model: Model, options: Options, *, single: bool) -> int:
+    """About how many bytes the transform writes; of an index, all its ranks together load."""
+    total = sum(p.slice_nbytes * model.target_devices * len(p.target_stages) for p in model.parameters)
+    ranks = model.target_ranks
+    if single:
+        ranks = 1
+    elif options.ranks is not None:
+        ranks = len(parse_ranks(options.ranks, model.target_ranks))
+    return total * ranks // model.target_ranks
+
+
+@dataclass(frozen=True, slots=True)
+class Mismatch:
+    """Copies that differ, as an error shows them.
+
+    Attributes:
+        name: the parameter's name in the files.
+        index: the first differing element, by its index in the whole tensor.
+        single: whether the tensor has only this element.
+        values: its values, each with the files that have it.
+        others: the names of further parameters whose copies differ.
+    """
+
+    name: str
+    index: tuple[int, ...]
+    single: bool
+    values: str
+    others: tuple[str, ...] = ()
+
+    def __str__(self) -> str:
+        """One clause."""
+        element = "it" if self.single else f"element {list(self.index)}"
+        more = f" ({len(self.others)} other parameters differ too: {some(self.others)})" if self.others else ""
+        return f"{element} is {self.values}{more}"
+
+
+def mismatch(
+    files: FileSet, differences: Sequence[Difference], elements: Callable[[tuple[int, ...]], Mapping[int, Piece]], noun: str
+) -> Mismatch:
+    """Read the first element that differs in one parameter from the files that have it.
+
+    Args:
+        files: the files.
+        differences: the differences of the parameter.
+        elements: returns, for the index of an element, where each file has it, for as many files as are to be shown.
+        noun: what the number of a file is the number of.
+    """
+    index = files.first_element(differences)
+    by_value: dict[bytes, list[int]] = defaultdict(list)
+    for number, piece in elements(index).items():
+        by_value[files.content(number, piece).tobytes()].append(number)
+    entry = differences[0].pieces[0].entry
+    texts = {content: _text(content, entry.dtype) for content in by_value}
+    if len(set(texts.values())) < len(texts):  # such as zeros of two signs
+        texts = {content: f"{text} (0x{content[::-1].hex()})" for content, text in texts.items()}
+    said = [f"{texts[content]} on {_numbered(noun, numbers)}" for content, numbers in by_value.items()][:_MOST_VALUES]
+    if rest := [number for numbers in list(by_value.values())[_MOST_VALUES:] for number in numbers]:
+        said.append(f"something else on {_numbered(noun, rest)}")
+    single = all(n == 1 for n in entry.shape) and differences[0].pieces[0].box.size == 1
+    return Mismatch(differences[0].name, index, single, f"{', '.join(said[:-1])} and {said[-1]}")
+
+
+def _mismatch(
+    files: FileSet, copies: Copies, parameters: Sequence[Parameter], differing: Mapping[str, Sequence[Difference]], noun: str
+) -> Mismatch:
+    """The mismatch of the first of some parameters."""
+    first, *others = parameters
+    found = differing[first.source_name]
+
+    def elements(index: tuple[int, ...]) -> dict[int, Piece]:
+        element = Block(first, Box(index, (1,) * len(index)))
+        holders = copies.holders_of(element)
+        compared = (rank for difference in found for rank in difference.files)
+        ranks = sorted({*islice(compared, _MOST_FILES // 2), *holders[: _MOST_FILES // 2]}.intersection(holders))
+        return {rank: Piece(first.source_name, element.box, *copies.at(rank, element)) for rank in ranks}
+
+    shown = mismatch(files, found, elements, noun)
+    return replace(shown, single=prod(first.shape) == 1, others=tuple(p.source_name for p in others))
+
+
+def _numbered(noun: str, numbers: Sequence[int]) -> str:
+    return f"{noun}{'s' if len(numbers) > 1 else ''} {format_ranks(tuple(numbers))}"
+
+
+def _text(content: bytes, dtype: str) -> str:
+    """An element as people read it."""
+    if dtype == STRING:
+        return repr(content.decode("utf-32-le", "replace"))
+    try:
+        return str(array_of(content, dtype, (1,))[0])
+    except MissingInputError:  # the package that has this type
+        return f"0x{content[::-1].hex()}"
+
+
+def ranks_disagree(found: Mismatch, *, unified: bool = False, again: bool = False) -> DataError:
+    """Return the error for copies of a parameter that no strategy names.
+
+    Args:
+        found: the copies.
+        unified: whether the files are not those of ranks, but hold whole parameters.
+        again: whether files were written already, with other options than those that the error advises.
+    """
+    fix = "remove the file that does not belong to the checkpoint"
+    if not unified:
+        fix = "if the ranks are of different training steps, restore those of one step; "
+        if not found.single:
+            fix += (
+                "if each rank holds a slice, give a strategy that names the parameter (by default MindSpore leaves frozen"
+                " parameters out of strategy files: only_trainable_params); "
+            )
+        fix += f"if they may differ, add --allow-inconsistent {quote(found.name)} (spec.parameters.allowInconsistent)"
+        fix += _AGAIN if again else ""
+    return DataError(
+        "RanksDisagree",
+        f"no strategy names it, and its copies differ: {found}",
+        where=f"parameter {found.name}",
+        fix=fix,
+    )
+
+
+def replicas_differ(found: Mismatch, *, again: bool = False) -> DataError:
+    """Return the error for replicas; see `ranks_disagree`."""
+    return DataError(
+        "ReplicasDiffer",
+        f"the source's strategy declares replicas equal that differ: {'' if found.single else 'in the whole tensor, '}{found}",
+        where=f"parameter {found.name}",
+        fix="if the ranks are of different training steps, restore those of one step; if training let replicas drift apart,"
+        " add --replicas lowest-rank (spec.source.replicas: LowestRank) to take everything from the lowest ranks"
+        + (_AGAIN if again else ""),
+    )

@@ -1,0 +1,394 @@
+"""Copies of one parameter at several source ranks: found where they differ, exactly there and nowhere else."""
+
+from __future__ import annotations
+
+import json
+import re
+import time
+from dataclasses import replace
+from math import lcm
+from typing import TYPE_CHECKING, Any
+
+import disk
+import models
+import numpy as np
+import pytest
+import rawfiles
+from definition import Cut, held
+from hypothesis import HealthCheck, assume, given, settings
+from hypothesis import strategies as st
+from memory_jobs import written
+from memory_store import MemorySource
+
+from reshard.checkpoint.inventory import Inventory, SourceFile, Structure, TensorEntry
+from reshard.cli import main
+from reshard.engine.job import job_of
+from reshard.errors import DataError
+from reshard.layout import Layout
+from reshard.plan import place
+from reshard.plan.copies import Copies, most_blocks
+from reshard.progress import Silent
+from reshard.source.files import Files
+from reshard.source.reading import read_inventory
+from reshard.spec.ranks import format_ranks, parse_ranks
+from reshard.spec.request import Options, Request
+from reshard.strategy import Strategy, StrategyFile, dump
+from reshard.transform import prepare
+from reshard.transform.consistency import check_copies
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+    from pathlib import Path
+
+    from reshard.plan import Model
+
+RANKS = 12
+QUIET = settings(max_examples=60, suppress_health_check=list(HealthCheck), deadline=None)
+
+
+def placed(files: list[rawfiles.Tensors], kind: str, before: Strategy, after: Strategy, **how: Any) -> tuple[Model, MemorySource]:
+    """The model of a source in memory."""
+    store = MemorySource({f"rank_{r}/x.{kind}": rawfiles.write(kind, tensors) for r, tensors in enumerate(files)})
+    paths = {r: f"rank_{r}/x.{kind}" for r in range(len(files)) if files[r] or kind == "safetensors"}
+    inventory = read_inventory(store, Files(paths), workers=1)
+    return place(inventory, before, after, incomplete=True, **how), store
+
+
+def check(model: Model, store: MemorySource, level: str, **options: Any) -> frozenset[str]:
+    return check_copies(store, model, Options(verification=level, **options), Silent(), workers=2)  # type: ignore[arg-type]
+
+
+def changed(array: np.ndarray, at: int) -> np.ndarray:
+    """A copy in which all bits of one element are others."""
+    content = np.array(array, order="C")
+    flat = content.reshape(-1).view(np.uint8).reshape(content.size, -1)
+    flat[at] ^= 1 if array.dtype == bool else 0xFF
+    return content
+
+
+def refused(call: Callable[[], object]) -> tuple[str, str | None, str]:
+    with pytest.raises(DataError) as error:
+        call()
+    return error.value.reason, error.value.where, error.value.what
+
+
+def groups(what: str) -> set[tuple[int, ...]]:
+    """The groups of ranks that a message says have one value each."""
+    return {parse_ranks(found) for found in re.findall(r"on source ranks? ([0-9,-]+[0-9]|[0-9])", what)}
+
+
+def index_in(what: str) -> tuple[int, ...] | None:
+    found = re.search(r"element \[([0-9, ]*)\]", what)
+    return tuple(map(int, filter(None, found[1].split(", ")))) if found else None
+
+
+def elements(model: models.Model, tensor: models.Tensor) -> dict[int, np.ndarray]:
+    """By source rank, the flat indexes in the whole tensor of the elements that its file holds."""
+    if tensor.source is None:
+        whole = np.arange(int(np.prod(tensor.shape))).reshape(tensor.shape)
+        return dict.fromkeys(range(model.source_ranks), whole)
+    first = tensor.source_stage * model.source_devices
+    return {first + rank: found for rank, found in enumerate(held(tensor.shape, tensor.source))}
+
+
+@QUIET
+@given(models.models(RANKS), st.sampled_from(["ckpt", "safetensors"]), st.data())
+def test_one_changed_element_is_found_by_a_full_comparison(model: models.Model, kind: str, data: st.DataObject) -> None:
+    model = replace(model, remove_redundancy=False)
+    files, (before, after) = [dict(tensors) for tensors in model.source()], disk.strategies(model)
+    tensor = data.draw(st.sampled_from(model.tensors))
+    by_rank = elements(model, tensor)
+    rank = data.draw(st.sampled_from(sorted(by_rank)))
+    at = data.draw(st.integers(0, by_rank[rank].size - 1))
+    element = int(by_rank[rank].reshape(-1)[at])
+    holders = {r for r, found in by_rank.items() if element in found}
+
+    assert check(*placed(files, kind, before, after), "Full") == frozenset()
+    files[rank][tensor.name] = changed(files[rank][tensor.name], at)
+    found = placed(files, kind, before, after)
+    if len(holders) == 1:
+        assert check(*found, "Full") == check(*found, "Sample") == frozenset()
+        return
+    reason, where, what = refused(lambda: check(*found, "Full"))
+    assert reason == ("RanksDisagree" if tensor.source is None else "ReplicasDiffer")
+    assert where == f"parameter {tensor.name}"
+    assert index_in(what) == (np.unravel_index(element, tensor.shape) if np.prod(tensor.shape) > 1 else None)
+    assert groups(what) == {(rank,), tuple(sorted(holders - {rank}))}
+
+    accepted = placed(files, kind, before, after, allow_inconsistent=("*",), lowest_replica=True)
+    assert check(*accepted, "Full") == {tensor.name}
+
+
+@QUIET
+@given(models.models(RANKS), st.sampled_from(["ckpt", "safetensors"]))
+def test_what_is_equal_is_never_refused(model: models.Model, kind: str) -> None:
+    found = placed(model.source(), kind, *disk.strategies(model))
+    for level in ("None", "Sample", "Full"):
+        assert check(*found, level) == frozenset()
+
+
+@QUIET
+@given(models.models(RANKS), st.data())
+def test_a_sample_finds_a_change_within_its_blocks(model: models.Model, data: st.DataObject) -> None:
+    model = replace(model, remove_redundancy=False)
+    files, (before, after) = [dict(tensors) for tensors in model.source()], disk.strategies(model)
+    tensor = data.draw(st.sampled_from(model.tensors))
+    by_rank = elements(model, tensor)
+    rank = data.draw(st.sampled_from(sorted(by_rank)))
+    shared = [r for r, found in by_rank.items() if r != rank and np.array_equal(found, by_rank[rank])]
+    assume(shared)
+    content = files[rank][tensor.name]
+    assume(content.nbytes <= 16 << 10)  # one block
+    files[rank][tensor.name] = changed(content, data.draw(st.integers(0, content.size - 1)))
+    found = placed(files, "ckpt", before, after)
+    reason, where, what = refused(lambda: check(*found, "Sample"))
+    assert (reason, where) == ("RanksDisagree" if tensor.source is None else "ReplicasDiffer", f"parameter {tensor.name}")
+    assert (rank,) in groups(what)
+
+
+@st.composite
+def shared_by_two_stages(draw: Callable[..., Any]) -> tuple[tuple[int, ...], Cut, Cut]:
+    """The shape of a parameter that two stages hold, and how each cuts it."""
+    devices, ndim = draw(st.integers(1, 6)), draw(st.integers(1, 3))
+    cuts = draw(models.cuts(devices, ndim)), draw(models.cuts(devices, ndim))
+    each = [models.parts(cut, ndim) for cut in cuts]
+    return tuple(lcm(a, b) * draw(st.integers(1, 3)) for a, b in zip(*each, strict=True)), *cuts
+
+
+@QUIET
+@given(shared_by_two_stages(), st.data())
+def test_stages_may_cut_what_they_share_in_different_ways(case: tuple[tuple[int, ...], Cut, Cut], data: st.DataObject) -> None:
+    shape, *cuts = case
+    devices, whole = cuts[0].devices, np.random.default_rng(0).integers(0, 1 << 30, shape, np.int32)
+    slices = [indexes for cut in cuts for indexes in held(shape, cut)]
+    files = [{"emb": whole.reshape(-1)[found.reshape(-1)].reshape(found.shape)} for found in slices]
+    before = Strategy(tuple({"emb": disk.layout(cut)} for cut in cuts), devices)
+    after = Strategy(({"emb": Layout.whole(len(shape))},), 1)
+
+    model, store = placed(files, "ckpt", before, after)
+    for level in ("Sample", "Full"):
+        assert check(model, store, level) == frozenset()
+    made = job_of(Request("memory", "nowhere"), store, model, before, after)
+    assert rawfiles.equal(rawfiles.read("ckpt", written(made, 0))["emb"], whole)
+
+    rank = data.draw(st.integers(0, 2 * devices - 1))
+    at = data.draw(st.integers(0, slices[rank].size - 1))
+    element = int(slices[rank].reshape(-1)[at])
+    files[rank]["emb"] = changed(files[rank]["emb"], at)
+    reason, _, what = refused(lambda: check(*placed(files, "ckpt", before, after), "Full"))
+    assert reason == "ReplicasDiffer"
+    if whole.size > 1:
+        assert index_in(what) == np.unravel_index(element, shape)
+    others = {r for r, found in enumerate(slices) if element in found} - {rank}
+    assert groups(what) == {(rank,), tuple(sorted(others))}
+
+    files[0]["emb"] = np.concatenate([files[0]["emb"]] * 2)
+    assert refused(lambda: placed(files, "ckpt", before, after))[0] == "RanksDisagree"
+
+
+@QUIET
+@given(models.models(RANKS))
+def test_the_lowest_replica_is_one_consistent_set(model: models.Model) -> None:
+    """Every copy but that of the lowest rank which has it is damaged, and the target is right all the same."""
+    files, (before, after) = [dict(tensors) for tensors in model.source()], disk.strategies(model)
+    for tensor in model.tensors:
+        seen: set[bytes] = set()
+        for rank, found in sorted(elements(model, tensor).items()):
+            if tensor.source is not None and tensor.name in files[rank] and found.tobytes() in seen:
+                files[rank][tensor.name] = changed(files[rank][tensor.name], 0)
+            elif tensor.name in files[rank]:
+                seen.add(found.tobytes())
+    placed_model, store = placed(files, "safetensors", before, after, lowest_replica=True)
+    request = Request("memory", "nowhere", options=Options(format="Safetensors", replicas="LowestRank"))
+    made = job_of(request, store, placed_model, before, after)
+    for rank in range(model.target_ranks):
+        assert rawfiles.same(rawfiles.read("safetensors", written(made, rank)), model.target(rank))
+
+
+# ---- At the command line
+
+
+@pytest.fixture
+def made(tmp_path: Path) -> disk.Checkpoint:
+    """Four ranks: `m` is held twice, `step` and the large `base` are in no strategy."""
+    model = disk.example()
+    twice = models.Tensor("m", "BFloat16", (48, 24), Cut((2, 2), ((1,), ())), 0, Cut((6,), ((), (0,))), 0)
+    base = models.Tensor("base", "Float32", (300, 100), None, 0, None, 0)
+    others = (tensor for tensor in model.tensors if tensor.name != "m")
+    return disk.write(tmp_path / "in", replace(model, tensors=(twice, *others, base)))
+
+
+def rewrite(made: disk.Checkpoint, rank: int, name: str, change: Callable[[np.ndarray], np.ndarray]) -> None:
+    path = made.source / f"rank_{rank}" / "net-1_100.ckpt"
+    tensors = rawfiles.read("ckpt", path.read_bytes())
+    path.write_bytes(rawfiles.write("ckpt", tensors | {name: change(tensors[name])}))
+
+
+def manifest(target: Path) -> dict[str, Any]:
+    found: dict[str, Any] = json.loads((target / "reshard-manifest.json").read_text())
+    return found
+
+
+def set_step(made: disk.Checkpoint, *values: int) -> None:
+    for rank, value in enumerate(values):
+        rewrite(made, rank, "step", lambda array, value=value: np.full_like(array, value))  # type: ignore[misc]
+
+
+@pytest.mark.parametrize("level", ["none", "sample", "full"])
+def test_ranks_of_two_steps_are_refused_with_both_values(
+    made: disk.Checkpoint, tmp_path: Path, refused: Callable[..., str], level: str
+) -> None:
+    set_step(made, 100, 100, 200, 100)
+    said = refused(65, "RanksDisagree", *made.arguments(tmp_path / "out", "--verification", level))
+    assert "parameter step: " in said
+    assert "it is 100 on source ranks 0-1,3 and 200 on source rank 2; " in said
+    assert "--allow-inconsistent step (spec.parameters.allowInconsistent)" in said
+    assert not (tmp_path / "out").exists()
+
+
+def test_what_may_differ_is_taken_rank_by_rank_and_listed(
+    made: disk.Checkpoint, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    set_step(made, 10, 11, 12, 13)
+    target = tmp_path / "out"
+    assert main(made.arguments(target, "--allow-inconsistent", "st*p", "--allow-inconsistent", "nobody")) == 0
+    said = capsys.readouterr().err
+    assert "copies of 1 parameters differ between source ranks" in said
+    assert "matches nobody" in said
+    steps = [rawfiles.read("ckpt", path.read_bytes())["step"].item() for path in sorted(target.glob("rank_*/*"))]
+    assert steps == [10, 11, 12, 13, 10, 11]
+    found = manifest(target)
+    assert found["inconsistentReplicas"] == ["step"]
+    assert found["options"]["allowInconsistent"] == ["st*p", "nobody"]
+
+
+@pytest.mark.parametrize("level", ["none", "sample", "full"])
+def test_slices_of_what_no_strategy_names_are_refused_whatever_their_size(
+    made: disk.Checkpoint, tmp_path: Path, refused: Callable[..., str], level: str
+) -> None:
+    rewrite(made, 3, "base", lambda array: array[::-1].copy())
+    said = refused(65, "RanksDisagree", *made.arguments(tmp_path / "out", "--verification", level))
+    assert "parameter base: " in said
+    assert "give a strategy that names the parameter" in said
+    refused(65, "RanksDisagree", *made.arguments(tmp_path / "out", "--replicas", "lowest-rank"))
+
+
+def test_replicas_that_drifted_apart_are_refused_unless_accepted(
+    made: disk.Checkpoint, tmp_path: Path, refused: Callable[..., str], capsys: pytest.CaptureFixture[str]
+) -> None:
+    rewrite(made, 3, "m", lambda array: array[::-1].copy())
+    target = tmp_path / "out"
+    said = refused(65, "ReplicasDiffer", *made.arguments(target))
+    assert "parameter m: " in said
+    assert "on source rank 3" in said
+    assert "--replicas lowest-rank (spec.source.replicas: LowestRank)" in said
+    refused(65, "ReplicasDiffer", *made.arguments(target, "--allow-inconsistent", "*"))
+    assert not target.exists()
+    assert main(made.arguments(target, "--replicas", "lowest-rank")) == 0
+    assert "replicas of 1 parameters differ" in capsys.readouterr().err
+    assert disk.differences(made.model, target, "ckpt") == []
+    assert manifest(target)["inconsistentReplicas"] == ["m"]
+    assert manifest(target)["options"]["replicas"] == "LowestRank"
+
+
+def test_without_verification_replicas_are_not_compared(made: disk.Checkpoint, tmp_path: Path) -> None:
+    rewrite(made, 3, "m", lambda array: array[::-1].copy())
+    assert main(made.arguments(tmp_path / "out", "--verification", "none")) == 0
+
+
+def test_a_plan_lists_what_goes_whole_to_every_rank(
+    made: disk.Checkpoint, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    arguments = ["plan", *made.arguments(tmp_path / "out")[1:]]
+    assert main([*arguments, "--json"]) == 0
+    assert json.loads(capsys.readouterr().out)["replicated_parameters"] == [
+        {"name": "base", "dtype": "Float32", "shape": [300, 100]}
+    ]
+    assert main(arguments) == 0
+    assert re.search(r"base +Float32 +\[300, 100\]", capsys.readouterr().out)
+
+
+def test_ranks_of_a_plan_compare_nothing_again(made: disk.Checkpoint, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    set_step(made, 1, 2, 3, 4)
+    sides = made.arguments(tmp_path / "out", "--allow-inconsistent", "step")[1:]
+    assert main(["plan", *sides, "--write", "--verification", "sample"]) == 0
+    calls = []
+    monkeypatch.setattr(prepare, "check_copies", lambda *_, **__: calls.append(1) or frozenset({"step"}))
+    for level in ("none", "sample"):
+        assert main(["transform", *sides, "--no-commit", "--verification", level]) == 0
+    assert calls == []
+    assert main(["transform", *sides, "--no-commit", "--verification", "full"]) == 0
+    assert calls == [1]
+    assert main(["commit", str(tmp_path / "out")]) == 0
+    assert manifest(tmp_path / "out")["inconsistentReplicas"] == ["step"]
+
+
+def test_an_index_settles_which_copies_count(made: disk.Checkpoint, tmp_path: Path, refused: Callable[..., str]) -> None:
+    rewrite(made, 3, "m", lambda array: array[::-1].copy())
+    index, target = tmp_path / "index", tmp_path / "out"
+    assert main(made.arguments(index, "--layout", "index", "--replicas", "lowest-rank")) == 0
+    by_index = ["transform", "--source", str(made.source), "--index", str(index), "--target", str(target)]
+    refused(2, "InvalidOption", *by_index, "--replicas", "lowest-rank")
+    assert main(by_index) == 0
+    assert disk.differences(made.model, target, "ckpt") == []
+    assert manifest(target)["options"]["replicas"] == "LowestRank"
+
+
+def test_stages_that_share_a_parameter_are_compared(tmp_path: Path, refused: Callable[..., str]) -> None:
+    whole = np.arange(64, dtype=np.float32).reshape(8, 8)
+    rows, columns = Layout((2,), ((0,), ())), Layout((2,), ((), (0,)))
+    slices = [whole[:4], whole[4:], whole[:, :4], whole[:, 4:]]
+    slices[3] = slices[3].copy()
+    slices[3][5, 1] = -1
+    for rank, content in enumerate(slices):
+        path = tmp_path / "src" / f"rank_{rank}" / "n.ckpt"
+        path.parent.mkdir(parents=True)
+        path.write_bytes(rawfiles.write("ckpt", {"emb": content}))
+    (tmp_path / "s.ckpt").write_bytes(dump(StrategyFile("s", {0: {"emb": rows}, 1: {"emb": columns}}), "protobuf"))
+    sides = ["--source", str(tmp_path / "src"), "--source-strategy", str(tmp_path / "s.ckpt"), "--target", str(tmp_path / "out")]
+    said = refused(65, "ReplicasDiffer", "transform", *sides, "--verification", "full")
+    assert "element [5, 5] is 45.0 on source rank 1 and -1.0 on source rank 3" in said
+    assert main(["transform", *sides, "--replicas", "lowest-rank"]) == 0
+    content = (tmp_path / "out" / "rank_0" / "checkpoint_0.ckpt").read_bytes()
+    assert rawfiles.equal(rawfiles.read("ckpt", content)["emb"], whole)
+
+
+# ---- What it costs
+
+
+@pytest.mark.parametrize("remote", [False, True])
+def test_the_number_of_blocks_follows_from_the_bytes_that_are_written(remote: bool) -> None:  # noqa: FBT001
+    found = [most_blocks(1 << exponent, remote=remote) for exponent in range(60)]
+    assert found == sorted(found)
+    assert found[-1] == 1 << 16
+    for exponent in range(32, 60):
+        assert found[exponent] * (16 << 10) <= 0.02 * (1 << exponent)
+
+
+@pytest.mark.parametrize("cut", [Layout((32, 16), ((0,),)), Layout((512,), ((0,),)), Layout((32, 16), ((0,),), 16, 8)])
+def test_blocks_are_bounded_however_many_ranks_and_names_there_are(cut: Layout) -> None:
+    """4,096 ranks of 8 stages, 500 names in each, some of them in no strategy."""
+    structures, files, stages = [], [], []
+    for stage in range(8):
+        names = [f"{stage}.{i}" for i in range(500)]
+        entries = [TensorEntry(name, "Float32", (4096,), ((64 * i, 4 * 4096),)) for i, name in enumerate(names)]
+        steps = [TensorEntry(name, "Int32", (), ((0, 4),)) for name in ("step", "epoch")]
+        loose = [TensorEntry(f"loose.{i}", "Float32", (1 << 20,), ((0, 4 << 20),)) for i in range(100)]
+        structures.append(Structure("ckpt", (*entries, *steps, *loose)))
+        stages.append(dict.fromkeys(names, cut))
+        files += [SourceFile(stage * 512 + r, f"rank_{stage * 512 + r}/x.ckpt", 1 << 30, "", stage) for r in range(512)]
+    source = Strategy(tuple(stages), 512)
+    copies = Copies(place(Inventory(tuple(files), tuple(structures)), source, None))
+    began = time.process_time()
+    for most in (256, 5000):
+        blocks = copies.sample(most, replicas=True)
+        small = sum(not block.parameter.shape for found in blocks.values() for block in found)
+        assert small == 2 * 4096
+        assert sum(map(len, blocks.values())) - small <= most
+        assert blocks == copies.sample(most, replicas=True)
+    sampled = {block.parameter.name for found in blocks.values() for block in found}
+    assert {f"loose.{i}" for i in range(100)} <= sampled
+    assert bool(copies.replicas) == (cut.device_matrix != (512,))
+    assert any("." in name and name[0].isdigit() for name in sampled) == bool(copies.replicas)
+    assert time.process_time() - began < 30
+    assert format_ranks(tuple(blocks)) == "0-4095"
