@@ -2,9 +2,13 @@
 
 A difference that none of these accounts for fails the tests, and so does one of these that is never seen.
 
-One is a refusal, and so in no table: of several strategy files of one stage MindSpore silently takes the first
+Two are refusals, and so in no table. Of several strategy files of one stage MindSpore silently takes the first
 (_merge_protobuf_strategy in mindspore/parallel/_parallel_serialization.py). So do we, but not if another cuts a parameter in
 another way: then one of them is of another run, and nothing says which is the source's.
+
+If the source's ranks have different copies of a parameter that no strategy names, MindSpore takes one of them: for target rank r
+that of source rank r modulo their number. Such ranks may be of two training steps, or hold slices of a tensor, so we refuse them
+(`Case.inconsistent`); once the user accepts the parameter, we take the same copy.
 """
 
 from __future__ import annotations

@@ -51,7 +51,7 @@ class Tensor:
 
     Attributes:
         source_stages: the stages whose files hold it; of one without a cut none says all.
-        diverging: whether each source rank has a value of its own.
+        inconsistent: whether each source rank has a value of its own.
     """
 
     name: str
@@ -61,7 +61,7 @@ class Tensor:
     source_stages: tuple[int, ...]
     target: Cut | None
     target_stages: tuple[int, ...]
-    diverging: bool = False
+    inconsistent: bool = False
 
 
 @dataclass(frozen=True)
@@ -107,14 +107,19 @@ class Case:
         )
         return f"{self.number}-{'to'.join(sides)}-{self.source_format}-{self.target_format}"
 
+    @property
+    def inconsistent(self) -> tuple[str, ...]:
+        """The parameters whose copies differ between source ranks."""
+        return tuple(tensor.name for tensor in self.tensors if tensor.inconsistent) if self.source_ranks > 1 else ()
+
     def file_name(self, rank: int) -> str:
         """The name of a source rank's file."""
         return f"net-3_25.{self.source_format}" if self.trained else f"checkpoint_{rank}.{self.source_format}"
 
     def whole(self, tensor: Tensor, rank: int = 0) -> np.ndarray:
-        """All elements of a tensor, as bits; of a diverging one as `rank` has it."""
+        """All elements of a tensor, as bits; of an inconsistent one as `rank` has it."""
         kind = np.dtype(BITS[tensor.dtype])
-        seed = f"{self.number} {tensor.name} {rank if tensor.diverging else 0}"
+        seed = f"{self.number} {tensor.name} {rank if tensor.inconsistent else 0}"
         found = np.frombuffer(random.Random(seed).randbytes(prod(tensor.shape) * kind.itemsize), kind).reshape(tensor.shape)
         mask = MASKS.get(tensor.dtype)
         return found if mask is None else np.asarray(found & kind.type(mask))
@@ -215,8 +220,8 @@ def _steps(rng: random.Random, source_stages: int, target_stages: int) -> list[T
     for name in rng.sample(STEPS, rng.randint(0, 2)):
         shape = rng.choice([(), (1,), (3,)])
         stages = (rng.randrange(source_stages),) if source_stages > 1 and rng.random() < 0.3 else ()
-        diverging = source_stages == target_stages == 1 and rng.random() < 0.3
-        found.append(Tensor(name, rng.choice(["Int32", "Float32", "Int64"]), shape, None, stages, None, (), diverging))
+        inconsistent = source_stages == target_stages == 1 and rng.random() < 0.3
+        found.append(Tensor(name, rng.choice(["Int32", "Float32", "Int64"]), shape, None, stages, None, (), inconsistent))
     return found
 
 

@@ -34,7 +34,7 @@ class Piece(NamedTuple):
         name: the parameter's name in the files.
         box: the elements, as a box in the whole tensor. Files are compared by pieces of the same name and box.
         entry: the parameter in this file.
-        local: the same elements, as a box in this file's slice.
+        local: a box of the same elements in this file's slice.
     """
 
     name: str
