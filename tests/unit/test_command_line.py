@@ -9,7 +9,6 @@ from typing import TYPE_CHECKING, Any
 
 import disk
 import pytest
-import rawfiles
 
 from reshard.cli import main
 from reshard.layout import Layout
@@ -155,17 +154,6 @@ def test_files_get_the_mode_that_is_asked_for(checkpoint: disk.Checkpoint, tmp_p
     assert main(checkpoint.arguments(out, "--file-mode", "0604")) == 0
     assert stat.S_IMODE((out / "rank_0" / "checkpoint_0.ckpt").stat().st_mode) == 0o604
     assert stat.S_IMODE((out / "rank_0").stat().st_mode) == 0o705
-
-
-def test_copies_that_differ_are_named(checkpoint: disk.Checkpoint, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    source = checkpoint.model.source()
-    source[3] = source[3] | {"step": source[3]["step"] + 1}
-    (checkpoint.source / "rank_3" / "net-1_100.ckpt").write_bytes(rawfiles.ckpt(source[3]))
-    assert main(checkpoint.arguments(tmp_path / "out", "--json")) == 0
-    assert any("step" in note and "differ" in note for note in said(capsys)["notes"])
-    for rank in range(6):
-        found = rawfiles.read_ckpt((tmp_path / "out" / f"rank_{rank}" / f"checkpoint_{rank}.ckpt").read_bytes())
-        assert found["step"] == source[rank % 4]["step"]
 
 
 def test_a_resource_runs_as_it_is(checkpoint: disk.Checkpoint, tmp_path: Path) -> None:

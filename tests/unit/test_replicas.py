@@ -334,6 +334,30 @@ def test_an_index_settles_which_copies_count(made: disk.Checkpoint, tmp_path: Pa
     assert manifest(target)["options"]["replicas"] == "LowestRank"
 
 
+def test_a_resource_says_the_same(made: disk.Checkpoint, tmp_path: Path) -> None:
+    set_step(made, 1, 2, 3, 4)
+    rewrite(made, 3, "m", lambda array: array[::-1].copy())
+    document = {
+        "apiVersion": "reshard.dev/v1alpha1",
+        "kind": "CheckpointTransform",
+        "spec": {
+            "source": {
+                "storage": {"persistentVolumeClaim": {"claimName": "data", "path": "in/src"}},
+                "strategy": {"path": "in/source.ckpt"},
+                "replicas": "LowestRank",
+            },
+            "target": {
+                "storage": {"persistentVolumeClaim": {"claimName": "data", "path": "out"}},
+                "strategy": {"path": "in/target.ckpt"},
+            },
+            "parameters": {"allowInconsistent": ["step"]},
+        },
+    }
+    (tmp_path / "transform.yaml").write_text(json.dumps(document))
+    assert main(["run", str(tmp_path / "transform.yaml"), "--volume", f"data={tmp_path}"]) == 0
+    assert manifest(tmp_path / "out")["inconsistentReplicas"] == ["m", "step"]
+
+
 def test_stages_that_share_a_parameter_are_compared(tmp_path: Path, refused: Callable[..., str]) -> None:
     whole = np.arange(64, dtype=np.float32).reshape(8, 8)
     rows, columns = Layout((2,), ((0,), ())), Layout((2,), ((), (0,)))
