@@ -148,9 +148,11 @@ def test_of_copies_that_differ_that_of_the_first_rank_is_taken(source: disk.Chec
         path = source.source / f"rank_{rank}" / "net-1_100.safetensors"
         tensors = rawfiles.read("safetensors", path.read_bytes())
         path.write_bytes(rawfiles.write("safetensors", tensors | {"step": np.array(100 + rank, np.int32)}))
-    result = unify(source, tmp_path / "u")
+    with pytest.raises(DataError, match="RanksDisagree"):
+        unify(source, tmp_path / "u")
+    result = unify(source, tmp_path / "u", allow_inconsistent=("step",))
     assert contents(tmp_path / "u")[HYPER]["step"] == 100
-    assert any("that of the first rank that has one is taken: step" in note for note in result.notes)
+    assert any("the first rank's is taken: step" in note for note in result.notes)
 
 
 def test_what_only_a_later_stage_has_is_there(tmp_path: Path) -> None:
