@@ -16,7 +16,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from reshard.cli import main
-from reshard.errors import ReshardError, UsageError
+from reshard.errors import DataError, ReshardError, UsageError
 from reshard.layout import Layout
 from reshard.plan.unified import fill
 from reshard.spec.request import Options, RenameRule, Request

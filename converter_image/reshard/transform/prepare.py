@@ -81,9 +81,7 @@ def prepare(
         return _indexed(request, request.index, cancellation)
     strategies = strategies_of(request)
     store, found = find(request, strategies[0], cancellation)
-    return prepare_files(
-        request, store, found, strategies, progress, workers=workers, single=single, cancellation=cancellation
-    )
+    return prepare_files(request, store, found, strategies, progress, workers=workers, single=single, cancellation=cancellation)
 
 
 def find(request: Request, source: Strategy | None, cancellation: Cancellation | None = None) -> tuple[ReadStore, Files]:
