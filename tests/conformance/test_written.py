@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -9,7 +10,7 @@ import contents
 import pytest
 import rawfiles
 
-from reshard import Options, Request, transform_checkpoint
+from reshard import Options, RenameRule, Request, transform_checkpoint
 from reshard.checkpoint import ckpt
 from reshard.errors import DataError
 
@@ -157,3 +158,19 @@ def test_a_file_that_nothing_else_can_hold_stays_a_ckpt(once: Callable[..., Path
     with pytest.raises(DataError, match=f"safetensors has no type for MindSpore's {dtype}"):
         copy(original, tmp_path / "refused", "safetensors")
     assert copy(original, tmp_path / "copied", "ckpt").read_bytes() == original.read_bytes()
+
+
+def test_mindspore_loads_what_is_made_of_files_that_it_refuses(oracle: Callable[..., Any], tmp_path: Path) -> None:
+    order = {
+        "b": {"dtype": "F32", "shape": [1], "data_offsets": [4, 8]},
+        "a": {"dtype": "F32", "shape": [1], "data_offsets": [0, 4]},
+    }
+    alias = {"__metadata__": {"head": "embed"}, "embed": {"dtype": "F32", "shape": [2], "data_offsets": [0, 8]}}
+    made = []
+    for name, header, rename in (("order", order, ()), ("alias", alias, (RenameRule("head", name="embed"),))):
+        text = json.dumps(header).encode()
+        (tmp_path / f"{name}.safetensors").write_bytes(len(text).to_bytes(8, "little") + text + bytes(range(8)))
+        request = Request(str(tmp_path / f"{name}.safetensors"), str(tmp_path / name), options=Options(rename=rename))
+        transform_checkpoint(request)
+        made.append(tmp_path / name / "rank_0" / "checkpoint_0.safetensors")
+    assert [set(found) for found in oracle("load", *made).values()] == [{"a", "b"}, {"head"}]

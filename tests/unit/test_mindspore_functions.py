@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import pickle
+import sys
 from io import BytesIO
+from types import SimpleNamespace
 from typing import TYPE_CHECKING, Any
 
 import disk
@@ -201,6 +203,19 @@ def test_a_crc_is_checked_where_that_is_asked_for(saved: Path) -> None:
     with pytest.raises(ValueError, match="CrcMismatch"):
         mindspore.load_checkpoint(str(saved), crc_check=True)
     assert mindspore.load_checkpoint(str(saved)).keys() == {"w"}
+
+
+@pytest.mark.parametrize("size", [1, 4])
+def test_the_rank_is_mindspores_where_it_runs_with_others(size: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    communication = SimpleNamespace(get_rank=lambda: size - 1, get_group_size=lambda: size)
+    monkeypatch.setitem(sys.modules, "mindspore.communication", communication)
+    (tmp_path / "s.ckpt").write_bytes(dump(StrategyFile("x", {0: {"w": Layout((2, 2), ((1,),))}}), "protobuf"))
+    for rank in range(3):
+        (tmp_path / f"rank_{rank}").mkdir()
+        (tmp_path / f"rank_{rank}" / "net.ckpt").touch()
+    path, strategy = str(tmp_path / "rank_0" / "net.ckpt"), str(tmp_path / "s.ckpt")
+    found = mindspore.get_ckpt_path_with_strategy(path, strategy)
+    assert found == (path if size == 1 else str(tmp_path / "rank_2" / "net.ckpt"))
 
 
 def test_a_rank_finds_a_file_that_holds_the_same(tmp_path: Path) -> None:

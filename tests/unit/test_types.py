@@ -103,3 +103,12 @@ def test_an_alias_stays_while_its_tensor_does(tmp_path: Path) -> None:
 
 def test_no_metadata_has_the_name_of_a_tensor(tmp_path: Path) -> None:
     assert renamed(tmp_path, {"format": "pt"}, RenameRule("format", name="norm")) == {}
+
+
+def test_a_header_out_of_the_order_of_offsets_is_put_in_order(tmp_path: Path) -> None:
+    entries = {name: {"dtype": "I8", "shape": [1], "data_offsets": [at, at + 1]} for name, at in (("b", 1), ("a", 0), ("c", 2))}
+    text = json.dumps(entries).encode()
+    found, _ = transformed(tmp_path, struct.pack("<Q", len(text)) + text + b"xyz", "safetensors", "safetensors")
+    tensors = {name: entry["data_offsets"] for name, entry in header(found).items() if name != "__metadata__"}
+    assert list(tensors.items()) == [("a", [0, 1]), ("b", [1, 2]), ("c", [2, 3])]
+    assert found.endswith(b"xyz")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from importlib import import_module
 from typing import TYPE_CHECKING, Any, Unpack
 
@@ -95,10 +96,11 @@ def _tensor(mindspore: Any, name: str, array: Array) -> Any:  # noqa: ANN401 - a
 
 
 def current_rank() -> int | None:
-    """Return the rank of this process as MindSpore knows it; None: it runs without MindSpore's communication."""
+    """Return the rank of this process as MindSpore knows it; None: it runs alone, for which MindSpore says 0."""
+    communication = sys.modules.get("mindspore.communication")
     try:
-        return int(import_module("mindspore.communication").get_rank())
-    except (ImportError, RuntimeError):
+        return int(communication.get_rank()) if communication and communication.get_group_size() > 1 else None
+    except RuntimeError:
         return None
 
 
