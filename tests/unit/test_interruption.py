@@ -23,7 +23,7 @@ from reshard.progress import Cancellation, CancelledError
 from reshard.spec.request import Options, Request
 from reshard.storage.local import LocalStore
 from reshard.target.folder import LOCK
-from reshard.target.lock import STALE_SECONDS, Holder, locked
+from reshard.target.lock import STALE_SECONDS, LockOwner, locked
 from reshard.transform.run import transform_checkpoint
 
 if TYPE_CHECKING:
@@ -167,7 +167,7 @@ def test_a_lock_without_a_sign_of_life_lapses(tmp_path: Path) -> None:
     made = disk.write(tmp_path / "in", disk.example())
     lock = tmp_path / "out" / LOCK
     lock.parent.mkdir(parents=True)
-    lock.write_bytes(encode(Holder("someone", "elsewhere", 1, "another boot")))
+    lock.write_bytes(encode(LockOwner("someone", "elsewhere", "")))
     assert main(made.arguments(tmp_path / "out")) == 75
     os.utime(lock, (time.time() - STALE_SECONDS - 1,) * 2)
     assert main(made.arguments(tmp_path / "out")) == 0

@@ -16,7 +16,7 @@ from reshard.spec.access import Access, Accesses
 from reshard.spec.ranks import format_ranks, parse_ranks
 from reshard.spec.request import Options, RenameRule, Request
 from reshard.spec.resource import TransformSpec, Volume, mounts, parse_resource, parse_spec, request_here, request_of_pod
-from reshard.target.lock import Holder
+from reshard.target.lock import LockOwner
 from reshard.target.standing import JobDocument
 
 RESOURCE = {
@@ -238,10 +238,10 @@ def test_a_version_of_any_length_is_quoted_in_short() -> None:
     assert len(str(caught.value)) < 300
 
 
-@given(st.data(), st.sampled_from([Manifest, FileRecord, JobDocument, Holder]))
+@given(st.data(), st.sampled_from([Manifest, FileRecord, JobDocument, LockOwner]))
 def test_damaged_documents_are_only_ever_refused(data: st.DataObject, kind: type[msgspec.Struct]) -> None:
     record = FileRecord(0, "rank_0/x", 1, "xxh3-128:0", 1, "Full")
-    content = bytearray(encode({FileRecord: record, Holder: Holder("a", "b", 1, "c")}.get(kind, record)))  # type: ignore[call-overload]
+    content = bytearray(encode({FileRecord: record, LockOwner: LockOwner("a", "b", "c")}.get(kind, record)))  # type: ignore[call-overload]
     at = data.draw(st.integers(0, len(content) - 1))
     content[at : at + data.draw(st.integers(0, 3))] = data.draw(st.binary(max_size=4))
     try:

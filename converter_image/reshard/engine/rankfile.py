@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import os
+import uuid
 from contextlib import closing
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
@@ -137,7 +137,7 @@ def write_alone(job: Job, rank: int, url: str, *, share: Budget) -> None:
     store, plan = open_store(folder), job.planner.plan(rank)
     writer = store.create(
         path,
-        temporary=f"{path}.{os.getpid()}.tmp",
+        temporary=f"{path}.{uuid.uuid4().hex}.tmp",
         mode=job.request.options.file_mode,
         size=job.file_size(rank),
         memory=share.upload,

@@ -18,7 +18,7 @@ from reshard.online.network import current_rank, load_params, param_dict
 from reshard.progress import Silent
 from reshard.spec.ranks import format_ranks
 from reshard.spec.request import Options, RenameRule, Request
-from reshard.target.lock import patiently
+from reshard.target.lock import retry_until_unlocked
 from reshard.transform.complete import commit_if_complete
 from reshard.transform.loose import prepare_loose, refuse_own_files, write_loose
 from reshard.transform.plan import plan_transform
@@ -91,7 +91,7 @@ def unified_safetensors(
             where="split_dst_file",
             fix=f"number the machines from 1 to {total}",
         )
-    planned = patiently(lambda: plan_transform(request, workers=workers, write=True), _MOST_PATIENCE_SECONDS)
+    planned = retry_until_unlocked(lambda: plan_transform(request, workers=workers, write=True), _MOST_PATIENCE_SECONDS)
     if parts := _share(planned.summary.target_ranks, number - 1, total):
         _write_beside_others(_with(request, ranks=format_ranks(parts)), workers=workers, all_together=True)
 
@@ -249,7 +249,7 @@ def _write_beside_others(request: Request, *, workers: int, all_together: bool) 
     With `all_together` it is complete once all ranks are there, else as soon as nobody writes; one that takes the place of
     another is never complete before.
     """
-    result = patiently(lambda: transform_checkpoint(request, workers=workers, commit=False), _MOST_PATIENCE_SECONDS)
+    result = retry_until_unlocked(lambda: transform_checkpoint(request, workers=workers, commit=False), _MOST_PATIENCE_SECONDS)
     if not result.complete:
         commit_if_complete(request.target, result.digest, all_ranks=all_together)
 

@@ -41,7 +41,7 @@ from reshard.storage.protocol import PROBE
 from reshard.target.standing import JobDocument, Standing, Unfinished
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterable, Sequence
+    from collections.abc import Callable, Collection, Iterable, Sequence
 
     from reshard.storage.protocol import Store, Writer
 
@@ -111,7 +111,7 @@ class TargetFolder:
     def write_manifest(self, manifest: Manifest) -> None:
         """Declare the checkpoint complete."""
         content = encode(manifest, pretty=True)
-        writer = self.store.create(MANIFEST_NAME, temporary=f"{STATE}/manifest.tmp", mode=self.mode)
+        writer = self.store.create(MANIFEST_NAME, temporary=f"{STATE}/manifest.{uuid.uuid4().hex}.tmp", mode=self.mode)
         try:
             writer.write(content)
             writer.finish()
@@ -269,13 +269,12 @@ class JobState:
             where = aside
         return f"{store.url}/{where}"
 
-    def sweep(self, ranks: set[int], is_gone: Callable[[str, str], bool]) -> None:
-        """Remove temporaries of these ranks whose writers are gone; `is_gone` is asked with the writer and the file's path."""
+    def sweep(self, ranks: set[int], writing: Collection[str]) -> None:
+        """Remove temporaries of these ranks, except those of these processes."""
         for entry in self.target.store.list(f"{self.folder}/tmp"):
-            path = f"{self.folder}/tmp/{entry.name}"
             rank, _, writer = entry.name.rpartition(".")[0].removeprefix("rank_").partition(".")
-            if rank.isascii() and rank.isdecimal() and int(rank) in ranks and is_gone(writer, path):
-                self.target.store.delete(path)
+            if rank.isascii() and rank.isdigit() and int(rank) in ranks and writer not in writing:
+                self.target.store.delete(f"{self.folder}/tmp/{entry.name}")
 
     def record(self, record: FileRecord) -> None:
         """Note down that a rank's file is whole, durable and verified."""

@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import hashlib
-import os
 import socket
 import threading
 import uuid
@@ -15,8 +13,9 @@ import msgspec
 from tenacity import Retrying, retry_if_exception_type, stop_after_delay, wait_random
 
 from reshard.checkpoint.manifest import decode
-from reshard.errors import AccessError, DataError, LockedError, MissingInputError, ReshardError
+from reshard.errors import AccessError, DataError, LockedError, MissingInputError
 from reshard.target.folder import LOCK
+from reshard.target.process import ProcessId, has_ended, start_time, this_process
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
@@ -26,37 +25,35 @@ if TYPE_CHECKING:
     from reshard.target.standing import Identity
 
 HEARTBEAT_SECONDS = 10.0
-# A lock whose holder has not been heard of for this long is nobody's. Several heartbeats, for shared file systems can stall.
+# A lock without a heartbeat for this long has expired. Several heartbeats, because shared file systems can stall.
 STALE_SECONDS = 60.0
 _LARGEST_LOCK = 4096
-_SHARER = ".sharer"
+_MEMBER = ".member"
 
 T = TypeVar("T")
 
 
-class Holder(msgspec.Struct, frozen=True):
+class LockOwner(msgspec.Struct, frozen=True):
     """Who holds a lock.
 
     Attributes:
-        owner: those of one owner share the lock; a transform's pods have its UID, others are alone.
-        host: the machine that the process runs on, that of the first who came.
-        pid: the process's number there.
-        boot: the run of that host's kernel (and which container) the pid belongs to.
-        shared: whether others may have joined, of whom this says nothing.
+        owner: processes of one owner share the lock; the pods of a transform have its UID, others are alone.
+        host: the machine that the process runs on, for messages; of a shared lock that of the first.
+        process: its `ProcessId` as text.
+        shared: whether others may have joined, about whom this says nothing.
     """
 
     owner: str
     host: str
-    pid: int
-    boot: str
+    process: str
     shared: bool = False
 
 
-class Held:
-    """A lock that this process has, as long as nobody has taken it over."""
+class LockHandle:
+    """A lock that this process holds, as long as nobody has taken it over."""
 
-    def __init__(self, store: Store, path: str, holder: Holder, mode: int) -> None:
-        self._store, self._path, self._holder, self._mode = store, path, holder, mode
+    def __init__(self, store: Store, path: str, owner: LockOwner, mode: int) -> None:
+        self._store, self._path, self._owner, self._mode = store, path, owner, mode
 
     def check(self) -> None:
         """To be called before anything appears at its final place.
@@ -64,27 +61,27 @@ class Held:
         Raises:
             LockedError: another has taken the lock over; this process was out of touch for too long.
         """
-        holder = _read(self._store, self._path)
-        if holder is None and self._holder.shared:  # another of its owner took itself for the last, and gave it back
-            self._store.write_new(self._path, msgspec.json.encode(self._holder), mode=self._mode)
-            holder = _read(self._store, self._path)
-        if holder is None or holder.owner != self._holder.owner:
+        found = _read(self._store, self._path)
+        if found is None and self._owner.shared:  # another of its owner took itself for the last, and gave it back
+            self._store.write_new(self._path, msgspec.json.encode(self._owner), mode=self._mode)
+            found = _read(self._store, self._path)
+        if found is None or found.owner != self._owner.owner:
             raise LockedError(
                 "LockLost",
-                "another run has taken this target over, because this one gave no sign of life for too long",
+                "another run has taken this target over, because the heartbeat of this one stopped for too long",
                 where=self._store.url,
                 fix="wait for it, then run again",
             )
 
     def release(self) -> None:
         """Give it back, unless it is somebody else's by now."""
-        holder = _read(self._store, self._path)
-        if holder is not None and holder.owner == self._holder.owner:
+        found = _read(self._store, self._path)
+        if found is not None and found.owner == self._owner.owner:
             self._store.delete(self._path)
 
 
 @contextmanager
-def locked(store: Store, path: str, *, owner: str | None, mode: int) -> Iterator[Held]:
+def locked(store: Store, path: str, *, owner: str | None, mode: int) -> Iterator[LockHandle]:
     """Hold the lock at `path` while the body runs.
 
     Args:
@@ -96,28 +93,29 @@ def locked(store: Store, path: str, *, owner: str | None, mode: int) -> Iterator
     Raises:
         LockedError: someone else holds it.
     """
-    me = Holder(owner or uuid.uuid4().hex, socket.gethostname(), os.getpid(), _boot(), shared=owner is not None)
-    sharer = f"{path}.{writer_name()}.{uuid.uuid4().hex}{_SHARER}"
+    process = this_process()
+    me = LockOwner(owner or uuid.uuid4().hex, socket.gethostname(), str(process), shared=owner is not None)
+    member = f"{path}.{process}.{uuid.uuid4().hex}{_MEMBER}"
     if me.shared:  # first of all, so that nobody takes the lock for abandoned
-        store.write(sharer, b"", mode=mode)
+        store.write(member, b"", mode=mode)
     stop = threading.Event()
     heart = threading.Thread(
-        target=_beat, args=(store, sharer if me.shared else path, stop), daemon=True, name="reshard-heartbeat"
+        target=_beat, args=(store, member if me.shared else path, stop), daemon=True, name="reshard-heartbeat"
     )
     try:
         _acquire(store, path, me, mode)
         heart.start()
-        held = Held(store, path, me, mode)
+        handle = LockHandle(store, path, me, mode)
         try:
-            yield held
+            yield handle
         finally:
             stop.set()
             heart.join()
-            if not me.shared or not _has_sharers(store, path, besides=sharer):
-                held.release()
+            if not (me.shared and any(other != member for other, _ in _members(store, path))):
+                handle.release()
     finally:
         if me.shared:
-            store.delete(sharer)
+            store.delete(member)
 
 
 @contextmanager
@@ -130,7 +128,7 @@ def writing(target: TargetFolder, job: Identity, *, owner: str | None) -> Iterat
         owner: shared by processes that write the job together, as of `locked`.
 
     Yields:
-        What `Held.check` is for one lock.
+        What `LockHandle.check` is for one lock.
 
     Raises:
         LockedError: someone else writes there.
@@ -152,18 +150,18 @@ def writing(target: TargetFolder, job: Identity, *, owner: str | None) -> Iterat
 
 
 @contextmanager
-def in_turn(target: TargetFolder, path: str, check: Callable[[], None]) -> Iterator[None]:
+def serialized(target: TargetFolder, path: str, check: Callable[[], None]) -> Iterator[None]:
     """Hold a lock that everyone holds for moments only: wait for it. `check` raises to cancel the wait.
 
     Raises:
         LockedError: someone holds it for longer than that.
     """
     with contextlib.ExitStack() as stack:
-        patiently(lambda: stack.enter_context(locked(target.store, path, owner=None, mode=target.mode)), check=check)
+        retry_until_unlocked(lambda: stack.enter_context(locked(target.store, path, owner=None, mode=target.mode)), check=check)
         yield
 
 
-def patiently(work: Callable[[], T], seconds: float = STALE_SECONDS, *, check: Callable[[], None] = lambda: None) -> T:
+def retry_until_unlocked(work: Callable[[], T], seconds: float = STALE_SECONDS, *, check: Callable[[], None] = lambda: None) -> T:
     """Do what needs a lock that others hold for moments only: wait for them. `check` raises to cancel the wait.
 
     Raises:
@@ -179,102 +177,74 @@ def patiently(work: Callable[[], T], seconds: float = STALE_SECONDS, *, check: C
     return retrying(work)
 
 
-def _has_sharers(store: Store, path: str, *, besides: str = "") -> bool:
-    """Whether any of those that share a lock is still there."""
+def live_writers(store: Store, path: str = LOCK) -> frozenset[str]:
+    """The processes, as text, that share a lock and are not gone. Of a lock that is not shared: none but the caller."""
+    return frozenset(process for _, process in _members(store, path))
+
+
+def _members(store: Store, path: str) -> Iterator[tuple[str, str]]:
+    """The files and processes of those who share a lock and are not gone. Files of those who are gone are deleted."""
     folder, _, name = path.rpartition("/")
     for entry in store.list(folder):
-        full = f"{folder}/{entry.name}"
-        if full != besides and entry.name.startswith(f"{name}.") and entry.name.endswith(_SHARER):
-            writer = entry.name.removeprefix(f"{name}.").partition(".")[0]
-            if not writer_is_gone(store, writer, full):
-                return True
+        if entry.name.startswith(f"{name}.") and entry.name.endswith(_MEMBER):
+            member, process = f"{folder}/{entry.name}", entry.name.removeprefix(f"{name}.").partition(".")[0]
+            if not _is_abandoned(store, member, process):
+                yield member, process
+                continue
             with contextlib.suppress(AccessError):  # one that nobody may delete expires all the same
-                store.delete(full)
-    return False
+                store.delete(member)
 
 
-def _acquire(store: Store, path: str, me: Holder, mode: int) -> None:
+def _acquire(store: Store, path: str, me: LockOwner, mode: int) -> None:
     content = msgspec.json.encode(me)
-    for _ in range(3):  # each time someone else may be quicker, but not for ever
+    for _ in range(3):  # each time another process may be first, but not for ever
         if store.write_new(path, content, mode=mode):
             return
-        found, holder = store.stat(path), _read(store, path)
-        if found is None or holder is None:
+        found, other = store.stat(path), _read(store, path)
+        if found is None or other is None:
             continue
-        if holder.owner == me.owner:
+        if other.owner == me.owner:
             return
-        if not _is_dead(store, path, holder):
+        if not _has_expired(store, path, other):
+            process = ProcessId.parse(other.process)
+            who = f"process {process.pid} on {other.host}" if process is not None else "an unknown process"
             raise LockedError(
                 "TargetLocked",
-                f"another run writes to this target: process {holder.pid} on {holder.host}",
+                f"another run writes to this target: {who}",
                 where=store.url,
-                fix=f"wait for it; if it is gone for good, its lock lapses {STALE_SECONDS:.0f} s after its last sign of life",
+                fix=f"wait for it; if it is gone, its lock expires {STALE_SECONDS:.0f} s after its last heartbeat",
             )
         if store.swap(path, content, found.version, mode=mode):
             return
     raise LockedError("TargetLocked", "other runs compete for this target", where=store.url, fix="try again")
 
 
-def _read(store: Store, path: str) -> Holder | None:
+def _read(store: Store, path: str) -> LockOwner | None:
     try:
-        return decode(store.read(path, _LARGEST_LOCK), Holder, path)
+        return decode(store.read(path, _LARGEST_LOCK), LockOwner, path)
     except MissingInputError:
         return None
-    except DataError:  # damaged: as old as its file, and of nobody we know
-        return Holder("", "unknown", 0, "")
+    except DataError:  # damaged, or another version's: only its heartbeat counts
+        return LockOwner("", "unknown", "")
 
 
-def _is_dead(store: Store, path: str, holder: Holder) -> bool:
-    if holder.shared and holder.owner:
-        return not _has_sharers(store, path)
-    if holder.boot and holder.host == socket.gethostname() and holder.boot == _boot():
-        return not _process_exists(holder.pid)
-    return _is_silent(store, path)
+def _has_expired(store: Store, path: str, owner: LockOwner) -> bool:
+    if owner.shared and owner.owner:
+        return not any(True for _ in _members(store, path))
+    return _is_abandoned(store, path, owner.process)
 
 
-def _is_silent(store: Store, path: str) -> bool:
-    """Whether a file has not been touched for long."""
-    age = store.age(path)
-    return age is None or abs(age) > STALE_SECONDS  # a sign of life from the future is none
-
-
-def writer_name() -> str:
-    """This process, for the name of a temporary."""
-    return f"{_machine()}-{os.getpid()}"
-
-
-def writer_is_gone(store: Store, writer: str, path: str) -> bool:
-    """Whether the process is gone that put its `writer_name` into the name of the file at `path`, and touches it."""
-    machine, _, pid = writer.rpartition("-")
-    if machine == _machine() and pid.isdigit():
-        return not _process_exists(int(pid))
-    return _is_silent(store, path)
-
-
-def _machine() -> str:
-    return hashlib.sha256(f"{socket.gethostname()}\0{_boot()}".encode()).hexdigest()[:12]
-
-
-def _process_exists(pid: int) -> bool:
-    try:
-        os.kill(pid, 0)
-    except ProcessLookupError:
-        return False
-    except PermissionError:
+def _is_abandoned(store: Store, path: str, process: str) -> bool:
+    """Whether a file has no heartbeat any more. A process that is known to be gone has none; otherwise its age decides."""
+    other = ProcessId.parse(process)
+    if other is not None and has_ended(other, this_process(), start_time):
         return True
-    return True
-
-
-def _boot() -> str:
-    """The kernel's boot and the process namespace: together they say what a pid means. Empty where they are not told."""
-    try:
-        with open("/proc/sys/kernel/random/boot_id", encoding="ascii") as file:
-            return file.read().strip() + os.readlink("/proc/self/ns/pid")
-    except OSError:
-        return ""
+    age = store.age(path)
+    return age is None or abs(age) > STALE_SECONDS  # a modification time in the future is stale
 
 
 def _beat(store: Store, path: str, stop: threading.Event) -> None:
     while not stop.wait(HEARTBEAT_SECONDS):
-        with contextlib.suppress(ReshardError):  # what is lost shows when the work's own files appear
+        # Whatever goes wrong now may go well the next time. What is lost shows when the work's own files appear.
+        with contextlib.suppress(Exception):
             store.touch(path)

@@ -21,7 +21,7 @@ from reshard.spec.request import STRICTNESS
 from reshard.storage.cancellable import CancellableStore
 from reshard.storage.digest import ContentDigest
 from reshard.target.folder import LOCK
-from reshard.target.lock import in_turn
+from reshard.target.lock import serialized
 from reshard.target.parts import all_there, unite, with_files
 from reshard.target.standing import JobDocument
 from reshard.transform.consistency import check_parts
@@ -89,7 +89,7 @@ def commit_job(
     )
     if document.part is None:
         return _complete(target, document, standing, manifest, cancellation)
-    with in_turn(target, f"{LOCK}-commit", cancellation.check):  # of two that are both the last, one completes the checkpoint
+    with serialized(target, f"{LOCK}-commit", cancellation.check):  # of two that are both the last, one completes the checkpoint
         state.finish_part(manifest)
         return _complete_with_siblings(target, document, manifest, cancellation)
 

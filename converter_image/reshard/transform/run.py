@@ -14,8 +14,9 @@ from reshard.engine.rankfile import Guard, Written, write_rank
 from reshard.errors import LockedError
 from reshard.progress import Cancellation, Silent
 from reshard.target.folder import LOCK
-from reshard.target.lock import STALE_SECONDS, locked, writer_is_gone, writer_name, writing
+from reshard.target.lock import STALE_SECONDS, live_writers, locked, writing
 from reshard.target.parts import is_whole, notes_on_rules
+from reshard.target.process import this_process
 from reshard.transform.begin import begin
 from reshard.transform.commit import commit_job, covers, refuse_loss, written_ranks
 from reshard.transform.opening import open_transform, unfinished
@@ -28,7 +29,7 @@ if TYPE_CHECKING:
     from reshard.engine.job import Job
     from reshard.progress import Progress
     from reshard.spec.request import Request
-    from reshard.target.folder import JobState, TargetFolder
+    from reshard.target.folder import JobState
     from reshard.target.standing import JobDocument, Standing
     from reshard.transform.opening import Opened
 
@@ -162,7 +163,7 @@ def _carry_out(
         _make_room(opened, document, standing, left, alone=shared is None and job.part is None)
         progress.begin("Resharding", sum(opened.sizes[rank] for rank in left), "bytes")
         # A failed rank cancels the others; whoever gave us their cancellation may want to try again with it.
-        guard = Guard(lambda: _check_ours(state, check_lock), Cancellation(cancellation), writer_name())
+        guard = Guard(lambda: _check_ours(state, check_lock), Cancellation(cancellation), str(this_process()))
         written = _write_ranks(job, state, left, document, workers, progress, guard)
         if not commit:
             return written, standing.own(job)
@@ -183,7 +184,7 @@ def _make_room(opened: Opened, document: JobDocument, standing: Standing, left: 
     """Take away what is in the way of these ranks' files: what killed processes have left, and another checkpoint's manifest."""
     job, target = opened.job, opened.target
     state = target.job(job.digest)
-    state.sweep(set(left), lambda writer, path: _is_left_over(target, writer, path))
+    state.sweep(set(left), live_writers(target.store) - {str(this_process())})  # this one has yet to begin
     target.store.abort_stale_uploads(map(job.path, left), silent=0.0 if alone else STALE_SECONDS)
     check_space(target.store, sum(opened.sizes[rank] for rank in left))
     if document.in_place and standing.own(job) is None:
@@ -201,11 +202,6 @@ def _check_ours(state: JobState, check_lock: Callable[[], None]) -> None:
         raise LockedError(
             "LockLost", "another run has ended this transform", where=state.target.store.url, fix="run it again, if it is wanted"
         )
-
-
-def _is_left_over(target: TargetFolder, writer: str, path: str) -> bool:
-    """Whether a temporary is of a process that is gone; this one sweeps before it writes."""
-    return writer == writer_name() or writer_is_gone(target.store, writer, path)
 
 
 def _notes(job: Job, manifest: Manifest | None) -> tuple[str, ...]:

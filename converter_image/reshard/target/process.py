@@ -1,0 +1,108 @@
+"""Identify a process so that another one, perhaps on another machine, can tell whether it is still running."""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import re
+import socket
+from functools import cache
+from typing import TYPE_CHECKING, NamedTuple
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+UNKNOWN = 0
+_TOKEN = re.compile(r"([0-9a-f]{12})?-(\d{1,10})-(\d{1,20})-([0-9a-f]{12})?-([0-9a-f]{12})?", re.ASCII)
+# kubelet mounts the termination message of a container from pods/<uid>/containers/<name>/<a new number for each start>.
+_CONTAINER = re.compile(r"(\S*/pods/[^/\s]+/containers/[^/\s]+)/([0-9a-f]+) ", re.ASCII)
+
+
+class ProcessId(NamedTuple):
+    """One run of one process. Texts are hashes, and empty where the system does not tell.
+
+    Attributes:
+        machine: the host name, the boot and the PID namespace: where they are the same, a PID means the same process.
+        pid: the process's number there.
+        started: when it started, in clock ticks since the boot; PIDs are used again. `UNKNOWN` if it cannot be read.
+        container: the pod and the container's name in it. Only one instance of a container runs at a time.
+        instance: the start of that container that it belongs to.
+    """
+
+    machine: str
+    pid: int
+    started: int
+    container: str = ""
+    instance: str = ""
+
+    def __str__(self) -> str:
+        """Return text that `parse` takes, and that can be part of a file's name."""
+        return "-".join(map(str, self))
+
+    @classmethod
+    def parse(cls, text: str) -> ProcessId | None:
+        """Return the process that `str` has written; None if it has not."""
+        match = _TOKEN.fullmatch(text)
+        if match is None:
+            return None
+        return cls(match[1] or "", int(match[2]), int(match[3]), match[4] or "", match[5] or "")
+
+
+def has_ended(process: ProcessId, here: ProcessId, started: Callable[[int], int | None]) -> bool:
+    """Whether a process is known to be gone. False: it runs, or that cannot be known from here. Pure.
+
+    Args:
+        process: the process.
+        here: the process that asks.
+        started: returns when the process of a PID started, None if there is none.
+    """
+    if process.machine and process.machine == here.machine:
+        found = started(process.pid)
+        return found is None or (UNKNOWN not in (found, process.started) and found != process.started)
+    return bool(process.container) and process.container == here.container and process.instance != here.instance
+
+
+def this_process() -> ProcessId:
+    """Return the identity of this process."""
+    return _identity(os.getpid())
+
+
+@cache
+def _identity(pid: int) -> ProcessId:
+    machine = container = instance = ""
+    host, boot = socket.gethostname(), _read("/proc/sys/kernel/random/boot_id").strip()
+    try:
+        machine = _hash(host, boot, os.readlink("/proc/self/ns/pid")) if boot else ""
+    except OSError:
+        boot = ""
+    if boot and (match := _CONTAINER.search(_read("/proc/self/mountinfo"))) is not None:
+        container, instance = _hash(host, boot, match[1]), _hash(match[2])
+    return ProcessId(machine, pid, _start_time(pid), container, instance)
+
+
+def start_time(pid: int) -> int | None:
+    """Return when a process started, in clock ticks since the boot; `UNKNOWN` if that is hidden, None if there is none."""
+    try:
+        os.kill(pid, 0)
+    except (ProcessLookupError, OverflowError):
+        return None
+    except PermissionError:
+        pass
+    return _start_time(pid)
+
+
+def _start_time(pid: int) -> int:
+    fields = _read(f"/proc/{pid}/stat").rpartition(")")[2].split()  # the name before may hold anything
+    return int(fields[19]) if len(fields) > 19 else UNKNOWN
+
+
+def _read(path: str) -> str:
+    try:
+        with open(path, encoding="utf-8", errors="replace") as file:
+            return file.read()
+    except OSError:
+        return ""
+
+
+def _hash(*parts: str) -> str:
+    return hashlib.sha256("\0".join(parts).encode()).hexdigest()[:12]
