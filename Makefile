@@ -37,7 +37,7 @@ setup: $(READY) ## Make the environment, with `reshard` in .venv/bin
 
 $(READY): pyproject.toml constraints.txt scripts/venv.sh scripts/apt.sh
 	@sh scripts/venv.sh '$(PYTHON)' 3.11 '$(VENV)'
-	$(BIN)/python -m pip install --quiet -c constraints.txt -e '.[converter,operator,dev]'
+	$(BIN)/python -m pip install --quiet -c constraints.txt -e '.[s3,crypto,operator,dev]'
 	@touch $@
 
 .PHONY: demo

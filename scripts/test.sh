@@ -10,7 +10,7 @@ set -eu
 . "$(dirname "$0")/exported.sh"
 python=$1
 shift
-known="unit conformance compiled s3 images apiserver cluster installation"
+known="unit packaging conformance compiled s3 images apiserver cluster installation"
 tiers=${*:-$known}
 named=$#
 ci=$([ "${CI:-}" = true ] && echo yes || echo no)

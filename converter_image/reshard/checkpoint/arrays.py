@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from reshard.checkpoint.dtypes import INT4, STRING
-from reshard.errors import DataError, MissingInputError
+from reshard.errors import DataError
 
 if TYPE_CHECKING:
     Array = np.ndarray[Any, np.dtype[Any]]
@@ -39,7 +39,6 @@ def array_type(dtype: str, name: str = "") -> np.dtype[Any]:
 
     Raises:
         DataError: neither has such a type.
-        MissingInputError: ml_dtypes is needed and not installed.
     """
     if dtype in _NO_ARRAY:
         raise DataError(
@@ -50,13 +49,7 @@ def array_type(dtype: str, name: str = "") -> np.dtype[Any]:
         )
     if dtype not in _ML_DTYPES:
         return np.dtype(_NUMPY.get(dtype, dtype.lower()))
-    try:
-        package = import_module("ml_dtypes")
-    except ImportError as error:
-        raise MissingInputError(
-            "PackageMissing", f"numpy has no type {dtype}", where="ml_dtypes", fix="pip install ml-dtypes"
-        ) from error
-    found: np.dtype[Any] = np.dtype(getattr(package, _ML_DTYPES[dtype]))
+    found: np.dtype[Any] = np.dtype(getattr(import_module("ml_dtypes"), _ML_DTYPES[dtype]))
     return found
 
 
@@ -73,7 +66,6 @@ def array_of(content: Array | bytearray | bytes | memoryview, dtype: str, shape:
 
     Raises:
         DataError: text that is none; or see `array_type`.
-        MissingInputError: see `array_type`.
     """
     if dtype != STRING:
         return np.frombuffer(content, array_type(dtype, name)).reshape(shape)

@@ -11,6 +11,7 @@ import os
 import struct
 from typing import TYPE_CHECKING, Any, Protocol
 
+from reshard.extras import needs_extra
 from reshard.spec.keys import KEY_BYTES
 
 if TYPE_CHECKING:
@@ -80,13 +81,18 @@ class BlockCipher(Protocol):
 
 
 def cipher_of(mode: Mode, key: bytes) -> BlockCipher:
-    """The cipher with a key of a right length."""
+    """Return the cipher with a key of a right length.
+
+    Raises:
+        RequestError: what encryption needs is not installed.
+    """
     return _Gcm(mode, key) if mode == "AES-GCM" else _Cbc(mode, key)
 
 
 class _Cipher:
     def __init__(self, mode: Mode, key: bytes) -> None:
-        from cryptography.hazmat.primitives import ciphers  # noqa: PLC0415 - few need it, and it takes some 10 MB
+        with needs_extra("crypto", f"encryption with {mode}"):
+            from cryptography.hazmat.primitives import ciphers  # noqa: PLC0415 - few need it, and it takes some 10 MB
 
         if len(key) not in KEY_BYTES[mode]:
             raise ValueError(f"{mode} takes no key of {len(key)} bytes")

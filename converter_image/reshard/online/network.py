@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any, Unpack
 
 import numpy as np
 
-from reshard.errors import MissingInputError, RequestError
+from reshard.errors import RequestError
 from reshard.online.load import iter_tensors
 
 if TYPE_CHECKING:
@@ -61,7 +61,7 @@ def load_params(
     """What MindSpore's `load_param_into_net` does and returns.
 
     Raises:
-        MissingInputError: there is no MindSpore.
+        RequestError: MindSpore is not installed.
         RuntimeError: MindSpore's, of a parameter that does not fit the network.
     """
     return _mindspore().load_param_into_net(net, found, strict_load, remove_redundancy)
@@ -71,8 +71,7 @@ def param_dict(tensors: Iterable[tuple[str, Array]]) -> dict[str, Any]:
     """A `mindspore.Parameter` of each tensor, as MindSpore's `load_checkpoint` gives them; of text none.
 
     Raises:
-        MissingInputError: there is no MindSpore.
-        RequestError: it has no such type.
+        RequestError: MindSpore is not installed, or has no such type.
     """
     mindspore = _mindspore()
     return {
@@ -108,6 +107,6 @@ def _mindspore() -> Any:  # noqa: ANN401 - the package
     try:
         return import_module("mindspore")
     except ImportError as error:
-        raise MissingInputError(
+        raise RequestError(
             "PackageMissing", "a network can be loaded where MindSpore is installed", where="mindspore", fix="use reshard.load"
         ) from error

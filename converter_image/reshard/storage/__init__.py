@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 from typing import TYPE_CHECKING
 
+from reshard.extras import needs_extra
 from reshard.spec.access import Access
 from reshard.spec.urls import S3, normalized
 from reshard.storage.local import LocalStore
@@ -20,12 +21,13 @@ def open_store(url: str, access: Access | None = None) -> Store:
 
     Raises:
         AccessError: the object store refuses the credentials.
-        RequestError: the scheme is not supported.
+        RequestError: the scheme is not supported, or what it needs is not installed.
         UsageError: the URL or the configuration of the object store is invalid.
     """
     url = normalized(url)
     if url.startswith(S3):
-        from reshard.storage.s3 import S3Store  # noqa: PLC0415 - boto3 takes a third of a second and 30 MB
+        with needs_extra("s3", url):
+            from reshard.storage.s3 import S3Store  # noqa: PLC0415 - boto3 takes a third of a second and 30 MB
 
         return S3Store(url, access or Access())
     return LocalStore(url)

@@ -1,0 +1,29 @@
+"""Dependencies that are installed with an extra, such as `reshard[s3]`."""
+
+from __future__ import annotations
+
+from contextlib import contextmanager
+from typing import TYPE_CHECKING
+
+from reshard.errors import RequestError
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+
+@contextmanager
+def needs_extra(extra: str, where: str) -> Iterator[None]:
+    """Import what an extra installs in the body.
+
+    Args:
+        extra: the name of the extra.
+        where: what it is needed for, for the message.
+
+    Raises:
+        RequestError: it is not installed.
+    """
+    try:
+        yield
+    except ImportError as error:
+        what = f"{error.name or error} is needed and not installed"
+        raise RequestError("PackageMissing", what, where=where, fix=f"pip install 'reshard[{extra}]'") from error
