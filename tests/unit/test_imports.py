@@ -9,7 +9,6 @@ import pytest
 
 import reshard
 
-
 HEAVY = {"numpy", "boto3", "rich", "google.protobuf", "xxhash", "zlib_ng", "ml_dtypes", "tenacity"}
 
 
