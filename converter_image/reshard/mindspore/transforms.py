@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections import defaultdict
+from math import lcm
 from typing import TYPE_CHECKING
 
 from reshard.checkpoint import format_of
@@ -179,12 +181,17 @@ def _imagined(source: Strategy | None, target: Strategy | None) -> Inventory:
     if source is None and target is None:
         wanted = {"everything": Layout.whole(1)}
     stages = source.stages if source else (wanted,)
+    parts: dict[str, list[tuple[int, ...]]] = defaultdict(list)
+    for stage in (*stages, *(target.stages if target else ())):
+        for name, layout in stage.items():
+            parts[name].append(layout.parts)
     structures = []
     for stage in stages:
         tensors = []
         for name, layout in stage.items():
-            after = wanted.get(name)
-            shape = after.parts if after is not None and after.ndim == layout.ndim else (1,) * layout.ndim
+            alike = (each for each in parts[name] if len(each) == layout.ndim)
+            whole = tuple(lcm(*counts) for counts in zip(*alike, strict=True))
+            shape = tuple(n // k for n, k in zip(whole, layout.parts, strict=True)) if source else whole
             tensors.append(TensorEntry(name, "Float32", shape, ()))
         structures.append(Structure("ckpt", tuple(tensors)))
     devices = source.devices if source else 1

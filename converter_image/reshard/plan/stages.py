@@ -53,7 +53,8 @@ class SourceStages:
         if not stages:
             raise DataError(
                 "StageMismatch",
-                f"the source's strategy has it in stage {_listed(named)}, but files of stage {_listed(sorted(held))} hold it",
+                f"the source's strategy has it in stage {', '.join(map(str, named))},"
+                f" but files of stage {', '.join(map(str, sorted(held)))} hold it",
                 where=f"parameter {name}",
                 fix="give the strategy that the source was trained with",
             )
@@ -61,6 +62,8 @@ class SourceStages:
         if len(named) > 1:
             entry = self._agreed(name, structures, layouts)
         whole_shape(name, entry, layouts[stages[0]])
+        if len(stages) == 1:
+            return entry, ((layouts[stages[0]], (stages[0],)),)
         by_layout: dict[Layout, list[int]] = defaultdict(list)
         for stage, layout in layouts.items():
             by_layout[layout].append(stage)
@@ -108,7 +111,3 @@ def whole_shape(name: str, entry: TensorEntry, layout: Layout) -> tuple[int, ...
             fix="give the strategy that the source was trained with",
         )
     return tuple(n * k for n, k in zip(entry.shape, layout.parts, strict=True))
-
-
-def _listed(stages: list[int] | tuple[int, ...]) -> str:
-    return ", ".join(map(str, stages))

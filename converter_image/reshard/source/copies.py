@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from array import array
-from concurrent.futures import ThreadPoolExecutor
 from contextlib import closing
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, NamedTuple
@@ -14,6 +13,7 @@ import xxhash
 from reshard.checkpoint.dtypes import DTYPES
 from reshard.layout.box import Box, contiguous_runs, shifted
 from reshard.layout.tiles import next_tile
+from reshard.parallel import parallel
 from reshard.storage.ahead import files_at_once, prefetched
 
 if TYPE_CHECKING:
@@ -113,13 +113,14 @@ class FileSet:
         """
         first: dict[tuple[str, Box], tuple[int, Piece, array[int]]] = {}
         differences = []
-        with ThreadPoolExecutor(files_at_once(self.workers, remote=self.store.remote)) as pool:
-            for number, found in zip(files, pool.map(lambda n: self._digests(n, pieces(n)), files), strict=True):
-                for piece, digests in found:
-                    other, base, expected = first.setdefault((piece.name, piece.box), (number, piece, digests))
-                    if digests != expected:
-                        at = next(i for i, (a, b) in enumerate(zip(digests, expected, strict=True)) if a != b)
-                        differences.append(Difference((other, number), (base.tile(at), piece.tile(at))))
+        at_once = files_at_once(self.workers, remote=self.store.remote)
+        digested = parallel(lambda number: self._digests(number, pieces(number)), files, at_once=at_once)
+        for number, found in zip(files, digested, strict=True):
+            for piece, digests in found:
+                other, base, expected = first.setdefault((piece.name, piece.box), (number, piece, digests))
+                if digests != expected:
+                    at = next(i for i, (a, b) in enumerate(zip(digests, expected, strict=True)) if a != b)
+                    differences.append(Difference((other, number), (base.tile(at), piece.tile(at))))
         return tuple(differences)
 
     def _digests(self, number: int, pieces: Iterable[Piece]) -> list[tuple[Piece, array[int]]]:

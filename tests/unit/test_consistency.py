@@ -25,6 +25,7 @@ from reshard.cli import main
 from reshard.engine.job import job_of
 from reshard.errors import DataError
 from reshard.layout import Layout
+from reshard.mindspore import rank_list_for_transform
 from reshard.plan import place
 from reshard.plan.copies import Copies, most_blocks
 from reshard.progress import Silent
@@ -106,6 +107,7 @@ def test_one_changed_element_is_found_by_a_full_comparison(model: models.Model, 
     assert check(*placed(files, kind, before, after), "Full") == frozenset()
     files[rank][tensor.name] = changed(files[rank][tensor.name], at)
     found = placed(files, kind, before, after)
+    found[1].remote = data.draw(st.booleans())  # what is read is fetched ahead then
     if len(holders) == 1:
         assert check(*found, "Full") == check(*found, "Sample") == frozenset()
         return
@@ -372,6 +374,7 @@ def test_stages_that_share_a_parameter_are_compared(tmp_path: Path, refused: Cal
     sides = ["--source", str(tmp_path / "src"), "--source-strategy", str(tmp_path / "s.ckpt"), "--target", str(tmp_path / "out")]
     said = refused(65, "ReplicasDiffer", "transform", *sides, "--verification", "full")
     assert "element [5, 5] is 45.0 on source rank 1 and -1.0 on source rank 3" in said
+    assert rank_list_for_transform(0, str(tmp_path / "s.ckpt"), None) == [0, 1]
     assert main(["transform", *sides, "--replicas", "lowest-rank"]) == 0
     content = (tmp_path / "out" / "rank_0" / "checkpoint_0.ckpt").read_bytes()
     assert rawfiles.equal(rawfiles.read("ckpt", content)["emb"], whole)
