@@ -143,3 +143,9 @@ SOURCES: dict[str, dict[str, tuple[str, ...]]] = {
     "layers": {"src": ("dst", "whole"), "dst": ("src",)},
 }
 KINDS = {"document": "ckpt", "decoder": "safetensors", "experts": "safetensors", "layers": "ckpt"}
+TRANSFORMS = [
+    f"{network}/{layout}/{target}"
+    for network, layouts in SOURCES.items()
+    for layout, targets in layouts.items()
+    for target in targets
+]

@@ -1,14 +1,16 @@
-"""What MindSpore compiles and saves for the tests of this tier."""
+"""What MindSpore compiles and saves for the tests of this tier, and what its networks output after a transform."""
 
 from __future__ import annotations
 
-import fcntl
-import os
-import shutil
+import json
 from typing import TYPE_CHECKING
 
 import pytest
+from compiling import TRANSFORMS
 from mindspore_program import run
+from shared_folder import filled
+
+from reshard import Options, Request, transform_checkpoint
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -16,17 +18,31 @@ if TYPE_CHECKING:
 
 @pytest.fixture(scope="session")
 def compiled(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """What is compiled and saved: strategies and source checkpoints of all networks. Made once, whatever number of processes."""
-    shared = tmp_path_factory.getbasetemp()
-    if "PYTEST_XDIST_WORKER" in os.environ:
-        shared = shared.parent
-    folder = shared / "compiled"
-    with (shared / "compiled.lock").open("w") as lock:
-        fcntl.flock(lock, fcntl.LOCK_EX)
-        if not folder.exists():
-            made = shared / "compiled.making"
-            shutil.rmtree(made, ignore_errors=True)  # of a process that failed
-            run("compiler.py", made)
-            run("running.py", "save", made)
-            made.rename(folder)
-    return folder
+    """Strategies and source checkpoints of all networks."""
+
+    def fill(folder: Path) -> None:
+        run("compiler.py", folder)
+        run("running.py", "save", folder)
+
+    return filled(tmp_path_factory, "compiled", fill)
+
+
+@pytest.fixture(scope="session")
+def outputs(compiled: Path, tmp_path_factory: pytest.TempPathFactory) -> dict[str, list[list[float]]]:
+    """What networks output that have loaded the transformed checkpoints: by network, source and target."""
+
+    def fill(folder: Path) -> None:
+        for name in TRANSFORMS:
+            network, layout, target = name.split("/")
+            source = str(compiled / network / f"{layout}_checkpoints")
+            before, after = (strategy(compiled / network / each) for each in (layout, target))
+            transform_checkpoint(Request(source, str(folder / name), before, after, Options(verification="Full")))
+        (folder / "outputs.json").write_text(run("running.py", "outputs", compiled, folder, *TRANSFORMS))
+
+    path = filled(tmp_path_factory, "transformed", fill) / "outputs.json"
+    return dict(zip(TRANSFORMS, json.loads(path.read_text()), strict=True))
+
+
+def strategy(path: Path) -> str | None:
+    """A file, a folder with a file for each stage, or none."""
+    return next((str(each) for each in (path, path.with_suffix(".ckpt")) if each.exists()), None)

@@ -7,22 +7,17 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 import pytest
-from compiling import DRAWS, SOURCES, Draw
+from compiling import DRAWS, TRANSFORMS, Draw
 from definition import held
 from mindspore_program import run
 from record import CORPUS, RECORDED
 
-from reshard import Options, Request, transform_checkpoint
 from reshard.strategy import parse
 
 if TYPE_CHECKING:
     from pathlib import Path
 
     from reshard.layout.box import Box
-
-TRANSFORMS = [
-    f"{network}/{layout}/{target}" for network in SOURCES for layout, targets in SOURCES[network].items() for target in targets
-]
 
 
 def elements(shape: tuple[int, ...], box: Box) -> np.ndarray:
@@ -52,23 +47,6 @@ def test_random_parameters_differ_in_what_decides() -> None:
 
 def test_mindspore_merges_slices_of_random_parameters_by_the_strategies_that_it_compiled(compiled: Path) -> None:
     run("running.py", "merge", compiled)
-
-
-@pytest.fixture(scope="session")
-def outputs(compiled: Path, tmp_path_factory: pytest.TempPathFactory) -> dict[str, list[list[float]]]:
-    """What networks output that have loaded the transformed checkpoints: by network, source and target."""
-    made = tmp_path_factory.mktemp("transformed")
-    for name in TRANSFORMS:
-        network, layout, target = name.split("/")
-        source = str(compiled / network / f"{layout}_checkpoints")
-        before, after = (strategy(compiled / network / each) for each in (layout, target))
-        transform_checkpoint(Request(source, str(made / name), before, after, Options(verification="Full")))
-    return dict(zip(TRANSFORMS, json.loads(run("running.py", "outputs", compiled, made, *TRANSFORMS)), strict=True))
-
-
-def strategy(path: Path) -> str | None:
-    """A file, a folder with a file for each stage, or none."""
-    return next((str(each) for each in (path, path.with_suffix(".ckpt")) if each.exists()), None)
 
 
 @pytest.mark.parametrize("name", TRANSFORMS)

@@ -2,15 +2,15 @@
 
 from __future__ import annotations
 
-import fcntl
 import json
 import os
-import shutil
 import subprocess
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import pytest
+import shared_folder
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -43,23 +43,7 @@ def oracle() -> Callable[..., Any]:
 
 @pytest.fixture(scope="session")
 def filled(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str, Callable[[Path], object]], Path]:
-    """A folder that is filled once: of several test processes the first does it, and the others wait."""
-    shared = tmp_path_factory.getbasetemp()
-    if "PYTEST_XDIST_WORKER" in os.environ:
-        shared = shared.parent
-
-    def get(name: str, fill: Callable[[Path], object]) -> Path:
-        folder = shared / name
-        with (shared / f"{name}.lock").open("w") as lock:
-            fcntl.flock(lock, fcntl.LOCK_EX)
-            if not (shared / f"{name}.done").exists():
-                shutil.rmtree(folder, ignore_errors=True)  # of one that failed
-                folder.mkdir()
-                fill(folder)
-                (shared / f"{name}.done").touch()
-        return folder
-
-    return get
+    return partial(shared_folder.filled, tmp_path_factory)
 
 
 @pytest.fixture(scope="session")

@@ -126,6 +126,11 @@ def _lost(tensor: Tensor) -> bool:
     return tensor.name.startswith("accu_grads") or (tensor.source is None and 0 not in (tensor.source_stages or (0,)))
 
 
+def _not_required(tensor: Tensor) -> bool:
+    """A gradient that rank 0 does not have, so that it is in no file; no loader asks for it."""
+    return tensor.name.startswith("accu_grads") and 0 not in (tensor.source_stages or (0,))
+
+
 def test_mindspore_loads_its_own_but_for_what_it_loses(unified: list[Unified]) -> None:
     seen = set()
     for each in unified:
@@ -143,7 +148,7 @@ def test_we_load_mindspores_but_for_what_it_has_lost(unified: list[Unified], tmp
         if each.refused:
             continue
         lost = [tensor for tensor in each.case.tensors if _lost(tensor)]
-        if any(tensor.target is not None for tensor in lost):
+        if any(tensor.target is not None and not _not_required(tensor) for tensor in lost):
             with pytest.raises((DataError, MissingInputError), match=r"MayBeSlice|ParameterMissing"):
                 each.load(each.theirs / "unified", tmp_path / each.case.name)
             continue
