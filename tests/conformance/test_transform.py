@@ -55,7 +55,9 @@ def reshard_case(case: Case, source: Path, target: Path, before: str | None, aft
     transform_checkpoint(Request(str(source), str(target), before, after, options), workers=workers)
 
 
-def refused_by_rank(case: Case, rank: int, files: dict[int, str], made: Path, before: str | None, after: str | None) -> bool:
+def refused_by_rank(
+    case: Case, rank: int, files: dict[int, str], made: Path | str, before: str | None, after: str | None
+) -> bool:
     """Make a target rank of these files, unless copies in them differ."""
     if case.inconsistent and len(files) > 1:
         with pytest.raises(DataError, match="RanksDisagree"):

@@ -136,6 +136,14 @@ def test_uploads_are_found_although_the_server_refuses_its_own_markers(server: t
     assert [key for _, key, _ in server.uploads.values()] == ["a/x.other"]
 
 
+def test_uploads_that_stay_listed_are_not_looked_for_for_ever(server: thin_s3.ThinServer) -> None:
+    server.longest_page = 2
+    server.uploads = {f"{number}": ("bucket", "a/x", {}) for number in range(3)}
+    server.refuse = lambda request: (404, "NoSuchUpload") if request.method == "DELETE" else None
+    open_store("s3://bucket/a").abort_stale_uploads(["x"], silent=0)
+    assert len(server.requests) == 4
+
+
 # What writing costs.
 
 

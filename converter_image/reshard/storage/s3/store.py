@@ -253,13 +253,15 @@ class S3Store:
         It is listed as a whole, for MinIO knows no other prefixes; and from the beginning again as long as there are more to
         abort, for versitygw refuses its own markers.
         """
+        done: set[str] = set()
         with failures(f"{SCHEME}{self._bucket}/{key}"):
             while True:
                 page = self._client.list_multipart_uploads(Bucket=self._bucket, Prefix=key)
-                uploads = [upload for upload in page.get("Uploads", ()) if upload["Key"] == key]
-                stale = [upload for upload in uploads if self._abort_if_stale(upload, silent)]
+                new = [u for u in page.get("Uploads", ()) if u["Key"] == key and u["UploadId"] not in done]
+                stale = {upload["UploadId"] for upload in new if self._abort_if_stale(upload, silent)}
                 if not (stale and page.get("IsTruncated")):
                     return
+                done |= stale
 
     def _abort_if_stale(self, upload: dict[str, Any], silent: float) -> bool:
         named = {"Bucket": self._bucket, "Key": upload["Key"], "UploadId": upload["UploadId"]}
