@@ -237,8 +237,8 @@ def _why_failed(seen: Seen, spec: TransformSpec, step: str, job: Job) -> tuple[s
     if condition.get("reason") == "DeadlineExceeded":
         return "DeadlineExceeded", f"the ranks took longer than {spec.execution.active_deadline_seconds} s"
     failed = job.indexes("failedIndexes")
-    # Not of an index that was tried again and has succeeded.
-    said = [pod.failure() for pod in seen.pods_of(job) if pod.phase == "Failed" and (not failed or pod.index in failed)]
+    counted = frozenset(failed)  # not an index that was tried again and has succeeded
+    said = [pod.failure() for pod in seen.pods_of(job) if pod.phase == "Failed" and (not counted or pod.index in counted)]
     if step == "ranks":
         planned = _planned(seen)
         ranks = ranks_of(spec, planned) if planned is not None else ()

@@ -99,6 +99,8 @@ def test_the_chart_may_do_what_the_operator_does_and_nothing_else() -> None:
     assert {(resource, verb) for rule in rules for resource in rule["resources"] for verb in rule["verbs"]} == {
         *(("checkpointtransforms", verb) for verb in ("get", "list", "watch")),
         ("checkpointtransforms/status", "patch"),
+        ("checkpointtransforms/finalizers", "update"),
+        ("configmaps", "create"),
         *(("jobs", verb) for verb in ("get", "list", "watch", "create", "patch", "delete")),
         ("pods", "list"),
         *(("events", verb) for verb in ("list", "create")),
