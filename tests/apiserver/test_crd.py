@@ -164,6 +164,7 @@ FIXED = {
     "source.strategy": {"path": "s"},
     "source.files.step": 3,
     "source.stages": 2,
+    "source.allowSingleRank": True,
     "source.replicas": "LowestRank",
     "source.files.pattern": "x",
     "source.storage.persistentVolumeClaim.path": "other",

@@ -125,7 +125,10 @@ def _largest(name: str, schema: Object) -> Any:
     if "maximum" in schema:
         return schema["maximum"]
     if schema["type"] == "array":
-        return [_largest(name, schema["items"])] * schema["maxItems"]
+        items, count = schema["items"], schema["maxItems"]
+        if "maxLength" in items:  # all of them have to fit into an object of the API server
+            items = items | {"maxLength": min(items["maxLength"], (MOST_STORED - (64 << 10)) // count // 4)}
+        return [_largest(name, items)] * count
     length = schema["maxLength"]
     ranks = ",".join(str(rank) for rank in range(0, 1 << 16, 2))[:length].rpartition(",")[0]
     candidates = ("😀" * length, "a" * length, "http://" + "a" * (length - 7), ranks)
