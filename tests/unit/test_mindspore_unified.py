@@ -222,7 +222,7 @@ def test_rank_files_that_lie_anywhere_are_loaded(made: disk.Checkpoint, tmp_path
         ({"checkpoint_filenames": ["a"]}, "InvalidOption.*one of the two"),
         ({"rank_id": 2}, "NoSuchRank"),
         ({"name_map": {"a": "nowhere"}}, "RenamedMissing.*nowhere"),
-        ({"predict_strategy": {"a": 1}}, "InvalidOption.*not a path"),
+        ({"predict_strategy": {"a": 1}}, "InvalidType.*is not a path"),
     ],
 )
 def test_what_cannot_be_loaded_is_refused(made: disk.Checkpoint, tmp_path: Path, arguments: dict[str, Any], said: str) -> None:

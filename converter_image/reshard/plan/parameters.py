@@ -273,7 +273,7 @@ def _targets(
     stages_by_layout: dict[Layout, list[int]] = defaultdict(list)
     if target is not None and target_stages:
         for stage in target_stages:
-            stages_by_layout[target.stages[stage][found.new_name]].append(stage)
+            stages_by_layout[target.layout(stage, found.new_name, shape, sliced=False)].append(stage)
     else:
         stages_by_layout[whole] = list(range(len(target.stages) if target else 1))
     parameters = []
@@ -285,7 +285,7 @@ def _targets(
                 error.reason,
                 f"{error.what}, as the target's strategy asks (the whole tensor is {found.entry.dtype}{list(shape)})",
                 where=f"parameter {found.new_name}",
-                fix="choose another layout for the target",
+                fix="choose another layout for the target, or give its strategy in the protobuf form (.ckpt) if this one is JSON",
             ) from error
         parameters.append(
             Parameter(

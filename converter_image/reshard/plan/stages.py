@@ -58,7 +58,7 @@ class SourceStages:
                 where=f"parameter {name}",
                 fix="give the strategy that the source was trained with",
             )
-        layouts = {stage: self._source.stages[stage - self._source.first][name] for stage in stages}
+        layouts = {stage: self._source.layout(stage, name, entry.shape, sliced=True) for stage in stages}
         if len(named) > 1:
             entry = self._agreed(name, structures, layouts)
         whole_shape(name, entry, layouts[stages[0]])
@@ -108,6 +108,6 @@ def whole_shape(name: str, entry: TensorEntry, layout: Layout) -> tuple[int, ...
             "StrategyShapeMismatch",
             f"the source's strategy cuts {layout.ndim} dimensions, but its files hold {entry.dtype}{list(entry.shape)}",
             where=f"parameter {name}",
-            fix="give the strategy that the source was trained with",
+            fix="give the strategy that the source was trained with, in the protobuf form (.ckpt) if this one is JSON",
         )
     return tuple(n * k for n, k in zip(entry.shape, layout.parts, strict=True))

@@ -106,7 +106,9 @@ def packed(strategy: Strategy | None) -> bytes | None:
     """A strategy as an index holds it."""
     if strategy is None:
         return None
-    return dump(StrategyFile(INDEX_NAME, dict(enumerate(strategy.stages, strategy.first))), "protobuf")
+    shapes = dict(enumerate(strategy.shapes, strategy.first))
+    file = StrategyFile(INDEX_NAME, dict(enumerate(strategy.stages, strategy.first)), shapes=shapes)
+    return dump(file, "json" if shapes else "protobuf")
 
 
 def _unpacked(content: bytes | None) -> Strategy | None:

@@ -4,19 +4,22 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 from itertools import islice
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import msgspec
 
 from reshard.errors import DataError, RequestError
+from reshard.layout.regroup import joinable, regrouped
 from reshard.strategy.file import StrategyFile, dump, layout_of, parse
 from reshard.strategy.protobuf_form import layout_message
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping, Sequence
+    from collections.abc import Iterable, Mapping, Sequence
 
     from reshard.layout import Layout
     from reshard.strategy.records import Node
+
+    _Shapes = Mapping[int, Mapping[str, tuple[int, ...]]]
 
 __all__ = ["Strategy", "StrategyFile", "dump", "holders_of_the_same", "layout_message", "layout_of", "merge", "parse"]
 
@@ -32,12 +35,28 @@ class Strategy:
         devices: ranks of each stage.
         first: the number of the first of these stages: not 0 where the strategy is that of one stage of several.
         notes: what a user should know of it.
+        shapes: for each stage the whole shapes that a JSON file states; its layouts are of the dimensions there.
     """
 
     stages: tuple[Mapping[str, Layout], ...]
     devices: int
     first: int = 0
     notes: tuple[str, ...] = field(default=(), compare=False)
+    shapes: tuple[Mapping[str, tuple[int, ...]], ...] = ()
+
+    def layout(self, stage: int, name: str, shape: tuple[int, ...], *, sliced: bool) -> Layout:
+        """Return the layout of a parameter in a stage, of its real dimensions also where the file states more.
+
+        Args:
+            stage: the number of the stage.
+            name: the name of the parameter.
+            shape: its real shape.
+            sliced: whether that is the shape of one rank's slice; else it is that of the whole tensor.
+        """
+        position = stage - self.first
+        layout = self.stages[position][name]
+        stated = self.shapes[position].get(name) if self.shapes else None
+        return (regrouped(layout, stated, shape, sliced=sliced) or layout) if stated else layout
 
     @property
     def ranks(self) -> int:
@@ -66,7 +85,7 @@ class Strategy:
         """
         merged = merge(files)
         stages = tuple(merged.stages.values())
-        return cls(stages, _devices(stages))
+        return cls(stages, _devices(stages), shapes=_shapes(merged.stages, merged.shapes))
 
     @classmethod
     def of_one_stage(cls, files: Sequence[StrategyFile]) -> Strategy:
@@ -91,12 +110,17 @@ class Strategy:
                 where=files[0].name,
                 fix="give the strategy file that training wrote for one stage",
             )
-        stages = tuple(_joined(files)[0].values())
-        return cls(stages, _devices(stages), described[0])
+        joined, _, shapes = _joined(files)
+        stages = tuple(joined.values())
+        return cls(stages, _devices(stages), described[0], shapes=_shapes(joined, shapes))
 
     def canonical(self) -> bytes:
         """The same for the same layouts of the same parameters, whatever the form and order of the files they came from."""
-        stages = [{name: _essence(stage[name]) for name in sorted(stage)} for stage in self.stages]
+        stages: list[Any] = [{name: _essence(stage[name]) for name in sorted(stage)} for stage in self.stages]
+        for position, shapes in enumerate(self.shapes):
+            for name, shape in shapes.items():
+                if joinable(self.stages[position][name], shape):
+                    stages[position][name] = (*stages[position][name], shape)
         return msgspec.json.encode([self.first, *stages] if self.first else stages)
 
 
@@ -111,7 +135,7 @@ def merge(files: Sequence[StrategyFile]) -> StrategyFile:
         raise DataError(
             "StageMissing", "there is no strategy file", where="strategy", fix="give a strategy file, or a folder that holds some"
         )
-    stages, nodes = _joined(files)
+    stages, nodes, shapes = _joined(files)
     missing = list(islice((stage for stage in range(max(stages)) if stage not in stages), _SHOWN))
     if missing:
         raise DataError(
@@ -120,7 +144,7 @@ def merge(files: Sequence[StrategyFile]) -> StrategyFile:
             where=files[0].name,
             fix="give the folder with the strategy files of all stages",
         )
-    return StrategyFile(files[0].name, {stage: stages[stage] for stage in sorted(stages)}, nodes)
+    return StrategyFile(files[0].name, {stage: stages[stage] for stage in sorted(stages)}, nodes, shapes)
 
 
 def holders_of_the_same(files: Sequence[StrategyFile], rank: int) -> list[int]:
@@ -135,7 +159,7 @@ def holders_of_the_same(files: Sequence[StrategyFile], rank: int) -> list[int]:
     Raises:
         DataError: the files do not belong together, or their stages have no such rank.
     """
-    stages, _ = _joined(files)
+    stages, _, _ = _joined(files)
     devices = _devices(tuple(stages.values()))
     stage, local = divmod(rank, devices)
     described = next(iter(stages)) if len(stages) == 1 else stage  # a file of one stage need not say which
@@ -153,11 +177,16 @@ def holders_of_the_same(files: Sequence[StrategyFile], rank: int) -> list[int]:
     return sorted(rank - local + other for other in same)
 
 
-def _joined(files: Sequence[StrategyFile]) -> tuple[dict[int, Mapping[str, Layout]], tuple[Node, ...]]:
-    """What the files say together of the stages that they describe, and their operators."""
+def _shapes(stages: Iterable[int], shapes: _Shapes) -> tuple[Mapping[str, tuple[int, ...]], ...]:
+    return tuple(shapes.get(stage, {}) for stage in stages) if shapes else ()
+
+
+def _joined(files: Sequence[StrategyFile]) -> tuple[dict[int, Mapping[str, Layout]], tuple[Node, ...], _Shapes]:
+    """What the files say together of the stages that they describe, their operators, and the shapes that they state."""
     stages: dict[int, Mapping[str, Layout]] = {}
     names: dict[int, str] = {}
     nodes: list[Node] = []
+    shapes: dict[int, Mapping[str, tuple[int, ...]]] = {}
     for file in files:
         if len(files) > 1 and not file.nodes:
             raise DataError(
@@ -169,10 +198,11 @@ def _joined(files: Sequence[StrategyFile]) -> tuple[dict[int, Mapping[str, Layou
         _check_agreement(file, stages, names)
         new = {stage: layouts for stage, layouts in file.stages.items() if stage not in stages}
         stages |= new
+        shapes |= {stage: file.shapes[stage] for stage in new if stage in file.shapes}
         names |= dict.fromkeys(new, file.name)
         nodes += [node for node in file.nodes if node.stage in new]
     _check_devices(stages, names)
-    return stages, tuple(nodes)
+    return stages, tuple(nodes), shapes
 
 
 def _devices(stages: Sequence[Mapping[str, Layout]]) -> int:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from math import prod
 from typing import TYPE_CHECKING, Literal
 
@@ -43,20 +43,31 @@ class StrategyFile:
         stages: for each pipeline stage that it describes its parameters' layouts, by name. Equal layouts are one object.
         nodes: operators with their stage; no transform needs them, but MindSpore reads the stage from them. Empty: the file
             does not say which stage it describes.
+        shapes: for each stage the whole shapes that a JSON file states, by name, with a length for each entry of the tensor map.
     """
 
     name: str
     stages: Mapping[int, Mapping[str, Layout]]
     nodes: tuple[Node, ...] = ()
+    shapes: Mapping[int, Mapping[str, tuple[int, ...]]] = field(default_factory=dict)
 
     @property
     def parameters(self) -> dict[str, Layout]:
         """All layouts under the names that the file has for them: with the stage before them when it is a merged one."""
-        if len(self.stages) == 1:
-            ((stage, layouts),) = self.stages.items()
-            if _prefixes(layouts) != {stage}:
-                return dict(layouts)
-        return {f"{stage}-{name}": layout for stage, layouts in self.stages.items() for name, layout in layouts.items()}
+        return {self._named(stage, name): layout for stage, layouts in self.stages.items() for name, layout in layouts.items()}
+
+    @property
+    def stated_shapes(self) -> dict[str, tuple[int, ...]]:
+        """All shapes under these names."""
+        return {self._named(stage, name): shape for stage, shapes in self.shapes.items() for name, shape in shapes.items()}
+
+    def _named(self, stage: int, name: str) -> str:
+        return f"{stage}-{name}" if self._merged else name
+
+    @property
+    def _merged(self) -> bool:
+        """Whether names have their stage before them: where there are several, or where they would be taken for such."""
+        return len(self.stages) != 1 or any(_prefixes(layouts) == {stage} for stage, layouts in self.stages.items())
 
 
 def parse(content: bytes, name: str) -> StrategyFile:
@@ -81,14 +92,18 @@ def parse(content: bytes, name: str) -> StrategyFile:
     except MalformedError as error:
         hint = "it may be a checkpoint: " if content.startswith(b"\x0a") else ""
         raise DataError("StrategyInvalid", error.what, where=_where(name, error.where), fix=hint + _FIX) from None
-    layouts = _layouts(record.parameters, form.decode_layout, name)
+    layouts, shapes = _layouts(record.parameters, form.decode_layout, name)
     stages = {node.stage for node in record.nodes} or {0}
     if _prefixes(layouts) == stages:
         by_stage: dict[int, dict[str, Layout]] = {stage: {} for stage in sorted(stages)}
         for prefixed, layout in layouts.items():
             stage, _, plain = prefixed.partition("-")
             by_stage[int(stage)][plain] = layout
-        return StrategyFile(name, by_stage, record.nodes)
+        stated: dict[int, dict[str, tuple[int, ...]]] = {}
+        for prefixed, shape in shapes.items():
+            stage, _, plain = prefixed.partition("-")
+            stated.setdefault(int(stage), {})[plain] = shape
+        return StrategyFile(name, by_stage, record.nodes, stated)
     if len(stages) > 1:
         raise DataError(
             "StrategyInvalid",
@@ -96,17 +111,20 @@ def parse(content: bytes, name: str) -> StrategyFile:
             where=name,
             fix="merge the stages' files with reshard strategy merge, or give their folder",
         )
-    return StrategyFile(name, {stages.pop(): layouts}, record.nodes)
+    stage_number = stages.pop()
+    return StrategyFile(name, {stage_number: layouts}, record.nodes, {stage_number: shapes} if shapes else {})
 
 
 def dump(file: StrategyFile, form: Form) -> bytes:
     """Write a strategy file that this program and MindSpore read.
 
-    MindSpore cannot read the JSON form of a dimension that several axes cut, nor a parameter with a `-` in its name.
+    MindSpore cannot read the JSON form of a dimension that several axes cut, nor a parameter with a `-` in its name. Its compiler
+    loads a JSON file only with shapes.
     """
     nodes = file.nodes or tuple(Node(f"stage{stage}", stage) for stage in file.stages)
-    encode = json_form.encode if form == "json" else protobuf_form.encode
-    return encode(file.parameters.items(), nodes, nodes[0].stage)
+    if form == "json":
+        return json_form.encode(file.parameters.items(), nodes, nodes[0].stage, file.stated_shapes)
+    return protobuf_form.encode(file.parameters.items(), nodes, nodes[0].stage)
 
 
 def layout_of(message: bytes, name: str) -> Layout:
@@ -129,29 +147,33 @@ def layout_of(message: bytes, name: str) -> Layout:
 
 def _layouts(
     parameters: tuple[tuple[str, bytes], ...], decode_layout: Callable[[bytes], LayoutRecord], file: str
-) -> dict[str, Layout]:
-    """Checked layouts by name. Equal ones are one object: a model has many parameters and few ways to cut them."""
+) -> tuple[dict[str, Layout], dict[str, tuple[int, ...]]]:
+    """Checked layouts by name, and the shapes that are stated. Equal layouts are one object: few are distinct."""
     layouts: dict[str, Layout] = {}
-    known: dict[bytes, Layout] = {}
+    shapes: dict[str, tuple[int, ...]] = {}
+    known: dict[bytes, tuple[Layout, tuple[int, ...]]] = {}
     distinct: dict[Layout, Layout] = {}
     tables = 0
     for name, raw in parameters:
-        layout = known.get(raw)
-        if layout is None:
+        found = known.get(raw)
+        if found is None:
             where = _where(file, f"parameter {name}")
             try:
-                layout = _checked(decode_layout(raw), where)
+                read = decode_layout(raw)
+                layout = _checked(read, where)
             except MalformedError as error:
                 raise DataError("StrategyInvalid", error.what, where=where, fix=_FIX) from None
             if layout not in distinct:
                 tables += _check_parts(layout, _MAX_TABLES - tables, where)
-            layout = known[raw] = distinct.setdefault(layout, layout)
+            found = known[raw] = distinct.setdefault(layout, layout), read.tensor_shape
         if name in layouts:
             raise DataError("StrategyInvalid", "the file names it twice", where=_where(file, f"parameter {name}"), fix=_FIX)
-        layouts[name] = layout
+        layouts[name] = found[0]
+        if found[1]:
+            shapes[name] = found[1]
     if not layouts:
         raise DataError("StrategyInvalid", "it names no parameter", where=file, fix=_FIX)
-    return layouts
+    return layouts, shapes
 
 
 def _checked(record: LayoutRecord, where: str) -> Layout:
@@ -160,6 +182,13 @@ def _checked(record: LayoutRecord, where: str) -> Layout:
         raise DataError(
             "StrategyInvalid",
             f"its layout has {len(record.device_matrix)} device axes and {len(record.tensor_map)} dimensions",
+            where=where,
+            fix=_FIX,
+        )
+    if record.tensor_shape and len(record.tensor_shape) != len(record.tensor_map):
+        raise DataError(
+            "StrategyInvalid",
+            f"its shape has {len(record.tensor_shape)} dimensions, its tensor map {len(record.tensor_map)}",
             where=where,
             fix=_FIX,
         )

@@ -1,7 +1,9 @@
 """The JSON form of a strategy file.
 
-MindSpore's own reader knows one axis for each dimension here; the nested lists for several are those of its `Layout`, and
-this program's alone. A file that MindSpore must read names several axes in the protobuf form.
+MindSpore's own reader knows one axis for each dimension here. Its compiler splits a dimension that several axes cut into one
+for each, and states the whole shape so (`tensor_shape`), without which it does not load a file; see `reshard.layout.regroup`.
+Nested lists for several axes are this program's alone. A file that MindSpore's transforms must read names several axes in the
+protobuf form.
 """
 
 from __future__ import annotations
@@ -26,7 +28,7 @@ from reshard.strategy.records import (
 from reshard.strictjson import pairs
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable
+    from collections.abc import Iterable, Mapping
 
     from reshard.layout import Layout
     from reshard.strategy.records import Node
@@ -53,6 +55,7 @@ class _Layout(msgspec.Struct):
     field: _Int32 = 0
     opt_weight_shard_step: _Int32 = 0
     opt_weight_shard_size: _Int32 = 0
+    tensor_shape: tuple[Annotated[int, msgspec.Meta(ge=0, le=(1 << 63) - 1)], ...] = ()
 
 
 _NODE = msgspec.json.Decoder(_Node)
@@ -106,10 +109,16 @@ def decode_layout(raw: bytes) -> LayoutRecord:
         shard_size=layout.opt_weight_shard_size,
         split_shape=layout.param_split_shape,
         field=layout.field,
+        tensor_shape=layout.tensor_shape,
     )
 
 
-def encode(parameters: Iterable[tuple[str, Layout]], nodes: Iterable[Node], current_stage: int) -> bytes:
+def encode(
+    parameters: Iterable[tuple[str, Layout]],
+    nodes: Iterable[Node],
+    current_stage: int,
+    shapes: Mapping[str, tuple[int, ...]],
+) -> bytes:
     """Write the JSON form. A dimension that several axes cut has them in a list of its own."""
     named: dict[str, object] = {}
     for node in nodes:
@@ -117,17 +126,19 @@ def encode(parameters: Iterable[tuple[str, Layout]], nodes: Iterable[Node], curr
         while name in named:  # stages may call their operators alike, and an object has each key once
             name += f"-stage{node.stage}"
         named[name] = {"stage": node.stage, "parallel_strategy": node.strategies}
-    encoded: dict[Layout, msgspec.Raw] = {}
+    encoded: dict[tuple[Layout, tuple[int, ...]], msgspec.Raw] = {}
     layouts: dict[str, msgspec.Raw] = {}
     for name, layout in parameters:
-        content = encoded.get(layout)
+        key = layout, shapes.get(name, ())
+        content = encoded.get(key)
         if content is None:
-            content = encoded[layout] = msgspec.Raw(_encode_layout(layout))
+            content = encoded[key] = msgspec.Raw(_encode_layout(*key))
         layouts[name] = content
     return msgspec.json.encode({"current_stage": current_stage, _NODES: named, _LAYOUTS: layouts})
 
 
-def _encode_layout(layout: Layout) -> bytes:
+def _encode_layout(layout: Layout, shape: tuple[int, ...]) -> bytes:
+    stated = {"tensor_shape": shape} if shape else {}
     return msgspec.json.encode(
         {
             "dev_matrix": layout.device_matrix,
@@ -137,6 +148,7 @@ def _encode_layout(layout: Layout) -> bytes:
             "field": 0,
             "opt_weight_shard_step": layout.shard_step,
             "opt_weight_shard_size": layout.shard_size,
+            **stated,
         }
     )
 

@@ -52,6 +52,7 @@ class LayoutRecord:
     Attributes:
         split_shape: lengths of the parts of dimension 0, where they were given one by one (`param_split_shape`).
         field: length of field slices; 0: none.
+        tensor_shape: the whole shape, with a length for each entry of the tensor map; empty: not stated.
     """
 
     device_matrix: tuple[int, ...]
@@ -60,6 +61,7 @@ class LayoutRecord:
     shard_size: int
     split_shape: tuple[int, ...] = ()
     field: int = 0
+    tensor_shape: tuple[int, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)

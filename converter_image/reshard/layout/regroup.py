@@ -1,0 +1,73 @@
+"""Layouts of tensors whose dimensions a strategy file has split, so that each is cut by at most one device axis.
+
+The JSON form of MindSpore's compiler states a dimension that several axes cut as several dimensions: a length of 16 cut by axes
+of 2 and 2 becomes lengths of 2 and 8.
+"""
+
+from __future__ import annotations
+
+from itertools import combinations
+from math import prod
+from typing import TYPE_CHECKING
+
+from reshard.errors import DataError
+from reshard.layout import Layout
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+
+def regrouped(layout: Layout, stated: tuple[int, ...], shape: tuple[int, ...], *, sliced: bool) -> Layout | None:
+    """Return the layout of the real dimensions, from one of the dimensions that a strategy file states.
+
+    Args:
+        layout: the layout as stated.
+        stated: the whole shape as stated, with a length for each entry of the layout's tensor map.
+        shape: the real shape.
+        sliced: whether that is the shape of one rank's slice; else it is that of the whole tensor.
+
+    Returns:
+        The one layout that fits the real shape; None: none does, or several do.
+    """
+    if layout.ndim != len(stated) or len(shape) >= len(stated):
+        return None
+    candidates = _candidates(layout, stated, len(shape))
+    found = {fitting for fitting, whole in candidates if _fits(fitting, whole, shape, sliced=sliced)}
+    return found.pop() if len(found) == 1 else None
+
+
+def joinable(layout: Layout, stated: tuple[int, ...]) -> bool:
+    """Whether dimensions may be parts of one: a file splits one so that each part but the last is cut to single elements."""
+    cuts = Layout(layout.device_matrix, layout.tensor_map).parts
+    return any(1 < n == k for n, k in zip(stated[:-1], cuts[:-1], strict=True))
+
+
+def _candidates(layout: Layout, stated: tuple[int, ...], ndim: int) -> Iterator[tuple[Layout, tuple[int, ...]]]:
+    """Yield each way to join neighbouring dimensions to so many that leaves equal parts, with the whole shape."""
+    cuts = Layout(layout.device_matrix, layout.tensor_map).parts
+    for ends in combinations(range(1, len(stated)), ndim - 1) if ndim else ():
+        groups = [range(first, end) for first, end in zip((0, *ends), (*ends, len(stated)), strict=True)]
+        if all(_even(stated, cuts, group) for group in groups):
+            joined = tuple(tuple(axis for i in group for axis in layout.tensor_map[i]) for group in groups)
+            fitting = Layout(layout.device_matrix, joined, layout.shard_step, layout.shard_size)
+            yield fitting, tuple(prod(stated[i] for i in group) for group in groups)
+
+
+def _even(stated: tuple[int, ...], cuts: tuple[int, ...], group: range) -> bool:
+    """Whether these cuts leave runs of the joined dimension: after one that is not cut to single elements, none is cut."""
+    whole = False
+    for i in group:
+        if whole and cuts[i] > 1:
+            return False
+        whole = whole or cuts[i] < stated[i]
+    return True
+
+
+def _fits(layout: Layout, whole: tuple[int, ...], shape: tuple[int, ...], *, sliced: bool) -> bool:
+    try:
+        parts = layout.parts
+    except DataError:
+        return False
+    if any(n % k for n, k in zip(whole, parts, strict=True)):
+        return False
+    return shape == (tuple(n // k for n, k in zip(whole, parts, strict=True)) if sliced else whole)
