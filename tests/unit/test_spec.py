@@ -28,6 +28,7 @@ RESOURCE = {
             "storage": {"persistentVolumeClaim": {"claimName": "a", "path": "run/src"}},
             "strategy": {"path": "run/src.ckpt"},
             "files": {"step": 7},
+            "allowSingleRank": True,
         },
         "target": {
             "storage": {"persistentVolumeClaim": {"claimName": "b", "path": "dst"}},
@@ -54,6 +55,7 @@ def test_a_resource_becomes_a_request() -> None:
     assert request.options == Options(
         format="Ckpt",
         step=7,
+        allow_single_rank=True,
         ranks="0-2",
         crc=True,
         file_mode=0o600,
