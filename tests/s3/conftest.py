@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import shutil
 from contextlib import ExitStack
 from functools import cache
 from typing import TYPE_CHECKING
@@ -36,11 +37,13 @@ def _no_client_stays() -> None:
 
 
 @pytest.fixture
-def bucket(server: s3_server.Server, monkeypatch: pytest.MonkeyPatch) -> str:
-    """A new bucket, and the environment in which programs find the server."""
+def bucket(server: s3_server.Server, monkeypatch: pytest.MonkeyPatch) -> Iterator[str]:
+    """A new bucket, and the environment in which programs find the server. Its folder is removed after the test."""
     for name, value in server.environment().items():
         monkeypatch.setenv(name, value)
-    return server.bucket()
+    created = server.bucket()
+    yield created
+    shutil.rmtree(server.folder / created, ignore_errors=True)
 
 
 @pytest.fixture(params=[("s3", "s3"), ("local", "s3"), ("s3", "local")], ids="-to-".join)

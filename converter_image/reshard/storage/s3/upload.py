@@ -26,7 +26,7 @@ if TYPE_CHECKING:
 
 # Tells after a lost answer whether the object that is there is the one that was sent.
 _MARK = "reshard-upload"
-_ABORT_SECONDS = 2.0
+_ABORT_SECONDS = 1.0
 
 
 # urllib3 asks a file for 16 KiB at a time, and sends what it gets.
