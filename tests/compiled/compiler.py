@@ -1,7 +1,7 @@
 """Let MindSpore's wheel for CPUs compile networks for many devices, so that it writes their strategy files.
 
     python compiler.py FOLDER    FOLDER/<network>/<layout>.ckpt, or a folder with a file for each stage, for each setting;
-                                 FOLDER/draws/<seed>.ckpt for each network of random parameters
+                                 FOLDER/experts/<layout>.json; FOLDER/draws/<seed>.ckpt for each network of random parameters
 
 The wheel has all passes of automatic parallelism, but no target on which several devices communicate. A shim (shim.cc) makes a
 target known under Ascend's name. Compiling ends with an error, since no such device can be opened, after the strategy is written.
@@ -113,7 +113,10 @@ def main(folder: Path) -> None:
             for layout, setting in settings.items():
                 for stage in range(setting.stages):
                     path = folder / name / (f"{layout}/stage_{stage}.ckpt" if setting.stages > 1 else f"{layout}.ckpt")
-                    _apart(path, partial(compile_network, name, setting, stage * setting.devices // setting.stages))
+                    rank = stage * setting.devices // setting.stages
+                    _apart(path, partial(compile_network, name, setting, rank))
+                    if name == "experts":  # the two forms differ where several axes cut a dimension
+                        _apart(path.with_suffix(".json"), partial(compile_network, name, setting, rank))
         for draw in DRAWS:
             _apart(folder / "draws" / f"{draw.seed}.ckpt", partial(compile_draw, draw))
 

@@ -12,6 +12,7 @@ from definition import held
 from mindspore_program import run
 from record import CORPUS, RECORDED
 
+from reshard import Request, transform_checkpoint
 from reshard.strategy import parse
 
 if TYPE_CHECKING:
@@ -56,6 +57,16 @@ def test_a_network_outputs_the_same_from_a_transformed_checkpoint(
     expected = json.loads((compiled / "outputs.json").read_text())[name.partition("/")[0]]
     assert outputs[name] == expected
     assert len({number for row in expected for number in row}) > 100
+
+
+def test_both_forms_of_a_strategy_lead_to_the_same_files(compiled: Path, tmp_path: Path) -> None:
+    experts = compiled / "experts"
+    for form in ("ckpt", "json"):
+        before, after = (str(experts / f"{layout}.{form}") for layout in ("src", "dst"))
+        transform_checkpoint(Request(str(experts / "src_checkpoints"), str(tmp_path / form), before, after))
+    for rank in range(4):
+        found, expected = (tmp_path / form / f"rank_{rank}" / f"checkpoint_{rank}.safetensors" for form in ("json", "ckpt"))
+        assert found.read_bytes() == expected.read_bytes()
 
 
 @pytest.mark.parametrize("name", RECORDED)
