@@ -20,7 +20,7 @@ from reshard.progress import Cancellation, CancelledError, Silent
 from reshard.spec.request import Options, Request
 from reshard.storage.local import LocalReader, LocalStore
 from reshard.target.folder import LOCK, JobState, TargetFolder
-from reshard.target.lock import in_turn, locked
+from reshard.target.lock import locked, serialized
 from reshard.transform.complete import commit_checkpoint
 from reshard.transform.run import transform_checkpoint
 from reshard.transform.verify import verify_checkpoint
@@ -140,7 +140,7 @@ def test_waiting_for_a_lock_ends(tmp_path: Path) -> None:
     with locked(store, LOCK, owner=None, mode=0o640):
         timer.start()
         began = time.monotonic()
-        with pytest.raises(CancelledError), in_turn(TargetFolder(store, 0o640), LOCK, cancellation.check):
+        with pytest.raises(CancelledError), serialized(TargetFolder(store, 0o640), LOCK, cancellation.check):
             pass
     assert time.monotonic() - began < 10  # without, a minute
 

@@ -179,7 +179,7 @@ def test_what_may_change_underway_does_not_change_the_digest() -> None:
 def test_defaults_that_are_written_out_do_not_change_the_digest() -> None:
     spec = resource()["spec"]
     written = json.loads(json.dumps(spec))
-    written["target"] |= {"filePrefix": "checkpoint_", "fileMode": "0640", "crc": False, "copyMode": "Client", "format": "Source"}
+    written["target"] |= {"filePrefix": "checkpoint_", "crc": False, "copyMode": "Client", "format": "Source"}
     written["target"]["removeRedundancy"] = False
     written["source"] |= {"files": {}}
     written |= {"parameters": {"unplaced": "Drop", "allowMissing": False}, "execution": {"podTemplate": {"labels": {}}}}

@@ -159,10 +159,8 @@ _COMMON: tuple[Callable[[Any], Any], ...] = (
     click.option("--crc", is_flag=True, help="Write the CRC32 that MindSpore's crc_check reads."),
     click.option(
         "--file-mode",
-        default=f"{_DEFAULTS.file_mode:04o}",
-        show_default=True,
         metavar="OCTAL",
-        help="Permission bits of the files.",
+        help="Permission bits of files, such as 0640. Default: 0666 less the umask.",
     ),
     *ACCESS,
     *SOURCE_ACCESS,
@@ -213,18 +211,10 @@ def request_of(arguments: dict[str, Any]) -> Request:
     Raises:
         UsageError: a value is none that there can be.
     """
-    try:
-        mode = int(arguments["file_mode"], 8)
-    except ValueError:
-        mode = -1
-    if mode < 0:
-        raise UsageError(
-            "InvalidMode", f"{arguments['file_mode']!r} is no octal mode", where="--file-mode", fix="write it like 0640"
-        )
     said = {name: arguments[name] for name in Options.__struct_fields__ if name in arguments}
     said |= {
         "rename": renaming.rules_of(arguments),
-        "file_mode": mode,
+        "file_mode": _mode(arguments["file_mode"]),
         "overwrite": "Replace" if arguments["overwrite"] else "Never",
     }
     return Request(
@@ -238,3 +228,20 @@ def request_of(arguments: dict[str, Any]) -> Request:
         decryption=encryption_of(arguments, "decryption"),
         encryption=encryption_of(arguments, "encryption"),
     )
+
+
+def _mode(text: str | None) -> int | None:
+    """Return the permission bits that an option names.
+
+    Raises:
+        UsageError: it is not an octal number.
+    """
+    if text is None:
+        return None
+    try:
+        mode = int(text, 8)
+    except ValueError:
+        mode = -1
+    if mode < 0:
+        raise UsageError("InvalidMode", f"{text!r} is not an octal mode", where="--file-mode", fix="write it like 0640")
+    return mode

@@ -38,7 +38,7 @@ def write_svg(planned: PlanResult, patterns: Iterable[str], path: str) -> None:
     flow = traffic(planned.planner, tuple(planned.summary.sources), svg.MOST_GROUPS)
     folder, name = parent_and_name(path)
     _refuse_other_files(open_store(folder), name, path)
-    open_store(folder).write(name, svg.svg(flow, drawn, notes).encode(), mode=0o640)
+    open_store(folder).write(name, svg.svg(flow, drawn, notes).encode(), mode=None)
 
 
 def _refuse_other_files(store: Store, name: str, path: str) -> None:

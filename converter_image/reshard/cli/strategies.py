@@ -54,7 +54,7 @@ def merge_strategies(folder: str, output: str) -> None:
     """Merge the strategies of all pipeline stages in a folder into one file (.ckpt: protobuf, .json: JSON)."""
     merged = merge(read_strategy_files(folder))
     folder, name = parent_and_name(output)
-    open_store(folder).write(name, dump(merged, "json" if output.endswith(".json") else "protobuf"), mode=0o640)
+    open_store(folder).write(name, dump(merged, "json" if output.endswith(".json") else "protobuf"), mode=None)
     show.out(f"wrote {output}: {len(merged.parameters)} parameters")
 
 

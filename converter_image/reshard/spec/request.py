@@ -115,7 +115,8 @@ class Options(msgspec.Struct, frozen=True):
         replicas: what to do with slices that the source's strategy gives to several ranks. "Identical": refuse a source whose
             replicas differ, and read any of them; "LowestRank": read each slice from the lowest rank that holds it.
         crc: whether to write the CRC32 that MindSpore checks.
-        file_mode: permission bits of what is written.
+        file_mode: permission bits of files; folders also get search permission for everyone who may read. None: 0666 and 0777,
+            less the umask.
         verification: how much of what was written is compared with the source.
         overwrite: whether another checkpoint at the target may be replaced.
         copy_mode: whether an object store copies by itself what it can.
@@ -139,7 +140,7 @@ class Options(msgspec.Struct, frozen=True):
     allow_inconsistent: AllowInconsistent = ()
     replicas: Replicas = "Identical"
     crc: bool = False
-    file_mode: Annotated[int, msgspec.Meta(ge=0, le=0o777)] = 0o640
+    file_mode: Annotated[int, msgspec.Meta(ge=0, le=0o777)] | None = None
     verification: Verification = "Sample"
     overwrite: Overwrite = "Never"
     copy_mode: CopyMode = "Client"

@@ -107,7 +107,7 @@ class TargetSpec(Strict, frozen=True):
     remove_redundancy: bool = False
     crc: bool = False
     copy_mode: CopyMode = "Client"
-    file_mode: Annotated[str, msgspec.Meta(pattern="^0?[0-7]{3}$")] = "0640"
+    file_mode: Annotated[str, msgspec.Meta(pattern="^0?[0-7]{3}$")] | None = None
     encryption: EncryptionSpec | None = None
 
 
@@ -341,7 +341,7 @@ def _to_request(
             replicas=source.replicas,
             crc=target.crc,
             copy_mode=target.copy_mode,
-            file_mode=int(target.file_mode, 8),
+            file_mode=None if target.file_mode is None else int(target.file_mode, 8),
             verification=spec.verification,
             overwrite=spec.overwrite,
         ),

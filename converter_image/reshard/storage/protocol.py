@@ -177,6 +177,10 @@ class Store(ReadStore, Protocol):
     """One to write to as well."""
 
     @property
+    def notes(self) -> Sequence[str]:
+        """What the storage lacks and was done without so far, for the user to know."""
+
+    @property
     def renames(self) -> bool:
         """Whether a finished file is moved for nothing, at once. Where not, files that replace others are written in place."""
 
@@ -194,14 +198,15 @@ class Store(ReadStore, Protocol):
         """What this place and those around it are, innermost first: equal for one place under two names."""
 
     def create(
-        self, path: str, *, temporary: str, mode: int, size: int | None = None, memory: int = 0, copies: bool = False
+        self, path: str, *, temporary: str, mode: int | None, size: int | None = None, memory: int = 0, copies: bool = False
     ) -> Writer:
         """A new file at `path` that replaces what is there when it is finished.
 
         Args:
             path: the place where it appears.
             temporary: a path in the same store for its bytes until then, where the storage needs one.
-            mode: permission bits; its folders get the same with search permission. Without meaning in an object store.
+            mode: permission bits; its folders get the same with search permission. None: 0666 and 0777, less the umask.
+                Without meaning in an object store.
             size: how long it will be, where that is known: it decides in how many parts it is sent.
             memory: how many bytes may wait in memory until they are sent; more only where one part needs it.
             copies: whether the server is to copy some of it, see `Writer.copy`.
@@ -214,13 +219,13 @@ class Store(ReadStore, Protocol):
             OutputError: there can be no such file.
         """
 
-    def write(self, path: str, content: bytes, *, mode: int) -> None:
+    def write(self, path: str, content: bytes, *, mode: int | None) -> None:
         """A whole small file, replacing what is there at once."""
 
-    def write_new(self, path: str, content: bytes, *, mode: int) -> bool:
+    def write_new(self, path: str, content: bytes, *, mode: int | None) -> bool:
         """A whole small file, only if nothing is there (atomically). Says whether it was written."""
 
-    def swap(self, path: str, content: bytes, version: str, *, mode: int) -> bool:
+    def swap(self, path: str, content: bytes, version: str, *, mode: int | None) -> bool:
         """A whole small file in the place of one, only if that still has this version. Says whether it was written."""
 
     def move(self, path: str, to: str) -> None:

@@ -65,11 +65,11 @@ class TargetFolder:
 
     Attributes:
         store: the target.
-        mode: permission bits of what is written.
+        mode: permission bits of what is written; None: as the umask has them.
     """
 
     store: Store
-    mode: int
+    mode: int | None
 
     def observe(self) -> Standing:
         """What is here now.

@@ -52,7 +52,7 @@ class LockOwner(msgspec.Struct, frozen=True):
 class LockHandle:
     """A lock that this process holds, as long as nobody has taken it over."""
 
-    def __init__(self, store: Store, path: str, owner: LockOwner, mode: int) -> None:
+    def __init__(self, store: Store, path: str, owner: LockOwner, mode: int | None) -> None:
         self._store, self._path, self._owner, self._mode = store, path, owner, mode
 
     def check(self) -> None:
@@ -81,7 +81,7 @@ class LockHandle:
 
 
 @contextmanager
-def locked(store: Store, path: str, *, owner: str | None, mode: int) -> Iterator[LockHandle]:
+def locked(store: Store, path: str, *, owner: str | None, mode: int | None) -> Iterator[LockHandle]:
     """Hold the lock at `path` while the body runs.
 
     Args:
@@ -195,7 +195,7 @@ def _members(store: Store, path: str) -> Iterator[tuple[str, str]]:
                 store.delete(member)
 
 
-def _acquire(store: Store, path: str, me: LockOwner, mode: int) -> None:
+def _acquire(store: Store, path: str, me: LockOwner, mode: int | None) -> None:
     content = msgspec.json.encode(me)
     for _ in range(3):  # each time another process may be first, but not for ever
         if store.write_new(path, content, mode=mode):

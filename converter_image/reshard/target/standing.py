@@ -40,7 +40,7 @@ class JobDocument(msgspec.Struct, frozen=True, rename="camel"):
         digest: the digest of the job; its first 16 digits name its folder.
         request: what was asked for, as far as it decides the outcome, to find the job again without reading the source.
         staged: whether finished files wait in the staging folder, because they will replace others.
-        mode: permission bits of the files.
+        mode: permission bits of the files; None: as the umask has them.
         in_place: whether they replace others one by one, where a storage cannot rename. The other checkpoint's manifest is
             retired before, so that the target reads as incomplete until this one's is there.
         part: the pipeline stage of the source, where it makes only what of the checkpoint is made from that.
@@ -52,7 +52,7 @@ class JobDocument(msgspec.Struct, frozen=True, rename="camel"):
     digest: str
     request: dict[str, Any]
     staged: bool
-    mode: int = 0o640
+    mode: int | None = None
     in_place: bool = False
     part: int | None = None
     whole: str = ""

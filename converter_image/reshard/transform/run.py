@@ -115,7 +115,7 @@ def transform_checkpoint(
         _tidy(opened)
     job = opened.job
     whole = manifest if manifest is not None and is_whole(manifest) else None
-    notes = _notes(job, whole)
+    notes = (*_notes(job, whole), *opened.target.store.notes)
     for note in notes:
         progress.note(note)
     index = manifest.index if manifest is not None and not opened.complete else None

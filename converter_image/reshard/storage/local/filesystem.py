@@ -45,12 +45,16 @@ class FileSystem:
         found = stat_bits.S_IMODE(os.stat(file).st_mode)
         if found & 0o777 == mode:
             return
+        what = "the file system does not change permission bits"
         try:
             os.chmod(file, mode | found & (stat_bits.S_ISGID | stat_bits.S_ISVTX))
         except OSError as error:
             if error.errno not in _REFUSED:
                 raise
-            self.note("the file system does not change permission bits", error)
+            self.note(what, error)
+        else:
+            if os.stat(file).st_mode & 0o777 != mode:  # as exFAT does
+                self.note(what)
 
     def sync_file(self, file: int) -> None:
         """Make a file's content durable."""

@@ -77,6 +77,7 @@ class S3Store:
         self.url = f"{SCHEME}{bucket}" + (f"/{prefix}" if prefix else "")
         self.remote = True
         self.renames = False
+        self.notes: tuple[str, ...] = ()
 
     def copies_from(self, other: Store) -> bool:
         """See `Store.copies_from`: the same server, reached with the same rights."""
@@ -166,7 +167,7 @@ class S3Store:
             found["Body"].close()
 
     def create(
-        self, path: str, *, temporary: str, mode: int, size: int | None = None, memory: int = 0, copies: bool = False
+        self, path: str, *, temporary: str, mode: int | None, size: int | None = None, memory: int = 0, copies: bool = False
     ) -> S3Writer:
         """See `Store.create`."""
         del temporary, mode
@@ -178,7 +179,7 @@ class S3Store:
         parts = -(-size // part_size(size))
         return WriteCost(buffers(size, memory) * part_size(size), parts + 2 if parts > 1 else 1)
 
-    def write(self, path: str, content: bytes, *, mode: int) -> None:
+    def write(self, path: str, content: bytes, *, mode: int | None) -> None:
         """See `Store.write`."""
         if len(content) > part_size(len(content)):
             writer = self.create(path, temporary="", mode=mode, size=len(content))
@@ -191,12 +192,12 @@ class S3Store:
         with failures(self._where(path)):
             self._checksums.send(self._client.put_object, content, **self._named(path))
 
-    def write_new(self, path: str, content: bytes, *, mode: int) -> bool:
+    def write_new(self, path: str, content: bytes, *, mode: int | None) -> bool:
         """See `Store.write_new`."""
         del mode
         return self._put_if(path, content, IfNoneMatch="*")
 
-    def swap(self, path: str, content: bytes, version: str, *, mode: int) -> bool:
+    def swap(self, path: str, content: bytes, version: str, *, mode: int | None) -> bool:
         """See `Store.swap`."""
         del mode
         return self._put_if(path, content, IfMatch=version)
