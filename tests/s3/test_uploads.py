@@ -9,6 +9,7 @@ import pytest
 import s3_server
 
 from reshard.cli import main
+from reshard.storage import open_store
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -37,6 +38,17 @@ def test_only_uploads_of_its_own_files_are_aborted(server: s3_server.Server, buc
     assert main([*made.arguments(tmp_path), "--target", f"s3://{bucket}/out"]) == 0
     assert sorted(server.uploads(bucket)) == sorted(f"out/{key}" for key in OTHERS)
     assert disk.differences(made.model, server.download(f"s3://{bucket}/out", tmp_path / "out"), "ckpt") == []
+
+
+@pytest.mark.parametrize("server", s3_server.PROGRAMS, indirect=True)
+def test_uploads_of_many_files_are_told_from_others(server: s3_server.Server, bucket: str) -> None:
+    paths = [f"rank_{number}/x" for number in range(50)]
+    for key in (paths[3], f"{paths[3]}.part", paths[49], "other"):
+        server.client().create_multipart_upload(Bucket=bucket, Key=f"out/{key}")
+    open_store(f"s3://{bucket}/out").abort_stale_uploads(paths, silent=60.0)
+    assert len(server.uploads(bucket)) == 4
+    open_store(f"s3://{bucket}/out").abort_stale_uploads(paths, silent=0.0)
+    assert sorted(server.uploads(bucket)) == ["out/other", f"out/{paths[3]}.part"]
 
 
 @pytest.mark.parametrize("server", ["minio"], indirect=True)

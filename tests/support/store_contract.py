@@ -114,6 +114,18 @@ class StoreContract:
         store.delete("d")
         assert store.stat("d") is None
 
+    @pytest.mark.parametrize("prune", [False, True])
+    def test_many_files_go_at_once(self, store: Store, prune: bool) -> None:  # noqa: FBT001 - pytest names it
+        paths = [f"rank_{number}/x&y {number}" for number in range(60)]
+        together(lambda thread: [put(store, path, b"1") for n, path in enumerate(paths) if n % 16 == thread])
+        put(store, "rank_1/y", b"1")
+        put(store, "other", b"1")
+        store.delete_files([*paths, "nothing", "folder/nothing"], prune=prune)
+        assert [s.name for s in store.list("rank_1")] == ["y"]
+        assert store.list("rank_2") == []
+        if prune:
+            assert [s.name for s in store.list("")] == ["other", "rank_1"]
+
     def test_signs_of_life_follow_the_storages_clock(self, store: Store) -> None:
         assert store.age("a") is None
         store.touch("a")

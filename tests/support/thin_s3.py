@@ -11,7 +11,7 @@ from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from threading import Lock, Thread
 from typing import TYPE_CHECKING
 from urllib.parse import parse_qs, unquote, urlsplit
-from xml.sax.saxutils import escape
+from xml.sax.saxutils import escape, unescape
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
@@ -59,6 +59,7 @@ class ThinServer:
         dates: whether answers have a Date header.
         clock: the server's clock.
         longest_page: how many uploads it lists at a time; it refuses to continue a list.
+        lists_by_prefix: whether it lists the uploads of a prefix; else those of an exact key only, as MinIO does.
         requests: all requests.
     """
 
@@ -69,6 +70,7 @@ class ThinServer:
     dates: bool = True
     clock: Callable[[], datetime] = lambda: datetime.now(UTC)
     longest_page: int = 1000
+    lists_by_prefix: bool = True
     requests: list[Request] = field(default_factory=list)
     lock: Lock = field(default_factory=Lock)
 
@@ -94,6 +96,8 @@ class ThinServer:
                 return self._of_upload(request)
             if request.method == "PUT":
                 return 200, {"ETag": self.put(request.bucket, request.key, request.body).etag}, b""
+            if request.method == "POST" and "delete" in request.query:
+                return self._delete_many(request)
             if request.method == "DELETE":
                 self.objects.pop((request.bucket, request.key), None)
                 return 204, {}, b""
@@ -110,32 +114,49 @@ class ThinServer:
 
     def _list(self, request: Request) -> tuple[int, dict[str, str], bytes]:
         prefix, most = request.query.get("prefix", ""), int(request.query.get("max-keys", "1000"))
-        delimiter = request.query.get("delimiter", "")
-        folders: dict[str, None] = {}
-        lines = []
+        delimiter, after = request.query.get("delimiter", ""), request.query.get("continuation-token", "")
+        lines: dict[str, str] = {}
         for (bucket, key), found in sorted(self.objects.items()):
             if bucket != request.bucket or not key.startswith(prefix):
                 continue
             inside, separator, _ = key[len(prefix) :].partition(delimiter) if delimiter else (key, "", "")
             if separator:
-                folders[prefix + inside + separator] = None
+                folder = prefix + inside + separator
+                lines[folder] = f"<CommonPrefixes><Prefix>{escape(folder)}</Prefix></CommonPrefixes>"
             else:
-                lines.append(
+                lines[key] = (
                     f"<Contents><Key>{escape(key)}</Key><Size>{len(found.content)}</Size><ETag>{escape(found.etag)}</ETag>"
                     f"<LastModified>{found.modified:%Y-%m-%dT%H:%M:%S.000Z}</LastModified></Contents>"
                 )
-        lines += [f"<CommonPrefixes><Prefix>{escape(folder)}</Prefix></CommonPrefixes>" for folder in folders]
-        return 200, {}, f"<ListBucketResult>{''.join(lines[:most])}</ListBucketResult>".encode()
+        left = [name for name in lines if name > after]
+        more = f"<NextContinuationToken>{escape(left[most - 1])}</NextContinuationToken>" if len(left) > most else ""
+        state = f"<IsTruncated>{str(bool(more)).lower()}</IsTruncated>{more}"
+        listed = "".join(lines[name] for name in left[:most])
+        return 200, {}, f"<ListBucketResult>{state}{listed}</ListBucketResult>".encode()
+
+    def _delete_many(self, request: Request) -> tuple[int, dict[str, str], bytes]:
+        answers = []
+        for key in map(unescape, re.findall(r"<Key>([^<]*)</Key>", request.body.decode())):
+            refused = self.refuse(Request("DELETE", request.bucket, key, {}, {}, b""))
+            if refused is None:
+                self.objects.pop((request.bucket, key), None)
+                answers.append(f"<Deleted><Key>{escape(key)}</Key></Deleted>")
+            else:
+                answers.append(f"<Error><Key>{escape(key)}</Key><Code>{refused[1]}</Code></Error>")
+        return 200, {}, f"<DeleteResult>{''.join(answers)}</DeleteResult>".encode()
 
     def _list_uploads(self, request: Request) -> tuple[int, dict[str, str], bytes]:
         if "key-marker" in request.query:
             return _refused(400, "InvalidArgument")
         prefix = request.query.get("prefix", "")
-        found = sorted((k, i) for i, (b, k, _) in self.uploads.items() if b == request.bucket and k.startswith(prefix))
+        found = sorted((k, i) for i, (b, k, _) in self.uploads.items() if b == request.bucket and self._lists(k, prefix))
         page = [f"<Upload><Key>{escape(k)}</Key><UploadId>{i}</UploadId></Upload>" for k, i in found[: self.longest_page]]
         more = str(len(found) > self.longest_page).lower()
         lines = f"<IsTruncated>{more}</IsTruncated>{''.join(page)}"
         return 200, {}, f"<ListMultipartUploadsResult>{lines}</ListMultipartUploadsResult>".encode()
+
+    def _lists(self, key: str, prefix: str) -> bool:
+        return key.startswith(prefix) if self.lists_by_prefix else key == prefix
 
     def _of_upload(self, request: Request) -> tuple[int, dict[str, str], bytes]:
         bucket, key, upload = request.bucket, request.key, request.query.get("uploadId", "")

@@ -11,7 +11,7 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, NamedTuple, Protocol
 
 if TYPE_CHECKING:
-    from collections.abc import Hashable, Iterable, Sequence
+    from collections.abc import Collection, Hashable, Iterable, Sequence
 
 # A file by which a storage finds out what it can do.
 PROBE = ".reshard/probe"
@@ -233,6 +233,14 @@ class Store(ReadStore, Protocol):
 
     def delete(self, path: str) -> None:
         """Remove a file, or a folder with all in it. Nothing there is no error."""
+
+    def delete_files(self, paths: Collection[str], *, prune: bool = False) -> None:
+        """Remove files in as few round trips as possible. A file that is not there is no error.
+
+        Args:
+            paths: the files.
+            prune: whether to remove their folders too, where these are empty then.
+        """
 
     def touch(self, path: str) -> None:
         """Mark a small file as alive, unless it is gone, or another's by now."""

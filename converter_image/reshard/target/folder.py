@@ -155,8 +155,7 @@ class TargetFolder:
         if self.store.stat(f"{state.folder}/replaced.json") is not None:
             self.store.move(f"{state.folder}/replaced.json", f"{heir.folder}/replaced.json")
         if not job.staged:
-            for _ in parallel(self.store.delete, [record.path for record in state.records(None).values()]):
-                pass
+            self.store.delete_files([record.path for record in state.records(None).values()])
         self._remove(state.folder)
 
     def _remove(self, path: str) -> None:

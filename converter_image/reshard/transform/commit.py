@@ -27,8 +27,6 @@ from reshard.target.standing import JobDocument
 from reshard.transform.consistency import check_parts
 
 if TYPE_CHECKING:
-    from collections.abc import Set as AbstractSet
-
     from reshard.engine.job import Job
     from reshard.progress import Cancellation
     from reshard.target.folder import TargetFolder
@@ -128,7 +126,8 @@ def _complete(
     if content is not None:
         manifest = msgspec.structs.replace(manifest, index=IndexRecord(len(content), str(ContentDigest(content))))
     maps = maps_of(manifest)
-    _remove(target, target.replaced_files(standing, document.digest) - {*(record.path for record in manifest.listed), *maps})
+    kept = {*(record.path for record in manifest.listed), *maps}
+    target.store.delete_files(sorted(target.replaced_files(standing, document.digest) - kept), prune=True)
     for name, text in maps.items():
         target.store.write(name, text, mode=target.mode)
     if content is not None:
@@ -284,19 +283,6 @@ def recorded(
     known |= state.records(ranks, cancellation.check)
     there = state.locate(known.values(), staged=document.staged, thorough=thorough, check=cancellation.check)
     return {rank: found for rank, found in known.items() if found.path in there}
-
-
-def _remove(target: TargetFolder, paths: AbstractSet[str]) -> None:
-    """Take away files, and their folders where nothing else is in them."""
-
-    def remove(folder: str) -> None:
-        if not target.store.list(folder):
-            target.store.delete(folder)
-
-    for _ in parallel(target.store.delete, sorted(paths)):
-        pass
-    for _ in parallel(remove, sorted({folder for path in paths if (folder := path.rpartition("/")[0])})):
-        pass
 
 
 def maps_of(manifest: Manifest) -> dict[str, bytes]:

@@ -20,7 +20,7 @@ from reshard.storage.local.writer import LocalWriter
 from reshard.storage.protocol import Stat, WriteCost
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Sequence
+    from collections.abc import Collection, Iterable, Sequence
 
     from reshard.storage.protocol import Store
 
@@ -162,6 +162,14 @@ class LocalStore:
             else:
                 with contextlib.suppress(FileNotFoundError):
                     os.unlink(full)
+
+    def delete_files(self, paths: Collection[str], *, prune: bool = False) -> None:
+        """See `Store.delete_files`."""
+        for _ in parallel(self.delete, paths):
+            pass
+        for folder in sorted({path.rpartition("/")[0] for path in paths} - {""}) if prune else ():
+            with contextlib.suppress(OSError):  # it is gone, or something else is in it
+                os.rmdir(self._at(folder))
 
     def touch(self, path: str) -> None:
         """See `Store.touch`."""

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import re
 from contextlib import contextmanager
-from typing import TYPE_CHECKING
+from email.utils import parsedate_to_datetime
+from typing import TYPE_CHECKING, Any
 
 from boto3.exceptions import Boto3Error
 from botocore import exceptions as boto
@@ -61,7 +62,7 @@ _WRONG_REGION = {
     "TemporaryRedirect",
 }
 _FULL = {"507", "InsufficientStorage", "QuotaExceeded", "XMinioStorageFull", "XMinioAdminBucketQuotaExceeded", "EntityTooLarge"}
-_BUSY = {"SlowDown", "ServiceUnavailable", "503", "RequestLimitExceeded", "Throttling", "ThrottlingException", "TooManyRequests"}
+BUSY = {"SlowDown", "ServiceUnavailable", "503", "RequestLimitExceeded", "Throttling", "ThrottlingException", "TooManyRequests"}
 MISSING = {"NoSuchKey", "404", "NotFound"}
 PRECONDITION_FAILED = {"PreconditionFailed", "412"}
 # Requests that read one version of an object, and name it.
@@ -111,7 +112,7 @@ def _of_answer(error: boto.ClientError, where: str) -> ReshardError:  # noqa: PL
         return OutputError("CannotWrite", what, where=where, fix="free or add space, or raise the quota")
     if code in ("InvalidBucketName", "NotImplemented", "InvalidURI", "KeyTooLongError"):
         return RequestError("RequestRefused", what, where=where, fix="check bucket, prefix and endpoint")
-    if code in _BUSY:
+    if code in BUSY:
         return StorageError("ServerBusy", what, where=where, fix="run again later, or with fewer --workers")
     if code == "NoSuchUpload":
         return StorageError("UploadGone", "another run has called this upload off", where=where, fix="run again")
@@ -134,6 +135,14 @@ def _of_way(error: Exception, where: str) -> ReshardError:
     if isinstance(error, boto.HTTPClientError | boto.ConnectionError | boto.IncompleteReadError | HTTPError | OSError):
         return StorageError("Unreachable", what, where=where, fix="check the endpoint and the network, and run again")
     return StorageError("RequestFailed", what, where=where, fix="run again")
+
+
+def date_of(answer: dict[str, Any]) -> float | None:
+    """Return the server's time in seconds that an answer states; None where it states none."""
+    try:
+        return parsedate_to_datetime(answer["ResponseMetadata"]["HTTPHeaders"]["date"]).timestamp()
+    except (KeyError, ValueError):
+        return None
 
 
 def changed(where: str) -> DataError:

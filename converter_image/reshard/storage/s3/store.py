@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import uuid
-from email.utils import parsedate_to_datetime
 from os.path import commonprefix
 from typing import TYPE_CHECKING, Any, NamedTuple
 
@@ -14,14 +13,16 @@ from reshard.parallel import parallel
 from reshard.storage.protocol import PROBE, PartLimits, Stat, WriteCost
 from reshard.storage.s3.checksums import Checksums
 from reshard.storage.s3.client import client_of
-from reshard.storage.s3.failures import MISSING, code_of, failures, without_credentials
+from reshard.storage.s3.deletion import Deleter
+from reshard.storage.s3.failures import MISSING, code_of, date_of, failures, without_credentials
 from reshard.storage.s3.parts import LONGEST_COPY, MOST_PARTS, SMALLEST_PART, buffers, part_size
 from reshard.storage.s3.reader import S3Reader, receive
 from reshard.storage.s3.retries import retrying
 from reshard.storage.s3.upload import S3Writer
+from reshard.storage.s3.uploads import Uploads
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Iterator, Sequence
+    from collections.abc import Collection, Iterable, Iterator, Sequence
     from mmap import mmap
 
     from reshard.spec.access import Access
@@ -73,6 +74,8 @@ class S3Store:
         self._access = access
         self._client = client_of(access)
         self._checksums = Checksums(access.checksums, self._client, self._named(PROBE))
+        self._deleter = Deleter(self._client, bucket)
+        self._uploads = Uploads(self._client, bucket, f"{prefix}/" if prefix else "", self._key(PROBE), self._clock)
         self._idle: list[mmap] = []  # memory of writers, of one size as all ranks' files are
         self.url = f"{SCHEME}{bucket}" + (f"/{prefix}" if prefix else "")
         self.remote = True
@@ -225,12 +228,15 @@ class S3Store:
             self._client.delete_object(**source)
 
     def delete(self, path: str) -> None:
-        """See `Store.delete`: one request an object, for some servers refuse those for many without a certain checksum."""
-        key = self._key(path)
-        keys = [o["Key"] for page in self._pages("list_objects_v2", Prefix=key + "/") for o in page.get("Contents", ())]
-        with failures(self._where(path)):
-            for _ in parallel(lambda each: self._client.delete_object(Bucket=self._bucket, Key=each), [key, *keys]):
-                pass
+        """See `Store.delete`: an object, and those below it a page at a time."""
+        self.delete_files([path])
+        for page in self._pages("list_objects_v2", Prefix=f"{self._key(path)}/"):
+            self._deleter.delete([each["Key"] for each in page.get("Contents", ())])
+
+    def delete_files(self, paths: Collection[str], *, prune: bool = False) -> None:
+        """See `Store.delete_files`: there are no folders to prune."""
+        del prune
+        self._deleter.delete([self._key(path) for path in paths])
 
     def touch(self, path: str) -> None:
         """See `Store.touch`: it is written anew, if it is still what was read, for nothing else makes an object younger."""
@@ -244,46 +250,8 @@ class S3Store:
         return self._clock(found.now) - found.modified if found is not None else None
 
     def abort_stale_uploads(self, paths: Iterable[str], *, silent: float) -> None:
-        """See `Store.abort_stale_uploads`: multipart uploads, which cost as much as objects and are in no listing of these."""
-        for _ in parallel(lambda path: self._abort_uploads(self._key(path), silent), paths):
-            pass
-
-    def _abort_uploads(self, key: str, silent: float) -> None:
-        """Abort the uploads of one key.
-
-        It is listed as a whole, for MinIO knows no other prefixes; and from the beginning again as long as there are more to
-        abort, for versitygw refuses its own markers.
-        """
-        done: set[str] = set()
-        with failures(f"{SCHEME}{self._bucket}/{key}"):
-            while True:
-                page = self._client.list_multipart_uploads(Bucket=self._bucket, Prefix=key)
-                new = [u for u in page.get("Uploads", ()) if u["Key"] == key and u["UploadId"] not in done]
-                stale = {upload["UploadId"] for upload in new if self._abort_if_stale(upload, silent)}
-                if not (stale and page.get("IsTruncated")):
-                    return
-                done |= stale
-
-    def _abort_if_stale(self, upload: dict[str, Any], silent: float) -> bool:
-        named = {"Bucket": self._bucket, "Key": upload["Key"], "UploadId": upload["UploadId"]}
-        try:
-            if silent > 0 and self._silence(upload, named) <= silent:
-                return False
-            self._client.abort_multipart_upload(**named)
-        except boto.ClientError as error:
-            if code_of(error) not in ("NoSuchUpload", *MISSING):
-                raise
-        return True
-
-    def _silence(self, upload: dict[str, Any], named: dict[str, str]) -> float:
-        """Seconds since something was added to an upload."""
-        marker, last = 0, upload["Initiated"]
-        while True:
-            parts = self._client.list_parts(**named, PartNumberMarker=marker)
-            last = max([last, *(part["LastModified"] for part in parts.get("Parts", ()))])
-            if not parts.get("IsTruncated"):
-                return self._clock(_date(parts)) - float(last.timestamp())
-            marker = parts["NextPartNumberMarker"]
+        """See `Store.abort_stale_uploads`: multipart uploads."""
+        self._uploads.abort_stale([self._key(path) for path in paths], silent=silent)
 
     def check_writable(self) -> None:
         """See `Store.check_writable`: an upload that is aborted never appears; a small object does, and is deleted again."""
@@ -316,7 +284,7 @@ class S3Store:
             page = self._client.list_objects_v2(Bucket=self._bucket, Prefix=key, MaxKeys=1)
         for found in page.get("Contents", ()):
             if found["Key"] == key:
-                return _Found(found["Size"], found["ETag"], float(found["LastModified"].timestamp()), _date(page))
+                return _Found(found["Size"], found["ETag"], float(found["LastModified"].timestamp()), date_of(page))
         return None
 
     def _clock(self, said: float | None) -> float:
@@ -340,11 +308,3 @@ class S3Store:
             if page is None:
                 return
             yield page
-
-
-def _date(answer: dict[str, Any]) -> float | None:
-    """The server's clock, in seconds, as an answer says it; None where it does not."""
-    try:
-        return parsedate_to_datetime(answer["ResponseMetadata"]["HTTPHeaders"]["date"]).timestamp()
-    except (KeyError, ValueError):
-        return None

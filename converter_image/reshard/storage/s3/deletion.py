@@ -1,0 +1,62 @@
+"""Deleting many objects: a thousand with each request, or one by one where a server refuses that."""
+
+from __future__ import annotations
+
+from itertools import chain
+from typing import TYPE_CHECKING
+
+from botocore import exceptions as boto
+
+from reshard.parallel import parallel
+from reshard.storage.s3.failures import BUSY, code_of, failures
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    from botocore.client import BaseClient
+
+_MOST_KEYS = 1000
+_BATCHES_AT_ONCE = 4
+
+
+class Deleter:
+    """Deletes objects of one bucket. Threads may share it."""
+
+    def __init__(self, client: BaseClient, bucket: str) -> None:
+        self._client, self._bucket = client, bucket
+        self._one_by_one = False  # set once the server has refused DeleteObjects
+
+    def delete(self, keys: Sequence[str]) -> None:
+        """Delete the objects with these keys. A key without an object is no error.
+
+        A key that the answer to DeleteObjects does not list as deleted is deleted by a request of its own, which is retried and
+        whose error is reported.
+
+        Raises:
+            AccessError, StorageError: an object cannot be deleted.
+        """
+        if len(keys) > 1:
+            batches = [keys[at : at + _MOST_KEYS] for at in range(0, len(keys), _MOST_KEYS)]
+            keys = list(chain.from_iterable(parallel(self._delete_batch, batches, at_once=_BATCHES_AT_ONCE)))
+        for _ in parallel(self._delete_one, keys):
+            pass
+
+    def _delete_batch(self, keys: Sequence[str]) -> Sequence[str]:
+        """Delete objects with one request, and return the keys of those that may still be there."""
+        if self._one_by_one:
+            return keys
+        wanted = [{"Key": key} for key in keys]
+        with failures(f"s3://{self._bucket}/{keys[0]}"):
+            try:
+                answer = self._client.delete_objects(Bucket=self._bucket, Delete={"Objects": wanted})
+            except boto.ClientError as error:
+                if code_of(error) in BUSY:
+                    raise
+                self._one_by_one = True
+                return keys
+        deleted = {each["Key"] for each in answer.get("Deleted", ())}
+        return [key for key in keys if key not in deleted]
+
+    def _delete_one(self, key: str) -> None:
+        with failures(f"s3://{self._bucket}/{key}"):
+            self._client.delete_object(Bucket=self._bucket, Key=key)

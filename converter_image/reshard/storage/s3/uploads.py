@@ -1,0 +1,106 @@
+"""Unfinished multipart uploads, which cost as much as objects and which no listing of objects shows."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+from botocore import exceptions as boto
+
+from reshard.parallel import parallel
+from reshard.storage.s3.failures import MISSING, code_of, date_of, failures
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Collection
+
+    from botocore.client import BaseClient
+
+# The uploads of fewer keys are listed key by key.
+_FEWEST_LISTED_TOGETHER = 32
+_GONE = {"NoSuchUpload", *MISSING}
+
+
+class Uploads:
+    """The unfinished uploads below one prefix of a bucket.
+
+    Args:
+        client: the client.
+        bucket: the bucket.
+        prefix: the beginning of all keys that are asked for; empty for a whole bucket.
+        probe: a key below the prefix for an upload that shows what the server lists.
+        clock: returns the server's time in seconds, given the one that an answer states, if any.
+    """
+
+    def __init__(self, client: BaseClient, bucket: str, prefix: str, probe: str, clock: Callable[[float | None], float]) -> None:
+        self._client, self._bucket, self._prefix, self._probe, self._clock = client, bucket, prefix, probe, clock
+
+    def abort_stale(self, keys: Collection[str], *, silent: float) -> None:
+        """Abort the uploads of exactly these keys to which nothing was added for `silent` seconds."""
+        if len(keys) >= _FEWEST_LISTED_TOGETHER and (found := self._listed_together(keys)) is not None:
+            for _ in parallel(lambda upload: self._abort_if_stale(upload, silent), found):
+                pass
+            return
+        for _ in parallel(lambda key: self._abort_of_key(key, silent), keys):
+            pass
+
+    def _listed_together(self, keys: Collection[str]) -> list[dict[str, Any]] | None:
+        """Return the uploads of these keys from one listing; None if the server cannot list them all with one request.
+
+        MinIO returns uploads for an exact key only, and no uploads for a longer prefix of it. versitygw refuses to continue a
+        listing. So the listing counts only if it ends on its first page and shows an upload that was created for it. A whole
+        bucket is listed key by key: MinIO then shows what it has seen since it was started.
+        """
+        if not self._prefix:
+            return None
+        named = {"Bucket": self._bucket, "Key": self._probe}
+        with failures(f"s3://{self._bucket}/{self._prefix}"):
+            probe = self._client.create_multipart_upload(**named)["UploadId"]
+            try:
+                page = self._client.list_multipart_uploads(Bucket=self._bucket, Prefix=self._prefix)
+            finally:
+                self._abort({**named, "UploadId": probe})
+        found = {upload["UploadId"]: upload for upload in page.get("Uploads", ())}
+        if page.get("IsTruncated") or found.pop(probe, None) is None:
+            return None
+        wanted = set(keys)
+        return [upload for upload in found.values() if upload["Key"] in wanted]
+
+    def _abort_of_key(self, key: str, silent: float) -> None:
+        """Abort the uploads of one key: the first page is listed again as long as it has some to abort."""
+        done: set[str] = set()
+        with failures(f"s3://{self._bucket}/{key}"):
+            while True:
+                page = self._client.list_multipart_uploads(Bucket=self._bucket, Prefix=key)
+                new = [u for u in page.get("Uploads", ()) if u["Key"] == key and u["UploadId"] not in done]
+                stale = {upload["UploadId"] for upload in new if self._abort_if_stale(upload, silent)}
+                if not (stale and page.get("IsTruncated")):
+                    return
+                done |= stale
+
+    def _abort_if_stale(self, upload: dict[str, Any], silent: float) -> bool:
+        named = {"Bucket": self._bucket, "Key": upload["Key"], "UploadId": upload["UploadId"]}
+        with failures(f"s3://{self._bucket}/{upload['Key']}"):
+            try:
+                if silent > 0 and self._silence(upload, named) <= silent:
+                    return False
+            except boto.ClientError as error:
+                if code_of(error) not in _GONE:
+                    raise
+            self._abort(named)
+        return True
+
+    def _abort(self, named: dict[str, str]) -> None:
+        try:
+            self._client.abort_multipart_upload(**named)
+        except boto.ClientError as error:
+            if code_of(error) not in _GONE:
+                raise
+
+    def _silence(self, upload: dict[str, Any], named: dict[str, str]) -> float:
+        """Return the seconds since something was added to an upload."""
+        marker, last = 0, upload["Initiated"]
+        while True:
+            parts = self._client.list_parts(**named, PartNumberMarker=marker)
+            last = max([last, *(part["LastModified"] for part in parts.get("Parts", ()))])
+            if not parts.get("IsTruncated"):
+                return self._clock(date_of(parts)) - float(last.timestamp())
+            marker = parts["NextPartNumberMarker"]
