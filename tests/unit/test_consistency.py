@@ -383,6 +383,16 @@ def test_stages_that_share_a_parameter_are_compared(tmp_path: Path, refused: Cal
 # ---- What it costs
 
 
+@pytest.mark.parametrize("name", ["global_step", "optimizer.step_num"])
+def test_the_step_is_compared_however_many_small_parameters_there_are(name: str) -> None:
+    others = [TensorEntry(f"norm.{i}.batches", "Int8", (), ((i, 1),)) for i in range(500)]
+    structure = Structure("ckpt", (*others, TensorEntry(name, "Int64", (1,), ((500, 8),))))
+    files = tuple(SourceFile(rank, f"rank_{rank}/x.ckpt", 508, "", 0) for rank in range(16))
+    source = Strategy(({"weight": Layout((16,), ((0,),))},), 16)
+    blocks = Copies(place(Inventory(files, (structure,)), source, None)).sample(0, replicas=True)
+    assert all(name in {block.parameter.name for block in blocks[rank]} for rank in range(16))
+
+
 @pytest.mark.parametrize("remote", [False, True])
 def test_the_number_of_blocks_follows_from_the_bytes_that_are_written(remote: bool) -> None:  # noqa: FBT001
     found = [most_blocks(1 << exponent, remote=remote) for exponent in range(60)]

@@ -233,6 +233,32 @@ def test_a_folder_in_which_training_has_gone_on(made: disk.Checkpoint, tmp_path:
         assert (source["step"], source["files"]) == ((500, None) if "step" in option else (None, "checkpoint_*"))
 
 
+@pytest.mark.parametrize(
+    "where", ["rank_{0}/ckpt/net-5_500.ckpt", "rank{0}/net.ckpt", "device_{0}/net.ckpt", "checkpoint_{0}.ckpt"]
+)
+def test_training_has_gone_on_where_its_files_lie_in_another_way(
+    made: disk.Checkpoint, tmp_path: Path, refused: Callable[..., str], where: str
+) -> None:
+    run = tmp_path / "run"
+    again = resharded(made, run)
+    for rank in range(6):
+        newer = run / where.format(rank)
+        newer.parent.mkdir(parents=True, exist_ok=True)
+        shutil.copy(run / f"rank_{rank}" / f"checkpoint_{rank}.ckpt", newer)
+    assert where.format(0) in refused(78, "AmbiguousFiles", *again, "--target", str(tmp_path / "out"))
+    if "/" in where:
+        assert main([*again, "--files", "checkpoint_*", "--target", str(tmp_path / "out")]) == 0
+
+
+def test_what_else_lies_in_a_folder_is_no_checkpoint_of_a_rank(made: disk.Checkpoint, tmp_path: Path) -> None:
+    run = tmp_path / "run"
+    again = resharded(made, run)
+    shutil.copy(made.target_strategy, run / "strategy.ckpt")
+    (run / "rank_0" / "summary").mkdir()
+    (run / "logs").mkdir()
+    assert main([*again, "--target", str(tmp_path / "out")]) == 0
+
+
 @pytest.mark.parametrize("more", [{}, {"more": np.zeros(2, np.int8)}])
 def test_files_that_training_has_written_over(
     made: disk.Checkpoint, tmp_path: Path, refused: Callable[..., str], more: rawfiles.Tensors

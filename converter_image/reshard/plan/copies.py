@@ -36,6 +36,10 @@ if TYPE_CHECKING:
 # Parameters in no strategy up to this size, such as steps and learning rates, are compared on every rank; of them the smallest.
 _SMALL_BYTES = 4 << 10
 _SMALL_NAMES = 64
+# The last part of the names under which MindSpore and its toolkits save how far training is: these come first.
+_PROGRESS_NAMES = frozenset(
+    ("global_step", "step_num", "epoch_num", "current_iterator_step", "last_overflow_iterator_step", "beta1_power", "beta2_power")
+)
 # The size of a sampled block, and how many bytes a transform writes for each block that may be read. A request to an object store
 # takes as long as the transfer of several MiB.
 _BLOCK_BYTES = 16 << 10
@@ -141,7 +145,10 @@ class Copies:
     @cached_property
     def small(self) -> tuple[Parameter, ...]:
         """The parameters in no strategy that are compared on every rank."""
-        found = sorted((p for p in self.unnamed if p.nbytes <= _SMALL_BYTES), key=lambda p: p.nbytes)
+        found = sorted(
+            (p for p in self.unnamed if p.nbytes <= _SMALL_BYTES),
+            key=lambda p: (p.source_name.rpartition(".")[2] not in _PROGRESS_NAMES, p.nbytes),
+        )
         return tuple(found[:_SMALL_NAMES])
 
     def sample(self, most: int, *, replicas: bool) -> Blocks:

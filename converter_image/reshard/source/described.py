@@ -10,13 +10,14 @@ from typing import TYPE_CHECKING
 from reshard.checkpoint.manifest import MANIFEST_NAME, STATE, Manifest, decode
 from reshard.checkpoint.unified import MAP_NAME
 from reshard.errors import DataError, MissingInputError, RequestError, ReshardError
-from reshard.source.listing import is_candidate, preview, rank_folders
+from reshard.source.listing import is_candidate, preview, rank_folders, rank_of
 from reshard.source.selection import epoch_and_step, option_for, select_files
 from reshard.storage.ahead import files_at_once
 from reshard.storage.digest import sample_of
 
 if TYPE_CHECKING:
     from collections.abc import Collection, Iterable, Sequence
+    from concurrent.futures import Executor
 
     from reshard.checkpoint.manifest import FileRecord
     from reshard.storage.protocol import ReadStore, Stat
@@ -89,13 +90,8 @@ def check_described(store: ReadStore, manifest: Manifest, entries: Sequence[Stat
         RequestError: there are checkpoint files that it does not list.
     """
     known = {record.path: record for record in manifest.files}
-    there: dict[str, Stat] = {}
-    if not all("/" in path for path in known):
-        there = {entry.name: entry for entry in entries if not entry.is_folder}
-    folders = rank_folders((entry.name for entry in entries if entry.is_folder), store.url).values()
     with ThreadPoolExecutor(files_at_once(1, remote=store.remote)) as pool:
-        for folder, listed in zip(folders, pool.map(store.list, folders), strict=True):
-            there |= {f"{folder}/{entry.name}": entry for entry in listed if not entry.is_folder}
+        there = _files_there(store, entries, pool, beside=not all("/" in path for path in known))
         if added := [path for path in there if path not in known and is_candidate(path)]:
             raise RequestError(
                 "AmbiguousFiles",
@@ -116,6 +112,25 @@ def check_described(store: ReadStore, manifest: Manifest, entries: Sequence[Stat
             )
 
 
+def _files_there(store: ReadStore, entries: Sequence[Stat], pool: Executor, *, beside: bool) -> dict[str, Stat]:
+    """Return the files in the folders of ranks, however these are spelled, and one level below them, as in rank_0/ckpt/.
+
+    Args:
+        store: the folder.
+        entries: what is in it.
+        pool: lists folders.
+        beside: whether all files in the folder itself count too, or only those whose names say a rank.
+    """
+    there = {entry.name: entry for entry in entries if not entry.is_folder and (beside or rank_of(entry.name) is not None)}
+    folders = [entry.name for entry in entries if entry.is_folder and rank_of(entry.name) is not None]
+    for _ in range(2):
+        each = zip(folders, pool.map(store.list, folders), strict=True)
+        found = {f"{folder}/{entry.name}": entry for folder, listed in each for entry in listed}
+        there |= {path: entry for path, entry in found.items() if not entry.is_folder}
+        folders = [path for path, entry in found.items() if entry.is_folder and not entry.name.startswith(".")]
+    return there
+
+
 def _change(store: ReadStore, record: FileRecord, found: Stat) -> str | None:
     """Return how a file differs from its record, if it does."""
     if found.size != record.size:
@@ -134,8 +149,9 @@ def _choices(manifest: Manifest, added: Sequence[str]) -> str:
     by_rank: dict[int, list[str]] = {}
     for path in added:
         folder = path.rpartition("/")[0]
-        for rank in rank_folders([folder], ""):
-            by_rank.setdefault(rank, []).append(path)
+        if folder.startswith("rank_"):  # where there are such folders, no others are read
+            for rank in rank_folders([folder], ""):
+                by_rank.setdefault(rank, []).append(path)
     choices = []
     try:
         selected = select_files(by_rank)
