@@ -225,6 +225,16 @@ def test_ranks_that_were_written_from_an_earlier_copy_are_kept(made: disk.Checkp
     assert right(made, target)
 
 
+def test_ranks_are_written_from_a_source_that_was_copied_again_since_the_plan(made: disk.Checkpoint, target: Path) -> None:
+    assert run(made, target, "--ranks", "0-3", "--no-commit") == 0
+    first = rank_file(target, 0).stat()
+    touch(made)
+    assert run(made, target, "--ranks", "4-5", "--no-commit") == 0
+    assert main(["commit", str(target)]) == 0
+    assert rank_file(target, 0).stat() == first
+    assert right(made, target)
+
+
 @pytest.fixture
 def adapted(tmp_path: Path) -> disk.Checkpoint:
     """A large frozen model with a small trained parameter, which no sample of a file reaches."""
@@ -251,6 +261,17 @@ def test_a_change_that_no_sample_shows_is_found_by_comparing(adapted: disk.Check
     assert disk.contents(tmp_path / "again") == disk.contents(target) != before
 
 
+def test_a_full_verification_compares_a_source_of_other_times_in_full(adapted: disk.Checkpoint, target: Path) -> None:
+    full = ("--verification", "full")
+    assert run(adapted, target, *full) == 0
+    path = adapted.source / "rank_0" / "net-1_100.ckpt"
+    held = adapted.model.source()[0]
+    held["b"][40, 100] += 1
+    path.write_bytes(rawfiles.ckpt(held))
+    assert run(adapted, target) == 0  # no sample shows this element
+    assert run(adapted, target, *full) == 78
+
+
 def test_sources_of_one_size_and_time_are_told_apart(made: disk.Checkpoint, other: disk.Checkpoint, target: Path) -> None:
     """As archives and object stores' mounts leave them."""
     for checkpoint in (made, other):
@@ -267,8 +288,10 @@ def test_a_source_that_was_swapped_with_its_time_kept(made: disk.Checkpoint, oth
     request = Request(made.source, target, made.source_strategy, made.target_strategy)
     reshard.plan_transform(request, write=True)
     shutil.copytree(other.source, made.source, dirs_exist_ok=True)
-    with pytest.raises(DataError, match="SourceChanged"):
+    with pytest.raises(DataError, match=r"SourceChanged.*without --no-commit"):
         transform_checkpoint(request, commit=False)
+    transform_checkpoint(request)
+    assert right(other, target)
 
 
 @pytest.mark.parametrize("path", ["../victim", "rank_0/..", "/etc/passwd", "rank_0/a/b", "rank_x/a"])

@@ -1,4 +1,4 @@
-"""Is a job one that the target knows, although the source's files were copied anew since?"""
+"""Identify a job that the target knows although the source's files have other versions since, as after a copy."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from reshard.target.standing import JobDocument
 from reshard.transform.commit import recorded
 
 if TYPE_CHECKING:
-    from reshard.checkpoint.manifest import FileRecord
+    from reshard.checkpoint.manifest import FileRecord, Verified
     from reshard.engine.job import Job
     from reshard.progress import Cancellation
     from reshard.target.folder import TargetFolder
@@ -19,10 +19,10 @@ if TYPE_CHECKING:
 
 
 def identify(job: Job, target: TargetFolder, standing: Standing, cancellation: Cancellation, *, workers: int) -> Job:
-    """Return the job as the target knows it, or one with an identity of its own if its source is another after all.
+    """Return the job as the target knows it; if its source has changed, return the job with another identity.
 
     The identity of a source is sampled content. If its files have other versions than when the target's files were written, these
-    are compared with the source again, some blocks of every parameter.
+    are compared with the source again: some blocks of every parameter, or everything with `verification: Full`.
     """
     other = job.of_these_versions()
     if standing.begun(other.digest) is not None or standing.own(other) is not None:
@@ -33,15 +33,16 @@ def identify(job: Job, target: TargetFolder, standing: Standing, cancellation: C
 
 
 def _hold_the_same(job: Job, target: TargetFolder, standing: Standing, cancellation: Cancellation, workers: int) -> bool:
-    """Whether all files of a job that are finished still hold what its source does."""
+    """Whether all finished files of a job still hold the content of its source."""
     document = standing.begun(job.digest) or JobDocument(job.digest, job.key, staged=False, part=job.part, whole=job.whole)
     records = recorded(target, document, standing, None, cancellation)
     there = target.job(job.digest).locate(records.values(), staged=document.staged, check=cancellation.check)
+    level: Verified = "Full" if job.request.options.verification == "Full" else "Sample"
 
     def holds_the_same(record: FileRecord) -> bool:
         plan, path = job.planner.plan(record.rank), there[record.path]
         try:
-            compare(job, plan, target.store, path, "Sample", cancellation)
+            compare(job, plan, target.store, path, level, cancellation)
         except BugError:
             return False
         return True

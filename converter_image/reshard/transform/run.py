@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING
 from reshard.engine.job import some
 from reshard.engine.memory import budget, default_workers, peak_rss_bytes
 from reshard.engine.rankfile import Guard, Written, write_rank
-from reshard.errors import LockedError
+from reshard.errors import DataError, LockedError
 from reshard.progress import Cancellation, Silent
 from reshard.target.folder import LOCK
 from reshard.target.lock import STALE_SECONDS, live_writers, locked, writing
@@ -32,6 +32,10 @@ if TYPE_CHECKING:
     from reshard.target.folder import JobState
     from reshard.target.standing import JobDocument, Standing
     from reshard.transform.opening import Opened
+
+_TRANSFORM_AGAIN = (
+    "wait until training has finished writing, then run again without --no-commit; on a cluster raise spec.execution.attempt"
+)
 
 
 @dataclass(frozen=True, slots=True)
@@ -98,21 +102,35 @@ def transform_checkpoint(
     workers, progress = workers or default_workers(), progress or Silent()
     thorough = commit and request.options.overwrite == "Replace"
     cancellation = cancellation or Cancellation()
-    opened = open_transform(
-        request,
-        progress,
-        workers=workers,
-        cancellation=cancellation,
-        commit=commit,
-        resumable=not commit,
-        thorough=thorough,
-    )
-    written: list[Written] = []
-    manifest = opened.standing.own(opened.job)
-    if not opened.complete:
-        written, manifest = _carry_out(opened, workers, progress, cancellation, commit=commit, owner=owner, thorough=thorough)
-    elif commit:
-        _tidy(opened)
+
+    def prepared(*, resumable: bool) -> Opened:
+        return open_transform(
+            request,
+            progress,
+            workers=workers,
+            cancellation=cancellation,
+            commit=commit,
+            resumable=resumable,
+            thorough=thorough,
+        )
+
+    def carry_out(opened: Opened) -> tuple[list[Written], Manifest | None]:
+        if not opened.complete:
+            return _carry_out(opened, workers, progress, cancellation, commit=commit, owner=owner, thorough=thorough)
+        if commit:
+            _tidy(opened)
+        return [], opened.standing.own(opened.job)
+
+    opened = prepared(resumable=not commit)
+    try:
+        written, manifest = carry_out(opened)
+    except DataError as error:
+        if not (opened.resumed and error.reason == "SourceChanged"):
+            raise
+        planned, opened = opened.job, prepared(resumable=False)  # a source that was only copied again is the same
+        if opened.job.digest != planned.digest:
+            raise DataError(error.reason, error.what, where=error.where, fix=_TRANSFORM_AGAIN) from error
+        written, manifest = carry_out(opened)
     job = opened.job
     whole = manifest if manifest is not None and is_whole(manifest) else None
     notes = (*_notes(job, whole), *opened.target.store.notes)
