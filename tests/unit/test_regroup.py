@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import time
 from math import prod
 from typing import TYPE_CHECKING, Any
 
@@ -122,3 +123,9 @@ def test_shapes_survive_a_merge_as_mindspores_compiler_needs_them(tmp_path: Path
     (tmp_path / "stages" / "stage0.json").write_bytes(strategy(multi=STATED))
     merge_pipeline_strategys(str(tmp_path / "stages"), str(tmp_path / "merged.json"))
     assert json.loads((tmp_path / "merged.json").read_bytes())["parallel_layout_item"]["multi"]["tensor_shape"] == [2, 8, 32]
+
+
+def test_a_hostile_number_of_dimensions_is_not_tried() -> None:
+    started = time.process_time()
+    assert regrouped(Layout((2,), ((),) * 32), (1,) * 32, (1,) * 16, sliced=True) is None
+    assert time.process_time() - started < 1

@@ -154,13 +154,13 @@ class Inventory(msgspec.Struct, frozen=True):
 
     @property
     def identity(self) -> Inventory:
-        """The same without the times of files whose content was sampled: a copy of a source is the same source."""
+        """The inventory without the times of files whose content was sampled: a copy of a source is the same source."""
         files = (msgspec.structs.replace(file, version="") if file.sample else file for file in self.files)
         return msgspec.structs.replace(self, files=tuple(files))
 
     @property
     def versions(self) -> str:
-        """A digest of all files' versions: if it is the same, no file was written or copied anew."""
+        """A digest of all files' versions. Equal digests: no file was written or copied again."""
         return hashlib.sha256(msgspec.json.encode([(file.rank, file.version) for file in self.files])).hexdigest()
 
     @property

@@ -117,7 +117,7 @@ def convert(invocation: Invocation, /, **arguments: Any) -> None:
     metavar="NAME=DIR",
     help="The folder that stands for a Secret, with a file for each entry. S3 credentials may be in the environment instead.",
 )
-@click.option("--workers", type=click.IntRange(1, 256), help="Ranks at a time. Without: one for each processor, at most 8.")
+@click.option("--workers", type=click.IntRange(1, 256), help="Ranks at a time. Default: one for each processor, at most 8.")
 @json_option
 @click.pass_obj
 def run(invocation: Invocation, /, resource: str, workers: int | None, as_json: bool, **folders: tuple[str, ...]) -> None:
@@ -180,7 +180,7 @@ def plan(
 
 @cli.command()
 @click.argument("target", type=PATH, metavar="DIR")
-@click.option("--ranks", metavar="LIST", help="These target ranks make it complete, such as 0,2-5. Without: all.")
+@click.option("--ranks", metavar="LIST", help="These target ranks make it complete, such as 0,2-5. Default: all.")
 @click.option("--owner", metavar="NAME", hidden=True, help="Processes of one owner share the target's lock.")
 @json_option
 @partial(access_options, uploads=True)
@@ -211,7 +211,7 @@ def commit(invocation: Invocation, /, target: str, ranks: str | None, owner: str
 
 @cli.command()
 @click.argument("target", type=PATH, metavar="DIR")
-@click.option("--workers", type=click.IntRange(1, 256), help="Files at a time. Without: one for each processor, at most 8.")
+@click.option("--workers", type=click.IntRange(1, 256), help="Files at a time. Default: one for each processor, at most 8.")
 @access_options
 @json_option
 @click.pass_obj
@@ -235,7 +235,7 @@ def verify(invocation: Invocation, /, target: str, workers: int | None, as_json:
     "how",
     type=PATH,
     metavar="PATH",
-    help="How it is cut: a file, or a folder of stages. Without: its manifest says.",
+    help="How it is cut: a file, or a folder of stages. Default: its manifest says.",
 )
 @click.option("--step", type=click.IntRange(min=0), help="The files of this training step.")
 @click.option("--files", "pattern", metavar="PATTERN", help="The files whose names match.")

@@ -24,7 +24,7 @@ def key_options(*kinds: str) -> Callable[[F], F]:
         for kind in reversed(kinds):
             for option in (
                 click.option(
-                    f"--{kind}-mode", type=click.Choice(list(KEY_BYTES)), help=f"The mode of the {kind}. Without: AES-GCM."
+                    f"--{kind}-mode", type=click.Choice(list(KEY_BYTES)), help=f"The mode of the {kind}. Default: AES-GCM."
                 ),
                 click.option(f"--{kind}-key-env", metavar="NAME", help="The same from an environment variable."),
                 click.option(f"--{kind}-key-file", type=PATH, metavar="FILE", help=_SIDES[kind]),

@@ -50,9 +50,9 @@ _CUT: tuple[Callable[[Any], Any], ...] = (
         "--source-strategy",
         type=PATH,
         metavar="PATH",
-        help="How the source is cut: a file, or a folder of pipeline stages. Without: one whole rank.",
+        help="How the source is cut: a file, or a folder of pipeline stages. Default: one whole rank.",
     ),
-    click.option("--target-strategy", type=PATH, metavar="PATH", help="How the target is to be cut. Without: one whole rank."),
+    click.option("--target-strategy", type=PATH, metavar="PATH", help="How the target is to be cut. Default: one whole rank."),
     click.option(
         "--allow-single-rank",
         is_flag=True,
@@ -118,7 +118,7 @@ _TARGET: tuple[Callable[[Any], Any], ...] = (
         "--part-size-bytes",
         type=click.IntRange(min=1 << 10),
         metavar="BYTES",
-        help="The most that a unified file holds, unless one parameter alone is longer. Without: 3 GiB.",
+        help="The most that a unified file holds, unless one parameter alone is longer. Default: 3 GiB.",
     ),
     click.option(
         "--hugging-face-index",
@@ -128,7 +128,7 @@ _TARGET: tuple[Callable[[Any], Any], ...] = (
     click.option(
         "--stages",
         type=click.IntRange(1, 65536),
-        help="With --layout part: how many there are. Without: as many as the source has ranks for.",
+        help="With --layout part: how many there are. Default: as many as the source has ranks for.",
     ),
 )
 # How any of it is carried out.
@@ -136,7 +136,7 @@ _COMMON: tuple[Callable[[Any], Any], ...] = (
     click.option(
         "--step",
         type=click.IntRange(min=0),
-        help="Read the files of this training step. Without: the newest that every rank has.",
+        help="Read the files of this training step. Default: the newest that every rank has.",
     ),
     click.option(
         "--files",
@@ -146,7 +146,7 @@ _COMMON: tuple[Callable[[Any], Any], ...] = (
     click.option(
         "--workers",
         type=click.IntRange(1, 256),
-        help="Ranks at a time. Without: one for each processor, at most 8.",
+        help="Ranks at a time. Default: one for each processor, at most 8.",
     ),
     click.option(
         "--verification",

@@ -10,7 +10,7 @@ Operator and pods meet only here: in these environment variables, in the exit co
 | `RESHARD_OWNER` | the resource's UID: pods of one transform share the target's lock |
 | `RESHARD_TARGET_RANKS` | the number of ranks that the target has; of these, or of those in the spec, a pod takes its part |
 | `JOB_COMPLETION_INDEX` | which part, counted in `spec.execution.ranksPerPod`; Kubernetes sets it |
-| `RESHARD_DIGEST` | the job to commit, as the plan step has told it |
+| `RESHARD_DIGEST` | digest of the job to commit, which the plan step reported |
 """
 
 from __future__ import annotations

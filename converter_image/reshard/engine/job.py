@@ -75,11 +75,11 @@ class Job:
 
     @property
     def versions(self) -> str:
-        """Tells whether the source's files were written or copied anew."""
+        """Changes if the source's files are written or copied again."""
         return self.model.inventory.versions
 
     def of_these_versions(self) -> Job:
-        """Return the same job with an identity of its own, for a source whose change no sample has shown."""
+        """Return the job with an identity that depends on file versions, for a source whose change no sample shows."""
         digest = _identity([self.digest, self.versions])
         return replace(self, digest=digest, whole=digest if self.part is None else self.whole)
 
@@ -324,7 +324,7 @@ def _notes(model: Model, request: Request) -> tuple[str, ...]:
 
 
 def _notes_on_copies(model: Model, request: Request) -> list[str]:
-    """Which copies differ as the user accepts, and what of that acceptance is about nothing."""
+    """Return notes on copies that differ as the user accepts, and on patterns that match no parameter."""
     notes = []
     if accepted := sorted(model.inconsistent_replicas & model.per_rank):
         taken = "the first rank's is taken" if model.unified else f"each target rank takes that of source rank {_nth(model)}"
@@ -338,7 +338,7 @@ def _notes_on_copies(model: Model, request: Request) -> list[str]:
 
 
 def _notes_on_foreign_files(model: Model, request: Request) -> Iterator[str]:
-    """Warn of what MindSpore's unified files may hold."""
+    """Warn of slices and CRCs in MindSpore's unified files."""
     inventory = model.inventory
     if slices := list(slices_beside(inventory)):
         yield (

@@ -7,7 +7,7 @@ of 2 and 2 becomes lengths of 2 and 8.
 from __future__ import annotations
 
 from itertools import combinations
-from math import prod
+from math import comb, prod
 from typing import TYPE_CHECKING
 
 from reshard.errors import DataError
@@ -15,6 +15,9 @@ from reshard.layout import Layout
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
+
+# Enough for 8 dimensions, the most that MindSpore's tensors have, of which 7 are split.
+_MOST_CANDIDATES = 1 << 13
 
 
 def regrouped(layout: Layout, stated: tuple[int, ...], shape: tuple[int, ...], *, sliced: bool) -> Layout | None:
@@ -27,9 +30,11 @@ def regrouped(layout: Layout, stated: tuple[int, ...], shape: tuple[int, ...], *
         sliced: whether that is the shape of one rank's slice; else it is that of the whole tensor.
 
     Returns:
-        The one layout that fits the real shape; None: none does, or several do.
+        The one layout that fits the real shape; None: none does, several do, or there are too many to try.
     """
-    if layout.ndim != len(stated) or len(shape) >= len(stated):
+    if layout.ndim != len(stated) or not 0 < len(shape) < len(stated):
+        return None
+    if comb(len(stated) - 1, len(shape) - 1) > _MOST_CANDIDATES:  # of a hostile file
         return None
     candidates = _candidates(layout, stated, len(shape))
     found = {fitting for fitting, whole in candidates if _fits(fitting, whole, shape, sliced=sliced)}
@@ -45,7 +50,7 @@ def joinable(layout: Layout, stated: tuple[int, ...]) -> bool:
 def _candidates(layout: Layout, stated: tuple[int, ...], ndim: int) -> Iterator[tuple[Layout, tuple[int, ...]]]:
     """Yield each way to join neighbouring dimensions to so many that leaves equal parts, with the whole shape."""
     cuts = Layout(layout.device_matrix, layout.tensor_map).parts
-    for ends in combinations(range(1, len(stated)), ndim - 1) if ndim else ():
+    for ends in combinations(range(1, len(stated)), ndim - 1):
         groups = [range(first, end) for first, end in zip((0, *ends), (*ends, len(stated)), strict=True)]
         if all(_even(stated, cuts, group) for group in groups):
             joined = tuple(tuple(axis for i in group for axis in layout.tensor_map[i]) for group in groups)

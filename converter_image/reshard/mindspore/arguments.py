@@ -37,7 +37,7 @@ def rank_of(value: Any, name: str) -> int:  # noqa: ANN401 - the same
     """Return the number of a rank.
 
     Raises:
-        UsageError: it is no integer.
+        UsageError: it is not an integer.
     """
     if hasattr(value, "__index__") and not isinstance(value, bool):
         return int(value.__index__())
@@ -48,7 +48,7 @@ def files_of(value: Any, name: str) -> Mapping[int, str]:  # noqa: ANN401 - the 
     """Return files by rank.
 
     Raises:
-        UsageError: it is no dict of integers and paths.
+        UsageError: it is not a dict of integers and paths.
     """
     if not isinstance(value, dict):
         raise _wrong(value, name, "a dict from ranks to files")
@@ -59,7 +59,7 @@ def workers_of(value: Any, name: str) -> int:  # noqa: ANN401 - the same
     """Return a number of tasks that run at a time.
 
     Raises:
-        UsageError: it is no integer above 0.
+        UsageError: it is not an integer above 0.
     """
     found = rank_of(value, name)
     if found < 1:

@@ -92,7 +92,7 @@ def load_segmented_checkpoints(
 ) -> dict[str, Any]:
     """Load all checkpoint files of one folder, such as `rank_0/` with the part of each pipeline stage.
 
-    Unlike MindSpore's: safetensors too. Of a parameter that several files hold the first counts, in the order of their numbers.
+    Unlike MindSpore's: safetensors too. If several files hold a parameter, the one with the lowest number counts.
 
     Args:
         ckpt_file_dir: the folder.
@@ -127,10 +127,10 @@ def _wanted(without: Prefixes, only: Prefixes, choice: Callable[[str], bool] | N
 
 def _prefixes(given: Prefixes, where: str) -> tuple[str, ...]:
     if given is not None and not isinstance(given, str | list | tuple):
-        raise UsageError("InvalidType", f"{given!r:.100} is no text or list", where=where, fix="give a prefix, or a list of some")
+        raise UsageError("InvalidType", f"{given!r:.100} is neither text nor a list", where=where, fix="give a prefix, or a list of prefixes")
     prefixes = (given,) if isinstance(given, str) else tuple(given or ())
     if not all(isinstance(prefix, str) for prefix in prefixes):
-        raise UsageError("InvalidType", "a prefix is no text", where=where, fix="give a prefix, or a list of some")
+        raise UsageError("InvalidType", "a prefix is not text", where=where, fix="give a prefix, or a list of prefixes")
     if "" in prefixes or (given is not None and not prefixes):
         raise UsageError("InvalidOption", "a prefix is empty, or there is none", where=where, fix="leave it out")
     return prefixes
@@ -144,7 +144,7 @@ def _loaded(
     strict_load: bool,
     remove_redundancy: bool = False,
 ) -> dict[str, Any]:
-    """What was found, as parameters where MindSpore is; and in the network, if there is one."""
+    """Return the tensors, as parameters if MindSpore is imported, and load them into the network, if one is given."""
     found: dict[str, Any] = {name: array.item() if array.dtype.kind == "U" else array for name, array in tensors}
     if not found:
         raise MissingInputError(

@@ -67,7 +67,7 @@ def merge_sliced_parameter(sliced_parameters: list[Any], strategy: Mapping[str, 
     if not isinstance(sliced_parameters, list):
         raise _refused("InvalidType", f"{type(sliced_parameters).__name__} is not a list", "give a list of slices")
     if not sliced_parameters:
-        raise _refused("InvalidOption", "there is no slice", "give the slices of all ranks of the stage")
+        raise _refused("InvalidOption", "the list is empty", "give the slices of all ranks of the stage")
     if strategy is not None and not isinstance(strategy, dict):
         raise UsageError("InvalidType", "it is not a dict", where="strategy", fix="give what build_searched_strategy returns")
     first = sliced_parameters[0]
@@ -111,7 +111,7 @@ def _layout(strategy: Mapping[str, Any], name: str | None) -> Layout:
     serialize = getattr(strategy[name], "SerializeToString", None)
     if serialize is None:
         raise UsageError(
-            "InvalidType", "it is no layout", where=f"strategy[{name!r}]", fix="give what build_searched_strategy returns"
+            "InvalidType", "it is not a layout", where=f"strategy[{name!r}]", fix="give what build_searched_strategy returns"
         )
     return layout_of(serialize(), name)
 

@@ -62,7 +62,7 @@ def transform_checkpoints(
     workers = workers_of(process_num, "process_num")
     if not isinstance(ckpt_prefix, str):
         raise UsageError(
-            "InvalidType", f"{ckpt_prefix!r:.100} is no text", where="ckpt_prefix", fix="give the beginning of a name"
+            "InvalidType", f"{ckpt_prefix!r:.100} is not text", where="ckpt_prefix", fix="give the beginning of a name"
         )
     if output_format not in ("ckpt", "safetensors"):
         raise UsageError(

@@ -33,7 +33,7 @@ if TYPE_CHECKING:
     from reshard.plan.overlap import Cell
     from reshard.plan.stages import SourceCuts
 
-# Parameters in no strategy up to this size, such as steps and learning rates, are compared on every rank; of them the smallest.
+# Parameters in no strategy up to this size, such as steps and learning rates, are compared on every rank: this many, the smallest.
 _SMALL_BYTES = 4 << 10
 _SMALL_NAMES = 64
 # The last part of the names under which MindSpore and its toolkits save how far training is: these come first.
@@ -291,7 +291,7 @@ def _tile(region: Block, seed: int) -> Block:
 
 
 def spread(shape: tuple[int, ...], dtype: str) -> tuple[Box, ...]:
-    """Return blocks at the beginning, in the middle and at the end of a tensor; of a small one all of it."""
+    """Return blocks at the beginning, in the middle and at the end of a tensor, or all of a small one."""
     most = _BLOCK_BYTES // DTYPES[dtype].itemsize
     size = prod(shape)
     if size <= 4 * most:

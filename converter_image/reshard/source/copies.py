@@ -105,7 +105,7 @@ class FileSet:
     def compare(self, pieces: Callable[[int], Iterable[Piece]], files: Sequence[int]) -> tuple[Difference, ...]:
         """Read pieces of files, and compare each with the first file that has it.
 
-        Of each piece the first tile that differs is returned, whatever follows it.
+        Only the first tile of a piece that differs is returned.
 
         Args:
             pieces: returns what to read of a file.

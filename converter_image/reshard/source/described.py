@@ -45,7 +45,7 @@ def read_manifest(store: ReadStore, names: Collection[str]) -> Manifest | None:
     if STATE in names and any(store.stat(f"{STATE}/{entry.name}/job.json") is not None for entry in store.list(STATE)):
         raise MissingInputError(
             "SourceUnfinished",
-            "a transform has begun to write this checkpoint and has not completed it",
+            "a transform has started to write this checkpoint and has not completed it",
             where=store.url,
             fix="run that transform to its end first",
         )

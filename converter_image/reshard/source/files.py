@@ -110,7 +110,7 @@ def find_files(
 
 
 class _Asked(NamedTuple):
-    """What is asked for, see `find_files`."""
+    """The choice of files, see `find_files`."""
 
     step: int | None
     pattern: str | None
@@ -120,7 +120,7 @@ class _Asked(NamedTuple):
 
 
 def _described(store: ReadStore, manifest: Manifest, entries: Sequence[Stat], ranks: range | None) -> Files:
-    """The files that a manifest lists; of these `ranks`, if they are given."""
+    """The files that a manifest lists; only those of `ranks`, if they are given."""
     paths = paths_of(manifest, store.url)
     check_described(store, manifest, entries)
     if manifest.options.get("layout") == "Unified":
@@ -134,7 +134,7 @@ def _mapped(store: ReadStore, map_name: str, beside: Sequence[str], *, folders: 
     if folders and not chosen:
         raise RequestError(
             "AmbiguousFiles",
-            f"there are folders of ranks, and {map_name}, which says that the parameters are in the files beside it",
+            f"there are folders of ranks, and {map_name}, which says that the parameters are in the files next to it",
             where=store.url,
             fix=f"give {map_name} as the source, or choose files of the ranks with --step or --files (spec.source.files)",
         )
@@ -212,7 +212,7 @@ def _selected(selected: Selection, notes: tuple[str, ...], ranks: int | None) ->
 
 
 def _list_all(store: ReadStore, folders: Iterable[str]) -> list[list[Stat]]:
-    """What lies in each folder."""
+    """Return the entries of each folder."""
     return list(parallel(store.list, folders))
 
 

@@ -1,4 +1,4 @@
-"""What the names in a folder say about the files of a checkpoint: whose rank each is, and which belong together. Pure."""
+"""Names in a folder: the rank that each file or folder belongs to, and the files of one checkpoint. Pure."""
 
 from __future__ import annotations
 
@@ -81,7 +81,7 @@ def rank_folders(names: Iterable[str], where: str) -> dict[int, str]:
 
 
 def ranks_of_files(names: Iterable[str]) -> dict[int, list[str]]:
-    """Return the files of each rank, if all these names say ranks in the same way; else nothing."""
+    """Return the files of each rank if all names follow one pattern with a rank in it; else nothing."""
     families: set[tuple[str, str]] = set()
     ranks: dict[int, list[str]] = defaultdict(list)
     for name in names:
@@ -93,7 +93,7 @@ def ranks_of_files(names: Iterable[str]) -> dict[int, list[str]]:
 
 
 def other_ranks(name: str, names: Iterable[str]) -> list[str]:
-    """Return those of these names, of files or of folders, that say to be of other ranks than `name`, in the same way."""
+    """Return the names, of files or of folders, that follow the pattern of `name` with another rank."""
     own = _family(name)
     if own is None:
         return []

@@ -56,7 +56,7 @@ def _other_ranks(folder: str, name: str, access: Access | None, *, of_files: boo
     try:
         others = other_ranks(name, [entry.name for entry in store.list("") if entry.is_folder != of_files])
         return others if of_files or any(holds_checkpoint(store, other) for other in others[:_MOST_FOLDERS]) else []
-    except AccessError:  # who may see this rank only has no others
+    except AccessError:  # without access to the others, they cannot be listed
         return []
 
 

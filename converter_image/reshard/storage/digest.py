@@ -73,7 +73,7 @@ def digest_of(reader: Reader, advance: Callable[[int], None] = lambda _: None, *
 
 
 def sample_of(reader: Reader, *, remote: bool = False) -> str:
-    """Return a digest of blocks spread over a file: it tells files of one length and time apart, at the cost of five reads."""
+    """Return a digest of five blocks spread over a file. It distinguishes files of equal length and time."""
     sample, length = xxhash.xxh3_64(), min(_SAMPLE_BYTES, reader.size)
     offsets = [(reader.size - length) * i // (_SAMPLES - 1) for i in range(_SAMPLES)]
     with prefetched(reader, [(offset, length) for offset in offsets], _AHEAD_BYTES, remote=remote) as ahead:

@@ -26,7 +26,7 @@ class Stat:
         is_folder: whether names can lie below it.
         size: length in bytes; 0 for a folder.
         version: changes whenever the content may have changed.
-        modified: modification time in seconds since 1970; None: the storage does not tell.
+        modified: modification time in seconds since 1970; None: the storage does not report it.
     """
 
     name: str
@@ -178,7 +178,7 @@ class Store(ReadStore, Protocol):
 
     @property
     def notes(self) -> Sequence[str]:
-        """What the storage lacks and was done without so far, for the user to know."""
+        """Notes for the user on what the storage lacks and was skipped so far."""
 
     @property
     def renames(self) -> bool:

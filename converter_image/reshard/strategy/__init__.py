@@ -34,7 +34,7 @@ class Strategy:
         stages: for each pipeline stage its parameters' layouts, by name.
         devices: ranks of each stage.
         first: the number of the first of these stages: not 0 where the strategy is that of one stage of several.
-        notes: what a user should know of it.
+        notes: what the user should know about it.
         shapes: for each stage the whole shapes that a JSON file states; its layouts are of the dimensions there.
     """
 
@@ -182,7 +182,7 @@ def _shapes(stages: Iterable[int], shapes: _Shapes) -> tuple[Mapping[str, tuple[
 
 
 def _joined(files: Sequence[StrategyFile]) -> tuple[dict[int, Mapping[str, Layout]], tuple[Node, ...], _Shapes]:
-    """What the files say together of the stages that they describe, their operators, and the shapes that they state."""
+    """Return the layouts of each stage that the files describe, their operators, and the shapes that they state."""
     stages: dict[int, Mapping[str, Layout]] = {}
     names: dict[int, str] = {}
     nodes: list[Node] = []

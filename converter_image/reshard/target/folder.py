@@ -187,7 +187,7 @@ class JobState:
         return begun if begun is not None else job
 
     def refresh(self, job: JobDocument, index: bytes, draft: Manifest) -> None:
-        """Record a begun job again, whose source was copied anew since."""
+        """Record a job again whose source was copied again since it was started."""
         store = self.target.store
         store.write(f"{self.folder}/inventory.json", index, mode=self.target.mode)
         store.write(f"{self.folder}/draft.json", encode(draft), mode=self.target.mode)
@@ -260,7 +260,7 @@ class JobState:
         """Keep a finished file that differs from the source for inspection, in place of an earlier one of its rank.
 
         Returns:
-            Where it is now. A storage that cannot move it has it where it was; nothing is recorded of it.
+            Where it is now: where it was, if the storage cannot move it. It has no record either way.
         """
         store, where, aside = self.target.store, self.where(path, staged=staged), f"{self.folder}/rejected/{path}"
         with contextlib.suppress(ReshardError):

@@ -1,4 +1,4 @@
-"""Identify a process so that another one, perhaps on another machine, can tell whether it is still running."""
+"""Identify a process so that another one, perhaps on another machine, can find out whether it is still running."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ _CONTAINER = re.compile(r"(\S*/pods/[^/\s]+/containers/[^/\s]+)/([0-9a-f]+) ", r
 
 
 class ProcessId(NamedTuple):
-    """One run of one process. Texts are hashes, and empty where the system does not tell.
+    """One run of one process. Texts are hashes, and empty where the system does not report it.
 
     Attributes:
         machine: the host name, the boot and the PID namespace: where they are the same, a PID means the same process.

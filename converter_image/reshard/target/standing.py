@@ -30,7 +30,7 @@ class Identity(Protocol):
 
     @property
     def versions(self) -> str:
-        """Tells whether the source's files were written or copied anew."""
+        """Changes if the source's files are written or copied again."""
 
 
 class JobDocument(msgspec.Struct, frozen=True, rename="camel"):

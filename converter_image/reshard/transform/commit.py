@@ -237,7 +237,7 @@ def _check_files(target: TargetFolder, document: JobDocument, manifest: Manifest
 def _inconsistent(target: TargetFolder, parts: list[Manifest], cancellation: Cancellation) -> frozenset[str]:
     """The parameters that several parts hold with different content, as the user accepts.
 
-    What no strategy names is the same on all ranks of a part, so one rank is compared.
+    A parameter that no strategy names is the same on all ranks of a part, so one rank is compared.
 
     Raises:
         DataError: the user does not accept it.

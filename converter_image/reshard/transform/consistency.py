@@ -1,4 +1,4 @@
-"""Are copies equal that must be equal? Differences that the user has not accepted are refused."""
+"""Compare copies that must be equal, and refuse differences that the user has not accepted."""
 
 from __future__ import annotations
 
@@ -50,7 +50,7 @@ def check_copies(
         store: the storage that holds the source.
         model: the parameters, and where they go.
         options: the options of the request.
-        progress: is told how far it is.
+        progress: receives the progress.
         workers: how many files are read at a time.
         single: whether one target rank is made, instead of those that the options name.
 
@@ -96,7 +96,7 @@ def check_parts(
 ) -> frozenset[str]:
     """Compare what the files of several parts of a checkpoint, for one target rank, hold of the same parameters.
 
-    Of a large parameter, blocks at its beginning, in its middle and at its end are compared.
+    A large parameter is compared by blocks at its beginning, in its middle and at its end.
 
     Args:
         store: the storage of the target.
@@ -183,7 +183,7 @@ def mismatch(
         files: the files.
         differences: the differences of the parameter.
         elements: returns, for the index of an element, where each file has it, for as many files as are to be shown.
-        noun: what the number of a file is the number of.
+        noun: the noun before the number of a file, such as "source rank".
     """
     index = files.first_element(differences)
     by_value: dict[bytes, list[int]] = defaultdict(list)

@@ -21,14 +21,14 @@ _REFUSED = {*_UNSUPPORTED, errno.EPERM, errno.EACCES}
 
 
 class FileSystem:
-    """What one store's file system cannot do."""
+    """The file system of one store, and what it was found not to support."""
 
     def __init__(self) -> None:
         self._notes: dict[str, None] = {}
 
     @property
     def notes(self) -> Sequence[str]:
-        """What was skipped, in the order in which it showed."""
+        """What was skipped, in order."""
         return tuple(self._notes)
 
     def note(self, what: str, error: OSError | None = None) -> None:
@@ -92,14 +92,14 @@ class FileSystem:
                 self.sync_folder(os.path.dirname(path))
 
     def free_bytes(self, folder: str) -> int | None:
-        """The free space; None where the file system does not tell it."""
+        """The free space; None where the file system does not report it."""
         try:
             found = os.statvfs(folder)
         except OSError as error:
-            self.note("the file system does not tell its free space", error)
+            self.note("the file system does not report its free space", error)
             return None
         if not found.f_blocks:  # as object stores do that are mounted: they have no size
-            self.note("the file system does not tell its free space")
+            self.note("the file system does not report its free space")
             return None
         return found.f_bavail * found.f_frsize
 
