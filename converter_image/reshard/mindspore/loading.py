@@ -127,10 +127,10 @@ def _wanted(without: Prefixes, only: Prefixes, choice: Callable[[str], bool] | N
 
 def _prefixes(given: Prefixes, where: str) -> tuple[str, ...]:
     if given is not None and not isinstance(given, str | list | tuple):
-        raise UsageError("InvalidType", f"{given!r:.100} is neither text nor a list", where=where, fix="give a prefix, or a list of prefixes")
+        raise UsageError("InvalidType", f"{given!r:.100} is neither text nor a list", where=where, fix="give a prefix or several")
     prefixes = (given,) if isinstance(given, str) else tuple(given or ())
     if not all(isinstance(prefix, str) for prefix in prefixes):
-        raise UsageError("InvalidType", "a prefix is not text", where=where, fix="give a prefix, or a list of prefixes")
+        raise UsageError("InvalidType", "a prefix is not text", where=where, fix="give a prefix or several")
     if "" in prefixes or (given is not None and not prefixes):
         raise UsageError("InvalidOption", "a prefix is empty, or there is none", where=where, fix="leave it out")
     return prefixes

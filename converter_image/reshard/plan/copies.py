@@ -33,7 +33,7 @@ if TYPE_CHECKING:
     from reshard.plan.overlap import Cell
     from reshard.plan.stages import SourceCuts
 
-# Parameters in no strategy up to this size, such as steps and learning rates, are compared on every rank: this many, the smallest.
+# Parameters in no strategy up to this size, such as steps and learning rates, are compared on every rank; only the smallest.
 _SMALL_BYTES = 4 << 10
 _SMALL_NAMES = 64
 # The last part of the names under which MindSpore and its toolkits save how far training is: these come first.
