@@ -210,6 +210,14 @@ def test_rank_files_that_lie_anywhere_are_loaded(made: disk.Checkpoint, tmp_path
         load_distributed_checkpoint(None, files[:3], *strategies, **arguments)
 
 
+def test_rank_files_in_another_order_than_their_ranks_are_refused(made: disk.Checkpoint, tmp_path: Path) -> None:
+    files = [str(made.source / f"rank_{number}" / "net-1_100.safetensors") for number in (0, 2, 1, 3)]
+    with pytest.raises(ReshardError, match=r"SourceRanksMismatch: .*rank_2/net-1_100.safetensors would be read as .* rank 1"):
+        load_distributed_checkpoint(
+            None, files, str(made.target_strategy), str(made.source_strategy), dst_safetensors_dir=str(tmp_path / "t")
+        )
+
+
 @pytest.mark.parametrize(
     ("arguments", "said"),
     [

@@ -118,6 +118,25 @@ def test_a_shape_that_cannot_be_joined_is_refused(tmp_path: Path) -> None:
         parse(strategy(multi=STATED | {"tensor_shape": [16, 32]}), "s")
 
 
+@pytest.mark.parametrize("whole", [(32, 32), (16, 64), (8, 32)])
+def test_a_strategy_for_another_shape_is_refused(tmp_path: Path, whole: tuple[int, ...]) -> None:
+    """Such as that of another network, or one that cuts what each rank has saved whole."""
+    path, layout = tmp_path / "s.json", Layout((2, 2), ((1,), ()))
+    path.write_bytes(strategy(w={"dev_matrix": [2, 2], "tensor_map": [1, -1], "tensor_shape": [16, 32], "field": 0}))
+    (tmp_path / "whole.ckpt").write_bytes(rawfiles.ckpt({"w": np.zeros(whole, np.float32)}))
+    for rank in range(4):
+        (tmp_path / "ranks" / f"rank_{rank}").mkdir(parents=True)
+        content = rawfiles.ckpt({"w": np.zeros(layout.box(whole, rank).shape, np.float32)})
+        (tmp_path / "ranks" / f"rank_{rank}" / f"x_{rank}.ckpt").write_bytes(content)
+    target = str(tmp_path / "out")
+    for request in (
+        Request(str(tmp_path / "ranks"), target, source_strategy=str(path)),
+        Request(str(tmp_path / "whole.ckpt"), target, target_strategy=str(path)),
+    ):
+        with pytest.raises(ReshardError, match=r"StrategyShapeMismatch: parameter w: .* shape \[16, 32\]"):
+            transform_checkpoint(request)
+
+
 def test_shapes_survive_a_merge_as_mindspores_compiler_needs_them(tmp_path: Path) -> None:
     (tmp_path / "stages").mkdir()
     (tmp_path / "stages" / "stage0.json").write_bytes(strategy(multi=STATED))

@@ -86,3 +86,11 @@ def test_segments_that_cannot_be_loaded(tmp_path: Path, files: list[str], how: d
     with pytest.raises(ReshardError) as found:
         load_segmented_checkpoints(str(tmp_path), **how)
     assert found.value.reason == reason
+
+
+@pytest.mark.parametrize("names", [("net-1_10.ckpt", "net-1_20.ckpt"), ("x0_part0.ckpt", "net-1_20.ckpt")])
+def test_files_of_several_steps_are_no_parts_of_one(tmp_path: Path, names: tuple[str, ...]) -> None:
+    for number, name in enumerate(names):
+        (tmp_path / name).write_bytes(rawfiles.ckpt({"w": np.full(2, number, np.float32)}))
+    with pytest.raises(ReshardError, match=r"AmbiguousFiles: .* 2 training steps"):
+        load_segmented_checkpoints(str(tmp_path))

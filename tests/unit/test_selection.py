@@ -39,6 +39,26 @@ def test_a_step_or_a_pattern_can_be_asked_for() -> None:
     assert select_files(names, pattern="b*").files == {0: "b-1_6.ckpt"}
 
 
+def test_ranks_with_files_of_several_names_are_read_if_a_pattern_asks_for_them() -> None:
+    names = {0: ["rank_0/net-1_1.ckpt"], 1: ["rank_1/tuned-1_1.ckpt"]}
+    found = select_files(names, pattern="*")
+    assert found.files == {0: "rank_0/net-1_1.ckpt", 1: "rank_1/tuned-1_1.ckpt"}
+    assert found.notes == ("the files of the ranks have different names, such as rank_0/net-1_1.ckpt, rank_1/tuned-1_1.ckpt",)
+
+
+@pytest.mark.parametrize(
+    "names",
+    [
+        {0: ["net_rank0_1-2_50.ckpt"], 1: ["net_rank1-2_50.ckpt"]},
+        {0: ["net_device1.ckpt"], 1: ["net_device0.ckpt"]},
+        {4: ["checkpoint_1.ckpt"], 5: ["checkpoint_0.ckpt"]},
+        {0: ["checkpoint_5.ckpt"], 5: ["checkpoint_5.ckpt"]},
+    ],
+)
+def test_numbers_that_need_not_be_ranks(names: dict[int, list[str]]) -> None:
+    assert select_files(names).files == {rank: name for rank, [name] in names.items()}
+
+
 def test_a_breakpoint_is_read_only_if_a_pattern_asks_for_it() -> None:
     assert select_files({0: WITH_STEPS}, pattern="net-*.ckpt").files == {0: "net-10_1.ckpt"}
     assert select_files({0: WITH_STEPS}, pattern="*_breakpoint.ckpt").files == {0: "net-10_1_breakpoint.ckpt"}
@@ -54,6 +74,10 @@ def test_a_breakpoint_is_read_only_if_a_pattern_asks_for_it() -> None:
         ({0: ["a-1_1.ckpt", "b-1_1.ckpt"]}, {}, "AmbiguousFiles"),
         ({0: ["a-1_1.ckpt", "b.ckpt"]}, {}, "AmbiguousFiles"),
         ({0: ["a-1_1.ckpt"], 1: ["a-1_2.ckpt"]}, {}, "StepMissing"),
+        ({0: ["rank_0/net-1_1.ckpt"], 1: ["rank_1/tuned-1_1.ckpt"]}, {}, "AmbiguousFiles"),
+        ({0: ["rank_0/net.ckpt"], 1: ["rank_1/model.ckpt"]}, {}, "AmbiguousFiles"),
+        ({0: ["rank_0/checkpoint_1.ckpt"], 1: ["rank_1/checkpoint_0.ckpt"]}, {}, "SourceRanksMismatch"),
+        ({0: ["rank_0/n_rank1-1_1.ckpt"], 1: ["rank_1/n_rank0-1_1.ckpt"]}, {"pattern": "*"}, "SourceRanksMismatch"),
         ({0: ["a-1_1.ckpt"]}, {"step": 2}, "StepMissing"),
         ({0: ["a_breakpoint.ckpt"]}, {}, "SourceRankMissing"),
         ({0: ["a.ckpt"]}, {"step": 2}, "StepMissing"),

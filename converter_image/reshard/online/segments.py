@@ -9,9 +9,10 @@ from warnings import warn
 
 from reshard.checkpoint import check_crc, format_of, read_header
 from reshard.checkpoint.arrays import array_of
-from reshard.errors import DataError, MissingInputError
+from reshard.errors import DataError, MissingInputError, RequestError
 from reshard.source.encrypted import as_plain
-from reshard.source.selection import natural
+from reshard.source.listing import preview
+from reshard.source.selection import epoch_and_step, natural
 from reshard.storage import open_store, parent_and_name
 
 if TYPE_CHECKING:
@@ -45,6 +46,7 @@ def read_segments(
     Raises:
         DataError: a file is damaged, or there are files of both formats.
         MissingInputError: there is none.
+        RequestError: the files are of several training steps.
     """
     store = as_plain(open_store(url, access), decryption)
     names = sorted((e.name for e in store.list("") if not e.is_folder and _is_checkpoint(e.name)), key=natural)
@@ -61,6 +63,13 @@ def read_segments(
             "the folder holds both .ckpt and .safetensors files",
             where=url,
             fix="take away the files that do not belong to the checkpoint",
+        )
+    if len(steps := {epoch_and_step(name) for name in names}) > 1:
+        raise RequestError(
+            "AmbiguousFiles",
+            f"the files are of {len(steps)} training steps, and not the parts of one: {preview(names)}",
+            where=url,
+            fix="move those of other steps away, or load one file with load_checkpoint",
         )
     known: set[str] = set()
     for name in names:

@@ -11,7 +11,7 @@ from reshard.checkpoint import format_of
 from reshard.errors import DataError, MissingInputError, RequestError
 
 if TYPE_CHECKING:
-    from collections.abc import Collection, Iterable
+    from collections.abc import Collection, Iterable, Mapping
 
 # MindSpore documents rank_0; launchers and scripts also make rank0, rank-0, device_0 and device0.
 _RANK_FOLDER = re.compile(r"(rank|device)([_-]?)([0-9]{1,9})")
@@ -99,6 +99,37 @@ def other_ranks(name: str, names: Iterable[str]) -> list[str]:
         return []
     others = ((other, _family(other)) for other in names)
     return [other for other, family in others if family is not None and family[:2] == own[:2] and family[2] != own[2]]
+
+
+def exchanged(paths: Mapping[int, str]) -> list[int]:
+    """Return the ranks whose paths say another of these ranks, if the paths number exactly these ranks.
+
+    Names with `device` are left out: they may number the devices of a machine in another order.
+    """
+    families = {rank: _family(path.rpartition("/")[2]) for rank, path in paths.items()}
+    said = {rank: family[2] for rank, family in families.items() if family is not None and "device" not in family[0].lower()}
+    alike = len(said) == len(paths) and len({family[:2] for family in families.values() if family is not None}) == 1
+    return [rank for rank, other in said.items() if rank != other] if alike and set(said.values()) == set(said) else []
+
+
+def refuse_exchanged(paths: Mapping[int, str], fix: str) -> None:
+    """Refuse files whose names, or whose folders' names, say that they are of one another's ranks.
+
+    Args:
+        paths: a file for each rank.
+        fix: what to do about it.
+
+    Raises:
+        DataError: they do.
+    """
+    if wrong := exchanged(paths) or exchanged({rank: path.rpartition("/")[0] for rank, path in paths.items()}):
+        raise DataError(
+            "SourceRanksMismatch",
+            f"{paths[wrong[0]]} would be read as the file of rank {wrong[0]}, and its name says another rank"
+            + (f"; so do those of {len(wrong) - 1} other ranks" if len(wrong) > 1 else ""),
+            where="source",
+            fix=fix,
+        )
 
 
 def rank_of(name: str) -> int | None:

@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import re
 from collections import defaultdict
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
 from reshard.checkpoint import format_of
 from reshard.errors import DataError, MissingInputError, RequestError
-from reshard.source.listing import is_candidate, preview
+from reshard.source.listing import is_candidate, preview, refuse_exchanged
 from reshard.spec.ranks import format_ranks
 
 if TYPE_CHECKING:
@@ -17,6 +17,8 @@ if TYPE_CHECKING:
 
 _STEP = re.compile(r"-([0-9]{1,18})_([0-9]{1,18})\.[a-z]+$")
 _BREAKPOINT = re.compile(r"_breakpoint\.[a-z]+$")  # what MindSpore saves beside when training breaks off
+# What is not the same in the names of all ranks: numbers, and an epoch and step.
+_NUMBERS = re.compile(r"[_-]?[0-9]+")
 # How many older steps are kept, in case that the newest one is damaged.
 _MOST_OLDER = 16
 
@@ -56,9 +58,25 @@ def select_files(
 
     Raises:
         MissingInputError: a rank has no file that fits.
-        DataError: the files are of several formats, a chosen one's name is not in UTF-8, or there are more ranks than expected.
-        RequestError: a rank has several that fit equally well.
+        DataError: the files are of several formats, a chosen one's name is not in UTF-8, there are more ranks than expected, or
+            names say other ranks.
+        RequestError: a rank has several that fit equally well, or ranks have files of different names.
     """
+    selected = _select(paths, step, pattern, expected)
+    refuse_exchanged(selected.files, "move each file to the folder of its rank; if the folders are right, rename the files")
+    several = _names(selected.files)
+    if len(several) > 1 and pattern is None:
+        raise RequestError(
+            "AmbiguousFiles",
+            f"the files of the ranks have different names, such as {preview(several)}",
+            where="source",
+            fix="move those of another run away; if all are of one run, say so with --files '*' (spec.source.files.pattern)",
+        )
+    note = (f"the files of the ranks have different names, such as {preview(several)}",) if len(several) > 1 else ()
+    return replace(selected, notes=selected.notes + note)
+
+
+def _select(paths: Mapping[int, list[str]], step: int | None, pattern: str | None, expected: range | None) -> Selection:
     fitting = {rank: [path for path in found if is_candidate(path, pattern)] for rank, found in paths.items()}
     candidates = {rank: [path for path in found if not _BREAKPOINT.search(path)] for rank, found in fitting.items()}
     if pattern and not any(candidates.values()):  # it asks for nothing but those
@@ -88,6 +106,14 @@ def select_files(
     if None in foreign:
         raise _too_many_ranks(foreign[None], "", expected)
     return Selection({rank: _only(found) for rank, found in mine.items()}, _notes_on_others(foreign, expected))
+
+
+def _names(files: Mapping[int, str]) -> list[str]:
+    """Return one of each group of files whose names differ in numbers only; files of several groups may be of several runs."""
+    first: dict[str, str] = {}
+    for path in files.values():
+        first.setdefault(_NUMBERS.sub("", path.rpartition("/")[2]), path)
+    return list(first.values())
 
 
 def epoch_and_step(name: str) -> Step | None:

@@ -52,11 +52,26 @@ class Strategy:
             name: the name of the parameter.
             shape: its real shape.
             sliced: whether that is the shape of one rank's slice; else it is that of the whole tensor.
+
+        Raises:
+            DataError: the file states another whole shape.
         """
         position = stage - self.first
         layout = self.stages[position][name]
         stated = self.shapes[position].get(name) if self.shapes else None
-        return (regrouped(layout, stated, shape, sliced=sliced) or layout) if stated else layout
+        if not stated:
+            return layout
+        if len(stated) == len(shape) == layout.ndim:
+            whole = tuple(n * k for n, k in zip(shape, layout.parts, strict=True)) if sliced else shape
+            if whole != stated:
+                raise DataError(
+                    "StrategyShapeMismatch",
+                    f"the strategy is for a tensor of shape {list(stated)}, but by its cuts the checkpoint has {list(whole)}",
+                    where=f"parameter {name}",
+                    fix="give the strategy that belongs to the checkpoint; if each rank saved whole tensors (integrated_save),"
+                    " give one rank's folder as the source, no strategy for it, and --allow-single-rank",
+                )
+        return regrouped(layout, stated, shape, sliced=sliced) or layout
 
     @property
     def ranks(self) -> int:

@@ -11,6 +11,7 @@ from reshard.engine.rankfile import write_alone
 from reshard.errors import RequestError
 from reshard.progress import Silent
 from reshard.source.files import Files
+from reshard.source.listing import refuse_exchanged
 from reshard.storage import open_store, root_and_path
 from reshard.transform.prepare import decrypted, prepare_files, strategies_of
 
@@ -32,6 +33,7 @@ def prepare_loose(request: Request, files: Mapping[int, str], *, only: int | Non
     Raises:
         ReshardError: of the kind that fits.
     """
+    refuse_exchanged(files, "give the files in the order of their ranks: rank_2 comes before rank_10")
     root, paths = _in_one_storage(files)
     request = msgspec.structs.replace(request, source=root)
     store = decrypted(open_store(root), request)
