@@ -7,7 +7,7 @@
 # A good guess: a refused parameter is in no file, as the function's documentation says, so whatever a unified checkpoint holds is
 # whole. A program that reads all files of the folder loads a slice as if it were the parameter; nothing in the file tells.
 set -eu
-. "$(dirname "$0")/environment.sh"
+. "$(dirname "$0")/lib/environment.sh"
 install mindspore==2.10.0 numpy==1.26.4 safetensors==0.7.0
 
 observe <<'END'

@@ -7,7 +7,7 @@
 #
 # A good guess: MindSpore allows any newer safetensors, and the file has the right names, types and shapes.
 set -eu
-. "$(dirname "$0")/environment.sh"
+. "$(dirname "$0")/lib/environment.sh"
 
 transform() {
     observe <<'END'

@@ -6,7 +6,7 @@
 #
 # A good guess: a parameter that only the source's strategy names is dropped, or written whole, since its layout is known.
 set -eu
-. "$(dirname "$0")/environment.sh"
+. "$(dirname "$0")/lib/environment.sh"
 install mindspore==2.10.0 numpy==1.26.4 safetensors==0.7.0
 
 observe <<'END'

@@ -6,7 +6,7 @@
 #
 # A good guess: the strategy states the shard, and the function's purpose is to merge the slices of all ranks, so the result is whole.
 set -eu
-. "$(dirname "$0")/environment.sh"
+. "$(dirname "$0")/lib/environment.sh"
 install mindspore==2.10.0 numpy==1.26.4 safetensors==0.7.0
 
 observe <<'END'

@@ -6,7 +6,7 @@
 #
 # A good guess: both formats take the newest step, or both take the last name. With .ckpt, step 9 wins over step 10.
 set -eu
-. "$(dirname "$0")/environment.sh"
+. "$(dirname "$0")/lib/environment.sh"
 install mindspore==2.10.0 numpy==1.26.4 safetensors==0.7.0
 
 observe <<'END'

@@ -6,7 +6,7 @@
 #
 # A good guess: `src_strategy_file=None` means one complete file, so eight rank folders without a strategy are an error.
 set -eu
-. "$(dirname "$0")/environment.sh"
+. "$(dirname "$0")/lib/environment.sh"
 install mindspore==2.10.0 numpy==1.26.4 safetensors==0.7.0
 
 observe <<'END'

@@ -126,8 +126,8 @@ def _largest(name: str, schema: Object) -> Any:
         return schema["maximum"]
     if schema["type"] == "array":
         items, count = schema["items"], schema["maxItems"]
-        if "maxLength" in items:  # all of them have to fit into an object of the API server
-            items = items | {"maxLength": min(items["maxLength"], (MOST_STORED - (64 << 10)) // count // 4)}
+        if "maxLength" in items:  # all must fit into one object, as the client sends them: 12 bytes for each of these characters
+            items = items | {"maxLength": min(items["maxLength"], (MOST_STORED - (64 << 10)) // count // 12)}
         return [_largest(name, items)] * count
     length = schema["maxLength"]
     ranks = ",".join(str(rank) for rank in range(0, 1 << 16, 2))[:length].rpartition(",")[0]

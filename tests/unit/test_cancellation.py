@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 import threading
 import time
@@ -93,7 +94,7 @@ def test_every_phase_ends_when_it_is_cancelled(request_: Request, reads: Reads, 
 @pytest.mark.parametrize(
     ("work", "nothing"),
     [
-        ("reshard.transform.prepare.find_diverging", ".reshard"),
+        ("reshard.transform.prepare.check_copies", ".reshard"),
         ("reshard.engine.rankfile.check_file", ".reshard/*/records/*"),
         ("reshard.transform.run.commit_job", "reshard-manifest.json"),
     ],
@@ -167,7 +168,17 @@ def test_a_rank_that_fails_in_a_pod_is_tried_again_there(tmp_path: Path, monkeyp
         "source": {"storage": {"persistentVolumeClaim": {"claimName": "a", "path": "src"}}, "strategy": {"path": "source.ckpt"}},
         "target": {"storage": {"persistentVolumeClaim": {"claimName": "b", "path": "dst"}}},
     }
-    for name, value in {"SPEC": json.dumps(spec), "OWNER": "uid", "RANKS": "0", "TERMINATION_LOG": str(tmp_path / "no")}.items():
+    text = json.dumps(spec)
+    (tmp_path / "spec").mkdir()
+    (tmp_path / "spec" / "000").write_text(text)
+    variables = {
+        "SPEC": str(tmp_path / "spec"),
+        "SPEC_SHA256": hashlib.sha256(text.encode()).hexdigest(),
+        "OWNER": "uid",
+        "TARGET_RANKS": "1",
+        "TERMINATION_LOG": str(tmp_path / "no"),
+    }
+    for name, value in variables.items():
         monkeypatch.setenv(f"RESHARD_{name}", value)
     monkeypatch.setenv("JOB_COMPLETION_INDEX", "0")
     usual, failures = JobState.record, [1]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import shutil
 from typing import TYPE_CHECKING, Any
 
@@ -15,6 +16,7 @@ from definition import Cut
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from reshard.checkpoint.manifest import MANIFEST_NAME
 from reshard.cli import main
 from reshard.errors import DataError, ReshardError, UsageError
 from reshard.layout import Layout
@@ -388,5 +390,9 @@ def test_own_files_hold_no_slices_and_a_crc_of_their_own(source: disk.Checkpoint
     assert not any("hyper_param" in note or "CRC32" in note for note in result.notes)
     part.chmod(0o600)
     part.write_bytes(part.read_bytes()[:-1] + b"\xff")
+    with pytest.raises(ReshardError, match="SourceChanged"):
+        cut(tmp_path / "own", tmp_path / "again", None, verification="Full")
+    manifest = tmp_path / "own" / MANIFEST_NAME
+    manifest.write_text(re.sub(r'"sample": "[^"]+"', '"sample": ""', manifest.read_text()))  # as in a block that was not sampled
     with pytest.raises(ReshardError, match="CrcMismatch"):
         cut(tmp_path / "own", tmp_path / "again", None, verification="Full")

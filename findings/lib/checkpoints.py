@@ -38,6 +38,6 @@ def save(path: str, **arrays: np.ndarray) -> None:
 
 
 def load(path: str) -> dict[str, Any]:
-    """The arrays of a checkpoint file as lists, by name."""
+    """Return the arrays of a checkpoint file as lists, by name."""
     found = mindspore.load_checkpoint(path, format=path.rpartition(".")[2])
     return {name: parameter.asnumpy().tolist() for name, parameter in found.items()}

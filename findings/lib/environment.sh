@@ -17,7 +17,7 @@ install() {
     [ -n "$python" ] || { echo "Python 3.10, 3.11 or 3.12 is required" >&2; exit 3; }
     [ -e "$folder/environment" ] || "$python" -m venv "$folder/environment"
     "$folder/environment/bin/python" -m pip install --quiet --disable-pip-version-check --no-compile "$@"
-    cp "$(dirname "$0")/checkpoints.py" "$folder"
+    cp "$(dirname "$0")/lib/checkpoints.py" "$folder"
 }
 
 # observe: run the Python program on standard input, show its output and keep it for `expect`
