@@ -49,7 +49,7 @@ def test_ranks_with_files_of_several_names_are_read_if_a_pattern_asks_for_them()
 @pytest.mark.parametrize(
     "names",
     [
-        {0: ["net_rank0_1-2_50.ckpt"], 1: ["net_rank1-2_50.ckpt"]},
+        {0: ["net_rank0_1-2_50.ckpt"], 1: ["net_rank1_1-2_50.ckpt"]},
         {0: ["net_device1.ckpt"], 1: ["net_device0.ckpt"]},
         {4: ["checkpoint_1.ckpt"], 5: ["checkpoint_0.ckpt"]},
         {0: ["checkpoint_5.ckpt"], 5: ["checkpoint_5.ckpt"]},
@@ -76,6 +76,7 @@ def test_a_breakpoint_is_read_only_if_a_pattern_asks_for_it() -> None:
         ({0: ["a-1_1.ckpt"], 1: ["a-1_2.ckpt"]}, {}, "StepMissing"),
         ({0: ["rank_0/net-1_1.ckpt"], 1: ["rank_1/tuned-1_1.ckpt"]}, {}, "AmbiguousFiles"),
         ({0: ["rank_0/net.ckpt"], 1: ["rank_1/model.ckpt"]}, {}, "AmbiguousFiles"),
+        ({0: ["rank_0/net-1_1.ckpt"], 1: ["rank_1/net_1-1_1.ckpt"]}, {}, "AmbiguousFiles"),  # the second is of a second run
         ({0: ["rank_0/checkpoint_1.ckpt"], 1: ["rank_1/checkpoint_0.ckpt"]}, {}, "SourceRanksMismatch"),
         ({0: ["rank_0/n_rank1-1_1.ckpt"], 1: ["rank_1/n_rank0-1_1.ckpt"]}, {"pattern": "*"}, "SourceRanksMismatch"),
         ({0: ["a-1_1.ckpt"]}, {"step": 2}, "StepMissing"),

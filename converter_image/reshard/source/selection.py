@@ -17,8 +17,7 @@ if TYPE_CHECKING:
 
 _STEP = re.compile(r"-([0-9]{1,18})_([0-9]{1,18})\.[a-z]+$")
 _BREAKPOINT = re.compile(r"_breakpoint\.[a-z]+$")  # what MindSpore saves beside when training breaks off
-# What is not the same in the names of all ranks: numbers, and an epoch and step.
-_NUMBERS = re.compile(r"[_-]?[0-9]+")
+_NUMBERS = re.compile(r"[0-9]+")
 # How many older steps are kept, in case that the newest one is damaged.
 _MOST_OLDER = 16
 
@@ -109,10 +108,13 @@ def _select(paths: Mapping[int, list[str]], step: int | None, pattern: str | Non
 
 
 def _names(files: Mapping[int, str]) -> list[str]:
-    """Return one of each group of files whose names differ in numbers only; files of several groups may be of several runs."""
+    """Return one of each group of files whose names differ in numbers only; files of several groups may be of several runs.
+
+    A run that finds files of its name in a folder saves `net_1-1_100.ckpt` next to `net-1_100.ckpt`.
+    """
     first: dict[str, str] = {}
     for path in files.values():
-        first.setdefault(_NUMBERS.sub("", path.rpartition("/")[2]), path)
+        first.setdefault(_NUMBERS.sub("0", _STEP.sub("", path.rpartition("/")[2])), path)
     return list(first.values())
 
 
