@@ -80,6 +80,12 @@ class MemorySource:
         content = self.files.get(path)
         return None if content is None else Stat(path.rpartition("/")[2], is_folder=False, size=len(content), version="1")
 
+    def list_folders(self, paths: Sequence[str]) -> Sequence[Sequence[Stat]]:
+        return [self.list(path) for path in paths]
+
+    def stats(self, paths: Sequence[str]) -> dict[str, Stat]:
+        return {path: found for path in paths if (found := self.stat(path)) is not None}
+
     def open(self, path: str) -> MemoryReader:
         if path not in self.files:
             raise MissingInputError("FileMissing", "there is no such file", where=path)

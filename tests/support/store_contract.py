@@ -46,12 +46,17 @@ class StoreContract:
         assert store.stat("a/x") is None
 
     @pytest.mark.parametrize("count", [0, 1, 60])
-    def test_the_sizes_of_many_files_are_asked_for_at_once(self, store: Store, count: int) -> None:
+    def test_many_files_and_folders_are_asked_for_at_once(self, store: Store, count: int) -> None:
         paths = [f"rank_{number}/x" for number in range(count)]
         together(lambda thread: [put(store, path, b"1" * n) for n, path in enumerate(paths) if n % 16 == thread])
         put(store, "folder/x", b"")
         put(store, "rank_1/y", b"12")
-        assert store.sizes([*paths, "rank_1/z", "folder", "nothing"]) == {path: n for n, path in enumerate(paths)}
+        put(store, "rank_1/ckpt/z", b"")
+        found = store.stats([*paths, "rank_1/z", "folder", "nothing"])
+        assert found == {path: store.stat(path) for path in paths}
+        assert [found[path].size for path in paths] == list(range(count))
+        folders = [*(path.partition("/")[0] for path in paths), "rank_1/ckpt", "", "nothing"]
+        assert store.list_folders(folders) == [store.list(folder) for folder in folders]
 
     def test_a_reader_gives_ranges_of_one_version(self, store: Store) -> None:
         put(store, "a", bytes(range(100)))

@@ -59,6 +59,7 @@ class ThinServer:
         dates: whether answers have a Date header.
         clock: the server's clock.
         longest_page: how many uploads it lists at a time; it refuses to continue a list.
+        longest_listing: how many objects it lists at a time.
         lists_by_prefix: whether it lists the uploads of a prefix; else those of an exact key only, as MinIO does.
         requests: all requests.
     """
@@ -70,6 +71,7 @@ class ThinServer:
     dates: bool = True
     clock: Callable[[], datetime] = lambda: datetime.now(UTC)
     longest_page: int = 1000
+    longest_listing: int = 1000
     lists_by_prefix: bool = True
     requests: list[Request] = field(default_factory=list)
     lock: Lock = field(default_factory=Lock)
@@ -113,7 +115,7 @@ class ThinServer:
         return 206, {"ETag": found.etag}, found.content[int(wanted[1]) : int(wanted[2]) + 1]
 
     def _list(self, request: Request) -> tuple[int, dict[str, str], bytes]:
-        prefix, most = request.query.get("prefix", ""), int(request.query.get("max-keys", "1000"))
+        prefix, most = request.query.get("prefix", ""), int(request.query.get("max-keys", self.longest_listing))
         delimiter, after = request.query.get("delimiter", ""), request.query.get("continuation-token", "")
         lines: dict[str, str] = {}
         for (bucket, key), found in sorted(self.objects.items()):

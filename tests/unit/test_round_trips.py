@@ -13,6 +13,7 @@ import rawfiles
 
 from reshard.spec.request import Options, Request
 from reshard.storage.local import LocalStore
+from reshard.storage.protocol import Stat
 from reshard.transform.complete import commit_checkpoint
 from reshard.transform.run import transform_checkpoint
 
@@ -29,7 +30,7 @@ class Trips:
         self.calls: dict[str, int] = {}
         self.alone = 0
         self._under_way, self._lock = 0, threading.Lock()
-        for name in ("list", "stat", "sizes", "open", "read", "write", "write_new", "delete", "move"):
+        for name in ("list", "stat", "stats", "open", "read", "write", "write_new", "delete", "move"):
             patch.setattr(LocalStore, name, self._counted(name, getattr(LocalStore, name)))
 
     def _counted(self, name: str, usual: Callable[..., Any]) -> Callable[..., Any]:
@@ -52,10 +53,10 @@ class Trips:
         self.alone = 0
 
 
-def one_listing(self: LocalStore, paths: list[str]) -> dict[str, int]:
+def one_listing(self: LocalStore, paths: list[str]) -> dict[str, Stat]:
     """As an object store does it."""
     found = {str(p.relative_to(self.root)): p.stat().st_size for p in Path(self.root).rglob("*") if p.is_file()}
-    return {path: found[path] for path in paths if path in found}
+    return {path: Stat(path, is_folder=False, size=found[path], version="") for path in paths if path in found}
 
 
 @pytest.fixture
@@ -68,17 +69,17 @@ def request_(tmp_path: Path) -> Request:
 
 
 def test_ranks_are_listed_once_and_read_together(request_: Request, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(LocalStore, "sizes", one_listing)
+    monkeypatch.setattr(LocalStore, "stats", one_listing)
     transform_checkpoint(request_, workers=2, commit=False)
     with monkeypatch.context() as patch:
         trips = Trips(patch)
         commit_checkpoint(request_.target)
-        assert trips.calls["sizes"] == 1
+        assert trips.calls["stats"] == 1
         assert trips.calls.get("stat", 0) + trips.calls["list"] < RANKS // 2
         assert trips.calls["read"] < RANKS + RANKS // 2  # a record of each
         assert trips.alone < RANKS
         trips.reset()
         assert transform_checkpoint(request_, workers=2).bytes_written == 0
-        assert trips.calls["sizes"] == 1
+        assert trips.calls["stats"] == 1
         assert trips.calls.get("stat", 0) + trips.calls.get("read", 0) < RANKS // 2
         assert trips.calls["open"] <= 2 * RANKS  # of the source

@@ -2,17 +2,28 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
+import msgspec
+import numpy as np
 import pytest
+import rawfiles
 import thin_s3
 
-from reshard.errors import AccessError
+from reshard.errors import AccessError, RequestError
+from reshard.progress import Cancellation
+from reshard.spec.request import Options, RenameRule, Request
 from reshard.storage import open_store
 from reshard.storage.s3 import client
+from reshard.transform.complete import commit_checkpoint
+from reshard.transform.run import transform_checkpoint
+from reshard.transform.unchanged import find_complete
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
+    from pathlib import Path
+
+    from reshard.transform.run import Result
 
 KEYS = [f"rank_{number}/x&y <{number}>.ckpt" for number in range(1200)]
 
@@ -97,3 +108,153 @@ def test_uploads_below_a_whole_bucket_are_listed_file_by_file(server: thin_s3.Th
     open_store("s3://bucket").abort_stale_uploads(KEYS[:40], silent=0.0)
     assert server.uploads == {}
     assert {request.query["prefix"] for request in server.requests if request.method == "GET"} == set(KEYS[:40])
+
+
+def test_folders_are_listed_together(server: thin_s3.ThinServer) -> None:
+    store, folders = open_store("s3://bucket/a"), [f"rank_{number}" for number in range(100)]
+    put_all(server, [f"{folder}/{name}" for folder in folders for name in ("", "x", "y/z", "y", "y/w/v")])
+    listed = store.list_folders(folders)
+    assert len(server.requests) == 1
+    assert listed == [store.list(folder) for folder in folders]
+    assert [(each.name, each.is_folder) for each in listed[7]] == [("x", False), ("y", True), ("y", False)]
+
+
+def test_a_listing_with_too_much_in_between_is_given_up(server: thin_s3.ThinServer) -> None:
+    folders = [f"rank_{number}" for number in range(40)]
+    server.longest_listing = 100
+    put_all(server, [*(f"{folder}/x" for folder in folders), *(f"rank_1/other/{number}" for number in range(1000))])
+    store = open_store("s3://bucket/a")
+    assert [len(found) for found in store.list_folders(folders)] == [1, 2, *[1] * 38]
+    assert len(store.stats([f"{folder}/x" for folder in folders])) == 40
+    assert len(server.requests) <= 2 * (9 + 40)
+
+
+@pytest.mark.parametrize("target", ["s3://bucket/out", "local"])
+def test_a_commit_and_a_run_with_nothing_to_do(
+    server: thin_s3.ThinServer, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, target: str
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    counted = {ranks: requests_of(server, ranks, f"{target}-{ranks}") for ranks in (36, 48)}
+    commit, again = ((counted[48][step] - counted[36][step]) / 12 for step in ("commit", "again"))
+    assert commit <= (1 if target != "local" else 0)  # the record
+    assert again == 0
+    assert counted[48]["again"] < 25
+    assert counted[48]["commit"] < 48 + 40
+
+
+def requests_of(server: thin_s3.ThinServer, ranks: int, target: str) -> dict[str, int]:
+    """The requests that a commit takes, and a run after it."""
+    for rank in range(ranks):
+        server.put("bucket", f"src-{ranks}/rank_{rank}/net-1_100.ckpt", rawfiles.ckpt({"w": np.full(4, rank, np.int8)}))
+    request = Request(f"s3://bucket/src-{ranks}", target, options=Options(layout="Same"))
+    transform_checkpoint(request, workers=8, commit=False)
+    counted = {}
+    for name, act in (("commit", lambda: commit_checkpoint(target)), ("again", lambda: transform_checkpoint(request, workers=8))):
+        before = len(server.requests)
+        act()
+        counted[name] = len(server.requests) - before
+    return counted
+
+
+# A run that finds everything done from listings reads no file of the source; any doubt makes it read their headers.
+
+RULE = RenameRule(to="v*", pattern="absent*")
+
+
+@pytest.fixture
+def done(server: thin_s3.ThinServer) -> Request:
+    """A request that was carried out."""
+    for rank in range(4):
+        put_rank(server, rank, rank)
+    request = Request("s3://bucket/src", "s3://bucket/out", options=Options(layout="Same", rename=(RULE,)))
+    transform_checkpoint(request, workers=1)
+    return request
+
+
+def put_rank(server: thin_s3.ThinServer, rank: int, value: int, step: int = 100) -> None:
+    server.put("bucket", f"src/rank_{rank}/net-1_{step}.ckpt", rawfiles.ckpt({"w": np.full(4, value, np.int8)}))
+
+
+def run_again(server: thin_s3.ThinServer, request: Request) -> tuple[Result, bool]:
+    """Run a transform; its result, and whether it has read a file of the source."""
+    before = len(server.requests)
+    result = transform_checkpoint(request, workers=1)
+    read = any(asked.method == "GET" and asked.key.startswith("src/") for asked in server.requests[before:])
+    return result, read
+
+
+def test_a_run_with_nothing_to_do_reports_what_the_first_did(server: thin_s3.ThinServer, done: Request) -> None:
+    forced = msgspec.structs.replace(done, target="s3://bucket/again")
+    first = transform_checkpoint(forced, workers=1)
+    result, read = run_again(server, forced)
+    assert not read
+    assert first.notes == result.notes == ("no parameter's name matches absent*",)
+    for name in ("source_ranks", "target_ranks", "parameters", "digest", "complete", "committed_ranks", "part"):
+        assert getattr(result, name) == getattr(first, name), name
+    assert (result.bytes_read, result.bytes_written, result.skipped_ranks) == (0, 0, (0, 1, 2, 3))
+
+
+def test_some_ranks_of_what_is_complete_are_nothing_to_do(server: thin_s3.ThinServer, done: Request) -> None:
+    options = msgspec.structs.replace(done.options, ranks="1-2")
+    result, read = run_again(server, msgspec.structs.replace(done, options=options))
+    assert (read, result.skipped_ranks, result.bytes_written) == (False, (1, 2), 0)
+
+
+@pytest.mark.parametrize("change", ["content", "step", "gone", "renamed"])
+def test_another_source_is_not_taken_for_the_one_that_was_read(server: thin_s3.ThinServer, done: Request, change: str) -> None:
+    if change == "content":
+        put_rank(server, 2, 9)
+    elif change == "step":
+        for rank in range(4):
+            put_rank(server, rank, rank, step=200)
+    elif change == "gone":
+        del server.objects["bucket", "src/rank_3/net-1_100.ckpt"]
+    else:
+        for rank in range(4):
+            content = server.objects.pop(("bucket", f"src/rank_{rank}/net-1_100.ckpt")).content
+            server.put("bucket", f"src/rank_{rank}/net-2_100.ckpt", content)
+    with pytest.raises(RequestError) as caught:
+        transform_checkpoint(done, workers=1)
+    assert caught.value.reason == "TargetExists"
+
+
+@pytest.mark.parametrize("changed", [{"crc": True}, {"rename": ()}, {"format": "Safetensors"}, {"allow_missing": True}])
+def test_another_request_is_not_taken_for_the_one_that_is_complete(done: Request, changed: dict[str, Any]) -> None:
+    other = msgspec.structs.replace(done, options=msgspec.structs.replace(done.options, **changed))
+    with pytest.raises(RequestError) as caught:
+        transform_checkpoint(other, workers=1)
+    assert caught.value.reason == "TargetExists"
+
+
+def test_a_stricter_verification_is_not_done_yet(server: thin_s3.ThinServer, done: Request) -> None:
+    options = msgspec.structs.replace(done.options, verification="Full")
+    result, read = run_again(server, msgspec.structs.replace(done, options=options))
+    assert read
+    assert result.bytes_written > 0
+    result, read = run_again(server, msgspec.structs.replace(done, options=options))
+    assert not read
+
+
+def test_a_file_of_the_target_that_is_gone_is_written_again(server: thin_s3.ThinServer, done: Request) -> None:
+    key = ("bucket", "out/rank_2/net-1_100.ckpt")
+    content = server.objects.pop(key).content
+    assert run_again(server, done)[1]
+    assert server.objects[key].content == content
+
+
+def test_overwrite_finds_damage_at_the_target(server: thin_s3.ThinServer, done: Request) -> None:
+    key = ("bucket", "out/rank_2/net-1_100.ckpt")
+    content = server.objects[key].content
+    server.put(*key, content[:-1] + b"?")
+    options = msgspec.structs.replace(done.options, overwrite="Replace")
+    assert run_again(server, msgspec.structs.replace(done, options=options))[1]
+    assert server.objects[key].content == content
+
+
+def test_times_of_a_folder_prove_nothing(tmp_path: Path) -> None:
+    for rank in range(2):
+        (tmp_path / "src" / f"rank_{rank}").mkdir(parents=True)
+        (tmp_path / "src" / f"rank_{rank}" / "net-1_100.ckpt").write_bytes(rawfiles.ckpt({"w": np.zeros(4, np.int8)}))
+    request = Request(str(tmp_path / "src"), str(tmp_path / "out"), options=Options(layout="Same"))
+    transform_checkpoint(request, workers=1)
+    assert find_complete(request, Cancellation(), thorough=False) is None

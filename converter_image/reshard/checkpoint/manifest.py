@@ -109,6 +109,8 @@ class SourceRecord(_Document, frozen=True):
         ranks: how many ranks it has.
         nbytes: bytes of its files.
         versions: a digest of its files' versions, see `Inventory.versions`.
+        listing: a digest of the request, and of the source as a listing shows it: see `source.files.listing_digest`. Empty where
+            a listing does not identify content.
         step: the training step that was asked for.
         files: the pattern that was asked for.
     """
@@ -118,6 +120,7 @@ class SourceRecord(_Document, frozen=True):
     ranks: int
     nbytes: int
     versions: str = ""
+    listing: str = ""
     step: int | None = None
     files: str | None = None
 
@@ -167,6 +170,7 @@ class Manifest(_Document, frozen=True):
         parts: a record for each stage that it was made from, where that was done stage by stage.
         index: what stands in the place of files, with the layout Index.
         key_check: tells whether a key is that of the files, if they are encrypted: see `BlockCipher.key_check`.
+        notes: what was reported when it was written.
     """
 
     schema: str
@@ -188,6 +192,7 @@ class Manifest(_Document, frozen=True):
     parts: tuple[PartRecord, ...] = ()
     index: IndexRecord | None = None
     key_check: bytes | None = None
+    notes: tuple[str, ...] = ()
 
     @property
     def jobs(self) -> set[str]:

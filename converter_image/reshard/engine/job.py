@@ -52,6 +52,7 @@ class Job:
         notes: what the user should know.
         cipher: encrypts the target's files, if they are to be.
         indexed: whether the source's files are described by an index.
+        listing: see `SourceRecord.listing`.
     """
 
     request: Request
@@ -67,6 +68,7 @@ class Job:
     notes: tuple[str, ...] = ()
     cipher: BlockCipher | None = None
     indexed: bool = False
+    listing: str = ""
 
     @property
     def model(self) -> Model:

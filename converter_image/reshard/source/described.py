@@ -17,7 +17,6 @@ from reshard.storage.digest import sample_of
 
 if TYPE_CHECKING:
     from collections.abc import Collection, Iterable, Sequence
-    from concurrent.futures import Executor
 
     from reshard.checkpoint.manifest import FileRecord
     from reshard.storage.protocol import ReadStore, Stat
@@ -90,8 +89,8 @@ def check_described(store: ReadStore, manifest: Manifest, entries: Sequence[Stat
         RequestError: there are checkpoint files that it does not list.
     """
     known = {record.path: record for record in manifest.files}
+    there = _files_there(store, entries, beside=not all("/" in path for path in known))
     with ThreadPoolExecutor(files_at_once(1, remote=store.remote)) as pool:
-        there = _files_there(store, entries, pool, beside=not all("/" in path for path in known))
         if added := [path for path in there if path not in known and is_candidate(path)]:
             raise RequestError(
                 "AmbiguousFiles",
@@ -112,19 +111,18 @@ def check_described(store: ReadStore, manifest: Manifest, entries: Sequence[Stat
             )
 
 
-def _files_there(store: ReadStore, entries: Sequence[Stat], pool: Executor, *, beside: bool) -> dict[str, Stat]:
+def _files_there(store: ReadStore, entries: Sequence[Stat], *, beside: bool) -> dict[str, Stat]:
     """Return the files in the folders of ranks, however these are spelled, and one level below them, as in rank_0/ckpt/.
 
     Args:
         store: the folder.
         entries: what is in it.
-        pool: lists folders.
         beside: whether all files in the folder itself count too, or only those whose names say a rank.
     """
     there = {entry.name: entry for entry in entries if not entry.is_folder and (beside or rank_of(entry.name) is not None)}
     folders = [entry.name for entry in entries if entry.is_folder and rank_of(entry.name) is not None]
     for _ in range(2):
-        each = zip(folders, pool.map(store.list, folders), strict=True)
+        each = zip(folders, store.list_folders(folders), strict=True)
         found = {f"{folder}/{entry.name}": entry for folder, listed in each for entry in listed}
         there |= {path: entry for path, entry in found.items() if not entry.is_folder}
         folders = [path for path, entry in found.items() if entry.is_folder and not entry.name.startswith(".")]

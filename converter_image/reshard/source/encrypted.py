@@ -131,6 +131,14 @@ class DecryptingStore:
         """See `Store.stat`: its length is that of the encrypted file."""
         return self._store.stat(path)
 
+    def list_folders(self, paths: Sequence[str]) -> Sequence[Sequence[Stat]]:
+        """See `Store.list_folders`."""
+        return self._store.list_folders(paths)
+
+    def stats(self, paths: Sequence[str]) -> dict[str, Stat]:
+        """See `Store.stats`: lengths are those of the encrypted files."""
+        return self._store.stats(paths)
+
     def read(self, path: str, limit: int) -> bytes:
         """See `Store.read`: never of a checkpoint file."""
         return self._store.read(path, limit)

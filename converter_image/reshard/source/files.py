@@ -2,17 +2,20 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, NamedTuple
+import hashlib
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+import msgspec
 
 from reshard.checkpoint.unified import MAP_NAME, choose_map, files_of, is_map, is_part, read_map, single_file_of
 from reshard.errors import MissingInputError, RequestError
-from reshard.parallel import parallel
 from reshard.source.described import check_described, paths_of, read_manifest
 from reshard.source.listing import is_candidate, preview, rank_folders, ranks_of_files, shards
 from reshard.source.selection import Selection, select_files
 from reshard.source.single import holds_checkpoint
 from reshard.spec.ranks import format_ranks
 from reshard.storage import open_store, parent_and_name
+from reshard.version import __version__
 
 if TYPE_CHECKING:
     from collections.abc import Collection, Iterable, Mapping, Sequence
@@ -50,6 +53,19 @@ class Files(NamedTuple):
     step: tuple[int, int] | None = None
     older: tuple[Selection, ...] = ()
     described: bool = False
+
+
+def listing_digest(key: Mapping[str, Any], found: Files, versions: Mapping[str, tuple[int, str]]) -> str:
+    """Return a digest of a request and of its source as a listing shows it.
+
+    Args:
+        key: what of the request decides the outcome.
+        found: the files.
+        versions: the size and the version of each file, by its path.
+    """
+    files = [(rank, path, *versions[path]) for rank, path in sorted(found.by_rank.items())]
+    content = [__version__, key, found.kind, found.described, sorted(found.mapped.items()), files]
+    return hashlib.sha256(msgspec.json.encode(content, order="sorted")).hexdigest()
 
 
 def open_source(url: str, access: Access | None = None) -> tuple[Store, str | None]:
@@ -156,7 +172,7 @@ def _of_folders(store: ReadStore, folders: Mapping[int, str], asked: _Asked) -> 
     """The files in the folders of ranks, or one level below."""
     ranks = asked.ranks
     wanted = {rank: folder for rank, folder in sorted(folders.items()) if not asked.one_stage or ranks is None or rank in ranks}
-    listed = dict(zip(wanted, _list_all(store, wanted.values()), strict=True))
+    listed = dict(zip(wanted, store.list_folders(list(wanted.values())), strict=True))
     paths = {rank: _files_in(folder, listed[rank]) for rank, folder in wanted.items()}
     notes: tuple[str, ...] = ()
     if not any(is_candidate(path) for found in paths.values() for path in found):
@@ -211,11 +227,6 @@ def _selected(selected: Selection, notes: tuple[str, ...], ranks: int | None) ->
     return Files(selected.files, notes + selected.notes, ranks=ranks, step=selected.step, older=selected.older)
 
 
-def _list_all(store: ReadStore, folders: Iterable[str]) -> list[list[Stat]]:
-    """Return the entries of each folder."""
-    return list(parallel(store.list, folders))
-
-
 def _files_in(folder: str, entries: Iterable[Stat]) -> list[str]:
     return [f"{folder}/{entry.name}" for entry in entries if not entry.is_folder]
 
@@ -230,7 +241,7 @@ def _below(
     """
     inner = [(rank, f"{folders[rank]}/{entry.name}") for rank in folders for entry in listed[rank] if entry.is_folder]
     paths: dict[int, list[str]] = {rank: [] for rank in folders}
-    for (rank, folder), entries in zip(inner, _list_all(store, (folder for _, folder in inner)), strict=True):
+    for (rank, folder), entries in zip(inner, store.list_folders([folder for _, folder in inner]), strict=True):
         paths[rank] += [path for path in _files_in(folder, entries) if is_candidate(path, pattern)]
     names = {path.split("/")[1] for found in paths.values() for path in found}
     if len(names) > 1:

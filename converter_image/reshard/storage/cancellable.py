@@ -37,6 +37,16 @@ class CancellableStore:
         self._check()
         return self._store.read(path, limit)
 
+    def list_folders(self, paths: Sequence[str]) -> Sequence[Sequence[Stat]]:
+        """See `ReadStore.list_folders`."""
+        self._check()
+        return self._store.list_folders(paths)
+
+    def stats(self, paths: Sequence[str]) -> dict[str, Stat]:
+        """See `ReadStore.stats`."""
+        self._check()
+        return self._store.stats(paths)
+
     def open(self, path: str) -> CancellableReader:
         """See `ReadStore.open`."""
         self._check()

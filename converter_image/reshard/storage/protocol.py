@@ -156,6 +156,12 @@ class ReadStore(Protocol):
     def stat(self, path: str) -> Stat | None:
         """What `path` is; None when it is not there."""
 
+    def list_folders(self, paths: Sequence[str]) -> Sequence[Sequence[Stat]]:
+        """What lies directly in each of these folders, see `list`, in as few round trips as possible."""
+
+    def stats(self, paths: Sequence[str]) -> dict[str, Stat]:
+        """Those of these files that are there, in as few round trips as possible. Of folders nothing is said."""
+
     def open(self, path: str) -> Reader:
         """Open a file to read from it.
 
@@ -190,9 +196,6 @@ class Store(ReadStore, Protocol):
     @property
     def part_limits(self) -> PartLimits | None:
         """Of uploads for which files are copied by the server; None where it copies nothing."""
-
-    def sizes(self, paths: Sequence[str]) -> dict[str, int]:
-        """Return the lengths in bytes of those of these files that are there, in as few round trips as possible."""
 
     def around(self) -> Sequence[Hashable]:
         """What this place and those around it are, innermost first: equal for one place under two names."""

@@ -317,7 +317,8 @@ class JobState:
         """
         wanted = {record.path: record for record in records}
         waiting = {path: self.where(path, staged=True) for path in wanted} if staged else {}
-        sizes = self.target.store.sizes([*wanted, *waiting.values()])
+        there = self.target.store.stats([*wanted, *waiting.values()])
+        sizes = {path: found.size for path, found in there.items()}
 
         def find(record: FileRecord) -> str | None:
             if staged and sizes.get(waiting[record.path]) == record.size:

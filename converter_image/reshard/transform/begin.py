@@ -123,7 +123,7 @@ def _refuse_foreign_files(job: Job, target: TargetFolder, ours: AbstractSet[str]
     entries = target.store.list("")
     paths = [found.name for found in entries if found.name in beside or is_own(found.name)]
     folders = [found.name for found in entries if found.is_folder and found.name.startswith("rank_")]
-    for folder, listed in zip(folders, parallel(target.store.list, folders), strict=True):
+    for folder, listed in zip(folders, target.store.list_folders(folders), strict=True):
         paths += [f"{folder}/{entry.name}" for entry in listed]
     foreign = next((path for path in paths if path not in ours), None)
     if foreign is not None:

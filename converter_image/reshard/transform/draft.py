@@ -26,6 +26,7 @@ def draft_manifest(job: Job) -> Manifest:
         ranks=model.source_ranks,
         nbytes=sum(file.size for file in model.inventory.files),
         versions=model.inventory.versions,
+        listing=job.listing,
         step=job.request.options.step,
         files=job.request.options.files,
     )
@@ -46,6 +47,7 @@ def draft_manifest(job: Job) -> Manifest:
         empty=model.empty,
         dropped=model.dropped,
         inconsistent_replicas=tuple(sorted(model.inconsistent_replicas)),
+        notes=job.notes,
         parts=() if job.part is None else (_part(job, job.part, source),),
     )
 

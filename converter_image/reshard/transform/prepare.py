@@ -12,7 +12,7 @@ from reshard.errors import DataError, MissingInputError, RequestError, ReshardEr
 from reshard.plan import Planner, keep, place, unify
 from reshard.source.contents import check_crcs
 from reshard.source.encrypted import DecryptingStore, as_plain
-from reshard.source.files import Files, find_files, open_source
+from reshard.source.files import Files, find_files, listing_digest, open_source
 from reshard.source.index import CheckpointIndex, Selected, decode_index, packed, read_index
 from reshard.source.keys import read_key
 from reshard.source.reading import read_inventory
@@ -145,7 +145,20 @@ def prepare_files(  # noqa: PLR0913 - what is read, and how
     model = replace(model, inconsistent_replicas=inconsistent)
     stages = _stages(request, source, target, found) if source is not None and request.options.layout == "Part" else None
     selected = Selected(found.step, stages)
-    return job_of(request, plain, model, source, target, key=_key(request), selected=selected, notes=found.notes)
+    job = job_of(request, plain, model, source, target, key=_key(request), selected=selected, notes=found.notes)
+    if listing_identifies(request, store):
+        versions = {file.path: (file.size, file.version) for file in inventory.files}
+        job = replace(job, listing=listing_digest(job.key, found, versions))
+    return job
+
+
+def listing_identifies(request: Request, store: ReadStore) -> bool:
+    """Return whether a listing of the source can show that a complete checkpoint is what a request asks for.
+
+    ETags identify the content of objects; a file system has only times. A key is checked by what it decrypts.
+    """
+    plain = request.index is None and request.encryption is None and request.decryption is None
+    return plain and store.remote and request.options.layout not in ("Part", "Index")
 
 
 def _read(

@@ -21,6 +21,7 @@ from reshard.transform.begin import begin
 from reshard.transform.commit import commit_job, covers, refuse_loss, written_ranks
 from reshard.transform.opening import open_transform, unfinished
 from reshard.transform.preflight import check_space
+from reshard.transform.unchanged import find_complete
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -29,9 +30,10 @@ if TYPE_CHECKING:
     from reshard.engine.job import Job
     from reshard.progress import Progress
     from reshard.spec.request import Request
-    from reshard.target.folder import JobState
+    from reshard.target.folder import JobState, TargetFolder
     from reshard.target.standing import JobDocument, Standing
     from reshard.transform.opening import Opened
+    from reshard.transform.unchanged import Complete
 
 _TRANSFORM_AGAIN = (
     "wait until training has finished writing, then run again without --no-commit; on a cluster raise spec.execution.attempt"
@@ -102,6 +104,8 @@ def transform_checkpoint(
     workers, progress = workers or default_workers(), progress or Silent()
     thorough = commit and request.options.overwrite == "Replace"
     cancellation = cancellation or Cancellation()
+    if commit and (found := find_complete(request, cancellation, thorough=thorough)) is not None:
+        return _nothing_to_do(found, progress, started)
 
     def prepared(*, resumable: bool) -> Opened:
         return open_transform(
@@ -118,7 +122,7 @@ def transform_checkpoint(
         if not opened.complete:
             return _carry_out(opened, workers, progress, cancellation, commit=commit, owner=owner, thorough=thorough)
         if commit:
-            _tidy(opened)
+            _tidy(opened.target, opened.standing)
         return [], opened.standing.own(opened.job)
 
     opened = prepared(resumable=not commit)
@@ -190,9 +194,32 @@ def _carry_out(
         return written, commit_job(target, document, ranks, cancellation)
 
 
-def _tidy(opened: Opened) -> None:
+def _nothing_to_do(found: Complete, progress: Progress, started: float) -> Result:
+    """Return the result of a run that finds everything done."""
+    _tidy(found.target, found.standing)
+    manifest = found.manifest
+    notes = (*manifest.notes, *found.target.store.notes)
+    for note in notes:
+        progress.note(note)
+    return Result(
+        source_ranks=manifest.source.ranks,
+        target_ranks=manifest.target_ranks,
+        parameters=len({p.name for p in manifest.parameters}),
+        bytes_needed=0,
+        bytes_read=0,
+        bytes_written=0,
+        seconds=time.monotonic() - started,
+        peak_rss_bytes=peak_rss_bytes(),
+        skipped_ranks=found.ranks,
+        digest=manifest.digest,
+        complete=True,
+        committed_ranks=manifest.ranks,
+        notes=notes,
+    )
+
+
+def _tidy(target: TargetFolder, standing: Standing) -> None:
     """Take away what a process has left that was killed when all but done."""
-    target, standing = opened.target, opened.standing
     if standing.manifest is not None and standing.is_left_over(standing.manifest.jobs):
         with contextlib.suppress(LockedError), locked(target.store, LOCK, owner=None, mode=target.mode):
             target.forget_jobs(record.path for record in standing.manifest.files)

@@ -89,10 +89,14 @@ class LocalStore:
         except MissingInputError:
             return None
 
-    def sizes(self, paths: Sequence[str]) -> dict[str, int]:
-        """See `Store.sizes`: over NFS each takes a round trip."""
+    def list_folders(self, paths: Sequence[str]) -> Sequence[Sequence[Stat]]:
+        """See `Store.list_folders`: over NFS each takes a round trip."""
+        return list(parallel(self.list, paths))
+
+    def stats(self, paths: Sequence[str]) -> dict[str, Stat]:
+        """See `Store.stats`: over NFS each takes a round trip."""
         found = zip(paths, parallel(self.stat, paths), strict=True)
-        return {path: stat.size for path, stat in found if stat is not None and not stat.is_folder}
+        return {path: stat for path, stat in found if stat is not None and not stat.is_folder}
 
     def open(self, path: str) -> LocalReader:
         """See `Store.open`."""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import uuid
+from dataclasses import replace
 from os.path import commonprefix
 from typing import TYPE_CHECKING, Any, NamedTuple
 
@@ -31,6 +32,9 @@ if TYPE_CHECKING:
 SCHEME = "s3://"
 # Fewer files are asked for one by one, all at a time: a listing also returns what lies between them.
 _LISTED_TOGETHER = 32
+# A listing is given up when it has more pages than this, and another one for so many keys.
+_FEWEST_PAGES = 8
+_KEYS_PER_PAGE = 64
 # Someone else was quicker: what was to be new is there, or what was to be replaced is another.
 _TOO_LATE = {"PreconditionFailed", "412", "ConditionalRequestConflict", "409", *MISSING}
 
@@ -99,20 +103,25 @@ class S3Store:
 
     def list(self, path: str) -> list[Stat]:
         """See `Store.list`."""
-        folder = self._key(path) + "/" if self._key(path) else ""
-        found = []
+        folder, found = self._folder_key(path), []
         for page in self._pages("list_objects_v2", Prefix=folder, Delimiter="/"):
-            found += [
-                Stat(p["Prefix"][len(folder) : -1], is_folder=True, size=0, version="") for p in page.get("CommonPrefixes", ())
-            ]
-            found += [
-                Stat(o["Key"][len(folder) :], False, o["Size"], o["ETag"], o["LastModified"].timestamp())  # noqa: FBT003 - as its fields are
-                for o in page.get("Contents", ())
-                if o["Key"] != folder  # what consoles make to show an empty folder
-            ]
-        folders = {s.name for s in found if s.is_folder}
-        found = [s for s in found if s.is_folder or s.size or s.name not in folders]  # some tools mark folders so
-        return sorted((s for s in found if s.name), key=lambda s: s.name)
+            found += [_folder(p["Prefix"][len(folder) : -1]) for p in page.get("CommonPrefixes", ())]
+            found += [_file(o, o["Key"][len(folder) :]) for o in page.get("Contents", ())]
+        return _entries(found)
+
+    def list_folders(self, paths: Sequence[str]) -> Sequence[Sequence[Stat]]:
+        """See `Store.list_folders`: one listing of all that is below them."""
+        keys = [self._folder_key(path) for path in paths]
+        listed = self._listed_together(keys)
+        if listed is None:
+            return list(parallel(self.list, paths))
+        folders: dict[str, dict[str, Stat]] = {key: {} for key in keys}
+        for found in listed:
+            for folder in _folders_around(found.name):
+                if folder in folders:
+                    name, slash, _ = found.name[len(folder) :].partition("/")
+                    folders[folder][f"{name}{slash}"] = _folder(name) if slash else replace(found, name=name)
+        return [_entries(folders[key].values()) for key in keys]
 
     def stat(self, path: str) -> Stat | None:
         """See `Store.stat`: an empty object with others below it stands for their folder, as some tools write it."""
@@ -126,15 +135,31 @@ class S3Store:
                 return Stat(name, is_folder=True, size=0, version="")
         return Stat(name, is_folder=False, size=found.size, version=found.version) if found is not None else None
 
-    def sizes(self, paths: Sequence[str]) -> dict[str, int]:
-        """See `Store.sizes`: one listing, of a thousand files a request."""
+    def stats(self, paths: Sequence[str]) -> dict[str, Stat]:
+        """See `Store.stats`: one listing of all that is between them."""
         keys = {self._key(path): path for path in paths}
+        listed = self._listed_together(keys)
+        if listed is None:
+            each = zip(keys, parallel(self._find, keys), strict=True)
+            listed = [Stat(key, False, f.size, f.version, f.modified) for key, f in each if f is not None]  # noqa: FBT003
+        there = ((keys[stat.name], stat) for stat in listed if stat.name in keys)
+        return {path: replace(stat, name=path.rpartition("/")[2]) for path, stat in there}
+
+    def _listed_together(self, keys: Collection[str]) -> Sequence[Stat] | None:
+        """Return the objects with these keys or below them, named by their keys, and some others.
+
+        None if the keys are few, or if so many other objects are between them that asking for each takes less time.
+        """
         if len(keys) < _LISTED_TOGETHER:
-            found = zip(keys, parallel(self._find, keys), strict=True)
-            return {keys[key]: each.size for key, each in found if each is not None}
-        pages = self._pages("list_objects_v2", Prefix=commonprefix(list(keys)))  # noqa: RUF071 - a key has no components
-        listed = (each for page in pages for each in page.get("Contents", ()))
-        return {keys[each["Key"]]: each["Size"] for each in listed if each["Key"] in keys}
+            return None
+        found: list[Stat] = []
+        most = _FEWEST_PAGES + len(keys) // _KEYS_PER_PAGE
+        prefix = commonprefix(list(keys))  # noqa: RUF071 - a key has no components
+        for number, page in enumerate(self._pages("list_objects_v2", Prefix=prefix)):
+            if number == most:
+                return None
+            found += [_file(each, each["Key"]) for each in page.get("Contents", ())]
+        return found
 
     def open(self, path: str) -> S3Reader:
         """See `Store.open`."""
@@ -272,6 +297,9 @@ class S3Store:
             )
         return "/".join(part for part in (self._prefix, path) if part)
 
+    def _folder_key(self, path: str) -> str:
+        return f"{key}/" if (key := self._key(path)) else ""
+
     def _named(self, path: str) -> dict[str, str]:
         return {"Bucket": self._bucket, "Key": self._key(path)}
 
@@ -308,3 +336,28 @@ class S3Store:
             if page is None:
                 return
             yield page
+
+
+def _file(listed: dict[str, Any], name: str) -> Stat:
+    """What a listing says of an object."""
+    return Stat(name, False, listed["Size"], listed["ETag"], listed["LastModified"].timestamp())  # noqa: FBT003 - as its fields are
+
+
+def _folder(name: str) -> Stat:
+    return Stat(name, is_folder=True, size=0, version="")
+
+
+def _folders_around(key: str) -> Iterator[str]:
+    """Yield the folders that a key is in, outermost first."""
+    yield ""
+    at = key.find("/") + 1
+    while at:
+        yield key[:at]
+        at = key.find("/", at) + 1
+
+
+def _entries(found: Collection[Stat]) -> list[Stat]:
+    """What a folder holds, without the empty objects that some tools create to mark folders."""
+    folders = {each.name for each in found if each.is_folder}
+    kept = (each for each in found if each.name and (each.is_folder or each.size or each.name not in folders))
+    return sorted(kept, key=lambda each: (each.name, not each.is_folder))

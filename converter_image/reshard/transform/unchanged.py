@@ -1,0 +1,78 @@
+"""Is everything done already? Answered from listings and the manifest, where a listing identifies the source."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, NamedTuple
+
+from reshard.engine.job import key_of
+from reshard.source.files import listing_digest
+from reshard.spec.ranks import parse_ranks
+from reshard.spec.request import STRICTNESS
+from reshard.storage import open_store
+from reshard.target.folder import TargetFolder
+from reshard.target.standing import JobDocument
+from reshard.transform.commit import recorded
+from reshard.transform.preflight import check_copy_mode, check_places
+from reshard.transform.prepare import find, listing_identifies, strategies_of
+
+if TYPE_CHECKING:
+    from reshard.checkpoint.manifest import Manifest
+    from reshard.progress import Cancellation
+    from reshard.spec.request import Request
+    from reshard.target.standing import Standing
+
+
+class Complete(NamedTuple):
+    """A checkpoint that is what a request asks for.
+
+    Attributes:
+        target: the folder that holds it.
+        standing: what is there.
+        manifest: its manifest.
+        ranks: the ranks that were asked for.
+    """
+
+    target: TargetFolder
+    standing: Standing
+    manifest: Manifest
+    ranks: tuple[int, ...]
+
+
+def find_complete(request: Request, cancellation: Cancellation, *, thorough: bool) -> Complete | None:
+    """Return the complete checkpoint that a request asks for, without reading the source's files.
+
+    None does not say that there is none: only the headers of the source's files can tell then.
+
+    Args:
+        request: what to do.
+        cancellation: cancels it.
+        thorough: whether to read the finished files again, to find what has changed since.
+
+    Raises:
+        ReshardError: the request cannot be carried out, or an address cannot be read.
+    """
+    check_places(request)
+    target = TargetFolder(open_store(request.target, request.access.target), request.options.file_mode)
+    check_copy_mode(request, target.store)
+    if not listing_identifies(request, open_store(request.source, request.access.source)):
+        return None
+    standing = target.observe()
+    manifest = standing.manifest
+    if manifest is None or not manifest.source.listing or standing.unfinished:
+        return None
+    strategies = strategies_of(request)
+    store, found = find(request, strategies[0], cancellation)
+    paths = list(found.by_rank.values())
+    versions = {path: (stat.size, stat.version) for path, stat in store.stats(paths).items() if stat.version}
+    if not versions.keys() >= set(paths):
+        return None
+    if listing_digest(key_of(request, *strategies), found, versions) != manifest.source.listing:
+        return None
+    asked, every = request.options.ranks, tuple(range(manifest.target_ranks))
+    ranks = every if asked is None else tuple(sorted({*parse_ranks(asked, manifest.target_ranks)}))
+    document = JobDocument(manifest.digest, {}, staged=False)
+    known = recorded(target, document, standing, ranks, cancellation, thorough=thorough)
+    wanted = STRICTNESS[request.options.verification]
+    if all(rank in known and STRICTNESS[known[rank].verified] >= wanted for rank in ranks):
+        return Complete(target, standing, manifest, ranks)
+    return None
