@@ -23,6 +23,8 @@ if TYPE_CHECKING:
     from collections.abc import Callable
     from pathlib import Path
 
+Map = tuple[tuple[int, ...], tuple[int, ...]]  # device matrix, and for each dimension an axis or -1
+
 
 @pytest.fixture
 def made(tmp_path: Path) -> disk.Checkpoint:
@@ -257,6 +259,35 @@ def test_what_else_lies_in_a_folder_is_no_checkpoint_of_a_rank(made: disk.Checkp
     (run / "rank_0" / "summary").mkdir()
     (run / "logs").mkdir()
     assert main([*again, "--target", str(tmp_path / "out")]) == 0
+
+
+@pytest.mark.parametrize("before", [((2, 2), (1, 0)), ((4,), (0, -1)), ((4,), (-1, -1))])
+@pytest.mark.parametrize("after", [((2, 2), (1, 0)), ((2, 2), (0, 1)), ((4,), (-1, 0)), ((4,), (0, -1)), ((4,), (-1, -1)), None])
+def test_a_source_is_read_only_by_the_strategy_that_it_was_written_for(
+    tmp_path: Path, refused: Callable[..., str], before: Map, after: Map | None
+) -> None:
+    """The parameter is named in a strategy; `after` None: it is not named in the one that is given."""
+    whole, run = np.zeros((8, 8), np.float32), tmp_path / "run"  # equal slices, which only the manifest tells apart
+    (tmp_path / "whole.ckpt").write_bytes(rawfiles.ckpt({"w": whole, "v": whole}))
+    for name, cut in (("before", before), ("after", after)):
+        layouts = {"v": Layout((4,), ((), ()))} | (
+            {"w": Layout(cut[0], tuple((axis,) * (axis >= 0) for axis in cut[1]))} if cut else {}
+        )
+        (tmp_path / name).write_bytes(dump(StrategyFile(name, {0: layouts}), "protobuf"))
+    written = ["--source", str(tmp_path / "whole.ckpt"), "--target-strategy", str(tmp_path / "before")]
+    assert main(["transform", *written, "--target", str(run)]) == 0
+    again = ["transform", "--source", str(run), "--source-strategy", str(tmp_path / "after"), "--target", str(tmp_path / "out")]
+    if after == before or (after is None and before[1] == (-1, -1)):
+        assert main(again) == 0
+    else:
+        assert "parameter w: " in refused(65, "StrategyMismatch", *again)
+        assert main([*again, "--files", "checkpoint_*"]) == 0
+
+
+def test_one_rank_that_was_written_alone_is_no_whole(made: disk.Checkpoint, tmp_path: Path, refused: Callable[..., str]) -> None:
+    run = tmp_path / "run"
+    assert main([*made.arguments(run), "--ranks", "0"]) == 0
+    refused(65, "StrategyMismatch", "transform", "--source", str(run), "--target", str(tmp_path / "out"))
 
 
 @pytest.mark.parametrize("more", [{}, {"more": np.zeros(2, np.int8)}])

@@ -21,7 +21,7 @@ if TYPE_CHECKING:
     from collections.abc import Collection, Iterable, Mapping, Sequence
 
     from reshard.checkpoint.inventory import Kind
-    from reshard.checkpoint.manifest import Manifest
+    from reshard.checkpoint.manifest import Manifest, ParameterRecord
     from reshard.spec.access import Access
     from reshard.storage.protocol import ReadStore, Stat, Store
 
@@ -43,6 +43,7 @@ class Files(NamedTuple):
         step: the epoch and step that they are of, where their names say so.
         older: the choice for older steps, newest first.
         described: whether a manifest or a map lists them.
+        parameters: what the manifest says of the parameters, where these are the files of ranks.
     """
 
     by_rank: dict[int, str]
@@ -53,6 +54,7 @@ class Files(NamedTuple):
     step: tuple[int, int] | None = None
     older: tuple[Selection, ...] = ()
     described: bool = False
+    parameters: tuple[ParameterRecord, ...] = ()
 
 
 def listing_digest(key: Mapping[str, Any], found: Files, versions: Mapping[str, tuple[int, str]]) -> str:
@@ -142,7 +144,8 @@ def _described(store: ReadStore, manifest: Manifest, entries: Sequence[Stat], ra
     if manifest.options.get("layout") == "Unified":
         return Files(paths, kind="Unified", described=True)
     wanted = {rank: path for rank, path in paths.items() if ranks is None or rank in ranks}
-    return Files(wanted, ranks=_count(paths), described=True)
+    parameters = manifest.parameters if manifest.options.get("layout") == "PerRank" else ()
+    return Files(wanted, ranks=_count(paths), described=True, parameters=parameters)
 
 
 def _mapped(store: ReadStore, map_name: str, beside: Sequence[str], *, folders: bool, chosen: bool) -> Files:

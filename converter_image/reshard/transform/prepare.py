@@ -11,6 +11,7 @@ from reshard.engine.job import Job, job_of, key_of
 from reshard.errors import DataError, MissingInputError, RequestError, ReshardError
 from reshard.plan import Planner, keep, place, unify
 from reshard.source.contents import check_crcs
+from reshard.source.cuts import refuse_other_cuts
 from reshard.source.encrypted import DecryptingStore, as_plain
 from reshard.source.files import Files, find_files, listing_digest, open_source
 from reshard.source.index import CheckpointIndex, Selected, decode_index, packed, read_index
@@ -81,6 +82,8 @@ def prepare(
         return _indexed(request, request.index, cancellation)
     strategies = strategies_of(request)
     store, found = find(request, strategies[0], cancellation)
+    if request.options.layout != "Same" and (strategies[0] is not None or len(found.by_rank) == 1):
+        refuse_other_cuts(found.parameters, strategies[0], request.source)
     return prepare_files(request, store, found, strategies, progress, workers=workers, single=single, cancellation=cancellation)
 
 

@@ -1,0 +1,71 @@
+"""Does a strategy cut a source as the manifest says that it was written?"""
+
+from __future__ import annotations
+
+from functools import cache
+from typing import TYPE_CHECKING
+
+from reshard.errors import DataError
+from reshard.layout import Layout
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    from reshard.checkpoint.manifest import LayoutRecord, ParameterRecord
+    from reshard.strategy import Strategy
+
+
+def refuse_other_cuts(parameters: Sequence[ParameterRecord], source: Strategy | None, where: str) -> None:
+    """Refuse a strategy that gives a rank another part of a parameter than its file was written with.
+
+    Args:
+        parameters: what the manifest says of them; nothing, if the source has none.
+        source: the strategy; None: each file holds everything whole.
+        where: the source, for messages.
+
+    Raises:
+        DataError: it does.
+    """
+    for record in parameters:
+        written, read = _written(record.target), _read(record, source)
+        rank = next((rank for rank, cell in written.items() if read.get(rank, cell) != cell), None)
+        if rank is None:
+            continue
+        (parts, _), (others, _) = written[rank], read[rank]
+        raise DataError(
+            "StrategyMismatch",
+            f"by the manifest, the file of rank {rank} holds another slice of it than it would be read as"
+            f" (parts by dimension: {list(parts)} written, {list(others)} read)",
+            where=f"{where}: parameter {record.name}",
+            fix="give the strategy that the source was written for (--source-strategy, spec.source.strategy); to read the files"
+            " without their manifest, choose them with --files (spec.source.files.pattern)",
+        )
+
+
+_Cells = dict[int, tuple[tuple[int, ...], tuple[int, ...]]]  # by rank: into how many parts dimensions are cut, and which it has
+
+
+@cache
+def _written(record: LayoutRecord) -> _Cells:
+    layout = Layout(record.device_matrix, record.tensor_map, record.shard_step, record.shard_size)
+    return _cells(layout, record.stages)
+
+
+@cache
+def _cells(layout: Layout, stages: tuple[int, ...]) -> _Cells:
+    return {stage * layout.devices + i: (layout.parts, cell) for stage in stages for i, cell in enumerate(layout.cells)}
+
+
+def _read(record: ParameterRecord, source: Strategy | None) -> _Cells:
+    """By rank, the part that a strategy gives it; what no strategy names is whole."""
+    ndim = len(record.shape)
+    if source is None:
+        return _cells(Layout.whole(ndim), (0,))
+    stages = range(source.first, source.first + len(source.stages))
+    named = [stage for stage in stages if record.name in source.stages[stage - source.first]]
+    if not named:
+        return _cells(Layout.whole(ndim, source.devices), tuple(stages))
+    found: _Cells = {}
+    for stage in named:
+        found |= _cells(source.layout(stage, record.name, record.shape, sliced=False), (stage,))
+    return found
