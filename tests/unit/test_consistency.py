@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import re
+import shutil
 import time
 from dataclasses import replace
 from math import lcm
@@ -20,6 +21,7 @@ from hypothesis import strategies as st
 from memory_jobs import written
 from memory_store import MemorySource
 
+from reshard import plan_transform
 from reshard.checkpoint.inventory import Inventory, SourceFile, Structure, TensorEntry
 from reshard.cli import main
 from reshard.engine.job import job_of
@@ -296,6 +298,17 @@ def test_replicas_that_drifted_apart_are_refused_unless_accepted(
 def test_without_verification_replicas_are_not_compared(made: disk.Checkpoint, tmp_path: Path) -> None:
     rewrite(made, 3, "m", lambda array: array[::-1].copy())
     assert main(made.arguments(tmp_path / "out", "--verification", "none")) == 0
+
+
+def test_a_file_that_was_copied_over_that_of_another_rank_is_noted(tmp_path: Path) -> None:
+    rows = Cut((4,), ((0,), ()))
+    tensors = (models.Tensor("w", "Float32", (8, 8), rows, 0, rows, 0),)
+    made = disk.write(tmp_path / "made", models.Model(4, 1, 4, 1, tensors, 1, remove_redundancy=False))
+    request = Request(made.source, tmp_path / "target", made.source_strategy, made.target_strategy)
+    assert not any("look like" in note for note in plan_transform(request).notes)
+    name = next((made.source / "rank_1").iterdir()).name
+    shutil.copy(made.source / "rank_1" / name, made.source / "rank_3" / name)
+    assert any("source ranks 3 look like those of lower ranks" in note for note in plan_transform(request).notes)
 
 
 def test_a_plan_lists_what_goes_whole_to_every_rank(

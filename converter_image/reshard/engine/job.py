@@ -17,6 +17,7 @@ from reshard.checkpoint.unified import HYPER_NAME, part_name, slices_beside
 from reshard.engine.gather import SourceFiles
 from reshard.errors import RequestError
 from reshard.plan import Planner, Role, summarize, unmatched
+from reshard.plan.copies import equal_files
 from reshard.plan.rename import NamePattern
 from reshard.source.index import Selected
 from reshard.spec.ranks import format_ranks, parse_ranks
@@ -322,6 +323,11 @@ def _notes(model: Model, request: Request) -> tuple[str, ...]:
         ranks = format_ranks(tuple(file.rank for file in empty))
         paths = some([file.path for file in empty])
         notes.append(f"the files of source ranks {ranks} hold no parameter; unless redundancy was removed, restore them: {paths}")
+    if alike := equal_files(model):
+        notes.append(
+            f"the files of source ranks {format_ranks(tuple(sorted(alike)))} look like those of lower ranks, although the"
+            " strategy gives them other slices; check that none was copied over another"
+        )
     return (*notes, *_notes_on_copies(model, request))
 
 

@@ -250,6 +250,31 @@ class _Chosen:
                         self.blocks[rank].append(block)
 
 
+def equal_files(model: Model) -> tuple[int, ...]:
+    """Return the ranks whose files look like the file of a lower rank, although the strategy gives them other slices.
+
+    Files are compared by length and sampled content, so files of a few equal values look alike too.
+    """
+    cuts: dict[int, set[tuple[Layout, tuple[int, ...]]]] = defaultdict(set)
+    for parameter in model.parameters:
+        for structure in parameter.structures:
+            cuts[structure].update(_layouts(parameter))
+    alike: dict[tuple[int, int, str], list[int]] = defaultdict(list)
+    for file in model.inventory.files:
+        alike[file.structure, file.size, file.sample or file.version].append(file.rank)
+
+    def slices(rank: int, structure: int) -> list[Cell]:
+        stage, local = divmod(rank, model.source_devices)
+        return [layout.cells[local] for layout, stages in cuts[structure] if stage in stages]
+
+    return tuple(
+        rank
+        for (structure, *_), (first, *others) in alike.items()
+        for rank in others
+        if slices(rank, structure) != slices(first, structure)
+    )
+
+
 def _layouts(parameter: Parameter) -> SourceCuts:
     return () if parameter.source is None else ((parameter.source, parameter.source_stages), *parameter.other_cuts)
 
