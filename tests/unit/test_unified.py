@@ -19,10 +19,8 @@ from hypothesis import strategies as st
 from reshard.checkpoint.manifest import MANIFEST_NAME
 from reshard.cli import main
 from reshard.errors import DataError, ReshardError, UsageError
-from reshard.layout import Layout
 from reshard.plan.unified import fill
 from reshard.spec.request import Options, RenameRule, Request
-from reshard.strategy import StrategyFile, dump
 from reshard.transform.complete import commit_checkpoint
 from reshard.transform.run import Result, transform_checkpoint
 
@@ -354,33 +352,6 @@ def test_nothing_is_no_checkpoint(source: disk.Checkpoint, tmp_path: Path) -> No
 def test_what_has_no_meaning_for_a_layout_is_refused(options: dict[str, Any], said: str) -> None:
     with pytest.raises(UsageError, match=said):
         Options(**options)
-
-
-def foreign(folder: Path) -> Path:
-    """What MindSpore 2.10 unifies with a choice_func that refuses b.w: rank 0's slice of that, and a CRC of rank 0's file."""
-    folder.mkdir()
-    rows = np.arange(16, dtype=np.float32).reshape(4, 4)
-    hyper = {"b.w": rows[:2], "step": np.array(5, np.int32)}
-    (folder / "part0.safetensors").write_bytes(rawfiles.safetensors({"a.w": rows}, {"format": "ms", "crc_num": "12345"}))
-    (folder / HYPER).write_bytes(rawfiles.safetensors(hyper, {"format": "ms"}))
-    (folder / MAP).write_text(json.dumps({"weight_map": {"a.w": "part0.safetensors"}}))
-    return folder
-
-
-@pytest.mark.parametrize("layout", [Layout((2,), ((0,), ())), Layout((2,), ((), ()))], ids=["cut", "whole"])
-def test_what_a_strategy_names_never_comes_from_slices_that_mindspore_leaves(layout: Layout, tmp_path: Path) -> None:
-    strategy = tmp_path / "target.ckpt"
-    strategy.write_bytes(dump(StrategyFile("x", {0: {"a.w": layout, "b.w": layout}}), "protobuf"))
-    with pytest.raises(ReshardError, match=r"MayBeSlice: parameter b.w: it is in hyper_param.safetensors") as error:
-        cut(foreign(tmp_path / "theirs"), tmp_path / "out", strategy)
-    assert error.value.exit_code == 65
-    assert not (tmp_path / "out").exists()
-
-
-def test_what_may_be_a_slice_is_noted_where_no_strategy_names_it(tmp_path: Path) -> None:
-    result = cut(foreign(tmp_path / "theirs"), tmp_path / "out", None, verification="Full")
-    assert any("1 parameters of hyper_param.safetensors are taken as they are" in note and "b.w" in note for note in result.notes)
-    assert any("CRC32 that MindSpore copied" in note and "part0.safetensors" in note for note in result.notes)
 
 
 def test_own_files_hold_no_slices_and_a_crc_of_their_own(source: disk.Checkpoint, tmp_path: Path) -> None:

@@ -140,12 +140,14 @@ class Inventory(msgspec.Struct, frozen=True):
         structures: what their headers say, each once.
         kind: what the files are. Those that hold whole parameters are numbered as ranks are.
         foreign: whether unified files were written by another program: MindSpore's map lists them, and no manifest does.
+        may_be_slices: names of parameters of which the files may hold rank 0's slice instead of the whole.
     """
 
     files: tuple[SourceFile, ...]
     structures: tuple[Structure, ...]
     kind: Kind = "Ranks"
     foreign: bool = False
+    may_be_slices: tuple[str, ...] = ()
 
     @property
     def empty_files(self) -> tuple[SourceFile, ...]:

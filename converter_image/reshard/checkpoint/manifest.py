@@ -169,6 +169,8 @@ class Manifest(_Document, frozen=True):
         inconsistent_replicas: names whose copies differ between source ranks, or between parts, which the user accepts.
         parts: a record for each stage that it was made from, where that was done stage by stage.
         index: what stands in the place of files, with the layout Index.
+        may_be_slices: names of parameters that come from MindSpore's `hyper_param.safetensors` and may be rank 0's slices, see
+            `reshard.checkpoint.unified.possible_slices`.
         key_check: tells whether a key is that of the files, if they are encrypted: see `BlockCipher.key_check`.
         notes: what was reported when it was written.
     """
@@ -189,6 +191,7 @@ class Manifest(_Document, frozen=True):
     empty: tuple[str, ...] = ()
     dropped: tuple[str, ...] = ()
     inconsistent_replicas: tuple[str, ...] = ()
+    may_be_slices: tuple[str, ...] = ()
     parts: tuple[PartRecord, ...] = ()
     index: IndexRecord | None = None
     key_check: bytes | None = None

@@ -24,7 +24,7 @@ from reshard.errors import DataError, MissingInputError, RequestError
 if TYPE_CHECKING:
     from collections.abc import Container, Iterator, Mapping, Sequence
 
-    from reshard.checkpoint.inventory import Inventory
+    from reshard.checkpoint.inventory import Inventory, Structure
 
 MAP_NAME = "param_name_map.json"
 HF_INDEX_NAME = "model.safetensors.index.json"
@@ -63,6 +63,11 @@ def is_part(name: str) -> bool:
 def is_own(name: str) -> bool:
     """Whether a unified checkpoint that is written here may have a file of this name."""
     return _OWN_FILE.fullmatch(name) is not None
+
+
+def is_hyper(path: str) -> bool:
+    """Return whether a file has the name under which MindSpore saves what is in no part."""
+    return path.rpartition("/")[2] == HYPER_NAME
 
 
 def maps_beside(options: Mapping[str, Any]) -> tuple[str, ...]:
@@ -157,16 +162,13 @@ def stages_of_parts(inventory: Inventory) -> Mapping[str, tuple[int, ...]]:
     return {entry.name: (0,) for part in parts for entry in inventory.structures[part].tensors}
 
 
-def slices_beside(inventory: Inventory) -> Iterator[str]:
-    """Yield the names of parameters that may be slices: those with dimensions in `hyper_param.safetensors` of another program.
+def possible_slices(hyper: Structure) -> Iterator[str]:
+    """Yield the names of parameters in MindSpore's `hyper_param.safetensors` that may be slices: those of several elements.
 
     MindSpore 2.10 writes rank 0's share of all that is in no part there: gradients, and what the `choice_func` of
     `unified_safetensors` refuses (mindspore/parallel/transform_safetensors.py, _save_hyper_param).
     """
-    apart = {file.structure for file in inventory.files if inventory.foreign and file.path == HYPER_NAME}
-    for entry in (entry for structure in apart for entry in inventory.structures[structure].tensors):
-        if prod(entry.shape) > 1:
-            yield entry.name
+    return (entry.name for entry in hyper.tensors if prod(entry.shape) > 1)
 
 
 def refuse_slices(inventory: Inventory, names: Mapping[str, str], target: Container[str]) -> None:
@@ -180,14 +182,15 @@ def refuse_slices(inventory: Inventory, names: Mapping[str, str], target: Contai
     Raises:
         DataError: the target's strategy names one.
     """
-    for name in slices_beside(inventory):
+    for name in inventory.may_be_slices:
         if names.get(name, "") in target:
             raise DataError(
                 "MayBeSlice",
-                f"it is in {HYPER_NAME}, where MindSpore leaves rank 0's slice of gradients and of what choice_func refuses,"
-                " and the target's strategy names the whole",
+                f"it comes from MindSpore's {HYPER_NAME}, which holds rank 0's slice of gradients and of what choice_func"
+                " refuses, and the target's strategy names the whole",
                 where=f"parameter {name}",
-                fix="unify the ranks again with reshard (--layout unified), or choose a target strategy that does not name it",
+                fix="read the ranks' own files instead, or unify these with reshard (--layout unified); or choose a target"
+                " strategy that does not name it",
             )
 
 

@@ -94,7 +94,7 @@ def inspect(  # noqa: PLR0913 - one for each option
             inventory = _read_parts(plain, manifest)
         else:
             ranks = None if how is None else how.numbers
-            found = find_files(store, chosen, step=step, pattern=pattern, ranks=ranks, each=how is None)
+            found = find_files(store, chosen, step=step, pattern=pattern, ranks=ranks, each=how is None, access=access)
             inventory, notes = read_inventory(plain, found, workers=default_workers()), found.notes
         if how is None and manifest is not None and not inventory.unified:
             how = strategy_of(manifest)

@@ -13,7 +13,7 @@ from reshard.checkpoint import OutputTensor, can_hold, content_order
 from reshard.checkpoint.blockcipher import BlockCipher, cipher_of
 from reshard.checkpoint.dtypes import DTYPES, INT4
 from reshard.checkpoint.encryption import sealed_size
-from reshard.checkpoint.unified import HYPER_NAME, part_name, slices_beside
+from reshard.checkpoint.unified import HYPER_NAME, part_name
 from reshard.engine.gather import SourceFiles
 from reshard.errors import RequestError
 from reshard.plan import Planner, Role, summarize, unmatched
@@ -348,10 +348,10 @@ def _notes_on_copies(model: Model, request: Request) -> list[str]:
 def _notes_on_foreign_files(model: Model, request: Request) -> Iterator[str]:
     """Warn of slices and CRCs in MindSpore's unified files."""
     inventory = model.inventory
-    if slices := list(slices_beside(inventory)):
+    if slices := model.may_be_slices:
         yield (
-            f"{len(slices)} parameters of {HYPER_NAME} are taken as they are; they may be rank 0's slices, since MindSpore leaves"
-            f" there what its choice_func refuses: {some(slices)}"
+            f"{len(slices)} parameters of MindSpore's {HYPER_NAME} are taken as they are; they may be rank 0's slices, since"
+            f" MindSpore leaves there what its choice_func refuses: {some(slices)}"
         )
     if inventory.foreign and request.options.verification == "Full":
         marked = [file.path for file in inventory.files if file.crc is not None]

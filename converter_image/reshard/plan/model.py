@@ -136,6 +136,12 @@ class Model:
         return self.source_devices * self.first_stage
 
     @property
+    def may_be_slices(self) -> tuple[str, ...]:
+        """The names of those parameters of which the source may hold rank 0's slice instead of the whole."""
+        suspect = frozenset(self.inventory.may_be_slices)
+        return tuple(sorted({p.name for p in self.parameters if p.source_name in suspect}))
+
+    @property
     def target_ranks(self) -> int:
         """Number of target ranks."""
         return self.target_devices * self.target_stages

@@ -9,9 +9,10 @@ from typing import TYPE_CHECKING
 
 from reshard.checkpoint.manifest import MANIFEST_NAME, STATE, Manifest, decode
 from reshard.checkpoint.unified import MAP_NAME
-from reshard.errors import DataError, MissingInputError, RequestError, ReshardError
+from reshard.errors import AccessError, DataError, MissingInputError, RequestError, ReshardError
 from reshard.source.listing import is_candidate, preview, rank_folders, rank_of
 from reshard.source.selection import epoch_and_step, option_for, select_files
+from reshard.storage import open_store, parent_and_name
 from reshard.storage.ahead import files_at_once
 from reshard.storage.digest import sample_of
 
@@ -19,6 +20,7 @@ if TYPE_CHECKING:
     from collections.abc import Collection, Iterable, Sequence
 
     from reshard.checkpoint.manifest import FileRecord
+    from reshard.spec.access import Access
     from reshard.storage.protocol import ReadStore, Stat
 
 _LARGEST_MANIFEST = 4 << 30
@@ -65,6 +67,16 @@ def paths_of(manifest: Manifest, where: str) -> dict[int, str]:
             where=where,
             fix="reshard the checkpoint that the parts were made from, or name one part's files, as in --files '*_part0.*'",
         )
+    refuse_partial(manifest, where)
+    return {record.rank: record.path for record in manifest.files}
+
+
+def refuse_partial(manifest: Manifest, where: str) -> None:
+    """Refuse a unified checkpoint not all of whose files were asked for when it was written.
+
+    Raises:
+        MissingInputError: it is one.
+    """
     if _is_unified(manifest) and len(manifest.files) < manifest.target_ranks:
         raise MissingInputError(
             "PartMissing",
@@ -72,7 +84,52 @@ def paths_of(manifest: Manifest, where: str) -> dict[int, str]:
             where=where,
             fix="run its transform again without --ranks (spec.target.ranks)",
         )
-    return {record.rank: record.path for record in manifest.files}
+
+
+def find_listing(store: ReadStore, name: str, access: Access | None = None) -> tuple[ReadStore, Manifest, str] | None:
+    """Find the manifest that lists a file, in the folder of the file or around that of its rank.
+
+    Args:
+        store: the folder of the file.
+        name: the name of the file.
+        access: the way to it, if it is in an object store.
+
+    Returns:
+        The folder of the manifest, the manifest, and the path of the file's folder in it, with a slash at its end.
+
+    Raises:
+        DataError: a manifest is there, and damaged.
+    """
+    parent, folder = parent_and_name(store.url)
+    places = [(store, "")]
+    if rank_of(folder) is not None:
+        places.append((open_store(parent, access), f"{folder}/"))
+    for place, prefix in places:
+        try:
+            content = place.read(MANIFEST_NAME, _LARGEST_MANIFEST)
+        except (MissingInputError, AccessError):  # without access to the folder around, what is there cannot be known
+            continue
+        manifest = decode(content, Manifest, f"{place.url}/{MANIFEST_NAME}")
+        if any(record.path == f"{prefix}{name}" for record in manifest.files):
+            return place, manifest, prefix
+    return None
+
+
+def listed_and_unchanged(store: ReadStore, manifest: Manifest, paths: Iterable[str]) -> frozenset[str]:
+    """Return those of some paths whose files a manifest lists as they are now.
+
+    Args:
+        store: the folder of the manifest. If its files are encrypted, as they are.
+        manifest: the manifest.
+        paths: the paths.
+    """
+    wanted = frozenset(paths)
+    records = [record for record in manifest.files if record.path in wanted]
+    there = store.stats([record.path for record in records])
+    records = [record for record in records if record.path in there]
+    with ThreadPoolExecutor(files_at_once(1, remote=store.remote)) as pool:
+        changes = pool.map(lambda record: _change(store, record, there[record.path]), records)
+        return frozenset(record.path for record, change in zip(records, changes, strict=True) if change is None)
 
 
 def check_described(store: ReadStore, manifest: Manifest, entries: Sequence[Stat]) -> None:

@@ -7,9 +7,16 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 import msgspec
 
-from reshard.checkpoint.unified import MAP_NAME, choose_map, files_of, is_map, is_part, read_map, single_file_of
+from reshard.checkpoint.unified import MAP_NAME, choose_map, files_of, is_hyper, is_map, is_part, read_map, single_file_of
 from reshard.errors import MissingInputError, RequestError
-from reshard.source.described import check_described, paths_of, read_manifest
+from reshard.source.described import (
+    check_described,
+    find_listing,
+    listed_and_unchanged,
+    paths_of,
+    read_manifest,
+    refuse_partial,
+)
 from reshard.source.listing import is_candidate, preview, rank_folders, ranks_of_files, shards
 from reshard.source.selection import Selection, select_files
 from reshard.source.single import holds_checkpoint
@@ -44,6 +51,8 @@ class Files(NamedTuple):
         older: the choice for older steps, newest first.
         described: whether a manifest or a map lists them.
         parameters: what the manifest says of the parameters, where these are the files of ranks.
+        own: the paths of files that this program wrote, as far as that was looked up: a manifest lists them.
+        may_be_slices: the names of parameters that the manifest of such a file lists as possible slices.
     """
 
     by_rank: dict[int, str]
@@ -55,6 +64,8 @@ class Files(NamedTuple):
     older: tuple[Selection, ...] = ()
     described: bool = False
     parameters: tuple[ParameterRecord, ...] = ()
+    own: frozenset[str] = frozenset()
+    may_be_slices: tuple[str, ...] = ()
 
 
 def listing_digest(key: Mapping[str, Any], found: Files, versions: Mapping[str, tuple[int, str]]) -> str:
@@ -66,7 +77,7 @@ def listing_digest(key: Mapping[str, Any], found: Files, versions: Mapping[str, 
         versions: the size and the version of each file, by its path.
     """
     files = [(rank, path, *versions[path]) for rank, path in sorted(found.by_rank.items())]
-    content = [__version__, key, found.kind, found.described, sorted(found.mapped.items()), files]
+    content = [__version__, key, found.kind, found.described, sorted(found.mapped.items()), found.may_be_slices, files]
     return hashlib.sha256(msgspec.json.encode(content, order="sorted")).hexdigest()
 
 
@@ -80,7 +91,7 @@ def open_source(url: str, access: Access | None = None) -> tuple[Store, str | No
     return store, None
 
 
-def find_files(
+def find_files(  # noqa: PLR0913 - each is a choice by itself
     store: ReadStore,
     chosen: str | None = None,
     *,
@@ -89,6 +100,7 @@ def find_files(
     ranks: range | None = None,
     one_stage: bool = False,
     each: bool = False,
+    access: Access | None = None,
 ) -> Files:
     """Find the file of each rank, or the files of a unified checkpoint.
 
@@ -100,6 +112,7 @@ def find_files(
         ranks: the ranks that the source's strategy describes; None: there is no strategy.
         one_stage: whether these are the ranks of one pipeline stage, and others may belong to the same checkpoint.
         each: whether each file is wanted by itself, however the ranks share the parameters.
+        access: the way to the folder, if it is in an object store.
 
     Raises:
         DataError: a map is damaged, or files are not those that the manifest describes.
@@ -107,24 +120,50 @@ def find_files(
         RequestError: it is not clear which.
     """
     if chosen is not None and not is_map(chosen):
-        return Files({ranks.start if ranks else 0: chosen})
+        file = Files({ranks.start if ranks else 0: chosen})
+        listing = find_listing(store, chosen, access)
+        return file if listing is None else _with_manifest(file, *listing)
     entries = store.list("")
     manifest = read_manifest(store, {entry.name for entry in entries})
-    anything = step is None and pattern is None
-    if manifest is not None and anything and chosen is None:
+    if manifest is not None and step is None and pattern is None and chosen is None:
         return _described(store, manifest, entries, ranks if one_stage else None)
+    found = _undescribed(store, entries, chosen, _Asked(step, pattern, ranks, one_stage=one_stage, each=each))
+    if manifest is None:
+        return found
+    if found.kind != "Ranks" and {record.path for record in manifest.files}.issuperset(found.by_rank.values()):
+        refuse_partial(manifest, store.url)
+    return _with_manifest(found, store, manifest)
+
+
+def _undescribed(store: ReadStore, entries: Sequence[Stat], chosen: str | None, asked: _Asked) -> Files:
+    """The files that their names or a map tell, whatever a manifest says."""
+    anything = asked.step is None and asked.pattern is None
     beside = [entry.name for entry in entries if not entry.is_folder and not entry.name.startswith(".")]
     folders = {} if chosen is not None else rank_folders((entry.name for entry in entries if entry.is_folder), store.url)
     if any(map(is_candidate, beside)) and not all(folder.startswith("rank_") for folder in folders.values()):
         folders = {}
     if map_name := chosen or (choose_map(beside, store.url) if anything else None):
         return _mapped(store, map_name, beside, folders=bool(folders), chosen=chosen is not None)
-    asked = _Asked(step, pattern, ranks, one_stage=one_stage, each=each)
     if folders:
         return _of_folders(store, folders, asked)
     if not any(map(is_candidate, beside)):
         raise _nothing(store, entries)
     return _of_one_folder(beside, store.url, asked)
+
+
+def _with_manifest(found: Files, store: ReadStore, manifest: Manifest, folder: str = "") -> Files:
+    """Add what a manifest says of files that were chosen in another way, as far as they are still those that it lists.
+
+    Args:
+        found: the files.
+        store: the folder of the manifest.
+        manifest: the manifest.
+        folder: the path of the files' folder in it, with a slash at its end.
+    """
+    wanted = [path for path in found.by_rank.values() if manifest.may_be_slices or is_hyper(path)]
+    listed = listed_and_unchanged(store, manifest, [f"{folder}{path}" for path in wanted])
+    own = frozenset(path for path in wanted if f"{folder}{path}" in listed)
+    return found._replace(own=own, may_be_slices=manifest.may_be_slices if own else ())
 
 
 class _Asked(NamedTuple):
@@ -141,11 +180,12 @@ def _described(store: ReadStore, manifest: Manifest, entries: Sequence[Stat], ra
     """The files that a manifest lists; only those of `ranks`, if they are given."""
     paths = paths_of(manifest, store.url)
     check_described(store, manifest, entries)
+    own, slices = frozenset(paths.values()), manifest.may_be_slices
     if manifest.options.get("layout") == "Unified":
-        return Files(paths, kind="Unified", described=True)
+        return Files(paths, kind="Unified", described=True, own=own, may_be_slices=slices)
     wanted = {rank: path for rank, path in paths.items() if ranks is None or rank in ranks}
     parameters = manifest.parameters if manifest.options.get("layout") == "PerRank" else ()
-    return Files(wanted, ranks=_count(paths), described=True, parameters=parameters)
+    return Files(wanted, ranks=_count(paths), described=True, parameters=parameters, own=own, may_be_slices=slices)
 
 
 def _mapped(store: ReadStore, map_name: str, beside: Sequence[str], *, folders: bool, chosen: bool) -> Files:

@@ -11,12 +11,13 @@ from typing import TYPE_CHECKING, NamedTuple
 from reshard.checkpoint import read_header
 from reshard.checkpoint.inventory import Inventory, SourceFile
 from reshard.checkpoint.unified import check as check_unified
+from reshard.checkpoint.unified import is_hyper, possible_slices
 from reshard.source.headers import read_remote_header
 from reshard.storage.ahead import files_at_once
 from reshard.storage.digest import sample_of
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Hashable
+    from collections.abc import Callable, Hashable, Sequence
 
     from reshard.checkpoint.inventory import Header, Structure
     from reshard.source.files import Files
@@ -57,10 +58,18 @@ def read_inventory(store: ReadStore, found: Files, *, workers: int, advance: Cal
                     by_identity[id(structure)] = number
             entries.append(SourceFile(rank, files[rank], size, version, number, header.crc, sample))
     foreign = found.kind == "Unified" and bool(found.mapped)  # a manifest needs no map
-    inventory = Inventory(tuple(entries), tuple(structures), found.kind, foreign)
+    slices = _possible_slices(found, entries, structures)
+    inventory = Inventory(tuple(entries), tuple(structures), found.kind, foreign, slices)
     if inventory.unified:
         check_unified(inventory, found.mapped)
     return inventory
+
+
+def _possible_slices(found: Files, files: Sequence[SourceFile], structures: Sequence[Structure]) -> tuple[str, ...]:
+    """Return the names of parameters that may be slices, by a manifest or by the name of a file that no manifest lists."""
+    hyper = {file.structure for file in files if is_hyper(file.path) and file.path not in found.own}
+    unknown = {name for number in hyper for name in possible_slices(structures[number])}
+    return tuple(sorted(unknown.union(found.may_be_slices)))
 
 
 class _Read(NamedTuple):

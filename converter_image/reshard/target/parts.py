@@ -95,6 +95,7 @@ def unite(manifests: Sequence[Manifest], inconsistent: Collection[str] = ()) -> 
         absent=tuple(name for name in absent if name not in held),
         empty=_names(manifest.empty for manifest in manifests),
         inconsistent_replicas=_names([*(manifest.inconsistent_replicas for manifest in manifests), inconsistent]),
+        may_be_slices=_names(manifest.may_be_slices for manifest in manifests),
         notes=tuple(dict.fromkeys(note for manifest in manifests for note in manifest.notes)),
         parts=tuple(msgspec.structs.replace(part, elsewhere=(), unmatched=unused) for part in parts),
     )

@@ -47,6 +47,7 @@ def draft_manifest(job: Job) -> Manifest:
         empty=model.empty,
         dropped=model.dropped,
         inconsistent_replicas=tuple(sorted(model.inconsistent_replicas)),
+        may_be_slices=model.may_be_slices,
         notes=job.notes,
         parts=() if job.part is None else (_part(job, job.part, source),),
     )

@@ -97,11 +97,14 @@ def find(request: Request, source: Strategy | None, cancellation: Cancellation |
     opened = cancellable(store, cancellation)
     options, ranks = request.options, None if source is None else source.numbers
     one_stage, each = options.layout == "Part", options.layout == "Same"
-    found = find_files(opened, chosen, step=options.step, pattern=options.files, ranks=ranks, one_stage=one_stage, each=each)
+    access = request.access.source
+    found = find_files(
+        opened, chosen, step=options.step, pattern=options.files, ranks=ranks, one_stage=one_stage, each=each, access=access
+    )
     whole = len(found.by_rank) == 1 and not found.described and (ranks is None or len(ranks) == 1)
     if whole and not (each or options.allow_single_rank):
         ((rank, path),) = found.by_rank.items()
-        refuse_one_of_several(opened, path, request.access.source, rank=rank if one_stage else None)
+        refuse_one_of_several(opened, path, access, rank=rank if one_stage else None)
     return decrypted(store, request, cancellation=cancellation), found
 
 

@@ -1,0 +1,162 @@
+"""Parameters of MindSpore's hyper_param.safetensors may be rank 0's slices, however often they are copied."""
+
+from __future__ import annotations
+
+import json
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import pytest
+import rawfiles
+
+from reshard.checkpoint.manifest import MANIFEST_NAME
+from reshard.errors import ReshardError
+from reshard.layout import Layout
+from reshard.spec.request import Options, RenameRule, Request
+from reshard.strategy import StrategyFile, dump
+from reshard.transform.run import Result, transform_checkpoint
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+MAP, INDEX, HYPER = "param_name_map.json", "model.safetensors.index.json", "hyper_param.safetensors"
+CUT, WHOLE = Layout((2,), ((0,), ())), Layout((2,), ((), ()))
+ROWS = np.arange(16, dtype=np.float32).reshape(4, 4)
+
+
+@pytest.fixture
+def theirs(tmp_path: Path) -> Path:
+    """What MindSpore 2.10 unifies with a choice_func that refuses b.w: rank 0's slice of that, and a CRC of rank 0's file."""
+    folder = tmp_path / "theirs"
+    folder.mkdir()
+    hyper = {"b.w": ROWS[:2], "step": np.array(5, np.int32)}
+    (folder / "part0.safetensors").write_bytes(rawfiles.safetensors({"a.w": ROWS}, {"format": "ms", "crc_num": "12345"}))
+    (folder / HYPER).write_bytes(rawfiles.safetensors(hyper, {"format": "ms"}))
+    (folder / MAP).write_text(json.dumps({"weight_map": {"a.w": "part0.safetensors"}}))
+    return folder
+
+
+def naming(path: Path, *names: str, layout: Layout = CUT) -> Path:
+    path.write_bytes(dump(StrategyFile("x", {0: dict.fromkeys(names, layout)}), "protobuf"))
+    return path
+
+
+def transform(source: Path, target: Path, strategy: Path | None = None, **options: Any) -> Result:
+    before = options.pop("source_strategy", None)
+    return transform_checkpoint(Request(source, target, before, strategy, options=Options(**options)), workers=2)
+
+
+def marks(target: Path) -> list[str]:
+    found: list[str] = json.loads((target / MANIFEST_NAME).read_bytes())["mayBeSlices"]
+    return found
+
+
+@pytest.mark.parametrize("layout", [CUT, WHOLE], ids=["cut", "whole"])
+def test_what_a_strategy_names_never_comes_from_slices_that_mindspore_leaves(
+    theirs: Path, layout: Layout, tmp_path: Path
+) -> None:
+    strategy = naming(tmp_path / "target.ckpt", "a.w", "b.w", layout=layout)
+    with pytest.raises(ReshardError, match=r"MayBeSlice: parameter b.w: .*hyper_param.safetensors") as error:
+        transform(theirs, tmp_path / "out", strategy)
+    assert error.value.exit_code == 65
+    assert not (tmp_path / "out").exists()
+
+
+def test_what_may_be_a_slice_is_noted_where_no_strategy_names_it(theirs: Path, tmp_path: Path) -> None:
+    result = transform(theirs, tmp_path / "out", verification="Full")
+    assert any("1 parameters of MindSpore's hyper_param.safetensors" in note and "b.w" in note for note in result.notes)
+    assert any("CRC32 that MindSpore copied" in note and "part0.safetensors" in note for note in result.notes)
+    assert marks(tmp_path / "out") == ["b.w"]
+
+
+@pytest.mark.parametrize("name", ["b.w", "c.w"])
+@pytest.mark.parametrize("form", ["unified", "unified with an index", "one rank", "two ranks", "converted", "twice"])
+def test_copies_of_what_may_be_a_slice_stay_marked(theirs: Path, form: str, name: str, tmp_path: Path) -> None:
+    out, options = tmp_path / "copy", {"rename": (RenameRule(to=name, name="b.w"),)}
+    only_a = naming(tmp_path / "only_a.ckpt", "a.w")
+    if form == "unified":
+        transform(theirs, out, layout="Unified", **options)
+    elif form == "unified with an index":
+        transform(theirs, out, layout="Unified", hugging_face_index=True, **options)
+    elif form == "two ranks":
+        transform(theirs, out, only_a, **options)
+    elif form == "one rank":
+        transform(theirs, out, **options)
+    elif form == "converted":
+        transform(theirs, tmp_path / "one", **options)
+        transform(tmp_path / "one", out, layout="Same", format="Ckpt")
+    else:
+        transform(theirs, tmp_path / "ranks", only_a, **options)
+        transform(tmp_path / "ranks", tmp_path / "u", layout="Unified", source_strategy=only_a)
+        transform(tmp_path / "u", out)
+    assert marks(out) == [name]
+    before = only_a if form == "two ranks" else None
+    with pytest.raises(ReshardError, match=f"MayBeSlice: parameter {name}"):
+        transform(out, tmp_path / "out", naming(tmp_path / "t.ckpt", "a.w", name), source_strategy=before)
+    result = transform(out, tmp_path / "out", only_a, source_strategy=before)
+    assert any(name in note for note in result.notes)
+
+
+@pytest.mark.parametrize("chosen", [MAP, INDEX, HYPER])
+def test_files_chosen_by_themselves_stay_marked(theirs: Path, chosen: str, tmp_path: Path) -> None:
+    transform(theirs, tmp_path / "u", layout="Unified", hugging_face_index=True)
+    names = ["b.w"] if chosen == HYPER else ["a.w", "b.w"]
+    with pytest.raises(ReshardError, match=r"MayBeSlice: parameter b.w"):
+        transform(tmp_path / "u" / chosen, tmp_path / "out", naming(tmp_path / "t.ckpt", *names))
+
+
+@pytest.mark.parametrize("by_pattern", [False, True])
+def test_a_file_of_a_rank_chosen_by_itself_stays_marked(theirs: Path, tmp_path: Path, *, by_pattern: bool) -> None:
+    transform(theirs, tmp_path / "one")
+    (file,) = (tmp_path / "one").glob("rank_0/*")
+    source, options = (tmp_path / "one", {"files": "*.safetensors"}) if by_pattern else (file, {})
+    with pytest.raises(ReshardError, match=r"MayBeSlice: parameter b.w"):
+        transform(source, tmp_path / "out", naming(tmp_path / "t.ckpt", "a.w", "b.w"), **options)
+    file.chmod(0o600)
+    file.write_bytes(rawfiles.safetensors({"a.w": ROWS, "b.w": ROWS}, {"format": "ms"}))  # training has gone on
+    assert transform(source, tmp_path / "out", naming(tmp_path / "t.ckpt", "a.w", "b.w"), **options).complete
+
+
+@pytest.mark.parametrize("way", ["file", "index"])
+def test_slices_that_mindspore_leaves_are_known_without_its_map(theirs: Path, way: str, tmp_path: Path) -> None:
+    (theirs / MAP).unlink()
+    (theirs / INDEX).write_text(json.dumps({"weight_map": {"a.w": "part0.safetensors", "b.w": HYPER, "step": HYPER}}))
+    source, names = (theirs / HYPER, ["b.w"]) if way == "file" else (theirs, ["a.w", "b.w", "step"])
+    strategy = tmp_path / "t.ckpt"
+    layouts = {name: CUT if name != "step" else Layout((2,), ()) for name in names}
+    strategy.write_bytes(dump(StrategyFile("x", {0: layouts}), "protobuf"))
+    with pytest.raises(ReshardError, match=r"MayBeSlice: parameter b.w"):
+        transform(source, tmp_path / "out", strategy)
+    result = transform(source, tmp_path / "out")
+    assert any("b.w" in note for note in result.notes)
+    assert marks(tmp_path / "out") == ["b.w"]
+
+
+@pytest.mark.parametrize("chosen", ["", HYPER, MAP])
+def test_whole_parameters_in_an_own_hyper_file_are_taken_for_whole(chosen: str, tmp_path: Path) -> None:
+    (tmp_path / "made" / "rank_0").mkdir(parents=True)
+    (tmp_path / "made" / "rank_0" / "x.safetensors").write_bytes(rawfiles.safetensors({"a.w": ROWS, "b.w": ROWS}, {}))
+    whole = naming(tmp_path / "s.ckpt", "a.w", layout=Layout((1,), ((), ())))
+    transform(tmp_path / "made", tmp_path / "u", layout="Unified", source_strategy=whole)
+    names = ["b.w"] if chosen == HYPER else ["a.w", "b.w"]
+    assert (tmp_path / "u" / HYPER).exists()
+    result = transform(tmp_path / "u" / chosen, tmp_path / "out", naming(tmp_path / "t.ckpt", *names))
+    assert result.complete
+    assert marks(tmp_path / "out") == []
+    hyper = tmp_path / "u" / HYPER
+    hyper.chmod(0o600)
+    hyper.write_bytes(rawfiles.safetensors({"b.w": ROWS[:2]}, {}))  # as MindSpore would write over it
+    with pytest.raises(ReshardError, match="MayBeSlice" if chosen else "SourceChanged"):
+        transform(tmp_path / "u" / chosen, tmp_path / "again", naming(tmp_path / "t.ckpt", *names))
+
+
+@pytest.mark.parametrize("chosen", ["", MAP, INDEX])
+def test_a_part_of_a_unified_checkpoint_is_no_checkpoint(chosen: str, tmp_path: Path) -> None:
+    (tmp_path / "made" / "rank_0").mkdir(parents=True)
+    tensors = {name: np.arange(300, dtype=np.float32) for name in ("a", "b")}
+    (tmp_path / "made" / "rank_0" / "x.safetensors").write_bytes(rawfiles.safetensors(tensors, {}))
+    whole = naming(tmp_path / "s.ckpt", "a", "b", layout=Layout((1,), ((),)))
+    options = {"layout": "Unified", "hugging_face_index": True, "part_size_bytes": 1024, "ranks": "0"}
+    assert transform(tmp_path / "made", tmp_path / "u", source_strategy=whole, **options).complete
+    with pytest.raises(ReshardError, match="PartMissing"):
+        transform(tmp_path / "u" / chosen, tmp_path / "out")
