@@ -125,6 +125,41 @@ def test_a_step_that_is_not_there_is_answered_with_one_that_is() -> None:
         select_files({0: [OLD, NEW], 1: [OLD, NEW]}, step=300)
 
 
+def test_a_step_that_several_epochs_have_is_that_of_the_newest_and_a_word_about_it() -> None:
+    names = ["net-1_50.ckpt", "net-2_50.ckpt"]
+    found = select_files({0: names, 1: names}, step=50)
+    assert found.files == dict.fromkeys(range(2), "net-2_50.ckpt")
+    note = "2 epochs have a step 50; that of epoch 2 is read. To read another: --files '*-1_50.*' (spec.source.files.pattern)"
+    assert found.notes == (note,)
+
+
+@pytest.mark.parametrize(
+    ("prefixes", "ranks"),
+    [
+        (["net_1", "net_1", "net_2", "net_1"], "2"),
+        (["net_3", "net_3", "net_1", "net_1"], "2-3"),
+        (["net_rank0_1", "net_rank1_2"], "1"),
+        (["net_1", "net_0"], "1"),
+        (["net_1", "net_1", "net_1", "net_1"], ""),
+        (["net_0", "net_1", "net_2", "net_3"], ""),  # ranks
+        (["net_0", "net_1", "net_0", "net_1"], ""),  # devices of two nodes
+        (["net", "net", "net", "net"], ""),
+    ],
+)
+def test_ranks_with_files_of_another_start_are_named(prefixes: list[str], ranks: str) -> None:
+    found = select_files({rank: [f"rank_{rank}/{prefix}-1_50.ckpt"] for rank, prefix in enumerate(prefixes)})
+    said = [note for note in found.notes if "another start of training" in note]
+    assert len(said) == bool(ranks)
+    assert all(f"the files of rank {ranks} are of" in note for note in said)
+
+
+def test_ranks_that_were_started_again_are_named_where_they_are_refused_or_asked_for() -> None:
+    names = {rank: [f"rank_{rank}/net{'_1' if rank == 2 else ''}-1_50.ckpt"] for rank in range(4)}
+    with pytest.raises(ReshardError, match=r"AmbiguousFiles.*the files of rank 2 are of another start of training"):
+        select_files(names)
+    assert any("the files of rank 2 are of another start" in note for note in select_files(names, pattern="*").notes)
+
+
 def test_older_steps_are_kept_in_case_that_the_newest_is_damaged() -> None:
     found = select_files({0: [OLD, NEW], 1: [OLD, NEW]})
     assert [(older.step, older.files) for older in found.older] == [((1, 100), {0: OLD, 1: OLD})]

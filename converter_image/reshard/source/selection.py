@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections import defaultdict
+from collections import Counter, defaultdict
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
@@ -13,11 +13,12 @@ from reshard.source.listing import is_candidate, preview, refuse_exchanged
 from reshard.spec.ranks import format_ranks
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Mapping
+    from collections.abc import Iterable, Mapping, Sequence
 
 _STEP = re.compile(r"-([0-9]{1,18})_([0-9]{1,18})\.[a-z]+$")
 _BREAKPOINT = re.compile(r"_breakpoint\.[a-z]+$")  # what MindSpore saves beside when training breaks off
 _NUMBERS = re.compile(r"[0-9]+")
+_START = re.compile(r"_([0-9]{1,18})$")  # how often training was started in a folder, from the second time on
 # How many older steps are kept, in case that the newest one is damaged.
 _MOST_OLDER = 16
 
@@ -63,16 +64,21 @@ def select_files(
     """
     selected = _select(paths, step, pattern, expected)
     refuse_exchanged(selected.files, "move each file to the folder of its rank; if the folders are right, rename the files")
-    several = _names(selected.files)
+    several, restarted = _names(selected.files), _restarted(selected.files)
+    said = [f"the files of the ranks have different names, such as {preview(several)}"] if len(several) > 1 else []
+    if restarted:
+        said.append(
+            f"the files of rank {format_ranks(restarted)} are of another start of training than those of the other ranks, such as"
+            f" {selected.files[restarted[0]]}"
+        )
     if len(several) > 1 and pattern is None:
         raise RequestError(
             "AmbiguousFiles",
-            f"the files of the ranks have different names, such as {preview(several)}",
+            "; ".join(said),
             where="source",
             fix="move those of another run away; if all are of one run, say so with --files '*' (spec.source.files.pattern)",
         )
-    note = (f"the files of the ranks have different names, such as {preview(several)}",) if len(several) > 1 else ()
-    return replace(selected, notes=selected.notes + note)
+    return replace(selected, notes=(*selected.notes, *said))
 
 
 def _select(paths: Mapping[int, list[str]], step: int | None, pattern: str | None, expected: range | None) -> Selection:
@@ -116,6 +122,24 @@ def _names(files: Mapping[int, str]) -> list[str]:
     for path in files.values():
         first.setdefault(_NUMBERS.sub("0", _STEP.sub("", path.rpartition("/")[2])), path)
     return list(first.values())
+
+
+def _restarted(files: Mapping[int, str]) -> tuple[int, ...]:
+    """Return the ranks whose files are of another start of training than those of most ranks.
+
+    A number at the end of a prefix may also be that of the rank, or of its device in a node.
+    """
+    starts: dict[int, int | None] = {}
+    for rank, path in files.items():
+        if not _STEP.search(path):  # MindSpore numbers no others
+            return ()
+        found = _START.search(_STEP.sub("", path))
+        starts[rank] = int(found[1]) if found else None
+    numbers = [number for number in starts.values() if number is not None]
+    if not numbers or (len(numbers) == len(starts) and all(n == r % (max(numbers) + 1) for r, n in starts.items())):
+        return ()
+    most = Counter(starts.values()).most_common(1)[0][0]
+    return tuple(sorted(rank for rank, number in starts.items() if number != most))
 
 
 def epoch_and_step(name: str) -> Step | None:
@@ -171,13 +195,22 @@ def _of_step(
     for rank, found in saved.items():
         unnumbered = found.get(None, []) if step is None else []
         files[rank] = _only([*found[chosen], *unnumbered])
-    notes = _notes_on_newer(saved, foreign, chosen) if step is None else ()
+    notes = _notes_on_newer(saved, foreign, chosen) if step is None else _notes_on_epochs(usable)
     older = [
         Selection({rank: found[key][0] for rank, found in saved.items()}, step=key)
         for key in usable[-2::-1][:_MOST_OLDER]
         if step is None and all(len(found[key]) == 1 for found in saved.values())
     ]
     return Selection(files, notes + _notes_on_others(foreign, expected), chosen, tuple(older))
+
+
+def _notes_on_epochs(found: Sequence[Step]) -> tuple[str, ...]:
+    """Return what is said of several epochs that have the step asked for, in ascending order."""
+    if len(found) == 1:
+        return ()
+    *others, chosen = found
+    choices = ", ".join(option_for(other, found) for other in others[-3:])
+    return (f"{len(found)} epochs have a step {chosen[1]}; that of epoch {chosen[0]} is read. To read another: {choices}",)
 
 
 def _notes_on_newer(
