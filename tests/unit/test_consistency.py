@@ -406,6 +406,17 @@ def test_the_step_is_compared_however_many_small_parameters_there_are(name: str)
     assert all(name in {block.parameter.name for block in blocks[rank]} for rank in range(16))
 
 
+@pytest.mark.parametrize("verification", [False, True])
+@pytest.mark.parametrize("name", ["global_step", "optimizer.step_num"])
+def test_a_step_that_a_strategy_names_is_compared_on_every_rank(name: str, *, verification: bool) -> None:
+    entries = (TensorEntry("weight", "Int8", (8,), ((0, 8),)), TensorEntry(name, "Int64", (1,), ((8, 8),)))
+    files = tuple(SourceFile(rank, f"rank_{rank}/x.ckpt", 16, "", 0) for rank in range(16))
+    source = Strategy(({"weight": Layout((16,), ((0,),)), name: Layout((16,), ((),))},), 16)
+    for most in (0, 256):
+        blocks = Copies(place(Inventory(files, (Structure("ckpt", entries),)), source, None)).sample(most, replicas=verification)
+        assert all([block.parameter.name for block in blocks[rank]].count(name) == 1 for rank in range(16))
+
+
 @pytest.mark.parametrize("remote", [False, True])
 def test_the_number_of_blocks_follows_from_the_bytes_that_are_written(remote: bool) -> None:  # noqa: FBT001
     found = [most_blocks(1 << exponent, remote=remote) for exponent in range(60)]

@@ -147,21 +147,26 @@ class Copies:
         """The parameters in no strategy that are compared on every rank."""
         found = sorted(
             (p for p in self.unnamed if p.nbytes <= _SMALL_BYTES),
-            key=lambda p: (p.source_name.rpartition(".")[2] not in _PROGRESS_NAMES, p.nbytes),
+            key=lambda p: (not _is_progress(p), p.nbytes),
         )
         return tuple(found[:_SMALL_NAMES])
+
+    @cached_property
+    def progress(self) -> tuple[Parameter, ...]:
+        """The replicas that say how far training is, and are compared on every rank."""
+        return tuple(p for p in self.replicas if _is_progress(p) and p.nbytes <= _SMALL_BYTES)[:_SMALL_NAMES]
 
     def sample(self, most: int, *, replicas: bool) -> Blocks:
         """Choose the blocks to compare: always the same ones for the same source.
 
-        The small parameters in no strategy are compared on every rank. With at most `most` blocks, ranks are then compared in
-        pairs: first with each larger parameter in no strategy (at most half of the blocks), then with the replicas of each rank
-        in turn, a different parameter each time, until every rank was compared by each of its parameters or the blocks are used
-        up.
+        The small parameters in no strategy, and replicas that say how far training is, are compared on every rank. With at most
+        `most` blocks, ranks are then compared in pairs: first with each larger parameter in no strategy (at most half of the
+        blocks), then with the replicas of each rank in turn, a different parameter each time, until every rank was compared by
+        each of its parameters or the blocks are used up.
 
         Args:
             most: blocks to read in all, without those of small parameters.
-            replicas: whether to compare replicas at all.
+            replicas: whether to compare replicas that do not say how far training is.
         """
         chosen, unnamed = _Chosen(), self._pairs_of_unnamed()
         if replicas and self.replicas:
@@ -170,7 +175,11 @@ class Copies:
         chosen.take(unnamed, most)
         for parameter in self.small:
             for rank in self._holders.of_structures(parameter.structures)[0]:
-                chosen.blocks[rank].append(Block(parameter, Box.whole(parameter.shape)))
+                chosen.add(rank, Block(parameter, Box.whole(parameter.shape)))
+        for parameter in self.progress:
+            for rank in self._holders.of_structures(parameter.structures)[0]:
+                for block in self.regions(parameter, rank):
+                    chosen.add(rank, block)
         return dict(chosen.blocks)
 
     def _pairs_of_unnamed(self) -> Iterator[_Pair | None]:
@@ -244,10 +253,18 @@ class _Chosen:
             if pair is not None:
                 block, *ranks = pair
                 for rank in ranks:
-                    key = (rank, block.parameter.source_name, block.box)
-                    if key not in self._seen:
-                        self._seen.add(key)
-                        self.blocks[rank].append(block)
+                    self.add(rank, block)
+
+    def add(self, rank: int, block: Block) -> None:
+        """Choose a block at a rank, once."""
+        key = (rank, block.parameter.source_name, block.box)
+        if key not in self._seen:
+            self._seen.add(key)
+            self.blocks[rank].append(block)
+
+
+def _is_progress(parameter: Parameter) -> bool:
+    return parameter.source_name.rpartition(".")[2] in _PROGRESS_NAMES
 
 
 def equal_files(model: Model) -> tuple[int, ...]:
