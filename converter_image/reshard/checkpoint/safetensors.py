@@ -42,6 +42,8 @@ class _Header(msgspec.Struct):
 
 
 _TENSOR = msgspec.json.Decoder(_Header)
+_TENSOR_QUOTES = 2 * len(_Header.__struct_fields__) + 2  # around each key, and around the type
+_MAX_TENSOR_KEYS = 64
 
 
 def read_header(reader: RangeReader, seen: dict[bytes, Structure] | None = None) -> Header:
@@ -168,7 +170,7 @@ def _parse(reader: RangeReader, header: bytes, begin: int) -> tuple[Structure, i
     try:
         found = pairs(header, MAX_TENSORS + 1, msgspec.Raw)  # and the metadata
         marks = [dict(pairs(raw, _MAX_MARKS, str)) for name, raw in found if name == _METADATA]
-        tensors = [(name, _TENSOR.decode(raw)) for name, raw in found if name != _METADATA]
+        tensors = [(name, _tensor(raw)) for name, raw in found if name != _METADATA]
     except TooManyError as error:
         raise _damaged(reader, f"its header is larger than any checkpoint's: {error}", reason="TooManyTensors") from None
     except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:
@@ -192,6 +194,20 @@ def _parse(reader: RangeReader, header: bytes, begin: int) -> tuple[Structure, i
             raise _damaged(reader, f"its content begins at byte {entry.extents[0][0]}, where byte {at} is due", name=entry.name)
         at += entry.nbytes
     return Structure("safetensors", tuple(entries), metadata), crc
+
+
+def _tensor(raw: msgspec.Raw) -> _Header:
+    """Decode what a header says of one tensor.
+
+    Raises:
+        msgspec.DecodeError: it is not what the format says, or says something twice.
+    """
+    found = _TENSOR.decode(raw)
+    if bytes(raw).count(b'"') != _TENSOR_QUOTES:  # it has further keys
+        keys = [key for key, _ in pairs(raw, _MAX_TENSOR_KEYS, msgspec.Raw)]
+        if len(set(keys)) < len(keys):
+            raise msgspec.DecodeError("a tensor has a key twice")
+    return found
 
 
 def _entry(
