@@ -93,6 +93,24 @@ def test_a_checkpoint_is_complete_when_all_ranks_are_there_and_nobody_writes(mad
     assert right(made, target)
 
 
+@pytest.mark.parametrize("staged", [False, True])
+def test_a_commit_refuses_a_file_that_has_changed_since_it_was_recorded(
+    made: disk.Checkpoint, other: disk.Checkpoint, target: Path, *, staged: bool
+) -> None:
+    if staged:
+        assert run(other, target) == 0
+    request = Request(made.source, target, made.source_strategy, made.target_strategy)
+    request = msgspec.structs.replace(request, options=Options(overwrite="Replace" if staged else "Never"))
+    transform_checkpoint(request, commit=False)
+    (file,) = target.glob(".reshard/*/staging/rank_2/*" if staged else "rank_2/*")
+    file.chmod(0o600)
+    file.write_bytes(bytes(file.stat().st_size))
+    with pytest.raises(MissingInputError, match=r"RanksUnfinished.*rank 2 of 6 ranks .* changed since"):
+        commit_checkpoint(str(target))
+    assert transform_checkpoint(request).complete
+    assert right(made, target)
+
+
 def test_a_program_sees_how_far_a_verification_is(made: disk.Checkpoint, target: Path) -> None:
     phases: list[tuple[str, int, str]] = []
     done: list[int] = []

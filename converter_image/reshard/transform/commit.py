@@ -78,7 +78,7 @@ def commit_job(
     if missing:
         raise MissingInputError(
             "RanksUnfinished",
-            f"rank {format_ranks(missing)} of {len(ranks)} ranks is not finished",
+            f"rank {format_ranks(missing)} of {len(ranks)} ranks is not finished, or its file has changed since",
             where=target.store.url,
             fix="run the transform for these ranks, then commit again",
         )
