@@ -165,6 +165,7 @@ FIXED = {
     "source.files.step": 3,
     "source.stages": 2,
     "source.allowSingleRank": True,
+    "source.allowEqualSlices": True,
     "source.replicas": "LowestRank",
     "source.files.pattern": "x",
     "source.storage.persistentVolumeClaim.path": "other",

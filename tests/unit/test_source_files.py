@@ -395,7 +395,7 @@ def test_strategies_of_an_earlier_run_with_more_stages(
     for rank in range(8 if side == "source" else 1):
         names = ("ab", "cd", "c", "d")[rank // 2] if side == "source" else "abcd"
         (source / f"rank_{rank}").mkdir(parents=True)
-        (source / f"rank_{rank}" / "a.ckpt").write_bytes(rawfiles.ckpt({name: held[name][:2] for name in names}))
+        (source / f"rank_{rank}" / "a.ckpt").write_bytes(rawfiles.ckpt({name: held[name][rank % 2 * 2 :][:2] for name in names}))
     command = ["transform", "--source", str(source), "--target", str(tmp_path / "out"), f"--{side}-strategy"]
     line = refused(65, "StaleStrategy", *command, str(folder))
     assert "stage_2.ckpt" in line

@@ -29,6 +29,7 @@ RESOURCE = {
             "strategy": {"path": "run/src.ckpt"},
             "files": {"step": 7},
             "allowSingleRank": True,
+            "allowEqualSlices": True,
         },
         "target": {
             "storage": {"persistentVolumeClaim": {"claimName": "b", "path": "dst"}},
@@ -56,6 +57,7 @@ def test_a_resource_becomes_a_request() -> None:
         format="Ckpt",
         step=7,
         allow_single_rank=True,
+        allow_equal_slices=True,
         ranks="0-2",
         crc=True,
         file_mode=0o600,

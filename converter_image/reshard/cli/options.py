@@ -59,6 +59,11 @@ _CUT: tuple[Callable[[Any], Any], ...] = (
         help="Read one rank's folder or file as a whole checkpoint although other ranks are next to it.",
     ),
     click.option(
+        "--allow-equal-slices",
+        is_flag=True,
+        help="Accept that source ranks hold equal content where the source's strategy gives them different slices.",
+    ),
+    click.option(
         "--index",
         type=PATH,
         metavar="DIR",

@@ -34,6 +34,7 @@ class LoadOptions(TypedDict, total=False):
     step: int | None
     files: str | None
     allow_single_rank: bool
+    allow_equal_slices: bool
     unplaced: Unplaced
     allow_missing: bool
     rename: tuple[RenameRule, ...]
@@ -65,6 +66,7 @@ def iter_tensors(  # noqa: PLR0913 - one for each option
     step: int | None = None,
     files: str | None = None,
     allow_single_rank: bool = False,
+    allow_equal_slices: bool = False,
     unplaced: Unplaced = "Drop",
     allow_missing: bool = False,
     rename: tuple[RenameRule, ...] = (),
@@ -88,6 +90,7 @@ def iter_tensors(  # noqa: PLR0913 - one for each option
         step: the training step whose files are read; None: the newest that every rank has.
         files: the shell pattern that the files' names match, or their paths if there is a `/` in it.
         allow_single_rank: whether to read the file of one rank as a whole checkpoint although other ranks are next to it.
+        allow_equal_slices: whether ranks may hold equal content where the source's strategy gives them different slices.
         unplaced: what happens to parameters that only the source's strategy names.
         allow_missing: whether to leave out what only the target's strategy names.
         rename: what parameters are to be called.
@@ -117,6 +120,7 @@ def iter_tensors(  # noqa: PLR0913 - one for each option
             step=step,
             files=files,
             allow_single_rank=allow_single_rank,
+            allow_equal_slices=allow_equal_slices,
             unplaced=unplaced,
             allow_missing=allow_missing,
             rename=rename,

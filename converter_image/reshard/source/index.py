@@ -60,6 +60,7 @@ class CheckpointIndex(msgspec.Struct, frozen=True, rename="camel", kw_only=True)
         allow_inconsistent: patterns of parameters whose copies may differ between source ranks.
         replicas: the choice among several copies of a slice.
         allow_single_rank: whether the source may be the file of one rank although other ranks are next to it.
+        allow_equal_slices: whether ranks may hold equal content where the source's strategy gives them different slices.
     """
 
     schema: Literal["reshard.dev/index/v1"] = "reshard.dev/index/v1"
@@ -77,6 +78,7 @@ class CheckpointIndex(msgspec.Struct, frozen=True, rename="camel", kw_only=True)
     allow_inconsistent: AllowInconsistent = ()
     replicas: Replicas = "Identical"
     allow_single_rank: bool = False
+    allow_equal_slices: bool = False
 
     def strategies(self) -> tuple[Strategy | None, Strategy | None]:
         """Of the source and of the target.

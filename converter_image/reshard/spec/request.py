@@ -104,6 +104,7 @@ class Options(msgspec.Struct, frozen=True):
         step: the training step whose files are read.
         files: the shell pattern that the names of the files match, or their paths in the source if there is a `/` in it.
         allow_single_rank: whether to read the file of one rank as a whole checkpoint although other ranks are next to it.
+        allow_equal_slices: whether ranks may hold equal content where the source's strategy gives them different slices.
         stages: how many pipeline stages there are, where the source is one of them; None: as many as it has ranks for.
         ranks: the target ranks that are wanted, such as "0,2-5".
         unplaced: what happens to parameters that only the source's strategy names.
@@ -131,6 +132,7 @@ class Options(msgspec.Struct, frozen=True):
     step: int | None = None
     files: str | None = None
     allow_single_rank: bool = False
+    allow_equal_slices: bool = False
     stages: Stages | None = None
     ranks: str | None = None
     unplaced: Unplaced = "Drop"
@@ -200,7 +202,15 @@ _ONLY_WITH: dict[str, tuple[TargetLayout, str]] = {
 # Says something about files of ranks only.
 _OF_FILES = ("format", "file_prefix", "ranks", "remove_redundancy", "crc", "copy_mode")
 # Decides what of a source is read, and is therefore settled in its index.
-SETTLED_BY_INDEX = ("allow_single_rank", "unplaced", "allow_missing", "rename", "allow_inconsistent", "replicas")
+SETTLED_BY_INDEX = (
+    "allow_single_rank",
+    "allow_equal_slices",
+    "unplaced",
+    "allow_missing",
+    "rename",
+    "allow_inconsistent",
+    "replicas",
+)
 _OF_THE_SOURCE = ("step", "files", *SETTLED_BY_INDEX)
 
 
@@ -305,6 +315,7 @@ def request_key(request: Request) -> dict[str, Any]:
         "filePrefix": options.file_prefix,
         "numbered": options.numbered,
         "allowSingleRank": options.allow_single_rank,
+        "allowEqualSlices": options.allow_equal_slices,
         "unplaced": options.unplaced,
         "allowMissing": options.allow_missing,
         "removeRedundancy": options.remove_redundancy,

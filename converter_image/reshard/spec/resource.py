@@ -88,6 +88,7 @@ class SourceSpec(Strict, frozen=True):
     strategy: StrategySpec | None = None
     files: FilesSpec = FilesSpec()
     allow_single_rank: bool = False
+    allow_equal_slices: bool = False
     stages: Stages | None = None
     replicas: Replicas = "Identical"
     decryption: EncryptionSpec | None = None
@@ -331,6 +332,7 @@ def _to_request(
             step=source.files.step,
             files=source.files.pattern,
             allow_single_rank=source.allow_single_rank,
+            allow_equal_slices=source.allow_equal_slices,
             stages=source.stages,
             ranks=target.ranks,
             unplaced=spec.parameters.unplaced,

@@ -19,6 +19,7 @@ from reshard.plan.copies import Block, Copies, most_blocks, spread
 from reshard.plan.rename import NamePattern
 from reshard.source.copies import FileSet, Piece
 from reshard.spec.ranks import format_ranks, parse_ranks
+from reshard.transform.slices import check_slices
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -41,7 +42,7 @@ _AGAIN = " and --overwrite, and transform all stages again"
 def check_copies(
     store: ReadStore, model: Model, options: Options, progress: Progress, *, workers: int, single: bool = False
 ) -> frozenset[str]:
-    """Compare the copies that source ranks hold of one parameter.
+    """Compare the copies that source ranks hold of one parameter, and slices that must differ.
 
     With `verification: Full` all of them are compared, otherwise blocks: see `Copies.sample`. Nothing is compared where each file
     is converted by itself.
@@ -58,10 +59,11 @@ def check_copies(
         The names of the parameters whose copies differ, which the user accepts.
 
     Raises:
-        DataError: copies differ that the user does not accept.
+        DataError: copies differ, or slices are equal, and the user does not accept that.
     """
     if model.same:
         return frozenset()
+    check_slices(store, model, options, workers=workers, single=single)
     copies, files = Copies(model), {file.rank: file.path for file in model.inventory.files}
     blocks: Blocks | None = None
     if options.verification == "Full":

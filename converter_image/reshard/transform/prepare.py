@@ -56,6 +56,7 @@ def encode_index(job: Job) -> bytes:
         allow_inconsistent=options.allow_inconsistent,
         replicas=options.replicas,
         allow_single_rank=options.allow_single_rank,
+        allow_equal_slices=options.allow_equal_slices,
         selected=job.selected,
         rename=options.rename,
         encrypted=dict(sorted(job.source.known.items())) if isinstance(job.source, DecryptingStore) else {},

@@ -1,0 +1,85 @@
+"""Blocks that show whether source ranks that must hold different slices hold the same content. Pure."""
+
+from __future__ import annotations
+
+from heapq import nsmallest
+from math import prod
+from typing import TYPE_CHECKING, NamedTuple
+
+from reshard.checkpoint.dtypes import DTYPES
+from reshard.plan.holders import Holders
+
+if TYPE_CHECKING:
+    from reshard.checkpoint.inventory import TensorEntry
+    from reshard.layout import Layout
+    from reshard.plan.model import Model, Parameter
+    from reshard.plan.overlap import Cell
+
+_BLOCK_BYTES = 4 << 10
+_BLOCKS_PER_RANK = 8
+
+
+class SliceBlock(NamedTuple):
+    """Bytes in the middle of the slice that a rank holds of a parameter.
+
+    Attributes:
+        name: the parameter's name in the files.
+        cell: the position of the slice in the grid of the parameter's layout.
+        entry: the parameter in the rank's file.
+        start: the first byte, counted from the slice's beginning.
+        length: the number of bytes.
+    """
+
+    name: str
+    cell: Cell
+    entry: TensorEntry
+    start: int
+    length: int
+
+
+class Slices:
+    """The slices that the source's files hold of the parameters that its strategy cuts."""
+
+    def __init__(self, model: Model) -> None:
+        self._devices, self._inventory, self._holders = model.source_devices, model.inventory, Holders(model)
+        self._parameters = {p.source_name: p for p in model.parameters if p.source is not None and 0 not in p.shape}
+        self._cut: dict[tuple[int, int], list[tuple[Parameter, Layout]]] = {}
+
+    def ranks(self, most: int) -> tuple[int, ...]:
+        """Return the ranks to compare: all of them, or about `most`, spread over the stages and the axes of their meshes."""
+        ranks = sorted(self._holders.structure_of)
+        if len(ranks) <= most:
+            return tuple(ranks)
+        # A plain step of a power of two would only reach ranks with the same coordinate on the inner axes.
+        return tuple(sorted({*ranks[:2], *(ranks[(i * len(ranks) // most + i) % len(ranks)] for i in range(most))}))
+
+    def stage(self, rank: int) -> int:
+        """Return the pipeline stage of a rank."""
+        return rank // self._devices
+
+    def blocks(self, rank: int) -> tuple[SliceBlock, ...]:
+        """Return a block of each of the largest parameters that the rank's file holds a slice of, the largest first."""
+        found = []
+        for parameter, layout in self._largest(self._holders.structure_of[rank], self.stage(rank)):
+            entry, itemsize = self._holders.entry(rank, parameter.source_name), DTYPES[parameter.dtype].itemsize
+            length = min(entry.nbytes, _BLOCK_BYTES)
+            start = (entry.nbytes - length) // 2 // itemsize * itemsize
+            found.append(SliceBlock(entry.name, layout.cells[rank % self._devices], entry, start, length))
+        return tuple(found)
+
+    def _largest(self, structure: int, stage: int) -> list[tuple[Parameter, Layout]]:
+        """The largest parameters of a structure that a stage cuts, each with its layout there."""
+        found = self._cut.get((structure, stage))
+        if found is None:
+            named = (self._parameters.get(entry.name) for entry in self._inventory.structures[structure].tensors)
+            layouts = ((p, _layout(p, stage)) for p in named if p is not None)
+            cut = ((p, layout) for p, layout in layouts if layout is not None and prod(layout.parts) > 1)
+            found = nsmallest(_BLOCKS_PER_RANK, cut, key=lambda each: (-each[0].nbytes, each[0].source_name))
+            self._cut[structure, stage] = found
+        return found
+
+
+def _layout(parameter: Parameter, stage: int) -> Layout | None:
+    """The layout by which a stage holds a parameter; None: it does not."""
+    layouts = ((parameter.source, parameter.source_stages), *parameter.other_cuts)
+    return next((layout for layout, stages in layouts if stage in stages), None)
