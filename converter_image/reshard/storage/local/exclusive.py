@@ -89,6 +89,9 @@ def replace_exclusively(path: str, content: bytes, version: str, mode: int | Non
 
     It is moved out of the way first, so that of several processes that try one succeeds, and none removes a successor.
     """
+    with contextlib.suppress(FileNotFoundError):
+        if version_of(os.stat(path)) != version:  # do not disturb a process that is writing its successor
+            return False
     grave = f"{path}.{os.urandom(6).hex()}.dead"
     try:
         os.rename(path, grave)
@@ -106,6 +109,7 @@ def replace_exclusively(path: str, content: bytes, version: str, mode: int | Non
 def _put_back(grave: str, path: str, mode: int | None, system: FileSystem) -> None:
     with contextlib.suppress(FileExistsError):
         if not system.link(grave, path):
+            _await_content(grave)  # its creator may still be writing
             with open(grave, "rb") as file:
                 _create_with_o_excl(path, file.read(), mode, system)
 
