@@ -96,8 +96,8 @@ def test_from_plain_files_to_one_mode_to_another_and_back(stage: Stage, tmp_path
 @pytest.mark.parametrize(
     ("mode", "given", "reason", "fix"),
     [
-        ("AES-GCM", OTHER, "WrongKey", "give the key that it was encrypted with"),
-        ("AES-CBC", OTHER, "WrongKey", "give the key that it was encrypted with"),
+        ("AES-GCM", OTHER, "WrongKey", "use the key that the file was encrypted with"),
+        ("AES-CBC", OTHER, "WrongKey", "use the key that the file was encrypted with"),
         ("AES-GCM", (2 * OTHER).hex().encode(), "InvalidKey", "as they are: neither hexadecimal nor base64"),
     ],
     ids=["another, AES-GCM", "another, AES-CBC", "as hexadecimal"],

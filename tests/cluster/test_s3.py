@@ -84,7 +84,7 @@ def test_what_the_server_refuses_is_said_with_its_code(
     stage.create("refused", sides(source, "source.ckpt", target, "target.ckpt"))
     stage.ended("refused", "Failed")
     assert stage.ready("refused")["reason"] == reason
-    assert "is answered with" in stage.ready("refused")["message"]
+    assert " failed with " in stage.ready("refused")["message"]
 
 
 def test_keys_that_are_changed_underway_are_followed(stage: Stage, server: s3_server.Server) -> None:

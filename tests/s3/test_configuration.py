@@ -232,7 +232,7 @@ def test_a_session_is_known_by_its_token(tmp_path: Path, monkeypatch: pytest.Mon
         store = open_store("s3://bucket/a", access)
         assert store.list("") == []
         issuer.session = "session-2"
-        with pytest.raises(AccessError, match=r"CredentialsRefused.*InvalidToken.*get new credentials"):
+        with pytest.raises(AccessError, match=r"CredentialsRefused.*InvalidToken.*renew the credentials"):
             store.list("")
         if way == "folder":
             (tmp_path / "sessionToken").write_text("session-2")

@@ -88,7 +88,7 @@ class MemorySource:
 
     def open(self, path: str) -> MemoryReader:
         if path not in self.files:
-            raise MissingInputError("FileMissing", "there is no such file", where=path)
+            raise MissingInputError("FileMissing", "no such file", where=path)
         reader = MemoryReader(path, self.files[path])
         self.readers.append(reader)
         return reader

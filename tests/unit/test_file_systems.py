@@ -104,8 +104,8 @@ def no_utime(patch: pytest.MonkeyPatch) -> None:
 
 KINDS = [no_chmod, no_folder_fsync, no_fsync, no_links, no_links_or_nameless_files, no_proc, no_size, no_statvfs, no_utime]
 NOTES = {
-    no_folder_fsync: "flush folders",
-    no_fsync: "on request",
+    no_folder_fsync: "fsync on folders",
+    no_fsync: "fsync on",
     no_links: "hard links",
     no_links_or_nameless_files: "hard links",
     no_size: "free space",
@@ -222,7 +222,7 @@ def test_a_write_that_takes_fewer_bytes_goes_on(tmp_path: Path, monkeypatch: pyt
     store.write("whole", b"0123456789", mode=0o600)
     assert store.read("new", 10) == store.read("whole", 10) == b"0123456789"
     monkeypatch.setattr(os, "write", lambda *_: 0)
-    with pytest.raises(OSError, match="took no bytes"):
+    with pytest.raises(OSError, match="accepted no bytes"):
         write_all(1, b"x")
 
 
@@ -284,7 +284,8 @@ def test_a_file_system_that_cannot_rename_is_named(tmp_path: Path, monkeypatch: 
 
 
 @pytest.mark.parametrize(
-    ("number", "remedy"), [(errno.EROFS, "mount it"), (errno.EDQUOT, "quota"), (errno.EFBIG, "length"), (errno.ENOSPC, "space")]
+    ("number", "remedy"),
+    [(errno.EROFS, "mount the file system"), (errno.EDQUOT, "quota"), (errno.EFBIG, "file size limit"), (errno.ENOSPC, "space")],
 )
 def test_the_remedy_fits_the_failure(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, number: int, remedy: str) -> None:
     monkeypatch.setattr(os, "write", failing(number))

@@ -94,7 +94,7 @@ def test_a_layout_that_contradicts_itself_is_refused(made: Layout, reason: str) 
 
 
 def test_a_cut_that_does_not_divide_says_which() -> None:
-    with pytest.raises(DataError, match=r"LayoutDoesNotDivide: dimension 1 of length 10 cannot be cut into 4 equal parts"):
+    with pytest.raises(DataError, match=r"LayoutDoesNotDivide: dimension 1 of length 10 cannot be divided into 4 equal slices"):
         Layout((4,), ((), (0,))).box((8, 10), 0)
     with pytest.raises(DataError, match="LayoutRankMismatch"):
         Layout((4,), ((), (0,))).box((8,), 0)

@@ -117,10 +117,10 @@ def test_the_functions_to_convert_are_those_to_transform() -> None:
 
 
 def test_a_strategy_file_is_no_file_of_groups(strategy: str, tmp_path: Path) -> None:
-    with pytest.raises(ValueError, match=r"GroupInfoInvalid.*it is a strategy file"):
+    with pytest.raises(ValueError, match=r"GroupInfoInvalid.*the file is a strategy file"):
         mindspore.restore_group_info_list(strategy)
     (tmp_path / "groups.pb").write_bytes(b"\x12\x04\x08\x03\x08\x03")
-    with pytest.raises(ValueError, match=r"GroupInfoInvalid.*names a rank twice"):
+    with pytest.raises(ValueError, match=r"GroupInfoInvalid.*the same rank twice"):
         mindspore.restore_group_info_list(str(tmp_path / "groups.pb"))
     (tmp_path / "groups.pb").write_bytes(b"\x12\x04\x08\x07\x08\x03")
     assert mindspore.restore_group_info_list(str(tmp_path / "groups.pb")) == [7, 3]

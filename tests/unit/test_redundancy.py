@@ -174,7 +174,7 @@ def test_a_slice_that_nobody_holds_is_named(tmp_path: Path, kind: str, refused: 
         path.write_bytes(rawfiles.write(kind, content))
     line = refused(66, "ShardMissing", *made.arguments(tmp_path / "out"))
     assert "parameter b" in line
-    assert "the part [1] of [2] is in no file; rank 1, 3 should have it" in line
+    assert "no file contains slice [1] of the grid [2], which rank 1, 3 should hold" in line
 
 
 def sizes(made: Job) -> set[int]:

@@ -114,7 +114,9 @@ def test_a_shape_that_cannot_be_joined_is_refused(tmp_path: Path) -> None:
     request = Request(str(tmp_path / "whole.ckpt"), str(tmp_path / "out"), target_strategy=str(tmp_path / "s.json"))
     with pytest.raises(ReshardError, match=r"LayoutRankMismatch: parameter multi.*protobuf form"):
         transform_checkpoint(request)
-    with pytest.raises(ReshardError, match=r"StrategyInvalid: s: parameter multi: its shape has 2 dimensions, its tensor map 3"):
+    with pytest.raises(
+        ReshardError, match=r"StrategyInvalid: s: parameter multi: the shape has 2 dimensions, but the tensor map has 3"
+    ):
         parse(strategy(multi=STATED | {"tensor_shape": [16, 32]}), "s")
 
 

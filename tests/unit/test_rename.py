@@ -52,7 +52,7 @@ def test_rules(rules: list[RenameRule], expected: tuple[str | None, ...]) -> Non
 
 @pytest.mark.parametrize("rules", [[by_name("c", "a.b")], [by_pattern("a.b*", "c*")], [by_name("a.b", "x"), by_name("c", "x")]])
 def test_a_clash_names_both(rules: list[RenameRule]) -> None:
-    with pytest.raises(RequestError, match=r"NamesClash: rename: a\.b and c would both be called") as caught:
+    with pytest.raises(RequestError, match=r"NamesClash: rename: a\.b and c would both be renamed") as caught:
         renamed(NAMES, rules)
     assert caught.value.exit_code == 78
 

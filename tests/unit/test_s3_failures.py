@@ -50,7 +50,7 @@ def test_the_servers_code_decides(code: str, kind: type[ReshardError], reason: s
 
 
 def test_an_unknown_code_of_a_refusal_is_one() -> None:
-    with pytest.raises(AccessError, match="PutObject is answered with Quirk"), failures("x"):
+    with pytest.raises(AccessError, match="PutObject failed with Quirk"), failures("x"):
         raise answer("Quirk", 403)
 
 

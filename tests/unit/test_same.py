@@ -155,14 +155,14 @@ def test_where_no_file_holds_anything_there_is_nothing_to_convert(
     for path in tree.source.rglob("*.ckpt"):
         path.write_bytes(b"")
     line = refused(65, "Empty", "convert", str(tree.folder / source), str(tmp_path / "to"), "--format", "safetensors")
-    assert ("net-1_100.ckpt: the file holds no" if source != "src" else "source: no file of it holds a") in line
+    assert ("net-1_100.ckpt: the file contains no" if source != "src" else "source: its files contain no") in line
     assert not (tmp_path / "to").exists()
 
 
 def test_mindspores_functions_refuse_a_file_that_holds_nothing(tree: disk.Checkpoint, tmp_path: Path) -> None:
     """Nothing here could tell of it; MindSpore's own fails too."""
     (tree.source / "rank_2" / "net-1_100.ckpt").write_bytes(b"")
-    with pytest.raises(DataError, match=r"Empty: .*rank_2/net-1_100.ckpt: the file holds no parameter"):
+    with pytest.raises(DataError, match=r"Empty: .*rank_2/net-1_100.ckpt: the file contains no parameters"):
         reshard.mindspore.ckpt_to_safetensors(str(tree.source), str(tmp_path / "to"))
 
 

@@ -322,7 +322,7 @@ def test_files_of_a_stage_that_name_other_parameters_are_refused() -> None:
     for order in (files, files[::-1]):
         error = refused(lambda order=order: merge(order))
         assert (error.reason, error.where) == ("StrategiesDisagree", order[1].name)
-        assert "names c" in error.what
+        assert "contains parameter c" in error.what
 
 
 @pytest.mark.parametrize(
@@ -345,7 +345,7 @@ def test_a_missing_stage_is_named() -> None:
     for stages, missing in (([1], "0"), ([0, 3], "1, 2"), ([2, 5000], "0, 1, 3, 4, 5, 6, 7, 8"), ([0, 2**32 - 1], "1, 2, 3, 4")):
         error = refused(lambda at=stages: merge([parse(message({"a": ROWS}, [stage]), f"s{stage}") for stage in at]))
         assert error.reason == "StageMissing"
-        assert f"no strategy of stage {missing}" in error.what
+        assert f"no strategy file describes stage {missing}" in error.what
     assert refused(lambda: merge([])).reason == "StageMissing"
 
 

@@ -205,16 +205,16 @@ def test_a_folder_of_hugging_faces_is_a_source(tmp_path: Path) -> None:
         (b"[]", "MapInvalid"),
         (b'{"weight_map": {}}', "MapInvalid.*no parameter"),
         (b'{"weight_map": {"a": 1}}', "MapInvalid"),
-        (b'{"weight_map": {"a": "../x.safetensors"}}', "MapInvalid.*beside it"),
-        (b'{"weight_map": {"a": "/x.safetensors"}}', "MapInvalid.*beside it"),
-        (b'{"weight_map": {"a": ".x.safetensors"}}', "MapInvalid.*beside it"),
-        (b'{"weight_map": {"a": "\\u0000.safetensors"}}', "MapInvalid.*beside it"),
+        (b'{"weight_map": {"a": "../x.safetensors"}}', "MapInvalid.*in the same folder"),
+        (b'{"weight_map": {"a": "/x.safetensors"}}', "MapInvalid.*in the same folder"),
+        (b'{"weight_map": {"a": ".x.safetensors"}}', "MapInvalid.*in the same folder"),
+        (b'{"weight_map": {"a": "\\u0000.safetensors"}}', "MapInvalid.*in the same folder"),
         (b'{"weight_map": {"a": "\xff.safetensors"}}', "MapInvalid"),
-        (b'{"weight_map": {"a": "x.ckpt"}}', "MapInvalid.*beside it"),
+        (b'{"weight_map": {"a": "x.ckpt"}}', "MapInvalid.*in the same folder"),
         (b"[" * 100_000, "MapInvalid"),
         (b'{"weight_map": {"a": "gone.safetensors"}}', "PartMissing.*gone"),
-        (b'{"weight_map": {"nowhere": "part0.safetensors"}}', "MapMismatch.*nowhere.*no file holds it"),
-        (b'{"a": "part1.safetensors", "b": "part0.safetensors"}', "MapMismatch.*parameter a.*part0.safetensors holds it"),
+        (b'{"weight_map": {"nowhere": "part0.safetensors"}}', "MapMismatch.*nowhere.*no file contains it"),
+        (b'{"a": "part1.safetensors", "b": "part0.safetensors"}', "MapMismatch.*parameter a.*part0.safetensors contains it"),
         (b'{"a": "part0.safetensors", "b": "part1.safetensors", "c": "part2.safetensors"}', "ParameterTwice.*parameter a"),
     ],
 )
@@ -245,7 +245,7 @@ def test_a_map_beside_rank_folders_is_no_guess(source: disk.Checkpoint, tmp_path
 def test_several_maps_are_no_guess(tmp_path: Path) -> None:
     sharded(tmp_path / "hf", TWO)
     shutil.copy(tmp_path / "hf" / INDEX, tmp_path / "hf" / "model.fp16.safetensors.index.json")
-    with pytest.raises(ReshardError, match=r"AmbiguousFiles.*fp16.*instead of its folder"):
+    with pytest.raises(ReshardError, match=r"AmbiguousFiles.*fp16.*instead of the folder"):
         cut(tmp_path / "hf", tmp_path / "one", None)
     cut(tmp_path / "hf" / INDEX, tmp_path / "one", None)
 

@@ -60,9 +60,9 @@ def read_header(reader: RangeReader, seen: dict[bytes, Structure] | None = None)
         case None:
             raise DataError(
                 "UnknownFormat",
-                "the name ends neither in .ckpt nor in .safetensors",
+                "the file name must end in .ckpt or .safetensors",
                 where=reader.name,
-                fix="give a .ckpt or .safetensors file",
+                fix="use a .ckpt or .safetensors file",
             )
 
 
@@ -78,7 +78,7 @@ def check_crc(reader: RangeReader, header: Header) -> None:
     if crc != header.crc:
         raise DataError(
             "CrcMismatch",
-            f"its content has the CRC32 {crc:#010x}, it was saved with {header.crc:#010x}",
+            f"the CRC32 of the content is {crc:#010x}, but the file records {header.crc:#010x}",
             where=reader.name,
             fix="the file is damaged; restore it",
         )
@@ -97,11 +97,11 @@ def can_hold(output: Format, name: str, dtype: str, shape: tuple[int, ...]) -> b
     """
     found = DTYPES[dtype]
     if output == "safetensors" and found.safetensors is None:
-        what = f"safetensors has no type for MindSpore's {dtype}"
-        fix = "write rank files as .ckpt: --format ckpt (spec.target.format: Ckpt)"
+        what = f"safetensors has no equivalent of MindSpore's type {dtype}"
+        fix = "write .ckpt files: --format ckpt (spec.target.format: Ckpt)"
     elif output == "ckpt" and not found.in_ckpt:
-        what = f"MindSpore has no type for {dtype} of safetensors, so a .ckpt cannot hold it"
-        fix = "write safetensors: --format safetensors (spec.target.format: Safetensors)"
+        what = f"a .ckpt file cannot contain the safetensors type {dtype}, because MindSpore has no equivalent"
+        fix = "write safetensors files: --format safetensors (spec.target.format: Safetensors)"
     else:
         return output == "safetensors" or shape != (0,)
     raise DataError("UnknownType", what, where=f"parameter {name}", fix=fix)

@@ -43,9 +43,9 @@ def array_type(dtype: str, name: str = "") -> np.dtype[Any]:
     if dtype in _NO_ARRAY:
         raise DataError(
             "UnknownType",
-            f"neither numpy nor ml_dtypes has a type for MindSpore's {dtype}",
+            f"MindSpore's type {dtype} has no equivalent in numpy or ml_dtypes",
             where=f"parameter {name}" if name else dtype,
-            fix="leave it out with RenameRule(to=None, name=...)",
+            fix="exclude it with RenameRule(to=None, name=...)",
         )
     if dtype not in _ML_DTYPES:
         return np.dtype(_NUMPY.get(dtype, dtype.lower()))
@@ -74,6 +74,9 @@ def array_of(content: Array | bytearray | bytes | memoryview, dtype: str, shape:
         return np.zeros((), "<U1")
     if np.frombuffer(content, "<u4").max() > _LAST_CODE_POINT:
         raise DataError(
-            "TextInvalid", "its content is no UTF-32 text", where=f"parameter {name}", fix="the file is damaged; restore it"
+            "TextInvalid",
+            "the content is not valid UTF-32 text",
+            where=f"parameter {name}",
+            fix="the file is damaged; restore it",
         )
     return np.frombuffer(content, f"<U{length}").reshape(())

@@ -95,7 +95,7 @@ class _Cipher:
             from cryptography.hazmat.primitives import ciphers  # noqa: PLC0415 - few need it, and it takes some 10 MB
 
         if len(key) not in KEY_BYTES[mode]:
-            raise ValueError(f"{mode} takes no key of {len(key)} bytes")
+            raise ValueError(f"{mode} does not accept a key of {len(key)} bytes")
         self.mode = mode
         self._modes = ciphers.modes
         self._algorithm = ciphers.algorithms.SM4(key) if mode == "SM4-CBC" else ciphers.algorithms.AES(key)

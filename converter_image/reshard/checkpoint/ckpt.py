@@ -71,12 +71,12 @@ def read_header(reader: RangeReader) -> Header:
         if name in names:
             raise DataError(
                 "DuplicateParameter",
-                "the file holds it twice",
+                "the parameter occurs twice in the file",
                 where=f"{reader.name}: parameter {name}",
                 fix="the file is damaged; restore it",
             )
         if len(names) == MAX_TENSORS:
-            raise _damaged(reader, f"it holds more than {MAX_TENSORS} tensors", reason="TooManyTensors")
+            raise _damaged(reader, f"the file contains more than {MAX_TENSORS} tensors", reason="TooManyTensors")
         names.add(name)
         tensors.append(TensorEntry(name, dtype, dims, (content,)))
     return Header(Structure("ckpt", tuple(_checked(entry, reader) for entry in tensors)), crc)
@@ -188,7 +188,7 @@ def _message(window: _Window, position: int) -> _Head:
         except IndexError:  # the head is longer than what is in memory
             if position + nbytes >= window.end:
                 break
-    raise _damaged(window.reader, f"the message at byte {position} ends in the middle", reason="Truncated")
+    raise _damaged(window.reader, f"the message at byte {position} is truncated", reason="Truncated")
 
 
 class _Cursor:
@@ -223,7 +223,7 @@ class _Cursor:
         """A text of at most so many bytes, within what ends at byte `end` of the file."""
         n, start = self.varint(), self.position
         if n > most or start + n > end:
-            raise _damaged(self.reader, f"the text at byte {start} would have {n} bytes")
+            raise _damaged(self.reader, f"the text at byte {start} claims {n} bytes")
         content = self.buffer[self.at : self.at + n]
         if len(content) < n:
             raise IndexError
@@ -246,7 +246,7 @@ class _Cursor:
             case 5:
                 self.at += 4
             case kind:
-                raise _damaged(self.reader, f"the field at byte {self.position} is of the unknown kind {kind}")
+                raise _damaged(self.reader, f"the field at byte {self.position} has the unknown wire type {kind}")
         if self.at > len(self.buffer):
             raise IndexError
 
@@ -255,12 +255,14 @@ def _parse(cursor: _Cursor, file_end: int) -> _Head:
     """The message where the cursor stands. IndexError when the buffer ends before the content."""
     reader, start = cursor.reader, cursor.position
     if cursor.buffer[cursor.at] != 0x0A:
-        raise _damaged(reader, f"byte {start} does not begin a parameter", reason="NotCheckpoint")
+        raise _damaged(reader, f"no parameter starts at byte {start}", reason="NotCheckpoint")
     cursor.at += 1
     length = cursor.varint()
     end = cursor.position + length
     if end > file_end:
-        raise _damaged(reader, f"the message at byte {start} has {length} bytes, the file ends before", reason="Truncated")
+        raise _damaged(
+            reader, f"the message at byte {start} claims {length} bytes, but the file ends before that", reason="Truncated"
+        )
     name: str | None = None
     while cursor.position < end:
         key = cursor.varint()
@@ -271,13 +273,13 @@ def _parse(cursor: _Cursor, file_end: int) -> _Head:
         elif key == 0x1A:
             raise DataError(
                 "MapParameter",
-                "it is a MapParameter, which cannot be resharded",
+                "a MapParameter cannot be resharded",
                 where=f"{reader.name}: parameter {name}",
-                fix="save the checkpoint without it",
+                fix="save the checkpoint without this parameter",
             )
         else:
             cursor.skip(key)
-    raise _damaged(reader, f"the message at byte {start} holds no named tensor")
+    raise _damaged(reader, f"the message at byte {start} contains no named tensor")
 
 
 def _parse_tensor(cursor: _Cursor, end: int, name: str) -> tuple[str, tuple[int, ...], tuple[int, int]]:
@@ -285,7 +287,7 @@ def _parse_tensor(cursor: _Cursor, end: int, name: str) -> tuple[str, tuple[int,
     reader = cursor.reader
     length = cursor.varint()
     if cursor.position + length != end:
-        raise _damaged(reader, "its tensor is longer or shorter than the message around it", name=name)
+        raise _damaged(reader, "the length of the tensor does not match the message that contains it", name=name)
     dtype: str | None = None
     dims: list[int] = []
     content = (end, 0)
@@ -303,12 +305,12 @@ def _parse_tensor(cursor: _Cursor, end: int, name: str) -> tuple[str, tuple[int,
             n = cursor.varint()
             content = (cursor.position, n)
             if sum(content) != end:
-                raise _damaged(reader, f"its content would have {n} bytes, there are {end - content[0]}", name=name)
+                raise _damaged(reader, f"the content claims {n} bytes, but {end - content[0]} remain", name=name)
             break
         else:
             cursor.skip(key)
         if len(dims) > MAX_DIMENSIONS:
-            raise _damaged(reader, f"it has more than {MAX_DIMENSIONS} dimensions", name=name)
+            raise _damaged(reader, f"the tensor has more than {MAX_DIMENSIONS} dimensions", name=name)
     return _known_type(reader, dtype, name), tuple(dims), content
 
 
@@ -317,9 +319,9 @@ def _known_type(reader: RangeReader, dtype: str | None, name: str) -> str:
     if found is None or not found.in_ckpt:
         raise DataError(
             "UnknownType",
-            f"its type {dtype!r} is not one of MindSpore's",
+            f"the type {dtype!r} is not a MindSpore type",
             where=f"{reader.name}: parameter {name}",
-            fix="check that the file is a MindSpore checkpoint of a version that this program knows",
+            fix="check that the file was written by a supported version of MindSpore",
         )
     return found.name
 
@@ -335,7 +337,7 @@ def _checked(entry: TensorEntry, reader: RangeReader) -> TensorEntry:
     if prod(shape) * itemsize != nbytes:
         raise DataError(
             "SizeMismatch",
-            f"{entry.dtype}{list(shape)} takes {prod(shape) * itemsize} bytes, the file holds {nbytes}",
+            f"{entry.dtype}{list(shape)} requires {prod(shape) * itemsize} bytes, but the file contains {nbytes}",
             where=f"{reader.name}: parameter {entry.name}",
             fix="the file is damaged; restore it",
         )
@@ -350,10 +352,10 @@ def _refuse_encrypted(reader: RangeReader, window: _Window) -> None:
             "Encrypted",
             f"the file is encrypted ({mode})",
             where=reader.name,
-            fix=f"give its key: --decryption-key-file FILE --decryption-mode {mode} (spec.source.decryption)",
+            fix=f"specify its key: --decryption-key-file FILE --decryption-mode {mode} (spec.source.decryption)",
         )
 
 
 def _damaged(reader: RangeReader, what: str, *, name: str | None = None, reason: str = "Damaged") -> DataError:
     where = reader.name if name is None else f"{reader.name}: parameter {name}"
-    return DataError(reason, what, where=where, fix="the file is damaged or no MindSpore checkpoint; restore it")
+    return DataError(reason, what, where=where, fix="the file is damaged or is not a MindSpore checkpoint; restore it")

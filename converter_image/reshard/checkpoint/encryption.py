@@ -93,7 +93,7 @@ def read_table(reader: RangeReader, cipher: BlockCipher) -> BlockTable:
     while position < reader.size:
         number = len(lengths)
         if number == MAX_BLOCKS:
-            raise _damaged(reader, f"it has more than {MAX_BLOCKS} blocks", reason="TooManyBlocks")
+            raise _damaged(reader, f"the file has more than {MAX_BLOCKS} blocks", reason="TooManyBlocks")
         iv, length = _parse(reader, cipher, found, number, position)
         if not number:
             check_key(reader, cipher, BlockTable((length,), iv))
@@ -101,7 +101,7 @@ def read_table(reader: RangeReader, cipher: BlockCipher) -> BlockTable:
         found = reader.read(position - tail, min(tail + head.size, reader.size - position + tail))
         plain = cipher.plain(iv, length, found[:tail])
         if plain is None:
-            raise _damaged(reader, f"block {number}, which ends at byte {position}, is not padded as it has to be")
+            raise _damaged(reader, f"block {number}, which ends at byte {position}, has invalid padding")
         lengths.append(plain)
         ivs += iv
         found = found[tail:]
@@ -141,9 +141,9 @@ def check_key(reader: RangeReader, cipher: BlockCipher, blocks: BlockTable) -> N
             return
     raise AccessError(
         "WrongKey",
-        f"the key for {cipher.mode} does not open it",
+        f"the {cipher.mode} key does not decrypt the file",
         where=reader.name,
-        fix="give the key that it was encrypted with; if this is the key, the beginning of the file is damaged",
+        fix="use the key that the file was encrypted with; if this is that key, the file is damaged: restore it",
     )
 
 
@@ -161,7 +161,7 @@ def check_tags(reader: RangeReader, cipher: BlockCipher, blocks: BlockTable) -> 
         pieces = (reader.read(at, n) for at, n in _pieces(begin, length))
         if not cipher.is_authentic(blocks.iv(number), tag, pieces):
             raise _damaged(
-                reader, f"block {number}, at byte {begin - head.size}, is not what was encrypted", reason="NotAuthentic"
+                reader, f"block {number}, at byte {begin - head.size}, was changed after it was encrypted", reason="NotAuthentic"
             )
 
 
@@ -225,16 +225,16 @@ def _check_mode(reader: RangeReader, mode: Mode | None, cipher: BlockCipher) -> 
     if mode is None:
         raise DataError(
             "NotEncrypted",
-            "the file is not encrypted, and a key is given",
+            "a decryption key was given, but the file is not encrypted",
             where=reader.name,
-            fix="if it need not be, leave the key out (spec.source.decryption)",
+            fix="if the file should not be encrypted, remove the key (spec.source.decryption)",
         )
     if mode != cipher.mode:
         raise DataError(
             "WrongMode",
             f"the file is encrypted with {mode}, not {cipher.mode}",
             where=reader.name,
-            fix=f"if it may be, say --decryption-mode {mode} (spec.source.decryption.mode)",
+            fix=f"if that mode is expected, use --decryption-mode {mode} (spec.source.decryption.mode)",
         )
 
 
@@ -243,12 +243,12 @@ def _parse(reader: RangeReader, cipher: BlockCipher, content: bytes, number: int
     head = _head_of(cipher)
     where = f"block {number}, at byte {position},"
     if len(content) < head.size:
-        raise _damaged(reader, f"{where} ends in the middle", reason="Truncated")
+        raise _damaged(reader, f"{where} is truncated", reason="Truncated")
     magic, _, rest, iv_length, iv, length = head.unpack(content)
     if MAGIC.get(magic) != cipher.mode or iv_length != IV_BYTES or length <= 0 or rest != 4 + IV_BYTES + 4 + length:
-        raise _damaged(reader, f"{where} is none")
+        raise _damaged(reader, f"{where} is not valid")
     if position + head.size + length > reader.size:
-        raise _damaged(reader, f"{where} would have {length} bytes, the file ends before", reason="Truncated")
+        raise _damaged(reader, f"{where} claims {length} bytes, but the file ends before that", reason="Truncated")
     return iv, length
 
 

@@ -77,7 +77,7 @@ class TensorEntry(msgspec.Struct, frozen=True, array_like=True, gc=False):
                 start -= held
         raise DataError(
             "Truncated",
-            f"{self.nbytes} bytes do not hold {prod(self.shape)} elements",
+            f"the content has {self.nbytes} bytes, which is too few for {prod(self.shape)} elements",
             where=f"parameter {self.name}",
             fix="the file is damaged; restore it",
         )

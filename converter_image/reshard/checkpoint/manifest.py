@@ -235,8 +235,11 @@ def decode(content: bytes, kind: type[T], where: str) -> T:
     try:
         if kind is Manifest and (schema := msgspec.json.decode(content, type=_Versioned).schema) != SCHEMA:
             raise DataError(
-                "SchemaUnknown", f"{schema[:100]!r} is not {SCHEMA}", where=where, fix="use the version that wrote it"
+                "SchemaUnknown",
+                f"the schema {schema[:100]!r} is not supported; {SCHEMA} is required",
+                where=where,
+                fix="use the version of reshard that wrote it",
             )
         return msgspec.json.decode(content, type=kind)
     except (msgspec.DecodeError, RecursionError, UnicodeDecodeError) as error:
-        raise DataError("DocumentInvalid", str(error), where=where, fix="remove it, and run the transform again") from error
+        raise DataError("DocumentInvalid", str(error), where=where, fix="delete the file and run the transform again") from error

@@ -59,13 +59,13 @@ def read_header(reader: RangeReader, seen: dict[bytes, Structure] | None = None)
     if reader.size == 0:
         raise _damaged(reader, "the file is empty", reason="Empty")
     if reader.size < _LENGTH.size:
-        raise _damaged(reader, f"the file has {reader.size} bytes only", reason="Truncated")
+        raise _damaged(reader, f"the file has only {reader.size} bytes", reason="Truncated")
     (length,) = _LENGTH.unpack(reader.read(0, _LENGTH.size))
     if length > MAX_HEADER_BYTES:
-        raise _damaged(reader, f"its header would have {length} bytes, more than the format allows", reason="HeaderTooLarge")
+        raise _damaged(reader, f"the header claims {length} bytes, more than the format allows", reason="HeaderTooLarge")
     begin = _LENGTH.size + length
     if begin > reader.size:
-        raise _damaged(reader, f"its header has {length} bytes, the file ends before", reason="Truncated")
+        raise _damaged(reader, f"the header claims {length} bytes, but the file ends before that", reason="Truncated")
     header = reader.read(_LENGTH.size, length)
     identity = blake2b(header, digest_size=16).digest()
     structure, crc = seen.get(identity) if seen is not None else None, None
@@ -75,7 +75,7 @@ def read_header(reader: RangeReader, seen: dict[bytes, Structure] | None = None)
             seen[identity] = structure
     end = structure.tensors[-1].extents[0][0] + structure.tensors[-1].extents[0][1] if structure.tensors else begin
     if end != reader.size:
-        raise _damaged(reader, f"its contents end at byte {end}, the file at byte {reader.size}", reason="Truncated")
+        raise _damaged(reader, f"the tensors end at byte {end}, but the file ends at byte {reader.size}", reason="Truncated")
     return Header(structure, crc)
 
 
@@ -139,9 +139,9 @@ def _header(tensors: Sequence[OutputTensor], metadata: dict[str, str], crc: int 
         if tensor.name in reserved or (tensor.dtype == INT4 and tensor.name in {_CRC, _STRINGS}):
             raise DataError(
                 "ReservedName",
-                f"safetensors has another use for the name of this {tensor.dtype} parameter",
+                f"safetensors reserves the name of this {tensor.dtype} parameter",
                 where=f"parameter {tensor.name}",
-                fix="write .ckpt",
+                fix="rename the parameter, or write .ckpt files: --format ckpt (spec.target.format: Ckpt)",
             )
     marks |= {tensor.name: INT4 for tensor in tensors if tensor.dtype == INT4}
     header: dict[str, object] = {_METADATA: marks} if marks else {}
@@ -158,9 +158,9 @@ def _header(tensors: Sequence[OutputTensor], metadata: dict[str, str], crc: int 
     if len(encoded) > MAX_HEADER_BYTES:
         raise OutputError(
             "HeaderTooLarge",
-            f"the header of {len(tensors)} tensors has {len(encoded)} bytes, more than the format allows",
+            f"the header of {len(tensors)} tensors takes {len(encoded)} bytes, more than the format allows",
             where="target",
-            fix="write .ckpt: --format ckpt (spec.target.format: Ckpt)",
+            fix="write .ckpt files: --format ckpt (spec.target.format: Ckpt)",
         )
     return _LENGTH.pack(len(encoded)) + encoded
 
@@ -172,14 +172,14 @@ def _parse(reader: RangeReader, header: bytes, begin: int) -> tuple[Structure, i
         marks = [dict(pairs(raw, _MAX_MARKS, str)) for name, raw in found if name == _METADATA]
         tensors = [(name, _tensor(raw)) for name, raw in found if name != _METADATA]
     except TooManyError as error:
-        raise _damaged(reader, f"its header is larger than any checkpoint's: {error}", reason="TooManyTensors") from None
+        raise _damaged(reader, f"the header is too large: {error}", reason="TooManyTensors") from None
     except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:
-        raise _damaged(reader, f"its header is not what the format says: {error}", reason="HeaderInvalid") from None
+        raise _damaged(reader, f"the header is invalid: {error}", reason="HeaderInvalid") from None
     if len(marks) > 1 or len({name for name, _ in tensors}) != len(tensors):
         twice = next((name for name, count in Counter(name for name, _ in tensors).items() if count > 1), _METADATA)
         raise DataError(
             "DuplicateParameter",
-            "the header names it twice",
+            "the parameter occurs twice in the header",
             where=f"{reader.name}: parameter {twice}",
             fix="the file is damaged; restore it",
         )
@@ -191,7 +191,7 @@ def _parse(reader: RangeReader, header: bytes, begin: int) -> tuple[Structure, i
     at = begin
     for entry in entries:
         if entry.extents[0][0] != at:
-            raise _damaged(reader, f"its content begins at byte {entry.extents[0][0]}, where byte {at} is due", name=entry.name)
+            raise _damaged(reader, f"the content starts at byte {entry.extents[0][0]} instead of byte {at}", name=entry.name)
         at += entry.nbytes
     return Structure("safetensors", tuple(entries), metadata), crc
 
@@ -206,7 +206,7 @@ def _tensor(raw: msgspec.Raw) -> _Header:
     if bytes(raw).count(b'"') != _TENSOR_QUOTES:  # it has further keys
         keys = [key for key, _ in pairs(raw, _MAX_TENSOR_KEYS, msgspec.Raw)]
         if len(set(keys)) < len(keys):
-            raise msgspec.DecodeError("a tensor has a key twice")
+            raise msgspec.DecodeError("a tensor contains the same key twice")
     return found
 
 
@@ -217,16 +217,16 @@ def _entry(
     if dtype is None:
         raise DataError(
             "UnknownType",
-            f"its type {tensor.dtype!r} cannot be cut at any element",
+            f"the type {tensor.dtype!r} cannot be split between elements",
             where=f"{reader.name}: parameter {name}",
-            fix="save the checkpoint without it",
+            fix="save the checkpoint without this parameter",
         )
     first, end = tensor.data_offsets
     nbytes = prod(tensor.shape) * dtype.itemsize
     if min(tensor.shape, default=0) < 0 or first < 0 or end - first != nbytes:
         raise DataError(
             "SizeMismatch",
-            f"{tensor.dtype}{list(tensor.shape)} takes {nbytes} bytes, the header gives it {end - first}",
+            f"{tensor.dtype}{list(tensor.shape)} requires {nbytes} bytes, but the header assigns it {end - first}",
             where=f"{reader.name}: parameter {name}",
             fix="the file is damaged; restore it",
         )
@@ -243,7 +243,7 @@ def _crc(reader: RangeReader, text: str | None) -> int | None:
     if text is None:
         return None
     if not (text.isascii() and text.isdigit() and len(text) <= _CRC_DIGITS):
-        raise _damaged(reader, f"its CRC {text[:32]!r} is no number", reason="HeaderInvalid")
+        raise _damaged(reader, f"the CRC {text[:32]!r} is not a number", reason="HeaderInvalid")
     return int(text)
 
 
@@ -253,9 +253,11 @@ def _texts(reader: RangeReader, text: str | None) -> frozenset[str]:
     try:
         return frozenset(msgspec.json.decode(text, type=list[str]))
     except msgspec.DecodeError as error:
-        raise _damaged(reader, f"its metadata {_STRINGS!r} is no list of names: {error}", reason="HeaderInvalid") from None
+        raise _damaged(
+            reader, f"the metadata entry {_STRINGS!r} is not a list of names: {error}", reason="HeaderInvalid"
+        ) from None
 
 
 def _damaged(reader: RangeReader, what: str, *, name: str | None = None, reason: str = "Damaged") -> DataError:
     where = reader.name if name is None else f"{reader.name}: parameter {name}"
-    return DataError(reason, what, where=where, fix="the file is damaged or no safetensors file; restore it")
+    return DataError(reason, what, where=where, fix="the file is damaged or is not a safetensors file; restore it")

@@ -87,9 +87,9 @@ def choose_map(names: Sequence[str], where: str) -> str | None:
     if len(maps) > 1 and MAP_NAME not in maps:
         raise RequestError(
             "AmbiguousFiles",
-            f"{len(maps)} maps say which parameter is in which file: {', '.join(maps[:4])}",
+            f"the folder contains {len(maps)} index files: {', '.join(maps[:4])}",
             where=where,
-            fix="give the one that is meant as the source, instead of its folder",
+            fix="specify one of the index files as the source instead of the folder",
         )
     return MAP_NAME if MAP_NAME in maps else maps[0] if maps else None
 
@@ -112,14 +112,18 @@ def files_of(mapped: Mapping[str, str], names: Sequence[str], map_name: str, whe
     if absent := [name for name in wanted if name not in there]:
         raise MissingInputError(
             "PartMissing",
-            f"{map_name} names {absent[0]}, which is not there" + (f" (nor {len(absent) - 1} more)" if len(absent) > 1 else ""),
+            f"{map_name} refers to {absent[0]}, which does not exist"
+            + (f" (and {len(absent) - 1} other missing files)" if len(absent) > 1 else ""),
             where=where,
-            fix="restore it",
+            fix="restore the missing files",
         )
     wanted += [HYPER_NAME] * (map_name == MAP_NAME and HYPER_NAME in there and HYPER_NAME not in wanted)
     if not wanted:
         raise DataError(
-            "MapInvalid", "it names no parameter", where=f"{where}/{map_name}", fix="restore map and files of one checkpoint"
+            "MapInvalid",
+            "the file contains no parameters",
+            where=f"{where}/{map_name}",
+            fix="restore the index file and all files from the same checkpoint",
         )
     return wanted
 
@@ -141,18 +145,18 @@ def check(inventory: Inventory, mapped: Mapping[str, str]) -> None:
             if (other := where.setdefault(entry.name, file.path)) != file.path:
                 raise DataError(
                     "ParameterTwice",
-                    f"{other} and {file.path} both hold it, and nothing says which is meant",
+                    f"{other} and {file.path} both contain it, and no index file selects one of them",
                     where=f"parameter {entry.name}",
-                    fix="take away the file that does not belong to the checkpoint",
+                    fix="move away the file that does not belong to the checkpoint",
                 )
     for name, path in mapped.items():
         if where.get(name) != path:
-            held = f"{where[name]} holds it" if name in where else "no file holds it"
+            held = f"{where[name]} contains it" if name in where else "no file contains it"
             raise DataError(
                 "MapMismatch",
-                f"the map has it in {path}, but {held}",
+                f"the index file locates it in {path}, but {held}",
                 where=f"parameter {name}",
-                fix="restore map and files of one checkpoint",
+                fix="restore the index file and all files from the same checkpoint",
             )
 
 
@@ -186,8 +190,8 @@ def refuse_slices(inventory: Inventory, names: Mapping[str, str], target: Contai
         if names.get(name, "") in target:
             raise DataError(
                 "MayBeSlice",
-                f"it comes from MindSpore's {HYPER_NAME}, which holds rank 0's slice of gradients and of what choice_func"
-                " refuses, and the target's strategy names the whole",
+                f"it comes from MindSpore's {HYPER_NAME}, which may contain only rank 0's slice of it,"
+                " but the target strategy shards the whole tensor",
                 where=f"parameter {name}",
                 fix="read the ranks' own files instead, or unify these with reshard (--layout unified); or choose a target"
                 " strategy that does not name it",
@@ -207,15 +211,15 @@ def read_map(content: bytes, where: str) -> dict[str, str]:
             found = msgspec.json.decode(content, type=dict[str, str])
     except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:
         raise DataError(
-            "MapInvalid", f"it is no map from parameters to files: {error}", where=where, fix="the file is damaged; restore it"
+            "MapInvalid", f"the file is not an index of parameters: {error}", where=where, fix="the file is damaged; restore it"
         ) from error
     for file in set(found.values()):
         if not _FILE_NAME.fullmatch(file):
             raise DataError(
                 "MapInvalid",
-                f"{file[:100]!r} is no safetensors file beside it",
+                f"the entry {file[:100]!r} is not the name of a safetensors file in the same folder",
                 where=where,
-                fix="restore map and files of one checkpoint",
+                fix="restore the index file and all files from the same checkpoint",
             )
     return found
 

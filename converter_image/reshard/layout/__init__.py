@@ -96,11 +96,11 @@ def cell_box(shape: tuple[int, ...], parts: tuple[int, ...], cell: tuple[int, ..
     if len(shape) != len(parts):
         raise DataError(
             "LayoutRankMismatch",
-            f"the layout names {len(parts)} dimensions, but the tensor has {len(shape)}: {list(shape)}",
+            f"the layout has {len(parts)} dimensions, but the tensor has {len(shape)}: {list(shape)}",
         )
     for i, (n, k) in enumerate(zip(shape, parts, strict=True)):
         if n % k:
-            raise DataError("LayoutDoesNotDivide", f"dimension {i} of length {n} cannot be cut into {k} equal parts")
+            raise DataError("LayoutDoesNotDivide", f"dimension {i} of length {n} cannot be divided into {k} equal slices")
     lengths = tuple(n // k for n, k in zip(shape, parts, strict=True))
     return Box(tuple(c * n for c, n in zip(cell, lengths, strict=True)), lengths)
 
@@ -149,30 +149,33 @@ def _invert(cells: list[tuple[int, ...]]) -> dict[tuple[int, ...], tuple[int, ..
 
 def _check_axes(layout: Layout) -> None:
     if not layout.device_matrix or any(n < 1 for n in layout.device_matrix):
-        raise DataError("LayoutInvalid", f"device matrix {list(layout.device_matrix)} must name at least one positive axis")
+        raise DataError(
+            "LayoutInvalid",
+            f"device matrix {list(layout.device_matrix)} must have at least one axis, and all axes must be positive",
+        )
     if layout.devices > MAX_DEVICES_PER_STAGE:
         raise DataError(
-            "LayoutInvalid", f"device matrix {list(layout.device_matrix)} names more than {MAX_DEVICES_PER_STAGE} ranks"
+            "LayoutInvalid", f"device matrix {list(layout.device_matrix)} has more than {MAX_DEVICES_PER_STAGE} ranks"
         )
     used = [axis for cuts in layout.tensor_map for axis in cuts]
     for axis in used:
         if not 0 <= axis < len(layout.device_matrix):
             raise DataError(
                 "LayoutInvalid",
-                f"tensor map names axis {axis}, but the device matrix {list(layout.device_matrix)} has none such",
+                f"the tensor map uses axis {axis}, which the device matrix {list(layout.device_matrix)} does not have",
             )
     if len(set(used)) != len(used):
-        raise DataError("LayoutInvalid", f"tensor map {[list(c) for c in layout.tensor_map]} uses one device axis twice")
+        raise DataError("LayoutInvalid", f"the tensor map {[list(c) for c in layout.tensor_map]} uses the same device axis twice")
 
 
 def _check_shard(layout: Layout, group: tuple[int, ...], size: int) -> None:
     """MindSpore writes the step as the distance of neighbours in the group, or as the mean distance (tensor_layout.cc)."""
     if not layout.tensor_map:
-        raise DataError("LayoutInvalid", "a scalar cannot be cut by an optimizer shard")
+        raise DataError("LayoutInvalid", "a scalar cannot be divided into optimizer shards")
     if size < 1 or len(group) % size:
         raise DataError(
             "OptimizerShardInvalid",
-            f"{len(group)} ranks hold the same slice, they cannot share it as {size} optimizer shards",
+            f"{len(group)} ranks hold the same slice, which cannot be divided into {size} optimizer shards",
         )
     if size == 1 or layout.shard_step == ALL_OF_GROUP:
         return
@@ -180,5 +183,5 @@ def _check_shard(layout: Layout, group: tuple[int, ...], size: int) -> None:
     if layout.shard_step not in {members[1] - members[0], (members[-1] - members[0]) // (size - 1)}:
         raise DataError(
             "OptimizerShardInvalid",
-            f"the file's step {layout.shard_step} contradicts the layout: ranks {list(members[:4])}... share a slice",
+            f"the shard step {layout.shard_step} contradicts the layout, where ranks {list(members[:4])}... share a slice",
         )

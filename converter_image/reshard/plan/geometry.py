@@ -84,9 +84,9 @@ def prove(found: Geometry) -> None:
     if not (inside and sum(box.size for box in boxes) == whole.size and _disjoint(boxes)):
         raise BugError(
             "PlanNotExact",
-            "the copies planned for it do not cover it exactly once",
+            "the planned copies do not cover the slice exactly once",
             where=f"a slice of {list(found.box.shape)}",
-            fix="please report this with both strategy files",
+            fix="this is a bug in reshard: please report it with both strategy files",
         )
 
 

@@ -68,9 +68,10 @@ class Holders:
         ranks = [parameter.source_stages[0] * devices + rank for rank in layout.holders[cell]]
         raise MissingInputError(
             "ShardMissing",
-            f"the part {list(cell)} of {list(layout.parts)} is in no file; rank {', '.join(map(str, ranks[:8]))} should have it",
+            f"no file contains slice {list(cell)} of the grid {list(layout.parts)},"
+            f" which rank {', '.join(map(str, ranks[:8]))} should hold",
             where=f"parameter {parameter.name}",
-            fix="restore the missing files, or give the strategy that the source was trained with",
+            fix="restore the missing files, or use the strategy that the source was trained with",
         )
 
     def entry(self, rank: int, name: str) -> TensorEntry:

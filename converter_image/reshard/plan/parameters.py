@@ -158,19 +158,19 @@ def refuse_empty(inventory: Inventory) -> None:
     """
     if any(structure.tensors for structure in inventory.structures):
         return
-    where, what = "source", "no file of it holds a parameter"
+    where, what = "source", "its files contain no parameters"
     if len(inventory.files) == 1:
-        where, what = inventory.files[0].path, "the file holds no parameter"
-    raise DataError("Empty", what, where=where, fix="restore what should be there")
+        where, what = inventory.files[0].path, "the file contains no parameters"
+    raise DataError("Empty", what, where=where, fix="check that the source is the intended one, and restore missing files")
 
 
 def _refuse_strategy(source: Strategy | None) -> None:
     if source is not None:
         raise RequestError(
             "SourceIsUnified",
-            "the source's files hold whole parameters, which no strategy cuts",
+            "the source's files contain whole parameters, so a source strategy does not apply",
             where="source",
-            fix="leave out --source-strategy (spec.source.strategy)",
+            fix="omit --source-strategy (spec.source.strategy)",
         )
 
 
@@ -182,30 +182,30 @@ def _check_ranks(inventory: Inventory, source: Strategy | None, *, all_there: bo
     if source is None and len(ranks) > 1:
         raise RequestError(
             "SourceStrategyMissing",
-            f"the source has {len(ranks)} ranks, but no strategy says how they share the parameters",
+            f"the source has {len(ranks)} ranks, but no strategy describes how they shard the parameters",
             where="source",
-            fix="give the strategy it was trained with (--source-strategy, spec.source.strategy)",
+            fix="specify the strategy it was trained with (--source-strategy, spec.source.strategy)",
         )
     extra = [rank for rank in ranks if rank not in expected]
     if extra and source is None:
         raise RequestError(
             "SourceStrategyMissing",
-            f"the source has rank {extra[-1]} only, and no strategy says which part of the parameters that is",
+            f"the source has only rank {extra[-1]}, and no strategy describes which slices that rank holds",
             where="source",
-            fix="give the strategy it was trained with, and all ranks; or the file itself, if it holds everything whole",
+            fix="specify its strategy and all ranks, or use its file as the source if that holds whole parameters",
         )
     if extra:
         raise DataError(
             "SourceRanksMismatch",
-            f"the source's strategy is for {len(expected)} ranks, but there is a rank {extra[-1]}",
+            f"the source strategy describes {len(expected)} ranks, but the source has a rank {extra[-1]}",
             where="source",
-            fix="give the strategy that the source was trained with",
+            fix="use the strategy that the source was trained with",
         )
     if len(ranks) < len(expected) and all_there:
         absent = sorted(set(expected) - set(ranks))
         raise MissingInputError(
             "SourceRankMissing",
-            f"the source's strategy is for {_numbered(expected)}, there is no checkpoint of rank {_listed(absent)}",
+            f"the source strategy describes {_numbered(expected)}, but the source has no checkpoint of rank {_listed(absent)}",
             where="source",
             fix="restore the missing files, or give the strategy that the source was trained with",
         )
@@ -226,10 +226,10 @@ def _found(inventory: Inventory, in_stages: Collection[str]) -> dict[str, tuple[
             if not same:
                 raise DataError(
                     "RanksDisagree",
-                    f"it is {other.dtype}{list(other.shape)} in {_file_of(inventory, structures[entry.name][0])},"
+                    f"the parameter is {other.dtype}{list(other.shape)} in {_file_of(inventory, structures[entry.name][0])},"
                     f" but {entry.dtype}{list(entry.shape)} in {_file_of(inventory, number)}",
                     where=f"parameter {entry.name}",
-                    fix="all ranks must be of one training step",
+                    fix="restore files of all ranks from the same training step",
                 )
             structures[entry.name].append(number)
     shared: dict[tuple[int, ...], tuple[int, ...]] = {}
@@ -283,9 +283,9 @@ def _targets(
         except DataError as error:
             raise DataError(
                 error.reason,
-                f"{error.what}, as the target's strategy asks (the whole tensor is {found.entry.dtype}{list(shape)})",
+                f"the target strategy does not fit the tensor {found.entry.dtype}{list(shape)}: {error.what}",
                 where=f"parameter {found.new_name}",
-                fix="choose another layout for the target, or give its strategy in the protobuf form (.ckpt) if this one is JSON",
+                fix="use a target strategy that fits; if this one is JSON, save it in the protobuf form (.ckpt) instead",
             ) from error
         parameters.append(
             Parameter(
@@ -309,17 +309,19 @@ def _refuse_missing(missing: list[str], held: Collection[str]) -> NoReturn:
     unnamed = [name for name in missing if name in held]
     raise MissingInputError(
         "ParameterMissing",
-        f"the target's strategy names {len(missing)} parameters that "
+        f"the target strategy contains {len(missing)} parameters that "
         + (
-            f"the source's strategy does not name: {_listed(unnamed)}" if unnamed else f"no source file holds: {_listed(missing)}"
+            f"the source strategy does not contain: {_listed(unnamed)}"
+            if unnamed
+            else f"no source file contains: {_listed(missing)}"
         ),
         where="source",
-        fix="give the strategies that fit, or leave them out with --allow-missing (spec.parameters.allowMissing)",
+        fix="use matching strategies, or skip these parameters with --allow-missing (spec.parameters.allowMissing)",
     )
 
 
 def _numbered(ranks: range) -> str:
-    return f"the ranks {ranks[0]}-{ranks[-1]} of its stage" if ranks[0] else f"{len(ranks)} ranks"
+    return f"ranks {ranks[0]}-{ranks[-1]} of one stage" if ranks[0] else f"{len(ranks)} ranks"
 
 
 def _listed(items: Iterable[object]) -> str:

@@ -102,9 +102,9 @@ class Planner:
         if not 0 <= rank < model.target_ranks:
             raise RequestError(
                 "NoSuchRank",
-                f"target rank {rank} does not exist, there are {model.target_ranks}",
+                f"target rank {rank} does not exist; the target has {model.target_ranks} ranks",
                 where="ranks",
-                fix=f"give ranks below {model.target_ranks}",
+                fix=f"use ranks below {model.target_ranks}",
             )
         needed: set[tuple[int, ...]] = set()
         for kind in set(self.kinds(rank)):
@@ -252,7 +252,7 @@ def prove(plan: RankPlan) -> None:
         if not exact or any((e.name, e.dtype, e.shape) != wanted for e in tensor.entries):
             raise BugError(
                 "PlanNotExact",
-                f"the copies planned for rank {plan.rank} do not fit the files",
+                f"the planned copies for rank {plan.rank} do not match the files",
                 where=f"parameter {tensor.parameter.name}",
-                fix="please report this with both strategy files",
+                fix="this is a bug in reshard: please report it with both strategy files",
             )

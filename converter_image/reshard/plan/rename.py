@@ -33,9 +33,9 @@ def renamed(names: Collection[str], rules: Sequence[RenameRule], *, all_there: b
         if all_there and name not in names:
             raise MissingInputError(
                 "RenamedMissing",
-                "it is to be renamed, but no source file holds it",
+                "a rename rule names this parameter, but no source file contains it",
                 where=f"parameter {name}",
-                fix="take the names from reshard inspect",
+                fix="run `reshard inspect` to list the parameters",
             )
     found: dict[str, str] = {}
     origin: dict[str, str] = {}
@@ -46,9 +46,9 @@ def renamed(names: Collection[str], rules: Sequence[RenameRule], *, all_there: b
         if (other := origin.setdefault(new, name)) is not name:
             raise RequestError(
                 "NamesClash",
-                f"{other} and {name} would both be called {new}",
+                f"{other} and {name} would both be renamed to {new}",
                 where="rename",
-                fix="rename one of them to something else",
+                fix="give one of them another name",
             )
         found[name] = new
     return found

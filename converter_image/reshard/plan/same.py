@@ -38,7 +38,7 @@ def keep(inventory: Inventory, *, ranks: str | None = None, rename: Sequence[Ren
     if inventory.unified:
         raise RequestError(
             "SourceIsUnified",
-            "the source's files are parts of one whole, not ranks",
+            "the source is a unified checkpoint: its files contain whole parameters, not ranks",
             where="source",
             fix="use --layout unified or per-rank (spec.target.layout), or give one of the files",
         )
@@ -83,7 +83,7 @@ def _check_ranks(inventory: Inventory, wanted: Iterable[int]) -> None:
     if absent is not None:
         raise MissingInputError(
             "SourceRankMissing",
-            f"there is no checkpoint of rank {absent}",
+            f"the source has no checkpoint of rank {absent}",
             where="source",
-            fix="restore it, or name the ranks that are wanted with --ranks (spec.target.ranks)",
+            fix="restore it, or select existing ranks with --ranks (spec.target.ranks)",
         )

@@ -53,10 +53,10 @@ class SourceStages:
         if not stages:
             raise DataError(
                 "StageMismatch",
-                f"the source's strategy has it in stage {', '.join(map(str, named))},"
-                f" but files of stage {', '.join(map(str, sorted(held)))} hold it",
+                f"the source strategy assigns the parameter to stage {', '.join(map(str, named))},"
+                f" but files of stage {', '.join(map(str, sorted(held)))} contain it",
                 where=f"parameter {name}",
-                fix="give the strategy that the source was trained with",
+                fix="use the strategy that the source was trained with",
             )
         layouts = {stage: self._source.layout(stage, name, entry.shape, sliced=True) for stage in stages}
         if len(named) > 1:
@@ -81,10 +81,10 @@ class SourceStages:
             if other != whole:
                 raise DataError(
                     "RanksDisagree",
-                    f"by the strategy, the whole tensor is {first.dtype}{list(whole)} in {self._file_of(number)},"
-                    f" but {first.dtype}{list(other)} in {self._file_of(structure)}",
+                    f"the slices in {self._file_of(number)} add up to a tensor {first.dtype}{list(whole)},"
+                    f" but those in {self._file_of(structure)} to {first.dtype}{list(other)}",
                     where=f"parameter {name}",
-                    fix="restore files of one training step, and give the strategy that the source was trained with",
+                    fix="restore files of one training step, and use the strategy that the source was trained with",
                 )
         return first
 
@@ -106,8 +106,8 @@ def whole_shape(name: str, entry: TensorEntry, layout: Layout) -> tuple[int, ...
     if layout.ndim != len(entry.shape):
         raise DataError(
             "StrategyShapeMismatch",
-            f"the source's strategy cuts {layout.ndim} dimensions, but its files hold {entry.dtype}{list(entry.shape)}",
+            f"the source strategy shards {layout.ndim} dimensions, but the files contain {entry.dtype}{list(entry.shape)}",
             where=f"parameter {name}",
-            fix="give the strategy that the source was trained with, in the protobuf form (.ckpt) if this one is JSON",
+            fix="use the strategy that the source was trained with, in the protobuf form (.ckpt) if this one is JSON",
         )
     return tuple(n * k for n, k in zip(entry.shape, layout.parts, strict=True))

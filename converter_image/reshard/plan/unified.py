@@ -30,9 +30,9 @@ def unify(model: Model, most_bytes: int) -> Model:
     if not model.parameters:
         raise RequestError(
             "NothingToWrite",
-            "the source has no parameter that goes to the target",
+            "all parameters of the source are excluded from the target",
             where="source",
-            fix="leave fewer parameters out, or give another source",
+            fix="exclude fewer parameters, or use another source",
         )
     named = [p for p in model.parameters if p.role is not Role.REPLICATED]
     others = [p for p in model.parameters if p.role is Role.REPLICATED]

@@ -32,5 +32,5 @@ class BoundedReader(ABC):
 
     def _check_inside(self, offset: int, length: int) -> None:
         if offset + length > self.size:
-            what = f"{length} bytes are expected at {offset}, but {self._what_ends} ends at {self.size}"
+            what = f"{length} bytes were expected at byte {offset}, but {self._what_ends} ends at byte {self.size}"
             raise DataError("Truncated", what, where=self.name, fix="the file is damaged; restore it")

@@ -66,10 +66,10 @@ class Strategy:
             if whole != stated:
                 raise DataError(
                     "StrategyShapeMismatch",
-                    f"the strategy is for a tensor of shape {list(stated)}, but by its cuts the checkpoint has {list(whole)}",
+                    f"the strategy file states the shape {list(stated)}, but the checkpoint's slices add up to {list(whole)}",
                     where=f"parameter {name}",
-                    fix="give the strategy that belongs to the checkpoint; if each rank saved whole tensors (integrated_save),"
-                    " give one rank's folder as the source, no strategy for it, and --allow-single-rank",
+                    fix="use the strategy file of this checkpoint; if every rank saved whole tensors (integrated_save),"
+                    " use one rank's folder as the source, with --allow-single-rank and no source strategy",
                 )
         return regrouped(layout, stated, shape, sliced=sliced) or layout
 
@@ -114,16 +114,16 @@ class Strategy:
         if len(described) != 1:
             raise RequestError(
                 "SeveralStages",
-                f"it describes the pipeline stages {', '.join(map(str, described[:_SHOWN]))}; a part is made of one",
+                f"the file describes pipeline stages {', '.join(map(str, described[:_SHOWN]))}, but one stage is required",
                 where=files[0].name,
                 fix="give the strategy file of one stage, or leave out --layout part (spec.target.layout: Part)",
             )
         if not files[0].nodes:
             raise DataError(
                 "StageUnknown",
-                "it does not say which pipeline stage it describes",
+                "the strategy file does not state its pipeline stage",
                 where=files[0].name,
-                fix="give the strategy file that training wrote for one stage",
+                fix="use the strategy file that training wrote for this stage",
             )
         joined, _, shapes = _joined(files)
         stages = tuple(joined.values())
@@ -148,16 +148,19 @@ def merge(files: Sequence[StrategyFile]) -> StrategyFile:
     """
     if not files:
         raise DataError(
-            "StageMissing", "there is no strategy file", where="strategy", fix="give a strategy file, or a folder that holds some"
+            "StageMissing",
+            "no strategy file was given",
+            where="strategy",
+            fix="specify a strategy file, or a folder that contains strategy files",
         )
     stages, nodes, shapes = _joined(files)
     missing = list(islice((stage for stage in range(max(stages)) if stage not in stages), _SHOWN))
     if missing:
         raise DataError(
             "StageMissing",
-            f"there are pipeline stages up to {max(stages)}, but no strategy of stage {', '.join(map(str, missing))}",
+            f"the highest pipeline stage is {max(stages)}, but no strategy file describes stage {', '.join(map(str, missing))}",
             where=files[0].name,
-            fix="give the folder with the strategy files of all stages",
+            fix="specify a folder that contains the strategy files of all stages",
         )
     return StrategyFile(files[0].name, {stage: stages[stage] for stage in sorted(stages)}, nodes, shapes)
 
@@ -181,9 +184,9 @@ def holders_of_the_same(files: Sequence[StrategyFile], rank: int) -> list[int]:
     if described not in stages:
         raise DataError(
             "NoSuchRank",
-            f"rank {rank} is in pipeline stage {stage}, which no file describes",
+            f"rank {rank} belongs to pipeline stage {stage}, which no strategy file describes",
             where=files[0].name,
-            fix="give the strategy file of the rank's stage",
+            fix="use the strategy file of that stage",
         )
     same = set(range(devices))
     for name, layout in stages[described].items():
@@ -206,9 +209,9 @@ def _joined(files: Sequence[StrategyFile]) -> tuple[dict[int, Mapping[str, Layou
         if len(files) > 1 and not file.nodes:
             raise DataError(
                 "StageUnknown",
-                f"it is one of {len(files)} files, but does not say which pipeline stage it describes",
+                f"{len(files)} strategy files were given, and this one does not state its pipeline stage",
                 where=file.name,
-                fix="give the one file that is meant",
+                fix="specify the one file to use instead of its folder",
             )
         _check_agreement(file, stages, names)
         new = {stage: layouts for stage, layouts in file.stages.items() if stage not in stages}
@@ -233,17 +236,17 @@ def _check_agreement(file: StrategyFile, stages: Mapping[int, Mapping[str, Layou
         if only := sorted(known.keys() ^ layouts.keys()):
             raise DataError(
                 "StrategiesDisagree",
-                f"only one of it and {files[stage]} names {only[0]}, and both describe stage {stage}",
+                f"this file and {files[stage]} both describe stage {stage}, but only one of them contains parameter {only[0]}",
                 where=file.name,
-                fix="give a folder with the strategy files of one run only, or the one file that is meant",
+                fix="use a folder that contains the strategy files of one run only, or specify a single file",
             )
         for name, layout in layouts.items():
             if _essence(known[name]) != _essence(layout):
                 raise DataError(
                     "StrategiesDisagree",
-                    f"{files[stage]} cuts it in another way, and both describe stage {stage}",
+                    f"{files[stage]} describes the same stage {stage}, but shards the parameter differently",
                     where=f"{file.name}: parameter {name}",
-                    fix="give a folder with the strategy files of one run only, or the one file that is meant",
+                    fix="use a folder that contains the strategy files of one run only, or specify a single file",
                 )
 
 
@@ -257,17 +260,17 @@ def _check_devices(stages: Mapping[int, Mapping[str, Layout]], files: Mapping[in
             elif layout.devices != first[2]:
                 raise DataError(
                     "DevicesDisagree",
-                    f"stage {stage} has it on {layout.devices} ranks,"
-                    f" but stage {first[1]} has parameter {first[0]} on {first[2]} ({files[first[1]]})",
+                    f"stage {stage} shards it over {layout.devices} ranks,"
+                    f" but stage {first[1]} shards parameter {first[0]} over {first[2]} ranks ({files[first[1]]})",
                     where=f"{files[stage]}: parameter {name}",
-                    fix="give a folder with the strategy files of one run only",
+                    fix="use a folder that contains the strategy files of one run only",
                 )
     if first is None:
         raise DataError(
             "StrategyInvalid",
-            "no stage names a parameter",
+            "the strategy contains no parameters",
             where=next(iter(files.values())),
-            fix="give the strategy file that training wrote",
+            fix="use the strategy file that training wrote",
         )
 
 

@@ -29,7 +29,7 @@ _MAX_AXES = 64
 _MAX_TABLES = 1 << 22
 _SMALLEST_TABLE = 1 << 8
 
-_FIX = "give the strategy file that training wrote"
+_FIX = "use the strategy file as training wrote it"
 
 Form = Literal["protobuf", "json"]
 
@@ -90,7 +90,7 @@ def parse(content: bytes, name: str) -> StrategyFile:
     try:
         record = form.decode(content)
     except MalformedError as error:
-        hint = "it may be a checkpoint: " if content.startswith(b"\x0a") else ""
+        hint = "the file may be a checkpoint: " if content.startswith(b"\x0a") else ""
         raise DataError("StrategyInvalid", error.what, where=_where(name, error.where), fix=hint + _FIX) from None
     layouts, shapes = _layouts(record.parameters, form.decode_layout, name)
     stages = {node.stage for node in record.nodes} or {0}
@@ -107,9 +107,9 @@ def parse(content: bytes, name: str) -> StrategyFile:
     if len(stages) > 1:
         raise DataError(
             "StrategyInvalid",
-            f"it names the pipeline stages {sorted(stages)[:8]}, but its parameters are not named <stage>-<name> for these",
+            f"the file describes pipeline stages {sorted(stages)[:8]}, but its parameters are not named <stage>-<name>",
             where=name,
-            fix="merge the stages' files with reshard strategy merge, or give their folder",
+            fix="merge the files of the stages with `reshard strategy merge`, or specify their folder",
         )
     stage_number = stages.pop()
     return StrategyFile(name, {stage_number: layouts}, record.nodes, {stage_number: shapes} if shapes else {})
@@ -167,12 +167,14 @@ def _layouts(
                 tables += _check_parts(layout, _MAX_TABLES - tables, where)
             found = known[raw] = distinct.setdefault(layout, layout), read.tensor_shape
         if name in layouts:
-            raise DataError("StrategyInvalid", "the file names it twice", where=_where(file, f"parameter {name}"), fix=_FIX)
+            raise DataError(
+                "StrategyInvalid", "the parameter occurs twice in the file", where=_where(file, f"parameter {name}"), fix=_FIX
+            )
         layouts[name] = found[0]
         if found[1]:
             shapes[name] = found[1]
     if not layouts:
-        raise DataError("StrategyInvalid", "it names no parameter", where=file, fix=_FIX)
+        raise DataError("StrategyInvalid", "the file contains no parameters", where=file, fix=_FIX)
     return layouts, shapes
 
 
@@ -181,33 +183,33 @@ def _checked(record: LayoutRecord, where: str) -> Layout:
     if len(record.device_matrix) > _MAX_AXES or len(record.tensor_map) > _MAX_DIMENSIONS:
         raise DataError(
             "StrategyInvalid",
-            f"its layout has {len(record.device_matrix)} device axes and {len(record.tensor_map)} dimensions",
+            f"the layout has {len(record.device_matrix)} device axes and {len(record.tensor_map)} dimensions",
             where=where,
             fix=_FIX,
         )
     if record.tensor_shape and len(record.tensor_shape) != len(record.tensor_map):
         raise DataError(
             "StrategyInvalid",
-            f"its shape has {len(record.tensor_shape)} dimensions, its tensor map {len(record.tensor_map)}",
+            f"the shape has {len(record.tensor_shape)} dimensions, but the tensor map has {len(record.tensor_map)}",
             where=where,
             fix=_FIX,
         )
     if record.field:
         raise DataError(
             "UnevenCut",
-            f"it is cut by fields of {record.field}, which cannot be resharded",
+            f"the parameter is split into field slices of length {record.field}, which cannot be resharded",
             where=where,
-            fix="give a strategy that cuts it evenly",
+            fix="use a strategy that divides the parameter evenly",
         )
     layout = Layout(record.device_matrix, record.tensor_map, record.shard_step, record.shard_size)
     split = record.split_shape
     if split and (len(set(split)) > 1 or split[0] < 1 or len(split) != _cuts(layout)):
         raise DataError(
             "UnevenCut",
-            f"it is cut into {len(split)} parts of lengths {list(split[:8])}, not evenly by its tensor map,"
-            " and cannot be resharded",
+            f"the parameter is split into {len(split)} slices of lengths {list(split[:8])} instead of evenly by its tensor map,"
+            " which cannot be resharded",
             where=where,
-            fix="give a strategy that cuts it evenly",
+            fix="use a strategy that divides the parameter evenly",
         )
     return layout
 
@@ -226,7 +228,7 @@ def _check_parts(layout: Layout, room: int, where: str) -> int:
     if layout.devices <= MAX_DEVICES_PER_STAGE and entries > room:
         raise DataError(
             "StrategyTooLarge",
-            f"with its layout over {layout.devices} ranks the file has more different ones than any model",
+            f"the file has too many distinct layouts; this one covers {layout.devices} ranks",
             where=where,
             fix=_FIX,
         )

@@ -21,5 +21,5 @@ def restore_ranks(content: bytes, name: str) -> tuple[int, ...]:
         return decode_restore_ranks(content)
     except MalformedError as error:
         raise DataError(
-            "GroupInfoInvalid", error.what, where=name, fix="give the file that MindSpore wrote to GROUP_INFO_FILE"
+            "GroupInfoInvalid", error.what, where=name, fix="use the file that MindSpore wrote to GROUP_INFO_FILE"
         ) from None

@@ -73,10 +73,10 @@ def decode(content: bytes) -> Record:
     sections: dict[str, msgspec.Raw] = {}
     for name, section in _pairs(content, _MAX_FIELDS):
         if name in sections:
-            raise MalformedError(f"{name} is there twice")
+            raise MalformedError(f"{name} occurs twice")
         sections[name] = section
     if _LAYOUTS not in sections:
-        raise MalformedError(f"it has no {_LAYOUTS}")
+        raise MalformedError(f"the key {_LAYOUTS} is missing")
     shared: dict[bytes, bytes] = {}
     parameters = []
     for name, raw in _pairs(sections[_LAYOUTS], MAX_PARAMETERS):
@@ -157,21 +157,21 @@ def _pairs(content: bytes | msgspec.Raw, most: int) -> list[tuple[str, msgspec.R
     try:
         return pairs(content, most, msgspec.Raw)
     except _PROBLEMS as error:
-        raise MalformedError(f"it is no strategy file in JSON: {error}") from None
+        raise MalformedError(f"the file is not a strategy file in JSON: {error}") from None
 
 
 def _struct(raw: bytes, decoder: msgspec.json.Decoder[_S]) -> _S:
     try:
         names = [name for name, _ in pairs(raw, _MAX_FIELDS, msgspec.Raw)]
         if len(set(names)) < len(names):
-            raise MalformedError("its record has a field twice")
+            raise MalformedError("its record contains the same field twice")
         return decoder.decode(raw)
     except _PROBLEMS as error:
-        raise MalformedError(f"its record in JSON is wrong: {error}") from None
+        raise MalformedError(f"its JSON record is invalid: {error}") from None
 
 
 def _bounded(raw: msgspec.Raw, where: str) -> bytes:
     content = bytes(raw)
     if len(content) > MAX_RECORD_BYTES:
-        raise MalformedError(f"its record has {len(content)} bytes", where)
+        raise MalformedError(f"its record is too long ({len(content)} bytes)", where)
     return content

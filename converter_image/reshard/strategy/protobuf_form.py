@@ -104,19 +104,19 @@ def decode(content: bytes) -> Record:
                     nodes.learn(raw, *_strategys(raw, name))
                 nodes.add(name, raw)
             elif len(parameters) == MAX_PARAMETERS:
-                raise MalformedError(f"it names more than {MAX_PARAMETERS} parameters")
+                raise MalformedError(f"the file contains more than {MAX_PARAMETERS} parameters")
             else:
                 parameters.append((name, shared.setdefault(raw, raw)))
         elif number == _STAGE and kind == _VARINT:
             staged = True
         elif number in (_STAGE, _NODE, _LAYOUT):
-            raise MalformedError(f"it is no strategy file: field {number} is of another kind")
+            raise MalformedError(f"the file is not a strategy file: field {number} has an unexpected type")
         else:  # of a later version
             unknown += 1
             if unknown > _MAX_UNKNOWN_FIELDS:
-                raise MalformedError("it is no strategy file: it has fields that none has")
+                raise MalformedError("the file is not a strategy file: it contains unknown fields")
     if not staged:
-        raise MalformedError("it is no strategy file: it names no current stage")
+        raise MalformedError("the file is not a strategy file: it has no current stage")
     return Record(tuple(parameters), tuple(nodes.nodes))
 
 
@@ -128,7 +128,7 @@ def decode_layout(raw: bytes) -> LayoutRecord:
     """
     layouts = _parsed("ParallelLayouts", raw)
     if len(layouts.dev_matrix) != 1 or not layouts.tensor_map:
-        raise MalformedError("its layout must have one device matrix and a tensor map")
+        raise MalformedError("the layout must have exactly one device matrix, and a tensor map")
     return LayoutRecord(
         device_matrix=tuple(layouts.dev_matrix[0].dim),
         tensor_map=_axes([tuple(each.dim) for each in layouts.tensor_map]),
@@ -148,18 +148,18 @@ def decode_restore_ranks(content: bytes) -> tuple[int, ...]:
     lists = []
     for count, (number, kind, start, end) in enumerate(_fields(content)):
         if count == _MAX_GROUPS:
-            raise MalformedError(f"it has more than {_MAX_GROUPS} groups")
+            raise MalformedError(f"the file contains more than {_MAX_GROUPS} groups")
         if number == _STAGE and kind == _VARINT:  # which a file of groups has no field for, and a strategy file always
-            raise MalformedError("it is a strategy file, not a file of communication groups")
+            raise MalformedError("the file is a strategy file, not a communication group file")
         if number == _RESTORE and kind == _DELIMITED:
             lists.append(content[start:end])
     if not lists:
-        raise MalformedError("it has no list of ranks to restore from")
+        raise MalformedError("the file has no list of ranks to restore from")
     if (nbytes := sum(map(len, lists))) > _MAX_RANKS_BYTES:
-        raise MalformedError(f"its list of ranks has {nbytes} bytes")
+        raise MalformedError(f"its list of ranks is too long ({nbytes} bytes)")
     ranks = tuple(_parsed("Dims", b"".join(lists)).dim)
     if len(set(ranks)) < len(ranks):
-        raise MalformedError("its list of ranks names a rank twice")
+        raise MalformedError("its list of ranks contains the same rank twice")
     return ranks
 
 
@@ -196,11 +196,11 @@ def layout_message(layout: Layout) -> Any:  # noqa: ANN401 - a class that exists
 def _item(content: bytes, start: int, end: int) -> tuple[str, bytes]:
     """Name and content of an item."""
     if end - start > _MAX_ITEM_BYTES:
-        raise MalformedError(f"the item at byte {start} has {end - start} bytes")
+        raise MalformedError(f"the item at byte {start} is too long ({end - start} bytes)")
     item = _parsed("Item", content[start:end])
     raw = b"".join(item.content)
     if not item.content or len(raw) > MAX_RECORD_BYTES:
-        raise MalformedError(f"the item at byte {start} has a content of {len(raw)} bytes")
+        raise MalformedError(f"the content of the item at byte {start} is too long ({len(raw)} bytes)")
     try:
         return checked_name(item.name.decode()), raw
     except UnicodeDecodeError:
@@ -223,7 +223,7 @@ def _parsed(kind: str, raw: bytes) -> Any:  # noqa: ANN401 - a class that exists
     except (DecodeError, RecursionError, ValueError):
         whole = False
     if not whole:
-        raise MalformedError("it is damaged, or of another kind")
+        raise MalformedError("the file is damaged, or is not a strategy file")
     return message
 
 
@@ -243,12 +243,14 @@ def _fields(content: bytes) -> Iterator[tuple[int, int, int, int]]:
             elif kind in (_FIXED32, _FIXED64):
                 at += 4 if kind == _FIXED32 else 8
             else:
-                raise MalformedError(f"it is damaged, or of another kind: there is a field of wire type {kind} at byte {start}")
+                raise MalformedError(
+                    f"the file is damaged, or is not a strategy file: the field at byte {start} has wire type {kind}"
+                )
             if at > end:
-                raise MalformedError(f"it ends in the middle of the field at byte {start}")
+                raise MalformedError(f"the file is truncated in the field at byte {start}")
             yield number, kind, start, at
     except IndexError:
-        raise MalformedError("it ends in the middle of a number") from None
+        raise MalformedError("the file is truncated in a number") from None
 
 
 def _varint(content: bytes, at: int) -> tuple[int, int]:

@@ -18,8 +18,8 @@ if TYPE_CHECKING:
 _CANNOT_WRITE = {
     errno.ENOSPC: "free or add space, or choose another target",
     errno.EDQUOT: "free space or raise the quota, or choose another target",
-    errno.EROFS: "mount it for writing, or choose another target",
-    errno.EFBIG: "the file system or `ulimit -f` limits the length of a file; choose another target",
+    errno.EROFS: "mount the file system for writing, or choose another target",
+    errno.EFBIG: "raise the file size limit of the file system or of `ulimit -f`, or choose another target",
 }
 _TOO_MANY_FILES = {errno.EMFILE, errno.ENFILE}
 
@@ -38,14 +38,16 @@ def _translated(error: OSError, path: str, *, writing: bool) -> ReshardError:
     if error.errno in (errno.EACCES, errno.EPERM):
         return denied(path, writing=writing)
     if error.errno in (errno.ENOENT, errno.ENOTDIR) and not writing:
-        return MissingInputError("NotFound", "there is no such file or folder", where=path, fix="create it, or correct the path")
+        return MissingInputError(
+            "NotFound", "no such file or folder", where=path, fix="correct the path, or create the file or folder"
+        )
     if error.errno == errno.EISDIR and not writing:
-        return MissingInputError("NotAFile", "a file is expected here, this is a folder", where=path, fix="give a file")
+        return MissingInputError("NotAFile", "expected a file, found a folder", where=path, fix="specify a file")
     if error.errno in _CANNOT_WRITE:
         return OutputError("CannotWrite", reason, where=path, fix=_CANNOT_WRITE[error.errno])
     if writing and error.errno in (errno.ENOTDIR, errno.EEXIST, errno.EISDIR):
         return OutputError("CannotCreate", reason, where=path, fix="choose another target")
-    kind, fix = "WriteFailed" if writing else "ReadFailed", "check the storage for faults and run again"
+    kind, fix = "WriteFailed" if writing else "ReadFailed", "check the storage for errors, then run again"
     if error.errno in _TOO_MANY_FILES:
         kind, fix = "TooManyOpenFiles", "raise the limit (ulimit -n), or use fewer --workers"
     return StorageError(kind, reason, where=path, fix=fix)
@@ -64,17 +66,17 @@ def denied(path: str, *, writing: bool) -> AccessError:
     except OSError:
         return AccessError(
             "PermissionDenied",
-            f"access is denied; {who}",
+            f"permission denied; {who}",
             where=path,
-            fix="run as a user or group with access, or change the mode",
+            fix="run as a user or group that has access, or change the file's mode",
         )
-    fix = "run as that user or group (in a pod: runAsUser, runAsGroup, fsGroup, supplementalGroups), or change the mode"
+    fix = "run as that user or group (in a pod: runAsUser, runAsGroup, fsGroup, supplementalGroups), or change the file's mode"
     if os.geteuid() in (0, found.st_uid):
-        fix = "change the mode; if it allows access, the mount, its server or a security module refuses it (root_squash, SELinux)"
+        fix = "change the file's mode; if it already allows access, check the mount, its server and SELinux (such as root_squash)"
     action, owner = "writing" if writing else "reading", f"uid {found.st_uid}{_user(found.st_uid)}, gid {found.st_gid}"
     return AccessError(
         "PermissionDenied",
-        f"{action} is denied: {culprit} is owned by {owner} with mode {stat_bits.S_IMODE(found.st_mode):04o}; {who}",
+        f"{action} denied: {culprit} is owned by {owner} with mode {stat_bits.S_IMODE(found.st_mode):04o}; {who}",
         where=path,
         fix=fix,
     )

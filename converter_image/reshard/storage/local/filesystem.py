@@ -45,7 +45,7 @@ class FileSystem:
         found = stat_bits.S_IMODE(os.stat(file).st_mode)
         if found & 0o777 == mode:
             return
-        what = "the file system does not change permission bits"
+        what = "the file system does not support changing permission bits"
         try:
             os.chmod(file, mode | found & (stat_bits.S_ISGID | stat_bits.S_ISVTX))
         except OSError as error:
@@ -63,7 +63,7 @@ class FileSystem:
         except OSError as error:  # EIO, ENOSPC and EDQUOT mean that bytes are lost
             if error.errno not in _UNSUPPORTED:
                 raise
-            self.note("the file system does not flush files on request; a power failure can lose what was just written", error)
+            self.note("the file system does not support fsync on files; a power failure can lose recently written data", error)
 
     def sync_folder(self, folder: str) -> None:
         """Make the names in a folder durable."""
@@ -76,7 +76,7 @@ class FileSystem:
         except OSError as error:
             if error.errno not in {*_REFUSED, errno.EBADF, errno.EISDIR}:
                 raise
-            self.note("the file system does not flush folders on request; a power failure can lose the names of new files", error)
+            self.note("the file system does not support fsync on folders; a power failure can lose the names of new files", error)
 
     def make_folder(self, folder: str, mode: int | None) -> None:
         """Create a folder and those above it that are missing, with search permission for whoever may read."""
@@ -129,7 +129,7 @@ class FileSystem:
         except OSError as error:
             if error.errno not in {*_REFUSED, errno.EMLINK, errno.EXDEV}:
                 raise
-            self.note("the file system has no hard links; new files are claimed with O_EXCL instead", error)
+            self.note("the file system does not support hard links; new files are created with O_EXCL instead", error)
             return False
         return True
 
@@ -144,5 +144,5 @@ def write_all(file: int, content: bytes | memoryview) -> None:
     while view:
         n = os.write(file, view)
         if n == 0:
-            raise OSError(errno.EIO, "the file system took no bytes")
+            raise OSError(errno.EIO, "the file system accepted no bytes")
         view = view[n:]

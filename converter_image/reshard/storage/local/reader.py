@@ -63,9 +63,9 @@ class LocalReader:
             except OSError as error:
                 raise StorageError(
                     "ReadFailed",
-                    f"reading {len(view)} bytes at {offset} failed: {error.strerror}",
+                    f"reading {len(view)} bytes at byte {offset} failed: {error.strerror}",
                     where=self.name,
-                    fix="check the storage for faults and run again",
+                    fix="check the storage for errors, then run again",
                 ) from error
             if n == 0:
                 self._ends_early(offset, len(view))
@@ -102,16 +102,18 @@ class LocalReader:
         """
         with self._lock:
             if self._closed:
-                raise BugError("ReaderClosed", "a closed file is read", where=self.name, fix="please report this")
+                raise BugError(
+                    "ReaderClosed", "a closed file was read", where=self.name, fix="this is a bug in reshard: please report it"
+                )
             file = self.descriptor
             if file is not None:  # another thread was first
                 return file
             try:
                 file, found = _open(self.name)
             except MissingInputError as error:
-                raise self._changed("is gone") from error
+                raise self._changed("was deleted") from error
             if version_of(found) != self.version:
-                raise self._changed("has changed")
+                raise self._changed("changed")
             self.descriptor = file
             READERS.add(self)
             return file
@@ -119,9 +121,9 @@ class LocalReader:
     def _changed(self, how: str) -> DataError:
         return DataError(
             "SourceChanged",
-            f"the file {how} while it was read",
+            f"the file {how} while it was being read",
             where=self.name,
-            fix="wait until whatever writes it has finished, then run again",
+            fix="wait until nothing writes to the file any more, then run again",
         )
 
     def _ends_early(self, offset: int, length: int) -> NoReturn:
@@ -129,7 +131,7 @@ class LocalReader:
             size = os.fstat(self._opened().number).st_size
         raise DataError(
             "Truncated",
-            f"{length} bytes are expected at {offset}, but the file ends at {size}",
+            f"{length} bytes were expected at byte {offset}, but the file ends at byte {size}",
             where=self.name,
             fix="the file is damaged; restore it",
         )
@@ -152,5 +154,5 @@ def _open(path: str) -> tuple[Descriptor, os.stat_result]:
         found = os.fstat(file.number)
     if not stat_bits.S_ISREG(found.st_mode):
         kind = "a folder" if stat_bits.S_ISDIR(found.st_mode) else "a pipe or device"
-        raise MissingInputError("NotAFile", f"a file is expected here, this is {kind}", where=path, fix="give a file")
+        raise MissingInputError("NotAFile", f"expected a file, found {kind}", where=path, fix="specify a file")
     return file, found

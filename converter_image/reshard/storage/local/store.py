@@ -67,7 +67,10 @@ class LocalStore:
     def _at(self, path: str) -> str:
         if ".." in path.split("/") or path.startswith("/"):  # whatever a hostile document says
             raise DataError(
-                "UnsafePath", f"{path!r} leads out of the folder", where=self.root, fix="restore the file that names it"
+                "UnsafePath",
+                f"the path {path!r} leads out of the folder",
+                where=self.root,
+                fix="restore the file that contains this path",
             )
         return os.path.join(self.root, path) if path else self.root
 
@@ -108,9 +111,9 @@ class LocalStore:
             if reader.size > limit:
                 raise DataError(
                     "FileTooLarge",
-                    f"{reader.size} bytes where at most {limit} can be meant",
+                    f"the file has {reader.size} bytes; at most {limit} are supported for a file of this kind",
                     where=reader.name,
-                    fix="give the file that is meant",
+                    fix="check that this is the intended file",
                 )
             return reader.read(0, reader.size)
 
@@ -201,13 +204,16 @@ class LocalStore:
         if not folder.is_dir():
             raise OutputError(
                 "CannotCreate",
-                "a folder is expected here, this is a file",
+                "expected a folder, found a file",
                 where=str(folder),
                 fix="choose another target",
             )
         if self._system.is_read_only(str(folder)):
             raise OutputError(
-                "CannotWrite", os.strerror(errno.EROFS), where=str(folder), fix="mount it for writing, or choose another target"
+                "CannotWrite",
+                os.strerror(errno.EROFS),
+                where=str(folder),
+                fix="mount the file system for writing, or choose another target",
             )
         if not os.access(folder, os.W_OK | os.X_OK, effective_ids=True):
             raise denied(str(folder), writing=True)

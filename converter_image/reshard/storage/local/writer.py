@@ -58,9 +58,9 @@ class LocalWriter:
         """See `Writer.copy`: no store is copied from."""
         raise BugError(
             "NoServer",
-            f"{length} bytes at {offset} of {reader.name} cannot be copied by a server",
+            f"a local file cannot copy {length} bytes at byte {offset} of {reader.name} on a server",
             where=self._path,
-            fix="please report this",
+            fix="this is a bug in reshard: please report it",
         )
 
     def cut(self) -> None:
@@ -87,9 +87,9 @@ class LocalWriter:
                 raise
             raise OutputError(
                 "CannotRename",
-                f"the file system cannot rename a file: {error.strerror}",
+                f"the file system does not support renaming files: {error.strerror}",
                 where=self._path,
-                fix="choose a target on a file system that can; write to a bucket as s3://bucket/prefix instead of a mount of it",
+                fix="choose a target on another file system; for a mounted bucket, use s3://bucket/prefix instead of the mount",
             ) from error
 
     def abort(self) -> None:

@@ -79,7 +79,7 @@ def _check_endpoint(endpoint: str | None) -> None:
     if endpoint is not None and ("@" in endpoint or "?" in endpoint):
         raise UsageError(
             "InvalidAddress",
-            "credentials do not belong in an endpoint's URL",
+            "the endpoint URL must not contain credentials",
             where=without_credentials(endpoint),
             fix="set AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY, or use a profile",
         )
@@ -90,8 +90,8 @@ def _check_authorities(path: str) -> None:
     try:
         ssl.create_default_context(cafile=path)
     except OSError as error:  # also of what is no certificate
-        what = f"the CA bundle cannot be used: {error.strerror or error}"
-        raise RequestError("CaBundleInvalid", what, where=path, fix="give a file of certificates in PEM") from error
+        what = f"cannot load the CA bundle: {error.strerror or error}"
+        raise RequestError("CaBundleInvalid", what, where=path, fix="use a PEM file of certificates") from error
 
 
 class _FolderProvider(CredentialProvider):  # type: ignore[misc]  # botocore comes without types
@@ -129,14 +129,14 @@ class _FolderCredentials(Credentials):  # type: ignore[misc]  # botocore comes w
         except FileNotFoundError:
             if not need:
                 return None
-            what = "there is no such file"
+            what = "no such file"
         except OSError as error:
-            what = error.strerror or "it cannot be read"
+            what = error.strerror or "the file cannot be read"
         except UnicodeDecodeError:
-            what = "it is no ASCII text"
+            what = "the file is not ASCII text"
         raise AccessError(
             "CredentialsMissing",
             what,
             where=str(path),
-            fix="give the Secret the keys accessKeyId and secretAccessKey (and sessionToken)",
+            fix="add the keys accessKeyId and secretAccessKey (and sessionToken, if needed) to the Secret",
         )

@@ -27,11 +27,11 @@ if TYPE_CHECKING:
 
 _LONGEST_MESSAGE = 300
 
-_KEY = "check the access key and its secret"
-_TOKEN = "get new credentials; those in a Secret are followed when they change"  # noqa: S105 - advice, not a secret
-_IDENTITY = "check the role's trust in the issuer of AWS_WEB_IDENTITY_TOKEN_FILE, and that the token is meant for it"
-_CLOCK = "set this machine's clock"
-_POLICY = "allow it in the bucket's or the role's policy (docs/s3.md has the least that is needed)"
+_KEY = "check the access key ID and the secret access key"
+_TOKEN = "renew the credentials; changes to a Secret are picked up without a restart"  # noqa: S105 - advice, not a secret
+_IDENTITY = "check the role's trust policy for the issuer and audience of the token in AWS_WEB_IDENTITY_TOKEN_FILE"
+_CLOCK = "synchronize this machine's clock"
+_POLICY = "allow the operation in the policy of the bucket or role (docs/s3.md lists the minimum permissions)"
 _DENIED = {
     "AccessDenied": ("PermissionDenied", _POLICY),
     "AccessForbidden": ("PermissionDenied", _POLICY),
@@ -96,27 +96,31 @@ def failures(where: str) -> Iterator[None]:
 def _of_answer(error: boto.ClientError, where: str) -> ReshardError:  # noqa: PLR0911 - one way out for each kind of answer
     code, status = code_of(error), error.response.get("ResponseMetadata", {}).get("HTTPStatusCode")
     message = str(error.response.get("Error", {}).get("Message", "")).rstrip(".")[:_LONGEST_MESSAGE]
-    what = f"{error.operation_name} is answered with {code}" + (f" ({message})" if message and message != code else "")
+    what = f"{error.operation_name} failed with {code}" + (f" ({message})" if message and message != code else "")
     if code in _DENIED or status in (401, 403):
         reason, fix = _DENIED.get(code, ("PermissionDenied", _POLICY))
         return AccessError(reason, what, where=where, fix=fix)
     if code == "NoSuchBucket":
-        return MissingInputError("BucketMissing", what, where=where, fix="create the bucket, or correct its name or the endpoint")
+        return MissingInputError(
+            "BucketMissing", what, where=where, fix="correct the bucket's name or the endpoint, or create the bucket"
+        )
     if code in MISSING:
-        return MissingInputError("NotFound", "there is no such object", where=where, fix="check bucket, prefix and endpoint")
+        return MissingInputError("NotFound", "no such object", where=where, fix="check the bucket, prefix and endpoint")
     if code in PRECONDITION_FAILED and error.operation_name in _OF_A_VERSION:
         return changed(where)
     if code in _WRONG_REGION:
-        return RequestError("WrongRegion", what, where=where, fix="give the bucket's region")
+        return RequestError("WrongRegion", what, where=where, fix="specify the bucket's region")
     if code in _FULL:
-        return OutputError("CannotWrite", what, where=where, fix="free or add space, or raise the quota")
+        return OutputError("CannotWrite", what, where=where, fix="free or add storage on the server, or raise the quota")
     if code in ("InvalidBucketName", "NotImplemented", "InvalidURI", "KeyTooLongError"):
-        return RequestError("RequestRefused", what, where=where, fix="check bucket, prefix and endpoint")
+        return RequestError("RequestRefused", what, where=where, fix="check the bucket, prefix and endpoint")
     if code in BUSY:
         return StorageError("ServerBusy", what, where=where, fix="run again later, or with fewer --workers")
     if code == "NoSuchUpload":
-        return StorageError("UploadGone", "another run has called this upload off", where=where, fix="run again")
-    return StorageError("RequestFailed", what, where=where, fix="run again; if it stays, ask whoever keeps the server")
+        return StorageError("UploadGone", "another run has aborted this upload", where=where, fix="run again")
+    return StorageError(
+        "RequestFailed", what, where=where, fix="run again; if the error persists, contact the operator of the server"
+    )
 
 
 def _of_way(error: Exception, where: str) -> ReshardError:
@@ -129,11 +133,15 @@ def _of_way(error: Exception, where: str) -> ReshardError:
         fix = "correct the profile, the AWS configuration, or AWS_WEB_IDENTITY_TOKEN_FILE"
         return AccessError("CredentialsMissing", what, where=where, fix=fix)
     if isinstance(error, boto.SSLError):
-        return RequestError("CertificateRefused", what, where=where, fix="give the server's authority as CA bundle")
+        return RequestError(
+            "CertificateRefused", what, where=where, fix="specify the CA bundle of the server's certificate authority"
+        )
     if isinstance(error, boto.ValidationError | boto.ParamValidationError | boto.InvalidDNSNameError | ValueError):
-        return UsageError("InvalidAddress", what, where=where, fix="write it like s3://bucket/prefix, the endpoint with https://")
+        return UsageError(
+            "InvalidAddress", what, where=where, fix="use an address like s3://bucket/prefix and an endpoint like https://host"
+        )
     if isinstance(error, boto.HTTPClientError | boto.ConnectionError | boto.IncompleteReadError | HTTPError | OSError):
-        return StorageError("Unreachable", what, where=where, fix="check the endpoint and the network, and run again")
+        return StorageError("Unreachable", what, where=where, fix="check the endpoint and the network, then run again")
     return StorageError("RequestFailed", what, where=where, fix="run again")
 
 
@@ -149,7 +157,7 @@ def changed(where: str) -> DataError:
     """The object is no longer the one that was opened."""
     return DataError(
         "SourceChanged",
-        "the object has changed since it was opened",
+        "the object changed since it was opened",
         where=where,
-        fix="wait until training has finished writing, then run again",
+        fix="wait until nothing writes to the object any more, then run again",
     )

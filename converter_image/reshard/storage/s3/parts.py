@@ -36,7 +36,10 @@ def part_size(size: int | None) -> int:
         return _USUAL_PART
     if size > LARGEST_OBJECT:
         raise OutputError(
-            "TooLarge", f"{size} bytes are more than an object can have", where="target", fix="cut the target into more ranks"
+            "TooLarge",
+            f"a file of {size} bytes is larger than the maximum size of an object",
+            where="target",
+            fix="use a target strategy with more ranks, or a smaller maximum file size",
         )
     least = -(-size // MOST_PARTS)
     return max(_USUAL_PART, -(-least // _ALIGNMENT) * _ALIGNMENT)

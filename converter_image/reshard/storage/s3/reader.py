@@ -78,5 +78,5 @@ def receive(body: StreamingBody, view: memoryview) -> None:
         done += received
         taken = time.monotonic() - began
         if taken > _PATIENCE_SECONDS and done < taken * _LEAST_BYTES_PER_SECOND:
-            raise boto.ReadTimeoutError(endpoint_url=f"the server, {done / taken:.0f} bytes a second")
+            raise boto.ReadTimeoutError(endpoint_url=f"the server, at {done / taken:.0f} bytes per second")
         piece = max(_SMALLEST_PIECE, min(_LARGEST_PIECE, int(done / max(taken, 0.001))))

@@ -66,14 +66,16 @@ class S3Store:
         if "@" in bucket:
             raise UsageError(
                 "InvalidAddress",
-                "credentials do not belong in an address",
+                "the address must not contain credentials",
                 where=without_credentials(url),
                 fix="set AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY, or use a profile",
             )
         self._is_folder = prefix.endswith("/")
         prefix = prefix.rstrip("/")
         if not bucket or any(part in ("", ".", "..") for part in prefix.split("/") if prefix):
-            raise UsageError("InvalidAddress", "this is no bucket and prefix", where=url, fix="write it like s3://bucket/prefix")
+            raise UsageError(
+                "InvalidAddress", "not a valid s3://bucket/prefix URL", where=url, fix="use an address like s3://bucket/prefix"
+            )
         self._bucket, self._prefix = bucket, prefix
         self._access = access
         self._client = client_of(access)
@@ -166,7 +168,7 @@ class S3Store:
         found = self._find(self._key(path))
         if found is None:
             raise MissingInputError(
-                "NotFound", "there is no such object", where=self._where(path), fix="check bucket, prefix and endpoint"
+                "NotFound", "no such object", where=self._where(path), fix="check the bucket, prefix and endpoint"
             )
         return S3Reader(self._client, self._bucket, self._key(path), size=found.size, version=found.version)
 
@@ -183,9 +185,9 @@ class S3Store:
                 where = self._where(path)
                 raise DataError(
                     "FileTooLarge",
-                    f"{size} bytes where at most {limit} can be meant",
+                    f"the object has {size} bytes; at most {limit} are supported for a file of this kind",
                     where=where,
-                    fix="give the file that is meant",
+                    fix="check that this is the intended file",
                 )
             content = bytearray(size)
             receive(found["Body"], memoryview(content))
@@ -293,7 +295,10 @@ class S3Store:
     def _key(self, path: str) -> str:
         if ".." in path.split("/") or path.startswith("/"):  # whatever a hostile document says
             raise DataError(
-                "UnsafePath", f"{path!r} leads out of the prefix", where=self.url, fix="restore the file that names it"
+                "UnsafePath",
+                f"the path {path!r} leads out of the prefix",
+                where=self.url,
+                fix="restore the file that contains this path",
             )
         return "/".join(part for part in (self._prefix, path) if part)
 
@@ -325,7 +330,12 @@ class S3Store:
             found = self._find(named["Key"])
             self._client.delete_object(**named)
         if found is None:
-            raise StorageError("RequestFailed", "a new object is not listed", where=self.url, fix="run again")
+            raise StorageError(
+                "RequestFailed",
+                "the server does not list an object that was just written",
+                where=self.url,
+                fix="check that the server's listings are strongly consistent, then run again",
+            )
         return found.modified
 
     def _pages(self, operation: str, **parameters: str) -> Iterator[dict[str, Any]]:
