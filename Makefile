@@ -3,6 +3,7 @@
 #   PYTHON   the interpreter that the environment is made from, 3.11 or newer (python3)
 #   VENV     where the environment is (.venv)
 #   TIER     the tiers of tests to run, for `make test` (all)
+#   BASELINE a revision whose build `make bench` measures next to this one (none)
 #   REGISTRY, PLATFORMS, TAG, ENGINE   of the images, for `make images` (scripts/images.sh)
 
 PYTHON ?= python3
@@ -90,9 +91,9 @@ docs: $(READY) ## Make docs/api.md and the chart's copy of the CRD, and the char
 	$(BIN)/python scripts/chart_reference.py
 
 .PHONY: bench
-bench: $(READY) ## Measure speed and memory
+bench: $(READY) ## Measure speed and memory; BASELINE=REVISION next to another build, CASES="..." for some of the cases
 	@RESHARD_MINDSPORE_PYTHON="$${RESHARD_MINDSPORE_PYTHON:-$(firstword $(wildcard $(RESHARD_CACHE)/mindspore-*/bin/python))}" \
-	  $(BIN)/python benchmarks/run.py
+	  $(BIN)/python benchmarks/run.py $(CASES) $(if $(BASELINE),--baseline "$$(sh scripts/baseline.sh '$(PYTHON)' '$(BASELINE)')")
 	@PYTHON='$(PYTHON)' sh scripts/cluster.sh $(BIN)/python run -- $(BIN)/python benchmarks/on_cluster.py || [ $$? -eq 3 ]  # said why
 
 .PHONY: bench-s3

@@ -1,7 +1,8 @@
-"""`make bench`: time and memory of whole transforms, beside `cp -r` of the same bytes and, where it is installed, MindSpore.
+"""`make bench`: time and memory of whole transforms, compared with `cp -r` of the same bytes and with peers.
 
-Every round runs all contestants in turn, each on an empty target, with the source in the page cache and the outcome synced to
-disk; quoted are medians, and the median of the ratios within a round.
+Peers are MindSpore, where it is installed, and another build of this project (`--baseline COMMAND`). Every round runs all
+contestants in turn, each on an empty target, with the source in the page cache and the result synced to disk. The table shows
+medians, and the median of the ratios within a round.
 """
 
 from __future__ import annotations
@@ -51,6 +52,7 @@ class Measured:
     """What the runs of one contestant took."""
 
     seconds: list[float] = field(default_factory=list)
+    processor_seconds: list[float] = field(default_factory=list)
     peak_bytes: list[int] = field(default_factory=list)
     told: dict[str, Any] = field(default_factory=dict)
 
@@ -59,8 +61,8 @@ class Measured:
         return statistics.median(a / b for a, b in zip(self.seconds, other.seconds, strict=False))
 
 
-def contestants(case: Case, place: Path, target: Path, *, with_mindspore: bool) -> dict[str, list[str]]:
-    """The commands that do the same work."""
+def contestants(case: Case, place: Path, target: Path, *, with_mindspore: bool, baseline: str | None) -> dict[str, list[str]]:
+    """Return the commands that do the same work."""
     before, after = str(place / "source.ckpt"), str(place / "target.ckpt")
     source, unified = str(place / "src"), str(place / "unified")
     unify = ["--source", source, "--source-strategy", before, "--layout", "unified", "--part-size-bytes", str(256 << 20)]
@@ -74,6 +76,8 @@ def contestants(case: Case, place: Path, target: Path, *, with_mindspore: bool) 
         "cp -r": ["sh", "-c", 'cp -r "$1" "$2" && sync -f "$2"', "cp", source, str(target)],
         "reshard": [RESHARD, "transform", *sides, "--target", str(target), "--verification", "none", "--json"],
     }
+    if baseline:
+        commands["baseline"] = [baseline, *commands["reshard"][1:]]
     mindspore = os.environ.get("RESHARD_MINDSPORE_PYTHON")
     if with_mindspore and mindspore:
         commands["MindSpore"] = [mindspore, "-c", _PROGRAMS[case.work], source, str(target), before, after, case.format]
@@ -90,18 +94,19 @@ def run(command: list[str], target: Path, measured: Measured) -> None:
     output = process.stdout.read()
     _, status, usage = os.wait4(process.pid, 0)
     measured.seconds.append(time.perf_counter() - began)
+    measured.processor_seconds.append(usage.ru_utime + usage.ru_stime)
     measured.peak_bytes.append(usage.ru_maxrss * 1024)
     if status:
         sys.exit(f"{command} failed with status {status}")
-    if command[0] == RESHARD:
+    if command[-1] == "--json":
         measured.told = json.loads(output)
         measured.peak_bytes[-1] = measured.told["peak_rss_bytes"]  # the kernel's figure counts what it was forked from
 
 
-def measure(case: Case, folder: Path, runs: int, *, with_mindspore: bool) -> dict[str, Measured]:
+def measure(case: Case, folder: Path, runs: int, *, with_mindspore: bool, baseline: str | None) -> dict[str, Measured]:
     """All contestants on one case, in turn."""
     place, target = make(case, folder), folder / "target"
-    commands = contestants(case, place, target, with_mindspore=with_mindspore)
+    commands = contestants(case, place, target, with_mindspore=with_mindspore, baseline=baseline)
     found = {name: Measured() for name in commands}
     for number in range(runs + 1):
         for name, command in commands.items():
@@ -118,17 +123,19 @@ def main() -> None:
         "cases", nargs="*", choices=[[], *(case.name for case in CASES), "planning"], help="those to measure; all"
     )
     parser.add_argument("--runs", type=int, default=15, help="rounds of the LLaMA-shaped cases; a third of it for the others")
+    parser.add_argument("--baseline", help="the reshard command of another build, which takes the same options")
     parser.add_argument("--folder", type=Path, default=Path(os.environ.get("RESHARD_CACHE", "/tmp/reshard")) / "bench")  # noqa: S108
     arguments = parser.parse_args()
     table = Table(title=f"{platform.machine()}, {os.cpu_count()} processors, Python {platform.python_version()}")
-    for name in ("case", "program", "seconds", "of cp -r", "peak memory", "read / needed"):
+    for name in ("case", "program", "seconds", "of cp -r", "of baseline", "processor seconds", "peak memory", "read / needed"):
         table.add_column(name, justify="left" if name in ("case", "program") else "right")
     kept: dict[str, Any] = {}
     for case in CASES:
         if arguments.cases and case.name not in arguments.cases:
             continue
         llama = case.name in ("llama-safetensors", "llama-ckpt", "unify", "load")
-        found = measure(case, arguments.folder, arguments.runs if llama else -(-arguments.runs // 3), with_mindspore=llama)
+        runs = arguments.runs if llama else -(-arguments.runs // 3)
+        found = measure(case, arguments.folder, runs, with_mindspore=llama, baseline=arguments.baseline)
         for name, measured in found.items():
             told = measured.told
             table.add_row(
@@ -136,10 +143,15 @@ def main() -> None:
                 name,
                 f"{statistics.median(measured.seconds):.2f}",
                 f"{measured.ratio(found['cp -r']):.2f}" if name != "cp -r" else "",
+                f"{measured.ratio(found['baseline']):.3f}" if name == "reshard" and arguments.baseline else "",
+                f"{statistics.median(measured.processor_seconds):.2f}",
                 f"{max(measured.peak_bytes) / 1e6:.0f} MB" if name != "cp -r" else "",
                 f"{told['bytes_read'] / told['bytes_needed']:.2f}" if told else "",
             )
-        kept[case.name] = {name: {"seconds": m.seconds, "peak_bytes": m.peak_bytes} for name, m in found.items()}
+        kept[case.name] = {
+            name: {"seconds": m.seconds, "processor_seconds": m.processor_seconds, "peak_bytes": m.peak_bytes}
+            for name, m in found.items()
+        }
     Console(width=120).print(table)
     if not arguments.cases or "planning" in arguments.cases:
         done = subprocess.run([sys.executable, str(HERE / "planning.py")], check=True, capture_output=True, text=True)
