@@ -51,7 +51,7 @@ def places_of_keys(stage: Stage) -> list[str]:
     seen: dict[str, str | bytes] = {objects: stage.kubectl("get", objects, "--output", "json", "--show-managed-fields")}
     operator = (f"deployment/{RELEASE}-operator", "--namespace", SYSTEM)
     stage.kubectl("rollout", "status", *operator)  # another test may have killed it
-    seen["operator"] = stage.kubectl("logs", *operator)
+    seen["operator"] = wait_for(lambda: stage.kubectl("logs", *operator))  # of one that has just started, empty at first
     for pod in (pod.metadata.name for step in ("plan", "ranks", "commit") for pod in stage.pods(step)):
         seen[pod] = stage.kubectl("logs", pod)
     seen |= {str(path): path.read_bytes() for path in stage.results.rglob("*") if path.is_file()}

@@ -124,6 +124,7 @@ def test_a_source_that_changes_meanwhile_is_an_error(tmp_path: Path, change: obj
 
 def test_files_are_closed_when_nobody_wants_the_rest(tmp_path: Path) -> None:
     made = disk.write(tmp_path, disk.example())
+    gc.collect()  # of what other tests have left
     before = os.listdir("/proc/self/fd")  # noqa: PTH208
     tensors = reshard.iter_tensors(*arguments(made))
     next(tensors)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import threading
 from dataclasses import dataclass
 from functools import lru_cache
-from typing import TYPE_CHECKING, Any, NoReturn
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
@@ -13,6 +13,7 @@ from reshard.checkpoint.dtypes import DTYPES
 from reshard.errors import DataError, MissingInputError
 from reshard.layout.box import Box, contiguous_runs, strides
 from reshard.layout.tiles import flat_span
+from reshard.source.changed import source_changed
 from reshard.storage.ahead import Ahead
 from reshard.storage.digest import sample_of
 
@@ -101,14 +102,20 @@ class SourceFiles:
         file = self._files[rank]
         try:
             reader = self._store.open(file.path)
-        except MissingInputError:
-            self._changed(rank, "is gone")
+        except MissingInputError as error:
+            raise self._changed(rank, "is gone") from error
+        except DataError as error:
+            if error.reason == "SourceChanged":  # of encrypted files the store knows the versions too
+                raise self._changed(rank) from error
+            raise
         try:
-            if reader.version != file.version or (file.sample and sample_of(reader) != file.sample):
-                self._changed(rank)
+            same = reader.version == file.version and (not file.sample or sample_of(reader) == file.sample)
         except BaseException:
             reader.close()
             raise
+        if not same:
+            reader.close()
+            raise self._changed(rank)
         return reader
 
     def check_unchanged(self) -> None:
@@ -122,9 +129,9 @@ class SourceFiles:
         for rank in sorted(self._open):
             found = self._store.stat(self._files[rank].path)
             if found is None:
-                self._changed(rank, "is gone")
+                raise self._changed(rank, "is gone")
             if found.version != self._files[rank].version:
-                self._changed(rank)
+                raise self._changed(rank)
 
     def close(self) -> None:
         """Close all files."""
@@ -133,13 +140,8 @@ class SourceFiles:
         while self._open:
             self._open.popitem()[1].close()
 
-    def _changed(self, rank: int, how: str = "has changed") -> NoReturn:
-        raise DataError(
-            "SourceChanged",
-            f"the file {how} since the {'source was indexed' if self._indexed else 'plan was made'}",
-            where=self._files[rank].path,
-            fix=f"wait until training has finished writing, then {'index it' if self._indexed else 'run'} again",
-        )
+    def _changed(self, rank: int, how: str = "has changed") -> DataError:
+        return source_changed(self._files[rank].path, how, indexed=self._indexed)
 
 
 class Gatherer:

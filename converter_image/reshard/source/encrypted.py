@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 
 from reshard.checkpoint.blockcipher import cipher_of
 from reshard.checkpoint.encryption import check_key, check_tags, read_table, table_reads, tag_reads
+from reshard.source.changed import source_changed
 from reshard.source.keys import read_key
 from reshard.storage.ahead import GAP_BYTES, prefetched
 from reshard.storage.bounded import BoundedReader
@@ -147,16 +148,18 @@ class DecryptingStore:
         """See `Store.open`."""
         sealed = self._store.open(path)
         try:
-            version, blocks = self.known.get(path, (None, None))
-            if blocks is None:
-                reader = decrypting(sealed, self._cipher, remote=self.remote, check=self._check)
-                self.known[path] = (sealed.version, reader.blocks)
-            elif version != sealed.version:  # whoever keeps to the version that was checked will see it, and not read on
-                reader = decrypting(sealed, self._cipher, remote=self.remote, check=False)
-            else:
-                check_key(sealed, self._cipher, blocks)  # it may be another than the one that the file was checked with
-                reader = DecryptingReader(sealed, self._cipher, blocks, remote=self.remote)
+            return self._opened(path, sealed)
         except BaseException:
             sealed.close()
             raise
-        return reader
+
+    def _opened(self, path: str, sealed: Reader) -> DecryptingReader:
+        version, blocks = self.known.get(path, (None, None))
+        if blocks is None:
+            reader = decrypting(sealed, self._cipher, remote=self.remote, check=self._check)
+            self.known[path] = (sealed.version, reader.blocks)
+            return reader
+        if version != sealed.version:
+            raise source_changed(path)
+        check_key(sealed, self._cipher, blocks)  # it may be another than the one that the file was checked with
+        return DecryptingReader(sealed, self._cipher, blocks, remote=self.remote)

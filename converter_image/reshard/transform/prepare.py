@@ -10,6 +10,7 @@ import msgspec
 from reshard.engine.job import Job, job_of, key_of
 from reshard.errors import DataError, MissingInputError, RequestError, ReshardError
 from reshard.plan import Planner, keep, place, unify
+from reshard.source.changed import refuse_changed
 from reshard.source.contents import check_crcs
 from reshard.source.cuts import refuse_other_cuts
 from reshard.source.encrypted import DecryptingStore, as_plain
@@ -145,10 +146,14 @@ def prepare_files(  # noqa: PLR0913 - what is read, and how
     model = _read(request, store, found, strategies, progress, workers=workers, only=only)
     inventory = model.inventory
     fully = request.options.verification == "Full"
-    if fully and (marked := sum(file.size for file in inventory.checkable)):
-        progress.begin("Checking CRCs", marked, "bytes")
-        check_crcs(store, inventory, workers=workers, advance=progress.advance)
-    inconsistent = check_copies(store, model, request.options, progress, workers=workers, single=single or only is not None)
+    try:
+        if fully and (marked := sum(file.size for file in inventory.checkable)):
+            progress.begin("Checking CRCs", marked, "bytes")
+            check_crcs(store, inventory, workers=workers, advance=progress.advance)
+        inconsistent = check_copies(store, model, request.options, progress, workers=workers, single=single or only is not None)
+    except (DataError, MissingInputError):
+        refuse_changed(store, inventory)
+        raise
     model = replace(model, inconsistent_replicas=inconsistent)
     stages = _stages(request, source, target, found) if source is not None and request.options.layout == "Part" else None
     selected = Selected(found.step, stages)

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING
 from reshard.engine.job import some
 from reshard.engine.memory import budget, default_workers, peak_rss_bytes
 from reshard.engine.rankfile import Guard, Written, write_rank
-from reshard.errors import DataError, LockedError
+from reshard.errors import AccessError, DataError, LockedError, MissingInputError, RequestError
 from reshard.progress import Cancellation, Silent
 from reshard.target.folder import LOCK
 from reshard.target.lock import STALE_SECONDS, live_writers, locked, writing
@@ -131,9 +131,7 @@ def transform_checkpoint(
     except DataError as error:
         if not (opened.resumed and error.reason == "SourceChanged"):
             raise
-        planned, opened = opened.job, prepared(resumable=False)  # a source that was only copied again is the same
-        if opened.job.digest != planned.digest:
-            raise DataError(error.reason, error.what, where=error.where, fix=_TRANSFORM_AGAIN) from error
+        opened = _prepared_again(opened, error, prepared)
         written, manifest = carry_out(opened)
     job = opened.job
     whole = manifest if manifest is not None and is_whole(manifest) else None
@@ -157,6 +155,22 @@ def transform_checkpoint(
         notes=job.notes + notes,
         part=job.part,
     )
+
+
+def _prepared_again(planned: Opened, change: DataError, prepared: Callable[..., Opened]) -> Opened:
+    """Prepare a transform again of whose plan a source file was not the one that it names: a copy of it is the same source.
+
+    Raises:
+        DataError: it is another source, or none.
+    """
+    now = ""
+    try:
+        opened = prepared(resumable=False)
+        if opened.job.digest == planned.job.digest:
+            return opened
+    except (AccessError, DataError, MissingInputError, RequestError) as error:
+        now = f" (now: {error.reason}: {f'{error.where}: ' if error.where else ''}{error.what})"
+    raise DataError(change.reason, f"{change.what}{now}", where=change.where, fix=_TRANSFORM_AGAIN) from change
 
 
 def _carry_out(

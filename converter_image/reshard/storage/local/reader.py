@@ -128,10 +128,12 @@ class LocalReader:
 
     def _ends_early(self, offset: int, length: int) -> NoReturn:
         with failures(self.name):
-            size = os.fstat(self._opened().number).st_size
+            found = os.fstat(self._opened().number)
+        if version_of(found) != self.version:
+            raise self._changed("changed")
         raise DataError(
             "Truncated",
-            f"{length} bytes were expected at byte {offset}, but the file ends at byte {size}",
+            f"{length} bytes were expected at byte {offset}, but the file ends at byte {found.st_size}",
             where=self.name,
             fix="the file is damaged; restore it",
         )

@@ -153,11 +153,11 @@ def date_of(answer: dict[str, Any]) -> float | None:
         return None
 
 
-def changed(where: str) -> DataError:
+def changed(where: str, how: str = "changed") -> DataError:
     """The object is no longer the one that was opened."""
     return DataError(
         "SourceChanged",
-        "the object changed since it was opened",
+        f"the object {how} since it was opened",
         where=where,
         fix="wait until nothing writes to the object any more, then run again",
     )

@@ -7,9 +7,10 @@ from typing import TYPE_CHECKING
 
 from botocore import exceptions as boto
 
+from reshard.errors import MissingInputError
 from reshard.storage.ahead import GAP_BYTES
 from reshard.storage.bounded import BoundedReader
-from reshard.storage.s3.failures import failures
+from reshard.storage.s3.failures import changed, failures
 from reshard.storage.s3.retries import retrying
 from reshard.storage.spans import read_spans
 
@@ -42,8 +43,11 @@ class S3Reader(BoundedReader):
         self._check_inside(offset, len(view))
         if not view:
             return
-        with failures(self.name):
-            retrying(self._request, view, offset)
+        try:
+            with failures(self.name):
+                retrying(self._request, view, offset)
+        except MissingInputError as error:
+            raise changed(self.name, "was deleted") from error
 
     def read_runs(self, view: memoryview, length: int, offsets: Sequence[int]) -> None:
         """See `Reader.read_runs`: gaps are read along where that is sooner done than another request."""

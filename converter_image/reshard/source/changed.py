@@ -1,0 +1,41 @@
+"""Source files that are no longer those whose headers were read."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from reshard.errors import DataError
+
+if TYPE_CHECKING:
+    from reshard.checkpoint.inventory import Inventory
+    from reshard.storage.protocol import ReadStore
+
+
+def source_changed(path: str, how: str = "has changed", *, indexed: bool = False) -> DataError:
+    """Return the error for a file that is not the one that was planned with.
+
+    Args:
+        path: the file.
+        how: the verb that says what happened to it.
+        indexed: whether an index describes the source.
+    """
+    return DataError(
+        "SourceChanged",
+        f"the file {how} since the {'source was indexed' if indexed else 'plan was made'}",
+        where=path,
+        fix=f"wait until training has finished writing, then {'index it' if indexed else 'run'} again",
+    )
+
+
+def refuse_changed(store: ReadStore, inventory: Inventory) -> None:
+    """Refuse files that have changed since their headers were read, so that no other fault is reported of them.
+
+    Raises:
+        DataError: a file is gone, or has another version.
+    """
+    there = store.stats([file.path for file in inventory.files])
+    for file in inventory.files:
+        if (found := there.get(file.path)) is None:
+            raise source_changed(file.path, "is gone")
+        if found.version != file.version:
+            raise source_changed(file.path)
