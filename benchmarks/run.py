@@ -65,7 +65,7 @@ def contestants(case: Case, place: Path, target: Path, *, with_mindspore: bool, 
     """Return the commands that do the same work."""
     before, after = str(place / "source.ckpt"), str(place / "target.ckpt")
     source, unified = str(place / "src"), str(place / "unified")
-    unify = ["--source", source, "--source-strategy", before, "--layout", "unified", "--part-size-bytes", str(256 << 20)]
+    unify = ["--source", source, "--source-strategy", before, "--output", "unified", "--max-file-size-bytes", str(256 << 20)]
     sides = ["--source", source, "--source-strategy", before, "--target-strategy", after]
     if case.work == "unify":
         sides = unify

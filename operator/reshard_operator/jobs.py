@@ -27,7 +27,7 @@ LABEL_MANAGED_BY = "app.kubernetes.io/managed-by"
 LABEL_TRANSFORM = "reshard.dev/transform-uid"
 LABEL_TARGET = "reshard.dev/target"
 LABEL_STEP = "reshard.dev/step"
-LABEL_PART = "reshard.dev/part"
+LABEL_STAGE = "reshard.dev/stage"
 ANNOTATION_TRANSFORM = "reshard.dev/transform"
 ANNOTATION_ATTEMPT = "reshard.dev/attempt"
 ANNOTATION_SPEC = "reshard.dev/spec-digest"
@@ -35,7 +35,7 @@ ANNOTATION_CREATED = "reshard.dev/transform-created"
 # Exit codes of docs/architecture.md. What is listed nowhere is tried again, within the limit.
 _REQUEST_IS_WRONG = (2, 77, 78)
 _DATA_IS_WRONG = (65, 66, 70)
-_NO_PART = "all"
+_NO_STAGE = "all"
 _GRACE_SECONDS = 30
 # Measured with S3, where eight files are fetched ahead at a time: 190 MB, and 5 MB for each thousand parameter names.
 _PLAN_BYTES = 256 << 20
@@ -53,17 +53,17 @@ def target_label(spec: TransformSpec) -> str:
     return hashlib.sha256(place.encode()).hexdigest()[:32]
 
 
-def part_label(spec: TransformSpec) -> str:
-    """Of transforms that make parts of one checkpoint equal only for those of one part."""
-    if spec.target.layout != "Part":
-        return _NO_PART
+def stage_label(spec: TransformSpec) -> str:
+    """Return a label that is equal for transforms of one stage, among those that write stages of one checkpoint."""
+    if spec.target.output != "Stage":
+        return _NO_STAGE
     return hashlib.sha256(msgspec.json.encode(spec.source, order="deterministic")).hexdigest()[:32]
 
 
 def rivals_selector(spec: TransformSpec) -> str:
-    """The labels of Jobs and pods that write to the same place. Parts of one checkpoint are written side by side."""
+    """The labels of Jobs and pods that write to the same place. Stages of one checkpoint are written in parallel."""
     same = f"{LABEL_TARGET}={target_label(spec)}"
-    return same if spec.target.layout != "Part" else f"{same},{LABEL_PART} in ({_NO_PART},{part_label(spec)})"
+    return same if spec.target.output != "Stage" else f"{same},{LABEL_STAGE} in ({_NO_STAGE},{stage_label(spec)})"
 
 
 def rivals(transform: Transform, others: Iterable[Job]) -> tuple[str, ...]:
@@ -159,7 +159,7 @@ def _job(
     overrides = spec.execution.pod_template
     name = job_name(transform.name, transform.uid, step, spec.execution.attempt, run)
     metadata = _metadata(transform, name)
-    metadata["labels"] |= {LABEL_TARGET: target_label(spec), LABEL_PART: part_label(spec), LABEL_STEP: step}
+    metadata["labels"] |= {LABEL_TARGET: target_label(spec), LABEL_STAGE: stage_label(spec), LABEL_STEP: step}
     metadata["annotations"] |= {
         ANNOTATION_CREATED: transform.created,
         ANNOTATION_ATTEMPT: str(spec.execution.attempt),

@@ -136,7 +136,7 @@ def _carry_out(seen: Seen, spec: TransformSpec, planned: PlanMessage, config: Co
         "manifest": committed.manifest,
     }
     if not committed.manifest:
-        return _complete(seen, "PartComplete", f"{what}, each of them recorded; other parts are still missing", details)
+        return _complete(seen, "StageComplete", f"{what}, each of them recorded; other stages are still missing", details)
     done = "each of them verified and recorded" if ranks else "indexed for loading"
     return _complete(seen, "Complete", f"{what}, {done}", details)
 

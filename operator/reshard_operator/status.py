@@ -43,7 +43,7 @@ REASONS = {
     "Resharding": "pods write the target ranks",
     "Committing": "the commit's pod completes the checkpoint",
     "Complete": "the checkpoint is complete: its manifest is written",
-    "PartComplete": "its part of the checkpoint is written; the one that finds all parts writes the manifest",
+    "StageComplete": "its stage of the checkpoint is written; the transform that finds all stages writes the manifest",
     "AlreadyComplete": "the target held this very checkpoint before; nothing was written",
     "DryRun": "the plan is made, and nothing was written, as spec.dryRun asks",
     "Suspended": "spec.suspend is true, and no pod runs",

@@ -105,15 +105,19 @@ def test_the_examples_are_accepted(resources: Resources, example: Any) -> None:
         ("parameters.rename", [{"from": "a", "pattern": "a", "to": "b"}], "exactly one of from and pattern"),
         ("parameters.rename", [{"from": "a"}], "Required value"),
         ("parameters.rename", [{"from": "a", "to": ""}], "at least 1 chars long"),
-        ("target.layout", "unified", "supported values"),
-        ("target.partSizeBytes", 1 << 20, "partSizeBytes goes with layout Unified"),
-        ("target.huggingFaceIndex", True, "huggingFaceIndex goes with layout Unified"),
-        ("target", {"storage": STORAGE, "layout": "Unified", "partSizeBytes": 1023}, "should be greater than or equal to 1024"),
-        ("target", {"storage": STORAGE, "layout": "Unified", "strategy": {"path": "a"}}, "which no strategy cuts"),
-        ("target", {"storage": STORAGE, "layout": "Unified", "format": "Ckpt"}, "unified files are safetensors"),
+        ("target.output", "unified", "supported values"),
+        ("target.maxFileSizeBytes", 1 << 20, "maxFileSizeBytes goes with output Unified"),
+        ("target.huggingFaceIndex", True, "huggingFaceIndex goes with output Unified"),
+        (
+            "target",
+            {"storage": STORAGE, "output": "Unified", "maxFileSizeBytes": 1023},
+            "greater than or equal to 1024",
+        ),
+        ("target", {"storage": STORAGE, "output": "Unified", "strategy": {"path": "a"}}, "which no strategy cuts"),
+        ("target", {"storage": STORAGE, "output": "Unified", "format": "Ckpt"}, "unified files are safetensors"),
         ("target.ranks", "0,,2", "should match"),
         *(
-            ("target", SPEC["target"] | {"layout": "Index", field: value}, "layout Index writes no files of ranks")
+            ("target", SPEC["target"] | {"output": "Index", field: value}, "output Index writes no rank files")
             for field, value in {"format": "Ckpt", "filePrefix": "p_", "copyMode": "Server", "crc": True, "ranks": "0"}.items()
         ),
         ("target.filePrefix", "a/b", "should match"),
@@ -132,10 +136,10 @@ def test_what_is_refused(resources: Resources, path: str, value: Any, said: str)
 
 
 @pytest.mark.parametrize("side", ["source", "target"])
-def test_files_that_keep_their_layout_take_no_strategy(resources: Resources, side: str) -> None:
-    spec = with_field("target.layout", "Same")
+def test_output_same_takes_no_strategy(resources: Resources, side: str) -> None:
+    spec = with_field("target.output", "Same")
     spec[side]["strategy"] = {"path": "s"}
-    assert "take no strategy" in resources.refusal(resources.create, spec)
+    assert "output Same takes no strategy" in resources.refusal(resources.create, spec)
 
 
 KEY = {"secretKeyRef": {"name": "k", "key": "a"}}
@@ -146,8 +150,8 @@ KEY = {"secretKeyRef": {"name": "k", "key": "a"}}
     [
         ({}, {"encryption": KEY, "format": "Safetensors"}, "safetensors files cannot be encrypted"),
         ({}, {"encryption": KEY, "copyMode": "Server"}, "an object store cannot encrypt"),
-        ({}, {"encryption": KEY, "layout": "Part"}, "parts cannot be encrypted"),
-        ({}, {"encryption": KEY, "layout": "Index"}, "an index holds nothing"),
+        ({}, {"encryption": KEY, "output": "Stage"}, "stage files cannot be encrypted"),
+        ({}, {"encryption": KEY, "output": "Index"}, "an index holds nothing"),
         ({"decryption": KEY}, {"copyMode": "Server"}, "an object store cannot decrypt"),
     ],
 )
@@ -173,7 +177,7 @@ FIXED = {
     "target.strategy": {"path": "s"},
     "target.format": "Ckpt",
     "target.filePrefix": "p_",
-    "target.layout": "Unified",
+    "target.output": "Unified",
     "target.ranks": "0",
     "target.crc": True,
     "target.removeRedundancy": True,
@@ -195,7 +199,7 @@ FIXED = {
 }
 
 
-FIXED_OF_UNIFIED = {"target.partSizeBytes": 1 << 20, "target.huggingFaceIndex": True}
+FIXED_OF_UNIFIED = {"target.maxFileSizeBytes": 1 << 20, "target.huggingFaceIndex": True}
 
 
 @pytest.mark.parametrize("path", [*FIXED, *FIXED_OF_UNIFIED])
@@ -203,7 +207,7 @@ def test_what_may_not_change_neither_appears_nor_changes_nor_vanishes(resources:
     changed, before, least = with_field(path, (FIXED | FIXED_OF_UNIFIED)[path]), with_field(path, None), copy.deepcopy(SPEC)
     if path in FIXED_OF_UNIFIED:
         for spec in (changed, before, least):
-            spec["target"]["layout"] = "Unified"
+            spec["target"]["output"] = "Unified"
     resources.create(least)
     assert "create another CheckpointTransform" in resources.refusal(resources.change, changed)
     resources.create(changed, "y")

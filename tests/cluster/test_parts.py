@@ -18,7 +18,7 @@ def of_stage(cluster: Stage, number: int, **more: Any) -> dict[str, Any]:
     spec["source"]["storage"]["persistentVolumeClaim"]["path"] = "pipeline/src"
     spec["source"]["strategy"] = {"path": f"pipeline/src_strategy_{number}.ckpt"}
     spec["target"]["strategy"] |= {"path": "pipeline/target.ckpt"}
-    spec["target"]["layout"] = "Part"
+    spec["target"]["output"] = "Stage"
     return spec
 
 
@@ -40,7 +40,7 @@ def test_two_stages_at_once(stage: Stage) -> None:
     statuses = [stage.ended(f"stage-{number}") for number in (0, 1)]
     assert pipelines.differences(made.made.model, stage.results / "out") == []
     reasons = {stage.ready(f"stage-{number}")["reason"] for number in (0, 1)}
-    assert "Complete" in reasons <= {"Complete", "PartComplete"}
+    assert "Complete" in reasons <= {"Complete", "StageComplete"}
     assert MANIFEST_NAME in {status["manifest"] for status in statuses}
     assert (stage.results / "out" / MANIFEST_NAME).exists()
 
@@ -49,7 +49,7 @@ def test_one_stage_after_the_other_and_one_twice(stage: Stage) -> None:
     made = put_pipeline(stage)
     stage.create("first", of_stage(stage, 0))
     assert stage.ended("first")["manifest"] == ""
-    assert stage.ready("first")["reason"] == "PartComplete"
+    assert stage.ready("first")["reason"] == "StageComplete"
     assert not (stage.results / "out" / MANIFEST_NAME).exists()
     stage.create("second", of_stage(stage, 1))
     assert stage.ended("second")["manifest"] == MANIFEST_NAME

@@ -22,7 +22,7 @@ def claim(name: str, path: str) -> dict[str, Any]:
 
 UNIFY = {
     "source": {"storage": claim("corpus", "experts/src"), "strategy": {"path": "experts/src_strategy"}},
-    "target": {"storage": claim("results", "unified"), "layout": "Unified", "partSizeBytes": 1024},
+    "target": {"storage": claim("results", "unified"), "output": "Unified", "maxFileSizeBytes": 1024},
     "verification": "Full",
 }
 CUT = {

@@ -44,7 +44,7 @@ def test_a_network_says_the_same_as_with_its_whole_weights(oracle: Callable[...,
     places: dict[str, str] = SOURCE
     if by == "index":
         sides = ["--source", SOURCE["source"], "--source-strategy", SOURCE["source_strategy"]]
-        assert main(["transform", *sides, "--layout", "index", "--target", str(tmp_path / "index")]) == 0
+        assert main(["transform", *sides, "--output", "index", "--target", str(tmp_path / "index")]) == 0
         places = {"source": SOURCE["source"], "index": str(tmp_path / "index")}
     file = weights_of(tmp_path, "whole", {name: network.whole(name) for name in WEIGHTS})
     ((absent, unused, differing, (theirs, ours)),) = oracle(
@@ -76,7 +76,7 @@ def test_under_the_name_of_mindspore(oracle: Callable[..., Any], tmp_path: Path,
     file = weights_of(tmp_path, "slices", weights)
     if of == "unified":
         sides = ["--source", SOURCE["source"], "--source-strategy", SOURCE["source_strategy"]]
-        assert main(["transform", *sides, "--layout", "unified", "--target", str(tmp_path / "u")]) == 0
+        assert main(["transform", *sides, "--output", "unified", "--target", str(tmp_path / "u")]) == 0
         places: dict[str, Any] = {"unified_safetensors_dir": str(tmp_path / "u"), "format": "safetensors"}
     else:
         files = [str(next(Path(SOURCE["source"], f"rank_{rank}").iterdir())) for rank in range(8)]

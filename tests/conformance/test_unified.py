@@ -75,8 +75,8 @@ def unified(once: Callable[..., Path], oracle: Callable[..., Any], tmp_path_fact
     lines = []
     for each in found:
         options = Options(
-            layout="Unified",
-            part_size_bytes=1024,
+            output="Unified",
+            max_file_size_bytes=1024,
             hugging_face_index=each.case.number % 2 == 0,
             allow_inconsistent=each.case.inconsistent,
         )
@@ -105,7 +105,7 @@ def test_the_files_are_mindspores_but_for_their_number(unified: list[Unified], t
         if each.refused:
             continue
         whole = tmp_path / each.case.name
-        options = Options(layout="Unified", allow_inconsistent=each.case.inconsistent)
+        options = Options(output="Unified", allow_inconsistent=each.case.inconsistent)
         transform_checkpoint(Request(each.theirs / "source", whole, each.strategy("source"), options=options))
         found, expected = (
             json.loads((folder / "param_name_map.json").read_text()) for folder in (whole, each.theirs / "unified")

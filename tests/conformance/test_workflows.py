@@ -25,7 +25,7 @@ if TYPE_CHECKING:
 TARGETS = {
     "dst_checkpoints": "dst_strategy.ckpt",
     "dst_by_rank": "dst_strategy.ckpt",
-    "dst_parts": "dst_strategy.ckpt",
+    "dst_stages": "dst_strategy.ckpt",
     "back_again": "src_strategy.ckpt",
     "dst_inference": "predict_strategy.ckpt",
     "dst_whole": "",

@@ -34,7 +34,7 @@ def uploaded(server: s3_server.Server, bucket: str, model: models.Model, folder:
     disk.write(folder, model, "safetensors")
     base = server.upload(bucket, folder, folder.name)
     sides = ["--source", f"{base}/src", "--source-strategy", f"{base}/source.ckpt", "--target-strategy", f"{base}/target.ckpt"]
-    assert main(["transform", *sides, "--layout", "index", "--target", f"{base}/index"]) == 0
+    assert main(["transform", *sides, "--output", "index", "--target", f"{base}/index"]) == 0
     return base
 
 

@@ -29,7 +29,7 @@ def test_unified_in_a_bucket_and_ranks_from_it(server: s3_server.Server, bucket:
     disk.write(tmp_path / "made", model, "safetensors")
     base, target = server.upload(bucket, tmp_path / "made", "in"), f"s3://{bucket}/out"
     source = ["--source", f"{base}/src", "--source-strategy", f"{base}/source.ckpt"]
-    unify = [*source, "--layout", "unified", "--part-size-bytes", str(30 << 20), "--target", target, "--copy-mode", copy]
+    unify = [*source, "--output", "unified", "--max-file-size-bytes", str(30 << 20), "--target", target, "--copy-mode", copy]
     assert main(["transform", *unify]) == 0
     assert main(["verify", target]) == 0
     found = server.download(target, tmp_path / "found")
@@ -47,7 +47,7 @@ def test_unified_in_a_bucket_and_ranks_from_it(server: s3_server.Server, bucket:
 
 def test_unified_files_and_ranks_take_each_others_place(server: s3_server.Server, bucket: str, tmp_path: Path) -> None:
     made, target = disk.write(tmp_path / "made", disk.example(), "safetensors"), f"s3://{bucket}/out"
-    unify = ["--source", str(made.source), "--source-strategy", str(made.source_strategy), "--layout", "unified"]
+    unify = ["--source", str(made.source), "--source-strategy", str(made.source_strategy), "--output", "unified"]
     assert main(["transform", *unify, "--target", target]) == 0
     assert main([*made.arguments(tmp_path), "--target", target]) == 78
     assert main([*made.arguments(tmp_path), "--target", target, "--overwrite"]) == 0

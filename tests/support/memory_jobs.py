@@ -40,7 +40,7 @@ def job(
     placed = place(inventory, before, after, incomplete=True, one_stage=stage is not None)
     options = Options(
         format="Ckpt" if target == "ckpt" else "Safetensors",
-        layout="PerRank" if stage is None else "Part",
+        output="PerRank" if stage is None else "Stage",
         remove_redundancy=remove_redundancy,
     )
     return job_of(Request("memory", "nowhere", options=options), store, placed, before, after), store

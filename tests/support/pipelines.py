@@ -47,7 +47,7 @@ class Pipeline:
     def arguments(self, stage: int, target: Path, *more: str, whole: bool = False) -> list[str]:
         sides = ["--source", self.made.source, "--source-strategy", self.strategy(stage), "--target", target]
         sides += [] if whole else ["--target-strategy", self.made.target_strategy]
-        return ["transform", *map(str, sides), "--layout", "part", *more]
+        return ["transform", *map(str, sides), "--output", "stage", *more]
 
     def request(self, stage: int, target: Path) -> Request:
         return Request(
@@ -55,7 +55,7 @@ class Pipeline:
             source_strategy=str(self.strategy(stage)),
             target=str(target),
             target_strategy=str(self.made.target_strategy),
-            options=Options(layout="Part"),
+            options=Options(output="Stage"),
         )
 
     def run(self, stage: int, target: Path, *more: str, whole: bool = False) -> int:

@@ -79,7 +79,7 @@ def request_(tmp_path: Path) -> Request:
         path = tmp_path / "src" / f"rank_{rank}" / "net-1_100.ckpt"
         path.parent.mkdir(parents=True)
         path.write_bytes(rawfiles.ckpt({"w": np.zeros(9 << 20, np.int8)}, crc=True))
-    return Request(str(tmp_path / "src"), str(tmp_path / "out"), options=Options(layout="Same", verification="Full"))
+    return Request(str(tmp_path / "src"), str(tmp_path / "out"), options=Options(output="Same", verification="Full"))
 
 
 @pytest.mark.parametrize("phase", ["Reading headers", "Checking CRCs", "Resharding"])

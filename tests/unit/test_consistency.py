@@ -342,7 +342,7 @@ def test_ranks_of_a_plan_compare_nothing_again(made: disk.Checkpoint, tmp_path: 
 def test_an_index_settles_which_copies_count(made: disk.Checkpoint, tmp_path: Path, refused: Callable[..., str]) -> None:
     rewrite(made, 3, "m", lambda array: array[::-1].copy())
     index, target = tmp_path / "index", tmp_path / "out"
-    assert main(made.arguments(index, "--layout", "index", "--replicas", "lowest-rank")) == 0
+    assert main(made.arguments(index, "--output", "index", "--replicas", "lowest-rank")) == 0
     by_index = ["transform", "--source", str(made.source), "--index", str(index), "--target", str(target)]
     refused(2, "InvalidOption", *by_index, "--replicas", "lowest-rank")
     assert main(by_index) == 0

@@ -16,7 +16,7 @@ import msgspec
 import pytest
 from pages import PAGES, ROOT, blocks
 
-from reshard.checkpoint.manifest import FileRecord, Manifest, ParameterRecord, PartRecord
+from reshard.checkpoint.manifest import FileRecord, Manifest, ParameterRecord, StageRecord
 from reshard.cli import main
 from reshard.engine.memory import memory_bytes
 from reshard.layout import Layout
@@ -30,7 +30,7 @@ _LINK = re.compile(r"\]\(([^)#\s]+)(#[^)\s]+)?\)")
 
 # That say how far it is, not what is wrong.
 NO_TROUBLE = {
-    *("Planning", "Resharding", "Committing", "Complete", "PartComplete", "AlreadyComplete"),
+    *("Planning", "Resharding", "Committing", "Complete", "StageComplete", "AlreadyComplete"),
     *("DryRun", "Suspended", "Suspending", "Queued"),
 }
 
@@ -113,7 +113,7 @@ def test_the_picture_is_what_its_command_gives(tmp_path: Path, monkeypatch: pyte
 
 def test_every_field_of_the_manifest_is_described() -> None:
     page = (ROOT / "docs" / "manifest.md").read_text()
-    for kind in (Manifest, FileRecord, ParameterRecord, PartRecord):
+    for kind in (Manifest, FileRecord, ParameterRecord, StageRecord):
         for field in msgspec.structs.fields(kind):
             assert f"`{field.encode_name}`" in page
 

@@ -196,7 +196,7 @@ def test_a_file_of_another_rank_is_refused(made: disk.Checkpoint, tmp_path: Path
     said = refused(65, "SlicesEqual", *made.arguments(tmp_path / "out"))
     assert "ranks 0,2 " in said
     refused(65, "SlicesEqual", *made.arguments(tmp_path / "out", "--replicas", "lowest-rank"))
-    unified = ["--source", str(made.source), "--source-strategy", str(made.source_strategy), "--layout", "unified"]
+    unified = ["--source", str(made.source), "--source-strategy", str(made.source_strategy), "--output", "unified"]
     refused(65, "SlicesEqual", "transform", *unified, "--target", str(tmp_path / "out"))
 
 
@@ -214,7 +214,7 @@ def test_equal_slices_are_read_if_the_user_accepts_them(
     target, index = tmp_path / "out", tmp_path / "index"
     assert main(made.arguments(target, "--allow-equal-slices")) == 0
     assert json.loads((target / "reshard-manifest.json").read_text())["options"]["allowEqualSlices"] is True
-    assert main(made.arguments(index, "--layout", "index", "--allow-equal-slices")) == 0
+    assert main(made.arguments(index, "--output", "index", "--allow-equal-slices")) == 0
     by_index = ["transform", "--source", str(made.source), "--index", str(index), "--target", str(tmp_path / "again")]
     refused(2, "InvalidOption", *by_index, "--allow-equal-slices")
     assert main(by_index) == 0

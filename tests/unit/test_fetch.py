@@ -45,7 +45,7 @@ def holds(made: disk.Checkpoint, output: Path, rank: int, kind: str = "ckpt") ->
 def test_a_file_appears_once_with_what_says_so(
     made: disk.Checkpoint, output: Path, by: str, kind: str, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    assert main([*made.arguments(made.folder / "index"), "--layout", "index"]) == 0
+    assert main([*made.arguments(made.folder / "index"), "--output", "index"]) == 0
     for said in ("rank 3 of 6: ", "nothing to do: rank 3 of 6 is there"):
         capsys.readouterr()
         assert fetch(made, output, "--rank", "3", "--format", kind, by=by) == 0

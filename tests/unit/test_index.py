@@ -36,7 +36,7 @@ INDEX = "reshard-index.json"
 def indexed(made: disk.Checkpoint, *more: str) -> Path:
     """An index of a checkpoint, made by the command line."""
     folder = made.folder / "index"
-    assert main([*made.arguments(folder, "--layout", "index"), *more]) == 0
+    assert main([*made.arguments(folder, "--output", "index"), *more]) == 0
     return folder
 
 
@@ -188,7 +188,7 @@ def test_what_is_no_index_is_refused(tmp_path: Path, content: bytes) -> None:
 @pytest.mark.parametrize(
     ("how", "reason"),
     [
-        ({"index": "nowhere"}, "IndexMissing: .*nowhere.*--layout index"),
+        ({"index": "nowhere"}, "IndexMissing: .*nowhere.*--output index"),
         ({"rank": 6}, "NoSuchRank"),
         ({"source_strategy": "source.ckpt"}, "InvalidOption: source_strategy: the index says it already"),
         ({"unplaced": "Keep"}, "InvalidOption: unplaced: the index says it already"),
@@ -207,7 +207,7 @@ def test_what_an_index_does_not_go_with(tmp_path: Path, how: dict[str, Any], rea
 )
 def test_options_of_files_do_not_go_with_an_index(tmp_path: Path, option: list[str]) -> None:
     made = disk.write(tmp_path, disk.example())
-    assert main([*made.arguments(tmp_path / "index", "--layout", "index"), *option]) == 2
+    assert main([*made.arguments(tmp_path / "index", "--output", "index"), *option]) == 2
     assert not (tmp_path / "index").exists()
 
 
@@ -231,7 +231,7 @@ def test_an_index_takes_the_place_of_an_older_one_only(tmp_path: Path, capsys: p
     folder = indexed(made)
     changed = made.source / "rank_1" / "net-1_100.ckpt"
     changed.write_bytes(changed.read_bytes())
-    again = made.arguments(folder, "--layout", "index")
+    again = made.arguments(folder, "--output", "index")
     assert main(again) == 78
     assert "TargetExists" in capsys.readouterr().err
     assert main([*again, "--overwrite"]) == 0
@@ -247,7 +247,7 @@ def test_an_index_takes_the_place_of_an_older_one_only(tmp_path: Path, capsys: p
 def test_the_steps_of_a_cluster(tmp_path: Path) -> None:
     made = disk.write(tmp_path, disk.example())
     folder = tmp_path / "index"
-    plan = ["plan", *made.arguments(folder, "--layout", "index")[1:]]
+    plan = ["plan", *made.arguments(folder, "--output", "index")[1:]]
     assert main([*plan, "--write"]) == 0
     assert not (folder / INDEX).exists()
     assert main(["commit", str(folder)]) == 0
@@ -259,7 +259,7 @@ def test_a_replacement_that_was_interrupted_is_finished(tmp_path: Path, monkeypa
     folder = indexed(made)
     changed = made.source / "rank_1" / "net-1_100.ckpt"
     changed.write_bytes(changed.read_bytes())
-    again = made.arguments(folder, "--layout", "index", "--overwrite")
+    again = made.arguments(folder, "--output", "index", "--overwrite")
     monkeypatch.setattr("reshard.target.folder.TargetFolder.write_manifest", lambda *_: 1 / 0)
     assert main(again) == 70
     monkeypatch.undo()

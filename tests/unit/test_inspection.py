@@ -73,18 +73,18 @@ def test_parts_are_shown_as_the_checkpoint_that_they_are(tmp_path: Path, capsys:
     pipeline, shown = CORPUS / "pipeline", {}
     sides = ["--source", str(pipeline / "src"), "--target-strategy", str(pipeline / "dst_strategy.ckpt")]
     strategies = [pipeline / "src_strategy", *sorted((pipeline / "src_strategy").iterdir())]
-    for strategy, out, layout in zip(strategies, ("whole", "parts", "parts"), ("per-rank", "part", "part"), strict=True):
+    for strategy, out, output in zip(strategies, ("whole", "stages", "stages"), ("per-rank", "stage", "stage"), strict=True):
         transform = ["transform", *sides, "--source-strategy", str(strategy), "--target", str(tmp_path / out)]
-        assert main([*transform, "--layout", layout]) == 0
+        assert main([*transform, "--output", output]) == 0
     capsys.readouterr()
-    for out in ("whole", "parts"):
+    for out in ("whole", "stages"):
         assert main(["inspect", str(tmp_path / out)]) == 0
         shown[out] = {line[0]: line for line in lines(capsys) if line}
     for name in ("ranks", "parameters", "elements", "complete", "layers.0.weight", "layers.1.bias", "global_step"):
-        assert shown["whole"][name] == shown["parts"][name]
-    assert shown["parts"]["size"] == ["size", "18.8 kB in 8 files"]
-    assert shown["parts"]["0-3"] == ["0-3", "4.69 kB", "█" * 32]
-    assert main(["inspect", str(tmp_path / "parts"), "--json"]) == 0
+        assert shown["whole"][name] == shown["stages"][name]
+    assert shown["stages"]["size"] == ["size", "18.8 kB in 8 files"]
+    assert shown["stages"]["0-3"] == ["0-3", "4.69 kB", "█" * 32]
+    assert main(["inspect", str(tmp_path / "stages"), "--json"]) == 0
     document = json.loads(capsys.readouterr().out)
     assert [(f["rank"], f["path"]) for f in document["files"][:2]] == [(0, f"rank_0/checkpoint_0_part{n}.ckpt") for n in (0, 1)]
     assert (document["ranks"], document["imbalance"]) == ("0-3", 1)
@@ -93,7 +93,7 @@ def test_parts_are_shown_as_the_checkpoint_that_they_are(tmp_path: Path, capsys:
 def test_an_index_shows_what_it_indexes(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     source, strategy = str(CORPUS / "pipeline" / "src"), str(CORPUS / "pipeline" / "src_strategy")
     sides = ["--source", source, "--source-strategy", strategy, "--target-strategy", str(CORPUS / "dst_strategy_4.ckpt")]
-    assert main(["transform", *sides, "--layout", "index", "--allow-missing", "--target", str(tmp_path / "index")]) == 0
+    assert main(["transform", *sides, "--output", "index", "--allow-missing", "--target", str(tmp_path / "index")]) == 0
     shown = []
     for path, how in ((source, ["--strategy", strategy]), (str(tmp_path / "index"), [])):
         capsys.readouterr()
@@ -108,7 +108,7 @@ def test_an_index_shows_what_it_indexes(tmp_path: Path, capsys: pytest.CaptureFi
 def test_unified_files_hold_parameters_whole(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     pipeline, out = CORPUS / "pipeline", str(tmp_path / "out")
     sides = ["--source", str(pipeline / "src"), "--source-strategy", str(pipeline / "src_strategy")]
-    assert main(["transform", *sides, "--layout", "unified", "--target", out]) == 0
+    assert main(["transform", *sides, "--output", "unified", "--target", out]) == 0
     capsys.readouterr()
     assert main(["inspect", out]) == 0
     found = lines(capsys)

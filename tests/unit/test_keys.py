@@ -147,7 +147,7 @@ def test_ranks_find_the_blocks_in_the_plan_and_another_key_by_themselves(
 
 def test_an_index_says_where_the_blocks_are(made: disk.Checkpoint, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     encrypt(made, "AES-GCM")
-    transform_checkpoint(request(made, tmp_path / "index", KEY, layout="Index"))
+    transform_checkpoint(request(made, tmp_path / "index", KEY, output="Index"))
     monkeypatch.setattr("reshard.source.encrypted.read_table", lambda *_: pytest.fail("a rank looks for the blocks again"))
     for rank in range(made.model.target_ranks):
         found = load(str(made.source), rank=rank, index=str(tmp_path / "index"), decryption=Encryption(Key(KEY)))
@@ -157,7 +157,7 @@ def test_an_index_says_where_the_blocks_are(made: disk.Checkpoint, tmp_path: Pat
     monkeypatch.undo()
     with pytest.raises(ReshardError, match="CannotEncrypt"):
         transform_checkpoint(
-            msgspec.structs.replace(request(made, tmp_path / "x", KEY, layout="Index"), encryption=Encryption(Key(KEY)))
+            msgspec.structs.replace(request(made, tmp_path / "x", KEY, output="Index"), encryption=Encryption(Key(KEY)))
         )
 
 
@@ -174,8 +174,8 @@ def test_a_file_that_was_encrypted_again_is_no_wrong_key(made: disk.Checkpoint, 
     ("arguments", "reason"),
     [
         (["--encryption-key-file", "KEY", "--format", "safetensors"], "CannotEncrypt"),
-        (["--encryption-key-file", "KEY", "--layout", "part"], "CannotEncrypt"),
-        (["--encryption-key-file", "KEY", "--layout", "index"], "CannotEncrypt"),
+        (["--encryption-key-file", "KEY", "--output", "stage"], "CannotEncrypt"),
+        (["--encryption-key-file", "KEY", "--output", "index"], "CannotEncrypt"),
         (["--encryption-key-file", "KEY", "--encryption-key-env", "HOME"], "InvalidKey"),
         (["--encryption-key-file", "/dev/null"], "InvalidKey"),
         (["--encryption-key-env", "NO_KEY"], "KeyMissing"),
@@ -195,7 +195,7 @@ def test_a_conversion_decrypts_and_encrypts(made: disk.Checkpoint, tmp_path: Pat
     before = {path.relative_to(made.source): path.read_bytes() for path in made.source.rglob("*.ckpt")}
     encrypt(made, "AES-CBC")
     keys = ["--decryption-key-file", str(tmp_path / "key"), "--decryption-mode", "AES-CBC"]
-    arguments = ["--source", str(made.source), *keys, "--layout", "same", "--verification", "full"]
+    arguments = ["--source", str(made.source), *keys, "--output", "same", "--verification", "full"]
     assert main(["transform", *arguments, "--target", str(tmp_path / "plain")]) == 0
     sealed = ["--target", str(tmp_path / "other-key"), "--encryption-key-file", str(tmp_path / "other")]
     assert main(["transform", *arguments, *sealed]) == 0

@@ -116,7 +116,7 @@ def test_a_suffix_that_fits_several_or_none_is_refused(made: disk.Checkpoint, tm
 @pytest.fixture
 def small_parts(monkeypatch: pytest.MonkeyPatch) -> None:
     """Parts of one kibibyte: seven of them, and that of the parameter in no strategy."""
-    monkeypatch.setattr(module, "Options", lambda **options: Options(part_size_bytes=1024, **options))
+    monkeypatch.setattr(module, "Options", lambda **options: Options(max_file_size_bytes=1024, **options))
 
 
 @pytest.mark.usefixtures("small_parts")

@@ -62,19 +62,19 @@ def test_from_files(kind: str, tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    "how", [["--layout", "unified", "--part-size-bytes", "1024"], ["--remove-redundancy"]], ids=lambda how: how[-1]
+    "how", [["--output", "unified", "--max-file-size-bytes", "1024"], ["--remove-redundancy"]], ids=lambda how: how[-1]
 )
 @pytest.mark.parametrize("by", ["headers", "index"])
 def test_from_what_reshard_writes(how: list[str], by: str, tmp_path: Path) -> None:
     made = disk.write(tmp_path, disk.example(), "safetensors")
     source, strategy = str(tmp_path / "made"), str(made.target_strategy)
-    without = [] if how[0] == "--layout" else ["--target-strategy", strategy]
+    without = [] if how[0] == "--output" else ["--target-strategy", strategy]
     sides = ["--source", str(made.source), "--source-strategy", str(made.source_strategy)]
     assert main(["transform", *sides, *without, "--target", source, *how]) == 0
     places = {"source_strategy": strategy if without else None, "target_strategy": strategy}
     if by == "index":
         given = ["--source", source, *(["--source-strategy", strategy] if without else []), "--target-strategy", strategy]
-        assert main(["transform", *given, "--layout", "index", "--target", str(tmp_path / "index")]) == 0
+        assert main(["transform", *given, "--output", "index", "--target", str(tmp_path / "index")]) == 0
         places = {"index": str(tmp_path / "index")}
     for rank in range(made.model.target_ranks):
         assert same(reshard.load(source, rank=rank, **places), made.model.target(rank))

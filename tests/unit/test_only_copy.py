@@ -55,10 +55,10 @@ def test_a_picture_replaces_pictures_only(made: disk.Checkpoint, tmp_path: Path,
     (tmp_path / "empty").touch()
     refused(2, "FileExists", *plan, "--svg", str(tmp_path / "empty"))
     refused(2, "NothingToDraw", "plan", *made.arguments(tmp_path / "t")[1:5], "--target", str(tmp_path / "i"),
-            "--layout", "index", "--svg", str(tmp_path / "i.svg"))  # fmt: skip
+            "--output", "index", "--svg", str(tmp_path / "i.svg"))  # fmt: skip
 
 
-@pytest.mark.parametrize("more", [("--ranks", "0"), ("--layout", "index")])
+@pytest.mark.parametrize("more", [("--ranks", "0"), ("--output", "index")])
 def test_a_refused_replacement_leaves_everything(
     made: disk.Checkpoint, target: Path, refused: Callable[..., str], more: tuple[str, ...]
 ) -> None:
@@ -85,7 +85,7 @@ def test_what_lies_beside_a_checkpoint_is_not_replaced(
     made: disk.Checkpoint, target: Path, refused: Callable[..., str], name: str
 ) -> None:
     (target / name).write_bytes(b"mine")
-    unify = ["transform", *made.arguments(target)[1:5], "--target", str(target), "--layout", "unified", "--overwrite"]
+    unify = ["transform", *made.arguments(target)[1:5], "--target", str(target), "--output", "unified", "--overwrite"]
     assert name in refused(78, "TargetExists", *unify)
     assert (target / name).read_bytes() == b"mine"
     assert (target / MANIFEST).exists()
@@ -192,7 +192,7 @@ def test_an_index_of_encrypted_files_asks_for_their_key(
     (tmp_path / "key").write_bytes(b"k" * 16)
     assert main(made.arguments(tmp_path / "e", "--encryption-key-file", str(tmp_path / "key"))) == 0
     source = ["--source", str(tmp_path / "e"), "--source-strategy", str(made.target_strategy)]
-    index = [*source, "--layout", "index", "--target", str(tmp_path / "i")]
+    index = [*source, "--output", "index", "--target", str(tmp_path / "i")]
     assert main(["transform", *index, "--decryption-key-file", str(tmp_path / "key")]) == 0
     out = ["--target", str(tmp_path / "o"), "--index", str(tmp_path / "i")]
     refused(65, "Encrypted", "transform", "--source", str(tmp_path / "e"), *out)

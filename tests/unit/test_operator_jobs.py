@@ -199,9 +199,9 @@ def test_a_bucket_is_one_place_however_its_server_is_written(endpoint: str) -> N
 def test_parts_of_one_checkpoint_are_no_rivals() -> None:
     """But two of one part are, and so is a transform that makes the whole."""
 
-    def labels(strategy: str, layout: str = "Part") -> tuple[dict[str, str], str]:
+    def labels(strategy: str, output: str = "Stage") -> tuple[dict[str, str], str]:
         source = {"storage": {"persistentVolumeClaim": {"claimName": "claim"}}, "strategy": {"path": strategy}}
-        changed = resource(source=source, target=resource()["spec"]["target"] | {"layout": layout})
+        changed = resource(source=source, target=resource()["spec"]["target"] | {"output": output})
         made = jobs.plan_job(Transform.parse(changed), CONFIG)
         return made["metadata"]["labels"], jobs.rivals_selector(parse_spec(changed["spec"], "x"))
 

@@ -10,7 +10,7 @@ import pytest
 
 from reshard.cli.arguments import kebab
 from reshard.cli.commands import cli
-from reshard.spec.request import Options, Request, TargetLayout, request_key
+from reshard.spec.request import Options, OutputKind, Request, request_key
 from reshard.spec.resource import FilesSpec, ParametersSpec, SourceSpec, TargetSpec, TransformSpec
 
 if TYPE_CHECKING:
@@ -61,15 +61,15 @@ def test_help_is_short_or_in_paragraphs(name: str) -> None:
 
 
 @pytest.mark.parametrize("width", [80, 110])
-def test_every_layout_has_its_line(width: int) -> None:
+def test_every_output_has_its_line(width: int) -> None:
     command = COMMANDS["transform"]
     shown = command.get_help(click.Context(command, terminal_width=width)).splitlines()
     assert max(map(len, shown)) <= width
-    layouts = [kebab(layout) for layout in get_args(TargetLayout)]
+    outputs = [kebab(output) for output in get_args(OutputKind)]
     (said,) = [line.strip() for line in shown if "|unified|" in line]
-    assert said == f"--layout [{'|'.join(layouts)}]"
-    for layout in layouts:
-        assert any(re.fullmatch(rf" {{20,}}{layout} {{2,}}\w.*", line) for line in shown), layout
+    assert said == f"--output [{'|'.join(outputs)}]"
+    for output in outputs:
+        assert any(re.fullmatch(rf" {{20,}}{output} {{2,}}\w.*", line) for line in shown), output
 
 
 def in_python() -> set[str]:

@@ -92,9 +92,9 @@ def test_stages_in_any_order(tmp_path: Path, order: tuple[int, ...], kind: str, 
     assert made.run(last, target) == 0
     assert right(model, target, kind)
     found = manifest(target)
-    assert [part["stage"] for part in found["parts"]] == [0, 1]  # type: ignore[attr-defined]
+    assert [part["stage"] for part in found["stages"]] == [0, 1]  # type: ignore[attr-defined]
     assert found["ranks"] == "0-3"
-    assert {(f["rank"], f["part"]) for f in found["files"]} >= {(0, 0), (3, 1)}  # type: ignore[attr-defined]
+    assert {(f["rank"], f["stage"]) for f in found["files"]} >= {(0, 0), (3, 1)}  # type: ignore[attr-defined]
     before = {path: path.stat().st_mtime_ns for path in target.rglob("*.*")}
     assert made.run(first, target) == made.run(last, target) == 0
     assert before == {path: path.stat().st_mtime_ns for path in target.rglob("*.*")}
@@ -142,7 +142,7 @@ def test_of_two_that_are_both_the_last_one_completes_the_checkpoint(made: Pipeli
 def test_one_commit_for_all_parts(made: Pipeline, target: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert made.run(1, target, "--no-commit") == 0
     assert main(["commit", str(target)]) == 0
-    assert "part 1 is finished" in capsys.readouterr().out
+    assert "stage 1 is finished" in capsys.readouterr().out
     assert made.run(0, target, "--no-commit", "--ranks", "0-2") == 0
     assert main(["commit", str(target)]) == 66
     assert made.run(0, target, "--no-commit", "--ranks", "3") == 0
@@ -151,7 +151,7 @@ def test_one_commit_for_all_parts(made: Pipeline, target: Path, capsys: pytest.C
 
 
 def test_one_part_is_written_by_one_run_at_a_time(made: Pipeline, target: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    with locked(LocalStore(target), ".reshard/lock-part0", owner=None, mode=0o640):
+    with locked(LocalStore(target), ".reshard/lock-stage0", owner=None, mode=0o640):
         assert made.run(0, target) == 75
         assert "TargetLocked" in capsys.readouterr().err
         assert made.run(1, target) == 0
@@ -283,7 +283,7 @@ def test_what_no_part_holds_is_missing_once_all_are_there(
     made.made.target_strategy.write_bytes(dump(StrategyFile("x", dict(enumerate(after.stages))), "protobuf"))
     assert made.run(0, target) == 0
     assert made.run(1, target) == 66
-    assert "none of the 2 parts holds: lost" in capsys.readouterr().err
+    assert "none of the 2 stages holds: lost" in capsys.readouterr().err
     assert made.run(0, target, "--allow-missing", "--overwrite") == made.run(1, target, "--allow-missing") == 0
     assert manifest(target)["missing"] == ["lost"]
 
@@ -301,7 +301,7 @@ def test_copies_that_differ_between_parts_are_refused_unless_accepted(
     assert not (target / MANIFEST_NAME).exists()
     accepted = ["--allow-inconsistent", "step", "--overwrite"]
     assert made.run(0, target, *accepted) == made.run(1, target, *accepted) == 0
-    assert "copies of 1 parameters differ between parts, the first part's counts: step" in capsys.readouterr().err
+    assert "copies of 1 parameters differ between stages; the first stage's are used: step" in capsys.readouterr().err
     assert manifest(target)["inconsistentReplicas"] == ["step"]
 
 
@@ -335,7 +335,7 @@ def test_replicas_that_differ_between_parts_are_refused_unless_accepted(
         (78, "NoSuchStage", ["--stages", "1"]),
         (78, "SeveralStages", ["--source-strategy", "{made}/source.ckpt"]),
         (66, "SourceRankMissing", ["--source", "{made}/moved"]),
-        (2, "InvalidOption", ["--stages", "2", "--layout", "per-rank"]),
+        (2, "InvalidOption", ["--stages", "2", "--output", "per-rank"]),
     ],
 )
 def test_what_is_no_part_is_refused(

@@ -75,19 +75,19 @@ def test_copies_of_what_may_be_a_slice_stay_marked(theirs: Path, form: str, name
     out, options = tmp_path / "copy", {"rename": (RenameRule(to=name, name="b.w"),)}
     only_a = naming(tmp_path / "only_a.ckpt", "a.w")
     if form == "unified":
-        transform(theirs, out, layout="Unified", **options)
+        transform(theirs, out, output="Unified", **options)
     elif form == "unified with an index":
-        transform(theirs, out, layout="Unified", hugging_face_index=True, **options)
+        transform(theirs, out, output="Unified", hugging_face_index=True, **options)
     elif form == "two ranks":
         transform(theirs, out, only_a, **options)
     elif form == "one rank":
         transform(theirs, out, **options)
     elif form == "converted":
         transform(theirs, tmp_path / "one", **options)
-        transform(tmp_path / "one", out, layout="Same", format="Ckpt")
+        transform(tmp_path / "one", out, output="Same", format="Ckpt")
     else:
         transform(theirs, tmp_path / "ranks", only_a, **options)
-        transform(tmp_path / "ranks", tmp_path / "u", layout="Unified", source_strategy=only_a)
+        transform(tmp_path / "ranks", tmp_path / "u", output="Unified", source_strategy=only_a)
         transform(tmp_path / "u", out)
     assert marks(out) == [name]
     before = only_a if form == "two ranks" else None
@@ -99,7 +99,7 @@ def test_copies_of_what_may_be_a_slice_stay_marked(theirs: Path, form: str, name
 
 @pytest.mark.parametrize("chosen", [MAP, INDEX, HYPER])
 def test_files_chosen_by_themselves_stay_marked(theirs: Path, chosen: str, tmp_path: Path) -> None:
-    transform(theirs, tmp_path / "u", layout="Unified", hugging_face_index=True)
+    transform(theirs, tmp_path / "u", output="Unified", hugging_face_index=True)
     names = ["b.w"] if chosen == HYPER else ["a.w", "b.w"]
     with pytest.raises(ReshardError, match=r"MayBeSlice: parameter b.w"):
         transform(tmp_path / "u" / chosen, tmp_path / "out", naming(tmp_path / "t.ckpt", *names))
@@ -137,7 +137,7 @@ def test_whole_parameters_in_an_own_hyper_file_are_taken_for_whole(chosen: str, 
     (tmp_path / "made" / "rank_0").mkdir(parents=True)
     (tmp_path / "made" / "rank_0" / "x.safetensors").write_bytes(rawfiles.safetensors({"a.w": ROWS, "b.w": ROWS}, {}))
     whole = naming(tmp_path / "s.ckpt", "a.w", layout=Layout((1,), ((), ())))
-    transform(tmp_path / "made", tmp_path / "u", layout="Unified", source_strategy=whole)
+    transform(tmp_path / "made", tmp_path / "u", output="Unified", source_strategy=whole)
     names = ["b.w"] if chosen == HYPER else ["a.w", "b.w"]
     assert (tmp_path / "u" / HYPER).exists()
     result = transform(tmp_path / "u" / chosen, tmp_path / "out", naming(tmp_path / "t.ckpt", *names))
@@ -156,7 +156,7 @@ def test_a_part_of_a_unified_checkpoint_is_no_checkpoint(chosen: str, tmp_path: 
     tensors = {name: np.arange(300, dtype=np.float32) for name in ("a", "b")}
     (tmp_path / "made" / "rank_0" / "x.safetensors").write_bytes(rawfiles.safetensors(tensors, {}))
     whole = naming(tmp_path / "s.ckpt", "a", "b", layout=Layout((1,), ((),)))
-    options = {"layout": "Unified", "hugging_face_index": True, "part_size_bytes": 1024, "ranks": "0"}
+    options = {"output": "Unified", "hugging_face_index": True, "max_file_size_bytes": 1024, "ranks": "0"}
     assert transform(tmp_path / "made", tmp_path / "u", source_strategy=whole, **options).complete
     with pytest.raises(ReshardError, match="PartMissing"):
         transform(tmp_path / "u" / chosen, tmp_path / "out")

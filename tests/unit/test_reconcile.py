@@ -43,11 +43,11 @@ def test_a_part_that_is_not_the_last() -> None:
     usual = cluster.outcome
     cluster.outcome = lambda s, i: (0, COMMIT | {"manifest": ""}) if s == "commit" else usual(s, i)
     cluster.settle()
-    assert (cluster.status["phase"], ready(cluster)["reason"], cluster.status["manifest"]) == ("Complete", "PartComplete", "")
+    assert (cluster.status["phase"], ready(cluster)["reason"], cluster.status["manifest"]) == ("Complete", "StageComplete", "")
     assert cluster.decide().actions == ()
 
 
-INDEX = {"target": resource()["spec"]["target"] | {"layout": "Index"}}
+INDEX = {"target": resource()["spec"]["target"] | {"output": "Index"}}
 
 
 def test_an_index_needs_no_ranks() -> None:

@@ -155,7 +155,7 @@ def test_whole_files_have_nothing_redundant(tmp_path: Path, refused: Callable[..
     path = tmp_path / "a.ckpt"
     path.write_bytes(rawfiles.ckpt({"a": np.zeros(4, np.float32)}))
     arguments = ["--source", str(path), "--target", str(tmp_path / "out"), "--remove-redundancy"]
-    for more in ([], ["--layout", "unified", "--part-size-bytes", "1024"]):
+    for more in ([], ["--output", "unified", "--max-file-size-bytes", "1024"]):
         refused(78, "NothingRedundant", "plan", *arguments, *more)
         refused(78, "NothingRedundant", "transform", *arguments, *more)
     path.write_bytes(b"")

@@ -102,7 +102,7 @@ def test_an_index_keeps_the_shapes(tmp_path: Path) -> None:
     whole = np.arange(16 * 32, dtype=np.float32).reshape(16, 32)
     (tmp_path / "whole.ckpt").write_bytes(rawfiles.ckpt({"multi": whole}))
     request = Request(str(tmp_path / "whole.ckpt"), str(tmp_path / "index"), target_strategy=str(tmp_path / "s.json"))
-    transform_checkpoint(Request(request.source, request.target, None, request.target_strategy, options=Options(layout="Index")))
+    transform_checkpoint(Request(request.source, request.target, None, request.target_strategy, options=Options(output="Index")))
     transform_checkpoint(Request(request.source, str(tmp_path / "out"), index=request.target))
     found = rawfiles.read_ckpt((tmp_path / "out" / "rank_5" / "checkpoint_5.ckpt").read_bytes())["multi"]
     assert found.tolist() == whole[TWIN.box((16, 32), 5).slices()].tolist()

@@ -125,7 +125,7 @@ def test_the_last_part_tells_of_a_pattern_that_matches_in_none(
     said = capsys.readouterr().err
     assert [line for line in said.splitlines() if "matches" in line] == [NOTE]
     document = json.loads((tmp_path / "t" / "reshard-manifest.json").read_text())
-    assert [part["unmatched"] for part in document["parts"]] == [[{"to": "x.*", "pattern": "nobody.*"}]] * 2
+    assert [part["unmatched"] for part in document["stages"]] == [[{"to": "x.*", "pattern": "nobody.*"}]] * 2
 
 
 def test_the_commit_of_all_parts_tells_it_too(made: Pipeline, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -142,7 +142,7 @@ def test_a_name_that_no_part_holds_is_an_error_of_the_last(
     rules = (*IN_ONE_STAGE_EACH, "--rename", "nobody=x")
     assert made.run(0, tmp_path / "t", *rules, whole=True) == 0
     assert made.run(1, tmp_path / "t", *rules, whole=True) == MissingInputError.exit_code
-    assert "RenamedMissing: parameter nobody: it is to be renamed, but none of the 2 parts holds it" in capsys.readouterr().err
+    assert "RenamedMissing: parameter nobody: it is to be renamed, but none of the 2 stages holds it" in capsys.readouterr().err
     assert not (tmp_path / "t" / "reshard-manifest.json").exists()
     for stage in (0, 1):
         assert made.run(stage, tmp_path / "t", *IN_ONE_STAGE_EACH, "--overwrite", whole=True) == 0

@@ -65,7 +65,7 @@ def request_(tmp_path: Path) -> Request:
         path = tmp_path / "src" / f"rank_{rank}" / "net-1_100.ckpt"
         path.parent.mkdir(parents=True)
         path.write_bytes(rawfiles.ckpt({"w": np.zeros(4, np.int8)}))
-    return Request(str(tmp_path / "src"), str(tmp_path / "out"), options=Options(layout="Same"))
+    return Request(str(tmp_path / "src"), str(tmp_path / "out"), options=Options(output="Same"))
 
 
 def test_ranks_are_listed_once_and_read_together(request_: Request, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -146,7 +146,7 @@ def requests_of(server: thin_s3.ThinServer, ranks: int, target: str) -> dict[str
     """The requests that a commit takes, and a run after it."""
     for rank in range(ranks):
         server.put("bucket", f"src-{ranks}/rank_{rank}/net-1_100.ckpt", rawfiles.ckpt({"w": np.full(4, rank, np.int8)}))
-    request = Request(f"s3://bucket/src-{ranks}", target, options=Options(layout="Same"))
+    request = Request(f"s3://bucket/src-{ranks}", target, options=Options(output="Same"))
     transform_checkpoint(request, workers=8, commit=False)
     counted = {}
     for name, act in (("commit", lambda: commit_checkpoint(target)), ("again", lambda: transform_checkpoint(request, workers=8))):
@@ -166,7 +166,7 @@ def done(server: thin_s3.ThinServer) -> Request:
     """A request that was carried out."""
     for rank in range(4):
         put_rank(server, rank, rank)
-    request = Request("s3://bucket/src", "s3://bucket/out", options=Options(layout="Same", rename=(RULE,)))
+    request = Request("s3://bucket/src", "s3://bucket/out", options=Options(output="Same", rename=(RULE,)))
     transform_checkpoint(request, workers=1)
     return request
 
@@ -189,7 +189,7 @@ def test_a_run_with_nothing_to_do_reports_what_the_first_did(server: thin_s3.Thi
     result, read = run_again(server, forced)
     assert not read
     assert first.notes == result.notes == ("no parameter's name matches absent*",)
-    for name in ("source_ranks", "target_ranks", "parameters", "digest", "complete", "committed_ranks", "part"):
+    for name in ("source_ranks", "target_ranks", "parameters", "digest", "complete", "committed_ranks", "stage"):
         assert getattr(result, name) == getattr(first, name), name
     assert (result.bytes_read, result.bytes_written, result.skipped_ranks) == (0, 0, (0, 1, 2, 3))
 
@@ -255,6 +255,6 @@ def test_times_of_a_folder_prove_nothing(tmp_path: Path) -> None:
     for rank in range(2):
         (tmp_path / "src" / f"rank_{rank}").mkdir(parents=True)
         (tmp_path / "src" / f"rank_{rank}" / "net-1_100.ckpt").write_bytes(rawfiles.ckpt({"w": np.zeros(4, np.int8)}))
-    request = Request(str(tmp_path / "src"), str(tmp_path / "out"), options=Options(layout="Same"))
+    request = Request(str(tmp_path / "src"), str(tmp_path / "out"), options=Options(output="Same"))
     transform_checkpoint(request, workers=1)
     assert find_complete(request, Cancellation(), thorough=False) is None

@@ -1,4 +1,4 @@
-"""Files that keep their layout, each by itself: in another format, or with other names."""
+"""Files that are written each by itself: in another format, or with other names."""
 
 from __future__ import annotations
 
@@ -41,7 +41,7 @@ RENAME = (RenameRule("new.*", pattern="layer.*"), RenameRule("c", name="a"))
 def job(files: dict[int, bytes], source: str, target: str, **options: Any) -> Job:
     store = MemorySource({f"rank_{rank}/x-1_2.{source}": content for rank, content in files.items()})
     inventory = read_inventory(store, Files({rank: f"rank_{rank}/x-1_2.{source}" for rank in files}), workers=1)
-    chosen = Options(format="Ckpt" if target == "ckpt" else "Safetensors", layout="Same", **options)
+    chosen = Options(format="Ckpt" if target == "ckpt" else "Safetensors", output="Same", **options)
     model = keep(inventory, ranks=chosen.ranks, rename=chosen.rename)
     return job_of(Request("memory", "nowhere", options=chosen), store, model, None, None)
 
@@ -99,8 +99,8 @@ def test_ranks_that_are_not_there() -> None:
 
 @pytest.mark.parametrize("side", ["source_strategy", "target_strategy"])
 def test_no_strategy_is_asked(side: str) -> None:
-    with pytest.raises(UsageError, match="as no strategy says"):
-        Request("a", "b", **{side: "c"}, options=Options(layout="Same"))  # type: ignore[arg-type]  # one of two fields
+    with pytest.raises(UsageError, match="takes no strategy"):
+        Request("a", "b", **{side: "c"}, options=Options(output="Same"))  # type: ignore[arg-type]  # one of two fields
 
 
 def test_parts_of_a_whole_are_no_ranks(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -191,7 +191,7 @@ def test_a_file_that_nobody_described_is_not_replaced(tree: disk.Checkpoint, tmp
 
 def test_rank_by_rank_and_committed(tree: disk.Checkpoint, tmp_path: Path) -> None:
     target = tmp_path / "target"
-    common = ["--layout", "same", "--format", "safetensors", "--source", str(tree.source), "--target", str(target)]
+    common = ["--output", "same", "--format", "safetensors", "--source", str(tree.source), "--target", str(target)]
     assert main(["plan", "--write", *common]) == 0
     for ranks in ("0-1", "2,3"):
         assert main(["transform", "--no-commit", "--ranks", ranks, *common]) == 0
@@ -295,7 +295,7 @@ def test_mindspores_functions_refuse(
 def test_the_map_of_unified_files_has_the_new_names(tmp_path: Path) -> None:
     (tmp_path / "one.ckpt").write_bytes(rawfiles.ckpt({"a": np.zeros(2, np.int8), "layer.w": np.ones(2, np.int8)}))
     target = tmp_path / "to"
-    arguments = ["--source", str(tmp_path / "one.ckpt"), "--target", str(target), "--layout", "unified"]
+    arguments = ["--source", str(tmp_path / "one.ckpt"), "--target", str(target), "--output", "unified"]
     assert main(["transform", *arguments, "--rename-pattern", "layer.*=new.*"]) == 0
     assert json.loads((target / "param_name_map.json").read_text())["weight_map"].keys() == {"a", "new.w"}
     found = rawfiles.read_safetensors((target / "part0.safetensors").read_bytes())

@@ -125,7 +125,7 @@ def test_numbered_files_without_an_index(shards: Path, tmp_path: Path, refused: 
 
 def test_parts_without_their_map(made: disk.Checkpoint, tmp_path: Path, refused: Callable[..., str]) -> None:
     unified = tmp_path / "unified"
-    request = reshard.Request(made.source, unified, made.source_strategy, options=reshard.Options(layout="Unified"))
+    request = reshard.Request(made.source, unified, made.source_strategy, options=reshard.Options(output="Unified"))
     reshard.transform_checkpoint(request)
     for name in ("param_name_map.json", "reshard-manifest.json"):
         (unified / name).unlink()
@@ -145,7 +145,7 @@ def test_one_file_beside_an_index(shards: Path, tmp_path: Path, refused: Callabl
 
 def test_no_file_beside_an_index_that_is_written(made: disk.Checkpoint, tmp_path: Path, refused: Callable[..., str]) -> None:
     target = tmp_path / "out"
-    arguments = ["transform", *made.arguments(target)[1:5], "--target", str(target), "--layout", "unified"]
+    arguments = ["transform", *made.arguments(target)[1:5], "--target", str(target), "--output", "unified"]
     target.mkdir()
     (target / "model.safetensors").write_bytes(b"mine")
     assert "model.safetensors" in refused(78, "TargetExists", *arguments, "--hugging-face-index")
@@ -314,7 +314,7 @@ def test_unified_files_next_to_which_training_has_saved(
     made: disk.Checkpoint, tmp_path: Path, refused: Callable[..., str]
 ) -> None:
     unified = tmp_path / "unified"
-    assert main(["transform", *made.arguments(unified)[1:5], "--target", str(unified), "--layout", "unified"]) == 0
+    assert main(["transform", *made.arguments(unified)[1:5], "--target", str(unified), "--output", "unified"]) == 0
     (unified / "rank_0").mkdir()
     shutil.copy(made.source / "rank_0" / "net-1_100.ckpt", unified / "rank_0")
     assert "give param_name_map.json as the source" in refused(78, "AmbiguousFiles", "inspect", str(unified))
@@ -333,7 +333,7 @@ def test_a_strategy_of_one_stage_and_the_file_of_its_rank(made: disk.Checkpoint,
     layouts = {1: {"w": Layout((1,), ((), ()))}}
     strategy = tmp_path / "stage_1.ckpt"
     strategy.write_bytes(dump(StrategyFile("x", layouts), "protobuf"))
-    command = ["transform", "--source-strategy", str(strategy), "--layout", "part", "--stages", "2"]
+    command = ["transform", "--source-strategy", str(strategy), "--output", "stage", "--stages", "2"]
     source = ["--source", str(made.source / "rank_1" / "net-1_100.ckpt")]
     assert main([*command, *source, "--target", str(tmp_path / "out")]) == 0
     source[1] = str(made.source / "rank_2" / "net-1_100.ckpt")

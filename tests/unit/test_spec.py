@@ -157,10 +157,10 @@ def test_what_is_wrong_is_named(path: tuple[str, ...], value: object, said: str)
 @pytest.mark.parametrize(
     ("target", "said"),
     [
-        ({"partSizeBytes": 3 << 30}, "part_size_bytes: only unified files"),  # even where it says what is the default
+        ({"maxFileSizeBytes": 3 << 30}, "max_file_size_bytes: only unified files"),  # even where it says what is the default
         ({"huggingFaceIndex": True}, "hugging_face_index: only unified files"),
-        ({"layout": "Unified", "strategy": None}, "format: unified files are safetensors"),
-        ({"layout": "Unified", "format": "Source"}, "target strategy: unified files hold whole parameters"),
+        ({"output": "Unified", "strategy": None}, "format: unified files are safetensors"),
+        ({"output": "Unified", "format": "Source"}, "target strategy: unified files hold whole parameters"),
     ],
 )
 def test_what_contradicts_the_layout_is_refused(target: dict[str, Any], said: str) -> None:

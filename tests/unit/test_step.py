@@ -99,7 +99,7 @@ def test_plan_ranks_and_commit_make_what_one_transform_makes(pods: Pods) -> None
 
 
 def test_plan_and_commit_make_an_index(pods: Pods) -> None:
-    pods.spec = SPEC | {"target": SPEC["target"] | {"layout": "Index"}}
+    pods.spec = SPEC | {"target": SPEC["target"] | {"output": "Index"}}
     planned = pods.run("plan")
     assert (planned["targetRanks"], planned["complete"]) == (6, False)
     committed = pods.run("commit", RESHARD_DIGEST=planned["digest"])

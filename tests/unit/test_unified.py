@@ -56,8 +56,8 @@ def source(tmp_path: Path) -> disk.Checkpoint:
 
 
 def unify(made: disk.Checkpoint, target: Path, **options: Any) -> Result:
-    options = {"part_size_bytes": 1024} | options
-    request = Request(made.source, target, made.source_strategy, options=Options(layout="Unified", **options))
+    options = {"max_file_size_bytes": 1024} | options
+    request = Request(made.source, target, made.source_strategy, options=Options(output="Unified", **options))
     return transform_checkpoint(request, workers=2)
 
 
@@ -138,7 +138,7 @@ def test_unified_files_can_be_merged_and_divided_anew(source: disk.Checkpoint, t
     cut(tmp_path / "u", tmp_path / "one", None, format="Ckpt")
     one = rawfiles.read("ckpt", (tmp_path / "one" / "rank_0" / "checkpoint_0.ckpt").read_bytes())
     assert {name: array.tobytes() for name, array in one.items()} == whole(source.model)
-    cut(tmp_path / "u", tmp_path / "anew", None, layout="Unified")
+    cut(tmp_path / "u", tmp_path / "anew", None, output="Unified")
     assert set(contents(tmp_path / "anew")) == {"part0.safetensors", HYPER}
     assert set(contents(tmp_path / "anew")[HYPER]) == {"step"}
 
@@ -194,7 +194,7 @@ def test_a_folder_of_hugging_faces_is_a_source(tmp_path: Path) -> None:
     cut(tmp_path / "hf", tmp_path / "one", None)
     found = rawfiles.read("safetensors", (tmp_path / "one" / "rank_0" / "checkpoint_0.safetensors").read_bytes())
     assert set(found) == {"a", "b", "c"}
-    cut(tmp_path / "hf", tmp_path / "u", None, layout="Unified")
+    cut(tmp_path / "hf", tmp_path / "u", None, output="Unified")
     assert set(contents(tmp_path / "u")) == {"part0.safetensors"}
 
 
@@ -261,7 +261,7 @@ def test_whole_parameters_have_no_strategy(source: disk.Checkpoint, tmp_path: Pa
     with pytest.raises(ReshardError, match="SourceIsUnified"):
         transform_checkpoint(Request(tmp_path / "u", tmp_path / "t", source.source_strategy))
     with pytest.raises(ReshardError, match=r"InvalidOption.*leave out the strategy"):
-        Request("a", "b", target_strategy="c", options=Options(layout="Unified"))
+        Request("a", "b", target_strategy="c", options=Options(output="Unified"))
 
 
 def test_one_layout_takes_the_place_of_another(source: disk.Checkpoint, tmp_path: Path) -> None:
@@ -274,7 +274,7 @@ def test_one_layout_takes_the_place_of_another(source: disk.Checkpoint, tmp_path
     )
     transform_checkpoint(straight)
     assert names(target) == {MANIFEST, ".reshard", *(f"rank_{rank}" for rank in range(6))}
-    unify(source, target, overwrite="Replace", part_size_bytes=1 << 20)
+    unify(source, target, overwrite="Replace", max_file_size_bytes=1 << 20)
     assert names(target) == {MANIFEST, ".reshard", MAP, HYPER, "part0.safetensors"}
     assert main(["verify", str(target)]) == 0
     (target / MAP).write_text("{}")
@@ -297,7 +297,7 @@ def test_files_that_nobody_has_described_are_not_written_over(source: disk.Check
 def test_parts_are_written_by_several_and_completed_by_one(source: disk.Checkpoint, tmp_path: Path) -> None:
     target = tmp_path / "t"
     arguments = ["--source", source.source, "--source-strategy", source.source_strategy, "--target", target]
-    options = [*map(str, arguments), "--layout", "unified", "--part-size-bytes", "1024"]
+    options = [*map(str, arguments), "--output", "unified", "--max-file-size-bytes", "1024"]
     assert main(["plan", *options, "--write"]) == 0
     assert main(["transform", *options, "--no-commit", "--ranks", "1,3-4"]) == 0
     assert main(["commit", str(target)]) == 66
@@ -342,11 +342,11 @@ def test_nothing_is_no_checkpoint(source: disk.Checkpoint, tmp_path: Path) -> No
 @pytest.mark.parametrize(
     ("options", "said"),
     [
-        ({"part_size_bytes": 1 << 20}, "part_size_bytes.*only unified files"),
+        ({"max_file_size_bytes": 1 << 20}, "max_file_size_bytes.*only unified files"),
         ({"hugging_face_index": True}, "hugging_face_index.*only unified files"),
-        ({"layout": "Unified", "file_prefix": "x_"}, "file_prefix.*names of their own"),
-        ({"layout": "Same", "file_prefix": "x_"}, "file_prefix.*names of their own"),
-        ({"layout": "Unified", "format": "Ckpt"}, "format.*safetensors"),
+        ({"output": "Unified", "file_prefix": "x_"}, "file_prefix.*names of their own"),
+        ({"output": "Same", "file_prefix": "x_"}, "file_prefix.*names of their own"),
+        ({"output": "Unified", "format": "Ckpt"}, "format.*safetensors"),
     ],
 )
 def test_what_has_no_meaning_for_a_layout_is_refused(options: dict[str, Any], said: str) -> None:

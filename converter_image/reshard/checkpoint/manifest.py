@@ -42,7 +42,7 @@ class FileRecord(_Document, frozen=True):
             has put together, "etag:<its ETag there>".
         bytes_read: bytes of source tensors that were read for this file.
         verified: how much of it was compared with the source.
-        part: the pipeline stage of the source that it was made from; null: of all.
+        stage: the pipeline stage of the source that it was made from; null: of all.
         sample: a digest of five blocks of the file, see `reshard.storage.digest.sample_of`.
     """
 
@@ -52,7 +52,7 @@ class FileRecord(_Document, frozen=True):
     digest: str
     bytes_read: int
     verified: Verified
-    part: int | None = None
+    stage: int | None = None
     sample: str = ""
 
 
@@ -125,15 +125,15 @@ class SourceRecord(_Document, frozen=True):
     files: str | None = None
 
 
-class PartRecord(_Document, frozen=True):
-    """One part of a checkpoint that was made stage by stage.
+class StageRecord(_Document, frozen=True):
+    """The files of one pipeline stage, in a checkpoint that was written stage by stage.
 
     Attributes:
         stage: the pipeline stage of the source that it was made from.
         digest: identifies its source, strategies and options, as that of a manifest does.
         source: what was read for it.
         ranks: the target ranks that have something of it, such as "0-3".
-        stages: how many there are, as far as its run could know.
+        stage_count: the number of stages, if its run could know it.
         elsewhere: names of the target's strategy that this stage does not hold; of a complete checkpoint none.
         unmatched: rules of `options.rename` that match nothing of this stage; of a complete checkpoint, nothing of any.
     """
@@ -142,7 +142,7 @@ class PartRecord(_Document, frozen=True):
     digest: str
     source: SourceRecord
     ranks: str
-    stages: int | None = None
+    stage_count: int | None = None
     elsewhere: tuple[str, ...] = ()
     unmatched: tuple[RenameRule, ...] = ()
 
@@ -159,16 +159,16 @@ class Manifest(_Document, frozen=True):
         ranks: those that are here, such as "0-5".
         target_ranks: how many ranks the target's layout has.
         options: those that decide what is written.
-        files: a record for each rank, and where it was made stage by stage for each of its parts.
+        files: a record for each rank; if the checkpoint was written stage by stage, for each rank and stage.
         parameters: what is in them.
         unplaced: names that only the source's strategy has, left out.
         missing: names that only the target's strategy has, left out.
         absent: names that the source's strategy has and no file holds.
         empty: names of tensors of shape [0], left out since MindSpore loads them from a `.ckpt` as scalars without a value.
         dropped: names of the source's that were to be left out.
-        inconsistent_replicas: names whose copies differ between source ranks, or between parts, which the user accepts.
-        parts: a record for each stage that it was made from, where that was done stage by stage.
-        index: what stands in the place of files, with the layout Index.
+        inconsistent_replicas: names whose copies differ between source ranks, or between stages, which the user accepts.
+        stages: a record for each pipeline stage, if the checkpoint was written stage by stage.
+        index: the index that stands in the place of files, with output Index.
         may_be_slices: names of parameters that come from MindSpore's `hyper_param.safetensors` and may be rank 0's slices, see
             `reshard.checkpoint.unified.possible_slices`.
         key_check: tells whether a key is that of the files, if they are encrypted: see `BlockCipher.key_check`.
@@ -192,15 +192,15 @@ class Manifest(_Document, frozen=True):
     dropped: tuple[str, ...] = ()
     inconsistent_replicas: tuple[str, ...] = ()
     may_be_slices: tuple[str, ...] = ()
-    parts: tuple[PartRecord, ...] = ()
+    stages: tuple[StageRecord, ...] = ()
     index: IndexRecord | None = None
     key_check: bytes | None = None
     notes: tuple[str, ...] = ()
 
     @property
     def jobs(self) -> set[str]:
-        """The digests of the jobs that have made it: its own, and those of its parts."""
-        return {self.digest, *(part.digest for part in self.parts)}
+        """The digests of the jobs that have made it: its own, and those of its stages."""
+        return {self.digest, *(record.digest for record in self.stages)}
 
     @property
     def nbytes(self) -> int:

@@ -72,7 +72,7 @@ def is_hyper(path: str) -> bool:
 
 def maps_beside(options: Mapping[str, Any]) -> tuple[str, ...]:
     """The maps that a checkpoint with these options of its request has."""
-    if options.get("layout") != "Unified":
+    if options.get("output") != "Unified":
         return ()
     return (MAP_NAME, HF_INDEX_NAME) if options.get("huggingFaceIndex") else (MAP_NAME,)
 
@@ -193,7 +193,7 @@ def refuse_slices(inventory: Inventory, names: Mapping[str, str], target: Contai
                 f"it comes from MindSpore's {HYPER_NAME}, which may contain only rank 0's slice of it,"
                 " but the target strategy shards the whole tensor",
                 where=f"parameter {name}",
-                fix="read the ranks' own files instead, or unify these with reshard (--layout unified); or choose a target"
+                fix="read the ranks' own files instead, or unify these with reshard (--output unified); or choose a target"
                 " strategy that does not name it",
             )
 

@@ -86,7 +86,7 @@ def convert(invocation: Invocation, /, **arguments: Any) -> None:
 
     They keep their names but for the ending, and lie below TARGET as they do below SOURCE.
     """
-    request = request_of({**arguments, "layout": "Same"})
+    request = request_of({**arguments, "output": "Same"})
     with show.progress() as progress:
         result = transform_checkpoint(
             request, workers=arguments["workers"], progress=progress, cancellation=invocation.cancellation
@@ -160,8 +160,8 @@ def plan(
     picture = picture or (bool(parameters) and svg is None)
     if picture and arguments["as_json"]:
         raise UsageError("PictureInJson", "a picture in the terminal is no JSON", where="--json", fix="write it to --svg FILE")
-    if (picture or svg is not None) and arguments["layout"] == "Index":
-        raise UsageError("NothingToDraw", "an index has no ranks that read", where="--layout", fix="draw it with another layout")
+    if (picture or svg is not None) and arguments["output"] == "Index":
+        raise UsageError("NothingToDraw", "an index has no ranks that read", where="--output", fix="choose another output")
     with show.progress() as progress:
         planned = plan_transform(
             request_of(arguments),
@@ -186,7 +186,7 @@ def plan(
 @partial(access_options, uploads=True)
 @click.pass_obj
 def commit(invocation: Invocation, /, target: str, ranks: str | None, owner: str | None, as_json: bool, **reached: Any) -> None:
-    """Complete a checkpoint whose ranks, or parts, were written with --no-commit."""
+    """Complete a checkpoint whose ranks, or stages, were written with --no-commit."""
     with show.progress() as progress:
         manifest = commit_checkpoint(
             target, ranks=ranks, owner=owner, access=access_of(reached), cancellation=invocation.cancellation
@@ -204,7 +204,7 @@ def commit(invocation: Invocation, /, target: str, ranks: str | None, owner: str
             }
         )
     elif not is_whole(manifest):
-        show.out(f"part {manifest.parts[0].stage} is finished; {target} is complete once all parts are")
+        show.out(f"stage {manifest.stages[0].stage} is finished; {target} is complete once all stages are")
     else:
         show.out(f"complete: {_consists(manifest)}")
 
@@ -303,7 +303,7 @@ def _show_result(request: Request, result: Result, *, as_json: bool) -> None:
     if not result.bytes_written and result.complete:
         show.out(f"nothing to do: {request.target} is complete and up to date ({result.target_ranks} ranks)")
         return
-    if request.options.layout == "Index":
+    if request.options.output == "Index":
         ranks = f"{result.source_ranks} -> {result.target_ranks} ranks"
         show.out(f"indexed: {ranks}, {result.parameters} parameters, in {show.size(result.bytes_written)}")
         return
@@ -320,7 +320,7 @@ def _show_result(request: Request, result: Result, *, as_json: bool) -> None:
         part = "" if total == result.target_ranks else f" (rank {result.committed_ranks} of {result.target_ranks} only)"
         show.out(f"complete: {request.target}/{MANIFEST_NAME}{part}")
     elif result.committed_ranks:
-        show.out(f"part {result.part} is written; {request.target} is complete once all parts are")
+        show.out(f"stage {result.stage} is written; {request.target} is complete once all stages are")
     else:
         show.out(f"not yet complete: when all ranks are written, run reshard commit {request.target}")
 

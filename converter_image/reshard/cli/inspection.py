@@ -90,8 +90,8 @@ def inspect(  # noqa: PLR0913 - one for each option
         index = read_index(store.url, access)
         inventory, how = index.inventory, how or index.strategies()[0]
     else:
-        if manifest is not None and manifest.parts and anything:
-            inventory = _read_parts(plain, manifest)
+        if manifest is not None and manifest.stages and anything:
+            inventory = _read_stages(plain, manifest)
         else:
             ranks = None if how is None else how.numbers
             found = find_files(store, chosen, step=step, pattern=pattern, ranks=ranks, each=how is None, access=access)
@@ -116,7 +116,7 @@ def inspect(  # noqa: PLR0913 - one for each option
     _show_sizes(inventory, every=every)
 
 
-def _read_parts(store: ReadStore, manifest: Manifest) -> Inventory:
+def _read_stages(store: ReadStore, manifest: Manifest) -> Inventory:
     """All parts of all ranks: a rank has several files."""
     records = manifest.files
     inventory = read_inventory(store, Files({n: record.path for n, record in enumerate(records)}), workers=default_workers())

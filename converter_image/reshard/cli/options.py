@@ -11,7 +11,7 @@ from reshard.cli.access import ACCESS, CHECKSUMS, SOURCE_ACCESS, TARGET_ACCESS, 
 from reshard.cli.arguments import PATH, Word, json_option, kebab
 from reshard.cli.keys import encryption_of, key_options
 from reshard.errors import UsageError
-from reshard.spec.request import CopyMode, Options, OutputFormat, Replicas, Request, TargetLayout, Unplaced, Verification
+from reshard.spec.request import CopyMode, Options, OutputFormat, OutputKind, Replicas, Request, Unplaced, Verification
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -19,12 +19,12 @@ if TYPE_CHECKING:
 F = TypeVar("F", bound="Callable[..., Any]")
 _DEFAULTS = Options()
 # Read beside 34 columns of options, so its lines are short.
-_LAYOUT_HELP = """What the target's files are:
+_OUTPUT_HELP = """What the target's files are:
 
 \b
 per-rank  one for each rank, as the
           target's strategy cuts
-part      what one pipeline stage of
+stage     what one pipeline stage of
           the source holds of each
 unified   whole parameters, in files
           of bounded size with a map
@@ -67,7 +67,7 @@ _CUT: tuple[Callable[[Any], Any], ...] = (
         "--index",
         type=PATH,
         metavar="DIR",
-        help="Where --layout index has indexed this source: it is read instead of strategies and headers.",
+        help="Where --output index has indexed this source: it is read instead of strategies and headers.",
     ),
     click.option(
         "--format",
@@ -113,14 +113,14 @@ _CUT: tuple[Callable[[Any], Any], ...] = (
 _TARGET: tuple[Callable[[Any], Any], ...] = (
     click.option("--target", required=True, type=PATH, metavar="DIR", help="The folder to write to; or s3://bucket/prefix."),
     click.option(
-        "--layout",
-        type=Word(*get_args(TargetLayout)),
-        default=kebab(_DEFAULTS.layout),
+        "--output",
+        type=Word(*get_args(OutputKind)),
+        default=kebab(_DEFAULTS.output),
         show_default=True,
-        help=_LAYOUT_HELP,
+        help=_OUTPUT_HELP,
     ),
     click.option(
-        "--part-size-bytes",
+        "--max-file-size-bytes",
         type=click.IntRange(min=1 << 10),
         metavar="BYTES",
         help="The most that a unified file holds, unless one parameter alone is longer. Default: 3 GiB.",
@@ -133,7 +133,7 @@ _TARGET: tuple[Callable[[Any], Any], ...] = (
     click.option(
         "--stages",
         type=click.IntRange(1, 65536),
-        help="With --layout part: how many there are. Default: as many as the source has ranks for.",
+        help="With --output stage: how many there are. Default: as many as the source has ranks for.",
     ),
 )
 # How any of it is carried out.

@@ -46,8 +46,8 @@ class Job:
         digest: identifies source, strategies and options: equal digests, equal files.
         key: what of the request decides the outcome, to find a begun job without reading the source.
         format: the format of the target's files.
-        part: the pipeline stage of the source that it makes a part of; None: it makes everything.
-        whole: identifies what it makes a part of, by what all parts must have in common; without parts its own digest.
+        stage: the pipeline stage of the source whose files it writes; None: of all.
+        whole: identifies the checkpoint, by what the jobs of all its stages have in common; without stages its own digest.
         selected: what of the source's selection outlives its files.
         strategies: the strategies of source and target.
         notes: what the user should know.
@@ -62,7 +62,7 @@ class Job:
     digest: str
     key: dict[str, Any]
     format: Format
-    part: int | None
+    stage: int | None
     whole: str
     selected: Selected
     strategies: tuple[Strategy | None, Strategy | None]
@@ -84,20 +84,20 @@ class Job:
     def of_these_versions(self) -> Job:
         """Return the job with an identity that depends on file versions, for a source whose change no sample shows."""
         digest = _identity([self.digest, self.versions])
-        return replace(self, digest=digest, whole=digest if self.part is None else self.whole)
+        return replace(self, digest=digest, whole=digest if self.stage is None else self.whole)
 
     @property
     def shape(self) -> tuple[str, int]:
-        """The target's layout, and how many ranks that has."""
-        return self.request.options.layout, self.model.target_ranks
+        """The kind of output, and the number of target ranks."""
+        return self.request.options.output, self.model.target_ranks
 
     @property
     def ranks(self) -> tuple[int, ...]:
-        """The target ranks that get a file: all, but for those of which a part has nothing; none of an index."""
-        if self.request.options.layout == "Index":
+        """The target ranks that get a file: all, but for those of which a stage holds nothing; none of an index."""
+        if self.request.options.output == "Index":
             return ()
         every = range(self.model.target_ranks)
-        return tuple(rank for rank in every if self.part is None or self.planner.parameters(rank))
+        return tuple(rank for rank in every if self.stage is None or self.planner.parameters(rank))
 
     @property
     def scope(self) -> tuple[int, ...]:
@@ -182,8 +182,8 @@ class Job:
                 folder = f"rank_{rank}"
             return "/".join(part for part in (folder, f"{name.removesuffix(self.model.inventory.format)}{self.format}") if part)
         number = rank if self.request.options.numbered else ""
-        part = "" if self.part is None else f"_part{self.part}"
-        return f"rank_{rank}/{self.request.options.file_prefix}{number}{part}.{self.format}"
+        suffix = "" if self.stage is None else f"_part{self.stage}"  # as MindSpore names it
+        return f"rank_{rank}/{self.request.options.file_prefix}{number}{suffix}.{self.format}"
 
     def own_file(self, rank: int) -> SourceFile | None:
         """The file that a target rank's is made of, where each is made of that of its own number."""
@@ -216,7 +216,7 @@ def job_of(  # noqa: PLR0913 - what was read, each by itself
     """
     decides = key_of(request, source, target)
     wanted = request.options.format
-    if request.options.remove_redundancy and (model.target_ranks == 1 or request.options.layout != "PerRank"):
+    if request.options.remove_redundancy and (model.target_ranks == 1 or request.options.output != "PerRank"):
         raise RequestError(
             "NothingRedundant",
             "only files of several ranks can hold the same slices",
@@ -224,21 +224,21 @@ def job_of(  # noqa: PLR0913 - what was read, each by itself
             fix="give the target's strategy, or leave out --remove-redundancy (spec.target.removeRedundancy)",
         )
     output: Format = "ckpt" if wanted == "Ckpt" else "safetensors"
-    if wanted == "Source" and request.options.layout != "Unified":
+    if wanted == "Source" and request.options.output != "Unified":
         output = model.inventory.format
     cipher = _cipher(request, output, key)
-    if request.options.layout != "Index":  # which is for files of either format, and for memory
+    if request.options.output != "Index":  # which is for files of either format, and for memory
         model = _arranged(model, output)
     decisive = {name: decides[name] for name in ("sourceStrategy", "targetStrategy")} | request_key(request) | {"format": output}
     # An index names versions, so it is of these.
-    identified = model.inventory if request.options.layout == "Index" else model.inventory.identity
+    identified = model.inventory if request.options.output == "Index" else model.inventory.identity
     identity = whole = _identity([decisive, identified])
-    part, selected = None, selected or Selected()
-    if request.options.layout == "Part":
-        part, whole = model.first_stage, _identity([decisive | {"sourceStrategy": None}, selected.step])
+    stage, selected = None, selected or Selected()
+    if request.options.output == "Stage":
+        stage, whole = model.first_stage, _identity([decisive | {"sourceStrategy": None}, selected.step])
     planner = Planner(model, remove_redundancy=request.options.remove_redundancy)
     strategies = (source, target)
-    job = Job(request, store, planner, identity, decides, output, part, whole, selected, strategies, cipher=cipher)
+    job = Job(request, store, planner, identity, decides, output, stage, whole, selected, strategies, cipher=cipher)
     return replace(
         job,
         notes=(
@@ -263,10 +263,10 @@ def _cipher(request: Request, output: Format, key: bytes | None) -> BlockCipher 
     if output != "ckpt":
         what = "nothing reads an encrypted safetensors file, MindSpore neither"
         fix = "write .ckpt files: --format ckpt (spec.target.format: Ckpt), or leave out the encryption"
-    elif request.options.layout == "Index":
+    elif request.options.output == "Index":
         what, fix = "an index holds nothing that could be encrypted", "leave out the encryption"
-    elif request.options.layout == "Part":
-        what = "the parts of a checkpoint are compared when the last is complete, by a process without keys"
+    elif request.options.output == "Stage":
+        what = "stage files are compared when the last stage is complete, by a process without keys"
         fix = "leave out the encryption, or transform all stages at once"
     if what is not None:
         raise RequestError("CannotEncrypt", what, where=request.target, fix=fix)
@@ -299,7 +299,7 @@ def key_of(request: Request, source: Strategy | None, target: Strategy | None) -
 def _notes(model: Model, request: Request) -> tuple[str, ...]:
     rules = request.options.rename
     notes = []
-    if rules and request.options.layout != "Part":  # of which the last part knows it
+    if rules and request.options.output != "Stage":  # of which only the last stage knows
         notes = [f"no parameter's name matches {rule.pattern}" for rule in unmatched(model.source_names, rules)]
     if model.dropped:
         notes.append(f"{len(model.dropped)} parameters are left out as asked for: {some(model.dropped)}")
@@ -340,7 +340,7 @@ def _notes_on_copies(model: Model, request: Request) -> list[str]:
     if accepted := sorted(model.inconsistent_replicas - model.per_rank):
         notes.append(f"replicas of {len(accepted)} parameters differ, those of the lowest ranks are taken: {some(accepted)}")
     unnamed = [p.source_name for p in model.parameters if p.role is Role.REPLICATED]
-    patterns = request.options.allow_inconsistent if request.options.layout != "Part" else ()
+    patterns = request.options.allow_inconsistent if request.options.output != "Stage" else ()
     unused = [pattern for pattern in patterns if not any(map(NamePattern(pattern).matches, unnamed))]
     return notes + [f"no parameter that every strategy leaves out matches {pattern}" for pattern in unused]
 

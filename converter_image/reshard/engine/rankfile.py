@@ -119,7 +119,7 @@ def write_rank(
         with closing(store.open(where)) as written:
             sample = sample_of(written, remote=store.remote)
         read, level = conditions.count.nbytes, job.request.options.verification
-        record = FileRecord(rank, path, size, digest, read, level, job.part, sample)
+        record = FileRecord(rank, path, size, digest, read, level, job.stage, sample)
         state.record(record)
     finally:
         writer.abort()

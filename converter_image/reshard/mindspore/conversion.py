@@ -118,7 +118,7 @@ def _convert(tasks: list[tuple[str, str]], output: OutputFormat, name_map: Mappi
 
 
 def _convert_file(source: str, target: str, output: OutputFormat, name_map: Mapping[str, str], at_once: int) -> None:
-    request = Request(source=source, target=target, options=Options(format=output, layout="Same"))
+    request = Request(source=source, target=target, options=Options(format=output, output="Same"))
     job = prepare_loose(request, {0: source})
     rules = tuple(RenameRule(new, old) for old, new in name_map.items() if old in job.model.source_names)
     if rules:

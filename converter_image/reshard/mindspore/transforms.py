@@ -78,7 +78,7 @@ def transform_checkpoints(
         target_strategy=after,
         options=Options(
             format="Ckpt" if output_format == "ckpt" else "Safetensors",
-            layout="Part" if _is_one_stage_of_several(before, after) else "PerRank",
+            output="Stage" if _is_one_stage_of_several(before, after) else "PerRank",
             file_prefix=ckpt_prefix,
             overwrite="Replace",
         ),

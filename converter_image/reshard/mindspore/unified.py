@@ -75,7 +75,7 @@ def unified_safetensors(
     src_dir, dst_dir = path_of(src_dir, "src_dir"), path_of(dst_dir, "dst_dir")
     src_strategy_file = strategy_of(src_strategy_file, "src_strategy_file")
     max_process_num = workers_of(max_process_num, "max_process_num")
-    options = Options(layout="Unified", files=_pattern(file_suffix), overwrite="Replace")
+    options = Options(output="Unified", files=_pattern(file_suffix), overwrite="Replace")
     request = Request(src_dir, dst_dir, src_strategy_file, options=options)
     if choice_func is not None:
         request = _with(request, rename=tuple(_chosen(request, choice_func)))
@@ -188,7 +188,7 @@ def load_distributed_checkpoint(
 
 def _params(request: Request, files: Mapping[int, str] | None, rank: int, workers: int) -> dict[str, Any]:
     """The parameters of a rank; `files` instead of the request's source, if there are any."""
-    request = _with(request, layout="Index")
+    request = _with(request, output="Index")
     job = prepare(request, Silent(), workers=workers) if files is None else prepare_loose(request, files)
     return param_dict(tensors_of(job, rank))
 

@@ -98,7 +98,7 @@ def iter_tensors(  # noqa: PLR0913 - one for each option
         replicas: the choice among several copies of a slice, see `Options`.
         verification: how much of the source is checked first. "Full": the CRC32s of all files and all copies of a parameter;
             "Sample": blocks of copies; "None": only copies of parameters in no strategy. An index was checked when it was made.
-        index: the folder where `layout: Index` has indexed this source. It says which strategies count, and which versions of
+        index: the folder where `output: Index` has indexed this source. It says which strategies count, and which versions of
             which files, so that none is opened that holds nothing of this rank.
         access: the way to those of them that are in an object store.
         decryption: the key of the source's files; None: they are not encrypted.
@@ -116,7 +116,7 @@ def iter_tensors(  # noqa: PLR0913 - one for each option
         source_strategy=source_strategy,
         target_strategy=target_strategy,
         options=Options(
-            layout="Index",
+            output="Index",
             step=step,
             files=files,
             allow_single_rank=allow_single_rank,

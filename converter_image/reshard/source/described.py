@@ -60,10 +60,10 @@ def paths_of(manifest: Manifest, where: str) -> dict[int, str]:
         MissingInputError: not all files of a unified one were asked for when it was written.
         RequestError: it was made stage by stage.
     """
-    if manifest.parts:
+    if manifest.stages:
         raise RequestError(
             "SourceInParts",
-            f"each rank's parameters are in {len(manifest.parts)} parts, which cannot be read as one",
+            f"each rank's parameters are in the files of {len(manifest.stages)} stages, which cannot be read as one",
             where=where,
             fix="reshard the checkpoint that the parts were made from, or name one part's files, as in --files '*_part0.*'",
         )
@@ -233,4 +233,4 @@ def _option_for_listed(manifest: Manifest, listed: Iterable[str], others: Collec
 
 
 def _is_unified(manifest: Manifest) -> bool:
-    return manifest.options.get("layout") == "Unified"
+    return manifest.options.get("output") == "Unified"

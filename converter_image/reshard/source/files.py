@@ -181,10 +181,10 @@ def _described(store: ReadStore, manifest: Manifest, entries: Sequence[Stat], ra
     paths = paths_of(manifest, store.url)
     check_described(store, manifest, entries)
     own, slices = frozenset(paths.values()), manifest.may_be_slices
-    if manifest.options.get("layout") == "Unified":
+    if manifest.options.get("output") == "Unified":
         return Files(paths, kind="Unified", described=True, own=own, may_be_slices=slices)
     wanted = {rank: path for rank, path in paths.items() if ranks is None or rank in ranks}
-    parameters = manifest.parameters if manifest.options.get("layout") == "PerRank" else ()
+    parameters = manifest.parameters if manifest.options.get("output") == "PerRank" else ()
     return Files(wanted, ranks=_count(paths), described=True, parameters=parameters, own=own, may_be_slices=slices)
 
 

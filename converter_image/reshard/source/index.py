@@ -1,6 +1,6 @@
 """The index of a source: all that a rank has to know before it reads its first byte, in one document.
 
-A plan leaves it for the pods of its ranks (`.reshard/<job>/inventory.json`); with `layout: Index` the commit keeps it
+A plan leaves it for the pods of its ranks (`.reshard/<job>/inventory.json`); with `output: Index` the commit keeps it
 (`reshard-index.json`), so that every rank of a training can load its part without anybody reading the source's headers again. It
 names files by their paths within the source and by their versions; where the source is, whoever reads it says: an index from
 elsewhere can lead nobody to another place.
@@ -45,7 +45,7 @@ class CheckpointIndex(msgspec.Struct, frozen=True, rename="camel", kw_only=True)
 
     Attributes:
         schema: the form of this document.
-        digest: the digest of the job that it was made for; of one with `layout: Index` everything here but
+        digest: the digest of the job that it was made for; of one with `output: Index` everything here but
             `inconsistent_replicas` and `checked` follows from it.
         inventory: what the source holds.
         inconsistent_replicas: names of parameters whose copies differ between source ranks, which the user accepts.
@@ -130,7 +130,7 @@ def decode_index(content: bytes, where: str) -> CheckpointIndex:
 
 
 def read_index(url: str, access: Access | None = None) -> CheckpointIndex:
-    """The index at a target that was made with `layout: Index`. In an object store it takes one request.
+    """The index at a target that was made with `output: Index`. In an object store it takes one request.
 
     Raises:
         DataError: it is damaged.
@@ -141,7 +141,7 @@ def read_index(url: str, access: Access | None = None) -> CheckpointIndex:
         content = store.read(INDEX_NAME, _LARGEST_INDEX)
     except MissingInputError as error:
         raise MissingInputError(
-            "IndexMissing", f"there is no {INDEX_NAME}", where=url, fix="make one: reshard transform --layout index"
+            "IndexMissing", f"there is no {INDEX_NAME}", where=url, fix="make one: reshard transform --output index"
         ) from error
     return decode_index(content, f"{store.url}/{INDEX_NAME}")
 

@@ -16,7 +16,7 @@ from reshard.spec.keys import Encryption
 from reshard.spec.urls import normalized
 
 OutputFormat = Literal["Source", "Ckpt", "Safetensors"]
-TargetLayout = Literal["PerRank", "Part", "Unified", "Same", "Index"]
+OutputKind = Literal["PerRank", "Stage", "Unified", "Same", "Index"]
 Unplaced = Literal["Drop", "Keep"]
 Replicas = Literal["Identical", "LowestRank"]
 Verification = Literal["None", "Sample", "Full"]
@@ -95,9 +95,10 @@ class Options(msgspec.Struct, frozen=True):
 
     Attributes:
         format: the format of the target's files.
-        layout: what the target's files are: one for each rank as its strategy cuts the parameters; whole parameters in parts; or
-            the source's, each by itself and under its own name.
-        part_size_bytes: the most that a part of unified files holds, unless one parameter alone is longer; None: 3 GiB.
+        output: what is written. "PerRank": one file for each rank, as the target's strategy cuts the parameters; "Stage": the
+            same, with the parameters of one pipeline stage of the source; "Unified": whole parameters in files of bounded size;
+            "Same": the source's files, each by itself and under its own name; "Index": an index of the source only.
+        max_file_size_bytes: the largest size of a unified file, which only a single larger parameter exceeds. None: 3 GiB.
         hugging_face_index: whether unified files are ones that Hugging Face's libraries load, by an index beside them.
         file_prefix: their names are the prefix, the rank and the format's extension.
         numbered: whether the rank is in the names, beside those of the folders.
@@ -124,8 +125,8 @@ class Options(msgspec.Struct, frozen=True):
     """
 
     format: OutputFormat = "Source"
-    layout: TargetLayout = "PerRank"
-    part_size_bytes: Annotated[int, msgspec.Meta(ge=1 << 10)] | None = None
+    output: OutputKind = "PerRank"
+    max_file_size_bytes: Annotated[int, msgspec.Meta(ge=1 << 10)] | None = None
     hugging_face_index: bool = False
     file_prefix: str = "checkpoint_"
     numbered: bool = True
@@ -161,21 +162,21 @@ class Options(msgspec.Struct, frozen=True):
                 "InvalidPrefix", "files without a number need a name", where="file_prefix", fix="choose one, such as checkpoint_"
             )
         _check_rules(self.rename)
-        for name, (layout, what) in _ONLY_WITH.items():
-            if self.layout != layout and getattr(self, name) != _default(name):
-                fix = f"leave it out, or add --layout {layout.lower()} (spec.target.layout: {layout})"
+        for name, (output, what) in _ONLY_WITH.items():
+            if self.output != output and getattr(self, name) != _default(name):
+                fix = f"leave it out, or add --output {output.lower()} (spec.target.output: {output})"
                 raise UsageError("InvalidOption", what, where=name, fix=fix)
-        if self.layout == "Unified" and self.format == "Ckpt":
+        if self.output == "Unified" and self.format == "Ckpt":
             raise UsageError("InvalidOption", "unified files are safetensors", where="format", fix="leave it out")
-        if self.layout in ("Unified", "Same") and self.file_prefix != _default("file_prefix"):
+        if self.output in ("Unified", "Same") and self.file_prefix != _default("file_prefix"):
             raise UsageError("InvalidOption", "these files have names of their own", where="file_prefix", fix="leave it out")
-        if self.layout == "Index" and (other := [name for name in _OF_FILES if getattr(self, name) != _default(name)]):
-            raise UsageError("InvalidOption", "layout Index writes no files of ranks", where=other[0], fix="leave it out")
+        if self.output == "Index" and (other := [name for name in _OF_FILES if getattr(self, name) != _default(name)]):
+            raise UsageError("InvalidOption", "output Index writes no rank files", where=other[0], fix="leave it out")
 
     @property
     def most_bytes(self) -> int:
-        """What a part of unified files may hold."""
-        return self.part_size_bytes or 3 << 30
+        """The largest size of a unified file in bytes."""
+        return self.max_file_size_bytes or 3 << 30
 
 
 @cache
@@ -193,11 +194,11 @@ def _fix(kind: object) -> str:
     return f"give one of {', '.join(get_args(kind))}" if get_origin(kind) is Literal else "give what is expected, or leave it out"
 
 
-# Says something of one layout only.
-_ONLY_WITH: dict[str, tuple[TargetLayout, str]] = {
+# Options that go with one kind of output only.
+_ONLY_WITH: dict[str, tuple[OutputKind, str]] = {
     "hugging_face_index": ("Unified", "only unified files have an index"),
-    "part_size_bytes": ("Unified", "only unified files are of bounded size"),
-    "stages": ("Part", "only a part is made of one of several stages"),
+    "max_file_size_bytes": ("Unified", "only unified files are of bounded size"),
+    "stages": ("Stage", "the number of stages goes with output Stage"),
 }
 # Says something about files of ranks only.
 _OF_FILES = ("format", "file_prefix", "ranks", "remove_redundancy", "crc", "copy_mode")
@@ -240,7 +241,7 @@ class Request(msgspec.Struct, frozen=True):
         source_strategy: a file or a folder of stages; None: the source is one whole rank.
         target_strategy: a file or a folder of stages for the target; None: it is to be one whole rank.
         options: all that decides how.
-        index: the folder where `layout: Index` has indexed this source; it is read instead of headers and strategies.
+        index: the folder where `output: Index` has indexed this source; it is read instead of headers and strategies.
         access: the way to those of them that are in an object store.
         decryption: the key of the source's files; None: they are not encrypted.
         encryption: the key for the target's files; None: they are not to be encrypted.
@@ -274,16 +275,16 @@ class Request(msgspec.Struct, frozen=True):
                 msgspec.structs.force_setattr(self, name, normalized(value))
             elif value is not None or not name.endswith(("strategy", "index")):
                 raise UsageError("InvalidOption", f"{value!r} is not a path", where=name, fix="give a str or an os.PathLike")
-        if self.target_strategy and self.options.layout == "Unified":
+        if self.target_strategy and self.options.output == "Unified":
             raise UsageError(
                 "InvalidOption", "unified files hold whole parameters", where="target strategy", fix="leave out the strategy"
             )
-        if (self.source_strategy or self.target_strategy) and self.options.layout == "Same":
+        if (self.source_strategy or self.target_strategy) and self.options.output == "Same":
             raise UsageError(
                 "InvalidOption",
-                "files that keep their layout are converted one by one, as no strategy says",
+                "output Same converts file by file and takes no strategy",
                 where="source strategy" if self.source_strategy else "target strategy",
-                fix="leave out the strategy, or the layout",
+                fix="leave out the strategy, or choose another output",
             )
         if self.index is not None:
             _refuse_what_an_index_says(self)
@@ -297,8 +298,8 @@ def _refuse_what_an_index_says(request: Request) -> None:
     """
     said = [name for name in ("source_strategy", "target_strategy") if getattr(request, name) is not None]
     said += [name for name in _OF_THE_SOURCE if getattr(request.options, name) != _default(name)]
-    if request.options.layout in ("Unified", "Same", "Part"):
-        said.append("layout")
+    if request.options.output in ("Unified", "Same", "Stage"):
+        said.append("output")
     if said:
         raise UsageError("InvalidOption", "the index says it already", where=said[0], fix="leave it out, or index again with it")
 
@@ -309,8 +310,8 @@ def request_key(request: Request) -> dict[str, Any]:
     encrypted = {"encryption": request.encryption.mode} if request.encryption is not None else {}
     return encrypted | {
         "format": options.format,
-        "layout": options.layout,
-        "partSizeBytes": options.most_bytes if options.layout == "Unified" else None,
+        "output": options.output,
+        "maxFileSizeBytes": options.most_bytes if options.output == "Unified" else None,
         "huggingFaceIndex": options.hugging_face_index,
         "filePrefix": options.file_prefix,
         "numbered": options.numbered,

@@ -20,12 +20,12 @@ from reshard.spec.request import (
     CopyMode,
     Options,
     OutputFormat,
+    OutputKind,
     Overwrite,
     RenameRule,
     Replicas,
     Request,
     Stages,
-    TargetLayout,
     Unplaced,
     Verification,
 )
@@ -95,13 +95,13 @@ class SourceSpec(Strict, frozen=True):
 
 
 class TargetSpec(Strict, frozen=True):
-    """The checkpoint to write. What of it contradicts the layout `Options` refuses, and before that the CRD's rules."""
+    """The checkpoint to write. `Options` refuses fields that contradict the output, and so do the CRD's rules before that."""
 
     storage: StorageSpec
     strategy: StrategySpec | None = None
     format: OutputFormat = "Source"
-    layout: TargetLayout = "PerRank"
-    part_size_bytes: Annotated[int, msgspec.Meta(ge=1 << 10)] | None = None
+    output: OutputKind = "PerRank"
+    max_file_size_bytes: Annotated[int, msgspec.Meta(ge=1 << 10)] | None = None
     hugging_face_index: bool = False
     file_prefix: FilePrefix = "checkpoint_"
     ranks: Annotated[str, msgspec.Meta(max_length=65536)] | None = None
@@ -325,8 +325,8 @@ def _to_request(
         target_strategy=_strategy(target.strategy, "target", roots),
         options=Options(
             format=target.format,
-            layout=target.layout,
-            part_size_bytes=target.part_size_bytes,
+            output=target.output,
+            max_file_size_bytes=target.max_file_size_bytes,
             hugging_face_index=target.hugging_face_index,
             file_prefix=target.file_prefix,
             step=source.files.step,

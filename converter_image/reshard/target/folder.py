@@ -3,7 +3,7 @@
 ```
 rank_<r>/<prefix><r>.<ext>     appears whole, when its rank is done; of unified files part<r>.safetensors,
                                of a part <prefix><r>_part<stage>.<ext>
-reshard-index.json             in the place of files, where `layout: Index` asks for it: see reshard.source.index
+reshard-index.json             in the place of files, where `output: Index` asks for it: see reshard.source.index
 param_name_map.json            of unified files, see reshard.checkpoint.unified: written by the commit
 reshard-manifest.json          written last: its presence says complete
 .reshard/                      of unfinished transforms only; gone once the manifest is there
@@ -11,7 +11,7 @@ reshard-manifest.json          written last: its presence says complete
     <job>/job.json             what is being made, and whether it replaces something
     <job>/inventory.json       strategies and the source's headers, read once: see reshard.source.index
     <job>/draft.json           the manifest but for the files
-    <job>/part.json            the manifest of a part, once it is finished; the last one to be finished completes the checkpoint
+    <job>/stage.json            the manifest of a stage, once it is finished; the last one to be finished completes the checkpoint
     <job>/commit.json          which ranks are being committed, once the commit of staged files has begun
     <job>/replaced.json        the manifest of the checkpoint that is being replaced, once that is retired
     <job>/records/rank_<r>     a finished rank
@@ -48,7 +48,7 @@ if TYPE_CHECKING:
 LOCK = f"{STATE}/lock"
 _LARGEST_DOCUMENT = 4 << 30
 _LARGEST_RECORD = 1 << 20
-_DOCUMENTS = ("inventory.json", "draft.json", "part.json")  # which may be long enough to be sent in parts
+_DOCUMENTS = ("inventory.json", "draft.json", "stage.json")  # which may be long enough to be sent in parts
 _RECORD = re.compile(r"rank_(\d{1,9})\.json", re.ASCII)
 
 
@@ -198,17 +198,17 @@ class JobState:
         store = self.target.store
         if store.stat(f"{self.folder}/inventory.json") is None:
             store.write(f"{self.folder}/inventory.json", index, mode=self.target.mode)
-        known = self._document("draft.json", Manifest, _LARGEST_DOCUMENT) if draft.parts else None
-        if store.stat(f"{self.folder}/draft.json") is None or (known is not None and known.parts != draft.parts):
+        known = self._document("draft.json", Manifest, _LARGEST_DOCUMENT) if draft.stages else None
+        if store.stat(f"{self.folder}/draft.json") is None or (known is not None and known.stages != draft.stages):
             store.write(f"{self.folder}/draft.json", encode(draft), mode=self.target.mode)
 
-    def finish_part(self, manifest: Manifest) -> None:
+    def finish_stage(self, manifest: Manifest) -> None:
         """Note down that all ranks of a part are finished."""
-        self.target.store.write(f"{self.folder}/part.json", encode(manifest), mode=self.target.mode)
+        self.target.store.write(f"{self.folder}/stage.json", encode(manifest), mode=self.target.mode)
 
-    def finished_part(self) -> Manifest | None:
-        """What `finish_part` has noted down, if anything."""
-        return self._document("part.json", Manifest, _LARGEST_DOCUMENT)
+    def finished_stage(self) -> Manifest | None:
+        """What `finish_stage` has noted down, if anything."""
+        return self._document("stage.json", Manifest, _LARGEST_DOCUMENT)
 
     def begin_commit(self, ranks: str) -> None:
         """Note down that staged files begin to take the place of others: from here on only going on makes sense."""

@@ -133,13 +133,13 @@ def writing(target: TargetFolder, job: Identity, *, owner: str | None) -> Iterat
     Raises:
         LockedError: someone else writes there.
     """
-    if job.part is None:
+    if job.stage is None:
         with locked(target.store, LOCK, owner=owner, mode=target.mode) as held:
             yield held.check
         return
     with (
         locked(target.store, LOCK, owner=f"parts-{job.whole}", mode=target.mode) as shared,
-        locked(target.store, f"{LOCK}-part{job.part}", owner=owner, mode=target.mode) as own,
+        locked(target.store, f"{LOCK}-stage{job.stage}", owner=owner, mode=target.mode) as own,
     ):
 
         def check() -> None:

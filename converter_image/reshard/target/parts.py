@@ -1,4 +1,4 @@
-"""How parts that were made stage by stage become one checkpoint. Pure."""
+"""How the stages of a checkpoint that is written stage by stage become one checkpoint. Pure."""
 
 from __future__ import annotations
 
@@ -14,19 +14,19 @@ from reshard.spec.ranks import format_ranks, parse_ranks
 if TYPE_CHECKING:
     from collections.abc import Collection, Iterable, Sequence
 
-    from reshard.checkpoint.manifest import FileRecord, PartRecord
+    from reshard.checkpoint.manifest import FileRecord, StageRecord
     from reshard.spec.request import RenameRule
 
 _SHOWN = 5
 
 
-def all_there(parts: Sequence[PartRecord]) -> bool:
+def all_there(parts: Sequence[StageRecord]) -> bool:
     """Whether parts of different stages make up a checkpoint.
 
     By the number of stages, where one of them knows it (of several numbers the largest: never complete too early); else once
     together they hold all that the target's strategy names.
     """
-    stages = max((part.stages or 0 for part in parts), default=0)
+    stages = max((record.stage_count or 0 for record in parts), default=0)
     if stages:
         return len({part.stage for part in parts} & set(range(stages))) == stages
     return bool(parts) and not _uncovered(parts)
@@ -34,14 +34,14 @@ def all_there(parts: Sequence[PartRecord]) -> bool:
 
 def is_whole(manifest: Manifest) -> bool:
     """Whether a manifest is that of a checkpoint, and not of a part that is not the last."""
-    return not manifest.parts or all_there(manifest.parts)
+    return not manifest.stages or all_there(manifest.stages)
 
 
 def notes_on_rules(manifest: Manifest) -> tuple[str, ...]:
     """What a user should know of the rules by which the parts have been renamed, once all of them are there."""
-    if not all_there(manifest.parts):
+    if not all_there(manifest.stages):
         return ()
-    return tuple(f"no parameter's name matches {rule.pattern}" for rule in _unmatched(manifest.parts))
+    return tuple(f"no parameter's name matches {rule.pattern}" for rule in _unmatched(manifest.stages))
 
 
 def unite(manifests: Sequence[Manifest], inconsistent: Collection[str] = ()) -> Manifest:
@@ -56,15 +56,15 @@ def unite(manifests: Sequence[Manifest], inconsistent: Collection[str] = ()) -> 
             to be renamed.
         RequestError: parameters of two parts have been given one name.
     """
-    manifests = sorted(manifests, key=lambda manifest: manifest.parts[0].stage)
-    parts = [part for manifest in manifests for part in manifest.parts]
+    manifests = sorted(manifests, key=lambda manifest: manifest.stages[0].stage)
+    parts = [part for manifest in manifests for part in manifest.stages]
     first, held = manifests[0], _origins(manifests).values()
     uncovered = _uncovered(parts)
     if uncovered and not first.options["allowMissing"]:
         names = sorted(uncovered)
         raise MissingInputError(
             "ParameterMissing",
-            f"it names {len(names)} parameters that none of the {len(parts)} parts holds:"
+            f"it names {len(names)} parameters that none of the {len(parts)} stages holds:"
             f" {', '.join(names[:_SHOWN])}{f' and {len(names) - _SHOWN} more' if len(names) > _SHOWN else ''}",
             where="target strategy",
             fix="say how many stages the source has (--stages, spec.source.stages), give the strategies that fit,"
@@ -74,7 +74,7 @@ def unite(manifests: Sequence[Manifest], inconsistent: Collection[str] = ()) -> 
     if (absentee := next((rule.name for rule in unused if rule.name is not None), None)) is not None:
         raise MissingInputError(
             "RenamedMissing",
-            f"it is to be renamed, but none of the {len(parts)} parts holds it",
+            f"it is to be renamed, but none of the {len(parts)} stages holds it",
             where=f"parameter {absentee}",
             fix="take the names from reshard inspect, or say how many stages the source has (--stages, spec.source.stages)",
         )
@@ -97,7 +97,7 @@ def unite(manifests: Sequence[Manifest], inconsistent: Collection[str] = ()) -> 
         inconsistent_replicas=_names([*(manifest.inconsistent_replicas for manifest in manifests), inconsistent]),
         may_be_slices=_names(manifest.may_be_slices for manifest in manifests),
         notes=tuple(dict.fromkeys(note for manifest in manifests for note in manifest.notes)),
-        parts=tuple(msgspec.structs.replace(part, elsewhere=(), unmatched=unused) for part in parts),
+        stages=tuple(msgspec.structs.replace(part, elsewhere=(), unmatched=unused) for part in parts),
     )
     return with_files(united, [record for manifest in manifests for record in manifest.files])
 
@@ -110,32 +110,32 @@ def _origins(manifests: Sequence[Manifest]) -> dict[str, str]:
         if (other := found.setdefault(parameter.name, origin)) != origin:
             raise RequestError(
                 "NamesClash",
-                f"{other} and {origin} are both called {parameter.name}, in parts of different stages",
+                f"{other} and {origin} are both called {parameter.name}, in different stages",
                 where="rename",
-                fix="rename one of them to something else, in all parts",
+                fix="rename one of them to something else, for all stages",
             )
     return found
 
 
 def with_files(manifest: Manifest, files: Iterable[FileRecord]) -> Manifest:
     """A manifest with these files: a rank is here once it has all parts that hold something for it."""
-    files = sorted(files, key=lambda record: (record.rank, record.part or 0))
-    here = {(record.rank, record.part) for record in files}
-    lacking = {rank for part in manifest.parts for rank in _ranks_of(part) if (rank, part.stage) not in here}
+    files = sorted(files, key=lambda record: (record.rank, record.stage or 0))
+    here = {(record.rank, record.stage) for record in files}
+    lacking = {rank for part in manifest.stages for rank in _ranks_of(part) if (rank, part.stage) not in here}
     ranks = tuple(rank for rank in range(manifest.target_ranks) if rank not in lacking)
     return msgspec.structs.replace(manifest, ranks=format_ranks(ranks), files=tuple(files))
 
 
-def _ranks_of(part: PartRecord) -> tuple[int, ...]:
+def _ranks_of(part: StageRecord) -> tuple[int, ...]:
     return parse_ranks(part.ranks) if part.ranks else ()
 
 
-def _uncovered(parts: Sequence[PartRecord]) -> set[str]:
+def _uncovered(parts: Sequence[StageRecord]) -> set[str]:
     """What of the target's strategy none of these parts holds."""
     return set(parts[0].elsewhere).intersection(*(part.elsewhere for part in parts[1:]))
 
 
-def _unmatched(parts: Sequence[PartRecord]) -> tuple[RenameRule, ...]:
+def _unmatched(parts: Sequence[StageRecord]) -> tuple[RenameRule, ...]:
     """The rules that match in none of these parts."""
     first, *others = (part.unmatched for part in parts)
     common = set(first).intersection(*others)

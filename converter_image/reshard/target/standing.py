@@ -21,12 +21,12 @@ class Identity(Protocol):
         """Identifies source, strategies and options."""
 
     @property
-    def part(self) -> int | None:
-        """The pipeline stage of the source, where it makes only what of the checkpoint is made from that."""
+    def stage(self) -> int | None:
+        """The pipeline stage of the source, if it writes only the files of that."""
 
     @property
     def whole(self) -> str:
-        """Equal for jobs that make parts of one checkpoint."""
+        """Equal for jobs that write stages of one checkpoint."""
 
     @property
     def versions(self) -> str:
@@ -43,8 +43,8 @@ class JobDocument(msgspec.Struct, frozen=True, rename="camel"):
         mode: permission bits of the files; None: as the umask has them.
         in_place: whether they replace others one by one, where a storage cannot rename. The other checkpoint's manifest is
             retired before, so that the target reads as incomplete until this one's is there.
-        part: the pipeline stage of the source, where it makes only what of the checkpoint is made from that.
-        whole: what jobs have in common that make parts of one checkpoint.
+        stage: the pipeline stage of the source, if it writes only the files of that.
+        whole: equal for jobs that write stages of one checkpoint.
         key_check: tells whether a key is that of the files, if they are encrypted: see `BlockCipher.key_check`.
         versions: a digest of the versions of the source's files, see `Inventory.versions`.
     """
@@ -54,7 +54,7 @@ class JobDocument(msgspec.Struct, frozen=True, rename="camel"):
     staged: bool
     mode: int | None = None
     in_place: bool = False
-    part: int | None = None
+    stage: int | None = None
     whole: str = ""
     key_check: bytes | None = None
     versions: str = ""
@@ -109,15 +109,15 @@ class Standing:
         return next((job for job in self.jobs if job.digest == digest), None)
 
     def siblings(self, job: Identity) -> tuple[JobDocument, ...]:
-        """Unfinished jobs that make other parts of the same checkpoint."""
+        """Unfinished jobs that write other stages of the same checkpoint."""
         return tuple(
             other
             for other in self.jobs
-            if None not in {job.part, other.part} and other.whole == job.whole and other.part != job.part
+            if None not in {job.stage, other.stage} and other.whole == job.whole and other.stage != job.stage
         )
 
     def own(self, job: Identity) -> Manifest | None:
-        """The manifest, if this job has made the checkpoint or a part of it, and no other part is being replaced."""
+        """The manifest, if this job has written the checkpoint or a stage of it, and no other stage is being replaced."""
         if self.manifest is None or job.digest not in self.manifest.jobs:
             return None
         return None if any(other.digest not in self.manifest.jobs for other in self.siblings(job)) else self.manifest
@@ -128,7 +128,7 @@ class Standing:
             return document.versions
         if (manifest := self.own(job)) is None:
             return None
-        sources = [part.source for part in manifest.parts if part.digest == job.digest]
+        sources = [stage.source for stage in manifest.stages if stage.digest == job.digest]
         return (sources[0] if sources else manifest.source).versions
 
     def outdated(self, digest: str, request: dict[str, Any]) -> tuple[JobDocument, ...]:

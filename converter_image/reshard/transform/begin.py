@@ -47,14 +47,14 @@ def begin(job: Job, target: TargetFolder, cancellation: Cancellation) -> tuple[J
             staged=replaces and renames,
             mode=target.mode,
             in_place=replaces and not renames,
-            part=job.part,
+            stage=job.stage,
             whole=job.whole,
             key_check=job.cipher.key_check() if job.cipher is not None else None,
             versions=job.versions,
         )
         outdated = standing.outdated(job.digest, job.key)
         for other in standing.jobs:
-            if other in outdated or (job.part is not None and _is_same_part(other, job)):
+            if other in outdated or (job.stage is not None and _is_same_stage(other, job)):
                 target.discard(other, state)
         document = state.begin(document, encode_index(job), draft_manifest(job))
         standing = target.observe()
@@ -94,7 +94,7 @@ def replaces_other(job: Job, target: TargetFolder, standing: Standing) -> bool:
     others = [other for other in standing.jobs if other not in (*outdated, *siblings)]
     replacing = any(sibling.replaces for sibling in siblings)
     if replacing:  # they were asked about all others but what they leave alone
-        others = [other for other in others if _is_same_part(other, job)]
+        others = [other for other in others if _is_same_stage(other, job)]
     if siblings and not others:
         return replacing
     manifest, ours = standing.manifest, target.replaced_files(standing, job.digest)
@@ -175,5 +175,5 @@ def _refuse_other_key(job: Job, target: TargetFolder, standing: Standing) -> Non
             )
 
 
-def _is_same_part(other: JobDocument, job: Job) -> bool:
-    return (other.part, other.whole) == (job.part, job.whole)
+def _is_same_stage(other: JobDocument, job: Job) -> bool:
+    return (other.stage, other.whole) == (job.stage, job.whole)

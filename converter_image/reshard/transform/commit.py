@@ -24,7 +24,7 @@ from reshard.target.folder import LOCK
 from reshard.target.lock import serialized
 from reshard.target.parts import all_there, unite, with_files
 from reshard.target.standing import JobDocument
-from reshard.transform.consistency import check_parts
+from reshard.transform.consistency import check_stages
 
 if TYPE_CHECKING:
     from reshard.engine.job import Job
@@ -44,7 +44,7 @@ def finished(
     `thorough` reads the files again, to find what has changed since.
     """
     wanted = STRICTNESS[job.request.options.verification]
-    document = standing.begun(job.digest) or JobDocument(job.digest, job.key, staged=False, part=job.part, whole=job.whole)
+    document = standing.begun(job.digest) or JobDocument(job.digest, job.key, staged=False, stage=job.stage, whole=job.whole)
     known = recorded(target, document, standing, job.scope, cancellation, thorough=thorough)
     return {rank: record for rank, record in known.items() if STRICTNESS[record.verified] >= wanted}
 
@@ -85,10 +85,10 @@ def commit_job(
     manifest = msgspec.structs.replace(
         draft, ranks=format_ranks(ranks), files=tuple(records[rank] for rank in ranks), key_check=document.key_check
     )
-    if document.part is None:
+    if document.stage is None:
         return _complete(target, document, standing, manifest, cancellation)
     with serialized(target, f"{LOCK}-commit", cancellation.check):  # of two that are both the last, one completes the checkpoint
-        state.finish_part(manifest)
+        state.finish_stage(manifest)
         return _complete_with_siblings(target, document, manifest, cancellation)
 
 
@@ -97,14 +97,14 @@ def _complete_with_siblings(target: TargetFolder, document: JobDocument, own: Ma
     standing = target.observe()
     known = standing.own(document)
     if known is not None:  # some files of it were written again, or are there in addition
-        others = [record for record in known.files if record.part != document.part]
+        others = [record for record in known.files if record.stage != document.stage]
         return _complete(target, document, standing, with_files(known, [*others, *own.files]), cancellation)
     parts = [own]
     for sibling in standing.siblings(document):
-        if (finished := target.job(sibling.digest).finished_part()) is not None:
+        if (finished := target.job(sibling.digest).finished_stage()) is not None:
             _check_files(target, sibling, finished, cancellation)
             parts.append(finished)
-    if not all_there([part for manifest in parts for part in manifest.parts]):
+    if not all_there([part for manifest in parts for part in manifest.stages]):
         return own
     return _complete(target, document, standing, unite(parts, _inconsistent(target, parts, cancellation)), cancellation)
 
@@ -116,10 +116,10 @@ def _complete(
     state = target.job(document.digest)
     staged = [job for job in (document, *standing.siblings(document)) if job.staged]
     if staged:
-        state.begin_commit(format_ranks(tuple(record.rank for record in manifest.files if record.part == document.part)))
+        state.begin_commit(format_ranks(tuple(record.rank for record in manifest.files if record.stage == document.stage)))
         state.retire_old_manifest()
         for job in staged:
-            mine = [record for record in manifest.files if record.part == job.part]
+            mine = [record for record in manifest.files if record.stage == job.stage]
             target.job(job.digest).publish(mine, cancellation.check)
         standing = target.observe()
     content = state.index() if _is_index(manifest) else None
@@ -174,7 +174,7 @@ def would_lose(
 ) -> bool:
     """Whether some ranks of a checkpoint, or an index, would take the place of ranks that are not among them.
 
-    The `shape` is its layout and how many ranks that has: rank 0 of another one is something else.
+    The `shape` is its kind of output and number of ranks: rank 0 of another one is something else.
     """
     if ranks and set(ranks) >= set(every):
         return False
@@ -183,8 +183,8 @@ def would_lose(
 
 
 def shape_of(manifest: Manifest) -> tuple[str, int]:
-    """Its layout, and how many ranks that has."""
-    return str(manifest.options.get("layout")), manifest.target_ranks
+    """Its kind of output, and the number of target ranks."""
+    return str(manifest.options.get("output")), manifest.target_ranks
 
 
 def covers(manifest: Manifest | None, job: Job) -> bool:
@@ -194,7 +194,7 @@ def covers(manifest: Manifest | None, job: Job) -> bool:
 
 def _ranks_in(manifest: Manifest, job: Identity) -> set[int]:
     """The ranks whose files of this job a manifest lists."""
-    return {record.rank for record in manifest.files if record.part == job.part}
+    return {record.rank for record in manifest.files if record.stage == job.stage}
 
 
 def written_ranks(job: Identity, target: TargetFolder, standing: Standing) -> set[int]:
@@ -205,16 +205,16 @@ def written_ranks(job: Identity, target: TargetFolder, standing: Standing) -> se
 
 
 def _is_index(draft: Manifest) -> bool:
-    return draft.options.get("layout") == "Index"
+    return draft.options.get("output") == "Index"
 
 
 def ranks_of(draft: Manifest) -> tuple[int, ...]:
     """The ranks that get a file of what is being made."""
     if _is_index(draft):
         return ()
-    if not draft.parts:
+    if not draft.stages:
         return tuple(range(draft.target_ranks))
-    return parse_ranks(draft.parts[0].ranks, draft.target_ranks) if draft.parts[0].ranks else ()
+    return parse_ranks(draft.stages[0].ranks, draft.target_ranks) if draft.stages[0].ranks else ()
 
 
 def _check_files(target: TargetFolder, document: JobDocument, manifest: Manifest, cancellation: Cancellation) -> None:
@@ -228,7 +228,7 @@ def _check_files(target: TargetFolder, document: JobDocument, manifest: Manifest
         if record.path not in there:
             raise MissingInputError(
                 "FileMissing",
-                f"a finished file of part {document.part} is gone",
+                f"a finished file of stage {document.stage} is gone",
                 where=record.path,
                 fix="run the transform of that stage again",
             )
@@ -252,7 +252,7 @@ def _inconsistent(target: TargetFolder, parts: list[Manifest], cancellation: Can
     for manifest in parts if shared else ():
         there = target.job(manifest.digest).locate(manifest.files, staged=True, check=cancellation.check)
         for record in manifest.files:
-            paths[record.rank][manifest.parts[0].stage] = there.get(record.path, record.path)
+            paths[record.rank][manifest.stages[0].stage] = there.get(record.path, record.path)
     ranks = sorted(paths)
     store = CancellableStore(target.store, cancellation.check)
 
@@ -261,7 +261,7 @@ def _inconsistent(target: TargetFolder, parts: list[Manifest], cancellation: Can
         if not names:
             return frozenset()
         inventory = read_inventory(store, Files(paths[rank]), workers=1)
-        return check_parts(store, inventory, names, parts[0].options)
+        return check_stages(store, inventory, names, parts[0].options)
 
     return frozenset[str]().union(*parallel(compare, ranks, at_once=_COMPARED_AT_ONCE))
 
@@ -279,7 +279,7 @@ def recorded(
     state, manifest = target.job(document.digest), standing.own(document)
     known: dict[int, FileRecord] = {}
     if manifest is not None:
-        known = {record.rank: record for record in manifest.files if record.part == document.part}
+        known = {record.rank: record for record in manifest.files if record.stage == document.stage}
     known |= state.records(ranks, cancellation.check)
     there = state.locate(known.values(), staged=document.staged, thorough=thorough, check=cancellation.check)
     return {rank: found for rank, found in known.items() if found.path in there}

@@ -93,7 +93,7 @@ def check_copies(
     return frozenset(p.name for p in (*copies.unnamed, *copies.replicas) if p.source_name in differing)
 
 
-def check_parts(
+def check_stages(
     store: ReadStore, inventory: Inventory, shared: Mapping[str, ParameterRecord], options: Mapping[str, Any]
 ) -> frozenset[str]:
     """Compare what the files of several parts of a checkpoint, for one target rank, hold of the same parameters.

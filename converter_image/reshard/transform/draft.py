@@ -5,7 +5,7 @@ from __future__ import annotations
 from math import prod
 from typing import TYPE_CHECKING
 
-from reshard.checkpoint.manifest import SCHEMA, LayoutRecord, Manifest, ParameterRecord, PartRecord, SourceRecord
+from reshard.checkpoint.manifest import SCHEMA, LayoutRecord, Manifest, ParameterRecord, SourceRecord, StageRecord
 from reshard.plan import unmatched
 from reshard.spec.ranks import format_ranks
 from reshard.spec.request import request_key
@@ -49,14 +49,14 @@ def draft_manifest(job: Job) -> Manifest:
         inconsistent_replicas=tuple(sorted(model.inconsistent_replicas)),
         may_be_slices=model.may_be_slices,
         notes=job.notes,
-        parts=() if job.part is None else (_part(job, job.part, source),),
+        stages=() if job.stage is None else (_stage(job, job.stage, source),),
     )
 
 
-def _part(job: Job, stage: int, source: SourceRecord) -> PartRecord:
+def _stage(job: Job, stage: int, source: SourceRecord) -> StageRecord:
     ranks = format_ranks(job.ranks)
     unused = unmatched(job.model.source_names, job.request.options.rename)
-    return PartRecord(stage, job.digest, source, ranks, job.selected.stages, job.model.elsewhere, unused)
+    return StageRecord(stage, job.digest, source, ranks, job.selected.stages, job.model.elsewhere, unused)
 
 
 def _parameter(parameter: Parameter) -> ParameterRecord:

@@ -34,7 +34,7 @@ def identify(job: Job, target: TargetFolder, standing: Standing, cancellation: C
 
 def _hold_the_same(job: Job, target: TargetFolder, standing: Standing, cancellation: Cancellation, workers: int) -> bool:
     """Whether all finished files of a job still hold the content of its source."""
-    document = standing.begun(job.digest) or JobDocument(job.digest, job.key, staged=False, part=job.part, whole=job.whole)
+    document = standing.begun(job.digest) or JobDocument(job.digest, job.key, staged=False, stage=job.stage, whole=job.whole)
     records = recorded(target, document, standing, None, cancellation)
     there = target.job(job.digest).locate(records.values(), staged=document.staged, check=cancellation.check)
     level: Verified = "Full" if job.request.options.verification == "Full" else "Sample"

@@ -43,7 +43,7 @@ if TYPE_CHECKING:
 
 
 def encode_index(job: Job) -> bytes:
-    """What of a job others need who carry it out: for `resume` to find, and to be kept where `layout: Index` asks for it."""
+    """What of a job others need who carry it out: for `resume` to find, and to be kept where `output: Index` asks for it."""
     options = job.request.options
     index = CheckpointIndex(
         digest=job.digest,
@@ -84,7 +84,7 @@ def prepare(
         return _indexed(request, request.index, cancellation)
     strategies = strategies_of(request)
     store, found = find(request, strategies[0], cancellation)
-    if request.options.layout != "Same" and (strategies[0] is not None or len(found.by_rank) == 1):
+    if request.options.output != "Same" and (strategies[0] is not None or len(found.by_rank) == 1):
         refuse_other_cuts(found.parameters, strategies[0], request.source)
     return prepare_files(request, store, found, strategies, progress, workers=workers, single=single, cancellation=cancellation)
 
@@ -98,7 +98,7 @@ def find(request: Request, source: Strategy | None, cancellation: Cancellation |
     store, chosen = open_source(request.source, request.access.source)
     opened = cancellable(store, cancellation)
     options, ranks = request.options, None if source is None else source.numbers
-    one_stage, each = options.layout == "Part", options.layout == "Same"
+    one_stage, each = options.output == "Stage", options.output == "Same"
     access = request.access.source
     found = find_files(
         opened, chosen, step=options.step, pattern=options.files, ranks=ranks, one_stage=one_stage, each=each, access=access
@@ -155,7 +155,7 @@ def prepare_files(  # noqa: PLR0913 - what is read, and how
         refuse_changed(store, inventory)
         raise
     model = replace(model, inconsistent_replicas=inconsistent)
-    stages = _stages(request, source, target, found) if source is not None and request.options.layout == "Part" else None
+    stages = _stages(request, source, target, found) if source is not None and request.options.output == "Stage" else None
     selected = Selected(found.step, stages)
     job = job_of(request, plain, model, source, target, key=_key(request), selected=selected, notes=found.notes)
     if listing_identifies(request, store):
@@ -170,7 +170,7 @@ def listing_identifies(request: Request, store: ReadStore) -> bool:
     ETags identify the content of objects; a file system has only times. A key is checked by what it decrypts.
     """
     plain = request.index is None and request.encryption is None and request.decryption is None
-    return plain and store.remote and request.options.layout not in ("Part", "Index")
+    return plain and store.remote and request.options.output not in ("Stage", "Index")
 
 
 def _read(
@@ -214,7 +214,7 @@ def _check_shards(model: Model, options: Options, only: int | None) -> None:
     Raises:
         MissingInputError: a slice is in no file.
     """
-    if not model.inventory.empty_files or options.layout in ("Same", "Index"):
+    if not model.inventory.empty_files or options.output in ("Same", "Index"):
         return
     ranks = range(model.target_ranks) if only is None else (only,)
     planner = Planner(model)
@@ -284,7 +284,7 @@ def _indexed(request: Request, url: str, cancellation: Cancellation | None) -> J
     store, _ = open_source(request.source, access.source)
     model = _place(index.inventory, source, target, request)
     model = replace(model, inconsistent_replicas=frozenset(index.inconsistent_replicas))
-    unwritten = msgspec.structs.replace(request, options=Options(layout="Index", **settled), encryption=None)
+    unwritten = msgspec.structs.replace(request, options=Options(output="Index", **settled), encryption=None)
     original = job_of(unwritten, store, model, source, target)
     if original.digest != index.digest:
         raise DataError("IndexDamaged", "its content does not have its digest", where=url, fix="index the source again")
@@ -334,14 +334,14 @@ def strategies_of(request: Request) -> Strategies:
     Raises:
         ReshardError: of the kind that fits.
     """
-    access, one_stage = request.access, request.options.layout == "Part"
+    access, one_stage = request.access, request.options.output == "Stage"
     before = after = None
     if request.source_strategy:
         before = read_strategy(request.source_strategy, access.source_strategy or access.source, one_stage=one_stage)
     elif one_stage:
         raise RequestError(
             "SourceStrategyMissing",
-            "a part is made of one pipeline stage, and no strategy says which the source is",
+            "output Stage writes one pipeline stage, and no strategy says which one the source is",
             where="source strategy",
             fix="give the strategy of that stage (--source-strategy, spec.source.strategy)",
         )
@@ -354,7 +354,7 @@ def _place(
     inventory: Inventory, source: Strategy | None, target: Strategy | None, request: Request, *, only: int | None = None
 ) -> Model:
     options = request.options
-    if options.layout == "Same":
+    if options.output == "Same":
         return keep(inventory, ranks=options.ranks, rename=options.rename)
     model = place(
         inventory,
@@ -363,9 +363,9 @@ def _place(
         keep_unplaced=options.unplaced == "Keep",
         allow_missing=options.allow_missing,
         only=only,
-        one_stage=options.layout == "Part",
+        one_stage=options.output == "Stage",
         rename=options.rename,
         allow_inconsistent=options.allow_inconsistent,
         lowest_replica=options.replicas == "LowestRank",
     )
-    return unify(model, options.most_bytes) if options.layout == "Unified" else model
+    return unify(model, options.most_bytes) if options.output == "Unified" else model

@@ -56,7 +56,7 @@ class Result:
         skipped_ranks: ranks that were finished before.
         digest: identifies source, strategies and options.
         complete: whether the manifest is there, with all ranks that were asked for.
-        part: the pipeline stage whose part it has made, with the layout Part. The last part completes the checkpoint.
+        stage: the pipeline stage that was written, with output Stage. The last stage completes the checkpoint.
         committed_ranks: those that the manifest lists, such as "0-5"; of a part that is not the last, those that it is made for.
         notes: what the user should know.
     """
@@ -74,7 +74,7 @@ class Result:
     complete: bool
     committed_ranks: str
     notes: tuple[str, ...]
-    part: int | None = None
+    stage: int | None = None
 
 
 def transform_checkpoint(
@@ -153,7 +153,7 @@ def transform_checkpoint(
         complete=covers(whole, job),
         committed_ranks=manifest.ranks if manifest is not None else "",
         notes=job.notes + notes,
-        part=job.part,
+        stage=job.stage,
     )
 
 
@@ -196,7 +196,7 @@ def _carry_out(
             refuse_loss(target, standing, job.scope, job.ranks, job.shape)
         now = unfinished(job, target, standing, cancellation)
         left = tuple(sorted({*now, *opened.left})) if thorough else now
-        _make_room(opened, document, standing, left, alone=shared is None and job.part is None)
+        _make_room(opened, document, standing, left, alone=shared is None and job.stage is None)
         progress.begin("Resharding", sum(opened.sizes[rank] for rank in left), "bytes")
         # A failed rank cancels the others; whoever gave us their cancellation may want to try again with it.
         guard = Guard(lambda: _check_ours(state, check_lock), Cancellation(cancellation), str(this_process()))
@@ -265,10 +265,10 @@ def _check_ours(state: JobState, check_lock: Callable[[], None]) -> None:
 
 def _notes(job: Job, manifest: Manifest | None) -> tuple[str, ...]:
     """What only shows once all parts are there."""
-    if manifest is None or job.part is None:
+    if manifest is None or job.stage is None:
         return ()
     names = sorted(set(manifest.inconsistent_replicas) - job.model.inconsistent_replicas)
-    inconsistent = f"copies of {len(names)} parameters differ between parts, the first part's counts: {some(names)}"
+    inconsistent = f"copies of {len(names)} parameters differ between stages; the first stage's are used: {some(names)}"
     return (*notes_on_rules(manifest), *([inconsistent] if names else []))
 
 
