@@ -90,6 +90,14 @@ docs: $(READY) ## Make docs/api.md and the chart's copy of the CRD, and the char
 	cp crds/checkpointtransforms.yaml helm/reshard/files/
 	$(BIN)/python scripts/chart_reference.py
 
+$(VENV)/.docs: $(READY)
+	$(BIN)/python -m pip install --quiet -c constraints.txt -e '.[docs]'
+	@touch $@
+
+.PHONY: docs-site
+docs-site: $(VENV)/.docs ## Build the documentation site in build/site; a broken link or anchor is an error
+	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict --site-dir build/site
+
 .PHONY: bench
 bench: $(READY) ## Measure speed and memory; BASELINE=REVISION next to another build, CASES="..." for some of the cases
 	@RESHARD_MINDSPORE_PYTHON="$${RESHARD_MINDSPORE_PYTHON:-$(firstword $(wildcard $(RESHARD_CACHE)/mindspore-*/bin/python))}" \
