@@ -9,12 +9,12 @@ import sys
 
 from reshard.errors import ReshardError
 from reshard.extras import needs_extra
+from reshard.telemetry import formatter
 
 try:
     with needs_extra("operator", "reshard-operator"):
         import kopf
         from prometheus_client import start_http_server
-        from pythonjsonlogger.json import JsonFormatter
 
         from reshard_operator import config as configuration
         from reshard_operator.cluster import ApiError, Cluster
@@ -41,7 +41,7 @@ def main() -> int:
     except ReshardError as error:
         print(f"reshard-operator: {error}", file=sys.stderr)  # noqa: T201 - there is no log yet
         return error.exit_code
-    _set_up_logging(config.log_format)
+    _set_up_logging(config)
     if config.metrics_port:
         start_http_server(config.metrics_port)
     code = 0
@@ -93,14 +93,11 @@ async def _wait_for_crd(cluster: Cluster, stop: asyncio.Event) -> None:
         await asyncio.sleep(_LOOK_FOR_CRD_SECONDS)
 
 
-def _set_up_logging(form: str) -> None:
+def _set_up_logging(config: configuration.Config) -> None:
     handler = logging.StreamHandler()
-    handler.setFormatter(
-        JsonFormatter("%(asctime)s %(levelname)s %(name)s %(message)s")
-        if form == "json"
-        else logging.Formatter("%(asctime)s %(message)s")
-    )
+    handler.setFormatter(formatter(config.log_format))
     logging.basicConfig(level=logging.INFO, handlers=[handler], force=True)
+    log.setLevel(config.log_level.upper())
     for chatty in ("kopf", "aiohttp.access"):
         logging.getLogger(chatty).setLevel(logging.WARNING)
 

@@ -13,6 +13,8 @@ from reshard.errors import UsageError
 if TYPE_CHECKING:
     from collections.abc import Mapping
 
+    from reshard.telemetry import LogFormat
+
 
 @dataclass(frozen=True, slots=True)
 class Config:
@@ -29,7 +31,8 @@ class Config:
         resync_seconds: how often everything is looked at anew, whatever the watches told.
         metrics_port: where metrics are served; 0: nowhere.
         health_port: where the liveness probe is answered; 0: nowhere.
-        log_format: "json" or "text".
+        log_format: "json" or "text"; of the pods of transforms too.
+        log_level: "debug", "info", "warning" or "error"; of these pods too.
     """
 
     converter_image: str
@@ -42,7 +45,8 @@ class Config:
     resync_seconds: float = 240.0
     metrics_port: int = 0
     health_port: int = 0
-    log_format: str = "json"
+    log_format: LogFormat = "json"
+    log_level: str = "info"
 
 
 def load(environment: Mapping[str, str] = os.environ) -> Config:
@@ -58,6 +62,13 @@ def load(environment: Mapping[str, str] = os.environ) -> Config:
             return float(text) if text else default
         except ValueError as error:
             raise UsageError("InvalidVariable", f"{text!r} is no number", where=name) from error
+
+    def one_of(name: str, default: str, *others: str) -> str:
+        text = environment.get(name) or default
+        if text not in {default, *others}:
+            fix = f"set it to one of {', '.join((default, *others))}"
+            raise UsageError("InvalidVariable", f"{text!r} is not supported", where=name, fix=fix)
+        return text
 
     image = environment.get("RESHARD_CONVERTER_IMAGE", "")
     if not image:
@@ -78,5 +89,6 @@ def load(environment: Mapping[str, str] = os.environ) -> Config:
         resync_seconds=number("RESHARD_RESYNC_SECONDS", 240),
         metrics_port=int(number("RESHARD_METRICS_PORT", 0)),
         health_port=int(number("RESHARD_HEALTH_PORT", 0)),
-        log_format=environment.get("RESHARD_LOG_FORMAT", "json"),
+        log_format="json" if one_of("RESHARD_LOG_FORMAT", "json", "text") == "json" else "text",
+        log_level=one_of("RESHARD_LOG_LEVEL", "info", "debug", "warning", "error"),
     )

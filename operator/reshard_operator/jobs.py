@@ -212,6 +212,8 @@ def _pod(transform: Transform, config: Config, step: str, variables: dict[str, s
         "RESHARD_SPEC": SPEC,
         "RESHARD_SPEC_SHA256": _sha256(_pod_spec_text(spec)),
         "RESHARD_OWNER": transform.uid,
+        "RESHARD_LOG_FORMAT": config.log_format,
+        "RESHARD_LOG_LEVEL": config.log_level,
         **variables,
     }
     container: Object = {

@@ -260,8 +260,20 @@ class Pod(Kept):
             pass
         lines = [line for line in text.splitlines() if line.strip()]
         reason = str(ended.get("reason") or self.status.get("reason") or "Error")
-        said = lines[-1] if lines else str(self.status.get("message") or f"the container ended with code {code}")
+        said = _logged(lines[-1]) if lines else str(self.status.get("message") or f"the container ended with code {code}")
         return FailureMessage(reason, said[:1000], code)
+
+
+class _LogLine(msgspec.Struct):
+    message: str
+
+
+def _logged(line: str) -> str:
+    """Return the message of a log line, whatever its format."""
+    try:
+        return msgspec.json.decode(line, type=_LogLine).message
+    except msgspec.MsgspecError:
+        return line
 
 
 @dataclass(frozen=True)

@@ -98,7 +98,8 @@ def test_from_one_key_to_another(
     encrypt(made, mode)
     target = tmp_path / "out"
     source = ["--decryption-key-file", str(tmp_path / "key"), "--decryption-mode", mode]
-    assert main(made.arguments(target, *source, "--encryption-key-env", "OTHER_KEY", "--verification", "full", "--crc")) == 0
+    keys = [*source, "--encryption-key-env", "OTHER_KEY"]
+    assert main(["--log-level", "debug", *made.arguments(target, *keys, "--verification", "full", "--crc")]) == 0
     assert main(["verify", str(target)]) == 0
     assert main(["inspect", str(target), "--decryption-key-file", str(tmp_path / "other")]) == 0
     said = capfd.readouterr()

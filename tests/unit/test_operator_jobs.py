@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import hashlib
 import json
 import re
@@ -13,10 +14,12 @@ from hypothesis import given
 from hypothesis import strategies as st
 from pretend_cluster import CONFIG, PLAN, resource
 
+from reshard.errors import UsageError
 from reshard.spec.messages import PlanMessage
 from reshard.spec.resource import parse_spec
 from reshard_operator import jobs
-from reshard_operator.observation import MOST_RUNS, Transform, job_name
+from reshard_operator.config import load
+from reshard_operator.observation import CONTAINER, MOST_RUNS, Pod, Transform, job_name
 
 PLANNED = msgspec.convert(PLAN, PlanMessage)
 
@@ -32,6 +35,28 @@ def pod_of(job: dict[str, Any]) -> dict[str, Any]:
 
 def variables(job: dict[str, Any]) -> dict[str, str]:
     return {e["name"]: e.get("value", "") for e in pod_of(job)["containers"][0]["env"]}
+
+
+def test_pods_log_as_the_operator_does() -> None:
+    config = dataclasses.replace(CONFIG, log_format="text", log_level="debug")
+    for job in (jobs.plan_job(Transform.parse(resource()), config), jobs.ranks_job(Transform.parse(resource()), config, PLANNED)):
+        assert {"RESHARD_LOG_FORMAT": "text", "RESHARD_LOG_LEVEL": "debug"}.items() <= variables(job).items()
+    assert variables(ranks_job())["RESHARD_LOG_FORMAT"] == "json"
+
+
+def test_the_last_line_of_a_log_says_why_a_pod_failed() -> None:
+    for line in ("no space", '{"level": "ERROR", "message": "no space"}'):
+        ended = {"exitCode": 1, "message": f"Traceback\n{line}\n"}
+        status = {"containerStatuses": [{"name": CONTAINER, "state": {"terminated": ended}}]}
+        assert Pod({"metadata": {}, "status": status}).failure().message == "no space"
+
+
+def test_an_unknown_log_level_is_refused() -> None:
+    environment = {"RESHARD_CONVERTER_IMAGE": "c"}
+    assert load(environment | {"RESHARD_LOG_LEVEL": "debug"}).log_level == "debug"
+    for name in ("RESHARD_LOG_LEVEL", "RESHARD_LOG_FORMAT"):
+        with pytest.raises(UsageError, match=name):
+            load(environment | {name: "loud"})
 
 
 @given(st.from_regex(r"[a-z0-9]([-a-z0-9.]{0,251}[a-z0-9])?", fullmatch=True), st.integers(1, 1000))

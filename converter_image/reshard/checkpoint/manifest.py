@@ -44,6 +44,7 @@ class FileRecord(_Document, frozen=True):
         verified: how much of it was compared with the source.
         stage: the pipeline stage of the source that it was made from; null: of all.
         sample: a digest of five blocks of the file, see `reshard.storage.digest.sample_of`.
+        seconds: how long it took to write and verify the file. A measurement, like `Manifest.durations`.
     """
 
     rank: int
@@ -54,6 +55,7 @@ class FileRecord(_Document, frozen=True):
     verified: Verified
     stage: int | None = None
     sample: str = ""
+    seconds: float = 0.0
 
 
 class IndexRecord(_Document, frozen=True):
@@ -173,6 +175,7 @@ class Manifest(_Document, frozen=True):
             `reshard.checkpoint.unified.possible_slices`.
         key_check: tells whether a key is that of the files, if they are encrypted: see `BlockCipher.key_check`.
         notes: what was reported when it was written.
+        durations: seconds that each phase took, see `reshard.telemetry.durations`. All else follows from source and options.
     """
 
     schema: str
@@ -196,6 +199,7 @@ class Manifest(_Document, frozen=True):
     index: IndexRecord | None = None
     key_check: bytes | None = None
     notes: tuple[str, ...] = ()
+    durations: dict[str, float] = {}
 
     @property
     def jobs(self) -> set[str]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import os
 import signal
 import sys
@@ -63,6 +64,9 @@ def _main(arguments: Sequence[str] | None, *, patience: float | None) -> int:
         except CancelledError as error:  # it may also come while another end is being told
             signals.told = True
             return _fail(error, invocation, code=128 + (signals.received or signal.SIGTERM))
+        finally:
+            if invocation.log_handler is not None:
+                invocation.log_handler.close()
 
 
 def _run(arguments: list[str], invocation: Invocation) -> int:  # noqa: PLR0911 - one way out for each kind of end
@@ -120,9 +124,10 @@ def _misused(error: click.ClickException, invocation: Invocation) -> int:
 
 def _fail(error: ReshardError, invocation: Invocation, *, code: int | None = None, cause: BaseException | None = None) -> int:
     if invocation.debug:
-        show.say("".join(traceback.format_exception(cause or error)).rstrip())
-    show.say(f"reshard: {printable(str(error))}")
-    return error.exit_code if code is None else code
+        show.say("".join(traceback.format_exception(cause or error)).rstrip(), logging.ERROR)
+    code = error.exit_code if code is None else code
+    show.say(f"reshard: {printable(str(error))}", logging.ERROR, reason=error.reason, exit_code=code)
+    return code
 
 
 class _Signals:

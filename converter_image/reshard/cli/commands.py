@@ -15,6 +15,7 @@ from reshard.cli.access import access_of, access_options
 from reshard.cli.arguments import PATH, Word, json_option, rank_in
 from reshard.cli.fetch import fetch
 from reshard.cli.keys import encryption_of, key_options
+from reshard.cli.logs import Handler
 from reshard.cli.options import convert_options, request_of, request_options
 from reshard.cli.step import step
 from reshard.cli.strategies import strategy
@@ -34,6 +35,7 @@ if TYPE_CHECKING:
     from reshard.checkpoint.manifest import Manifest
     from reshard.cli.state import Invocation
     from reshard.spec.request import Request
+    from reshard.telemetry import LogFormat
     from reshard.transform.plan import PlanResult
     from reshard.transform.run import Result
 
@@ -43,10 +45,29 @@ _SHOWN_RANKS = 16
 @click.group(context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 110})
 @click.version_option(__version__, prog_name="reshard")
 @click.option("--debug", is_flag=True, help="Show a traceback when something fails.")
+@click.option(
+    "--log-level",
+    type=click.Choice(["debug", "info", "warning", "error"]),
+    default="warning",
+    show_default=True,
+    envvar="RESHARD_LOG_LEVEL",
+    show_envvar=True,
+    help="Least severe log records to write. info: one line for each phase.",
+)
+@click.option(
+    "--log-format",
+    type=click.Choice(["text", "json"]),
+    default="text",
+    show_default=True,
+    envvar="RESHARD_LOG_FORMAT",
+    show_envvar=True,
+    help="Format of log lines on standard error. json: progress, notes and errors are log records too.",
+)
 @click.pass_obj
-def cli(invocation: Invocation, debug: bool) -> None:
+def cli(invocation: Invocation, debug: bool, log_level: str, log_format: LogFormat) -> None:
     """Reshard a checkpoint of M ranks to N: exact, verified, in bounded memory, at the speed of a copy."""
     invocation.debug = debug
+    invocation.log_handler = Handler(log_level, log_format)
 
 
 @cli.command()
@@ -201,6 +222,7 @@ def commit(invocation: Invocation, /, target: str, ranks: str | None, owner: str
                 "target_ranks": manifest.target_ranks,
                 "bytes_written": manifest.nbytes,
                 "complete": is_whole(manifest),
+                "durations": manifest.durations,
             }
         )
     elif not is_whole(manifest):
@@ -350,6 +372,7 @@ def _show_plan(planned: PlanResult, *, as_json: bool) -> None:
                 "format": planned.format,
                 "digest": planned.digest,
                 "notes": list(planned.notes),
+                "durations": planned.durations,
                 "replicated_parameters": [
                     {"name": p.name, "dtype": p.dtype, "shape": list(p.shape)} for p in planned.planner.model.replicated
                 ],

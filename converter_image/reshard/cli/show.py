@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 import json
+import logging
 import sys
 import threading
 import time
 from typing import TYPE_CHECKING, Any, Self
 
-from reshard.cli.streams import TolerantStream, encodable
+from reshard.cli import logs
+from reshard.cli.streams import encodable
 from reshard.errors import printable
+from reshard.telemetry import log
 
 if TYPE_CHECKING:
     from collections.abc import Iterable
@@ -44,10 +47,12 @@ def draw(text: str) -> None:
     print(encodable(text, sys.stdout), end="")
 
 
-def say(text: str) -> None:
-    """Print a line to standard error. If that fails the command goes on; its exit code tells the outcome."""
-    TolerantStream(sys.stderr).write(f"{text}\n")
-    TolerantStream(sys.stderr).flush()
+def say(text: str, level: int = logging.INFO, **fields: int | str) -> None:
+    """Print a line to standard error; where only JSON goes there, log it at `level` with `fields`."""
+    if logs.structured():
+        log.log(level, text, extra=fields)
+    else:
+        logs.write(text)
 
 
 def out_json(document: dict[str, Any]) -> None:
@@ -103,12 +108,12 @@ class LineProgress:
 
     def note(self, text: str) -> None:
         """See `Progress.note`."""
-        say(f"note: {printable(text)}")
+        say(f"note: {printable(text)}", logging.WARNING)
 
 
 def progress() -> BarProgress | LineProgress:
     """The progress that fits where standard error goes."""
-    if not sys.stderr.isatty():
+    if logs.structured() or not sys.stderr.isatty():
         return LineProgress()
     from reshard.cli.drawn import BarProgress  # noqa: PLC0415 - as above
 

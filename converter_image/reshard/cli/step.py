@@ -17,6 +17,7 @@ from __future__ import annotations
 
 import contextlib
 import hashlib
+import logging
 import os
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -189,4 +190,4 @@ def _short(text: str, most: int) -> str:
 
 
 def _say_retry(error: BaseException | None) -> None:
-    show.say(f"trying again: {error}")
+    show.say(f"trying again: {error}", logging.WARNING)

@@ -27,6 +27,7 @@ from reshard.storage import open_store, parent_and_name
 from reshard.storage.ahead import prefetched, requests
 from reshard.storage.cancellable import CancellableReader
 from reshard.storage.digest import ContentDigest, digest_of, digest_of_version, sample_of
+from reshard.telemetry import phase
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
@@ -101,29 +102,33 @@ def write_rank(
         BugError: the file differs from the source; it is kept aside.
         ReshardError: it could not be written or compared; nothing of it is left.
     """
-    plan = job.planner.plan(rank)
-    path = job.path(rank)
-    conditions = Conditions(progress=progress, cancellation=guard.cancellation, ahead=budget.ahead)
-    size = job.file_size(rank)
-    by_server = job.request.options.copy_mode == "Server"
-    writer = state.create(path, rank=rank, staged=staged, writer=guard.writer, size=size, memory=budget.upload, copies=by_server)
-    try:
-        limits = state.target.store.part_limits if by_server else None
-        digest = assemble(job, plan, writer, conditions, limits) if limits else produce(job, plan, writer, conditions)
-        guard.check_lock()
-        writer.finish()
-        store, where = state.target.store, state.where(path, staged=staged)
-        if not digest:  # not all bytes were here
-            digest = _recorded_digest(job, store, where, guard.cancellation)
-        _verify(job, plan, store, where, lambda: state.reject(path, staged=staged), guard.cancellation)
-        with closing(store.open(where)) as written:
-            sample = sample_of(written, remote=store.remote)
-        read, level = conditions.count.nbytes, job.request.options.verification
-        record = FileRecord(rank, path, size, digest, read, level, job.stage, sample)
-        state.record(record)
-    finally:
-        writer.abort()
-    return Written(record, sum(t.parameter.slice_nbytes for t in plan.tensors))
+    with phase("write_rank", rank=rank) as measured:
+        plan = job.planner.plan(rank)
+        path = job.path(rank)
+        conditions = Conditions(progress=progress, cancellation=guard.cancellation, ahead=budget.ahead)
+        size = job.file_size(rank)
+        by_server = job.request.options.copy_mode == "Server"
+        writer = state.create(
+            path, rank=rank, staged=staged, writer=guard.writer, size=size, memory=budget.upload, copies=by_server
+        )
+        try:
+            limits = state.target.store.part_limits if by_server else None
+            digest = assemble(job, plan, writer, conditions, limits) if limits else produce(job, plan, writer, conditions)
+            guard.check_lock()
+            writer.finish()
+            store, where = state.target.store, state.where(path, staged=staged)
+            if not digest:  # not all bytes were here
+                digest = _recorded_digest(job, store, where, guard.cancellation)
+            _verify(job, plan, store, where, lambda: state.reject(path, staged=staged), guard.cancellation)
+            with closing(store.open(where)) as written:
+                sample = sample_of(written, remote=store.remote)
+            read, level = conditions.count.nbytes, job.request.options.verification
+            measured.measure(bytes_read=read, bytes_written=size)
+            record = FileRecord(rank, path, size, digest, read, level, job.stage, sample, measured.seconds)
+            state.record(record)
+        finally:
+            writer.abort()
+        return Written(record, sum(t.parameter.slice_nbytes for t in plan.tensors))
 
 
 def write_alone(job: Job, rank: int, url: str, *, share: Budget) -> None:
@@ -289,7 +294,8 @@ def _verify(job: Job, plan: RankPlan, store: Store, path: str, set_aside: Callab
     if level == "None":
         return
     try:
-        compare(job, plan, store, path, level, cancellation)
+        with phase("verify_rank", rank=plan.rank, verification=level):
+            compare(job, plan, store, path, level, cancellation)
     except ReshardError as error:
         if error.reason != "VerificationFailed":
             store.delete(path)

@@ -97,6 +97,7 @@ def unite(manifests: Sequence[Manifest], inconsistent: Collection[str] = ()) -> 
         inconsistent_replicas=_names([*(manifest.inconsistent_replicas for manifest in manifests), inconsistent]),
         may_be_slices=_names(manifest.may_be_slices for manifest in manifests),
         notes=tuple(dict.fromkeys(note for manifest in manifests for note in manifest.notes)),
+        durations={},
         stages=tuple(msgspec.structs.replace(part, elsewhere=(), unmatched=unused) for part in parts),
     )
     return with_files(united, [record for manifest in manifests for record in manifest.files])

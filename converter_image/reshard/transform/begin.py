@@ -10,6 +10,7 @@ from reshard.checkpoint.unified import HF_INDEX_NAME, is_own, maps_beside, singl
 from reshard.errors import RequestError
 from reshard.parallel import parallel
 from reshard.target.standing import JobDocument
+from reshard.telemetry import durations, phase
 from reshard.transform.commit import finish_interrupted, refuse_loss
 from reshard.transform.draft import draft_manifest
 from reshard.transform.prepare import encode_index
@@ -23,6 +24,7 @@ if TYPE_CHECKING:
     from reshard.target.standing import Standing
 
 
+@phase("start")
 def begin(job: Job, target: TargetFolder, cancellation: Cancellation) -> tuple[JobDocument, Standing]:
     """Note the job down at the target, or find it noted down. To be called with the target's lock held.
 
@@ -36,9 +38,9 @@ def begin(job: Job, target: TargetFolder, cancellation: Cancellation) -> tuple[J
     state, document = target.job(job.digest), standing.begun(job.digest)
     if document is not None and document.versions != job.versions:
         document = msgspec.structs.replace(document, versions=job.versions)
-        state.refresh(document, encode_index(job), draft_manifest(job))
+        state.refresh(document, encode_index(job), draft_manifest(job, durations()))
     elif document is not None:
-        state.restore(encode_index(job), draft_manifest(job))
+        state.restore(encode_index(job), draft_manifest(job, durations()))
     else:
         replaces, renames = replaces_other(job, target, standing), target.store.renames
         document = JobDocument(
@@ -56,7 +58,7 @@ def begin(job: Job, target: TargetFolder, cancellation: Cancellation) -> tuple[J
         for other in standing.jobs:
             if other in outdated or (job.stage is not None and _is_same_stage(other, job)):
                 target.discard(other, state)
-        document = state.begin(document, encode_index(job), draft_manifest(job))
+        document = state.begin(document, encode_index(job), draft_manifest(job, durations()))
         standing = target.observe()
     _refuse_other_key(job, target, standing)  # of two that began it at once, one may have another
     return document, standing

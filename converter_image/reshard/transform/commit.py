@@ -24,6 +24,7 @@ from reshard.target.folder import LOCK
 from reshard.target.lock import serialized
 from reshard.target.parts import all_there, unite, with_files
 from reshard.target.standing import JobDocument
+from reshard.telemetry import durations, phase
 from reshard.transform.consistency import check_stages
 
 if TYPE_CHECKING:
@@ -49,6 +50,7 @@ def finished(
     return {rank: record for rank, record in known.items() if STRICTNESS[record.verified] >= wanted}
 
 
+@phase("commit")
 def commit_job(
     target: TargetFolder, document: JobDocument, wanted: tuple[int, ...] | None, cancellation: Cancellation
 ) -> Manifest:
@@ -132,6 +134,7 @@ def _complete(
         target.store.write(name, text, mode=target.mode)
     if content is not None:
         target.store.write(INDEX_NAME, content, mode=target.mode)
+    manifest = msgspec.structs.replace(manifest, durations=manifest.durations | durations())
     target.write_manifest(manifest)
     target.forget_jobs([*(record.path for record in manifest.files), *maps])
     return manifest

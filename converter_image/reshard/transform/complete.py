@@ -12,6 +12,7 @@ from reshard.spec.request import Options
 from reshard.storage import open_store
 from reshard.target.folder import TargetFolder
 from reshard.target.lock import writing
+from reshard.telemetry import operation
 from reshard.transform.commit import commit_job, ranks_of, recorded, shape_of, would_lose
 
 if TYPE_CHECKING:
@@ -20,6 +21,7 @@ if TYPE_CHECKING:
     from reshard.target.standing import Standing
 
 
+@operation("commit_checkpoint")
 def commit_checkpoint(
     target_url: str,
     *,
@@ -77,6 +79,7 @@ def commit_checkpoint(
     return committed
 
 
+@operation("commit_checkpoint")
 def commit_if_complete(target_url: str, digest: str, *, all_ranks: bool = True, access: Access | None = None) -> Manifest | None:
     """Complete the checkpoint of a job of which others may still write ranks: of all who are done, the last finds nobody writing.
 

@@ -12,13 +12,20 @@ from reshard.spec.request import request_key
 from reshard.version import __version__
 
 if TYPE_CHECKING:
+    from collections.abc import Mapping
+
     from reshard.engine.job import Job
     from reshard.layout import Layout
     from reshard.plan import Parameter
 
 
-def draft_manifest(job: Job) -> Manifest:
-    """The manifest of a job, but for the files: the commit puts them in, and needs nothing else of the source."""
+def draft_manifest(job: Job, durations: Mapping[str, float]) -> Manifest:
+    """The manifest of a job, but for the files: the commit puts them in, and needs nothing else of the source.
+
+    Args:
+        job: what is to be made.
+        durations: seconds that each phase has taken so far.
+    """
     model = job.model
     source = SourceRecord(
         url=job.source.url,
@@ -49,6 +56,7 @@ def draft_manifest(job: Job) -> Manifest:
         inconsistent_replicas=tuple(sorted(model.inconsistent_replicas)),
         may_be_slices=model.may_be_slices,
         notes=job.notes,
+        durations=dict(durations),
         stages=() if job.stage is None else (_stage(job, job.stage, source),),
     )
 

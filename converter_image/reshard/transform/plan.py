@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
 from reshard.engine.job import summary_of
@@ -10,6 +10,7 @@ from reshard.engine.memory import budget, default_workers, memory_bytes
 from reshard.engine.rankfile import requests_of
 from reshard.progress import Cancellation, Silent
 from reshard.target.lock import writing
+from reshard.telemetry import durations, operation, phase
 from reshard.transform.begin import begin
 from reshard.transform.opening import open_transform
 
@@ -34,6 +35,7 @@ class PlanResult:
         notes: what the user should know.
         planner: what tells all that the summary does not: pictures, the plan of a rank.
         rank_requests: requests to object stores, for the content of one rank, the first that is asked for.
+        durations: seconds that each phase took; see `reshard.telemetry.durations`.
     """
 
     summary: Summary
@@ -46,6 +48,7 @@ class PlanResult:
     notes: tuple[str, ...]
     planner: Planner
     rank_requests: int = 0
+    durations: dict[str, float] = field(default_factory=dict)
 
 
 def plan_transform(
@@ -72,11 +75,14 @@ def plan_transform(
     """
     cancellation = cancellation or Cancellation()
     workers, progress = workers or default_workers(), progress or Silent()
-    opened = open_transform(request, progress, workers=workers, cancellation=cancellation)
-    job, target = opened.job, opened.target
-    if write and not opened.complete:
-        with writing(target, job, owner=owner or f"job-{job.digest}"):
-            begin(job, target, cancellation)
+    with operation("plan_transform"):
+        with phase("plan"):
+            opened = open_transform(request, progress, workers=workers, cancellation=cancellation)
+        job, target = opened.job, opened.target
+        if write and not opened.complete:
+            with writing(target, job, owner=owner or f"job-{job.digest}"):
+                begin(job, target, cancellation)
+        taken = durations()
     memory = memory_bytes(
         job.model,
         workers,
@@ -99,4 +105,5 @@ def plan_transform(
         notes=job.notes,
         planner=job.planner,
         rank_requests=rank_requests,
+        durations=taken,
     )

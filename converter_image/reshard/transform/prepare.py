@@ -24,6 +24,7 @@ from reshard.source.strategies import read_strategy
 from reshard.spec.ranks import parse_ranks
 from reshard.spec.request import SETTLED_BY_INDEX, STRICTNESS, Options, Request
 from reshard.storage.cancellable import CancellableStore
+from reshard.telemetry import phase
 from reshard.transform.consistency import check_copies
 
 if TYPE_CHECKING:
@@ -143,14 +144,19 @@ def prepare_files(  # noqa: PLR0913 - what is read, and how
     source, target = strategies
     plain, store = store, cancellable(store, cancellation)
     progress.begin("Reading headers", len(found.by_rank), "files")
-    model = _read(request, store, found, strategies, progress, workers=workers, only=only)
+    with phase("read_headers", files=len(found.by_rank)):
+        model = _read(request, store, found, strategies, progress, workers=workers, only=only)
     inventory = model.inventory
     fully = request.options.verification == "Full"
     try:
         if fully and (marked := sum(file.size for file in inventory.checkable)):
             progress.begin("Checking CRCs", marked, "bytes")
-            check_crcs(store, inventory, workers=workers, advance=progress.advance)
-        inconsistent = check_copies(store, model, request.options, progress, workers=workers, single=single or only is not None)
+            with phase("check_crcs", bytes_read=marked):
+                check_crcs(store, inventory, workers=workers, advance=progress.advance)
+        with phase("compare_replicas"):
+            inconsistent = check_copies(
+                store, model, request.options, progress, workers=workers, single=single or only is not None
+            )
     except (DataError, MissingInputError):
         refuse_changed(store, inventory)
         raise

@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import contextlib
-import time
 from concurrent.futures import FIRST_EXCEPTION, ThreadPoolExecutor, wait
-from dataclasses import dataclass
+from contextvars import copy_context
+from dataclasses import dataclass, field
+from functools import partial
 from typing import TYPE_CHECKING
 
 from reshard.engine.job import some
@@ -17,6 +18,7 @@ from reshard.target.folder import LOCK
 from reshard.target.lock import STALE_SECONDS, live_writers, locked, writing
 from reshard.target.parts import is_whole, notes_on_rules
 from reshard.target.process import this_process
+from reshard.telemetry import durations, operation, phase
 from reshard.transform.begin import begin
 from reshard.transform.commit import commit_job, covers, refuse_loss, written_ranks
 from reshard.transform.opening import open_transform, unfinished
@@ -32,12 +34,30 @@ if TYPE_CHECKING:
     from reshard.spec.request import Request
     from reshard.target.folder import JobState, TargetFolder
     from reshard.target.standing import JobDocument, Standing
+    from reshard.telemetry import Phase
     from reshard.transform.opening import Opened
     from reshard.transform.unchanged import Complete
 
 _TRANSFORM_AGAIN = (
     "wait until training has finished writing, then run again without --no-commit; on a cluster raise spec.execution.attempt"
 )
+
+
+@dataclass(frozen=True, slots=True)
+class RankResult:
+    """Throughput of one target rank.
+
+    Attributes:
+        rank: number of the target rank.
+        bytes_read: number of bytes read from source tensors.
+        bytes_written: number of bytes of its file.
+        seconds: duration of writing and verifying the file.
+    """
+
+    rank: int
+    bytes_read: int
+    bytes_written: int
+    seconds: float
 
 
 @dataclass(frozen=True, slots=True)
@@ -59,6 +79,8 @@ class Result:
         stage: the pipeline stage that was written, with output Stage. The last stage completes the checkpoint.
         committed_ranks: those that the manifest lists, such as "0-5"; of a part that is not the last, those that it is made for.
         notes: what the user should know.
+        durations: seconds that each phase took; see `reshard.telemetry.durations`.
+        ranks: throughput of the ranks that this run wrote.
     """
 
     source_ranks: int
@@ -75,6 +97,8 @@ class Result:
     committed_ranks: str
     notes: tuple[str, ...]
     stage: int | None = None
+    durations: dict[str, float] = field(default_factory=dict)
+    ranks: tuple[RankResult, ...] = ()
 
 
 def transform_checkpoint(
@@ -100,23 +124,21 @@ def transform_checkpoint(
     Raises:
         ReshardError: of the kind that fits. Finished ranks are kept for the next try.
     """
-    started = time.monotonic()
     workers, progress = workers or default_workers(), progress or Silent()
     thorough = commit and request.options.overwrite == "Replace"
     cancellation = cancellation or Cancellation()
-    if commit and (found := find_complete(request, cancellation, thorough=thorough)) is not None:
-        return _nothing_to_do(found, progress, started)
 
     def prepared(*, resumable: bool) -> Opened:
-        return open_transform(
-            request,
-            progress,
-            workers=workers,
-            cancellation=cancellation,
-            commit=commit,
-            resumable=resumable,
-            thorough=thorough,
-        )
+        with phase("plan"):
+            return open_transform(
+                request,
+                progress,
+                workers=workers,
+                cancellation=cancellation,
+                commit=commit,
+                resumable=resumable,
+                thorough=thorough,
+            )
 
     def carry_out(opened: Opened) -> tuple[list[Written], Manifest | None]:
         if not opened.complete:
@@ -125,28 +147,42 @@ def transform_checkpoint(
             _tidy(opened.target, opened.standing)
         return [], opened.standing.own(opened.job)
 
-    opened = prepared(resumable=not commit)
-    try:
-        written, manifest = carry_out(opened)
-    except DataError as error:
-        if not (opened.resumed and error.reason == "SourceChanged"):
-            raise
-        opened = _prepared_again(opened, error, prepared)
-        written, manifest = carry_out(opened)
+    with operation("transform_checkpoint") as measured:
+        if commit:
+            with phase("check_target"):
+                found = find_complete(request, cancellation, thorough=thorough)
+            if found is not None:
+                return _nothing_to_do(found, progress, measured)
+        opened = prepared(resumable=not commit)
+        try:
+            written, manifest = carry_out(opened)
+        except DataError as error:
+            if not (opened.resumed and error.reason == "SourceChanged"):
+                raise
+            opened = _prepared_again(opened, error, prepared)
+            written, manifest = carry_out(opened)
+        return _result(opened, written, manifest, progress, measured)
+
+
+def _result(opened: Opened, written: list[Written], manifest: Manifest | None, progress: Progress, measured: Phase) -> Result:
+    """Return the result of a run that has not found everything done."""
     job = opened.job
     whole = manifest if manifest is not None and is_whole(manifest) else None
     notes = (*_notes(job, whole), *opened.target.store.notes)
     for note in notes:
         progress.note(note)
     index = manifest.index if manifest is not None and not opened.complete else None
+    bytes_read = sum(w.record.bytes_read for w in written)
+    bytes_written = sum(w.record.size for w in written) + (index.size if index is not None else 0)
+    measured.measure(digest=job.digest, bytes_read=bytes_read, bytes_written=bytes_written)
     return Result(
         source_ranks=job.model.source_ranks,
         target_ranks=job.model.target_ranks,
         parameters=len({p.name for p in job.model.parameters}),
         bytes_needed=sum(w.bytes_needed for w in written),
-        bytes_read=sum(w.record.bytes_read for w in written),
-        bytes_written=sum(w.record.size for w in written) + (index.size if index is not None else 0),
-        seconds=time.monotonic() - started,
+        bytes_read=bytes_read,
+        bytes_written=bytes_written,
+        seconds=measured.seconds,
         peak_rss_bytes=peak_rss_bytes(),
         skipped_ranks=tuple(sorted({*job.scope} - {w.record.rank for w in written})),
         digest=job.digest,
@@ -154,6 +190,8 @@ def transform_checkpoint(
         committed_ranks=manifest.ranks if manifest is not None else "",
         notes=job.notes + notes,
         stage=job.stage,
+        durations=durations(),
+        ranks=tuple(RankResult(w.record.rank, w.record.bytes_read, w.record.size, w.record.seconds) for w in written),
     )
 
 
@@ -200,7 +238,10 @@ def _carry_out(
         progress.begin("Resharding", sum(opened.sizes[rank] for rank in left), "bytes")
         # A failed rank cancels the others; whoever gave us their cancellation may want to try again with it.
         guard = Guard(lambda: _check_ours(state, check_lock), Cancellation(cancellation), str(this_process()))
-        written = _write_ranks(job, state, left, document, workers, progress, guard)
+        with phase("write_ranks", ranks=len(left)) as measured:
+            written = _write_ranks(job, state, left, document, workers, progress, guard)
+            bytes_read, bytes_written = (sum(w.record.bytes_read for w in written), sum(w.record.size for w in written))
+            measured.measure(bytes_read=bytes_read, bytes_written=bytes_written)
         if not commit:
             return written, standing.own(job)
         check_lock()
@@ -208,7 +249,7 @@ def _carry_out(
         return written, commit_job(target, document, ranks, cancellation)
 
 
-def _nothing_to_do(found: Complete, progress: Progress, started: float) -> Result:
+def _nothing_to_do(found: Complete, progress: Progress, measured: Phase) -> Result:
     """Return the result of a run that finds everything done."""
     _tidy(found.target, found.standing)
     manifest = found.manifest
@@ -222,13 +263,14 @@ def _nothing_to_do(found: Complete, progress: Progress, started: float) -> Resul
         bytes_needed=0,
         bytes_read=0,
         bytes_written=0,
-        seconds=time.monotonic() - started,
+        seconds=measured.seconds,
         peak_rss_bytes=peak_rss_bytes(),
         skipped_ranks=found.ranks,
         digest=manifest.digest,
         complete=True,
         committed_ranks=manifest.ranks,
         notes=notes,
+        durations=durations(),
     )
 
 
@@ -285,7 +327,10 @@ def _write_ranks(
     share = budget(min(workers, max(1, len(ranks))))
     with ThreadPoolExecutor(workers, thread_name_prefix="reshard-rank") as pool:
         futures = [
-            pool.submit(write_rank, job, state, rank, staged=document.staged, budget=share, progress=progress, guard=guard)
+            pool.submit(
+                copy_context().run,  # of this operation
+                partial(write_rank, job, state, rank, staged=document.staged, budget=share, progress=progress, guard=guard),
+            )
             for rank in ranks
         ]
         try:

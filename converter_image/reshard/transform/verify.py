@@ -15,6 +15,7 @@ from reshard.storage import open_store
 from reshard.storage.cancellable import CancellableReader
 from reshard.storage.digest import is_version, matches, sample_of
 from reshard.target.folder import TargetFolder
+from reshard.telemetry import operation, phase
 from reshard.transform.commit import maps_of
 
 if TYPE_CHECKING:
@@ -23,6 +24,7 @@ if TYPE_CHECKING:
     from reshard.spec.access import Access
 
 
+@operation("verify_checkpoint")
 def verify_checkpoint(
     target_url: str,
     *,
@@ -75,7 +77,8 @@ def verify_checkpoint(
                 return None
         return f"{record.path} has another content"
 
-    damaged = [found for found in parallel(check, manifest.listed, at_once=workers or default_workers()) if found]
+    with phase("verify_files", files=len(manifest.listed), bytes_read=manifest.nbytes):
+        damaged = [found for found in parallel(check, manifest.listed, at_once=workers or default_workers()) if found]
     damaged += [f"{name} has another content" for name in maps]
     if damaged:
         more = f" (and {len(damaged) - 1} more files)" if len(damaged) > 1 else ""
