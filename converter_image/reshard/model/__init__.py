@@ -1,0 +1,126 @@
+"""A checkpoint as the core sees it, whatever wrote it: named tensors, each divided into boxes that are stored in files."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from reshard.errors import DataError
+from reshard.model.tiling import Boxes, Grid, Tiling, divide
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+    from reshard.model.tiling import Numbers
+
+__all__ = ["Boxes", "Checkpoint", "Grid", "ObjectMeta", "Place", "Shards", "TensorMeta", "Tiling", "divide", "gather_shards"]
+
+
+@dataclass(frozen=True, slots=True)
+class Place:
+    """A range of bytes in one file.
+
+    Attributes:
+        file: position of the file's path in `Checkpoint.files`.
+        offset: first byte.
+        length: number of bytes. The format defines what they are: raw content, or an archive around it.
+    """
+
+    file: int
+    offset: int
+    length: int
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Shards:
+    """The tiles of one tensor and the places where each is stored.
+
+    Attributes:
+        tiling: the tiles. Every element of the tensor is in exactly one.
+        first: positions in the arrays below, one more than there are tiles: the copies of tile `t` are `first[t]` to
+            `first[t + 1]`. Each tile has at least one copy.
+        files: for each copy the position of its file's path in `Checkpoint.files`.
+        offsets: for each copy its first byte in the file.
+        lengths: for each copy its number of bytes.
+    """
+
+    tiling: Tiling
+    first: Numbers
+    files: Numbers
+    offsets: Numbers
+    lengths: Numbers
+
+    def places(self, tile: int) -> Iterator[Place]:
+        """Yield where the copies of a tile are."""
+        for i in range(int(self.first[tile]), int(self.first[tile + 1])):
+            yield Place(int(self.files[i]), int(self.offsets[i]), int(self.lengths[i]))
+
+
+@dataclass(frozen=True, slots=True)
+class TensorMeta:
+    """One tensor.
+
+    Attributes:
+        name: its name in the checkpoint, in any characters.
+        dtype: type of the elements, by the name that numpy, ml_dtypes and torch share (`float32`, `bfloat16`, `float8_e4m3fn`).
+        shape: lengths of the whole tensor, in elements.
+        shards: its tiles. A tensor without elements has none.
+    """
+
+    name: str
+    dtype: str
+    shape: tuple[int, ...]
+    shards: Shards
+
+
+@dataclass(frozen=True, slots=True)
+class ObjectMeta:
+    """A value that is not a tensor, such as an optimizer's options. It is copied as bytes and never opened.
+
+    Attributes:
+        name: its name in the checkpoint.
+        places: its copies. Ranks may have saved different values under one name.
+    """
+
+    name: str
+    places: tuple[Place, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class Checkpoint:
+    """What a checkpoint holds.
+
+    Attributes:
+        files: paths of the files with content, relative to the checkpoint.
+        tensors: the tensors, in the order of the metadata.
+        objects: the other values.
+        version: version of the metadata, if it has one.
+    """
+
+    files: tuple[str, ...]
+    tensors: tuple[TensorMeta, ...]
+    objects: tuple[ObjectMeta, ...] = ()
+    version: str | None = None
+
+
+def gather_shards(tiling: Tiling, tiles: Numbers, places: tuple[Numbers, Numbers, Numbers], name: str) -> Shards:
+    """Return the shards of a tensor from its boxes, in any order.
+
+    Args:
+        tiling: the tiles.
+        tiles: for each box the number of its tile; negative: it has no elements.
+        places: for each box the file, the first byte and the number of bytes.
+        name: the tensor's name, for messages.
+
+    Raises:
+        DataError: a tile is in no file.
+    """
+    order = np.argsort(tiles, kind="stable")
+    order = order[np.searchsorted(tiles[order], 0) :]
+    first = np.searchsorted(tiles[order], np.arange(len(tiling) + 1))
+    if len(tiling) and not np.diff(first).all():
+        raise DataError("ShardMissing", "a shard is in no file", where=f"tensor {name}", fix="restore the checkpoint")
+    files, offsets, lengths = (numbers[order] for numbers in places)
+    return Shards(tiling, first, files, offsets, lengths)

@@ -1,0 +1,320 @@
+"""The division of a tensor into tiles that do not overlap: a grid by its cut points, or any set of boxes with an index."""
+
+from __future__ import annotations
+
+from bisect import bisect_left, bisect_right
+from dataclasses import dataclass
+from itertools import product
+from math import prod
+from typing import TYPE_CHECKING, NoReturn
+
+import numpy as np
+import numpy.typing as npt
+
+from reshard.errors import DataError
+from reshard.layout.box import Box, strides
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+Numbers = npt.NDArray[np.int64]
+
+# A proof looks at 2 ** n corners of a box, and no framework cuts a tensor irregularly along more than three dimensions.
+MAX_IRREGULAR_DIMENSIONS = 6
+_LARGEST_KEY = 1 << 62
+_CHILDREN = 4  # of a node of the index
+_QUERIES = 1 << 15  # that are answered at a time, which bounds memory
+
+
+@dataclass(frozen=True, slots=True)
+class Grid:
+    """Tiles between cut points along each dimension, numbered row-major.
+
+    Attributes:
+        cuts: for each dimension the cut points, from 0 to the length. Equal distances are a `range`, so that the points of a
+            large grid are computed. A dimension of length 0 has the one point 0, and the grid no tiles.
+
+    >>> Grid.equal((8, 6), (4, 1)).intersecting(Box((3, 0), (2, 6)))
+    [1, 2]
+    """
+
+    cuts: tuple[Sequence[int], ...]
+
+    @classmethod
+    def equal(cls, shape: tuple[int, ...], parts: tuple[int, ...]) -> Grid:
+        """Return the grid of `parts` equal parts along each dimension, which must divide the shape."""
+        return cls(tuple(range(0, n + 1, n // k) if n else (0,) for n, k in zip(shape, parts, strict=True)))
+
+    @property
+    def parts(self) -> tuple[int, ...]:
+        """The number of tiles along each dimension."""
+        return tuple(len(points) - 1 for points in self.cuts)
+
+    def __len__(self) -> int:
+        return prod(self.parts)
+
+    def box(self, tile: int) -> Box:
+        """Return the elements of a tile."""
+        cell = []
+        for step, count in zip(strides(self.parts), self.parts, strict=True):
+            cell.append(tile // step % count)
+        starts = tuple(points[i] for points, i in zip(self.cuts, cell, strict=True))
+        return Box(starts, tuple(points[i + 1] - a for points, i, a in zip(self.cuts, cell, starts, strict=True)))
+
+    def intersecting(self, box: Box) -> list[int]:
+        """Return the tiles that hold elements of a box within the tensor, ascending. Cost: their number, and log of the cuts."""
+        if not box.size or not len(self):
+            return []
+        runs = [
+            range((bisect_right(points, a) - 1) * step, bisect_left(points, a + n) * step, step)
+            for points, a, n, step in zip(self.cuts, box.start, box.shape, strides(self.parts), strict=True)
+        ]
+        return [sum(cell) for cell in product(*runs)]
+
+    def join(self, starts: Numbers, ends: Numbers) -> tuple[Numbers, Numbers]:
+        """Return each pair of a box and a tile with common elements, see `Boxes.join`."""
+        low, counts = np.zeros_like(starts), np.ones_like(starts)
+        for i, points in enumerate(self.cuts):
+            at = np.asarray(points, np.int64)
+            low[:, i] = np.searchsorted(at, starts[:, i], "right") - 1
+            counts[:, i] = np.searchsorted(at, ends[:, i]) - low[:, i]
+        counts *= (starts < ends).all(axis=1, keepdims=True)
+        totals = counts.prod(axis=1)
+        boxes = np.repeat(np.arange(len(starts)), totals)
+        rest = np.arange(len(boxes)) - np.repeat(np.cumsum(totals) - totals, totals)
+        tiles = np.zeros_like(rest)
+        for i, step in reversed(list(enumerate(strides(self.parts)))):
+            rest, cell = np.divmod(rest, counts[boxes, i])
+            tiles += (low[boxes, i] + cell) * step
+        return boxes, tiles
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Boxes:
+    """Tiles of any size and place, in an order that keeps neighbours together, with a tree of bounding boxes.
+
+    Attributes:
+        starts: first element of each tile along each dimension, of shape (dimensions, tiles).
+        ends: the end along each dimension, exclusive.
+        levels: bounding boxes of every four boxes of the level below, from the tiles up, as (starts, ends).
+    """
+
+    starts: Numbers
+    ends: Numbers
+    levels: tuple[tuple[Numbers, Numbers], ...]
+
+    @classmethod
+    def sorted(cls, starts: Numbers, ends: Numbers) -> tuple[Boxes, Numbers]:
+        """Return the tiles of boxes of shape (boxes, dimensions), and for each tile the number of its box."""
+        order = _near(starts)
+        low, high = starts[order].T.copy(), ends[order].T.copy()
+        levels = []
+        lows, highs = low, high
+        while lows.shape[1] > _CHILDREN:
+            groups = np.arange(0, lows.shape[1], _CHILDREN)
+            lows, highs = np.minimum.reduceat(lows, groups, axis=1), np.maximum.reduceat(highs, groups, axis=1)
+            levels.append((lows, highs))
+        return cls(low, high, tuple(levels)), order
+
+    def __len__(self) -> int:
+        return int(self.starts.shape[1])
+
+    def box(self, tile: int) -> Box:
+        """Return the elements of a tile."""
+        starts = tuple(self.starts[:, tile].tolist())
+        return Box(starts, tuple(b - a for a, b in zip(starts, self.ends[:, tile].tolist(), strict=True)))
+
+    def intersecting(self, box: Box) -> list[int]:
+        """Return the tiles that hold elements of a box, ascending. Cost: their number, and log of all for compact tiles."""
+        starts = np.array([box.start], np.int64)
+        found: list[int] = self.join(starts, starts + box.shape)[1].tolist()
+        return sorted(found)
+
+    def join(self, starts: Numbers, ends: Numbers) -> tuple[Numbers, Numbers]:
+        """Return each pair of a box and a tile with common elements.
+
+        Args:
+            starts: first elements of the boxes, of shape (boxes, dimensions), within the tensor.
+            ends: ends of the boxes, exclusive.
+
+        Returns:
+            The numbers of the boxes, ascending, and of the tiles.
+        """
+        boxes, tiles = [], []
+        for at in range(0, len(starts), _QUERIES):
+            found, met = self._descend(starts[at : at + _QUERIES], ends[at : at + _QUERIES])
+            order = np.argsort(found, kind="stable")
+            boxes.append(found[order] + at)
+            tiles.append(met[order])
+        empty = np.zeros(0, np.int64)
+        return np.concatenate(boxes or [empty]), np.concatenate(tiles or [empty])
+
+    def _descend(self, starts: Numbers, ends: Numbers) -> tuple[Numbers, Numbers]:
+        """Pairs for some boxes, level by level: all nodes at once, so that no box is a step of Python."""
+        levels = ((self.starts, self.ends), *self.levels)
+        roots = levels[-1][0].shape[1]
+        asked = np.flatnonzero((starts < ends).all(axis=1))
+        boxes, nodes = np.repeat(asked, roots), np.tile(np.arange(roots), len(asked))
+        for depth in range(len(levels) - 1, -1, -1):
+            lows, highs = levels[depth]
+            for i in range(len(lows)):
+                kept = np.flatnonzero((lows[i][nodes] < ends[boxes, i]) & (starts[boxes, i] < highs[i][nodes]))
+                boxes, nodes = boxes[kept], nodes[kept]
+            if depth:
+                boxes = np.repeat(boxes, _CHILDREN)
+                nodes = (nodes[:, None] * _CHILDREN + np.arange(_CHILDREN)).ravel()
+                there = np.flatnonzero(nodes < levels[depth - 1][0].shape[1])
+                boxes, nodes = boxes[there], nodes[there]
+        return boxes, nodes
+
+
+Tiling = Grid | Boxes
+
+
+def divide(shape: tuple[int, ...], starts: Numbers, lengths: Numbers, name: str) -> tuple[Tiling, Numbers]:
+    """Return the tiles that boxes make of a tensor, proved to hold each element exactly once.
+
+    Boxes without elements hold nothing; equal boxes are copies of one tile.
+
+    Args:
+        shape: lengths of the whole tensor.
+        starts: first element of each box along each dimension, of shape (boxes, dimensions).
+        lengths: lengths of each box.
+        name: the tensor's name, for messages.
+
+    Returns:
+        The tiles, and for each box the number of its tile; -1: it has no elements.
+
+    Raises:
+        DataError: a box is not within the tensor; an element is in no box, or in several that differ.
+    """
+    whole = np.array(shape, np.int64)
+    outside = ((starts < 0) | (lengths < 0) | (starts > whole) | (lengths > whole - np.minimum(starts, whole))).any(axis=1)
+    if outside.any():
+        at = int(outside.argmax())
+        raise DataError(
+            "ShardOutside",
+            f"a shard {_text(starts[at])}+{_text(lengths[at])} is not within the shape {list(shape)}",
+            where=f"tensor {name}",
+            fix="the metadata is damaged; restore the checkpoint",
+        )
+    tiles = np.full(len(starts), -1, np.int64)
+    filled = np.flatnonzero((lengths > 0).all(axis=1))
+    if not prod(shape):
+        return Grid(tuple((0,) if not n else range(0, n + 1, n) for n in shape)), tiles
+    if not len(filled):
+        _refuse(name, [0] * len(shape), 0)
+    boxes, of_box = np.unique(np.hstack([starts[filled], starts[filled] + lengths[filled]]), axis=0, return_inverse=True)
+    lows, ends = boxes[:, : len(shape)], boxes[:, len(shape) :]
+    tiling, numbers = _grid(shape, lows, ends) or _irregular(shape, lows, ends, name)
+    tiles[filled] = numbers[of_box.reshape(-1)]
+    return tiling, tiles
+
+
+def _grid(shape: tuple[int, ...], starts: Numbers, ends: Numbers) -> tuple[Grid, Numbers] | None:
+    """The grid that distinct boxes form, with the number of each box's tile; None if they form none."""
+    cuts: list[Sequence[int]] = []
+    numbers = np.zeros(len(starts), np.int64)
+    tiles = 1
+    for i, n in enumerate(shape):
+        points = np.unique(np.concatenate([starts[:, i], ends[:, i]]))
+        at = np.searchsorted(points, starts[:, i])
+        tiles *= len(points) - 1
+        if tiles > len(starts) or points[0] or points[-1] != n or (points[at + 1] != ends[:, i]).any():
+            return None
+        numbers = numbers * (len(points) - 1) + at
+        step = int(points[1])
+        cuts.append(range(0, n + 1, step) if (np.diff(points) == step).all() else tuple(points.tolist()))
+    # The boxes are distinct, each is a tile, and there are as many as tiles: each tile is there once.
+    return (Grid(tuple(cuts)), numbers) if tiles == len(starts) else None
+
+
+def _irregular(shape: tuple[int, ...], starts: Numbers, ends: Numbers, name: str) -> tuple[Boxes, Numbers]:
+    _prove(shape, starts, ends, name)
+    tiling, order = Boxes.sorted(starts, ends)
+    numbers = np.empty(len(order), np.int64)
+    numbers[order] = np.arange(len(order))
+    return tiling, numbers
+
+
+def _prove(shape: tuple[int, ...], starts: Numbers, ends: Numbers, name: str) -> None:
+    """Prove that boxes within a tensor hold each element exactly once.
+
+    Count for each point how many boxes hold it. The differences of that count along all dimensions are 0 but at corners of boxes:
+    +1 where an even number of coordinates are ends, else -1. They determine the count. So the boxes hold each element once if and
+    only if their corners, by sign, are those of the whole tensor. The first point in row-major order at which they differ is an
+    element that is not held once: no difference before it adds to its count.
+
+    Raises:
+        DataError: a hole, an overlap; or boxes that are cut along too many dimensions.
+    """
+    cut = [i for i, n in enumerate(shape) if (starts[:, i] > 0).any() or (ends[:, i] < n).any()]
+    if len(cut) > MAX_IRREGULAR_DIMENSIONS:
+        raise DataError(
+            "ShardsTooIrregular",
+            f"its shards form no grid, and cut it along {len(cut)} dimensions, more than {MAX_IRREGULAR_DIMENSIONS}",
+            where=f"tensor {name}",
+            fix="save the checkpoint with fewer sharded dimensions",
+        )
+    # The whole tensor is the last box, with its signs reversed, so that all corners have to cancel.
+    sides = [(np.append(starts[:, i], 0), np.append(ends[:, i], shape[i])) for i in cut]
+    keys = _keys(sides)
+    whole = len(starts)
+    even = np.array([mask.bit_count() % 2 == 0 for mask in range(len(keys))])
+    plus = np.concatenate([keys[even, :whole].ravel(), keys[~even, whole]])
+    minus = np.concatenate([keys[~even, :whole].ravel(), keys[even, whole]])
+    plus.sort()
+    minus.sort()
+    if np.array_equal(plus, minus):
+        return
+    at = int((plus != minus).argmax())
+    key = min(plus[at], minus[at])
+    mask, box = (int(found[0]) for found in np.nonzero(keys == key))
+    point = [0] * len(shape)
+    for bit, i in enumerate(cut):
+        point[i] = int(sides[bit][mask >> bit & 1][box])
+    element = np.array(point)
+    _refuse(name, point, int(((starts <= element) & (element < ends)).all(axis=1).sum()))
+
+
+def _keys(sides: list[tuple[Numbers, Numbers]]) -> Numbers:
+    """For each corner of each box a number, equal for equal points and ascending row-major; bit i of the row says the side."""
+    keys = np.zeros((1 << len(sides), len(sides[0][0])), np.int64)
+    ends = np.arange(len(keys))
+    largest = 1
+    for bit, pair in enumerate(sides):
+        points = np.unique(np.concatenate(pair))
+        if largest > _LARGEST_KEY // len(points):
+            distinct, inverse = np.unique(keys, return_inverse=True)
+            keys, largest = inverse.reshape(keys.shape), len(distinct)
+        keys *= len(points)
+        largest *= len(points)
+        for side in (0, 1):
+            keys[ends >> bit & 1 == side] += np.searchsorted(points, pair[side])
+    return keys
+
+
+def _refuse(name: str, point: list[int], count: int) -> NoReturn:
+    if count:
+        reason, what = "ShardsOverlap", f"element {point} is in {count} shards that differ"
+    else:
+        reason, what = "ShardsDoNotCover", f"element {point} is in no shard"
+    raise DataError(reason, what, where=f"tensor {name}", fix="the checkpoint is incomplete or damaged; restore it")
+
+
+def _near(starts: Numbers) -> Numbers:
+    """An order in which boxes that are near each other come near each other: that of the interleaved bits of their starts."""
+    ranks = [np.unique(column, return_inverse=True)[1].reshape(-1) for column in starts.T]
+    ranks = [rank for rank in ranks if rank.any()]
+    bits = min(62 // max(len(ranks), 1), len(starts).bit_length())
+    keys = np.zeros(len(starts), np.int64)
+    for rank in ranks:
+        rank >>= max(int(rank.max()).bit_length() - bits, 0)  # noqa: PLW2901 - in place
+    for bit in range(bits - 1, -1, -1):
+        for rank in ranks:
+            keys = keys << 1 | (rank >> bit & 1)
+    return np.argsort(keys, kind="stable")
+
+
+def _text(numbers: Numbers) -> str:
+    return str([int(n) for n in numbers])
