@@ -84,6 +84,12 @@ def test_its_links_lead_somewhere(page: Path) -> None:
             assert anchor[1:] in {re.sub(r"[^\w-]", "", h.lower().replace(" ", "-")) for h in headings}
 
 
+def test_the_site_has_every_page() -> None:
+    pages = {path.relative_to(ROOT).as_posix() for pattern in ("*.md", "docs/**/*.md") for path in ROOT.glob(pattern)}
+    listed = set(re.findall(r"\S+\.md$", (ROOT / "mkdocs.yml").read_text(), re.MULTILINE))
+    assert sorted(pages - listed) == [], "add the page to `nav` in mkdocs.yml"
+
+
 def test_the_table_of_layouts_is_right() -> None:
     rows = [line.split("|")[1:-1] for line in (ROOT / "docs" / "layouts.md").read_text().splitlines() if line.startswith("| `[")]
     assert len(rows) == 5
