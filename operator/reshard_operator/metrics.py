@@ -2,18 +2,34 @@
 
 from __future__ import annotations
 
+from datetime import datetime
+from itertools import accumulate
 from typing import TYPE_CHECKING
 
-from prometheus_client import Counter, Gauge, Histogram
+from prometheus_client import REGISTRY, Counter, Gauge, Histogram, Info
+from prometheus_client.core import HistogramMetricFamily
+from prometheus_client.registry import Collector
 
+from reshard.spec.messages import RANK_SECONDS_BUCKETS, CommitMessage, RankSeconds
+from reshard.version import __version__
 from reshard_operator.status import STUCK, WAITING, Phase, waits_for
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
-    from reshard_operator.observation import Object
+    from reshard_operator.observation import Object, Seen
 
-RECONCILE_SECONDS = Histogram("reshard_reconcile_seconds", "How long one look at a transform takes")
+_TRANSFORM_SECONDS_BUCKETS = (5, 10, 30, 60, 120, 300, 600, 1800, 3600, 7200, 14400, 28800)
+
+BUILD = Info("reshard_build", "Version of the operator")
+RECONCILE_SECONDS = Histogram("reshard_reconcile_duration_seconds", "Duration of a reconciliation")
+TRANSFORM_SECONDS = Histogram(
+    "reshard_transform_duration_seconds",
+    "Duration of a transform from its start to its end, by the phase that it ended in",
+    ["phase"],
+    buckets=_TRANSFORM_SECONDS_BUCKETS,
+)
+BYTES_READ = Counter("reshard_bytes_read", "Bytes read from sources for completed checkpoints")
 RECONCILE_ERRORS = Counter("reshard_reconcile_errors", "Looks at a transform that failed, and are repeated")
 STATUS_WRITES = Counter("reshard_status_writes", "Statuses written")
 TRANSITIONS = Counter("reshard_transitions", "Transforms that came into a phase", ["phase"])
@@ -22,10 +38,40 @@ TRANSFORMS = Gauge("reshard_transforms", "Transforms that there are, by phase", 
 TRANSFORMS_WAITING = Gauge("reshard_transforms_waiting", "Transforms that something outside holds up", ["reason"])
 LEADING = Gauge("reshard_leading", "Whether this replica does the work")
 
+
+class RankDurations(Collector):
+    """Histogram of the durations of ranks, which arrive counted: one commit reports those of all its ranks."""
+
+    def __init__(self) -> None:
+        self._counts = [0] * (len(RANK_SECONDS_BUCKETS) + 1)
+        self._sum = 0.0
+
+    def add(self, ranks: RankSeconds) -> None:
+        """Add the ranks of a completed checkpoint."""
+        self._counts = [known + new for known, new in zip(self._counts, ranks.counts, strict=True)]
+        self._sum += ranks.sum
+
+    def collect(self) -> Iterator[HistogramMetricFamily]:
+        """Yield the histogram."""
+        bounds = (*map(str, RANK_SECONDS_BUCKETS), "+Inf")
+        yield HistogramMetricFamily(
+            "reshard_rank_duration_seconds",
+            "Duration of writing and verifying one target rank of a completed checkpoint",
+            buckets=list(zip(bounds, accumulate(self._counts), strict=True)),
+            sum_value=self._sum,
+        )
+
+
+RANK_SECONDS = RankDurations()
+REGISTRY.register(RANK_SECONDS)
+BUILD.info({"version": __version__})
+
 # Series that are there from the start, at 0: Prometheus sees no increase in the first value of one that was not.
 for _phase in Phase:
     TRANSITIONS.labels(_phase)
     TRANSFORMS.labels(_phase)
+    if _phase.terminal:
+        TRANSFORM_SECONDS.labels(_phase)
 for _reason in (STUCK, *sorted(WAITING)):
     TRANSFORMS_WAITING.labels(_reason)
 
@@ -49,3 +95,14 @@ class Census:
             self._gauges[key] = (TRANSFORMS.labels(status["phase"]), *([TRANSFORMS_WAITING.labels(reason)] if reason else ()))
             for gauge in self._gauges[key]:
                 gauge.inc()
+
+
+def count_end(seen: Seen, status: Object) -> None:
+    """Count a transform that has just ended with this status."""
+    seconds = datetime.fromisoformat(status["completionTime"]) - datetime.fromisoformat(status["startTime"])
+    TRANSFORM_SECONDS.labels(status["phase"]).observe(seconds.total_seconds())
+    if status["phase"] == Phase.COMPLETE:
+        BYTES_READ.inc(status.get("bytesRead", 0))
+        BYTES_WRITTEN.inc(status.get("bytesWritten", 0))
+        if (committed := seen.result("commit", CommitMessage)) is not None:
+            RANK_SECONDS.add(committed.rank_seconds)

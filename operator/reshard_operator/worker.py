@@ -20,7 +20,7 @@ if TYPE_CHECKING:
 
     from reshard_operator.cluster import Cluster
     from reshard_operator.config import Config
-    from reshard_operator.observation import Object, Seen, Transform
+    from reshard_operator.observation import Object, Seen
     from reshard_operator.reconcile import Decision
 
 Key = tuple[str, str]
@@ -159,17 +159,18 @@ class Reconciler:
         await self._cluster.write_status(transform, status)
         self._counted[key] = time.monotonic()
         metrics.STATUS_WRITES.inc()
-        await self._announce(transform, status)
+        await self._announce(seen, status)
         return decision.look_again_seconds
 
-    async def _announce(self, transform: Transform, status: Object) -> None:
+    async def _announce(self, seen: Seen, status: Object) -> None:
         """An Event for each new phase, and for each new reason."""
+        transform = seen.transform
         ready, before = status["conditions"][0], (transform.status.get("conditions") or [{}])[0]
         if (status["phase"], ready["reason"]) == (transform.status.get("phase"), before.get("reason")):
             return
         metrics.TRANSITIONS.labels(status["phase"]).inc()
-        if status["phase"] == "Complete":
-            metrics.BYTES_WRITTEN.inc(status.get("bytesWritten", 0))
+        if "completionTime" in status:
+            metrics.count_end(seen, status)
         kind = "Warning" if status["phase"] == "Failed" else "Normal"
         log.info(
             "%s: %s: %s",

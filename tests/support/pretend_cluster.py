@@ -36,6 +36,7 @@ COMMIT = {
     "digest": "d" * 64,
     "bytesRead": 1000,
     "bytesWritten": 1200,
+    "rankSeconds": {"counts": [0, 0, 0, 4, 0, 0, 0, 0, 0, 0, 0, 0, 2], "sum": 9016.5},
     "manifest": "reshard-manifest.json",
 }
 

@@ -44,7 +44,7 @@ def described(schema: dict[str, Any], path: str = "") -> Iterator[tuple[str, dic
 
 def names() -> set[str]:
     """Every name of a series that the operator serves."""
-    suffixes = {"counter": ["_total"], "histogram": ["_bucket", "_sum", "_count"]}
+    suffixes = {"counter": ["_total"], "histogram": ["_bucket", "_sum", "_count"], "info": ["_info"]}
     return {family.name + suffix for family in REGISTRY.collect() for suffix in suffixes.get(family.type, [""])}
 
 
@@ -103,7 +103,7 @@ def test_panels_lie_beside_each_other() -> None:
 def test_every_metric_and_alert_is_documented() -> None:
     for family in REGISTRY.collect():
         if family.name.startswith("reshard_"):
-            name = family.name + ("_total" if family.type == "counter" else "")
+            name = family.name + {"counter": "_total", "info": "_info"}.get(family.type, "")
             assert re.search(rf"^\| `{name}(\{{[a-z]+\}})?` \| \S", OPERATIONS, re.MULTILINE), name
     for alert in re.findall(r"alert: (\w+)", MONITORING):
         assert f"| `{alert}` |" in OPERATIONS
@@ -126,7 +126,7 @@ def test_the_rights_in_the_documentation_are_the_charts() -> None:
         for rule in yaml.safe_load(rules)
         for resource in rule["resources"]
     ]
-    rows = re.findall(r"^\| `?([\w.]+)`? \| `([\w/]+)`(?:, that one)? \| ([a-z, ]+) \| [^|]+ \|$", SECURITY, re.MULTILINE)
+    rows = re.findall(r"^\| `?([\w.]+)`? \| `([\w/]+)`(?:, this one only)? \| ([a-z, ]+) \| [^|]+ \|$", SECURITY, re.MULTILINE)
     assert rows == granted
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import dataclasses
+from datetime import datetime
 from typing import TYPE_CHECKING, Any
 
 from pretend_cluster import COMMIT, CONFIG, PretendCluster, older
@@ -28,6 +29,18 @@ def value(name: str, **labels: str) -> float:
 
 def phases() -> dict[str, float]:
     return {phase: value("reshard_transforms", phase=phase) for phase in Phase}
+
+
+def ended() -> dict[str, float]:
+    """What is counted when a transform ends."""
+    names = ["bytes_read_total", "bytes_written_total", "rank_duration_seconds_count", "rank_duration_seconds_sum"]
+    found = {f"reshard_{name}": value(f"reshard_{name}") for name in names}
+    for phase in ("Complete", "Failed"):
+        for name in ("reshard_transform_duration_seconds_count", "reshard_transform_duration_seconds_sum"):
+            found[f"{name} {phase}"] = value(name, phase=phase)
+    for bound in ("2.5", "5.0", "3600.0", "+Inf"):
+        found[f"reshard_rank_duration_seconds_bucket {bound}"] = value("reshard_rank_duration_seconds_bucket", le=bound)
+    return found
 
 
 class Watched:
@@ -55,7 +68,7 @@ class Watched:
 
 
 def test_a_transform_is_counted_in_its_phase_until_it_is_gone() -> None:
-    cluster, before, bytes_before = Watched(), phases(), value("reshard_bytes_written_total")
+    cluster, before, ended_before = Watched(), phases(), ended()
     started = value("reshard_transitions_total", phase="Planning")
 
     async def story() -> None:
@@ -82,7 +95,19 @@ def test_a_transform_is_counted_in_its_phase_until_it_is_gone() -> None:
         working.cancel()
 
     asyncio.run(story())
-    assert value("reshard_bytes_written_total") == bytes_before + COMMIT["bytesWritten"]
+    start, end = (datetime.fromisoformat(cluster.pretend.status[name]) for name in ("startTime", "completionTime"))
+    assert (seconds := (end - start).total_seconds()) > 0
+    assert {name: now - ended_before[name] for name, now in ended().items() if now != ended_before[name]} == {
+        "reshard_bytes_read_total": COMMIT["bytesRead"],
+        "reshard_bytes_written_total": COMMIT["bytesWritten"],
+        "reshard_transform_duration_seconds_count Complete": 1,
+        "reshard_transform_duration_seconds_sum Complete": seconds,
+        "reshard_rank_duration_seconds_count": 6,
+        "reshard_rank_duration_seconds_sum": 9016.5,
+        "reshard_rank_duration_seconds_bucket 5.0": 4,
+        "reshard_rank_duration_seconds_bucket 3600.0": 4,
+        "reshard_rank_duration_seconds_bucket +Inf": 6,
+    }
     assert value("reshard_transitions_total", phase="Planning") == started + 1
     assert cluster.events[-1] == "Complete"
 

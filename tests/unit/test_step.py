@@ -92,6 +92,8 @@ def test_plan_ranks_and_commit_make_what_one_transform_makes(pods: Pods) -> None
     assert again["bytesWritten"] == 0
     committed = pods.run("commit", RESHARD_DIGEST=planned["digest"])
     assert committed["digest"] == planned["digest"]
+    assert sum(committed["rankSeconds"]["counts"]) == 6
+    assert committed["rankSeconds"]["sum"] > 0
     assert disk.differences(pods.made.model, pods.target, "ckpt") == []
     assert pods.run("commit", RESHARD_DIGEST=planned["digest"]) == committed
     assert pods.run("plan", owner="uid-2")["complete"]

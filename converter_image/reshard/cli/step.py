@@ -31,7 +31,15 @@ from reshard.cli import show
 from reshard.engine.memory import MOST_WORKERS
 from reshard.errors import ReshardError, UsageError, printable
 from reshard.progress import CancelledError
-from reshard.spec.messages import CommitMessage, FailureMessage, PlanMessage, RanksMessage, StepMessage, encode_message
+from reshard.spec.messages import (
+    CommitMessage,
+    FailureMessage,
+    PlanMessage,
+    RankSeconds,
+    RanksMessage,
+    StepMessage,
+    encode_message,
+)
 from reshard.spec.ranks import format_ranks, ranks_of_index, ranks_to_write
 from reshard.spec.resource import parse_spec, request_of_pod
 from reshard.target.parts import is_whole, notes_on_rules
@@ -135,6 +143,7 @@ def _commit(invocation: Invocation, _: TransformSpec, request: Request) -> Commi
         digest=manifest.digest,
         bytes_read=sum(record.bytes_read for record in manifest.files),
         bytes_written=manifest.nbytes,
+        rank_seconds=RankSeconds.of(record.seconds for record in manifest.files),
         manifest=MANIFEST_NAME if is_whole(manifest) else "",
     )
 

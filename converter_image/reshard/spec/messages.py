@@ -7,11 +7,17 @@ they do not know.
 from __future__ import annotations
 
 import json
-from typing import Annotated, TypeVar
+from bisect import bisect_left
+from typing import TYPE_CHECKING, Annotated, Self, TypeVar
 
 import msgspec
 
+if TYPE_CHECKING:
+    from collections.abc import Iterable
+
 MESSAGE_VERSION = 1
+# Upper bounds of the buckets that rank durations are counted in: durations of thousands of ranks have no room in a message.
+RANK_SECONDS_BUCKETS = (0.5, 1.0, 2.5, 5.0, 10.0, 30.0, 60.0, 120.0, 300.0, 600.0, 1800.0, 3600.0)
 
 # More ranks than any cluster has: a forged message must not make the operator list without end.
 _Ranks = Annotated[int, msgspec.Meta(ge=1, le=1_000_000)]
@@ -44,6 +50,29 @@ class RanksMessage(StepMessage, frozen=True):
     peak_rss_bytes: _Count
 
 
+class RankSeconds(msgspec.Struct, frozen=True):
+    """Durations of ranks.
+
+    Attributes:
+        counts: number of ranks in each of RANK_SECONDS_BUCKETS, and above the last.
+        sum: sum of all durations.
+    """
+
+    counts: Annotated[
+        tuple[_Count, ...], msgspec.Meta(min_length=len(RANK_SECONDS_BUCKETS) + 1, max_length=len(RANK_SECONDS_BUCKETS) + 1)
+    ] = (0,) * (len(RANK_SECONDS_BUCKETS) + 1)
+    sum: Annotated[float, msgspec.Meta(ge=0)] = 0.0
+
+    @classmethod
+    def of(cls, durations: Iterable[float]) -> Self:
+        """Count durations, in seconds."""
+        counts, total = [0] * (len(RANK_SECONDS_BUCKETS) + 1), 0.0
+        for seconds in durations:
+            counts[bisect_left(RANK_SECONDS_BUCKETS, seconds)] += 1
+            total += seconds
+        return cls(tuple(counts), round(total, 3))
+
+
 class CommitMessage(StepMessage, frozen=True):
     """What the commit step reports.
 
@@ -52,12 +81,14 @@ class CommitMessage(StepMessage, frozen=True):
         bytes_read: number of bytes read from source tensors.
         bytes_written: number of bytes written to files.
         manifest: the manifest's name; empty if other transforms have parts of this checkpoint still to write.
+        rank_seconds: durations of the ranks.
     """
 
     digest: str
     bytes_read: _Count
     bytes_written: _Count
     manifest: str
+    rank_seconds: RankSeconds = RankSeconds()
 
 
 class FailureMessage(StepMessage, frozen=True):
