@@ -4,11 +4,15 @@
 #   VENV     where the environment is (.venv)
 #   TIER     the tiers of tests to run, for `make test` (all)
 #   BASELINE a revision whose build `make bench` measures next to this one (none)
+#   DIST     where `make dist` puts what it builds (dist)
+#   VERSION  the version that `make release` prepares
 #   REGISTRY, PLATFORMS, TAG, ENGINE   of the images, for `make images` (scripts/images.sh)
 
 PYTHON ?= python3
 VENV ?= .venv
 TIER ?=
+DIST ?= dist
+DIST_VENV := .venv-dist
 PLATFORMS ?= linux/amd64,linux/arm64
 TAG ?= $(shell sed -n 's/^appVersion: //p' helm/reshard/Chart.yaml)
 
@@ -36,9 +40,9 @@ help: ## List the targets
 .PHONY: setup
 setup: $(READY) ## Make the environment, with `reshard` in .venv/bin
 
-$(READY): pyproject.toml constraints.txt scripts/venv.sh scripts/apt.sh
+$(READY): pyproject.toml operator/pyproject.toml constraints.txt scripts/venv.sh scripts/apt.sh
 	@sh scripts/venv.sh '$(PYTHON)' 3.11 '$(VENV)'
-	$(BIN)/python -m pip install --quiet -c constraints.txt -e '.[s3,crypto,operator,dev]'
+	$(BIN)/python -m pip install --quiet -c constraints.txt -e '.[s3,crypto,dev]' -e ./operator
 	@touch $@
 
 .PHONY: demo
@@ -67,6 +71,17 @@ cluster: $(READY) ## Start a Kubernetes cluster as the tests have it; Ctrl-C end
 cluster-demo: $(READY) ## Install the chart and run the examples: in the cluster of KUBECONFIG, else in one of its own
 	@if [ -n "$$KUBECONFIG" ]; then sh examples/cluster-demo.sh; \
 	else PYTHON='$(PYTHON)' sh scripts/cluster.sh $(BIN)/python run -- sh examples/cluster-demo.sh; fi
+
+# The tools have an environment of their own, because they need far more than the project does.
+.PHONY: dist
+dist: ## Build wheels and sdists, with their SBOMs and provenance, in DIST
+	@sh scripts/venv.sh '$(PYTHON)' 3.11 $(DIST_VENV)
+	@$(DIST_VENV)/bin/python -m pip install --quiet --upgrade -c constraints.txt -r scripts/dist-requirements.txt
+	@$(DIST_VENV)/bin/python scripts/dist.py '$(DIST)'
+
+.PHONY: release
+release: $(READY) ## Prepare a release in the tree: VERSION=x.y.z in the changelog, packages, chart, CRD and images
+	@$(BIN)/python scripts/release.py '$(VERSION)'
 
 .PHONY: images
 images: ## Build both images and push them: REGISTRY=... [PLATFORMS=linux/amd64,linux/arm64] [TAG=...] [ENGINE=...]
@@ -114,7 +129,8 @@ constraints: ## Choose the versions in constraints.txt anew
 	@sh scripts/venv.sh '$(PYTHON)' 3.11 '$(RESHARD_CACHE)/uv'
 	@$(RESHARD_CACHE)/uv/bin/python -m pip install --quiet --upgrade uv
 	$(RESHARD_CACHE)/uv/bin/uv pip compile --quiet --universal --python-version 3.11 --all-extras --upgrade --no-annotate \
-	  --custom-compile-command 'make constraints' --output-file constraints.txt pyproject.toml
+	  --custom-compile-command 'make constraints' --no-emit-package reshard --output-file constraints.txt \
+	  pyproject.toml operator/pyproject.toml scripts/dist-requirements.txt
 
 .PHONY: clean
 clean: ## Remove the environments and what the tools remember of this tree

@@ -7,23 +7,16 @@ import logging
 import signal
 import sys
 
+import kopf
+from prometheus_client import start_http_server
+
 from reshard.errors import ReshardError
-from reshard.extras import needs_extra
 from reshard.telemetry import formatter
-
-try:
-    with needs_extra("operator", "reshard-operator"):
-        import kopf
-        from prometheus_client import start_http_server
-
-        from reshard_operator import config as configuration
-        from reshard_operator.cluster import ApiError, Cluster
-        from reshard_operator.handlers import registry
-        from reshard_operator.lease import Lease, LostLeaseError
-        from reshard_operator.worker import Reconciler
-except ReshardError as error:
-    print(f"reshard-operator: {error}", file=sys.stderr)  # noqa: T201 - there is no log yet
-    sys.exit(error.exit_code)
+from reshard_operator import config as configuration
+from reshard_operator.cluster import ApiError, Cluster
+from reshard_operator.handlers import registry
+from reshard_operator.lease import Lease, LostLeaseError
+from reshard_operator.worker import Reconciler
 
 _LOOK_FOR_CRD_SECONDS = 5.0
 

@@ -1,0 +1,162 @@
+"""Build what is released of both distributions into a folder: dist.py FOLDER (`make dist`).
+
+For each distribution: an sdist, a wheel built from the sdist, and an SBOM in CycloneDX. For all of them: one provenance statement
+in the form of SLSA, unless the tree differs from its commit. The same commit gives the same bytes.
+"""
+
+from __future__ import annotations
+
+import email
+import hashlib
+import json
+import os
+import platform
+import shutil
+import subprocess
+import sys
+import tempfile
+import tomllib
+import venv
+import zipfile
+from importlib import metadata
+from pathlib import Path
+from typing import Any
+
+ROOT = Path(__file__).resolve().parents[1]
+PROJECTS = (ROOT, ROOT / "operator")
+NOT_RUNTIME = {"dev", "docs"}  # extras that serve the project itself
+BUILD_TOOLS = ("build", "hatch-fancy-pypi-readme", "hatchling")
+
+
+def main(folder: Path) -> int:
+    """Build everything.
+
+    Args:
+        folder: where to; its contents are replaced.
+
+    Returns:
+        The exit code.
+    """
+    commit, changed = _commit()
+    os.environ.setdefault("SOURCE_DATE_EPOCH", _commit_time(commit))
+    shutil.rmtree(folder, ignore_errors=True)
+    folder.mkdir(parents=True)
+    for project in PROJECTS:
+        _run("build", "--no-isolation", "--outdir", folder, project)
+    built = sorted(folder.iterdir())
+    _run("twine", "check", "--strict", *built)
+    wheels = [path for path in built if path.suffix == ".whl"]
+    for wheel in wheels:
+        _write_sbom(wheel, wheels)
+    version = tomllib.loads((ROOT / "operator" / "pyproject.toml").read_text(encoding="utf-8"))["project"]["version"]
+    if commit and not changed:
+        text = json.dumps(statement(digests(folder), commit, source_url(), version), indent=2)
+        (folder / f"reshard-{version}.intoto.json").write_text(text + "\n", encoding="utf-8")
+    else:
+        why = "the tree differs from its commit" if commit else "the tree is not a Git checkout"
+        print(f"dist: no provenance is written, because {why}", file=sys.stderr)
+    for path in sorted(folder.iterdir()):
+        print(path)
+    return 0
+
+
+def digests(folder: Path) -> dict[str, str]:
+    """Return the SHA-256 of each file in a folder, by name."""
+    return {path.name: hashlib.sha256(path.read_bytes()).hexdigest() for path in sorted(folder.iterdir())}
+
+
+def source_url() -> str:
+    """Return the address of the repository."""
+    urls: dict[str, str] = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["project"]["urls"]
+    return urls["Source"]
+
+
+def statement(subjects: dict[str, str], commit: str, source: str, version: str) -> dict[str, Any]:
+    """Return an in-toto statement with SLSA provenance: what was built, from what, and by whom.
+
+    Args:
+        subjects: SHA-256 of each file, by name.
+        commit: what was built, a Git object name.
+        source: address of the repository.
+        version: version of the distributions.
+    """
+    return {
+        "_type": "https://in-toto.io/Statement/v1",
+        "subject": [{"name": name, "digest": {"sha256": digest}} for name, digest in subjects.items()],
+        "predicateType": "https://slsa.dev/provenance/v1",
+        "predicate": {
+            "buildDefinition": {
+                "buildType": f"{source}/scripts/dist.py",
+                "externalParameters": {"source": source, "version": version},
+                "internalParameters": {
+                    "python": platform.python_version(),
+                    "SOURCE_DATE_EPOCH": os.environ.get("SOURCE_DATE_EPOCH", ""),
+                },
+                "resolvedDependencies": [
+                    {"uri": f"git+{source}", "digest": {"gitCommit": commit}},
+                    *({"uri": f"pkg:pypi/{name}@{metadata.version(name)}"} for name in BUILD_TOOLS),
+                ],
+            },
+            "runDetails": {"builder": {"id": os.environ.get("RESHARD_BUILDER_ID", f"{source}/builders/local")}},
+        },
+    }
+
+
+def _write_sbom(wheel: Path, wheels: list[Path]) -> None:
+    """Describe what an installation with the versions in constraints.txt consists of."""
+    name, version = wheel.name.split("-")[:2]
+    with zipfile.ZipFile(wheel) as archive:
+        headers = email.message_from_bytes(archive.read(f"{name}-{version}.dist-info/METADATA"))
+    extras = ",".join(sorted(set(headers.get_all("Provides-Extra", [])) - NOT_RUNTIME))
+    with tempfile.TemporaryDirectory() as scratch:
+        environment = Path(scratch) / "environment"
+        venv.create(environment, with_pip=False)
+        wanted = [f"{wheel.resolve()}[{extras}]" if extras else wheel.resolve()]
+        if name != "reshard":  # it needs that one, which is on no index
+            wanted += [other.resolve() for other in wheels if other != wheel]
+        pip = ("pip", "--python", environment / "bin" / "python", "install", "--quiet", "--no-compile")
+        _run(*pip, "-c", ROOT / "constraints.txt", *wanted)
+        for origin in environment.glob("lib/*/site-packages/*.dist-info/direct_url.json"):
+            origin.unlink()  # it names a folder of this machine
+        root = Path(scratch) / "pyproject.toml"  # the tool reads no dynamic version
+        root.write_text(f'[project]\nname = "{name.replace("_", "-")}"\nversion = "{version}"\nlicense = "Apache-2.0"\n')
+        out = wheel.parent / f"{name}-{version}.cdx.json"
+        options = ("--output-reproducible", "--pyproject", root, "--mc-type", "library", "-o", out)
+        _run("cyclonedx_py", "environment", *options, environment / "bin" / "python")
+
+
+def _run(module: str, *arguments: str | Path) -> None:
+    done = subprocess.run(
+        [sys.executable, "-m", module, *map(str, arguments)],
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+        check=False,
+    )
+    if done.returncode:
+        sys.exit(f"{done.stdout}dist: {module} failed, with the output above")
+
+
+def _commit() -> tuple[str, bool]:
+    """Return the commit of the tree, empty where there is none, and whether the tree differs from it."""
+    commit = _git("rev-parse", "HEAD")
+    return commit, bool(commit and _git("status", "--porcelain"))
+
+
+def _commit_time(commit: str) -> str:
+    found = _git("log", "-1", "--format=%ct", commit) if commit else ""
+    return found or "315532800"  # 1980, the first year that a zip file can hold
+
+
+def _git(*arguments: str) -> str:
+    try:
+        done = subprocess.run(["git", "-C", str(ROOT), *arguments], capture_output=True, text=True, check=False)
+    except FileNotFoundError:
+        return ""
+    return done.stdout.strip() if done.returncode == 0 else ""
+
+
+if __name__ == "__main__":
+    if len(sys.argv) != 2:
+        sys.exit("dist: name the folder to build into")
+    sys.exit(main(Path(sys.argv[1])))
