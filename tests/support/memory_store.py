@@ -17,6 +17,7 @@ class MemoryReader:
     name: str
     content: bytes
     version: str = "1"
+    changed: int = 0
     reads: list[tuple[int, int]] = field(default_factory=list)
 
     @property

@@ -111,7 +111,7 @@ def test_before_its_content_is_compared(
 
 
 def test_of_an_index(made: disk.Checkpoint, tmp_path: Path, change: Callable[[Path], object]) -> None:
-    transform_checkpoint(request_of(made, tmp_path / "index", layout="Index"))
+    transform_checkpoint(request_of(made, tmp_path / "index", output="Index"))
     change(made.source / FILE)
     said = rf"SourceChanged: {FILE}: the file (has changed|is gone) since the source was indexed"
     with pytest.raises(DataError, match=said):

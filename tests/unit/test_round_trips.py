@@ -82,4 +82,5 @@ def test_ranks_are_listed_once_and_read_together(request_: Request, monkeypatch:
         assert transform_checkpoint(request_, workers=2).bytes_written == 0
         assert trips.calls["stats"] == 1
         assert trips.calls.get("stat", 0) + trips.calls.get("read", 0) < RANKS // 2
-        assert trips.calls["open"] < 2 * RANKS + RANKS // 8  # of the source
+        # Headers of the source, and sampled blocks of the target's files; reading a manifest opens it too.
+        assert trips.calls["open"] - trips.calls["read"] <= 2 * RANKS

@@ -4,17 +4,13 @@ that is not."""
 from __future__ import annotations
 
 import json
-import os
-import shutil
 from typing import TYPE_CHECKING, Any
 
 import disk
-import models
 import msgspec
 import numpy as np
 import pytest
 import rawfiles
-from definition import Cut
 from killing import killed_after
 
 import reshard
@@ -216,100 +212,6 @@ def test_the_manifest_says_which_files_belong_to_a_source(made: disk.Checkpoint,
     (target / "rank_99").mkdir()
     whole = ["transform", "--source", str(target), "--source-strategy", str(made.target_strategy)]
     assert main([*whole, "--target", str(tmp_path / "whole")]) == 0
-
-
-def touch(made: disk.Checkpoint) -> None:
-    """Give the source's files other times, as a copy or a restored backup has."""
-    for path in made.source.rglob("*.ckpt"):
-        os.utime(path, ns=(7, 7))
-
-
-def test_a_source_that_was_copied_anew_is_the_same_source(made: disk.Checkpoint, target: Path) -> None:
-    assert run(made, target) == 0
-    before = {path: path.stat().st_mtime_ns for path in target.rglob("*") if path.is_file()}
-    touch(made)
-    assert run(made, target) == 0
-    assert {path: path.stat().st_mtime_ns for path in target.rglob("*") if path.is_file()} == before
-
-
-def test_ranks_that_were_written_from_an_earlier_copy_are_kept(made: disk.Checkpoint, target: Path) -> None:
-    assert run(made, target, "--ranks", "0-3", "--no-commit") == 0
-    first = (target / "rank_0" / "checkpoint_0.ckpt").stat()
-    touch(made)
-    reshard.plan_transform(Request(made.source, target, made.source_strategy, made.target_strategy), write=True)
-    assert run(made, target, "--ranks", "4", "--no-commit") == 0  # from the plan, which names the new times
-    assert run(made, target) == 0
-    assert (target / "rank_0" / "checkpoint_0.ckpt").stat() == first
-    assert right(made, target)
-
-
-def test_ranks_are_written_from_a_source_that_was_copied_again_since_the_plan(made: disk.Checkpoint, target: Path) -> None:
-    assert run(made, target, "--ranks", "0-3", "--no-commit") == 0
-    first = rank_file(target, 0).stat()
-    touch(made)
-    assert run(made, target, "--ranks", "4-5", "--no-commit") == 0
-    assert main(["commit", str(target)]) == 0
-    assert rank_file(target, 0).stat() == first
-    assert right(made, target)
-
-
-@pytest.fixture
-def adapted(tmp_path: Path) -> disk.Checkpoint:
-    """A large frozen model with a small trained parameter, which no sample of a file reaches."""
-    rows, few = Cut((4,), ((0,), ())), Cut((4,), ((0,),))
-    tensors = (
-        models.Tensor("a", "Float32", (300, 240), rows, 0, rows, 0),
-        models.Tensor("adapter", "Float32", (64,), few, 0, few, 0),
-        models.Tensor("b", "Float32", (500, 240), rows, 0, rows, 0),
-    )
-    return disk.write(tmp_path / "adapted", models.Model(4, 1, 4, 1, tensors, 1, remove_redundancy=False))
-
-
-def test_a_change_that_no_sample_shows_is_found_by_comparing(adapted: disk.Checkpoint, target: Path, tmp_path: Path) -> None:
-    assert run(adapted, target) == 0
-    before = disk.contents(target)
-    path = adapted.source / "rank_0" / "net-1_100.ckpt"
-    held = adapted.model.source()[0]
-    path.write_bytes(rawfiles.ckpt(held | {"adapter": held["adapter"] + np.float32(1)}))
-    assert run(adapted, target) == 78
-    assert disk.contents(target) == before
-    assert run(adapted, target, "--overwrite") == 0
-    assert run(adapted, target) == 0
-    assert run(adapted, tmp_path / "again") == 0
-    assert disk.contents(tmp_path / "again") == disk.contents(target) != before
-
-
-def test_a_full_verification_compares_a_source_of_other_times_in_full(adapted: disk.Checkpoint, target: Path) -> None:
-    full = ("--verification", "full")
-    assert run(adapted, target, *full) == 0
-    path = adapted.source / "rank_0" / "net-1_100.ckpt"
-    held = adapted.model.source()[0]
-    held["b"][40, 100] += 1
-    path.write_bytes(rawfiles.ckpt(held))
-    assert run(adapted, target) == 0  # no sample shows this element
-    assert run(adapted, target, *full) == 78
-
-
-def test_sources_of_one_size_and_time_are_told_apart(made: disk.Checkpoint, other: disk.Checkpoint, target: Path) -> None:
-    """As archives and object stores' mounts leave them."""
-    for checkpoint in (made, other):
-        for path in checkpoint.source.rglob("*.ckpt"):
-            os.utime(path, ns=(1, 1))
-    assert run(made, target) == 0
-    assert run(other, target) == 78
-
-
-def test_a_source_that_was_swapped_with_its_time_kept(made: disk.Checkpoint, other: disk.Checkpoint, target: Path) -> None:
-    for checkpoint in (made, other):
-        for path in checkpoint.source.rglob("*.ckpt"):
-            os.utime(path, ns=(1, 1))
-    request = Request(made.source, target, made.source_strategy, made.target_strategy)
-    reshard.plan_transform(request, write=True)
-    shutil.copytree(other.source, made.source, dirs_exist_ok=True)
-    with pytest.raises(DataError, match=r"SourceChanged.*without --no-commit"):
-        transform_checkpoint(request, commit=False)
-    transform_checkpoint(request)
-    assert right(other, target)
 
 
 @pytest.mark.parametrize("path", ["../victim", "rank_0/..", "/etc/passwd", "rank_0/a/b", "rank_x/a"])

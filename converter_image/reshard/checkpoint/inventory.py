@@ -121,6 +121,8 @@ class SourceFile(msgspec.Struct, frozen=True, array_like=True, gc=False):
         structure: position in `Inventory.structures`.
         crc: the CRC32 that the file carries.
         sample: a digest of some of its content, for files that have one size and one time.
+        changed: see `Reader.changed`. A file that was given another owner or link has changed too, so that only tells which
+            contents to compare.
     """
 
     rank: _Count
@@ -130,6 +132,7 @@ class SourceFile(msgspec.Struct, frozen=True, array_like=True, gc=False):
     structure: _Count
     crc: int | None = None
     sample: str = ""
+    changed: _Count = 0
 
 
 class Inventory(msgspec.Struct, frozen=True):
@@ -157,13 +160,19 @@ class Inventory(msgspec.Struct, frozen=True):
     @property
     def identity(self) -> Inventory:
         """The inventory without the times of files whose content was sampled: a copy of a source is the same source."""
-        files = (msgspec.structs.replace(file, version="") if file.sample else file for file in self.files)
+        files = (msgspec.structs.replace(f, version="" if f.sample else f.version, changed=0) for f in self.files)
         return msgspec.structs.replace(self, files=tuple(files))
 
     @property
+    def pinned(self) -> Inventory:
+        """The inventory with only those times of files that change with their content."""
+        return msgspec.structs.replace(self, files=tuple(msgspec.structs.replace(file, changed=0) for file in self.files))
+
+    @property
     def versions(self) -> str:
-        """A digest of all files' versions. Equal digests: no file was written or copied again."""
-        return hashlib.sha256(msgspec.json.encode([(file.rank, file.version) for file in self.files])).hexdigest()
+        """A digest of all files' versions. Equal digests: no file was written, copied or replaced."""
+        found = [(file.rank, file.version, file.changed) for file in self.files]
+        return hashlib.sha256(msgspec.json.encode(found)).hexdigest()
 
     @property
     def format(self) -> Format:

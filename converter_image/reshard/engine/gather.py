@@ -58,12 +58,28 @@ class SourceFiles:
     """The files of a source, opened when first read and checked to be those that the inventory describes. Threads may share it.
 
     Readers stay until `close`; how many files of the system that takes is the store's affair.
+
+    Args:
+        store: the storage that holds the files.
+        inventory: the files.
+        count: is told how many bytes are read.
+        indexed: whether an index describes the source.
+        planned: whether an earlier process has read the inventory: a file that was replaced since, with its time restored, is
+            known by `Reader.changed` only.
     """
 
-    def __init__(self, store: ReadStore, inventory: Inventory, count: ReadCount | None = None, *, indexed: bool = False) -> None:
+    def __init__(
+        self,
+        store: ReadStore,
+        inventory: Inventory,
+        count: ReadCount | None = None,
+        *,
+        indexed: bool = False,
+        planned: bool = False,
+    ) -> None:
         self.remote = store.remote
         self._store = store
-        self._indexed = indexed
+        self._indexed, self._planned = indexed, planned
         self._files = {file.rank: file for file in inventory.files}
         self._open: dict[int, Reader] = {}
         self._ahead: Ahead | None = None
@@ -110,6 +126,7 @@ class SourceFiles:
             raise
         try:
             same = reader.version == file.version and (not file.sample or sample_of(reader) == file.sample)
+            same = same and (not self._planned or reader.changed == file.changed)
         except BaseException:
             reader.close()
             raise

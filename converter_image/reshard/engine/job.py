@@ -35,6 +35,10 @@ if TYPE_CHECKING:
     from reshard.strategy import Strategy
 
 
+# At a target there are a checkpoint and perhaps another that replaces it, and any number of names is enough that is above.
+_NAMESAKES = 8
+
+
 @dataclass(frozen=True, slots=True)
 class Job:
     """What is to be done, decided.
@@ -54,6 +58,7 @@ class Job:
         cipher: encrypts the target's files, if they are to be.
         indexed: whether the source's files are described by an index.
         listing: see `SourceRecord.listing`.
+        planned: whether a plan left at the target describes the source's files.
     """
 
     request: Request
@@ -70,6 +75,7 @@ class Job:
     cipher: BlockCipher | None = None
     indexed: bool = False
     listing: str = ""
+    planned: bool = False
 
     @property
     def model(self) -> Model:
@@ -78,13 +84,16 @@ class Job:
 
     @property
     def versions(self) -> str:
-        """Changes if the source's files are written or copied again."""
+        """Changes if the source's files are written, copied or replaced."""
         return self.model.inventory.versions
 
-    def of_these_versions(self) -> Job:
-        """Return the job with an identity that depends on file versions, for a source whose change no sample shows."""
-        digest = _identity([self.digest, self.versions])
-        return replace(self, digest=digest, whole=digest if self.stage is None else self.whole)
+    @property
+    def namesakes(self) -> Iterator[Job]:
+        """The job under each identity that it can have, for sources whose difference no sample shows: first its usual one."""
+        yield self
+        for number in range(1, _NAMESAKES):
+            digest = _identity([self.digest, number])
+            yield replace(self, digest=digest, whole=digest if self.stage is None else self.whole)
 
     @property
     def shape(self) -> tuple[str, int]:
@@ -195,7 +204,7 @@ class Job:
 
     def source_files(self, count: ReadCount | None = None) -> SourceFiles:
         """The source's files, to read from; `count` is told what is read of them."""
-        return SourceFiles(self.source, self.model.inventory, count, indexed=self.indexed)
+        return SourceFiles(self.source, self.model.inventory, count, indexed=self.indexed, planned=self.planned)
 
 
 def job_of(  # noqa: PLR0913 - what was read, each by itself
@@ -231,7 +240,7 @@ def job_of(  # noqa: PLR0913 - what was read, each by itself
         model = _arranged(model, output)
     decisive = {name: decides[name] for name in ("sourceStrategy", "targetStrategy")} | request_key(request) | {"format": output}
     # An index names versions, so it is of these.
-    identified = model.inventory if request.options.output == "Index" else model.inventory.identity
+    identified = model.inventory.pinned if request.options.output == "Index" else model.inventory.identity
     identity = whole = _identity([decisive, identified])
     stage, selected = None, selected or Selected()
     if request.options.output == "Stage":

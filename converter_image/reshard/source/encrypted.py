@@ -41,7 +41,8 @@ class DecryptingReader(BoundedReader):
     _what_ends = "what is encrypted"
 
     def __init__(self, sealed: Reader, cipher: BlockCipher, blocks: BlockTable, *, remote: bool) -> None:
-        self.name, self.version, self.size = sealed.name, sealed.version, sum(blocks.lengths)
+        self.name, self.version, self.changed = sealed.name, sealed.version, sealed.changed
+        self.size = sum(blocks.lengths)
         self.blocks = blocks
         self._sealed, self._cipher = sealed, cipher
         self._starts = list(accumulate(blocks.lengths, initial=0))

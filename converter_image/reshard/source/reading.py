@@ -48,7 +48,7 @@ def read_inventory(store: ReadStore, found: Files, *, workers: int, advance: Cal
         first = [read(files[rank], expected=()) for rank in ranks[:1]]
         expected = first[0].reads if first else ()
         rest = pool.map(partial(read, expected=expected), (files[rank] for rank in ranks[1:]))
-        for rank, (header, size, version, sample, _) in zip(ranks, chain(first, rest), strict=True):
+        for rank, (header, size, version, changed, sample, _) in zip(ranks, chain(first, rest), strict=True):
             structure = header.structure
             number = by_identity.get(id(structure))
             if number is None:
@@ -56,7 +56,7 @@ def read_inventory(store: ReadStore, found: Files, *, workers: int, advance: Cal
                 if number == len(structures):
                     structures.append(structure)
                     by_identity[id(structure)] = number
-            entries.append(SourceFile(rank, files[rank], size, version, number, header.crc, sample))
+            entries.append(SourceFile(rank, files[rank], size, version, number, header.crc, sample, changed))
     foreign = found.kind == "Unified" and bool(found.mapped)  # a manifest needs no map
     slices = _possible_slices(found, entries, structures)
     inventory = Inventory(tuple(entries), tuple(structures), found.kind, foreign, slices)
@@ -78,6 +78,7 @@ class _Read(NamedTuple):
     header: Header
     size: int
     version: str
+    changed: int
     sample: str
     reads: Reads
 
@@ -110,4 +111,4 @@ def _read(
         else:
             header, sample = read_header(reader, seen), sample_of(reader)
         advance(1)
-        return _Read(header, reader.size, reader.version, sample, reads)
+        return _Read(header, reader.size, reader.version, reader.changed, sample, reads)

@@ -203,7 +203,7 @@ class _AheadReader:
 
     def __init__(self, ahead: Ahead, file: int, opened: Reader) -> None:
         self._ahead, self._file = ahead, file
-        self.name, self.size, self.version = opened.name, opened.size, opened.version
+        self.name, self.size, self.version, self.changed = opened.name, opened.size, opened.version, opened.changed
 
     def read(self, offset: int, length: int) -> bytes:
         """See `Reader.read`."""

@@ -58,7 +58,7 @@ class CancellableReader:
 
     def __init__(self, reader: Reader, check: Callable[[], None]) -> None:
         self._reader, self._check = reader, check
-        self.name, self.size, self.version = reader.name, reader.size, reader.version
+        self.name, self.size, self.version, self.changed = reader.name, reader.size, reader.version, reader.changed
 
     def read(self, offset: int, length: int) -> bytes:
         """See `Reader.read`."""

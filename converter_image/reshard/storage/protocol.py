@@ -81,6 +81,13 @@ class Reader(Protocol):
     def version(self) -> str:
         """The version that was opened; all bytes come from it."""
 
+    @property
+    def changed(self) -> int:
+        """Time of the last change of content or attributes, in nanoseconds since 1970; 0: the storage does not report it.
+
+        Unlike the modification time, which is part of the version, no program can set it.
+        """
+
     def read(self, offset: int, length: int) -> bytes:
         """Exactly `length` bytes from `offset`.
 

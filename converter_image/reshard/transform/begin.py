@@ -36,7 +36,7 @@ def begin(job: Job, target: TargetFolder, cancellation: Cancellation) -> tuple[J
     """
     standing = finish_interrupted(target, cancellation)
     state, document = target.job(job.digest), standing.begun(job.digest)
-    if document is not None and document.versions != job.versions:
+    if document is not None and document.versions != job.versions and not job.planned:
         document = msgspec.structs.replace(document, versions=job.versions)
         state.refresh(document, encode_index(job), draft_manifest(job, durations()))
     elif document is not None:

@@ -2,49 +2,80 @@
 
 from __future__ import annotations
 
+import contextlib
 from typing import TYPE_CHECKING
 
+import msgspec
+
 from reshard.engine.rankfile import compare
-from reshard.errors import BugError
+from reshard.errors import AccessError, BugError, LockedError, OutputError
 from reshard.parallel import parallel
+from reshard.target.folder import LOCK
+from reshard.target.lock import locked
 from reshard.target.standing import JobDocument
 from reshard.transform.commit import recorded
 
 if TYPE_CHECKING:
-    from reshard.checkpoint.manifest import FileRecord, Verified
+    from reshard.checkpoint.manifest import FileRecord, Manifest
     from reshard.engine.job import Job
-    from reshard.progress import Cancellation
+    from reshard.progress import Cancellation, Progress
     from reshard.target.folder import TargetFolder
     from reshard.target.standing import Standing
 
 
-def identify(job: Job, target: TargetFolder, standing: Standing, cancellation: Cancellation, *, workers: int) -> Job:
+def identify(
+    job: Job, target: TargetFolder, standing: Standing, progress: Progress, cancellation: Cancellation, *, workers: int
+) -> Job:
     """Return the job as the target knows it; if its source has changed, return the job with another identity.
 
-    The identity of a source is sampled content. If its files have other versions than when the target's files were written, these
-    are compared with the source again: some blocks of every parameter, or everything with `verification: Full`.
+    The identity of a source is sampled content. If any of its files may have changed since the target's files were written,
+    these are compared with the source in full, whatever the request's verification: a sample cannot show that nothing is to
+    be done.
     """
-    other = job.of_these_versions()
-    if standing.begun(other.digest) is not None or standing.own(other) is not None:
-        return other
-    if standing.versions_of(job) in (None, job.versions):
-        return job
-    return job if _hold_the_same(job, target, standing, cancellation, workers) else other
+    known = {each.digest: found for each in job.namesakes if (found := standing.versions_of(each)) is not None}
+    for each in job.namesakes:
+        found = known.get(each.digest)
+        if found == job.versions or (found is not None and _is_written(each, target, standing, progress, cancellation, workers)):
+            return each
+    return next((each for each in job.namesakes if each.digest not in known), job)
 
 
-def _hold_the_same(job: Job, target: TargetFolder, standing: Standing, cancellation: Cancellation, workers: int) -> bool:
-    """Whether all finished files of a job still hold the content of its source."""
+def _is_written(
+    job: Job, target: TargetFolder, standing: Standing, progress: Progress, cancellation: Cancellation, workers: int
+) -> bool:
+    """Whether all finished files of a job hold the content of its source."""
     document = standing.begun(job.digest) or JobDocument(job.digest, job.key, staged=False, stage=job.stage, whole=job.whole)
     records = recorded(target, document, standing, None, cancellation)
     there = target.job(job.digest).locate(records.values(), staged=document.staged, check=cancellation.check)
-    level: Verified = "Full" if job.request.options.verification == "Full" else "Sample"
+    progress.begin("Comparing with the source", sum(record.size for record in records.values()), "bytes")
 
-    def holds_the_same(record: FileRecord) -> bool:
+    def is_equal(record: FileRecord) -> bool:
         plan, path = job.planner.plan(record.rank), there[record.path]
         try:
-            compare(job, plan, target.store, path, level, cancellation)
+            compare(job, plan, target.store, path, "Full", cancellation)
         except BugError:
             return False
+        progress.advance(record.size)
         return True
 
-    return all(parallel(holds_the_same, records.values(), at_once=workers, check=cancellation.check))
+    return all(parallel(is_equal, records.values(), at_once=workers, check=cancellation.check))
+
+
+def record_versions(job: Job, target: TargetFolder, standing: Standing) -> None:
+    """Record in the manifest that its files are those of the source as it is now, so that the next run need not compare them."""
+    manifest = standing.own(job)
+    if manifest is None or standing.versions_of(job) == job.versions:
+        return
+    with contextlib.suppress(AccessError, LockedError, OutputError), locked(target.store, LOCK, owner=None, mode=target.mode):
+        if target.manifest() == manifest:
+            target.write_manifest(_with_versions(manifest, job))
+
+
+def _with_versions(manifest: Manifest, job: Job) -> Manifest:
+    """Return a manifest whose source, or that of the stage, has the versions of a job."""
+    replace = msgspec.structs.replace
+    if not manifest.stages:
+        return replace(manifest, source=replace(manifest.source, versions=job.versions))
+    own = (stage for stage in manifest.stages if stage.digest == job.digest)
+    renewed = {stage: replace(stage, source=replace(stage.source, versions=job.versions)) for stage in own}
+    return replace(manifest, stages=tuple(renewed.get(stage, stage) for stage in manifest.stages))

@@ -32,7 +32,6 @@ class Opened:
         standing: what is there.
         sizes: bytes of the file of each rank that was asked for.
         left: the ranks that are not finished.
-        resumed: whether the job is one that a plan has left at the target.
     """
 
     job: Job
@@ -40,7 +39,6 @@ class Opened:
     standing: Standing
     sizes: Mapping[int, int]
     left: tuple[int, ...]
-    resumed: bool = False
 
     @property
     def complete(self) -> bool:
@@ -77,18 +75,17 @@ def open_transform(
     check_copy_mode(request, target.store)
     standing = target.observe()
     job = resume(request, target, standing, cancellation) if resumable else None
-    resumed = job is not None
     if job is None:
         job, standing = prepare(request, progress, workers=workers, cancellation=cancellation), target.observe()
-        job = identify(job, target, standing, cancellation, workers=workers)
+        job = identify(job, target, standing, progress, cancellation, workers=workers)
     cancellation.check()
     for note in job.notes:
         progress.note(note)
     sizes = job.file_sizes(job.scope)  # what no file can hold is refused now
     refuse(job, target, standing, commit=commit)
     left = unfinished(job, target, standing, cancellation, thorough=thorough)
-    opened = Opened(job, target, standing, sizes, left, resumed)
-    if not (resumed or opened.complete):
+    opened = Opened(job, target, standing, sizes, left)
+    if not (job.planned or opened.complete):
         target.store.check_writable()
         check_space(target.store, sum(sizes[rank] for rank in opened.left))
     return opened

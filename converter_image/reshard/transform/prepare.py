@@ -315,9 +315,9 @@ def resume(request: Request, target: TargetFolder, standing: Standing, cancellat
             model = replace(model, inconsistent_replicas=frozenset(stored.inconsistent_replicas))
             plain = decrypted(store, request, stored.encrypted, cancellation=cancellation)
             job = job_of(request, plain, model, source, wanted, key=_key(request), selected=stored.selected)
-            for known in (job, job.of_these_versions()):
+            for known in job.namesakes:
                 if known.digest == document.digest:
-                    return known
+                    return replace(known, planned=True)
     return None
 
 

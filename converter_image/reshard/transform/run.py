@@ -21,6 +21,7 @@ from reshard.target.process import this_process
 from reshard.telemetry import durations, operation, phase
 from reshard.transform.begin import begin
 from reshard.transform.commit import commit_job, covers, refuse_loss, written_ranks
+from reshard.transform.identify import record_versions
 from reshard.transform.opening import open_transform, unfinished
 from reshard.transform.preflight import check_space
 from reshard.transform.unchanged import find_complete
@@ -144,6 +145,7 @@ def transform_checkpoint(
         if not opened.complete:
             return _carry_out(opened, workers, progress, cancellation, commit=commit, owner=owner, thorough=thorough)
         if commit:
+            record_versions(opened.job, opened.target, opened.standing)
             _tidy(opened.target, opened.standing)
         return [], opened.standing.own(opened.job)
 
@@ -157,7 +159,7 @@ def transform_checkpoint(
         try:
             written, manifest = carry_out(opened)
         except DataError as error:
-            if not (opened.resumed and error.reason == "SourceChanged"):
+            if not (opened.job.planned and error.reason == "SourceChanged"):
                 raise
             opened = _prepared_again(opened, error, prepared)
             written, manifest = carry_out(opened)

@@ -22,11 +22,12 @@ class LocalReader:
         name: the path.
         size: length in bytes.
         version: as `Stat.version`.
+        changed: as `Reader.changed`.
         recently_read: whether it was read from since the pool last looked.
         descriptor: the open file; None while it has none.
     """
 
-    __slots__ = ("_closed", "_lock", "descriptor", "name", "recently_read", "size", "version")
+    __slots__ = ("_closed", "_lock", "changed", "descriptor", "name", "recently_read", "size", "version")
 
     def __init__(self, path: str) -> None:
         self.name = path
@@ -37,6 +38,7 @@ class LocalReader:
         descriptor, found = _open(path)
         self.size = found.st_size
         self.version = version_of(found)
+        self.changed = max(0, found.st_ctime_ns)
         self.descriptor = descriptor
         READERS.add(self)
 

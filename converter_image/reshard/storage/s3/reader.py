@@ -37,6 +37,7 @@ class S3Reader(BoundedReader):
         self.name = f"s3://{bucket}/{key}"
         self.size = size
         self.version = version
+        self.changed = 0
 
     def read_into(self, view: memoryview, offset: int) -> None:
         """See `Reader.read_into`."""

@@ -1,0 +1,229 @@
+"""When a source is the one that a target was made from: its content decides, and its files' times tell when to compare it."""
+
+from __future__ import annotations
+
+import os
+import shutil
+from typing import TYPE_CHECKING
+
+import disk
+import models
+import numpy as np
+import pytest
+import rawfiles
+from definition import Cut
+
+import reshard
+from reshard.cli import main
+from reshard.engine.rankfile import compare
+from reshard.errors import DataError
+from reshard.spec.request import Options, Request
+from reshard.transform.run import transform_checkpoint
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+    from pathlib import Path
+
+FILE = "rank_0/net-1_100.ckpt"
+
+
+@pytest.fixture
+def made(tmp_path: Path) -> disk.Checkpoint:
+    return disk.write(tmp_path / "made", disk.example())
+
+
+@pytest.fixture
+def other(tmp_path: Path) -> disk.Checkpoint:
+    return disk.write(tmp_path / "other", disk.example(seed=2))
+
+
+@pytest.fixture
+def target(tmp_path: Path) -> Path:
+    return tmp_path / "target"
+
+
+def run(made: disk.Checkpoint, target: Path, *more: str) -> int:
+    return main(made.arguments(target, *more))
+
+
+def right(made: disk.Checkpoint, target: Path) -> bool:
+    return disk.differences(made.model, target, "ckpt") == [] and main(["verify", str(target)]) == 0
+
+
+def rank_file(target: Path, rank: int) -> Path:
+    return target / f"rank_{rank}" / f"checkpoint_{rank}.ckpt"
+
+
+def touch(made: disk.Checkpoint) -> None:
+    """Give the source's files other times, as a copy or a restored backup has."""
+    for path in made.source.rglob("*.ckpt"):
+        os.utime(path, ns=(7, 7))
+
+
+def replace_unseen(adapted: disk.Checkpoint, by: float, *, in_place: bool = True) -> None:
+    """Change what no sample of a file shows, and restore the file's time."""
+    path, held = adapted.source / FILE, adapted.model.source()[0]
+    before = path.stat()
+    content = rawfiles.ckpt(held | {"adapter": held["adapter"] + np.float32(by)})
+    if in_place:
+        path.write_bytes(content)
+    else:
+        path.with_suffix(".tmp").write_bytes(content)
+        path.with_suffix(".tmp").replace(path)
+    os.utime(path, ns=(before.st_atime_ns, before.st_mtime_ns))
+    assert path.stat().st_size == before.st_size
+
+
+def test_a_source_that_was_copied_anew_is_the_same_source(made: disk.Checkpoint, target: Path) -> None:
+    assert run(made, target) == 0
+    before = {path: path.stat().st_mtime_ns for path in target.rglob("*.ckpt")}
+    touch(made)
+    assert run(made, target) == 0
+    assert {path: path.stat().st_mtime_ns for path in target.rglob("*.ckpt")} == before
+    assert right(made, target)
+
+
+def test_ranks_that_were_written_from_an_earlier_copy_are_kept(made: disk.Checkpoint, target: Path) -> None:
+    assert run(made, target, "--ranks", "0-3", "--no-commit") == 0
+    first = (target / "rank_0" / "checkpoint_0.ckpt").stat()
+    touch(made)
+    reshard.plan_transform(Request(made.source, target, made.source_strategy, made.target_strategy), write=True)
+    assert run(made, target, "--ranks", "4", "--no-commit") == 0  # from the plan, which names the new times
+    assert run(made, target) == 0
+    assert (target / "rank_0" / "checkpoint_0.ckpt").stat() == first
+    assert right(made, target)
+
+
+def test_ranks_are_written_from_a_source_that_was_copied_again_since_the_plan(made: disk.Checkpoint, target: Path) -> None:
+    assert run(made, target, "--ranks", "0-3", "--no-commit") == 0
+    first = rank_file(target, 0).stat()
+    touch(made)
+    assert run(made, target, "--ranks", "4-5", "--no-commit") == 0
+    assert main(["commit", str(target)]) == 0
+    assert rank_file(target, 0).stat() == first
+    assert right(made, target)
+
+
+@pytest.fixture
+def adapted(tmp_path: Path) -> disk.Checkpoint:
+    """A large frozen model with a small trained parameter, which no sample of a file reaches."""
+    rows, columns, few = Cut((4,), ((0,), ())), Cut((4,), ((), (0,))), Cut((4,), ((0,),))
+    tensors = (
+        models.Tensor("a", "Float32", (300, 240), rows, 0, columns, 0),
+        models.Tensor("adapter", "Float32", (64,), few, 0, few, 0),
+        models.Tensor("b", "Float32", (500, 240), rows, 0, rows, 0),
+    )
+    return disk.write(tmp_path / "adapted", models.Model(4, 1, 4, 1, tensors, 1, remove_redundancy=False))
+
+
+def test_a_change_that_no_sample_shows_is_found_by_comparing(adapted: disk.Checkpoint, target: Path, tmp_path: Path) -> None:
+    assert run(adapted, target) == 0
+    before = disk.contents(target)
+    path = adapted.source / "rank_0" / "net-1_100.ckpt"
+    held = adapted.model.source()[0]
+    path.write_bytes(rawfiles.ckpt(held | {"adapter": held["adapter"] + np.float32(1)}))
+    assert run(adapted, target) == 78
+    assert disk.contents(target) == before
+    assert run(adapted, target, "--overwrite") == 0
+    assert run(adapted, target) == 0
+    assert run(adapted, tmp_path / "again") == 0
+    assert disk.contents(tmp_path / "again") == disk.contents(target) != before
+
+
+@pytest.mark.parametrize("verification", ["none", "sample", "full"])
+@pytest.mark.parametrize("replaced", ["in place", "by another file"])
+def test_a_source_that_was_replaced_unseen_is_found_each_time(
+    adapted: disk.Checkpoint, target: Path, replaced: str, verification: str
+) -> None:
+    """With its length, its time, and all blocks that samples read."""
+    how = ("--verification", verification)
+    assert run(adapted, target, *how) == 0
+    made = []
+    for turn in range(3):
+        made.append(disk.contents(target))
+        replace_unseen(adapted, 1.0 + turn, in_place=replaced == "in place")
+        assert run(adapted, target, *how) == 78
+        assert disk.contents(target) == made[-1]
+        assert run(adapted, target, *how, "--overwrite") == 0
+        assert run(adapted, target, *how) == 0
+    assert len({tuple(sorted(each.items())) for each in made}) == 3
+    assert main(["verify", str(target)]) == 0
+
+
+def test_ranks_of_a_source_that_was_replaced_unseen_are_not_mixed(adapted: disk.Checkpoint, target: Path) -> None:
+    assert run(adapted, target, "--ranks", "0-1", "--no-commit") == 0
+    replace_unseen(adapted, 1.0)
+    request = Request(adapted.source, target, adapted.source_strategy, adapted.target_strategy, options=Options(ranks="2"))
+    with pytest.raises(DataError, match=r"SourceChanged: rank_0/.*without --no-commit"):
+        transform_checkpoint(request, commit=False)
+    assert run(adapted, target) == 0
+    fresh = target.parent / "fresh"
+    assert run(adapted, fresh) == 0
+    assert disk.contents(fresh) == disk.contents(target)
+
+
+ATTRIBUTES: dict[str, Callable[[Path], object]] = {
+    "mode": lambda path: path.chmod(0o600),
+    "link": lambda path: path.with_name("other").hardlink_to(path),
+}
+
+
+@pytest.mark.parametrize("what", ATTRIBUTES)
+def test_other_attributes_cost_one_comparison(
+    adapted: disk.Checkpoint, target: Path, what: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    assert run(adapted, target) == 0
+    compared: list[int] = []
+    monkeypatch.setattr(
+        "reshard.transform.identify.compare", lambda job, plan, *rest: (compared.append(plan.rank), compare(job, plan, *rest))
+    )
+    assert run(adapted, target) == 0
+    assert compared == []
+    ATTRIBUTES[what](adapted.source / FILE)
+    assert run(adapted, target) == 0
+    assert sorted(compared) == [0, 1, 2, 3]
+    assert run(adapted, target) == 0
+    assert len(compared) == 4
+    assert main(["verify", str(target)]) == 0
+
+
+@pytest.mark.parametrize("what", ATTRIBUTES)
+def test_other_attributes_keep_no_rank_from_being_written(adapted: disk.Checkpoint, target: Path, what: str) -> None:
+    assert run(adapted, target, "--ranks", "0-1", "--no-commit") == 0
+    first = rank_file(target, 0).stat()
+    ATTRIBUTES[what](adapted.source / FILE)
+    assert run(adapted, target, "--ranks", "2-3", "--no-commit") == 0
+    assert main(["commit", str(target)]) == 0
+    assert rank_file(target, 0).stat() == first
+    assert right(adapted, target)
+
+
+def test_other_attributes_do_not_change_an_index(made: disk.Checkpoint, target: Path) -> None:
+    request = Request(made.source, target, made.source_strategy, made.target_strategy, options=Options(output="Index"))
+    assert transform_checkpoint(request).bytes_written > 0
+    for path in made.source.rglob("*.ckpt"):
+        path.chmod(0o600)
+    assert transform_checkpoint(request).bytes_written == 0
+    assert reshard.load(str(made.source), index=str(target), rank=0)
+
+
+def test_sources_of_one_size_and_time_are_told_apart(made: disk.Checkpoint, other: disk.Checkpoint, target: Path) -> None:
+    """As archives and object stores' mounts leave them."""
+    for checkpoint in (made, other):
+        for path in checkpoint.source.rglob("*.ckpt"):
+            os.utime(path, ns=(1, 1))
+    assert run(made, target) == 0
+    assert run(other, target) == 78
+
+
+def test_a_source_that_was_swapped_with_its_time_kept(made: disk.Checkpoint, other: disk.Checkpoint, target: Path) -> None:
+    for checkpoint in (made, other):
+        for path in checkpoint.source.rglob("*.ckpt"):
+            os.utime(path, ns=(1, 1))
+    request = Request(made.source, target, made.source_strategy, made.target_strategy)
+    reshard.plan_transform(request, write=True)
+    shutil.copytree(other.source, made.source, dirs_exist_ok=True)
+    with pytest.raises(DataError, match=r"SourceChanged.*without --no-commit"):
+        transform_checkpoint(request, commit=False)
+    transform_checkpoint(request)
+    assert right(other, target)
