@@ -6,6 +6,7 @@
 #   BASELINE a revision whose build `make bench` measures next to this one (none)
 #   DIST     where `make dist` puts what it builds (dist)
 #   VERSION  the version that `make release` prepares
+#   PROFILE  how many random cases tests try: development or ci (ci if CI=true, else development)
 #   REGISTRY, PLATFORMS, TAG, ENGINE   of the images, for `make images` (scripts/images.sh)
 
 PYTHON ?= python3
@@ -13,6 +14,7 @@ VENV ?= .venv
 TIER ?=
 DIST ?= dist
 DIST_VENV := .venv-dist
+PROFILE ?=
 PLATFORMS ?= linux/amd64,linux/arm64
 TAG ?= $(shell sed -n 's/^appVersion: //p' helm/reshard/Chart.yaml)
 
@@ -28,6 +30,7 @@ export RUFF_CACHE_DIR := $(TREE_CACHE)/ruff
 export MYPY_CACHE_DIR := $(TREE_CACHE)/mypy
 export HYPOTHESIS_STORAGE_DIRECTORY := $(TREE_CACHE)/hypothesis
 export PYTEST_CACHE := $(TREE_CACHE)/pytest
+export RESHARD_TEST_PROFILE := $(PROFILE)
 
 BIN := $(VENV)/bin
 READY := $(VENV)/.ready

@@ -5,15 +5,13 @@ from __future__ import annotations
 from collections import Counter
 from typing import TYPE_CHECKING
 
+import effort
 import pytest
-from hypothesis import HealthCheck, settings
 
 if TYPE_CHECKING:
     from _pytest.terminal import TerminalReporter
 
-# Machines are shared, and slow for a moment now and then: what takes long is for benchmarks to tell.
-settings.register_profile("shared machine", deadline=None, suppress_health_check=[HealthCheck.too_slow])
-settings.load_profile("shared machine")
+effort.load_profile()
 
 
 def pytest_terminal_summary(terminalreporter: TerminalReporter) -> None:

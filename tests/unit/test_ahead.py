@@ -8,7 +8,8 @@ from typing import TYPE_CHECKING
 
 import models
 import pytest
-from hypothesis import given, settings
+from effort import examples
+from hypothesis import given
 from hypothesis import strategies as st
 from memory_jobs import job, written
 from memory_store import MemoryReader
@@ -89,7 +90,7 @@ def test_a_failure_is_told_to_whoever_reads_it() -> None:
     ahead.close()
 
 
-@settings(max_examples=150)
+@examples(150)
 @given(models.models(16, dtypes=("Float32", "BFloat16", "Int8")), st.sampled_from(["ckpt", "safetensors"]))
 def test_a_plan_foresees_exactly_what_is_read(model: models.Model, kind: str) -> None:
     made, store = job(model, kind, kind)

@@ -16,7 +16,8 @@ import numpy as np
 import pytest
 import rawfiles
 from definition import Cut, held
-from hypothesis import HealthCheck, assume, given, settings
+from effort import examples
+from hypothesis import assume, given
 from hypothesis import strategies as st
 from memory_jobs import written
 from memory_store import MemorySource
@@ -46,7 +47,7 @@ if TYPE_CHECKING:
     from reshard.plan import Model
 
 RANKS = 12
-QUIET = settings(max_examples=60, suppress_health_check=list(HealthCheck), deadline=None)
+QUIET = examples(60)
 
 
 def placed(files: list[rawfiles.Tensors], kind: str, before: Strategy, after: Strategy, **how: Any) -> tuple[Model, MemorySource]:

@@ -9,7 +9,8 @@ from typing import TYPE_CHECKING
 import numpy as np
 import pytest
 import rawfiles
-from hypothesis import given, settings
+from effort import examples
+from hypothesis import given
 from hypothesis import strategies as st
 from memory_store import MemoryReader
 
@@ -48,7 +49,7 @@ def test_every_part_is_read_as_it_was(mode: Mode, length: int, *, remote: bool, 
     monkeypatch.setattr("reshard.source.encrypted._PIECE_BYTES", 64)
     key = os.urandom(length)
 
-    @settings(max_examples=40)
+    @examples(40)
     @given(st.integers(64, 5000), st.data())
     def check(block: int, data: st.DataObject) -> None:
         reader = decrypting(sealed(mode, key, block), cipher(mode, key), remote=remote, check=True)
@@ -84,7 +85,7 @@ def test_what_is_written_is_what_the_library_encrypts(mode: Mode, length: int, m
     monkeypatch.setattr(encryption, "BLOCK_BYTES", 512)
     key = os.urandom(length)
 
-    @settings(max_examples=40)
+    @examples(40)
     @given(st.integers(0, 2100), st.integers(1, 700))
     def check(size: int, piece: int) -> None:
         content, made = os.urandom(size), bytearray()

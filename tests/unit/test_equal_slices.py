@@ -13,7 +13,8 @@ import numpy as np
 import pytest
 import rawfiles
 from definition import held
-from hypothesis import HealthCheck, given, settings
+from effort import examples
+from hypothesis import given
 from hypothesis import strategies as st
 from memory_store import MemorySource
 
@@ -36,7 +37,7 @@ if TYPE_CHECKING:
     from pathlib import Path
 
 RANKS = 12
-QUIET = settings(max_examples=60, suppress_health_check=list(HealthCheck), deadline=None)
+QUIET = examples(60)
 
 
 def check(files: list[rawfiles.Tensors], sides: tuple[Strategy, Strategy], *, remote: bool, **how: Any) -> MemorySource:

@@ -11,7 +11,8 @@ from typing import TYPE_CHECKING, Any
 import disk
 import models
 import pytest
-from hypothesis import HealthCheck, assume, given, settings
+from effort import examples
+from hypothesis import assume, given
 from memory_jobs import job
 from rawfiles import same
 
@@ -86,7 +87,7 @@ def test_every_rank_gets_exactly_its_slices(model: models.Model, kind: str, tmp_
         assert same(reshard.load(str(made.source), index=str(folder), rank=rank), model.target(rank))
 
 
-@settings(max_examples=100, suppress_health_check=list(HealthCheck))
+@examples(100)
 @given(models.models())
 def test_an_index_says_all_that_decides(model: models.Model) -> None:
     made, store = job(model, "safetensors", "safetensors")

@@ -13,6 +13,7 @@ from glob import glob
 from typing import TYPE_CHECKING
 
 import disk
+import effort
 import pytest
 
 from reshard.checkpoint.manifest import encode
@@ -110,7 +111,7 @@ def leftovers(target: Path) -> list[Path]:
     return [path for path in (target / ".reshard").rglob("*") if path.is_file()]
 
 
-@pytest.mark.parametrize("seed", range(10))
+@pytest.mark.parametrize("seed", range(effort.share(10)))
 def test_killed_at_random_moments_it_is_exact_the_next_time(tmp_path: Path, seed: int) -> None:
     rng = random.Random(seed)
     old = disk.write(tmp_path / "old", disk.example(seed=7))

@@ -11,7 +11,8 @@ import numpy as np
 import pytest
 from definition import held
 from disk import layout
-from hypothesis import given, settings
+from effort import examples
+from hypothesis import given
 from hypothesis import strategies as st
 
 from reshard.errors import BugError, DataError
@@ -58,7 +59,7 @@ def test_tiles_follow_each_other_without_gaps(shape: tuple[int, ...], most: int)
     assert seen == list(range(prod(shape)))
 
 
-@settings(max_examples=300)
+@examples(300)
 @given(st.integers(1, 32).flatmap(lambda n: st.tuples(models.cuts(n, 2), models.cuts(n, 0), models.cuts(n, 3))))
 def test_a_rank_holds_what_numpy_splits_off(found: tuple[models.Cut, ...]) -> None:
     for cut in found:

@@ -13,7 +13,8 @@ import models
 import numpy as np
 import pytest
 import rawfiles
-from hypothesis import given, settings
+from effort import examples
+from hypothesis import given
 from hypothesis import strategies as st
 
 from reshard import mindspore
@@ -135,7 +136,7 @@ def test_a_searched_strategy_has_the_fields_of_mindspores_messages(strategy: str
     assert mindspore.build_searched_strategy(None) is None
 
 
-@settings(max_examples=60, deadline=None)
+@examples(60)
 @given(st.data())
 def test_slices_are_joined_as_their_layout_says(data: st.DataObject) -> None:
     devices = data.draw(st.sampled_from([1, 2, 4, 8, 12]))

@@ -15,7 +15,8 @@ import msgspec
 import numpy as np
 import pytest
 import rawfiles
-from hypothesis import HealthCheck, given, settings
+from effort import examples
+from hypothesis import given
 from hypothesis import strategies as st
 from memory_jobs import job
 from rawfiles import same
@@ -36,7 +37,7 @@ def arguments(made: disk.Checkpoint, rank: int = 0) -> tuple[str, str, str, int]
     return str(made.source), str(made.source_strategy), str(made.target_strategy), rank
 
 
-@settings(max_examples=100, suppress_health_check=list(HealthCheck))
+@examples(100)
 @given(models.models(), st.sampled_from(["ckpt", "safetensors"]), st.data())
 def test_every_rank_gets_exactly_its_slices(model: models.Model, kind: str, data: st.DataObject) -> None:
     made, _ = job(model, kind, kind)

@@ -14,7 +14,8 @@ import numpy as np
 import pytest
 import rawfiles
 from definition import Cut
-from hypothesis import HealthCheck, given, settings
+from effort import examples
+from hypothesis import given
 from hypothesis import strategies as st
 from killing import killed_after
 from memory_jobs import job, written
@@ -62,7 +63,7 @@ def target(tmp_path: Path) -> Path:
     return tmp_path / "target"
 
 
-@settings(max_examples=500, suppress_health_check=list(HealthCheck))
+@examples(500)
 @given(models.models(16), st.sampled_from(["ckpt", "safetensors"]), st.data())
 def test_the_parts_of_a_rank_are_exactly_its_slices(model: models.Model, kind: str, data: st.DataObject) -> None:
     rank = data.draw(st.integers(0, model.target_ranks - 1))

@@ -10,7 +10,8 @@ from xml.etree import ElementTree as ET
 import disk
 import models
 import pytest
-from hypothesis import HealthCheck, given, settings
+from effort import examples
+from hypothesis import given
 from hypothesis import strategies as st
 from memory_jobs import job
 
@@ -30,7 +31,7 @@ SVG = "{http://www.w3.org/2000/svg}"
 HOSTILE = "a</title><script>\x00\x1b[2J\u202e\ud800&\"'\uffff" + "x" * 5000
 
 
-@settings(max_examples=100, suppress_health_check=list(HealthCheck))
+@examples(100)
 @given(models.models(24), st.integers(1, 9), st.data())
 def test_the_bytes_between_ranks_are_those_of_the_plans(model: models.Model, most: int, data: st.DataObject) -> None:
     planner = job(model, "safetensors", "safetensors")[0].planner
@@ -48,7 +49,7 @@ def test_the_bytes_between_ranks_are_those_of_the_plans(model: models.Model, mos
     assert sum(flow.by_source) == sum(flow.by_target) == sum(expected.values())
 
 
-@settings(max_examples=100, suppress_health_check=list(HealthCheck))
+@examples(100)
 @given(models.models(24), st.integers(1, 5))
 def test_a_drawn_cell_names_the_ranks_that_hold_it(model: models.Model, most: int) -> None:
     made = job(model, "safetensors", "safetensors")[0].model

@@ -8,7 +8,8 @@ from itertools import pairwise
 from typing import Any
 
 import pytest
-from hypothesis import given, settings
+from effort import examples
+from hypothesis import given
 from hypothesis import strategies as st
 from pretend_cluster import COMMIT, CONFIG, PLAN, PretendCluster, conditions, older, ready, resource
 
@@ -455,7 +456,7 @@ def test_only_counts_may_wait() -> None:
 MOMENTS = ["work", "lost", "advance", "twice", "suspend", "resume", "parallel", "attempt", "refuse", "newer CRD", "older CRD"]
 
 
-@settings(max_examples=300)
+@examples(300)
 @given(moments=st.lists(st.sampled_from(MOMENTS), max_size=60), fails=st.booleans(), index=st.booleans())
 def test_any_order_repetition_or_loss_ends_in_the_same_state(*, moments: list[str], fails: bool, index: bool) -> None:
     """`lost`: the operator is killed between its actions and its status; `twice`: two replicas decide from one observation."""

@@ -11,7 +11,8 @@ import numpy as np
 import pytest
 import rawfiles
 from definition import Cut, held
-from hypothesis import HealthCheck, assume, given, settings
+from effort import examples
+from hypothesis import assume, given
 from hypothesis import strategies as st
 from memory_jobs import job, written
 from memory_store import MemoryReader
@@ -34,7 +35,7 @@ FORMATS = st.sampled_from(["ckpt", "safetensors"])
 EVERYWHERE = ("accu_grads.c", "layer.expert_load")
 
 
-@settings(max_examples=150, suppress_health_check=list(HealthCheck))
+@examples(150)
 @given(models.models(16), FORMATS, FORMATS)
 def test_each_slice_is_written_once_and_nothing_else_is_missing(model: models.Model, source: str, target: str) -> None:
     assume(model.target_ranks > 1)

@@ -10,7 +10,8 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import pytest
 import rawfiles
-from hypothesis import given, settings
+from effort import examples
+from hypothesis import given
 from hypothesis import strategies as st
 
 from reshard import Options, Request, transform_checkpoint
@@ -35,7 +36,7 @@ def strategy(**layouts: dict[str, Any]) -> bytes:
     return json.dumps({"current_stage": 2, "parallel_layout_item": found, "parallel_strategy_item": nodes}).encode()
 
 
-@settings(max_examples=150, deadline=None)
+@examples(150)
 @given(st.data())
 def test_what_is_split_is_joined_again(data: st.DataObject) -> None:
     matrix = tuple(data.draw(st.lists(st.integers(1, 3), min_size=1, max_size=4)))

@@ -11,7 +11,8 @@ import models
 import numpy as np
 import pytest
 import rawfiles
-from hypothesis import HealthCheck, given, settings
+from effort import examples
+from hypothesis import given
 from hypothesis import strategies as st
 from memory_jobs import written
 from memory_store import MemorySource
@@ -46,7 +47,7 @@ def job(files: dict[int, bytes], source: str, target: str, **options: Any) -> Jo
     return job_of(Request("memory", "nowhere", options=chosen), store, model, None, None)
 
 
-@settings(max_examples=300, suppress_health_check=list(HealthCheck))
+@examples(300)
 @given(models.models(16), st.sampled_from(KINDS), st.sampled_from(KINDS))
 def test_every_rank_holds_what_it_held(model: models.Model, source: str, target: str) -> None:
     held = model.source()

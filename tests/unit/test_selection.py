@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import pytest
-from hypothesis import given, settings
+from effort import examples
+from hypothesis import given
 from hypothesis import strategies as st
 
 from reshard.errors import ReshardError
@@ -173,7 +174,7 @@ _OTHER = ["a.ckpt", "checkpoint_1.ckpt", "a-1_5_breakpoint.ckpt", "a-1_\u0665.ck
 _NAMES = st.sampled_from(_STEPPED + _OTHER)
 
 
-@settings(max_examples=1000)
+@examples(1000)
 @given(
     st.dictionaries(st.integers(0, 5), st.lists(_NAMES, max_size=5, unique=True), max_size=6),
     st.none() | st.sampled_from([5, 9]),

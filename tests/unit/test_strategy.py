@@ -7,8 +7,9 @@ import time
 from typing import TYPE_CHECKING, Any
 
 import pytest
+from effort import examples
 from google.protobuf import descriptor_pb2, descriptor_pool, message_factory
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 from models import cuts
 from parsing import refused
@@ -212,7 +213,7 @@ def strategy_files(draw: Callable[..., Any]) -> StrategyFile:
     return StrategyFile("x", {stage: layouts() for stage in stages}, tuple(nodes) if draw(st.booleans()) else ())
 
 
-@settings(max_examples=150)
+@examples(150)
 @given(strategy_files())
 def test_whatever_is_dumped_is_read_again_in_both_forms(file: StrategyFile) -> None:
     for first, second in (("protobuf", "json"), ("json", "protobuf")):

@@ -7,7 +7,8 @@ import tracemalloc
 from typing import Any
 
 import pytest
-from hypothesis import example, given, settings
+from effort import examples
+from hypothesis import example, given
 from hypothesis import strategies as st
 
 from reshard.errors import DataError, ReshardError
@@ -254,7 +255,7 @@ def test_a_small_file_does_not_fill_the_memory(content: bytes) -> None:
     assert peak < 3 * len(content)
 
 
-@settings(max_examples=400)
+@examples(400)
 @given(
     st.sampled_from([PROTOBUF, JSON]),
     st.lists(
@@ -297,7 +298,7 @@ def test_mutated_files_are_refused_or_read_as_something_that_can_be_written(
         assert Strategy.from_files([again]).canonical() == strategy.canonical()
 
 
-@settings(max_examples=200)
+@examples(200)
 @given(st.binary(max_size=60) | st.text(max_size=40).map(lambda text: ("{" + text).encode()))
 def test_any_bytes_are_refused(content: bytes) -> None:
     with pytest.raises(DataError):

@@ -8,7 +8,8 @@ import models
 import numpy as np
 import pytest
 import rawfiles
-from hypothesis import HealthCheck, given, settings
+from effort import examples
+from hypothesis import given
 from hypothesis import strategies as st
 from memory_jobs import job, written
 from memory_store import MemoryReader
@@ -20,12 +21,14 @@ from reshard.engine.verify import check_file
 from reshard.errors import RequestError
 
 PIPELINE = Path(__file__).parents[1] / "conformance" / "corpus" / "pipeline"
-FORMATS = st.sampled_from(["ckpt", "safetensors"])
+FORMATS = ["ckpt", "safetensors"]
 
 
-@settings(max_examples=3000, suppress_health_check=list(HealthCheck))
-@given(models.models(), FORMATS, FORMATS, st.data())
-def test_every_rank_gets_exactly_its_slices(model: models.Model, source: str, target: str, data: st.DataObject) -> None:
+@pytest.mark.parametrize("source", FORMATS)
+@pytest.mark.parametrize("target", FORMATS)
+@examples(500)
+@given(model=models.models(), data=st.data())
+def test_every_rank_gets_exactly_its_slices(source: str, target: str, model: models.Model, data: st.DataObject) -> None:
     made, store = job(model, source, target)
     ranks = data.draw(st.lists(st.integers(0, model.target_ranks - 1), min_size=1, max_size=6, unique=True))
     for rank in ranks:

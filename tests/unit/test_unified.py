@@ -13,7 +13,8 @@ import numpy as np
 import pytest
 import rawfiles
 from definition import Cut
-from hypothesis import given, settings
+from effort import examples
+from hypothesis import given
 from hypothesis import strategies as st
 
 from reshard.checkpoint.manifest import MANIFEST_NAME
@@ -324,7 +325,7 @@ def test_parts_are_few_and_even(sizes: list[int], most: int, parts: list[list[in
     assert fill(sizes, most) == parts
 
 
-@settings(max_examples=200)
+@examples(200)
 @given(st.lists(st.integers(0, 50), max_size=60), st.integers(1, 60))
 def test_parts_hold_everything_once_and_no_more_than_they_may(sizes: list[int], most: int) -> None:
     parts = fill(sizes, most)

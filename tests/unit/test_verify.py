@@ -10,7 +10,8 @@ from typing import TYPE_CHECKING
 import models
 import numpy as np
 import pytest
-from hypothesis import HealthCheck, assume, given, settings
+from effort import examples
+from hypothesis import assume, given
 from hypothesis import strategies as st
 from memory_jobs import job, streamed, written
 from memory_store import MemoryReader
@@ -138,7 +139,7 @@ def sampled(made: Job, content: bytes, plan: RankPlan) -> np.ndarray:
     return found
 
 
-@settings(max_examples=500, suppress_health_check=list(HealthCheck))
+@examples(500)
 @given(models.models(16), FORMATS, FORMATS, st.data())
 def test_elements_in_wrong_places_do_not_verify(model: models.Model, source: str, target: str, data: st.DataObject) -> None:
     """By the right plan; and by the very plan that they were written with, where it is the places that are wrong."""

@@ -1,0 +1,27 @@
+"""How many random cases tests try: a tenth in the development profile, all in the CI profile."""
+
+from __future__ import annotations
+
+import os
+
+from hypothesis import HealthCheck, settings
+
+_PERCENT = {"development": 10, "ci": 100}
+PROFILE = os.environ.get("RESHARD_TEST_PROFILE") or ("ci" if os.environ.get("CI") == "true" else "development")
+
+
+def share(count: int) -> int:
+    """Return how many of `count` cases the profile tries, at least one."""
+    return max(1, count * _PERCENT[PROFILE] // 100)
+
+
+def examples(count: int) -> settings:
+    """Return hypothesis settings that try `count` examples in the CI profile."""
+    return settings(max_examples=share(count))
+
+
+def load_profile() -> None:
+    """Make the profile the default of all tests. What is slow is for benchmarks to find: machines are shared."""
+    costly = [HealthCheck.too_slow, HealthCheck.data_too_large, HealthCheck.large_base_example, HealthCheck.filter_too_much]
+    settings.register_profile("reshard", deadline=None, max_examples=share(100), suppress_health_check=costly)
+    settings.load_profile("reshard")
