@@ -25,5 +25,5 @@ def needs_extra(extra: str, where: str) -> Iterator[None]:
     try:
         yield
     except ImportError as error:
-        what = f"{error.name or error} is needed and not installed"
-        raise RequestError("PackageMissing", what, where=where, fix=f"pip install 'reshard[{extra}]'") from error
+        what = f"the package {error.name or error} is required but not installed"
+        raise RequestError("PackageMissing", what, where=where, fix=f"run pip install 'reshard[{extra}]'") from error

@@ -18,7 +18,7 @@ def refuse_pointer(beginning: bytes, where: str) -> None:
     if beginning.startswith(_BEGINNING):
         raise DataError(
             "GitLfsPointer",
-            "it is a Git LFS pointer, not the file itself",
+            "the file is a Git LFS pointer, not the content itself",
             where=where,
-            fix="download the file: run git lfs pull in its repository",
+            fix="run `git lfs pull` in its repository",
         )

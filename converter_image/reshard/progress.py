@@ -41,7 +41,7 @@ class CancelledError(ReshardError):
     retryable = True
 
     def __init__(self) -> None:
-        super().__init__("Terminated", "stopped before the end", fix="run again, finished ranks are kept")
+        super().__init__("Terminated", "interrupted by a signal", fix="run the command again; finished ranks are kept")
 
 
 class Cancellation:

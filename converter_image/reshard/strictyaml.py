@@ -42,14 +42,14 @@ class _Loader(yaml.SafeLoader):
     def compose_node(self, parent: yaml.Node | None, index: int) -> yaml.Node | None:
         event: yaml.Event = self.peek_event()  # type: ignore[no-untyped-call]  # PyYAML's types leave it out
         if isinstance(event, yaml.AliasEvent):
-            raise _refused("aliases cannot be used here", event)
+            raise _refused("aliases are not supported", event)
         if self._depth == _MOST_DEPTH:
-            raise _refused(f"it nests deeper than {_MOST_DEPTH} levels", event)
+            raise _refused(f"the document is nested more than {_MOST_DEPTH} levels deep", event)
         self._depth += 1
         node = super().compose_node(parent, index)
         self._depth -= 1
         if isinstance(node, yaml.ScalarNode) and node.tag != _TEXT and len(node.value) > _LONGEST_NUMBER:
-            raise _refused(f"a value that is no text has {len(node.value)} characters", node)
+            raise _refused(f"a value that is not a string has {len(node.value)} characters", node)
         return node
 
     def flatten_mapping(self, node: yaml.MappingNode) -> None:
@@ -57,18 +57,18 @@ class _Loader(yaml.SafeLoader):
         seen = set()
         for key, _ in node.value:
             if key.tag == _MERGE:
-                raise _refused("merge keys cannot be used here", key)
+                raise _refused("merge keys are not supported", key)
             if not isinstance(key, yaml.ScalarNode) or len(key.value) > _LONGEST_KEY:
-                raise _refused(f"a key is no text of at most {_LONGEST_KEY} characters", key)
+                raise _refused(f"a key is not a string of at most {_LONGEST_KEY} characters", key)
             if (key.tag, key.value) in seen:
-                raise _refused(f"the key {key.value!r} is there twice", key)
+                raise _refused(f"the key {key.value!r} occurs twice", key)
             seen.add((key.tag, key.value))
 
     def construct_object(self, node: yaml.Node, deep: bool = False) -> Any:  # noqa: ANN401, FBT001, FBT002 - PyYAML's signature
         try:
             return super().construct_object(node, deep)
         except (ArithmeticError, AttributeError, LookupError, ValueError):  # what PyYAML lets through: 2024-99-99, !!int x
-            raise _refused("a value is not of the type that it is written as", node) from None
+            raise _refused("a value does not match its type", node) from None
 
 
 def _refused(what: str, at: yaml.Event | yaml.Node) -> yaml.MarkedYAMLError:

@@ -24,7 +24,7 @@ log = logging.getLogger("reshard_operator")
 
 
 def main() -> int:
-    """Run until told to end.
+    """Run until a signal ends the process.
 
     Returns:
         The exit code.
@@ -41,7 +41,7 @@ def main() -> int:
     try:
         asyncio.run(_operate(config))
     except* LostLeaseError:
-        log.error("another replica has taken over; this one ends")  # noqa: TRY400 - a traceback would tell nothing
+        log.error("another replica has taken over the lease; exiting")  # noqa: TRY400 - a traceback would tell nothing
         code = 1
     return code
 
@@ -80,9 +80,9 @@ async def _wait_for_crd(cluster: Cluster, stop: asyncio.Event) -> None:
         try:
             if await cluster.has_resource():
                 return
-            log.warning("the CRD of CheckpointTransforms is not there; waiting for it")
+            log.warning("waiting for the CRD checkpointtransforms.reshard.dev, which is not installed")
         except ApiError as error:
-            log.warning("the API server cannot be asked: %s", error)
+            log.warning("cannot reach the API server: %s", error)
         await asyncio.sleep(_LOOK_FOR_CRD_SECONDS)
 
 

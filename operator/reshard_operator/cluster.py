@@ -37,7 +37,7 @@ _APPLY = "application/apply-patch+yaml"
 
 
 class ApiError(Exception):
-    """The API server said no.
+    """The API server rejected a request, or could not be reached.
 
     Attributes:
         status: of HTTP; 0 when it was not reached.
@@ -51,7 +51,7 @@ class ApiError(Exception):
 
 
 class NameTakenError(Exception):
-    """A Job of the needed name belongs to someone else."""
+    """A Job with the required name belongs to another owner."""
 
 
 class Cluster:
@@ -135,7 +135,7 @@ class Cluster:
                 return  # its name follows from its content, and pods check that
             found = Job(await self._call("GET", f"{place}/{action.name}"))
             if found.owner != transform.uid:
-                raise NameTakenError(f"Job {found.name} is there and belongs to someone else; rename or delete it") from error
+                raise NameTakenError(f"Job {found.name} already exists and belongs to another owner; delete it") from error
 
     async def write_status(self, transform: Transform, status: Object) -> None:
         """Write the whole status, if the resource is still the one that was seen.
@@ -153,7 +153,7 @@ class Cluster:
         await self._call("PATCH", f"{_custom(transform.namespace)}/{transform.name}/status", query, body, _APPLY)
 
     async def record_event(self, transform: Transform, kind: str, reason: str, action: str, note: str) -> None:
-        """Attach an Event to a transform."""
+        """Record an Event for a transform."""
         moment = datetime.now(UTC).strftime("%Y-%m-%dT%H:%M:%S.%fZ")
         body = {
             "apiVersion": "events.k8s.io/v1",
@@ -288,7 +288,7 @@ class Cluster:
         try:
             found: Object = json.loads(text)
         except ValueError as error:
-            raise ApiError(0, "Garbled", f"the answer is no JSON: {error}") from error
+            raise ApiError(0, "Garbled", f"the response is not JSON: {error}") from error
         return found
 
 

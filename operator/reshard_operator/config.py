@@ -1,4 +1,4 @@
-"""What the operator is started with: environment variables, which the chart sets."""
+"""Configuration of the operator, from environment variables that the chart sets."""
 
 from __future__ import annotations
 
@@ -61,7 +61,7 @@ def load(environment: Mapping[str, str] = os.environ) -> Config:
         try:
             return float(text) if text else default
         except ValueError as error:
-            raise UsageError("InvalidVariable", f"{text!r} is no number", where=name) from error
+            raise UsageError("InvalidVariable", f"{text!r} is not a number", where=name) from error
 
     def one_of(name: str, default: str, *others: str) -> str:
         text = environment.get(name) or default
@@ -72,7 +72,9 @@ def load(environment: Mapping[str, str] = os.environ) -> Config:
 
     image = environment.get("RESHARD_CONVERTER_IMAGE", "")
     if not image:
-        raise UsageError("VariableMissing", "it is not set", where="RESHARD_CONVERTER_IMAGE", fix="name the converter's image")
+        raise UsageError(
+            "VariableMissing", "the variable is not set", where="RESHARD_CONVERTER_IMAGE", fix="set it to the converter's image"
+        )
     resources = environment.get("RESHARD_CONVERTER_RESOURCES", "")
     try:
         converter_resources = msgspec.json.decode(resources, type=dict[str, Any]) if resources else None

@@ -1,4 +1,4 @@
-"""kopf: events in, marks out. Its handlers decide nothing and write nothing, so that a missed event costs only time."""
+"""Kopf handlers that enqueue transforms. They decide and write nothing, so that a missed event costs only time."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ _MISSED_RESYNCS = 3
 
 
 class EndlessBackoffs:
-    """Delays between tries to reach the API server: growing, then up to 15 s for ever; kopf iterates anew for each call."""
+    """Delays between tries to reach the API server: growing, up to 15 s; kopf iterates from the start for each call."""
 
     def __iter__(self) -> Iterator[float]:
         """The delays in seconds."""
@@ -34,10 +34,10 @@ class EndlessBackoffs:
 
 
 def _watches(kind: str, expected: int) -> int:
-    """How many tasks of kopf's watch a kind; it does not start one again that has ended."""
+    """Return how many kopf tasks watch a kind. Kopf does not restart a watch that has ended."""
     found = sum(task.get_name().startswith(f"watcher for {kind}.") for task in asyncio.all_tasks())
     if found < expected:
-        raise kopf.PermanentError(f"of {expected} watches of {kind} {expected - found} have ended")
+        raise kopf.PermanentError(f"{expected - found} of {expected} watches of {kind} have ended")
     return found
 
 
@@ -74,7 +74,7 @@ def registry(config: Config, reconciler: Reconciler, server: str) -> kopf.Operat
     async def resynced_recently(**_: Any) -> str:
         age = time.monotonic() - reconciler.last_resync
         if age > _MISSED_RESYNCS * config.resync_seconds:
-            raise kopf.PermanentError(f"the last resync is {age:.0f} s old")
+            raise kopf.PermanentError(f"the last resync was {age:.0f} s ago")
         return f"{age:.0f} s ago"
 
     @kopf.on.probe(id="watches", registry=handlers, errors=kopf.ErrorsMode.PERMANENT)

@@ -61,7 +61,7 @@ class Lease:
             try:
                 await self._round()
             except ApiError as error:
-                log.warning("the lease could not be renewed: %s", error)  # nothing is written until it is; `held` sees to that
+                log.warning("renewing the lease failed: %s", error)  # nothing is written until it is; `held` sees to that
             await asyncio.sleep(_RENEW_SECONDS if self._held_since is not None else random.uniform(1, 3))
 
     async def release(self) -> None:
@@ -75,7 +75,7 @@ class Lease:
                 nobody = lease["spec"] | {"holderIdentity": ""}
                 await self._cluster.put_lease(self._config.own_namespace, lease | {"spec": nobody})
         except ApiError as error:
-            log.warning("the lease could not be given back, and lapses: %s", error)
+            log.warning("releasing the lease failed; it expires by itself: %s", error)
 
     async def _round(self) -> None:
         began = time.monotonic()
@@ -104,7 +104,7 @@ class Lease:
                 raise
             return  # another was quicker; the next round tells
         if self._held_since is None:
-            log.info("this replica works now")
+            log.info("this replica holds the lease")
             metrics.LEADING.set(1)
             self._held_since = began
         self._renewed = began

@@ -30,13 +30,13 @@ TRANSFORM_SECONDS = Histogram(
     buckets=_TRANSFORM_SECONDS_BUCKETS,
 )
 BYTES_READ = Counter("reshard_bytes_read", "Bytes read from sources for completed checkpoints")
-RECONCILE_ERRORS = Counter("reshard_reconcile_errors", "Looks at a transform that failed, and are repeated")
-STATUS_WRITES = Counter("reshard_status_writes", "Statuses written")
-TRANSITIONS = Counter("reshard_transitions", "Transforms that came into a phase", ["phase"])
-BYTES_WRITTEN = Counter("reshard_bytes_written", "Bytes of the checkpoints that were completed")
-TRANSFORMS = Gauge("reshard_transforms", "Transforms that there are, by phase", ["phase"])
-TRANSFORMS_WAITING = Gauge("reshard_transforms_waiting", "Transforms that something outside holds up", ["reason"])
-LEADING = Gauge("reshard_leading", "Whether this replica does the work")
+RECONCILE_ERRORS = Counter("reshard_reconcile_errors", "Reconciles that failed and are retried")
+STATUS_WRITES = Counter("reshard_status_writes", "Status updates written")
+TRANSITIONS = Counter("reshard_transitions", "Phase transitions of transforms", ["phase"])
+BYTES_WRITTEN = Counter("reshard_bytes_written", "Bytes of completed checkpoints")
+TRANSFORMS = Gauge("reshard_transforms", "Transforms by phase", ["phase"])
+TRANSFORMS_WAITING = Gauge("reshard_transforms_waiting", "Transforms that wait for an external cause", ["reason"])
+LEADING = Gauge("reshard_leading", "Whether this replica holds the lease")
 
 
 class RankDurations(Collector):

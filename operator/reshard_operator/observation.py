@@ -260,7 +260,7 @@ class Pod(Kept):
             pass
         lines = [line for line in text.splitlines() if line.strip()]
         reason = str(ended.get("reason") or self.status.get("reason") or "Error")
-        said = _logged(lines[-1]) if lines else str(self.status.get("message") or f"the container ended with code {code}")
+        said = _logged(lines[-1]) if lines else str(self.status.get("message") or f"the container exited with code {code}")
         return FailureMessage(reason, said[:1000], code)
 
 

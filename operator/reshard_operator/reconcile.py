@@ -1,4 +1,4 @@
-"""What to do about a transform, from what is seen of it: plan -> ranks -> commit -> complete.
+"""Decide the next step of a transform from an observation: plan -> ranks -> commit -> complete.
 
 Pure: the same observation gives the same decision, whatever happened before. That is why events may come late, twice, in any
 order or not at all, and why the operator may be killed at any moment.
@@ -28,10 +28,10 @@ _DOING = {"plan": "Planning", "ranks": "Resharding", "commit": "Committing"}
 # The ranks leave records and no result that anything depends on.
 _RESULTS: dict[str, type[StepMessage]] = {"plan": PlanMessage, "commit": CommitMessage}
 _FAILED = {"plan": "PlanFailed", "ranks": "RanksFailed", "commit": "CommitFailed"}
-# How soon to look again at what no watch tells: pods of other transforms, pods that cannot start.
+# Delay until the next reconcile for changes that no watch reports: pods of other transforms, pods that cannot start.
 _LOOK_AGAIN_SECONDS = 5.0
 _SOON_SECONDS = 1.0
-_SUSPENDED = State(Phase.SUSPENDED, "Suspended", "set spec.suspend to false to go on")
+_SUSPENDED = State(Phase.SUSPENDED, "Suspended", "set spec.suspend to false to resume")
 
 
 @dataclass(frozen=True)
@@ -81,7 +81,7 @@ Action = Create | Patch | Delete
 
 @dataclass(frozen=True)
 class Decision:
-    """What follows from an observation.
+    """The actions and status that follow from an observation.
 
     Attributes:
         status: that the resource should have; None: it is not touched.
@@ -95,18 +95,18 @@ class Decision:
 
 
 def reconcile(seen: Seen, config: Config) -> Decision:
-    """The decision."""
+    """Return the decision for an observation."""
     transform, spec = seen.transform, seen.transform.spec
     if transform.deleting:
         return Decision()
     if _has_ended(seen):
         return _clear_up(seen)
     if spec is None:
-        # The CRD is newer than the operator, or older: the same spec may be readable in a moment, so nothing is given up.
+        # CRD and operator have different versions during an upgrade, so the spec may be readable later: wait.
         known = transform.status.get("phase") if transform.status.get("attempt") == transform.attempt else None
         return _tell(seen, State(Phase(known or Phase.PENDING), "InvalidSpec", transform.problem), None, None)
     if any(job.annotation(jobs.ANNOTATION_SPEC) != jobs.spec_digest(spec) for job in seen.jobs.values()):
-        return _fail(seen, "SpecChanged", "the spec has changed underway; create another CheckpointTransform")
+        return _fail(seen, "SpecChanged", "the spec changed while the transform was running; create another CheckpointTransform")
     planned = _planned(seen)
     if planned is None:
         return _step(seen, spec, "plan", jobs.plan_job(transform, config, _next_run(seen, "plan")))
@@ -114,13 +114,13 @@ def reconcile(seen: Seen, config: Config) -> Decision:
 
 
 def _carry_out(seen: Seen, spec: TransformSpec, planned: PlanMessage, config: Config) -> Decision:
-    """From the plan to the end."""
+    """Return the decision for a transform whose plan is known."""
     ranks, details = ranks_of(spec, planned), plan_details(planned, spec)
     what = f"{planned.source_ranks} -> {planned.target_ranks} ranks"
     if spec.dry_run:
-        return _complete(seen, "DryRun", f"{what} would work", details)
+        return _complete(seen, "DryRun", f"{what}: the plan is valid", details)
     if planned.complete:
-        return _complete(seen, "AlreadyComplete", "the target holds this very checkpoint", details | all_done(len(ranks)))
+        return _complete(seen, "AlreadyComplete", "the target already contains this checkpoint", details | all_done(len(ranks)))
     job = seen.jobs.get("ranks")
     if job is not None:
         details |= rank_details(seen, job, ranks, spec.execution.ranks_per_pod, _failures(seen, job, ranks, spec))
@@ -136,20 +136,20 @@ def _carry_out(seen: Seen, spec: TransformSpec, planned: PlanMessage, config: Co
         "manifest": committed.manifest,
     }
     if not committed.manifest:
-        return _complete(seen, "StageComplete", f"{what}, each of them recorded; other stages are still missing", details)
-    done = "each of them verified and recorded" if ranks else "indexed for loading"
+        return _complete(seen, "StageComplete", f"{what}, all of them recorded; other stages are still missing", details)
+    done = "all of them verified and recorded" if ranks else "indexed for loading"
     return _complete(seen, "Complete", f"{what}, {done}", details)
 
 
 def refused(seen: Seen, decision: Decision, reason: str, message: str, *, for_good: bool) -> Decision:
-    """The API server did not let a decision's Job, or a ConfigMap for it, be created."""
+    """Return the decision after the API server refused to create a Job or one of its ConfigMaps."""
     if for_good or decision.status is None:
         return _fail(seen, reason, message)
     return _tell(seen, State(Phase(decision.status["phase"]), reason, message), None, _LOOK_AGAIN_SECONDS)
 
 
 def _planned(seen: Seen) -> PlanMessage | None:
-    """What the plan's pod has told; the status remembers it, should the pod be gone."""
+    """Return the plan's result, from its pod or, if that was deleted, from the status."""
     planned, status = seen.result("plan", PlanMessage), seen.transform.status
     if planned is None and seen.transform.knows("plan"):
         return msgspec.convert(status["plan"], PlanMessage)
@@ -157,12 +157,12 @@ def _planned(seen: Seen) -> PlanMessage | None:
 
 
 def _next_run(seen: Seen, step: str) -> int:
-    """The run that a step's next Job would be."""
+    """Return the run number of a step's next Job."""
     return seen.runs.get(step, 0) + 1
 
 
 def _step(seen: Seen, spec: TransformSpec, step: str, manifest: Object, details: Object | None = None) -> Decision:
-    """Bring one step to its end; `manifest` is that of its next Job."""
+    """Continue one step; `manifest` is that of its next Job."""
     job = seen.jobs.get(step)
     if job is None:
         return _begin(seen, spec, step, manifest, details)
@@ -180,7 +180,7 @@ def _step(seen: Seen, spec: TransformSpec, step: str, manifest: Object, details:
     if spec.suspend and job.suspended:
         return _tell(seen, _SUSPENDED, details, None, *actions)
     if spec.suspend:
-        ending = replace(doing, reason="Suspending", message="waiting for pods to end")
+        ending = replace(doing, reason="Suspending", message="waiting for pods to terminate")
         return _tell(seen, ending, details, _LOOK_AGAIN_SECONDS, *actions)
     if job.suspended and (queue := job.label(QUEUE_LABEL)):
         queued = replace(doing, reason="Queued", message=f"waiting for the queue {queue}")
@@ -192,27 +192,37 @@ def _step(seen: Seen, spec: TransformSpec, step: str, manifest: Object, details:
         return _tell(seen, replace(doing, message=progress), details, look_again, *actions)
     deadline = spec.execution.startup_deadline_seconds
     if trouble.stuck and not job.status.get("ready") and diagnosis.stuck_seconds(seen) >= deadline:
-        return _fail(seen, "PodsNotStarting", f"for {deadline} s: {trouble.reason}: {trouble.message}", details)
+        return _fail(
+            seen, "PodsNotStarting", f"pods could not start for {deadline} s: {trouble.reason}: {trouble.message}", details
+        )
     return _tell(seen, trouble, details, _LOOK_AGAIN_SECONDS, *actions)
 
 
 def _begin(seen: Seen, spec: TransformSpec, step: str, manifest: Object, details: Object | None) -> Decision:
-    """Create a step's Job, once nobody else can write to the target."""
-    starting = State(_PHASES[step], _DOING[step], "starting")
+    """Create a step's Job when no other pod can write to the target."""
+    starting = State(_PHASES[step], _DOING[step], "creating the Job")
     if spec.suspend:
         return _tell(seen, _SUSPENDED, details, None)
     if seen.rivals and step != "commit":
         phase = Phase.PENDING if step == "plan" else starting.phase
-        busy = State(phase, "TargetBusy", f"waiting for {', '.join(seen.rivals[:3])}: it writes to the same target")
+        busy = State(phase, "TargetBusy", f"waiting for {', '.join(seen.rivals[:3])}, which writes to the same target")
         return _tell(seen, busy, details, _LOOK_AGAIN_SECONDS)
     running = [job for job in seen.old_jobs if not job.ended]
     if running:
         stop = (Delete(job) for job in running if not job.deleting)
-        return _tell(seen, replace(starting, message="waiting for the last attempt to end"), details, _SOON_SECONDS, *stop)
+        return _tell(
+            seen,
+            replace(starting, message="waiting for the Jobs of the previous attempt to be deleted"),
+            details,
+            _SOON_SECONDS,
+            *stop,
+        )
     ours = {job.uid for job in seen.jobs.values()}
     if any(pod.alive and pod.owner not in ours for pod in seen.pods):
-        return _tell(seen, replace(starting, message="waiting for pods of the last attempt to end"), details, _SOON_SECONDS)
-    # In the words that will be true in a moment: one write of the status less.
+        return _tell(
+            seen, replace(starting, message="waiting for pods of the previous attempt to terminate"), details, _SOON_SECONDS
+        )
+    # Use the message that applies once the Job runs, which saves one status write.
     name = manifest["metadata"]["name"]
     starting = replace(starting, message=_progress(step, name, _next_run(seen, step), details))
     named = {"jobs": {s: job.name for s, job in seen.jobs.items()} | {step: name}}
@@ -221,7 +231,7 @@ def _begin(seen: Seen, spec: TransformSpec, step: str, manifest: Object, details
 
 
 def _adjust(spec: TransformSpec, step: str, job: Job, manifest: Object) -> tuple[Patch, ...]:
-    """What a user may change underway. Of a Job in a queue Kueue alone decides when it runs, and with how many pods."""
+    """Apply changes that are allowed while a Job runs. Only Kueue decides when a queued Job runs, and with how many pods."""
     wanted: Object = {}
     queued = bool(job.label(QUEUE_LABEL))
     if bool(job.spec.get("suspend")) != spec.suspend and (spec.suspend or not queued):
@@ -232,31 +242,34 @@ def _adjust(spec: TransformSpec, step: str, job: Job, manifest: Object) -> tuple
 
 
 def _why_failed(seen: Seen, spec: TransformSpec, step: str, job: Job) -> tuple[str, str]:
-    """The reason of a failed Job: what its pod said, if it said anything."""
+    """Return reason and message of a failed Job, taken from its pods if they left any."""
     condition = job.failed or {}
     if condition.get("reason") == "DeadlineExceeded":
-        return "DeadlineExceeded", f"the ranks took longer than {spec.execution.active_deadline_seconds} s"
+        return (
+            "DeadlineExceeded",
+            f"the ranks took longer than spec.execution.activeDeadlineSeconds ({spec.execution.active_deadline_seconds} s)",
+        )
     failed = job.indexes("failedIndexes")
-    counted = frozenset(failed)  # not an index that was tried again and has succeeded
+    counted = frozenset(failed)  # ignore failures of indexes that succeeded later
     said = [pod.failure() for pod in seen.pods_of(job) if pod.phase == "Failed" and (not counted or pod.index in counted)]
     if step == "ranks":
         planned = _planned(seen)
         ranks = ranks_of(spec, planned) if planned is not None else ()
         each = spec.execution.ranks_per_pod
         names = as_text(tuple(rank for i in failed for rank in ranks_of_index(ranks, each, i)), 200)
-        where = f"rank {names} of {len(ranks)} failed" if failed else "the ranks were stopped"
+        where = f"rank {names} of {len(ranks)} failed" if failed else "the Job of the ranks was stopped"
         return _reason(said, "RanksFailed"), f"{where}: {_message(said, condition)}"
     return _reason(said, _FAILED[step]), _message(said, condition)
 
 
 def _why_no_result(seen: Seen, step: str, job: Job) -> str:
-    """What is known about the last run of a step that reports nothing, and what to do."""
+    """Return the message for a step that completes without a result."""
     try:
         seen.read_result(step, _RESULTS[step])
-        why, fix = "its pod is gone", "find out what deletes finished pods"
+        why, fix = "its pod was deleted", "find out what deletes finished pods"
     except UnreadableMessageError as error:
         why = str(error)
-        fix = f"use operator and converter images of one version, and let no sidecar write {CONTAINER}'s termination message"
+        fix = f"use the same version of operator and converter images, and let no sidecar write {CONTAINER}'s termination message"
     what = f"the {step} step completed {MOST_RUNS} times without a result, last in Job {job.name}"
     return f"{what}: {why}; {fix}, then raise spec.execution.attempt"
 
@@ -268,11 +281,11 @@ def _reason(said: list[FailureMessage], otherwise: str) -> str:
 
 
 def _message(said: list[FailureMessage], condition: Object) -> str:
-    return said[0].message if said else str(condition.get("message") or "its pods are gone, and left no message")
+    return said[0].message if said else str(condition.get("message") or "the pods were deleted and left no message")
 
 
 def _failures(seen: Seen, job: Job, ranks: tuple[int, ...], spec: TransformSpec) -> list[Object]:
-    """The newest failure of each index that has failed for good, by rank."""
+    """Return the newest failure of each index that has failed permanently, by rank."""
     each = spec.execution.ranks_per_pod
     failed = set(job.indexes("failedIndexes"))
     found: dict[int, Object] = {}
@@ -294,10 +307,10 @@ def _progress(step: str, name: str, run: int, details: Object | None) -> str:
         ranks = details["ranks"]
         failed = f", {ranks['failed']} failed" if ranks["failed"] else ""
         expected = details.get("expectedCompletionTime")
-        left = f", the last expected at {expected}" if expected else ""
+        left = f", expected to finish at {expected}" if expected else ""
         return f"{ranks['succeeded']} of {ranks['total']} ranks are written{failed}{left}"
-    again = f" (run {run} of at most {MOST_RUNS}: the last one left no readable result)" if run > 1 else ""
-    return f"Job {name} runs{again}"
+    again = f" (run {run} of at most {MOST_RUNS}: the previous run left no readable result)" if run > 1 else ""
+    return f"Job {name} is running{again}"
 
 
 def _has_ended(seen: Seen) -> bool:
@@ -306,7 +319,7 @@ def _has_ended(seen: Seen) -> bool:
 
 
 def _clear_up(seen: Seen) -> Decision:
-    """After the end: Jobs that still run are stopped, the others are given the time that they stay; once, never again."""
+    """Clean up after the end: stop running Jobs, and set the TTL of the others once."""
     spec, transform = seen.transform.spec, seen.transform
     actions: list[Action] = []
     for job in (*seen.jobs.values(), *seen.old_jobs):

@@ -1,4 +1,4 @@
-"""What a resource's status says: phases, conditions, reasons and messages, side by side."""
+"""The status of a resource: phases, conditions, reasons and messages."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ _LASTING = ("plan", "ranks", "progress", "percentage", "bytesRead", "bytesWritte
 
 
 class Phase(StrEnum):
-    """The one word that `kubectl get` shows."""
+    """The phase that `kubectl get` shows."""
 
     PENDING = "Pending"
     PLANNING = "Planning"
@@ -33,7 +33,7 @@ class Phase(StrEnum):
 
     @property
     def terminal(self) -> bool:
-        """Whether nothing more happens until the attempt is raised."""
+        """Whether the phase is final until the attempt is raised."""
         return self in {Phase.COMPLETE, Phase.FAILED}
 
 
@@ -73,13 +73,13 @@ STUCK = "PodsStuck"
 
 @dataclass(frozen=True)
 class State:
-    """What is to be told about a transform.
+    """The state of a transform, as its status reports it.
 
     Attributes:
-        phase: the word for it.
+        phase: the phase.
         reason: a stable CamelCase word.
         message: for people.
-        stuck: whether pods are unable to start, which is given up after a while.
+        stuck: whether pods are unable to start; the transform fails if this lasts.
     """
 
     phase: Phase
@@ -89,12 +89,12 @@ class State:
 
 
 def build(transform: Transform, state: State, now: datetime, details: Object | None = None) -> Object:
-    """The status that follows from the last one, a state, and what is known besides.
+    """Return the next status, from the last one, a state and details.
 
     Args:
         transform: with the last status.
-        state: what is to be told.
-        now: for what changes now.
+        state: the current state.
+        now: the transition time of conditions that change.
         details: fields to set; those that it does not name stay, unless they belong to an earlier attempt.
     """
     last = transform.status_of_attempt
@@ -113,7 +113,7 @@ def build(transform: Transform, state: State, now: datetime, details: Object | N
 
 
 def plan_details(planned: PlanMessage, spec: TransformSpec) -> Object:
-    """What the plan tells."""
+    """Return the fields of the status that a plan determines."""
     total = len(ranks_of(spec, planned))
     return {
         "plan": {
@@ -132,7 +132,7 @@ def plan_details(planned: PlanMessage, spec: TransformSpec) -> Object:
 
 
 def rank_details(seen: Seen, job: Job, ranks: tuple[int, ...], ranks_per_pod: int, failures: list[Object]) -> Object:
-    """How far the ranks are, from their Job. Indexes become ranks here."""
+    """Return the progress of the ranks, from their Job. Converts indexes to ranks."""
 
     def of(indexes: tuple[int, ...]) -> tuple[int, ...]:
         return tuple(rank for i in indexes for rank in ranks_of_index(ranks, ranks_per_pod, i))
@@ -171,7 +171,7 @@ def _start(seen: Seen, job: Job, done: int) -> Object:
 
 
 def _expected_end(seen: Seen, ranks: Object) -> str | None:
-    """When the last rank will be written at the rate since the start.
+    """Return the time at which the last rank will be written at the rate since the start.
 
     Calculated only when a rank is finished, so that the status does not change in between.
     """
@@ -188,13 +188,13 @@ def _expected_end(seen: Seen, ranks: Object) -> str | None:
 
 
 def all_done(ranks: int) -> Object:
-    """Every rank is written."""
+    """Return the progress when every rank is written."""
     counts = {"total": ranks, "active": 0, "succeeded": ranks, "failed": 0}
     return {"ranks": counts, "progress": f"{ranks}/{ranks}", "percentage": 100}
 
 
 def _conditions(last: list[Object], state: State, now: str, generation: int) -> list[Object]:
-    """As kstatus reads them: Ready always, Reconciling while work goes on, Stalled when it has failed."""
+    """Return conditions as kstatus expects them: Ready always, Reconciling during work, Stalled after a failure."""
     wanted: list[tuple[str, str]] = [("Ready", "True" if state.phase is Phase.COMPLETE else "False")]
     if state.phase is Phase.SUSPENDED:
         wanted += [("Reconciling", "False"), ("Suspended", "True")]
@@ -224,7 +224,7 @@ def _conditions(last: list[Object], state: State, now: str, generation: int) -> 
 
 
 def only_counts_differ(old: Object, new: Object) -> bool:
-    """Whether a new status could wait a little: nothing has changed but how far the ranks are."""
+    """Return whether only the progress of ranks differs, so that the write can be delayed."""
 
     def without_counts(status: Object) -> Object:
         conditions = [condition | {"message": ""} for condition in status.get("conditions") or ()]
@@ -234,7 +234,7 @@ def only_counts_differ(old: Object, new: Object) -> bool:
 
 
 def waits_for(status: Object) -> str:
-    """What holds a transform up from outside: one of WAITING, or STUCK; empty when nothing does."""
+    """Return the external cause that a transform waits for: one of WAITING, or STUCK; empty if none."""
     reasons = {condition["type"]: condition["reason"] for condition in status.get("conditions") or ()}
     if STUCK in reasons:
         return STUCK

@@ -1,4 +1,4 @@
-"""Turns marks ("this may have changed") into reconciliations: one at a time for each transform, repeated until they succeed."""
+"""Reconcile transforms that may have changed: one worker per transform at a time, retried until it succeeds."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ if TYPE_CHECKING:
 Key = tuple[str, str]
 
 _WORKERS = 8
-# Events come in bursts: what comes within this time is looked at once.
+# Events come in bursts; those within this time cause one reconcile.
 _SETTLE_SECONDS = 0.2
 _COUNTS_EVERY_SECONDS = 5.0
 _FIRST_RETRY_SECONDS = 0.5
@@ -36,7 +36,7 @@ log = logging.getLogger(__name__)
 
 
 class Reconciler:
-    """Reconciles transforms that are marked."""
+    """Reconciles the transforms that are enqueued."""
 
     def __init__(self, cluster: Cluster, config: Config, may_write: Callable[[], bool]) -> None:
         self._cluster = cluster
@@ -50,24 +50,24 @@ class Reconciler:
         self.last_resync = time.monotonic()
 
     def mark(self, namespace: str, name: str, after: float = _SETTLE_SECONDS) -> None:
-        """Look at a transform, soon."""
+        """Enqueue a transform."""
         self._queue.add((namespace, name), time.monotonic() + after)
         self._changed.set()
 
     async def run(self) -> None:
-        """Work for ever."""
+        """Run the workers and the resync until cancelled."""
         async with asyncio.TaskGroup() as group:
             for _ in range(_WORKERS):
                 group.create_task(self._work())
             group.create_task(self._resync())
 
     async def _resync(self) -> None:
-        """Look at everything now and then, whatever the watches have told or missed."""
+        """Enqueue every transform periodically, in case a watch missed a change."""
         while True:
             try:
                 for resource in await self._cluster.transforms(self._config.namespaces):
                     self.mark(resource["metadata"]["namespace"], resource["metadata"]["name"], random.uniform(0, 1))
-                for key in self._census:  # also what is gone, and of which no watch told
+                for key in self._census:  # also deleted transforms whose deletion no watch reported
                     self.mark(*key, random.uniform(0, 1))
                 self.last_resync = time.monotonic()
                 await asyncio.sleep(self._config.resync_seconds)
@@ -89,7 +89,7 @@ class Reconciler:
                 self._retry(key, quiet=error.status == HTTPStatus.CONFLICT, error=error)
             except Exception as error:
                 metrics.RECONCILE_ERRORS.inc()
-                log.exception("reconciling failed", extra={"transform": "/".join(key)})
+                log.exception("reconcile failed", extra={"transform": "/".join(key)})
                 self._retry(key, quiet=True, error=error)
             finally:
                 self._queue.done(key)
@@ -99,11 +99,11 @@ class Reconciler:
         failures = self._failures[key] = self._failures.get(key, 0) + 1
         delay = min(_LONGEST_RETRY_SECONDS, _FIRST_RETRY_SECONDS * 2 ** min(failures, 10)) * random.uniform(0.5, 1)
         if not quiet:
-            log.warning("trying again in %.1f s: %s", delay, error, extra={"transform": "/".join(key)})
+            log.warning("reconcile failed, retrying in %.1f s: %s", delay, error, extra={"transform": "/".join(key)})
         self.mark(*key, delay)
 
     async def _next(self) -> Key:
-        """The next transform that is due, and that nobody works on."""
+        """Return the next transform that is due and that no worker has."""
         while True:
             self._changed.clear()
             now, wait = time.monotonic(), 1.0
@@ -118,7 +118,7 @@ class Reconciler:
                 continue
 
     async def _reconcile(self, namespace: str, name: str) -> float | None:
-        """One round. Returns in how many seconds to look again, if nothing tells so before."""
+        """Reconcile once. Return the seconds until the next reconcile if no event comes before."""
         seen = await self._cluster.observe(namespace, name)
         if seen is None:
             self._census.count((namespace, name), None)
@@ -137,7 +137,7 @@ class Reconciler:
             except ApiError as error:
                 if not isinstance(action, Create) or error.status not in {400, 403, 404, 413, 422}:
                     raise
-                # What another try cannot mend: the Job itself is wrong. A webhook may say Invalid too, but names no field.
+                # No retry fixes an invalid Job. A webhook may also answer Invalid, but names no field.
                 good = error.status in {400, 413} or any(field.startswith("spec") for field in error.fields)
                 decision = refused(seen, decision, "InvalidPod" if good else "JobDenied", str(error), for_good=good)
                 break
@@ -163,7 +163,7 @@ class Reconciler:
         return decision.look_again_seconds
 
     async def _announce(self, seen: Seen, status: Object) -> None:
-        """An Event for each new phase, and for each new reason."""
+        """Record an Event for each new phase and each new reason."""
         transform = seen.transform
         ready, before = status["conditions"][0], (transform.status.get("conditions") or [{}])[0]
         if (status["phase"], ready["reason"]) == (transform.status.get("phase"), before.get("reason")):
@@ -181,5 +181,5 @@ class Reconciler:
         )
         try:
             await self._cluster.record_event(transform, kind, ready["reason"], status["phase"], ready["message"])
-        except ApiError as error:  # it is told in the status already
-            log.warning("no Event was recorded: %s", error)
+        except ApiError as error:  # the status already reports it
+            log.warning("recording an Event failed: %s", error)

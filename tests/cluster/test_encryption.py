@@ -98,7 +98,7 @@ def test_from_plain_files_to_one_mode_to_another_and_back(stage: Stage, tmp_path
     [
         ("AES-GCM", OTHER, "WrongKey", "use the key that the file was encrypted with"),
         ("AES-CBC", OTHER, "WrongKey", "use the key that the file was encrypted with"),
-        ("AES-GCM", (2 * OTHER).hex().encode(), "InvalidKey", "as they are: neither hexadecimal nor base64"),
+        ("AES-GCM", (2 * OTHER).hex().encode(), "InvalidKey", "raw bytes, not hexadecimal or base64 text"),
     ],
     ids=["another, AES-GCM", "another, AES-CBC", "as hexadecimal"],
 )

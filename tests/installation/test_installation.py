@@ -122,7 +122,7 @@ def test_a_node_that_is_lost_is_named_and_what_ran_there_goes_on_when_it_returns
     with stopped(process_of("kubelet")):
         status = stage.wait("lost", lambda s: "NodeLost" in str(s), _PATIENCE)
         assert status["phase"] == "Resharding"
-        assert f"its node {NODE} does not answer" in stage.ready("lost")["message"]
+        assert f"node {NODE} is not responding" in stage.ready("lost")["message"]
     completes(stage, "lost")
 
 

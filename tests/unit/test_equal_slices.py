@@ -164,7 +164,7 @@ def test_whole_tensors_on_every_rank_are_refused_and_the_remedy_works(
     target = tmp_path / "out"
     said = refused(65, "SlicesEqual", *made.arguments(target, "--verification", level))
     assert "parameter w: " in said
-    assert "ranks 0-3 " in said
+    assert "ranks 0-3, " in said
     assert "one rank's folder as the source with --allow-single-rank and without --source-strategy" in said
     assert not target.exists()
     one = ["transform", "--source", str(made.source / "rank_2"), "--target-strategy", str(made.target_strategy)]
@@ -195,7 +195,7 @@ def test_a_file_of_another_rank_is_refused(made: disk.Checkpoint, tmp_path: Path
     else:
         other.hardlink_to(one)
     said = refused(65, "SlicesEqual", *made.arguments(tmp_path / "out"))
-    assert "ranks 0,2 " in said
+    assert "ranks 0,2, " in said
     refused(65, "SlicesEqual", *made.arguments(tmp_path / "out", "--replicas", "lowest-rank"))
     unified = ["--source", str(made.source), "--source-strategy", str(made.source_strategy), "--output", "unified"]
     refused(65, "SlicesEqual", "transform", *unified, "--target", str(tmp_path / "out"))

@@ -131,9 +131,9 @@ def test_a_source_that_has_changed_since_is_to_be_indexed_again(
     else:
         changed.write_bytes(changed.read_bytes())
     assert same(reshard.load(str(made.source), index=str(folder), rank=0), made.model.target(0))  # it reads others
-    said = f"SourceChanged: rank_6/net-1_100.ckpt: the file {'is gone' if change == 'gone' else 'has changed'} since"
+    said = f"SourceChanged: rank_6/net-1_100.ckpt: the file {'was deleted' if change == 'gone' else 'changed'} since"
     if how == "load":
-        with pytest.raises(DataError, match=f"{said} the source was indexed; .* index it again"):
+        with pytest.raises(DataError, match=f"{said} the source was indexed; .* create the index again"):
             reshard.load(str(made.source), index=str(folder), rank=3)
         return
     fetch = ["fetch", "--source", str(made.source), "--index", str(folder), "--rank", "3", "--target", str(tmp_path / "out")]
@@ -154,12 +154,12 @@ FILES, TENSORS = "inventory files ", "inventory structures 0 1 "
         (f"{FILES} 0 1", "a\n/..", "DocumentInvalid"),
         (f"{FILES}", [], "DocumentInvalid: .*ascending"),
         (f"{FILES} 1 0", 0, "DocumentInvalid: .*ascending"),
-        (f"{FILES} 0 4", 7, "DocumentInvalid: .*no structure 7"),
+        (f"{FILES} 0 4", 7, "DocumentInvalid: .*structure 7 is missing"),
         (f"{TENSORS} 0 0", "m", "DocumentInvalid: .*twice"),
-        (f"{TENSORS} 0 1", "Float7", "DocumentInvalid: .*of its type"),
+        (f"{TENSORS} 0 1", "Float7", "DocumentInvalid: .*its type and shape"),
         (f"{TENSORS} 0 2 0", 1 << 40, "DocumentInvalid: .*and shape"),
         (f"{TENSORS} 0 3 0 0", -1, "DocumentInvalid"),
-        (f"{TENSORS} 0 3 0 0", 1 << 40, "DocumentInvalid: .*behind the end"),
+        (f"{TENSORS} 0 3 0 0", 1 << 40, "DocumentInvalid: .*beyond the end"),
         ("sourceStrategy", "AAAA", "StrategyInvalid"),
         ("sourceStrategy", "?", "DocumentInvalid"),
         (f"{TENSORS} 0 3 0 0", 29, "IndexDamaged"),  # other bytes of the same file: nothing but the digest tells
@@ -191,8 +191,8 @@ def test_what_is_no_index_is_refused(tmp_path: Path, content: bytes) -> None:
     [
         ({"index": "nowhere"}, "IndexMissing: .*nowhere.*--output index"),
         ({"rank": 6}, "NoSuchRank"),
-        ({"source_strategy": "source.ckpt"}, "InvalidOption: source_strategy: the index says it already"),
-        ({"unplaced": "Keep"}, "InvalidOption: unplaced: the index says it already"),
+        ({"source_strategy": "source.ckpt"}, "InvalidOption: source_strategy: the index already defines it"),
+        ({"unplaced": "Keep"}, "InvalidOption: unplaced: the index already defines it"),
         ({"verification": "Full"}, "IndexNotChecked"),
     ],
 )

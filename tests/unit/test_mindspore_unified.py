@@ -148,7 +148,7 @@ def test_machines_at_the_same_time_complete_it_too(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("split", [(0, 2), (3, 2)])
 def test_a_machine_that_is_none_is_refused(made: disk.Checkpoint, tmp_path: Path, split: tuple[int, int]) -> None:
-    with pytest.raises(ReshardError, match=f"no machine {split[0]} of 2"):
+    with pytest.raises(ReshardError, match=f"machine {split[0]} is out of range; the number of machines is 2"):
         unify(made, tmp_path / "u", split_dst_file=split)
 
 

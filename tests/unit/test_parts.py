@@ -284,7 +284,7 @@ def test_what_no_part_holds_is_missing_once_all_are_there(
     made.made.target_strategy.write_bytes(dump(StrategyFile("x", dict(enumerate(after.stages))), "protobuf"))
     assert made.run(0, target) == 0
     assert made.run(1, target) == 66
-    assert "none of the 2 stages holds: lost" in capsys.readouterr().err
+    assert "none of the 2 stages holds these parameters of the strategy: lost" in capsys.readouterr().err
     assert made.run(0, target, "--allow-missing", "--overwrite") == made.run(1, target, "--allow-missing") == 0
     assert manifest(target)["missing"] == ["lost"]
 
@@ -302,7 +302,7 @@ def test_copies_that_differ_between_parts_are_refused_unless_accepted(
     assert not (target / MANIFEST_NAME).exists()
     accepted = ["--allow-inconsistent", "step", "--overwrite"]
     assert made.run(0, target, *accepted) == made.run(1, target, *accepted) == 0
-    assert "copies of 1 parameters differ between stages; the first stage's are used: step" in capsys.readouterr().err
+    assert "copies of these parameters differ between stages; those of the first stage are used: step" in capsys.readouterr().err
     assert manifest(target)["inconsistentReplicas"] == ["step"]
 
 

@@ -64,7 +64,7 @@ def test_what_a_strategy_names_never_comes_from_slices_that_mindspore_leaves(
 
 def test_what_may_be_a_slice_is_noted_where_no_strategy_names_it(theirs: Path, tmp_path: Path) -> None:
     result = transform(theirs, tmp_path / "out", verification="Full")
-    assert any("1 parameters of MindSpore's hyper_param.safetensors" in note and "b.w" in note for note in result.notes)
+    assert any("these parameters of MindSpore's hyper_param.safetensors" in note and "b.w" in note for note in result.notes)
     assert any("CRC32 that MindSpore copied" in note and "part0.safetensors" in note for note in result.notes)
     assert marks(tmp_path / "out") == ["b.w"]
 

@@ -348,14 +348,14 @@ def test_a_step_whose_pod_is_gone_runs_again() -> None:
     assert all("ttlSecondsAfterFinished" in job["spec"] for job in cluster.jobs.values())
 
 
-NEWER = "has version 2, and this operator reads version 1"
+NEWER = "has version 2, but this operator reads version 1"
 UNREADABLE = {
-    "": "there is no termination message",
-    "sidecar: done": "not one of a step",
+    "": "the container left no termination message",
+    "sidecar: done": "not a step result",
     json.dumps({"version": 2, "rankMap": {}}): NEWER,
     json.dumps(PLAN | {"version": 2}): NEWER,
     json.dumps({key: value for key, value in PLAN.items() if key != "version"}): "missing required field `version`",
-    json.dumps(COMMIT | {"version": 1, "digest": 3}): "not one of a step",
+    json.dumps(COMMIT | {"version": 1, "digest": 3}): "not a step result",
 }
 
 
@@ -372,7 +372,7 @@ def test_a_result_that_cannot_be_read_is_asked_for_three_times(step: str, text: 
     cluster.settle(50)
     assert (cluster.status["phase"], ready(cluster)["reason"]) == ("Failed", "ResultMissing")
     assert said in ready(cluster)["message"]
-    assert "images of one version" in ready(cluster)["message"]
+    assert "same version of operator and converter images" in ready(cluster)["message"]
     names = [f"a-transform-11112222-{step}{run}" for run in ("", "-r2", "-r3")]
     assert [name for name in cluster.created if step in name] == names
     assert all("ttlSecondsAfterFinished" in job["spec"] for job in cluster.jobs.values())

@@ -142,7 +142,7 @@ def test_a_rank_to_which_nothing_falls(tmp_path: Path, capsys: pytest.CaptureFix
     thin, back = tmp_path / "thin", tmp_path / "back"
     more = ["--crc"] if crc else []
     assert main(made.arguments(thin, "--remove-redundancy", "--verification", "full", *more)) == 0
-    assert "nothing falls to target ranks 2" in capsys.readouterr().err
+    assert "target ranks 2 hold no parameters" in capsys.readouterr().err
     assert [sorted(content) for content in read_all(thin, kind, 3)] == [["b"], ["a"], []]
     assert main(["verify", str(thin)]) == 0
     made.source.rename(tmp_path / "before")

@@ -60,7 +60,7 @@ def test_a_file_that_differs_is_kept_until_the_checkpoint_is_complete(
     line = refused(70, "VerificationFailed", *arguments)
     assert disk.contents(out) == before
     (kept,) = out.glob(".reshard/*/rejected/rank_*/*.ckpt")
-    assert f"the file is kept as {kept} for inspection" in line
+    assert f"inspect the file, which is kept as {kept}" in line
     assert kept.stat().st_size > 0
     damaged()
     assert main(arguments) == 0

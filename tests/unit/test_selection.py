@@ -31,7 +31,7 @@ def test_the_newest_step_counts_as_numbers(names: dict[int, list[str]], chosen: 
 def test_the_newest_step_that_every_rank_has_and_a_word_about_it() -> None:
     found = select_files({0: ["a-1_5.ckpt", "a-1_6.ckpt"], 1: ["a-1_5.ckpt"]})
     assert found.files == {0: "a-1_5.ckpt", 1: "a-1_5.ckpt"}
-    assert found.notes == ("epoch 1, step 5 is the newest that every rank has; rank 0 has a newer one",)
+    assert found.notes == ("epoch 1, step 5 is the newest that every rank has; rank 0 has a newer step",)
 
 
 def test_a_step_or_a_pattern_can_be_asked_for() -> None:
@@ -44,7 +44,7 @@ def test_ranks_with_files_of_several_names_are_read_if_a_pattern_asks_for_them()
     names = {0: ["rank_0/net-1_1.ckpt"], 1: ["rank_1/tuned-1_1.ckpt"]}
     found = select_files(names, pattern="*")
     assert found.files == {0: "rank_0/net-1_1.ckpt", 1: "rank_1/tuned-1_1.ckpt"}
-    assert found.notes == ("the files of the ranks have different names, such as rank_0/net-1_1.ckpt, rank_1/tuned-1_1.ckpt",)
+    assert found.notes == ("the ranks have files with different names, such as rank_0/net-1_1.ckpt, rank_1/tuned-1_1.ckpt",)
 
 
 @pytest.mark.parametrize(
@@ -98,12 +98,14 @@ def test_a_run_that_was_shrunk_or_grown_in_its_folder() -> None:
     shrunk = {rank: [OLD, NEW] if rank < 2 else [OLD] for rank in range(4)}
     found = select_files(shrunk, expected=range(2))
     assert (found.files, found.step) == ({0: NEW, 1: NEW}, (2, 200))
-    assert found.notes == ("the files of rank 2-3 are not read: the strategy describes rank 0-1, and they are of other steps",)
+    assert found.notes == (
+        "the files of rank 2-3 are not read: the strategy describes only rank 0-1, and they belong to other steps",
+    )
     assert select_files(shrunk, expected=range(4)).files == dict.fromkeys(range(4), OLD)
     grown = {rank: [OLD, NEW] if rank < 2 else [NEW] for rank in range(4)}
     found = select_files(grown, expected=range(2))
     assert (found.files, found.step) == ({0: OLD, 1: OLD}, (1, 100))
-    assert found.notes[0] == "epoch 2, step 200 is not read: rank 2-3, which the strategy does not describe, has it too"
+    assert found.notes[0] == "epoch 2, step 200 is not read, because the strategy does not describe rank 2-3, which has it too"
     assert select_files(grown, expected=range(4)).step == (2, 200)
 
 
@@ -122,7 +124,7 @@ def test_ranks_of_the_same_step_that_the_strategy_does_not_describe(names: dict[
 
 
 def test_a_step_that_is_not_there_is_answered_with_one_that_is() -> None:
-    with pytest.raises(ReshardError, match=r"choose one that every rank has, such as --step 200 "):
+    with pytest.raises(ReshardError, match=r"select a step that every rank has, such as --step 200 "):
         select_files({0: [OLD, NEW], 1: [OLD, NEW]}, step=300)
 
 
@@ -130,7 +132,9 @@ def test_a_step_that_several_epochs_have_is_that_of_the_newest_and_a_word_about_
     names = ["net-1_50.ckpt", "net-2_50.ckpt"]
     found = select_files({0: names, 1: names}, step=50)
     assert found.files == dict.fromkeys(range(2), "net-2_50.ckpt")
-    note = "2 epochs have a step 50; that of epoch 2 is read. To read another: --files '*-1_50.*' (spec.source.files.pattern)"
+    note = (
+        "2 epochs have a step 50; the one of epoch 2 is read. To read another one: --files '*-1_50.*' (spec.source.files.pattern)"
+    )
     assert found.notes == (note,)
 
 
@@ -149,16 +153,16 @@ def test_a_step_that_several_epochs_have_is_that_of_the_newest_and_a_word_about_
 )
 def test_ranks_with_files_of_another_start_are_named(prefixes: list[str], ranks: str) -> None:
     found = select_files({rank: [f"rank_{rank}/{prefix}-1_50.ckpt"] for rank, prefix in enumerate(prefixes)})
-    said = [note for note in found.notes if "another start of training" in note]
+    said = [note for note in found.notes if "another run of training" in note]
     assert len(said) == bool(ranks)
-    assert all(f"the files of rank {ranks} are of" in note for note in said)
+    assert all(f"the files of rank {ranks} are from" in note for note in said)
 
 
 def test_ranks_that_were_started_again_are_named_where_they_are_refused_or_asked_for() -> None:
     names = {rank: [f"rank_{rank}/net{'_1' if rank == 2 else ''}-1_50.ckpt"] for rank in range(4)}
-    with pytest.raises(ReshardError, match=r"AmbiguousFiles.*the files of rank 2 are of another start of training"):
+    with pytest.raises(ReshardError, match=r"AmbiguousFiles.*the files of rank 2 are from another run of training"):
         select_files(names)
-    assert any("the files of rank 2 are of another start" in note for note in select_files(names, pattern="*").notes)
+    assert any("the files of rank 2 are from another run" in note for note in select_files(names, pattern="*").notes)
 
 
 def test_older_steps_are_kept_in_case_that_the_newest_is_damaged() -> None:

@@ -76,7 +76,7 @@ def test_all_ranks_in_one_folder(
 ) -> None:
     flatten(made, form)
     assert main(made.arguments(tmp_path / "out")) == 0
-    assert f"note: the names of the files say their ranks: {form.format(r=0)}" in capsys.readouterr().err
+    assert f"note: ranks are taken from the file names: {form.format(r=0)}" in capsys.readouterr().err
     assert right(made, tmp_path / "out")
     unsaid = ["transform", "--source", str(made.source), "--target", str(tmp_path / "whole")]
     assert "ranks 0-3" in refused(78, "SourceStrategyMissing", *unsaid)
@@ -317,7 +317,7 @@ def test_unified_files_next_to_which_training_has_saved(
     assert main(["transform", *made.arguments(unified)[1:5], "--target", str(unified), "--output", "unified"]) == 0
     (unified / "rank_0").mkdir()
     shutil.copy(made.source / "rank_0" / "net-1_100.ckpt", unified / "rank_0")
-    assert "give param_name_map.json as the source" in refused(78, "AmbiguousFiles", "inspect", str(unified))
+    assert "use param_name_map.json as the source" in refused(78, "AmbiguousFiles", "inspect", str(unified))
     assert main(["inspect", str(unified / "param_name_map.json")]) == 0
 
 
@@ -342,7 +342,7 @@ def test_a_strategy_of_one_stage_and_the_file_of_its_rank(made: disk.Checkpoint,
 
 def option_in(line: str) -> list[str]:
     """The option that an error says chooses a step that is whole."""
-    found = re.search(r"read step \d+ of epoch \d+, which is whole on every rank: (--\w+ \S+) \(spec", line)
+    found = re.search(r"read step \d+ of epoch \d+, which is complete on every rank: (--\w+ \S+) \(spec", line)
     assert found is not None, line
     return found[1].replace("'", "").split()
 
@@ -402,7 +402,7 @@ def test_strategies_of_an_earlier_run_with_more_stages(
     assert main(["strategy", "merge", str(folder), str(tmp_path / "merged.ckpt")]) == 0
     capsys.readouterr()
     assert main([*command, str(tmp_path / "merged.ckpt")]) == 0
-    assert "pipeline stages 2-3 name only parameters that earlier stages name too" in capsys.readouterr().err
+    assert "pipeline stages 2-3 contain only parameters of earlier stages" in capsys.readouterr().err
 
 
 def test_strategies_in_folders_of_ranks(made: disk.Checkpoint, tmp_path: Path, refused: Callable[..., str]) -> None:

@@ -133,7 +133,7 @@ def test_defaults_of_the_resource_are_those_of_the_library() -> None:
         (("target", "crc"), "yes please", "spec.target.crc"),
         (("parameters", "rename"), [{"from": "a", "to": None}], "rename"),
         (("parameters", "rename"), [{"from": "a", "too": "b"}], "spec.parameters.rename[0]"),
-        (("parameters", "rename"), [{"pattern": "a*", "to": "b"}], "another number of stars"),
+        (("parameters", "rename"), [{"pattern": "a*", "to": "b"}], "different numbers of"),
         (("target", "encryption"), {"mode": "AES-GCM"}, "secretKeyRef"),
         (("target", "encryption"), {"secretKeyRef": {"name": "k", "key": "a"}, "mode": "ROT13"}, "spec.target.encryption.mode"),
         (("source", "decryption"), {"secretKeyRef": {"name": "k", "key": "../a"}}, "spec.source.decryption.secretKeyRef.key"),
@@ -157,10 +157,13 @@ def test_what_is_wrong_is_named(path: tuple[str, ...], value: object, said: str)
 @pytest.mark.parametrize(
     ("target", "said"),
     [
-        ({"maxFileSizeBytes": 3 << 30}, "max_file_size_bytes: only unified files"),  # even where it says what is the default
-        ({"huggingFaceIndex": True}, "hugging_face_index: only unified files"),
-        ({"output": "Unified", "strategy": None}, "format: unified files are safetensors"),
-        ({"output": "Unified", "format": "Source"}, "target strategy: unified files hold whole parameters"),
+        (
+            {"maxFileSizeBytes": 3 << 30},
+            "max_file_size_bytes: only unified checkpoints",
+        ),  # even where it says what is the default
+        ({"huggingFaceIndex": True}, "hugging_face_index: only unified checkpoints"),
+        ({"output": "Unified", "strategy": None}, "format: unified checkpoints are always safetensors"),
+        ({"output": "Unified", "format": "Source"}, "target strategy: a unified checkpoint contains whole parameters"),
     ],
 )
 def test_what_contradicts_the_layout_is_refused(target: dict[str, Any], said: str) -> None:
@@ -213,9 +216,9 @@ BOMB = "a0: &a0 [x, x]\n" + "".join(f"a{n + 1}: &a{n + 1} [*a{n}, *a{n}]\n" for 
     [
         (BOMB, "aliases"),
         ("a: &a {b: 1}\n<<: {c: 2}", "merge keys"),
-        ("kind: Pod\nspec: {a: 1,\n a: 2}", "the key 'a' is there twice, line 3"),
-        ("[" * 20_000, "deeper than 64"),
-        ("- " * 20_000, "deeper than 64"),
+        ("kind: Pod\nspec: {a: 1,\n a: 2}", "the key 'a' occurs twice, line 3"),
+        ("[" * 20_000, "more than 64 levels deep"),
+        ("- " * 20_000, "more than 64 levels deep"),
         ("a: 2024-99-99", "type"),
         ("a: !!int x", "type"),
         ("a: !!timestamp x", "type"),

@@ -101,7 +101,7 @@ def test_a_commit_refuses_a_file_that_has_changed_since_it_was_recorded(
     (file,) = target.glob(".reshard/*/staging/rank_2/*" if staged else "rank_2/*")
     file.chmod(0o600)
     file.write_bytes(bytes(file.stat().st_size))
-    with pytest.raises(MissingInputError, match=r"RanksUnfinished.*rank 2 of 6 ranks .* changed since"):
+    with pytest.raises(MissingInputError, match=r"RanksUnfinished.*rank 2 of 6 ranks .* changed afterwards"):
         commit_checkpoint(str(target))
     assert transform_checkpoint(request).complete
     assert right(made, target)
@@ -308,7 +308,7 @@ def test_names_that_no_file_holds_are_told(made: disk.Checkpoint, target: Path, 
     path = target.parent / "with-lost.json"
     path.write_text(json.dumps(strategy))
     assert main(["transform", "--source", str(made.source), "--source-strategy", str(path), "--target", str(target)]) == 0
-    assert "1 parameters that the source's strategy names are in none of its files: lost" in capsys.readouterr().err
+    assert "no source file contains these parameters of the source strategy: lost" in capsys.readouterr().err
     assert json.loads((target / MANIFEST_NAME).read_text())["absent"] == ["lost"]
 
 

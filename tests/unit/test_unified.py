@@ -153,7 +153,7 @@ def test_of_copies_that_differ_that_of_the_first_rank_is_taken(source: disk.Chec
         unify(source, tmp_path / "u")
     result = unify(source, tmp_path / "u", allow_inconsistent=("step",))
     assert contents(tmp_path / "u")[HYPER]["step"] == 100
-    assert any("the first rank's is taken: step" in note for note in result.notes)
+    assert any("the copy of the first rank is used: step" in note for note in result.notes)
 
 
 def test_what_only_a_later_stage_has_is_there(tmp_path: Path) -> None:
@@ -253,7 +253,7 @@ def test_several_maps_are_no_guess(tmp_path: Path) -> None:
 
 def test_some_parts_are_no_source(source: disk.Checkpoint, tmp_path: Path) -> None:
     unify(source, tmp_path / "u", ranks="0")
-    with pytest.raises(ReshardError, match=r"PartMissing.*1 of its 5 parts"):
+    with pytest.raises(ReshardError, match=r"PartMissing.*only 1 of 5 files"):
         cut(tmp_path / "u", tmp_path / "one", None)
 
 
@@ -261,7 +261,7 @@ def test_whole_parameters_have_no_strategy(source: disk.Checkpoint, tmp_path: Pa
     unify(source, tmp_path / "u")
     with pytest.raises(ReshardError, match="SourceIsUnified"):
         transform_checkpoint(Request(tmp_path / "u", tmp_path / "t", source.source_strategy))
-    with pytest.raises(ReshardError, match=r"InvalidOption.*leave out the strategy"):
+    with pytest.raises(ReshardError, match=r"InvalidOption.*omit the strategy"):
         Request("a", "b", target_strategy="c", options=Options(output="Unified"))
 
 
@@ -343,10 +343,10 @@ def test_nothing_is_no_checkpoint(source: disk.Checkpoint, tmp_path: Path) -> No
 @pytest.mark.parametrize(
     ("options", "said"),
     [
-        ({"max_file_size_bytes": 1 << 20}, "max_file_size_bytes.*only unified files"),
-        ({"hugging_face_index": True}, "hugging_face_index.*only unified files"),
-        ({"output": "Unified", "file_prefix": "x_"}, "file_prefix.*names of their own"),
-        ({"output": "Same", "file_prefix": "x_"}, "file_prefix.*names of their own"),
+        ({"max_file_size_bytes": 1 << 20}, "max_file_size_bytes.*only unified checkpoints"),
+        ({"hugging_face_index": True}, "hugging_face_index.*only unified checkpoints"),
+        ({"output": "Unified", "file_prefix": "x_"}, "file_prefix.*fixed names"),
+        ({"output": "Same", "file_prefix": "x_"}, "file_prefix.*fixed names"),
         ({"output": "Unified", "format": "Ckpt"}, "format.*safetensors"),
     ],
 )

@@ -81,8 +81,8 @@ def test_the_message_says_what_to_write_instead() -> None:
         return str(refusal.value)
 
     assert "s3://bucket/run-1 and set the OBS endpoint" in fix("obs://bucket/run-1")
-    assert "write s3://bucket/run-1 as a str" in fix("s3:/bucket/run-1")
-    assert "give the folder's path" in fix("hdfs://name/run-1")
+    assert "pass s3://bucket/run-1 as a str" in fix("s3:/bucket/run-1")
+    assert "specify the folder's path" in fix("hdfs://name/run-1")
 
 
 @pytest.mark.parametrize(

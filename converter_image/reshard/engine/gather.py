@@ -119,7 +119,7 @@ class SourceFiles:
         try:
             reader = self._store.open(file.path)
         except MissingInputError as error:
-            raise self._changed(rank, "is gone") from error
+            raise self._changed(rank, "was deleted") from error
         except DataError as error:
             if error.reason == "SourceChanged":  # of encrypted files the store knows the versions too
                 raise self._changed(rank) from error
@@ -146,7 +146,7 @@ class SourceFiles:
         for rank in sorted(self._open):
             found = self._store.stat(self._files[rank].path)
             if found is None:
-                raise self._changed(rank, "is gone")
+                raise self._changed(rank, "was deleted")
             if found.version != self._files[rank].version:
                 raise self._changed(rank)
 
@@ -157,7 +157,7 @@ class SourceFiles:
         while self._open:
             self._open.popitem()[1].close()
 
-    def _changed(self, rank: int, how: str = "has changed") -> DataError:
+    def _changed(self, rank: int, how: str = "changed") -> DataError:
         return source_changed(self._files[rank].path, how, indexed=self._indexed)
 
 

@@ -147,9 +147,9 @@ class Job:
         if self.format == "ckpt" and not found and not self.planner.remove_redundancy and not self.model.same:
             raise RequestError(
                 "NothingToWrite",
-                "the file would hold no parameter, and MindSpore takes such a .ckpt for a damaged one",
+                "the file would contain no parameters, and MindSpore rejects such a .ckpt as damaged",
                 where=self.path(rank),
-                fix="write safetensors, or give a target strategy that has parameters for every rank that is written",
+                fix="write safetensors files, or use a target strategy that assigns parameters to every rank",
             )
         return tuple(OutputTensor(p.name, p.dtype, p.slice_shape, p.slice_nbytes) for p in found)
 
@@ -228,9 +228,9 @@ def job_of(  # noqa: PLR0913 - what was read, each by itself
     if request.options.remove_redundancy and (model.target_ranks == 1 or request.options.output != "PerRank"):
         raise RequestError(
             "NothingRedundant",
-            "only files of several ranks can hold the same slices",
+            "removing redundancy requires more than one target rank",
             where="remove redundancy",
-            fix="give the target's strategy, or leave out --remove-redundancy (spec.target.removeRedundancy)",
+            fix="specify the target strategy, or omit --remove-redundancy (spec.target.removeRedundancy)",
         )
     output: Format = "ckpt" if wanted == "Ckpt" else "safetensors"
     if wanted == "Source" and request.options.output != "Unified":
@@ -270,17 +270,17 @@ def _cipher(request: Request, output: Format, key: bytes | None) -> BlockCipher 
         return None
     what = fix = None
     if output != "ckpt":
-        what = "nothing reads an encrypted safetensors file, MindSpore neither"
-        fix = "write .ckpt files: --format ckpt (spec.target.format: Ckpt), or leave out the encryption"
+        what = "encrypted safetensors files are not supported by any reader, including MindSpore"
+        fix = "write .ckpt files: --format ckpt (spec.target.format: Ckpt), or omit the encryption"
     elif request.options.output == "Index":
-        what, fix = "an index holds nothing that could be encrypted", "leave out the encryption"
+        what, fix = "an index contains nothing that can be encrypted", "omit the encryption"
     elif request.options.output == "Stage":
-        what = "stage files are compared when the last stage is complete, by a process without keys"
-        fix = "leave out the encryption, or transform all stages at once"
+        what = "stage files cannot be encrypted, because the final commit compares them and has no key"
+        fix = "omit the encryption, or transform all stages at once"
     if what is not None:
         raise RequestError("CannotEncrypt", what, where=request.target, fix=fix)
     if key is None:
-        raise ValueError("the key of what is to be encrypted is missing")
+        raise ValueError("the encryption key of the target is missing")
     return cipher_of(request.encryption.mode, key)
 
 
@@ -309,33 +309,31 @@ def _notes(model: Model, request: Request) -> tuple[str, ...]:
     rules = request.options.rename
     notes = []
     if rules and request.options.output != "Stage":  # of which only the last stage knows
-        notes = [f"no parameter's name matches {rule.pattern}" for rule in unmatched(model.source_names, rules)]
+        notes = [f"the pattern {rule.pattern} matches no parameter" for rule in unmatched(model.source_names, rules)]
     if model.dropped:
-        notes.append(f"{len(model.dropped)} parameters are left out as asked for: {some(model.dropped)}")
+        notes.append(f"rename rules exclude these parameters: {some(model.dropped)}")
     if model.unplaced:
-        notes.append(
-            f"{len(model.unplaced)} parameters that only the source's strategy names are left out: {some(model.unplaced)}"
-        )
+        notes.append(f"skipped parameters that are only in the source strategy: {some(model.unplaced)}")
     if model.missing:
-        notes.append(f"{len(model.missing)} parameters that only the target's strategy names are left out: {some(model.missing)}")
+        notes.append(f"skipped parameters that are only in the target strategy: {some(model.missing)}")
     if model.absent:
-        notes.append(
-            f"{len(model.absent)} parameters that the source's strategy names are in none of its files: {some(model.absent)}"
-        )
+        notes.append(f"no source file contains these parameters of the source strategy: {some(model.absent)}")
     if model.empty:
         notes.append(
-            f"{len(model.empty)} tensors of shape [0] are left out: MindSpore loads them from a .ckpt as scalars without a value:"
+            "skipped tensors of shape [0], which MindSpore would load from a .ckpt as scalars without a value:"
             f" {some(model.empty)}"
         )
     notes += _notes_on_foreign_files(model, request)
     if empty := model.inventory.empty_files:
         ranks = format_ranks(tuple(file.rank for file in empty))
         paths = some([file.path for file in empty])
-        notes.append(f"the files of source ranks {ranks} hold no parameter; unless redundancy was removed, restore them: {paths}")
+        notes.append(
+            f"the files of source ranks {ranks} contain no parameters; unless redundancy was removed, restore them: {paths}"
+        )
     if alike := equal_files(model):
         notes.append(
-            f"the files of source ranks {format_ranks(tuple(sorted(alike)))} look like those of lower ranks, although the"
-            " strategy gives them other slices; check that none was copied over another"
+            f"the files of source ranks {format_ranks(tuple(sorted(alike)))} look like files of lower ranks, although the"
+            " strategy assigns them different slices; check that none was copied over another"
         )
     return (*notes, *_notes_on_copies(model, request))
 
@@ -344,14 +342,18 @@ def _notes_on_copies(model: Model, request: Request) -> list[str]:
     """Return notes on copies that differ as the user accepts, and on patterns that match no parameter."""
     notes = []
     if accepted := sorted(model.inconsistent_replicas & model.per_rank):
-        taken = "the first rank's is taken" if model.unified else f"each target rank takes that of source rank {_nth(model)}"
-        notes.append(f"copies of {len(accepted)} parameters differ between source ranks, {taken}: {some(accepted)}")
+        taken = (
+            "the copy of the first rank is used"
+            if model.unified
+            else f"each target rank uses the copy of source rank {_nth(model)}"
+        )
+        notes.append(f"copies of these parameters differ between source ranks; {taken}: {some(accepted)}")
     if accepted := sorted(model.inconsistent_replicas - model.per_rank):
-        notes.append(f"replicas of {len(accepted)} parameters differ, those of the lowest ranks are taken: {some(accepted)}")
+        notes.append(f"replicas of these parameters differ; those of the lowest ranks are used: {some(accepted)}")
     unnamed = [p.source_name for p in model.parameters if p.role is Role.REPLICATED]
     patterns = request.options.allow_inconsistent if request.options.output != "Stage" else ()
     unused = [pattern for pattern in patterns if not any(map(NamePattern(pattern).matches, unnamed))]
-    return notes + [f"no parameter that every strategy leaves out matches {pattern}" for pattern in unused]
+    return notes + [f"the pattern {pattern} matches no parameter that is in no strategy" for pattern in unused]
 
 
 def _notes_on_foreign_files(model: Model, request: Request) -> Iterator[str]:
@@ -359,13 +361,13 @@ def _notes_on_foreign_files(model: Model, request: Request) -> Iterator[str]:
     inventory = model.inventory
     if slices := model.may_be_slices:
         yield (
-            f"{len(slices)} parameters of MindSpore's {HYPER_NAME} are taken as they are; they may be rank 0's slices, since"
-            f" MindSpore leaves there what its choice_func refuses: {some(slices)}"
+            f"these parameters of MindSpore's {HYPER_NAME} are copied unchanged and may be rank 0's slices, because"
+            f" MindSpore stores there what its choice_func rejects: {some(slices)}"
         )
     if inventory.foreign and request.options.verification == "Full":
         marked = [file.path for file in inventory.files if file.crc is not None]
         if marked:
-            yield f"the CRC32 that MindSpore copied from a source rank's file is not checked: {some(marked)}"
+            yield f"the CRC32 that MindSpore copied from a source rank's file is not checked in {some(marked)}"
 
 
 def _notes_on_types(model: Model, output: Format) -> tuple[str, ...]:
@@ -376,7 +378,7 @@ def _notes_on_types(model: Model, output: Format) -> tuple[str, ...]:
     if not found:
         return ()
     types, names = sorted({p.dtype for p in found}), some([p.name for p in found])
-    return (f"MindSpore 2.10 cannot load a .ckpt with the type {', '.join(types)}, which {len(found)} parameters have: {names}",)
+    return (f"MindSpore 2.10 cannot load the type {', '.join(types)} from a .ckpt file, which these parameters have: {names}",)
 
 
 def _notes_on_strategies(strategies: tuple[Strategy | None, Strategy | None]) -> tuple[str, ...]:
@@ -390,7 +392,7 @@ def _notes_on_shares(job: Job) -> tuple[str, ...]:
     ranks = tuple(rank for rank in job.scope if not job.planner.parameters(rank))
     if not ranks:
         return ()
-    return (f"nothing falls to target ranks {format_ranks(ranks)}; MindSpore's load_checkpoint refuses their files",)
+    return (f"target ranks {format_ranks(ranks)} hold no parameters; MindSpore's load_checkpoint rejects their files",)
 
 
 def _nth(model: Model) -> str:

@@ -300,7 +300,7 @@ def _verify(job: Job, plan: RankPlan, store: Store, path: str, set_aside: Callab
         if error.reason != "VerificationFailed":
             store.delete(path)
             raise
-        fix = f"the file is kept as {set_aside()} for inspection; {error.fix}"
+        fix = f"inspect the file, which is kept as {set_aside()}; {error.fix}"
         raise BugError(error.reason, error.what, where=error.where, fix=fix) from error
 
 

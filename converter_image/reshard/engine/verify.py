@@ -34,7 +34,7 @@ _SAMPLES = 4  # rows of each parameter that a sample compares
 _SAMPLED_SEGMENTS = 8  # of each such row, from its first to its last
 _SAMPLE_BYTES = 16 << 10  # of each such segment
 
-_FIX = "check the storage for faults and run again; if it stays, please report this with both strategy files"
+_FIX = "check the storage for errors and run again; if the error persists, please report it with both strategy files"
 
 _Indexes = np.ndarray[tuple[int], np.dtype[np.int64]]
 
@@ -79,7 +79,10 @@ def check_file(
     leftover = [name for name, entry in entries.items() if entry.nbytes]
     if leftover:
         raise BugError(
-            "VerificationFailed", f"the file holds a parameter that was not planned: {leftover[0]}", where=written.name, fix=_FIX
+            "VerificationFailed",
+            f"the file contains a parameter that was not planned: {leftover[0]}",
+            where=written.name,
+            fix=_FIX,
         )
     if at_once == 1:
         for comparison in comparisons:
@@ -100,7 +103,7 @@ def _sources(written: Reader, tensor: TargetTensor, local: int, model: Model) ->
     for overlap, rank, entry in zip(tensor.geometry.overlaps, tensor.ranks, tensor.entries, strict=True):
         cell = _part_of(parameter, local, overlap.target.start)
         if parameter.source is not None and parameter.source.cells[rank % model.source_devices] != cell:
-            raise _differs(written, parameter, f"was to be read from rank {rank}, which holds another part,")
+            raise _differs(written, parameter, f"was planned to be read from rank {rank}, which holds another slice,")
         found[cell] = (rank, entry)
     return found
 
@@ -116,7 +119,7 @@ def _part_of(parameter: Parameter, rank: int, position: tuple[int, ...]) -> tupl
 
 def unreadable(written: Reader, error: DataError) -> BugError:
     """The error of a file that was written, and cannot be read again."""
-    return BugError("VerificationFailed", f"the file that was written cannot be read: {error.what}", where=written.name, fix=_FIX)
+    return BugError("VerificationFailed", f"the written file cannot be read: {error.what}", where=written.name, fix=_FIX)
 
 
 def _differs(written: Reader, parameter: Parameter, how: str) -> BugError:
@@ -225,8 +228,8 @@ def _read_rows(reader: Reader, entry: TensorEntry, starts: _Indexes, count: int,
         if done < b * length:
             raise DataError(
                 "Truncated",
-                "its content is shorter than its shape says",
+                "the content is shorter than its shape requires",
                 where=f"{reader.name}: parameter {entry.name}",
-                fix="check the storage for faults and run again",
+                fix="check the storage for errors and run again",
             )
     return content

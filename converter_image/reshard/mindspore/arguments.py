@@ -63,9 +63,9 @@ def workers_of(value: Any, name: str) -> int:  # noqa: ANN401 - the same
     """
     found = rank_of(value, name)
     if found < 1:
-        raise UsageError("InvalidOption", f"{found} is less than 1", where=name, fix="give 1 or more")
+        raise UsageError("InvalidOption", f"{found} is less than 1", where=name, fix="pass 1 or more")
     return found
 
 
 def _wrong(value: object, name: str, wanted: str) -> UsageError:
-    return UsageError("InvalidType", f"{value!r:.100} is not {wanted}", where=name, fix=f"give {wanted}")
+    return UsageError("InvalidType", f"{value!r:.100} is not {wanted}", where=name, fix=f"pass {wanted}")

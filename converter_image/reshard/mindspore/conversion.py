@@ -75,9 +75,9 @@ def _tasks(
     if save_path and os.path.splitext(save_path)[1]:
         raise UsageError(
             "InvalidPath",
-            "it is no folder: its name has an ending",
+            "the name has a suffix, so it is not a folder name",
             where=save_path,
-            fix="give a folder, or a name without an ending",
+            fix="pass a folder, or a name without a suffix",
         )
     store, name = open_source(file_path)
     target = (save_path or store.url).rstrip("/")
@@ -93,9 +93,9 @@ def _tasks(
         ]
     if not found:
         matching = "" if regex is None else f" that matches {regex!r}"
-        what = f"it is no {suffix} file{matching}, nor a folder with such files in folders rank..."
+        what = f"the path is neither a {suffix} file{matching} nor a folder with such files in rank folders"
         raise MissingInputError(
-            "SourceMissing", what, where=file_path, fix=f"give a {suffix} file, or the folder that holds rank_0, rank_1, ..."
+            "SourceMissing", what, where=file_path, fix=f"pass a {suffix} file, or the folder that contains rank_0, rank_1, ..."
         )
     return [(path, f"{folder}/{name.replace(suffix, _SUFFIX[after])}") for path, folder, name in found]
 

@@ -63,7 +63,7 @@ def load_checkpoint(
     """
     if format not in ("ckpt", "safetensors"):
         what = f"{format!r} is neither 'ckpt' nor 'safetensors'"
-        raise UsageError("InvalidFormat", what, where="format", fix="give one of them")
+        raise UsageError("InvalidFormat", what, where="format", fix="pass one of these formats")
     source: str | BytesIO
     if isinstance(ckpt_file_name, BytesIO):
         source, where = ckpt_file_name, "ckpt_file_name"
@@ -72,8 +72,8 @@ def load_checkpoint(
         source = where = path_of(ckpt_file_name, "ckpt_file_name")
         matches = format_of(where) == format
     if not matches:
-        fix = "give the format of the file; only safetensors are read from memory"
-        raise UsageError("InvalidFormat", f"it is not named as a {format} file", where=where, fix=fix)
+        fix = "pass the format of the file; only safetensors can be read from memory"
+        raise UsageError("InvalidFormat", f"the file name does not match the format {format}", where=where, fix=fix)
     wanted = _wanted(filter_prefix, specify_prefix, choice_func)
     found = read_file(source, wanted, crc_check=crc_check, decryption=decryption_of(dec_key, dec_mode))
     return _loaded(found, where, net, strict_load=strict_load, remove_redundancy=remove_redundancy)
@@ -127,12 +127,17 @@ def _wanted(without: Prefixes, only: Prefixes, choice: Callable[[str], bool] | N
 
 def _prefixes(given: Prefixes, where: str) -> tuple[str, ...]:
     if given is not None and not isinstance(given, str | list | tuple):
-        raise UsageError("InvalidType", f"{given!r:.100} is neither text nor a list", where=where, fix="give a prefix or several")
+        raise UsageError(
+            "InvalidType",
+            f"{given!r:.100} is neither a string nor a list",
+            where=where,
+            fix="pass a prefix or a list of prefixes",
+        )
     prefixes = (given,) if isinstance(given, str) else tuple(given or ())
     if not all(isinstance(prefix, str) for prefix in prefixes):
-        raise UsageError("InvalidType", "a prefix is not text", where=where, fix="give a prefix or several")
+        raise UsageError("InvalidType", "a prefix is not a string", where=where, fix="pass a prefix or a list of prefixes")
     if "" in prefixes or (given is not None and not prefixes):
-        raise UsageError("InvalidOption", "a prefix is empty, or there is none", where=where, fix="leave it out")
+        raise UsageError("InvalidOption", "a prefix is empty, or the list of prefixes is", where=where, fix="omit the argument")
     return prefixes
 
 
@@ -149,9 +154,9 @@ def _loaded(
     if not found:
         raise MissingInputError(
             "NothingToLoad",
-            "no file has a parameter that was asked for",
+            "no file contains any of the requested parameters",
             where=where,
-            fix="take the names from reshard inspect",
+            fix="list the parameters with `reshard inspect`",
         )
     if net is not None or "mindspore" in sys.modules:
         found |= param_dict((name, value) for name, value in found.items() if not isinstance(value, str))

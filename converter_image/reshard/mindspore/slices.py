@@ -65,11 +65,13 @@ def merge_sliced_parameter(sliced_parameters: list[Any], strategy: Mapping[str, 
             (slices do not fit each other or the layout).
     """
     if not isinstance(sliced_parameters, list):
-        raise _refused("InvalidType", f"{type(sliced_parameters).__name__} is not a list", "give a list of slices")
+        raise _refused("InvalidType", f"{type(sliced_parameters).__name__} is not a list", "pass a list of slices")
     if not sliced_parameters:
-        raise _refused("InvalidOption", "the list is empty", "give the slices of all ranks of the stage")
+        raise _refused("InvalidOption", "the list is empty", "pass the slices of all ranks of the stage")
     if strategy is not None and not isinstance(strategy, dict):
-        raise UsageError("InvalidType", "it is not a dict", where="strategy", fix="give what build_searched_strategy returns")
+        raise UsageError(
+            "InvalidType", "the strategy is not a dict", where="strategy", fix="pass the result of build_searched_strategy"
+        )
     first = sliced_parameters[0]
     arrays = [_array(each, position, first) for position, each in enumerate(sliced_parameters)]
     name = None if isinstance(first, np.ndarray) else str(first.name)
@@ -86,13 +88,15 @@ def _array(parameter: Any, position: int, first: Any) -> Array:  # noqa: ANN401 
     where = f"sliced_parameters[{position}]"
     if isinstance(first, np.ndarray) and isinstance(parameter, np.ndarray):
         if parameter.dtype != first.dtype:
-            raise _refused("SlicesDisagree", f"it has the type {parameter.dtype}, the first slice {first.dtype}", _ONE, where)
+            raise _refused(
+                "SlicesDisagree", f"the slice has the type {parameter.dtype}, but the first slice has {first.dtype}", _ONE, where
+            )
         return parameter
     if not (hasattr(parameter, "asnumpy") and hasattr(parameter, "name") and type(parameter) is type(first)):
         kind = type(parameter).__name__
-        raise _refused("InvalidType", f"{kind} is neither a Parameter nor an array, or not as the first slice", _ONE, where)
+        raise _refused("InvalidType", f"{kind} is not a Parameter or array of the same kind as the first slice", _ONE, where)
     if (parameter.name, parameter.dtype) != (first.name, first.dtype):
-        what = f"it is {parameter.name} ({parameter.dtype}), the first slice {first.name} ({first.dtype})"
+        what = f"the slice is {parameter.name} ({parameter.dtype}), but the first slice is {first.name} ({first.dtype})"
         raise _refused("SlicesDisagree", what, _ONE, where)
     if str(parameter.dtype) == "BFloat16":
         parameter = parameter.astype(import_module("mindspore").float32)
@@ -103,15 +107,23 @@ def _array(parameter: Any, position: int, first: Any) -> Array:  # noqa: ANN401 
 def _layout(strategy: Mapping[str, Any], name: str | None) -> Layout:
     if name is None:
         if len(strategy) != 1:
-            what = f"{len(strategy)} layouts are given for arrays, which have no name"
-            raise UsageError("InvalidOption", what, where="strategy", fix="give a dict with the one layout of this parameter")
+            what = f"the strategy has {len(strategy)} layouts, but arrays have no name to select one"
+            raise UsageError("InvalidOption", what, where="strategy", fix="pass a dict with only the layout of this parameter")
         (name,) = strategy
     if name not in strategy:
-        raise UsageError("NotInStrategy", "the strategy does not name it", where=f"parameter {name}", fix="give its strategy")
+        raise UsageError(
+            "NotInStrategy",
+            "the strategy does not contain the parameter",
+            where=f"parameter {name}",
+            fix="pass a strategy that contains it",
+        )
     serialize = getattr(strategy[name], "SerializeToString", None)
     if serialize is None:
         raise UsageError(
-            "InvalidType", "it is not a layout", where=f"strategy[{name!r}]", fix="give what build_searched_strategy returns"
+            "InvalidType",
+            "the value is not a layout",
+            where=f"strategy[{name!r}]",
+            fix="pass the result of build_searched_strategy",
         )
     return layout_of(serialize(), name)
 
@@ -119,18 +131,22 @@ def _layout(strategy: Mapping[str, Any], name: str | None) -> Layout:
 def _joined(arrays: list[Array], layout: Layout) -> Array:
     """The whole tensor of the slices of all ranks of a stage."""
     if len(arrays) != layout.devices:
-        raise _refused("SlicesMissing", f"{len(arrays)} slices are given for {layout.devices} ranks", "give one slice a rank")
+        raise _refused(
+            "SlicesMissing",
+            f"the list has {len(arrays)} slices, but the layout has {layout.devices} ranks",
+            "pass one slice per rank",
+        )
     shape = _one_shape(arrays)
     if len(shape) != layout.ndim:
-        raise _refused("SlicesDisagree", f"the layout cuts {layout.ndim} dimensions, slices have {len(shape)}", _ONE)
+        raise _refused("SlicesDisagree", f"the layout has {layout.ndim} dimensions, but the slices have {len(shape)}", _ONE)
     whole = tuple(n * k for n, k in zip(shape, layout.parts, strict=True))
     joined = np.empty(whole, arrays[0].dtype)
     for cell, ranks in layout.holders.items():
         content = arrays[ranks[0]]
         for other in ranks[1:]:
             if arrays[other].tobytes() != content.tobytes():
-                what = f"ranks {ranks[0]} and {other} hold the same slice, and their contents differ"
-                raise DataError("ReplicasDiffer", what, where="sliced_parameters", fix="give the slices of one training step")
+                what = f"ranks {ranks[0]} and {other} hold the same slice, but their contents differ"
+                raise DataError("ReplicasDiffer", what, where="sliced_parameters", fix="pass the slices of one training step")
         joined[cell_box(whole, layout.parts, cell).slices()] = content
     return joined
 
@@ -138,18 +154,18 @@ def _joined(arrays: list[Array], layout: Layout) -> Array:
 def _concatenated(arrays: list[Array]) -> Array:
     if not arrays[0].ndim or len({array.shape[1:] for array in arrays}) > 1:
         shapes = ", ".join(str(list(shape)) for shape in dict.fromkeys(array.shape for array in arrays))
-        raise _refused("SlicesDisagree", f"shapes {shapes} cannot follow each other along dimension 0", _ONE)
+        raise _refused("SlicesDisagree", f"slices of shapes {shapes} cannot be concatenated along dimension 0", _ONE)
     return np.concatenate(arrays)
 
 
 def _one_shape(arrays: list[Array]) -> tuple[int, ...]:
     shapes: dict[tuple[int, ...], None] = dict.fromkeys(array.shape for array in arrays)
     if len(shapes) > 1:
-        raise _refused("SlicesDisagree", f"slices have the shapes {', '.join(str(list(s)) for s in shapes)}", _ONE)
+        raise _refused("SlicesDisagree", f"the slices have different shapes: {', '.join(str(list(s)) for s in shapes)}", _ONE)
     return next(iter(shapes))
 
 
-_ONE = "give the slices of one parameter, one from each rank"
+_ONE = "pass the slices of one parameter, one from each rank"
 
 
 def _refused(reason: str, what: str, fix: str, where: str = "sliced_parameters") -> UsageError:

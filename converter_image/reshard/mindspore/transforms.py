@@ -62,14 +62,14 @@ def transform_checkpoints(
     workers = workers_of(process_num, "process_num")
     if not isinstance(ckpt_prefix, str):
         raise UsageError(
-            "InvalidType", f"{ckpt_prefix!r:.100} is not text", where="ckpt_prefix", fix="give the beginning of a name"
+            "InvalidType", f"{ckpt_prefix!r:.100} is not a string", where="ckpt_prefix", fix="pass the start of a file name"
         )
     if output_format not in ("ckpt", "safetensors"):
         raise UsageError(
             "InvalidFormat",
             f"{output_format!r} is neither 'ckpt' nor 'safetensors'",
             where="output_format",
-            fix="give one of them",
+            fix="pass one of these formats",
         )
     request = Request(
         source=source,
@@ -154,9 +154,9 @@ def transform_checkpoint_by_rank(
     if output is None:
         raise UsageError(
             "InvalidFormat",
-            "the name must end in .ckpt or .safetensors",
+            "the file name must end in .ckpt or .safetensors",
             where=target,
-            fix="choose another name",
+            fix="use another file name",
         )
     refuse_own_files(files.values(), [target])
     request = Request(

@@ -87,7 +87,7 @@ def unified_safetensors(
     if not 1 <= number <= total:
         raise UsageError(
             "InvalidOption",
-            f"there is no machine {number} of {total}",
+            f"machine {number} is out of range; the number of machines is {total}",
             where="split_dst_file",
             fix=f"number the machines from 1 to {total}",
         )
@@ -149,22 +149,22 @@ def load_distributed_checkpoint(
     for name, value in (("format", format), ("output_format", output_format)):
         if value not in _FORMATS:
             raise UsageError(
-                "InvalidFormat", f"{value!r} is neither 'ckpt' nor 'safetensors'", where=name, fix="give one of them"
+                "InvalidFormat", f"{value!r} is neither 'ckpt' nor 'safetensors'", where=name, fix="pass one of these values"
             )
     into_memory = network is not None or return_param_dict
     if dst_safetensors_dir is None and not into_memory:
         raise UsageError(
             "InvalidOption",
-            "without a network, a folder to write to is needed",
+            "a target folder is required if no network is passed",
             where="dst_safetensors_dir",
-            fix="give it, or a network",
+            fix="pass dst_safetensors_dir, or a network",
         )
     if (unified_safetensors_dir is None) == (checkpoint_filenames is None):
         raise UsageError(
             "InvalidOption",
-            "one of the two is needed",
+            "one of the two arguments is required",
             where="unified_safetensors_dir, checkpoint_filenames",
-            fix="give one of them",
+            fix="pass one of these values",
         )
     files = None if checkpoint_filenames is None else dict(enumerate(checkpoint_filenames))
     request = Request(
@@ -226,9 +226,9 @@ def _chosen(request: Request, choice: Callable[[str], bool | str]) -> Iterable[R
         if not isinstance(answer, bool | str) or answer == "":
             raise UsageError(
                 "InvalidOption",
-                f"{answer!r} is neither a name nor bool",
+                f"{answer!r} is neither a name nor a bool",
                 where=f"choice_func({name!r})",
-                fix="let it return the new name, or whether the parameter is wanted",
+                fix="return the new name, or True to keep and False to skip the parameter",
             )
         if answer is False:
             yield RenameRule(to=None, name=name)

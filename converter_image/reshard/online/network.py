@@ -87,9 +87,9 @@ def _tensor(mindspore: Any, name: str, array: Array) -> Any:  # noqa: ANN401 - a
     if array.dtype.kind == "V":
         raise RequestError(
             "UnknownType",
-            f"MindSpore takes no {array.dtype.name} from numpy",
+            f"MindSpore cannot convert numpy's {array.dtype.name}",
             where=f"parameter {name}",
-            fix="leave it out, or use reshard.load",
+            fix="exclude the parameter, or use reshard.load",
         )
     return mindspore.Tensor.from_numpy(array)
 
@@ -108,5 +108,8 @@ def _mindspore() -> Any:  # noqa: ANN401 - the package
         return import_module("mindspore")
     except ImportError as error:
         raise RequestError(
-            "PackageMissing", "a network can be loaded where MindSpore is installed", where="mindspore", fix="use reshard.load"
+            "PackageMissing",
+            "MindSpore is required to load a network, but not installed",
+            where="mindspore",
+            fix="install MindSpore, or use reshard.load",
         ) from error

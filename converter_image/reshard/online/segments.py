@@ -53,23 +53,23 @@ def read_segments(
     if not names:
         raise MissingInputError(
             "SourceMissing",
-            "there is no .ckpt or .safetensors file in this folder",
+            "the folder contains no .ckpt or .safetensors file",
             where=url,
-            fix="give the folder that holds the parts of one rank",
+            fix="specify the folder that contains the files of one rank",
         )
     if len({format_of(name) for name in names}) > 1:
         raise DataError(
             "MixedFormats",
-            "the folder holds both .ckpt and .safetensors files",
+            "the folder contains both .ckpt and .safetensors files",
             where=url,
-            fix="take away the files that do not belong to the checkpoint",
+            fix="move away the files that do not belong to the checkpoint",
         )
     if len(steps := {epoch_and_step(name) for name in names}) > 1:
         raise RequestError(
             "AmbiguousFiles",
-            f"the files are of {len(steps)} training steps, and not the parts of one: {preview(names)}",
+            f"the folder contains files of {len(steps)} training steps, but one is required: {preview(names)}",
             where=url,
-            fix="move those of other steps away, or load one file with load_checkpoint",
+            fix="move away the files of other steps, or load one file with load_checkpoint",
         )
     known: set[str] = set()
     for name in names:
@@ -107,7 +107,7 @@ def read_file(
         header = read_header(reader)
         if crc_check:
             if header.crc is None:
-                warn(f"{reader.name} has no CRC32, so its content is not checked", stacklevel=2)
+                warn(f"{reader.name} has no CRC32, so its content is not verified", stacklevel=2)
             check_crc(reader, header)
         for entry in header.structure.tensors:
             if wanted(entry.name):

@@ -309,7 +309,7 @@ def _refuse_missing(missing: list[str], held: Collection[str]) -> NoReturn:
     unnamed = [name for name in missing if name in held]
     raise MissingInputError(
         "ParameterMissing",
-        f"the target strategy contains {len(missing)} parameters that "
+        "the target strategy contains parameters that "
         + (
             f"the source strategy does not contain: {_listed(unnamed)}"
             if unnamed

@@ -11,7 +11,7 @@ if TYPE_CHECKING:
     from reshard.storage.protocol import ReadStore
 
 
-def source_changed(path: str, how: str = "has changed", *, indexed: bool = False) -> DataError:
+def source_changed(path: str, how: str = "changed", *, indexed: bool = False) -> DataError:
     """Return the error for a file that is not the one that was planned with.
 
     Args:
@@ -23,7 +23,7 @@ def source_changed(path: str, how: str = "has changed", *, indexed: bool = False
         "SourceChanged",
         f"the file {how} since the {'source was indexed' if indexed else 'plan was made'}",
         where=path,
-        fix=f"wait until training has finished writing, then {'index it' if indexed else 'run'} again",
+        fix=f"wait until training has finished writing, then {'create the index' if indexed else 'run'} again",
     )
 
 
@@ -36,6 +36,6 @@ def refuse_changed(store: ReadStore, inventory: Inventory) -> None:
     there = store.stats([file.path for file in inventory.files])
     for file in inventory.files:
         if (found := there.get(file.path)) is None:
-            raise source_changed(file.path, "is gone")
+            raise source_changed(file.path, "was deleted")
         if found.version != file.version:
             raise source_changed(file.path)

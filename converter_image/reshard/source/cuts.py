@@ -34,11 +34,11 @@ def refuse_other_cuts(parameters: Sequence[ParameterRecord], source: Strategy | 
         (parts, _), (others, _) = written[rank], read[rank]
         raise DataError(
             "StrategyMismatch",
-            f"by the manifest, the file of rank {rank} holds another slice of it than it would be read as"
-            f" (parts by dimension: {list(parts)} written, {list(others)} read)",
+            f"the strategy contradicts the manifest about the slice in the file of rank {rank}"
+            f" (slices by dimension: {list(parts)} in the manifest, {list(others)} in the strategy)",
             where=f"{where}: parameter {record.name}",
-            fix="give the strategy that the source was written for (--source-strategy, spec.source.strategy); to read the files"
-            " without their manifest, choose them with --files (spec.source.files.pattern)",
+            fix="use the strategy that the source was written with (--source-strategy, spec.source.strategy); to read the files"
+            " without their manifest, select them with --files (spec.source.files.pattern)",
         )
 
 

@@ -38,17 +38,17 @@ def read_manifest(store: ReadStore, names: Collection[str]) -> Manifest | None:
         if found.index is not None:
             raise RequestError(
                 "SourceIsIndex",
-                "it is the index of a checkpoint, and none itself",
+                "the folder contains the index of a checkpoint, not the checkpoint itself",
                 where=store.url,
-                fix=f"give the checkpoint ({found.source.url}), and this as its index (--index)",
+                fix=f"use {found.source.url} as the source, and this folder as its index (--index)",
             )
         return found
     if STATE in names and any(store.stat(f"{STATE}/{entry.name}/job.json") is not None for entry in store.list(STATE)):
         raise MissingInputError(
             "SourceUnfinished",
-            "a transform has started to write this checkpoint and has not completed it",
+            "the checkpoint is incomplete: a transform has started to write it and has not committed it",
             where=store.url,
-            fix="run that transform to its end first",
+            fix="complete that transform first",
         )
     return None
 
@@ -63,9 +63,9 @@ def paths_of(manifest: Manifest, where: str) -> dict[int, str]:
     if manifest.stages:
         raise RequestError(
             "SourceInParts",
-            f"each rank's parameters are in the files of {len(manifest.stages)} stages, which cannot be read as one",
+            f"each rank's parameters are spread over the files of {len(manifest.stages)} stages, which cannot be read together",
             where=where,
-            fix="reshard the checkpoint that the parts were made from, or name one part's files, as in --files '*_part0.*'",
+            fix="use the original checkpoint as the source, or select the files of one stage, as in --files '*_part0.*'",
         )
     refuse_partial(manifest, where)
     return {record.rank: record.path for record in manifest.files}
@@ -80,9 +80,9 @@ def refuse_partial(manifest: Manifest, where: str) -> None:
     if _is_unified(manifest) and len(manifest.files) < manifest.target_ranks:
         raise MissingInputError(
             "PartMissing",
-            f"it was completed with {len(manifest.files)} of its {manifest.target_ranks} parts",
+            f"only {len(manifest.files)} of {manifest.target_ranks} files of this checkpoint were written",
             where=where,
-            fix="run its transform again without --ranks (spec.target.ranks)",
+            fix="run the transform that wrote it again without --ranks (spec.target.ranks)",
         )
 
 
@@ -151,12 +151,17 @@ def check_described(store: ReadStore, manifest: Manifest, entries: Sequence[Stat
         if added := [path for path in there if path not in known and is_candidate(path)]:
             raise RequestError(
                 "AmbiguousFiles",
-                f"there are {preview(added)}, which its manifest does not list: training may have gone on in this folder",
+                f"the manifest does not list {preview(added)}: training may have continued in this folder",
                 where=store.url,
                 fix=_choices(manifest, added),
             )
         if gone := [path for path in known if path not in there]:
-            raise MissingInputError("FileMissing", f"its manifest lists {preview(gone)}", where=store.url, fix="restore the file")
+            raise MissingInputError(
+                "FileMissing",
+                f"files that the manifest lists are missing: {preview(gone)}",
+                where=store.url,
+                fix="restore the files",
+            )
         changes = pool.map(lambda record: _change(store, record, there[record.path]), known.values())
         if changed := [change for change in changes if change is not None]:
             more = f" (and {len(changed) - 1} more files)" if len(changed) > 1 else ""
@@ -164,7 +169,7 @@ def check_described(store: ReadStore, manifest: Manifest, entries: Sequence[Stat
                 "SourceChanged",
                 f"{changed[0]}{more}: training may have written to this folder",
                 where=store.url,
-                fix=f"restore the file, or read what is there now: {_option_for_listed(manifest, known) or '--files PATTERN'}",
+                fix=f"restore the file, or read the current files: {_option_for_listed(manifest, known) or '--files PATTERN'}",
             )
 
 
@@ -189,11 +194,11 @@ def _files_there(store: ReadStore, entries: Sequence[Stat], *, beside: bool) -> 
 def _change(store: ReadStore, record: FileRecord, found: Stat) -> str | None:
     """Return how a file differs from its record, if it does."""
     if found.size != record.size:
-        return f"{record.path} has {found.size} bytes, and its manifest lists {record.size}"
+        return f"{record.path} has {found.size} bytes, but its manifest lists {record.size}"
     if record.sample:
         with closing(store.open(record.path)) as reader:
             if sample_of(reader, remote=store.remote) != record.sample:
-                return f"{record.path} does not have the content that its manifest lists"
+                return f"the content of {record.path} does not match its manifest"
     return None
 
 
@@ -215,14 +220,14 @@ def _choices(manifest: Manifest, added: Sequence[str]) -> str:
     except ReshardError:  # they are not those of one step
         pass
     if (option := _option_for_listed(manifest, listed, added)) is not None:
-        choices.append(f"read those of the manifest: {option}")
-    return ", or ".join([*choices, "move those that are not meant away"])
+        choices.append(f"read the files of the manifest: {option}")
+    return ", or ".join([*choices, "move away the files that do not belong to the checkpoint"])
 
 
 def _option_for_listed(manifest: Manifest, listed: Iterable[str], others: Collection[str] = ()) -> str | None:
     """Return the option that chooses the files that a manifest lists, and none of the others."""
     if _is_unified(manifest):
-        return f"give {MAP_NAME} as the source"
+        return f"use {MAP_NAME} as the source"
     listed = list(listed)
     steps = {epoch_and_step(path) for path in listed}
     pattern = f"{glob.escape(str(manifest.options.get('filePrefix', '')))}*"

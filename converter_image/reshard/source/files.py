@@ -35,7 +35,7 @@ if TYPE_CHECKING:
 _LARGEST_MAP = 128 << 20
 # How many folders are looked into for a checkpoint, to suggest one.
 _MOST_FOLDERS = 16
-_WHERE_RANKS_ARE = "give the folder that holds rank_0, rank_1, ..."
+_WHERE_RANKS_ARE = "specify the folder that contains rank_0, rank_1, ..."
 
 
 class Files(NamedTuple):
@@ -193,18 +193,18 @@ def _mapped(store: ReadStore, map_name: str, beside: Sequence[str], *, folders: 
     if folders and not chosen:
         raise RequestError(
             "AmbiguousFiles",
-            f"there are folders of ranks, and {map_name}, which says that the parameters are in the files next to it",
+            f"the folder contains both rank folders and a unified checkpoint ({map_name})",
             where=store.url,
-            fix=f"give {map_name} as the source, or choose files of the ranks with --step or --files (spec.source.files)",
+            fix=f"use {map_name} as the source, or select rank files with --step or --files (spec.source.files)",
         )
     mapped = read_map(store.read(map_name, _LARGEST_MAP), f"{store.url}/{map_name}")
     single = next((single_file_of(name) for name in beside if is_map(name) and single_file_of(name) in beside), None)
     if single is not None and not chosen and single not in mapped.values():
         raise RequestError(
             "AmbiguousFiles",
-            f"there are {single} and {map_name}: Hugging Face's libraries read the single file and ignore its index",
+            f"the folder contains both {single} and {map_name}; Hugging Face libraries read {single} and ignore the index",
             where=store.url,
-            fix=f"give the one that is meant as the source: {store.url}/{single} or {store.url}/{map_name}",
+            fix=f"use one of them as the source: {store.url}/{single} or {store.url}/{map_name}",
         )
     files = files_of(mapped, beside, map_name, store.url)
     kind: Kind = "Unified" if map_name == MAP_NAME else "Sharded"
@@ -221,7 +221,9 @@ def _of_folders(store: ReadStore, folders: Mapping[int, str], asked: _Asked) -> 
     if not any(is_candidate(path) for found in paths.values() for path in found):
         paths = _below(store, wanted, listed, asked.pattern)
     if wanted and not next(iter(wanted.values())).startswith("rank_"):
-        notes = (f"{next(iter(wanted.values()))} is read as the folder of rank {next(iter(wanted))}, the others likewise",)
+        notes = (
+            f"{next(iter(wanted.values()))} is read as the folder of rank {next(iter(wanted))}, and other folders accordingly",
+        )
     selected = select_files(paths, step=asked.step, pattern=asked.pattern, expected=ranks)
     return _selected(selected, notes, _count(folders))
 
@@ -235,32 +237,32 @@ def _of_one_folder(names: Sequence[str], where: str, asked: _Asked) -> Files:
         if asked.one_stage and ranks is not None:
             numbered = {rank: found for rank, found in numbered.items() if rank in ranks}
         selected = select_files(numbered, step=step, pattern=pattern, expected=ranks)
-        note = f"the names of the files say their ranks: {preview(selected.files.values())}"
+        note = f"ranks are taken from the file names: {preview(selected.files.values())}"
         return _selected(selected, (note,), _count(ranks_of_files(fitting)))
     if len(numbered) > 1 and sorted(numbered) == list(range(len(numbered))):
         raise RequestError(
             "SourceStrategyMissing",
-            f"the names say that the files are of ranks {format_ranks(tuple(numbered))} ({preview(fitting)}),"
-            " and no strategy says how these share the parameters",
+            f"by their names, the files belong to ranks {format_ranks(tuple(numbered))} ({preview(fitting)}),"
+            " but no strategy describes how these shard the parameters",
             where=where,
-            fix="give the strategy that they were trained with (--source-strategy, spec.source.strategy)",
+            fix="specify the strategy that they were trained with (--source-strategy, spec.source.strategy)",
         )
     if step is None and (found := shards(fitting, where)):
-        note = f"there is no model.safetensors.index.json; the tensors of all {len(found)} files are read"
+        note = f"model.safetensors.index.json does not exist; the tensors of all {len(found)} files are read"
         return Files(dict(enumerate(found)), (note,), kind="Sharded", described=True)
     if pattern is None and any(map(is_part, fitting)):
         raise MissingInputError(
             "PartMissing",
-            f"there are parts of a unified checkpoint ({preview(fitting)}), but no {MAP_NAME} that says which belong to it",
+            f"the folder contains files of a unified checkpoint ({preview(fitting)}), but {MAP_NAME} is missing",
             where=where,
             fix=f"restore {MAP_NAME}",
         )
     if "metadata.json" in names and len(fitting) > 1:
         raise RequestError(
             "AmbiguousFiles",
-            f"it is a checkpoint of MindFormers' format 2.0, with several files for each rank: {preview(fitting)}",
+            f"the checkpoint has MindFormers' format 2.0, with several files for each rank: {preview(fitting)}",
             where=where,
-            fix="choose those of the model with --files '*-model-*' (spec.source.files.pattern), and give the strategy that it"
+            fix="select the model's files with --files '*-model-*' (spec.source.files.pattern), and specify the strategy that it"
             " was trained with (--source-strategy, spec.source.strategy)",
         )
     return _selected(select_files({0: list(names)}, step=step, pattern=pattern), (), 1)
@@ -290,9 +292,9 @@ def _below(
     if len(names) > 1:
         raise RequestError(
             "AmbiguousFiles",
-            f"the folders of the ranks hold checkpoints in {preview(names)}",
+            f"the rank folders contain several checkpoints: {preview(names)}",
             where=store.url,
-            fix=f"choose with --files '*/{min(names)}/*' (spec.source.files.pattern)",
+            fix=f"select one with --files '*/{min(names)}/*' (spec.source.files.pattern)",
         )
     return paths
 
@@ -300,11 +302,11 @@ def _below(
 def _nothing(store: ReadStore, entries: Sequence[Stat]) -> MissingInputError:
     """The error where no file of a checkpoint is found."""
     if store.stat("") is None:
-        return MissingInputError("SourceMissing", "there is no such folder", where=store.url, fix=_WHERE_RANKS_ARE)
+        return MissingInputError("SourceMissing", "no such folder", where=store.url, fix=_WHERE_RANKS_ARE)
     inner = [entry.name for entry in entries if entry.is_folder and not entry.name.startswith(".")][:_MOST_FOLDERS]
     holding = [name for name in inner if holds_checkpoint(store, name)]
-    what = "there is neither a rank_<r> folder nor a .ckpt or .safetensors file"
-    fix = f"give the folder that is meant, such as {store.url}/{holding[0]}" if holding else _WHERE_RANKS_ARE
+    what = "the folder contains no rank_<r> folder and no .ckpt or .safetensors file"
+    fix = f"specify a folder that contains a checkpoint, such as {store.url}/{holding[0]}" if holding else _WHERE_RANKS_ARE
     return MissingInputError("SourceMissing", what, where=store.url, fix=fix)
 
 

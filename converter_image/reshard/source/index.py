@@ -98,9 +98,9 @@ class CheckpointIndex(msgspec.Struct, frozen=True, rename="camel", kw_only=True)
             level = wanted.lower()
             raise RequestError(
                 "IndexNotChecked",
-                f"the source was indexed with --verification {self.checked.lower()}, which checks less than {level}",
+                f"the index was created with --verification {self.checked.lower()}, which checks less than {level}",
                 where=where,
-                fix=f"index it again with --verification {level} (spec.verification: {wanted}), or ask for less here",
+                fix=f"create the index again with --verification {level} (spec.verification: {wanted}), or lower the level here",
             )
 
 
@@ -125,7 +125,7 @@ def decode_index(content: bytes, where: str) -> CheckpointIndex:
     """
     index = decode(content, CheckpointIndex, where)
     if (problem := _problem(index.inventory)) is not None:
-        raise DataError("DocumentInvalid", problem, where=where, fix="index the source again")
+        raise DataError("DocumentInvalid", problem, where=where, fix="create the index again")
     return index
 
 
@@ -141,7 +141,7 @@ def read_index(url: str, access: Access | None = None) -> CheckpointIndex:
         content = store.read(INDEX_NAME, _LARGEST_INDEX)
     except MissingInputError as error:
         raise MissingInputError(
-            "IndexMissing", f"there is no {INDEX_NAME}", where=url, fix="make one: reshard transform --output index"
+            "IndexMissing", f"{INDEX_NAME} does not exist", where=url, fix="create it with `reshard transform --output index`"
         ) from error
     return decode_index(content, f"{store.url}/{INDEX_NAME}")
 
@@ -150,19 +150,19 @@ def _problem(inventory: Inventory) -> str | None:
     """What in an inventory from elsewhere cannot be, if anything."""
     ranks = [file.rank for file in inventory.files]
     if not ranks or ranks != sorted(set(ranks)):
-        return "its files are not those of ascending ranks"
+        return "the files are not in ascending order of rank"
     sizes = [0] * len(inventory.structures)
     for file in inventory.files:
         if file.structure >= len(sizes):
-            return f"it has no structure {file.structure}"
+            return f"structure {file.structure} is missing"
         sizes[file.structure] = max(sizes[file.structure], file.size)
     for structure, size in zip(inventory.structures, sizes, strict=True):
         if len({entry.name for entry in structure.tensors}) != len(structure.tensors):
-            return "a file has a parameter twice"
+            return "a file contains the same parameter twice"
         for entry in structure.tensors:
             dtype = DTYPES.get(entry.dtype)
             if dtype is None or prod(entry.shape) * dtype.itemsize != entry.nbytes:
-                return f"the content of {entry.name} does not have the length of its type and shape"
+                return f"the length of the content of {entry.name} does not match its type and shape"
             if any(offset + length > size for offset, length in entry.extents):
-                return f"the content of {entry.name} lies behind the end of its file"
+                return f"the content of {entry.name} is beyond the end of its file"
     return None

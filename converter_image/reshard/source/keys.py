@@ -33,9 +33,9 @@ def read_key(encryption: Encryption) -> bytes:
         *some, last = map(str, lengths)
         raise UsageError(
             "InvalidKey",
-            f"it has {len(found) if len(found) < _MOST_BYTES else f'{_MOST_BYTES} or more'} bytes",
+            f"the key has {len(found) if len(found) < _MOST_BYTES else f'{_MOST_BYTES} or more'} bytes",
             where=_where(encryption.key),
-            fix=f"{mode} takes {', '.join(some)}{' or ' if some else ''}{last}, as they are: neither hexadecimal nor base64",
+            fix=f"{mode} requires {', '.join(some)}{' or ' if some else ''}{last} raw bytes, not hexadecimal or base64 text",
         )
     return found
 
@@ -46,18 +46,26 @@ def _found(key: Key) -> bytes:
     if key.variable is not None:
         content = os.environb.get(os.fsencode(key.variable))
         if content is None:
-            raise MissingInputError("KeyMissing", "it is not set", where=_where(key), fix="set it, or name another")
+            raise MissingInputError(
+                "KeyMissing", "the variable is not set", where=_where(key), fix="set the variable, or specify another one"
+            )
         return content
     try:
         with Path(local_path(key.file or "")).open("rb") as file:
             return file.read(_MOST_BYTES)
     except PermissionError as error:
         raise AccessError(
-            "PermissionDenied", "the key may not be read", where=_where(key), fix="let this user read the file, or give another"
+            "PermissionDenied",
+            "reading the key file is not permitted",
+            where=_where(key),
+            fix="allow this user to read the file, or specify another file",
         ) from error
     except OSError as error:
         raise MissingInputError(
-            "KeyMissing", f"the key cannot be read: {error.strerror}", where=_where(key), fix="give the file that holds it"
+            "KeyMissing",
+            f"the key cannot be read: {error.strerror}",
+            where=_where(key),
+            fix="specify a file that contains the key",
         ) from error
 
 

@@ -65,18 +65,18 @@ def rank_folders(names: Iterable[str], where: str) -> dict[int, str]:
         if other != name:
             raise DataError(
                 "DuplicateRank",
-                f"{other} and {name} are the same rank",
+                f"{other} and {name} have the same rank number",
                 where=where,
-                fix="move the one that does not belong to the checkpoint away",
+                fix="move away the one that does not belong to the checkpoint",
             )
     if _USUAL in spellings or len(spellings) < 2:
         return spellings.get(_USUAL) or next(iter(spellings.values()), {})
     examples = " and ".join(next(iter(folders.values())) for folders in spellings.values())
     raise RequestError(
         "AmbiguousFiles",
-        f"folders such as {examples} can both be those of the ranks",
+        f"folders such as {examples} could both be the rank folders",
         where=where,
-        fix="rename those of the checkpoint to rank_0, rank_1, ...",
+        fix="rename the rank folders of the checkpoint to rank_0, rank_1, ...",
     )
 
 
@@ -125,8 +125,8 @@ def refuse_exchanged(paths: Mapping[int, str], fix: str) -> None:
     if wrong := exchanged(paths) or exchanged({rank: path.rpartition("/")[0] for rank, path in paths.items()}):
         raise DataError(
             "SourceRanksMismatch",
-            f"{paths[wrong[0]]} would be read as the file of rank {wrong[0]}, and its name says another rank"
-            + (f"; so do those of {len(wrong) - 1} other ranks" if len(wrong) > 1 else ""),
+            f"{paths[wrong[0]]} would be read as the file of rank {wrong[0]}, but its name contains another rank"
+            + (f"; the same applies to {len(wrong) - 1} other ranks" if len(wrong) > 1 else ""),
             where="source",
             fix=fix,
         )
@@ -164,8 +164,8 @@ def shards(names: Collection[str], where: str) -> list[str]:
     if absent := [number for number in range(1, total + 1) if number not in numbers]:
         raise MissingInputError(
             "PartMissing",
-            f"file {absent[0]} of {total} is missing" + (f" (and {len(absent) - 1} more)" if len(absent) > 1 else ""),
+            f"file {absent[0]} of {total} is missing" + (f" (and {len(absent) - 1} others)" if len(absent) > 1 else ""),
             where=where,
-            fix="restore it",
+            fix="restore the missing files",
         )
     return sorted(names) if numbers == list(range(1, total + 1)) else []

@@ -63,12 +63,12 @@ def select_files(
         RequestError: a rank has several that fit equally well, or ranks have files of different names.
     """
     selected = _select(paths, step, pattern, expected)
-    refuse_exchanged(selected.files, "move each file to the folder of its rank; if the folders are right, rename the files")
+    refuse_exchanged(selected.files, "move each file to the folder of its rank; if the folders are correct, rename the files")
     several, restarted = _names(selected.files), _restarted(selected.files)
-    said = [f"the files of the ranks have different names, such as {preview(several)}"] if len(several) > 1 else []
+    said = [f"the ranks have files with different names, such as {preview(several)}"] if len(several) > 1 else []
     if restarted:
         said.append(
-            f"the files of rank {format_ranks(restarted)} are of another start of training than those of the other ranks, such as"
+            f"the files of rank {format_ranks(restarted)} are from another run of training than those of other ranks, such as"
             f" {selected.files[restarted[0]]}"
         )
     if len(several) > 1 and pattern is None:
@@ -76,7 +76,7 @@ def select_files(
             "AmbiguousFiles",
             "; ".join(said),
             where="source",
-            fix="move those of another run away; if all are of one run, say so with --files '*' (spec.source.files.pattern)",
+            fix="move away the files of other runs; if all belong to one run, add --files '*' (spec.source.files.pattern)",
         )
     return replace(selected, notes=(*selected.notes, *said))
 
@@ -94,15 +94,15 @@ def _select(paths: Mapping[int, list[str]], step: int | None, pattern: str | Non
             "SourceRankMissing",
             f"rank {format_ranks(empty)} has no .ckpt or .safetensors file{matching}",
             where="source",
-            fix=f"{'choose files that every rank has' if pattern else 'restore the missing files, or choose others'} with --files"
+            fix=f"{'select files that every rank has' if pattern else 'restore the missing files, or select others'} with --files"
             " (spec.source.files.pattern)",
         )
     if len({format_of(path) for found in mine.values() for path in found}) > 1:
         raise DataError(
             "MixedFormats",
-            "the source holds both .ckpt and .safetensors files",
+            "the source contains both .ckpt and .safetensors files",
             where="source",
-            fix="choose one with --files '*.ckpt' (spec.source.files.pattern)",
+            fix="select one format with --files, such as --files '*.ckpt' (spec.source.files.pattern)",
         )
     saved = {rank: _by_step(found) for rank, found in mine.items()}
     foreign = _ranks_by_step(others)
@@ -210,7 +210,7 @@ def _notes_on_epochs(found: Sequence[Step]) -> tuple[str, ...]:
         return ()
     *others, chosen = found
     choices = ", ".join(option_for(other, found) for other in others[-3:])
-    return (f"{len(found)} epochs have a step {chosen[1]}; that of epoch {chosen[0]} is read. To read another: {choices}",)
+    return (f"{len(found)} epochs have a step {chosen[1]}; the one of epoch {chosen[0]} is read. To read another one: {choices}",)
 
 
 def _notes_on_newer(
@@ -226,11 +226,11 @@ def _notes_on_newer(
     notes = []
     if ranks:
         notes.append(
-            f"epoch {chosen[0]}, step {chosen[1]} is the newest that every rank has; rank {format_ranks(ranks)} has a newer one"
+            f"epoch {chosen[0]}, step {chosen[1]} is the newest that every rank has; rank {format_ranks(ranks)} has a newer step"
         )
     notes += [
-        f"epoch {key[0]}, step {key[1]} is not read: rank {format_ranks(foreign[key])}, which the strategy does not describe,"
-        " has it too"
+        f"epoch {key[0]}, step {key[1]} is not read, because the strategy does not describe rank {format_ranks(foreign[key])},"
+        " which has it too"
         for key in sorted(key for key in newer if key in foreign)
     ]
     return tuple(notes)
@@ -242,16 +242,18 @@ def _notes_on_others(foreign: Mapping[Step | None, tuple[int, ...]], expected: r
         return ()
     ranks = format_ranks(tuple({rank for found in foreign.values() for rank in found}))
     described = format_ranks(tuple(expected))
-    return (f"the files of rank {ranks} are not read: the strategy describes rank {described}, and they are of other steps",)
+    return (
+        f"the files of rank {ranks} are not read: the strategy describes only rank {described}, and they belong to other steps",
+    )
 
 
 def _too_many_ranks(ranks: tuple[int, ...], having: str, expected: range | None) -> DataError:
     described = len(expected) if expected is not None else 0
     return DataError(
         "SourceRanksMismatch",
-        f"the source's strategy is for {described} ranks, but there is a rank {ranks[-1]}{having}",
+        f"the source strategy describes {described} ranks, but the source has a rank {ranks[-1]}{having}",
         where="source",
-        fix="give the strategy that the source was trained with, or move the ranks of another run away",
+        fix="use the strategy that the source was trained with, or move away the ranks of another run",
     )
 
 
@@ -260,17 +262,17 @@ def _step_missing(saved: Mapping[int, Mapping[Step | None, list[str]]], step: in
     lacking = tuple(
         rank for rank, found in saved.items() if not any(key is not None and (step is None or key[1] == step) for key in found)
     )
-    which = f"rank {format_ranks(lacking)} does not have it" if lacking else "no step is there for every rank"
-    fix = "restore the missing files, or choose files that every rank has (--files, spec.source.files.pattern)"
+    which = f"rank {format_ranks(lacking)} does not have it" if lacking else "no step exists for every rank"
+    fix = "restore the missing files, or select files that every rank has (--files, spec.source.files.pattern)"
     if every:
-        fix = f"choose one that every rank has, such as {option_for(max(every), every)}"
+        fix = f"select a step that every rank has, such as {option_for(max(every), every)}"
     return MissingInputError("StepMissing", f"not every rank has {wanted}: {which}", where="source", fix=fix)
 
 
 def _only(paths: list[str]) -> str:
     if len(paths) == 1:
         if any("\ud800" <= character <= "\udfff" for character in paths[0]):  # no document can hold it
-            raise DataError("InvalidName", "its name is not in UTF-8", where=paths[0], fix="rename the file")
+            raise DataError("InvalidName", "the file name is not valid UTF-8", where=paths[0], fix="rename the file")
         return paths[0]
     folder = paths[0].rpartition("/")[0]
     names = {path.removeprefix(f"{folder}/") for path in paths}
@@ -278,7 +280,7 @@ def _only(paths: list[str]) -> str:
     by_step = f"{option_for(steps[0])}, or " if len(steps) == 1 else ""
     raise RequestError(
         "AmbiguousFiles",
-        f"{len(paths)} files can be meant: {preview(names)}",
+        f"the folder contains {len(paths)} checkpoint files: {preview(names)}",
         where=folder or "source",
-        fix=f"choose with {by_step}a pattern that matches one of them: --files PATTERN (spec.source.files.pattern)",
+        fix=f"select one with {by_step}a pattern that matches only that file: --files PATTERN (spec.source.files.pattern)",
     )

@@ -41,10 +41,10 @@ def refuse_one_of_several(store: ReadStore, path: str, access: Access | None = N
     if others and (rank is None or rank_of(name) != rank):
         raise RequestError(
             "OneRankOfSeveral",
-            f"{name} is of one rank, and others are next to it: {preview(others)}",
+            f"{name} belongs to one rank, and the folder contains files of other ranks: {preview(others)}",
             where=folder,
-            fix="give the folder that holds all ranks, and their strategy (--source-strategy, spec.source.strategy); if this rank"
-            " holds every parameter whole, add --allow-single-rank (spec.source.allowSingleRank)",
+            fix="use the folder of all ranks, with their strategy (--source-strategy, spec.source.strategy); if this rank"
+            " has whole parameters, add --allow-single-rank (spec.source.allowSingleRank)",
         )
 
 

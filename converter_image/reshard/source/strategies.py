@@ -49,19 +49,19 @@ def read_strategy(path: str, access: Access | None = None, *, one_stage: bool = 
     if not (repeated := strategy.repeated_stages):
         return strategy
     stages = format_ranks(tuple(repeated))
-    what = f"pipeline stages {stages} name only parameters that earlier stages name too"
+    what = f"pipeline stages {stages} contain only parameters of earlier stages"
     times = [entry.modified for entry in found.values() if entry.modified is not None]
     if times and max(times) - min(times) > _ONE_RUN_SECONDS:
         oldest = min((name for name in found), key=lambda name: found[name].modified or 0)
         raise DataError(
             "StaleStrategy",
-            f"{what}, and the files were written over {(max(times) - min(times)) / 3600:.0f} hours: those of an earlier run with"
-            f" more stages may be among them, such as {oldest}",
+            f"{what}, and the files were written over {(max(times) - min(times)) / 3600:.0f} hours: files of an earlier run with"
+            f" more stages may be included, such as {oldest}",
             where=path,
-            fix="give a folder with the strategy files of one run only; if they are, merge them with reshard strategy merge, and"
-            " give the merged file",
+            fix="use a folder with the strategy files of one run only; if it is one, merge them with `reshard strategy merge`"
+            " and use the merged file",
         )
-    return replace(strategy, notes=(f"{path}: {what}; see that no file of an earlier run is among them",))
+    return replace(strategy, notes=(f"{path}: {what}; check that the folder contains no files of an earlier run",))
 
 
 def read_strategy_files(path: str, access: Access | None = None) -> list[StrategyFile]:
@@ -85,9 +85,9 @@ def _find(path: str, access: Access | None) -> tuple[Store, dict[str, Stat]]:
     if found is None:
         raise MissingInputError(
             "StrategyMissing",
-            "there is no such strategy file or folder",
+            "no such strategy file or folder",
             where=path,
-            fix="give the strategy file, or the folder with the strategy files of all stages",
+            fix="specify a strategy file, or a folder with the strategy files of all stages",
         )
     if not found.is_folder:
         return store, {name: found}
@@ -100,9 +100,9 @@ def _find(path: str, access: Access | None) -> tuple[Store, dict[str, Stat]]:
     if not files:
         raise MissingInputError(
             "StrategyMissing",
-            "the folder holds no strategy file (.ckpt or .json), nor do folders of ranks in it",
+            "the folder and its rank folders contain no strategy file (.ckpt or .json)",
             where=path,
-            fix="give the strategy file, or the folder with the strategy files of all stages",
+            fix="specify a strategy file, or a folder with the strategy files of all stages",
         )
     return store, files
 

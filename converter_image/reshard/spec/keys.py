@@ -28,12 +28,14 @@ class Key:
         if sum(given is not None for given in (content, file, variable)) != 1:
             raise UsageError(
                 "InvalidKey",
-                "a key is given as bytes, as a file or as an environment variable",
+                "a key must be exactly one of content, file and variable",
                 where="key",
-                fix="give one of content, file and variable",
+                fix="pass one of content=..., file=... and variable=...",
             )
         if content is not None and not isinstance(content, bytes):
-            raise UsageError("InvalidKey", "a key is bytes", where="key", fix="give bytes, or a path as file=...")
+            raise UsageError(
+                "InvalidKey", "the content of a key must be bytes", where="key", fix="pass bytes, or a path as file=..."
+            )
         self.content, self.file, self.variable = content, file, variable
 
     def __repr__(self) -> str:
@@ -41,7 +43,7 @@ class Key:
         return f"Key({where})"
 
     def __reduce__(self) -> NoReturn:
-        raise TypeError("a key is never written anywhere")
+        raise TypeError("a key cannot be copied or pickled")
 
 
 class Encryption(msgspec.Struct, frozen=True):
@@ -58,10 +60,8 @@ class Encryption(msgspec.Struct, frozen=True):
     def __post_init__(self) -> None:
         """Refuse what a type checker would have refused, without showing it."""
         if not isinstance(self.key, Key):
-            raise UsageError(
-                "InvalidKey", "a key is given as a reshard.Key", where="key", fix="write it like reshard.Key(file=...)"
-            )
+            raise UsageError("InvalidKey", "the key must be a reshard.Key", where="key", fix="pass reshard.Key(file=...)")
         if self.mode not in KEY_BYTES:
             raise UsageError(
-                "InvalidOption", f"{self.mode!r} is none of {', '.join(KEY_BYTES)}", where="mode", fix="give one of them"
+                "InvalidOption", f"{self.mode!r} is not one of {', '.join(KEY_BYTES)}", where="mode", fix="use one of these modes"
             )

@@ -122,13 +122,13 @@ def decode_message(text: str, kind: type[M]) -> M:
         UnreadableMessageError: it is none, or has another version.
     """
     if not text.strip():
-        raise UnreadableMessageError("there is no termination message")
+        raise UnreadableMessageError("the container left no termination message")
     try:
         version = msgspec.json.decode(text, type=_Header).version
         if version != MESSAGE_VERSION:
             raise UnreadableMessageError(
-                f"the termination message has version {version}, and this operator reads version {MESSAGE_VERSION}"
+                f"the termination message has version {version}, but this operator reads version {MESSAGE_VERSION}"
             )
         return msgspec.json.decode(text, type=kind)
     except msgspec.MsgspecError as error:
-        raise UnreadableMessageError(f"the termination message is not one of a step: {error}") from error
+        raise UnreadableMessageError(f"the termination message is not a step result: {error}") from error

@@ -22,19 +22,21 @@ def parse_ranks(text: str, total: int | None = None) -> tuple[int, ...]:
     for part in text.split(","):
         match = re.fullmatch(r"\s*([0-9]{1,9})(?:-([0-9]{1,9}))?\s*", part)
         if match is None:
-            raise UsageError("InvalidRanks", f"{text!r} is no list of ranks", where="ranks", fix="write it like 0,2-5")
+            raise UsageError("InvalidRanks", f"{text!r} is not a list of ranks", where="ranks", fix="use a list like 0,2-5")
         first, last = int(match[1]), int(match[2] or match[1])
         if last < first:
-            raise UsageError("InvalidRanks", f"{part.strip()!r} runs backwards", where="ranks", fix="write it like 0,2-5")
+            raise UsageError(
+                "InvalidRanks", f"the range {part.strip()!r} is reversed", where="ranks", fix="use a list like 0,2-5"
+            )
         if total is not None and last >= total:
             raise RequestError(
                 "NoSuchRank",
-                f"rank {last} does not exist, the target has {total} ranks",
+                f"rank {last} does not exist; the target has {total} ranks",
                 where="ranks",
-                fix=f"give ranks below {total}",
+                fix=f"use ranks below {total}",
             )
         if last - first >= 1 << 24:
-            raise UsageError("InvalidRanks", f"{part.strip()!r} is too long", where="ranks", fix="give fewer ranks")
+            raise UsageError("InvalidRanks", f"the range {part.strip()!r} is too long", where="ranks", fix="use fewer ranks")
         ranks.update(range(first, last + 1))
     return tuple(sorted(ranks))
 

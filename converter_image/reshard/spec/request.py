@@ -40,15 +40,15 @@ def check_prefix(prefix: str) -> None:
     """
     problem = None
     if "/" in prefix or not prefix.isprintable():
-        problem = "it cannot begin a file's name"
+        problem = "a file name cannot start with it"
     elif len(prefix.encode()) > _LONGEST_PREFIX_BYTES:
-        problem = f"it has more than {_LONGEST_PREFIX_BYTES} bytes"
+        problem = f"it is longer than {_LONGEST_PREFIX_BYTES} bytes"
     elif prefix.startswith("."):
-        problem = "hidden files are not found again"
+        problem = "hidden files are not recognized as checkpoint files"
     elif re.search(r"-[0-9]+_$", prefix):
-        problem = "the ranks behind it would be taken for training steps"
+        problem = "the ranks that follow it would be read as training steps"
     if problem is not None:
-        fix = "choose another, such as checkpoint_"
+        fix = "use another prefix, such as checkpoint_"
         raise UsageError("InvalidPrefix", f"{prefix!r}: {problem}", where="file_prefix", fix=fix)
 
 
@@ -73,17 +73,20 @@ class RenameRule(msgspec.Struct, frozen=True, forbid_unknown_fields=True, omit_d
         problem = None
         texts = [text for text in (self.to, self.name, self.pattern) if text is not None]
         if (self.name is None) == (self.pattern is None):
-            problem = "it takes either a name or a pattern"
+            problem = "a rule requires either a name or a pattern"
         elif not all(isinstance(text, str) and 0 < len(text) <= _LONGEST_NAME for text in texts):
-            problem = f"names have 1 to {_LONGEST_NAME} characters"
+            problem = f"a name must have 1 to {_LONGEST_NAME} characters"
         elif any("\ud800" <= character <= "\udfff" for text in texts for character in text):
-            problem = "names are text that UTF-8 can hold"
+            problem = "a name must be encodable as UTF-8"
         elif self.pattern is not None and self.to is not None and self.pattern.count("*") != self.to.count("*"):
-            problem = "the new name has another number of stars than the pattern"
+            problem = "the new name and the pattern have different numbers of `*`"
         if problem is not None:
             old = self.name if self.pattern is None else self.pattern
             raise UsageError(
-                "InvalidRename", f"{shortened(old)} to {shortened(self.to)}: {problem}", where="rename", fix="correct this rule"
+                "InvalidRename",
+                f"{shortened(old)} to {shortened(self.to)}: {problem}",
+                where="rename",
+                fix="correct this rename rule",
             )
 
 
@@ -159,19 +162,22 @@ class Options(msgspec.Struct, frozen=True):
         check_prefix(self.file_prefix)
         if not (self.file_prefix or self.numbered):
             raise UsageError(
-                "InvalidPrefix", "files without a number need a name", where="file_prefix", fix="choose one, such as checkpoint_"
+                "InvalidPrefix",
+                "the prefix is required, because these files have no number",
+                where="file_prefix",
+                fix="use a prefix such as checkpoint_",
             )
         _check_rules(self.rename)
         for name, (output, what) in _ONLY_WITH.items():
             if self.output != output and getattr(self, name) != _default(name):
-                fix = f"leave it out, or add --output {output.lower()} (spec.target.output: {output})"
+                fix = f"omit it, or add --output {output.lower()} (spec.target.output: {output})"
                 raise UsageError("InvalidOption", what, where=name, fix=fix)
         if self.output == "Unified" and self.format == "Ckpt":
-            raise UsageError("InvalidOption", "unified files are safetensors", where="format", fix="leave it out")
+            raise UsageError("InvalidOption", "unified checkpoints are always safetensors", where="format", fix="omit it")
         if self.output in ("Unified", "Same") and self.file_prefix != _default("file_prefix"):
-            raise UsageError("InvalidOption", "these files have names of their own", where="file_prefix", fix="leave it out")
+            raise UsageError("InvalidOption", "these files have fixed names", where="file_prefix", fix="omit it")
         if self.output == "Index" and (other := [name for name in _OF_FILES if getattr(self, name) != _default(name)]):
-            raise UsageError("InvalidOption", "output Index writes no rank files", where=other[0], fix="leave it out")
+            raise UsageError("InvalidOption", "the output Index writes no rank files", where=other[0], fix="omit it")
 
     @property
     def most_bytes(self) -> int:
@@ -191,14 +197,14 @@ def _default(option: str) -> object:
 
 def _fix(kind: object) -> str:
     """What to do where a value is none of this type: the words are listed where there are some."""
-    return f"give one of {', '.join(get_args(kind))}" if get_origin(kind) is Literal else "give what is expected, or leave it out"
+    return f"use one of {', '.join(get_args(kind))}" if get_origin(kind) is Literal else "correct the value, or omit it"
 
 
 # Options that go with one kind of output only.
 _ONLY_WITH: dict[str, tuple[OutputKind, str]] = {
-    "hugging_face_index": ("Unified", "only unified files have an index"),
-    "max_file_size_bytes": ("Unified", "only unified files are of bounded size"),
-    "stages": ("Stage", "the number of stages goes with output Stage"),
+    "hugging_face_index": ("Unified", "only unified checkpoints have an index file"),
+    "max_file_size_bytes": ("Unified", "only unified checkpoints have a maximum file size"),
+    "stages": ("Stage", "the number of stages applies only to the output Stage"),
 }
 # Says something about files of ranks only.
 _OF_FILES = ("format", "file_prefix", "ranks", "remove_redundancy", "crc", "copy_mode")
@@ -226,9 +232,9 @@ def _check_rules(rules: tuple[RenameRule, ...]) -> None:
         if rule.name is not None and seen.setdefault(rule.name, rule.to) != rule.to:
             raise UsageError(
                 "InvalidOption",
-                f"{rule.name!r} would be called both {seen[rule.name]!r} and {rule.to!r}",
+                f"two rules rename {rule.name!r}, to {seen[rule.name]!r} and to {rule.to!r}",
                 where="rename",
-                fix="give it one new name",
+                fix="remove one of the rules",
             )
 
 
@@ -263,9 +269,9 @@ class Request(msgspec.Struct, frozen=True):
             if not isinstance(getattr(self, name), Encryption | None):
                 raise UsageError(
                     "InvalidOption",
-                    "a reshard.Encryption is expected",
+                    "the value must be a reshard.Encryption",
                     where=name,
-                    fix="write it like reshard.Encryption(reshard.Key(file=...))",
+                    fix="pass reshard.Encryption(reshard.Key(file=...))",
                 )
         for name in ("source", "target", "source_strategy", "target_strategy", "index"):
             value: object = getattr(self, name)
@@ -274,17 +280,20 @@ class Request(msgspec.Struct, frozen=True):
             if isinstance(value, str):
                 msgspec.structs.force_setattr(self, name, normalized(value))
             elif value is not None or not name.endswith(("strategy", "index")):
-                raise UsageError("InvalidOption", f"{value!r} is not a path", where=name, fix="give a str or an os.PathLike")
+                raise UsageError("InvalidOption", f"{value!r} is not a path", where=name, fix="pass a str or an os.PathLike")
         if self.target_strategy and self.options.output == "Unified":
             raise UsageError(
-                "InvalidOption", "unified files hold whole parameters", where="target strategy", fix="leave out the strategy"
+                "InvalidOption",
+                "a unified checkpoint contains whole parameters",
+                where="target strategy",
+                fix="omit the strategy",
             )
         if (self.source_strategy or self.target_strategy) and self.options.output == "Same":
             raise UsageError(
                 "InvalidOption",
-                "output Same converts file by file and takes no strategy",
+                "the output Same converts each file without a strategy",
                 where="source strategy" if self.source_strategy else "target strategy",
-                fix="leave out the strategy, or choose another output",
+                fix="omit the strategy, or use another output",
             )
         if self.index is not None:
             _refuse_what_an_index_says(self)
@@ -301,7 +310,9 @@ def _refuse_what_an_index_says(request: Request) -> None:
     if request.options.output in ("Unified", "Same", "Stage"):
         said.append("output")
     if said:
-        raise UsageError("InvalidOption", "the index says it already", where=said[0], fix="leave it out, or index again with it")
+        raise UsageError(
+            "InvalidOption", "the index already defines it", where=said[0], fix="omit it, or create the index again with it"
+        )
 
 
 def request_key(request: Request) -> dict[str, Any]:

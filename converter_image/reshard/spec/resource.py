@@ -150,14 +150,14 @@ def parse_resource(text: str, where: str) -> TransformSpec:
     found = [d for d in documents(text, where) if isinstance(d, dict) and d.get("kind") == KIND]
     if len(found) != 1:
         raise UsageError(
-            "ResourceMissing", f"one {KIND} is expected, {len(found)} are there", where=where, fix=f"give a file with one {KIND}"
+            "ResourceMissing", f"expected one {KIND}, found {len(found)}", where=where, fix=f"use a file that contains one {KIND}"
         )
     if found[0].get("apiVersion") != API_VERSION:
         raise UsageError(
             "WrongApiVersion",
             f"apiVersion {shortened(found[0].get('apiVersion'))} is not {API_VERSION}",
             where=where,
-            fix=f"write apiVersion: {API_VERSION}",
+            fix=f"set apiVersion: {API_VERSION}",
         )
     return parse_spec(found[0].get("spec"), where)
 
@@ -175,7 +175,7 @@ def parse_spec(document: object, where: str) -> TransformSpec:
             "InvalidField",
             str(error).replace("`$", "`spec"),
             where=where,
-            fix="correct the field, see kubectl explain checkpointtransform.spec",
+            fix="correct the field; `kubectl explain checkpointtransform.spec` describes it",
         ) from error
     for path, name in _paths(spec):
         check_relative(path, name)
@@ -284,7 +284,7 @@ def request_here(
             if name not in found:
                 raise UsageError(
                     "VolumeMissing",
-                    f"no folder is given for the {kind} {name!r}",
+                    f"no local folder is assigned to the {kind} {name!r}",
                     where=f"spec.{mount.role}",
                     fix=f"add {option} {name}=DIR",
                 )
@@ -370,14 +370,14 @@ def check_relative(path: str, where: str) -> None:
             "UnsupportedScheme",
             f"{path!r} is a URL; the path must be relative to the volume or bucket",
             where=where,
-            fix="write it like checkpoints/run-1; for an object store use storage.s3 with bucket, prefix and endpoint",
+            fix="use a path like checkpoints/run-1; for an object store, set storage.s3",
         )
     if (path and any(part in {"", ".", ".."} for part in path.split("/"))) or "\x00" in path:
         raise UsageError(
             "InvalidPath",
             f"{path!r} must be relative to the volume or bucket, without '.', '..', '//' or a '/' at either end",
             where=where,
-            fix="write it like checkpoints/run-1",
+            fix="use a path like checkpoints/run-1",
         )
 
 

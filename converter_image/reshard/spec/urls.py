@@ -73,10 +73,10 @@ def normalized(url: str) -> str:
         elif scheme == "s3" and rest.startswith("//"):
             path = S3 + rest[2:]
         elif rest.startswith("/") or scheme in _KNOWN:
-            what = "only folders, file:///path and s3://bucket/prefix are supported"
+            what = "the URL scheme is not supported"
             raise RequestError("UnsupportedScheme", what, where=url, fix=_fix(scheme, url))
     if "\0" in path:
-        raise UsageError("InvalidAddress", "a path cannot hold a NUL character", where=url, fix="correct the path")
+        raise UsageError("InvalidAddress", "a path cannot contain a NUL character", where=url, fix="correct the path")
     return path
 
 
@@ -89,8 +89,8 @@ def local_path(url: str) -> str:
     """
     path = normalized(url)
     if path.startswith(S3):
-        what = "only local files are supported here"
-        raise RequestError("UnsupportedScheme", what, where=url, fix="mount or copy it, and give its path")
+        what = "this option accepts only local files"
+        raise RequestError("UnsupportedScheme", what, where=url, fix="mount or copy the file, and specify its path")
     return path
 
 
@@ -102,22 +102,22 @@ def _file_path(url: str, rest: str) -> str:
         path = slash + path
     if host.lower() not in ("", "localhost") or not path.startswith("/"):
         what = "the URL is not an absolute path on this machine"
-        raise UsageError("InvalidAddress", what, where=url, fix="give the path, or write it like file:///data/run-42")
+        raise UsageError("InvalidAddress", what, where=url, fix="specify a path, or a URL like file:///data/run-42")
     try:
         return unquote(path, errors="strict")
     except UnicodeDecodeError as error:
         raise UsageError(
-            "InvalidAddress", "the URL is not UTF-8 when decoded", where=url, fix="give the path without file://"
+            "InvalidAddress", "the decoded URL is not valid UTF-8", where=url, fix="specify the path without file://"
         ) from error
 
 
 def _fix(scheme: str, url: str) -> str:
     rest = url.partition(":")[2].strip("/")
     if scheme == "s3":
-        return f"write s3://{rest or 'bucket/prefix'} as a str, since pathlib.Path drops a slash"
+        return f"pass s3://{rest or 'bucket/prefix'} as a str, because pathlib.Path removes a slash"
     if scheme in _SPEAKS_S3:
         where = "AWS_ENDPOINT_URL, or spec.*.storage.s3.endpoint"
-        return f"write s3://{rest or 'bucket/prefix'} and set {_SPEAKS_S3[scheme]} ({where})"
+        return f"use s3://{rest or 'bucket/prefix'} and set {_SPEAKS_S3[scheme]} ({where})"
     if scheme in _MOUNTED:
-        return "mount or copy it, and give the folder's path"
-    return f"write s3://bucket/prefix, or ./{url} for a folder of that name"
+        return "mount or copy the data, and specify the folder's path"
+    return f"use s3://bucket/prefix, or ./{url} for a folder with that name"

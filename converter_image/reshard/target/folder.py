@@ -228,7 +228,9 @@ class JobState:
         found = self._document("draft.json", Manifest, _LARGEST_DOCUMENT)
         if found is None:
             where = f"{self.target.store.url}/{self.folder}/draft.json"
-            raise MissingInputError("PlanMissing", "a begun transform's plan is gone", where=where, fix="run the transform again")
+            raise MissingInputError(
+                "PlanMissing", "the plan of the started transform was deleted", where=where, fix="run the transform again"
+            )
         return found
 
     def _document(self, name: str, kind: type[D], limit: int) -> D | None:
@@ -354,7 +356,7 @@ class JobState:
         there = self.locate(records, staged=True, check=check)
         gone = next((record.path for record in records if record.path not in there), None)
         if gone is not None:
-            raise MissingInputError("FileMissing", "a finished file is gone", where=gone, fix="run the transform again")
+            raise MissingInputError("FileMissing", "a finished file was deleted", where=gone, fix="run the transform again")
         moves = [(where, path) for path, where in there.items() if where != path]
         for _ in parallel(lambda move: self.target.store.move(*move), moves, check=check):
             pass

@@ -68,9 +68,9 @@ class LockHandle:
         if found is None or found.owner != self._owner.owner:
             raise LockedError(
                 "LockLost",
-                "another run has taken this target over, because the heartbeat of this one stopped for too long",
+                "another run has taken over this target, because the heartbeat of this run stopped for too long",
                 where=self._store.url,
-                fix="wait for it, then run again",
+                fix="wait until the other run has finished, then run again",
             )
 
     def release(self) -> None:
@@ -210,13 +210,13 @@ def _acquire(store: Store, path: str, me: LockOwner, mode: int | None) -> None:
             who = f"process {process.pid} on {other.host}" if process is not None else "an unknown process"
             raise LockedError(
                 "TargetLocked",
-                f"another run writes to this target: {who}",
+                f"another run is writing to this target: {who}",
                 where=store.url,
-                fix=f"wait for it; if it is gone, its lock expires {STALE_SECONDS:.0f} s after its last heartbeat",
+                fix=f"wait until it finishes; if it was killed, its lock expires {STALE_SECONDS:.0f} s after its last heartbeat",
             )
         if store.swap(path, content, found.version, mode=mode):
             return
-    raise LockedError("TargetLocked", "other runs compete for this target", where=store.url, fix="try again")
+    raise LockedError("TargetLocked", "other runs are competing for this target", where=store.url, fix="run again")
 
 
 def _read(store: Store, path: str) -> LockOwner | None:

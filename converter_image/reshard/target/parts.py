@@ -41,7 +41,7 @@ def notes_on_rules(manifest: Manifest) -> tuple[str, ...]:
     """What a user should know of the rules by which the parts have been renamed, once all of them are there."""
     if not all_there(manifest.stages):
         return ()
-    return tuple(f"no parameter's name matches {rule.pattern}" for rule in _unmatched(manifest.stages))
+    return tuple(f"the pattern {rule.pattern} matches no parameter" for rule in _unmatched(manifest.stages))
 
 
 def unite(manifests: Sequence[Manifest], inconsistent: Collection[str] = ()) -> Manifest:
@@ -64,19 +64,19 @@ def unite(manifests: Sequence[Manifest], inconsistent: Collection[str] = ()) -> 
         names = sorted(uncovered)
         raise MissingInputError(
             "ParameterMissing",
-            f"it names {len(names)} parameters that none of the {len(parts)} stages holds:"
+            f"none of the {len(parts)} stages holds these parameters of the strategy:"
             f" {', '.join(names[:_SHOWN])}{f' and {len(names) - _SHOWN} more' if len(names) > _SHOWN else ''}",
             where="target strategy",
-            fix="say how many stages the source has (--stages, spec.source.stages), give the strategies that fit,"
-            " or leave them out with --allow-missing (spec.parameters.allowMissing)",
+            fix="specify the number of stages (--stages, spec.source.stages), use matching strategies,"
+            " or skip these parameters with --allow-missing (spec.parameters.allowMissing)",
         )
     unused = _unmatched(parts)
     if (absentee := next((rule.name for rule in unused if rule.name is not None), None)) is not None:
         raise MissingInputError(
             "RenamedMissing",
-            f"it is to be renamed, but none of the {len(parts)} stages holds it",
+            f"a rename rule names this parameter, but none of the {len(parts)} stages holds it",
             where=f"parameter {absentee}",
-            fix="take the names from reshard inspect, or say how many stages the source has (--stages, spec.source.stages)",
+            fix="list the parameters with `reshard inspect`, or specify the number of stages (--stages, spec.source.stages)",
         )
     absent = _names(manifest.absent for manifest in manifests)
     united = msgspec.structs.replace(
@@ -111,9 +111,9 @@ def _origins(manifests: Sequence[Manifest]) -> dict[str, str]:
         if (other := found.setdefault(parameter.name, origin)) != origin:
             raise RequestError(
                 "NamesClash",
-                f"{other} and {origin} are both called {parameter.name}, in different stages",
+                f"{other} and {origin} of different stages would both be renamed to {parameter.name}",
                 where="rename",
-                fix="rename one of them to something else, for all stages",
+                fix="give one of them another name, in the transforms of all stages",
             )
     return found
 

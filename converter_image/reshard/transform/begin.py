@@ -101,17 +101,17 @@ def replaces_other(job: Job, target: TargetFolder, standing: Standing) -> bool:
         return replacing
     manifest, ours = standing.manifest, target.replaced_files(standing, job.digest)
     if manifest is not None:
-        what = f"a checkpoint of another source, layout or options ({manifest.digest[:12]} instead of {job.digest[:12]})"
+        what = f"a checkpoint made from another source, strategy or options ({manifest.digest[:12]} instead of {job.digest[:12]})"
         ours |= {*(record.path for record in manifest.listed), *maps_beside(manifest.options)}
     elif others:
-        what = f"an unfinished transform of another source, layout or options ({others[0].digest[:12]})"
+        what = f"an unfinished transform of another source, strategy or options ({others[0].digest[:12]})"
     else:
         _refuse_foreign_files(job, target, ours)
         return False
     _refuse_foreign_targets(job, target, ours)
     if job.request.options.overwrite == "Never":
         fix = "choose another target, or replace it with --overwrite (spec.overwrite: Replace)"
-        raise RequestError("TargetExists", f"there is {what}", where=target.store.url, fix=fix)
+        raise RequestError("TargetExists", f"the target contains {what}", where=target.store.url, fix=fix)
     return True
 
 
@@ -153,9 +153,9 @@ def _shadowing(job: Job) -> tuple[str, ...]:
 def _foreign(path: str, target: TargetFolder) -> RequestError:
     return RequestError(
         "TargetExists",
-        f"there is {path}, which no manifest describes",
+        f"the target contains {path}, which no manifest describes",
         where=target.store.url,
-        fix="choose another target, or move it away; such files are never overwritten",
+        fix="choose another target, or move the file away; --overwrite never replaces such files",
     )
 
 
@@ -171,9 +171,9 @@ def _refuse_other_key(job: Job, target: TargetFolder, standing: Standing) -> Non
         if known is not None and not job.cipher.has_key_of(known.key_check or b""):
             raise RequestError(
                 "OtherKey",
-                "this transform was begun there with another key",
+                "this transform was started with another encryption key",
                 where=target.store.url,
-                fix="give that key, or choose another target",
+                fix="use that key, or choose another target",
             )
 
 

@@ -80,7 +80,7 @@ def commit_job(
     if missing:
         raise MissingInputError(
             "RanksUnfinished",
-            f"rank {format_ranks(missing)} of {len(ranks)} ranks is not finished, or its file has changed since",
+            f"rank {format_ranks(missing)} of {len(ranks)} ranks is not finished, or its file was changed afterwards",
             where=target.store.url,
             fix="run the transform for these ranks, then commit again",
         )
@@ -166,9 +166,9 @@ def refuse_loss(
     if would_lose(target, standing, ranks, every, shape):
         raise RequestError(
             "PartialReplacement",
-            f"{f'rank {format_ranks(ranks)} of {len(every)}' if ranks else 'an index'} cannot replace a whole checkpoint",
+            f"{f'rank {format_ranks(ranks)} of {len(every)}' if ranks else 'an index'} cannot replace a complete checkpoint",
             where=target.store.url,
-            fix="leave out --ranks (spec.target.ranks), or choose another target",
+            fix="omit --ranks (spec.target.ranks), or choose another target",
         )
 
 
@@ -231,7 +231,7 @@ def _check_files(target: TargetFolder, document: JobDocument, manifest: Manifest
         if record.path not in there:
             raise MissingInputError(
                 "FileMissing",
-                f"a finished file of stage {document.stage} is gone",
+                f"a finished file of stage {document.stage} was deleted",
                 where=record.path,
                 fix="run the transform of that stage again",
             )
@@ -301,9 +301,9 @@ def maps_of(manifest: Manifest) -> dict[str, bytes]:
         if unknown := next((p for p in shown if p.dtype not in DTYPES), None):
             raise DataError(
                 "UnknownType",
-                f"there is no type {unknown.dtype[:32]!r}",
+                f"the type {unknown.dtype[:32]!r} is unknown",
                 where=f"parameter {unknown.name}",
-                fix="use the version that wrote it",
+                fix="use the version of reshard that wrote it",
             )
         nbytes = sum(prod(p.shape) * DTYPES[p.dtype].itemsize for p in shown)
         maps[name] = map_of({p.name: files[p.target.stages[0]] for p in shown}, nbytes)

@@ -57,14 +57,14 @@ def commit_checkpoint(
         return manifest
     if not begun:
         raise MissingInputError(
-            "NothingToCommit", "no transform was begun here", where=target_url, fix="run reshard transform first"
+            "NothingToCommit", "no transform was started here", where=target_url, fix="run `reshard transform` first"
         )
     if len({job.whole or job.digest for job in begun}) > 1:
         raise RequestError(
             "AmbiguousJobs",
-            f"{len(begun)} transforms were begun here: {', '.join(job.digest[:12] for job in begun)}",
+            f"{len(begun)} transforms were started here: {', '.join(job.digest[:12] for job in begun)}",
             where=target_url,
-            fix="run reshard transform for the one that is wanted, with --overwrite",
+            fix="run `reshard transform --overwrite` for the one to keep",
         )
     committed = None
     for job in begun:

@@ -172,7 +172,7 @@ class Mismatch:
     def __str__(self) -> str:
         """One clause."""
         element = "it" if self.single else f"element {list(self.index)}"
-        more = f" ({len(self.others)} other parameters differ too: {some(self.others)})" if self.others else ""
+        more = f" (copies of other parameters also differ: {some(self.others)})" if self.others else ""
         return f"{element} is {self.values}{more}"
 
 
@@ -197,7 +197,7 @@ def mismatch(
         texts = {content: f"{text} (0x{content[::-1].hex()})" for content, text in texts.items()}
     said = [f"{texts[content]} on {_numbered(noun, numbers)}" for content, numbers in by_value.items()][:_MOST_VALUES]
     if rest := [number for numbers in list(by_value.values())[_MOST_VALUES:] for number in numbers]:
-        said.append(f"something else on {_numbered(noun, rest)}")
+        said.append(f"another value on {_numbered(noun, rest)}")
     single = all(n == 1 for n in entry.shape) and differences[0].pieces[0].box.size == 1
     return Mismatch(differences[0].name, index, single, f"{', '.join(said[:-1])} and {said[-1]}")
 
@@ -244,17 +244,17 @@ def ranks_disagree(found: Mismatch, *, unified: bool = False, again: bool = Fals
     """
     fix = "remove the file that does not belong to the checkpoint"
     if not unified:
-        fix = "if the ranks are of different training steps, restore those of one step; "
+        fix = "if the ranks are from different training steps, restore the files of one step; "
         if not found.single:
             fix += (
-                "if each rank holds a slice, give a strategy that names the parameter (by default MindSpore leaves frozen"
-                " parameters out of strategy files: only_trainable_params); "
+                "if each rank holds a slice, use a strategy that contains the parameter (by default MindSpore omits frozen"
+                " parameters from strategy files: only_trainable_params); "
             )
-        fix += f"if they may differ, add --allow-inconsistent {quote(found.name)} (spec.parameters.allowInconsistent)"
+        fix += f"if the copies may differ, add --allow-inconsistent {quote(found.name)} (spec.parameters.allowInconsistent)"
         fix += _AGAIN if again else ""
     return DataError(
         "RanksDisagree",
-        f"no strategy names it, and its copies differ: {found}",
+        f"no strategy contains the parameter, and its copies differ: {found}",
         where=f"parameter {found.name}",
         fix=fix,
     )
@@ -264,9 +264,9 @@ def replicas_differ(found: Mismatch, *, again: bool = False) -> DataError:
     """Return the error for replicas; see `ranks_disagree`."""
     return DataError(
         "ReplicasDiffer",
-        f"the source's strategy declares replicas equal that differ: {'' if found.single else 'in the whole tensor, '}{found}",
+        f"replicas that the source strategy declares equal differ: {'' if found.single else 'in the whole tensor, '}{found}",
         where=f"parameter {found.name}",
-        fix="if the ranks are of different training steps, restore those of one step; if training let replicas drift apart,"
-        " add --replicas lowest-rank (spec.source.replicas: LowestRank) to take everything from the lowest ranks"
+        fix="if the ranks are from different training steps, restore the files of one step; if training let replicas drift apart,"
+        " add --replicas lowest-rank (spec.source.replicas: LowestRank) to read the lowest rank of each"
         + (_AGAIN if again else ""),
     )

@@ -33,7 +33,7 @@ def prepare_loose(request: Request, files: Mapping[int, str], *, only: int | Non
     Raises:
         ReshardError: of the kind that fits.
     """
-    refuse_exchanged(files, "give the files in the order of their ranks: rank_2 comes before rank_10")
+    refuse_exchanged(files, "list the files in the order of their ranks: rank_2 before rank_10")
     root, paths = _in_one_storage(files)
     request = msgspec.structs.replace(request, source=root)
     store = decrypted(open_store(root), request)
@@ -67,9 +67,9 @@ def refuse_own_files(read: Iterable[str], written: Iterable[str]) -> None:
         if open_store(path).around()[0] in own:
             raise RequestError(
                 "TargetOverlapsSource",
-                "the file to write is one of the source's",
+                "the target file is one of the source files",
                 where=path,
-                fix="choose another name, or another folder",
+                fix="choose another file name or folder",
             )
 
 
@@ -82,7 +82,11 @@ def _in_one_storage(files: Mapping[int, str]) -> tuple[str, dict[int, str]]:
     found = {int(rank): root_and_path(url) for rank, url in files.items()}
     roots = {root for root, _ in found.values()}
     if len(roots) != 1:
-        what = f"the source's files are in {', '.join(sorted(roots))}" if roots else "it names no file"
-        fix = "name the files of rank_list_for_transform, all in one bucket or all in file systems"
+        what = (
+            f"the source files are on several storages: {', '.join(sorted(roots))}"
+            if roots
+            else "the list of source files is empty"
+        )
+        fix = "list the files of rank_list_for_transform, either all in one bucket or all on local file systems"
         raise RequestError("NotOneSource", what, where="checkpoint_files_map", fix=fix)
     return roots.pop(), {rank: path for rank, (_, path) in found.items()}

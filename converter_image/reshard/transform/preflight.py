@@ -28,9 +28,9 @@ def check_places(request: Request) -> None:
     if source[0] in target or target[0] in source:
         raise RequestError(
             "TargetOverlapsSource",
-            f"the target is the source, or one lies in the other ({request.source})",
+            f"the target and the source ({request.source}) are the same folder, or one contains the other",
             where=request.target,
-            fix="choose a target beside the source",
+            fix="choose a target outside the source",
         )
     _refuse_links(request.target)
     for strategy, reached in (
@@ -43,9 +43,9 @@ def check_places(request: Request) -> None:
         if inside[0].startswith((STATE, "rank_")):
             raise RequestError(
                 "TargetOverlapsSource",
-                "a strategy lies in the target's own files",
+                "the strategy file is in a folder that the transform writes to",
                 where=strategy,
-                fix="move it, or choose another target",
+                fix="move the strategy file, or choose another target",
             )
 
 
@@ -60,13 +60,13 @@ def check_copy_mode(request: Request, target: Store) -> None:
         return
     what = None
     if not target.copies_from(open_store(request.source, request.access.source)):
-        what = "source and target are not in one object store that is reached the same way"
+        what = "source and target are not in the same object store, accessed with the same endpoint and credentials"
     elif request.options.crc:
-        what = "a CRC32 is asked for, which takes reading every byte"
+        what = "a CRC32 is requested, which requires reading every byte"
     elif request.decryption is not None or request.encryption is not None:
-        what = "what is encrypted, or is to be, has to be read"
+        what = "encryption and decryption require reading every byte"
     if what is not None:
-        fix = "leave out --copy-mode server (spec.target.copyMode: Server)"
+        fix = "omit --copy-mode server (spec.target.copyMode: Server)"
         raise RequestError("CannotCopy", what, where="copy mode", fix=fix)
 
 
@@ -75,7 +75,12 @@ def _refuse_links(target: str) -> None:
     with contextlib.suppress(OSError), os.scandir(target) as entries:
         for entry in entries:
             if entry.is_symlink() and (entry.name.startswith(("rank_", STATE)) or is_own(entry.name)):
-                raise RequestError("TargetIsLink", "it is a symbolic link", where=entry.path, fix="take it away")
+                raise RequestError(
+                    "TargetIsLink",
+                    "the target is a symbolic link",
+                    where=entry.path,
+                    fix="delete the link, or choose another target",
+                )
 
 
 def check_space(target: Store, nbytes: int) -> None:
@@ -88,7 +93,7 @@ def check_space(target: Store, nbytes: int) -> None:
     if free is not None and free < nbytes:
         raise OutputError(
             "NotEnoughSpace",
-            f"{nbytes} bytes are to be written, {free} are free",
+            f"the transform writes {nbytes} bytes, but only {free} bytes are free",
             where=target.url,
             fix="free or add space, or choose another target",
         )

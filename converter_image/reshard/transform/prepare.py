@@ -234,7 +234,7 @@ def _with_older(error: DataError | MissingInputError, older: Selection, found: F
     if older.step is None:
         return error
     epoch, step = older.step
-    choice = f"read step {step} of epoch {epoch}, which is whole on every rank: {option_for(older.step, steps)}"
+    choice = f"read step {step} of epoch {epoch}, which is complete on every rank: {option_for(older.step, steps)}"
     return type(error)(error.reason, error.what, where=error.where, fix=f"{error.fix}, or {choice}" if error.fix else choice)
 
 
@@ -260,16 +260,16 @@ def _stages(request: Request, source: Strategy, target: Strategy | None, found: 
     if stages is not None and source.first >= stages:
         raise RequestError(
             "NoSuchStage",
-            f"the source's strategy is of pipeline stage {source.first}, but there are {stages} stages",
+            f"the source strategy describes pipeline stage {source.first}, but the number of stages is {stages}",
             where="stages",
-            fix="give the strategy that the source was trained with, or correct --stages (spec.source.stages)",
+            fix="use the strategy that the source was trained with, or correct --stages (spec.source.stages)",
         )
     if stages is None and target is None:
         raise RequestError(
             "StagesUnknown",
-            "nothing says how many pipeline stages the source has, so no run could tell that it is the last",
+            "the number of pipeline stages of the source is unknown, so no run can detect that it is the last",
             where="stages",
-            fix="say how many with --stages (spec.source.stages), or give the folder that holds the ranks of all stages",
+            fix="specify it with --stages (spec.source.stages), or use the folder that contains the ranks of all stages",
         )
     return stages
 
@@ -293,7 +293,7 @@ def _indexed(request: Request, url: str, cancellation: Cancellation | None) -> J
     unwritten = msgspec.structs.replace(request, options=Options(output="Index", **settled), encryption=None)
     original = job_of(unwritten, store, model, source, target)
     if original.digest != index.digest:
-        raise DataError("IndexDamaged", "its content does not have its digest", where=url, fix="index the source again")
+        raise DataError("IndexDamaged", "the content does not match its digest", where=url, fix="create the index again")
     plain = decrypted(store, request, index.encrypted, cancellation=cancellation)
     return replace(job_of(request, plain, model, source, target, key=_key(request)), indexed=True)
 
@@ -326,7 +326,12 @@ def decrypted(
 ) -> ReadStore:
     """The source's files as if they were plain; of those that are not known, all is read and checked when they are opened."""
     if known and request.decryption is None:
-        raise DataError("Encrypted", "its files are encrypted", where=store.url, fix="give their key (--decryption-key-file)")
+        raise DataError(
+            "Encrypted",
+            "the files of the source are encrypted",
+            where=store.url,
+            fix="specify their key with --decryption-key-file (spec.source.decryption)",
+        )
     return store if request.decryption is None else as_plain(cancellable(store, cancellation), request.decryption, known)
 
 
@@ -349,7 +354,7 @@ def strategies_of(request: Request) -> Strategies:
             "SourceStrategyMissing",
             "output Stage writes one pipeline stage, and no strategy says which one the source is",
             where="source strategy",
-            fix="give the strategy of that stage (--source-strategy, spec.source.strategy)",
+            fix="specify the strategy of that stage (--source-strategy, spec.source.strategy)",
         )
     if request.target_strategy:
         after = read_strategy(request.target_strategy, access.target_strategy or access.target)

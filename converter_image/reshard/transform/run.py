@@ -40,7 +40,7 @@ if TYPE_CHECKING:
     from reshard.transform.unchanged import Complete
 
 _TRANSFORM_AGAIN = (
-    "wait until training has finished writing, then run again without --no-commit; on a cluster raise spec.execution.attempt"
+    "wait until training has finished writing, then run again without --no-commit; on a cluster, raise spec.execution.attempt"
 )
 
 
@@ -303,7 +303,10 @@ def _check_ours(state: JobState, check_lock: Callable[[], None]) -> None:
     check_lock()
     if state.read() is None:
         raise LockedError(
-            "LockLost", "another run has ended this transform", where=state.target.store.url, fix="run it again, if it is wanted"
+            "LockLost",
+            "another run has deleted the state of this transform",
+            where=state.target.store.url,
+            fix="run the transform again",
         )
 
 
@@ -312,7 +315,7 @@ def _notes(job: Job, manifest: Manifest | None) -> tuple[str, ...]:
     if manifest is None or job.stage is None:
         return ()
     names = sorted(set(manifest.inconsistent_replicas) - job.model.inconsistent_replicas)
-    inconsistent = f"copies of {len(names)} parameters differ between stages; the first stage's are used: {some(names)}"
+    inconsistent = f"copies of these parameters differ between stages; those of the first stage are used: {some(names)}"
     return (*notes_on_rules(manifest), *([inconsistent] if names else []))
 
 

@@ -97,15 +97,15 @@ def slices_equal(name: str, ranks: Sequence[int], *, whole: bool) -> DataError:
     """
     fix = "if the files hold whole tensors (MindSpore's integrated_save), "
     if whole:
-        fix += "give one rank's folder as the source with --allow-single-rank and without --source-strategy"
+        fix += "use one rank's folder as the source with --allow-single-rank and without --source-strategy"
         fix += " (spec.source.allowSingleRank, no spec.source.strategy)"
     else:
         fix += "save them again with integrated_save=False"
     return DataError(
         "SlicesEqual",
-        f"the source's strategy gives ranks {format_ranks(tuple(ranks))} different slices, but all blocks that were compared of"
+        f"the source strategy assigns different slices to ranks {format_ranks(tuple(ranks))}, but all compared blocks of"
         " their files are equal",
         where=f"parameter {name}",
-        fix=f"{fix}; if one rank's file is a copy of another's, restore it; if the slices really are equal,"
+        fix=f"{fix}; if a file is a copy of another rank's, restore it; if the slices really are equal,"
         " add --allow-equal-slices (spec.source.allowEqualSlices)",
     )

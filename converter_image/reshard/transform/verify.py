@@ -56,9 +56,9 @@ def verify_checkpoint(
     if manifest is None:
         raise MissingInputError(
             "ManifestMissing",
-            f"there is no {MANIFEST_NAME}: this is no finished checkpoint",
+            f"{MANIFEST_NAME} does not exist: this is not a complete checkpoint",
             where=target.store.url,
-            fix="run the transform again, finished ranks are kept",
+            fix="run the transform again; finished ranks are kept",
         )
     progress.begin("Verifying", manifest.nbytes, "bytes")
     maps = [name for name, content in maps_of(manifest).items() if target.store.read(name, len(content) + 1) != content]
@@ -75,25 +75,25 @@ def verify_checkpoint(
             if sample is not None and sample == sample_of(reader, remote=target.store.remote):
                 incomparable.append(record.path)
                 return None
-        return f"{record.path} has another content"
+        return f"the content of {record.path} has changed"
 
     with phase("verify_files", files=len(manifest.listed), bytes_read=manifest.nbytes):
         damaged = [found for found in parallel(check, manifest.listed, at_once=workers or default_workers()) if found]
-    damaged += [f"{name} has another content" for name in maps]
+    damaged += [f"the content of {name} has changed" for name in maps]
     if damaged:
         more = f" (and {len(damaged) - 1} more files)" if len(damaged) > 1 else ""
         raise DataError(
             "ContentChanged",
             damaged[0] + more,
             where=target.store.url,
-            fix="restore it, or run the same transform again with --overwrite, which writes what has changed",
+            fix="restore the file, or run the same transform again with --overwrite to rewrite changed files",
         )
     if incomparable:
         more = f" (and {len(incomparable) - 1} more files)" if len(incomparable) > 1 else ""
         raise IncomparableError(
             "DigestIncomparable",
-            f"{min(incomparable)}{more} cannot be compared here: the recorded digest is the ETag of the object it was made as",
+            f"{min(incomparable)}{more} cannot be compared here: its recorded digest is the ETag of the original object",
             where=target.store.url,
-            fix="verify it there, or run the same transform again there with --verification sample, which records its content",
+            fix="verify the original object, or run its transform again with --verification sample to record a content digest",
         )
     return manifest
