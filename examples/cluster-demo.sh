@@ -1,5 +1,5 @@
 #!/bin/sh
-# What `make cluster-demo` shows, in whatever cluster KUBECONFIG names: the chart, two transforms, and what becomes of them.
+# Install the chart and run two transforms in the cluster of KUBECONFIG (`make cluster-demo`).
 set -eu
 cd "$(dirname "$0")/.."
 PATH=${RESHARD_PROGRAMS:+$RESHARD_PROGRAMS:}$PATH
@@ -16,7 +16,7 @@ say helm upgrade --install reshard helm/reshard --namespace reshard-system --cre
     --set "operator.image.repository=$registry/reshard-operator,converter.image.repository=$registry/reshard-converter" \
     --set "operator.image.tag=$tag,converter.image.tag=$tag,converter.resources.requests.cpu=20m"
 
-# Folders of this machine as claims: of use where the cluster's node is this machine.
+# Folders of this machine as claims. This requires that the cluster's node is this machine.
 for claim in checkpoints results; do
     folder=$results
     [ "$claim" = results ] || folder=$PWD/tests/conformance/corpus
@@ -54,6 +54,6 @@ say kubectl wait checkpointtransform/retrain-on-4 checkpointtransform/serve-on-2
 
 printf '\nThe results are in %s.\n' "$results"
 if [ -n "${RESHARD_CLUSTER:-}" ] && [ -t 0 ]; then
-    printf 'To look around, in another terminal: sh %s/enter\nThe cluster ends with this command: press Enter. ' "$RESHARD_CLUSTER"
+    printf 'To explore the cluster, run in another terminal: sh %s/enter\nThe cluster ends with this command: press Enter. ' "$RESHARD_CLUSTER"
     read -r _
 fi

@@ -1,5 +1,5 @@
 #!/bin/sh
-# What `make demo` shows: a checkpoint of 8 ranks, recorded from the real MindSpore, becomes one of 4 and one of 2.
+# Reshard a checkpoint of 8 ranks, which MindSpore saved, to 4 and to 2 ranks (`make demo`).
 set -eu
 cd "$(dirname "$0")/.."
 corpus=tests/conformance/corpus
@@ -18,11 +18,11 @@ say reshard inspect "$results/dst_checkpoints_2"
 cat <<END
 
 The results are in $results/dst_checkpoints_4 (.ckpt, as MindSpore loads it) and $results/dst_checkpoints_2 (safetensors).
-What to try next, with reshard in .venv/bin:
+Next steps:
   .venv/bin/reshard plan --source $corpus/src_checkpoints --source-strategy $corpus/src_strategy.ckpt --target $results/whole
-        what merging all ranks into one would read, write and take
+        plan a merge of all ranks into one
   .venv/bin/reshard run examples/serve-on-2.yaml --volume checkpoints=$corpus --volume results=$results
-        the same again: nothing is left to do
+        run the same transform again: nothing is left to do
   .venv/bin/reshard transform --help
-        for a checkpoint of your own
+        list the options for your own checkpoint
 END

@@ -21,7 +21,7 @@ app.kubernetes.io/component: operator
 {{- .Values.serviceAccount.name | default (include "reshard.name" .) -}}
 {{- end -}}
 
-{{- /* An image by digest if there is one, else by tag. */ -}}
+{{- /* Image reference: by digest if it is set, otherwise by tag. */ -}}
 {{- define "reshard.image" -}}
 {{- $image := index . 0 -}}{{- $root := index . 1 -}}
 {{- if $image.digest -}}
@@ -31,7 +31,7 @@ app.kubernetes.io/component: operator
 {{- end -}}
 {{- end -}}
 
-{{- /* What the operator does with transforms, in each namespace that it watches. */ -}}
+{{- /* Permissions of the operator in each namespace that it watches. */ -}}
 {{- define "reshard.rules" -}}
 - apiGroups: [reshard.dev]
   resources: [checkpointtransforms]
