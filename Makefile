@@ -103,8 +103,9 @@ format: $(READY) ## Rewrite the code in the house's style
 	$(BIN)/ruff format .
 
 .PHONY: docs
-docs: $(READY) ## Make docs/api.md and the chart's copy of the CRD, and the chart's reference from its schema
+docs: $(READY) ## Make docs/api.md, docs/cli.md, the chart's copy of the CRD and the chart's reference
 	$(BIN)/python scripts/api_reference.py >docs/api.md
+	$(BIN)/python scripts/cli_reference.py >docs/cli.md
 	cp crds/checkpointtransforms.yaml helm/reshard/files/
 	$(BIN)/python scripts/chart_reference.py
 

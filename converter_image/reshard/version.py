@@ -1,3 +1,39 @@
-"""The one place that says which version this is; the build reads it too."""
+"""The version of this package, and the build and environment that it runs in."""
+
+from __future__ import annotations
+
+import os
+import platform
+from importlib import metadata
+from typing import Any
 
 __version__ = "0.1.0"
+
+UNKNOWN = "unknown"
+# Packages whose versions change what is read or written, and those that it works with.
+_PACKAGES = ("numpy", "ml-dtypes", "msgspec", "protobuf", "boto3", "cryptography", "safetensors", "mindspore", "torch")
+
+
+def build() -> tuple[str, str]:
+    """Return the commit and the date of the build, or "unknown". The images set both in the environment."""
+    return os.environ.get("RESHARD_BUILD_COMMIT") or UNKNOWN, os.environ.get("RESHARD_BUILD_DATE") or UNKNOWN
+
+
+def describe() -> dict[str, Any]:
+    """Return the version, the build, and the versions of Python and of packages (None: not installed)."""
+    commit, date = build()
+    return {
+        "version": __version__,
+        "commit": commit,
+        "built": date,
+        "python": f"{platform.python_version()} ({platform.python_implementation()})",
+        "platform": platform.platform(),
+        "packages": {name: _installed(name) for name in _PACKAGES},
+    }
+
+
+def _installed(package: str) -> str | None:
+    try:
+        return metadata.version(package)
+    except metadata.PackageNotFoundError:
+        return None

@@ -8,11 +8,13 @@ from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 import disk
+import numpy as np
 import pytest
 
 from reshard.cli import main
 from reshard.layout import Layout
 from reshard.strategy import StrategyFile, dump
+from reshard.version import __version__
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -199,6 +201,21 @@ def test_inspect_shows_what_is_there(checkpoint: disk.Checkpoint, capsys: pytest
     assert "Float32" in capsys.readouterr().out
     assert main(["inspect", str(checkpoint.source / "rank_0" / "net-1_100.ckpt"), "--json"]) == 0
     assert "w" in json.dumps(said(capsys))
+
+
+def test_version_names_build_and_environment(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["--version"]) == 0
+    assert capsys.readouterr().out == f"reshard {__version__}\n"
+    assert main(["version"]) == 0
+    shown = capsys.readouterr().out.splitlines()
+    assert shown[:3] == [f"reshard {__version__}", "commit: unknown", "built: unknown"]
+    assert f"numpy: {np.__version__}" in shown
+    monkeypatch.setenv("RESHARD_BUILD_COMMIT", "0" * 40)
+    monkeypatch.setenv("RESHARD_BUILD_DATE", "2026-01-31T00:00:00Z")
+    assert main(["version", "--json"]) == 0
+    found = said(capsys)
+    assert (found["commit"], found["built"]) == ("0" * 40, "2026-01-31T00:00:00Z")
+    assert found["packages"]["numpy"] == np.__version__
 
 
 @pytest.mark.parametrize(

@@ -46,7 +46,7 @@ def test_a_file_appears_once_with_what_says_so(
     made: disk.Checkpoint, output: Path, by: str, kind: str, capsys: pytest.CaptureFixture[str]
 ) -> None:
     assert main([*made.arguments(made.folder / "index"), "--output", "index"]) == 0
-    for said in ("rank 3 of 6: ", "nothing to do: rank 3 of 6 is there"):
+    for said in ("rank 3 of 6: ", "nothing to do: rank 3 of 6 is up to date"):
         capsys.readouterr()
         assert fetch(made, output, "--rank", "3", "--format", kind, by=by) == 0
         assert said in capsys.readouterr().out

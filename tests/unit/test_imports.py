@@ -12,7 +12,10 @@ import reshard
 HEAVY = {"numpy", "boto3", "rich", "google.protobuf", "xxhash", "zlib_ng", "ml_dtypes", "tenacity"}
 
 
-@pytest.mark.parametrize("module", ["reshard", "reshard.spec.resource", "reshard.errors", "reshard_operator.__main__"])
+MODULES = ["reshard", "reshard.spec.resource", "reshard.errors", "reshard.cli", "reshard_operator.__main__"]
+
+
+@pytest.mark.parametrize("module", MODULES)
 def test_it_loads_nothing_heavy(module: str) -> None:
     program = f"import sys, {module}; print(*sorted(sys.modules))"
     loaded = subprocess.run([sys.executable, "-c", program], check=True, capture_output=True, text=True).stdout.split()

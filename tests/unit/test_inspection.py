@@ -39,7 +39,7 @@ def test_a_source_with_its_strategy(capsys: pytest.CaptureFixture[str]) -> None:
         ["layer2.weight", "Float32", "512x512", "512x512", "whole, 8 replicas", "1.05 MB"],
         ["epoch_num", "Int64", "scalar", "scalar", "whole, in no strategy", "8 B"],
         ["0-7", "1.9 MB", "█" * 32],
-        ["imbalance 1.00: the largest file to the mean"],
+        ["imbalance 1.00 (largest rank / mean)"],
     ):
         assert line in found
 
@@ -51,7 +51,7 @@ def test_a_pipeline_and_what_is_made_of_it(tmp_path: Path, capsys: pytest.Captur
     assert ["pipeline", "2 stages of 4 ranks"] in found
     assert ["layers.1.weight", "Float32", "24x32", "6x32", "rows /2, optimizer /2", "4-7", "768 B"] in found
     assert ["layers.1.bias", "Float32", "32", "8", "optimizer /4", "4-7", "32 B"] in found
-    assert ["imbalance 1.28: the largest file to the mean"] in found
+    assert ["imbalance 1.28 (largest rank / mean)"] in found
     out = str(tmp_path / "out")
     sides = ["--source", source, "--source-strategy", strategy, "--target-strategy", str(CORPUS / "pipeline/dst_strategy.ckpt")]
     assert main(["transform", *sides, "--target", out]) == 0
@@ -120,7 +120,7 @@ def test_unified_files_hold_parameters_whole(tmp_path: Path, capsys: pytest.Capt
 def test_without_a_strategy_it_says_what_it_cannot_know(capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["inspect", str(CORPUS / "src_checkpoints"), "--parameter", "layer1.*"]) == 0
     found = lines(capsys)
-    assert ["how parameters are cut is not known: --strategy tells"] in found
+    assert ["the sharding is unknown; --strategy names it"] in found
     assert ["layer1.weight", "Float32", "784x256", "803 kB"] in found
     assert ["layer2.weight"] not in [line[:1] for line in found]
     assert main(["inspect", str(CORPUS / "src_checkpoints"), "--parameter", "nothing"]) == 66

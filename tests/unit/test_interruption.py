@@ -44,7 +44,7 @@ sys.exit(program(sys.argv[1:]))
 # Takes no notice of being called off.
 _STUCK = """
 import sys, time
-import reshard.cli
+import reshard.cli, reshard.transform.verify
 def stuck(*_, **__):
     print("ready", flush=True)
     while True:
@@ -53,14 +53,14 @@ def stuck(*_, **__):
         except BaseException:
             pass
 reshard.cli._PATIENCE_SECONDS = 0.2
-reshard.cli.commands.verify_checkpoint = stuck
+reshard.transform.verify.verify_checkpoint = stuck
 sys.exit(reshard.cli.program(["verify", "."]))
 """
 
 # A process that does other things too: cancelled while a command is stuck, it goes on.
 _HOST = """
 import os, signal, threading, time
-import reshard.cli
+import reshard.cli, reshard.transform.verify
 def stuck(*_, **__):
     try:
         os.kill(os.getpid(), signal.SIGTERM)
@@ -69,7 +69,7 @@ def stuck(*_, **__):
         time.sleep(1)
         raise
 reshard.cli._PATIENCE_SECONDS = 0.2
-reshard.cli.commands.verify_checkpoint = stuck
+reshard.transform.verify.verify_checkpoint = stuck
 numbers = (signal.SIGTERM, signal.SIGINT)
 signal.signal(signal.SIGINT, signal.SIG_IGN)
 before = [signal.getsignal(number) for number in numbers]

@@ -17,7 +17,7 @@ from memory_jobs import job
 
 from reshard.checkpoint.dtypes import DTYPES
 from reshard.checkpoint.inventory import Inventory, SourceFile, Structure, TensorEntry
-from reshard.cli import main, svg, terminal
+from reshard.cli import chart, main, svg
 from reshard.cli.svg import MOST_CELLS, MOST_GROUPS
 from reshard.layout import Layout
 from reshard.plan import Planner, cuts, place, traffic
@@ -92,7 +92,7 @@ def test_any_size_gives_a_readable_picture(source: int, target: int) -> None:
     for box in root.iter(f"{SVG}rect"):
         assert float(box.attrib["x"]) + float(box.attrib["width"]) <= 860
         assert float(box.attrib["y"]) + float(box.attrib["height"]) <= height
-    printed = terminal.picture(traffic(planner, range(target), 32), [cuts(planner.model, drawn[0].parameter, 8)])
+    printed = chart.text(traffic(planner, range(target), 32), [cuts(planner.model, drawn[0].parameter, 8)])
     assert printed.count("\n") < 120
     assert "\x1b" not in printed
 
@@ -107,7 +107,7 @@ def test_sixteen_thousand_ranks_are_drawn() -> None:
     flow = traffic(Planner(model), range(ranks), MOST_GROUPS)
     text = svg.svg(flow, [cuts(model, model.parameters[0], MOST_CELLS)])
     assert sum(flow.nbytes.values()) == ranks * 128
-    assert "Each row stands for 256 source ranks, each column for 256 target ranks." in text
+    assert "Each row is 256 source ranks, each column 256 target ranks." in text
     assert len(text) < 100_000
 
 

@@ -172,7 +172,7 @@ def test_another_transform_is_kept_out_by_the_lock(pods: Pods, monkeypatch: pyte
         ({"RESHARD_SPEC_SHA256": "0"}, "SpecMismatch"),
         ({"RESHARD_TARGET_RANKS": "-1", "JOB_COMPLETION_INDEX": "0"}, "RESHARD_TARGET_RANKS"),
         ({"JOB_COMPLETION_INDEX": "x"}, "JOB_COMPLETION_INDEX"),
-        ({"JOB_COMPLETION_INDEX": "7"}, "no ranks for index 7"),
+        ({"JOB_COMPLETION_INDEX": "7"}, "index 7 has no ranks"),
     ],
 )
 def test_wrong_variables_are_named(pods: Pods, variables: dict[str, str], said: str) -> None:

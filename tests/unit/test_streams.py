@@ -43,7 +43,7 @@ def test_a_reader_that_has_seen_enough_is_no_failure(large: Path, option: str) -
 @pytest.mark.parametrize("arguments", ["inspect {}", "inspect --json {}", "--help"])
 def test_a_full_output_is_said_in_one_line(large: Path, arguments: str) -> None:
     ended = shell(f"{PROGRAM} {arguments.format(large)} >/dev/full")
-    said = "reshard: OutputFailed: standard output: No space left on device; check where the output goes, and run again\n"
+    said = "reshard: OutputFailed: standard output: No space left on device; check its destination, and run the command again\n"
     assert (ended.returncode, ended.stderr) == (74, said)
 
 
@@ -59,7 +59,7 @@ def test_the_work_does_not_depend_on_who_listens(tmp_path: Path, redirection: st
 def test_a_call_without_a_command_gets_the_help(capsys: pytest.CaptureFixture[str]) -> None:
     assert main([]) == main(["strategy"]) == 2
     said = capsys.readouterr()
-    assert "Commands:\n  commit " in said.err
+    assert "Write checkpoints:\n  transform " in said.err
     assert "Commands:\n  merge " in said.err
     assert said.out == ""
 

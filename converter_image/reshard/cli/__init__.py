@@ -1,4 +1,4 @@
-"""The command line: arguments in, exit codes and one-line errors out."""
+"""The command-line interface: runs one command, and reports errors as one line and an exit code."""
 
 from __future__ import annotations
 
@@ -8,45 +8,66 @@ import signal
 import sys
 import threading
 import traceback
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, Self
 
 import click
+from click.shell_completion import shell_complete
 
-from reshard.cli import show, streams
+from reshard.cli import console
 from reshard.cli.commands import cli
-from reshard.cli.state import Invocation
 from reshard.errors import ReshardError, StorageError, UsageError, printable
-from reshard.progress import CancelledError
+from reshard.progress import Cancellation, CancelledError
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
     from types import FrameType
 
-# A cancelled command has cleaned up by then, unless its storage does not answer; the next run removes what it leaves.
+    from reshard.cli.console import LogHandler
+
+# Enough for a cancelled command to clean up, unless its storage hangs. The next run removes what is left.
 _PATIENCE_SECONDS = 1.8
+COMPLETION_VARIABLE = "_RESHARD_COMPLETE"  # set by the shell's completion function
+
+
+@dataclass
+class Invocation:
+    """The state that all commands of one call share.
+
+    Attributes:
+        debug: whether a failure prints its traceback.
+        log_handler: the handler of log records, once the options are parsed.
+        cancellation: stops the work on a signal.
+    """
+
+    debug: bool = False
+    log_handler: LogHandler | None = None
+    cancellation: Cancellation = field(default_factory=Cancellation)
 
 
 def program(arguments: Sequence[str] | None = None) -> int:
-    """Run one command as a process of its own, which ends soon after a signal even when it is stuck.
+    """Run one command in a process of its own, which exits soon after a signal even if the command hangs.
 
     Args:
-        arguments: the arguments after the program's name; None: those of this process.
+        arguments: the arguments after the program name; None: those of this process.
 
     Returns:
         The exit code.
     """
+    if (instruction := os.environ.get(COMPLETION_VARIABLE)) is not None:
+        return shell_complete(cli, {}, "reshard", COMPLETION_VARIABLE, instruction)
     code = _main(arguments, patience=_PATIENCE_SECONDS)
-    streams.flush_at_exit()
+    console.flush_at_exit()
     return code
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Run one command in a process that does other things too, from any thread.
+    """Run one command inside a larger program, from any thread.
 
-    In the main thread SIGTERM and SIGINT cancel the command while it runs. Signal handlers and standard streams are restored.
+    In the main thread, SIGTERM and SIGINT cancel the command. Signal handlers and standard streams are restored afterwards.
 
     Args:
-        arguments: the arguments after the program's name; None: those of this process.
+        arguments: the arguments after the program name; None: those of this process.
 
     Returns:
         The exit code.
@@ -57,90 +78,93 @@ def main(arguments: Sequence[str] | None = None) -> int:
 def _main(arguments: Sequence[str] | None, *, patience: float | None) -> int:
     invocation = Invocation()
     signals = _Signals(invocation, patience)
-    with streams.usable():
+    with console.usable():
         try:
             with signals:
                 return _run(sys.argv[1:] if arguments is None else list(arguments), invocation)
-        except CancelledError as error:  # it may also come while another end is being told
-            signals.told = True
-            return _fail(error, invocation, code=128 + (signals.received or signal.SIGTERM))
+        except CancelledError as error:  # a signal can also arrive while another outcome is being reported
+            signals.reported = True
+            return _report(error, invocation, code=128 + (signals.received or signal.SIGTERM))
         finally:
             if invocation.log_handler is not None:
                 invocation.log_handler.close()
 
 
-def _run(arguments: list[str], invocation: Invocation) -> int:  # noqa: PLR0911 - one way out for each kind of end
+def _run(arguments: list[str], invocation: Invocation) -> int:  # noqa: PLR0911 - one return per kind of outcome
     try:
-        # Not by cli.main(), which takes a pipe that nobody reads any more for a failure.
+        # Not cli.main(), which treats a closed pipe as a failure.
         with cli.make_context("reshard", arguments, obj=invocation) as context:
             cli.invoke(context)
         sys.stdout.flush()
     except CancelledError:
         raise
     except ReshardError as error:
-        return _fail(error, invocation)
+        return _report(error, invocation)
     except click.exceptions.Exit as request:
         return request.exit_code
     except click.ClickException as error:
-        return _misused(error, invocation)
+        return _report_misuse(error, invocation)
     except (click.Abort, KeyboardInterrupt):
-        return _fail(CancelledError(), invocation, code=128 + signal.SIGINT)
-    except BrokenPipeError:  # whoever read our output has gone
-        streams.discard("stdout")
+        return _report(CancelledError(), invocation, code=128 + signal.SIGINT)
+    except BrokenPipeError:  # the reader of the output is gone
+        console.discard("stdout")
         return 0
-    except OSError as error:  # a storage's are ReshardErrors: this one is of what we print to
-        streams.discard("stdout")
+    except OSError as error:  # storages raise ReshardErrors, so this one is from the output
+        console.discard("stdout")
         where = error.filename or "standard output"
-        return _fail(
+        return _report(
             StorageError(
-                "OutputFailed", error.strerror or str(error), where=where, fix="check where the output goes, and run again"
+                "OutputFailed",
+                error.strerror or str(error),
+                where=where,
+                fix="check its destination, and run the command again",
             ),
             invocation,
             cause=error,
         )
     except MemoryError as error:
-        return _fail(
-            ReshardError("OutOfMemory", "there is not enough memory", fix="run with fewer --workers"),
+        return _report(
+            ReshardError("OutOfMemory", "out of memory", fix="run with fewer --workers"),
             invocation,
             cause=error,
         )
-    except Exception as error:  # noqa: BLE001 - the last resort: a line instead of a traceback
+    except Exception as error:  # noqa: BLE001 - a line instead of a traceback, for errors that nothing else catches
         what = f"{type(error).__name__}: {error}"
-        return _fail(
-            ReshardError("Internal", what, fix="please report this, with what --debug prints"),
+        return _report(
+            ReshardError("Internal", what, fix="report this bug, with the output of --debug"),
             invocation,
             cause=error,
         )
     return 0
 
 
-def _misused(error: click.ClickException, invocation: Invocation) -> int:
+def _report_misuse(error: click.ClickException, invocation: Invocation) -> int:
     if isinstance(error, click.exceptions.NoArgsIsHelpError):
-        show.say(error.format_message())
+        console.err(error.format_message())
         return error.exit_code
     where = error.ctx.command_path if isinstance(error, click.UsageError) and error.ctx else None
-    return _fail(UsageError("Usage", error.format_message().rstrip("."), where=where, fix="see --help"), invocation)
+    return _report(UsageError("Usage", error.format_message().rstrip("."), where=where, fix="see --help"), invocation)
 
 
-def _fail(error: ReshardError, invocation: Invocation, *, code: int | None = None, cause: BaseException | None = None) -> int:
+def _report(error: ReshardError, invocation: Invocation, *, code: int | None = None, cause: BaseException | None = None) -> int:
     if invocation.debug:
-        show.say("".join(traceback.format_exception(cause or error)).rstrip(), logging.ERROR)
+        console.err("".join(traceback.format_exception(cause or error)).rstrip(), logging.ERROR)
     code = error.exit_code if code is None else code
-    show.say(f"reshard: {printable(str(error))}", logging.ERROR, reason=error.reason, exit_code=code)
+    console.err(f"reshard: {printable(str(error))}", logging.ERROR, reason=error.reason, exit_code=code)
     return code
 
 
 class _Signals:
-    """While active, the first SIGTERM or SIGINT cancels the command.
+    """A context in which the first SIGTERM or SIGINT cancels the command.
 
     Args:
         invocation: the command.
-        patience: seconds after which the process ends, whatever it is doing; None: never.
+        patience: seconds after a signal at which the process exits in any case; None: never.
     """
 
     def __init__(self, invocation: Invocation, patience: float | None) -> None:
         self.received: int | None = None
-        self.told = False
+        self.reported = False
         self._invocation, self._patience = invocation, patience
         self._before: dict[int, Any] = {}
         self._over = False
@@ -149,7 +173,7 @@ class _Signals:
         if threading.current_thread() is threading.main_thread():
             for number in (signal.SIGTERM, signal.SIGINT):
                 before = signal.getsignal(number)
-                # None: not set from Python, and cannot be restored. A process in the background ignores SIGINT.
+                # None: not set from Python, so it cannot be restored. A background process ignores SIGINT.
                 if before not in (None, signal.SIG_IGN):
                     self._before[number] = before
                     signal.signal(number, self._received)
@@ -173,6 +197,6 @@ class _Signals:
             raise CancelledError
 
     def _give_up(self, code: int) -> None:
-        if not self.told:
-            show.say(f"reshard: {CancelledError()}")
+        if not self.reported:
+            console.err(f"reshard: {CancelledError()}")
         os._exit(code)

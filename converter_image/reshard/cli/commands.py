@@ -1,189 +1,167 @@
-"""The commands. Each turns its arguments into one call of the library, and the outcome into what people or programs read."""
+"""The commands. Each turns its arguments into a call of the library, and reports the result.
+
+The library is imported when a command runs, so that help, completion and `--version` start without numpy and the storages.
+"""
+
+# ruff: noqa: PLC0415 - see above
 
 from __future__ import annotations
 
-from dataclasses import asdict
-from functools import partial
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import click
+import cloup
+from click.shell_completion import get_completion_class
 
-from reshard.checkpoint.manifest import MANIFEST_NAME
-from reshard.cli import inspection, pictures, show, words
-from reshard.cli.access import access_of, access_options
-from reshard.cli.arguments import PATH, Word, json_option, rank_in
-from reshard.cli.fetch import fetch
-from reshard.cli.keys import encryption_of, key_options
-from reshard.cli.logs import Handler
-from reshard.cli.options import convert_options, request_of, request_options
-from reshard.cli.step import step
-from reshard.cli.strategies import strategy
-from reshard.errors import MissingInputError, UsageError
-from reshard.spec.ranks import parse_ranks
-from reshard.spec.resource import parse_resource, request_here
-from reshard.spec.urls import local_path
-from reshard.storage import open_store, parent_and_name
-from reshard.target.parts import is_whole, notes_on_rules
-from reshard.transform.complete import commit_checkpoint
-from reshard.transform.plan import plan_transform
-from reshard.transform.run import transform_checkpoint
-from reshard.transform.verify import verify_checkpoint
+from reshard.cli import console
+from reshard.cli.options import options
+from reshard.cli.request import DIRECTORY, PATH, access_of, directories, encryption_of, rank_in, request_of, text_of
+from reshard.errors import UsageError
+from reshard.spec.ranks import format_ranks
 from reshard.version import __version__
 
 if TYPE_CHECKING:
-    from reshard.checkpoint.manifest import Manifest
-    from reshard.cli.state import Invocation
+    from reshard.cli import Invocation
     from reshard.spec.request import Request
     from reshard.telemetry import LogFormat
-    from reshard.transform.plan import PlanResult
     from reshard.transform.run import Result
 
-_SHOWN_RANKS = 16
+_CONTEXT = cloup.Context.settings(help_option_names=["-h", "--help"], max_content_width=110)
 
 
-@click.group(context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 110})
-@click.version_option(__version__, prog_name="reshard")
-@click.option("--debug", is_flag=True, help="Show a traceback when something fails.")
-@click.option(
-    "--log-level",
-    type=click.Choice(["debug", "info", "warning", "error"]),
-    default="warning",
-    show_default=True,
-    envvar="RESHARD_LOG_LEVEL",
-    show_envvar=True,
-    help="Least severe log records to write. info: one line for each phase.",
-)
-@click.option(
-    "--log-format",
-    type=click.Choice(["text", "json"]),
-    default="text",
-    show_default=True,
-    envvar="RESHARD_LOG_FORMAT",
-    show_envvar=True,
-    help="Format of log lines on standard error. json: progress, notes and errors are log records too.",
+@cloup.group(context_settings=_CONTEXT)
+@cloup.option_group(
+    "Console",
+    cloup.option(
+        "--log-level",
+        type=click.Choice(["debug", "info", "warning", "error"]),
+        default="warning",
+        show_default=True,
+        envvar="RESHARD_LOG_LEVEL",
+        show_envvar=True,
+        help="Least severe log records to write. info: one line for each phase.",
+    ),
+    cloup.option(
+        "--log-format",
+        type=click.Choice(["text", "json"]),
+        default="text",
+        show_default=True,
+        envvar="RESHARD_LOG_FORMAT",
+        show_envvar=True,
+        help="Format of log lines on standard error. json: progress, notes and errors are log records too.",
+    ),
+    cloup.option("--debug", is_flag=True, help="Print a traceback if the command fails."),
+    cloup.version_option(__version__, message="%(prog)s %(version)s", prog_name="reshard"),
 )
 @click.pass_obj
 def cli(invocation: Invocation, debug: bool, log_level: str, log_format: LogFormat) -> None:
-    """Reshard a checkpoint of M ranks to N: exact, verified, in bounded memory, at the speed of a copy."""
+    """Reshard distributed checkpoints: any number of ranks to any other, exact and verified, in bounded memory."""
     invocation.debug = debug
-    invocation.log_handler = Handler(log_level, log_format)
+    invocation.log_handler = console.LogHandler(log_level, log_format)
 
 
-@cli.command()
-@request_options
-@click.option(
-    "--rank-from", metavar="NAME", help="Only the target rank that this environment variable says, such as OMPI_COMM_WORLD_RANK."
-)
-@click.option("--no-commit", is_flag=True, help="Write these ranks only; `reshard commit` completes the checkpoint.")
+_WRITE = cloup.Section("Write checkpoints")
+_READ = cloup.Section("Inspect and verify")
+_OTHER = cloup.Section("Other")
+
+
+@cli.command(section=_WRITE)
+@options("transform")
 @click.pass_obj
 def transform(invocation: Invocation, /, rank_from: str | None, **arguments: Any) -> None:
-    """Reshard a checkpoint."""
+    """Reshard a checkpoint to the ranks of another strategy."""
+    from reshard.cli import report
+
     if rank_from is not None:
         if arguments["ranks"] is not None:
-            raise UsageError("RanksTwice", "--ranks says it already", where="--rank-from", fix="give one of them")
+            fix = "remove one of the two options"
+            raise UsageError("RanksTwice", "it cannot be combined with --ranks", where="--rank-from", fix=fix)
         arguments["ranks"] = str(rank_in(rank_from))
     request = request_of(arguments)
-    with show.progress() as progress:
-        result = transform_checkpoint(
-            request,
-            workers=arguments["workers"],
-            commit=not arguments["no_commit"],
-            owner=arguments["owner"],
-            progress=progress,
-            cancellation=invocation.cancellation,
-        )
-    _show_result(request, result, as_json=arguments["as_json"])
+    result = _transform(invocation, request, arguments, commit=not arguments["no_commit"], owner=arguments["owner"])
+    report.transformed(request, result, as_json=arguments["as_json"])
 
 
-@cli.command()
-@click.argument("source", type=PATH, metavar="SOURCE")
-@click.argument("target", type=PATH, metavar="TARGET")
-@click.option("--format", type=Word("Ckpt", "Safetensors"), required=True, help="Of the target's files.")
-@convert_options
+@cli.command(section=_WRITE)
+@cloup.argument("source", type=PATH, metavar="SOURCE", help="Checkpoint directory or file to read.")
+@cloup.argument("target", type=DIRECTORY, metavar="TARGET", help="Directory or file to write.")
+@options("convert")
 @click.pass_obj
 def convert(invocation: Invocation, /, **arguments: Any) -> None:
-    """Write a checkpoint's files, or one file, in another format or with other names, each by itself.
+    """Convert a checkpoint to another format, file by file.
 
-    They keep their names but for the ending, and lie below TARGET as they do below SOURCE.
+    Files keep their paths below SOURCE and their names except for the extension.
     """
+    from reshard.cli import report
+
     request = request_of({**arguments, "output": "Same"})
-    with show.progress() as progress:
-        result = transform_checkpoint(
-            request, workers=arguments["workers"], progress=progress, cancellation=invocation.cancellation
-        )
-    _show_result(request, result, as_json=arguments["as_json"])
+    report.transformed(request, _transform(invocation, request, arguments), as_json=arguments["as_json"])
 
 
-@cli.command()
-@click.argument("resource", type=PATH, metavar="FILE.yaml")
-@click.option(
-    "--volume",
-    "volumes",
-    multiple=True,
-    metavar="CLAIM=DIR",
-    help="The folder that stands for a PersistentVolumeClaim.",
-)
-@click.option(
-    "--config-map",
-    "config_maps",
-    multiple=True,
-    metavar="NAME=DIR",
-    help="The folder that stands for a ConfigMap, with a file for each of its keys.",
-)
-@click.option(
-    "--secret",
-    "secrets",
-    multiple=True,
-    metavar="NAME=DIR",
-    help="The folder that stands for a Secret, with a file for each entry. S3 credentials may be in the environment instead.",
-)
-@click.option("--workers", type=click.IntRange(1, 256), help="Ranks at a time. Default: one for each processor, at most 8.")
-@json_option
+@cli.command(section=_WRITE)
+@options("fetch")
 @click.pass_obj
-def run(invocation: Invocation, /, resource: str, workers: int | None, as_json: bool, **folders: tuple[str, ...]) -> None:
-    """Carry out a CheckpointTransform resource on this machine, without a cluster."""
-    spec = parse_resource(_text(resource), resource)
+def fetch(invocation: Invocation, /, rank: int | None, rank_from: str | None, ranks_per_pod: int, **arguments: Any) -> None:
+    """Write one target rank to a local directory.
+
+    The file is DIR/rank_<r>/<prefix><r>.<format>, with a manifest of this rank. If it is up to date, nothing is written.
+    """
+    from reshard.cli import report
+
+    if (rank is None) == (rank_from is None):
+        fix = "use one of the two options"
+        raise UsageError("RankMissing", "exactly one of them is required", where="--rank, --rank-from", fix=fix)
+    number = rank_in(rank_from) if rank_from is not None else rank or 0
+    ranks = format_ranks(tuple(range(number * ranks_per_pod, (number + 1) * ranks_per_pod)))
+    result = _transform(invocation, request_of({**arguments, "ranks": ranks}), arguments)
+    report.fetched(ranks, result, as_json=arguments["as_json"])
+
+
+@cli.command(section=_WRITE)
+@cloup.argument("resource", type=PATH, metavar="FILE.yaml", help="CheckpointTransform resource.")
+@options("run")
+@click.pass_obj
+def run(invocation: Invocation, /, resource: str, workers: int | None, as_json: bool, **volumes: tuple[str, ...]) -> None:
+    """Run a CheckpointTransform resource without a cluster."""
+    from reshard.cli import report
+    from reshard.spec.resource import parse_resource, request_here
+    from reshard.transform.plan import plan_transform
+
+    spec = parse_resource(text_of(resource), resource)
     request = request_here(
         spec,
-        claims=_folders("--volume", folders["volumes"]),
-        config_maps=_folders("--config-map", folders["config_maps"]),
-        secrets=_folders("--secret", folders["secrets"]),
+        claims=directories("--volume", volumes["volumes"]),
+        config_maps=directories("--config-map", volumes["config_maps"]),
+        secrets=directories("--secret", volumes["secrets"]),
     )
-    with show.progress() as progress:
-        if spec.dry_run:
-            planned = plan_transform(request, workers=workers, progress=progress, cancellation=invocation.cancellation)
-        else:
-            result = transform_checkpoint(request, workers=workers, progress=progress, cancellation=invocation.cancellation)
-    if spec.dry_run:
-        _show_plan(planned, as_json=as_json)
-    else:
-        _show_result(request, result, as_json=as_json)
+    if not spec.dry_run:
+        report.transformed(request, _transform(invocation, request, {"workers": workers}), as_json=as_json)
+        return
+    with console.progress() as progress:
+        planned = plan_transform(request, workers=workers, progress=progress, cancellation=invocation.cancellation)
+    report.planned(planned, as_json=as_json)
 
 
-@cli.command()
-@request_options
-@click.option("--write", is_flag=True, help="Leave the plan at the target, for `transform --no-commit`.")
-@click.option("--picture", is_flag=True, help="Draw which source ranks feed which target ranks.")
-@click.option("--svg", type=PATH, metavar="FILE", help="The same as a picture in an SVG file.")
-@click.option(
-    "--parameter",
-    "parameters",
-    multiple=True,
-    metavar="NAME",
-    help="Draw how both sides cut this parameter, or those that match, such as '*.weight'.",
-)
+@cli.command(section=_READ)
+@options("plan")
 @click.pass_obj
 def plan(
     invocation: Invocation, /, write: bool, picture: bool, svg: str | None, parameters: tuple[str, ...], **arguments: Any
 ) -> None:
-    """Say what a transform would do: every check that can be made before a byte is moved."""
+    """Show what a transform would do.
+
+    All checks are made that need no tensor data.
+    """
+    from reshard.cli import report
+    from reshard.transform.plan import plan_transform
+
     picture = picture or (bool(parameters) and svg is None)
     if picture and arguments["as_json"]:
-        raise UsageError("PictureInJson", "a picture in the terminal is no JSON", where="--json", fix="write it to --svg FILE")
+        fix = "write the picture to a file with --svg"
+        raise UsageError("PictureInJson", "it cannot be combined with a picture in the terminal", where="--json", fix=fix)
     if (picture or svg is not None) and arguments["output"] == "Index":
-        raise UsageError("NothingToDraw", "an index has no ranks that read", where="--output", fix="choose another output")
-    with show.progress() as progress:
+        raise UsageError("NothingToDraw", "an index has no target ranks to draw", where="--output", fix="choose another output")
+    with console.progress() as progress:
         planned = plan_transform(
             request_of(arguments),
             workers=arguments["workers"],
@@ -192,220 +170,157 @@ def plan(
             progress=progress,
             cancellation=invocation.cancellation,
         )
-    drawn = pictures.in_characters(planned, parameters) if picture else ""
-    if svg is not None:
-        pictures.write_svg(planned, parameters, svg)
-    _show_plan(planned, as_json=arguments["as_json"])
-    show.draw(drawn)
+    drawn = ""
+    if picture or svg is not None:
+        from reshard.cli import chart
+
+        drawn = chart.chart(planned, parameters) if picture else ""
+        if svg is not None:
+            chart.write_svg(planned, parameters, svg)
+    report.planned(planned, as_json=arguments["as_json"])
+    console.draw(drawn)
 
 
-@cli.command()
-@click.argument("target", type=PATH, metavar="DIR")
-@click.option("--ranks", metavar="LIST", help="These target ranks make it complete, such as 0,2-5. Default: all.")
-@click.option("--owner", metavar="NAME", hidden=True, help="Processes of one owner share the target's lock.")
-@json_option
-@partial(access_options, uploads=True)
+@cli.command(section=_WRITE)
+@cloup.argument("target", type=DIRECTORY, metavar="DIR", help="Directory or s3://bucket/prefix of the checkpoint.")
+@options("commit")
 @click.pass_obj
-def commit(invocation: Invocation, /, target: str, ranks: str | None, owner: str | None, as_json: bool, **reached: Any) -> None:
-    """Complete a checkpoint whose ranks, or stages, were written with --no-commit."""
-    with show.progress() as progress:
+def commit(invocation: Invocation, /, target: str, ranks: str | None, owner: str | None, as_json: bool, **access: Any) -> None:
+    """Complete a checkpoint that was written with --no-commit."""
+    from reshard.cli import report
+    from reshard.target.parts import notes_on_rules
+    from reshard.transform.complete import commit_checkpoint
+
+    with console.progress() as progress:
         manifest = commit_checkpoint(
-            target, ranks=ranks, owner=owner, access=access_of(reached), cancellation=invocation.cancellation
+            target, ranks=ranks, owner=owner, access=access_of(access), cancellation=invocation.cancellation
         )
         for note in notes_on_rules(manifest):
             progress.note(note)
-    if as_json:
-        show.out_json(
-            {
-                "digest": manifest.digest,
-                "ranks": manifest.ranks,
-                "target_ranks": manifest.target_ranks,
-                "bytes_written": manifest.nbytes,
-                "complete": is_whole(manifest),
-                "durations": manifest.durations,
-            }
-        )
-    elif not is_whole(manifest):
-        show.out(f"stage {manifest.stages[0].stage} is finished; {target} is complete once all stages are")
-    else:
-        show.out(f"complete: {_consists(manifest)}")
+    report.committed(target, manifest, as_json=as_json)
 
 
-@cli.command()
-@click.argument("target", type=PATH, metavar="DIR")
-@click.option("--workers", type=click.IntRange(1, 256), help="Files at a time. Default: one for each processor, at most 8.")
-@access_options
-@json_option
+@cli.command(section=_READ)
+@cloup.argument("target", type=DIRECTORY, metavar="DIR", help="Directory or s3://bucket/prefix of the checkpoint.")
+@options("verify")
 @click.pass_obj
-def verify(invocation: Invocation, /, target: str, workers: int | None, as_json: bool, **reached: Any) -> None:
-    """Check a finished checkpoint against its manifest, without the source."""
-    with show.progress() as progress:
+def verify(invocation: Invocation, /, target: str, workers: int | None, as_json: bool, **access: Any) -> None:
+    """Compare the files of a checkpoint with its manifest."""
+    from reshard.cli import report
+    from reshard.transform.verify import verify_checkpoint
+
+    with console.progress() as progress:
         manifest = verify_checkpoint(
-            target, access=access_of(reached), workers=workers, progress=progress, cancellation=invocation.cancellation
+            target, access=access_of(access), workers=workers, progress=progress, cancellation=invocation.cancellation
         )
-    if as_json:
-        found = {"digest": manifest.digest, "files": len(manifest.listed), "bytes": manifest.nbytes, "ranks": manifest.ranks}
-        show.out_json(found)
-    else:
-        show.out(f"intact: {_consists(manifest)}")
+    report.verified(manifest, as_json=as_json)
 
 
-@cli.command()
-@click.argument("path", type=PATH, metavar="PATH")
-@click.option(
-    "--strategy",
-    "how",
-    type=PATH,
-    metavar="PATH",
-    help="How it is cut: a file, or a folder of stages. Default: its manifest says.",
-)
-@click.option("--step", type=click.IntRange(min=0), help="The files of this training step.")
-@click.option("--files", "pattern", metavar="PATTERN", help="The files whose names match.")
-@click.option("--parameter", "parameters", multiple=True, metavar="PATTERN", help="Only these, such as '*.weight'.")
-@click.option("--all", "every", is_flag=True, help="Show all parameters and files, one a line.")
-@access_options
-@key_options("decryption")
-@json_option
-def inspect(
-    path: str,
-    how: str | None,
-    step: int | None,
-    pattern: str | None,
-    parameters: tuple[str, ...],
-    every: bool,
-    as_json: bool,
-    **options: Any,
-) -> None:
-    """Show what a checkpoint (or one of its files) holds."""
+@cli.command(section=_READ)
+@cloup.argument("path", type=PATH, metavar="PATH", help="Checkpoint directory, file, or s3://bucket/prefix.")
+@options("inspect")
+def inspect(path: str, how: str | None, step: int | None, files: str | None, **arguments: Any) -> None:
+    """Show the files and parameters of a checkpoint."""
+    from reshard.cli import inspection
+
     inspection.inspect(
         path,
         strategy=how,
         step=step,
-        pattern=pattern,
-        parameters=parameters,
-        every=every,
-        as_json=as_json,
-        access=access_of(options),
-        decryption=encryption_of(options, "decryption"),
+        pattern=files,
+        parameters=arguments["parameters"],
+        every=arguments["every"],
+        as_json=arguments["as_json"],
+        access=access_of(arguments),
+        decryption=encryption_of(arguments, "decryption"),
     )
 
 
-cli.add_command(fetch)
-cli.add_command(strategy)
-cli.add_command(step)
+@cli.group(section=_READ)
+def strategy() -> None:
+    """Show and merge MindSpore strategy files."""
 
 
-def _text(path: str) -> str:
-    folder, name = parent_and_name(path)
-    try:
-        return open_store(folder).read(name, 1 << 20).decode("utf-8")
-    except UnicodeDecodeError as error:
-        raise UsageError("NotYaml", "the file is no UTF-8 text", where=path, fix="save it as UTF-8") from error
+@strategy.command("show")
+@cloup.argument("path", type=PATH, metavar="PATH", help="Strategy file, or directory with one file per pipeline stage.")
+@options("strategy-show")
+def show_strategy(path: str, as_json: bool) -> None:
+    """Show the layout of each parameter in a strategy."""
+    from reshard.cli import report
+    from reshard.source.strategies import read_strategy
+
+    report.strategy(read_strategy(path), as_json=as_json)
 
 
-def _folders(option: str, given: tuple[str, ...]) -> dict[str, str]:
-    found = {}
-    for each in given:
-        name, separator, folder = each.partition("=")
-        if not name or not separator or not folder:
-            raise UsageError("InvalidVolume", f"{each!r} is not NAME=DIR", where=option, fix="write it like checkpoints=/data")
-        folder = local_path(folder)
-        if not Path(folder).is_dir():
-            raise MissingInputError("NotFound", "there is no such folder", where=folder, fix=f"create it, or correct {option}")
-        found[name] = folder
-    return found
+@strategy.command("merge")
+@cloup.argument("folder", type=DIRECTORY, metavar="DIR", help="Directory with one strategy file per pipeline stage.")
+@cloup.argument("file", type=PATH, metavar="FILE", help="File to write: JSON if its name ends with .json, otherwise protobuf.")
+def merge_strategies(folder: str, file: str) -> None:
+    """Merge the strategy files of all pipeline stages into one file."""
+    from reshard.source.strategies import read_strategy_files
+    from reshard.storage import open_store, parent_and_name
+    from reshard.strategy import dump, merge
+
+    merged = merge(read_strategy_files(folder))
+    parent, name = parent_and_name(file)
+    open_store(parent).write(name, dump(merged, "json" if file.endswith(".json") else "protobuf"), mode=None)
+    console.out(f"wrote {file}: {len(merged.parameters)} parameters")
 
 
-def _show_result(request: Request, result: Result, *, as_json: bool) -> None:
-    if as_json:
-        document = asdict(result)
-        document["skipped_ranks"] = list(result.skipped_ranks)
-        show.out_json(document)
-        return
-    if not result.bytes_written and result.complete:
-        show.out(f"nothing to do: {request.target} is complete and up to date ({result.target_ranks} ranks)")
-        return
-    if request.options.output == "Index":
-        ranks = f"{result.source_ranks} -> {result.target_ranks} ranks"
-        show.out(f"indexed: {ranks}, {result.parameters} parameters, in {show.size(result.bytes_written)}")
-        return
-    rate = result.bytes_written / result.seconds if result.seconds else 0.0
-    show.out(
-        f"{result.source_ranks} -> {result.target_ranks} ranks: {result.parameters} parameters,"
-        f" {show.size(result.bytes_written)} in {result.seconds:.2f} s ({show.size(rate)}/s),"
-        f" {show.size(result.peak_rss_bytes)} memory"
-    )
-    if result.skipped_ranks:
-        show.out(f"{len(result.skipped_ranks)} ranks were finished before")
-    if result.complete:
-        total = len(parse_ranks(result.committed_ranks))
-        part = "" if total == result.target_ranks else f" (rank {result.committed_ranks} of {result.target_ranks} only)"
-        show.out(f"complete: {request.target}/{MANIFEST_NAME}{part}")
-    elif result.committed_ranks:
-        show.out(f"stage {result.stage} is written; {request.target} is complete once all stages are")
-    else:
-        show.out(f"not yet complete: when all ranks are written, run reshard commit {request.target}")
+@cli.command(hidden=True)
+@click.argument("name", type=click.Choice(["plan", "ranks", "commit"]))
+@click.pass_obj
+def step(invocation: Invocation, name: str) -> None:
+    """Run one step of a CheckpointTransform, in a pod of the operator."""
+    from reshard.cli.step import run_step
+
+    run_step(invocation, name)
 
 
-def _consists(manifest: Manifest) -> str:
-    """What a checkpoint consists of, in words."""
-    if manifest.index is not None:
-        return f"an index for {manifest.target_ranks} ranks, {show.size(manifest.nbytes)}"
-    total = f"{show.size(manifest.nbytes)} in {len(manifest.files)} files"
-    return f"rank {manifest.ranks} of {manifest.target_ranks}, {total}"
+@cli.command(section=_OTHER)
+@options("version")
+def version(as_json: bool) -> None:
+    """Show the version, the build and the environment.
+
+    Container images contain the commit and the date of their build. In other installations, both are unknown.
+    """
+    from reshard.cli import report
+    from reshard.version import describe
+
+    report.version(describe(), as_json=as_json)
 
 
-def _show_plan(planned: PlanResult, *, as_json: bool) -> None:
-    summary = planned.summary
-    if as_json:
-        show.out_json(
-            {
-                "source_ranks": summary.source_ranks,
-                "target_ranks": summary.target_ranks,
-                "parameters": summary.parameters,
-                "bytes_needed": summary.bytes_needed,
-                "replicated_bytes": summary.replicated_bytes,
-                "copies": summary.copies,
-                "memory_bytes": planned.memory_bytes,
-                "workers": planned.workers,
-                "rank_requests": planned.rank_requests,
-                "format": planned.format,
-                "digest": planned.digest,
-                "notes": list(planned.notes),
-                "durations": planned.durations,
-                "replicated_parameters": [
-                    {"name": p.name, "dtype": p.dtype, "shape": list(p.shape)} for p in planned.planner.model.replicated
-                ],
-                "sources": {str(rank): list(sources) for rank, sources in summary.sources.items()},
-            }
+@cli.command(section=_OTHER)
+@cloup.argument("shell", type=click.Choice(["bash", "zsh", "fish"]), help="Shell to complete in.")
+def completion(shell: str) -> None:
+    r"""Print a shell completion script.
+
+    It completes commands, options, values and paths. To load it in each new shell:
+
+    \b
+    bash   add to ~/.bashrc:                   source <(reshard completion bash)
+    zsh    add to ~/.zshrc, after compinit:    source <(reshard completion zsh)
+    fish   add to ~/.config/fish/config.fish:  reshard completion fish | source
+
+    bash must be 4.4 or newer.
+    """
+    from reshard.cli import COMPLETION_VARIABLE
+
+    found = get_completion_class(shell)
+    console.draw(found(cli, {}, "reshard", COMPLETION_VARIABLE).source() if found is not None else "")
+
+
+def _transform(
+    invocation: Invocation, request: Request, arguments: dict[str, Any], *, commit: bool = True, owner: str | None = None
+) -> Result:
+    from reshard.transform.run import transform_checkpoint
+
+    with console.progress() as progress:
+        return transform_checkpoint(
+            request,
+            workers=arguments["workers"],
+            commit=commit,
+            owner=owner,
+            progress=progress,
+            cancellation=invocation.cancellation,
         )
-        return
-    show.table(
-        None,
-        [("", "left"), ("", "right")],
-        [
-            ("source ranks", summary.source_ranks),
-            ("target ranks", summary.target_ranks),
-            ("parameters", summary.parameters),
-            ("bytes", show.size(summary.bytes_needed)),
-            ("of these on every rank, in no strategy", show.size(summary.replicated_bytes)),
-            ("copies", summary.copies),
-            ("memory at most", show.size(planned.memory_bytes)),
-            ("ranks at a time", planned.workers),
-            *([("requests for a rank's content", planned.rank_requests)] if planned.rank_requests else []),
-        ],
-    )
-    if replicated := planned.planner.model.replicated:
-        show.table(
-            "in no strategy, whole on every rank; if the source's ranks hold slices of them, give a strategy that names them",
-            [("parameter", "left"), ("type", "left"), ("shape", "left")],
-            [(p.name, p.dtype, str(list(p.shape))) for p in replicated],
-        )
-    ranks = list(summary.sources)
-    show.table(
-        "",
-        [("target rank", "right"), ("bytes", "right"), ("reads source ranks", "left")],
-        [(rank, show.size(summary.rank_bytes[rank]), words.some_ranks(summary.sources[rank])) for rank in ranks[:_SHOWN_RANKS]],
-    )
-    if len(ranks) > _SHOWN_RANKS:
-        show.out(f"... and {len(ranks) - _SHOWN_RANKS} more; --json has all")

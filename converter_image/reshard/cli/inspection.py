@@ -1,4 +1,4 @@
-"""`reshard inspect`: what a checkpoint holds, as tables that people can read."""
+"""`reshard inspect`: the files and parameters of a checkpoint, as tables or JSON."""
 
 from __future__ import annotations
 
@@ -11,8 +11,9 @@ from typing import TYPE_CHECKING, Any
 
 import msgspec
 
-from reshard.cli import show, words
-from reshard.cli.arguments import matching
+from reshard.cli import console
+from reshard.cli.format import shape, size, some_ranks, source_layout
+from reshard.cli.request import matching
 from reshard.engine.memory import default_workers
 from reshard.errors import DataError, MissingInputError
 from reshard.layout import Layout
@@ -47,13 +48,13 @@ class Held:
     """A parameter as ranks hold it.
 
     Attributes:
-        name: what the files call it; of several that are told in one line with {what differs}.
+        name: its name in the files; of several on one line with {the numbers that differ}.
         dtype: its type, by MindSpore's name.
-        shape: lengths of the whole tensor, in elements; None: nothing says how it is cut.
-        slice_shape: lengths of what one rank holds.
-        layout: the way it is cut, in words; None: nothing says it.
-        ranks: those that hold it, ascending.
-        nbytes: bytes of one rank's slice.
+        shape: lengths of the whole tensor, in elements; None: the sharding is unknown.
+        slice_shape: lengths of one rank's slice, in elements.
+        layout: the sharding as text; None: unknown.
+        ranks: the ranks that hold it, ascending.
+        nbytes: size of one rank's slice in bytes.
     """
 
     name: str
@@ -77,9 +78,9 @@ def inspect(  # noqa: PLR0913 - one for each option
     access: Access | None = None,
     decryption: Encryption | None = None,
 ) -> None:
-    """Show a checkpoint's files and parameters: all of them, or a readable number.
+    """Print a checkpoint's files and parameters: all of them, or a readable number.
 
-    Of encrypted files as little is read as of others, so not all of them is checked.
+    Only the headers are read, so the content of encrypted files is not authenticated.
     """
     store, chosen = open_source(path, access)
     manifest = TargetFolder(store, 0).manifest() if chosen is None else None
@@ -100,24 +101,24 @@ def inspect(  # noqa: PLR0913 - one for each option
             how = strategy_of(manifest)
     if not inventory.files:
         raise MissingInputError(
-            "SourceMissing", "there is no checkpoint file", where=path, fix="give a checkpoint's folder, or one of its files"
+            "SourceMissing", "no checkpoint files found", where=path, fix="give a checkpoint directory, or one of its files"
         )
     held = holdings(inventory, how)
     if parameters:
         names = set(matching((h.name for h in held), parameters))
         held = [h for h in held if h.name in names]
     if as_json:
-        show.out_json(_document(inventory, held, complete=manifest is not None))
+        console.out_json(_document(inventory, held, complete=manifest is not None))
         return
     for note in notes:
-        show.out(f"note: {note}")
+        console.out(f"note: {note}")
     _show_head(inventory, held, how, manifest)
     _show_parameters(held, inventory, every=every)
     _show_sizes(inventory, every=every)
 
 
 def _read_stages(store: ReadStore, manifest: Manifest) -> Inventory:
-    """All parts of all ranks: a rank has several files."""
+    """Return the inventory of a checkpoint with stage files, of which a rank has several."""
     records = manifest.files
     inventory = read_inventory(store, Files({n: record.path for n, record in enumerate(records)}), workers=default_workers())
     files = tuple(msgspec.structs.replace(file, rank=records[file.rank].rank) for file in inventory.files)
@@ -125,7 +126,7 @@ def _read_stages(store: ReadStore, manifest: Manifest) -> Inventory:
 
 
 def strategy_of(manifest: Manifest) -> Strategy | None:
-    """How a finished target is cut, by its manifest; None when it has no parameters.
+    """Return the strategy that a manifest describes; None if it lists no parameters.
 
     Raises:
         DataError: the manifest contradicts itself.
@@ -136,7 +137,7 @@ def strategy_of(manifest: Manifest) -> Strategy | None:
     count, rest = divmod(manifest.target_ranks, max(devices, 1))
     named = {stage for record in manifest.parameters for stage in record.target.stages}
     if rest or not 1 <= count <= _MOST_STAGES or not named <= set(range(count)):
-        raise DataError("ManifestInvalid", "its layouts are not of its ranks", where="manifest", fix="give --strategy")
+        raise DataError("ManifestInvalid", "the layouts do not match the ranks", where="manifest", fix="use --strategy")
     stages: list[dict[str, Layout]] = [{} for _ in range(count)]
     for record in manifest.parameters:
         found = record.target
@@ -146,21 +147,21 @@ def strategy_of(manifest: Manifest) -> Strategy | None:
 
 
 def holdings(inventory: Inventory, strategy: Strategy | None) -> list[Held]:
-    """All parameters, in the order of the files.
+    """Return all parameters, in the order of the files.
 
     Raises:
-        DataError: the strategy is not of these files.
+        DataError: the strategy does not match the files.
     """
     ranks = _ranks_by_structure(inventory)
     if strategy is None and not inventory.unified:
         return _as_they_are(inventory, ranks)
-    model = place(inventory, strategy, None, incomplete=True)  # what is there is shown
+    model = place(inventory, strategy, None, incomplete=True)  # show what there is
     found = []
     for p in model.parameters:
         parts = p.source.parts if p.source is not None else (1,) * len(p.shape)
         slice_shape = tuple(n // k for n, k in zip(p.shape, parts, strict=True))
         where = tuple(sorted({rank for structure in p.structures for rank in ranks[structure]}))
-        found.append(Held(p.name, p.dtype, p.shape, slice_shape, words.source_layout(p), where, p.nbytes // prod(parts)))
+        found.append(Held(p.name, p.dtype, p.shape, slice_shape, source_layout(p), where, p.nbytes // prod(parts)))
     return found
 
 
@@ -183,13 +184,13 @@ def _ranks_by_structure(inventory: Inventory) -> list[tuple[int, ...]]:
 
 
 def imbalance(inventory: Inventory) -> float:
-    """The largest rank's files to the mean of all."""
+    """Return the ratio of the largest rank to the mean, in bytes of files."""
     sizes = _sizes(inventory).values()
     return max(sizes) * len(sizes) / max(sum(sizes), 1)
 
 
 def _sizes(inventory: Inventory) -> Counter[int]:
-    """For each rank the bytes of its file, or of its parts."""
+    """Return the bytes of each rank's files."""
     sizes: Counter[int] = Counter()
     for file in inventory.files:
         sizes[file.rank] += file.size
@@ -197,9 +198,9 @@ def _sizes(inventory: Inventory) -> Counter[int]:
 
 
 def together(held: Iterable[Held]) -> list[Held]:
-    """Parameters that differ in numbers in their names only, such as a layer's, as one: layers.{0-31}.weight.
+    """Merge parameters whose names differ only in numbers, such as those of layers: layers.{0-31}.weight.
 
-    Only where each combination of the numbers is there, so that the one name says exactly which.
+    Only if every combination of the numbers exists, so that the merged name is exact.
     """
     alike: dict[tuple[object, ...], list[Held]] = defaultdict(list)
     for each in held:
@@ -261,7 +262,7 @@ def _show_head(inventory: Inventory, held: list[Held], strategy: Strategy | None
         ("format", f"unified {inventory.format}" if inventory.unified else inventory.format),
         *([] if inventory.unified else [("ranks", f"{len(ranks)}{of} ({format_ranks(ranks)})")]),
         *([("step", f"{step[1]} of epoch {step[0]}")] if step else []),
-        ("size", f"{show.size(sum(file.size for file in inventory.files))} in {len(inventory.files)} files"),
+        ("size", f"{size(sum(file.size for file in inventory.files))} in {len(inventory.files)} files"),
         ("parameters", f"{len({h.name for h in held}):,}"),
     ]
     if all(h.layout is not None for h in held) or len(ranks) == 1:
@@ -271,12 +272,10 @@ def _show_head(inventory: Inventory, held: list[Held], strategy: Strategy | None
     if manifest is not None and manifest.index is not None:
         rows.append(("index", f"of {manifest.source.url}, for {manifest.target_ranks} ranks"))
     elif manifest is not None:
-        rows.append(
-            ("complete", f"by its manifest: rank {manifest.ranks} of {manifest.target_ranks}, from {manifest.source.url}")
-        )
-    show.table(None, [("", "left"), ("", "left")], rows)
+        rows.append(("complete", f"ranks {manifest.ranks} of {manifest.target_ranks}, from {manifest.source.url}"))
+    console.table(None, [("", "left"), ("", "left")], rows)
     if strategy is None and len(ranks) > 1 and not inventory.unified:
-        show.out("how parameters are cut is not known: --strategy tells")
+        console.out("the sharding is unknown; --strategy names it")
 
 
 def _show_parameters(held: list[Held], inventory: Inventory, *, every: bool) -> None:
@@ -286,36 +285,36 @@ def _show_parameters(held: list[Held], inventory: Inventory, *, every: bool) -> 
     some = any(len(h.ranks) < len(_sizes(inventory)) for h in held)
     holder = "file" if inventory.unified else "rank"
     left, right = "left", "right"
-    columns = [("parameter", left), ("type", left), *([("whole", right)] if known else []), ("slice", right)]
+    columns = [("parameter", left), ("type", left), *([("shape", right)] if known else []), ("slice", right)]
     columns += [*([("layout", left)] if known else []), *([(f"{holder}s", left)] if some else []), (f"per {holder}", right)]
     rows = [
         (
             *(h.name, h.dtype),
-            *([words.shape(h.shape or ())] if known else []),
-            words.shape(h.slice_shape),
+            *([shape(h.shape or ())] if known else []),
+            shape(h.slice_shape),
             *([h.layout or ""] if known else []),
-            *([words.some_ranks(h.ranks)] if some else []),
-            show.size(h.nbytes),
+            *([some_ranks(h.ranks)] if some else []),
+            size(h.nbytes),
         )
         for h in shown
     ]
-    show.out()
-    show.table(None, columns, rows)
+    console.out()
+    console.table(None, columns, rows)
     if len(lines) > len(shown):
-        show.out(f"... and {len(lines) - len(shown)} more; --all shows them, --parameter 'PATTERN' some")
+        console.out(f"... and {len(lines) - len(shown)} more; --all lists all, --parameter 'PATTERN' a selection")
 
 
 def _show_sizes(inventory: Inventory, *, every: bool) -> None:
-    """Ranks beside each other with files of one size are one line."""
+    """Print the size of each rank. Adjacent ranks of equal size share a line."""
     sizes = sorted(_sizes(inventory).items())
     runs = [(nbytes, tuple(rank for rank, _ in run)) for nbytes, run in groupby(sizes, key=lambda size: size[1])]
     most = max(1, *(nbytes for nbytes, _ in runs))
     shown = runs if every else runs[:_SHOWN_SIZES]
     holder = "file" if inventory.unified else "rank"
-    rows = [(format_ranks(ranks), show.size(nbytes), "█" * round(_BAR * nbytes / most)) for nbytes, ranks in shown]
-    show.out()
-    show.table(None, [(holder, "left"), ("size", "right"), ("", "left")], rows)
+    rows = [(format_ranks(ranks), size(nbytes), "█" * round(_BAR * nbytes / most)) for nbytes, ranks in shown]
+    console.out()
+    console.table(None, [(holder, "left"), ("size", "right"), ("", "left")], rows)
     if len(runs) > len(shown):
-        show.out(f"... and {len(runs) - len(shown)} more; --all shows them")
+        console.out(f"... and {len(runs) - len(shown)} more; --all lists all")
     if len(sizes) > 1:
-        show.out(f"imbalance {imbalance(inventory):.2f}: the largest file to the mean")
+        console.out(f"imbalance {imbalance(inventory):.2f} (largest rank / mean)")

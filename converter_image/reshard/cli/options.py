@@ -1,252 +1,391 @@
-"""The options that make a request: what `transform` and `plan` have in common."""
+"""The options of every command, in the groups in which help shows them."""
 
 from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any, TypeVar, get_args
 
 import click
+import cloup
 
-from reshard.cli import renaming
-from reshard.cli.access import ACCESS, CHECKSUMS, SOURCE_ACCESS, TARGET_ACCESS, accesses_of
-from reshard.cli.arguments import PATH, Word, json_option, kebab
-from reshard.cli.keys import encryption_of, key_options
-from reshard.errors import UsageError
-from reshard.spec.request import CopyMode, Options, OutputFormat, OutputKind, Replicas, Request, Unplaced, Verification
+from reshard.cli.request import DIRECTORY, MOST_RANKS, PATH, Word, kebab
+from reshard.spec.access import Addressing, Checksums
+from reshard.spec.keys import KEY_BYTES
+from reshard.spec.request import CopyMode, Options, OutputFormat, OutputKind, Replicas, Unplaced, Verification
 
 if TYPE_CHECKING:
     from collections.abc import Callable
 
 F = TypeVar("F", bound="Callable[..., Any]")
+_Option = tuple[frozenset[str], "Callable[[Any], Any]"]
 _DEFAULTS = Options()
-# Read beside 34 columns of options, so its lines are short.
-_OUTPUT_HELP = """What the target's files are:
+
+
+def _option(commands: str, *names: str, **settings: Any) -> _Option:
+    return frozenset(commands.split()), cloup.option(*names, **settings)
+
+
+def _words(kind: Any, default: str | None = None) -> dict[str, Any]:
+    """Return the type of an enumeration, with a default that help shows."""
+    shown = {} if default is None else {"default": kebab(default), "show_default": True}
+    return {"type": Word(*get_args(kind)), **shown}
+
+
+_PLAN = "transform plan"
+_RANKS = f"{_PLAN} fetch"
+_WRITE = f"{_RANKS} convert"
+_SHARED = f"{_PLAN} convert"  # targets that several processes may write
+_REMOTE = f"{_WRITE} commit verify inspect"
+_RESULTS = f"{_REMOTE} run strategy-show version"
+
+# Help is read in a column of 45 characters.
+_OUTPUT_HELP = """Files to write to the target:
 
 \b
-per-rank  one for each rank, as the
-          target's strategy cuts
-stage     what one pipeline stage of
-          the source holds of each
-unified   whole parameters, in files
-          of bounded size with a map
-same      the source's files, each
-          by itself
-index     none: an index of the source,
-          for ranks to load or fetch by
-
-The README tells which strategies each takes.
+per-rank  one file per rank, sharded by the
+          target strategy (default)
+stage     per-rank, with the parameters of one
+          pipeline stage of the source
+unified   whole parameters, in safetensors files
+          of bounded size
+same      the source files, converted one by one
+index     only an index of the source, from
+          which ranks load or fetch their slices
 """
 
 
-# How ranks are cut, and what becomes of parameters that only one side names.
-_CUT: tuple[Callable[[Any], Any], ...] = (
-    click.option(
-        "--source",
-        required=True,
-        type=PATH,
-        metavar="DIR",
-        help="The folder with rank_0, rank_1, ..., or one file; or s3://bucket/prefix.",
-    ),
-    click.option(
-        "--source-strategy",
-        type=PATH,
-        metavar="PATH",
-        help="How the source is cut: a file, or a folder of pipeline stages. Default: one whole rank.",
-    ),
-    click.option("--target-strategy", type=PATH, metavar="PATH", help="How the target is to be cut. Default: one whole rank."),
-    click.option(
-        "--allow-single-rank",
-        is_flag=True,
-        help="Read one rank's folder or file as a whole checkpoint although other ranks are next to it.",
-    ),
-    click.option(
-        "--allow-equal-slices",
-        is_flag=True,
-        help="Accept that source ranks hold equal content where the source's strategy gives them different slices.",
-    ),
-    click.option(
-        "--index",
-        type=PATH,
-        metavar="DIR",
-        help="Where --output index has indexed this source: it is read instead of strategies and headers.",
-    ),
-    click.option(
-        "--format",
-        type=Word(*get_args(OutputFormat)),
-        default=kebab(_DEFAULTS.format),
-        show_default=True,
-        help="Of the target's files.",
-    ),
-    click.option(
-        "--file-prefix",
-        default=_DEFAULTS.file_prefix,
-        show_default=True,
-        help="Files are named rank_<r>/<prefix><r>.<format>, or ..._part<stage>.<format>.",
-    ),
-    click.option(
-        "--unplaced",
-        type=Word(*get_args(Unplaced)),
-        default=kebab(_DEFAULTS.unplaced),
-        show_default=True,
-        help="What only the source's strategy names: leave it out, or carry it whole.",
-    ),
-    click.option("--allow-missing", is_flag=True, help="Leave out what only the target's strategy names."),
-    click.option(
-        "--allow-inconsistent",
-        multiple=True,
-        metavar="PATTERN",
-        help="Accept that copies of these parameters, which no strategy names, differ between source ranks. * matches anything.",
-    ),
-    click.option(
-        "--replicas",
-        type=Word(*get_args(Replicas)),
-        default=kebab(_DEFAULTS.replicas),
-        show_default=True,
-        help="Replicas of the source must be identical; or take each slice from the lowest rank that holds it.",
-    ),
-    click.option(
-        "--remove-redundancy",
-        is_flag=True,
-        help="Of the ranks that hold the same slice let one write it, as MindSpore's remove_redundancy.",
-    ),
-)
-# What else can be said of a target than that it is cut so.
-_TARGET: tuple[Callable[[Any], Any], ...] = (
-    click.option("--target", required=True, type=PATH, metavar="DIR", help="The folder to write to; or s3://bucket/prefix."),
-    click.option(
-        "--output",
-        type=Word(*get_args(OutputKind)),
-        default=kebab(_DEFAULTS.output),
-        show_default=True,
-        help=_OUTPUT_HELP,
-    ),
-    click.option(
-        "--max-file-size-bytes",
-        type=click.IntRange(min=1 << 10),
-        metavar="BYTES",
-        help="The most that a unified file holds, unless one parameter alone is longer. Default: 3 GiB.",
-    ),
-    click.option(
-        "--hugging-face-index",
-        is_flag=True,
-        help="Write unified files that Hugging Face's libraries load, with model.safetensors.index.json.",
-    ),
-    click.option(
-        "--stages",
-        type=click.IntRange(1, 65536),
-        help="With --output stage: how many there are. Default: as many as the source has ranks for.",
-    ),
-)
-# How any of it is carried out.
-_COMMON: tuple[Callable[[Any], Any], ...] = (
-    click.option(
-        "--step",
-        type=click.IntRange(min=0),
-        help="Read the files of this training step. Default: the newest that every rank has.",
-    ),
-    click.option(
-        "--files",
-        metavar="PATTERN",
-        help="Read the files whose names match, such as 'net-*.ckpt', or whose paths do, such as 'rank_*/ckpt/*'.",
-    ),
-    click.option(
-        "--workers",
-        type=click.IntRange(1, 256),
-        help="Ranks at a time. Default: one for each processor, at most 8.",
-    ),
-    click.option(
-        "--verification",
-        type=Word(*get_args(Verification)),
-        default=kebab(_DEFAULTS.verification),
-        show_default=True,
-        help="How much of what was written is compared with the source.",
-    ),
-    *renaming.OPTIONS,
-    click.option("--crc", is_flag=True, help="Write the CRC32 that MindSpore's crc_check reads."),
-    click.option(
-        "--file-mode",
-        metavar="OCTAL",
-        help="Permission bits of files, such as 0640. Default: 0666 less the umask.",
-    ),
-    *ACCESS,
-    *SOURCE_ACCESS,
-    key_options("decryption", "encryption"),
-    click.option("--overwrite", is_flag=True, help="Replace what is at the target, once the new one is complete."),
-    json_option,
-)
-# The same of a target that many may write to.
-_SHARED: tuple[Callable[[Any], Any], ...] = (
-    click.option("--ranks", metavar="LIST", help="Only these target ranks, such as 0,2-5."),
-    click.option(
-        "--copy-mode",
-        type=Word(*get_args(CopyMode)),
-        default=kebab(_DEFAULTS.copy_mode),
-        show_default=True,
-        help="From S3 to S3: let the server copy by itself what it can.",
-    ),
-    *TARGET_ACCESS,
-    CHECKSUMS,
-    click.option("--owner", metavar="NAME", hidden=True, help="Processes of one owner share the target's lock."),
-)
-
-
-def request_options(command: F) -> F:
-    """What `transform` and `plan` have in common."""
-    return _with(command, *_CUT, *_TARGET, *_COMMON, *_SHARED)
-
-
-def convert_options(command: F) -> F:
-    """What of these a conversion has."""
-    return _with(command, *_COMMON, *_SHARED)
-
-
-def fetch_options(command: F) -> F:
-    """What of these a fetch has: its target is a folder of one pod."""
-    return _with(command, *_CUT, *_COMMON)
-
-
-def _with(command: F, *options: Callable[[Any], Any]) -> F:
-    for option in reversed(options):
-        command = option(command)
-    return command
-
-
-def request_of(arguments: dict[str, Any]) -> Request:
-    """The request that these options are. Those that a command does not have say what is the default.
-
-    Raises:
-        UsageError: a value is none that there can be.
-    """
-    said = {name: arguments[name] for name in Options.__struct_fields__ if name in arguments}
-    said |= {
-        "rename": renaming.rules_of(arguments),
-        "file_mode": _mode(arguments["file_mode"]),
-        "overwrite": "Replace" if arguments["overwrite"] else "Never",
-    }
-    return Request(
-        source=arguments["source"],
-        target=arguments["target"],
-        source_strategy=arguments.get("source_strategy"),
-        target_strategy=arguments.get("target_strategy"),
-        index=arguments.get("index"),
-        options=Options(**said),
-        access=accesses_of(arguments),
-        decryption=encryption_of(arguments, "decryption"),
-        encryption=encryption_of(arguments, "encryption"),
+def _access(side: str = "") -> tuple[_Option, ...]:
+    """Return the options of one side, or those that apply to both."""
+    prefix = f"--{side}-" if side else "--"
+    only, commands = (f" of the {side} only", _WRITE if side == "source" else _SHARED) if side else ("", _REMOTE)
+    default = "Default: --{}." if side else "Default: AWS CLI resolution."
+    return (
+        _option(commands, f"{prefix}profile", metavar="NAME", help=f"AWS profile{only}. {default.format('profile')}"),
+        _option(
+            commands, f"{prefix}endpoint-url", metavar="URL", help=f"URL of the S3 server{only}. {default.format('endpoint-url')}"
+        ),
+        _option(
+            commands,
+            f"{prefix}addressing-style",
+            type=Word(*get_args(Addressing)),
+            help=f"Place of the bucket in S3 URLs{only}: path or host name. {default.format('addressing-style')}",
+        ),
     )
 
 
-def _mode(text: str | None) -> int | None:
-    """Return the permission bits that an option names.
+def _key(kind: str, side: str, commands: str, purpose: str) -> tuple[_Option, ...]:
+    """Return the options that name a key, never the key itself: other users can read a command line."""
+    return (
+        _option(commands, f"--{kind}-key-file", type=PATH, metavar="FILE", help=f"File with the key that {purpose}."),
+        _option(commands, f"--{kind}-key-env", metavar="NAME", help=f"Environment variable with the key that {purpose}."),
+        _option(
+            commands,
+            f"--{kind}-mode",
+            type=click.Choice(list(KEY_BYTES)),
+            help=f"Encryption mode of the {side}. Default: AES-GCM.",
+        ),
+    )
 
-    Raises:
-        UsageError: it is not an octal number.
-    """
-    if text is None:
-        return None
-    try:
-        mode = int(text, 8)
-    except ValueError:
-        mode = -1
-    if mode < 0:
-        raise UsageError("InvalidMode", f"{text!r} is not an octal mode", where="--file-mode", fix="write it like 0640")
-    return mode
+
+GROUPS: dict[str, tuple[_Option, ...]] = {
+    "Source": (
+        _option(
+            _RANKS,
+            "--source",
+            required=True,
+            type=PATH,
+            metavar="DIR",
+            help="Checkpoint to read: a directory with rank_0, rank_1, ..., a single file, or s3://bucket/prefix.",
+        ),
+        _option(
+            _RANKS,
+            "--source-strategy",
+            type=PATH,
+            metavar="PATH",
+            help="MindSpore strategy of the source: a file, or a directory with one file per stage."
+            " Default: one rank with whole parameters.",
+        ),
+        _option(
+            "inspect",
+            "--strategy",
+            "how",
+            type=PATH,
+            metavar="PATH",
+            help="MindSpore strategy of the checkpoint: a file, or a directory with one file per stage. Default: the manifest.",
+        ),
+        _option(
+            _PLAN,
+            "--stages",
+            type=click.IntRange(1, 65536),
+            metavar="N",
+            help="Number of pipeline stages, with --output stage. Default: implied by the ranks of the source.",
+        ),
+        _option(
+            _RANKS,
+            "--index",
+            type=DIRECTORY,
+            metavar="DIR",
+            help="Target of `--output index`, to read instead of strategies and file headers.",
+        ),
+        _option(
+            f"{_WRITE} inspect",
+            "--step",
+            type=click.IntRange(min=0),
+            metavar="N",
+            help="Training step to read. Default: the newest step that every rank has.",
+        ),
+        _option(
+            f"{_WRITE} inspect",
+            "--files",
+            metavar="PATTERN",
+            help="Glob pattern of the files to read. It matches names such as `net-*.ckpt`, or paths such as `rank_*/ckpt/*`.",
+        ),
+        _option(
+            _RANKS,
+            "--allow-single-rank",
+            is_flag=True,
+            help="Read the directory or file of one rank as a complete checkpoint, although other ranks are next to it.",
+        ),
+    ),
+    "Target": (
+        _option(
+            _RANKS, "--target", required=True, type=DIRECTORY, metavar="DIR", help="Directory to write, or s3://bucket/prefix."
+        ),
+        _option(
+            _RANKS,
+            "--target-strategy",
+            type=PATH,
+            metavar="PATH",
+            help="MindSpore strategy of the target: a file, or a directory with one file per stage."
+            " Default: one rank with whole parameters.",
+        ),
+        _option(
+            f"{_SHARED} commit",
+            "--ranks",
+            metavar="LIST",
+            help="Target ranks, such as 0,2-5. Default: all.",
+        ),
+        _option("fetch", "--rank", type=click.IntRange(0, MOST_RANKS), metavar="N", help="Target rank to write."),
+        _option(
+            "transform fetch",
+            "--rank-from",
+            metavar="NAME",
+            help="Environment variable with the target rank to write, such as RANK_ID or OMPI_COMM_WORLD_RANK.",
+        ),
+        _option(
+            "fetch",
+            "--ranks-per-pod",
+            type=click.IntRange(1, 1 << 10),
+            metavar="N",
+            default=1,
+            show_default=True,
+            help="Number of consecutive ranks to write. With 8, rank number 1 stands for ranks 8 to 15.",
+        ),
+        _option("transform plan commit convert", "--owner", metavar="NAME", hidden=True, help="Owner of the target's lock."),
+    ),
+    "Output": (
+        _option(_PLAN, "--output", type=Word(*get_args(OutputKind)), default=kebab(_DEFAULTS.output), help=_OUTPUT_HELP),
+        _option(
+            _RANKS,
+            "--format",
+            **_words(OutputFormat, _DEFAULTS.format),
+            help="File format. `source` is the format of the source.",
+        ),
+        _option("convert", "--format", type=Word("Ckpt", "Safetensors"), required=True, help="File format."),
+        _option(
+            _RANKS,
+            "--file-prefix",
+            default=_DEFAULTS.file_prefix,
+            show_default=True,
+            help="Prefix of file names, as in `rank_<r>/<prefix><r>.<format>`.",
+        ),
+        _option(
+            _PLAN,
+            "--max-file-size-bytes",
+            type=click.IntRange(min=1 << 10),
+            metavar="BYTES",
+            help="Maximum size of a unified file. Only a single larger parameter exceeds it. Default: 3 GiB.",
+        ),
+        _option(
+            _PLAN,
+            "--hugging-face-index",
+            is_flag=True,
+            help="Write unified files that Hugging Face libraries load, with model.safetensors.index.json.",
+        ),
+        _option(
+            _RANKS,
+            "--remove-redundancy",
+            is_flag=True,
+            help="Write each replicated slice once, like MindSpore's remove_redundancy.",
+        ),
+        _option(_WRITE, "--crc", is_flag=True, help="Write the CRC32 that MindSpore's crc_check reads."),
+        _option(
+            _WRITE,
+            "--file-mode",
+            metavar="OCTAL",
+            help="Permission bits of files, such as 0640. Default: 0666 minus the umask.",
+        ),
+        _option("plan", "--write", is_flag=True, help="Save the plan in the target, for `transform --no-commit`."),
+    ),
+    "Parameters": (
+        _option(
+            _RANKS,
+            "--unplaced",
+            **_words(Unplaced, _DEFAULTS.unplaced),
+            help="Parameters that only the source strategy names: leave them out, or copy them whole to every rank.",
+        ),
+        _option(_RANKS, "--allow-missing", is_flag=True, help="Leave out parameters that only the target strategy names."),
+        _option(
+            _WRITE,
+            "--rename",
+            "renames",
+            multiple=True,
+            metavar="OLD=NEW",
+            help="New name of a parameter in the target. Repeatable.",
+        ),
+        _option(
+            _WRITE,
+            "--rename-pattern",
+            "patterns",
+            multiple=True,
+            metavar="OLD=NEW",
+            help="New names of the parameters that match, such as `model.*.w=net.*.w`. Repeatable.\n\n"
+            "`*` matches any characters, non-greedy. The first matching pattern applies; --rename takes precedence.",
+        ),
+        _option(
+            _WRITE,
+            "--rename-file",
+            "map_file",
+            type=PATH,
+            metavar="FILE.json",
+            help="JSON object that maps old names to new names.",
+        ),
+        _option(
+            "inspect",
+            "--parameter",
+            "parameters",
+            multiple=True,
+            metavar="PATTERN",
+            help="Parameters to show, such as `*.weight`. Repeatable. Default: all.",
+        ),
+        _option("inspect", "--all", "every", is_flag=True, help="Show all parameters and files, one per line."),
+    ),
+    "Picture": (
+        _option("plan", "--picture", is_flag=True, help="Draw the traffic between source ranks and target ranks."),
+        _option("plan", "--svg", type=PATH, metavar="FILE", help="SVG file for the picture. Default: draw in the terminal."),
+        _option(
+            "plan",
+            "--parameter",
+            "parameters",
+            multiple=True,
+            metavar="PATTERN",
+            help="Parameters whose sharding is drawn, such as `*.weight`. Repeatable.",
+        ),
+    ),
+    "Volumes": (
+        _option(
+            "run",
+            "--volume",
+            "volumes",
+            multiple=True,
+            type=str,
+            metavar="CLAIM=DIR",
+            help="Local directory of a PersistentVolumeClaim. Repeatable.",
+        ),
+        _option(
+            "run",
+            "--config-map",
+            "config_maps",
+            multiple=True,
+            metavar="NAME=DIR",
+            help="Local directory of a ConfigMap, with one file per key. Repeatable.",
+        ),
+        _option(
+            "run",
+            "--secret",
+            "secrets",
+            multiple=True,
+            metavar="NAME=DIR",
+            help="Local directory of a Secret, with one file per key. Repeatable.\n\n"
+            "S3 credentials can be in the environment instead.",
+        ),
+    ),
+    "Verification and safety": (
+        _option(
+            _WRITE,
+            "--verification",
+            **_words(Verification, _DEFAULTS.verification),
+            help="Amount of written data that is compared with the source.",
+        ),
+        _option(
+            _RANKS,
+            "--replicas",
+            **_words(Replicas, _DEFAULTS.replicas),
+            help="Replicas in the source: refuse copies that differ, or read each slice from the lowest rank that holds it.",
+        ),
+        _option(
+            _RANKS,
+            "--allow-inconsistent",
+            multiple=True,
+            metavar="PATTERN",
+            help="Parameters in no strategy whose copies may differ between source ranks, such as `lr.*`. Repeatable.",
+        ),
+        _option(
+            _RANKS,
+            "--allow-equal-slices",
+            is_flag=True,
+            help="Accept source ranks that hold equal content where the source strategy gives them different slices.",
+        ),
+        _option(_WRITE, "--overwrite", is_flag=True, help="Replace the checkpoint in the target once the new one is complete."),
+        _option(
+            "transform",
+            "--no-commit",
+            is_flag=True,
+            help="Write ranks without completing the checkpoint. `reshard commit` completes it.",
+        ),
+    ),
+    "Performance": (
+        _option(
+            f"{_WRITE} run verify",
+            "--workers",
+            type=click.IntRange(1, 256),
+            metavar="N",
+            help="Number of files processed in parallel. Default: the number of CPUs, at most 8.",
+        ),
+        _option(
+            _SHARED,
+            "--copy-mode",
+            **_words(CopyMode, _DEFAULTS.copy_mode),
+            help="Copies between S3 locations: through this process, or by the S3 server where possible.",
+        ),
+    ),
+    "Storage": (
+        *_access(),
+        *_access("source"),
+        *_access("target"),
+        _option(
+            f"{_SHARED} commit",
+            "--checksums",
+            type=Word(*get_args(Checksums)),
+            help="Checksum of uploads to S3. Default: auto, the strongest of CRC32, MD5 and none that the server accepts.",
+        ),
+    ),
+    "Encryption": (
+        *_key("decryption", "source", f"{_WRITE} inspect", "decrypts the source"),
+        *_key("encryption", "target", _WRITE, "encrypts the target"),
+    ),
+    "Console": (
+        _option(_RESULTS, "--json", "as_json", is_flag=True, help="Print the result as one JSON object on standard output."),
+    ),
+}
+
+
+def options(command: str) -> Callable[[F], F]:
+    """Return a decorator that adds a command's options, in groups."""
+
+    def decorate(function: F) -> F:
+        for title, group in reversed(GROUPS.items()):
+            if chosen := [add for commands, add in group if command in commands]:
+                function = cloup.option_group(title, *chosen)(function)
+        return function
+
+    return decorate

@@ -1,7 +1,7 @@
-"""The picture of a plan as an SVG: what goes from which source ranks to which target ranks, and how parameters are cut.
+"""The chart of a plan as an SVG: the traffic between source and target ranks, and the sharding of parameters.
 
-One file without scripts or references, legible on light and dark grounds. Names from files go through `_short`
-and the XML writer; what is drawn is bounded by the data, whatever the size of the model.
+One file without scripts or references, legible on light and dark backgrounds. Names from files go through `_short`
+and the XML writer. The size of the file is bounded, whatever the size of the model.
 """
 
 from __future__ import annotations
@@ -14,8 +14,8 @@ from math import ceil, sqrt
 from typing import TYPE_CHECKING
 from xml.etree import ElementTree as ET
 
-from reshard.cli import words
-from reshard.cli.show import size
+from reshard.cli import format as fmt
+from reshard.cli.format import size
 from reshard.errors import printable
 from reshard.spec.ranks import format_ranks
 
@@ -49,7 +49,7 @@ text{font:13px Inter,system-ui,-apple-system,"Segoe UI",Roboto,Helvetica,Arial,s
 
 
 def svg(flow: Traffic, drawn: Sequence[Cuts], notes: Sequence[str] = ()) -> str:
-    """The picture as the text of an SVG file, 860 wide.
+    """Return a chart as the text of an SVG file, 860 pixels wide.
 
     Args:
         flow: bytes between ranks, of at most `MOST_GROUPS` groups on a side.
@@ -57,14 +57,14 @@ def svg(flow: Traffic, drawn: Sequence[Cuts], notes: Sequence[str] = ()) -> str:
         notes: a line each, at the end.
     """
     root = ET.Element("svg", {"xmlns": "http://www.w3.org/2000/svg", "role": "img", "aria-labelledby": "title desc"})
-    title = words.ranks_to_ranks(flow)
+    title = fmt.ranks_to_ranks(flow)
     _add(root, "title", title, id="title")
-    _add(root, "desc", " ".join(words.told(flow)), id="desc")
+    _add(root, "desc", " ".join(fmt.describe(flow)), id="desc")
     ET.SubElement(root, "style").text = _STYLE
     card = _rect(root, (0.5, 0.5, _WIDTH - 1, 0), "card", rx=12)
     pen = _Pen(root, _MARGIN)
     pen.line(title, "title", 28)
-    for sentence in words.told(flow):
+    for sentence in fmt.describe(flow):
         pen.line(sentence, "soft")
     pen.down += 12
     _matrix(pen, flow)
@@ -110,21 +110,21 @@ class _Plot:
     wide: float
     high: float
     gap: float
-    said: bool
+    labelled: bool
 
     @property
     def rounded(self) -> float:
         """The radius of corners."""
-        return 3.0 if self.said else min(self.wide, self.high) / 6
+        return 3.0 if self.labelled else min(self.wide, self.high) / 6
 
 
 def _matrix(pen: _Pen, flow: Traffic) -> None:
     rows, columns = len(flow.source.groups), len(flow.target.groups)
-    said = columns <= 8 and rows <= 16
-    wide = min(128.0 if said else 24.0, _PLOT / columns)
-    high = 34.0 if said else min(wide, _PLOT / rows)
+    labelled = columns <= 8 and rows <= 16
+    wide = min(128.0 if labelled else 24.0, _PLOT / columns)
+    high = 34.0 if labelled else min(wide, _PLOT / rows)
     left, top = _MARGIN + _GUTTER, pen.down + 34
-    plot, root = _Plot(left, top, wide, high, 2.0 if said else 0.75, said), pen.root
+    plot, root = _Plot(left, top, wide, high, 2.0 if labelled else 0.75, labelled), pen.root
     right, bottom = left + wide * columns, top + high * rows
     _text(root, "target rank", left, top - 26, "soft small")
     _text(root, "source rank", left - 12, top - 8, "soft small e")
@@ -140,7 +140,7 @@ def _matrix(pen: _Pen, flow: Traffic) -> None:
         _add(root, "line", cls="stage", x1=left + wide * j, x2=left + wide * j, y1=top - 4, y2=bottom + 4)
     _read(root, plot, flow, right + 14)
     _got(root, plot, flow, bottom + 10)
-    pen.down = bottom + (68 if said else 54)
+    pen.down = bottom + (68 if labelled else 54)
 
 
 def _flows(root: ET.Element, plot: _Plot, flow: Traffic) -> None:
@@ -152,49 +152,49 @@ def _flows(root: ET.Element, plot: _Plot, flow: Traffic) -> None:
         tip = f"{_group(flow.source, i)} → {_group(flow.target, j)}: {size(nbytes)}"
         box = (x + plot.gap / 2, y + plot.gap / 2, plot.wide - plot.gap, plot.high - plot.gap)
         _rect(cells, box, "", tip, rx=plot.rounded, fill_opacity=share)
-        if plot.said:
+        if plot.labelled:
             _text(root, size(nbytes), x + plot.wide / 2, y + plot.high / 2 + 4.5, "m over" if share > 0.72 else "m")
 
 
 def _read(root: ET.Element, plot: _Plot, flow: Traffic, left: float) -> None:
-    """Right of the matrix: bytes that are read from each source group."""
-    _text(root, "read from it", left, plot.top - 8, "soft small")
+    """Draw the bytes read from each source group, right of the matrix."""
+    _text(root, "read", left, plot.top - 8, "soft small")
     for i, nbytes in enumerate(flow.by_source):
         y, length = plot.top + plot.high * i, 56 * nbytes / max(*flow.by_source, 1)
         if nbytes:
             tip = f"source rank {_group(flow.source, i)}: {size(nbytes)}"
             _rect(root, (left, y + plot.gap / 2, length, plot.high - plot.gap), "bar", tip, rx=plot.rounded)
         if plot.high >= 15:
-            _text(root, size(nbytes) if nbytes else "not read", left + 6 + length, y + plot.high / 2 + 4, "soft small")
+            _text(root, size(nbytes) if nbytes else "unused", left + 6 + length, y + plot.high / 2 + 4, "soft small")
 
 
 def _got(root: ET.Element, plot: _Plot, flow: Traffic, top: float) -> None:
-    """Below the matrix: bytes that each target group gets."""
-    _text(root, "it gets", plot.left - 12, top + 16, "soft small e")
+    """Draw the bytes that each target group receives, below the matrix."""
+    _text(root, "received", plot.left - 12, top + 16, "soft small e")
     for j, nbytes in enumerate(flow.by_target):
         x, length = plot.left + plot.wide * j, 36 * nbytes / max(*flow.by_target, 1)
         tip = f"target rank {_group(flow.target, j)}: {size(nbytes)}"
         _rect(root, (x + plot.gap / 2, top, plot.wide - plot.gap, length), "bar", tip, rx=plot.rounded)
-        if plot.said:
+        if plot.labelled:
             _text(root, size(nbytes), x + plot.wide / 2, top + length + 15, "m soft small")
 
 
 def _parameter(pen: _Pen, drawn: Cuts) -> None:
     parameter = drawn.parameter
-    whole = f"{parameter.dtype} {words.shape(parameter.shape)}, {size(parameter.nbytes)}"
+    whole = f"{parameter.dtype} {fmt.shape(parameter.shape)}, {size(parameter.nbytes)}"
     pen.line(_short(parameter.name, 90), "name", 22, _short(parameter.name, 1000))
-    pen.line(whole + "".join(f"; {each}" for each in words.drawn_as(drawn)), "soft")
+    pen.line(whole + "".join(f"; {each}" for each in fmt.simplifications(drawn)), "soft")
     pen.down += 8
     lengths = [parameter.shape[i] for i in drawn.dimensions]
     wide, high = float(_GRID), 44.0
     if len(lengths) == 2:
         high = min(max(wide * lengths[0] / max(lengths[1], 1), 112.0), 224.0)
-    sides = (("source", drawn.source, words.source_layout(parameter)), ("target", drawn.target, words.layout(parameter.target)))
+    sides = (("source", drawn.source, fmt.source_layout(parameter)), ("target", drawn.target, fmt.layout(parameter.target)))
     top = pen.down + 24
     hues = list(_cells(drawn.source, 0, 0, wide, high))
-    for side, (name, grid, said) in enumerate(sides):
+    for side, (name, grid, layout) in enumerate(sides):
         left = _MARGIN + side * (_WIDTH - 2 * _MARGIN - _GRID)
-        _text(pen.root, f"{name}: {said}", left, pen.down + 12, "")
+        _text(pen.root, f"{name}: {layout}", left, pen.down + 12, "")
         for number, (x, y, w, h) in enumerate(hues):
             _rect(pen.root, (left + x, top + y, w, h), fill=_hue(number, len(hues)), fill_opacity=0.45)
         if side:
@@ -267,7 +267,7 @@ def _hue(number: int, total: int) -> str:
 
 
 def _add(parent: ET.Element, tag: str, text: str | None = None, /, *, cls: str = "", **attributes: str | float) -> ET.Element:
-    """An element; of an attribute's name each _ is a -."""
+    """An element; underscores in attribute names become hyphens."""
     values = {"class": cls} if cls else {}
     values |= {k.replace("_", "-"): v if isinstance(v, str) else f"{round(v, 2):g}" for k, v in attributes.items()}
     made = ET.SubElement(parent, tag, values)

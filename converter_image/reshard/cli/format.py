@@ -1,4 +1,4 @@
-"""Layouts, shapes and pictures in words, the same on paper and in a terminal."""
+"""Sizes, shapes, layouts and charts as text."""
 
 from __future__ import annotations
 
@@ -6,8 +6,6 @@ from collections import Counter
 from dataclasses import replace
 from typing import TYPE_CHECKING
 
-from reshard.cli.show import size
-from reshard.plan import Role
 from reshard.spec.ranks import format_ranks
 
 if TYPE_CHECKING:
@@ -16,14 +14,29 @@ if TYPE_CHECKING:
     from reshard.layout import Layout
     from reshard.plan import Cuts, Parameter, Traffic
 
+_UNITS = ("B", "kB", "MB", "GB", "TB", "PB")
+
+
+def size(nbytes: float) -> str:
+    """Return a number of bytes with a unit.
+
+    >>> size(2_140_000_000)
+    '2.14 GB'
+    """
+    step = 0
+    while nbytes >= 999.5 and step < len(_UNITS) - 1:
+        nbytes /= 1000
+        step += 1
+    return f"{nbytes:.3g} {_UNITS[step]}" if step else f"{nbytes:.0f} B"
+
 
 def dimension(number: int, ndim: int) -> str:
-    """What people call a dimension of a tensor."""
+    """Return the name of a tensor's dimension."""
     return {1: ["elements"], 2: ["rows", "columns"]}[ndim][number] if ndim in {1, 2} else f"dimension {number}"
 
 
 def layout(found: Layout) -> str:
-    """How a parameter is cut.
+    """Return how a layout shards a parameter.
 
     >>> from reshard.layout import Layout
     >>> layout(Layout((4, 2, 4), ((2,), (1,)), 1, 2))
@@ -33,14 +46,14 @@ def layout(found: Layout) -> str:
     cuts = " x ".join(f"{dimension(i, found.ndim)} /{k}" for i, k in enumerate(tensors) if k > 1)
     shards = found.parts[0] // tensors[0] if found.ndim else 1
     replicas = len(next(iter(found.holders.values())))
-    said = [cuts] if cuts else [] if shards > 1 else ["whole"]
-    said += [f"optimizer /{shards}"] if shards > 1 else []
-    said += [f"{replicas} replicas"] if replicas > 1 else []
-    return ", ".join(said)
+    texts = [cuts] if cuts else [] if shards > 1 else ["whole"]
+    texts += [f"optimizer /{shards}"] if shards > 1 else []
+    texts += [f"{replicas} replicas"] if replicas > 1 else []
+    return ", ".join(texts)
 
 
 def shape(lengths: Sequence[int]) -> str:
-    """The lengths of a tensor's dimensions.
+    """Return the lengths of a tensor's dimensions.
 
     >>> shape((784, 512))
     '784x512'
@@ -49,50 +62,50 @@ def shape(lengths: Sequence[int]) -> str:
 
 
 def source_layout(parameter: Parameter) -> str:
-    """How the source has a parameter."""
+    """Return how the source shards a parameter."""
     if parameter.source is not None:
         return layout(parameter.source)
-    return "whole, in no strategy" if parameter.role is Role.REPLICATED else "whole"
+    return "whole, in no strategy" if parameter.role.name == "REPLICATED" else "whole"
 
 
 def ranks_to_ranks(flow: Traffic) -> str:
-    """What is resharded to what."""
+    """Return the numbers of source and target ranks."""
     source, target = (sum(map(len, axis.groups)) for axis in (flow.source, flow.target))
     return f"{source} → {target} ranks"
 
 
-def told(flow: Traffic) -> list[str]:
-    """What a picture of this shows, for those who can't see it too."""
+def describe(flow: Traffic) -> list[str]:
+    """Describe a chart of this traffic in sentences, also for readers who cannot see it."""
     total, most = sum(flow.nbytes.values()), max(flow.nbytes.values(), default=0)
-    said = [f"{size(total)} are read, at most {size(most)} in one cell."]
+    texts = [f"{size(total)} read, at most {size(most)} per cell."]
     if flow.source.size == flow.target.size == 1:
         feeding, read = Counter(j for _, j in flow.nbytes), sum(map(bool, flow.by_source))
         few, many = min(feeding.values(), default=0), max(feeding.values(), default=0)
         ranks, each = len(flow.source.groups), str(few) if few == many else f"{few} to {many}"
-        unread = "" if read == ranks else f"; {ranks - read} are not read"
-        said[0] += f" Each target rank reads {each} of {_many(ranks, 'source rank')}{unread}."
+        unread = "" if read == ranks else f"; {ranks - read} are unused"
+        texts[0] += f" Each target rank reads from {each} of {_many(ranks, 'source rank')}{unread}."
     else:
         rows, columns = _many(flow.source.size, "source rank"), _many(flow.target.size, "target rank")
-        said.append(f"Each row stands for {rows}, each column for {columns}.")
+        texts.append(f"Each row is {rows}, each column {columns}.")
     if flow.source.stages or flow.target.stages:
-        said.append("Broken lines are between pipeline stages.")
-    return said
+        texts.append("Dashed lines separate pipeline stages.")
+    return texts
 
 
-def drawn_as(drawn: Cuts) -> list[str]:
-    """What of a parameter its picture leaves out, or draws as one."""
-    ndim = len(drawn.parameter.shape)
-    said = []
+def simplifications(cuts: Cuts) -> list[str]:
+    """Return what the chart of a parameter leaves out or merges."""
+    ndim = len(cuts.parameter.shape)
+    texts = []
     if ndim > 2:
-        said.append("shown: " + " and ".join(dimension(i, ndim) for i in drawn.dimensions))
-    if drawn.hidden:
-        said.append("cut as well: " + " and ".join(dimension(i, ndim) for i in drawn.hidden))
-    said += [
-        f"each {side} cell drawn stands for up to {grid.merged}"
-        for side, grid in (("source", drawn.source), ("target", drawn.target))
+        texts.append("shown: " + " and ".join(dimension(i, ndim) for i in cuts.dimensions))
+    if cuts.hidden:
+        texts.append("also sharded, not shown: " + " and ".join(dimension(i, ndim) for i in cuts.hidden))
+    texts += [
+        f"each {side} cell merges up to {grid.merged}"
+        for side, grid in (("source", cuts.source), ("target", cuts.target))
         if grid.merged > 1
     ]
-    return said
+    return texts
 
 
 def _many(count: int, what: str) -> str:
@@ -100,6 +113,6 @@ def _many(count: int, what: str) -> str:
 
 
 def some_ranks(ranks: tuple[int, ...]) -> str:
-    """A list of ranks for a table, shortened."""
+    """Return a list of ranks for a table, shortened to 60 characters."""
     text = format_ranks(ranks)
     return text if len(text) <= 60 else f"{text[:57]}..."

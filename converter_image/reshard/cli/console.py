@@ -1,0 +1,243 @@
+"""Standard output and standard error: results, messages and progress, whatever the streams can encode and whoever reads them."""
+
+from __future__ import annotations
+
+import codecs
+import contextlib
+import io
+import json
+import logging
+import os
+import sys
+import threading
+import time
+from contextlib import contextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Literal, Self, TextIO
+
+from reshard.cli.format import size
+from reshard.errors import printable
+from reshard.telemetry import formatter, log
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable, Iterator
+    from types import TracebackType
+
+    from reshard.cli.terminal import BarProgress
+    from reshard.telemetry import LogFormat
+
+    Name = Literal["stdout", "stderr"]
+
+_NAMES: tuple[Name, ...] = ("stdout", "stderr")
+_SIMILAR = {"█": "#", "▓": "*", "▒": ":", "░": ".", "·": ".", "→": "->", "…": "..."}
+_REPLACE = "reshard.replace"
+_LINE_EVERY_SECONDS = 5.0
+
+
+def encodable(text: str, stream: TextIO) -> str:
+    """Return `text` with every character that `stream` cannot encode replaced by ASCII.
+
+    Drawing characters become similar ones, all others their Python escapes.
+    """
+    encoding = stream.encoding or "utf-8"  # a StringIO has none
+    return text.encode(encoding, _REPLACE).decode(encoding)
+
+
+def _replace(error: UnicodeError) -> tuple[str, int]:
+    if not isinstance(error, UnicodeEncodeError):
+        raise error
+    unknown = error.object[error.start : error.end]
+    ascii_text = (_SIMILAR.get(c) or c.encode("ascii", "backslashreplace").decode("ascii") for c in unknown)
+    return "".join(ascii_text), error.end
+
+
+codecs.register_error(_REPLACE, _replace)
+
+
+class TolerantStream(io.TextIOBase):
+    """A text stream that replaces characters it cannot encode, and ignores write errors."""
+
+    def __init__(self, stream: TextIO) -> None:
+        self._stream = stream
+
+    @property
+    def encoding(self) -> str:  # type: ignore[override]  # an attribute there
+        """The encoding of the stream."""
+        return self._stream.encoding
+
+    def isatty(self) -> bool:
+        """Whether the stream is a terminal."""
+        return self._stream.isatty()
+
+    def fileno(self) -> int:
+        """The stream's file descriptor."""
+        return self._stream.fileno()
+
+    def write(self, text: str) -> int:
+        """Write `text`."""
+        with contextlib.suppress(OSError, ValueError):  # ValueError: the stream is closed
+            self._stream.write(encodable(text, self._stream))
+        return len(text)
+
+    def flush(self) -> None:
+        """Flush the stream."""
+        with contextlib.suppress(OSError, ValueError):
+            self._stream.flush()
+
+
+class _Discarding(io.TextIOWrapper):
+    """Replaces a stream that cannot be written to."""
+
+
+def discard(name: Name) -> None:
+    """Discard what is printed to a standard stream from now on."""
+    # A real file, because the next file to be opened would get a free descriptor.
+    nowhere = Path(os.devnull).open("wb")  # noqa: SIM115 - closed by `usable`, or at exit
+    setattr(sys, name, _Discarding(nowhere, encoding="utf-8"))
+
+
+@contextmanager
+def usable() -> Iterator[None]:
+    """Make both standard streams writable, and restore them at the end."""
+    before = {name: getattr(sys, name) for name in _NAMES}
+    try:
+        for name, stream in before.items():
+            if stream is None or stream.closed:
+                discard(name)
+        yield
+    finally:
+        for name, stream in before.items():
+            if isinstance(found := getattr(sys, name), _Discarding):
+                found.close()
+                setattr(sys, name, stream)
+
+
+def flush_at_exit() -> None:
+    """Flush both streams. Discard those that fail, or the interpreter would report the failure at exit."""
+    for name in _NAMES:
+        if (stream := getattr(sys, name)) is not None:
+            try:
+                stream.flush()
+            except (OSError, ValueError):
+                discard(name)
+
+
+def out(text: str = "") -> None:
+    """Print a line of the result to standard output."""
+    draw(f"{printable(text)}\n")
+
+
+def draw(text: str) -> None:
+    """Print text to standard output. Characters that it cannot encode are replaced."""
+    print(encodable(text, sys.stdout), end="")
+
+
+def err(text: str, level: int = logging.INFO, **fields: int | str) -> None:
+    """Print a line to standard error. If standard error is for JSON lines, log it at `level` with `fields` instead."""
+    if _logs_json():
+        log.log(level, text, extra=fields)
+    else:
+        _write(text)
+
+
+def _write(line: str) -> None:
+    """Write to standard error. If that fails the command continues; its exit code reports the outcome."""
+    stream = TolerantStream(sys.stderr)
+    stream.write(f"{line}\n")
+    stream.flush()
+
+
+class LogHandler(logging.Handler):
+    """Writes the package's log records to standard error until it is closed.
+
+    Args:
+        level: the least severe level that is logged, in lower case.
+        form: the format of the lines.
+    """
+
+    def __init__(self, level: str, form: LogFormat) -> None:
+        super().__init__()
+        self.structured = form == "json"
+        self.setFormatter(formatter(form))
+        self._before = log.level
+        log.setLevel(level.upper())
+        log.addHandler(self)
+
+    def emit(self, record: logging.LogRecord) -> None:
+        """Write a record."""
+        _write(self.format(record))
+
+    def close(self) -> None:
+        """Restore the logger."""
+        log.removeHandler(self)
+        log.setLevel(self._before)
+        super().close()
+
+
+def _logs_json() -> bool:
+    return any(isinstance(handler, LogHandler) and handler.structured for handler in log.handlers)
+
+
+def out_json(document: dict[str, Any]) -> None:
+    """Print the JSON object that programs read."""
+    print(json.dumps(document))
+
+
+def table(title: str | None, columns: Iterable[tuple[str, str]], rows: Iterable[Iterable[object]]) -> None:
+    """Print a table. Each column is a heading and "left" or "right"."""
+    from reshard.cli import terminal  # noqa: PLC0415 - pods print no tables, and start faster without rich
+
+    draw(terminal.table(title, columns, rows))  # rich itself would exit the process when the reader is gone
+
+
+class LineProgress:
+    """Progress as a line every few seconds, for logs."""
+
+    def __init__(self) -> None:
+        self._lock = threading.Lock()
+        self._what, self._total, self._unit, self._done = "", 0, "", 0
+        self._began = self._last = 0.0
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
+        return None
+
+    def begin(self, what: str, total: int, unit: str) -> None:
+        """See `Progress.begin`."""
+        with self._lock:
+            self._what, self._total, self._unit, self._done = what, total, unit, 0
+            self._began = self._last = time.monotonic()
+        err(f"{what}: {size(total) if unit == 'bytes' else f'{total} {unit}'}")
+
+    def advance(self, count: int) -> None:
+        """See `Progress.advance`."""
+        with self._lock:
+            self._done += count
+            now = time.monotonic()
+            if now - self._last < _LINE_EVERY_SECONDS or not self._total:
+                return
+            self._last = now
+            rate = self._done / (now - self._began)
+            left = (self._total - self._done) / rate if rate else 0.0
+            done = (
+                f"{size(self._done)} of {size(self._total)}, {size(rate)}/s"
+                if self._unit == "bytes"
+                else f"{self._done} of {self._total}"
+            )
+            line = f"{self._what}: {100 * self._done // self._total} %, {done}, {left:.0f} s left"
+        err(line)
+
+    def note(self, text: str) -> None:
+        """See `Progress.note`."""
+        err(f"note: {printable(text)}", logging.WARNING)
+
+
+def progress() -> BarProgress | LineProgress:
+    """Return a bar if standard error is a terminal, lines otherwise."""
+    if _logs_json() or not sys.stderr.isatty():
+        return LineProgress()
+    from reshard.cli.terminal import BarProgress  # noqa: PLC0415 - as above
+
+    return BarProgress()

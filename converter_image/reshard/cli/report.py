@@ -1,0 +1,204 @@
+"""The result of a command, as text or as JSON."""
+
+from __future__ import annotations
+
+from dataclasses import asdict
+from typing import TYPE_CHECKING, Any
+
+from reshard.checkpoint.manifest import MANIFEST_NAME
+from reshard.cli import console
+from reshard.cli.format import size, some_ranks
+from reshard.spec.ranks import parse_ranks
+from reshard.target.parts import is_whole
+
+if TYPE_CHECKING:
+    from reshard.checkpoint.manifest import Manifest
+    from reshard.layout import Layout
+    from reshard.spec.request import Request
+    from reshard.strategy import Strategy
+    from reshard.transform.plan import PlanResult
+    from reshard.transform.run import Result
+
+_SHOWN_RANKS = 16
+
+
+def transformed(request: Request, result: Result, *, as_json: bool) -> None:
+    """Print what a transform wrote."""
+    target = request.target
+    if as_json:
+        console.out_json(asdict(result) | {"skipped_ranks": list(result.skipped_ranks)})
+        return
+    if not result.bytes_written and result.complete:
+        console.out(f"nothing to do: {target} is complete and up to date ({result.target_ranks} ranks)")
+        return
+    ranks = f"{result.source_ranks} -> {result.target_ranks} ranks"
+    if request.options.output == "Index":
+        console.out(f"indexed: {ranks}, {result.parameters} parameters, {size(result.bytes_written)}")
+        return
+    rate = result.bytes_written / result.seconds if result.seconds else 0.0
+    console.out(
+        f"{ranks}: {result.parameters} parameters, {size(result.bytes_written)} in {result.seconds:.2f} s ({size(rate)}/s),"
+        f" {size(result.peak_rss_bytes)} memory"
+    )
+    if result.skipped_ranks:
+        console.out(f"{len(result.skipped_ranks)} ranks were already written")
+    if result.complete:
+        some = len(parse_ranks(result.committed_ranks)) < result.target_ranks
+        console.out(f"complete: {target}/{MANIFEST_NAME}{f' ({_ranks(result)})' if some else ''}")
+    elif result.committed_ranks:
+        console.out(f"stage {result.stage} is written; {target} is complete after all stages")
+    else:
+        console.out(f"incomplete: run `reshard commit {target}` after all ranks are written")
+
+
+def fetched(ranks: str, result: Result, *, as_json: bool) -> None:
+    """Print what a fetch wrote."""
+    if as_json:
+        console.out_json(asdict(result) | {"skipped_ranks": list(result.skipped_ranks)})
+    elif result.bytes_written:
+        console.out(f"rank {ranks} of {result.target_ranks}: {size(result.bytes_written)} in {result.seconds:.2f} s")
+    else:
+        console.out(f"nothing to do: rank {ranks} of {result.target_ranks} is up to date")
+
+
+def committed(target: str, manifest: Manifest, *, as_json: bool) -> None:
+    """Print what a commit completed."""
+    if as_json:
+        console.out_json(
+            {
+                "digest": manifest.digest,
+                "ranks": manifest.ranks,
+                "target_ranks": manifest.target_ranks,
+                "bytes_written": manifest.nbytes,
+                "complete": is_whole(manifest),
+                "durations": manifest.durations,
+            }
+        )
+    elif is_whole(manifest):
+        console.out(f"complete: {_content(manifest)}")
+    else:
+        console.out(f"stage {manifest.stages[0].stage} is finished; {target} is complete after all stages")
+
+
+def verified(manifest: Manifest, *, as_json: bool) -> None:
+    """Print what was verified."""
+    if as_json:
+        found = {"digest": manifest.digest, "files": len(manifest.listed), "bytes": manifest.nbytes, "ranks": manifest.ranks}
+        console.out_json(found)
+    else:
+        console.out(f"intact: {_content(manifest)}")
+
+
+def _ranks(result: Result) -> str:
+    return f"ranks {result.committed_ranks} of {result.target_ranks}"
+
+
+def _content(manifest: Manifest) -> str:
+    if manifest.index is not None:
+        return f"index for {manifest.target_ranks} ranks, {size(manifest.nbytes)}"
+    total = f"{size(manifest.nbytes)} in {len(manifest.files)} files"
+    return f"ranks {manifest.ranks} of {manifest.target_ranks}, {total}"
+
+
+def planned(plan: PlanResult, *, as_json: bool) -> None:
+    """Print what a transform would do."""
+    summary, replicated = plan.summary, plan.planner.model.replicated
+    if as_json:
+        console.out_json(
+            {
+                "source_ranks": summary.source_ranks,
+                "target_ranks": summary.target_ranks,
+                "parameters": summary.parameters,
+                "bytes_needed": summary.bytes_needed,
+                "replicated_bytes": summary.replicated_bytes,
+                "copies": summary.copies,
+                "memory_bytes": plan.memory_bytes,
+                "workers": plan.workers,
+                "rank_requests": plan.rank_requests,
+                "format": plan.format,
+                "digest": plan.digest,
+                "notes": list(plan.notes),
+                "durations": plan.durations,
+                "replicated_parameters": [{"name": p.name, "dtype": p.dtype, "shape": list(p.shape)} for p in replicated],
+                "sources": {str(rank): list(sources) for rank, sources in summary.sources.items()},
+            }
+        )
+        return
+    console.table(
+        None,
+        [("", "left"), ("", "right")],
+        [
+            ("source ranks", summary.source_ranks),
+            ("target ranks", summary.target_ranks),
+            ("parameters", summary.parameters),
+            ("bytes", size(summary.bytes_needed)),
+            ("bytes in no strategy, on every rank", size(summary.replicated_bytes)),
+            ("copies", summary.copies),
+            ("peak memory", size(plan.memory_bytes)),
+            ("workers", plan.workers),
+            *([("requests per rank", plan.rank_requests)] if plan.rank_requests else []),
+        ],
+    )
+    if replicated:
+        console.table(
+            "In no strategy, copied whole to every rank. If source ranks hold slices of them, use a strategy that names them.",
+            [("parameter", "left"), ("type", "left"), ("shape", "left")],
+            [(p.name, p.dtype, str(list(p.shape))) for p in replicated],
+        )
+    ranks = list(summary.sources)
+    console.table(
+        "",
+        [("target rank", "right"), ("bytes", "right"), ("reads source ranks", "left")],
+        [(rank, size(summary.rank_bytes[rank]), some_ranks(summary.sources[rank])) for rank in ranks[:_SHOWN_RANKS]],
+    )
+    if len(ranks) > _SHOWN_RANKS:
+        console.out(f"... and {len(ranks) - _SHOWN_RANKS} more; --json lists all")
+
+
+def strategy(found: Strategy, *, as_json: bool) -> None:
+    """Print the layouts of a strategy."""
+    if as_json:
+        stages = [{name: _layout(layout) for name, layout in stage.items()} for stage in found.stages]
+        console.out_json({"ranks": found.ranks, "devices_per_stage": found.devices, "stages": stages})
+        return
+    console.out(f"{found.ranks} ranks: {len(found.stages)} pipeline stages of {found.devices}")
+    columns = [
+        ("parameter", "left"),
+        ("device matrix", "left"),
+        ("tensor map", "left"),
+        ("slices", "left"),
+        ("replicas", "right"),
+    ]
+    for number, stage in enumerate(found.stages):
+        console.out()
+        rows = [(name, *_row(layout)) for name, layout in stage.items()]
+        console.table(f"stage {number}: {len(stage)} parameters", columns, rows)
+
+
+def _layout(layout: Layout) -> dict[str, object]:
+    return {
+        "device_matrix": list(layout.device_matrix),
+        "tensor_map": [list(axes) for axes in layout.tensor_map],
+        "opt_weight_shard_step": layout.shard_step,
+        "opt_weight_shard_size": layout.shard_size,
+        "parts": list(layout.parts),
+    }
+
+
+def _row(layout: Layout) -> tuple[str, str, str, int]:
+    tensor_map = [axes[0] if len(axes) == 1 else list(axes) or -1 for axes in layout.tensor_map]
+    shard = f", optimizer shard {layout.shard_size}" if layout.shard_size and layout.shard_step else ""
+    replicas = len(next(iter(layout.holders.values())))
+    return str(list(layout.device_matrix)), f"{tensor_map}{shard}", " x ".join(map(str, layout.parts)) or "1", replicas
+
+
+def version(found: dict[str, Any], *, as_json: bool) -> None:
+    """Print what `reshard.version.describe` returns."""
+    if as_json:
+        console.out_json(found)
+        return
+    console.out(f"reshard {found['version']}")
+    for name in ("commit", "built", "python", "platform"):
+        console.out(f"{name}: {found[name]}")
+    for name, installed in found["packages"].items():
+        console.out(f"{name}: {installed or 'not installed'}")

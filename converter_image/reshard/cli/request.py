@@ -1,0 +1,256 @@
+"""From the arguments of a command to the values that the library takes."""
+
+from __future__ import annotations
+
+import os
+import re
+from fnmatch import fnmatchcase
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import click
+import msgspec
+from click.shell_completion import CompletionItem
+
+from reshard.errors import MissingInputError, UsageError
+from reshard.spec.access import Access, Accesses
+from reshard.spec.keys import Encryption, Key
+from reshard.spec.request import Options, RenameRule, Request
+from reshard.spec.urls import local_path
+from reshard.strictjson import pairs
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable, Iterator
+
+    from click import Context, Parameter
+
+MOST_RANKS = 1 << 20
+_MOST_NAMES = 1 << 20  # no checkpoint has more parameters, see reshard.checkpoint.ckpt
+_LARGEST_MAP = 128 << 20
+
+
+class _Path(click.ParamType[str]):
+    """A path or URL. An empty one is refused: it would be read as the working directory, or as the root."""
+
+    name = "path"
+
+    def __init__(self, completion: str) -> None:
+        self._completion = completion
+
+    def convert(self, value: str, param: Parameter | None, ctx: Context | None) -> str:
+        if not value:
+            self.fail("the path is empty", param, ctx)
+        if any("\ud800" <= character <= "\udfff" for character in value):  # no document can hold it
+            self.fail("the path is not in UTF-8", param, ctx)
+        return value
+
+    def shell_complete(self, ctx: Context, param: Parameter, incomplete: str) -> list[CompletionItem]:  # noqa: ARG002 - click's
+        """Let the shell complete paths of this machine."""
+        return [CompletionItem(incomplete, type=self._completion)]
+
+
+class Word(click.Choice[str]):
+    """A value of a resource's enumeration, as the command line writes it: per-rank for PerRank."""
+
+    def __init__(self, *words: str) -> None:
+        self._words = {kebab(word): word for word in words}
+        super().__init__(tuple(self._words))
+
+    def convert(self, value: str, param: Parameter | None, ctx: Context | None) -> str:
+        """Return the resource's value."""
+        return self._words[super().convert(value, param, ctx)]
+
+
+def kebab(name: str) -> str:
+    """Return a name as the command line writes it.
+
+    >>> kebab("PerRank"), kebab("filePrefix"), kebab("file_prefix")
+    ('per-rank', 'file-prefix', 'file-prefix')
+    """
+    return re.sub("(?<=[a-z])(?=[A-Z])", "-", name).replace("_", "-").lower()
+
+
+PATH, DIRECTORY = _Path("file"), _Path("dir")
+
+
+def request_of(arguments: dict[str, Any]) -> Request:
+    """Return the request that a command's arguments describe. Options that the command does not have keep their defaults.
+
+    Raises:
+        UsageError: a value is invalid, or two contradict each other.
+    """
+    chosen = {name: arguments[name] for name in Options.__struct_fields__ if name in arguments}
+    chosen |= {
+        "rename": _rename_rules(arguments),
+        "file_mode": _mode(arguments["file_mode"]),
+        "overwrite": "Replace" if arguments["overwrite"] else "Never",
+    }
+    return Request(
+        source=arguments["source"],
+        target=arguments["target"],
+        source_strategy=arguments.get("source_strategy"),
+        target_strategy=arguments.get("target_strategy"),
+        index=arguments.get("index"),
+        options=Options(**chosen),
+        access=Accesses(source=access_of(arguments, "source"), target=access_of(arguments, "target")),
+        decryption=encryption_of(arguments, "decryption"),
+        encryption=encryption_of(arguments, "encryption"),
+    )
+
+
+def access_of(arguments: dict[str, Any], side: str | None = None) -> Access:
+    """Return how an object store is reached. An option for one side takes precedence over one for both."""
+
+    def value(name: str) -> Any:
+        return arguments.get(f"{side}_{name}") or arguments.get(name)
+
+    return Access(
+        profile=value("profile"),
+        endpoint=value("endpoint_url"),
+        addressing=value("addressing_style") or "Auto",
+        checksums=arguments.get("checksums") or "Auto",
+    )
+
+
+def encryption_of(arguments: dict[str, Any], kind: str) -> Encryption | None:
+    """Return the key and mode of `kind`, "decryption" or "encryption"; None without a key.
+
+    Raises:
+        UsageError: there are two keys, or a mode without a key.
+    """
+    file, variable, mode = (arguments[f"{kind}_{name}"] for name in ("key_file", "key_env", "mode"))
+    if file is not None and variable is not None:
+        raise UsageError(
+            "InvalidKey", "two keys are given", where=f"--{kind}-key-file, --{kind}-key-env", fix="remove one of the two options"
+        )
+    if file is not None or variable is not None:
+        return Encryption(Key(file=file, variable=variable), mode or "AES-GCM")
+    if mode is not None:
+        fix = f"add --{kind}-key-file or --{kind}-key-env, or remove --{kind}-mode"
+        raise UsageError("InvalidKey", "the mode needs a key", where=f"--{kind}-mode", fix=fix)
+    return None
+
+
+def rank_in(variable: str) -> int:
+    """Return the rank in an environment variable, which a launcher sets for each process.
+
+    Raises:
+        UsageError: the variable is not set, or is not a rank.
+    """
+    value = os.environ.get(variable, "")
+    fix = "set it, or name another variable in --rank-from"
+    if not value:
+        raise UsageError("VariableMissing", "the environment variable is not set", where=variable, fix=fix)
+    if not (value.isascii() and value.isdecimal() and len(value) < 10 and int(value) < MOST_RANKS):
+        raise UsageError("InvalidVariable", f"{value[:20]!r} is not a rank", where=variable, fix=fix)
+    return int(value)
+
+
+def matching(names: Iterable[str], patterns: Iterable[str]) -> list[str]:
+    """Return the names that equal or match a pattern, each once, in the order of the patterns.
+
+    Raises:
+        MissingInputError: a pattern matches no name.
+    """
+    every, found = list(dict.fromkeys(names)), dict[str, None]()
+    for pattern in patterns:
+        fitting = [pattern] if pattern in every else [name for name in every if fnmatchcase(name, pattern)]
+        if not fitting:
+            raise MissingInputError(
+                "ParameterMissing",
+                f"no parameter matches {pattern!r}",
+                where="--parameter",
+                fix="use a name that `reshard inspect` lists, or a pattern such as '*.weight'",
+            )
+        found |= dict.fromkeys(fitting)
+    return list(found)
+
+
+def directories(option: str, given: tuple[str, ...]) -> dict[str, str]:
+    """Return the directories of NAME=DIR arguments, by name.
+
+    Raises:
+        UsageError: an argument has another form.
+        MissingInputError: a directory does not exist.
+    """
+    found = {}
+    for each in given:
+        name, separator, folder = each.partition("=")
+        if not name or not separator or not folder:
+            fix = f"use the form {option} checkpoints=/data"
+            raise UsageError("InvalidVolume", f"{each!r} is not of the form NAME=DIR", where=option, fix=fix)
+        folder = local_path(folder)
+        if not Path(folder).is_dir():
+            raise MissingInputError(
+                "NotFound", "the directory does not exist", where=folder, fix=f"create it, or correct {option}"
+            )
+        found[name] = folder
+    return found
+
+
+def text_of(path: str) -> str:
+    """Return the content of a resource file.
+
+    Raises:
+        UsageError: the file is not in UTF-8.
+        StorageError: the file cannot be read.
+    """
+    try:
+        return _read(path, 1 << 20).decode("utf-8")
+    except UnicodeDecodeError as error:
+        raise UsageError("NotYaml", "the file is not UTF-8 text", where=path, fix="save it as UTF-8") from error
+
+
+def _read(path: str, most: int) -> bytes:
+    from reshard.storage import open_store, parent_and_name  # noqa: PLC0415 - see reshard.cli.commands
+
+    folder, name = parent_and_name(path)
+    return open_store(folder).read(name, most)
+
+
+def _rename_rules(arguments: dict[str, Any]) -> tuple[RenameRule, ...]:
+    """Return the rules of the rename options.
+
+    Raises:
+        UsageError: one is invalid.
+    """
+    path = arguments["map_file"]
+    named = [*_pairs("--rename", arguments["renames"]), *(_map(path) if path else ())]
+    return (
+        *(RenameRule(new, name=old) for old, new in named),
+        *(RenameRule(new, pattern=old) for old, new in _pairs("--rename-pattern", arguments["patterns"])),
+    )
+
+
+def _pairs(option: str, given: tuple[str, ...]) -> Iterator[tuple[str, str]]:
+    for each in given:
+        old, separator, new = each.partition("=")
+        if not separator:
+            fix = f"use the form {option} old.w=new.w"
+            raise UsageError("InvalidRename", f"{each!r} is not of the form OLD=NEW", where=option, fix=fix)
+        yield old, new
+
+
+def _map(path: str) -> list[tuple[str, str]]:
+    try:
+        return pairs(_read(path, _LARGEST_MAP), _MOST_NAMES, str)
+    except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:
+        what = f"not a JSON object that maps names to names: {error}"
+        raise UsageError("InvalidRename", what, where=path, fix='use the form {"old.w": "new.w"}') from error
+
+
+def _mode(text: str | None) -> int | None:
+    """Return permission bits.
+
+    Raises:
+        UsageError: the text is not an octal number.
+    """
+    if text is None:
+        return None
+    try:
+        mode = int(text, 8)
+    except ValueError:
+        mode = -1
+    if mode < 0:
+        raise UsageError("InvalidMode", f"{text!r} is not an octal mode", where="--file-mode", fix="use a number such as 0640")
+    return mode
