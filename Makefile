@@ -34,7 +34,6 @@ export RESHARD_TEST_PROFILE := $(PROFILE)
 
 BIN := $(VENV)/bin
 READY := $(VENV)/.ready
-PYTHONS := python3.11 python3.12 python3.13
 
 .PHONY: help
 help: ## List the targets
@@ -57,12 +56,12 @@ test: $(READY) ## Run the tests; TIER=unit (or conformance, compiled, s3...) for
 	@PYTHON='$(PYTHON)' sh scripts/test.sh $(BIN)/python $(TIER)
 
 .PHONY: test-pythons
-test-pythons: ## Run the unit tier on every Python of 3.11 to 3.13 that is here
-	@for python in $(PYTHONS); do \
-	  if $$python -c '' 2>/dev/null; then \
-	    echo "== $$python"; $(MAKE) test TIER=unit PYTHON=$$python VENV=.venv-$$python || exit 1; \
+test-pythons: ## Run the unit tier on every Python of 3.11 to 3.14 that is here
+	@for version in 3.11 3.12 3.13 3.14; do \
+	  if python=$$(sh scripts/pythons.sh $$version); then \
+	    echo "== $$python"; $(MAKE) test TIER=unit PYTHON=$$python VENV=.venv-python$$version || exit 1; \
 	  else \
-	    echo "== $$python is not here: left out"; \
+	    echo "== Python $$version is not here: left out"; \
 	  fi; \
 	done
 
