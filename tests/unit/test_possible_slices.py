@@ -9,9 +9,11 @@ import numpy as np
 import pytest
 import rawfiles
 
+import reshard
 from reshard.checkpoint.manifest import MANIFEST_NAME
 from reshard.errors import ReshardError
 from reshard.layout import Layout
+from reshard.mindspore import load_distributed_checkpoint
 from reshard.spec.request import Options, RenameRule, Request
 from reshard.strategy import StrategyFile, dump
 from reshard.transform.run import Result, transform_checkpoint
@@ -62,17 +64,50 @@ def test_what_a_strategy_names_never_comes_from_slices_that_mindspore_leaves(
     assert not (tmp_path / "out").exists()
 
 
-def test_what_may_be_a_slice_is_noted_where_no_strategy_names_it(theirs: Path, tmp_path: Path) -> None:
-    result = transform(theirs, tmp_path / "out", verification="Full")
+@pytest.mark.parametrize("named", [None, "a.w"], ids=["no strategy", "a strategy of others"])
+@pytest.mark.parametrize("output", ["PerRank", "Unified", "Index"])
+def test_what_may_be_a_slice_is_refused_unless_it_is_accepted_by_name(
+    theirs: Path, output: str, named: str | None, tmp_path: Path
+) -> None:
+    strategy = None if named is None or output == "Unified" else naming(tmp_path / "target.ckpt", named)
+    for patterns in ((), ("a.*", "step")):
+        with pytest.raises(ReshardError, match=r"MayBeSlice: parameter b.w: .*hyper_param.*--allow-inconsistent b.w") as error:
+            transform(theirs, tmp_path / "out", strategy, output=output, allow_inconsistent=patterns)
+        assert error.value.exit_code == 65
+        assert not (tmp_path / "out").exists()
+    result = transform(theirs, tmp_path / "out", strategy, output=output, allow_inconsistent=("b.*",), verification="Full")
     assert any("these parameters of MindSpore's hyper_param.safetensors" in note and "b.w" in note for note in result.notes)
+    assert not any("pattern b.*" in note for note in result.notes)
     assert any("CRC32 that MindSpore copied" in note and "part0.safetensors" in note for note in result.notes)
+    assert marks(tmp_path / "out") == ["b.w"]
+
+
+def test_scalars_are_no_slices(theirs: Path, tmp_path: Path) -> None:
+    scalars = {"step": np.array(5, np.int32), "scale": np.ones((1,), np.float32), "rate": np.ones((1, 1), np.float32)}
+    (theirs / HYPER).write_bytes(rawfiles.safetensors(scalars, {"format": "ms"}))
+    assert transform(theirs, tmp_path / "out").complete
+    assert marks(tmp_path / "out") == []
+
+
+def test_a_load_asks_the_same(theirs: Path, tmp_path: Path) -> None:
+    with pytest.raises(ReshardError, match=r"MayBeSlice: parameter b\.w"):
+        reshard.load(str(theirs))
+    assert reshard.load(str(theirs), allow_inconsistent=("b.w",)).keys() == {"a.w", "b.w", "step"}
+    with pytest.raises(ValueError, match=r"MayBeSlice: parameter b\.w"):
+        load_distributed_checkpoint(
+            None, format="safetensors", unified_safetensors_dir=str(theirs), dst_safetensors_dir=str(tmp_path / "out")
+        )
+
+
+def test_each_file_that_is_converted_by_itself_keeps_its_slice(theirs: Path, tmp_path: Path) -> None:
+    transform(theirs / HYPER, tmp_path / "out", output="Same", format="Ckpt")
     assert marks(tmp_path / "out") == ["b.w"]
 
 
 @pytest.mark.parametrize("name", ["b.w", "c.w"])
 @pytest.mark.parametrize("form", ["unified", "unified with an index", "one rank", "two ranks", "converted", "twice"])
 def test_copies_of_what_may_be_a_slice_stay_marked(theirs: Path, form: str, name: str, tmp_path: Path) -> None:
-    out, options = tmp_path / "copy", {"rename": (RenameRule(to=name, name="b.w"),)}
+    out, options = tmp_path / "copy", {"rename": (RenameRule(to=name, name="b.w"),), "allow_inconsistent": ("b.w",)}
     only_a = naming(tmp_path / "only_a.ckpt", "a.w")
     if form == "unified":
         transform(theirs, out, output="Unified", **options)
@@ -99,7 +134,7 @@ def test_copies_of_what_may_be_a_slice_stay_marked(theirs: Path, form: str, name
 
 @pytest.mark.parametrize("chosen", [MAP, INDEX, HYPER])
 def test_files_chosen_by_themselves_stay_marked(theirs: Path, chosen: str, tmp_path: Path) -> None:
-    transform(theirs, tmp_path / "u", output="Unified", hugging_face_index=True)
+    transform(theirs, tmp_path / "u", output="Unified", hugging_face_index=True, allow_inconsistent=("b.w",))
     names = ["b.w"] if chosen == HYPER else ["a.w", "b.w"]
     with pytest.raises(ReshardError, match=r"MayBeSlice: parameter b.w"):
         transform(tmp_path / "u" / chosen, tmp_path / "out", naming(tmp_path / "t.ckpt", *names))
@@ -107,7 +142,7 @@ def test_files_chosen_by_themselves_stay_marked(theirs: Path, chosen: str, tmp_p
 
 @pytest.mark.parametrize("by_pattern", [False, True])
 def test_a_file_of_a_rank_chosen_by_itself_stays_marked(theirs: Path, tmp_path: Path, *, by_pattern: bool) -> None:
-    transform(theirs, tmp_path / "one")
+    transform(theirs, tmp_path / "one", allow_inconsistent=("b.w",))
     (file,) = (tmp_path / "one").glob("rank_0/*")
     source, options = (tmp_path / "one", {"files": "*.safetensors"}) if by_pattern else (file, {})
     with pytest.raises(ReshardError, match=r"MayBeSlice: parameter b.w"):
@@ -127,7 +162,9 @@ def test_slices_that_mindspore_leaves_are_known_without_its_map(theirs: Path, wa
     strategy.write_bytes(dump(StrategyFile("x", {0: layouts}), "protobuf"))
     with pytest.raises(ReshardError, match=r"MayBeSlice: parameter b.w"):
         transform(source, tmp_path / "out", strategy)
-    result = transform(source, tmp_path / "out")
+    with pytest.raises(ReshardError, match=r"MayBeSlice: parameter b.w"):
+        transform(source, tmp_path / "out")
+    result = transform(source, tmp_path / "out", allow_inconsistent=("b.w",))
     assert any("b.w" in note for note in result.notes)
     assert marks(tmp_path / "out") == ["b.w"]
 

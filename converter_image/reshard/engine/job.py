@@ -350,7 +350,8 @@ def _notes_on_copies(model: Model, request: Request) -> list[str]:
         notes.append(f"copies of these parameters differ between source ranks; {taken}: {some(accepted)}")
     if accepted := sorted(model.inconsistent_replicas - model.per_rank):
         notes.append(f"replicas of these parameters differ; those of the lowest ranks are used: {some(accepted)}")
-    unnamed = [p.source_name for p in model.parameters if p.role is Role.REPLICATED]
+    suspect = model.may_be_slices
+    unnamed = [p.source_name for p in model.parameters if p.role is Role.REPLICATED or p.name in suspect]
     patterns = request.options.allow_inconsistent if request.options.output != "Stage" else ()
     unused = [pattern for pattern in patterns if not any(map(NamePattern(pattern).matches, unnamed))]
     return notes + [f"the pattern {pattern} matches no parameter that is in no strategy" for pattern in unused]

@@ -116,7 +116,8 @@ class Options(msgspec.Struct, frozen=True):
         remove_redundancy: whether of the target ranks that hold the same slice of a parameter one writes it, instead of all.
         rename: what parameters are called at the target.
         allow_inconsistent: patterns of the source's names of parameters that no strategy names and whose copies may differ
-            between source ranks. `*` matches any characters. Target rank r gets the copy of source rank r modulo their number.
+            between source ranks, or that may be slices in MindSpore's `hyper_param.safetensors`. `*` matches any characters.
+            Target rank r gets the copy of source rank r modulo their number.
         replicas: what to do with slices that the source's strategy gives to several ranks. "Identical": refuse a source whose
             replicas differ, and read any of them; "LowestRank": read each slice from the lowest rank that holds it.
         crc: whether to write the CRC32 that MindSpore checks.

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 from reshard.checkpoint.arrays import array_of
 from reshard.checkpoint.dtypes import STRING
+from reshard.checkpoint.unified import HYPER_NAME
 from reshard.engine.job import some
 from reshard.errors import DataError, MissingInputError
 from reshard.layout.box import Box
@@ -22,7 +23,7 @@ from reshard.spec.ranks import format_ranks, parse_ranks
 from reshard.transform.slices import check_slices
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator, Mapping, Sequence
+    from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 
     from reshard.checkpoint.inventory import Inventory
     from reshard.checkpoint.manifest import ParameterRecord
@@ -91,6 +92,34 @@ def check_copies(
     if refused:
         raise replicas_differ(_mismatch(opened, copies, refused, differing, "source rank"))
     return frozenset(p.name for p in (*copies.unnamed, *copies.replicas) if p.source_name in differing)
+
+
+def refuse_possible_slices(model: Model, settled: Collection[str], options: Options) -> None:
+    """Refuse to take for whole what MindSpore's `hyper_param.safetensors` may hold rank 0's slice of.
+
+    Args:
+        model: the parameters, and where they go. Where each file is converted by itself nothing is refused.
+        settled: names that a manifest lists as possible slices: they were accepted when its files were written.
+        options: the options of the request.
+
+    Raises:
+        DataError: there are such parameters, and the user does not accept them.
+    """
+    if model.same:
+        return
+    suspect = frozenset(model.inventory.may_be_slices).difference(settled)
+    accepted = [NamePattern(pattern) for pattern in options.allow_inconsistent]
+    names = dict.fromkeys(p.source_name for p in model.parameters if p.source_name in suspect)
+    if refused := [name for name in names if not any(pattern.matches(name) for pattern in accepted)]:
+        first, *others = refused
+        more = f" (the same holds for {len(others)} other parameters: {some(others)})" if others else ""
+        raise DataError(
+            "MayBeSlice",
+            f"it comes from MindSpore's {HYPER_NAME}, which may contain only rank 0's slice of it{more}",
+            where=f"parameter {first}",
+            fix="read the ranks' own files instead, or unify these with reshard (--output unified); if it is whole there, add"
+            f" --allow-inconsistent {quote(first)} (spec.parameters.allowInconsistent)",
+        )
 
 
 def check_stages(

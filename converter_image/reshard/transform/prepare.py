@@ -25,7 +25,7 @@ from reshard.spec.ranks import parse_ranks
 from reshard.spec.request import SETTLED_BY_INDEX, STRICTNESS, Options, Request
 from reshard.storage.cancellable import CancellableStore
 from reshard.telemetry import phase
-from reshard.transform.consistency import check_copies
+from reshard.transform.consistency import check_copies, refuse_possible_slices
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -147,6 +147,7 @@ def prepare_files(  # noqa: PLR0913 - what is read, and how
     with phase("read_headers", files=len(found.by_rank)):
         model = _read(request, store, found, strategies, progress, workers=workers, only=only)
     inventory = model.inventory
+    refuse_possible_slices(model, found.may_be_slices, request.options)
     fully = request.options.verification == "Full"
     try:
         if fully and (marked := sum(file.size for file in inventory.checkable)):
