@@ -327,7 +327,7 @@ GROUPS: dict[str, tuple[_Option, ...]] = {
             "--allow-inconsistent",
             multiple=True,
             metavar="PATTERN",
-            help="Parameters in no strategy that may differ between source ranks, or be slices in MindSpore's hyper_param file. Repeatable.",
+            help="Parameters in no strategy that may differ between ranks, or be slices in MindSpore's hyper_param. Repeatable.",
         ),
         _option(
             _RANKS,
