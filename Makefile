@@ -44,7 +44,7 @@ setup: $(READY) ## Make the environment, with `reshard` in .venv/bin
 
 $(READY): pyproject.toml operator/pyproject.toml constraints.txt scripts/venv.sh scripts/apt.sh
 	@sh scripts/venv.sh '$(PYTHON)' 3.11 '$(VENV)'
-	$(BIN)/python -m pip install --quiet -c constraints.txt -e '.[s3,crypto,dev]' -e ./operator
+	$(BIN)/python -m pip install --quiet -c constraints.txt -e '.[s3,crypto,otel,dev]' -e ./operator
 	@touch $@
 
 .PHONY: demo

@@ -1,17 +1,23 @@
-"""Phases of an operation: how long each takes and how much it moves, in log records and as numbers."""
+"""Phases of an operation: how long each takes and how much it moves, in log records, as numbers and in spans.
+
+Spans are made if the process has loaded OpenTelemetry, whose API then sends them to whatever the application has configured.
+"""
 
 from __future__ import annotations
 
 import logging
+import sys
 import time
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from contextvars import ContextVar
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 from reshard.errors import ReshardError
+from reshard.version import __version__
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
+    from contextlib import AbstractContextManager
 
     Field = int | str
     LogFormat = Literal["text", "json"]
@@ -31,9 +37,10 @@ class Phase:
         fields: facts and measurements, such as `rank` and `bytes_written`.
     """
 
-    def __init__(self, name: str, fields: dict[str, Field]) -> None:
+    def __init__(self, name: str, fields: dict[str, Field], span: Any) -> None:  # noqa: ANN401 - of an optional package
         self.name = name
         self.fields = fields
+        self._span = span if span is not None and span.is_recording() else None
         self._started = time.perf_counter()
         self._seconds: float | None = None
 
@@ -50,10 +57,18 @@ class Phase:
         """Stop the clock, and log how the phase ended."""
         self._seconds = self.seconds
         fields: dict[str, Field | float] = {"phase": self.name, **self.fields, "seconds": self._seconds}
+        if self._span is not None:
+            self._span.set_attributes({f"reshard.{name}": value for name, value in self.fields.items()})
+            context = self._span.get_span_context()
+            fields |= {"trace_id": f"{context.trace_id:032x}", "span_id": f"{context.span_id:016x}"}
         title = self.name.replace("_", " ") + (f" {rank}" if (rank := self.fields.get("rank")) is not None else "")
         if error is not None:  # whoever handles the error reports it
-            fields["error"] = error.reason if isinstance(error, ReshardError) else type(error).__name__
-            log.info("%s: failed after %.3f s (%s)", title, self._seconds, fields["error"], extra=fields)
+            reason = error.reason if isinstance(error, ReshardError) else type(error).__name__
+            if self._span is not None:
+                self._span.set_attribute("error.type", reason)
+                self._span.set_status(_opentelemetry().StatusCode.ERROR, reason)
+            fields["error"] = reason
+            log.info("%s: failed after %.3f s (%s)", title, self._seconds, reason, extra=fields)
             return
         moved = self.fields.get("bytes_written", self.fields.get("bytes_read"))
         if isinstance(moved, int) and self._seconds:
@@ -72,16 +87,17 @@ def phase(name: str, **fields: Field) -> Iterator[Phase]:
         name: name of the phase in snake_case. The duration of a phase with a `rank` is not among `durations`: ranks overlap.
         fields: facts that are known at the start.
     """
-    running = Phase(name, fields)
-    phases = _operation.get()
-    if phases is not None and "rank" not in fields:
-        phases.append(running)
-    try:
-        yield running
-    except BaseException as error:
-        running.end(error)
-        raise
-    running.end(None)
+    with _span(name) as span:
+        running = Phase(name, fields, span)
+        phases = _operation.get()
+        if phases is not None and "rank" not in fields:
+            phases.append(running)
+        try:
+            yield running
+        except BaseException as error:
+            running.end(error)
+            raise
+        running.end(None)
 
 
 @contextmanager
@@ -99,6 +115,20 @@ def operation(name: str, **fields: Field) -> Iterator[Phase]:
             yield whole
     finally:
         _operation.reset(outer)
+
+
+def _opentelemetry() -> Any:  # noqa: ANN401 - an optional package
+    """Return OpenTelemetry's API of traces if the process has loaded it."""
+    return sys.modules.get("opentelemetry.trace")
+
+
+def _span(name: str) -> AbstractContextManager[Any]:
+    api = _opentelemetry()
+    if api is None:
+        return nullcontext()
+    tracer = api.get_tracer("reshard", __version__)
+    span: AbstractContextManager[Any] = tracer.start_as_current_span(name, record_exception=False, set_status_on_exception=False)
+    return span
 
 
 def durations() -> dict[str, float]:

@@ -40,6 +40,7 @@ _GRACE_SECONDS = 30
 # Measured with S3, where eight files are fetched ahead at a time: 190 MB, and 5 MB for each thousand parameter names.
 _PLAN_BYTES = 256 << 20
 _SPEC_KEY = "spec.json"
+_TRACEPARENT = "TRACEPARENT"
 # A character takes at most 4 bytes in a ConfigMap, which holds 1 MiB, and 12 in a request, which holds 3 MiB.
 _MOST_CHARACTERS = 192 << 10
 
@@ -216,6 +217,8 @@ def _pod(transform: Transform, config: Config, step: str, variables: dict[str, s
         "RESHARD_LOG_LEVEL": config.log_level,
         **variables,
     }
+    if all(variable.name != _TRACEPARENT for variable in overrides.env):
+        environment[_TRACEPARENT] = _trace_of(transform)
     container: Object = {
         "name": CONTAINER,
         "image": config.converter_image,
@@ -258,6 +261,12 @@ def _pod(transform: Transform, config: Config, step: str, variables: dict[str, s
         if value:
             pod[name] = list(value) if isinstance(value, tuple) else value
     return pod
+
+
+def _trace_of(transform: Transform) -> str:
+    """The W3C trace context that all pods of an attempt have in common. Its parent span is nobody's."""
+    digest = _sha256(f"{transform.uid}/{transform.attempt}")
+    return f"00-{digest[:32]}-{digest[32:48]}-01"
 
 
 def _volumes(spec: TransformSpec, step: str) -> tuple[list[Object], list[Object]]:

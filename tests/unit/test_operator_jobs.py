@@ -44,6 +44,28 @@ def test_pods_log_as_the_operator_does() -> None:
     assert variables(ranks_job())["RESHARD_LOG_FORMAT"] == "json"
 
 
+def test_the_pods_of_an_attempt_share_a_trace() -> None:
+    def traces(uid: str = "uid", **spec: Any) -> set[str]:
+        transform = Transform.parse(resource(uid, **spec))
+        made = (
+            jobs.plan_job(transform, CONFIG),
+            jobs.ranks_job(transform, CONFIG, PLANNED),
+            jobs.commit_job(transform, CONFIG, PLANNED),
+        )
+        return {variables(job)["TRACEPARENT"] for job in made}
+
+    different = [traces(), traces("other"), traces(execution={"attempt": 2})]
+    assert [len(found) for found in different] == [1, 1, 1]
+    assert len(set.union(*different)) == 3
+    assert all(re.fullmatch("00-[0-9a-f]{32}-[0-9a-f]{16}-01", found) for found in set.union(*different))
+    own = f"00-{'a' * 32}-{'b' * 16}-01"
+    template = {"env": [{"name": "TRACEPARENT", "value": own}, {"name": "OTEL_EXPORTER_OTLP_ENDPOINT", "value": "http://c:4318"}]}
+    assert traces(execution={"podTemplate": template}) == {own}
+    job = jobs.plan_job(Transform.parse(resource(execution={"podTemplate": template})), CONFIG)
+    names = [each["name"] for each in pod_of(job)["containers"][0]["env"]]
+    assert names.count("TRACEPARENT") == names.count("OTEL_EXPORTER_OTLP_ENDPOINT") == 1
+
+
 def test_the_last_line_of_a_log_says_why_a_pod_failed() -> None:
     for line in ("no space", '{"level": "ERROR", "message": "no space"}'):
         ended = {"exitCode": 1, "message": f"Traceback\n{line}\n"}

@@ -8,6 +8,7 @@ import signal
 import sys
 import threading
 import traceback
+from contextlib import ExitStack
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, Self
 
@@ -23,7 +24,6 @@ if TYPE_CHECKING:
     from collections.abc import Sequence
     from types import FrameType
 
-    from reshard.cli.console import LogHandler
 
 # Enough for a cancelled command to clean up, unless its storage hangs. The next run removes what is left.
 _PATIENCE_SECONDS = 1.8
@@ -36,12 +36,14 @@ class Invocation:
 
     Attributes:
         debug: whether a failure prints its traceback.
-        log_handler: the handler of log records, once the options are parsed.
+        exports_traces: whether the command may configure OpenTelemetry, which belongs to the process.
+        telemetry: ends logging and tracing when the command has ended.
         cancellation: stops the work on a signal.
     """
 
     debug: bool = False
-    log_handler: LogHandler | None = None
+    exports_traces: bool = False
+    telemetry: ExitStack = field(default_factory=ExitStack)
     cancellation: Cancellation = field(default_factory=Cancellation)
 
 
@@ -76,18 +78,15 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 
 def _main(arguments: Sequence[str] | None, *, patience: float | None) -> int:
-    invocation = Invocation()
+    invocation = Invocation(exports_traces=patience is not None)
     signals = _Signals(invocation, patience)
-    with console.usable():
+    with console.usable(), invocation.telemetry:
         try:
             with signals:
                 return _run(sys.argv[1:] if arguments is None else list(arguments), invocation)
         except CancelledError as error:  # a signal can also arrive while another outcome is being reported
             signals.reported = True
             return _report(error, invocation, code=128 + (signals.received or signal.SIGTERM))
-        finally:
-            if invocation.log_handler is not None:
-                invocation.log_handler.close()
 
 
 def _run(arguments: list[str], invocation: Invocation) -> int:  # noqa: PLR0911 - one return per kind of outcome

@@ -16,6 +16,7 @@ from click.shell_completion import get_completion_class
 from reshard.cli import console
 from reshard.cli.options import options
 from reshard.cli.request import DIRECTORY, PATH, access_of, directories, encryption_of, rank_in, request_of, text_of
+from reshard.cli.traces import exported
 from reshard.errors import UsageError
 from reshard.spec.ranks import format_ranks
 from reshard.version import __version__
@@ -57,7 +58,10 @@ _CONTEXT = cloup.Context.settings(help_option_names=["-h", "--help"], max_conten
 def cli(invocation: Invocation, debug: bool, log_level: str, log_format: LogFormat) -> None:
     """Reshard distributed checkpoints: any number of ranks to any other, exact and verified, in bounded memory."""
     invocation.debug = debug
-    invocation.log_handler = console.LogHandler(log_level, log_format)
+    handler = console.LogHandler(log_level, log_format)
+    invocation.telemetry.callback(handler.close)
+    if invocation.exports_traces:
+        invocation.telemetry.enter_context(exported(handler))
 
 
 _WRITE = cloup.Section("Write checkpoints")

@@ -157,6 +157,7 @@ class LogHandler(logging.Handler):
 
     def __init__(self, level: str, form: LogFormat) -> None:
         super().__init__()
+        self.setLevel(level.upper())
         self.structured = form == "json"
         self.setFormatter(formatter(form))
         self._before = log.level

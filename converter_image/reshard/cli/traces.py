@@ -1,0 +1,94 @@
+"""Traces of a command, exported with OpenTelemetry if its environment variables ask for them.
+
+The library makes spans as soon as the process has loaded OpenTelemetry (`reshard.telemetry`). This module loads and configures it
+for the command line. Nothing here may fail or delay a command, and only a traced command imports it.
+"""
+
+# ruff: noqa: PLC0415 - see above
+
+from __future__ import annotations
+
+import logging
+import os
+import threading
+from contextlib import contextmanager
+from typing import TYPE_CHECKING, Any
+
+from reshard.telemetry import log
+from reshard.version import __version__
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator, Mapping
+
+_PROTOCOL = "http/protobuf"
+# Spans that a collector has not taken by then are dropped.
+_SHUTDOWN_SECONDS = 3.0
+
+
+@contextmanager
+def exported(handler: logging.Handler, environment: Mapping[str, str] = os.environ) -> Iterator[None]:
+    """Export the spans that end in the body, if the environment asks for it.
+
+    Args:
+        handler: receives the warnings of OpenTelemetry.
+        environment: environment variables, as the specification of OpenTelemetry names them.
+    """
+    provider = None
+    if _is_requested(environment):
+        # Not all of them: one logger quotes OTEL_EXPORTER_OTLP_HEADERS, which may hold credentials.
+        logging.getLogger("opentelemetry").addHandler(logging.NullHandler())
+        for name in ("opentelemetry.exporter", "opentelemetry.sdk"):
+            logging.getLogger(name).addHandler(handler)
+        provider = _started(environment)
+    try:
+        yield
+    finally:
+        if provider is not None:
+            ending = threading.Thread(target=provider.shutdown, name="reshard-traces", daemon=True)
+            ending.start()
+            ending.join(_SHUTDOWN_SECONDS)
+            if ending.is_alive():
+                log.warning("the OTLP collector did not take all spans within %.0f s", _SHUTDOWN_SECONDS)
+
+
+def _is_requested(environment: Mapping[str, str]) -> bool:
+    """Return whether the environment names an exporter that this module has."""
+    if environment.get("OTEL_SDK_DISABLED", "").strip().lower() == "true":
+        return False
+    has_endpoint = any(environment.get(f"OTEL_EXPORTER_OTLP_{name}") for name in ("ENDPOINT", "TRACES_ENDPOINT"))
+    exporters = environment.get("OTEL_TRACES_EXPORTER") or ("otlp" if has_endpoint else "none")
+    if exporters == "none":
+        return False
+    protocol = (
+        environment.get("OTEL_EXPORTER_OTLP_TRACES_PROTOCOL") or environment.get("OTEL_EXPORTER_OTLP_PROTOCOL") or _PROTOCOL
+    )
+    if (exporters, protocol) == ("otlp", _PROTOCOL):
+        return True
+    log.warning("no traces are exported: %s over %s is not supported; use otlp over %s", exporters, protocol, _PROTOCOL)
+    return False
+
+
+def _started(environment: Mapping[str, str]) -> Any:
+    """Configure OpenTelemetry. Return its provider of tracers, or None if that fails."""
+    try:
+        from opentelemetry import context, trace
+        from opentelemetry.exporter.otlp.proto.http.trace_exporter import OTLPSpanExporter
+        from opentelemetry.sdk.resources import OTELResourceDetector, Resource
+        from opentelemetry.sdk.trace import TracerProvider
+        from opentelemetry.sdk.trace.export import BatchSpanProcessor
+        from opentelemetry.trace.propagation.tracecontext import TraceContextTextMapPropagator
+
+        named = OTELResourceDetector().detect().attributes
+        resource = Resource.create({"service.name": "reshard", "service.version": __version__, **named})
+        provider = TracerProvider(resource=resource, shutdown_on_exit=False)
+        provider.add_span_processor(BatchSpanProcessor(OTLPSpanExporter()))
+        trace.set_tracer_provider(provider)
+        outer = {name: environment[name.upper()] for name in ("traceparent", "tracestate") if name.upper() in environment}
+        context.attach(TraceContextTextMapPropagator().extract(outer))
+    except ImportError as error:
+        log.warning("no traces are exported: %s is not installed; pip install 'reshard[otel]'", error.name)
+        return None
+    except Exception as error:  # noqa: BLE001 - whatever is wrong with its configuration, the command runs
+        log.warning("no traces are exported: %s: %s", type(error).__name__, error)
+        return None
+    return provider
