@@ -1,13 +1,13 @@
-# Everything that a developer or a CI machine runs. `make help` lists it.
+# Commands for development and continuous integration. `make help` lists them.
 #
-#   PYTHON   the interpreter that the environment is made from, 3.11 or newer (python3)
-#   VENV     where the environment is (.venv)
-#   TIER     the tiers of tests to run, for `make test` (all)
-#   BASELINE a revision whose build `make bench` measures next to this one (none)
-#   DIST     where `make dist` puts what it builds (dist)
-#   VERSION  the version that `make release` prepares
-#   PROFILE  how many random cases tests try: development or ci (ci if CI=true, else development)
-#   REGISTRY, PLATFORMS, TAG, ENGINE   of the images, for `make images` (scripts/images.sh)
+#   PYTHON   Python interpreter for the environment, 3.11 or later (python3)
+#   VENV     folder of the environment (.venv)
+#   TIER     test tiers for `make test` (all)
+#   BASELINE revision that `make bench` measures next to this one (none)
+#   DIST     output folder of `make dist` (dist)
+#   VERSION  version for `make release`
+#   PROFILE  number of random cases in tests: development or ci (ci if CI=true, otherwise development)
+#   REGISTRY, PLATFORMS, TAG, ENGINE   settings of `make images` (scripts/images.sh)
 
 PYTHON ?= python3
 VENV ?= .venv
@@ -23,7 +23,7 @@ MAKEFLAGS += --no-print-directory
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
 
-# What the tools remember is kept outside the tree, apart for every checkout.
+# Caches of the tools are outside the tree, separate for each checkout.
 export RESHARD_CACHE := $(or $(XDG_CACHE_HOME),$(HOME)/.cache)/reshard
 TREE_CACHE := $(RESHARD_CACHE)/tree-$(shell printf %s '$(CURDIR)' | cksum | cut -d ' ' -f 1)
 export RUFF_CACHE_DIR := $(TREE_CACHE)/ruff
@@ -40,7 +40,7 @@ help: ## List the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-13s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
 
 .PHONY: setup
-setup: $(READY) ## Make the environment, with `reshard` in .venv/bin
+setup: $(READY) ## Create the environment, with `reshard` in .venv/bin
 
 $(READY): pyproject.toml operator/pyproject.toml constraints.txt scripts/venv.sh scripts/apt.sh
 	@sh scripts/venv.sh '$(PYTHON)' 3.11 '$(VENV)'
@@ -48,29 +48,29 @@ $(READY): pyproject.toml operator/pyproject.toml constraints.txt scripts/venv.sh
 	@touch $@
 
 .PHONY: demo
-demo: $(READY) ## Reshard a small checkpoint, from start to end
+demo: $(READY) ## Reshard a small checkpoint
 	@PATH="$(abspath $(BIN)):$$PATH" sh examples/demo.sh
 
 .PHONY: test
-test: $(READY) ## Run the tests; TIER=unit (or conformance, compiled, s3...) for one of them
+test: $(READY) ## Run the tests; TIER=unit (or conformance, compiled, s3...) runs one tier
 	@PYTHON='$(PYTHON)' sh scripts/test.sh $(BIN)/python $(TIER)
 
 .PHONY: test-pythons
-test-pythons: ## Run the unit tier on every Python of 3.11 to 3.14 that is here
+test-pythons: ## Run the unit tier on every installed Python from 3.11 to 3.14
 	@for version in 3.11 3.12 3.13 3.14; do \
 	  if python=$$(sh scripts/pythons.sh $$version); then \
 	    echo "== $$python"; $(MAKE) test TIER=unit PYTHON=$$python VENV=.venv-python$$version || exit 1; \
 	  else \
-	    echo "== Python $$version is not here: left out"; \
+	    echo "== Python $$version is not installed: skipped"; \
 	  fi; \
 	done
 
 .PHONY: cluster
-cluster: $(READY) ## Start a Kubernetes cluster as the tests have it; Ctrl-C ends it
+cluster: $(READY) ## Start the Kubernetes cluster of the tests; Ctrl-C stops it
 	@PYTHON='$(PYTHON)' sh scripts/cluster.sh $(BIN)/python up
 
 .PHONY: cluster-demo
-cluster-demo: $(READY) ## Install the chart and run the examples: in the cluster of KUBECONFIG, else in one of its own
+cluster-demo: $(READY) ## Install the chart and run the examples, in the cluster of KUBECONFIG or in a new one
 	@if [ -n "$$KUBECONFIG" ]; then sh examples/cluster-demo.sh; \
 	else PYTHON='$(PYTHON)' sh scripts/cluster.sh $(BIN)/python run -- sh examples/cluster-demo.sh; fi
 
@@ -90,19 +90,19 @@ images: ## Build both images and push them: REGISTRY=... [PLATFORMS=linux/amd64,
 	@ENGINE='$(ENGINE)' sh scripts/images.sh '$(REGISTRY)' '$(PLATFORMS)' '$(TAG)'
 
 .PHONY: lint
-lint: $(READY) ## Check style, types and the arrows between modules
+lint: $(READY) ## Check style, types and imports between modules
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
 	$(BIN)/lint-imports --cache-dir $(TREE_CACHE)/import-linter
 
 .PHONY: format
-format: $(READY) ## Rewrite the code in the house's style
+format: $(READY) ## Format the code
 	$(BIN)/ruff check --fix-only .
 	$(BIN)/ruff format .
 
 .PHONY: docs
-docs: $(READY) ## Make docs/api.md, docs/cli.md, the chart's copy of the CRD and the chart's reference
+docs: $(READY) ## Generate docs/api.md, docs/cli.md, the chart's copy of the CRD and the chart's reference
 	$(BIN)/python scripts/api_reference.py >docs/api.md
 	$(BIN)/python scripts/cli_reference.py >docs/cli.md
 	cp crds/checkpointtransforms.yaml helm/reshard/files/
@@ -117,18 +117,18 @@ docs-site: $(VENV)/.docs ## Build the documentation site in build/site; a broken
 	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict --site-dir build/site
 
 .PHONY: bench
-bench: $(READY) ## Measure speed and memory; BASELINE=REVISION next to another build, CASES="..." for some of the cases
+bench: $(READY) ## Measure speed and memory; BASELINE=REVISION compares with another build, CASES="..." selects cases
 	@RESHARD_MINDSPORE_PYTHON="$${RESHARD_MINDSPORE_PYTHON:-$(firstword $(wildcard $(RESHARD_CACHE)/mindspore-*/bin/python))}" \
 	  $(BIN)/python benchmarks/run.py $(CASES) $(if $(BASELINE),--baseline "$$(sh scripts/baseline.sh '$(PYTHON)' '$(BASELINE)')")
-	@PYTHON='$(PYTHON)' sh scripts/cluster.sh $(BIN)/python run -- $(BIN)/python benchmarks/on_cluster.py || [ $$? -eq 3 ]  # said why
+	@PYTHON='$(PYTHON)' sh scripts/cluster.sh $(BIN)/python run -- $(BIN)/python benchmarks/on_cluster.py || [ $$? -eq 3 ]  # 3: skipped, with a reason
 
 .PHONY: bench-s3
-bench-s3: $(READY) ## The same from S3 to S3, beside raw requests for the same bytes
+bench-s3: $(READY) ## Measure transforms from S3 to S3, and raw requests for the same bytes
 	@export $$(sh tests/s3/prepare.sh versitygw) && $(BIN)/python benchmarks/s3.py && $(BIN)/python benchmarks/s3.py long-rows --copy-mode server
 
-# The one target that chooses versions: the newest that pyproject.toml allows, on every Python and machine it names.
+# The only target that selects versions: the newest that pyproject.toml allows, for all supported Pythons and platforms.
 .PHONY: constraints
-constraints: ## Choose the versions in constraints.txt anew
+constraints: ## Update the versions in constraints.txt
 	@sh scripts/venv.sh '$(PYTHON)' 3.11 '$(RESHARD_CACHE)/uv'
 	@$(RESHARD_CACHE)/uv/bin/python -m pip install --quiet --upgrade uv
 	$(RESHARD_CACHE)/uv/bin/uv pip compile --quiet --universal --python-version 3.11 --all-extras --upgrade --no-annotate \
@@ -136,6 +136,6 @@ constraints: ## Choose the versions in constraints.txt anew
 	  pyproject.toml operator/pyproject.toml scripts/dist-requirements.txt
 
 .PHONY: clean
-clean: ## Remove the environments and what the tools remember of this tree
+clean: ## Remove environments, build results and caches
 	rm -rf .venv .venv-* build dist $(TREE_CACHE)
 	find . -name __pycache__ -type d -prune -exec rm -rf {} +

@@ -5,7 +5,7 @@
 # each into hyper_param.safetensors, the file for parameters that are whole on every rank.
 #
 # A good guess: a refused parameter is in no file, as the function's documentation says, so whatever a unified checkpoint holds is
-# whole. A program that reads all files of the folder loads a slice as if it were the parameter; nothing in the file tells.
+# whole. A program that reads all files of the folder loads a slice as if it were the parameter. The file does not mark it as a slice.
 set -eu
 . "$(dirname "$0")/lib/environment.sh"
 install mindspore==2.10.0 numpy==1.26.4 safetensors==0.7.0
