@@ -156,3 +156,28 @@ def test_nothing_is_loaded_unless_traces_are_asked_for(made: disk.Checkpoint, tm
     loaded = done.stderr.split()
     assert "reshard.telemetry" in loaded
     assert not [name for name in loaded if name.startswith("opentelemetry")]
+
+
+def test_an_application_gets_the_spans_of_the_library(made: disk.Checkpoint, tmp_path: Path) -> None:
+    code = """
+import sys
+from opentelemetry import trace
+from opentelemetry.sdk.trace import TracerProvider
+from opentelemetry.sdk.trace.export import SimpleSpanProcessor
+from opentelemetry.sdk.trace.export.in_memory_span_exporter import InMemorySpanExporter
+from reshard.cli import main
+
+exporter, provider = InMemorySpanExporter(), TracerProvider()
+provider.add_span_processor(SimpleSpanProcessor(exporter))
+trace.set_tracer_provider(provider)
+with trace.get_tracer("mine").start_as_current_span("mine"):
+    code = main()
+print(*(f"{span.name}:{span.parent is not None}" for span in exporter.get_finished_spans()))
+sys.exit(code)
+"""
+    given = os.environ | {"OTEL_EXPORTER_OTLP_ENDPOINT": "http://127.0.0.1:9"}  # not for a command in another program
+    command = [sys.executable, "-c", code, *made.arguments(tmp_path / "out")]
+    done = subprocess.run(command, env=given, capture_output=True, text=True, check=True)
+    *_, spans = done.stdout.splitlines()
+    assert spans.split()[-2:] == ["transform_checkpoint:True", "mine:False"]
+    assert "span" not in done.stderr

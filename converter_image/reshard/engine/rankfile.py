@@ -138,26 +138,24 @@ def write_alone(job: Job, rank: int, url: str, *, share: Budget) -> None:
         BugError: the file differs from the source; it is kept next to its place, as FILE.rejected.
         ReshardError: it could not be written or compared; nothing of it is left.
     """
-    folder, path = parent_and_name(url)
-    store, plan = open_store(folder), job.planner.plan(rank)
-    writer = store.create(
-        path,
-        temporary=f"{path}.{uuid.uuid4().hex}.tmp",
-        mode=job.request.options.file_mode,
-        size=job.file_size(rank),
-        memory=share.upload,
-    )
-    try:
-        produce(job, plan, writer, Conditions(ahead=share.ahead))
-        writer.finish()
-    finally:
-        writer.abort()
+    with phase("write_rank", rank=rank) as measured:
+        folder, path = parent_and_name(url)
+        store, plan, size = open_store(folder), job.planner.plan(rank), job.file_size(rank)
+        conditions = Conditions(ahead=share.ahead)
+        temporary, mode = f"{path}.{uuid.uuid4().hex}.tmp", job.request.options.file_mode
+        writer = store.create(path, temporary=temporary, mode=mode, size=size, memory=share.upload)
+        try:
+            produce(job, plan, writer, conditions)
+            writer.finish()
+        finally:
+            writer.abort()
 
-    def set_aside() -> str:
-        store.move(path, f"{path}.rejected")
-        return f"{url}.rejected"
+        def set_aside() -> str:
+            store.move(path, f"{path}.rejected")
+            return f"{url}.rejected"
 
-    _verify(job, plan, store, path, set_aside, Cancellation())
+        _verify(job, plan, store, path, set_aside, Cancellation())
+        measured.measure(bytes_read=conditions.count.nbytes, bytes_written=size)
 
 
 def assemble(job: Job, plan: RankPlan, writer: Writer, conditions: Conditions, limits: PartLimits) -> str:
