@@ -72,6 +72,25 @@ def test_its_commands_run(page: Path, workplace: Path) -> None:
     assert workplace == Path.cwd()
 
 
+@pytest.mark.usefixtures("workplace")
+def test_the_output_of_the_example_is_real(capsys: pytest.CaptureFixture[str]) -> None:
+    page = (ROOT / "README.md").read_text()
+    ((commands, output),) = re.findall(r"```sh\n(.*?)```\n\n```\n(.*?)```", page, re.DOTALL)
+    for line in commands.splitlines():
+        assert main(shlex.split(line)[1:]) == 0
+    measured = re.compile(r"[\d.]+ s \([\d.]+ MB/s\), [\d.]+ MB memory")
+    assert measured.sub("", output) == measured.sub("", capsys.readouterr().out)
+
+
+def test_the_error_of_the_example_is_real(workplace: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    page = ROOT / "docs" / "get-started.md"
+    shutil.rmtree(workplace / "src_checkpoints" / "rank_5")
+    (transform,) = re.findall(r"^reshard transform .*", "".join(blocks(page, "sh")), re.MULTILINE)
+    assert main(shlex.split(transform)[1:]) != 0
+    (error,) = re.findall(r"^reshard: .*", page.read_text(), re.MULTILINE)
+    assert error in capsys.readouterr().err
+
+
 @pytest.mark.parametrize("page", PAGES, ids=lambda page: str(page.relative_to(ROOT)))
 def test_its_links_lead_somewhere(page: Path) -> None:
     for target, anchor in _LINK.findall(page.read_text()):
