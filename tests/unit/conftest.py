@@ -1,15 +1,28 @@
-"""What tests of the command line share."""
+"""What tests of the command line and of S3 share."""
 
 from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
 import pytest
+import thin_s3
 
 from reshard.cli import main
+from reshard.storage.s3 import client
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Iterator
+
+
+@pytest.fixture
+def server(monkeypatch: pytest.MonkeyPatch) -> Iterator[thin_s3.ThinServer]:
+    """A small S3 server, and the environment that names it."""
+    client.client_of.cache_clear()
+    with thin_s3.running() as found:
+        for name, value in found.environment().items():
+            monkeypatch.setenv(name, value)
+        yield found
+    client.client_of.cache_clear()
 
 
 @pytest.fixture

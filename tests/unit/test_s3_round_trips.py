@@ -2,40 +2,30 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 import msgspec
 import numpy as np
 import pytest
 import rawfiles
-import thin_s3
 
-from reshard.errors import AccessError, RequestError
+from reshard.errors import AccessError, MissingInputError, RequestError
 from reshard.progress import Cancellation
 from reshard.spec.request import Options, RenameRule, Request
 from reshard.storage import open_store
-from reshard.storage.s3 import client
 from reshard.transform.complete import commit_checkpoint
 from reshard.transform.run import transform_checkpoint
 from reshard.transform.unchanged import find_complete
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
     from pathlib import Path
+
+    import thin_s3
 
     from reshard.transform.run import Result
 
 KEYS = [f"rank_{number}/x&y <{number}>.ckpt" for number in range(1200)]
-
-
-@pytest.fixture
-def server(monkeypatch: pytest.MonkeyPatch) -> Iterator[thin_s3.ThinServer]:
-    client.client_of.cache_clear()
-    with thin_s3.running() as found:
-        for name, value in found.environment().items():
-            monkeypatch.setenv(name, value)
-        yield found
-    client.client_of.cache_clear()
 
 
 def put_all(server: thin_s3.ThinServer, keys: list[str]) -> None:
@@ -249,6 +239,26 @@ def test_overwrite_finds_damage_at_the_target(server: thin_s3.ThinServer, done: 
     options = msgspec.structs.replace(done.options, overwrite="Replace")
     assert run_again(server, msgspec.structs.replace(done, options=options))[1]
     assert server.objects[key].content == content
+
+
+@pytest.mark.parametrize("change", ["content", "version"])
+def test_a_commit_compares_the_versions_of_objects(server: thin_s3.ThinServer, change: str) -> None:
+    """They come with the listing; of an object of another version, such as a copy, blocks are compared."""
+    for rank in range(4):
+        put_rank(server, rank, rank)
+    request = Request("s3://bucket/src", "s3://bucket/out", options=Options(output="Same"))
+    transform_checkpoint(request, workers=1, commit=False)
+    key = ("bucket", "out/rank_2/net-1_100.ckpt")
+    found = server.objects[key]
+    if change == "version":
+        server.objects[key] = replace(found, etag='"another"')
+        assert commit_checkpoint("s3://bucket/out").ranks == "0-3"
+        return
+    server.put(*key, found.content[:-1] + b"?")
+    with pytest.raises(MissingInputError, match=r"RanksUnfinished.*rank 2 of 4 ranks"):
+        commit_checkpoint("s3://bucket/out")
+    server.objects[key] = found
+    assert commit_checkpoint("s3://bucket/out").ranks == "0-3"
 
 
 def test_times_of_a_folder_prove_nothing(tmp_path: Path) -> None:

@@ -20,23 +20,13 @@ from reshard.target import lock
 from reshard.target.folder import LOCK
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator
+    from collections.abc import Callable
     from pathlib import Path
 
     from reshard.storage.protocol import Store
 
 MODE = 0o640
 CONTENT = bytes(range(256)) * (20 << 12)  # of three parts
-
-
-@pytest.fixture
-def server(monkeypatch: pytest.MonkeyPatch) -> Iterator[thin_s3.ThinServer]:
-    client.client_of.cache_clear()
-    with thin_s3.running() as found:
-        for name, value in found.environment().items():
-            monkeypatch.setenv(name, value)
-        yield found
-    client.client_of.cache_clear()
 
 
 def write(store: Store, path: str, content: bytes = CONTENT) -> None:

@@ -4,6 +4,7 @@ that is not."""
 from __future__ import annotations
 
 import json
+import shutil
 from typing import TYPE_CHECKING, Any
 
 import disk
@@ -28,6 +29,7 @@ from reshard.transform.complete import commit_checkpoint, commit_if_complete
 from reshard.transform.run import transform_checkpoint
 
 if TYPE_CHECKING:
+    from collections.abc import Callable
     from pathlib import Path
 
 
@@ -134,7 +136,7 @@ def test_a_transform_says_that_only_a_part_is_there(
     made: disk.Checkpoint, target: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     assert run(made, target, "--ranks", "1") == 0
-    assert "rank 1 of 6 only" in capsys.readouterr().out
+    assert "(ranks 1 of 6)" in capsys.readouterr().out
     assert run(made, target) == 0
     assert right(made, target)
 
@@ -176,6 +178,31 @@ def test_a_damaged_file_is_written_again_with_overwrite(made: disk.Checkpoint, t
     assert main(["verify", str(target)]) == 65
     assert run(made, target, "--overwrite") == 0
     assert right(made, target)
+
+
+ROOMS: dict[str, tuple[int, Callable[[Path], object]]] = {
+    "a rank more": (65, lambda target: shutil.copytree(target / "rank_5", target / "rank_6")),
+    "a file more": (65, lambda target: shutil.copy(rank_file(target, 5), target / "rank_5" / "net-1_200.ckpt")),
+    "a rank less": (66, lambda target: shutil.rmtree(target / "rank_5")),
+    "a file less": (66, lambda target: rank_file(target, 5).unlink()),
+    "other files": (0, lambda target: (target / "rank_6").mkdir() or (target / "rank_5" / "notes.txt").touch()),
+}
+
+
+@pytest.mark.parametrize("change", ROOMS)
+def test_a_checkpoint_has_exactly_the_files_of_its_manifest(made: disk.Checkpoint, target: Path, change: str) -> None:
+    assert run(made, target) == 0
+    code, act = ROOMS[change]
+    act(target)
+    assert main(["verify", str(target)]) == code
+
+
+def test_a_manifest_says_which_ranks_it_lists(made: disk.Checkpoint, target: Path, refused: Callable[..., str]) -> None:
+    assert run(made, target) == 0
+    path = target / MANIFEST_NAME
+    manifest = json.loads(path.read_text())
+    path.write_text(json.dumps(manifest | {"ranks": "0-6"}))
+    assert "ranks 0-6 are complete, and lists the files of ranks 0-5" in refused(65, "ContentChanged", "verify", str(target))
 
 
 def interrupted(made: disk.Checkpoint, target: Path, after: int) -> None:

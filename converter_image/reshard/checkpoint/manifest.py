@@ -44,6 +44,7 @@ class FileRecord(_Document, frozen=True):
         verified: how much of it was compared with the source.
         stage: the pipeline stage of the source that it was made from; null: of all.
         sample: a digest of five blocks of the file, see `reshard.storage.digest.sample_of`.
+        version: the ETag of the object that was written; empty in a file system.
         seconds: how long it took to write and verify the file. A measurement, like `Manifest.durations`.
     """
 
@@ -55,6 +56,7 @@ class FileRecord(_Document, frozen=True):
     verified: Verified
     stage: int | None = None
     sample: str = ""
+    version: str = ""
     seconds: float = 0.0
 
 

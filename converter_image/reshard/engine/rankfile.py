@@ -121,10 +121,10 @@ def write_rank(
                 digest = _recorded_digest(job, store, where, guard.cancellation)
             _verify(job, plan, store, where, lambda: state.reject(path, staged=staged), guard.cancellation)
             with closing(store.open(where)) as written:
-                sample = sample_of(written, remote=store.remote)
+                sample, version = sample_of(written, remote=store.remote), written.version if store.remote else ""
             read, level = conditions.count.nbytes, job.request.options.verification
             measured.measure(bytes_read=read, bytes_written=size)
-            record = FileRecord(rank, path, size, digest, read, level, job.stage, sample, measured.seconds)
+            record = FileRecord(rank, path, size, digest, read, level, job.stage, sample, version, measured.seconds)
             state.record(record)
         finally:
             writer.abort()

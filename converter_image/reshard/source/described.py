@@ -146,22 +146,16 @@ def check_described(store: ReadStore, manifest: Manifest, entries: Sequence[Stat
         RequestError: there are checkpoint files that it does not list.
     """
     known = {record.path: record for record in manifest.files}
-    there = _files_there(store, entries, beside=not all("/" in path for path in known))
+    there = files_there(store, manifest, entries)
+    if added := unlisted(manifest, there):
+        raise RequestError(
+            "AmbiguousFiles",
+            f"the manifest does not list {preview(added)}: training may have continued in this folder",
+            where=store.url,
+            fix=_choices(manifest, added),
+        )
+    refuse_missing(store, manifest, there)
     with ThreadPoolExecutor(files_at_once(1, remote=store.remote)) as pool:
-        if added := [path for path in there if path not in known and is_candidate(path)]:
-            raise RequestError(
-                "AmbiguousFiles",
-                f"the manifest does not list {preview(added)}: training may have continued in this folder",
-                where=store.url,
-                fix=_choices(manifest, added),
-            )
-        if gone := [path for path in known if path not in there]:
-            raise MissingInputError(
-                "FileMissing",
-                f"files that the manifest lists are missing: {preview(gone)}",
-                where=store.url,
-                fix="restore the files",
-            )
         changes = pool.map(lambda record: _change(store, record, there[record.path]), known.values())
         if changed := [change for change in changes if change is not None]:
             more = f" (and {len(changed) - 1} more files)" if len(changed) > 1 else ""
@@ -173,14 +167,38 @@ def check_described(store: ReadStore, manifest: Manifest, entries: Sequence[Stat
             )
 
 
-def _files_there(store: ReadStore, entries: Sequence[Stat], *, beside: bool) -> dict[str, Stat]:
+def unlisted(manifest: Manifest, there: Iterable[str]) -> list[str]:
+    """Return the checkpoint files among these paths that a manifest does not list."""
+    known = {record.path for record in manifest.files}
+    return [path for path in there if path not in known and is_candidate(path)]
+
+
+def refuse_missing(store: ReadStore, manifest: Manifest, there: Collection[str]) -> None:
+    """Refuse a folder without a file that its manifest lists.
+
+    Raises:
+        MissingInputError: a file is missing.
+    """
+    if gone := [record.path for record in manifest.files if record.path not in there]:
+        raise MissingInputError(
+            "FileMissing",
+            f"files that the manifest lists are missing: {preview(gone)}",
+            where=store.url,
+            fix="restore the files",
+        )
+
+
+def files_there(store: ReadStore, manifest: Manifest, entries: Sequence[Stat]) -> dict[str, Stat]:
     """Return the files in the folders of ranks, however these are spelled, and one level below them, as in rank_0/ckpt/.
+
+    Files in the folder itself count too if the manifest lists some there, or if their names say a rank.
 
     Args:
         store: the folder.
+        manifest: its manifest.
         entries: what is in it.
-        beside: whether all files in the folder itself count too, or only those whose names say a rank.
     """
+    beside = not all("/" in record.path for record in manifest.files)
     there = {entry.name: entry for entry in entries if not entry.is_folder and (beside or rank_of(entry.name) is not None)}
     folders = [entry.name for entry in entries if entry.is_folder and rank_of(entry.name) is not None]
     for _ in range(2):

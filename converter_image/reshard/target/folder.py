@@ -43,7 +43,7 @@ from reshard.target.standing import JobDocument, Standing, Unfinished
 if TYPE_CHECKING:
     from collections.abc import Callable, Collection, Iterable, Sequence
 
-    from reshard.storage.protocol import Store, Writer
+    from reshard.storage.protocol import Stat, Store, Writer
 
 LOCK = f"{STATE}/lock"
 _LARGEST_DOCUMENT = 4 << 30
@@ -320,14 +320,14 @@ class JobState:
         wanted = {record.path: record for record in records}
         waiting = {path: self.where(path, staged=True) for path in wanted} if staged else {}
         there = self.target.store.stats([*wanted, *waiting.values()])
-        sizes = {path: found.size for path, found in there.items()}
 
         def find(record: FileRecord) -> str | None:
-            if staged and sizes.get(waiting[record.path]) == record.size and self._is_sampled(record, waiting[record.path]):
+            if staged and self._is_unchanged(record, waiting[record.path], there.get(waiting[record.path])):
                 return waiting[record.path]
-            if sizes.get(record.path) != record.size:
+            found = there.get(record.path)
+            if found is None or found.size != record.size:
                 return None
-            unchanged = self._matches(record, check) if staged or thorough else self._is_sampled(record, record.path)
+            unchanged = self._matches(record, check) if staged or thorough else self._is_unchanged(record, record.path, found)
             return record.path if unchanged else None
 
         found = zip(wanted, parallel(find, wanted.values(), check=check), strict=True)
@@ -337,15 +337,18 @@ class JobState:
         with contextlib.closing(CancellableReader(self.target.store.open(record.path), check)) as reader:
             return matches(reader, record.digest, remote=self.target.store.remote)
 
-    def _is_sampled(self, record: FileRecord, path: str) -> bool:
-        """Return whether a local file has the blocks that its record samples.
+    def _is_unchanged(self, record: FileRecord, path: str, found: Stat | None) -> bool:
+        """Return whether a file has the length, and the sampled blocks or the version, that its record lists.
 
-        Over a network, that would take longer than all the rest of a commit of thousands of ranks.
+        An object store lists versions with lengths. Blocks are read of objects with other versions only, such as copies: to read
+        them all takes longer than all the rest of a commit of thousands of ranks.
         """
-        if not record.sample or self.target.store.remote:
+        if found is None or found.size != record.size:
+            return False
+        if not record.sample or (record.version and record.version == found.version):
             return True
         with contextlib.closing(self.target.store.open(path)) as reader:
-            return sample_of(reader) == record.sample
+            return sample_of(reader, remote=self.target.store.remote) == record.sample
 
     def publish(self, records: Sequence[FileRecord], check: Callable[[], None]) -> None:
         """Move staged files to their places; `check` raises to cancel.

@@ -120,11 +120,17 @@ def _origins(manifests: Sequence[Manifest]) -> dict[str, str]:
 
 def with_files(manifest: Manifest, files: Iterable[FileRecord]) -> Manifest:
     """A manifest with these files: a rank is here once it has all parts that hold something for it."""
-    files = sorted(files, key=lambda record: (record.rank, record.stage or 0))
-    here = {(record.rank, record.stage) for record in files}
+    manifest = msgspec.structs.replace(manifest, files=tuple(sorted(files, key=lambda record: (record.rank, record.stage or 0))))
+    return msgspec.structs.replace(manifest, ranks=listed_ranks(manifest))
+
+
+def listed_ranks(manifest: Manifest) -> str:
+    """The ranks all of whose files a manifest lists, such as "0-5"."""
+    if not manifest.stages:
+        return format_ranks(tuple(sorted({record.rank for record in manifest.files})))
+    here = {(record.rank, record.stage) for record in manifest.files}
     lacking = {rank for part in manifest.stages for rank in _ranks_of(part) if (rank, part.stage) not in here}
-    ranks = tuple(rank for rank in range(manifest.target_ranks) if rank not in lacking)
-    return msgspec.structs.replace(manifest, ranks=format_ranks(ranks), files=tuple(files))
+    return format_ranks(tuple(rank for rank in range(manifest.target_ranks) if rank not in lacking))
 
 
 def _ranks_of(part: StageRecord) -> tuple[int, ...]:

@@ -10,11 +10,14 @@ from reshard.engine.memory import default_workers
 from reshard.errors import DataError, IncomparableError, MissingInputError
 from reshard.parallel import parallel
 from reshard.progress import Cancellation, Silent
+from reshard.source.described import files_there, refuse_missing, unlisted
+from reshard.source.listing import preview
 from reshard.spec.request import Options
 from reshard.storage import open_store
 from reshard.storage.cancellable import CancellableReader
 from reshard.storage.digest import is_version, matches, sample_of
 from reshard.target.folder import TargetFolder
+from reshard.target.parts import listed_ranks
 from reshard.telemetry import operation, phase
 from reshard.transform.commit import maps_of
 
@@ -33,7 +36,7 @@ def verify_checkpoint(
     progress: Progress | None = None,
     cancellation: Cancellation | None = None,
 ) -> Manifest:
-    """Check a finished checkpoint against its manifest: every file's size and content digest.
+    """Check a finished checkpoint against its manifest: which files there are, and every file's size and content digest.
 
     Args:
         target_url: the folder with the manifest; or s3://bucket/prefix.
@@ -47,7 +50,7 @@ def verify_checkpoint(
 
     Raises:
         MissingInputError: there is no manifest, or a file is gone.
-        DataError: a file has changed.
+        DataError: a file has changed, or there are checkpoint files or ranks that the manifest does not list.
         IncomparableError: an object store has put a file together, and this is not the object that it made.
     """
     cancellation = cancellation or Cancellation()
@@ -60,6 +63,8 @@ def verify_checkpoint(
             where=target.store.url,
             fix="run the transform again; finished ranks are kept",
         )
+    there = files_there(target.store, manifest, target.store.list(""))
+    refuse_missing(target.store, manifest, there)
     progress.begin("Verifying", manifest.nbytes, "bytes")
     maps = [name for name, content in maps_of(manifest).items() if target.store.read(name, len(content) + 1) != content]
 
@@ -80,6 +85,10 @@ def verify_checkpoint(
     with phase("verify_files", files=len(manifest.listed), bytes_read=manifest.nbytes):
         damaged = [found for found in parallel(check, manifest.listed, at_once=workers or default_workers()) if found]
     damaged += [f"the content of {name} has changed" for name in maps]
+    if added := unlisted(manifest, there):
+        damaged.append(f"the manifest does not list {preview(added)}")
+    if (listed := listed_ranks(manifest)) != manifest.ranks:
+        damaged.append(f"the manifest says that ranks {manifest.ranks} are complete, and lists the files of ranks {listed}")
     if damaged:
         more = f" (and {len(damaged) - 1} more files)" if len(damaged) > 1 else ""
         raise DataError(
