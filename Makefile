@@ -102,9 +102,10 @@ format: $(READY) ## Format the code
 	$(BIN)/ruff format .
 
 .PHONY: docs
-docs: $(READY) ## Generate docs/api.md, docs/cli.md, the chart's copy of the CRD and the chart's reference
+docs: $(READY) ## Generate docs/api.md, docs/cli.md, docs/errors.md, the chart's copy of the CRD and the chart's reference
 	$(BIN)/python scripts/api_reference.py >docs/api.md
 	$(BIN)/python scripts/cli_reference.py >docs/cli.md
+	$(BIN)/python scripts/error_catalogue.py >docs/errors.md
 	cp crds/checkpointtransforms.yaml helm/reshard/files/
 	$(BIN)/python scripts/chart_reference.py
 

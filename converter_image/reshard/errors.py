@@ -1,22 +1,24 @@
-"""One tree of errors.
+"""The errors of the package.
 
-Every error that a user can meet says in one line what is wrong, where, and what to do; it has a stable `reason` to match on,
-an exit code (sysexits.h, as tabled in docs/architecture.md), and says whether another try can help.
+Each message states in one line what is wrong, where, and what to do. An error has a stable `reason` to match on, an exit code
+(sysexits.h, see docs/architecture.md), and says whether a retry can help. docs/errors.yaml is the catalogue of reasons.
 """
 
 from __future__ import annotations
 
 from typing import ClassVar
 
+DOCUMENTATION = "https://reshard.dev/docs"
+
 
 class ReshardError(Exception):
-    """The base of all errors of this package.
+    """Base class of all errors of this package.
 
     Args:
-        reason: a stable CamelCase word that names the kind of failure.
-        what: what is wrong, as a clause without a final full stop.
-        where: the file, parameter or option that it is about.
-        fix: what the user can do about it.
+        reason: a stable CamelCase name of the kind of failure.
+        what: the problem, as a clause without a final full stop.
+        where: the file, parameter or option that has the problem.
+        fix: the remedy, in the imperative.
     """
 
     exit_code: ClassVar[int] = 70
@@ -29,8 +31,13 @@ class ReshardError(Exception):
         self.where = where
         self.fix = fix
 
+    @property
+    def documentation(self) -> str:
+        """Address of the entry of the reason in the error catalogue."""
+        return documentation(self.reason)
+
     def __str__(self) -> str:
-        """The whole message on one line; whatever hostile names it quotes, no control character gets through."""
+        """Return the message on one line, with control characters of quoted names escaped."""
         text = f"{self.reason}: "
         if self.where is not None:
             text += f"{self.where}: "
@@ -41,68 +48,73 @@ class ReshardError(Exception):
 
 
 class UsageError(ReshardError):
-    """The command line cannot be understood."""
+    """An invalid command line, option or argument."""
 
     exit_code = 2
 
 
 class DataError(ReshardError):
-    """A checkpoint or strategy file is damaged, or two of them contradict each other."""
+    """A damaged checkpoint or strategy file, or files that contradict each other."""
 
     exit_code = 65
 
 
 class MissingInputError(ReshardError):
-    """A file, rank or parameter that the request needs is not there."""
+    """A missing file, rank or parameter."""
 
     exit_code = 66
 
 
 class IncomparableError(ReshardError):
-    """A file is not known to differ from what was recorded, but what was recorded does not follow from its content."""
+    """A file that cannot be compared with its record, because the record does not follow from the content."""
 
     exit_code = 69
 
 
 class BugError(ReshardError):
-    """A promise of this program does not hold: our fault, never the data's."""
+    """A bug in this package."""
 
     exit_code = 70
 
 
 class OutputError(ReshardError):
-    """The output cannot be created (no space, read-only)."""
+    """Output that cannot be created (no space, read-only)."""
 
     exit_code = 73
     retryable = True
 
 
 class StorageError(ReshardError):
-    """Reading or writing failed underway."""
+    """A failure of reading or writing."""
 
     exit_code = 74
     retryable = True
 
 
 class LockedError(ReshardError):
-    """Another run is writing to the same target."""
+    """A target that another run is writing to."""
 
     exit_code = 75
     retryable = True
 
 
 class AccessError(ReshardError):
-    """The file system or the object store denies access."""
+    """Access denied by a file system or an object store."""
 
     exit_code = 77
 
 
 class RequestError(ReshardError):
-    """The request contradicts itself, or what is at the target already."""
+    """A request that contradicts itself or the content of the target."""
 
     exit_code = 78
 
 
+def documentation(reason: str) -> str:
+    """Return the address of the entry of a reason in the error catalogue."""
+    return f"{DOCUMENTATION}/errors/#{reason.lower()}"
+
+
 def printable(text: str) -> str:
-    """`text` with everything that could move a cursor or forge a log line written as an escape."""
+    """Return `text` with characters that could move a cursor or forge a log line escaped."""
     return "".join(c if c.isprintable() else c.encode("unicode_escape", "backslashreplace").decode("ascii") for c in text)

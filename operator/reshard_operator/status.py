@@ -7,6 +7,7 @@ from datetime import datetime
 from enum import StrEnum
 from typing import TYPE_CHECKING
 
+from reshard.errors import documentation
 from reshard.spec.ranks import ranks_of_index
 from reshard_operator.observation import as_text, ranks_of
 
@@ -16,6 +17,7 @@ if TYPE_CHECKING:
     from reshard_operator.observation import Job, Object, Seen, Transform
 
 _LONGEST_MESSAGE = 2000
+_LONGEST_NOTE = 850  # of 1024, so that the address of the documentation fits too
 _MOST_FAILURES = 10
 _LASTING = ("plan", "ranks", "progress", "percentage", "bytesRead", "bytesWritten", "manifest", "jobs", "startTime")
 
@@ -37,37 +39,9 @@ class Phase(StrEnum):
         return self in {Phase.COMPLETE, Phase.FAILED}
 
 
-# Every reason of the operator's own, and what it means. Pods' own reasons (`SourceRankMissing`) are passed on as they are.
-REASONS = {
-    "Planning": "the plan's pod reads strategies and headers, and checks everything that can be checked",
-    "Resharding": "pods write the target ranks",
-    "Committing": "the commit's pod completes the checkpoint",
-    "Complete": "the checkpoint is complete: its manifest is written",
-    "StageComplete": "its stage of the checkpoint is written; the transform that finds all stages writes the manifest",
-    "AlreadyComplete": "the target held this very checkpoint before; nothing was written",
-    "DryRun": "the plan is made, and nothing was written, as spec.dryRun asks",
-    "Suspended": "spec.suspend is true, and no pod runs",
-    "Suspending": "spec.suspend is true, and pods are ending",
-    "Queued": "the ranks wait for Kueue to admit them",
-    "TargetBusy": "another transform has the same target; this one waits for it",
-    "PodsDenied": "the API server refuses the pods: a quota, Pod Security, or an admission webhook",
-    "JobDenied": "the API server refuses a Job or its ConfigMap: a quota, an admission webhook, or the operator's permissions",
-    "InvalidPod": "the API server finds the Job invalid: spec.execution.podTemplate asks for what there is not",
-    "NameTaken": "a Job with the name that this transform needs belongs to someone else; it is not touched",
-    "Unschedulable": "no node takes a pod; the scheduler says why",
-    "NodeLost": "a pod's node does not answer; the pod's ranks wait until it does, is deleted, or is tainted out-of-service",
-    "PodsNotStarting": "pods cannot start (image, volume, Secret) for longer than spec.execution.startupDeadlineSeconds",
-    "InvalidSpec": "the operator cannot read the spec, as while CRD and operator are of different versions; nothing is touched",
-    "SpecChanged": "the spec has changed since the Jobs were made, though it may not",
-    "PlanFailed": "the plan's pod failed and left no reason of its own",
-    "ResultMissing": "a step completed three times without a result that the operator can read; the message says why",
-    "RanksFailed": "target ranks could not be written; status.ranks names them",
-    "CommitFailed": "the commit's pod failed and left no reason of its own",
-    "DeadlineExceeded": "the ranks took longer than spec.execution.activeDeadlineSeconds",
-}
-# Of these, what holds a transform up from outside; it goes on by itself once that is over. Beside them there is STUCK.
+# Reasons of a transform that waits for an external cause, and continues when it is removed. docs/errors.yaml has all reasons.
 WAITING = frozenset({"TargetBusy", "PodsDenied", "JobDenied", "NameTaken", "Unschedulable", "NodeLost", "InvalidSpec"})
-# The condition of pods that cannot start. Its reason is Kubernetes' own word, of which there may be many.
+# The condition of pods that cannot start. Its reason is one of Kubernetes, such as ImagePullBackOff.
 STUCK = "PodsStuck"
 
 
@@ -231,6 +205,14 @@ def only_counts_differ(old: Object, new: Object) -> bool:
         return status | dict.fromkeys(("ranks", "progress", "percentage", "expectedCompletionTime")) | {"conditions": conditions}
 
     return bool(old) and old.get("phase") == Phase.RESHARDING.value and without_counts(old) == without_counts(new)
+
+
+def event(status: Object) -> tuple[str, str]:
+    """Return type and note of the Event that reports a status. A failure ends with the address of its documentation."""
+    ready = status["conditions"][0]
+    if status["phase"] != Phase.FAILED.value:
+        return "Normal", ready["message"]
+    return "Warning", f"{ready['message'][:_LONGEST_NOTE]}. See {documentation(ready['reason'])}"
 
 
 def waits_for(status: Object) -> str:

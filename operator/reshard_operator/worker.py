@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING
 from reshard_operator import metrics
 from reshard_operator.cluster import ApiError, NameTakenError
 from reshard_operator.reconcile import Create, reconcile, refused
-from reshard_operator.status import only_counts_differ
+from reshard_operator.status import event, only_counts_differ
 from reshard_operator.workqueue import WorkQueue
 
 if TYPE_CHECKING:
@@ -171,7 +171,7 @@ class Reconciler:
         metrics.TRANSITIONS.labels(status["phase"]).inc()
         if "completionTime" in status:
             metrics.count_end(seen, status)
-        kind = "Warning" if status["phase"] == "Failed" else "Normal"
+        kind, note = event(status)
         log.info(
             "%s: %s: %s",
             status["phase"],
@@ -180,6 +180,6 @@ class Reconciler:
             extra={"transform": f"{transform.namespace}/{transform.name}"},
         )
         try:
-            await self._cluster.record_event(transform, kind, ready["reason"], status["phase"], ready["message"])
+            await self._cluster.record_event(transform, kind, ready["reason"], status["phase"], note)
         except ApiError as error:  # the status already reports it
             log.warning("recording an Event failed: %s", error)

@@ -8,6 +8,7 @@ import pytest
 import thin_s3
 
 from reshard.cli import main
+from reshard.errors import documentation
 from reshard.storage.s3 import client
 
 if TYPE_CHECKING:
@@ -36,6 +37,7 @@ def refused(capsys: pytest.CaptureFixture[str]) -> Callable[..., str]:
         lines = [line for line in said.err.splitlines() if line.startswith("reshard: ")]
         assert len(lines) == 1
         assert lines[0].startswith(f"reshard: {reason}: ")
+        assert lines[0].endswith(f". See {documentation(reason)}")
         assert "Traceback" not in said.err
         assert said.out == ""
         return lines[0]

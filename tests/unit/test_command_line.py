@@ -151,6 +151,18 @@ def test_a_changed_target_is_noticed(checkpoint: disk.Checkpoint, tmp_path: Path
     assert "rank_4/checkpoint_4.ckpt" in refused(65, "ContentChanged", "verify", str(out))
 
 
+def test_an_error_is_json_too(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["verify", str(tmp_path), "--json"]) == 66
+    assert said(capsys)["error"] == {
+        "reason": "ManifestMissing",
+        "message": "reshard-manifest.json does not exist: this is not a complete checkpoint",
+        "where": str(tmp_path),
+        "remedy": "run the transform again; finished ranks are kept",
+        "exitCode": 66,
+        "documentation": "https://reshard.dev/docs/errors/#manifestmissing",
+    }
+
+
 def test_files_get_the_mode_that_is_asked_for(checkpoint: disk.Checkpoint, tmp_path: Path) -> None:
     out = tmp_path / "out"
     assert main(checkpoint.arguments(out, "--file-mode", "0604")) == 0

@@ -1,14 +1,23 @@
-"""Every error says where, and what to do: by reading the source."""
+"""Every error states location and remedy, and its reason is in the catalogue: by reading the source."""
 
 from __future__ import annotations
 
 import ast
+import re
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
+from catalogue import CATALOGUE, in_state
+from pages import ROOT
 
+import reshard_operator
 from reshard import errors
-from reshard.errors import ReshardError
+from reshard.errors import ReshardError, documentation
+from reshard.progress import CancelledError
+from reshard_operator import diagnosis
+from reshard_operator.status import WAITING
 
 PACKAGE = Path(errors.__file__).parent
 KINDS = {name for name, kind in vars(errors).items() if isinstance(kind, type) and issubclass(kind, ReshardError)}
@@ -53,3 +62,108 @@ def test_what_is_lacking_is_found(call: str, lacking: set[str], tmp_path: Path, 
     monkeypatch.setattr(f"{__name__}.PACKAGE", tmp_path)
     (tmp_path / "module.py").write_text(f"def function():\n    raise {call}\n")
     assert places(tmp_path / "module.py") == {("module.py:function", field) for field in lacking}
+
+
+def reasons(tree: ast.Module) -> set[tuple[str, int]]:
+    """Return the reasons of the errors that a module makes, each with an exit code.
+
+    A reason is a constant, a parameter with constant arguments, or a local variable with constant values.
+    """
+    tables = {
+        node.targets[0].id: node.value
+        for node in tree.body
+        if isinstance(node, ast.Assign) and isinstance(node.targets[0], ast.Name)
+    }
+    found = set()
+    for function in (node for node in ast.walk(tree) if isinstance(node, ast.FunctionDef)):
+        for call in (node for node in ast.walk(function) if isinstance(node, ast.Call)):
+            if not (isinstance(call.func, ast.Name) and call.func.id in KINDS and call.args):
+                continue
+            first = call.args[0]
+            values = [first]
+            if isinstance(first, ast.Attribute):  # the reason of another error
+                continue
+            if isinstance(first, ast.Name):
+                values = [*arguments(tree, function, first.id), *assigned(function, first.id)]
+                names = {node.id for value in values for node in ast.walk(value) if isinstance(node, ast.Name)} & set(tables)
+                values += [node.elts[0] for name in names for node in ast.walk(tables[name]) if isinstance(node, ast.Tuple)]
+            code = getattr(errors, call.func.id).exit_code
+            found |= {(node.value, code) for value in values for node in ast.walk(value) if is_reason(node)}
+    return found
+
+
+def arguments(tree: ast.Module, function: ast.FunctionDef, parameter: str) -> list[ast.expr]:
+    """Return the default of a parameter, and its arguments in all calls in the module."""
+    made = function.args
+    found = [value for each, value in zip(made.kwonlyargs, made.kw_defaults, strict=True) if each.arg == parameter and value]
+    position = next((number for number, each in enumerate(made.args) if each.arg == parameter), None)
+    for call in (node for node in ast.walk(tree) if isinstance(node, ast.Call)):
+        if isinstance(call.func, ast.Name) and call.func.id == function.name:
+            found += [keyword.value for keyword in call.keywords if keyword.arg == parameter]
+            found += call.args[position : position + 1] if position is not None else []
+    return found
+
+
+def assigned(function: ast.FunctionDef, name: str) -> list[ast.expr]:
+    """Return the values that a function assigns to a variable, alone or together with others."""
+    return [
+        node.value
+        for node in ast.walk(function)
+        if isinstance(node, ast.Assign)
+        and any(isinstance(each, ast.Name) and each.id == name for target in node.targets for each in ast.walk(target))
+    ]
+
+
+def is_reason(node: ast.AST) -> bool:
+    return (
+        isinstance(node, ast.Constant) and isinstance(node.value, str) and re.fullmatch("[A-Z][A-Za-z]+", node.value) is not None
+    )
+
+
+def test_the_catalogue_has_every_reason_with_its_exit_codes() -> None:
+    paths = [*PACKAGE.rglob("*.py"), *Path(reshard_operator.__file__).parent.glob("*.py")]
+    found: dict[str, set[int]] = {"Terminated": {130, CancelledError.exit_code}}  # the number of the signal counts
+    for path in paths:
+        for reason, code in reasons(ast.parse(path.read_text("utf-8"))):
+            found.setdefault(reason, set()).add(code)
+    assert {reason: set(entry["exitCodes"]) for reason, entry in CATALOGUE.items() if "exitCodes" in entry} == found
+
+
+@pytest.mark.parametrize(
+    ("code", "found"),
+    [
+        ('def f():\n raise DataError("One", "what")', {("One", 65)}),
+        ('def f(reason="x", *, kind="One"):\n raise DataError(kind, "what")\nf(kind="Two")', {("One", 65), ("Two", 65)}),
+        ('def f(a, reason):\n raise UsageError(reason, "what")\nf(1, "One")', {("One", 2)}),
+        ('def f():\n reason, fix = "One" if x else "Two", "a fix"\n raise DataError(reason, "w")', {("One", 65), ("Two", 65)}),
+        ('T = {"Code": ("One", 1)}\ndef f():\n reason = T["x"]\n raise DataError(reason, "w")', {("One", 65)}),
+        ("def f():\n raise DataError(error.reason, error.what)", set()),
+    ],
+)
+def test_reasons_are_found_in_code(code: str, found: set[tuple[str, int]]) -> None:
+    assert reasons(ast.parse(code)) == found
+
+
+def test_the_catalogue_has_the_operators_states() -> None:
+    assert in_state("waiting") == WAITING
+    assert in_state("stuck") == diagnosis._CANNOT_START | diagnosis._CANNOT_MOUNT  # noqa: SLF001 - the tables themselves
+    code = "".join(path.read_text("utf-8") for path in Path(reshard_operator.__file__).parent.glob("*.py"))
+    assert {reason for reason in in_state("running", "complete", "failed") if f'"{reason}"' not in code} == {"OOMKilled"}
+
+
+def test_the_catalogue_is_in_order_and_whole() -> None:
+    assert list(CATALOGUE) == sorted(CATALOGUE)
+    for reason, entry in CATALOGUE.items():
+        fields = {"exitCodes", "state", "meaning", "remedy", "command"}
+        assert {"meaning"} < set(entry) <= fields, reason
+        assert ("remedy" in entry) == (entry.get("state") not in {"running", "complete"}), reason
+        assert ("command" in entry) == (entry.get("state") in {"waiting", "stuck", "failed"}), reason
+
+
+def test_the_page_of_errors_is_made_from_the_catalogue() -> None:
+    script = ROOT / "scripts" / "error_catalogue.py"
+    done = subprocess.run([sys.executable, script], capture_output=True, text=True, check=True)
+    assert (ROOT / "docs" / "errors.md").read_text() == done.stdout, "run make docs"
+    for reason in CATALOGUE:
+        assert documentation(reason) == f"https://reshard.dev/docs/errors/#{reason.lower()}"
+        assert f"\n## {reason}\n" in done.stdout

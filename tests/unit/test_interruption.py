@@ -200,7 +200,7 @@ def test_what_ends_a_stuck_process_says_so() -> None:
     assert process.stdout.readline() == "ready\n"
     process.send_signal(signal.SIGTERM)
     said = process.communicate()[1]
-    assert (process.returncode, said) == (143, f"reshard: {CancelledError()}\n")
+    assert (process.returncode, said) == (143, f"reshard: {CancelledError()}. See {CancelledError().documentation}\n")
 
 
 def test_main_never_ends_the_process_that_calls_it() -> None:

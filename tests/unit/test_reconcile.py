@@ -8,6 +8,7 @@ from itertools import pairwise
 from typing import Any
 
 import pytest
+from catalogue import CATALOGUE
 from effort import examples
 from hypothesis import given
 from hypothesis import strategies as st
@@ -16,7 +17,7 @@ from pretend_cluster import COMMIT, CONFIG, PLAN, PretendCluster, conditions, ol
 from reshard_operator.jobs import holds_target
 from reshard_operator.observation import Job, Transform
 from reshard_operator.reconcile import Create, Patch, reconcile, refused
-from reshard_operator.status import REASONS, only_counts_differ
+from reshard_operator.status import event, only_counts_differ
 
 QUEUE = {"kueue.x-k8s.io/queue-name": "gpus"}
 
@@ -114,7 +115,7 @@ def test_a_pod_that_says_nothing_is_described() -> None:
     cluster = PretendCluster(outcome=failing("plan", 137, {}))
     cluster.settle()
     assert (ready(cluster)["reason"], cluster.status["phase"]) == ("PlanFailed", "Failed")
-    assert ready(cluster)["reason"] in REASONS
+    assert ready(cluster)["reason"] in CATALOGUE
 
 
 def test_the_next_attempt_runs_all_steps_again() -> None:
@@ -500,3 +501,12 @@ def test_any_order_repetition_or_loss_ends_in_the_same_state(*, moments: list[st
     assert len(last) == len(set(last)) == (2 if fails or index else 3)
     assert reconcile(cluster.see(), CONFIG).actions == ()
     assert not any(isinstance(action, Create) for action in cluster.decide().actions)
+
+
+def test_the_event_of_a_failure_ends_with_its_documentation() -> None:
+    status = {"phase": "Failed", "conditions": [{"reason": "SourceRankMissing", "message": "x" * 2000}]}
+    kind, note = event(status)
+    assert kind == "Warning"
+    assert note.endswith("x. See https://reshard.dev/docs/errors/#sourcerankmissing")
+    assert len(note) < 1000
+    assert event(status | {"phase": "Complete"}) == ("Normal", "x" * 2000)

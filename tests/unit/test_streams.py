@@ -17,6 +17,7 @@ import pytest
 import rawfiles
 
 from reshard.cli import main
+from reshard.errors import documentation
 
 PROGRAM = f"{sys.executable} -m reshard"
 
@@ -43,8 +44,8 @@ def test_a_reader_that_has_seen_enough_is_no_failure(large: Path, option: str) -
 @pytest.mark.parametrize("arguments", ["inspect {}", "inspect --json {}", "--help"])
 def test_a_full_output_is_said_in_one_line(large: Path, arguments: str) -> None:
     ended = shell(f"{PROGRAM} {arguments.format(large)} >/dev/full")
-    said = "reshard: OutputFailed: standard output: No space left on device; check its destination, and run the command again\n"
-    assert (ended.returncode, ended.stderr) == (74, said)
+    said = "reshard: OutputFailed: standard output: No space left on device; check its destination, and run the command again"
+    assert (ended.returncode, ended.stderr) == (74, f"{said}. See {documentation('OutputFailed')}\n")
 
 
 @pytest.mark.parametrize("redirection", ["2>&-", "2>/dev/full", ">&-"])

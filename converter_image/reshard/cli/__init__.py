@@ -36,12 +36,14 @@ class Invocation:
 
     Attributes:
         debug: whether a failure prints its traceback.
+        as_json: whether standard output is for one JSON object.
         exports_traces: whether the command may configure OpenTelemetry, which belongs to the process.
         telemetry: ends logging and tracing when the command has ended.
         cancellation: stops the work on a signal.
     """
 
     debug: bool = False
+    as_json: bool = False
     exports_traces: bool = False
     telemetry: ExitStack = field(default_factory=ExitStack)
     cancellation: Cancellation = field(default_factory=Cancellation)
@@ -149,7 +151,10 @@ def _report(error: ReshardError, invocation: Invocation, *, code: int | None = N
     if invocation.debug:
         console.err("".join(traceback.format_exception(cause or error)).rstrip(), logging.ERROR)
     code = error.exit_code if code is None else code
-    console.err(f"reshard: {printable(str(error))}", logging.ERROR, reason=error.reason, exit_code=code)
+    text = f"reshard: {printable(str(error))}. See {error.documentation}"
+    console.err(text, logging.ERROR, reason=error.reason, exit_code=code, documentation=error.documentation)
+    if invocation.as_json and error.reason != "OutputFailed":
+        console.out_error(error, code)
     return code
 
 
@@ -197,5 +202,5 @@ class _Signals:
 
     def _give_up(self, code: int) -> None:
         if not self.reported:
-            console.err(f"reshard: {CancelledError()}")
+            console.err(f"reshard: {CancelledError()}. See {CancelledError().documentation}")
         os._exit(code)

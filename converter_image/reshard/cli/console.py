@@ -24,6 +24,7 @@ if TYPE_CHECKING:
     from types import TracebackType
 
     from reshard.cli.terminal import BarProgress
+    from reshard.errors import ReshardError
     from reshard.telemetry import LogFormat
 
     Name = Literal["stdout", "stderr"]
@@ -182,6 +183,13 @@ def _logs_json() -> bool:
 def out_json(document: dict[str, Any]) -> None:
     """Print the JSON object that programs read."""
     print(json.dumps(document))
+
+
+def out_error(error: ReshardError, code: int) -> None:
+    """Print an error as a JSON object to standard output, if that can be written."""
+    fields = {"reason": error.reason, "message": error.what, "where": error.where, "remedy": error.fix, "exitCode": code}
+    document = {"error": fields | {"documentation": error.documentation}}
+    TolerantStream(sys.stdout).write(f"{json.dumps(document)}\n")
 
 
 def table(title: str | None, columns: Iterable[tuple[str, str]], rows: Iterable[Iterable[object]]) -> None:

@@ -72,6 +72,12 @@ def _access(side: str = "") -> tuple[_Option, ...]:
     )
 
 
+def _as_json(context: click.Context, _: click.Parameter, value: bool) -> bool:
+    """Let errors be printed as JSON too."""
+    context.obj.as_json = value
+    return value
+
+
 def _key(kind: str, side: str, commands: str, purpose: str) -> tuple[_Option, ...]:
     """Return the options that name a key, never the key itself: other users can read a command line."""
     return (
@@ -374,7 +380,14 @@ GROUPS: dict[str, tuple[_Option, ...]] = {
         *_key("encryption", "target", _WRITE, "encrypts the target"),
     ),
     "Console": (
-        _option(_RESULTS, "--json", "as_json", is_flag=True, help="Print the result as one JSON object on standard output."),
+        _option(
+            _RESULTS,
+            "--json",
+            "as_json",
+            is_flag=True,
+            callback=_as_json,
+            help="Print the result, or the error, as one JSON object on standard output.",
+        ),
     ),
 }
 

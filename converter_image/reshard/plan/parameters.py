@@ -207,7 +207,7 @@ def _check_ranks(inventory: Inventory, source: Strategy | None, *, all_there: bo
             "SourceRankMissing",
             f"the source strategy describes {_numbered(expected)}, but the source has no checkpoint of rank {_listed(absent)}",
             where="source",
-            fix="restore the missing files, or give the strategy that the source was trained with",
+            fix="restore the missing files, or use the strategy that the source was trained with",
         )
 
 
