@@ -74,7 +74,7 @@ FUNCTIONS: list[tuple[Callable[..., Any], tuple[Any, ...], type[Exception], str]
     (mindspore.load_distributed_checkpoint, (None,), ValueError, "InvalidOption"),
     (mindspore.merge_sliced_parameter, ((),), TypeError, "sliced_parameters"),
     (mindspore.merge_sliced_parameter, ([],), ValueError, "the list is empty"),
-    (mindspore.merge_sliced_parameter, ([1],), TypeError, "int is neither"),
+    (mindspore.merge_sliced_parameter, ([1],), TypeError, "int is not a Parameter or array"),
     (mindspore.merge_sliced_parameter, ([np.zeros(2)], 1), TypeError, "strategy"),
 ]
 

@@ -13,12 +13,13 @@ import disk
 import pytest
 from otlp_collector import collecting
 
-from reshard.cli.traces import exported
+from reshard.cli import traces
 
 if TYPE_CHECKING:
     from pathlib import Path
 
 TRACE, PARENT = "ab" * 16, "cd" * 8
+NOWHERE = "http://127.0.0.1:9"  # nobody listens
 
 
 @pytest.fixture
@@ -112,48 +113,53 @@ def test_a_collector_that_never_answers_holds_nothing_up(made: disk.Checkpoint, 
     assert disk.differences(made.model, tmp_path / "out", "ckpt") == []
 
 
-@pytest.mark.parametrize(
-    ("variables", "said"),
-    [
-        ({"OTEL_EXPORTER_OTLP_ENDPOINT": "http://127.0.0.1:9"}, "span"),
-        ({"OTEL_EXPORTER_OTLP_ENDPOINT": "http://127.0.0.1:9", "OTEL_EXPORTER_OTLP_PROTOCOL": "grpc"}, "otlp over grpc"),
-        ({"OTEL_TRACES_EXPORTER": "zipkin"}, "zipkin"),
-        ({"OTEL_EXPORTER_OTLP_ENDPOINT": "http://127.0.0.1:9", "OTEL_EXPORTER_OTLP_TIMEOUT": "soon"}, ""),
-    ],
-)
-def test_what_cannot_be_exported_is_a_warning(
-    made: disk.Checkpoint, tmp_path: Path, variables: dict[str, str], said: str
-) -> None:
-    headers = {"OTEL_EXPORTER_OTLP_HEADERS": "Bearer s3cret"}  # malformed
-    lines = run(made.arguments(tmp_path / "out"), **variables, **headers)
-    assert any(said in message for message in warnings(lines))
+def test_an_export_that_fails_is_a_warning(made: disk.Checkpoint, tmp_path: Path) -> None:
+    given = {"OTEL_EXPORTER_OTLP_ENDPOINT": NOWHERE, "OTEL_EXPORTER_OTLP_HEADERS": "Bearer s3cret"}  # malformed
+    lines = run(made.arguments(tmp_path / "out"), **given)
+    assert warnings(lines)
     assert "s3cret" not in "".join(lines)
     assert disk.differences(made.model, tmp_path / "out", "ckpt") == []
 
 
+@pytest.mark.parametrize(
+    ("variables", "warning"),
+    [
+        ({"OTEL_EXPORTER_OTLP_ENDPOINT": NOWHERE, "OTEL_EXPORTER_OTLP_PROTOCOL": "grpc"}, "otlp over grpc is not supported"),
+        ({"OTEL_TRACES_EXPORTER": "zipkin"}, "zipkin over http/protobuf is not supported"),
+        ({"OTEL_EXPORTER_OTLP_ENDPOINT": NOWHERE, "OTEL_TRACES_EXPORTER": "none"}, ""),
+        ({"OTEL_EXPORTER_OTLP_ENDPOINT": NOWHERE, "OTEL_SDK_DISABLED": "true"}, ""),
+    ],
+)
+def test_nothing_is_exported(
+    variables: dict[str, str], warning: str, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    monkeypatch.setattr(traces, "_started", lambda _: pytest.fail("it was"))
+    with traces.exported(logging.NullHandler(), variables):
+        pass
+    assert warning in caplog.text
+    assert bool(warning) == bool(caplog.records)
+
+
 def test_a_missing_package_is_a_warning(monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture) -> None:
     monkeypatch.setitem(sys.modules, "opentelemetry.sdk.resources", None)
-    with exported(logging.NullHandler(), {"OTEL_EXPORTER_OTLP_ENDPOINT": "http://127.0.0.1:9"}):
+    with traces.exported(logging.NullHandler(), {"OTEL_EXPORTER_OTLP_ENDPOINT": NOWHERE}):
         pass
     assert "pip install 'reshard[otel]'" in caplog.text
 
 
-@pytest.mark.parametrize(
-    "variables",
-    [
-        {},
-        {"OTEL_SERVICE_NAME": "a", "TRACEPARENT": f"00-{TRACE}-{PARENT}-01"},
-        {"OTEL_EXPORTER_OTLP_ENDPOINT": "http://127.0.0.1:9", "OTEL_TRACES_EXPORTER": "none"},
-        {"OTEL_EXPORTER_OTLP_ENDPOINT": "http://127.0.0.1:9", "OTEL_SDK_DISABLED": "true"},
-    ],
-)
-def test_nothing_is_loaded_unless_traces_are_asked_for(made: disk.Checkpoint, tmp_path: Path, variables: dict[str, str]) -> None:
+def test_a_wrong_configuration_is_a_warning(monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture) -> None:
+    monkeypatch.setenv("OTEL_BSP_MAX_QUEUE_SIZE", "-1")
+    with traces.exported(logging.NullHandler(), {"OTEL_EXPORTER_OTLP_ENDPOINT": NOWHERE}):
+        pass
+    assert "no traces are exported: ValueError: " in caplog.text
+
+
+def test_nothing_is_loaded_unless_traces_are_requested(made: disk.Checkpoint, tmp_path: Path) -> None:
     code = "import sys; from reshard.cli import program; program(); print(*sys.modules, file=sys.stderr)"
-    given = {name: value for name, value in os.environ.items() if not name.startswith("OTEL_")} | variables
-    done = subprocess.run(
-        [sys.executable, "-c", code, *made.arguments(tmp_path / "out")], env=given, capture_output=True, text=True, check=True
-    )
-    loaded = done.stderr.split()
+    given = {name: value for name, value in os.environ.items() if not name.startswith("OTEL_")}
+    given |= {"OTEL_SERVICE_NAME": "a", "TRACEPARENT": f"00-{TRACE}-{PARENT}-01"}
+    command = [sys.executable, "-c", code, *made.arguments(tmp_path / "out")]
+    loaded = subprocess.run(command, env=given, capture_output=True, text=True, check=True).stderr.split()
     assert "reshard.telemetry" in loaded
     assert not [name for name in loaded if name.startswith("opentelemetry")]
 
@@ -175,7 +181,7 @@ with trace.get_tracer("mine").start_as_current_span("mine"):
 print(*(f"{span.name}:{span.parent is not None}" for span in exporter.get_finished_spans()))
 sys.exit(code)
 """
-    given = os.environ | {"OTEL_EXPORTER_OTLP_ENDPOINT": "http://127.0.0.1:9"}  # not for a command in another program
+    given = os.environ | {"OTEL_EXPORTER_OTLP_ENDPOINT": NOWHERE}  # not for a command in another program
     command = [sys.executable, "-c", code, *made.arguments(tmp_path / "out")]
     done = subprocess.run(command, env=given, capture_output=True, text=True, check=True)
     *_, spans = done.stdout.splitlines()
