@@ -16,6 +16,9 @@ _LOADED = re.compile(
     r"<(?:script|img|iframe)\b[^>]*\bsrc=[\"']?(?:https?:)?//|<link\b[^>]*\bhref=[\"']?(?:https?:)?//|@import|url\([\"']?https?:"
 )
 
+_CODE = re.compile(r"<pre.*?</pre>|<code.*?</code>", re.DOTALL)
+_RAW = re.compile(r"```|\*\*|\]\(|(?:<p>|\n)(?:- |\||\d\. )")
+
 
 @pytest.fixture(scope="session")
 def mkdocs(tmp_path_factory: pytest.TempPathFactory) -> Path:
@@ -64,6 +67,9 @@ def test_it_builds_without_warnings(mkdocs: Path, tree: Path) -> None:
     assert (site / "8-to-4.svg").exists()
     texts = {path.relative_to(site): path.read_text() for path in site.rglob("*") if path.suffix in {".html", ".css"}}
     assert [name for name, text in texts.items() if _LOADED.search(text)] == []
+    articles = {name: re.search(r"<article.*?</article>", text, re.DOTALL) for name, text in texts.items()}
+    raw = [name for name, article in articles.items() if article is not None and _RAW.search(_CODE.sub("", article.group()))]
+    assert raw == [], "MkDocs needs a blank line before a list, and four spaces before code in a list"
 
 
 def test_it_refuses_broken_links_and_pages_outside_the_navigation(mkdocs: Path, tree: Path) -> None:
