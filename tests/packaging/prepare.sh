@@ -1,5 +1,6 @@
 #!/bin/sh
-# Find the interpreters that the distributions are installed on: RESHARD_PYTHONS, separated by colons.
+# Find the interpreters that the distributions are installed on: RESHARD_PYTHONS, separated by colons. Install the shells that completion
+# is tested in.
 set -eu
 cd "$(dirname "$0")/../.."
 found='' missing=''
@@ -11,4 +12,10 @@ for version in 3.11 3.12 3.13 3.14; do
     fi
 done
 [ -z "$missing" ] || echo "test: tier packaging goes without Python$missing, which this machine cannot have" >&2
+shells=''
+for shell in zsh fish; do
+    command -v "$shell" >/dev/null || shells="$shells $shell"
+done
+# shellcheck disable=SC2086  # a list of packages
+[ -z "$shells" ] || sh scripts/apt.sh $shells || echo "test: tier packaging goes without the completion of$shells" >&2
 echo "RESHARD_PYTHONS=$found"

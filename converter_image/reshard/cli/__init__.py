@@ -13,9 +13,8 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, Self
 
 import click
-from click.shell_completion import shell_complete
 
-from reshard.cli import console
+from reshard.cli import completion, console
 from reshard.cli.commands import cli
 from reshard.errors import ReshardError, StorageError, UsageError, printable
 from reshard.progress import Cancellation, CancelledError
@@ -27,7 +26,6 @@ if TYPE_CHECKING:
 
 # Enough for a cancelled command to clean up, unless its storage hangs. The next run removes what is left.
 _PATIENCE_SECONDS = 1.8
-COMPLETION_VARIABLE = "_RESHARD_COMPLETE"  # set by the shell's completion function
 
 
 @dataclass
@@ -58,8 +56,8 @@ def program(arguments: Sequence[str] | None = None) -> int:
     Returns:
         The exit code.
     """
-    if (instruction := os.environ.get(COMPLETION_VARIABLE)) is not None:
-        return shell_complete(cli, {}, "reshard", COMPLETION_VARIABLE, instruction)
+    if (done := completion.complete(cli)) is not None:
+        return done
     code = _main(arguments, patience=_PATIENCE_SECONDS)
     console.flush_at_exit()
     return code

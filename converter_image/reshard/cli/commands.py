@@ -11,9 +11,9 @@ from typing import TYPE_CHECKING, Any
 
 import click
 import cloup
-from click.shell_completion import get_completion_class
 
 from reshard.cli import console
+from reshard.cli.completion import script
 from reshard.cli.options import options
 from reshard.cli.request import DIRECTORY, PATH, access_of, directories, encryption_of, rank_in, request_of, text_of
 from reshard.cli.traces import exported
@@ -306,12 +306,9 @@ def completion(shell: str) -> None:
     zsh    add to ~/.zshrc, after compinit:    source <(reshard completion zsh)
     fish   add to ~/.config/fish/config.fish:  reshard completion fish | source
 
-    bash must be 4.4 or newer.
+    bash must be 4.4 or newer. In bash, values are completed after a space, not after `=`.
     """
-    from reshard.cli import COMPLETION_VARIABLE
-
-    found = get_completion_class(shell)
-    console.draw(found(cli, {}, "reshard", COMPLETION_VARIABLE).source() if found is not None else "")
+    console.draw(script(cli, shell))
 
 
 def _transform(
