@@ -90,7 +90,7 @@ def test_the_examples_are_accepted(resources: Resources, example: Any) -> None:
             {"path": "b", "configMapKeyRef": {"name": "s", "key": "k"}},
             "exactly one of path and configMapKeyRef",
         ),
-        ("source.strategy", {"configMapKeyRef": {"name": "s", "key": "k"}, "storage": STORAGE}, "storage goes with path"),
+        ("source.strategy", {"configMapKeyRef": {"name": "s", "key": "k"}, "storage": STORAGE}, "storage requires path"),
         ("source.strategy", {"configMapKeyRef": {"name": "s", "key": "a/b"}}, "should match"),
         ("source.storage.s3", {"bucket": "b"}, "exactly one of persistentVolumeClaim and s3"),
         ("source.storage", {"s3": {"bucket": "a/b"}}, "should match"),
@@ -106,15 +106,15 @@ def test_the_examples_are_accepted(resources: Resources, example: Any) -> None:
         ("parameters.rename", [{"from": "a"}], "Required value"),
         ("parameters.rename", [{"from": "a", "to": ""}], "at least 1 chars long"),
         ("target.output", "unified", "supported values"),
-        ("target.maxFileSizeBytes", 1 << 20, "maxFileSizeBytes goes with output Unified"),
-        ("target.huggingFaceIndex", True, "huggingFaceIndex goes with output Unified"),
+        ("target.maxFileSizeBytes", 1 << 20, "maxFileSizeBytes requires the output Unified"),
+        ("target.huggingFaceIndex", True, "huggingFaceIndex requires the output Unified"),
         (
             "target",
             {"storage": STORAGE, "output": "Unified", "maxFileSizeBytes": 1023},
             "greater than or equal to 1024",
         ),
-        ("target", {"storage": STORAGE, "output": "Unified", "strategy": {"path": "a"}}, "which no strategy cuts"),
-        ("target", {"storage": STORAGE, "output": "Unified", "format": "Ckpt"}, "unified files are safetensors"),
+        ("target", {"storage": STORAGE, "output": "Unified", "strategy": {"path": "a"}}, "accepts no strategy"),
+        ("target", {"storage": STORAGE, "output": "Unified", "format": "Ckpt"}, "unified checkpoints are always safetensors"),
         ("target.ranks", "0,,2", "should match"),
         *(
             ("target", SPEC["target"] | {"output": "Index", field: value}, "output Index writes no rank files")
@@ -139,7 +139,7 @@ def test_what_is_refused(resources: Resources, path: str, value: Any, said: str)
 def test_output_same_takes_no_strategy(resources: Resources, side: str) -> None:
     spec = with_field("target.output", "Same")
     spec[side]["strategy"] = {"path": "s"}
-    assert "output Same takes no strategy" in resources.refusal(resources.create, spec)
+    assert "the output Same accepts no strategy" in resources.refusal(resources.create, spec)
 
 
 KEY = {"secretKeyRef": {"name": "k", "key": "a"}}
@@ -151,7 +151,7 @@ KEY = {"secretKeyRef": {"name": "k", "key": "a"}}
         ({}, {"encryption": KEY, "format": "Safetensors"}, "safetensors files cannot be encrypted"),
         ({}, {"encryption": KEY, "copyMode": "Server"}, "an object store cannot encrypt"),
         ({}, {"encryption": KEY, "output": "Stage"}, "stage files cannot be encrypted"),
-        ({}, {"encryption": KEY, "output": "Index"}, "an index holds nothing"),
+        ({}, {"encryption": KEY, "output": "Index"}, "an index contains nothing"),
         ({"decryption": KEY}, {"copyMode": "Server"}, "an object store cannot decrypt"),
     ],
 )
@@ -238,7 +238,7 @@ def test_every_field_is_under_a_rule() -> None:
 def test_what_may_change(resources: Resources) -> None:
     resources.create(SPEC)
     resources.change({"suspend": True, "execution": {"parallelism": 3, "attempt": 2}})
-    assert "may only grow" in resources.refusal(resources.change, {"execution": {"attempt": 1}})
+    assert "may only increase" in resources.refusal(resources.change, {"execution": {"attempt": 1}})
 
 
 def test_every_field_explains_itself() -> None:

@@ -100,7 +100,7 @@ def test_ranks_that_are_not_there() -> None:
 
 @pytest.mark.parametrize("side", ["source_strategy", "target_strategy"])
 def test_no_strategy_is_asked(side: str) -> None:
-    with pytest.raises(UsageError, match="without a strategy"):
+    with pytest.raises(UsageError, match="accepts no strategy"):
         Request("a", "b", **{side: "c"}, options=Options(output="Same"))  # type: ignore[arg-type]  # one of two fields
 
 

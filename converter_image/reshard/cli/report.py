@@ -141,7 +141,7 @@ def planned(plan: PlanResult, *, as_json: bool) -> None:
     )
     if replicated:
         console.table(
-            "In no strategy, copied whole to every rank. If source ranks hold slices of them, use a strategy that names them.",
+            "In no strategy, copied whole to every rank. If source ranks hold slices of them, use a strategy that contains them.",
             [("parameter", "left"), ("type", "left"), ("shape", "left")],
             [(p.name, p.dtype, str(list(p.shape))) for p in replicated],
         )

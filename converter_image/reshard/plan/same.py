@@ -40,7 +40,7 @@ def keep(inventory: Inventory, *, ranks: str | None = None, rename: Sequence[Ren
             "SourceIsUnified",
             "the source is a unified checkpoint: its files contain whole parameters, not ranks",
             where="source",
-            fix="use --output unified or per-rank (spec.target.output), or give one of the files",
+            fix="use --output unified or per-rank (spec.target.output), or use one of the files as the source",
         )
     refuse_empty(inventory)
     held = dict.fromkeys(entry.name for structure in inventory.structures for entry in structure.tensors)

@@ -292,7 +292,7 @@ class Request(msgspec.Struct, frozen=True):
         if (self.source_strategy or self.target_strategy) and self.options.output == "Same":
             raise UsageError(
                 "InvalidOption",
-                "the output Same converts each file without a strategy",
+                "the output Same accepts no strategy",
                 where="source strategy" if self.source_strategy else "target strategy",
                 fix="omit the strategy, or use another output",
             )

@@ -59,7 +59,7 @@ class StrategySpec(Strict, frozen=True):
         if bool(self.path) == (self.config_map_key_ref is not None):
             raise ValueError("Expected either `path` or `configMapKeyRef`")
         if self.storage is not None and not self.path:
-            raise ValueError("`storage` goes with `path`")
+            raise ValueError("`storage` requires `path`")
 
 
 class FilesSpec(Strict, frozen=True):

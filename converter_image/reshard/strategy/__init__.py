@@ -116,7 +116,7 @@ class Strategy:
                 "SeveralStages",
                 f"the file describes pipeline stages {', '.join(map(str, described[:_SHOWN]))}, but one stage is required",
                 where=files[0].name,
-                fix="give the strategy file of one stage, or leave out --output stage (spec.target.output: Stage)",
+                fix="use the strategy file of one stage, or omit --output stage (spec.target.output: Stage)",
             )
         if not files[0].nodes:
             raise DataError(

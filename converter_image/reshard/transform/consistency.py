@@ -112,12 +112,12 @@ def refuse_possible_slices(model: Model, settled: Collection[str], options: Opti
     names = dict.fromkeys(p.source_name for p in model.parameters if p.source_name in suspect)
     if refused := [name for name in names if not any(pattern.matches(name) for pattern in accepted)]:
         first, *others = refused
-        more = f" (the same holds for {len(others)} other parameters: {some(others)})" if others else ""
+        more = f" (and the same applies to {some(others)})" if others else ""
         raise DataError(
             "MayBeSlice",
-            f"it comes from MindSpore's {HYPER_NAME}, which may contain only rank 0's slice of it{more}",
+            f"MindSpore's {HYPER_NAME} may contain only rank 0's slice of the parameter{more}",
             where=f"parameter {first}",
-            fix="read the ranks' own files instead, or unify these with reshard (--output unified); if it is whole there, add"
+            fix="use the files of the ranks as the source, or unify them with reshard (--output unified); if it is whole, add"
             f" --allow-inconsistent {quote(first)} (spec.parameters.allowInconsistent)",
         )
 

@@ -353,7 +353,7 @@ def strategies_of(request: Request) -> Strategies:
     elif one_stage:
         raise RequestError(
             "SourceStrategyMissing",
-            "output Stage writes one pipeline stage, and no strategy says which one the source is",
+            "the output Stage writes one pipeline stage, and no strategy describes the stage of the source",
             where="source strategy",
             fix="specify the strategy of that stage (--source-strategy, spec.source.strategy)",
         )

@@ -95,7 +95,7 @@ def slices_equal(name: str, ranks: Sequence[int], *, whole: bool) -> DataError:
         ranks: the ranks.
         whole: whether the file of one rank that holds whole tensors is a whole checkpoint.
     """
-    fix = "if the files hold whole tensors (MindSpore's integrated_save), "
+    fix = "if the files contain whole tensors (MindSpore's integrated_save), "
     if whole:
         fix += "use one rank's folder as the source with --allow-single-rank and without --source-strategy"
         fix += " (spec.source.allowSingleRank, no spec.source.strategy)"

@@ -88,7 +88,7 @@ def verify_checkpoint(
     if added := unlisted(manifest, there):
         damaged.append(f"the manifest does not list {preview(added)}")
     if (listed := listed_ranks(manifest)) != manifest.ranks:
-        damaged.append(f"the manifest says that ranks {manifest.ranks} are complete, and lists the files of ranks {listed}")
+        damaged.append(f"the manifest records ranks {manifest.ranks} as complete, but lists the files of ranks {listed}")
     if damaged:
         more = f" (and {len(damaged) - 1} more files)" if len(damaged) > 1 else ""
         raise DataError(
