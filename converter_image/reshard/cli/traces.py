@@ -10,9 +10,11 @@ from __future__ import annotations
 
 import logging
 import os
+import re
 import threading
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
+from urllib.parse import unquote
 
 from reshard.telemetry import log
 from reshard.version import __version__
@@ -20,6 +22,7 @@ from reshard.version import __version__
 if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping
 
+_WORD = re.compile(r"[\w.~+/-]{4,}")  # what a token consists of
 _PROTOCOL = "http/protobuf"
 # Spans that a collector has not taken by then are dropped.
 _SHUTDOWN_SECONDS = 3.0
@@ -35,10 +38,8 @@ def exported(handler: logging.Handler, environment: Mapping[str, str] = os.envir
     """
     provider = None
     if _is_requested(environment):
-        # Not all of them: one logger quotes OTEL_EXPORTER_OTLP_HEADERS, which may hold credentials.
-        logging.getLogger("opentelemetry").addHandler(logging.NullHandler())
-        for name in ("opentelemetry.exporter", "opentelemetry.sdk"):
-            logging.getLogger(name).addHandler(handler)
+        handler.addFilter(_HeaderFilter(environment))
+        logging.getLogger("opentelemetry").addHandler(handler)
         provider = _started(environment)
     try:
         yield
@@ -49,6 +50,23 @@ def exported(handler: logging.Handler, environment: Mapping[str, str] = os.envir
             ending.join(_SHUTDOWN_SECONDS)
             if ending.is_alive():
                 log.warning("the OTLP collector did not take all spans within %.0f s", _SHUTDOWN_SECONDS)
+
+
+class _HeaderFilter(logging.Filter):
+    """Removes the text of OpenTelemetry's log records that quote its headers: they may hold credentials."""
+
+    def __init__(self, environment: Mapping[str, str]) -> None:
+        super().__init__()
+        names = ("OTEL_EXPORTER_OTLP_HEADERS", "OTEL_EXPORTER_OTLP_TRACES_HEADERS")
+        given = [text for name in names for text in (environment.get(name, ""), unquote(environment.get(name, "")))]
+        self._words = {word for text in given for word in _WORD.findall(text)}
+
+    def filter(self, record: logging.LogRecord) -> bool:
+        if record.name.startswith("opentelemetry"):
+            exception = str(record.exc_info[1]) if record.exc_info else ""
+            if self._words.intersection(_WORD.findall(f"{record.getMessage()} {exception}")):
+                record.msg, record.args, record.exc_info = "the OTLP headers are not valid, or were not accepted", (), None
+        return True
 
 
 def _is_requested(environment: Mapping[str, str]) -> bool:
