@@ -23,6 +23,10 @@ from typing import Any
 from rich.console import Console
 from rich.table import Table
 
+sys.path.insert(0, str(Path(__file__).parents[1] / "tests" / "support"))
+
+from instant_uploads import processor_seconds
+
 from cases import CASES, Case, make
 
 HERE = Path(__file__).parent
@@ -44,6 +48,7 @@ mindspore.load_distributed_checkpoint(
     None, predict_strategy=after, format="safetensors", unified_safetensors_dir=source, dst_safetensors_dir=target
 )
 """
+_OTHERS = ("planning", "sampling", "parts")
 _PROGRAMS = {"reshard": _MINDSPORE, "unify": _MINDSPORE_UNIFY, "load": _MINDSPORE_LOAD}
 
 
@@ -119,9 +124,7 @@ def measure(case: Case, folder: Path, runs: int, *, with_mindspore: bool, baseli
 def main() -> None:
     """Measure what is asked for, print a table, and keep the figures."""
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument(
-        "cases", nargs="*", choices=[[], *(case.name for case in CASES), "planning"], help="those to measure; all"
-    )
+    parser.add_argument("cases", nargs="*", choices=[[], *(case.name for case in CASES), *_OTHERS], help="those to measure; all")
     parser.add_argument("--runs", type=int, default=15, help="rounds of the LLaMA-shaped cases; a third of it for the others")
     parser.add_argument("--baseline", help="the reshard command of another build, which takes the same options")
     parser.add_argument("--folder", type=Path, default=Path(os.environ.get("RESHARD_CACHE", "/tmp/reshard")) / "bench")  # noqa: S108
@@ -157,6 +160,16 @@ def main() -> None:
         done = subprocess.run([sys.executable, str(HERE / "planning.py")], check=True, capture_output=True, text=True)
         kept["planning"] = json.loads(done.stdout)
         print("plan of 405B parameters with Adam's moments, 16,384 -> 12,288 ranks:", done.stdout.strip())
+    if not arguments.cases or "sampling" in arguments.cases:
+        command = [sys.executable, str(HERE / "sampling.py"), "--folder", str(arguments.folder)]
+        done = subprocess.run(command, check=True, capture_output=True, text=True)
+        kept["sampling"] = [json.loads(line) for line in done.stdout.splitlines()]
+        for line in kept["sampling"]:
+            print("comparison of replicas, 2.1 GB:", json.dumps(line))
+    if not arguments.cases or "parts" in arguments.cases:
+        processor_seconds(100)  # only warms up
+        kept["parts"] = {count: round(processor_seconds(count), 3) for count in (5_000, 10_000)}
+        print("processor seconds to write an object in so many parts, without sending:", json.dumps(kept["parts"]))
     results = HERE / "results" / "local"
     results.mkdir(parents=True, exist_ok=True)
     (results / f"{time.strftime('%Y%m%dT%H%M%S')}.json").write_text(json.dumps(kept, indent=1))

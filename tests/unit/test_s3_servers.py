@@ -9,13 +9,13 @@ from typing import TYPE_CHECKING
 import disk
 import pytest
 import thin_s3
+from instant_uploads import processor_seconds
 
 from reshard.cli import main
 from reshard.errors import AccessError, LockedError, StorageError, UsageError
 from reshard.spec.access import Access
 from reshard.storage import open_store
-from reshard.storage.s3 import client, upload
-from reshard.storage.s3.checksums import Checksums
+from reshard.storage.s3 import client
 from reshard.target import lock
 from reshard.target.folder import LOCK
 
@@ -137,36 +137,10 @@ def test_uploads_that_stay_listed_are_not_looked_for_for_ever(server: thin_s3.Th
 # What writing costs.
 
 
-class SwiftClient:
-    """Accepts everything at once."""
-
-    def create_multipart_upload(self, **_: object) -> dict[str, str]:
-        return {"UploadId": "1"}
-
-    def upload_part(self, **_: object) -> dict[str, str]:
-        return {"ETag": '"1"'}
-
-    def complete_multipart_upload(self, **named: object) -> None:
-        self.completed = named
-
-
-def test_the_parts_that_were_sent_cost_nothing_more(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(upload, "part_size", lambda _: 4096)
-
-    def seconds(count: int) -> float:
-        swift = SwiftClient()
-        writer = upload.S3Writer(
-            swift, {"Bucket": "b", "Key": "k"}, Checksums("None", swift, {}), [], size=None, memory=1 << 16, copies=False
-        )
-        before = time.process_time()
-        for _ in range(count):
-            writer.write(bytes(4096))
-        writer.finish()
-        assert len(swift.completed["MultipartUpload"]["Parts"]) == count  # type: ignore[index]
-        return time.process_time() - before
-
-    seconds(100)
-    assert seconds(5000) < 10 * seconds(1250)  # four times as many; a walk over the parts that were sent makes it sixteen times
+def test_the_parts_that_were_sent_cost_nothing_more() -> None:
+    processor_seconds(100)
+    # Four times as many; a walk over the parts that were sent makes it sixteen times.
+    assert processor_seconds(5000) < 10 * processor_seconds(1250)
 
 
 def test_a_part_that_fails_ends_the_writing(server: thin_s3.ThinServer) -> None:
