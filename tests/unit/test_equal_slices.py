@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import shutil
+from contextlib import nullcontext
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
@@ -119,12 +120,32 @@ def test_the_ranks_that_are_compared_are_few_and_differ_along_each_axis(axes: tu
     for axis in range(len(axes)):
         source = Strategy(({"w": Layout(axes, ((axis,),))},), total)
         found = Slices(place(Inventory(files, (Structure("ckpt", (entry,)),)), source, None))
-        assert found.ranks(total) == tuple(range(total))
-        ranks = found.ranks(64)
+        distinct = found.ranks(total)
+        assert len(distinct) == len({found.blocks(rank)[0].cell for rank in distinct}) == axes[-1 - axis]
+        assert len(found.ranks(64)) <= 66
+        assert found.ranks(total, range(total)) == tuple(range(total))
+        ranks = found.ranks(64, range(total))
         assert {0, 1} <= set(ranks)
         assert len(ranks) <= 66
         cells = {found.blocks(rank)[0].cell for rank in ranks}
         assert len(cells) > 1
+
+
+@pytest.mark.parametrize("replicas", [2, 16])
+def test_of_replicas_one_is_read_and_those_that_look_like_another_rank(replicas: int) -> None:
+    source = Strategy(({"w": Layout((replicas, 2), ((0,),))},), 2 * replicas)
+    rng = np.random.default_rng(0)
+    halves = [{"w": rng.random(1 << 14, np.float32)} for _ in range(2)]
+    for copied in (False, True):
+        held = [halves[rank % 2] for rank in range(2 * replicas)]
+        held[2 * replicas - 1] = halves[0] if copied else halves[1]
+        store = MemorySource({f"rank_{r}/x.ckpt": rawfiles.write("ckpt", tensors) for r, tensors in enumerate(held)})
+        inventory = read_inventory(store, Files({r: f"rank_{r}/x.ckpt" for r in range(2 * replicas)}), workers=1)
+        store.readers.clear()
+        with pytest.raises(DataError, match="SlicesEqual") if copied else nullcontext():
+            check_slices(store, place(inventory, source, source), Options(), workers=1)
+        if not copied:
+            assert [reader.name for reader in store.readers] == ["rank_0/x.ckpt", "rank_1/x.ckpt"]
 
 
 def test_what_is_read_of_a_file_is_bounded() -> None:

@@ -10,6 +10,8 @@ from reshard.checkpoint.dtypes import DTYPES
 from reshard.plan.holders import Holders
 
 if TYPE_CHECKING:
+    from collections.abc import Collection, Hashable
+
     from reshard.checkpoint.inventory import TensorEntry
     from reshard.layout import Layout
     from reshard.plan.model import Model, Parameter
@@ -45,9 +47,19 @@ class Slices:
         self._parameters = {p.source_name: p for p in model.parameters if p.source is not None and 0 not in p.shape}
         self._cut: dict[tuple[int, int], list[tuple[Parameter, Layout]]] = {}
 
-    def ranks(self, most: int) -> tuple[int, ...]:
-        """Return the ranks to compare: all of them, or about `most`, spread over the stages and the axes of their meshes."""
-        ranks = sorted(self._holders.structure_of)
+    def ranks(self, most: int, suspects: Collection[int] = ()) -> tuple[int, ...]:
+        """Return the ranks to compare: of replicas one is enough, whatever their number.
+
+        Args:
+            most: how many; of more, about so many are returned, spread over the stages and the axes of their meshes.
+            suspects: ranks that are compared even if they are replicas, see `reshard.plan.copies.equal_files`.
+        """
+        first: dict[Hashable, int] = {}
+        for rank, structure in sorted(self._holders.structure_of.items()):
+            stage, local = divmod(rank, self._devices)
+            layouts = dict.fromkeys(layout for _, layout in self._largest(structure, stage))
+            first.setdefault((structure, stage, *(layout.cells[local] for layout in layouts)), rank)
+        ranks = sorted({*first.values(), *suspects})
         if len(ranks) <= most:
             return tuple(ranks)
         # A plain step of a power of two would only reach ranks with the same coordinate on the inner axes.

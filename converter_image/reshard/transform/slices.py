@@ -12,6 +12,7 @@ import xxhash
 from reshard.checkpoint.dtypes import DTYPES
 from reshard.errors import DataError
 from reshard.parallel import parallel
+from reshard.plan.copies import equal_files
 from reshard.plan.slices import SliceBlock, Slices
 from reshard.spec.ranks import format_ranks
 from reshard.storage.ahead import files_at_once, prefetched
@@ -50,7 +51,7 @@ def check_slices(store: ReadStore, model: Model, options: Options, *, workers: i
         return
     slices, paths = Slices(model), {file.rank: file.path for file in model.inventory.files}
     most = (_MOST_REMOTE_RANKS_OF_ONE if single else _MOST_REMOTE_RANKS) if store.remote else _MOST_RANKS
-    blocks = {rank: found for rank in slices.ranks(most) if (found := slices.blocks(rank))}
+    blocks = {rank: found for rank in slices.ranks(most, equal_files(model)) if (found := slices.blocks(rank))}
 
     def digests(rank: int) -> tuple[tuple[str, int], ...]:
         contents = _read(store, paths[rank], blocks[rank])
