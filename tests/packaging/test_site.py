@@ -11,6 +11,8 @@ from pathlib import Path
 
 import pytest
 
+from reshard.errors import DOCUMENTATION, documentation
+
 ROOT = Path(__file__).parents[2]
 _LOADED = re.compile(
     r"<(?:script|img|iframe)\b[^>]*\bsrc=[\"']?(?:https?:)?//|<link\b[^>]*\bhref=[\"']?(?:https?:)?//|@import|url\([\"']?https?:"
@@ -65,6 +67,8 @@ def test_it_builds_without_warnings(mkdocs: Path, tree: Path) -> None:
         (site / page).exists() for page in ("index.html", "s3/index.html", "workflows/index.html", "helm/reshard/index.html")
     )
     assert (site / "8-to-4.svg").exists()
+    page, anchor = documentation("AmbiguousFiles").removeprefix(f"{DOCUMENTATION}/").split("#")
+    assert f'id="{anchor}"' in (site / page / "index.html").read_text()
     texts = {path.relative_to(site): path.read_text() for path in site.rglob("*") if path.suffix in {".html", ".css"}}
     assert [name for name, text in texts.items() if _LOADED.search(text)] == []
     articles = {name: re.search(r"<article.*?</article>", text, re.DOTALL) for name, text in texts.items()}
