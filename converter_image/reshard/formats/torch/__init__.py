@@ -1,0 +1,1 @@
+"""PyTorch's checkpoints, read without torch: distributed checkpoints (DCP), and archives that `torch.save` writes."""

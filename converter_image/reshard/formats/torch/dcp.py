@@ -1,0 +1,375 @@
+"""Metadata of PyTorch's distributed checkpoints (DCP), and of Megatron-core's `torch_dist`: which shard is in which file.
+
+Each `.metadata` names every shard twice, as a chunk of its tensor and as a range of bytes in a file. Both are read into packed
+integers, since an object for each would take ten times the room of the document, and are matched by name and offset.
+"""
+
+from __future__ import annotations
+
+import re
+from array import array
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from reshard.errors import DataError, MissingInputError
+from reshard.formats.torch.dtypes import REFUSED, TYPES, torch_type
+from reshard.formats.torch.unpickle import LIMITS, Global, Limits, Record, load
+from reshard.model import Checkpoint, ObjectMeta, Place, Shards, TensorMeta, divide, gather_shards
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterator, Mapping, Sequence
+
+    from reshard.formats.torch.unpickle import Rule
+    from reshard.model.tiling import Numbers, Tiling
+
+METADATA = ".metadata"
+# Written by each rank with `use_collectives=False`, in the place of the one document.
+_OF_RANK = re.compile(r"__([0-9]{1,9})\.metadata")
+_MOST_DIMENSIONS = 32
+_OBJECT = -1  # the number of dimensions of what is no tensor
+_PATH = re.compile(r"(?![\s\S]*(?:^|/)\.{0,2}(?:/|$))[^\x00]+")
+
+_METADATA = "torch.distributed.checkpoint.metadata."
+_PLANNER = "torch.distributed.checkpoint.planner."
+_FILES = "torch.distributed.checkpoint.filesystem."
+_MEGATRON = "megatron.core.dist_checkpointing.strategies.torch."
+_PATHS = ("PosixPath", "WindowsPath", "PurePosixPath", "PureWindowsPath", "Path")
+ALLOWED: Mapping[str, Rule] = {
+    **{
+        f"{_METADATA}{name}": "record"
+        for name in (
+            *("Metadata", "TensorStorageMetadata", "BytesStorageMetadata", "TensorProperties", "ChunkStorageMetadata"),
+            *("MetadataIndex", "StorageMeta"),
+        )
+    },
+    f"{_METADATA}_MEM_FORMAT_ENCODING": "argument",
+    f"{_FILES}_StorageInfo": "record",
+    f"{_FILES}_StoragePrefix": "record",
+    # Megatron-core keeps the plans of all ranks in an attribute of the metadata, up to 0.15 of classes of its own.
+    **{f"{_PLANNER}{name}": "record" for name in ("SavePlan", "WriteItem", "TensorWriteData")},
+    f"{_PLANNER}WriteItemType": "argument",
+    f"{_MEGATRON}MCoreMetadata": "record",
+    f"{_MEGATRON}MCoreSavePlan": "record",
+    "torch.Size": "argument",
+    "torch.device": "argument",
+    "torch.serialization._get_layout": "argument",
+    "collections.OrderedDict": "pairs",
+    "builtins.set": "argument",
+    **{f"{module}.{name}": "argument" for module in ("pathlib", "pathlib._local") for name in _PATHS},
+    **{f"torch.{name}": "name" for name in (*TYPES, *REFUSED)},
+}
+
+
+def is_metadata(name: str) -> bool:
+    """Return whether a file with this name describes a distributed checkpoint, or one rank's part of it."""
+    return name == METADATA or _OF_RANK.fullmatch(name) is not None
+
+
+def metadata_files(names: Sequence[str]) -> list[str]:
+    """Return the files of a folder that describe a distributed checkpoint: the one of all ranks, or those of each, by rank."""
+    if METADATA in names:
+        return [METADATA]
+    ranks = {int(found[1]): name for name in names if (found := _OF_RANK.fullmatch(name))}
+    return [ranks[rank] for rank in sorted(ranks)]
+
+
+@dataclass(slots=True)
+class _Document:
+    """What is read of one document, as integers.
+
+    Attributes:
+        where: the document, for messages.
+        names: numbers of the names of tensors and objects.
+        files: numbers of the paths of files.
+        chunks: for each chunk its number of dimensions, the offsets, the lengths.
+        indexes: for each index the number of its name, its number of dimensions (-1: an object), the offsets.
+        infos: for each range of bytes the number of its file, the first byte, the number of bytes.
+    """
+
+    where: str
+    names: dict[str, int]
+    files: dict[str, int]
+    chunks: array[int] = field(default_factory=lambda: array("q"))
+    indexes: array[int] = field(default_factory=lambda: array("q"))
+    infos: array[int] = field(default_factory=lambda: array("q"))
+
+    def chunk(self, state: Any) -> int:  # noqa: ANN401 - any data
+        """Keep a ChunkStorageMetadata, and return where."""
+        at, offsets, lengths = len(self.chunks), state["offsets"], state["sizes"]
+        if type(offsets) is not tuple or type(lengths) is not tuple or len(offsets) != len(lengths):
+            raise TypeError
+        self.chunks.append(_dimensions(offsets))
+        self.chunks.extend(offsets)
+        self.chunks.extend(lengths)
+        return at
+
+    def index(self, state: Any) -> int:  # noqa: ANN401 - any data
+        """Keep a MetadataIndex, and return where."""
+        at, offsets, name = len(self.indexes), state.get("offset"), state["fqn"]
+        if type(name) is not str:
+            raise TypeError
+        self.indexes.append(self.names.setdefault(name, len(self.names)))
+        if offsets is None:
+            self.indexes.append(_OBJECT)
+        else:
+            self.indexes.append(_dimensions(offsets))
+            self.indexes.extend(offsets)
+        return at
+
+    def info(self, state: Any) -> int:  # noqa: ANN401 - any data
+        """Keep a _StorageInfo, and return where."""
+        at, path = len(self.infos), state["relative_path"]
+        if state.get("transform_descriptors"):
+            raise DataError(
+                "TransformNotSupported",
+                f"content is stored through {', '.join(map(str, state['transform_descriptors']))[:200]}, so that no part of it"
+                " can be read by itself",
+                where=self.where,
+                fix="save the checkpoint without extensions of the writer",
+            )
+        if type(path) is not str or (path not in self.files and not _PATH.fullmatch(path)):
+            raise DataError(
+                "PathOutside",
+                f"{path!r} is not a path of a file in the checkpoint",
+                where=self.where,
+                fix="the metadata is damaged or was made to read other files; check where it came from",
+            )
+        self.infos.append(self.files.setdefault(path, len(self.files)))
+        self.infos.append(state["offset"])
+        self.infos.append(state["length"])
+        return at
+
+    @property
+    def finish(self) -> dict[str, Callable[[Any], object]]:
+        """What the machine calls for each record of the many."""
+        return {
+            f"{_METADATA}ChunkStorageMetadata": self.chunk,
+            f"{_METADATA}MetadataIndex": self.index,
+            f"{_FILES}_StorageInfo": self.info,
+        }
+
+
+def _dimensions(offsets: object) -> int:
+    if type(offsets) is not tuple or len(offsets) > _MOST_DIMENSIONS:
+        raise TypeError
+    return len(offsets)
+
+
+@dataclass(slots=True)
+class _Found:
+    """What the documents of a checkpoint say together.
+
+    Attributes:
+        names: numbers of the names of tensors and objects.
+        files: numbers of the paths of files.
+        tensors: type and shape of each tensor, by the number of its name, in the order of the documents.
+        rows: for each number of dimensions the shards of all tensors that have as many: the number of the tensor's name, offsets,
+            lengths, and file, first byte, number of bytes.
+        objects: places of each value that is no tensor, by the number of its name.
+        version: the version that the documents state.
+    """
+
+    names: dict[str, int] = field(default_factory=dict)
+    files: dict[str, int] = field(default_factory=dict)
+    tensors: dict[int, tuple[str, tuple[int, ...]]] = field(default_factory=dict)
+    rows: dict[int, list[Numbers]] = field(default_factory=dict)
+    objects: dict[int, list[Place]] = field(default_factory=dict)
+    version: str | None = None
+
+
+def read_metadata(documents: Sequence[tuple[str, bytes]], limits: Limits = LIMITS) -> Checkpoint:
+    """Return what a distributed checkpoint holds, from its metadata.
+
+    Args:
+        documents: name and content of `.metadata`, or of each rank's `__<rank>.metadata`, see `metadata_files`.
+        limits: how much a document may hold.
+
+    Raises:
+        DataError: a document is damaged or too large, names what is not allowed, or contradicts itself or another one; a tensor
+            is not covered by its shards; a type or a way of storing is not supported.
+    """
+    found = _Found()
+    for where, data in documents:
+        _read_document(found, where, data, limits)
+    return Checkpoint(tuple(found.files), tuple(_tensors(found)), tuple(_objects(found)), found.version)
+
+
+def _read_document(found: _Found, where: str, data: bytes, limits: Limits) -> None:
+    document = _Document(where, found.names, found.files)
+    root = load(data, ALLOWED, where, limits=limits, finish=document.finish)
+    try:
+        state = _state(root, f"{_METADATA}Metadata", f"{_MEGATRON}MCoreMetadata")
+        version = state.get("version")
+        found.version = found.version or (version if type(version) is str else None)
+        wanted = _read_entries(found, document, state["state_dict_metadata"])
+        storage = state["storage_data"]
+        keys = np.fromiter(storage.keys(), np.int64, len(storage))
+        values = np.fromiter(storage.values(), np.int64, len(storage))
+        _match(found, document, wanted, (keys, values))
+    except (AttributeError, IndexError, KeyError, OverflowError, TypeError, ValueError) as error:
+        raise DataError(
+            "MetadataInvalid",
+            f"it is not the metadata of a distributed checkpoint, or damaged ({type(error).__name__})",
+            where=where,
+            fix="restore the checkpoint",
+        ) from None
+
+
+def _state(record: Any, *names: str) -> Any:  # noqa: ANN401 - any data
+    """The state of a record with one of these names."""
+    if type(record) is not Record or record.name not in names:
+        raise TypeError
+    return record.state
+
+
+def _read_entries(found: _Found, document: _Document, entries: dict[str, Any]) -> dict[int, Numbers]:
+    """Note tensors and objects; return for each number of dimensions the chunks: number of the name, offsets, lengths."""
+    chunks = np.frombuffer(document.chunks, np.int64) if document.chunks else np.zeros(0, np.int64)
+    wanted: dict[int, list[tuple[int, Numbers]]] = {}
+    for name, entry in entries.items():
+        if type(name) is not str:
+            raise TypeError
+        number = found.names.setdefault(name, len(found.names))
+        if entry.name == f"{_METADATA}BytesStorageMetadata":
+            found.objects.setdefault(number, [])
+            continue
+        where = f"{document.where}: tensor {name}"
+        state = _state(entry, f"{_METADATA}TensorStorageMetadata")
+        shape = state["size"]
+        dimensions = _dimensions(shape)
+        if any(type(n) is not int or not 0 <= n < 1 << 62 for n in shape):
+            raise ValueError
+        properties = _state(state["properties"], f"{_METADATA}TensorProperties")
+        dtype = properties[0] if type(properties) is tuple else properties["dtype"]
+        if type(dtype) is not Global:
+            raise TypeError
+        described = (torch_type(dtype.name.removeprefix("torch."), where).name, shape)
+        if found.tensors.setdefault(number, described) != described:
+            raise DataError(
+                "RanksDisagree",
+                f"{_said(described)} here, {_said(found.tensors[number])} in the metadata of another rank",
+                where=where,
+                fix="the files are of different checkpoints; restore those of one",
+            )
+        wanted.setdefault(dimensions, []).append((number, np.frombuffer(array("q", [*state["chunks"], 0]), np.int64)[:-1]))
+    return {dimensions: _chunks(chunks, dimensions, of_tensors) for dimensions, of_tensors in wanted.items()}
+
+
+def _chunks(chunks: Numbers, dimensions: int, of_tensors: list[tuple[int, Numbers]]) -> Numbers:
+    """The chunks of tensors that have as many dimensions, one a row: number of the name, offsets, lengths."""
+    at = np.concatenate([places for _, places in of_tensors])
+    numbers = np.repeat([number for number, _ in of_tensors], [len(places) for _, places in of_tensors])
+    if (chunks[at] != dimensions).any():
+        raise ValueError
+    rows = chunks[at[:, None] + np.arange(1, 2 * dimensions + 1)]
+    return np.hstack([numbers[:, None], rows])
+
+
+def _said(described: tuple[str, tuple[int, ...]]) -> str:
+    return f"{described[0]}{list(described[1])}"
+
+
+def _match(found: _Found, document: _Document, wanted: dict[int, Numbers], storage: tuple[Numbers, Numbers]) -> None:
+    """Find the place of each chunk by its name and offsets, which is how torch finds it."""
+    indexes = np.frombuffer(document.indexes, np.int64) if document.indexes else np.zeros(0, np.int64)
+    infos = np.frombuffer(document.infos, np.int64) if document.infos else np.zeros(0, np.int64)
+    keys, values = storage
+    places = infos[values[:, None] + np.arange(3)] if len(values) else np.zeros((0, 3), np.int64)
+    if (places < 0).any() or (places[:, 1] > (1 << 62) - places[:, 2]).any():
+        raise ValueError
+    dimensions = indexes[keys + 1]
+    for i in np.flatnonzero(dimensions == _OBJECT).tolist():
+        found.objects[int(indexes[keys[i]])].append(Place(*places[i].tolist()))
+    for count, chunks in wanted.items():
+        of_count = np.flatnonzero(dimensions == count)
+        at = keys[of_count]
+        stored = np.hstack([indexes[at][:, None], indexes[at[:, None] + 2 + np.arange(count)]])
+        names = chunks[:, : count + 1]
+        # One order for both: the rows of the metadata, then of the storage, numbered by their distinct values.
+        distinct, numbers = np.unique(np.concatenate([names, stored]), axis=0, return_inverse=True)
+        numbers = numbers.reshape(-1)
+        place_of = np.full(len(distinct), -1, np.int64)
+        place_of[numbers[len(names) :]] = of_count
+        place = place_of[numbers[: len(names)]]
+        if (place < 0).any():
+            row = chunks[int((place < 0).argmax())].tolist()
+            name = list(found.names)[row[0]]
+            raise DataError(
+                "ShardMissing",
+                f"the shard at {row[1 : count + 1]} is in no file",
+                where=f"{document.where}: tensor {name}",
+                fix="the metadata is damaged; restore the checkpoint",
+            )
+        found.rows.setdefault(count, []).append(np.hstack([chunks, places[place]]))
+
+
+def _tensors(found: _Found) -> Iterator[TensorMeta]:
+    """The tensors in the order of the documents; those that are cut alike share their tiles."""
+    names = list(found.names)
+    rows = {}
+    for count, parts in found.rows.items():
+        together = np.concatenate(parts)
+        rows[count] = together[np.argsort(together[:, 0], kind="stable")]
+    bounds = {count: _bounds(table[:, 0], len(names)) for count, table in rows.items()}
+    cuts: dict[tuple[tuple[int, ...], bytes], tuple[Tiling, Numbers]] = {}
+    for number, (dtype, shape) in found.tensors.items():
+        count, name = len(shape), names[number]
+        low, high = bounds[count][number : number + 2]
+        table = rows[count][low:high]
+        boxes = np.ascontiguousarray(table[:, 1 : 1 + 2 * count])
+        key = (shape, len(boxes).to_bytes(8) + boxes.tobytes())
+        if key not in cuts:
+            cuts[key] = divide(shape, boxes[:, :count], boxes[:, count:], name)
+        tiling, tiles = cuts[key]
+        yield TensorMeta(name, dtype, shape, _shards(tiling, tiles, table[:, 1 + 2 * count :], name))
+
+
+def _bounds(numbers: Numbers, count: int) -> list[int]:
+    found: list[int] = np.searchsorted(numbers, np.arange(count + 1)).tolist()
+    return found
+
+
+def _shards(tiling: Tiling, tiles: Numbers, places: Numbers, name: str) -> Shards:
+    files, offsets, lengths = (np.ascontiguousarray(column) for column in places.T)
+    return gather_shards(tiling, tiles, (files, offsets, lengths), name)
+
+
+def _objects(found: _Found) -> Iterator[ObjectMeta]:
+    names = list(found.names)
+    for number, places in found.objects.items():
+        if not places:
+            raise DataError(
+                "ShardMissing", "it is in no file", where=f"object {names[number]}", fix="restore the checkpoint's metadata"
+            )
+        yield ObjectMeta(names[number], tuple(places))
+
+
+def check_files(checkpoint: Checkpoint, sizes: Mapping[str, int], where: str) -> None:
+    """Check that the files of a checkpoint are there and as long as its metadata says.
+
+    Args:
+        checkpoint: what `read_metadata` returned.
+        sizes: the length of each file in the folder, by its path.
+        where: the folder, for messages.
+
+    Raises:
+        DataError: a file is too short.
+        MissingInputError: a file does not exist.
+    """
+    ends = np.zeros(len(checkpoint.files), np.int64)
+    for tensor in checkpoint.tensors:
+        np.maximum.at(ends, tensor.shards.files, tensor.shards.offsets + tensor.shards.lengths)
+    for place in (place for found in checkpoint.objects for place in found.places):
+        ends[place.file] = max(int(ends[place.file]), place.offset + place.length)
+    for path, end in zip(checkpoint.files, ends.tolist(), strict=True):
+        size = sizes.get(path)
+        if size is None:
+            raise MissingInputError(
+                "FileMissing", "the metadata lists it, and it does not exist", where=f"{where}/{path}", fix="restore the file"
+            )
+        if size < end:
+            raise DataError(
+                "Truncated", f"the metadata names {end} bytes of it, it has {size}", where=f"{where}/{path}", fix="restore it"
+            )

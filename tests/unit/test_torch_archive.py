@@ -1,0 +1,197 @@
+"""Archives of `torch.save`: found by small reads, described exactly, and refused by name where bytes are not elements."""
+
+from __future__ import annotations
+
+import json
+import re
+import struct
+import subprocess
+import sys
+import zipfile
+
+import numpy as np
+import pytest
+import torch_files
+from hypothesis import given
+from hypothesis import strategies as st
+from torch_files import DATA, BytesReader, FileReader, archive, sha256_of, tensor, text
+
+from reshard.errors import DataError
+from reshard.formats.torch.archive import locate, read_archive
+from reshard.formats.torch.dtypes import BY_SAFETENSORS, REFUSED, TYPES
+
+FILES = DATA / "files"
+FUZZ = DATA.parents[2] / "fuzz"
+STORED = b"\x80\x02" + tensor() + b"."
+
+
+def row_major(reader: FileReader, name: str) -> tuple[str, tuple[int, ...], bytes]:
+    found = read_archive(reader)
+    stored = next(each for each in found.tensors if each.name == name)
+    offset, length = locate(reader, found, stored.storage)
+    content = np.frombuffer(reader.read(offset, length), f"V{stored.dtype.bits // 8}")[stored.first :]
+    if 0 in stored.shape:
+        return stored.dtype.name, stored.shape, b""
+    steps = tuple(step * content.itemsize for step in stored.strides)
+    return (
+        stored.dtype.name,
+        stored.shape,
+        np.lib.stride_tricks.as_strided(content, stored.shape, steps, writeable=False).tobytes(),
+    )
+
+
+@pytest.mark.parametrize("file", ["shared.pt", "types.pt"])
+def test_each_tensor_is_what_torch_saved(file: str) -> None:
+    expected = json.loads((FILES / "expected.json").read_text())[file]
+    reader = FileReader(FILES / file)
+    found = {}
+    for stored in read_archive(reader).tensors:
+        dtype, shape, content = row_major(reader, stored.name)
+        found[stored.name] = {"dtype": dtype, "shape": list(shape), "sha256": sha256_of(content)}
+    assert found == expected
+
+
+def test_shared_strided_and_other_values() -> None:
+    found = read_archive(FileReader(FILES / "shared.pt"))
+    stored = {each.name: each for each in found.tensors}
+    assert {stored[f"model.{name}"].storage for name in ("w", "tied", "rows", "column")} == {"0"}
+    assert (stored["model.rows"].first, stored["model.rows"].row_major) == (8, True)
+    assert (stored["model.column"].strides, stored["model.column"].row_major) == ((4,), False)
+    assert [stored[name].row_major for name in ("model.transposed", "expanded", "scalar", "nothing")] == [
+        False,
+        False,
+        True,
+        True,
+    ]
+    assert found.others == 6  # epoch, and the leaves of args
+
+
+def test_a_file_is_described_by_few_small_reads() -> None:
+    reader = FileReader(FILES / "types.pt")
+    read_archive(reader)
+    assert reader.reads <= 8
+
+
+@pytest.mark.parametrize(
+    ("file", "reason", "what"),
+    [
+        ("lazy.pt", "LazyTensor", "conj"),
+        ("quantised.pt", "UnknownType", "scale"),
+        ("legacy.pt", "LegacyTorchFile", "before 1.6"),
+        ("module.pt", "PickleNotAllowed", "Net"),
+    ],
+)
+def test_what_torch_wrote_and_is_not_read_is_refused_by_name(file: str, reason: str, what: str) -> None:
+    with pytest.raises(DataError) as caught:
+        read_archive(FileReader(FILES / file))
+    assert caught.value.reason == reason
+    assert what in caught.value.what
+    assert caught.value.fix
+
+
+def parsed(content: bytes) -> str:
+    """What becomes of an archive: its reason, or the number of its tensors."""
+    try:
+        return str(len(read_archive(BytesReader(content)).tensors))
+    except DataError as refusal:
+        told = refusal
+    assert str(told).isprintable()
+    assert told.where
+    assert told.fix
+    return told.reason
+
+
+def lists_of_lists(depth: int, width: int) -> bytes:
+    """A list of `width` times the same list, and so on: small, and width ** depth values."""
+    found = b"]q\x00"
+    for i in range(1, depth):
+        found += b"]q" + bytes([i]) + b"(" + (b"h" + bytes([i - 1])) * width + b"e"
+    return found
+
+
+@pytest.mark.parametrize(
+    ("content", "reason"),
+    [
+        (archive(STORED), "1"),
+        (b"", "NotTorchFile"),
+        (b"PK\3\4", "Truncated"),
+        (archive(STORED)[:-1], "Truncated"),
+        (b"hello" * 100, "NotTorchFile"),
+        (archive(STORED, compression=zipfile.ZIP_DEFLATED), "ArchiveCompressed"),
+        (archive(STORED, {"data/0": bytes(24), "byteorder": b"big"}), "BigEndian"),
+        (archive(STORED, {"data/0": bytes(24), "byteorder": b"little"}), "1"),
+        (archive(STORED, {"data/0": bytes(24), "constants.pkl": b""}), "NotTorchFile"),
+        (archive(STORED, {"data/0": bytes(24), "../x": b""}), "1"),
+        (archive(STORED, {}), "TensorInvalid"),
+        (archive(STORED, {"data/0": bytes(23)}), "TensorOutside"),
+        (archive(b"\x80\x02" + tensor(shape=(3, 3)) + b"."), "TensorOutside"),
+        (archive(b"\x80\x02" + tensor(first=1) + b"."), "TensorOutside"),
+        (archive(b"\x80\x02" + tensor(strides=(4, 1)) + b"."), "TensorOutside"),
+        (archive(b"\x80\x02" + tensor(strides=(-3, 1)) + b"."), "TensorInvalid"),
+        (archive(b"\x80\x02" + tensor(shape=(1 << 60, 1 << 60)) + b"."), "TensorOutside"),
+        (archive(b"\x80\x02" + tensor(shape=(1,) * 33, strides=(1,) * 33) + b"."), "TensorInvalid"),
+        (archive(b"\x80\x02" + tensor(strides=(1,)) + b"."), "TensorInvalid"),
+        (archive(b"\x80\x02" + tensor(shape=(0, 1 << 40)) + b"."), "1"),
+        (archive(b"\x80\x02" + tensor(storage="UntypedStorage") + b"."), "TensorInvalid"),
+        (archive(b"\x80\x02" + tensor(rest=b"}" + text("neg") + b"\x88s") + b"."), "LazyTensor"),
+        (
+            archive(b"\x80\x02}(" + text("a.b") + tensor() + text("a") + b"}" + text("b") + tensor() + b"su."),
+            "DuplicateParameter",
+        ),
+        (archive(b"\x80\x02]q\x00h\x00a."), "PickleTooLarge"),  # a list that holds itself
+        (archive(b"\x80\x02" + lists_of_lists(5, 40) + b"."), "PickleTooLarge"),
+        (archive(b"\x80\x02cos\nsystem\n" + text("true") + b"\x85R."), "PickleNotAllowed"),
+    ],
+)
+def test_an_archive_that_is_none_is_refused(content: bytes, reason: str) -> None:
+    assert parsed(content) == reason
+
+
+def test_a_directory_that_leads_elsewhere_is_refused() -> None:
+    whole = archive(STORED)
+    end = whole.rindex(b"PK\5\6")
+    entry = whole.index(b"PK\1\2")
+    size, offset = struct.unpack_from("<II", whole, end + 12)
+    for at, value in ((end + 12, size + 1), (end + 16, offset + 1), (end + 16, 1 << 31), (entry + 42, 1 << 20), (entry + 42, 7)):
+        changed = bytearray(whole)
+        struct.pack_into("<I", changed, at, value)
+        assert parsed(bytes(changed)) in {"ArchiveInvalid", "Truncated"}, (at, value)
+    local = whole.index(b"archive/data.pkl")
+    assert parsed(whole[:local] + b"archive/data.pkm" + whole[local + 16 :]) == "ArchiveInvalid"
+    for more in (b"x", b"PK\5\6" * 5):
+        assert parsed(whole + more) in {"1", "ArchiveInvalid", "Truncated"}
+
+
+@given(st.data())
+def test_no_damage_does_more_than_refuse(data: st.DataObject) -> None:
+    whole = bytearray(data.draw(st.sampled_from([archive(STORED), (FILES / "shared.pt").read_bytes()])))
+    for _ in range(data.draw(st.integers(1, 4))):
+        whole[data.draw(st.integers(0, len(whole) - 1))] = data.draw(st.integers(0, 255))
+    parsed(bytes(whole[: data.draw(st.integers(0, len(whole)))]) if data.draw(st.booleans()) else bytes(whole))
+
+
+def test_an_item_lies_anywhere_in_a_file() -> None:
+    content = b"x" * 37 + archive(STORED)
+    reader = BytesReader(content + b"y" * 500)
+    found = read_archive(reader, 37, len(content) - 37)
+    offset, length = locate(reader, found, "0")
+    assert (length, reader.read(offset, length)) == (24, bytes(24))
+    with pytest.raises(DataError, match="Truncated"):
+        read_archive(reader, 37, len(content) + 500)
+
+
+def test_types() -> None:
+    assert {name for name, found in TYPES.items() if found.safetensors is None} == {"complex32", "bcomplex32", "complex128"}
+    assert {name for name in TYPES if name.startswith("float8")} == {
+        *("float8_e4m3fn", "float8_e4m3fnuz", "float8_e5m2", "float8_e5m2fnuz", "float8_e8m0fnu"),
+    }
+    assert not set(TYPES) & set(REFUSED)
+    assert all(found.bits % 8 == 0 for found in TYPES.values())
+    assert BY_SAFETENSORS["F4"].name == "float4_e2m1fn_x2"
+    assert torch_files.DATA.is_dir()
+
+
+@pytest.mark.parametrize("target", sorted(path.name for path in FUZZ.glob("fuzz_*.py")))
+def test_fuzz_targets_read_their_corpus(target: str) -> None:
+    done = subprocess.run([sys.executable, FUZZ / target], capture_output=True, text=True, check=True)
+    assert re.fullmatch(r"([1-9][0-9]*) files\n", done.stdout)
