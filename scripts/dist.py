@@ -11,7 +11,6 @@ import hashlib
 import json
 import os
 import platform
-import shutil
 import subprocess
 import sys
 import tempfile
@@ -32,43 +31,35 @@ def main(folder: Path) -> int:
     """Build everything.
 
     Args:
-        folder: where to; its contents are replaced.
+        folder: where to. What an earlier build has left there is replaced, other files stay.
 
     Returns:
         The exit code.
     """
     commit, changed = _commit()
     os.environ.setdefault("SOURCE_DATE_EPOCH", _commit_time(commit))
-    shutil.rmtree(folder, ignore_errors=True)
-    folder.mkdir(parents=True)
-    for project in PROJECTS:
-        _run("build", "--no-isolation", "--outdir", folder, project)
-    built = sorted(folder.iterdir())
-    _run("twine", "check", "--strict", *built)
-    wheels = [path for path in built if path.suffix == ".whl"]
+    folder.mkdir(parents=True, exist_ok=True)
+    for earlier in _built(folder):
+        earlier.unlink()
+    for source in PROJECTS:
+        _run("build", "--no-isolation", "--outdir", folder, source)
+    archives = _built(folder)
+    _run("twine", "check", "--strict", *archives)
+    wheels = [path for path in archives if path.suffix == ".whl"]
     for wheel in wheels:
         _write_sbom(wheel, wheels)
-    version = tomllib.loads((ROOT / "operator" / "pyproject.toml").read_text(encoding="utf-8"))["project"]["version"]
+    project = tomllib.loads((ROOT / "operator" / "pyproject.toml").read_text(encoding="utf-8"))["project"]
+    version = project["version"]
     if commit and not changed:
-        text = json.dumps(statement(digests(folder), commit, source_url(), version), indent=2)
+        digests = {path.name: hashlib.sha256(path.read_bytes()).hexdigest() for path in _built(folder)}
+        text = json.dumps(statement(digests, commit, project["urls"]["Source"], version), indent=2)
         (folder / f"reshard-{version}.intoto.json").write_text(text + "\n", encoding="utf-8")
     else:
         why = "the tree differs from its commit" if commit else "the tree is not a Git checkout"
         print(f"dist: no provenance is written, because {why}", file=sys.stderr)
-    for path in sorted(folder.iterdir()):
+    for path in _built(folder):
         print(path)
     return 0
-
-
-def digests(folder: Path) -> dict[str, str]:
-    """Return the SHA-256 of each file in a folder, by name."""
-    return {path.name: hashlib.sha256(path.read_bytes()).hexdigest() for path in sorted(folder.iterdir())}
-
-
-def source_url() -> str:
-    """Return the address of the repository."""
-    urls: dict[str, str] = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["project"]["urls"]
-    return urls["Source"]
 
 
 def statement(subjects: dict[str, str], commit: str, source: str, version: str) -> dict[str, Any]:
@@ -100,6 +91,10 @@ def statement(subjects: dict[str, str], commit: str, source: str, version: str) 
             "runDetails": {"builder": {"id": os.environ.get("RESHARD_BUILDER_ID", f"{source}/builders/local")}},
         },
     }
+
+
+def _built(folder: Path) -> list[Path]:
+    return sorted(folder.glob("reshard*-*.*"))
 
 
 def _write_sbom(wheel: Path, wheels: list[Path]) -> None:
