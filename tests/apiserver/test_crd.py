@@ -183,7 +183,7 @@ FIXED = {
     "target.removeRedundancy": True,
     "target.copyMode": "Server",
     "target.fileMode": "0600",
-    "parameters.unplaced": "Keep",
+    "parameters.sourceOnly": "Keep",
     "parameters.allowMissing": True,
     "parameters.allowInconsistent": ["rng.*"],
     "parameters.rename": [{"from": "a", "to": "b"}, {"pattern": "a.*", "to": "b.*"}],

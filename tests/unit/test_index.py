@@ -192,7 +192,7 @@ def test_what_is_no_index_is_refused(tmp_path: Path, content: bytes) -> None:
         ({"index": "nowhere"}, "IndexMissing: .*nowhere.*--output index"),
         ({"rank": 6}, "NoSuchRank"),
         ({"source_strategy": "source.ckpt"}, "InvalidOption: source_strategy: the index already defines it"),
-        ({"unplaced": "Keep"}, "InvalidOption: unplaced: the index already defines it"),
+        ({"source_only": "Keep"}, "InvalidOption: source_only: the index already defines it"),
         ({"verification": "Full"}, "IndexNotChecked"),
     ],
 )
@@ -218,7 +218,7 @@ def test_an_index_is_a_target_like_others(tmp_path: Path, capsys: pytest.Capture
     assert sorted(path.name for path in folder.iterdir()) == [".reshard", INDEX, "reshard-manifest.json"]
     before = (folder / INDEX).read_bytes()
     assert main(["verify", str(folder)]) == 0
-    assert "intact: an index for 6 ranks" in capsys.readouterr().out
+    assert "intact: index for 6 ranks" in capsys.readouterr().out
     indexed(made)
     assert "nothing to do" in capsys.readouterr().out
     (folder / INDEX).write_bytes(before[:-1] + b" ")

@@ -186,9 +186,9 @@ def text_for_pods(**spec: Any) -> str:
 
 
 def test_pods_read_the_spec_that_the_user_wrote() -> None:
-    given_spec = {"verification": "Full", "parameters": {"unplaced": "Keep"}, "suspend": True}
+    given_spec = {"verification": "Full", "parameters": {"sourceOnly": "Keep"}, "suspend": True}
     read = parse_spec(json.loads(text_for_pods(**given_spec)), "pod")
-    assert (read.verification, read.parameters.unplaced, read.suspend) == ("Full", "Keep", False)
+    assert (read.verification, read.parameters.source_only, read.suspend) == ("Full", "Keep", False)
 
 
 def test_pods_mount_the_spec_and_know_its_digest() -> None:
@@ -229,7 +229,7 @@ def test_defaults_that_are_written_out_do_not_change_the_digest() -> None:
     written["target"] |= {"filePrefix": "checkpoint_", "crc": False, "copyMode": "Client", "format": "Source"}
     written["target"]["removeRedundancy"] = False
     written["source"] |= {"files": {}}
-    written |= {"parameters": {"unplaced": "Drop", "allowMissing": False}, "execution": {"podTemplate": {"labels": {}}}}
+    written |= {"parameters": {"sourceOnly": "Drop", "allowMissing": False}, "execution": {"podTemplate": {"labels": {}}}}
     assert jobs.spec_digest(parse_spec(spec, "x")) == jobs.spec_digest(parse_spec(written, "x"))
 
 

@@ -286,7 +286,7 @@ def test_what_no_part_holds_is_missing_once_all_are_there(
     assert made.run(1, target) == 66
     assert "none of the 2 stages holds these parameters of the strategy: lost" in capsys.readouterr().err
     assert made.run(0, target, "--allow-missing", "--overwrite") == made.run(1, target, "--allow-missing") == 0
-    assert manifest(target)["missing"] == ["lost"]
+    assert manifest(target)["targetOnly"] == ["lost"]
 
 
 def test_copies_that_differ_between_parts_are_refused_unless_accepted(

@@ -39,7 +39,7 @@ RESOURCE = {
             "crc": True,
             "fileMode": "0600",
         },
-        "parameters": {"unplaced": "Keep", "rename": [{"from": "a", "to": "b"}, {"pattern": "a.*", "to": "b.*"}]},
+        "parameters": {"sourceOnly": "Keep", "rename": [{"from": "a", "to": "b"}, {"pattern": "a.*", "to": "b.*"}]},
         "overwrite": "Replace",
     },
 }
@@ -61,7 +61,7 @@ def test_a_resource_becomes_a_request() -> None:
         ranks="0-2",
         crc=True,
         file_mode=0o600,
-        unplaced="Keep",
+        source_only="Keep",
         rename=(RenameRule("b", name="a"), RenameRule("b.*", pattern="a.*")),
         overwrite="Replace",
     )

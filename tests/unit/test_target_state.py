@@ -292,7 +292,7 @@ def test_one_rank_is_made_of_files_in_one_place(files: dict[int, str], tmp_path:
     [
         {"overwrite": False},
         {"format": "ckpt"},
-        {"unplaced": "keep"},
+        {"source_only": "keep"},
         {"verification": "full"},
         {"file_prefix": "../../x_"},
         {"file_prefix": ".hidden_"},
@@ -336,7 +336,7 @@ def test_names_that_no_file_holds_are_told(made: disk.Checkpoint, target: Path, 
     path.write_text(json.dumps(strategy))
     assert main(["transform", "--source", str(made.source), "--source-strategy", str(path), "--target", str(target)]) == 0
     assert "no source file contains these parameters of the source strategy: lost" in capsys.readouterr().err
-    assert json.loads((target / MANIFEST_NAME).read_text())["absent"] == ["lost"]
+    assert json.loads((target / MANIFEST_NAME).read_text())["notInFiles"] == ["lost"]
 
 
 def _json_form(strategy: Path, folder: Path) -> str:

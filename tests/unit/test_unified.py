@@ -115,15 +115,15 @@ def test_every_parameter_is_whole_in_one_file_and_the_map_says_in_which(tmp_path
     assert INDEX not in names(tmp_path / "u")
 
 
-@pytest.mark.parametrize("unplaced", ["Drop", "Keep"])
-def test_unified_and_cut_again_is_what_cut_is(made: disk.Checkpoint, tmp_path: Path, unplaced: Any) -> None:
+@pytest.mark.parametrize("source_only", ["Drop", "Keep"])
+def test_unified_and_cut_again_is_what_cut_is(made: disk.Checkpoint, tmp_path: Path, source_only: Any) -> None:
     """Optimizer moments too: that a strategy has named them is not forgotten."""
     straight, twice, unified = (tmp_path / name for name in ("straight", "twice", "u"))
     unify(made, unified)
-    options = Options(format="Safetensors", unplaced=unplaced)
+    options = Options(format="Safetensors", source_only=source_only)
     transform_checkpoint(Request(made.source, straight, made.source_strategy, made.target_strategy, options=options))
-    result = cut(unified, twice, made.target_strategy, unplaced=unplaced)
-    assert any("moment1.w0" in note for note in result.notes) == (unplaced == "Drop")
+    result = cut(unified, twice, made.target_strategy, source_only=source_only)
+    assert any("moment1.w0" in note for note in result.notes) == (source_only == "Drop")
     assert main(["verify", str(twice)]) == 0
     for path in straight.glob("rank_*/*"):
         other = rawfiles.read("safetensors", (twice / path.relative_to(straight)).read_bytes())
@@ -131,7 +131,7 @@ def test_unified_and_cut_again_is_what_cut_is(made: disk.Checkpoint, tmp_path: P
         assert {n: a.tobytes() for n, a in other.items()} == {n: a.tobytes() for n, a in found.items()}
     # Without its manifest it is MindSpore's own.
     (unified / MANIFEST).unlink()
-    assert cut(unified, tmp_path / "again", made.target_strategy, unplaced=unplaced).notes == result.notes
+    assert cut(unified, tmp_path / "again", made.target_strategy, source_only=source_only).notes == result.notes
 
 
 def test_unified_files_can_be_merged_and_divided_anew(source: disk.Checkpoint, tmp_path: Path) -> None:

@@ -138,7 +138,7 @@ class StageRecord(_Document, frozen=True):
         source: what was read for it.
         ranks: the target ranks that have something of it, such as "0-3".
         stage_count: the number of stages, if its run could know it.
-        elsewhere: names of the target's strategy that this stage does not hold; of a complete checkpoint none.
+        in_other_stages: names of the target's strategy that this stage does not hold; of a complete checkpoint none.
         unmatched: rules of `options.rename` that match nothing of this stage; of a complete checkpoint, nothing of any.
     """
 
@@ -147,7 +147,7 @@ class StageRecord(_Document, frozen=True):
     source: SourceRecord
     ranks: str
     stage_count: int | None = None
-    elsewhere: tuple[str, ...] = ()
+    in_other_stages: tuple[str, ...] = ()
     unmatched: tuple[RenameRule, ...] = ()
 
 
@@ -165,11 +165,11 @@ class Manifest(_Document, frozen=True):
         options: those that decide what is written.
         files: a record for each rank; if the checkpoint was written stage by stage, for each rank and stage.
         parameters: what is in them.
-        unplaced: names that only the source's strategy has, left out.
-        missing: names that only the target's strategy has, left out.
-        absent: names that the source's strategy has and no file holds.
-        empty: names of tensors of shape [0], left out since MindSpore loads them from a `.ckpt` as scalars without a value.
-        dropped: names of the source's that were to be left out.
+        source_only: names that only the source's strategy has, left out.
+        target_only: names that only the target's strategy has, left out.
+        not_in_files: names that the source's strategy has and no file holds.
+        zero_size: names of tensors of shape [0], left out since MindSpore loads them from a `.ckpt` as scalars without a value.
+        excluded: names of the source's that were to be left out.
         inconsistent_replicas: names whose copies differ between source ranks, or between stages, which the user accepts.
         stages: a record for each pipeline stage, if the checkpoint was written stage by stage.
         index: the index that stands in the place of files, with output Index.
@@ -190,11 +190,11 @@ class Manifest(_Document, frozen=True):
     options: dict[str, Any]
     files: tuple[FileRecord, ...]
     parameters: tuple[ParameterRecord, ...]
-    unplaced: tuple[str, ...] = ()
-    missing: tuple[str, ...] = ()
-    absent: tuple[str, ...] = ()
-    empty: tuple[str, ...] = ()
-    dropped: tuple[str, ...] = ()
+    source_only: tuple[str, ...] = ()
+    target_only: tuple[str, ...] = ()
+    not_in_files: tuple[str, ...] = ()
+    zero_size: tuple[str, ...] = ()
+    excluded: tuple[str, ...] = ()
     inconsistent_replicas: tuple[str, ...] = ()
     may_be_slices: tuple[str, ...] = ()
     stages: tuple[StageRecord, ...] = ()

@@ -10,7 +10,7 @@ import cloup
 from reshard.cli.request import DIRECTORY, MOST_RANKS, PATH, Word, kebab
 from reshard.spec.access import Addressing, Checksums
 from reshard.spec.keys import KEY_BYTES
-from reshard.spec.request import CopyMode, Options, OutputFormat, OutputKind, Replicas, Unplaced, Verification
+from reshard.spec.request import CopyMode, Options, OutputFormat, OutputKind, Replicas, SourceOnly, Verification
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -235,8 +235,8 @@ GROUPS: dict[str, tuple[_Option, ...]] = {
     "Parameters": (
         _option(
             _RANKS,
-            "--unplaced",
-            **_words(Unplaced, _DEFAULTS.unplaced),
+            "--source-only",
+            **_words(SourceOnly, _DEFAULTS.source_only),
             help="Parameters that only the source strategy names: leave them out, or copy them whole to every rank.",
         ),
         _option(_RANKS, "--allow-missing", is_flag=True, help="Leave out parameters that only the target strategy names."),

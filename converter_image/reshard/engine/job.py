@@ -289,7 +289,7 @@ def _arranged(model: Model, output: Format) -> Model:
     held = [p for p in model.parameters if can_hold(output, p.name, p.dtype, p.shape)]
     left_out = tuple(p.name for p in model.parameters if not can_hold(output, p.name, p.dtype, p.shape))
     order = content_order(output, [OutputTensor(p.name, p.dtype, p.slice_shape, p.slice_nbytes) for p in held])
-    return replace(model, parameters=tuple(held[i] for i in order), empty=left_out)
+    return replace(model, parameters=tuple(held[i] for i in order), zero_size=left_out)
 
 
 def key_of(request: Request, source: Strategy | None, target: Strategy | None) -> dict[str, Any]:
@@ -310,18 +310,18 @@ def _notes(model: Model, request: Request) -> tuple[str, ...]:
     notes = []
     if rules and request.options.output != "Stage":  # of which only the last stage knows
         notes = [f"the pattern {rule.pattern} matches no parameter" for rule in unmatched(model.source_names, rules)]
-    if model.dropped:
-        notes.append(f"rename rules exclude these parameters: {some(model.dropped)}")
-    if model.unplaced:
-        notes.append(f"skipped parameters that are only in the source strategy: {some(model.unplaced)}")
-    if model.missing:
-        notes.append(f"skipped parameters that are only in the target strategy: {some(model.missing)}")
-    if model.absent:
-        notes.append(f"no source file contains these parameters of the source strategy: {some(model.absent)}")
-    if model.empty:
+    if model.excluded:
+        notes.append(f"rename rules exclude these parameters: {some(model.excluded)}")
+    if model.source_only:
+        notes.append(f"skipped parameters that are only in the source strategy: {some(model.source_only)}")
+    if model.target_only:
+        notes.append(f"skipped parameters that are only in the target strategy: {some(model.target_only)}")
+    if model.not_in_files:
+        notes.append(f"no source file contains these parameters of the source strategy: {some(model.not_in_files)}")
+    if model.zero_size:
         notes.append(
             "skipped tensors of shape [0], which MindSpore would load from a .ckpt as scalars without a value:"
-            f" {some(model.empty)}"
+            f" {some(model.zero_size)}"
         )
     notes += _notes_on_foreign_files(model, request)
     if empty := model.inventory.empty_files:

@@ -25,7 +25,7 @@ if TYPE_CHECKING:
     from reshard.engine.job import Job
     from reshard.plan import RankPlan
     from reshard.spec.keys import Encryption
-    from reshard.spec.request import RenameRule, Replicas, Unplaced, Verification
+    from reshard.spec.request import RenameRule, Replicas, SourceOnly, Verification
 
 
 class LoadOptions(TypedDict, total=False):
@@ -35,7 +35,7 @@ class LoadOptions(TypedDict, total=False):
     files: str | None
     allow_single_rank: bool
     allow_equal_slices: bool
-    unplaced: Unplaced
+    source_only: SourceOnly
     allow_missing: bool
     rename: tuple[RenameRule, ...]
     allow_inconsistent: tuple[str, ...]
@@ -67,7 +67,7 @@ def iter_tensors(  # noqa: PLR0913 - one for each option
     files: str | None = None,
     allow_single_rank: bool = False,
     allow_equal_slices: bool = False,
-    unplaced: Unplaced = "Drop",
+    source_only: SourceOnly = "Drop",
     allow_missing: bool = False,
     rename: tuple[RenameRule, ...] = (),
     allow_inconsistent: tuple[str, ...] = (),
@@ -91,7 +91,7 @@ def iter_tensors(  # noqa: PLR0913 - one for each option
         files: the shell pattern that the files' names match, or their paths if there is a `/` in it.
         allow_single_rank: whether to read the file of one rank as a whole checkpoint although other ranks are next to it.
         allow_equal_slices: whether ranks may hold equal content where the source's strategy gives them different slices.
-        unplaced: what happens to parameters that only the source's strategy names.
+        source_only: what happens to parameters that only the source's strategy names.
         allow_missing: whether to leave out what only the target's strategy names.
         rename: what parameters are to be called.
         allow_inconsistent: patterns of the names of parameters in no strategy whose copies may differ between source ranks.
@@ -121,7 +121,7 @@ def iter_tensors(  # noqa: PLR0913 - one for each option
             files=files,
             allow_single_rank=allow_single_rank,
             allow_equal_slices=allow_equal_slices,
-            unplaced=unplaced,
+            source_only=source_only,
             allow_missing=allow_missing,
             rename=rename,
             allow_inconsistent=allow_inconsistent,

@@ -82,12 +82,12 @@ class Model:
         target_devices: ranks per pipeline stage of the target.
         target_stages: pipeline stages of the target.
         parameters: those that are written, in this order.
-        unplaced: names that only the source's strategy has, and that are therefore left out.
-        missing: names that only the target's strategy has, left out because the user allows it.
-        absent: names that the source's strategy has and no file holds.
-        empty: names of tensors of shape [0], left out since MindSpore loads them from a `.ckpt` as scalars without a value.
-        elsewhere: names that the target's strategy has and this source not, which is one stage of several: other stages may.
-        dropped: names of the source's that are left out because the user wants them to be.
+        source_only: names that only the source's strategy has, and that are therefore left out.
+        target_only: names that only the target's strategy has, left out because the user allows it.
+        not_in_files: names that the source's strategy has and no file holds.
+        zero_size: names of tensors of shape [0], left out since MindSpore loads them from a `.ckpt` as scalars without a value.
+        in_other_stages: names that only the target's strategy has, if the source is one stage of several.
+        excluded: names of the source's that are left out because the user wants them to be.
         per_rank: names of replicated parameters whose copies may differ, because the user accepts that: a target rank takes the
             copy of its own source rank.
         lowest_replica: whether each slice is read from the lowest rank that holds it.
@@ -102,12 +102,12 @@ class Model:
     target_devices: int
     target_stages: int
     parameters: tuple[Parameter, ...]
-    unplaced: tuple[str, ...] = ()
-    missing: tuple[str, ...] = ()
-    absent: tuple[str, ...] = ()
-    empty: tuple[str, ...] = ()
-    elsewhere: tuple[str, ...] = ()
-    dropped: tuple[str, ...] = ()
+    source_only: tuple[str, ...] = ()
+    target_only: tuple[str, ...] = ()
+    not_in_files: tuple[str, ...] = ()
+    zero_size: tuple[str, ...] = ()
+    in_other_stages: tuple[str, ...] = ()
+    excluded: tuple[str, ...] = ()
     per_rank: frozenset[str] = frozenset()
     lowest_replica: bool = False
     inconsistent_replicas: frozenset[str] = frozenset()

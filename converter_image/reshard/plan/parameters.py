@@ -29,7 +29,7 @@ def place(  # noqa: PLR0913 - each is a choice by itself
     source: Strategy | None,
     target: Strategy | None,
     *,
-    keep_unplaced: bool = False,
+    keep_source_only: bool = False,
     allow_missing: bool = False,
     one_stage: bool = False,
     only: int | None = None,
@@ -44,7 +44,7 @@ def place(  # noqa: PLR0913 - each is a choice by itself
         inventory: what the source's files hold.
         source: the source's strategy; None: one rank holds everything whole. It has the names of the source's files.
         target: the target's strategy; None: one rank gets everything whole. It has the names of the target's files.
-        keep_unplaced: carry what only the source's strategy names whole to every target rank, instead of leaving it out.
+        keep_source_only: carry what only the source's strategy names whole to every target rank, instead of leaving it out.
         allow_missing: leave out what only the target's strategy names, instead of refusing; `accu_grads*` is always left out.
         one_stage: the source is one pipeline stage of several: what its files do not hold is none of its business.
         only: the one target rank that is made, from files that were chosen for it; None: all ranks, from all files.
@@ -73,7 +73,7 @@ def place(  # noqa: PLR0913 - each is a choice by itself
     stages = SourceStages(inventory, source)
     needed = _needed(target, only)
     not_found = [name for name in needed if name not in held]
-    parameters, unplaced, missing = [], [], [] if one_stage else not_found.copy()
+    parameters, source_only, missing = [], [], [] if one_stage else not_found.copy()
     for name, new in names.items():
         entry, structures = found[name]
         in_source, in_target = stages_of_source.get(name, ()), stages_of_target.get(new, ())
@@ -81,8 +81,8 @@ def place(  # noqa: PLR0913 - each is a choice by itself
         if role is None:
             missing += [new] if new in needed else []
             continue
-        if role is Role.KEPT and not keep_unplaced:
-            unplaced.append(name)
+        if role is Role.KEPT and not keep_source_only:
+            source_only.append(name)
             continue
         cuts: SourceCuts = ()
         if role is not Role.REPLICATED and not inventory.unified:
@@ -99,12 +99,12 @@ def place(  # noqa: PLR0913 - each is a choice by itself
         target_devices=target.devices if target else 1,
         target_stages=len(target.stages) if target else 1,
         parameters=tuple(parameters),
-        unplaced=tuple(unplaced),
-        missing=tuple(missing),
-        absent=tuple(name for name in stages_of_source if name not in found and name not in needed) if all_there else (),
-        elsewhere=tuple(not_found) if one_stage else (),
+        source_only=tuple(source_only),
+        target_only=tuple(missing),
+        not_in_files=tuple(name for name in stages_of_source if name not in found and name not in needed) if all_there else (),
+        in_other_stages=tuple(not_found) if one_stage else (),
         first_stage=source.first if source else 0,
-        dropped=tuple(name for name in found if name not in names),
+        excluded=tuple(name for name in found if name not in names),
         per_rank=_matching(parameters, allow_inconsistent),
         lowest_replica=lowest_replica,
     )

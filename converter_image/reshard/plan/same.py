@@ -72,7 +72,7 @@ def keep(inventory: Inventory, *, ranks: str | None = None, rename: Sequence[Ren
         target_devices=total,
         target_stages=1,
         parameters=tuple(parameters),
-        dropped=tuple(name for name in held if name not in names),
+        excluded=tuple(name for name in held if name not in names),
         same=True,
     )
 

@@ -18,7 +18,7 @@ from reshard.checkpoint.encryption import Known
 from reshard.checkpoint.inventory import Inventory
 from reshard.checkpoint.manifest import INDEX_NAME, decode
 from reshard.errors import DataError, MissingInputError, RequestError
-from reshard.spec.request import STRICTNESS, AllowInconsistent, RenameRule, Replicas, Unplaced, Verification
+from reshard.spec.request import STRICTNESS, AllowInconsistent, RenameRule, Replicas, SourceOnly, Verification
 from reshard.storage import open_store
 from reshard.strategy import Strategy, StrategyFile, dump, parse
 
@@ -52,7 +52,7 @@ class CheckpointIndex(msgspec.Struct, frozen=True, rename="camel", kw_only=True)
         checked: how much of the source was checked: with "Full" its CRC32s, and all copies of its parameters.
         source_strategy: the source's strategy, as the content of a strategy file; None: one whole rank.
         target_strategy: the target's strategy, likewise.
-        unplaced: what happens to parameters that only the source's strategy names.
+        source_only: what happens to parameters that only the source's strategy names.
         allow_missing: whether what only the target's strategy names is left out.
         selected: what the choice of the source's files has told.
         encrypted: blocks of those of its files that are, by path.
@@ -70,7 +70,7 @@ class CheckpointIndex(msgspec.Struct, frozen=True, rename="camel", kw_only=True)
     checked: Verification
     source_strategy: bytes | None
     target_strategy: bytes | None
-    unplaced: Unplaced
+    source_only: SourceOnly
     allow_missing: bool
     selected: Selected = Selected()
     encrypted: dict[str, Known] = {}

@@ -17,7 +17,7 @@ from reshard.spec.urls import normalized
 
 OutputFormat = Literal["Source", "Ckpt", "Safetensors"]
 OutputKind = Literal["PerRank", "Stage", "Unified", "Same", "Index"]
-Unplaced = Literal["Drop", "Keep"]
+SourceOnly = Literal["Drop", "Keep"]
 Replicas = Literal["Identical", "LowestRank"]
 Verification = Literal["None", "Sample", "Full"]
 Overwrite = Literal["Never", "Replace"]
@@ -111,7 +111,7 @@ class Options(msgspec.Struct, frozen=True):
         allow_equal_slices: whether ranks may hold equal content where the source's strategy gives them different slices.
         stages: how many pipeline stages there are, where the source is one of them; None: as many as it has ranks for.
         ranks: the target ranks that are wanted, such as "0,2-5".
-        unplaced: what happens to parameters that only the source's strategy names.
+        source_only: what happens to parameters that only the source's strategy names.
         allow_missing: whether to leave out what only the target's strategy names.
         remove_redundancy: whether of the target ranks that hold the same slice of a parameter one writes it, instead of all.
         rename: what parameters are called at the target.
@@ -140,7 +140,7 @@ class Options(msgspec.Struct, frozen=True):
     allow_equal_slices: bool = False
     stages: Stages | None = None
     ranks: str | None = None
-    unplaced: Unplaced = "Drop"
+    source_only: SourceOnly = "Drop"
     allow_missing: bool = False
     remove_redundancy: bool = False
     rename: tuple[RenameRule, ...] = ()
@@ -213,7 +213,7 @@ _OF_FILES = ("format", "file_prefix", "ranks", "remove_redundancy", "crc", "copy
 SETTLED_BY_INDEX = (
     "allow_single_rank",
     "allow_equal_slices",
-    "unplaced",
+    "source_only",
     "allow_missing",
     "rename",
     "allow_inconsistent",
@@ -329,7 +329,7 @@ def request_key(request: Request) -> dict[str, Any]:
         "numbered": options.numbered,
         "allowSingleRank": options.allow_single_rank,
         "allowEqualSlices": options.allow_equal_slices,
-        "unplaced": options.unplaced,
+        "sourceOnly": options.source_only,
         "allowMissing": options.allow_missing,
         "removeRedundancy": options.remove_redundancy,
         "rename": [msgspec.to_builtins(rule) for rule in options.rename],

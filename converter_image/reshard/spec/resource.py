@@ -25,8 +25,8 @@ from reshard.spec.request import (
     RenameRule,
     Replicas,
     Request,
+    SourceOnly,
     Stages,
-    Unplaced,
     Verification,
 )
 from reshard.spec.urls import is_url
@@ -116,7 +116,7 @@ class ParametersSpec(Strict, frozen=True):
     """What parameters are called at the target, and what happens to those that only one of the two strategies names."""
 
     rename: Annotated[tuple[RenameRule, ...], msgspec.Meta(max_length=1024)] = ()
-    unplaced: Unplaced = "Drop"
+    source_only: SourceOnly = "Drop"
     allow_missing: bool = False
     allow_inconsistent: AllowInconsistent = ()
 
@@ -335,7 +335,7 @@ def _to_request(
             allow_equal_slices=source.allow_equal_slices,
             stages=source.stages,
             ranks=target.ranks,
-            unplaced=spec.parameters.unplaced,
+            source_only=spec.parameters.source_only,
             allow_missing=spec.parameters.allow_missing,
             remove_redundancy=target.remove_redundancy,
             rename=spec.parameters.rename,

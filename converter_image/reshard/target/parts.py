@@ -78,7 +78,7 @@ def unite(manifests: Sequence[Manifest], inconsistent: Collection[str] = ()) -> 
             where=f"parameter {absentee}",
             fix="list the parameters with `reshard inspect`, or specify the number of stages (--stages, spec.source.stages)",
         )
-    absent = _names(manifest.absent for manifest in manifests)
+    absent = _names(manifest.not_in_files for manifest in manifests)
     united = msgspec.structs.replace(
         first,
         digest=hashlib.sha256(" ".join(part.digest for part in parts).encode()).hexdigest(),
@@ -89,16 +89,16 @@ def unite(manifests: Sequence[Manifest], inconsistent: Collection[str] = ()) -> 
             nbytes=sum(part.source.nbytes for part in parts),
         ),
         parameters=tuple(dict.fromkeys(parameter for manifest in manifests for parameter in manifest.parameters)),
-        unplaced=_names(manifest.unplaced for manifest in manifests),
-        dropped=_names(manifest.dropped for manifest in manifests),
-        missing=_names([*(manifest.missing for manifest in manifests), uncovered]),
-        absent=tuple(name for name in absent if name not in held),
-        empty=_names(manifest.empty for manifest in manifests),
+        source_only=_names(manifest.source_only for manifest in manifests),
+        excluded=_names(manifest.excluded for manifest in manifests),
+        target_only=_names([*(manifest.target_only for manifest in manifests), uncovered]),
+        not_in_files=tuple(name for name in absent if name not in held),
+        zero_size=_names(manifest.zero_size for manifest in manifests),
         inconsistent_replicas=_names([*(manifest.inconsistent_replicas for manifest in manifests), inconsistent]),
         may_be_slices=_names(manifest.may_be_slices for manifest in manifests),
         notes=tuple(dict.fromkeys(note for manifest in manifests for note in manifest.notes)),
         durations={},
-        stages=tuple(msgspec.structs.replace(part, elsewhere=(), unmatched=unused) for part in parts),
+        stages=tuple(msgspec.structs.replace(part, in_other_stages=(), unmatched=unused) for part in parts),
     )
     return with_files(united, [record for manifest in manifests for record in manifest.files])
 
@@ -139,7 +139,7 @@ def _ranks_of(part: StageRecord) -> tuple[int, ...]:
 
 def _uncovered(parts: Sequence[StageRecord]) -> set[str]:
     """What of the target's strategy none of these parts holds."""
-    return set(parts[0].elsewhere).intersection(*(part.elsewhere for part in parts[1:]))
+    return set(parts[0].in_other_stages).intersection(*(part.in_other_stages for part in parts[1:]))
 
 
 def _unmatched(parts: Sequence[StageRecord]) -> tuple[RenameRule, ...]:

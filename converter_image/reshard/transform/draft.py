@@ -48,11 +48,11 @@ def draft_manifest(job: Job, durations: Mapping[str, float]) -> Manifest:
         options=request_key(job.request),
         files=(),
         parameters=tuple(_parameter(parameter) for parameter in model.parameters),
-        unplaced=model.unplaced,
-        missing=model.missing,
-        absent=model.absent,
-        empty=model.empty,
-        dropped=model.dropped,
+        source_only=model.source_only,
+        target_only=model.target_only,
+        not_in_files=model.not_in_files,
+        zero_size=model.zero_size,
+        excluded=model.excluded,
         inconsistent_replicas=tuple(sorted(model.inconsistent_replicas)),
         may_be_slices=model.may_be_slices,
         notes=job.notes,
@@ -64,7 +64,7 @@ def draft_manifest(job: Job, durations: Mapping[str, float]) -> Manifest:
 def _stage(job: Job, stage: int, source: SourceRecord) -> StageRecord:
     ranks = format_ranks(job.ranks)
     unused = unmatched(job.model.source_names, job.request.options.rename)
-    return StageRecord(stage, job.digest, source, ranks, job.selected.stages, job.model.elsewhere, unused)
+    return StageRecord(stage, job.digest, source, ranks, job.selected.stages, job.model.in_other_stages, unused)
 
 
 def _parameter(parameter: Parameter) -> ParameterRecord:
