@@ -54,7 +54,7 @@ def test_one_rank_is_not_taken_for_a_whole(made: disk.Checkpoint, place: Bucket,
     assert set(reshard.load(source, allow_single_rank=True)) == {"w", "m", "b", "step"}
 
 
-@pytest.mark.parametrize(("change", "reason"), [("added", "AmbiguousFiles"), ("written over", "SourceChanged")])
+@pytest.mark.parametrize(("change", "reason"), [("added", "AmbiguousFiles"), ("written within", "SourceChanged")])
 def test_a_folder_in_which_training_has_gone_on(
     made: disk.Checkpoint, place: Bucket, tmp_path: Path, capsys: pytest.CaptureFixture[str], change: str, reason: str
 ) -> None:

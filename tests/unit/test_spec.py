@@ -94,7 +94,7 @@ def test_keys_are_files_of_their_own() -> None:
         assert request.encryption is not None
         assert (request.decryption.key.file, request.decryption.mode) == (f"{folders[0]}/old", "AES-GCM")
         assert (request.encryption.key.file, request.encryption.mode) == (f"{folders[1]}/new", "SM4-CBC")
-    with pytest.raises(UsageError, match=r"spec.decryption.*--secret keys=DIR"):
+    with pytest.raises(UsageError, match=r"spec.source.decryption.*--secret keys=DIR"):
         here(spec, a="/a", b="/b")
 
 

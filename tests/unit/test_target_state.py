@@ -68,7 +68,7 @@ def test_a_commit_needs_all_ranks(made: disk.Checkpoint, target: Path, capsys: p
     """Whatever the processes before it were told to write."""
     assert run(made, target, "--no-commit", "--ranks", "0-2") == 0
     assert main(["commit", str(target)]) == 66
-    assert "rank 3-5 of 6 ranks is not finished" in capsys.readouterr().err
+    assert "not all 6 ranks are finished and unchanged; these are not: 3-5" in capsys.readouterr().err
     assert run(made, target, "--no-commit", "--ranks", "3-5") == 0
     assert main(["commit", str(target)]) == 0
     assert listed(target) == list(range(6))
@@ -103,7 +103,9 @@ def test_a_commit_refuses_a_file_that_has_changed_since_it_was_recorded(
     (file,) = target.glob(".reshard/*/staging/rank_2/*" if staged else "rank_2/*")
     file.chmod(0o600)
     file.write_bytes(bytes(file.stat().st_size))
-    with pytest.raises(MissingInputError, match=r"RanksUnfinished.*rank 2 of 6 ranks .* changed afterwards"):
+    with pytest.raises(
+        MissingInputError, match=r"RanksUnfinished.*not all 6 ranks are finished and unchanged; these are not: 2;"
+    ):
         commit_checkpoint(str(target))
     assert transform_checkpoint(request).complete
     assert right(made, target)

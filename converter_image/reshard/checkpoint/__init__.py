@@ -1,4 +1,4 @@
-"""What is in a checkpoint file, and how a new one is laid out: one face for both formats."""
+"""Read and write checkpoint files of both formats."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ __all__ = [
 
 
 def format_of(path: str) -> Format | None:
-    """The format that a file's name says, if any."""
+    """Return the format of a file by its name; None if the name has no known suffix."""
     if path.endswith(".ckpt"):
         return "ckpt"
     if path.endswith(".safetensors"):
@@ -41,14 +41,14 @@ def format_of(path: str) -> Format | None:
 
 
 def read_header(reader: RangeReader, seen: dict[bytes, Structure] | None = None) -> Header:
-    """What a file holds and where.
+    """Read the header of a file.
 
     Args:
-        reader: the file; its name says its format.
+        reader: the file, whose name determines its format.
         seen: structures of files that were read before, to share them. Added to.
 
     Raises:
-        DataError: it is damaged or of no known format.
+        DataError: the file is damaged or has an unknown format.
     """
     if reader.size <= LONGEST_POINTER:
         refuse_pointer(reader.read(0, reader.size), reader.name)
@@ -67,10 +67,10 @@ def read_header(reader: RangeReader, seen: dict[bytes, Structure] | None = None)
 
 
 def check_crc(reader: RangeReader, header: Header) -> None:
-    """Read a whole file and compare it with the CRC32 that it carries, if it does.
+    """Read a whole file and compare it with the CRC32 that it contains, if any.
 
     Raises:
-        DataError: they differ.
+        DataError: the CRC32 differs.
     """
     if header.crc is None:
         return
@@ -85,15 +85,15 @@ def check_crc(reader: RangeReader, header: Header) -> None:
 
 
 def crc_reads(size: int, header: Header) -> Iterator[tuple[int, int]]:
-    """What `check_crc` reads of a file of this length, as (offset, length), in its order."""
+    """Yield the ranges that `check_crc` reads from a file of this length, as (offset, length)."""
     return ckpt.crc_reads(size) if header.structure.format == "ckpt" else safetensors.crc_reads(header.structure)
 
 
 def can_hold(output: Format, name: str, dtype: str, shape: tuple[int, ...]) -> bool:
-    """Whether a format can hold such a tensor: from a `.ckpt` MindSpore loads one of shape [0] as a scalar without a value.
+    """Return whether a format can hold such a tensor. MindSpore loads shape [0] from a `.ckpt` as a scalar without a value.
 
     Raises:
-        DataError: the format does not have the type at all.
+        DataError: the format does not have the type.
     """
     found = DTYPES[dtype]
     if output == "safetensors" and found.safetensors is None:
@@ -108,39 +108,39 @@ def can_hold(output: Format, name: str, dtype: str, shape: tuple[int, ...]) -> b
 
 
 def content_order(output: Format, tensors: Sequence[OutputTensor]) -> Sequence[int]:
-    """The positions of these tensors in the order in which a file of them holds their contents."""
+    """Return the positions of these tensors in the order in which a file holds their contents."""
     return range(len(tensors)) if output == "ckpt" else safetensors.content_order(tensors)
 
 
 def pieces(
     output: Format, tensors: Sequence[OutputTensor], metadata: dict[str, str], crc: int | None = None
 ) -> Iterator[bytes | Span]:
-    """A file from its first byte to its last, but for the CRC at the end of a `.ckpt`.
+    """Yield a file from its first byte to its last, without the CRC at the end of a `.ckpt`.
 
     Args:
         output: the format.
         tensors: what it holds, in content order.
-        metadata: what the header of a safetensors file says beside its tensors.
-        crc: what a safetensors file says of its content; a `.ckpt` says it at the end, see `crc_trailer`.
+        metadata: metadata in the header of a safetensors file.
+        crc: CRC32 in the header of a safetensors file; a `.ckpt` has it at the end, see `crc_trailer`.
 
     Raises:
-        DataError, OutputError: there can be no such file, see `file_size`.
+        DataError, OutputError: see `file_size`.
     """
     return ckpt.pieces(tensors) if output == "ckpt" else safetensors.pieces(tensors, metadata, crc)
 
 
 def file_size(output: Format, tensors: Sequence[OutputTensor], metadata: dict[str, str], *, crc: bool = False) -> int:
-    """The length of that file in bytes, with its CRC if it is to have one.
+    """Return the length of the file in bytes, including its CRC if it has one.
 
     Args:
         output: the format.
         tensors: what it holds, in content order.
-        metadata: what the header of a safetensors file says beside its tensors.
-        crc: whether it has one.
+        metadata: metadata in the header of a safetensors file.
+        crc: whether the file has a CRC.
 
     Raises:
-        DataError: the format has another use for a parameter's name.
-        OutputError: there are more parameters than the format has room for.
+        DataError: the format reserves the name of a parameter.
+        OutputError: the file would have more parameters than the format allows.
     """
     if output == "ckpt":
         return ckpt.file_size(tensors, crc=crc)

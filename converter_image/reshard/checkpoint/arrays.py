@@ -1,4 +1,4 @@
-"""A tensor's content as a numpy array. Types that numpy does not have come from ml_dtypes, which is loaded when first needed."""
+"""Tensor contents as numpy arrays. Types that numpy lacks come from ml_dtypes, which is imported on first use."""
 
 from __future__ import annotations
 
@@ -14,9 +14,9 @@ from reshard.errors import DataError
 if TYPE_CHECKING:
     Array = np.ndarray[Any, np.dtype[Any]]
 
-# Of a type that is not here numpy's name is MindSpore's in small letters.
+# The numpy name of any other type is MindSpore's in lower case.
 _NUMPY = {
-    INT4: "int8",  # as they are packed, two in each: numpy has no type of half a byte
+    INT4: "int8",  # two elements per byte, as in the file: numpy has no 4-bit type
 }
 _ML_DTYPES = {
     "BFloat16": "bfloat16",
@@ -38,7 +38,7 @@ def array_type(dtype: str, name: str = "") -> np.dtype[Any]:
         name: the name of the parameter, for messages.
 
     Raises:
-        DataError: neither has such a type.
+        DataError: neither numpy nor ml_dtypes has the type.
     """
     if dtype in _NO_ARRAY:
         raise DataError(
@@ -54,7 +54,7 @@ def array_type(dtype: str, name: str = "") -> np.dtype[Any]:
 
 
 def array_of(content: Array | bytearray | bytes | memoryview, dtype: str, shape: tuple[int, ...], name: str = "") -> Array:
-    """An array over the bytes of a tensor, which are not copied.
+    """Return an array over the bytes of a tensor without copying them.
 
     Text is an array without dimensions; `array.item()` is the string, but for zeros at its end, which numpy does not keep.
 
@@ -65,7 +65,7 @@ def array_of(content: Array | bytearray | bytes | memoryview, dtype: str, shape:
         name: the name of the parameter, for messages.
 
     Raises:
-        DataError: text that is none; or see `array_type`.
+        DataError: the content is not valid text; or see `array_type`.
     """
     if dtype != STRING:
         return np.frombuffer(content, array_type(dtype, name)).reshape(shape)

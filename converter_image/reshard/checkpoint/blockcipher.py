@@ -29,17 +29,17 @@ _CHECK_BYTES = 16  # of a key check's random bytes, and of their digest
 
 
 def mode_of(beginning: bytes) -> Mode | None:
-    """The mode of an encrypted file that begins so."""
+    """Return the mode of an encrypted file with this beginning."""
     return MAGIC.get(struct.unpack("<I", beginning[:4])[0]) if len(beginning) >= 4 else None
 
 
 class BlockCipher(Protocol):
-    """A mode with a key. All lengths and positions are in bytes, and count from a block's first.
+    """A mode with a key. All lengths and positions are in bytes, relative to the start of a block.
 
     Attributes:
         mode: the name of the mode.
-        tag_bytes: length of what tells that a block is authentic; 0 where nothing does.
-        tail_bytes: how much of the end of a block's ciphertext says how long its plaintext is.
+        tag_bytes: length of the authentication tag of a block; 0: the mode has none.
+        tail_bytes: bytes at the end of a block's ciphertext that determine the length of its plaintext.
     """
 
     mode: Mode
@@ -47,13 +47,13 @@ class BlockCipher(Protocol):
     tail_bytes: int
 
     def sealed(self, length: int) -> int:
-        """The length of the ciphertext of so much plaintext."""
+        """Return the length of the ciphertext of a plaintext of this length."""
 
     def plain(self, iv: bytes, length: int, tail: bytes) -> int | None:
-        """The length of the plaintext of so much ciphertext, given its tail; None where there can be no such ciphertext."""
+        """Return the length of the plaintext of a ciphertext, given its tail; None if there is no such ciphertext."""
 
     def needed(self, at: int, length: int) -> tuple[int, int]:
-        """The ciphertext, from byte to byte, that so much plaintext from `at` on takes."""
+        """Return the range of the ciphertext that is required for a range of plaintext from `at` on."""
 
     def decrypt(self, iv: bytes, at: int, pieces: Iterable[memoryview], into: memoryview) -> None:
         """Fill `into` with the plaintext from `at` on, given the ciphertext that is `needed`, in pieces. Checks nothing.
@@ -62,29 +62,29 @@ class BlockCipher(Protocol):
         """
 
     def key_check(self) -> bytes:
-        """What tells other keys from this one, and nothing of it: random bytes, and their digest under the key.
+        """Return a value that distinguishes keys without revealing them: random bytes, and their digest under the key.
 
-        Whoever has it can try keys, as whoever has an encrypted file can; of random keys there are too many for that.
+        It lets an attacker try keys, as an encrypted file does. There are too many random keys for that.
         """
 
     def has_key_of(self, key_check: bytes) -> bool:
-        """Whether that was made with this key."""
+        """Return whether a key check was made with this key."""
 
     def is_authentic(self, iv: bytes, tag: bytes, pieces: Iterable[bytes]) -> bool:
-        """Whether a whole ciphertext has this tag."""
+        """Return whether a whole ciphertext has this tag."""
 
     def begin(self, iv: bytes) -> Any:  # noqa: ANN401 - a context of the library, in which modes differ
-        """What encrypts a block from its first byte on, by `update_into`."""
+        """Return a context that encrypts a block from its first byte on with `update_into`."""
 
     def finish(self, context: Any, length: int) -> tuple[bytes, bytes]:  # noqa: ANN401 - as above
-        """What is left of the ciphertext of so much plaintext; and its tag."""
+        """Return the rest of the ciphertext, and its tag."""
 
 
 def cipher_of(mode: Mode, key: bytes) -> BlockCipher:
-    """Return the cipher with a key of a right length.
+    """Return the cipher of a mode with a key of valid length.
 
     Raises:
-        RequestError: what encryption needs is not installed.
+        RequestError: the package for encryption is not installed.
     """
     return _Gcm(mode, key) if mode == "AES-GCM" else _Cbc(mode, key)
 

@@ -43,12 +43,12 @@ _BLOCK = 1 << 20
 
 
 def read_header(reader: RangeReader) -> Header:
-    """What a file holds and where, reading little but the heads of its messages.
+    """Read the header of a file, which is spread over the heads of its messages.
 
-    One of no bytes holds no parameter: MindSpore saves it on a rank to which none fell when redundancy was removed.
+    An empty file has no parameters: MindSpore saves it on ranks that hold none after redundancy was removed.
 
     Raises:
-        DataError: it is no such file, damaged, encrypted, or holds what this program does not know.
+        DataError: the file has another format, is damaged or encrypted, or contains an unknown type.
     """
     end = reader.size
     crc = None
@@ -83,7 +83,7 @@ def read_header(reader: RangeReader) -> Header:
 
 
 def begins(reader: RangeReader, head: bytes) -> bool:
-    """Whether a file can begin so. What a wrong key makes of one practically never can.
+    """Return whether a file can begin like this. A file decrypted with a wrong key practically never does.
 
     Args:
         reader: a file that is at least as long.
@@ -95,13 +95,13 @@ def begins(reader: RangeReader, head: bytes) -> bool:
         _parse(_Cursor(reader, head, 0, 0), reader.size)
     except IndexError:
         return False
-    except DataError as error:  # MindSpore may save what this program does not know
+    except DataError as error:  # valid files may contain types that this version does not know
         return error.reason in {"MapParameter", "UnknownType"}
     return True
 
 
 def crc_of(reader: RangeReader) -> int:
-    """The CRC32 of a file that carries one, over all that precedes it, read block by block."""
+    """Return the CRC32 of everything before the CRC at the end of a file, read block by block."""
     crc = 0
     for at, n in crc_reads(reader.size):
         crc = zlib_ng.crc32(reader.read(at, n), crc)
@@ -109,18 +109,18 @@ def crc_of(reader: RangeReader) -> int:
 
 
 def crc_reads(size: int) -> Iterator[tuple[int, int]]:
-    """What `crc_of` reads of a file of this length."""
+    """Yield the ranges that `crc_of` reads from a file of this length."""
     end = size - _TRAILER_BYTES
     return ((at, min(_BLOCK, end - at)) for at in range(0, end, _BLOCK))
 
 
 def crc_trailer(crc: int) -> bytes:
-    """What follows the messages of a file that carries the CRC32 of them."""
+    """Return the end of a file that contains the CRC32 of its messages."""
     return _CRC_MARK + crc.to_bytes(_CRC_BYTES, "big")
 
 
 def pieces(tensors: Sequence[OutputTensor]) -> Iterator[bytes | Span]:
-    """A file of these tensors from its first byte to its last, without a CRC."""
+    """Yield a file of these tensors from its first byte to its last, without a CRC."""
     for number, tensor in enumerate(tensors):
         for offset, length in _chunks(tensor):
             yield _head(tensor, length)
@@ -129,7 +129,7 @@ def pieces(tensors: Sequence[OutputTensor]) -> Iterator[bytes | Span]:
 
 
 def file_size(tensors: Sequence[OutputTensor], *, crc: bool) -> int:
-    """The length of that file in bytes."""
+    """Return the length of the file in bytes."""
     messages = sum(len(_head(tensor, length)) + length for tensor in tensors for _, length in _chunks(tensor))
     return messages + (_TRAILER_BYTES if crc else 0)
 
@@ -140,7 +140,7 @@ def _chunks(tensor: OutputTensor) -> Iterator[tuple[int, int]]:
 
 
 def _head(tensor: OutputTensor, length: int) -> bytes:
-    """A message up to its content."""
+    """Return a message up to its content."""
     dims = (0,) if tensor.dtype == STRING else tensor.shape
     kind = tensor.dtype.encode()
     proto = b"".join(b"\x08" + _varint(n) for n in dims) + b"\x12" + _varint(len(kind)) + kind + b"\x1a" + _varint(length)
@@ -159,7 +159,7 @@ def _varint(value: int) -> bytes:
 
 
 class _Window:
-    """A part of a file in memory, moved forwards as its messages are read."""
+    """A window of a file in memory, which moves forward as messages are read."""
 
     def __init__(self, reader: RangeReader, end: int) -> None:
         self.reader = reader
@@ -168,7 +168,7 @@ class _Window:
         self._bytes = b""
 
     def at(self, position: int, nbytes: int = _WINDOW) -> tuple[bytes, int]:
-        """Bytes that hold at least `nbytes` from `position` on, or all there are; and where among them `position` is."""
+        """Return bytes with at least `nbytes` from `position` on, or all that remain; and the index of `position`."""
         wanted = min(position + nbytes, self.end)
         if not self._start <= position or wanted > self._start + len(self._bytes):
             self._start = position
@@ -180,7 +180,7 @@ _Head = tuple[str, str, tuple[int, ...], tuple[int, int], int]
 
 
 def _message(window: _Window, position: int) -> _Head:
-    """Name, type, dims, content as (offset, length), and end of the message at `position`."""
+    """Return name, type, dims, content as (offset, length), and end of the message at `position`."""
     for nbytes in (256, _WINDOW, LONGEST_HEAD):
         buffer, at = window.at(position, nbytes)
         try:
@@ -192,7 +192,7 @@ def _message(window: _Window, position: int) -> _Head:
 
 
 class _Cursor:
-    """Reads protobuf from a buffer whose first byte is byte `base` of the file. IndexError where the buffer ends."""
+    """Reads protobuf from a buffer that starts at byte `base` of the file. Raises IndexError at the end of the buffer."""
 
     __slots__ = ("at", "base", "buffer", "reader")
 
@@ -201,11 +201,11 @@ class _Cursor:
 
     @property
     def position(self) -> int:
-        """Of the next byte in the file."""
+        """Position of the next byte in the file."""
         return self.base + self.at
 
     def varint(self) -> int:
-        """An unsigned number of at most 64 bits."""
+        """Read an unsigned number of at most 64 bits."""
         buffer, at = self.buffer, self.at
         byte = buffer[at]
         value, shift = byte & 0x7F, 7
@@ -220,7 +220,7 @@ class _Cursor:
         return value
 
     def text(self, most: int, end: int) -> str:
-        """A text of at most so many bytes, within what ends at byte `end` of the file."""
+        """Read a text with a maximum length that ends before byte `end` of the file."""
         n, start = self.varint(), self.position
         if n > most or start + n > end:
             raise _damaged(self.reader, f"the text at byte {start} claims {n} bytes")
@@ -234,7 +234,7 @@ class _Cursor:
             raise _damaged(self.reader, f"the text at byte {start} is not UTF-8") from None
 
     def skip(self, key: int) -> None:
-        """A field that this program does not know."""
+        """Skip an unknown field."""
         match key & 7:
             case 0:
                 self.varint()
@@ -252,7 +252,7 @@ class _Cursor:
 
 
 def _parse(cursor: _Cursor, file_end: int) -> _Head:
-    """The message where the cursor stands. IndexError when the buffer ends before the content."""
+    """Read the message at the cursor. Raises IndexError if the buffer ends before the content."""
     reader, start = cursor.reader, cursor.position
     if cursor.buffer[cursor.at] != 0x0A:
         raise _damaged(reader, f"no parameter starts at byte {start}", reason="NotCheckpoint")
@@ -283,7 +283,7 @@ def _parse(cursor: _Cursor, file_end: int) -> _Head:
 
 
 def _parse_tensor(cursor: _Cursor, end: int, name: str) -> tuple[str, tuple[int, ...], tuple[int, int]]:
-    """Type, dims and content of a tensor; tensor and content end where the message does, at byte `end` of the file."""
+    """Return type, dims and content of a tensor. Tensor and content end with the message, at byte `end` of the file."""
     reader = cursor.reader
     length = cursor.varint()
     if cursor.position + length != end:
@@ -327,7 +327,7 @@ def _known_type(reader: RangeReader, dtype: str | None, name: str) -> str:
 
 
 def _checked(entry: TensorEntry, reader: RangeReader) -> TensorEntry:
-    """The entry with the shape that its content has: a scalar may be written with dims [0], and text always is."""
+    """Return the entry with the shape of its content: a scalar may be written with dims [0], and text always is."""
     nbytes, itemsize = entry.nbytes, DTYPES[entry.dtype].itemsize
     shape = entry.shape
     if entry.dtype == STRING and nbytes % itemsize == 0:

@@ -12,10 +12,10 @@ _X_8 = 1 << (31 - 8)
 
 
 class NamedContents:
-    """The CRC32 of tensors that are given one after the other, sorted by name.
+    """Calculates the CRC32 of tensors, which are added one after the other, sorted by name.
 
     Attributes:
-        crc: the CRC32 of what was given so far.
+        crc: CRC32 of the content so far.
     """
 
     def __init__(self) -> None:
@@ -24,14 +24,14 @@ class NamedContents:
         self._signed = False
 
     def begin(self, name: str, dtype: str, shape: tuple[int, ...]) -> None:
-        """Go on to a tensor. A scalar's content must then come in one part."""
+        """Start a tensor. The content of a scalar must be added at once."""
         self.crc = zlib_ng.crc32(name.encode(), self.crc)
         # MindSpore gives numpy's arrays to bytes(), which makes of a scalar integer that many zeros.
         self._counts = not shape and dtype in _INTEGERS
         self._signed = dtype in _SIGNED
 
     def update(self, part: memoryview | bytes) -> None:
-        """The next part of the tensor's content."""
+        """Add the next part of the tensor's content."""
         if self._counts and (count := int.from_bytes(part, "little", signed=self._signed)) >= 0:
             self.crc = append_zeros(self.crc, count)
         else:  # of a negative number MindSpore can work out no CRC
@@ -39,7 +39,7 @@ class NamedContents:
 
 
 def append_zeros(crc: int, count: int) -> int:
-    """The CRC32 of what has this one and then so many zero bytes, in time that grows with the logarithm of their number."""
+    """Return the CRC32 after appending zero bytes, in logarithmic time."""
     state, factor = crc ^ 0xFFFFFFFF, _X_8
     while count:
         if count & 1:
@@ -50,7 +50,7 @@ def append_zeros(crc: int, count: int) -> int:
 
 
 def _product(one: int, other: int) -> int:
-    """Of two polynomials over GF(2), modulo CRC-32's."""
+    """Multiply two polynomials over GF(2), modulo that of CRC-32."""
     found = 0
     while one:
         if one & 0x80000000:

@@ -1,4 +1,4 @@
-"""The types that a checkpoint's tensors can have. Elements are moved, never interpreted, so all that counts is their size."""
+"""Tensor types of checkpoints. Elements are moved and never interpreted, so only their size matters."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ class DType:
     Attributes:
         name: MindSpore's name; where MindSpore has none, that of safetensors.
         itemsize: bytes of one element.
-        safetensors: its name in a safetensors file; None: that format does not have it.
+        safetensors: its name in a safetensors file; None: the format does not have the type.
         in_ckpt: whether a `.ckpt` file can hold it.
         loads_from_ckpt: whether MindSpore 2.10 can load it from one. It writes five types that it cannot load
             (mindspore/train/serialization.py, tensor_to_ms_type).

@@ -1,4 +1,4 @@
-"""MindSpore's encrypted `.ckpt`: the bytes of a plain one, in blocks that are encrypted each for itself.
+"""MindSpore's encrypted `.ckpt`: the bytes of a plain file in blocks that are encrypted separately.
 
 A block is, with numbers as little-endian int32: magic | tag (GCM only) | length of the rest | length of the IV | IV | length of
 the ciphertext | ciphertext. MindSpore writes blocks with 64 MiB of plaintext, and reads any that have at most that.
@@ -37,7 +37,7 @@ _HEADS = (512, ckpt.LONGEST_HEAD)
 
 
 class BlockTable(msgspec.Struct, frozen=True, array_like=True, gc=False):
-    """Where the blocks of one file are, in its order.
+    """The blocks of one file, in order.
 
     Attributes:
         lengths: bytes of each one's plaintext.
@@ -48,7 +48,7 @@ class BlockTable(msgspec.Struct, frozen=True, array_like=True, gc=False):
     ivs: bytes
 
     def __post_init__(self) -> None:
-        """Refuse what no file can have, wherever this was read."""
+        """Reject values that no file can have, because tables are also read from documents."""
         if len(self.ivs) != len(self.lengths) * IV_BYTES or min(self.lengths, default=0) < 0:
             raise ValueError("Expected an IV and a length for each block")
 
@@ -57,7 +57,7 @@ class BlockTable(msgspec.Struct, frozen=True, array_like=True, gc=False):
         return self.ivs[number * IV_BYTES : (number + 1) * IV_BYTES]
 
     def contents(self, cipher: BlockCipher) -> list[int]:
-        """Where in the file each one's ciphertext begins."""
+        """Return the position of each block's ciphertext in the file."""
         head = _head_of(cipher).size
         ends = accumulate(head + cipher.sealed(length) for length in self.lengths)
         return [end - cipher.sealed(length) for end, length in zip(ends, self.lengths, strict=True)]
@@ -68,20 +68,20 @@ Known = tuple[str, BlockTable]
 
 
 def sealed_size(cipher: BlockCipher, size: int) -> int:
-    """The length of the encrypted file of so many bytes, as it is written here."""
+    """Return the length of the encrypted file for a plain file of this length."""
     full, rest = divmod(size, BLOCK_BYTES)
     head = _head_of(cipher).size
     return full * (head + cipher.sealed(BLOCK_BYTES)) + (head + cipher.sealed(rest) if rest else 0)
 
 
 def read_table(reader: RangeReader, cipher: BlockCipher) -> BlockTable:
-    """Find the blocks of a file, hopping from one to the next, and what is wrong with their padding. See `table_reads`.
+    """Find the blocks of a file and check their padding. See `table_reads`.
 
-    Nothing is encrypted to a file of no bytes.
+    The encrypted form of an empty file is empty.
 
     Raises:
         AccessError: the key is wrong.
-        DataError: the file is not encrypted so, or damaged.
+        DataError: the file is not encrypted in this mode, or is damaged.
     """
     head, tail = _head_of(cipher), cipher.tail_bytes
     if not reader.size:
@@ -109,7 +109,7 @@ def read_table(reader: RangeReader, cipher: BlockCipher) -> BlockTable:
 
 
 def table_reads(reader: RangeReader, cipher: BlockCipher) -> Iterator[tuple[int, int]]:
-    """What `read_table` reads of a file, as (offset, length), if all blocks but the last are as long as the first.
+    """Yield the ranges that `read_table` reads, as (offset, length), if all blocks but the last are equally long.
 
     Reads its head.
     """
@@ -125,10 +125,10 @@ def table_reads(reader: RangeReader, cipher: BlockCipher) -> Iterator[tuple[int,
 
 
 def check_key(reader: RangeReader, cipher: BlockCipher, blocks: BlockTable) -> None:
-    """Make sure that a file's first block begins with a parameter, once decrypted; of CBC nothing else tells a wrong key.
+    """Check that the first decrypted block begins with a parameter. In CBC mode nothing else detects a wrong key.
 
     Raises:
-        AccessError: it does not.
+        AccessError: the key is wrong.
     """
     if not blocks.lengths:
         return
@@ -143,15 +143,15 @@ def check_key(reader: RangeReader, cipher: BlockCipher, blocks: BlockTable) -> N
         "WrongKey",
         f"the {cipher.mode} key does not decrypt the file",
         where=reader.name,
-        fix="use the key that the file was encrypted with; if this is that key, the file is damaged: restore it",
+        fix="use the key that the file was encrypted with; if the key is correct, the file is damaged: restore it",
     )
 
 
 def check_tags(reader: RangeReader, cipher: BlockCipher, blocks: BlockTable) -> None:
-    """Make sure that every block is authentic, in one pass over the file. Nothing is read where there are no tags.
+    """Check that every block is authentic, in one pass over the file. Reads nothing if the mode has no tags.
 
     Raises:
-        DataError: one is not; the message names it.
+        DataError: a block was changed.
     """
     if not cipher.tag_bytes:
         return
@@ -166,7 +166,7 @@ def check_tags(reader: RangeReader, cipher: BlockCipher, blocks: BlockTable) -> 
 
 
 def tag_reads(cipher: BlockCipher, blocks: BlockTable) -> Iterator[tuple[int, int]]:
-    """What `check_tags` reads, as (offset, length), in its order."""
+    """Yield the ranges that `check_tags` reads, as (offset, length)."""
     head = _head_of(cipher).size
     if cipher.tag_bytes:
         for length, begin in zip(blocks.lengths, blocks.contents(cipher), strict=True):
@@ -175,10 +175,10 @@ def tag_reads(cipher: BlockCipher, blocks: BlockTable) -> Iterator[tuple[int, in
 
 
 class Encryptor:
-    """Makes an encrypted file of a plain one that comes piece by piece, in the memory of one block."""
+    """Encrypts a plain file piece by piece, in the memory of one block."""
 
     def __init__(self, cipher: BlockCipher, emit: Callable[[memoryview], None]) -> None:
-        """Each next part of the file goes to `emit`; the memory is used again once that returns."""
+        """Pass each part of the encrypted file to `emit`, whose argument is reused after it returns."""
         self._cipher, self._emit, self._head = cipher, emit, _head_of(cipher)
         self._block = memoryview(bytearray(self._head.size + BLOCK_BYTES + _SLACK))
         self._begin()
@@ -189,7 +189,7 @@ class Encryptor:
         self._plain, self._end = 0, self._head.size
 
     def update(self, part: memoryview | bytes) -> None:
-        """The next bytes of the plain file."""
+        """Add bytes of the plain file."""
         view = memoryview(part)
         while view:
             taken = view[: BLOCK_BYTES - self._plain]
@@ -200,7 +200,7 @@ class Encryptor:
                 self._seal()
 
     def finish(self) -> None:
-        """There are no more."""
+        """Encrypt the last block."""
         if self._plain:
             self._seal()
 
@@ -216,12 +216,12 @@ class Encryptor:
 
 
 def _head_of(cipher: BlockCipher) -> struct.Struct:
-    """Magic, tag, length of the rest, length of the IV, IV, length of the ciphertext."""
+    """Return the struct of a head: magic, tag, length of the rest, length of the IV, IV, length of the ciphertext."""
     return struct.Struct(f"<I{cipher.tag_bytes}sii{IV_BYTES}si")
 
 
 def _check_mode(reader: RangeReader, mode: Mode | None, cipher: BlockCipher) -> None:
-    """Of several modes some are weaker, so none is taken for another, nor a plain file for an encrypted one."""
+    """Reject files of another mode and plain files, because some modes are weaker than others."""
     if mode is None:
         raise DataError(
             "NotEncrypted",
@@ -239,7 +239,7 @@ def _check_mode(reader: RangeReader, mode: Mode | None, cipher: BlockCipher) -> 
 
 
 def _parse(reader: RangeReader, cipher: BlockCipher, content: bytes, number: int, position: int) -> tuple[bytes, int]:
-    """IV and length of the ciphertext of the block at `position`."""
+    """Return IV and length of the ciphertext of the block at `position`."""
     head = _head_of(cipher)
     where = f"block {number}, at byte {position},"
     if len(content) < head.size:

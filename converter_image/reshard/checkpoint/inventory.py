@@ -1,4 +1,4 @@
-"""What a checkpoint's files hold, as frozen data: the outcome of reading headers, and all that a plan needs of them."""
+"""The content of a checkpoint's files as frozen data: the result of reading headers, and the input of a plan."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ _Path = Annotated[str, msgspec.Meta(pattern=r"^(?![\s\S]*(?:^|/)\.{0,2}(?:/|$))[
 
 
 class RangeReader(Protocol):
-    """Bytes of one file by range: all that a format needs of a storage."""
+    """Reads one file by ranges: all that a format requires of a storage."""
 
     @property
     def name(self) -> str:
@@ -36,7 +36,7 @@ class RangeReader(Protocol):
         """The file's length in bytes."""
 
     def read(self, offset: int, length: int) -> bytes:
-        """Exactly `length` bytes from `offset`; a StorageError or DataError when there are fewer."""
+        """Return exactly `length` bytes from `offset`. Raises StorageError or DataError if there are fewer."""
 
 
 class TensorEntry(msgspec.Struct, frozen=True, array_like=True, gc=False):
@@ -60,7 +60,7 @@ class TensorEntry(msgspec.Struct, frozen=True, array_like=True, gc=False):
         return sum(length for _, length in self.extents)
 
     def located(self, start: int, length: int) -> Iterator[tuple[int, int]]:
-        """Yield where in the file `length` bytes of the content from byte `start` are, as (offset, length).
+        """Yield the ranges in the file of `length` bytes of the content from byte `start`, as (offset, length).
 
         Raises:
             DataError: the content is shorter.
@@ -84,12 +84,12 @@ class TensorEntry(msgspec.Struct, frozen=True, array_like=True, gc=False):
 
 
 class Structure(msgspec.Struct, frozen=True, array_like=True):
-    """What the header of a file says. Ranks of one SPMD program share theirs, so it is stored once for all of them.
+    """The structure of a file, from its header. Ranks of one SPMD program have equal structures, which are stored once.
 
     Attributes:
         format: the format of the file.
         tensors: those that it holds, in the order of their content.
-        metadata: what a safetensors file says beside its tensors, without what is of this file alone (`crc_num`) or said by the
+        metadata: metadata of a safetensors file, without values of this file alone (`crc_num`) and values contained in the
             entries.
     """
 
@@ -99,12 +99,12 @@ class Structure(msgspec.Struct, frozen=True, array_like=True):
 
     @property
     def key(self) -> Hashable:
-        """Equal for equal structures."""
+        """Digest that is equal for equal structures."""
         return (self.format, self.tensors, tuple(sorted(self.metadata.items())))
 
 
 class Header(msgspec.Struct, frozen=True, array_like=True):
-    """What the header of one file says: its structure, and the CRC32 it carries, if any."""
+    """The header of one file: its structure, and its CRC32, if any."""
 
     structure: Structure
     crc: int | None = None
@@ -140,7 +140,7 @@ class Inventory(msgspec.Struct, frozen=True):
 
     Attributes:
         files: all files of it.
-        structures: what their headers say, each once.
+        structures: distinct structures of the files.
         kind: what the files are. Those that hold whole parameters are numbered as ranks are.
         foreign: whether unified files were written by another program: MindSpore's map lists them, and no manifest does.
         may_be_slices: names of parameters of which the files may hold rank 0's slice instead of the whole.
@@ -154,12 +154,12 @@ class Inventory(msgspec.Struct, frozen=True):
 
     @property
     def empty_files(self) -> tuple[SourceFile, ...]:
-        """The files without a parameter."""
+        """Files without parameters."""
         return tuple(file for file in self.files if not self.structures[file.structure].tensors)
 
     @property
     def identity(self) -> Inventory:
-        """The inventory without the times of files whose content was sampled: a copy of a source is the same source."""
+        """Return the inventory without the times of files whose content was sampled, so that copies of a source are equal."""
         files = (msgspec.structs.replace(f, version="" if f.sample else f.version, changed=0) for f in self.files)
         return msgspec.structs.replace(self, files=tuple(files))
 
@@ -170,17 +170,17 @@ class Inventory(msgspec.Struct, frozen=True):
 
     @property
     def versions(self) -> str:
-        """A digest of all files' versions. Equal digests: no file was written, copied or replaced."""
+        """Digest of all files' versions. If it is equal, no file was written, copied or replaced."""
         found = [(file.rank, file.version, file.changed) for file in self.files]
         return hashlib.sha256(msgspec.json.encode(found)).hexdigest()
 
     @property
     def format(self) -> Format:
-        """The one format of all files."""
+        """Format of all files."""
         return self.structures[0].format
 
     def file_of(self, rank: int) -> SourceFile | None:
-        """The file of a rank, if it has one."""
+        """Return the file of a rank; None if there is none."""
         at = bisect_left(self.files, rank, key=lambda file: file.rank)
         return self.files[at] if at < len(self.files) and self.files[at].rank == rank else None
 
@@ -191,5 +191,5 @@ class Inventory(msgspec.Struct, frozen=True):
 
     @property
     def unified(self) -> bool:
-        """Whether each file holds parameters whole, which no strategy cuts."""
+        """Whether the files contain whole parameters, to which no strategy applies."""
         return self.kind != "Ranks"

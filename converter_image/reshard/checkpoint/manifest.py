@@ -1,4 +1,4 @@
-"""The documents that this project leaves in a target: the record of a finished rank, and the manifest of a complete checkpoint.
+"""Documents in a target: the record of a finished rank, and the manifest of a complete checkpoint.
 
 Their schema is versioned, and described for other programs in docs/manifest.md.
 """
@@ -28,7 +28,7 @@ FilePath = Annotated[
 
 
 class _Document(msgspec.Struct, frozen=True, rename="camel"):
-    """Written in camelCase; fields of later versions are skipped when read."""
+    """Base class of documents with camelCase keys. Unknown fields of later versions are ignored."""
 
 
 class FileRecord(_Document, frozen=True):
@@ -73,7 +73,7 @@ class IndexRecord(_Document, frozen=True):
 
 
 class LayoutRecord(_Document, frozen=True, omit_defaults=True):
-    """How one side cuts a parameter: see `reshard.layout.Layout`."""
+    """The layout of a parameter on one side, see `reshard.layout.Layout`."""
 
     device_matrix: tuple[int, ...]
     tensor_map: tuple[tuple[int, ...], ...]
@@ -105,7 +105,7 @@ class ParameterRecord(_Document, frozen=True):
 
 
 class SourceRecord(_Document, frozen=True):
-    """What was read.
+    """The source of a transform.
 
     Attributes:
         url: its address.
@@ -152,7 +152,7 @@ class StageRecord(_Document, frozen=True):
 
 
 class Manifest(_Document, frozen=True):
-    """Says that a checkpoint is complete, and what it consists of.
+    """The manifest of a complete checkpoint.
 
     Attributes:
         schema: the form of this document.
@@ -227,16 +227,16 @@ T = TypeVar("T")
 
 
 def encode(document: msgspec.Struct, *, pretty: bool = False) -> bytes:
-    """A document as JSON."""
+    """Return a document as JSON."""
     content = msgspec.json.encode(document)
     return msgspec.json.format(content, indent=2) + b"\n" if pretty else content
 
 
 def decode(content: bytes, kind: type[T], where: str) -> T:
-    """A document from JSON.
+    """Read a document from JSON.
 
     Raises:
-        DataError: it is damaged, or no such document.
+        DataError: the document is damaged or has another schema.
     """
     try:
         if kind is Manifest and (schema := msgspec.json.decode(content, type=_Versioned).schema) != SCHEMA:

@@ -1,4 +1,4 @@
-"""What a format lays out: a file as literal bytes and spans of tensors, so that layout and movement of bytes stay apart."""
+"""Files as literal bytes and spans of tensors, which separates their format from the movement of bytes."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 @dataclass(frozen=True, slots=True)
 class OutputTensor:
-    """One tensor that a file is to hold.
+    """One tensor of a file to be written.
 
     Attributes:
         name: any text.
@@ -24,7 +24,7 @@ class OutputTensor:
 
 @dataclass(frozen=True, slots=True)
 class Span:
-    """Some bytes of a tensor's content.
+    """A range of bytes of a tensor's content.
 
     Attributes:
         tensor: its position among the tensors of the file.

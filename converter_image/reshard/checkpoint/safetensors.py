@@ -47,14 +47,14 @@ _MAX_TENSOR_KEYS = 64
 
 
 def read_header(reader: RangeReader, seen: dict[bytes, Structure] | None = None) -> Header:
-    """What a file holds and where, from its header.
+    """Read the header of a file.
 
     Args:
         reader: the file.
-        seen: structures by what identifies their headers; ranks of one program mostly have equal ones. Added to.
+        seen: known structures by their headers, which ranks of one program mostly share. New ones are added.
 
     Raises:
-        DataError: it is no such file, or damaged.
+        DataError: the file has another format or is damaged.
     """
     if reader.size == 0:
         raise _damaged(reader, "the file is empty", reason="Empty")
@@ -80,7 +80,7 @@ def read_header(reader: RangeReader, seen: dict[bytes, Structure] | None = None)
 
 
 def crc_of(reader: RangeReader, structure: Structure) -> int:
-    """MindSpore's CRC32 of a file, read block by block."""
+    """Calculate MindSpore's CRC32 of a file, read block by block."""
     found = NamedContents()
     for entry in _by_name(structure):
         found.begin(entry.name, entry.dtype, entry.shape)
@@ -90,7 +90,7 @@ def crc_of(reader: RangeReader, structure: Structure) -> int:
 
 
 def crc_reads(structure: Structure) -> Iterator[tuple[int, int]]:
-    """What `crc_of` reads of a file, in its order."""
+    """Yield the ranges that `crc_of` reads."""
     return (block for entry in _by_name(structure) for block in _blocks(entry))
 
 
@@ -105,16 +105,16 @@ def _blocks(entry: TensorEntry) -> Iterator[tuple[int, int]]:
 
 
 def content_order(tensors: Sequence[OutputTensor]) -> list[int]:
-    """The order in which the safetensors library writes contents: by type, the widest first, then by name."""
+    """Return the order in which the safetensors library writes contents: by type, widest first, then by name."""
     return sorted(range(len(tensors)), key=lambda i: (-SAFETENSORS_ORDER[DTYPES[tensors[i].dtype].safetensors], tensors[i].name))
 
 
 def pieces(tensors: Sequence[OutputTensor], metadata: dict[str, str], crc: int | None) -> Iterator[bytes | Span]:
-    """A file of these tensors, in content order, from its first byte to its last.
+    """Yield a file of these tensors, in content order, from its first byte to its last.
 
     Raises:
-        DataError: the format has another use for a tensor's name.
-        OutputError: its header would be longer than the format allows.
+        DataError: the format reserves the name of a tensor.
+        OutputError: the header is longer than the format allows.
     """
     yield _header(tensors, metadata, crc)
     for number, tensor in enumerate(tensors):
@@ -123,12 +123,12 @@ def pieces(tensors: Sequence[OutputTensor], metadata: dict[str, str], crc: int |
 
 
 def file_size(tensors: Sequence[OutputTensor], metadata: dict[str, str], *, crc: bool) -> int:
-    """The length of that file in bytes."""
+    """Return the length of the file in bytes."""
     return len(_header(tensors, metadata, 0 if crc else None)) + sum(tensor.nbytes for tensor in tensors)
 
 
 def _header(tensors: Sequence[OutputTensor], metadata: dict[str, str], crc: int | None) -> bytes:
-    """The file up to its contents, as the library writes it, padded to a multiple of 8 bytes."""
+    """Return the file up to its contents as the library writes it, padded to a multiple of 8 bytes."""
     marks = dict(metadata)
     if texts := [tensor.name for tensor in tensors if tensor.dtype == STRING]:
         marks[_STRINGS] = msgspec.json.encode(texts).decode()
@@ -166,7 +166,7 @@ def _header(tensors: Sequence[OutputTensor], metadata: dict[str, str], crc: int 
 
 
 def _parse(reader: RangeReader, header: bytes, begin: int) -> tuple[Structure, int | None]:
-    """What a header says, and the CRC32 that it carries."""
+    """Return the structure in a header, and its CRC32."""
     try:
         found = pairs(header, MAX_TENSORS + 1, msgspec.Raw)  # and the metadata
         marks = [dict(pairs(raw, _MAX_MARKS, str)) for name, raw in found if name == _METADATA]
@@ -197,10 +197,10 @@ def _parse(reader: RangeReader, header: bytes, begin: int) -> tuple[Structure, i
 
 
 def _tensor(raw: msgspec.Raw) -> _Header:
-    """Decode what a header says of one tensor.
+    """Decode the entry of one tensor.
 
     Raises:
-        msgspec.DecodeError: it is not what the format says, or says something twice.
+        msgspec.DecodeError: the entry is invalid, or contains a key twice.
     """
     found = _TENSOR.decode(raw)
     if bytes(raw).count(b'"') != _TENSOR_QUOTES:  # it has further keys
@@ -217,7 +217,7 @@ def _entry(
     if dtype is None:
         raise DataError(
             "UnknownType",
-            f"the type {tensor.dtype!r} cannot be split between elements",
+            f"tensors of the type {tensor.dtype!r} cannot be resharded",
             where=f"{reader.name}: parameter {name}",
             fix="save the checkpoint without this parameter",
         )
@@ -226,7 +226,7 @@ def _entry(
     if min(tensor.shape, default=0) < 0 or first < 0 or end - first != nbytes:
         raise DataError(
             "SizeMismatch",
-            f"{tensor.dtype}{list(tensor.shape)} requires {nbytes} bytes, but the header assigns it {end - first}",
+            f"{tensor.dtype}{list(tensor.shape)} requires {nbytes} bytes, but the header assigns {end - first}",
             where=f"{reader.name}: parameter {name}",
             fix="the file is damaged; restore it",
         )

@@ -1,4 +1,4 @@
-"""Unified safetensors: whole parameters, spread over some files beside each other, and a map that says which is in which. Pure.
+"""Unified safetensors: whole parameters in several files of one folder, and an index of parameters. Pure.
 
 ```
 part0.safetensors, part1.safetensors, ...     parameters that a strategy names
@@ -35,18 +35,18 @@ _OWN_FILE = re.compile(rf"part[0-9]+\.safetensors|{re.escape(HYPER_NAME)}|{re.es
 
 
 class _Map(msgspec.Struct):
-    """What of a map is read; the rest may be anything."""
+    """The part of an index file that is read."""
 
     weight_map: dict[str, str]
 
 
 def part_name(number: int, parts: int, *, hyper: bool) -> str:
-    """The file of a part; the last of the `parts` is that of the parameters in no strategy, if `hyper` says there are some."""
+    """Return the name of a file. The last of the `parts` holds the parameters in no strategy, if `hyper` is true."""
     return HYPER_NAME if hyper and number == parts - 1 else f"part{number}.safetensors"
 
 
 def is_map(name: str) -> bool:
-    """Whether a file of this name says which parameter is in which file."""
+    """Return whether a file of this name is an index of parameters."""
     return name == MAP_NAME or name.endswith(_INDEX_SUFFIX)
 
 
@@ -61,27 +61,27 @@ def is_part(name: str) -> bool:
 
 
 def is_own(name: str) -> bool:
-    """Whether a unified checkpoint that is written here may have a file of this name."""
+    """Return whether a unified checkpoint written by reshard may have a file of this name."""
     return _OWN_FILE.fullmatch(name) is not None
 
 
 def is_hyper(path: str) -> bool:
-    """Return whether a file has the name under which MindSpore saves what is in no part."""
+    """Return whether a file has the name under which MindSpore saves parameters in no strategy."""
     return path.rpartition("/")[2] == HYPER_NAME
 
 
 def maps_beside(options: Mapping[str, Any]) -> tuple[str, ...]:
-    """The maps that a checkpoint with these options of its request has."""
+    """Return the index files of a checkpoint with these options."""
     if options.get("output") != "Unified":
         return ()
     return (MAP_NAME, HF_INDEX_NAME) if options.get("huggingFaceIndex") else (MAP_NAME,)
 
 
 def choose_map(names: Sequence[str], where: str) -> str | None:
-    """The map that says what a folder's files hold: MindSpore's, or else the only one.
+    """Return the index file of a folder: MindSpore's, otherwise the only one.
 
     Raises:
-        RequestError: it is not clear which.
+        RequestError: there are several.
     """
     maps = sorted(name for name in names if is_map(name))
     if len(maps) > 1 and MAP_NAME not in maps:
@@ -95,17 +95,17 @@ def choose_map(names: Sequence[str], where: str) -> str | None:
 
 
 def files_of(mapped: Mapping[str, str], names: Sequence[str], map_name: str, where: str) -> list[str]:
-    """The files that a map names, in the order of their numbers, and that of the parameters in no strategy.
+    """Return the files in an index, in the order of their numbers, and the file of parameters in no strategy.
 
     Args:
         mapped: each parameter's file.
-        names: the files that lie beside the map.
+        names: the files next to the index.
         map_name: the name of the map.
         where: the folder, for messages.
 
     Raises:
-        DataError: there are none.
-        MissingInputError: one is not there.
+        DataError: the index is empty.
+        MissingInputError: a file does not exist.
     """
     wanted = sorted(set(mapped.values()), key=_natural)
     there = frozenset(names)
@@ -129,12 +129,12 @@ def files_of(mapped: Mapping[str, str], names: Sequence[str], map_name: str, whe
 
 
 def _natural(name: str) -> tuple[int, str]:
-    """part2 before part10."""
+    """Return a sort key that places part2 before part10."""
     return len(name), name
 
 
 def check(inventory: Inventory, mapped: Mapping[str, str]) -> None:
-    """Refuse a unified checkpoint whose files do not hold each parameter once, and where its map says.
+    """Check that the files of a unified checkpoint contain each parameter once, and where its index locates it.
 
     Raises:
         DataError: they do not.
@@ -161,7 +161,7 @@ def check(inventory: Inventory, mapped: Mapping[str, str]) -> None:
 
 
 def stages_of_parts(inventory: Inventory) -> Mapping[str, tuple[int, ...]]:
-    """For each name that a strategy has named its stages: of unified files, all that is in a part, and there is one stage."""
+    """Return the stages of each name, as of a strategy: for unified files one stage with everything in a part."""
     parts = {file.structure for file in inventory.files if file.path != HYPER_NAME}
     return {entry.name: (0,) for part in parts for entry in inventory.structures[part].tensors}
 
@@ -176,7 +176,7 @@ def possible_slices(hyper: Structure) -> Iterator[str]:
 
 
 def refuse_slices(inventory: Inventory, names: Mapping[str, str], target: Container[str]) -> None:
-    """Refuse a target strategy that names parameters of which the source may hold slices.
+    """Reject a target strategy that contains parameters of which the source may hold slices.
 
     Args:
         inventory: what the source holds.
@@ -184,25 +184,25 @@ def refuse_slices(inventory: Inventory, names: Mapping[str, str], target: Contai
         target: what the target's strategy names.
 
     Raises:
-        DataError: the target's strategy names one.
+        DataError: the strategy contains such a parameter.
     """
     for name in inventory.may_be_slices:
         if names.get(name, "") in target:
             raise DataError(
                 "MayBeSlice",
-                f"it comes from MindSpore's {HYPER_NAME}, which may contain only rank 0's slice of it,"
+                f"MindSpore's {HYPER_NAME} may contain only rank 0's slice of the parameter,"
                 " but the target strategy shards the whole tensor",
                 where=f"parameter {name}",
-                fix="read the ranks' own files instead, or unify these with reshard (--output unified); or choose a target"
-                " strategy that does not name it",
+                fix="use the files of the ranks as the source, unify them with reshard (--output unified), or use a target"
+                " strategy that does not contain the parameter",
             )
 
 
 def read_map(content: bytes, where: str) -> dict[str, str]:
-    """From each parameter to the name of its file.
+    """Return the file name of each parameter.
 
     Raises:
-        DataError: it is damaged, or names a file that lies elsewhere.
+        DataError: the index is damaged, or refers to a file outside the folder.
     """
     try:
         try:
@@ -225,6 +225,6 @@ def read_map(content: bytes, where: str) -> dict[str, str]:
 
 
 def map_of(files: Mapping[str, str], total_size: int) -> bytes:
-    """A map as a file: from each parameter to the name of its file, and the bytes of all of them together."""
+    """Return the content of an index file: the file name of each parameter, and the total size."""
     content = msgspec.json.encode({"metadata": {"total_size": total_size}, "weight_map": dict(sorted(files.items()))})
     return msgspec.json.format(content, indent=2) + b"\n"

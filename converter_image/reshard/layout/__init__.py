@@ -1,6 +1,6 @@
-"""Which part of a parameter a rank holds: device matrix, tensor map and optimizer shard.
+"""Layouts: the slice of a parameter that a rank holds, from device matrix, tensor map and optimizer shard.
 
-The rules are MindSpore's (`mindspore.train.node_strategy_pb2`, MindSpore 2.10); docs/layouts.md tells them at length.
+The rules are MindSpore's (`mindspore.train.node_strategy_pb2`, MindSpore 2.10); docs/layouts.md describes them in detail.
 """
 
 from __future__ import annotations
@@ -20,12 +20,12 @@ ALL_OF_GROUP = -1
 
 @dataclass(frozen=True, slots=True)
 class Layout:
-    """How one parameter is cut over the devices of one pipeline stage.
+    """The sharding of one parameter over the devices of one pipeline stage.
 
     Attributes:
         device_matrix: lengths of the device axes; a rank's coordinates are row-major over it (the last varies fastest).
-        tensor_map: for each dimension of the tensor the device axes that cut it, counted from the right (0 is the last axis),
-            major first; empty: not cut.
+        tensor_map: device axes that split each dimension of the tensor, counted from the right (0 is the last axis),
+            major first; empty: not split.
         shard_size: the number of parts into which dimension 0 of that slice is cut again among the ranks that hold the same slice
             (optimizer parallel); 0: not; -1: into as many as there are such ranks.
         shard_step: the distance between ranks with neighbouring parts. It follows from the rest; 0: not cut again.
@@ -38,7 +38,7 @@ class Layout:
 
     @classmethod
     def whole(cls, ndim: int, devices: int = 1) -> Layout:
-        """The layout of a parameter that each rank of the stage holds whole."""
+        """Return the layout of a parameter that each rank of the stage holds whole."""
         return cls((devices,), ((),) * ndim)
 
     @property
@@ -53,7 +53,7 @@ class Layout:
 
     @property
     def parts(self) -> tuple[int, ...]:
-        """Into how many equal parts each dimension is cut, optimizer shard included.
+        """Number of equal slices along each dimension, including optimizer shards.
 
         Raises:
             DataError: the layout contradicts itself.
@@ -62,7 +62,7 @@ class Layout:
 
     @property
     def cells(self) -> tuple[tuple[int, ...], ...]:
-        """For each rank of the stage the index of its part along each dimension: its cell of the grid `parts`.
+        """Index of each rank's slice along each dimension: its cell of the grid `parts`.
 
         Raises:
             DataError: the layout contradicts itself.
@@ -71,7 +71,7 @@ class Layout:
 
     @property
     def holders(self) -> dict[tuple[int, ...], tuple[int, ...]]:
-        """For each cell the ranks of the stage that hold it, ascending. Every cell of the grid has at least one.
+        """Ranks of the stage that hold each cell, ascending. Every cell of the grid has at least one.
 
         Raises:
             DataError: the layout contradicts itself.
@@ -79,7 +79,7 @@ class Layout:
         return _table(self)[2]
 
     def box(self, shape: tuple[int, ...], rank: int) -> Box:
-        """The elements of a tensor of the whole `shape` that `rank` (within the stage) holds.
+        """Return the box of a tensor of the whole `shape` that `rank` (within the stage) holds.
 
         Raises:
             DataError: the layout contradicts itself or does not divide the shape.
@@ -88,7 +88,7 @@ class Layout:
 
 
 def cell_box(shape: tuple[int, ...], parts: tuple[int, ...], cell: tuple[int, ...]) -> Box:
-    """The elements of one cell when a tensor of `shape` is cut into a grid of `parts`.
+    """Return the box of one cell if a tensor of `shape` is divided into a grid of `parts`.
 
     Raises:
         DataError: a dimension does not divide.
@@ -110,7 +110,7 @@ _Table = tuple[tuple[int, ...], tuple[tuple[int, ...], ...], dict[tuple[int, ...
 
 @lru_cache(maxsize=4096)
 def _table(layout: Layout) -> _Table:
-    """Parts, cells and holders of a layout. Few layouts are distinct, however many parameters and ranks there are."""
+    """Return parts, cells and holders of a layout. Cached, because few layouts are distinct."""
     _check_axes(layout)
     matrix, axes = layout.device_matrix, len(layout.device_matrix)
     dims = [[axes - 1 - t for t in cuts] for cuts in layout.tensor_map]

@@ -1,4 +1,4 @@
-"""N-dimensional half-open boxes: the arithmetic that says which elements of a tensor are meant."""
+"""Arithmetic of N-dimensional half-open boxes of tensor elements."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ class Box:
 
     @classmethod
     def whole(cls, shape: tuple[int, ...]) -> Box:
-        """The box of all elements of a tensor of this shape."""
+        """Return the box of all elements of a tensor of this shape."""
         return cls((0,) * len(shape), shape)
 
     @property
@@ -34,7 +34,7 @@ class Box:
         return prod(self.shape)
 
     def intersect(self, other: Box) -> Box | None:
-        """The elements that are in both, or None when there are none."""
+        """Return the intersection of two boxes; None if it is empty."""
         start = tuple(map(max, self.start, other.start))
         shape = tuple(
             min(a + n, b + m) - s for a, n, b, m, s in zip(self.start, self.shape, other.start, other.shape, start, strict=True)
@@ -42,11 +42,11 @@ class Box:
         return Box(start, shape) if all(n > 0 for n in shape) else None
 
     def relative_to(self, origin: tuple[int, ...]) -> Box:
-        """The same elements, counted from `origin`."""
+        """Return the box relative to `origin`."""
         return Box(tuple(a - b for a, b in zip(self.start, origin, strict=True)), self.shape)
 
     def slices(self) -> tuple[slice, ...]:
-        """The box as an index into a numpy array."""
+        """Return the box as an index of a numpy array."""
         return tuple(slice(a, a + n) for a, n in zip(self.start, self.shape, strict=True))
 
 
@@ -56,7 +56,7 @@ def shifted(box: Box, by: tuple[int, ...]) -> Box:
 
 
 def strides(shape: tuple[int, ...]) -> tuple[int, ...]:
-    """Elements between neighbours along each dimension of a row-major tensor.
+    """Return the number of elements between neighbours along each dimension of a row-major tensor.
 
     >>> strides((2, 3, 4))
     (12, 4, 1)
@@ -68,7 +68,7 @@ def strides(shape: tuple[int, ...]) -> tuple[int, ...]:
 
 
 def contiguous_runs(shape: tuple[int, ...], box: Box) -> tuple[int, Iterator[int]]:
-    """How a box lies in the memory of a row-major tensor of `shape`.
+    """Return the contiguous runs of a box in the memory of a row-major tensor of `shape`.
 
     Returns:
         The length of each run in elements (all are equally long), and the runs' first elements' flat indexes, ascending.
@@ -90,7 +90,7 @@ def contiguous_runs(shape: tuple[int, ...], box: Box) -> tuple[int, Iterator[int
 
 
 def _flat_indexes(first: int, shape: tuple[int, ...], steps: tuple[int, ...]) -> Iterator[int]:
-    """Flat indexes of all elements of an outer shape, row-major."""
+    """Return the flat indexes of all elements of an outer shape, row-major."""
     if not shape:
         yield first
         return

@@ -1,4 +1,4 @@
-"""Layouts of tensors whose dimensions a strategy file has split, so that each is cut by at most one device axis.
+"""Layouts of tensors whose dimensions a strategy file has split, so that at most one device axis splits each.
 
 The JSON form of MindSpore's compiler states a dimension that several axes cut as several dimensions: a length of 16 cut by axes
 of 2 and 2 becomes lengths of 2 and 8.
@@ -27,7 +27,7 @@ def regrouped(layout: Layout, stated: tuple[int, ...], shape: tuple[int, ...], *
         layout: the layout as stated.
         stated: the whole shape as stated, with a length for each entry of the layout's tensor map.
         shape: the real shape.
-        sliced: whether that is the shape of one rank's slice; else it is that of the whole tensor.
+        sliced: whether `shape` is that of one rank's slice instead of the whole tensor.
 
     Returns:
         The one layout that fits the real shape; None: none does, several do, or there are too many to try.
@@ -42,7 +42,7 @@ def regrouped(layout: Layout, stated: tuple[int, ...], shape: tuple[int, ...], *
 
 
 def joinable(layout: Layout, stated: tuple[int, ...]) -> bool:
-    """Whether dimensions may be parts of one: a file splits one so that each part but the last is cut to single elements."""
+    """Return whether dimensions may belong to one: all but the last must be split into single elements."""
     cuts = Layout(layout.device_matrix, layout.tensor_map).parts
     return any(1 < n == k for n, k in zip(stated[:-1], cuts[:-1], strict=True))
 
@@ -59,7 +59,7 @@ def _candidates(layout: Layout, stated: tuple[int, ...], ndim: int) -> Iterator[
 
 
 def _even(stated: tuple[int, ...], cuts: tuple[int, ...], group: range) -> bool:
-    """Whether these cuts leave runs of the joined dimension: after one that is not cut to single elements, none is cut."""
+    """Return whether slices are runs of the joined dimension: after one not split into single elements, none is split."""
     whole = False
     for i in group:
         if whole and cuts[i] > 1:

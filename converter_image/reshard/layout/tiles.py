@@ -1,4 +1,4 @@
-"""Cutting a tensor into boxes that lie contiguously in its file and fit into a buffer. Pure."""
+"""Divide a tensor into boxes that are contiguous in its file and fit into a buffer. Pure."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ from reshard.layout.box import Box, strides
 
 
 def next_tile(shape: tuple[int, ...], position: int, most: int) -> Box:
-    """The largest box of at most `most` elements that begins at an element and lies contiguously in a row-major tensor.
+    """Return the largest contiguous box of at most `most` elements that starts at an element of a row-major tensor.
 
     Called again and again with the position after the last tile, it covers the tensor in the order of its file.
 
@@ -35,7 +35,7 @@ def next_tile(shape: tuple[int, ...], position: int, most: int) -> Box:
 
 
 def flat_span(shape: tuple[int, ...], box: Box) -> tuple[int, int]:
-    """Flat indexes of the first element of a box and of the one after its last, in a row-major tensor of `shape`."""
+    """Return the flat indexes of the first element of a box and of the one after its last, in a tensor of `shape`."""
     steps = strides(shape)
     first = sum(a * s for a, s in zip(box.start, steps, strict=True))
     return first, first + sum((n - 1) * s for n, s in zip(box.shape, steps, strict=True)) + 1

@@ -133,12 +133,14 @@ def _joined(arrays: list[Array], layout: Layout) -> Array:
     if len(arrays) != layout.devices:
         raise _refused(
             "SlicesMissing",
-            f"the list has {len(arrays)} slices, but the layout has {layout.devices} ranks",
+            f"the number of slices is {len(arrays)}, but the layout has {layout.devices} ranks",
             "pass one slice per rank",
         )
     shape = _one_shape(arrays)
     if len(shape) != layout.ndim:
-        raise _refused("SlicesDisagree", f"the layout has {layout.ndim} dimensions, but the slices have {len(shape)}", _ONE)
+        raise _refused(
+            "SlicesDisagree", f"the number of dimensions is {layout.ndim} in the layout, but {len(shape)} in the slices", _ONE
+        )
     whole = tuple(n * k for n, k in zip(shape, layout.parts, strict=True))
     joined = np.empty(whole, arrays[0].dtype)
     for cell, ranks in layout.holders.items():

@@ -102,7 +102,7 @@ class Planner:
         if not 0 <= rank < model.target_ranks:
             raise RequestError(
                 "NoSuchRank",
-                f"target rank {rank} does not exist; the target has {model.target_ranks} ranks",
+                f"target rank {rank} does not exist; the number of target ranks is {model.target_ranks}",
                 where="ranks",
                 fix=f"use ranks below {model.target_ranks}",
             )

@@ -92,7 +92,7 @@ def _select(paths: Mapping[int, list[str]], step: int | None, pattern: str | Non
         matching = f" that matches {pattern!r}" if pattern else ""
         raise MissingInputError(
             "SourceRankMissing",
-            f"rank {format_ranks(empty)} has no .ckpt or .safetensors file{matching}",
+            f"no .ckpt or .safetensors file{matching} exists for rank {format_ranks(empty)}",
             where="source",
             fix=f"{'select files that every rank has' if pattern else 'restore the missing files, or select others'} with --files"
             " (spec.source.files.pattern)",
@@ -262,7 +262,7 @@ def _step_missing(saved: Mapping[int, Mapping[Step | None, list[str]]], step: in
     lacking = tuple(
         rank for rank, found in saved.items() if not any(key is not None and (step is None or key[1] == step) for key in found)
     )
-    which = f"rank {format_ranks(lacking)} does not have it" if lacking else "no step exists for every rank"
+    which = f"it is missing for rank {format_ranks(lacking)}" if lacking else "no step exists for every rank"
     fix = "restore the missing files, or select files that every rank has (--files, spec.source.files.pattern)"
     if every:
         fix = f"select a step that every rank has, such as {option_for(max(every), every)}"

@@ -55,11 +55,11 @@ def read_strategy(path: str, access: Access | None = None, *, one_stage: bool = 
         oldest = min((name for name in found), key=lambda name: found[name].modified or 0)
         raise DataError(
             "StaleStrategy",
-            f"{what}, and the files were written over {(max(times) - min(times)) / 3600:.0f} hours: files of an earlier run with"
-            f" more stages may be included, such as {oldest}",
+            f"{what}, and the files were written within {(max(times) - min(times)) / 3600:.0f} hours: some may be of an earlier"
+            f" run with more stages, such as {oldest}",
             where=path,
-            fix="use a folder with the strategy files of one run only; if it is one, merge them with `reshard strategy merge`"
-            " and use the merged file",
+            fix="use a folder with strategy files of one run only; if all are of one run, merge them with `reshard strategy"
+            " merge` and use the merged file",
         )
     return replace(strategy, notes=(f"{path}: {what}; check that the folder contains no files of an earlier run",))
 

@@ -31,7 +31,7 @@ def parse_ranks(text: str, total: int | None = None) -> tuple[int, ...]:
         if total is not None and last >= total:
             raise RequestError(
                 "NoSuchRank",
-                f"rank {last} does not exist; the target has {total} ranks",
+                f"rank {last} does not exist; the number of target ranks is {total}",
                 where="ranks",
                 fix=f"use ranks below {total}",
             )

@@ -40,7 +40,7 @@ def check_prefix(prefix: str) -> None:
     """
     problem = None
     if "/" in prefix or not prefix.isprintable():
-        problem = "a file name cannot start with it"
+        problem = "it cannot be the start of a file name"
     elif len(prefix.encode()) > _LONGEST_PREFIX_BYTES:
         problem = f"it is longer than {_LONGEST_PREFIX_BYTES} bytes"
     elif prefix.startswith("."):

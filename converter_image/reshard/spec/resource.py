@@ -36,6 +36,13 @@ if TYPE_CHECKING:
 
 API_VERSION = "reshard.dev/v1alpha1"
 KIND = "CheckpointTransform"
+# Fields of the roles that are not called like theirs.
+_FIELDS = {
+    "source-strategy": "spec.source.strategy",
+    "target-strategy": "spec.target.strategy",
+    "decryption": "spec.source.decryption",
+    "encryption": "spec.target.encryption",
+}
 
 
 FilePrefix = Annotated[str, msgspec.Meta(max_length=128, pattern=r"^[^/\x00-\x1f]*$")]
@@ -285,7 +292,7 @@ def request_here(
                 raise UsageError(
                     "VolumeMissing",
                     f"no local folder is assigned to the {kind} {name!r}",
-                    where=f"spec.{mount.role}",
+                    where=_FIELDS.get(mount.role, f"spec.{mount.role}"),
                     fix=f"add {option} {name}=DIR",
                 )
             folders[mount.role] = found[name]

@@ -1,4 +1,4 @@
-"""Strategies: how all parameters of a model are cut over all ranks, from strategy files."""
+"""Strategies: the sharding of all parameters of a model, from strategy files."""
 
 from __future__ import annotations
 
@@ -28,14 +28,14 @@ _SHOWN = 8
 
 @dataclass(frozen=True, slots=True)
 class Strategy:
-    """How a model is cut.
+    """The sharding of a model.
 
     Attributes:
-        stages: for each pipeline stage its parameters' layouts, by name.
+        stages: layouts of the parameters of each pipeline stage, by name.
         devices: ranks of each stage.
-        first: the number of the first of these stages: not 0 where the strategy is that of one stage of several.
-        notes: what the user should know about it.
-        shapes: for each stage the whole shapes that a JSON file states; its layouts are of the dimensions there.
+        first: the number of the first of these stages; not 0 if the strategy describes one stage of several.
+        notes: messages for the user.
+        shapes: whole shapes that a JSON file states for each stage; layouts refer to the dimensions of these shapes.
     """
 
     stages: tuple[Mapping[str, Layout], ...]
@@ -45,13 +45,13 @@ class Strategy:
     shapes: tuple[Mapping[str, tuple[int, ...]], ...] = ()
 
     def layout(self, stage: int, name: str, shape: tuple[int, ...], *, sliced: bool) -> Layout:
-        """Return the layout of a parameter in a stage, of its real dimensions also where the file states more.
+        """Return the layout of a parameter in a stage, for its real dimensions even if the file states more.
 
         Args:
             stage: the number of the stage.
             name: the name of the parameter.
             shape: its real shape.
-            sliced: whether that is the shape of one rank's slice; else it is that of the whole tensor.
+            sliced: whether `shape` is that of one rank's slice instead of the whole tensor.
 
         Raises:
             DataError: the file states another whole shape.
@@ -75,17 +75,17 @@ class Strategy:
 
     @property
     def ranks(self) -> int:
-        """Ranks of all these stages."""
+        """Number of ranks in all these stages."""
         return self.devices * len(self.stages)
 
     @property
     def numbers(self) -> range:
-        """The ranks of these stages, as they are numbered over all stages."""
+        """Ranks of these stages, numbered over all stages."""
         return range(self.first * self.devices, self.first * self.devices + self.ranks)
 
     @property
     def repeated_stages(self) -> range:
-        """The last stages, if they name nothing but what earlier ones name: those of an earlier run with more stages do."""
+        """Last stages that contain only parameters of earlier stages, as files of an earlier run with more stages do."""
         first = len(self.stages)
         while first > 1 and self.stages[first - 1].keys() <= {name for stage in self.stages[: first - 1] for name in stage}:
             first -= 1
@@ -93,10 +93,10 @@ class Strategy:
 
     @classmethod
     def from_files(cls, files: Sequence[StrategyFile]) -> Strategy:
-        """The strategy of one file, or of the files of all pipeline stages.
+        """Merge one file, or the files of all pipeline stages, into a strategy.
 
         Raises:
-            DataError: a stage is missing, or they do not belong together.
+            DataError: a stage is missing, or the files contradict each other.
         """
         merged = merge(files)
         stages = tuple(merged.stages.values())
@@ -104,11 +104,11 @@ class Strategy:
 
     @classmethod
     def of_one_stage(cls, files: Sequence[StrategyFile]) -> Strategy:
-        """The strategy of one pipeline stage, whichever its files say.
+        """Return the strategy of the one pipeline stage that the files describe.
 
         Raises:
-            DataError: they do not say which, or do not belong together.
-            RequestError: they are of several stages.
+            DataError: the files do not state the stage, or contradict each other.
+            RequestError: the files describe several stages.
         """
         described = sorted({stage for file in files for stage in file.stages})
         if len(described) != 1:
@@ -130,7 +130,7 @@ class Strategy:
         return cls(stages, _devices(stages), described[0], shapes=_shapes(joined, shapes))
 
     def canonical(self) -> bytes:
-        """The same for the same layouts of the same parameters, whatever the form and order of the files they came from."""
+        """Return equal bytes for equal layouts of equal parameters, independent of the form and order of the files."""
         stages: list[Any] = [{name: _essence(stage[name]) for name in sorted(stage)} for stage in self.stages]
         for position, shapes in enumerate(self.shapes):
             for name, shape in shapes.items():
@@ -140,10 +140,10 @@ class Strategy:
 
 
 def merge(files: Sequence[StrategyFile]) -> StrategyFile:
-    """One file of the files of all pipeline stages. Of several files of a stage the first counts; they must not contradict.
+    """Merge the files of all pipeline stages into one. Files of the same stage must agree; the first is used.
 
     Raises:
-        DataError: a stage is missing, files do not say which they describe, differ in how they cut a parameter of one stage, or
+        DataError: a stage is missing, files do not state their stage, files of one stage shard a parameter differently, or
             stages differ in their number of ranks.
     """
     if not files:
@@ -166,7 +166,7 @@ def merge(files: Sequence[StrategyFile]) -> StrategyFile:
 
 
 def holders_of_the_same(files: Sequence[StrategyFile], rank: int) -> list[int]:
-    """Return the ranks that hold the same slice of every parameter as a rank, which is one of them, ascending.
+    """Return the ranks that hold the same slice of every parameter as a rank, including itself, ascending.
 
     Gradients and the network's inputs do not count, as with MindSpore (mindspore/train/serialization.py, _get_cur_rank_dp).
 
@@ -175,12 +175,12 @@ def holders_of_the_same(files: Sequence[StrategyFile], rank: int) -> list[int]:
         rank: the rank, numbered over all stages.
 
     Raises:
-        DataError: the files do not belong together, or their stages have no such rank.
+        DataError: the files contradict each other, or their stages do not contain the rank.
     """
     stages, _, _ = _joined(files)
     devices = _devices(tuple(stages.values()))
     stage, local = divmod(rank, devices)
-    described = next(iter(stages)) if len(stages) == 1 else stage  # a file of one stage need not say which
+    described = next(iter(stages)) if len(stages) == 1 else stage  # a file of a single stage need not state its stage
     if described not in stages:
         raise DataError(
             "NoSuchRank",
@@ -228,7 +228,7 @@ def _devices(stages: Sequence[Mapping[str, Layout]]) -> int:
 
 
 def _check_agreement(file: StrategyFile, stages: Mapping[int, Mapping[str, Layout]], files: Mapping[int, str]) -> None:
-    """That a file cuts the parameters of each stage as the file before it that counts does."""
+    """Check that a file shards the parameters of each stage like the file that is used for the stage."""
     for stage, layouts in file.stages.items():
         known = stages.get(stage)
         if known is None:
@@ -251,7 +251,7 @@ def _check_agreement(file: StrategyFile, stages: Mapping[int, Mapping[str, Layou
 
 
 def _check_devices(stages: Mapping[int, Mapping[str, Layout]], files: Mapping[int, str]) -> None:
-    """That every layout of every stage is of as many ranks."""
+    """Check that all layouts of all stages have the same number of ranks."""
     first: tuple[str, int, int] | None = None
     for stage, layouts in stages.items():
         for name, layout in layouts.items():

@@ -1,4 +1,4 @@
-"""One strategy file: a protobuf message or its JSON form, in and out."""
+"""Read and write strategy files, as protobuf messages or JSON."""
 
 from __future__ import annotations
 
@@ -36,11 +36,11 @@ Form = Literal["protobuf", "json"]
 
 @dataclass(frozen=True, slots=True)
 class StrategyFile:
-    """What one file says.
+    """The content of one strategy file.
 
     Attributes:
         name: the name of the file, for messages.
-        stages: for each pipeline stage that it describes its parameters' layouts, by name. Equal layouts are one object.
+        stages: layouts of the parameters of each pipeline stage in the file, by name. Equal layouts are one object.
         nodes: operators with their stage; no transform needs them, but MindSpore reads the stage from them. Empty: the file
             does not say which stage it describes.
         shapes: for each stage the whole shapes that a JSON file states, by name, with a length for each entry of the tensor map.
@@ -53,12 +53,12 @@ class StrategyFile:
 
     @property
     def parameters(self) -> dict[str, Layout]:
-        """All layouts under the names that the file has for them: with the stage before them when it is a merged one."""
+        """Layouts by their names in the file, which start with the stage in a merged file."""
         return {self._named(stage, name): layout for stage, layouts in self.stages.items() for name, layout in layouts.items()}
 
     @property
     def stated_shapes(self) -> dict[str, tuple[int, ...]]:
-        """All shapes under these names."""
+        """Shapes by these names."""
         return {self._named(stage, name): shape for stage, shapes in self.shapes.items() for name, shape in shapes.items()}
 
     def _named(self, stage: int, name: str) -> str:
@@ -66,12 +66,12 @@ class StrategyFile:
 
     @property
     def _merged(self) -> bool:
-        """Whether names have their stage before them: where there are several, or where they would be taken for such."""
+        """Whether names start with their stage: if there are several stages, or if a name would be read as such."""
         return len(self.stages) != 1 or any(_prefixes(layouts) == {stage} for stage, layouts in self.stages.items())
 
 
 def parse(content: bytes, name: str) -> StrategyFile:
-    """Read a strategy file of either form, whichever the content is.
+    """Read a strategy file of either form.
 
     The stage is that of the operators in it. `current_stage` is not asked: MindSpore counts in it how often it has saved
     (parallel_strategy_checkpoint.cc), and always writes 1 into a merged file (_parallel_serialization.py).
@@ -81,7 +81,7 @@ def parse(content: bytes, name: str) -> StrategyFile:
         name: the name of the file, for messages.
 
     Raises:
-        DataError: it is none, or says what cannot be.
+        DataError: the content is not a valid strategy file.
     """
     if not content:
         raise DataError("StrategyInvalid", "the file is empty", where=name, fix=_FIX)
@@ -135,7 +135,7 @@ def layout_of(message: bytes, name: str) -> Layout:
         name: the name of the parameter, for messages.
 
     Raises:
-        DataError: it is damaged, contradicts itself or cuts unevenly.
+        DataError: the message is damaged, contradicts itself, or splits the parameter unevenly.
     """
     try:
         layout = _checked(protobuf_form.decode_layout(message), f"parameter {name}")
@@ -148,7 +148,7 @@ def layout_of(message: bytes, name: str) -> Layout:
 def _layouts(
     parameters: tuple[tuple[str, bytes], ...], decode_layout: Callable[[bytes], LayoutRecord], file: str
 ) -> tuple[dict[str, Layout], dict[str, tuple[int, ...]]]:
-    """Checked layouts by name, and the shapes that are stated. Equal layouts are one object: few are distinct."""
+    """Return checked layouts by name, and the stated shapes. Equal layouts are one object, because few are distinct."""
     layouts: dict[str, Layout] = {}
     shapes: dict[str, tuple[int, ...]] = {}
     known: dict[bytes, tuple[Layout, tuple[int, ...]]] = {}
@@ -179,7 +179,7 @@ def _layouts(
 
 
 def _checked(record: LayoutRecord, where: str) -> Layout:
-    """A layout of few axes and dimensions, that cuts evenly."""
+    """Return the layout of a record, which must have few axes and dimensions and divide evenly."""
     if len(record.device_matrix) > _MAX_AXES or len(record.tensor_map) > _MAX_DIMENSIONS:
         raise DataError(
             "StrategyInvalid",
@@ -206,7 +206,7 @@ def _checked(record: LayoutRecord, where: str) -> Layout:
     if split and (len(set(split)) > 1 or split[0] < 1 or len(split) != _cuts(layout)):
         raise DataError(
             "UnevenCut",
-            f"the parameter is split into {len(split)} slices of lengths {list(split[:8])} instead of evenly by its tensor map,"
+            f"the parameter is split into slices of lengths {list(split[:8])} instead of evenly by its tensor map,"
             " which cannot be resharded",
             where=where,
             fix="use a strategy that divides the parameter evenly",
@@ -215,7 +215,7 @@ def _checked(record: LayoutRecord, where: str) -> Layout:
 
 
 def _cuts(layout: Layout) -> int:
-    """Into how many parts the tensor map cuts dimension 0; 0: it has none, or names an axis that is not there."""
+    """Return the number of slices of dimension 0; 0: there is no dimension 0, or its axis does not exist."""
     axes = layout.device_matrix[::-1]
     if not layout.tensor_map or any(not 0 <= axis < len(axes) for axis in layout.tensor_map[0]):
         return 0
@@ -223,7 +223,7 @@ def _cuts(layout: Layout) -> int:
 
 
 def _check_parts(layout: Layout, room: int, where: str) -> int:
-    """That the layout does not contradict itself. Returns the entries of its table; there must be room for them."""
+    """Check that the layout is consistent. Return the number of entries of its table, which is limited."""
     entries = max(layout.devices * (layout.ndim + 1), _SMALLEST_TABLE)
     if layout.devices <= MAX_DEVICES_PER_STAGE and entries > room:
         raise DataError(
@@ -240,7 +240,7 @@ def _check_parts(layout: Layout, room: int, where: str) -> int:
 
 
 def _prefixes(names: Iterable[str]) -> set[int] | None:
-    """The stages before all these names; None when one has none."""
+    """Return the stages that all names start with; None if a name has none."""
     found = set()
     for name in names:
         match = _PREFIXED.match(name)

@@ -1,4 +1,4 @@
-"""Files of communication groups (MindSpore's GROUP_INFO_FILE): which ranks' checkpoints can stand in for each other."""
+"""Communication group files (MindSpore's GROUP_INFO_FILE): ranks whose checkpoints are interchangeable."""
 
 from __future__ import annotations
 
@@ -8,14 +8,14 @@ from reshard.strategy.records import MalformedError
 
 
 def restore_ranks(content: bytes, name: str) -> tuple[int, ...]:
-    """The ranks whose checkpoints hold what that of the rank holds which wrote a file, in its order.
+    """Return the ranks whose checkpoints equal the one of the rank that wrote a file, in the order of the file.
 
     Args:
         content: the content of the file. What is built from it is bounded, as its length is by the caller.
         name: the name of the file, for messages.
 
     Raises:
-        DataError: it is no such file, or has no list of such ranks.
+        DataError: the content is not a communication group file, or has no list of ranks.
     """
     try:
         return decode_restore_ranks(content)

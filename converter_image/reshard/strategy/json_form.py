@@ -68,7 +68,7 @@ def decode(content: bytes) -> Record:
     """Read the JSON form.
 
     Raises:
-        MalformedError: it is none.
+        MalformedError: the content is not valid.
     """
     sections: dict[str, msgspec.Raw] = {}
     for name, section in _pairs(content, _MAX_FIELDS):
@@ -96,10 +96,10 @@ def decode(content: bytes) -> Record:
 
 
 def decode_layout(raw: bytes) -> LayoutRecord:
-    """Read a layout as it stands in a file.
+    """Read the layout of a record.
 
     Raises:
-        MalformedError: it is none.
+        MalformedError: the content is not valid.
     """
     layout = _struct(raw, _LAYOUT)
     return LayoutRecord(
@@ -119,7 +119,7 @@ def encode(
     current_stage: int,
     shapes: Mapping[str, tuple[int, ...]],
 ) -> bytes:
-    """Write the JSON form. A dimension that several axes cut has them in a list of its own."""
+    """Write the JSON form. A dimension that several axes split has a nested list of these axes."""
     named: dict[str, object] = {}
     for node in nodes:
         name = node.name

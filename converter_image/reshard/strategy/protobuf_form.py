@@ -69,7 +69,7 @@ _MAX_RANKS_BYTES = 8 << 20
 
 @cache
 def _classes() -> dict[str, Any]:
-    """Classes of the messages, that exist at run time only."""
+    """The classes of the messages, which exist only at run time."""
     field = descriptor_pb2.FieldDescriptorProto
     file = descriptor_pb2.FileDescriptorProto(name="reshard/node_strategy.proto", package=_PACKAGE, syntax="proto2")
     for message, fields in _SCHEMA.items():
@@ -90,7 +90,7 @@ def decode(content: bytes) -> Record:
     """Read the protobuf form.
 
     Raises:
-        MalformedError: it is none.
+        MalformedError: the content is not valid.
     """
     parameters: list[tuple[str, bytes]] = []
     nodes = NodeReader()
@@ -121,10 +121,10 @@ def decode(content: bytes) -> Record:
 
 
 def decode_layout(raw: bytes) -> LayoutRecord:
-    """Read a layout as it stands in a file.
+    """Read the layout of a record.
 
     Raises:
-        MalformedError: it is none.
+        MalformedError: the content is not valid.
     """
     layouts = _parsed("ParallelLayouts", raw)
     if len(layouts.dev_matrix) != 1 or not layouts.tensor_map:
@@ -143,7 +143,7 @@ def decode_restore_ranks(content: bytes) -> tuple[int, ...]:
     """Read `ckpt_restore_rank_list` of a file of communication groups (ParallelGroupMap).
 
     Raises:
-        MalformedError: it is none, or has no such list.
+        MalformedError: the content is not a valid communication group file, or has no list of ranks.
     """
     lists = []
     for count, (number, kind, start, end) in enumerate(_fields(content)):
@@ -181,7 +181,7 @@ def encode(parameters: Iterable[tuple[str, Layout]], nodes: Iterable[Node], curr
 
 
 def layout_message(layout: Layout) -> Any:  # noqa: ANN401 - a class that exists at run time only
-    """Return a layout as a `ParallelLayouts` message, with the fields of MindSpore's."""
+    """Return a layout as a `ParallelLayouts` message with the fields that MindSpore writes."""
     message = _classes()["ParallelLayouts"](
         field=0, opt_weight_shard_step=layout.shard_step, opt_weight_shard_size=layout.shard_size
     )
@@ -194,7 +194,7 @@ def layout_message(layout: Layout) -> Any:  # noqa: ANN401 - a class that exists
 
 
 def _item(content: bytes, start: int, end: int) -> tuple[str, bytes]:
-    """Name and content of an item."""
+    """Return the name and the content of an item."""
     if end - start > _MAX_ITEM_BYTES:
         raise MalformedError(f"the item at byte {start} is too long ({end - start} bytes)")
     item = _parsed("Item", content[start:end])
@@ -228,7 +228,7 @@ def _parsed(kind: str, raw: bytes) -> Any:  # noqa: ANN401 - a class that exists
 
 
 def _fields(content: bytes) -> Iterator[tuple[int, int, int, int]]:
-    """Number, wire type, start and end of the value of each field of a message."""
+    """Yield the number, wire type, start and end of the value of each field of a message."""
     at, end = 0, len(content)
     try:
         while at < end:
@@ -254,7 +254,7 @@ def _fields(content: bytes) -> Iterator[tuple[int, int, int, int]]:
 
 
 def _varint(content: bytes, at: int) -> tuple[int, int]:
-    """A number, and where it ends. IndexError: the content ends first."""
+    """Return a number and its end. Raises IndexError if the content ends first."""
     byte = content[at]
     at += 1
     value, shift = byte & 0x7F, 7

@@ -1,4 +1,4 @@
-"""What a strategy file says, before it is checked: the same for both forms."""
+"""The content of a strategy file before it is checked, for both forms."""
 
 from __future__ import annotations
 
@@ -17,11 +17,11 @@ UINT32_MAX = (1 << 32) - 1
 
 
 class MalformedError(Exception):
-    """A file cannot be understood. The caller knows its name and makes a DataError of it.
+    """A malformed file. The caller knows its name and raises a DataError.
 
     Args:
-        what: what is wrong, as a clause without a final full stop.
-        where: the parameter or operator that it is about.
+        what: the problem, as a clause without a final full stop.
+        where: the parameter or operator that has the problem.
     """
 
     def __init__(self, what: str, where: str | None = None) -> None:
@@ -37,7 +37,7 @@ class Node:
     Attributes:
         name: the name of the operator.
         stage: the pipeline stage that it runs in.
-        strategies: the way each of its inputs is cut.
+        strategies: the sharding of each of its inputs.
     """
 
     name: str
@@ -50,7 +50,7 @@ class LayoutRecord:
     """A parameter's layout; for its fields see `reshard.layout.Layout`.
 
     Attributes:
-        split_shape: lengths of the parts of dimension 0, where they were given one by one (`param_split_shape`).
+        split_shape: lengths of the slices of dimension 0, if they are listed (`param_split_shape`).
         field: length of field slices; 0: none.
         tensor_shape: the whole shape, with a length for each entry of the tensor map; empty: not stated.
     """

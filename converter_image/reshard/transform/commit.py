@@ -80,7 +80,7 @@ def commit_job(
     if missing:
         raise MissingInputError(
             "RanksUnfinished",
-            f"rank {format_ranks(missing)} of {len(ranks)} ranks is not finished, or its file was changed afterwards",
+            f"not all {len(ranks)} ranks are finished and unchanged; these are not: {format_ranks(missing)}",
             where=target.store.url,
             fix="run the transform for these ranks, then commit again",
         )

@@ -77,7 +77,7 @@ def _refuse_links(target: str) -> None:
             if entry.is_symlink() and (entry.name.startswith(("rank_", STATE)) or is_own(entry.name)):
                 raise RequestError(
                     "TargetIsLink",
-                    "the target is a symbolic link",
+                    "the path is a symbolic link",
                     where=entry.path,
                     fix="delete the link, or choose another target",
                 )
