@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from typing import TYPE_CHECKING
+from pathlib import Path
 
 import pytest
 from compiling import TRANSFORMS
@@ -12,8 +12,7 @@ from shared_folder import filled
 
 from reshard import Options, Request, transform_checkpoint
 
-if TYPE_CHECKING:
-    from pathlib import Path
+HERE = Path(__file__).parent
 
 
 @pytest.fixture(scope="session")
@@ -21,8 +20,8 @@ def compiled(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Strategies and source checkpoints of all networks."""
 
     def fill(folder: Path) -> None:
-        run("compiler.py", folder)
-        run("running.py", "save", folder)
+        run(HERE / "compiler.py", folder)
+        run(HERE / "running.py", "save", folder)
 
     return filled(tmp_path_factory, "compiled", fill)
 
@@ -37,7 +36,7 @@ def outputs(compiled: Path, tmp_path_factory: pytest.TempPathFactory) -> dict[st
             source = str(compiled / network / f"{layout}_checkpoints")
             before, after = (strategy(compiled / network / each) for each in (layout, target))
             transform_checkpoint(Request(source, str(folder / name), before, after, Options(verification="Full")))
-        (folder / "outputs.json").write_text(run("running.py", "outputs", compiled, folder, *TRANSFORMS))
+        (folder / "outputs.json").write_text(run(HERE / "running.py", "outputs", compiled, folder, *TRANSFORMS))
 
     path = filled(tmp_path_factory, "transformed", fill) / "outputs.json"
     return dict(zip(TRANSFORMS, json.loads(path.read_text()), strict=True))

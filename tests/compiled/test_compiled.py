@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -16,9 +17,9 @@ from reshard import Request, transform_checkpoint
 from reshard.strategy import parse
 
 if TYPE_CHECKING:
-    from pathlib import Path
-
     from reshard.layout.box import Box
+
+HERE = Path(__file__).parent
 
 
 def elements(shape: tuple[int, ...], box: Box) -> np.ndarray:
@@ -47,7 +48,7 @@ def test_random_parameters_differ_in_what_decides() -> None:
 
 
 def test_mindspore_merges_slices_of_random_parameters_by_the_strategies_that_it_compiled(compiled: Path) -> None:
-    run("running.py", "merge", compiled)
+    run(HERE / "running.py", "merge", compiled)
 
 
 @pytest.mark.parametrize("name", TRANSFORMS)

@@ -24,10 +24,14 @@ class InstantClient:
         self.completed = named
 
 
+def _part_size(_: int | None) -> int:
+    return PART_BYTES
+
+
 def processor_seconds(count: int) -> float:
     """The processor time of this process to write an object in so many parts."""
     client = InstantClient()
-    with mock.patch.object(upload, "part_size", return_value=PART_BYTES):
+    with mock.patch.object(upload, "part_size", _part_size):
         writer = upload.S3Writer(
             client, {"Bucket": "b", "Key": "k"}, Checksums("None", client, {}), [], size=None, memory=1 << 16, copies=False
         )

@@ -28,6 +28,7 @@ from reshard.cli import main
 from reshard.engine.gather import ReadCount
 from reshard.errors import DataError, ReshardError
 from reshard.online.load import tensors_of
+from reshard.progress import CancelledError
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -193,6 +194,19 @@ def test_text_is_an_array_without_dimensions(text: str, tmp_path: Path) -> None:
 def test_text_that_is_none_is_refused() -> None:
     with pytest.raises(DataError, match="TextInvalid: parameter t"):
         array_of(b"\xff\xff\xff\xff", "str", (1,), "t")
+
+
+@pytest.mark.parametrize("after", [0, 1])
+def test_a_load_ends_at_its_next_read_when_it_is_cancelled(tmp_path: Path, after: int) -> None:
+    made, cancellation = disk.write(tmp_path, disk.example()), reshard.Cancellation()
+    tensors = reshard.iter_tensors(*arguments(made), cancellation=cancellation)
+    for _ in range(after):
+        next(tensors)
+    cancellation.cancel()
+    with pytest.raises(CancelledError):
+        next(tensors)
+    with pytest.raises(CancelledError):
+        reshard.load(*arguments(made), cancellation=cancellation)
 
 
 def test_what_is_no_option_of_a_load_is_no_argument() -> None:

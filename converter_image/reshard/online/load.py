@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from contextlib import closing
+from dataclasses import replace
 from typing import TYPE_CHECKING, TypedDict, Unpack
 
 import numpy as np
@@ -16,7 +17,7 @@ from reshard.plan import prove
 from reshard.progress import Silent
 from reshard.spec.access import Accesses
 from reshard.spec.request import Options, Request
-from reshard.transform.prepare import prepare
+from reshard.transform.prepare import cancellable, prepare
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -24,6 +25,7 @@ if TYPE_CHECKING:
     from reshard.checkpoint.arrays import Array
     from reshard.engine.job import Job
     from reshard.plan import RankPlan
+    from reshard.progress import Cancellation
     from reshard.spec.keys import Encryption
     from reshard.spec.request import RenameRule, Replicas, SourceOnly, Verification
 
@@ -44,6 +46,7 @@ class LoadOptions(TypedDict, total=False):
     index: str | None
     access: Accesses | None
     decryption: Encryption | None
+    cancellation: Cancellation | None
 
 
 def load(
@@ -76,6 +79,7 @@ def iter_tensors(  # noqa: PLR0913 - one for each option
     index: str | None = None,
     access: Accesses | None = None,
     decryption: Encryption | None = None,
+    cancellation: Cancellation | None = None,
 ) -> Iterator[tuple[str, Array]]:
     """What a target rank gets, tensor by tensor, in the order of the source's files.
 
@@ -102,6 +106,7 @@ def iter_tensors(  # noqa: PLR0913 - one for each option
             which files, so that none is opened that holds nothing of this rank.
         access: the way to those of them that are in an object store.
         decryption: the key of the source's files; None: they are not encrypted.
+        cancellation: cancels the load from another thread, before its next read.
 
     Returns:
         Names and arrays of their own memory, in MindSpore's types as numpy and ml_dtypes have them (docs/online-load.md).
@@ -132,7 +137,8 @@ def iter_tensors(  # noqa: PLR0913 - one for each option
         index=index,
         decryption=decryption,
     )
-    return tensors_of(prepare(request, Silent(), workers=default_workers(), single=True), rank)
+    job = prepare(request, Silent(), workers=default_workers(), single=True, cancellation=cancellation)
+    return tensors_of(replace(job, source=cancellable(job.source, cancellation)), rank)
 
 
 def tensors_of(job: Job, rank: int, count: ReadCount | None = None) -> Iterator[tuple[str, Array]]:

@@ -28,7 +28,7 @@ from reshard.telemetry import phase
 from reshard.transform.consistency import check_copies, refuse_possible_slices
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping
+    from collections.abc import Callable, Mapping
 
     from reshard.checkpoint.encryption import Known
     from reshard.checkpoint.inventory import Inventory
@@ -145,7 +145,7 @@ def prepare_files(  # noqa: PLR0913 - what is read, and how
     plain, store = store, cancellable(store, cancellation)
     progress.begin("Reading headers", len(found.by_rank), "files")
     with phase("read_headers", files=len(found.by_rank)):
-        model = _read(request, store, found, strategies, progress, workers=workers, only=only)
+        model = _read(request, store, found, strategies, workers=workers, only=only, advance=progress.advance)
     inventory = model.inventory
     refuse_possible_slices(model, found.may_be_slices, request.options)
     fully = request.options.verification == "Full"
@@ -185,8 +185,8 @@ def _read(
     store: ReadStore,
     found: Files,
     strategies: Strategies,
-    progress: Progress,
     *,
+    advance: Callable[[int], None],
     workers: int,
     only: int | None,
 ) -> Model:
@@ -198,7 +198,7 @@ def _read(
     """
     inventory: Inventory | None = None
     try:
-        inventory = read_inventory(store, found, workers=workers, advance=progress.advance)
+        inventory = read_inventory(store, found, workers=workers, advance=advance)
         model = _place(inventory, *strategies, request, only=only)
         _check_shards(model, request.options, only)
     except (DataError, MissingInputError) as error:

@@ -1,0 +1,24 @@
+"""Programs under MindSpore's Python, each in a process of its own; prepare.sh says where that Python is."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+from pathlib import Path
+
+SHARED = [Path(__file__).parents[1] / "conformance", Path(__file__).parent]
+
+
+def run(program: Path, *arguments: object) -> str:
+    """What a program prints, whose modules are in its own folder or are shared."""
+    paths = map(str, [program.parent, *SHARED])
+    done = subprocess.run(
+        [os.environ["RESHARD_MINDSPORE_PYTHON"], str(program), *map(str, arguments)],
+        env={**os.environ, "GLOG_v": "4", "PYTHONPATH": ":".join(paths)},  # fatal errors only
+        capture_output=True,
+        text=True,
+        timeout=600,
+        check=False,
+    )
+    assert done.returncode == 0, done.stderr[-4000:]
+    return done.stdout
