@@ -14,7 +14,8 @@ if TYPE_CHECKING:
 PATTERNS = (
     "*.md",
     "LICENSE",
-    "docs/**/*",
+    "docs/**/*.md",
+    "docs/**/*.svg",
     "examples/**/*",
     "findings/*",
     "helm/reshard/README.md",
