@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 import msgspec
 
-from reshard.cli import console
+from reshard.cli import console, pytorch
 from reshard.cli.format import shape, size, some_ranks, source_layout
 from reshard.cli.request import matching
 from reshard.engine.memory import default_workers
@@ -21,6 +21,7 @@ from reshard.plan import place
 from reshard.source.encrypted import as_plain
 from reshard.source.files import Files, find_files, open_source
 from reshard.source.index import read_index
+from reshard.source.pytorch import read_pytorch
 from reshard.source.reading import read_inventory
 from reshard.source.selection import epoch_and_step
 from reshard.source.strategies import read_strategy
@@ -85,6 +86,9 @@ def inspect(  # noqa: PLR0913 - one for each option
     store, chosen = open_source(path, access)
     manifest = TargetFolder(store, 0).manifest() if chosen is None else None
     plain, anything = as_plain(store, decryption, check=False), step is None and pattern is None
+    if anything and strategy is None and manifest is None and (foreign := read_pytorch(store, chosen)) is not None:
+        pytorch.show(foreign, path, parameters, every=every, as_json=as_json)
+        return
     how = read_strategy(strategy, access) if strategy else None
     notes: tuple[str, ...] = ()
     if manifest is not None and manifest.index is not None and anything:

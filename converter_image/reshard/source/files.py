@@ -18,6 +18,7 @@ from reshard.source.described import (
     refuse_partial,
 )
 from reshard.source.listing import is_candidate, preview, rank_folders, ranks_of_files, shards
+from reshard.source.pytorch import refuse_pytorch
 from reshard.source.selection import Selection, select_files
 from reshard.source.single import holds_checkpoint
 from reshard.spec.ranks import format_ranks
@@ -120,6 +121,7 @@ def find_files(  # noqa: PLR0913 - each is a choice by itself
         RequestError: it is not clear which.
     """
     if chosen is not None and not is_map(chosen):
+        refuse_pytorch(store.url, (), chosen)
         file = Files({ranks.start if ranks else 0: chosen})
         listing = find_listing(store, chosen, access)
         return file if listing is None else _with_manifest(file, *listing)
@@ -300,9 +302,14 @@ def _below(
 
 
 def _nothing(store: ReadStore, entries: Sequence[Stat]) -> MissingInputError:
-    """The error where no file of a checkpoint is found."""
+    """Return the error for a folder without a file of a checkpoint.
+
+    Raises:
+        RequestError: the folder contains a checkpoint of PyTorch.
+    """
     if store.stat("") is None:
         return MissingInputError("SourceMissing", "no such folder", where=store.url, fix=_WHERE_RANKS_ARE)
+    refuse_pytorch(store.url, [entry.name for entry in entries if not entry.is_folder])
     inner = [entry.name for entry in entries if entry.is_folder and not entry.name.startswith(".")][:_MOST_FOLDERS]
     holding = [name for name in inner if holds_checkpoint(store, name)]
     what = "the folder contains no rank_<r> folder and no .ckpt or .safetensors file"

@@ -1,0 +1,79 @@
+"""PyTorch's checkpoints in a store. They can be inspected; no transform reads them yet."""
+
+from __future__ import annotations
+
+from contextlib import closing
+from typing import TYPE_CHECKING
+
+from reshard.errors import RequestError
+from reshard.formats.torch.archive import Archive, read_archive
+from reshard.formats.torch.dcp import check_files, metadata_files, read_metadata
+from reshard.formats.torch.unpickle import LIMITS
+from reshard.source.listing import is_candidate, preview
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    from reshard.model import Checkpoint
+    from reshard.storage.protocol import ReadStore
+
+_ENDINGS = (".pt", ".pth", ".bin")
+
+
+def read_pytorch(store: ReadStore, chosen: str | None) -> Checkpoint | Archive | None:
+    """Return what a PyTorch checkpoint contains: a distributed one, or one file of `torch.save`.
+
+    Args:
+        store: the folder.
+        chosen: the file in it; None: the folder is the checkpoint.
+
+    Returns:
+        None if it is no PyTorch checkpoint, by the names of the files.
+
+    Raises:
+        DataError: it is damaged, or contains what is not supported.
+        MissingInputError: a file that the metadata lists does not exist.
+    """
+    if chosen is not None:
+        if not chosen.endswith(_ENDINGS):
+            return None
+        with closing(store.open(chosen)) as reader:
+            return read_archive(reader)
+    names = _files(store)
+    documents = [] if any(map(is_candidate, names)) else metadata_files(names)
+    if not documents:
+        return None
+    found = read_metadata([(f"{store.url}/{name}", store.read(name, LIMITS.nbytes)) for name in documents])
+    sizes = {path: stat.size for path, stat in store.stats(found.files).items()}
+    check_files(found, sizes, store.url)
+    return found
+
+
+def refuse_pytorch(url: str, names: Sequence[str], chosen: str | None = None) -> None:
+    """Refuse a PyTorch checkpoint as the source of a transform.
+
+    Args:
+        url: the folder.
+        names: the files in it.
+        chosen: the one of them that was requested.
+
+    Raises:
+        RequestError: it is one, by the names of the files.
+    """
+    files = [name for name in names if name.endswith(_ENDINGS)] if chosen is None else [chosen]
+    if chosen is None and metadata_files(names):
+        what, path = "the directory contains a PyTorch distributed checkpoint (DCP)", url
+    elif files and files[0].endswith(_ENDINGS):
+        what, path = f"files of torch.save, such as {preview(files)}, cannot be transformed yet", f"{url}/{min(files)}"
+    else:
+        return
+    raise RequestError(
+        "UnsupportedSource",
+        what,
+        where=url,
+        fix=f"run `reshard inspect {path}` to list its tensors, or convert the checkpoint to safetensors with PyTorch",
+    )
+
+
+def _files(store: ReadStore) -> list[str]:
+    return [entry.name for entry in store.list("") if not entry.is_folder]

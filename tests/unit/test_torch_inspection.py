@@ -1,0 +1,80 @@
+"""`reshard inspect` of PyTorch's checkpoints, and their refusal everywhere else."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from typing import TYPE_CHECKING
+
+import pytest
+from torch_files import DATA
+
+from reshard.cli import main
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+    from pathlib import Path
+
+
+def lines(capsys: pytest.CaptureFixture[str], *arguments: str) -> list[list[str]]:
+    """Standard output of `inspect`, split where there are two spaces or more."""
+    assert main(["inspect", *arguments]) == 0
+    return [[cell.strip() for cell in line.split("  ") if cell.strip()] for line in capsys.readouterr().out.splitlines()]
+
+
+def test_a_distributed_checkpoint(capsys: pytest.CaptureFixture[str]) -> None:
+    found = lines(capsys, str(DATA / "placements"))
+    for line in (
+        ["format", "PyTorch distributed checkpoint"],
+        ["version", "1.0.0"],
+        ["files", "4"],
+        ["tensors", "15"],
+        ["shard0", "float32", "8x6", "4 x 1", "4 files"],
+        ["shard1", "bfloat16", "4x8", "1 x 4", "4 files"],
+        ["uneven", "float32", "10x3", "4 x 1, uneven", "4 files"],
+        ["nothing", "float32", "0x4", "whole"],
+    ):
+        assert line in found
+    assert ["scalar", "int64", "scalar", "whole"] in [line[:4] for line in found]
+
+
+def test_some_tensors_and_json(capsys: pytest.CaptureFixture[str]) -> None:
+    found = lines(capsys, str(DATA / "fsdp2"), "--parameter", "model.a.*")
+    assert [line[0] for line in found if line and line[0].startswith("model")] == ["model.a.weight", "model.a.bias"]
+    assert main(["inspect", str(DATA / "per_rank"), "--json"]) == 0
+    document = json.loads(capsys.readouterr().out)
+    assert (document["format"], document["version"], document["objects"]) == ("torch-dcp", "1.0.0", ["rank_local"])
+    (replicated,) = (tensor for tensor in document["tensors"] if tensor["name"] == "replicated")
+    (shard,) = replicated["shards"]
+    assert (shard["start"], shard["shape"], len(shard["places"])) == ([0, 0], [3, 3], 4)
+
+
+def test_a_file_of_torch_save(capsys: pytest.CaptureFixture[str]) -> None:
+    found = lines(capsys, str(DATA / "files" / "shared.pt"))
+    for line in (
+        ["format", "PyTorch file"],
+        ["other values", "6"],
+        ["model.w", "float32", "6x4", "0, shared"],
+        ["model.column", "float32", "6", "0, shared, not row-major"],
+    ):
+        assert line in found
+    assert main(["inspect", str(DATA / "files" / "types.pt"), "--json"]) == 0
+    document = json.loads(capsys.readouterr().out)
+    assert {"name": "float8_e8m0fnu", "dtype": "float8_e8m0fnu", "shape": [2, 3], "bytes": 6, "files": ["types.pt"]} in document[
+        "tensors"
+    ]
+
+
+@pytest.mark.parametrize("source", ["placements", "files", "files/shared.pt"])
+def test_other_commands_refuse_it_by_name(source: str, tmp_path: Path, refused: Callable[..., str]) -> None:
+    path, target = str(DATA / source), str(tmp_path / "target")
+    for command in (["transform", "--source", path, "--target", target], ["plan", "--source", path, "--target", target]):
+        said = refused(78, "UnsupportedSource", *command)
+        assert "reshard inspect" in said
+
+
+def test_a_folder_with_a_missing_file_is_refused(tmp_path: Path, refused: Callable[..., str]) -> None:
+    folder = tmp_path / "step"
+    shutil.copytree(DATA / "placements", folder)
+    (folder / "__2_0.distcp").unlink()
+    assert "__2_0.distcp" in refused(66, "FileMissing", "inspect", str(folder))
