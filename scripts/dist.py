@@ -1,7 +1,7 @@
-"""Build what is released of both distributions into a folder: dist.py FOLDER (`make dist`).
+"""Build the release files of both distributions: dist.py FOLDER (`make dist`).
 
-For each distribution: an sdist, a wheel built from the sdist, and an SBOM in CycloneDX. For all of them: one provenance statement
-in the form of SLSA, unless the tree differs from its commit. The same commit gives the same bytes.
+Each distribution gets an sdist, a wheel built from the sdist, and an SBOM (CycloneDX). One provenance statement (SLSA) covers all
+files; it is not written if the tree differs from its commit. The same commit gives the same bytes.
 """
 
 from __future__ import annotations
@@ -31,7 +31,7 @@ def main(folder: Path) -> int:
     """Build everything.
 
     Args:
-        folder: where to. What an earlier build has left there is replaced, other files stay.
+        folder: output folder. Files of an earlier build are replaced, other files stay.
 
     Returns:
         The exit code.
@@ -56,18 +56,18 @@ def main(folder: Path) -> int:
         (folder / f"reshard-{version}.intoto.json").write_text(text + "\n", encoding="utf-8")
     else:
         why = "the tree differs from its commit" if commit else "the tree is not a Git checkout"
-        print(f"dist: no provenance is written, because {why}", file=sys.stderr)
+        print(f"dist: no provenance statement: {why}", file=sys.stderr)
     for path in _built(folder):
         print(path)
     return 0
 
 
 def statement(subjects: dict[str, str], commit: str, source: str, version: str) -> dict[str, Any]:
-    """Return an in-toto statement with SLSA provenance: what was built, from what, and by whom.
+    """Return an in-toto statement with SLSA provenance of the built files.
 
     Args:
         subjects: SHA-256 of each file, by name.
-        commit: what was built, a Git object name.
+        commit: Git object name of the source.
         source: address of the repository.
         version: version of the distributions.
     """
@@ -98,7 +98,7 @@ def _built(folder: Path) -> list[Path]:
 
 
 def _write_sbom(wheel: Path, wheels: list[Path]) -> None:
-    """Describe what an installation with the versions in constraints.txt consists of."""
+    """Write the components of an installation with the versions in constraints.txt."""
     name, version = wheel.name.split("-")[:2]
     with zipfile.ZipFile(wheel) as archive:
         headers = email.message_from_bytes(archive.read(f"{name}-{version}.dist-info/METADATA"))
@@ -107,7 +107,7 @@ def _write_sbom(wheel: Path, wheels: list[Path]) -> None:
         environment = Path(scratch) / "environment"
         venv.create(environment, with_pip=False)
         wanted = [f"{wheel.resolve()}[{extras}]" if extras else wheel.resolve()]
-        if name != "reshard":  # it needs that one, which is on no index
+        if name != "reshard":  # it requires `reshard`, which is not on an index yet
             wanted += [other.resolve() for other in wheels if other != wheel]
         pip = ("pip", "--python", environment / "bin" / "python", "install", "--quiet", "--no-compile")
         _run(*pip, "-c", ROOT / "constraints.txt", *wanted)

@@ -1,7 +1,7 @@
-"""Prepare a release in the tree: release.py VERSION, such as 1.2.0 (`make release VERSION=1.2.0`).
+"""Prepare a release in the tree: release.py VERSION (`make release VERSION=1.2.0`).
 
-Every place that names the version gets the new one, the changelog's section "Unreleased" becomes the version's, and the chart's
-annotations list its changes. Nothing is committed, tagged or published.
+Write the version wherever it is named, turn the changelog's section "Unreleased" into the version's, and list its changes in the
+chart's annotations. Commit, tag and publish nothing.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ ROOT = Path(__file__).resolve().parents[1]
 CHANGELOG, CHART = "CHANGELOG.md", "helm/reshard/Chart.yaml"
 _VERSION = r"\d+\.\d+\.\d+"
 
-# Where the version stands: what comes before it, and after it.
+# Files that name the version, with the patterns before and after it.
 PLACES: Mapping[str, tuple[tuple[str, str], ...]] = {
     "converter_image/reshard/version.py": ((r'__version__ = "', '"'),),
     "operator/pyproject.toml": ((r'^version = "', '"'), (r'"reshard==', '"')),
@@ -77,7 +77,7 @@ def prepare(files: Mapping[str, str], version: str, date: str) -> dict[str, str]
     released = re.findall(rf"^## \[({_VERSION})\]", changelog, re.MULTILINE)
     newest = max(map(_numbers, released), default=(0, 0, 0))
     if _numbers(version) <= newest:
-        raise ReleaseError(f"{CHANGELOG}: {'.'.join(map(str, newest))} is released already; choose a later version than that")
+        raise ReleaseError(f"{CHANGELOG}: {'.'.join(map(str, newest))} is released already; choose a later version")
     section = _SECTION.search(changelog)
     changes = [] if section is None else _changes(section[1])
     if not changes:

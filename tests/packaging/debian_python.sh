@@ -1,8 +1,8 @@
 #!/bin/sh
-# Get a Python of Debian's next release into a folder of its own, with all its libraries, and print its path: VERSION
+# Get a Python of Debian's next release, with its libraries, into the cache and print its path: debian_python.sh VERSION
 #
-# Nothing is installed: the packages are unpacked, and started with their own loader. Fails where this machine is no Debian or
-# the release has no such version.
+# Nothing is installed: the packages are unpacked, and Python is started with their loader. Fails if this machine is not Debian or
+# the release does not have the version.
 set -eu
 version=$1
 suite=forky

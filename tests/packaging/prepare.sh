@@ -11,7 +11,7 @@ for version in 3.11 3.12 3.13 3.14; do
         missing="$missing $version"
     fi
 done
-[ -z "$missing" ] || echo "test: tier packaging goes without Python$missing, which this machine cannot have" >&2
+[ -z "$missing" ] || echo "test: tier packaging leaves out Python$missing: not available on this machine" >&2
 shells=''
 for shell in zsh fish; do
     command -v "$shell" >/dev/null || shells="$shells $shell"

@@ -1,4 +1,4 @@
-"""What `make dist` puts into its files, and that it puts the same into them each time."""
+"""The contents of the files that `make dist` writes, and that each run writes the same bytes."""
 
 from __future__ import annotations
 

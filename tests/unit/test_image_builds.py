@@ -1,4 +1,4 @@
-"""What `make images` asks of docker, told by a stand-in for it. Real builds are in the tier images."""
+"""The commands of `make images`, recorded by a replacement of docker. The tier `images` builds real images."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ esac
 
 
 @pytest.mark.parametrize(("driver", "attests"), [("docker", False), ("docker-container", True), ("kubernetes", True)])
-def test_attestations_are_asked_of_builders_that_have_them(driver: str, attests: bool, tmp_path: Path) -> None:  # noqa: FBT001
+def test_attestations_are_requested_from_builders_that_support_them(driver: str, attests: bool, tmp_path: Path) -> None:  # noqa: FBT001
     (tmp_path / "docker").write_text(_DOCKER)
     (tmp_path / "docker").chmod(0o755)
     built = subprocess.run(

@@ -1,4 +1,4 @@
-"""One version everywhere, and what `make release` does to a copy of the tree."""
+"""The tree names one version, and `make release` changes it everywhere in a copy of the tree."""
 
 from __future__ import annotations
 
@@ -114,7 +114,7 @@ def test_the_changelog_of_this_tree_can_be_released(tree: Path) -> None:
 
 
 @pytest.mark.parametrize("version", ["1.2", "v1.2.3", "1.2.3rc1", "1.2.3\n", "latest", ""])
-def test_what_is_no_version_changes_nothing(tree: Path, version: str) -> None:
+def test_an_invalid_version_changes_nothing(tree: Path, version: str) -> None:
     before = contents(tree)
     done = release(tree, version)
     assert (done.returncode, "such as 1.2.0" in done.stderr) == (1, True)
