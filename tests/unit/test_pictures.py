@@ -126,4 +126,4 @@ def test_the_command_draws(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -
     assert "layout" not in picture.read_text()
     assert main([*arguments, "--parameter", "nothing"]) == 66
     assert main([*arguments, "--picture", "--json"]) == 2
-    assert capsys.readouterr().out == ""
+    assert json.loads(capsys.readouterr().out)["error"]["reason"] == "PictureInJson"

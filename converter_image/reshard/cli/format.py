@@ -113,6 +113,6 @@ def _many(count: int, what: str) -> str:
 
 
 def some_ranks(ranks: tuple[int, ...]) -> str:
-    """Return a list of ranks for a table, shortened to 60 characters."""
+    """Return a list of ranks, shortened to 60 characters for a table."""
     text = format_ranks(ranks)
     return text if len(text) <= 60 else f"{text[:57]}..."

@@ -184,7 +184,7 @@ GROUPS: dict[str, tuple[_Option, ...]] = {
             metavar="N",
             default=1,
             show_default=True,
-            help="Number of consecutive ranks to write. With 8, rank number 1 stands for ranks 8 to 15.",
+            help="Number of consecutive ranks to write. With 8, number 1 means ranks 8 to 15.",
         ),
         _option("transform plan commit convert", "--owner", metavar="NAME", hidden=True, help="Owner of the target's lock."),
     ),

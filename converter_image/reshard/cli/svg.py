@@ -26,13 +26,13 @@ if TYPE_CHECKING:
     from reshard.plan.cuts import Grid
     from reshard.plan.traffic import Axis
 
-# What is drawn of a plan: groups of ranks on each side, cells of a parameter along each dimension.
+# Limits: groups of ranks on each side, cells of a parameter along each dimension.
 MOST_GROUPS, MOST_CELLS = 64, 16
 _WIDTH, _MARGIN = 860, 32
 _LINE = 20
-_GUTTER, _BARS = 84, 132  # left of the matrix for its labels, right of it for the bars
+_GUTTER, _BARS = 84, 132  # left of the matrix for labels, right of it for bars
 _PLOT = _WIDTH - 2 * _MARGIN - _GUTTER - _BARS
-_GRID = 372  # the width of a parameter's drawing
+_GRID = 372  # width of a parameter
 _Box = tuple[float, float, float, float]  # left, top, width, height
 _STYLE = """
 text{font:13px Inter,system-ui,-apple-system,"Segoe UI",Roboto,Helvetica,Arial,sans-serif;fill:#1f2328}
@@ -84,18 +84,18 @@ def svg(flow: Traffic, drawn: Sequence[Cuts], notes: Sequence[str] = ()) -> str:
 
 @dataclass(slots=True)
 class _Pen:
-    """Where on the sheet the next line goes."""
+    """The position of the next line."""
 
     root: ET.Element
     down: float
 
     def line(self, text: str, cls: str = "", height: float = _LINE, tip: str | None = None) -> None:
-        """A line of text from the left margin."""
+        """Write a line of text from the left margin."""
         _text(self.root, text, _MARGIN, self.down + height - 6, cls, tip)
         self.down += height
 
     def rule(self) -> None:
-        """A line across."""
+        """Draw a horizontal line."""
         self.down += 16
         _add(self.root, "line", cls="rule", x1=_MARGIN, x2=_WIDTH - _MARGIN, y1=self.down, y2=self.down)
         self.down += 14
@@ -103,7 +103,7 @@ class _Pen:
 
 @dataclass(frozen=True, slots=True)
 class _Plot:
-    """Where the matrix lies: its corner, a cell's width and height, the gap between cells, and whether numbers fit into them."""
+    """The geometry of the matrix: its corner, the size of a cell, the gap between cells, and whether numbers fit into cells."""
 
     left: float
     top: float
@@ -114,7 +114,7 @@ class _Plot:
 
     @property
     def rounded(self) -> float:
-        """The radius of corners."""
+        """The radius of rounded corners."""
         return 3.0 if self.labelled else min(self.wide, self.high) / 6
 
 
@@ -144,7 +144,7 @@ def _matrix(pen: _Pen, flow: Traffic) -> None:
 
 
 def _flows(root: ET.Element, plot: _Plot, flow: Traffic) -> None:
-    """The deeper the colour, the more bytes: an area of it would be in proportion."""
+    """Draw the cells of the matrix. The opacity is the square root of the bytes, so that small cells stay visible."""
     cells, most = _add(root, "g", cls="flow"), max(flow.nbytes.values(), default=1)
     for (i, j), nbytes in sorted(flow.nbytes.items()):
         share = 0.12 + 0.88 * sqrt(nbytes / most)
@@ -209,7 +209,7 @@ def _parameter(pen: _Pen, drawn: Cuts) -> None:
 
 
 def _cells(grid: Grid, left: float, top: float, wide: float, high: float) -> Iterator[_Box]:
-    """Each drawn cell, row-major. One dimension lies from left to right."""
+    """Yield the box of each cell, row-major. A single dimension runs from left to right."""
     rows, columns = _edges(grid)
     for a, b in pairwise(rows):
         for c, d in pairwise(columns):
@@ -217,21 +217,21 @@ def _cells(grid: Grid, left: float, top: float, wide: float, high: float) -> Ite
 
 
 def _boundaries(source: Grid, target: Grid, wide: float, high: float) -> Iterator[_Box]:
-    """The lines between the source's cells where no target cell ends."""
+    """Yield the boundaries of source cells that are not boundaries of target cells."""
     (rows, columns), (others, more) = _edges(source), _edges(target)
     yield from ((0.0, high * at, wide, 0.0) for at in rows if at not in others)
     yield from ((wide * at, 0.0, 0.0, high) for at in columns if at not in more)
 
 
 def _edges(grid: Grid) -> tuple[list[Fraction], list[Fraction]]:
-    """Where cells begin and end, from top to bottom and from left to right, as parts of the whole."""
+    """Return the boundaries of cells from top to bottom and from left to right, as fractions of the whole."""
     found = [[Fraction(at, k) for at in edges] for edges, k in zip(grid.edges, grid.parts, strict=True)]
     *rows, columns = found or [[Fraction(0), Fraction(1)]]
     return (rows[0] if rows else [Fraction(0), Fraction(1)]), columns
 
 
 def _labels(axis: Axis, step: float, room: Callable[[str], float]) -> Iterator[tuple[int, str]]:
-    """Of as many groups as there is room for, at equal distances."""
+    """Yield labels at equal distances, for as many groups as there is room."""
     texts = [format_ranks(group[:1]) if axis.size > 1 else str(group[0]) for group in axis.groups]
     every = ceil(max(map(room, texts), default=1.0) / step)
     for i in range(0, len(texts), every):
@@ -243,7 +243,7 @@ def _group(axis: Axis, number: int) -> str:
 
 
 def _fitting(cells: Sequence[tuple[int, ...]], wide: float, high: float) -> list[str]:
-    """Of all cells alike as much as fits into the smallest: their ranks, the first and how many more, or nothing."""
+    """Return labels that fit into the smallest cell: all ranks, the first and the number of others, or nothing."""
     for texts in ([format_ranks(ranks) for ranks in cells], [_first(ranks) for ranks in cells]):
         if high >= 13 and max(map(len, texts)) * 7 + 6 <= wide:
             return texts
@@ -255,19 +255,19 @@ def _first(ranks: tuple[int, ...]) -> str:
 
 
 def _short(text: str, most: int) -> str:
-    """The beginning and the end of a text that is too long."""
+    """Return a text, shortened in the middle to `most` characters."""
     text = printable(text)
     return text if len(text) <= most else f"{text[: most // 2 - 1]}…{text[-(most // 2) :]}"
 
 
 def _hue(number: int, total: int) -> str:
-    """Neighbours look apart where there are few, and go over into each other where there are many."""
+    """Return the colour of a cell. A few cells get distinct hues, many a continuous scale."""
     red, green, blue = hls_to_rgb((0.6 + 0.82 * number / max(total, 4)) % 1, 0.58, 0.62)
     return f"#{round(255 * red):02x}{round(255 * green):02x}{round(255 * blue):02x}"
 
 
 def _add(parent: ET.Element, tag: str, text: str | None = None, /, *, cls: str = "", **attributes: str | float) -> ET.Element:
-    """An element; underscores in attribute names become hyphens."""
+    """Add an element. Underscores in attribute names become hyphens."""
     values = {"class": cls} if cls else {}
     values |= {k.replace("_", "-"): v if isinstance(v, str) else f"{round(v, 2):g}" for k, v in attributes.items()}
     made = ET.SubElement(parent, tag, values)

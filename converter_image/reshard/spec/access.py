@@ -1,4 +1,4 @@
-"""How an object store is reached: of each side, or with nothing said, what the AWS command line would do. Frozen data. Pure."""
+"""How object stores are reached. The default is the resolution of the AWS CLI. Frozen data. Pure."""
 
 from __future__ import annotations
 
@@ -11,17 +11,17 @@ Checksums = Literal["Auto", "MD5", "None"]
 
 
 class Access(msgspec.Struct, frozen=True):
-    """How one object store is reached. What is None is decided by the environment: variables, profile, web identity, instance.
+    """How one object store is reached. The environment decides what is None: variables, profile, web identity, instance.
 
     Attributes:
-        endpoint: the server's URL.
-        region: its region.
-        addressing: whether the bucket stands in the path or in the host's name.
-        ca_bundle: a file with the authorities that are trusted, in PEM.
-        credentials: a folder with the files accessKeyId, secretAccessKey and, if there is one, sessionToken, as a Secret is
-            mounted. They are read again when they change.
-        profile: a section of the AWS configuration that has any of these.
-        checksums: what uploads carry for the server to check: "Auto" is CRC32, else MD5, else nothing, by what it accepts.
+        endpoint: URL of the server.
+        region: region of the bucket.
+        addressing: place of the bucket in URLs: the path or the host name.
+        ca_bundle: PEM file with the trusted certificate authorities.
+        credentials: folder with the files accessKeyId, secretAccessKey and optionally sessionToken, such as a mounted Secret.
+            The files are read again when they change.
+        profile: profile of the AWS configuration.
+        checksums: checksum of uploads. "Auto": the strongest of CRC32, MD5 and none that the server accepts.
     """
 
     endpoint: str | None = None
@@ -34,7 +34,7 @@ class Access(msgspec.Struct, frozen=True):
 
 
 class Accesses(msgspec.Struct, frozen=True):
-    """The access of everything that a request names. Unless it is said, a strategy's is its side's, an index' the source's."""
+    """How the locations of a request are reached. None: a strategy as its side, an index as the source."""
 
     source: Access = Access()
     target: Access = Access()

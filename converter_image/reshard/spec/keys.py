@@ -1,4 +1,4 @@
-"""Keys of encrypted files, or where they are. Nothing here shows, encodes or pickles their bytes. Pure."""
+"""Keys of encrypted files. Nothing here shows, encodes or pickles a key. Pure."""
 
 from __future__ import annotations
 
@@ -14,12 +14,12 @@ KEY_BYTES: dict[Mode, tuple[int, ...]] = {"AES-GCM": (16, 24, 32), "AES-CBC": (1
 
 
 class Key:
-    """A key: its bytes, or the file or environment variable that has them. Exactly one is given.
+    """A key: its bytes, or the file or environment variable that contains them. Exactly one is set.
 
     Attributes:
-        content: its bytes.
-        file: its path.
-        variable: its name.
+        content: the bytes of the key.
+        file: path of the file.
+        variable: name of the environment variable.
     """
 
     __slots__ = ("content", "file", "variable")
@@ -50,15 +50,15 @@ class Encryption(msgspec.Struct, frozen=True):
     """How the files of one side are encrypted.
 
     Attributes:
-        key: the key of them all.
-        mode: one of MindSpore's.
+        key: the key of all files.
+        mode: the mode of MindSpore's encryption.
     """
 
     key: Key
     mode: Mode = "AES-GCM"
 
     def __post_init__(self) -> None:
-        """Refuse what a type checker would have refused, without showing it."""
+        """Validate the values without showing them."""
         if not isinstance(self.key, Key):
             raise UsageError("InvalidKey", "the key must be a reshard.Key", where="key", fix="pass reshard.Key(file=...)")
         if self.mode not in KEY_BYTES:

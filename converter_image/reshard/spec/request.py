@@ -1,4 +1,4 @@
-"""What one process is to carry out, with every place resolved. Frozen, validated data. Pure."""
+"""The request of one transform, with all locations resolved. Frozen, validated data. Pure."""
 
 from __future__ import annotations
 
@@ -26,17 +26,17 @@ ParameterPattern = Annotated[str, msgspec.Meta(min_length=1, max_length=1 << 10)
 AllowInconsistent = Annotated[tuple[ParameterPattern, ...], msgspec.Meta(max_length=1 << 10)]
 Stages = Annotated[int, msgspec.Meta(ge=1, le=65536)]
 
-# A higher level checks all that a lower one does.
+# A higher level includes the checks of the lower ones.
 STRICTNESS: dict[Verification, int] = {"None": 0, "Sample": 1, "Full": 2}
 _LONGEST_PREFIX_BYTES = 128
 _LONGEST_NAME = 1 << 14
 
 
 def check_prefix(prefix: str) -> None:
-    """The beginning of file names.
+    """Check a prefix of file names.
 
     Raises:
-        UsageError: no file can be named so, or it would not be found again.
+        UsageError: files cannot have such names, or would not be recognized as checkpoint files.
     """
     problem = None
     if "/" in prefix or not prefix.isprintable():
@@ -53,15 +53,15 @@ def check_prefix(prefix: str) -> None:
 
 
 class RenameRule(msgspec.Struct, frozen=True, forbid_unknown_fields=True, omit_defaults=True):
-    """What one parameter, or all those that match a pattern, are called at the target.
+    """The new name of a parameter, or of all parameters that match a pattern.
 
     Attributes:
-        to: the new name, with as many stars as the pattern has: each stands for what that star stood for. None: it is left out.
-        name: the one parameter's in the source.
-        pattern: text in which each star stands for any characters, as few as will do.
+        to: the new name. Each `*` is replaced by the text that the pattern's `*` at this position matched. None: leave it out.
+        name: the name of one parameter in the source.
+        pattern: a pattern of names in the source. `*` matches any characters, non-greedy.
 
     Raises:
-        UsageError: it cannot be carried out.
+        UsageError: the rule is invalid.
     """
 
     to: str | None
@@ -69,7 +69,7 @@ class RenameRule(msgspec.Struct, frozen=True, forbid_unknown_fields=True, omit_d
     pattern: str | None = None
 
     def __post_init__(self) -> None:
-        """Refuse what cannot be carried out."""
+        """Validate the rule."""
         problem = None
         texts = [text for text in (self.to, self.name, self.pattern) if text is not None]
         if (self.name is None) == (self.pattern is None):
@@ -91,41 +91,41 @@ class RenameRule(msgspec.Struct, frozen=True, forbid_unknown_fields=True, omit_d
 
 
 class Options(msgspec.Struct, frozen=True):
-    """How to transform, apart from where. The defaults are those of the resource.
+    """The options of a transform. The defaults are those of the resource.
 
     Raises:
-        UsageError: a value is none of those that there are.
+        UsageError: a value is invalid, or two contradict each other.
 
     Attributes:
-        format: the format of the target's files.
-        output: what is written. "PerRank": one file for each rank, as the target's strategy cuts the parameters; "Stage": the
-            same, with the parameters of one pipeline stage of the source; "Unified": whole parameters in files of bounded size;
-            "Same": the source's files, each by itself and under its own name; "Index": an index of the source only.
-        max_file_size_bytes: the largest size of a unified file, which only a single larger parameter exceeds. None: 3 GiB.
-        hugging_face_index: whether unified files are ones that Hugging Face's libraries load, by an index beside them.
-        file_prefix: their names are the prefix, the rank and the format's extension.
-        numbered: whether the rank is in the names, beside those of the folders.
-        step: the training step whose files are read.
-        files: the shell pattern that the names of the files match, or their paths in the source if there is a `/` in it.
-        allow_single_rank: whether to read the file of one rank as a whole checkpoint although other ranks are next to it.
-        allow_equal_slices: whether ranks may hold equal content where the source's strategy gives them different slices.
-        stages: how many pipeline stages there are, where the source is one of them; None: as many as it has ranks for.
-        ranks: the target ranks that are wanted, such as "0,2-5".
-        source_only: what happens to parameters that only the source's strategy names.
-        allow_missing: whether to leave out what only the target's strategy names.
-        remove_redundancy: whether of the target ranks that hold the same slice of a parameter one writes it, instead of all.
-        rename: what parameters are called at the target.
-        allow_inconsistent: patterns of the source's names of parameters that no strategy names and whose copies may differ
-            between source ranks, or that may be slices in MindSpore's `hyper_param.safetensors`. `*` matches any characters.
-            Target rank r gets the copy of source rank r modulo their number.
-        replicas: what to do with slices that the source's strategy gives to several ranks. "Identical": refuse a source whose
-            replicas differ, and read any of them; "LowestRank": read each slice from the lowest rank that holds it.
-        crc: whether to write the CRC32 that MindSpore checks.
-        file_mode: permission bits of files; folders also get search permission for everyone who may read. None: 0666 and 0777,
-            less the umask.
-        verification: how much of what was written is compared with the source.
-        overwrite: whether another checkpoint at the target may be replaced.
-        copy_mode: whether an object store copies by itself what it can.
+        format: file format of the target. "Source": that of the source.
+        output: what is written. "PerRank": one file for each rank, sharded by the target strategy; "Stage": the same, with the
+            parameters of one pipeline stage of the source; "Unified": whole parameters in files of bounded size; "Same": the
+            source's files, converted one by one; "Index": only an index of the source.
+        max_file_size_bytes: maximum size of a unified file. Only a single larger parameter exceeds it. None: 3 GiB.
+        hugging_face_index: write unified files that Hugging Face libraries load, with an index.
+        file_prefix: prefix of file names. The rank and the extension of the format follow.
+        numbered: whether file names contain the rank. The names of their folders always do.
+        step: training step to read. None: the newest step that every rank has.
+        files: glob pattern of the files to read. With a `/`, it matches paths in the source, otherwise names.
+        allow_single_rank: read the folder or file of one rank as a complete checkpoint, although other ranks are next to it.
+        allow_equal_slices: accept ranks that hold equal content where the source strategy gives them different slices.
+        stages: number of pipeline stages, with output "Stage". None: implied by the ranks of the source.
+        ranks: target ranks to write, such as "0,2-5". None: all.
+        source_only: parameters that only the source strategy names. "Drop": leave them out; "Keep": copy them whole.
+        allow_missing: leave out parameters that only the target strategy names, instead of raising.
+        remove_redundancy: write each replicated slice once, on one of the ranks that hold it.
+        rename: new names of parameters.
+        allow_inconsistent: patterns of parameters that no strategy names and whose copies may differ between source ranks, or
+            that may be slices in MindSpore's `hyper_param.safetensors`. `*` matches any characters. Target rank r gets the copy
+            of source rank r modulo the number of source ranks.
+        replicas: slices that several source ranks hold. "Identical": refuse copies that differ, and read any of them;
+            "LowestRank": read each slice from the lowest rank that holds it.
+        crc: write the CRC32 that MindSpore's `crc_check` reads.
+        file_mode: permission bits of files. Folders can also be searched by everyone who can read them. None: 0666 and 0777,
+            minus the umask.
+        verification: amount of written data that is compared with the source.
+        overwrite: whether an existing checkpoint in the target is replaced.
+        copy_mode: copies between object stores. "Client": through this process; "Server": by the store, where possible.
     """
 
     format: OutputFormat = "Source"
@@ -153,7 +153,7 @@ class Options(msgspec.Struct, frozen=True):
     copy_mode: CopyMode = "Client"
 
     def __post_init__(self) -> None:
-        """Refuse what a type checker would have refused: a wrong word must not be taken for another."""
+        """Validate the values, also for callers without a type checker."""
         for name, field in _declared().items():
             value = getattr(self, name)
             try:
@@ -188,7 +188,7 @@ class Options(msgspec.Struct, frozen=True):
 
 @cache
 def _declared() -> dict[str, msgspec.structs.FieldInfo]:
-    """What is declared of each option."""
+    """Return the declaration of each option."""
     return {field.name: field for field in msgspec.structs.fields(Options)}
 
 
@@ -197,7 +197,7 @@ def _default(option: str) -> object:
 
 
 def _fix(kind: object) -> str:
-    """What to do where a value is none of this type: the words are listed where there are some."""
+    """Return the remedy for a value of another type. An enumeration is listed."""
     return f"use one of {', '.join(get_args(kind))}" if get_origin(kind) is Literal else "correct the value, or omit it"
 
 
@@ -207,9 +207,9 @@ _ONLY_WITH: dict[str, tuple[OutputKind, str]] = {
     "max_file_size_bytes": ("Unified", "only unified checkpoints have a maximum file size"),
     "stages": ("Stage", "the number of stages applies only to the output Stage"),
 }
-# Says something about files of ranks only.
+# Options that apply to rank files only.
 _OF_FILES = ("format", "file_prefix", "ranks", "remove_redundancy", "crc", "copy_mode")
-# Decides what of a source is read, and is therefore settled in its index.
+# Options that decide what is read from a source, and are therefore fixed in its index.
 SETTLED_BY_INDEX = (
     "allow_single_rank",
     "allow_equal_slices",
@@ -223,10 +223,10 @@ _OF_THE_SOURCE = ("step", "files", *SETTLED_BY_INDEX)
 
 
 def _check_rules(rules: tuple[RenameRule, ...]) -> None:
-    """Two rules for one name, of which only one can be followed.
+    """Check that no two rules rename the same parameter.
 
     Raises:
-        UsageError: there are.
+        UsageError: two rules do.
     """
     seen: dict[str, str | None] = {}
     for rule in rules:
@@ -240,18 +240,18 @@ def _check_rules(rules: tuple[RenameRule, ...]) -> None:
 
 
 class Request(msgspec.Struct, frozen=True):
-    """One transform, with every place resolved to a folder or to s3://bucket/prefix.
+    """One transform. Locations are paths or s3://bucket/prefix.
 
     Attributes:
-        source: the folder with `rank_<r>/`, or one file.
-        target: the folder to write to.
-        source_strategy: a file or a folder of stages; None: the source is one whole rank.
-        target_strategy: a file or a folder of stages for the target; None: it is to be one whole rank.
-        options: all that decides how.
-        index: the folder where `output: Index` has indexed this source; it is read instead of headers and strategies.
-        access: the way to those of them that are in an object store.
-        decryption: the key of the source's files; None: they are not encrypted.
-        encryption: the key for the target's files; None: they are not to be encrypted.
+        source: the folder with `rank_<r>/`, or a single file.
+        target: the folder to write.
+        source_strategy: strategy file, or folder with one file per pipeline stage. None: one rank with whole parameters.
+        target_strategy: strategy file or folder of the target. None: one rank with whole parameters.
+        options: the options.
+        index: target of a transform with output "Index", to read instead of strategies and file headers.
+        access: access to object stores.
+        decryption: key of the source. None: it is not encrypted.
+        encryption: key of the target. None: it is not encrypted.
     """
 
     source: str
@@ -265,7 +265,7 @@ class Request(msgspec.Struct, frozen=True):
     encryption: Encryption | None = None
 
     def __post_init__(self) -> None:
-        """Take paths of any kind; never show what may be a key."""
+        """Validate and normalize the values. Never show one that may be a key."""
         for name in ("decryption", "encryption"):
             if not isinstance(getattr(self, name), Encryption | None):
                 raise UsageError(
@@ -301,10 +301,10 @@ class Request(msgspec.Struct, frozen=True):
 
 
 def _refuse_what_an_index_says(request: Request) -> None:
-    """Strategies, and options that were decided when the source was indexed.
+    """Refuse strategies and options that were fixed when the source was indexed.
 
     Raises:
-        UsageError: one is given all the same.
+        UsageError: one is given.
     """
     said = [name for name in ("source_strategy", "target_strategy") if getattr(request, name) is not None]
     said += [name for name in _OF_THE_SOURCE if getattr(request.options, name) != _default(name)]
@@ -317,7 +317,7 @@ def _refuse_what_an_index_says(request: Request) -> None:
 
 
 def request_key(request: Request) -> dict[str, Any]:
-    """What of a request decides what is written, wherever it is written and however it is checked. Keys are no part of it."""
+    """Return the part of a request that decides the content of the target. It contains no location, check or key."""
     options = request.options
     encrypted = {"encryption": request.encryption.mode} if request.encryption is not None else {}
     return encrypted | {
