@@ -125,5 +125,6 @@ def test_the_command_draws(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -
     assert json.loads(capsys.readouterr().out)["target_ranks"] == 6
     assert "layout" not in picture.read_text()
     assert main([*arguments, "--parameter", "nothing"]) == 66
+    capsys.readouterr()
     assert main([*arguments, "--picture", "--json"]) == 2
     assert json.loads(capsys.readouterr().out)["error"]["reason"] == "PictureInJson"

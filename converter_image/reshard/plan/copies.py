@@ -1,9 +1,9 @@
 """Copies of one parameter at several source ranks: which must be equal, and which blocks of them to compare. Pure.
 
-Two kinds of copies exist: a parameter that no strategy names is whole in every file that has it, and a slice that the source's
-strategy gives to several ranks (replicas) is the same in the files of all of them. Pipeline stages that share a parameter may cut
-it in different ways. Copies are therefore compared region by region: a region is a cell of the coarsest grid that refines the
-layouts of all stages, so each rank holds a region whole or not at all.
+Two kinds of copies exist: a parameter in no strategy is whole in every file that contains it, and a slice that the source's
+strategy assigns to several ranks (replicas) is the same in the files of all of them. Pipeline stages that share a parameter may
+shard it in different ways. Copies are therefore compared region by region: a region is a cell of the coarsest grid that refines
+the layouts of all stages, so each rank holds a region whole or not at all.
 """
 
 from __future__ import annotations
@@ -36,7 +36,7 @@ if TYPE_CHECKING:
 # Parameters in no strategy up to this size, such as steps and learning rates, are compared on every rank; only the smallest.
 _SMALL_BYTES = 4 << 10
 _SMALL_NAMES = 64
-# The last part of the names under which MindSpore and its toolkits save how far training is: these come first.
+# Last components of the names under which MindSpore and its toolkits save the progress of training: compared first.
 _PROGRESS_NAMES = frozenset(
     ("global_step", "step_num", "epoch_num", "current_iterator_step", "last_overflow_iterator_step", "beta1_power", "beta2_power")
 )
@@ -51,7 +51,7 @@ _MOST_BLOCKS = 1 << 16
 
 
 class Block(NamedTuple):
-    """Elements of a parameter that several ranks hold: a box in the whole tensor."""
+    """A box of a parameter that several ranks hold."""
 
     parameter: Parameter
     box: Box
@@ -144,7 +144,7 @@ class Copies:
 
     @cached_property
     def small(self) -> tuple[Parameter, ...]:
-        """The parameters in no strategy that are compared on every rank."""
+        """Parameters in no strategy that are compared on every rank."""
         found = sorted(
             (p for p in self.unnamed if p.nbytes <= _SMALL_BYTES),
             key=lambda p: (not _is_progress(p), p.nbytes),
@@ -153,7 +153,7 @@ class Copies:
 
     @cached_property
     def progress(self) -> tuple[Parameter, ...]:
-        """The replicas that say how far training is, and are compared on every rank."""
+        """Replicas that contain the progress of training, which are compared on every rank."""
         return tuple(p for p in self.replicas if _is_progress(p) and p.nbytes <= _SMALL_BYTES)[:_SMALL_NAMES]
 
     def sample(self, most: int, *, replicas: bool) -> Blocks:
@@ -203,7 +203,7 @@ class Copies:
                     yield self._pair(found[(number + turn) % len(found)], rank, turn)
 
     def _pair(self, parameter: Parameter, rank: int, turn: int) -> _Pair | None:
-        """A block of a parameter at a rank and at another one that holds it; None: there is no other."""
+        """Return a block of a parameter at a rank and at another rank that holds it; None: there is no other rank."""
         if (layout := self._layout(parameter, rank)) is None:
             return None
         seed = _seed(parameter.source_name, turn)
@@ -234,7 +234,7 @@ class Copies:
         return files > prod(parameter.source.parts)
 
     def _layout(self, parameter: Parameter, rank: int) -> Layout | None:
-        """The layout by which a rank holds a parameter; None: whole, or not at all."""
+        """Return the layout by which a rank holds a parameter; None: whole, or not at all."""
         stage = rank // self._model.source_devices
         return next((layout for layout, stages in _layouts(parameter) if stage in stages), None)
 
@@ -268,7 +268,7 @@ def _is_progress(parameter: Parameter) -> bool:
 
 
 def equal_files(model: Model) -> tuple[int, ...]:
-    """Return the ranks whose files look like the file of a lower rank, although the strategy gives them other slices.
+    """Return the ranks whose files look like the file of a lower rank, although the strategy assigns them other slices.
 
     Files are compared by length and sampled content, so files of a few equal values look alike too.
     """
@@ -297,7 +297,7 @@ def _layouts(parameter: Parameter) -> SourceCuts:
 
 
 def _grid(parameter: Parameter) -> tuple[int, ...]:
-    """Into how many regions each dimension is cut."""
+    """Return the number of regions along each dimension."""
     if parameter.source is None:
         return (1,) * len(parameter.shape)
     if not parameter.other_cuts:
@@ -306,7 +306,7 @@ def _grid(parameter: Parameter) -> tuple[int, ...]:
 
 
 def _cells(parameter: Parameter, layout: Layout, local: int) -> list[range]:
-    """The regions that a rank of a stage holds, as places along each dimension of the grid."""
+    """Return the regions that a rank of a stage holds, as positions along each dimension of the grid."""
     each = (n // k for n, k in zip(_grid(parameter), layout.parts, strict=True))
     return [range(i * n, (i + 1) * n) for i, n in zip(layout.cells[local], each, strict=True)]
 
@@ -320,7 +320,7 @@ def _by_structure(parameters: tuple[Parameter, ...]) -> Mapping[int, list[Parame
 
 
 def _tile(region: Block, seed: int) -> Block:
-    """One block of a region, which lies contiguously in it."""
+    """Return one contiguous block of a region."""
     shape, most = region.box.shape, _BLOCK_BYTES // DTYPES[region.parameter.dtype].itemsize
     if region.box.size <= most:
         return region

@@ -1,4 +1,4 @@
-"""How the source and the target cut one parameter, as two drawings of bounded size. Pure."""
+"""The sharding of one parameter by source and target, as two drawings of bounded size. Pure."""
 
 from __future__ import annotations
 
@@ -29,13 +29,13 @@ class Grid:
 
     @property
     def merged(self) -> int:
-        """The most cells that are drawn as one."""
+        """Largest number of cells that are drawn as one."""
         return prod(max(b - a for a, b in pairwise(at)) for at in self.edges)
 
 
 @dataclass(frozen=True, slots=True)
 class Cuts:
-    """How both sides cut a parameter.
+    """The sharding of a parameter on both sides.
 
     Attributes:
         parameter: the one that is drawn.
@@ -53,7 +53,7 @@ class Cuts:
 
 
 def cuts(model: Model, parameter: Parameter, most: int) -> Cuts:
-    """Draw up a parameter's cuts.
+    """Return the drawings of a parameter's sharding.
 
     Args:
         model: that it is of.

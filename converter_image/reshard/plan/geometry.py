@@ -1,4 +1,4 @@
-"""How one target slice is put together from source slices. Pure; worked out once for all tensors that are cut alike."""
+"""Composition of a target slice from source slices. Pure; calculated once for all tensors with the same sharding."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from reshard.plan.overlap import Cell, overlapping
 
 @dataclass(frozen=True, slots=True)
 class Overlap:
-    """The elements that a target slice and one source slice have in common.
+    """The intersection of a target slice and a source slice.
 
     Attributes:
         source: the elements, counted from the start of the source's slice.
@@ -31,7 +31,7 @@ class Overlap:
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Geometry:
-    """One target slice. One object for all that are alike, so that what follows from it can be kept by identity.
+    """One target slice. Equal slices are one object, so that derived values can be cached by identity.
 
     Attributes:
         box: the slice's elements in the whole tensor.
@@ -48,7 +48,7 @@ class Geometry:
 
 @lru_cache(maxsize=512)
 def geometry(shape: tuple[int, ...], source_parts: tuple[int, ...], target_parts: tuple[int, ...], target_cell: Cell) -> Geometry:
-    """Put a target slice of a tensor of the whole `shape` together.
+    """Return the composition of a target slice of a tensor of the whole `shape`.
 
     Raises:
         DataError: a layout does not divide the shape.
@@ -71,7 +71,7 @@ def prove(found: Geometry) -> None:
     Independent of how they were found: volumes must add up, and no two may intersect.
 
     Raises:
-        BugError: they do not.
+        BugError: the check fails.
     """
     whole, held = Box.whole(found.box.shape), Box.whole(found.source_shape)
     inside = all(
@@ -91,7 +91,7 @@ def prove(found: Geometry) -> None:
 
 
 def _disjoint(boxes: list[Box]) -> bool:
-    """Swept along the dimension that is cut most, so that only neighbours are compared."""
+    """Compare overlaps along the dimension with the most slices, so that only neighbours are compared."""
     if len(boxes) < 2:
         return True
     if not boxes[0].start:

@@ -1,4 +1,4 @@
-"""Which source ranks hold what, each question worked out once. Pure."""
+"""Which source ranks hold which slices. Answers are cached. Pure."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ Structures = tuple[int, ...]
 
 
 class Holders:
-    """What the source ranks of a model hold.
+    """The slices that the source ranks of a model hold.
 
     Attributes:
         structure_of: for each rank the position of its structure in `Inventory.structures`.
@@ -37,7 +37,7 @@ class Holders:
         self._entries: dict[int, dict[str, TensorEntry]] = {}
 
     def of_structures(self, structures: Structures) -> tuple[Ranks, frozenset[int]]:
-        """The source ranks whose files have one of these structures, ascending; and the same as a set."""
+        """Return the source ranks whose files have one of these structures, ascending, and as a set."""
         found = self._of_structures.get(structures)
         if found is None:
             ranks = tuple(sorted(rank for structure in structures for rank in self.ranks_of[structure]))
@@ -45,10 +45,10 @@ class Holders:
         return found
 
     def of_cell(self, parameter: Parameter, cell: Cell) -> Ranks:
-        """The source ranks of one stage whose files hold a cell of a parameter that the source's strategy cuts.
+        """Return the source ranks of one stage whose files contain a cell of a parameter in the source strategy.
 
         Raises:
-            MissingInputError: there are none.
+            MissingInputError: no file contains it.
         """
         key = (parameter.source, parameter.source_stages, parameter.structures, cell)
         found = self._of_cell.get(key)
@@ -75,7 +75,7 @@ class Holders:
         )
 
     def entry(self, rank: int, name: str) -> TensorEntry:
-        """A parameter, by the source's name, in the file of a source rank that has it."""
+        """Return the entry of a parameter in the file of a source rank that contains it."""
         structure = self.structure_of[rank]
         entries = self._entries.get(structure)
         if entries is None:

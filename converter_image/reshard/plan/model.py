@@ -1,4 +1,4 @@
-"""What a model is: its parameters, how both sides cut them, and what is decided for all ranks. Frozen data."""
+"""A model: its parameters, their layouts on both sides, and decisions for all ranks. Frozen data."""
 
 from __future__ import annotations
 
@@ -15,12 +15,12 @@ if TYPE_CHECKING:
 
 
 class Role(Enum):
-    """Why a parameter is where it is."""
+    """The reason why a parameter is in the target."""
 
-    CUT = "cut"  # both sides say how (or hold it whole): cut and joined
-    REPLICATED = "replicated"  # no strategy that there is names it: every target rank gets it
-    KEPT = "kept"  # only the source's strategy names it, and the user wants it whole on every rank
-    OWN = "own"  # each target rank takes it from the source rank of the same number, as it is there
+    CUT = "cut"  # both sides define its layout (or hold it whole): resharded
+    REPLICATED = "replicated"  # in no strategy: every target rank gets it
+    KEPT = "kept"  # only in the source strategy, and requested whole on every rank
+    OWN = "own"  # each target rank copies it from the source rank with the same number
 
 
 @dataclass(frozen=True, slots=True)
@@ -61,7 +61,7 @@ class Parameter:
 
     @property
     def slice_shape(self) -> tuple[int, ...]:
-        """The shape of one target rank's slice."""
+        """Shape of one target rank's slice."""
         return tuple(n // k for n, k in zip(self.shape, self.target.parts, strict=True))
 
     @property
@@ -72,7 +72,7 @@ class Parameter:
 
 @dataclass(frozen=True, slots=True)
 class Model:
-    """All that is decided once for all ranks.
+    """Decisions for all ranks.
 
     Attributes:
         inventory: the source's files.
@@ -117,12 +117,12 @@ class Model:
 
     @property
     def source_names(self) -> frozenset[str]:
-        """What parameters are called in the source's files."""
+        """Names of the parameters in the source's files."""
         return frozenset(entry.name for structure in self.inventory.structures for entry in structure.tensors)
 
     @property
     def replicated(self) -> tuple[Parameter, ...]:
-        """The parameters with dimensions that go whole to every target rank because no strategy names them."""
+        """Parameters with dimensions that every target rank gets whole, because they are in no strategy."""
         return tuple(p for p in self.parameters if p.role is Role.REPLICATED and p.shape)
 
     @property
@@ -132,12 +132,12 @@ class Model:
 
     @property
     def first_rank(self) -> int:
-        """The lowest number of a source rank."""
+        """Lowest number of a source rank."""
         return self.source_devices * self.first_stage
 
     @property
     def may_be_slices(self) -> tuple[str, ...]:
-        """The names of those parameters of which the source may hold rank 0's slice instead of the whole."""
+        """Names of parameters of which the source may hold rank 0's slice instead of the whole."""
         suspect = frozenset(self.inventory.may_be_slices)
         return tuple(sorted({p.name for p in self.parameters if p.source_name in suspect}))
 

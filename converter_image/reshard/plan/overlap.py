@@ -1,4 +1,4 @@
-"""Where the cells of one layout meet those of another. Pure, and independent of any tensor's size."""
+"""Intersections of the cells of two layouts. Pure, and independent of the size of tensors."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ Cell = tuple[int, ...]
 
 @lru_cache(maxsize=1 << 16)
 def overlapping(target_parts: tuple[int, ...], target_cell: Cell, source_parts: tuple[int, ...]) -> tuple[Cell, ...]:
-    """The source cells that hold elements of a target cell, in row-major order.
+    """Return the source cells that contain elements of a target cell, in row-major order.
 
     A dimension cut into equal parts on both sides makes this a matter of fractions: part i of k covers [i/k, (i+1)/k).
 

@@ -1,4 +1,4 @@
-"""Which parameters go where: the source's files and the two strategies, brought together. Pure."""
+"""Build the model from the source's files and both strategies. Pure."""
 
 from __future__ import annotations
 
@@ -38,7 +38,7 @@ def place(  # noqa: PLR0913 - each is a choice by itself
     allow_inconsistent: Sequence[str] = (),
     lowest_replica: bool = False,
 ) -> Model:
-    """Decide for each parameter whether and how it goes to the target.
+    """Return the model: for each parameter whether and how it gets into the target.
 
     Args:
         inventory: what the source's files hold.
@@ -111,7 +111,7 @@ def place(  # noqa: PLR0913 - each is a choice by itself
 
 
 def _matching(parameters: Iterable[Parameter], patterns: Sequence[str]) -> frozenset[str]:
-    """The names of those parameters in no strategy whose names in the source match one of these patterns."""
+    """Return the names of parameters in no strategy whose source names match one of these patterns."""
     found = [NamePattern(pattern) for pattern in patterns]
     unnamed = (p for p in parameters if p.role is Role.REPLICATED)
     return frozenset(p.name for p in unnamed if any(pattern.matches(p.source_name) for pattern in found))
@@ -120,7 +120,7 @@ def _matching(parameters: Iterable[Parameter], patterns: Sequence[str]) -> froze
 def _role(
     in_source: tuple[int, ...], in_target: tuple[int, ...], source: Strategy | None, target: Strategy | None, kind: Kind
 ) -> Role | None:
-    """Why a parameter that the source's files hold goes to the target.
+    """Return the role of a parameter of the source's files.
 
     Args:
         in_source: the stages in which the source names it.
@@ -143,7 +143,7 @@ def _role(
 
 
 def _needed(target: Strategy | None, only: int | None) -> Collection[str]:
-    """Names that the target's strategy asks for, of all ranks or of one; none for a rank that does not exist."""
+    """Return the names in the target strategy, of all ranks or of one; empty for a rank that does not exist."""
     stages = target.stages if target is not None else ()
     if target is not None and only is not None:
         stages = tuple(layouts for stage, layouts in enumerate(stages) if stage == only // target.devices)
@@ -151,10 +151,10 @@ def _needed(target: Strategy | None, only: int | None) -> Collection[str]:
 
 
 def refuse_empty(inventory: Inventory) -> None:
-    """Files of which none holds a parameter. Some may: MindSpore saves such on ranks that hold nothing of their own.
+    """Check that a file contains parameters. MindSpore saves empty files on ranks that hold nothing of their own.
 
     Raises:
-        DataError: they are.
+        DataError: all files are empty.
     """
     if any(structure.tensors for structure in inventory.structures):
         return
@@ -212,7 +212,7 @@ def _check_ranks(inventory: Inventory, source: Strategy | None, *, all_there: bo
 
 
 def _found(inventory: Inventory, in_stages: Collection[str]) -> dict[str, tuple[TensorEntry, tuple[int, ...]]]:
-    """Each parameter's first entry, and the structures that have it; all must agree on type and shape.
+    """Return each parameter's first entry, and the structures that contain it, which must agree on type and shape.
 
     The shapes of those `in_stages`, which several pipeline stages share, are compared by `SourceStages`: stages may cut them in
     different ways.
@@ -251,7 +251,7 @@ def _stages_by_name(strategy: Strategy | None) -> Mapping[str, tuple[int, ...]]:
 
 @dataclass(frozen=True, slots=True)
 class _Whereabouts:
-    """A parameter as the source's files have it."""
+    """A parameter in the source's files."""
 
     name: str
     new_name: str
@@ -266,7 +266,7 @@ def _targets(
     target: Strategy | None,
     target_stages: tuple[int, ...],
 ) -> list[Parameter]:
-    """One Parameter for each way in which target stages cut it: nearly always one."""
+    """Yield one Parameter for each layout of target stages, nearly always one."""
     before, source_stages = cuts[0] if cuts else (None, ())
     shape = found.entry.shape if before is None else whole_shape(found.name, found.entry, before)
     whole = Layout.whole(len(shape), target.devices if target else 1)

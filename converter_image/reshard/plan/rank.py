@@ -1,4 +1,4 @@
-"""The plan of one target rank: for each of its tensors the source ranks and boxes that make it up. Pure."""
+"""The plan of one target rank: the source ranks and boxes of each tensor. Pure."""
 
 from __future__ import annotations
 
@@ -49,20 +49,20 @@ class TargetTensor:
 
 @dataclass(frozen=True, slots=True)
 class RankPlan:
-    """All that one target rank's file is made of."""
+    """The tensors of one target rank's file."""
 
     rank: int
     tensors: tuple[TargetTensor, ...]
 
     @property
     def sources(self) -> tuple[int, ...]:
-        """The source ranks that are read, ascending."""
+        """Source ranks that are read, ascending."""
         return tuple(sorted({rank for tensor in self.tensors for rank in tensor.ranks}))
 
 
 @dataclass(frozen=True)
 class Planner:
-    """Plans ranks of one model; what they have in common is worked out once.
+    """Plans ranks of one model. Caches what they have in common.
 
     Attributes:
         model: parameters, and where they go.
@@ -73,11 +73,11 @@ class Planner:
     remove_redundancy: bool = False
 
     def plan(self, rank: int) -> RankPlan:
-        """The plan of a target rank.
+        """Return the plan of a target rank.
 
         Raises:
-            MissingInputError: no source file has a part that is needed.
-            RequestError: there is no such rank.
+            MissingInputError: no source file contains a required slice.
+            RequestError: the rank does not exist.
         """
         picks = self.picks(rank)
         local = rank % self.model.target_devices
@@ -93,11 +93,11 @@ class Planner:
         return RankPlan(rank, tuple(tensors))
 
     def sources(self, rank: int) -> tuple[int, ...]:
-        """The source ranks that a target rank reads, ascending; without planning its copies."""
+        """Return the source ranks that a target rank reads, ascending, without planning its copies."""
         return tuple(sorted(set(self.picks(rank).values())))
 
     def picks(self, rank: int) -> dict[tuple[int, ...], int]:
-        """For each group of source ranks that hold something this rank needs, the one to read it from."""
+        """Return the rank to read from, for each group of source ranks that hold the same required slice."""
         model = self.model
         if not 0 <= rank < model.target_ranks:
             raise RequestError(
@@ -115,7 +115,7 @@ class Planner:
         return self._choose_by_stage(needed, pivot)
 
     def needs(self, parameter: Parameter, rank: int) -> list[tuple[tuple[int, ...], tuple[int, ...]]]:
-        """The source cells that a target rank needs of a parameter, each with the source ranks whose files hold it."""
+        """Return the source cells that a target rank requires of a parameter, with the ranks whose files contain each."""
         if parameter.source is None:
             group = (rank,) if parameter.role is Role.OWN else self._replica_group(parameter, rank)
             return [((0,) * len(parameter.shape), group)]
@@ -125,7 +125,7 @@ class Planner:
         return [(cell, self._holders.of_cell(parameter, cell)) for cell in cells]
 
     def parameters(self, rank: int) -> tuple[Parameter, ...]:
-        """The parameters that a target rank's file holds, in the order of the model."""
+        """Return the parameters of a target rank's file, in the order of the model."""
         found = self._parameters_of_group[self._group(rank)]
         return tuple(compress(found, self._share(rank))) if self.remove_redundancy else found
 
@@ -138,17 +138,17 @@ class Planner:
         return tuple(compress(found, self._share(rank))) if self.remove_redundancy else found
 
     def alike(self, rank: int) -> int:
-        """The first target rank that has the same parameters, in slices of the same shapes."""
+        """Return the first target rank that has the same parameters, in slices of the same shapes."""
         if self.model.same:
             return self._holders.ranks_of[self._holders.structure_of[rank]][0]
         return rank if self.remove_redundancy else rank - rank % self.model.target_devices
 
     def _group(self, rank: int) -> int:
-        """Ranks of one pipeline stage may have the same parameters; those that keep what they have, if their files are alike."""
+        """Return a key that is equal for ranks that may have the same parameters."""
         return self._holders.structure_of[rank] if self.model.same else rank // self.model.target_devices
 
     def _share(self, rank: int) -> Sequence[bool]:
-        """Which of its stage's parameters a rank writes."""
+        """Return which of its stage's parameters a rank writes."""
         stage, local = divmod(rank, self.model.target_devices)
         share: Sequence[bool] = self._shares[stage][local]
         return share
@@ -177,7 +177,7 @@ class Planner:
 
     @cached_property
     def examples(self) -> tuple[Parameter, ...]:
-        """One parameter of each kind."""
+        """Return one parameter of each kind."""
         first = {self._kind(p): p for p in reversed(self.model.parameters)}
         return tuple(first[kind] for kind in self._kinds)
 
@@ -193,7 +193,7 @@ class Planner:
         return (parameter.source, parameter.source_stages, parameter.target, parameter.structures, per_rank)
 
     def _replica_group(self, parameter: Parameter, rank: int) -> tuple[int, ...]:
-        """The source ranks of which any may be read.
+        """Return the source ranks of which any may be read.
 
         Copies that may differ belong to their ranks: target rank r takes that of source rank r modulo their number, if its file
         has one; otherwise, and where the target's ranks are parts of one whole, that of the first rank which has one.
@@ -231,7 +231,7 @@ class Planner:
     def _slice(
         self, parameter: Parameter, local: int, picks: dict[tuple[int, ...], int], rank: int
     ) -> tuple[Geometry, tuple[int, ...]]:
-        """How a target rank's slice of a parameter is made up, and the source rank for each part."""
+        """Return the composition of a target rank's slice of a parameter, and the source rank of each overlap."""
         before = parameter.source.parts if parameter.source else (1,) * len(parameter.shape)
         found = geometry(parameter.shape, before, parameter.target.parts, parameter.target.cells[local])
         chosen = {cell: picks[group] for cell, group in self.needs(parameter, rank)}
@@ -242,7 +242,7 @@ def prove(plan: RankPlan) -> None:
     """Check that every element of each tensor is copied exactly once, from a file that has it.
 
     Raises:
-        BugError: one is not.
+        BugError: the check fails.
     """
     for each in {id(tensor.geometry): tensor.geometry for tensor in plan.tensors}.values():
         prove_geometry(each)

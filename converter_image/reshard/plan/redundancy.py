@@ -1,4 +1,4 @@
-"""Which of the target ranks that hold the same slice writes it, when each slice is written once. Pure.
+"""Choose the target rank that writes each replicated slice if each slice is written once. Pure.
 
 MindSpore deals the parameters of a replica group out by name, one rank after the other
 (`mindspore.train._utils.remove_param_redundancy`, 2.10), so that ranks differ in bytes by as much as parameters do. Its
@@ -25,7 +25,7 @@ if TYPE_CHECKING:
 
 
 def shares(parameters: Sequence[Parameter], devices: int) -> Shares:
-    """What each rank of a target stage writes of the stage's parameters: of each slice exactly one of those that hold it.
+    """Assign each slice of a target stage's parameters to exactly one of the ranks that hold it.
 
     The largest slices are given away first, each to the rank that has least so far, the lowest among equals.
 
@@ -49,7 +49,7 @@ def shares(parameters: Sequence[Parameter], devices: int) -> Shares:
 
 
 def _is_passed_on(parameter: Parameter) -> bool:
-    """Whether MindSpore's loader passes it on from the rank that has it to the others of its group.
+    """Return whether MindSpore's loader broadcasts the parameter from the rank that has it to its group.
 
     What the target's strategy does not name it knows no group of; these two kinds of names it leaves out.
     """

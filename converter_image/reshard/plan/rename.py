@@ -1,4 +1,4 @@
-"""What parameters are called at the target. Pure."""
+"""Rename parameters for the target. Pure."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ if TYPE_CHECKING:
 
 
 def renamed(names: Collection[str], rules: Sequence[RenameRule], *, all_there: bool = True) -> dict[str, str]:
-    """From each of these names that goes to the target to what it is called there, in their order.
+    """Return the new name of each name that is not excluded, in order.
 
     A rule for the very name comes first, then the first pattern that matches; what comes out is not renamed again, so that two
     can change places.
@@ -24,8 +24,8 @@ def renamed(names: Collection[str], rules: Sequence[RenameRule], *, all_there: b
         all_there: whether these are all names that rules can be for; not so for one pipeline stage of several.
 
     Raises:
-        MissingInputError: a name that a rule is for is not there.
-        RequestError: two get the same name.
+        MissingInputError: the name in a rule does not exist.
+        RequestError: two names would become equal.
     """
     exact = {rule.name: rule.to for rule in rules if rule.name is not None}
     patterns = [(NamePattern(rule.pattern), rule.to) for rule in rules if rule.pattern is not None]
@@ -62,7 +62,7 @@ def _by_pattern(name: str, patterns: list[tuple[NamePattern, str | None]]) -> st
 
 
 def unmatched(names: Collection[str], rules: Sequence[RenameRule]) -> tuple[RenameRule, ...]:
-    """The rules that match none of these names."""
+    """Return the rules that match none of these names."""
     return tuple(rule for rule in rules if not _matches_any(rule, names))
 
 
@@ -71,20 +71,20 @@ def _matches_any(rule: RenameRule, names: Collection[str]) -> bool:
 
 
 class NamePattern:
-    """Text with stars, each of which stands for any characters, as few as will do.
+    """A pattern in which `*` matches any characters, non-greedy.
 
-    It is matched from left to right without ever going back, whoever wrote it; a regular expression may take forever.
+    It is matched from left to right without backtracking, unlike a regular expression, which may take forever.
     """
 
     def __init__(self, text: str) -> None:
         self._first, *self._rest = text.split("*")
 
     def matches(self, name: str) -> bool:
-        """Whether a name is of this form."""
+        """Return whether a name matches."""
         return self._stars(name) is not None
 
     def apply(self, name: str, to: str) -> str:
-        """A name that matches with what its stars stand for in the place of those of `to`."""
+        """Return `to` with each `*` replaced by the text that the same `*` of the pattern matches in a name."""
         first, *rest = to.split("*")
         return first + "".join(star + text for star, text in zip(self._stars(name) or (), rest, strict=True))
 

@@ -1,4 +1,4 @@
-"""Which of several source ranks that hold the same bytes to read: few files for a target rank, all ranks used alike. Pure."""
+"""Choose among source ranks that hold the same bytes: few files per target rank, equal load of all ranks. Pure."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ Group = tuple[int, ...]
 
 @lru_cache(maxsize=1 << 14)
 def choose(groups: frozenset[Group], pivot: int, ranks: int) -> dict[Group, int]:
-    """One member of each group, with few distinct members over all.
+    """Choose one member of each group, with few distinct members in total.
 
     Args:
         groups: each the ranks that hold something that is needed; none empty.
@@ -54,7 +54,7 @@ def _greedy(groups: frozenset[Group], pivot: int, ranks: int) -> set[int]:
 
 
 def _smaller(groups: frozenset[Group], most: int, pivot: int, ranks: int) -> set[int] | None:
-    """A set of at most `most` ranks that serves all groups, if a bounded search finds one."""
+    """Return at most `most` ranks that serve all groups, if a bounded search finds them."""
     forced = {group[0] for group in groups if len(group) == 1}
     rest = sorted((frozenset(group) for group in groups if forced.isdisjoint(group)), key=len)
     if not 2 <= len(rest) <= _SEARCHED_GROUPS or most < len(forced) + 1:

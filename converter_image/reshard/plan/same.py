@@ -1,4 +1,4 @@
-"""Each rank's file as it is, tensor by tensor: another format or other names, the same layout. Pure."""
+"""Conversion of each rank's file: another format or other names, the same slices. Pure."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 
 
 def keep(inventory: Inventory, *, ranks: str | None = None, rename: Sequence[RenameRule] = ()) -> Model:
-    """A model in which each target rank has what the source rank of the same number has.
+    """Return a model in which each target rank has the tensors of the source rank with the same number.
 
     Without a strategy nothing says how slices belong together, and nothing has to: a parameter is one tensor of the files of
     one structure, and what another structure has under its name, in another shape perhaps, is another parameter. They keep the

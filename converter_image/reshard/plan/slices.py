@@ -1,4 +1,4 @@
-"""Blocks that show whether source ranks that must hold different slices hold the same content. Pure."""
+"""Blocks to detect source ranks that hold equal content although their slices must differ. Pure."""
 
 from __future__ import annotations
 
@@ -40,7 +40,7 @@ class SliceBlock(NamedTuple):
 
 
 class Slices:
-    """The slices that the source's files hold of the parameters that its strategy cuts."""
+    """The slices of the source's files of parameters in its strategy."""
 
     def __init__(self, model: Model) -> None:
         self._devices, self._inventory, self._holders = model.source_devices, model.inventory, Holders(model)
@@ -80,7 +80,7 @@ class Slices:
         return tuple(found)
 
     def _largest(self, structure: int, stage: int) -> list[tuple[Parameter, Layout]]:
-        """The largest parameters of a structure that a stage cuts, each with its layout there."""
+        """Return the largest sharded parameters of a structure in a stage, each with its layout."""
         found = self._cut.get((structure, stage))
         if found is None:
             named = (self._parameters.get(entry.name) for entry in self._inventory.structures[structure].tensors)
@@ -92,6 +92,6 @@ class Slices:
 
 
 def _layout(parameter: Parameter, stage: int) -> Layout | None:
-    """The layout by which a stage holds a parameter; None: it does not."""
+    """Return the layout by which a stage holds a parameter; None if it does not."""
     layouts = ((parameter.source, parameter.source_stages), *parameter.other_cuts)
     return next((layout for layout, stages in layouts if stage in stages), None)

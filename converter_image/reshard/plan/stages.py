@@ -1,4 +1,4 @@
-"""Which pipeline stages of the source hold a parameter, and how each of them cuts it. Pure."""
+"""Pipeline stages of the source that hold a parameter, and its layout in each. Pure."""
 
 from __future__ import annotations
 
@@ -70,7 +70,7 @@ class SourceStages:
         return entry, tuple((layout, tuple(found)) for layout, found in by_layout.items())
 
     def _agreed(self, name: str, structures: tuple[int, ...], layouts: dict[int, Layout]) -> TensorEntry:
-        """The entry of a parameter of several stages in the first of them; by the files of all the whole tensor is the same."""
+        """Return the entry of a parameter in its first stage. The files of all stages must agree on the whole tensor."""
         found = [
             (whole_shape(name, entry, layout), entry, structure)
             for stage, layout in layouts.items()

@@ -1,4 +1,4 @@
-"""The plan of all target ranks in numbers: counted, not sampled, without making every copy. Pure."""
+"""Totals of the plan of all target ranks, counted exactly without planning every copy. Pure."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True, slots=True)
 class Summary:
-    """What all target ranks together need.
+    """Totals of all target ranks.
 
     Attributes:
         source_ranks: ranks that the source has.
@@ -42,15 +42,15 @@ class Summary:
 
 
 def summarize(model: Model, planner: Planner, ranks: Sequence[int]) -> Summary:
-    """Count what these target ranks need.
+    """Count the totals of these target ranks.
 
     Raises:
-        MissingInputError: no source file has a part that one of them needs.
+        MissingInputError: no source file contains a required slice.
     """
 
     @lru_cache
     def content(rank: int) -> tuple[int, int, Counter[int]]:
-        """Bytes of its parameters, of those that every rank gets, and how many there are of each kind."""
+        """Return bytes of the rank's parameters, bytes of replicated ones, and the number of parameters of each kind."""
         parameters = planner.parameters(rank)
         replicated = sum(p.slice_nbytes for p in parameters if p.role is Role.REPLICATED)
         return sum(p.slice_nbytes for p in parameters), replicated, Counter(planner.kinds(rank))

@@ -1,4 +1,4 @@
-"""How many bytes go from which source ranks to which target ranks: a matrix of bounded size. Pure."""
+"""Bytes from each source rank to each target rank, as a matrix of bounded size. Pure."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ class Axis:
 
     @classmethod
     def of(cls, ranks: Sequence[int], devices: int, most: int) -> Axis:
-        """At most `most` groups, where it can be such that none lies in two pipeline stages."""
+        """Return at most `most` groups, none of which spans two pipeline stages if possible."""
         least = -(-len(ranks) // most)
         size = next((n for n in range(least, 2 * least) if devices % n == 0), least) or 1
         return cls(tuple(tuple(ranks[at : at + size]) for at in range(0, len(ranks), size)), devices)
@@ -42,7 +42,7 @@ class Axis:
 
     @property
     def stages(self) -> tuple[int, ...]:
-        """The positions of groups with which a pipeline stage begins, but for the first."""
+        """Positions of groups that begin a pipeline stage, except the first."""
         stage = [group[0] // self.devices for group in self.groups]
         return tuple(i for i in range(1, len(stage)) if stage[i] != stage[i - 1])
 
@@ -79,7 +79,7 @@ class Traffic:
 
 
 def traffic(planner: Planner, ranks: Sequence[int], most: int) -> Traffic:
-    """Count the bytes between every pair of ranks, without making a copy's plan.
+    """Count the bytes between every pair of ranks without planning copies.
 
     Args:
         planner: the planner of the model.
@@ -87,7 +87,7 @@ def traffic(planner: Planner, ranks: Sequence[int], most: int) -> Traffic:
         most: groups on each side.
 
     Raises:
-        MissingInputError: no source file has a part that one of them needs.
+        MissingInputError: no source file contains a required slice.
     """
     model = planner.model
     source = Axis.of(range(model.first_rank, model.first_rank + model.source_ranks), model.source_devices, most)
@@ -118,7 +118,7 @@ def traffic(planner: Planner, ranks: Sequence[int], most: int) -> Traffic:
 
 @lru_cache(maxsize=1 << 16)
 def _shares(target_parts: tuple[int, ...], cell: Cell, source_parts: tuple[int, ...]) -> tuple[int, ...]:
-    """How a target cell's elements divide among the source cells of `overlapping`, in the least whole numbers for all tensors.
+    """Return the shares of a target cell's elements in the source cells of `overlapping`, as the smallest integers.
 
     Both sides divide every tensor's dimensions, so that a slice of any size divides in these shares exactly.
     """

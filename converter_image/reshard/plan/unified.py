@@ -13,19 +13,19 @@ if TYPE_CHECKING:
 
     from reshard.plan.model import Model
 
-# Parts that still take what fits into them, beside the one that is being filled.
+# Number of open parts that still accept items, besides the one that is being filled.
 _OPEN_PARTS = 8
-# So often a smaller bound is tried, to even the parts out.
+# Number of attempts with a smaller bound, which evens out the parts.
 _TRIES = 6
 
 
 def unify(model: Model, most_bytes: int) -> Model:
-    """A model whose target is one whole rank, as one whose target ranks are parts of that.
+    """Turn a model whose target is one whole rank into a model whose target ranks are parts of it.
 
-    What no strategy names makes up the last part; the others are filled in the order of the source, see `fill`.
+    Parameters in no strategy form the last part; the others are filled in the order of the source, see `fill`.
 
     Raises:
-        RequestError: there is nothing to write.
+        RequestError: all parameters are excluded.
     """
     if not model.parameters:
         raise RequestError(
@@ -43,7 +43,7 @@ def unify(model: Model, most_bytes: int) -> Model:
 
 
 def fill(sizes: Sequence[int], most: int) -> list[list[int]]:
-    """Spread items over few parts of even length, neighbours together.
+    """Distribute items over few parts of even length, with neighbours together.
 
     Of all bounds up to `most` that need no more parts than `most` does, about the smallest is kept to, so that no pod writes much
     longer than another.

@@ -1,4 +1,4 @@
-"""Bytes by range: one small protocol, and the storages that keep it."""
+"""Storages, and the protocol that they implement."""
 
 from __future__ import annotations
 
@@ -34,13 +34,13 @@ def open_store(url: str, access: Access | None = None) -> Store:
 
 
 def without_links(url: str) -> str:
-    """Return the same place without symbolic links, dots, or a `/` at the end."""
+    """Return the canonical form of an address: without symbolic links, dots, or a trailing `/`."""
     url = normalized(url)
     return url.rstrip("/") if url.startswith(S3) else os.path.realpath(url)
 
 
 def parent_and_name(url: str) -> tuple[str, str]:
-    """The folder around what an address names, and its name there.
+    """Return the parent folder of an address, and the name in it.
 
     >>> parent_and_name("s3://bucket/strategies/a.ckpt"), parent_and_name("a.ckpt"), parent_and_name("/a")
     (('s3://bucket/strategies', 'a.ckpt'), ('.', 'a.ckpt'), ('/', 'a'))
@@ -53,7 +53,7 @@ def parent_and_name(url: str) -> tuple[str, str]:
 
 
 def root_and_path(url: str) -> tuple[str, str]:
-    """The whole storage that an address lies in, and where it is there.
+    """Return the root of the storage of an address, and the path in it.
 
     >>> root_and_path("s3://bucket/rank_0/a.ckpt"), root_and_path("/rank_0/../a.ckpt")
     (('s3://bucket', 'rank_0/a.ckpt'), ('/', 'a.ckpt'))

@@ -1,6 +1,6 @@
-"""Fetching ahead of reads that are known: on an object store a read costs a round trip, and many are made at once.
+"""Prefetch reads that are known in advance, because each read from an object store costs a round trip.
 
-What will be read is only a hint: a read that was not foreseen is made as it comes, so that no mistake here can change a byte.
+Known reads are only a hint: other reads are made on demand, so that a mistake here cannot change a byte.
 """
 
 from __future__ import annotations
@@ -18,10 +18,10 @@ if TYPE_CHECKING:
 
     from reshard.storage.protocol import Reader
 
-# Of which file, from which byte on, how many.
+# File number, offset, length.
 Read = tuple[int, int, int]
 
-# A gap of so many bytes is there sooner than the answer to another request would be.
+# Reading a gap of this many bytes takes less time than another request.
 GAP_BYTES = 512 << 10
 # Long enough that a request's time is that of its bytes: in requests of 3.5 MiB a GiB takes the client 1.6 s of a processor, of
 # 7 MiB 0.8 s.
@@ -34,7 +34,7 @@ _WINDOWS = 4
 
 @dataclass(frozen=True, slots=True)
 class Range:
-    """Bytes of one file that are fetched together.
+    """A range of one file that is fetched with one request.
 
     Attributes:
         file: the file's number.
@@ -89,7 +89,7 @@ def _ranges(window: dict[int, list[tuple[int, int]]]) -> tuple[Range, ...]:
 
 
 def requests(reads: Iterable[Read], memory: int) -> int:
-    """How many requests fetching these reads takes."""
+    """Return the number of requests that fetch these reads."""
     longest = _longest_request(memory)
     return sum(-(-(r.end - r.start) // longest) for window in windows(reads, most=memory // _WINDOWS) for r in window)
 
@@ -128,7 +128,7 @@ class _Fetched:
 
 
 class Ahead:
-    """Fetches what will be read, a few windows ahead. For one thread that reads."""
+    """Fetches reads a few windows ahead, for one reading thread."""
 
     def __init__(self, reads: Iterable[Read], opened: Callable[[int], Reader], memory: int) -> None:
         self._window_bytes = memory // _WINDOWS
@@ -141,7 +141,7 @@ class Ahead:
         self.nbytes = 0
 
     def reader(self, file: int) -> Reader:
-        """A file, read through what is fetched."""
+        """Return a reader of a file that uses fetched bytes."""
         return _AheadReader(self, file, self._opened(file))
 
     def read_into(self, file: int, view: memoryview, offset: int) -> None:
@@ -156,7 +156,7 @@ class Ahead:
         self._opened(file).read_into(view, offset)
 
     def close(self) -> None:
-        """Fetch no more."""
+        """Stop fetching."""
         self._left = iter(())
         while self._fetched:
             self._let_go()
@@ -199,7 +199,7 @@ class Ahead:
 
 
 class _AheadReader:
-    """One file of an `Ahead`."""
+    """A file that is read through an `Ahead`."""
 
     def __init__(self, ahead: Ahead, file: int, opened: Reader) -> None:
         self._ahead, self._file = ahead, file
@@ -222,7 +222,7 @@ class _AheadReader:
             read_into(file, view[at * length : (at + 1) * length], offset)
 
     def close(self) -> None:
-        """See `Reader.close`: whoever opened it closes it."""
+        """See `Reader.close`: the file is closed where it was opened."""
 
 
 @contextmanager

@@ -1,4 +1,4 @@
-"""What readers of a known length have in common."""
+"""Base class of readers of a known length."""
 
 from __future__ import annotations
 

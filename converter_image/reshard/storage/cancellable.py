@@ -1,4 +1,4 @@
-"""A store whose reads end when the work that they are for is cancelled."""
+"""A store whose reads stop when the work is cancelled."""
 
 from __future__ import annotations
 

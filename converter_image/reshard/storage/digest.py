@@ -1,4 +1,4 @@
-"""Content digests: XXH3 with 128 bits, which finds any accidental damage at the speed of memory. It is no cryptographic hash."""
+"""Content digests: XXH3 with 128 bits, which detects accidental damage at memory speed. It is not a cryptographic hash."""
 
 from __future__ import annotations
 
@@ -22,22 +22,22 @@ _SAMPLE_BYTES = 4 << 10
 
 
 class ContentDigest:
-    """The content digest of a file, built up from its parts."""
+    """Calculates the content digest of a file, part by part."""
 
     def __init__(self, content: bytes = b"") -> None:
         self._state = xxhash.xxh3_128(content)
 
     def update(self, data: memoryview | bytes) -> None:
-        """Append bytes; lets other threads run meanwhile."""
+        """Append bytes. Releases the GIL."""
         self._state.update(data)
 
     def __str__(self) -> str:
-        """As it stands in a record."""
+        """Return the digest in the form of records."""
         return f"xxh3-128:{self._state.hexdigest()}"
 
 
 def digest_of_version(store: Store, path: str) -> str:
-    """What stands for the content digest of a file that a server has put together: its ETag there, see docs/manifest.md.
+    """Return the ETag of a file that a server has assembled, which replaces its content digest, see docs/manifest.md.
 
     Raises:
         MissingInputError: it is not there.
@@ -47,12 +47,12 @@ def digest_of_version(store: Store, path: str) -> str:
 
 
 def is_version(digest: str) -> bool:
-    """Whether what was recorded is a version of one object, which does not follow from the content."""
+    """Return whether a recorded digest is the ETag of an object, which does not follow from the content."""
     return digest.startswith(_VERSION)
 
 
 def matches(reader: Reader, digest: str, advance: Callable[[int], None] = lambda _: None, *, remote: bool = False) -> bool:
-    """Whether a file has the content, or where the server has put it together the version, of a record."""
+    """Return whether a file has the content of a record, or the version if a server has assembled it."""
     if is_version(digest):
         advance(reader.size)
         return digest == f"{_VERSION}{reader.version}"
@@ -60,7 +60,7 @@ def matches(reader: Reader, digest: str, advance: Callable[[int], None] = lambda
 
 
 def digest_of(reader: Reader, advance: Callable[[int], None] = lambda _: None, *, remote: bool = False) -> str:
-    """The content digest of a whole file; of a remote one many blocks are fetched at a time."""
+    """Return the content digest of a whole file. Blocks of remote files are fetched concurrently."""
     blocks = [(at, min(_BLOCK_BYTES, reader.size - at)) for at in range(0, reader.size, _BLOCK_BYTES)]
     digest = ContentDigest()
     block = memoryview(bytearray(_BLOCK_BYTES))

@@ -1,8 +1,8 @@
-"""What a storage must do: bytes by range in, whole files out. One contract test suite holds for every storage.
+"""The protocol of storages: read bytes by range, write whole files. One contract test suite covers every storage.
 
-It is no file system: an object store has neither renames nor folders, and its requests cost a round trip each. Where that decides
-how to work, a storage says so (`renames`, `remote`); where a file system would have used a rename or a time, the protocol has the
-purpose itself (`swap`, `age`, `abort_stale_uploads`).
+It is not a file system: an object store has neither renames nor folders, and each request costs a round trip. Where that
+affects the caller, a storage has an attribute for it (`renames`, `remote`). Where a file system would use a rename or a time, the
+protocol has the operation itself (`swap`, `age`, `abort_stale_uploads`).
 """
 
 from __future__ import annotations
@@ -13,13 +13,13 @@ from typing import TYPE_CHECKING, NamedTuple, Protocol
 if TYPE_CHECKING:
     from collections.abc import Collection, Hashable, Iterable, Sequence
 
-# A file by which a storage finds out what it can do.
+# Name of a file that a storage may write to detect its capabilities.
 PROBE = ".reshard/probe"
 
 
 @dataclass(frozen=True, slots=True)
 class Stat:
-    """What a listing says of one name.
+    """The entry of one name in a listing.
 
     Attributes:
         name: the last component of the path.
@@ -37,7 +37,7 @@ class Stat:
 
 
 class WriteCost(NamedTuple):
-    """What writing a file takes.
+    """The cost of writing a file.
 
     Attributes:
         memory: bytes that wait until they are sent.
@@ -49,12 +49,12 @@ class WriteCost(NamedTuple):
 
 
 class PartLimits(NamedTuple):
-    """Of what an upload may consist, some of whose parts are copied by a server.
+    """Limits of the parts of an upload, some of which a server copies.
 
     Attributes:
         smallest: bytes of each part but the last.
         most: parts of one upload.
-        longest_copy: bytes that are copied as one part; of more, `Writer.copy` makes several that are about equally long.
+        longest_copy: bytes that are copied as one part; `Writer.copy` divides longer ranges into parts of about equal length.
     """
 
     smallest: int
@@ -62,12 +62,12 @@ class PartLimits(NamedTuple):
     longest_copy: int
 
     def parts_of_copy(self, nbytes: int) -> int:
-        """How many parts a copy of so many bytes is."""
+        """Return the number of parts of a copy."""
         return -(-nbytes // self.longest_copy)
 
 
 class Reader(Protocol):
-    """One open file to read from. Threads may share it."""
+    """An open file for reading. Threads may share it."""
 
     @property
     def name(self) -> str:
@@ -89,7 +89,7 @@ class Reader(Protocol):
         """
 
     def read(self, offset: int, length: int) -> bytes:
-        """Exactly `length` bytes from `offset`.
+        """Return exactly `length` bytes from `offset`.
 
         Raises:
             StorageError: reading failed, or the file ends before.
@@ -103,14 +103,14 @@ class Reader(Protocol):
         """
 
     def read_runs(self, view: memoryview, length: int, offsets: Sequence[int]) -> None:
-        """Fill `view` with equally long runs from these ascending offsets, one behind the other.
+        """Fill `view` with runs of equal length from these ascending offsets, one after the other.
 
         Raises:
             StorageError: reading failed, or the file ends before.
         """
 
     def close(self) -> None:
-        """Give the file back."""
+        """Release the file."""
 
 
 class Writer(Protocol):
@@ -124,152 +124,152 @@ class Writer(Protocol):
         """
 
     def copy(self, reader: Reader, offset: int, length: int) -> None:
-        """Append bytes of a file of a store that this one `copies_from`, without their coming here.
+        """Append bytes of a file in a store that this one `copies_from`, without transferring them to this process.
 
-        What was written since the last copy is a part of the upload, and so is each copy: see `Store.part_limits`.
+        Bytes written since the last copy form a part of the upload, and so does each copy: see `Store.part_limits`.
 
         Raises:
             DataError: the file has changed since it was opened.
         """
 
     def cut(self) -> None:
-        """End a part here."""
+        """End the current part."""
 
     def finish(self) -> None:
-        """Make all bytes durable, and the file appear at its path."""
+        """Make all bytes durable, and the file visible at its path."""
 
     def abort(self) -> None:
-        """Leave nothing behind. Safe to call at any time, also after `finish`."""
+        """Remove everything that was written. Safe to call at any time, even after `finish`."""
 
 
 class ReadStore(Protocol):
-    """A folder or a bucket's prefix to read from. Paths are relative to it, with '/' between components."""
+    """A folder or bucket prefix for reading. Paths are relative to it, with '/' between components."""
 
     @property
     def url(self) -> str:
-        """Where it is, for messages and as part of a transform's identity."""
+        """Address, for messages and as part of a transform's identity."""
 
     @property
     def remote(self) -> bool:
-        """Whether a read costs a round trip: then it is worth to ask ahead, for much, and for several things at a time."""
+        """Whether each read costs a round trip, so that large, concurrent and early reads are worthwhile."""
 
     def list(self, path: str) -> list[Stat]:
-        """What lies directly in `path`, sorted by name; empty when there is no such path.
+        """Return the entries of `path`, sorted by name; empty if the path does not exist.
 
         Raises:
-            AccessError, StorageError: it cannot be listed.
+            AccessError, StorageError: the path cannot be listed.
         """
 
     def stat(self, path: str) -> Stat | None:
-        """What `path` is; None when it is not there."""
+        """Return the entry of `path`; None if it does not exist."""
 
     def list_folders(self, paths: Sequence[str]) -> Sequence[Sequence[Stat]]:
-        """What lies directly in each of these folders, see `list`, in as few round trips as possible."""
+        """Return the entries of each folder, see `list`, in as few round trips as possible."""
 
     def stats(self, paths: Sequence[str]) -> dict[str, Stat]:
-        """Those of these files that are there, in as few round trips as possible. Of folders nothing is said."""
+        """Return the entries of the files that exist, in as few round trips as possible. Folders may be left out."""
 
     def open(self, path: str) -> Reader:
-        """Open a file to read from it.
+        """Open a file for reading.
 
         Raises:
-            MissingInputError: it is not there.
+            MissingInputError: the file does not exist.
             AccessError: reading is denied.
         """
 
     def read(self, path: str, limit: int) -> bytes:
-        """A whole small file.
+        """Return the content of a small file.
 
         Raises:
-            MissingInputError: it is not there.
-            DataError: it is longer than `limit` bytes.
+            MissingInputError: the file does not exist.
+            DataError: the file is longer than `limit` bytes.
         """
 
 
 class Store(ReadStore, Protocol):
-    """One to write to as well."""
+    """A store for reading and writing."""
 
     @property
     def notes(self) -> Sequence[str]:
-        """Notes for the user on what the storage lacks and was skipped so far."""
+        """Notes for the user on operations that were skipped because the storage does not support them."""
 
     @property
     def renames(self) -> bool:
-        """Whether a finished file is moved for nothing, at once. Where not, files that replace others are written in place."""
+        """Whether moving a finished file is free and atomic. Otherwise files that replace others are written in place."""
 
     def copies_from(self, other: Store) -> bool:
-        """Whether files of another store can be copied by the server alone."""
+        """Return whether the server can copy files of another store."""
 
     @property
     def part_limits(self) -> PartLimits | None:
-        """Of uploads for which files are copied by the server; None where it copies nothing."""
+        """Limits of uploads with parts that the server copies; None: it copies nothing."""
 
     def around(self) -> Sequence[Hashable]:
-        """What this place and those around it are, innermost first: equal for one place under two names."""
+        """Identities of this place and its ancestors, innermost first; equal for one place under two names."""
 
     def create(
         self, path: str, *, temporary: str, mode: int | None, size: int | None = None, memory: int = 0, copies: bool = False
     ) -> Writer:
-        """A new file at `path` that replaces what is there when it is finished.
+        """Create a file that replaces `path` when it is finished.
 
         Args:
-            path: the place where it appears.
-            temporary: a path in the same store for its bytes until then, where the storage needs one.
+            path: the final path.
+            temporary: a path in the same store for its bytes until then, if the storage requires one.
             mode: permission bits; its folders get the same with search permission. None: 0666 and 0777, less the umask.
-                Without meaning in an object store.
-            size: how long it will be, where that is known: it decides in how many parts it is sent.
-            memory: how many bytes may wait in memory until they are sent; more only where one part needs it.
-            copies: whether the server is to copy some of it, see `Writer.copy`.
+                Ignored by object stores.
+            size: the final length, if known, which determines the size of parts.
+            memory: bytes that may be buffered before they are sent; exceeded only if one part requires it.
+            copies: whether the server copies some parts, see `Writer.copy`.
         """
 
     def write_cost(self, size: int, memory: int) -> WriteCost:
-        """What a writer of a file of this length takes, if it may have `memory`.
+        """Return the cost of writing a file of this length with `memory`.
 
         Raises:
-            OutputError: there can be no such file.
+            OutputError: the file would be too large.
         """
 
     def write(self, path: str, content: bytes, *, mode: int | None) -> None:
-        """A whole small file, replacing what is there at once."""
+        """Write a small file, replacing an existing one atomically."""
 
     def write_new(self, path: str, content: bytes, *, mode: int | None) -> bool:
-        """A whole small file, only if nothing is there (atomically). Says whether it was written."""
+        """Write a small file atomically unless the path exists. Return whether it was written."""
 
     def swap(self, path: str, content: bytes, version: str, *, mode: int | None) -> bool:
-        """A whole small file in the place of one, only if that still has this version. Says whether it was written."""
+        """Replace a small file if it still has this version. Return whether it was written."""
 
     def move(self, path: str, to: str) -> None:
-        """Rename a small file within the store, replacing what is there. An object store has it in both places for a moment."""
+        """Rename a small file within the store, replacing an existing one. In an object store, both exist for a moment."""
 
     def delete(self, path: str) -> None:
-        """Remove a file, or a folder with all in it. Nothing there is no error."""
+        """Delete a file, or a folder with its content. It is not an error if the path does not exist."""
 
     def delete_files(self, paths: Collection[str], *, prune: bool = False) -> None:
-        """Remove files in as few round trips as possible. A file that is not there is no error.
+        """Delete files in as few round trips as possible. It is not an error if a file does not exist.
 
         Args:
             paths: the files.
-            prune: whether to remove their folders too, where these are empty then.
+            prune: whether to delete their folders too, if they become empty.
         """
 
     def touch(self, path: str) -> None:
-        """Mark a small file as alive, unless it is gone, or another's by now."""
+        """Refresh the time of a small file, unless it was deleted or replaced."""
 
     def age(self, path: str) -> float | None:
-        """Seconds since a file was written or marked, all by the storage's own clock; None when it is not there."""
+        """Return the seconds since a file was written or refreshed, by the storage's clock; None if it does not exist."""
 
     def abort_stale_uploads(self, paths: Iterable[str], *, silent: float) -> None:
-        """Remove what killed writers of these files have left, if nothing was added to it for so many seconds.
+        """Remove unfinished uploads of these files to which nothing was added for so many seconds.
 
-        For storages that keep it where no listing shows it; temporaries are files like others.
+        For storages whose listings do not show them; temporaries are ordinary files.
         """
 
     def check_writable(self) -> None:
-        """Find out whether files can be created here, and deleted. An object store may write `PROBE`, and delete it again.
+        """Check that files can be created and deleted. An object store may write `PROBE` and delete it again.
 
         Raises:
-            AccessError, OutputError: they cannot.
+            AccessError, OutputError: files cannot be created or deleted.
         """
 
     def free_bytes(self) -> int | None:
-        """How much can still be written; None where that is not known."""
+        """Return the free space in bytes; None if it is unknown."""

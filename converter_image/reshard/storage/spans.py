@@ -1,4 +1,4 @@
-"""Runs of bytes that are read together, where that is sooner done than one by one."""
+"""Merge runs of bytes that are faster to read together."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True, slots=True)
 class Span:
-    """Bytes that are read together.
+    """A range of bytes that is read at once.
 
     Attributes:
         start: place of the first.
