@@ -9,6 +9,7 @@ import models
 import rawfiles
 from definition import Cut
 
+from reshard.cli import main
 from reshard.layout import Layout
 from reshard.strategy import Strategy, StrategyFile, dump
 
@@ -97,3 +98,18 @@ def example(*, rows: int = 48, columns: int = 24, seed: int = 1, ranks: int = 6)
         models.Tensor("step", "Int32", (), None, 0, None, 0),
     )
     return models.Model(4, 1, ranks, 1, tensors, seed, remove_redundancy=False)
+
+
+def run(made: Checkpoint, target: Path, *more: str) -> int:
+    """The exit code of a transform, with further arguments."""
+    return main(made.arguments(target, *more))
+
+
+def right(made: Checkpoint, target: Path) -> bool:
+    """Whether a target holds what it must, and its manifest says the same."""
+    return differences(made.model, target, "ckpt") == [] and main(["verify", str(target)]) == 0
+
+
+def rank_file(target: Path, rank: int) -> Path:
+    """The file of a rank of a target, by the usual prefix."""
+    return target / f"rank_{rank}" / f"checkpoint_{rank}.ckpt"

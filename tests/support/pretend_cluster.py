@@ -225,3 +225,9 @@ def ready(cluster: PretendCluster) -> dict[str, Any]:
     """The condition that says what is going on."""
     found: dict[str, Any] = next(c for c in cluster.status["conditions"] if c["type"] == "Ready")
     return found
+
+
+def failing(step: str, code: int, message: dict[str, Any], indexes: tuple[int, ...] = (0,)) -> Any:
+    """What pods leave if these of one step fail with an exit code and a message."""
+    usual = PretendCluster().outcome
+    return lambda s, i: (code, message) if (s, i in indexes) == (step, True) else usual(s, i)

@@ -2,17 +2,15 @@
 
 from __future__ import annotations
 
-import json
-from datetime import datetime, timedelta
+from datetime import timedelta
 from itertools import pairwise
-from typing import Any
 
 import pytest
 from catalogue import CATALOGUE
 from effort import examples
 from hypothesis import given
 from hypothesis import strategies as st
-from pretend_cluster import COMMIT, CONFIG, PLAN, PretendCluster, conditions, older, ready, resource
+from pretend_cluster import COMMIT, CONFIG, PLAN, PretendCluster, conditions, failing, older, ready, resource
 
 from reshard_operator.jobs import holds_target
 from reshard_operator.observation import Job, Transform
@@ -20,11 +18,6 @@ from reshard_operator.reconcile import Create, Patch, reconcile, refused
 from reshard_operator.status import event, only_counts_differ
 
 QUEUE = {"kueue.x-k8s.io/queue-name": "gpus"}
-
-
-def failing(step: str, code: int, message: dict[str, Any], indexes: tuple[int, ...] = (0,)) -> Any:
-    usual = PretendCluster().outcome
-    return lambda s, i: (code, message) if (s, i in indexes) == (step, True) else usual(s, i)
 
 
 def test_from_plan_to_complete() -> None:
@@ -217,69 +210,6 @@ def test_parallelism_is_passed_on() -> None:
     assert cluster.status["phase"] == "Complete"
 
 
-def test_the_end_is_expected_at_the_rate_so_far() -> None:
-    cluster = PretendCluster(resource(execution={"parallelism": 1}))
-    cluster.work()
-    while cluster.status.get("progress") != "2/6":
-        cluster.advance(60)
-        cluster.work()
-    begun = datetime.fromisoformat(next(job for name, job in cluster.jobs.items() if "ranks" in name)["status"]["startTime"])
-    expected = cluster.status["expectedCompletionTime"]
-    assert datetime.fromisoformat(expected) - begun == 3 * (cluster.now - begun)  # two of six are written
-    assert expected in ready(cluster)["message"]
-    cluster.now += timedelta(seconds=30)
-    assert cluster.decide().status == cluster.status
-    cluster.settle()
-    assert "expectedCompletionTime" not in cluster.status
-
-
-def reach(cluster: PretendCluster, progress: str, seconds: float) -> None:
-    """Let pods take so long each until this many ranks are written."""
-    while cluster.status.get("progress") != progress:
-        cluster.advance(seconds)
-        cluster.work()
-
-
-@pytest.mark.parametrize("keeps_start_time", [True, False], ids=["1.34", "1.37"])
-def test_the_expected_end_counts_only_ranks_written_since_the_resume(*, keeps_start_time: bool) -> None:
-    cluster = PretendCluster(resource(execution={"parallelism": 1}), keeps_start_time=keeps_start_time)
-    cluster.work()
-    reach(cluster, "2/6", 60)
-    cluster.change(suspend=True)
-    for _ in range(3):
-        cluster.work()
-        assert "expectedCompletionTime" not in cluster.status
-        assert "expected" not in ready(cluster)["message"]
-        cluster.advance()
-    assert cluster.status["phase"] == "Suspended"
-    cluster.advance(3600)
-    cluster.change(suspend=False)
-    cluster.work()
-    cluster.advance(0)
-    resumed = cluster.now
-    for done, left in ((3, 3), (4, 2)):
-        reach(cluster, f"{done}/6", 20)
-        expected = datetime.fromisoformat(cluster.status["expectedCompletionTime"])
-        assert expected == cluster.now + (cluster.now - resumed) * left / (done - 2)
-    cluster.settle()
-    assert "expectedCompletionTime" not in cluster.status
-
-
-def test_the_next_attempt_expects_its_end_from_its_own_start() -> None:
-    cluster = PretendCluster(resource(execution={"parallelism": 1}), outcome=failing("ranks", 65, {}, (3,)))
-    cluster.settle()
-    assert (cluster.status["phase"], cluster.status["ranks"]["succeeded"]) == ("Failed", 5)
-    cluster.outcome = PretendCluster().outcome
-    cluster.change(execution={"attempt": 2, "parallelism": 1})
-    while not any(name.endswith("ranks-2") for name in cluster.jobs):
-        cluster.work(status_lost=True)
-        cluster.advance()
-    cluster.advance(0)
-    started = cluster.now
-    reach(cluster, "2/6", 60)
-    assert datetime.fromisoformat(cluster.status["expectedCompletionTime"]) == cluster.now + 2 * (cluster.now - started)
-
-
 def test_its_jobs_are_named() -> None:
     cluster = PretendCluster()
     cluster.settle()
@@ -333,93 +263,6 @@ def test_a_newer_crd_disturbs_nothing(rounds: int) -> None:
     del cluster.resource["spec"]["sauce"]
     cluster.settle()
     assert (cluster.status["phase"], cluster.status["attempt"]) == ("Complete", 2)
-
-
-def test_a_step_whose_pod_is_gone_runs_again() -> None:
-    cluster = PretendCluster()
-    cluster.work()
-    for _ in range(3):
-        cluster.advance()
-    cluster.pods.clear()  # garbage collected before anybody read it
-    cluster.work()
-    assert "run 2 of at most 3" in ready(cluster)["message"]
-    cluster.settle()
-    assert cluster.status["phase"] == "Complete"
-    assert [name for name in cluster.created if "plan" in name] == [f"a-transform-11112222-plan{run}" for run in ("", "-r2")]
-    assert all("ttlSecondsAfterFinished" in job["spec"] for job in cluster.jobs.values())
-
-
-NEWER = "has version 2, but this operator reads version 1"
-UNREADABLE = {
-    "": "the container left no termination message",
-    "sidecar: done": "not a step result",
-    json.dumps({"version": 2, "rankMap": {}}): NEWER,
-    json.dumps(PLAN | {"version": 2}): NEWER,
-    json.dumps({key: value for key, value in PLAN.items() if key != "version"}): "missing required field `version`",
-    json.dumps(COMMIT | {"version": 1, "digest": 3}): "not a step result",
-}
-
-
-@pytest.mark.parametrize("status_lost", [False, True], ids=["", "operator killed before each write"])
-@pytest.mark.parametrize(("text", "said"), UNREADABLE.items(), ids=range(len(UNREADABLE)))
-@pytest.mark.parametrize("step", ["plan", "commit"])
-def test_a_result_that_cannot_be_read_is_asked_for_three_times(step: str, text: str, said: str, *, status_lost: bool) -> None:
-    usual = PretendCluster().outcome
-    cluster = PretendCluster(outcome=lambda s, i: (0, text) if s == step else usual(s, i))
-    if status_lost:
-        for _ in range(40):
-            cluster.work(status_lost=True)
-            cluster.advance()
-    cluster.settle(50)
-    assert (cluster.status["phase"], ready(cluster)["reason"]) == ("Failed", "ResultMissing")
-    assert said in ready(cluster)["message"]
-    assert "same version of operator and converter images" in ready(cluster)["message"]
-    names = [f"a-transform-11112222-{step}{run}" for run in ("", "-r2", "-r3")]
-    assert [name for name in cluster.created if step in name] == names
-    assert all("ttlSecondsAfterFinished" in job["spec"] for job in cluster.jobs.values())
-
-
-def test_the_next_attempt_asks_three_times_again() -> None:
-    cluster = PretendCluster(outcome=lambda *_: (0, ""))
-    cluster.settle()
-    cluster.change(execution={"attempt": 2})
-    cluster.settle()
-    assert [name.removeprefix("a-transform-11112222-plan") for name in cluster.created] == [
-        "",
-        "-r2",
-        "-r3",
-        "-2",
-        "-2-r2",
-        "-2-r3",
-    ]
-    cluster.outcome = PretendCluster().outcome
-    cluster.change(execution={"attempt": 3})
-    cluster.settle()
-    assert cluster.status["phase"] == "Complete"
-
-
-def test_fields_that_a_newer_converter_adds_are_ignored() -> None:
-    usual = PretendCluster().outcome
-    cluster = PretendCluster(outcome=lambda s, i: (0, {**usual(s, i)[1], "sauce": 1}))  # type: ignore[dict-item]
-    cluster.settle()
-    assert (cluster.status["phase"], len(cluster.created)) == ("Complete", 3)
-
-
-def test_a_newer_converters_failure_is_told_all_the_same() -> None:
-    said = {"version": 2, "reason": "SourceRankMissing", "message": "there is no rank 5", "exitCode": 66}
-    cluster = PretendCluster(outcome=failing("plan", 66, said))
-    cluster.settle()
-    assert (ready(cluster)["reason"], ready(cluster)["message"]) == (said["reason"], said["message"])
-
-
-def test_a_plan_that_is_gone_is_remembered_by_the_status() -> None:
-    cluster = PretendCluster()
-    while "ranks" not in "".join(cluster.created):
-        cluster.work()
-        cluster.advance()
-    cluster.pods = [pod for pod in cluster.pods if pod["metadata"]["labels"]["reshard.dev/step"] != "plan"]
-    cluster.settle()
-    assert (cluster.status["phase"], len(cluster.created)) == ("Complete", 3)
 
 
 def test_kueue_starts_the_ranks() -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import shutil
 from typing import TYPE_CHECKING
@@ -9,11 +10,14 @@ from typing import TYPE_CHECKING
 import disk
 import models
 import numpy as np
+import pipelines
 import pytest
 import rawfiles
 from definition import Cut
+from disk import rank_file, right, run
 
 import reshard
+from reshard.checkpoint.manifest import MANIFEST_NAME
 from reshard.cli import main
 from reshard.engine.rankfile import compare
 from reshard.errors import DataError
@@ -40,18 +44,6 @@ def other(tmp_path: Path) -> disk.Checkpoint:
 @pytest.fixture
 def target(tmp_path: Path) -> Path:
     return tmp_path / "target"
-
-
-def run(made: disk.Checkpoint, target: Path, *more: str) -> int:
-    return main(made.arguments(target, *more))
-
-
-def right(made: disk.Checkpoint, target: Path) -> bool:
-    return disk.differences(made.model, target, "ckpt") == [] and main(["verify", str(target)]) == 0
-
-
-def rank_file(target: Path, rank: int) -> Path:
-    return target / f"rank_{rank}" / f"checkpoint_{rank}.ckpt"
 
 
 def touch(made: disk.Checkpoint) -> None:
@@ -227,3 +219,16 @@ def test_a_source_that_was_swapped_with_its_time_kept(made: disk.Checkpoint, oth
         transform_checkpoint(request, commit=False)
     transform_checkpoint(request)
     assert right(other, target)
+
+
+def test_of_a_checkpoint_that_was_written_by_stage_the_times_of_each_are_recorded(tmp_path: Path, target: Path) -> None:
+    made = pipelines.write(tmp_path / "made", pipelines.pipeline())
+
+    def versions() -> list[str]:
+        return [stage["source"]["versions"] for stage in json.loads((target / MANIFEST_NAME).read_text())["stages"]]
+
+    assert made.run(0, target) == made.run(1, target) == 0
+    first = versions()
+    next((made.made.source / "rank_0").iterdir()).chmod(0o600)
+    assert made.run(0, target) == made.run(1, target) == 0
+    assert [found == before for found, before in zip(versions(), first, strict=True)] == [False, True]

@@ -12,6 +12,7 @@ import msgspec
 import numpy as np
 import pytest
 import rawfiles
+from disk import rank_file, right, run
 from killing import killed_after
 
 import reshard
@@ -48,20 +49,8 @@ def target(tmp_path: Path) -> Path:
     return tmp_path / "target"
 
 
-def run(made: disk.Checkpoint, target: Path, *more: str) -> int:
-    return main(made.arguments(target, *more))
-
-
 def listed(target: Path) -> list[int]:
     return [record["rank"] for record in json.loads((target / MANIFEST_NAME).read_text())["files"]]
-
-
-def right(made: disk.Checkpoint, target: Path) -> bool:
-    return disk.differences(made.model, target, "ckpt") == [] and main(["verify", str(target)]) == 0
-
-
-def rank_file(target: Path, rank: int) -> Path:
-    return target / f"rank_{rank}" / f"checkpoint_{rank}.ckpt"
 
 
 def test_a_commit_needs_all_ranks(made: disk.Checkpoint, target: Path, capsys: pytest.CaptureFixture[str]) -> None:
