@@ -16,7 +16,7 @@ if TYPE_CHECKING:
 
 ROOT = Path(__file__).parents[2]
 TOOLS = ROOT / ".venv-dist"
-PYTHONS = os.environ.get("RESHARD_PYTHONS", sys.executable).split(os.pathsep)
+PYTHONS = (os.environ.get("RESHARD_PYTHONS") or sys.executable).split(os.pathsep)
 COMMITTED = "2020-02-02T02:02:02Z"
 COMMITTED_SECONDS = "1580608922"
 _GIT, _MAKE = shutil.which("git") or "git", shutil.which("make") or "make"
