@@ -1,4 +1,4 @@
-"""Standard output and standard error: results, messages and progress, whatever the streams can encode and whoever reads them."""
+"""Standard output and standard error: results, messages, logs and progress, on streams of any encoding."""
 
 from __future__ import annotations
 
@@ -192,11 +192,11 @@ def out_error(error: ReshardError, code: int) -> None:
     TolerantStream(sys.stdout).write(f"{json.dumps(document)}\n")
 
 
-def table(title: str | None, columns: Iterable[tuple[str, str]], rows: Iterable[Iterable[object]]) -> None:
+def table(columns: Iterable[tuple[str, str]], rows: Iterable[Iterable[object]]) -> None:
     """Print a table. Each column is a heading and "left" or "right"."""
     from reshard.cli import terminal  # noqa: PLC0415 - pods print no tables, and start faster without rich
 
-    draw(terminal.table(title, columns, rows))  # rich itself would exit the process when the reader is gone
+    draw(terminal.table(columns, rows))  # rich itself would exit the process when the reader is gone
 
 
 class LineProgress:

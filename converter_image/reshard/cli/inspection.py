@@ -277,7 +277,7 @@ def _show_head(inventory: Inventory, held: list[Held], strategy: Strategy | None
         rows.append(("index", f"of {manifest.source.url}, for {manifest.target_ranks} ranks"))
     elif manifest is not None:
         rows.append(("complete", f"ranks {manifest.ranks} of {manifest.target_ranks}, from {manifest.source.url}"))
-    console.table(None, [("", "left"), ("", "left")], rows)
+    console.table([("", "left"), ("", "left")], rows)
     if strategy is None and len(ranks) > 1 and not inventory.unified:
         console.out("the sharding is unknown; --strategy names it")
 
@@ -303,7 +303,7 @@ def _show_parameters(held: list[Held], inventory: Inventory, *, every: bool) -> 
         for h in shown
     ]
     console.out()
-    console.table(None, columns, rows)
+    console.table(columns, rows)
     if len(lines) > len(shown):
         console.out(f"... and {len(lines) - len(shown)} more; --all lists all, --parameter 'PATTERN' a selection")
 
@@ -317,7 +317,7 @@ def _show_sizes(inventory: Inventory, *, every: bool) -> None:
     holder = "file" if inventory.unified else "rank"
     rows = [(format_ranks(ranks), size(nbytes), "█" * round(_BAR * nbytes / most)) for nbytes, ranks in shown]
     console.out()
-    console.table(None, [(holder, "left"), ("size", "right"), ("", "left")], rows)
+    console.table([(holder, "left"), ("size", "right"), ("", "left")], rows)
     if len(runs) > len(shown):
         console.out(f"... and {len(runs) - len(shown)} more; --all lists all")
     if len(sizes) > 1:

@@ -71,12 +71,12 @@ def show(found: Checkpoint | Archive, path: str, parameters: Sequence[str], *, e
         ("size", size(sum(line.nbytes for line in lines))),
         ("other values", f"{_others(found):,}"),
     ]
-    console.table(None, [("", "left"), ("", "left")], rows)
+    console.table([("", "left"), ("", "left")], rows)
     shown = lines if every else lines[:_SHOWN]
     columns = [("tensor", "left"), ("type", "left"), ("shape", "right"), ("shards" if distributed else "storage", "left")]
     columns += [("files", "left")] if distributed else []
     console.out()
-    console.table(None, columns, [(*_cells(line), *([_some(line.files)] if distributed else [])) for line in shown])
+    console.table(columns, [(*_cells(line), *([_some(line.files)] if distributed else [])) for line in shown])
     if len(lines) > len(shown):
         console.out(f"... and {len(lines) - len(shown)} more; --all shows them, --parameter 'PATTERN' some")
 

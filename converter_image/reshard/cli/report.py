@@ -125,7 +125,6 @@ def planned(plan: PlanResult, *, as_json: bool) -> None:
         )
         return
     console.table(
-        None,
         [("", "left"), ("", "right")],
         [
             ("source ranks", summary.source_ranks),
@@ -140,14 +139,17 @@ def planned(plan: PlanResult, *, as_json: bool) -> None:
         ],
     )
     if replicated:
+        console.out()
+        console.out(
+            "In no strategy, copied whole to every rank. If source ranks hold slices of them, use a strategy that contains them."
+        )
         console.table(
-            "In no strategy, copied whole to every rank. If source ranks hold slices of them, use a strategy that contains them.",
             [("parameter", "left"), ("type", "left"), ("shape", "left")],
             [(p.name, p.dtype, str(list(p.shape))) for p in replicated],
         )
     ranks = list(summary.sources)
+    console.out()
     console.table(
-        "",
         [("target rank", "right"), ("bytes", "right"), ("reads source ranks", "left")],
         [(rank, size(summary.rank_bytes[rank]), some_ranks(summary.sources[rank])) for rank in ranks[:_SHOWN_RANKS]],
     )
@@ -158,10 +160,11 @@ def planned(plan: PlanResult, *, as_json: bool) -> None:
 def strategy(found: Strategy, *, as_json: bool) -> None:
     """Print the layouts of a strategy."""
     if as_json:
-        stages = [{name: _layout(layout) for name, layout in stage.items()} for stage in found.stages]
-        console.out_json({"ranks": found.ranks, "devices_per_stage": found.devices, "stages": stages})
+        layouts = [{name: _layout(layout) for name, layout in stage.items()} for stage in found.stages]
+        console.out_json({"ranks": found.ranks, "devices_per_stage": found.devices, "stages": layouts})
         return
-    console.out(f"{found.ranks} ranks: {len(found.stages)} pipeline stages of {found.devices}")
+    stages = "1 pipeline stage" if len(found.stages) == 1 else f"{len(found.stages)} pipeline stages"
+    console.out(f"{found.ranks} ranks: {stages} of {found.devices} ranks")
     columns = [
         ("parameter", "left"),
         ("device matrix", "left"),
@@ -172,7 +175,8 @@ def strategy(found: Strategy, *, as_json: bool) -> None:
     for number, stage in enumerate(found.stages):
         console.out()
         rows = [(name, *_row(layout)) for name, layout in stage.items()]
-        console.table(f"stage {number}: {len(stage)} parameters", columns, rows)
+        console.out(f"stage {number}: {len(stage)} parameters")
+        console.table(columns, rows)
 
 
 def _layout(layout: Layout) -> dict[str, object]:

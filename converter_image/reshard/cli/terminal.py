@@ -27,13 +27,11 @@ if TYPE_CHECKING:
     from types import TracebackType
 
 
-def table(title: str | None, columns: Iterable[tuple[str, str]], rows: Iterable[Iterable[object]]) -> str:
+def table(columns: Iterable[tuple[str, str]], rows: Iterable[Iterable[object]]) -> str:
     """Return a table as text. Each column is a heading and "left" or "right"."""
     columns = list(columns)
     made = Table(
         show_header=any(heading for heading, _ in columns),
-        title=Text(printable(title)) if title is not None else None,
-        title_justify="left",
         box=None,
         header_style="bold",
         pad_edge=False,
