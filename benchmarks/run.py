@@ -48,7 +48,7 @@ mindspore.load_distributed_checkpoint(
     None, predict_strategy=after, format="safetensors", unified_safetensors_dir=source, dst_safetensors_dir=target
 )
 """
-_OTHERS = ("planning", "sampling", "parts")
+_OTHERS = ("planning", "model", "sampling", "parts")
 _PROGRAMS = {"reshard": _MINDSPORE, "unify": _MINDSPORE_UNIFY, "load": _MINDSPORE_LOAD}
 
 
@@ -160,6 +160,10 @@ def main() -> None:
         done = subprocess.run([sys.executable, str(HERE / "planning.py")], check=True, capture_output=True, text=True)
         kept["planning"] = json.loads(done.stdout)
         print("plan of 405B parameters with Adam's moments, 16,384 -> 12,288 ranks:", done.stdout.strip())
+    if not arguments.cases or "model" in arguments.cases:
+        done = subprocess.run([sys.executable, str(HERE / "model.py")], check=True, capture_output=True, text=True)
+        kept["model"] = json.loads(done.stdout)
+        print("metadata of 128,000 shards, and two divisions into a million boxes:", done.stdout.strip())
     if not arguments.cases or "sampling" in arguments.cases:
         command = [sys.executable, str(HERE / "sampling.py"), "--folder", str(arguments.folder)]
         done = subprocess.run(command, check=True, capture_output=True, text=True)

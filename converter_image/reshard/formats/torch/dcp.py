@@ -17,6 +17,7 @@ from reshard.errors import DataError, MissingInputError
 from reshard.formats.torch.dtypes import REFUSED, TYPES, torch_type
 from reshard.formats.torch.unpickle import LIMITS, Global, Limits, Record, load
 from reshard.model import Checkpoint, ObjectMeta, Place, Shards, TensorMeta, divide, gather_shards
+from reshard.model.tiling import number_rows
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -288,8 +289,7 @@ def _match(found: _Found, document: _Document, wanted: dict[int, Numbers], stora
         stored = np.hstack([indexes[at][:, None], indexes[at[:, None] + 2 + np.arange(count)]])
         names = chunks[:, : count + 1]
         # One order for both: the rows of the metadata, then of the storage, numbered by their distinct values.
-        distinct, numbers = np.unique(np.concatenate([names, stored]), axis=0, return_inverse=True)
-        numbers = numbers.reshape(-1)
+        distinct, numbers = number_rows(np.concatenate([names, stored]))
         place_of = np.full(len(distinct), -1, np.int64)
         place_of[numbers[len(names) :]] = of_count
         place = place_of[numbers[: len(names)]]
