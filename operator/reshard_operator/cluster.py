@@ -1,4 +1,4 @@
-"""The only file that talks to the Kubernetes API. Every call has a time limit; objects stay the dicts that the API sends."""
+"""Client of the Kubernetes API. Every call has a time limit; objects are the dicts that the API sends."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ GROUP, VERSION = API_VERSION.split("/")
 PLURAL = "checkpointtransforms"
 FIELD_MANAGER = "reshard-operator"
 _SECONDS = 30.0
-# Of a step with thousands of pods, enough to tell what is wrong.
+# Of a step with thousands of pods, this many are enough for a diagnosis.
 _MOST_WAITING = 50
 _MOST_FAILED = 200
 _PAGE = 500
@@ -40,9 +40,9 @@ class ApiError(Exception):
     """The API server rejected a request, or could not be reached.
 
     Attributes:
-        status: of HTTP; 0 when it was not reached.
+        status: HTTP status; 0: the API server was not reached.
         reason: its reason, such as "AlreadyExists".
-        fields: those that it finds wrong, such as "spec.template.spec.tolerations[0].key"; none where a webhook says no.
+        fields: invalid fields, such as "spec.template.spec.tolerations[0].key"; empty if a webhook rejected the request.
     """
 
     def __init__(self, status: int, reason: str, message: str, fields: tuple[str, ...] = ()) -> None:
@@ -62,7 +62,7 @@ class Cluster:
 
     @classmethod
     async def connect(cls) -> Cluster:
-        """With the pod's service account, or as kubectl would."""
+        """Connect with the pod's service account, or like kubectl."""
         try:
             config.load_incluster_config()
         except config.ConfigException:
@@ -75,16 +75,16 @@ class Cluster:
         return str(self._api.configuration.host)
 
     async def close(self) -> None:
-        """Give the connections back."""
+        """Close the connections."""
         await self._api.close()
 
     async def transforms(self, namespaces: Sequence[str]) -> list[Object]:
-        """All transforms, in all namespaces if none is named."""
+        """Return the transforms of these namespaces, or of all if none is named."""
         places = [_custom(namespace) for namespace in namespaces] or [f"/apis/{API_VERSION}/{PLURAL}"]
         return [item for place in places for item in await self._list(place)]
 
     async def observe(self, namespace: str, name: str) -> Seen | None:
-        """What there is to see of a transform; None when it is gone."""
+        """Return the observation of a transform; None if it was deleted."""
         resource = await self._find(f"{_custom(namespace)}/{name}")
         if resource is None:
             return None
@@ -100,11 +100,11 @@ class Cluster:
         return replace(seen, pods=tuple(pods), rivals=rivals, events=tuple(events))
 
     async def act(self, transform: Transform, action: Action) -> None:
-        """Carry out one action. What has changed meanwhile is left to the next observation.
+        """Carry out one action. Conflicting changes are left to the next observation.
 
         Raises:
-            NameTakenError: a Job to be created is there, and of someone else.
-            ApiError: the API server refuses.
+            NameTakenError: a Job with the name exists and belongs to another owner.
+            ApiError: the API server rejects the request.
         """
         if isinstance(action, Create):
             await self._create(transform, action)
@@ -138,7 +138,7 @@ class Cluster:
                 raise NameTakenError(f"Job {found.name} already exists and belongs to another owner; delete it") from error
 
     async def write_status(self, transform: Transform, status: Object) -> None:
-        """Write the whole status, if the resource is still the one that was seen.
+        """Write the whole status if the resource is unchanged since the observation.
 
         Raises:
             ApiError: with status 409 if it has changed meanwhile.
@@ -177,16 +177,16 @@ class Cluster:
         await self._call("POST", f"/apis/events.k8s.io/v1/namespaces/{transform.namespace}/events", {}, body)
 
     async def has_resource(self) -> bool:
-        """Whether the API server knows CheckpointTransforms: the CRD is there."""
+        """Return whether the CRD of CheckpointTransforms is installed."""
         found = await self._find(f"/apis/{API_VERSION}")
         return found is not None and any(resource["name"] == PLURAL for resource in found["resources"])
 
     async def get_lease(self, namespace: str, name: str) -> Object | None:
-        """A Lease, if it is there."""
+        """Return a Lease; None if it does not exist."""
         return await self._find(f"/apis/coordination.k8s.io/v1/namespaces/{namespace}/leases/{name}")
 
     async def put_lease(self, namespace: str, lease: Object) -> Object:
-        """Create a Lease, or replace the one whose resourceVersion it has.
+        """Create a Lease, or replace the one with its resourceVersion.
 
         Raises:
             ApiError: with status 409 if somebody else was quicker.
@@ -197,7 +197,7 @@ class Cluster:
         return await self._call("POST", place, {}, lease)
 
     async def _jobs(self, transform: Transform) -> tuple[list[Job], list[Job]]:
-        """Its own Jobs, and those of other transforms with the same target."""
+        """Return the Jobs of a transform, and those of other transforms with the same target."""
         place = _jobs_path(transform.namespace)
         target = jobs.rivals_selector(transform.spec) if transform.spec is not None else ""
         own = f"{jobs.LABEL_TRANSFORM}={transform.uid}"
@@ -231,7 +231,7 @@ class Cluster:
         return pods, [f"CheckpointTransform {pod.annotation(jobs.ANNOTATION_TRANSFORM)} (pod {pod.name})" for pod in alive]
 
     async def _events(self, transform: Transform, now: datetime, current: dict[str, Job], pods: list[Pod]) -> list[Event]:
-        """Warnings about what does not get on."""
+        """Return Warning Events of Jobs and pods that make no progress."""
         found: list[Event] = []
         place = f"/api/v1/namespaces/{transform.namespace}/events"
         idle = [job.uid for job in current.values() if not job.ended and not job.status.get("active")]
@@ -243,7 +243,7 @@ class Cluster:
         return found
 
     async def _find(self, path: str) -> Object | None:
-        """What is at a path; None when nothing is."""
+        """Return the object at a path; None if it does not exist."""
         try:
             return await self._call("GET", path)
         except ApiError as error:
@@ -252,7 +252,7 @@ class Cluster:
             raise
 
     async def _list(self, place: str, labels: str = "", fields: str = "", most: int | None = None) -> list[Object]:
-        """What matches, or the first `most` of it."""
+        """Return the matching objects, or the first `most` of them."""
         query = {"limit": str(most or _PAGE)}
         query |= ({"labelSelector": labels} if labels else {}) | ({"fieldSelector": fields} if fields else {})
         items: list[Object] = []

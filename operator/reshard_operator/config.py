@@ -18,7 +18,7 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True, slots=True)
 class Config:
-    """How the operator works.
+    """The configuration of the operator.
 
     Attributes:
         converter_image: the image of all pods.
@@ -27,7 +27,7 @@ class Config:
         namespaces: those to watch; empty: all.
         own_namespace: where the operator runs, and its Lease is.
         identity: of this replica.
-        lease: the name of the Lease that replicas share; empty: there is one replica only.
+        lease: the name of the Lease that replicas share; empty: there is only one replica.
         resync_seconds: how often everything is looked at anew, whatever the watches told.
         metrics_port: where metrics are served; 0: nowhere.
         health_port: where the liveness probe is answered; 0: nowhere.
@@ -50,10 +50,10 @@ class Config:
 
 
 def load(environment: Mapping[str, str] = os.environ) -> Config:
-    """The configuration in the environment.
+    """Read the configuration from the environment.
 
     Raises:
-        UsageError: a variable is missing or wrong.
+        UsageError: a variable is missing or invalid.
     """
 
     def number(name: str, default: float) -> float:

@@ -1,4 +1,4 @@
-"""From a transform to the manifests of its Jobs, and whose Jobs stand in its way. Pure functions; manifests are dicts."""
+"""Manifests of a transform's Jobs, and conflicts with Jobs of other transforms. Pure functions; manifests are dicts."""
 
 from __future__ import annotations
 
@@ -46,7 +46,7 @@ _MOST_CHARACTERS = 192 << 10
 
 
 def target_label(spec: TransformSpec) -> str:
-    """Equal for transforms that write to the same place."""
+    """Return a key that is equal for transforms with the same target."""
     claim, bucket = spec.target.storage.persistent_volume_claim, spec.target.storage.s3
     place = f"{claim.claim_name}\0{claim.path}" if claim is not None else ""
     if bucket is not None:
@@ -68,7 +68,7 @@ def rivals_selector(spec: TransformSpec) -> str:
 
 
 def rivals(transform: Transform, others: Iterable[Job]) -> tuple[str, ...]:
-    """Those of other transforms' Jobs with the same target that have it, in words."""
+    """Return descriptions of the Jobs of other transforms that hold the same target."""
     return tuple(
         f"CheckpointTransform {job.annotation(ANNOTATION_TRANSFORM)} (Job {job.name})"
         for job in others
@@ -77,7 +77,7 @@ def rivals(transform: Transform, others: Iterable[Job]) -> tuple[str, ...]:
 
 
 def holds_target(job: Job, transform: Transform) -> bool:
-    """Whether a Job of another transform has the target, so that this one has to wait.
+    """Return whether a Job of another transform holds the target, so that this one must wait.
 
     One whose ranks' Job is there has it until it has ended, which the Job's time to live tells, suspended or not. Of two that
     begin at once, the one that was created first goes first. A Job that nobody owns has it only while it runs.
@@ -90,14 +90,14 @@ def holds_target(job: Job, transform: Transform) -> bool:
 
 
 def _server(endpoint: str | None) -> str:
-    """One name for a server, however its URL is written."""
+    """Return the canonical name of a server for any form of its URL."""
     url = urlsplit(endpoint or "https://s3.amazonaws.com")
     usual = {"http": 80, "https": 443}.get(url.scheme)
     return f"{url.hostname}:{url.port or usual}{url.path.rstrip('/')}"
 
 
 def spec_digest(spec: TransformSpec) -> str:
-    """Identifies what of a spec must not change while it is carried out.
+    """Return a digest of the immutable part of a spec.
 
     What equals its default counts as absent: a later CRD may write defaults out that this one leaves away.
     """
@@ -116,12 +116,12 @@ def _essence(value: object) -> object:
 
 
 def plan_job(transform: Transform, config: Config, run: int = 1) -> Object:
-    """The Job that checks everything and writes the plan."""
+    """Return the Job that validates the request and writes the plan."""
     return _job(transform, config, "plan", {}, memory_bytes=_PLAN_BYTES, run=run)
 
 
 def ranks_job(transform: Transform, config: Config, planned: PlanMessage) -> Object:
-    """The Indexed Job whose pods write the target ranks."""
+    """Return the Indexed Job whose pods write the target ranks."""
     spec = _spec(transform)
     ranks = ranks_of(spec, planned)
     completions = -(-len(ranks) // spec.execution.ranks_per_pod)
@@ -148,7 +148,7 @@ def ranks_job(transform: Transform, config: Config, planned: PlanMessage) -> Obj
 
 
 def commit_job(transform: Transform, config: Config, planned: PlanMessage, run: int = 1) -> Object:
-    """The Job that finds every rank's record and completes the checkpoint."""
+    """Return the Job that collects the records of all ranks and completes the checkpoint."""
     variables = {"RESHARD_DIGEST": planned.digest}
     return _job(transform, config, "commit", variables, memory_bytes=planned.memory_bytes, run=run)
 
@@ -192,7 +192,7 @@ def _job(
 
 
 def _metadata(transform: Transform, name: str) -> Object:
-    """The metadata of an object that belongs to a transform and is deleted with it."""
+    """Return the metadata of an object that belongs to a transform and is deleted with it."""
     owner = {"apiVersion": API_VERSION, "kind": KIND, "name": transform.name, "uid": transform.uid}
     return {
         "name": name,
@@ -224,7 +224,7 @@ def _pod(transform: Transform, config: Config, step: str, variables: dict[str, s
         "image": config.converter_image,
         "args": ["step", step],
         "env": [
-            # A user's variables can add to ours, and to that of Kubernetes, and not replace them.
+            # Users can add variables, but not replace those of the operator and of Kubernetes.
             *(msgspec.to_builtins(e) for e in overrides.env if not e.name.startswith(("RESHARD_", "JOB_COMPLETION_INDEX"))),
             *({"name": name, "value": value} for name, value in environment.items()),
         ],
@@ -270,7 +270,7 @@ def _trace_of(transform: Transform) -> str:
 
 
 def _volumes(spec: TransformSpec, step: str) -> tuple[list[Object], list[Object]]:
-    """One volume for each distinct claim, or the pod would wait for ever; mounted once for each role it has.
+    """Return one volume for each distinct claim, or the pod would wait forever; it is mounted once for each role.
 
     The commit needs the target alone, so it gets no more: nobody's credentials but those, and no file's key.
     """
@@ -301,12 +301,12 @@ def _items(volume: Volume) -> Object:
 
 
 def _resources(overrides: PodTemplateSpec, config: Config, memory_bytes: int) -> Object:
-    """What the transform names, else what the chart does; the plan's memory is requested where neither names any."""
+    """Return the resources of the transform or of the chart, with the plan's memory if neither requests any."""
     resources = overrides.resources or config.converter_resources or {}
     requests = {"memory": str(memory_bytes)} | dict(resources.get("requests") or {})
     limit = (resources.get("limits") or {}).get("memory")
     if limit is not None and "memory" not in (resources.get("requests") or {}):
-        requests["memory"] = limit  # as Kubernetes does it; a request above the limit would be refused
+        requests["memory"] = limit  # like Kubernetes: a request above the limit would be rejected
     return {**resources, "requests": requests}
 
 
@@ -315,13 +315,13 @@ def _rule(action: str, codes: tuple[int, ...]) -> Object:
 
 
 def _fixed(spec: TransformSpec) -> TransformSpec:
-    """Without what may change underway, nor say anything to a pod."""
+    """Return the spec without fields that are mutable or irrelevant to pods."""
     execution = msgspec.structs.replace(spec.execution, parallelism=1, attempt=1)
     return msgspec.structs.replace(spec, execution=execution, suspend=False)
 
 
 def spec_config_maps(transform: Transform) -> list[Object]:
-    """The immutable ConfigMaps that hold the spec as pods read it: one, or more for a spec that one cannot hold.
+    """Return the immutable ConfigMaps with the spec for pods: one, or more if the spec is too large for one.
 
     Their names follow from the content, so one that exists is not written again (docs/decisions/0002-spec-in-config-maps.md).
     """
@@ -340,7 +340,7 @@ def spec_config_maps(transform: Transform) -> list[Object]:
 
 
 def _spec_volume(transform: Transform) -> Object:
-    """The volume with the content of these ConfigMaps, in files that are to be read in the order of their names."""
+    """Return the volume with the content of these ConfigMaps, in files to be read in the order of their names."""
     names = [config_map["metadata"]["name"] for config_map in spec_config_maps(transform)]
     files = [[{"key": _SPEC_KEY, "path": f"{number:03}"}] for number in range(len(names))]
     sources = [{"configMap": {"name": name, "items": items}} for name, items in zip(names, files, strict=True)]
@@ -353,7 +353,7 @@ def _config_map_name(transform: Transform, text: str, number: int) -> str:
 
 
 def _pod_spec_text(spec: TransformSpec) -> str:
-    """The spec as pods read it."""
+    """Return the spec for pods."""
     fixed = _fixed(spec)
     execution = {"ranksPerPod": fixed.execution.ranks_per_pod}
     return json.dumps(msgspec.to_builtins(fixed) | {"execution": execution}, sort_keys=True, ensure_ascii=False)

@@ -1,4 +1,4 @@
-"""Which of several replicas works: the one that holds a Lease.
+"""Leader election: only the replica that holds a Lease works.
 
 It only avoids double work; what keeps writes safe are deterministic names, preconditions and resource versions.
 """
@@ -30,7 +30,7 @@ log = logging.getLogger(__name__)
 
 
 class LostLeaseError(Exception):
-    """Somebody else works now: this process ends, so that nothing half done goes on."""
+    """Another replica holds the Lease. The process exits, so that no partial work continues."""
 
 
 class Lease:
@@ -45,13 +45,13 @@ class Lease:
         self._other_seen = 0.0
 
     def held(self) -> bool:
-        """Whether this replica may write."""
+        """Return whether this replica may write."""
         return not self._config.lease or (
             self._held_since is not None and time.monotonic() - self._renewed < _SURELY_HELD_SECONDS
         )
 
     async def run(self) -> None:
-        """Get the Lease and keep it.
+        """Acquire the Lease and renew it.
 
         Raises:
             LostLeaseError: another replica has it.
@@ -65,7 +65,7 @@ class Lease:
             await asyncio.sleep(_RENEW_SECONDS if self._held_since is not None else random.uniform(1, 3))
 
     async def release(self) -> None:
-        """Give it back at an orderly end, so that the next replica need not wait for it to lapse."""
+        """Release the Lease at an orderly exit, so that the next replica need not wait until it expires."""
         if not self._config.lease or self._held_since is None:
             return
         self._held_since = None

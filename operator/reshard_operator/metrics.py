@@ -1,4 +1,4 @@
-"""What is measured, for Prometheus. No label names an object: their number does not grow with the resources."""
+"""Prometheus metrics. Labels never name an object, so that the number of series does not grow with resources."""
 
 from __future__ import annotations
 
@@ -66,7 +66,7 @@ RANK_SECONDS = RankDurations()
 REGISTRY.register(RANK_SECONDS)
 BUILD.info({"version": __version__})
 
-# Series that are there from the start, at 0: Prometheus sees no increase in the first value of one that was not.
+# Start these series at 0, because Prometheus sees no increase in the first value of a new series.
 for _phase in Phase:
     TRANSITIONS.labels(_phase)
     TRANSFORMS.labels(_phase)
@@ -77,17 +77,17 @@ for _reason in (STUCK, *sorted(WAITING)):
 
 
 class Census:
-    """Keeps the gauges: each transform counts once, however often it is looked at."""
+    """Keeps the gauges. Each transform counts once."""
 
     def __init__(self) -> None:
         self._gauges: dict[tuple[str, str], tuple[Gauge, ...]] = {}
 
     def __iter__(self) -> Iterator[tuple[str, str]]:
-        """Those that are counted."""
+        """Yield the transforms that are counted."""
         return iter(tuple(self._gauges))
 
     def count(self, key: tuple[str, str], status: Object | None) -> None:
-        """A transform has this status now; None: it is gone."""
+        """Record the status of a transform; None: it was deleted."""
         for gauge in self._gauges.pop(key, ()):
             gauge.dec()
         if status is not None:

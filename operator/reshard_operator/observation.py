@@ -1,4 +1,4 @@
-"""What the operator sees of one transform at one moment, as frozen data. Whatever pods and users wrote is parsed here."""
+"""The operator's view of one transform at one moment, as frozen data. Input of pods and users is parsed here."""
 
 from __future__ import annotations
 
@@ -19,10 +19,10 @@ if TYPE_CHECKING:
     from reshard.spec.messages import M, PlanMessage
 
 QUEUE_LABEL = "kueue.x-k8s.io/queue-name"
-# Ours, whatever else a webhook has put into the pod.
+# The converter's container; webhooks may add others to the pod.
 CONTAINER = "reshard"
 STEPS = ("plan", "ranks", "commit")
-# How often a step runs whose result cannot be read.
+# Number of runs of a step whose result cannot be read.
 MOST_RUNS = 3
 _LONGEST_BASE = 34
 
@@ -35,7 +35,7 @@ class Transform:
 
     Attributes:
         spec: None when it cannot be read; `problem` then says why.
-        attempt: which try this is.
+        attempt: number of the attempt.
     """
 
     name: str
@@ -53,17 +53,17 @@ class Transform:
 
     @property
     def status_of_attempt(self) -> Object:
-        """The last status, if it is of this attempt; else empty."""
+        """Last status of this attempt; empty if there is none."""
         return self.status if self.status.get("attempt", self.attempt) == self.attempt else {}
 
     def knows(self, step: str) -> bool:
-        """Whether the status of this attempt tells already what the pod of a step has left."""
+        """Return whether the status of this attempt already contains the result of a step."""
         mark = {"plan": "plan", "commit": "manifest"}[step]
         return mark in self.status_of_attempt
 
     @classmethod
     def parse(cls, resource: Object) -> Transform:
-        """Of what the API server sent."""
+        """Parse an object of the API server."""
         metadata = resource["metadata"]
         spec, problem = None, ""
         try:
@@ -87,7 +87,7 @@ class Transform:
 
 
 def _attempt(resource: Object) -> int:
-    """Also of a spec that cannot be read."""
+    """UID, which exists even if the spec cannot be read."""
     try:
         return int(resource["spec"]["execution"]["attempt"])
     except (KeyError, TypeError, ValueError):
@@ -96,7 +96,7 @@ def _attempt(resource: Object) -> int:
 
 @dataclass(frozen=True)
 class Kept:
-    """An object that Kubernetes keeps, as the API server sent it."""
+    """An object as the API server sent it."""
 
     raw: Object
 
@@ -117,15 +117,15 @@ class Kept:
 
     @property
     def owner(self) -> str:
-        """The UID of the object that controls it."""
+        """UID of the controlling owner."""
         return next((str(o["uid"]) for o in self.raw["metadata"].get("ownerReferences", ()) if o.get("controller")), "")
 
     def label(self, name: str) -> str:
-        """A label; empty when it has none of that name."""
+        """Return a label; empty if it is missing."""
         return str((self.raw["metadata"].get("labels") or {}).get(name, ""))
 
     def annotation(self, name: str) -> str:
-        """An annotation; empty when it has none of that name."""
+        """Return an annotation; empty if it is missing."""
         return str((self.raw["metadata"].get("annotations") or {}).get(name, ""))
 
 
@@ -139,21 +139,21 @@ class Job(Kept):
 
     @property
     def deleting(self) -> bool:
-        """Whether it is on its way out."""
+        """Whether it is being deleted."""
         return "deletionTimestamp" in self.raw["metadata"]
 
     def condition(self, kind: str) -> Object | None:
-        """A condition that is true."""
+        """Return a condition that is true."""
         return next((c for c in self.status.get("conditions") or () if c["type"] == kind and c["status"] == "True"), None)
 
     @property
     def complete(self) -> bool:
-        """Whether it has ended well."""
+        """Whether it has succeeded."""
         return self.condition("Complete") is not None
 
     @property
     def failed(self) -> Object | None:
-        """The condition that says that it has ended otherwise."""
+        """The condition of its failure; None if it has not failed."""
         return self.condition("Failed")
 
     @property
@@ -163,17 +163,17 @@ class Job(Kept):
 
     @property
     def suspended(self) -> bool:
-        """Whether it is suspended, and all its pods are gone."""
+        """Whether it is suspended and all its pods are deleted."""
         return self.condition("Suspended") is not None and not self.status.get("active") and not self.status.get("terminating")
 
     @property
     def runs(self) -> bool:
-        """Whether all pods that should run do: then its watch tells all that happens."""
+        """Whether all expected pods run, so that its watch reports every change."""
         active = int(self.status.get("active") or 0)
         return active > 0 and int(self.status.get("ready") or 0) >= active
 
     def indexes(self, field_name: str) -> tuple[int, ...]:
-        """Completion indexes that its status lists, such as "0,3-5"."""
+        """Return the completion indexes in a field of its status, such as "0,3-5"."""
         text = self.status.get(field_name) or ""
         return parse_ranks(text) if text else ()
 
@@ -183,12 +183,12 @@ class Pod(Kept):
 
     @property
     def created(self) -> str:
-        """When it was created."""
+        """Creation time."""
         return str(self.raw["metadata"].get("creationTimestamp", ""))
 
     @property
     def phase(self) -> str:
-        """Pending, Running, Succeeded, Failed or Unknown."""
+        """Phase: Pending, Running, Succeeded, Failed or Unknown."""
         return str(self.status.get("phase", "Pending"))
 
     def waits_since(self, moment: datetime) -> bool:
@@ -198,17 +198,17 @@ class Pod(Kept):
 
     @property
     def alive(self) -> bool:
-        """Whether a process of it may still write."""
+        """Whether a process of the pod may still write."""
         return self.phase not in {"Succeeded", "Failed"}
 
     @property
     def index(self) -> int:
-        """Its completion index."""
+        """Completion index."""
         return int(self.annotation("batch.kubernetes.io/job-completion-index") or 0)
 
     @property
     def node(self) -> str:
-        """Where it was put; empty: nowhere yet."""
+        """Name of its node; empty if it is not scheduled."""
         return str((self.raw.get("spec") or {}).get("nodeName") or "")
 
     @property
@@ -226,31 +226,31 @@ class Pod(Kept):
 
     @property
     def waiting(self) -> Object:
-        """Why its container does not start, if it does not."""
+        """The waiting state of its container; empty if it is not waiting."""
         return next((s["state"]["waiting"] for s in self._containers() if "waiting" in (s.get("state") or {})), {})
 
     @property
     def terminated(self) -> Object:
-        """How its container ended, if it has."""
+        """The terminated state of its container; empty if it has not terminated."""
         return next((s["state"]["terminated"] for s in self._containers() if "terminated" in (s.get("state") or {})), {})
 
     def _containers(self) -> list[Object]:
         return [s for s in self.status.get("containerStatuses") or () if s.get("name") == CONTAINER]
 
     def condition(self, kind: str) -> Object:
-        """A condition, whatever it says."""
+        """Return a condition with any status."""
         return next((c for c in self.status.get("conditions") or () if c["type"] == kind), {})
 
     def result(self, kind: type[M]) -> M:
-        """Its termination message.
+        """Return its termination message.
 
         Raises:
-            UnreadableMessageError: it has none that can be read.
+            UnreadableMessageError: the message is missing or cannot be read.
         """
         return decode_message(str(self.terminated.get("message") or ""), kind)
 
     def failure(self) -> FailureMessage:
-        """Why it has failed, in its own words if it has left any, of whatever version: people read them."""
+        """Return its failure, from its termination message of any version if there is one."""
         ended = self.terminated
         text = str(ended.get("message") or "")
         code = int(ended.get("exitCode") or 0)
@@ -281,7 +281,7 @@ class Event:
     """A warning that Kubernetes has attached to a Job or a pod.
 
     Attributes:
-        told: when it was last repeated.
+        told: time of its last occurrence.
     """
 
     object_uid: str
@@ -291,7 +291,7 @@ class Event:
 
     @classmethod
     def parse(cls, event: Object) -> Event:
-        """Of what the API server sent."""
+        """Parse an object of the API server."""
         repeated = (event.get("series") or {}).get("lastObservedTime") or event.get("lastTimestamp")
         told = repeated or event.get("eventTime") or event["metadata"]["creationTimestamp"]
         return cls(
@@ -304,15 +304,15 @@ class Event:
 
 @dataclass(frozen=True)
 class Seen:
-    """Everything that a decision rests on.
+    """The input of a decision.
 
     Attributes:
-        jobs: this transform's, of this attempt, by step; of a step that ran several times the last one.
-        runs: which run of its step each of them is.
-        old_jobs: this transform's, of earlier attempts and runs.
+        jobs: Jobs of this attempt by step; of a step with several runs the last one.
+        runs: the run number of each of these Jobs.
+        old_jobs: Jobs of earlier attempts and runs.
         pods: this transform's: all of plan and commit, of the ranks' some of those that wait, are not ready, or have failed.
         rivals: pods of other transforms with the same target that may still write it, and Jobs of older ones.
-        events: warnings about unfinished Jobs and waiting pods.
+        events: Warning Events of unfinished Jobs and waiting pods.
         now: the operator's clock, in whole seconds.
     """
 
@@ -327,7 +327,7 @@ class Seen:
 
     @classmethod
     def of(cls, transform: Transform, now: datetime, own: Iterable[Job]) -> Seen:
-        """With a transform's own Jobs, told apart by their names."""
+        """Return the observation with a transform's own Jobs, distinguished by their names."""
         found = {job.name: job for job in own}
         runs: dict[str, int] = {}
         current: dict[str, Job] = {}
@@ -340,19 +340,19 @@ class Seen:
         return cls(transform, now, current, runs, tuple(found.values()))
 
     def pods_of(self, job: Job) -> tuple[Pod, ...]:
-        """The pods of one Job, the newest first."""
+        """Return the pods of a Job, newest first."""
         return tuple(sorted((p for p in self.pods if p.owner == job.uid), key=lambda p: p.created, reverse=True))
 
     def newest_warning(self, uid: str, reasons: set[str]) -> Event | None:
-        """The last one with one of these reasons about an object: what an older one names may be mended."""
+        """Return the last Warning Event of an object with one of these reasons. Older ones may be outdated."""
         found = (event for event in self.events if event.object_uid == uid and event.reason in reasons)
         return max(found, key=lambda event: event.told, default=None)
 
     def read_result(self, step: str, kind: type[M]) -> M | None:
-        """What the pod of a completed step has reported; None if the step is not complete, or its pod is gone.
+        """Return the result of a completed step; None if the step is not complete or its pod was deleted.
 
         Raises:
-            UnreadableMessageError: its message cannot be read.
+            UnreadableMessageError: the message of its pod cannot be read.
         """
         job = self.jobs.get(step)
         if job is None or not job.complete:
@@ -361,7 +361,7 @@ class Seen:
         return succeeded.result(kind) if succeeded is not None else None
 
     def result(self, step: str, kind: type[M]) -> M | None:
-        """The same, without a result if it cannot be read."""
+        """Return the result of a completed step; None also if it cannot be read."""
         try:
             return self.read_result(step, kind)
         except UnreadableMessageError:
@@ -369,17 +369,17 @@ class Seen:
 
 
 def job_name(name: str, uid: str, step: str, attempt: int, run: int = 1) -> str:
-    """The name of a step's Job: the same whoever computes it, and short enough for the names of its pods."""
+    """Return the deterministic name of a step's Job, short enough for the names of its pods."""
     base = name.replace(".", "-")[:_LONGEST_BASE].rstrip("-")
     return f"{base}-{uid[:8]}-{step}" + (f"-{attempt}" if attempt > 1 else "") + (f"-r{run}" if run > 1 else "")
 
 
 def ranks_of(spec: TransformSpec, planned: PlanMessage) -> tuple[int, ...]:
-    """The target ranks that a transform writes."""
+    """Return the target ranks that a transform writes."""
     return () if spec.target.output == "Index" else ranks_to_write(spec.target.ranks, planned.target_ranks)
 
 
 def as_text(ranks: tuple[int, ...], most: int = 1000) -> str:
-    """Ranks for a status, which must stay small."""
+    """Format ranks for a status, shortened to a maximum length."""
     text = format_ranks(ranks)
     return text if len(text) <= most else text[: text.rindex(",", 0, most)] + ",..."
