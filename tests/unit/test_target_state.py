@@ -193,7 +193,7 @@ def test_a_manifest_says_which_ranks_it_lists(made: disk.Checkpoint, target: Pat
     path = target / MANIFEST_NAME
     manifest = json.loads(path.read_text())
     path.write_text(json.dumps(manifest | {"ranks": "0-6"}))
-    assert "ranks 0-6 as complete, but lists the files of ranks 0-5" in refused(65, "ContentChanged", "verify", str(target))
+    assert "ranks 0-6 as complete, but lists the files of ranks 0-5" in refused(65, "DocumentInvalid", "verify", str(target))
 
 
 def interrupted(made: disk.Checkpoint, target: Path, after: int) -> None:

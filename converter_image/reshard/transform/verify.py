@@ -25,6 +25,7 @@ if TYPE_CHECKING:
     from reshard.checkpoint.manifest import IndexRecord, Manifest
     from reshard.progress import Progress
     from reshard.spec.access import Access
+    from reshard.storage.protocol import Store
 
 
 @operation("verify_checkpoint")
@@ -63,8 +64,7 @@ def verify_checkpoint(
             where=target.store.url,
             fix="run the transform again; finished ranks are kept",
         )
-    there = files_there(target.store, manifest, target.store.list(""))
-    refuse_missing(target.store, manifest, there)
+    _check_files(target.store, manifest)
     progress.begin("Verifying", manifest.nbytes, "bytes")
     maps = [name for name, content in maps_of(manifest).items() if target.store.read(name, len(content) + 1) != content]
 
@@ -85,10 +85,6 @@ def verify_checkpoint(
     with phase("verify_files", files=len(manifest.listed), bytes_read=manifest.nbytes):
         damaged = [found for found in parallel(check, manifest.listed, at_once=workers or default_workers()) if found]
     damaged += [f"the content of {name} has changed" for name in maps]
-    if added := unlisted(manifest, there):
-        damaged.append(f"the manifest does not list {preview(added)}")
-    if (listed := listed_ranks(manifest)) != manifest.ranks:
-        damaged.append(f"the manifest records ranks {manifest.ranks} as complete, but lists the files of ranks {listed}")
     if damaged:
         more = f" (and {len(damaged) - 1} more files)" if len(damaged) > 1 else ""
         raise DataError(
@@ -106,3 +102,28 @@ def verify_checkpoint(
             fix="verify the original object, or run its transform again with --verification sample to record a content digest",
         )
     return manifest
+
+
+def _check_files(store: Store, manifest: Manifest) -> None:
+    """Refuse a folder that does not have exactly the checkpoint files that its manifest lists, for the ranks that it names.
+
+    Raises:
+        DataError: there are other files, or the manifest contradicts itself.
+        MissingInputError: a file is missing.
+    """
+    if (listed := listed_ranks(manifest)) != manifest.ranks:
+        raise DataError(
+            "DocumentInvalid",
+            f"the manifest records ranks {manifest.ranks} as complete, but lists the files of ranks {listed}",
+            where=f"{store.url}/{MANIFEST_NAME}",
+            fix="restore it, or run the same transform again with --overwrite",
+        )
+    there = files_there(store, manifest, store.list(""))
+    refuse_missing(store, manifest, there)
+    if added := unlisted(manifest, there):
+        raise DataError(
+            "FilesUnlisted",
+            f"the manifest does not list {preview(added)}",
+            where=store.url,
+            fix="move files that do not belong to the checkpoint to another folder",
+        )
