@@ -11,7 +11,7 @@ from prometheus_client.core import HistogramMetricFamily
 from prometheus_client.registry import Collector
 
 from reshard.spec.messages import RANK_SECONDS_BUCKETS, CommitMessage, RankSeconds
-from reshard.version import __version__
+from reshard.version import __version__, build
 from reshard_operator.status import STUCK, WAITING, Phase, waits_for
 
 if TYPE_CHECKING:
@@ -21,7 +21,7 @@ if TYPE_CHECKING:
 
 _TRANSFORM_SECONDS_BUCKETS = (5, 10, 30, 60, 120, 300, 600, 1800, 3600, 7200, 14400, 28800)
 
-BUILD = Info("reshard_build", "Version of the operator")
+BUILD = Info("reshard_build", "Version and commit of the operator")
 RECONCILE_SECONDS = Histogram("reshard_reconcile_duration_seconds", "Duration of a reconciliation")
 TRANSFORM_SECONDS = Histogram(
     "reshard_transform_duration_seconds",
@@ -64,7 +64,7 @@ class RankDurations(Collector):
 
 RANK_SECONDS = RankDurations()
 REGISTRY.register(RANK_SECONDS)
-BUILD.info({"version": __version__})
+BUILD.info({"version": __version__, "commit": build()[0]})
 
 # Start these series at 0, because Prometheus sees no increase in the first value of a new series.
 for _phase in Phase:
