@@ -297,16 +297,13 @@ def version(as_json: bool) -> None:
 @cli.command(section=_OTHER)
 @cloup.argument("shell", type=click.Choice(["bash", "zsh", "fish"]), help="Shell to complete in.")
 def completion(shell: str) -> None:
-    r"""Print a shell completion script.
+    """Print a shell completion script.
 
-    It completes commands, options, values and paths. To load it in each new shell:
+    It completes commands, options, values and paths. To load it in each new shell, add a line to the shell's configuration:
+    `source <(reshard completion bash)` to ~/.bashrc (bash 4.4 or newer), `source <(reshard completion zsh)` to ~/.zshrc after
+    compinit, or `reshard completion fish | source` to ~/.config/fish/config.fish.
 
-    \b
-    bash   add to ~/.bashrc:                   source <(reshard completion bash)
-    zsh    add to ~/.zshrc, after compinit:    source <(reshard completion zsh)
-    fish   add to ~/.config/fish/config.fish:  reshard completion fish | source
-
-    bash must be 4.4 or newer. In bash, values are completed after a space, not after `=`.
+    In bash, values are completed after a space, not after `=`.
     """
     console.draw(script(cli, shell))
 
