@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import json
 import re
 import struct
@@ -160,6 +161,36 @@ def test_a_directory_that_leads_elsewhere_is_refused() -> None:
     assert parsed(whole[:local] + b"archive/data.pkm" + whole[local + 16 :]) == "ArchiveInvalid"
     for more in (b"x", b"PK\5\6" * 5):
         assert parsed(whole + more) in {"1", "ArchiveInvalid", "Truncated"}
+
+
+def with_wide_numbers(whole: bytes, offset: int = 0) -> bytes:
+    """The archive with all numbers of its directory in 64 bits, as torch writes those of 4 GiB and more."""
+    end = whole.rindex(b"PK\5\6")
+    count, size, start = struct.unpack_from("<HII", whole, end + 10)
+    directory, at = b"", start
+    while at < start + size:
+        n, extra, comment = struct.unpack_from("<HHH", whole, at + 28)
+        (header,) = struct.unpack_from("<I", whole, at + 42)
+        plain = whole[at + 24 : at + 28] + bytes(4)
+        fixed = whole[at : at + 20] + b"\xff" * 8 + struct.pack("<HHH", n, 28, 0) + whole[at + 34 : at + 42] + b"\xff" * 4
+        directory += fixed + whole[at + 46 : at + 46 + n]
+        directory += struct.pack("<HH", 1, 24) + plain * 2 + struct.pack("<Q", header + offset)
+        at += 46 + n + extra + comment
+    record = struct.pack("<4sQHHIIQQQQ", b"PK\6\6", 44, 45, 45, 0, 0, count, count, len(directory), start)
+    locator = struct.pack("<4sIQI", b"PK\6\7", 0, start + len(directory), 1)
+    return whole[:start] + directory + record + locator + whole[end : end + 8] + b"\xff" * 12 + bytes(2)
+
+
+def test_numbers_of_64_bits() -> None:
+    wide = with_wide_numbers(archive(STORED))
+    with zipfile.ZipFile(io.BytesIO(wide)) as reference:  # it is what others read
+        assert reference.read("archive/data/0") == bytes(24)
+    reader = BytesReader(wide)
+    found = read_archive(reader)
+    offset, length = locate(reader, found, "0")
+    assert (found.entries["data/0"].size, reader.read(offset, length)) == (24, bytes(24))
+    assert parsed(with_wide_numbers(archive(STORED), 1 << 40)) == "ArchiveInvalid"
+    assert parsed(with_wide_numbers(archive(STORED), (1 << 63) - 1)) == "ArchiveInvalid"
 
 
 @given(st.data())

@@ -68,7 +68,12 @@ def test_a_file_of_torch_save(capsys: pytest.CaptureFixture[str]) -> None:
 @pytest.mark.parametrize("source", ["placements", "files", "files/shared.pt"])
 def test_other_commands_refuse_it_by_name(source: str, tmp_path: Path, refused: Callable[..., str]) -> None:
     path, target = str(DATA / source), str(tmp_path / "target")
-    for command in (["transform", "--source", path, "--target", target], ["plan", "--source", path, "--target", target]):
+    for command in (
+        ["transform", "--source", path, "--target", target],
+        ["plan", "--source", path, "--target", target],
+        ["convert", path, target, "--format", "safetensors"],
+        ["inspect", path, "--step", "3"],
+    ):
         said = refused(78, "UnsupportedSource", *command)
         assert "reshard inspect" in said
 

@@ -62,7 +62,7 @@ def refuse_pytorch(url: str, names: Sequence[str], chosen: str | None = None) ->
     """
     files = [name for name in names if name.endswith(_ENDINGS)] if chosen is None else [chosen]
     if chosen is None and metadata_files(names):
-        what, path = "the directory contains a PyTorch distributed checkpoint (DCP)", url
+        what, path = "PyTorch distributed checkpoints (DCP) cannot be transformed yet", url
     elif files and files[0].endswith(_ENDINGS):
         what, path = f"files of torch.save, such as {preview(files)}, cannot be transformed yet", f"{url}/{min(files)}"
     else:
