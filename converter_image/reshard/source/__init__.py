@@ -1,1 +1,1 @@
-"""Reading what a source is: which files are meant, what their headers say, and how encrypted ones are opened."""
+"""Sources: the selection of files, their headers, and decryption."""

@@ -1,4 +1,4 @@
-"""Source files that are no longer those whose headers were read."""
+"""Source files that changed after their headers were read."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ def source_changed(path: str, how: str = "changed", *, indexed: bool = False) ->
 
 
 def refuse_changed(store: ReadStore, inventory: Inventory) -> None:
-    """Refuse files that have changed since their headers were read, so that no other fault is reported of them.
+    """Reject files that changed since their headers were read, before another error is reported for them.
 
     Raises:
         DataError: a file is gone, or has another version.

@@ -1,4 +1,4 @@
-"""What is asked of a source's contents before any is moved: are they what was saved, and are copies alike."""
+"""Checks of a source's contents before any is moved: CRCs, and equality of copies."""
 
 from __future__ import annotations
 
@@ -16,12 +16,12 @@ if TYPE_CHECKING:
     from reshard.checkpoint.inventory import Inventory, SourceFile
     from reshard.storage.protocol import ReadStore
 
-# Over a network: how much of each file is fetched before it is needed.
+# Bytes of each remote file that are prefetched.
 _FILE_AHEAD = 8 << 20
 
 
 def check_crcs(store: ReadStore, inventory: Inventory, *, workers: int, advance: Callable[[int], None]) -> None:
-    """Read the files that carry a CRC32, whole, and compare.
+    """Read all files that contain a CRC32, and compare it.
 
     Args:
         store: the storage that holds the files.

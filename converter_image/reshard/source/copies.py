@@ -1,4 +1,4 @@
-"""Reading copies of one parameter from several files, to find out where they differ."""
+"""Compare copies of one parameter in several files."""
 
 from __future__ import annotations
 
@@ -23,12 +23,12 @@ if TYPE_CHECKING:
     from reshard.storage.protocol import Reader, ReadStore
 
 _TILE_BYTES = 1 << 20
-# Over a network: how much of each file is fetched before it is needed.
+# Bytes of each remote file that are prefetched.
 _FILE_AHEAD = 8 << 20
 
 
 class Piece(NamedTuple):
-    """Elements of a parameter in one file.
+    """A box of a parameter in one file.
 
     Attributes:
         name: the parameter's name in the files.
@@ -44,11 +44,11 @@ class Piece(NamedTuple):
 
     @property
     def nbytes(self) -> int:
-        """The length of the elements in bytes."""
+        """Length of the elements in bytes."""
         return self.box.size * DTYPES[self.entry.dtype].itemsize
 
     def tile(self, number: int) -> Piece:
-        """One of the tiles of at most a MiB that make up the piece, in row-major order."""
+        """Return one of the tiles of at most 1 MiB of the piece, in row-major order."""
         found = next(tile for n, tile in enumerate(self._tiles()) if n == number)
         return Piece(self.name, shifted(found, self.box.start), self.entry, shifted(found, self.local.start))
 
@@ -64,7 +64,7 @@ class Piece(NamedTuple):
             position += tile.size
 
     def element(self, index: tuple[int, ...]) -> Piece:
-        """One element of the piece, by its index in the whole tensor."""
+        """Return one element of the piece, by its index in the whole tensor."""
         one = Box(index, (1,) * len(index))
         return Piece(self.name, one, self.entry, shifted(one.relative_to(self.box.start), self.local.start))
 
@@ -124,7 +124,7 @@ class FileSet:
         return tuple(differences)
 
     def _digests(self, number: int, pieces: Iterable[Piece]) -> list[tuple[Piece, array[int]]]:
-        """A digest for each tile of some pieces."""
+        """Return a digest of each tile of some pieces."""
         ordered = sorted(pieces, key=lambda piece: (piece.entry.extents[0], piece.local.start))
         tiles = ((piece, tile) for piece in ordered for tile in piece.tiles())
         reads = (read for piece, tile in tiles for read in _reads(piece.entry, tile))
@@ -159,7 +159,7 @@ class FileSet:
 
 
 def _reads(entry: TensorEntry, box: Box) -> Iterator[tuple[int, int]]:
-    """Where in the file a box of a slice is, as (offset, length) in bytes, in row-major order."""
+    """Yield the ranges of a box of a slice in the file, as (offset, length) in bytes, in row-major order."""
     itemsize = DTYPES[entry.dtype].itemsize
     length, starts = contiguous_runs(entry.shape, box)
     for start in starts:

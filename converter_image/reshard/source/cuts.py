@@ -1,4 +1,4 @@
-"""Does a strategy cut a source as the manifest says that it was written?"""
+"""Compare a strategy with the layouts in the manifest of a source."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ if TYPE_CHECKING:
 
 
 def refuse_other_cuts(parameters: Sequence[ParameterRecord], source: Strategy | None, where: str) -> None:
-    """Refuse a strategy that gives a rank another part of a parameter than its file was written with.
+    """Reject a strategy that assigns a rank another slice of a parameter than its file contains.
 
     Args:
         parameters: what the manifest says of them; nothing, if the source has none.
@@ -42,7 +42,9 @@ def refuse_other_cuts(parameters: Sequence[ParameterRecord], source: Strategy | 
         )
 
 
-_Cells = dict[int, tuple[tuple[int, ...], tuple[int, ...]]]  # by rank: into how many parts dimensions are cut, and which it has
+_Cells = dict[
+    int, tuple[tuple[int, ...], tuple[int, ...]]
+]  # by rank: the number of slices along each dimension, and the index of its slice
 
 
 @cache
@@ -57,7 +59,7 @@ def _cells(layout: Layout, stages: tuple[int, ...]) -> _Cells:
 
 
 def _read(record: ParameterRecord, source: Strategy | None) -> _Cells:
-    """By rank, the part that a strategy gives it; what no strategy names is whole."""
+    """Return the slice of each rank according to a strategy; parameters in no strategy are whole."""
     ndim = len(record.shape)
     if source is None:
         return _cells(Layout.whole(ndim), (0,))

@@ -1,4 +1,4 @@
-"""A source that this program has written: its manifest lists the files that belong to it."""
+"""Sources written by reshard, whose manifest lists their files."""
 
 from __future__ import annotations
 
@@ -72,10 +72,10 @@ def paths_of(manifest: Manifest, where: str) -> dict[int, str]:
 
 
 def refuse_partial(manifest: Manifest, where: str) -> None:
-    """Refuse a unified checkpoint not all of whose files were asked for when it was written.
+    """Reject a unified checkpoint of which only some files were written.
 
     Raises:
-        MissingInputError: it is one.
+        MissingInputError: files were never written.
     """
     if _is_unified(manifest) and len(manifest.files) < manifest.target_ranks:
         raise MissingInputError(
@@ -107,7 +107,7 @@ def find_listing(store: ReadStore, name: str, access: Access | None = None) -> t
     for place, prefix in places:
         try:
             content = place.read(MANIFEST_NAME, _LARGEST_MANIFEST)
-        except (MissingInputError, AccessError):  # without access to the folder around, what is there cannot be known
+        except (MissingInputError, AccessError):  # without access to the parent folder, its manifest cannot be found
             continue
         manifest = decode(content, Manifest, f"{place.url}/{MANIFEST_NAME}")
         if any(record.path == f"{prefix}{name}" for record in manifest.files):
@@ -116,7 +116,7 @@ def find_listing(store: ReadStore, name: str, access: Access | None = None) -> t
 
 
 def listed_and_unchanged(store: ReadStore, manifest: Manifest, paths: Iterable[str]) -> frozenset[str]:
-    """Return those of some paths whose files a manifest lists as they are now.
+    """Return the paths whose current files match a manifest.
 
     Args:
         store: the folder of the manifest. If its files are encrypted, as they are.
@@ -133,7 +133,7 @@ def listed_and_unchanged(store: ReadStore, manifest: Manifest, paths: Iterable[s
 
 
 def check_described(store: ReadStore, manifest: Manifest, entries: Sequence[Stat]) -> None:
-    """Refuse a folder in which training has gone on: the manifest no longer says what is there.
+    """Reject a folder in which training has continued, because the manifest no longer matches.
 
     Args:
         store: the folder. If its files are encrypted, as they are.
@@ -174,7 +174,7 @@ def unlisted(manifest: Manifest, there: Iterable[str]) -> list[str]:
 
 
 def refuse_missing(store: ReadStore, manifest: Manifest, there: Collection[str]) -> None:
-    """Refuse a folder without a file that its manifest lists.
+    """Reject a folder in which a file of its manifest is missing.
 
     Raises:
         MissingInputError: a file is missing.
@@ -227,7 +227,7 @@ def _choices(manifest: Manifest, added: Sequence[str]) -> str:
     by_rank: dict[int, list[str]] = {}
     for path in added:
         folder = path.rpartition("/")[0]
-        if folder.startswith("rank_"):  # where there are such folders, no others are read
+        if folder.startswith("rank_"):  # if such folders exist, no others are read
             for rank in rank_folders([folder], ""):
                 by_rank.setdefault(rank, []).append(path)
     choices = []
@@ -235,7 +235,7 @@ def _choices(manifest: Manifest, added: Sequence[str]) -> str:
         selected = select_files(by_rank)
         if selected.step is not None:
             choices.append(f"read the newer ones with {option_for(selected.step, steps)}")
-    except ReshardError:  # they are not those of one step
+    except ReshardError:  # the files belong to several steps
         pass
     if (option := _option_for_listed(manifest, listed, added)) is not None:
         choices.append(f"read the files of the manifest: {option}")
@@ -243,7 +243,7 @@ def _choices(manifest: Manifest, added: Sequence[str]) -> str:
 
 
 def _option_for_listed(manifest: Manifest, listed: Iterable[str], others: Collection[str] = ()) -> str | None:
-    """Return the option that chooses the files that a manifest lists, and none of the others."""
+    """Return the option that selects exactly the files of a manifest."""
     if _is_unified(manifest):
         return f"use {MAP_NAME} as the source"
     listed = list(listed)

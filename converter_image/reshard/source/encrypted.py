@@ -1,4 +1,4 @@
-"""Encrypted files as if they were plain: every part of them at the cost of its own bytes, and of a few around it."""
+"""Random access to encrypted files, at the cost of the requested bytes and a few around them."""
 
 from __future__ import annotations
 
@@ -24,10 +24,10 @@ if TYPE_CHECKING:
 
 # Decrypted at a time, to stay in a core's cache after it was read. Over a network a read is never cut.
 _PIECE_BYTES = 64 << 10
-# To begin to decrypt takes as long as so many bytes.
+# Starting a decryption takes as long as decrypting this many bytes.
 _GAP_BYTES = 16 << 10
 _LONGEST_SPAN = 1 << 20
-# Over a network: how much of a file is fetched ahead while its blocks are looked for and checked.
+# Bytes of a remote file that are prefetched while its blocks are found and checked.
 _FILE_AHEAD = 8 << 20
 
 
@@ -61,7 +61,7 @@ class DecryptingReader(BoundedReader):
             done += n
 
     def _pieces(self, number: int, at: int, length: int) -> Iterator[memoryview]:
-        """The ciphertext that tells so much of a block."""
+        """Yield the ciphertext that is required for a range of a block."""
         first, end = self._cipher.needed(at, length)
         together = end - first if self._remote else min(_PIECE_BYTES, end - first)
         memory = memoryview(bytearray(together))
@@ -81,7 +81,7 @@ class DecryptingReader(BoundedReader):
 
 
 def decrypting(sealed: Reader, cipher: BlockCipher, *, remote: bool, check: bool) -> DecryptingReader:
-    """A file whose blocks are not known yet.
+    """Open a file whose blocks are not known yet.
 
     Args:
         sealed: the file.
@@ -104,14 +104,14 @@ def decrypting(sealed: Reader, cipher: BlockCipher, *, remote: bool, check: bool
 def as_plain(
     store: ReadStore, encryption: Encryption | None, known: Mapping[str, Known] | None = None, *, check: bool = True
 ) -> ReadStore:
-    """A store's checkpoint files as if they were plain; see `DecryptingStore`. None: they are."""
+    """Return a store that decrypts checkpoint files, see `DecryptingStore`, or the store itself without a cipher."""
     if encryption is None:
         return store
     return DecryptingStore(store, cipher_of(encryption.mode, read_key(encryption)), known, check=check)
 
 
 class DecryptingStore:
-    """A store whose checkpoint files are encrypted, all with one key; other files are as they are.
+    """A store that decrypts checkpoint files with one key. Other files are unchanged.
 
     Attributes:
         known: version and blocks of the files that were opened so far, and of those known before.
@@ -162,5 +162,5 @@ class DecryptingStore:
             return reader
         if version != sealed.version:
             raise source_changed(path)
-        check_key(sealed, self._cipher, blocks)  # it may be another than the one that the file was checked with
+        check_key(sealed, self._cipher, blocks)  # the key may differ from the one that the file was checked with
         return DecryptingReader(sealed, self._cipher, blocks, remote=self.remote)

@@ -1,4 +1,4 @@
-"""Which files a checkpoint consists of: those in its folder, in its manifest, or in its map."""
+"""Find the files of a checkpoint, from its folder, manifest or index of parameters."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ if TYPE_CHECKING:
     from reshard.storage.protocol import ReadStore, Stat, Store
 
 _LARGEST_MAP = 128 << 20
-# How many folders are looked into for a checkpoint, to suggest one.
+# Number of folders that are searched for a checkpoint, to suggest one.
 _MOST_FOLDERS = 16
 _WHERE_RANKS_ARE = "specify the folder that contains rank_0, rank_1, ..."
 
@@ -83,7 +83,7 @@ def listing_digest(key: Mapping[str, Any], found: Files, versions: Mapping[str, 
 
 
 def open_source(url: str, access: Access | None = None) -> tuple[Store, str | None]:
-    """A source's storage; and the file's name, when it is a single file."""
+    """Return the store of a source, and the name of the file if the source is a single file."""
     store = open_store(url, access)
     found = store.stat("")
     if found is not None and not found.is_folder:
@@ -138,7 +138,7 @@ def find_files(  # noqa: PLR0913 - each is a choice by itself
 
 
 def _undescribed(store: ReadStore, entries: Sequence[Stat], chosen: str | None, asked: _Asked) -> Files:
-    """The files that their names or a map tell, whatever a manifest says."""
+    """Find files by their names or an index of parameters, without a manifest."""
     anything = asked.step is None and asked.pattern is None
     beside = [entry.name for entry in entries if not entry.is_folder and not entry.name.startswith(".")]
     folders = {} if chosen is not None else rank_folders((entry.name for entry in entries if entry.is_folder), store.url)
@@ -169,7 +169,7 @@ def _with_manifest(found: Files, store: ReadStore, manifest: Manifest, folder: s
 
 
 class _Asked(NamedTuple):
-    """The choice of files, see `find_files`."""
+    """Select files, see `find_files`."""
 
     step: int | None
     pattern: str | None
@@ -179,7 +179,7 @@ class _Asked(NamedTuple):
 
 
 def _described(store: ReadStore, manifest: Manifest, entries: Sequence[Stat], ranks: range | None) -> Files:
-    """The files that a manifest lists; only those of `ranks`, if they are given."""
+    """Return the files in a manifest, restricted to `ranks` if they are given."""
     paths = paths_of(manifest, store.url)
     check_described(store, manifest, entries)
     own, slices = frozenset(paths.values()), manifest.may_be_slices
@@ -191,7 +191,7 @@ def _described(store: ReadStore, manifest: Manifest, entries: Sequence[Stat], ra
 
 
 def _mapped(store: ReadStore, map_name: str, beside: Sequence[str], *, folders: bool, chosen: bool) -> Files:
-    """The files that a map names."""
+    """Return the files in an index of parameters."""
     if folders and not chosen:
         raise RequestError(
             "AmbiguousFiles",
@@ -214,7 +214,7 @@ def _mapped(store: ReadStore, map_name: str, beside: Sequence[str], *, folders: 
 
 
 def _of_folders(store: ReadStore, folders: Mapping[int, str], asked: _Asked) -> Files:
-    """The files in the folders of ranks, or one level below."""
+    """Return the files in rank folders, or one level below."""
     ranks = asked.ranks
     wanted = {rank: folder for rank, folder in sorted(folders.items()) if not asked.one_stage or ranks is None or rank in ranks}
     listed = dict(zip(wanted, store.list_folders(list(wanted.values())), strict=True))
@@ -231,7 +231,7 @@ def _of_folders(store: ReadStore, folders: Mapping[int, str], asked: _Asked) -> 
 
 
 def _of_one_folder(names: Sequence[str], where: str, asked: _Asked) -> Files:
-    """The files of all ranks, those of whole tensors, or the one file, in a folder without others."""
+    """Return the files of a folder without rank folders: files of all ranks, of whole tensors, or a single file."""
     step, pattern, ranks = asked.step, asked.pattern, asked.ranks
     fitting = [name for name in names if is_candidate(name, pattern)]
     numbered = ranks_of_files(fitting)
@@ -281,7 +281,7 @@ def _files_in(folder: str, entries: Iterable[Stat]) -> list[str]:
 def _below(
     store: ReadStore, folders: Mapping[int, str], listed: Mapping[int, Sequence[Stat]], pattern: str | None
 ) -> dict[int, list[str]]:
-    """The files one level below the folders of ranks, as in rank_0/ckpt/.
+    """Return the files one level below rank folders, as in rank_0/ckpt/.
 
     Raises:
         RequestError: several folders of a rank hold some.

@@ -1,4 +1,4 @@
-"""Reading headers over a network, where every read is a round trip: few of them, and many at a time."""
+"""Read headers over a network with few round trips, many at a time."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ if TYPE_CHECKING:
     from reshard.checkpoint.inventory import Header, RangeReader, Structure
     from reshard.storage.protocol import Reader
 
-    # Of one file, as (offset, length) in bytes.
+    # Ranges of one file, as (offset, length) in bytes.
     Reads = tuple[tuple[int, int], ...]
 
 # A `.ckpt` is read by hopping from head to head. Where one lies close behind another, so will the next.
@@ -25,7 +25,7 @@ _HEAD = 64 << 10
 
 
 class Blocks:
-    """A file that is read in blocks, which grow while they are read one behind the other.
+    """A file that is read in blocks, which grow during sequential reads.
 
     Attributes:
         reads: what was read, as (offset, length).
@@ -65,5 +65,5 @@ def read_remote_header(reader: Reader, seen: dict[bytes, Structure] | None, expe
 
 
 def heads(positions: Iterable[int], size: int) -> Iterator[tuple[int, int]]:
-    """What is read of a file whose heads lie at these bytes."""
+    """Return the ranges that are read from a file with heads at these positions."""
     return ((position, min(_HEAD, size - position)) for position in positions)

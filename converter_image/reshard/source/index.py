@@ -1,4 +1,4 @@
-"""The index of a source: all that a rank has to know before it reads its first byte, in one document.
+"""The index of a source: everything that a rank requires before it reads its first byte, in one document.
 
 A plan leaves it for the pods of its ranks (`.reshard/<job>/inventory.json`); with `output: Index` the commit keeps it
 (`reshard-index.json`), so that every rank of a training can load its part without anybody reading the source's headers again. It
@@ -29,7 +29,7 @@ _LARGEST_INDEX = 1 << 30
 
 
 class Selected(msgspec.Struct, frozen=True):
-    """What the choice of a source's files has told.
+    """The result of selecting the files of a source.
 
     Attributes:
         step: the epoch and step that they are of, where their names say so.
@@ -81,7 +81,7 @@ class CheckpointIndex(msgspec.Struct, frozen=True, rename="camel", kw_only=True)
     allow_equal_slices: bool = False
 
     def strategies(self) -> tuple[Strategy | None, Strategy | None]:
-        """Of the source and of the target.
+        """Return the strategies of source and target.
 
         Raises:
             DataError: one is damaged.
@@ -89,7 +89,7 @@ class CheckpointIndex(msgspec.Struct, frozen=True, rename="camel", kw_only=True)
         return _unpacked(self.source_strategy), _unpacked(self.target_strategy)
 
     def check_level(self, wanted: Verification, where: str) -> None:
-        """Make sure that the source was checked as thoroughly as is wanted now.
+        """Check that the source was verified at least at the requested level.
 
         Raises:
             RequestError: it was not.
@@ -105,7 +105,7 @@ class CheckpointIndex(msgspec.Struct, frozen=True, rename="camel", kw_only=True)
 
 
 def packed(strategy: Strategy | None) -> bytes | None:
-    """A strategy as an index holds it."""
+    """A strategy in an index."""
     if strategy is None:
         return None
     shapes = dict(enumerate(strategy.shapes, strategy.first))
@@ -118,7 +118,7 @@ def _unpacked(content: bytes | None) -> Strategy | None:
 
 
 def decode_index(content: bytes, where: str) -> CheckpointIndex:
-    """An index from its document.
+    """Read an index from its document.
 
     Raises:
         DataError: it is damaged, or contradicts itself.
@@ -130,7 +130,7 @@ def decode_index(content: bytes, where: str) -> CheckpointIndex:
 
 
 def read_index(url: str, access: Access | None = None) -> CheckpointIndex:
-    """The index at a target that was made with `output: Index`. In an object store it takes one request.
+    """Read the index that `output: Index` wrote to a target. An object store receives one request.
 
     Raises:
         DataError: it is damaged.
@@ -147,7 +147,7 @@ def read_index(url: str, access: Access | None = None) -> CheckpointIndex:
 
 
 def _problem(inventory: Inventory) -> str | None:
-    """What in an inventory from elsewhere cannot be, if anything."""
+    """Return what is invalid in an inventory from a document, if anything."""
     ranks = [file.rank for file in inventory.files]
     if not ranks or ranks != sorted(set(ranks)):
         return "the files are not in ascending order of rank"

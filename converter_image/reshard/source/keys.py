@@ -1,4 +1,4 @@
-"""A key, read from where it is."""
+"""Read keys."""
 
 from __future__ import annotations
 
@@ -13,12 +13,12 @@ from reshard.spec.urls import local_path
 if TYPE_CHECKING:
     from reshard.spec.keys import Encryption, Key
 
-# A file is read no further: nothing longer is a key.
+# Limit for reading a key file. No key is longer.
 _MOST_BYTES = max(max(lengths) for lengths in KEY_BYTES.values()) + 2
 
 
 def read_key(encryption: Encryption) -> bytes:
-    """The bytes of a key. One line end behind them is left out if they are of no right length otherwise.
+    """Return the bytes of a key. A trailing line end is removed if the length is invalid otherwise.
 
     Raises:
         AccessError: the file may not be read.

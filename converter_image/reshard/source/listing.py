@@ -113,7 +113,7 @@ def exchanged(paths: Mapping[int, str]) -> list[int]:
 
 
 def refuse_exchanged(paths: Mapping[int, str], fix: str) -> None:
-    """Refuse files whose names, or whose folders' names, say that they are of one another's ranks.
+    """Reject files whose names, or whose folders' names, contain the ranks of other files.
 
     Args:
         paths: a file for each rank.
@@ -133,13 +133,13 @@ def refuse_exchanged(paths: Mapping[int, str], fix: str) -> None:
 
 
 def rank_of(name: str) -> int | None:
-    """Return the rank that the name of a file or folder says, if any."""
+    """Return the rank in the name of a file or folder, if any."""
     family = _family(name)
     return None if family is None else family[2]
 
 
 def _family(name: str) -> tuple[str, str, int] | None:
-    """Return what is the same in the names of all ranks, before and behind the rank, and the rank."""
+    """Return the common parts of a name before and after the rank, and the rank."""
     if found := _RANK_FOLDER.fullmatch(name):
         return found[1] + found[2], "", int(found[3])
     if found := _RANK_FILE.fullmatch(name):

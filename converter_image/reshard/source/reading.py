@@ -1,4 +1,4 @@
-"""A source's files -> its inventory. All headers are read here, once."""
+"""Read the headers of a source's files into an inventory."""
 
 from __future__ import annotations
 
@@ -73,7 +73,7 @@ def _possible_slices(found: Files, files: Sequence[SourceFile], structures: Sequ
 
 
 class _Read(NamedTuple):
-    """What was found in one file, and what was read to find it."""
+    """The header of one file, and the ranges that were read."""
 
     header: Header
     size: int

@@ -1,4 +1,4 @@
-"""Which file of each rank is meant: one rule for both formats. Pure."""
+"""Select the file of each rank, with one rule for both formats. Pure."""
 
 from __future__ import annotations
 
@@ -16,10 +16,10 @@ if TYPE_CHECKING:
     from collections.abc import Iterable, Mapping, Sequence
 
 _STEP = re.compile(r"-([0-9]{1,18})_([0-9]{1,18})\.[a-z]+$")
-_BREAKPOINT = re.compile(r"_breakpoint\.[a-z]+$")  # what MindSpore saves beside when training breaks off
+_BREAKPOINT = re.compile(r"_breakpoint\.[a-z]+$")  # files that MindSpore saves when training is interrupted
 _NUMBERS = re.compile(r"[0-9]+")
 _START = re.compile(r"_([0-9]{1,18})$")  # how often training was started in a folder, from the second time on
-# How many older steps are kept, in case that the newest one is damaged.
+# Number of older steps that are kept in case the newest one is damaged.
 _MOST_OLDER = 16
 
 Step = tuple[int, int]  # epoch and step
@@ -45,7 +45,7 @@ class Selection:
 def select_files(
     paths: Mapping[int, list[str]], *, step: int | None = None, pattern: str | None = None, expected: range | None = None
 ) -> Selection:
-    """Choose one file for each rank: without more, the newest step that every rank has.
+    """Select one file for each rank, by default the newest step that every rank has.
 
     If the strategy describes some of the ranks only, a step counts that those have and no other rank has: the others are left
     from a run on another number of ranks.
@@ -125,7 +125,7 @@ def _names(files: Mapping[int, str]) -> list[str]:
 
 
 def _restarted(files: Mapping[int, str]) -> tuple[int, ...]:
-    """Return the ranks whose files are of another start of training than those of most ranks.
+    """Return the ranks whose files are from another run of training than those of most ranks.
 
     A number at the end of a prefix may also be that of the rank, or of its device in a node.
     """
@@ -149,7 +149,7 @@ def epoch_and_step(name: str) -> Step | None:
 
 
 def natural(name: str) -> list[tuple[int, str]]:
-    """strategy_2 before strategy_10: the first file of each stage wins."""
+    """Return a sort key that places strategy_2 before strategy_10. The first file of each stage is used."""
     return [(int(part), "") if part.isascii() and part.isdecimal() else (-1, part) for part in re.split(r"([0-9]+)", name)]
 
 
@@ -205,7 +205,7 @@ def _of_step(
 
 
 def _notes_on_epochs(found: Sequence[Step]) -> tuple[str, ...]:
-    """Return what is said of several epochs that have the step asked for, in ascending order."""
+    """Return a note on several epochs that have the requested step."""
     if len(found) == 1:
         return ()
     *others, chosen = found
@@ -216,7 +216,7 @@ def _notes_on_epochs(found: Sequence[Step]) -> tuple[str, ...]:
 def _notes_on_newer(
     saved: Mapping[int, Mapping[Step | None, list[str]]], foreign: Mapping[Step | None, tuple[int, ...]], chosen: Step
 ) -> tuple[str, ...]:
-    """Return what is said of newer steps that are not read."""
+    """Return notes on newer steps that are not read."""
     newer: dict[Step, list[int]] = defaultdict(list)
     for rank, found in saved.items():
         for key in found:
@@ -237,7 +237,7 @@ def _notes_on_newer(
 
 
 def _notes_on_others(foreign: Mapping[Step | None, tuple[int, ...]], expected: range | None) -> tuple[str, ...]:
-    """Return what is said of ranks that the strategy does not describe."""
+    """Return notes on ranks that the strategy does not describe."""
     if not foreign or expected is None:
         return ()
     ranks = format_ranks(tuple({rank for found in foreign.values() for rank in found}))

@@ -1,4 +1,4 @@
-"""One rank's file that would be taken for a whole checkpoint."""
+"""Detect one rank's file that would be read as a whole checkpoint."""
 
 from __future__ import annotations
 
@@ -12,12 +12,12 @@ if TYPE_CHECKING:
     from reshard.spec.access import Access
     from reshard.storage.protocol import ReadStore
 
-# How many of the other ranks' folders are looked into for a checkpoint.
+# Number of other ranks' folders that are searched for a checkpoint.
 _MOST_FOLDERS = 16
 
 
 def refuse_one_of_several(store: ReadStore, path: str, access: Access | None = None, *, rank: int | None = None) -> None:
-    """Refuse to take the file of one rank for a whole checkpoint, if those of other ranks lie next to it or to its folder.
+    """Reject the file of one rank as a whole checkpoint if files of other ranks are next to it or to its folder.
 
     Args:
         store: the storage that holds the file.

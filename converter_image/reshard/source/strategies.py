@@ -29,7 +29,7 @@ _ONE_RUN_SECONDS = 3600
 
 
 def read_strategy(path: str, access: Access | None = None, *, one_stage: bool = False) -> Strategy:
-    """A strategy from a file, or merged from a folder that holds one for each pipeline stage (or rank).
+    """Read a strategy from a file, or merge it from a folder with one file for each pipeline stage (or rank).
 
     Args:
         path: the path of the file or folder.
@@ -65,7 +65,7 @@ def read_strategy(path: str, access: Access | None = None, *, one_stage: bool = 
 
 
 def read_strategy_files(path: str, access: Access | None = None) -> list[StrategyFile]:
-    """The distinct strategy files of a folder in their natural order, or the one that is named.
+    """Return the distinct strategy files of a folder in natural order, or the given file.
 
     Raises:
         DataError: a file is damaged.
@@ -75,7 +75,7 @@ def read_strategy_files(path: str, access: Access | None = None) -> list[Strateg
 
 
 def _find(path: str, access: Access | None) -> tuple[Store, dict[str, Stat]]:
-    """The storage of strategy files, and where they are there.
+    """Return the store of strategy files, and their paths in it.
 
     A folder holds them itself, or in folders of ranks.
     """
@@ -116,7 +116,7 @@ def _joined(folder: str, name: str) -> str:
 
 
 def _parse_all(store: Store, found: Iterable[str]) -> list[StrategyFile]:
-    """The distinct files among these, in their natural order: ranks of one stage have the same file."""
+    """Return the distinct files in natural order. Ranks of one stage have equal files."""
     contents: dict[bytes, str] = {}
     names = sorted(found, key=natural)
     with ThreadPoolExecutor(files_at_once(1, remote=store.remote)) as pool:
@@ -126,7 +126,7 @@ def _parse_all(store: Store, found: Iterable[str]) -> list[StrategyFile]:
 
 
 def read_restore_ranks(path: str, access: Access | None = None) -> tuple[int, ...]:
-    """The ranks whose checkpoints can stand in for that of the rank that wrote a file of communication groups.
+    """Return the ranks whose checkpoints are interchangeable with that of the rank that wrote a group file.
 
     Raises:
         DataError: it is no such file.
