@@ -149,10 +149,10 @@ KEY = {"secretKeyRef": {"name": "k", "key": "a"}}
     ("source", "target", "said"),
     [
         ({}, {"encryption": KEY, "format": "Safetensors"}, "safetensors files cannot be encrypted"),
-        ({}, {"encryption": KEY, "copyMode": "Server"}, "an object store cannot encrypt"),
+        ({}, {"encryption": KEY, "copyMode": "Server"}, "server-side copies cannot encrypt"),
         ({}, {"encryption": KEY, "output": "Stage"}, "stage files cannot be encrypted"),
         ({}, {"encryption": KEY, "output": "Index"}, "an index contains nothing"),
-        ({"decryption": KEY}, {"copyMode": "Server"}, "an object store cannot decrypt"),
+        ({"decryption": KEY}, {"copyMode": "Server"}, "server-side copies cannot decrypt"),
     ],
 )
 def test_what_contradicts_encryption_is_refused(
