@@ -91,7 +91,7 @@ def test_what_torch_wrote_and_is_not_read_is_refused_by_name(file: str, reason: 
 
 
 def parsed(content: bytes) -> str:
-    """What becomes of an archive: its reason, or the number of its tensors."""
+    """Return the number of tensors of an archive, or the reason of its refusal."""
     try:
         return str(len(read_archive(BytesReader(content)).tensors))
     except DataError as refusal:

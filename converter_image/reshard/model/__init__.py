@@ -90,7 +90,7 @@ class ObjectMeta:
 
 @dataclass(frozen=True, slots=True)
 class Checkpoint:
-    """What a checkpoint holds.
+    """The content of a checkpoint.
 
     Attributes:
         files: paths of the files with content, relative to the checkpoint.
@@ -121,6 +121,6 @@ def gather_shards(tiling: Tiling, tiles: Numbers, places: tuple[Numbers, Numbers
     order = order[np.searchsorted(tiles[order], 0) :]
     first = np.searchsorted(tiles[order], np.arange(len(tiling) + 1))
     if len(tiling) and not np.diff(first).all():
-        raise DataError("ShardMissing", "a shard is in no file", where=f"tensor {name}", fix="restore the checkpoint")
+        raise DataError("ShardMissing", "a shard has no file", where=f"tensor {name}", fix="restore the checkpoint")
     files, offsets, lengths = (numbers[order] for numbers in places)
     return Shards(tiling, first, files, offsets, lengths)

@@ -28,10 +28,10 @@ def read_pytorch(store: ReadStore, chosen: str | None) -> Checkpoint | Archive |
         chosen: the file in it; None: the folder is the checkpoint.
 
     Returns:
-        None if it is no PyTorch checkpoint, by the names of the files.
+        None if the names of the files are not those of a PyTorch checkpoint.
 
     Raises:
-        DataError: it is damaged, or contains what is not supported.
+        DataError: it is damaged or not supported.
         MissingInputError: a file that the metadata lists does not exist.
     """
     if chosen is not None:

@@ -53,7 +53,7 @@ ALLOWED: Mapping[str, Rule] = {
     "torch.device": "argument",
     "torch.serialization._get_layout": "argument",
     "collections.OrderedDict": "pairs",
-    # What people save next to tensors. It is skipped.
+    # Values that are often saved next to tensors. They are skipped.
     "collections.defaultdict": "record",
     "collections.Counter": "record",
     "argparse.Namespace": "record",
@@ -102,7 +102,7 @@ class StoredTensor:
 
     @property
     def row_major(self) -> bool:
-        """Whether the elements are in the storage in row-major order without gaps, so that ranges of bytes are ranges of them."""
+        """True if the elements are in row-major order without gaps, so that a range of bytes is a range of elements."""
         rows = strides(self.shape)
         return 0 in self.shape or all(
             n == 1 or a == b for n, a, b in zip(self.shape, self.strides, rows, strict=True)
@@ -111,14 +111,14 @@ class StoredTensor:
 
 @dataclass(frozen=True, slots=True)
 class Archive:
-    """What an archive holds.
+    """The content of an archive.
 
     Attributes:
         start: first byte of the archive in its file.
         root: name of the folder of all entries.
         entries: the entries by their names in that folder.
         tensors: the tensors, in the order of the structure.
-        others: the number of values that are no tensors.
+        others: the number of values other than tensors.
     """
 
     start: int
@@ -129,7 +129,7 @@ class Archive:
 
 
 def read_archive(reader: RangeReader, start: int = 0, length: int | None = None, limits: Limits = LIMITS) -> Archive:
-    """Return what an archive holds, by a few small reads: none of the content of tensors.
+    """Read the structure of an archive, by a few small reads that do not touch the content of tensors.
 
     Args:
         reader: the file.
@@ -138,14 +138,14 @@ def read_archive(reader: RangeReader, start: int = 0, length: int | None = None,
         limits: how much its pickle may hold.
 
     Raises:
-        DataError: it is damaged, or no such archive; it is compressed, encrypted or big-endian; its pickle names what is not
-            allowed; a tensor is not within its storage or has a type that is not supported.
+        DataError: the archive is damaged, compressed, encrypted or big-endian, or not from `torch.save`; its pickle refers to a
+            global that is not allowed; a tensor does not fit into its storage or has an unsupported type.
     """
     length = reader.size - start if length is None else length
     if start < 0 or length < 0 or start + length > reader.size:
         raise DataError(
             "Truncated",
-            f"it has {reader.size} bytes, an archive would be at {start} to {start + length}",
+            f"the file has {reader.size} bytes, but the archive should be at bytes {start} to {start + length}",
             where=reader.name,
             fix="the file is damaged; restore it",
         )
@@ -154,14 +154,14 @@ def read_archive(reader: RangeReader, start: int = 0, length: int | None = None,
     if order != b"little":
         raise DataError(
             "BigEndian",
-            f"its content has the byte order {order[:16].decode('ascii', 'backslashreplace')!r}",
+            f"the content has the byte order {order[:16].decode('ascii', 'backslashreplace')!r}",
             where=reader.name,
             fix="load and save it on a little-endian machine",
         )
     if "data.pkl" not in entries or "constants.pkl" in entries:
         raise DataError(
             "NotTorchFile",
-            "it is a ZIP file, and not one that torch.save wrote" + (" but a TorchScript module" * ("constants.pkl" in entries)),
+            "it is a TorchScript module" if "constants.pkl" in entries else "it is a ZIP file that torch.save did not write",
             where=reader.name,
             fix="save a state_dict with torch.save",
         )
@@ -204,14 +204,14 @@ def _entries(reader: RangeReader, start: int, length: int) -> tuple[str, dict[st
     if first == _LEGACY:
         raise DataError(
             "LegacyTorchFile",
-            "it is in the format of torch before 1.6, a row of pickles",
+            "the file has the format of PyTorch before 1.6",
             where=reader.name,
-            fix="load it with torch and save it again: torch.save(torch.load(FILE), FILE)",
+            fix="load it with PyTorch and save it again: torch.save(torch.load(FILE), FILE)",
         )
     if first[:4] != b"PK\3\4":
         raise DataError(
             "NotTorchFile",
-            "it does not begin as an archive of torch.save does",
+            "the file does not start with a ZIP header, as files of torch.save do",
             where=reader.name,
             fix="give a file that torch.save wrote",
         )
@@ -219,23 +219,23 @@ def _entries(reader: RangeReader, start: int, length: int) -> tuple[str, dict[st
     tail = reader.read(start + tail_at, length - tail_at)
     offset, size, count = _directory(reader, start, tail, tail_at)
     if offset + size > length or count > size // _CENTRAL.size:
-        raise _damaged(reader, f"its directory of {count} entries would be at {offset} to {offset + size}, it has {length} bytes")
+        raise _damaged(reader, f"the directory of {count} entries does not fit at bytes {offset} to {offset + size} of {length}")
     directory = tail[offset - tail_at :][:size] if offset >= tail_at else reader.read(start + offset, size)
     found: dict[str, Entry] = {}
     at = 0
     for _ in range(count):
         name, entry, at = _entry(reader, directory, at)
         if name in found:
-            raise _damaged(reader, f"it has the entry {name!r} twice")
+            raise _damaged(reader, f"the entry {name!r} exists twice")
         found[name] = entry
     spans = sorted((entry.header, entry.size) for entry in found.values())
     if any(a + _LOCAL.size + n > b for (a, n), (b, _) in pairwise([*spans, (offset, 0)])):
-        raise _damaged(reader, "its entries overlap or reach into its directory")
+        raise _damaged(reader, "entries overlap each other or the directory")
     root = next(iter(found), "").partition("/")[0]
     if not found or any(not name.startswith(f"{root}/") for name in found):
         raise DataError(
             "NotTorchFile",
-            "its entries are not in one folder, as torch.save writes them",
+            "the entries are not in one folder, as in files of torch.save",
             where=reader.name,
             fix="give a file that torch.save wrote",
         )
@@ -246,35 +246,35 @@ def _directory(reader: RangeReader, start: int, tail: bytes, tail_at: int) -> tu
     """Offset, size and number of entries of the central directory, from the records at the end."""
     at = tail.rfind(b"PK\5\6")
     if at < 0 or len(tail) - at < _END.size:
-        raise _damaged(reader, "no archive ends there", reason="Truncated")
+        raise _damaged(reader, "the end of the archive is missing", reason="Truncated")
     _, here, count, size, offset, _ = _END.unpack_from(tail, at)
     if at >= _LOCATOR.size and tail[at - _LOCATOR.size : at].startswith(b"PK\6\7"):
         _, end64 = _LOCATOR.unpack_from(tail, at - _LOCATOR.size)
         if end64 + _END64.size > tail_at + at:
-            raise _damaged(reader, "the record of its directory is outside")
+            raise _damaged(reader, "the end record points outside the file")
         record = tail[end64 - tail_at :][: _END64.size] if end64 >= tail_at else reader.read(start + end64, _END64.size)
         signature, here, count, size, offset = _END64.unpack(record)
         if signature != b"PK\6\6":
-            raise _damaged(reader, "the record of its directory is none")
+            raise _damaged(reader, "the 64-bit end record is damaged")
     if here != count or offset + size > tail_at + at:
-        raise _damaged(reader, "its directory is outside, or in several files")
+        raise _damaged(reader, "the directory is outside the file or split over several files")
     return offset, size, count
 
 
 def _entry(reader: RangeReader, directory: bytes, at: int) -> tuple[str, Entry, int]:
     """An entry of the directory, and where the next one begins."""
     if len(directory) - at < _CENTRAL.size:
-        raise _damaged(reader, "its directory is cut off")
+        raise _damaged(reader, "the directory is truncated")
     signature, flags, method, crc, packed, size, n, more, comment, header = _CENTRAL.unpack_from(directory, at)
     at += _CENTRAL.size
     try:
         name = directory[at : at + n].decode()
     except UnicodeDecodeError:
-        raise _damaged(reader, "an entry has a name that is no text") from None
+        raise _damaged(reader, "the name of an entry is not valid UTF-8") from None
     extra = directory[at + n : at + n + more]
     end = at + n + more + comment
     if signature != b"PK\1\2" or end > len(directory):
-        raise _damaged(reader, "its directory is damaged")
+        raise _damaged(reader, "the directory is damaged")
     while len(extra) >= 4:
         kind, length = struct.unpack_from("<HH", extra)
         if kind == 1:  # the numbers that do not fit into 32 bits, in this order
@@ -284,7 +284,7 @@ def _entry(reader: RangeReader, directory: bytes, at: int) -> tuple[str, Entry, 
     if method or packed != size or flags & _ENCRYPTED:
         raise DataError(
             "ArchiveCompressed",
-            f"its entry {name!r} is compressed or encrypted, so that no part of it can be read by itself",
+            f"the entry {name!r} is compressed or encrypted, so ranges of it cannot be read",
             where=reader.name,
             fix="save it again with torch.save",
         )
@@ -297,24 +297,24 @@ def _place(reader: RangeReader, start: int, root: str, entries: Mapping[str, Ent
     raw = reader.read(start + entry.header, _LOCAL.size + len(full))
     signature, n, extra = _LOCAL.unpack_from(raw)
     if signature != b"PK\3\4" or n != len(full) or raw[_LOCAL.size :] != full:
-        raise _damaged(reader, f"its entry {name!r} is not where its directory says")
+        raise _damaged(reader, f"the local header of the entry {name!r} does not match the directory")
     offset = entry.header + _LOCAL.size + n + extra
     following = [other.header for other in entries.values() if other.header > entry.header]
     if following and offset + entry.size > min(following):
-        raise _damaged(reader, f"its entry {name!r} reaches into the next")
+        raise _damaged(reader, f"the entry {name!r} overlaps the next one")
     if start + offset + entry.size > reader.size:
-        raise _damaged(reader, f"its entry {name!r} reaches past the end")
+        raise _damaged(reader, f"the entry {name!r} ends after the file")
     return start + offset, entry.size
 
 
 def _content(reader: RangeReader, start: int, root: str, entries: Mapping[str, Entry], name: str, most: int) -> bytes:
     if entries[name].size > most:
-        raise _damaged(reader, f"its entry {name!r} has {entries[name].size} bytes, more than {most}", reason="PickleTooLarge")
+        raise _damaged(reader, f"the entry {name!r} has {entries[name].size} bytes, more than {most}", reason="PickleTooLarge")
     return reader.read(*_place(reader, start, root, entries, name))
 
 
 def _leaves(tree: object, where: str) -> Iterator[tuple[str, object]]:
-    """Yield what is in nested dicts, lists and tuples, with the keys that lead to it joined by dots."""
+    """Yield the leaves of nested dicts, lists and tuples, each with its keys joined by dots."""
     waiting: list[tuple[str, int, object]] = [("", 0, tree)]
     seen = 0
     while waiting:
@@ -331,7 +331,7 @@ def _leaves(tree: object, where: str) -> Iterator[tuple[str, object]]:
         if depth == _DEEPEST or seen + len(waiting) + len(inner) > _MOST_VALUES:
             raise DataError(
                 "PickleTooLarge",
-                f"its structure nests more than {_DEEPEST} times or has more than {_MOST_VALUES} values",
+                f"the structure nests more than {_DEEPEST} levels or has more than {_MOST_VALUES} values",
                 where=where,
                 fix="save the tensors alone",
             )
@@ -358,7 +358,7 @@ def _tensor(record: Record, name: str, entries: Mapping[str, Entry], where: str)
     except (AttributeError, IndexError, KeyError, TypeError, ValueError) as error:
         raise DataError(
             "TensorInvalid",
-            f"its description is damaged ({type(error).__name__})",
+            f"the description of the tensor is damaged ({type(error).__name__})",
             where=where,
             fix="the file is damaged; restore it",
         ) from None
@@ -375,7 +375,7 @@ def _checked(record: Record, name: str, entries: Mapping[str, Entry], where: str
     if extra and extra[0]:
         raise DataError(
             "LazyTensor",
-            f"its content is to be changed when it is loaded ({', '.join(map(str, extra[0]))[:100]})",
+            f"PyTorch changes the content when it loads the tensor ({', '.join(map(str, extra[0]))[:100]})",
             where=where,
             fix="save it as tensor.resolve_conj().resolve_neg()",
         )
@@ -389,7 +389,7 @@ def _checked(record: Record, name: str, entries: Mapping[str, Entry], where: str
     if held != nbytes or end * dtype.bits // 8 > held:
         raise DataError(
             "TensorOutside",
-            f"shape {list(shape)} with strides {list(steps)} from element {first} is not within its storage of {held} bytes",
+            f"shape {list(shape)} with strides {list(steps)} from element {first} does not fit into its storage of {held} bytes",
             where=where,
             fix="the file is damaged; restore it",
         )

@@ -26,10 +26,10 @@ if TYPE_CHECKING:
     from reshard.model.tiling import Numbers, Tiling
 
 METADATA = ".metadata"
-# Written by each rank with `use_collectives=False`, in the place of the one document.
+# Each rank writes one with `use_collectives=False`, instead of the common document.
 _OF_RANK = re.compile(r"__([0-9]{1,9})\.metadata")
 _MOST_DIMENSIONS = 32
-_OBJECT = -1  # the number of dimensions of what is no tensor
+_OBJECT = -1  # in place of the number of dimensions of a tensor
 _PATH = re.compile(r"(?![\s\S]*(?:^|/)\.{0,2}(?:/|$))[^\x00]+")
 
 _METADATA = "torch.distributed.checkpoint.metadata."
@@ -78,7 +78,7 @@ def metadata_files(names: Sequence[str]) -> list[str]:
 
 @dataclass(slots=True)
 class _Document:
-    """What is read of one document, as integers.
+    """Packed integers from one document.
 
     Attributes:
         where: the document, for messages.
@@ -125,8 +125,7 @@ class _Document:
         if state.get("transform_descriptors"):
             raise DataError(
                 "TransformNotSupported",
-                f"content is stored through {', '.join(map(str, state['transform_descriptors']))[:200]}, so that no part of it"
-                " can be read by itself",
+                f"content has extensions ({', '.join(map(str, state['transform_descriptors']))[:200]}), so no range can be read",
                 where=self.where,
                 fix="save the checkpoint without extensions of the writer",
             )
@@ -135,7 +134,7 @@ class _Document:
                 "PathOutside",
                 f"{path!r} is not a path of a file in the checkpoint",
                 where=self.where,
-                fix="the metadata is damaged or was made to read other files; check where it came from",
+                fix="the metadata is damaged or malicious; check the origin of the checkpoint",
             )
         self.infos.append(self.files.setdefault(path, len(self.files)))
         self.infos.append(state["offset"])
@@ -144,7 +143,7 @@ class _Document:
 
     @property
     def finish(self) -> dict[str, Callable[[Any], object]]:
-        """What the machine calls for each record of the many."""
+        """Functions that pack the records of shards, by the names of the records."""
         return {
             f"{_METADATA}ChunkStorageMetadata": self.chunk,
             f"{_METADATA}MetadataIndex": self.index,
@@ -160,7 +159,7 @@ def _dimensions(offsets: object) -> int:
 
 @dataclass(slots=True)
 class _Found:
-    """What the documents of a checkpoint say together.
+    """Merged content of all documents.
 
     Attributes:
         names: numbers of the names of tensors and objects.
@@ -168,7 +167,7 @@ class _Found:
         tensors: type and shape of each tensor, by the number of its name, in the order of the documents.
         rows: for each number of dimensions the shards of all tensors that have as many: the number of the tensor's name, offsets,
             lengths, and file, first byte, number of bytes.
-        objects: places of each value that is no tensor, by the number of its name.
+        objects: places of each value other than a tensor, by the number of its name.
         version: the version that the documents state.
     """
 
@@ -181,15 +180,15 @@ class _Found:
 
 
 def read_metadata(documents: Sequence[tuple[str, bytes]], limits: Limits = LIMITS) -> Checkpoint:
-    """Return what a distributed checkpoint holds, from its metadata.
+    """Read the metadata of a distributed checkpoint.
 
     Args:
         documents: name and content of `.metadata`, or of each rank's `__<rank>.metadata`, see `metadata_files`.
         limits: how much a document may hold.
 
     Raises:
-        DataError: a document is damaged or too large, names what is not allowed, or contradicts itself or another one; a tensor
-            is not covered by its shards; a type or a way of storing is not supported.
+        DataError: a document is damaged or too large, refers to a global that is not allowed, or contradicts itself or another
+            document; the shards of a tensor do not cover it; a type or an extension of the writer is not supported.
     """
     found = _Found()
     for where, data in documents:
@@ -212,7 +211,7 @@ def _read_document(found: _Found, where: str, data: bytes, limits: Limits) -> No
     except (AttributeError, IndexError, KeyError, OverflowError, TypeError, ValueError) as error:
         raise DataError(
             "MetadataInvalid",
-            f"it is not the metadata of a distributed checkpoint, or damaged ({type(error).__name__})",
+            f"the document is damaged, or not the metadata of a distributed checkpoint ({type(error).__name__})",
             where=where,
             fix="restore the checkpoint",
         ) from None
@@ -252,7 +251,7 @@ def _read_entries(found: _Found, document: _Document, entries: dict[str, Any]) -
                 "RanksDisagree",
                 f"{_said(described)} here, {_said(found.tensors[number])} in the metadata of another rank",
                 where=where,
-                fix="the files are of different checkpoints; restore those of one",
+                fix="the files belong to different checkpoints; restore the files of one",
             )
         wanted.setdefault(dimensions, []).append((number, np.frombuffer(array("q", [*state["chunks"], 0]), np.int64)[:-1]))
     return {dimensions: _chunks(chunks, dimensions, of_tensors) for dimensions, of_tensors in wanted.items()}
@@ -298,7 +297,7 @@ def _match(found: _Found, document: _Document, wanted: dict[int, Numbers], stora
             name = list(found.names)[row[0]]
             raise DataError(
                 "ShardMissing",
-                f"the shard at {row[1 : count + 1]} is in no file",
+                f"the shard at {row[1 : count + 1]} has no file",
                 where=f"{document.where}: tensor {name}",
                 fix="the metadata is damaged; restore the checkpoint",
             )
@@ -341,13 +340,13 @@ def _objects(found: _Found) -> Iterator[ObjectMeta]:
     for number, places in found.objects.items():
         if not places:
             raise DataError(
-                "ShardMissing", "it is in no file", where=f"object {names[number]}", fix="restore the checkpoint's metadata"
+                "ShardMissing", "it has no file", where=f"object {names[number]}", fix="restore the checkpoint's metadata"
             )
         yield ObjectMeta(names[number], tuple(places))
 
 
 def check_files(checkpoint: Checkpoint, sizes: Mapping[str, int], where: str) -> None:
-    """Check that the files of a checkpoint are there and as long as its metadata says.
+    """Check that the files of a checkpoint exist and are long enough for its metadata.
 
     Args:
         checkpoint: what `read_metadata` returned.
@@ -367,9 +366,15 @@ def check_files(checkpoint: Checkpoint, sizes: Mapping[str, int], where: str) ->
         size = sizes.get(path)
         if size is None:
             raise MissingInputError(
-                "FileMissing", "the metadata lists it, and it does not exist", where=f"{where}/{path}", fix="restore the file"
+                "FileMissing",
+                "the file is listed in the metadata but does not exist",
+                where=f"{where}/{path}",
+                fix="restore the file",
             )
         if size < end:
             raise DataError(
-                "Truncated", f"the metadata names {end} bytes of it, it has {size}", where=f"{where}/{path}", fix="restore it"
+                "Truncated",
+                f"the file has {size} bytes, but the metadata refers to {end}",
+                where=f"{where}/{path}",
+                fix="restore the file",
             )

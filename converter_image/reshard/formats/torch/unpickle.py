@@ -13,8 +13,8 @@ from reshard.errors import DataError
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping
 
-# What becomes of a global: only its name is data; a call or an instance of it is a record; a call gives back its argument; a call
-# gives the pairs in its argument as a dict.
+# How a global is represented: by its name only; calls and instances by records; a call by its argument; a call by a dict of the
+# pairs in its argument.
 Rule = Literal["name", "record", "argument", "pairs"]
 
 _KEYS = frozenset({str, int, bool, bytes, type(None)})  # hash in constant time, however the document nests
@@ -53,7 +53,7 @@ class Global:
 
 
 class Record:
-    """What a pickle would make of a global by calling it, as data.
+    """A call or an instance of a global, as data.
 
     Attributes:
         name: the global, as `module.name`.
@@ -87,20 +87,20 @@ def load(
         allowed: the globals that it may name, as `module.name`.
         where: what it is, for messages.
         limits: how much it may hold.
-        finish: for names of records a function of their state. What it returns takes the record's place, so that many records
-            need not be in memory at a time.
+        finish: for names of records a function of their state. Its result replaces the record, so that not all records are in
+            memory at the same time.
 
     Raises:
         DataError: it is damaged or too large, or names a global or an opcode that is not allowed.
     """
     if len(data) > limits.nbytes:
-        raise _too_large(where, f"it has {len(data)} bytes, more than {limits.nbytes}")
+        raise _too_large(where, f"the pickle has {len(data)} bytes, more than {limits.nbytes}")
     try:
         return _run(data, allowed, where, limits, finish or {})
     except (AttributeError, IndexError, KeyError, OverflowError, TypeError, ValueError, struct.error) as error:
         raise DataError(
             "PickleInvalid",
-            f"it is no pickle of what is expected, or damaged ({type(error).__name__})",
+            f"the pickle is damaged, or does not contain the expected data ({type(error).__name__})",
             where=where,
             fix="restore the checkpoint",
         ) from None
@@ -129,12 +129,12 @@ def _run(  # noqa: C901, PLR0912, PLR0915 - a step must not cost a call: there a
         if type(module) is not str or type(name) is not str:
             raise TypeError
         if (rule := allowed.get(full)) is None:
-            raise _not_allowed(where, f"it names {full[:200]}")
+            raise _not_allowed(where, f"the pickle refers to {full[:200]}")
         return Global(full, rule)
 
     def called(function: object, args: object) -> object:
         if type(function) is not Global or type(args) is not tuple or function.rule == "name":
-            raise _not_allowed(where, f"it calls {getattr(function, 'name', 'something that is no global')}")
+            raise _not_allowed(where, f"the pickle calls {getattr(function, 'name', 'a value')}")
         if function.rule == "record":
             return Record(function.name, args)
         if function.rule == "argument":
@@ -143,9 +143,9 @@ def _run(  # noqa: C901, PLR0912, PLR0915 - a step must not cost a call: there a
 
     while True:
         if len(stack) > limits.stack or len(memo) > most:
-            raise _too_large(where, f"more than {limits.stack} values wait, or too many are kept")
+            raise _too_large(where, f"the pickle has more than {limits.stack} values on its stack, or too many in its memo")
         if steps > limits.opcodes:
-            raise _too_large(where, f"it has more than {limits.opcodes} opcodes")
+            raise _too_large(where, f"the pickle has more than {limits.opcodes} opcodes")
         steps += 1 << 12
         for _ in range(1 << 12):
             op = data[at]
@@ -175,7 +175,7 @@ def _run(  # noqa: C901, PLR0912, PLR0915 - a step must not cost a call: there a
                 elif op == 0x28:  # MARK
                     marks.append(len(stack))
                     if len(marks) > limits.depth:
-                        raise _too_large(where, f"it nests more than {limits.depth} times")
+                        raise _too_large(where, f"the pickle nests more than {limits.depth} levels")
                 elif op == 0x29:  # EMPTY_TUPLE
                     push(())
                 elif op == 0x4A:  # BININT
@@ -213,7 +213,7 @@ def _run(  # noqa: C901, PLR0912, PLR0915 - a step must not cost a call: there a
                 elif op == 0x2E:  # STOP
                     return pop()
                 else:
-                    raise _not_allowed(where, f"it has the opcode {op:#04x}")
+                    raise _not_allowed(where, f"the pickle has the opcode {op:#04x}")
             elif op < 0x80:
                 if op == 0x68:  # BINGET
                     push(memo[data[at]])
@@ -233,7 +233,7 @@ def _run(  # noqa: C901, PLR0912, PLR0915 - a step must not cost a call: there a
                     _set(value, items)
                     objects += len(value)
                     if objects > most:
-                        raise _too_large(where, "it makes more objects than its length can explain")
+                        raise _too_large(where, "the pickle creates too many objects for its length")
                 elif op == 0x62:  # BUILD
                     value = pop()
                     record = stack[-1]
@@ -280,7 +280,7 @@ def _run(  # noqa: C901, PLR0912, PLR0915 - a step must not cost a call: there a
                     at = last + 1
                     objects += 1
                 else:
-                    raise _not_allowed(where, f"it has the opcode {op:#04x}")
+                    raise _not_allowed(where, f"the pickle has the opcode {op:#04x}")
             elif op == 0x85:  # TUPLE1
                 stack[-1] = (stack[-1],)
                 objects += 1
@@ -292,9 +292,7 @@ def _run(  # noqa: C901, PLR0912, PLR0915 - a step must not cost a call: there a
                 value = pop()
                 function = stack[-1]
                 if type(function) is not Global or function.rule != "record":
-                    raise _not_allowed(
-                        where, f"it makes an instance of {getattr(function, 'name', 'something that is no class')}"
-                    )
+                    raise _not_allowed(where, f"the pickle creates an instance of {getattr(function, 'name', 'a value')}")
                 stack[-1] = Record(function.name, value)
                 objects += 1
             elif op == 0x8C:  # SHORT_BINUNICODE
@@ -324,14 +322,14 @@ def _run(  # noqa: C901, PLR0912, PLR0915 - a step must not cost a call: there a
                 objects += 1
             elif op == 0x80:  # PROTO
                 if data[at] > 5:
-                    raise _not_allowed(where, f"it has protocol {data[at]}")
+                    raise _not_allowed(where, f"the pickle has protocol {data[at]}")
                 at += 1
             elif op == 0x95:  # FRAME
                 at += 8
             else:
-                raise _not_allowed(where, f"it has the opcode {op:#04x}")
+                raise _not_allowed(where, f"the pickle has the opcode {op:#04x}")
         if objects > most:
-            raise _too_large(where, "it makes more objects than its length can explain")
+            raise _too_large(where, "the pickle creates too many objects for its length")
 
 
 def _remember(memo: dict[int, Any], key: int, value: Any) -> None:  # noqa: ANN401 - any data
@@ -383,13 +381,13 @@ def _pairs(items: object) -> dict[Any, Any]:
 
 
 def _too_large(where: str, what: str) -> DataError:
-    return DataError("PickleTooLarge", what, where=where, fix="it is not what a checkpoint holds; check where it came from")
+    return DataError("PickleTooLarge", what, where=where, fix="check the origin of the file")
 
 
 def _not_allowed(where: str, what: str) -> DataError:
     return DataError(
         "PickleNotAllowed",
-        f"{what}, which is not on the list of what a checkpoint needs; nothing was run",
+        f"{what}, which a checkpoint does not need; nothing was run",
         where=where,
         fix="save the tensors alone, or as safetensors",
     )
