@@ -41,7 +41,7 @@ def main() -> int:
     try:
         asyncio.run(_operate(config))
     except* LostLeaseError:
-        log.error("another replica has taken over the lease; exiting")  # noqa: TRY400 - a traceback would tell nothing
+        log.error("another replica has taken over the lease; exiting")  # noqa: TRY400 - a traceback would not help
         code = 1
     return code
 
@@ -57,7 +57,7 @@ async def _operate(config: configuration.Config) -> None:
         reconciler = Reconciler(cluster, config, lease.held)
         async with asyncio.TaskGroup() as group:
             tasks = [group.create_task(lease.run()), group.create_task(reconciler.run())]
-            # kopf takes over the signals, and returns when one has told it to end.
+            # kopf takes over the signals, and returns when one has requested its end.
             await kopf.operator(
                 registry=registry(config, reconciler, cluster.server),
                 clusterwide=not config.namespaces,

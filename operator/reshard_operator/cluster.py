@@ -24,11 +24,11 @@ GROUP, VERSION = API_VERSION.split("/")
 PLURAL = "checkpointtransforms"
 FIELD_MANAGER = "reshard-operator"
 _SECONDS = 30.0
-# Of a step with thousands of pods, this many are enough for a diagnosis.
+# In a step with thousands of pods, this many are enough for a diagnosis.
 _MOST_WAITING = 50
 _MOST_FAILED = 200
 _PAGE = 500
-# Of a pod that takes longer nobody has to ask why.
+# Pods that start within this time need no diagnosis.
 _USUAL_START = timedelta(seconds=5)
 _EVENTS_COUNT_FOR = timedelta(minutes=5)
 _ALIVE = "status.phase!=Succeeded,status.phase!=Failed"
@@ -100,7 +100,7 @@ class Cluster:
         return replace(seen, pods=tuple(pods), rivals=rivals, events=tuple(events))
 
     async def act(self, transform: Transform, action: Action) -> None:
-        """Carry out one action. Conflicting changes are left to the next observation.
+        """Execute one action. Conflicting changes are left to the next observation.
 
         Raises:
             NameTakenError: a Job with the name exists and belongs to another owner.
@@ -215,7 +215,7 @@ class Cluster:
         if untold := [step for step in ("plan", "commit") if step in current and not transform.knows(step)]:
             pods += map(Pod, await self._list(place, f"{own},{jobs.LABEL_STEP} in ({','.join(untold)})"))
         if "ranks" in current:
-            # Why some do not get on.
+            # Find out why some do not progress.
             waiting = await self._list(place, ranks, "status.phase=Pending", _MOST_WAITING)
             if not waiting and not current["ranks"].runs:
                 waiting = await self._list(place, ranks, "status.phase=Running", _PAGE)
@@ -239,7 +239,7 @@ class Cluster:
         for uid in idle + waiting:
             items = await self._list(place, "", f"involvedObject.uid={uid},type=Warning", _MOST_WAITING)
             # The kubelet repeats a warning at least every few minutes while it is so, and then goes silent.
-            found += [event for event in map(Event.parse, items) if event.told >= now - _EVENTS_COUNT_FOR]
+            found += [event for event in map(Event.parse, items) if event.last_seen >= now - _EVENTS_COUNT_FOR]
         return found
 
     async def _find(self, path: str) -> Object | None:

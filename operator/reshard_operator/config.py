@@ -28,7 +28,7 @@ class Config:
         own_namespace: where the operator runs, and its Lease is.
         identity: of this replica.
         lease: the name of the Lease that replicas share; empty: there is only one replica.
-        resync_seconds: how often everything is looked at anew, whatever the watches told.
+        resync_seconds: interval at which everything is observed again, whatever the watches reported.
         metrics_port: where metrics are served; 0: nowhere.
         health_port: where the liveness probe is answered; 0: nowhere.
         log_format: "json" or "text"; of the pods of transforms too.

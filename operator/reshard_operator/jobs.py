@@ -32,7 +32,7 @@ ANNOTATION_TRANSFORM = "reshard.dev/transform"
 ANNOTATION_ATTEMPT = "reshard.dev/attempt"
 ANNOTATION_SPEC = "reshard.dev/spec-digest"
 ANNOTATION_CREATED = "reshard.dev/transform-created"
-# Exit codes of docs/architecture.md. What is listed nowhere is tried again, within the limit.
+# Exit codes of docs/architecture.md. A pod with any other code is retried, within the limit.
 _REQUEST_IS_WRONG = (2, 77, 78)
 _DATA_IS_WRONG = (65, 66, 70)
 _NO_STAGE = "all"
@@ -79,8 +79,8 @@ def rivals(transform: Transform, others: Iterable[Job]) -> tuple[str, ...]:
 def holds_target(job: Job, transform: Transform) -> bool:
     """Return whether a Job of another transform holds the target, so that this one must wait.
 
-    One whose ranks' Job is there has it until it has ended, which the Job's time to live tells, suspended or not. Of two that
-    begin at once, the one that was created first goes first. A Job that nobody owns has it only while it runs.
+    A transform whose ranks' Job exists holds the target until it has ended, which the Job's time to live shows, suspended or
+    not. If two start at once, the one that was created first goes first. A Job without an owner holds it only while it runs.
     """
     underway = bool(job.owner) and "ttlSecondsAfterFinished" not in job.spec
     if job.label(LABEL_STEP) != "plan" and underway:

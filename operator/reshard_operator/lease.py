@@ -102,7 +102,7 @@ class Lease:
         except ApiError as error:
             if error.status != HTTPStatus.CONFLICT:
                 raise
-            return  # another was quicker; the next round tells
+            return  # another replica was quicker; the next round shows which
         if self._held_since is None:
             log.info("this replica holds the lease")
             metrics.LEADING.set(1)

@@ -139,7 +139,7 @@ class Job(Kept):
 
     @property
     def deleting(self) -> bool:
-        """Whether it is being deleted."""
+        """True if it is being deleted."""
         return "deletionTimestamp" in self.raw["metadata"]
 
     def condition(self, kind: str) -> Object | None:
@@ -148,7 +148,7 @@ class Job(Kept):
 
     @property
     def complete(self) -> bool:
-        """Whether it has succeeded."""
+        """True if it has succeeded."""
         return self.condition("Complete") is not None
 
     @property
@@ -158,17 +158,17 @@ class Job(Kept):
 
     @property
     def ended(self) -> bool:
-        """Whether it has ended."""
+        """True if it has ended."""
         return self.complete or self.failed is not None
 
     @property
     def suspended(self) -> bool:
-        """Whether it is suspended and all its pods are deleted."""
+        """True if it is suspended and all its pods are deleted."""
         return self.condition("Suspended") is not None and not self.status.get("active") and not self.status.get("terminating")
 
     @property
     def runs(self) -> bool:
-        """Whether all expected pods run, so that its watch reports every change."""
+        """True if all expected pods run, so that its watch reports every change."""
         active = int(self.status.get("active") or 0)
         return active > 0 and int(self.status.get("ready") or 0) >= active
 
@@ -192,13 +192,13 @@ class Pod(Kept):
         return str(self.status.get("phase", "Pending"))
 
     def waits_since(self, moment: datetime) -> bool:
-        """Whether it has a node, was created before, and has not started yet."""
+        """Return whether it has a node, was created before `moment`, and has not started yet."""
         has_node = self.condition("PodScheduled").get("status") == "True"
         return self.phase == "Pending" and has_node and datetime.fromisoformat(self.created) <= moment
 
     @property
     def alive(self) -> bool:
-        """Whether a process of the pod may still write."""
+        """True if a process of the pod may still write."""
         return self.phase not in {"Succeeded", "Failed"}
 
     @property
@@ -213,14 +213,14 @@ class Pod(Kept):
 
     @property
     def entries(self) -> dict[str, str]:
-        """Of its volumes those with entries of a Secret or a ConfigMap: which one, by the volume's name."""
+        """The Secret or ConfigMap of each volume that has one, by the volume's name."""
         volumes = (self.raw.get("spec") or {}).get("volumes") or ()
         secrets = {v["name"]: f"Secret {v['secret']['secretName']}" for v in volumes if "secret" in v}
         return secrets | {v["name"]: f"ConfigMap {v['configMap']['name']}" for v in volumes if "configMap" in v}
 
     @property
     def lost(self) -> bool:
-        """Whether it runs as far as is known, and its node has stopped telling: it has no readiness of its own to lose."""
+        """True if it runs as far as is known, and its node has stopped reporting: pods have no readiness probe of their own."""
         runs = any("running" in (s.get("state") or {}) for s in self._containers())
         return self.phase == "Running" and runs and self.condition("Ready").get("status") == "False"
 
@@ -281,13 +281,13 @@ class Event:
     """A warning that Kubernetes has attached to a Job or a pod.
 
     Attributes:
-        told: time of its last occurrence.
+        last_seen: time of its last occurrence.
     """
 
     object_uid: str
     reason: str
     message: str
-    told: datetime
+    last_seen: datetime
 
     @classmethod
     def parse(cls, event: Object) -> Event:
@@ -346,7 +346,7 @@ class Seen:
     def newest_warning(self, uid: str, reasons: set[str]) -> Event | None:
         """Return the last Warning Event of an object with one of these reasons. Older ones may be outdated."""
         found = (event for event in self.events if event.object_uid == uid and event.reason in reasons)
-        return max(found, key=lambda event: event.told, default=None)
+        return max(found, key=lambda event: event.last_seen, default=None)
 
     def read_result(self, step: str, kind: type[M]) -> M | None:
         """Return the result of a completed step; None if the step is not complete or its pod was deleted.

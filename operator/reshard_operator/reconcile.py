@@ -85,8 +85,8 @@ class Decision:
 
     Attributes:
         status: that the resource should have; None: it is not touched.
-        actions: to be carried out before the status is written.
-        look_again_seconds: when to look again although nothing has told so.
+        actions: actions to execute before the status is written.
+        look_again_seconds: delay until the next observation if no watch reports a change earlier.
     """
 
     status: Object | None = None

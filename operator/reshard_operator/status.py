@@ -35,7 +35,7 @@ class Phase(StrEnum):
 
     @property
     def terminal(self) -> bool:
-        """Whether the phase is final until the attempt is raised."""
+        """True if the phase is final until the attempt is raised."""
         return self in {Phase.COMPLETE, Phase.FAILED}
 
 

@@ -21,7 +21,7 @@ class WorkQueue(Generic[K]):
         self._heap: list[tuple[float, K]] = []
 
     def add(self, key: K, due: float) -> None:
-        """Add a key. Of several due times the earliest counts."""
+        """Add a key. The earliest of several due times counts."""
         if due >= self._due.get(key, float("inf")):
             return
         self._due[key] = due

@@ -24,7 +24,7 @@ if TYPE_CHECKING:
     from types import FrameType
 
 
-# Enough for a cancelled command to clean up, unless its storage hangs. The next run removes what is left.
+# Enough for a cancelled command to clean up, unless its storage hangs. The next run removes the rest.
 _PATIENCE_SECONDS = 1.8
 
 

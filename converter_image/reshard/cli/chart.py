@@ -1,4 +1,4 @@
-"""Charts of a plan: what is drawn of it, and the chart in characters. Loaded only when one is drawn."""
+"""Data of a plan's charts, and charts in characters. Imported only when one is drawn."""
 
 from __future__ import annotations
 

@@ -67,7 +67,7 @@ class TolerantStream(io.TextIOBase):
         return self._stream.encoding
 
     def isatty(self) -> bool:
-        """Whether the stream is a terminal."""
+        """Return whether the stream is a terminal."""
         return self._stream.isatty()
 
     def fileno(self) -> int:
@@ -91,7 +91,7 @@ class _Discarding(io.TextIOWrapper):
 
 
 def discard(name: Name) -> None:
-    """Discard what is printed to a standard stream from now on."""
+    """Discard everything printed to a standard stream from now on."""
     # A real file, because the next file to be opened would get a free descriptor.
     nowhere = Path(os.devnull).open("wb")  # noqa: SIM115 - closed by `usable`, or at exit
     setattr(sys, name, _Discarding(nowhere, encoding="utf-8"))

@@ -192,7 +192,7 @@ def _leave(message: StepMessage) -> None:
 
 
 def _short(text: str, most: int) -> str:
-    """Shorten a text to `most` ASCII characters. Keep the start, which says what is wrong, and the end, which says what to do."""
+    """Shorten a text to `most` ASCII characters. Keep the start, which names the problem, and the end, which names the remedy."""
     text = printable(text).encode("ascii", "replace").decode("ascii")
     return text if len(text) <= most else f"{text[: most * 2 // 3]} ... {text[5 - most // 3 :]}"
 

@@ -116,7 +116,7 @@ class Copies:
         return found
 
     def holders_of(self, block: Block) -> tuple[int, ...]:
-        """Return the ranks whose files hold the elements of a block, which lies in one region; ascending."""
+        """Return the ranks whose files hold the elements of a block within one region; ascending."""
         lengths = [n // k for n, k in zip(block.parameter.shape, _grid(block.parameter), strict=True)]
         return self.holders(block.parameter, tuple(a // n for a, n in zip(block.box.start, lengths, strict=True)))
 

@@ -43,7 +43,7 @@ class TargetTensor:
 
     @property
     def shape(self) -> tuple[int, ...]:
-        """Of the slice."""
+        """Shape of the slice."""
         return self.geometry.box.shape
 
 
@@ -205,7 +205,7 @@ class Planner:
         return (same,) if not self.model.unified and same in as_set else holding[:1]
 
     def _choose_by_stage(self, groups: Iterable[tuple[int, ...]], pivot: int) -> dict[tuple[int, ...], int]:
-        """Groups within one source stage are a question of their own, the same in each; the others follow what is chosen."""
+        """Choose for groups within one source stage alike in every stage, then for groups across stages."""
         devices = self.model.source_devices
         by_stage: dict[int, list[tuple[int, ...]]] = defaultdict(list)
         wide = []

@@ -19,8 +19,8 @@ def renamed(names: Collection[str], rules: Sequence[RenameRule], *, all_there: b
     can change places.
 
     Args:
-        names: those of the source.
-        rules: what becomes of them.
+        names: names of the source's parameters.
+        rules: renaming rules.
         all_there: whether these are all names that rules can be for; not so for one pipeline stage of several.
 
     Raises:

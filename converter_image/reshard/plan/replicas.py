@@ -43,7 +43,7 @@ def _greedy(groups: frozenset[Group], pivot: int, ranks: int) -> set[int]:
     heapify(heap)
     while rest:
         count, distance, rank = heappop(heap)
-        if -count > served[rank]:  # counts only shrink: what is first with its count of now is first of all
+        if -count > served[rank]:  # counts only shrink: an entry whose count is current is the first of all
             heappush(heap, (-served[rank], distance, rank))
             continue
         chosen.add(rank)

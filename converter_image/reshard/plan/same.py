@@ -33,7 +33,7 @@ def keep(inventory: Inventory, *, ranks: str | None = None, rename: Sequence[Ren
     Raises:
         DataError: no file holds a parameter.
         MissingInputError: a rank is not there, or a parameter that is to be renamed.
-        RequestError: two parameters would have one name; or the source's files are no ranks.
+        RequestError: two parameters would have one name; or the source's files are not those of ranks.
     """
     if inventory.unified:
         raise RequestError(

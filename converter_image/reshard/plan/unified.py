@@ -13,7 +13,7 @@ if TYPE_CHECKING:
 
     from reshard.plan.model import Model
 
-# Number of open parts that still accept items, besides the one that is being filled.
+# Number of open parts that still accept items, not counting the one that is being filled.
 _OPEN_PARTS = 8
 # Number of attempts with a smaller bound, which evens out the parts.
 _TRIES = 6

@@ -105,7 +105,7 @@ def _longest_request(memory: int) -> int:
 
 @dataclass(slots=True)
 class _Fetched:
-    """A window that is being fetched: for each file its ranges, where in the memory they come to lie, and the requests."""
+    """A window that is being fetched: for each file its ranges, their offsets in memory, and the requests."""
 
     memory: mmap
     starts: dict[int, list[int]] = field(default_factory=dict)
@@ -187,7 +187,7 @@ class Ahead:
         self._opened(found.file).read_into(view[:length], start)
 
     def _let_go(self) -> None:
-        """Of the oldest window; what of it is still under way nobody will read, but it must not come into other bytes."""
+        """Release the oldest window. Wait for its pending requests, which must not write into memory used again."""
         window = self._fetched.popleft()
         for found in window.ranges.values():
             for _, _, requests in found:

@@ -23,7 +23,7 @@ class Stat:
 
     Attributes:
         name: the last component of the path.
-        is_folder: whether names can lie below it.
+        is_folder: whether it can contain other names.
         size: length in bytes; 0 for a folder.
         version: changes whenever the content may have changed.
         modified: modification time in seconds since 1970; None: the storage does not report it.
@@ -151,7 +151,7 @@ class ReadStore(Protocol):
 
     @property
     def remote(self) -> bool:
-        """Whether each read costs a round trip, so that large, concurrent and early reads are worthwhile."""
+        """True if each read costs a round trip, so that large, concurrent and early reads are worthwhile."""
 
     def list(self, path: str) -> list[Stat]:
         """Return the entries of `path`, sorted by name; empty if the path does not exist.
@@ -195,7 +195,7 @@ class Store(ReadStore, Protocol):
 
     @property
     def renames(self) -> bool:
-        """Whether moving a finished file is free and atomic. Otherwise files that replace others are written in place."""
+        """True if moving a finished file is free and atomic. Otherwise files that replace others are written in place."""
 
     def copies_from(self, other: Store) -> bool:
         """Return whether the server can copy files of another store."""

@@ -21,7 +21,7 @@ class Descriptor:
     """An open file. It is closed when the last reference is gone, so that a thread that reads from it keeps it open.
 
     Attributes:
-        number: the descriptor. Whoever uses it must hold a reference to this object meanwhile.
+        number: the descriptor. Its user must hold a reference to this object meanwhile.
     """
 
     __slots__ = ("number",)

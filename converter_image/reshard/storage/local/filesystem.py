@@ -28,7 +28,7 @@ class FileSystem:
 
     @property
     def notes(self) -> Sequence[str]:
-        """What was skipped, in order."""
+        """Skipped operations, in order."""
         return tuple(self._notes)
 
     def note(self, what: str, error: OSError | None = None) -> None:
@@ -104,7 +104,7 @@ class FileSystem:
         return found.f_bavail * found.f_frsize
 
     def is_read_only(self, folder: str) -> bool:
-        """Whether the file system is known to be mounted read-only."""
+        """Return whether the file system is known to be mounted read-only."""
         try:
             return bool(os.statvfs(folder).f_flag & os.ST_RDONLY)
         except OSError:

@@ -74,7 +74,7 @@ class LocalReader:
             done += n
 
     def read_runs(self, view: memoryview, length: int, offsets: Sequence[int]) -> None:
-        """See `Reader.read_runs`: a system call for each run, with as little as possible around it."""
+        """See `Reader.read_runs`: one system call for each run, with minimal overhead."""
         file = self._opened()  # the reference keeps the number valid
         number, preadv, at = file.number, os.preadv, 0
         with failures(self.name):
@@ -142,7 +142,7 @@ class LocalReader:
 
 
 def version_of(found: os.stat_result) -> str:
-    """What changes whenever a file's content may have changed."""
+    """Return a version that changes whenever the file's content may have changed."""
     return f"{found.st_size}-{found.st_mtime_ns}"
 
 

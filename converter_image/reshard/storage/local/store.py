@@ -125,7 +125,7 @@ class LocalStore:
         return LocalWriter(self._at(path), self._at(temporary), mode, self._system)
 
     def write_cost(self, size: int, memory: int) -> WriteCost:
-        """See `Store.write_cost`: the page cache holds what is under way."""
+        """See `Store.write_cost`: the page cache holds unwritten bytes."""
         del size, memory
         return WriteCost()
 

@@ -49,7 +49,7 @@ class LocalWriter:
             write_all(self._file, view)
         self._offset += len(view)
         if self._offset - self._handed_over >= _WRITEBACK_STEP:
-            # Linux starts writing dirty pages back when told that they will not be needed, and lets go of clean ones.
+            # On this advice, Linux starts to write dirty pages back and drops clean ones.
             with contextlib.suppress(OSError):  # a hint: what goes wrong with the bytes, fsync reports
                 os.posix_fadvise(self._file, self._handed_over, self._offset - self._handed_over, os.POSIX_FADV_DONTNEED)
             self._handed_over = self._offset

@@ -20,7 +20,7 @@ if TYPE_CHECKING:
 
     from reshard.spec.access import Access
 
-# Of all workers together; idle connections cost nothing.
+# For all workers together; idle connections cost nothing.
 _MOST_CONNECTIONS = 128
 _CONNECT_SECONDS = 10
 _READ_SECONDS = 30
@@ -89,7 +89,7 @@ def _check_authorities(path: str) -> None:
     """That a file holds certificates: the client finds out at its first request, and takes it for the server's fault."""
     try:
         ssl.create_default_context(cafile=path)
-    except OSError as error:  # also of what is no certificate
+    except OSError as error:  # also for a file that is not a certificate
         what = f"cannot load the CA bundle: {error.strerror or error}"
         raise RequestError("CaBundleInvalid", what, where=path, fix="use a PEM file of certificates") from error
 
@@ -117,7 +117,7 @@ class _FolderCredentials(Credentials):  # type: ignore[misc]  # botocore comes w
         super().__init__(frozen.access_key, frozen.secret_key, frozen.token, method="reshard-folder")
 
     def get_frozen_credentials(self) -> ReadOnlyCredentials:
-        """What the files say now."""
+        """Return the current credentials in the files."""
         return ReadOnlyCredentials(
             self._part("accessKeyId"), self._part("secretAccessKey"), self._part("sessionToken", need=False)
         )

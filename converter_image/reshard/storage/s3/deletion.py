@@ -27,7 +27,7 @@ class Deleter:
         self._one_by_one = False  # set once the server has refused DeleteObjects
 
     def delete(self, keys: Sequence[str]) -> None:
-        """Delete the objects with these keys. A key without an object is no error.
+        """Delete the objects with these keys. A key without an object is not an error.
 
         A key that the answer to DeleteObjects does not list as deleted is deleted by a request of its own, which is retried and
         whose error is reported.

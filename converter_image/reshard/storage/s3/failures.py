@@ -83,12 +83,12 @@ def code_of(error: boto.ClientError) -> str:
 
 @contextmanager
 def failures(where: str) -> Iterator[None]:
-    """Turn boto3's errors into ours, with what a user needs to mend them. No secret is in any."""
+    """Turn boto3's errors into ours, with the information that a user needs to fix them, and without secrets."""
     try:
         yield
     except boto.ClientError as error:
         raise _of_answer(error, where) from error
-    # An endpoint that is no URL is a ValueError; botocore does not wrap what breaks off the text of a refusal.
+    # An invalid endpoint URL is a ValueError; botocore does not wrap errors that interrupt the body of an error response.
     except (boto.BotoCoreError, Boto3Error, HTTPError, ValueError, OSError) as error:
         raise _of_way(error, where) from error
 

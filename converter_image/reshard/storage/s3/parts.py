@@ -19,7 +19,7 @@ LARGEST_OBJECT = MOST_PARTS * LARGEST_PART
 # Large enough that a request's time is that of its bytes, small enough that some fit into memory.
 _USUAL_PART = 8 << 20
 _ALIGNMENT = 1 << 20
-# Some at a time are done sooner than one, and each gives a sign of life.
+# Several parts at a time finish sooner than one, and each finished part shows progress.
 LONGEST_COPY = 1 << 30
 
 

@@ -20,7 +20,7 @@ if TYPE_CHECKING:
     from botocore.client import BaseClient
     from botocore.response import StreamingBody
 
-# An answer is read in pieces that take about a second, so that one that trickles is noticed and asked for anew.
+# A response is read in pieces that take about a second, so that a slow one is noticed and requested again.
 _SMALLEST_PIECE = 1 << 10
 _LARGEST_PIECE = 256 << 10
 _PATIENCE_SECONDS = 15.0

@@ -1,4 +1,4 @@
-"""Which requests are sent again. What fails before an answer begins, botocore sends again itself, with backoff and jitter."""
+"""Retries of requests. Botocore itself retries requests that fail before a response begins, with backoff and jitter."""
 
 from __future__ import annotations
 
@@ -27,12 +27,12 @@ T = TypeVar("T")
 _TRIES = 8
 _LONGEST_SECONDS = 120.0
 _LONGEST_WAIT_SECONDS = 10.0
-# What arrived was not what was sent.
+# The server received other bytes than were sent.
 _DAMAGED = {"BadDigest", "IncompleteBody", "XAmzContentChecksumMismatch", "XAmzContentSHA256Mismatch"}
 
 
 def retrying(request: Callable[P, T], *arguments: P.args, **parameters: P.kwargs) -> T:
-    """Carry out a request, again when its answer breaks off, or its content was damaged on the way."""
+    """Send a request, and again if its response breaks off or its content was damaged on the way."""
     tries = Retrying(
         retry=retry_if_exception(_is_passing),
         stop=stop_after_attempt(_TRIES) | stop_after_delay(_LONGEST_SECONDS),

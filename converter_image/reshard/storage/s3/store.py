@@ -30,7 +30,7 @@ if TYPE_CHECKING:
     from reshard.storage.protocol import Store
 
 SCHEME = "s3://"
-# Fewer files are asked for one by one, all at a time: a listing also returns what lies between them.
+# Fewer files are requested one by one, concurrently: a listing also returns the keys between them.
 _LISTED_TOGETHER = 32
 # A listing is given up when it has more pages than this, and another one for so many keys.
 _FEWEST_PAGES = 8
@@ -233,7 +233,7 @@ class S3Store:
         return self._put_if(path, content, IfMatch=version)
 
     def _put_if(self, path: str, content: bytes, **condition: str) -> bool:
-        """Write under a condition. An answer may get lost and the request be sent again: then what is there is ours."""
+        """Write under a condition. If the response was lost and the request sent again, accept our own object."""
         with failures(self._where(path)):
             try:
                 self._checksums.send(self._client.put_object, content, **self._named(path), **condition)
@@ -266,7 +266,7 @@ class S3Store:
         self._deleter.delete([self._key(path) for path in paths])
 
     def touch(self, path: str) -> None:
-        """See `Store.touch`: it is written anew, if it is still what was read, for nothing else makes an object younger."""
+        """See `Store.touch`: the object is rewritten if unchanged, for nothing else updates its time."""
         found = self._find(self._key(path))
         if found is not None:
             self.swap(path, self.read(path, found.size), found.version, mode=0)
@@ -349,7 +349,7 @@ class S3Store:
 
 
 def _file(listed: dict[str, Any], name: str) -> Stat:
-    """What a listing says of an object."""
+    """Return an object's entry in a listing."""
     return Stat(name, False, listed["Size"], listed["ETag"], listed["LastModified"].timestamp())  # noqa: FBT003 - as its fields are
 
 
@@ -367,7 +367,7 @@ def _folders_around(key: str) -> Iterator[str]:
 
 
 def _entries(found: Collection[Stat]) -> list[Stat]:
-    """What a folder holds, without the empty objects that some tools create to mark folders."""
+    """Return a folder's entries without the empty objects that some tools create to mark folders."""
     folders = {each.name for each in found if each.is_folder}
     kept = (each for each in found if each.name and (each.is_folder or each.size or each.name not in folders))
     return sorted(kept, key=lambda each: (each.name, not each.is_folder))

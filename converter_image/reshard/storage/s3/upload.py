@@ -24,7 +24,7 @@ if TYPE_CHECKING:
     from reshard.storage.protocol import Reader
     from reshard.storage.s3.checksums import Checksums
 
-# Tells after a lost answer whether the object that is there is the one that was sent.
+# Identifies, after a lost response, the existing object as the one that was sent.
 _MARK = "reshard-upload"
 _ABORT_SECONDS = 1.0
 
@@ -70,8 +70,8 @@ class _Upload(NamedTuple):
 class S3Writer:
     """A new object. It appears when `finish` completes the upload, and not before.
 
-    Memory for `buffers()` parts is taken as it is needed, and used again: pages of their own, for given back to the heap and
-    taken anew they would come to lie scattered, and grow it. What fits into one part is sent at once at the end.
+    Memory for `buffers()` parts is allocated on demand and reused. It is mapped rather than taken from the heap, which would
+    fragment and grow. Content that fits into one part is sent in one request at the end.
     """
 
     def __init__(
@@ -228,7 +228,7 @@ class S3Writer:
             self._room.release()
 
     def _is_there(self) -> bool:
-        """Whether the upload was completed, by a request whose answer got lost."""
+        """Return whether a request whose response was lost has completed the upload."""
         try:
             found = self._client.head_object(**self._object)
         except boto.ClientError:
