@@ -6,6 +6,7 @@
 #   BASELINE revision that `make bench` measures next to this one (none)
 #   DIST     output folder of `make dist` (dist)
 #   VERSION  version for `make release`
+#   K8S      Kubernetes minor version for `make test` and `make cluster`: 1.34 or 1.37 (1.37)
 #   PROFILE  number of random cases in tests: development or ci (ci if CI=true, otherwise development)
 #   REGISTRY, PLATFORMS, TAG, ENGINE   settings of `make images` (scripts/images.sh)
 
@@ -14,6 +15,7 @@ VENV ?= .venv
 TIER ?=
 DIST ?= dist
 DIST_VENV := .venv-dist
+K8S ?=
 PROFILE ?=
 PLATFORMS ?= linux/amd64,linux/arm64
 TAG ?= $(shell sed -n 's/^appVersion: //p' helm/reshard/Chart.yaml)
@@ -31,6 +33,7 @@ export MYPY_CACHE_DIR := $(TREE_CACHE)/mypy
 export HYPOTHESIS_STORAGE_DIRECTORY := $(TREE_CACHE)/hypothesis
 export PYTEST_CACHE := $(TREE_CACHE)/pytest
 export RESHARD_TEST_PROFILE := $(PROFILE)
+export K8S
 
 BIN := $(VENV)/bin
 READY := $(VENV)/.ready
@@ -52,7 +55,7 @@ demo: $(READY) ## Reshard a small checkpoint
 	@PATH="$(abspath $(BIN)):$$PATH" sh examples/demo.sh
 
 .PHONY: test
-test: $(READY) ## Run the tests; TIER=unit (or conformance, compiled, s3...) runs one tier
+test: $(READY) ## Run the tests; TIER=unit (or conformance, compiled, s3...) runs one tier, K8S=1.34 selects a Kubernetes version
 	@PYTHON='$(PYTHON)' sh scripts/test.sh $(BIN)/python $(TIER)
 
 .PHONY: test-pythons

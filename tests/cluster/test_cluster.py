@@ -52,7 +52,8 @@ def test_a_pod_reaches_the_api_at_its_service_s_address(api: client.ApiClient, n
 
     wait_for(lambda: core.read_namespaced_pod("asks", namespace).status.phase in {"Succeeded", "Failed"})
 
-    assert "v1.34.4" in core.read_namespaced_pod_log("asks", namespace)
+    client_version = subprocess.run([program("kubectl"), "version", "--client", "-o", "json"], capture_output=True, check=True)
+    assert json.loads(client_version.stdout)["clientVersion"]["gitVersion"] in core.read_namespaced_pod_log("asks", namespace)
 
 
 def test_kubectl_works() -> None:

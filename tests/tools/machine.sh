@@ -19,10 +19,10 @@ packages() {
     sh "$tools/../../scripts/apt.sh" $missing || leave_out "these packages cannot be installed:$missing"
 }
 
-# programs PROGRAM...: build those that are not here, and print where they and those of earlier tiers are
+# programs PROGRAM...: build those that are not in the cache, and print where they are
 programs() {
     folders=$(sh "$tools/build.sh" "$@") || leave_out "its programs cannot be built"
-    echo "RESHARD_PROGRAMS=$folders${RESHARD_PROGRAMS:+:$RESHARD_PROGRAMS}"
+    echo "RESHARD_PROGRAMS=$folders"
 }
 
 [ "$(uname -s)" = Linux ] || leave_out "it needs Linux, this is $(uname -s)"

@@ -1,5 +1,5 @@
-// The programs of the Kubernetes cluster that the tests run against.
-module reshard.dev/tests/tools
+// The programs of the oldest supported Kubernetes.
+module reshard.dev/tests/tools/kubernetes-1.34
 
 go 1.24.0
 
@@ -193,7 +193,7 @@ require (
 	sigs.k8s.io/yaml v1.6.0 // indirect
 )
 
-// Kubernetes names its own parts by v0.0.0, a version that is only in its tree.
+// Kubernetes refers to its own modules by v0.0.0, a version that exists only in its tree.
 replace (
 	k8s.io/api => k8s.io/api v0.34.4
 	k8s.io/apiextensions-apiserver => k8s.io/apiextensions-apiserver v0.34.4
