@@ -1,11 +1,14 @@
 #!/bin/sh
 # Run tiers of tests: test.sh PYTHON [TIER...]
 #
-# A tier is a folder of tests/. One that needs more than the environment has a prepare.sh, which gets it and prints what the
-# tests find in their environment, one NAME=value a line. It exits with 3 after a line that says why this machine cannot have
-# it: the tier is then left out, which in CI, and for a tier that was asked for by name, is a failure.
+# A tier is a folder of tests/. A tier that needs more than the environment has a prepare.sh, which gets what it needs and prints
+# variables for the tests' environment, one NAME=value a line. It exits with 3 after a line that says why this machine cannot
+# run the tier: the tier is then left out, which is a failure in CI and for a tier that was named.
 #
-# The tiers that need Kubernetes are each run inside a cluster of their own, which ends with them.
+# Each tier that needs Kubernetes runs inside a cluster of its own, which ends with it. K8S selects the minor version.
+# Default: the newest; in CI the API-server tier runs on the oldest, too.
+#
+# Two things run while tests compute: the preparation of later tiers, and the installation tier, which mostly waits.
 set -eu
 . "$(dirname "$0")/exported.sh"
 python=$1
@@ -14,53 +17,100 @@ known="unit packaging conformance compiled s3 images apiserver cluster installat
 tiers=${*:-$known}
 named=$#
 ci=$([ "${CI:-}" = true ] && echo yes || echo no)
+failed=0
 
-folders='' clusters='' failed=0
+work=$(mktemp -d)
+background=''  # processes, and groups of them as -GROUP
+# shellcheck disable=SC2086  # a list of processes
+trap 'kill -s TERM -- $background 2>/dev/null || true; rm -rf "$work"' EXIT
+trap 'exit 130' INT
+trap 'exit 143' TERM HUP
+
+# session PROCESSES TIER...: become a session of pytest with the tests of tiers, inside of $inside
+session() {
+    processes=$1
+    shift
+    folders=''
+    for tier in "$@"; do
+        [ ! -f "$work/$tier.variables" ] || exported "$(cat "$work/$tier.variables")"
+        folders="$folders tests/${tier%@*}"
+    done
+    # shellcheck disable=SC2086  # a command and its arguments, and a list of folders
+    exec ${inside:-} "$python" -m pytest -o cache_dir="${PYTEST_CACHE:-.pytest_cache}" \
+        -n "$processes" --maxprocesses 8 --dist worksteal $folders
+}
+
+# session_in_cluster TIER
+session_in_cluster() {
+    # Tests of the whole installation run one after the other; the others wait for pods more than they compute.
+    case $1 in
+        apiserver*) level=--control-plane-only processes=4 ;;
+        cluster) level='' processes=4 ;;
+        installation) level='' processes=1 ;;
+    esac
+    export PYTHONPATH="$PWD/tests/support"
+    inside="$python -m cluster run $level --"
+    session "$processes" "$1"
+}
+
+# can_run TIER: whether its preparation succeeded
+can_run() {
+    code=$(cat "$work/$1.code")
+    [ "$code" -ne 0 ] || return 0
+    echo "test: tier $1 is left out, for the reason above" >&2
+    if [ "$code" -ne 3 ] || [ "$ci" = yes ] || [ "$named" -ne 0 ]; then failed=1; fi
+    return 1
+}
+
+at_once='' prepared=''
 for tier in $tiers; do
     case " $known " in
         *" $tier "*) ;;
         *) echo "test: there is no tier '$tier'; there are: $known" >&2; exit 2 ;;
     esac
-    if [ -z "$(find "tests/$tier" -name 'test_*.py' 2>/dev/null)" ]; then
-        [ "$named" -eq 0 ] || echo "test: tier $tier has no tests yet"
-        continue
-    fi
-    if [ -f "tests/$tier/prepare.sh" ]; then
-        code=0
-        found=$(sh "tests/$tier/prepare.sh") || code=$?
-        if [ "$code" -ne 0 ]; then
-            echo "test: tier $tier is left out, for the reason above" >&2
-            if [ "$code" -ne 3 ] || [ "$ci" = yes ] || [ "$named" -ne 0 ]; then failed=1; fi
-            continue
-        fi
-        exported "$found"
-    fi
-    case $tier in
-        apiserver | cluster | installation) clusters="$clusters $tier" ;;
-        *) folders="$folders tests/$tier" ;;
-    esac
+    if [ -f "tests/$tier/prepare.sh" ]; then prepared="$prepared $tier"; else at_once="$at_once $tier"; fi
 done
+if [ "$ci" = yes ] && [ -z "${K8S:-}" ]; then
+    oldest=$(cd tests/tools && echo kubernetes-*/ | tr ' ' '\n' | sort -V | head -n 1)
+    oldest=${oldest#kubernetes-}
+    case " $prepared " in *" apiserver "*) prepared="$prepared apiserver@${oldest%/}" ;; esac
+fi
 
-# run PROCESSES FOLDER...: the tests of folders
-run() {
-    processes=$1
-    shift
-    set -- -m pytest -o cache_dir="${PYTEST_CACHE:-.pytest_cache}" -n "$processes" --maxprocesses 8 --dist worksteal "$@"
-    # shellcheck disable=SC2086  # a command and its arguments
-    ${inside:-} "$python" "$@" || failed=1
-}
+# shellcheck disable=SC2086  # lists of tiers
+if [ -z "$at_once" ]; then
+    sh scripts/prepare.sh "$work" $prepared
+else
+    # A group of its own, so that it can be ended with all that it has started.
+    "$python" -c 'import os, sys; os.setsid(); os.execvp("nice", sys.argv)' \
+        nice sh scripts/prepare.sh "$work" $prepared 2>"$work/said" &
+    background=-$!
+    (session auto $at_once) || failed=1
+    wait "${background#-}"
+    cat "$work/said" >&2
+fi
 
-# shellcheck disable=SC2086  # a list of folders
-[ -z "$folders" ] || run auto $folders
-
-export PYTHONPATH="$PWD/tests/support"
+together='' clusters='' installation=''
+for tier in $prepared; do
+    if can_run "$tier"; then
+        case $tier in
+            apiserver* | cluster) clusters="$clusters $tier" ;;
+            installation) installation=$tier ;;
+            *) together="$together $tier" ;;
+        esac
+    fi
+done
+if [ -n "$installation" ]; then
+    (session_in_cluster installation) >"$work/installation.log" 2>&1 &
+    background=$!
+fi
+# With lower priority: the components of a cluster have deadlines.
+# shellcheck disable=SC2086  # a list of tiers
+[ -z "$together" ] || (inside=${installation:+nice} && session auto $together) || failed=1
+if [ -n "$installation" ]; then
+    wait "$background" || failed=1
+    cat "$work/installation.log"
+fi
 for tier in $clusters; do
-    # Tests of the whole installation go one after the other; others wait for pods more than they compute.
-    case $tier in
-        apiserver) inside="$python -m cluster run --control-plane-only --"; processes=4 ;;
-        cluster) inside="$python -m cluster run --"; processes=4 ;;
-        installation) inside="$python -m cluster run --"; processes=1 ;;
-    esac
-    run "$processes" "tests/$tier"
+    (session_in_cluster "$tier") || failed=1
 done
 exit "$failed"
