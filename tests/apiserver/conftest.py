@@ -22,7 +22,7 @@ def crd() -> None:
     subprocess.run(apply, check=True, capture_output=True)
     established = [program("kubectl"), "wait", "--for=condition=Established", f"crd/{PLURAL}.{GROUP}", "--timeout=30s"]
     # kubectl fails on one that is so new that it has no condition yet.
-    wait_for(lambda: subprocess.run(established, check=False, capture_output=True).returncode == 0, 30)
+    wait_for(lambda: subprocess.run(established, check=False, capture_output=True).returncode == 0)
 
 
 @pytest.fixture

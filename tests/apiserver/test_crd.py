@@ -266,7 +266,7 @@ def test_kubectl_shows_phase_ranks_percent_and_age(api: client.ApiClient, namesp
         done = subprocess.run([program("kubectl"), "get", "ckt", "-n", namespace], check=True, capture_output=True, text=True)
         return done.stdout.splitlines()[-1].split()
 
-    wait_for(lambda: shown()[:4] == ["x", "Resharding", "3/8", "37"], 10)
+    wait_for(lambda: shown()[:4] == ["x", "Resharding", "3/8", "37"])
 
 
 @pytest.mark.usefixtures("crd")

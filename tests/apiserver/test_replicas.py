@@ -32,17 +32,17 @@ def test_a_replica_that_was_away_finds_itself_replaced(transforms: Transforms, l
     who = account(transforms.api, layout, transforms.namespace, tmp_path)
     kubelet = PretendKubelet(transforms.api, transforms.namespace)
     with operator_process(who, tmp_path, "first") as first, kubelet.running():
-        wait_for(lambda: holder(transforms) == "first", 20)
+        wait_for(lambda: holder(transforms) == "first")
         with operator_process(who, tmp_path, "second"):
             kubelet.held.add("ranks")
             transforms.create("shared", SPEC)
-            transforms.wait("shared", lambda s: s.get("phase") == "Resharding", 30)
+            transforms.wait("shared", lambda s: s.get("phase") == "Resharding")
             first.send_signal(signal.SIGSTOP)
             kubelet.held.clear()
-            transforms.ended("shared", seconds=60)
+            transforms.ended("shared")
             assert holder(transforms) == "second"
             first.send_signal(signal.SIGCONT)
-            assert first.wait(timeout=30) == 1
+            assert first.wait(timeout=120) == 1
     assert len(transforms.jobs()) == 3
     assert "another replica has taken over" in (tmp_path / "first.log").read_text()
 
@@ -50,12 +50,12 @@ def test_a_replica_that_was_away_finds_itself_replaced(transforms: Transforms, l
 def test_a_replica_that_ends_gives_its_lease_back(transforms: Transforms, layout: Layout, tmp_path: Path) -> None:
     who = account(transforms.api, layout, transforms.namespace, tmp_path)
     with operator_process(who, tmp_path, "first") as first:
-        wait_for(lambda: holder(transforms) == "first", 20)
+        wait_for(lambda: holder(transforms) == "first")
         first.terminate()
-        assert first.wait(timeout=15) == 0
+        assert first.wait(timeout=120) == 0
     assert not holder(transforms)
     with operator_process(who, tmp_path, "second"):
-        wait_for(lambda: holder(transforms) == "second", 10)  # before a lease lapses
+        wait_for(lambda: holder(transforms) == "second")
 
 
 def test_it_tells_that_it_is_well(transforms: Transforms, layout: Layout, tmp_path: Path) -> None:
@@ -74,7 +74,7 @@ def test_it_tells_that_it_is_well(transforms: Transforms, layout: Layout, tmp_pa
             return None
 
     with operator_process(who, tmp_path):
-        wait_for(lambda: (told() or {}).get("watches") == 1, 20)
+        wait_for(lambda: (told() or {}).get("watches") == 1)
         assert "s ago" in str((told() or {})["resync"])
 
 
@@ -94,5 +94,5 @@ def test_two_that_know_nothing_of_each_other_do_the_work_once(transforms: Transf
             events = transforms.core.list_namespaced_event(transforms.namespace).items
             return {event.involved_object.name for event in events if event.reason == "Complete"}
 
-        wait_for(lambda: told() == {"a", "b", "c"}, 10)
+        wait_for(lambda: told() == {"a", "b", "c"})
     assert len(transforms.jobs()) == 9

@@ -42,15 +42,15 @@ def gone(stage: Stage, name: str) -> bool:
 def test_deleted_underway_its_pods_end_and_nothing_looks_complete(stage: Stage, policy: str) -> None:
     underway(stage, "deleted")
     stage.delete("deleted", policy)
-    wait_for(lambda: gone(stage, "deleted"), 60)
-    wait_for(lambda: not stage.pods("ranks") and not stage.jobs(), 60)
+    wait_for(lambda: gone(stage, "deleted"))
+    wait_for(lambda: not stage.pods("ranks") and not stage.jobs())
     assert not (stage.results / "out" / MANIFEST).exists()
 
 
 def test_orphaned_ranks_are_finished_and_found_by_a_resource_that_comes_again(stage: Stage) -> None:
     underway(stage, "orphan")
     stage.delete("orphan", "Orphan")
-    wait_for(lambda: gone(stage, "orphan"), 30)
+    wait_for(lambda: gone(stage, "orphan"))
     wait_for(lambda: any(job.status.completion_time for name, job in stage.jobs().items() if name.endswith("ranks")))
     assert not any(name.endswith("commit") for name in stage.jobs())
     assert not (stage.results / "out" / MANIFEST).exists()

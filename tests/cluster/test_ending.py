@@ -60,7 +60,7 @@ def test_nothing_is_left_of_a_cluster_that_a_signal_ends(number: signal.Signals,
 
         process.send_signal(number)
 
-        assert process.wait(timeout=30) != 0
+        assert process.wait(timeout=120) != 0
         wait_for(lambda: not _left(state))
     assert list(tmp_path.iterdir()) == []
 

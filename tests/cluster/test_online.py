@@ -48,7 +48,7 @@ def training(stage: Stage, tmp_path: Path) -> Callable[..., dict[int, Path]]:
             _folder(fetched / str(number))
         stage.batch.create_namespaced_job(stage.namespace, job)
         name = job["metadata"]["name"]
-        status = wait_for(lambda: _ended(stage.batch.read_namespaced_job(name, stage.namespace).status), 240)
+        status = wait_for(lambda: _ended(stage.batch.read_namespaced_job(name, stage.namespace).status))
         assert status.succeeded == RANKS, stage.kubectl("logs", f"job/{name}", "--all-containers")
         return {number: fetched / str(number) for number in range(RANKS)}
 

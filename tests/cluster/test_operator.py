@@ -70,7 +70,7 @@ def test_the_operator_is_killed_in_each_phase(stage: Stage) -> None:
 
 def test_an_evicted_pod_runs_again(stage: Stage) -> None:
     stage.create("evicted", stage.spec(execution={"parallelism": 2, "backoffLimitPerIndex": 0}))
-    pod = wait_for(lambda: next((p for p in stage.pods("ranks") if p.status.phase in {"Pending", "Running"}), None), 60)
+    pod = wait_for(lambda: next((p for p in stage.pods("ranks") if p.status.phase in {"Pending", "Running"}), None))
     stage.core.create_namespaced_pod_eviction(pod.metadata.name, stage.namespace, {"metadata": {"name": pod.metadata.name}})
     stage.ended("evicted")
     assert stage.differences() == []
@@ -84,7 +84,7 @@ def test_events_tell_the_story(stage: Stage) -> None:
         events: list[Any] = stage.core.list_namespaced_event(stage.namespace, field_selector="involvedObject.name=told").items
         return {event.reason for event in events}
 
-    wait_for(lambda: {"Planning", "Resharding", "Committing", "Complete"} <= reasons(), 10)
+    wait_for(lambda: {"Planning", "Resharding", "Committing", "Complete"} <= reasons())
 
 
 @pytest.mark.usefixtures("operator")

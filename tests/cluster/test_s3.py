@@ -97,7 +97,7 @@ def test_keys_that_are_changed_underway_are_followed(stage: Stage, server: s3_se
     stage.wait("rotated", lambda s: s.get("ranks", {}).get("succeeded"))
     keys(stage, "keys", "new", "new-secret")
     before = {pod.metadata.name for pod in stage.pods("ranks")}
-    wait_for(lambda: all(p.status.phase == "Succeeded" for p in stage.pods("ranks") if p.metadata.name in before), 60)
+    wait_for(lambda: all(p.status.phase == "Succeeded" for p in stage.pods("ranks") if p.metadata.name in before))
     server.administer("delete-user", "--access", "old")
     stage.ended("rotated")
 
@@ -113,7 +113,7 @@ def test_a_killed_pod_leaves_no_upload(stage: Stage, server: s3_server.Server, t
         sides(source, "large/source.ckpt", target, "large/target.ckpt", execution={"parallelism": 1}, verification="None"),
     )
     stage.wait("killed", lambda s: s.get("phase") == "Resharding")
-    wait_for(lambda: server.uploads(bucket), 60)
+    wait_for(lambda: server.uploads(bucket))
     for pod in stage.pods("ranks"):
         stage.core.delete_namespaced_pod(pod.metadata.name, stage.namespace, grace_period_seconds=0)
     stage.ended("killed")

@@ -30,7 +30,7 @@ def test_an_indexed_job_of_hundreds_of_pods_completes_on_simulated_nodes(
         pod = {**pod_spec("localhost/none", ["none"]), **placement}
         batch.create_namespaced_job(namespace, indexed_job("ranks", 200, pod))
 
-        wait_for(lambda: batch.read_namespaced_job("ranks", namespace).status.completion_time, 120)
+        wait_for(lambda: batch.read_namespaced_job("ranks", namespace).status.completion_time)
 
         assert batch.read_namespaced_job("ranks", namespace).status.completed_indexes == "0-199"
         assert len({pod.spec.node_name for pod in core.list_namespaced_pod(namespace).items}) == 10

@@ -78,7 +78,7 @@ def test_pods_that_cannot_start_are_given_up(stage: Stage) -> None:
     ready = stage.ready("stuck")
     assert ready["reason"] == "PodsNotStarting"
     assert "no-such-secret" in ready["message"]
-    wait_for(lambda: not stage.pods("plan"), 60)
+    wait_for(lambda: not stage.pods("plan"))
 
 
 def test_files_as_training_leaves_them(stage: Stage) -> None:

@@ -83,7 +83,7 @@ def test_a_deletion_with_the_operator_gone_does_not_hang(stage: Stage) -> None:
     stage.apps.patch_namespaced_deployment_scale(f"{RELEASE}-operator", SYSTEM, {"spec": {"replicas": 0}})
     wait_for(lambda: not stage.core.list_namespaced_pod(SYSTEM).items)
     stage.kubectl("delete", "checkpointtransform", "deleted", "--timeout=30s")
-    wait_for(lambda: not stage.jobs() and not stage.pods("ranks"), 60)
+    wait_for(lambda: not stage.jobs() and not stage.pods("ranks"))
     assert not (stage.results / "out" / "reshard-manifest.json").exists()
     install()
 
@@ -107,7 +107,7 @@ def test_of_two_replicas_the_other_goes_on_when_one_is_killed(stage: Stage) -> N
         return str(stage.leases.read_namespaced_lease(f"{RELEASE}-operator", SYSTEM).spec.holder_identity)
 
     pods = wait_for(lambda: len(p := [x.metadata.name for x in stage.core.list_namespaced_pod(SYSTEM).items]) == 2 and p)
-    wait_for(lambda: holder() in pods, 60)
+    wait_for(lambda: holder() in pods)
     begun(stage, "two-replicas")
     first = holder()
     stage.core.delete_namespaced_pod(first, SYSTEM, grace_period_seconds=0)

@@ -56,8 +56,8 @@ def claim_folder(api: client.ApiClient, namespace: str, name: str, folder: Path)
     core.create_namespaced_persistent_volume_claim(namespace, {"metadata": {"name": name}, "spec": claim})
 
 
-def wait_for(look: Callable[[], T], seconds: float = 120) -> T:
-    """The first true answer."""
+def wait_for(look: Callable[[], T], seconds: float = 240) -> T:
+    """The first true answer. Machines are shared, so it waits far longer than an idle one needs."""
     end = time.monotonic() + seconds
     while not (found := look()):
         assert time.monotonic() < end, f"not within {seconds} s: {found}"
