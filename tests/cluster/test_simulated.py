@@ -33,7 +33,9 @@ def test_an_indexed_job_of_hundreds_of_pods_completes_on_simulated_nodes(
         wait_for(lambda: batch.read_namespaced_job("ranks", namespace).status.completion_time)
 
         assert batch.read_namespaced_job("ranks", namespace).status.completed_indexes == "0-199"
-        assert len({pod.spec.node_name for pod in core.list_namespaced_pod(namespace).items}) == 10
+        # How many of the nodes are used is the scheduler's choice: since 1.35 it places equal pods in batches.
+        used = {pod.spec.node_name for pod in core.list_namespaced_pod(namespace).items}
+        assert used <= {node.metadata.name for node in core.list_node(label_selector="reshard.dev/simulation").items}
     wait_for(lambda: not core.list_node(label_selector="reshard.dev/simulation").items)
 
 
