@@ -49,7 +49,7 @@ class Case:
 
     @property
     def nbytes(self) -> int:
-        """Of the whole tensors."""
+        """Size of the whole tensors in bytes."""
         return sum(prod(t.shape) * DTYPES[t.dtype].itemsize for t in self.tensors)
 
 
@@ -102,7 +102,7 @@ CASES = (
 
 
 def make(case: Case, folder: Path) -> Path:
-    """The case's source and strategies in a folder of its own; what is there already is taken."""
+    """Write the case's source and strategies to a folder of its own, or reuse those that exist there."""
     place = folder / case.name
     done = place / "done"
     if done.exists():

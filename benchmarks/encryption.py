@@ -1,7 +1,7 @@
-"""Encrypted files read and written here, beside the encryption library on whole blocks of the same bytes.
+"""Compare encrypted files read and written here with the encryption library on whole blocks of the same bytes.
 
-Every round runs both in turn, on one core, with the file in the page cache; quoted are medians, and of the ratios the median too.
-Of AES-GCM the library checks what it decrypts; here that is a pass of its own, which the plan makes.
+Every round runs both in turn, on one core, with the file in the page cache. All figures, ratios too, are medians.
+With AES-GCM the library authenticates while it decrypts; here that is a separate pass, made by the plan.
 """
 
 from __future__ import annotations

@@ -1,7 +1,7 @@
-"""What the operator adds to the Jobs that it runs, and what it takes itself: inside the tests' cluster, as `make bench` runs it.
+"""Overhead of the operator over the Jobs that it runs, and its own usage: inside the tests' cluster, as `make bench` runs it.
 
-A transform of 8 ranks beside three bare Jobs of /bin/true, one after the other (1, 8 and 1 pods); the operator while nothing
-happens; and a transform of 1,000 ranks on simulated nodes beside the bare Job of 1,000 pods.
+Compares a transform of 8 ranks with three bare Jobs of /bin/true, one after the other (1, 8 and 1 pods); measures the idle
+operator; and compares a transform of 1,000 ranks on simulated nodes with a bare Job of 1,000 pods.
 """
 
 from __future__ import annotations
@@ -62,12 +62,12 @@ def operator_memory() -> tuple[int, int]:
 
 
 def writes(layout: Layout) -> list[dict[str, Any]]:
-    """What the operator has written into the API so far."""
+    """Return the operator's writes to the API so far."""
     return written(layout, SYSTEM, f"{RELEASE}-operator")
 
 
 def eight_ranks(stage: Stage, table: Table) -> None:
-    """The time that a transform takes beside bare Jobs."""
+    """Compare the duration of a transform with that of bare Jobs."""
     pod = pod_spec(BASE, ["/bin/true"])
     jobs, transforms = [], []
     for number in range(ROUNDS + 1):
@@ -82,7 +82,7 @@ def eight_ranks(stage: Stage, table: Table) -> None:
 
 
 def idle(layout: Layout, table: Table) -> None:
-    """What the operator does while there is nothing to do."""
+    """Measure the idle operator."""
     time.sleep(10)
     before = len(writes(layout))
     time.sleep(IDLE_SECONDS)
@@ -92,7 +92,7 @@ def idle(layout: Layout, table: Table) -> None:
 
 
 def thousand_ranks(stage: Stage, layout: Layout, table: Table) -> None:
-    """A transform of many ranks beside a bare Job of as many pods."""
+    """Compare a transform of many ranks with a bare Job of as many pods."""
     messages = simulated.messages(plan=PLAN | {"targetRanks": RANKS}, commit=COMMIT)
     with simulated.nodes(layout, 20) as placement:
         bare = bare_jobs(stage.batch, stage.namespace, (RANKS,), {**pod_spec("localhost/none", ["none"]), **placement})

@@ -35,7 +35,7 @@ ENDS = (
 
 
 def parameters(stage: int, stages: int) -> list[tuple[str, tuple[int, ...], tuple[tuple[int, ...], ...], int, int]]:
-    """What one of so many pipeline stages holds: its share of the layers, the embedding on the first, the head on the last."""
+    """Return the parameters of a pipeline stage: its share of the layers, the embedding on the first, the head on the last."""
     found = [(f"model.layers.{i}.{name}", *rest) for i in range(LAYERS) if i * stages // LAYERS == stage for name, *rest in LAYER]
     found += [ENDS[0]] if stage == 0 else []
     found += list(ENDS[1:]) if stage == stages - 1 else []

@@ -54,7 +54,7 @@ _PROGRAMS = {"reshard": _MINDSPORE, "unify": _MINDSPORE_UNIFY, "load": _MINDSPOR
 
 @dataclass
 class Measured:
-    """What the runs of one contestant took."""
+    """Measurements of one contestant's runs."""
 
     seconds: list[float] = field(default_factory=list)
     processor_seconds: list[float] = field(default_factory=list)
@@ -122,7 +122,7 @@ def measure(case: Case, folder: Path, runs: int, *, with_mindspore: bool, baseli
 
 
 def main() -> None:
-    """Measure what is asked for, print a table, and keep the figures."""
+    """Run the requested measurements, print a table, and save the figures."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("cases", nargs="*", choices=[[], *(case.name for case in CASES), *_OTHERS], help="those to measure; all")
     parser.add_argument("--runs", type=int, default=15, help="rounds of the LLaMA-shaped cases; a third of it for the others")

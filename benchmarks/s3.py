@@ -1,7 +1,7 @@
-"""`make bench-s3`: whole transforms from S3 to S3, beside a copy of the same bytes by raw ranged GETs and multipart PUTs.
+"""`make bench-s3`: compare transforms from S3 to S3 with a copy of the same bytes by raw ranged GETs and multipart PUTs.
 
 Server, client and all measured run on this machine, and share its processors. With `--wire` the link between them is what limits
-both. Every round runs both in turn; quoted are medians.
+both. Every round runs both in turn. All figures are medians.
 """
 
 from __future__ import annotations
@@ -73,7 +73,7 @@ def evenly(size: int) -> list[tuple[int, int]]:
 
 
 def reshard(server: Server, bucket: str, case: str, *more: str) -> dict[str, Any]:
-    """What a transform tells of itself."""
+    """Run a transform and return its own measurements."""
     base = f"s3://{bucket}/{case}"
     sides = ["--source", f"{base}/src", "--source-strategy", f"{base}/source.ckpt", "--target-strategy", f"{base}/target.ckpt"]
     began = time.perf_counter()
@@ -109,7 +109,7 @@ def wire(megabits: int) -> Iterator[tuple[str, tuple[str, ...]]]:
 
 
 def clear(server: Server, bucket: str, prefix: str) -> None:
-    """Remove what is below a prefix."""
+    """Delete all objects below a prefix."""
     client = server.client()
     for page in client.get_paginator("list_objects_v2").paginate(Bucket=bucket, Prefix=prefix):
         for found in page.get("Contents", ()):
@@ -144,13 +144,13 @@ def measure(server: Server, bucket: str, case: Case, place: Path, runs: int, *mo
 
 
 def _processor_seconds(who: int) -> float:
-    """Of the client: of this process, or of those it has run. The server's are not among them."""
+    """Return CPU seconds of the client: this process, or its finished children. The server's are not included."""
     used = resource.getrusage(who)
     return used.ru_utime + used.ru_stime
 
 
 def main() -> None:
-    """Measure what is asked for and print it."""
+    """Run the requested measurements and print them."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("cases", nargs="*", default=["llama-safetensors", "llama-ckpt"])
     parser.add_argument("--runs", type=int, default=3)

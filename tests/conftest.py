@@ -1,4 +1,4 @@
-"""What holds for the tests of every tier."""
+"""Fixtures and settings for the tests of every tier."""
 
 from __future__ import annotations
 

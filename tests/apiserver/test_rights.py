@@ -45,12 +45,12 @@ RIGHTS = [
     ("leases", "create"),
     ("leases", "update"),
 ]
-# What the API server checks when a Job is created, and no request names.
+# Rights that the API server checks when a Job is created, without a request that names them.
 IMPLIED = ("checkpointtransforms/finalizers", "update")
 
 
 def everything(transforms: Transforms, kubelet: PretendKubelet, patience: float) -> None:
-    """What needs every right there is; fails where one is missing."""
+    """Exercise every right of the chart; fail if one is missing."""
 
     def lease() -> client.V1Lease | None:
         items = transforms.leases.list_namespaced_lease(transforms.namespace).items
@@ -83,7 +83,7 @@ def everything(transforms: Transforms, kubelet: PretendKubelet, patience: float)
     transforms.wait("again", lambda s: s.get("attempt") == 2 and s.get("phase") == "Resharding", patience)
     ranks = next(name for name in transforms.jobs() if name.endswith("ranks-2"))
     wait_for(lambda: transforms.jobs()[ranks].status.ready, patience)
-    time.sleep(6)  # it looks again every 5 s until all run: from then on its watch alone tells
+    time.sleep(6)  # it polls every 5 s until all run: from then on only its watch reports changes
     kubelet.held.clear()
     transforms.ended("again", seconds=patience)
     assert not [name for name in transforms.jobs() if name.endswith("ranks")]

@@ -7,7 +7,7 @@ packages etcd-server containerd runc containernetworking-plugins buildah deboots
     iproute2 openssl busybox-static
 programs kube-apiserver kube-controller-manager kube-scheduler kubelet kube-proxy kubectl kwok helm registry
 sh "$tools/../s3/prepare.sh" versitygw || leave_out "there is no S3 server for it"
-# What simulated nodes do is written in kwok's module.
+# The behaviour of simulated nodes is defined in kwok's module.
 kwok=$(cd "$tools/kubernetes-1.37" && go mod download sigs.k8s.io/kwok && go list -m -f '{{.Dir}}' sigs.k8s.io/kwok) \
     || leave_out "kwok's module cannot be had"
 echo "RESHARD_KWOK_STAGES=$kwok/kustomize/stage"

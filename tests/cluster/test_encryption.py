@@ -16,7 +16,7 @@ if TYPE_CHECKING:
 
     from transforms_on_cluster import Stage
 
-# Of characters that no text and no JSON changes, so that a key is found wherever it stands.
+# Only characters that neither text nor JSON escapes, so that a key is found wherever it is written.
 KEYS = {"AES-GCM": b"a key, no poetry", "AES-CBC": b"another key, too"}
 OTHER = b"neither of these"
 CLAIM = {"persistentVolumeClaim": {"claimName": "checkpoints"}}
@@ -24,7 +24,7 @@ BLOCK_BYTES = 300  # several for each file
 
 
 def key(mode: str) -> dict[str, Any]:
-    """Of the Secret's entries, the one that is named after the mode."""
+    """Return a reference to the Secret's entry that is named after the mode."""
     return {"secretKeyRef": {"name": "keys", "key": mode}, "mode": mode}
 
 
@@ -35,7 +35,7 @@ def encrypt(stage: Stage, mode: str) -> None:
 
 
 def decrypted(folder: Path, mode: str | None) -> dict[str, bytes]:
-    """What a target's files hold."""
+    """Return the contents of a target's files."""
     found = contents(folder)
     return {name: rawfiles.decrypted(content, mode, KEYS[mode]) for name, content in found.items()} if mode else found
 
@@ -124,7 +124,7 @@ def test_keys_that_are_changed_underway_are_found_and_what_is_unfinished_shows_n
     stage.secret("keys", KEYS)
     spec = stage.spec(source={"decryption": key("AES-GCM")}, target={"encryption": key("AES-CBC")}, execution={"parallelism": 1})
     stage.create("changed", spec)
-    wait_for(lambda: list(stage.results.glob("out/.reshard/*/records/*")))  # the status tells it later, perhaps too late
+    wait_for(lambda: list(stage.results.glob("out/.reshard/*/records/*")))  # the status reports it later, perhaps too late
     stage.change("changed", {"suspend": True})
     stage.wait("changed", lambda s: s["phase"] == "Suspended")
     assert list((stage.results / "out" / ".reshard").iterdir()) != []

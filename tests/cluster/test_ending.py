@@ -31,7 +31,7 @@ def _processes() -> Iterator[Path]:
 
 
 def _left(state: Path) -> list[str]:
-    """What shows that a cluster is, or was, there. All its processes see its mounts, and only they hold its namespaces."""
+    """Return the traces of a cluster. All its processes see its mounts, and only they hold its namespaces."""
     found = [str(state)] if state.exists() else []
     found += [str(group) for pattern in (state.name, f"*/{state.name}") for group in GROUPS.glob(pattern)]
     for process in _processes():

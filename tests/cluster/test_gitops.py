@@ -1,4 +1,4 @@
-"""Tools that apply a resource again and again see no difference, whatever has become of it; pipelines end when it does."""
+"""Tools that apply a resource repeatedly see no difference in any phase; pipelines end when the transform does."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""A resource as large as the API server stores really starts, and its pods carry it out."""
+"""A resource as large as the API server stores starts, and its pods execute it."""
 
 from __future__ import annotations
 

@@ -65,7 +65,7 @@ def test_one_pod_for_each_target_rank_and_the_bytes_of_a_run_without_a_cluster(s
 
 
 def test_strategies_in_a_config_map(stage: Stage) -> None:
-    """Beside the resource, as GitOps folders have them."""
+    """Next to the resource, as in GitOps folders."""
     made = stage.made
     command = [
         "create",

@@ -13,7 +13,7 @@ if TYPE_CHECKING:
 
 
 def of_stage(cluster: Stage, number: int, **more: Any) -> dict[str, Any]:
-    """A resource's spec, of one stage of the pipeline that lies beside the checkpoint."""
+    """Return a resource's spec for one stage of the pipeline next to the checkpoint."""
     spec = cluster.spec(**more)
     spec["source"]["storage"]["persistentVolumeClaim"]["path"] = "pipeline/src"
     spec["source"]["strategy"] = {"path": f"pipeline/src_strategy_{number}.ckpt"}

@@ -52,6 +52,6 @@ def test_hundreds_of_ranks_cost_few_writes(stage: Stage, layout: Layout) -> None
         for entry in written(layout, SYSTEM, f"{RELEASE}-operator")
         if entry["objectRef"].get("subresource") == "status" and entry["objectRef"]["namespace"] == stage.namespace
     ]
-    # Each phase is told at once, and counts in between at most every five seconds.
+    # Each phase is reported at once, and counts in between at most every five seconds.
     seconds = (writes[-1] - writes[0]).total_seconds()
     assert len(writes) <= 6 + seconds / 5, [str(b - a) for a, b in pairwise(writes)]

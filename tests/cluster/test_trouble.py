@@ -1,4 +1,4 @@
-"""What goes wrong: said by name, nothing half-written, and it goes on by itself where it can."""
+"""Failures in a cluster: named, without partial output, and followed by recovery where possible."""
 
 from __future__ import annotations
 
@@ -41,7 +41,7 @@ def test_a_source_rank_that_is_damaged_underway_fails_the_ranks_that_need_it_onc
     path = next((stage.made.source / "rank_3").iterdir())
     good = path.read_bytes()
     stage.create("damaged", stage.spec(execution={"parallelism": 1}))
-    wait_for(lambda: list(stage.results.glob("out/.reshard/*/records/*")))  # the status tells it later, perhaps too late
+    wait_for(lambda: list(stage.results.glob("out/.reshard/*/records/*")))  # the status reports it later, perhaps too late
     path.write_bytes(bytes(len(good)))
     status = stage.ended("damaged", "Failed")
     assert stage.ready("damaged")["reason"] == "SourceChanged"

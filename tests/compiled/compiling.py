@@ -1,4 +1,4 @@
-"""What is compiled: networks of networks.py and the parallelism that each is compiled for. Pure data, for Python 3.9 too."""
+"""Networks of networks.py and the parallelism that each is compiled for. Pure data, for Python 3.9 too."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What MindSpore compiles and saves for the tests of this tier, and what its networks output after a transform."""
+"""MindSpore's compiled strategies and checkpoints for the tests of this tier, and its networks' outputs after a transform."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ def compiled(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="session")
 def outputs(compiled: Path, tmp_path_factory: pytest.TempPathFactory) -> dict[str, list[list[float]]]:
-    """What networks output that have loaded the transformed checkpoints: by network, source and target."""
+    """Outputs of networks that have loaded the transformed checkpoints: by network, source and target."""
 
     def fill(folder: Path) -> None:
         for name in TRANSFORMS:

@@ -81,7 +81,7 @@ def joined(folder: Path, kind: str, layouts: list[dict[str, Cut]], shapes: dict[
 
 
 def outputs(name: str, state: dict[str, np.ndarray]) -> list[list[float]]:
-    """What a network outputs that has loaded its weights from a state. Moments must be what `whole` says."""
+    """Return the output of a network that has loaded its weights from a state. Moments must equal those of `whole`."""
     network = networks.NETWORKS[name]()
     moments = {n: array for n, array in state.items() if n.startswith("moment")}
     assert all(np.array_equal(array, whole(n, array.shape)) for n, array in moments.items())
@@ -109,7 +109,7 @@ def save(folder: Path) -> None:
 
 
 def load(folder: Path, made: Path) -> list[list[float]]:
-    """What a network outputs that has loaded a transformed checkpoint: one whole rank if no strategy is named so."""
+    """Return the output of a network that has loaded a transformed checkpoint: one whole rank if no strategy has that name."""
     network, target = made.parents[1].name, made.name
     cell, kind = networks.NETWORKS[network](), KINDS[network]
     if target == "whole":

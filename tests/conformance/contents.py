@@ -1,4 +1,4 @@
-"""What is in checkpoint files, to the byte, read without the code under test."""
+"""Exact contents of checkpoint files, read without the code under test."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ Found = tuple[str, tuple[int, ...], bytes]
 
 
 def tensors(content: bytes, kind: str) -> dict[str, Found]:
-    """What a file holds; a rank without parameters has no file."""
+    """Return a file's contents; a rank without parameters has no file."""
     if not content:
         return {}
     if kind == "ckpt":
@@ -32,7 +32,7 @@ def header(content: bytes) -> dict[str, Any]:
 
 
 def data(content: bytes) -> bytes:
-    """What follows the header of a safetensors file."""
+    """Return the bytes after the header of a safetensors file."""
     return content[8 + _header_length(content) :]
 
 
@@ -52,7 +52,7 @@ def without_empty(content: bytes) -> bytes:
 
 
 def same_safetensors(one: bytes, other: bytes) -> bool:
-    """Whether two files are equal to the byte, but for the order of two or more metadata: the library's is random."""
+    """Return whether two files are equal, except for the order of two or more metadata entries: the library's is random."""
     if one == other:
         return True
     mine, theirs = header(one), header(other)

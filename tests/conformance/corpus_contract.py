@@ -1,4 +1,4 @@
-"""What the recorded files must become, wherever they are. A class of tests joins with a fixture `sides`."""
+"""Contract for the recorded files, wherever they are stored. A class of tests joins with a fixture `sides`."""
 
 from __future__ import annotations
 

@@ -2,7 +2,7 @@
 
 A difference that none of these accounts for fails the tests, and so does one of these that is never seen.
 
-Two are refusals, and so in no table. Of several strategy files of one stage MindSpore silently takes the first
+Two are refusals, and so in no table. If a stage has several strategy files, MindSpore silently takes the first
 (_merge_protobuf_strategy in mindspore/parallel/_parallel_serialization.py). So do we, but not if another cuts a parameter in
 another way: then one of them is of another run, and nothing says which is the source's.
 
@@ -58,7 +58,7 @@ class Deviation:
 
 
 def ignores_device_order(cut: Cut | None) -> bool:
-    """Whether MindSpore takes the device axes in the order of the dimensions that they cut, not of the device matrix.
+    """Return whether MindSpore takes the device axes in the order of the dimensions that they cut, not of the device matrix.
 
     It does where an optimizer shard uses the leading axis and all others cut (_construct_tensor_layout_for_opt_shard in
     mindspore/parallel/_tensor.py), but not where an axis list cuts a dimension. The ranks then hold other parts than the same
@@ -121,7 +121,7 @@ def explained(case: Case, found: Difference, lists: RankLists) -> Deviation | No
 
 
 def may_reorder(case: Case) -> bool:
-    """Whether MindSpore may write the parameters of a `.ckpt` in another order than the source has them.
+    """Return whether MindSpore may write the parameters of a `.ckpt` in another order than the source has them.
 
     It reads the last stage first, writes what no strategy names last, and of safetensors for several stages goes by a set.
     """
@@ -132,6 +132,6 @@ def may_reorder(case: Case) -> bool:
 
 
 def refuses(case: Case, error: str) -> bool:
-    """Whether MindSpore may fail so: it takes a rank's number within its stage for its number where stages have one rank."""
+    """Return whether MindSpore may fail so: with stages of one rank it takes the number within the stage for the rank's."""
     known = ("is not in the current stage", "The checkpoint of rank")
     return case.target_devices == 1 and case.target_stages > 1 and any(text in error for text in known)

@@ -1,4 +1,4 @@
-"""What the real MindSpore does. Runs under its Python, one process for many cases:
+"""Behaviour of the real MindSpore. Runs under its Python, one process for many cases:
 
     python oracle.py transform FOLDER NUMBER...     FOLDER/<number>/ with the inputs and the outcome of each case
     python oracle.py unify FOLDER NUMBER...         the same of unified safetensors, and of what it loads from them
@@ -24,7 +24,7 @@ and, with the answer as JSON in the last line:
     python oracle.py distribute FILE                why it cannot load unified safetensors, or null; a line for each
     python oracle.py go_on FOLDER:STRATEGY...       what that network says when it goes on from other checkpoints
     python oracle.py limits                         the length of the pieces that a large parameter is saved in
-    python oracle.py online JSON                    what becomes of networks that Reshard loads
+    python oracle.py online JSON                    networks that Reshard loads, compared with MindSpore's
 """
 
 from __future__ import annotations
@@ -129,7 +129,7 @@ def save_thin(folder: Path, case: transforms.Case) -> None:
 
 
 def gather(folder: Path, case: transforms.Case) -> list[dict[str, list[Any]]]:
-    """What the networks of all target ranks hold when each has loaded its file: type, shape and digest by name."""
+    """Return the parameters of all target ranks' networks after each has loaded its file: type, shape and digest by name."""
     files = {r: str(next((folder / f"rank_{r}").iterdir())) for r in range(case.target_ranks)}
     zeros = [
         {name: saving.tensor_of(np.zeros_like(bits), case.types()[name]) for name, bits in case.target(rank).items()}
@@ -189,7 +189,7 @@ def rare(folder: Path) -> None:
 
 
 def choose(folder: Path) -> None:
-    """Two ranks with a CRC in their files, and what becomes of them if one parameter is refused."""
+    """Save two ranks with a CRC in their files, and unify them with one parameter refused."""
     whole = np.arange(16, dtype=np.float32).reshape(4, 4)
     for rank in range(2):
         tensors = dict.fromkeys(("kept", "refused"), whole[2 * rank :][:2])
@@ -242,7 +242,7 @@ def encrypted(folder: Path) -> None:
 
 
 def load(path: Path) -> dict[str, list[Any]]:
-    """What MindSpore, and where it can the safetensors library, find in a file: type, shape and digest by name.
+    """Return a file's tensors as MindSpore and, if it can, the safetensors library read them: type, shape and digest by name.
 
     The CRC is checked of a file that is named for it, and one that is named for a mode and a key is encrypted so.
     """
@@ -269,7 +269,7 @@ def described(parameters: dict[str, Any]) -> dict[str, list[Any]]:
 
 
 def layouts(path: Path) -> dict[str, Any]:
-    """What MindSpore's transforms take from a strategy file: for each parameter its layout and its stages."""
+    """Return a strategy file as MindSpore's transforms read it: for each parameter its layout and its stages."""
     found = {}
     for name, (matrix, maps, *rest, stages) in _extract_layout_map(str(path)).items():
         axes = [axis if isinstance(axis, list) else [axis] for axis in maps]
@@ -325,9 +325,9 @@ _FOUR = {str(rank): "Float32" for rank in range(4)}
 
 
 def online(task: str) -> list[Any]:
-    """What becomes of networks that Reshard loads, beside the same ones that MindSpore loads from a file.
+    """Compare networks that Reshard loads with the same networks that MindSpore loads from a file.
 
-    Of each load: the names that `load_into_net` gives back, those of parameters that differ, and what both say of one input.
+    For each load: the names that `load_into_net` returns, those of parameters that differ, and both outputs for one input.
     """
     sys.path.insert(0, str(Path(__file__).resolve().parents[2] / "converter_image"))
     import reshard  # noqa: PLC0415 - nothing else here wants it
@@ -371,7 +371,7 @@ def network(weights: dict[str, Any]) -> Any:
 
 
 def main(command: str, *arguments: str) -> None:
-    """Carry out one of the commands above."""
+    """Run one of the commands above."""
     makers = {"transform": transform, "stages": stages, "thin": save_thin, "unify": unify}
     writers = {
         "samples": samples,

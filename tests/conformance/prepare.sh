@@ -40,7 +40,7 @@ key=$(cksum <"$requirements" | cut -d ' ' -f 1)
 environment=$cache/mindspore-$version-$key
 mkdir -p "$environment"
 
-# Of two runs at once, one makes it and the other waits.
+# If two runs start at once, one makes it and the other waits.
 exec 9>"$environment.lock"
 flock 9
 if [ ! -e "$environment/.ready" ]; then

@@ -1,4 +1,4 @@
-"""What the real MindSpore saves: checkpoint files, strategies, the inputs of a case. For oracle.py, under MindSpore's Python."""
+"""Checkpoint files, strategies and inputs of cases, saved by the real MindSpore. For oracle.py, under MindSpore's Python."""
 
 from __future__ import annotations
 

@@ -25,7 +25,7 @@ def encryption(mode: Any, length: int) -> Encryption:
 
 
 def copy(source: Path, folder: Path, *, crc: bool = False, **keys: Encryption) -> Path:
-    """What we make of one file: the same tensors, decrypted or encrypted. Named for what it is."""
+    """Convert one file to the same tensors, decrypted or encrypted. The name states the result."""
     sealed = keys.get("encryption")
     name = f"{sealed.mode}.{len(read_key(sealed))}" if sealed else "plain"
     options = Options(format="Ckpt", file_prefix=f"{name}{'_crc' if crc else ''}.", crc=crc, verification="Full")

@@ -20,7 +20,7 @@ if TYPE_CHECKING:
 
 
 def _known(cut: Cut | None) -> bool:
-    """Whether MindSpore can say who holds what: not of a dimension that several axes cut."""
+    """Return whether MindSpore can name the ranks that hold each slice: not if several axes cut a dimension."""
     return cut is None or all(len(axes) <= 1 for axes in cut.maps)
 
 
@@ -59,7 +59,7 @@ def test_what_mindspore_saves_without_redundancy_is_whole_again(case: Case, thin
 def gathered(
     oracle: Callable[..., Any], transformed: Callable[[int], Path], tmp_path_factory: pytest.TempPathFactory
 ) -> dict[str, list[dict[str, list[Any]]]]:
-    """What MindSpore's ranks hold that have loaded what we wrote without redundancy."""
+    """Parameters of MindSpore's ranks after they loaded a checkpoint that we wrote without redundancy."""
     folder = tmp_path_factory.mktemp("ours")
     for case in LOADED:
         inputs = transformed(case.number)

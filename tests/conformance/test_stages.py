@@ -20,7 +20,7 @@ PREFIX = "checkpoint_"
 
 
 def names(case: Case, stage: int | None) -> set[str]:
-    """Of those by which MindSpore tells a stage from a whole."""
+    """Return the names by which MindSpore distinguishes a stage from a whole."""
     cut = {t.name for t in case.tensors if t.source is not None and (stage is None or stage in t.source_stages)}
     return {name for name in cut if not name.startswith(("accu_grads", "adam_v", "adam_m"))}
 
@@ -41,7 +41,7 @@ def by_stage(once: Callable[..., Path]) -> Path:
 
 
 def part_of(case: Case, rank: int, stage: int) -> dict[str, contents.Found]:
-    """What a target rank's part must hold."""
+    """Return the expected contents of a target rank's part."""
     held, types = case.source(stage * case.source_devices).keys(), case.types()
     return {name: (types[name], array.shape, array.tobytes()) for name, array in case.target(rank).items() if name in held}
 

@@ -68,7 +68,7 @@ def refused_by_rank(
 
 
 def outcome(folder: Path, case: Case) -> dict[str, Any]:
-    """What MindSpore said; it may fail in known ways only."""
+    """Return MindSpore's result; it may fail in known ways only."""
     found: dict[str, Any] = json.loads((folder / "outcome.json").read_text(encoding="utf-8"))
     assert not found["error"] or deviations.refuses(case, found["error"]), found["error"]
     return found
@@ -84,7 +84,7 @@ def paths(folder: Path, case: Case, ranks: list[int]) -> dict[int, str]:
 
 
 def defined(case: Case, rank: int, read: list[int] | None = None) -> dict[str, contents.Found]:
-    """What a target rank's file must hold, made of the files of all source ranks or of some."""
+    """Return the expected contents of a target rank's file, made from the files of all or some source ranks."""
     types = case.types()
     return {name: (types[name], array.shape, array.tobytes()) for name, array in case.target(rank, read).items()}
 

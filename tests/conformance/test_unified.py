@@ -53,13 +53,13 @@ class Unified:
         )
 
     def cut(self, unified: Path, target: Path) -> None:
-        """The same, of files of MindSpore's: what is in no part may be a slice, and is accepted."""
+        """Cut MindSpore's files. A parameter in no part may be a slice, and is accepted."""
         output: OutputFormat = "Ckpt" if self.case.target_format == "ckpt" else "Safetensors"
         options = Options(format=output, file_prefix="net", numbered=False, allow_inconsistent=("*",))
         transform_checkpoint(Request(str(unified), str(target), target_strategy=self.strategy("target"), options=options))
 
     def differences(self, loaded: Path) -> list[tuple[int, Tensor]]:
-        """What in a target is not as it must be: type, shape and content."""
+        """Return the differences of a target from the expected types, shapes and contents."""
         wrong = []
         for rank in range(self.case.target_ranks):
             kind = self.case.target_format
@@ -130,7 +130,7 @@ def test_the_files_are_mindspores_but_for_their_number(unified: list[Unified], t
 
 
 def _lost(tensor: Tensor) -> bool:
-    """Of gradients, and of what no strategy names, MindSpore takes what rank 0 has."""
+    """Return whether MindSpore loses a tensor: it takes gradients and parameters without a layout from rank 0."""
     return tensor.name.startswith("accu_grads") or (tensor.source is None and 0 not in (tensor.source_stages or (0,)))
 
 

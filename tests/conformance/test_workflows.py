@@ -1,8 +1,8 @@
-"""The workflows of MindSpore's document from end to end, as docs/workflows tells them.
+"""The workflows of MindSpore's document from end to end, as docs/workflows describes them.
 
-The document's network is trained by MindSpore and saved as 8 ranks save it. Every form of a workflow that its page shows is
-carried out as it stands there; what comes out is loaded into MindSpore, which then has to say the same of the same images, and
-to say the same again after one more step of training.
+The document's network is trained by MindSpore and saved as 8 ranks save it. Every form of a workflow on its page is run as
+written there; the result is loaded into MindSpore, which must then return the same outputs for the same images, and again
+after one more step of training.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ from pages import WORKFLOWS, all_blocks
 if TYPE_CHECKING:
     from collections.abc import Callable
 
-# What pages leave, and by which strategy of training.py it is cut.
+# Results of the pages, and the strategy of training.py that each is cut by.
 TARGETS = {
     "dst_checkpoints": "dst_strategy.ckpt",
     "dst_by_rank": "dst_strategy.ckpt",
@@ -87,7 +87,7 @@ def trained(once: Callable[..., Path]) -> Path:
 
 @pytest.fixture(scope="session")
 def said(oracle: Callable[..., Any], trained: Path, filled: Callable[..., Path]) -> dict[str, Any]:
-    """What MindSpore says that has loaded what the pages' forms leave: by page, form and target."""
+    """Outputs of MindSpore after it loaded the results of the pages' forms: by page, form and target."""
     if shutil.which("mpirun") is None:
         pytest.skip("mpirun is not here (Debian: openmpi-bin)")
 

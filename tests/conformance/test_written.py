@@ -1,4 +1,4 @@
-"""What MindSpore saves, and what it finds in what we make of that: all types and shapes, both formats, with and without a CRC."""
+"""Files that MindSpore saves, and our conversions as it reads them: all types and shapes, both formats, with and without CRC."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ FILES = [(source, target, name) for source, target in PAIRS for name in ("all", 
 
 
 def copy(source: Path, folder: Path, kind: str, *, crc: bool = False, verification: Any = "Full") -> Path:
-    """What we make of one file: the same tensors, in a format. Named for its CRC, if it has one."""
+    """Convert one file to a format with the same tensors. The name states the CRC, if it has one."""
     prefix = f"copy{'_crc' if crc else ''}_"
     options = Options(format="Ckpt" if kind == "ckpt" else "Safetensors", file_prefix=prefix, crc=crc, verification=verification)
     transform_checkpoint(Request(str(source), str(folder), options=options))

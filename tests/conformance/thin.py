@@ -1,7 +1,7 @@
 """MindSpore's own saving and loading of checkpoints without redundancy, for all ranks of a cluster in one process.
 
-What runs is MindSpore's code; only what asks or reaches other processes is put in place of the real one: the own rank, the
-size of a group, and the exchanges between ranks.
+MindSpore's own code runs. Only its queries of, and exchanges with, other processes are replaced: the own rank, the size of a
+group, and the exchanges between ranks.
 """
 
 from __future__ import annotations
@@ -81,7 +81,7 @@ class Cluster:
         self._sent: dict[tuple[Any, ...], dict[int, bytes]] = {}
 
     def load(self) -> list[dict[str, Any]]:
-        """What each rank's network holds in the end."""
+        """Return the final contents of each rank's network."""
         for _ in range(2):
             for rank in self._files:
                 self._load(rank)

@@ -110,7 +110,7 @@ def _taken(whole: np.ndarray, cut: Cut, rank: int) -> np.ndarray:
 
 
 def go_on(folder: Path, strategy: str) -> list[Any]:
-    """What the network says that has been loaded from a checkpoint, and after one more step if it has an optimizer's state.
+    """Return the output of the network loaded from a checkpoint, and after one more step if it has an optimizer's state.
 
     Args:
         folder: `rank_<r>/` with the files of each rank; one whole rank; or unified files, which MindSpore then cuts first.
@@ -144,7 +144,7 @@ def _cut(unified: Path, strategy: Path) -> Path:
 
 
 def _loaded(folder: Path) -> dict[str, np.ndarray]:
-    """What MindSpore finds in a rank's folder, in one file or in the parts of several stages."""
+    """Return a rank's folder as MindSpore reads it, from one file or from the parts of several stages."""
     path, *more = folder.iterdir()
     if more:
         found = mindspore.load_segmented_checkpoints(str(folder))

@@ -33,11 +33,11 @@ BITS: dict[str, Any] = {
     "Float32": np.uint32,
     "Float64": np.uint64,
 }
-# Of what is no bit pattern of a type; and MindSpore takes BFloat16 through float32, which changes what is not a number.
+# Not every byte is a valid value of these types; and MindSpore converts BFloat16 through float32, which changes NaNs.
 MASKS = {"Bool": 1, "BFloat16": 0xBFFF}
 NAMES = ("a", "layer.0.weight", "layer.1.weight", "moment1.layer.0.weight", "é中", "b c", "x/../y", "accu_grads.c", "adam_v.w")
 STEPS = ("global_step", "epoch_num", "loss_scale")
-# What conversions of a tree are given: other names, two of which change places; and which files are meant.
+# Arguments for conversions of a tree: other names, two of which change places; and a filter of files.
 NAME_MAP = {"Int8[3, 4]": "renamed", "Float32[1]": "Int64[]", "Int64[]": "Float32[1]", "nobody": "nothing"}
 CONVERTED = "^(all|empty)"
 COUNT = 400
@@ -73,7 +73,7 @@ class Case:
         target_named: the same for the target.
         nested: whether strategy files have a message for each dimension even where no dimension is cut by several axes.
         json: whether strategy files have the JSON form.
-        trained: whether files are named as training leaves them, with an older step beside.
+        trained: whether files are named as training leaves them, next to those of an older step.
     """
 
     number: int
@@ -100,7 +100,7 @@ class Case:
 
     @property
     def name(self) -> str:
-        """What a person wants to see of it."""
+        """Readable name of the case."""
         sides = (
             f"{devices}x{stages}" if stages > 1 else f"{devices}"
             for devices, stages in ((self.source_devices, self.source_stages), (self.target_devices, self.target_stages))
@@ -125,7 +125,7 @@ class Case:
         return found if mask is None else np.asarray(found & kind.type(mask))
 
     def source(self, rank: int) -> dict[str, np.ndarray]:
-        """What a source rank's file holds: bits by name, in the order of the file."""
+        """Return the contents of a source rank's file: bits by name, in the order of the file."""
         found = {}
         for tensor in self.tensors:
             if tensor.source_stages and rank // self.source_devices not in tensor.source_stages:
@@ -137,7 +137,7 @@ class Case:
         return found
 
     def target(self, rank: int, read: Sequence[int] | None = None) -> dict[str, np.ndarray]:
-        """What a target rank's file must hold; `read` are the source ranks whose files there are, if not all."""
+        """Return the expected contents of a target rank's file; `read`: source ranks whose files exist, if not all."""
         found = {}
         copied = rank % self.source_ranks
         if read is not None and copied not in read:
@@ -275,7 +275,7 @@ def _cut(rng: random.Random, devices: int, ndim: int, several: bool) -> Cut:  # 
 
 
 def _can_share(axes: list[int], size: int) -> bool:
-    """Whether the innermost of these axes, the last one of them perhaps in part, make so many parts: else MindSpore refuses."""
+    """Return whether the innermost of these axes, the last one perhaps in part, make `size` parts: else MindSpore refuses."""
     for n in axes:
         if size <= n:
             return n % size == 0

@@ -1,3 +1,4 @@
 #!/bin/sh
-# What makes images, and the project's own: as for the tier that runs them. Builds need the network, which a test cluster has not.
+# Prepare tools that make images, and the project's own, as for the tier that runs them. Builds need the network, which a test
+# cluster does not have.
 exec sh "$(dirname "$0")/../cluster/prepare.sh"

@@ -1,4 +1,4 @@
-"""The project's own images: what is in them, and `make images`."""
+"""The project's own images: their contents, and `make images`."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from cluster import images
 
 
 def configuration(archive: Path) -> dict[str, Any]:
-    """What an image's archive says of how to run it, with the names of all files in its layers."""
+    """Return an image's run configuration from its archive, with the names of all files in its layers."""
     with tarfile.open(archive) as opened:
 
         def blob(digest: str) -> IO[bytes]:

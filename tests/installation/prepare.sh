@@ -1,3 +1,3 @@
 #!/bin/sh
-# The same cluster as the tier beside it, for tests that everyone in it would notice.
+# The same cluster as the cluster tier's, for tests that would disturb all others in it.
 exec sh "$(dirname "$0")/../cluster/prepare.sh"

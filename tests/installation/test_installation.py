@@ -1,4 +1,4 @@
-"""What concerns a whole installation: its chart is upgraded, removed, set up wrongly; its node and its API server fail."""
+"""Events of a whole installation: its chart is upgraded, removed or misconfigured; its node and its API server fail."""
 
 from __future__ import annotations
 
@@ -128,7 +128,7 @@ def test_a_node_that_is_lost_is_named_and_what_ran_there_goes_on_when_it_returns
 
 @pytest.fixture(scope="session", autouse=True)
 def restarted() -> Iterator[list[Component]]:
-    """What tests start again in the place of what they have killed; begun first of all, so that it ends last."""
+    """Components that tests restart after they killed them. The fixture is set up first, so that it ends last."""
     components: list[Component] = []
     yield components
     for component in components:

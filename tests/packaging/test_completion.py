@@ -32,11 +32,11 @@ class Shell:
             os.chdir(folder)
             programs = f"{Path(sys.executable).parent}:{os.environ['PATH']}"
             environment = {"HOME": str(folder), "TERM": "xterm", "LINES": "50", "LANG": "C.UTF-8", "PATH": programs}
-            os.execvpe(command[0], command, environment)  # noqa: S606 - a shell is what is tested
+            os.execvpe(command[0], command, environment)  # noqa: S606 - the test is about a shell
         self.enter(f"{load}; echo loa''ded\n", "loaded")
 
     def enter(self, keys: str, expected: str) -> str:
-        """Type, and return what the shell shows once that contains what is expected."""
+        """Type, and return the shell's output once that contains the expected text."""
         os.write(self._terminal, keys.encode())
         shown, deadline = "", time.monotonic() + _LONGEST_SECONDS
         while expected not in shown:

@@ -1,4 +1,4 @@
-"""What MindSpore and the definition say, from and to a bucket."""
+"""Results of MindSpore and of the definition, from and to a bucket."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Killed or called off at any moment, started twice, objects that change: no half checkpoint, nothing left that costs."""
+"""Runs killed or cancelled at any moment or started twice, and changing objects: no partial checkpoint, no leftover uploads."""
 
 from __future__ import annotations
 

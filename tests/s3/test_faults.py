@@ -1,4 +1,4 @@
-"""What networks and servers do: the result is exact, or there is a clear error after bounded time, and nothing looks complete."""
+"""Faults of networks and servers: the result is exact, or a clear error after bounded time leaves nothing that looks complete."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What a server, or the way to it, refuses: one line with the server's code and what to check, and the exit code that fits."""
+"""Refusals by servers or on the way to them: one line with the server's code, a remedy, and the matching exit code."""
 
 from __future__ import annotations
 

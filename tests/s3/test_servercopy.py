@@ -1,4 +1,4 @@
-"""What the server copies by itself never comes here, and is exact."""
+"""Server-side copies: exact, without a download."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Unified safetensors in buckets: made there, cut from there, and in the place of ranks and back."""
+"""Unified safetensors in buckets: written there, cut from there, and exchanged with rank files in both directions."""
 
 from __future__ import annotations
 

@@ -53,7 +53,7 @@ def test_uploads_of_many_files_are_told_from_others(server: s3_server.Server, bu
 
 @pytest.mark.parametrize("server", ["minio"], indirect=True)
 def test_a_versioned_bucket(server: s3_server.Server, bucket: str, tmp_path: Path) -> None:
-    """What is overwritten or deleted stays as an older version, and nothing takes it for what is there."""
+    """Overwritten and deleted objects stay as older versions, and nothing reads them as current ones."""
     client, target = server.client(), f"s3://{bucket}/out"
     client.put_bucket_versioning(Bucket=bucket, VersioningConfiguration={"Status": "Enabled"})
     for number, prefix in enumerate(("old_", "checkpoint_")):

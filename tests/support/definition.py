@@ -1,4 +1,4 @@
-"""What resharding means, defined without any of the code under test: slices of the whole tensor, taken by numpy.
+"""Definition of resharding, independent of the code under test: slices of the whole tensor, taken by numpy.
 
 Every parameter is given as the flat indexes of the elements that a rank holds, so that two definitions can be compared
 without any data.

@@ -55,7 +55,7 @@ class Checkpoint:
         return self.folder / "target.ckpt"
 
     def arguments(self, target: Path, *more: str) -> list[str]:
-        """Of `reshard transform`."""
+        """Return the arguments of `reshard transform`."""
         sides = ["--source", self.source, "--source-strategy", self.source_strategy, "--target-strategy", self.target_strategy]
         return ["transform", *map(str, sides), "--target", str(target), *more]
 
@@ -78,7 +78,7 @@ def contents(folder: Path, pattern: str = "rank_*/*") -> dict[str, bytes]:
 
 
 def differences(model: models.Model, target: Path, kind: str, prefix: str = "checkpoint_") -> list[str]:
-    """What in a target is not as it must be, in words."""
+    """Return the differences of a target from the expected contents, as text."""
     wrong = []
     for rank in range(model.target_ranks):
         found = rawfiles.read(kind, (target / f"rank_{rank}" / f"{prefix}{rank}.{kind}").read_bytes())
@@ -106,7 +106,7 @@ def run(made: Checkpoint, target: Path, *more: str) -> int:
 
 
 def right(made: Checkpoint, target: Path) -> bool:
-    """Whether a target holds what it must, and its manifest says the same."""
+    """Return whether a target has the expected contents, and its manifest verifies."""
     return differences(made.model, target, "ckpt") == [] and main(["verify", str(target)]) == 0
 
 

@@ -24,7 +24,7 @@ _GIT, _MAKE = shutil.which("git") or "git", shutil.which("make") or "make"
 
 @dataclass(frozen=True)
 class Dist:
-    """What `make dist` has built from a checkout of its own."""
+    """Distributions that `make dist` has built from a checkout of its own."""
 
     folder: Path
     commit: str

@@ -21,7 +21,7 @@ def examples(count: int) -> settings:
 
 
 def load_profile() -> None:
-    """Make the profile the default of all tests. What is slow is for benchmarks to find: machines are shared."""
+    """Make the profile the default of all tests. It has no deadlines, because machines are shared: benchmarks find slow code."""
     costly = [HealthCheck.too_slow, HealthCheck.data_too_large, HealthCheck.large_base_example, HealthCheck.filter_too_much]
     settings.register_profile("reshard", deadline=None, max_examples=share(100), suppress_health_check=costly)
     settings.load_profile("reshard")

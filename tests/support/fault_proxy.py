@@ -19,7 +19,7 @@ _SLOW_BYTES, _SLOW_SECONDS = 100, 0.1
 
 @dataclass
 class Plan:
-    """What is done to which requests.
+    """A fault and the requests that it applies to.
 
     Attributes:
         fault: one of `FAULTS`; None: nothing.
@@ -27,7 +27,7 @@ class Plan:
         chooses: deterministic for a seed, as far as the order of requests is.
         done: how often it was.
         requests: all, as (method, target).
-        holds: what is in the target of requests whose answers are held back until `released`; empty: of none.
+        holds: text in the target of requests whose answers are held back until `released`; empty: no requests.
         held: set once one is.
         released: set by whoever has seen enough.
     """
@@ -129,7 +129,7 @@ class _Proxy:
     async def _answer(
         self, request: Message, server: asyncio.StreamReader, behind: asyncio.StreamWriter, writer: asyncio.StreamWriter
     ) -> bool:
-        """Pass a request on, with what is done to it. Says whether the connection can be used again."""
+        """Forward a request with its fault. Return whether the connection can be reused."""
         method, target = request.first[:2]
         self._plan.requests.append((method, target))
         fault = self._plan.next()

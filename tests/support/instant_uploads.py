@@ -1,4 +1,4 @@
-"""An S3 client that accepts every part at once: what is left is what writing costs besides sending."""
+"""An S3 client that accepts every part at once, to measure the cost of writing without that of sending."""
 
 from __future__ import annotations
 

@@ -32,7 +32,7 @@ def api(layout: Layout) -> Iterator[client.ApiClient]:
 
 
 def written(layout: Layout, namespace: str, account: str) -> list[dict[str, Any]]:
-    """What a service account has written into the API so far, as entries of the audit log."""
+    """Return a service account's writes to the API so far, as entries of the audit log."""
     entries = map(json.loads, layout.audit_log.read_text().splitlines())
     return [entry for entry in entries if entry["user"]["username"] == f"system:serviceaccount:{namespace}:{account}"]
 

@@ -1,4 +1,4 @@
-"""What tests create in a cluster: restricted pods, Jobs of them, claims on a folder of this machine; and waiting for them."""
+"""Objects that tests create in a cluster and wait for: restricted pods, Jobs of them, claims on a folder of this machine."""
 
 from __future__ import annotations
 

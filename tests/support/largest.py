@@ -16,7 +16,7 @@ Object = dict[str, Any]
 
 _CRD = Path(__file__).parents[2] / "crds" / "checkpointtransforms.yaml"
 _CLAIM = {"persistentVolumeClaim": {"claimName": "c"}}
-# What the API server stores of one object.
+# Size of the largest object that the API server stores.
 MOST_STORED = 1536 << 10
 # Kubernetes wants names of these to be names, whatever the schema says of their characters.
 _NAMES = {"name", "claimName", "key", "priorityClassName", "runtimeClassName", "serviceAccountName"}
@@ -44,7 +44,7 @@ _VALUES: Object = {
     ],
 }
 _EXTENDED = {f"example.com/r{number}": "1" for number in range(32)}
-# What has to be there too, by the beginning of the field's path.
+# Fields that must be set too, by the beginning of the field's path.
 _COMPANIONS: Object = {
     "execution.podTemplate.resources": {
         "execution": {"podTemplate": {"resources": {"requests": _EXTENDED, "limits": _EXTENDED}}}

@@ -28,7 +28,7 @@ if TYPE_CHECKING:
 def job(
     model: models.Model, source: str, target: str, stage: int | None = None, *, remove_redundancy: bool = False
 ) -> tuple[Job, MemorySource]:
-    """Of all ranks, or of what one pipeline stage of the source holds."""
+    """Return a task for all ranks, or for those of one pipeline stage of the source."""
     held = model.source()
     store = MemorySource({f"rank_{r}/x.{source}": rawfiles.write(source, tensors) for r, tensors in enumerate(held)})
     before, after = disk.strategies(model)
@@ -54,7 +54,7 @@ def written(job: Job, rank: int, count: ReadCount | None = None) -> bytes:
 
 
 def streamed(job: Job, plan: RankPlan) -> bytes:
-    """A rank's file by any plan, also by one that would never be carried out because its proof fails."""
+    """Return a rank's file made by any plan, including one that would never run because its proof fails."""
     writer, files = MemoryWriter(), job.source_files()
     carry_out(moves(plan, job.pieces(plan.rank)), files, writer.write)
     files.close()

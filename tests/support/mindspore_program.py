@@ -10,7 +10,7 @@ SHARED = [Path(__file__).parents[1] / "conformance", Path(__file__).parent]
 
 
 def run(program: Path, *arguments: object) -> str:
-    """What a program prints, whose modules are in its own folder or are shared."""
+    """Return the output of a program whose modules are in its own folder or are shared."""
     paths = map(str, [program.parent, *SHARED])
     done = subprocess.run(
         [os.environ["RESHARD_MINDSPORE_PYTHON"], str(program), *map(str, arguments)],

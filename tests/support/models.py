@@ -62,7 +62,7 @@ class Model:
         return np.frombuffer(content, kind).reshape(tensor.shape)
 
     def source(self) -> list[rawfiles.Tensors]:
-        """What each source rank's file holds."""
+        """Return the contents of each source rank's file."""
         files = [
             self._slices(rank, self.source_devices, [(t, t.source, t.source_stage) for t in self.tensors])
             for rank in range(self.source_ranks)
@@ -70,7 +70,7 @@ class Model:
         return self._without_copies(files) if self.remove_redundancy else files
 
     def target(self, rank: int) -> rawfiles.Tensors:
-        """What a target rank's file must hold."""
+        """Return the expected contents of a target rank's file."""
         return self._slices(rank, self.target_devices, [(t, t.target, t.target_stage) for t in self.tensors])
 
     def _slices(self, rank: int, devices: int, tensors: list[tuple[Tensor, Cut | None, int]]) -> rawfiles.Tensors:
@@ -85,7 +85,7 @@ class Model:
         return found
 
     def _without_copies(self, files: list[rawfiles.Tensors]) -> list[rawfiles.Tensors]:
-        """Of each slice one copy, at any of the ranks that hold it."""
+        """Keep one copy of each slice, at any of the ranks that hold it."""
         rng = np.random.default_rng(self.seed)
         left: list[rawfiles.Tensors] = [{} for _ in files]
         for tensor in self.tensors:

@@ -26,7 +26,7 @@ _RIGHTS = {"ServiceAccount", "Role", "RoleBinding", "ClusterRole", "ClusterRoleB
 
 
 def rendered(*values: str, release: str = "r", namespace: str = "default") -> list[dict[str, Any]]:
-    """What the chart makes of values."""
+    """Render the chart with values."""
     command = [program("helm"), "template", release, str(ROOT / "helm" / "reshard"), "--namespace", namespace]
     done = subprocess.run(
         [*command, *(part for v in values for part in ("--set", v))], capture_output=True, text=True, check=False
@@ -82,7 +82,7 @@ def account(
         "RESHARD_NAMESPACES": namespace,
         "RESHARD_LEASE": "r-operator",
         "RESHARD_CONVERTER_IMAGE": "localhost/none",
-        "RESHARD_RESYNC_SECONDS": "3600",  # so that what the watches do not tell is not seen
+        "RESHARD_RESYNC_SECONDS": "3600",  # so that only changes that watches report are seen
         "RESHARD_LOG_FORMAT": "text",
     }
     return Account(name, environment)

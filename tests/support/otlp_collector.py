@@ -33,7 +33,7 @@ class Span:
 
 @dataclass
 class Collector:
-    """What a collector has received."""
+    """Requests that a collector has received."""
 
     endpoint: str
     requests: list[ExportTraceServiceRequest] = field(default_factory=list)

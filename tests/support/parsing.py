@@ -1,4 +1,4 @@
-"""What the parsers find in a file that is in memory, and how they refuse one."""
+"""Parse files in memory, and collect the parsers' refusals."""
 
 from __future__ import annotations
 
@@ -28,12 +28,12 @@ def contents(kind: str, content: bytes) -> Contents:
 
 
 def refused_file(kind: str, content: bytes) -> DataError:
-    """What is said of a file that is damaged."""
+    """Return the error for a damaged file."""
     return refused(lambda: checkpoint.read_header(reader(kind, content)))
 
 
 def refused(act: Callable[[], object]) -> DataError:
-    """What is said, in one line."""
+    """Return the error that `act` raises; its message must be one line."""
     with pytest.raises(DataError) as caught:
         act()
     assert "\n" not in str(caught.value)

@@ -71,7 +71,7 @@ def write(folder: Path, model: models.Model, kind: str = "ckpt") -> Pipeline:
 
 
 def differences(model: models.Model, target: Path, kind: str = "ckpt") -> list[str]:
-    """What in a target is not as it must be, the parts of each rank taken together."""
+    """Return the differences of a target from the expected contents, with the parts of each rank joined."""
     wrong = []
     for rank in range(model.target_ranks):
         found: rawfiles.Tensors = {}

@@ -22,7 +22,7 @@ class Place(Protocol):
         """An address where nothing is."""
 
     def get(self, address: str) -> Path:
-        """A folder with what is at an address."""
+        """Return a folder with a copy of the files at an address."""
 
 
 @dataclass(frozen=True)

@@ -1,4 +1,4 @@
-"""A cluster in memory, as far as a decision sees one: Jobs and pods that get on when told to, and nobody tells the operator."""
+"""A fake cluster in memory, as decisions see one: Jobs and pods progress on request, and nothing notifies the operator."""
 
 from __future__ import annotations
 
@@ -98,7 +98,7 @@ class PretendCluster:
         return replace(Seen.of(transform, self.now, found), pods=pods, rivals=rivals, events=tuple(self.events))
 
     def decide(self) -> Decision:
-        """What the operator would do now."""
+        """Return the operator's current decision."""
         return reconcile(self.see(), CONFIG)
 
     def carry_out(self, decision: Decision, *, status_lost: bool = False) -> None:
@@ -125,7 +125,7 @@ class PretendCluster:
             self.resource["status"] = copy.deepcopy(decision.status)
 
     def work(self, *, status_lost: bool = False) -> Decision:
-        """See, decide, carry out."""
+        """Observe, decide, and execute the decision."""
         decision = self.decide()
         self.carry_out(decision, status_lost=status_lost)
         return decision
@@ -210,7 +210,7 @@ class PretendCluster:
 
 
 def older() -> PretendCluster:
-    """Another transform with the same target, which was created first and has begun."""
+    """Return another transform with the same target, which was created first and has started."""
     found = PretendCluster(resource("00001111-bbbb"))
     found.work()
     return found
@@ -222,12 +222,12 @@ def conditions(cluster: PretendCluster) -> dict[str, str]:
 
 
 def ready(cluster: PretendCluster) -> dict[str, Any]:
-    """The condition that says what is going on."""
+    """Return the condition that describes the current activity."""
     found: dict[str, Any] = next(c for c in cluster.status["conditions"] if c["type"] == "Ready")
     return found
 
 
 def failing(step: str, code: int, message: dict[str, Any], indexes: tuple[int, ...] = (0,)) -> Any:
-    """What pods leave if these of one step fail with an exit code and a message."""
+    """Return an outcome function by which these pods of one step fail with an exit code and a message."""
     usual = PretendCluster().outcome
     return lambda s, i: (code, message) if (s, i in indexes) == (step, True) else usual(s, i)

@@ -1,4 +1,4 @@
-"""Pods without a node: carried out by changing their statuses, so that a whole transform runs on an API server alone."""
+"""Fake kubelet: changes the statuses of pods without a node, so that a whole transform runs on an API server alone."""
 
 from __future__ import annotations
 

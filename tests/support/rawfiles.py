@@ -102,7 +102,7 @@ def safetensors(tensors: Mapping[str, np.ndarray], metadata: dict[str, str] | No
 
 
 def read_ckpt(content: bytes) -> Tensors:
-    """What a `.ckpt` file holds."""
+    """Return the tensors of a `.ckpt` file."""
     if content[-17:-10] == b"crc_num":
         assert int.from_bytes(content[-10:], "big") == zlib.crc32(content[:-17])
         content = content[:-17]
@@ -121,7 +121,7 @@ def read_ckpt(content: bytes) -> Tensors:
 
 
 def read_safetensors(content: bytes) -> Tensors:
-    """What a safetensors file holds."""
+    """Return the tensors of a safetensors file."""
     return {
         name: np.frombuffer(bytes(view["data"]), _SAFETENSORS_TYPES[view["dtype"]]).reshape(view["shape"])
         for name, view in deserialize(content)
@@ -134,7 +134,7 @@ def write(kind: str, tensors: Mapping[str, np.ndarray]) -> bytes:
 
 
 def read(kind: str, content: bytes) -> Tensors:
-    """What a file of either format holds."""
+    """Return the tensors of a file of either format."""
     return read_ckpt(content) if kind == "ckpt" else read_safetensors(content)
 
 
@@ -186,7 +186,7 @@ def encrypted(content: bytes, mode: str, key: bytes, block_bytes: int) -> bytes:
 
 
 def decrypted(content: bytes, mode: str, key: bytes) -> bytes:
-    """What is in such a file."""
+    """Return the contents of such a file."""
     parts, at = [], 0
     while at < len(content):
         tag_bytes = 16 if mode == "AES-GCM" else 0

@@ -82,7 +82,7 @@ class Server:
         return f"s3://{bucket}/{prefix}"
 
     def download(self, address: str, folder: Path) -> Path:
-        """Download what is at an address into an empty folder."""
+        """Download the files at an address into an empty folder."""
         client = self.client()
         bucket, _, prefix = address.removeprefix("s3://").partition("/")
         shutil.rmtree(folder, ignore_errors=True)
@@ -99,7 +99,7 @@ class Server:
         subprocess.run([os.environ["RESHARD_S3_SERVER"], "admin", *owner, *arguments], check=True, capture_output=True)
 
     def environment(self) -> dict[str, str]:
-        """What a program finds in its environment to reach it."""
+        """Return the environment variables by which a program reaches it."""
         return {
             "AWS_ENDPOINT_URL_S3": self.endpoint,
             "AWS_ACCESS_KEY_ID": self.key,

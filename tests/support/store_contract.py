@@ -1,4 +1,4 @@
-"""What every storage must do. One joins by a class of tests with a fixture `store`, an empty one."""
+"""Contract for every storage. A storage joins with a class of tests and a fixture `store`, an empty one."""
 
 from __future__ import annotations
 

@@ -21,7 +21,7 @@ Refusal = tuple[int, str]
 
 @dataclass
 class Request:
-    """What a client asks.
+    """One request of a client.
 
     Attributes:
         method: GET, PUT and so on.
@@ -83,7 +83,7 @@ class ThinServer:
         return found
 
     def environment(self) -> dict[str, str]:
-        """What a program finds in its environment to reach it."""
+        """Return the environment variables by which a program reaches it."""
         names = ("AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY")
         return {"AWS_ENDPOINT_URL_S3": self.endpoint, "AWS_DEFAULT_REGION": "us-east-1", **dict.fromkeys(names, "thin-server")}
 

@@ -24,7 +24,7 @@ def sha256_of(content: bytes) -> str:
 
 
 class FileReader:
-    """A file by range, which counts what is read of it."""
+    """A file read by ranges, which counts the bytes read."""
 
     def __init__(self, path: Path) -> None:
         self.name, self._content, self.reads = path.name, path.read_bytes(), 0

@@ -1,4 +1,4 @@
-"""Transforms in the test cluster: the chart, installed once; claims with a checkpoint; resources and what becomes of them."""
+"""Transforms in the test cluster: the chart, installed once; claims with a checkpoint; resources and their outcomes."""
 
 from __future__ import annotations
 
@@ -38,7 +38,7 @@ def helm(*arguments: str) -> None:
 
 
 def install(*values: str) -> None:
-    """Install the chart as users do, or upgrade it, with values besides those that name the tests' images."""
+    """Install the chart as users do, or upgrade it, with values in addition to those that name the tests' images."""
     place = ["--namespace", SYSTEM, "--create-namespace", "--wait", "--timeout", "120s"]
     settings = [part for value in (*IMAGES, *values) for part in ("--set", value)]
     helm("upgrade", "--install", RELEASE, str(ROOT / "helm" / "reshard"), *place, *settings)
@@ -64,7 +64,7 @@ def document(name: str, spec: dict[str, Any]) -> dict[str, Any]:
 
 
 def without_a_cluster(spec: dict[str, Any], folder: Path, **claims: Path) -> None:
-    """Carry out the same spec on this machine, with folders for its claims; and one for the resource."""
+    """Run the same spec on this machine, with folders for its claims; and one for the resource."""
     resource = folder / "resource.json"
     resource.write_text(json.dumps(document("x", spec)))
     volumes = [part for claim, place in claims.items() for part in ("--volume", f"{claim}={place}")]
@@ -72,7 +72,7 @@ def without_a_cluster(spec: dict[str, Any], folder: Path, **claims: Path) -> Non
 
 
 class Transforms:
-    """The transforms of one namespace, and what becomes of them."""
+    """The transforms of one namespace, and their outcomes."""
 
     def __init__(self, api: client.ApiClient, namespace: str) -> None:
         self.api, self.namespace = api, namespace
@@ -105,16 +105,16 @@ class Transforms:
         self.custom.patch_namespaced_custom_object(*self.where, name, {"spec": spec})
 
     def delete(self, name: str, policy: str = "Background") -> None:
-        """Delete a resource, as kubectl does unless told otherwise."""
+        """Delete a resource, by default as kubectl does."""
         self.custom.delete_namespaced_custom_object(*self.where, name, propagation_policy=policy)
 
     def status(self, name: str) -> dict[str, Any]:
-        """What the operator has told."""
+        """Return the status that the operator has written."""
         found: dict[str, Any] = self.custom.get_namespaced_custom_object(*self.where, name)
         return found.get("status") or {}
 
     def ready(self, name: str) -> dict[str, Any]:
-        """The condition that says what is going on."""
+        """Return the condition that describes the current activity."""
         return next((c for c in self.status(name).get("conditions") or [] if c["type"] == "Ready"), {})
 
     def wait(self, name: str, until: Callable[[dict[str, Any]], object], seconds: float = 240) -> dict[str, Any]:
@@ -167,7 +167,7 @@ class Stage(Transforms):
         return made
 
     def differences(self, target: str = "out", kind: str = "ckpt") -> list[str]:
-        """What at a target is not as it must be."""
+        """Return the differences of a target from the expected contents."""
         return disk.differences(self.made.model, self.results / target, kind)
 
 

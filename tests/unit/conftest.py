@@ -1,4 +1,4 @@
-"""What tests of the command line and of S3 share."""
+"""Fixtures shared by tests of the command line and of S3."""
 
 from __future__ import annotations
 

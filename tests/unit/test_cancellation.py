@@ -56,7 +56,7 @@ class Reads:
 
 
 class Phases(Silent):
-    """Cancels soon after a phase has begun."""
+    """Cancels soon after a phase has started."""
 
     def __init__(self, phase: str, reads: Reads) -> None:
         self._phase, self._reads = phase, reads

@@ -31,7 +31,7 @@ _METRIC = re.compile(r"\b(?:reshard|process)_[a-z_]+")
 
 
 def described(schema: dict[str, Any], path: str = "") -> Iterator[tuple[str, dict[str, Any]]]:
-    """The schema's values: what is described, and has nothing under it that is."""
+    """Return the schema's leaf values: those with a description and no described values below."""
     for name, field in schema.get("properties", {}).items():
         whole = SCHEMA["definitions"][field["$ref"].rsplit("/", 1)[1]] | field if "$ref" in field else field
         under = list(described(whole, f"{path}.{name}".strip(".")))

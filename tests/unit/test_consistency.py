@@ -103,7 +103,7 @@ def test_one_changed_element_is_found_by_a_full_comparison(model: models.Model, 
     assert check(*placed(files, kind, before, after), "Full") == frozenset()
     files[rank][tensor.name] = changed(files[rank][tensor.name], at)
     found = placed(files, kind, before, after)
-    found[1].remote = data.draw(st.booleans())  # what is read is fetched ahead then
+    found[1].remote = data.draw(st.booleans())  # reads are prefetched then
     if len(holders) == 1:
         assert check(*found, "Full") == check(*found, "Sample") == frozenset()
         return

@@ -1,4 +1,4 @@
-"""Copies of one parameter that differ, at the command line: what is refused, and what a user can accept."""
+"""Copies of one parameter that differ, at the command line: refusals, and options to accept them."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Why pods do not get on, and what is made of it."""
+"""Diagnosis of pods that do not progress, and its consequences."""
 
 from __future__ import annotations
 
@@ -56,7 +56,7 @@ def test_of_what_cannot_be_mounted_the_newest_is_told_with_the_name_of_what_is_m
     cluster.pods[0]["spec"] = {"volumes": volumes}
 
     def told(*messages: str) -> str:
-        """Of warnings, the newest first."""
+        """Return the condition's message after these warnings, newest first."""
         uid = cluster.pods[0]["metadata"]["uid"]
         cluster.events = [Event(uid, "FailedMount", m, cluster.now - timedelta(seconds=i)) for i, m in enumerate(messages)]
         cluster.work()

@@ -16,7 +16,7 @@ ROOM = Path(reshard.__file__).parent
 MODULES = sorted(ROOM.rglob("*.py"))
 WITH_EXAMPLES = [path for path in MODULES if ">>> " in path.read_text(encoding="utf-8")]
 
-# Beginnings of what is told of an argument or attribute that name no thing.
+# Beginnings of descriptions of arguments or attributes that are not noun phrases.
 _FRAGMENT = re.compile(
     r"(of|them|which|whom|where|how(?! (many|much|long|often|far))|the same|so|only|relative"
     r"|as (in|it|of)|in|by|with|without|at|after|from|to|into|instead)\b"
@@ -31,7 +31,7 @@ def test_examples_are_right(path: Path) -> None:
 
 
 def _told(path: Path) -> list[str]:
-    """What a module's docstrings tell of arguments and attributes, each by the beginning of its line."""
+    """Return a module's descriptions of arguments and attributes, each as the beginning of its line."""
     found = []
     for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
         if isinstance(node, ast.FunctionDef | ast.ClassDef) and (text := ast.get_docstring(node)):

@@ -1,4 +1,4 @@
-"""What the documentation says: its commands run, its examples are right, its links lead somewhere."""
+"""The documentation: its commands run, its examples are right, its links work."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What GitOps tools make of a transform's statuses: those that the operator writes in every phase."""
+"""Health that GitOps tools derive from the statuses that the operator writes in every phase."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ def settled(cluster: PretendCluster) -> PretendCluster:
 
 
 def retried() -> PretendCluster:
-    """Failed, and told to try again, which the operator has not seen yet."""
+    """Return a failed transform whose next attempt is requested, which the operator has not seen yet."""
     cluster = settled(PretendCluster(outcome=lambda *_: (65, FAILING)))
     cluster.change(execution={"attempt": 2})
     return cluster

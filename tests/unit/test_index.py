@@ -57,7 +57,7 @@ def staged() -> models.Model:
 
 @pytest.fixture
 def calls(monkeypatch: pytest.MonkeyPatch) -> Counter[str]:
-    """What is asked of local storage: how often, and bytes that are read."""
+    """Count calls of local storage, and bytes read."""
     found: Counter[str] = Counter()
 
     def counted(kind: type, name: str, *, nbytes: Callable[..., int] = lambda *_: 0) -> None:
@@ -109,7 +109,7 @@ def test_what_a_load_asks_for_does_not_grow_with_the_number_of_ranks(tmp_path: P
         calls.clear()
         expected = made.model.target(3)
         assert same(reshard.load(str(made.source), index=str(folder), rank=3), expected)
-        # Blocks by which a file of the same size and time is told apart, of two files; and the index.
+        # Blocks by which two files of the same size and time are distinguished; and the index.
         fixed = sizes[ranks] + 2 * 5 * min(4096, (made.source / "rank_6" / "net-1_100.ckpt").stat().st_size)
         assert calls.pop("bytes") == sum(array.nbytes for array in expected.values()) + fixed
         asked.append(dict(calls))
@@ -162,7 +162,7 @@ FILES, TENSORS = "inventory files ", "inventory structures 0 1 "
         (f"{TENSORS} 0 3 0 0", 1 << 40, "DocumentInvalid: .*beyond the end"),
         ("sourceStrategy", "AAAA", "StrategyInvalid"),
         ("sourceStrategy", "?", "DocumentInvalid"),
-        (f"{TENSORS} 0 3 0 0", 29, "IndexDamaged"),  # other bytes of the same file: nothing but the digest tells
+        (f"{TENSORS} 0 3 0 0", 29, "IndexDamaged"),  # other bytes of the same file: only the digest differs
         (f"{FILES} 0 3", "1-1", "IndexDamaged"),
         ("digest", "0" * 64, "IndexDamaged"),
     ],

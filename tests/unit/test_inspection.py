@@ -22,7 +22,7 @@ HELD = Held("", "Float32", (4, 4), (2, 4), "rows /2", (0, 1), 32)
 
 
 def lines(capsys: pytest.CaptureFixture[str]) -> list[list[str]]:
-    """Of standard output, split where there are two spaces or more."""
+    """Return the cells of standard output, split at two spaces or more."""
     return [[cell.strip() for cell in line.split("  ") if cell.strip()] for line in capsys.readouterr().out.splitlines()]
 
 

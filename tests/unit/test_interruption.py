@@ -30,7 +30,7 @@ from reshard.transform.run import transform_checkpoint
 if TYPE_CHECKING:
     from pathlib import Path
 
-# Imports everything by a plan, says so, and carries out a command when told to.
+# Imports everything by a plan, reports that, and runs a command on request.
 _WAITING = """
 import sys
 from reshard.cli import main, program
@@ -41,7 +41,7 @@ sys.exit(program(sys.argv[1:]))
 """
 
 
-# Takes no notice of being called off.
+# Ignores cancellation.
 _STUCK = """
 import sys, time
 import reshard.cli, reshard.transform.verify
@@ -87,7 +87,7 @@ print(codes)
 
 
 def start(arguments: list[str]) -> subprocess.Popen[str]:
-    """A process that carries out a command once a line is written to it; whatever it is about to do, it has planned it before."""
+    """Start a process that runs a command once a line is written to it, with everything imported by a plan before."""
     process = subprocess.Popen(
         [sys.executable, "-c", _WAITING, *arguments],
         stdin=subprocess.PIPE,

@@ -79,7 +79,7 @@ def test_nothing_shows_a_key() -> None:
 
 @pytest.fixture
 def made(tmp_path: Path) -> disk.Checkpoint:
-    """A source, with the files of both keys beside it."""
+    """Return a source, with the files of both keys next to it."""
     (tmp_path / "key").write_bytes(KEY + b"\n")
     (tmp_path / "other").write_bytes(OTHER)
     return disk.write(tmp_path / "in", disk.example())

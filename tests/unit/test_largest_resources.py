@@ -23,7 +23,7 @@ ANNOTATIONS = 256 << 10
 REQUEST = 3 << 20
 VARIABLE = 128 << 10
 VARIABLES = 2 << 20
-# What Kubernetes, its plugins and the image may add.
+# Bytes that Kubernetes, its plugins and the image may add.
 RESERVED = 8 << 10
 
 

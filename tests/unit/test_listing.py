@@ -1,4 +1,4 @@
-"""What names in a folder say: whose rank a file is, and which belong together."""
+"""Ranks and groups of files, derived from their names in a folder."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What the operator's metrics say of transforms, from the first look to the time when they are gone."""
+"""The operator's metrics of transforms, from the first observation until they are deleted."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ def phases() -> dict[str, float]:
 
 
 def ended() -> dict[str, float]:
-    """What is counted when a transform ends."""
+    """Return the metrics that are counted when a transform ends."""
     names = ["bytes_read_total", "bytes_written_total", "rank_duration_seconds_count", "rank_duration_seconds_sum"]
     found = {f"reshard_{name}": value(f"reshard_{name}") for name in names}
     for phase in ("Complete", "Failed"):
@@ -44,7 +44,7 @@ def ended() -> dict[str, float]:
 
 
 class Watched:
-    """As the worker sees a cluster: one transform, which gets on with every look; until it is gone, which no watch tells."""
+    """A cluster as the worker sees it: one transform, which progresses with every observation, until no watch reports its end."""
 
     def __init__(self) -> None:
         self.pretend, self.gone = PretendCluster(), False

@@ -1,4 +1,4 @@
-"""What may be the only copy of something is never replaced by less, nor by something else."""
+"""A possible only copy of data is never replaced by less data, nor by other data."""
 
 from __future__ import annotations
 
@@ -117,7 +117,7 @@ def test_one_checkpoint_has_one_key(
 def test_a_key_counts_from_the_beginning(
     made: disk.Checkpoint, tmp_path: Path, refused: Callable[..., str], keys: dict[str, tuple[str, str]]
 ) -> None:
-    """No file is finished yet that could tell it."""
+    """No file is finished yet that could show it."""
     target = tmp_path / "t"
     assert main(["plan", *made.arguments(target, *keys["a"], "--write")[1:]]) == 0
     refused(78, "OtherKey", *made.arguments(target, *keys["b"], "--no-commit"))

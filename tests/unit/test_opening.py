@@ -70,7 +70,7 @@ def test_both_refuse_for_one_reason(
 
 @pytest.fixture
 def looks(monkeypatch: pytest.MonkeyPatch) -> list[Standing]:
-    """What was seen at each look at a target."""
+    """Return the snapshot of each look at a target."""
     found: list[Standing] = []
     observe = TargetFolder.observe
 
@@ -86,7 +86,7 @@ def test_a_target_is_looked_at_a_few_times(made: disk.Checkpoint, tmp_path: Path
     """Each look costs a listing, and a read for each job: on an object store these are round trips of every pod."""
     target = tmp_path / "t"
     assert main(made.arguments(target, "--ranks", "0", "--no-commit")) == 0
-    assert len(looks) <= 4  # before and after the headers are read, with the lock held, and begun
+    assert len(looks) <= 4  # before and after the headers are read, with the lock held, and after the start
     looks.clear()
     assert main(made.arguments(target, "--ranks", "1", "--no-commit")) == 0
     assert len(looks) == 2  # where a plan is found nothing but the lock comes between

@@ -180,7 +180,7 @@ def test_indexes_stand_for_ranks(ranks: str | None, each: int, completions: int)
 
 
 def text_for_pods(**spec: Any) -> str:
-    """What the ConfigMaps hold."""
+    """Return the joined contents of the ConfigMaps."""
     found = jobs.spec_config_maps(Transform.parse(resource(**spec)))
     return "".join(part["data"]["spec.json"] for part in found)
 

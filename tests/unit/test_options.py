@@ -17,7 +17,7 @@ from reshard.spec.resource import FilesSpec, ParametersSpec, SourceSpec, TargetS
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
-# One thing has one name, in kebab-case, snake_case and camelCase. What is not in all three places, and why:
+# One thing has one name, in kebab-case, snake_case and camelCase. Names that are not in all three places, and why:
 _KEYS = {f"{side}-{what}" for side in ("decryption", "encryption") for what in ("key-file", "key-env", "mode")}
 _ACCESS = {f"{side}{what}" for side in ("", "source-", "target-") for what in ("profile", "endpoint-url", "addressing-style")}
 ONLY_ON_THE_COMMAND_LINE = {

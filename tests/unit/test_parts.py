@@ -117,7 +117,7 @@ def test_to_one_whole_rank(made: Pipeline, target: Path) -> None:
 
 
 def together(made: Pipeline, target: Path) -> None:
-    """Both stages, begun at once."""
+    """Run both stages, started at once."""
     start = Barrier(2)
 
     def run(stage: int) -> None:
@@ -205,7 +205,7 @@ def test_replacing_where_nothing_can_be_renamed(
 
 
 def test_a_replaced_part_that_has_not_changed_is_made_again(made: Pipeline, target: Path) -> None:
-    """What is complete is never a mixture of two runs."""
+    """A complete checkpoint is never a mixture of two runs."""
     assert made.run(0, target) == made.run(1, target) == 0
     for path in made.made.source.glob("rank_[01]/*"):
         tensors = rawfiles.read("ckpt", path.read_bytes())

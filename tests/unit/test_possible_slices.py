@@ -28,7 +28,7 @@ ROWS = np.arange(16, dtype=np.float32).reshape(4, 4)
 
 @pytest.fixture
 def theirs(tmp_path: Path) -> Path:
-    """What MindSpore 2.10 unifies with a choice_func that refuses b.w: rank 0's slice of that, and a CRC of rank 0's file."""
+    """Files that MindSpore 2.10 unifies with a choice_func that refuses b.w: with rank 0's slice of it, and rank 0's CRC."""
     folder = tmp_path / "theirs"
     folder.mkdir()
     hyper = {"b.w": ROWS[:2], "step": np.array(5, np.int32)}

@@ -1,4 +1,4 @@
-"""What people see while they wait."""
+"""Progress shown to users who wait."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What the operator decides, in a cluster that is only pretended: every phase, every failure, and any order of events."""
+"""The operator's decisions, in a fake cluster: every phase, every failure, and any order of events."""
 
 from __future__ import annotations
 

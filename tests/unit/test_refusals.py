@@ -1,4 +1,4 @@
-"""What `reshard` refuses: in one line, with a code that says why, and with nothing written."""
+"""Refusals by `reshard`: in one line, with an exit code for the reason, and with nothing written."""
 
 from __future__ import annotations
 

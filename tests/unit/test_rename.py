@@ -1,4 +1,4 @@
-"""What parameters are called at the target."""
+"""Names of parameters at the target."""
 
 from __future__ import annotations
 

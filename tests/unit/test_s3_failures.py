@@ -1,4 +1,4 @@
-"""What S3 servers answer, and what the way to them does, as errors of the right kind."""
+"""Errors of S3 servers, and of the network on the way to them, as errors of the right class."""
 
 from __future__ import annotations
 

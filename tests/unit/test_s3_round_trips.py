@@ -153,7 +153,7 @@ RULE = RenameRule(to="v*", pattern="absent*")
 
 @pytest.fixture
 def done(server: thin_s3.ThinServer) -> Request:
-    """A request that was carried out."""
+    """Return a request that was executed."""
     for rank in range(4):
         put_rank(server, rank, rank)
     request = Request("s3://bucket/src", "s3://bucket/out", options=Options(output="Same", rename=(RULE,)))

@@ -134,7 +134,7 @@ def test_uploads_that_stay_listed_are_not_looked_for_for_ever(server: thin_s3.Th
     assert len(server.requests) == 4
 
 
-# What writing costs.
+# Cost of writing.
 
 
 def test_the_parts_that_were_sent_cost_nothing_more() -> None:

@@ -72,7 +72,7 @@ def test_what_it_writes_is_what_the_library_writes() -> None:
     assert written(everything, METADATA) == rawfiles.safetensors(everything, METADATA)
 
 
-# What the library calls types that its numpy interface does not know.
+# The library's names of types that its numpy interface does not know.
 SMALL = {
     "Float8E5M2": "float8_e5m2",
     "Float8E4M3FN": "float8_e4m3fn",

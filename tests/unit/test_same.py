@@ -161,7 +161,7 @@ def test_where_no_file_holds_anything_there_is_nothing_to_convert(
 
 
 def test_mindspores_functions_refuse_a_file_that_holds_nothing(tree: disk.Checkpoint, tmp_path: Path) -> None:
-    """Nothing here could tell of it; MindSpore's own fails too."""
+    """No file could record such a rank here; MindSpore's own function fails too."""
     (tree.source / "rank_2" / "net-1_100.ckpt").write_bytes(b"")
     with pytest.raises(DataError, match=r"Empty: .*rank_2/net-1_100.ckpt: the file contains no parameters"):
         reshard.mindspore.ckpt_to_safetensors(str(tree.source), str(tmp_path / "to"))

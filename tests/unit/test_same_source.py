@@ -1,4 +1,4 @@
-"""When a source is the one that a target was made from: its content decides, and its files' times tell when to compare it."""
+"""Identity of a target's source: its content decides, and its files' times show when to compare it."""
 
 from __future__ import annotations
 

@@ -36,7 +36,7 @@ def test_mindspores_functions_by_stage(made: Pipeline, target: Path) -> None:
 
 
 def test_mindspores_functions_in_one_go(tmp_path: Path, target: Path) -> None:
-    """The strategy of the only stage is no part, whatever the target names."""
+    """The strategy of the only stage does not make it a part, whatever the target names."""
     made = disk.write(tmp_path / "made", disk.example())
     transform_checkpoints(str(made.source), str(target), "checkpoint_", str(made.source_strategy), str(made.target_strategy))
     assert disk.differences(made.model, target, "ckpt") == []

@@ -63,7 +63,7 @@ def test_more_parts_than_a_file_can_have_are_none() -> None:
 
 @pytest.mark.parametrize(("most", "fits"), [(4, True), (3, False)])
 def test_a_long_copy_is_several_parts(most: int, fits: bool) -> None:  # noqa: FBT001
-    # Of two runs of 4 MiB the beginning of one is sent.
+    # The beginning of one of two 4 MiB runs is sent.
     limits = LIMITS._replace(smallest=1 << 20, longest_copy=(4 << 20) - 1, most=most)
     tensors = (models.Tensor("w", "Float32", (1024, 4096), ROWS, 0, FEWER_ROWS, 0),)
     made, _ = memory_jobs.job(models.Model(4, 1, 2, 1, tensors, 1, remove_redundancy=False), "safetensors", "safetensors")

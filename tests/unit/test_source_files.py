@@ -267,7 +267,7 @@ def test_a_source_is_read_only_by_the_strategy_that_it_was_written_for(
     tmp_path: Path, refused: Callable[..., str], before: Map, after: Map | None
 ) -> None:
     """The parameter is named in a strategy; `after` None: it is not named in the one that is given."""
-    whole, run = np.zeros((8, 8), np.float32), tmp_path / "run"  # equal slices, which only the manifest tells apart
+    whole, run = np.zeros((8, 8), np.float32), tmp_path / "run"  # equal slices, which only the manifest distinguishes
     (tmp_path / "whole.ckpt").write_bytes(rawfiles.ckpt({"w": whole, "v": whole}))
     for name, cut in (("before", before), ("after", after)):
         layouts = {"v": Layout((4,), ((), ()))} | (

@@ -1,4 +1,4 @@
-"""What a user asks for: resources in, requests out, nothing ignored."""
+"""Requests from resources: every field is used or refused."""
 
 from __future__ import annotations
 
@@ -160,7 +160,7 @@ def test_what_is_wrong_is_named(path: tuple[str, ...], value: object, said: str)
         (
             {"maxFileSizeBytes": 3 << 30},
             "max_file_size_bytes: only unified checkpoints",
-        ),  # even where it says what is the default
+        ),  # even if it states the default
         ({"huggingFaceIndex": True}, "hugging_face_index: only unified checkpoints"),
         ({"output": "Unified", "strategy": None}, "format: unified checkpoints are always safetensors"),
         ({"output": "Unified", "format": "Source"}, "target strategy: a unified checkpoint contains whole parameters"),

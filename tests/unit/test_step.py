@@ -34,7 +34,7 @@ SPEC: dict[str, Any] = {
 
 
 class Pods:
-    """What the operator gives to its pods, and what they leave."""
+    """The operator's inputs to its pods, and the pods' results."""
 
     def __init__(self, volumes: Path, monkeypatch: pytest.MonkeyPatch) -> None:
         self._volumes, self._environment = volumes, monkeypatch

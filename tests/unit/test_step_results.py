@@ -1,4 +1,4 @@
-"""What pods of a step leave behind, in a cluster that is only pretended: nothing, something unreadable, or another version's."""
+"""Results that pods of a step leave, in a fake cluster: none, an unreadable one, or another version's."""
 
 from __future__ import annotations
 

@@ -245,7 +245,7 @@ def test_more_different_layouts_than_any_model_has_are_refused() -> None:
     ids=lambda content: repr(content[:30]),
 )
 def test_a_small_file_does_not_fill_the_memory(content: bytes) -> None:
-    parse(PROTOBUF, "s")  # what is built once is not counted
+    parse(PROTOBUF, "s")  # objects that are built once are not counted
     tracemalloc.start()
     try:
         assert reason(content) == "StrategyInvalid"

@@ -1,5 +1,5 @@
-"""What lies at a target when runs meet, are killed, or find what others have left: nothing is lost, nothing is called complete
-that is not."""
+"""State of a target after runs meet, are killed, or find leftovers of others: nothing is lost, and no partial checkpoint is
+called complete."""
 
 from __future__ import annotations
 
@@ -54,7 +54,7 @@ def listed(target: Path) -> list[int]:
 
 
 def test_a_commit_needs_all_ranks(made: disk.Checkpoint, target: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    """Whatever the processes before it were told to write."""
+    """Whatever ranks earlier processes were asked to write."""
     assert run(made, target, "--no-commit", "--ranks", "0-2") == 0
     assert main(["commit", str(target)]) == 66
     assert "not all 6 ranks are finished and unchanged; these are not: 3-5" in capsys.readouterr().err

@@ -1,4 +1,4 @@
-"""What a run reports about itself: log records, and durations in results and manifests."""
+"""Telemetry of a run: log records, and durations in results and manifests."""
 
 from __future__ import annotations
 

@@ -102,7 +102,7 @@ def test_what_is_not_on_the_list_is_refused(data: bytes) -> None:
         b"]N]u.",
         b"](Nu.",
         b"}(Nu.",
-        b"}]Ns.",  # a list is no key
+        b"}]Ns.",  # a list cannot be a key
         b"})Ns.",
         b"}G\x3f\xf0\x00\x00\x00\x00\x00\x00Ns.",
         b"}\x8a\x09\xff\xff\xff\xff\xff\xff\xff\x7f\x00Ns.",  # an integer whose hash can be chosen

@@ -1,4 +1,4 @@
-"""What one file becomes: types that MindSpore cannot load again, tensors without elements, and metadata with a tensor's name."""
+"""Conversion of one file: types that MindSpore cannot load again, tensors without elements, and metadata with a tensor's name."""
 
 from __future__ import annotations
 

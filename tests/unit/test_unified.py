@@ -1,4 +1,4 @@
-"""Unified safetensors: what they hold, what their maps say, and what is made of them again."""
+"""Unified safetensors: their contents, their maps, and checkpoints made from them."""
 
 from __future__ import annotations
 

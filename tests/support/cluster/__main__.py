@@ -24,7 +24,7 @@ def main() -> int:
         action.add_argument("--keep", action="store_true", help="keep logs and data")
     actions.choices["run"].add_argument("command", nargs="+", help="the command, after --")
     action = actions.add_parser("images", help="make the images, and print their archives as a line for the environment")
-    action.add_argument("recipe", nargs="*", help="DOCKERFILE CONTEXT NAME, for each image beside the standard ones")
+    action.add_argument("recipe", nargs="*", help="DOCKERFILE CONTEXT NAME, for each image in addition to the standard ones")
     options = parser.parse_args()
     try:
         return _images(options.recipe) if options.action == "images" else _cluster(options)

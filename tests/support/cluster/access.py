@@ -39,7 +39,7 @@ def _write_kubeconfig(layout: Layout, path: Path, user: dict[str, str]) -> None:
 
 
 def get(layout: Layout, path: str) -> str:
-    """What the API server has at a path; an OSError where it has nothing, or does not answer."""
+    """Return the API server's response for a path; raise OSError if it has none or does not answer."""
     authority = ssl.create_default_context(cafile=f"{layout.certificates / AUTHORITY}.crt")
     request = urllib.request.Request(SERVER + path, headers={"Authorization": f"Bearer {layout.token.read_text()}"})
     with urllib.request.urlopen(request, timeout=2, context=authority) as answer:
@@ -47,6 +47,6 @@ def get(layout: Layout, path: str) -> str:
 
 
 def healthy(url: str) -> bool:
-    """Whether the address of a component's health says that it is well."""
+    """Return whether a component's health endpoint reports that it is healthy."""
     with urllib.request.urlopen(url, timeout=2) as answer:
         return bool(answer.status == 200)

@@ -1,6 +1,6 @@
 """`python -m cluster.cleanup STATE [--keep]`: removes what the kernel leaves of a cluster, however the cluster ended.
 
-Its standard input is a pipe that ends with the cluster's processes, so nobody has to be alive to tell it.
+Its standard input is a pipe that ends with the cluster's processes, so no other process has to be alive to notify it.
 """
 
 import shutil

@@ -30,7 +30,7 @@ class Component:
             )
 
     def check(self) -> bool:
-        """Whether it is ready."""
+        """Return whether it is ready."""
         code = self.process.poll()
         if self.ready is None and code in {None, 0}:
             return code == 0

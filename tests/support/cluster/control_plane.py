@@ -43,7 +43,7 @@ def apiserver(layout: Layout) -> list[str]:
         f"--kubelet-client-key={keys / KUBELET_CLIENT}.key",
         "--kubelet-preferred-address-types=InternalIP",
         "--allow-privileged=true",
-        # Debian's etcd cannot tell the progress of a watch, so watches that begin with a list would fail; kwok's do.
+        # Debian's etcd cannot report the progress of a watch, so watches that begin with a list would fail; kwok's do.
         "--feature-gates=WatchList=false",
         f"--audit-policy-file={layout.configuration / 'audit.json'}",
         f"--audit-log-path={layout.audit_log}",

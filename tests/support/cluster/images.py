@@ -126,7 +126,7 @@ def _forget(archives: str) -> None:
 
 @contextmanager
 def _folder() -> Iterator[Path]:
-    # Beside the cache, because folders for temporary files may be small, or forbid devices.
+    # Next to the cache, because folders for temporary files may be small, or forbid devices.
     with tempfile.TemporaryDirectory(prefix=".making-", dir=_cache()) as folder:
         yield Path(folder)
 
@@ -141,7 +141,7 @@ def _debian(root: Path) -> None:
 
 
 def _mirror() -> list[str]:
-    """Where this machine's own Debian packages come from; nothing where it is no Debian, and debootstrap knows best."""
+    """Return the sources of this machine's Debian packages; empty on other systems, where debootstrap's default is used."""
     _call("apt-get", "update", "-qq")  # what it says comes from the lists
     form = "$(ORIGIN) $(LABEL) $(REPO_URI)"
     targets = subprocess.run([program("apt-get"), "indextargets", "--format", form], capture_output=True, text=True, check=True)
@@ -161,7 +161,7 @@ def _build(name: str, dockerfile: Path, context: Path, archive: Path, *options: 
 
 
 def network_settings(folder: Path) -> list[str]:
-    """What pip needs to reach its index from a build as it does on this machine: its settings, and whom the machine trusts."""
+    """Return pip's settings and trusted certificates of this machine, so that a build reaches the same index."""
     listed = subprocess.run([sys.executable, "-m", "pip", "config", "list"], capture_output=True, text=True, check=False)
     found = re.findall(r"^(global|:env:)\.(index-url|extra-index-url|trusted-host|proxy)='(.*)'$", listed.stdout, re.MULTILINE)
     settings = {name: value for _, name, value in sorted(found, reverse=True)}  # those of the environment last: they count

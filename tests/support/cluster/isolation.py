@@ -1,11 +1,11 @@
-"""What makes the namespaces a machine of their own: network, mounts. Runs inside of them, before any component."""
+"""Set up network and mounts of the namespaces like those of a machine. Runs inside of them, before any component."""
 
 import subprocess
 from pathlib import Path
 
 from cluster.layout import BRIDGE, NODE_ADDRESS, PODS, Layout, program
 
-# What the kubelet would set for the whole machine, and it reboots after a panic: it finds here what it wants.
+# The kubelet would set these for the whole machine, with a reboot after a panic. It finds the values that it expects.
 _KERNEL = {
     "vm/overcommit_memory": 1,
     "vm/panic_on_oom": 0,
@@ -25,7 +25,7 @@ def prepare(layout: Layout) -> None:
 def _mounts(layout: Layout) -> None:
     _call("mount", "-t", "tmpfs", "-o", "mode=755", "tmpfs", "/run")
     Path("/run/netns").mkdir()
-    for shared in ("/var/lib", "/var/log"):  # some components write there, whatever they are told; it goes to the state
+    for shared in ("/var/lib", "/var/log"):  # some components write there regardless of options; it goes to the state
         over = layout.data("over") / shared.lstrip("/")
         upper, work = over / "upper", over / "work"
         for path in (upper, work):

@@ -45,12 +45,12 @@ class Layout:
 
     @property
     def logs(self) -> Path:
-        """What components say, as NAME.log."""
+        """Folder of the components' logs, as NAME.log."""
         return self.state / "logs"
 
     @property
     def audit_log(self) -> Path:
-        """What service accounts have written into the API, a line of JSON each."""
+        """Audit log of service accounts' writes to the API, a line of JSON each."""
         return self.logs / "audit.log"
 
     @property

@@ -35,7 +35,7 @@ def run(command: list[str], options: list[str], *, keep: bool) -> int:
 
 
 def _enter(arguments: list[str], running: int) -> subprocess.Popen[bytes]:
-    # Of the two, setpriv ends unshare when this process is killed, and unshare ends the rest.
+    # When this process is killed, setpriv ends unshare, and unshare ends the rest.
     death = [program("setpriv"), "--pdeathsig", "KILL"]
     spaces = [program("unshare"), "--net", "--mount", "--pid", "--fork", "--mount-proc", "--kill-child"]
     inside = [sys.executable, "-m", "cluster.inside", *arguments]

@@ -34,10 +34,10 @@ def start(layout: Layout, *, with_node: bool) -> None:
 
 
 def _control_plane(layout: Layout) -> tuple[list[Component], list[Component]]:
-    """What the others build on, and the others."""
+    """Return the control plane's components: those that the others depend on, and the others."""
 
     def controllers_run() -> bool:
-        # What every pod needs: before that, creating one is refused.
+        # Every pod needs these: before that, creating one is refused.
         needed = ("serviceaccounts/default", "configmaps/kube-root-ca.crt")
         return all(access.get(layout, f"/api/v1/namespaces/default/{path}") for path in needed)
 
@@ -47,7 +47,7 @@ def _control_plane(layout: Layout) -> tuple[list[Component], list[Component]]:
 
 
 def _node(layout: Layout) -> tuple[Component, list[Component]]:
-    """What the others build on, and the others."""
+    """Return the node's components: the one that the others depend on, and the others."""
 
     def node_is_ready() -> bool:
         status = json.loads(access.get(layout, f"/api/v1/nodes/{NODE}"))["status"]
