@@ -32,7 +32,7 @@ __all__ = [
 
 
 def format_of(path: str) -> Format | None:
-    """Return the format of a file by its name; None if the name has no known suffix."""
+    """Return the format of a file, by its suffix. None: the suffix is unknown."""
     if path.endswith(".ckpt"):
         return "ckpt"
     if path.endswith(".safetensors"):
@@ -44,11 +44,11 @@ def read_header(reader: RangeReader, seen: dict[bytes, Structure] | None = None)
     """Read the header of a file.
 
     Args:
-        reader: the file, whose name determines its format.
-        seen: structures of files that were read before, to share them. Added to.
+        reader: reader of the file, whose name determines its format.
+        seen: structures of files that were read before, to share them. New ones are added.
 
     Raises:
-        DataError: the file is damaged or has an unknown format.
+        DataError: the file is damaged, or its format is unknown.
     """
     if reader.size <= LONGEST_POINTER:
         refuse_pointer(reader.read(0, reader.size), reader.name)
@@ -90,10 +90,10 @@ def crc_reads(size: int, header: Header) -> Iterator[tuple[int, int]]:
 
 
 def can_hold(output: Format, name: str, dtype: str, shape: tuple[int, ...]) -> bool:
-    """Return whether a format can hold such a tensor. MindSpore loads shape [0] from a `.ckpt` as a scalar without a value.
+    """Return whether a format can hold a tensor. MindSpore loads shape [0] from a `.ckpt` file as a scalar without a value.
 
     Raises:
-        DataError: the format does not have the type.
+        DataError: the format does not support the type.
     """
     found = DTYPES[dtype]
     if output == "safetensors" and found.safetensors is None:
@@ -108,20 +108,20 @@ def can_hold(output: Format, name: str, dtype: str, shape: tuple[int, ...]) -> b
 
 
 def content_order(output: Format, tensors: Sequence[OutputTensor]) -> Sequence[int]:
-    """Return the positions of these tensors in the order in which a file holds their contents."""
+    """Return the positions of tensors in the order in which a file holds their contents."""
     return range(len(tensors)) if output == "ckpt" else safetensors.content_order(tensors)
 
 
 def pieces(
     output: Format, tensors: Sequence[OutputTensor], metadata: dict[str, str], crc: int | None = None
 ) -> Iterator[bytes | Span]:
-    """Yield a file from its first byte to its last, without the CRC at the end of a `.ckpt`.
+    """Yield a file from its first byte to its last, without the CRC at the end of a `.ckpt` file.
 
     Args:
-        output: the format.
-        tensors: what it holds, in content order.
+        output: format of the file.
+        tensors: tensors of the file, in content order.
         metadata: metadata in the header of a safetensors file.
-        crc: CRC32 in the header of a safetensors file; a `.ckpt` has it at the end, see `crc_trailer`.
+        crc: CRC32 in the header of a safetensors file. A `.ckpt` file has it at the end, see `crc_trailer`.
 
     Raises:
         DataError, OutputError: see `file_size`.
@@ -133,14 +133,14 @@ def file_size(output: Format, tensors: Sequence[OutputTensor], metadata: dict[st
     """Return the length of the file in bytes, including its CRC if it has one.
 
     Args:
-        output: the format.
-        tensors: what it holds, in content order.
+        output: format of the file.
+        tensors: tensors of the file, in content order.
         metadata: metadata in the header of a safetensors file.
         crc: whether the file has a CRC.
 
     Raises:
         DataError: the format reserves the name of a parameter.
-        OutputError: the file would have more parameters than the format allows.
+        OutputError: the file would contain more parameters than the format allows.
     """
     if output == "ckpt":
         return ckpt.file_size(tensors, crc=crc)

@@ -1,4 +1,4 @@
-"""Tensor contents as numpy arrays. Types that numpy lacks come from ml_dtypes, which is imported on first use."""
+"""Tensor contents as numpy arrays. ml_dtypes provides the types that numpy lacks, and is imported on first use."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from reshard.errors import DataError
 if TYPE_CHECKING:
     Array = np.ndarray[Any, np.dtype[Any]]
 
-# The numpy name of any other type is MindSpore's in lower case.
+# numpy names every other type like MindSpore, in lower case.
 _NUMPY = {
     INT4: "int8",  # two elements per byte, as in the file: numpy has no 4-bit type
 }
@@ -31,14 +31,14 @@ _LAST_CODE_POINT = 0x10FFFF
 
 
 def array_type(dtype: str, name: str = "") -> np.dtype[Any]:
-    """Return the numpy type of a checkpoint's type, in this machine's byte order, which is that of the files.
+    """Return the numpy type of a checkpoint's type, in the byte order of this machine and of the files (little-endian).
 
     Args:
-        dtype: a name in `reshard.checkpoint.dtypes`.
-        name: the name of the parameter, for messages.
+        dtype: name of the type in `reshard.checkpoint.dtypes`.
+        name: name of the parameter, for messages.
 
     Raises:
-        DataError: neither numpy nor ml_dtypes has the type.
+        DataError: neither numpy nor ml_dtypes supports the type.
     """
     if dtype in _NO_ARRAY:
         raise DataError(
@@ -56,16 +56,17 @@ def array_type(dtype: str, name: str = "") -> np.dtype[Any]:
 def array_of(content: Array | bytearray | bytes | memoryview, dtype: str, shape: tuple[int, ...], name: str = "") -> Array:
     """Return an array over the bytes of a tensor without copying them.
 
-    Text is an array without dimensions; `array.item()` is the string, but for zeros at its end, which numpy does not keep.
+    Text becomes an array without dimensions. `array.item()` returns the string, without the NUL characters at its end, which
+    numpy does not keep.
 
     Args:
-        content: as many bytes as the shape says, contiguous and row-major; the array can be written to if they can.
-        dtype: a checkpoint's type.
-        shape: lengths in elements; of text its number of UTF-32 characters.
-        name: the name of the parameter, for messages.
+        content: contiguous, row-major bytes, as many as the shape requires. The array is writable if they are.
+        dtype: type of the checkpoint.
+        shape: lengths in elements. For text: the number of UTF-32 characters.
+        name: name of the parameter, for messages.
 
     Raises:
-        DataError: the content is not valid text; or see `array_type`.
+        DataError: the content is not valid text, or the type is not supported; see `array_type`.
     """
     if dtype != STRING:
         return np.frombuffer(content, array_type(dtype, name)).reshape(shape)

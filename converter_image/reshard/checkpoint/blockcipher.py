@@ -1,7 +1,7 @@
-"""The ciphers of MindSpore's encrypted files, with access to any part of a block.
+"""The ciphers of MindSpore's encrypted files, with random access to each block.
 
-No block has to be held to read some of it: GCM encrypts as CTR does with a counter that begins with 2 (NIST SP 800-38D, 7.1), and
-in CBC what is needed besides the bytes themselves, rounded to 16, is the 16 before them.
+A block can be read in part: GCM encrypts like CTR with a counter that starts at 2 (NIST SP 800-38D, 7.1), and CBC requires only
+the bytes themselves, rounded to 16, and the 16 bytes before them.
 """
 
 from __future__ import annotations
@@ -21,15 +21,15 @@ if TYPE_CHECKING:
 
 MAGIC: dict[int, Mode] = {0x7F3A5ED8: "AES-GCM", 0x7F3A5ED9: "AES-CBC", 0x7F3A5EDA: "SM4-CBC"}
 IV_BYTES = 16
-_UNIT = 16  # both ciphers' own block
-_NONCE_BYTES = 12  # of GCM, the first of its IV
+_UNIT = 16  # block size of both ciphers
+_NONCE_BYTES = 12  # length of the GCM nonce, the start of its IV
 _TAG_BYTES = 16
 _FIRST_COUNTER = 2
-_CHECK_BYTES = 16  # of a key check's random bytes, and of their digest
+_CHECK_BYTES = 16  # length of the random bytes in a key check, and of their digest
 
 
 def mode_of(beginning: bytes) -> Mode | None:
-    """Return the mode of an encrypted file with this beginning."""
+    """Return the mode of an encrypted file, given its first bytes."""
     return MAGIC.get(struct.unpack("<I", beginning[:4])[0]) if len(beginning) >= 4 else None
 
 
@@ -37,8 +37,8 @@ class BlockCipher(Protocol):
     """A mode with a key. All lengths and positions are in bytes, relative to the start of a block.
 
     Attributes:
-        mode: the name of the mode.
-        tag_bytes: length of the authentication tag of a block; 0: the mode has none.
+        mode: name of the mode.
+        tag_bytes: length of a block's authentication tag. 0: the mode has no tags.
         tail_bytes: bytes at the end of a block's ciphertext that determine the length of its plaintext.
     """
 
@@ -50,41 +50,41 @@ class BlockCipher(Protocol):
         """Return the length of the ciphertext of a plaintext of this length."""
 
     def plain(self, iv: bytes, length: int, tail: bytes) -> int | None:
-        """Return the length of the plaintext of a ciphertext, given its tail; None if there is no such ciphertext."""
+        """Return the length of the plaintext of a ciphertext, given its tail. None: no such ciphertext exists."""
 
     def needed(self, at: int, length: int) -> tuple[int, int]:
-        """Return the range of the ciphertext that is required for a range of plaintext from `at` on."""
+        """Return the range of the ciphertext that a range of plaintext from `at` on requires."""
 
     def decrypt(self, iv: bytes, at: int, pieces: Iterable[memoryview], into: memoryview) -> None:
-        """Fill `into` with the plaintext from `at` on, given the ciphertext that is `needed`, in pieces. Checks nothing.
+        """Fill `into` with the plaintext from `at` on, given the `needed` ciphertext in pieces. Check nothing.
 
-        Each piece but the last has a multiple of 32 bytes.
+        Each piece except the last has a multiple of 32 bytes.
         """
 
     def key_check(self) -> bytes:
-        """Return a value that distinguishes keys without revealing them: random bytes, and their digest under the key.
+        """Return a value that distinguishes keys without revealing them: random bytes and their digest under the key.
 
-        It lets an attacker try keys, as an encrypted file does. There are too many random keys for that.
+        An attacker can try keys with it, as with an encrypted file. There are too many random keys for that to succeed.
         """
 
     def has_key_of(self, key_check: bytes) -> bool:
-        """Return whether a key check was made with this key."""
+        """Return whether a key check was created with this key."""
 
     def is_authentic(self, iv: bytes, tag: bytes, pieces: Iterable[bytes]) -> bool:
-        """Return whether a whole ciphertext has this tag."""
+        """Return whether a complete ciphertext has this tag."""
 
     def begin(self, iv: bytes) -> Any:  # noqa: ANN401 - a context of the library, in which modes differ
-        """Return a context that encrypts a block from its first byte on with `update_into`."""
+        """Return a context that encrypts a block from its first byte with `update_into`."""
 
     def finish(self, context: Any, length: int) -> tuple[bytes, bytes]:  # noqa: ANN401 - as above
-        """Return the rest of the ciphertext, and its tag."""
+        """Return the rest of the ciphertext and its tag."""
 
 
 def cipher_of(mode: Mode, key: bytes) -> BlockCipher:
-    """Return the cipher of a mode with a key of valid length.
+    """Return the cipher of a mode, given a key of valid length.
 
     Raises:
-        RequestError: the package for encryption is not installed.
+        RequestError: the encryption package is not installed.
     """
     return _Gcm(mode, key) if mode == "AES-GCM" else _Cbc(mode, key)
 
@@ -161,7 +161,7 @@ class _Gcm(_Cipher):
 
 
 class _Cbc(_Cipher):
-    """With the padding of PKCS#7."""
+    """CBC mode with PKCS#7 padding."""
 
     tag_bytes, tail_bytes = 0, 2 * _UNIT
 
@@ -181,10 +181,10 @@ class _Cbc(_Cipher):
 
     def decrypt(self, iv: bytes, at: int, pieces: Iterable[memoryview], into: memoryview) -> None:
         decryptor = self._cipher(self._algorithm, self._modes.CBC(iv)).decryptor()
-        ahead = at - self.needed(at, 1)[0]  # where that is a unit too many, what it is decrypted to depends on another's IV
+        ahead = at - self.needed(at, 1)[0]  # the first unit may decrypt to garbage, because its IV is that of another position
         done = 0
         for piece in pieces:
-            if ahead or len(into) - done < len(piece) + _UNIT - 1:  # the library wants room for more than it fills
+            if ahead or len(into) - done < len(piece) + _UNIT - 1:  # the library requires more room than it fills
                 part = memoryview(decryptor.update(piece))[ahead:][: len(into) - done]
                 into[done : done + len(part)] = part
                 done, ahead = done + len(part), 0

@@ -1,6 +1,6 @@
-"""MindSpore's `.ckpt`: concatenated protobuf messages `Checkpoint{Value{tag, TensorProto{dims, tensor_type, tensor_content}}}`.
+"""MindSpore's `.ckpt` format: protobuf messages `Checkpoint{Value{tag, TensorProto{dims, tensor_type, tensor_content}}}`.
 
-Contents are length-delimited, so its header is read by hopping over them. (mindspore/ccsrc/utils/checkpoint.proto,
+Contents are length-delimited, so the header is read by skipping them. (mindspore/ccsrc/utils/checkpoint.proto,
 mindspore/train/serialization.py)
 """
 
@@ -23,29 +23,29 @@ if TYPE_CHECKING:
 
     from reshard.checkpoint.inventory import RangeReader
 
-# MindSpore splits what is larger over several messages, each of which a loader parses as a whole (SLICE_SIZE).
+# MindSpore splits larger tensors over several messages, each of which a loader parses as a whole (SLICE_SIZE).
 CHUNK_BYTES = 512 << 20
-# More tensors than any model has; fewer than would exhaust the memory.
+# More tensors than any model has, and few enough not to exhaust the memory.
 MAX_TENSORS = 1 << 20
 MAX_DIMENSIONS = 32
 _MAX_NAME_BYTES = 1 << 16
 _MAX_TYPE_BYTES = 64
-# All of a message but its content.
+# All of a message except its content.
 LONGEST_HEAD = 2 * _MAX_NAME_BYTES
 
 _CRC_MARK = b"crc_num"
 _CRC_BYTES = 10
 _TRAILER_BYTES = len(_CRC_MARK) + _CRC_BYTES
 
-# How much is read at a time, at least: a message's head with a name of common length.
+# The minimum read size: the head of a message with a name of common length.
 _WINDOW = 8 << 10
 _BLOCK = 1 << 20
 
 
 def read_header(reader: RangeReader) -> Header:
-    """Read the header of a file, which is spread over the heads of its messages.
+    """Read the header of a file, which is distributed over the heads of its messages.
 
-    An empty file has no parameters: MindSpore saves it on ranks that hold none after redundancy was removed.
+    An empty file has no parameters. MindSpore saves it on ranks that hold none after redundancy was removed.
 
     Raises:
         DataError: the file has another format, is damaged or encrypted, or contains an unknown type.
@@ -83,11 +83,11 @@ def read_header(reader: RangeReader) -> Header:
 
 
 def begins(reader: RangeReader, head: bytes) -> bool:
-    """Return whether a file can begin like this. A file decrypted with a wrong key practically never does.
+    """Return whether a `.ckpt` file can start like this. A file decrypted with a wrong key practically never does.
 
     Args:
-        reader: a file that is at least as long.
-        head: the beginning of its content, at least as much as tells the first parameter's name, type and shape.
+        reader: reader of a file that is at least as long.
+        head: start of its content, at least up to the first parameter's name, type and shape.
     """
     if head.startswith(_CRC_MARK):
         return True
@@ -95,13 +95,13 @@ def begins(reader: RangeReader, head: bytes) -> bool:
         _parse(_Cursor(reader, head, 0, 0), reader.size)
     except IndexError:
         return False
-    except DataError as error:  # valid files may contain types that this version does not know
+    except DataError as error:  # valid files may contain types that this version does not support
         return error.reason in {"MapParameter", "UnknownType"}
     return True
 
 
 def crc_of(reader: RangeReader) -> int:
-    """Return the CRC32 of everything before the CRC at the end of a file, read block by block."""
+    """Return the CRC32 of all bytes before the CRC at the end of a file. The file is read block by block."""
     crc = 0
     for at, n in crc_reads(reader.size):
         crc = zlib_ng.crc32(reader.read(at, n), crc)
@@ -115,7 +115,7 @@ def crc_reads(size: int) -> Iterator[tuple[int, int]]:
 
 
 def crc_trailer(crc: int) -> bytes:
-    """Return the end of a file that contains the CRC32 of its messages."""
+    """Return the trailer of a file: the CRC32 of its messages."""
     return _CRC_MARK + crc.to_bytes(_CRC_BYTES, "big")
 
 
@@ -135,7 +135,7 @@ def file_size(tensors: Sequence[OutputTensor], *, crc: bool) -> int:
 
 
 def _chunks(tensor: OutputTensor) -> Iterator[tuple[int, int]]:
-    for offset in range(0, max(tensor.nbytes, 1), CHUNK_BYTES):  # one without elements has one message too
+    for offset in range(0, max(tensor.nbytes, 1), CHUNK_BYTES):  # a tensor without elements also has a message
         yield offset, min(CHUNK_BYTES, tensor.nbytes - offset)
 
 
@@ -159,7 +159,7 @@ def _varint(value: int) -> bytes:
 
 
 class _Window:
-    """A window of a file in memory, which moves forward as messages are read."""
+    """Window of a file in memory, which moves forward as messages are read."""
 
     def __init__(self, reader: RangeReader, end: int) -> None:
         self.reader = reader
@@ -168,7 +168,7 @@ class _Window:
         self._bytes = b""
 
     def at(self, position: int, nbytes: int = _WINDOW) -> tuple[bytes, int]:
-        """Return bytes with at least `nbytes` from `position` on, or all that remain; and the index of `position`."""
+        """Return bytes with at least `nbytes` from `position` on, or all that remain, and the index of `position` in them."""
         wanted = min(position + nbytes, self.end)
         if not self._start <= position or wanted > self._start + len(self._bytes):
             self._start = position
@@ -180,19 +180,19 @@ _Head = tuple[str, str, tuple[int, ...], tuple[int, int], int]
 
 
 def _message(window: _Window, position: int) -> _Head:
-    """Return name, type, dims, content as (offset, length), and end of the message at `position`."""
+    """Return the name, type, dims, content as (offset, length), and end of the message at `position`."""
     for nbytes in (256, _WINDOW, LONGEST_HEAD):
         buffer, at = window.at(position, nbytes)
         try:
             return _parse(_Cursor(window.reader, buffer, at, position - at), window.end)
-        except IndexError:  # the head is longer than what is in memory
+        except IndexError:  # the head is longer than the window
             if position + nbytes >= window.end:
                 break
     raise _damaged(window.reader, f"the message at byte {position} is truncated", reason="Truncated")
 
 
 class _Cursor:
-    """Reads protobuf from a buffer that starts at byte `base` of the file. Raises IndexError at the end of the buffer."""
+    """Protobuf reader on a buffer that starts at byte `base` of the file. Raises IndexError at the end of the buffer."""
 
     __slots__ = ("at", "base", "buffer", "reader")
 
@@ -205,7 +205,7 @@ class _Cursor:
         return self.base + self.at
 
     def varint(self) -> int:
-        """Read an unsigned number of at most 64 bits."""
+        """Read an unsigned integer of at most 64 bits."""
         buffer, at = self.buffer, self.at
         byte = buffer[at]
         value, shift = byte & 0x7F, 7
@@ -220,7 +220,7 @@ class _Cursor:
         return value
 
     def text(self, most: int, end: int) -> str:
-        """Read a text with a maximum length that ends before byte `end` of the file."""
+        """Read text of at most `most` bytes that ends before byte `end` of the file."""
         n, start = self.varint(), self.position
         if n > most or start + n > end:
             raise _damaged(self.reader, f"the text at byte {start} claims {n} bytes")
@@ -283,7 +283,7 @@ def _parse(cursor: _Cursor, file_end: int) -> _Head:
 
 
 def _parse_tensor(cursor: _Cursor, end: int, name: str) -> tuple[str, tuple[int, ...], tuple[int, int]]:
-    """Return type, dims and content of a tensor. Tensor and content end with the message, at byte `end` of the file."""
+    """Return the type, dims and content of a tensor. Tensor and content end with the message, at byte `end` of the file."""
     reader = cursor.reader
     length = cursor.varint()
     if cursor.position + length != end:
@@ -327,7 +327,7 @@ def _known_type(reader: RangeReader, dtype: str | None, name: str) -> str:
 
 
 def _checked(entry: TensorEntry, reader: RangeReader) -> TensorEntry:
-    """Return the entry with the shape of its content: a scalar may be written with dims [0], and text always is."""
+    """Return the entry with the shape of its content. A scalar may be written with dims [0], and text always is."""
     nbytes, itemsize = entry.nbytes, DTYPES[entry.dtype].itemsize
     shape = entry.shape
     if entry.dtype == STRING and nbytes % itemsize == 0:

@@ -6,13 +6,13 @@ from zlib_ng import zlib_ng
 
 _SIGNED = {"Int8", "Int16", "Int32", "Int64", "Int4"}
 _INTEGERS = _SIGNED | {"UInt8", "UInt16", "UInt32", "UInt64"}
-# CRC-32's polynomial (IEEE 802.3) and x^8, both with the coefficient of x^0 as the highest of 32 bits.
+# The polynomial of CRC-32 (IEEE 802.3) and x^8. The highest of 32 bits is the coefficient of x^0.
 _POLYNOMIAL = 0xEDB88320
 _X_8 = 1 << (31 - 8)
 
 
 class NamedContents:
-    """Calculates the CRC32 of tensors, which are added one after the other, sorted by name.
+    """CRC32 of tensors, which are added one after the other, sorted by name.
 
     Attributes:
         crc: CRC32 of the content so far.
@@ -26,7 +26,7 @@ class NamedContents:
     def begin(self, name: str, dtype: str, shape: tuple[int, ...]) -> None:
         """Start a tensor. The content of a scalar must be added at once."""
         self.crc = zlib_ng.crc32(name.encode(), self.crc)
-        # MindSpore gives numpy's arrays to bytes(), which makes of a scalar integer that many zeros.
+        # MindSpore passes numpy arrays to bytes(), which returns as many zeros as a scalar integer says.
         self._counts = not shape and dtype in _INTEGERS
         self._signed = dtype in _SIGNED
 
@@ -34,7 +34,7 @@ class NamedContents:
         """Add the next part of the tensor's content."""
         if self._counts and (count := int.from_bytes(part, "little", signed=self._signed)) >= 0:
             self.crc = append_zeros(self.crc, count)
-        else:  # of a negative number MindSpore can work out no CRC
+        else:  # MindSpore cannot calculate a CRC of a negative number
             self.crc = zlib_ng.crc32(part, self.crc)
 
 
@@ -50,7 +50,7 @@ def append_zeros(crc: int, count: int) -> int:
 
 
 def _product(one: int, other: int) -> int:
-    """Multiply two polynomials over GF(2), modulo that of CRC-32."""
+    """Multiply two polynomials over GF(2), modulo the polynomial of CRC-32."""
     found = 0
     while one:
         if one & 0x80000000:

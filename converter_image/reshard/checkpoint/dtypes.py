@@ -15,14 +15,14 @@ INT4 = "Int4"
 
 @dataclass(frozen=True, slots=True)
 class DType:
-    """One type.
+    """One tensor type.
 
     Attributes:
-        name: MindSpore's name; where MindSpore has none, that of safetensors.
-        itemsize: bytes of one element.
-        safetensors: its name in a safetensors file; None: the format does not have the type.
-        in_ckpt: whether a `.ckpt` file can hold it.
-        loads_from_ckpt: whether MindSpore 2.10 can load it from one. It writes five types that it cannot load
+        name: name in MindSpore, or in safetensors if MindSpore does not have the type.
+        itemsize: bytes per element.
+        safetensors: name in a safetensors file. None: the format does not support the type.
+        in_ckpt: whether a `.ckpt` file can hold the type.
+        loads_from_ckpt: whether MindSpore 2.10 can load the type from a `.ckpt` file. It writes five types that it cannot load
             (mindspore/train/serialization.py, tensor_to_ms_type).
     """
 
@@ -33,7 +33,7 @@ class DType:
     loads_from_ckpt: bool = True
 
 
-# In the order in which the safetensors library puts contents last (safetensors/src/tensor.rs, enum Dtype).
+# The reverse of the order in which the safetensors library writes contents (safetensors/src/tensor.rs, enum Dtype).
 _PLAIN = (
     DType("Bool", 1, "BOOL"),
     DType("UInt8", 1, "U8"),
@@ -55,9 +55,10 @@ _PLAIN = (
     DType("Int64", 8, "I64"),
     DType("UInt64", 8, "U64"),
 )
-# Two elements share a byte, and MindSpore counts bytes (mindspore.qint4x2); in a safetensors file an I8 that the metadata names.
+# Two elements share a byte, and MindSpore counts bytes (mindspore.qint4x2). A safetensors file has I8, and lists the name in its
+# metadata.
 _PACKED = DType(INT4, 1, "I8")
-# UTF-32; a shape in this package counts its characters. A safetensors file holds the code points.
+# UTF-32. Shapes in this package count its characters. A safetensors file holds the code points.
 _TEXT = DType(STRING, 4, "U32")
 _CKPT_ONLY = (
     DType("HiFloat8", 1, None, loads_from_ckpt=False),

@@ -1,7 +1,7 @@
-"""MindSpore's encrypted `.ckpt`: the bytes of a plain file in blocks that are encrypted separately.
+"""MindSpore's encrypted `.ckpt` format: the bytes of a plain file in blocks that are encrypted separately.
 
-A block is, with numbers as little-endian int32: magic | tag (GCM only) | length of the rest | length of the IV | IV | length of
-the ciphertext | ciphertext. MindSpore writes blocks with 64 MiB of plaintext, and reads any that have at most that.
+The fields of a block, with numbers as little-endian int32: magic | tag (GCM only) | length of the rest | length of the IV | IV |
+length of the ciphertext | ciphertext. MindSpore writes blocks with 64 MiB of plaintext, and reads blocks of up to that size.
 (mindspore/core/utils/crypto.cc)
 """
 
@@ -25,14 +25,14 @@ if TYPE_CHECKING:
     from reshard.checkpoint.inventory import RangeReader
     from reshard.spec.keys import Mode
 
-# Of what is written here. A block's head has its tag, so as much as a block waits in memory for each file under way.
+# Size of the blocks written here. The tag precedes the ciphertext, so each open file keeps a whole block in memory.
 BLOCK_BYTES = 4 << 20
-# More than the largest files have; fewer than would exhaust the memory.
+# More than the largest files have, and few enough not to exhaust the memory.
 MAX_BLOCKS = 1 << 20
-# Where a library encrypts into memory of ours, it wants so many bytes more than it fills; and padding takes as many.
+# Room that a library requires in an output buffer in addition to what it fills. Padding takes as much.
 _SLACK = 32
 _CHECKED_BYTES = 256 << 10
-# How much is decrypted to see whether the key is right: a first message with a name of common length, and one with the longest.
+# How much is decrypted to check the key: a first message with a name of common length, then one with the longest name.
 _HEADS = (512, ckpt.LONGEST_HEAD)
 
 
@@ -40,8 +40,8 @@ class BlockTable(msgspec.Struct, frozen=True, array_like=True, gc=False):
     """The blocks of one file, in order.
 
     Attributes:
-        lengths: bytes of each one's plaintext.
-        ivs: the initialization vector of each one, one behind the other.
+        lengths: bytes of each block's plaintext.
+        ivs: concatenated initialization vectors of the blocks.
     """
 
     lengths: tuple[int, ...]
@@ -53,7 +53,7 @@ class BlockTable(msgspec.Struct, frozen=True, array_like=True, gc=False):
             raise ValueError("Expected an IV and a length for each block")
 
     def iv(self, number: int) -> bytes:
-        """Of one block."""
+        """Return the IV of one block."""
         return self.ivs[number * IV_BYTES : (number + 1) * IV_BYTES]
 
     def contents(self, cipher: BlockCipher) -> list[int]:
@@ -63,12 +63,12 @@ class BlockTable(msgspec.Struct, frozen=True, array_like=True, gc=False):
         return [end - cipher.sealed(length) for end, length in zip(ends, self.lengths, strict=True)]
 
 
-# Of one file: its version, and its blocks.
+# Version and blocks of one file.
 Known = tuple[str, BlockTable]
 
 
 def sealed_size(cipher: BlockCipher, size: int) -> int:
-    """Return the length of the encrypted file for a plain file of this length."""
+    """Return the length of the encrypted form of a plain file with this length."""
     full, rest = divmod(size, BLOCK_BYTES)
     head = _head_of(cipher).size
     return full * (head + cipher.sealed(BLOCK_BYTES)) + (head + cipher.sealed(rest) if rest else 0)
@@ -109,9 +109,9 @@ def read_table(reader: RangeReader, cipher: BlockCipher) -> BlockTable:
 
 
 def table_reads(reader: RangeReader, cipher: BlockCipher) -> Iterator[tuple[int, int]]:
-    """Yield the ranges that `read_table` reads, as (offset, length), if all blocks but the last are equally long.
+    """Yield the ranges that `read_table` reads, as (offset, length), provided that all blocks except the last have equal length.
 
-    Reads its head.
+    Reads the head of the file.
     """
     if not reader.size:
         return
@@ -125,7 +125,7 @@ def table_reads(reader: RangeReader, cipher: BlockCipher) -> Iterator[tuple[int,
 
 
 def check_key(reader: RangeReader, cipher: BlockCipher, blocks: BlockTable) -> None:
-    """Check that the first decrypted block begins with a parameter. In CBC mode nothing else detects a wrong key.
+    """Check that the first decrypted block starts with a parameter. In CBC mode, nothing else detects a wrong key.
 
     Raises:
         AccessError: the key is wrong.
@@ -148,10 +148,10 @@ def check_key(reader: RangeReader, cipher: BlockCipher, blocks: BlockTable) -> N
 
 
 def check_tags(reader: RangeReader, cipher: BlockCipher, blocks: BlockTable) -> None:
-    """Check that every block is authentic, in one pass over the file. Reads nothing if the mode has no tags.
+    """Check that every block is authentic, in one pass over the file. Read nothing if the mode has no tags.
 
     Raises:
-        DataError: a block was changed.
+        DataError: a block was modified.
     """
     if not cipher.tag_bytes:
         return
@@ -175,10 +175,10 @@ def tag_reads(cipher: BlockCipher, blocks: BlockTable) -> Iterator[tuple[int, in
 
 
 class Encryptor:
-    """Encrypts a plain file piece by piece, in the memory of one block."""
+    """Encrypts a plain file piece by piece, with the memory of one block."""
 
     def __init__(self, cipher: BlockCipher, emit: Callable[[memoryview], None]) -> None:
-        """Pass each part of the encrypted file to `emit`, whose argument is reused after it returns."""
+        """Pass each part of the encrypted file to `emit`. The buffer is reused after `emit` returns."""
         self._cipher, self._emit, self._head = cipher, emit, _head_of(cipher)
         self._block = memoryview(bytearray(self._head.size + BLOCK_BYTES + _SLACK))
         self._begin()
@@ -239,7 +239,7 @@ def _check_mode(reader: RangeReader, mode: Mode | None, cipher: BlockCipher) -> 
 
 
 def _parse(reader: RangeReader, cipher: BlockCipher, content: bytes, number: int, position: int) -> tuple[bytes, int]:
-    """Return IV and length of the ciphertext of the block at `position`."""
+    """Return the IV and the length of the ciphertext of the block at `position`."""
     head = _head_of(cipher)
     where = f"block {number}, at byte {position},"
     if len(content) < head.size:

@@ -15,17 +15,17 @@ if TYPE_CHECKING:
     from collections.abc import Hashable, Iterator
 
 Format = Literal["ckpt", "safetensors"]
-# Ranks: each file is that of a rank, as a strategy cuts the parameters. Unified: each holds whole ones, those that no strategy
-# names apart. Sharded: the same, as Hugging Face's libraries write it: nothing is known of a strategy.
+# Ranks: each file belongs to a rank, sharded by a strategy. Unified: files of whole parameters; those that no strategy names are
+# in a separate file. Sharded: files of whole parameters as Hugging Face libraries write them, without any strategy.
 Kind = Literal["Ranks", "Unified", "Sharded"]
 
-# An inventory is also read from documents that may come from anywhere: no number is negative, no path leads elsewhere.
+# An inventory may come from an untrusted document: no number is negative, and no path leads outside the source.
 _Count = Annotated[int, msgspec.Meta(ge=0)]
 _Path = Annotated[str, msgspec.Meta(pattern=r"^(?![\s\S]*(?:^|/)\.{0,2}(?:/|$))[^\x00]+$")]
 
 
 class RangeReader(Protocol):
-    """Reads one file by ranges: all that a format requires of a storage."""
+    """Reader of one file by ranges: all that a format requires of a storage."""
 
     @property
     def name(self) -> str:
@@ -43,10 +43,11 @@ class TensorEntry(msgspec.Struct, frozen=True, array_like=True, gc=False):
     """One parameter in one file.
 
     Attributes:
-        name: what the file calls it, in any characters.
-        dtype: the name of a type in `reshard.checkpoint.dtypes`.
-        shape: lengths of this file's slice; of a `str` its number of UTF-32 characters.
-        extents: (offset, length) in bytes of its content, in order. More than one only for a `.ckpt` parameter above 512 MiB.
+        name: name in the file, in any characters.
+        dtype: name of the type in `reshard.checkpoint.dtypes`.
+        shape: lengths of this file's slice. For a `str`: the number of UTF-32 characters.
+        extents: ranges of the content in the file, as (offset, length) in bytes, in order. Only a `.ckpt` parameter above 512 MiB
+            has several.
     """
 
     name: str
@@ -60,7 +61,7 @@ class TensorEntry(msgspec.Struct, frozen=True, array_like=True, gc=False):
         return sum(length for _, length in self.extents)
 
     def located(self, start: int, length: int) -> Iterator[tuple[int, int]]:
-        """Yield the ranges in the file of `length` bytes of the content from byte `start`, as (offset, length).
+        """Yield the ranges of the file that hold `length` bytes of the content from byte `start`, as (offset, length).
 
         Raises:
             DataError: the content is shorter.
@@ -88,8 +89,8 @@ class Structure(msgspec.Struct, frozen=True, array_like=True):
 
     Attributes:
         format: the format of the file.
-        tensors: those that it holds, in the order of their content.
-        metadata: metadata of a safetensors file, without values of this file alone (`crc_num`) and values contained in the
+        tensors: parameters in the file, in the order of their content.
+        metadata: metadata of a safetensors file, without values that are specific to this file (`crc_num`) or contained in the
             entries.
     """
 
@@ -114,15 +115,14 @@ class SourceFile(msgspec.Struct, frozen=True, array_like=True, gc=False):
     """One file of the source.
 
     Attributes:
-        rank: the source rank that wrote it.
-        path: its place, relative to the source.
-        size: its length in bytes.
-        version: what changes when the file does (modification time on a file system, ETag in an object store).
+        rank: source rank that wrote the file.
+        path: path relative to the source.
+        size: length in bytes.
+        version: value that changes when the file does: modification time in a file system, ETag in an object store.
         structure: position in `Inventory.structures`.
-        crc: the CRC32 that the file carries.
-        sample: a digest of some of its content, for files that have one size and one time.
-        changed: see `Reader.changed`. A file that was given another owner or link has changed too, so that only tells which
-            contents to compare.
+        crc: CRC32 in the file. None: the file has none.
+        sample: digest of some of the content, to distinguish files with the same size and time.
+        changed: see `Reader.changed`. A new owner or link changes it too, so it only shows which contents to compare.
     """
 
     rank: _Count
@@ -139,10 +139,10 @@ class Inventory(msgspec.Struct, frozen=True):
     """All files of a source checkpoint, in ascending order of rank.
 
     Attributes:
-        files: all files of it.
+        files: all files of the checkpoint.
         structures: distinct structures of the files.
-        kind: what the files are. Those that hold whole parameters are numbered as ranks are.
-        foreign: whether unified files were written by another program: MindSpore's map lists them, and no manifest does.
+        kind: kind of the files. Files of whole parameters are numbered like ranks.
+        foreign: whether the unified files were written by another program: MindSpore's index lists them, but no manifest.
         may_be_slices: names of parameters of which the files may hold rank 0's slice instead of the whole.
     """
 
@@ -165,7 +165,7 @@ class Inventory(msgspec.Struct, frozen=True):
 
     @property
     def pinned(self) -> Inventory:
-        """The inventory with only those times of files that change with their content."""
+        """Inventory with only the times of files that change together with their content."""
         return msgspec.structs.replace(self, files=tuple(msgspec.structs.replace(file, changed=0) for file in self.files))
 
     @property
@@ -180,13 +180,13 @@ class Inventory(msgspec.Struct, frozen=True):
         return self.structures[0].format
 
     def file_of(self, rank: int) -> SourceFile | None:
-        """Return the file of a rank; None if there is none."""
+        """Return the file of a rank. None: the rank has no file."""
         at = bisect_left(self.files, rank, key=lambda file: file.rank)
         return self.files[at] if at < len(self.files) and self.files[at].rank == rank else None
 
     @property
     def checkable(self) -> tuple[SourceFile, ...]:
-        """The files with a CRC32 of their own content; MindSpore's unified files have that of a source rank's file."""
+        """Files with a CRC32 of their own content. MindSpore's unified files have the CRC32 of a source rank's file."""
         return () if self.foreign else tuple(file for file in self.files if file.crc is not None)
 
     @property

@@ -1,6 +1,6 @@
 """Documents in a target: the record of a finished rank, and the manifest of a complete checkpoint.
 
-Their schema is versioned, and described for other programs in docs/manifest.md.
+Their schema is versioned. docs/manifest.md describes it for other programs.
 """
 
 from __future__ import annotations
@@ -15,12 +15,12 @@ from reshard.spec.request import RenameRule
 MANIFEST_NAME = "reshard-manifest.json"
 INDEX_NAME = "reshard-index.json"
 SCHEMA = "reshard.dev/manifest/v1"
-# What is only there while a transform is unfinished: see reshard.target.folder.
+# Exists only while a transform is unfinished, see reshard.target.folder.
 STATE = ".reshard"
 
 Verified = Literal["None", "Sample", "Full"]
-# Documents may come from anywhere: a path leads into a rank's folder, or to a checkpoint file beside the manifest, and nowhere
-# else.
+# Documents may come from untrusted sources: a path leads into a rank's folder or to a checkpoint file next to the manifest, and
+# nowhere else.
 FilePath = Annotated[
     str,
     msgspec.Meta(pattern=r"^(rank_[0-9]{1,9}/(?!\.{1,2}$)[^/\x00]+|[^/\x00]+\.(ckpt|safetensors))$"),
@@ -35,17 +35,17 @@ class FileRecord(_Document, frozen=True):
     """One finished file.
 
     Attributes:
-        rank: the target rank.
-        path: its place, relative to the target.
-        size: its length in bytes.
-        digest: the digest of the content, as "xxh3-128:<hex>" (`xxhsum -H2` computes the same); or of a file that an object store
-            has put together, "etag:<its ETag there>".
-        bytes_read: bytes of source tensors that were read for this file.
-        verified: how much of it was compared with the source.
-        stage: the pipeline stage of the source that it was made from; null: of all.
-        sample: a digest of five blocks of the file, see `reshard.storage.digest.sample_of`.
-        version: the ETag of the object that was written; empty in a file system.
-        seconds: how long it took to write and verify the file. A measurement, like `Manifest.durations`.
+        rank: number of the target rank.
+        path: path relative to the target.
+        size: length in bytes.
+        digest: digest of the content, as "xxh3-128:<hex>" (`xxhsum -H2` computes the same). For a file that an object store has
+            assembled: "etag:<its ETag>".
+        bytes_read: number of bytes read from source tensors for this file.
+        verified: amount of its data that was compared with the source.
+        stage: pipeline stage of the source that the file was created from. null: all stages.
+        sample: digest of five blocks of the file, see `reshard.storage.digest.sample_of`.
+        version: ETag of the written object. Empty in a file system.
+        seconds: duration of writing and verifying the file. A measurement, like `Manifest.durations`.
     """
 
     rank: int
@@ -61,14 +61,14 @@ class FileRecord(_Document, frozen=True):
 
 
 class IndexRecord(_Document, frozen=True):
-    """The index that stands in the place of files, see `reshard.source.index`: its bytes, and its digest as a file's."""
+    """The index that replaces files, see `reshard.source.index`: its size, and its digest in the form of a file's digest."""
 
     size: int
     digest: str
 
     @property
     def path(self) -> str:
-        """Relative to the target."""
+        """Path relative to the target."""
         return INDEX_NAME
 
 
@@ -86,13 +86,13 @@ class ParameterRecord(_Document, frozen=True):
     """One parameter.
 
     Attributes:
-        name: what the files call it.
-        dtype: its type, by MindSpore's name.
+        name: name in the files.
+        dtype: name of the type in MindSpore.
         shape: lengths of the whole tensor.
         role: "cut", "replicated", "kept" or "own".
-        source: the source's layout; null when each holder has it whole.
-        target: the target's layout.
-        source_name: what the source calls it, where that is something else.
+        source: layout in the source. null: each holder has the whole parameter.
+        target: layout in the target.
+        source_name: name in the source, if it differs.
     """
 
     name: str
@@ -108,15 +108,15 @@ class SourceRecord(_Document, frozen=True):
     """The source of a transform.
 
     Attributes:
-        url: its address.
-        format: the format of its files.
-        ranks: how many ranks it has.
-        nbytes: bytes of its files.
-        versions: a digest of its files' versions, see `Inventory.versions`.
-        listing: a digest of the request, and of the source as a listing shows it: see `source.files.listing_digest`. Empty where
-            a listing does not identify content.
-        step: the training step that was asked for.
-        files: the pattern that was asked for.
+        url: URL of the source.
+        format: format of its files.
+        ranks: number of ranks.
+        nbytes: total bytes of its files.
+        versions: digest of the versions of its files, see `Inventory.versions`.
+        listing: digest of the request and of the source as a listing shows it, see `source.files.listing_digest`. Empty if a
+            listing does not identify content.
+        step: requested training step.
+        files: requested glob pattern of files.
     """
 
     url: str
@@ -130,16 +130,16 @@ class SourceRecord(_Document, frozen=True):
 
 
 class StageRecord(_Document, frozen=True):
-    """The files of one pipeline stage, in a checkpoint that was written stage by stage.
+    """The files of one pipeline stage, in a checkpoint that is written stage by stage.
 
     Attributes:
-        stage: the pipeline stage of the source that it was made from.
-        digest: identifies its source, strategies and options, as that of a manifest does.
-        source: what was read for it.
-        ranks: the target ranks that have something of it, such as "0-3".
-        stage_count: the number of stages, if its run could know it.
-        in_other_stages: names of the target's strategy that this stage does not hold; of a complete checkpoint none.
-        unmatched: rules of `options.rename` that match nothing of this stage; of a complete checkpoint, nothing of any.
+        stage: pipeline stage of the source that the files were created from.
+        digest: identifies source, strategies and options, like the digest of a manifest.
+        source: source of this stage.
+        ranks: target ranks that hold parameters of this stage, such as "0-3".
+        stage_count: number of stages, if it was known.
+        in_other_stages: names in the target strategy that this stage does not hold. Empty in a complete checkpoint.
+        unmatched: rules of `options.rename` that match nothing in this stage. In a complete checkpoint: nothing in any stage.
     """
 
     stage: int
@@ -155,29 +155,30 @@ class Manifest(_Document, frozen=True):
     """The manifest of a complete checkpoint.
 
     Attributes:
-        schema: the form of this document.
-        version: the version of the program that wrote it.
-        digest: identifies source, strategies and options: equal digests, equal files.
-        source: what was read.
-        format: the format of the files.
-        ranks: those that are here, such as "0-5".
-        target_ranks: how many ranks the target's layout has.
-        options: those that decide what is written.
-        files: a record for each rank; if the checkpoint was written stage by stage, for each rank and stage.
-        parameters: what is in them.
-        source_only: names that only the source's strategy has, left out.
-        target_only: names that only the target's strategy has, left out.
-        not_in_files: names that the source's strategy has and no file holds.
-        zero_size: names of tensors of shape [0], left out since MindSpore loads them from a `.ckpt` as scalars without a value.
-        excluded: names of the source's that were to be left out.
-        inconsistent_replicas: names whose copies differ between source ranks, or between stages, which the user accepts.
-        stages: a record for each pipeline stage, if the checkpoint was written stage by stage.
-        index: the index that stands in the place of files, with output Index.
-        may_be_slices: names of parameters that come from MindSpore's `hyper_param.safetensors` and may be rank 0's slices, see
+        schema: schema version of this document.
+        version: version of the program that wrote it.
+        digest: identifies source, strategies and options. Equal digests mean equal files.
+        source: source of the transform.
+        format: format of the files.
+        ranks: ranks in this checkpoint, such as "0-5".
+        target_ranks: number of ranks in the target's layout.
+        options: options that determine the files.
+        files: one record per rank. For a checkpoint written stage by stage: one per rank and stage.
+        parameters: parameters in the files.
+        source_only: names that only the source strategy has. They were left out.
+        target_only: names that only the target strategy has. They were left out.
+        not_in_files: names that the source strategy has, but no file.
+        zero_size: names of tensors of shape [0]. They were left out, because MindSpore loads them from a `.ckpt` file as scalars
+            without a value.
+        excluded: names of source parameters that the request left out.
+        inconsistent_replicas: names of parameters whose copies differ between source ranks or stages, which the request accepts.
+        stages: one record per pipeline stage, if the checkpoint was written stage by stage.
+        index: index that replaces the files, with output Index.
+        may_be_slices: names of parameters from MindSpore's `hyper_param.safetensors` that may be slices of rank 0, see
             `reshard.checkpoint.unified.possible_slices`.
-        key_check: tells whether a key is that of the files, if they are encrypted: see `BlockCipher.key_check`.
-        notes: what was reported when it was written.
-        durations: seconds that each phase took, see `reshard.telemetry.durations`. All else follows from source and options.
+        key_check: value that identifies the key of encrypted files, see `BlockCipher.key_check`.
+        notes: messages reported while it was written.
+        durations: seconds of each phase, see `reshard.telemetry.durations`. Everything else follows from source and options.
     """
 
     schema: str
@@ -205,17 +206,17 @@ class Manifest(_Document, frozen=True):
 
     @property
     def jobs(self) -> set[str]:
-        """The digests of the jobs that have made it: its own, and those of its stages."""
+        """Digests of the tasks that wrote the checkpoint: its own, and those of its stages."""
         return {self.digest, *(record.digest for record in self.stages)}
 
     @property
     def nbytes(self) -> int:
-        """Of all that it lists."""
+        """Total bytes of all listed files."""
         return sum(record.size for record in self.listed)
 
     @property
     def listed(self) -> tuple[FileRecord | IndexRecord, ...]:
-        """What the checkpoint consists of, beside this document."""
+        """Everything in the checkpoint except this document."""
         return self.files if self.index is None else (*self.files, self.index)
 
 
@@ -236,7 +237,7 @@ def decode(content: bytes, kind: type[T], where: str) -> T:
     """Read a document from JSON.
 
     Raises:
-        DataError: the document is damaged or has another schema.
+        DataError: the document is damaged, or has another schema.
     """
     try:
         if kind is Manifest and (schema := msgspec.json.decode(content, type=_Versioned).schema) != SCHEMA:

@@ -1,4 +1,4 @@
-"""Files as literal bytes and spans of tensors, which separates their format from the movement of bytes."""
+"""Files as literal bytes and spans of tensors. This separates file formats from data movement."""
 
 from __future__ import annotations
 
@@ -10,9 +10,9 @@ class OutputTensor:
     """One tensor of a file to be written.
 
     Attributes:
-        name: any text.
-        dtype: the name of a type in `reshard.checkpoint.dtypes`.
-        shape: lengths in elements; of a `str` its number of UTF-32 characters.
+        name: name, in any characters.
+        dtype: name of the type in `reshard.checkpoint.dtypes`.
+        shape: lengths in elements. For a `str`: the number of UTF-32 characters.
         nbytes: length of the content in bytes.
     """
 
@@ -27,9 +27,9 @@ class Span:
     """A range of bytes of a tensor's content.
 
     Attributes:
-        tensor: its position among the tensors of the file.
-        offset: the first byte's place in the content.
-        length: bytes of the content that it is.
+        tensor: position among the tensors of the file.
+        offset: position of the first byte in the content.
+        length: number of bytes.
     """
 
     tensor: int

@@ -1,4 +1,4 @@
-"""safetensors: 8 bytes with the header's length, a JSON header, contents without gaps; and MindSpore's marks in its metadata."""
+"""The safetensors format (8 bytes with the header's length, JSON header, contents without gaps), and MindSpore's metadata."""
 
 from __future__ import annotations
 
@@ -23,11 +23,11 @@ if TYPE_CHECKING:
 
     from reshard.checkpoint.inventory import RangeReader
 
-# The library's own limit (safetensors/src/tensor.rs, MAX_HEADER_SIZE).
+# The limit of the safetensors library (safetensors/src/tensor.rs, MAX_HEADER_SIZE).
 MAX_HEADER_BYTES = 100_000_000
 _METADATA = "__metadata__"
 _CRC = "crc_num"
-# Names of tensors that are the code points of a `str`, as a JSON list: the format itself has no text.
+# JSON list of tensors that hold the code points of a `str`, because the format does not support text.
 _STRINGS = "reshard.str"
 _LENGTH = struct.Struct("<Q")
 _CRC_DIGITS = 10
@@ -42,7 +42,7 @@ class _Header(msgspec.Struct):
 
 
 _TENSOR = msgspec.json.Decoder(_Header)
-_TENSOR_QUOTES = 2 * len(_Header.__struct_fields__) + 2  # around each key, and around the type
+_TENSOR_QUOTES = 2 * len(_Header.__struct_fields__) + 2  # around each key and the type
 _MAX_TENSOR_KEYS = 64
 
 
@@ -50,11 +50,11 @@ def read_header(reader: RangeReader, seen: dict[bytes, Structure] | None = None)
     """Read the header of a file.
 
     Args:
-        reader: the file.
-        seen: known structures by their headers, which ranks of one program mostly share. New ones are added.
+        reader: reader of the file.
+        seen: known structures by their headers. Ranks of one program mostly share them. New ones are added.
 
     Raises:
-        DataError: the file has another format or is damaged.
+        DataError: the file has another format, or is damaged.
     """
     if reader.size == 0:
         raise _damaged(reader, "the file is empty", reason="Empty")
@@ -80,7 +80,7 @@ def read_header(reader: RangeReader, seen: dict[bytes, Structure] | None = None)
 
 
 def crc_of(reader: RangeReader, structure: Structure) -> int:
-    """Calculate MindSpore's CRC32 of a file, read block by block."""
+    """Calculate MindSpore's CRC32 of a file. The file is read block by block."""
     found = NamedContents()
     for entry in _by_name(structure):
         found.begin(entry.name, entry.dtype, entry.shape)
@@ -128,12 +128,12 @@ def file_size(tensors: Sequence[OutputTensor], metadata: dict[str, str], *, crc:
 
 
 def _header(tensors: Sequence[OutputTensor], metadata: dict[str, str], crc: int | None) -> bytes:
-    """Return the file up to its contents as the library writes it, padded to a multiple of 8 bytes."""
+    """Return the part of the file before its contents, as the library writes it, padded to a multiple of 8 bytes."""
     marks = dict(metadata)
     if texts := [tensor.name for tensor in tensors if tensor.dtype == STRING]:
         marks[_STRINGS] = msgspec.json.encode(texts).decode()
     if crc is not None:
-        marks[_CRC] = f"{crc:0{_CRC_DIGITS}d}"  # of one length, so that the file's is known before its content
+        marks[_CRC] = f"{crc:0{_CRC_DIGITS}d}"  # fixed length, so that the file size is known before the content
     reserved = {_METADATA, *marks}
     for tensor in tensors:
         if tensor.name in reserved or (tensor.dtype == INT4 and tensor.name in {_CRC, _STRINGS}):
@@ -166,9 +166,9 @@ def _header(tensors: Sequence[OutputTensor], metadata: dict[str, str], crc: int 
 
 
 def _parse(reader: RangeReader, header: bytes, begin: int) -> tuple[Structure, int | None]:
-    """Return the structure in a header, and its CRC32."""
+    """Return the structure and the CRC32 in a header."""
     try:
-        found = pairs(header, MAX_TENSORS + 1, msgspec.Raw)  # and the metadata
+        found = pairs(header, MAX_TENSORS + 1, msgspec.Raw)  # plus one for the metadata
         marks = [dict(pairs(raw, _MAX_MARKS, str)) for name, raw in found if name == _METADATA]
         tensors = [(name, _tensor(raw)) for name, raw in found if name != _METADATA]
     except TooManyError as error:
@@ -203,7 +203,7 @@ def _tensor(raw: msgspec.Raw) -> _Header:
         msgspec.DecodeError: the entry is invalid, or contains a key twice.
     """
     found = _TENSOR.decode(raw)
-    if bytes(raw).count(b'"') != _TENSOR_QUOTES:  # it has further keys
+    if bytes(raw).count(b'"') != _TENSOR_QUOTES:  # it has more keys
         keys = [key for key, _ in pairs(raw, _MAX_TENSOR_KEYS, msgspec.Raw)]
         if len(set(keys)) < len(keys):
             raise msgspec.DecodeError("a tensor contains the same key twice")

@@ -2,13 +2,13 @@
 
 ```
 part0.safetensors, part1.safetensors, ...     parameters that a strategy names
-hyper_param.safetensors                       those that none names, if there are any
+hyper_param.safetensors                       parameters that no strategy names, if there are any
 param_name_map.json                           {"metadata": {"total_size": ...}, "weight_map": {name: file}}, of the parts
-model.safetensors.index.json                  the same of all files, on request
+model.safetensors.index.json                  the same for all files, on request
 ```
 
-The names are MindSpore's (2.10, mindspore/parallel/transform_safetensors.py). Hugging Face's libraries write a map of the same
-form to the last of them.
+The names are MindSpore's (2.10, mindspore/parallel/transform_safetensors.py). Hugging Face libraries write an index of the same
+form under the last name.
 """
 
 from __future__ import annotations
@@ -35,13 +35,13 @@ _OWN_FILE = re.compile(rf"part[0-9]+\.safetensors|{re.escape(HYPER_NAME)}|{re.es
 
 
 class _Map(msgspec.Struct):
-    """The part of an index file that is read."""
+    """The fields of an index file that are read."""
 
     weight_map: dict[str, str]
 
 
 def part_name(number: int, parts: int, *, hyper: bool) -> str:
-    """Return the name of a file. The last of the `parts` holds the parameters in no strategy, if `hyper` is true."""
+    """Return the name of a file. If `hyper` is true, the last of the `parts` holds the parameters that no strategy names."""
     return HYPER_NAME if hyper and number == parts - 1 else f"part{number}.safetensors"
 
 
@@ -51,22 +51,22 @@ def is_map(name: str) -> bool:
 
 
 def single_file_of(index: str) -> str:
-    """Return the name of the one file that Hugging Face's libraries read instead of this index, if it is there."""
+    """Return the name of the single file that Hugging Face libraries prefer to this index."""
     return index.removesuffix(".index.json") if index.endswith(_INDEX_SUFFIX) else ""
 
 
 def is_part(name: str) -> bool:
-    """Return whether a file of this name holds a part of a unified checkpoint."""
+    """Return whether a file with this name is part of a unified checkpoint."""
     return name.endswith(".safetensors") and is_own(name)
 
 
 def is_own(name: str) -> bool:
-    """Return whether a unified checkpoint written by reshard may have a file of this name."""
+    """Return whether a unified checkpoint written by reshard may contain a file with this name."""
     return _OWN_FILE.fullmatch(name) is not None
 
 
 def is_hyper(path: str) -> bool:
-    """Return whether a file has the name under which MindSpore saves parameters in no strategy."""
+    """Return whether a file has the name under which MindSpore saves parameters that no strategy names."""
     return path.rpartition("/")[2] == HYPER_NAME
 
 
@@ -78,10 +78,10 @@ def maps_beside(options: Mapping[str, Any]) -> tuple[str, ...]:
 
 
 def choose_map(names: Sequence[str], where: str) -> str | None:
-    """Return the index file of a folder: MindSpore's, otherwise the only one.
+    """Return the index file of a folder: MindSpore's, or the only one.
 
     Raises:
-        RequestError: there are several.
+        RequestError: there are several index files, and none is MindSpore's.
     """
     maps = sorted(name for name in names if is_map(name))
     if len(maps) > 1 and MAP_NAME not in maps:
@@ -95,13 +95,13 @@ def choose_map(names: Sequence[str], where: str) -> str | None:
 
 
 def files_of(mapped: Mapping[str, str], names: Sequence[str], map_name: str, where: str) -> list[str]:
-    """Return the files in an index, in the order of their numbers, and the file of parameters in no strategy.
+    """Return the files in an index in natural order, and the file of parameters that no strategy names.
 
     Args:
-        mapped: each parameter's file.
-        names: the files next to the index.
-        map_name: the name of the map.
-        where: the folder, for messages.
+        mapped: file name of each parameter.
+        names: files next to the index.
+        map_name: name of the index.
+        where: folder, for messages.
 
     Raises:
         DataError: the index is empty.
@@ -137,7 +137,7 @@ def check(inventory: Inventory, mapped: Mapping[str, str]) -> None:
     """Check that the files of a unified checkpoint contain each parameter once, and where its index locates it.
 
     Raises:
-        DataError: they do not.
+        DataError: a parameter is missing, duplicated, or in another file.
     """
     where: dict[str, str] = {}
     for file in inventory.files:
@@ -161,16 +161,16 @@ def check(inventory: Inventory, mapped: Mapping[str, str]) -> None:
 
 
 def stages_of_parts(inventory: Inventory) -> Mapping[str, tuple[int, ...]]:
-    """Return the stages of each name, as of a strategy: for unified files one stage with everything in a part."""
+    """Return the stages of each parameter, as for a strategy. Unified files have one stage, with all parameters of the parts."""
     parts = {file.structure for file in inventory.files if file.path != HYPER_NAME}
     return {entry.name: (0,) for part in parts for entry in inventory.structures[part].tensors}
 
 
 def possible_slices(hyper: Structure) -> Iterator[str]:
-    """Yield the names of parameters in MindSpore's `hyper_param.safetensors` that may be slices: those of several elements.
+    """Yield the names of parameters in MindSpore's `hyper_param.safetensors` that may be slices: those with several elements.
 
-    MindSpore 2.10 writes rank 0's share of all that is in no part there: gradients, and what the `choice_func` of
-    `unified_safetensors` refuses (mindspore/parallel/transform_safetensors.py, _save_hyper_param).
+    MindSpore 2.10 writes rank 0's slice of all parameters that are in no part: gradients, and parameters that the `choice_func`
+    of `unified_safetensors` rejects (mindspore/parallel/transform_safetensors.py, _save_hyper_param).
     """
     return (entry.name for entry in hyper.tensors if prod(entry.shape) > 1)
 
@@ -179,9 +179,9 @@ def refuse_slices(inventory: Inventory, names: Mapping[str, str], target: Contai
     """Reject a target strategy that contains parameters of which the source may hold slices.
 
     Args:
-        inventory: what the source holds.
-        names: what parameters that it holds are called at the target, by what they are called in it.
-        target: what the target's strategy names.
+        inventory: files of the source.
+        names: target name of each parameter, by its source name.
+        target: names in the target strategy.
 
     Raises:
         DataError: the strategy contains such a parameter.
@@ -199,7 +199,7 @@ def refuse_slices(inventory: Inventory, names: Mapping[str, str], target: Contai
 
 
 def read_map(content: bytes, where: str) -> dict[str, str]:
-    """Return the file name of each parameter.
+    """Return the file name of each parameter in an index.
 
     Raises:
         DataError: the index is damaged, or refers to a file outside the folder.
@@ -207,7 +207,7 @@ def read_map(content: bytes, where: str) -> dict[str, str]:
     try:
         try:
             found = msgspec.json.decode(content, type=_Map).weight_map
-        except msgspec.ValidationError:  # earlier versions of MindSpore wrote nothing around it, and it still reads that
+        except msgspec.ValidationError:  # earlier MindSpore versions write the map alone, and current ones still read it
             found = msgspec.json.decode(content, type=dict[str, str])
     except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:
         raise DataError(

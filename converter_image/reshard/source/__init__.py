@@ -1,1 +1,1 @@
-"""Sources: the selection of files, their headers, and decryption."""
+"""Sources: the selection of files, the reading of their headers, and the decryption of encrypted files."""

@@ -12,11 +12,11 @@ if TYPE_CHECKING:
 
 
 def source_changed(path: str, how: str = "changed", *, indexed: bool = False) -> DataError:
-    """Return the error for a file that is not the one that was planned with.
+    """Return the error for a file that is not the one that the plan was created for.
 
     Args:
-        path: the file.
-        how: the verb that says what happened to it.
+        path: path of the file.
+        how: verb that describes the change.
         indexed: whether an index describes the source.
     """
     return DataError(
@@ -28,10 +28,10 @@ def source_changed(path: str, how: str = "changed", *, indexed: bool = False) ->
 
 
 def refuse_changed(store: ReadStore, inventory: Inventory) -> None:
-    """Reject files that changed since their headers were read, before another error is reported for them.
+    """Refuse files that changed after their headers were read, so that no other error is reported for them.
 
     Raises:
-        DataError: a file is gone, or has another version.
+        DataError: a file does not exist, or has another version.
     """
     there = store.stats([file.path for file in inventory.files])
     for file in inventory.files:

@@ -1,4 +1,4 @@
-"""Checks of a source's contents before any is moved: CRCs, and equality of copies."""
+"""Check the contents of a source before any data is moved: CRC32s of files."""
 
 from __future__ import annotations
 
@@ -16,21 +16,21 @@ if TYPE_CHECKING:
     from reshard.checkpoint.inventory import Inventory, SourceFile
     from reshard.storage.protocol import ReadStore
 
-# Bytes of each remote file that are prefetched.
+# Number of bytes of each file that are prefetched over a network.
 _FILE_AHEAD = 8 << 20
 
 
 def check_crcs(store: ReadStore, inventory: Inventory, *, workers: int, advance: Callable[[int], None]) -> None:
-    """Read all files that contain a CRC32, and compare it.
+    """Read all files that contain a CRC32, and compare it with their content.
 
     Args:
-        store: the storage that holds the files.
-        inventory: what the source holds.
-        workers: how many are read at a time.
-        advance: called with the number of bytes that are done since the last call.
+        store: store of the files.
+        inventory: files of the source.
+        workers: number of files read at a time.
+        advance: callback with the number of bytes processed since the last call.
 
     Raises:
-        DataError: one is damaged; the message names it.
+        DataError: a file is damaged. The message names it.
     """
 
     def check(file: SourceFile) -> None:

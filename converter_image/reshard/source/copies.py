@@ -1,4 +1,4 @@
-"""Compare copies of one parameter in several files."""
+"""Read copies of one parameter from several files, to find where they differ."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ if TYPE_CHECKING:
     from reshard.storage.protocol import Reader, ReadStore
 
 _TILE_BYTES = 1 << 20
-# Bytes of each remote file that are prefetched.
+# Number of bytes of each file that are prefetched over a network.
 _FILE_AHEAD = 8 << 20
 
 
@@ -31,10 +31,10 @@ class Piece(NamedTuple):
     """A box of a parameter in one file.
 
     Attributes:
-        name: the parameter's name in the files.
-        box: the elements, as a box in the whole tensor. Files are compared by pieces of the same name and box.
-        entry: the parameter in this file.
-        local: a box of the same elements in this file's slice.
+        name: name of the parameter in the files.
+        box: box of the elements in the whole tensor. Files are compared by pieces with the same name and box.
+        entry: entry of the parameter in this file.
+        local: box of the same elements in this file's slice.
     """
 
     name: str
@@ -48,7 +48,7 @@ class Piece(NamedTuple):
         return self.box.size * DTYPES[self.entry.dtype].itemsize
 
     def tile(self, number: int) -> Piece:
-        """Return one of the tiles of at most 1 MiB of the piece, in row-major order."""
+        """Return one of the tiles of at most 1 MiB that the piece consists of, in row-major order."""
         found = next(tile for n, tile in enumerate(self._tiles()) if n == number)
         return Piece(self.name, shifted(found, self.box.start), self.entry, shifted(found, self.local.start))
 
@@ -70,10 +70,10 @@ class Piece(NamedTuple):
 
 
 class Difference(NamedTuple):
-    """A tile that two files hold, with different content.
+    """A tile that two files hold with different content.
 
     Attributes:
-        files: the numbers of the two files; the first is the lowest that has the tile.
+        files: numbers of the two files. The first is the lowest one that has the tile.
         pieces: the tile in these files.
     """
 
@@ -82,7 +82,7 @@ class Difference(NamedTuple):
 
     @property
     def name(self) -> str:
-        """The parameter's name in the files."""
+        """Name of the parameter in the files."""
         return self.pieces[0].name
 
 
@@ -91,10 +91,10 @@ class FileSet:
     """The files whose pieces are compared.
 
     Attributes:
-        store: the storage that holds them.
-        paths: their paths in it, by number.
-        workers: how many are read at a time.
-        advance: called with the number of bytes that were read since the last call.
+        store: store of the files.
+        paths: paths in the store, by file number.
+        workers: number of files read at a time.
+        advance: callback with the number of bytes read since the last call.
     """
 
     store: ReadStore
@@ -105,11 +105,11 @@ class FileSet:
     def compare(self, pieces: Callable[[int], Iterable[Piece]], files: Sequence[int]) -> tuple[Difference, ...]:
         """Read pieces of files, and compare each with the first file that has it.
 
-        Only the first tile of a piece that differs is returned.
+        For each piece that differs, only the first differing tile is returned.
 
         Args:
-            pieces: returns what to read of a file.
-            files: the numbers of the files, ascending.
+            pieces: function that returns the pieces to read from a file.
+            files: file numbers, ascending.
         """
         first: dict[tuple[str, Box], tuple[int, Piece, array[int]]] = {}
         differences = []
@@ -124,7 +124,7 @@ class FileSet:
         return tuple(differences)
 
     def _digests(self, number: int, pieces: Iterable[Piece]) -> list[tuple[Piece, array[int]]]:
-        """Return a digest of each tile of some pieces."""
+        """Return a digest of each tile of the pieces."""
         ordered = sorted(pieces, key=lambda piece: (piece.entry.extents[0], piece.local.start))
         tiles = ((piece, tile) for piece in ordered for tile in piece.tiles())
         reads = (read for piece, tile in tiles for read in _reads(piece.entry, tile))
@@ -137,7 +137,7 @@ class FileSet:
         return found
 
     def first_element(self, differences: Iterable[Difference]) -> tuple[int, ...]:
-        """Return the index, in the whole tensor, of the first element that these differences of one parameter show."""
+        """Return the index, in the whole tensor, of the first element that differs according to differences of one parameter."""
         found: tuple[int, ...] | None = None
         for difference in sorted(differences, key=lambda d: d.pieces[0].box.start):
             box = difference.pieces[0].box
@@ -152,14 +152,14 @@ class FileSet:
         return found
 
     def content(self, number: int, piece: Piece) -> np.ndarray[tuple[int, int], np.dtype[np.uint8]]:
-        """Return the elements of a piece, row-major, a row of bytes for each."""
+        """Return the elements of a piece in row-major order, one row of bytes per element."""
         with closing(self.store.open(self.paths[number])) as reader:
             content = b"".join(reader.read(offset, length) for offset, length in _reads(piece.entry, piece.local))
         return np.frombuffer(content, np.uint8).reshape(piece.box.size, -1)
 
 
 def _reads(entry: TensorEntry, box: Box) -> Iterator[tuple[int, int]]:
-    """Yield the ranges of a box of a slice in the file, as (offset, length) in bytes, in row-major order."""
+    """Yield the ranges of a file that hold a box of a slice, as (offset, length) in bytes, in row-major order."""
     itemsize = DTYPES[entry.dtype].itemsize
     length, starts = contiguous_runs(entry.shape, box)
     for start in starts:

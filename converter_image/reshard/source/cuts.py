@@ -1,4 +1,4 @@
-"""Compare a strategy with the layouts in the manifest of a source."""
+"""Check that a strategy shards a source as its manifest says that it was written."""
 
 from __future__ import annotations
 
@@ -16,15 +16,15 @@ if TYPE_CHECKING:
 
 
 def refuse_other_cuts(parameters: Sequence[ParameterRecord], source: Strategy | None, where: str) -> None:
-    """Reject a strategy that assigns a rank another slice of a parameter than its file contains.
+    """Refuse a strategy that assigns to a rank another slice of a parameter than its file was written with.
 
     Args:
-        parameters: what the manifest says of them; nothing, if the source has none.
-        source: the strategy; None: each file holds everything whole.
-        where: the source, for messages.
+        parameters: records of the parameters in the manifest. Empty if the source has no manifest.
+        source: source strategy. None: each file holds whole parameters.
+        where: source, for messages.
 
     Raises:
-        DataError: it does.
+        DataError: the strategy differs.
     """
     for record in parameters:
         written, read = _written(record.target), _read(record, source)
@@ -42,9 +42,7 @@ def refuse_other_cuts(parameters: Sequence[ParameterRecord], source: Strategy | 
         )
 
 
-_Cells = dict[
-    int, tuple[tuple[int, ...], tuple[int, ...]]
-]  # by rank: the number of slices along each dimension, and the index of its slice
+_Cells = dict[int, tuple[tuple[int, ...], tuple[int, ...]]]  # by rank: slices along each dimension, position of the slice
 
 
 @cache
@@ -59,7 +57,7 @@ def _cells(layout: Layout, stages: tuple[int, ...]) -> _Cells:
 
 
 def _read(record: ParameterRecord, source: Strategy | None) -> _Cells:
-    """Return the slice of each rank according to a strategy; parameters in no strategy are whole."""
+    """Return the slice that a strategy assigns to each rank. Parameters that no strategy names are whole."""
     ndim = len(record.shape)
     if source is None:
         return _cells(Layout.whole(ndim), (0,))

@@ -1,4 +1,4 @@
-"""Sources written by reshard, whose manifest lists their files."""
+"""A source that reshard has written: its manifest lists the files that belong to it."""
 
 from __future__ import annotations
 
@@ -27,11 +27,11 @@ _LARGEST_MANIFEST = 4 << 30
 
 
 def read_manifest(store: ReadStore, names: Collection[str]) -> Manifest | None:
-    """Return the manifest of a source, if it has one among these names in its folder.
+    """Return the manifest of a source. None: `names`, the files in its folder, contain no manifest.
 
     Raises:
         MissingInputError: the source was never completed, or is being replaced.
-        RequestError: it is an index.
+        RequestError: the source is an index.
     """
     if MANIFEST_NAME in names:
         found = decode(store.read(MANIFEST_NAME, _LARGEST_MANIFEST), Manifest, f"{store.url}/{MANIFEST_NAME}")
@@ -54,11 +54,11 @@ def read_manifest(store: ReadStore, names: Collection[str]) -> Manifest | None:
 
 
 def paths_of(manifest: Manifest, where: str) -> dict[int, str]:
-    """Return the file of each rank, or those of a unified checkpoint.
+    """Return the file of each rank, or the files of a unified checkpoint.
 
     Raises:
-        MissingInputError: not all files of a unified one were asked for when it was written.
-        RequestError: it was made stage by stage.
+        MissingInputError: the unified checkpoint was written in part only.
+        RequestError: the checkpoint was written stage by stage.
     """
     if manifest.stages:
         raise RequestError(
@@ -72,10 +72,10 @@ def paths_of(manifest: Manifest, where: str) -> dict[int, str]:
 
 
 def refuse_partial(manifest: Manifest, where: str) -> None:
-    """Reject a unified checkpoint of which only some files were written.
+    """Refuse a unified checkpoint of which only some files were written.
 
     Raises:
-        MissingInputError: files were never written.
+        MissingInputError: only some files were written.
     """
     if _is_unified(manifest) and len(manifest.files) < manifest.target_ranks:
         raise MissingInputError(
@@ -87,18 +87,18 @@ def refuse_partial(manifest: Manifest, where: str) -> None:
 
 
 def find_listing(store: ReadStore, name: str, access: Access | None = None) -> tuple[ReadStore, Manifest, str] | None:
-    """Find the manifest that lists a file, in the folder of the file or around that of its rank.
+    """Find the manifest that lists a file, in the folder of the file or, for a rank's folder, in its parent.
 
     Args:
-        store: the folder of the file.
-        name: the name of the file.
-        access: the way to it, if it is in an object store.
+        store: folder of the file.
+        name: name of the file.
+        access: options of the object store, if the file is in one.
 
     Returns:
-        The folder of the manifest, the manifest, and the path of the file's folder in it, with a slash at its end.
+        Folder of the manifest, manifest, and path of the file's folder relative to it, with a slash at its end.
 
     Raises:
-        DataError: a manifest is there, and damaged.
+        DataError: the manifest is damaged.
     """
     parent, folder = parent_and_name(store.url)
     places = [(store, "")]
@@ -107,7 +107,7 @@ def find_listing(store: ReadStore, name: str, access: Access | None = None) -> t
     for place, prefix in places:
         try:
             content = place.read(MANIFEST_NAME, _LARGEST_MANIFEST)
-        except (MissingInputError, AccessError):  # without access to the parent folder, its manifest cannot be found
+        except (MissingInputError, AccessError):  # without access to the parent folder, its content is unknown
             continue
         manifest = decode(content, Manifest, f"{place.url}/{MANIFEST_NAME}")
         if any(record.path == f"{prefix}{name}" for record in manifest.files):
@@ -116,12 +116,12 @@ def find_listing(store: ReadStore, name: str, access: Access | None = None) -> t
 
 
 def listed_and_unchanged(store: ReadStore, manifest: Manifest, paths: Iterable[str]) -> frozenset[str]:
-    """Return the paths whose current files match a manifest.
+    """Return the paths whose files a manifest lists in their current version.
 
     Args:
-        store: the folder of the manifest. If its files are encrypted, as they are.
-        manifest: the manifest.
-        paths: the paths.
+        store: folder of the manifest. Encrypted files are not decrypted.
+        manifest: manifest of the folder.
+        paths: paths to check.
     """
     wanted = frozenset(paths)
     records = [record for record in manifest.files if record.path in wanted]
@@ -133,17 +133,17 @@ def listed_and_unchanged(store: ReadStore, manifest: Manifest, paths: Iterable[s
 
 
 def check_described(store: ReadStore, manifest: Manifest, entries: Sequence[Stat]) -> None:
-    """Reject a folder in which training has continued, because the manifest no longer matches.
+    """Refuse a folder that training has written to since: its manifest no longer describes its content.
 
     Args:
-        store: the folder. If its files are encrypted, as they are.
-        manifest: its manifest.
-        entries: what is in the folder.
+        store: folder of the checkpoint. Encrypted files are not decrypted.
+        manifest: manifest of the folder.
+        entries: entries of the folder.
 
     Raises:
         DataError: a file is not the one that the manifest lists.
-        MissingInputError: a file is gone.
-        RequestError: there are checkpoint files that it does not list.
+        MissingInputError: a file does not exist.
+        RequestError: the folder contains checkpoint files that the manifest does not list.
     """
     known = {record.path: record for record in manifest.files}
     there = files_there(store, manifest, entries)
@@ -174,10 +174,10 @@ def unlisted(manifest: Manifest, there: Iterable[str]) -> list[str]:
 
 
 def refuse_missing(store: ReadStore, manifest: Manifest, there: Collection[str]) -> None:
-    """Reject a folder in which a file of its manifest is missing.
+    """Refuse a folder that lacks a file of its manifest.
 
     Raises:
-        MissingInputError: a file is missing.
+        MissingInputError: a file does not exist.
     """
     if gone := [record.path for record in manifest.files if record.path not in there]:
         raise MissingInputError(
@@ -189,14 +189,14 @@ def refuse_missing(store: ReadStore, manifest: Manifest, there: Collection[str])
 
 
 def files_there(store: ReadStore, manifest: Manifest, entries: Sequence[Stat]) -> dict[str, Stat]:
-    """Return the files in the folders of ranks, however these are spelled, and one level below them, as in rank_0/ckpt/.
+    """Return the files in the folders of ranks, in any spelling, and one level below them, as in rank_0/ckpt/.
 
-    Files in the folder itself count too if the manifest lists some there, or if their names say a rank.
+    Files in the folder itself are included if the manifest lists files there, or if their names contain a rank.
 
     Args:
-        store: the folder.
-        manifest: its manifest.
-        entries: what is in it.
+        store: folder of the checkpoint.
+        manifest: manifest of the folder.
+        entries: entries of the folder.
     """
     beside = not all("/" in record.path for record in manifest.files)
     there = {entry.name: entry for entry in entries if not entry.is_folder and (beside or rank_of(entry.name) is not None)}
@@ -210,7 +210,7 @@ def files_there(store: ReadStore, manifest: Manifest, entries: Sequence[Stat]) -
 
 
 def _change(store: ReadStore, record: FileRecord, found: Stat) -> str | None:
-    """Return how a file differs from its record, if it does."""
+    """Return how a file differs from its record. None: it does not."""
     if found.size != record.size:
         return f"{record.path} has {found.size} bytes, but its manifest lists {record.size}"
     if record.sample:
@@ -221,13 +221,13 @@ def _change(store: ReadStore, record: FileRecord, found: Stat) -> str | None:
 
 
 def _choices(manifest: Manifest, added: Sequence[str]) -> str:
-    """Return how to choose between the files that a manifest lists and those that were added."""
+    """Return the remedy that selects either the files that a manifest lists or those that were added."""
     listed = [record.path for record in manifest.files]
     steps = {step for path in (*listed, *added) if (step := epoch_and_step(path))}
     by_rank: dict[int, list[str]] = {}
     for path in added:
         folder = path.rpartition("/")[0]
-        if folder.startswith("rank_"):  # if such folders exist, no others are read
+        if folder.startswith("rank_"):  # if folders with these names exist, no others are read
             for rank in rank_folders([folder], ""):
                 by_rank.setdefault(rank, []).append(path)
     choices = []
@@ -235,7 +235,7 @@ def _choices(manifest: Manifest, added: Sequence[str]) -> str:
         selected = select_files(by_rank)
         if selected.step is not None:
             choices.append(f"read the newer ones with {option_for(selected.step, steps)}")
-    except ReshardError:  # the files belong to several steps
+    except ReshardError:  # they do not belong to one step
         pass
     if (option := _option_for_listed(manifest, listed, added)) is not None:
         choices.append(f"read the files of the manifest: {option}")
@@ -243,7 +243,7 @@ def _choices(manifest: Manifest, added: Sequence[str]) -> str:
 
 
 def _option_for_listed(manifest: Manifest, listed: Iterable[str], others: Collection[str] = ()) -> str | None:
-    """Return the option that selects exactly the files of a manifest."""
+    """Return the option that selects only the files that a manifest lists. None: no such option exists."""
     if _is_unified(manifest):
         return f"use {MAP_NAME} as the source"
     listed = list(listed)

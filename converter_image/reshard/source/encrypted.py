@@ -1,4 +1,4 @@
-"""Random access to encrypted files, at the cost of the requested bytes and a few around them."""
+"""Random access to encrypted files as if they were plain, at the cost of the bytes read and a few around them."""
 
 from __future__ import annotations
 
@@ -22,20 +22,20 @@ if TYPE_CHECKING:
     from reshard.spec.keys import Encryption
     from reshard.storage.protocol import Reader, ReadStore, Stat
 
-# Decrypted at a time, to stay in a core's cache after it was read. Over a network a read is never cut.
+# Number of bytes decrypted at a time: what was read stays in the CPU cache. Reads over a network are never split.
 _PIECE_BYTES = 64 << 10
-# Starting a decryption takes as long as decrypting this many bytes.
+# The start of a decryption takes as long as the decryption of this many bytes.
 _GAP_BYTES = 16 << 10
 _LONGEST_SPAN = 1 << 20
-# Bytes of a remote file that are prefetched while its blocks are found and checked.
+# Number of bytes of a file that are prefetched over a network while its blocks are located and checked.
 _FILE_AHEAD = 8 << 20
 
 
 class DecryptingReader(BoundedReader):
-    """The plaintext of one file, see `Reader`. That it is authentic is checked elsewhere, of all of it at once.
+    """Reader of the plaintext of one file, see `Reader`. Authenticity is checked elsewhere, for the whole file at once.
 
     Attributes:
-        blocks: the blocks of the file.
+        blocks: blocks of the file.
     """
 
     _what_ends = "what is encrypted"
@@ -61,7 +61,7 @@ class DecryptingReader(BoundedReader):
             done += n
 
     def _pieces(self, number: int, at: int, length: int) -> Iterator[memoryview]:
-        """Yield the ciphertext that is required for a range of a block."""
+        """Yield the ciphertext that a range of a block's plaintext requires."""
         first, end = self._cipher.needed(at, length)
         together = end - first if self._remote else min(_PIECE_BYTES, end - first)
         memory = memoryview(bytearray(together))
@@ -81,17 +81,17 @@ class DecryptingReader(BoundedReader):
 
 
 def decrypting(sealed: Reader, cipher: BlockCipher, *, remote: bool, check: bool) -> DecryptingReader:
-    """Open a file whose blocks are not known yet.
+    """Return a reader of a file whose blocks are not known yet.
 
     Args:
-        sealed: the file.
-        cipher: the cipher with its key.
+        sealed: reader of the encrypted file.
+        cipher: cipher with its key.
         remote: whether a read costs a round trip.
-        check: whether to read all of it, and make sure that it is authentic.
+        check: whether to read the whole file and check its authenticity.
 
     Raises:
         AccessError: the key is wrong.
-        DataError: the file is not encrypted so, or damaged.
+        DataError: the file is not encrypted in this mode, or is damaged.
     """
     with prefetched(sealed, table_reads(sealed, cipher), _FILE_AHEAD, remote=remote) as ahead:
         blocks = read_table(ahead, cipher)
@@ -104,23 +104,23 @@ def decrypting(sealed: Reader, cipher: BlockCipher, *, remote: bool, check: bool
 def as_plain(
     store: ReadStore, encryption: Encryption | None, known: Mapping[str, Known] | None = None, *, check: bool = True
 ) -> ReadStore:
-    """Return a store that decrypts checkpoint files, see `DecryptingStore`, or the store itself without a cipher."""
+    """Return a store with decrypted checkpoint files, see `DecryptingStore`, or the store itself if there is no key."""
     if encryption is None:
         return store
     return DecryptingStore(store, cipher_of(encryption.mode, read_key(encryption)), known, check=check)
 
 
 class DecryptingStore:
-    """A store that decrypts checkpoint files with one key. Other files are unchanged.
+    """Store whose checkpoint files are encrypted with one key. Other files are plain.
 
     Attributes:
-        known: version and blocks of the files that were opened so far, and of those known before.
+        known: version and blocks of each file that was opened so far or was known before.
     """
 
     def __init__(
         self, store: ReadStore, cipher: BlockCipher, known: Mapping[str, Known] | None = None, *, check: bool = True
     ) -> None:
-        """Of a file that is opened for the first time all is read and checked, unless that is not asked for."""
+        """Unless `check` is false, read and check a file completely when it is opened for the first time."""
         self.known = dict(known or {})
         self._store, self._cipher, self._check = store, cipher, check
         self.url, self.remote = store.url, store.remote
@@ -130,7 +130,7 @@ class DecryptingStore:
         return self._store.list(path)
 
     def stat(self, path: str) -> Stat | None:
-        """See `Store.stat`: its length is that of the encrypted file."""
+        """See `Store.stat`. The size is that of the encrypted file."""
         return self._store.stat(path)
 
     def list_folders(self, paths: Sequence[str]) -> Sequence[Sequence[Stat]]:
@@ -138,11 +138,11 @@ class DecryptingStore:
         return self._store.list_folders(paths)
 
     def stats(self, paths: Sequence[str]) -> dict[str, Stat]:
-        """See `Store.stats`: lengths are those of the encrypted files."""
+        """See `Store.stats`. Sizes are those of the encrypted files."""
         return self._store.stats(paths)
 
     def read(self, path: str, limit: int) -> bytes:
-        """See `Store.read`: never of a checkpoint file."""
+        """See `Store.read`. Never called for a checkpoint file."""
         return self._store.read(path, limit)
 
     def open(self, path: str) -> DecryptingReader:

@@ -1,4 +1,4 @@
-"""Find the files of a checkpoint, from its folder, manifest or index of parameters."""
+"""Find the files of a checkpoint: in its folder, in its manifest, or in its index."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ if TYPE_CHECKING:
     from reshard.storage.protocol import ReadStore, Stat, Store
 
 _LARGEST_MAP = 128 << 20
-# Number of folders that are searched for a checkpoint, to suggest one.
+# Number of folders that are searched for a checkpoint to suggest.
 _MOST_FOLDERS = 16
 _WHERE_RANKS_ARE = "specify the folder that contains rank_0, rank_1, ..."
 
@@ -43,17 +43,17 @@ class Files(NamedTuple):
     """The files of a checkpoint.
 
     Attributes:
-        by_rank: for each rank its file, as a path within the store; of a unified checkpoint, for each number one of the files.
-        notes: what a user should know of the choice.
-        kind: what they are.
-        mapped: for each parameter of a unified checkpoint its file, as far as a map says that.
-        ranks: how many ranks there are, those included that were not asked for; None: some are not there.
-        step: the epoch and step that they are of, where their names say so.
-        older: the choice for older steps, newest first.
-        described: whether a manifest or a map lists them.
-        parameters: what the manifest says of the parameters, where these are the files of ranks.
-        own: the paths of files that this program wrote, as far as that was looked up: a manifest lists them.
-        may_be_slices: the names of parameters that the manifest of such a file lists as possible slices.
+        by_rank: file of each rank, as a path in the store. For a unified checkpoint: the files, by number.
+        notes: messages for the user about the selection.
+        kind: kind of the files.
+        mapped: file of each parameter of a unified checkpoint, as far as its index lists it.
+        ranks: number of ranks, including those that were not requested. None: some are missing.
+        step: epoch and step of the files, if their names contain them.
+        older: selection for older steps, newest first.
+        described: whether a manifest or an index lists the files.
+        parameters: records of the parameters in the manifest, if the files belong to ranks.
+        own: paths of files that reshard wrote, as far as known: a manifest lists them.
+        may_be_slices: names of parameters that the manifest of such a file lists as possible slices.
     """
 
     by_rank: dict[int, str]
@@ -73,9 +73,9 @@ def listing_digest(key: Mapping[str, Any], found: Files, versions: Mapping[str, 
     """Return a digest of a request and of its source as a listing shows it.
 
     Args:
-        key: what of the request decides the outcome.
-        found: the files.
-        versions: the size and the version of each file, by its path.
+        key: fields of the request that determine the result.
+        found: files of the source.
+        versions: size and version of each file, by path.
     """
     files = [(rank, path, *versions[path]) for rank, path in sorted(found.by_rank.items())]
     content = [__version__, key, found.kind, found.described, sorted(found.mapped.items()), found.may_be_slices, files]
@@ -106,19 +106,19 @@ def find_files(  # noqa: PLR0913 - each is a choice by itself
     """Find the file of each rank, or the files of a unified checkpoint.
 
     Args:
-        store: the folder.
-        chosen: the one file in it that is meant: it holds all parameters (of the first of `ranks`), or is a map of files.
-        step: the training step that is wanted.
-        pattern: a shell pattern that the names must match, or the paths if there is a `/` in it.
-        ranks: the ranks that the source's strategy describes; None: there is no strategy.
-        one_stage: whether these are the ranks of one pipeline stage, and others may belong to the same checkpoint.
-        each: whether each file is wanted by itself, however the ranks share the parameters.
-        access: the way to the folder, if it is in an object store.
+        store: folder of the checkpoint.
+        chosen: name of the one requested file. It holds all parameters (of the first of `ranks`), or is an index of files.
+        step: requested training step.
+        pattern: glob pattern that the names must match, or the paths if it contains a `/`.
+        ranks: ranks that the source strategy describes. None: there is no strategy.
+        one_stage: whether these are the ranks of one pipeline stage, so that others may belong to the same checkpoint.
+        each: whether each file is read separately, however the ranks share the parameters.
+        access: options of the object store, if the folder is in one.
 
     Raises:
-        DataError: a map is damaged, or files are not those that the manifest describes.
-        MissingInputError: there are none.
-        RequestError: it is not clear which.
+        DataError: an index is damaged, or files are not those that the manifest lists.
+        MissingInputError: there are no files.
+        RequestError: the selection is ambiguous.
     """
     if chosen is not None and not is_map(chosen):
         refuse_pytorch(store.url, (), chosen)
@@ -138,7 +138,7 @@ def find_files(  # noqa: PLR0913 - each is a choice by itself
 
 
 def _undescribed(store: ReadStore, entries: Sequence[Stat], chosen: str | None, asked: _Asked) -> Files:
-    """Find files by their names or an index of parameters, without a manifest."""
+    """Return the files by their names or an index, without a manifest."""
     anything = asked.step is None and asked.pattern is None
     beside = [entry.name for entry in entries if not entry.is_folder and not entry.name.startswith(".")]
     folders = {} if chosen is not None else rank_folders((entry.name for entry in entries if entry.is_folder), store.url)
@@ -154,13 +154,13 @@ def _undescribed(store: ReadStore, entries: Sequence[Stat], chosen: str | None, 
 
 
 def _with_manifest(found: Files, store: ReadStore, manifest: Manifest, folder: str = "") -> Files:
-    """Add what a manifest says of files that were chosen in another way, as far as they are still those that it lists.
+    """Add information from a manifest to files that were selected otherwise, as far as they are unchanged since.
 
     Args:
-        found: the files.
-        store: the folder of the manifest.
-        manifest: the manifest.
-        folder: the path of the files' folder in it, with a slash at its end.
+        found: selected files.
+        store: folder of the manifest.
+        manifest: manifest that lists the files.
+        folder: path of the files' folder relative to that of the manifest, with a slash at its end.
     """
     wanted = [path for path in found.by_rank.values() if manifest.may_be_slices or is_hyper(path)]
     listed = listed_and_unchanged(store, manifest, [f"{folder}{path}" for path in wanted])
@@ -169,7 +169,7 @@ def _with_manifest(found: Files, store: ReadStore, manifest: Manifest, folder: s
 
 
 class _Asked(NamedTuple):
-    """Select files, see `find_files`."""
+    """Criteria of the selection of files, see `find_files`."""
 
     step: int | None
     pattern: str | None
@@ -179,7 +179,7 @@ class _Asked(NamedTuple):
 
 
 def _described(store: ReadStore, manifest: Manifest, entries: Sequence[Stat], ranks: range | None) -> Files:
-    """Return the files in a manifest, restricted to `ranks` if they are given."""
+    """Return the files that a manifest lists, or only those of `ranks`."""
     paths = paths_of(manifest, store.url)
     check_described(store, manifest, entries)
     own, slices = frozenset(paths.values()), manifest.may_be_slices
@@ -191,7 +191,7 @@ def _described(store: ReadStore, manifest: Manifest, entries: Sequence[Stat], ra
 
 
 def _mapped(store: ReadStore, map_name: str, beside: Sequence[str], *, folders: bool, chosen: bool) -> Files:
-    """Return the files in an index of parameters."""
+    """Return the files that an index lists."""
     if folders and not chosen:
         raise RequestError(
             "AmbiguousFiles",
@@ -214,7 +214,7 @@ def _mapped(store: ReadStore, map_name: str, beside: Sequence[str], *, folders: 
 
 
 def _of_folders(store: ReadStore, folders: Mapping[int, str], asked: _Asked) -> Files:
-    """Return the files in rank folders, or one level below."""
+    """Return the files in the folders of ranks, or one level below."""
     ranks = asked.ranks
     wanted = {rank: folder for rank, folder in sorted(folders.items()) if not asked.one_stage or ranks is None or rank in ranks}
     listed = dict(zip(wanted, store.list_folders(list(wanted.values())), strict=True))
@@ -231,7 +231,7 @@ def _of_folders(store: ReadStore, folders: Mapping[int, str], asked: _Asked) -> 
 
 
 def _of_one_folder(names: Sequence[str], where: str, asked: _Asked) -> Files:
-    """Return the files of a folder without rank folders: files of all ranks, of whole tensors, or a single file."""
+    """Return the files of all ranks, the files of whole tensors, or the one file, in a folder without subfolders of ranks."""
     step, pattern, ranks = asked.step, asked.pattern, asked.ranks
     fitting = [name for name in names if is_candidate(name, pattern)]
     numbered = ranks_of_files(fitting)
@@ -281,10 +281,10 @@ def _files_in(folder: str, entries: Iterable[Stat]) -> list[str]:
 def _below(
     store: ReadStore, folders: Mapping[int, str], listed: Mapping[int, Sequence[Stat]], pattern: str | None
 ) -> dict[int, list[str]]:
-    """Return the files one level below rank folders, as in rank_0/ckpt/.
+    """Return the files one level below the folders of ranks, as in rank_0/ckpt/.
 
     Raises:
-        RequestError: several folders of a rank hold some.
+        RequestError: a rank has several folders with checkpoint files.
     """
     inner = [(rank, f"{folders[rank]}/{entry.name}") for rank in folders for entry in listed[rank] if entry.is_folder]
     paths: dict[int, list[str]] = {rank: [] for rank in folders}
@@ -302,10 +302,10 @@ def _below(
 
 
 def _nothing(store: ReadStore, entries: Sequence[Stat]) -> MissingInputError:
-    """Return the error for a folder without a file of a checkpoint.
+    """Return the error for a folder without checkpoint files.
 
     Raises:
-        RequestError: the folder contains a checkpoint of PyTorch.
+        RequestError: the folder contains a PyTorch checkpoint.
     """
     if store.stat("") is None:
         return MissingInputError("SourceMissing", "no such folder", where=store.url, fix=_WHERE_RANKS_ARE)

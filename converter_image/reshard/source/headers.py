@@ -1,4 +1,4 @@
-"""Read headers over a network with few round trips, many at a time."""
+"""Read headers over a network, where every read is a round trip: with few reads, many at a time."""
 
 from __future__ import annotations
 
@@ -13,22 +13,22 @@ if TYPE_CHECKING:
     from reshard.checkpoint.inventory import Header, RangeReader, Structure
     from reshard.storage.protocol import Reader
 
-    # Ranges of one file, as (offset, length) in bytes.
+    # Reads of one file, as (offset, length) in bytes.
     Reads = tuple[tuple[int, int], ...]
 
-# A `.ckpt` is read by hopping from head to head. Where one lies close behind another, so will the next.
+# A `.ckpt` header is read head by head. If one is close to the previous one, the next will probably be too.
 _SMALLEST_BLOCK = 16 << 10
 _LARGEST_BLOCK = 1 << 20
 _MEMORY = 4 << 20
-# Of a head whose place is known; its name is seldom longer.
+# Size of a read at the known position of a head. Names are rarely longer.
 _HEAD = 64 << 10
 
 
 class Blocks:
-    """A file that is read in blocks, which grow during sequential reads.
+    """Reader of a file in blocks, which grow while the reads are sequential.
 
     Attributes:
-        reads: what was read, as (offset, length).
+        reads: blocks read so far, as (offset, length).
     """
 
     def __init__(self, reader: RangeReader) -> None:
@@ -51,12 +51,12 @@ class Blocks:
 
 
 def read_remote_header(reader: Reader, seen: dict[bytes, Structure] | None, expected: Reads) -> tuple[Header, Reads]:
-    """What a file holds and where, see `reshard.checkpoint.read_header`; and what was read to find out.
+    """Return the header of a file, see `reshard.checkpoint.read_header`, and the reads that it took.
 
     Args:
-        reader: the file.
-        seen: structures of files before.
-        expected: what was read of a file that is probably like it: that is fetched at once.
+        reader: reader of the file.
+        seen: structures of files read before.
+        expected: reads of a file that is probably similar. They are prefetched.
     """
     inside = ((offset, min(length, reader.size - offset)) for offset, length in expected if offset < reader.size)
     with prefetched(reader, inside, _MEMORY, remote=True) as ahead:
@@ -65,5 +65,5 @@ def read_remote_header(reader: Reader, seen: dict[bytes, Structure] | None, expe
 
 
 def heads(positions: Iterable[int], size: int) -> Iterator[tuple[int, int]]:
-    """Return the ranges that are read from a file with heads at these positions."""
+    """Yield the reads of a file whose heads are at these positions."""
     return ((position, min(_HEAD, size - position)) for position in positions)

@@ -1,9 +1,9 @@
-"""The index of a source: everything that a rank requires before it reads its first byte, in one document.
+"""The index of a source: one document with everything that a rank has to know before it reads data.
 
-A plan leaves it for the pods of its ranks (`.reshard/<job>/inventory.json`); with `output: Index` the commit keeps it
-(`reshard-index.json`), so that every rank of a training can load its part without anybody reading the source's headers again. It
-names files by their paths within the source and by their versions; where the source is, whoever reads it says: an index from
-elsewhere can lead nobody to another place.
+A plan writes it for the pods of its ranks (`.reshard/<job>/inventory.json`). With `output: Index`, the commit keeps it
+(`reshard-index.json`), so that every rank of a training job can load its slices without reading the source's headers again. It
+lists files by paths relative to the source and by versions. The reader provides the location of the source, so that an index from
+an untrusted origin cannot refer to another one.
 """
 
 from __future__ import annotations
@@ -29,11 +29,11 @@ _LARGEST_INDEX = 1 << 30
 
 
 class Selected(msgspec.Struct, frozen=True):
-    """The result of selecting the files of a source.
+    """Result of the selection of a source's files.
 
     Attributes:
-        step: the epoch and step that they are of, where their names say so.
-        stages: how many pipeline stages there are, where the source is one of them and that is known.
+        step: epoch and step of the files, if their names contain them.
+        stages: number of pipeline stages, if the source is one of them and the number is known.
     """
 
     step: tuple[int, int] | None = None
@@ -41,26 +41,26 @@ class Selected(msgspec.Struct, frozen=True):
 
 
 class CheckpointIndex(msgspec.Struct, frozen=True, rename="camel", kw_only=True):
-    """An index.
+    """Index of a source.
 
     Attributes:
-        schema: the form of this document.
-        digest: the digest of the job that it was made for; of one with `output: Index` everything here but
-            `inconsistent_replicas` and `checked` follows from it.
-        inventory: what the source holds.
-        inconsistent_replicas: names of parameters whose copies differ between source ranks, which the user accepts.
-        checked: how much of the source was checked: with "Full" its CRC32s, and all copies of its parameters.
-        source_strategy: the source's strategy, as the content of a strategy file; None: one whole rank.
-        target_strategy: the target's strategy, likewise.
-        source_only: what happens to parameters that only the source's strategy names.
-        allow_missing: whether what only the target's strategy names is left out.
-        selected: what the choice of the source's files has told.
-        encrypted: blocks of those of its files that are, by path.
-        rename: what parameters are called at the target.
+        schema: schema version of this document.
+        digest: digest of the task that the index was created for. With `output: Index`, it determines all fields except
+            `inconsistent_replicas` and `checked`.
+        inventory: files of the source.
+        inconsistent_replicas: names of parameters whose copies differ between source ranks, which the request accepts.
+        checked: amount of the source that was checked. "Full": its CRC32s, and all copies of its parameters.
+        source_strategy: source strategy, as the content of a strategy file. None: one rank with whole parameters.
+        target_strategy: target strategy, in the same form.
+        source_only: handling of parameters that only the source strategy names.
+        allow_missing: whether parameters that only the target strategy names are left out.
+        selected: result of the selection of the source's files.
+        encrypted: blocks of the encrypted files, by path.
+        rename: new names of parameters.
         allow_inconsistent: patterns of parameters whose copies may differ between source ranks.
-        replicas: the choice among several copies of a slice.
-        allow_single_rank: whether the source may be the file of one rank although other ranks are next to it.
-        allow_equal_slices: whether ranks may hold equal content where the source's strategy gives them different slices.
+        replicas: choice among several copies of a slice.
+        allow_single_rank: whether the source may be the file of one rank, although other ranks are next to it.
+        allow_equal_slices: whether ranks may hold equal content where the source strategy gives them different slices.
     """
 
     schema: Literal["reshard.dev/index/v1"] = "reshard.dev/index/v1"
@@ -81,18 +81,18 @@ class CheckpointIndex(msgspec.Struct, frozen=True, rename="camel", kw_only=True)
     allow_equal_slices: bool = False
 
     def strategies(self) -> tuple[Strategy | None, Strategy | None]:
-        """Return the strategies of source and target.
+        """Source strategy and target strategy.
 
         Raises:
-            DataError: one is damaged.
+            DataError: a strategy is damaged.
         """
         return _unpacked(self.source_strategy), _unpacked(self.target_strategy)
 
     def check_level(self, wanted: Verification, where: str) -> None:
-        """Check that the source was verified at least at the requested level.
+        """Check that the source was checked at least at the requested level.
 
         Raises:
-            RequestError: it was not.
+            RequestError: it was checked at a lower level.
         """
         if STRICTNESS[self.checked] < STRICTNESS[wanted]:
             level = wanted.lower()
@@ -105,7 +105,7 @@ class CheckpointIndex(msgspec.Struct, frozen=True, rename="camel", kw_only=True)
 
 
 def packed(strategy: Strategy | None) -> bytes | None:
-    """A strategy in an index."""
+    """Return a strategy in the form that an index holds."""
     if strategy is None:
         return None
     shapes = dict(enumerate(strategy.shapes, strategy.first))
@@ -118,10 +118,10 @@ def _unpacked(content: bytes | None) -> Strategy | None:
 
 
 def decode_index(content: bytes, where: str) -> CheckpointIndex:
-    """Read an index from its document.
+    """Decode an index.
 
     Raises:
-        DataError: it is damaged, or contradicts itself.
+        DataError: the index is damaged, or contradicts itself.
     """
     index = decode(content, CheckpointIndex, where)
     if (problem := _problem(index.inventory)) is not None:
@@ -130,11 +130,11 @@ def decode_index(content: bytes, where: str) -> CheckpointIndex:
 
 
 def read_index(url: str, access: Access | None = None) -> CheckpointIndex:
-    """Read the index that `output: Index` wrote to a target. An object store receives one request.
+    """Read the index in a target of a transform with `output: Index`. In an object store, this takes one request.
 
     Raises:
-        DataError: it is damaged.
-        MissingInputError: there is none.
+        DataError: the index is damaged.
+        MissingInputError: the target has no index.
     """
     store = open_store(url, access)
     try:
@@ -147,7 +147,7 @@ def read_index(url: str, access: Access | None = None) -> CheckpointIndex:
 
 
 def _problem(inventory: Inventory) -> str | None:
-    """Return what is invalid in an inventory from a document, if anything."""
+    """Return what is invalid in an inventory of unknown origin. None: it is valid."""
     ranks = [file.rank for file in inventory.files]
     if not ranks or ranks != sorted(set(ranks)):
         return "the files are not in ascending order of rank"

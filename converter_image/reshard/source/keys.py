@@ -1,4 +1,4 @@
-"""Read keys."""
+"""Read a key from a file, an environment variable or memory."""
 
 from __future__ import annotations
 
@@ -13,17 +13,17 @@ from reshard.spec.urls import local_path
 if TYPE_CHECKING:
     from reshard.spec.keys import Encryption, Key
 
-# Limit for reading a key file. No key is longer.
+# Maximum number of bytes read from a file. No key is longer.
 _MOST_BYTES = max(max(lengths) for lengths in KEY_BYTES.values()) + 2
 
 
 def read_key(encryption: Encryption) -> bytes:
-    """Return the bytes of a key. A trailing line end is removed if the length is invalid otherwise.
+    """Return the bytes of a key. A line ending after the key is removed if the key would have an invalid length otherwise.
 
     Raises:
-        AccessError: the file may not be read.
-        MissingInputError: there is no such file or variable.
-        UsageError: there is no key of this length.
+        AccessError: permission to read the file is denied.
+        MissingInputError: the file or variable does not exist.
+        UsageError: the key has an invalid length.
     """
     found, mode = _found(encryption.key), encryption.mode
     lengths = KEY_BYTES[mode]

@@ -1,4 +1,4 @@
-"""Names in a folder: the rank that each file or folder belongs to, and the files of one checkpoint. Pure."""
+"""Names in a folder: the rank of each file or folder, and the files of one checkpoint. Pure."""
 
 from __future__ import annotations
 
@@ -13,10 +13,10 @@ from reshard.errors import DataError, MissingInputError, RequestError
 if TYPE_CHECKING:
     from collections.abc import Collection, Iterable, Mapping
 
-# MindSpore documents rank_0; launchers and scripts also make rank0, rank-0, device_0 and device0.
+# MindSpore documents rank_0. Launchers and scripts also create rank0, rank-0, device_0 and device0.
 _RANK_FOLDER = re.compile(r"(rank|device)([_-]?)([0-9]{1,9})")
 _USUAL = "rank_"
-# checkpoint_3.ckpt, net_rank3.safetensors, rank_3-1_100.ckpt: a word that announces a rank, the rank, perhaps epoch and step.
+# checkpoint_3.ckpt, net_rank3.safetensors, rank_3-1_100.ckpt: a word before the rank, the rank, optionally epoch and step.
 _RANK_FILE = re.compile(
     r"(.*(?:rank|device|checkpoint|ckpt)[_-]?)([0-9]{1,9})(?:-[0-9]{1,18}_[0-9]{1,18})?\.(?:ckpt|safetensors)", re.IGNORECASE
 )
@@ -28,7 +28,7 @@ _SHOWN = 4
 
 
 def is_candidate(path: str, pattern: str | None = None) -> bool:
-    """Return whether a path names a checkpoint file that matches a shell pattern.
+    """Return whether a path names a checkpoint file that matches a glob pattern.
 
     A pattern with a `/` is matched against the whole path, any other against the name.
     """
@@ -39,7 +39,7 @@ def is_candidate(path: str, pattern: str | None = None) -> bool:
 
 
 def preview(names: Collection[str]) -> str:
-    """Return a few of these names in order, and how many more there are."""
+    """Return a few of these names in order, and the number of the others."""
     shown = sorted(names)
     return ", ".join(shown[:_SHOWN]) + (f" and {len(shown) - _SHOWN} more" if len(shown) > _SHOWN else "")
 
@@ -47,15 +47,15 @@ def preview(names: Collection[str]) -> str:
 def rank_folders(names: Iterable[str], where: str) -> dict[int, str]:
     """Return the folder of each rank.
 
-    Folders that are named `rank_<r>` count; if there are none, those of the only other spelling that is in use.
+    Folders named `rank_<r>` are used. If there are none, folders in another spelling are used, provided that all have the same.
 
     Args:
-        names: the folders' names.
-        where: the folder that holds them, for messages.
+        names: names of the folders.
+        where: parent folder, for messages.
 
     Raises:
-        DataError: two folders are of one rank.
-        RequestError: several spellings other than `rank_<r>` are in use.
+        DataError: two folders belong to the same rank.
+        RequestError: several spellings other than `rank_<r>` are used.
     """
     spellings: dict[str, dict[int, str]] = defaultdict(dict)
     for name in names:
@@ -81,7 +81,7 @@ def rank_folders(names: Iterable[str], where: str) -> dict[int, str]:
 
 
 def ranks_of_files(names: Iterable[str]) -> dict[int, list[str]]:
-    """Return the files of each rank if all names follow one pattern with a rank in it; else nothing."""
+    """Return the files of each rank if all names follow one pattern that contains a rank, otherwise an empty dict."""
     families: set[tuple[str, str]] = set()
     ranks: dict[int, list[str]] = defaultdict(list)
     for name in names:
@@ -93,7 +93,7 @@ def ranks_of_files(names: Iterable[str]) -> dict[int, list[str]]:
 
 
 def other_ranks(name: str, names: Iterable[str]) -> list[str]:
-    """Return the names, of files or of folders, that follow the pattern of `name` with another rank."""
+    """Return the names of files or folders that follow the pattern of `name` with another rank."""
     own = _family(name)
     if own is None:
         return []
@@ -102,9 +102,9 @@ def other_ranks(name: str, names: Iterable[str]) -> list[str]:
 
 
 def exchanged(paths: Mapping[int, str]) -> list[int]:
-    """Return the ranks whose paths say another of these ranks, if the paths number exactly these ranks.
+    """Return the ranks whose paths contain another of these ranks, if the ranks in the paths are exactly these ranks.
 
-    Names with `device` are left out: they may number the devices of a machine in another order.
+    Names with `device` are ignored: they may number the devices of a machine in another order.
     """
     families = {rank: _family(path.rpartition("/")[2]) for rank, path in paths.items()}
     said = {rank: family[2] for rank, family in families.items() if family is not None and "device" not in family[0].lower()}
@@ -113,14 +113,14 @@ def exchanged(paths: Mapping[int, str]) -> list[int]:
 
 
 def refuse_exchanged(paths: Mapping[int, str], fix: str) -> None:
-    """Reject files whose names, or whose folders' names, contain the ranks of other files.
+    """Refuse files whose names, or whose folders' names, contain one another's ranks.
 
     Args:
-        paths: a file for each rank.
-        fix: what to do about it.
+        paths: file of each rank.
+        fix: remedy, for the message.
 
     Raises:
-        DataError: they do.
+        DataError: names contain one another's ranks.
     """
     if wrong := exchanged(paths) or exchanged({rank: path.rpartition("/")[0] for rank, path in paths.items()}):
         raise DataError(
@@ -133,13 +133,13 @@ def refuse_exchanged(paths: Mapping[int, str], fix: str) -> None:
 
 
 def rank_of(name: str) -> int | None:
-    """Return the rank in the name of a file or folder, if any."""
+    """Return the rank in the name of a file or folder. None: there is none."""
     family = _family(name)
     return None if family is None else family[2]
 
 
 def _family(name: str) -> tuple[str, str, int] | None:
-    """Return the common parts of a name before and after the rank, and the rank."""
+    """Return the parts of a name before and after its rank, which all ranks share, and the rank."""
     if found := _RANK_FOLDER.fullmatch(name):
         return found[1] + found[2], "", int(found[3])
     if found := _RANK_FILE.fullmatch(name):
@@ -150,10 +150,10 @@ def _family(name: str) -> tuple[str, str, int] | None:
 
 
 def shards(names: Collection[str], where: str) -> list[str]:
-    """Return the files of whole tensors that Hugging Face's libraries number, if these names are those of one set; else nothing.
+    """Return the numbered files of a Hugging Face checkpoint if these names are one complete set, otherwise an empty list.
 
     Raises:
-        MissingInputError: some of the set are missing.
+        MissingInputError: some files of the set are missing.
     """
     found = [_SHARD.fullmatch(name) for name in names]
     sets = {(match[1], match[3]) if match else None for match in found}

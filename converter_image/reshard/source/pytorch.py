@@ -1,4 +1,4 @@
-"""PyTorch's checkpoints in a store. They can be inspected; no transform reads them yet."""
+"""PyTorch checkpoints in a store. They can be inspected, but no transform reads them yet."""
 
 from __future__ import annotations
 
@@ -21,17 +21,17 @@ _ENDINGS = (".pt", ".pth", ".bin")
 
 
 def read_pytorch(store: ReadStore, chosen: str | None) -> Checkpoint | Archive | None:
-    """Return what a PyTorch checkpoint contains: a distributed one, or one file of `torch.save`.
+    """Return the content of a PyTorch checkpoint: a distributed checkpoint, or one file of `torch.save`.
 
     Args:
-        store: the folder.
-        chosen: the file in it; None: the folder is the checkpoint.
+        store: folder of the checkpoint.
+        chosen: name of the file in it. None: the folder is the checkpoint.
 
     Returns:
-        None if the names of the files are not those of a PyTorch checkpoint.
+        The content. None: by the names of the files, this is not a PyTorch checkpoint.
 
     Raises:
-        DataError: it is damaged or not supported.
+        DataError: the checkpoint is damaged, or contains something that is not supported.
         MissingInputError: a file that the metadata lists does not exist.
     """
     if chosen is not None:
@@ -53,12 +53,12 @@ def refuse_pytorch(url: str, names: Sequence[str], chosen: str | None = None) ->
     """Refuse a PyTorch checkpoint as the source of a transform.
 
     Args:
-        url: the folder.
-        names: the files in it.
-        chosen: the one of them that was requested.
+        url: URL of the folder.
+        names: names of the files in it.
+        chosen: name of the requested file.
 
     Raises:
-        RequestError: it is one, by the names of the files.
+        RequestError: by the names of the files, this is a PyTorch checkpoint.
     """
     files = [name for name in names if name.endswith(_ENDINGS)] if chosen is None else [chosen]
     if chosen is None and metadata_files(names):

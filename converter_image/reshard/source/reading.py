@@ -1,4 +1,4 @@
-"""Read the headers of a source's files into an inventory."""
+"""Read the inventory of a source. All headers are read here, once."""
 
 from __future__ import annotations
 
@@ -29,20 +29,20 @@ def read_inventory(store: ReadStore, found: Files, *, workers: int, advance: Cal
     """Read the headers of a source's files.
 
     Args:
-        store: the storage that holds them.
-        found: the files.
-        workers: how many are read at a time.
-        advance: called with the number of files that are done since the last call.
+        store: store of the files.
+        found: files of the source.
+        workers: number of files read at a time.
+        advance: callback with the number of files processed since the last call.
 
     Raises:
-        DataError: a file is damaged; the message names it.
+        DataError: a file is damaged. The message names it.
     """
     files = found.by_rank
     ranks = sorted(files)
     read = partial(_read, store, seen={}, alike={}, advance=advance)
     numbers: dict[Hashable, int] = {}
     structures: list[Structure] = []
-    by_identity: dict[int, int] = {}  # of those in `structures` only, which live as long as this
+    by_identity: dict[int, int] = {}  # valid while `structures` keeps the objects alive
     entries = []
     with ThreadPoolExecutor(files_at_once(workers, remote=store.remote)) as pool:
         first = [read(files[rank], expected=()) for rank in ranks[:1]]
@@ -57,7 +57,7 @@ def read_inventory(store: ReadStore, found: Files, *, workers: int, advance: Cal
                     structures.append(structure)
                     by_identity[id(structure)] = number
             entries.append(SourceFile(rank, files[rank], size, version, number, header.crc, sample, changed))
-    foreign = found.kind == "Unified" and bool(found.mapped)  # a manifest needs no map
+    foreign = found.kind == "Unified" and bool(found.mapped)  # a manifest replaces the index
     slices = _possible_slices(found, entries, structures)
     inventory = Inventory(tuple(entries), tuple(structures), found.kind, foreign, slices)
     if inventory.unified:
@@ -66,14 +66,14 @@ def read_inventory(store: ReadStore, found: Files, *, workers: int, advance: Cal
 
 
 def _possible_slices(found: Files, files: Sequence[SourceFile], structures: Sequence[Structure]) -> tuple[str, ...]:
-    """Return the names of parameters that may be slices, by a manifest or by the name of a file that no manifest lists."""
+    """Return the names of parameters that may be slices, by a manifest, or by the name of a file that no manifest lists."""
     hyper = {file.structure for file in files if is_hyper(file.path) and file.path not in found.own}
     unknown = {name for number in hyper for name in possible_slices(structures[number])}
     return tuple(sorted(unknown.union(found.may_be_slices)))
 
 
 class _Read(NamedTuple):
-    """The header of one file, and the ranges that were read."""
+    """The header of one file, and the reads that it took."""
 
     header: Header
     size: int
@@ -95,16 +95,17 @@ def _read(
     """Read one file's header.
 
     Args:
-        store: the storage that holds the file.
-        path: the path of the file there.
-        seen: structures of files before. Added to.
-        alike: what was read of the first file of each length: those of a pipeline stage have one, and one structure. Added to.
-        expected: what is probably read of one of another length.
-        advance: called as for `read_inventory`.
+        store: store of the file.
+        path: path of the file in it.
+        seen: structures of files read before. New ones are added.
+        alike: reads of the first file of each size: files of a pipeline stage have equal sizes and structures. New ones are
+            added.
+        expected: probable reads of a file with another size.
+        advance: callback as in `read_inventory`.
     """
     reads: Reads = ()
     with closing(store.open(path)) as reader:
-        if store.remote:  # a version there identifies the content
+        if store.remote:  # versions in an object store identify the content
             header, reads = read_remote_header(reader, seen, alike.get(reader.size, expected))
             alike.setdefault(reader.size, reads)
             sample = ""

@@ -1,4 +1,4 @@
-"""Select the file of each rank, with one rule for both formats. Pure."""
+"""Select the file of each rank, by one rule for both formats. Pure."""
 
 from __future__ import annotations
 
@@ -16,10 +16,10 @@ if TYPE_CHECKING:
     from collections.abc import Iterable, Mapping, Sequence
 
 _STEP = re.compile(r"-([0-9]{1,18})_([0-9]{1,18})\.[a-z]+$")
-_BREAKPOINT = re.compile(r"_breakpoint\.[a-z]+$")  # files that MindSpore saves when training is interrupted
+_BREAKPOINT = re.compile(r"_breakpoint\.[a-z]+$")  # MindSpore also saves this file when training fails
 _NUMBERS = re.compile(r"[0-9]+")
-_START = re.compile(r"_([0-9]{1,18})$")  # how often training was started in a folder, from the second time on
-# Number of older steps that are kept in case the newest one is damaged.
+_START = re.compile(r"_([0-9]{1,18})$")  # number of the start of training in a folder, from the second one on
+# Number of older steps that are remembered, in case that the newest one is damaged.
 _MOST_OLDER = 16
 
 Step = tuple[int, int]  # epoch and step
@@ -27,12 +27,12 @@ Step = tuple[int, int]  # epoch and step
 
 @dataclass(frozen=True, slots=True)
 class Selection:
-    """The chosen files.
+    """The selected files.
 
     Attributes:
         files: paths by rank.
-        notes: what a user should know of the choice, a sentence each.
-        step: the epoch and step that they are of, where their names say so.
+        notes: messages for the user about the selection, one sentence each.
+        step: epoch and step of the files, if their names contain them.
         older: selections of older steps that every rank has, newest first.
     """
 
@@ -45,22 +45,22 @@ class Selection:
 def select_files(
     paths: Mapping[int, list[str]], *, step: int | None = None, pattern: str | None = None, expected: range | None = None
 ) -> Selection:
-    """Select one file for each rank, by default the newest step that every rank has.
+    """Select one file for each rank. Default: the newest step that every rank has.
 
-    If the strategy describes some of the ranks only, a step counts that those have and no other rank has: the others are left
-    from a run on another number of ranks.
+    If the strategy describes only some of the ranks, a step is selected that these ranks have and no other rank has: the files of
+    the other ranks were written by a run on another number of ranks.
 
     Args:
-        paths: the paths of each rank's files.
-        step: the training step that is wanted.
-        pattern: a shell pattern that the names must match, or the paths if there is a `/` in it.
-        expected: the ranks that the source's strategy describes; None: all.
+        paths: paths of each rank's files.
+        step: requested training step.
+        pattern: glob pattern that the names must match, or the paths if it contains a `/`.
+        expected: ranks that the source strategy describes. None: all.
 
     Raises:
-        MissingInputError: a rank has no file that fits.
-        DataError: the files are of several formats, a chosen one's name is not in UTF-8, there are more ranks than expected, or
-            names say other ranks.
-        RequestError: a rank has several that fit equally well, or ranks have files of different names.
+        MissingInputError: a rank has no matching file.
+        DataError: the files have several formats, the name of a selected file is not valid UTF-8, there are more ranks than
+            expected, or names contain the ranks of others.
+        RequestError: a rank has several files that match equally well, or the files of ranks have different names.
     """
     selected = _select(paths, step, pattern, expected)
     refuse_exchanged(selected.files, "move each file to the folder of its rank; if the folders are correct, rename the files")
@@ -84,7 +84,7 @@ def select_files(
 def _select(paths: Mapping[int, list[str]], step: int | None, pattern: str | None, expected: range | None) -> Selection:
     fitting = {rank: [path for path in found if is_candidate(path, pattern)] for rank, found in paths.items()}
     candidates = {rank: [path for path in found if not _BREAKPOINT.search(path)] for rank, found in fitting.items()}
-    if pattern and not any(candidates.values()):  # it asks for nothing but those
+    if pattern and not any(candidates.values()):  # the pattern matches only breakpoint files
         candidates = fitting
     mine = {rank: found for rank, found in candidates.items() if expected is None or rank in expected}
     others = {rank: found for rank, found in candidates.items() if rank not in mine and found}
@@ -114,9 +114,9 @@ def _select(paths: Mapping[int, list[str]], step: int | None, pattern: str | Non
 
 
 def _names(files: Mapping[int, str]) -> list[str]:
-    """Return one of each group of files whose names differ in numbers only; files of several groups may be of several runs.
+    """Return one name of each group of files whose names differ only in numbers. Several groups may belong to several runs.
 
-    A run that finds files of its name in a folder saves `net_1-1_100.ckpt` next to `net-1_100.ckpt`.
+    A run that finds files with its prefix in a folder saves `net_1-1_100.ckpt` next to `net-1_100.ckpt`.
     """
     first: dict[str, str] = {}
     for path in files.values():
@@ -125,13 +125,13 @@ def _names(files: Mapping[int, str]) -> list[str]:
 
 
 def _restarted(files: Mapping[int, str]) -> tuple[int, ...]:
-    """Return the ranks whose files are from another run of training than those of most ranks.
+    """Return the ranks whose files belong to another start of training than those of most ranks.
 
-    A number at the end of a prefix may also be that of the rank, or of its device in a node.
+    A number at the end of a prefix can also be that of the rank, or of its device in a node.
     """
     starts: dict[int, int | None] = {}
     for rank, path in files.items():
-        if not _STEP.search(path):  # MindSpore numbers no others
+        if not _STEP.search(path):  # MindSpore numbers no other files
             return ()
         found = _START.search(_STEP.sub("", path))
         starts[rank] = int(found[1]) if found else None
@@ -143,7 +143,7 @@ def _restarted(files: Mapping[int, str]) -> tuple[int, ...]:
 
 
 def epoch_and_step(name: str) -> Step | None:
-    """Return the epoch and step in a file's name."""
+    """Return the epoch and step in the name of a file. None: the name contains none."""
     match = _STEP.search(name)
     return (int(match[1]), int(match[2])) if match else None
 
@@ -154,7 +154,7 @@ def natural(name: str) -> list[tuple[int, str]]:
 
 
 def option_for(step: Step, others: Iterable[Step] = ()) -> str:
-    """Return the option that chooses a step among others."""
+    """Return the option that selects a step among others."""
     if any(other[1] == step[1] for other in others if other != step):
         pattern = f"*-{step[0]}_{step[1]}.*"
         return f"--files '{pattern}' (spec.source.files.pattern)"
@@ -205,7 +205,7 @@ def _of_step(
 
 
 def _notes_on_epochs(found: Sequence[Step]) -> tuple[str, ...]:
-    """Return a note on several epochs that have the requested step."""
+    """Return the note about several epochs that have the requested step, in ascending order."""
     if len(found) == 1:
         return ()
     *others, chosen = found
@@ -216,7 +216,7 @@ def _notes_on_epochs(found: Sequence[Step]) -> tuple[str, ...]:
 def _notes_on_newer(
     saved: Mapping[int, Mapping[Step | None, list[str]]], foreign: Mapping[Step | None, tuple[int, ...]], chosen: Step
 ) -> tuple[str, ...]:
-    """Return notes on newer steps that are not read."""
+    """Return the note about newer steps that are not read."""
     newer: dict[Step, list[int]] = defaultdict(list)
     for rank, found in saved.items():
         for key in found:
@@ -237,7 +237,7 @@ def _notes_on_newer(
 
 
 def _notes_on_others(foreign: Mapping[Step | None, tuple[int, ...]], expected: range | None) -> tuple[str, ...]:
-    """Return notes on ranks that the strategy does not describe."""
+    """Return the notes about ranks that the strategy does not describe."""
     if not foreign or expected is None:
         return ()
     ranks = format_ranks(tuple({rank for found in foreign.values() for rank in found}))
@@ -271,7 +271,7 @@ def _step_missing(saved: Mapping[int, Mapping[Step | None, list[str]]], step: in
 
 def _only(paths: list[str]) -> str:
     if len(paths) == 1:
-        if any("\ud800" <= character <= "\udfff" for character in paths[0]):  # no document can hold it
+        if any("\ud800" <= character <= "\udfff" for character in paths[0]):  # a document cannot hold such a name
             raise DataError("InvalidName", "the file name is not valid UTF-8", where=paths[0], fix="rename the file")
         return paths[0]
     folder = paths[0].rpartition("/")[0]

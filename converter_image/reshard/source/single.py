@@ -1,4 +1,4 @@
-"""Detect one rank's file that would be read as a whole checkpoint."""
+"""Refuse the file of one rank as a complete checkpoint."""
 
 from __future__ import annotations
 
@@ -17,22 +17,22 @@ _MOST_FOLDERS = 16
 
 
 def refuse_one_of_several(store: ReadStore, path: str, access: Access | None = None, *, rank: int | None = None) -> None:
-    """Reject the file of one rank as a whole checkpoint if files of other ranks are next to it or to its folder.
+    """Refuse to read the file of one rank as a complete checkpoint if files of other ranks are next to it or to its folder.
 
     Args:
-        store: the storage that holds the file.
-        path: the path of the file there.
-        access: the way to it, if it is in an object store.
-        rank: the rank that the strategy says it is of; None: it is taken for a whole checkpoint.
+        store: store of the file.
+        path: path of the file in it.
+        access: options of the object store, if the file is in one.
+        rank: rank of the file according to the strategy. None: the file is read as a complete checkpoint.
 
     Raises:
-        RequestError: there are others.
+        RequestError: files of other ranks exist.
     """
     others: list[str] = []
     file = f"{store.url}/{path}"
-    for place in dict.fromkeys((file, without_links(file))):  # by a link's own name, and by that of what is read
+    for place in dict.fromkeys((file, without_links(file))):  # by the name of a link, and by the name of its target
         folder = place
-        for of_files in (True, False, False):  # the file, its folder, and that around a nested one
+        for of_files in (True, False, False):  # the file, its folder, and the parent of a nested folder
             folder, name = parent_and_name(folder)
             if others := _other_ranks(folder, name, access, of_files=of_files):
                 break
@@ -49,19 +49,19 @@ def refuse_one_of_several(store: ReadStore, path: str, access: Access | None = N
 
 
 def _other_ranks(folder: str, name: str, access: Access | None, *, of_files: bool) -> list[str]:
-    """Return what is next to the file or folder of a rank and of other ranks; of folders, if they hold checkpoints."""
+    """Return the files of other ranks next to the file of a rank, or the folders of other ranks that contain checkpoints."""
     if rank_of(name) is None:
         return []
     store = open_store(folder, access)
     try:
         others = other_ranks(name, [entry.name for entry in store.list("") if entry.is_folder != of_files])
         return others if of_files or any(holds_checkpoint(store, other) for other in others[:_MOST_FOLDERS]) else []
-    except AccessError:  # without access to the others, they cannot be listed
+    except AccessError:  # without access to the parent folder, its entries are unknown
         return []
 
 
 def holds_checkpoint(store: ReadStore, folder: str) -> bool:
-    """Return whether there are checkpoint files in a folder, or one level below."""
+    """Return whether a folder contains checkpoint files, directly or one level below."""
     entries = store.list(folder)
     if any(not entry.is_folder and is_candidate(entry.name) for entry in entries):
         return True

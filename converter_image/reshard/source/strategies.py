@@ -1,4 +1,4 @@
-"""Strategies, from a file or a folder of pipeline stages."""
+"""Read strategies from a file, or from a folder with one file per pipeline stage."""
 
 from __future__ import annotations
 
@@ -22,24 +22,24 @@ if TYPE_CHECKING:
     from reshard.storage.protocol import Stat, Store
     from reshard.strategy import StrategyFile
 
-# Strategy files of the largest models are some megabytes.
+# Strategy files of the largest models have some megabytes.
 _LARGEST_STRATEGY = 128 << 20
-# The ranks of one run write their strategies when they have compiled the network, at about the same time.
+# The ranks of one run write their strategies at about the same time, after they have compiled the network.
 _ONE_RUN_SECONDS = 3600
 
 
 def read_strategy(path: str, access: Access | None = None, *, one_stage: bool = False) -> Strategy:
-    """Read a strategy from a file, or merge it from a folder with one file for each pipeline stage (or rank).
+    """Read a strategy from a file, or merge the files of a folder with one per pipeline stage (or rank).
 
     Args:
-        path: the path of the file or folder.
-        access: the way to it, if it is in an object store.
-        one_stage: it is to be that of one stage, whichever.
+        path: path of the file or folder.
+        access: options of the object store, if the path is in one.
+        one_stage: whether the strategy must be that of one stage, with any number.
 
     Raises:
-        DataError: a file is damaged, or they do not belong together.
-        MissingInputError: there is none.
-        RequestError: one stage is wanted, and it is of several.
+        DataError: a file is damaged, or the files do not belong together.
+        MissingInputError: there is no strategy file.
+        RequestError: `one_stage` is true, and the files describe several stages.
     """
     store, found = _find(path, access)
     files = _parse_all(store, found)
@@ -65,11 +65,11 @@ def read_strategy(path: str, access: Access | None = None, *, one_stage: bool = 
 
 
 def read_strategy_files(path: str, access: Access | None = None) -> list[StrategyFile]:
-    """Return the distinct strategy files of a folder in natural order, or the given file.
+    """Read the distinct strategy files of a folder in natural order, or the named file.
 
     Raises:
         DataError: a file is damaged.
-        MissingInputError: there is none.
+        MissingInputError: there is no strategy file.
     """
     return _parse_all(*_find(path, access))
 
@@ -77,7 +77,7 @@ def read_strategy_files(path: str, access: Access | None = None) -> list[Strateg
 def _find(path: str, access: Access | None) -> tuple[Store, dict[str, Stat]]:
     """Return the store of strategy files, and their paths in it.
 
-    A folder holds them itself, or in folders of ranks.
+    A folder contains them directly, or in folders of ranks.
     """
     folder, name = parent_and_name(path)
     store = open_store(folder, access)
@@ -116,7 +116,7 @@ def _joined(folder: str, name: str) -> str:
 
 
 def _parse_all(store: Store, found: Iterable[str]) -> list[StrategyFile]:
-    """Return the distinct files in natural order. Ranks of one stage have equal files."""
+    """Parse files, and return the distinct ones in natural order: ranks of one stage have equal files."""
     contents: dict[bytes, str] = {}
     names = sorted(found, key=natural)
     with ThreadPoolExecutor(files_at_once(1, remote=store.remote)) as pool:
@@ -126,11 +126,11 @@ def _parse_all(store: Store, found: Iterable[str]) -> list[StrategyFile]:
 
 
 def read_restore_ranks(path: str, access: Access | None = None) -> tuple[int, ...]:
-    """Return the ranks whose checkpoints are interchangeable with that of the rank that wrote a group file.
+    """Return the ranks whose checkpoints can replace that of the rank that wrote a file of communication groups.
 
     Raises:
-        DataError: it is no such file.
-        MissingInputError: there is none.
+        DataError: it is not a file of communication groups.
+        MissingInputError: the file does not exist.
     """
     folder, name = parent_and_name(path)
     return restore_ranks(open_store(folder, access).read(name, _LARGEST_STRATEGY), path)
