@@ -1,1 +1,1 @@
-"""Bytes: from a job to the files of its ranks, in one pass and bounded memory."""
+"""Data movement: from a task to the files of its ranks, in one pass and bounded memory."""

@@ -1,4 +1,4 @@
-"""From a rank's plan to its file, in one pass and bounded memory."""
+"""Create the file of a rank from its plan, in one pass and bounded memory."""
 
 from __future__ import annotations
 
@@ -21,14 +21,14 @@ if TYPE_CHECKING:
     from reshard.plan.geometry import Overlap
     from reshard.storage.ahead import Read
 
-# What is read, cut, hashed and written at a time: small enough to stay in a core's cache between these.
+# Bytes that are read, cut, hashed and written at a time: few enough to stay in the CPU cache between these steps.
 TILE_BYTES = 1 << 20
-# With less room than this left in a tile it is handed on, rather than filled with a splinter.
+# A tile with less room than this is passed on, rather than filled with a small fragment.
 _SPLINTER_BYTES = 64 << 10
 
 
 class Small(NamedTuple):
-    """A small tensor, whole."""
+    """A small tensor, as a whole."""
 
     tensor: TargetTensor
     runs: Runs
@@ -36,13 +36,13 @@ class Small(NamedTuple):
 
 
 class Copy(NamedTuple):
-    """A box of a source tensor that is a box of a target's.
+    """A box of a source tensor that is also a box of a target tensor.
 
     Attributes:
-        rank: the source rank that is read.
-        entry: the tensor in its file.
-        source: the box there, in the source's slice.
-        here: those elements, counted from the beginning of the box that they help to fill.
+        rank: source rank to read from.
+        entry: entry of the tensor in the file of the source rank.
+        source: box in the source rank's slice.
+        here: same elements, relative to the start of the box that they are copied to.
     """
 
     rank: int
@@ -52,13 +52,13 @@ class Copy(NamedTuple):
 
 
 class Fill(NamedTuple):
-    """A box of a target tensor that lies contiguously in its file.
+    """A box of a target tensor that is contiguous in its file.
 
     Attributes:
-        box: the elements of the target's slice that are filled.
-        copies: the copies that make it up.
-        dtype: the type of the elements.
-        nbytes: bytes of them all.
+        box: elements of the target's slice.
+        copies: copies that fill the box.
+        dtype: type of the elements.
+        nbytes: length of the box in bytes.
     """
 
     box: Box
@@ -67,16 +67,16 @@ class Fill(NamedTuple):
     nbytes: int
 
 
-# The next bytes of a file: themselves, or where they come from. None: the tile is full, and handed on.
+# The next bytes of a file: a literal, or their origin. None: the tile is full, and passed on.
 Move = bytes | Small | Fill | None
 
 
 def moves(plan: RankPlan, pieces: Iterable[bytes | Span]) -> Iterator[Move]:
-    """All that is done to produce a rank's file, in its order. Pure.
+    """Yield all steps that produce a rank's file, in file order. Pure.
 
     Args:
-        plan: the plan of the rank.
-        pieces: the file as its format lays it out: literal bytes, and spans of the plan's tensors.
+        plan: plan of the rank.
+        pieces: structure of the file in its format: literal bytes, and spans of the plan's tensors.
     """
     room = _Room()
     content: _Content | None = None
@@ -108,25 +108,25 @@ def moves(plan: RankPlan, pieces: Iterable[bytes | Span]) -> Iterator[Move]:
 
 
 class _Room:
-    """What is left of a tile."""
+    """The free room in a tile."""
 
     def __init__(self) -> None:
         self.left = TILE_BYTES
 
     def make(self, nbytes: int) -> Iterator[None]:
-        """Go on to the next tile if this one has no room for so much."""
+        """Start the next tile if this one has not enough room."""
         if self.left < nbytes:
             self.left = TILE_BYTES
             yield None
 
     def take(self, nbytes: int) -> Iterator[None]:
-        """Use so much."""
+        """Use room in the tile."""
         yield from self.make(nbytes)
         self.left -= nbytes
 
 
 def reads(moves: Iterable[Move]) -> Iterator[Read]:
-    """What is read of the source for these moves, in its order. Pure."""
+    """Yield the reads of the source for these moves, in order. Pure."""
     for move in moves:
         if isinstance(move, Small):
             yield from reads_of_small(move.tensor, move.runs)
@@ -136,17 +136,17 @@ def reads(moves: Iterable[Move]) -> Iterator[Read]:
 
 
 def reads_of_spans(plan: RankPlan, spans: Iterable[Span]) -> Iterator[Read]:
-    """What is read of the source for spans that are produced each by itself, in their order. Pure."""
+    """Yield the reads of the source for spans that are produced separately, in order. Pure."""
     return reads(move for span in spans if span.length for move in moves(plan, [span]))
 
 
 def carry_out(moves: Iterable[Move], files: SourceFiles, emit: Callable[[memoryview], None]) -> None:
-    """Produce the bytes of these moves, one behind the other.
+    """Produce the bytes of these moves, in order.
 
     Args:
-        moves: the moves to make; the last hands on what is left.
-        files: the files of the source, to read from.
-        emit: called with each next part of the file; the memory is used again once it returns.
+        moves: moves to execute. The last one passes on the rest.
+        files: files of the source.
+        emit: callback with the next part of the file. The buffer is reused after it returns.
 
     Raises:
         DataError, StorageError: the source cannot be read.
@@ -163,7 +163,7 @@ def carry_out(moves: Iterable[Move], files: SourceFiles, emit: Callable[[memoryv
 
 
 def fill(moves: Iterable[Move], gatherer: Gatherer, into: memoryview) -> None:
-    """Produce the bytes of these moves where there is room for them all.
+    """Produce the bytes of these moves in a buffer that has room for all of them.
 
     Raises:
         DataError, StorageError: the source cannot be read.
@@ -175,7 +175,7 @@ def fill(moves: Iterable[Move], gatherer: Gatherer, into: memoryview) -> None:
 
 
 def _carry_out(move: bytes | Small | Fill, gatherer: Gatherer, into: memoryview) -> int:
-    """Put the bytes of a move at the beginning of a memory. Returns how many they are."""
+    """Write the bytes of a move to the start of a buffer. Return their number."""
     if isinstance(move, bytes):
         into[: len(move)] = move
         return len(move)
@@ -185,13 +185,13 @@ def _carry_out(move: bytes | Small | Fill, gatherer: Gatherer, into: memoryview)
         return move.nbytes
     elements = np.frombuffer(view, element_type(move.dtype)).reshape(move.box.shape)
     for rank, entry, source, here in move.copies:
-        window = (*here.slices(), ...)  # with the dots a view of a scalar too, not its value
+        window = (*here.slices(), ...)  # the ellipsis returns a view of a scalar too, instead of its value
         gatherer.read(rank, entry, source, elements[window])  # type: ignore[index]  # numpy's stubs know no such tuple
     return move.nbytes
 
 
 class _Held(NamedTuple):
-    """What a source rank holds of a target tensor."""
+    """The part of a target tensor that a source rank holds."""
 
     overlap: Overlap
     rank: int
@@ -210,7 +210,7 @@ class _Content:
         self._active: list[_Held] = []
 
     def next(self, offset: int, most: int) -> Fill:
-        """The longest box that begins at a byte of the content and has at most so many bytes; at least one element."""
+        """Return the longest box that starts at a byte of the content and has at most `most` bytes, but at least one element."""
         shape = self.tensor.shape
         box = next_tile(shape, offset // self._itemsize, most // self._itemsize)
         first, end = flat_span(shape, box)
@@ -223,7 +223,7 @@ class _Content:
         return Fill(box, tuple(copies), self.tensor.parameter.dtype, box.size * self._itemsize)
 
     def _held_between(self, first: int, end: int) -> list[_Held]:
-        """Those that can have elements in a range of flat indexes; ranges are asked for in ascending order."""
+        """Return the parts that may have elements in a range of flat indexes. Ranges must be requested in ascending order."""
         while self._next is not None and self._next.overlap.first < end:
             self._active.append(self._next)
             self._next = next(self._waiting, None)

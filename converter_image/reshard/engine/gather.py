@@ -1,4 +1,4 @@
-"""Bytes of a box of a tensor from the file of a source rank: the only place that decides how a source is read."""
+"""Read a box of a tensor from the file of a source rank. No other module decides how a source is read."""
 
 from __future__ import annotations
 
@@ -26,46 +26,46 @@ if TYPE_CHECKING:
     from reshard.storage.ahead import Read
     from reshard.storage.protocol import Reader, ReadStore
 
-# Gaps between runs are read along with them while that makes at most this much of what is needed.
+# Gaps between runs are read as well, as long as the total is at most this multiple of the required bytes.
 _MOST_OVERREAD = 1.25
-# Many runs below this many bytes are not worth a system call each, if there is one in every page: a storage reads whole pages.
+# Below this length, many runs are not worth one system call each if every page contains one: a store reads whole pages.
 _SMALLEST_RUN = 64
 _MANY_RUNS = 4096
 _PAGE_BYTES = 4096
-# A tensor of at most so many bytes, in at most so many runs, is read run by run without any other calculation.
+# A tensor with at most this many bytes and runs is read run by run, without further calculation.
 SMALL_BYTES = 32 << 10
 _FEW_RUNS = 64
 
-# Each as (overlap, offset in the source's slice, offset in the target's, length) in bytes.
+# Runs as (overlap, offset in the source's slice, offset in the target's slice, length) in bytes.
 Runs = tuple[tuple[int, int, int, int], ...]
 Elements = np.ndarray[Any, np.dtype[Any]]
 _ELEMENT = {1: np.uint8, 2: np.uint16, 4: np.uint32, 8: np.uint64, 16: np.complex128}
 
 
 def element_type(dtype: str) -> np.dtype[Any]:
-    """A numpy type of the same size: elements are moved, never interpreted."""
+    """Return a numpy type of the same size. Elements are moved, but never interpreted."""
     return np.dtype(_ELEMENT[DTYPES[dtype].itemsize])
 
 
 @dataclass
 class ReadCount:
-    """How many bytes were read of a source's tensors."""
+    """Number of bytes read from source tensors."""
 
     nbytes: int = 0
 
 
 class SourceFiles:
-    """The files of a source, opened when first read and checked to be those that the inventory describes. Threads may share it.
+    """The files of a source, opened on first use and checked against the inventory. Threads may share it.
 
-    Readers stay until `close`; how many files of the system that takes is the store's affair.
+    Readers stay open until `close`. The store decides how many file descriptors this takes.
 
     Args:
-        store: the storage that holds the files.
-        inventory: the files.
-        count: is told how many bytes are read.
+        store: store of the files.
+        inventory: inventory of the source.
+        count: counter of the bytes read.
         indexed: whether an index describes the source.
-        planned: whether an earlier process has read the inventory: a file that was replaced since, with its time restored, is
-            known by `Reader.changed` only.
+        planned: whether an earlier process has read the inventory. `Reader.changed` then detects a file that was replaced since
+            with the same modification time.
     """
 
     def __init__(
@@ -87,9 +87,9 @@ class SourceFiles:
         self.count = count or ReadCount()
 
     def expect(self, reads: Iterable[Read], memory: int) -> None:
-        """Fetch ahead of the reads that will be made, in this order, within so many bytes.
+        """Prefetch the reads that will follow, in this order, with a limited amount of memory.
 
-        Where a read costs no round trip nothing is fetched, and `reads` not looked at.
+        If reads cost no round trip, nothing is prefetched, and `reads` is not consumed.
         """
         if not self.remote:
             return
@@ -98,17 +98,17 @@ class SourceFiles:
         self._ahead = Ahead(reads, self._opened, memory)
 
     def reader(self, rank: int) -> Reader:
-        """The open file of a source rank.
+        """Return the open file of a source rank.
 
         Raises:
-            DataError: it is no longer the file that was planned with.
+            DataError: the file is not the one that the plan was created for.
         """
         return self._opened(rank) if self._ahead is None else self._ahead.reader(rank)
 
     def _opened(self, rank: int) -> Reader:
         reader = self._open.get(rank)
         if reader is None:
-            with self._lock:  # of several threads that fetch, one opens
+            with self._lock:  # only one of several threads opens the file
                 reader = self._open.get(rank)
                 if reader is None:
                     reader = self._open[rank] = self._newly_opened(rank)
@@ -121,7 +121,7 @@ class SourceFiles:
         except MissingInputError as error:
             raise self._changed(rank, "was deleted") from error
         except DataError as error:
-            if error.reason == "SourceChanged":  # of encrypted files the store knows the versions too
+            if error.reason == "SourceChanged":  # the store checks the versions of encrypted files too
                 raise self._changed(rank) from error
             raise
         try:
@@ -136,10 +136,10 @@ class SourceFiles:
         return reader
 
     def check_unchanged(self) -> None:
-        """Make sure that none of the files that were read has changed meanwhile; an object store gives one version or none.
+        """Check that no file changed while it was read. Object stores guarantee this for each open file.
 
         Raises:
-            DataError: one has.
+            DataError: a file changed.
         """
         if self.remote:
             return
@@ -162,7 +162,7 @@ class SourceFiles:
 
 
 class Gatherer:
-    """Reads boxes of source tensors into memory, with buffers that it keeps."""
+    """Reads boxes of source tensors into memory, with buffers that are reused."""
 
     def __init__(self, files: SourceFiles, tile_bytes: int) -> None:
         self._files = files
@@ -170,7 +170,7 @@ class Gatherer:
         self._span = bytearray(_span_bytes(tile_bytes))
 
     def read(self, rank: int, entry: TensorEntry, box: Box, into: Elements) -> None:
-        """Fill `into` (of the box' shape, of the element type, any strides) with a box of a source rank's slice."""
+        """Fill `into` (with the shape of the box, the element type, and any strides) with a box of a source rank's slice."""
         nbytes = box.size * into.itemsize
         if into.flags.c_contiguous:
             self._read_compact(rank, entry, box, memoryview(into.reshape(-1)).cast("B"))  # type: ignore[arg-type]  # an array is a buffer
@@ -180,7 +180,7 @@ class Gatherer:
         np.copyto(into, np.frombuffer(view, into.dtype).reshape(box.shape))
 
     def read_small(self, tensor: TargetTensor, runs: Runs, into: memoryview) -> None:
-        """Fill `into` with the whole content of a small tensor, whose `small_runs` these are."""
+        """Fill `into` with the complete content of a small tensor, given its `small_runs`."""
         ranks, entries, reader = tensor.ranks, tensor.entries, self._files.reader
         for overlap, source, target, nbytes in runs:
             reader(ranks[overlap]).read_into(into[target : target + nbytes], entries[overlap].extents[0][0] + source)
@@ -207,7 +207,7 @@ class Gatherer:
                 self._read_range(reader, entry, start, view[i * length : (i + 1) * length])
 
     def _read_span(self, reader: Reader, entry: TensorEntry, box: Box, view: memoryview, itemsize: int) -> None:
-        """Read gaps along with the runs."""
+        """Read a box in spans that include the gaps between its runs."""
         first, end = flat_span(entry.shape, box)
         span = memoryview(self._span)[: (end - first) * itemsize]
         self._read_range(reader, entry, first * itemsize, span)
@@ -226,20 +226,20 @@ class Gatherer:
 
 
 def small_runs(tensor: TargetTensor) -> Runs | None:
-    """The few runs that make up a tensor of at most `SMALL_BYTES`; None when they are many, and better read otherwise."""
+    """Return the runs of a tensor of at most `SMALL_BYTES` bytes. None: there are so many that another way is faster."""
     if any(len(entry.extents) != 1 for entry in tensor.entries):
         return None
     return _runs(tensor.geometry, DTYPES[tensor.parameter.dtype].itemsize)
 
 
 def reads_of_small(tensor: TargetTensor, runs: Runs) -> Iterator[Read]:
-    """What `Gatherer.read_small` reads, in its order."""
+    """Yield the reads of `Gatherer.read_small`, in order."""
     for overlap, source, _, nbytes in runs:
         yield tensor.ranks[overlap], tensor.entries[overlap].extents[0][0] + source, nbytes
 
 
 def reads_of_box(rank: int, entry: TensorEntry, box: Box, tile_bytes: int) -> Iterator[Read]:
-    """What `Gatherer.read` reads, in its order."""
+    """Yield the reads of `Gatherer.read`, in order."""
     itemsize = DTYPES[entry.dtype].itemsize
     length, starts, together = _way(entry, box, itemsize)
     if together:
@@ -258,7 +258,7 @@ def _span_bytes(tile_bytes: int) -> int:
 
 
 def _way(entry: TensorEntry, box: Box, itemsize: int) -> tuple[int, Iterator[int], bool]:
-    """The length of a box' runs in bytes, where each begins in the content, and whether to read the gaps between them along."""
+    """Return the length of a box's runs in bytes, the start of each in the content, and whether to read the gaps as well."""
     length, starts = contiguous_runs(entry.shape, box)
     length *= itemsize
     nbytes = box.size * itemsize
@@ -273,7 +273,7 @@ def _way(entry: TensorEntry, box: Box, itemsize: int) -> tuple[int, Iterator[int
 
 
 def _spanning(entry: TensorEntry, box: Box, itemsize: int, most: int) -> Iterator[Box]:
-    """Cut a box, in the order of its elements, until each part spans at most so many bytes of the content."""
+    """Divide a box, in the order of its elements, into parts that each span at most this many bytes of the content."""
     first, end = flat_span(entry.shape, box)
     if (end - first) * itemsize <= most:
         yield box
@@ -287,12 +287,12 @@ def _spanning(entry: TensorEntry, box: Box, itemsize: int, most: int) -> Iterato
 
 @lru_cache(maxsize=512)
 def _runs(geometry: Geometry, itemsize: int) -> Runs | None:
-    """The runs of bytes that make up a slice, if they are few."""
+    """Return the runs of bytes of a slice. None: there are too many."""
     runs: list[tuple[int, int, int, int]] = []
     for number, overlap in enumerate(geometry.overlaps):
         source_length, sources = contiguous_runs(geometry.source_shape, overlap.source)
         target_length, targets = contiguous_runs(geometry.box.shape, overlap.target)
-        length = min(source_length, target_length)  # one divides the other: both are products of the innermost dimensions
+        length = min(source_length, target_length)  # one divides the other, because both are products of the innermost dimensions
         if len(runs) + overlap.target.size // length > _FEW_RUNS:
             return None
         starts = zip(_pieces(sources, source_length, length), _pieces(targets, target_length, length), strict=True)

@@ -1,4 +1,4 @@
-"""A job: everything that is decided before the first byte is moved."""
+"""The task of a transform: everything that is decided before data is moved."""
 
 from __future__ import annotations
 
@@ -35,30 +35,30 @@ if TYPE_CHECKING:
     from reshard.strategy import Strategy
 
 
-# At a target there are a checkpoint and perhaps another that replaces it, and any number of names is enough that is above.
+# A target contains a checkpoint and at most one replacement for it. Any higher number of names is sufficient.
 _NAMESAKES = 8
 
 
 @dataclass(frozen=True, slots=True)
 class Job:
-    """What is to be done, decided.
+    """A transform task.
 
     Attributes:
-        request: what was asked for.
-        source: the source's files, as if they were plain.
-        planner: knows what every target rank is made of.
-        digest: identifies source, strategies and options: equal digests, equal files.
-        key: what of the request decides the outcome, to find a begun job without reading the source.
-        format: the format of the target's files.
-        stage: the pipeline stage of the source whose files it writes; None: of all.
-        whole: identifies the checkpoint, by what the jobs of all its stages have in common; without stages its own digest.
-        selected: what of the source's selection outlives its files.
-        strategies: the strategies of source and target.
-        notes: what the user should know.
-        cipher: encrypts the target's files, if they are to be.
-        indexed: whether the source's files are described by an index.
-        listing: see `SourceRecord.listing`.
-        planned: whether a plan left at the target describes the source's files.
+        request: request of the transform.
+        source: store of the source's files, decrypted.
+        planner: planner of all target ranks.
+        digest: identifies source, strategies and options. Equal digests mean equal files.
+        key: fields of the request that determine the result, to find a started task without reading the source.
+        format: format of the target's files.
+        stage: pipeline stage of the source whose files the task writes. None: all stages.
+        whole: identifies the checkpoint by what the tasks of all its stages share. Without stages: the digest.
+        selected: result of the selection of the source's files.
+        strategies: source strategy and target strategy.
+        notes: messages for the user.
+        cipher: cipher of the target's files. None: they are not encrypted.
+        indexed: whether an index describes the source's files.
+        listing: digest of the source's listing, see `SourceRecord.listing`.
+        planned: whether a plan in the target describes the source's files.
     """
 
     request: Request
@@ -79,7 +79,7 @@ class Job:
 
     @property
     def model(self) -> Model:
-        """Which parameters go where."""
+        """The parameters and their source and target layouts."""
         return self.planner.model
 
     @property
@@ -89,7 +89,7 @@ class Job:
 
     @property
     def namesakes(self) -> Iterator[Job]:
-        """The job under each identity that it can have, for sources whose difference no sample shows: first its usual one."""
+        """The task under each identity that it can have, starting with the usual one, for sources with equal samples."""
         yield self
         for number in range(1, _NAMESAKES):
             digest = _identity([self.digest, number])
@@ -97,12 +97,12 @@ class Job:
 
     @property
     def shape(self) -> tuple[str, int]:
-        """The kind of output, and the number of target ranks."""
+        """Kind of output, and number of target ranks."""
         return self.request.options.output, self.model.target_ranks
 
     @property
     def ranks(self) -> tuple[int, ...]:
-        """The target ranks that get a file: all, but for those of which a stage holds nothing; none of an index."""
+        """Target ranks that get a file: all except those without parameters of the stage, or none for an index."""
         if self.request.options.output == "Index":
             return ()
         every = range(self.model.target_ranks)
@@ -110,7 +110,7 @@ class Job:
 
     @property
     def scope(self) -> tuple[int, ...]:
-        """Those of them that are asked for."""
+        """Ranks among them that were requested."""
         asked = self.request.options.ranks
         if asked is None:
             return self.ranks
@@ -118,12 +118,12 @@ class Job:
         return tuple(rank for rank in self.ranks if rank in wanted)
 
     def metadata(self, rank: int) -> dict[str, str]:
-        """Return the metadata of a target rank's safetensors file: the source's, or what MindSpore expects.
+        """Return the metadata of a target rank's safetensors file: that of the source, or what MindSpore expects.
 
-        MindSpore takes an entry with the name of a tensor for that tensor's type, and fails to load the whole file
+        MindSpore reads an entry with the name of a tensor as that tensor's type, and fails to load the whole file
         (mindspore/train/serialization.py, safetensors_to_mstype). `safetensors.torch.save_model` writes such entries, from each
-        name that it leaves out to the equal tensor that it keeps; an entry whose tensor is not in the file means nothing.
-        transformers before 5 refuses a format that it does not know; MindSpore reads all.
+        name that it leaves out to the equal tensor that it keeps. An entry whose tensor is not in the file has no effect.
+        transformers before version 5 refuses unknown formats. MindSpore reads all.
         """
         names = {p.name for p in self.planner.parameters(rank) if p.dtype != INT4}
         inventory, removed = self.model.inventory, self.planner.remove_redundancy
@@ -138,10 +138,10 @@ class Job:
         return {key: text for key, text in found.items() if key not in names}
 
     def tensors(self, rank: int) -> tuple[OutputTensor, ...]:
-        """What a target rank's file holds, in the order of the file and of the rank's plan.
+        """Return the tensors of a target rank's file, in the order of the file and of the rank's plan.
 
         Raises:
-            RequestError: nothing, and MindSpore does not read such a file.
+            RequestError: there are none, and MindSpore does not read such a file.
         """
         found = self.planner.parameters(rank)
         if self.format == "ckpt" and not found and not self.planner.remove_redundancy and not self.model.same:
@@ -154,24 +154,24 @@ class Job:
         return tuple(OutputTensor(p.name, p.dtype, p.slice_shape, p.slice_nbytes) for p in found)
 
     def pieces(self, rank: int, crc: int | None = None) -> Iterator[bytes | Span]:
-        """A target rank's file before it is encrypted, see `reshard.checkpoint.pieces`; spans are of its plan's tensors.
+        """Yield a target rank's file before encryption, see `reshard.checkpoint.pieces`. Spans refer to its plan's tensors.
 
         Raises:
-            DataError, OutputError, RequestError: there can be no such file.
+            DataError, OutputError, RequestError: the file cannot be created, see `file_size` and `tensors`.
         """
         return checkpoint.pieces(self.format, self.tensors(rank), self.metadata(rank), crc)
 
     def file_size(self, rank: int) -> int:
-        """The length of a target rank's file in bytes.
+        """Return the size of a target rank's file in bytes.
 
         Raises:
-            DataError, OutputError, RequestError: there can be no such file.
+            DataError, OutputError, RequestError: the file cannot be created.
         """
         plain = checkpoint.file_size(self.format, self.tensors(rank), self.metadata(rank), crc=self.request.options.crc)
         return plain if self.cipher is None else sealed_size(self.cipher, plain)
 
     def file_sizes(self, ranks: Iterable[int]) -> dict[int, int]:
-        """The same of several target ranks; of those that are alike it is worked out once."""
+        """Return the file size of several target ranks. It is calculated once for equal ranks."""
         known: dict[int, int] = {}
         sizes = {}
         for rank in ranks:
@@ -182,20 +182,20 @@ class Job:
         return sizes
 
     def path(self, rank: int) -> str:
-        """The file of a target rank, relative to the target."""
+        """Return the path of a target rank's file, relative to the target."""
         if self.model.unified:
             return part_name(rank, self.model.target_ranks, hyper=self._has_hyper)
         if (own := self.own_file(rank)) is not None:
             folder, _, name = own.path.rpartition("/")
-            if folder and not folder.startswith("rank_"):  # as others call it, or one that is nested
+            if folder and not folder.startswith("rank_"):  # in another spelling, or nested
                 folder = f"rank_{rank}"
             return "/".join(part for part in (folder, f"{name.removesuffix(self.model.inventory.format)}{self.format}") if part)
         number = rank if self.request.options.numbered else ""
-        suffix = "" if self.stage is None else f"_part{self.stage}"  # as MindSpore names it
+        suffix = "" if self.stage is None else f"_part{self.stage}"  # MindSpore's name
         return f"rank_{rank}/{self.request.options.file_prefix}{number}{suffix}.{self.format}"
 
     def own_file(self, rank: int) -> SourceFile | None:
-        """The file that a target rank's is made of, where each is made of that of its own number."""
+        """Return the source file that a target rank's file is converted from, if files are converted one by one."""
         return self.model.inventory.file_of(rank) if self.model.same else None
 
     @property
@@ -203,7 +203,7 @@ class Job:
         return any(p.role is Role.REPLICATED for p in self.planner.parameters(self.model.target_ranks - 1))
 
     def source_files(self, count: ReadCount | None = None) -> SourceFiles:
-        """The source's files, to read from; `count` is told what is read of them."""
+        """Return the source's files for reading. `count` receives the number of bytes read."""
         return SourceFiles(self.source, self.model.inventory, count, indexed=self.indexed, planned=self.planned)
 
 
@@ -218,7 +218,7 @@ def job_of(  # noqa: PLR0913 - what was read, each by itself
     selected: Selected | None = None,
     notes: tuple[str, ...] = (),
 ) -> Job:
-    """The job that makes a model's target ranks, encrypted with a key if the request wants that.
+    """Return the task that creates a model's target ranks, encrypted with a key if the request contains one.
 
     Raises:
         RequestError: files of the target's format cannot be encrypted.
@@ -236,10 +236,10 @@ def job_of(  # noqa: PLR0913 - what was read, each by itself
     if wanted == "Source" and request.options.output != "Unified":
         output = model.inventory.format
     cipher = _cipher(request, output, key)
-    if request.options.output != "Index":  # which is for files of either format, and for memory
+    if request.options.output != "Index":  # an index serves files of either format, and loading into memory
         model = _arranged(model, output)
     decisive = {name: decides[name] for name in ("sourceStrategy", "targetStrategy")} | request_key(request) | {"format": output}
-    # An index names versions, so it is of these.
+    # An index refers to versions of files, so they are part of its identity.
     identified = model.inventory.pinned if request.options.output == "Index" else model.inventory.identity
     identity = whole = _identity([decisive, identified])
     stage, selected = None, selected or Selected()
@@ -265,7 +265,7 @@ def _identity(content: object) -> str:
 
 
 def _cipher(request: Request, output: Format, key: bytes | None) -> BlockCipher | None:
-    """What the target's files are encrypted with."""
+    """Return the cipher of the target's files. None: they are not encrypted."""
     if request.encryption is None:
         return None
     what = fix = None
@@ -285,7 +285,7 @@ def _cipher(request: Request, output: Format, key: bytes | None) -> BlockCipher 
 
 
 def _arranged(model: Model, output: Format) -> Model:
-    """The parameters as the target's format wants them: in its order, and without those that it cannot hold."""
+    """Return the parameters for the target's format: in its order, and without those that it cannot hold."""
     held = [p for p in model.parameters if can_hold(output, p.name, p.dtype, p.shape)]
     left_out = tuple(p.name for p in model.parameters if not can_hold(output, p.name, p.dtype, p.shape))
     order = content_order(output, [OutputTensor(p.name, p.dtype, p.slice_shape, p.slice_nbytes) for p in held])
@@ -293,7 +293,7 @@ def _arranged(model: Model, output: Format) -> Model:
 
 
 def key_of(request: Request, source: Strategy | None, target: Strategy | None) -> dict[str, Any]:
-    """What of a request decides the outcome, to find a begun job without reading the source."""
+    """Return the fields of a request that determine the result, to find a started task without reading the source."""
     return {
         "source": open_store(request.source, request.access.source).url,
         "step": request.options.step,
@@ -308,7 +308,7 @@ def key_of(request: Request, source: Strategy | None, target: Strategy | None) -
 def _notes(model: Model, request: Request) -> tuple[str, ...]:
     rules = request.options.rename
     notes = []
-    if rules and request.options.output != "Stage":  # of which only the last stage knows
+    if rules and request.options.output != "Stage":  # only the last stage knows whether rules match
         notes = [f"the pattern {rule.pattern} matches no parameter" for rule in unmatched(model.source_names, rules)]
     if model.excluded:
         notes.append(f"rename rules exclude these parameters: {some(model.excluded)}")
@@ -339,7 +339,7 @@ def _notes(model: Model, request: Request) -> tuple[str, ...]:
 
 
 def _notes_on_copies(model: Model, request: Request) -> list[str]:
-    """Return notes on copies that differ as the user accepts, and on patterns that match no parameter."""
+    """Return notes about copies that differ, which the request accepts, and about patterns that match no parameter."""
     notes = []
     if accepted := sorted(model.inconsistent_replicas & model.per_rank):
         taken = (
@@ -372,7 +372,7 @@ def _notes_on_foreign_files(model: Model, request: Request) -> Iterator[str]:
 
 
 def _notes_on_types(model: Model, output: Format) -> tuple[str, ...]:
-    """Warn of types that MindSpore writes into a `.ckpt` and cannot load from one."""
+    """Warn of types that MindSpore writes into a `.ckpt` file and cannot load from one."""
     if output != "ckpt":
         return ()
     found = [p for p in model.parameters if not DTYPES[p.dtype].loads_from_ckpt]
@@ -387,7 +387,7 @@ def _notes_on_strategies(strategies: tuple[Strategy | None, Strategy | None]) ->
 
 
 def _notes_on_shares(job: Job) -> tuple[str, ...]:
-    """MindSpore saves a file without parameters where none falls to a rank, and does not load it."""
+    """Warn of files without parameters, which MindSpore saves for ranks without any, and does not load."""
     if not job.planner.remove_redundancy:
         return ()
     ranks = tuple(rank for rank in job.scope if not job.planner.parameters(rank))
@@ -402,10 +402,10 @@ def _nth(model: Model) -> str:
 
 
 def some(names: tuple[str, ...] | list[str]) -> str:
-    """A few of these names, and how many more there are."""
+    """Return some of these names, and the number of the others."""
     return ", ".join(names[:5]) + (f" and {len(names) - 5} more" if len(names) > 5 else "")
 
 
 def summary_of(job: Job) -> Summary:
-    """What the ranks that are asked for need."""
+    """Return a summary of the reads of the requested ranks."""
     return summarize(job.model, job.planner, job.scope)

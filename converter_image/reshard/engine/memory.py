@@ -1,4 +1,4 @@
-"""How much memory a transform takes at most, and how it is divided among the ranks under way."""
+"""Calculate the maximum memory of a transform, and divide it among concurrent ranks."""
 
 from __future__ import annotations
 
@@ -16,16 +16,16 @@ if TYPE_CHECKING:
     from reshard.plan import Model
     from reshard.storage.protocol import ReadStore, Store
 
-# More ranks at a time hardly make one machine faster, and each takes memory.
+# More concurrent ranks rarely make one machine faster, and each takes memory.
 MOST_WORKERS = 8
-# Upper bounds of what docs/performance.md measures: the interpreter with its libraries, and the buffers of each worker;
+# Upper bounds of the measurements in docs/performance.md: the interpreter with its libraries, and the buffers of each worker;
 _BASE_BYTES = 64 << 20
 _BYTES_PER_WORKER = 4 << 20
-# for each parameter name, in headers, strategies, inventory and manifest, and in the plans of the ranks under way.
+# for each parameter name, in headers, strategies, inventory and manifest, and in the plans of concurrent ranks.
 _BYTES_PER_NAME = 4096
 _BYTES_PER_CHARACTER = 8
 _BYTES_PER_NAME_AND_WORKER = 512
-# With an object store: its client, what all workers together fetch ahead, and what they have yet to send.
+# With an object store: its client, prefetched data, and data to upload, for all workers together.
 _CLIENT_BYTES = 32 << 20
 _AHEAD_BYTES = 56 << 20
 _UPLOAD_BYTES = 48 << 20
@@ -37,11 +37,11 @@ _LEAST_UPLOAD_BYTES = 16 << 20
 
 @dataclass(frozen=True, slots=True)
 class Budget:
-    """What one rank may hold in memory of what comes from, and goes to, an object store.
+    """The memory of one rank for data from and to an object store.
 
     Attributes:
-        ahead: bytes that are fetched before they are needed.
-        upload: bytes that wait to be sent.
+        ahead: number of bytes to prefetch.
+        upload: number of bytes that are buffered for uploads.
     """
 
     ahead: int = _AHEAD_BYTES
@@ -49,12 +49,12 @@ class Budget:
 
 
 def default_workers() -> int:
-    """As many ranks at a time as this process may use processors, within reason."""
+    """Return the default number of concurrent ranks: the available processors, up to a maximum."""
     return max(1, min(len(os.sched_getaffinity(0)), MOST_WORKERS))
 
 
 def budget(workers: int) -> Budget:
-    """The part of each of so many ranks under way.
+    """Return the share of each of `workers` concurrent ranks.
 
     >>> budget(2).ahead >> 20, budget(16).ahead >> 20
     (28, 8)
@@ -72,16 +72,16 @@ def memory_bytes(
     decrypts: bool = False,
     encrypts: bool = False,
 ) -> int:
-    """The most memory that a process takes for this model, known before it starts; docs/performance.md has the measurements.
+    """Return the maximum memory of a process for this model, before it starts. docs/performance.md has the measurements.
 
     Args:
-        model: what is to be done.
-        workers: how many ranks at a time.
-        source: the storage that is read from.
-        target: the storage that is written to.
-        sizes: lengths of the target's files.
+        model: parameters and their layouts.
+        workers: number of concurrent ranks.
+        source: store of the source.
+        target: store of the target.
+        sizes: sizes of the target's files in bytes.
         decrypts: whether the source is encrypted.
-        encrypts: whether the target is to be.
+        encrypts: whether the target will be encrypted.
     """
     names = [tensor.name for structure in model.inventory.structures for tensor in structure.tensors]
     active = min(workers, model.target_ranks)
@@ -91,14 +91,14 @@ def memory_bytes(
     client = _CLIENT_BYTES if source.remote or target.remote else 0
     ahead = active * share.ahead if source.remote else 0
     ciphers = _CIPHERS_BYTES if decrypts or encrypts else 0
-    ciphers += ahead if decrypts else 0  # as much again waits to be decrypted
+    ciphers += ahead if decrypts else 0  # ciphertext that waits for decryption takes the same again
     ciphers += active * BLOCK_BYTES if encrypts else 0
     return local + client + ahead + ciphers + active * target.write_cost(max(sizes, default=0), share.upload).memory
 
 
 def peak_rss_bytes() -> int:
-    """The most memory that this process has had so far."""
+    """Return the peak memory of this process in bytes."""
     with contextlib.suppress(OSError, StopIteration), open("/proc/self/status", encoding="ascii") as status:
         return next(int(line.split()[1]) * 1024 for line in status if line.startswith("VmHWM:"))
-    # Elsewhere than on Linux. It may count what the process was before it became this program.
+    # On systems other than Linux. This may include memory of the program that this process ran before.
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024

@@ -1,4 +1,4 @@
-"""One target rank from its plan to its record."""
+"""Write one target rank, from its plan to its record."""
 
 from __future__ import annotations
 
@@ -43,7 +43,7 @@ if TYPE_CHECKING:
     from reshard.target.folder import JobState
 
 
-# Over a network: how many parameters are compared at a time, and how much of the written file's headers is fetched ahead.
+# Over a network: the number of parameters compared at a time, and the bytes of the written file's headers to prefetch.
 _REMOTE_COMPARISONS = 8
 _HEADERS_AHEAD = 8 << 20
 
@@ -53,8 +53,8 @@ class Written:
     """A finished rank.
 
     Attributes:
-        record: what is recorded of the file at the target.
-        bytes_needed: bytes of source tensors that it takes.
+        record: record of the file in the target.
+        bytes_needed: number of bytes of source tensors that the file requires.
     """
 
     record: FileRecord
@@ -63,12 +63,12 @@ class Written:
 
 @dataclass(frozen=True, slots=True)
 class Guard:
-    """What may stop a rank from being written.
+    """Conditions that stop the writing of a rank.
 
     Attributes:
-        check_lock: raises when this process has lost the target to another.
-        cancellation: lets the work be called off.
-        writer: names this process in temporaries.
+        check_lock: function that raises if another process has taken over the target.
+        cancellation: cancels the work.
+        writer: identifies this process in the names of temporary files.
     """
 
     check_lock: Callable[[], None]
@@ -78,13 +78,13 @@ class Guard:
 
 @dataclass(frozen=True, slots=True)
 class Conditions:
-    """Under which a rank's file is produced.
+    """The conditions for producing a rank's file.
 
     Attributes:
-        count: is told what is read of the source.
-        progress: is told how far it is.
-        cancellation: lets it be called off.
-        ahead: how many bytes of the source may be fetched before they are needed.
+        count: counter of the bytes read from the source.
+        progress: receives the progress.
+        cancellation: cancels the work.
+        ahead: number of bytes of the source that may be prefetched.
     """
 
     count: ReadCount = field(default_factory=ReadCount)
@@ -96,11 +96,11 @@ class Conditions:
 def write_rank(
     job: Job, state: JobState, rank: int, *, staged: bool, budget: Budget, progress: Progress, guard: Guard
 ) -> Written:
-    """Write and verify the file of one target rank, and record it.
+    """Write, verify and record the file of one target rank.
 
     Raises:
-        BugError: the file differs from the source; it is kept aside.
-        ReshardError: it could not be written or compared; nothing of it is left.
+        BugError: the file differs from the source. It is kept for inspection.
+        ReshardError: the file cannot be written or compared. Nothing of it remains.
     """
     with phase("write_rank", rank=rank) as measured:
         plan = job.planner.plan(rank)
@@ -117,7 +117,7 @@ def write_rank(
             guard.check_lock()
             writer.finish()
             store, where = state.target.store, state.where(path, staged=staged)
-            if not digest:  # not all bytes were here
+            if not digest:  # some bytes were copied by the server
                 digest = _recorded_digest(job, store, where, guard.cancellation)
             _verify(job, plan, store, where, lambda: state.reject(path, staged=staged), guard.cancellation)
             with closing(store.open(where)) as written:
@@ -132,11 +132,11 @@ def write_rank(
 
 
 def write_alone(job: Job, rank: int, url: str, *, share: Budget) -> None:
-    """Write and verify the file of one target rank at any place, with nothing next to it.
+    """Write and verify the file of one target rank at any location, without other files next to it.
 
     Raises:
-        BugError: the file differs from the source; it is kept next to its place, as FILE.rejected.
-        ReshardError: it could not be written or compared; nothing of it is left.
+        BugError: the file differs from the source. It is kept next to its location, as FILE.rejected.
+        ReshardError: the file cannot be written or compared. Nothing of it remains.
     """
     with phase("write_rank", rank=rank) as measured:
         folder, path = parent_and_name(url)
@@ -159,9 +159,10 @@ def write_alone(job: Job, rank: int, url: str, *, share: Budget) -> None:
 
 
 def assemble(job: Job, plan: RankPlan, writer: Writer, conditions: Conditions, limits: PartLimits) -> str:
-    """Make a rank's file of what the server copies and of what is sent. Returns its digest, of what was sent whole; else "".
+    """Assemble a rank's file from parts that the server copies and parts that are sent. Return the digest, or "".
 
-    The `limits` are those of the writer's store; other arguments and errors are those of `produce`.
+    The digest is "" if the server copied any part. `limits` are those of the writer's store. For other arguments and errors, see
+    `produce`.
     """
     laid_out = list(split(moves(plan, job.pieces(plan.rank))))
     planned = parts(laid_out, limits)
@@ -190,7 +191,7 @@ def assemble(job: Job, plan: RankPlan, writer: Writer, conditions: Conditions, l
 
 
 def _recorded_digest(job: Job, store: Store, path: str, cancellation: Cancellation) -> str:
-    """Return what is recorded of a file that the server has put together: its content's digest, if it may be read back."""
+    """Return the digest to record for a file that the server has assembled: that of its content, if it may be read back."""
     if job.request.options.verification == "None":
         return digest_of_version(store, path)
     with closing(store.open(path)) as reader:
@@ -198,7 +199,7 @@ def _recorded_digest(job: Job, store: Store, path: str, cancellation: Cancellati
 
 
 def requests_of(job: Job, target: Store, rank: int, budget: Budget) -> int:
-    """How many requests to object stores reading and writing the content of a rank's file takes, without its verification."""
+    """Return the number of requests to object stores for the content of a rank's file, without its verification."""
     fetched = 0
     if job.source.remote:
         fetched = requests(reads(moves(job.planner.plan(rank), job.pieces(rank))), budget.ahead)
@@ -206,13 +207,13 @@ def requests_of(job: Job, target: Store, rank: int, budget: Budget) -> int:
 
 
 def produce(job: Job, plan: RankPlan, writer: Writer, conditions: Conditions) -> str:
-    """Write the content of one target rank's file. Returns its digest.
+    """Write the content of one target rank's file. Return its digest.
 
     Args:
-        job: what is to be done.
-        plan: the plan of the rank.
-        writer: the writer of the file.
-        conditions: the conditions under which it is written.
+        job: task of the transform.
+        plan: plan of the rank.
+        writer: writer of the file.
+        conditions: conditions for producing the file.
 
     Raises:
         ReshardError: the source cannot be read or has changed, or the file cannot be written.
@@ -247,7 +248,7 @@ def produce(job: Job, plan: RankPlan, writer: Writer, conditions: Conditions) ->
 
 
 class _Tail:
-    """The CRC32 of a file where it stands at the file's end; in a safetensors file it stands in the header instead."""
+    """The CRC32 at the end of a `.ckpt` file. A safetensors file has it in the header instead."""
 
     def __init__(self, output: Format, *, wanted: bool) -> None:
         self._at_end = wanted and output == "ckpt"
@@ -263,7 +264,7 @@ class _Tail:
 
 
 def _crc_of_contents(plan: RankPlan, files: SourceFiles, conditions: Conditions) -> int:
-    """The CRC32 for a safetensors header, which comes before the contents: a pass of its own over the source."""
+    """Return the CRC32 for a safetensors header. It precedes the contents, so this takes a separate pass over the source."""
     found = NamedContents()
 
     def emit(part: memoryview) -> None:
@@ -285,8 +286,8 @@ def _verify(job: Job, plan: RankPlan, store: Store, path: str, set_aside: Callab
     """Compare the finished file with the source.
 
     Raises:
-        BugError: they differ; the file was set aside.
-        ReshardError: they cannot be compared, or the source has changed; the file was deleted.
+        BugError: they differ. The file was set aside.
+        ReshardError: they cannot be compared, or the source has changed. The file was deleted.
     """
     level = job.request.options.verification
     if level == "None":
@@ -303,7 +304,7 @@ def _verify(job: Job, plan: RankPlan, store: Store, path: str, set_aside: Callab
 
 
 def compare(job: Job, plan: RankPlan, store: Store, path: str, level: Verified, cancellation: Cancellation) -> None:
-    """Compare the finished file with the source, which may have changed meanwhile.
+    """Compare the finished file with the source, which may have changed in the meantime.
 
     Raises:
         BugError: they differ.
@@ -328,7 +329,7 @@ def compare(job: Job, plan: RankPlan, store: Store, path: str, level: Verified, 
 
 
 def _heads(job: Job, plan: RankPlan) -> Iterator[int]:
-    """Where in a finished file its headers are."""
+    """Yield the positions of the headers in a finished file."""
     position = 0
     for piece in job.pieces(plan.rank):
         if isinstance(piece, bytes):

@@ -1,4 +1,4 @@
-"""Which parts of a rank's file a server can copy by itself, so that their bytes never come here."""
+"""Determine the parts of a rank's file that a server can copy by itself, without data passing through this process."""
 
 from __future__ import annotations
 
@@ -20,14 +20,14 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True, slots=True)
 class UploadPart:
-    """Consecutive moves that are one part of the file.
+    """Consecutive moves that form one part of an upload.
 
     Attributes:
-        first: position of the first of its moves.
-        end: position after the last of them.
-        nbytes: bytes of them all.
-        rank: the source rank whose file holds exactly these bytes one behind the other; None: they are read and sent.
-        offset: place of the bytes in that file.
+        first: position of its first move.
+        end: position after its last move.
+        nbytes: length of the part in bytes.
+        rank: source rank whose file contains exactly these bytes contiguously. None: they are read and sent.
+        offset: offset of the bytes in that file.
     """
 
     first: int
@@ -38,7 +38,7 @@ class UploadPart:
 
 
 def split(moves: Iterable[Move]) -> Iterator[Move]:
-    """The same moves, but a box that is made up of parts that lie one behind the other is a move for each."""
+    """Yield the same moves, with a separate move for each copy of a box whose copies are contiguous in it."""
     for move in moves:
         if isinstance(move, Fill) and len(move.copies) > 1 and (spans := _in_a_row(move)) is not None:
             itemsize = move.nbytes // move.box.size
@@ -51,7 +51,7 @@ def split(moves: Iterable[Move]) -> Iterator[Move]:
 
 
 def _in_a_row(move: Fill) -> list[Copy] | None:
-    """The copies of a box in the order of its elements; None when one does not follow the other."""
+    """Return the copies of a box in the order of its elements. None: they are not contiguous."""
     copies = sorted(move.copies, key=lambda copy: flat_span(move.box.shape, copy.here)[0])
     at = 0
     for copy in copies:
@@ -62,13 +62,13 @@ def _in_a_row(move: Fill) -> list[Copy] | None:
 
 
 def parts(moves: Sequence[Move], limits: PartLimits) -> list[UploadPart] | None:
-    """Cut a file into parts that are sent or copied; None when that takes more parts than a file can have.
+    """Divide a file into parts that are sent or copied. None: a file cannot have that many parts.
 
-    What lies between runs of the source, and is too short for a part, takes the beginning of the run behind it along.
+    Bytes between runs of the source that are too short for a part are joined with the start of the next run.
 
     Args:
-        moves: that make the file up.
-        limits: the limits of the store that it is written to.
+        moves: moves that produce the file.
+        limits: limits of the target store.
     """
     found: list[UploadPart] = []
     first, own = 0, 0
@@ -95,13 +95,13 @@ def parts(moves: Sequence[Move], limits: PartLimits) -> list[UploadPart] | None:
     if own:
         found.append(UploadPart(first, len(moves), own))
     elif found:
-        found[-1] = replace(found[-1], end=len(moves))  # what is behind it has no bytes
+        found[-1] = replace(found[-1], end=len(moves))  # the moves after it have no bytes
     count = sum(1 if part.rank is None else limits.parts_of_copy(part.nbytes) for part in found)
     return found if count <= limits.most else None
 
 
 def _runs(moves: Sequence[Move]) -> Iterator[UploadPart]:
-    """Moves joined while their bytes lie one behind the other in one source file, or in none."""
+    """Yield joined moves whose bytes are contiguous in one source file, or are in none."""
     open_: UploadPart | None = None
     for number, move in enumerate(moves):
         rank, offset = _source(move)
@@ -122,7 +122,7 @@ def _runs(moves: Sequence[Move]) -> Iterator[UploadPart]:
 
 
 def _source(move: Move) -> tuple[int | None, int]:
-    """The source rank and offset of a move's bytes, if they lie there as they are wanted here."""
+    """Return the source rank and offset of a move's bytes, if the source file contains them contiguously."""
     if not isinstance(move, Fill) or len(move.copies) != 1:
         return None, 0
     (copy,) = move.copies

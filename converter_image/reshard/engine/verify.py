@@ -1,7 +1,7 @@
-"""Is what was written what the source holds?
+"""Verify that a written file holds the content of the source.
 
-An index calculation of its own, by divisions instead of boxes, so that a mistake in the plan's arithmetic cannot hide behind
-itself.
+The index calculation is independent of the plan: it uses divisions instead of boxes, so that an arithmetic error in the plan is
+detected.
 """
 
 from __future__ import annotations
@@ -30,9 +30,9 @@ if TYPE_CHECKING:
     from reshard.storage.protocol import Reader
 
 _BLOCK_BYTES = 1 << 20
-_SAMPLES = 4  # rows of each parameter that a sample compares
-_SAMPLED_SEGMENTS = 8  # of each such row, from its first to its last
-_SAMPLE_BYTES = 16 << 10  # of each such segment
+_SAMPLES = 4  # rows of each parameter in a sample
+_SAMPLED_SEGMENTS = 8  # segments of each such row, from its first to its last
+_SAMPLE_BYTES = 16 << 10  # bytes of each such segment
 
 _FIX = "check the storage for errors and run again; if the error persists, please report it with both strategy files"
 
@@ -52,16 +52,16 @@ def check_file(
     """Compare a finished file with the source.
 
     Args:
-        written: the file, opened anew.
-        plan: what it was made from; of it only the tensors' names and the choice of source ranks are used.
-        model: parameters, as source and target cut each.
-        files: the source.
-        level: "Full" compares every byte, otherwise some rows of each parameter.
-        headers: the file as its headers are best read; None: as it is.
-        at_once: how many parameters are compared at a time.
+        written: reader of the file, opened again.
+        plan: plan of the file. Only its tensor names and its choice of source ranks are used.
+        model: parameters with their source and target layouts.
+        files: files of the source.
+        level: amount of data to compare. "Full": every byte. Otherwise: some rows of each parameter.
+        headers: reader that is optimized for the headers of the file. None: `written`.
+        at_once: number of parameters compared at a time.
 
     Raises:
-        BugError: they differ.
+        BugError: the file differs from the source.
     """
     try:
         entries = {entry.name: entry for entry in read_header(headers or written).structure.tensors}
@@ -94,10 +94,10 @@ def check_file(
 
 
 def _sources(written: Reader, tensor: TargetTensor, local: int, model: Model) -> dict[tuple[int, ...], tuple[int, TensorEntry]]:
-    """For each source part the rank and tensor that the plan has chosen for it: that is all that is taken from the plan.
+    """Return the source rank and tensor that the plan has chosen for each source slice. Nothing else of the plan is used.
 
     Raises:
-        BugError: a rank does not hold that part.
+        BugError: a rank does not hold that slice.
     """
     parameter, found = tensor.parameter, {}
     for overlap, rank, entry in zip(tensor.geometry.overlaps, tensor.ranks, tensor.entries, strict=True):
@@ -109,7 +109,7 @@ def _sources(written: Reader, tensor: TargetTensor, local: int, model: Model) ->
 
 
 def _part_of(parameter: Parameter, rank: int, position: tuple[int, ...]) -> tuple[int, ...]:
-    """The source part that holds an element of the target's slice, by division."""
+    """Return the source slice that holds an element of the target's slice, by division."""
     if parameter.source is None:
         return (0,) * len(parameter.shape)
     lengths = [n // k for n, k in zip(parameter.shape, parameter.target.parts, strict=True)]
@@ -118,7 +118,7 @@ def _part_of(parameter: Parameter, rank: int, position: tuple[int, ...]) -> tupl
 
 
 def unreadable(written: Reader, error: DataError) -> BugError:
-    """The error of a file that was written, and cannot be read again."""
+    """Return the error for a written file that cannot be read back."""
     return BugError("VerificationFailed", f"the written file cannot be read: {error.what}", where=written.name, fix=_FIX)
 
 
@@ -133,7 +133,7 @@ def _differs(written: Reader, parameter: Parameter, how: str) -> BugError:
 
 @dataclass(frozen=True)
 class _Comparison:
-    """One tensor of the written file against the source's files, row by row of the last dimension."""
+    """Comparison of one tensor of the written file with the source's files, row by row along the last dimension."""
 
     written: Reader
     entry: TensorEntry
@@ -159,7 +159,7 @@ class _Comparison:
             self._compare_rows(block, shape, window, whole=level == "Full")
 
     def _compare_rows(self, rows: _Indexes, shape: tuple[int, ...], window: int, *, whole: bool) -> None:
-        """Compare some rows; of long ones all windows, or some of them."""
+        """Compare some rows. Long rows are compared in windows: all, or a sample."""
         outer = np.unravel_index(rows, shape[:-1]) if len(shape) > 1 else ()
         segments = list(pairwise(self._cuts(shape[-1], window)))
         if not whole and len(segments) > _SAMPLED_SEGMENTS:
@@ -168,7 +168,7 @@ class _Comparison:
             self._compare_segment(rows, outer, shape, first, end)
 
     def _cuts(self, length: int, window: int) -> list[int]:
-        """Where the last dimension of the target's slice meets another source part, or a window ends."""
+        """Return the boundaries of source slices and of windows along the last dimension of the target's slice."""
         cuts = set(range(0, length, window)) | {length}
         if self.parameter.source is not None and self.parameter.shape:
             part = self.parameter.shape[-1] // self.parameter.source.parts[-1]
@@ -180,7 +180,7 @@ class _Comparison:
         return self.parameter.target.cells[self.rank][axis] * (self.parameter.shape[axis] // self.parameter.target.parts[axis])
 
     def _compare_segment(self, rows: _Indexes, outer: tuple[_Indexes, ...], shape: tuple[int, ...], first: int, end: int) -> None:
-        """Compare elements [first, end) of some rows: they have one source part along the last dimension."""
+        """Compare elements [first, end) of some rows, which are in one source slice along the last dimension."""
         scalar = not self.entry.shape
         position = [*outer, np.full(len(rows), first)] if not scalar else []
         parts, offsets = self._locate(position, len(rows))
@@ -196,7 +196,7 @@ class _Comparison:
                 raise _differs(self.written, self.parameter, f"differs from {reader.name}")
 
     def _locate(self, position: list[_Indexes], n: int) -> tuple[np.ndarray[tuple[int, int], np.dtype[np.int64]], _Indexes]:
-        """Source part of each element of the target's slice, and its flat index in that part."""
+        """Return the source slice of each element of the target's slice, and its flat index in it."""
         layout = self.parameter.source
         parts = np.zeros((n, len(position)), dtype=np.int64)
         flat = np.zeros(n, dtype=np.int64)
@@ -208,7 +208,7 @@ class _Comparison:
 
 
 def _read_rows(reader: Reader, entry: TensorEntry, starts: _Indexes, count: int, itemsize: int) -> bytearray:
-    """Runs of `count` elements from these flat indexes; neighbours are read together."""
+    """Read runs of `count` elements at these flat indexes. Adjacent runs are read together."""
     length = count * itemsize
     content = bytearray(len(starts) * length)
     view = memoryview(content)

@@ -1,1 +1,1 @@
-"""What one rank gets, into memory, with nothing written."""
+"""Load one rank into memory, without writing files."""

@@ -1,4 +1,4 @@
-"""Online load: what one target rank gets, straight from the source into memory. Nothing is written anywhere."""
+"""Online load: read one target rank directly from the source into memory. Nothing is written."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ if TYPE_CHECKING:
 
 
 class LoadOptions(TypedDict, total=False):
-    """What can be said of a load by name only; see `iter_tensors`."""
+    """Keyword arguments of a load, see `iter_tensors`."""
 
     step: int | None
     files: str | None
@@ -56,7 +56,7 @@ def load(
     rank: int = 0,
     **how: Unpack[LoadOptions],
 ) -> dict[str, Array]:
-    """What a target rank gets, by name: at once all that `iter_tensors` gives, whose arguments and errors these are."""
+    """Load a target rank: return all tensors of `iter_tensors`, by name, with the same arguments and errors."""
     return dict(iter_tensors(source, source_strategy, target_strategy, rank, **how))
 
 
@@ -81,39 +81,43 @@ def iter_tensors(  # noqa: PLR0913 - one for each option
     decryption: Encryption | None = None,
     cancellation: Cancellation | None = None,
 ) -> Iterator[tuple[str, Array]]:
-    """What a target rank gets, tensor by tensor, in the order of the source's files.
+    """Yield the tensors of a target rank, in the order of the source's files.
 
-    Headers are read and checked before this returns; of the contents only what the rank needs is read. Memory: that of one
-    tensor's slice beside what the caller keeps, and with an object store up to 56 MiB that are fetched ahead.
+    Headers are read and checked before this returns. Only the contents that the rank needs are read. Memory: the slice of one
+    tensor, in addition to what the caller keeps, and up to 56 MiB of prefetched data with an object store.
 
     Args:
-        source: the folder with `rank_<r>/`, or one file; or s3://bucket/prefix.
-        source_strategy: a file or a folder of stages; None: the source is one whole rank.
-        target_strategy: a strategy of the layout that is wanted, likewise.
-        rank: the rank of that layout.
-        step: the training step whose files are read; None: the newest that every rank has.
-        files: the shell pattern that the files' names match, or their paths if there is a `/` in it.
-        allow_single_rank: whether to read the file of one rank as a whole checkpoint although other ranks are next to it.
-        allow_equal_slices: whether ranks may hold equal content where the source's strategy gives them different slices.
-        source_only: what happens to parameters that only the source's strategy names.
-        allow_missing: whether to leave out what only the target's strategy names.
-        rename: what parameters are to be called.
-        allow_inconsistent: patterns of the names of parameters in no strategy whose copies may differ between source ranks.
-        replicas: the choice among several copies of a slice, see `Options`.
-        verification: how much of the source is checked first. "Full": the CRC32s of all files and all copies of a parameter;
-            "Sample": blocks of copies; "None": only copies of parameters in no strategy. An index was checked when it was made.
-        index: the folder where `output: Index` has indexed this source. It says which strategies count, and which versions of
-            which files, so that none is opened that holds nothing of this rank.
-        access: the way to those of them that are in an object store.
-        decryption: the key of the source's files; None: they are not encrypted.
+        source: folder with `rank_<r>/`, a single file, or s3://bucket/prefix.
+        source_strategy: strategy file, or folder with one file per pipeline stage. None: one rank with whole parameters.
+        target_strategy: strategy file or folder of the target. None: one rank with whole parameters.
+        rank: number of the target rank.
+        step: training step to read. None: the newest step that every rank has.
+        files: glob pattern of the files to read. With a `/`, it matches paths in the source, otherwise names.
+        allow_single_rank: read the folder or file of one rank as a complete checkpoint, although other ranks are next to it.
+        allow_equal_slices: accept ranks that hold equal content where the source strategy gives them different slices.
+        source_only: parameters that only the source strategy names. "Drop": leave them out; "Keep": load them whole.
+        allow_missing: leave out parameters that only the target strategy names, instead of raising.
+        rename: new names of parameters.
+        allow_inconsistent: patterns of parameters that no strategy names and whose copies may differ between source ranks.
+        replicas: slices that several source ranks hold, see `Options`.
+        verification: amount of the source that is checked first. "Full": the CRC32s of all files and all copies of a parameter;
+            "Sample": blocks of copies; "None": only copies of parameters that no strategy names. An index was checked when it was
+            created.
+        index: target of a transform of this source with output "Index". It contains the strategies and the versions of the files,
+            so that only files that this rank needs are opened.
+        access: access to object stores.
+        decryption: key of the source. None: it is not encrypted.
         cancellation: cancels the load from another thread, before its next read.
 
     Returns:
-        Names and arrays of their own memory, in MindSpore's types as numpy and ml_dtypes have them (docs/online-load.md).
+        Names and arrays, each with its own memory, in MindSpore's types as numpy and ml_dtypes provide them
+        (docs/online-load.md).
 
     Raises:
-        ReshardError: of the kind that fits. That the source has changed meanwhile can come as late as behind the last tensor:
-            until then none of them should be relied on.
+        DataError, MissingInputError, RequestError, UsageError: files, strategies or options are damaged, missing, or do not
+            match. A change of the source during the load may be reported after the last tensor, so do not use any tensor before
+            the iterator is exhausted.
+        AccessError, StorageError: a file cannot be read.
     """
     request = Request(
         source=source,
@@ -142,7 +146,7 @@ def iter_tensors(  # noqa: PLR0913 - one for each option
 
 
 def tensors_of(job: Job, rank: int, count: ReadCount | None = None) -> Iterator[tuple[str, Array]]:
-    """The tensors of a job's target rank, as `iter_tensors` gives them; `count` is told what is read of the source."""
+    """Yield the tensors of a task's target rank like `iter_tensors`. `count` receives the number of bytes read."""
     plan = job.planner.plan(rank)
     prove(plan)
     return _read(job, plan, count)

@@ -1,4 +1,4 @@
-"""Online load into a network of MindSpore's. MindSpore is imported when this is used, and by nothing else of this package."""
+"""Online load into a MindSpore network. Only functions that are used here import MindSpore."""
 
 from __future__ import annotations
 
@@ -28,23 +28,23 @@ def load_into_net(
     strict_load: bool = False,
     **how: Unpack[LoadOptions],
 ) -> tuple[list[str], list[str]]:
-    """Load what a rank gets straight from a source into a network, by MindSpore's `load_param_into_net`.
+    """Load a rank directly from a source into a network, with MindSpore's `load_param_into_net`.
 
     Args:
-        net: a `mindspore.nn.Cell`; compiled for parallel training or not, as one to load a rank's checkpoint file into.
-        source: what `reshard.iter_tensors` takes by this name.
-        source_strategy: what it takes by this name.
-        target_strategy: what it takes by this name.
-        rank: what it takes by this name.
-        strict_load: whether types must be equal, see MindSpore's.
-        how: all else that it takes.
+        net: `mindspore.nn.Cell` to load into, as for a rank's checkpoint file. It may be compiled for parallel training.
+        source: source of the load, see `reshard.iter_tensors`.
+        source_strategy: source strategy, see `reshard.iter_tensors`.
+        target_strategy: target strategy, see `reshard.iter_tensors`.
+        rank: number of the target rank.
+        strict_load: whether types must be equal, see MindSpore's documentation.
+        how: other arguments of `reshard.iter_tensors`.
 
     Returns:
-        As `load_param_into_net`: the names of the network's parameters that were not loaded, and of those loaded that it lacks.
+        The result of `load_param_into_net`: names of the network's parameters that were not loaded, and of tensors that it lacks.
 
     Raises:
-        ReshardError: of the kind that fits; the network is as it was then.
-        RuntimeError: MindSpore's, of a parameter that does not fit the network.
+        ReshardError: see `reshard.iter_tensors`. The network is unchanged.
+        RuntimeError: MindSpore raises it for a parameter that does not match the network.
     """
     found = param_dict(iter_tensors(source, source_strategy, target_strategy, rank, **how))
     absent, unused = load_params(net, found, strict_load=strict_load)
@@ -58,20 +58,20 @@ def load_params(
     strict_load: bool,
     remove_redundancy: bool = False,
 ) -> Any:  # noqa: ANN401 - MindSpore's
-    """What MindSpore's `load_param_into_net` does and returns.
+    """Load parameters into a network with MindSpore's `load_param_into_net`, and return its result.
 
     Raises:
         RequestError: MindSpore is not installed.
-        RuntimeError: MindSpore's, of a parameter that does not fit the network.
+        RuntimeError: MindSpore raises it for a parameter that does not match the network.
     """
     return _mindspore().load_param_into_net(net, found, strict_load, remove_redundancy)
 
 
 def param_dict(tensors: Iterable[tuple[str, Array]]) -> dict[str, Any]:
-    """A `mindspore.Parameter` of each tensor, as MindSpore's `load_checkpoint` gives them; of text none.
+    """Return a `mindspore.Parameter` for each tensor, as MindSpore's `load_checkpoint` does. Text is left out.
 
     Raises:
-        RequestError: MindSpore is not installed, or has no such type.
+        RequestError: MindSpore is not installed, or does not support a type.
     """
     mindspore = _mindspore()
     return {
@@ -82,7 +82,7 @@ def param_dict(tensors: Iterable[tuple[str, Array]]) -> dict[str, Any]:
 
 
 def _tensor(mindspore: Any, name: str, array: Array) -> Any:  # noqa: ANN401 - a mindspore.Tensor
-    if array.dtype.name == "bfloat16":  # float32 holds all its values, and has one NaN
+    if array.dtype.name == "bfloat16":  # float32 represents all values of bfloat16, and one NaN
         return mindspore.Tensor(array.astype(np.float32)).astype(mindspore.bfloat16)
     if array.dtype.kind == "V":
         raise RequestError(
@@ -95,7 +95,7 @@ def _tensor(mindspore: Any, name: str, array: Array) -> Any:  # noqa: ANN401 - a
 
 
 def current_rank() -> int | None:
-    """Return the rank of this process as MindSpore knows it; None: it runs alone, for which MindSpore says 0."""
+    """Return the rank of this process in MindSpore. None: it runs alone, for which MindSpore returns 0."""
     communication = sys.modules.get("mindspore.communication")
     try:
         return int(communication.get_rank()) if communication and communication.get_group_size() > 1 else None

@@ -1,4 +1,4 @@
-"""The parameters of one file, or of one rank that lie in several files, read into memory."""
+"""Read the parameters of one file, or of one rank's several files, into memory."""
 
 from __future__ import annotations
 
@@ -32,21 +32,21 @@ def read_segments(
     access: Access | None = None,
     decryption: Encryption | None = None,
 ) -> Iterator[tuple[str, Array]]:
-    """All parameters in the checkpoint files of one folder, such as `rank_0/` with a part of each pipeline stage.
+    """Yield all parameters in the checkpoint files of one folder, such as `rank_0/` with one file per pipeline stage.
 
-    Of a parameter that several files hold the first counts, in the order of their numbers: `_part2` before `_part10`. Memory:
-    that of the one parameter, beside what the caller keeps.
+    If several files hold a parameter, the first is used, in the order of their numbers: `_part2` before `_part10`. Memory: one
+    parameter, in addition to what the caller keeps.
 
     Args:
-        url: the folder.
-        wanted: whether a name is wanted.
-        access: the way to it, if it is in an object store.
-        decryption: the key of its files; None: they are not encrypted.
+        url: URL or path of the folder.
+        wanted: function that returns whether to read the parameter with a name.
+        access: options of the object store, if the folder is in one.
+        decryption: key of the files. None: they are not encrypted.
 
     Raises:
-        DataError: a file is damaged, or there are files of both formats.
-        MissingInputError: there is none.
-        RequestError: the files are of several training steps.
+        DataError: a file is damaged, or the folder contains files of both formats.
+        MissingInputError: the folder contains no checkpoint files.
+        RequestError: the files belong to several training steps.
     """
     store = as_plain(open_store(url, access), decryption)
     names = sorted((e.name for e in store.list("") if not e.is_folder and _is_checkpoint(e.name)), key=natural)
@@ -87,15 +87,15 @@ def read_file(
     """Yield the parameters of one checkpoint file. Memory: one parameter, in addition to what the caller keeps.
 
     Args:
-        source: the path of the file, or the content of a safetensors file.
-        wanted: whether a name is wanted.
-        crc_check: compare the content with the CRC32 in the file; a file without one is warned of.
-        access: the way to it, if it is in an object store.
-        decryption: the key of the file; None: it is not encrypted.
+        source: path of the file, or content of a safetensors file.
+        wanted: function that returns whether to read the parameter with a name.
+        crc_check: whether to compare the content with the CRC32 in the file. A file without one causes a warning.
+        access: options of the object store, if the file is in one.
+        decryption: key of the file. None: it is not encrypted.
 
     Raises:
         DataError: the file is damaged.
-        MissingInputError: there is no such file.
+        MissingInputError: the file does not exist.
     """
     reader: Reader | _Memory
     if isinstance(source, BytesIO):
@@ -115,7 +115,7 @@ def read_file(
 
 
 class _Memory:
-    """A safetensors file in memory."""
+    """Reader of a safetensors file in memory."""
 
     name = "BytesIO.safetensors"
 
@@ -124,7 +124,7 @@ class _Memory:
         self.size = len(content)
 
     def read(self, offset: int, length: int) -> bytes:
-        """Read some bytes; the header was checked against the length of the content."""
+        """Read bytes. The header was already checked against the length of the content."""
         return self._content[offset : offset + length]
 
     def read_into(self, buffer: memoryview, offset: int) -> None:

@@ -1,1 +1,1 @@
-"""What a target looks like while it is written, who may write to it, and how its parts become one checkpoint."""
+"""Targets: their documents, locks, and the completion of a checkpoint from its stages."""

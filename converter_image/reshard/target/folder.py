@@ -1,23 +1,23 @@
-"""The target folder: its layout on the storage, and how files in it become a complete checkpoint.
+"""The target folder: its structure in the store, and the completion of a checkpoint from its files.
 
 ```
-rank_<r>/<prefix><r>.<ext>     appears whole, when its rank is done; of unified files part<r>.safetensors,
-                               of a part <prefix><r>_part<stage>.<ext>
-reshard-index.json             in the place of files, where `output: Index` asks for it: see reshard.source.index
-param_name_map.json            of unified files, see reshard.checkpoint.unified: written by the commit
-reshard-manifest.json          written last: its presence says complete
-.reshard/                      of unfinished transforms only; gone once the manifest is there
-    lock                       with parts, each a job: shared by all of them; lock-part<stage> is of one
-    <job>/job.json             what is being made, and whether it replaces something
-    <job>/inventory.json       strategies and the source's headers, read once: see reshard.source.index
-    <job>/draft.json           the manifest but for the files
-    <job>/stage.json            the manifest of a stage, once it is finished; the last one to be finished completes the checkpoint
-    <job>/commit.json          which ranks are being committed, once the commit of staged files has begun
-    <job>/replaced.json        the manifest of the checkpoint that is being replaced, once that is retired
-    <job>/records/rank_<r>     a finished rank
-    <job>/staging/...          finished files that wait for the commit, when they replace others
+rank_<r>/<prefix><r>.<ext>     a finished rank. Unified files: part<r>.safetensors. Files of a stage:
+                               <prefix><r>_part<stage>.<ext>
+reshard-index.json             replaces the files with `output: Index`, see reshard.source.index
+param_name_map.json            index of unified files, written by the commit, see reshard.checkpoint.unified
+reshard-manifest.json          written last: the checkpoint is complete if it exists
+.reshard/                      exists only while a transform is unfinished
+    lock                       the lock. Tasks that write stages share it, and each has lock-part<stage>
+    <job>/job.json             the record of a task: what it writes, and whether it replaces something
+    <job>/inventory.json       strategies and the source's headers, see reshard.source.index
+    <job>/draft.json           the manifest without the files
+    <job>/stage.json           the manifest of a finished stage. The last stage completes the checkpoint
+    <job>/commit.json          the ranks of a commit of staged files that has started
+    <job>/replaced.json        the retired manifest of the checkpoint that is being replaced
+    <job>/records/rank_<r>     the record of a finished rank
+    <job>/staging/...          finished files that replace others, until the commit
     <job>/tmp/...              files that are being written
-    <job>/rejected/...         files that differ from the source when compared with it, for inspection
+    <job>/rejected/...         files that differ from the source, for inspection
 ```
 """
 
@@ -48,7 +48,7 @@ if TYPE_CHECKING:
 LOCK = f"{STATE}/lock"
 _LARGEST_DOCUMENT = 4 << 30
 _LARGEST_RECORD = 1 << 20
-_DOCUMENTS = ("inventory.json", "draft.json", "stage.json")  # which may be long enough to be sent in parts
+_DOCUMENTS = ("inventory.json", "draft.json", "stage.json")  # documents that may exceed a single request
 _RECORD = re.compile(r"rank_(\d{1,9})\.json", re.ASCII)
 
 
@@ -61,21 +61,21 @@ D = TypeVar("D")
 
 @dataclass(frozen=True, slots=True)
 class TargetFolder:
-    """Reads and writes what belongs to one job at a target.
+    """Reads and writes everything in a target.
 
     Attributes:
-        store: the target.
-        mode: permission bits of what is written; None: as the umask has them.
+        store: store of the target.
+        mode: permission bits of written files. None: determined by the umask.
     """
 
     store: Store
     mode: int | None
 
     def observe(self) -> Standing:
-        """What is here now.
+        """Return a snapshot of the target.
 
         Raises:
-            DataError: the manifest, or what says what is being made, is damaged.
+            DataError: the manifest or the record of a task is damaged.
         """
         state = self.store.list(STATE)
         jobs = [self._unfinished(f"{STATE}/{entry.name}") for entry in state if entry.is_folder]
@@ -87,18 +87,18 @@ class TargetFolder:
         return Unfinished(job, "commit.json" in names, "replaced.json" in names) if job is not None else None
 
     def manifest(self) -> Manifest | None:
-        """The manifest of the complete checkpoint that is here, if there is one.
+        """Return the manifest of the complete checkpoint in the target. None: there is none.
 
         Raises:
-            DataError: it is damaged.
+            DataError: the manifest is damaged.
         """
         return self.document(MANIFEST_NAME, Manifest, _LARGEST_DOCUMENT)
 
     def document(self, path: str, kind: type[D], limit: int) -> D | None:
-        """A document of at most `limit` bytes, if it is there.
+        """Return a document of at most `limit` bytes. None: it does not exist.
 
         Raises:
-            DataError: it is damaged, or larger.
+            DataError: the document is damaged, or larger than the limit.
         """
         try:
             content = self.store.read(path, limit)
@@ -109,7 +109,7 @@ class TargetFolder:
         return decode(content, kind, f"{self.store.url}/{path}")
 
     def write_manifest(self, manifest: Manifest) -> None:
-        """Declare the checkpoint complete."""
+        """Mark the checkpoint as complete."""
         content = encode(manifest, pretty=True)
         writer = self.store.create(MANIFEST_NAME, temporary=f"{STATE}/manifest.{uuid.uuid4().hex}.tmp", mode=self.mode)
         try:
@@ -119,11 +119,11 @@ class TargetFolder:
             writer.abort()
 
     def job(self, digest: str) -> JobState:
-        """The state of one job."""
+        """Return the state of one task."""
         return JobState(self, f"{STATE}/{digest[:16]}")
 
     def forget_jobs(self, files: Iterable[str] = ()) -> None:
-        """Remove what unfinished jobs have left, this one's of these files included; the lock stays.
+        """Remove everything that unfinished tasks have left, including these files of this task. The lock remains.
 
         Any concurrent writer will fail.
         """
@@ -135,12 +135,12 @@ class TargetFolder:
                 self._remove(f"{STATE}/{entry.name}")
 
     def replaced(self, standing: Standing) -> list[Manifest]:
-        """The manifests of what unfinished jobs have retired."""
+        """Return the manifests that unfinished tasks have retired."""
         found = [self.job(other.job.digest).replaced() for other in standing.unfinished if other.retired]
         return [manifest for manifest in found if manifest is not None]
 
     def replaced_files(self, standing: Standing, digest: str) -> set[str]:
-        """The files of the checkpoints that a job and other unfinished ones replace, and those that the others have written."""
+        """Return the files of checkpoints that unfinished tasks replace, and the files that the other tasks have written."""
         found: set[str] = set()
         for manifest in self.replaced(standing):
             found.update((record.path for record in manifest.listed), maps_beside(manifest.options))
@@ -150,7 +150,7 @@ class TargetFolder:
         return found
 
     def discard(self, job: JobDocument, heir: JobState) -> None:
-        """Remove an unfinished job and what it has written; what it has taken apart its heir is to remove."""
+        """Remove an unfinished task and its files. Hand the checkpoint that it has retired over to its heir."""
         state = self.job(job.digest)
         if self.store.stat(f"{state.folder}/replaced.json") is not None:
             self.store.move(f"{state.folder}/replaced.json", f"{heir.folder}/replaced.json")
@@ -159,7 +159,7 @@ class TargetFolder:
         self._remove(state.folder)
 
     def _remove(self, path: str) -> None:
-        """Records first: a kill leaves none of a job of which nothing says any more with which key it was begun."""
+        """Remove a folder, records first: if the process is killed, no record remains whose key is no longer known."""
         if self.store.list(f"{path}/records"):
             self.store.delete(f"{path}/records")
         self.store.delete(path)
@@ -167,17 +167,17 @@ class TargetFolder:
 
 @dataclass(frozen=True, slots=True)
 class JobState:
-    """What one job has reached so far."""
+    """The progress of one task in the target."""
 
     target: TargetFolder
     folder: str
 
     def read(self) -> JobDocument | None:
-        """The job as it was begun; None when it was not."""
+        """Return the record of the task. None: it was not started."""
         return self._document("job.json", JobDocument, _LARGEST_RECORD)
 
     def begin(self, job: JobDocument, index: bytes, draft: Manifest) -> JobDocument:
-        """Note down the job. Of several processes that begin it at once, all get what the first wrote."""
+        """Record the task. If several processes do this concurrently, all return the record of the first."""
         store, path = self.target.store, f"{self.folder}/job.json"
         store.write(f"{self.folder}/draft.json", encode(draft), mode=self.target.mode)
         store.write(f"{self.folder}/inventory.json", index, mode=self.target.mode)
@@ -187,14 +187,14 @@ class JobState:
         return begun if begun is not None else job
 
     def refresh(self, job: JobDocument, index: bytes, draft: Manifest) -> None:
-        """Record a job again whose source was copied again since it was started."""
+        """Record a task again whose source was copied again since the task was started."""
         store = self.target.store
         store.write(f"{self.folder}/inventory.json", index, mode=self.target.mode)
         store.write(f"{self.folder}/draft.json", encode(draft), mode=self.target.mode)
         store.write(f"{self.folder}/job.json", encode(job), mode=self.target.mode)
 
     def restore(self, index: bytes, draft: Manifest) -> None:
-        """Note down again what of a begun job is gone, and what of it nobody could know before: the number of stages."""
+        """Restore the missing documents of a started task, and add the number of stages, which was unknown before."""
         store = self.target.store
         if store.stat(f"{self.folder}/inventory.json") is None:
             store.write(f"{self.folder}/inventory.json", index, mode=self.target.mode)
@@ -203,28 +203,28 @@ class JobState:
             store.write(f"{self.folder}/draft.json", encode(draft), mode=self.target.mode)
 
     def finish_stage(self, manifest: Manifest) -> None:
-        """Note down that all ranks of a part are finished."""
+        """Record that all ranks of a stage are finished."""
         self.target.store.write(f"{self.folder}/stage.json", encode(manifest), mode=self.target.mode)
 
     def finished_stage(self) -> Manifest | None:
-        """What `finish_stage` has noted down, if anything."""
+        """Return the manifest that `finish_stage` has recorded. None: the stage is not finished."""
         return self._document("stage.json", Manifest, _LARGEST_DOCUMENT)
 
     def begin_commit(self, ranks: str) -> None:
-        """Note down that staged files begin to take the place of others: from here on only going on makes sense."""
+        """Record that staged files start to replace others. From here on, the commit can only be completed."""
         self.target.store.write(f"{self.folder}/commit.json", encode(_Commit(ranks)), mode=self.target.mode)
 
     def begun_commit(self) -> str | None:
-        """The ranks of a commit that has begun; None when none has."""
+        """Return the ranks of a commit that has started. None: no commit has started."""
         found = self._document("commit.json", _Commit, _LARGEST_RECORD)
         return found.ranks if found is not None else None
 
     def index(self) -> bytes:
-        """The index, as it was given to `begin`."""
+        """Return the index that was passed to `begin`."""
         return self.target.store.read(f"{self.folder}/inventory.json", _LARGEST_DOCUMENT)
 
     def draft(self) -> Manifest:
-        """The manifest as it was given to `begin`."""
+        """Return the manifest that was passed to `begin`."""
         found = self._document("draft.json", Manifest, _LARGEST_DOCUMENT)
         if found is None:
             where = f"{self.target.store.url}/{self.folder}/draft.json"
@@ -237,17 +237,17 @@ class JobState:
         return self.target.document(f"{self.folder}/{name}", kind, limit)
 
     def retire_old_manifest(self) -> None:
-        """Make what is at the target read as incomplete, before its files are replaced."""
-        with contextlib.suppress(MissingInputError):  # another process of this job was quicker
+        """Make the target read as incomplete before its files are replaced."""
+        with contextlib.suppress(MissingInputError):  # another process of this task was faster
             if self.target.store.stat(MANIFEST_NAME) is not None:
                 self.target.store.move(MANIFEST_NAME, f"{self.folder}/replaced.json")
 
     def replaced(self) -> Manifest | None:
-        """The manifest of the checkpoint that this job has retired."""
+        """Return the manifest of the checkpoint that this task has retired. None: it has retired none."""
         return self._document("replaced.json", Manifest, _LARGEST_DOCUMENT)
 
     def create(self, path: str, *, rank: int, staged: bool, writer: str, size: int, memory: int, copies: bool = False) -> Writer:
-        """A new file of the checkpoint; its temporary's name says who writes it. See `Store.create`."""
+        """Create a file of the checkpoint. The name of its temporary file contains the writer. See `Store.create`."""
         temporary = f"{self.folder}/tmp/rank_{rank}.{writer}.{uuid.uuid4().hex}"
         where = self.where(path, staged=staged)
         return self.target.store.create(
@@ -255,14 +255,14 @@ class JobState:
         )
 
     def where(self, path: str, *, staged: bool) -> str:
-        """Where a file appears when it is finished: in its place, or where it waits for the commit."""
+        """Return the path of a finished file: its final path, or its path in the staging folder."""
         return f"{self.folder}/staging/{path}" if staged else path
 
     def reject(self, path: str, *, staged: bool) -> str:
-        """Keep a finished file that differs from the source for inspection, in place of an earlier one of its rank.
+        """Keep a finished file that differs from the source for inspection, and replace an earlier one of its rank.
 
         Returns:
-            Where it is now: where it was, if the storage cannot move it. It has no record either way.
+            URL of the file. It is unchanged if the store cannot move the file. In either case, the file has no record.
         """
         store, where, aside = self.target.store, self.where(path, staged=staged), f"{self.folder}/rejected/{path}"
         with contextlib.suppress(ReshardError):
@@ -271,23 +271,23 @@ class JobState:
         return f"{store.url}/{where}"
 
     def sweep(self, ranks: set[int], writing: Collection[str]) -> None:
-        """Remove temporaries of these ranks, except those of these processes."""
+        """Remove the temporary files of these ranks, except those of running writers."""
         for entry in self.target.store.list(f"{self.folder}/tmp"):
             rank, _, writer = entry.name.rpartition(".")[0].removeprefix("rank_").partition(".")
             if rank.isascii() and rank.isdigit() and int(rank) in ranks and writer not in writing:
                 self.target.store.delete(f"{self.folder}/tmp/{entry.name}")
 
     def record(self, record: FileRecord) -> None:
-        """Note down that a rank's file is whole, durable and verified."""
+        """Record that a rank's file is complete, durable and verified."""
         self.target.store.write(f"{self.folder}/records/rank_{record.rank}.json", encode(record), mode=self.target.mode)
 
     def recorded_ranks(self) -> set[int]:
-        """The ranks that are finished."""
+        """Return the finished ranks."""
         names = (entry.name for entry in self.target.store.list(f"{self.folder}/records"))
         return {int(found[1]) for name in names if (found := _RECORD.fullmatch(name))}
 
     def records(self, ranks: Iterable[int] | None, check: Callable[[], None] = lambda: None) -> dict[int, FileRecord]:
-        """The records of those of these ranks (None: of all) that are finished; `check` raises to cancel."""
+        """Return the records of these ranks (None: all) as far as they are finished. `check` raises to cancel."""
         wanted = None if ranks is None else {f"rank_{rank}.json" for rank in ranks}
 
         def read(name: str) -> FileRecord:
@@ -306,16 +306,16 @@ class JobState:
         thorough: bool = False,
         check: Callable[[], None] = lambda: None,
     ) -> dict[str, str]:
-        """Return where the files of these records are, by their paths. Files that are gone or have another length are left out.
+        """Return the location of the file of each record, by path. Missing files and files with another size are left out.
 
-        A commit that was interrupted has moved some staged files already. What lies in their place may as well be an old file
-        of the same length, so there the content decides.
+        An interrupted commit has already moved some staged files. A file at the final path may also be an old file of the same
+        size, so its content is compared.
 
         Args:
-            records: the records of the files.
-            staged: whether the files wait for the commit.
-            thorough: whether to compare contents too.
-            check: raises to cancel.
+            records: records of the files.
+            staged: whether the files are staged until the commit.
+            thorough: whether contents are compared as well.
+            check: function that raises to cancel.
         """
         wanted = {record.path: record for record in records}
         waiting = {path: self.where(path, staged=True) for path in wanted} if staged else {}
@@ -338,10 +338,10 @@ class JobState:
             return matches(reader, record.digest, remote=self.target.store.remote)
 
     def _is_unchanged(self, record: FileRecord, path: str, found: Stat | None) -> bool:
-        """Return whether a file has the length, and the sampled blocks or the version, that its record lists.
+        """Return whether a file has the size, and the sampled blocks or the version, in its record.
 
-        An object store lists versions with lengths. Blocks are read of objects with other versions only, such as copies: to read
-        them all takes longer than all the rest of a commit of thousands of ranks.
+        An object store lists versions together with sizes. Blocks are read only from objects with other versions, such as copies:
+        reading all of them takes longer than the rest of a commit of thousands of ranks.
         """
         if found is None or found.size != record.size:
             return False
@@ -351,10 +351,10 @@ class JobState:
             return sample_of(reader, remote=self.target.store.remote) == record.sample
 
     def publish(self, records: Sequence[FileRecord], check: Callable[[], None]) -> None:
-        """Move staged files to their places; `check` raises to cancel.
+        """Move staged files to their final paths. `check` raises to cancel.
 
         Raises:
-            MissingInputError: a file is neither staged nor in its place.
+            MissingInputError: a file is neither staged nor at its final path.
         """
         there = self.locate(records, staged=True, check=check)
         gone = next((record.path for record in records if record.path not in there), None)

@@ -1,4 +1,4 @@
-"""One writer at a time: a lock file with an owner and a heartbeat."""
+"""Allow one writer at a time: a lock file with an owner and a heartbeat."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ if TYPE_CHECKING:
     from reshard.target.standing import Identity
 
 HEARTBEAT_SECONDS = 10.0
-# A lock without a heartbeat for this long has expired. Several heartbeats, because shared file systems can stall.
+# A lock without a heartbeat for this long has expired. It covers several heartbeats, because shared file systems can stall.
 STALE_SECONDS = 60.0
 _LARGEST_LOCK = 4096
 _MEMBER = ".member"
@@ -34,13 +34,13 @@ T = TypeVar("T")
 
 
 class LockOwner(msgspec.Struct, frozen=True):
-    """Who holds a lock.
+    """The owner of a lock.
 
     Attributes:
-        owner: processes of one owner share the lock; the pods of a transform have its UID, others are alone.
-        host: the machine that the process runs on, for messages; of a shared lock that of the first.
+        owner: name of the owner, whose processes share the lock. The pods of a transform use its UID. Other processes are alone.
+        host: machine that the process runs on, for messages. For a shared lock: the machine of the first process.
         process: its `ProcessId` as text.
-        shared: whether others may have joined, about whom this says nothing.
+        shared: whether others may have joined, about whom this lists nothing.
     """
 
     owner: str
@@ -50,19 +50,19 @@ class LockOwner(msgspec.Struct, frozen=True):
 
 
 class LockHandle:
-    """A lock that this process holds, as long as nobody has taken it over."""
+    """A lock that this process holds, until another process takes it over."""
 
     def __init__(self, store: Store, path: str, owner: LockOwner, mode: int | None) -> None:
         self._store, self._path, self._owner, self._mode = store, path, owner, mode
 
     def check(self) -> None:
-        """To be called before anything appears at its final place.
+        """Check that this process still holds the lock. To be called before anything appears in its final place.
 
         Raises:
-            LockedError: another has taken the lock over; this process was out of touch for too long.
+            LockedError: another process has taken the lock over, because this process had no heartbeat for too long.
         """
         found = _read(self._store, self._path)
-        if found is None and self._owner.shared:  # another of its owner took itself for the last, and gave it back
+        if found is None and self._owner.shared:  # another process of this owner considered itself the last
             self._store.write_new(self._path, msgspec.json.encode(self._owner), mode=self._mode)
             found = _read(self._store, self._path)
         if found is None or found.owner != self._owner.owner:
@@ -74,7 +74,7 @@ class LockHandle:
             )
 
     def release(self) -> None:
-        """Give it back, unless it is somebody else's by now."""
+        """Release the lock, unless another owner has taken it over."""
         found = _read(self._store, self._path)
         if found is not None and found.owner == self._owner.owner:
             self._store.delete(self._path)
@@ -85,18 +85,19 @@ def locked(store: Store, path: str, *, owner: str | None, mode: int | None) -> I
     """Hold the lock at `path` while the body runs.
 
     Args:
-        store: the storage that the lock is in.
-        path: the lock file.
-        owner: shared by processes that work on one job together; the last of them gives it back. None: nobody shares it.
+        store: store of the lock file.
+        path: path of the lock file.
+        owner: name shared by processes that work on one task together. The last of them releases the lock. None: the lock is not
+            shared.
         mode: permission bits of the file.
 
     Raises:
-        LockedError: someone else holds it.
+        LockedError: another owner holds the lock.
     """
     process = this_process()
     me = LockOwner(owner or uuid.uuid4().hex, socket.gethostname(), str(process), shared=owner is not None)
     member = f"{path}.{process}.{uuid.uuid4().hex}{_MEMBER}"
-    if me.shared:  # first of all, so that nobody takes the lock for abandoned
+    if me.shared:  # join first, so that no other process considers the lock abandoned
         store.write(member, b"", mode=mode)
     stop = threading.Event()
     heart = threading.Thread(
@@ -120,18 +121,18 @@ def locked(store: Store, path: str, *, owner: str | None, mode: int | None) -> I
 
 @contextmanager
 def writing(target: TargetFolder, job: Identity, *, owner: str | None) -> Iterator[Callable[[], None]]:
-    """Hold what a job needs to write to a target. Jobs that make parts of one checkpoint share the target; no other does.
+    """Hold the locks that a task requires to write to a target. Only tasks that write stages of one checkpoint share a target.
 
     Args:
-        target: the target that is written to.
-        job: what is to be written.
-        owner: shared by processes that write the job together, as of `locked`.
+        target: target to write to.
+        job: task that will write.
+        owner: name shared by processes that write the task together, as in `locked`.
 
     Yields:
-        What `LockHandle.check` is for one lock.
+        Function that checks all locks, like `LockHandle.check`.
 
     Raises:
-        LockedError: someone else writes there.
+        LockedError: another owner writes to the target.
     """
     if job.stage is None:
         with locked(target.store, LOCK, owner=owner, mode=target.mode) as held:
@@ -151,10 +152,10 @@ def writing(target: TargetFolder, job: Identity, *, owner: str | None) -> Iterat
 
 @contextmanager
 def serialized(target: TargetFolder, path: str, check: Callable[[], None]) -> Iterator[None]:
-    """Hold a lock that everyone holds for moments only: wait for it. `check` raises to cancel the wait.
+    """Hold a lock that is only ever held briefly, and wait until it is free. `check` raises to cancel the wait.
 
     Raises:
-        LockedError: someone holds it for longer than that.
+        LockedError: the lock is not released in time.
     """
     with contextlib.ExitStack() as stack:
         retry_until_unlocked(lambda: stack.enter_context(locked(target.store, path, owner=None, mode=target.mode)), check=check)
@@ -162,10 +163,10 @@ def serialized(target: TargetFolder, path: str, check: Callable[[], None]) -> It
 
 
 def retry_until_unlocked(work: Callable[[], T], seconds: float = STALE_SECONDS, *, check: Callable[[], None] = lambda: None) -> T:
-    """Do what needs a lock that others hold for moments only: wait for them. `check` raises to cancel the wait.
+    """Call a function that needs a lock that is only ever held briefly, and retry it until the lock is free.
 
     Raises:
-        LockedError: someone holds it for longer than that.
+        LockedError: the lock is not released in time.
     """
     retrying = Retrying(
         retry=retry_if_exception_type(LockedError),
@@ -178,12 +179,12 @@ def retry_until_unlocked(work: Callable[[], T], seconds: float = STALE_SECONDS, 
 
 
 def live_writers(store: Store, path: str = LOCK) -> frozenset[str]:
-    """The processes, as text, that share a lock and are not gone. Of a lock that is not shared: none but the caller."""
+    """Return the processes, as text, that share a lock and have not ended. If the lock is not shared, return none."""
     return frozenset(process for _, process in _members(store, path))
 
 
 def _members(store: Store, path: str) -> Iterator[tuple[str, str]]:
-    """The files and processes of those who share a lock and are not gone. Files of those who are gone are deleted."""
+    """Yield the files and processes that share a lock and have not ended. Delete the files of those that have ended."""
     folder, _, name = path.rpartition("/")
     for entry in store.list(folder):
         if entry.name.startswith(f"{name}.") and entry.name.endswith(_MEMBER):
@@ -191,13 +192,13 @@ def _members(store: Store, path: str) -> Iterator[tuple[str, str]]:
             if not _is_abandoned(store, member, process):
                 yield member, process
                 continue
-            with contextlib.suppress(AccessError):  # one that nobody may delete expires all the same
+            with contextlib.suppress(AccessError):  # a file that cannot be deleted expires anyway
                 store.delete(member)
 
 
 def _acquire(store: Store, path: str, me: LockOwner, mode: int | None) -> None:
     content = msgspec.json.encode(me)
-    for _ in range(3):  # each time another process may be first, but not for ever
+    for _ in range(3):  # another process may be faster each time, but not forever
         if store.write_new(path, content, mode=mode):
             return
         found, other = store.stat(path), _read(store, path)
@@ -224,7 +225,7 @@ def _read(store: Store, path: str) -> LockOwner | None:
         return decode(store.read(path, _LARGEST_LOCK), LockOwner, path)
     except MissingInputError:
         return None
-    except DataError:  # damaged, or another version's: only its heartbeat counts
+    except DataError:  # damaged, or of another version: only its heartbeat counts
         return LockOwner("", "unknown", "")
 
 
@@ -235,16 +236,16 @@ def _has_expired(store: Store, path: str, owner: LockOwner) -> bool:
 
 
 def _is_abandoned(store: Store, path: str, process: str) -> bool:
-    """Whether a file has no heartbeat any more. A process that is known to be gone has none; otherwise its age decides."""
+    """Return whether a file has no heartbeat any more: its process is known to have ended, or else its age exceeds the limit."""
     other = ProcessId.parse(process)
     if other is not None and has_ended(other, this_process(), start_time):
         return True
     age = store.age(path)
-    return age is None or abs(age) > STALE_SECONDS  # a modification time in the future is stale
+    return age is None or abs(age) > STALE_SECONDS  # treat a modification time in the future as stale
 
 
 def _beat(store: Store, path: str, stop: threading.Event) -> None:
     while not stop.wait(HEARTBEAT_SECONDS):
-        # Whatever goes wrong now may go well the next time. What is lost shows when the work's own files appear.
+        # An error here may be temporary. If the lock is lost, `LockHandle.check` reports it before files appear.
         with contextlib.suppress(Exception):
             store.touch(path)

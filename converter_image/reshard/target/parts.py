@@ -1,4 +1,4 @@
-"""How the stages of a checkpoint that is written stage by stage become one checkpoint. Pure."""
+"""Unite the stages of a checkpoint that is written stage by stage. Pure."""
 
 from __future__ import annotations
 
@@ -21,10 +21,10 @@ _SHOWN = 5
 
 
 def all_there(parts: Sequence[StageRecord]) -> bool:
-    """Whether parts of different stages make up a checkpoint.
+    """Return whether the records of different stages make up a complete checkpoint.
 
-    By the number of stages, where one of them knows it (of several numbers the largest: never complete too early); else once
-    together they hold all that the target's strategy names.
+    The number of stages decides, if one of the records has it (the largest if they differ, so that the checkpoint is never
+    completed too early). Otherwise, the stages must hold all names in the target strategy together.
     """
     stages = max((record.stage_count or 0 for record in parts), default=0)
     if stages:
@@ -33,28 +33,28 @@ def all_there(parts: Sequence[StageRecord]) -> bool:
 
 
 def is_whole(manifest: Manifest) -> bool:
-    """Whether a manifest is that of a checkpoint, and not of a part that is not the last."""
+    """Return whether a manifest describes a complete checkpoint, rather than a stage of an unfinished one."""
     return not manifest.stages or all_there(manifest.stages)
 
 
 def notes_on_rules(manifest: Manifest) -> tuple[str, ...]:
-    """What a user should know of the rules by which the parts have been renamed, once all of them are there."""
+    """Return the notes about the renaming rules of a checkpoint with all its stages."""
     if not all_there(manifest.stages):
         return ()
     return tuple(f"the pattern {rule.pattern} matches no parameter" for rule in _unmatched(manifest.stages))
 
 
 def unite(manifests: Sequence[Manifest], inconsistent: Collection[str] = ()) -> Manifest:
-    """The manifest of a checkpoint whose parts are all there.
+    """Return the manifest of a checkpoint from those of all its stages.
 
     Args:
-        manifests: the manifests of the parts, each with the record of the one part that it is.
-        inconsistent: names of parameters that several parts hold with different content, which the user accepts.
+        manifests: manifests of the stages, each with the record of one stage.
+        inconsistent: names of parameters that several stages hold with different content, which the request accepts.
 
     Raises:
-        MissingInputError: none of them holds what the target's strategy names, and it was not said that this may be; or what is
-            to be renamed.
-        RequestError: parameters of two parts have been given one name.
+        MissingInputError: no stage holds a name in the target strategy, and the request does not allow that; or no stage holds a
+            parameter that is to be renamed.
+        RequestError: parameters of two stages are renamed to one name.
     """
     manifests = sorted(manifests, key=lambda manifest: manifest.stages[0].stage)
     parts = [part for manifest in manifests for part in manifest.stages]
@@ -104,7 +104,7 @@ def unite(manifests: Sequence[Manifest], inconsistent: Collection[str] = ()) -> 
 
 
 def _origins(manifests: Sequence[Manifest]) -> dict[str, str]:
-    """What each parameter is called in the source."""
+    """Return the source name of each parameter."""
     found: dict[str, str] = {}
     for parameter in (parameter for manifest in manifests for parameter in manifest.parameters):
         origin = parameter.source_name or parameter.name
@@ -119,13 +119,13 @@ def _origins(manifests: Sequence[Manifest]) -> dict[str, str]:
 
 
 def with_files(manifest: Manifest, files: Iterable[FileRecord]) -> Manifest:
-    """A manifest with these files: a rank is here once it has all parts that hold something for it."""
+    """Return a manifest with these files. A rank is listed once it has the files of all stages that hold parameters for it."""
     manifest = msgspec.structs.replace(manifest, files=tuple(sorted(files, key=lambda record: (record.rank, record.stage or 0))))
     return msgspec.structs.replace(manifest, ranks=listed_ranks(manifest))
 
 
 def listed_ranks(manifest: Manifest) -> str:
-    """The ranks all of whose files a manifest lists, such as "0-5"."""
+    """Return the ranks all of whose files a manifest lists, such as "0-5"."""
     if not manifest.stages:
         return format_ranks(tuple(sorted({record.rank for record in manifest.files})))
     here = {(record.rank, record.stage) for record in manifest.files}
@@ -138,12 +138,12 @@ def _ranks_of(part: StageRecord) -> tuple[int, ...]:
 
 
 def _uncovered(parts: Sequence[StageRecord]) -> set[str]:
-    """What of the target's strategy none of these parts holds."""
+    """Return the names in the target strategy that no stage holds."""
     return set(parts[0].in_other_stages).intersection(*(part.in_other_stages for part in parts[1:]))
 
 
 def _unmatched(parts: Sequence[StageRecord]) -> tuple[RenameRule, ...]:
-    """The rules that match in none of these parts."""
+    """Return the rules that match in no stage."""
     first, *others = (part.unmatched for part in parts)
     common = set(first).intersection(*others)
     return tuple(rule for rule in first if rule in common)

@@ -1,4 +1,4 @@
-"""Identify a process so that another one, perhaps on another machine, can find out whether it is still running."""
+"""Identify a process, so that another process, perhaps on another machine, can find out whether it has ended."""
 
 from __future__ import annotations
 
@@ -19,14 +19,14 @@ _CONTAINER = re.compile(r"(\S*/pods/[^/\s]+/containers/[^/\s]+)/([0-9a-f]+) ", r
 
 
 class ProcessId(NamedTuple):
-    """One run of one process. Texts are hashes, and empty where the system does not report it.
+    """One run of one process. Text fields are hashes. They are empty if the system does not report the value.
 
     Attributes:
-        machine: the host name, the boot and the PID namespace: where they are the same, a PID means the same process.
-        pid: the process's number there.
-        started: when it started, in clock ticks since the boot; PIDs are used again. `UNKNOWN` if it cannot be read.
-        container: the pod and the container's name in it. Only one instance of a container runs at a time.
-        instance: the start of that container that it belongs to.
+        machine: host name, boot and PID namespace. If they are equal, equal PIDs mean the same process.
+        pid: PID of the process on this machine.
+        started: time of its start, in clock ticks since boot, because PIDs are reused. `UNKNOWN`: it cannot be read.
+        container: pod, and name of the container in it. Only one instance of a container runs at a time.
+        instance: start of that container in which the process runs.
     """
 
     machine: str
@@ -36,12 +36,12 @@ class ProcessId(NamedTuple):
     instance: str = ""
 
     def __str__(self) -> str:
-        """Return text that `parse` takes, and that can be part of a file's name."""
+        """Return text that `parse` accepts, and that is valid in a file name."""
         return "-".join(map(str, self))
 
     @classmethod
     def parse(cls, text: str) -> ProcessId | None:
-        """Return the process that `str` has written; None if it has not."""
+        """Return the process that `str` has written. None: the text is not valid."""
         match = _TOKEN.fullmatch(text)
         if match is None:
             return None
@@ -49,12 +49,12 @@ class ProcessId(NamedTuple):
 
 
 def has_ended(process: ProcessId, here: ProcessId, started: Callable[[int], int | None]) -> bool:
-    """Whether a process is known to be gone. False: it runs, or that cannot be known from here. Pure.
+    """Return whether a process is known to have ended. False: it runs, or this cannot be determined from here. Pure.
 
     Args:
-        process: the process.
-        here: the process that asks.
-        started: returns when the process of a PID started, None if there is none.
+        process: process to check.
+        here: current process.
+        started: function that returns the start time of the process with a PID. None: there is none.
     """
     if process.machine and process.machine == here.machine:
         found = started(process.pid)
@@ -81,7 +81,7 @@ def _identity(pid: int) -> ProcessId:
 
 
 def start_time(pid: int) -> int | None:
-    """Return when a process started, in clock ticks since the boot; `UNKNOWN` if that is hidden, None if there is none."""
+    """Return the start time of a process in clock ticks since boot. `UNKNOWN`: it is hidden. None: there is no such process."""
     try:
         os.kill(pid, 0)
     except (ProcessLookupError, OverflowError):
@@ -92,7 +92,7 @@ def start_time(pid: int) -> int | None:
 
 
 def _start_time(pid: int) -> int:
-    fields = _read(f"/proc/{pid}/stat").rpartition(")")[2].split()  # the name before may hold anything
+    fields = _read(f"/proc/{pid}/stat").rpartition(")")[2].split()  # the name before it may contain any character
     return int(fields[19]) if len(fields) > 19 else UNKNOWN
 
 

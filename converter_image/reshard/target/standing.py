@@ -1,4 +1,4 @@
-"""What is at a target at one moment. Decisions about it are made from this, and not by looking again. Pure."""
+"""A snapshot of a target. Decisions about the target are derived from it, without reading the target again. Pure."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ if TYPE_CHECKING:
 
 
 class Identity(Protocol):
-    """What makes a job that job, before it is begun and after."""
+    """The identity of a task, before and after it is recorded in the target."""
 
     @property
     def digest(self) -> str:
@@ -22,11 +22,11 @@ class Identity(Protocol):
 
     @property
     def stage(self) -> int | None:
-        """The pipeline stage of the source, if it writes only the files of that."""
+        """Pipeline stage of the source whose files the task writes. None: all stages."""
 
     @property
     def whole(self) -> str:
-        """Equal for jobs that write stages of one checkpoint."""
+        """Identifies the checkpoint. Equal for tasks that write stages of one checkpoint."""
 
     @property
     def versions(self) -> str:
@@ -34,19 +34,19 @@ class Identity(Protocol):
 
 
 class JobDocument(msgspec.Struct, frozen=True, rename="camel"):
-    """What is being made at a target.
+    """Record of a task in a target.
 
     Attributes:
-        digest: the digest of the job; its first 16 digits name its folder.
-        request: what was asked for, as far as it decides the outcome, to find the job again without reading the source.
-        staged: whether finished files wait in the staging folder, because they will replace others.
-        mode: permission bits of the files; None: as the umask has them.
-        in_place: whether they replace others one by one, where a storage cannot rename. The other checkpoint's manifest is
-            retired before, so that the target reads as incomplete until this one's is there.
-        stage: the pipeline stage of the source, if it writes only the files of that.
-        whole: equal for jobs that write stages of one checkpoint.
-        key_check: tells whether a key is that of the files, if they are encrypted: see `BlockCipher.key_check`.
-        versions: a digest of the versions of the source's files, see `Inventory.versions`.
+        digest: digest of the task. Its first 16 digits are the name of the task's folder.
+        request: fields of the request that determine the result, to find the task again without reading the source.
+        staged: whether finished files are staged, because they will replace others.
+        mode: permission bits of the files. None: determined by the umask.
+        in_place: whether the files replace others one by one, because the store cannot rename. The manifest of the other
+            checkpoint is retired first, so that the target reads as incomplete until the new manifest exists.
+        stage: pipeline stage of the source whose files the task writes. None: all stages.
+        whole: value that is equal for tasks that write stages of one checkpoint.
+        key_check: value that identifies the key of encrypted files, see `BlockCipher.key_check`.
+        versions: digest of the versions of the source's files, see `Inventory.versions`.
     """
 
     digest: str
@@ -61,18 +61,18 @@ class JobDocument(msgspec.Struct, frozen=True, rename="camel"):
 
     @property
     def replaces(self) -> bool:
-        """Whether something else was at the target when this was begun."""
+        """Whether the target contained something else when the task was recorded."""
         return self.staged or self.in_place
 
 
 @dataclass(frozen=True, slots=True)
 class Unfinished:
-    """A job that was begun and is not committed.
+    """A task that was started and is not committed.
 
     Attributes:
-        job: what it makes.
-        committing: whether staged files have begun to take the place of others, and not all of them have.
-        retired: whether it has taken another checkpoint apart, of which only it knows the files.
+        job: record of the task.
+        committing: whether the replacement of files by staged files has started, but not finished.
+        retired: whether the task has retired another checkpoint, whose files only this task lists.
     """
 
     job: JobDocument
@@ -82,12 +82,12 @@ class Unfinished:
 
 @dataclass(frozen=True, slots=True)
 class Standing:
-    """What is at a target.
+    """A snapshot of a target.
 
     Attributes:
-        manifest: the manifest of the complete checkpoint that is there, if there is one.
-        unfinished: jobs that were begun and are not committed.
-        remains: whether anything is there that is gone once a checkpoint is complete.
+        manifest: manifest of the complete checkpoint in the target, if there is one.
+        unfinished: tasks that were started and are not committed.
+        remains: whether the target contains anything that is removed once a checkpoint is complete.
     """
 
     manifest: Manifest | None
@@ -96,7 +96,7 @@ class Standing:
 
     @property
     def jobs(self) -> tuple[JobDocument, ...]:
-        """The unfinished jobs."""
+        """Records of the unfinished tasks."""
         return tuple(found.job for found in self.unfinished)
 
     @property
@@ -105,11 +105,11 @@ class Standing:
         return any(found.committing for found in self.unfinished)
 
     def begun(self, digest: str) -> JobDocument | None:
-        """A job as it was begun; None when it was not, or is complete."""
+        """Return the record of an unfinished task. None: it was not started, or is complete."""
         return next((job for job in self.jobs if job.digest == digest), None)
 
     def siblings(self, job: Identity) -> tuple[JobDocument, ...]:
-        """Unfinished jobs that write other stages of the same checkpoint."""
+        """Return the unfinished tasks that write other stages of the same checkpoint."""
         return tuple(
             other
             for other in self.jobs
@@ -117,13 +117,13 @@ class Standing:
         )
 
     def own(self, job: Identity) -> Manifest | None:
-        """The manifest, if this job has written the checkpoint or a stage of it, and no other stage is being replaced."""
+        """Return the manifest if this task has written the checkpoint or a stage of it, and no other stage is being replaced."""
         if self.manifest is None or job.digest not in self.manifest.jobs:
             return None
         return None if any(other.digest not in self.manifest.jobs for other in self.siblings(job)) else self.manifest
 
     def versions_of(self, job: Identity) -> str | None:
-        """Return the versions of the source's files that a job was last carried out with; None: it was not begun."""
+        """Return the versions of the source's files in the last run of a task. None: the task was not started."""
         if (document := self.begun(job.digest)) is not None:
             return document.versions
         if (manifest := self.own(job)) is None:
@@ -132,9 +132,10 @@ class Standing:
         return (sources[0] if sources else manifest.source).versions
 
     def outdated(self, digest: str, request: dict[str, Any]) -> tuple[JobDocument, ...]:
-        """Unfinished jobs of an equal request, whose source has changed since: nobody can want them any more.
+        """Return the unfinished tasks of an equal request whose source has changed since. Nobody needs them any more.
 
-        One whose commit has begun is not among them, nor one that replaces in place: it has taken another checkpoint apart.
+        Tasks whose commit has started, and tasks that replace files in place, are not included: they have modified another
+        checkpoint.
         """
         return tuple(
             found.job
@@ -143,5 +144,5 @@ class Standing:
         )
 
     def is_left_over(self, digests: Collection[str]) -> bool:
-        """Whether all that remains is of these jobs, whose processes were killed when all but done."""
+        """Return whether everything that remains belongs to these tasks, whose processes were killed just before the end."""
         return self.remains and all(job.digest in digests for job in self.jobs)

@@ -1,1 +1,1 @@
-"""The story: a request is prepared, checked, begun, written and completed."""
+"""Transforms: a request is prepared, checked, started, executed and completed."""

@@ -1,4 +1,4 @@
-"""May a job write to a target, and its beginning there."""
+"""Check that a task may write to the target, and record its start."""
 
 from __future__ import annotations
 
@@ -26,13 +26,13 @@ if TYPE_CHECKING:
 
 @phase("start")
 def begin(job: Job, target: TargetFolder, cancellation: Cancellation) -> tuple[JobDocument, Standing]:
-    """Note the job down at the target, or find it noted down. To be called with the target's lock held.
+    """Record the task in the target, or find its record. The target's lock must be held.
 
     Returns:
-        The job as it was begun, and what is at the target now.
+        The record of the task, and a snapshot of the target.
 
     Raises:
-        RequestError: it may not be begun: see `refuse`.
+        RequestError: the task may not be started, see `refuse`.
     """
     standing = finish_interrupted(target, cancellation)
     state, document = target.job(job.digest), standing.begun(job.digest)
@@ -60,21 +60,21 @@ def begin(job: Job, target: TargetFolder, cancellation: Cancellation) -> tuple[J
                 target.discard(other, state)
         document = state.begin(document, encode_index(job), draft_manifest(job, durations()))
         standing = target.observe()
-    _refuse_other_key(job, target, standing)  # of two that began it at once, one may have another
+    _refuse_other_key(job, target, standing)  # of two processes that start it concurrently, one may have another key
     return document, standing
 
 
 def refuse(job: Job, target: TargetFolder, standing: Standing, *, commit: bool) -> None:
-    """Refuse to replace what the user has not asked to replace, or by less than it is; or to mix files of two keys.
+    """Refuse to replace a checkpoint without permission or by fewer ranks, and to mix files encrypted with different keys.
 
     Args:
-        job: what is to be made.
-        target: the target that it is to be written to.
-        standing: what is there.
-        commit: whether it is to be completed at once, so that all ranks which that takes have to be asked for.
+        job: task to start.
+        target: target of the task.
+        standing: snapshot of the target.
+        commit: whether the task will be committed at once, so that all ranks that this requires must be requested.
 
     Raises:
-        RequestError: with what is there, and what to do.
+        RequestError: the target contains something that the task may not replace or extend. The message contains the remedy.
     """
     _refuse_other_key(job, target, standing)
     if not standing.committing and replaces_other(job, target, standing) and commit:
@@ -82,10 +82,10 @@ def refuse(job: Job, target: TargetFolder, standing: Standing, *, commit: bool) 
 
 
 def replaces_other(job: Job, target: TargetFolder, standing: Standing) -> bool:
-    """Whether something else is at the target that this job would replace.
+    """Return whether the task would replace something else in the target.
 
     Raises:
-        RequestError: it is, and the user has not asked for that.
+        RequestError: it would, and the request does not allow that.
     """
     known = standing.begun(job.digest)
     if known is not None:
@@ -95,7 +95,7 @@ def replaces_other(job: Job, target: TargetFolder, standing: Standing) -> bool:
     siblings, outdated = standing.siblings(job), standing.outdated(job.digest, job.key)
     others = [other for other in standing.jobs if other not in (*outdated, *siblings)]
     replacing = any(sibling.replaces for sibling in siblings)
-    if replacing:  # they were asked about all others but what they leave alone
+    if replacing:  # the other stages were checked against all others, except tasks of this stage
         others = [other for other in others if _is_same_stage(other, job)]
     if siblings and not others:
         return replacing
@@ -116,10 +116,10 @@ def replaces_other(job: Job, target: TargetFolder, standing: Standing) -> bool:
 
 
 def _refuse_foreign_files(job: Job, target: TargetFolder, ours: AbstractSet[str]) -> None:
-    """Files that nobody has described are never replaced, nor mixed with ours: they may be the only copy of something.
+    """Refuse files that no document lists. They are never replaced or mixed with others: they may be the only copy.
 
     Raises:
-        RequestError: there are some.
+        RequestError: the target contains such files.
     """
     beside = {*map(job.path, job.scope), *_shadowing(job)}
     entries = target.store.list("")
@@ -133,10 +133,10 @@ def _refuse_foreign_files(job: Job, target: TargetFolder, ours: AbstractSet[str]
 
 
 def _refuse_foreign_targets(job: Job, target: TargetFolder, ours: AbstractSet[str]) -> None:
-    """The same of those that would be replaced: beside a checkpoint there may lie what is nobody's.
+    """Refuse files that no document lists and that would be replaced, next to a checkpoint.
 
     Raises:
-        RequestError: there are some.
+        RequestError: the target contains such files.
     """
     wanted = (*map(job.path, job.scope), *maps_beside(job.key), *_shadowing(job))
     paths = [path for path in wanted if path not in ours]
@@ -146,7 +146,7 @@ def _refuse_foreign_targets(job: Job, target: TargetFolder, ours: AbstractSet[st
 
 
 def _shadowing(job: Job) -> tuple[str, ...]:
-    """Return what Hugging Face's libraries would read instead of the files that the index lists."""
+    """Return the paths that Hugging Face libraries would read instead of the files that the index lists."""
     return (single_file_of(HF_INDEX_NAME),) if job.request.options.hugging_face_index else ()
 
 
@@ -160,10 +160,10 @@ def _foreign(path: str, target: TargetFolder) -> RequestError:
 
 
 def _refuse_other_key(job: Job, target: TargetFolder, standing: Standing) -> None:
-    """The files of one checkpoint have one key, which is no part of what identifies it.
+    """Refuse another key than that of the target's files. A checkpoint has one key, which is not part of its identity.
 
     Raises:
-        RequestError: what is begun or complete has another, or does not tell which.
+        RequestError: the unfinished or complete checkpoint has another key, or does not identify its key.
     """
     if job.cipher is None:
         return

@@ -1,4 +1,4 @@
-"""From finished ranks to a complete checkpoint."""
+"""Commit finished ranks as a complete checkpoint."""
 
 from __future__ import annotations
 
@@ -40,9 +40,9 @@ _COMPARED_AT_ONCE = 8
 def finished(
     job: Job, target: TargetFolder, standing: Standing, cancellation: Cancellation, *, thorough: bool = False
 ) -> dict[int, FileRecord]:
-    """The ranks of a job that are done: recorded, their file there, and verified as much as is asked for.
+    """Return the finished ranks of a task: those that are recorded, verified at the requested level, and have a file.
 
-    `thorough` reads the files again, to find what has changed since.
+    With `thorough`, the files are read again, to find changes since.
     """
     wanted = STRICTNESS[job.request.options.verification]
     document = standing.begun(job.digest) or JobDocument(job.digest, job.key, staged=False, stage=job.stage, whole=job.whole)
@@ -54,20 +54,21 @@ def finished(
 def commit_job(
     target: TargetFolder, document: JobDocument, wanted: tuple[int, ...] | None, cancellation: Cancellation
 ) -> Manifest:
-    """Declare a job complete. To be called with the target's lock held; safe to repeat after a crash at any point.
+    """Commit a task. The target's lock must be held. Safe to repeat after a crash at any point.
 
     Args:
-        target: the target that it was written to.
-        document: the job as it was begun.
-        wanted: the ranks that make it complete; None: all that get a file.
-        cancellation: cancels it; the next commit finishes it.
+        target: target of the task.
+        document: record of the task.
+        wanted: ranks that make the checkpoint complete. None: all that get a file.
+        cancellation: cancels the commit. The next commit completes it.
 
     Returns:
-        The manifest of the checkpoint; of a part that is not the last its own, which is nowhere but among the unfinished yet.
+        The manifest of the checkpoint. For a stage that is not the last: the manifest of the stage, which remains with the
+            unfinished tasks.
 
     Raises:
-        MissingInputError: a rank is not finished; or it was the last part, and all together lack a parameter.
-        RequestError: only some ranks would take the place of a checkpoint.
+        MissingInputError: a rank is not finished; or the stage was the last one, and all stages together lack a parameter.
+        RequestError: only some ranks would replace a checkpoint.
     """
     state, standing = target.job(document.digest), target.observe()
     draft = state.draft()
@@ -89,16 +90,16 @@ def commit_job(
     )
     if document.stage is None:
         return _complete(target, document, standing, manifest, cancellation)
-    with serialized(target, f"{LOCK}-commit", cancellation.check):  # of two that are both the last, one completes the checkpoint
+    with serialized(target, f"{LOCK}-commit", cancellation.check):  # only one of two last stages completes the checkpoint
         state.finish_stage(manifest)
         return _complete_with_siblings(target, document, manifest, cancellation)
 
 
 def _complete_with_siblings(target: TargetFolder, document: JobDocument, own: Manifest, cancellation: Cancellation) -> Manifest:
-    """Complete the checkpoint of which a finished job is a part, if the others are finished too."""
+    """Complete the checkpoint that a finished task writes a stage of, if the other stages are finished too."""
     standing = target.observe()
     known = standing.own(document)
-    if known is not None:  # some files of it were written again, or are there in addition
+    if known is not None:  # some of its files were written again or added
         others = [record for record in known.files if record.stage != document.stage]
         return _complete(target, document, standing, with_files(known, [*others, *own.files]), cancellation)
     parts = [own]
@@ -114,7 +115,7 @@ def _complete_with_siblings(target: TargetFolder, document: JobDocument, own: Ma
 def _complete(
     target: TargetFolder, document: JobDocument, standing: Standing, manifest: Manifest, cancellation: Cancellation
 ) -> Manifest:
-    """Declare a checkpoint complete, all of whose files are finished."""
+    """Complete a checkpoint all of whose files are finished."""
     state = target.job(document.digest)
     staged = [job for job in (document, *standing.siblings(document)) if job.staged]
     if staged:
@@ -141,10 +142,10 @@ def _complete(
 
 
 def finish_interrupted(target: TargetFolder, cancellation: Cancellation) -> Standing:
-    """Bring a commit to its end that was interrupted while it replaced files: nothing else can make the target whole again.
+    """Complete a commit that was interrupted while it replaced files. Otherwise the target would remain damaged.
 
     Returns:
-        What is at the target then.
+        Snapshot of the target after that.
     """
     standing = target.observe()
     if not standing.committing:
@@ -158,10 +159,10 @@ def finish_interrupted(target: TargetFolder, cancellation: Cancellation) -> Stan
 def refuse_loss(
     target: TargetFolder, standing: Standing, ranks: tuple[int, ...], every: tuple[int, ...], shape: tuple[str, int]
 ) -> None:
-    """See `would_lose`.
+    """Refuse to lose ranks, see `would_lose`.
 
     Raises:
-        RequestError: they would.
+        RequestError: ranks would be lost.
     """
     if would_lose(target, standing, ranks, every, shape):
         raise RequestError(
@@ -175,9 +176,9 @@ def refuse_loss(
 def would_lose(
     target: TargetFolder, standing: Standing, ranks: tuple[int, ...], every: tuple[int, ...], shape: tuple[str, int]
 ) -> bool:
-    """Whether some ranks of a checkpoint, or an index, would take the place of ranks that are not among them.
+    """Return whether some ranks of a checkpoint, or an index, would replace other ranks that they do not include.
 
-    The `shape` is its kind of output and number of ranks: rank 0 of another one is something else.
+    `shape` is the kind of output and the number of ranks: rank 0 of another shape is another rank.
     """
     if ranks and set(ranks) >= set(every):
         return False
@@ -186,22 +187,22 @@ def would_lose(
 
 
 def shape_of(manifest: Manifest) -> tuple[str, int]:
-    """Its kind of output, and the number of target ranks."""
+    """Return the kind of output and the number of target ranks."""
     return str(manifest.options.get("output")), manifest.target_ranks
 
 
 def covers(manifest: Manifest | None, job: Job) -> bool:
-    """Whether all ranks are there that are asked for."""
+    """Return whether a manifest lists all requested ranks."""
     return manifest is not None and set(job.scope) <= _ranks_in(manifest, job)
 
 
 def _ranks_in(manifest: Manifest, job: Identity) -> set[int]:
-    """The ranks whose files of this job a manifest lists."""
+    """Return the ranks of this task whose files a manifest lists."""
     return {record.rank for record in manifest.files if record.stage == job.stage}
 
 
 def written_ranks(job: Identity, target: TargetFolder, standing: Standing) -> set[int]:
-    """The ranks of a job that are finished, or of the complete checkpoint that it is to add to."""
+    """Return the finished ranks of a task, and those of the complete checkpoint that it extends."""
     manifest = standing.own(job)
     before = _ranks_in(manifest, job) if manifest is not None else set()
     return before | target.job(job.digest).recorded_ranks()
@@ -212,7 +213,7 @@ def _is_index(draft: Manifest) -> bool:
 
 
 def ranks_of(draft: Manifest) -> tuple[int, ...]:
-    """The ranks that get a file of what is being made."""
+    """Return the ranks that get a file, by the draft of the manifest."""
     if _is_index(draft):
         return ()
     if not draft.stages:
@@ -221,10 +222,10 @@ def ranks_of(draft: Manifest) -> tuple[int, ...]:
 
 
 def _check_files(target: TargetFolder, document: JobDocument, manifest: Manifest, cancellation: Cancellation) -> None:
-    """That the files of a finished part are still there.
+    """Check that the files of a finished stage still exist.
 
     Raises:
-        MissingInputError: one is not.
+        MissingInputError: a file does not exist.
     """
     there = target.job(document.digest).locate(manifest.files, staged=document.staged, check=cancellation.check)
     for record in manifest.files:
@@ -238,12 +239,12 @@ def _check_files(target: TargetFolder, document: JobDocument, manifest: Manifest
 
 
 def _inconsistent(target: TargetFolder, parts: list[Manifest], cancellation: Cancellation) -> frozenset[str]:
-    """The parameters that several parts hold with different content, as the user accepts.
+    """Return the parameters that several stages hold with different content, which the request accepts.
 
-    A parameter that no strategy names is the same on all ranks of a part, so one rank is compared.
+    A parameter that no strategy names is equal on all ranks of a stage, so only one rank is compared.
 
     Raises:
-        DataError: the user does not accept it.
+        DataError: the request does not accept the difference.
     """
     holders: dict[str, list[Manifest]] = defaultdict(list)
     for manifest in parts:
@@ -278,7 +279,7 @@ def recorded(
     *,
     thorough: bool = False,
 ) -> dict[int, FileRecord]:
-    """The finished ranks of a job, those of a manifest that it extends included."""
+    """Return the finished ranks of a task, including those of a manifest that it extends."""
     state, manifest = target.job(document.digest), standing.own(document)
     known: dict[int, FileRecord] = {}
     if manifest is not None:
@@ -289,10 +290,10 @@ def recorded(
 
 
 def maps_of(manifest: Manifest) -> dict[str, bytes]:
-    """What lies beside unified files and says which parameter is in which.
+    """Return the index files of a unified checkpoint, by name.
 
-    MindSpore reads the file of those in no strategy by itself. To Hugging Face's libraries it is one like the others: who has no
-    map entry is not there, and such a parameter may well be one of the model's.
+    MindSpore reads the file of parameters that no strategy names without an index. Hugging Face libraries read only files in
+    their index, and such a parameter may belong to the model.
     """
     files = {record.rank: record.path for record in manifest.files}
     maps = {}

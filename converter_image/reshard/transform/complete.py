@@ -1,4 +1,4 @@
-"""Completing a checkpoint whose ranks were written by processes of their own."""
+"""Complete a checkpoint whose ranks were written by separate processes."""
 
 from __future__ import annotations
 
@@ -31,23 +31,23 @@ def commit_checkpoint(
     access: Access | None = None,
     cancellation: Cancellation | None = None,
 ) -> Manifest:
-    """Complete the checkpoint whose ranks were written without commit, or the parts of one.
+    """Complete a checkpoint whose ranks, or stages, were written without commit.
 
     Args:
-        target_url: the target.
-        ranks: the target ranks that make it complete, such as "0,2-5"; None: all.
-        digest: the digest of the job that is meant; None: the only one that was begun here, or all parts of one checkpoint.
-        owner: the owner that was given to those who wrote the ranks.
-        access: the way to the target, if it is in an object store.
-        cancellation: cancels it.
+        target_url: URL or path of the target.
+        ranks: target ranks that make the checkpoint complete, such as "0,2-5". None: all.
+        digest: digest of the task. None: the only task that was started in the target, or all stages of one checkpoint.
+        owner: owner that was passed to the processes that wrote the ranks.
+        access: options of the object store, if the target is in one.
+        cancellation: cancels the commit.
 
     Returns:
-        The manifest of the checkpoint; as long as parts of it are missing, that of a part: see `reshard.target.parts.is_whole`.
+        The manifest of the checkpoint. While stages are missing: the manifest of a stage, see `reshard.target.parts.is_whole`.
 
     Raises:
-        LockedError: others still write here.
-        MissingInputError: a rank is not finished, or nothing was begun here.
-        RequestError: several transforms were begun here.
+        LockedError: other processes still write to the target.
+        MissingInputError: a rank is not finished, or no task was started in the target.
+        RequestError: several transforms were started in the target.
     """
     cancellation = cancellation or Cancellation()
     target = TargetFolder(open_store(target_url, access), Options().file_mode)
@@ -71,7 +71,7 @@ def commit_checkpoint(
         target = replace(target, mode=job.mode)
         with writing(target, job, owner=owner or f"job-{job.digest}"):
             state = target.job(job.digest)
-            if committed is not None and state.read() is None:  # the part before it was the last to be finished
+            if committed is not None and state.read() is None:  # the previous stage was the last one to be finished
                 break
             wanted = None if ranks is None else parse_ranks(ranks, state.draft().target_ranks)
             committed = commit_job(target, job, wanted, cancellation)
@@ -81,20 +81,21 @@ def commit_checkpoint(
 
 @operation("commit_checkpoint")
 def commit_if_complete(target_url: str, digest: str, *, all_ranks: bool = True, access: Access | None = None) -> Manifest | None:
-    """Complete the checkpoint of a job of which others may still write ranks: of all who are done, the last finds nobody writing.
+    """Complete the checkpoint of a task unless other processes still write ranks. The last process to finish finds no other.
 
     Args:
-        target_url: the target.
-        digest: the digest of the job.
-        all_ranks: whether all ranks make it complete; else those that are finished do.
-        access: the way to the target, if it is in an object store.
+        target_url: URL or path of the target.
+        digest: digest of the task.
+        all_ranks: whether all ranks are required. False: the finished ranks make the checkpoint complete.
+        access: options of the object store, if the target is in one.
 
     Returns:
-        The manifest; None: others still write here, a rank is missing, or what is finished is less than what it would replace.
+        The manifest. None: other processes still write to the target, a rank is missing, or ranks of another checkpoint would be
+            lost.
     """
     target = TargetFolder(open_store(target_url, access), Options().file_mode)
     standing = target.observe()
-    if (job := standing.begun(digest)) is None:  # another was the last
+    if (job := standing.begun(digest)) is None:  # another process was the last
         return _completed(standing, digest)
     target = replace(target, mode=job.mode)
     try:
@@ -114,6 +115,6 @@ def commit_if_complete(target_url: str, digest: str, *, all_ranks: bool = True, 
 
 
 def _completed(standing: Standing, digest: str | None) -> Manifest | None:
-    """The manifest at the target, if this job has a part in the checkpoint (None: whichever has)."""
+    """Return the manifest of the target if this task (None: any task) wrote the checkpoint or a stage of it."""
     manifest = standing.manifest
     return manifest if manifest is not None and (digest is None or digest in manifest.jobs) else None

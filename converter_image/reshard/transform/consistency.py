@@ -34,7 +34,7 @@ if TYPE_CHECKING:
     from reshard.spec.request import Options
     from reshard.storage.protocol import ReadStore
 
-# An error shows the values of so many files, and so many values.
+# Maximum number of files, and of values, in an error message.
 _MOST_FILES = 64
 _MOST_VALUES = 3
 _AGAIN = " and --overwrite, and transform all stages again"
@@ -43,24 +43,24 @@ _AGAIN = " and --overwrite, and transform all stages again"
 def check_copies(
     store: ReadStore, model: Model, options: Options, progress: Progress, *, workers: int, single: bool = False
 ) -> frozenset[str]:
-    """Compare the copies that source ranks hold of one parameter, and slices that must differ.
+    """Compare the copies of parameters on source ranks, and slices that must differ.
 
-    With `verification: Full` all of them are compared, otherwise blocks: see `Copies.sample`. Nothing is compared where each file
-    is converted by itself.
+    With `verification: Full`, all copies are compared completely, otherwise blocks of them, see `Copies.sample`. If files are
+    converted one by one, nothing is compared.
 
     Args:
-        store: the storage that holds the source.
-        model: the parameters, and where they go.
-        options: the options of the request.
+        store: store of the source.
+        model: parameters and their layouts.
+        options: options of the request.
         progress: receives the progress.
-        workers: how many files are read at a time.
-        single: whether one target rank is made, instead of those that the options name.
+        workers: number of files read at a time.
+        single: whether only one target rank is written, instead of the ranks in the options.
 
     Returns:
-        The names of the parameters whose copies differ, which the user accepts.
+        The names of the parameters whose copies differ, which the request accepts.
 
     Raises:
-        DataError: copies differ, or slices are equal, and the user does not accept that.
+        DataError: copies differ, or slices are equal, and the request does not accept that.
     """
     if model.same:
         return frozenset()
@@ -85,7 +85,7 @@ def check_copies(
         differing[difference.name].append(difference)
     refused = [p for p in copies.unnamed if p.source_name in differing and p.name not in model.per_rank]
     if refused:
-        refused.sort(key=lambda p: p.nbytes)  # a step says more than a weight
+        refused.sort(key=lambda p: p.nbytes)  # the smallest first: a training step is more informative than a weight
         found = _mismatch(opened, copies, refused, differing, "file" if model.inventory.unified else "source rank")
         raise ranks_disagree(found, unified=model.inventory.unified)
     refused = [p for p in copies.replicas if p.source_name in differing and not model.lowest_replica]
@@ -95,15 +95,15 @@ def check_copies(
 
 
 def refuse_possible_slices(model: Model, settled: Collection[str], options: Options) -> None:
-    """Refuse to take for whole what MindSpore's `hyper_param.safetensors` may hold rank 0's slice of.
+    """Refuse to read parameters as whole of which MindSpore's `hyper_param.safetensors` may hold rank 0's slice.
 
     Args:
-        model: the parameters, and where they go. Where each file is converted by itself nothing is refused.
-        settled: names that a manifest lists as possible slices: they were accepted when its files were written.
-        options: the options of the request.
+        model: parameters and their layouts. If files are converted one by one, nothing is refused.
+        settled: names that a manifest lists as possible slices. They were accepted when its files were written.
+        options: options of the request.
 
     Raises:
-        DataError: there are such parameters, and the user does not accept them.
+        DataError: there are such parameters, and the request does not accept them.
     """
     if model.same:
         return
@@ -125,21 +125,21 @@ def refuse_possible_slices(model: Model, settled: Collection[str], options: Opti
 def check_stages(
     store: ReadStore, inventory: Inventory, shared: Mapping[str, ParameterRecord], options: Mapping[str, Any]
 ) -> frozenset[str]:
-    """Compare what the files of several parts of a checkpoint, for one target rank, hold of the same parameters.
+    """Compare the parameters that the files of several stages of a checkpoint hold for one target rank.
 
-    A large parameter is compared by blocks at its beginning, in its middle and at its end.
+    Large parameters are compared by blocks at the start, in the middle and at the end.
 
     Args:
-        store: the storage of the target.
-        inventory: the rank's file in each part, by pipeline stage.
-        shared: the parameters that several parts hold, by their names at the target.
-        options: the options in the manifests, which say what the user accepts.
+        store: store of the target.
+        inventory: file of the rank in each stage, by pipeline stage.
+        shared: parameters that several stages hold, by their names in the target.
+        options: options in the manifests, which list accepted differences.
 
     Returns:
-        The names of the parameters that differ, which the user accepts.
+        The names of the parameters that differ, which the request accepts.
 
     Raises:
-        DataError: parameters differ that the user does not accept.
+        DataError: parameters differ, and the request does not accept that.
     """
     files = {file.rank: file.path for file in inventory.files}
     entries = {
@@ -170,7 +170,7 @@ def check_stages(
 
 
 def _bytes_to_write(model: Model, options: Options, *, single: bool) -> int:
-    """About how many bytes the transform writes; of an index, all its ranks together load."""
+    """Return the approximate number of bytes that the transform writes. For an index: the bytes that all ranks load."""
     total = sum(p.slice_nbytes * model.target_devices * len(p.target_stages) for p in model.parameters)
     ranks = model.target_ranks
     if single:
@@ -185,11 +185,11 @@ class Mismatch:
     """Copies that differ, as an error shows them.
 
     Attributes:
-        name: the parameter's name in the files.
-        index: the first differing element, by its index in the whole tensor.
+        name: name of the parameter in the files.
+        index: index of the first differing element in the whole tensor.
         single: whether the tensor has only this element.
-        values: its values, each with the files that have it.
-        others: the names of further parameters whose copies differ.
+        values: values of the element, each with the files that hold it.
+        others: names of other parameters whose copies differ.
     """
 
     name: str
@@ -199,7 +199,7 @@ class Mismatch:
     others: tuple[str, ...] = ()
 
     def __str__(self) -> str:
-        """One clause."""
+        """Return one clause."""
         element = "it" if self.single else f"element {list(self.index)}"
         more = f" (copies of other parameters also differ: {some(self.others)})" if self.others else ""
         return f"{element} is {self.values}{more}"
@@ -208,13 +208,13 @@ class Mismatch:
 def mismatch(
     files: FileSet, differences: Sequence[Difference], elements: Callable[[tuple[int, ...]], Mapping[int, Piece]], noun: str
 ) -> Mismatch:
-    """Read the first element that differs in one parameter from the files that have it.
+    """Read the first differing element of one parameter from the files that hold it.
 
     Args:
-        files: the files.
-        differences: the differences of the parameter.
-        elements: returns, for the index of an element, where each file has it, for as many files as are to be shown.
-        noun: the noun before the number of a file, such as "source rank".
+        files: files to read.
+        differences: differences of the parameter.
+        elements: function that returns the location of an element, by index, in each file to show.
+        noun: noun before the number of a file, such as "source rank".
     """
     index = files.first_element(differences)
     by_value: dict[bytes, list[int]] = defaultdict(list)
@@ -222,7 +222,7 @@ def mismatch(
         by_value[files.content(number, piece).tobytes()].append(number)
     entry = differences[0].pieces[0].entry
     texts = {content: _text(content, entry.dtype) for content in by_value}
-    if len(set(texts.values())) < len(texts):  # such as zeros of two signs
+    if len(set(texts.values())) < len(texts):  # such as positive and negative zero
         texts = {content: f"{text} (0x{content[::-1].hex()})" for content, text in texts.items()}
     said = [f"{texts[content]} on {_numbered(noun, numbers)}" for content, numbers in by_value.items()][:_MOST_VALUES]
     if rest := [number for numbers in list(by_value.values())[_MOST_VALUES:] for number in numbers]:
@@ -234,7 +234,7 @@ def mismatch(
 def _mismatch(
     files: FileSet, copies: Copies, parameters: Sequence[Parameter], differing: Mapping[str, Sequence[Difference]], noun: str
 ) -> Mismatch:
-    """The mismatch of the first of some parameters."""
+    """Return the mismatch of the first of some parameters."""
     first, *others = parameters
     found = differing[first.source_name]
 
@@ -254,12 +254,12 @@ def _numbered(noun: str, numbers: Sequence[int]) -> str:
 
 
 def _text(content: bytes, dtype: str) -> str:
-    """An element as people read it."""
+    """Return a readable form of an element."""
     if dtype == STRING:
         return repr(content.decode("utf-32-le", "replace"))
     try:
         return str(array_of(content, dtype, (1,))[0])
-    except MissingInputError:  # the package that has this type
+    except MissingInputError:  # the package with this type is not installed
         return f"0x{content[::-1].hex()}"
 
 
@@ -267,9 +267,9 @@ def ranks_disagree(found: Mismatch, *, unified: bool = False, again: bool = Fals
     """Return the error for copies of a parameter that no strategy names.
 
     Args:
-        found: the copies.
-        unified: whether the files are not those of ranks, but hold whole parameters.
-        again: whether files were written already, with other options than those that the error advises.
+        found: copies that differ.
+        unified: whether the files hold whole parameters, instead of the parameters of ranks.
+        again: whether files were already written with other options than those that the error advises.
     """
     fix = "remove the file that does not belong to the checkpoint"
     if not unified:

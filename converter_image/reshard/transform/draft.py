@@ -1,4 +1,4 @@
-"""What the manifest of a job will say, but for the files, which are not written yet. Pure."""
+"""Draft of a task's manifest, without the files, which are not written yet. Pure."""
 
 from __future__ import annotations
 
@@ -20,11 +20,11 @@ if TYPE_CHECKING:
 
 
 def draft_manifest(job: Job, durations: Mapping[str, float]) -> Manifest:
-    """The manifest of a job, but for the files: the commit puts them in, and needs nothing else of the source.
+    """Return the manifest of a task without files. The commit adds them, and needs nothing else of the source.
 
     Args:
-        job: what is to be made.
-        durations: seconds that each phase has taken so far.
+        job: task of the manifest.
+        durations: seconds of each phase so far.
     """
     model = job.model
     source = SourceRecord(

@@ -1,4 +1,4 @@
-"""Identify a job that the target knows although the source's files have other versions since, as after a copy."""
+"""Identify a task in the target although the versions of the source's files changed since, for example by a copy."""
 
 from __future__ import annotations
 
@@ -26,11 +26,10 @@ if TYPE_CHECKING:
 def identify(
     job: Job, target: TargetFolder, standing: Standing, progress: Progress, cancellation: Cancellation, *, workers: int
 ) -> Job:
-    """Return the job as the target knows it; if its source has changed, return the job with another identity.
+    """Return the task that the target contains. If its source has changed, return the task with another identity.
 
-    The identity of a source is sampled content. If any of its files may have changed since the target's files were written,
-    these are compared with the source in full, whatever the request's verification: a sample cannot show that nothing is to
-    be done.
+    The identity of a source is sampled content. If a file may have changed since the target's files were written, these are
+    compared with the source completely, at any verification level: a sample cannot prove that nothing is to be done.
     """
     known = {each.digest: found for each in job.namesakes if (found := standing.versions_of(each)) is not None}
     for each in job.namesakes:
@@ -43,7 +42,7 @@ def identify(
 def _is_written(
     job: Job, target: TargetFolder, standing: Standing, progress: Progress, cancellation: Cancellation, workers: int
 ) -> bool:
-    """Whether all finished files of a job hold the content of its source."""
+    """Return whether all finished files of a task hold the content of its source."""
     document = standing.begun(job.digest) or JobDocument(job.digest, job.key, staged=False, stage=job.stage, whole=job.whole)
     records = recorded(target, document, standing, None, cancellation)
     there = target.job(job.digest).locate(records.values(), staged=document.staged, check=cancellation.check)
@@ -62,7 +61,7 @@ def _is_written(
 
 
 def record_versions(job: Job, target: TargetFolder, standing: Standing) -> None:
-    """Record in the manifest that its files are those of the source as it is now, so that the next run need not compare them."""
+    """Record in the manifest the current versions of the source's files, so that the next run need not compare them."""
     manifest = standing.own(job)
     if manifest is None or standing.versions_of(job) == job.versions:
         return
@@ -72,7 +71,7 @@ def record_versions(job: Job, target: TargetFolder, standing: Standing) -> None:
 
 
 def _with_versions(manifest: Manifest, job: Job) -> Manifest:
-    """Return a manifest whose source, or that of the stage, has the versions of a job."""
+    """Return a manifest whose source, or that of the stage, has the versions of a task."""
     replace = msgspec.structs.replace
     if not manifest.stages:
         return replace(manifest, source=replace(manifest.source, versions=job.versions))

@@ -1,4 +1,4 @@
-"""Files that lie anywhere, and are written anywhere: no folder holds them together, and nothing lies beside them."""
+"""Transform individual files outside of a checkpoint directory. Nothing else is written next to them."""
 
 from __future__ import annotations
 
@@ -23,15 +23,16 @@ if TYPE_CHECKING:
 
 
 def prepare_loose(request: Request, files: Mapping[int, str], *, only: int | None = None) -> Job:
-    """The job that makes a target from files that lie anywhere in one storage, which then is the request's source.
+    """Prepare the task that creates a target from individual files in one store, which becomes the source of the request.
 
     Args:
-        request: what to do.
-        files: files by source rank.
-        only: the one target rank that is made, from the files that it needs; None: all.
+        request: request of the transform.
+        files: source files by rank.
+        only: target rank to write, from the files that it needs. None: all.
 
     Raises:
-        ReshardError: of the kind that fits.
+        DataError, MissingInputError, RequestError: files or strategies are damaged, missing, or do not match.
+        StorageError: a file cannot be read.
     """
     refuse_exchanged(files, "list the files in the order of their ranks: rank_2 before rank_10")
     root, paths = _in_one_storage(files)
@@ -44,12 +45,12 @@ def write_loose(job: Job, urls: Mapping[int, str], *, at_once: int = 1) -> None:
     """Write and verify the files of target ranks, one after the other.
 
     Args:
-        job: what they are made of.
-        urls: files by target rank.
-        at_once: how many do this at the same time; they share the memory.
+        job: task that creates the ranks.
+        urls: target files by rank.
+        at_once: number of processes that do this concurrently and share the memory.
 
     Raises:
-        ReshardError: of the kind that fits; nothing is left of the file then, and those before it stay.
+        ReshardError: a file cannot be written, see `write_alone`. Nothing remains of it, and the files before it remain.
     """
     share = budget(at_once)
     for rank, url in urls.items():
@@ -57,10 +58,10 @@ def write_loose(job: Job, urls: Mapping[int, str], *, at_once: int = 1) -> None:
 
 
 def refuse_own_files(read: Iterable[str], written: Iterable[str]) -> None:
-    """Refuse to write over what is read.
+    """Refuse to overwrite source files.
 
     Raises:
-        RequestError: a file is among both.
+        RequestError: a file is both read and written.
     """
     own = {open_store(path).around()[0] for path in read}
     for path in written:
@@ -74,10 +75,10 @@ def refuse_own_files(read: Iterable[str], written: Iterable[str]) -> None:
 
 
 def _in_one_storage(files: Mapping[int, str]) -> tuple[str, dict[int, str]]:
-    """The storage that all files lie in, and where each is there.
+    """Return the URL of the store of all files, and their paths in it.
 
     Raises:
-        RequestError: there are none, or they are in several.
+        RequestError: there are no files, or they are in several stores.
     """
     found = {int(rank): root_and_path(url) for rank, url in files.items()}
     roots = {root for root, _ in found.values()}

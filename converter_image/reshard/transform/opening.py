@@ -1,4 +1,4 @@
-"""What can be said, and refused, before the first byte is moved: the beginning of every transform, and all of a plan."""
+"""Preflight of a transform: everything that can be checked before data is moved. A plan does nothing else."""
 
 from __future__ import annotations
 
@@ -24,14 +24,14 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True, slots=True)
 class Opened:
-    """A transform about to begin.
+    """A transform that is about to start.
 
     Attributes:
-        job: what is to be done.
-        target: the target that it is written to.
-        standing: what is there.
-        sizes: bytes of the file of each rank that was asked for.
-        left: the ranks that are not finished.
+        job: task of the transform.
+        target: target of the task.
+        standing: snapshot of the target.
+        sizes: file size of each requested rank in bytes.
+        left: ranks that are not finished.
     """
 
     job: Job
@@ -56,19 +56,19 @@ def open_transform(
     resumable: bool = False,
     thorough: bool = False,
 ) -> Opened:
-    """Prepare a transform, and check all that can be checked. Nothing is left at the target.
+    """Prepare a transform, and check everything that can be checked. Leave nothing in the target.
 
     Args:
-        request: what to do.
-        progress: is told how far it is, and what the user should know.
-        workers: how many files to read at a time.
-        cancellation: cancels it.
-        commit: whether the checkpoint is to be completed at once.
-        resumable: whether the job may be one that a plan has left at the target, which was checked then.
-        thorough: whether to read the finished files again, to find what has changed since.
+        request: request of the transform.
+        progress: receives the progress and notes for the user.
+        workers: number of files read at a time.
+        cancellation: cancels the work.
+        commit: whether the checkpoint will be completed at once.
+        resumable: whether to use the task of a plan in the target, which was checked when the plan was written.
+        thorough: whether finished files are read again, to find changes since.
 
     Raises:
-        ReshardError: what would go wrong.
+        ReshardError: the transform would fail. The error is the one that it would fail with.
     """
     check_places(request)
     target = TargetFolder(open_store(request.target, request.access.target), request.options.file_mode)
@@ -81,7 +81,7 @@ def open_transform(
     cancellation.check()
     for note in job.notes:
         progress.note(note)
-    sizes = job.file_sizes(job.scope)  # what no file can hold is refused now
+    sizes = job.file_sizes(job.scope)  # refuse now what no file can hold
     refuse(job, target, standing, commit=commit)
     left = unfinished(job, target, standing, cancellation, thorough=thorough)
     opened = Opened(job, target, standing, sizes, left)
@@ -94,6 +94,6 @@ def open_transform(
 def unfinished(
     job: Job, target: TargetFolder, standing: Standing, cancellation: Cancellation, *, thorough: bool = False
 ) -> tuple[int, ...]:
-    """The ranks that are still to be written; `thorough` reads the others' files again."""
+    """Return the ranks that are not finished. With `thorough`, the files of the others are read again."""
     done = finished(job, target, standing, cancellation, thorough=thorough)
     return tuple(rank for rank in job.scope if rank not in done)

@@ -1,4 +1,4 @@
-"""What a transform would do, said before the first byte is moved."""
+"""Plan a transform before data is moved."""
 
 from __future__ import annotations
 
@@ -22,20 +22,20 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True, slots=True)
 class PlanResult:
-    """What a transform would do.
+    """The plan of a transform.
 
     Attributes:
-        summary: what all ranks that are asked for read.
-        memory_bytes: the most memory that the transform will take.
-        workers: the number of ranks at a time that this holds for.
+        summary: summary of what all requested ranks read.
+        memory_bytes: maximum memory of the transform.
+        workers: number of concurrent ranks that this assumes.
         digest: identifies source, strategies and options.
-        format: the format of the target's files.
-        finished_ranks: those that are finished already.
+        format: format of the target's files.
+        finished_ranks: ranks that are already finished.
         complete: whether nothing is left to do.
-        notes: what the user should know.
-        planner: what tells all that the summary does not: pictures, the plan of a rank.
-        rank_requests: requests to object stores, for the content of one rank, the first that is asked for.
-        durations: seconds that each phase took; see `reshard.telemetry.durations`.
+        notes: messages for the user.
+        planner: source of all details that are not in the summary: charts, and the plan of a rank.
+        rank_requests: number of requests to object stores for the content of the first requested rank.
+        durations: seconds of each phase, see `reshard.telemetry.durations`.
     """
 
     summary: Summary
@@ -60,18 +60,18 @@ def plan_transform(
     progress: Progress | None = None,
     cancellation: Cancellation | None = None,
 ) -> PlanResult:
-    """Say what a transform would do, after all checks that can be made before the first byte is moved.
+    """Plan a transform, after all checks that can be made before data is moved.
 
     Args:
-        request: what to do.
-        workers: how many ranks at a time.
-        write: leave the plan at the target, for processes that then write the ranks without reading all headers again.
-        owner: processes of one owner share the target's lock.
-        progress: is told how far it is.
-        cancellation: cancels it.
+        request: request of the transform.
+        workers: number of concurrent ranks.
+        write: whether to write the plan to the target, for processes that then write the ranks without reading all headers again.
+        owner: owner of the target's lock, shared by processes with the same owner.
+        progress: receives the progress.
+        cancellation: cancels the work.
 
     Raises:
-        ReshardError: what would go wrong.
+        ReshardError: the transform would fail. The error is the one that it would fail with.
     """
     cancellation = cancellation or Cancellation()
     workers, progress = workers or default_workers(), progress or Silent()

@@ -1,4 +1,4 @@
-"""Preflight: what is refused before anything is read. A target that is the source, a copy that cannot be, a disk that is full."""
+"""Checks before anything is read: the locations, the copy mode, and the free space of the target."""
 
 from __future__ import annotations
 
@@ -17,10 +17,10 @@ if TYPE_CHECKING:
 
 
 def check_places(request: Request) -> None:
-    """Refuse a target that is in, around or equal to the source. A folder that is mounted in two places is one folder.
+    """Refuse a target that is, contains, or is inside the source. A folder that is mounted in two places counts as one folder.
 
     Raises:
-        RequestError: it is.
+        RequestError: source and target overlap.
     """
     access = request.access
     source = open_store(request.source, access.source).around()
@@ -50,11 +50,11 @@ def check_places(request: Request) -> None:
 
 
 def check_copy_mode(request: Request, target: Store) -> None:
-    """Refuse a copy by the server where none can be.
+    """Refuse a copy by the server if it is not possible.
 
     Raises:
-        RequestError: source and target are not on one server reached with the same rights, or bytes are asked for that only a
-            process that reads everything can know.
+        RequestError: source and target are not on one server with the same credentials, or the request requires values that only
+            a process that reads all data can calculate.
     """
     if request.options.copy_mode == "Client":
         return
@@ -71,7 +71,7 @@ def check_copy_mode(request: Request, target: Store) -> None:
 
 
 def _refuse_links(target: str) -> None:
-    """What is written through a link lands elsewhere, perhaps in the source."""
+    """Refuse links in a target: data written through a link ends up elsewhere, perhaps in the source."""
     with contextlib.suppress(OSError), os.scandir(target) as entries:
         for entry in entries:
             if entry.is_symlink() and (entry.name.startswith(("rank_", STATE)) or is_own(entry.name)):
@@ -84,10 +84,10 @@ def _refuse_links(target: str) -> None:
 
 
 def check_space(target: Store, nbytes: int) -> None:
-    """Refuse what cannot fit.
+    """Refuse to write more than the free space.
 
     Raises:
-        OutputError: the target has less free space than that.
+        OutputError: the target has not enough free space.
     """
     free = target.free_bytes()
     if free is not None and free < nbytes:

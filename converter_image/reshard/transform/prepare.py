@@ -1,4 +1,4 @@
-"""From a request to its job: strategies, headers and what is decided by them; or the same from an index or a plan."""
+"""Prepare the task of a request from strategies and headers, or from an index or a plan."""
 
 from __future__ import annotations
 
@@ -40,11 +40,11 @@ if TYPE_CHECKING:
     from reshard.target.folder import TargetFolder
     from reshard.target.standing import Standing
 
-    Strategies = tuple[Strategy | None, Strategy | None]  # of source and target
+    Strategies = tuple[Strategy | None, Strategy | None]  # source strategy and target strategy
 
 
 def encode_index(job: Job) -> bytes:
-    """What of a job others need who carry it out: for `resume` to find, and to be kept where `output: Index` asks for it."""
+    """Return the index of a task, for `resume` to find, and for a target with `output: Index` to keep."""
     options = job.request.options
     index = CheckpointIndex(
         digest=job.digest,
@@ -69,17 +69,19 @@ def encode_index(job: Job) -> bytes:
 def prepare(
     request: Request, progress: Progress, *, workers: int, single: bool = False, cancellation: Cancellation | None = None
 ) -> Job:
-    """Read strategies and headers, or the index that has them, and decide what goes where.
+    """Read strategies and headers, or the index that contains them, and plan the target.
 
     Args:
-        request: what to do.
-        progress: is told how far it is.
-        workers: how many files are read at a time.
-        single: whether one target rank is made, whatever the request names: fewer blocks of replicas are compared then.
-        cancellation: ends reading when the work is cancelled.
+        request: request of the transform.
+        progress: receives the progress.
+        workers: number of files read at a time.
+        single: whether only one target rank is written, instead of those in the request. Fewer blocks of replicas are compared
+            then.
+        cancellation: cancels the reads.
 
     Raises:
-        ReshardError: of the kind that fits, with what is wrong.
+        DataError, MissingInputError, RequestError: files or strategies are damaged, missing, or do not match.
+        AccessError, StorageError: a file cannot be read.
     """
     if request.index is not None:
         return _indexed(request, request.index, cancellation)
@@ -91,10 +93,11 @@ def prepare(
 
 
 def find(request: Request, source: Strategy | None, cancellation: Cancellation | None = None) -> tuple[ReadStore, Files]:
-    """Return where the source's files are, as if they were plain, and which are meant.
+    """Return the store of the source's files, decrypted, and the selected files.
 
     Raises:
-        ReshardError: there are none, it is not clear which, or one rank's file would be taken for a whole checkpoint.
+        ReshardError: there are no files, the selection is ambiguous, or the file of one rank would be read as a complete
+            checkpoint.
     """
     store, chosen = open_source(request.source, request.access.source)
     opened = cancellable(store, cancellation)
@@ -112,7 +115,7 @@ def find(request: Request, source: Strategy | None, cancellation: Cancellation |
 
 
 def cancellable(store: ReadStore, cancellation: Cancellation | None) -> ReadStore:
-    """Return `store` such that its reads end when the work is cancelled."""
+    """Return a store whose reads end when the work is cancelled."""
     return store if cancellation is None else CancellableStore(store, cancellation.check)
 
 
@@ -131,15 +134,16 @@ def prepare_files(  # noqa: PLR0913 - what is read, and how
     """Prepare a request whose source consists of these files.
 
     Args:
-        request: what to do.
-        store: the storage that holds the files.
-        found: the files.
-        strategies: the strategies of source and target.
-        progress: is told how far it is.
-        workers: how many files are read at a time.
-        only: the one target rank that is made, from the files that it needs; None: all files are there.
-        single: whether one target rank is made, whatever the request names: fewer blocks of replicas are compared then.
-        cancellation: ends reading when the work is cancelled.
+        request: request of the transform.
+        store: store of the files.
+        found: selected files.
+        strategies: source strategy and target strategy.
+        progress: receives the progress.
+        workers: number of files read at a time.
+        only: target rank to write, from the files that it needs. None: all files exist.
+        single: whether only one target rank is written, instead of those in the request. Fewer blocks of replicas are compared
+            then.
+        cancellation: cancels the reads.
     """
     source, target = strategies
     plain, store = store, cancellable(store, cancellation)
@@ -172,9 +176,9 @@ def prepare_files(  # noqa: PLR0913 - what is read, and how
 
 
 def listing_identifies(request: Request, store: ReadStore) -> bool:
-    """Return whether a listing of the source can show that a complete checkpoint is what a request asks for.
+    """Return whether a listing of the source can prove that a complete checkpoint is the result of a request.
 
-    ETags identify the content of objects; a file system has only times. A key is checked by what it decrypts.
+    ETags identify the content of objects, but a file system has only times. A key is checked by decrypting.
     """
     plain = request.index is None and request.encryption is None and request.decryption is None
     return plain and store.remote and request.options.output not in ("Stage", "Index")
@@ -190,11 +194,11 @@ def _read(
     workers: int,
     only: int | None,
 ) -> Model:
-    """Read the headers of a source's files, and decide which parameters go where.
+    """Read the headers of a source's files, and match the parameters with the strategies.
 
     Raises:
         DataError: a file is damaged, or files and strategies contradict each other. If a file of the newest step is damaged, the
-            error names the newest older step that is whole.
+            error names the newest older step that is intact.
     """
     inventory: Inventory | None = None
     try:
@@ -216,10 +220,10 @@ def _read(
 
 
 def _check_shards(model: Model, options: Options, only: int | None) -> None:
-    """Refuse files without a parameter, unless other files have all that the target ranks need.
+    """Refuse files that lack a parameter, unless other files hold everything that the target ranks need.
 
     Raises:
-        MissingInputError: a slice is in no file.
+        MissingInputError: no file holds a slice.
     """
     if not model.inventory.empty_files or options.output in ("Same", "Index"):
         return
@@ -240,7 +244,7 @@ def _with_older(error: DataError | MissingInputError, older: Selection, found: F
 
 
 def source_names(request: Request, *, workers: int) -> dict[str, bool]:
-    """The names of the parameters in the source's files, and whether its strategy names them; without one it is all the same."""
+    """Return the names of the source's parameters, and whether its strategy names them (without a strategy: true)."""
     source, _ = strategies_of(request)
     store, found = find(request, source)
     inventory = read_inventory(store, found, workers=workers)
@@ -250,10 +254,10 @@ def source_names(request: Request, *, workers: int) -> dict[str, bool]:
 
 
 def _stages(request: Request, source: Strategy, target: Strategy | None, found: Files) -> int | None:
-    """Of how many stages the source is one: as many as were named, or as there are ranks for; None: unknown.
+    """Return the number of stages of which the source is one: the requested number, or that of its ranks. None: it is unknown.
 
     Raises:
-        RequestError: there cannot be so many, or nothing else could tell when all parts are there.
+        RequestError: this number is impossible, or is required to determine when all stages are finished.
     """
     stages = request.options.stages
     if stages is None and found.ranks is not None and found.ranks > source.devices and found.ranks % source.devices == 0:
@@ -276,11 +280,11 @@ def _stages(request: Request, source: Strategy, target: Strategy | None, found: 
 
 
 def _indexed(request: Request, url: str, cancellation: Cancellation | None) -> Job:
-    """The job that an index describes.
+    """Prepare a task from an index.
 
     Raises:
         DataError: the index is damaged.
-        RequestError: see `CheckpointIndex.check_level`.
+        RequestError: the source was checked at a lower level, see `CheckpointIndex.check_level`.
     """
     access = request.access
     index = read_index(url, access.index or access.source)
@@ -300,9 +304,9 @@ def _indexed(request: Request, url: str, cancellation: Cancellation | None) -> J
 
 
 def resume(request: Request, target: TargetFolder, standing: Standing, cancellation: Cancellation | None = None) -> Job | None:
-    """The job that a plan step has begun at this target for an equal request, without reading the source's headers again."""
+    """Prepare the task that a plan has written to this target for an equal request, without reading headers again."""
     if request.index is not None:
-        return None  # which costs as little to read
+        return None  # reading the index costs as little
     store, _ = open_source(request.source, request.access.source)
     source, wanted = strategies_of(request)
     key = key_of(request, source, wanted)
@@ -311,7 +315,7 @@ def resume(request: Request, target: TargetFolder, standing: Standing, cancellat
             state = target.job(document.digest)
             stored = decode_index(state.index(), f"{target.store.url}/{state.folder}/inventory.json")
             if STRICTNESS[request.options.verification] > STRICTNESS[stored.checked]:
-                return None  # the plan was made for less
+                return None  # the plan was created for fewer ranks or checks
             model = _place(stored.inventory, source, wanted, request)
             model = replace(model, inconsistent_replicas=frozenset(stored.inconsistent_replicas))
             plain = decrypted(store, request, stored.encrypted, cancellation=cancellation)
@@ -325,7 +329,7 @@ def resume(request: Request, target: TargetFolder, standing: Standing, cancellat
 def decrypted(
     store: ReadStore, request: Request, known: Mapping[str, Known] | None = None, *, cancellation: Cancellation | None = None
 ) -> ReadStore:
-    """The source's files as if they were plain; of those that are not known, all is read and checked when they are opened."""
+    """Return a store with decrypted files. Files that are not known are read and checked completely when they are opened."""
     if known and request.decryption is None:
         raise DataError(
             "Encrypted",
@@ -341,10 +345,11 @@ def _key(request: Request) -> bytes | None:
 
 
 def strategies_of(request: Request) -> Strategies:
-    """Those that the request names.
+    """Read the strategies of a request.
 
     Raises:
-        ReshardError: of the kind that fits.
+        DataError, MissingInputError: a strategy is damaged or missing.
+        AccessError, StorageError: a strategy cannot be read.
     """
     access, one_stage = request.access, request.options.output == "Stage"
     before = after = None

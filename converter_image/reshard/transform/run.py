@@ -1,4 +1,4 @@
-"""The story, top to bottom: request -> job -> each rank's file -> commit."""
+"""Execute a transform: request, task, file of each rank, commit."""
 
 from __future__ import annotations
 
@@ -63,25 +63,25 @@ class RankResult:
 
 @dataclass(frozen=True, slots=True)
 class Result:
-    """What a transform has done.
+    """The result of a transform.
 
     Attributes:
-        source_ranks: ranks that the source has.
-        target_ranks: ranks that the target has.
-        parameters: names that were written.
-        bytes_needed: bytes of source tensors, for the ranks that this run wrote.
-        bytes_read: bytes of source tensors.
-        bytes_written: bytes of files, or of the index.
-        seconds: time from beginning to end.
-        peak_rss_bytes: the most memory that the process had.
-        skipped_ranks: ranks that were finished before.
+        source_ranks: number of source ranks.
+        target_ranks: number of target ranks.
+        parameters: number of written parameters.
+        bytes_needed: number of bytes of source tensors that the ranks written in this run require.
+        bytes_read: number of bytes read from source tensors.
+        bytes_written: number of bytes written to files, or of the index.
+        seconds: duration in seconds.
+        peak_rss_bytes: peak memory of the process.
+        skipped_ranks: ranks that were already finished.
         digest: identifies source, strategies and options.
-        complete: whether the manifest is there, with all ranks that were asked for.
-        stage: the pipeline stage that was written, with output Stage. The last stage completes the checkpoint.
-        committed_ranks: those that the manifest lists, such as "0-5"; of a part that is not the last, those that it is made for.
-        notes: what the user should know.
-        durations: seconds that each phase took; see `reshard.telemetry.durations`.
-        ranks: throughput of the ranks that this run wrote.
+        complete: whether the manifest exists and lists all requested ranks.
+        stage: pipeline stage that was written, with output Stage. The last stage completes the checkpoint.
+        committed_ranks: ranks in the manifest, such as "0-5". For a stage that is not the last: the ranks that it is written for.
+        notes: messages for the user.
+        durations: seconds of each phase, see `reshard.telemetry.durations`.
+        ranks: throughput of the ranks written in this run.
     """
 
     source_ranks: int
@@ -111,19 +111,19 @@ def transform_checkpoint(
     progress: Progress | None = None,
     cancellation: Cancellation | None = None,
 ) -> Result:
-    """Carry out a transform on this machine.
+    """Execute a transform on this machine.
 
     Args:
-        request: what to do.
-        workers: how many ranks at a time.
-        commit: whether to complete the checkpoint. Without, the ranks that the request names are written for others to
-            complete, beside processes that write other ranks of the same job.
-        owner: processes of one owner share the target's lock.
-        progress: is told how far it is.
-        cancellation: cancels it.
+        request: request of the transform.
+        workers: number of concurrent ranks.
+        commit: whether to complete the checkpoint. False: write the requested ranks, in parallel with other processes that write
+            other ranks of the task. Another process completes the checkpoint.
+        owner: owner of the target's lock, shared by processes with the same owner.
+        progress: receives the progress.
+        cancellation: cancels the work.
 
     Raises:
-        ReshardError: of the kind that fits. Finished ranks are kept for the next try.
+        ReshardError: the transform failed, see docs/errors.md for all reasons. Finished ranks are kept for the next attempt.
     """
     workers, progress = workers or default_workers(), progress or Silent()
     thorough = commit and request.options.overwrite == "Replace"
@@ -167,7 +167,7 @@ def transform_checkpoint(
 
 
 def _result(opened: Opened, written: list[Written], manifest: Manifest | None, progress: Progress, measured: Phase) -> Result:
-    """Return the result of a run that has not found everything done."""
+    """Return the result of a run that wrote ranks."""
     job = opened.job
     whole = manifest if manifest is not None and is_whole(manifest) else None
     notes = (*_notes(job, whole), *opened.target.store.notes)
@@ -198,10 +198,10 @@ def _result(opened: Opened, written: list[Written], manifest: Manifest | None, p
 
 
 def _prepared_again(planned: Opened, change: DataError, prepared: Callable[..., Opened]) -> Opened:
-    """Prepare a transform again of whose plan a source file was not the one that it names: a copy of it is the same source.
+    """Prepare a transform again if a file changed since its plan was written. A copy of a file counts as the same source.
 
     Raises:
-        DataError: it is another source, or none.
+        DataError: the source is another one, or does not exist.
     """
     now = ""
     try:
@@ -223,22 +223,22 @@ def _carry_out(
     owner: str | None,
     thorough: bool,
 ) -> tuple[list[Written], Manifest | None]:
-    """Write what is left, and complete the checkpoint.
+    """Write the unfinished ranks, and complete the checkpoint.
 
     Returns:
-        What was written, and the manifest of the checkpoint; of a part that is not the last its own.
+        The written ranks, and the manifest of the checkpoint, or of the stage if it is not the last.
     """
     job, target = opened.job, opened.target
     state, shared = target.job(job.digest), owner or (None if commit else f"job-{job.digest}")
     with writing(target, job, owner=shared) as check_lock:
         document, standing = begin(job, target, cancellation)
-        if commit and document.replaces:  # once more, now that nobody else writes
+        if commit and document.replaces:  # repeat the check, now that no other process writes
             refuse_loss(target, standing, job.scope, job.ranks, job.shape)
         now = unfinished(job, target, standing, cancellation)
         left = tuple(sorted({*now, *opened.left})) if thorough else now
         _make_room(opened, document, standing, left, alone=shared is None and job.stage is None)
         progress.begin("Resharding", sum(opened.sizes[rank] for rank in left), "bytes")
-        # A failed rank cancels the others; whoever gave us their cancellation may want to try again with it.
+        # A failed rank cancels the others, but not the caller's cancellation, so that the caller can try again with it.
         guard = Guard(lambda: _check_ours(state, check_lock), Cancellation(cancellation), str(this_process()))
         with phase("write_ranks", ranks=len(left)) as measured:
             written = _write_ranks(job, state, left, document, workers, progress, guard)
@@ -252,7 +252,7 @@ def _carry_out(
 
 
 def _nothing_to_do(found: Complete, progress: Progress, measured: Phase) -> Result:
-    """Return the result of a run that finds everything done."""
+    """Return the result of a run that found everything finished."""
     _tidy(found.target, found.standing)
     manifest = found.manifest
     notes = (*manifest.notes, *found.target.store.notes)
@@ -277,17 +277,17 @@ def _nothing_to_do(found: Complete, progress: Progress, measured: Phase) -> Resu
 
 
 def _tidy(target: TargetFolder, standing: Standing) -> None:
-    """Take away what a process has left that was killed when all but done."""
+    """Remove what a process has left that was killed just before the end."""
     if standing.manifest is not None and standing.is_left_over(standing.manifest.jobs):
         with contextlib.suppress(LockedError), locked(target.store, LOCK, owner=None, mode=target.mode):
             target.forget_jobs(record.path for record in standing.manifest.files)
 
 
 def _make_room(opened: Opened, document: JobDocument, standing: Standing, left: tuple[int, ...], *, alone: bool) -> None:
-    """Take away what is in the way of these ranks' files: what killed processes have left, and another checkpoint's manifest."""
+    """Remove what prevents the writing of these ranks: files of killed processes, and the manifest of another checkpoint."""
     job, target = opened.job, opened.target
     state = target.job(job.digest)
-    state.sweep(set(left), live_writers(target.store) - {str(this_process())})  # this one has yet to begin
+    state.sweep(set(left), live_writers(target.store) - {str(this_process())})  # this process has not written yet
     target.store.abort_stale_uploads(map(job.path, left), silent=0.0 if alone else STALE_SECONDS)
     check_space(target.store, sum(opened.sizes[rank] for rank in left))
     if document.in_place and standing.own(job) is None:
@@ -295,10 +295,10 @@ def _make_room(opened: Opened, document: JobDocument, standing: Standing, left: 
 
 
 def _check_ours(state: JobState, check_lock: Callable[[], None]) -> None:
-    """Make sure that nobody has taken the target over, nor has done so and finished.
+    """Check that no other process has taken over the target, or has done so and finished.
 
     Raises:
-        LockedError: somebody has.
+        LockedError: another process has.
     """
     check_lock()
     if state.read() is None:
@@ -311,7 +311,7 @@ def _check_ours(state: JobState, check_lock: Callable[[], None]) -> None:
 
 
 def _notes(job: Job, manifest: Manifest | None) -> tuple[str, ...]:
-    """What only shows once all parts are there."""
+    """Return the notes that are only known once all stages are finished."""
     if manifest is None or job.stage is None:
         return ()
     names = sorted(set(manifest.inconsistent_replicas) - job.model.inconsistent_replicas)
@@ -328,12 +328,12 @@ def _write_ranks(
     progress: Progress,
     guard: Guard,
 ) -> list[Written]:
-    """Write these ranks, some at a time. The first failure ends all; finished ranks are kept."""
+    """Write these ranks, some at a time. The first failure cancels the others. Finished ranks are kept."""
     share = budget(min(workers, max(1, len(ranks))))
     with ThreadPoolExecutor(workers, thread_name_prefix="reshard-rank") as pool:
         futures = [
             pool.submit(
-                copy_context().run,  # of this operation
+                copy_context().run,  # the context of this operation
                 partial(write_rank, job, state, rank, staged=document.staged, budget=share, progress=progress, guard=guard),
             )
             for rank in ranks

@@ -26,23 +26,23 @@ if TYPE_CHECKING:
 
 _MOST_RANKS = 4096
 _MOST_REMOTE_RANKS = 64
-_MOST_REMOTE_RANKS_OF_ONE = 16  # one target rank is made, and others read the same source at the same time
+_MOST_REMOTE_RANKS_OF_ONE = 16  # when only one target rank is written, other processes read the same source at the same time
 _FILE_AHEAD = 8 << 20
-# Blocks whose distinct elements have fewer bytes, such as two of Bool, may be equal by chance.
+# Blocks whose distinct elements have fewer bytes, such as two of type Bool, may be equal by chance.
 _LEAST_EVIDENCE = 8
 
 
 def check_slices(store: ReadStore, model: Model, options: Options, *, workers: int, single: bool = False) -> None:
-    """Compare a block of each of the largest cut parameters between the ranks of a pipeline stage.
+    """Compare a block of each of the largest sharded parameters between the ranks of a pipeline stage.
 
-    Ranks are refused if all these blocks are equal, and at least one that is not constant belongs to different slices.
+    Ranks are refused if all these blocks are equal, and at least one block that is not constant belongs to different slices.
 
     Args:
-        store: the storage that holds the source.
-        model: the parameters, and where they go.
-        options: the options of the request.
-        workers: how many files are read at a time.
-        single: whether one target rank is made, instead of those that the options name.
+        store: store of the source.
+        model: parameters and their layouts.
+        options: options of the request.
+        workers: number of files read at a time.
+        single: whether only one target rank is written, instead of the ranks in the options.
 
     Raises:
         DataError: ranks hold the same content instead of different slices.
@@ -71,7 +71,7 @@ def check_slices(store: ReadStore, model: Model, options: Options, *, workers: i
 
 
 def _read(store: ReadStore, path: str, blocks: Sequence[SliceBlock]) -> dict[str, bytes]:
-    """The content of blocks of a file, by the parameter's name."""
+    """Return the content of blocks of a file, by parameter name."""
     if not blocks:
         return {}
     ordered = sorted(blocks, key=lambda block: block.entry.extents[0])
@@ -82,7 +82,7 @@ def _read(store: ReadStore, path: str, blocks: Sequence[SliceBlock]) -> dict[str
 
 
 def _is_evidence(content: bytes, block: SliceBlock) -> bool:
-    """Return whether a block has enough distinct elements that no other slice is likely to have the same."""
+    """Return whether a block has so many distinct elements that another slice is unlikely to have the same."""
     size = DTYPES[block.entry.dtype].itemsize
     distinct = {content[i : i + size] for i in range(0, len(content), size)}
     return len(distinct) > 1 and len(distinct) * size >= _LEAST_EVIDENCE
@@ -92,9 +92,9 @@ def slices_equal(name: str, ranks: Sequence[int], *, whole: bool) -> DataError:
     """Return the error for ranks that hold the same content.
 
     Args:
-        name: a parameter of which they must hold different slices.
-        ranks: the ranks.
-        whole: whether the file of one rank that holds whole tensors is a whole checkpoint.
+        name: parameter of which they should hold different slices.
+        ranks: ranks with equal content.
+        whole: whether the file of one rank, with whole tensors, is a complete checkpoint.
     """
     fix = "if the files contain whole tensors (MindSpore's integrated_save), "
     if whole:

@@ -1,4 +1,4 @@
-"""Is everything done already? Answered from listings and the manifest, where a listing identifies the source."""
+"""Determine from listings and the manifest that everything is done, if a listing identifies the source."""
 
 from __future__ import annotations
 
@@ -23,13 +23,13 @@ if TYPE_CHECKING:
 
 
 class Complete(NamedTuple):
-    """A checkpoint that is what a request asks for.
+    """A complete checkpoint that is the result of a request.
 
     Attributes:
-        target: the folder that holds it.
-        standing: what is there.
-        manifest: its manifest.
-        ranks: the ranks that were asked for.
+        target: folder of the checkpoint.
+        standing: snapshot of the target.
+        manifest: manifest of the checkpoint.
+        ranks: requested ranks.
     """
 
     target: TargetFolder
@@ -41,15 +41,15 @@ class Complete(NamedTuple):
 def find_complete(request: Request, cancellation: Cancellation, *, thorough: bool) -> Complete | None:
     """Return the complete checkpoint that a request asks for, without reading the source's files.
 
-    None does not say that there is none: only the headers of the source's files can tell then.
+    None does not mean that there is none: then only the headers of the source's files can decide.
 
     Args:
-        request: what to do.
-        cancellation: cancels it.
-        thorough: whether to read the finished files again, to find what has changed since.
+        request: request of the transform.
+        cancellation: cancels the work.
+        thorough: whether finished files are read again, to find changes since.
 
     Raises:
-        ReshardError: the request cannot be carried out, or an address cannot be read.
+        ReshardError: the request is invalid, or a location cannot be read.
     """
     check_places(request)
     target = TargetFolder(open_store(request.target, request.access.target), request.options.file_mode)

@@ -1,4 +1,4 @@
-"""A finished checkpoint against its manifest, without the source."""
+"""Verify a finished checkpoint against its manifest, without the source."""
 
 from __future__ import annotations
 
@@ -37,22 +37,22 @@ def verify_checkpoint(
     progress: Progress | None = None,
     cancellation: Cancellation | None = None,
 ) -> Manifest:
-    """Check a finished checkpoint against its manifest: which files there are, and every file's size and content digest.
+    """Verify a finished checkpoint against its manifest: its list of files, and the size and content digest of each.
 
     Args:
-        target_url: the folder with the manifest; or s3://bucket/prefix.
-        access: the way to it, if it is in an object store.
-        workers: how many files at a time.
-        progress: is told how far it is.
-        cancellation: cancels it.
+        target_url: folder with the manifest, or s3://bucket/prefix.
+        access: options of the object store, if the target is in one.
+        workers: number of files read at a time.
+        progress: receives the progress.
+        cancellation: cancels the work.
 
     Returns:
         The manifest.
 
     Raises:
-        MissingInputError: there is no manifest, or a file is gone.
+        MissingInputError: there is no manifest, or a file does not exist.
         DataError: a file has changed, or there are checkpoint files or ranks that the manifest does not list.
-        IncomparableError: an object store has put a file together, and this is not the object that it made.
+        IncomparableError: an object store has assembled a file, and this is not the object that it created.
     """
     cancellation = cancellation or Cancellation()
     target, progress = TargetFolder(open_store(target_url, access), Options().file_mode), progress or Silent()
@@ -105,11 +105,11 @@ def verify_checkpoint(
 
 
 def _check_files(store: Store, manifest: Manifest) -> None:
-    """Refuse a folder that does not have exactly the checkpoint files that its manifest lists, for the ranks that it names.
+    """Refuse a folder unless its checkpoint files are exactly those that its manifest lists, for the ranks that it names.
 
     Raises:
         DataError: there are other files, or the manifest contradicts itself.
-        MissingInputError: a file is missing.
+        MissingInputError: a file does not exist.
     """
     if (listed := listed_ranks(manifest)) != manifest.ranks:
         raise DataError(
