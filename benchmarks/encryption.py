@@ -93,7 +93,7 @@ def _all(write: Callable[[memoryview], int], part: memoryview) -> None:
 
 
 def seconds(act: Callable[[], None]) -> float:
-    """How long it takes."""
+    """Return the duration of a call in seconds."""
     began = time.perf_counter()
     act()
     return time.perf_counter() - began

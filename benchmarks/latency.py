@@ -72,7 +72,7 @@ def _serve(port: int, upstream: int, delay: float) -> None:
 
 @contextmanager
 def delayed(server: Server, seconds: float) -> Iterator[Server]:
-    """The same server behind a proxy that holds every answer back for so long, while the body runs."""
+    """Run the body with the same server behind a proxy that delays every answer."""
     port = free_port()
     upstream = int(server.endpoint.rpartition(":")[2])
     proxy = multiprocessing.get_context("spawn").Process(target=_serve, args=(port, upstream, seconds))

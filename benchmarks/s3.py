@@ -117,7 +117,7 @@ def clear(server: Server, bucket: str, prefix: str) -> None:
 
 
 def measure(server: Server, bucket: str, case: Case, place: Path, runs: int, *more: str) -> dict[str, Any]:
-    """Both in turn."""
+    """Measure both in turn."""
     server.upload(bucket, place, case.name)
     raw, ours, raw_processor, our_processor, told = [], [], [], [], {}
     for _ in range(runs):

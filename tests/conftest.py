@@ -15,7 +15,7 @@ effort.load_profile()
 
 
 def pytest_terminal_summary(terminalreporter: TerminalReporter) -> None:
-    """Say how long the tests of each tier took, all processes together."""
+    """Print the duration of each tier's tests, summed over all processes."""
     seconds: Counter[str] = Counter()
     for reports in terminalreporter.stats.values():
         for report in reports:

@@ -27,7 +27,7 @@ SWITCHES = (
 )
 
 
-def test_helm_finds_nothing_to_say() -> None:
+def test_helm_lint_has_no_findings() -> None:
     done = subprocess.run([program("helm"), "lint", "--strict", CHART], capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stdout
 
@@ -93,7 +93,7 @@ def test_the_operators_pod_is_restricted() -> None:
     assert pod["containers"][0]["securityContext"]["readOnlyRootFilesystem"] is True
 
 
-def test_the_chart_may_do_what_the_operator_does_and_nothing_else() -> None:
+def test_the_chart_grants_exactly_the_rights_that_the_operator_uses() -> None:
     """The narrowest rights that work; a right more has to be written down here too."""
     rules = next(d for d in rendered() if d["kind"] == "ClusterRole")["rules"]
     assert {(resource, verb) for rule in rules for resource in rule["resources"] for verb in rule["verbs"]} == {

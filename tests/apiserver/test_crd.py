@@ -63,7 +63,7 @@ def with_field(path: str, value: Any) -> dict[str, Any]:
     return spec
 
 
-def test_the_least_resource_gets_the_librarys_defaults(resources: Resources) -> None:
+def test_a_minimal_resource_gets_the_librarys_defaults(resources: Resources) -> None:
     made = resources.create(SPEC)
     assert made["status"] == {"observedGeneration": -1}
     assert parse_spec(made["spec"], "x") == parse_spec(SPEC, "x")
@@ -131,7 +131,7 @@ def test_the_examples_are_accepted(resources: Resources, example: Any) -> None:
         ("source.files.step", -1, "should be greater than or equal to 0"),
     ],
 )
-def test_what_is_refused(resources: Resources, path: str, value: Any, said: str) -> None:
+def test_invalid_requests_are_refused(resources: Resources, path: str, value: Any, said: str) -> None:
     assert said in resources.refusal(resources.create, with_field(path, value))
 
 
@@ -155,7 +155,7 @@ KEY = {"secretKeyRef": {"name": "k", "key": "a"}}
         ({"decryption": KEY}, {"copyMode": "Server"}, "server-side copies cannot decrypt"),
     ],
 )
-def test_what_contradicts_encryption_is_refused(
+def test_fields_that_contradict_encryption_are_refused(
     resources: Resources, source: dict[str, Any], target: dict[str, Any], said: str
 ) -> None:
     spec = {"source": SPEC["source"] | source, "target": SPEC["target"] | target}
@@ -203,7 +203,7 @@ FIXED_OF_UNIFIED = {"target.maxFileSizeBytes": 1 << 20, "target.huggingFaceIndex
 
 
 @pytest.mark.parametrize("path", [*FIXED, *FIXED_OF_UNIFIED])
-def test_what_may_not_change_neither_appears_nor_changes_nor_vanishes(resources: Resources, path: str) -> None:
+def test_immutable_fields_cannot_be_added_changed_or_removed(resources: Resources, path: str) -> None:
     changed, before, least = with_field(path, (FIXED | FIXED_OF_UNIFIED)[path]), with_field(path, None), copy.deepcopy(SPEC)
     if path in FIXED_OF_UNIFIED:
         for spec in (changed, before, least):
@@ -235,7 +235,7 @@ def test_every_field_is_under_a_rule() -> None:
     assert fields == covered | may_change
 
 
-def test_what_may_change(resources: Resources) -> None:
+def test_mutable_fields_can_be_changed(resources: Resources) -> None:
     resources.create(SPEC)
     resources.change({"suspend": True, "execution": {"parallelism": 3, "attempt": 2}})
     assert "may only increase" in resources.refusal(resources.change, {"execution": {"attempt": 1}})

@@ -23,7 +23,7 @@ SPEC = resource()["spec"]
 
 
 def holder(transforms: Transforms) -> str | None:
-    """Who has the Lease."""
+    """Return the holder of the Lease."""
     items = transforms.leases.list_namespaced_lease(transforms.namespace).items
     return items[0].spec.holder_identity if items else None
 
@@ -58,7 +58,7 @@ def test_a_replica_that_ends_gives_its_lease_back(transforms: Transforms, layout
         wait_for(lambda: holder(transforms) == "second")
 
 
-def test_it_tells_that_it_is_well(transforms: Transforms, layout: Layout, tmp_path: Path) -> None:
+def test_the_operator_reports_that_it_is_healthy(transforms: Transforms, layout: Layout, tmp_path: Path) -> None:
     who = account(transforms.api, layout, transforms.namespace, tmp_path)
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
@@ -78,7 +78,7 @@ def test_it_tells_that_it_is_well(transforms: Transforms, layout: Layout, tmp_pa
         assert "s ago" in str((told() or {})["resync"])
 
 
-def test_two_that_know_nothing_of_each_other_do_the_work_once(transforms: Transforms, layout: Layout, tmp_path: Path) -> None:
+def test_two_replicas_without_a_lease_do_the_work_once(transforms: Transforms, layout: Layout, tmp_path: Path) -> None:
     """Without the Lease: names, preconditions and resource versions alone keep it right."""
     who = account(transforms.api, layout, transforms.namespace, tmp_path)
     who.environment["RESHARD_LEASE"] = ""

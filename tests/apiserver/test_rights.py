@@ -110,7 +110,7 @@ def test_the_charts_rights_are_enough(transforms: Transforms, layout: Layout, tm
 
 
 @pytest.mark.parametrize("right", RIGHTS, ids="-".join)
-def test_no_right_is_too_many(transforms: Transforms, layout: Layout, tmp_path: Path, right: tuple[str, str]) -> None:
+def test_no_right_is_unused(transforms: Transforms, layout: Layout, tmp_path: Path, right: tuple[str, str]) -> None:
     who = account(transforms.api, layout, transforms.namespace, tmp_path, without=right)
     kubelet = PretendKubelet(transforms.api, transforms.namespace)
     with operator_process(who, tmp_path), kubelet.running(), pytest.raises(AssertionError):

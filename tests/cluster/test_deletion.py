@@ -14,7 +14,7 @@ if TYPE_CHECKING:
 MANIFEST = "reshard-manifest.json"
 
 
-def test_deleted_while_it_runs_and_created_again(stage: Stage) -> None:
+def test_a_transform_deleted_while_running_can_be_created_again(stage: Stage) -> None:
     stage.create("again", stage.spec(execution={"parallelism": 1}))
     stage.wait("again", lambda s: s.get("phase") == "Resharding")
     stage.delete("again")
@@ -39,7 +39,7 @@ def gone(stage: Stage, name: str) -> bool:
 
 
 @pytest.mark.parametrize("policy", ["Background", "Foreground"])
-def test_deleted_underway_its_pods_end_and_nothing_looks_complete(stage: Stage, policy: str) -> None:
+def test_deletion_of_a_running_transform_ends_its_pods_and_leaves_nothing_complete(stage: Stage, policy: str) -> None:
     underway(stage, "deleted")
     stage.delete("deleted", policy)
     wait_for(lambda: gone(stage, "deleted"))

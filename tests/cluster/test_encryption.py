@@ -46,7 +46,7 @@ def shows_a_key(content: str | bytes) -> bool:
 
 
 def places_of_keys(stage: Stage) -> list[str]:
-    """Where a key can be seen: of all objects but the Secret, of all logs, of all files at targets."""
+    """Return the places that show a key: objects except the Secret, logs, and files at targets."""
     objects = "checkpointtransforms,jobs,pods,events,configmaps"
     seen: dict[str, str | bytes] = {objects: stage.kubectl("get", objects, "--output", "json", "--show-managed-fields")}
     operator = (f"deployment/{RELEASE}-operator", "--namespace", SYSTEM)
@@ -60,7 +60,7 @@ def places_of_keys(stage: Stage) -> list[str]:
 
 
 def try_again(stage: Stage, name: str, attempt: int, keys: dict[str, bytes]) -> None:
-    """With these entries in the Secret."""
+    """Replace the entries in the Secret, and request the next attempt."""
     stage.secret("keys", keys)
     stage.change(name, {"execution": {"attempt": attempt}})
     stage.wait(name, lambda s: s.get("attempt") == attempt)
@@ -119,7 +119,7 @@ def test_a_wrong_key_fails_before_anything_is_written_until_the_secret_has_the_r
     assert stage.differences() == []
 
 
-def test_keys_that_are_changed_underway_are_found_and_what_is_unfinished_shows_none(stage: Stage, tmp_path: Path) -> None:
+def test_keys_changed_during_a_run_are_detected_and_partial_output_shows_none(stage: Stage, tmp_path: Path) -> None:
     encrypt(stage, "AES-GCM")
     stage.secret("keys", KEYS)
     spec = stage.spec(source={"decryption": key("AES-GCM")}, target={"encryption": key("AES-CBC")}, execution={"parallelism": 1})
@@ -150,7 +150,7 @@ def test_keys_that_are_changed_underway_are_found_and_what_is_unfinished_shows_n
     assert stage.ready("same")["reason"] == "OtherKey"  # and not AlreadyComplete
 
 
-def test_a_key_that_is_not_there_is_waited_for_by_name(stage: Stage) -> None:
+def test_a_missing_key_is_named_and_waited_for(stage: Stage) -> None:
     """First the Secret is missing, then its entry."""
     stage.create("waits", stage.spec(target={"encryption": key("AES-GCM")}))
     for said, then in (

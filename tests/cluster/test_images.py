@@ -51,7 +51,7 @@ def test_a_dockerfile_becomes_an_image_that_pods_run(context: Path, api: client.
     assert "/opt/venv hello" in core.read_namespaced_pod_log("says", namespace)
 
 
-def test_an_image_is_built_anew_when_its_context_changes_and_not_otherwise(context: Path) -> None:
+def test_an_image_is_rebuilt_only_when_its_context_changes(context: Path) -> None:
     first = images.build(context / "Dockerfile", context, NAME)
     made = first.stat().st_ino
 
@@ -60,7 +60,7 @@ def test_an_image_is_built_anew_when_its_context_changes_and_not_otherwise(conte
     assert images.build(context / "Dockerfile", context, NAME) != first
 
 
-def test_a_build_that_fails_says_why(context: Path) -> None:
+def test_a_failed_build_reports_the_reason(context: Path) -> None:
     (context / "Dockerfile").write_text("ARG BASE_IMAGE=none\nFROM ${BASE_IMAGE}\nRUN echo wrong >&2; exit 9\n")
 
     with pytest.raises(images.ClusterError, match=r"(?s)exit status 9|wrong"):

@@ -76,7 +76,7 @@ def test_an_evicted_pod_runs_again(stage: Stage) -> None:
     assert stage.differences() == []
 
 
-def test_events_tell_the_story(stage: Stage) -> None:
+def test_events_report_each_phase(stage: Stage) -> None:
     stage.create("told", stage.spec())
     stage.ended("told")
 

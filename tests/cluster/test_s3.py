@@ -75,7 +75,7 @@ def test_from_a_claim_to_a_bucket_to_another_and_back(stage: Stage, server: s3_s
 @pytest.mark.parametrize(
     ("bucket", "secret", "reason"), [("no-such-bucket", s3_server.SECRET, "BucketMissing"), ("", "wrong", "CredentialsRefused")]
 )
-def test_what_the_server_refuses_is_said_with_its_code(
+def test_refusals_by_the_server_are_reported_with_its_code(
     stage: Stage, server: s3_server.Server, bucket: str, secret: str, reason: str
 ) -> None:
     keys(stage, "keys", server.key, secret)
@@ -87,7 +87,7 @@ def test_what_the_server_refuses_is_said_with_its_code(
     assert " failed with " in stage.ready("refused")["message"]
 
 
-def test_keys_that_are_changed_underway_are_followed(stage: Stage, server: s3_server.Server) -> None:
+def test_keys_changed_during_a_run_are_used(stage: Stage, server: s3_server.Server) -> None:
     for number in ("old", "new"):
         server.administer("create-user", "--access", number, "--secret", f"{number}-secret", "--role", "admin")
     keys(stage, "keys", "old", "old-secret")

@@ -37,7 +37,7 @@ def test_a_corrupt_source_fails_at_once_and_the_next_attempt_after_its_repair(st
     assert stage.differences() == []
 
 
-def test_a_source_rank_that_is_damaged_underway_fails_the_ranks_that_need_it_once(stage: Stage) -> None:
+def test_a_source_rank_damaged_during_a_run_fails_the_ranks_that_need_it_once(stage: Stage) -> None:
     path = next((stage.made.source / "rank_3").iterdir())
     good = path.read_bytes()
     stage.create("damaged", stage.spec(execution={"parallelism": 1}))

@@ -48,7 +48,7 @@ class Drawn:
         return prod(self.shape) * {"float32": 4, "float16": 2}[self.dtype]
 
     def expected(self, setting: Setting) -> Cut:
-        """Its layout by the rules that docs/layouts.md states, from what was asked of the compiler and not from its file.
+        """Return its layout by the rules of docs/layouts.md, derived from the compiler's input and not from its file.
 
         Ranks are numbered row-major over the operator's cuts and then over the ranks that repeat its work.
         """

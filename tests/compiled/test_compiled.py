@@ -29,7 +29,7 @@ def elements(shape: tuple[int, ...], box: Box) -> np.ndarray:
 
 
 @pytest.mark.parametrize("draw", DRAWS, ids=lambda draw: str(draw.seed))
-def test_every_rank_holds_what_the_rules_say_of_random_parameters(draw: Draw, compiled: Path) -> None:
+def test_every_rank_holds_the_defined_slices_of_random_parameters(draw: Draw, compiled: Path) -> None:
     path = compiled / "draws" / f"{draw.seed}.ckpt"
     ((_, layouts),) = parse(path.read_bytes(), path.name).stages.items()
     assert layouts.keys() == {drawn.name for drawn in draw.parameters}
@@ -41,7 +41,7 @@ def test_every_rank_holds_what_the_rules_say_of_random_parameters(draw: Draw, co
             assert np.array_equal(found, expected), (drawn, rank)
 
 
-def test_random_parameters_differ_in_what_decides() -> None:
+def test_random_parameters_differ_in_relevant_attributes() -> None:
     drawn = [(parameter, parameter.expected(draw.setting)) for draw in DRAWS for parameter in draw.parameters]
     assert len(drawn) > 400
     assert 50 < sum(cut.size != 0 for _, cut in drawn) < len(drawn) - 50

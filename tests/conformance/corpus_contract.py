@@ -43,21 +43,21 @@ def example_on(ranks: int, sides: Sides) -> Path:
 
 
 class CorpusContract:
-    def test_eight_ranks_become_four_to_the_byte_as_by_mindspore(self, sides: Sides) -> None:
+    def test_eight_ranks_become_four_with_the_bytes_of_mindspore(self, sides: Sides) -> None:
         found = example_on(4, sides)
         expected = DIGESTS["transformed_to_4"]
         assert len(set(expected.values())) == 4
         assert digests(found, list(expected)) == expected
 
     @pytest.mark.parametrize("ranks", [4, 2, 7])
-    def test_every_rank_holds_what_the_document_says(self, ranks: int, sides: Sides) -> None:
+    def test_every_rank_holds_the_documented_slices(self, ranks: int, sides: Sides) -> None:
         found = example_on(ranks, sides)
         for rank in range(ranks):
             content = (found / f"rank_{rank}" / f"checkpoint_{rank}.ckpt").read_bytes()
             assert contents.tensors(content, "ckpt") == defined(network.held_by(rank, ranks))
 
     @pytest.mark.parametrize("net", small.NETWORKS, ids=lambda net: net.name)
-    def test_the_small_networks_become_what_numpy_says(self, net: small.Network, sides: Sides) -> None:
+    def test_the_small_networks_are_sliced_as_by_numpy(self, net: small.Network, sides: Sides) -> None:
         names = (f"{net.name}/src", f"{net.name}/src_strategy", f"{net.name}/dst_strategy.ckpt")
         found = resharded(sides, names, Options(verification="Full"))
         for rank in range(net.target_ranks):

@@ -1,4 +1,4 @@
-"""Where MindSpore 2.10 and the definition differ, each with its reason and exactly where.
+"""Deviations of MindSpore 2.10 from the definition, each with its reason and exact condition.
 
 A difference that none of these accounts for fails the tests, and so does one of these that is never seen.
 
@@ -28,7 +28,7 @@ RankLists = list[list[int]]
 
 @dataclass(frozen=True)
 class Difference:
-    """How what MindSpore wrote for one target rank differs from the definition.
+    """Return the differences of MindSpore's output for one target rank from the definition.
 
     Attributes:
         kind: "content", "type", "missing" or "extra".

@@ -224,7 +224,7 @@ def convert(folder: Path) -> None:
 
 
 def encrypted(folder: Path) -> None:
-    """In every mode with keys of every length: a file of some blocks, and one with a block of the usual length and another."""
+    """Save in every mode with keys of every length: a file of some blocks; and one with a usual block and one more."""
     small = np.arange(3000, dtype=np.uint32).reshape(3, -1)
     large = np.arange((64 << 18) + 5, dtype=np.uint32)
     for mode, lengths in modes.MODES.items():

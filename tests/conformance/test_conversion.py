@@ -38,7 +38,7 @@ def equal(ours: Path, theirs: Path) -> bool:
 
 
 @pytest.mark.parametrize("name", SAMPLES)
-def test_a_file_becomes_what_mindspore_makes_of_it(name: str, theirs: Path, tmp_path: Path) -> None:
+def test_a_file_is_converted_as_by_mindspore(name: str, theirs: Path, tmp_path: Path) -> None:
     outcome = json.loads((theirs / "outcome.json").read_text())
     assert sorted(outcome) == sorted([*SAMPLES, NOTHING])
     path = theirs / "source" / "rank_0" / name
@@ -62,7 +62,7 @@ def test_a_file_that_holds_nothing_is_converted_by_neither(theirs: Path, tmp_pat
     assert not list(tmp_path.iterdir())
 
 
-def test_a_tree_becomes_what_mindspore_makes_of_it(theirs: Path, tmp_path: Path) -> None:
+def test_a_tree_is_converted_as_by_mindspore(theirs: Path, tmp_path: Path) -> None:
     for convert_tree in (ckpt_to_safetensors, safetensors_to_ckpt):
         convert_tree(str(theirs / "source"), str(tmp_path), NAME_MAP, CONVERTED, 2)
     expected = sorted((theirs / "tree").rglob("*.*"))
@@ -74,7 +74,7 @@ def test_a_tree_becomes_what_mindspore_makes_of_it(theirs: Path, tmp_path: Path)
         assert equal(tmp_path / path.relative_to(theirs / "tree"), path), path
 
 
-def test_mindspore_finds_in_our_files_what_was_in_its_own(theirs: Path, oracle: Callable[..., Any], tmp_path: Path) -> None:
+def test_mindspore_reads_the_same_tensors_from_our_files(theirs: Path, oracle: Callable[..., Any], tmp_path: Path) -> None:
     source = theirs / "source" / "rank_0"
     found = {}
     for name in (name for name in SAMPLES if name not in UNCONVERTED):
@@ -86,7 +86,7 @@ def test_mindspore_finds_in_our_files_what_was_in_its_own(theirs: Path, oracle: 
         assert loaded[str(made)] == loaded[str(source / name)]
 
 
-def test_of_two_parameters_of_one_name_mindspore_loses_one(theirs: Path, oracle: Callable[..., Any], tmp_path: Path) -> None:
+def test_mindspore_loses_one_of_two_parameters_with_one_name(theirs: Path, oracle: Callable[..., Any], tmp_path: Path) -> None:
     assert list(oracle("load", theirs / "clash" / "pieces.safetensors").popitem()[1]) == ["large"]
     with pytest.raises(RequestError, match="NamesClash"):
         ckpt_to_safetensors(str(theirs / "source" / "rank_0" / "pieces.ckpt"), str(tmp_path), {"before": "large"})

@@ -39,13 +39,13 @@ def test_the_corpus_is_as_it_was_recorded() -> None:
 
 
 @pytest.mark.parametrize("ranks", network.LAYOUTS)
-def test_its_strategies_say_what_the_table_says(ranks: int) -> None:
+def test_the_corpus_strategies_match_the_table(ranks: int) -> None:
     ((_, layouts),) = parse((CORPUS / network.STRATEGIES[ranks]).read_bytes(), "").stages.items()
     assert {name: cut_of(layout) for name, layout in layouts.items()} == network.LAYOUTS[ranks]
 
 
 @pytest.mark.parametrize("net", small.NETWORKS, ids=lambda net: net.name)
-def test_strategies_of_the_small_networks_say_what_the_table_says(net: small.Network) -> None:
+def test_strategies_of_the_small_networks_match_the_table(net: small.Network) -> None:
     files = [CORPUS / net.name / "dst_strategy.ckpt", *sorted((CORPUS / net.name / "src_strategy").iterdir())]
     target, *stages = ({n: cut_of(layout) for n, layout in parse(f.read_bytes(), "").parameters.items()} for f in files)
     assert target == {name: tensor.target for name, tensor in net.tensors.items()}
@@ -54,13 +54,13 @@ def test_strategies_of_the_small_networks_say_what_the_table_says(net: small.Net
         assert held == {name: tensor.source for name, tensor in net.tensors.items() if tensor.stage == stage}
 
 
-def test_mindspore_records_it_so_today(tmp_path: Path) -> None:
+def test_mindspore_still_records_the_same_corpus(tmp_path: Path) -> None:
     command = [os.environ["RESHARD_MINDSPORE_PYTHON"], str(CORPUS / "record.py"), str(tmp_path)]
     subprocess.run(command, check=True, capture_output=True, timeout=300, env={**os.environ, "GLOG_v": "4"})
     assert json.loads((tmp_path / "digests.json").read_text(encoding="utf-8")) == DIGESTS
 
 
 @pytest.mark.parametrize("rank", range(8))
-def test_its_files_hold_what_the_document_says(rank: int) -> None:
+def test_the_corpus_files_hold_the_documented_slices(rank: int) -> None:
     (path,) = (CORPUS / network.SOURCE / f"rank_{rank}").iterdir()
     assert contents.tensors(path.read_bytes(), "ckpt") == defined(network.held_by(rank, 8))

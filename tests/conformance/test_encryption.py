@@ -34,7 +34,7 @@ def copy(source: Path, folder: Path, *, crc: bool = False, **keys: Encryption) -
 
 
 @pytest.mark.parametrize(("mode", "length"), modes.CASES)
-def test_what_mindspore_encrypts_is_read(once: Callable[..., Path], tmp_path: Path, mode: str, length: int) -> None:
+def test_files_encrypted_by_mindspore_are_read(once: Callable[..., Path], tmp_path: Path, mode: str, length: int) -> None:
     source = once("encrypted") / f"{mode}.{length}.ckpt"
     found = rawfiles.read("ckpt", copy(source, tmp_path, decryption=encryption(mode, length)).read_bytes())
     assert found["small"].tobytes() == np.arange(3000, dtype=np.uint32).tobytes()
@@ -59,8 +59,8 @@ def test_another_key_is_refused(once: Callable[..., Path], tmp_path: Path) -> No
     assert not list(tmp_path.rglob("*.ckpt"))
 
 
-def test_mindspore_reads_what_we_encrypt(once: Callable[..., Path], oracle: Callable[..., Any], tmp_path: Path) -> None:
-    """In every mode, with keys of every length, with a CRC, and of more blocks, which are shorter here than MindSpore's."""
+def test_mindspore_reads_our_encrypted_files(once: Callable[..., Path], oracle: Callable[..., Any], tmp_path: Path) -> None:
+    """Files in every mode, with keys of every length, with a CRC, and with more blocks that are shorter than MindSpore's."""
     large = once("encrypted") / "AES-GCM.16.large.ckpt"
     made = {}
     for mode, length in modes.CASES:

@@ -55,7 +55,7 @@ def test_every_function_of_mindspores_for_checkpoints_is_here_or_left_out_for_a_
     assert set(oracle("exports")) == {*reshard.mindspore.__all__, *LEFT_OUT}
 
 
-def test_slices_are_joined_as_by_mindspore_and_rightly_where_it_is_wrong(oracle: Callable[..., Any], tmp_path: Path) -> None:
+def test_slices_are_joined_as_by_mindspore_except_for_its_errors(oracle: Callable[..., Any], tmp_path: Path) -> None:
     theirs = oracle("merge", tmp_path / "made")
     whole = np.arange(32, dtype=np.uint32).reshape(8, 4)
     for name in ("rows", "shard"):
@@ -92,9 +92,7 @@ def test_mindspore_reads_the_strategies_that_we_merge_as_its_own(
 
 
 @pytest.mark.parametrize(("number", "side"), MERGED)
-def test_a_merged_strategy_says_what_its_stages_say(
-    number: int, side: str, transformed: Callable[[int], Path], tmp_path: Path
-) -> None:
+def test_a_merged_strategy_equals_its_stages(number: int, side: str, transformed: Callable[[int], Path], tmp_path: Path) -> None:
     folder, kind = transformed(number), "json" if make(number).json else "ckpt"
     stages, merged = folder / f"{side}_stages", folder / f"{side}_strategy.{kind}"
     ours, again = tmp_path / f"ours.{kind}", tmp_path / f"again.{kind}"

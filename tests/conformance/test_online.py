@@ -40,7 +40,7 @@ def weights_of(folder: Path, name: str, tensors: Mapping[str, np.ndarray]) -> st
 
 
 @pytest.mark.parametrize("by", ["strategy", "index"])
-def test_a_network_says_the_same_as_with_its_whole_weights(oracle: Callable[..., Any], tmp_path: Path, by: str) -> None:
+def test_a_network_outputs_the_same_as_with_its_whole_weights(oracle: Callable[..., Any], tmp_path: Path, by: str) -> None:
     places: dict[str, str] = SOURCE
     if by == "index":
         sides = ["--source", SOURCE["source"], "--source-strategy", SOURCE["source_strategy"]]
@@ -70,7 +70,7 @@ def test_each_rank_of_another_layout_gets_its_slices(oracle: Callable[..., Any],
 
 
 @pytest.mark.parametrize("of", ["unified", "rank files"])
-def test_under_the_name_of_mindspore(oracle: Callable[..., Any], tmp_path: Path, of: str) -> None:
+def test_a_load_under_mindspores_function_name(oracle: Callable[..., Any], tmp_path: Path, of: str) -> None:
     target = str(CORPUS / network.STRATEGIES[4])
     weights = {name: network.held_by(1, 4)[name] for name in network.held_by(1, 4)}
     file = weights_of(tmp_path, "slices", weights)

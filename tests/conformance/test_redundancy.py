@@ -44,7 +44,7 @@ def thin(once: Callable[..., Path]) -> Path:
 
 
 @pytest.mark.parametrize("case", SAVED, ids=lambda case: case.name)
-def test_what_mindspore_saves_without_redundancy_is_whole_again(case: Case, thin: Path, tmp_path: Path) -> None:
+def test_files_saved_by_mindspore_without_redundancy_are_completed(case: Case, thin: Path, tmp_path: Path) -> None:
     folder = thin / str(case.number)
     before, after = (strategy(folder, case, side) for side in ("source", "target"))
     reshard_case(case, folder / "source", tmp_path, before, after)
@@ -73,7 +73,7 @@ def gathered(
 
 
 @pytest.mark.parametrize("case", LOADED, ids=lambda case: case.name)
-def test_mindspore_loads_what_we_write_without_redundancy(case: Case, gathered: dict[str, list[dict[str, list[Any]]]]) -> None:
+def test_mindspore_loads_our_files_without_redundancy(case: Case, gathered: dict[str, list[dict[str, list[Any]]]]) -> None:
     for rank, found in enumerate(gathered[str(case.number)]):
         expected = {
             name: [dtype, list(shape), hashlib.sha256(content).hexdigest()]

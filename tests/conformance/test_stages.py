@@ -54,7 +54,7 @@ def made(folder: Path, case: Case, target: Path, order: list[int]) -> None:
 
 
 @pytest.mark.parametrize("case", CASES, ids=lambda case: case.name)
-def test_parts_are_right_and_what_mindspore_writes(case: Case, by_stage: Path, tmp_path: Path) -> None:
+def test_parts_are_right_and_equal_mindspores(case: Case, by_stage: Path, tmp_path: Path) -> None:
     folder = by_stage / str(case.number)
     made(folder, case, tmp_path, list(range(case.source_stages))[:: 1 if case.number % 2 else -1])
     odd = {t.name for t in case.tensors if t.dtype == "Int4" or any(map(deviations.ignores_device_order, (t.source, t.target)))}
@@ -71,7 +71,7 @@ def test_parts_are_right_and_what_mindspore_writes(case: Case, by_stage: Path, t
     assert (tmp_path / "reshard-manifest.json").exists()
 
 
-def test_parts_are_loaded_as_one(oracle: Callable[..., Any], by_stage: Path, tmp_path: Path) -> None:
+def test_parts_are_loaded_as_one_checkpoint(oracle: Callable[..., Any], by_stage: Path, tmp_path: Path) -> None:
     """Ours by MindSpore, and MindSpore's by us."""
     ranks = []
     for case in CASES[::4]:
@@ -86,5 +86,5 @@ def test_parts_are_loaded_as_one(oracle: Callable[..., Any], by_stage: Path, tmp
             assert {name: array.tobytes() for name, array in load_segmented_checkpoints(str(theirs)).items()} == right
 
 
-def test_there_are_enough_cases() -> None:
+def test_enough_cases_are_tested() -> None:
     assert len(CASES) >= 20

@@ -90,7 +90,7 @@ def defined(case: Case, rank: int, read: list[int] | None = None) -> dict[str, c
 
 
 def differences(case: Case, rank: int, theirs: bytes) -> Iterator[Difference]:
-    """How what MindSpore wrote differs from the definition."""
+    """Return the differences of MindSpore's output from the definition."""
     right, found = defined(case, rank), contents.tensors(theirs, case.target_format)
     for tensor in case.tensors:
         one, other = right.get(tensor.name), found.get(tensor.name)
@@ -120,7 +120,7 @@ def check(case: Case, rank: int, ours: bytes, theirs: bytes, lists: RankLists) -
 
 
 @pytest.mark.parametrize("case", ALL, ids=lambda case: case.name)
-def test_a_transform_is_right_and_what_mindspore_writes(case: Case, transformed: Transformed, tmp_path: Path) -> None:
+def test_a_transform_is_right_and_equals_mindspores(case: Case, transformed: Transformed, tmp_path: Path) -> None:
     folder = transformed(case.number)
     merged = case.number % 2 == 0
     before, after = (strategy(folder, case, side, merged=merged) for side in ("source", "target"))
@@ -156,7 +156,7 @@ def test_the_ranks_to_read_are_enough_and_no_more_than_mindspore_names(
 
 
 @pytest.mark.parametrize("case", BY_RANK, ids=lambda case: case.name)
-def test_a_single_rank_is_made_as_by_mindspore(case: Case, transformed: Transformed, tmp_path: Path) -> None:
+def test_a_single_rank_is_transformed_as_by_mindspore(case: Case, transformed: Transformed, tmp_path: Path) -> None:
     folder = transformed(case.number)
     before, after = strategy(folder, case, "source"), strategy(folder, case, "target")
     found = outcome(folder, case)
@@ -179,7 +179,7 @@ def test_a_single_rank_is_made_as_by_mindspore(case: Case, transformed: Transfor
 
 
 @pytest.mark.parametrize("deviation", DEVIATIONS, ids=lambda deviation: deviation.name)
-def test_every_known_deviation_is_seen(deviation: Deviation, transformed: Transformed) -> None:
+def test_every_known_deviation_occurs(deviation: Deviation, transformed: Transformed) -> None:
     case = ALL[deviation.example]
     folder = transformed(case.number)
     lists = outcome(folder, case)["rank_lists"]
@@ -191,7 +191,7 @@ def test_every_known_deviation_is_seen(deviation: Deviation, transformed: Transf
     assert deviation in seen
 
 
-def test_a_wrong_bit_is_seen() -> None:
+def test_a_wrong_bit_is_detected() -> None:
     case = next(case for case in ALL if case.target_format == "ckpt")
     tensors = {name: array.copy() for name, array in case.target(0).items()}
 

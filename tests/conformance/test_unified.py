@@ -96,19 +96,19 @@ def unified(once: Callable[..., Path], oracle: Callable[..., Any], tmp_path_fact
     return found
 
 
-def test_mindspore_loads_what_we_unify(unified: list[Unified]) -> None:
+def test_mindspore_loads_our_unified_files(unified: list[Unified]) -> None:
     assert sum(len(list(each.ours.glob("part*"))) > 1 for each in unified) > 5
     for each in unified:
         assert each.differences(each.ours / "loaded") == [], each.case.name
 
 
-def test_we_load_what_we_unify(unified: list[Unified], tmp_path: Path) -> None:
+def test_we_load_our_unified_files(unified: list[Unified], tmp_path: Path) -> None:
     for each in unified:
         each.load(each.ours, tmp_path / each.case.name)
         assert each.differences(tmp_path / each.case.name) == [], each.case.name
 
 
-def test_the_files_are_mindspores_but_for_their_number(unified: list[Unified], tmp_path: Path) -> None:
+def test_the_files_equal_mindspores_except_for_their_number(unified: list[Unified], tmp_path: Path) -> None:
     for each in unified:
         if each.refused:
             continue
@@ -139,7 +139,7 @@ def _not_required(tensor: Tensor) -> bool:
     return tensor.name.startswith("accu_grads") and 0 not in (tensor.source_stages or (0,))
 
 
-def test_mindspore_loads_its_own_but_for_what_it_loses(unified: list[Unified]) -> None:
+def test_mindspore_loads_its_own_files_except_for_known_losses(unified: list[Unified]) -> None:
     seen = set()
     for each in unified:
         if each.refused:
@@ -150,7 +150,7 @@ def test_mindspore_loads_its_own_but_for_what_it_loses(unified: list[Unified]) -
     assert seen == {True, False}
 
 
-def test_we_load_mindspores_but_for_what_it_has_lost(unified: list[Unified], tmp_path: Path) -> None:
+def test_we_load_mindspores_files_except_for_its_losses(unified: list[Unified], tmp_path: Path) -> None:
     seen = set()
     for each in unified:
         if each.refused:
@@ -167,7 +167,7 @@ def test_we_load_mindspores_but_for_what_it_has_lost(unified: list[Unified], tmp
     assert False in seen
 
 
-def test_slices_that_mindspore_leaves_beside_the_parts_are_not_taken_for_whole_tensors(
+def test_slices_that_mindspore_leaves_next_to_the_parts_are_not_taken_for_whole_tensors(
     once: Callable[..., Path], tmp_path: Path
 ) -> None:
     folder = once("choose")

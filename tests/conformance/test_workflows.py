@@ -38,7 +38,7 @@ MPIRUN = {"OMPI_ALLOW_RUN_AS_ROOT": "1", "OMPI_ALLOW_RUN_AS_ROOT_CONFIRM": "1", 
 
 
 def forms(page: Path, folder: Path) -> dict[str, str]:
-    """How a page shows its workflow, each as a script of the shell: all command lines; Python; resources; each console's lines.
+    """Return the forms of a page's workflow, each as a shell script: all command lines; Python; resources; each console's lines.
 
     Python and resources become files in the folder. Python that begins with its file's name is run by a console's lines.
     """
@@ -59,7 +59,7 @@ def forms(page: Path, folder: Path) -> dict[str, str]:
 
 
 def carried_out(page: Path, trained: Path, folder: Path) -> dict[str, str]:
-    """From each form and target of a page to what `oracle.py go_on` is to load."""
+    """Run the forms of a page. Return the arguments of `oracle.py go_on` by form and target."""
     folder.mkdir()
     found = {}
     for form, script in forms(page, folder).items():
@@ -103,7 +103,7 @@ def said(oracle: Callable[..., Any], trained: Path, filled: Callable[..., Path])
 
 
 @pytest.mark.parametrize("page", [page.stem for page in PAGES])
-def test_the_network_says_the_same_as_before(page: str, said: dict[str, Any], trained: Path) -> None:
+def test_the_network_outputs_the_same_as_before(page: str, said: dict[str, Any], trained: Path) -> None:
     before, after_a_step = json.loads((trained / "said.json").read_text(encoding="utf-8"))
     assert before != after_a_step
     mine = {name: found for name, found in said.items() if name.startswith(f"{page} ")}

@@ -59,7 +59,7 @@ def copies(once: Callable[..., Path], oracle: Callable[..., Any], tmp_path_facto
 
 
 @pytest.mark.parametrize(("source", "target"), PAIRS)
-def test_mindspore_finds_everything_in_what_we_write(copies: Copies, source: str, target: str) -> None:
+def test_mindspore_reads_everything_that_we_write(copies: Copies, source: str, target: str) -> None:
     made = copies.ours[source, target, "all"]
     found = copies.loaded[str(made)]
     assert len(found) == 42
@@ -74,13 +74,13 @@ def test_mindspore_accepts_the_crc_that_we_write(copies: Copies, oracle: Callabl
 
 
 @pytest.mark.parametrize("kind", ["ckpt", "safetensors"])
-def test_a_file_that_is_only_copied_is_mindspores_own_to_the_byte(copies: Copies, kind: str) -> None:
+def test_a_copied_file_equals_mindspores_bytes(copies: Copies, kind: str) -> None:
     ours, theirs = copies.ours[kind, kind, "all"].read_bytes(), (copies.samples / f"all.{kind}").read_bytes()
     assert ours == theirs if kind == "ckpt" else contents.same_safetensors(ours, theirs)
 
 
 @pytest.mark.parametrize("kind", ["ckpt", "safetensors"])
-def test_the_crc_that_mindspore_writes_is_the_one_that_we_check(once: Callable[..., Path], tmp_path: Path, kind: str) -> None:
+def test_a_crc_written_by_mindspore_is_accepted(once: Callable[..., Path], tmp_path: Path, kind: str) -> None:
     original = once("samples") / f"all_crc.{kind}"
     copy(original, tmp_path / "whole", kind)
     content = bytearray(original.read_bytes())
@@ -102,7 +102,7 @@ def test_text_is_kept(copies: Copies) -> None:
     assert found["text"].astype("<u4").tobytes().decode("utf-32-le") == "h\u00e9llo \U0001f600"
 
 
-def test_a_tensor_without_elements_is_kept_where_the_format_can_hold_it(copies: Copies) -> None:
+def test_a_tensor_without_elements_is_kept_if_the_format_supports_it(copies: Copies) -> None:
     ours = copies.loaded[str(copies.ours["safetensors", "safetensors", "empty"])]
     assert ours == copies.loaded[str(copies.samples / "empty.safetensors")]
     assert ours["empty"][:2] == ["Float32", [0, 3]]
@@ -124,7 +124,7 @@ def test_a_large_parameter_is_saved_in_mindspores_pieces(
     assert oracle("load", made, joined) == {str(path): copies.loaded[str(original)] for path in (made, joined)}
 
 
-def test_what_is_saved_asynchronously_is_read_exactly(
+def test_asynchronously_saved_files_are_read_exactly(
     once: Callable[..., Path], oracle: Callable[..., Any], tmp_path: Path
 ) -> None:
     original = once("rare") / "async.ckpt"
@@ -153,14 +153,14 @@ def test_a_file_that_mindspore_saves_and_cannot_load_is_rescued(
 
 
 @pytest.mark.parametrize("dtype", ["HiFloat8", "Complex128"])
-def test_a_file_that_nothing_else_can_hold_stays_a_ckpt(once: Callable[..., Path], tmp_path: Path, dtype: str) -> None:
+def test_a_file_that_no_other_format_can_hold_stays_a_ckpt(once: Callable[..., Path], tmp_path: Path, dtype: str) -> None:
     original = once("rare") / f"{dtype}.ckpt"
     with pytest.raises(DataError, match=f"safetensors has no equivalent of MindSpore's type {dtype}"):
         copy(original, tmp_path / "refused", "safetensors")
     assert copy(original, tmp_path / "copied", "ckpt").read_bytes() == original.read_bytes()
 
 
-def test_mindspore_loads_what_is_made_of_files_that_it_refuses(oracle: Callable[..., Any], tmp_path: Path) -> None:
+def test_mindspore_loads_conversions_of_files_that_it_refuses(oracle: Callable[..., Any], tmp_path: Path) -> None:
     order = {
         "b": {"dtype": "F32", "shape": [1], "data_offsets": [4, 8]},
         "a": {"dtype": "F32", "shape": [1], "data_offsets": [0, 4]},

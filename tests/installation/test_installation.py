@@ -59,7 +59,7 @@ def completes(stage: Stage, name: str) -> None:
     assert len(stage.jobs()) == 3
 
 
-def test_an_upgrade_does_not_disturb_what_runs(stage: Stage) -> None:
+def test_an_upgrade_does_not_disturb_running_transforms(stage: Stage) -> None:
     begun(stage, "upgraded")
     images = {pod.spec.containers[0].image for pod in stage.pods("ranks")}
     uid = next(job.metadata.uid for name, job in stage.jobs().items() if name.endswith("ranks"))
@@ -69,7 +69,7 @@ def test_an_upgrade_does_not_disturb_what_runs(stage: Stage) -> None:
     assert {pod.spec.containers[0].image for pod in stage.pods("ranks")} == images
 
 
-def test_what_runs_while_the_chart_is_uninstalled_is_completed_by_the_next_installation(stage: Stage) -> None:
+def test_a_transform_running_during_uninstallation_is_completed_by_the_next_installation(stage: Stage) -> None:
     begun(stage, "left-alone")
     helm("uninstall", RELEASE, "--namespace", SYSTEM, "--wait")
     wait_for(lambda: any(job.status.completion_time for name, job in stage.jobs().items() if name.endswith("ranks")))
@@ -78,7 +78,7 @@ def test_what_runs_while_the_chart_is_uninstalled_is_completed_by_the_next_insta
     completes(stage, "left-alone")
 
 
-def test_a_deletion_with_the_operator_gone_does_not_hang(stage: Stage) -> None:
+def test_a_deletion_without_an_operator_does_not_hang(stage: Stage) -> None:
     begun(stage, "deleted")
     stage.apps.patch_namespaced_deployment_scale(f"{RELEASE}-operator", SYSTEM, {"spec": {"replicas": 0}})
     wait_for(lambda: not stage.core.list_namespaced_pod(SYSTEM).items)
@@ -88,7 +88,7 @@ def test_a_deletion_with_the_operator_gone_does_not_hang(stage: Stage) -> None:
     install()
 
 
-def test_a_wrong_image_is_given_up_with_what_the_kubelet_says(stage: Stage) -> None:
+def test_a_wrong_image_fails_with_the_kubelets_message(stage: Stage) -> None:
     install("converter.image.tag=none")
     stage.create("wrong-image", stage.spec(execution={"startupDeadlineSeconds": 3}))
     stage.ended("wrong-image", "Failed", _PATIENCE)
@@ -100,7 +100,7 @@ def test_a_wrong_image_is_given_up_with_what_the_kubelet_says(stage: Stage) -> N
     completes(stage, "wrong-image")
 
 
-def test_of_two_replicas_the_other_goes_on_when_one_is_killed(stage: Stage) -> None:
+def test_the_second_replica_continues_when_the_first_is_killed(stage: Stage) -> None:
     install("operator.replicas=2")
 
     def holder() -> str:
@@ -116,7 +116,7 @@ def test_of_two_replicas_the_other_goes_on_when_one_is_killed(stage: Stage) -> N
     install()
 
 
-def test_a_node_that_is_lost_is_named_and_what_ran_there_goes_on_when_it_returns(stage: Stage) -> None:
+def test_a_lost_node_is_named_and_its_pods_continue_when_it_returns(stage: Stage) -> None:
     stage.create("lost", stage.spec(execution={"parallelism": 1}))
     wait_for(lambda: any(pod.status.phase == "Running" for pod in stage.pods("ranks")))
     with stopped(process_of("kubelet")):
@@ -136,7 +136,7 @@ def restarted() -> Iterator[list[Component]]:
         component.process.wait()
 
 
-def test_the_api_server_is_gone_for_a_minute(stage: Stage, layout: Layout, restarted: list[Component]) -> None:
+def test_the_api_server_is_down_for_a_minute(stage: Stage, layout: Layout, restarted: list[Component]) -> None:
     begun(stage, "outage")
     os.kill(process_of("kube-apiserver"), signal.SIGKILL)
     time.sleep(60)

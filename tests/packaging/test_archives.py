@@ -36,7 +36,7 @@ def sha256(path: Path) -> str:
 
 
 @both
-def test_a_wheel_holds_its_package_and_nothing_else(package: str, dist: Dist) -> None:
+def test_a_wheel_contains_only_its_package(package: str, dist: Dist) -> None:
     names = set(zipfile.ZipFile(dist.file(f"{package}-*.whl")).namelist())
     metadata = f"{package}-{__version__}.dist-info/"
     assert {name for name in names if not name.startswith(metadata)} == sources(package)
@@ -44,7 +44,7 @@ def test_a_wheel_holds_its_package_and_nothing_else(package: str, dist: Dist) ->
 
 
 @both
-def test_an_sdist_holds_its_package_and_what_builds_it(package: str, dist: Dist) -> None:
+def test_an_sdist_contains_its_package_and_build_files(package: str, dist: Dist) -> None:
     with tarfile.open(dist.file(f"{package}-*.tar.gz")) as archive:
         names = {name.partition("/")[2] for name in archive.getnames()}
     source = SOURCES[package].removesuffix(package)
@@ -54,7 +54,7 @@ def test_an_sdist_holds_its_package_and_what_builds_it(package: str, dist: Dist)
     assert names == code | changelog | {"LICENSE", "PKG-INFO", "README.md", "pyproject.toml", ".gitignore"}
 
 
-def test_links_of_the_readme_lead_out_of_the_package_index(dist: Dist) -> None:
+def test_links_of_the_readme_are_absolute(dist: Dist) -> None:
     wheel = zipfile.ZipFile(dist.file("reshard-*.whl"))
     text = wheel.read(f"reshard-{__version__}.dist-info/METADATA").decode()
     source = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]["urls"]["Source"]
@@ -62,7 +62,7 @@ def test_links_of_the_readme_lead_out_of_the_package_index(dist: Dist) -> None:
     assert "](docs/" not in text
 
 
-def test_sdists_can_be_installed_and_give_what_the_wheels_do(dist: Dist, tmp_path: Path) -> None:
+def test_sdists_can_be_installed_and_equal_the_wheels(dist: Dist, tmp_path: Path) -> None:
     sdists = [dist.file("reshard-*.tar.gz"), dist.file("reshard_operator-*.tar.gz")]
     with environment(sys.executable, tmp_path / "environment", ["--no-deps", *sdists]) as programs:
         (site,) = programs.parent.glob("lib/*/site-packages")
@@ -90,7 +90,7 @@ def test_another_folder_gives_the_same_bytes(dist: Dist, tmp_path: Path) -> None
 
 
 @both
-def test_an_sbom_lists_what_is_installed(package: str, dist: Dist) -> None:
+def test_an_sbom_lists_the_installed_packages(package: str, dist: Dist) -> None:
     text = dist.file(f"{package}-*.cdx.json").read_text()
     found = json.loads(text)
     root = found["metadata"]["component"]

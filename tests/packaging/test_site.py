@@ -59,7 +59,7 @@ def build(mkdocs: Path, tree: Path) -> subprocess.CompletedProcess[str]:
     return subprocess.run(command, cwd=tree, env=environment, capture_output=True, text=True, check=False)
 
 
-def test_it_builds_without_warnings(mkdocs: Path, tree: Path) -> None:
+def test_the_site_builds_without_warnings(mkdocs: Path, tree: Path) -> None:
     done = build(mkdocs, tree)
     assert (done.returncode, "WARNING" in done.stderr) == (0, False), done.stderr
     site = tree / "site"
@@ -76,7 +76,7 @@ def test_it_builds_without_warnings(mkdocs: Path, tree: Path) -> None:
     assert raw == [], "MkDocs needs a blank line before a list, and four spaces before code in a list"
 
 
-def test_it_refuses_broken_links_and_pages_outside_the_navigation(mkdocs: Path, tree: Path) -> None:
+def test_broken_links_and_pages_outside_the_navigation_are_refused(mkdocs: Path, tree: Path) -> None:
     links = ["s3.md#no-such-heading", "no-such-page.md", "../examples/no-such-file.yaml"]
     with (tree / "docs" / "get-started.md").open("a") as page:
         page.writelines(f"\n[broken]({link})\n" for link in links)

@@ -48,7 +48,7 @@ def bucket(server: s3_server.Server, monkeypatch: pytest.MonkeyPatch) -> Iterato
 
 @pytest.fixture(params=[("s3", "s3"), ("local", "s3"), ("s3", "local")], ids="-to-".join)
 def sides(request: pytest.FixtureRequest, server: s3_server.Server, bucket: str, tmp_path: Path) -> places.Sides:
-    """Where source and target are."""
+    """Locations of source and target."""
     known = {"s3": places.Bucket(server, bucket, tmp_path), "local": places.Folder(tmp_path)}
     source, target = request.param
     return places.Sides(known[source], known[target])

@@ -73,7 +73,7 @@ def hosts(monkeypatch: pytest.MonkeyPatch) -> list[str]:
 
 
 @pytest.mark.parametrize("addressing", ["Path", "Virtual"])
-def test_a_bucket_stands_in_the_path_or_in_the_host(
+def test_buckets_are_addressed_in_the_path_or_in_the_host(
     server: s3_server.Server, bucket: str, hosts: list[str], addressing: Any
 ) -> None:
     endpoint = server.endpoint.replace("127.0.0.1", "localhost")
@@ -81,7 +81,7 @@ def test_a_bucket_stands_in_the_path_or_in_the_host(
     assert set(hosts) == {f"{bucket}.localhost" if addressing == "Virtual" else "localhost"}
 
 
-def test_a_profile_says_how_buckets_are_addressed(
+def test_a_profile_defines_how_buckets_are_addressed(
     server: s3_server.Server, bucket: str, hosts: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     named = replace(server, endpoint=server.endpoint.replace("127.0.0.1", "localhost"))
@@ -103,7 +103,7 @@ def trusted(tmp_path_factory: pytest.TempPathFactory) -> Iterator[s3_server.Serv
 
 
 @pytest.mark.parametrize("way", ["access", "environment", "profile"])
-def test_an_authority_of_ones_own_is_trusted(
+def test_a_configured_ca_bundle_is_trusted(
     trusted: s3_server.Server, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, way: str
 ) -> None:
     bucket, authority = trusted.bucket(), str(trusted.authority)
@@ -239,7 +239,7 @@ def test_a_session_is_known_by_its_token(tmp_path: Path, monkeypatch: pytest.Mon
             assert store.list("") == []
 
 
-def test_a_pod_is_who_its_token_says(bucket: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_pod_is_identified_by_its_token(bucket: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     for name in CREDENTIALS:
         monkeypatch.delenv(name)
     token = tmp_path / "token"

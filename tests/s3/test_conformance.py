@@ -27,7 +27,7 @@ class TestInBuckets(CorpusContract):
 
 
 def strategy(sides: Sides, folder: Path, case: Case, side: str) -> str | None:
-    """Where a side's strategy is: of every fourth case merged."""
+    """Return the path of a side's strategy, merged for every fourth case."""
     if not getattr(case, f"{side}_named"):
         return None
     saved.write_strategies(folder / side, case, side)

@@ -38,7 +38,7 @@ def start(arguments: list[str], **environment: str) -> subprocess.Popen[str]:
 
 
 def ended_by(number: signal.Signals, server: s3_server.Server, arguments: list[str]) -> tuple[int, str]:
-    """How a process ends, and what it says, that gets a signal while it waits for the answer to its first part."""
+    """Return exit code and output of a process that gets a signal while it waits for the answer to its first part."""
     plan = fault_proxy.Plan(holds="partNumber=")
     with fault_proxy.between(server.endpoint, plan) as endpoint:
         process = start(arguments, AWS_ENDPOINT_URL_S3=endpoint)
@@ -93,7 +93,7 @@ def test_killed_at_random_moments_it_is_exact_the_next_time(
 
 @both
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
-def test_called_off_it_leaves_no_upload(
+def test_a_cancelled_run_leaves_no_upload(
     server: s3_server.Server, bucket: str, tmp_path: Path, large: tuple[disk.Checkpoint, str], number: signal.Signals
 ) -> None:
     made, base = large
@@ -108,7 +108,7 @@ def test_called_off_it_leaves_no_upload(
 
 
 @both
-def test_uploads_of_a_killed_pod_are_gone_with_the_commit(
+def test_uploads_of_a_killed_pod_are_aborted_by_the_commit(
     server: s3_server.Server, bucket: str, tmp_path: Path, large: tuple[disk.Checkpoint, str]
 ) -> None:
     made, base = large
@@ -124,7 +124,7 @@ def test_uploads_of_a_killed_pod_are_gone_with_the_commit(
 
 
 @both
-def test_two_runs_at_once_are_one_too_many(
+def test_the_second_of_two_concurrent_runs_is_refused(
     server: s3_server.Server, bucket: str, tmp_path: Path, large: tuple[disk.Checkpoint, str]
 ) -> None:
     made, base = large
@@ -147,7 +147,7 @@ def test_an_object_that_changes_under_the_reader_is_an_error(bucket: str) -> Non
 
 
 @both
-def test_a_replaced_checkpoint_reads_as_incomplete_until_the_new_one_is_there(
+def test_a_replaced_checkpoint_is_incomplete_until_the_new_one_is_complete(
     server: s3_server.Server, bucket: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     (tmp_path / "old").mkdir()

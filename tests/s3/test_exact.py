@@ -49,14 +49,14 @@ def test_every_rank_gets_exactly_its_slices(tmp_path: Path, sides: Sides, kind: 
     check()
 
 
-def test_large_tensors_go_in_many_requests(tmp_path: Path, sides: Sides) -> None:
+def test_large_tensors_take_many_requests(tmp_path: Path, sides: Sides) -> None:
     model = disk.example(rows=4800, columns=1920)
     (tmp_path / "made").mkdir()
     made = disk.write(tmp_path / "made", model)
     assert disk.differences(model, transformed(made, sides, "--verification", "full"), "ckpt") == []
 
 
-def test_a_rank_to_which_nothing_falls(tmp_path: Path, sides: Sides) -> None:
+def test_a_rank_without_parameters(tmp_path: Path, sides: Sides) -> None:
     whole = models.Cut((3,), ((),))
     tensors = tuple(models.Tensor(name, "Float32", (8,), whole, 0, whole, 0) for name in ("a", "b"))
     model = models.Model(3, 1, 3, 1, tensors, 1, remove_redundancy=False)
@@ -72,7 +72,7 @@ def test_a_rank_to_which_nothing_falls(tmp_path: Path, sides: Sides) -> None:
 
 @pytest.mark.parametrize("mode", list(rawfiles.MAGIC))
 def test_encrypted_files_become_encrypted_files(tmp_path: Path, sides: Sides, mode: str) -> None:
-    """With blocks of many lengths, and a target of several parts."""
+    """Blocks have many lengths, and targets several parts."""
     key = tmp_path / "key"
     key.write_bytes(bytes(range(16)))
     model = disk.example(rows=4800, columns=240 if mode == "SM4-CBC" else 1920)

@@ -39,7 +39,7 @@ REFUSALS = [
 
 
 @pytest.mark.parametrize(("environment", "code", "reason", "says"), REFUSALS, ids=[f"{r[2]}-{r[3]}" for r in REFUSALS])
-def test_a_refusal_says_what_to_check(
+def test_a_refusal_states_a_remedy(
     bucket: str,
     monkeypatch: pytest.MonkeyPatch,
     capsys: pytest.CaptureFixture[str],
@@ -62,7 +62,7 @@ def test_a_refusal_says_what_to_check(
     assert "not-the-secret" not in line
 
 
-def test_an_endpoint_where_nobody_is_ends_in_bounded_time(
+def test_an_unreachable_endpoint_fails_in_bounded_time(
     bucket: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     monkeypatch.setattr(client, "_TRIES", 3)
@@ -73,7 +73,7 @@ def test_an_endpoint_where_nobody_is_ends_in_bounded_time(
     assert capsys.readouterr().err.startswith("reshard: Unreachable: ")
 
 
-def test_a_server_that_nobody_vouches_for_is_refused(
+def test_a_server_with_an_untrusted_certificate_is_refused(
     server: s3_server.Server, bucket: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     monkeypatch.setattr(client, "_TRIES", 2)
@@ -83,7 +83,7 @@ def test_a_server_that_nobody_vouches_for_is_refused(
 
 
 @pytest.mark.parametrize("address", ["s3://", "s3:///x", "s3://a//b", "s3://a/../b"])
-def test_what_is_no_address_is_a_usage_error(address: str) -> None:
+def test_an_invalid_address_is_a_usage_error(address: str) -> None:
     assert main(["verify", address]) == 2
 
 

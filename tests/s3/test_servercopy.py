@@ -48,7 +48,7 @@ def test_long_runs_are_copied_by_the_server(
 
 
 @pytest.mark.parametrize("verification", ["none", "sample", "full"])
-def test_a_copy_elsewhere_is_compared_by_its_content_or_not_at_all(
+def test_a_moved_copy_is_compared_by_its_content_or_not_at_all(
     server: s3_server.Server, bucket: str, tmp_path: Path, capsys: pytest.CaptureFixture[str], verification: str
 ) -> None:
     def refused(code: int, reason: str, place: str) -> str:
@@ -91,7 +91,7 @@ def test_a_copy_elsewhere_is_compared_by_its_content_or_not_at_all(
     assert "bytes instead of" in refused(65, "ContentChanged", str(local))
 
 
-def test_it_is_refused_where_it_cannot_be(bucket: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_server_side_copy_is_refused_if_unsupported(bucket: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     made = disk.write(tmp_path, disk.example())
     sides = ["--source", str(made.source), "--source-strategy", str(made.source_strategy)]
     assert main(["transform", *sides, "--target", f"s3://{bucket}/out", "--copy-mode", "server"]) == 78

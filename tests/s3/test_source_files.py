@@ -36,7 +36,7 @@ def request(made: disk.Checkpoint, source: str, target: Path, **options: object)
 
 
 @pytest.mark.parametrize("form", ["device_{r}/net-1_100.ckpt", "rank_{r}/ckpt/net-1_100.ckpt", "checkpoint_{r}.ckpt"])
-def test_layouts_by_other_names(made: disk.Checkpoint, place: Bucket, tmp_path: Path, form: str) -> None:
+def test_source_folders_by_other_names(made: disk.Checkpoint, place: Bucket, tmp_path: Path, form: str) -> None:
     folder = tmp_path / "other"
     for rank in range(4):
         path = folder / form.format(r=rank)
@@ -47,7 +47,7 @@ def test_layouts_by_other_names(made: disk.Checkpoint, place: Bucket, tmp_path: 
 
 
 @pytest.mark.parametrize("inner", ["rank_3", "rank_3/net-1_100.ckpt"])
-def test_one_rank_is_not_taken_for_a_whole(made: disk.Checkpoint, place: Bucket, inner: str) -> None:
+def test_one_rank_is_not_mistaken_for_a_whole_checkpoint(made: disk.Checkpoint, place: Bucket, inner: str) -> None:
     source = f"{place.put(made.source)}/{inner}"
     with pytest.raises(ReshardError, match=r"OneRankOfSeveral.*rank_0"):
         reshard.load(source)
@@ -55,7 +55,7 @@ def test_one_rank_is_not_taken_for_a_whole(made: disk.Checkpoint, place: Bucket,
 
 
 @pytest.mark.parametrize(("change", "reason"), [("added", "AmbiguousFiles"), ("written within", "SourceChanged")])
-def test_a_folder_in_which_training_has_gone_on(
+def test_a_folder_in_which_training_has_continued(
     made: disk.Checkpoint, place: Bucket, tmp_path: Path, capsys: pytest.CaptureFixture[str], change: str, reason: str
 ) -> None:
     target = place.new()

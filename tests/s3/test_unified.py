@@ -45,7 +45,7 @@ def test_unified_in_a_bucket_and_ranks_from_it(server: s3_server.Server, bucket:
     assert server.uploads(bucket) == []
 
 
-def test_unified_files_and_ranks_take_each_others_place(server: s3_server.Server, bucket: str, tmp_path: Path) -> None:
+def test_unified_files_and_ranks_replace_each_other(server: s3_server.Server, bucket: str, tmp_path: Path) -> None:
     made, target = disk.write(tmp_path / "made", disk.example(), "safetensors"), f"s3://{bucket}/out"
     unify = ["--source", str(made.source), "--source-strategy", str(made.source_strategy), "--output", "unified"]
     assert main(["transform", *unify, "--target", target]) == 0

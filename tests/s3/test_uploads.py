@@ -41,7 +41,7 @@ def test_only_uploads_of_its_own_files_are_aborted(server: s3_server.Server, buc
 
 
 @pytest.mark.parametrize("server", s3_server.PROGRAMS, indirect=True)
-def test_uploads_of_many_files_are_told_from_others(server: s3_server.Server, bucket: str) -> None:
+def test_uploads_of_many_files_are_distinguished_from_others(server: s3_server.Server, bucket: str) -> None:
     paths = [f"rank_{number}/x" for number in range(50)]
     for key in (paths[3], f"{paths[3]}.part", paths[49], "other"):
         server.client().create_multipart_upload(Bucket=bucket, Key=f"out/{key}")

@@ -23,7 +23,7 @@ def layout(cut: Cut) -> Layout:
 
 
 def strategies(model: models.Model) -> tuple[Strategy, Strategy]:
-    """Both strategies of a model."""
+    """Return both strategies of a model."""
     before: list[dict[str, Layout]] = [{} for _ in range(model.source_stages)]
     after: list[dict[str, Layout]] = [{} for _ in range(model.target_stages)]
     for tensor in model.tensors:

@@ -1,4 +1,4 @@
-"""How many random cases tests try: a tenth in the development profile, all in the CI profile."""
+"""Number of random cases in tests: a tenth in the development profile, all in the CI profile."""
 
 from __future__ import annotations
 

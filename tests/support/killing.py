@@ -16,7 +16,7 @@ if TYPE_CHECKING:
 
 @contextmanager
 def killed_after(files: int) -> Iterator[None]:
-    """While the body runs, this process is interrupted once so many staged files have been moved to their places."""
+    """Interrupt this process, while the body runs, after a number of staged files were moved to their places."""
     usual, moved, lock = LocalStore.move, set[str](), threading.Lock()
 
     def move(self: LocalStore, path: str, to: str) -> None:

@@ -56,7 +56,7 @@ class MemoryWriter:
 
 
 class MemorySource:
-    """Only what reading a source needs of a store."""
+    """The operations of a store that reading a source needs."""
 
     remote = False
 

@@ -23,5 +23,5 @@ def all_blocks(page: Path) -> list[tuple[str, str]]:
 
 
 def blocks(page: Path, kind: str) -> list[str]:
-    """Those of a kind."""
+    """Return the code blocks of a kind."""
     return [text for found, text in all_blocks(page) if found == kind]

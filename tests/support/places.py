@@ -1,4 +1,4 @@
-"""Where a transform's files are: in folders, or in a bucket of a real server."""
+"""Locations of a transform's files: in folders, or in a bucket of a real server."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ if TYPE_CHECKING:
 
 
 class Place(Protocol):
-    """Where one side of a transform is."""
+    """Location of one side of a transform."""
 
     def put(self, folder: Path) -> str:
         """The address under which a folder's files can be read."""

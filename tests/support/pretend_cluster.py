@@ -102,7 +102,7 @@ class PretendCluster:
         return reconcile(self.see(), CONFIG)
 
     def carry_out(self, decision: Decision, *, status_lost: bool = False) -> None:
-        """Do it, as the API server would; the operator may be killed before it writes the status."""
+        """Execute the decision as the API server would; the operator may be killed before it writes the status."""
         for action in decision.actions:
             if isinstance(action, Create) and action.kind == "ConfigMap":
                 self.config_maps.setdefault(action.name, copy.deepcopy(action.manifest))
@@ -137,7 +137,7 @@ class PretendCluster:
             self._advance_job(job)
 
     def settle(self, rounds: int = 30) -> None:
-        """Until nothing changes any more."""
+        """Work until nothing changes any more."""
         for _ in range(rounds):
             self.work()
             self.advance()
@@ -217,7 +217,7 @@ def older() -> PretendCluster:
 
 
 def conditions(cluster: PretendCluster) -> dict[str, str]:
-    """Those of its transform."""
+    """Return the conditions of its transform: status by type."""
     return {c["type"]: c["status"] for c in cluster.status["conditions"]}
 
 

@@ -37,7 +37,7 @@ class PretendKubelet:
 
     @contextmanager
     def running(self) -> Iterator[PretendKubelet]:
-        """As long as the context lasts."""
+        """Run pods until the context ends."""
         thread = threading.Thread(target=self._run, daemon=True)
         thread.start()
         try:

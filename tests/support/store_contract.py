@@ -33,7 +33,7 @@ def together(act: Callable[[int], None]) -> None:
 
 
 class StoreContract:
-    def test_what_is_written_is_read_and_listed(self, store: Store) -> None:
+    def test_written_files_are_read_and_listed(self, store: Store) -> None:
         put(store, "a/b", b"12345")
         put(store, "a/c/d", b"")
         assert store.read("a/b", 5) == b"12345"
@@ -46,7 +46,7 @@ class StoreContract:
         assert store.stat("a/x") is None
 
     @pytest.mark.parametrize("count", [0, 1, 60])
-    def test_many_files_and_folders_are_asked_for_at_once(self, store: Store, count: int) -> None:
+    def test_many_files_and_folders_are_requested_at_once(self, store: Store, count: int) -> None:
         paths = [f"rank_{number}/x" for number in range(count)]
         together(lambda thread: [put(store, path, b"1" * n) for n, path in enumerate(paths) if n % 16 == thread])
         put(store, "folder/x", b"")
@@ -107,7 +107,7 @@ class StoreContract:
         assert len(won) == 1
         assert [s.name for s in store.list("")] == ["lock"]
 
-    def test_files_move_and_go(self, store: Store) -> None:
+    def test_files_can_be_moved_and_deleted(self, store: Store) -> None:
         put(store, "a/b", b"1")
         put(store, "c", b"2")
         store.move("a/b", "c")
@@ -120,7 +120,7 @@ class StoreContract:
         assert store.stat("d") is None
 
     @pytest.mark.parametrize("prune", [False, True])
-    def test_many_files_go_at_once(self, store: Store, prune: bool) -> None:  # noqa: FBT001 - pytest names it
+    def test_many_files_are_deleted_at_once(self, store: Store, prune: bool) -> None:  # noqa: FBT001 - pytest names it
         paths = [f"rank_{number}/x&y {number}" for number in range(60)]
         together(lambda thread: [put(store, path, b"1") for n, path in enumerate(paths) if n % 16 == thread])
         put(store, "rank_1/y", b"1")
@@ -131,7 +131,7 @@ class StoreContract:
         if prune:
             assert [s.name for s in store.list("")] == ["other", "rank_1"]
 
-    def test_signs_of_life_follow_the_storages_clock(self, store: Store) -> None:
+    def test_heartbeats_use_the_storages_clock(self, store: Store) -> None:
         assert store.age("a") is None
         store.touch("a")
         assert store.stat("a") is None
@@ -144,7 +144,7 @@ class StoreContract:
         assert store.age("a") < before
         assert store.read("a", 1) == b"1"
 
-    def test_of_many_one_takes_the_place_of_a_version(self, store: Store) -> None:
+    def test_only_one_of_many_replaces_a_version(self, store: Store) -> None:
         put(store, "lock", b"dead")
         version = store.stat("lock").version
         won: list[int] = []
@@ -160,7 +160,7 @@ class StoreContract:
         assert not store.swap("nothing", b"late", version, mode=MODE)
         assert [s.name for s in store.list("")] == ["lock"]
 
-    def test_a_large_file_goes_through_little_memory(self, store: Store) -> None:
+    def test_a_large_file_is_written_with_little_memory(self, store: Store) -> None:
         content = random.Random(1).randbytes(21 << 20)
         for size in (len(content), None):
             writer = store.create("rank_0/large", temporary="tmp/large", mode=MODE, size=size, memory=16 << 20)
@@ -176,7 +176,7 @@ class StoreContract:
             assert reader.read(0, reader.size) == content
             store.delete("rank_0/large")
 
-    def test_what_a_killed_writer_left_is_dropped(self, store: Store) -> None:
+    def test_leftovers_of_a_killed_writer_are_deleted(self, store: Store) -> None:
         writer = store.create("rank_0/x", temporary="tmp/x", mode=MODE, size=40 << 20)
         writer.write(bytes(20 << 20))
         store.abort_stale_uploads(["rank_0/y", "rank_0/x2", "rank_0"], silent=0)
@@ -187,12 +187,12 @@ class StoreContract:
         store.abort_stale_uploads(["rank_0/x"], silent=0)
         assert store.stat("rank_0/x").size == 40 << 20
 
-    def test_places_lie_in_each_other(self, store: Store) -> None:
+    def test_nested_places_are_recognized(self, store: Store) -> None:
         around = store.around()
         assert around[0] not in around[1:]
         assert open_store(f"{store.url}/inside").around()[1:] == around
 
-    def test_what_is_not_there_or_too_long_is_said(self, store: Store) -> None:
+    def test_missing_and_too_long_names_are_reported(self, store: Store) -> None:
         with pytest.raises(MissingInputError):
             store.open("nothing")
         with pytest.raises(MissingInputError):

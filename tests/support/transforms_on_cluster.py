@@ -118,7 +118,7 @@ class Transforms:
         return next((c for c in self.status(name).get("conditions") or [] if c["type"] == "Ready"), {})
 
     def wait(self, name: str, until: Callable[[dict[str, Any]], object], seconds: float = 240) -> dict[str, Any]:
-        """Until the status is as it should be, which it is asked for now and then."""
+        """Poll the status until it is as expected, and return it."""
         end = time.monotonic() + seconds
         while not until(status := self.status(name)):
             assert time.monotonic() < end, json.dumps(status, indent=1)
@@ -126,7 +126,7 @@ class Transforms:
         return status
 
     def ended(self, name: str, phase: str = "Complete", seconds: float = 240) -> dict[str, Any]:
-        """Until it has ended, and as expected."""
+        """Wait until the transform has ended, in the expected phase."""
         status = self.wait(name, lambda s: s.get("completionTime") and s["phase"] in {"Complete", "Failed"}, seconds)
         assert status["phase"] == phase, json.dumps(status, indent=1)
         return status
@@ -154,7 +154,7 @@ class Stage(Transforms):
         claim_folder(api, namespace, "results", self.results)
 
     def spec(self, folder: str = "out", **more: Any) -> dict[str, Any]:
-        """From the checkpoint's 4 ranks to those of its target strategy."""
+        """Return a spec from the checkpoint's 4 ranks to those of its target strategy."""
         checkpoints = {"persistentVolumeClaim": {"claimName": "checkpoints"}}
         source = {"persistentVolumeClaim": {"claimName": "checkpoints", "path": "src"}}
         results = {"persistentVolumeClaim": {"claimName": "results", "path": folder}}

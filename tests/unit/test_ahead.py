@@ -27,7 +27,7 @@ READS = st.lists(st.tuples(st.integers(0, 2), st.integers(0, 500), st.integers(1
 
 
 @given(READS, st.integers(60, 300), st.integers(0, 40))
-def test_windows_hold_what_is_read_in_its_order(wanted: list[Read], most: int, gap: int) -> None:
+def test_windows_hold_the_reads_in_order(wanted: list[Read], most: int, gap: int) -> None:
     left = list(wanted)
     for window in windows(wanted, most=most, gap=gap):
         assert sum(r.end - r.start for r in window) <= most
@@ -40,7 +40,7 @@ def test_windows_hold_what_is_read_in_its_order(wanted: list[Read], most: int, g
 
 
 @given(READS, st.integers(0, 3))
-def test_what_is_read_is_right_whether_it_was_foreseen_or_not(wanted: list[Read], skipped: int) -> None:
+def test_planned_and_unplanned_reads_return_the_right_bytes(wanted: list[Read], skipped: int) -> None:
     contents = [random.Random(n).randbytes(600) for n in range(3)]
     files = [MemoryReader(str(n), content) for n, content in enumerate(contents)]
     ahead = Ahead(wanted[skipped:], lambda n: files[n], 1200)
@@ -76,7 +76,7 @@ def test_memory_is_bounded_and_requests_are_many_at_a_time() -> None:
     ahead.close()
 
 
-def test_a_failure_is_told_to_whoever_reads_it() -> None:
+def test_a_failure_is_raised_by_the_read_that_needs_the_bytes() -> None:
     class Broken(MemoryReader):
         def read_into(self, view: memoryview, offset: int) -> None:
             if offset >= 512:
@@ -92,7 +92,7 @@ def test_a_failure_is_told_to_whoever_reads_it() -> None:
 
 @examples(150)
 @given(models.models(16, dtypes=("Float32", "BFloat16", "Int8")), st.sampled_from(["ckpt", "safetensors"]))
-def test_a_plan_foresees_exactly_what_is_read(model: models.Model, kind: str) -> None:
+def test_a_plan_predicts_exactly_the_ranges_that_are_read(model: models.Model, kind: str) -> None:
     made, store = job(model, kind, kind)
     for rank in range(min(model.target_ranks, 3)):
         if kind == "ckpt" and not model.target(rank):

@@ -99,7 +99,7 @@ def test_every_phase_ends_when_it_is_cancelled(request_: Request, reads: Reads, 
         ("reshard.transform.run.commit_job", "reshard-manifest.json"),
     ],
 )
-def test_so_do_comparison_verification_and_commit(
+def test_comparison_verification_and_commit_end_when_cancelled(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, work: str, nothing: str
 ) -> None:
     module, _, name = work.rpartition(".")
@@ -120,7 +120,7 @@ def test_so_do_comparison_verification_and_commit(
     assert transform_checkpoint(request).complete
 
 
-def test_a_commit_of_its_own_and_a_check_of_what_is_complete_end_too(request_: Request, reads: Reads) -> None:
+def test_a_separate_commit_and_a_check_of_a_complete_target_end_too(request_: Request, reads: Reads) -> None:
     transform_checkpoint(request_, commit=False)
     cancelled = Cancellation()
     cancelled.cancel()
@@ -159,7 +159,7 @@ def fail(*_: object) -> None:
     raise StorageError("WriteFailed", "the network is down")
 
 
-def test_a_rank_that_fails_in_a_pod_is_tried_again_there(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_rank_that_fails_in_a_pod_is_retried_there(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("reshard.cli.step._FIRST_WAIT_SECONDS", 0.0)
     monkeypatch.setattr("reshard.spec.resource.VOLUMES", str(tmp_path))
     made = disk.write(tmp_path / "source", disk.example())

@@ -80,7 +80,7 @@ def test_ranks_of_a_plan(made: disk.Checkpoint, tmp_path: Path, change: Callable
 def test_a_file_that_is_open(
     made: disk.Checkpoint, tmp_path: Path, what: str, monkeypatch: pytest.MonkeyPatch, *, commit: bool
 ) -> None:
-    """It is written over in its place, so an open reader sees it."""
+    """The file is overwritten in place, so an open reader sees the change."""
     request = request_of(made, tmp_path / "out")
     if not commit:
         reshard.plan_transform(request, write=True)
@@ -110,7 +110,9 @@ def test_before_its_content_is_compared(
         transform_checkpoint(request_of(made, tmp_path / "out", verification="Full"))
 
 
-def test_of_an_index(made: disk.Checkpoint, tmp_path: Path, change: Callable[[Path], object]) -> None:
+def test_a_source_file_that_changed_since_it_was_indexed(
+    made: disk.Checkpoint, tmp_path: Path, change: Callable[[Path], object]
+) -> None:
     transform_checkpoint(request_of(made, tmp_path / "index", output="Index"))
     change(made.source / FILE)
     said = rf"SourceChanged: {FILE}: the file (has changed|is gone) since the source was indexed"

@@ -57,7 +57,7 @@ def expressions(found: Any) -> Iterator[str]:
             yield from expressions(value)
 
 
-def test_what_the_chart_says_of_its_values_is_made_from_the_schema() -> None:
+def test_the_charts_values_documentation_is_generated_from_the_schema() -> None:
     command = [sys.executable, ROOT / "scripts" / "chart_reference.py", "--check"]
     done = subprocess.run(command, capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stdout
@@ -77,7 +77,7 @@ def test_every_value_is_in_the_schema_and_described_and_has_a_default() -> None:
     assert all("type" in field or "enum" in field for field in fields.values())
 
 
-def test_dashboard_and_alerts_ask_for_what_is_measured() -> None:
+def test_dashboard_and_alerts_query_existing_metrics() -> None:
     assert metrics.LEADING is not None  # it fills the registry
     alerts = re.findall(r"expr: (.*)", MONITORING)
     for asked in (list(expressions(DASHBOARD)), alerts):
@@ -92,7 +92,7 @@ def test_dashboard_and_alerts_ask_for_what_is_measured() -> None:
     }, "nobody looks at it"
 
 
-def test_panels_lie_beside_each_other() -> None:
+def test_panels_are_next_to_each_other() -> None:
     places = [panel["gridPos"] for panel in DASHBOARD["panels"]]
     cells = [(x, y) for at in places for x in range(at["x"], at["x"] + at["w"]) for y in range(at["y"], at["y"] + at["h"])]
     assert len(set(cells)) == len(cells)
@@ -130,7 +130,7 @@ def test_the_rights_in_the_documentation_are_the_charts() -> None:
     assert rows == granted
 
 
-def test_pods_are_as_closed_as_the_documentation_says() -> None:
+def test_pods_are_restricted_as_documented() -> None:
     *_, create = PretendCluster().decide().actions
     assert isinstance(create, Create)
     template = create.manifest["spec"]["template"]

@@ -31,7 +31,7 @@ contents = partial(parsing.contents, "ckpt")
 refused = partial(parsing.refused_file, "ckpt")
 
 
-def test_it_finds_what_protobuf_wrote() -> None:
+def test_a_file_written_by_protobuf_is_read() -> None:
     assert contents(CONTENT) == {n: (rawfiles.TYPE_NAMES[a.dtype], a.shape, a.tobytes()) for n, a in TENSORS.items()}
 
 
@@ -129,7 +129,7 @@ def test_damage_is_named(content: bytes, reason: str) -> None:
 
 
 @pytest.mark.parametrize(("magic", "mode"), [(0x7F3A5ED8, "AES-GCM"), (0x7F3A5ED9, "AES-CBC"), (0x7F3A5EDA, "SM4-CBC")])
-def test_an_encrypted_file_says_so(magic: int, mode: str) -> None:
+def test_an_encrypted_file_is_reported_as_such(magic: int, mode: str) -> None:
     error = refused(struct.pack("<I", magic) + bytes(100))
     assert error.reason == "Encrypted"
     assert mode in str(error)
@@ -160,7 +160,7 @@ def laid_out(tensors: list[OutputTensor], data: dict[str, bytes]) -> bytes:
     )
 
 
-def test_what_it_writes_is_what_protobuf_writes() -> None:
+def test_written_bytes_equal_those_of_protobuf() -> None:
     tensors = [OutputTensor(n, rawfiles.TYPE_NAMES[a.dtype], a.shape, a.nbytes) for n, a in TENSORS.items()]
     content = laid_out(tensors, {n: a.tobytes() for n, a in TENSORS.items()})
     assert content == CONTENT
@@ -179,7 +179,7 @@ SHAPES = st.lists(st.integers(0, 3), max_size=4).filter(lambda shape: shape != [
 
 
 @given(st.lists(st.tuples(NAMES, st.sampled_from(sorted(DTYPES)), SHAPES), unique_by=lambda t: t[0], min_size=1, max_size=5))
-def test_what_is_written_is_found_again(described: list[tuple[str, str, list[int]]]) -> None:
+def test_written_tensors_are_read_back(described: list[tuple[str, str, list[int]]]) -> None:
     tensors = []
     for name, dtype, dims in described:
         if DTYPES[dtype].in_ckpt:

@@ -47,7 +47,7 @@ def test_any_format_to_any_format(tmp_path: Path, source: str, target: str, veri
     assert {path.name for path in out.iterdir()} == {f"rank_{r}" for r in range(6)} | {"reshard-manifest.json", ".reshard"}
 
 
-def test_the_numbers_are_told(checkpoint: disk.Checkpoint, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_the_numbers_are_reported(checkpoint: disk.Checkpoint, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert main(checkpoint.arguments(tmp_path / "out", "--json")) == 0
     numbers = said(capsys)
     written = sum(p.stat().st_size for p in (tmp_path / "out").glob("rank_*/*"))
@@ -89,7 +89,7 @@ def test_another_transform_is_refused_until_it_may_overwrite(
     assert main(["verify", str(out)]) == 0
 
 
-def test_some_ranks_now_and_the_others_later(
+def test_ranks_can_be_written_in_several_runs(
     checkpoint: disk.Checkpoint, tmp_path: Path, refused: Callable[..., str], capsys: pytest.CaptureFixture[str]
 ) -> None:
     out = tmp_path / "out"
@@ -104,7 +104,7 @@ def test_some_ranks_now_and_the_others_later(
     assert said(capsys)["skipped_ranks"] == list(range(6))
 
 
-def test_each_process_takes_the_rank_that_its_environment_says(
+def test_each_process_takes_its_rank_from_the_environment(
     checkpoint: disk.Checkpoint, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     for rank in range(6):
@@ -116,7 +116,7 @@ def test_each_process_takes_the_rank_that_its_environment_says(
     assert disk.differences(checkpoint.model, tmp_path / "out", "ckpt") == []
 
 
-def test_plan_tells_what_would_be_read_and_writes_nothing(
+def test_plan_reports_the_bytes_to_read_and_writes_nothing(
     checkpoint: disk.Checkpoint, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     out = tmp_path / "out"
@@ -133,7 +133,9 @@ def test_plan_tells_what_would_be_read_and_writes_nothing(
 
 
 @pytest.mark.parametrize("command", ["plan", "transform"])
-def test_what_is_left_out_is_told_before_and_after(tmp_path: Path, capsys: pytest.CaptureFixture[str], command: str) -> None:
+def test_excluded_parameters_are_reported_before_and_after(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], command: str
+) -> None:
     made = disk.example()
     moment = replace(made.tensors[0], name="moment1.w", target=None)
     checkpoint = disk.write(tmp_path / "in", replace(made, tensors=(*made.tensors, moment)))
@@ -163,7 +165,7 @@ def test_an_error_is_json_too(tmp_path: Path, capsys: pytest.CaptureFixture[str]
     }
 
 
-def test_files_get_the_mode_that_is_asked_for(checkpoint: disk.Checkpoint, tmp_path: Path) -> None:
+def test_files_get_the_requested_mode(checkpoint: disk.Checkpoint, tmp_path: Path) -> None:
     out = tmp_path / "out"
     assert main(checkpoint.arguments(out, "--file-mode", "0604")) == 0
     assert stat.S_IMODE((out / "rank_0" / "checkpoint_0.ckpt").stat().st_mode) == 0o604
@@ -208,7 +210,7 @@ def test_stages_are_merged_and_shown(tmp_path: Path, capsys: pytest.CaptureFixtu
     assert main(["strategy", "show", str(folder)]) == 0
 
 
-def test_inspect_shows_what_is_there(checkpoint: disk.Checkpoint, capsys: pytest.CaptureFixture[str]) -> None:
+def test_inspect_shows_a_checkpoint(checkpoint: disk.Checkpoint, capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["inspect", str(checkpoint.source)]) == 0
     assert "Float32" in capsys.readouterr().out
     assert main(["inspect", str(checkpoint.source / "rank_0" / "net-1_100.ckpt"), "--json"]) == 0

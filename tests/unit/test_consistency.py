@@ -80,7 +80,7 @@ def index_in(what: str) -> tuple[int, ...] | None:
 
 
 def elements(model: models.Model, tensor: models.Tensor) -> dict[int, np.ndarray]:
-    """By source rank, the flat indexes in the whole tensor of the elements that its file holds."""
+    """Return, by source rank, the flat indexes in the whole tensor of the elements in its file."""
     if tensor.source is None:
         whole = np.arange(int(np.prod(tensor.shape))).reshape(tensor.shape)
         return dict.fromkeys(range(model.source_ranks), whole)
@@ -119,7 +119,7 @@ def test_one_changed_element_is_found_by_a_full_comparison(model: models.Model, 
 
 @QUIET
 @given(models.models(RANKS), st.sampled_from(["ckpt", "safetensors"]))
-def test_what_is_equal_is_never_refused(model: models.Model, kind: str) -> None:
+def test_equal_copies_are_never_refused(model: models.Model, kind: str) -> None:
     found = placed(model.source(), kind, *disk.strategies(model))
     for level in ("None", "Sample", "Full"):
         assert check(*found, level) == frozenset()
@@ -155,7 +155,7 @@ def shared_by_two_stages(draw: Callable[..., Any]) -> tuple[tuple[int, ...], Cut
 
 @QUIET
 @given(shared_by_two_stages(), st.data())
-def test_stages_may_cut_what_they_share_in_different_ways(case: tuple[tuple[int, ...], Cut, Cut], data: st.DataObject) -> None:
+def test_stages_may_shard_a_shared_parameter_differently(case: tuple[tuple[int, ...], Cut, Cut], data: st.DataObject) -> None:
     shape, *cuts = case
     devices, whole = cuts[0].devices, np.random.default_rng(0).integers(0, 1 << 30, shape, np.int32)
     slices = [indexes for cut in cuts for indexes in held(shape, cut)]
@@ -207,7 +207,7 @@ def test_the_lowest_replica_is_one_consistent_set(model: models.Model) -> None:
 
 
 @pytest.mark.parametrize("name", ["global_step", "optimizer.step_num"])
-def test_the_step_is_compared_however_many_small_parameters_there_are(name: str) -> None:
+def test_the_step_is_compared_among_any_number_of_small_parameters(name: str) -> None:
     others = [TensorEntry(f"norm.{i}.batches", "Int8", (), ((i, 1),)) for i in range(500)]
     structure = Structure("ckpt", (*others, TensorEntry(name, "Int64", (1,), ((500, 8),))))
     files = tuple(SourceFile(rank, f"rank_{rank}/x.ckpt", 508, "", 0) for rank in range(16))
@@ -237,7 +237,7 @@ def test_the_number_of_blocks_follows_from_the_bytes_that_are_written(remote: bo
 
 
 @pytest.mark.parametrize("cut", [Layout((32, 16), ((0,),)), Layout((512,), ((0,),)), Layout((32, 16), ((0,),), 16, 8)])
-def test_blocks_are_bounded_however_many_ranks_and_names_there_are(cut: Layout) -> None:
+def test_blocks_are_bounded_for_any_number_of_ranks_and_names(cut: Layout) -> None:
     """4,096 ranks of 8 stages, 500 names in each, some of them in no strategy."""
     structures, files, stages = [], [], []
     for stage in range(8):

@@ -66,7 +66,7 @@ def test_ranks_of_two_steps_are_refused_with_both_values(
     assert not (tmp_path / "out").exists()
 
 
-def test_what_may_differ_is_taken_rank_by_rank_and_listed(
+def test_parameters_that_may_differ_are_taken_by_rank_and_listed(
     made: disk.Checkpoint, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     set_step(made, 10, 11, 12, 13)
@@ -83,7 +83,7 @@ def test_what_may_differ_is_taken_rank_by_rank_and_listed(
 
 
 @pytest.mark.parametrize("level", ["none", "sample", "full"])
-def test_slices_of_what_no_strategy_names_are_refused_whatever_their_size(
+def test_slices_of_parameters_without_a_layout_are_refused_at_any_size(
     made: disk.Checkpoint, tmp_path: Path, refused: Callable[..., str], level: str
 ) -> None:
     rewrite(made, 3, "base", lambda array: array[::-1].copy())
@@ -128,7 +128,7 @@ def test_a_file_that_was_copied_over_that_of_another_rank_is_noted_if_equal_slic
     assert any("source ranks 3 look like files of lower ranks" in note for note in plan_transform(request).notes)
 
 
-def test_a_plan_lists_what_goes_whole_to_every_rank(
+def test_a_plan_lists_parameters_that_are_written_whole_to_every_rank(
     made: disk.Checkpoint, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     arguments = ["plan", *made.arguments(tmp_path / "out")[1:]]
@@ -140,7 +140,7 @@ def test_a_plan_lists_what_goes_whole_to_every_rank(
     assert re.search(r"base +Float32 +\[300, 100\]", capsys.readouterr().out)
 
 
-def test_ranks_of_a_plan_compare_nothing_again(made: disk.Checkpoint, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_ranks_of_a_plan_skip_the_comparison(made: disk.Checkpoint, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     set_step(made, 1, 2, 3, 4)
     sides = made.arguments(tmp_path / "out", "--allow-inconsistent", "step")[1:]
     assert main(["plan", *sides, "--write", "--verification", "sample"]) == 0
@@ -166,7 +166,7 @@ def test_an_index_settles_which_copies_count(made: disk.Checkpoint, tmp_path: Pa
     assert manifest(target)["options"]["replicas"] == "LowestRank"
 
 
-def test_a_resource_says_the_same(made: disk.Checkpoint, tmp_path: Path) -> None:
+def test_a_resource_has_the_same_options(made: disk.Checkpoint, tmp_path: Path) -> None:
     set_step(made, 1, 2, 3, 4)
     rewrite(made, 3, "m", lambda array: array[::-1].copy())
     document = {

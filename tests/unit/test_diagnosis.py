@@ -47,7 +47,7 @@ def test_a_volume_that_cannot_be_mounted_counts_as_not_starting() -> None:
     assert (ready(cluster)["reason"], conditions(cluster)["PodsStuck"]) == ("FailedMount", "True")
 
 
-def test_of_what_cannot_be_mounted_the_newest_is_told_with_the_name_of_what_is_missing() -> None:
+def test_the_newest_mount_failure_is_reported_with_the_missing_object() -> None:
     cluster = PretendCluster()
     stuck_pod(cluster, {"reason": "ContainerCreating"})
     keys, strategies = {"secret": {"secretName": "keys"}}, {"configMap": {"name": "strategies"}}
@@ -93,7 +93,7 @@ def test_waiting_for_a_node_is_never_given_up() -> None:
     assert "0/3 nodes" in ready(cluster)["message"]
 
 
-def test_a_node_that_is_lost_is_named_also_while_others_get_on() -> None:
+def test_a_lost_node_is_named_while_others_progress() -> None:
     cluster = PretendCluster(resource(execution={"startupDeadlineSeconds": 0}))
     stuck_pod(cluster, {})
     cluster.pods[0]["spec"] = {"nodeName": "node-7"}

@@ -40,7 +40,7 @@ def _told(path: Path) -> list[str]:
     return found
 
 
-def test_what_is_told_of_a_name_begins_with_what_it_is() -> None:
+def test_descriptions_of_names_begin_with_a_noun_phrase() -> None:
     told = [entry for path in MODULES for entry in _told(path)]
     assert len(told) > 500
     assert [entry for entry in told if _FRAGMENT.match(entry.partition(": ")[2])] == []

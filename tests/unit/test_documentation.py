@@ -53,7 +53,7 @@ def workplace(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 
 @pytest.mark.parametrize("page", PAGES, ids=lambda page: str(page.relative_to(ROOT)))
-def test_its_commands_run(page: Path, workplace: Path) -> None:
+def test_the_commands_of_the_documentation_run(page: Path, workplace: Path) -> None:
     for block in blocks(page, "sh"):
         for line in block.splitlines():
             program, *arguments = shlex.split(line)
@@ -84,7 +84,7 @@ def test_the_error_of_the_example_is_real(workplace: Path, capsys: pytest.Captur
 
 
 @pytest.mark.parametrize("page", PAGES, ids=lambda page: str(page.relative_to(ROOT)))
-def test_its_links_lead_somewhere(page: Path) -> None:
+def test_links_of_the_documentation_work(page: Path) -> None:
     for target, anchor in _LINK.findall(page.read_text()):
         if "://" in target:
             continue
@@ -119,7 +119,7 @@ def test_the_table_of_layouts_is_right() -> None:
             assert said.strip() == "rows " + ", ".join(texts)
 
 
-def test_the_picture_is_what_its_command_gives(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_picture_is_the_output_of_its_command(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     page = ROOT / "docs" / "pictures.md"
     command = next(line for line in blocks(page, "console")[0].splitlines() if line.startswith("reshard plan"))
     *_, kept = arguments = shlex.split(command)[1:]
@@ -144,7 +144,7 @@ def test_every_module_has_its_place_in_the_architecture() -> None:
             assert re.search(rf"(^|\s){re.escape(name)}", page), name
 
 
-def test_examples_are_resources(workplace: Path) -> None:
+def test_examples_are_valid_resources(workplace: Path) -> None:
     for example in (ROOT / "examples").glob("*.yaml"):
         assert main(["run", str(example), "--volume", f"checkpoints={workplace}"]) == 2  # the other claim has no folder
     assert os.listdir(workplace)  # noqa: PTH208
@@ -176,7 +176,7 @@ def test_the_sizing_tables_are_right() -> None:
         assert f"| {gigabytes} GB | {most_memory(1000)} | {ranks} | {seconds} |\n" in page
 
 
-def test_the_resource_in_the_documentation_is_one() -> None:
+def test_the_resource_in_the_documentation_is_valid() -> None:
     for page in PAGES:
         for block in blocks(page, "yaml"):
             if "kind: CheckpointTransform" in block:

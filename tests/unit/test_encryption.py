@@ -81,7 +81,7 @@ def test_a_part_costs_little_more_than_its_bytes(mode: Mode) -> None:
 
 
 @pytest.mark.parametrize(("mode", "length"), CASES)
-def test_what_is_written_is_what_the_library_encrypts(mode: Mode, length: int, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_written_bytes_equal_those_of_the_library(mode: Mode, length: int, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(encryption, "BLOCK_BYTES", 512)
     key = os.urandom(length)
 
@@ -99,7 +99,7 @@ def test_what_is_written_is_what_the_library_encrypts(mode: Mode, length: int, m
     check()
 
 
-def test_a_key_check_tells_keys_apart_and_is_never_the_same() -> None:
+def test_a_key_check_distinguishes_keys_and_is_never_repeated() -> None:
     other = bytes([*KEY[:-1], KEY[-1] ^ 1])
     checks = {cipher("AES-GCM").key_check() for _ in range(20)}
     assert len(checks) == 20
@@ -156,7 +156,7 @@ def test_a_damaged_block_is_named() -> None:
 
 
 @pytest.mark.parametrize("mode", ["AES-CBC", "SM4-CBC"])
-def test_cbc_tells_damage_of_the_padding_only(mode: Mode) -> None:
+def test_cbc_detects_damage_of_the_padding_only(mode: Mode) -> None:
     content = bytearray(sealed(mode).content)
     content[-17] ^= 0x40  # changes the last byte of the padding
     with pytest.raises(DataError, match=r"Damaged: rank_0/a.ckpt: block 7, which ends at byte"):

@@ -132,7 +132,7 @@ def test_the_ranks_that_are_compared_are_few_and_differ_along_each_axis(axes: tu
 
 
 @pytest.mark.parametrize("replicas", [2, 16])
-def test_of_replicas_one_is_read_and_those_that_look_like_another_rank(replicas: int) -> None:
+def test_one_replica_is_read_and_those_that_equal_another_rank(replicas: int) -> None:
     source = Strategy(({"w": Layout((replicas, 2), ((0,),))},), 2 * replicas)
     rng = np.random.default_rng(0)
     halves = [{"w": rng.random(1 << 14, np.float32)} for _ in range(2)]
@@ -148,7 +148,7 @@ def test_of_replicas_one_is_read_and_those_that_look_like_another_rank(replicas:
             assert [reader.name for reader in store.readers] == ["rank_0/x.ckpt", "rank_1/x.ckpt"]
 
 
-def test_what_is_read_of_a_file_is_bounded() -> None:
+def test_reads_of_one_file_are_bounded() -> None:
     names = [f"w{i}" for i in range(20)]
     source = Strategy(({name: Layout((2,), ((0,),)) for name in names},), 2)
     rng = np.random.default_rng(0)

@@ -44,7 +44,7 @@ def places(path: Path) -> set[tuple[str, str]]:
     }
 
 
-def test_every_error_says_where_and_what_to_do() -> None:
+def test_every_error_names_a_place_and_a_remedy() -> None:
     found = {place for path in PACKAGE.rglob("*.py") for place in places(path)}
     assert found == set(LACKING)
 
@@ -58,7 +58,9 @@ def test_every_error_says_where_and_what_to_do() -> None:
         ('ValueError("what")', set()),
     ],
 )
-def test_what_is_lacking_is_found(call: str, lacking: set[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_errors_without_a_place_or_a_remedy_are_found(
+    call: str, lacking: set[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setattr(f"{__name__}.PACKAGE", tmp_path)
     (tmp_path / "module.py").write_text(f"def function():\n    raise {call}\n")
     assert places(tmp_path / "module.py") == {("module.py:function", field) for field in lacking}
@@ -160,7 +162,7 @@ def test_the_catalogue_is_in_order_and_whole() -> None:
         assert ("command" in entry) == (entry.get("state") in {"waiting", "stuck", "failed"}), reason
 
 
-def test_the_page_of_errors_is_made_from_the_catalogue() -> None:
+def test_the_page_of_errors_is_generated_from_the_catalogue() -> None:
     script = ROOT / "scripts" / "error_catalogue.py"
     done = subprocess.run([sys.executable, script], capture_output=True, text=True, check=True)
     assert (ROOT / "docs" / "errors.md").read_text() == done.stdout, "run make docs"

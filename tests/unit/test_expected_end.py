@@ -1,4 +1,4 @@
-"""When a transform is expected to end, in a cluster that is only pretended."""
+"""Expected end of a transform, in a fake cluster."""
 
 from __future__ import annotations
 

@@ -42,7 +42,7 @@ def holds(made: disk.Checkpoint, output: Path, rank: int, kind: str = "ckpt") ->
 
 @pytest.mark.parametrize("by", ["headers", "index"])
 @pytest.mark.parametrize("kind", ["ckpt", "safetensors"])
-def test_a_file_appears_once_with_what_says_so(
+def test_a_file_is_written_once_and_then_up_to_date(
     made: disk.Checkpoint, output: Path, by: str, kind: str, capsys: pytest.CaptureFixture[str]
 ) -> None:
     assert main([*made.arguments(made.folder / "index"), "--output", "index"]) == 0
@@ -55,7 +55,7 @@ def test_a_file_appears_once_with_what_says_so(
     assert main(["verify", str(output)]) == 0
 
 
-def test_a_file_that_is_gone_is_fetched_again(made: disk.Checkpoint, output: Path) -> None:
+def test_a_missing_file_is_fetched_again(made: disk.Checkpoint, output: Path) -> None:
     assert fetch(made, output, "--rank", "0") == 0
     (output / "rank_0" / "checkpoint_0.ckpt").unlink()
     assert fetch(made, output, "--rank", "0") == 0
@@ -82,7 +82,7 @@ def test_the_same_bytes_as_a_transform(made: disk.Checkpoint, tmp_path: Path) ->
     assert (tmp_path / "one" / name).read_bytes() == (tmp_path / "all" / name).read_bytes()
 
 
-def test_a_number_from_the_environment_may_stand_for_several_ranks(
+def test_a_number_from_the_environment_may_select_several_ranks(
     made: disk.Checkpoint, output: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     monkeypatch.setenv("RANK_ID", "2")
@@ -103,7 +103,7 @@ def test_a_number_from_the_environment_may_stand_for_several_ranks(
         (["--rank", "1", "--target-strategy", "nowhere"], None, "StrategyMissing"),
     ],
 )
-def test_what_is_refused(
+def test_invalid_requests_are_refused(
     made: disk.Checkpoint,
     output: Path,
     monkeypatch: pytest.MonkeyPatch,
@@ -120,7 +120,7 @@ def test_what_is_refused(
     assert not output.exists()
 
 
-def test_another_checkpoint_is_replaced_when_that_is_asked_for(
+def test_another_checkpoint_is_replaced_if_requested(
     made: disk.Checkpoint, output: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     assert fetch(made, output, "--rank", "2") == 0

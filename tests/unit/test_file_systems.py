@@ -125,7 +125,7 @@ class TestOddFileSystems(StoreContract):
 
 
 @pytest.mark.parametrize("kind", KINDS)
-def test_a_transform_does_without_and_says_so_once(
+def test_a_transform_continues_without_and_reports_it_once(
     kind: Callable[[pytest.MonkeyPatch], None], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     made, out = disk.write(tmp_path / "in", disk.example()), tmp_path / "out"
@@ -147,7 +147,7 @@ def test_a_transform_does_without_and_says_so_once(
 
 
 @pytest.mark.parametrize("chmod", [failing(errno.EPERM), lambda *_: None], ids=["refused", "without effect"])
-def test_a_mode_that_was_asked_for_and_cannot_be_set_is_noted(
+def test_a_requested_mode_that_cannot_be_set_is_reported(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, chmod: Callable[..., None]
 ) -> None:
     store = LocalStore(tmp_path / "store")
@@ -162,7 +162,7 @@ def test_a_mode_that_was_asked_for_and_cannot_be_set_is_noted(
     assert len(store.notes) == 1
 
 
-def test_whoever_finds_an_empty_claim_waits_for_its_content(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_process_that_finds_an_empty_claim_waits_for_its_content(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Without hard links a file is there before its content is."""
     no_links_or_nameless_files(monkeypatch)
     store = LocalStore(tmp_path)
@@ -214,7 +214,7 @@ def test_a_shared_folder_keeps_its_group(tmp_path: Path, mode: list[str]) -> Non
         assert not path.is_dir() or found.st_mode & stat.S_ISGID, path
 
 
-def test_a_write_that_takes_fewer_bytes_goes_on(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_short_write_continues(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     write = os.write
     monkeypatch.setattr(os, "write", lambda file, content: write(file, memoryview(content)[:3]))
     store = LocalStore(tmp_path)
@@ -287,13 +287,13 @@ def test_a_file_system_that_cannot_rename_is_named(tmp_path: Path, monkeypatch: 
     ("number", "remedy"),
     [(errno.EROFS, "mount the file system"), (errno.EDQUOT, "quota"), (errno.EFBIG, "file size limit"), (errno.ENOSPC, "space")],
 )
-def test_the_remedy_fits_the_failure(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, number: int, remedy: str) -> None:
+def test_the_remedy_matches_the_failure(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, number: int, remedy: str) -> None:
     monkeypatch.setattr(os, "write", failing(number))
     with pytest.raises(OutputError, match=remedy):
         LocalStore(tmp_path).write("file", b"content", mode=None)
 
 
-def test_the_owner_is_not_told_to_become_the_owner(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_owner_is_not_advised_to_become_the_owner(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(os, "write", failing(errno.EACCES))
     with pytest.raises(AccessError, match="root_squash") as refusal:
         LocalStore(tmp_path).write("file", b"content", mode=None)

@@ -16,13 +16,13 @@ MODULES = ["reshard", "reshard.spec.resource", "reshard.errors", "reshard.cli", 
 
 
 @pytest.mark.parametrize("module", MODULES)
-def test_it_loads_nothing_heavy(module: str) -> None:
+def test_an_import_loads_no_heavy_modules(module: str) -> None:
     program = f"import sys, {module}; print(*sorted(sys.modules))"
     loaded = subprocess.run([sys.executable, "-c", program], check=True, capture_output=True, text=True).stdout.split()
     assert not HEAVY & set(loaded)
 
 
-def test_public_names_are_there() -> None:
+def test_public_names_exist() -> None:
     assert all(hasattr(reshard, name) for name in reshard.__all__)
     with pytest.raises(AttributeError):
         _ = reshard.nothing

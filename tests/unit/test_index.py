@@ -89,7 +89,7 @@ def test_every_rank_gets_exactly_its_slices(model: models.Model, kind: str, tmp_
 
 @examples(100)
 @given(models.models())
-def test_an_index_says_all_that_decides(model: models.Model) -> None:
+def test_an_index_contains_everything_that_affects_a_load(model: models.Model) -> None:
     made, store = job(model, "safetensors", "safetensors")
     assume(all(strategy is not None and all(strategy.stages) for strategy in made.strategies))
     found = decode_index(encode_index(made), "here")
@@ -99,7 +99,7 @@ def test_an_index_says_all_that_decides(model: models.Model) -> None:
     assert job_of(request, store, again, before, after).digest == made.digest == found.digest
 
 
-def test_what_a_load_asks_for_does_not_grow_with_the_number_of_ranks(tmp_path: Path, calls: Counter[str]) -> None:
+def test_requests_of_a_load_do_not_grow_with_the_number_of_ranks(tmp_path: Path, calls: Counter[str]) -> None:
     asked, sizes = [], {}
     for ranks in (8, 32, 128):
         (tmp_path / str(ranks)).mkdir()
@@ -179,7 +179,7 @@ def test_an_index_that_is_damaged_or_hostile_is_refused(tmp_path: Path, place: s
 
 
 @pytest.mark.parametrize("content", [b"", b"[]", b"{" * 10_000, b"\xff", b'{"schema": 1}'])
-def test_what_is_no_index_is_refused(tmp_path: Path, content: bytes) -> None:
+def test_other_files_are_refused_as_an_index(tmp_path: Path, content: bytes) -> None:
     made = disk.write(tmp_path, disk.example())
     (tmp_path / INDEX).write_bytes(content)
     with pytest.raises(DataError, match="DocumentInvalid"):
@@ -196,7 +196,7 @@ def test_what_is_no_index_is_refused(tmp_path: Path, content: bytes) -> None:
         ({"verification": "Full"}, "IndexNotChecked"),
     ],
 )
-def test_what_an_index_does_not_go_with(tmp_path: Path, how: dict[str, Any], reason: str) -> None:
+def test_arguments_that_conflict_with_an_index(tmp_path: Path, how: dict[str, Any], reason: str) -> None:
     made = disk.write(tmp_path, disk.example())
     arguments = {"source": str(made.source), "index": str(indexed(made)), "access": Accesses()}
     with pytest.raises(ReshardError, match=reason):
@@ -206,7 +206,7 @@ def test_what_an_index_does_not_go_with(tmp_path: Path, how: dict[str, Any], rea
 @pytest.mark.parametrize(
     "option", [["--format", "ckpt"], ["--file-prefix", "x"], ["--ranks", "0"], ["--crc"], ["--copy-mode", "server"]]
 )
-def test_options_of_files_do_not_go_with_an_index(tmp_path: Path, option: list[str]) -> None:
+def test_options_of_files_are_refused_with_an_index(tmp_path: Path, option: list[str]) -> None:
     made = disk.write(tmp_path, disk.example())
     assert main([*made.arguments(tmp_path / "index", "--output", "index"), *option]) == 2
     assert not (tmp_path / "index").exists()
@@ -227,7 +227,7 @@ def test_an_index_is_a_target_like_others(tmp_path: Path, capsys: pytest.Capture
     assert "DocumentInvalid" in capsys.readouterr().err
 
 
-def test_an_index_takes_the_place_of_an_older_one_only(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_an_index_replaces_only_an_older_index(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     made = disk.write(tmp_path, disk.example())
     folder = indexed(made)
     changed = made.source / "rank_1" / "net-1_100.ckpt"

@@ -44,7 +44,7 @@ def test_a_source_with_its_strategy(capsys: pytest.CaptureFixture[str]) -> None:
         assert line in found
 
 
-def test_a_pipeline_and_what_is_made_of_it(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_a_pipeline_and_its_transformed_checkpoint(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     source, strategy = str(CORPUS / "pipeline" / "src"), str(CORPUS / "pipeline" / "src_strategy")
     assert main(["inspect", source, "--strategy", strategy]) == 0
     found = lines(capsys)
@@ -90,7 +90,7 @@ def test_parts_are_shown_as_the_checkpoint_that_they_are(tmp_path: Path, capsys:
     assert (document["ranks"], document["imbalance"]) == ("0-3", 1)
 
 
-def test_an_index_shows_what_it_indexes(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_an_index_shows_the_indexed_checkpoint(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     source, strategy = str(CORPUS / "pipeline" / "src"), str(CORPUS / "pipeline" / "src_strategy")
     sides = ["--source", source, "--source-strategy", strategy, "--target-strategy", str(CORPUS / "dst_strategy_4.ckpt")]
     assert main(["transform", *sides, "--output", "index", "--allow-missing", "--target", str(tmp_path / "index")]) == 0
@@ -117,7 +117,7 @@ def test_unified_files_hold_parameters_whole(tmp_path: Path, capsys: pytest.Capt
     assert main(["inspect", out, "--strategy", str(pipeline / "src_strategy")]) == 78
 
 
-def test_without_a_strategy_it_says_what_it_cannot_know(capsys: pytest.CaptureFixture[str]) -> None:
+def test_inspect_without_a_strategy_lists_unknown_properties(capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["inspect", str(CORPUS / "src_checkpoints"), "--parameter", "layer1.*"]) == 0
     found = lines(capsys)
     assert ["the sharding is unknown; --strategy names it"] in found
@@ -139,7 +139,7 @@ def test_layers_of_one_kind_are_one_line(tmp_path: Path, capsys: pytest.CaptureF
 
 
 @given(st.sets(st.tuples(st.integers(0, 3), st.sampled_from(["1", "2", "10", "01"])), min_size=1))
-def test_one_line_says_exactly_which(numbers: set[tuple[int, str]]) -> None:
+def test_one_line_lists_exactly_its_parameters(numbers: set[tuple[int, str]]) -> None:
     names = {f"m{a}.layers.{b}" for a, b in numbers}
     said = set()
     for line in together([replace(HELD, name=name) for name in sorted(names)]):

@@ -140,7 +140,7 @@ def test_killed_at_random_moments_it_is_exact_the_next_time(tmp_path: Path, seed
     assert finished < 10
 
 
-def test_two_runs_at_once_are_one_too_many(tmp_path: Path) -> None:
+def test_the_second_of_two_concurrent_runs_is_refused(tmp_path: Path) -> None:
     made = disk.write(tmp_path / "in", disk.example(rows=2400, columns=960))
     out = tmp_path / "out"
     both = [start(made.arguments(out, "--verification", "full")) for _ in range(2)]
@@ -164,7 +164,7 @@ def test_a_target_that_another_run_writes_to_is_left_alone(tmp_path: Path, capsy
     assert main(made.arguments(out)) == 0
 
 
-def test_a_lock_without_a_sign_of_life_lapses(tmp_path: Path) -> None:
+def test_a_lock_without_a_heartbeat_expires(tmp_path: Path) -> None:
     made = disk.write(tmp_path / "in", disk.example())
     lock = tmp_path / "out" / LOCK
     lock.parent.mkdir(parents=True)
@@ -175,7 +175,7 @@ def test_a_lock_without_a_sign_of_life_lapses(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
-def test_called_off_it_leaves_no_half_file(tmp_path: Path, number: signal.Signals) -> None:
+def test_a_cancelled_run_leaves_no_partial_file(tmp_path: Path, number: signal.Signals) -> None:
     made = disk.write(tmp_path / "in", disk.example(rows=4800, columns=960))
     out = tmp_path / "out"
     process = start(made.arguments(out, "--verification", "full"))
@@ -194,7 +194,7 @@ def test_called_off_it_leaves_no_half_file(tmp_path: Path, number: signal.Signal
     assert disk.differences(made.model, out, "ckpt") == []
 
 
-def test_what_ends_a_stuck_process_says_so() -> None:
+def test_the_end_of_a_stuck_process_is_reported() -> None:
     process = subprocess.Popen([sys.executable, "-c", _STUCK], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
     assert process.stdout is not None
     assert process.stdout.readline() == "ready\n"
@@ -208,7 +208,7 @@ def test_main_never_ends_the_process_that_calls_it() -> None:
     assert ended.stdout.splitlines()[-1] == "[143, 66, 0, 2]"
 
 
-def test_a_source_that_changes_meanwhile_is_an_error(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_source_that_changes_during_a_run_is_an_error(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     made = disk.write(tmp_path / "in", disk.example())
     out = tmp_path / "out"
     read = SourceFiles.check_unchanged

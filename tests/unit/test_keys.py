@@ -56,7 +56,7 @@ def test_a_key_is_its_bytes(
     assert "kkkk" not in str(caught.value)
 
 
-def test_a_key_that_is_not_there_is_named(tmp_path: Path) -> None:
+def test_a_missing_key_is_named(tmp_path: Path) -> None:
     for key, said in ((Key(file=str(tmp_path / "k")), str(tmp_path)), (Key(variable="NO_KEY"), "environment variable NO_KEY")):
         with pytest.raises(MissingInputError, match=said):
             read_key(Encryption(key))
@@ -65,7 +65,7 @@ def test_a_key_that_is_not_there_is_named(tmp_path: Path) -> None:
             Key(**wrong)  # type: ignore[arg-type]  # that is the point
 
 
-def test_nothing_shows_a_key() -> None:
+def test_no_output_contains_a_key() -> None:
     request = Request("a", "b", decryption=Encryption(Key(KEY)), encryption=Encryption(Key(file="/k"), "SM4-CBC"))
     assert KEY.decode() not in repr(request)
     assert "Key(file='/k')" in repr(request)
@@ -146,7 +146,7 @@ def test_ranks_find_the_blocks_in_the_plan_and_another_key_by_themselves(
     assert disk.differences(made.model, tmp_path / "out", "ckpt") == []
 
 
-def test_an_index_says_where_the_blocks_are(made: disk.Checkpoint, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_an_index_locates_encrypted_blocks(made: disk.Checkpoint, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     encrypt(made, "AES-GCM")
     transform_checkpoint(request(made, tmp_path / "index", KEY, output="Index"))
     monkeypatch.setattr("reshard.source.encrypted.read_table", lambda *_: pytest.fail("a rank looks for the blocks again"))
@@ -162,7 +162,7 @@ def test_an_index_says_where_the_blocks_are(made: disk.Checkpoint, tmp_path: Pat
         )
 
 
-def test_a_file_that_was_encrypted_again_is_no_wrong_key(made: disk.Checkpoint, tmp_path: Path) -> None:
+def test_a_file_that_was_encrypted_again_is_not_reported_as_a_wrong_key(made: disk.Checkpoint, tmp_path: Path) -> None:
     encrypt(made, "AES-GCM")
     plan_transform(request(made, tmp_path / "out", KEY), write=True)
     changed = next(made.source.rglob("*.ckpt"))
@@ -183,7 +183,7 @@ def test_a_file_that_was_encrypted_again_is_no_wrong_key(made: disk.Checkpoint, 
         (["--decryption-key-file", "KEY"], "NotEncrypted"),
     ],
 )
-def test_what_is_refused_leaves_no_trace(
+def test_refused_requests_leave_no_trace(
     made: disk.Checkpoint, tmp_path: Path, capsys: pytest.CaptureFixture[str], arguments: list[str], reason: str
 ) -> None:
     given = [str(tmp_path / "key") if word == "KEY" else word for word in arguments]

@@ -71,7 +71,7 @@ def test_everything_at_once() -> None:
     check(largest.everything_at_once())
 
 
-def test_what_has_no_maximum_of_its_own() -> None:
+def test_fields_without_their_own_maximum() -> None:
     check(largest.affinity())
 
 

@@ -35,7 +35,7 @@ def boxes(draw: Callable[..., int], shape: tuple[int, ...]) -> Box:
 
 
 @given(SHAPES.flatmap(lambda s: st.tuples(st.just(s), boxes(s), boxes(s))))
-def test_boxes_are_what_numpy_slices(case: tuple[tuple[int, ...], Box, Box]) -> None:
+def test_boxes_equal_numpys_slices(case: tuple[tuple[int, ...], Box, Box]) -> None:
     shape, a, b = case
     whole = np.arange(prod(shape)).reshape(shape)
     common = a.intersect(b)
@@ -61,7 +61,7 @@ def test_tiles_follow_each_other_without_gaps(shape: tuple[int, ...], most: int)
 
 @examples(300)
 @given(st.integers(1, 32).flatmap(lambda n: st.tuples(models.cuts(n, 2), models.cuts(n, 0), models.cuts(n, 3))))
-def test_a_rank_holds_what_numpy_splits_off(found: tuple[models.Cut, ...]) -> None:
+def test_a_rank_holds_the_slice_that_numpy_splits_off(found: tuple[models.Cut, ...]) -> None:
     for cut in found:
         made = layout(cut)
         shape = tuple(made.parts)
@@ -94,7 +94,7 @@ def test_a_layout_that_contradicts_itself_is_refused(made: Layout, reason: str) 
     assert caught.value.reason == reason
 
 
-def test_a_cut_that_does_not_divide_says_which() -> None:
+def test_an_uneven_split_is_refused_with_its_dimension() -> None:
     with pytest.raises(DataError, match=r"LayoutDoesNotDivide: dimension 1 of length 10 cannot be divided into 4 equal slices"):
         Layout((4,), ((), (0,))).box((8, 10), 0)
     with pytest.raises(DataError, match="LayoutRankMismatch"):
@@ -128,13 +128,13 @@ def overlap(source: int, target: int, n: int) -> Overlap:
         (overlap(0, 0, 2), overlap(0, 0, 2)),
     ],
 )
-def test_a_geometry_that_is_not_exact_is_no_geometry(overlaps: tuple[Overlap, ...]) -> None:
+def test_an_inexact_geometry_is_refused(overlaps: tuple[Overlap, ...]) -> None:
     with pytest.raises(BugError, match="PlanNotExact"):
         prove(Geometry(Box((0,), (4,)), (4,), ((0,),) * len(overlaps), overlaps))
 
 
 @given(st.lists(st.sets(st.integers(0, 15), min_size=1, max_size=5), min_size=1, max_size=6), st.integers(0, 15))
-def test_few_replicas_are_chosen_and_each_has_what_it_is_for(groups: list[set[int]], pivot: int) -> None:
+def test_few_replicas_are_chosen_and_each_has_its_slices(groups: list[set[int]], pivot: int) -> None:
     asked = frozenset(tuple(sorted(group)) for group in groups)
     chosen = choose(asked, pivot, 16)
     assert chosen.keys() == asked
@@ -143,7 +143,7 @@ def test_few_replicas_are_chosen_and_each_has_what_it_is_for(groups: list[set[in
     assert len(set(chosen.values())) == fewest
 
 
-def test_a_choice_among_thousands_of_replicas_is_made_at_once() -> None:
+def test_a_choice_among_thousands_of_replicas_is_fast() -> None:
     cells = 6000
     began = time.monotonic()
     chosen = choose(frozenset((cell, cell + cells) for cell in range(cells)), cells, 2 * cells)

@@ -46,13 +46,13 @@ def test_folders_that_two_ranks_share(names: list[str], reason: str) -> None:
         (["model-00001-of-00002.safetensors", "model-00002-of-00002.safetensors"], []),
     ],
 )
-def test_files_that_say_their_ranks(names: list[str], ranks: list[int]) -> None:
+def test_files_named_by_rank(names: list[str], ranks: list[int]) -> None:
     found = ranks_of_files(names)
     assert sorted(found) == ranks
     assert not found or sorted(name for each in found.values() for name in each) == sorted(names)
 
 
-def test_other_ranks_are_those_that_are_named_alike() -> None:
+def test_other_ranks_are_found_by_equal_names() -> None:
     names = ["checkpoint_0.ckpt", "checkpoint_1.ckpt", "net_2.ckpt"]
     assert other_ranks("checkpoint_1.ckpt", names) == ["checkpoint_0.ckpt"]
     assert other_ranks("net-1_100.ckpt", ["net-1_200.ckpt"]) == []

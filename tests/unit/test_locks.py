@@ -62,7 +62,7 @@ def test_a_process_is_read_as_it_is_written(process: ProcessId) -> None:
 
 
 @pytest.mark.parametrize("text", ["", "1", "host-1", "a-1-1--", "-1-1-", "--1--", "-1-1--x", f"-{9**99}-1--", "-\u0663-1--"])
-def test_other_text_is_no_process(text: str) -> None:
+def test_other_text_is_not_a_process(text: str) -> None:
     assert ProcessId.parse(text) is None
 
 
@@ -84,7 +84,7 @@ def test_a_process_is_known_to_have_ended(process: ProcessId, started: int | Non
     assert has_ended(process, HERE, lambda _: started) is ended
 
 
-def test_nothing_is_known_where_the_system_tells_nothing() -> None:
+def test_process_state_is_unknown_if_the_system_does_not_report_it() -> None:
     nowhere = ProcessId("", 1, UNKNOWN)
     assert not has_ended(nowhere, nowhere, lambda _: None)
 
@@ -159,7 +159,7 @@ def test_the_lock_of_a_process_that_was_killed_is_taken_over_at_once(target: Pat
 
 @pytest.mark.skipif(os.geteuid() != 0 or shutil.which("unshare") is None, reason="takes root, and unshare")
 def test_pid_1_of_another_namespace_is_another_process(target: Path) -> None:
-    """As when a container is restarted: both are PID 1, and the second one must not wait for itself for ever."""
+    """Both processes of a restarted container are PID 1, and the second one must not wait for itself for ever."""
     program = (
         "import os, sys; from reshard.storage.local import LocalStore; from reshard.target.lock import *; "
         "from reshard.target.folder import LOCK; assert os.getpid() == 1; "
@@ -204,7 +204,7 @@ def test_a_lock_with_a_time_in_the_future_expires(target: Path) -> None:
     assert can_lock(target)
 
 
-def test_who_has_lost_the_lock_writes_nothing_and_releases_nothing(target: Path) -> None:
+def test_a_process_that_lost_the_lock_writes_and_releases_nothing(target: Path) -> None:
     store = LocalStore(target)
     with locked(store, LOCK, owner="first", mode=0o640) as handle:
         handle.check()
@@ -238,7 +238,7 @@ def test_temporaries_belong_to_members_of_the_lock(target: Path) -> None:
     assert not temporaries[living].exists()
 
 
-def test_a_shared_lock_that_a_leaving_member_gave_back_is_taken_again(target: Path) -> None:
+def test_a_shared_lock_released_by_a_leaving_member_is_taken_again(target: Path) -> None:
     store = LocalStore(target)
     with locked(store, LOCK, owner="job", mode=0o640) as handle:
         store.delete(LOCK)
@@ -246,7 +246,7 @@ def test_a_shared_lock_that_a_leaving_member_gave_back_is_taken_again(target: Pa
         assert (target / LOCK).exists()
 
 
-def test_the_heartbeat_goes_on_whatever_happens_to_one_beat(target: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_heartbeat_continues_after_a_failed_beat(target: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     beats = threading.Semaphore(0)
 
     def fail(_: LocalStore, path: str) -> None:

@@ -67,7 +67,7 @@ class Watched:
         self.events.append(phase)
 
 
-def test_a_transform_is_counted_in_its_phase_until_it_is_gone() -> None:
+def test_a_transform_is_counted_in_its_phase_until_it_is_deleted() -> None:
     cluster, before, ended_before = Watched(), phases(), ended()
     started = value("reshard_transitions_total", phase="Planning")
 
@@ -112,7 +112,7 @@ def test_a_transform_is_counted_in_its_phase_until_it_is_gone() -> None:
     assert cluster.events[-1] == "Complete"
 
 
-def test_what_is_held_up_counts_by_what_holds_it_up() -> None:
+def test_delayed_transforms_are_counted_by_reason() -> None:
     cluster, census = PretendCluster(others=list(older().jobs.values())), Census()
     total, before = phases(), {reason: value("reshard_transforms_waiting", reason=reason) for reason in ("PodsStuck", *WAITING)}
 

@@ -99,7 +99,7 @@ def test_errors_are_also_of_the_types_that_mindspore_documents(
     assert list(tmp_path.iterdir()) == []
 
 
-def test_a_script_that_catches_reshard_errors_catches_these(tmp_path: Path) -> None:
+def test_a_script_that_catches_reshard_errors_catches_mindspore_errors(tmp_path: Path) -> None:
     (tmp_path / "bad.ckpt").write_bytes(b"no strategy")
     with pytest.raises(ReshardError, match="StrategyInvalid") as found:
         mindspore.rank_list_for_transform(0, str(tmp_path / "bad.ckpt"))
@@ -107,7 +107,7 @@ def test_a_script_that_catches_reshard_errors_catches_these(tmp_path: Path) -> N
     assert found.value.exit_code == 65
 
 
-def test_without_strategies_there_is_one_rank() -> None:
+def test_one_rank_is_assumed_without_strategies() -> None:
     assert mindspore.rank_list_for_transform(0, None, None) == [0]
     assert mindspore.rank_list_for_transform(np.int64(0)) == [0]
 
@@ -117,7 +117,7 @@ def test_the_functions_to_convert_are_those_to_transform() -> None:
         assert getattr(mindspore, name.format("convert")) is getattr(mindspore, name.format("transform"))
 
 
-def test_a_strategy_file_is_no_file_of_groups(strategy: str, tmp_path: Path) -> None:
+def test_a_strategy_file_is_refused_as_a_file_of_groups(strategy: str, tmp_path: Path) -> None:
     with pytest.raises(ValueError, match=r"GroupInfoInvalid.*the file is a strategy file"):
         mindspore.restore_group_info_list(strategy)
     (tmp_path / "groups.pb").write_bytes(b"\x12\x04\x08\x03\x08\x03")
@@ -138,7 +138,7 @@ def test_a_searched_strategy_has_the_fields_of_mindspores_messages(strategy: str
 
 @examples(60)
 @given(st.data())
-def test_slices_are_joined_as_their_layout_says(data: st.DataObject) -> None:
+def test_slices_are_joined_by_their_layout(data: st.DataObject) -> None:
     devices = data.draw(st.sampled_from([1, 2, 4, 8, 12]))
     cut = data.draw(models.cuts(devices, data.draw(st.integers(1, 3))))
     layout = disk.layout(cut)
@@ -193,7 +193,7 @@ def test_prefixes_count_for_safetensors_in_memory_too() -> None:
         mindspore.load_checkpoint(BytesIO(content[:-1]), format="safetensors")
 
 
-def test_a_crc_is_checked_where_that_is_asked_for(saved: Path) -> None:
+def test_a_crc_is_checked_if_requested(saved: Path) -> None:
     with pytest.warns(UserWarning, match="has no CRC32"):
         mindspore.load_checkpoint(str(saved), crc_check=True)
     content = bytearray(rawfiles.ckpt({"w": np.arange(4, dtype=np.float32)}, crc=True))
@@ -207,7 +207,7 @@ def test_a_crc_is_checked_where_that_is_asked_for(saved: Path) -> None:
 
 
 @pytest.mark.parametrize("size", [1, 4])
-def test_the_rank_is_mindspores_where_it_runs_with_others(size: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_rank_is_mindspores_if_it_runs_in_parallel(size: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     communication = SimpleNamespace(get_rank=lambda: size - 1, get_group_size=lambda: size)
     monkeypatch.setitem(sys.modules, "mindspore.communication", communication)
     (tmp_path / "s.ckpt").write_bytes(dump(StrategyFile("x", {0: {"w": Layout((2, 2), ((1,),))}}), "protobuf"))

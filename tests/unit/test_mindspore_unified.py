@@ -67,7 +67,7 @@ def listed(target: Path) -> list[int]:
     return [record["rank"] for record in json.loads((target / MANIFEST).read_text())["files"]]
 
 
-def test_a_choice_leaves_out_and_renames_what_a_strategy_names(made: disk.Checkpoint, tmp_path: Path) -> None:
+def test_a_choice_excludes_and_renames_parameters_of_a_strategy(made: disk.Checkpoint, tmp_path: Path) -> None:
     asked = []
 
     def choice(name: str) -> bool | str:
@@ -95,7 +95,7 @@ def test_a_choice_that_cannot_be_followed_is_refused(made: disk.Checkpoint, tmp_
 
 
 @pytest.mark.parametrize("suffix", ["1_100", "-1_100", "100", "net-1_100"])
-def test_a_suffix_says_which_files_are_meant(made: disk.Checkpoint, tmp_path: Path, suffix: str) -> None:
+def test_a_suffix_selects_files(made: disk.Checkpoint, tmp_path: Path, suffix: str) -> None:
     for rank in range(4):
         folder = made.source / f"rank_{rank}"
         shutil.copy(folder / "net-1_100.safetensors", folder / "net-11_1000.safetensors")
@@ -104,7 +104,7 @@ def test_a_suffix_says_which_files_are_meant(made: disk.Checkpoint, tmp_path: Pa
     assert held(tmp_path / "u").keys() == {t.name for t in made.model.tensors}
 
 
-def test_a_suffix_that_fits_several_or_none_is_refused(made: disk.Checkpoint, tmp_path: Path) -> None:
+def test_a_suffix_that_matches_several_or_no_files_is_refused(made: disk.Checkpoint, tmp_path: Path) -> None:
     shutil.copy(made.source / "rank_0" / "net-1_100.safetensors", made.source / "rank_0" / "net_1-1_100.safetensors")
     with pytest.raises(ReshardError, match="AmbiguousFiles"):
         unify(made, tmp_path / "u", file_suffix="1_100")
@@ -147,7 +147,7 @@ def test_machines_at_the_same_time_complete_it_too(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("split", [(0, 2), (3, 2)])
-def test_a_machine_that_is_none_is_refused(made: disk.Checkpoint, tmp_path: Path, split: tuple[int, int]) -> None:
+def test_an_invalid_machine_number_is_refused(made: disk.Checkpoint, tmp_path: Path, split: tuple[int, int]) -> None:
     with pytest.raises(ReshardError, match=f"machine {split[0]} is out of range; the number of machines is 2"):
         unify(made, tmp_path / "u", split_dst_file=split)
 
@@ -180,7 +180,7 @@ def test_ranks_of_another_checkpoint_wait_for_all(made: disk.Checkpoint, tmp_pat
         assert [rank_file(target, rank) for rank in range(2)] == [expected(other, rank) for rank in range(2)]
 
 
-def test_without_a_strategy_all_is_merged_into_one(made: disk.Checkpoint, tmp_path: Path) -> None:
+def test_without_a_strategy_all_files_are_merged_into_one(made: disk.Checkpoint, tmp_path: Path) -> None:
     unify(made, tmp_path / "u")
     load(made, tmp_path / "u", tmp_path / "t", predict_strategy=None)
     assert rank_file(tmp_path / "t", 0) == {tensor.name: made.model.whole(tensor).tobytes() for tensor in made.model.tensors}
@@ -196,7 +196,7 @@ def test_names_are_those_of_the_network(made: disk.Checkpoint, tmp_path: Path) -
 
 
 @pytest.mark.parametrize("rank", [None, 1])
-def test_rank_files_that_lie_anywhere_are_loaded(made: disk.Checkpoint, tmp_path: Path, rank: int | None) -> None:
+def test_rank_files_in_any_folders_are_loaded(made: disk.Checkpoint, tmp_path: Path, rank: int | None) -> None:
     files = []
     for number in range(4):
         files.append(str(tmp_path / f"of-{number}.safetensors"))
@@ -233,7 +233,7 @@ def test_rank_files_in_another_order_than_their_ranks_are_refused(made: disk.Che
         ({"predict_strategy": {"a": 1}}, "InvalidType.*is not a path"),
     ],
 )
-def test_what_cannot_be_loaded_is_refused(made: disk.Checkpoint, tmp_path: Path, arguments: dict[str, Any], said: str) -> None:
+def test_invalid_load_arguments_are_refused(made: disk.Checkpoint, tmp_path: Path, arguments: dict[str, Any], said: str) -> None:
     unify(made, tmp_path / "u")
     given = {
         "network": None,

@@ -55,7 +55,7 @@ def test_every_rank_gets_exactly_its_slices(model: models.Model, kind: str, data
 
 
 @pytest.mark.parametrize("kind", ["ckpt", "safetensors"])
-def test_from_files(kind: str, tmp_path: Path) -> None:
+def test_a_load_from_files(kind: str, tmp_path: Path) -> None:
     made = disk.write(tmp_path, disk.example(rows=480, columns=240), kind)
     before = sorted(tmp_path.rglob("*"))
     for rank in range(made.model.target_ranks):
@@ -67,7 +67,7 @@ def test_from_files(kind: str, tmp_path: Path) -> None:
     "how", [["--output", "unified", "--max-file-size-bytes", "1024"], ["--remove-redundancy"]], ids=lambda how: how[-1]
 )
 @pytest.mark.parametrize("by", ["headers", "index"])
-def test_from_what_reshard_writes(how: list[str], by: str, tmp_path: Path) -> None:
+def test_a_load_from_files_that_reshard_wrote(how: list[str], by: str, tmp_path: Path) -> None:
     made = disk.write(tmp_path, disk.example(), "safetensors")
     source, strategy = str(tmp_path / "made"), str(made.target_strategy)
     without = [] if how[0] == "--output" else ["--target-strategy", strategy]
@@ -114,7 +114,7 @@ def test_one_tensor_at_a_time(tmp_path: Path) -> None:
     ],
 )
 @pytest.mark.parametrize("after", [0, 1])
-def test_a_source_that_changes_meanwhile_is_an_error(tmp_path: Path, change: object, said: str, after: int) -> None:
+def test_a_source_that_changes_during_a_run_is_an_error(tmp_path: Path, change: object, said: str, after: int) -> None:
     made = disk.write(tmp_path, disk.example())
     tensors = reshard.iter_tensors(*arguments(made))
     for _ in range(after):
@@ -124,7 +124,7 @@ def test_a_source_that_changes_meanwhile_is_an_error(tmp_path: Path, change: obj
         list(tensors)
 
 
-def test_files_are_closed_when_nobody_wants_the_rest(tmp_path: Path) -> None:
+def test_files_are_closed_when_iteration_stops_early(tmp_path: Path) -> None:
     made = disk.write(tmp_path, disk.example())
     gc.collect()  # of what other tests have left
     before = os.listdir("/proc/self/fd")  # noqa: PTH208
@@ -146,7 +146,7 @@ def test_files_are_closed_when_nobody_wants_the_rest(tmp_path: Path) -> None:
         ({"index": "nowhere"}, "InvalidOption"),
     ],
 )
-def test_what_is_refused_is_refused_before_the_first_tensor(tmp_path: Path, how: dict[str, object], reason: str) -> None:
+def test_invalid_requests_are_refused_before_the_first_tensor(tmp_path: Path, how: dict[str, object], reason: str) -> None:
     made = disk.write(tmp_path, disk.example())
     named = dict(zip(("source", "source_strategy", "target_strategy", "rank"), arguments(made), strict=True))
     with pytest.raises(ReshardError, match=reason):
@@ -154,7 +154,7 @@ def test_what_is_refused_is_refused_before_the_first_tensor(tmp_path: Path, how:
 
 
 @pytest.mark.parametrize("name", sorted(set(DTYPES) - {"str", "HiFloat8"}))
-def test_each_type_is_numpys_or_that_of_ml_dtypes(name: str) -> None:
+def test_each_type_is_from_numpy_or_ml_dtypes(name: str) -> None:
     assert array_type(name).itemsize == DTYPES[name].itemsize
     if name in rawfiles.NUMPY_TYPES:
         assert array_type(name) == np.dtype(rawfiles.NUMPY_TYPES[name])
@@ -191,7 +191,7 @@ def test_text_is_an_array_without_dimensions(text: str, tmp_path: Path) -> None:
     assert (found.shape, found.item()) == ((), text)
 
 
-def test_text_that_is_none_is_refused() -> None:
+def test_invalid_text_is_refused() -> None:
     with pytest.raises(DataError, match="TextInvalid: parameter t"):
         array_of(b"\xff\xff\xff\xff", "str", (1,), "t")
 
@@ -209,7 +209,7 @@ def test_a_load_ends_at_its_next_read_when_it_is_cancelled(tmp_path: Path, after
         reshard.load(*arguments(made), cancellation=cancellation)
 
 
-def test_what_is_no_option_of_a_load_is_no_argument() -> None:
+def test_options_that_do_not_apply_to_a_load_are_not_arguments() -> None:
     for name, value in (("layout", "Same"), ("file_prefix", "y")):
         with pytest.raises(TypeError, match=f"unexpected keyword argument '{name}'"):
             reshard.load("x", **{name: value})

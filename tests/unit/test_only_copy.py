@@ -81,7 +81,7 @@ def test_rank_0_of_several_does_not_replace_the_only_rank(
 
 
 @pytest.mark.parametrize("name", ["part0.safetensors", "hyper_param.safetensors", "param_name_map.json"])
-def test_what_lies_beside_a_checkpoint_is_not_replaced(
+def test_files_next_to_a_checkpoint_are_not_replaced(
     made: disk.Checkpoint, target: Path, refused: Callable[..., str], name: str
 ) -> None:
     (target / name).write_bytes(b"mine")
@@ -114,7 +114,7 @@ def test_one_checkpoint_has_one_key(
     assert main(made.arguments(target, *keys["b"])) == 0
 
 
-def test_a_key_counts_from_the_beginning(
+def test_the_key_is_checked_before_any_file_is_finished(
     made: disk.Checkpoint, tmp_path: Path, refused: Callable[..., str], keys: dict[str, tuple[str, str]]
 ) -> None:
     """No file is finished yet that could show it."""
@@ -126,7 +126,7 @@ def test_a_key_counts_from_the_beginning(
     assert b"keyCheck" in (target / MANIFEST).read_bytes()
 
 
-def test_of_two_that_begin_at_once_with_different_keys_one_is_refused(
+def test_one_of_two_concurrent_starts_with_different_keys_is_refused(
     made: disk.Checkpoint, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     target, both, usual = tmp_path / "t", Barrier(2), JobState.begin
@@ -166,10 +166,10 @@ def test_without_a_record_of_the_key_nothing_is_added(
     refused(78, "OtherKey", *made.arguments(target, *keys["a"], "--ranks", "1"))
 
 
-def test_no_kill_leaves_records_of_a_job_that_nothing_is_known_of(
+def test_no_kill_leaves_records_of_an_unknown_task(
     made: disk.Checkpoint, target: Path, monkeypatch: pytest.MonkeyPatch, keys: dict[str, tuple[str, str]]
 ) -> None:
-    """With another key their files would be taken for those of the same transform."""
+    """Files with another key would be mistaken for those of the same transform."""
     assert main(made.arguments(target, *keys["a"], "--overwrite", "--no-commit")) == 0
     (job,) = (path.parent for path in target.rglob("job.json"))
     usual = shutil.rmtree
@@ -186,7 +186,7 @@ def test_no_kill_leaves_records_of_a_job_that_nothing_is_known_of(
     assert not list(job.rglob("rank_*.json"))
 
 
-def test_an_index_of_encrypted_files_asks_for_their_key(
+def test_an_index_of_encrypted_files_requires_their_key(
     made: disk.Checkpoint, tmp_path: Path, refused: Callable[..., str]
 ) -> None:
     (tmp_path / "key").write_bytes(b"k" * 16)

@@ -44,7 +44,7 @@ def source_files(folder: Path) -> SourceFiles:
 
 
 def open_in(folder: Path) -> int:
-    """How many files of a folder this process has open."""
+    """Return the number of a folder's files that this process has open."""
     found = 0
     for number in Path("/proc/self/fd").iterdir():
         try:
@@ -55,7 +55,9 @@ def open_in(folder: Path) -> int:
 
 
 @pytest.mark.parametrize("most", [8, 64, 200])
-def test_a_reader_that_made_way_still_reads_its_own_file(folder: Path, monkeypatch: pytest.MonkeyPatch, most: int) -> None:
+def test_a_reader_that_released_its_descriptor_still_reads_its_own_file(
+    folder: Path, monkeypatch: pytest.MonkeyPatch, most: int
+) -> None:
     monkeypatch.setattr(descriptors, "budget", lambda: most)
     with closing(source_files(folder)) as files:
         readers = [files.reader(number) for number in range(300)]
@@ -150,7 +152,7 @@ def test_readers_make_way_when_the_process_may_open_no_more(folder: Path, tmp_pa
 
 
 @pytest.mark.parametrize(("limit", "most"), [(64, 24), (1024, 384), (1 << 20, 4096), (resource.RLIM_INFINITY, 4096)])
-def test_the_budget_follows_from_the_limit(monkeypatch: pytest.MonkeyPatch, limit: int, most: int) -> None:
+def test_the_budget_of_descriptors_follows_the_limit(monkeypatch: pytest.MonkeyPatch, limit: int, most: int) -> None:
     monkeypatch.setattr(resource, "getrlimit", lambda _: (limit, limit))
     assert descriptors.budget() == most
 

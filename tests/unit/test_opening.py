@@ -50,7 +50,7 @@ def key(folder: Path, number: int) -> tuple[str, str]:
     ],
 )
 @pytest.mark.parametrize("command", ["plan", "transform"])
-def test_both_refuse_for_one_reason(
+def test_each_command_refuses_for_the_same_reason(
     made: disk.Checkpoint,
     tmp_path: Path,
     refused: Callable[..., str],

@@ -66,7 +66,7 @@ def test_the_pods_of_an_attempt_share_a_trace() -> None:
     assert names.count("TRACEPARENT") == names.count("OTEL_EXPORTER_OTLP_ENDPOINT") == 1
 
 
-def test_the_last_line_of_a_log_says_why_a_pod_failed() -> None:
+def test_the_last_line_of_a_log_gives_the_reason_of_a_failed_pod() -> None:
     for line in ("no space", '{"level": "ERROR", "message": "no space"}'):
         ended = {"exitCode": 1, "message": f"Traceback\n{line}\n"}
         status = {"containerStatuses": [{"name": CONTAINER, "state": {"terminated": ended}}]}
@@ -170,7 +170,7 @@ def test_pods_are_restricted_and_have_no_token() -> None:
 
 
 @pytest.mark.parametrize(("ranks", "each", "completions"), [(None, 1, 6), (None, 4, 2), ("1-3", 1, 3), ("0,5", 2, 1)])
-def test_indexes_stand_for_ranks(ranks: str | None, each: int, completions: int) -> None:
+def test_completion_indexes_map_to_ranks(ranks: str | None, each: int, completions: int) -> None:
     target = resource()["spec"]["target"] | ({"ranks": ranks} if ranks else {})
     spec = {"target": target, "execution": {"ranksPerPod": each}}
     job = ranks_job(**spec)
@@ -215,7 +215,7 @@ def test_a_config_map_has_another_name_for_other_content() -> None:
     assert name() != name(verification="Full")
 
 
-def test_what_may_change_underway_does_not_change_the_digest() -> None:
+def test_mutable_fields_do_not_change_the_digest() -> None:
     def digest(**spec: Any) -> str:
         return jobs.spec_digest(parse_spec(resource(**spec)["spec"], "x"))
 
@@ -243,8 +243,8 @@ def test_a_bucket_is_one_place_however_its_server_is_written(endpoint: str) -> N
     assert label(endpoint) != label("http://s3.x")
 
 
-def test_parts_of_one_checkpoint_are_no_rivals() -> None:
-    """But two of one part are, and so is a transform that makes the whole."""
+def test_parts_of_one_checkpoint_do_not_conflict() -> None:
+    """Two transforms of one part conflict, and so does one of the whole."""
 
     def labels(strategy: str, output: str = "Stage") -> tuple[dict[str, str], str]:
         source = {"storage": {"persistentVolumeClaim": {"claimName": "claim"}}, "strategy": {"path": strategy}}
@@ -260,12 +260,12 @@ def test_parts_of_one_checkpoint_are_no_rivals() -> None:
 
 
 def selected(selector: str, *several: dict[str, str]) -> list[bool]:
-    """Which labels a selector matches, by the two kinds of terms that this one has."""
+    """Return which labels a selector matches, for the two kinds of terms in it."""
     terms = [re.fullmatch(r"([^ =]+)(?:=| in )\(?([^()]*)\)?", term) for term in re.split(r",(?![^(]*\))", selector)]
     return [all(t is not None and labels.get(t[1]) in t[2].split(",") for t in terms) for labels in several]
 
 
-def test_exit_codes_decide_what_is_tried_again() -> None:
+def test_exit_codes_decide_about_retries() -> None:
     rules = ranks_job()["spec"]["podFailurePolicy"]["rules"]
     assert rules[0] == {"action": "Ignore", "onPodConditions": [{"type": "DisruptionTarget", "status": "True"}]}
     assert [(r["action"], r["onExitCodes"]["values"]) for r in rules[1:]] == [
@@ -302,7 +302,7 @@ def test_the_planned_memory_is_requested() -> None:
     assert pod_of(ranks_job())["containers"][0]["resources"] == {"requests": {"memory": "80000000"}}
 
 
-def test_kueue_alone_starts_a_queued_job() -> None:
+def test_only_kueue_starts_a_queued_job() -> None:
     made = resource()
     made["metadata"]["labels"] = {"kueue.x-k8s.io/queue-name": "gpus"}
     transform = Transform.parse(made)

@@ -62,7 +62,7 @@ def test_help_is_short_or_in_paragraphs(name: str) -> None:
 
 
 @pytest.mark.parametrize("name", COMMANDS)
-def test_every_option_is_in_a_named_group_that_is_quickly_read(name: str) -> None:
+def test_every_option_is_in_a_named_group_of_limited_size(name: str) -> None:
     groups: dict[str, list[str]] = {}
     for option in COMMANDS[name].params:
         if isinstance(option, click.Option):

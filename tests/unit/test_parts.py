@@ -101,7 +101,7 @@ def test_stages_in_any_order(tmp_path: Path, order: tuple[int, ...], kind: str, 
     assert before == {path: path.stat().st_mtime_ns for path in target.rglob("*.*")}
 
 
-def test_of_parts_in_which_a_target_stage_has_nothing_it_gets_no_file(tmp_path: Path, target: Path) -> None:
+def test_a_target_stage_gets_no_file_from_parts_without_its_parameters(tmp_path: Path, target: Path) -> None:
     model = replace(pipeline(target_stages=2), tensors=pipeline(target_stages=2).tensors[:-1])
     made = write(tmp_path / "made", model)
     assert made.run(1, target) == made.run(0, target) == 0
@@ -133,14 +133,14 @@ def test_stages_at_the_same_time(made: Pipeline, target: Path) -> None:
     assert right(made.made.model, target)
 
 
-def test_of_two_that_are_both_the_last_one_completes_the_checkpoint(made: Pipeline, target: Path) -> None:
+def test_one_of_two_last_parts_completes_the_checkpoint(made: Pipeline, target: Path) -> None:
     """All that is left to do is the commit."""
     assert made.run(0, target, "--no-commit") == made.run(1, target, "--no-commit") == 0
     together(made, target)
     assert right(made.made.model, target)
 
 
-def test_one_commit_for_all_parts(made: Pipeline, target: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_one_commit_completes_all_parts(made: Pipeline, target: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert made.run(1, target, "--no-commit") == 0
     assert main(["commit", str(target)]) == 0
     assert "stage 1 is finished" in capsys.readouterr().out
@@ -160,7 +160,7 @@ def test_one_part_is_written_by_one_run_at_a_time(made: Pipeline, target: Path, 
     assert right(made.made.model, target)
 
 
-def test_a_checkpoint_in_one_go_and_parts_keep_apart(made: Pipeline, target: Path) -> None:
+def test_a_whole_checkpoint_and_parts_are_not_mixed(made: Pipeline, target: Path) -> None:
     assert made.run(0, target) == 0
     assert main(made.made.arguments(target)) == 78
     assert made.run(1, target) == 0
@@ -179,7 +179,9 @@ def test_a_part_of_another_step_does_not_fit(made: Pipeline, target: Path, capsy
     assert right(made.made.model, target)
 
 
-def test_replacing_needs_all_parts_anew_and_keeps_the_old_ones_until_then(tmp_path: Path, made: Pipeline, target: Path) -> None:
+def test_replacing_requires_all_parts_again_and_keeps_the_old_ones_until_then(
+    tmp_path: Path, made: Pipeline, target: Path
+) -> None:
     other = write(tmp_path / "other", pipeline(seed=2))
     assert made.run(0, target) == made.run(1, target) == 0
     assert other.run(0, target) == 78
@@ -190,9 +192,7 @@ def test_replacing_needs_all_parts_anew_and_keeps_the_old_ones_until_then(tmp_pa
     assert right(other.made.model, target)
 
 
-def test_replacing_where_nothing_can_be_renamed(
-    tmp_path: Path, made: Pipeline, target: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_replacing_without_renames(tmp_path: Path, made: Pipeline, target: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """The old manifest goes first; what it alone has named is gone in the end, though the part that began was given up."""
     monkeypatch.setattr(LocalStore, "renames", property(lambda _: False, lambda _, __: None), raising=False)
     assert made.run(0, target, "--file-prefix", "old_") == made.run(1, target, "--file-prefix", "old_") == 0
@@ -204,7 +204,7 @@ def test_replacing_where_nothing_can_be_renamed(
     assert right(other.made.model, target)
 
 
-def test_a_replaced_part_that_has_not_changed_is_made_again(made: Pipeline, target: Path) -> None:
+def test_an_unchanged_part_is_written_again_when_replaced(made: Pipeline, target: Path) -> None:
     """A complete checkpoint is never a mixture of two runs."""
     assert made.run(0, target) == made.run(1, target) == 0
     for path in made.made.source.glob("rank_[01]/*"):
@@ -218,7 +218,7 @@ def test_a_replaced_part_that_has_not_changed_is_made_again(made: Pipeline, targ
 
 
 @pytest.mark.parametrize("after", [0, 1, 5, 7])
-def test_a_replacement_that_is_killed_is_brought_to_its_end(tmp_path: Path, made: Pipeline, target: Path, after: int) -> None:
+def test_a_killed_replacement_is_finished(tmp_path: Path, made: Pipeline, target: Path, after: int) -> None:
     other = write(tmp_path / "other", pipeline(seed=2))
     assert made.run(0, target) == made.run(1, target) == 0
     assert other.run(1, target, "--overwrite") == 0
@@ -238,7 +238,7 @@ def test_a_damaged_part_is_written_again(made: Pipeline, target: Path) -> None:
     assert right(made.made.model, target)
 
 
-def test_a_part_whose_file_is_gone_does_not_count(made: Pipeline, target: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_a_part_with_a_missing_file_does_not_count(made: Pipeline, target: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert made.run(0, target) == 0
     (target / "rank_1" / "checkpoint_1_part0.ckpt").unlink()
     assert made.run(1, target) == 66
@@ -262,21 +262,21 @@ def without_other_ranks(made: Pipeline, stage: int, folder: Path) -> Pipeline:
 
 @pytest.mark.parametrize("stages", [[], ["--stages", "2"]])
 def test_stages_kept_in_different_places(tmp_path: Path, made: Pipeline, target: Path, stages: list[str]) -> None:
-    """Nothing says how many there are: the parts are all there once they hold all that the target names."""
+    """The number of parts is unknown: they are complete once they hold all parameters of the target strategy."""
     for stage in (1, 0):
         assert not (target / MANIFEST_NAME).exists()
         assert without_other_ranks(made, stage, tmp_path / f"{stage}").run(stage, target, *stages) == 0
     assert right(made.made.model, target)
 
 
-def test_how_many_stages_there_are_can_be_corrected(made: Pipeline, target: Path) -> None:
+def test_the_number_of_stages_can_be_corrected(made: Pipeline, target: Path) -> None:
     assert made.run(0, target, "--stages", "3") == made.run(1, target, "--stages", "3") == 0
     assert not (target / MANIFEST_NAME).exists()
     assert made.run(0, target) == made.run(1, target) == 0
     assert right(made.made.model, target)
 
 
-def test_what_no_part_holds_is_missing_once_all_are_there(
+def test_parameters_in_no_part_are_missing_when_all_parts_exist(
     made: Pipeline, target: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     lost = models.Tensor("lost", "Float32", (8,), None, 0, Cut((4,), ((0,),)), 0)
@@ -339,7 +339,7 @@ def test_replicas_that_differ_between_parts_are_refused_unless_accepted(
         (2, "InvalidOption", ["--stages", "2", "--output", "per-rank"]),
     ],
 )
-def test_what_is_no_part_is_refused(
+def test_invalid_parts_are_refused(
     made: Pipeline, target: Path, code: int, reason: str, more: list[str], capsys: pytest.CaptureFixture[str]
 ) -> None:
     moved = made.made.folder / "moved" / "rank_0"
@@ -362,7 +362,7 @@ def test_the_plan_of_a_part_names_its_ranks(made: Pipeline, target: Path, capsys
     assert all(fed.by_source)
 
 
-def test_without_anything_that_tells_the_number_of_stages(
+def test_the_number_of_stages_is_unknown(
     tmp_path: Path, made: Pipeline, target: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     alone = without_other_ranks(made, 0, tmp_path / "alone")
@@ -373,7 +373,7 @@ def test_without_anything_that_tells_the_number_of_stages(
     assert (target / MANIFEST_NAME).exists()
 
 
-def test_a_checkpoint_in_parts_is_no_source(
+def test_a_target_written_in_stages_is_refused_as_a_source(
     made: Pipeline, target: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     assert made.run(0, target) == made.run(1, target) == 0

@@ -51,7 +51,7 @@ def test_the_bytes_between_ranks_are_those_of_the_plans(model: models.Model, mos
 
 @examples(100)
 @given(models.models(24), st.integers(1, 5))
-def test_a_drawn_cell_names_the_ranks_that_hold_it(model: models.Model, most: int) -> None:
+def test_a_cell_of_a_picture_names_the_ranks_that_hold_it(model: models.Model, most: int) -> None:
     made = job(model, "safetensors", "safetensors")[0].model
     for parameter in made.parameters:
         drawn = cuts(made, parameter, most)
@@ -111,7 +111,7 @@ def test_sixteen_thousand_ranks_are_drawn() -> None:
     assert len(text) < 100_000
 
 
-def test_the_command_draws(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_the_command_writes_a_picture(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     made = disk.write(tmp_path / "in", disk.example())
     arguments = ["plan", *made.arguments(tmp_path / "out")[1:]]
     assert main([*arguments, "--parameter", "w", "--parameter", "[bm]"]) == 0

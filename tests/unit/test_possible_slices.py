@@ -54,7 +54,7 @@ def marks(target: Path) -> list[str]:
 
 
 @pytest.mark.parametrize("layout", [CUT, WHOLE], ids=["cut", "whole"])
-def test_what_a_strategy_names_never_comes_from_slices_that_mindspore_leaves(
+def test_parameters_with_a_layout_never_come_from_slices_that_mindspore_leaves(
     theirs: Path, layout: Layout, tmp_path: Path
 ) -> None:
     strategy = naming(tmp_path / "target.ckpt", "a.w", "b.w", layout=layout)
@@ -66,7 +66,7 @@ def test_what_a_strategy_names_never_comes_from_slices_that_mindspore_leaves(
 
 @pytest.mark.parametrize("named", [None, "a.w"], ids=["no strategy", "a strategy of others"])
 @pytest.mark.parametrize("output", ["PerRank", "Unified", "Index"])
-def test_what_may_be_a_slice_is_refused_unless_it_is_accepted_by_name(
+def test_possible_slices_are_refused_unless_accepted_by_name(
     theirs: Path, output: str, named: str | None, tmp_path: Path
 ) -> None:
     strategy = None if named is None or output == "Unified" else naming(tmp_path / "target.ckpt", named)
@@ -82,14 +82,14 @@ def test_what_may_be_a_slice_is_refused_unless_it_is_accepted_by_name(
     assert marks(tmp_path / "out") == ["b.w"]
 
 
-def test_scalars_are_no_slices(theirs: Path, tmp_path: Path) -> None:
+def test_scalars_are_not_slices(theirs: Path, tmp_path: Path) -> None:
     scalars = {"step": np.array(5, np.int32), "scale": np.ones((1,), np.float32), "rate": np.ones((1, 1), np.float32)}
     (theirs / HYPER).write_bytes(rawfiles.safetensors(scalars, {"format": "ms"}))
     assert transform(theirs, tmp_path / "out").complete
     assert marks(tmp_path / "out") == []
 
 
-def test_a_load_asks_the_same(theirs: Path, tmp_path: Path) -> None:
+def test_a_load_refuses_possible_slices_too(theirs: Path, tmp_path: Path) -> None:
     with pytest.raises(ReshardError, match=r"MayBeSlice: parameter b\.w"):
         reshard.load(str(theirs))
     assert reshard.load(str(theirs), allow_inconsistent=("b.w",)).keys() == {"a.w", "b.w", "step"}
@@ -106,7 +106,7 @@ def test_each_file_that_is_converted_by_itself_keeps_its_slice(theirs: Path, tmp
 
 @pytest.mark.parametrize("name", ["b.w", "c.w"])
 @pytest.mark.parametrize("form", ["unified", "unified with an index", "one rank", "two ranks", "converted", "twice"])
-def test_copies_of_what_may_be_a_slice_stay_marked(theirs: Path, form: str, name: str, tmp_path: Path) -> None:
+def test_copies_of_possible_slices_stay_marked(theirs: Path, form: str, name: str, tmp_path: Path) -> None:
     out, options = tmp_path / "copy", {"rename": (RenameRule(to=name, name="b.w"),), "allow_inconsistent": ("b.w",)}
     only_a = naming(tmp_path / "only_a.ckpt", "a.w")
     if form == "unified":
@@ -153,7 +153,7 @@ def test_a_file_of_a_rank_chosen_by_itself_stays_marked(theirs: Path, tmp_path: 
 
 
 @pytest.mark.parametrize("way", ["file", "index"])
-def test_slices_that_mindspore_leaves_are_known_without_its_map(theirs: Path, way: str, tmp_path: Path) -> None:
+def test_slices_that_mindspore_leaves_are_recognized_without_its_map(theirs: Path, way: str, tmp_path: Path) -> None:
     (theirs / MAP).unlink()
     (theirs / INDEX).write_text(json.dumps({"weight_map": {"a.w": "part0.safetensors", "b.w": HYPER, "step": HYPER}}))
     source, names = (theirs / HYPER, ["b.w"]) if way == "file" else (theirs, ["a.w", "b.w", "step"])
@@ -188,7 +188,7 @@ def test_whole_parameters_in_an_own_hyper_file_are_taken_for_whole(chosen: str, 
 
 
 @pytest.mark.parametrize("chosen", ["", MAP, INDEX])
-def test_a_part_of_a_unified_checkpoint_is_no_checkpoint(chosen: str, tmp_path: Path) -> None:
+def test_a_part_of_a_unified_checkpoint_is_refused_as_a_checkpoint(chosen: str, tmp_path: Path) -> None:
     (tmp_path / "made" / "rank_0").mkdir(parents=True)
     tensors = {name: np.arange(300, dtype=np.float32) for name in ("a", "b")}
     (tmp_path / "made" / "rank_0" / "x.safetensors").write_bytes(rawfiles.safetensors(tensors, {}))

@@ -72,13 +72,13 @@ def test_a_dry_run_ends_with_the_plan() -> None:
     assert "progress" in cluster.status
 
 
-def test_what_is_complete_already_needs_no_ranks() -> None:
+def test_a_complete_target_needs_no_ranks() -> None:
     cluster = PretendCluster(outcome=lambda *_: (0, PLAN | {"complete": True}))
     cluster.settle()
     assert (cluster.status["phase"], ready(cluster)["reason"], len(cluster.created)) == ("Complete", "AlreadyComplete", 1)
 
 
-def test_a_failed_plan_says_why_in_the_pods_words() -> None:
+def test_a_failed_plan_reports_the_pods_message() -> None:
     said = {"reason": "SourceRankMissing", "message": "SourceRankMissing: there is no rank 5", "exitCode": 66}
     cluster = PretendCluster(outcome=failing("plan", 66, said))
     cluster.settle()
@@ -104,7 +104,7 @@ def test_failed_ranks_are_named_as_ranks() -> None:
     assert len(cluster.created) == 2
 
 
-def test_a_pod_that_says_nothing_is_described() -> None:
+def test_a_pod_without_a_message_is_described() -> None:
     cluster = PretendCluster(outcome=failing("plan", 137, {}))
     cluster.settle()
     assert (ready(cluster)["reason"], cluster.status["phase"]) == ("PlanFailed", "Failed")
@@ -143,7 +143,7 @@ def test_suspended_and_resumed_at_every_moment(rounds: int) -> None:
 
 
 @pytest.mark.parametrize("ended", ["Complete", "Failed"])
-def test_a_refusal_of_the_next_attempt_is_no_end(ended: str) -> None:
+def test_a_refused_next_attempt_is_not_final(ended: str) -> None:
     failed = failing("ranks", 65, {"reason": "Truncated", "message": "m", "exitCode": 65})
     cluster = PretendCluster() if ended == "Complete" else PretendCluster(outcome=failed)
     cluster.settle()
@@ -156,7 +156,7 @@ def test_a_refusal_of_the_next_attempt_is_no_end(ended: str) -> None:
     assert (cluster.status["phase"], cluster.status["attempt"]) == ("Complete", 2)
 
 
-def test_a_failure_is_told_in_the_words_of_the_rank_that_failed() -> None:
+def test_a_failure_is_reported_with_the_message_of_the_failed_rank() -> None:
     cluster = PretendCluster(
         outcome=failing("ranks", 65, {"reason": "Truncated", "message": "rank_3 is short", "exitCode": 65}, (3,))
     )
@@ -179,7 +179,7 @@ def test_a_failure_is_told_in_the_words_of_the_rank_that_failed() -> None:
     assert cluster.work().status["conditions"][0]["message"] == "rank 3 of 6 failed: rank_3 is short"  # type: ignore[index]
 
 
-def test_who_holds_a_target() -> None:
+def test_the_holder_of_a_target() -> None:
     transform = Transform.parse(resource("99990000-bbbb"))
     cluster = PretendCluster(resource() | {"metadata": resource()["metadata"] | {"creationTimestamp": "2027-01-01T00:00:00Z"}})
     cluster.work()
@@ -210,7 +210,7 @@ def test_parallelism_is_passed_on() -> None:
     assert cluster.status["phase"] == "Complete"
 
 
-def test_its_jobs_are_named() -> None:
+def test_the_jobs_of_a_transform_are_named() -> None:
     cluster = PretendCluster()
     cluster.settle()
     assert sorted(cluster.status["jobs"].values()) == sorted(cluster.created)

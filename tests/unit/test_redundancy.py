@@ -37,7 +37,7 @@ EVERYWHERE = ("accu_grads.c", "layer.expert_load")
 
 @examples(150)
 @given(models.models(16), FORMATS, FORMATS)
-def test_each_slice_is_written_once_and_nothing_else_is_missing(model: models.Model, source: str, target: str) -> None:
+def test_each_slice_is_written_once(model: models.Model, source: str, target: str) -> None:
     assume(model.target_ranks > 1)
     made, store = job(model, source, target, remove_redundancy=True)
     files: list[rawfiles.Tensors] = []
@@ -74,7 +74,7 @@ def test_ranks_differ_by_no_more_than_one_slice(sizes: list[int], devices: int) 
     assert nbytes.max() - nbytes.min() <= max(sizes)
 
 
-def test_what_only_some_ranks_must_hold_is_made_up_by_the_others() -> None:
+def test_parameters_required_on_some_ranks_are_balanced_by_the_others() -> None:
     halves, sharded = Layout((2, 2), ((0,),)), Layout((4,), ((),), 1, 4)
     layouts = {"a": (8, halves), "b": (4, sharded), "c": (1, Layout.whole(1, 4)), "d": (1, Layout.whole(1, 4))}
     found = shares([parameter(name, rows, layout) for name, (rows, layout) in layouts.items()], 4)
@@ -90,7 +90,7 @@ def test_what_only_some_ranks_must_hold_is_made_up_by_the_others() -> None:
 @pytest.mark.parametrize(
     ("name", "role"), [("step", Role.REPLICATED), ("moment", Role.KEPT), *((name, Role.CUT) for name in EVERYWHERE)]
 )
-def test_what_the_loader_passes_to_nobody_is_written_by_all(name: str, role: Role) -> None:
+def test_parameters_that_the_loader_does_not_broadcast_are_written_by_all(name: str, role: Role) -> None:
     assert shares([parameter(name, 4, Layout.whole(1, 3), role)], 3).all()
 
 
@@ -123,7 +123,7 @@ def test_removed_by_the_command_line_and_read_back(tmp_path: Path, kind: str) ->
         assert b'"remove_redundancy":"False"' in (back / "rank_0" / f"checkpoint_0.{kind}").read_bytes()
 
 
-def test_whether_redundancy_is_removed_decides_what_is_written(tmp_path: Path, refused: Callable[..., str]) -> None:
+def test_removal_of_redundancy_is_part_of_the_task(tmp_path: Path, refused: Callable[..., str]) -> None:
     made = disk.write(tmp_path, disk.example())
     assert main(made.arguments(tmp_path / "out")) == 0
     refused(78, "TargetExists", *made.arguments(tmp_path / "out", "--remove-redundancy"))
@@ -136,7 +136,7 @@ def whole(rows: int, name: str = "a") -> models.Tensor:
 
 @pytest.mark.parametrize("kind", ["ckpt", "safetensors"])
 @pytest.mark.parametrize("crc", [False, True])
-def test_a_rank_to_which_nothing_falls(tmp_path: Path, capsys: pytest.CaptureFixture[str], kind: str, *, crc: bool) -> None:
+def test_a_rank_without_parameters(tmp_path: Path, capsys: pytest.CaptureFixture[str], kind: str, *, crc: bool) -> None:
     model = models.Model(3, 1, 3, 1, (whole(4), whole(8, "b")), 1, remove_redundancy=False)
     made = disk.write(tmp_path, model, kind)
     thin, back = tmp_path / "thin", tmp_path / "back"
@@ -164,7 +164,7 @@ def test_whole_files_have_nothing_redundant(tmp_path: Path, refused: Callable[..
 
 
 @pytest.mark.parametrize("kind", ["ckpt", "safetensors"])
-def test_a_slice_that_nobody_holds_is_named(tmp_path: Path, kind: str, refused: Callable[..., str]) -> None:
+def test_a_slice_without_a_holder_is_named(tmp_path: Path, kind: str, refused: Callable[..., str]) -> None:
     halves = Cut((2, 2), ((0,),))
     tensors = tuple(models.Tensor(name, "Float32", (8,), halves, 0, halves, 0) for name in ("a", "b"))
     made = disk.write(tmp_path, models.Model(4, 1, 4, 1, tensors, 1, remove_redundancy=True), kind)

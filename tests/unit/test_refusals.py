@@ -32,7 +32,7 @@ def checkpoint(tmp_path: Path) -> disk.Checkpoint:
     ("value", "reason"),
     [("", "VariableMissing"), ("-1", "InvalidVariable"), ("\u0663", "InvalidVariable"), ("9" * 5000, "InvalidVariable")],
 )
-def test_a_variable_that_says_no_rank_is_refused(
+def test_a_variable_without_a_rank_is_refused(
     checkpoint: disk.Checkpoint,
     tmp_path: Path,
     monkeypatch: pytest.MonkeyPatch,
@@ -71,7 +71,7 @@ def test_the_target_may_not_be_the_source(checkpoint: disk.Checkpoint, tmp_path:
         (["--no-such-option"], 2, "Usage"),
     ],
 )
-def test_what_is_wrong_is_said_in_one_line(
+def test_errors_are_reported_in_one_line(
     checkpoint: disk.Checkpoint,
     tmp_path: Path,
     refused: Callable[..., str],
@@ -112,9 +112,7 @@ def test_a_strategy_of_another_model_is_named(checkpoint: disk.Checkpoint, tmp_p
     refused(65, "StrategyInvalid", *checkpoint.arguments(tmp_path / "out", *no_strategy))
 
 
-def test_damage_that_a_crc_shows_stops_a_full_run(
-    checkpoint: disk.Checkpoint, tmp_path: Path, refused: Callable[..., str]
-) -> None:
+def test_damage_found_by_a_crc_stops_a_full_run(checkpoint: disk.Checkpoint, tmp_path: Path, refused: Callable[..., str]) -> None:
     for rank, tensors in enumerate(checkpoint.model.source()):
         content = bytearray(rawfiles.ckpt(tensors, crc=True))
         content[-18] ^= rank == 3
@@ -123,7 +121,7 @@ def test_damage_that_a_crc_shows_stops_a_full_run(
     assert not (tmp_path / "out").exists()
 
 
-def test_a_rank_without_parameters_is_no_ckpt(tmp_path: Path, refused: Callable[..., str]) -> None:
+def test_a_rank_without_parameters_cannot_be_written_as_a_ckpt(tmp_path: Path, refused: Callable[..., str]) -> None:
     source, strategy, out = tmp_path / "a.ckpt", tmp_path / "target.ckpt", tmp_path / "out"
     source.write_bytes(rawfiles.ckpt({"a": np.zeros(4, np.float32)}))
     stages = {0: {"a": Layout((2,), ((0,),))}, 1: {"b": Layout((2,), ((0,),))}}
@@ -193,7 +191,9 @@ def test_an_empty_path_means_nothing(command: str, refused: Callable[..., str]) 
     assert "the path is empty" in refused(2, "Usage", *shlex.split(command))
 
 
-def test_a_name_that_is_no_text_is_refused(checkpoint: disk.Checkpoint, tmp_path: Path, refused: Callable[..., str]) -> None:
+def test_a_name_that_is_not_valid_text_is_refused(
+    checkpoint: disk.Checkpoint, tmp_path: Path, refused: Callable[..., str]
+) -> None:
     path = checkpoint.source / "rank_1" / "net-1_100.ckpt"
     path.rename(path.with_name("net\udcff-1_100.ckpt"))
     refused(65, "InvalidName", *checkpoint.arguments(tmp_path / "out"))
@@ -206,7 +206,7 @@ def test_a_name_that_is_no_text_is_refused(checkpoint: disk.Checkpoint, tmp_path
 def test_a_denied_file_is_named_with_owner_and_mode(
     checkpoint: disk.Checkpoint, tmp_path: Path, refused: Callable[..., str]
 ) -> None:
-    """To root nothing is denied: it does this as another user."""
+    """Root is denied nothing: as root, the test runs as another user."""
     out = tmp_path / "out"
     assert main(checkpoint.arguments(out)) == 0  # everything is imported
     path = checkpoint.source / "rank_1" / "net-1_100.ckpt"

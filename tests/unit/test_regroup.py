@@ -38,7 +38,7 @@ def strategy(**layouts: dict[str, Any]) -> bytes:
 
 @examples(150)
 @given(st.data())
-def test_what_is_split_is_joined_again(data: st.DataObject) -> None:
+def test_split_dimensions_are_joined_again(data: st.DataObject) -> None:
     matrix = tuple(data.draw(st.lists(st.integers(1, 3), min_size=1, max_size=4)))
     axes = data.draw(st.permutations(range(len(matrix))))
     ndim = data.draw(st.integers(1, 3))
@@ -63,13 +63,13 @@ def test_what_is_split_is_joined_again(data: st.DataObject) -> None:
 
 
 @pytest.mark.parametrize(("shape", "sliced"), [((16, 32), False), ((4, 16), True)])
-def test_mindspores_own_is_what_its_protobuf_twin_says(shape: tuple[int, ...], sliced: bool) -> None:  # noqa: FBT001 - a case
+def test_mindspores_json_strategy_equals_its_protobuf_twin(shape: tuple[int, ...], sliced: bool) -> None:  # noqa: FBT001 - a case
     read = Strategy.from_files([parse(strategy(multi=STATED), "s.json")])
     assert read.layout(0, "multi", shape, sliced=sliced) == TWIN
     assert read.layout(0, "multi", (2, 8, 32), sliced=False).tensor_map == ((2,), (0,), (1,))
 
 
-def test_what_does_not_fit_is_left_as_it_is() -> None:
+def test_strategies_that_cannot_be_regrouped_are_unchanged() -> None:
     layout = Layout((2, 2), ((1,), (0,)))
     assert regrouped(layout, (2, 8), (16,), sliced=False) == Layout((2, 2), ((1, 0),))
     assert regrouped(layout, (4, 8), (32,), sliced=False) is None  # its parts would be no runs
@@ -78,7 +78,7 @@ def test_what_does_not_fit_is_left_as_it_is() -> None:
 
 
 @pytest.mark.parametrize("side", ["source", "target"])
-def test_a_checkpoint_is_cut_as_by_the_twin(side: str, tmp_path: Path) -> None:
+def test_a_checkpoint_is_sliced_as_by_the_protobuf_twin(side: str, tmp_path: Path) -> None:
     whole = np.arange(16 * 32, dtype=np.float32).reshape(16, 32)
     (tmp_path / "s.json").write_bytes(strategy(multi=STATED))
     (tmp_path / "s.ckpt").write_bytes(dump(StrategyFile("x", {0: {"multi": TWIN}}), "protobuf"))

@@ -73,7 +73,7 @@ def test_the_tree_names_one_version() -> None:
     assert named(ROOT) == {__version__}
 
 
-def test_nothing_else_names_the_version() -> None:
+def test_no_other_place_names_the_version() -> None:
     listed = subprocess.run(
         ["git", "grep", "--fixed-strings", "--word-regexp", "--name-only", "--untracked", __version__],  # noqa: S607
         cwd=ROOT,
@@ -160,7 +160,7 @@ def test_distributions_images_and_chart_name_one_home() -> None:
     assert (ROOT / "operator" / "LICENSE").read_bytes() == (ROOT / "LICENSE").read_bytes()
 
 
-def test_the_charts_annotations_name_what_it_installs() -> None:
+def test_the_charts_annotations_name_its_images() -> None:
     chart = yaml.safe_load((CHART / "Chart.yaml").read_text())
     values = yaml.safe_load((CHART / "values.yaml").read_text())
     images = {image["name"]: image["image"] for image in annotation(chart, "images")}

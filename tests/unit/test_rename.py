@@ -57,7 +57,7 @@ def test_a_clash_names_both(rules: list[RenameRule]) -> None:
     assert caught.value.exit_code == 78
 
 
-def test_a_name_that_is_not_there_is_an_error_and_a_pattern_is_told() -> None:
+def test_a_missing_name_is_an_error_and_an_unmatched_pattern_is_reported() -> None:
     with pytest.raises(MissingInputError, match="RenamedMissing: parameter nobody"):
         renamed(NAMES, [by_name("nobody", "x")])
     rules = [by_pattern("a.*", "b.*"), by_pattern("nobody.*", "b.*")]
@@ -65,7 +65,7 @@ def test_a_name_that_is_not_there_is_an_error_and_a_pattern_is_told() -> None:
 
 
 @given(st.text("ab*", min_size=1, max_size=8), st.text("ab", max_size=12))
-def test_a_star_is_what_a_regular_expression_of_its_kind_would_find(pattern: str, name: str) -> None:
+def test_a_star_matches_like_the_equivalent_regular_expression(pattern: str, name: str) -> None:
     found = re.fullmatch(re.sub(r"\*", "(.*?)", pattern), name)
     made = renamed([name], [by_pattern(pattern, "|".join("*" * (pattern.count("*") + 1))[:-1] or "x")]) if name else {}
     if name and found:
@@ -74,7 +74,7 @@ def test_a_star_is_what_a_regular_expression_of_its_kind_would_find(pattern: str
         assert made[name] == name
 
 
-def test_no_pattern_takes_forever() -> None:
+def test_every_pattern_matches_in_bounded_time() -> None:
     name = "a" * (1 << 16)
     assert renamed([name], [by_pattern("a*" * 4096 + "b", "*" * 4096)]) == {name: name}
 
@@ -91,7 +91,7 @@ def test_no_pattern_takes_forever() -> None:
         ({"to": "\udcff", "name": "a"}, "UTF-8"),
     ],
 )
-def test_what_is_no_rule(rule: dict[str, Any], said: str) -> None:
+def test_invalid_rules(rule: dict[str, Any], said: str) -> None:
     with pytest.raises(UsageError, match=said) as caught:
         RenameRule(**rule)
     assert str(caught.value).isprintable()
@@ -115,7 +115,7 @@ NOTE = "note: the pattern nobody.* matches no parameter"
 
 
 @pytest.mark.parametrize("order", [(0, 1), (1, 0)])
-def test_the_last_part_tells_of_a_pattern_that_matches_in_none(
+def test_the_last_part_reports_a_pattern_that_matches_in_no_part(
     made: Pipeline, tmp_path: Path, capsys: pytest.CaptureFixture[str], order: tuple[int, int]
 ) -> None:
     rules = (*IN_ONE_STAGE_EACH, "--rename-pattern", "nobody.*=x.*")
@@ -128,7 +128,9 @@ def test_the_last_part_tells_of_a_pattern_that_matches_in_none(
     assert [part["unmatched"] for part in document["stages"]] == [[{"to": "x.*", "pattern": "nobody.*"}]] * 2
 
 
-def test_the_commit_of_all_parts_tells_it_too(made: Pipeline, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_the_commit_of_all_parts_reports_unmatched_patterns_too(
+    made: Pipeline, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     rules = (*IN_ONE_STAGE_EACH, "--rename-pattern", "nobody.*=x.*")
     for stage in (0, 1):
         assert made.run(stage, tmp_path / "t", *rules, "--no-commit", whole=True) == 0

@@ -54,7 +54,7 @@ class Trips:
 
 
 def one_listing(self: LocalStore, paths: list[str]) -> dict[str, Stat]:
-    """As an object store does it."""
+    """List as an object store does."""
     found = {str(p.relative_to(self.root)): p.stat().st_size for p in Path(self.root).rglob("*") if p.is_file()}
     return {path: Stat(path, is_folder=False, size=found[path], version="") for path in paths if path in found}
 

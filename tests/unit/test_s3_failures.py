@@ -43,13 +43,13 @@ def answer(code: str, status: int = 400) -> boto.ClientError:
         ("InternalError", StorageError, "RequestFailed"),
     ],
 )
-def test_the_servers_code_decides(code: str, kind: type[ReshardError], reason: str) -> None:
+def test_the_servers_code_decides_the_error(code: str, kind: type[ReshardError], reason: str) -> None:
     with pytest.raises(kind, match=reason) as raised, failures("s3://bucket/key"):
         raise answer(code)
     assert raised.value.where == "s3://bucket/key"
 
 
-def test_an_unknown_code_of_a_refusal_is_one() -> None:
+def test_a_refusal_with_an_unknown_code_is_a_refusal() -> None:
     with pytest.raises(AccessError, match="PutObject failed with Quirk"), failures("x"):
         raise answer("Quirk", 403)
 
@@ -71,12 +71,12 @@ def test_an_unknown_code_of_a_refusal_is_one() -> None:
         (boto.DataNotFoundError(data_path="x"), StorageError),
     ],
 )
-def test_the_way_to_it_decides(error: Exception, kind: type[ReshardError]) -> None:
+def test_failures_of_the_network_decide_the_error(error: Exception, kind: type[ReshardError]) -> None:
     with pytest.raises(kind), failures("x"):
         raise error
 
 
-def test_a_refusal_whose_text_breaks_off_is_asked_for_again() -> None:
+def test_a_truncated_error_response_is_requested_again() -> None:
     answers = [urllib3.ProtocolError("Connection broken"), None]
 
     def ask() -> str:

@@ -1,4 +1,4 @@
-"""In which pieces objects are sent and read: the protocol's limits hold for every length."""
+"""Parts in which objects are sent and read: the protocol's limits hold for every length."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ def test_every_object_up_to_5_tb_fits(size: int, memory: int) -> None:
     assert buffers(size, memory) == 2 or buffers(size, memory) * part <= memory
 
 
-def test_what_no_object_can_hold_is_refused() -> None:
+def test_content_too_large_for_an_object_is_refused() -> None:
     with pytest.raises(OutputError, match="TooLarge"):
         part_size(LARGEST_OBJECT + 1)
 

@@ -184,14 +184,14 @@ def test_a_run_with_nothing_to_do_reports_what_the_first_did(server: thin_s3.Thi
     assert (result.bytes_read, result.bytes_written, result.skipped_ranks) == (0, 0, (0, 1, 2, 3))
 
 
-def test_some_ranks_of_what_is_complete_are_nothing_to_do(server: thin_s3.ThinServer, done: Request) -> None:
+def test_ranks_of_a_complete_checkpoint_are_not_written_again(server: thin_s3.ThinServer, done: Request) -> None:
     options = msgspec.structs.replace(done.options, ranks="1-2")
     result, read = run_again(server, msgspec.structs.replace(done, options=options))
     assert (read, result.skipped_ranks, result.bytes_written) == (False, (1, 2), 0)
 
 
 @pytest.mark.parametrize("change", ["content", "step", "gone", "renamed"])
-def test_another_source_is_not_taken_for_the_one_that_was_read(server: thin_s3.ThinServer, done: Request, change: str) -> None:
+def test_another_source_is_not_mistaken_for_the_one_that_was_read(server: thin_s3.ThinServer, done: Request, change: str) -> None:
     if change == "content":
         put_rank(server, 2, 9)
     elif change == "step":
@@ -209,14 +209,14 @@ def test_another_source_is_not_taken_for_the_one_that_was_read(server: thin_s3.T
 
 
 @pytest.mark.parametrize("changed", [{"crc": True}, {"rename": ()}, {"format": "Safetensors"}, {"allow_missing": True}])
-def test_another_request_is_not_taken_for_the_one_that_is_complete(done: Request, changed: dict[str, Any]) -> None:
+def test_another_request_is_not_mistaken_for_the_complete_one(done: Request, changed: dict[str, Any]) -> None:
     other = msgspec.structs.replace(done, options=msgspec.structs.replace(done.options, **changed))
     with pytest.raises(RequestError) as caught:
         transform_checkpoint(other, workers=1)
     assert caught.value.reason == "TargetExists"
 
 
-def test_a_stricter_verification_is_not_done_yet(server: thin_s3.ThinServer, done: Request) -> None:
+def test_a_stricter_verification_is_run(server: thin_s3.ThinServer, done: Request) -> None:
     options = msgspec.structs.replace(done.options, verification="Full")
     result, read = run_again(server, msgspec.structs.replace(done, options=options))
     assert read
@@ -225,7 +225,7 @@ def test_a_stricter_verification_is_not_done_yet(server: thin_s3.ThinServer, don
     assert not read
 
 
-def test_a_file_of_the_target_that_is_gone_is_written_again(server: thin_s3.ThinServer, done: Request) -> None:
+def test_a_missing_file_of_the_target_is_written_again(server: thin_s3.ThinServer, done: Request) -> None:
     key = ("bucket", "out/rank_2/net-1_100.ckpt")
     content = server.objects.pop(key).content
     assert run_again(server, done)[1]
@@ -243,7 +243,7 @@ def test_overwrite_finds_damage_at_the_target(server: thin_s3.ThinServer, done: 
 
 @pytest.mark.parametrize("change", ["content", "version"])
 def test_a_commit_compares_the_versions_of_objects(server: thin_s3.ThinServer, change: str) -> None:
-    """They come with the listing; of an object of another version, such as a copy, blocks are compared."""
+    """The listing contains the versions; blocks of an object with another version, such as a copy, are compared."""
     for rank in range(4):
         put_rank(server, rank, rank)
     request = Request("s3://bucket/src", "s3://bucket/out", options=Options(output="Same"))

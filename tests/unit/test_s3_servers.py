@@ -65,7 +65,7 @@ def test_a_checksum_that_is_refused_gives_way_to_a_weaker_one(server: thin_s3.Th
     assert all(("content-md5" in headers) == (case != "md5-too") for headers in sent)
 
 
-def test_a_server_that_understands_all_gets_crc32(server: thin_s3.ThinServer) -> None:
+def test_a_server_that_supports_all_checksums_gets_crc32(server: thin_s3.ThinServer) -> None:
     write(open_store("s3://bucket/a"), "x")
     sent = [request.headers for request in server.requests if "partNumber" in request.query]
     assert len(sent) == 4  # with that of the probe
@@ -126,7 +126,7 @@ def test_uploads_are_found_although_the_server_refuses_its_own_markers(server: t
     assert [key for _, key, _ in server.uploads.values()] == ["a/x.other"]
 
 
-def test_uploads_that_stay_listed_are_not_looked_for_for_ever(server: thin_s3.ThinServer) -> None:
+def test_uploads_that_stay_listed_are_not_searched_for_ever(server: thin_s3.ThinServer) -> None:
     server.longest_page = 2
     server.uploads = {f"{number}": ("bucket", "a/x", {}) for number in range(3)}
     server.refuse = lambda request: (404, "NoSuchUpload") if request.method == "DELETE" else None
@@ -179,7 +179,7 @@ def test_a_slash_at_the_end_means_a_folder(server: thin_s3.ThinServer) -> None:
 # Clocks.
 
 
-def test_without_a_date_the_time_of_a_new_object_tells_the_servers_clock(server: thin_s3.ThinServer) -> None:
+def test_without_a_date_the_time_of_a_new_object_gives_the_servers_clock(server: thin_s3.ThinServer) -> None:
     server.dates, server.clock = False, lambda: datetime.now(UTC) + timedelta(hours=3)
     store = open_store("s3://bucket/a")
     store.write("lock", b"1", mode=MODE)
@@ -229,7 +229,7 @@ def test_a_plan_finds_that_nothing_may_be_deleted(
 
 
 @pytest.mark.parametrize("owner", [None, "shared"])
-def test_a_lock_that_nobody_may_delete_expires(undeletable: thin_s3.ThinServer, owner: str | None) -> None:
+def test_a_lock_that_may_not_be_deleted_expires(undeletable: thin_s3.ThinServer, owner: str | None) -> None:
     store = open_store("s3://bucket/a")
     with pytest.raises(AccessError, match="DeleteObject"), lock.locked(store, LOCK, owner=owner, mode=MODE):
         pass

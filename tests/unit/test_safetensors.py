@@ -62,12 +62,12 @@ def written(tensors: dict[str, np.ndarray], metadata: dict[str, str], crc: int |
     return content
 
 
-def test_it_finds_what_the_library_wrote() -> None:
+def test_a_file_written_by_the_library_is_read() -> None:
     assert contents(CONTENT) == {n: (rawfiles.TYPE_NAMES[a.dtype], a.shape, a.tobytes()) for n, a in TENSORS.items()}
     assert safetensors.read_header(reader(CONTENT)).structure.metadata == METADATA
 
 
-def test_what_it_writes_is_what_the_library_writes() -> None:
+def test_written_bytes_equal_those_of_the_library() -> None:
     everything = {name.lower(): np.zeros((2, 3), rawfiles.NUMPY_TYPES[name]) for name in rawfiles.TYPE_NAMES.values()} | TENSORS
     assert written(everything, METADATA) == rawfiles.safetensors(everything, METADATA)
 
@@ -109,7 +109,7 @@ def test_equal_headers_share_their_structure() -> None:
         safetensors.read_header(reader(CONTENT[:-1]), seen)
 
 
-def test_int4_is_told_by_the_metadata() -> None:
+def test_int4_is_recognized_by_the_metadata() -> None:
     content = rawfiles.safetensors({"q": np.arange(4, dtype=np.int8)}, METADATA | {"q": "Int4"})
     found = safetensors.read_header(reader(content)).structure
     assert found.metadata == METADATA
@@ -141,7 +141,7 @@ def test_the_crc_is_over_names_and_contents_by_name() -> None:
 
 
 @pytest.mark.parametrize("count", [0, 1, 2, 3, 255, 4096, 1_000_003])
-def test_zeros_are_appended_to_a_crc_without_writing_them_out(count: int) -> None:
+def test_a_crc_is_extended_by_zeros_without_processing_them(count: int) -> None:
     assert append_zeros(zlib.crc32(b"before"), count) == zlib.crc32(b"before" + bytes(count))
 
 

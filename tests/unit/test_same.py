@@ -49,7 +49,7 @@ def job(files: dict[int, bytes], source: str, target: str, **options: Any) -> Jo
 
 @examples(300)
 @given(models.models(16), st.sampled_from(KINDS), st.sampled_from(KINDS))
-def test_every_rank_holds_what_it_held(model: models.Model, source: str, target: str) -> None:
+def test_every_rank_keeps_its_parameters(model: models.Model, source: str, target: str) -> None:
     held = model.source()
     files = {rank: rawfiles.write(source, tensors) for rank, tensors in enumerate(held)}
     made = job(files, source, target)
@@ -88,7 +88,7 @@ def test_ranks_that_share_a_structure_share_their_plan() -> None:
     assert (summary.bytes_needed, summary.replicated_bytes, summary.copies) == (4096 * 100, 0, 4096 * 50)
 
 
-def test_ranks_that_are_not_there() -> None:
+def test_missing_ranks() -> None:
     content = rawfiles.ckpt({"a": np.zeros(2, np.int8)})
     assert job({5: content, 8: content}, "ckpt", "ckpt", ranks="5,8").scope == (5, 8)
     for ranks, absent in ((None, 0), ("5-8", 6)):
@@ -99,12 +99,12 @@ def test_ranks_that_are_not_there() -> None:
 
 
 @pytest.mark.parametrize("side", ["source_strategy", "target_strategy"])
-def test_no_strategy_is_asked(side: str) -> None:
+def test_strategies_are_refused(side: str) -> None:
     with pytest.raises(UsageError, match="accepts no strategy"):
         Request("a", "b", **{side: "c"}, options=Options(output="Same"))  # type: ignore[arg-type]  # one of two fields
 
 
-def test_parts_of_a_whole_are_no_ranks(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_parts_of_a_whole_are_not_ranks(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     (tmp_path / "part0.safetensors").write_bytes(rawfiles.safetensors({"a": np.zeros(2, np.int8)}))
     (tmp_path / "param_name_map.json").write_text('{"a": "part0.safetensors"}')
     assert main(["convert", str(tmp_path), str(tmp_path.parent / "to"), "--format", "ckpt"]) == RequestError.exit_code
@@ -120,7 +120,7 @@ def document(folder: Path) -> Manifest:
     return decode((folder / "reshard-manifest.json").read_bytes(), Manifest, "x")
 
 
-def test_a_tree_there_and_back(tree: disk.Checkpoint, tmp_path: Path) -> None:
+def test_a_tree_is_converted_and_converted_back(tree: disk.Checkpoint, tmp_path: Path) -> None:
     there, back = tmp_path / "there", tmp_path / "back"
     assert main(["convert", str(tree.source), str(there), "--format", "safetensors", "--rename-pattern", "*=x.*"]) == 0
     assert {p.name for p in document(there).parameters} == {"x.w", "x.m", "x.b", "x.step"}
@@ -150,7 +150,7 @@ def test_a_rank_that_holds_nothing_is_named_and_stays_so(
 
 
 @pytest.mark.parametrize("source", ["src", "src/rank_0/net-1_100.ckpt"])
-def test_where_no_file_holds_anything_there_is_nothing_to_convert(
+def test_files_without_parameters_are_not_converted(
     tree: disk.Checkpoint, tmp_path: Path, refused: Callable[..., str], source: str
 ) -> None:
     for path in tree.source.rglob("*.ckpt"):
@@ -181,7 +181,7 @@ def test_one_file_becomes_one_file(tree: disk.Checkpoint, tmp_path: Path, capsys
     assert document(target).files[0].path == "net-1_100.safetensors"
 
 
-def test_a_file_that_nobody_described_is_not_replaced(tree: disk.Checkpoint, tmp_path: Path) -> None:
+def test_an_undescribed_file_is_not_replaced(tree: disk.Checkpoint, tmp_path: Path) -> None:
     target = tmp_path / "target"
     target.mkdir()
     (target / "net-1_100.safetensors").write_bytes(b"mine")
@@ -238,7 +238,7 @@ def test_each_strategy_has_the_names_of_its_side(tree: disk.Checkpoint, tmp_path
         (["--rename-file", "nothing.json"], 66, "NotFound"),
     ],
 )
-def test_what_is_no_renaming_is_said_in_one_line(
+def test_an_invalid_renaming_is_reported_in_one_line(
     options: list[str],
     code: int,
     reason: str,
@@ -256,7 +256,7 @@ def test_what_is_no_renaming_is_said_in_one_line(
     assert not (tmp_path / "target").exists()
 
 
-def test_mindspores_functions_write_beside_or_below(tree: disk.Checkpoint, tmp_path: Path) -> None:
+def test_mindspores_functions_write_next_to_or_below_the_source(tree: disk.Checkpoint, tmp_path: Path) -> None:
     odd = tree.source / "rank5"  # all folders whose names begin so, and all files in them
     odd.mkdir()
     for name in ("a.ckpt", "b.ckpt", "c.txt"):
@@ -284,7 +284,7 @@ def test_mindspores_functions_write_beside_or_below(tree: disk.Checkpoint, tmp_p
         (("src", "to", None, None, 0), "InvalidOption"),
     ],
 )
-def test_mindspores_functions_refuse(
+def test_mindspores_functions_refuse_invalid_arguments(
     arguments: tuple[Any, ...], said: str, tree: disk.Checkpoint, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.chdir(tree.folder)

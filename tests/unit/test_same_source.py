@@ -47,7 +47,7 @@ def target(tmp_path: Path) -> Path:
 
 
 def touch(made: disk.Checkpoint) -> None:
-    """Give the source's files other times, as a copy or a restored backup has."""
+    """Give the source's files other times, like those of a copy or a restored backup."""
     for path in made.source.rglob("*.ckpt"):
         os.utime(path, ns=(7, 7))
 
@@ -66,7 +66,7 @@ def replace_unseen(adapted: disk.Checkpoint, by: float, *, in_place: bool = True
     assert path.stat().st_size == before.st_size
 
 
-def test_a_source_that_was_copied_anew_is_the_same_source(made: disk.Checkpoint, target: Path) -> None:
+def test_a_source_that_was_copied_again_is_the_same_source(made: disk.Checkpoint, target: Path) -> None:
     assert run(made, target) == 0
     before = {path: path.stat().st_mtime_ns for path in target.rglob("*.ckpt")}
     touch(made)
@@ -86,7 +86,7 @@ def test_ranks_that_were_written_from_an_earlier_copy_are_kept(made: disk.Checkp
     assert right(made, target)
 
 
-def test_ranks_are_written_from_a_source_that_was_copied_again_since_the_plan(made: disk.Checkpoint, target: Path) -> None:
+def test_ranks_are_written_from_a_source_copied_again_after_the_plan(made: disk.Checkpoint, target: Path) -> None:
     assert run(made, target, "--ranks", "0-3", "--no-commit") == 0
     first = rank_file(target, 0).stat()
     touch(made)
@@ -124,10 +124,10 @@ def test_a_change_that_no_sample_shows_is_found_by_comparing(adapted: disk.Check
 
 @pytest.mark.parametrize("verification", ["none", "sample", "full"])
 @pytest.mark.parametrize("replaced", ["in place", "by another file"])
-def test_a_source_that_was_replaced_unseen_is_found_each_time(
+def test_an_undetected_replacement_of_a_source_is_found_each_time(
     adapted: disk.Checkpoint, target: Path, replaced: str, verification: str
 ) -> None:
-    """With its length, its time, and all blocks that samples read."""
+    """The replaced file keeps its length, its time, and all blocks that samples read."""
     how = ("--verification", verification)
     assert run(adapted, target, *how) == 0
     made = []
@@ -142,7 +142,7 @@ def test_a_source_that_was_replaced_unseen_is_found_each_time(
     assert main(["verify", str(target)]) == 0
 
 
-def test_ranks_of_a_source_that_was_replaced_unseen_are_not_mixed(adapted: disk.Checkpoint, target: Path) -> None:
+def test_ranks_of_an_undetected_replacement_are_not_mixed(adapted: disk.Checkpoint, target: Path) -> None:
     assert run(adapted, target, "--ranks", "0-1", "--no-commit") == 0
     replace_unseen(adapted, 1.0)
     request = Request(adapted.source, target, adapted.source_strategy, adapted.target_strategy, options=Options(ranks="2"))
@@ -161,7 +161,7 @@ ATTRIBUTES: dict[str, Callable[[Path], object]] = {
 
 
 @pytest.mark.parametrize("what", ATTRIBUTES)
-def test_other_attributes_cost_one_comparison(
+def test_changed_attributes_cost_one_comparison(
     adapted: disk.Checkpoint, target: Path, what: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     assert run(adapted, target) == 0
@@ -180,7 +180,7 @@ def test_other_attributes_cost_one_comparison(
 
 
 @pytest.mark.parametrize("what", ATTRIBUTES)
-def test_other_attributes_keep_no_rank_from_being_written(adapted: disk.Checkpoint, target: Path, what: str) -> None:
+def test_changed_attributes_do_not_prevent_the_writing_of_ranks(adapted: disk.Checkpoint, target: Path, what: str) -> None:
     assert run(adapted, target, "--ranks", "0-1", "--no-commit") == 0
     first = rank_file(target, 0).stat()
     ATTRIBUTES[what](adapted.source / FILE)
@@ -190,7 +190,7 @@ def test_other_attributes_keep_no_rank_from_being_written(adapted: disk.Checkpoi
     assert right(adapted, target)
 
 
-def test_other_attributes_do_not_change_an_index(made: disk.Checkpoint, target: Path) -> None:
+def test_changed_attributes_do_not_change_an_index(made: disk.Checkpoint, target: Path) -> None:
     request = Request(made.source, target, made.source_strategy, made.target_strategy, options=Options(output="Index"))
     assert transform_checkpoint(request).bytes_written > 0
     for path in made.source.rglob("*.ckpt"):
@@ -199,8 +199,8 @@ def test_other_attributes_do_not_change_an_index(made: disk.Checkpoint, target: 
     assert reshard.load(str(made.source), index=str(target), rank=0)
 
 
-def test_sources_of_one_size_and_time_are_told_apart(made: disk.Checkpoint, other: disk.Checkpoint, target: Path) -> None:
-    """As archives and object stores' mounts leave them."""
+def test_sources_of_equal_size_and_time_are_distinguished(made: disk.Checkpoint, other: disk.Checkpoint, target: Path) -> None:
+    """Archives and mounts of object stores leave such files."""
     for checkpoint in (made, other):
         for path in checkpoint.source.rglob("*.ckpt"):
             os.utime(path, ns=(1, 1))
@@ -208,7 +208,7 @@ def test_sources_of_one_size_and_time_are_told_apart(made: disk.Checkpoint, othe
     assert run(other, target) == 78
 
 
-def test_a_source_that_was_swapped_with_its_time_kept(made: disk.Checkpoint, other: disk.Checkpoint, target: Path) -> None:
+def test_a_source_that_was_replaced_with_equal_times(made: disk.Checkpoint, other: disk.Checkpoint, target: Path) -> None:
     for checkpoint in (made, other):
         for path in checkpoint.source.rglob("*.ckpt"):
             os.utime(path, ns=(1, 1))
@@ -221,7 +221,7 @@ def test_a_source_that_was_swapped_with_its_time_kept(made: disk.Checkpoint, oth
     assert right(other, target)
 
 
-def test_of_a_checkpoint_that_was_written_by_stage_the_times_of_each_are_recorded(tmp_path: Path, target: Path) -> None:
+def test_a_checkpoint_written_by_stage_records_the_times_of_each_stage(tmp_path: Path, target: Path) -> None:
     made = pipelines.write(tmp_path / "made", pipelines.pipeline())
 
     def versions() -> list[str]:

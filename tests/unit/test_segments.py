@@ -35,7 +35,7 @@ def test_mindspores_functions_by_stage(made: Pipeline, target: Path) -> None:
         assert same(load_segmented_checkpoints(str(target / f"rank_{rank}")), made.made.model.target(rank))
 
 
-def test_mindspores_functions_in_one_go(tmp_path: Path, target: Path) -> None:
+def test_mindspores_functions_for_a_whole_checkpoint(tmp_path: Path, target: Path) -> None:
     """The strategy of the only stage does not make it a part, whatever the target names."""
     made = disk.write(tmp_path / "made", disk.example())
     transform_checkpoints(str(made.source), str(target), "checkpoint_", str(made.source_strategy), str(made.target_strategy))
@@ -64,7 +64,7 @@ def test_segments_are_read_in_the_order_of_their_numbers(tmp_path: Path, kind: s
         ({"choice_func": lambda _: False, "specify_prefix": "b"}, {"b.x"}),  # as with MindSpore
     ],
 )
-def test_some_segments_only(tmp_path: Path, how: dict[str, Any], names: set[str]) -> None:
+def test_a_subset_of_segments(tmp_path: Path, how: dict[str, Any], names: set[str]) -> None:
     tensors = {name: np.zeros(2, np.float32) for name in ("a.x", "a.y", "b.x")}
     (tmp_path / "x_part0.ckpt").write_bytes(rawfiles.write("ckpt", tensors))
     assert load_segmented_checkpoints(str(tmp_path), **how).keys() == names
@@ -89,7 +89,7 @@ def test_segments_that_cannot_be_loaded(tmp_path: Path, files: list[str], how: d
 
 
 @pytest.mark.parametrize("names", [("net-1_10.ckpt", "net-1_20.ckpt"), ("x0_part0.ckpt", "net-1_20.ckpt")])
-def test_files_of_several_steps_are_no_parts_of_one(tmp_path: Path, names: tuple[str, ...]) -> None:
+def test_files_of_several_steps_are_not_parts_of_one(tmp_path: Path, names: tuple[str, ...]) -> None:
     for number, name in enumerate(names):
         (tmp_path / name).write_bytes(rawfiles.ckpt({"w": np.full(2, number, np.float32)}))
     with pytest.raises(ReshardError, match=r"AmbiguousFiles: .* 2 training steps"):

@@ -1,4 +1,4 @@
-"""Which file of `rank_<r>/` is meant."""
+"""Selection of the file in `rank_<r>/`."""
 
 from __future__ import annotations
 
@@ -28,19 +28,19 @@ def test_the_newest_step_counts_as_numbers(names: dict[int, list[str]], chosen: 
     assert select_files(names).files == chosen
 
 
-def test_the_newest_step_that_every_rank_has_and_a_word_about_it() -> None:
+def test_the_newest_step_of_all_ranks_is_taken_and_reported() -> None:
     found = select_files({0: ["a-1_5.ckpt", "a-1_6.ckpt"], 1: ["a-1_5.ckpt"]})
     assert found.files == {0: "a-1_5.ckpt", 1: "a-1_5.ckpt"}
     assert found.notes == ("epoch 1, step 5 is the newest that every rank has; rank 0 has a newer step",)
 
 
-def test_a_step_or_a_pattern_can_be_asked_for() -> None:
+def test_a_step_or_a_pattern_can_be_selected() -> None:
     names = {0: ["a-1_5.ckpt", "a-1_6.ckpt", "b-1_6.ckpt"]}
     assert select_files(names, step=5).files == {0: "a-1_5.ckpt"}
     assert select_files(names, pattern="b*").files == {0: "b-1_6.ckpt"}
 
 
-def test_ranks_with_files_of_several_names_are_read_if_a_pattern_asks_for_them() -> None:
+def test_ranks_with_files_of_several_names_are_read_if_a_pattern_selects_them() -> None:
     names = {0: ["rank_0/net-1_1.ckpt"], 1: ["rank_1/tuned-1_1.ckpt"]}
     found = select_files(names, pattern="*")
     assert found.files == {0: "rank_0/net-1_1.ckpt", 1: "rank_1/tuned-1_1.ckpt"}
@@ -60,7 +60,7 @@ def test_numbers_that_need_not_be_ranks(names: dict[int, list[str]]) -> None:
     assert select_files(names).files == {rank: name for rank, [name] in names.items()}
 
 
-def test_a_breakpoint_is_read_only_if_a_pattern_asks_for_it() -> None:
+def test_a_breakpoint_is_read_only_if_a_pattern_selects_it() -> None:
     assert select_files({0: WITH_STEPS}, pattern="net-*.ckpt").files == {0: "net-10_1.ckpt"}
     assert select_files({0: WITH_STEPS}, pattern="*_breakpoint.ckpt").files == {0: "net-10_1_breakpoint.ckpt"}
 
@@ -85,7 +85,7 @@ def test_a_breakpoint_is_read_only_if_a_pattern_asks_for_it() -> None:
         ({0: ["a.ckpt"]}, {"step": 2}, "StepMissing"),
     ],
 )
-def test_what_is_not_clear_is_refused(names: dict[int, list[str]], asked: dict[str, int], reason: str) -> None:
+def test_ambiguous_selections_are_refused(names: dict[int, list[str]], asked: dict[str, int], reason: str) -> None:
     with pytest.raises(ReshardError) as caught:
         select_files(names, **asked)  # type: ignore[arg-type]
     assert caught.value.reason == reason
@@ -123,12 +123,12 @@ def test_ranks_of_the_same_step_that_the_strategy_does_not_describe(names: dict[
     assert caught.value.reason == "SourceRanksMismatch"
 
 
-def test_a_step_that_is_not_there_is_answered_with_one_that_is() -> None:
+def test_a_missing_step_is_refused_with_an_existing_one() -> None:
     with pytest.raises(ReshardError, match=r"select a step that every rank has, such as --step 200 "):
         select_files({0: [OLD, NEW], 1: [OLD, NEW]}, step=300)
 
 
-def test_a_step_that_several_epochs_have_is_that_of_the_newest_and_a_word_about_it() -> None:
+def test_a_step_of_several_epochs_is_taken_from_the_newest_and_reported() -> None:
     names = ["net-1_50.ckpt", "net-2_50.ckpt"]
     found = select_files({0: names, 1: names}, step=50)
     assert found.files == dict.fromkeys(range(2), "net-2_50.ckpt")
@@ -158,7 +158,7 @@ def test_ranks_with_files_of_another_start_are_named(prefixes: list[str], ranks:
     assert all(f"the files of rank {ranks} are from" in note for note in said)
 
 
-def test_ranks_that_were_started_again_are_named_where_they_are_refused_or_asked_for() -> None:
+def test_restarted_ranks_are_named_when_refused_or_requested() -> None:
     names = {rank: [f"rank_{rank}/net{'_1' if rank == 2 else ''}-1_50.ckpt"] for rank in range(4)}
     with pytest.raises(ReshardError, match=r"AmbiguousFiles.*the files of rank 2 are from another run of training"):
         select_files(names)

@@ -1,4 +1,4 @@
-"""Which parts of a file a server copies by itself: the limits of uploads hold, and every byte is in one part."""
+"""Parts of a file that a server copies by itself: the limits of uploads hold, and every byte is in one part."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ def parts_of(
     return found, sum(part.nbytes for part in found if part.rank is None)
 
 
-def test_row_cuts_are_copied_but_for_a_beginning() -> None:
+def test_row_slices_are_copied_except_for_a_prefix() -> None:
     found, sent = parts_of((4096, 4096), FEWER_ROWS, "safetensors")
     assert [part.rank for part in found] == [None, 2, 3]
     assert LIMITS.smallest <= sent < LIMITS.smallest + (1 << 20) + 4096
@@ -41,7 +41,7 @@ def test_row_cuts_are_copied_but_for_a_beginning() -> None:
     assert found[1].offset + found[1].nbytes == found[2].offset + found[2].nbytes
 
 
-def test_column_cuts_are_sent() -> None:
+def test_column_slices_are_sent() -> None:
     found, sent = parts_of((4096, 2048), COLUMNS, "safetensors")
     assert {part.rank for part in found} == {None}
     assert sent == sum(part.nbytes for part in found)
@@ -55,7 +55,7 @@ def test_all_parts_but_the_last_are_long_enough(rows: int, columns: int, kind: s
     assert all(part.nbytes >= 2000 for part in found if part.rank is not None)
 
 
-def test_more_parts_than_a_file_can_have_are_none() -> None:
+def test_a_file_with_too_many_parts_is_not_copied() -> None:
     sent = [bytes(LIMITS.smallest)] * 4
     assert parts(sent, LIMITS._replace(most=4)) is not None
     assert parts(sent, LIMITS._replace(most=3)) is None

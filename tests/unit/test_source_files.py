@@ -132,7 +132,7 @@ def test_parts_without_their_map(made: disk.Checkpoint, tmp_path: Path, refused:
     assert "restore param_name_map.json" in refused(66, "PartMissing", "inspect", str(unified))
 
 
-def test_one_file_beside_an_index(shards: Path, tmp_path: Path, refused: Callable[..., str]) -> None:
+def test_one_file_next_to_an_index(shards: Path, tmp_path: Path, refused: Callable[..., str]) -> None:
     index = {"weight_map": {f"w{number}": f"model-0000{number}-of-00002.safetensors" for number in (1, 2)}}
     (shards / "model.safetensors.index.json").write_text(json.dumps(index))
     assert set(reshard.load(str(shards))) == {"w1", "w2"}
@@ -143,7 +143,7 @@ def test_one_file_beside_an_index(shards: Path, tmp_path: Path, refused: Callabl
         assert set(reshard.load(str(shards / name))) == names
 
 
-def test_no_file_beside_an_index_that_is_written(made: disk.Checkpoint, tmp_path: Path, refused: Callable[..., str]) -> None:
+def test_no_file_next_to_a_written_index(made: disk.Checkpoint, tmp_path: Path, refused: Callable[..., str]) -> None:
     target = tmp_path / "out"
     arguments = ["transform", *made.arguments(target)[1:5], "--target", str(target), "--output", "unified"]
     target.mkdir()
@@ -173,7 +173,7 @@ def test_a_folder_around_the_one_that_is_meant(made: disk.Checkpoint, tmp_path: 
 
 
 @pytest.mark.parametrize("inner", ["rank_3", "rank_3/net-1_100.ckpt", "link", "link/net-1_100.ckpt", "link.ckpt"])
-def test_one_rank_is_not_taken_for_a_whole(
+def test_one_rank_is_not_mistaken_for_a_whole_checkpoint(
     made: disk.Checkpoint, tmp_path: Path, refused: Callable[..., str], monkeypatch: pytest.MonkeyPatch, inner: str
 ) -> None:
     (made.source / "link").symlink_to("rank_3")
@@ -192,7 +192,7 @@ def test_one_rank_is_not_taken_for_a_whole(
     refused(78, "OneRankOfSeveral", "plan", "--source", ".", "--target", str(tmp_path / "other"))
 
 
-def test_one_rank_whose_neighbours_hold_nothing_is_a_whole(made: disk.Checkpoint, tmp_path: Path) -> None:
+def test_one_rank_whose_neighbours_are_empty_is_a_whole_checkpoint(made: disk.Checkpoint, tmp_path: Path) -> None:
     for rank in range(3):
         (made.source / f"rank_{rank}" / "net-1_100.ckpt").rename(made.source / f"rank_{rank}" / "worker.log")
     assert main(["transform", "--source", str(made.source / "rank_3"), "--target", str(tmp_path / "out")]) == 0
@@ -215,7 +215,7 @@ def resharded(made: disk.Checkpoint, target: Path) -> list[str]:
     return ["transform", "--source", str(target), "--source-strategy", str(made.target_strategy)]
 
 
-def test_a_folder_in_which_training_has_gone_on(made: disk.Checkpoint, tmp_path: Path, refused: Callable[..., str]) -> None:
+def test_a_folder_in_which_training_has_continued(made: disk.Checkpoint, tmp_path: Path, refused: Callable[..., str]) -> None:
     run = tmp_path / "run"
     again = resharded(made, run)
     newer = tmp_path / "newer"
@@ -238,7 +238,7 @@ def test_a_folder_in_which_training_has_gone_on(made: disk.Checkpoint, tmp_path:
 @pytest.mark.parametrize(
     "where", ["rank_{0}/ckpt/net-5_500.ckpt", "rank{0}/net.ckpt", "device_{0}/net.ckpt", "checkpoint_{0}.ckpt"]
 )
-def test_training_has_gone_on_where_its_files_lie_in_another_way(
+def test_training_has_continued_with_files_in_another_arrangement(
     made: disk.Checkpoint, tmp_path: Path, refused: Callable[..., str], where: str
 ) -> None:
     run = tmp_path / "run"
@@ -252,7 +252,7 @@ def test_training_has_gone_on_where_its_files_lie_in_another_way(
         assert main([*again, "--files", "checkpoint_*", "--target", str(tmp_path / "out")]) == 0
 
 
-def test_what_else_lies_in_a_folder_is_no_checkpoint_of_a_rank(made: disk.Checkpoint, tmp_path: Path) -> None:
+def test_other_files_in_a_folder_are_not_a_ranks_checkpoint(made: disk.Checkpoint, tmp_path: Path) -> None:
     run = tmp_path / "run"
     again = resharded(made, run)
     shutil.copy(made.target_strategy, run / "strategy.ckpt")
@@ -284,14 +284,16 @@ def test_a_source_is_read_only_by_the_strategy_that_it_was_written_for(
         assert main([*again, "--files", "checkpoint_*"]) == 0
 
 
-def test_one_rank_that_was_written_alone_is_no_whole(made: disk.Checkpoint, tmp_path: Path, refused: Callable[..., str]) -> None:
+def test_one_rank_that_was_written_alone_is_not_a_whole_checkpoint(
+    made: disk.Checkpoint, tmp_path: Path, refused: Callable[..., str]
+) -> None:
     run = tmp_path / "run"
     assert main([*made.arguments(run), "--ranks", "0"]) == 0
     refused(65, "StrategyMismatch", "transform", "--source", str(run), "--target", str(tmp_path / "out"))
 
 
 @pytest.mark.parametrize("more", [{}, {"more": np.zeros(2, np.int8)}])
-def test_files_that_training_has_written_over(
+def test_files_that_training_has_overwritten(
     made: disk.Checkpoint, tmp_path: Path, refused: Callable[..., str], more: rawfiles.Tensors
 ) -> None:
     run = tmp_path / "run"
@@ -321,7 +323,7 @@ def test_unified_files_next_to_which_training_has_saved(
     assert main(["inspect", str(unified / "param_name_map.json")]) == 0
 
 
-def test_a_whole_checkpoint_in_a_folder_that_is_named_like_a_rank(made: disk.Checkpoint, tmp_path: Path) -> None:
+def test_a_whole_checkpoint_in_a_folder_named_like_a_rank(made: disk.Checkpoint, tmp_path: Path) -> None:
     """Its manifest says that it is one."""
     whole = ["transform", *made.arguments(tmp_path)[1:5], "--target"]
     for rank in range(2):
@@ -355,7 +357,7 @@ def damaged(content: bytes, how: str) -> bytes:
 @pytest.mark.parametrize(
     ("how", "kind"), [("empty", "ckpt"), ("torn", "ckpt"), ("no header", "safetensors"), ("torn", "safetensors")]
 )
-def test_a_damaged_newest_step_is_answered_with_one_that_is_whole(
+def test_a_damaged_newest_step_is_refused_with_an_intact_one(
     tmp_path: Path, capsys: pytest.CaptureFixture[str], how: str, newer: str, newest: str, kind: str
 ) -> None:
     made = disk.write(tmp_path / "in", disk.example(), kind)

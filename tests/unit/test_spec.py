@@ -142,7 +142,7 @@ def test_defaults_of_the_resource_are_those_of_the_library() -> None:
         (("sourcce",), {}, "sourcce"),
     ],
 )
-def test_what_is_wrong_is_named(path: tuple[str, ...], value: object, said: str) -> None:
+def test_invalid_fields_are_named(path: tuple[str, ...], value: object, said: str) -> None:
     resource = msgspec.json.decode(msgspec.json.encode(RESOURCE))
     place = resource["spec"]
     for key in path[:-1]:
@@ -166,7 +166,7 @@ def test_what_is_wrong_is_named(path: tuple[str, ...], value: object, said: str)
         ({"output": "Unified", "format": "Source"}, "target strategy: a unified checkpoint contains whole parameters"),
     ],
 )
-def test_what_contradicts_the_layout_is_refused(target: dict[str, Any], said: str) -> None:
+def test_fields_that_contradict_the_output_are_refused(target: dict[str, Any], said: str) -> None:
     resource = msgspec.json.decode(msgspec.json.encode(RESOURCE))
     resource["spec"]["target"] |= target
     spec = parse_resource(yaml.safe_dump(resource), "x.yaml")
@@ -176,7 +176,7 @@ def test_what_contradicts_the_layout_is_refused(target: dict[str, Any], said: st
         request_of_pod(spec)
 
 
-def test_a_claim_without_a_folder_says_what_to_add() -> None:
+def test_a_claim_without_a_folder_is_refused_with_the_missing_option() -> None:
     with pytest.raises(UsageError, match="--volume b=DIR"):
         here(parse_resource(yaml.safe_dump(RESOURCE), "x.yaml"), a="/a")
 
@@ -187,12 +187,12 @@ def test_ranks_are_read_as_they_are_written(ranks: tuple[int, ...]) -> None:
 
 
 @pytest.mark.parametrize("text", ["", "a", "1-", "-1", "1--2", "2-1", "1,,2", "0-99999999", "1.5", "\u0661"])
-def test_what_is_no_list_of_ranks_is_refused(text: str) -> None:
+def test_an_invalid_list_of_ranks_is_refused(text: str) -> None:
     with pytest.raises(UsageError):
         parse_ranks(text)
 
 
-def test_a_rank_that_is_not_there_is_refused() -> None:
+def test_a_missing_rank_is_refused() -> None:
     with pytest.raises(RequestError, match="NoSuchRank"):
         parse_ranks("0-8", 8)
 
@@ -231,7 +231,7 @@ BOMB = "a0: &a0 [x, x]\n" + "".join(f"a{n + 1}: &a{n + 1} [*a{n}, *a{n}]\n" for 
         ("a: \x00", "not allowed"),
     ],
 )
-def test_text_that_is_no_plain_yaml_is_refused_in_one_short_line(text: str, said: str) -> None:
+def test_text_that_is_not_plain_yaml_is_refused_in_one_short_line(text: str, said: str) -> None:
     with pytest.raises(UsageError, match="NotYaml") as caught:
         parse_resource(text, "x.yaml")
     assert said in str(caught.value)
@@ -275,7 +275,7 @@ def with_buckets() -> dict[str, Any]:
     }
 
 
-def test_a_pod_finds_what_its_buckets_need() -> None:
+def test_a_pod_finds_the_credentials_of_its_buckets() -> None:
     spec = parse_spec(with_buckets(), "x")
     assert mounts(spec) == (
         ("source", Volume("Secret", "reads"), "/credentials/source", True),

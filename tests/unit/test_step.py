@@ -82,7 +82,7 @@ def pods(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Pods:
     return Pods(tmp_path, monkeypatch)
 
 
-def test_plan_ranks_and_commit_make_what_one_transform_makes(pods: Pods) -> None:
+def test_plan_ranks_and_commit_equal_one_transform(pods: Pods) -> None:
     planned = pods.run("plan")
     assert (planned["sourceRanks"], planned["targetRanks"], planned["complete"], planned["finishedRanks"]) == (4, 6, False, 0)
     for index in range(2):
@@ -111,7 +111,7 @@ def test_plan_and_commit_make_an_index(pods: Pods) -> None:
     assert same(reshard.load(str(pods.made.source), index=str(pods.target), rank=2), pods.made.model.target(2))
 
 
-def test_a_commit_before_the_last_rank_names_what_is_missing(pods: Pods) -> None:
+def test_a_commit_before_the_last_rank_names_the_missing_ranks(pods: Pods) -> None:
     planned = pods.run("plan")
     pods.run("ranks", JOB_COMPLETION_INDEX="0")
     failed = pods.run("commit", RESHARD_DIGEST=planned["digest"], expect=66)
@@ -125,7 +125,7 @@ def test_a_dry_run_leaves_nothing(pods: Pods) -> None:
     assert not pods.target.exists()
 
 
-def test_a_repaired_source_takes_the_place_of_the_unfinished_attempt(pods: Pods) -> None:
+def test_a_repaired_source_replaces_the_unfinished_attempt(pods: Pods) -> None:
     """The next attempt has another digest, for the source has changed; what the old one has written is worth nothing."""
     source = next((pods.made.source / "rank_3").iterdir())
     whole = source.read_bytes()
@@ -143,7 +143,7 @@ def test_a_repaired_source_takes_the_place_of_the_unfinished_attempt(pods: Pods)
     assert disk.differences(pods.made.model, pods.target, "ckpt") == []
 
 
-def test_files_that_nobody_described_are_never_taken_for_an_old_attempt(pods: Pods) -> None:
+def test_undescribed_files_are_never_mistaken_for_an_old_attempt(pods: Pods) -> None:
     pods.run("plan")
     pods.run("ranks", JOB_COMPLETION_INDEX="0")
     (pods.target / "rank_0" / "precious.ckpt").write_bytes(b"x")
@@ -192,7 +192,7 @@ def test_the_ranks_of_the_spec_are_spread_over_the_indexes(pods: Pods) -> None:
     assert [path.name for path in pods.target.glob("rank_*")] == ["rank_5"]
 
 
-def test_a_long_message_keeps_what_to_do(pods: Pods) -> None:
+def test_a_long_message_keeps_its_remedy(pods: Pods) -> None:
     pods.spec = SPEC | {"source": SPEC["source"] | {"files": {"pattern": "ä" * 250}}}
     failed = pods.run("plan", expect=66)
     assert failed["exitCode"] == 66

@@ -8,7 +8,7 @@ import pytest
 from pretend_cluster import COMMIT, PLAN, PretendCluster, failing, ready
 
 
-def test_a_step_whose_pod_is_gone_runs_again() -> None:
+def test_a_step_whose_pod_was_deleted_runs_again() -> None:
     cluster = PretendCluster()
     cluster.work()
     for _ in range(3):
@@ -36,7 +36,7 @@ UNREADABLE = {
 @pytest.mark.parametrize("status_lost", [False, True], ids=["", "operator killed before each write"])
 @pytest.mark.parametrize(("text", "said"), UNREADABLE.items(), ids=range(len(UNREADABLE)))
 @pytest.mark.parametrize("step", ["plan", "commit"])
-def test_a_result_that_cannot_be_read_is_asked_for_three_times(step: str, text: str, said: str, *, status_lost: bool) -> None:
+def test_an_unreadable_result_is_requested_three_times(step: str, text: str, said: str, *, status_lost: bool) -> None:
     usual = PretendCluster().outcome
     cluster = PretendCluster(outcome=lambda s, i: (0, text) if s == step else usual(s, i))
     if status_lost:
@@ -52,7 +52,7 @@ def test_a_result_that_cannot_be_read_is_asked_for_three_times(step: str, text: 
     assert all("ttlSecondsAfterFinished" in job["spec"] for job in cluster.jobs.values())
 
 
-def test_the_next_attempt_asks_three_times_again() -> None:
+def test_the_next_attempt_requests_three_times_again() -> None:
     cluster = PretendCluster(outcome=lambda *_: (0, ""))
     cluster.settle()
     cluster.change(execution={"attempt": 2})
@@ -78,14 +78,14 @@ def test_fields_that_a_newer_converter_adds_are_ignored() -> None:
     assert (cluster.status["phase"], len(cluster.created)) == ("Complete", 3)
 
 
-def test_a_newer_converters_failure_is_told_all_the_same() -> None:
+def test_a_newer_converters_failure_is_still_reported() -> None:
     said = {"version": 2, "reason": "SourceRankMissing", "message": "there is no rank 5", "exitCode": 66}
     cluster = PretendCluster(outcome=failing("plan", 66, said))
     cluster.settle()
     assert (ready(cluster)["reason"], ready(cluster)["message"]) == (said["reason"], said["message"])
 
 
-def test_a_plan_that_is_gone_is_remembered_by_the_status() -> None:
+def test_a_deleted_plan_is_known_from_the_status() -> None:
     cluster = PretendCluster()
     while "ranks" not in "".join(cluster.created):
         cluster.work()

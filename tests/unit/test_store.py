@@ -23,14 +23,14 @@ class TestLocal(StoreContract):
         return open_store(str(tmp_path / "store"))
 
 
-def test_links_that_lead_nowhere_are_not_there(tmp_path: Path) -> None:
+def test_dangling_links_are_not_listed(tmp_path: Path) -> None:
     (tmp_path / "a").write_bytes(b"1")
     for name, to in (("dangling", "nothing"), ("loop", "loop"), ("below", "a/b")):
         (tmp_path / name).symlink_to(to)
     assert [s.name for s in open_store(str(tmp_path)).list("")] == ["a"]
 
 
-def test_what_is_no_file_is_refused_without_waiting(tmp_path: Path) -> None:
+def test_special_files_are_refused_without_waiting(tmp_path: Path) -> None:
     os.mkfifo(tmp_path / "pipe")
     (tmp_path / "folder").mkdir()
     for path in ("pipe", "folder"):

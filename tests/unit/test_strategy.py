@@ -132,7 +132,7 @@ def document(layouts: dict[str, Layout], stage: int = 0, **fields: Any) -> bytes
 
 
 @pytest.mark.parametrize("nested", [False, True])
-def test_it_reads_what_mindspore_writes(*, nested: bool) -> None:
+def test_a_strategy_written_by_mindspore_is_read(*, nested: bool) -> None:
     layouts = {"a": ROWS, "b.0-1": BOTH, "é中\n\x00😀": SHARD, "": WHOLE}
     file = parse(message(layouts, [2], nested=nested), "s.ckpt")
     assert file.stages == {2: layouts}
@@ -140,7 +140,7 @@ def test_it_reads_what_mindspore_writes(*, nested: bool) -> None:
     assert file.parameters == layouts
 
 
-def test_it_reads_the_json_that_mindspore_writes() -> None:
+def test_json_written_by_mindspore_is_read() -> None:
     layouts = {"a": ROWS, "é中\n\x00😀": SHARD, "0-1-b": WHOLE}
     file = parse(document(layouts, 3), "s.json")
     assert file.stages == {3: layouts}
@@ -156,7 +156,7 @@ def test_a_recorded_merge_of_mindspore_is_read() -> None:
     assert (strategy.devices, strategy.ranks) == (8, 16)
 
 
-def test_mindspores_message_reads_what_is_dumped() -> None:
+def test_mindspores_message_reads_a_dumped_strategy() -> None:
     found = Map.FromString(dump(parse(RECORDED, "x"), "protobuf"))
     assert found.IsInitialized()
     assert {item.param_name for item in found.parallel_layout_item} == {
@@ -186,7 +186,7 @@ def test_a_layout_in_two_pieces_is_joined_as_protobuf_does() -> None:
     assert parse(content, "x").stages == {0: {"a": ROWS}}
 
 
-def test_stages_may_call_operators_alike() -> None:
+def test_stages_may_use_the_same_operator_names() -> None:
     files = [StrategyFile("x", {stage: {"a": ROWS}}, (Node("MatMul", stage),)) for stage in range(3)]
     for form in ("protobuf", "json"):
         assert parse(dump(merge(files), form), "x").stages == {0: {"a": ROWS}, 1: {"a": ROWS}, 2: {"a": ROWS}}
@@ -215,7 +215,7 @@ def strategy_files(draw: Callable[..., Any]) -> StrategyFile:
 
 @examples(150)
 @given(strategy_files())
-def test_whatever_is_dumped_is_read_again_in_both_forms(file: StrategyFile) -> None:
+def test_every_dumped_strategy_is_read_again_in_both_forms(file: StrategyFile) -> None:
     for first, second in (("protobuf", "json"), ("json", "protobuf")):
         once = parse(dump(file, first), "x")
         twice = parse(dump(once, second), "x")
@@ -228,7 +228,7 @@ def test_whatever_is_dumped_is_read_again_in_both_forms(file: StrategyFile) -> N
     json.loads(dump(file, "json"))
 
 
-def test_the_canonical_form_tells_cuts_apart_and_nothing_else() -> None:
+def test_the_canonical_form_distinguishes_shardings_only() -> None:
     def canonical(*stages: dict[str, Layout]) -> bytes:
         return Strategy(stages, 8).canonical()
 
@@ -299,7 +299,7 @@ def test_a_file_without_operators_is_stage_0_only_if_it_is_alone() -> None:
     assert (error.reason, error.where) == ("StageUnknown", "s.ckpt")
 
 
-def test_of_a_stages_files_the_first_counts() -> None:
+def test_the_first_of_a_stages_files_is_used() -> None:
     files = [
         parse(message({name: layout}, [stage]), name)
         for name, layout, stage in (("b", ROWS, 1), ("a", ROWS, 0), ("b", ROWS, 1), ("a", ROWS, 0))

@@ -125,7 +125,7 @@ def test_a_damaged_layout_is_refused_by_name(layouts: bytes, expected: str) -> N
     assert reason(STAGE + item(b"fine") + item(b"a\n", layouts), "s: parameter a\n") == expected
 
 
-def test_a_parameter_that_is_there_twice_is_refused() -> None:
+def test_a_duplicate_parameter_is_refused() -> None:
     assert reason(STAGE + item(b"a") * 2, "s: parameter a") == "StrategyInvalid"
     entry = json.dumps(document()["parallel_layout_item"])[1:-1]
     twice = f'{{"current_stage": 1, "parallel_layout_item": {{{entry}, {entry}}}}}'
@@ -190,7 +190,7 @@ def test_a_json_layout_of_wrong_types_is_refused_by_name(fields: dict[str, Any])
 
 
 @pytest.mark.parametrize("entry", [[], 1, {}, {"dev_matrix": [8]}, "x"], ids=repr)
-def test_a_json_layout_that_is_none_is_refused_by_name(entry: object) -> None:
+def test_an_invalid_json_layout_is_refused_by_name(entry: object) -> None:
     assert reason(json.dumps(document(entry)).encode(), "s: parameter a") == "StrategyInvalid"
 
 
@@ -199,7 +199,7 @@ def test_a_json_number_of_five_thousand_digits_is_refused_by_name() -> None:
     assert reason(content.encode(), "s: parameter a") == "StrategyInvalid"
 
 
-def test_a_field_of_a_json_record_that_is_there_twice_is_refused() -> None:
+def test_a_duplicate_field_of_a_json_record_is_refused() -> None:
     content = json.dumps(document()).replace('"field": 0', '"field": 0, "dev_matrix": [4]')
     assert reason(content.encode(), "s: parameter a") == "StrategyInvalid"
 
@@ -336,7 +336,7 @@ def test_the_ranks_to_restore_from(content: bytes, ranks: tuple[int, ...]) -> No
         (delimited(2, delimited(1, b"\x00" * (8 << 20))), "its list of ranks is too long (8388613 bytes)"),
     ],
 )
-def test_a_file_of_groups_made_to_break_the_reader(content: bytes, what: str) -> None:
+def test_a_malicious_file_of_groups_is_refused(content: bytes, what: str) -> None:
     with pytest.raises(DataError, match="GroupInfoInvalid") as caught:
         restore_ranks(content, "g")
     assert what in str(caught.value)

@@ -35,21 +35,21 @@ def shell(command: str) -> subprocess.CompletedProcess[str]:
 
 
 @pytest.mark.parametrize("option", ["", "--json"])
-def test_a_reader_that_has_seen_enough_is_no_failure(large: Path, option: str) -> None:
+def test_a_closed_pipe_is_not_a_failure(large: Path, option: str) -> None:
     ended = shell(f"{PROGRAM} inspect {large} {option} | head -c 10")
     assert (ended.returncode, ended.stderr) == (0, "")
     assert len(ended.stdout) == 10
 
 
 @pytest.mark.parametrize("arguments", ["inspect {}", "inspect --json {}", "--help"])
-def test_a_full_output_is_said_in_one_line(large: Path, arguments: str) -> None:
+def test_a_full_output_device_is_reported_in_one_line(large: Path, arguments: str) -> None:
     ended = shell(f"{PROGRAM} {arguments.format(large)} >/dev/full")
     said = "reshard: OutputFailed: standard output: No space left on device; check its destination, and run the command again"
     assert (ended.returncode, ended.stderr) == (74, f"{said}. See {documentation('OutputFailed')}\n")
 
 
 @pytest.mark.parametrize("redirection", ["2>&-", "2>/dev/full", ">&-"])
-def test_the_work_does_not_depend_on_who_listens(tmp_path: Path, redirection: str) -> None:
+def test_the_work_does_not_depend_on_the_output_streams(tmp_path: Path, redirection: str) -> None:
     made = disk.write(tmp_path / "in", disk.example())
     out = tmp_path / "out"
     assert shell(f"{PROGRAM} {' '.join(made.arguments(out))} {redirection}").returncode == 0
@@ -142,7 +142,7 @@ def test_a_program_prints_to_a_stream_that_lacks_its_characters(foreign: dict[st
 
 
 @pytest.mark.parametrize("option", ["", "--json"])
-def test_every_command_survives_a_reader_that_is_gone(
+def test_every_command_survives_a_closed_pipe(
     foreign: dict[str, list[str]], option: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     for name, arguments in foreign.items():
@@ -158,7 +158,7 @@ def test_every_command_survives_a_reader_that_is_gone(
     assert "reshard: " not in capsys.readouterr().err
 
 
-def test_a_terminal_that_is_gone_stops_nothing(tmp_path: Path) -> None:
+def test_a_closed_terminal_stops_nothing(tmp_path: Path) -> None:
     made = disk.write(tmp_path / "in", disk.example())
     ours, theirs = pty.openpty()
     os.close(ours)

@@ -64,7 +64,7 @@ def test_a_commit_needs_all_ranks(made: disk.Checkpoint, target: Path, capsys: p
     assert right(made, target)
 
 
-def test_a_checkpoint_is_complete_when_all_ranks_are_there_and_nobody_writes(made: disk.Checkpoint, target: Path) -> None:
+def test_a_checkpoint_is_complete_when_all_ranks_exist_and_no_process_writes(made: disk.Checkpoint, target: Path) -> None:
     request = Request(str(made.source), str(target), str(made.source_strategy), str(made.target_strategy))
     digest = ""
     for ranks in ("0-2", "3-5"):
@@ -123,7 +123,7 @@ def test_a_commit_of_named_ranks(made: disk.Checkpoint, target: Path) -> None:
     assert listed(target) == [1, 2]
 
 
-def test_a_transform_says_that_only_a_part_is_there(
+def test_a_transform_reports_that_only_a_part_exists(
     made: disk.Checkpoint, target: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     assert run(made, target, "--ranks", "1") == 0
@@ -132,7 +132,7 @@ def test_a_transform_says_that_only_a_part_is_there(
     assert right(made, target)
 
 
-def test_a_commit_includes_what_others_have_written(made: disk.Checkpoint, target: Path) -> None:
+def test_a_commit_includes_ranks_of_other_processes(made: disk.Checkpoint, target: Path) -> None:
     assert run(made, target, "--no-commit", "--ranks", "0-2") == 0
     assert run(made, target, "--ranks", "4") == 0
     assert listed(target) == [0, 1, 2, 4]
@@ -151,7 +151,7 @@ def test_a_part_never_replaces_a_whole(made: disk.Checkpoint, other: disk.Checkp
 
 
 @pytest.mark.parametrize("overwrite", [False, True])
-def test_files_that_nobody_described_are_never_touched(made: disk.Checkpoint, target: Path, *, overwrite: bool) -> None:
+def test_undescribed_files_are_never_changed(made: disk.Checkpoint, target: Path, *, overwrite: bool) -> None:
     """A training run's own folder as the target."""
     old = target / "rank_0" / "net-1_100.ckpt"
     old.parent.mkdir(parents=True)
@@ -188,7 +188,7 @@ def test_a_checkpoint_has_exactly_the_files_of_its_manifest(made: disk.Checkpoin
     assert main(["verify", str(target)]) == code
 
 
-def test_a_manifest_says_which_ranks_it_lists(made: disk.Checkpoint, target: Path, refused: Callable[..., str]) -> None:
+def test_a_manifest_states_the_ranks_that_it_lists(made: disk.Checkpoint, target: Path, refused: Callable[..., str]) -> None:
     assert run(made, target) == 0
     path = target / MANIFEST_NAME
     manifest = json.loads(path.read_text())
@@ -202,7 +202,7 @@ def interrupted(made: disk.Checkpoint, target: Path, after: int) -> None:
         assert run(made, target, "--overwrite") == 130
 
 
-def test_an_interrupted_replacement_is_finished_by_whoever_comes_next(
+def test_an_interrupted_replacement_is_finished_by_the_next_run(
     made: disk.Checkpoint, other: disk.Checkpoint, target: Path
 ) -> None:
     assert run(made, target, "--no-commit") == 0
@@ -212,7 +212,7 @@ def test_an_interrupted_replacement_is_finished_by_whoever_comes_next(
     assert right(other, target)
 
 
-def test_an_unfinished_checkpoint_is_no_source(
+def test_an_unfinished_checkpoint_is_refused_as_a_source(
     made: disk.Checkpoint, other: disk.Checkpoint, target: Path, tmp_path: Path
 ) -> None:
     assert run(made, target) == 0
@@ -224,7 +224,7 @@ def test_an_unfinished_checkpoint_is_no_source(
     assert main([*again, "--target", str(tmp_path / "next")]) == 0
 
 
-def test_the_manifest_says_which_files_belong_to_a_source(made: disk.Checkpoint, target: Path, tmp_path: Path) -> None:
+def test_the_manifest_defines_the_files_of_a_source(made: disk.Checkpoint, target: Path, tmp_path: Path) -> None:
     assert run(made, target) == 0
     (target / "rank_0" / "stray.txt").write_bytes(b"")
     (target / "rank_99").mkdir()
@@ -233,7 +233,7 @@ def test_the_manifest_says_which_files_belong_to_a_source(made: disk.Checkpoint,
 
 
 @pytest.mark.parametrize("path", ["../victim", "rank_0/..", "/etc/passwd", "rank_0/a/b", "rank_x/a"])
-def test_a_manifest_from_elsewhere_reaches_nothing_outside(made: disk.Checkpoint, target: Path, path: str) -> None:
+def test_a_foreign_manifest_reaches_no_files_outside(made: disk.Checkpoint, target: Path, path: str) -> None:
     assert run(made, target) == 0
     victim = target.parent / "victim"
     victim.mkdir()
@@ -245,7 +245,7 @@ def test_a_manifest_from_elsewhere_reaches_nothing_outside(made: disk.Checkpoint
     assert victim.is_dir()
 
 
-def test_a_manifest_of_another_schema_is_not_believed(made: disk.Checkpoint, target: Path) -> None:
+def test_a_manifest_of_another_schema_is_ignored(made: disk.Checkpoint, target: Path) -> None:
     assert run(made, target) == 0
     text = (target / MANIFEST_NAME).read_text().replace("manifest/v1", "manifest/v9")
     (target / MANIFEST_NAME).write_text(text)
@@ -272,7 +272,7 @@ def test_one_rank_is_never_written_over_its_source(made: disk.Checkpoint) -> Non
 
 
 @pytest.mark.parametrize("files", [{}, {0: "a.ckpt", 1: "s3://bucket/b.ckpt"}, {0: "s3://one/a.ckpt", 1: "s3://two/a.ckpt"}])
-def test_one_rank_is_made_of_files_in_one_place(files: dict[int, str], tmp_path: Path) -> None:
+def test_one_rank_is_written_from_files_in_one_place(files: dict[int, str], tmp_path: Path) -> None:
     with pytest.raises(RequestError, match="NotOneSource"):
         transform_checkpoint_by_rank(0, files, str(tmp_path / "made.ckpt"))
     assert list(tmp_path.iterdir()) == []
@@ -304,7 +304,7 @@ def test_paths_may_be_paths(made: disk.Checkpoint, target: Path) -> None:
         Request(source=None, target="x")
 
 
-def test_what_is_gone_of_a_begun_job_is_made_again(made: disk.Checkpoint, target: Path) -> None:
+def test_missing_records_of_a_started_task_are_written_again(made: disk.Checkpoint, target: Path) -> None:
     assert run(made, target, "--no-commit", "--ranks", "0") == 0
     for name in ("draft.json", "inventory.json"):
         next((target / ".reshard").glob(f"*/{name}")).unlink()
@@ -320,7 +320,7 @@ def test_files_may_be_closed_to_their_writer(made: disk.Checkpoint, target: Path
     assert (target / "rank_0").stat().st_mode & 0o777 == 0o700
 
 
-def test_names_that_no_file_holds_are_told(made: disk.Checkpoint, target: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_names_without_a_file_are_reported(made: disk.Checkpoint, target: Path, capsys: pytest.CaptureFixture[str]) -> None:
     strategy = json.loads(_json_form(made.source_strategy, target.parent))
     strategy["parallel_layout_item"]["lost"] = strategy["parallel_layout_item"]["w"]
     path = target.parent / "with-lost.json"
@@ -336,10 +336,10 @@ def _json_form(strategy: Path, folder: Path) -> str:
     return out.read_text()
 
 
-def test_who_loses_the_lock_while_writing_puts_nothing_into_place(
+def test_a_process_that_loses_the_lock_while_writing_publishes_nothing(
     made: disk.Checkpoint, target: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """As after a long pause: meanwhile another run has taken the target over."""
+    """During a long pause, another run has taken the target over."""
     usual = JobState.create
 
     def create(self: JobState, *arguments: Any, **options: Any) -> Any:
@@ -351,7 +351,7 @@ def test_who_loses_the_lock_while_writing_puts_nothing_into_place(
     assert not list(target.glob("rank_*/*"))
 
 
-def test_who_wakes_after_another_has_finished_puts_nothing_into_place(
+def test_a_process_that_resumes_after_another_finished_publishes_nothing(
     made: disk.Checkpoint, other: disk.Checkpoint, target: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """A process that slept, while its target was taken over and completed."""
@@ -371,7 +371,7 @@ def test_who_wakes_after_another_has_finished_puts_nothing_into_place(
     assert right(other, target)
 
 
-def test_the_plan_of_one_file_is_not_that_of_the_file_beside_it(tmp_path: Path) -> None:
+def test_the_plan_of_one_file_is_not_used_for_the_file_next_to_it(tmp_path: Path) -> None:
     for name in ("a", "b"):
         content = rawfiles.write("ckpt", {"w": np.full(4, ord(name), np.uint8)})
         (tmp_path / f"{name}.ckpt").write_bytes(content)

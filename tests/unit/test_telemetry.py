@@ -82,9 +82,7 @@ def test_a_failed_phase_names_the_reason(made: disk.Checkpoint, tmp_path: Path, 
     assert failed == ["read_headers", "plan", "transform_checkpoint"]
 
 
-def test_nothing_is_logged_unless_it_is_asked_for(
-    made: disk.Checkpoint, tmp_path: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_nothing_is_logged_by_default(made: disk.Checkpoint, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert main(made.arguments(tmp_path / "out")) == 0
     quiet = capsys.readouterr().err
     assert "plan" not in quiet

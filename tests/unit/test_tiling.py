@@ -58,7 +58,7 @@ def counts(shape: tuple[int, ...], boxes: list[Box]) -> Numbers:
 
 @settings(max_examples=400)
 @given(tilings(), st.data())
-def test_a_tiling_finds_what_numpy_shows(case: tuple[tuple[int, ...], list[Box]], data: st.DataObject) -> None:
+def test_a_tiling_finds_the_elements_that_numpy_finds(case: tuple[tuple[int, ...], list[Box]], data: st.DataObject) -> None:
     shape, boxes = case
     tiling, tiles = divided(shape, boxes)
     assert all((tile >= 0) == (box.size > 0) for tile, box in zip(tiles, boxes, strict=True))
@@ -79,7 +79,7 @@ def test_a_tiling_finds_what_numpy_shows(case: tuple[tuple[int, ...], list[Box]]
 
 @settings(max_examples=400)
 @given(tilings(), st.data())
-def test_a_set_that_does_not_hold_each_element_once_is_refused_with_the_element(
+def test_a_set_with_a_missing_or_duplicate_element_is_refused_by_element(
     case: tuple[tuple[int, ...], list[Box]], data: st.DataObject
 ) -> None:
     shape, boxes = case
@@ -113,7 +113,7 @@ def test_equal_uneven_and_strided_cuts_are_grids() -> None:
     assert tiles == [0, 2, 1, 3, -1]
 
 
-def test_a_windmill_is_a_tiling_and_no_grid() -> None:
+def test_a_windmill_is_a_tiling_but_not_a_grid() -> None:
     windmill = [Box((0, 0), (1, 2)), Box((0, 2), (2, 1)), Box((2, 1), (1, 2)), Box((1, 0), (2, 1)), Box((1, 1), (1, 1))]
     tiling, _ = divided((3, 3), windmill)
     assert isinstance(tiling, Boxes)

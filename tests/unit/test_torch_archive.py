@@ -42,7 +42,7 @@ def row_major(reader: FileReader, name: str) -> tuple[str, tuple[int, ...], byte
 
 
 @pytest.mark.parametrize("file", ["shared.pt", "types.pt"])
-def test_each_tensor_is_what_torch_saved(file: str) -> None:
+def test_each_tensor_equals_the_one_that_torch_saved(file: str) -> None:
     expected = json.loads((FILES / "expected.json").read_text())[file]
     reader = FileReader(FILES / file)
     found = {}
@@ -82,7 +82,7 @@ def test_a_file_is_described_by_few_small_reads() -> None:
         ("module.pt", "PickleNotAllowed", "Net"),
     ],
 )
-def test_what_torch_wrote_and_is_not_read_is_refused_by_name(file: str, reason: str, what: str) -> None:
+def test_unsupported_torch_files_are_refused_by_name(file: str, reason: str, what: str) -> None:
     with pytest.raises(DataError) as caught:
         read_archive(FileReader(FILES / file))
     assert caught.value.reason == reason
@@ -144,11 +144,11 @@ def lists_of_lists(depth: int, width: int) -> bytes:
         (archive(b"\x80\x02cos\nsystem\n" + text("true") + b"\x85R."), "PickleNotAllowed"),
     ],
 )
-def test_an_archive_that_is_none_is_refused(content: bytes, reason: str) -> None:
+def test_an_invalid_archive_is_refused(content: bytes, reason: str) -> None:
     assert parsed(content) == reason
 
 
-def test_a_directory_that_leads_elsewhere_is_refused() -> None:
+def test_a_directory_that_points_outside_is_refused() -> None:
     whole = archive(STORED)
     end = whole.rindex(b"PK\5\6")
     entry = whole.index(b"PK\1\2")
@@ -201,7 +201,7 @@ def test_no_damage_does_more_than_refuse(data: st.DataObject) -> None:
     parsed(bytes(whole[: data.draw(st.integers(0, len(whole)))]) if data.draw(st.booleans()) else bytes(whole))
 
 
-def test_an_item_lies_anywhere_in_a_file() -> None:
+def test_an_item_may_be_anywhere_in_a_file() -> None:
     content = b"x" * 37 + archive(STORED)
     reader = BytesReader(content + b"y" * 500)
     found = read_archive(reader, 37, len(content) - 37)

@@ -57,7 +57,7 @@ def assembled(folder: Path, found: Checkpoint, tensor: TensorMeta) -> bytes:
 
 
 @pytest.mark.parametrize("name", RECORDED)
-def test_each_tensor_is_what_the_checkpoint_holds(name: str) -> None:
+def test_each_tensor_equals_the_one_in_the_checkpoint(name: str) -> None:
     folder = DATA / name
     expected = json.loads((folder / "expected.json").read_text())
     found = read(folder)
@@ -83,7 +83,7 @@ def test_shards_are_as_they_were_placed() -> None:
     assert strided["model.a.weight"] == Grid(((0, 3, 5, 8, 10), range(0, 7, 6)))
 
 
-def test_objects_are_named_and_never_opened() -> None:
+def test_objects_are_named_and_never_loaded() -> None:
     objects = {found.name: found.places for found in read(DATA / "placements").objects}
     assert {"rank_local", "options.lr", "options.betas", "options.none"} <= set(objects)
     assert Counter(map(len, objects.values())) == {1: len(objects)}
@@ -177,7 +177,7 @@ def test_large_metadata_is_refused_by_its_length() -> None:
         read_metadata([document({"w": WHOLE})], Limits(nbytes=100))
 
 
-def test_tensors_that_are_cut_alike_share_their_tiles() -> None:
+def test_tensors_with_equal_shards_share_their_tiles() -> None:
     found = read_metadata([("m", metadata({f"layers.{i}.w": WHOLE for i in range(50)}))])
     assert len({id(tensor.shards.tiling) for tensor in found.tensors}) == 1
     assert [tensor.shards.offsets.tolist() for tensor in found.tensors[:2]] == [[0, 10], [20, 30]]

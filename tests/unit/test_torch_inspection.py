@@ -38,7 +38,7 @@ def test_a_distributed_checkpoint(capsys: pytest.CaptureFixture[str]) -> None:
     assert ["scalar", "int64", "scalar", "whole"] in [line[:4] for line in found]
 
 
-def test_some_tensors_and_json(capsys: pytest.CaptureFixture[str]) -> None:
+def test_a_selection_of_tensors_and_json(capsys: pytest.CaptureFixture[str]) -> None:
     found = lines(capsys, str(DATA / "fsdp2"), "--parameter", "model.a.*")
     assert [line[0] for line in found if line and line[0].startswith("model")] == ["model.a.weight", "model.a.bias"]
     assert main(["inspect", str(DATA / "per_rank"), "--json"]) == 0
@@ -66,7 +66,7 @@ def test_a_file_of_torch_save(capsys: pytest.CaptureFixture[str]) -> None:
 
 
 @pytest.mark.parametrize("source", ["placements", "files", "files/shared.pt"])
-def test_other_commands_refuse_it_by_name(source: str, tmp_path: Path, refused: Callable[..., str]) -> None:
+def test_other_commands_refuse_torch_files_by_name(source: str, tmp_path: Path, refused: Callable[..., str]) -> None:
     path, target = str(DATA / source), str(tmp_path / "target")
     for command in (
         ["transform", "--source", path, "--target", target],

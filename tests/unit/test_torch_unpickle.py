@@ -47,7 +47,7 @@ def test_protocol_2_comes_out_too(value: Any) -> None:
     assert load(pickle.dumps(value, 2), RULES, "m", limits=PLAIN) == value
 
 
-def test_objects_that_are_there_twice_and_long_ones() -> None:
+def test_shared_and_long_objects() -> None:
     inner = {"k": (1 << 40, 2.5, b"x" * 300)}
     value = [inner, inner, OrderedDict(a=inner, b=[]), list(range(5000)), {str(i): i for i in range(3000)}, "é" * 300]
     found = load(pickle.dumps(value, 4), RULES, "m")
@@ -84,7 +84,7 @@ def test_globals_are_names_and_calls_are_records() -> None:
         b"I1\n.",
     ],
 )
-def test_what_is_not_on_the_list_is_refused(data: bytes) -> None:
+def test_globals_outside_the_list_are_refused(data: bytes) -> None:
     assert refusal(data) == "PickleNotAllowed"
 
 
@@ -118,7 +118,7 @@ def test_what_is_not_on_the_list_is_refused(data: bytes) -> None:
         b"G\x00.",
     ],
 )
-def test_what_is_no_pickle_is_refused(data: bytes) -> None:
+def test_other_bytes_than_a_pickle_are_refused(data: bytes) -> None:
     assert refusal(data) in {"PickleInvalid", "PickleNotAllowed"}
 
 

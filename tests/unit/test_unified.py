@@ -67,7 +67,7 @@ def cut(source: Path, target: Path, strategy: Path | None, **options: Any) -> Re
 
 
 def contents(folder: Path) -> dict[str, dict[str, np.ndarray]]:
-    """By the file's name."""
+    """Return the tensors of each unified file, by the file's name."""
     return {path.name: rawfiles.read("safetensors", path.read_bytes()) for path in sorted(folder.glob("*.safetensors"))}
 
 
@@ -98,7 +98,7 @@ TWO = {"model-00001-of-00002.safetensors": ["a"], "model-00002-of-00002.safetens
 
 
 @pytest.mark.parametrize("remove_redundancy", [False, True])
-def test_every_parameter_is_whole_in_one_file_and_the_map_says_in_which(tmp_path: Path, *, remove_redundancy: bool) -> None:
+def test_every_parameter_is_whole_in_the_file_named_by_the_map(tmp_path: Path, *, remove_redundancy: bool) -> None:
     model = pipeline(remove_redundancy=remove_redundancy)
     made = disk.write(tmp_path / "made", model, "safetensors")
     assert unify(made, tmp_path / "u").complete
@@ -116,7 +116,7 @@ def test_every_parameter_is_whole_in_one_file_and_the_map_says_in_which(tmp_path
 
 
 @pytest.mark.parametrize("source_only", ["Drop", "Keep"])
-def test_unified_and_cut_again_is_what_cut_is(made: disk.Checkpoint, tmp_path: Path, source_only: Any) -> None:
+def test_unified_and_resharded_files_equal_resharded_files(made: disk.Checkpoint, tmp_path: Path, source_only: Any) -> None:
     """Optimizer moments too: that a strategy has named them is not forgotten."""
     straight, twice, unified = (tmp_path / name for name in ("straight", "twice", "u"))
     unify(made, unified)
@@ -134,7 +134,7 @@ def test_unified_and_cut_again_is_what_cut_is(made: disk.Checkpoint, tmp_path: P
     assert cut(unified, tmp_path / "again", made.target_strategy, source_only=source_only).notes == result.notes
 
 
-def test_unified_files_can_be_merged_and_divided_anew(source: disk.Checkpoint, tmp_path: Path) -> None:
+def test_unified_files_can_be_merged_and_divided_again(source: disk.Checkpoint, tmp_path: Path) -> None:
     unify(source, tmp_path / "u")
     cut(tmp_path / "u", tmp_path / "one", None, format="Ckpt")
     one = rawfiles.read("ckpt", (tmp_path / "one" / "rank_0" / "checkpoint_0.ckpt").read_bytes())
@@ -144,7 +144,7 @@ def test_unified_files_can_be_merged_and_divided_anew(source: disk.Checkpoint, t
     assert set(contents(tmp_path / "anew")[HYPER]) == {"step"}
 
 
-def test_of_copies_that_differ_that_of_the_first_rank_is_taken(source: disk.Checkpoint, tmp_path: Path) -> None:
+def test_differing_copies_are_taken_from_the_first_rank(source: disk.Checkpoint, tmp_path: Path) -> None:
     for rank in range(8):
         path = source.source / f"rank_{rank}" / "net-1_100.safetensors"
         tensors = rawfiles.read("safetensors", path.read_bytes())
@@ -156,7 +156,7 @@ def test_of_copies_that_differ_that_of_the_first_rank_is_taken(source: disk.Chec
     assert any("the copy of the first rank is used: step" in note for note in result.notes)
 
 
-def test_what_only_a_later_stage_has_is_there(tmp_path: Path) -> None:
+def test_parameters_of_a_later_stage_are_included(tmp_path: Path) -> None:
     made = disk.write(tmp_path / "made", pipeline(), "safetensors")
     for rank in range(4):
         path = made.source / f"rank_{rank}" / "net-1_100.safetensors"
@@ -174,7 +174,7 @@ def test_a_missing_rank_is_an_error(source: disk.Checkpoint, tmp_path: Path) -> 
     assert not (tmp_path / "u").exists()
 
 
-def test_hugging_faces_index_names_every_parameter_and_its_file(source: disk.Checkpoint, tmp_path: Path) -> None:
+def test_the_hugging_face_index_names_every_parameter_and_its_file(source: disk.Checkpoint, tmp_path: Path) -> None:
     unify(source, tmp_path / "u", hugging_face_index=True)
     files = contents(tmp_path / "u")
     document = json.loads((tmp_path / "u" / INDEX).read_bytes())
@@ -190,7 +190,7 @@ def test_hugging_faces_index_names_every_parameter_and_its_file(source: disk.Che
     assert {"moment1.w0", "step", "b-0"} <= found.keys()
 
 
-def test_a_folder_of_hugging_faces_is_a_source(tmp_path: Path) -> None:
+def test_a_hugging_face_folder_is_a_source(tmp_path: Path) -> None:
     sharded(tmp_path / "hf", TWO)
     cut(tmp_path / "hf", tmp_path / "one", None)
     found = rawfiles.read("safetensors", (tmp_path / "one" / "rank_0" / "checkpoint_0.safetensors").read_bytes())
@@ -219,7 +219,7 @@ def test_a_folder_of_hugging_faces_is_a_source(tmp_path: Path) -> None:
         (b'{"a": "part0.safetensors", "b": "part1.safetensors", "c": "part2.safetensors"}', "ParameterTwice.*parameter a"),
     ],
 )
-def test_a_map_is_believed_where_the_files_agree(tmp_path: Path, content: bytes, said: str) -> None:
+def test_a_map_is_used_only_if_the_files_agree(tmp_path: Path, content: bytes, said: str) -> None:
     sharded(tmp_path / "s", {"part0.safetensors": ["a"], "part1.safetensors": ["b"], "part2.safetensors": ["c", "a"]})
     (tmp_path / "s" / INDEX).rename(tmp_path / "s" / MAP)
     (tmp_path / "s" / MAP).write_bytes(content)
@@ -229,7 +229,7 @@ def test_a_map_is_believed_where_the_files_agree(tmp_path: Path, content: bytes,
     assert not (tmp_path / "t").exists()
 
 
-def test_a_map_beside_rank_folders_is_no_guess(source: disk.Checkpoint, tmp_path: Path) -> None:
+def test_a_map_next_to_rank_folders_is_ambiguous(source: disk.Checkpoint, tmp_path: Path) -> None:
     unify(source, tmp_path / "u")
     (tmp_path / "u" / MANIFEST).unlink()
     for path in (tmp_path / "u").iterdir():
@@ -243,7 +243,7 @@ def test_a_map_beside_rank_folders_is_no_guess(source: disk.Checkpoint, tmp_path
     assert contents(tmp_path / "of-ranks").keys() == contents(source.source).keys()
 
 
-def test_several_maps_are_no_guess(tmp_path: Path) -> None:
+def test_several_maps_are_ambiguous(tmp_path: Path) -> None:
     sharded(tmp_path / "hf", TWO)
     shutil.copy(tmp_path / "hf" / INDEX, tmp_path / "hf" / "model.fp16.safetensors.index.json")
     with pytest.raises(ReshardError, match=r"AmbiguousFiles.*fp16.*instead of the folder"):
@@ -251,7 +251,7 @@ def test_several_maps_are_no_guess(tmp_path: Path) -> None:
     cut(tmp_path / "hf" / INDEX, tmp_path / "one", None)
 
 
-def test_some_parts_are_no_source(source: disk.Checkpoint, tmp_path: Path) -> None:
+def test_an_incomplete_set_of_parts_is_refused_as_a_source(source: disk.Checkpoint, tmp_path: Path) -> None:
     unify(source, tmp_path / "u", ranks="0")
     with pytest.raises(ReshardError, match=r"PartMissing.*only 1 of 5 files"):
         cut(tmp_path / "u", tmp_path / "one", None)
@@ -265,7 +265,7 @@ def test_whole_parameters_have_no_strategy(source: disk.Checkpoint, tmp_path: Pa
         Request("a", "b", target_strategy="c", options=Options(output="Unified"))
 
 
-def test_one_layout_takes_the_place_of_another(source: disk.Checkpoint, tmp_path: Path) -> None:
+def test_one_output_replaces_another(source: disk.Checkpoint, tmp_path: Path) -> None:
     target = tmp_path / "t"
     unify(source, target, hugging_face_index=True)
     with pytest.raises(ReshardError, match="TargetExists"):
@@ -283,7 +283,7 @@ def test_one_layout_takes_the_place_of_another(source: disk.Checkpoint, tmp_path
 
 
 @pytest.mark.parametrize("name", ["part7.safetensors", HYPER, MAP, INDEX])
-def test_files_that_nobody_has_described_are_not_written_over(source: disk.Checkpoint, tmp_path: Path, name: str) -> None:
+def test_undescribed_files_are_not_overwritten(source: disk.Checkpoint, tmp_path: Path, name: str) -> None:
     target = tmp_path / "t"
     target.mkdir()
     (target / name).write_text("mine")
@@ -327,7 +327,7 @@ def test_parts_are_few_and_even(sizes: list[int], most: int, parts: list[list[in
 
 @examples(200)
 @given(st.lists(st.integers(0, 50), max_size=60), st.integers(1, 60))
-def test_parts_hold_everything_once_and_no_more_than_they_may(sizes: list[int], most: int) -> None:
+def test_parts_hold_everything_once_within_their_bound(sizes: list[int], most: int) -> None:
     parts = fill(sizes, most)
     assert sorted(position for part in parts for position in part) == list(range(len(sizes)))
     assert all(part == sorted(part) for part in parts)
@@ -335,7 +335,7 @@ def test_parts_hold_everything_once_and_no_more_than_they_may(sizes: list[int], 
     assert all(len(part) == 1 or sum(sizes[i] for i in part) <= most for part in parts)
 
 
-def test_nothing_is_no_checkpoint(source: disk.Checkpoint, tmp_path: Path) -> None:
+def test_an_empty_folder_is_refused_as_a_checkpoint(source: disk.Checkpoint, tmp_path: Path) -> None:
     with pytest.raises(ReshardError, match="NothingToWrite"):
         unify(source, tmp_path / "t", rename=(RenameRule(to=None, pattern="*"),))
 
@@ -350,12 +350,12 @@ def test_nothing_is_no_checkpoint(source: disk.Checkpoint, tmp_path: Path) -> No
         ({"output": "Unified", "format": "Ckpt"}, "format.*safetensors"),
     ],
 )
-def test_what_has_no_meaning_for_a_layout_is_refused(options: dict[str, Any], said: str) -> None:
+def test_options_without_meaning_for_an_output_are_refused(options: dict[str, Any], said: str) -> None:
     with pytest.raises(UsageError, match=said):
         Options(**options)
 
 
-def test_own_files_hold_no_slices_and_a_crc_of_their_own(source: disk.Checkpoint, tmp_path: Path) -> None:
+def test_files_unified_by_reshard_hold_no_slices_and_their_own_crc(source: disk.Checkpoint, tmp_path: Path) -> None:
     unify(source, tmp_path / "own", crc=True)
     part = tmp_path / "own" / "part0.safetensors"
     result = cut(tmp_path / "own", tmp_path / "out", None, verification="Full")

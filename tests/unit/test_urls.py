@@ -60,7 +60,7 @@ def test_a_url_that_names_no_file_is_refused(url: str) -> None:
         normalized(url)
 
 
-def test_what_names_a_folder_or_a_bucket_is_taken() -> None:
+def test_paths_of_folders_and_buckets_are_accepted() -> None:
     for url, path in {
         "file:///a%20b": "/a b",
         "file://localhost/a": "/a",
@@ -74,7 +74,7 @@ def test_what_names_a_folder_or_a_bucket_is_taken() -> None:
         assert normalized(normalized(url)) == path
 
 
-def test_the_message_says_what_to_write_instead() -> None:
+def test_the_message_gives_the_correct_form() -> None:
     def fix(url: str) -> str:
         with pytest.raises(RequestError) as refusal:
             normalized(url)

@@ -130,7 +130,7 @@ def verifies(made: Job, content: bytes, plan: RankPlan, level: Verified, reader:
 
 
 def sampled(made: Job, content: bytes, plan: RankPlan) -> np.ndarray:
-    """Which bytes of a right file a sample compares."""
+    """Return the bytes of a correct file that a sample compares."""
     reader = MemoryReader(f"y.{made.format}", content)
     assert verifies(made, content, plan, "Sample", reader)
     found = np.zeros(len(content), np.bool_)
@@ -142,7 +142,7 @@ def sampled(made: Job, content: bytes, plan: RankPlan) -> np.ndarray:
 @examples(500)
 @given(models.models(16), FORMATS, FORMATS, st.data())
 def test_elements_in_wrong_places_do_not_verify(model: models.Model, source: str, target: str, data: st.DataObject) -> None:
-    """By the right plan; and by the very plan that they were written with, where it is the places that are wrong."""
+    """Neither by the right plan, nor by the plan that they were written with, whose places are wrong."""
     made, _ = job(model, source, target)
     plan = made.planner.plan(data.draw(st.integers(0, model.target_ranks - 1)))
     possible = [

@@ -18,7 +18,7 @@ STEPS = st.one_of(
 
 
 @given(st.lists(STEPS, max_size=40))
-def test_it_pops_what_a_search_through_all_keys_finds(steps: list[tuple[Any, ...]]) -> None:
+def test_it_pops_the_key_that_a_linear_search_finds(steps: list[tuple[Any, ...]]) -> None:
     queue: WorkQueue[str] = WorkQueue()
     due: dict[str, float] = {}
     busy: set[str] = set()

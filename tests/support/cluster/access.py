@@ -1,4 +1,4 @@
-"""Who may ask the cluster, and asking it."""
+"""Credentials for the cluster's API, and requests with them."""
 
 import json
 import secrets

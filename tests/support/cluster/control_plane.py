@@ -1,4 +1,4 @@
-"""How the programs of the control plane are called."""
+"""Commands of the control plane's programs."""
 
 import json
 

@@ -66,7 +66,7 @@ def loading(archive: Path) -> list[str]:
 
 
 def load(archive: Path) -> None:
-    """Give an archive's image to the containerd of this namespace, now."""
+    """Import an archive's image into the containerd of this namespace."""
     _call(*loading(archive))
 
 

@@ -1,4 +1,4 @@
-"""Where a cluster keeps its things, and the addresses and names of its parts."""
+"""Files of a cluster, and the addresses and names of its components."""
 
 import os
 import shutil
@@ -65,7 +65,7 @@ class Layout:
 
     @property
     def process(self) -> Path:
-        """Has the number of the process whose namespaces are the cluster's, as it is outside of them."""
+        """File with the PID, outside of the namespaces, of the process whose namespaces are the cluster's."""
         return self.state / "process"
 
     @property

@@ -1,4 +1,4 @@
-"""How the programs of the node are called, and what they read."""
+"""Commands and configuration files of the node's programs."""
 
 import json
 
@@ -24,7 +24,7 @@ def kubelet(layout: Layout) -> list[str]:
 
 
 def proxy(layout: Layout) -> list[str]:
-    """Makes services' addresses work."""
+    """Return the command of kube-proxy, which routes services' addresses."""
     return [program("kube-proxy"), f"--config={layout.configuration / 'kube-proxy.json'}"]
 
 
