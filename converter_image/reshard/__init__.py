@@ -1,4 +1,4 @@
-"""Elastic checkpoint resharding: any M ranks to any N, exact, in bounded memory, at the speed of a copy.
+"""Reshard checkpoints from any M ranks to any N, exactly, in bounded memory, at the speed of a copy.
 
 ```python
 import reshard
@@ -10,7 +10,7 @@ reshard.transform_checkpoint(request)
 for name, array in reshard.load("src_checkpoints", "src_strategy.ckpt", "dst_strategy.ckpt", rank=3).items(): ...
 ```
 
-Names are loaded when first used, so that a program that only wants the spec or the errors loads nothing of the converter.
+Names are imported on first use, so that a program that only needs the spec or the errors does not import the converter.
 """
 
 from __future__ import annotations
@@ -85,7 +85,7 @@ __all__ = [
 
 
 def __getattr__(name: str) -> Any:  # noqa: ANN401 - of each name its own
-    """Load a public name."""
+    """Import a public name."""
     if name not in _HOME:
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
     return getattr(import_module(_HOME[name]), name)

@@ -1,7 +1,7 @@
 """The errors of the package.
 
-Each message states in one line what is wrong, where, and what to do. An error has a stable `reason` to match on, an exit code
-(sysexits.h, see docs/architecture.md), and says whether a retry can help. docs/errors.yaml is the catalogue of reasons.
+Each message states in one line what is wrong, where, and how to fix it. An error has a stable `reason` to match on, an exit code
+(sysexits.h, see docs/architecture.md), and states whether a retry can help. docs/errors.yaml is the catalogue of reasons.
 """
 
 from __future__ import annotations
@@ -15,10 +15,10 @@ class ReshardError(Exception):
     """Base class of all errors of this package.
 
     Args:
-        reason: a stable CamelCase name of the kind of failure.
-        what: the problem, as a clause without a final full stop.
-        where: the file, parameter or option that has the problem.
-        fix: the remedy, in the imperative.
+        reason: stable CamelCase name of the kind of failure.
+        what: problem, as a clause without a full stop.
+        where: file, parameter or option that has the problem.
+        fix: remedy, in the imperative.
     """
 
     exit_code: ClassVar[int] = 70

@@ -13,14 +13,14 @@ if TYPE_CHECKING:
 
 @contextmanager
 def needs_extra(extra: str, where: str) -> Iterator[None]:
-    """Import what an extra installs in the body.
+    """Import packages of an extra in the body.
 
     Args:
-        extra: the name of the extra.
-        where: what it is needed for, for the message.
+        extra: name of the extra.
+        where: feature that requires it, for the message.
 
     Raises:
-        RequestError: it is not installed.
+        RequestError: the extra is not installed.
     """
     try:
         yield

@@ -1,19 +1,19 @@
-"""Git LFS pointers: what a clone holds in the place of a large file that was not downloaded."""
+"""Git LFS pointers, which a clone contains instead of large files that were not downloaded."""
 
 from __future__ import annotations
 
 from reshard.errors import DataError
 
 _BEGINNING = b"version https://git-lfs.github.com/spec/"
-# A pointer has a version, a hash and a size, and is never longer.
+# A pointer consists of a version, a hash and a size, and is never longer.
 LONGEST_POINTER = 1024
 
 
 def refuse_pointer(beginning: bytes, where: str) -> None:
-    """Refuse a pointer, given the beginning of a file.
+    """Refuse a pointer, given the first bytes of a file.
 
     Raises:
-        DataError: it is one.
+        DataError: the file is a pointer.
     """
     if beginning.startswith(_BEGINNING):
         raise DataError(

@@ -1,4 +1,4 @@
-"""Work that waits for a storage, on several items at a time."""
+"""Concurrent work on items that waits for a store."""
 
 from __future__ import annotations
 
@@ -20,10 +20,10 @@ def parallel(
     """Yield `work(item)` for each item, in order.
 
     Args:
-        work: called from several threads. After a failure it is called for no further item.
-        items: the items.
-        at_once: the number of items at a time.
-        check: called before each item; raises to cancel the rest.
+        work: function that is called from several threads. After a failure, it is not called for other items.
+        items: items to process.
+        at_once: maximum number of items processed at a time.
+        check: function that is called before each item, and raises to cancel the rest.
     """
 
     def checked(item: T) -> R:

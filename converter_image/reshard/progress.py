@@ -1,4 +1,4 @@
-"""How far a transform is: told to whoever wants to show it."""
+"""The progress of a transform, reported to an observer."""
 
 from __future__ import annotations
 
@@ -9,20 +9,20 @@ from reshard.errors import ReshardError
 
 
 class Progress(Protocol):
-    """Receives what happens. Called from several threads."""
+    """Receiver of progress. Its methods are called from several threads."""
 
     def begin(self, what: str, total: int, unit: str) -> None:
-        """A phase begins: `total` of `unit` ("bytes", "files") lie ahead."""
+        """Start a phase with `total` steps of `unit` ("bytes", "files")."""
 
     def advance(self, count: int) -> None:
-        """So much of the phase is done since the last call."""
+        """Add the steps completed since the last call."""
 
     def note(self, text: str) -> None:
-        """Something that the user should know."""
+        """Report a message for the user."""
 
 
 class Silent:
-    """Shows nothing."""
+    """A receiver that ignores progress."""
 
     def begin(self, what: str, total: int, unit: str) -> None:
         """See `Progress.begin`."""
@@ -35,7 +35,7 @@ class Silent:
 
 
 class CancelledError(ReshardError):
-    """The work was called off; what was half done is cleared away."""
+    """The work was cancelled. Unfinished files were removed."""
 
     exit_code = 143
     retryable = True
@@ -48,7 +48,7 @@ class Cancellation:
     """Cancels work from another thread.
 
     Args:
-        parent: cancelling it cancels this one too, but not the other way round.
+        parent: cancellation that also cancels this one, but not vice versa.
     """
 
     def __init__(self, parent: Cancellation | None = None) -> None:
@@ -60,10 +60,10 @@ class Cancellation:
         self._event.set()
 
     def check(self) -> None:
-        """Return if the work goes on. Work calls this at least once a second.
+        """Return if the work may continue. Work calls this at least once per second.
 
         Raises:
-            CancelledError: the work is cancelled.
+            CancelledError: the work was cancelled.
         """
         if self._event.is_set():
             raise CancelledError

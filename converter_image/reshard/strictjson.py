@@ -1,4 +1,4 @@
-"""JSON objects of a bounded number of entries in which a key that is there twice is seen, instead of the last one winning."""
+"""JSON objects with a limited number of entries, in which duplicate keys are detected instead of the last one being used."""
 
 from __future__ import annotations
 
@@ -10,11 +10,11 @@ T = TypeVar("T")
 
 
 class TooManyError(msgspec.DecodeError):
-    """An object has more entries than it may have."""
+    """An object with more entries than allowed."""
 
 
 class _Key:
-    """A key, never equal to another."""
+    """A key that never equals another."""
 
     __slots__ = ("text",)
 
@@ -23,12 +23,12 @@ class _Key:
 
 
 def pairs(content: bytes | msgspec.Raw, most: int, kind: type[T]) -> list[tuple[str, T]]:
-    """The pairs of an object, with values of this kind; a hostile one would fill the memory before it could be counted.
+    """Return the pairs of an object, with values of this type. The limit prevents a malicious object from exhausting the memory.
 
     Raises:
-        TooManyError: there are more than `most`.
-        msgspec.DecodeError, UnicodeDecodeError: it is no such object.
-        RecursionError: it nests too deeply.
+        TooManyError: there are more than `most` entries.
+        msgspec.DecodeError, UnicodeDecodeError: the content is not such an object.
+        RecursionError: the content is nested too deeply.
     """
     left = most
 

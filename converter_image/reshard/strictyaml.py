@@ -1,4 +1,4 @@
-"""YAML that means what it says: nothing in it multiplies, hides or replaces what is written elsewhere in it."""
+"""YAML without aliases, merge keys and duplicate keys: nothing in it multiplies, hides or replaces other content."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ import yaml
 from reshard.errors import UsageError
 
 _MOST_DEPTH = 64
-# Of a key, and of a scalar that is no text; longer ones are no number or date, but can take hours to become one.
+# Limits for a key, and for a scalar that is not text. Longer scalars are not numbers or dates, but can take hours to parse.
 _LONGEST_KEY = 512
 _LONGEST_NUMBER = 64
 _LONGEST_PROBLEM = 200
@@ -17,10 +17,10 @@ _MERGE, _TEXT = "tag:yaml.org,2002:merge", "tag:yaml.org,2002:str"
 
 
 def documents(text: str, where: str) -> list[Any]:
-    """All documents of a text.
+    """Return all documents of a text.
 
     Raises:
-        UsageError: it is no YAML, nests too deeply, or has an alias, a merge key or a key twice.
+        UsageError: the text is not YAML, is nested too deeply, or contains an alias, a merge key or a duplicate key.
     """
     try:
         return list(yaml.load_all(text, _Loader))
@@ -35,7 +35,7 @@ def documents(text: str, where: str) -> list[Any]:
 
 
 class _Loader(yaml.SafeLoader):
-    """PyYAML calls these for each part of a document."""
+    """A loader that refuses these features. PyYAML calls its methods for each part of a document."""
 
     _depth = 0
 
@@ -53,7 +53,7 @@ class _Loader(yaml.SafeLoader):
         return node
 
     def flatten_mapping(self, node: yaml.MappingNode) -> None:
-        """Where PyYAML would put in what a merge key names."""
+        """Refuse merge keys and duplicate keys, where PyYAML would insert the content of a merge key."""
         seen = set()
         for key, _ in node.value:
             if key.tag == _MERGE:
@@ -67,7 +67,7 @@ class _Loader(yaml.SafeLoader):
     def construct_object(self, node: yaml.Node, deep: bool = False) -> Any:  # noqa: ANN401, FBT001, FBT002 - PyYAML's signature
         try:
             return super().construct_object(node, deep)
-        except (ArithmeticError, AttributeError, LookupError, ValueError):  # what PyYAML lets through: 2024-99-99, !!int x
+        except (ArithmeticError, AttributeError, LookupError, ValueError):  # not handled by PyYAML: 2024-99-99, !!int x
             raise _refused("a value does not match its type", node) from None
 
 

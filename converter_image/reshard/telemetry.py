@@ -1,6 +1,6 @@
-"""Phases of an operation: how long each takes and how much it moves, in log records, as numbers and in spans.
+"""Phases of an operation: their durations and amounts of data, in log records, as numbers and in spans.
 
-Spans are made if the process has loaded OpenTelemetry, whose API then sends them to whatever the application has configured.
+Spans are created if the process has loaded OpenTelemetry, whose API sends them to the exporter of the application.
 """
 
 from __future__ import annotations
@@ -23,14 +23,14 @@ if TYPE_CHECKING:
     LogFormat = Literal["text", "json"]
 
 log = logging.getLogger("reshard")
-log.addHandler(logging.NullHandler())  # a library leaves it to the application where log records go
+log.addHandler(logging.NullHandler())  # the application decides where the log records of a library go
 
-# Threads that work for an operation get its context: see `contextvars.copy_context`.
+# Threads that work for an operation inherit its context, see `contextvars.copy_context`.
 _operation: ContextVar[list[Phase] | None] = ContextVar("reshard_operation", default=None)
 
 
 class Phase:
-    """A phase of an operation, from the moment it is made.
+    """A phase of an operation. It starts when the object is created.
 
     Attributes:
         name: name of the phase in snake_case.
@@ -46,15 +46,15 @@ class Phase:
 
     @property
     def seconds(self) -> float:
-        """Duration in seconds, to the microsecond; of a phase that has not ended, until now."""
+        """Duration in seconds, with microseconds. For a phase that has not ended: the time until now."""
         return round(time.perf_counter() - self._started, 6) if self._seconds is None else self._seconds
 
     def measure(self, **fields: Field) -> None:
-        """Add fields that are known only now."""
+        """Add fields that were not known at the start."""
         self.fields |= fields
 
     def end(self, error: BaseException | None) -> None:
-        """Stop the clock, and log how the phase ended."""
+        """Stop the clock, and log the end of the phase."""
         self._seconds = self.seconds
         fields: dict[str, Field | float] = {"phase": self.name, **self.fields, "seconds": self._seconds}
         if self._span is not None:
@@ -62,7 +62,7 @@ class Phase:
             context = self._span.get_span_context()
             fields |= {"trace_id": f"{context.trace_id:032x}", "span_id": f"{context.span_id:016x}"}
         title = self.name.replace("_", " ") + (f" {rank}" if (rank := self.fields.get("rank")) is not None else "")
-        if error is not None:  # whoever handles the error reports it
+        if error is not None:  # the handler of the error reports it
             reason = error.reason if isinstance(error, ReshardError) else type(error).__name__
             if self._span is not None:
                 self._span.set_attribute("error.type", reason)
@@ -84,7 +84,7 @@ def phase(name: str, **fields: Field) -> Iterator[Phase]:
     """Measure and log a phase. Also usable as a decorator.
 
     Args:
-        name: name of the phase in snake_case. The duration of a phase with a `rank` is not among `durations`: ranks overlap.
+        name: name of the phase in snake_case. `durations` does not contain phases with a `rank`, because ranks overlap.
         fields: facts that are known at the start.
     """
     with _span(name) as span:
@@ -118,7 +118,7 @@ def operation(name: str, **fields: Field) -> Iterator[Phase]:
 
 
 def _opentelemetry() -> Any:  # noqa: ANN401 - an optional package
-    """Return OpenTelemetry's API of traces if the process has loaded it."""
+    """Return OpenTelemetry's trace API if the process has loaded it."""
     return sys.modules.get("opentelemetry.trace")
 
 
@@ -132,7 +132,7 @@ def _span(name: str) -> AbstractContextManager[Any]:
 
 
 def durations() -> dict[str, float]:
-    """Return the seconds that each phase of the current operation took, or has taken so far. Phases may contain others."""
+    """Return the seconds of each phase of the current operation, including unfinished ones. Phases may contain others."""
     found: dict[str, float] = {}
     for each in _operation.get() or ():
         found[each.name] = round(found.get(each.name, 0.0) + each.seconds, 6)

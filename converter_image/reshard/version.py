@@ -1,4 +1,4 @@
-"""The version of this package, and the build and environment that it runs in."""
+"""The version of this package, and its build and environment."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from typing import Any
 __version__ = "0.1.0"
 
 UNKNOWN = "unknown"
-# Packages whose versions change what is read or written, and those that it works with.
+# Packages whose versions affect what is read or written, and packages that reshard works with.
 _PACKAGES = ("numpy", "ml-dtypes", "msgspec", "protobuf", "boto3", "cryptography", "safetensors", "mindspore", "torch")
 
 

@@ -1,6 +1,6 @@
-"""Layouts: the slice of a parameter that a rank holds, from device matrix, tensor map and optimizer shard.
+"""Layouts: the slice of a parameter that a rank holds, derived from device matrix, tensor map and optimizer shard.
 
-The rules are MindSpore's (`mindspore.train.node_strategy_pb2`, MindSpore 2.10); docs/layouts.md describes them in detail.
+The rules are MindSpore's (`mindspore.train.node_strategy_pb2`, MindSpore 2.10). docs/layouts.md describes them in detail.
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ from math import prod
 from reshard.errors import DataError
 from reshard.layout.box import Box
 
-# Larger stages do not exist; a hostile strategy file that claims one must not make us build its table.
+# No stage is larger. A malicious strategy file that claims more must not cause a table of that size.
 MAX_DEVICES_PER_STAGE = 1 << 20
 ALL_OF_GROUP = -1
 
@@ -23,12 +23,12 @@ class Layout:
     """The sharding of one parameter over the devices of one pipeline stage.
 
     Attributes:
-        device_matrix: lengths of the device axes; a rank's coordinates are row-major over it (the last varies fastest).
-        tensor_map: device axes that split each dimension of the tensor, counted from the right (0 is the last axis),
-            major first; empty: not split.
-        shard_size: the number of parts into which dimension 0 of that slice is cut again among the ranks that hold the same slice
-            (optimizer parallel); 0: not; -1: into as many as there are such ranks.
-        shard_step: the distance between ranks with neighbouring parts. It follows from the rest; 0: not cut again.
+        device_matrix: lengths of the device axes. A rank's coordinates are row-major (the last axis varies fastest).
+        tensor_map: device axes that split each dimension of the tensor, numbered from the right (0 is the last axis), major
+            first. Empty: the dimension is not split.
+        shard_size: number of parts into which dimension 0 of that slice is split again among the ranks that hold the same slice
+            (optimizer parallel). 0: it is not split. -1: one part per such rank.
+        shard_step: distance between ranks with adjacent parts. It follows from the other fields. 0: the slice is not split again.
     """
 
     device_matrix: tuple[int, ...]
@@ -43,12 +43,12 @@ class Layout:
 
     @property
     def devices(self) -> int:
-        """The number of ranks in the stage."""
+        """Number of ranks in the stage."""
         return prod(self.device_matrix)
 
     @property
     def ndim(self) -> int:
-        """The number of dimensions of the tensor."""
+        """Number of dimensions of the tensor."""
         return len(self.tensor_map)
 
     @property
@@ -62,7 +62,7 @@ class Layout:
 
     @property
     def cells(self) -> tuple[tuple[int, ...], ...]:
-        """Index of each rank's slice along each dimension: its cell of the grid `parts`.
+        """Index of each rank's slice along each dimension: its cell in the grid `parts`.
 
         Raises:
             DataError: the layout contradicts itself.
@@ -71,7 +71,7 @@ class Layout:
 
     @property
     def holders(self) -> dict[tuple[int, ...], tuple[int, ...]]:
-        """Ranks of the stage that hold each cell, ascending. Every cell of the grid has at least one.
+        """Ranks of the stage that hold each cell, in ascending order. Every cell of the grid has at least one.
 
         Raises:
             DataError: the layout contradicts itself.
@@ -82,7 +82,7 @@ class Layout:
         """Return the box of a tensor of the whole `shape` that `rank` (within the stage) holds.
 
         Raises:
-            DataError: the layout contradicts itself or does not divide the shape.
+            DataError: the layout contradicts itself, or does not divide the shape.
         """
         return cell_box(shape, self.parts, self.cells[rank])
 
@@ -91,7 +91,7 @@ def cell_box(shape: tuple[int, ...], parts: tuple[int, ...], cell: tuple[int, ..
     """Return the box of one cell if a tensor of `shape` is divided into a grid of `parts`.
 
     Raises:
-        DataError: a dimension does not divide.
+        DataError: the grid does not divide a dimension evenly.
     """
     if len(shape) != len(parts):
         raise DataError(
@@ -110,7 +110,7 @@ _Table = tuple[tuple[int, ...], tuple[tuple[int, ...], ...], dict[tuple[int, ...
 
 @lru_cache(maxsize=4096)
 def _table(layout: Layout) -> _Table:
-    """Return parts, cells and holders of a layout. Cached, because few layouts are distinct."""
+    """Return the parts, cells and holders of a layout. Cached, because few layouts are distinct."""
     _check_axes(layout)
     matrix, axes = layout.device_matrix, len(layout.device_matrix)
     dims = [[axes - 1 - t for t in cuts] for cuts in layout.tensor_map]
@@ -169,7 +169,7 @@ def _check_axes(layout: Layout) -> None:
 
 
 def _check_shard(layout: Layout, group: tuple[int, ...], size: int) -> None:
-    """MindSpore writes the step as the distance of neighbours in the group, or as the mean distance (tensor_layout.cc)."""
+    """Check the shard step. MindSpore writes the distance of neighbours in the group, or the mean distance (tensor_layout.cc)."""
     if not layout.tensor_map:
         raise DataError("LayoutInvalid", "a scalar cannot be divided into optimizer shards")
     if size < 1 or len(group) % size:

@@ -14,7 +14,7 @@ if TYPE_CHECKING:
 class Box:
     """The elements `start[i] <= x[i] < start[i] + shape[i]` of a tensor, for each dimension i.
 
-    A box without dimensions holds the one element of a scalar.
+    A box without dimensions holds the single element of a scalar.
 
     >>> Box((0, 2), (4, 2)).intersect(Box((3, 0), (4, 3)))
     Box(start=(3, 2), shape=(1, 1))
@@ -30,11 +30,11 @@ class Box:
 
     @property
     def size(self) -> int:
-        """The number of elements."""
+        """Number of elements."""
         return prod(self.shape)
 
     def intersect(self, other: Box) -> Box | None:
-        """Return the intersection of two boxes; None if it is empty."""
+        """Return the intersection of two boxes. None: it is empty."""
         start = tuple(map(max, self.start, other.start))
         shape = tuple(
             min(a + n, b + m) - s for a, n, b, m, s in zip(self.start, self.shape, other.start, other.shape, start, strict=True)
@@ -51,7 +51,7 @@ class Box:
 
 
 def shifted(box: Box, by: tuple[int, ...]) -> Box:
-    """Return the box with its start moved by as many elements along each dimension: the reverse of `relative_to`."""
+    """Return the box with its start moved by this number of elements along each dimension: the inverse of `relative_to`."""
     return Box(tuple(a + b for a, b in zip(box.start, by, strict=True)), box.shape)
 
 
@@ -71,7 +71,8 @@ def contiguous_runs(shape: tuple[int, ...], box: Box) -> tuple[int, Iterator[int
     """Return the contiguous runs of a box in the memory of a row-major tensor of `shape`.
 
     Returns:
-        The length of each run in elements (all are equally long), and the runs' first elements' flat indexes, ascending.
+        The length of each run in elements (all have equal length), and the flat indexes of the first elements, in ascending
+        order.
 
     >>> length, starts = contiguous_runs((4, 6), Box((1, 2), (2, 3)))
     >>> length, list(starts)
@@ -80,7 +81,7 @@ def contiguous_runs(shape: tuple[int, ...], box: Box) -> tuple[int, Iterator[int
     if box.size == 0:
         return 0, iter(())
     steps = strides(shape)
-    inner = len(shape)  # dimensions from here on are covered completely, so that a run spans them
+    inner = len(shape)  # the box covers this dimension and all after it completely, so a run spans them
     while inner > 0 and box.shape[inner - 1] == shape[inner - 1]:
         inner -= 1
     inner = max(inner - 1, 0)
@@ -90,7 +91,7 @@ def contiguous_runs(shape: tuple[int, ...], box: Box) -> tuple[int, Iterator[int
 
 
 def _flat_indexes(first: int, shape: tuple[int, ...], steps: tuple[int, ...]) -> Iterator[int]:
-    """Return the flat indexes of all elements of an outer shape, row-major."""
+    """Yield the flat indexes of all elements of an outer shape, row-major."""
     if not shape:
         yield first
         return

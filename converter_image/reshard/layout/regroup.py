@@ -1,7 +1,7 @@
-"""Layouts of tensors whose dimensions a strategy file has split, so that at most one device axis splits each.
+"""Layouts of tensors with dimensions that a strategy file has split, so that at most one device axis splits each.
 
-The JSON form of MindSpore's compiler states a dimension that several axes cut as several dimensions: a length of 16 cut by axes
-of 2 and 2 becomes lengths of 2 and 8.
+MindSpore's compiler writes a dimension that several axes split as several dimensions in the JSON form: a length of 16 that is
+split by axes of 2 and 2 becomes lengths of 2 and 8.
 """
 
 from __future__ import annotations
@@ -16,25 +16,25 @@ from reshard.layout import Layout
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
-# Enough for 8 dimensions, the most that MindSpore's tensors have, of which 7 are split.
+# Enough for 8 dimensions, the maximum of MindSpore's tensors, of which 7 are split.
 _MOST_CANDIDATES = 1 << 13
 
 
 def regrouped(layout: Layout, stated: tuple[int, ...], shape: tuple[int, ...], *, sliced: bool) -> Layout | None:
-    """Return the layout of the real dimensions, from one of the dimensions that a strategy file states.
+    """Return the layout of the real dimensions, given that of the dimensions in a strategy file.
 
     Args:
-        layout: the layout as stated.
-        stated: the whole shape as stated, with a length for each entry of the layout's tensor map.
-        shape: the real shape.
+        layout: layout in the file.
+        stated: whole shape in the file, with a length for each entry of the layout's tensor map.
+        shape: real shape.
         sliced: whether `shape` is that of one rank's slice instead of the whole tensor.
 
     Returns:
-        The one layout that fits the real shape; None: none does, several do, or there are too many to try.
+        The only layout that matches the real shape. None: there is none, there are several, or there are too many to try.
     """
     if layout.ndim != len(stated) or not 0 < len(shape) < len(stated):
         return None
-    if comb(len(stated) - 1, len(shape) - 1) > _MOST_CANDIDATES:  # of a hostile file
+    if comb(len(stated) - 1, len(shape) - 1) > _MOST_CANDIDATES:  # from a malicious file
         return None
     candidates = _candidates(layout, stated, len(shape))
     found = {fitting for fitting, whole in candidates if _fits(fitting, whole, shape, sliced=sliced)}
@@ -42,13 +42,13 @@ def regrouped(layout: Layout, stated: tuple[int, ...], shape: tuple[int, ...], *
 
 
 def joinable(layout: Layout, stated: tuple[int, ...]) -> bool:
-    """Return whether dimensions may belong to one: all but the last must be split into single elements."""
+    """Return whether dimensions may be parts of one: all except the last must be split into single elements."""
     cuts = Layout(layout.device_matrix, layout.tensor_map).parts
     return any(1 < n == k for n, k in zip(stated[:-1], cuts[:-1], strict=True))
 
 
 def _candidates(layout: Layout, stated: tuple[int, ...], ndim: int) -> Iterator[tuple[Layout, tuple[int, ...]]]:
-    """Yield each way to join neighbouring dimensions to so many that leaves equal parts, with the whole shape."""
+    """Yield each way to join neighbouring dimensions into `ndim` dimensions with equal slices, together with the whole shape."""
     cuts = Layout(layout.device_matrix, layout.tensor_map).parts
     for ends in combinations(range(1, len(stated)), ndim - 1):
         groups = [range(first, end) for first, end in zip((0, *ends), (*ends, len(stated)), strict=True)]

@@ -8,12 +8,12 @@ from reshard.layout.box import Box, strides
 def next_tile(shape: tuple[int, ...], position: int, most: int) -> Box:
     """Return the largest contiguous box of at most `most` elements that starts at an element of a row-major tensor.
 
-    Called again and again with the position after the last tile, it covers the tensor in the order of its file.
+    Repeated calls with the position after the last tile cover the tensor in file order.
 
     Args:
-        shape: lengths of the tensor, none of which is zero.
-        position: flat index of the box' first element.
-        most: elements of the longest tile, at least 1.
+        shape: lengths of the tensor. None of them is zero.
+        position: flat index of the first element of the box.
+        most: maximum number of elements, at least 1.
 
     >>> next_tile((4, 6), 0, 13)
     Box(start=(0, 0), shape=(2, 6))
@@ -27,7 +27,7 @@ def next_tile(shape: tuple[int, ...], position: int, most: int) -> Box:
     for step in steps:
         index, position = divmod(position, step)
         start.append(index)
-    axis = len(shape) - 1  # the tile takes some of this dimension, and all of those behind it
+    axis = len(shape) - 1  # the tile takes a part of this dimension, and all of the dimensions after it
     while axis > 0 and start[axis] == 0 and steps[axis - 1] <= most:
         axis -= 1
     count = min(shape[axis] - start[axis], most // steps[axis])
@@ -35,7 +35,7 @@ def next_tile(shape: tuple[int, ...], position: int, most: int) -> Box:
 
 
 def flat_span(shape: tuple[int, ...], box: Box) -> tuple[int, int]:
-    """Return the flat indexes of the first element of a box and of the one after its last, in a tensor of `shape`."""
+    """Return the flat indexes of the first element of a box, and of the one after its last, in a tensor of `shape`."""
     steps = strides(shape)
     first = sum(a * s for a, s in zip(box.start, steps, strict=True))
     return first, first + sum((n - 1) * s for n, s in zip(box.shape, steps, strict=True)) + 1

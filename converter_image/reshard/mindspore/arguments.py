@@ -1,4 +1,4 @@
-"""Checks of arguments whose types MindSpore documents."""
+"""Checks of the arguments whose types MindSpore documents."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ def path_of(value: Any, name: str) -> str:  # noqa: ANN401 - whatever a script g
     """Return a path as text.
 
     Raises:
-        UsageError: it is neither text nor a path.
+        UsageError: the value is neither text nor a path.
     """
     if isinstance(value, str | os.PathLike):
         found = os.fspath(value)
@@ -25,10 +25,10 @@ def path_of(value: Any, name: str) -> str:  # noqa: ANN401 - whatever a script g
 
 
 def strategy_of(value: Any, name: str) -> str | None:  # noqa: ANN401 - the same
-    """Return the path of a strategy as text; None: there is no strategy.
+    """Return the path of a strategy as text. None: there is no strategy.
 
     Raises:
-        UsageError: it is neither text nor a path.
+        UsageError: the value is neither text nor a path.
     """
     return None if value is None else path_of(value, name)
 
@@ -37,7 +37,7 @@ def rank_of(value: Any, name: str) -> int:  # noqa: ANN401 - the same
     """Return the number of a rank.
 
     Raises:
-        UsageError: it is not an integer.
+        UsageError: the value is not an integer.
     """
     if hasattr(value, "__index__") and not isinstance(value, bool):
         return int(value.__index__())
@@ -48,7 +48,7 @@ def files_of(value: Any, name: str) -> Mapping[int, str]:  # noqa: ANN401 - the 
     """Return files by rank.
 
     Raises:
-        UsageError: it is not a dict of integers and paths.
+        UsageError: the value is not a dict of integers and paths.
     """
     if not isinstance(value, dict):
         raise _wrong(value, name, "a dict from ranks to files")
@@ -56,10 +56,10 @@ def files_of(value: Any, name: str) -> Mapping[int, str]:  # noqa: ANN401 - the 
 
 
 def workers_of(value: Any, name: str) -> int:  # noqa: ANN401 - the same
-    """Return a number of tasks that run at a time.
+    """Return the number of concurrent tasks.
 
     Raises:
-        UsageError: it is not an integer above 0.
+        UsageError: the value is not an integer greater than 0.
     """
     found = rank_of(value, name)
     if found < 1:

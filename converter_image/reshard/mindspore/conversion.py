@@ -1,4 +1,4 @@
-"""From `.ckpt` to safetensors and back, file by file."""
+"""Convert `.ckpt` files to safetensors and back, one by one."""
 
 from __future__ import annotations
 
@@ -32,24 +32,24 @@ def ckpt_to_safetensors(
     file_name_regex: str | None = None,
     processes_num: int = 1,
 ) -> None:
-    """Write `.ckpt` files anew as safetensors.
+    """Convert `.ckpt` files to safetensors.
 
-    Unlike MindSpore's: every file is verified and appears whole; text is kept; two parameters that would have one name are an
-    error, and so is a tree in which no file matches. As with MindSpore's, a file without parameters is an error;
-    `reshard convert` sees the whole checkpoint, and takes one in which some ranks hold nothing.
+    Differences from MindSpore: every file is verified and appears atomically. Text is kept. Two parameters with one name are an
+    error, and so is a folder in which no file matches. A file without parameters is an error, as in MindSpore. `reshard convert`
+    reads the whole checkpoint, and accepts one in which some ranks hold nothing.
 
     Args:
-        file_path: a file, or a folder whose subfolders with names that begin with `rank` hold the files, all of which are
-            converted.
-        save_path: the folder to write to, with such subfolders if it is a tree; None: beside each file. What is there under a
-            file's name is replaced.
-        name_map: what parameters are called in the new files, by their names. Names that a file does not have are skipped.
-        file_name_regex: convert only files in whose names this is found; of a single file in its path.
-        processes_num: files at a time.
+        file_path: path of a file, or of a folder. All files in its subfolders whose names start with `rank` are converted.
+        save_path: folder to write to, with the same subfolders. None: next to each file. Existing files with the same names are
+            replaced.
+        name_map: new names of parameters, by their old names. Names that a file does not contain are ignored.
+        file_name_regex: regular expression to search in the names of files, or in the path of a single file. Other files are
+            ignored.
+        processes_num: number of files converted at a time.
 
     Raises:
-        ReshardError: also a TypeError (no path or number) or a ValueError (no such file, a damaged one, two parameters of one
-            name). Files that were written before stay.
+        ReshardError: also a TypeError (an argument is not a path or number) or a ValueError (a file does not exist or is damaged,
+            or two parameters have one name). Files that were already written remain.
     """
     _convert(_tasks("Ckpt", "Safetensors", file_path, save_path, file_name_regex), "Safetensors", name_map, processes_num)
 
@@ -62,14 +62,14 @@ def safetensors_to_ckpt(
     file_name_regex: str | None = None,
     processes_num: int = 1,
 ) -> None:
-    """Write safetensors files anew as `.ckpt`. See `ckpt_to_safetensors`."""
+    """Convert safetensors files to `.ckpt`. See `ckpt_to_safetensors`."""
     _convert(_tasks("Safetensors", "Ckpt", file_path, save_path, file_name_regex), "Ckpt", name_map, processes_num)
 
 
 def _tasks(
     before: OutputFormat, after: OutputFormat, file_path: str, save_path: str | None, regex: str | None
 ) -> list[tuple[str, str]]:
-    """The files to read, each with the one to write."""
+    """Return the path of each file to read, and of the file to write."""
     suffix, file_path = _SUFFIX[before], path_of(file_path, "file_path")
     save_path = None if save_path is None else path_of(save_path, "save_path")
     if save_path and os.path.splitext(save_path)[1]:

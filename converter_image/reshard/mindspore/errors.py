@@ -1,4 +1,4 @@
-"""Errors that are also of the built-in types that MindSpore documents, so that the `except` clauses of a script still hold."""
+"""Errors that also have the built-in types that MindSpore documents, so that `except` clauses of scripts still work."""
 
 from __future__ import annotations
 
@@ -14,24 +14,24 @@ _P = ParamSpec("_P")
 _T = TypeVar("_T")
 _Types = tuple[type[Exception], ...]
 
-# Where a reason says more than the class of the error.
+# The reason is more specific than the class of these errors.
 _OF_REASON: dict[str, _Types] = {"InvalidType": (TypeError,), "PackageMissing": (ImportError,), "NotInStrategy": (KeyError,)}
 
 
 def documented(folder_reason: str | None = None) -> Callable[[Callable[_P, _T]], Callable[_P, _T]]:
-    """Let a function raise errors that are also of the types that MindSpore documents for it.
+    """Make a function raise errors that also have the types that MindSpore documents for it.
 
     | error | also a |
     |---|---|
     | an argument of the wrong type | TypeError |
-    | a folder that is not there, where MindSpore documents it | NotADirectoryError, ValueError |
-    | any other file that is not there | FileNotFoundError, ValueError |
-    | a damaged or contradictory input, or an argument of the wrong value | ValueError |
+    | a folder that does not exist, where MindSpore documents it | NotADirectoryError, ValueError |
+    | any other file that does not exist | FileNotFoundError, ValueError |
+    | a damaged or contradictory input, or an argument with an invalid value | ValueError |
     | access is denied | PermissionError |
     | reading or writing fails, or another run holds the target | OSError |
 
     Args:
-        folder_reason: the reason of the error that MindSpore documents as NotADirectoryError.
+        folder_reason: reason of the error that MindSpore documents as NotADirectoryError.
     """
 
     def decorate(function: Callable[_P, _T]) -> Callable[_P, _T]:
@@ -68,7 +68,7 @@ _known: dict[tuple[Any, _Types], type[ReshardError]] = {}
 
 
 def _class(kind: type[ReshardError], types: _Types) -> type[ReshardError]:
-    """Return the one class of that kind of error and these types."""
+    """Return the class that combines this error class with these types."""
     if (found := _known.get((kind, types))) is not None:
         return found
 

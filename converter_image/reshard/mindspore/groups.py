@@ -1,4 +1,4 @@
-"""Which ranks hold the same: by MindSpore's files of communication groups, and by a strategy."""
+"""Ranks that hold the same parameters, by MindSpore's communication group files and by a strategy."""
 
 from __future__ import annotations
 
@@ -18,33 +18,36 @@ _RANK = re.compile(r"rank_(\d+)")
 def restore_group_info_list(group_info_file_name: str) -> list[int]:
     """Return the ranks whose checkpoints can replace that of the rank that wrote a GROUP_INFO_FILE.
 
-    Unlike MindSpore's: a file without such a list is an error, and so is a strategy file, of which MindSpore returns characters.
+    Differences from MindSpore: a file without such a list is an error, and so is a strategy file, for which MindSpore returns
+    characters.
 
     Args:
-        group_info_file_name: the file.
+        group_info_file_name: path of the file.
 
     Raises:
-        ReshardError: also a TypeError (no path), or a ValueError (the file is missing, damaged, or has no such list).
+        ReshardError: also a TypeError (the argument is not a path) or a ValueError (the file is missing, damaged, or has no such
+            list).
     """
     return list(read_restore_ranks(path_of(group_info_file_name, "group_info_file_name")))
 
 
 @documented()
 def get_ckpt_path_with_strategy(cur_ckpt_path: str, cur_strategy_path: str) -> str | None:
-    """Return the path of a checkpoint file that holds what a rank needs: its own, or that of a rank that holds the same.
+    """Return the path of a checkpoint file that a rank can load: its own, or that of a rank that holds the same parameters.
 
-    Unlike MindSpore's: works without MindSpore, for the rank that the path names; finds every rank that holds the same of all
-    parameters, also where groups of ranks are not nested; `rank_1` is not taken for a part of `rank_10`.
+    Differences from MindSpore: works without MindSpore, for the rank in the path. Finds every rank that holds the same slices of
+    all parameters, even if groups of ranks are not nested. `rank_1` does not match a part of `rank_10`.
 
     Args:
-        cur_ckpt_path: the file that the rank needs, such as `rank_5/net-1_40.ckpt`.
-        cur_strategy_path: the strategy file of the rank's pipeline stage, or a merged one.
+        cur_ckpt_path: path of the rank's file, such as `rank_5/net-1_40.ckpt`.
+        cur_strategy_path: strategy file of the rank's pipeline stage, or a merged one.
 
     Returns:
-        The first of these files that exists; None: there is none. A path without `rank_<r>` is returned if the file exists.
+        The first of these files that exists. None: none exists. A path without `rank_<r>` is returned if the file exists.
 
     Raises:
-        ReshardError: also a TypeError (no path) or a ValueError (the strategy is missing or damaged, or has no such rank).
+        ReshardError: also a TypeError (an argument is not a path) or a ValueError (the strategy is missing or damaged, or lacks
+            the rank).
     """
     path = path_of(cur_ckpt_path, "cur_ckpt_path")
     strategy = path_of(cur_strategy_path, "cur_strategy_path")

@@ -1,4 +1,4 @@
-"""MindSpore's way to give a key."""
+"""Keys in the form that MindSpore's functions accept."""
 
 from __future__ import annotations
 
@@ -8,9 +8,9 @@ from reshard.spec.keys import Encryption, Key, Mode
 
 
 def decryption_of(dec_key: bytes | None, dec_mode: str) -> Encryption | None:
-    """How files are encrypted, by `dec_key` and `dec_mode`; None: they are not.
+    """Return the encryption for `dec_key` and `dec_mode`. None: files are not encrypted.
 
     Raises:
-        UsageError: there is no such mode, or the key is none.
+        UsageError: the mode or the key is invalid.
     """
     return None if dec_key is None else Encryption(Key(dec_key), cast("Mode", dec_mode))

@@ -1,4 +1,4 @@
-"""The parameters of one file, or of the files of one rank, into memory or a network."""
+"""Load the parameters of one file, or of the files of one rank, into memory or a network."""
 
 from __future__ import annotations
 
@@ -38,28 +38,29 @@ def load_checkpoint(
 ) -> dict[str, Any]:
     """Load one checkpoint file.
 
-    Unlike MindSpore's: works without MindSpore; prefixes count for safetensors too; memory is bounded by the parameters that are
-    asked for; types that MindSpore writes and cannot load again are loaded as numpy arrays where MindSpore is not imported.
+    Differences from MindSpore: works without MindSpore. Prefixes apply to safetensors too. Memory is limited to the requested
+    parameters. Types that MindSpore writes but cannot load are returned as numpy arrays unless MindSpore is imported.
 
     Args:
-        ckpt_file_name: the file, or the content of a safetensors file.
-        net: the network to load into, by MindSpore's `load_param_into_net`.
-        strict_load: whether types must be equal there.
+        ckpt_file_name: path of the file, or content of a safetensors file.
+        net: network to load into, with MindSpore's `load_param_into_net`.
+        strict_load: whether types must be equal in the network.
         filter_prefix: prefixes of the names of parameters that are left out.
-        dec_key: the key of an encrypted file.
+        dec_key: key of an encrypted file.
         dec_mode: "AES-GCM", "AES-CBC" or "SM4-CBC".
         specify_prefix: prefixes of the names of parameters that are loaded.
-        choice_func: given a name, whether that parameter is loaded; called if neither prefix is given.
-        crc_check: compare the content with the CRC32 in the file. A file without one is loaded with a warning.
+        choice_func: function that returns, for a name, whether to load the parameter. It is used if neither prefix is set.
+        crc_check: whether to compare the content with the CRC32 in the file. A file without one causes a warning.
         remove_redundancy: whether ranks share their parameters, for `load_param_into_net`.
-        format: "ckpt" or "safetensors"; the name of the file must end so.
+        format: "ckpt" or "safetensors". The name of the file must have this suffix.
 
     Returns:
-        By name a `mindspore.Parameter` if the script has imported MindSpore or gives a network, else a numpy array (BFloat16
-        by ml_dtypes); text as `str`.
+        Parameters by name: `mindspore.Parameter` objects if the script has imported MindSpore or passes a network, otherwise
+            numpy arrays (BFloat16 from ml_dtypes). Text is `str`.
 
     Raises:
-        ReshardError: also a TypeError (no path) or a ValueError (missing, damaged, or of another format; no such parameters).
+        ReshardError: also a TypeError (an argument is not a path) or a ValueError (a file is missing, damaged, or has another
+            format, or no parameter matches).
     """
     if format not in ("ckpt", "safetensors"):
         what = f"{format!r} is neither 'ckpt' nor 'safetensors'"
@@ -90,25 +91,26 @@ def load_segmented_checkpoints(
     specify_prefix: Prefixes = None,
     choice_func: Callable[[str], bool] | None = None,
 ) -> dict[str, Any]:
-    """Load all checkpoint files of one folder, such as `rank_0/` with the part of each pipeline stage.
+    """Load all checkpoint files of one folder, such as `rank_0/` with one file per pipeline stage.
 
-    Unlike MindSpore's: safetensors too. If several files hold a parameter, the one with the lowest number counts.
+    Differences from MindSpore: reads safetensors too. If several files hold a parameter, the one with the lowest number is used.
 
     Args:
-        ckpt_file_dir: the folder.
-        net: the network to load into, by MindSpore's `load_param_into_net`.
-        strict_load: whether types must be equal there.
+        ckpt_file_dir: path of the folder.
+        net: network to load into, with MindSpore's `load_param_into_net`.
+        strict_load: whether types must be equal in the network.
         filter_prefix: prefixes of the names of parameters that are left out.
-        dec_key: the key of encrypted files.
+        dec_key: key of encrypted files.
         dec_mode: "AES-GCM", "AES-CBC" or "SM4-CBC".
         specify_prefix: prefixes of the names of parameters that are loaded.
-        choice_func: given a name, whether that parameter is loaded; called if neither prefix is given.
+        choice_func: function that returns, for a name, whether to load the parameter. It is used if neither prefix is set.
 
     Returns:
-        As `load_checkpoint`.
+        Parameters by name, like `load_checkpoint`.
 
     Raises:
-        ReshardError: also a TypeError (no path) or a ValueError (missing or damaged files; no such parameters).
+        ReshardError: also a TypeError (an argument is not a path) or a ValueError (files are missing or damaged, or no parameter
+            matches).
     """
     folder = path_of(ckpt_file_dir, "ckpt_file_dir")
     wanted = _wanted(filter_prefix, specify_prefix, choice_func)
@@ -118,7 +120,7 @@ def load_segmented_checkpoints(
 
 
 def _wanted(without: Prefixes, only: Prefixes, choice: Callable[[str], bool] | None) -> Callable[[str], bool]:
-    """Whether a name is wanted, by two kinds of prefixes or, if neither is given, by a function."""
+    """Return a function that selects names by two lists of prefixes or, if neither is set, by a function."""
     left_out, chosen = _prefixes(without, "filter_prefix"), _prefixes(only, "specify_prefix")
     if choice is not None and not (left_out or chosen):
         return choice
@@ -149,7 +151,7 @@ def _loaded(
     strict_load: bool,
     remove_redundancy: bool = False,
 ) -> dict[str, Any]:
-    """Return the tensors, as parameters if MindSpore is imported, and load them into the network, if one is given."""
+    """Return the tensors, as parameters if MindSpore is imported, and load them into the network if one is passed."""
     found: dict[str, Any] = {name: array.item() if array.dtype.kind == "U" else array for name, array in tensors}
     if not found:
         raise MissingInputError(

@@ -12,17 +12,17 @@ from reshard.strategy import dump, merge
 
 @documented(folder_reason="StrategyMissing")
 def merge_pipeline_strategys(src_strategy_dirs: str, dst_strategy_file: str) -> None:
-    """Merge the strategy files of all pipeline stages in a folder into one.
+    """Merge the strategy files of all pipeline stages in a folder into one file.
 
-    Unlike MindSpore's: parameter names may hold any character; a missing stage is an error.
+    Differences from MindSpore: parameter names may contain any character. A missing stage is an error.
 
     Args:
-        src_strategy_dirs: the folder.
-        dst_strategy_file: the file to write; JSON if its name ends in .json.
+        src_strategy_dirs: path of the folder.
+        dst_strategy_file: path of the file to write. It has the JSON form if the name ends with .json.
 
     Raises:
-        ReshardError: also a NotADirectoryError (no such folder), a TypeError (no path) or a ValueError (a file is damaged, or a
-            stage is missing).
+        ReshardError: also a NotADirectoryError (the folder does not exist), a TypeError (an argument is not a path) or a
+            ValueError (a file is damaged, or a stage is missing).
     """
     source, target = path_of(src_strategy_dirs, "src_strategy_dirs"), path_of(dst_strategy_file, "dst_strategy_file")
     merged = merge(read_strategy_files(source))

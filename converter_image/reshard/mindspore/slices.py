@@ -1,4 +1,4 @@
-"""The slices of one parameter, and the strategy that joins them."""
+"""Join the slices of one parameter, by its strategy."""
 
 from __future__ import annotations
 
@@ -25,17 +25,17 @@ if TYPE_CHECKING:
 def build_searched_strategy(strategy_filename: str) -> dict[str, Any] | None:
     """Read the layouts of a strategy file.
 
-    Unlike MindSpore's: a folder with the files of all pipeline stages works too; a damaged file is an error.
+    Differences from MindSpore: also reads a folder with the files of all pipeline stages. A damaged file is an error.
 
     Args:
-        strategy_filename: the file, or the folder; None: there is no strategy.
+        strategy_filename: path of the file or the folder. None: there is no strategy.
 
     Returns:
-        By parameter name a message with `dev_matrix[0].dim`, `tensor_map`, `param_split_shape`, `field`,
-        `opt_weight_shard_step` and `opt_weight_shard_size`. In the files of several stages names are `<stage>-<name>`.
+        Messages by parameter name, with `dev_matrix[0].dim`, `tensor_map`, `param_split_shape`, `field`, `opt_weight_shard_step`
+        and `opt_weight_shard_size`. In files of several stages, names are `<stage>-<name>`.
 
     Raises:
-        ReshardError: also a TypeError (no path) or a ValueError (missing, damaged or contradictory files).
+        ReshardError: also a TypeError (the argument is not a path) or a ValueError (files are missing, damaged or contradictory).
     """
     path = strategy_of(strategy_filename, "strategy_filename")
     if path is None:
@@ -49,20 +49,20 @@ def build_searched_strategy(strategy_filename: str) -> dict[str, Any] | None:
 def merge_sliced_parameter(sliced_parameters: list[Any], strategy: Mapping[str, Any] | None = None) -> Any:  # noqa: ANN401 - as given
     """Join the slices of one parameter.
 
-    Unlike MindSpore's: an optimizer shard is joined too (MindSpore 2.10 returns a part of the parameter), dimensions that several
-    device axes cut as well, BFloat16 stays BFloat16, replicas that differ are an error, and slices may be numpy arrays.
+    Differences from MindSpore: joins optimizer shards (MindSpore 2.10 returns a part of the parameter) and dimensions that
+    several device axes split. BFloat16 remains BFloat16. Replicas that differ are an error. Slices may be numpy arrays.
 
     Args:
         sliced_parameters: `mindspore.Parameter` objects or numpy arrays, in the order of the ranks of the stage.
-        strategy: layouts by parameter name, as `build_searched_strategy` returns them; None: slices follow each other along
-            dimension 0. For numpy arrays, which have no name, it has one entry.
+        strategy: layouts by parameter name, as `build_searched_strategy` returns them. None: slices are concatenated along
+            dimension 0. For numpy arrays, which have no name, it must have one entry.
 
     Returns:
-        A `mindspore.Parameter`, or a numpy array if the slices are arrays.
+        A `mindspore.Parameter`, or a numpy array if the slices are numpy arrays.
 
     Raises:
-        ReshardError: also a TypeError (no list of such objects, no dict), a KeyError (not in the strategy) or a ValueError
-            (slices do not fit each other or the layout).
+        ReshardError: also a TypeError (an argument is not a list of such objects or a dict), a KeyError (the strategy lacks the
+            parameter) or a ValueError (slices do not match each other or the layout).
     """
     if not isinstance(sliced_parameters, list):
         raise _refused("InvalidType", f"{type(sliced_parameters).__name__} is not a list", "pass a list of slices")
@@ -79,12 +79,12 @@ def merge_sliced_parameter(sliced_parameters: list[Any], strategy: Mapping[str, 
     if name is None:
         return joined
     mindspore = import_module("mindspore")
-    tensor = mindspore.Tensor(joined).astype(first.dtype)  # BFloat16 is joined as Float32, which holds all its values
+    tensor = mindspore.Tensor(joined).astype(first.dtype)  # BFloat16 is joined as Float32, which represents all its values
     return mindspore.Parameter(tensor, name, first.requires_grad, first.layerwise_parallel)
 
 
 def _array(parameter: Any, position: int, first: Any) -> Array:  # noqa: ANN401 - whatever a script gives
-    """The content of a slice that is of the same kind, name and type as the first."""
+    """Return the content of a slice, which must have the kind, name and type of the first."""
     where = f"sliced_parameters[{position}]"
     if isinstance(first, np.ndarray) and isinstance(parameter, np.ndarray):
         if parameter.dtype != first.dtype:
@@ -129,7 +129,7 @@ def _layout(strategy: Mapping[str, Any], name: str | None) -> Layout:
 
 
 def _joined(arrays: list[Array], layout: Layout) -> Array:
-    """The whole tensor of the slices of all ranks of a stage."""
+    """Return the whole tensor from the slices of all ranks of a stage."""
     if len(arrays) != layout.devices:
         raise _refused(
             "SlicesMissing",

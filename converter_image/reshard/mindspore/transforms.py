@@ -1,4 +1,4 @@
-"""From ranks to ranks, offline."""
+"""Offline transforms of rank files."""
 
 from __future__ import annotations
 
@@ -36,25 +36,26 @@ def transform_checkpoints(
 ) -> None:
     """Reshard all ranks of a checkpoint.
 
-    Unlike MindSpore's: any number of ranks to any other; every file is verified and appears whole; a manifest says when all are
-    there; a strategy may be a folder of pipeline stages. Parameters that only the source's strategy names are left out.
+    Differences from MindSpore: supports any number of source and target ranks. Every file is verified and appears atomically, and
+    a manifest marks the checkpoint as complete. A strategy may be a folder of pipeline stages. Parameters that only the source
+    strategy names are left out.
 
-    As with MindSpore's a single stage's strategy makes `rank_<r>/<ckpt_prefix><r>_part<stage>` of what that stage holds: if its
-    number is not 0, or the target's strategy names all its parameters and more. Unlike there of safetensors too, and to a
-    pipeline or one whole rank.
+    As in MindSpore, the strategy of a single stage creates `rank_<r>/<ckpt_prefix><r>_part<stage>` with the parameters of that
+    stage, if its number is not 0, or if the target strategy names all its parameters and more. Unlike in MindSpore, this works
+    for safetensors, and for a target with several stages or one whole rank.
 
     Args:
-        src_checkpoints_dir: the folder with `rank_0`, `rank_1`, ...
-        dst_checkpoints_dir: the folder to write to. What is there is replaced.
-        ckpt_prefix: files are named `rank_<r>/<ckpt_prefix><r>.<output_format>`.
-        src_strategy_file: the source's strategy; None: one whole rank.
-        dst_strategy_file: the strategy that the target is to be cut by; None: one whole rank.
-        process_num: ranks at a time.
+        src_checkpoints_dir: folder with `rank_0`, `rank_1`, ...
+        dst_checkpoints_dir: folder to write to. An existing checkpoint is replaced.
+        ckpt_prefix: prefix of the files `rank_<r>/<ckpt_prefix><r>.<output_format>`.
+        src_strategy_file: source strategy. None: one rank with whole parameters.
+        dst_strategy_file: target strategy. None: one rank with whole parameters.
+        process_num: number of concurrent ranks.
         output_format: "ckpt" or "safetensors".
 
     Raises:
-        ReshardError: also a NotADirectoryError (no such source folder), a TypeError (no path) or a ValueError (strategies or
-            files are missing, damaged, or do not fit each other).
+        ReshardError: also a NotADirectoryError (the source folder does not exist), a TypeError (an argument is not a path) or a
+            ValueError (strategies or files are missing, damaged, or do not match).
     """
     source, target = path_of(src_checkpoints_dir, "src_checkpoints_dir"), path_of(dst_checkpoints_dir, "dst_checkpoints_dir")
     before = strategy_of(src_strategy_file, "src_strategy_file")
@@ -87,7 +88,7 @@ def transform_checkpoints(
 
 
 def _is_one_stage_of_several(source: str | None, target: str | None) -> bool:
-    """MindSpore's rule; it does not look at the number."""
+    """Return whether to write stage files, by MindSpore's rule."""
     described = read_strategy_files(source) if source else []
     stages = {stage for file in described for stage in file.stages}
     if len(stages) != 1 or not all(file.nodes for file in described):
@@ -106,13 +107,13 @@ def _telling(names: Iterable[str]) -> set[str]:
 def rank_list_for_transform(
     rank_id: int, src_strategy_file: str | None = None, dst_strategy_file: str | None = None
 ) -> list[int]:
-    """The source ranks whose files a target rank needs, ascending.
+    """Return the source ranks whose files a target rank requires, in ascending order.
 
-    Unlike MindSpore's: only those that are needed, and plain integers.
+    Differences from MindSpore: returns only required ranks, as plain integers.
 
     Raises:
-        ReshardError: also a TypeError (no integer, no path) or a ValueError (strategies are missing, damaged or do not fit each
-            other, or there is no such rank).
+        ReshardError: also a TypeError (an argument is not an integer or a path) or a ValueError (strategies are missing, damaged
+            or do not match, or there is no such rank).
     """
     rank = rank_of(rank_id, "rank_id")
     before = strategy_of(src_strategy_file, "src_strategy_file")
@@ -131,21 +132,21 @@ def transform_checkpoint_by_rank(
     src_strategy_file: str | None = None,
     dst_strategy_file: str | None = None,
 ) -> None:
-    """Make one target rank's file.
+    """Write the file of one target rank.
 
-    Unlike MindSpore's: safetensors too, by the name's extension; missing folders are made.
+    Differences from MindSpore: writes safetensors too, by the suffix of the name. Missing folders are created.
 
     Args:
-        rank_id: the target rank.
-        checkpoint_files_map: files by source rank, at least those of `rank_list_for_transform`; of a source whose redundancy
-            was removed all, for which of them has a slice only the files tell.
-        save_checkpoint_file_name: the file to write.
-        src_strategy_file: the source's strategy; None: one whole rank.
-        dst_strategy_file: the strategy that the target is to be cut by; None: one whole rank.
+        rank_id: number of the target rank.
+        checkpoint_files_map: source files by rank: at least those of `rank_list_for_transform`, or all if redundancy was removed
+            from the source, because only the files show which of them has a slice.
+        save_checkpoint_file_name: path of the file to write.
+        src_strategy_file: source strategy. None: one rank with whole parameters.
+        dst_strategy_file: target strategy. None: one rank with whole parameters.
 
     Raises:
-        ReshardError: also a TypeError (no integer, path or dict) or a ValueError (files or strategies are missing, damaged, or do
-            not fit each other, or the name has another ending). Nothing is written then.
+        ReshardError: also a TypeError (an argument is not an integer, path or dict) or a ValueError (files or strategies are
+            missing, damaged, or do not match, or the name has another suffix). Nothing is written then.
     """
     rank = rank_of(rank_id, "rank_id")
     files = files_of(checkpoint_files_map, "checkpoint_files_map")
@@ -176,7 +177,7 @@ convert_checkpoints = transform_checkpoints
 
 
 def _imagined(source: Strategy | None, target: Strategy | None) -> Inventory:
-    """The files that fit two strategies: which ranks are needed does not depend on the shapes."""
+    """Return an inventory that matches two strategies. The required ranks do not depend on the shapes."""
     wanted = {name: layout for stage in (target.stages if target else ()) for name, layout in stage.items()}
     if source is None and target is None:
         wanted = {"everything": Layout.whole(1)}

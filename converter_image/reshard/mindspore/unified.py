@@ -1,4 +1,4 @@
-"""From ranks to unified safetensors, and from those to ranks."""
+"""Transform rank files to unified safetensors, and unified safetensors to rank files."""
 
 from __future__ import annotations
 
@@ -30,13 +30,13 @@ if TYPE_CHECKING:
 
     from reshard.spec.request import OutputFormat
 
-# The forms in which MindSpore takes a name's end for a task, an epoch and a step, and what it then looks for.
+# The forms of suffixes that MindSpore interprets as task, epoch and step, and the separator that it then requires.
 _SUFFIXES = (
     (re.compile(r"_?([0-9]+-[0-9]+_[0-9]+)"), "_"),
     (re.compile(r"-?([0-9]+_[0-9]+)"), "-"),
     (re.compile(r"_?([0-9]+)"), "_"),
 )
-# Another that looks whether the checkpoint is complete takes a moment.
+# Another process that checks whether the checkpoint is complete holds the lock only briefly.
 _MOST_PATIENCE_SECONDS = 15.0
 _FORMATS: dict[str, OutputFormat] = {"ckpt": "Ckpt", "safetensors": "Safetensors"}
 
@@ -52,25 +52,26 @@ def unified_safetensors(
     choice_func: Callable[[str], bool | str] | None = None,
     split_dst_file: tuple[()] | tuple[int, int] = (),
 ) -> None:
-    """Join the parameters of all ranks, and spread them whole over `part<n>.safetensors` of at most 3 GiB.
+    """Join the parameters of all ranks, and write them whole to files `part<n>.safetensors` of at most 3 GiB.
 
-    Unlike MindSpore's: parameters that no strategy names are taken from whichever rank has them, so those of a later stage are
-    not lost; gradients (`accu_grads*`) are joined, and what `choice_func` refuses is left out, where MindSpore puts rank 0's
-    slices of both among the parameters in no strategy; a part's tensors are neighbours; a source may be in `.ckpt`.
+    Differences from MindSpore: parameters that no strategy names are read from any rank that has them, so those of later stages
+    are not lost. Gradients (`accu_grads*`) are joined, and parameters that `choice_func` rejects are left out; MindSpore writes
+    rank 0's slices of both to the file of parameters that no strategy names. A part holds neighbouring tensors. The source may
+    have `.ckpt` files.
 
     Args:
-        src_dir: the folder with `rank_0`, `rank_1`, ...
-        src_strategy_file: the source's strategy; None: one whole rank.
-        dst_dir: the folder to write to. What is there is replaced.
-        merge_with_redundancy: makes no difference: each part of a parameter is read from a rank that has it.
-        file_suffix: the end of the names of the files that are meant, without the extension; None: those of the newest step.
-        max_process_num: parts at a time; no more than there are processors.
-        choice_func: told the name of a parameter that a strategy names, whether it is wanted, or what to call it.
-        split_dst_file: (number, total): of that many machines this is that one, counted from 1, and writes its share of the
-            parts. Each may run at any time; whichever finds all parts there completes the checkpoint.
+        src_dir: folder with `rank_0`, `rank_1`, ...
+        src_strategy_file: source strategy. None: one rank with whole parameters.
+        dst_dir: folder to write to. An existing checkpoint is replaced.
+        merge_with_redundancy: ignored. Each slice is read from a rank that has it.
+        file_suffix: suffix of the names of the files to read, without the extension. None: the files of the newest step.
+        max_process_num: maximum number of parts written at a time. It is limited by the number of processors.
+        choice_func: function that receives a name in the strategy, and returns whether to write the parameter, or its new name.
+        split_dst_file: (number, total) of this machine, counted from 1, if several machines write a share of the parts each. They
+            may run at any time. The one that finds all parts completes the checkpoint.
 
     Raises:
-        ReshardError: also a TypeError (no path or number) or a ValueError (files are missing or damaged).
+        ReshardError: also a TypeError (an argument is not a path or number) or a ValueError (files are missing or damaged).
     """
     src_dir, dst_dir = path_of(src_dir, "src_dir"), path_of(dst_dir, "dst_dir")
     src_strategy_file = strategy_of(src_strategy_file, "src_strategy_file")
@@ -114,34 +115,36 @@ def load_distributed_checkpoint(
     max_process_num: int = 64,
     return_param_dict: bool = False,
 ) -> Any:  # noqa: ANN401 - as MindSpore's
-    """Cut unified safetensors, or the files of other ranks: into a network, or for each rank to `rank_<r>/net.<output_format>`.
+    """Reshard unified safetensors, or the files of other ranks, into a network or into files `rank_<r>/net.<output_format>`.
 
-    Unlike MindSpore's: a parameter that the strategy names and no file holds is an error; `name_map` works where there are
-    several files too; rank files are cut without a network as well; with a network `rank_id` counts, and strategies are files.
+    Differences from MindSpore: a parameter that the strategy names and no file holds is an error. `name_map` supports several
+    files. Rank files are resharded without a network too. With a network, `rank_id` is used, and strategies are files.
 
     Args:
-        network: a `mindspore.nn.Cell` to load into, by `load_param_into_net`; None: files are written.
-        checkpoint_filenames: one file for each rank, in their order, instead of unified safetensors.
-        predict_strategy: the strategy that the target is to be cut by; None: one rank that holds everything whole.
-        train_strategy_filename: the strategy of the files in `checkpoint_filenames`.
+        network: `mindspore.nn.Cell` to load into, with `load_param_into_net`. None: files are written.
+        checkpoint_filenames: one file per rank, in the order of the ranks, instead of unified safetensors.
+        predict_strategy: target strategy. None: one rank with whole parameters.
+        train_strategy_filename: strategy of the files in `checkpoint_filenames`.
         strict_load: whether types must be equal in the network.
-        dec_key: the key of encrypted files in `checkpoint_filenames`.
+        dec_key: key of encrypted files in `checkpoint_filenames`.
         dec_mode: "AES-GCM", "AES-CBC" or "SM4-CBC".
-        format: "safetensors" for unified ones, as MindSpore asks.
-        unified_safetensors_dir: the folder with `part0.safetensors`, ...
-        dst_safetensors_dir: the folder to write to. What is there is replaced.
-        rank_id: the one rank that is wanted; others may be written at the same time or later. None: all; of a network that of the
-            process.
+        format: "safetensors" for unified safetensors, as in MindSpore.
+        unified_safetensors_dir: folder with `part0.safetensors`, ...
+        dst_safetensors_dir: folder to write to. An existing checkpoint is replaced.
+        rank_id: number of the target rank to write or load. Others may be written at the same time or later. None: all ranks;
+            with a network, the rank of the process.
         output_format: "safetensors" or "ckpt".
-        name_map: the name that a parameter has in the files, by the one that it is to have.
-        max_process_num: ranks at a time; no more than there are processors.
-        return_param_dict: whether to give a network's parameters back instead of loading them.
+        name_map: name of a parameter in the files, by its new name.
+        max_process_num: maximum number of ranks written at a time. It is limited by the number of processors.
+        return_param_dict: whether to return a network's parameters instead of loading them.
 
     Returns:
-        As MindSpore's: of a network and unified safetensors what `load_param_into_net` returns, or the parameters; else True.
+        For a network and unified safetensors: the result of `load_param_into_net`, or the parameters. Otherwise True, as in
+            MindSpore.
 
     Raises:
-        ReshardError: also a TypeError (no path or number) or a ValueError (files are missing, damaged or do not fit each other).
+        ReshardError: also a TypeError (an argument is not a path or number) or a ValueError (files are missing, damaged or do not
+            match).
     """
     max_process_num = workers_of(max_process_num, "max_process_num")
     predict_strategy = strategy_of(predict_strategy, "predict_strategy")
@@ -187,14 +190,14 @@ def load_distributed_checkpoint(
 
 
 def _params(request: Request, files: Mapping[int, str] | None, rank: int, workers: int) -> dict[str, Any]:
-    """The parameters of a rank; `files` instead of the request's source, if there are any."""
+    """Return the parameters of a rank, from `files` instead of the request's source if they are set."""
     request = _with(request, output="Index")
     job = prepare(request, Silent(), workers=workers) if files is None else prepare_loose(request, files)
     return param_dict(tensors_of(job, rank))
 
 
 def _to_files(request: Request, files: Mapping[int, str] | None, ranks: str | None, output: OutputFormat, workers: int) -> None:
-    """Write the files of these ranks (None: of all); from `files` instead of the request's source, if there are any."""
+    """Write the files of these ranks (None: all), from `files` instead of the request's source if they are set."""
     request = _with(request, format=output, file_prefix="net", numbered=False, ranks=ranks, overwrite="Replace")
     if files is not None:
         _cut_files(request, files)
@@ -209,7 +212,7 @@ def _with(request: Request, **options: Any) -> Request:  # noqa: ANN401 - as Opt
 
 
 def _pattern(suffix: str | None) -> str | None:
-    """The names that end so, before the extension; `1_100` is a step, and not the end of step 11_100."""
+    """Return the glob pattern of names with a suffix before the extension. `1_100` is a step, not a suffix of step 11_100."""
     if suffix is None:
         return None
     for form, beginning in _SUFFIXES:
@@ -220,7 +223,7 @@ def _pattern(suffix: str | None) -> str | None:
 
 
 def _chosen(request: Request, choice: Callable[[str], bool | str]) -> Iterable[RenameRule]:
-    """What `choice` says of the parameters that a strategy names; it knows no others, as MindSpore does not ask it for them."""
+    """Yield the rules that `choice` implies for parameters in the strategy. Like MindSpore, do not call it for others."""
     for name in (name for name, named in source_names(request, workers=default_workers()).items() if named):
         answer = choice(name)
         if not isinstance(answer, bool | str) or answer == "":
@@ -237,17 +240,17 @@ def _chosen(request: Request, choice: Callable[[str], bool | str]) -> Iterable[R
 
 
 def _share(total: int, position: int, of: int) -> tuple[int, ...]:
-    """The parts of one of several machines, as MindSpore divides them: neighbours, the first machines one more."""
+    """Return the parts of one of several machines, as MindSpore divides them: consecutive, the first machines have one more."""
     each, more = divmod(total, of)
     first = each * position + min(position, more)
     return tuple(range(first, first + each + (position < more)))
 
 
 def _write_beside_others(request: Request, *, workers: int, all_together: bool) -> None:
-    """Write some of the target's ranks, and complete the checkpoint unless others still write theirs.
+    """Write some of the target's ranks, and complete the checkpoint unless other processes still write ranks.
 
-    With `all_together` it is complete once all ranks are there, else as soon as nobody writes; one that takes the place of
-    another is never complete before.
+    With `all_together`, the checkpoint is complete once all ranks exist, otherwise once no process writes. A checkpoint that
+    replaces another always requires all ranks.
     """
     result = retry_until_unlocked(lambda: transform_checkpoint(request, workers=workers, commit=False), _MOST_PATIENCE_SECONDS)
     if not result.complete:
@@ -255,7 +258,7 @@ def _write_beside_others(request: Request, *, workers: int, all_together: bool) 
 
 
 def _cut_files(request: Request, files: Mapping[int, str]) -> None:
-    """Write the rank files of a target from files that lie anywhere."""
+    """Write the rank files of a target from individual files."""
     job = prepare_loose(request, files)
     written = {rank: f"{request.target.rstrip('/')}/{job.path(rank)}" for rank in job.scope}
     refuse_own_files(files.values(), written.values())

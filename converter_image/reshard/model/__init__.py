@@ -35,15 +35,14 @@ class Place:
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Shards:
-    """The tiles of one tensor and the places where each is stored.
+    """The tiles of one tensor, and the locations of each.
 
-    Attributes:
-        tiling: the tiles. Every element of the tensor is in exactly one.
-        first: positions in the arrays below, one more than there are tiles: the copies of tile `t` are `first[t]` to
-            `first[t + 1]`. Each tile has at least one copy.
-        files: for each copy the position of its file's path in `Checkpoint.files`.
-        offsets: for each copy its first byte in the file.
-        lengths: for each copy its number of bytes.
+    tiling: tiles of the tensor. Every element is in exactly one.
+        first: positions in the arrays below, one more than there are tiles: the copies of tile `t` are `first[t]` to `first[t +
+            1]`. Each tile has at least one copy.
+        files: position of each copy's file path in `Checkpoint.files`.
+        offsets: offset of each copy's first byte in the file.
+        lengths: number of bytes of each copy.
     """
 
     tiling: Tiling
@@ -53,7 +52,7 @@ class Shards:
     lengths: Numbers
 
     def places(self, tile: int) -> Iterator[Place]:
-        """Yield where the copies of a tile are."""
+        """Yield the locations of the copies of a tile."""
         for i in range(int(self.first[tile]), int(self.first[tile + 1])):
             yield Place(int(self.files[i]), int(self.offsets[i]), int(self.lengths[i]))
 
@@ -63,10 +62,10 @@ class TensorMeta:
     """One tensor.
 
     Attributes:
-        name: its name in the checkpoint, in any characters.
+        name: name in the checkpoint, in any characters.
         dtype: type of the elements, by the name that numpy, ml_dtypes and torch share (`float32`, `bfloat16`, `float8_e4m3fn`).
         shape: lengths of the whole tensor, in elements.
-        shards: its tiles. A tensor without elements has none.
+        shards: tiles of the tensor. A tensor without elements has none.
     """
 
     name: str
@@ -80,8 +79,8 @@ class ObjectMeta:
     """A value that is not a tensor, such as an optimizer's options. It is copied as bytes and never opened.
 
     Attributes:
-        name: its name in the checkpoint.
-        places: its copies. Ranks may have saved different values under one name.
+        name: name in the checkpoint.
+        places: locations of its copies. Ranks may have saved different values under one name.
     """
 
     name: str
@@ -94,8 +93,8 @@ class Checkpoint:
 
     Attributes:
         files: paths of the files with content, relative to the checkpoint.
-        tensors: the tensors, in the order of the metadata.
-        objects: the other values.
+        tensors: tensors, in the order of the metadata.
+        objects: other values.
         version: version of the metadata, if it has one.
     """
 
@@ -109,13 +108,13 @@ def gather_shards(tiling: Tiling, tiles: Numbers, places: tuple[Numbers, Numbers
     """Return the shards of a tensor from its boxes, in any order.
 
     Args:
-        tiling: the tiles.
-        tiles: for each box the number of its tile; negative: it has no elements.
-        places: for each box the file, the first byte and the number of bytes.
-        name: the tensor's name, for messages.
+        tiling: tiles of the tensor.
+        tiles: number of each box's tile. Negative: the box has no elements.
+        places: file, first byte and number of bytes of each box.
+        name: name of the tensor, for messages.
 
     Raises:
-        DataError: a tile is in no file.
+        DataError: no file holds a tile.
     """
     order = np.argsort(tiles, kind="stable")
     order = order[np.searchsorted(tiles[order], 0) :]

@@ -19,11 +19,11 @@ if TYPE_CHECKING:
 
 Numbers = npt.NDArray[np.int64]
 
-# A proof looks at 2 ** n corners of a box, and no framework cuts a tensor irregularly along more than three dimensions.
+# A proof visits 2 ** n corners of a box. No framework splits a tensor irregularly along more than three dimensions.
 MAX_IRREGULAR_DIMENSIONS = 6
 _LARGEST_KEY = 1 << 62
-_CHILDREN = 4  # of a node of the index
-_QUERIES = 1 << 15  # that are answered at a time, which bounds memory
+_CHILDREN = 4  # children of a node in the index
+_QUERIES = 1 << 15  # queries answered at a time, which limits memory
 
 
 @dataclass(frozen=True, slots=True)
@@ -31,8 +31,8 @@ class Grid:
     """Tiles between cut points along each dimension, numbered row-major.
 
     Attributes:
-        cuts: for each dimension the cut points, from 0 to the length. Equal distances are a `range`, so that the points of a
-            large grid are computed. A dimension of length 0 has the one point 0, and the grid no tiles.
+        cuts: cut points of each dimension, from 0 to the length. Equal distances are a `range`, so that the points of a large
+            grid are computed. A dimension of length 0 has the single point 0, and the grid has no tiles.
 
     >>> Grid.equal((8, 6), (4, 1)).intersecting(Box((3, 0), (2, 6)))
     [1, 2]
@@ -47,7 +47,7 @@ class Grid:
 
     @property
     def parts(self) -> tuple[int, ...]:
-        """The number of tiles along each dimension."""
+        """Number of tiles along each dimension."""
         return tuple(len(points) - 1 for points in self.cuts)
 
     def __len__(self) -> int:
@@ -150,7 +150,7 @@ class Boxes:
         return np.concatenate(boxes or [empty]), np.concatenate(tiles or [empty])
 
     def _descend(self, starts: Numbers, ends: Numbers) -> tuple[Numbers, Numbers]:
-        """Pairs for some boxes, level by level: all nodes at once, so that no box is a step of Python."""
+        """Return the pairs for some boxes. Each level of the tree is processed at once with numpy, instead of box by box."""
         levels = ((self.starts, self.ends), *self.levels)
         roots = levels[-1][0].shape[1]
         asked = np.flatnonzero((starts < ends).all(axis=1))
@@ -182,8 +182,7 @@ def divide(shape: tuple[int, ...], starts: Numbers, lengths: Numbers, name: str)
         lengths: lengths of each box.
         name: the tensor's name, for messages.
 
-    Returns:
-        The tiles, and for each box the number of its tile; -1: it has no elements.
+    The tiles, and the number of each box's tile. -1: the box has no elements.
 
     Raises:
         DataError: a box is not within the tensor; an element is in no box, or in several that differ.
@@ -225,7 +224,7 @@ def number_rows(rows: Numbers) -> tuple[Numbers, Numbers]:
 
 
 def _grid(shape: tuple[int, ...], starts: Numbers, ends: Numbers) -> tuple[Grid, Numbers] | None:
-    """The grid that distinct boxes form, with the number of each box's tile; None if they form none."""
+    """Return the grid that distinct boxes form, and the number of each box's tile. None: the boxes do not form a grid."""
     cuts: list[Sequence[int]] = []
     numbers = np.zeros(len(starts), np.int64)
     tiles = 1
@@ -238,7 +237,7 @@ def _grid(shape: tuple[int, ...], starts: Numbers, ends: Numbers) -> tuple[Grid,
         numbers = numbers * (len(points) - 1) + at
         step = int(points[1])
         cuts.append(range(0, n + 1, step) if (np.diff(points) == step).all() else tuple(points.tolist()))
-    # The boxes are distinct, each is a tile, and there are as many as tiles: each tile is there once.
+    # The boxes are distinct tiles of the grid, and as many as it has tiles, so each tile occurs once.
     return (Grid(tuple(cuts)), numbers) if tiles == len(starts) else None
 
 
@@ -259,7 +258,7 @@ def _prove(shape: tuple[int, ...], starts: Numbers, ends: Numbers, name: str) ->
     element that is not held once: no difference before it adds to its count.
 
     Raises:
-        DataError: a hole, an overlap; or boxes that are cut along too many dimensions.
+        DataError: there is a hole or an overlap, or the boxes split too many dimensions.
     """
     cut = [i for i, n in enumerate(shape) if (starts[:, i] > 0).any() or (ends[:, i] < n).any()]
     if len(cut) > MAX_IRREGULAR_DIMENSIONS:
@@ -269,7 +268,7 @@ def _prove(shape: tuple[int, ...], starts: Numbers, ends: Numbers, name: str) ->
             where=f"tensor {name}",
             fix="save the checkpoint with fewer sharded dimensions",
         )
-    # The whole tensor is the last box, with its signs reversed, so that all corners have to cancel.
+    # The whole tensor is added as the last box, with reversed signs, so that all corners have to cancel.
     sides = [(np.append(starts[:, i], 0), np.append(ends[:, i], shape[i])) for i in cut]
     keys = _keys(sides)
     whole = len(starts)
@@ -291,7 +290,7 @@ def _prove(shape: tuple[int, ...], starts: Numbers, ends: Numbers, name: str) ->
 
 
 def _keys(sides: list[tuple[Numbers, Numbers]]) -> Numbers:
-    """For each corner of each box a number, equal for equal points and ascending row-major; bit i of the row says the side."""
+    """Return a number for each corner of each box: equal for equal points, ascending row-major. Bit i of the row is the side."""
     keys = np.zeros((1 << len(sides), len(sides[0][0])), np.int64)
     ends = np.arange(len(keys))
     largest = 1
@@ -316,7 +315,7 @@ def _refuse(name: str, point: list[int], count: int) -> NoReturn:
 
 
 def _near(starts: Numbers) -> Numbers:
-    """An order in which boxes that are near each other come near each other: that of the interleaved bits of their starts."""
+    """Return an order that keeps neighbouring boxes together: that of the interleaved bits of their starts."""
     ranks = [np.unique(column, return_inverse=True)[1].reshape(-1) for column in starts.T]
     ranks = [rank for rank in ranks if rank.any()]
     bits = min(62 // max(len(ranks), 1), len(starts).bit_length())

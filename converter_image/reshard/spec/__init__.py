@@ -1,1 +1,1 @@
-"""What a user asks for, and what one process is to carry out: frozen, validated data. The operator knows no other room."""
+"""Requests of users, and messages between processes: frozen, validated data. The operator imports no other subpackage."""

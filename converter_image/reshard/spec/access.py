@@ -11,12 +11,12 @@ Checksums = Literal["Auto", "MD5", "None"]
 
 
 class Access(msgspec.Struct, frozen=True):
-    """How one object store is reached. The environment decides what is None: variables, profile, web identity, instance.
+    """Access to one object store. The AWS environment resolves a field that is None: variables, profile, web identity, instance.
 
     Attributes:
         endpoint: URL of the server.
         region: region of the bucket.
-        addressing: place of the bucket in URLs: the path or the host name.
+        addressing: location of the bucket in URLs: the path or the host name.
         ca_bundle: PEM file with the trusted certificate authorities.
         credentials: folder with the files accessKeyId, secretAccessKey and optionally sessionToken, such as a mounted Secret.
             The files are read again when they change.
@@ -34,7 +34,7 @@ class Access(msgspec.Struct, frozen=True):
 
 
 class Accesses(msgspec.Struct, frozen=True):
-    """How the locations of a request are reached. None: a strategy as its side, an index as the source."""
+    """Access to the locations of a request. None: a strategy uses the access of its side, an index that of the source."""
 
     source: Access = Access()
     target: Access = Access()

@@ -1,4 +1,4 @@
-"""How a transform's pods run: the part of a CheckpointTransform that decides nothing about the bytes. Frozen, validated data."""
+"""Execution of a transform's pods: the part of a CheckpointTransform that does not affect the data. Frozen, validated data."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ _Id = Annotated[int, msgspec.Meta(ge=0, le=2_147_483_647)]
 
 
 class Strict(msgspec.Struct, frozen=True, rename="camel", forbid_unknown_fields=True, omit_defaults=True):
-    """Resources are written in camelCase; what is not known is refused, so that a typing error is never ignored."""
+    """Base class of resources with camelCase fields. Unknown fields are refused, so that no typing error is ignored."""
 
 
 class EnvSpec(Strict, frozen=True):
@@ -24,7 +24,7 @@ class EnvSpec(Strict, frozen=True):
 
 
 class SecurityContextSpec(Strict, frozen=True):
-    """As whom the pods run; what is absent is left to the image and the cluster."""
+    """User and groups of the pods. The image and the cluster determine absent fields."""
 
     run_as_user: _Id | None = None
     run_as_group: _Id | None = None
@@ -35,7 +35,7 @@ class SecurityContextSpec(Strict, frozen=True):
 
 
 class PodTemplateSpec(Strict, frozen=True):
-    """What the transform's pods have besides what the operator decides. The names are those of a pod's own fields."""
+    """Additions to the transform's pods. The names are those of the fields of a pod."""
 
     labels: dict[str, str] = {}
     annotations: dict[str, str] = {}
@@ -52,17 +52,17 @@ class PodTemplateSpec(Strict, frozen=True):
 
 
 class ExecutionSpec(Strict, frozen=True):
-    """How the work is spread over pods, and when it is given up.
+    """Distribution of the work among pods, and its limits.
 
     Attributes:
-        parallelism: pods that write ranks at a time.
-        ranks_per_pod: target ranks that one pod writes.
-        backoff_limit_per_index: number of times that a pod's ranks are tried again after a failure that another try can mend.
-        attempt: raised to try a finished or failed transform again; finished ranks are kept.
-        startup_deadline_seconds: how long pods may be unable to start (wrong image, missing secret) before the transform fails.
-        active_deadline_seconds: how long the ranks may take in all.
-        ttl_seconds_after_finished: how long Jobs and pods are kept once the transform has ended.
-        pod_template: more about the pods.
+        parallelism: maximum number of pods that write ranks at a time.
+        ranks_per_pod: number of target ranks per pod.
+        backoff_limit_per_index: number of retries of a pod's ranks after a failure that a retry can fix.
+        attempt: number to increase in order to retry a finished or failed transform. Finished ranks are kept.
+        startup_deadline_seconds: time in which pods must start (wrong image, missing Secret) before the transform fails.
+        active_deadline_seconds: maximum duration of all ranks.
+        ttl_seconds_after_finished: time for which Jobs and pods are kept after the transform has ended.
+        pod_template: additions to the pods.
     """
 
     parallelism: _Count = 8

@@ -1,7 +1,7 @@
-"""Termination messages: what the pod of a step reports to the operator, in one JSON object of ASCII. Frozen, validated data.
+"""Termination messages: the report of a step's pod to the operator, as a JSON object in ASCII. Frozen, validated data.
 
-`version` is raised when a message can no longer be read as before. A field may be added without that: readers ignore fields that
-they do not know.
+`version` increases when older readers can no longer read a message. New fields do not change it, because readers ignore unknown
+fields.
 """
 
 from __future__ import annotations
@@ -16,20 +16,20 @@ if TYPE_CHECKING:
     from collections.abc import Iterable
 
 MESSAGE_VERSION = 1
-# Upper bounds of the buckets that rank durations are counted in: durations of thousands of ranks have no room in a message.
+# Upper bounds of the buckets of rank durations. A message has no room for thousands of durations.
 RANK_SECONDS_BUCKETS = (0.5, 1.0, 2.5, 5.0, 10.0, 30.0, 60.0, 120.0, 300.0, 600.0, 1800.0, 3600.0)
 
-# More ranks than any cluster has: a forged message must not make the operator list without end.
+# More ranks than any cluster has. A forged message must not make the operator create an endless list.
 _Ranks = Annotated[int, msgspec.Meta(ge=1, le=1_000_000)]
 _Count = Annotated[int, msgspec.Meta(ge=0, le=(1 << 63) - 1)]
 
 
 class StepMessage(msgspec.Struct, frozen=True, rename="camel"):
-    """What any step reports."""
+    """The fields that all steps report."""
 
 
 class PlanMessage(StepMessage, frozen=True):
-    """What the plan step reports."""
+    """The report of the plan step."""
 
     source_ranks: _Ranks
     target_ranks: _Ranks
@@ -43,7 +43,7 @@ class PlanMessage(StepMessage, frozen=True):
 
 
 class RanksMessage(StepMessage, frozen=True):
-    """What one pod of the ranks step reports."""
+    """The report of one pod of the ranks step."""
 
     bytes_read: _Count
     bytes_written: _Count
@@ -65,7 +65,7 @@ class RankSeconds(msgspec.Struct, frozen=True):
 
     @classmethod
     def of(cls, durations: Iterable[float]) -> Self:
-        """Count durations, in seconds."""
+        """Count durations in seconds."""
         counts, total = [0] * (len(RANK_SECONDS_BUCKETS) + 1), 0.0
         for seconds in durations:
             counts[bisect_left(RANK_SECONDS_BUCKETS, seconds)] += 1
@@ -74,13 +74,13 @@ class RankSeconds(msgspec.Struct, frozen=True):
 
 
 class CommitMessage(StepMessage, frozen=True):
-    """What the commit step reports.
+    """The report of the commit step.
 
     Attributes:
         digest: digest of the task that was committed.
         bytes_read: number of bytes read from source tensors.
         bytes_written: number of bytes written to files.
-        manifest: the manifest's name; empty if other transforms have parts of this checkpoint still to write.
+        manifest: name of the manifest. Empty if other transforms still have to write stages of this checkpoint.
         rank_seconds: durations of the ranks.
     """
 
@@ -92,7 +92,7 @@ class CommitMessage(StepMessage, frozen=True):
 
 
 class FailureMessage(StepMessage, frozen=True):
-    """What a pod that failed reports."""
+    """The report of a failed pod."""
 
     reason: str
     message: str
@@ -100,7 +100,7 @@ class FailureMessage(StepMessage, frozen=True):
 
 
 class UnreadableMessageError(ValueError):
-    """A termination message is missing, or of another version, or not one of a step; the text says which."""
+    """A termination message that is missing, has another version, or is not one of a step. The text says which."""
 
 
 class _Header(msgspec.Struct):
@@ -111,15 +111,15 @@ M = TypeVar("M", bound=StepMessage)
 
 
 def encode_message(message: StepMessage) -> str:
-    """Return a message as ASCII."""
+    """Return a message in ASCII."""
     return json.dumps({"version": MESSAGE_VERSION} | msgspec.to_builtins(message))
 
 
 def decode_message(text: str, kind: type[M]) -> M:
-    """Return a message of this kind.
+    """Return a message of this type.
 
     Raises:
-        UnreadableMessageError: it is none, or has another version.
+        UnreadableMessageError: the text is not such a message, or has another version.
     """
     if not text.strip():
         raise UnreadableMessageError("the container left no termination message")

@@ -1,4 +1,4 @@
-"""Where a resource's files are: a claim or a bucket; and under which folders a pod finds what it needs for it. Frozen data."""
+"""Locations of a resource's files, a claim or a bucket, and the folders in which a pod finds them. Frozen data."""
 
 from __future__ import annotations
 
@@ -9,8 +9,8 @@ import msgspec
 from reshard.spec.access import Access, Addressing, Checksums
 from reshard.spec.execution import Strict
 
-# Where pods have their volumes, the credentials of each storage, the authorities that vouch for it, the keys of files, and
-# the spec of the transform.
+# Mount points in pods: volumes, credentials of each storage, certificate authorities, keys of files, and the spec of the
+# transform.
 VOLUMES = "/volumes"
 CREDENTIALS = "/credentials"
 CERTIFICATES = "/certificates"
@@ -30,44 +30,44 @@ class ClaimSpec(Strict, frozen=True):
 
 
 class SecretRef(Strict, frozen=True):
-    """A Secret of the transform's namespace, with the keys accessKeyId, secretAccessKey and perhaps sessionToken."""
+    """A Secret in the transform's namespace with the keys accessKeyId, secretAccessKey and optionally sessionToken."""
 
     name: _Name
 
 
 class SecretKeyRef(Strict, frozen=True):
-    """One entry of a Secret of the transform's namespace."""
+    """One entry of a Secret in the transform's namespace."""
 
     name: _Name
     key: _Key
 
 
 class ConfigMapKeyRef(Strict, frozen=True):
-    """One entry of a ConfigMap of the transform's namespace."""
+    """One entry of a ConfigMap in the transform's namespace."""
 
     name: _Name
     key: _Key
 
 
 class CaBundleRef(Strict, frozen=True):
-    """The same, with certificates in PEM."""
+    """One entry of a ConfigMap in the transform's namespace that contains PEM certificates."""
 
     name: _Name
     key: _Key = "ca.crt"
 
 
 class S3Spec(Strict, frozen=True):
-    """A prefix of a bucket. What is absent is decided by the pod's environment and service account.
+    """A prefix in a bucket. The pod's environment and service account determine absent fields.
 
     Attributes:
-        bucket: its name.
-        prefix: the beginning of the objects' names, without a '/' at either end.
-        endpoint: the server's URL; absent: AWS.
-        region: the region of the bucket.
-        addressing_style: whether the bucket stands in the URL's path or in its host name.
-        checksums: what uploads carry for the server to check.
-        credentials_secret_ref: keys of this storage; absent: those of the pod's service account.
-        ca_bundle_ref: the authorities to trust; absent: the authorities that the image knows.
+        bucket: name of the bucket.
+        prefix: prefix of the objects' names, without a '/' at either end.
+        endpoint: URL of the server. Absent: AWS.
+        region: region of the bucket.
+        addressing_style: location of the bucket in URLs: the path or the host name.
+        checksums: checksum of uploads, which the server verifies.
+        credentials_secret_ref: credentials of this storage. Absent: those of the pod's service account.
+        ca_bundle_ref: trusted certificate authorities. Absent: those in the image.
     """
 
     bucket: Annotated[str, msgspec.Meta(pattern=r"^[a-zA-Z0-9][-._:a-zA-Z0-9]{1,254}$")]
@@ -80,7 +80,7 @@ class S3Spec(Strict, frozen=True):
     ca_bundle_ref: CaBundleRef | None = None
 
     def access(self, *, credentials: str | None, ca_bundle: str | None) -> Access:
-        """How it is reached, given the folder of the credentials and the file of the authorities."""
+        """Return the access to this storage, given the folder of the credentials and the file of the certificate authorities."""
         return Access(
             endpoint=self.endpoint,
             region=self.region,
@@ -92,24 +92,24 @@ class S3Spec(Strict, frozen=True):
 
 
 class StorageSpec(Strict, frozen=True):
-    """Where files are: exactly one of these."""
+    """A storage location. Exactly one field is set."""
 
     persistent_volume_claim: ClaimSpec | None = None
     s3: S3Spec | None = None
 
     def __post_init__(self) -> None:
-        """Refuse none and both; msgspec tells in which field."""
+        """Refuse none or both of the fields. msgspec adds the name of the field that contains this value."""
         if (self.persistent_volume_claim is None) == (self.s3 is None):
             raise ValueError("Expected either `persistentVolumeClaim` or `s3`")
 
     @property
     def path(self) -> str:
-        """The checkpoint's place from the root of the claim or bucket."""
+        """Path of the checkpoint, relative to the root of the claim or bucket."""
         if self.s3 is not None:
             return self.s3.prefix
         return self.persistent_volume_claim.path if self.persistent_volume_claim is not None else ""
 
     @property
     def field(self) -> str:
-        """The name of the field that has `path`."""
+        """Name of the field that has `path`."""
         return "s3.prefix" if self.s3 is not None else "persistentVolumeClaim.path"

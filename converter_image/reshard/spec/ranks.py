@@ -1,4 +1,4 @@
-"""Lists of ranks, as people write them."""
+"""Lists of ranks, as users write them."""
 
 from __future__ import annotations
 
@@ -12,11 +12,11 @@ if TYPE_CHECKING:
 
 
 def parse_ranks(text: str, total: int | None = None) -> tuple[int, ...]:
-    """Ranks such as "0,2-5", ascending and without repetition.
+    """Parse ranks such as "0,2-5". Return them in ascending order without duplicates.
 
     Raises:
-        UsageError: the text is no such list.
-        RequestError: a rank is not below `total`.
+        UsageError: the text is not a list of ranks.
+        RequestError: a rank is not less than `total`.
     """
     ranks: set[int] = set()
     for part in text.split(","):
@@ -42,17 +42,17 @@ def parse_ranks(text: str, total: int | None = None) -> tuple[int, ...]:
 
 
 def ranks_to_write(text: str | None, total: int) -> tuple[int, ...]:
-    """Return the ranks that a list names, or all of `total` without one.
+    """Return the ranks in a list, or all `total` ranks if there is no list.
 
     Raises:
         UsageError: the text is not a list of ranks.
-        RequestError: a rank is not below `total`.
+        RequestError: a rank is not less than `total`.
     """
     return tuple(range(total)) if text is None else parse_ranks(text, total)
 
 
 def format_ranks(ranks: tuple[int, ...]) -> str:
-    """The opposite of `parse_ranks`.
+    """Format ranks: the inverse of `parse_ranks`.
 
     >>> format_ranks((0, 2, 3, 4, 7))
     '0,2-4,7'
@@ -67,5 +67,5 @@ def format_ranks(ranks: tuple[int, ...]) -> str:
 
 
 def ranks_of_index(ranks: Sequence[int], ranks_per_pod: int, index: int) -> tuple[int, ...]:
-    """The ranks that one pod of an Indexed Job writes."""
+    """Return the ranks that one pod of an Indexed Job writes."""
     return tuple(ranks[index * ranks_per_pod : (index + 1) * ranks_per_pod])

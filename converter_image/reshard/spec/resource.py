@@ -1,6 +1,6 @@
-"""What a user asks for: the spec of a CheckpointTransform. Frozen, validated data.
+"""The spec of a CheckpointTransform. Frozen, validated data.
 
-Imported by the operator too, so it needs nothing of the converter: no numpy, no storage.
+The operator imports this too, so it depends on nothing in the converter: no numpy, no storage.
 """
 
 from __future__ import annotations
@@ -36,7 +36,7 @@ if TYPE_CHECKING:
 
 API_VERSION = "reshard.dev/v1alpha1"
 KIND = "CheckpointTransform"
-# Fields of the roles that are not called like theirs.
+# Fields whose names differ from those of the roles.
 _FIELDS = {
     "source-strategy": "spec.source.strategy",
     "target-strategy": "spec.target.strategy",
@@ -49,12 +49,12 @@ FilePrefix = Annotated[str, msgspec.Meta(max_length=128, pattern=r"^[^/\x00-\x1f
 
 
 class StrategySpec(Strict, frozen=True):
-    """Where a strategy is: a file, or a folder with a file for each pipeline stage; or an entry of a ConfigMap.
+    """The location of a strategy: a file, a folder with one file per pipeline stage, or an entry of a ConfigMap.
 
     Attributes:
-        path: its place, from the root of the volume or bucket.
-        storage: the storage that it is in; absent: that of the checkpoint.
-        config_map_key_ref: an entry of a ConfigMap instead of a path, for what is small enough to be kept beside the resource.
+        path: path relative to the root of the volume or bucket.
+        storage: storage of the path. Absent: that of the checkpoint.
+        config_map_key_ref: entry of a ConfigMap instead of a path, for a strategy that is small enough.
     """
 
     path: RelativePath | None = None
@@ -62,7 +62,7 @@ class StrategySpec(Strict, frozen=True):
     config_map_key_ref: ConfigMapKeyRef | None = None
 
     def __post_init__(self) -> None:
-        """Refuse what is nowhere, or in two places; msgspec tells in which field."""
+        """Refuse a strategy without a location or with two. msgspec adds the name of the field that contains this value."""
         if bool(self.path) == (self.config_map_key_ref is not None):
             raise ValueError("Expected either `path` or `configMapKeyRef`")
         if self.storage is not None and not self.path:
@@ -70,18 +70,18 @@ class StrategySpec(Strict, frozen=True):
 
 
 class FilesSpec(Strict, frozen=True):
-    """Which file of each rank is meant, where there are several. Absent: the newest step that every rank has."""
+    """The selection of each rank's file, if there are several. Absent: the newest step that every rank has."""
 
     step: Annotated[int, msgspec.Meta(ge=0)] | None = None
     pattern: Annotated[str, msgspec.Meta(min_length=1, max_length=256)] | None = None
 
 
 class EncryptionSpec(Strict, frozen=True):
-    """With what one side's files are encrypted.
+    """The encryption of one side's files.
 
     Attributes:
-        secret_key_ref: the key, as it is: neither hexadecimal nor base64 within the Secret's own.
-        mode: one of MindSpore's.
+        secret_key_ref: raw key, without additional hexadecimal or base64 encoding in the Secret.
+        mode: mode of MindSpore's encryption.
     """
 
     secret_key_ref: SecretKeyRef
@@ -102,7 +102,7 @@ class SourceSpec(Strict, frozen=True):
 
 
 class TargetSpec(Strict, frozen=True):
-    """The checkpoint to write. `Options` refuses fields that contradict the output, and so do the CRD's rules before that."""
+    """The checkpoint to write. `Options` refuses fields that contradict the output, as do the rules of the CRD."""
 
     storage: StorageSpec
     strategy: StrategySpec | None = None
@@ -120,7 +120,7 @@ class TargetSpec(Strict, frozen=True):
 
 
 class ParametersSpec(Strict, frozen=True):
-    """What parameters are called at the target, and what happens to those that only one of the two strategies names."""
+    """New names of parameters, and the handling of parameters that only one of the two strategies names."""
 
     rename: Annotated[tuple[RenameRule, ...], msgspec.Meta(max_length=1024)] = ()
     source_only: SourceOnly = "Drop"
@@ -128,7 +128,7 @@ class ParametersSpec(Strict, frozen=True):
     allow_inconsistent: AllowInconsistent = ()
 
     def __post_init__(self) -> None:
-        """Refuse what the schema of the resource does."""
+        """Refuse the values that the schema of the resource refuses."""
         if any(rule.to is None for rule in self.rename):
             raise ValueError("Expected `str`, got `null` - at `rename[...].to`")
 
@@ -147,10 +147,10 @@ class TransformSpec(Strict, frozen=True):
 
 
 def parse_resource(text: str, where: str) -> TransformSpec:
-    """The spec of the one CheckpointTransform in a YAML (or JSON) text.
+    """Parse the spec of the only CheckpointTransform in a YAML (or JSON) text.
 
     Raises:
-        UsageError: it is no such resource, or a field is wrong; the message names the field.
+        UsageError: the text is not such a resource, or a field is invalid. The message names the field.
     """
     from reshard.strictyaml import documents  # noqa: PLC0415 - pods and the operator read no YAML, and start sooner without it
 
@@ -170,10 +170,10 @@ def parse_resource(text: str, where: str) -> TransformSpec:
 
 
 def parse_spec(document: object, where: str) -> TransformSpec:
-    """The spec of a CheckpointTransform.
+    """Parse the spec of a CheckpointTransform.
 
     Raises:
-        UsageError: a field is wrong; the message names it.
+        UsageError: a field is invalid. The message names it.
     """
     try:
         spec = msgspec.convert(document, TransformSpec)
@@ -190,12 +190,12 @@ def parse_spec(document: object, where: str) -> TransformSpec:
 
 
 class Volume(NamedTuple):
-    """What of its namespace a pod mounts.
+    """A volume of a pod: an object in its namespace.
 
     Attributes:
-        kind: what it is.
-        name: its name.
-        key: the one entry that is mounted; empty: all.
+        kind: kind of the object.
+        name: name of the object.
+        key: name of the only entry that is mounted. Empty: all entries.
     """
 
     kind: Literal["PersistentVolumeClaim", "Secret", "ConfigMap"]
@@ -204,13 +204,13 @@ class Volume(NamedTuple):
 
 
 class Mount(NamedTuple):
-    """A volume as a pod sees it.
+    """A volume mount of a pod.
 
     Attributes:
-        role: what it is for: "source", "source-strategy", "target", "target-strategy", "decryption" or "encryption".
-        volume: the one that is mounted. One can be there in several roles.
-        folder: the place of its root.
-        read_only: whether the pod may only read.
+        role: purpose of the mount: "source", "source-strategy", "target", "target-strategy", "decryption" or "encryption".
+        volume: mounted volume. It may have several roles.
+        folder: mount path.
+        read_only: whether the mount is read-only.
     """
 
     role: str
@@ -220,7 +220,7 @@ class Mount(NamedTuple):
 
 
 def mounts(spec: TransformSpec) -> tuple[Mount, ...]:
-    """What a transform's pods mount: claims, entries of ConfigMaps, the Secrets of buckets, and keys."""
+    """Return the mounts of a transform's pods: claims, entries of ConfigMaps, the Secrets of buckets, and keys."""
     found: list[Mount] = []
     for role, storage in _storages(spec).items():
         if (claim := storage.persistent_volume_claim) is not None:
@@ -239,7 +239,7 @@ def mounts(spec: TransformSpec) -> tuple[Mount, ...]:
 
 
 def _storages(spec: TransformSpec) -> dict[str, StorageSpec]:
-    """By role."""
+    """Return the storages by role."""
     found: dict[str, StorageSpec] = {}
     for role, side in (("source", spec.source), ("target", spec.target)):
         found[role] = side.storage
@@ -249,13 +249,13 @@ def _storages(spec: TransformSpec) -> dict[str, StorageSpec]:
 
 
 def _entries(spec: TransformSpec) -> dict[str, ConfigMapKeyRef]:
-    """The strategies that are entries of ConfigMaps, by role."""
+    """Return the strategies that are entries of ConfigMaps, by role."""
     strategies = {"source-strategy": spec.source.strategy, "target-strategy": spec.target.strategy}
     return {r: s.config_map_key_ref for r, s in strategies.items() if s is not None and s.config_map_key_ref is not None}
 
 
 def _encryptions(spec: TransformSpec) -> dict[str, EncryptionSpec]:
-    """By role."""
+    """Return the encryptions by role."""
     found = {"decryption": spec.source.decryption, "encryption": spec.target.encryption}
     return {role: encryption for role, encryption in found.items() if encryption is not None}
 
@@ -263,14 +263,14 @@ def _encryptions(spec: TransformSpec) -> dict[str, EncryptionSpec]:
 def request_here(
     spec: TransformSpec, *, claims: Mapping[str, str], config_maps: Mapping[str, str], secrets: Mapping[str, str]
 ) -> Request:
-    """The request of a resource on this machine.
+    """Return the request of a resource on this machine.
 
     Args:
-        spec: the spec of the resource.
-        claims: the folder that stands for each claim.
-        config_maps: the folder that stands for each ConfigMap with a strategy.
-        secrets: the folder that stands for a Secret. Without one for credentials, this machine's environment has them; it also
-            says which authorities to trust.
+        spec: spec of the resource.
+        claims: folder of each claim.
+        config_maps: folder of each ConfigMap with a strategy.
+        secrets: folder of each Secret. If a Secret with credentials has none, the environment of this machine provides them. It
+            always provides the trusted certificate authorities.
 
     Raises:
         UsageError: a claim, a ConfigMap or a Secret with a key has no folder.
@@ -300,7 +300,7 @@ def request_here(
 
 
 def request_of_pod(spec: TransformSpec) -> Request:
-    """The request of a resource in a pod that has its `mounts`."""
+    """Return the request of a resource in a pod that has its `mounts`."""
     folders = {mount.role: mount.folder for mount in mounts(spec) if mount.folder.startswith((VOLUMES, KEYS))}
     credentials = {mount.role: mount.folder for mount in mounts(spec) if mount.folder.startswith(CREDENTIALS)}
     authorities = {m.role: f"{m.folder}/{m.volume.key}" for m in mounts(spec) if m.folder.startswith(CERTIFICATES)}
@@ -366,11 +366,11 @@ def _to_request(
 
 
 def check_relative(path: str, where: str) -> None:
-    """A path below the root of a volume or bucket: nothing in it may lead elsewhere.
+    """Check that a path is below the root of a volume or bucket.
 
     Raises:
-        RequestError: it is a URL.
-        UsageError: it may.
+        RequestError: the path is a URL.
+        UsageError: the path may lead outside of the root.
     """
     if is_url(path):
         raise RequestError(

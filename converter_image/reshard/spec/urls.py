@@ -1,4 +1,4 @@
-"""Paths and URLs of files, and the form that the stores take. Pure."""
+"""Paths and URLs of files, in the form that stores accept. Pure."""
 
 from __future__ import annotations
 
@@ -9,7 +9,8 @@ from reshard.errors import RequestError, UsageError
 
 S3 = "s3://"
 
-# RFC 3986, but of at least two characters. `name:/` counts as well as `name://`: pathlib makes the one from the other.
+# RFC 3986, but with at least two characters. `name:/` counts as well as `name://`, because pathlib turns the latter into the
+# former.
 _SCHEME = re.compile(r"([A-Za-z][A-Za-z0-9+.-]+):(?=(/*))")
 _SPEAKS_S3 = {
     "cos": "its S3 endpoint",
@@ -44,7 +45,7 @@ _KNOWN = {"file", "s3", *_SPEAKS_S3, *_MOUNTED}
 
 
 def is_url(text: str) -> bool:
-    """Whether this is a URL rather than a path relative to a volume or bucket, whatever its scheme.
+    """Return whether text is a URL, of any scheme, rather than a path relative to a volume or bucket.
 
     >>> is_url("obs://bucket/x"), is_url("s3:/bucket"), is_url("run:42/x")
     (True, True, False)
@@ -54,9 +55,9 @@ def is_url(text: str) -> bool:
 
 
 def normalized(url: str) -> str:
-    """Return a local path, or an URL that starts with "s3://".
+    """Return a local path, or a URL that starts with "s3://".
 
-    A folder whose name looks like a scheme is written with "./" in front of it.
+    A folder whose name looks like a scheme must be written with "./" in front of it.
 
     Raises:
         RequestError: the scheme is not supported.

@@ -32,10 +32,10 @@ class Strategy:
 
     Attributes:
         stages: layouts of the parameters of each pipeline stage, by name.
-        devices: ranks of each stage.
-        first: the number of the first of these stages; not 0 if the strategy describes one stage of several.
+        devices: number of ranks per stage.
+        first: number of the first of these stages. Not 0 if the strategy describes one stage of several.
         notes: messages for the user.
-        shapes: whole shapes that a JSON file states for each stage; layouts refer to the dimensions of these shapes.
+        shapes: whole shapes that a JSON file states for each stage. Layouts refer to the dimensions of these shapes.
     """
 
     stages: tuple[Mapping[str, Layout], ...]
@@ -48,9 +48,9 @@ class Strategy:
         """Return the layout of a parameter in a stage, for its real dimensions even if the file states more.
 
         Args:
-            stage: the number of the stage.
-            name: the name of the parameter.
-            shape: its real shape.
+            stage: number of the stage.
+            name: name of the parameter.
+            shape: real shape of the parameter.
             sliced: whether `shape` is that of one rank's slice instead of the whole tensor.
 
         Raises:
@@ -80,7 +80,7 @@ class Strategy:
 
     @property
     def numbers(self) -> range:
-        """Ranks of these stages, numbered over all stages."""
+        """Ranks of these stages, numbered across all stages."""
         return range(self.first * self.devices, self.first * self.devices + self.ranks)
 
     @property
@@ -93,7 +93,7 @@ class Strategy:
 
     @classmethod
     def from_files(cls, files: Sequence[StrategyFile]) -> Strategy:
-        """Merge one file, or the files of all pipeline stages, into a strategy.
+        """Merge the files of all pipeline stages, or a single file, into a strategy.
 
         Raises:
             DataError: a stage is missing, or the files contradict each other.
@@ -104,7 +104,7 @@ class Strategy:
 
     @classmethod
     def of_one_stage(cls, files: Sequence[StrategyFile]) -> Strategy:
-        """Return the strategy of the one pipeline stage that the files describe.
+        """Return the strategy of the only pipeline stage that the files describe.
 
         Raises:
             DataError: the files do not state the stage, or contradict each other.
@@ -130,7 +130,7 @@ class Strategy:
         return cls(stages, _devices(stages), described[0], shapes=_shapes(joined, shapes))
 
     def canonical(self) -> bytes:
-        """Return equal bytes for equal layouts of equal parameters, independent of the form and order of the files."""
+        """Return equal bytes for equal layouts of equal parameters, regardless of the form and order of the files."""
         stages: list[Any] = [{name: _essence(stage[name]) for name in sorted(stage)} for stage in self.stages]
         for position, shapes in enumerate(self.shapes):
             for name, shape in shapes.items():
@@ -140,11 +140,11 @@ class Strategy:
 
 
 def merge(files: Sequence[StrategyFile]) -> StrategyFile:
-    """Merge the files of all pipeline stages into one. Files of the same stage must agree; the first is used.
+    """Merge the files of all pipeline stages into one. Files of the same stage must agree. The first of them is used.
 
     Raises:
-        DataError: a stage is missing, files do not state their stage, files of one stage shard a parameter differently, or
-            stages differ in their number of ranks.
+        DataError: a stage is missing, files do not state their stage, files of one stage shard a parameter differently, or stages
+            have different numbers of ranks.
     """
     if not files:
         raise DataError(
@@ -166,13 +166,13 @@ def merge(files: Sequence[StrategyFile]) -> StrategyFile:
 
 
 def holders_of_the_same(files: Sequence[StrategyFile], rank: int) -> list[int]:
-    """Return the ranks that hold the same slice of every parameter as a rank, including itself, ascending.
+    """Return the ranks that hold the same slice of every parameter as a rank, including the rank itself, in ascending order.
 
-    Gradients and the network's inputs do not count, as with MindSpore (mindspore/train/serialization.py, _get_cur_rank_dp).
+    Gradients and the network's inputs are ignored, as in MindSpore (mindspore/train/serialization.py, _get_cur_rank_dp).
 
     Args:
-        files: the strategy file of the rank's stage, or those of all stages.
-        rank: the rank, numbered over all stages.
+        files: strategy file of the rank's stage, or those of all stages.
+        rank: number of the rank, across all stages.
 
     Raises:
         DataError: the files contradict each other, or their stages do not contain the rank.
@@ -200,7 +200,7 @@ def _shapes(stages: Iterable[int], shapes: _Shapes) -> tuple[Mapping[str, tuple[
 
 
 def _joined(files: Sequence[StrategyFile]) -> tuple[dict[int, Mapping[str, Layout]], tuple[Node, ...], _Shapes]:
-    """Return the layouts of each stage that the files describe, their operators, and the shapes that they state."""
+    """Return the layouts of each stage in the files, the operators, and the stated shapes."""
     stages: dict[int, Mapping[str, Layout]] = {}
     names: dict[int, str] = {}
     nodes: list[Node] = []

@@ -18,14 +18,14 @@ if TYPE_CHECKING:
 
     from reshard.strategy.records import LayoutRecord
 
-# "3-layer.weight": parameter layer.weight of stage 3, as `merge_pipeline_strategys` writes it. "03-" is no such prefix.
+# "3-layer.weight" is the parameter layer.weight of stage 3, as `merge_pipeline_strategys` writes it. "03-" is not such a prefix.
 _PREFIXED = re.compile(r"(0|[1-9][0-9]{0,9})-")
-# numpy's; MindSpore's own are 8.
+# The limit of numpy. MindSpore's limit is 8.
 _MAX_DIMENSIONS = 32
 _MAX_AXES = 64
-# Checking a layout takes a table of ranks x dimensions: a tenth of a microsecond and a hundred bytes for each entry. This is
-# room for 85 different layouts of matrices over 16,384 ranks of a stage; models have some ten. Small tables cost no less
-# than _SMALLEST_TABLE.
+# A layout is checked with a table of ranks x dimensions, which takes about 0.1 us and 100 bytes per entry. The limit allows 85
+# different layouts of matrices over 16,384 ranks per stage. Models have about ten. Small tables cost at least as much as
+# _SMALLEST_TABLE.
 _MAX_TABLES = 1 << 22
 _SMALLEST_TABLE = 1 << 8
 
@@ -39,11 +39,11 @@ class StrategyFile:
     """The content of one strategy file.
 
     Attributes:
-        name: the name of the file, for messages.
+        name: name of the file, for messages.
         stages: layouts of the parameters of each pipeline stage in the file, by name. Equal layouts are one object.
-        nodes: operators with their stage; no transform needs them, but MindSpore reads the stage from them. Empty: the file
-            does not say which stage it describes.
-        shapes: for each stage the whole shapes that a JSON file states, by name, with a length for each entry of the tensor map.
+        nodes: operators with their stage. No transform needs them, but MindSpore reads the stage from them. Empty: the file does
+            not state the stage that it describes.
+        shapes: whole shapes that a JSON file states for each stage, by name, with a length for each entry of the tensor map.
     """
 
     name: str
@@ -58,7 +58,7 @@ class StrategyFile:
 
     @property
     def stated_shapes(self) -> dict[str, tuple[int, ...]]:
-        """Shapes by these names."""
+        """Stated shapes by the same names as `parameters`."""
         return {self._named(stage, name): shape for stage, shapes in self.shapes.items() for name, shape in shapes.items()}
 
     def _named(self, stage: int, name: str) -> str:
@@ -66,19 +66,19 @@ class StrategyFile:
 
     @property
     def _merged(self) -> bool:
-        """Whether names start with their stage: if there are several stages, or if a name would be read as such."""
+        """Whether names start with their stage: there are several, or a name would be read as if it did."""
         return len(self.stages) != 1 or any(_prefixes(layouts) == {stage} for stage, layouts in self.stages.items())
 
 
 def parse(content: bytes, name: str) -> StrategyFile:
     """Read a strategy file of either form.
 
-    The stage is that of the operators in it. `current_stage` is not asked: MindSpore counts in it how often it has saved
+    The operators in the file determine the stage. `current_stage` is ignored: MindSpore counts in it how often it has saved
     (parallel_strategy_checkpoint.cc), and always writes 1 into a merged file (_parallel_serialization.py).
 
     Args:
-        content: the content of the file. What is built from it is bounded, as its length is by the caller.
-        name: the name of the file, for messages.
+        content: content of the file, whose length the caller limits. The size of the result is limited here.
+        name: name of the file, for messages.
 
     Raises:
         DataError: the content is not a valid strategy file.
@@ -116,9 +116,9 @@ def parse(content: bytes, name: str) -> StrategyFile:
 
 
 def dump(file: StrategyFile, form: Form) -> bytes:
-    """Write a strategy file that this program and MindSpore read.
+    """Write a strategy file that reshard and MindSpore can read.
 
-    MindSpore cannot read the JSON form of a dimension that several axes cut, nor a parameter with a `-` in its name. Its compiler
+    MindSpore cannot read the JSON form if several axes split a dimension, or if a parameter has a `-` in its name. Its compiler
     loads a JSON file only with shapes.
     """
     nodes = file.nodes or tuple(Node(f"stage{stage}", stage) for stage in file.stages)
@@ -131,8 +131,8 @@ def layout_of(message: bytes, name: str) -> Layout:
     """Read one parameter's layout from a serialized `ParallelLayouts` message.
 
     Args:
-        message: the message.
-        name: the name of the parameter, for messages.
+        message: serialized message.
+        name: name of the parameter, for messages.
 
     Raises:
         DataError: the message is damaged, contradicts itself, or splits the parameter unevenly.
@@ -179,7 +179,7 @@ def _layouts(
 
 
 def _checked(record: LayoutRecord, where: str) -> Layout:
-    """Return the layout of a record, which must have few axes and dimensions and divide evenly."""
+    """Return the layout of a record, which must have few axes and dimensions, and divide evenly."""
     if len(record.device_matrix) > _MAX_AXES or len(record.tensor_map) > _MAX_DIMENSIONS:
         raise DataError(
             "StrategyInvalid",
@@ -215,7 +215,7 @@ def _checked(record: LayoutRecord, where: str) -> Layout:
 
 
 def _cuts(layout: Layout) -> int:
-    """Return the number of slices of dimension 0; 0: there is no dimension 0, or its axis does not exist."""
+    """Return the number of slices along dimension 0. 0: there is no dimension 0, or its axis does not exist."""
     axes = layout.device_matrix[::-1]
     if not layout.tensor_map or any(not 0 <= axis < len(axes) for axis in layout.tensor_map[0]):
         return 0
@@ -240,7 +240,7 @@ def _check_parts(layout: Layout, room: int, where: str) -> int:
 
 
 def _prefixes(names: Iterable[str]) -> set[int] | None:
-    """Return the stages that all names start with; None if a name has none."""
+    """Return the stages that all names start with. None: a name has no such prefix."""
     found = set()
     for name in names:
         match = _PREFIXED.match(name)

@@ -1,4 +1,4 @@
-"""Communication group files (MindSpore's GROUP_INFO_FILE): ranks whose checkpoints are interchangeable."""
+"""Communication group files (MindSpore's GROUP_INFO_FILE), which list ranks with interchangeable checkpoints."""
 
 from __future__ import annotations
 
@@ -8,11 +8,11 @@ from reshard.strategy.records import MalformedError
 
 
 def restore_ranks(content: bytes, name: str) -> tuple[int, ...]:
-    """Return the ranks whose checkpoints equal the one of the rank that wrote a file, in the order of the file.
+    """Return the ranks whose checkpoints equal that of the rank that wrote a file, in file order.
 
     Args:
-        content: the content of the file. What is built from it is bounded, as its length is by the caller.
-        name: the name of the file, for messages.
+        content: content of the file, whose length the caller limits. The size of the result is limited here.
+        name: name of the file, for messages.
 
     Raises:
         DataError: the content is not a communication group file, or has no list of ranks.

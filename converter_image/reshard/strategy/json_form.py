@@ -1,9 +1,9 @@
 """The JSON form of a strategy file.
 
-MindSpore's own reader knows one axis for each dimension here. Its compiler splits a dimension that several axes cut into one
-for each, and states the whole shape so (`tensor_shape`), without which it does not load a file; see `reshard.layout.regroup`.
-Nested lists for several axes are this program's alone. A file that MindSpore's transforms must read names several axes in the
-protobuf form.
+MindSpore's reader supports one axis per dimension in this form. If several axes split a dimension, MindSpore's compiler writes
+one dimension for each axis, and states the whole shape accordingly (`tensor_shape`). Without that shape it does not load a file,
+see `reshard.layout.regroup`. Only reshard supports nested lists for several axes. Use the protobuf form for a file with several
+axes that MindSpore's transforms must read.
 """
 
 from __future__ import annotations
@@ -33,7 +33,7 @@ if TYPE_CHECKING:
     from reshard.layout import Layout
     from reshard.strategy.records import Node
 
-# The types of the protobuf form, so that each file can be written in either.
+# The types of the protobuf form, so that each file can be written in either form.
 _UInt32 = Annotated[int, msgspec.Meta(ge=0, le=UINT32_MAX)]
 _Int32 = Annotated[int, msgspec.Meta(ge=-(1 << 31), le=(1 << 31) - 1)]
 _Int64 = Annotated[int, msgspec.Meta(ge=-(1 << 63), le=(1 << 63) - 1)]
@@ -119,11 +119,11 @@ def encode(
     current_stage: int,
     shapes: Mapping[str, tuple[int, ...]],
 ) -> bytes:
-    """Write the JSON form. A dimension that several axes split has a nested list of these axes."""
+    """Write the JSON form. If several axes split a dimension, it has a nested list of them."""
     named: dict[str, object] = {}
     for node in nodes:
         name = node.name
-        while name in named:  # stages may call their operators alike, and an object has each key once
+        while name in named:  # stages may have operators with equal names, but keys of an object are unique
             name += f"-stage{node.stage}"
         named[name] = {"stage": node.stage, "parallel_strategy": node.strategies}
     encoded: dict[tuple[Layout, tuple[int, ...]], msgspec.Raw] = {}

@@ -1,9 +1,9 @@
 """The protobuf form of a strategy file (MindSpore's node_strategy.proto).
 
-The messages live in a pool of their own, so that they never clash with MindSpore's in one process. What stands below an
-item is `bytes` here: on the wire that is the same as a message, and equal layouts are then read once, however many
-parameters have them. The outermost message is hopped over item by item, because a parser would build an object for each
-two bytes of a hostile file before anything could be counted.
+The messages have their own descriptor pool, so that they never clash with MindSpore's in one process. The content of an item is
+`bytes` here, which has the same wire format as a message: each distinct layout is parsed only once, however many parameters have
+it. The outermost message is read item by item, because a parser would create an object for every two bytes of a malicious file
+before anything could be counted.
 """
 
 from __future__ import annotations
@@ -33,7 +33,7 @@ if TYPE_CHECKING:
     from reshard.layout import Layout
     from reshard.strategy.records import Node
 
-# name: [(field, number, type), ...]; "x*" is repeated, any other required; a type in capitals is a message.
+# name: [(field, number, type), ...]. "x*" is repeated, any other field is required. A capitalized type is a message.
 _SCHEMA = {
     "Dims": [("dim*", 1, "uint32")],
     "Axes": [("dim*", 1, "int32")],
@@ -48,7 +48,7 @@ _SCHEMA = {
         ("opt_weight_shard_step", 6, "int32"),
         ("opt_weight_shard_size", 7, "int32"),
     ],
-    # Several contents of one message that stands once are, joined, its content: protobuf merges them so.
+    # If a singular message field occurs several times, the concatenated contents are its content: protobuf merges them.
     "Item": [("name", 1, "bytes"), ("content*", 2, "bytes")],
     "ParallelStrategyMap": [
         ("current_stage", 1, "uint32"),
@@ -62,14 +62,14 @@ _RESTORE = 2  # in ParallelGroupMap
 _VARINT, _FIXED64, _DELIMITED, _FIXED32 = 0, 1, 2, 5
 _MAX_ITEM_BYTES = 4 * MAX_NAME_LENGTH + MAX_RECORD_BYTES + 16
 _MAX_UNKNOWN_FIELDS = 1024
-# Of a file of communication groups: more than any cluster has ranks.
+# The limit for communication group files: more than any cluster has ranks.
 _MAX_GROUPS = 1 << 20
 _MAX_RANKS_BYTES = 8 << 20
 
 
 @cache
 def _classes() -> dict[str, Any]:
-    """The classes of the messages, which exist only at run time."""
+    """Return the message classes, which are created at run time."""
     field = descriptor_pb2.FieldDescriptorProto
     file = descriptor_pb2.FileDescriptorProto(name="reshard/node_strategy.proto", package=_PACKAGE, syntax="proto2")
     for message, fields in _SCHEMA.items():
@@ -111,7 +111,7 @@ def decode(content: bytes) -> Record:
             staged = True
         elif number in (_STAGE, _NODE, _LAYOUT):
             raise MalformedError(f"the file is not a strategy file: field {number} has an unexpected type")
-        else:  # of a later version
+        else:  # a field of a later version
             unknown += 1
             if unknown > _MAX_UNKNOWN_FIELDS:
                 raise MalformedError("the file is not a strategy file: it contains unknown fields")
@@ -140,7 +140,7 @@ def decode_layout(raw: bytes) -> LayoutRecord:
 
 
 def decode_restore_ranks(content: bytes) -> tuple[int, ...]:
-    """Read `ckpt_restore_rank_list` of a file of communication groups (ParallelGroupMap).
+    """Read `ckpt_restore_rank_list` of a communication group file (ParallelGroupMap).
 
     Raises:
         MalformedError: the content is not a valid communication group file, or has no list of ranks.
@@ -149,7 +149,7 @@ def decode_restore_ranks(content: bytes) -> tuple[int, ...]:
     for count, (number, kind, start, end) in enumerate(_fields(content)):
         if count == _MAX_GROUPS:
             raise MalformedError(f"the file contains more than {_MAX_GROUPS} groups")
-        if number == _STAGE and kind == _VARINT:  # which a file of groups has no field for, and a strategy file always
+        if number == _STAGE and kind == _VARINT:  # every strategy file has this field, and no communication group file
             raise MalformedError("the file is a strategy file, not a communication group file")
         if number == _RESTORE and kind == _DELIMITED:
             lists.append(content[start:end])
@@ -188,7 +188,7 @@ def layout_message(layout: Layout) -> Any:  # noqa: ANN401 - a class that exists
     message.dev_matrix.add(dim=layout.device_matrix)
     for axes in _tensor_maps(layout.tensor_map):
         message.tensor_map.add(dim=axes)
-    message.param_split_shape.add()  # MindSpore reads the first of each, even where it is empty
+    message.param_split_shape.add()  # MindSpore reads the first of each, even if it is empty
     message.indices_offset.add()
     return message
 
@@ -254,7 +254,7 @@ def _fields(content: bytes) -> Iterator[tuple[int, int, int, int]]:
 
 
 def _varint(content: bytes, at: int) -> tuple[int, int]:
-    """Return a number and its end. Raises IndexError if the content ends first."""
+    """Return an integer and the position after it. Raises IndexError if the content ends first."""
     byte = content[at]
     at += 1
     value, shift = byte & 0x7F, 7
@@ -269,7 +269,7 @@ def _varint(content: bytes, at: int) -> tuple[int, int]:
 
 
 def _axes(maps: list[tuple[int, ...]]) -> tuple[tuple[int, ...], ...]:
-    """One message: an axis for each dimension. Several: one for each dimension, with its axes; an empty one only fills up."""
+    """Return the axes of each dimension. One message lists one axis per dimension, several list those of one dimension each."""
     if len(maps) == 1:
         return tuple(map(axes_of, maps[0]))
     return tuple(without_padding(axes) for axes in maps if axes)

@@ -1,27 +1,27 @@
-"""The content of a strategy file before it is checked, for both forms."""
+"""The content of a strategy file before it is checked, in both forms."""
 
 from __future__ import annotations
 
 from dataclasses import dataclass
 
-# More than any model has, and fewer than would exhaust the memory of a small pod.
+# More than any model has, and few enough not to exhaust the memory of a small pod.
 MAX_PARAMETERS = 1 << 20
 MAX_OPERATORS = 1 << 20
 MAX_NAME_LENGTH = 1 << 16
-# Of one parameter's layout, or one operator's strategies, as they stand in the file. Common are a hundred bytes.
+# Limit for one parameter's layout, or one operator's strategies, as encoded in the file. About a hundred bytes are common.
 MAX_RECORD_BYTES = 1 << 16
-# Of all different operator strategies of a file together; each is a number of 8 bytes in memory.
+# Limit for all distinct operator strategies of a file together. Each is an integer of 8 bytes in memory.
 MAX_NUMBERS = 1 << 22
 
 UINT32_MAX = (1 << 32) - 1
 
 
 class MalformedError(Exception):
-    """A malformed file. The caller knows its name and raises a DataError.
+    """A malformed file. The caller knows the name of the file, and raises a DataError.
 
     Args:
-        what: the problem, as a clause without a final full stop.
-        where: the parameter or operator that has the problem.
+        what: problem, as a clause without a full stop.
+        where: parameter or operator that has the problem.
     """
 
     def __init__(self, what: str, where: str | None = None) -> None:
@@ -35,9 +35,9 @@ class Node:
     """One operator.
 
     Attributes:
-        name: the name of the operator.
-        stage: the pipeline stage that it runs in.
-        strategies: the sharding of each of its inputs.
+        name: name of the operator.
+        stage: pipeline stage that it runs in.
+        strategies: sharding of each of its inputs.
     """
 
     name: str
@@ -47,12 +47,12 @@ class Node:
 
 @dataclass(frozen=True, slots=True)
 class LayoutRecord:
-    """A parameter's layout; for its fields see `reshard.layout.Layout`.
+    """The layout of a parameter. For its fields, see `reshard.layout.Layout`.
 
     Attributes:
-        split_shape: lengths of the slices of dimension 0, if they are listed (`param_split_shape`).
-        field: length of field slices; 0: none.
-        tensor_shape: the whole shape, with a length for each entry of the tensor map; empty: not stated.
+        split_shape: lengths of the slices along dimension 0, if they are listed (`param_split_shape`).
+        field: length of field slices. 0: none.
+        tensor_shape: whole shape, with a length for each entry of the tensor map. Empty: it is not stated.
     """
 
     device_matrix: tuple[int, ...]
@@ -66,11 +66,11 @@ class LayoutRecord:
 
 @dataclass(frozen=True, slots=True)
 class Record:
-    """One file.
+    """One strategy file.
 
     Attributes:
-        parameters: names, each with its layout as it stands in the file. Few of these differ, so each is read once only.
-        nodes: operators.
+        parameters: names, each with its layout as encoded in the file. Few layouts are distinct, so each is read only once.
+        nodes: operators in the file.
     """
 
     parameters: tuple[tuple[str, bytes], ...]
@@ -78,7 +78,7 @@ class Record:
 
 
 class NodeReader:
-    """Makes operators; equal strategies are one object, and all different ones together have a bound."""
+    """Reads operators. Equal strategies are one object, and the total size of distinct ones is limited."""
 
     def __init__(self) -> None:
         self.nodes: list[Node] = []
@@ -86,14 +86,14 @@ class NodeReader:
         self._numbers = 0
 
     def known(self, raw: bytes) -> bool:
-        """Whether strategies that stand so in the file have been read before."""
+        """Return whether strategies with this encoding were read before."""
         return raw in self._known
 
     def learn(self, raw: bytes, stage: int, strategies: tuple[tuple[int, ...], ...]) -> None:
-        """Remember what stands so in the file.
+        """Store the strategies with this encoding.
 
         Raises:
-            MalformedError: there are too many.
+            MalformedError: there are too many strategies.
         """
         self._numbers += sum(map(len, strategies)) + len(strategies)
         if self._numbers > MAX_NUMBERS:
@@ -101,10 +101,10 @@ class NodeReader:
         self._known[raw] = (stage, strategies)
 
     def add(self, name: str, raw: bytes) -> None:
-        """An operator whose strategies are known.
+        """Add an operator whose strategies are known.
 
         Raises:
-            MalformedError: there are too many, or its name is too long.
+            MalformedError: there are too many operators, or the name is too long.
         """
         if len(self.nodes) == MAX_OPERATORS:
             raise MalformedError(f"it names more than {MAX_OPERATORS} operators")
@@ -112,10 +112,10 @@ class NodeReader:
 
 
 def checked_name(name: str) -> str:
-    """The same name.
+    """Return the name unchanged.
 
     Raises:
-        MalformedError: it is too long.
+        MalformedError: the name is too long.
     """
     if len(name) > MAX_NAME_LENGTH:
         raise MalformedError(f"a name in it has {len(name)} characters", name[:64])
@@ -123,10 +123,10 @@ def checked_name(name: str) -> str:
 
 
 def axes_of(entry: int) -> tuple[int, ...]:
-    """The axes that cut a dimension, from a tensor map that names one for each: -1 is none."""
+    """Return the axes that split a dimension, from a tensor map with one axis per dimension. -1 means no axis."""
     return () if entry == -1 else (entry,)
 
 
 def without_padding(entries: tuple[int, ...]) -> tuple[int, ...]:
-    """The axes that cut a dimension, from a tensor map that lists them for each: -1 is none."""
+    """Return the axes that split a dimension, from a tensor map with a list of axes per dimension. -1 means no axis."""
     return tuple(axis for axis in entries if axis != -1)
