@@ -1,4 +1,4 @@
-"""Checkpoints to measure with: shapes and layouts of models as they are trained, with random content."""
+"""Checkpoints for measurements: shapes and layouts of real models, with random content."""
 
 from __future__ import annotations
 

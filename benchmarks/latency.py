@@ -1,4 +1,4 @@
-"""Commit and repeated runs of a checkpoint of many small ranks, on a server whose every answer takes some milliseconds.
+"""Commit and repeated runs of a checkpoint of many small ranks, on a server that answers after some milliseconds.
 
 The ranks are written without delay first. Measured are `reshard commit`, and `reshard transform` once everything is complete. The
 server (versitygw) and the proxy that delays its answers run on this machine and share its processors.

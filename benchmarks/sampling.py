@@ -33,7 +33,7 @@ _MOST_SHARE = 0.02
 
 
 def replicated(base: Path, place: Path, replicas: int) -> None:
-    """Make a source in which each slice has so many replicas."""
+    """Write a source in which each slice has a number of replicas."""
     shutil.rmtree(place, ignore_errors=True)
     for rank in range(replicas * _TENSOR_PARALLEL):
         shutil.copytree(base / "src" / f"rank_{rank % _TENSOR_PARALLEL}", place / "src" / f"rank_{rank}", copy_function=os.link)
@@ -68,7 +68,7 @@ def bytes_compared(request: Request) -> int:
 
 
 def measure(base: Path, folder: Path, replicas: int, runs: int) -> dict[str, Any]:
-    """Transform a source with so many replicas; return the share of the comparison."""
+    """Transform a source with a number of replicas; return the share of the comparison."""
     place, target = folder / f"replicas-{replicas}", folder / "target"
     replicated(base, place, replicas)
     sides = ["--source", str(place / "src"), "--source-strategy", str(place / "source.ckpt")]

@@ -17,7 +17,7 @@ __all__ = ["api", "layout", "namespace"]
 
 @pytest.fixture(scope="session")
 def crd() -> None:
-    """The CRD, applied as users do; from every process of pytest, for a second time changes nothing."""
+    """The CRD, applied as users do, from every process of pytest: a second time changes nothing."""
     apply = [program("kubectl"), "apply", "--server-side", "--filename", str(ROOT / "crds")]
     subprocess.run(apply, check=True, capture_output=True)
     established = [program("kubectl"), "wait", "--for=condition=Established", f"crd/{PLURAL}.{GROUP}", "--timeout=30s"]

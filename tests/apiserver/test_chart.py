@@ -1,4 +1,4 @@
-"""The chart: every combination of values gives what a real API server accepts, and nothing unknown is let through."""
+"""The chart: a real API server accepts every combination of values, and unknown values are refused."""
 
 from __future__ import annotations
 
@@ -94,7 +94,7 @@ def test_the_operators_pod_is_restricted() -> None:
 
 
 def test_the_chart_grants_exactly_the_rights_that_the_operator_uses() -> None:
-    """The narrowest rights that work; a right more has to be written down here too."""
+    """The minimal rights; an additional right must be added here too."""
     rules = next(d for d in rendered() if d["kind"] == "ClusterRole")["rules"]
     assert {(resource, verb) for rule in rules for resource in rule["resources"] for verb in rule["verbs"]} == {
         *(("checkpointtransforms", verb) for verb in ("get", "list", "watch")),

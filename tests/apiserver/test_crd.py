@@ -53,7 +53,7 @@ def resources(api: client.ApiClient, namespace: str, crd: None) -> Resources:  #
 
 
 def with_field(path: str, value: Any) -> dict[str, Any]:
-    """The least spec with one field more."""
+    """Return the minimal spec with one more field."""
     spec = copy.deepcopy(SPEC)
     place = spec
     *folders, last = path.split(".")
@@ -223,7 +223,7 @@ def test_a_bucket_may_not_change(resources: Resources, changed: dict[str, Any]) 
 
 
 def test_every_field_is_under_a_rule() -> None:
-    """A new field of the spec has to be thought of above, or be one of those that may change."""
+    """A new field of the spec must be added above, or be a mutable one."""
     may_change = {"suspend", "execution.parallelism", "execution.attempt"}
     fields = set()
     for field in msgspec.structs.fields(TransformSpec):

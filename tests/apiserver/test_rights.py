@@ -1,4 +1,4 @@
-"""The operator works with exactly the rights that the chart gives it, and with none less."""
+"""The operator needs exactly the rights that the chart gives it."""
 
 from __future__ import annotations
 

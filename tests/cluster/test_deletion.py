@@ -1,4 +1,4 @@
-"""Deletion never hangs, leaves nothing half done that looks whole, and a resource that comes again goes on."""
+"""Deletion never hangs and leaves no partial checkpoint that looks complete; a resource created again continues."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ def test_a_transform_deleted_while_running_can_be_created_again(stage: Stage) ->
 
 
 def underway(stage: Stage, name: str) -> None:
-    """A transform of which one rank is written and others are not."""
+    """Create a transform, and wait until one rank is written and others are not."""
     stage.create(name, stage.spec(execution={"parallelism": 1}))
     stage.wait(name, lambda s: s.get("ranks", {}).get("succeeded"))
 

@@ -1,4 +1,4 @@
-"""Encrypted checkpoints by pods: their keys come from Secrets, and show nowhere else."""
+"""Encrypted checkpoints by pods: their keys come from Secrets, and appear nowhere else."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""A cluster inside this one's namespaces, ended in every way: nothing of it may be left."""
+"""A cluster inside this one's namespaces, ended in every way, leaves nothing behind."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""A training whose pods fetch their own slices at their start: the example, as it is, and with an index made by the operator."""
+"""Training whose pods fetch their own slices at their start: the unchanged example, with and without the operator's index."""
 
 from __future__ import annotations
 

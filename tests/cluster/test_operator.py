@@ -44,7 +44,7 @@ def test_suspended_before_and_while_ranks_are_written(stage: Stage) -> None:
 
 
 def test_two_resources_with_one_target(stage: Stage) -> None:
-    """The second waits, and is then refused: it would make something else."""
+    """The second waits, and is then refused, because its result would differ."""
     stage.create("one", stage.spec(execution={"parallelism": 1}))
     stage.wait("one", lambda s: s.get("phase") == "Resharding")
     stage.create("two", stage.spec(target=stage.spec()["target"] | {"format": "Safetensors"}))

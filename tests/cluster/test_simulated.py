@@ -1,4 +1,4 @@
-"""Transforms of more ranks than this machine could run, on nodes that only say that they do."""
+"""Transforms of more ranks than this machine could run, on simulated nodes."""
 
 from __future__ import annotations
 

@@ -82,7 +82,7 @@ def test_pods_that_cannot_start_are_given_up(stage: Stage) -> None:
 
 
 def test_files_as_training_leaves_them(stage: Stage) -> None:
-    """Root's, with mode 0400 in folders of 0700: the message says what to set, and with that it works."""
+    """Files of root with mode 0400 in folders of 0700: the message names the setting that makes it work."""
     for path in (stage.made.source, *stage.made.source.rglob("*")):
         path.chmod(0o700 if path.is_dir() else 0o400)
     stage.create("denied", stage.spec())

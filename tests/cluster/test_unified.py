@@ -1,4 +1,4 @@
-"""Unified safetensors by pods: one for each part, and from the parts the ranks of another layout."""
+"""Unified safetensors by pods: one for each part, and ranks of another layout from the parts."""
 
 from __future__ import annotations
 

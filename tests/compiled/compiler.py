@@ -1,4 +1,4 @@
-"""Let MindSpore's wheel for CPUs compile networks for many devices, so that it writes their strategy files.
+"""Make MindSpore's wheel for CPUs compile networks for many devices, so that it writes their strategy files.
 
     python compiler.py FOLDER    FOLDER/<network>/<layout>.ckpt, or a folder with a file for each stage, for each setting;
                                  FOLDER/experts/<layout>.json; FOLDER/draws/<seed>.ckpt for each network of random parameters
@@ -90,7 +90,7 @@ def compile_draw(draw: Draw, path: Path) -> None:
 
 
 def _apart(path: Path, work: Callable[[Path], None]) -> None:
-    """Let a forked child write a file."""
+    """Write a file in a forked child."""
     child = os.fork()
     if not child:
         try:

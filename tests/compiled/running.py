@@ -1,4 +1,4 @@
-"""Networks that run on one device, with a state that is cut into the files of ranks and joined from them.
+"""Networks that run on one device, with a state that is split into the files of ranks and joined from them.
 
 Under MindSpore's Python:
 
@@ -60,7 +60,7 @@ def save_ranks(folder: Path, kind: str, layouts: list[dict[str, Cut]], shapes: d
 
 
 def joined(folder: Path, kind: str, layouts: list[dict[str, Cut]], shapes: dict[str, tuple[int, ...]]) -> dict[str, np.ndarray]:
-    """The whole parameters, from what MindSpore loads of each rank. Copies must be equal, and no element may lack."""
+    """Return the whole parameters from those that MindSpore loads for each rank. Copies must be equal and elements complete."""
     found: dict[str, np.ndarray] = {}
     for stage, cuts in enumerate(layouts):
         devices = next(iter(cuts.values())).devices
@@ -120,7 +120,7 @@ def load(folder: Path, made: Path) -> list[list[float]]:
 
 
 def merge(folder: Path) -> None:
-    """Let MindSpore merge the checkpoints of random parameters, by the strategies that it has compiled."""
+    """Make MindSpore merge the checkpoints of random parameters, by its compiled strategies."""
     for draw in DRAWS:
         source, strategy = (str(folder / "draws" / f"{draw.seed}{end}") for end in ("_checkpoints", ".ckpt"))
         mindspore.transform_checkpoints(source, str(folder / "draws" / f"{draw.seed}_merged"), "checkpoint_", strategy, None)

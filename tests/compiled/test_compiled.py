@@ -1,4 +1,4 @@
-"""Strategies as MindSpore's compiler writes them, from the compiler to a network that has loaded what they describe."""
+"""Strategies of MindSpore's compiler, from the compiler to a network that has loaded the checkpoint that they describe."""
 
 from __future__ import annotations
 

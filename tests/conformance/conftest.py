@@ -1,4 +1,4 @@
-"""The real MindSpore, in a process of its own; prepare.sh says where its Python is."""
+"""The real MindSpore, in a process of its own; prepare.sh provides the path of its Python."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ _BATCH = 100
 
 @pytest.fixture(scope="session")
 def oracle() -> Callable[..., Any]:
-    """Ask MindSpore something."""
+    """Run a command of oracle.py, and return its answer."""
     return lambda *arguments: json.loads(run(ORACLE, *arguments).splitlines()[-1])
 
 
@@ -41,7 +41,7 @@ def once(filled: Callable[[str, Callable[[Path], object]], Path]) -> Callable[..
 
 @pytest.fixture(scope="session")
 def transformed(once: Callable[..., Path]) -> Callable[[int], Path]:
-    """The folder with the inputs of a case and what MindSpore made of them."""
+    """The folder with the inputs of a case and MindSpore's outputs."""
 
     def get(number: int) -> Path:
         first = number - number % _BATCH

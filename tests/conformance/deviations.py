@@ -112,11 +112,11 @@ UNCONVERTED = {
 }
 # A tensor without elements is lost where MindSpore writes a `.ckpt` synchronously. It writes and loads one that is saved
 # asynchronously. Ours keeps it.
-# And what it makes of two names that become one: the later takes the place of the earlier, without a word. To us it is an error.
+# And if two names become one, the later silently replaces the earlier. For us it is an error.
 
 
 def explained(case: Case, found: Difference, lists: RankLists) -> Deviation | None:
-    """The deviation that accounts for a difference."""
+    """Return the deviation that explains a difference."""
     return next((d for d in DEVIATIONS if d.kind == found.kind and d.holds(case, found, lists)), None)
 
 

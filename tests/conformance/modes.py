@@ -1,4 +1,4 @@
-"""Keys and modes of encrypted files, by their names: what oracle.py and the tests share."""
+"""Keys and modes of encrypted files, by their names. Shared by oracle.py and the tests."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ CASES = [(mode, length) for mode, lengths in MODES.items() for length in lengths
 
 
 def key(length: int) -> bytes:
-    """A key with a line end, and what no text has, in it."""
+    """Return a key that contains a line end and bytes that are not text."""
     return b"\xff\x00\n" + bytes(range(3, length))
 
 

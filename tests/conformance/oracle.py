@@ -60,14 +60,14 @@ PREFIX = "checkpoint_"
 
 
 def stages(folder: Path, case: transforms.Case) -> None:
-    """Inputs of a case, and what MindSpore made of them stage by stage."""
+    """Write the inputs of a case, and MindSpore's outputs stage by stage."""
     _, after = saving.inputs(folder, case)
     for file in sorted((folder / "source_stages").iterdir()):
         mindspore.transform_checkpoints(str(folder / "source"), str(folder / "mindspore"), PREFIX, str(file), after)
 
 
 def transform(folder: Path, case: transforms.Case) -> dict[str, Any]:
-    """Inputs of a case, and what MindSpore made of them."""
+    """Write the inputs of a case, and MindSpore's outputs."""
     before, after = saving.inputs(folder, case)
     outcome: dict[str, Any] = {"error": None, "rank_lists": [], "by_rank": None}
     try:
@@ -88,7 +88,7 @@ def transform(folder: Path, case: transforms.Case) -> dict[str, Any]:
 
 
 def unify(folder: Path, case: transforms.Case) -> None:
-    """Inputs of a case, MindSpore's unified safetensors of them, and what it loads from those for each target rank."""
+    """Write the inputs of a case, MindSpore's unified safetensors, and the parameters that it loads for each target rank."""
     before, after = saving.inputs(folder, case)
     # It waits while half of the machine's memory is in use, whoever uses it.
     transform_safetensors.psutil = SimpleNamespace(virtual_memory=lambda: SimpleNamespace(percent=0))
@@ -100,7 +100,7 @@ def unify(folder: Path, case: transforms.Case) -> None:
 def distribute(
     unified: str, target: str, strategy: str | None, ranks: int, kind: str, source: tuple[str, str] | None = None
 ) -> str | None:
-    """Let MindSpore load unified safetensors (and make them first) for each rank, as its pool of processes costs seconds."""
+    """Make MindSpore load unified safetensors (and write them first) for each rank, as its pool of processes costs seconds."""
     try:
         if source is not None:
             mindspore.unified_safetensors(*source, unified, max_process_num=1)
@@ -203,7 +203,7 @@ def choose(folder: Path) -> None:
 
 
 def convert(folder: Path) -> None:
-    """Samples in a tree, each converted by itself, and all that match converted at once with other names."""
+    """Write samples in a tree, each converted separately, and all matching ones converted at once with other names."""
     source = folder / "source"
     samples(source / "rank_0")
     samples(source / "rank1")

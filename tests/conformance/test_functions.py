@@ -1,4 +1,4 @@
-"""MindSpore's functions, ours of the same names, and what they make."""
+"""MindSpore's functions, ours of the same names, and their results."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Networks of the real MindSpore, loaded straight from a sharded checkpoint."""
+"""Networks of the real MindSpore, loaded directly from a sharded checkpoint."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ def _one_python_for_both() -> None:
 
 
 def weights_of(folder: Path, name: str, tensors: Mapping[str, np.ndarray]) -> str:
-    """A file of all that a network has."""
+    """Write a file of all parameters of a network."""
     path = folder / f"{name}.safetensors"
     path.write_bytes(safetensors(tensors, {"format": "ms"}))
     return str(path)

@@ -1,4 +1,4 @@
-"""Checkpoints of which each slice is saved once: MindSpore's read by us, ours by MindSpore."""
+"""Checkpoints without redundancy: MindSpore's read by us, ours by MindSpore."""
 
 from __future__ import annotations
 

@@ -26,7 +26,7 @@ def names(case: Case, stage: int | None) -> set[str]:
 
 
 def is_by_stage(case: Case) -> bool:
-    """MindSpore does it so for `.ckpt` and between several devices, to one stage."""
+    """Return whether MindSpore does so: for `.ckpt` and between several devices, to one stage."""
     if case.source_format != "ckpt" or case.source_stages == 1 or not case.target_named or case.target_stages > 1:
         return False
     return all(names(case, stage) < names(case, None) for stage in range(case.source_stages))

@@ -58,7 +58,7 @@ def reshard_case(case: Case, source: Path, target: Path, before: str | None, aft
 def refused_by_rank(
     case: Case, rank: int, files: dict[int, str], made: Path | str, before: str | None, after: str | None
 ) -> bool:
-    """Make a target rank of these files, unless copies in them differ."""
+    """Write a target rank from these files, unless copies in them differ."""
     if case.inconsistent and len(files) > 1:
         with pytest.raises(DataError, match="RanksDisagree"):
             transform_checkpoint_by_rank(rank, files, str(made), before, after)
@@ -105,7 +105,7 @@ def differences(case: Case, rank: int, theirs: bytes) -> Iterator[Difference]:
 
 
 def check(case: Case, rank: int, ours: bytes, theirs: bytes, lists: RankLists) -> None:
-    """Our file is right, and MindSpore's to the byte but for known deviations."""
+    """Our file is right, and equals MindSpore's except for known deviations."""
     assert contents.tensors(ours, case.target_format) == defined(case, rank)
     found = list(differences(case, rank, theirs))
     assert [d for d in found if deviations.explained(case, d, lists) is None] == []

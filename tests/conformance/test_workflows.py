@@ -33,7 +33,7 @@ TARGETS = {
 }
 PAGES = [page for page in WORKFLOWS if page.name != "README.md"]
 BINARIES = Path(sys.executable).parent
-# Processes of this machine only, as many as are asked for, by whoever runs the tests.
+# Any number of processes, on this machine only, run by any user.
 MPIRUN = {"OMPI_ALLOW_RUN_AS_ROOT": "1", "OMPI_ALLOW_RUN_AS_ROOT_CONFIRM": "1", "OMPI_MCA_rmaps_base_oversubscribe": "1"}
 
 

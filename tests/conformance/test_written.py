@@ -32,7 +32,7 @@ def copy(source: Path, folder: Path, kind: str, *, crc: bool = False, verificati
 
 @dataclass(frozen=True)
 class Copies:
-    """MindSpore's files, ours, and what MindSpore finds in all of them."""
+    """MindSpore's files, ours, and their contents as MindSpore reads them."""
 
     samples: Path
     ours: dict[tuple[str, str, str], Path]

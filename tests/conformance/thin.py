@@ -48,7 +48,7 @@ def _group(cut: Cut) -> str:
 
 @contextlib.contextmanager
 def on(rank: int, ranks: int) -> Iterator[None]:
-    """Be a rank of a cluster of so many."""
+    """Act as a rank of a cluster of the given size."""
     with contextlib.ExitStack() as stack:
         for module in (_checkpoint, _utils, serialization, _cell_wrapper):
             for name, found in (("get_rank", rank), ("get_group_size", ranks)):

@@ -1,4 +1,4 @@
-"""The document's network, trained by the real MindSpore: as 8 ranks save it, and as it goes on from other checkpoints.
+"""The document's network, trained by the real MindSpore: saved by 8 ranks, and continued from other checkpoints.
 
 MindSpore runs no parallel network on a CPU, so one process trains, and numpy cuts its state into the files of ranks, as the
 strategies say that MindSpore's compiler wrote; and joins again what ranks load.
@@ -79,7 +79,7 @@ class Training:
 
 
 def train(folder: Path) -> None:
-    """Train, and leave in a folder what the document's two trainings leave, strategies of targets, and what the network says."""
+    """Train, and write the results of the document's two trainings, strategies of targets, and the network's outputs."""
     training = Training()
     for _ in range(3):
         training.step()
@@ -154,7 +154,7 @@ def _loaded(folder: Path) -> dict[str, np.ndarray]:
 
 
 def _joined(name: str, parts: list[np.ndarray], cut: Cut | None) -> np.ndarray:
-    """The whole parameter; of elements that several ranks have, all have the same."""
+    """Return the whole parameter; elements on several ranks are equal."""
     if cut is None:
         assert all(np.array_equal(part, parts[0]) for part in parts), name
         return parts[0]

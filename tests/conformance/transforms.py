@@ -286,7 +286,7 @@ def _can_share(axes: list[int], size: int) -> bool:
 
 
 def parts(cut: Cut | None, ndim: int) -> list[int]:
-    """Into how many parts a layout cuts each dimension."""
+    """Return the number of shards of each dimension in a layout."""
     if cut is None:
         return [1] * ndim
     found = [prod(cut.matrix[-1 - axis] for axis in axes) for axes in cut.maps]

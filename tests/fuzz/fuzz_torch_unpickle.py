@@ -1,4 +1,4 @@
-"""Fuzz the machine that reads pickles."""
+"""Fuzz the pickle reader."""
 
 from __future__ import annotations
 

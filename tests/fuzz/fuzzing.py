@@ -1,4 +1,4 @@
-"""A target over a corpus: once, or with atheris where it is installed and options are given."""
+"""Run a fuzz target over a corpus: once, or with atheris if it is installed and options are given."""
 
 from __future__ import annotations
 

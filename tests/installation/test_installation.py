@@ -48,7 +48,7 @@ def stopped(process: int) -> Iterator[None]:
 
 
 def begun(stage: Stage, name: str) -> None:
-    """A transform of which one rank is written and others are not."""
+    """Create a transform, and wait until one rank is written and others are not."""
     stage.create(name, stage.spec(execution={"parallelism": 1}))
     stage.wait(name, lambda s: s.get("ranks", {}).get("succeeded"), _PATIENCE)
 

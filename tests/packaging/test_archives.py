@@ -1,4 +1,4 @@
-"""The contents of the files that `make dist` writes, and that each run writes the same bytes."""
+"""The files that `make dist` writes: their contents, and equal bytes in each run."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Wheels in clean environments of each Python: what works without extras, and the error if an extra is needed."""
+"""Wheels in clean environments of each Python: features without extras, and the error if an extra is needed."""
 
 from __future__ import annotations
 

@@ -18,7 +18,7 @@ if TYPE_CHECKING:
 
 @pytest.fixture(scope="session")
 def servers(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Callable[[str], s3_server.Server]]:
-    """Gives a server by the name of its program, started when it is first asked for."""
+    """Return a server by the name of its program, started at the first request."""
     starts = {"versitygw": s3_server.running, "minio": s3_server.running_minio}
     with ExitStack() as stack:
         yield cache(lambda name: stack.enter_context(starts[name](tmp_path_factory.mktemp(name) / "s3")))

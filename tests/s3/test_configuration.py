@@ -1,4 +1,4 @@
-"""The ways to say how a bucket is reached: what works with the AWS command line works here."""
+"""Configuration of access to a bucket: settings of the AWS command line work here."""
 
 from __future__ import annotations
 
@@ -46,7 +46,7 @@ def works(bucket: str, access: Access | None = None) -> None:
 
 
 def configure(folder: Path, monkeypatch: pytest.MonkeyPatch, server: s3_server.Server, *lines: str, name: str = "some") -> None:
-    """Add a profile to an AWS configuration file, and have nothing else in the environment say where and who."""
+    """Add a profile to an AWS configuration file, as the only source of endpoint and credentials."""
     for variable in ("AWS_ENDPOINT_URL_S3", *CREDENTIALS):
         monkeypatch.delenv(variable, raising=False)
     said = (f"endpoint_url = {server.endpoint}", f"aws_access_key_id = {server.key}", f"aws_secret_access_key = {server.secret}")
@@ -95,7 +95,7 @@ def test_a_profile_defines_how_buckets_are_addressed(
 
 @pytest.fixture(scope="module")
 def trusted(tmp_path_factory: pytest.TempPathFactory) -> Iterator[s3_server.Server]:
-    """A server that an authority of its own vouches for."""
+    """A server with a certificate of its own authority."""
     folder = tmp_path_factory.mktemp("tls")
     certificates.make(folder / "certificates")
     with s3_server.running(folder / "s3", certificates=folder / "certificates") as found:

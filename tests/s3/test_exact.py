@@ -20,7 +20,7 @@ if TYPE_CHECKING:
 
 
 def transformed(made: disk.Checkpoint, sides: Sides, *more: str) -> Path:
-    """The target that a transform makes, as a folder."""
+    """Run a transform and return its target as a folder."""
     base, target = sides.source.put(made.folder), sides.target.new()
     names = {"--source": "src", "--source-strategy": "source.ckpt", "--target-strategy": "target.ckpt"}
     arguments = [word for option, name in names.items() for word in (option, f"{base}/{name}")]

@@ -29,7 +29,7 @@ def halves(ranks: int, rows: int = 256) -> models.Model:
 
 
 def uploaded(server: s3_server.Server, bucket: str, model: models.Model, folder: Path) -> str:
-    """A model in a bucket with its index; returns the address that they begin with."""
+    """Write a model and its index to a bucket; return the common prefix of their addresses."""
     folder.mkdir()
     disk.write(folder, model, "safetensors")
     base = server.upload(bucket, folder, folder.name)

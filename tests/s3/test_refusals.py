@@ -136,7 +136,7 @@ def test_a_resource_with_buckets_is_run_with_its_own_credentials_on_each_side(
     }
     (tmp_path / "a.yaml").write_text(yaml.safe_dump(resource))
     run = ["run", str(tmp_path / "a.yaml"), "--json", "--secret", f"reads={tmp_path}/secret"]
-    assert main(run) == 77  # nobody may write
+    assert main(run) == 77  # writing is not allowed
     assert "CredentialsMissing" in capsys.readouterr().err
     assert main([*run, "--secret", f"writes={tmp_path}/secret"]) == 0
     assert json.loads(capsys.readouterr().out)["complete"]

@@ -1,4 +1,4 @@
-"""Sources in a bucket: layouts, one rank of several, and a folder in which training has gone on."""
+"""Sources in a bucket: folder structures, one rank of several, and a folder in which training has continued."""
 
 from __future__ import annotations
 

@@ -15,7 +15,7 @@ import numpy as np
 
 @dataclass(frozen=True)
 class Cut:
-    """A layout, as it stands in a strategy file: the tensor map has for each dimension the axes that cut it, major first."""
+    """A layout in a strategy file: the tensor map lists for each dimension the axes that shard it, major first."""
 
     matrix: tuple[int, ...]
     maps: tuple[tuple[int, ...], ...]

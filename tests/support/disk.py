@@ -1,4 +1,4 @@
-"""Models on disk: rank folders and strategy files for the command line, and what a target folder holds."""
+"""Models on disk: rank folders and strategy files for the command line, and the contents of target folders."""
 
 from __future__ import annotations
 

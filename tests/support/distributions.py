@@ -36,7 +36,7 @@ class Dist:
 
 
 def copy_tree(folder: Path) -> None:
-    """Copy what Git tracks or would add, as this tree has it now."""
+    """Copy the files that Git tracks or would add, from the current tree."""
     listing = [_GIT, "-C", str(ROOT), "ls-files", "-z", "--cached", "--others", "--exclude-standard"]
     listed = subprocess.run(listing, capture_output=True, text=True, check=True)
     for name in filter(None, listed.stdout.split("\0")):

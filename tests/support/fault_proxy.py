@@ -1,4 +1,4 @@
-"""A proxy between a client and an S3 server that does to some requests what networks and servers do. Loopback only."""
+"""A proxy between a client and an S3 server that applies faults of networks and servers to some requests. Loopback only."""
 
 from __future__ import annotations
 
@@ -172,7 +172,7 @@ class _Proxy:
 
 @contextmanager
 def between(endpoint: str, plan: Plan) -> Iterator[str]:
-    """A proxy in front of an endpoint while the body runs; gives its own."""
+    """Run a proxy in front of an endpoint while the body runs; yield its own endpoint."""
     upstream = int(endpoint.rpartition(":")[2])
     loop = asyncio.new_event_loop()
     started: threading.Event = threading.Event()

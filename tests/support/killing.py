@@ -1,4 +1,4 @@
-"""Processes that end in the middle of a commit, as Ctrl-C or a lost node ends them."""
+"""Processes that end during a commit, as by Ctrl-C or a lost node."""
 
 from __future__ import annotations
 

@@ -18,7 +18,7 @@ if TYPE_CHECKING:
 
 @pytest.fixture(scope="session")
 def layout() -> Layout:
-    """The cluster that the tests run in; never one that a KUBECONFIG of the machine happens to name."""
+    """The cluster that the tests run in; never one from the machine's KUBECONFIG."""
     if "RESHARD_CLUSTER" not in os.environ:
         pytest.exit("these tests run inside a cluster: use make test TIER=apiserver or TIER=cluster", returncode=2)
     return Layout(Path(os.environ["RESHARD_CLUSTER"]))

@@ -57,7 +57,7 @@ def claim_folder(api: client.ApiClient, namespace: str, name: str, folder: Path)
 
 
 def wait_for(look: Callable[[], T], seconds: float = 240) -> T:
-    """The first true answer. Machines are shared, so it waits far longer than an idle one needs."""
+    """Return the first true answer. Machines are shared, so the timeout is far longer than an idle one needs."""
     end = time.monotonic() + seconds
     while not (found := look()):
         assert time.monotonic() < end, f"not within {seconds} s: {found}"

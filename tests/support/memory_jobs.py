@@ -1,4 +1,4 @@
-"""Jobs whose source is in memory."""
+"""Transform tasks whose source is in memory."""
 
 from __future__ import annotations
 

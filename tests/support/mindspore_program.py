@@ -1,4 +1,4 @@
-"""Programs under MindSpore's Python, each in a process of its own; prepare.sh says where that Python is."""
+"""Programs under MindSpore's Python, each in a process of its own; prepare.sh provides the path of that Python."""
 
 from __future__ import annotations
 

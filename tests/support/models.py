@@ -1,4 +1,4 @@
-"""Random models with a source and a target layout, and what each file of them holds by definition."""
+"""Random models with a source and a target layout, and the contents of each file by definition."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ NAMES = ("a", "layer.0.weight", "moment1.0-1", "x/../y", "é\u4e2d\n\x00", "0-b"
 
 @dataclass(frozen=True)
 class Tensor:
-    """One parameter: where it is None no strategy of that side names it; every rank has or gets it whole."""
+    """One parameter. A side with None has no layout for it: every rank has or gets it whole."""
 
     name: str
     dtype: str
@@ -113,7 +113,7 @@ def _factorizations(n: int, draw: Callable[..., Any]) -> tuple[int, ...]:
 
 @st.composite
 def cuts(draw: Callable[..., Any], devices: int, ndim: int) -> Cut:
-    """A layout over so many devices: tuple maps; optimizer shards over a part of an axis, one, several, or all that is left."""
+    """A layout over a number of devices: tuple maps; optimizer shards over a part of an axis, one, several, or all free axes."""
     matrix = _factorizations(devices, draw)
     axes = list(draw(st.permutations(range(len(matrix)))))
     maps: list[list[int]] = [[] for _ in range(ndim)]
@@ -133,7 +133,7 @@ def cuts(draw: Callable[..., Any], devices: int, ndim: int) -> Cut:
 
 
 def parts(cut: Cut | None, ndim: int) -> list[int]:
-    """Into how many parts a layout cuts each dimension."""
+    """Return the number of shards of each dimension in a layout."""
     if cut is None:
         return [1] * ndim
     found = [prod(cut.matrix[-1 - axis] for axis in axes) for axes in cut.maps]

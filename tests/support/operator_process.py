@@ -90,7 +90,7 @@ def account(
 
 @contextmanager
 def operator_process(account: Account, folder: Path, identity: str = "first") -> Iterator[subprocess.Popen[bytes]]:
-    """An operator, killed at the end of the context; what it says is in a file of its identity."""
+    """Run an operator, killed at the end of the context; its log is in a file named after its identity."""
     environment = {**os.environ, **account.environment, "POD_NAME": identity, "PYTHONPATH": ""}
     with (folder / f"{identity}.log").open("wb") as log:
         process = subprocess.Popen([sys.executable, "-m", "reshard_operator"], env=environment, stdout=log, stderr=log)

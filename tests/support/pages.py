@@ -18,7 +18,7 @@ _BLOCK = re.compile(r"^```(\w+)\n(.*?)^```", re.MULTILINE | re.DOTALL)
 
 
 def all_blocks(page: Path) -> list[tuple[str, str]]:
-    """Kind and text of each."""
+    """Return kind and text of each code block of a page."""
     return _BLOCK.findall(page.read_text(encoding="utf-8"))
 
 

@@ -1,4 +1,4 @@
-"""Pipelines on disk: a source with a strategy file for each stage, and what a target made stage by stage holds."""
+"""Pipelines on disk: a source with a strategy file for each stage, and the contents of a target made stage by stage."""
 
 from __future__ import annotations
 

@@ -16,10 +16,10 @@ class Place(Protocol):
     """Location of one side of a transform."""
 
     def put(self, folder: Path) -> str:
-        """The address under which a folder's files can be read."""
+        """Return the address under which a folder's files can be read."""
 
     def new(self) -> str:
-        """An address where nothing is."""
+        """Return an address without files."""
 
     def get(self, address: str) -> Path:
         """Return a folder with a copy of the files at an address."""

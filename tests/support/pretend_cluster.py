@@ -86,7 +86,7 @@ class PretendCluster:
         return self.resource.get("status") or {}
 
     def change(self, **spec: Any) -> None:
-        """A user edits the spec."""
+        """Edit the spec, as a user does."""
         self.resource["spec"] |= spec
         self.resource["metadata"]["generation"] += 1
 
@@ -131,7 +131,7 @@ class PretendCluster:
         return decision
 
     def advance(self, seconds: float = 1.0) -> None:
-        """Kubernetes takes one step with every Job: suspends, starts pods, ends them, ends the Job."""
+        """Advance every Job by one step, as Kubernetes does: suspend it, start pods, end them, end the Job."""
         self.now += timedelta(seconds=seconds)
         for job in list(self.jobs.values()):
             self._advance_job(job)

@@ -24,7 +24,7 @@ _LOOK_SECONDS = 0.2
 
 
 class PretendKubelet:
-    """Runs the pods of one namespace: each is running at one look, and has succeeded at the next.
+    """Runs the pods of one namespace: each is running at one observation, and has succeeded at the next.
 
     Attributes:
         held: steps whose pods run and do not end.

@@ -139,12 +139,12 @@ def read(kind: str, content: bytes) -> Tensors:
 
 
 def same(found: Tensors, expected: Tensors) -> bool:
-    """Equal names, types, shapes and bits."""
+    """Return whether names, types, shapes and bits are equal."""
     return found.keys() == expected.keys() and all(equal(found[name], array) for name, array in expected.items())
 
 
 def equal(found: np.ndarray | None, expected: np.ndarray) -> bool:
-    """One that is there, and of equal type, shape and bits."""
+    """Return whether a tensor exists, and has equal type, shape and bits."""
     return found is not None and (found.dtype, found.shape, found.tobytes()) == (
         expected.dtype,
         expected.shape,
@@ -170,7 +170,7 @@ def sealed_block(plain: bytes, mode: str, key: bytes, iv: bytes) -> tuple[bytes,
 
 
 def block(tag: bytes, iv: bytes, cipher: bytes, mode: str) -> bytes:
-    """One block as it stands in a file."""
+    """Return one block as it is written in a file."""
     rest = struct.pack("<i", len(iv)) + iv + struct.pack("<i", len(cipher)) + cipher
     return struct.pack("<I", MAGIC[mode]) + tag + struct.pack("<i", len(rest)) + rest
 

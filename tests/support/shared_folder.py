@@ -15,7 +15,7 @@ if TYPE_CHECKING:
 
 
 def filled(factory: pytest.TempPathFactory, name: str, fill: Callable[[Path], object]) -> Path:
-    """A folder of this run that is filled once: of several test processes the first does it, and the others wait."""
+    """Return a folder of this run that is filled once: by the first test process, while the others wait."""
     shared = factory.getbasetemp()
     if "PYTEST_XDIST_WORKER" in os.environ:
         shared = shared.parent

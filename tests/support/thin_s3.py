@@ -1,4 +1,4 @@
-"""A thin S3 server in memory, for what no real one that the tests can have does. Loopback only; it checks no signature."""
+"""A minimal S3 server in memory, for behaviour of servers that the tests cannot run. Loopback only; checks no signatures."""
 
 from __future__ import annotations
 
@@ -49,7 +49,7 @@ class Stored:
 
 @dataclass
 class ThinServer:
-    """A server that is running. Any bucket is there.
+    """A running server. Every bucket exists.
 
     Attributes:
         endpoint: its URL.

@@ -93,7 +93,7 @@ class Transforms:
         self.custom.create_namespaced_custom_object(*self.where, document(name, spec))
 
     def secret(self, name: str, entries: Mapping[str, bytes]) -> None:
-        """Make a Secret, or change entries of the one that is there."""
+        """Create a Secret, or change entries of the existing one."""
         body = {"metadata": {"name": name}, "data": {key: base64.b64encode(value).decode() for key, value in entries.items()}}
         if name in {found.metadata.name for found in self.core.list_namespaced_secret(self.namespace).items}:
             self.core.patch_namespaced_secret(name, self.namespace, body)

@@ -1,4 +1,4 @@
-"""Reads that are known are fetched ahead: every byte once if it can be, in bounded memory, and never a wrong one."""
+"""Prefetching of planned reads: every byte once if possible, in bounded memory, and never a wrong one."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""A cancelled transform ends soon, whatever it is doing, and can be tried again."""
+"""A cancelled transform ends soon in every phase, and can be retried."""
 
 from __future__ import annotations
 

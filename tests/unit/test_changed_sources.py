@@ -1,4 +1,4 @@
-"""A source file that is replaced after its header was read: the reason is that it has changed, whatever it looks like now."""
+"""A source file that is replaced after its header was read: the reason is the change, whatever the new content."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The chart's files, as far as they can be judged without Helm: they agree with each other, and with the operator."""
+"""The chart's files, as far as they can be checked without Helm: they agree with each other, and with the operator."""
 
 from __future__ import annotations
 

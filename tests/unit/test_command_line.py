@@ -1,4 +1,4 @@
-"""`reshard` as its users run it: what it writes, says and returns."""
+"""`reshard` as users run it: its files, output and exit codes."""
 
 from __future__ import annotations
 

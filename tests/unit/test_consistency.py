@@ -1,4 +1,4 @@
-"""Copies of one parameter at several source ranks: found where they differ, exactly there and nowhere else."""
+"""Copies of one parameter at several source ranks: exactly the differing ones are found."""
 
 from __future__ import annotations
 

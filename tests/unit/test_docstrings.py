@@ -1,4 +1,4 @@
-"""Examples in docstrings are right, and what they say of a name begins with what it is."""
+"""Examples in docstrings are right, and descriptions of names begin with a noun phrase."""
 
 from __future__ import annotations
 

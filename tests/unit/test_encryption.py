@@ -1,4 +1,4 @@
-"""Encrypted files: read in parts and written in pieces, against the library's encryption of whole blocks; and hostile ones."""
+"""Encrypted files, read and written in pieces, compared with the library's encryption of whole blocks; and malicious files."""
 
 from __future__ import annotations
 

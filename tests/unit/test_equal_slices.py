@@ -1,4 +1,4 @@
-"""Source ranks that must hold different slices and hold equal content: refused, and nothing else is."""
+"""Source ranks that must hold different slices but hold equal content are refused, and no others are."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Every error states location and remedy, and its reason is in the catalogue: by reading the source."""
+"""Every error in the source code has a location and a remedy, and its reason is in the catalogue."""
 
 from __future__ import annotations
 

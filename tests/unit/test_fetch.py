@@ -1,4 +1,4 @@
-"""`reshard fetch`: the file of one rank on a pod's own disk, whole or not at all, and once."""
+"""`reshard fetch`: the file of one rank on a pod's own disk, complete or absent, and written once."""
 
 from __future__ import annotations
 

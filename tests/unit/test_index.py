@@ -1,4 +1,4 @@
-"""The index of a source: what a load by it reads, what it holds to, and how it comes to a target and leaves it."""
+"""The index of a source: the reads of a load by it, its checks, and its creation and removal at a target."""
 
 from __future__ import annotations
 

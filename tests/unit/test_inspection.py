@@ -1,4 +1,4 @@
-"""`reshard inspect`: what it says of checkpoints, in the lines that matter."""
+"""`reshard inspect`: the relevant lines of its output."""
 
 from __future__ import annotations
 

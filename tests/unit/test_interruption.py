@@ -1,4 +1,4 @@
-"""Killed at any moment, started twice, sources that change: no half checkpoint, and nothing is lost."""
+"""Runs killed at any moment or started twice, and changing sources: no partial checkpoint, and nothing is lost."""
 
 from __future__ import annotations
 
@@ -57,7 +57,7 @@ reshard.transform.verify.verify_checkpoint = stuck
 sys.exit(reshard.cli.program(["verify", "."]))
 """
 
-# A process that does other things too: cancelled while a command is stuck, it goes on.
+# A process that does other things too: if a stuck command is cancelled, it continues.
 _HOST = """
 import os, signal, threading, time
 import reshard.cli, reshard.transform.verify

@@ -1,4 +1,4 @@
-"""Keys: where they are, that nothing shows them, and transforms that take them."""
+"""Keys: their sources, transforms with them, and no output that shows them."""
 
 from __future__ import annotations
 

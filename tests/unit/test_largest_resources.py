@@ -1,4 +1,4 @@
-"""Whatever the schema allows makes objects that the API server stores, and pods that Linux starts."""
+"""Every resource that the schema allows results in objects that the API server stores, and pods that Linux starts."""
 
 from __future__ import annotations
 

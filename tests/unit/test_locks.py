@@ -1,4 +1,4 @@
-"""The lock of a target: who holds it, who takes it over, who has lost it."""
+"""The lock of a target: its holder, takeover, and loss."""
 
 from __future__ import annotations
 

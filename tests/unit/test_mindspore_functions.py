@@ -1,4 +1,4 @@
-"""MindSpore's functions without MindSpore: which errors they raise, and what the small ones return."""
+"""MindSpore's functions without MindSpore: their errors, and results of the small ones."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""MindSpore's functions for unified safetensors: what their arguments do, and what several processes do with them at once."""
+"""MindSpore's functions for unified safetensors: effects of their arguments, and concurrent use by several processes."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""A plan and a run check the same before the first byte, by one look at the target."""
+"""A plan and a run make the same checks before the first byte, with one look at the target."""
 
 from __future__ import annotations
 

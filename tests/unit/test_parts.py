@@ -1,4 +1,4 @@
-"""A checkpoint made stage by stage: any order, at the same time, killed, replaced; whole at the end or not at all."""
+"""A checkpoint written stage by stage: in any order, concurrently, killed or replaced; complete at the end or absent."""
 
 from __future__ import annotations
 
@@ -169,7 +169,7 @@ def test_a_whole_checkpoint_and_parts_are_not_mixed(made: Pipeline, target: Path
 
 
 def test_a_part_of_another_step_does_not_fit(made: Pipeline, target: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    """Training goes on between two runs, and leaves a newer step."""
+    """Training continues between two runs, and leaves a newer step."""
     assert made.run(0, target) == 0
     for path in made.made.source.glob("rank_*/net-1_100.ckpt"):
         path.with_name("net-2_200.ckpt").write_bytes(path.read_bytes())

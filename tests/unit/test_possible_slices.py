@@ -148,7 +148,7 @@ def test_a_file_of_a_rank_chosen_by_itself_stays_marked(theirs: Path, tmp_path: 
     with pytest.raises(ReshardError, match=r"MayBeSlice: parameter b.w"):
         transform(source, tmp_path / "out", naming(tmp_path / "t.ckpt", "a.w", "b.w"), **options)
     file.chmod(0o600)
-    file.write_bytes(rawfiles.safetensors({"a.w": ROWS, "b.w": ROWS}, {"format": "ms"}))  # training has gone on
+    file.write_bytes(rawfiles.safetensors({"a.w": ROWS, "b.w": ROWS}, {"format": "ms"}))  # training has continued
     assert transform(source, tmp_path / "out", naming(tmp_path / "t.ckpt", "a.w", "b.w"), **options).complete
 
 

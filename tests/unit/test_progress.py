@@ -24,7 +24,7 @@ def run(arguments: list[str], *, terminal: bool) -> tuple[str, str]:
         while True:
             try:
                 part = os.read(ours, 4096)
-            except OSError:  # a terminal that nobody else has open any more
+            except OSError:  # a terminal that no other process has open
                 return
             if not part:
                 return

@@ -1,4 +1,4 @@
-"""Checkpoints of which each replica group holds one copy: read, and written."""
+"""Checkpoints with one copy of each slice in a replica group: read, and written."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""A file that differs from the source is kept aside, and never left in its place."""
+"""A file that differs from the source is kept under another name, and never left in its place."""
 
 from __future__ import annotations
 

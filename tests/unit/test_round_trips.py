@@ -1,4 +1,4 @@
-"""A commit of many ranks, and a run with nothing to do, wait for few round trips one after the other."""
+"""A commit of many ranks, and a run with nothing to do, take few sequential round trips."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The number of requests that many files take: fixed ones, one per file where its content is needed, one per listed page."""
+"""The number of requests for many files: a fixed number, one per file whose content is needed, one per listed page."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""S3 servers that do less than AWS, or otherwise: checksums, conditions, clocks, rights, names of folders."""
+"""S3 servers that differ from AWS: checksums, conditions, clocks, rights, names of folders."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Files that are written each by itself: in another format, or with other names."""
+"""Files that are converted one by one: to another format, or to other names."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Sources as people have them: folders and files by other names, one rank of several, a folder in which training has gone on."""
+"""Sources of users: folders and files with other names, one rank of several, a folder in which training has continued."""
 
 from __future__ import annotations
 

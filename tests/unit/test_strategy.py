@@ -1,4 +1,4 @@
-"""Strategy files in and out, against protobuf's and json's own idea of them."""
+"""Strategy files read and written, compared with the libraries for protobuf and JSON."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Strategy files that someone made to break the reader: each is refused, in a sentence."""
+"""Malicious strategy files: each is refused in one sentence."""
 
 from __future__ import annotations
 

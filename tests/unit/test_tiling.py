@@ -1,4 +1,4 @@
-"""Grids and irregular boxes of the model, against numpy: coverage is proved, and each lookup finds what an array would show."""
+"""Grids and irregular boxes of the model, compared with numpy: coverage is proved, and lookups equal those in an array."""
 
 from __future__ import annotations
 

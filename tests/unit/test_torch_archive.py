@@ -1,4 +1,4 @@
-"""Archives of `torch.save`: found by small reads, described exactly, and refused by name where bytes are not elements."""
+"""Archives of `torch.save`: read in few requests, described exactly, and refused by name if bytes are not elements."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Distributed checkpoints that PyTorch and Megatron-core wrote, read without either: each tensor is what they hold."""
+"""Distributed checkpoints written by PyTorch and Megatron-core, read without either: each tensor has the recorded contents."""
 
 from __future__ import annotations
 

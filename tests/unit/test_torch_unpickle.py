@@ -1,4 +1,4 @@
-"""The machine that reads pickles: what Python's pickler writes comes out, nothing runs, and memory is bounded by the length."""
+"""The pickle reader: it returns the data that Python pickled, runs nothing, and bounds memory by the length."""
 
 from __future__ import annotations
 

@@ -19,7 +19,7 @@ if TYPE_CHECKING:
     from pathlib import Path
 
 TRACE, PARENT = "ab" * 16, "cd" * 8
-NOWHERE = "http://127.0.0.1:9"  # nobody listens
+NOWHERE = "http://127.0.0.1:9"  # without a listener
 
 
 @pytest.fixture

@@ -20,7 +20,7 @@ if TYPE_CHECKING:
 
 
 def transformed(folder: Path, content: bytes, output: str, kind: str = "ckpt") -> tuple[bytes, Result]:
-    """The one file that a whole source of one file becomes, and what was said of it."""
+    """Return the one file that a whole source of one file becomes, and the notes about it."""
     (folder / f"net.{kind}").write_bytes(content)
     options = Options(format="Ckpt" if output == "ckpt" else "Safetensors", verification="Full")
     result = transform_checkpoint(Request(str(folder / f"net.{kind}"), str(folder / "target"), options=options))

@@ -1,4 +1,4 @@
-"""Files with elements in wrong places, whole and readable: the comparison with the source finds them."""
+"""Readable files with elements in wrong places: the comparison with the source finds them."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The operator's queue: the same as a plain search through all keys, without its cost."""
+"""The operator's queue: the same results as a linear search through all keys, without its cost."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""`python -m cluster.cleanup STATE [--keep]`: removes what the kernel leaves of a cluster, however the cluster ended.
+"""`python -m cluster.cleanup STATE [--keep]`: removes the kernel's leftovers of a cluster, however the cluster ended.
 
 Its standard input is a pipe that ends with the cluster's processes, so no other process has to be alive to notify it.
 """

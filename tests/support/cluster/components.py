@@ -1,4 +1,4 @@
-"""Starts components side by side, waits until all are ready, and says which one is not and why."""
+"""Start components in parallel, wait until all are ready, and report which one is not and why."""
 
 import os
 import subprocess
@@ -12,7 +12,7 @@ from cluster.layout import ClusterError, search_path
 
 @dataclass
 class Component:
-    """A program that runs as long as the cluster does, or one that has a task: it is ready when it has done it."""
+    """A program that runs as long as the cluster does, or one with a task, which is ready when the task is done."""
 
     name: str
     command: list[str]

@@ -10,7 +10,7 @@ _QUICK = ("--leader-elect=false", "--kube-api-qps=500", "--kube-api-burst=1000")
 
 
 def etcd(layout: Layout) -> list[str]:
-    """The store. It need not outlive a power cut."""
+    """Return the command of etcd. Its data need not survive a power failure."""
     return [
         program("etcd"),
         f"--data-dir={layout.data('etcd')}",
@@ -22,7 +22,7 @@ def etcd(layout: Layout) -> list[str]:
 
 
 def apiserver(layout: Layout) -> list[str]:
-    """The API, with the authorization and admission of a real cluster."""
+    """Return the command of the API server, with the authorization and admission of a real cluster."""
     keys = layout.certificates
     return [
         program("kube-apiserver"),
@@ -72,7 +72,7 @@ def write_configuration(layout: Layout) -> None:
 
 
 def controller_manager(layout: Layout) -> list[str]:
-    """Jobs, claims, service accounts, garbage collection."""
+    """Return the command of the controllers: Jobs, claims, service accounts, garbage collection."""
     return [
         program("kube-controller-manager"),
         f"--kubeconfig={layout.kubeconfig}",
@@ -83,5 +83,5 @@ def controller_manager(layout: Layout) -> list[str]:
 
 
 def scheduler(layout: Layout) -> list[str]:
-    """Gives pods a node."""
+    """Return the command of the scheduler."""
     return [program("kube-scheduler"), f"--kubeconfig={layout.kubeconfig}", *_QUICK]

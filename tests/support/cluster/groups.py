@@ -8,13 +8,13 @@ _TREES = Path("/sys/fs/cgroup")
 
 
 def make(name: str) -> None:
-    """Make a group of this name wherever the kubelet looks for it."""
+    """Create a group of this name in each place where the kubelet looks for it."""
     for tree in _trees():
         (tree / name).mkdir(exist_ok=True)
 
 
 def remove(name: str) -> bool:
-    """Remove the group with all in it; false while it still has processes."""
+    """Remove the group and its subgroups; return False while it still has processes."""
     groups = [tree / name for tree in _trees()]
     for group in groups:
         for folder, _, _ in os.walk(group, topdown=False):

@@ -40,7 +40,7 @@ def base() -> Path:
 
 
 def sandbox() -> Path:
-    """The archive of what holds a pod's namespaces open: `SANDBOX`."""
+    """The archive of the image that holds a pod's namespaces open: `SANDBOX`."""
     busybox = Path(program("busybox"))
     with _kept(SANDBOX, _digest(_SANDBOX_RECIPE, busybox.read_bytes())) as archive:
         if not archive.exists():
@@ -52,7 +52,7 @@ def sandbox() -> Path:
 
 
 def build(dockerfile: Path, context: Path, name: str) -> Path:
-    """The archive of what a Dockerfile makes of a context, with `BASE` as its BASE_IMAGE."""
+    """The archive of the image that a Dockerfile builds from a context, with `BASE` as its BASE_IMAGE."""
     foundation = base()
     with _kept(name, _digest(foundation.name, dockerfile.read_bytes(), *_contents(dockerfile, context))) as archive:
         if not archive.exists():
@@ -61,7 +61,7 @@ def build(dockerfile: Path, context: Path, name: str) -> Path:
 
 
 def loading(archive: Path) -> list[str]:
-    """The command that gives an archive's image to the containerd of this namespace."""
+    """Return the command that imports an archive's image into the containerd of this namespace."""
     return [program("ctr"), "--namespace", "k8s.io", "images", "import", str(archive)]
 
 
@@ -79,7 +79,7 @@ def _digest(*parts: str | bytes) -> str:
 
 
 def _contents(dockerfile: Path, context: Path) -> Iterator[str | bytes]:
-    """The files that a Dockerfile copies: those that git knows where it is a checkout, as results of a build do not count."""
+    """Yield the files that a Dockerfile copies: in a checkout those known to Git, because build results do not count."""
     listing = [program("git"), "-C", str(context), "ls-files", "-z", "--cached", "--others", "--exclude-standard"]
     known = subprocess.run([*listing, "--", *_copied(dockerfile)], capture_output=True, check=False)
     found = (context / os.fsdecode(name) for name in known.stdout.split(b"\0") if name)
@@ -104,7 +104,7 @@ def _cache() -> Path:
 
 @contextmanager
 def _kept(name: str, digest: str) -> Iterator[Path]:
-    """The path of an archive, while no other process makes it."""
+    """Yield the path of an archive, with a lock against other processes that make it."""
     title = name.rpartition("/")[2].partition(":")[0]
     path = _cache() / f"{title}-{digest}.tar"
     with path.with_suffix(".lock").open("w") as lock:
@@ -118,7 +118,7 @@ def _kept(name: str, digest: str) -> Iterator[Path]:
 
 
 def _forget(archives: str) -> None:
-    """Remove those of older versions that nobody has used for a day."""
+    """Remove archives of older versions that were not used for a day."""
     for archive in _cache().glob(archives):
         if archive.stat().st_mtime < time.time() - 86_400:
             archive.unlink(missing_ok=True)

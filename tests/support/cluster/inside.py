@@ -68,7 +68,7 @@ def _write_entrance(layout: Layout, environment: dict[str, str]) -> None:
 
 
 def _as_first_process() -> int:
-    """Let a child do the work: the first process of a namespace inherits every orphan, and has to bury them."""
+    """Run a child for the work: the first process of a namespace inherits every orphan, and must reap it."""
     child = os.fork()
     if child == 0:
         return main()

@@ -19,7 +19,7 @@ CONTAINERD_SOCKET = Path("/run/containerd/containerd.sock")  # /run too is its o
 
 
 class ClusterError(Exception):
-    """Something of the cluster does not work; the message says what."""
+    """A part of the cluster does not work; the message names it."""
 
 
 @dataclass(frozen=True)

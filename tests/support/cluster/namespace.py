@@ -1,4 +1,4 @@
-"""Runs a program in namespaces of its own. When it or its starter ends, by any signal, all that ran in there is gone."""
+"""Run a program in its own namespaces. When it or its parent ends, by any signal, all processes in there end."""
 
 import os
 import signal

@@ -8,12 +8,12 @@ from cluster.layout import BRIDGE, CONTAINERD_SOCKET, NODE, NODE_ADDRESS, PODS, 
 
 
 def containerd(layout: Layout) -> list[str]:
-    """Runs containers."""
+    """Return the command of containerd."""
     return [program("containerd"), "--config", str(layout.configuration / "containerd.toml")]
 
 
 def kubelet(layout: Layout) -> list[str]:
-    """Runs pods."""
+    """Return the command of the kubelet."""
     return [
         program("kubelet"),
         f"--config={layout.configuration / 'kubelet.json'}",
@@ -91,7 +91,7 @@ def _kubelet(layout: Layout) -> dict[str, object]:
         "podLogsDir": str(layout.logs / "pods"),
         "volumePluginDir": str(layout.data("volume-plugins")),
         "resolvConf": "",
-        "clusterDNS": [NODE_ADDRESS],  # nobody answers there, which a pod learns at once
+        "clusterDNS": [NODE_ADDRESS],  # no server there, so that a pod's requests fail at once
         "clusterDomain": "cluster.local",
         "oomScoreAdj": 0,
         "maxPods": 500,

@@ -1,4 +1,4 @@
-"""Simulated nodes: the API, the scheduler and all controllers are real, and only the pods' processes are not there."""
+"""Simulated nodes: the API, the scheduler and all controllers are real; only the pods' processes do not exist."""
 
 import json
 import os
@@ -48,7 +48,7 @@ _CAPACITY = {"cpu": "1k", "memory": "1Ti", "pods": "1k"}
 
 @contextmanager
 def nodes(layout: Layout, count: int) -> Iterator[dict[str, Any]]:
-    """Have so many simulated nodes for a while; yields what a pod's spec needs to be put there, where real pods are not."""
+    """Run simulated nodes while the body runs; yield the fields of a pod's spec that place it there, unlike real pods."""
     name = f"simulated-{uuid.uuid4().hex[:8]}"
     kwok = Component("kwok", _kwok(layout, name), lambda: _ready(layout, name) == count, layout.logs / f"{name}.log")
     kwok.start()

@@ -1,4 +1,4 @@
-"""Starts a whole cluster in the present namespaces."""
+"""Start a whole cluster in the current namespaces."""
 
 import json
 import os

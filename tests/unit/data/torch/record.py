@@ -1,4 +1,4 @@
-"""Record small checkpoints with PyTorch, and what they hold, for the tests of `reshard.formats.torch`.
+"""Record small checkpoints with PyTorch, and their contents, for the tests of `reshard.formats.torch`.
 
     python record.py OUTPUT [megatron]
 
