@@ -84,7 +84,7 @@ __all__ = [
 ]
 
 
-def __getattr__(name: str) -> Any:  # noqa: ANN401 - of each name its own
+def __getattr__(name: str) -> Any:  # noqa: ANN401 - the type depends on the name
     """Import a public name."""
     if name not in _HOME:
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

@@ -40,7 +40,7 @@ class _Loader(yaml.SafeLoader):
     _depth = 0
 
     def compose_node(self, parent: yaml.Node | None, index: int) -> yaml.Node | None:
-        event: yaml.Event = self.peek_event()  # type: ignore[no-untyped-call]  # PyYAML's types leave it out
+        event: yaml.Event = self.peek_event()  # type: ignore[no-untyped-call]  # PyYAML's stubs lack it
         if isinstance(event, yaml.AliasEvent):
             raise _refused("aliases are not supported", event)
         if self._depth == _MOST_DEPTH:
@@ -72,4 +72,4 @@ class _Loader(yaml.SafeLoader):
 
 
 def _refused(what: str, at: yaml.Event | yaml.Node) -> yaml.MarkedYAMLError:
-    return yaml.MarkedYAMLError(problem=what, problem_mark=at.start_mark)  # type: ignore[arg-type]  # its types tell two marks apart
+    return yaml.MarkedYAMLError(problem=what, problem_mark=at.start_mark)  # type: ignore[arg-type]  # its stubs distinguish two types of marks

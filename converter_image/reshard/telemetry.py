@@ -37,7 +37,7 @@ class Phase:
         fields: facts and measurements, such as `rank` and `bytes_written`.
     """
 
-    def __init__(self, name: str, fields: dict[str, Field], span: Any) -> None:  # noqa: ANN401 - of an optional package
+    def __init__(self, name: str, fields: dict[str, Field], span: Any) -> None:  # noqa: ANN401 - an object of an optional package
         self.name = name
         self.fields = fields
         self._span = span if span is not None and span.is_recording() else None
@@ -143,7 +143,7 @@ def formatter(form: LogFormat) -> logging.Formatter:
     """Return the formatter of a log format, the same for the command line and the operator."""
     if form == "text":
         return logging.Formatter("%(asctime)s %(levelname)s %(name)s: %(message)s")
-    from pythonjsonlogger.json import JsonFormatter  # noqa: PLC0415 - most commands run without it
+    from pythonjsonlogger.json import JsonFormatter  # noqa: PLC0415 - most commands do not need it
 
     names = {"levelname": "level", "name": "logger"}
     return JsonFormatter("%(levelname)s %(name)s %(message)s", rename_fields=names, timestamp=True)

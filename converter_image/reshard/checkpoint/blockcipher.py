@@ -73,7 +73,7 @@ class BlockCipher(Protocol):
     def is_authentic(self, iv: bytes, tag: bytes, pieces: Iterable[bytes]) -> bool:
         """Return whether a complete ciphertext has this tag."""
 
-    def begin(self, iv: bytes) -> Any:  # noqa: ANN401 - a context of the library, in which modes differ
+    def begin(self, iv: bytes) -> Any:  # noqa: ANN401 - a context of the library, whose type depends on the mode
         """Return a context that encrypts a block from its first byte with `update_into`."""
 
     def finish(self, context: Any, length: int) -> tuple[bytes, bytes]:  # noqa: ANN401 - as above
@@ -92,7 +92,7 @@ def cipher_of(mode: Mode, key: bytes) -> BlockCipher:
 class _Cipher:
     def __init__(self, mode: Mode, key: bytes) -> None:
         with needs_extra("crypto", f"encryption with {mode}"):
-            from cryptography.hazmat.primitives import ciphers  # noqa: PLC0415 - few need it, and it takes some 10 MB
+            from cryptography.hazmat.primitives import ciphers  # noqa: PLC0415 - it takes 10 MB and is rarely needed
 
         if len(key) not in KEY_BYTES[mode]:
             raise ValueError(f"{mode} does not accept a key of {len(key)} bytes")

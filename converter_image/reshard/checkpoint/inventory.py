@@ -191,5 +191,5 @@ class Inventory(msgspec.Struct, frozen=True):
 
     @property
     def unified(self) -> bool:
-        """Whether the files contain whole parameters, to which no strategy applies."""
+        """True if the files contain whole parameters, to which no strategy applies."""
         return self.kind != "Ranks"

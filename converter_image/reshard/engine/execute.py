@@ -186,7 +186,7 @@ def _carry_out(move: bytes | Small | Fill, gatherer: Gatherer, into: memoryview)
     elements = np.frombuffer(view, element_type(move.dtype)).reshape(move.box.shape)
     for rank, entry, source, here in move.copies:
         window = (*here.slices(), ...)  # the ellipsis returns a view of a scalar too, instead of its value
-        gatherer.read(rank, entry, source, elements[window])  # type: ignore[index]  # numpy's stubs know no such tuple
+        gatherer.read(rank, entry, source, elements[window])  # type: ignore[index]  # numpy's stubs do not support this tuple
     return move.nbytes
 
 

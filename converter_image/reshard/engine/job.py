@@ -207,7 +207,7 @@ class Job:
         return SourceFiles(self.source, self.model.inventory, count, indexed=self.indexed, planned=self.planned)
 
 
-def job_of(  # noqa: PLR0913 - what was read, each by itself
+def job_of(  # noqa: PLR0913 - independent results of reading the source
     request: Request,
     store: ReadStore,
     model: Model,

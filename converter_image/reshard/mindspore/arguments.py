@@ -11,7 +11,7 @@ if TYPE_CHECKING:
     from collections.abc import Mapping
 
 
-def path_of(value: Any, name: str) -> str:  # noqa: ANN401 - whatever a script gives
+def path_of(value: Any, name: str) -> str:  # noqa: ANN401 - any argument of a script
     """Return a path as text.
 
     Raises:
@@ -24,7 +24,7 @@ def path_of(value: Any, name: str) -> str:  # noqa: ANN401 - whatever a script g
     raise _wrong(value, name, "a path")
 
 
-def strategy_of(value: Any, name: str) -> str | None:  # noqa: ANN401 - the same
+def strategy_of(value: Any, name: str) -> str | None:  # noqa: ANN401 - any argument of a script
     """Return the path of a strategy as text. None: there is no strategy.
 
     Raises:
@@ -33,7 +33,7 @@ def strategy_of(value: Any, name: str) -> str | None:  # noqa: ANN401 - the same
     return None if value is None else path_of(value, name)
 
 
-def rank_of(value: Any, name: str) -> int:  # noqa: ANN401 - the same
+def rank_of(value: Any, name: str) -> int:  # noqa: ANN401 - any argument of a script
     """Return the number of a rank.
 
     Raises:
@@ -44,7 +44,7 @@ def rank_of(value: Any, name: str) -> int:  # noqa: ANN401 - the same
     raise _wrong(value, name, "an integer")
 
 
-def files_of(value: Any, name: str) -> Mapping[int, str]:  # noqa: ANN401 - the same
+def files_of(value: Any, name: str) -> Mapping[int, str]:  # noqa: ANN401 - any argument of a script
     """Return files by rank.
 
     Raises:
@@ -55,7 +55,7 @@ def files_of(value: Any, name: str) -> Mapping[int, str]:  # noqa: ANN401 - the 
     return {rank_of(rank, name): path_of(path, name) for rank, path in value.items()}
 
 
-def workers_of(value: Any, name: str) -> int:  # noqa: ANN401 - the same
+def workers_of(value: Any, name: str) -> int:  # noqa: ANN401 - any argument of a script
     """Return the number of concurrent tasks.
 
     Raises:

@@ -34,7 +34,7 @@ def load_checkpoint(
     choice_func: Callable[[str], bool] | None = None,
     crc_check: bool = False,
     remove_redundancy: bool = False,
-    format: str = "ckpt",  # noqa: A002 - MindSpore calls it so
+    format: str = "ckpt",  # noqa: A002 - MindSpore's name
 ) -> dict[str, Any]:
     """Load one checkpoint file.
 
@@ -56,7 +56,7 @@ def load_checkpoint(
 
     Returns:
         Parameters by name: `mindspore.Parameter` objects if the script has imported MindSpore or passes a network, otherwise
-            numpy arrays (BFloat16 from ml_dtypes). Text is `str`.
+        numpy arrays (BFloat16 from ml_dtypes). Text is `str`.
 
     Raises:
         ReshardError: also a TypeError (an argument is not a path) or a ValueError (a file is missing, damaged, or has another

@@ -46,7 +46,7 @@ def build_searched_strategy(strategy_filename: str) -> dict[str, Any] | None:
 
 
 @documented()
-def merge_sliced_parameter(sliced_parameters: list[Any], strategy: Mapping[str, Any] | None = None) -> Any:  # noqa: ANN401 - as given
+def merge_sliced_parameter(sliced_parameters: list[Any], strategy: Mapping[str, Any] | None = None) -> Any:  # noqa: ANN401 - the type of the slices
     """Join the slices of one parameter.
 
     Differences from MindSpore: joins optimizer shards (MindSpore 2.10 returns a part of the parameter) and dimensions that
@@ -83,7 +83,7 @@ def merge_sliced_parameter(sliced_parameters: list[Any], strategy: Mapping[str, 
     return mindspore.Parameter(tensor, name, first.requires_grad, first.layerwise_parallel)
 
 
-def _array(parameter: Any, position: int, first: Any) -> Array:  # noqa: ANN401 - whatever a script gives
+def _array(parameter: Any, position: int, first: Any) -> Array:  # noqa: ANN401 - any argument of a script
     """Return the content of a slice, which must have the kind, name and type of the first."""
     where = f"sliced_parameters[{position}]"
     if isinstance(first, np.ndarray) and isinstance(parameter, np.ndarray):

@@ -46,7 +46,7 @@ def unified_safetensors(
     src_dir: str,
     src_strategy_file: str | None,
     dst_dir: str,
-    merge_with_redundancy: bool = True,  # noqa: ARG001 - what the files hold says it better
+    merge_with_redundancy: bool = True,  # noqa: ARG001 - the files show it
     file_suffix: str | None = None,
     max_process_num: int = 64,
     choice_func: Callable[[str], bool | str] | None = None,
@@ -99,14 +99,14 @@ def unified_safetensors(
 
 @documented()
 def load_distributed_checkpoint(
-    network: Any,  # noqa: ANN401 - a Cell
+    network: Any,  # noqa: ANN401 - a mindspore.nn.Cell
     checkpoint_filenames: Sequence[str] | None = None,
     predict_strategy: str | None = None,
     train_strategy_filename: str | None = None,
     strict_load: bool = False,
     dec_key: bytes | None = None,
     dec_mode: str = "AES-GCM",
-    format: str = "ckpt",  # noqa: A002 - MindSpore calls it so
+    format: str = "ckpt",  # noqa: A002 - MindSpore's name
     unified_safetensors_dir: str | None = None,
     dst_safetensors_dir: str | None = None,
     rank_id: int | None = None,
@@ -114,7 +114,7 @@ def load_distributed_checkpoint(
     name_map: Mapping[str, str] | None = None,
     max_process_num: int = 64,
     return_param_dict: bool = False,
-) -> Any:  # noqa: ANN401 - as MindSpore's
+) -> Any:  # noqa: ANN401 - MindSpore's signature
     """Reshard unified safetensors, or the files of other ranks, into a network or into files `rank_<r>/net.<output_format>`.
 
     Differences from MindSpore: a parameter that the strategy names and no file holds is an error. `name_map` supports several
@@ -140,7 +140,7 @@ def load_distributed_checkpoint(
 
     Returns:
         For a network and unified safetensors: the result of `load_param_into_net`, or the parameters. Otherwise True, as in
-            MindSpore.
+        MindSpore.
 
     Raises:
         ReshardError: also a TypeError (an argument is not a path or number) or a ValueError (files are missing, damaged or do not
@@ -207,7 +207,7 @@ def _to_files(request: Request, files: Mapping[int, str] | None, ranks: str | No
         _write_beside_others(request, workers=workers, all_together=False)
 
 
-def _with(request: Request, **options: Any) -> Request:  # noqa: ANN401 - as Options takes them
+def _with(request: Request, **options: Any) -> Request:  # noqa: ANN401 - fields of Options
     return msgspec.structs.replace(request, options=msgspec.structs.replace(request.options, **options))
 
 

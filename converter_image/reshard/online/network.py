@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 
 
 def load_into_net(
-    net: Any,  # noqa: ANN401 - of a package that need not be there
+    net: Any,  # noqa: ANN401 - objects of an optional package
     source: str,
     source_strategy: str | None = None,
     target_strategy: str | None = None,
@@ -52,12 +52,12 @@ def load_into_net(
 
 
 def load_params(
-    net: Any,  # noqa: ANN401 - MindSpore's
+    net: Any,  # noqa: ANN401 - objects of MindSpore
     found: dict[str, Any],
     *,
     strict_load: bool,
     remove_redundancy: bool = False,
-) -> Any:  # noqa: ANN401 - MindSpore's
+) -> Any:  # noqa: ANN401 - objects of MindSpore
     """Load parameters into a network with MindSpore's `load_param_into_net`, and return its result.
 
     Raises:
@@ -103,7 +103,7 @@ def current_rank() -> int | None:
         return None
 
 
-def _mindspore() -> Any:  # noqa: ANN401 - the package
+def _mindspore() -> Any:  # noqa: ANN401 - an optional package
     try:
         return import_module("mindspore")
     except ImportError as error:

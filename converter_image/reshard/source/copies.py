@@ -148,7 +148,7 @@ class FileSet:
             inside = np.unravel_index(at, box.shape) if box.shape else ()
             index = tuple(a + int(i) for a, i in zip(box.start, inside, strict=True))
             found = index if found is None else min(found, index)
-        assert found is not None  # noqa: S101 - there is at least one difference
+        assert found is not None  # noqa: S101 - a parameter with differences has at least one
         return found
 
     def content(self, number: int, piece: Piece) -> np.ndarray[tuple[int, int], np.dtype[np.uint8]]:

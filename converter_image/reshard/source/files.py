@@ -92,7 +92,7 @@ def open_source(url: str, access: Access | None = None) -> tuple[Store, str | No
     return store, None
 
 
-def find_files(  # noqa: PLR0913 - each is a choice by itself
+def find_files(  # noqa: PLR0913 - independent criteria
     store: ReadStore,
     chosen: str | None = None,
     *,

@@ -1,4 +1,4 @@
-"""How object stores are reached. The default is the resolution of the AWS CLI. Frozen data. Pure."""
+"""Access to object stores. The default is the resolution of the AWS CLI. Frozen data. Pure."""
 
 from __future__ import annotations
 

@@ -47,11 +47,11 @@ class Key:
 
 
 class Encryption(msgspec.Struct, frozen=True):
-    """How the files of one side are encrypted.
+    """The encryption of the files of one side.
 
     Attributes:
-        key: the key of all files.
-        mode: the mode of MindSpore's encryption.
+        key: key of all files.
+        mode: mode of MindSpore's encryption.
     """
 
     key: Key

@@ -152,7 +152,7 @@ def parse_resource(text: str, where: str) -> TransformSpec:
     Raises:
         UsageError: the text is not such a resource, or a field is invalid. The message names the field.
     """
-    from reshard.strictyaml import documents  # noqa: PLC0415 - pods and the operator read no YAML, and start sooner without it
+    from reshard.strictyaml import documents  # noqa: PLC0415 - pods and the operator read no YAML, and start faster without it
 
     found = [d for d in documents(text, where) if isinstance(d, dict) and d.get("kind") == KIND]
     if len(found) != 1:

@@ -66,7 +66,7 @@ class StrategyFile:
 
     @property
     def _merged(self) -> bool:
-        """Whether names start with their stage: there are several, or a name would be read as if it did."""
+        """True if names start with their stage: there are several, or a name would be read as if it did."""
         return len(self.stages) != 1 or any(_prefixes(layouts) == {stage} for stage, layouts in self.stages.items())
 
 

@@ -180,7 +180,7 @@ def encode(parameters: Iterable[tuple[str, Layout]], nodes: Iterable[Node], curr
     return bytes(message.SerializeToString(deterministic=True))
 
 
-def layout_message(layout: Layout) -> Any:  # noqa: ANN401 - a class that exists at run time only
+def layout_message(layout: Layout) -> Any:  # noqa: ANN401 - a class that is created at run time
     """Return a layout as a `ParallelLayouts` message with the fields that MindSpore writes."""
     message = _classes()["ParallelLayouts"](
         field=0, opt_weight_shard_step=layout.shard_step, opt_weight_shard_size=layout.shard_size
@@ -215,7 +215,7 @@ def _strategys(raw: bytes, name: str) -> tuple[int, tuple[tuple[int, ...], ...]]
     return message.stage, tuple(tuple(each.dim) for each in message.parallel_strategy)
 
 
-def _parsed(kind: str, raw: bytes) -> Any:  # noqa: ANN401 - a class that exists at run time only
+def _parsed(kind: str, raw: bytes) -> Any:  # noqa: ANN401 - a class that is created at run time
     message = _classes()[kind]()
     try:
         message.ParseFromString(raw)

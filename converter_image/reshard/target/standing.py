@@ -61,7 +61,7 @@ class JobDocument(msgspec.Struct, frozen=True, rename="camel"):
 
     @property
     def replaces(self) -> bool:
-        """Whether the target contained something else when the task was recorded."""
+        """True if the target contained something else when the task was recorded."""
         return self.staged or self.in_place
 
 
@@ -101,7 +101,7 @@ class Standing:
 
     @property
     def committing(self) -> bool:
-        """Whether a commit was interrupted while it replaced files."""
+        """True if a commit was interrupted while it replaced files."""
         return any(found.committing for found in self.unfinished)
 
     def begun(self, digest: str) -> JobDocument | None:

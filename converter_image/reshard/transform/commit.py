@@ -64,7 +64,7 @@ def commit_job(
 
     Returns:
         The manifest of the checkpoint. For a stage that is not the last: the manifest of the stage, which remains with the
-            unfinished tasks.
+        unfinished tasks.
 
     Raises:
         MissingInputError: a rank is not finished; or the stage was the last one, and all stages together lack a parameter.

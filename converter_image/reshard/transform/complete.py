@@ -75,7 +75,7 @@ def commit_checkpoint(
                 break
             wanted = None if ranks is None else parse_ranks(ranks, state.draft().target_ranks)
             committed = commit_job(target, job, wanted, cancellation)
-    assert committed is not None  # noqa: S101 - there is at least one
+    assert committed is not None  # noqa: S101 - at least one task was started
     return committed
 
 
@@ -91,7 +91,7 @@ def commit_if_complete(target_url: str, digest: str, *, all_ranks: bool = True, 
 
     Returns:
         The manifest. None: other processes still write to the target, a rank is missing, or ranks of another checkpoint would be
-            lost.
+        lost.
     """
     target = TargetFolder(open_store(target_url, access), Options().file_mode)
     standing = target.observe()

@@ -42,7 +42,7 @@ class Opened:
 
     @property
     def complete(self) -> bool:
-        """Whether nothing is left to do."""
+        """True if nothing is left to do."""
         return not self.left and covers(self.standing.own(self.job), self.job)
 
 

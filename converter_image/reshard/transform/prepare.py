@@ -119,7 +119,7 @@ def cancellable(store: ReadStore, cancellation: Cancellation | None) -> ReadStor
     return store if cancellation is None else CancellableStore(store, cancellation.check)
 
 
-def prepare_files(  # noqa: PLR0913 - what is read, and how
+def prepare_files(  # noqa: PLR0913 - the source, and how to read it
     request: Request,
     store: ReadStore,
     found: Files,
