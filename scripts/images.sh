@@ -42,7 +42,7 @@ for part in converter operator; do
         # shellcheck disable=SC2086  # a list of options
         docker buildx build $attestations --platform "$platforms" --tag "$image" --push "$@" .
     else
-        "$ENGINE" manifest rm "$image" >/dev/null 2>&1 || true  # what an earlier build has left
+        "$ENGINE" manifest rm "$image" >/dev/null 2>&1 || true  # left by an earlier build
         "$ENGINE" build --platform "$platforms" --manifest "$image" "$@" .
         # shellcheck disable=SC2086  # a list of options
         "$ENGINE" manifest push --all ${PUSH_OPTIONS:-} "$image" "docker://$image"

@@ -75,7 +75,7 @@ async def _operate(config: configuration.Config) -> None:
 
 
 async def _wait_for_crd(cluster: Cluster, stop: asyncio.Event) -> None:
-    """Kopf would watch nothing for ever if the CRD came later than the operator."""
+    """Wait for the CRD: kopf would watch nothing for ever if it were created after the operator."""
     while not stop.is_set():
         try:
             if await cluster.has_resource():

@@ -223,7 +223,7 @@ class Cluster:
             if current["ranks"].status.get("failed") or current["ranks"].failed is not None:
                 pods += map(Pod, await self._list(place, ranks, "status.phase=Failed", _MOST_FAILED))
             return pods, []
-        # None of an earlier attempt may still write, nor of another transform.
+        # Pods of earlier attempts and of other transforms may still write: wait for them.
         pods += map(Pod, await self._list(place, own, _ALIVE, _MOST_WAITING))
         same = f"{jobs.rivals_selector(transform.spec)},{jobs.LABEL_TRANSFORM}!={transform.uid}"
         writing = f"{same},{jobs.LABEL_STEP} in (ranks,commit)"
@@ -238,7 +238,7 @@ class Cluster:
         waiting = [pod.uid for pod in pods if pod.waits_since(now - _USUAL_START)][:3]
         for uid in idle + waiting:
             items = await self._list(place, "", f"involvedObject.uid={uid},type=Warning", _MOST_WAITING)
-            # The kubelet repeats a warning at least every few minutes while it is so, and then goes silent.
+            # The kubelet repeats a warning at least every few minutes while the cause exists.
             found += [event for event in map(Event.parse, items) if event.last_seen >= now - _EVENTS_COUNT_FOR]
         return found
 

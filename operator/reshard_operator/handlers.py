@@ -56,7 +56,7 @@ def registry(config: Config, reconciler: Reconciler, server: str) -> kopf.Operat
     @kopf.on.login(registry=handlers)
     def log_in(**known: Any) -> kopf.ConnectionInfo | None:
         account = kopf.login_with_service_account(**known)
-        # By its address, as every other client: kopf would ask the cluster's DNS, which may not be there, or not yet.
+        # By its address, like every other client: kopf would use the cluster's DNS, which may not exist, or not yet.
         return dataclasses.replace(account, server=server) if account is not None else kopf.login_with_kubeconfig(**known)
 
     @kopf.on.event(GROUP, VERSION, PLURAL, registry=handlers)

@@ -264,7 +264,7 @@ def _pod(transform: Transform, config: Config, step: str, variables: dict[str, s
 
 
 def _trace_of(transform: Transform) -> str:
-    """The W3C trace context that all pods of an attempt have in common. Its parent span is nobody's."""
+    """Return the W3C trace context that all pods of an attempt share. Its parent span does not exist."""
     digest = _sha256(f"{transform.uid}/{transform.attempt}")
     return f"00-{digest[:32]}-{digest[32:48]}-01"
 

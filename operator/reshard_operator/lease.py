@@ -40,7 +40,7 @@ class Lease:
         self._cluster, self._config = cluster, config
         self._held_since: float | None = None
         self._renewed = 0.0
-        # Another holder's last sign, and when this replica has seen it: clocks of others are not trusted.
+        # Another holder's last renewal, and the time when this replica observed it: clocks of others are not trusted.
         self._other: tuple[str, str] | None = None
         self._other_seen = 0.0
 

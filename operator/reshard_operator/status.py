@@ -131,7 +131,7 @@ def rank_details(seen: Seen, job: Job, ranks: tuple[int, ...], ranks_per_pod: in
 
 
 def _start(seen: Seen, job: Job, done: int) -> Object:
-    """When the Job started or was resumed, and how many ranks were written before that. Empty while it is suspended.
+    """Time when the Job started or was resumed, and number of ranks written before that. Empty while it is suspended.
 
     Kubernetes sets `startTime` again on resume and, up to 1.36, keeps the old one while the Job is suspended. It does not say how
     many indexes were complete at that time, so the last status before the new start has to.

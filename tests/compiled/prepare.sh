@@ -7,7 +7,7 @@ scripts=$here/../../scripts
 found=$(sh "$here/../conformance/prepare.sh")
 python=${found#*RESHARD_MINDSPORE_PYTHON=}
 cache=${RESHARD_CACHE:-${XDG_CACHE_HOME:-$HOME/.cache}/reshard}
-if ! command -v g++ >/dev/null; then  # of two runs at once, one installs and the other waits
+if ! command -v g++ >/dev/null; then  # if two runs start at once, one installs and the other waits
     { flock 8 && sh "$scripts/apt.sh" g++; } 8>"$cache/packages.lock" || { echo "test: no g++" >&2; exit 3; }
 fi
 

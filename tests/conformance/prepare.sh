@@ -12,7 +12,7 @@ leave_out() {
 
 cache=${RESHARD_CACHE:-${XDG_CACHE_HOME:-$HOME/.cache}/reshard}
 mkdir -p "$cache"
-if ! command -v mpirun >/dev/null; then  # of two runs at once, one installs and the other waits
+if ! command -v mpirun >/dev/null; then  # if two runs start at once, one installs and the other waits
     { flock 8 && sh "$scripts/apt.sh" openmpi-bin; } 8>"$cache/packages.lock" ||
         echo "test: no mpirun, so workflows are skipped" >&2
 fi

@@ -28,7 +28,7 @@ def server(monkeypatch: pytest.MonkeyPatch) -> Iterator[thin_s3.ThinServer]:
 
 @pytest.fixture
 def refused(capsys: pytest.CaptureFixture[str]) -> Callable[..., str]:
-    """Runs a command that must fail: returns the one line that it says."""
+    """Run a command that must fail, and return its one line of output."""
 
     def run(code: int, reason: str, *arguments: str) -> str:
         capsys.readouterr()

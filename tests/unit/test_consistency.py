@@ -187,7 +187,7 @@ def test_stages_may_shard_a_shared_parameter_differently(case: tuple[tuple[int, 
 @QUIET
 @given(models.models(RANKS))
 def test_the_lowest_replica_is_one_consistent_set(model: models.Model) -> None:
-    """Every copy but that of the lowest rank which has it is damaged, and the target is right all the same."""
+    """Every copy except the lowest rank's is damaged, and the target is still right."""
     files, (before, after) = [dict(tensors) for tensors in model.source()], disk.strategies(model)
     for tensor in model.tensors:
         seen: set[bytes] = set()

@@ -167,7 +167,7 @@ def test_cbc_detects_damage_of_the_padding_only(mode: Mode) -> None:
 
 
 def broken(mode: str = "AES-GCM", **fields: int) -> bytes:
-    """A file of two blocks, the second of which says what it should not."""
+    """A file of two blocks, the second of which has a wrong header."""
     good = rawfiles.encrypted(CONTENT, mode, KEY, len(CONTENT))
     tag = b"" if mode != "AES-GCM" else bytes(16)
     found = {"magic": rawfiles.MAGIC[mode], "rest": 24 + 64, "iv_length": 16, "length": 64} | fields

@@ -51,7 +51,7 @@ def check(files: list[rawfiles.Tensors], sides: tuple[Strategy, Strategy], *, re
 
 
 def slices(model: models.Model, tensor: models.Tensor, rank: int) -> bytes | None:
-    """The elements that a rank holds of a tensor, by their indexes in the whole; None: no strategy cuts it there."""
+    """Return the elements of a rank's slice, by their indexes in the whole; None: the tensor has no layout there."""
     if tensor.source is None or tensor.source_stage != rank // model.source_devices:
         return None
     return held(tensor.shape, tensor.source)[rank % model.source_devices].tobytes()
@@ -171,7 +171,7 @@ def made(tmp_path: Path) -> disk.Checkpoint:
 
 
 def integrate(made: disk.Checkpoint) -> None:
-    """Let each rank's file hold whole tensors, as MindSpore's integrated_save does."""
+    """Write whole tensors to each rank's file, like MindSpore's integrated_save."""
     whole = {tensor.name: made.model.whole(tensor) for tensor in made.model.tensors}
     for path in made.source.glob("rank_*/*"):
         path.write_bytes(rawfiles.write("ckpt", whole))

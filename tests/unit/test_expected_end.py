@@ -25,7 +25,7 @@ def test_the_end_is_expected_at_the_rate_so_far() -> None:
 
 
 def reach(cluster: PretendCluster, progress: str, seconds: float) -> None:
-    """Let pods take so long each until this many ranks are written."""
+    """Run pods of this duration each until a number of ranks are written."""
     while cluster.status.get("progress") != progress:
         cluster.advance(seconds)
         cluster.work()

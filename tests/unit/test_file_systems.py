@@ -114,7 +114,7 @@ NOTES = {
 
 
 class TestOddFileSystems(StoreContract):
-    """All that a store must do, on each of them."""
+    """The contract of stores, on each of these file systems."""
 
     @pytest.fixture(params=KINDS, ids=lambda kind: kind.__name__)
     def store(self, request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[Store]:
@@ -163,7 +163,7 @@ def test_a_requested_mode_that_cannot_be_set_is_reported(
 
 
 def test_a_process_that_finds_an_empty_claim_waits_for_its_content(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Without hard links a file is there before its content is."""
+    """Without hard links a file exists before its content."""
     no_links_or_nameless_files(monkeypatch)
     store = LocalStore(tmp_path)
     (tmp_path / "claim").touch()

@@ -36,7 +36,7 @@ def target(tmp_path: Path) -> Path:
 
 
 def leave_lock(target: Path, process: ProcessId | str) -> Path:
-    """The lock of a process that was killed a moment ago."""
+    """Leave the lock of a process that was just killed."""
     path = target / LOCK
     path.parent.mkdir(exist_ok=True)
     path.write_bytes(encode(LockOwner("other", "host", str(process))))
@@ -90,7 +90,7 @@ def test_process_state_is_unknown_if_the_system_does_not_report_it() -> None:
 
 
 def test_a_lock_expires_although_a_process_has_its_holders_pid(target: Path) -> None:
-    """PIDs are used again: on a host, and as PID 1 of a container that was restarted."""
+    """PIDs are reused: on a host, and as PID 1 of a restarted container."""
     me = this_process()
     assert start_time(os.getpid()) == me.started != UNKNOWN
     leave_lock(target, me._replace(started=me.started - 1))
@@ -172,7 +172,7 @@ def test_pid_1_of_another_namespace_is_another_process(target: Path) -> None:
 
 
 def test_a_shared_lock_is_kept_as_long_as_one_of_its_members_lives(target: Path) -> None:
-    """The first of them, whom the lock names, may have gone before."""
+    """The first member, which the lock names, may have left before."""
     store = LocalStore(target)
     first = locked(store, LOCK, owner="job", mode=0o640)
     first.__enter__()

@@ -93,7 +93,7 @@ def test_files_next_to_a_checkpoint_are_not_replaced(
 
 @pytest.fixture
 def keys(tmp_path: Path) -> dict[str, tuple[str, str]]:
-    """Options that name two keys."""
+    """Options with two keys."""
     found = {}
     for number, name in enumerate("ab"):
         (tmp_path / name).write_bytes(bytes([number]) * 16)

@@ -24,7 +24,7 @@ SIZE = 64
 
 @pytest.fixture
 def folder(tmp_path: Path) -> Path:
-    """300 files, each of whose bytes say which it is."""
+    """300 files with distinct contents."""
     for number in range(300):
         (tmp_path / str(number)).write_bytes(number.to_bytes(2, "big") * (SIZE // 2))
     return tmp_path

@@ -38,7 +38,7 @@ if TYPE_CHECKING:
 
 
 def right(model: models.Model, target: Path, kind: str = "ckpt") -> bool:
-    """The manifest is there, and everything is as it must be; nothing else is left."""
+    """Check that the manifest exists, all files are right, and nothing else is left."""
     assert differences(model, target, kind) == []
     assert {path.name for path in target.iterdir()} - {".reshard"} == {
         MANIFEST_NAME,
@@ -134,7 +134,7 @@ def test_stages_at_the_same_time(made: Pipeline, target: Path) -> None:
 
 
 def test_one_of_two_last_parts_completes_the_checkpoint(made: Pipeline, target: Path) -> None:
-    """All that is left to do is the commit."""
+    """Only the commit is left to do."""
     assert made.run(0, target, "--no-commit") == made.run(1, target, "--no-commit") == 0
     together(made, target)
     assert right(made.made.model, target)
@@ -193,7 +193,7 @@ def test_replacing_requires_all_parts_again_and_keeps_the_old_ones_until_then(
 
 
 def test_replacing_without_renames(tmp_path: Path, made: Pipeline, target: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """The old manifest goes first; what it alone has named is gone in the end, though the part that began was given up."""
+    """The old manifest is deleted first; files that only it named are deleted at the end, though the first part was abandoned."""
     monkeypatch.setattr(LocalStore, "renames", property(lambda _: False, lambda _, __: None), raising=False)
     assert made.run(0, target, "--file-prefix", "old_") == made.run(1, target, "--file-prefix", "old_") == 0
     given_up, other = write(tmp_path / "up", pipeline(seed=3)), write(tmp_path / "other", pipeline(seed=2))

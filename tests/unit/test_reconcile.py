@@ -251,7 +251,7 @@ def test_a_spec_that_cannot_be_read_is_waited_for() -> None:
 
 @pytest.mark.parametrize("rounds", range(0, 12, 2))
 def test_a_newer_crd_disturbs_nothing(rounds: int) -> None:
-    """Whose defaults an operator does not know that is about to be replaced."""
+    """An operator that is about to be replaced does not know the defaults of the newer CRD."""
     cluster = PretendCluster(resource(execution={"attempt": 2}))
     for _ in range(rounds):
         cluster.work()

@@ -123,7 +123,7 @@ def test_a_shape_that_cannot_be_joined_is_refused(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("whole", [(32, 32), (16, 64), (8, 32)])
 def test_a_strategy_for_another_shape_is_refused(tmp_path: Path, whole: tuple[int, ...]) -> None:
-    """Such as that of another network, or one that cuts what each rank has saved whole."""
+    """For example that of another network, or one that shards a parameter that each rank has saved whole."""
     path, layout = tmp_path / "s.json", Layout((2, 2), ((1,), ()))
     path.write_bytes(strategy(w={"dev_matrix": [2, 2], "tensor_map": [1, -1], "tensor_shape": [16, 32], "field": 0}))
     (tmp_path / "whole.ckpt").write_bytes(rawfiles.ckpt({"w": np.zeros(whole, np.float32)}))

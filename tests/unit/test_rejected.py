@@ -26,7 +26,7 @@ def checkpoint(tmp_path: Path) -> disk.Checkpoint:
 
 @pytest.fixture
 def damaged(monkeypatch: pytest.MonkeyPatch) -> Callable[[], None]:
-    """Damage each checkpoint file of a target as it is completed; returns what ends that."""
+    """Damage each checkpoint file of a target as it is completed; return a function that stops this."""
     finish = LocalWriter.finish
 
     def finish_badly(writer: LocalWriter) -> None:

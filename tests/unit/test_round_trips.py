@@ -24,7 +24,7 @@ RANKS = 64
 
 
 class Trips:
-    """Counts the accesses to stores, and those that began while no other was under way: one has to wait for these."""
+    """Counts accesses to stores, and those that started while no other was in progress: these are sequential."""
 
     def __init__(self, patch: pytest.MonkeyPatch) -> None:
         self.calls: dict[str, int] = {}

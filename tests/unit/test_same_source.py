@@ -53,7 +53,7 @@ def touch(made: disk.Checkpoint) -> None:
 
 
 def replace_unseen(adapted: disk.Checkpoint, by: float, *, in_place: bool = True) -> None:
-    """Change what no sample of a file shows, and restore the file's time."""
+    """Change bytes that no sample reads, and restore the file's time."""
     path, held = adapted.source / FILE, adapted.model.source()[0]
     before = path.stat()
     content = rawfiles.ckpt(held | {"adapter": held["adapter"] + np.float32(by)})
@@ -98,7 +98,7 @@ def test_ranks_are_written_from_a_source_copied_again_after_the_plan(made: disk.
 
 @pytest.fixture
 def adapted(tmp_path: Path) -> disk.Checkpoint:
-    """A large frozen model with a small trained parameter, which no sample of a file reaches."""
+    """A large frozen model with a small trained parameter that no sample of a file reads."""
     rows, columns, few = Cut((4,), ((0,), ())), Cut((4,), ((), (0,))), Cut((4,), ((0,),))
     tensors = (
         models.Tensor("a", "Float32", (300, 240), rows, 0, columns, 0),

@@ -266,7 +266,7 @@ def test_other_files_in_a_folder_are_not_a_ranks_checkpoint(made: disk.Checkpoin
 def test_a_source_is_read_only_by_the_strategy_that_it_was_written_for(
     tmp_path: Path, refused: Callable[..., str], before: Map, after: Map | None
 ) -> None:
-    """The parameter is named in a strategy; `after` None: it is not named in the one that is given."""
+    """The parameter is in a strategy; `after` None: it is not in the one that is given."""
     whole, run = np.zeros((8, 8), np.float32), tmp_path / "run"  # equal slices, which only the manifest distinguishes
     (tmp_path / "whole.ckpt").write_bytes(rawfiles.ckpt({"w": whole, "v": whole}))
     for name, cut in (("before", before), ("after", after)):
@@ -324,7 +324,7 @@ def test_unified_files_next_to_which_training_has_saved(
 
 
 def test_a_whole_checkpoint_in_a_folder_named_like_a_rank(made: disk.Checkpoint, tmp_path: Path) -> None:
-    """Its manifest says that it is one."""
+    """The manifest describes it as one rank."""
     whole = ["transform", *made.arguments(tmp_path)[1:5], "--target"]
     for rank in range(2):
         assert main([*whole, str(tmp_path / f"rank_{rank}")]) == 0
@@ -343,7 +343,7 @@ def test_a_strategy_of_one_stage_and_the_file_of_its_rank(made: disk.Checkpoint,
 
 
 def option_in(line: str) -> list[str]:
-    """The option that an error says chooses a step that is whole."""
+    """The option in an error's remedy selects an intact step."""
     found = re.search(r"read step \d+ of epoch \d+, which is complete on every rank: (--\w+ \S+) \(spec", line)
     assert found is not None, line
     return found[1].replace("'", "").split()

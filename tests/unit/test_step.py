@@ -126,7 +126,7 @@ def test_a_dry_run_leaves_nothing(pods: Pods) -> None:
 
 
 def test_a_repaired_source_replaces_the_unfinished_attempt(pods: Pods) -> None:
-    """The next attempt has another digest, for the source has changed; what the old one has written is worth nothing."""
+    """The next attempt has another digest, because the source has changed; the ranks of the old one are discarded."""
     source = next((pods.made.source / "rank_3").iterdir())
     whole = source.read_bytes()
     source.write_bytes(whole[:100] + bytes([whole[100] ^ 1]) + whole[101:])

@@ -194,7 +194,7 @@ def test_stages_may_use_the_same_operator_names() -> None:
 
 @st.composite
 def strategy_files(draw: Callable[..., Any]) -> StrategyFile:
-    """Files of one stage, whichever, or of all, with names that look like those of merged files."""
+    """Files of any one stage, or of all, with names like those of merged files."""
     devices = draw(st.integers(1, 24))
     names = st.text(max_size=8) | st.sampled_from(
         ["0-a", "1-a", "00-a", "0-1-a", "a-b", "-", "0-", "\N{ARABIC-INDIC DIGIT ONE}-a"]

@@ -77,7 +77,7 @@ def test_hostile_names_are_printed_as_escapes(tmp_path: Path, capsys: pytest.Cap
 
 @pytest.fixture
 def foreign(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> dict[str, list[str]]:
-    """Every command that prints, with names that only Unicode has."""
+    """Every command that prints, with names that require Unicode."""
     folder = tmp_path / "结果"
     model = disk.example()
     named = replace(model, tensors=tuple(replace(t, name=f"{t.name}权重") for t in model.tensors))

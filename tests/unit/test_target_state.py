@@ -315,7 +315,7 @@ def test_missing_records_of_a_started_task_are_written_again(made: disk.Checkpoi
 
 
 def test_files_may_be_closed_to_their_writer(made: disk.Checkpoint, target: Path) -> None:
-    """MindSpore's own mode: the folders stay such that a next run can go on."""
+    """MindSpore's own mode: the folders stay writable, so that a next run can continue."""
     assert run(made, target, "--file-mode", "0400") == 0
     assert (target / "rank_0").stat().st_mode & 0o777 == 0o700
 

@@ -81,7 +81,7 @@ def test_a_tensor_of_shape_zero_reaches_safetensors(tmp_path: Path) -> None:
 
 
 def renamed(folder: Path, metadata: dict[str, str], *rules: RenameRule) -> dict[str, str]:
-    """The metadata of the file that embed.weight and norm become under other names."""
+    """Return the metadata of the file to which embed.weight and norm are renamed."""
     tensors = {"embed.weight": np.ones((2, 2), np.float32), "norm": np.ones(2, np.float32)}
     (folder / "model.safetensors").write_bytes(rawfiles.safetensors(tensors, metadata))
     request = Request(

@@ -33,7 +33,7 @@ MANIFEST = "reshard-manifest.json"
 
 
 def pipeline(*, seed: int = 1, remove_redundancy: bool = False) -> models.Model:
-    """Two stages that become three: moments and gradients, and of what no strategy names one that stage 1 only has."""
+    """Two stages that become three: moments and gradients, and a parameter without a layout that only stage 1 has."""
     tensors = []
     for stage in range(2):
         for name in ("w", "moment1.w", "accu_grads.w"):
@@ -85,7 +85,7 @@ def names(folder: Path) -> set[str]:
 
 
 def sharded(folder: Path, files: dict[str, list[str]], listed: dict[str, str] | None = None) -> None:
-    """A folder as Hugging Face's libraries write it: parameters by file, and the index, if it says something else."""
+    """Write a folder as Hugging Face's libraries do: parameters by file, and the index, if it differs."""
     folder.mkdir()
     for file, held in files.items():
         tensors = {name: np.full((4, 2), len(name), np.float32) for name in held}
@@ -117,7 +117,7 @@ def test_every_parameter_is_whole_in_the_file_named_by_the_map(tmp_path: Path, *
 
 @pytest.mark.parametrize("source_only", ["Drop", "Keep"])
 def test_unified_and_resharded_files_equal_resharded_files(made: disk.Checkpoint, tmp_path: Path, source_only: Any) -> None:
-    """Optimizer moments too: that a strategy has named them is not forgotten."""
+    """Optimizer moments too, although only the source's strategy names them."""
     straight, twice, unified = (tmp_path / name for name in ("straight", "twice", "u"))
     unify(made, unified)
     options = Options(format="Safetensors", source_only=source_only)

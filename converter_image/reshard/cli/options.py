@@ -73,7 +73,7 @@ def _access(side: str = "") -> tuple[_Option, ...]:
 
 
 def _as_json(context: click.Context, _: click.Parameter, value: bool) -> bool:
-    """Let errors be printed as JSON too."""
+    """Print errors as JSON too."""
     context.obj.as_json = value
     return value
 

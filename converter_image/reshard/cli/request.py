@@ -1,4 +1,4 @@
-"""From the arguments of a command to the values that the library takes."""
+"""Turn arguments of a command into values for the library."""
 
 from __future__ import annotations
 

@@ -247,7 +247,7 @@ class _Chosen:
         self._seen: set[tuple[int, str, Box]] = set()
 
     def take(self, pairs: Iterator[_Pair | None], most: int) -> None:
-        """Choose from pairs until `most` blocks are chosen; the number of pairs that are looked at is bounded too."""
+        """Choose from pairs until `most` blocks are chosen; the number of examined pairs is bounded too."""
         room = takewhile(lambda _: len(self._seen) + 2 <= most, repeat(None, 4 * most))
         for _, pair in zip(room, pairs, strict=False):
             if pair is not None:

@@ -1,4 +1,4 @@
-"""Which source ranks hold which slices. Answers are cached. Pure."""
+"""Source ranks that hold each slice. Results are cached. Pure."""
 
 from __future__ import annotations
 

@@ -88,7 +88,7 @@ def place(  # noqa: PLR0913 - each is a choice by itself
         if role is not Role.REPLICATED and not inventory.unified:
             entry, cuts = stages.cuts(name, entry, structures, in_source)
         parameters += _targets(_Whereabouts(name, new, entry, structures, role), cuts, target, in_target)
-    # Pipeline strategies name the buffers of accumulated gradients, which MindSpore's loader does not ask for.
+    # Pipeline strategies name the buffers of accumulated gradients, which MindSpore's loader does not require.
     required = [name for name in missing if not name.startswith("accu_grads")]
     if required and not allow_missing:
         _refuse_missing(required, held)

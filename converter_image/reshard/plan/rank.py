@@ -130,7 +130,7 @@ class Planner:
         return tuple(compress(found, self._share(rank))) if self.remove_redundancy else found
 
     def kinds(self, rank: int) -> tuple[int, ...]:
-        """For each of these parameters the number of its kind: its place in `examples`.
+        """Return the number of each parameter's kind: its position in `examples`.
 
         Of parameters of one kind every target rank needs the same cells, from the same source ranks.
         """

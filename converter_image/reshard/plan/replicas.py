@@ -8,7 +8,7 @@ from heapq import heapify, heappop, heappush
 
 # The search for a smaller set than the greedy one gives up after this many steps; such sets are rare and only save an open file.
 _SEARCH_STEPS = 2000
-# So few steps cannot rearrange more groups than these; it also goes as deep as there are groups.
+# This few steps cannot rearrange more groups; the search is also as deep as the number of groups.
 _SEARCHED_GROUPS = 128
 
 Group = tuple[int, ...]
@@ -31,7 +31,7 @@ def choose(groups: frozenset[Group], pivot: int, ranks: int) -> dict[Group, int]
 
 
 def _greedy(groups: frozenset[Group], pivot: int, ranks: int) -> set[int]:
-    """Those without a choice first; then always the rank that serves most of the rest, the next after the pivot among equals."""
+    """Choose ranks without an alternative, then repeatedly the one that serves most others, the next after `pivot` if equal."""
     chosen = {group[0] for group in groups if len(group) == 1}
     rest = {group for group in groups if chosen.isdisjoint(group)}
     served = Counter(rank for group in rest for rank in group)

@@ -26,9 +26,9 @@ GAP_BYTES = 512 << 10
 # Long enough that a request's time is that of its bytes: in requests of 3.5 MiB a GiB takes the client 1.6 s of a processor, of
 # 7 MiB 0.8 s.
 _LONGEST_REQUEST = 8 << 20
-# How many files are looked at at a time.
+# Number of files that are handled concurrently.
 _FILES = 8
-# While one is read from, the others are being fetched.
+# Number of windows: one is read while the others are fetched.
 _WINDOWS = 4
 
 
@@ -73,7 +73,7 @@ def windows(reads: Iterable[Read], *, most: int, gap: int = GAP_BYTES) -> Iterat
 
 
 def _joined(found: list[tuple[int, int]], start: int, end: int, gap: int) -> tuple[int, int, tuple[int, int]]:
-    """Which of some disjoint ascending ranges, as a slice of them, become one with another over small gaps; and that one."""
+    """Merge a range with the disjoint ascending ranges next to it over small gaps. Return their slice and the merged range."""
     first = last = len(found)
     if found and start < found[-1][0]:  # nearly always it is the next one
         last = bisect_right(found, end + gap, key=lambda r: r[0])
@@ -95,7 +95,7 @@ def requests(reads: Iterable[Read], memory: int) -> int:
 
 
 def files_at_once(workers: int, *, remote: bool) -> int:
-    """How many files are looked at at a time: over a network little is read and much is waited for."""
+    """Return the number of files to handle concurrently: over a network, latency matters more than bytes."""
     return max(workers, _FILES) if remote else workers
 
 
@@ -112,7 +112,7 @@ class _Fetched:
     ranges: dict[int, list[tuple[Range, int, list[Future[None]]]]] = field(default_factory=dict)
 
     def copy(self, file: int, offset: int, view: memoryview, request_bytes: int) -> bool:
-        """Fill `view`, once the bytes are there. Says whether they are in this window at all."""
+        """Fill `view` once the bytes have arrived. Return whether they are in this window."""
         position = bisect_right(self.starts.get(file, ()), offset) - 1
         if position < 0:
             return False
@@ -145,7 +145,7 @@ class Ahead:
         return _AheadReader(self, file, self._opened(file))
 
     def read_into(self, file: int, view: memoryview, offset: int) -> None:
-        """Fill `view` with the bytes of a file from `offset`, and let go of windows before those."""
+        """Fill `view` with the bytes of a file from `offset`, and release the windows before it."""
         self._fetch()
         for passed, window in enumerate(self._fetched):
             if window.copy(file, offset, view, self._request_bytes):

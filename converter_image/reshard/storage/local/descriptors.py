@@ -1,4 +1,4 @@
-"""Descriptors of files that are read: a bounded number in the whole process, and none closed while it is in use."""
+"""Descriptors of files that are read: their number is bounded in the process, and none is closed while it is in use."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Protocol
 if TYPE_CHECKING:
     from collections.abc import Callable
 
-# Workers, their target files and connections need the rest of what the process may open.
+# Workers, their target files and connections need the rest of the descriptors that the process may open.
 _SHARE = 3 / 8
 _FEWEST = 8
 _MOST = 4096
@@ -30,7 +30,7 @@ class Descriptor:
         self.number = number
 
     def __del__(self, close: Callable[[int], None] = os.close) -> None:  # at exit the module may be gone already
-        """Close the file: nothing was written to it, so nothing can be lost here."""
+        """Close the file. Errors are ignored, because nothing was written to it."""
         close(self.number)
 
 
@@ -42,7 +42,7 @@ class Evictable(Protocol):
 
 
 class DescriptorPool:
-    """Bounds how many readers have an open file.
+    """Bounds the number of readers with an open file.
 
     A reader that has not been read from lately gives up its descriptor first. Recency is one flag (the CLOCK algorithm): a read
     sets it without taking a lock, and a reader that is due but has it set stays once more.
@@ -87,13 +87,13 @@ READERS = DescriptorPool()
 
 
 def budget() -> int:
-    """How many files readers may have open at a time, by the process's limit (`ulimit -n`)."""
+    """Return the number of files that readers may have open at a time, from the process's limit (`ulimit -n`)."""
     limit = resource.getrlimit(resource.RLIMIT_NOFILE)[0]
     return _MOST if limit == resource.RLIM_INFINITY else max(_FEWEST, min(_MOST, int(limit * _SHARE)))
 
 
 def open_descriptor(path: str, flags: int, mode: int = 0o666) -> int:
-    """Open a file as `os.open` does; readers make way if the process has too many open files."""
+    """Open a file like `os.open`; readers release their descriptors if the process has too many open files."""
     try:
         return os.open(path, flags | os.O_CLOEXEC, mode)
     except OSError as error:

@@ -14,7 +14,7 @@ from reshard.storage.local.reader import version_of
 if TYPE_CHECKING:
     from reshard.storage.local.filesystem import FileSystem
 
-# How long a file that was created with O_EXCL may be empty until its content follows.
+# Time for which a file that was created with O_EXCL may be empty until its content follows.
 _PATIENCE_SECONDS = 2.0
 _POLL_SECONDS = 0.01
 
@@ -115,7 +115,7 @@ def _put_back(grave: str, path: str, mode: int | None, system: FileSystem) -> No
 
 
 def refresh(path: str) -> None:
-    """Set a small file's modification time to now, by writing to it where that cannot be asked for. Gone: do nothing."""
+    """Set a small file's modification time to now, by a write if it cannot be set. Do nothing if the file is gone."""
     with contextlib.suppress(FileNotFoundError):
         try:
             os.utime(path)
@@ -146,7 +146,7 @@ def age_seconds(path: str, modified: float) -> float:
 
 
 def open_temporary(path: str, mode: int) -> tuple[int, str | None]:
-    """Open a new file without a name, which a killed process cannot leave behind; with one where there is no such thing."""
+    """Open a new file without a name, which a killed process cannot leave behind; with a name if that is unsupported."""
     try:
         return open_descriptor(os.path.dirname(path), os.O_WRONLY | os.O_TMPFILE, mode), None
     except OSError:

@@ -1,4 +1,4 @@
-"""System calls that some file systems refuse although the bytes do not need them: they are skipped, with one note each.
+"""Optional system calls that some file systems refuse: they are skipped, with one note each.
 
 Sources: FAT, CIFS, FUSE (gcsfuse, rclone, blobfuse) and NFS exports with squashed users; docs/storage.md has the list.
 """
@@ -21,7 +21,7 @@ _REFUSED = {*_UNSUPPORTED, errno.EPERM, errno.EACCES}
 
 
 class FileSystem:
-    """The file system of one store, and what it was found not to support."""
+    """The file system of one store, and the operations that it does not support."""
 
     def __init__(self) -> None:
         self._notes: dict[str, None] = {}
@@ -32,7 +32,7 @@ class FileSystem:
         return tuple(self._notes)
 
     def note(self, what: str, error: OSError | None = None) -> None:
-        """Remember that something was skipped."""
+        """Record that an operation was skipped."""
         self._notes[what if error is None else f"{what} ({error.strerror or error})"] = None
 
     def set_mode(self, file: int | str, mode: int | None) -> None:
@@ -92,7 +92,7 @@ class FileSystem:
                 self.sync_folder(os.path.dirname(path))
 
     def free_bytes(self, folder: str) -> int | None:
-        """The free space; None where the file system does not report it."""
+        """Return the free space in bytes; None if the file system does not report it."""
         try:
             found = os.statvfs(folder)
         except OSError as error:

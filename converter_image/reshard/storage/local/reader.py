@@ -16,7 +16,7 @@ if TYPE_CHECKING:
 
 
 class LocalReader:
-    """A file of a local store. Its descriptor may be taken away between two reads; it is then opened and checked again.
+    """A file of a local store. Its descriptor may be closed between two reads; it is then opened and checked again.
 
     Attributes:
         name: the path.

@@ -219,7 +219,7 @@ class LocalStore:
             raise denied(str(folder), writing=True)
 
     def _nearest(self) -> Path:
-        """The folder, or the nearest one around it that is there."""
+        """Return the folder, or its nearest ancestor that exists."""
         folder = Path(self.root)
         while not folder.exists() and folder != folder.parent:
             folder = folder.parent
@@ -231,7 +231,7 @@ class LocalStore:
 
 
 def _exists(entry: os.DirEntry[str]) -> bool:
-    """A link that leads nowhere is as good as nothing."""
+    """Return whether an entry exists. A dangling link does not."""
     try:
         entry.stat()
     except OSError as error:

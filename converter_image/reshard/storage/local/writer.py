@@ -22,7 +22,7 @@ _WRITEBACK_STEP = 8 << 20
 
 
 class LocalWriter:
-    """A file under a temporary name, renamed when it is whole."""
+    """A file under a temporary name, renamed when it is complete."""
 
     def __init__(self, path: str, temporary: str, mode: int | None, system: FileSystem) -> None:
         self._path = path
@@ -75,7 +75,7 @@ class LocalWriter:
             self._system.sync_folder(os.path.dirname(self._path))
 
     def _rename(self) -> None:
-        """Make the file appear.
+        """Make the file visible at its path.
 
         Raises:
             OutputError: the file system cannot rename files.

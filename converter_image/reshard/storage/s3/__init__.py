@@ -1,4 +1,4 @@
-"""Objects in S3, or in what speaks its protocol, as a storage."""
+"""Objects in S3 and compatible servers as a storage."""
 
 from reshard.storage.s3.store import S3Store
 

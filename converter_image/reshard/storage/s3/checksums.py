@@ -23,9 +23,9 @@ if TYPE_CHECKING:
 
 T = TypeVar("T")
 
-# Answers of servers that do not know a checksum. The next weaker kind is then used.
+# Error codes of servers that do not support a checksum. The next weaker kind is then used.
 _NOT_UNDERSTOOD = {"InvalidArgument", "InvalidRequest", "NotImplemented", "UnsupportedHeader", "InvalidHeader", "400", "501"}
-# To a multipart upload without conditions some answer so: they read no checksum in the list of its parts.
+# Some servers answer so to a multipart upload without conditions: they read no checksums in the list of its parts.
 _LIST_NOT_UNDERSTOOD = _NOT_UNDERSTOOD | PRECONDITION_FAILED | {"MalformedXML", "InvalidPart"}
 _WEAKER = {"CRC32": "MD5", "MD5": "None"}
 _PROBE_TRIES = 3
@@ -48,7 +48,7 @@ class Checksums:
         self._kind: str = "CRC32" if wanted == "Auto" else wanted
 
     def send(self, request: Callable[..., object], content: bytes, **parameters: str) -> None:
-        """Send a whole object with its checksum; with a weaker one, from now on, if the server does not know that kind."""
+        """Send a whole object with its checksum; switch to a weaker kind if the server does not support it."""
         while True:
             kind = self._kind
             try:
@@ -88,7 +88,7 @@ class Checksums:
         self._settled = True
 
     def _weaken(self, used: str, error: boto.ClientError, not_understood: set[str]) -> None:
-        """Continue with a weaker kind than the one that was used, or raise what has another cause."""
+        """Switch to a weaker kind than the one that was used, or raise an error with another cause."""
         if not self._adapts or code_of(error) not in not_understood or used == "None":
             raise error
         if self._kind == used:  # else another thread has done it
@@ -102,12 +102,12 @@ def create_upload(client: BaseClient, named: dict[str, Any], kind: str) -> str:
 
 
 def completed_part(number: int, etag: str, carried: dict[str, str]) -> dict[str, Any]:
-    """The entry of a part in the list that completes its upload, given the checksum that the part has carried."""
+    """Return a part's entry in the list that completes its upload, given the checksum that the part was sent with."""
     return {"PartNumber": number, "ETag": etag, **{k: v for k, v in carried.items() if k != "ContentMD5"}}
 
 
 def checksum(kind: str, content: bytes | memoryview) -> dict[str, str]:
-    """The parameters of a request that carries a checksum of its content."""
+    """Return the parameters of a request with a checksum of its content."""
     if kind == "CRC32":
         return {"ChecksumCRC32": b64encode(zlib_ng.crc32(content).to_bytes(4, "big")).decode()}
     if kind == "MD5":

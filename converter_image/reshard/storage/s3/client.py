@@ -24,14 +24,14 @@ if TYPE_CHECKING:
 _MOST_CONNECTIONS = 128
 _CONNECT_SECONDS = 10
 _READ_SECONDS = 30
-# Waits grow to 20 s: together about a minute, then it is an error that another try of the whole may survive.
+# Waits grow to 20 s, together about a minute; then an error is raised, and the whole transform may be retried.
 _TRIES = 8
 _DEFAULT_REGION = "us-east-1"
 
 
 @lru_cache(maxsize=16)
 def client_of(access: Access) -> BaseClient:
-    """The client of an access; one for all that have the same. Threads may share it.
+    """Return the client of an access; equal accesses share one. Threads may share it.
 
     Raises:
         AccessError: there is no such profile, or the credentials cannot be read.
@@ -59,7 +59,7 @@ def client_of(access: Access) -> BaseClient:
             read_timeout=_READ_SECONDS,
             max_pool_connections=_MOST_CONNECTIONS,
             tcp_keepalive=True,
-            # Checksums are ours to choose: those that newer clients add by themselves are more than some servers understand.
+            # Choose checksums here: some servers do not understand those that newer clients add by themselves.
             request_checksum_calculation="when_required",
             response_checksum_validation="when_required",
         )
@@ -86,7 +86,7 @@ def _check_endpoint(endpoint: str | None) -> None:
 
 
 def _check_authorities(path: str) -> None:
-    """That a file holds certificates: the client finds out at its first request, and takes it for the server's fault."""
+    """Check that a file holds certificates. The client would check at its first request, and blame the server."""
     try:
         ssl.create_default_context(cafile=path)
     except OSError as error:  # also for a file that is not a certificate
@@ -109,7 +109,7 @@ class _FolderProvider(CredentialProvider):  # type: ignore[misc]  # botocore com
 
 
 class _FolderCredentials(Credentials):  # type: ignore[misc]  # botocore comes without types
-    """Credentials as a Secret is mounted: read again for every request that is signed, so that a rotation is followed at once."""
+    """Credentials in a mounted Secret: read again for every signed request, so that a rotation takes effect at once."""
 
     def __init__(self, folder: Path) -> None:
         self._folder = folder

@@ -1,4 +1,4 @@
-"""Deleting many objects: a thousand with each request, or one by one where a server refuses that."""
+"""Delete many objects: a thousand with each request, or one by one if a server refuses that."""
 
 from __future__ import annotations
 

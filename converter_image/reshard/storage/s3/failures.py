@@ -1,4 +1,4 @@
-"""From what a server or the way to it answers to errors that say what to do."""
+"""Turn errors of servers and of the network into errors with a remedy."""
 
 from __future__ import annotations
 
@@ -70,12 +70,12 @@ _OF_A_VERSION = {"GetObject", "UploadPartCopy"}
 
 
 def without_credentials(text: str) -> str:
-    """The same text, with no user, password or query in the URLs that it quotes."""
+    """Return the text without users, passwords and queries in the URLs that it quotes."""
     return re.sub(r"(//[^\s?]*)\?\S*", r"\1", re.sub(r"//\S*@", "//", text))
 
 
 def code_of(error: boto.ClientError) -> str:
-    """The server's code, such as "NoSuchKey"; of an answer without a body the HTTP status."""
+    """Return the server's code, such as "NoSuchKey"; the HTTP status if the response has no body."""
     return str(error.response.get("Error", {}).get("Code", "")) or str(
         error.response.get("ResponseMetadata", {}).get("HTTPStatusCode", "")
     )

@@ -1,4 +1,4 @@
-"""In which pieces objects are sent and read. Pure."""
+"""Sizes of the parts in which objects are sent and read. Pure."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ LARGEST_PART = 5 << 30
 MOST_PARTS = 10_000
 LARGEST_OBJECT = MOST_PARTS * LARGEST_PART
 
-# Large enough that a request's time is that of its bytes, small enough that some fit into memory.
+# Large enough that transfer dominates latency, small enough that several fit into memory.
 _USUAL_PART = 8 << 20
 _ALIGNMENT = 1 << 20
 # Several parts at a time finish sooner than one, and each finished part shows progress.
@@ -24,7 +24,7 @@ LONGEST_COPY = 1 << 30
 
 
 def part_size(size: int | None) -> int:
-    """How long the parts of an object of `size` bytes are, all but the last; of None the length is not known.
+    """Return the length of all parts but the last of an object of `size` bytes; None: the length is unknown.
 
     Raises:
         OutputError: no object can be so long.
@@ -46,7 +46,7 @@ def part_size(size: int | None) -> int:
 
 
 def buffers(size: int | None, memory: int) -> int:
-    """How many parts may be in memory: one that is being filled, others that are being sent.
+    """Return the number of parts that may be in memory: one that is being filled, others that are being sent.
 
     >>> buffers(1 << 30, 40 << 20), buffers(5 << 40, 40 << 20)
     (5, 2)
@@ -55,7 +55,7 @@ def buffers(size: int | None, memory: int) -> int:
 
 
 def copies(offset: int, length: int) -> Iterator[tuple[int, int]]:
-    """Bytes that a server copies, as (offset, length) of about equally long parts that it takes.
+    """Divide bytes that a server copies into parts of about equal length, as (offset, length).
 
     >>> list(copies(7, 3 << 30)) == [(7, 1 << 30), (7 + (1 << 30), 1 << 30), (7 + (2 << 30), 1 << 30)]
     True

@@ -1,4 +1,4 @@
-"""One object to read from: ranged requests of one version, again when an answer breaks off."""
+"""Read one object: range requests of one version, repeated if a response breaks off."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ _LONGEST_SPAN = 4 << 20
 
 
 class S3Reader(BoundedReader):
-    """An object of a version. All bytes come from that, or there is an error."""
+    """One version of an object. All bytes come from it, or an error is raised."""
 
     def __init__(self, client: BaseClient, bucket: str, key: str, *, size: int, version: str) -> None:
         self._client, self._bucket, self._key = client, bucket, key
@@ -70,7 +70,7 @@ class S3Reader(BoundedReader):
 
 
 def receive(body: StreamingBody, view: memoryview) -> None:
-    """Fill `view` from an answer's body.
+    """Fill `view` from a response's body.
 
     Raises:
         BotoCoreError: it breaks off, or is too slow to be worth waiting for.

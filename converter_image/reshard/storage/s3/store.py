@@ -32,15 +32,15 @@ if TYPE_CHECKING:
 SCHEME = "s3://"
 # Fewer files are requested one by one, concurrently: a listing also returns the keys between them.
 _LISTED_TOGETHER = 32
-# A listing is given up when it has more pages than this, and another one for so many keys.
+# A listing is given up when it has more pages than this, plus one for this many keys.
 _FEWEST_PAGES = 8
 _KEYS_PER_PAGE = 64
-# Someone else was quicker: what was to be new is there, or what was to be replaced is another.
+# Another process was quicker: the new object exists already, or the one to replace has changed.
 _TOO_LATE = {"PreconditionFailed", "412", "ConditionalRequestConflict", "409", *MISSING}
 
 
 class _Found(NamedTuple):
-    """An object that is there: what a listing says of it.
+    """An existing object, as a listing describes it.
 
     Attributes:
         size: its length in bytes.
@@ -312,7 +312,7 @@ class S3Store:
         return f"{SCHEME}{self._bucket}/{self._key(path)}"
 
     def _find(self, key: str) -> _Found | None:
-        """One object, by a listing: unlike the answer to HEAD, one that refuses says why."""
+        """Find one object by a listing: unlike a response to HEAD, a refused listing states the reason."""
         with failures(f"{SCHEME}{self._bucket}/{key}"):
             page = self._client.list_objects_v2(Bucket=self._bucket, Prefix=key, MaxKeys=1)
         for found in page.get("Contents", ()):
@@ -321,7 +321,7 @@ class S3Store:
         return None
 
     def _clock(self, said: float | None) -> float:
-        """The server's clock, as an answer says it; else the time of an object that is written now."""
+        """Return the server's time from a response; otherwise the time of an object written now."""
         if said is not None:
             return said
         named = self._named(f"{PROBE}-{uuid.uuid4().hex}")

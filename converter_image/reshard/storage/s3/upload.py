@@ -1,4 +1,4 @@
-"""One object to write: a multipart upload whose parts are sent while later ones are still being filled."""
+"""Write one object: a multipart upload whose parts are sent while later ones are still being filled."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ _BLOCK_BYTES = 1 << 20
 
 
 class Body:
-    """A part as boto3 sends it without copying it: handed on in long blocks, from the beginning again when it is sent again."""
+    """The body of a part, which boto3 sends without a copy: read in long blocks, and from its beginning again on a retry."""
 
     def __init__(self, content: memoryview) -> None:
         self._content = content
@@ -44,19 +44,19 @@ class Body:
         return len(self._content)
 
     def read(self, length: int = -1) -> memoryview:
-        """The next bytes, more than was asked for where that is little."""
+        """Return the next bytes, more than requested if that is few."""
         end = len(self._content) if length < 0 else self._at + max(length, _BLOCK_BYTES)
         block = self._content[self._at : end]
         self._at += len(block)
         return block
 
     def seek(self, offset: int, whence: int = 0) -> int:
-        """Go to a byte, counted from the beginning, from here or from the end."""
+        """Set the position, relative to the beginning, the position or the end."""
         self._at = offset + (0, self._at, len(self._content))[whence]
         return self._at
 
     def tell(self) -> int:
-        """Which byte is next."""
+        """Return the position."""
         return self._at
 
 
@@ -123,7 +123,7 @@ class S3Writer:
             self._submit(self._copy_part, upload, reader, at, n)
 
     def _submit(self, send: Callable[..., dict[str, Any]], *arguments: object) -> None:
-        """Have the next part sent or copied."""
+        """Start to send or copy the next part."""
         future = self._pool.submit(send, len(self._sent) + 1, *arguments)
         future.add_done_callback(self._note)
         self._sent.append(future)
@@ -201,7 +201,7 @@ class S3Writer:
         return mmap(-1, self._part_bytes)
 
     def _send(self) -> None:
-        """Hand the part that is filled to whoever sends it."""
+        """Pass the filled part to a thread that sends it."""
         if self._filling is None or not self._filled:
             return
         upload, buffer, filled = self._begun(), self._filling, self._filled

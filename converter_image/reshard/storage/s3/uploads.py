@@ -1,4 +1,4 @@
-"""Unfinished multipart uploads, which cost as much as objects and which no listing of objects shows."""
+"""Unfinished multipart uploads, which cost as much as objects but are not in listings of objects."""
 
 from __future__ import annotations
 
