@@ -30,7 +30,7 @@ if TYPE_CHECKING:
 
 ROUNDS = 7
 BLOCK = 64 << 20  # MindSpore's
-TILE = 1 << 20  # what a transform reads at a time
+TILE = 1 << 20  # bytes that a transform reads at a time
 KEY = bytes(16)
 MIB = {"AES-GCM": 256, "AES-CBC": 256, "SM4-CBC": 64}
 

@@ -78,10 +78,10 @@ def peak_bytes() -> int:
 
 
 def main() -> None:
-    """Print what both took."""
+    """Print the time and memory of both."""
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder, ".metadata")
-        subprocess.run([sys.executable, __file__, str(path)], check=True)  # so that its memory does not count
+        subprocess.run([sys.executable, __file__, str(path)], check=True)  # so that its memory is not counted
         data = path.read_bytes()
     began = time.process_time()
     found = read_metadata([(".metadata", data)])

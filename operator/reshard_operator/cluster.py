@@ -132,7 +132,7 @@ class Cluster:
             if error.reason != "AlreadyExists":
                 raise
             if not job:
-                return  # its name follows from its content, and pods check that
+                return  # its name is derived from its content, and pods check that
             found = Job(await self._call("GET", f"{place}/{action.name}"))
             if found.owner != transform.uid:
                 raise NameTakenError(f"Job {found.name} already exists and belongs to another owner; delete it") from error

@@ -69,7 +69,7 @@ def registry(config: Config, reconciler: Reconciler, server: str) -> kopf.Operat
         if name:
             reconciler.mark(namespace or "", name)
 
-    # As coroutines: kopf runs plain functions in a thread, where there is no loop whose tasks could be counted.
+    # Coroutines, because kopf runs plain functions in a thread, without a loop whose tasks could be counted.
     @kopf.on.probe(id="resync", registry=handlers, errors=kopf.ErrorsMode.PERMANENT)
     async def resynced_recently(**_: Any) -> str:
         age = time.monotonic() - reconciler.last_resync

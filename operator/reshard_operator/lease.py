@@ -61,7 +61,7 @@ class Lease:
             try:
                 await self._round()
             except ApiError as error:
-                log.warning("renewing the lease failed: %s", error)  # nothing is written until it is; `held` sees to that
+                log.warning("renewing the lease failed: %s", error)  # nothing is written until it is held, as `held` ensures
             await asyncio.sleep(_RENEW_SECONDS if self._held_since is not None else random.uniform(1, 3))
 
     async def release(self) -> None:

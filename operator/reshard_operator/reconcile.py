@@ -25,7 +25,7 @@ if TYPE_CHECKING:
 
 _PHASES = {"plan": Phase.PLANNING, "ranks": Phase.RESHARDING, "commit": Phase.COMMITTING}
 _DOING = {"plan": "Planning", "ranks": "Resharding", "commit": "Committing"}
-# The ranks leave records and no result that anything depends on.
+# Ranks leave records; no later step depends on their results.
 _RESULTS: dict[str, type[StepMessage]] = {"plan": PlanMessage, "commit": CommitMessage}
 _FAILED = {"plan": "PlanFailed", "ranks": "RanksFailed", "commit": "CommitFailed"}
 # Delay until the next reconcile for changes that no watch reports: pods of other transforms, pods that cannot start.

@@ -89,7 +89,7 @@ def test_from_plain_files_to_one_mode_to_another_and_back(stage: Stage, tmp_path
         without_a_cluster(spec, tmp_path, checkpoints=stage.source, results=tmp_path / "plain")
         assert decrypted(stage.results / name, mode) == contents(tmp_path / "plain" / name)
     assert stage.differences("opened") == []
-    assert shows_a_key(stage.kubectl("get", "secrets", "--output", "json"))  # so the test sees what it looks for
+    assert shows_a_key(stage.kubectl("get", "secrets", "--output", "json"))  # so the test can detect it
     assert places_of_keys(stage) == []
 
 

@@ -56,7 +56,7 @@ def test_nothing_is_left_of_a_cluster_that_a_signal_ends(number: signal.Signals,
     with _start(tmp_path, f"{BUSY}exec sleep 1000") as process:
         assert process.stdout is not None
         state = Path(process.stdout.readline().strip())
-        assert len(_left(state)) > 10  # so the test sees what it looks for
+        assert len(_left(state)) > 10  # so the test can detect it
 
         process.send_signal(number)
 

@@ -93,7 +93,7 @@ _SOURCE = Setting(8, {"layer1": ((2, 1), (1, 2)), "layer3": ((2, 2), (2, 1))})
 _TARGET = Setting(4, {"layer1": ((1, 4), (4, 1)), "layer3": ((2, 2), (2, 1))}, zero=True)
 _TWO = Setting(2, {"layer1": ((1, 2), (2, 1)), "layer3": ((1, 2), (2, 1))}, trained=())
 _STAGES = Setting(8, {"layer1": ((2, 1), (1, 2)), "layer3": ((2, 2), (2, 1))}, stages=2, zero=True)
-# So that the recorded checkpoints are small: the optimizer trains the small parameters only, so only these have moments.
+# The optimizer trains the small parameters only, so only these have moments. This keeps the recorded checkpoints small.
 _SMALL = ("layer1.bias", "layer2.bias", "layer3")
 _DECODER = Setting(8, {"dp": 2, "tp": 4})
 
@@ -128,7 +128,7 @@ DRAWS = [
     Draw(seed, Setting(devices, {}, zero=zero, shard_size=size, threshold=threshold))
     for seed, (devices, zero, size, threshold) in enumerate([(8, False, -1, 0), (16, False, -1, 0), (32, False, -1, 0), *_ZERO])
 ]
-# Layouts for which a checkpoint is made, and what each of these is transformed to; "whole" is one rank without a strategy.
+# Layouts for which a checkpoint is written, and targets of each; "whole" is one rank without a strategy.
 SOURCES: dict[str, dict[str, tuple[str, ...]]] = {
     "document": {
         "src_strategy": ("dst_strategy", "predict_strategy", "whole"),

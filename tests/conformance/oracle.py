@@ -90,7 +90,7 @@ def transform(folder: Path, case: transforms.Case) -> dict[str, Any]:
 def unify(folder: Path, case: transforms.Case) -> None:
     """Write the inputs of a case, MindSpore's unified safetensors, and the parameters that it loads for each target rank."""
     before, after = saving.inputs(folder, case)
-    # It waits while half of the machine's memory is in use, whoever uses it.
+    # MindSpore waits while half of the machine's memory is in use by any process.
     transform_safetensors.psutil = SimpleNamespace(virtual_memory=lambda: SimpleNamespace(percent=0))
     source, unified = str(folder / "source"), str(folder / "unified")
     error = distribute(unified, str(folder / "loaded"), after, case.target_ranks, case.target_format, (source, before))

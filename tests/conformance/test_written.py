@@ -54,7 +54,7 @@ def copies(once: Callable[..., Path], oracle: Callable[..., Any], tmp_path_facto
     text = tmp_path_factory.mktemp("text")
     ours["ckpt", "ckpt", "text"] = copy(samples / "text.ckpt", text / "a", "ckpt")
     ours["ckpt", "safetensors", "text"] = copy(samples / "text.ckpt", text / "b", "safetensors")
-    # Named so that MindSpore checks no CRC: each file with one has a test of its own for that.
+    # Named so that MindSpore checks no CRC: separate tests check files with a CRC.
     return Copies(samples, ours, oracle("load", *sorted(samples.glob("*.*")), *(p for k, p in ours.items() if k[2] != "all_crc")))
 
 

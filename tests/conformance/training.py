@@ -23,13 +23,15 @@ if TYPE_CHECKING:
 
 _WEIGHTS = [name for name in network.SHAPES if not name.startswith("moment")]
 _RANDOM = np.random.RandomState(6)
-_IMAGES = mindspore.Tensor(_RANDOM.normal(size=(32, 28 * 28)).astype(np.float32))  # around 0, so that no neuron is silent for all
+_IMAGES = mindspore.Tensor(
+    _RANDOM.normal(size=(32, 28 * 28)).astype(np.float32)
+)  # around 0, so that no neuron is always inactive
 _LABELS = mindspore.Tensor(_RANDOM.randint(0, 10, 32).astype(np.int32))
 _STAGE_DEVICES = 4
 _RECORDED = Path(__file__).parent / "corpus" / "training"  # by MindSpore's compiler
 _STAGES = [saving.read_strategy(_RECORDED / f"src_pipeline_strategy/stage_{stage}.ckpt") for stage in (0, 1)]
 
-# By the name of the strategy file; every rank holds all of what has no layout.
+# By the name of the strategy file; every rank holds parameters without a layout whole.
 STRATEGIES: dict[str, dict[str, Cut]] = {
     name: saving.read_strategy(_RECORDED / name) for name in ("src_strategy.ckpt", "dst_strategy.ckpt", "predict_strategy.ckpt")
 }

@@ -14,7 +14,7 @@ from pathlib import Path
 
 import pytest
 
-_START = {  # each shell as it starts without configuration, and what loads the completion
+_START = {  # each shell without configuration, and the command that loads the completion
     "bash": (["bash", "--norc", "--noprofile", "-i"], "source <(reshard completion bash)"),
     "zsh": (["zsh", "-f", "-i"], "autoload -U compinit && compinit -u -d zcompdump && source <(reshard completion zsh)"),
     "fish": (["fish", "--no-config", "-i"], "reshard completion fish | source"),

@@ -90,7 +90,7 @@ def test_a_profile_defines_how_buckets_are_addressed(
     assert set(hosts) == {f"{bucket}.localhost"}
 
 
-# Whom the client trusts.
+# Certificates that the client trusts.
 
 
 @pytest.fixture(scope="module")

@@ -66,7 +66,7 @@ def test_requests_do_not_grow_with_the_number_of_ranks(
         client.client_of.cache_clear()
         counts.append((loaded, len(plan.requests) - loaded))
     assert counts[0] == counts[1]
-    assert 0 < counts[0][0] <= 8  # the source, its index, and for each of two files what it is and its bytes
+    assert 0 < counts[0][0] <= 8  # the source, its index, and metadata and bytes of each of two files
 
 
 def test_an_object_that_has_changed_since_is_to_be_indexed_again(server: s3_server.Server, bucket: str, tmp_path: Path) -> None:

@@ -210,5 +210,5 @@ def _until_cancelled(loop: asyncio.AbstractEventLoop, task: Awaitable[None]) -> 
     for each in left:
         each.cancel()
     loop.run_until_complete(asyncio.gather(*left, return_exceptions=True))
-    loop.run_until_complete(asyncio.sleep(0.05))  # what they have closed goes in the loop's next rounds
+    loop.run_until_complete(asyncio.sleep(0.05))  # the loop removes closed connections in its next iterations
     loop.close()

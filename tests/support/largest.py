@@ -18,7 +18,7 @@ _CRD = Path(__file__).parents[2] / "crds" / "checkpointtransforms.yaml"
 _CLAIM = {"persistentVolumeClaim": {"claimName": "c"}}
 # Size of the largest object that the API server stores.
 MOST_STORED = 1536 << 10
-# Kubernetes wants names of these to be names, whatever the schema says of their characters.
+# Kubernetes requires valid names in these fields, although the schema allows other characters.
 _NAMES = {"name", "claimName", "key", "priorityClassName", "runtimeClassName", "serviceAccountName"}
 _LABEL = "a" * 63
 _QUALIFIED = [f"example.com/{'a' * 60}{number:03}" for number in range(64)]

@@ -203,7 +203,7 @@ def test_the_lowest_replica_is_one_consistent_set(model: models.Model) -> None:
         assert rawfiles.same(rawfiles.read("safetensors", written(made, rank)), model.target(rank))
 
 
-# ---- What it costs
+# ---- Costs
 
 
 @pytest.mark.parametrize("name", ["global_step", "optimizer.step_num"])

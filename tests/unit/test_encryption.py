@@ -136,7 +136,7 @@ def test_another_key_is_found_by_the_first_block(mode: Mode) -> None:
 def test_any_change_of_a_file_is_found_with_gcm() -> None:
     content = bytearray(sealed("AES-GCM").content)
     head = 48
-    unused = {at + i for at in range(0, len(content), head + 512) for i in range(40, 44)}  # of the IV 12 bytes are the nonce
+    unused = {at + i for at in range(0, len(content), head + 512) for i in range(40, 44)}  # 12 bytes of the IV are the nonce
     for i in range(len(content)):
         content[i] ^= 0x20
         if i in unused:

@@ -70,7 +70,7 @@ def test_other_text_is_not_a_process(text: str) -> None:
     ("process", "started", "ended"),
     [
         (HERE, 500, False),
-        (HERE, 501, True),  # the PID is another process's by now
+        (HERE, 501, True),  # by now another process has the PID
         (HERE, None, True),
         (HERE, UNKNOWN, False),  # hidden from this user
         (HERE._replace(started=UNKNOWN), 501, False),

@@ -126,7 +126,7 @@ def test_a_source_that_changes_during_a_run_is_an_error(tmp_path: Path, change: 
 
 def test_files_are_closed_when_iteration_stops_early(tmp_path: Path) -> None:
     made = disk.write(tmp_path, disk.example())
-    gc.collect()  # of what other tests have left
+    gc.collect()  # objects left by other tests
     before = os.listdir("/proc/self/fd")  # noqa: PTH208
     tensors = reshard.iter_tensors(*arguments(made))
     next(tensors)

@@ -72,7 +72,7 @@ def test_mindspores_json_strategy_equals_its_protobuf_twin(shape: tuple[int, ...
 def test_strategies_that_cannot_be_regrouped_are_unchanged() -> None:
     layout = Layout((2, 2), ((1,), (0,)))
     assert regrouped(layout, (2, 8), (16,), sliced=False) == Layout((2, 2), ((1, 0),))
-    assert regrouped(layout, (4, 8), (32,), sliced=False) is None  # its parts would be no runs
+    assert regrouped(layout, (4, 8), (32,), sliced=False) is None  # its parts would not be contiguous
     assert regrouped(layout, (2, 8), (15,), sliced=False) is None
     assert regrouped(layout, (2, 8, 1), (16,), sliced=False) is None
 

@@ -146,7 +146,7 @@ def requests_of(server: thin_s3.ThinServer, ranks: int, target: str) -> dict[str
     return counted
 
 
-# A run that finds everything done from listings reads no file of the source; any doubt makes it read their headers.
+# A run that finds everything done by listings reads no file of the source; otherwise it reads their headers.
 
 RULE = RenameRule(to="v*", pattern="absent*")
 

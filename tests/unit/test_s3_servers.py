@@ -139,7 +139,7 @@ def test_uploads_that_stay_listed_are_not_searched_for_ever(server: thin_s3.Thin
 
 def test_the_parts_that_were_sent_cost_nothing_more() -> None:
     few, many = (min(processor_seconds(count) for _ in range(3)) for count in (1250, 5000))
-    assert many < 10 * few  # four times as many; a walk over the parts that were sent makes it sixteen times
+    assert many < 10 * few  # four times as many parts; a walk over all sent parts would take sixteen times as long
 
 
 def test_a_part_that_fails_ends_the_writing(server: thin_s3.ThinServer) -> None:

@@ -183,7 +183,7 @@ def with_wide_numbers(whole: bytes, offset: int = 0) -> bytes:
 
 def test_numbers_of_64_bits() -> None:
     wide = with_wide_numbers(archive(STORED))
-    with zipfile.ZipFile(io.BytesIO(wide)) as reference:  # it is what others read
+    with zipfile.ZipFile(io.BytesIO(wide)) as reference:  # other readers use it
         assert reference.read("archive/data/0") == bytes(24)
     reader = BytesReader(wide)
     found = read_archive(reader)

@@ -184,7 +184,7 @@ def test_the_hugging_face_index_names_every_parameter_and_its_file(source: disk.
         content = (tmp_path / "u" / file).read_bytes()
         header = json.loads(content[8 : 8 + int.from_bytes(content[:8], "little")])
         assert header["__metadata__"] == {"format": "pt"}
-    # As a source it says nothing of a strategy, so what the target's does not name goes to every rank.
+    # As a source it has no strategy, so parameters outside the target's strategy go to every rank.
     cut(tmp_path / "u" / INDEX, tmp_path / "ranks", source.target_strategy)
     found = rawfiles.read("safetensors", (tmp_path / "ranks" / "rank_2" / "checkpoint_2.safetensors").read_bytes())
     assert {"moment1.w0", "step", "b-0"} <= found.keys()

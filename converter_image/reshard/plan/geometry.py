@@ -58,7 +58,7 @@ def geometry(shape: tuple[int, ...], source_parts: tuple[int, ...], target_parts
     for cell in overlapping(target_parts, target_cell, source_parts):
         held = cell_box(shape, source_parts, cell)
         common = box.intersect(held)
-        if common is not None:  # else the tensor has no elements
+        if common is not None:  # otherwise the tensor has no elements
             target = common.relative_to(box.start)
             cells.append(cell)
             overlaps.append(Overlap(common.relative_to(held.start), target, *flat_span(box.shape, target)))

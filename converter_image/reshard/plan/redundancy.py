@@ -39,7 +39,7 @@ def shares(parameters: Sequence[Parameter], devices: int) -> Shares:
         parameter = parameters[number]
         if _is_passed_on(parameter):
             groups = holders.get(parameter.target)
-            if groups is None:  # every slice of a layout has as many holders
+            if groups is None:  # every slice of a layout has equally many holders
                 groups = holders[parameter.target] = np.array(list(parameter.target.holders.values()), dtype=np.intp)
             chosen = groups[np.arange(len(groups)), nbytes[groups].argmin(axis=1)]
             written[:, number] = False

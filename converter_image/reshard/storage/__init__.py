@@ -47,7 +47,7 @@ def parent_and_name(url: str) -> tuple[str, str]:
     """
     url = normalized(url)
     folder, _, name = url.rstrip("/").rpartition("/")
-    if url.startswith(S3) and not folder.removeprefix(S3.rstrip("/")).strip("/"):  # a bucket is in nothing
+    if url.startswith(S3) and not folder.removeprefix(S3.rstrip("/")).strip("/"):  # a bucket has no ancestor
         return url.rstrip("/"), ""
     return folder or ("/" if url.startswith("/") else "."), name
 

@@ -23,8 +23,8 @@ Read = tuple[int, int, int]
 
 # Reading a gap of this many bytes takes less time than another request.
 GAP_BYTES = 512 << 10
-# Long enough that a request's time is that of its bytes: in requests of 3.5 MiB a GiB takes the client 1.6 s of a processor, of
-# 7 MiB 0.8 s.
+# Long enough that transfer dominates the overhead of a request: a GiB takes the client 1.6 s of CPU time in requests of 3.5 MiB,
+# and 0.8 s in requests of 7 MiB.
 _LONGEST_REQUEST = 8 << 20
 # Number of files that are handled concurrently.
 _FILES = 8
@@ -75,7 +75,7 @@ def windows(reads: Iterable[Read], *, most: int, gap: int = GAP_BYTES) -> Iterat
 def _joined(found: list[tuple[int, int]], start: int, end: int, gap: int) -> tuple[int, int, tuple[int, int]]:
     """Merge a range with the disjoint ascending ranges next to it over small gaps. Return their slice and the merged range."""
     first = last = len(found)
-    if found and start < found[-1][0]:  # nearly always it is the next one
+    if found and start < found[-1][0]:  # nearly always `start` follows all ranges
         last = bisect_right(found, end + gap, key=lambda r: r[0])
     while first and found[first - 1][1] + gap >= start:
         first -= 1
@@ -137,7 +137,7 @@ class Ahead:
         self._opened = opened
         self._pool = ThreadPoolExecutor(memory // self._request_bytes, thread_name_prefix="reshard-fetch")
         self._fetched: deque[_Fetched] = deque()
-        self._idle: list[mmap] = []  # pages of their own, which go back to the system: a heap would keep and scatter them
+        self._idle: list[mmap] = []  # own pages, which return to the system: a heap would keep and fragment them
         self.nbytes = 0
 
     def reader(self, file: int) -> Reader:

@@ -5,7 +5,7 @@ import json
 from cluster.certificates import AUTHORITY, KUBELET_CLIENT, SERVER, SERVICE_ACCOUNTS
 from cluster.layout import ETCD, NODE_ADDRESS, SERVICES, Layout, program
 
-# The default of 20 requests a second makes a test wait for the controllers instead of for what it tests.
+# With the default of 20 requests a second, tests would mostly wait for the controllers.
 _QUICK = ("--leader-elect=false", "--kube-api-qps=500", "--kube-api-burst=1000")
 
 
@@ -50,7 +50,7 @@ def apiserver(layout: Layout) -> list[str]:
     ]
 
 
-# Who has written what; tests hold operators to it. Reading, and what components do, would make it long.
+# Writes and their authors, which tests of operators check. Reads, and requests of components, would make it long.
 _AUDIT = {
     "apiVersion": "audit.k8s.io/v1",
     "kind": "Policy",

@@ -150,7 +150,7 @@ def _mirror() -> list[str]:
 
 def _build(name: str, dockerfile: Path, context: Path, archive: Path, *options: str) -> None:
     with _folder() as folder:
-        # A store that lasts would grow without end, and save little: what changes comes before what takes long.
+        # A persistent store would grow without bound and save little: frequent changes come before slow steps.
         own = ["--root", str(folder / "store"), "--runroot", str(folder / "run"), "--storage-driver", "overlay"]
         buildah = ["unshare", "--mount", program("buildah"), *own]
         made = folder / "image.tar"

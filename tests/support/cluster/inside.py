@@ -56,7 +56,7 @@ def _run(command: list[str], environment: dict[str, str]) -> int:
 
 def _stay(layout: Layout) -> NoReturn:
     print(f"cluster: enter with: sh {layout.entrance} [COMMAND...]", flush=True)
-    signal.signal(signal.SIGINT, signal.SIG_IGN)  # whoever started this ends it
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # the parent process ends it
     while True:
         signal.pause()
 

@@ -31,7 +31,7 @@ def _mounts(layout: Layout) -> None:
         for path in (upper, work):
             path.mkdir(parents=True)
         _call("mount", "-t", "overlay", "-o", f"lowerdir={shared},upperdir={upper},workdir={work}", "overlay", shared)
-    # The kubelet's sockets need a short path, and what it measures a real file system.
+    # The kubelet's sockets need a short path, and its measurements a real file system.
     kubelet = Path("/var/lib/kubelet")
     for folder in (kubelet, layout.data("kubelet")):
         folder.mkdir(exist_ok=True)

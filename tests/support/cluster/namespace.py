@@ -43,7 +43,7 @@ def _enter(arguments: list[str], running: int) -> subprocess.Popen[bytes]:
 
 
 def _end_with_signals(process: subprocess.Popen[bytes], *, terminal: bool) -> None:
-    # The terminal sends its Ctrl-C to a command too, which then ends by itself; with no command it is for the cluster.
+    # The terminal sends Ctrl-C to a command too, which then ends by itself; without a command it ends the cluster.
     for number in (signal.SIGTERM, signal.SIGHUP):
         signal.signal(number, lambda *_: process.kill())
     signal.signal(signal.SIGINT, lambda *_: process.kill() if terminal else None)

@@ -29,7 +29,7 @@ class Descriptor:
     def __init__(self, number: int) -> None:
         self.number = number
 
-    def __del__(self, close: Callable[[int], None] = os.close) -> None:  # at exit the module may be gone already
+    def __del__(self, close: Callable[[int], None] = os.close) -> None:  # at exit the module may be unloaded already
         """Close the file. Errors are ignored, because nothing was written to it."""
         close(self.number)
 

@@ -36,7 +36,7 @@ def create_exclusively(path: str, content: bytes, mode: int | None, system: File
     except (FileExistsError, FileNotFoundError):  # another process was first, or has removed the folder's files
         pass
     finally:
-        with contextlib.suppress(OSError):  # nothing that was written to it counts any more
+        with contextlib.suppress(OSError):  # content written to it is discarded
             os.close(file)
         if temporary is not None:
             with contextlib.suppress(OSError):
@@ -135,7 +135,7 @@ def age_seconds(path: str, modified: float) -> float:
     """Return the seconds since a modification time, by the clock of the file system: that of a new file next to it."""
     file, temporary = open_temporary(path, 0o600)
     try:
-        with contextlib.suppress(OSError):  # it is new: that is as good
+        with contextlib.suppress(OSError):  # the file is new, so its time is close enough
             os.utime(file)
         return os.fstat(file).st_mtime - modified
     finally:

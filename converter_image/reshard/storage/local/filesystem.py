@@ -53,7 +53,7 @@ class FileSystem:
                 raise
             self.note(what, error)
         else:
-            if os.stat(file).st_mode & 0o777 != mode:  # as exFAT does
+            if os.stat(file).st_mode & 0o777 != mode:  # for example exFAT
                 self.note(what)
 
     def sync_file(self, file: int) -> None:
@@ -84,7 +84,7 @@ class FileSystem:
         while not os.path.isdir(folder):
             missing.append(folder)
             folder = os.path.dirname(folder)
-        wanted = None if mode is None else mode | (mode & 0o444) >> 2 | 0o300  # in which this process can go on writing
+        wanted = None if mode is None else mode | (mode & 0o444) >> 2 | 0o300  # in which this process can still write
         for path in reversed(missing):
             with contextlib.suppress(FileExistsError):
                 os.mkdir(path, 0o777 if wanted is None else wanted)
@@ -98,7 +98,7 @@ class FileSystem:
         except OSError as error:
             self.note("the file system does not report its free space", error)
             return None
-        if not found.f_blocks:  # as object stores do that are mounted: they have no size
+        if not found.f_blocks:  # like mounted object stores, which have no size
             self.note("the file system does not report its free space")
             return None
         return found.f_bavail * found.f_frsize
@@ -122,7 +122,7 @@ class FileSystem:
         """
         try:
             if isinstance(source, int):
-                # With a descriptor given, Python calls linkat(2), which follows the link that stands for a nameless file.
+                # With a descriptor given, Python calls linkat(2), which follows the link to a nameless file in /proc.
                 os.link(f"/proc/self/fd/{source}", target, src_dir_fd=source, follow_symlinks=True)
             else:
                 os.link(source, target)

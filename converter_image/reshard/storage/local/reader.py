@@ -31,7 +31,7 @@ class LocalReader:
 
     def __init__(self, path: str) -> None:
         self.name = path
-        self.recently_read = True  # or it would be the first to make way
+        self.recently_read = True  # or it would be the first to be closed
         self.descriptor: Descriptor | None = None
         self._closed = False
         self._lock = threading.Lock()
@@ -44,12 +44,12 @@ class LocalReader:
 
     def read(self, offset: int, length: int) -> bytes:
         """See `Reader.read`."""
-        if offset + length > self.size:  # before a buffer of a hostile length is made
+        if offset + length > self.size:  # before a buffer of a malicious length is allocated
             self._ends_early(offset, length)
         file = self._opened()
         with failures(self.name):
             content = os.pread(file.number, length, offset)
-        if len(content) < length:  # the system gives at most 2 GiB at once
+        if len(content) < length:  # the system returns at most 2 GiB at once
             rest = bytearray(length - len(content))
             self.read_into(memoryview(rest), offset + len(content))
             content += rest
@@ -108,7 +108,7 @@ class LocalReader:
                     "ReaderClosed", "a closed file was read", where=self.name, fix="this is a bug in reshard: please report it"
                 )
             file = self.descriptor
-            if file is not None:  # another thread was first
+            if file is not None:  # another thread has opened it
                 return file
             try:
                 file, found = _open(self.name)

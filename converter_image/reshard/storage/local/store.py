@@ -65,7 +65,7 @@ class LocalStore:
             path = parent
 
     def _at(self, path: str) -> str:
-        if ".." in path.split("/") or path.startswith("/"):  # whatever a hostile document says
+        if ".." in path.split("/") or path.startswith("/"):  # whatever path a malicious document contains
             raise DataError(
                 "UnsafePath",
                 f"the path {path!r} leads out of the folder",
@@ -175,7 +175,7 @@ class LocalStore:
         for _ in parallel(self.delete, paths):
             pass
         for folder in sorted({path.rpartition("/")[0] for path in paths} - {""}) if prune else ():
-            with contextlib.suppress(OSError):  # it is gone, or something else is in it
+            with contextlib.suppress(OSError):  # it is gone, or has other entries
                 os.rmdir(self._at(folder))
 
     def touch(self, path: str) -> None:

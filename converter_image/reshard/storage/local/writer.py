@@ -50,7 +50,7 @@ class LocalWriter:
         self._offset += len(view)
         if self._offset - self._handed_over >= _WRITEBACK_STEP:
             # On this advice, Linux starts to write dirty pages back and drops clean ones.
-            with contextlib.suppress(OSError):  # a hint: what goes wrong with the bytes, fsync reports
+            with contextlib.suppress(OSError):  # only a hint: fsync reports write errors
                 os.posix_fadvise(self._file, self._handed_over, self._offset - self._handed_over, os.POSIX_FADV_DONTNEED)
             self._handed_over = self._offset
 

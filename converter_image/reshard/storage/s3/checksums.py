@@ -91,7 +91,7 @@ class Checksums:
         """Switch to a weaker kind than the one that was used, or raise an error with another cause."""
         if not self._adapts or code_of(error) not in not_understood or used == "None":
             raise error
-        if self._kind == used:  # else another thread has done it
+        if self._kind == used:  # otherwise another thread has switched already
             self._kind = _WEAKER[used]
 
 

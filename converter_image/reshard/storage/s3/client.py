@@ -50,7 +50,7 @@ def client_of(access: Access) -> BaseClient:
         s3: dict[str, Any] = {}
         if access.addressing != "Auto":
             s3["addressing_style"] = access.addressing.lower()
-        if access.checksums != "None":  # the server checks what it is sent by a checksum: one more over all bytes adds nothing
+        if access.checksums != "None":  # the server verifies content by its checksum: a signature of all bytes adds nothing
             s3["payload_signing_enabled"] = False
         config = Config(
             s3=s3 or None,
@@ -70,7 +70,7 @@ def client_of(access: Access) -> BaseClient:
             verify=authorities,
             config=config,
         )
-    _check_endpoint(client.meta.endpoint_url)  # which the environment or a profile may say
+    _check_endpoint(client.meta.endpoint_url)  # which the environment or a profile may set
     return client
 
 

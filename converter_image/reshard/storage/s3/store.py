@@ -82,7 +82,7 @@ class S3Store:
         self._checksums = Checksums(access.checksums, self._client, self._named(PROBE))
         self._deleter = Deleter(self._client, bucket)
         self._uploads = Uploads(self._client, bucket, f"{prefix}/" if prefix else "", self._key(PROBE), self._clock)
-        self._idle: list[mmap] = []  # memory of writers, of one size as all ranks' files are
+        self._idle: list[mmap] = []  # buffers of writers, of one size because all ranks' files are alike
         self.url = f"{SCHEME}{bucket}" + (f"/{prefix}" if prefix else "")
         self.remote = True
         self.renames = False
@@ -191,7 +191,7 @@ class S3Store:
                 )
             content = bytearray(size)
             receive(found["Body"], memoryview(content))
-            found["Body"].read(1)  # the end: there the server's checksum, if it has one, is compared
+            found["Body"].read(1)  # at the end of the body, where the server's checksum, if any, is compared
             return content
         finally:
             found["Body"].close()
@@ -293,7 +293,7 @@ class S3Store:
         return None
 
     def _key(self, path: str) -> str:
-        if ".." in path.split("/") or path.startswith("/"):  # whatever a hostile document says
+        if ".." in path.split("/") or path.startswith("/"):  # whatever path a malicious document contains
             raise DataError(
                 "UnsafePath",
                 f"the path {path!r} leads out of the prefix",

@@ -29,7 +29,7 @@ _MARK = "reshard-upload"
 _ABORT_SECONDS = 1.0
 
 
-# urllib3 asks a file for 16 KiB at a time, and sends what it gets.
+# urllib3 reads 16 KiB of a file at a time, and sends all bytes that it gets.
 _BLOCK_BYTES = 1 << 20
 
 
