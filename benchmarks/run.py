@@ -59,7 +59,7 @@ class Measured:
     seconds: list[float] = field(default_factory=list)
     processor_seconds: list[float] = field(default_factory=list)
     peak_bytes: list[int] = field(default_factory=list)
-    told: dict[str, Any] = field(default_factory=dict)
+    report: dict[str, Any] = field(default_factory=dict)
 
     def ratio(self, other: Measured) -> float:
         """The median ratio of times within a round."""
@@ -104,8 +104,8 @@ def run(command: list[str], target: Path, measured: Measured) -> None:
     if status:
         sys.exit(f"{command} failed with status {status}")
     if command[-1] == "--json":
-        measured.told = json.loads(output)
-        measured.peak_bytes[-1] = measured.told["peak_rss_bytes"]  # the kernel's figure counts what it was forked from
+        measured.report = json.loads(output)
+        measured.peak_bytes[-1] = measured.report["peak_rss_bytes"]  # the kernel's figure counts what it was forked from
 
 
 def measure(case: Case, folder: Path, runs: int, *, with_mindspore: bool, baseline: str | None) -> dict[str, Measured]:
@@ -140,7 +140,7 @@ def main() -> None:
         runs = arguments.runs if llama else -(-arguments.runs // 3)
         found = measure(case, arguments.folder, runs, with_mindspore=llama, baseline=arguments.baseline)
         for name, measured in found.items():
-            told = measured.told
+            report = measured.report
             table.add_row(
                 case.what if name == "cp -r" else "",
                 name,
@@ -149,7 +149,7 @@ def main() -> None:
                 f"{measured.ratio(found['baseline']):.3f}" if name == "reshard" and arguments.baseline else "",
                 f"{statistics.median(measured.processor_seconds):.2f}",
                 f"{max(measured.peak_bytes) / 1e6:.0f} MB" if name != "cp -r" else "",
-                f"{told['bytes_read'] / told['bytes_needed']:.2f}" if told else "",
+                f"{report['bytes_read'] / report['bytes_needed']:.2f}" if report else "",
             )
         kept[case.name] = {
             name: {"seconds": m.seconds, "processor_seconds": m.processor_seconds, "peak_bytes": m.peak_bytes}

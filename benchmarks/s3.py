@@ -119,15 +119,15 @@ def clear(server: Server, bucket: str, prefix: str) -> None:
 def measure(server: Server, bucket: str, case: Case, place: Path, runs: int, *more: str) -> dict[str, Any]:
     """Measure both in turn."""
     server.upload(bucket, place, case.name)
-    raw, ours, raw_processor, our_processor, told = [], [], [], [], {}
+    raw, ours, raw_processor, our_processor, report = [], [], [], [], {}
     for _ in range(runs):
         began = _processor_seconds(resource.RUSAGE_SELF)
         raw.append(raw_copy(server, bucket, case.name, case.target_ranks))
         raw_processor.append(_processor_seconds(resource.RUSAGE_SELF) - began)
         clear(server, bucket, "raw/")
         began = _processor_seconds(resource.RUSAGE_CHILDREN)
-        told = reshard(server, bucket, case.name, *more)
-        ours.append(told["wall"])
+        report = reshard(server, bucket, case.name, *more)
+        ours.append(report["wall"])
         our_processor.append(_processor_seconds(resource.RUSAGE_CHILDREN) - began)
         clear(server, bucket, "out/")
     clear(server, bucket, f"{case.name}/")
@@ -137,9 +137,9 @@ def measure(server: Server, bucket: str, case: Case, place: Path, runs: int, *mo
         "speed_of_raw": round(statistics.median(a / b for a, b in zip(raw, ours, strict=True)), 2),
         "raw_processor_seconds": round(statistics.median(raw_processor), 2),
         "reshard_processor_seconds": round(statistics.median(our_processor), 2),
-        "read_over_needed": round(told["bytes_read"] / told["bytes_needed"], 3),
-        "read_over_written": round(told["bytes_read"] / told["bytes_written"], 4),
-        "peak_mb": round(told["peak_rss_bytes"] / 1e6),
+        "read_over_needed": round(report["bytes_read"] / report["bytes_needed"], 3),
+        "read_over_written": round(report["bytes_read"] / report["bytes_written"], 4),
+        "peak_mb": round(report["peak_rss_bytes"] / 1e6),
     }
 
 

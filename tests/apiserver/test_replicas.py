@@ -65,7 +65,7 @@ def test_the_operator_reports_that_it_is_healthy(transforms: Transforms, layout:
         port = free.getsockname()[1]
     who.environment["RESHARD_HEALTH_PORT"] = str(port)
 
-    def told() -> dict[str, object] | None:
+    def health() -> dict[str, object] | None:
         try:
             with urllib.request.urlopen(f"http://127.0.0.1:{port}/healthz", timeout=2) as answer:
                 found: dict[str, object] = json.load(answer)
@@ -74,8 +74,8 @@ def test_the_operator_reports_that_it_is_healthy(transforms: Transforms, layout:
             return None
 
     with operator_process(who, tmp_path):
-        wait_for(lambda: (told() or {}).get("watches") == 1)
-        assert "s ago" in str((told() or {})["resync"])
+        wait_for(lambda: (health() or {}).get("watches") == 1)
+        assert "s ago" in str((health() or {})["resync"])
 
 
 def test_two_replicas_without_a_lease_do_the_work_once(transforms: Transforms, layout: Layout, tmp_path: Path) -> None:
@@ -90,9 +90,9 @@ def test_two_replicas_without_a_lease_do_the_work_once(transforms: Transforms, l
         for name in ("a", "b", "c"):
             transforms.ended(name, seconds=60)
 
-        def told() -> set[str]:
+        def completed() -> set[str]:
             events = transforms.core.list_namespaced_event(transforms.namespace).items
             return {event.involved_object.name for event in events if event.reason == "Complete"}
 
-        wait_for(lambda: told() == {"a", "b", "c"})
+        wait_for(lambda: completed() == {"a", "b", "c"})
     assert len(transforms.jobs()) == 9

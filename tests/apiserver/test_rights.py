@@ -91,10 +91,10 @@ def everything(transforms: Transforms, kubelet: PretendKubelet, patience: float)
     assert len(jobs) == 3
     wait_for(lambda: all(j.spec.ttl_seconds_after_finished == 3600 for n, j in transforms.jobs().items() if n in jobs), patience)
 
-    def told() -> set[str]:
+    def reasons() -> set[str]:
         return {event.reason for event in transforms.core.list_namespaced_event(transforms.namespace).items}
 
-    wait_for(lambda: {"Planning", "Complete"} <= told(), patience)
+    wait_for(lambda: {"Planning", "Complete"} <= reasons(), patience)
     wait_for(lambda: lease().spec.renew_time > taken.spec.renew_time, patience)
 
 

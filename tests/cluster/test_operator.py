@@ -77,11 +77,11 @@ def test_an_evicted_pod_runs_again(stage: Stage) -> None:
 
 
 def test_events_report_each_phase(stage: Stage) -> None:
-    stage.create("told", stage.spec())
-    stage.ended("told")
+    stage.create("events", stage.spec())
+    stage.ended("events")
 
     def reasons() -> set[str]:
-        events: list[Any] = stage.core.list_namespaced_event(stage.namespace, field_selector="involvedObject.name=told").items
+        events: list[Any] = stage.core.list_namespaced_event(stage.namespace, field_selector="involvedObject.name=events").items
         return {event.reason for event in events}
 
     wait_for(lambda: {"Planning", "Resharding", "Committing", "Complete"} <= reasons())

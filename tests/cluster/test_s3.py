@@ -66,10 +66,10 @@ def test_from_a_claim_to_a_bucket_to_another_and_back(stage: Stage, server: s3_s
         stage.create(name, spec)
         stage.ended(name)
     assert stage.differences() == []
-    told = json.dumps([stage.status(name) for name in ("to-bucket", "between", "from-bucket")])
-    told += str(list(stage.jobs().values())) + "".join(str(stage.pods(step)) for step in ("plan", "ranks", "commit"))
-    assert server.secret not in told
-    assert other.secret not in told
+    shown = json.dumps([stage.status(name) for name in ("to-bucket", "between", "from-bucket")])
+    shown += str(list(stage.jobs().values())) + "".join(str(stage.pods(step)) for step in ("plan", "ranks", "commit"))
+    assert server.secret not in shown
+    assert other.secret not in shown
 
 
 @pytest.mark.parametrize(

@@ -23,9 +23,8 @@ if TYPE_CHECKING:
 
 _WEIGHTS = [name for name in network.SHAPES if not name.startswith("moment")]
 _RANDOM = np.random.RandomState(6)
-_IMAGES = mindspore.Tensor(
-    _RANDOM.normal(size=(32, 28 * 28)).astype(np.float32)
-)  # around 0, so that no neuron is always inactive
+# Around 0, so that no neuron is inactive for all of them.
+_IMAGES = mindspore.Tensor(_RANDOM.normal(size=(32, 28 * 28)).astype(np.float32))
 _LABELS = mindspore.Tensor(_RANDOM.randint(0, 10, 32).astype(np.int32))
 _STAGE_DEVICES = 4
 _RECORDED = Path(__file__).parent / "corpus" / "training"  # by MindSpore's compiler

@@ -135,8 +135,8 @@ def test_pods_are_restricted_as_documented() -> None:
     assert isinstance(create, Create)
     template = create.manifest["spec"]["template"]
     blocks = re.findall(r"^```yaml\n(.*?)^```", SECURITY, re.MULTILINE | re.DOTALL)
-    role, told, policy = (yaml.safe_load(block) for block in blocks)
+    role, documented, policy = (yaml.safe_load(block) for block in blocks)
     pod = template["spec"] | {"containers": [{"securityContext": c["securityContext"]} for c in template["spec"]["containers"]]}
-    assert {key: pod[key] for key in told} == told
+    assert {key: pod[key] for key in documented} == documented
     assert policy["spec"]["podSelector"]["matchLabels"].items() <= template["metadata"]["labels"].items()
     assert role["rules"][0]["resources"] == ["checkpointtransforms"]

@@ -55,7 +55,7 @@ def test_the_newest_mount_failure_is_reported_with_the_missing_object() -> None:
     volumes = [{"name": f"volume-{i}"} | volume for i, volume in enumerate((claim, keys, strategies))]
     cluster.pods[0]["spec"] = {"volumes": volumes}
 
-    def told(*messages: str) -> str:
+    def message_of(*messages: str) -> str:
         """Return the condition's message after these warnings, newest first."""
         uid = cluster.pods[0]["metadata"]["uid"]
         cluster.events = [Event(uid, "FailedMount", m, cluster.now - timedelta(seconds=i)) for i, m in enumerate(messages)]
@@ -64,10 +64,10 @@ def test_the_newest_mount_failure_is_reported_with_the_missing_object() -> None:
 
     missing = 'SetUp failed for volume "volume-1" : secret "keys" not found'
     entry = 'SetUp failed for volume "volume-1" : references non-existent secret key: a'
-    assert told(missing) == f"{missing} (Secret keys)"
-    assert told(entry, missing) == f"{entry} (Secret keys)"
-    assert told('for volume "volume-2" : no', entry) == 'for volume "volume-2" : no (ConfigMap strategies)'
-    assert told('for volume "pv-1" : no such device') == 'for volume "pv-1" : no such device'
+    assert message_of(missing) == f"{missing} (Secret keys)"
+    assert message_of(entry, missing) == f"{entry} (Secret keys)"
+    assert message_of('for volume "volume-2" : no', entry) == 'for volume "volume-2" : no (ConfigMap strategies)'
+    assert message_of('for volume "pv-1" : no such device') == 'for volume "pv-1" : no such device'
 
 
 def test_a_warning_is_as_old_as_its_last_repetition() -> None:

@@ -30,7 +30,7 @@ def test_examples_are_right(path: Path) -> None:
     assert (outcome.failed, outcome.attempted > 0) == (0, True)
 
 
-def _told(path: Path) -> list[str]:
+def _descriptions(path: Path) -> list[str]:
     """Return a module's descriptions of arguments and attributes, each as the beginning of its line."""
     found = []
     for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
@@ -41,6 +41,6 @@ def _told(path: Path) -> list[str]:
 
 
 def test_descriptions_of_names_begin_with_a_noun_phrase() -> None:
-    told = [entry for path in MODULES for entry in _told(path)]
-    assert len(told) > 500
-    assert [entry for entry in told if _FRAGMENT.match(entry.partition(": ")[2])] == []
+    found = [entry for path in MODULES for entry in _descriptions(path)]
+    assert len(found) > 500
+    assert [entry for entry in found if _FRAGMENT.match(entry.partition(": ")[2])] == []

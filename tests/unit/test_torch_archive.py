@@ -95,11 +95,11 @@ def parsed(content: bytes) -> str:
     try:
         return str(len(read_archive(BytesReader(content)).tensors))
     except DataError as refusal:
-        told = refusal
-    assert str(told).isprintable()
-    assert told.where
-    assert told.fix
-    return told.reason
+        error = refusal
+    assert str(error).isprintable()
+    assert error.where
+    assert error.fix
+    return error.reason
 
 
 def lists_of_lists(depth: int, width: int) -> bytes:

@@ -191,9 +191,9 @@ def outcome(data: bytes) -> str:
     try:
         return str(len(read_metadata([("m", data)]).tensors))
     except DataError as refusal:
-        told = refusal
-    assert str(told).isprintable()
-    return told.reason
+        error = refusal
+    assert str(error).isprintable()
+    return error.reason
 
 
 def test_truncated_metadata_is_refused() -> None:
