@@ -16,16 +16,17 @@ _HEAD = """# Errors and conditions
 This page lists every reason that Reshard reports. A reason is stable; match on it, not on the text of the message.
 
 - The command line prints `reshard: REASON: LOCATION: PROBLEM; REMEDY` and the address of the entry on this page. With `--json`,
-  it also prints an object with these fields to standard output. The [exit code](architecture.md#exit-codes) says whether a retry
-  can help.
+  it also prints an object `error` to standard output, with the keys `reason`, `message`, `where`, `remedy`, `exitCode` and
+  `documentation`. The [exit code](architecture.md#exit-codes) says whether a retry can help.
 - Python functions raise a `ReshardError`, which has the attributes `reason`, `what`, `where`, `fix` and `documentation`.
 - The condition `Ready` of a `CheckpointTransform` has a reason of the operator, of a failed pod, or of Kubernetes. The Event of a
   failed transform contains the address of the entry.
+- The commands use the current namespace. If it is not the namespace of the transform, add `--namespace`.
 
 `make docs` generates this page from `errors.yaml`.
 """
 _STATES = {
-    "running": "The transform makes progress, or waits as its spec asks for.",
+    "running": "The transform is in progress, or waits because its spec requests it.",
     "waiting": "The transform waits, and continues when the cause is removed.",
     "stuck": "The transform waits, and fails with `PodsNotStarting` after `spec.execution.startupDeadlineSeconds`.",
     "failed": "The transform has failed. Finished ranks are kept.",

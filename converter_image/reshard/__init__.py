@@ -1,4 +1,4 @@
-"""Reshard checkpoints from any M ranks to any N, exactly, in bounded memory, at the speed of a copy.
+"""Convert sharded MindSpore checkpoints and safetensors from M ranks to N ranks or to another parallel layout.
 
 ```python
 import reshard

@@ -26,4 +26,6 @@ def needs_extra(extra: str, where: str) -> Iterator[None]:
         yield
     except ImportError as error:
         what = f"the package {error.name or error} is required but not installed"
-        raise RequestError("PackageMissing", what, where=where, fix=f"run pip install 'reshard[{extra}]'") from error
+        raise RequestError(
+            "PackageMissing", what, where=where, fix=f"install the extra `{extra}`, as in `pip install '.[{extra}]'`"
+        ) from error

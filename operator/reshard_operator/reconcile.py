@@ -106,7 +106,11 @@ def reconcile(seen: Seen, config: Config) -> Decision:
         known = transform.status.get("phase") if transform.status.get("attempt") == transform.attempt else None
         return _tell(seen, State(Phase(known or Phase.PENDING), "InvalidSpec", transform.problem), None, None)
     if any(job.annotation(jobs.ANNOTATION_SPEC) != jobs.spec_digest(spec) for job in seen.jobs.values()):
-        return _fail(seen, "SpecChanged", "the spec changed while the transform was running; create another CheckpointTransform")
+        return _fail(
+            seen,
+            "SpecChanged",
+            "the spec changed while the transform was running; raise spec.execution.attempt to run the current spec",
+        )
     planned = _planned(seen)
     if planned is None:
         return _step(seen, spec, "plan", jobs.plan_job(transform, config, _next_run(seen, "plan")))
@@ -269,7 +273,10 @@ def _why_no_result(seen: Seen, step: str, job: Job) -> str:
         why, fix = "its pod was deleted", "find out what deletes finished pods"
     except UnreadableMessageError as error:
         why = str(error)
-        fix = f"use the same version of operator and converter images, and let no sidecar write {CONTAINER}'s termination message"
+        fix = (
+            "use the same version of operator and converter images, and do not let a sidecar write"
+            f" {CONTAINER}'s termination message"
+        )
     what = f"the {step} step completed {MOST_RUNS} times without a result, last in Job {job.name}"
     return f"{what}: {why}; {fix}, then raise spec.execution.attempt"
 

@@ -321,7 +321,7 @@ def _known_type(reader: RangeReader, dtype: str | None, name: str) -> str:
             "UnknownType",
             f"the type {dtype!r} is not a MindSpore type",
             where=f"{reader.name}: parameter {name}",
-            fix="check that the file was written by a supported version of MindSpore",
+            fix="restore the file; types that MindSpore added after 2.10 are not supported",
         )
     return found.name
 

@@ -233,8 +233,8 @@ def encode(document: msgspec.Struct, *, pretty: bool = False) -> bytes:
     return msgspec.json.format(content, indent=2) + b"\n" if pretty else content
 
 
-def decode(content: bytes, kind: type[T], where: str) -> T:
-    """Read a document from JSON.
+def decode(content: bytes, kind: type[T], where: str, *, fix: str = "delete the file and run the transform again") -> T:
+    """Read a document from JSON, for which an error states the remedy `fix`.
 
     Raises:
         DataError: the document is damaged, or has another schema.
@@ -249,4 +249,4 @@ def decode(content: bytes, kind: type[T], where: str) -> T:
             )
         return msgspec.json.decode(content, type=kind)
     except (msgspec.DecodeError, RecursionError, UnicodeDecodeError) as error:
-        raise DataError("DocumentInvalid", str(error), where=where, fix="delete the file and run the transform again") from error
+        raise DataError("DocumentInvalid", str(error), where=where, fix=fix) from error

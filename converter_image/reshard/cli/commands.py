@@ -32,7 +32,7 @@ _CONTEXT = cloup.Context.settings(help_option_names=["-h", "--help"], max_conten
 
 @cloup.group(context_settings=_CONTEXT)
 @cloup.option_group(
-    "Console",
+    "Global options",
     cloup.option(
         "--log-level",
         type=click.Choice(["debug", "info", "warning", "error"]),
@@ -40,7 +40,7 @@ _CONTEXT = cloup.Context.settings(help_option_names=["-h", "--help"], max_conten
         show_default=True,
         envvar="RESHARD_LOG_LEVEL",
         show_envvar=True,
-        help="Least severe log records to write. info: one line for each phase.",
+        help="Minimum severity of log records. `info` logs each phase.",
     ),
     cloup.option(
         "--log-format",
@@ -49,14 +49,17 @@ _CONTEXT = cloup.Context.settings(help_option_names=["-h", "--help"], max_conten
         show_default=True,
         envvar="RESHARD_LOG_FORMAT",
         show_envvar=True,
-        help="Format of log lines on standard error. json: progress, notes and errors are log records too.",
+        help="Format of log lines on standard error. With `json`, progress, notes and errors are log records too.",
     ),
     cloup.option("--debug", is_flag=True, help="Print a traceback if the command fails."),
     cloup.version_option(__version__, message="%(prog)s %(version)s", prog_name="reshard"),
 )
 @click.pass_obj
 def cli(invocation: Invocation, debug: bool, log_level: str, log_format: LogFormat) -> None:
-    """Reshard distributed checkpoints: any number of ranks to any other, exact and verified, in bounded memory."""
+    """Convert sharded MindSpore checkpoints and safetensors from M ranks to N ranks or to another parallel layout.
+
+    `inspect` also reads PyTorch distributed checkpoints, Megatron-core checkpoints and files of torch.save.
+    """
     invocation.debug = debug
     handler = console.LogHandler(log_level, log_format)
     invocation.telemetry.callback(handler.close)
@@ -79,7 +82,7 @@ def transform(invocation: Invocation, /, rank_from: str | None, **arguments: Any
     if rank_from is not None:
         if arguments["ranks"] is not None:
             fix = "remove one of the two options"
-            raise UsageError("RanksTwice", "it cannot be combined with --ranks", where="--rank-from", fix=fix)
+            raise UsageError("RanksTwice", "--rank-from cannot be combined with --ranks", where="--rank-from", fix=fix)
         arguments["ranks"] = str(rank_in(rank_from))
     request = request_of(arguments)
     result = _transform(invocation, request, arguments, commit=not arguments["no_commit"], owner=arguments["owner"])
@@ -154,7 +157,7 @@ def plan(
 ) -> None:
     """Show what a transform would do.
 
-    All checks are made that need no tensor data.
+    Run every check that is possible before the first byte is written.
     """
     from reshard.cli import report
     from reshard.transform.plan import plan_transform

@@ -105,7 +105,7 @@ def inspect(  # noqa: PLR0913 - one for each option
             how = strategy_of(manifest)
     if not inventory.files:
         raise MissingInputError(
-            "SourceMissing", "no checkpoint files found", where=path, fix="give a checkpoint directory, or one of its files"
+            "SourceMissing", "no checkpoint files found", where=path, fix="specify a checkpoint directory or file"
         )
     held = holdings(inventory, how)
     if parameters:
@@ -141,7 +141,12 @@ def strategy_of(manifest: Manifest) -> Strategy | None:
     count, rest = divmod(manifest.target_ranks, max(devices, 1))
     named = {stage for record in manifest.parameters for stage in record.target.stages}
     if rest or not 1 <= count <= _MOST_STAGES or not named <= set(range(count)):
-        raise DataError("ManifestInvalid", "the layouts do not match the ranks", where="manifest", fix="use --strategy")
+        raise DataError(
+            "ManifestInvalid",
+            "the manifest's layouts do not match its ranks",
+            where="manifest",
+            fix="specify the strategy with --strategy",
+        )
     stages: list[dict[str, Layout]] = [{} for _ in range(count)]
     for record in manifest.parameters:
         found = record.target

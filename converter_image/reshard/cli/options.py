@@ -123,14 +123,14 @@ GROUPS: dict[str, tuple[_Option, ...]] = {
             "--stages",
             type=click.IntRange(1, 65536),
             metavar="N",
-            help="Number of pipeline stages, with --output stage. Default: implied by the ranks of the source.",
+            help="Number of pipeline stages, with --output stage. Default: derived from the source's ranks.",
         ),
         _option(
             _RANKS,
             "--index",
             type=DIRECTORY,
             metavar="DIR",
-            help="Target of `--output index`, to read instead of strategies and file headers.",
+            help="Directory written by `--output index`. Replaces strategies and file headers.",
         ),
         _option(
             f"{_WRITE} inspect",
@@ -164,11 +164,12 @@ GROUPS: dict[str, tuple[_Option, ...]] = {
             help="MindSpore strategy of the target: a file, or a directory with one file per stage."
             " Default: one rank with whole parameters.",
         ),
+        _option(_SHARED, "--ranks", metavar="LIST", help="Target ranks, such as 0,2-5. Default: all."),
         _option(
-            f"{_SHARED} commit",
+            "commit",
             "--ranks",
             metavar="LIST",
-            help="Target ranks, such as 0,2-5. Default: all.",
+            help="Ranks that must be finished, such as 0,2-5. Default: all ranks of the target.",
         ),
         _option("fetch", "--rank", type=click.IntRange(0, MOST_RANKS), metavar="N", help="Target rank to write."),
         _option(
@@ -209,7 +210,7 @@ GROUPS: dict[str, tuple[_Option, ...]] = {
             "--max-file-size-bytes",
             type=click.IntRange(min=1 << 10),
             metavar="BYTES",
-            help="Maximum size of a unified file. Only a single larger parameter exceeds it. Default: 3 GiB.",
+            help="Maximum size of a unified file. A larger parameter gets a file of its own. Default: 3 GiB.",
         ),
         _option(
             _PLAN,
@@ -277,7 +278,7 @@ GROUPS: dict[str, tuple[_Option, ...]] = {
     ),
     "Picture": (
         _option("plan", "--picture", is_flag=True, help="Draw the traffic between source ranks and target ranks."),
-        _option("plan", "--svg", type=PATH, metavar="FILE", help="SVG file for the picture. Default: draw in the terminal."),
+        _option("plan", "--svg", type=PATH, metavar="FILE", help="Write the picture to this SVG file instead of the terminal."),
         _option(
             "plan",
             "--parameter",
@@ -320,7 +321,8 @@ GROUPS: dict[str, tuple[_Option, ...]] = {
             _WRITE,
             "--verification",
             **_words(Verification, _DEFAULTS.verification),
-            help="Amount of written data that is compared with the source.",
+            help="Comparison of the written data with the source, and of replicas and CRCs in the source:"
+            " none, sample (blocks of every parameter) or full (every byte).",
         ),
         _option(
             _RANKS,
@@ -333,15 +335,21 @@ GROUPS: dict[str, tuple[_Option, ...]] = {
             "--allow-inconsistent",
             multiple=True,
             metavar="PATTERN",
-            help="Parameters in no strategy that may differ between ranks, or be slices in MindSpore's hyper_param. Repeatable.",
+            help="Pattern of parameters that no strategy names and whose copies may differ."
+            " Also accepts possible slices in hyper_param.safetensors. Repeatable.",
         ),
         _option(
             _RANKS,
             "--allow-equal-slices",
             is_flag=True,
-            help="Accept source ranks that hold equal content where the source strategy gives them different slices.",
+            help="Accept ranks with equal content although the source strategy assigns them different slices.",
         ),
-        _option(_WRITE, "--overwrite", is_flag=True, help="Replace the checkpoint in the target once the new one is complete."),
+        _option(
+            _WRITE,
+            "--overwrite",
+            is_flag=True,
+            help="Allow the transform to replace the checkpoint in the target, once the new one is complete.",
+        ),
         _option(
             "transform",
             "--no-commit",

@@ -104,7 +104,9 @@ def _started(environment: Mapping[str, str]) -> Any:
         outer = {name: environment[name.upper()] for name in ("traceparent", "tracestate") if name.upper() in environment}
         context.attach(TraceContextTextMapPropagator().extract(outer))
     except ImportError as error:
-        log.warning("no traces are exported: %s is not installed; pip install 'reshard[otel]'", error.name)
+        log.warning(
+            "no traces are exported: %s is not installed; install the extra `otel`, as in `pip install '.[otel]'`", error.name
+        )
         return None
     except Exception as error:  # noqa: BLE001 - whatever is wrong with its configuration, the command runs
         log.warning("no traces are exported: %s: %s", type(error).__name__, error)

@@ -176,6 +176,7 @@ def _check_shard(layout: Layout, group: tuple[int, ...], size: int) -> None:
         raise DataError(
             "OptimizerShardInvalid",
             f"{len(group)} ranks hold the same slice, which cannot be divided into {size} optimizer shards",
+            fix="use the strategy file as training wrote it",
         )
     if size == 1 or layout.shard_step == ALL_OF_GROUP:
         return
@@ -183,5 +184,7 @@ def _check_shard(layout: Layout, group: tuple[int, ...], size: int) -> None:
     if layout.shard_step not in {members[1] - members[0], (members[-1] - members[0]) // (size - 1)}:
         raise DataError(
             "OptimizerShardInvalid",
-            f"the shard step {layout.shard_step} contradicts the layout, where ranks {list(members[:4])}... share a slice",
+            f"the shard step {layout.shard_step} contradicts the layout, in which ranks"
+            f" {', '.join(map(str, members[:4]))}{', ...' if size > 4 else ''} share a slice",
+            fix="use the strategy file as training wrote it",
         )

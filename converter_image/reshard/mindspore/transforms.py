@@ -155,9 +155,9 @@ def transform_checkpoint_by_rank(
     if output is None:
         raise UsageError(
             "InvalidFormat",
-            "the file name must end in .ckpt or .safetensors",
+            "the file name has no supported suffix",
             where=target,
-            fix="use another file name",
+            fix="use a name that ends in .ckpt or .safetensors",
         )
     refuse_own_files(files.values(), [target])
     request = Request(

@@ -89,7 +89,7 @@ def _tensor(mindspore: Any, name: str, array: Array) -> Any:  # noqa: ANN401 - a
             "UnknownType",
             f"MindSpore cannot convert numpy's {array.dtype.name}",
             where=f"parameter {name}",
-            fix="exclude the parameter, or use reshard.load",
+            fix="load it with reshard.load instead",
         )
     return mindspore.Tensor.from_numpy(array)
 

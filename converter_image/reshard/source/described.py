@@ -34,7 +34,9 @@ def read_manifest(store: ReadStore, names: Collection[str]) -> Manifest | None:
         RequestError: the source is an index.
     """
     if MANIFEST_NAME in names:
-        found = decode(store.read(MANIFEST_NAME, _LARGEST_MANIFEST), Manifest, f"{store.url}/{MANIFEST_NAME}")
+        found = decode(
+            store.read(MANIFEST_NAME, _LARGEST_MANIFEST), Manifest, f"{store.url}/{MANIFEST_NAME}", fix="restore the file"
+        )
         if found.index is not None:
             raise RequestError(
                 "SourceIsIndex",
@@ -109,7 +111,7 @@ def find_listing(store: ReadStore, name: str, access: Access | None = None) -> t
             content = place.read(MANIFEST_NAME, _LARGEST_MANIFEST)
         except (MissingInputError, AccessError):  # without access to the parent folder, its content is unknown
             continue
-        manifest = decode(content, Manifest, f"{place.url}/{MANIFEST_NAME}")
+        manifest = decode(content, Manifest, f"{place.url}/{MANIFEST_NAME}", fix="restore the file")
         if any(record.path == f"{prefix}{name}" for record in manifest.files):
             return place, manifest, prefix
     return None

@@ -123,7 +123,7 @@ def decode_index(content: bytes, where: str) -> CheckpointIndex:
     Raises:
         DataError: the index is damaged, or contradicts itself.
     """
-    index = decode(content, CheckpointIndex, where)
+    index = decode(content, CheckpointIndex, where, fix="create the index again")
     if (problem := _problem(index.inventory)) is not None:
         raise DataError("DocumentInvalid", problem, where=where, fix="create the index again")
     return index

@@ -118,7 +118,7 @@ def checked_name(name: str) -> str:
         MalformedError: the name is too long.
     """
     if len(name) > MAX_NAME_LENGTH:
-        raise MalformedError(f"a name in it has {len(name)} characters", name[:64])
+        raise MalformedError(f"a parameter name has {len(name)} characters; at most {MAX_NAME_LENGTH} are supported", name[:64])
     return name
 
 

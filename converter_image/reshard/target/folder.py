@@ -106,7 +106,10 @@ class TargetFolder:
             if error.reason != "NotFound":
                 raise
             return None
-        return decode(content, kind, f"{self.store.url}/{path}")
+        where = f"{self.store.url}/{path}"
+        if path == MANIFEST_NAME:  # without it, the other files would belong to no checkpoint
+            return decode(content, kind, where, fix="restore the file, or choose another target")
+        return decode(content, kind, where)
 
     def write_manifest(self, manifest: Manifest) -> None:
         """Mark the checkpoint as complete."""

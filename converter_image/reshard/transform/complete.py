@@ -64,7 +64,7 @@ def commit_checkpoint(
             "AmbiguousJobs",
             f"{len(begun)} transforms were started here: {', '.join(job.digest[:12] for job in begun)}",
             where=target_url,
-            fix="run `reshard transform --overwrite` for the one to keep",
+            fix="run the transform to keep with --overwrite; this deletes the state of the others",
         )
     committed = None
     for job in begun:

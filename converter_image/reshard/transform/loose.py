@@ -70,7 +70,7 @@ def refuse_own_files(read: Iterable[str], written: Iterable[str]) -> None:
                 "TargetOverlapsSource",
                 "the target file is one of the source files",
                 where=path,
-                fix="choose another file name or folder",
+                fix="choose a target file that is not one of the source files",
             )
 
 

@@ -335,7 +335,7 @@ def decrypted(
             "Encrypted",
             "the files of the source are encrypted",
             where=store.url,
-            fix="specify their key with --decryption-key-file (spec.source.decryption)",
+            fix="specify the key with --decryption-key-file (spec.source.decryption)",
         )
     return store if request.decryption is None else as_plain(cancellable(store, cancellation), request.decryption, known)
 

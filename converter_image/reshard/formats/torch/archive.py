@@ -213,7 +213,7 @@ def _entries(reader: RangeReader, start: int, length: int) -> tuple[str, dict[st
             "NotTorchFile",
             "the file does not start with a ZIP header, as files of torch.save do",
             where=reader.name,
-            fix="give a file that torch.save wrote",
+            fix="specify a file that torch.save wrote",
         )
     tail_at = max(length - _TAIL, 0)
     tail = reader.read(start + tail_at, length - tail_at)
@@ -237,7 +237,7 @@ def _entries(reader: RangeReader, start: int, length: int) -> tuple[str, dict[st
             "NotTorchFile",
             "the entries are not in one folder, as in files of torch.save",
             where=reader.name,
-            fix="give a file that torch.save wrote",
+            fix="specify a file that torch.save wrote",
         )
     return root, {name[len(root) + 1 :]: entry for name, entry in found.items()}
 
@@ -377,7 +377,7 @@ def _checked(record: Record, name: str, entries: Mapping[str, Entry], where: str
             "LazyTensor",
             f"PyTorch changes the content when it loads the tensor ({', '.join(map(str, extra[0]))[:100]})",
             where=where,
-            fix="save it as tensor.resolve_conj().resolve_neg()",
+            fix="save `tensor.resolve_conj().resolve_neg()`",
         )
     if len(shape) != len(steps) or len(shape) > _MOST_DIMENSIONS:
         raise ValueError

@@ -38,9 +38,7 @@ def _translated(error: OSError, path: str, *, writing: bool) -> ReshardError:
     if error.errno in (errno.EACCES, errno.EPERM):
         return denied(path, writing=writing)
     if error.errno in (errno.ENOENT, errno.ENOTDIR) and not writing:
-        return MissingInputError(
-            "NotFound", "no such file or folder", where=path, fix="correct the path, or create the file or folder"
-        )
+        return MissingInputError("NotFound", "no such file or folder", where=path, fix="correct the path")
     if error.errno == errno.EISDIR and not writing:
         return MissingInputError("NotAFile", "expected a file, found a folder", where=path, fix="specify a file")
     if error.errno in _CANNOT_WRITE:

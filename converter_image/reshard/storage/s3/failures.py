@@ -62,6 +62,15 @@ _WRONG_REGION = {
     "TemporaryRedirect",
 }
 _FULL = {"507", "InsufficientStorage", "QuotaExceeded", "XMinioStorageFull", "XMinioAdminBucketQuotaExceeded", "EntityTooLarge"}
+_ADDRESS = "check the bucket, prefix and endpoint"
+_REFUSED = {
+    "InvalidBucketName": _ADDRESS,
+    "InvalidURI": _ADDRESS,
+    "KeyTooLongError": _ADDRESS,
+    "NotImplemented": "use a server that supports the operation",
+}
+_REGION = "set AWS_REGION, or `region` of the profile (s3.region of the storage in a CheckpointTransform)"
+_CA_BUNDLE = "set AWS_CA_BUNDLE, or `ca_bundle` of the profile (s3.caBundleRef of the storage in a CheckpointTransform)"
 BUSY = {"SlowDown", "ServiceUnavailable", "503", "RequestLimitExceeded", "Throttling", "ThrottlingException", "TooManyRequests"}
 MISSING = {"NoSuchKey", "404", "NotFound"}
 PRECONDITION_FAILED = {"PreconditionFailed", "412"}
@@ -109,11 +118,11 @@ def _of_answer(error: boto.ClientError, where: str) -> ReshardError:  # noqa: PL
     if code in PRECONDITION_FAILED and error.operation_name in _OF_A_VERSION:
         return changed(where)
     if code in _WRONG_REGION:
-        return RequestError("WrongRegion", what, where=where, fix="specify the bucket's region")
+        return RequestError("WrongRegion", what, where=where, fix=_REGION)
     if code in _FULL:
         return OutputError("CannotWrite", what, where=where, fix="free or add storage on the server, or raise the quota")
-    if code in ("InvalidBucketName", "NotImplemented", "InvalidURI", "KeyTooLongError"):
-        return RequestError("RequestRefused", what, where=where, fix="check the bucket, prefix and endpoint")
+    if code in _REFUSED:
+        return RequestError("RequestRefused", what, where=where, fix=_REFUSED[code])
     if code in BUSY:
         return StorageError("ServerBusy", what, where=where, fix="run again later, or with fewer --workers")
     if code == "NoSuchUpload":
@@ -133,9 +142,7 @@ def _of_way(error: Exception, where: str) -> ReshardError:
         fix = "correct the profile, the AWS configuration, or AWS_WEB_IDENTITY_TOKEN_FILE"
         return AccessError("CredentialsMissing", what, where=where, fix=fix)
     if isinstance(error, boto.SSLError):
-        return RequestError(
-            "CertificateRefused", what, where=where, fix="specify the CA bundle of the server's certificate authority"
-        )
+        return RequestError("CertificateRefused", what, where=where, fix=_CA_BUNDLE)
     if isinstance(error, boto.ValidationError | boto.ParamValidationError | boto.InvalidDNSNameError | ValueError):
         return UsageError(
             "InvalidAddress", what, where=where, fix="use an address like s3://bucket/prefix and an endpoint like https://host"
