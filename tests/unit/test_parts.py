@@ -379,7 +379,7 @@ def test_a_target_written_in_stages_is_refused_as_a_source(
     assert made.run(0, target) == made.run(1, target) == 0
     sides = ["--source", str(target), "--source-strategy", str(made.made.target_strategy), "--target", str(tmp_path / "out")]
     assert main(["transform", *sides]) == 78
-    assert "SourceInParts" in capsys.readouterr().err
+    assert "SourceIsStages" in capsys.readouterr().err
     assert main(["inspect", str(target), "--files", "*_part1.*"]) == 0
     assert "moment1.w1" in capsys.readouterr().out
 

@@ -195,5 +195,5 @@ def test_a_part_of_a_unified_checkpoint_is_refused_as_a_checkpoint(chosen: str, 
     whole = naming(tmp_path / "s.ckpt", "a", "b", layout=Layout((1,), ((),)))
     options = {"output": "Unified", "hugging_face_index": True, "max_file_size_bytes": 1024, "ranks": "0"}
     assert transform(tmp_path / "made", tmp_path / "u", source_strategy=whole, **options).complete
-    with pytest.raises(ReshardError, match="PartMissing"):
+    with pytest.raises(ReshardError, match="FileMissing"):
         transform(tmp_path / "u" / chosen, tmp_path / "out")

@@ -157,8 +157,8 @@ def test_whole_files_have_nothing_redundant(tmp_path: Path, refused: Callable[..
     path.write_bytes(rawfiles.ckpt({"a": np.zeros(4, np.float32)}))
     arguments = ["--source", str(path), "--target", str(tmp_path / "out"), "--remove-redundancy"]
     for more in ([], ["--output", "unified", "--max-file-size-bytes", "1024"]):
-        refused(78, "NothingRedundant", "plan", *arguments, *more)
-        refused(78, "NothingRedundant", "transform", *arguments, *more)
+        refused(78, "NoReplicas", "plan", *arguments, *more)
+        refused(78, "NoReplicas", "transform", *arguments, *more)
     path.write_bytes(b"")
     refused(65, "Empty", "plan", "--source", str(path), "--target", str(tmp_path / "out"))
 

@@ -42,7 +42,7 @@ def test_a_variable_without_a_rank_is_refused(
 ) -> None:
     monkeypatch.setenv("MY_RANK", value)
     refused(2, reason, *checkpoint.arguments(tmp_path / "out", "--rank-from", "MY_RANK"))
-    refused(2, "RanksTwice", *checkpoint.arguments(tmp_path / "out", "--rank-from", "MY_RANK", "--ranks", "0"))
+    refused(2, "RanksConflict", *checkpoint.arguments(tmp_path / "out", "--rank-from", "MY_RANK", "--ranks", "0"))
     assert not (tmp_path / "out").exists()
 
 

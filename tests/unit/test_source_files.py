@@ -120,7 +120,7 @@ def test_numbered_files_without_an_index(shards: Path, tmp_path: Path, refused: 
     assert main([*command, "--files", "model-*"]) == 0
     (shards / "consolidated.safetensors").unlink()
     (shards / "model-00001-of-00002.safetensors").unlink()
-    refused(66, "PartMissing", *command)
+    refused(66, "FileMissing", *command)
 
 
 def test_parts_without_their_map(made: disk.Checkpoint, tmp_path: Path, refused: Callable[..., str]) -> None:
@@ -129,7 +129,7 @@ def test_parts_without_their_map(made: disk.Checkpoint, tmp_path: Path, refused:
     reshard.transform_checkpoint(request)
     for name in ("param_name_map.json", "reshard-manifest.json"):
         (unified / name).unlink()
-    assert "restore param_name_map.json" in refused(66, "PartMissing", "inspect", str(unified))
+    assert "restore param_name_map.json" in refused(66, "FileMissing", "inspect", str(unified))
 
 
 def test_one_file_next_to_an_index(shards: Path, tmp_path: Path, refused: Callable[..., str]) -> None:

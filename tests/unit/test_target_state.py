@@ -273,7 +273,7 @@ def test_one_rank_is_never_written_over_its_source(made: disk.Checkpoint) -> Non
 
 @pytest.mark.parametrize("files", [{}, {0: "a.ckpt", 1: "s3://bucket/b.ckpt"}, {0: "s3://one/a.ckpt", 1: "s3://two/a.ckpt"}])
 def test_one_rank_is_written_from_files_in_one_place(files: dict[int, str], tmp_path: Path) -> None:
-    with pytest.raises(RequestError, match="NotOneSource"):
+    with pytest.raises(RequestError, match="MixedStorage"):
         transform_checkpoint_by_rank(0, files, str(tmp_path / "made.ckpt"))
     assert list(tmp_path.iterdir()) == []
 

@@ -213,7 +213,7 @@ def test_a_hugging_face_folder_is_a_source(tmp_path: Path) -> None:
         (b'{"weight_map": {"a": "\xff.safetensors"}}', "MapInvalid"),
         (b'{"weight_map": {"a": "x.ckpt"}}', "MapInvalid.*in the same folder"),
         (b"[" * 100_000, "MapInvalid"),
-        (b'{"weight_map": {"a": "gone.safetensors"}}', "PartMissing.*gone"),
+        (b'{"weight_map": {"a": "gone.safetensors"}}', "FileMissing.*gone"),
         (b'{"weight_map": {"nowhere": "part0.safetensors"}}', "MapMismatch.*nowhere.*no file contains it"),
         (b'{"a": "part1.safetensors", "b": "part0.safetensors"}', "MapMismatch.*parameter a.*part0.safetensors contains it"),
         (b'{"a": "part0.safetensors", "b": "part1.safetensors", "c": "part2.safetensors"}', "ParameterTwice.*parameter a"),
@@ -253,7 +253,7 @@ def test_several_maps_are_ambiguous(tmp_path: Path) -> None:
 
 def test_an_incomplete_set_of_parts_is_refused_as_a_source(source: disk.Checkpoint, tmp_path: Path) -> None:
     unify(source, tmp_path / "u", ranks="0")
-    with pytest.raises(ReshardError, match=r"PartMissing.*only 1 of 5 files"):
+    with pytest.raises(ReshardError, match=r"FileMissing.*only 1 of 5 files"):
         cut(tmp_path / "u", tmp_path / "one", None)
 
 

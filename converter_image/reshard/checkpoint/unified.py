@@ -111,7 +111,7 @@ def files_of(mapped: Mapping[str, str], names: Sequence[str], map_name: str, whe
     there = frozenset(names)
     if absent := [name for name in wanted if name not in there]:
         raise MissingInputError(
-            "PartMissing",
+            "FileMissing",
             f"{map_name} refers to {absent[0]}, which does not exist"
             + (f" (and {len(absent) - 1} other missing files)" if len(absent) > 1 else ""),
             where=where,

@@ -82,7 +82,7 @@ def transform(invocation: Invocation, /, rank_from: str | None, **arguments: Any
     if rank_from is not None:
         if arguments["ranks"] is not None:
             fix = "remove one of the two options"
-            raise UsageError("RanksTwice", "--rank-from cannot be combined with --ranks", where="--rank-from", fix=fix)
+            raise UsageError("RanksConflict", "--rank-from cannot be combined with --ranks", where="--rank-from", fix=fix)
         arguments["ranks"] = str(rank_in(rank_from))
     request = request_of(arguments)
     result = _transform(invocation, request, arguments, commit=not arguments["no_commit"], owner=arguments["owner"])

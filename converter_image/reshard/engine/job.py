@@ -227,7 +227,7 @@ def job_of(  # noqa: PLR0913 - independent results of reading the source
     wanted = request.options.format
     if request.options.remove_redundancy and (model.target_ranks == 1 or request.options.output != "PerRank"):
         raise RequestError(
-            "NothingRedundant",
+            "NoReplicas",
             "removing redundancy requires more than one target rank",
             where="remove redundancy",
             fix="specify the target strategy, or omit --remove-redundancy (spec.target.removeRedundancy)",

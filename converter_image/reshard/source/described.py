@@ -64,7 +64,7 @@ def paths_of(manifest: Manifest, where: str) -> dict[int, str]:
     """
     if manifest.stages:
         raise RequestError(
-            "SourceInParts",
+            "SourceIsStages",
             f"each rank's parameters are spread over the files of {len(manifest.stages)} stages, which cannot be read together",
             where=where,
             fix="use the original checkpoint as the source, or select the files of one stage, as in --files '*_part0.*'",
@@ -81,7 +81,7 @@ def refuse_partial(manifest: Manifest, where: str) -> None:
     """
     if _is_unified(manifest) and len(manifest.files) < manifest.target_ranks:
         raise MissingInputError(
-            "PartMissing",
+            "FileMissing",
             f"only {len(manifest.files)} of {manifest.target_ranks} files of this checkpoint were written",
             where=where,
             fix="run the transform that wrote it again without --ranks (spec.target.ranks)",

@@ -254,7 +254,7 @@ def _of_one_folder(names: Sequence[str], where: str, asked: _Asked) -> Files:
         return Files(dict(enumerate(found)), (note,), kind="Sharded", described=True)
     if pattern is None and any(map(is_part, fitting)):
         raise MissingInputError(
-            "PartMissing",
+            "FileMissing",
             f"the folder contains files of a unified checkpoint ({preview(fitting)}), but {MAP_NAME} is missing",
             where=where,
             fix=f"restore {MAP_NAME}",

@@ -163,7 +163,7 @@ def shards(names: Collection[str], where: str) -> list[str]:
     numbers = sorted(int(match[2]) for match in found if match)
     if absent := [number for number in range(1, total + 1) if number not in numbers]:
         raise MissingInputError(
-            "PartMissing",
+            "FileMissing",
             f"file {absent[0]} of {total} is missing" + (f" (and {len(absent) - 1} others)" if len(absent) > 1 else ""),
             where=where,
             fix="restore the missing files",

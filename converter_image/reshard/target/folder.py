@@ -8,16 +8,16 @@ param_name_map.json            index of unified files, written by the commit, se
 reshard-manifest.json          written last: the checkpoint is complete if it exists
 .reshard/                      exists only while a transform is unfinished
     lock                       the lock. Tasks that write stages share it, and each has lock-part<stage>
-    <job>/job.json             the record of a task: what it writes, and whether it replaces something
-    <job>/inventory.json       strategies and the source's headers, see reshard.source.index
-    <job>/draft.json           the manifest without the files
-    <job>/stage.json           the manifest of a finished stage. The last stage completes the checkpoint
-    <job>/commit.json          the ranks of a commit of staged files that has started
-    <job>/replaced.json        the retired manifest of the checkpoint that is being replaced
-    <job>/records/rank_<r>     the record of a finished rank
-    <job>/staging/...          finished files that replace others, until the commit
-    <job>/tmp/...              files that are being written
-    <job>/rejected/...         files that differ from the source, for inspection
+    <transform>/job.json        the record of a task: what it writes, and whether it replaces something
+    <transform>/inventory.json  strategies and the source's headers, see reshard.source.index
+    <transform>/draft.json      the manifest without the files
+    <transform>/stage.json      the manifest of a finished stage. The last stage completes the checkpoint
+    <transform>/commit.json     the ranks of a commit of staged files that has started
+    <transform>/replaced.json   the retired manifest of the checkpoint that is being replaced
+    <transform>/records/rank_<r> the record of a finished rank
+    <transform>/staging/...     finished files that replace others, until the commit
+    <transform>/tmp/...         files that are being written
+    <transform>/rejected/...    files that differ from the source, for inspection
 ```
 """
 

@@ -61,7 +61,7 @@ def commit_checkpoint(
         )
     if len({job.whole or job.digest for job in begun}) > 1:
         raise RequestError(
-            "AmbiguousJobs",
+            "AmbiguousTransforms",
             f"{len(begun)} transforms were started here: {', '.join(job.digest[:12] for job in begun)}",
             where=target_url,
             fix="run the transform to keep with --overwrite; this deletes the state of the others",

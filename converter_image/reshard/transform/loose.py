@@ -89,5 +89,5 @@ def _in_one_storage(files: Mapping[int, str]) -> tuple[str, dict[int, str]]:
             else "the list of source files is empty"
         )
         fix = "list the files of rank_list_for_transform, either all in one bucket or all on local file systems"
-        raise RequestError("NotOneSource", what, where="checkpoint_files_map", fix=fix)
+        raise RequestError("MixedStorage", what, where="checkpoint_files_map", fix=fix)
     return roots.pop(), {rank: path for rank, (_, path) in found.items()}

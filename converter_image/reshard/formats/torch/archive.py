@@ -374,7 +374,7 @@ def _checked(record: Record, name: str, entries: Mapping[str, Entry], where: str
     dtype = BY_STORAGE[of.name.removeprefix("torch.")] if named is None else torch_type(named.name.removeprefix("torch."), where)
     if extra and extra[0]:
         raise DataError(
-            "LazyTensor",
+            "UnresolvedTensor",
             f"PyTorch changes the content when it loads the tensor ({', '.join(map(str, extra[0]))[:100]})",
             where=where,
             fix="save `tensor.resolve_conj().resolve_neg()`",

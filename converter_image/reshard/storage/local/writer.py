@@ -57,7 +57,7 @@ class LocalWriter:
     def copy(self, reader: Reader, offset: int, length: int) -> None:
         """See `Writer.copy`: no store is copied from."""
         raise BugError(
-            "NoServer",
+            "Internal",
             f"a local file cannot copy {length} bytes at byte {offset} of {reader.name} on a server",
             where=self._path,
             fix="this is a bug in reshard: please report it",
