@@ -26,17 +26,15 @@ if TYPE_CHECKING:
     from reshard.online.load import LoadOptions, iter_tensors, load
     from reshard.online.network import load_into_net
     from reshard.progress import Cancellation, Progress
-    from reshard.spec.access import Access, Accesses
     from reshard.spec.keys import Encryption, Key
     from reshard.spec.request import Options, RenameRule, Request
+    from reshard.spec.storage_options import RequestStorageOptions, StorageOptions
     from reshard.transform.complete import commit_checkpoint
     from reshard.transform.plan import PlanResult, plan_transform
     from reshard.transform.run import Result, transform_checkpoint
     from reshard.transform.verify import verify_checkpoint
 
 _HOME = {
-    "Access": "reshard.spec.access",
-    "Accesses": "reshard.spec.access",
     "Cancellation": "reshard.progress",
     "Encryption": "reshard.spec.keys",
     "Key": "reshard.spec.keys",
@@ -47,8 +45,10 @@ _HOME = {
     "Progress": "reshard.progress",
     "RenameRule": "reshard.spec.request",
     "Request": "reshard.spec.request",
+    "RequestStorageOptions": "reshard.spec.storage_options",
     "ReshardError": "reshard.errors",
     "Result": "reshard.transform.run",
+    "StorageOptions": "reshard.spec.storage_options",
     "commit_checkpoint": "reshard.transform.complete",
     "iter_tensors": "reshard.online.load",
     "load": "reshard.online.load",
@@ -59,8 +59,6 @@ _HOME = {
 }
 
 __all__ = [
-    "Access",
-    "Accesses",
     "Cancellation",
     "Encryption",
     "Key",
@@ -71,8 +69,10 @@ __all__ = [
     "Progress",
     "RenameRule",
     "Request",
+    "RequestStorageOptions",
     "ReshardError",
     "Result",
+    "StorageOptions",
     "__version__",
     "commit_checkpoint",
     "iter_tensors",

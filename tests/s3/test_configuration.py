@@ -17,7 +17,7 @@ import s3_server
 from cluster import certificates
 from reshard.cli import main
 from reshard.errors import AccessError, RequestError
-from reshard.spec.access import Access
+from reshard.spec.storage_options import StorageOptions
 from reshard.storage import open_store
 from reshard.storage.s3 import client
 
@@ -37,9 +37,9 @@ def fresh(bucket: str, monkeypatch: pytest.MonkeyPatch) -> None:
     client.client_of.cache_clear()
 
 
-def works(bucket: str, access: Access | None = None) -> None:
+def works(bucket: str, storage_options: StorageOptions | None = None) -> None:
     """An object is written, found and read."""
-    store = open_store(f"s3://{bucket}/a", access)
+    store = open_store(f"s3://{bucket}/a", storage_options)
     store.write("b/c", b"1", mode=0o640)
     assert [found.name for found in store.list("b")] == ["c"]
     assert store.read("b/c", 1) == b"1"
@@ -77,7 +77,7 @@ def test_buckets_are_addressed_in_the_path_or_in_the_host(
     server: s3_server.Server, bucket: str, hosts: list[str], addressing: Any
 ) -> None:
     endpoint = server.endpoint.replace("127.0.0.1", "localhost")
-    works(bucket, Access(endpoint=endpoint, addressing=addressing))
+    works(bucket, StorageOptions(endpoint=endpoint, addressing=addressing))
     assert set(hosts) == {f"{bucket}.localhost" if addressing == "Virtual" else "localhost"}
 
 
@@ -86,7 +86,7 @@ def test_a_profile_defines_how_buckets_are_addressed(
 ) -> None:
     named = replace(server, endpoint=server.endpoint.replace("127.0.0.1", "localhost"))
     configure(tmp_path, monkeypatch, named, "s3 =", "  addressing_style = virtual")
-    works(bucket, Access(profile="some"))
+    works(bucket, StorageOptions(profile="some"))
     assert set(hosts) == {f"{bucket}.localhost"}
 
 
@@ -111,15 +111,15 @@ def test_a_configured_ca_bundle_is_trusted(
     with pytest.raises(RequestError, match="CertificateRefused"):
         works(bucket)
     client.client_of.cache_clear()
-    access = Access()
+    storage_options = StorageOptions()
     if way == "environment":
         monkeypatch.setenv("AWS_CA_BUNDLE", authority)
     elif way == "profile":
         configure(tmp_path, monkeypatch, trusted, f"ca_bundle = {authority}")
-        access = Access(profile="some")
+        storage_options = StorageOptions(profile="some")
     else:
-        access = Access(ca_bundle=authority)
-    works(bucket, access)
+        storage_options = StorageOptions(ca_bundle=authority)
+    works(bucket, storage_options)
 
 
 @pytest.mark.parametrize("content", [None, b"", b"no certificate", b"\x00\xff"])
@@ -128,7 +128,7 @@ def test_authorities_that_cannot_be_read_are_named(tmp_path: Path, content: byte
     if content is not None:
         path.write_bytes(content)
     with pytest.raises(RequestError, match=f"CaBundleInvalid: {path}"):
-        open_store("s3://bucket/a", Access(ca_bundle=str(path)))
+        open_store("s3://bucket/a", StorageOptions(ca_bundle=str(path)))
 
 
 # Who the client is.
@@ -217,7 +217,7 @@ def issuing() -> Iterator[Issuer]:
 @pytest.mark.usefixtures("bucket")
 @pytest.mark.parametrize("way", ["environment", "folder", "profile"])
 def test_a_session_is_known_by_its_token(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, way: str) -> None:
-    access = Access()
+    storage_options = StorageOptions()
     with issuing() as issuer:
         monkeypatch.setenv("AWS_ENDPOINT_URL_S3", issuer.url)
         if way == "environment":
@@ -225,11 +225,11 @@ def test_a_session_is_known_by_its_token(tmp_path: Path, monkeypatch: pytest.Mon
         elif way == "folder":
             for name in ("accessKeyId", "secretAccessKey", "sessionToken"):
                 (tmp_path / name).write_text("session-1")
-            access = Access(credentials=str(tmp_path))
+            storage_options = StorageOptions(credentials=str(tmp_path))
         else:
             configure(tmp_path, monkeypatch, s3_server.Server(issuer.url, tmp_path), "aws_session_token = session-1")
-            access = Access(profile="some")
-        store = open_store("s3://bucket/a", access)
+            storage_options = StorageOptions(profile="some")
+        store = open_store("s3://bucket/a", storage_options)
         assert store.list("") == []
         issuer.session = "session-2"
         with pytest.raises(AccessError, match=r"CredentialsRefused.*InvalidToken.*renew the credentials"):

@@ -13,7 +13,7 @@ import yaml
 
 from reshard.cli import main
 from reshard.errors import AccessError
-from reshard.spec.access import Access
+from reshard.spec.storage_options import StorageOptions
 from reshard.storage import open_store
 from reshard.storage.s3 import client
 
@@ -100,7 +100,7 @@ def test_credentials_in_a_folder_are_followed_when_they_rotate(
     monkeypatch.delenv("AWS_SECRET_ACCESS_KEY")
     folder = tmp_path / "credentials"
     credentials(folder, s3_server.KEY, s3_server.SECRET)
-    store = open_store(f"s3://{bucket}/x", Access(endpoint=server.endpoint, credentials=str(folder)))
+    store = open_store(f"s3://{bucket}/x", StorageOptions(endpoint=server.endpoint, credentials=str(folder)))
     store.write("a", b"1", mode=0o640)
     credentials(folder, "old", "old")
     with pytest.raises(AccessError, match="CredentialsRefused"):

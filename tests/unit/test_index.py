@@ -22,8 +22,8 @@ from reshard.engine.job import job_of
 from reshard.errors import DataError, ReshardError
 from reshard.plan import place
 from reshard.source.index import decode_index
-from reshard.spec.access import Accesses
 from reshard.spec.request import Options, Request
+from reshard.spec.storage_options import RequestStorageOptions
 from reshard.storage.local import LocalReader, LocalStore
 from reshard.transform.prepare import encode_index
 
@@ -198,7 +198,7 @@ def test_other_files_are_refused_as_an_index(tmp_path: Path, content: bytes) -> 
 )
 def test_arguments_that_conflict_with_an_index(tmp_path: Path, how: dict[str, Any], reason: str) -> None:
     made = disk.write(tmp_path, disk.example())
-    arguments = {"source": str(made.source), "index": str(indexed(made)), "access": Accesses()}
+    arguments = {"source": str(made.source), "index": str(indexed(made)), "storage_options": RequestStorageOptions()}
     with pytest.raises(ReshardError, match=reason):
         reshard.load(**(arguments | how))
 

@@ -63,7 +63,7 @@ def test_numbered_files_of_whole_tensors() -> None:
     names = [f"model-0000{n}-of-00003.safetensors" for n in (1, 2, 3)]
     assert shards(names, "x") == names
     assert shards([*names, "other.safetensors"], "x") == []
-    with pytest.raises(ReshardError, match=r"FileMissing: x: file 2 of 3 is missing; restore it"):
+    with pytest.raises(ReshardError, match=r"FileMissing: x: file 2 of 3 is missing; restore the missing files"):
         shards([names[0], names[2]], "x")
 
 

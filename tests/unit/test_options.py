@@ -19,24 +19,26 @@ if TYPE_CHECKING:
 
 # One thing has one name, in kebab-case, snake_case and camelCase. Names that are not in all three places, and why:
 _KEYS = {f"{side}-{what}" for side in ("decryption", "encryption") for what in ("key-file", "key-env", "mode")}
-_ACCESS = {f"{side}{what}" for side in ("", "source-", "target-") for what in ("profile", "endpoint-url", "addressing-style")}
+_STORAGE_OPTIONS = {
+    f"{side}{what}" for side in ("", "source-", "target-") for what in ("profile", "endpoint-url", "addressing-style")
+}
 ONLY_ON_THE_COMMAND_LINE = {
     "how this process works: arguments of the functions": {"workers", "no-commit", "owner", "json"},
     "other ways to say `ranks` and `rename`": {"rank-from", "rename-pattern", "rename-file"},
-    "an option for each field of `decryption`, `encryption` and `access`": {*_KEYS, *_ACCESS, "checksums"},
+    "an option for each field of `decryption`, `encryption` and `storage_options`": {*_KEYS, *_STORAGE_OPTIONS, "checksums"},
 }
 NOT_ON_THE_COMMAND_LINE = {
-    "as above": {"decryption", "encryption", "access"},
+    "as above": {"decryption", "encryption", "storage-options"},
     "for names that MindSpore gives": {"numbered"},
 }
 ONLY_IN_A_RESOURCE = {
-    "what a URL and `access` are elsewhere": {"source-storage", "target-storage"},
+    "what a URL and `storage_options` are elsewhere": {"source-storage", "target-storage"},
     "`files` elsewhere, where it holds no step": {"pattern"},
     "what the operator does": {"execution", "suspend"},
     "a command by itself: `reshard plan`": {"dry-run"},
 }
 NOT_IN_A_RESOURCE = {
-    "as above": {"source", "target", "access", "files", "numbered"},
+    "as above": {"source", "target", "storage-options", "files", "numbered"},
     "what pods have that fetch or load, and write no checkpoint": {"index"},
 }
 _LONGEST = 140  # characters of one paragraph: some four lines, in the half of a terminal that help has

@@ -13,7 +13,7 @@ from instant_uploads import processor_seconds
 
 from reshard.cli import main
 from reshard.errors import AccessError, LockedError, StorageError, UsageError
-from reshard.spec.access import Access
+from reshard.spec.storage_options import StorageOptions
 from reshard.storage import open_store
 from reshard.storage.s3 import client
 from reshard.target import lock
@@ -74,14 +74,14 @@ def test_a_server_that_supports_all_checksums_gets_crc32(server: thin_s3.ThinSer
 
 @pytest.mark.parametrize("checksums", ["MD5", "None"])
 def test_a_kind_that_the_user_chooses_is_not_probed(server: thin_s3.ThinServer, checksums: str) -> None:
-    write(open_store("s3://bucket/a", Access(checksums=checksums)), "x")  # type: ignore[arg-type]
+    write(open_store("s3://bucket/a", StorageOptions(checksums=checksums)), "x")  # type: ignore[arg-type]
     assert [request for request in server.requests if "probe" in request.key] == []
 
 
 def test_a_refused_completion_is_not_a_changed_source(server: thin_s3.ThinServer) -> None:
     server.refuse = lambda r: (412, "PreconditionFailed") if r.method == "POST" and "uploadId" in r.query else None
     with pytest.raises(StorageError, match=r"RequestFailed: s3://bucket/a/x: CompleteMultipartUpload .* PreconditionFailed"):
-        write(open_store("s3://bucket/a", Access(checksums="None")), "x")
+        write(open_store("s3://bucket/a", StorageOptions(checksums="None")), "x")
 
 
 # Options.
@@ -249,14 +249,14 @@ def test_a_lock_that_may_not_be_deleted_expires(undeletable: thin_s3.ThinServer,
 @pytest.mark.parametrize("way", ["access", "environment", "address"])
 def test_credentials_in_a_url_are_refused_and_not_shown(monkeypatch: pytest.MonkeyPatch, way: str) -> None:
     client.client_of.cache_clear()
-    endpoint, address, access = "https://key:sec/ret@s3.example.org", "s3://bucket/a", Access()
+    endpoint, address, storage_options = "https://key:sec/ret@s3.example.org", "s3://bucket/a", StorageOptions()
     if way == "access":
-        access = Access(endpoint=endpoint)
+        storage_options = StorageOptions(endpoint=endpoint)
     elif way == "environment":
         monkeypatch.setenv("AWS_ENDPOINT_URL_S3", endpoint)
     else:
         address = "s3://key:secret@bucket/a"
     with pytest.raises(UsageError, match=r"InvalidAddress.*AWS_ACCESS_KEY_ID") as raised:
-        open_store(address, access)
+        open_store(address, storage_options)
     assert "ret@" not in str(raised.value)
     assert "key:" not in str(raised.value)

@@ -12,10 +12,10 @@ from hypothesis import strategies as st
 
 from reshard.checkpoint.manifest import FileRecord, Manifest, decode, encode
 from reshard.errors import DataError, RequestError, UsageError
-from reshard.spec.access import Access, Accesses
 from reshard.spec.ranks import format_ranks, parse_ranks
 from reshard.spec.request import Options, RenameRule, Request
 from reshard.spec.resource import TransformSpec, Volume, mounts, parse_resource, parse_spec, request_here, request_of_pod
+from reshard.spec.storage_options import RequestStorageOptions, StorageOptions
 from reshard.target.lock import LockOwner
 from reshard.target.standing import JobDocument
 
@@ -285,11 +285,11 @@ def test_a_pod_finds_the_credentials_of_its_buckets() -> None:
     request = request_of_pod(spec)
     assert (request.source, request.source_strategy) == ("s3://in/a/src", "s3://in/a/s.ckpt")
     assert (request.target, request.target_strategy) == ("s3://out", "/volumes/target-strategy/p/t.ckpt")
-    access = Access("https://minio:9000", "x", "Path", "/certificates/source/ca.crt", "/credentials/source")
-    assert request.access == Accesses(source=access)
+    storage_options = StorageOptions("https://minio:9000", "x", "Path", "/certificates/source/ca.crt", "/credentials/source")
+    assert request.storage_options == RequestStorageOptions(source=storage_options)
     local = request_here(spec, claims={"c": "/c"}, config_maps={}, secrets={"reads": "/keys"})
-    assert local.access.source == Access("https://minio:9000", "x", "Path", None, "/keys")
-    assert here(spec, c="/c").access.source.credentials is None
+    assert local.storage_options.source == StorageOptions("https://minio:9000", "x", "Path", None, "/keys")
+    assert here(spec, c="/c").storage_options.source.credentials is None
 
 
 @pytest.mark.parametrize(

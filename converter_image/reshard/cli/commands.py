@@ -15,7 +15,7 @@ import cloup
 from reshard.cli import console
 from reshard.cli.completion import script
 from reshard.cli.options import options
-from reshard.cli.request import DIRECTORY, PATH, access_of, directories, encryption_of, rank_in, request_of, text_of
+from reshard.cli.request import DIRECTORY, PATH, directories, encryption_of, rank_in, request_of, storage_options_of, text_of
 from reshard.cli.traces import exported
 from reshard.errors import UsageError
 from reshard.spec.ranks import format_ranks
@@ -192,7 +192,9 @@ def plan(
 @cloup.argument("target", type=DIRECTORY, metavar="DIR", help="Directory or s3://bucket/prefix of the checkpoint.")
 @options("commit")
 @click.pass_obj
-def commit(invocation: Invocation, /, target: str, ranks: str | None, owner: str | None, as_json: bool, **access: Any) -> None:
+def commit(
+    invocation: Invocation, /, target: str, ranks: str | None, owner: str | None, as_json: bool, **storage_options: Any
+) -> None:
     """Complete a checkpoint that was written with --no-commit."""
     from reshard.cli import report
     from reshard.target.parts import notes_on_rules
@@ -200,7 +202,11 @@ def commit(invocation: Invocation, /, target: str, ranks: str | None, owner: str
 
     with console.progress() as progress:
         manifest = commit_checkpoint(
-            target, ranks=ranks, owner=owner, access=access_of(access), cancellation=invocation.cancellation
+            target,
+            ranks=ranks,
+            owner=owner,
+            storage_options=storage_options_of(storage_options),
+            cancellation=invocation.cancellation,
         )
         for note in notes_on_rules(manifest):
             progress.note(note)
@@ -211,14 +217,18 @@ def commit(invocation: Invocation, /, target: str, ranks: str | None, owner: str
 @cloup.argument("target", type=DIRECTORY, metavar="DIR", help="Directory or s3://bucket/prefix of the checkpoint.")
 @options("verify")
 @click.pass_obj
-def verify(invocation: Invocation, /, target: str, workers: int | None, as_json: bool, **access: Any) -> None:
+def verify(invocation: Invocation, /, target: str, workers: int | None, as_json: bool, **storage_options: Any) -> None:
     """Compare the files of a checkpoint with its manifest."""
     from reshard.cli import report
     from reshard.transform.verify import verify_checkpoint
 
     with console.progress() as progress:
         manifest = verify_checkpoint(
-            target, access=access_of(access), workers=workers, progress=progress, cancellation=invocation.cancellation
+            target,
+            storage_options=storage_options_of(storage_options),
+            workers=workers,
+            progress=progress,
+            cancellation=invocation.cancellation,
         )
     report.verified(manifest, as_json=as_json)
 
@@ -238,7 +248,7 @@ def inspect(path: str, how: str | None, step: int | None, files: str | None, **a
         parameters=arguments["parameters"],
         every=arguments["every"],
         as_json=arguments["as_json"],
-        access=access_of(arguments),
+        storage_options=storage_options_of(arguments),
         decryption=encryption_of(arguments, "decryption"),
     )
 

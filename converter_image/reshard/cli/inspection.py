@@ -34,8 +34,8 @@ if TYPE_CHECKING:
 
     from reshard.checkpoint.inventory import Inventory
     from reshard.checkpoint.manifest import Manifest
-    from reshard.spec.access import Access
     from reshard.spec.keys import Encryption
+    from reshard.spec.storage_options import StorageOptions
     from reshard.storage.protocol import ReadStore
 
 _SHOWN_PARAMETERS, _SHOWN_SIZES = 40, 32
@@ -76,30 +76,32 @@ def inspect(  # noqa: PLR0913 - one for each option
     parameters: Sequence[str],
     every: bool,
     as_json: bool,
-    access: Access | None = None,
+    storage_options: StorageOptions | None = None,
     decryption: Encryption | None = None,
 ) -> None:
     """Print a checkpoint's files and parameters: all of them, or a readable number.
 
     Only the headers are read, so the content of encrypted files is not authenticated.
     """
-    store, chosen = open_source(path, access)
+    store, chosen = open_source(path, storage_options)
     manifest = TargetFolder(store, 0).manifest() if chosen is None else None
     plain, anything = as_plain(store, decryption, check=False), step is None and pattern is None
     if anything and strategy is None and manifest is None and (foreign := read_pytorch(store, chosen)) is not None:
         pytorch.show(foreign, path, parameters, every=every, as_json=as_json)
         return
-    how = read_strategy(strategy, access) if strategy else None
+    how = read_strategy(strategy, storage_options) if strategy else None
     notes: tuple[str, ...] = ()
     if manifest is not None and manifest.index is not None and anything:
-        index = read_index(store.url, access)
+        index = read_index(store.url, storage_options)
         inventory, how = index.inventory, how or index.strategies()[0]
     else:
         if manifest is not None and manifest.stages and anything:
             inventory = _read_stages(plain, manifest)
         else:
             ranks = None if how is None else how.numbers
-            found = find_files(store, chosen, step=step, pattern=pattern, ranks=ranks, each=how is None, access=access)
+            found = find_files(
+                store, chosen, step=step, pattern=pattern, ranks=ranks, each=how is None, storage_options=storage_options
+            )
             inventory, notes = read_inventory(plain, found, workers=default_workers()), found.notes
         if how is None and manifest is not None and not inventory.unified:
             how = strategy_of(manifest)

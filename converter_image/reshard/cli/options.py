@@ -8,9 +8,9 @@ import click
 import cloup
 
 from reshard.cli.request import DIRECTORY, MOST_RANKS, PATH, Word, kebab
-from reshard.spec.access import Addressing, Checksums
 from reshard.spec.keys import KEY_BYTES
 from reshard.spec.request import CopyMode, Options, OutputFormat, OutputKind, Replicas, SourceOnly, Verification
+from reshard.spec.storage_options import Addressing, Checksums
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -53,7 +53,7 @@ index     only an index of the source, from
 """
 
 
-def _access(side: str = "") -> tuple[_Option, ...]:
+def _storage(side: str = "") -> tuple[_Option, ...]:
     """Return the options of one side, or those that apply to both."""
     prefix = f"--{side}-" if side else "--"
     only, commands = (f" of the {side} only", _WRITE if side == "source" else _SHARED) if side else ("", _REMOTE)
@@ -321,7 +321,7 @@ GROUPS: dict[str, tuple[_Option, ...]] = {
             _WRITE,
             "--verification",
             **_words(Verification, _DEFAULTS.verification),
-            help="Comparison of the written data with the source, and of replicas and CRCs in the source:"
+            help="Comparison of written data, replicas and CRCs with the source:"
             " none, sample (blocks of every parameter) or full (every byte).",
         ),
         _option(
@@ -336,7 +336,7 @@ GROUPS: dict[str, tuple[_Option, ...]] = {
             multiple=True,
             metavar="PATTERN",
             help="Pattern of parameters that no strategy names and whose copies may differ."
-            " Also accepts possible slices in hyper_param.safetensors. Repeatable.",
+            " Also accepts slices in hyper_param.safetensors. Repeatable.",
         ),
         _option(
             _RANKS,
@@ -373,9 +373,9 @@ GROUPS: dict[str, tuple[_Option, ...]] = {
         ),
     ),
     "Storage": (
-        *_access(),
-        *_access("source"),
-        *_access("target"),
+        *_storage(),
+        *_storage("source"),
+        *_storage("target"),
         _option(
             f"{_SHARED} commit",
             "--checksums",

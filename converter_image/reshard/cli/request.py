@@ -13,9 +13,9 @@ import msgspec
 from click.shell_completion import CompletionItem
 
 from reshard.errors import MissingInputError, UsageError
-from reshard.spec.access import Access, Accesses
 from reshard.spec.keys import Encryption, Key
 from reshard.spec.request import Options, RenameRule, Request
+from reshard.spec.storage_options import RequestStorageOptions, StorageOptions
 from reshard.spec.urls import local_path
 from reshard.strictjson import pairs
 
@@ -92,19 +92,21 @@ def request_of(arguments: dict[str, Any]) -> Request:
         target_strategy=arguments.get("target_strategy"),
         index=arguments.get("index"),
         options=Options(**chosen),
-        access=Accesses(source=access_of(arguments, "source"), target=access_of(arguments, "target")),
+        storage_options=RequestStorageOptions(
+            source=storage_options_of(arguments, "source"), target=storage_options_of(arguments, "target")
+        ),
         decryption=encryption_of(arguments, "decryption"),
         encryption=encryption_of(arguments, "encryption"),
     )
 
 
-def access_of(arguments: dict[str, Any], side: str | None = None) -> Access:
+def storage_options_of(arguments: dict[str, Any], side: str | None = None) -> StorageOptions:
     """Return how an object store is reached. An option for one side takes precedence over one for both."""
 
     def value(name: str) -> Any:
         return arguments.get(f"{side}_{name}") or arguments.get(name)
 
-    return Access(
+    return StorageOptions(
         profile=value("profile"),
         endpoint=value("endpoint_url"),
         addressing=value("addressing_style") or "Auto",

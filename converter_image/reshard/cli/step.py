@@ -131,10 +131,15 @@ def _ranks(invocation: Invocation, spec: TransformSpec, request: Request) -> Ran
 
 def _commit(invocation: Invocation, _: TransformSpec, request: Request) -> CommitMessage:
     digest, owner = _variable("RESHARD_DIGEST"), _variable("RESHARD_OWNER")
-    ranks, access = request.options.ranks, request.access.target
+    ranks, storage_options = request.options.ranks, request.storage_options.target
     with console.progress() as progress:
         manifest = commit_checkpoint(
-            request.target, ranks=ranks, digest=digest, owner=owner, access=access, cancellation=invocation.cancellation
+            request.target,
+            ranks=ranks,
+            digest=digest,
+            owner=owner,
+            storage_options=storage_options,
+            cancellation=invocation.cancellation,
         )
         for note in notes_on_rules(manifest):
             progress.note(note)

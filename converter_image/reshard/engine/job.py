@@ -295,7 +295,7 @@ def _arranged(model: Model, output: Format) -> Model:
 def key_of(request: Request, source: Strategy | None, target: Strategy | None) -> dict[str, Any]:
     """Return the fields of a request that determine the result, to find a started task without reading the source."""
     return {
-        "source": open_store(request.source, request.access.source).url,
+        "source": open_store(request.source, request.storage_options.source).url,
         "step": request.options.step,
         "files": request.options.files,
         "stages": request.options.stages,

@@ -15,8 +15,8 @@ from reshard.engine.gather import Gatherer, ReadCount
 from reshard.engine.memory import budget, default_workers
 from reshard.plan import prove
 from reshard.progress import Silent
-from reshard.spec.access import Accesses
 from reshard.spec.request import Options, Request
+from reshard.spec.storage_options import RequestStorageOptions
 from reshard.transform.prepare import cancellable, prepare
 
 if TYPE_CHECKING:
@@ -44,7 +44,7 @@ class LoadOptions(TypedDict, total=False):
     replicas: Replicas
     verification: Verification
     index: str | None
-    access: Accesses | None
+    storage_options: RequestStorageOptions | None
     decryption: Encryption | None
     cancellation: Cancellation | None
 
@@ -77,7 +77,7 @@ def iter_tensors(  # noqa: PLR0913 - one for each option
     replicas: Replicas = "Identical",
     verification: Verification = "Sample",
     index: str | None = None,
-    access: Accesses | None = None,
+    storage_options: RequestStorageOptions | None = None,
     decryption: Encryption | None = None,
     cancellation: Cancellation | None = None,
 ) -> Iterator[tuple[str, Array]]:
@@ -105,7 +105,7 @@ def iter_tensors(  # noqa: PLR0913 - one for each option
             created.
         index: target of a transform of this source with output "Index". It contains the strategies and the versions of the files,
             so that only files that this rank needs are opened.
-        access: access to object stores.
+        storage_options: options of object stores.
         decryption: key of the source. None: it is not encrypted.
         cancellation: cancels the load from another thread, before its next read.
 
@@ -137,7 +137,7 @@ def iter_tensors(  # noqa: PLR0913 - one for each option
             replicas=replicas,
             verification=verification,
         ),
-        access=access or Accesses(),
+        storage_options=storage_options or RequestStorageOptions(),
         index=index,
         decryption=decryption,
     )

@@ -20,8 +20,8 @@ if TYPE_CHECKING:
 
     from reshard.checkpoint.arrays import Array
     from reshard.checkpoint.inventory import TensorEntry
-    from reshard.spec.access import Access
     from reshard.spec.keys import Encryption
+    from reshard.spec.storage_options import StorageOptions
     from reshard.storage.protocol import Reader, ReadStore
 
 
@@ -29,7 +29,7 @@ def read_segments(
     url: str,
     wanted: Callable[[str], bool] = lambda _: True,
     *,
-    access: Access | None = None,
+    storage_options: StorageOptions | None = None,
     decryption: Encryption | None = None,
 ) -> Iterator[tuple[str, Array]]:
     """Yield all parameters in the checkpoint files of one folder, such as `rank_0/` with one file per pipeline stage.
@@ -40,7 +40,7 @@ def read_segments(
     Args:
         url: URL or path of the folder.
         wanted: function that returns whether to read the parameter with a name.
-        access: options of the object store, if the folder is in one.
+        storage_options: options of the object store, if the folder is in one.
         decryption: key of the files. None: they are not encrypted.
 
     Raises:
@@ -48,7 +48,7 @@ def read_segments(
         MissingInputError: the folder contains no checkpoint files.
         RequestError: the files belong to several training steps.
     """
-    store = as_plain(open_store(url, access), decryption)
+    store = as_plain(open_store(url, storage_options), decryption)
     names = sorted((e.name for e in store.list("") if not e.is_folder and _is_checkpoint(e.name)), key=natural)
     if not names:
         raise MissingInputError(
@@ -81,7 +81,7 @@ def read_file(
     wanted: Callable[[str], bool] = lambda _: True,
     *,
     crc_check: bool = False,
-    access: Access | None = None,
+    storage_options: StorageOptions | None = None,
     decryption: Encryption | None = None,
 ) -> Iterator[tuple[str, Array]]:
     """Yield the parameters of one checkpoint file. Memory: one parameter, in addition to what the caller keeps.
@@ -90,7 +90,7 @@ def read_file(
         source: path of the file, or content of a safetensors file.
         wanted: function that returns whether to read the parameter with a name.
         crc_check: whether to compare the content with the CRC32 in the file. A file without one causes a warning.
-        access: options of the object store, if the file is in one.
+        storage_options: options of the object store, if the file is in one.
         decryption: key of the file. None: it is not encrypted.
 
     Raises:
@@ -102,7 +102,7 @@ def read_file(
         reader = _Memory(source.getvalue())
     else:
         folder, name = parent_and_name(source)
-        reader = as_plain(open_store(folder, access), decryption).open(name)
+        reader = as_plain(open_store(folder, storage_options), decryption).open(name)
     with closing(reader):
         header = read_header(reader)
         if crc_check:

@@ -20,7 +20,7 @@ if TYPE_CHECKING:
     from collections.abc import Collection, Iterable, Sequence
 
     from reshard.checkpoint.manifest import FileRecord
-    from reshard.spec.access import Access
+    from reshard.spec.storage_options import StorageOptions
     from reshard.storage.protocol import ReadStore, Stat
 
 _LARGEST_MANIFEST = 4 << 30
@@ -88,13 +88,15 @@ def refuse_partial(manifest: Manifest, where: str) -> None:
         )
 
 
-def find_listing(store: ReadStore, name: str, access: Access | None = None) -> tuple[ReadStore, Manifest, str] | None:
+def find_listing(
+    store: ReadStore, name: str, storage_options: StorageOptions | None = None
+) -> tuple[ReadStore, Manifest, str] | None:
     """Find the manifest that lists a file, in the folder of the file or, for a rank's folder, in its parent.
 
     Args:
         store: folder of the file.
         name: name of the file.
-        access: options of the object store, if the file is in one.
+        storage_options: options of the object store, if the file is in one.
 
     Returns:
         Folder of the manifest, manifest, and path of the file's folder relative to it, with a slash at its end.
@@ -105,7 +107,7 @@ def find_listing(store: ReadStore, name: str, access: Access | None = None) -> t
     parent, folder = parent_and_name(store.url)
     places = [(store, "")]
     if rank_of(folder) is not None:
-        places.append((open_store(parent, access), f"{folder}/"))
+        places.append((open_store(parent, storage_options), f"{folder}/"))
     for place, prefix in places:
         try:
             content = place.read(MANIFEST_NAME, _LARGEST_MANIFEST)

@@ -30,7 +30,7 @@ if TYPE_CHECKING:
 
     from reshard.checkpoint.inventory import Kind
     from reshard.checkpoint.manifest import Manifest, ParameterRecord
-    from reshard.spec.access import Access
+    from reshard.spec.storage_options import StorageOptions
     from reshard.storage.protocol import ReadStore, Stat, Store
 
 _LARGEST_MAP = 128 << 20
@@ -82,13 +82,13 @@ def listing_digest(key: Mapping[str, Any], found: Files, versions: Mapping[str, 
     return hashlib.sha256(msgspec.json.encode(content, order="sorted")).hexdigest()
 
 
-def open_source(url: str, access: Access | None = None) -> tuple[Store, str | None]:
+def open_source(url: str, storage_options: StorageOptions | None = None) -> tuple[Store, str | None]:
     """Return the store of a source, and the name of the file if the source is a single file."""
-    store = open_store(url, access)
+    store = open_store(url, storage_options)
     found = store.stat("")
     if found is not None and not found.is_folder:
         folder, name = parent_and_name(store.url)
-        return open_store(folder, access), name
+        return open_store(folder, storage_options), name
     return store, None
 
 
@@ -101,7 +101,7 @@ def find_files(  # noqa: PLR0913 - independent criteria
     ranks: range | None = None,
     one_stage: bool = False,
     each: bool = False,
-    access: Access | None = None,
+    storage_options: StorageOptions | None = None,
 ) -> Files:
     """Find the file of each rank, or the files of a unified checkpoint.
 
@@ -113,7 +113,7 @@ def find_files(  # noqa: PLR0913 - independent criteria
         ranks: ranks that the source strategy describes. None: there is no strategy.
         one_stage: whether these are the ranks of one pipeline stage, so that others may belong to the same checkpoint.
         each: whether each file is read separately, however the ranks share the parameters.
-        access: options of the object store, if the folder is in one.
+        storage_options: options of the object store, if the folder is in one.
 
     Raises:
         DataError: an index is damaged, or files are not those that the manifest lists.
@@ -123,7 +123,7 @@ def find_files(  # noqa: PLR0913 - independent criteria
     if chosen is not None and not is_map(chosen):
         refuse_pytorch(store.url, (), chosen)
         file = Files({ranks.start if ranks else 0: chosen})
-        listing = find_listing(store, chosen, access)
+        listing = find_listing(store, chosen, storage_options)
         return file if listing is None else _with_manifest(file, *listing)
     entries = store.list("")
     manifest = read_manifest(store, {entry.name for entry in entries})

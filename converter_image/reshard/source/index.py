@@ -23,7 +23,7 @@ from reshard.storage import open_store
 from reshard.strategy import Strategy, StrategyFile, dump, parse
 
 if TYPE_CHECKING:
-    from reshard.spec.access import Access
+    from reshard.spec.storage_options import StorageOptions
 
 _LARGEST_INDEX = 1 << 30
 
@@ -129,14 +129,14 @@ def decode_index(content: bytes, where: str) -> CheckpointIndex:
     return index
 
 
-def read_index(url: str, access: Access | None = None) -> CheckpointIndex:
+def read_index(url: str, storage_options: StorageOptions | None = None) -> CheckpointIndex:
     """Read the index in a target of a transform with `output: Index`. In an object store, this takes one request.
 
     Raises:
         DataError: the index is damaged.
         MissingInputError: the target has no index.
     """
-    store = open_store(url, access)
+    store = open_store(url, storage_options)
     try:
         content = store.read(INDEX_NAME, _LARGEST_INDEX)
     except MissingInputError as error:

@@ -9,20 +9,22 @@ from reshard.source.listing import is_candidate, other_ranks, preview, rank_of
 from reshard.storage import open_store, parent_and_name, without_links
 
 if TYPE_CHECKING:
-    from reshard.spec.access import Access
+    from reshard.spec.storage_options import StorageOptions
     from reshard.storage.protocol import ReadStore
 
 # Number of other ranks' folders that are searched for a checkpoint.
 _MOST_FOLDERS = 16
 
 
-def refuse_one_of_several(store: ReadStore, path: str, access: Access | None = None, *, rank: int | None = None) -> None:
+def refuse_one_of_several(
+    store: ReadStore, path: str, storage_options: StorageOptions | None = None, *, rank: int | None = None
+) -> None:
     """Refuse to read the file of one rank as a complete checkpoint if files of other ranks are next to it or to its folder.
 
     Args:
         store: store of the file.
         path: path of the file in it.
-        access: options of the object store, if the file is in one.
+        storage_options: options of the object store, if the file is in one.
         rank: rank of the file according to the strategy. None: the file is read as a complete checkpoint.
 
     Raises:
@@ -34,7 +36,7 @@ def refuse_one_of_several(store: ReadStore, path: str, access: Access | None = N
         folder = place
         for of_files in (True, False, False):  # the file, its folder, and the parent of a nested folder
             folder, name = parent_and_name(folder)
-            if others := _other_ranks(folder, name, access, of_files=of_files):
+            if others := _other_ranks(folder, name, storage_options, of_files=of_files):
                 break
         if others:
             break
@@ -48,11 +50,11 @@ def refuse_one_of_several(store: ReadStore, path: str, access: Access | None = N
         )
 
 
-def _other_ranks(folder: str, name: str, access: Access | None, *, of_files: bool) -> list[str]:
+def _other_ranks(folder: str, name: str, storage_options: StorageOptions | None, *, of_files: bool) -> list[str]:
     """Return the files of other ranks next to the file of a rank, or the folders of other ranks that contain checkpoints."""
     if rank_of(name) is None:
         return []
-    store = open_store(folder, access)
+    store = open_store(folder, storage_options)
     try:
         others = other_ranks(name, [entry.name for entry in store.list("") if entry.is_folder != of_files])
         return others if of_files or any(holds_checkpoint(store, other) for other in others[:_MOST_FOLDERS]) else []

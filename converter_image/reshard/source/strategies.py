@@ -18,7 +18,7 @@ from reshard.strategy.groups import restore_ranks
 if TYPE_CHECKING:
     from collections.abc import Iterable
 
-    from reshard.spec.access import Access
+    from reshard.spec.storage_options import StorageOptions
     from reshard.storage.protocol import Stat, Store
     from reshard.strategy import StrategyFile
 
@@ -28,12 +28,12 @@ _LARGEST_STRATEGY = 128 << 20
 _ONE_RUN_SECONDS = 3600
 
 
-def read_strategy(path: str, access: Access | None = None, *, one_stage: bool = False) -> Strategy:
+def read_strategy(path: str, storage_options: StorageOptions | None = None, *, one_stage: bool = False) -> Strategy:
     """Read a strategy from a file, or merge the files of a folder with one per pipeline stage (or rank).
 
     Args:
         path: path of the file or folder.
-        access: options of the object store, if the path is in one.
+        storage_options: options of the object store, if the path is in one.
         one_stage: whether the strategy must be that of one stage, with any number.
 
     Raises:
@@ -41,7 +41,7 @@ def read_strategy(path: str, access: Access | None = None, *, one_stage: bool = 
         MissingInputError: there is no strategy file.
         RequestError: `one_stage` is true, and the files describe several stages.
     """
-    store, found = _find(path, access)
+    store, found = _find(path, storage_options)
     files = _parse_all(store, found)
     if one_stage:
         return Strategy.of_one_stage(files)
@@ -64,23 +64,23 @@ def read_strategy(path: str, access: Access | None = None, *, one_stage: bool = 
     return replace(strategy, notes=(f"{path}: {what}; check that the folder contains no files of an earlier run",))
 
 
-def read_strategy_files(path: str, access: Access | None = None) -> list[StrategyFile]:
+def read_strategy_files(path: str, storage_options: StorageOptions | None = None) -> list[StrategyFile]:
     """Read the distinct strategy files of a folder in natural order, or the named file.
 
     Raises:
         DataError: a file is damaged.
         MissingInputError: there is no strategy file.
     """
-    return _parse_all(*_find(path, access))
+    return _parse_all(*_find(path, storage_options))
 
 
-def _find(path: str, access: Access | None) -> tuple[Store, dict[str, Stat]]:
+def _find(path: str, storage_options: StorageOptions | None) -> tuple[Store, dict[str, Stat]]:
     """Return the store of strategy files, and their paths in it.
 
     A folder contains them directly, or in folders of ranks.
     """
     folder, name = parent_and_name(path)
-    store = open_store(folder, access)
+    store = open_store(folder, storage_options)
     found = store.stat(name)
     if found is None:
         raise MissingInputError(
@@ -125,7 +125,7 @@ def _parse_all(store: Store, found: Iterable[str]) -> list[StrategyFile]:
     return [parse(content, name) for content, name in contents.items()]
 
 
-def read_restore_ranks(path: str, access: Access | None = None) -> tuple[int, ...]:
+def read_restore_ranks(path: str, storage_options: StorageOptions | None = None) -> tuple[int, ...]:
     """Return the ranks whose checkpoints can replace that of the rank that wrote a file of communication groups.
 
     Raises:
@@ -133,4 +133,4 @@ def read_restore_ranks(path: str, access: Access | None = None) -> tuple[int, ..
         MissingInputError: the file does not exist.
     """
     folder, name = parent_and_name(path)
-    return restore_ranks(open_store(folder, access).read(name, _LARGEST_STRATEGY), path)
+    return restore_ranks(open_store(folder, storage_options).read(name, _LARGEST_STRATEGY), path)

@@ -6,8 +6,8 @@ from typing import Annotated
 
 import msgspec
 
-from reshard.spec.access import Access, Addressing, Checksums
 from reshard.spec.execution import Strict
+from reshard.spec.storage_options import Addressing, Checksums, StorageOptions
 
 # Mount points in pods: volumes, credentials of each storage, certificate authorities, keys of files, and the spec of the
 # transform.
@@ -79,9 +79,9 @@ class S3Spec(Strict, frozen=True):
     credentials_secret_ref: SecretRef | None = None
     ca_bundle_ref: CaBundleRef | None = None
 
-    def access(self, *, credentials: str | None, ca_bundle: str | None) -> Access:
-        """Return the access to this storage, given the folder of the credentials and the file of the certificate authorities."""
-        return Access(
+    def storage_options(self, *, credentials: str | None, ca_bundle: str | None) -> StorageOptions:
+        """Return the options of this storage, given the folder of the credentials and the file of the certificate authorities."""
+        return StorageOptions(
             endpoint=self.endpoint,
             region=self.region,
             addressing=self.addressing_style,

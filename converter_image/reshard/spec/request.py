@@ -11,8 +11,8 @@ from typing import Annotated, Any, Literal, get_args, get_origin
 import msgspec
 
 from reshard.errors import UsageError
-from reshard.spec.access import Accesses
 from reshard.spec.keys import Encryption
+from reshard.spec.storage_options import RequestStorageOptions
 from reshard.spec.urls import normalized
 
 OutputFormat = Literal["Source", "Ckpt", "Safetensors"]
@@ -249,7 +249,7 @@ class Request(msgspec.Struct, frozen=True):
         target_strategy: strategy file or folder of the target. None: one rank with whole parameters.
         options: the options.
         index: target of a transform with output "Index", to read instead of strategies and file headers.
-        access: access to object stores.
+        storage_options: options of object stores.
         decryption: key of the source. None: it is not encrypted.
         encryption: key of the target. None: it is not encrypted.
     """
@@ -259,7 +259,7 @@ class Request(msgspec.Struct, frozen=True):
     source_strategy: str | None = None
     target_strategy: str | None = None
     options: Options = Options()
-    access: Accesses = Accesses()
+    storage_options: RequestStorageOptions = RequestStorageOptions()
     index: str | None = None
     decryption: Encryption | None = None
     encryption: Encryption | None = None

@@ -11,7 +11,6 @@ from typing import TYPE_CHECKING, Annotated, Literal, NamedTuple
 import msgspec
 
 from reshard.errors import RequestError, UsageError
-from reshard.spec.access import Access, Accesses
 from reshard.spec.execution import ExecutionSpec, Strict
 from reshard.spec.keys import Encryption, Key, Mode
 from reshard.spec.places import CERTIFICATES, CREDENTIALS, KEYS, VOLUMES, ConfigMapKeyRef, RelativePath, SecretKeyRef, StorageSpec
@@ -29,6 +28,7 @@ from reshard.spec.request import (
     Stages,
     Verification,
 )
+from reshard.spec.storage_options import RequestStorageOptions, StorageOptions
 from reshard.spec.urls import is_url
 
 if TYPE_CHECKING:
@@ -316,8 +316,8 @@ def _to_request(
     source, target = spec.source, spec.target
     storages = _storages(spec)
     roots = dict(folders) | {role: f"s3://{storage.s3.bucket}" for role, storage in storages.items() if storage.s3 is not None}
-    access = {
-        role: storage.s3.access(credentials=credentials.get(role), ca_bundle=authorities.get(role))
+    storage_options = {
+        role: storage.s3.storage_options(credentials=credentials.get(role), ca_bundle=authorities.get(role))
         for role, storage in storages.items()
         if storage.s3 is not None
     }
@@ -354,11 +354,11 @@ def _to_request(
             verification=spec.verification,
             overwrite=spec.overwrite,
         ),
-        access=Accesses(
-            source=access.get("source", Access()),
-            target=access.get("target", Access()),
-            source_strategy=access.get("source-strategy"),
-            target_strategy=access.get("target-strategy"),
+        storage_options=RequestStorageOptions(
+            source=storage_options.get("source", StorageOptions()),
+            target=storage_options.get("target", StorageOptions()),
+            source_strategy=storage_options.get("source-strategy"),
+            target_strategy=storage_options.get("target-strategy"),
         ),
         decryption=encryptions.get("decryption"),
         encryption=encryptions.get("encryption"),

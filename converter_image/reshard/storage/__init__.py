@@ -6,7 +6,7 @@ import os
 from typing import TYPE_CHECKING
 
 from reshard.extras import needs_extra
-from reshard.spec.access import Access
+from reshard.spec.storage_options import StorageOptions
 from reshard.spec.urls import S3, normalized
 from reshard.storage.local import LocalStore
 
@@ -16,7 +16,7 @@ if TYPE_CHECKING:
 __all__ = ["open_store", "parent_and_name", "root_and_path", "without_links"]
 
 
-def open_store(url: str, access: Access | None = None) -> Store:
+def open_store(url: str, storage_options: StorageOptions | None = None) -> Store:
     """Open the store at a folder's path, a file:// URL or s3://bucket/prefix.
 
     Raises:
@@ -29,7 +29,7 @@ def open_store(url: str, access: Access | None = None) -> Store:
         with needs_extra("s3", url):
             from reshard.storage.s3 import S3Store  # noqa: PLC0415 - boto3 takes a third of a second and 30 MB
 
-        return S3Store(url, access or Access())
+        return S3Store(url, storage_options or StorageOptions())
     return LocalStore(url)
 
 

@@ -17,7 +17,7 @@ from reshard.transform.commit import commit_job, ranks_of, recorded, shape_of, w
 
 if TYPE_CHECKING:
     from reshard.checkpoint.manifest import Manifest
-    from reshard.spec.access import Access
+    from reshard.spec.storage_options import StorageOptions
     from reshard.target.standing import Standing
 
 
@@ -28,7 +28,7 @@ def commit_checkpoint(
     ranks: str | None = None,
     digest: str | None = None,
     owner: str | None = None,
-    access: Access | None = None,
+    storage_options: StorageOptions | None = None,
     cancellation: Cancellation | None = None,
 ) -> Manifest:
     """Complete a checkpoint whose ranks, or stages, were written without commit.
@@ -38,7 +38,7 @@ def commit_checkpoint(
         ranks: target ranks that make the checkpoint complete, such as "0,2-5". None: all.
         digest: digest of the task. None: the only task that was started in the target, or all stages of one checkpoint.
         owner: owner that was passed to the processes that wrote the ranks.
-        access: options of the object store, if the target is in one.
+        storage_options: options of the object store, if the target is in one.
         cancellation: cancels the commit.
 
     Returns:
@@ -50,7 +50,7 @@ def commit_checkpoint(
         RequestError: several transforms were started in the target.
     """
     cancellation = cancellation or Cancellation()
-    target = TargetFolder(open_store(target_url, access), Options().file_mode)
+    target = TargetFolder(open_store(target_url, storage_options), Options().file_mode)
     standing = target.observe()
     begun = [job for job in standing.jobs if digest in {None, job.digest}]
     if not begun and (manifest := _completed(standing, digest)) is not None:
@@ -80,20 +80,22 @@ def commit_checkpoint(
 
 
 @operation("commit_checkpoint")
-def commit_if_complete(target_url: str, digest: str, *, all_ranks: bool = True, access: Access | None = None) -> Manifest | None:
+def commit_if_complete(
+    target_url: str, digest: str, *, all_ranks: bool = True, storage_options: StorageOptions | None = None
+) -> Manifest | None:
     """Complete the checkpoint of a task unless other processes still write ranks. The last process to finish finds no other.
 
     Args:
         target_url: URL or path of the target.
         digest: digest of the task.
         all_ranks: whether all ranks are required. False: the finished ranks make the checkpoint complete.
-        access: options of the object store, if the target is in one.
+        storage_options: options of the object store, if the target is in one.
 
     Returns:
         The manifest. None: other processes still write to the target, a rank is missing, or ranks of another checkpoint would be
         lost.
     """
-    target = TargetFolder(open_store(target_url, access), Options().file_mode)
+    target = TargetFolder(open_store(target_url, storage_options), Options().file_mode)
     standing = target.observe()
     if (job := standing.begun(digest)) is None:  # another process was the last
         return _completed(standing, digest)

@@ -71,7 +71,7 @@ def open_transform(
         ReshardError: the transform would fail. The error is the one that it would fail with.
     """
     check_places(request)
-    target = TargetFolder(open_store(request.target, request.access.target), request.options.file_mode)
+    target = TargetFolder(open_store(request.target, request.storage_options.target), request.options.file_mode)
     check_copy_mode(request, target.store)
     standing = target.observe()
     job = resume(request, target, standing, cancellation) if resumable else None

@@ -22,9 +22,9 @@ def check_places(request: Request) -> None:
     Raises:
         RequestError: source and target overlap.
     """
-    access = request.access
-    source = open_store(request.source, access.source).around()
-    target = open_store(request.target, access.target).around()
+    storage_options = request.storage_options
+    source = open_store(request.source, storage_options.source).around()
+    target = open_store(request.target, storage_options.target).around()
     if source[0] in target or target[0] in source:
         raise RequestError(
             "TargetOverlapsSource",
@@ -34,8 +34,8 @@ def check_places(request: Request) -> None:
         )
     _refuse_links(request.target)
     for strategy, reached in (
-        (request.source_strategy, access.source_strategy or access.source),
-        (request.target_strategy, access.target_strategy or access.target),
+        (request.source_strategy, storage_options.source_strategy or storage_options.source),
+        (request.target_strategy, storage_options.target_strategy or storage_options.target),
     ):
         if strategy is None or target[0] not in (around := open_store(strategy, reached).around()):
             continue
@@ -59,7 +59,7 @@ def check_copy_mode(request: Request, target: Store) -> None:
     if request.options.copy_mode == "Client":
         return
     what = None
-    if not target.copies_from(open_store(request.source, request.access.source)):
+    if not target.copies_from(open_store(request.source, request.storage_options.source)):
         what = "source and target are not in the same object store, accessed with the same endpoint and credentials"
     elif request.options.crc:
         what = "a CRC32 is requested, which requires reading every byte"

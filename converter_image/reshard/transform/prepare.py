@@ -99,18 +99,25 @@ def find(request: Request, source: Strategy | None, cancellation: Cancellation |
         ReshardError: there are no files, the selection is ambiguous, or the file of one rank would be read as a complete
             checkpoint.
     """
-    store, chosen = open_source(request.source, request.access.source)
+    store, chosen = open_source(request.source, request.storage_options.source)
     opened = cancellable(store, cancellation)
     options, ranks = request.options, None if source is None else source.numbers
     one_stage, each = options.output == "Stage", options.output == "Same"
-    access = request.access.source
+    storage_options = request.storage_options.source
     found = find_files(
-        opened, chosen, step=options.step, pattern=options.files, ranks=ranks, one_stage=one_stage, each=each, access=access
+        opened,
+        chosen,
+        step=options.step,
+        pattern=options.files,
+        ranks=ranks,
+        one_stage=one_stage,
+        each=each,
+        storage_options=storage_options,
     )
     whole = len(found.by_rank) == 1 and not found.described and (ranks is None or len(ranks) == 1)
     if whole and not (each or options.allow_single_rank):
         ((rank, path),) = found.by_rank.items()
-        refuse_one_of_several(opened, path, access, rank=rank if one_stage else None)
+        refuse_one_of_several(opened, path, storage_options, rank=rank if one_stage else None)
     return decrypted(store, request, cancellation=cancellation), found
 
 
@@ -286,13 +293,13 @@ def _indexed(request: Request, url: str, cancellation: Cancellation | None) -> J
         DataError: the index is damaged.
         RequestError: the source was checked at a lower level, see `CheckpointIndex.check_level`.
     """
-    access = request.access
-    index = read_index(url, access.index or access.source)
+    storage_options = request.storage_options
+    index = read_index(url, storage_options.index or storage_options.source)
     index.check_level(request.options.verification, url)
     settled: dict[str, Any] = {name: getattr(index, name) for name in SETTLED_BY_INDEX}
     request = msgspec.structs.replace(request, index=None, options=msgspec.structs.replace(request.options, **settled))
     source, target = index.strategies()
-    store, _ = open_source(request.source, access.source)
+    store, _ = open_source(request.source, storage_options.source)
     model = _place(index.inventory, source, target, request)
     model = replace(model, inconsistent_replicas=frozenset(index.inconsistent_replicas))
     unwritten = msgspec.structs.replace(request, options=Options(output="Index", **settled), encryption=None)
@@ -307,7 +314,7 @@ def resume(request: Request, target: TargetFolder, standing: Standing, cancellat
     """Prepare the task that a plan has written to this target for an equal request, without reading headers again."""
     if request.index is not None:
         return None  # reading the index costs as little
-    store, _ = open_source(request.source, request.access.source)
+    store, _ = open_source(request.source, request.storage_options.source)
     source, wanted = strategies_of(request)
     key = key_of(request, source, wanted)
     for document in standing.jobs:
@@ -351,10 +358,12 @@ def strategies_of(request: Request) -> Strategies:
         DataError, MissingInputError: a strategy is damaged or missing.
         AccessError, StorageError: a strategy cannot be read.
     """
-    access, one_stage = request.access, request.options.output == "Stage"
+    storage_options, one_stage = request.storage_options, request.options.output == "Stage"
     before = after = None
     if request.source_strategy:
-        before = read_strategy(request.source_strategy, access.source_strategy or access.source, one_stage=one_stage)
+        before = read_strategy(
+            request.source_strategy, storage_options.source_strategy or storage_options.source, one_stage=one_stage
+        )
     elif one_stage:
         raise RequestError(
             "SourceStrategyMissing",
@@ -363,7 +372,7 @@ def strategies_of(request: Request) -> Strategies:
             fix="specify the strategy of that stage (--source-strategy, spec.source.strategy)",
         )
     if request.target_strategy:
-        after = read_strategy(request.target_strategy, access.target_strategy or access.target)
+        after = read_strategy(request.target_strategy, storage_options.target_strategy or storage_options.target)
     return before, after
 
 

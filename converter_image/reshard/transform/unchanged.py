@@ -52,9 +52,9 @@ def find_complete(request: Request, cancellation: Cancellation, *, thorough: boo
         ReshardError: the request is invalid, or a location cannot be read.
     """
     check_places(request)
-    target = TargetFolder(open_store(request.target, request.access.target), request.options.file_mode)
+    target = TargetFolder(open_store(request.target, request.storage_options.target), request.options.file_mode)
     check_copy_mode(request, target.store)
-    if not listing_identifies(request, open_store(request.source, request.access.source)):
+    if not listing_identifies(request, open_store(request.source, request.storage_options.source)):
         return None
     standing = target.observe()
     manifest = standing.manifest

@@ -24,7 +24,7 @@ from reshard.transform.commit import maps_of
 if TYPE_CHECKING:
     from reshard.checkpoint.manifest import IndexRecord, Manifest
     from reshard.progress import Progress
-    from reshard.spec.access import Access
+    from reshard.spec.storage_options import StorageOptions
     from reshard.storage.protocol import Store
 
 
@@ -32,7 +32,7 @@ if TYPE_CHECKING:
 def verify_checkpoint(
     target_url: str,
     *,
-    access: Access | None = None,
+    storage_options: StorageOptions | None = None,
     workers: int | None = None,
     progress: Progress | None = None,
     cancellation: Cancellation | None = None,
@@ -41,7 +41,7 @@ def verify_checkpoint(
 
     Args:
         target_url: folder with the manifest, or s3://bucket/prefix.
-        access: options of the object store, if the target is in one.
+        storage_options: options of the object store, if the target is in one.
         workers: number of files read at a time.
         progress: receives the progress.
         cancellation: cancels the work.
@@ -55,7 +55,7 @@ def verify_checkpoint(
         IncomparableError: an object store has assembled a file, and this is not the object that it created.
     """
     cancellation = cancellation or Cancellation()
-    target, progress = TargetFolder(open_store(target_url, access), Options().file_mode), progress or Silent()
+    target, progress = TargetFolder(open_store(target_url, storage_options), Options().file_mode), progress or Silent()
     manifest = target.manifest()
     if manifest is None:
         raise MissingInputError(

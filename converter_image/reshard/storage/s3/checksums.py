@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 
     from botocore.client import BaseClient
 
-    from reshard.spec.access import Checksums as Wanted
+    from reshard.spec.storage_options import Checksums as Wanted
 
 T = TypeVar("T")
 

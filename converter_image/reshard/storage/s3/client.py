@@ -18,7 +18,7 @@ from reshard.storage.s3.failures import failures, without_credentials
 if TYPE_CHECKING:
     from botocore.client import BaseClient
 
-    from reshard.spec.access import Access
+    from reshard.spec.storage_options import StorageOptions
 
 # For all workers together; idle connections cost nothing.
 _MOST_CONNECTIONS = 128
@@ -30,27 +30,29 @@ _DEFAULT_REGION = "us-east-1"
 
 
 @lru_cache(maxsize=16)
-def client_of(access: Access) -> BaseClient:
-    """Return the client of an access; equal accesses share one. Threads may share it.
+def client_of(storage_options: StorageOptions) -> BaseClient:
+    """Return the client for these options. Equal options share one client. Threads may share it.
 
     Raises:
         AccessError: there is no such profile, or the credentials cannot be read.
         RequestError: the configuration contradicts itself.
         UsageError: the endpoint's URL has credentials in it.
     """
-    _check_endpoint(access.endpoint)
-    with failures(access.endpoint or "s3"):
-        core = botocore.session.Session(profile=access.profile)
-        if access.credentials is not None:
-            core.get_component("credential_provider").insert_before("env", _FolderProvider(Path(access.credentials)))
-        authorities = access.ca_bundle or core.get_config_variable("ca_bundle") or None
+    _check_endpoint(storage_options.endpoint)
+    with failures(storage_options.endpoint or "s3"):
+        core = botocore.session.Session(profile=storage_options.profile)
+        if storage_options.credentials is not None:
+            core.get_component("credential_provider").insert_before("env", _FolderProvider(Path(storage_options.credentials)))
+        authorities = storage_options.ca_bundle or core.get_config_variable("ca_bundle") or None
         if authorities is not None:
             _check_authorities(authorities)
         session = boto3.Session(botocore_session=core)
         s3: dict[str, Any] = {}
-        if access.addressing != "Auto":
-            s3["addressing_style"] = access.addressing.lower()
-        if access.checksums != "None":  # the server verifies content by its checksum: a signature of all bytes adds nothing
+        if storage_options.addressing != "Auto":
+            s3["addressing_style"] = storage_options.addressing.lower()
+        if (
+            storage_options.checksums != "None"
+        ):  # the server verifies content by its checksum: a signature of all bytes adds nothing
             s3["payload_signing_enabled"] = False
         config = Config(
             s3=s3 or None,
@@ -65,8 +67,8 @@ def client_of(access: Access) -> BaseClient:
         )
         client = session.client(
             "s3",
-            endpoint_url=access.endpoint,
-            region_name=access.region or session.region_name or _DEFAULT_REGION,
+            endpoint_url=storage_options.endpoint,
+            region_name=storage_options.region or session.region_name or _DEFAULT_REGION,
             verify=authorities,
             config=config,
         )

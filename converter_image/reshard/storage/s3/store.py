@@ -26,7 +26,7 @@ if TYPE_CHECKING:
     from collections.abc import Collection, Iterable, Iterator, Sequence
     from mmap import mmap
 
-    from reshard.spec.access import Access
+    from reshard.spec.storage_options import StorageOptions
     from reshard.storage.protocol import Store
 
 SCHEME = "s3://"
@@ -61,7 +61,7 @@ class S3Store:
     Listings and the answers to conditional requests are taken to be consistent, as S3's are since 2020.
     """
 
-    def __init__(self, url: str, access: Access) -> None:
+    def __init__(self, url: str, storage_options: StorageOptions) -> None:
         bucket, _, prefix = url.removeprefix(SCHEME).partition("/")
         if "@" in bucket:
             raise UsageError(
@@ -77,9 +77,9 @@ class S3Store:
                 "InvalidAddress", "not a valid s3://bucket/prefix URL", where=url, fix="use an address like s3://bucket/prefix"
             )
         self._bucket, self._prefix = bucket, prefix
-        self._access = access
-        self._client = client_of(access)
-        self._checksums = Checksums(access.checksums, self._client, self._named(PROBE))
+        self._storage_options = storage_options
+        self._client = client_of(storage_options)
+        self._checksums = Checksums(storage_options.checksums, self._client, self._named(PROBE))
         self._deleter = Deleter(self._client, bucket)
         self._uploads = Uploads(self._client, bucket, f"{prefix}/" if prefix else "", self._key(PROBE), self._clock)
         self._idle: list[mmap] = []  # buffers of writers, of one size because all ranks' files are alike
@@ -100,7 +100,7 @@ class S3Store:
     def around(self) -> list[str]:
         """See `Store.around`."""
         parts = self.url.removeprefix(SCHEME).split("/")
-        server = self._access.endpoint or self._client.meta.endpoint_url
+        server = self._storage_options.endpoint or self._client.meta.endpoint_url
         return [f"{server} {'/'.join(parts[:n])}" for n in range(len(parts), 0, -1)]
 
     def list(self, path: str) -> list[Stat]:

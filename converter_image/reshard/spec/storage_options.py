@@ -10,8 +10,8 @@ Addressing = Literal["Auto", "Path", "Virtual"]
 Checksums = Literal["Auto", "MD5", "None"]
 
 
-class Access(msgspec.Struct, frozen=True):
-    """Access to one object store. The AWS environment resolves a field that is None: variables, profile, web identity, instance.
+class StorageOptions(msgspec.Struct, frozen=True):
+    """Options of one object store. The AWS environment resolves a field that is None: variables, profile, web identity, instance.
 
     Attributes:
         endpoint: URL of the server.
@@ -33,11 +33,11 @@ class Access(msgspec.Struct, frozen=True):
     checksums: Checksums = "Auto"
 
 
-class Accesses(msgspec.Struct, frozen=True):
-    """Access to the locations of a request. None: a strategy uses the access of its side, an index that of the source."""
+class RequestStorageOptions(msgspec.Struct, frozen=True):
+    """Storage options of the locations of a request. None: a strategy uses those of its side, an index those of the source."""
 
-    source: Access = Access()
-    target: Access = Access()
-    source_strategy: Access | None = None
-    target_strategy: Access | None = None
-    index: Access | None = None
+    source: StorageOptions = StorageOptions()
+    target: StorageOptions = StorageOptions()
+    source_strategy: StorageOptions | None = None
+    target_strategy: StorageOptions | None = None
+    index: StorageOptions | None = None
