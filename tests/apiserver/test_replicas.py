@@ -28,7 +28,7 @@ def holder(transforms: Transforms) -> str | None:
     return items[0].spec.holder_identity if items else None
 
 
-def test_a_replica_that_was_away_finds_itself_replaced(transforms: Transforms, layout: Layout, tmp_path: Path) -> None:
+def test_a_paused_replica_finds_itself_replaced(transforms: Transforms, layout: Layout, tmp_path: Path) -> None:
     who = account(transforms.api, layout, transforms.namespace, tmp_path)
     kubelet = PretendKubelet(transforms.api, transforms.namespace)
     with operator_process(who, tmp_path, "first") as first, kubelet.running():
@@ -47,7 +47,7 @@ def test_a_replica_that_was_away_finds_itself_replaced(transforms: Transforms, l
     assert "another replica has taken over" in (tmp_path / "first.log").read_text()
 
 
-def test_a_replica_that_ends_gives_its_lease_back(transforms: Transforms, layout: Layout, tmp_path: Path) -> None:
+def test_a_replica_that_ends_releases_its_lease(transforms: Transforms, layout: Layout, tmp_path: Path) -> None:
     who = account(transforms.api, layout, transforms.namespace, tmp_path)
     with operator_process(who, tmp_path, "first") as first:
         wait_for(lambda: holder(transforms) == "first")

@@ -52,7 +52,7 @@ def _start(folder: Path, command: str) -> subprocess.Popen[str]:
 
 
 @pytest.mark.parametrize("number", [signal.SIGKILL, signal.SIGTERM], ids=["killed", "terminated"])
-def test_nothing_is_left_of_a_cluster_that_a_signal_ends(number: signal.Signals, tmp_path: Path) -> None:
+def test_a_cluster_ended_by_a_signal_leaves_nothing(number: signal.Signals, tmp_path: Path) -> None:
     with _start(tmp_path, f"{BUSY}exec sleep 1000") as process:
         assert process.stdout is not None
         state = Path(process.stdout.readline().strip())

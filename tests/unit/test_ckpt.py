@@ -91,7 +91,7 @@ def test_text_has_as_many_elements_as_characters() -> None:
 
 
 @pytest.mark.parametrize("cut", range(1, len(CONTENT)))
-def test_a_file_cut_anywhere_is_refused_or_ends_behind_a_parameter(cut: int) -> None:
+def test_a_truncated_file_is_refused_or_ends_after_a_parameter(cut: int) -> None:
     boundaries = {len(rawfiles.ckpt(dict(list(TENSORS.items())[:n]))) for n in range(1, 3)}
     if cut in boundaries:
         assert len(contents(CONTENT[:cut])) < len(TENSORS)
@@ -192,7 +192,7 @@ def test_written_tensors_are_read_back(described: list[tuple[str, str, list[int]
 
 
 @given(st.data())
-def test_no_damage_gets_through_as_anything_but_an_error(data: st.DataObject) -> None:
+def test_every_damage_is_an_error(data: st.DataObject) -> None:
     content = bytearray(rawfiles.ckpt(TENSORS, crc=data.draw(st.booleans())))
     for _ in range(data.draw(st.integers(1, 4))):
         at = data.draw(st.integers(0, len(content) - 1))

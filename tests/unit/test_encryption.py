@@ -196,7 +196,7 @@ def broken(mode: str = "AES-GCM", **fields: int) -> bytes:
         (broken(), "NotAuthentic"),
     ],
 )
-def test_hostile_files_are_refused(content: bytes, reason: str) -> None:
+def test_malicious_files_are_refused(content: bytes, reason: str) -> None:
     with pytest.raises(DataError) as caught:
         opened(content, "AES-GCM")
     assert caught.value.reason == reason

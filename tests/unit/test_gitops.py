@@ -52,7 +52,7 @@ PHASES = {
 
 
 @pytest.mark.parametrize("phase", PHASES)
-def test_argo_cd_knows_its_health(phase: str) -> None:
+def test_argo_cd_reports_the_health(phase: str) -> None:
     make, health, _ = PHASES[phase]
     text = yaml.safe_load((EXAMPLES / "gitops" / "argocd-cm.yaml").read_text())["data"]
     script = text["resource.customizations.health.reshard.dev_CheckpointTransform"]
@@ -65,7 +65,7 @@ def test_argo_cd_knows_its_health(phase: str) -> None:
 
 
 @pytest.mark.parametrize("phase", PHASES)
-def test_flux_knows_its_health(phase: str) -> None:
+def test_flux_reports_the_health(phase: str) -> None:
     make, _, state = PHASES[phase]
     flux = yaml.safe_load((EXAMPLES / "gitops" / "flux-kustomization.yaml").read_text())
     expressions = flux["spec"]["healthCheckExprs"][0]

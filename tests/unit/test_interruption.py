@@ -203,7 +203,7 @@ def test_the_end_of_a_stuck_process_is_reported() -> None:
     assert (process.returncode, said) == (143, f"reshard: {CancelledError()}. See {CancelledError().documentation}\n")
 
 
-def test_main_never_ends_the_process_that_calls_it() -> None:
+def test_main_never_exits_the_calling_process() -> None:
     ended = subprocess.run([sys.executable, "-c", _HOST], capture_output=True, text=True, check=True)
     assert ended.stdout.splitlines()[-1] == "[143, 66, 0, 2]"
 

@@ -88,7 +88,7 @@ def test_a_choice_excludes_and_renames_parameters_of_a_strategy(made: disk.Check
         (lambda _: "", "InvalidOption.*neither a name"),
     ],
 )
-def test_a_choice_that_cannot_be_followed_is_refused(made: disk.Checkpoint, tmp_path: Path, choice: Any, said: str) -> None:
+def test_an_impossible_choice_is_refused(made: disk.Checkpoint, tmp_path: Path, choice: Any, said: str) -> None:
     with pytest.raises(ReshardError, match=said):
         unify(made, tmp_path / "u", choice_func=choice)
     assert not (tmp_path / "u").exists()

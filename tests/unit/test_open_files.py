@@ -130,7 +130,7 @@ def test_a_file_that_changes_while_its_reader_has_no_descriptor_is_refused(folde
             reader.read(0, SIZE)
 
 
-def test_readers_make_way_when_the_process_may_open_no_more(folder: Path, tmp_path: Path) -> None:
+def test_readers_release_descriptors_at_the_limit_of_the_process(folder: Path, tmp_path: Path) -> None:
     limits = resource.getrlimit(resource.RLIMIT_NOFILE)
     readers = [LocalReader(str(folder / str(number))) for number in range(50)]
     highest = max(int(number.name) for number in Path("/proc/self/fd").iterdir())

@@ -82,7 +82,7 @@ def looks(monkeypatch: pytest.MonkeyPatch) -> list[Standing]:
     return found
 
 
-def test_a_target_is_looked_at_a_few_times(made: disk.Checkpoint, tmp_path: Path, looks: list[Standing]) -> None:
+def test_a_target_is_observed_a_few_times(made: disk.Checkpoint, tmp_path: Path, looks: list[Standing]) -> None:
     """Each look costs a listing, and a read for each job: on an object store these are round trips of every pod."""
     target = tmp_path / "t"
     assert main(made.arguments(target, "--ranks", "0", "--no-commit")) == 0

@@ -133,7 +133,7 @@ def test_copies_of_possible_slices_stay_marked(theirs: Path, form: str, name: st
 
 
 @pytest.mark.parametrize("chosen", [MAP, INDEX, HYPER])
-def test_files_chosen_by_themselves_stay_marked(theirs: Path, chosen: str, tmp_path: Path) -> None:
+def test_selected_files_stay_marked(theirs: Path, chosen: str, tmp_path: Path) -> None:
     transform(theirs, tmp_path / "u", output="Unified", hugging_face_index=True, allow_inconsistent=("b.w",))
     names = ["b.w"] if chosen == HYPER else ["a.w", "b.w"]
     with pytest.raises(ReshardError, match=r"MayBeSlice: parameter b.w"):
@@ -141,7 +141,7 @@ def test_files_chosen_by_themselves_stay_marked(theirs: Path, chosen: str, tmp_p
 
 
 @pytest.mark.parametrize("by_pattern", [False, True])
-def test_a_file_of_a_rank_chosen_by_itself_stays_marked(theirs: Path, tmp_path: Path, *, by_pattern: bool) -> None:
+def test_a_single_selected_file_of_a_rank_stays_marked(theirs: Path, tmp_path: Path, *, by_pattern: bool) -> None:
     transform(theirs, tmp_path / "one", allow_inconsistent=("b.w",))
     (file,) = (tmp_path / "one").glob("rank_0/*")
     source, options = (tmp_path / "one", {"files": "*.safetensors"}) if by_pattern else (file, {})
@@ -170,7 +170,7 @@ def test_slices_that_mindspore_leaves_are_recognized_without_its_map(theirs: Pat
 
 
 @pytest.mark.parametrize("chosen", ["", HYPER, MAP])
-def test_whole_parameters_in_an_own_hyper_file_are_taken_for_whole(chosen: str, tmp_path: Path) -> None:
+def test_whole_parameters_in_a_hyper_file_of_reshard_are_whole(chosen: str, tmp_path: Path) -> None:
     (tmp_path / "made" / "rank_0").mkdir(parents=True)
     (tmp_path / "made" / "rank_0" / "x.safetensors").write_bytes(rawfiles.safetensors({"a.w": ROWS, "b.w": ROWS}, {}))
     whole = naming(tmp_path / "s.ckpt", "a.w", layout=Layout((1,), ((), ())))

@@ -55,7 +55,7 @@ def test_an_index_needs_no_ranks() -> None:
     assert ready(cluster)["message"] == "4 -> 6 ranks, indexed for loading"
 
 
-def test_nothing_more_is_done_after_the_end() -> None:
+def test_nothing_is_done_after_the_end() -> None:
     cluster = PretendCluster()
     cluster.settle()
     decision = cluster.decide()
@@ -235,7 +235,7 @@ def test_a_deleted_transform_is_left_alone() -> None:
     assert cluster.decide().status is None
 
 
-def test_a_spec_that_changed_behind_the_api_servers_back() -> None:
+def test_a_spec_changed_without_the_api_server() -> None:
     cluster = PretendCluster()
     cluster.work()
     cluster.change(verification="Full")
@@ -286,7 +286,7 @@ def test_the_generation_is_kept_up_to_date_after_the_end() -> None:
     assert cluster.status["phase"] == "Complete"
 
 
-def test_only_counts_may_wait() -> None:
+def test_only_counts_may_be_delayed() -> None:
     cluster = PretendCluster(resource(execution={"parallelism": 1}))
     statuses = []
     for _ in range(20):

@@ -147,7 +147,7 @@ def test_shapes_survive_a_merge_as_mindspores_compiler_needs_them(tmp_path: Path
     assert json.loads((tmp_path / "merged.json").read_bytes())["parallel_layout_item"]["multi"]["tensor_shape"] == [2, 8, 32]
 
 
-def test_a_hostile_number_of_dimensions_is_not_tried() -> None:
+def test_a_malicious_number_of_dimensions_is_refused_quickly() -> None:
     started = time.process_time()
     assert regrouped(Layout((2,), ((),) * 32), (1,) * 32, (1,) * 16, sliced=True) is None
     assert time.process_time() - started < 1

@@ -142,7 +142,7 @@ def test_the_parts_that_were_sent_cost_nothing_more() -> None:
     assert many < 10 * few  # four times as many parts; a walk over all sent parts would take sixteen times as long
 
 
-def test_a_part_that_fails_ends_the_writing(server: thin_s3.ThinServer) -> None:
+def test_a_failed_part_ends_the_upload(server: thin_s3.ThinServer) -> None:
     server.refuse = lambda request: (403, "AccessDenied") if request.query.get("partNumber") == "2" else None
     writer = open_store("s3://bucket/a").create("x", temporary="", mode=MODE)
     with pytest.raises(AccessError, match="PermissionDenied"):

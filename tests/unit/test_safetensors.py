@@ -124,7 +124,7 @@ def test_text_survives() -> None:
     assert contents(header + "hé".encode("utf-32-le")) == {"t": ("str", (2,), "hé".encode("utf-32-le"))}
 
 
-def test_the_crc_is_over_names_and_contents_by_name() -> None:
+def test_the_crc_covers_names_and_contents_in_name_order() -> None:
     crc = 0
     for name in sorted(TENSORS):
         content = bytes(int(TENSORS[name])) if name == "step" else TENSORS[name].tobytes()  # as many zeros as its value
@@ -152,7 +152,7 @@ def test_a_scalar_below_zero_counts_as_its_bytes() -> None:
     assert found.crc == zlib.crc32(b"a\xff\xff")
 
 
-def test_a_file_cut_anywhere_is_refused() -> None:
+def test_a_truncated_file_is_refused() -> None:
     for cut in range(len(CONTENT)):
         refused(CONTENT[:cut])
 
@@ -201,7 +201,7 @@ def test_damage_is_named(content: bytes, reason: str) -> None:
 
 
 @pytest.mark.parametrize(("begin", "entry", "end"), [(b"{", b'"":1', b"}"), (b'{"__metadata__":{', b'"":""', b"}}")])
-def test_a_hostile_header_does_not_fill_the_memory(begin: bytes, entry: bytes, end: bytes) -> None:
+def test_a_malicious_header_does_not_exhaust_memory(begin: bytes, entry: bytes, end: bytes) -> None:
     content = file(begin + b",".join([entry] * (1 << 22)) + end)
     tracemalloc.start()
     try:
@@ -219,7 +219,7 @@ def test_a_header_above_the_limit_is_not_written(monkeypatch: pytest.MonkeyPatch
 
 
 @given(st.data())
-def test_no_damage_gets_through_as_anything_but_an_error(data: st.DataObject) -> None:
+def test_every_damage_is_an_error(data: st.DataObject) -> None:
     content = bytearray(CONTENT)
     for _ in range(data.draw(st.integers(1, 4))):
         at = data.draw(st.integers(0, len(content) - 1))

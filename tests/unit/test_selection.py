@@ -24,7 +24,7 @@ WITH_STEPS = ["net-9_1.ckpt", "net-10_1.ckpt", "net-10_1_breakpoint.ckpt", "chec
         ({0: ["any name.ckpt"]}, {0: "any name.ckpt"}),
     ],
 )
-def test_the_newest_step_counts_as_numbers(names: dict[int, list[str]], chosen: dict[int, str]) -> None:
+def test_steps_are_compared_as_numbers(names: dict[int, list[str]], chosen: dict[int, str]) -> None:
     assert select_files(names).files == chosen
 
 
@@ -56,7 +56,7 @@ def test_ranks_with_files_of_several_names_are_read_if_a_pattern_selects_them() 
         {0: ["checkpoint_5.ckpt"], 5: ["checkpoint_5.ckpt"]},
     ],
 )
-def test_numbers_that_need_not_be_ranks(names: dict[int, list[str]]) -> None:
+def test_numbers_in_names_that_may_not_be_ranks(names: dict[int, list[str]]) -> None:
     assert select_files(names).files == {rank: name for rank, [name] in names.items()}
 
 
@@ -94,7 +94,7 @@ def test_ambiguous_selections_are_refused(names: dict[int, list[str]], asked: di
 OLD, NEW = "net-1_100.ckpt", "net-2_200.ckpt"
 
 
-def test_a_run_that_was_shrunk_or_grown_in_its_folder() -> None:
+def test_a_run_that_continued_with_other_ranks_in_its_folder() -> None:
     shrunk = {rank: [OLD, NEW] if rank < 2 else [OLD] for rank in range(4)}
     found = select_files(shrunk, expected=range(2))
     assert (found.files, found.step) == ({0: NEW, 1: NEW}, (2, 200))

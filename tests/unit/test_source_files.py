@@ -165,7 +165,7 @@ def test_pointers_of_git_lfs(made: disk.Checkpoint, tmp_path: Path, refused: Cal
     assert "git lfs pull" in line
 
 
-def test_a_folder_around_the_one_that_is_meant(made: disk.Checkpoint, tmp_path: Path, refused: Callable[..., str]) -> None:
+def test_a_parent_of_the_checkpoint_folder(made: disk.Checkpoint, tmp_path: Path, refused: Callable[..., str]) -> None:
     (tmp_path / "outer").mkdir()
     inner = made.source.rename(tmp_path / "outer" / "inner")
     line = refused(66, "SourceMissing", *made.arguments(tmp_path / "out", "--source", str(tmp_path / "outer")))
@@ -198,7 +198,9 @@ def test_one_rank_whose_neighbours_are_empty_is_a_whole_checkpoint(made: disk.Ch
     assert main(["transform", "--source", str(made.source / "rank_3"), "--target", str(tmp_path / "out")]) == 0
 
 
-def test_a_run_that_was_shrunk_in_its_folder(made: disk.Checkpoint, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_a_run_that_continued_with_fewer_ranks_in_its_folder(
+    made: disk.Checkpoint, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     for rank in range(4, 8):
         shutil.copytree(made.source / f"rank_{rank - 4}", made.source / f"rank_{rank}")
     for rank in range(4):

@@ -77,7 +77,7 @@ def test_a_strategy_may_be_an_entry_of_a_config_map() -> None:
         here(spec, a="/a", b="/b")
 
 
-def test_keys_are_files_of_their_own() -> None:
+def test_keys_are_separate_files() -> None:
     resource = msgspec.json.decode(msgspec.json.encode(RESOURCE))
     resource["spec"]["source"]["decryption"] = {"secretKeyRef": {"name": "keys", "key": "old"}}
     resource["spec"]["target"]["encryption"] = {"secretKeyRef": {"name": "keys", "key": "new"}, "mode": "SM4-CBC"}
@@ -203,7 +203,7 @@ VALUES = st.recursive(
 
 
 @given(st.text() | VALUES.map(yaml.safe_dump))
-def test_no_text_gets_through_as_anything_but_an_error(text: str) -> None:
+def test_every_invalid_text_is_an_error(text: str) -> None:
     with pytest.raises(UsageError):
         parse_resource(text, "x.yaml")
 

@@ -246,7 +246,7 @@ def test_the_canonical_form_distinguishes_shardings_only() -> None:
 
 
 @pytest.mark.parametrize("form", ["protobuf", "json"])
-def test_a_hundred_thousand_parameters_are_read_at_once(form: Form) -> None:
+def test_a_hundred_thousand_parameters_are_read_quickly(form: Form) -> None:
     kinds = [ROWS, BOTH, SHARD, WHOLE]
     layouts = {f"backbone.layers.{i // 9}.attention.w{i % 9}.weight": kinds[i % 4] for i in range(100_000)}
     content = dump(StrategyFile("x", {0: layouts}), form)
@@ -265,7 +265,7 @@ def test_equal_layouts_that_are_written_differently_are_one_object() -> None:
     assert first is second
 
 
-def test_a_pipeline_of_sixteen_stages_is_merged_at_once() -> None:
+def test_a_pipeline_of_sixteen_stages_is_merged_quickly() -> None:
     parts = ("wq", "wk", "wv", "wo", "w1", "w2", "w3", "attention_norm", "ffn_norm")
     files = [
         message({f"{m}layers.{i}.{w}": ROWS for m in ("", "m.", "v.") for i in range(s * 8, s * 8 + 8) for w in parts}, [s])
@@ -337,7 +337,7 @@ def test_files_of_a_stage_that_name_other_parameters_are_refused() -> None:
         (["a"], []),
     ],
 )
-def test_stages_of_an_earlier_run_name_nothing_of_their_own(stages: list[str], repeated: list[int]) -> None:
+def test_repeated_stages_of_an_earlier_run_are_found(stages: list[str], repeated: list[int]) -> None:
     strategy = Strategy(tuple(dict.fromkeys(names, ROWS) for names in stages), 8)
     assert list(strategy.repeated_stages) == repeated
 

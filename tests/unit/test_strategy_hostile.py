@@ -60,7 +60,7 @@ def reason(content: bytes, where: str = "s") -> str:
     return caught.value.reason
 
 
-def test_the_material_of_these_tests_is_read() -> None:
+def test_the_undamaged_test_files_are_read() -> None:
     expected = {0: {"a": Layout((8,), ((0,),))}}
     assert parse(STAGE + item(b"a"), "s").stages == expected
     assert parse(STAGE + item(b"a", layout(b"\x08", b"\x00")), "s").stages == expected
@@ -244,7 +244,7 @@ def test_more_different_layouts_than_any_model_has_are_refused() -> None:
     ],
     ids=lambda content: repr(content[:30]),
 )
-def test_a_small_file_does_not_fill_the_memory(content: bytes) -> None:
+def test_a_small_file_does_not_exhaust_memory(content: bytes) -> None:
     parse(PROTOBUF, "s")  # objects that are built once are not counted
     tracemalloc.start()
     try:

@@ -194,7 +194,7 @@ def test_numbers_of_64_bits() -> None:
 
 
 @given(st.data())
-def test_no_damage_does_more_than_refuse(data: st.DataObject) -> None:
+def test_damage_is_only_refused(data: st.DataObject) -> None:
     whole = bytearray(data.draw(st.sampled_from([archive(STORED), (FILES / "shared.pt").read_bytes()])))
     for _ in range(data.draw(st.integers(1, 4))):
         whole[data.draw(st.integers(0, len(whole) - 1))] = data.draw(st.integers(0, 255))

@@ -37,13 +37,13 @@ def refusal(data: bytes, **limits: int) -> str:
 
 
 @given(VALUES, st.integers(3, 5))
-def test_data_comes_out_as_it_went_in(value: Any, protocol: int) -> None:
+def test_data_is_read_as_it_was_pickled(value: Any, protocol: int) -> None:
     for data in (pickle.dumps(value, protocol), pickletools.optimize(pickle.dumps(value, protocol))):
         assert load(data, RULES, "m", limits=PLAIN) == value
 
 
 @given(st.recursive(SCALARS.filter(lambda x: not isinstance(x, bytes)), lambda inner: st.lists(inner) | st.tuples(inner, inner)))
-def test_protocol_2_comes_out_too(value: Any) -> None:
+def test_protocol_2_is_read_too(value: Any) -> None:
     assert load(pickle.dumps(value, 2), RULES, "m", limits=PLAIN) == value
 
 
@@ -178,7 +178,7 @@ def test_memory_is_bounded_by_the_length(bomb: str) -> None:
     assert peak < 10 * len(data) + (2 << 20)
 
 
-def test_deep_nesting_leaves_no_trace() -> None:
+def test_deep_nesting_is_read_and_freed() -> None:
     found = load(b")" + b"\x85" * 100_000 + b".", RULES, "m")
     assert len(found) == 1
     del found
@@ -204,7 +204,7 @@ def test_truncated_metadata_is_refused() -> None:
 
 
 @given(st.sampled_from(REAL), st.data())
-def test_damaged_metadata_does_no_more_than_refuse(path: Any, data: st.DataObject) -> None:
+def test_damaged_metadata_is_only_refused(path: Any, data: st.DataObject) -> None:
     whole = bytearray(path.read_bytes())
     for _ in range(data.draw(st.integers(1, 5))):
         whole[data.draw(st.integers(0, len(whole) - 1))] = data.draw(st.integers(0, 255))
@@ -212,6 +212,6 @@ def test_damaged_metadata_does_no_more_than_refuse(path: Any, data: st.DataObjec
 
 
 @given(st.binary(max_size=200))
-def test_any_bytes_do_no_more_than_refuse(data: bytes) -> None:
+def test_any_bytes_are_only_refused(data: bytes) -> None:
     outcome(data)
     outcome(metadata({"w": ((1,), [((0,), (1,))])})[:-1] + data)

@@ -94,7 +94,7 @@ def renamed(folder: Path, metadata: dict[str, str], *rules: RenameRule) -> dict[
     return found
 
 
-def test_an_alias_stays_while_its_tensor_does(tmp_path: Path) -> None:
+def test_an_alias_is_kept_while_its_tensor_is(tmp_path: Path) -> None:
     alias = {"format": "pt", "head.weight": "embed.weight", "author": "x"}
     assert renamed(tmp_path, alias) == alias
     assert renamed(tmp_path, alias, RenameRule("head.weight", name="embed.weight")) == {"format": "pt", "author": "x"}
