@@ -30,8 +30,12 @@ def reference() -> str:
         lines += [f"## {part}", "", schema["properties"][part]["description"], "", _TABLE]
         lines += list(_rows(schema["properties"][part], part))
         lines.append("")
-    rules = schema["properties"]["spec"]["x-kubernetes-validations"]
-    lines += ["## Validation rules", "", *(f"- {rule['message']}" for rule in rules), ""]
+    lines += ["## Validation rules", "", "| field | rule |", "|---|---|"]
+    fields: dict[str, list[str]] = {}
+    for field, message in _rules(schema["properties"]["spec"], "spec"):
+        fields.setdefault(message, []).append(field)
+    lines += [f"| {', '.join(f'`{field}`' for field in named)} | {message} |" for message, named in fields.items()]
+    lines.append("")
     return "\n".join(lines)
 
 
@@ -49,6 +53,16 @@ def _rows(schema: dict[str, Any], path: str) -> Iterator[str]:
         yield f"| `{where}` | {what} | {shown} | {field.get('description', '')} |"
         yield from _rows(field, where)
         yield from _rows(field.get("items", {}), f"{where}[]")
+
+
+def _rules(schema: dict[str, Any], path: str) -> Iterator[tuple[str, str]]:
+    """Yield each CEL rule of a field and of the fields in it, as (field, message)."""
+    for rule in schema.get("x-kubernetes-validations", ()):
+        yield path, rule["message"]
+    for name, field in schema.get("properties", {}).items():
+        yield from _rules(field, f"{path}.{name}")
+    if "items" in schema:
+        yield from _rules(schema["items"], f"{path}[]")
 
 
 def kind(field: dict[str, Any]) -> str:
