@@ -289,12 +289,16 @@ def test_parameters_in_no_part_are_missing_when_all_parts_exist(
     assert manifest(target)["targetOnly"] == ["lost"]
 
 
-def test_copies_that_differ_between_parts_are_refused_unless_accepted(
-    made: Pipeline, target: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
+def with_step_7_in_stage_1(made: Pipeline) -> None:
     for path in made.made.source.glob("rank_[23]/*"):
         tensors = rawfiles.read("ckpt", path.read_bytes())
         path.write_bytes(rawfiles.write("ckpt", tensors | {"step": np.full_like(tensors["step"], 7)}))
+
+
+def test_copies_that_differ_between_parts_are_refused_unless_accepted(
+    made: Pipeline, target: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    with_step_7_in_stage_1(made)
     assert (made.run(0, target), made.run(1, target)) == (0, 65)
     said = capsys.readouterr().err
     assert "RanksDisagree: parameter step: " in said
@@ -306,10 +310,8 @@ def test_copies_that_differ_between_parts_are_refused_unless_accepted(
     assert manifest(target)["inconsistentReplicas"] == ["step"]
 
 
-def test_replicas_that_differ_between_parts_are_refused_unless_accepted(
-    made: Pipeline, target: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
-    """Both stages have an embedding."""
+def with_different_replicas(made: Pipeline) -> None:
+    """Give both stages an embedding, whose last slice on source rank 3 differs from that on rank 1."""
     emb = np.arange(16, dtype=np.float32)
     for path in made.made.source.glob("rank_*/*"):
         rank = int(path.parent.name.removeprefix("rank_"))
@@ -321,6 +323,12 @@ def test_replicas_that_differ_between_parts_are_refused_unless_accepted(
         made.strategy(stage).write_bytes(dump(StrategyFile("x", shared), "protobuf"))
     shared = {0: after.stages[0] | {"emb": Layout((4,), ((0,),))}}
     made.made.target_strategy.write_bytes(dump(StrategyFile("x", shared), "protobuf"))
+
+
+def test_replicas_that_differ_between_parts_are_refused_unless_accepted(
+    made: Pipeline, target: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    with_different_replicas(made)
     assert (made.run(0, target), made.run(1, target)) == (0, 65)
     said = capsys.readouterr().err
     assert "ReplicasDiffer: parameter emb: " in said
@@ -328,6 +336,36 @@ def test_replicas_that_differ_between_parts_are_refused_unless_accepted(
     accepted = ["--replicas", "lowest-rank", "--overwrite"]
     assert made.run(0, target, *accepted) == made.run(1, target, *accepted) == 0
     assert manifest(target)["inconsistentReplicas"] == ["emb"]
+
+
+def test_replicas_of_added_ranks_are_compared(made: Pipeline, target: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    with_different_replicas(made)
+    for ranks, code in (("0-1", 0), ("2-3", 65)):
+        assert made.run(0, target, "--ranks", ranks) == 0
+        assert made.run(1, target, "--ranks", ranks) == code
+    assert "ReplicasDiffer: parameter emb: " in capsys.readouterr().err
+    assert manifest(target)["ranks"] == "0-1"
+
+
+def test_stages_written_for_different_ranks_are_complete_once_a_rank_has_all(made: Pipeline, target: Path) -> None:
+    assert made.run(0, target, "--ranks", "2-3") == made.run(1, target, "--ranks", "0-1") == 0
+    assert not (target / MANIFEST_NAME).exists()
+    assert made.run(0, target, "--ranks", "0-1") == 0
+    assert manifest(target)["ranks"] == "0-1"
+    assert made.run(1, target, "--ranks", "2-3") == 0
+    assert right(made.made.model, target)
+
+
+def test_copies_in_stages_written_for_different_ranks_are_compared(
+    made: Pipeline, target: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """The lowest rank has the file of only one stage."""
+    with_step_7_in_stage_1(made)
+    for stage, ranks in ((0, "1-3"), (1, "0,3")):
+        code = made.run(stage, target, "--ranks", ranks)
+    assert code == 65
+    assert "RanksDisagree: parameter step: " in capsys.readouterr().err
+    assert not (target / MANIFEST_NAME).exists()
 
 
 @pytest.mark.parametrize(

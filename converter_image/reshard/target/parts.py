@@ -44,12 +44,11 @@ def notes_on_rules(manifest: Manifest) -> tuple[str, ...]:
     return tuple(f"the pattern {rule.pattern} matches no parameter" for rule in _unmatched(manifest.stages))
 
 
-def unite(manifests: Sequence[Manifest], inconsistent: Collection[str] = ()) -> Manifest:
+def unite(manifests: Sequence[Manifest]) -> Manifest:
     """Return the manifest of a checkpoint from those of all its stages.
 
     Args:
         manifests: manifests of the stages, each with the record of one stage.
-        inconsistent: names of parameters that several stages hold with different content, which the request accepts.
 
     Raises:
         MissingInputError: no stage holds a name in the target strategy, and the request does not allow that; or no stage holds a
@@ -94,7 +93,7 @@ def unite(manifests: Sequence[Manifest], inconsistent: Collection[str] = ()) -> 
         target_only=_names([*(manifest.target_only for manifest in manifests), uncovered]),
         not_in_files=tuple(name for name in absent if name not in held),
         zero_size=_names(manifest.zero_size for manifest in manifests),
-        inconsistent_replicas=_names([*(manifest.inconsistent_replicas for manifest in manifests), inconsistent]),
+        inconsistent_replicas=_names(manifest.inconsistent_replicas for manifest in manifests),
         may_be_slices=_names(manifest.may_be_slices for manifest in manifests),
         notes=tuple(dict.fromkeys(note for manifest in manifests for note in manifest.notes)),
         durations={},

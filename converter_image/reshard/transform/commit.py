@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections import defaultdict
+from collections import Counter, defaultdict
 from math import prod
 from typing import TYPE_CHECKING
 
@@ -28,6 +28,9 @@ from reshard.telemetry import durations, phase
 from reshard.transform.consistency import check_stages
 
 if TYPE_CHECKING:
+    from collections.abc import Collection, Sequence
+
+    from reshard.checkpoint.manifest import ParameterRecord
     from reshard.engine.job import Job
     from reshard.progress import Cancellation
     from reshard.target.folder import TargetFolder
@@ -100,16 +103,25 @@ def _complete_with_siblings(target: TargetFolder, document: JobDocument, own: Ma
     standing = target.observe()
     known = standing.own(document)
     if known is not None:  # some of its files were written again or added
+        written = {record.rank for record in {*own.files}.difference(known.files)}
         others = [record for record in known.files if record.stage != document.stage]
-        return _complete(target, document, standing, with_files(known, [*others, *own.files]), cancellation)
-    parts = [own]
+        rest = JobDocument(known.digest, {}, staged=False)
+        parts = [(document, own), *((rest, part) for part in _split(known) if part.stages[0].stage != document.stage)]
+        differing = _inconsistent(target, parts, cancellation, only=written)
+        manifest = _with_inconsistent(with_files(known, [*others, *own.files]), differing)
+        return _complete(target, document, standing, manifest, cancellation)
+    parts = [(document, own)]
     for sibling in standing.siblings(document):
         if (finished := target.job(sibling.digest).finished_stage()) is not None:
             _check_files(target, sibling, finished, cancellation)
-            parts.append(finished)
-    if not all_there([part for manifest in parts for part in manifest.stages]):
+            parts.append((sibling, finished))
+    if not all_there([part for _, manifest in parts for part in manifest.stages]):
         return own
-    return _complete(target, document, standing, unite(parts, _inconsistent(target, parts, cancellation)), cancellation)
+    united = unite([manifest for _, manifest in parts])
+    if not united.ranks:  # the stages were written for different ranks
+        return own
+    differing = _inconsistent(target, parts, cancellation)
+    return _complete(target, document, standing, _with_inconsistent(united, differing), cancellation)
 
 
 def _complete(
@@ -238,36 +250,67 @@ def _check_files(target: TargetFolder, document: JobDocument, manifest: Manifest
             )
 
 
-def _inconsistent(target: TargetFolder, parts: list[Manifest], cancellation: Cancellation) -> frozenset[str]:
+def _with_inconsistent(manifest: Manifest, names: frozenset[str]) -> Manifest:
+    """Return a manifest that also lists these parameters as inconsistent."""
+    return msgspec.structs.replace(manifest, inconsistent_replicas=tuple(sorted(names.union(manifest.inconsistent_replicas))))
+
+
+def _split(manifest: Manifest) -> list[Manifest]:
+    """Return the manifests of the stages of a checkpoint. Each lists the parameters of all stages."""
+    return [
+        msgspec.structs.replace(manifest, stages=(part,), files=tuple(r for r in manifest.files if r.stage == part.stage))
+        for part in manifest.stages
+    ]
+
+
+def _inconsistent(
+    target: TargetFolder,
+    parts: Sequence[tuple[JobDocument, Manifest]],
+    cancellation: Cancellation,
+    *,
+    only: Collection[int] | None = None,
+) -> frozenset[str]:
     """Return the parameters that several stages hold with different content, which the request accepts.
 
-    A parameter that no strategy names is equal on all ranks of a stage, so only one rank is compared.
+    A parameter that no strategy names is equal on all ranks of a stage, so one file of each stage is compared. The ranks of the
+    files may differ: the stages may be written for different ranks so far.
+
+    Args:
+        target: target of the stages.
+        parts: manifests of the stages, and the tasks that wrote them.
+        cancellation: cancels the comparison.
+        only: ranks whose slices are compared. None: all, and the parameters that no strategy names.
 
     Raises:
         DataError: the request does not accept the difference.
     """
-    holders: dict[str, list[Manifest]] = defaultdict(list)
-    for manifest in parts:
-        for name in {parameter.name for parameter in manifest.parameters}:
-            holders[name].append(manifest)
-    shared = {p.name: p for manifest in parts for p in manifest.parameters if len(holders[p.name]) > 1}
+    manifests = [manifest for _, manifest in parts]
+    count = Counter(name for manifest in manifests for name in {parameter.name for parameter in manifest.parameters})
+    shared = {p.name: p for manifest in manifests for p in manifest.parameters if count[p.name] > 1}
     cut = {name: p for name, p in shared.items() if p.role == Role.CUT.value}
     paths: dict[int, dict[int, str]] = defaultdict(dict)
-    for manifest in parts if shared else ():
-        there = target.job(manifest.digest).locate(manifest.files, staged=True, check=cancellation.check)
-        for record in manifest.files:
-            paths[record.rank][manifest.stages[0].stage] = there.get(record.path, record.path)
-    ranks = sorted(paths)
+    for document, manifest in parts if shared else ():
+        files = [record for record in manifest.files if only is None or record.rank in only]
+        there = target.job(document.digest).locate(files, staged=document.staged, check=cancellation.check)
+        for record in files:
+            if record.path in there:
+                paths[record.rank][manifest.stages[0].stage] = there[record.path]
+    compared = [(paths[rank], cut) for rank in sorted(paths)]
+    if only is None and compared:
+        lowest = {stage: path for rank in sorted(paths, reverse=True) for stage, path in paths[rank].items()}
+        if lowest == compared[0][0]:
+            compared[0] = (lowest, shared)
+        else:
+            compared.append((lowest, {name: p for name, p in shared.items() if name not in cut}))
     store = CancellableStore(target.store, cancellation.check)
 
-    def compare(rank: int) -> frozenset[str]:
-        names = shared if rank == ranks[0] else cut
-        if not names:
-            return frozenset()
-        inventory = read_inventory(store, Files(paths[rank]), workers=1)
-        return check_stages(store, inventory, names, parts[0].options)
+    def compare(each: tuple[dict[int, str], dict[str, ParameterRecord]]) -> frozenset[str]:
+        files, names = each
+        inventory = read_inventory(store, Files(files), workers=1)
+        return check_stages(store, inventory, names, manifests[0].options)
 
-    return frozenset[str]().union(*parallel(compare, ranks, at_once=_COMPARED_AT_ONCE))
+    several = [(files, names) for files, names in compared if len(files) > 1 and names]
+    return frozenset[str]().union(*parallel(compare, several, at_once=_COMPARED_AT_ONCE))
 
 
 def recorded(

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections import defaultdict
+from collections import Counter, defaultdict
 from dataclasses import dataclass, replace
 from itertools import islice
 from math import prod
@@ -142,10 +142,12 @@ def check_stages(
         DataError: parameters differ, and the request does not accept that.
     """
     files = {file.rank: file.path for file in inventory.files}
-    entries = {
+    held = {
         file.rank: [e for e in inventory.structures[file.structure].tensors if e.name in shared and 0 not in e.shape]
         for file in inventory.files
     }
+    count = Counter(e.name for tensors in held.values() for e in tensors)
+    entries = {number: [e for e in tensors if count[e.name] > 1] for number, tensors in held.items()}
 
     def pieces(number: int) -> Iterator[Piece]:
         return (Piece(e.name, box, e, box) for e in entries[number] for box in spread(e.shape, e.dtype))
