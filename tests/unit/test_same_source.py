@@ -190,6 +190,43 @@ def test_changed_attributes_do_not_prevent_the_writing_of_ranks(adapted: disk.Ch
     assert right(adapted, target)
 
 
+@pytest.fixture
+def by_index(adapted: disk.Checkpoint, target: Path) -> Callable[[str], int]:
+    """Function that writes some ranks from an index of the source."""
+    index = target.parent / "index"
+    assert run(adapted, index, "--output", "index") == 0
+    start = ["transform", "--source", str(adapted.source), "--index", str(index), "--target", str(target)]
+    return lambda ranks: main([*start, "--ranks", ranks])
+
+
+def test_ranks_of_an_undetected_replacement_are_not_mixed_by_an_index(
+    adapted: disk.Checkpoint, target: Path, by_index: Callable[[str], int]
+) -> None:
+    assert by_index("0") == 0
+    before = disk.contents(target)
+    replace_unseen(adapted, 1.0)
+    assert by_index("1-3") == 78
+    assert disk.contents(target) == before
+
+
+@pytest.mark.parametrize("what", ATTRIBUTES)
+def test_changed_attributes_cost_one_comparison_by_an_index(
+    adapted: disk.Checkpoint, target: Path, what: str, by_index: Callable[[str], int], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    compared: list[int] = []
+    monkeypatch.setattr(
+        "reshard.transform.identify.compare", lambda job, plan, *rest: (compared.append(plan.rank), compare(job, plan, *rest))
+    )
+    assert by_index("0") == by_index("1") == 0
+    assert compared == []
+    ATTRIBUTES[what](adapted.source / FILE)
+    assert by_index("2") == 0
+    assert sorted(compared) == [0, 1]
+    assert by_index("3") == 0
+    assert sorted(compared) == [0, 1]
+    assert right(adapted, target)
+
+
 def test_changed_attributes_do_not_change_an_index(made: disk.Checkpoint, target: Path) -> None:
     request = Request(made.source, target, made.source_strategy, made.target_strategy, options=Options(output="Index"))
     assert transform_checkpoint(request).bytes_written > 0

@@ -27,6 +27,7 @@ class Stat:
         size: length in bytes; 0 for a folder.
         version: changes whenever the content may have changed.
         modified: modification time in seconds since 1970; None: the storage does not report it.
+        changed: see `Reader.changed`.
     """
 
     name: str
@@ -34,6 +35,7 @@ class Stat:
     size: int
     version: str
     modified: float | None = field(default=None, compare=False)
+    changed: int = field(default=0, compare=False)
 
 
 class WriteCost(NamedTuple):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import dataclasses
 from typing import TYPE_CHECKING
 
 import msgspec
@@ -16,6 +17,9 @@ from reshard.target.standing import JobDocument
 from reshard.transform.commit import recorded
 
 if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    from reshard.checkpoint.inventory import Inventory, SourceFile
     from reshard.checkpoint.manifest import FileRecord, Manifest
     from reshard.engine.job import Job
     from reshard.progress import Cancellation, Progress
@@ -32,11 +36,36 @@ def identify(
     compared with the source completely, at any verification level: a sample cannot prove that nothing is to be done.
     """
     known = {each.digest: found for each in job.namesakes if (found := standing.versions_of(each)) is not None}
+    if known and job.indexed:
+        job = _with_current_times(job)
     for each in job.namesakes:
         found = known.get(each.digest)
         if found == job.versions or (found is not None and _is_written(each, target, standing, progress, cancellation, workers)):
             return each
     return next((each for each in job.namesakes if each.digest not in known), job)
+
+
+def _with_current_times(job: Job) -> Job:
+    """Return a task whose inventory has the current change times of the source's files, if files that it reads were changed.
+
+    An index contains the times at its creation, which do not show a change since.
+    """
+    inventory = job.model.inventory
+    read = {rank for target_rank in job.scope for rank in job.planner.sources(target_rank)}
+    if job.source.remote or _with_times(job, [file for file in inventory.files if file.rank in read]) == inventory:
+        return job
+    model = dataclasses.replace(job.model, inventory=_with_times(job, inventory.files))
+    return dataclasses.replace(job, planner=dataclasses.replace(job.planner, model=model))
+
+
+def _with_times(job: Job, files: Sequence[SourceFile]) -> Inventory:
+    """Return the inventory with the current change times of some files. A file of another version is refused when it is read."""
+    found = job.source.stats([file.path for file in files])
+    stats = ((file, found.get(file.path)) for file in files)
+    changed = {file.rank: stat.changed for file, stat in stats if stat is not None and stat.version == file.version}
+    inventory = job.model.inventory
+    current = (msgspec.structs.replace(file, changed=changed.get(file.rank, file.changed)) for file in inventory.files)
+    return msgspec.structs.replace(inventory, files=tuple(current))
 
 
 def _is_written(

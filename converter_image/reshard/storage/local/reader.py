@@ -38,7 +38,7 @@ class LocalReader:
         descriptor, found = _open(path)
         self.size = found.st_size
         self.version = version_of(found)
-        self.changed = max(0, found.st_ctime_ns)
+        self.changed = changed_of(found)
         self.descriptor = descriptor
         READERS.add(self)
 
@@ -160,3 +160,8 @@ def _open(path: str) -> tuple[Descriptor, os.stat_result]:
         kind = "a folder" if stat_bits.S_ISDIR(found.st_mode) else "a pipe or device"
         raise MissingInputError("NotAFile", f"expected a file, found {kind}", where=path, fix="specify a file")
     return file, found
+
+
+def changed_of(found: os.stat_result) -> int:
+    """Return the time of the last change of content or attributes, see `Reader.changed`."""
+    return max(0, found.st_ctime_ns)

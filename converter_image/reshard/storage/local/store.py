@@ -15,7 +15,7 @@ from reshard.parallel import parallel
 from reshard.storage.local import exclusive
 from reshard.storage.local.failures import denied, failures
 from reshard.storage.local.filesystem import FileSystem
-from reshard.storage.local.reader import LocalReader, version_of
+from reshard.storage.local.reader import LocalReader, changed_of, version_of
 from reshard.storage.local.writer import LocalWriter
 from reshard.storage.protocol import Stat, WriteCost
 
@@ -243,4 +243,4 @@ def _exists(entry: os.DirEntry[str]) -> bool:
 
 def _stat(name: str, found: os.stat_result) -> Stat:
     folder = stat_bits.S_ISDIR(found.st_mode)
-    return Stat(name, folder, 0 if folder else found.st_size, version_of(found), found.st_mtime)
+    return Stat(name, folder, 0 if folder else found.st_size, version_of(found), found.st_mtime, changed_of(found))
