@@ -62,7 +62,7 @@ def an_extra_that_is_missing_is_named_in_one_line(reshard: Path, checkpoint: dis
         assert ended.returncode == 78, ended.stderr
         last = ended.stderr.splitlines()[-1]
         assert "PackageMissing: " in last
-        assert f"pip install 'reshard[{extra}]'" in last
+        assert f"pip install '.[{extra}]'" in last
         assert "Traceback" not in ended.stderr
     assert not (folder / "encrypted").exists()
 

@@ -146,7 +146,7 @@ def test_a_missing_package_is_a_warning(monkeypatch: pytest.MonkeyPatch, caplog:
     monkeypatch.setitem(sys.modules, "opentelemetry.sdk.resources", None)
     with traces.exported(logging.NullHandler(), {"OTEL_EXPORTER_OTLP_ENDPOINT": NOWHERE}):
         pass
-    assert "pip install 'reshard[otel]'" in caplog.text
+    assert "pip install '.[otel]'" in caplog.text
 
 
 def test_a_wrong_configuration_is_a_warning(monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture) -> None:

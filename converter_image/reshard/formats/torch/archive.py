@@ -375,7 +375,7 @@ def _checked(record: Record, name: str, entries: Mapping[str, Entry], where: str
     if extra and extra[0]:
         raise DataError(
             "UnresolvedTensor",
-            f"PyTorch changes the content when it loads the tensor ({', '.join(map(str, extra[0]))[:100]})",
+            f"the tensor is conjugated or negated lazily ({', '.join(map(str, extra[0]))[:100]})",
             where=where,
             fix="save `tensor.resolve_conj().resolve_neg()`",
         )
