@@ -89,6 +89,23 @@ def test_scalars_are_not_slices(theirs: Path, tmp_path: Path) -> None:
     assert marks(tmp_path / "out") == []
 
 
+@pytest.mark.parametrize("layout", [CUT.device_matrix, (1,)], ids=["two ranks", "one rank"])
+def test_a_target_strategy_never_shards_one_element_of_a_possible_slice(
+    theirs: Path, layout: tuple[int, ...], tmp_path: Path
+) -> None:
+    """The parameter may have as many elements as there were ranks."""
+    (theirs / HYPER).write_bytes(rawfiles.safetensors({"bias": np.ones((1,), np.float32)}, {"format": "ms"}))
+    strategy = naming(tmp_path / "target.ckpt", "bias", layout=Layout(layout, ((),)))
+    with pytest.raises(ReshardError, match=r"MayBeSlice: parameter bias: .*hyper_param.safetensors"):
+        transform(theirs, tmp_path / "out", strategy)
+
+
+def test_a_target_strategy_may_name_a_scalar_of_a_hyper_file(theirs: Path, tmp_path: Path) -> None:
+    (theirs / HYPER).write_bytes(rawfiles.safetensors({"step": np.array(5, np.int32)}, {"format": "ms"}))
+    strategy = naming(tmp_path / "target.ckpt", "step", layout=Layout((2,), ()))
+    assert transform(theirs, tmp_path / "out", strategy).complete
+
+
 def test_a_load_refuses_possible_slices_too(theirs: Path, tmp_path: Path) -> None:
     with pytest.raises(ReshardError, match=r"MayBeSlice: parameter b\.w"):
         reshard.load(str(theirs))

@@ -14,7 +14,6 @@ form under the last name.
 from __future__ import annotations
 
 import re
-from math import prod
 from typing import TYPE_CHECKING, Any
 
 import msgspec
@@ -167,12 +166,12 @@ def stages_of_parts(inventory: Inventory) -> Mapping[str, tuple[int, ...]]:
 
 
 def possible_slices(hyper: Structure) -> Iterator[str]:
-    """Yield the names of parameters in MindSpore's `hyper_param.safetensors` that may be slices: those with several elements.
+    """Yield the names of parameters in MindSpore's `hyper_param.safetensors` that may be slices: those with dimensions.
 
     MindSpore 2.10 writes rank 0's slice of all parameters that are in no part: gradients, and parameters that the `choice_func`
     of `unified_safetensors` rejects (mindspore/parallel/transform_safetensors.py, _save_hyper_param).
     """
-    return (entry.name for entry in hyper.tensors if prod(entry.shape) > 1)
+    return (entry.name for entry in hyper.tensors if entry.shape)
 
 
 def refuse_slices(inventory: Inventory, names: Mapping[str, str], target: Container[str]) -> None:

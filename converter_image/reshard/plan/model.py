@@ -137,9 +137,12 @@ class Model:
 
     @property
     def may_be_slices(self) -> tuple[str, ...]:
-        """Names of parameters of which the source may hold rank 0's slice instead of the whole."""
+        """Names of parameters with several elements of which the source may hold rank 0's slice instead of the whole.
+
+        A parameter with one element is nearly always a step or a rate, so only a target strategy that names it is refused.
+        """
         suspect = frozenset(self.inventory.may_be_slices)
-        return tuple(sorted({p.name for p in self.parameters if p.source_name in suspect}))
+        return tuple(sorted({p.name for p in self.parameters if p.source_name in suspect and prod(p.shape) > 1}))
 
     @property
     def target_ranks(self) -> int:

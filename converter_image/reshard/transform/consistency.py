@@ -107,9 +107,9 @@ def refuse_possible_slices(model: Model, settled: Collection[str], options: Opti
     """
     if model.same:
         return
-    suspect = frozenset(model.inventory.may_be_slices).difference(settled)
+    suspect = frozenset(model.may_be_slices)
     accepted = [NamePattern(pattern) for pattern in options.allow_inconsistent]
-    names = dict.fromkeys(p.source_name for p in model.parameters if p.source_name in suspect)
+    names = dict.fromkeys(p.source_name for p in model.parameters if p.name in suspect and p.source_name not in settled)
     if refused := [name for name in names if not any(pattern.matches(name) for pattern in accepted)]:
         first, *others = refused
         more = f" (and the same applies to {some(others)})" if others else ""
