@@ -157,11 +157,15 @@ def test_selected_files_stay_marked(theirs: Path, chosen: str, tmp_path: Path) -
         transform(tmp_path / "u" / chosen, tmp_path / "out", naming(tmp_path / "t.ckpt", *names))
 
 
-@pytest.mark.parametrize("by_pattern", [False, True])
-def test_a_single_selected_file_of_a_rank_stays_marked(theirs: Path, tmp_path: Path, *, by_pattern: bool) -> None:
+@pytest.mark.parametrize("way", ["file", "folder", "pattern"])
+def test_a_single_selected_file_of_a_rank_stays_marked(theirs: Path, tmp_path: Path, way: str) -> None:
     transform(theirs, tmp_path / "one", allow_inconsistent=("b.w",))
     (file,) = (tmp_path / "one").glob("rank_0/*")
-    source, options = (tmp_path / "one", {"files": "*.safetensors"}) if by_pattern else (file, {})
+    source, options = {
+        "file": (file, {}),
+        "folder": (file.parent, {}),
+        "pattern": (tmp_path / "one", {"files": "*.safetensors"}),
+    }[way]
     with pytest.raises(ReshardError, match=r"MayBeSlice: parameter b.w"):
         transform(source, tmp_path / "out", naming(tmp_path / "t.ckpt", "a.w", "b.w"), **options)
     file.chmod(0o600)

@@ -14,7 +14,9 @@ import numpy as np
 import pytest
 import rawfiles
 
+import reshard
 from reshard.cli import main
+from reshard.errors import ReshardError
 from reshard.layout import Layout
 from reshard.strategy import StrategyFile, dump
 
@@ -103,6 +105,63 @@ def test_a_single_rank_of_many_needs_a_strategy(checkpoint: disk.Checkpoint, tmp
         78, "SourceStrategyMissing", "transform", "--source", str(checkpoint.source), "--target", str(tmp_path / "out")
     )
     assert "only rank 3" in line
+
+
+def parts(checkpoint: disk.Checkpoint, tmp_path: Path, part: str) -> Path:
+    """Write a part of a checkpoint, or a checkpoint of which a part is used. Returns the source."""
+    made, source = tmp_path / "made", str(checkpoint.source)
+    if part == "file of a rank":
+        assert main(["convert", f"{source}/rank_0", str(made), "--format", "safetensors"]) == 0
+    elif part == "copy of a part":
+        assert main(["convert", source, str(tmp_path / "part"), "--ranks", "0"]) == 0
+        assert main(["convert", str(tmp_path / "part"), str(made)]) == 0
+    elif part == "converted":
+        assert main(["convert", source, str(made), "--ranks", "0"]) == 0
+    elif part == "without redundancy":
+        assert main([*checkpoint.arguments(made), "--ranks", "0", "--remove-redundancy"]) == 0
+    else:
+        assert main(checkpoint.arguments(made)) == 0
+    return made / {"folder": "rank_0", "file": "rank_0/checkpoint_0.ckpt"}.get(part, "")
+
+
+@pytest.mark.parametrize("part", ["file of a rank", "copy of a part", "converted", "without redundancy", "folder", "file"])
+@pytest.mark.parametrize("command", ["transform", "unify", "load", "index", "plan"])
+def test_a_part_of_a_written_checkpoint_is_not_a_whole_one(
+    checkpoint: disk.Checkpoint, tmp_path: Path, refused: Callable[..., str], part: str, command: str
+) -> None:
+    source, target = parts(checkpoint, tmp_path, part), ["--target", str(tmp_path / "out")]
+    if command == "load":
+        with pytest.raises(ReshardError, match="OneRankOfSeveral"):
+            reshard.load(str(source))
+        return
+    output = {"unify": ["--output", "unified"], "index": ["--output", "index"]}.get(command, [])
+    name = "plan" if command == "plan" else "transform"
+    refused(78, "OneRankOfSeveral", name, "--source", str(source), *target, *output)
+    assert main(["convert", str(source), str(tmp_path / "copy")]) == 0
+
+
+def test_the_first_ranks_of_a_written_checkpoint_are_not_those_of_a_smaller_one(
+    checkpoint: disk.Checkpoint, tmp_path: Path, refused: Callable[..., str]
+) -> None:
+    made, two = tmp_path / "made", tmp_path / "two.ckpt"
+    assert main(["convert", str(checkpoint.source), str(made), "--ranks", "0-1"]) == 0
+    two.write_bytes(dump(StrategyFile("two", {0: {"w": Layout((2,), ((0,), ()))}}), "protobuf"))
+    command = ["transform", "--source", str(made), "--source-strategy", str(two), "--target", str(tmp_path / "out")]
+    assert "lists ranks 0-1 of 4, but the source strategy describes 2" in refused(65, "SourceRanksMismatch", *command)
+    assert main(["convert", str(made), str(tmp_path / "copy")]) == 0
+    command[2] = str(tmp_path / "copy")
+    refused(65, "SourceRanksMismatch", *command)
+
+
+def test_one_rank_of_a_data_parallel_checkpoint_is_read_on_request(tmp_path: Path, refused: Callable[..., str]) -> None:
+    (tmp_path / "whole.ckpt").write_bytes(rawfiles.ckpt({"w": np.arange(4, dtype=np.float32)}))
+    (tmp_path / "two.ckpt").write_bytes(dump(StrategyFile("two", {0: {"w": Layout((2,), ((),))}}), "protobuf"))
+    command = ["transform", "--source", str(tmp_path / "whole.ckpt"), "--target-strategy", str(tmp_path / "two.ckpt")]
+    assert main([*command, "--target", str(tmp_path / "made")]) == 0
+    for inner in ("made/rank_1", "made/rank_1/checkpoint_1.ckpt"):
+        again = ["transform", "--source", str(tmp_path / inner), "--target", str(tmp_path / inner.replace("/", "-"))]
+        refused(78, "OneRankOfSeveral", *again)
+        assert main([*again, "--allow-single-rank"]) == 0
 
 
 def test_a_strategy_of_another_model_is_named(checkpoint: disk.Checkpoint, tmp_path: Path, refused: Callable[..., str]) -> None:

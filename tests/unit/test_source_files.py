@@ -192,6 +192,41 @@ def test_one_rank_is_not_mistaken_for_a_whole_checkpoint(
     refused(78, "OneRankOfSeveral", "plan", "--source", ".", "--target", str(tmp_path / "other"))
 
 
+def test_a_rank_is_recognized_next_to_many_folders_without_files(
+    made: disk.Checkpoint, tmp_path: Path, refused: Callable[..., str]
+) -> None:
+    for rank in range(4, 40):
+        (made.source / f"rank_{rank}").mkdir()
+    for rank in range(1, 4):
+        (made.source / f"rank_{rank}").rename(made.source / f"rank_{rank + 40}")
+    refused(78, "OneRankOfSeveral", "transform", "--source", str(made.source / "rank_0"), "--target", str(tmp_path / "out"))
+
+
+@pytest.mark.parametrize("name", ["llama_rank_{}-network.ckpt", "rank{}_checkpoint_10.ckpt", "net_rank_{}_100.ckpt"])
+def test_a_rank_is_recognized_anywhere_in_the_name_of_a_file(
+    made: disk.Checkpoint, tmp_path: Path, refused: Callable[..., str], name: str
+) -> None:
+    for rank in range(4):
+        shutil.copy(made.source / f"rank_{rank}" / "net-1_100.ckpt", tmp_path / name.format(rank))
+    command = ["transform", "--source", str(tmp_path / name.format(2)), "--target", str(tmp_path / "out")]
+    refused(78, "OneRankOfSeveral", *command)
+    assert main([*command, "--allow-single-rank"]) == 0
+
+
+def test_a_file_whose_name_contains_the_number_of_ranks_is_not_a_whole_checkpoint(
+    tmp_path: Path, refused: Callable[..., str]
+) -> None:
+    (tmp_path / "in").mkdir()
+    for total in ("8", "1"):
+        name = f"llama-model-0000000-000000{total}.safetensors"
+        (tmp_path / "in" / name).write_bytes(rawfiles.safetensors({"w": np.zeros(2, np.float32)}))
+        command = ["transform", "--source", str(tmp_path / "in" / name), "--target", str(tmp_path / total)]
+        if total == "8":
+            assert "one of 8 ranks" in refused(78, "OneRankOfSeveral", *command)
+        else:
+            assert main(command) == 0
+
+
 def test_one_rank_whose_neighbours_are_empty_is_a_whole_checkpoint(made: disk.Checkpoint, tmp_path: Path) -> None:
     for rank in range(3):
         (made.source / f"rank_{rank}" / "net-1_100.ckpt").rename(made.source / f"rank_{rank}" / "worker.log")
@@ -291,7 +326,7 @@ def test_one_rank_that_was_written_alone_is_not_a_whole_checkpoint(
 ) -> None:
     run = tmp_path / "run"
     assert main([*made.arguments(run), "--ranks", "0"]) == 0
-    refused(65, "StrategyMismatch", "transform", "--source", str(run), "--target", str(tmp_path / "out"))
+    refused(78, "OneRankOfSeveral", "transform", "--source", str(run), "--target", str(tmp_path / "out"))
 
 
 @pytest.mark.parametrize("more", [{}, {"more": np.zeros(2, np.int8)}])

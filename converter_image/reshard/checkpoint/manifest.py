@@ -117,6 +117,8 @@ class SourceRecord(_Document, frozen=True):
             listing does not identify content.
         step: requested training step.
         files: requested glob pattern of files.
+        some: whether its files were known to be only some of those of a checkpoint, so that they may hold slices. A copy of the
+            files is no complete checkpoint either.
     """
 
     url: str
@@ -127,6 +129,7 @@ class SourceRecord(_Document, frozen=True):
     listing: str = ""
     step: int | None = None
     files: str | None = None
+    some: bool = False
 
 
 class StageRecord(_Document, frozen=True):

@@ -12,7 +12,7 @@ from reshard.checkpoint.unified import MAP_NAME
 from reshard.errors import AccessError, DataError, MissingInputError, RequestError, ReshardError
 from reshard.source.listing import is_candidate, preview, rank_folders, rank_of
 from reshard.source.selection import epoch_and_step, option_for, select_files
-from reshard.storage import open_store, parent_and_name
+from reshard.storage import open_store, parent_and_name, without_links
 from reshard.storage.ahead import files_at_once
 from reshard.storage.digest import sample_of
 
@@ -90,32 +90,34 @@ def refuse_partial(manifest: Manifest, where: str) -> None:
 
 def find_listing(
     store: ReadStore, name: str, storage_options: StorageOptions | None = None
-) -> tuple[ReadStore, Manifest, str] | None:
+) -> tuple[ReadStore, Manifest, FileRecord] | None:
     """Find the manifest that lists a file, in the folder of the file or, for a rank's folder, in its parent.
 
     Args:
         store: folder of the file.
-        name: name of the file.
+        name: name of the file. The file that a link leads to is looked for too.
         storage_options: options of the object store, if the file is in one.
 
     Returns:
-        Folder of the manifest, manifest, and path of the file's folder relative to it, with a slash at its end.
+        Folder of the manifest, manifest, and record of the file.
 
     Raises:
         DataError: the manifest is damaged.
     """
-    parent, folder = parent_and_name(store.url)
-    places = [(store, "")]
-    if rank_of(folder) is not None:
-        places.append((open_store(parent, storage_options), f"{folder}/"))
-    for place, prefix in places:
-        try:
-            content = place.read(MANIFEST_NAME, _LARGEST_MANIFEST)
-        except (MissingInputError, AccessError):  # without access to the parent folder, its content is unknown
-            continue
-        manifest = decode(content, Manifest, f"{place.url}/{MANIFEST_NAME}", fix="restore the file")
-        if any(record.path == f"{prefix}{name}" for record in manifest.files):
-            return place, manifest, prefix
+    file = f"{store.url}/{name}"
+    for found in dict.fromkeys((file, without_links(file))):
+        folder, own = parent_and_name(found)
+        parent, of_rank = parent_and_name(folder)
+        places = [(folder, own)] + [(parent, f"{of_rank}/{own}")] * (rank_of(of_rank) is not None)
+        for url, path in places:
+            place = open_store(url, storage_options)
+            try:
+                content = place.read(MANIFEST_NAME, _LARGEST_MANIFEST)
+            except (MissingInputError, AccessError):  # without access to the parent folder, its content is unknown
+                continue
+            manifest = decode(content, Manifest, f"{url}/{MANIFEST_NAME}", fix="restore the file")
+            if (record := next((record for record in manifest.files if record.path == path), None)) is not None:
+                return place, manifest, record
     return None
 
 

@@ -17,10 +17,10 @@ from reshard.source.described import (
     read_manifest,
     refuse_partial,
 )
-from reshard.source.listing import is_candidate, preview, rank_folders, ranks_of_files, shards
+from reshard.source.listing import is_candidate, preview, rank_folders, rank_of, ranks_of_files, shards
 from reshard.source.pytorch import refuse_pytorch
 from reshard.source.selection import Selection, select_files
-from reshard.source.single import holds_checkpoint
+from reshard.source.single import folders_with_checkpoints
 from reshard.spec.ranks import format_ranks
 from reshard.storage import open_store, parent_and_name
 from reshard.version import __version__
@@ -52,6 +52,9 @@ class Files(NamedTuple):
         older: selection for older steps, newest first.
         described: whether a manifest or an index lists the files.
         parameters: records of the parameters in the manifest, if the files belong to ranks.
+        total: number of ranks of the checkpoint that the manifest describes, whether or not their files exist. 0: unknown.
+        written_as: rank in the manifest of a file that is read as another rank.
+        some: whether the files are known to be only some of those of a checkpoint, so that they may hold slices.
         own: paths of files that reshard wrote, as far as known: a manifest lists them.
         may_be_slices: names of parameters that the manifest of such a file lists as possible slices.
     """
@@ -65,6 +68,9 @@ class Files(NamedTuple):
     older: tuple[Selection, ...] = ()
     described: bool = False
     parameters: tuple[ParameterRecord, ...] = ()
+    total: int = 0
+    written_as: Mapping[int, int] = {}
+    some: bool = False
     own: frozenset[str] = frozenset()
     may_be_slices: tuple[str, ...] = ()
 
@@ -120,18 +126,18 @@ def find_files(  # noqa: PLR0913 - independent criteria
         MissingInputError: there are no files.
         RequestError: the selection is ambiguous.
     """
+    anything = step is None and pattern is None
     if chosen is not None and not is_map(chosen):
         refuse_pytorch(store.url, (), chosen)
-        file = Files({ranks.start if ranks else 0: chosen})
-        listing = find_listing(store, chosen, storage_options)
-        return file if listing is None else _with_manifest(file, *listing)
+        return _with_listing(Files({ranks.start if ranks else 0: chosen}), store, storage_options, ignored=not anything)
     entries = store.list("")
     manifest = read_manifest(store, {entry.name for entry in entries})
-    if manifest is not None and step is None and pattern is None and chosen is None:
+    if manifest is not None and anything and chosen is None:
         return _described(store, manifest, entries, ranks if one_stage else None)
     found = _undescribed(store, entries, chosen, _Asked(step, pattern, ranks, one_stage=one_stage, each=each))
     if manifest is None:
-        return found
+        of_rank = found.kind == "Ranks" and len(found.by_rank) == 1 and rank_of(parent_and_name(store.url)[1]) is not None
+        return _with_listing(found, store, storage_options, ignored=not anything) if of_rank else found
     if found.kind != "Ranks" and {record.path for record in manifest.files}.issuperset(found.by_rank.values()):
         refuse_partial(manifest, store.url)
     return _with_manifest(found, store, manifest)
@@ -153,19 +159,38 @@ def _undescribed(store: ReadStore, entries: Sequence[Stat], chosen: str | None, 
     return _of_one_folder(beside, store.url, asked)
 
 
-def _with_manifest(found: Files, store: ReadStore, manifest: Manifest, folder: str = "") -> Files:
-    """Add information from a manifest to files that were selected otherwise, as far as they are unchanged since.
+def _with_manifest(found: Files, store: ReadStore, manifest: Manifest) -> Files:
+    """Add information from a manifest to files that were selected otherwise, as far as they are unchanged since."""
+    wanted = [path for path in found.by_rank.values() if manifest.may_be_slices or is_hyper(path)]
+    own = listed_and_unchanged(store, manifest, wanted)
+    return found._replace(own=own, may_be_slices=manifest.may_be_slices if own else ())
+
+
+def _with_listing(found: Files, store: ReadStore, storage_options: StorageOptions | None, *, ignored: bool) -> Files:
+    """Add information from the manifest that lists the one selected file, if the file is unchanged since.
 
     Args:
-        found: selected files.
-        store: folder of the manifest.
-        manifest: manifest that lists the files.
-        folder: path of the files' folder relative to that of the manifest, with a slash at its end.
+        found: the file.
+        store: folder of the file.
+        storage_options: options of the object store, if the folder is in one.
+        ignored: whether the request selects files, so that the manifest does not say which ranks belong together.
     """
-    wanted = [path for path in found.by_rank.values() if manifest.may_be_slices or is_hyper(path)]
-    listed = listed_and_unchanged(store, manifest, [f"{folder}{path}" for path in wanted])
-    own = frozenset(path for path in wanted if f"{folder}{path}" in listed)
-    return found._replace(own=own, may_be_slices=manifest.may_be_slices if own else ())
+    ((rank, path),) = found.by_rank.items()
+    listing = find_listing(store, path, storage_options)
+    if listing is None or not listed_and_unchanged(*listing[:2], [listing[2].path]):
+        return found
+    _, manifest, record = listing
+    found = found._replace(own=frozenset((path,)), may_be_slices=manifest.may_be_slices)
+    return found if ignored else found._replace(**_ranks_in(manifest), written_as={rank: record.rank})
+
+
+def _ranks_in(manifest: Manifest) -> dict[str, Any]:
+    """Return the fields of `Files` about the ranks of a checkpoint. Empty if its files are not those of ranks."""
+    output = manifest.options.get("output")
+    if output == "Unified":
+        return {}
+    parameters = manifest.parameters if output == "PerRank" else ()
+    return {"parameters": parameters, "total": manifest.target_ranks, "some": manifest.source.some}
 
 
 class _Asked(NamedTuple):
@@ -186,8 +211,8 @@ def _described(store: ReadStore, manifest: Manifest, entries: Sequence[Stat], ra
     if manifest.options.get("output") == "Unified":
         return Files(paths, kind="Unified", described=True, own=own, may_be_slices=slices)
     wanted = {rank: path for rank, path in paths.items() if ranks is None or rank in ranks}
-    parameters = manifest.parameters if manifest.options.get("output") == "PerRank" else ()
-    return Files(wanted, ranks=_count(paths), described=True, parameters=parameters, own=own, may_be_slices=slices)
+    found = Files(wanted, ranks=_count(paths), described=True, own=own, may_be_slices=slices)
+    return found._replace(**_ranks_in(manifest))
 
 
 def _mapped(store: ReadStore, map_name: str, beside: Sequence[str], *, folders: bool, chosen: bool) -> Files:
@@ -311,7 +336,7 @@ def _nothing(store: ReadStore, entries: Sequence[Stat]) -> MissingInputError:
         return MissingInputError("SourceMissing", "no such folder", where=store.url, fix=_WHERE_RANKS_ARE)
     refuse_pytorch(store.url, [entry.name for entry in entries if not entry.is_folder])
     inner = [entry.name for entry in entries if entry.is_folder and not entry.name.startswith(".")][:_MOST_FOLDERS]
-    holding = [name for name in inner if holds_checkpoint(store, name)]
+    holding = folders_with_checkpoints(store, inner)
     what = "the folder contains no rank_<r> folder and no .ckpt or .safetensors file"
     fix = f"specify a folder that contains a checkpoint, such as {store.url}/{holding[0]}" if holding else _WHERE_RANKS_ARE
     return MissingInputError("SourceMissing", what, where=store.url, fix=fix)

@@ -34,10 +34,12 @@ class Selected(msgspec.Struct, frozen=True):
     Attributes:
         step: epoch and step of the files, if their names contain them.
         stages: number of pipeline stages, if the source is one of them and the number is known.
+        some: whether the files are known to be only some of those of a checkpoint.
     """
 
     step: tuple[int, int] | None = None
     stages: int | None = None
+    some: bool = False
 
 
 class CheckpointIndex(msgspec.Struct, frozen=True, rename="camel", kw_only=True):

@@ -22,6 +22,8 @@ _RANK_FILE = re.compile(
 )
 # llama-model-0000003-0000008.safetensors: MindFormers' Checkpoint 2.0, rank 3 of 8.
 _RANK_OF_TOTAL = re.compile(r"(.+-)([0-9]{7})-([0-9]{7}\.safetensors)")
+# llama_rank_3-network.ckpt: a rank anywhere in the name. Only to recognize that there are files of other ranks.
+_RANK_ANYWHERE = re.compile(r"(?<![a-z])(?:rank|device)[_-]?([0-9]{1,9})(?![0-9])", re.IGNORECASE)
 # model-00003-of-00008.safetensors: Hugging Face, the third of 8 files of whole tensors.
 _SHARD = re.compile(r"(.+-)([0-9]{5})-of-([0-9]{5})\.safetensors")
 _SHOWN = 4
@@ -92,13 +94,17 @@ def ranks_of_files(names: Iterable[str]) -> dict[int, list[str]]:
     return dict(ranks) if len(families) == 1 else {}
 
 
-def other_ranks(name: str, names: Iterable[str]) -> list[str]:
-    """Return the names of files or folders that follow the pattern of `name` with another rank."""
-    own = _family(name)
-    if own is None:
-        return []
-    others = ((other, _family(other)) for other in names)
-    return [other for other, family in others if family is not None and family[:2] == own[:2] and family[2] != own[2]]
+def other_ranks(name: str, names: Collection[str], *, anywhere: bool = False) -> list[str]:
+    """Return the names of files or folders that follow the pattern of `name` with another rank.
+
+    With `anywhere`, the rank of a checkpoint file may be anywhere in its name, and other numbers may differ.
+    """
+    found = set()
+    for family_of in (_family, _family_anywhere) if anywhere else (_family,):
+        if (own := family_of(name)) is not None:
+            others = ((other, family_of(other)) for other in names)
+            found |= {other for other, family in others if family and family[:2] == own[:2] and family[2] != own[2]}
+    return [other for other in names if other in found]
 
 
 def exchanged(paths: Mapping[int, str]) -> list[int]:
@@ -132,10 +138,16 @@ def refuse_exchanged(paths: Mapping[int, str], fix: str) -> None:
         )
 
 
-def rank_of(name: str) -> int | None:
-    """Return the rank in the name of a file or folder. None: there is none."""
-    family = _family(name)
+def rank_of(name: str, *, anywhere: bool = False) -> int | None:
+    """Return the rank in the name of a file or folder. None: there is none. See `other_ranks` for `anywhere`."""
+    family = (_family_anywhere(name) if anywhere else None) or _family(name)
     return None if family is None else family[2]
+
+
+def total_of(name: str) -> int:
+    """Return the number of ranks in the name of a file. 0: there is none."""
+    found = _RANK_OF_TOTAL.fullmatch(name)
+    return int(found[3][:7]) if found else 0
 
 
 def _family(name: str) -> tuple[str, str, int] | None:
@@ -147,6 +159,15 @@ def _family(name: str) -> tuple[str, str, int] | None:
     if found := _RANK_OF_TOTAL.fullmatch(name):
         return found[1], found[3], int(found[2])
     return None
+
+
+def _family_anywhere(name: str) -> tuple[str, str, int] | None:
+    """Return the same as `_family` for a checkpoint file with its rank anywhere in the name, without other numbers."""
+    found = _RANK_ANYWHERE.search(name) if format_of(name) is not None else None
+    if found is None:
+        return None
+    before, after = (re.sub("[0-9]+", "0", part) for part in (name[: found.start(1)], name[found.end(1) :]))
+    return before, after, int(found[1])
 
 
 def shards(names: Collection[str], where: str) -> list[str]:

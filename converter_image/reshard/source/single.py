@@ -2,24 +2,61 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, NamedTuple
 
 from reshard.errors import AccessError, RequestError
-from reshard.source.listing import is_candidate, other_ranks, preview, rank_of
+from reshard.source.listing import is_candidate, other_ranks, preview, rank_of, total_of
 from reshard.storage import open_store, parent_and_name, without_links
 
 if TYPE_CHECKING:
-    from reshard.spec.storage_options import StorageOptions
-    from reshard.storage.protocol import ReadStore
+    from collections.abc import Iterable, Sequence
 
-# Number of other ranks' folders that are searched for a checkpoint.
-_MOST_FOLDERS = 16
+    from reshard.spec.storage_options import StorageOptions
+    from reshard.storage.protocol import ReadStore, Stat
+
+# Number of folders that are searched for a checkpoint at a time.
+_FOLDERS_AT_ONCE = 256
+
+
+class Others(NamedTuple):
+    """The file of a rank, or its folder, next to those of other ranks.
+
+    Attributes:
+        rank: rank in the name. None: there is none.
+        where: folder of all of them.
+        what: what shows that there are other ranks, for messages.
+    """
+
+    rank: int | None
+    where: str
+    what: str
+
+
+def others_of(store: ReadStore, path: str, storage_options: StorageOptions | None = None) -> Others | None:
+    """Return what shows that a file belongs to one of several ranks. None: nothing does.
+
+    Args:
+        store: store of the file.
+        path: path of the file in it.
+        storage_options: options of the object store, if the file is in one.
+    """
+    file = f"{store.url}/{path}"
+    for place in dict.fromkeys((file, without_links(file))):  # by the name of a link, and by the name of its target
+        folder = place
+        for of_files in (True, False, False):  # the file, its folder, and the parent of a nested folder
+            folder, name = parent_and_name(folder)
+            if others := _other_ranks(folder, name, storage_options, of_files=of_files):
+                what = f"{name} belongs to one rank, and the folder contains files of other ranks: {preview(others)}"
+                return Others(rank_of(name, anywhere=of_files), folder, what)
+            if of_files and (total := total_of(name)) > 1:
+                return Others(rank_of(name), folder, f"by its name, {name} belongs to one of {total} ranks")
+    return None
 
 
 def refuse_one_of_several(
     store: ReadStore, path: str, storage_options: StorageOptions | None = None, *, rank: int | None = None
 ) -> None:
-    """Refuse to read the file of one rank as a complete checkpoint if files of other ranks are next to it or to its folder.
+    """Refuse to read the file of one rank as a complete checkpoint if there are other ranks, see `others_of`.
 
     Args:
         store: store of the file.
@@ -30,46 +67,41 @@ def refuse_one_of_several(
     Raises:
         RequestError: files of other ranks exist.
     """
-    others: list[str] = []
-    file = f"{store.url}/{path}"
-    for place in dict.fromkeys((file, without_links(file))):  # by the name of a link, and by the name of its target
-        folder = place
-        for of_files in (True, False, False):  # the file, its folder, and the parent of a nested folder
-            folder, name = parent_and_name(folder)
-            if others := _other_ranks(folder, name, storage_options, of_files=of_files):
-                break
-        if others:
-            break
-    if others and (rank is None or rank_of(name) != rank):
+    others = others_of(store, path, storage_options)
+    if others is not None and (rank is None or others.rank != rank):
         raise RequestError(
             "OneRankOfSeveral",
-            f"{name} belongs to one rank, and the folder contains files of other ranks: {preview(others)}",
-            where=folder,
+            others.what,
+            where=others.where,
             fix="use the folder of all ranks, with their strategy (--source-strategy, spec.source.strategy); if this rank"
             " has whole parameters, add --allow-single-rank (spec.source.allowSingleRank)",
         )
 
 
 def _other_ranks(folder: str, name: str, storage_options: StorageOptions | None, *, of_files: bool) -> list[str]:
-    """Return the files of other ranks next to the file of a rank, or the folders of other ranks that contain checkpoints."""
-    if rank_of(name) is None:
+    """Return the files of other ranks next to the file of a rank, or the folders of other ranks if one contains a checkpoint."""
+    if rank_of(name, anywhere=of_files) is None:
         return []
     store = open_store(folder, storage_options)
     try:
-        others = other_ranks(name, [entry.name for entry in store.list("") if entry.is_folder != of_files])
-        return others if of_files or any(holds_checkpoint(store, other) for other in others[:_MOST_FOLDERS]) else []
+        others = other_ranks(name, [entry.name for entry in store.list("") if entry.is_folder != of_files], anywhere=of_files)
+        if of_files:
+            return others
+        some = (others[i : i + _FOLDERS_AT_ONCE] for i in range(0, len(others), _FOLDERS_AT_ONCE))
+        return others if any(folders_with_checkpoints(store, each) for each in some) else []
     except AccessError:  # without access to the parent folder, its entries are unknown
         return []
 
 
-def holds_checkpoint(store: ReadStore, folder: str) -> bool:
-    """Return whether a folder contains checkpoint files, directly or one level below."""
-    entries = store.list(folder)
-    if any(not entry.is_folder and is_candidate(entry.name) for entry in entries):
-        return True
-    return any(
-        not each.is_folder and is_candidate(each.name)
-        for entry in entries[:_MOST_FOLDERS]
-        if entry.is_folder
-        for each in store.list(f"{folder}/{entry.name}")
-    )
+def folders_with_checkpoints(store: ReadStore, folders: Sequence[str]) -> list[str]:
+    """Return the folders that contain checkpoint files, directly or one level below."""
+    listed = dict(zip(folders, store.list_folders(folders), strict=True))
+    found = {folder for folder, entries in listed.items() if _any_checkpoint(entries)}
+    below = [(folder, entry.name) for folder in folders if folder not in found for entry in listed[folder] if entry.is_folder]
+    inner = store.list_folders([f"{folder}/{name}" for folder, name in below])
+    found |= {folder for (folder, _), entries in zip(below, inner, strict=True) if _any_checkpoint(entries)}
+    return [folder for folder in folders if folder in found]
+
+
+def _any_checkpoint(entries: Iterable[Stat]) -> bool:
+    return any(not entry.is_folder and is_candidate(entry.name) for entry in entries)

@@ -36,6 +36,7 @@ def draft_manifest(job: Job, durations: Mapping[str, float]) -> Manifest:
         listing=job.listing,
         step=job.request.options.step,
         files=job.request.options.files,
+        some=job.selected.some,
     )
     return Manifest(
         schema=SCHEMA,

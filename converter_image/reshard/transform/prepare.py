@@ -12,14 +12,14 @@ from reshard.errors import DataError, MissingInputError, RequestError, ReshardEr
 from reshard.plan import Planner, keep, place, unify
 from reshard.source.changed import refuse_changed
 from reshard.source.contents import check_crcs
-from reshard.source.cuts import refuse_other_cuts
+from reshard.source.cuts import refuse_other_cuts, refuse_part
 from reshard.source.encrypted import DecryptingStore, as_plain
 from reshard.source.files import Files, find_files, listing_digest, open_source
 from reshard.source.index import CheckpointIndex, Selected, decode_index, packed, read_index
 from reshard.source.keys import read_key
 from reshard.source.reading import read_inventory
 from reshard.source.selection import option_for
-from reshard.source.single import refuse_one_of_several
+from reshard.source.single import others_of, refuse_one_of_several
 from reshard.source.strategies import read_strategy
 from reshard.spec.ranks import parse_ranks
 from reshard.spec.request import SETTLED_BY_INDEX, STRICTNESS, Options, Request
@@ -35,6 +35,7 @@ if TYPE_CHECKING:
     from reshard.plan import Model
     from reshard.progress import Cancellation, Progress
     from reshard.source.selection import Selection
+    from reshard.spec.storage_options import StorageOptions
     from reshard.storage.protocol import ReadStore
     from reshard.strategy import Strategy
     from reshard.target.folder import TargetFolder
@@ -88,7 +89,7 @@ def prepare(
     strategies = strategies_of(request)
     store, found = find(request, strategies[0], cancellation)
     if request.options.output != "Same" and (strategies[0] is not None or len(found.by_rank) == 1):
-        refuse_other_cuts(found.parameters, strategies[0], request.source)
+        refuse_other_cuts(found, strategies[0], request.source)
     return prepare_files(request, store, found, strategies, progress, workers=workers, single=single, cancellation=cancellation)
 
 
@@ -114,11 +115,23 @@ def find(request: Request, source: Strategy | None, cancellation: Cancellation |
         each=each,
         storage_options=storage_options,
     )
-    whole = len(found.by_rank) == 1 and not found.described and (ranks is None or len(ranks) == 1)
-    if whole and not (each or options.allow_single_rank):
+    single = len(found.by_rank) == 1 and (ranks is None or len(ranks) == 1)
+    if each:
+        found = found if options.allow_single_rank else _some(opened, found, storage_options)
+    elif not (one_stage or (single and options.allow_single_rank)):
+        refuse_part(found, 1 if ranks is None else len(ranks), request.source)
+    if single and not (found.described or each or options.allow_single_rank):
         ((rank, path),) = found.by_rank.items()
         refuse_one_of_several(opened, path, storage_options, rank=rank if one_stage else None)
     return decrypted(store, request, cancellation=cancellation), found
+
+
+def _some(store: ReadStore, found: Files, storage_options: StorageOptions | None) -> Files:
+    """Return files that are read separately, marked if they are known to be only some of a checkpoint's."""
+    some = found.some or len(found.by_rank) < found.total
+    if len(found.by_rank) == 1 and not found.described:
+        some = some or others_of(store, next(iter(found.by_rank.values())), storage_options) is not None
+    return found._replace(some=some)
 
 
 def cancellable(store: ReadStore, cancellation: Cancellation | None) -> ReadStore:
@@ -174,7 +187,7 @@ def prepare_files(  # noqa: PLR0913 - the source, and how to read it
         raise
     model = replace(model, inconsistent_replicas=inconsistent)
     stages = _stages(request, source, target, found) if source is not None and request.options.output == "Stage" else None
-    selected = Selected(found.step, stages)
+    selected = Selected(found.step, stages, found.some and request.options.output == "Same")
     job = job_of(request, plain, model, source, target, key=_key(request), selected=selected, notes=found.notes)
     if listing_identifies(request, store):
         versions = {file.path: (file.size, file.version) for file in inventory.files}
