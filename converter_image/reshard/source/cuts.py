@@ -1,72 +1,38 @@
-"""Check that the files and the strategy of a source are all of those that its manifest says it was written with."""
+"""Check that a strategy shards a source as its manifest says that it was written."""
 
 from __future__ import annotations
 
 from functools import cache
 from typing import TYPE_CHECKING
 
-from reshard.errors import DataError, RequestError
+from reshard.errors import DataError
 from reshard.layout import Layout
-from reshard.spec.ranks import format_ranks
 
 if TYPE_CHECKING:
+    from collections.abc import Mapping, Sequence
+
     from reshard.checkpoint.manifest import LayoutRecord, ParameterRecord
-    from reshard.source.files import Files
     from reshard.strategy import Strategy
 
 
-def refuse_part(found: Files, devices: int, where: str) -> None:
-    """Refuse files as a complete checkpoint if their manifest says that they are only some of its ranks.
-
-    Args:
-        found: files of the source.
-        devices: number of ranks that the source strategy describes. 1 without a strategy.
-        where: source, for messages.
-
-    Raises:
-        RequestError: the file of one rank would be read as a complete checkpoint.
-        DataError: the strategy describes another number of ranks.
-    """
-    listed, total = len(found.by_rank), found.total
-    if not found.some and (listed >= total or devices == total):
-        return
-    ranks = format_ranks(tuple(sorted(found.written_as.get(rank, rank) for rank in found.by_rank)))
-    if listed == 1 and (devices == 1 or found.some):
-        what = f"rank {ranks} of {total}" if total > 1 else "one of several ranks"
-        raise RequestError(
-            "OneRankOfSeveral",
-            f"the manifest says that the file belongs to {what}",
-            where=where,
-            fix="use a checkpoint with all ranks, with their strategy (--source-strategy, spec.source.strategy); if this rank"
-            " has whole parameters, add --allow-single-rank (spec.source.allowSingleRank) without a source strategy",
-        )
-    if devices == 1 and not found.some:
-        return  # several files without a strategy are refused in any case
-    raise DataError(
-        "SourceRanksMismatch",
-        f"the manifest lists ranks {ranks} of "
-        + (f"{total}, but the source strategy describes {devices}" if not found.some else "a checkpoint with more ranks"),
-        where=where,
-        fix="use a checkpoint with all ranks, and the strategy that it was written with (--source-strategy,"
-        " spec.source.strategy)",
-    )
-
-
-def refuse_other_cuts(found: Files, source: Strategy | None, where: str) -> None:
+def refuse_other_cuts(
+    parameters: Sequence[ParameterRecord], source: Strategy | None, where: str, written_as: Mapping[int, int]
+) -> None:
     """Refuse a strategy that assigns to a rank another slice of a parameter than its file was written with.
 
     Args:
-        found: files of the source, with the records of the parameters in their manifest.
+        parameters: records of the parameters in the manifest. Empty if the source has no manifest.
         source: source strategy. None: each file holds whole parameters.
         where: source, for messages.
+        written_as: rank in the manifest of a file that is read as another rank. Empty: all files are read as their ranks.
 
     Raises:
         DataError: the strategy differs.
     """
-    for record in found.parameters:
+    for record in parameters:
         written, read = _written(record.target), _read(record, source)
-        if found.written_as:
-            written = {rank: written[own] for rank, own in found.written_as.items() if own in written}
+        if written_as:
+            written = {rank: written[own] for rank, own in written_as.items() if own in written}
         rank = next((rank for rank, cell in written.items() if read.get(rank, cell) != cell), None)
         if rank is None:
             continue

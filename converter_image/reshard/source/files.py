@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 import msgspec
 
 from reshard.checkpoint.unified import MAP_NAME, choose_map, files_of, is_hyper, is_map, is_part, read_map, single_file_of
-from reshard.errors import MissingInputError, RequestError
+from reshard.errors import DataError, MissingInputError, RequestError
 from reshard.source.described import (
     check_described,
     find_listing,
@@ -191,6 +191,43 @@ def _ranks_in(manifest: Manifest) -> dict[str, Any]:
         return {}
     parameters = manifest.parameters if output == "PerRank" else ()
     return {"parameters": parameters, "total": manifest.target_ranks, "some": manifest.source.some}
+
+
+def refuse_part(found: Files, devices: int, where: str) -> None:
+    """Refuse files as a complete checkpoint if their manifest says that they are only some of its ranks.
+
+    Args:
+        found: files of the source.
+        devices: number of ranks that the source strategy describes. 1 without a strategy.
+        where: source, for messages.
+
+    Raises:
+        RequestError: the file of one rank would be read as a complete checkpoint.
+        DataError: the strategy describes another number of ranks.
+    """
+    listed, total = len(found.by_rank), found.total
+    if not found.some and (listed >= total or devices == total):
+        return
+    ranks = format_ranks(tuple(sorted(found.written_as.get(rank, rank) for rank in found.by_rank)))
+    if listed == 1 and (devices == 1 or found.some):
+        what = f"rank {ranks} of {total}" if total > 1 else "one of several ranks"
+        raise RequestError(
+            "OneRankOfSeveral",
+            f"the manifest says that the file belongs to {what}",
+            where=where,
+            fix="use a checkpoint with all ranks, with their strategy (--source-strategy, spec.source.strategy); if this rank"
+            " has whole parameters, add --allow-single-rank (spec.source.allowSingleRank) without a source strategy",
+        )
+    if devices == 1 and not found.some:
+        return  # several files without a strategy are refused in any case
+    raise DataError(
+        "SourceRanksMismatch",
+        f"the manifest lists ranks {ranks} of "
+        + (f"{total}, but the source strategy describes {devices}" if not found.some else "a checkpoint with more ranks"),
+        where=where,
+        fix="use a checkpoint with all ranks, and the strategy that it was written with (--source-strategy,"
+        " spec.source.strategy)",
+    )
 
 
 class _Asked(NamedTuple):

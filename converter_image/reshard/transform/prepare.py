@@ -12,9 +12,9 @@ from reshard.errors import DataError, MissingInputError, RequestError, ReshardEr
 from reshard.plan import Planner, keep, place, unify
 from reshard.source.changed import refuse_changed
 from reshard.source.contents import check_crcs
-from reshard.source.cuts import refuse_other_cuts, refuse_part
+from reshard.source.cuts import refuse_other_cuts
 from reshard.source.encrypted import DecryptingStore, as_plain
-from reshard.source.files import Files, find_files, listing_digest, open_source
+from reshard.source.files import Files, find_files, listing_digest, open_source, refuse_part
 from reshard.source.index import CheckpointIndex, Selected, decode_index, packed, read_index
 from reshard.source.keys import read_key
 from reshard.source.reading import read_inventory
@@ -89,7 +89,7 @@ def prepare(
     strategies = strategies_of(request)
     store, found = find(request, strategies[0], cancellation)
     if request.options.output != "Same" and (strategies[0] is not None or len(found.by_rank) == 1):
-        refuse_other_cuts(found, strategies[0], request.source)
+        refuse_other_cuts(found.parameters, strategies[0], request.source, found.written_as)
     return prepare_files(request, store, found, strategies, progress, workers=workers, single=single, cancellation=cancellation)
 
 
