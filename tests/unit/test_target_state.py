@@ -188,6 +188,54 @@ def test_a_checkpoint_has_exactly_the_files_of_its_manifest(made: disk.Checkpoin
     assert main(["verify", str(target)]) == code
 
 
+@pytest.mark.parametrize(
+    ("change", "code", "reason"),
+    [
+        (lambda path: path.unlink(), 66, "FileMissing"),
+        (lambda path: path.write_bytes(b"longer" + path.read_bytes()), 65, "ContentChanged"),
+    ],
+)
+def test_a_commit_of_a_complete_checkpoint_checks_its_files(
+    made: disk.Checkpoint, target: Path, refused: Callable[..., str], change: Callable[[Path], object], code: int, reason: str
+) -> None:
+    assert run(made, target) == 0
+    assert main(["commit", str(target)]) == 0
+    change(rank_file(target, 2))
+    assert "rank_2" in refused(code, reason, "commit", str(target))
+
+
+def test_a_commit_of_a_complete_checkpoint_checks_its_ranks(
+    made: disk.Checkpoint, target: Path, refused: Callable[..., str]
+) -> None:
+    assert run(made, target, "--ranks", "0-2") == 0
+    assert main(["commit", str(target), "--ranks", "1-2"]) == 0
+    assert "these are not: 3" in refused(66, "RanksUnfinished", "commit", str(target), "--ranks", "2-3")
+
+
+@pytest.mark.parametrize(
+    ("output", "name"),
+    [("index", "reshard-index.json"), ("unified", "param_name_map.json")],
+)
+@pytest.mark.parametrize("more", [[], ["--overwrite"]])
+def test_a_deleted_or_changed_index_file_is_written_again(
+    made: disk.Checkpoint, target: Path, refused: Callable[..., str], output: str, name: str, more: list[str]
+) -> None:
+    arguments = made.arguments(target, "--output", output)
+    if output == "unified":
+        arguments = [text for text in arguments if text not in {"--target-strategy", str(made.target_strategy)}]
+    assert main(arguments) == 0
+    path = target / name
+    content = path.read_bytes()
+    path.unlink()
+    assert name in refused(66, "FileMissing", "verify", str(target))
+    assert main([*arguments, *more]) == 0
+    assert path.read_bytes() == content
+    path.write_bytes(content + b" ")
+    assert name in refused(65, "ContentChanged", "verify", str(target))
+    assert name in refused(65, "ContentChanged", "commit", str(target))
+    assert main([*arguments, *more]) == main(["verify", str(target)]) == 0
+
+
 def test_a_manifest_states_the_ranks_that_it_lists(made: disk.Checkpoint, target: Path, refused: Callable[..., str]) -> None:
     assert run(made, target) == 0
     path = target / MANIFEST_NAME

@@ -160,7 +160,7 @@ def check_described(store: ReadStore, manifest: Manifest, entries: Sequence[Stat
             where=store.url,
             fix=_choices(manifest, added),
         )
-    refuse_missing(store, manifest, there)
+    refuse_missing(store, [record.path for record in manifest.files], there)
     with ThreadPoolExecutor(files_at_once(1, remote=store.remote)) as pool:
         changes = pool.map(lambda record: _change(store, record, there[record.path]), known.values())
         if changed := [change for change in changes if change is not None]:
@@ -179,13 +179,18 @@ def unlisted(manifest: Manifest, there: Iterable[str]) -> list[str]:
     return [path for path in there if path not in known and is_candidate(path)]
 
 
-def refuse_missing(store: ReadStore, manifest: Manifest, there: Collection[str]) -> None:
-    """Refuse a folder that lacks a file of its manifest.
+def refuse_missing(store: ReadStore, paths: Iterable[str], there: Collection[str]) -> None:
+    """Refuse a folder that lacks files of its manifest.
+
+    Args:
+        store: folder of the checkpoint.
+        paths: files that the manifest lists.
+        there: files in the folder.
 
     Raises:
         MissingInputError: a file does not exist.
     """
-    if gone := [record.path for record in manifest.files if record.path not in there]:
+    if gone := [path for path in paths if path not in there]:
         raise MissingInputError(
             "FileMissing",
             f"files that the manifest lists are missing: {preview(gone)}",

@@ -3,15 +3,12 @@
 from __future__ import annotations
 
 from collections import Counter, defaultdict
-from math import prod
 from typing import TYPE_CHECKING
 
 import msgspec
 
-from reshard.checkpoint.dtypes import DTYPES
 from reshard.checkpoint.manifest import INDEX_NAME, FileRecord, IndexRecord, Manifest
-from reshard.checkpoint.unified import HYPER_NAME, MAP_NAME, map_of, maps_beside
-from reshard.errors import DataError, MissingInputError, RequestError
+from reshard.errors import MissingInputError, RequestError
 from reshard.parallel import parallel
 from reshard.plan import Role
 from reshard.source.files import Files
@@ -26,6 +23,7 @@ from reshard.target.parts import all_there, unite, with_files
 from reshard.target.standing import JobDocument
 from reshard.telemetry import durations, phase
 from reshard.transform.consistency import check_stages
+from reshard.transform.documents import maps_of
 
 if TYPE_CHECKING:
     from collections.abc import Collection, Sequence
@@ -36,7 +34,6 @@ if TYPE_CHECKING:
     from reshard.target.folder import TargetFolder
     from reshard.target.standing import Identity, Standing
 
-_NOT_MAPPED = (HYPER_NAME, MAP_NAME)
 _COMPARED_AT_ONCE = 8
 
 
@@ -82,12 +79,7 @@ def commit_job(
     records = recorded(target, document, standing, ranks, cancellation)
     missing = tuple(rank for rank in ranks if rank not in records)
     if missing:
-        raise MissingInputError(
-            "RanksUnfinished",
-            f"not all {len(ranks)} ranks are finished and unchanged; these are not: {format_ranks(missing)}",
-            where=target.store.url,
-            fix="run the transform for these ranks, then commit again",
-        )
+        raise ranks_unfinished(target, ranks, missing)
     manifest = msgspec.structs.replace(
         draft, ranks=format_ranks(ranks), files=tuple(records[rank] for rank in ranks), key_check=document.key_check
     )
@@ -151,6 +143,16 @@ def _complete(
     target.write_manifest(manifest)
     target.forget_jobs([*(record.path for record in manifest.files), *maps])
     return manifest
+
+
+def ranks_unfinished(target: TargetFolder, ranks: Sequence[int], missing: Sequence[int]) -> MissingInputError:
+    """Return the error for ranks that are not finished."""
+    return MissingInputError(
+        "RanksUnfinished",
+        f"not all {len(ranks)} ranks are finished and unchanged; these are not: {format_ranks(tuple(missing))}",
+        where=target.store.url,
+        fix="run the transform for these ranks, then commit again",
+    )
 
 
 def finish_interrupted(target: TargetFolder, cancellation: Cancellation) -> Standing:
@@ -330,25 +332,3 @@ def recorded(
     known |= state.records(ranks, cancellation.check)
     there = state.locate(known.values(), staged=document.staged, thorough=thorough, check=cancellation.check)
     return {rank: found for rank, found in known.items() if found.path in there}
-
-
-def maps_of(manifest: Manifest) -> dict[str, bytes]:
-    """Return the index files of a unified checkpoint, by name.
-
-    MindSpore reads the file of parameters that no strategy names without an index. Hugging Face libraries read only files in
-    their index, and such a parameter may belong to the model.
-    """
-    files = {record.rank: record.path for record in manifest.files}
-    maps = {}
-    for name in maps_beside(manifest.options):
-        shown = [p for p in manifest.parameters if (path := files.get(p.target.stages[0])) and (path, name) != _NOT_MAPPED]
-        if unknown := next((p for p in shown if p.dtype not in DTYPES), None):
-            raise DataError(
-                "UnknownType",
-                f"the type {unknown.dtype[:32]!r} is unknown",
-                where=f"parameter {unknown.name}",
-                fix="use the version of reshard that wrote it",
-            )
-        nbytes = sum(prod(p.shape) * DTYPES[p.dtype].itemsize for p in shown)
-        maps[name] = map_of({p.name: files[p.target.stages[0]] for p in shown}, nbytes)
-    return maps

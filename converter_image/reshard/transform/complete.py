@@ -5,15 +5,17 @@ from __future__ import annotations
 from dataclasses import replace
 from typing import TYPE_CHECKING
 
-from reshard.errors import LockedError, MissingInputError, RequestError
+from reshard.errors import DataError, LockedError, MissingInputError, RequestError
 from reshard.progress import Cancellation
+from reshard.source.listing import preview
 from reshard.spec.ranks import parse_ranks
 from reshard.spec.request import Options
 from reshard.storage import open_store
 from reshard.target.folder import TargetFolder
 from reshard.target.lock import writing
 from reshard.telemetry import operation
-from reshard.transform.commit import commit_job, ranks_of, recorded, shape_of, would_lose
+from reshard.transform.commit import commit_job, ranks_of, ranks_unfinished, recorded, shape_of, would_lose
+from reshard.transform.documents import changed_documents, check_exists
 
 if TYPE_CHECKING:
     from reshard.checkpoint.manifest import Manifest
@@ -46,7 +48,8 @@ def commit_checkpoint(
 
     Raises:
         LockedError: other processes still write to the target.
-        MissingInputError: a rank is not finished, or no task was started in the target.
+        DataError: the checkpoint is complete already, and a file has another size.
+        MissingInputError: a rank is not finished, no task was started in the target, or a file does not exist.
         RequestError: several transforms were started in the target.
     """
     cancellation = cancellation or Cancellation()
@@ -54,6 +57,7 @@ def commit_checkpoint(
     standing = target.observe()
     begun = [job for job in standing.jobs if digest in {None, job.digest}]
     if not begun and (manifest := _completed(standing, digest)) is not None:
+        _check_complete(target, manifest, ranks)
         return manifest
     if not begun:
         raise MissingInputError(
@@ -120,3 +124,25 @@ def _completed(standing: Standing, digest: str | None) -> Manifest | None:
     """Return the manifest of the target if this task (None: any task) wrote the checkpoint or a stage of it."""
     manifest = standing.manifest
     return manifest if manifest is not None and (digest is None or digest in manifest.jobs) else None
+
+
+def _check_complete(target: TargetFolder, manifest: Manifest, ranks: str | None) -> None:
+    """Check that the files of a complete checkpoint exist, with their sizes, and that it has these ranks (None: any).
+
+    Raises:
+        DataError: a file has another size, or an index file another content.
+        MissingInputError: a file does not exist, or the checkpoint lacks a rank.
+    """
+    there = check_exists(target.store, manifest)
+    resized = (record.path for record in manifest.files if there[record.path].size != record.size)
+    if changed := [*resized, *changed_documents(target.store, manifest)]:
+        raise DataError(
+            "ContentChanged",
+            f"the content of {preview(changed)} has changed",
+            where=target.store.url,
+            fix="restore the file, or run the same transform again with --overwrite to rewrite changed files",
+        )
+    wanted = parse_ranks(ranks, manifest.target_ranks) if ranks is not None and manifest.index is None else ()
+    there_ranks = parse_ranks(manifest.ranks) if manifest.ranks else ()
+    if missing := tuple(rank for rank in wanted if rank not in there_ranks):
+        raise ranks_unfinished(target, wanted, missing)

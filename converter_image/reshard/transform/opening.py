@@ -9,6 +9,7 @@ from reshard.storage import open_store
 from reshard.target.folder import TargetFolder
 from reshard.transform.begin import refuse
 from reshard.transform.commit import covers, finished
+from reshard.transform.documents import changed_documents
 from reshard.transform.identify import identify
 from reshard.transform.preflight import check_copy_mode, check_places, check_space
 from reshard.transform.prepare import prepare, resume
@@ -32,6 +33,7 @@ class Opened:
         standing: snapshot of the target.
         sizes: file size of each requested rank in bytes.
         left: ranks that are not finished.
+        complete: True if nothing is left to do.
     """
 
     job: Job
@@ -39,11 +41,7 @@ class Opened:
     standing: Standing
     sizes: Mapping[int, int]
     left: tuple[int, ...]
-
-    @property
-    def complete(self) -> bool:
-        """True if nothing is left to do."""
-        return not self.left and covers(self.standing.own(self.job), self.job)
+    complete: bool
 
 
 def open_transform(
@@ -84,7 +82,9 @@ def open_transform(
     sizes = job.file_sizes(job.scope)  # refuse now what no file can hold
     refuse(job, target, standing, commit=commit)
     left = unfinished(job, target, standing, cancellation, thorough=thorough)
-    opened = Opened(job, target, standing, sizes, left)
+    own = standing.own(job)
+    complete = not left and own is not None and covers(own, job) and not changed_documents(target.store, own)
+    opened = Opened(job, target, standing, sizes, left, complete)
     if not (job.planned or opened.complete):
         target.store.check_writable()
         check_space(target.store, sum(sizes[rank] for rank in opened.left))

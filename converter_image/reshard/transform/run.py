@@ -21,6 +21,7 @@ from reshard.target.process import this_process
 from reshard.telemetry import durations, operation, phase
 from reshard.transform.begin import begin
 from reshard.transform.commit import commit_job, covers, refuse_loss, written_ranks
+from reshard.transform.documents import maps_of
 from reshard.transform.identify import record_versions
 from reshard.transform.opening import open_transform, unfinished
 from reshard.transform.preflight import check_space
@@ -71,7 +72,7 @@ class Result:
         parameters: number of written parameters.
         bytes_needed: number of bytes of source tensors that the ranks written in this run require.
         bytes_read: number of bytes read from source tensors.
-        bytes_written: number of bytes written to files, or of the index.
+        bytes_written: number of bytes written to files. If no file was written: of the index files.
         seconds: duration in seconds.
         peak_rss_bytes: peak memory of the process.
         skipped_ranks: ranks that were already finished.
@@ -173,9 +174,12 @@ def _result(opened: Opened, written: list[Written], manifest: Manifest | None, p
     notes = (*_notes(job, whole), *opened.target.store.notes)
     for note in notes:
         progress.note(note)
-    index = manifest.index if manifest is not None and not opened.complete else None
+    index_bytes = 0
+    if manifest is not None and not opened.complete:
+        index_bytes += manifest.index.size if manifest.index is not None else 0
+        index_bytes += 0 if written else sum(map(len, maps_of(manifest).values()))
     bytes_read = sum(w.record.bytes_read for w in written)
-    bytes_written = sum(w.record.size for w in written) + (index.size if index is not None else 0)
+    bytes_written = sum(w.record.size for w in written) + index_bytes
     measured.measure(digest=job.digest, bytes_read=bytes_read, bytes_written=bytes_written)
     return Result(
         source_ranks=job.model.source_ranks,

@@ -12,6 +12,7 @@ from reshard.storage import open_store
 from reshard.target.folder import TargetFolder
 from reshard.target.standing import JobDocument
 from reshard.transform.commit import recorded
+from reshard.transform.documents import changed_documents
 from reshard.transform.preflight import check_copy_mode, check_places
 from reshard.transform.prepare import find, listing_identifies, strategies_of
 
@@ -73,6 +74,7 @@ def find_complete(request: Request, cancellation: Cancellation, *, thorough: boo
     document = JobDocument(manifest.digest, {}, staged=False)
     known = recorded(target, document, standing, ranks, cancellation, thorough=thorough)
     wanted = STRICTNESS[request.options.verification]
-    if all(rank in known and STRICTNESS[known[rank].verified] >= wanted for rank in ranks):
-        return Complete(target, standing, manifest, ranks)
-    return None
+    finished = all(rank in known and STRICTNESS[known[rank].verified] >= wanted for rank in ranks)
+    if not finished or changed_documents(target.store, manifest):
+        return None
+    return Complete(target, standing, manifest, ranks)

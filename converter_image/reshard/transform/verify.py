@@ -5,12 +5,12 @@ from __future__ import annotations
 from contextlib import closing
 from typing import TYPE_CHECKING
 
-from reshard.checkpoint.manifest import MANIFEST_NAME, FileRecord
+from reshard.checkpoint.manifest import MANIFEST_NAME
 from reshard.engine.memory import default_workers
 from reshard.errors import DataError, IncomparableError, MissingInputError
 from reshard.parallel import parallel
 from reshard.progress import Cancellation, Silent
-from reshard.source.described import files_there, refuse_missing, unlisted
+from reshard.source.described import unlisted
 from reshard.source.listing import preview
 from reshard.spec.request import Options
 from reshard.storage import open_store
@@ -19,13 +19,13 @@ from reshard.storage.digest import is_version, matches, sample_of
 from reshard.target.folder import TargetFolder
 from reshard.target.parts import listed_ranks
 from reshard.telemetry import operation, phase
-from reshard.transform.commit import maps_of
+from reshard.transform.documents import changed_documents, check_exists
 
 if TYPE_CHECKING:
-    from reshard.checkpoint.manifest import IndexRecord, Manifest
+    from reshard.checkpoint.manifest import FileRecord, Manifest
     from reshard.progress import Progress
     from reshard.spec.storage_options import StorageOptions
-    from reshard.storage.protocol import Store
+    from reshard.storage.protocol import ReadStore
 
 
 @operation("verify_checkpoint")
@@ -65,26 +65,27 @@ def verify_checkpoint(
             fix="run the transform again; finished ranks are kept",
         )
     _check_files(target.store, manifest)
-    progress.begin("Verifying", manifest.nbytes, "bytes")
-    maps = [name for name, content in maps_of(manifest).items() if target.store.read(name, len(content) + 1) != content]
+    nbytes = sum(record.size for record in manifest.files)
+    progress.begin("Verifying", nbytes, "bytes")
+    documents = changed_documents(target.store, manifest)
 
     incomparable: list[str] = []
 
-    def check(record: FileRecord | IndexRecord) -> str | None:
+    def check(record: FileRecord) -> str | None:
         with closing(CancellableReader(target.store.open(record.path), cancellation.check)) as reader:
             if reader.size != record.size:
                 return f"{record.path} has {reader.size} bytes instead of {record.size}"
             if matches(reader, record.digest, progress.advance, remote=target.store.remote):
                 return None
-            sample = record.sample if isinstance(record, FileRecord) and is_version(record.digest) else None
+            sample = record.sample if is_version(record.digest) else None
             if sample is not None and sample == sample_of(reader, remote=target.store.remote):
                 incomparable.append(record.path)
                 return None
         return f"the content of {record.path} has changed"
 
-    with phase("verify_files", files=len(manifest.listed), bytes_read=manifest.nbytes):
-        damaged = [found for found in parallel(check, manifest.listed, at_once=workers or default_workers()) if found]
-    damaged += [f"the content of {name} has changed" for name in maps]
+    with phase("verify_files", files=len(manifest.files), bytes_read=nbytes):
+        damaged = [found for found in parallel(check, manifest.files, at_once=workers or default_workers()) if found]
+    damaged += [f"the content of {name} has changed" for name in documents]
     if damaged:
         more = f" (and {len(damaged) - 1} more files)" if len(damaged) > 1 else ""
         raise DataError(
@@ -104,7 +105,7 @@ def verify_checkpoint(
     return manifest
 
 
-def _check_files(store: Store, manifest: Manifest) -> None:
+def _check_files(store: ReadStore, manifest: Manifest) -> None:
     """Refuse a folder unless its checkpoint files are exactly those that its manifest lists, for the ranks that it names.
 
     Raises:
@@ -118,8 +119,7 @@ def _check_files(store: Store, manifest: Manifest) -> None:
             where=f"{store.url}/{MANIFEST_NAME}",
             fix="restore it, or run the same transform again with --overwrite",
         )
-    there = files_there(store, manifest, store.list(""))
-    refuse_missing(store, manifest, there)
+    there = check_exists(store, manifest)
     if added := unlisted(manifest, there):
         raise DataError(
             "FilesUnlisted",
