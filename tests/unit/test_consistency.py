@@ -184,6 +184,35 @@ def test_stages_may_shard_a_shared_parameter_differently(case: tuple[tuple[int, 
     assert refused(lambda: placed(files, "ckpt", before, after))[0] == "RanksDisagree"
 
 
+@pytest.mark.parametrize("level", ["Sample", "Full"])
+@pytest.mark.parametrize("whole", [False, True], ids=["slices", "whole"])
+def test_copies_of_a_stage_whose_strategy_does_not_name_them_are_compared(level: str, *, whole: bool) -> None:
+    rows, tensor = Layout((2,), ((0,),)), np.arange(8, dtype=np.int32)
+    slices = [{"emb": tensor[:4]}, {"emb": tensor[4:]}]
+    files = [*slices, *slices, *([{"emb": tensor}] * 2 if whole else slices)]
+    # Only if several stages name the parameter may the shapes of its copies differ.
+    before = Strategy(({"emb": rows}, {"emb": rows} if whole else {}, {}), 2)
+    after = Strategy(({"emb": Layout((1,), ((),))},), 1)
+    assert check(*placed(files, "ckpt", before, after), level) == frozenset()
+    files[5] = {"emb": changed(files[5]["emb"], 1)}
+    found = placed(files, "ckpt", before, after)
+    reason, where, what = refused(lambda: check(*found, level))
+    assert (reason, where) == ("ReplicasDiffer", "parameter emb")
+    assert (5,) in groups(what)
+    assert check(*placed(files, "ckpt", before, after, lowest_replica=True), level) == {"emb"}
+    files[5] = {"emb": np.zeros(5, np.int32)}
+    assert refused(lambda: placed(files, "ckpt", before, after))[0] == "RanksDisagree"
+
+
+def test_a_step_that_only_another_stage_names_is_compared() -> None:
+    files = [{f"w.{rank}": np.ones(4, np.int8), "global_step": np.array([100 + rank // 2])} for rank in range(4)]
+    before = Strategy(({"global_step": Layout((2,), ((),))}, {}), 2)
+    found = placed(files, "ckpt", before, Strategy(({"global_step": Layout((1,), ((),))},), 1))
+    for level in ("None", "Sample", "Full"):
+        reason, where, _ = refused(lambda level=level: check(*found, level))
+        assert (reason, where) == ("ReplicasDiffer", "parameter global_step")
+
+
 @QUIET
 @given(models.models(RANKS))
 def test_the_lowest_replica_is_one_consistent_set(model: models.Model) -> None:

@@ -9,12 +9,14 @@ from reshard.errors import DataError
 from reshard.layout import Layout
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from collections.abc import Iterator, Mapping
+    from collections.abc import Set as AbstractSet
 
     from reshard.checkpoint.inventory import Inventory, TensorEntry
     from reshard.strategy import Strategy
 
-# Layouts of one parameter, each with the pipeline stages that cut it so; the layout of the first stage comes first.
+# Layouts of one parameter, each with the pipeline stages that cut it so; the layout of the first stage comes first, and those of
+# stages whose strategy does not name it come last.
 SourceCuts = tuple[tuple[Layout, tuple[int, ...]], ...]
 
 
@@ -58,19 +60,34 @@ class SourceStages:
                 where=f"parameter {name}",
                 fix="use the strategy that the source was trained with",
             )
-        layouts = {stage: self._source.layout(stage, name, entry.shape, sliced=True) for stage in stages}
         if len(named) > 1:
-            entry = self._agreed(name, structures, layouts)
-        whole_shape(name, entry, layouts[stages[0]])
-        if len(stages) == 1:
-            return entry, ((layouts[stages[0]], (stages[0],)),)
-        by_layout: dict[Layout, list[int]] = defaultdict(list)
-        for stage, layout in layouts.items():
-            by_layout[layout].append(stage)
-        return entry, tuple((layout, tuple(found)) for layout, found in by_layout.items())
+            _, entry = next(self._entries(name, structures, stages[0]))
+        layouts = {stage: self._source.layout(stage, name, entry.shape, sliced=True) for stage in stages}
+        others = self._unnamed(name, structures, held.difference(named), entry, layouts[stages[0]])
+        if len(named) > 1:
+            self._check_shapes(name, structures, layouts | others)
+        return entry, (*_by_layout(layouts), *_by_layout(others))
 
-    def _agreed(self, name: str, structures: tuple[int, ...], layouts: dict[int, Layout]) -> TensorEntry:
-        """Return the entry of a parameter in its first stage. The files of all stages must agree on the whole tensor."""
+    def _unnamed(
+        self, name: str, structures: tuple[int, ...], stages: AbstractSet[int], entry: TensorEntry, layout: Layout
+    ) -> dict[int, Layout]:
+        """Return the layouts of stages whose files contain a parameter that their strategy does not name.
+
+        Such a copy is whole, unless it has the shape of the slices of another stage: strategies omit frozen parameters.
+
+        Args:
+            name: the parameter's name in the source.
+            structures: positions in `Inventory.structures` of those that have it.
+            stages: the stages.
+            entry: its entry in the first stage whose strategy names it.
+            layout: its layout in that stage.
+        """
+        whole = whole_shape(name, entry, layout)
+        shapes = {stage: next(self._entries(name, structures, stage))[1].shape for stage in sorted(stages)}
+        return {stage: Layout.whole(layout.ndim, layout.devices) if shape == whole else layout for stage, shape in shapes.items()}
+
+    def _check_shapes(self, name: str, structures: tuple[int, ...], layouts: dict[int, Layout]) -> None:
+        """Refuse files of several stages that do not agree on the whole tensor."""
         found = [
             (whole_shape(name, entry, layout), entry, structure)
             for stage, layout in layouts.items()
@@ -86,7 +103,6 @@ class SourceStages:
                     where=f"parameter {name}",
                     fix="restore files of one training step, and use the strategy that the source was trained with",
                 )
-        return first
 
     def _entries(self, name: str, structures: tuple[int, ...], stage: int) -> Iterator[tuple[int, TensorEntry]]:
         for number in structures:
@@ -95,6 +111,13 @@ class SourceStages:
 
     def _file_of(self, structure: int) -> str:
         return next(file.path for file in self._inventory.files if file.structure == structure)
+
+
+def _by_layout(layouts: Mapping[int, Layout]) -> SourceCuts:
+    found: dict[Layout, list[int]] = defaultdict(list)
+    for stage, layout in layouts.items():
+        found[layout].append(stage)
+    return tuple((layout, tuple(stages)) for layout, stages in found.items())
 
 
 def whole_shape(name: str, entry: TensorEntry, layout: Layout) -> tuple[int, ...]:
