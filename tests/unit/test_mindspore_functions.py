@@ -238,3 +238,37 @@ def test_a_rank_finds_a_file_that_holds_the_same(tmp_path: Path) -> None:
     assert mindspore.get_ckpt_path_with_strategy(there, last) == there
     assert mindspore.get_ckpt_path_with_strategy(last, last) == last
     assert mindspore.get_ckpt_path_with_strategy(str(tmp_path / "none.ckpt"), last) is None
+
+
+@pytest.mark.parametrize(
+    ("ranks", "devices", "reason"),
+    [
+        ([0], 1, "OneRankOfSeveral"),
+        ([0], None, "OneRankOfSeveral"),
+        ([0, 1], 2, "SourceRanksMismatch"),
+        ([2, 3], 2, "SourceRanksMismatch"),
+        ([0, 1, 2, 3], 4, None),
+    ],
+)
+def test_files_of_some_ranks_are_not_a_whole_checkpoint(
+    tmp_path: Path, ranks: list[int], devices: int | None, reason: str | None
+) -> None:
+    for rank in range(4):
+        (tmp_path / f"rank_{rank}").mkdir()
+        (tmp_path / f"rank_{rank}" / "net-1_10.ckpt").write_bytes(rawfiles.ckpt({"w": np.arange(4, dtype=np.float32) + rank}))
+    strategy = None
+    if devices is not None:
+        strategy = str(tmp_path / "strategy.ckpt")
+        (tmp_path / "strategy.ckpt").write_bytes(
+            dump(StrategyFile("x", {0: {"w": Layout((devices,), ((0,) if devices > 1 else (),))}}), "protobuf")
+        )
+    files = [str(tmp_path / f"rank_{rank}" / "net-1_10.ckpt") for rank in ranks]
+
+    def transform() -> None:
+        mindspore.transform_checkpoint_by_rank(0, dict(enumerate(files)), str(tmp_path / "out.ckpt"), strategy)
+
+    if reason is None:
+        transform()
+    else:
+        with pytest.raises(ReshardError, match=reason):
+            transform()

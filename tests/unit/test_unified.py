@@ -214,13 +214,17 @@ def test_a_hugging_face_folder_is_a_source(tmp_path: Path) -> None:
         (b'{"weight_map": {"a": "x.ckpt"}}', "MapInvalid.*in the same folder"),
         (b"[" * 100_000, "MapInvalid"),
         (b'{"weight_map": {"a": "gone.safetensors"}}', "FileMissing.*gone"),
-        (b'{"weight_map": {"nowhere": "part0.safetensors"}}', "MapMismatch.*nowhere.*no file contains it"),
+        (
+            b'{"weight_map": {"nowhere": "part0.safetensors", "b": "part1.safetensors"}}',
+            "MapMismatch.*nowhere.*no file contains it",
+        ),
+        (b'{"a": "part0.safetensors"}', "MapMismatch.*does not list part1.safetensors"),
         (b'{"a": "part1.safetensors", "b": "part0.safetensors"}', "MapMismatch.*parameter a.*part0.safetensors contains it"),
-        (b'{"a": "part0.safetensors", "b": "part1.safetensors", "c": "part2.safetensors"}', "ParameterTwice.*parameter a"),
+        (b'{"a": "part0.safetensors", "b": "part1.safetensors", "c": "more.safetensors"}', "ParameterTwice.*parameter a"),
     ],
 )
 def test_a_map_is_used_only_if_the_files_agree(tmp_path: Path, content: bytes, said: str) -> None:
-    sharded(tmp_path / "s", {"part0.safetensors": ["a"], "part1.safetensors": ["b"], "part2.safetensors": ["c", "a"]})
+    sharded(tmp_path / "s", {"part0.safetensors": ["a"], "part1.safetensors": ["b"], "more.safetensors": ["c", "a"]})
     (tmp_path / "s" / INDEX).rename(tmp_path / "s" / MAP)
     (tmp_path / "s" / MAP).write_bytes(content)
     with pytest.raises(ReshardError, match=said) as caught:

@@ -30,6 +30,7 @@ HF_INDEX_NAME = "model.safetensors.index.json"
 HYPER_NAME = "hyper_param.safetensors"
 _INDEX_SUFFIX = ".safetensors.index.json"
 _FILE_NAME = re.compile(r"(?!\.)[^/\x00-\x1f\ud800-\udfff]{1,255}\.safetensors")
+_PART = re.compile(r"part[0-9]+\.safetensors")
 _OWN_FILE = re.compile(rf"part[0-9]+\.safetensors|{re.escape(HYPER_NAME)}|{re.escape(MAP_NAME)}|{re.escape(HF_INDEX_NAME)}")
 
 
@@ -103,7 +104,7 @@ def files_of(mapped: Mapping[str, str], names: Sequence[str], map_name: str, whe
         where: folder, for messages.
 
     Raises:
-        DataError: the index is empty.
+        DataError: the index is empty, or a part is next to it that MindSpore's index does not list.
         MissingInputError: a file does not exist.
     """
     wanted = sorted(set(mapped.values()), key=_natural)
@@ -123,6 +124,14 @@ def files_of(mapped: Mapping[str, str], names: Sequence[str], map_name: str, whe
             "the file contains no parameters",
             where=f"{where}/{map_name}",
             fix="restore the index file and all files from the same checkpoint",
+        )
+    if map_name == MAP_NAME and (unmapped := sorted(frozenset(filter(_PART.fullmatch, there)).difference(wanted), key=_natural)):
+        raise DataError(
+            "MapMismatch",
+            f"{map_name} does not list {unmapped[0]}, which is next to it"
+            + (f" (and {len(unmapped) - 1} other files)" if len(unmapped) > 1 else ""),
+            where=where,
+            fix="restore the index file and all files from the same checkpoint, or move away files of another one",
         )
     return wanted
 

@@ -107,28 +107,32 @@ def other_ranks(name: str, names: Collection[str], *, anywhere: bool = False) ->
     return [other for other in names if other in found]
 
 
-def exchanged(paths: Mapping[int, str]) -> list[int]:
-    """Return the ranks whose paths contain another of these ranks, if the ranks in the paths are exactly these ranks.
+def exchanged(paths: Mapping[int, str], *, exact: bool = False) -> list[int]:
+    """Return the ranks whose paths contain another rank: another of these ranks, or with `exact`, any.
+
+    The ranks in the paths must be exactly these ranks, unless `exact` is set. Then all paths must contain a rank.
 
     Names with `device` are ignored: they may number the devices of a machine in another order.
     """
     families = {rank: _family(path.rpartition("/")[2]) for rank, path in paths.items()}
     said = {rank: family[2] for rank, family in families.items() if family is not None and "device" not in family[0].lower()}
     alike = len(said) == len(paths) and len({family[:2] for family in families.values() if family is not None}) == 1
-    return [rank for rank, other in said.items() if rank != other] if alike and set(said.values()) == set(said) else []
+    return [rank for rank, other in said.items() if rank != other] if alike and (exact or set(said.values()) == set(said)) else []
 
 
-def refuse_exchanged(paths: Mapping[int, str], fix: str) -> None:
+def refuse_exchanged(paths: Mapping[int, str], fix: str, *, exact: bool = False) -> None:
     """Refuse files whose names, or whose folders' names, contain one another's ranks.
 
     Args:
         paths: file of each rank.
         fix: remedy, for the message.
+        exact: whether folders of ranks must be those of these ranks.
 
     Raises:
         DataError: names contain one another's ranks.
     """
-    if wrong := exchanged(paths) or exchanged({rank: path.rpartition("/")[0] for rank, path in paths.items()}):
+    folders = {rank: path.rpartition("/")[0] for rank, path in paths.items()}
+    if wrong := exchanged(paths) or exchanged(folders, exact=exact):
         raise DataError(
             "SourceRanksMismatch",
             f"{paths[wrong[0]]} would be read as the file of rank {wrong[0]}, but its name contains another rank"

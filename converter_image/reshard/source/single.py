@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, NamedTuple
 
-from reshard.errors import AccessError, RequestError
+from reshard.errors import AccessError, DataError, RequestError
 from reshard.source.listing import is_candidate, other_ranks, preview, rank_of, total_of
 from reshard.storage import open_store, parent_and_name, without_links
 
@@ -16,6 +16,10 @@ if TYPE_CHECKING:
 
 # Number of folders that are searched for a checkpoint at a time.
 _FOLDERS_AT_ONCE = 256
+_FIX = (
+    "use the folder of all ranks, with their strategy (--source-strategy, spec.source.strategy); if this rank"
+    " has whole parameters, add --allow-single-rank (spec.source.allowSingleRank)"
+)
 
 
 class Others(NamedTuple):
@@ -40,7 +44,7 @@ def others_of(store: ReadStore, path: str, storage_options: StorageOptions | Non
         path: path of the file in it.
         storage_options: options of the object store, if the file is in one.
     """
-    file = f"{store.url}/{path}"
+    file = f"{store.url.rstrip('/')}/{path}"
     for place in dict.fromkeys((file, without_links(file))):  # by the name of a link, and by the name of its target
         folder = place
         for of_files in (True, False, False):  # the file, its folder, and the parent of a nested folder
@@ -54,7 +58,7 @@ def others_of(store: ReadStore, path: str, storage_options: StorageOptions | Non
 
 
 def refuse_one_of_several(
-    store: ReadStore, path: str, storage_options: StorageOptions | None = None, *, rank: int | None = None
+    store: ReadStore, path: str, storage_options: StorageOptions | None = None, *, rank: int | None = None, fix: str = _FIX
 ) -> None:
     """Refuse to read the file of one rank as a complete checkpoint if there are other ranks, see `others_of`.
 
@@ -63,6 +67,7 @@ def refuse_one_of_several(
         path: path of the file in it.
         storage_options: options of the object store, if the file is in one.
         rank: rank of the file according to the strategy. None: the file is read as a complete checkpoint.
+        fix: remedy, for the message.
 
     Raises:
         RequestError: files of other ranks exist.
@@ -73,8 +78,41 @@ def refuse_one_of_several(
             "OneRankOfSeveral",
             others.what,
             where=others.where,
-            fix="use the folder of all ranks, with their strategy (--source-strategy, spec.source.strategy); if this rank"
-            " has whole parameters, add --allow-single-rank (spec.source.allowSingleRank)",
+            fix=fix,
+        )
+
+
+def refuse_more_ranks(store: ReadStore, path: str, ranks: range) -> None:
+    """Refuse a strategy that describes fewer ranks than have a file like this one.
+
+    Args:
+        store: store of the file.
+        path: path of the file of any rank.
+        ranks: ranks that the strategy describes.
+
+    Raises:
+        DataError: a rank that the strategy does not describe has a file that differs only in its rank.
+    """
+    folder, name = parent_and_name(f"{store.url.rstrip('/')}/{path}")
+    around, of_rank = parent_and_name(folder)
+    try:
+        beside = [entry.name for entry in open_store(folder).list("") if not entry.is_folder]
+        others = [other for other in other_ranks(name, beside) if rank_of(other) not in ranks]
+        if not others and rank_of(of_rank) is not None:
+            parent = open_store(around)
+            folders = [entry.name for entry in parent.list("") if entry.is_folder]
+            folders = [other for other in other_ranks(of_rank, folders) if rank_of(other) not in ranks]
+            listed = zip(folders, parent.list_folders(folders), strict=True)
+            each = ((f"{other}/{entry.name}", entry.name) for other, entries in listed for entry in entries)
+            others = [path for path, own in each if own == name or other_ranks(name, [own])]
+    except AccessError:  # without access to the parent folder, its entries are unknown
+        return
+    if others:
+        raise DataError(
+            "SourceRanksMismatch",
+            f"the source strategy describes {len(ranks)} ranks, but other ranks have files like {name}: {preview(others)}",
+            where=folder,
+            fix="use the strategy and the files of all ranks, or move away files of other runs",
         )
 
 

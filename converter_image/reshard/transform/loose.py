@@ -12,6 +12,7 @@ from reshard.errors import RequestError
 from reshard.progress import Silent
 from reshard.source.files import Files
 from reshard.source.listing import refuse_exchanged
+from reshard.source.single import refuse_more_ranks, refuse_one_of_several
 from reshard.storage import open_store, root_and_path
 from reshard.transform.prepare import decrypted, prepare_files, strategies_of
 
@@ -20,6 +21,11 @@ if TYPE_CHECKING:
 
     from reshard.engine.job import Job
     from reshard.spec.request import Request
+
+_FIX = (
+    "pass the files of all ranks, with the source strategy; if this rank has whole parameters, use `reshard transform` with"
+    " --allow-single-rank"
+)
 
 
 def prepare_loose(request: Request, files: Mapping[int, str], *, only: int | None = None) -> Job:
@@ -34,11 +40,19 @@ def prepare_loose(request: Request, files: Mapping[int, str], *, only: int | Non
         DataError, MissingInputError, RequestError: files or strategies are damaged, missing, or do not match.
         StorageError: a file cannot be read.
     """
-    refuse_exchanged(files, "list the files in the order of their ranks: rank_2 before rank_10")
     root, paths = _in_one_storage(files)
     request = msgspec.structs.replace(request, source=root)
-    store = decrypted(open_store(root), request)
-    return prepare_files(request, store, Files(paths), strategies_of(request), Silent(), workers=default_workers(), only=only)
+    opened, strategies = open_store(root), strategies_of(request)
+    if request.options.output != "Same":
+        ranks = range(1) if strategies[0] is None else strategies[0].numbers
+        refuse_exchanged(files, "list the files in the order of their ranks: rank_2 before rank_10", exact=len(ranks) > 1)
+        any_path = next(iter(paths.values()))
+        if len(ranks) == 1 and len(paths) == 1:
+            refuse_one_of_several(opened, any_path, fix=_FIX)
+        elif len(ranks) > 1:
+            refuse_more_ranks(opened, any_path, ranks)
+    store = decrypted(opened, request)
+    return prepare_files(request, store, Files(paths), strategies, Silent(), workers=default_workers(), only=only)
 
 
 def write_loose(job: Job, urls: Mapping[int, str], *, at_once: int = 1) -> None:
