@@ -94,6 +94,7 @@ def load_segmented_checkpoints(
     """Load all checkpoint files of one folder, such as `rank_0/` with one file per pipeline stage.
 
     Differences from MindSpore: reads safetensors too. If several files hold a parameter, the one with the lowest number is used.
+    If no manifest lists the files, copies of small parameters, such as `global_step`, are compared.
 
     Args:
         ckpt_file_dir: path of the folder.
@@ -109,8 +110,8 @@ def load_segmented_checkpoints(
         Parameters by name, like `load_checkpoint`.
 
     Raises:
-        ReshardError: also a TypeError (an argument is not a path) or a ValueError (files are missing or damaged, or no parameter
-            matches).
+        ReshardError: also a TypeError (an argument is not a path) or a ValueError (files are missing or damaged, copies
+            differ, or no parameter matches).
     """
     folder = path_of(ckpt_file_dir, "ckpt_file_dir")
     wanted = _wanted(filter_prefix, specify_prefix, choice_func)

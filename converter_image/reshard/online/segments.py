@@ -4,25 +4,27 @@ from __future__ import annotations
 
 from contextlib import closing
 from io import BytesIO
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, NamedTuple
 from warnings import warn
 
 from reshard.checkpoint import check_crc, format_of, read_header
 from reshard.checkpoint.arrays import array_of
 from reshard.errors import DataError, MissingInputError, RequestError
+from reshard.plan.copies import SMALL_BYTES, is_progress
+from reshard.source.described import find_listing, listed_and_unchanged
 from reshard.source.encrypted import as_plain
 from reshard.source.listing import preview
 from reshard.source.selection import epoch_and_step, natural
 from reshard.storage import open_store, parent_and_name
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator
+    from collections.abc import Callable, Iterator, Sequence
 
     from reshard.checkpoint.arrays import Array
     from reshard.checkpoint.inventory import TensorEntry
     from reshard.spec.keys import Encryption
     from reshard.spec.storage_options import StorageOptions
-    from reshard.storage.protocol import Reader, ReadStore
+    from reshard.storage.protocol import Reader, Store
 
 
 def read_segments(
@@ -34,8 +36,9 @@ def read_segments(
 ) -> Iterator[tuple[str, Array]]:
     """Yield all parameters in the checkpoint files of one folder, such as `rank_0/` with one file per pipeline stage.
 
-    If several files hold a parameter, the first is used, in the order of their numbers: `_part2` before `_part10`. Memory: one
-    parameter, in addition to what the caller keeps.
+    If several files hold a parameter, the first is used, in the order of their numbers: `_part2` before `_part10`. Copies of
+    small parameters are compared, unless a manifest lists the files: then the transform has compared them, or accepted
+    differences. Memory: one parameter and the small ones, in addition to what the caller keeps.
 
     Args:
         url: URL or path of the folder.
@@ -44,11 +47,12 @@ def read_segments(
         decryption: key of the files. None: they are not encrypted.
 
     Raises:
-        DataError: a file is damaged, or the folder contains files of both formats.
-        MissingInputError: the folder contains no checkpoint files.
+        DataError: a file is damaged, copies of a parameter differ, or the folder contains files of both formats.
+        MissingInputError: the folder contains no checkpoint files, or a file that its manifest lists is missing.
         RequestError: the files belong to several training steps.
     """
-    store = as_plain(open_store(url, storage_options), decryption)
+    folder = open_store(url, storage_options)
+    store = as_plain(folder, decryption)
     names = sorted((e.name for e in store.list("") if not e.is_folder and _is_checkpoint(e.name)), key=natural)
     if not names:
         raise MissingInputError(
@@ -71,9 +75,71 @@ def read_segments(
             where=url,
             fix="move away the files of other steps, or load one file with load_checkpoint",
         )
-    known: set[str] = set()
+    compare, known, copies = not _is_described(folder, names, storage_options), set[str](), dict[str, _Copy]()
     for name in names:
-        yield from _read(store, name, lambda parameter: wanted(parameter) and parameter not in known, known)
+        with closing(store.open(name)) as reader:
+            for entry in read_header(reader).structure.tensors:
+                chosen = wanted(entry.name)
+                small = compare and entry.nbytes <= SMALL_BYTES and (chosen or is_progress(entry.name))
+                new = chosen and entry.name not in known
+                if not (small or new):
+                    continue
+                content = _content(reader, entry)
+                if small:
+                    _compare(_Copy(name, entry, bytes(content)), copies, url)
+                if new:
+                    known.add(entry.name)
+                    yield entry.name, array_of(content, entry.dtype, entry.shape, entry.name)
+
+
+class _Copy(NamedTuple):
+    """A copy of a small parameter in a file."""
+
+    file: str
+    entry: TensorEntry
+    content: bytes
+
+
+def _compare(found: _Copy, copies: dict[str, _Copy], where: str) -> None:
+    """Compare a small parameter with its first copy, or keep it as the first.
+
+    Raises:
+        DataError: they differ.
+    """
+    first, entry = copies.setdefault(found.entry.name, found), found.entry
+    if (first.entry.dtype, first.entry.shape, first.content) == (entry.dtype, entry.shape, found.content):
+        return
+    raise DataError(
+        "RanksDisagree",
+        f"parameter {entry.name} differs between {first.file} and {found.file}",
+        where=where,
+        fix="restore files of one training step, or load each file with load_checkpoint",
+    )
+
+
+def _is_described(store: Store, names: Sequence[str], storage_options: StorageOptions | None) -> bool:
+    """Return whether a manifest lists all these files in their current versions.
+
+    Raises:
+        MissingInputError: the manifest lists another file in the folder.
+    """
+    listings = ((name, find_listing(store, name, storage_options)) for name in names)
+    name, listing = next(((name, found) for name, found in listings if found is not None), ("", None))
+    if listing is None:
+        return False
+    place, manifest, record = listing
+    listed = {other.path for other in manifest.files if other.path.rpartition("/")[0] == record.path.rpartition("/")[0]}
+    paths = {f"{record.path.removesuffix(name)}{other}" for other in names}
+    if record.path not in paths:  # the files are links with other names
+        return False
+    if missing := listed - paths:
+        raise MissingInputError(
+            "FileMissing",
+            f"files that the manifest lists are missing: {preview(missing)}",
+            where=store.url,
+            fix="restore the files",
+        )
+    return listed_and_unchanged(place, manifest, paths) == paths
 
 
 def read_file(
@@ -133,14 +199,6 @@ class _Memory:
 
     def close(self) -> None:
         """Do nothing."""
-
-
-def _read(store: ReadStore, path: str, wanted: Callable[[str], bool], known: set[str]) -> Iterator[tuple[str, Array]]:
-    with closing(store.open(path)) as reader:
-        for entry in read_header(reader).structure.tensors:
-            if wanted(entry.name):
-                known.add(entry.name)
-                yield entry.name, array_of(_content(reader, entry), entry.dtype, entry.shape, entry.name)
 
 
 def _content(reader: Reader | _Memory, entry: TensorEntry) -> bytearray:

@@ -34,7 +34,7 @@ if TYPE_CHECKING:
     from reshard.plan.stages import SourceCuts
 
 # Parameters in no strategy up to this size, such as steps and learning rates, are compared on every rank; only the smallest.
-_SMALL_BYTES = 4 << 10
+SMALL_BYTES = 4 << 10
 _SMALL_NAMES = 64
 # Last components of the names under which MindSpore and its toolkits save the progress of training: compared first.
 _PROGRESS_NAMES = frozenset(
@@ -146,15 +146,15 @@ class Copies:
     def small(self) -> tuple[Parameter, ...]:
         """Parameters in no strategy that are compared on every rank."""
         found = sorted(
-            (p for p in self.unnamed if p.nbytes <= _SMALL_BYTES),
-            key=lambda p: (not _is_progress(p), p.nbytes),
+            (p for p in self.unnamed if p.nbytes <= SMALL_BYTES),
+            key=lambda p: (not is_progress(p.source_name), p.nbytes),
         )
         return tuple(found[:_SMALL_NAMES])
 
     @cached_property
     def progress(self) -> tuple[Parameter, ...]:
         """Replicas that contain the progress of training, which are compared on every rank."""
-        return tuple(p for p in self.replicas if _is_progress(p) and p.nbytes <= _SMALL_BYTES)[:_SMALL_NAMES]
+        return tuple(p for p in self.replicas if is_progress(p.source_name) and p.nbytes <= SMALL_BYTES)[:_SMALL_NAMES]
 
     def sample(self, most: int, *, replicas: bool) -> Blocks:
         """Choose the blocks to compare: always the same ones for the same source.
@@ -263,8 +263,9 @@ class _Chosen:
             self.blocks[rank].append(block)
 
 
-def _is_progress(parameter: Parameter) -> bool:
-    return parameter.source_name.rpartition(".")[2] in _PROGRESS_NAMES
+def is_progress(name: str) -> bool:
+    """Return whether a parameter of this name contains the progress of training."""
+    return name.rpartition(".")[2] in _PROGRESS_NAMES
 
 
 def equal_files(model: Model) -> tuple[int, ...]:
