@@ -17,6 +17,7 @@ from hypothesis import strategies as st
 from memory_jobs import job, written
 from memory_store import MemoryReader
 
+import reshard
 from reshard.checkpoint.manifest import Manifest, decode
 from reshard.cli import main
 from reshard.engine.gather import SourceFiles
@@ -173,9 +174,12 @@ def test_a_slice_without_a_holder_is_named(tmp_path: Path, kind: str, refused: C
         content = rawfiles.read(kind, path.read_bytes())
         content.pop("b", None)
         path.write_bytes(rawfiles.write(kind, content))
-    line = refused(66, "ShardMissing", *made.arguments(tmp_path / "out"))
-    assert "parameter b" in line
-    assert "no file contains slice [1] of the grid [2], which rank 1, 3 should hold" in line
+    for output in ("per-rank", "index"):
+        line = refused(66, "ShardMissing", *made.arguments(tmp_path / "out"), "--output", output)
+        assert "parameter b" in line
+        assert "no file contains slice [1] of the grid [2], which rank 1, 3 should hold" in line
+    loaded = {"source_strategy": str(made.source_strategy), "target_strategy": str(made.target_strategy)}
+    assert reshard.load(str(made.source), **loaded, rank=0).keys() == {"a", "b"}
 
 
 def sizes(made: Job) -> set[int]:

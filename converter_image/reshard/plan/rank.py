@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections import defaultdict
 from dataclasses import dataclass
 from functools import cached_property
-from itertools import compress
+from itertools import compress, product
 from typing import TYPE_CHECKING
 
 from reshard.errors import BugError, RequestError
@@ -95,6 +95,17 @@ class Planner:
     def sources(self, rank: int) -> tuple[int, ...]:
         """Return the source ranks that a target rank reads, ascending, without planning its copies."""
         return tuple(sorted(set(self.picks(rank).values())))
+
+    def check_slices(self) -> None:
+        """Check that the source's files contain every slice that any target rank needs, without planning the ranks.
+
+        Raises:
+            MissingInputError: no source file contains a slice.
+        """
+        for parameter in self.examples:
+            if parameter.source is not None:
+                for cell in product(*map(range, parameter.source.parts)):
+                    self._holders.of_cell(parameter, cell)
 
     def picks(self, rank: int) -> dict[tuple[int, ...], int]:
         """Return the rank to read from, for each group of source ranks that hold the same required slice."""

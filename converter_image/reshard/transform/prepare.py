@@ -171,6 +171,8 @@ def prepare_files(  # noqa: PLR0913 - the source, and how to read it
     with phase("read_headers", files=len(found.by_rank)):
         model = _read(request, store, found, strategies, workers=workers, only=only, advance=progress.advance)
     inventory = model.inventory
+    if request.options.output == "Index" and not single:  # a load needs only the slices of its rank
+        Planner(model).check_slices()
     refuse_possible_slices(model, found.may_be_slices, request.options)
     fully = request.options.verification == "Full"
     try:
