@@ -4,6 +4,7 @@ called complete."""
 from __future__ import annotations
 
 import json
+import os
 import shutil
 from typing import TYPE_CHECKING, Any
 
@@ -168,6 +169,37 @@ def test_a_damaged_file_is_written_again_with_overwrite(made: disk.Checkpoint, t
     rank_file(target, 2).write_bytes(content)
     assert main(["verify", str(target)]) == 65
     assert run(made, target, "--overwrite") == 0
+    assert right(made, target)
+
+
+def test_a_file_that_was_changed_between_sampled_blocks_is_written_again(tmp_path: Path, target: Path) -> None:
+    """Its modification time shows which files to compare completely. A copy with another time is equal."""
+    made = disk.write(tmp_path / "large", disk.example(rows=480, columns=240))
+    assert run(made, target) == 0
+    path = rank_file(target, 2)
+    content = path.read_bytes()
+    at = len(content) // 8
+    path.write_bytes(content[:at] + bytes([content[at] ^ 1]) + content[at + 1 :])
+    assert main(["verify", str(target)]) == 65
+    assert run(made, target) == 0
+    assert right(made, target)
+    assert path.read_bytes() == content
+    os.utime(path, (1, 1))
+    assert run(made, target) == 0
+    assert path.stat().st_mtime == 1
+
+
+def test_records_of_another_task_do_not_count(
+    made: disk.Checkpoint, other: disk.Checkpoint, target: Path, tmp_path: Path, refused: Callable[..., str]
+) -> None:
+    assert run(made, target, "--no-commit", "--ranks", "0-4") == 0
+    assert run(other, tmp_path / "b", "--no-commit", "--ranks", "5") == 0
+    (own,) = target.glob(".reshard/*/records")
+    (foreign,) = tmp_path.glob("b/.reshard/*/records/rank_5.json")
+    shutil.copy(foreign, own)
+    shutil.copytree(tmp_path / "b" / "rank_5", target / "rank_5")
+    assert "these are not: 5" in refused(66, "RanksUnfinished", "commit", str(target))
+    assert run(made, target) == 0
     assert right(made, target)
 
 

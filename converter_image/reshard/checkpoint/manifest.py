@@ -44,7 +44,7 @@ class FileRecord(_Document, frozen=True):
         verified: amount of its data that was compared with the source.
         stage: pipeline stage of the source that the file was created from. null: all stages.
         sample: digest of five blocks of the file, see `reshard.storage.digest.sample_of`.
-        version: ETag of the written object. Empty in a file system.
+        version: ETag of the written object. In a file system: size and modification time.
         seconds: duration of writing and verifying the file. A measurement, like `Manifest.durations`.
     """
 

@@ -121,7 +121,7 @@ def write_rank(
                 digest = _recorded_digest(job, store, where, guard.cancellation)
             _verify(job, plan, store, where, lambda: state.reject(path, staged=staged), guard.cancellation)
             with closing(store.open(where)) as written:
-                sample, version = sample_of(written, remote=store.remote), written.version if store.remote else ""
+                sample, version = sample_of(written, remote=store.remote), written.version
             read, level = conditions.count.nbytes, job.request.options.verification
             measured.measure(bytes_read=read, bytes_written=size)
             record = FileRecord(rank, path, size, digest, read, level, job.stage, sample, version, measured.seconds)

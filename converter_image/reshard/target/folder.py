@@ -36,7 +36,7 @@ from reshard.checkpoint.unified import maps_beside
 from reshard.errors import MissingInputError, ReshardError
 from reshard.parallel import parallel
 from reshard.storage.cancellable import CancellableReader
-from reshard.storage.digest import matches, sample_of
+from reshard.storage.digest import is_version, matches, sample_of
 from reshard.storage.protocol import PROBE
 from reshard.target.standing import JobDocument, Standing, Unfinished
 
@@ -54,6 +54,13 @@ _RECORD = re.compile(r"rank_(\d{1,9})\.json", re.ASCII)
 
 class _Commit(msgspec.Struct, frozen=True):
     ranks: str
+
+
+class _RankRecord(msgspec.Struct, frozen=True):
+    """The record of a finished rank, and the folder of its task: a record that was copied from another task does not count."""
+
+    job: str
+    file: FileRecord
 
 
 D = TypeVar("D")
@@ -282,7 +289,8 @@ class JobState:
 
     def record(self, record: FileRecord) -> None:
         """Record that a rank's file is complete, durable and verified."""
-        self.target.store.write(f"{self.folder}/records/rank_{record.rank}.json", encode(record), mode=self.target.mode)
+        content = encode(_RankRecord(self.folder, record))
+        self.target.store.write(f"{self.folder}/records/rank_{record.rank}.json", content, mode=self.target.mode)
 
     def recorded_ranks(self) -> set[int]:
         """Return the finished ranks."""
@@ -293,13 +301,14 @@ class JobState:
         """Return the records of these ranks (None: all) as far as they are finished. `check` raises to cancel."""
         wanted = None if ranks is None else {f"rank_{rank}.json" for rank in ranks}
 
-        def read(name: str) -> FileRecord:
+        def read(name: str) -> _RankRecord:
             path = f"{self.folder}/records/{name}"
-            return decode(self.target.store.read(path, _LARGEST_RECORD), FileRecord, f"{self.target.store.url}/{path}")
+            return decode(self.target.store.read(path, _LARGEST_RECORD), _RankRecord, f"{self.target.store.url}/{path}")
 
         names = (entry.name for entry in self.target.store.list(f"{self.folder}/records"))
         listed = [name for name in names if name.endswith(".json") and (wanted is None or name in wanted)]
-        return {record.rank: record for record in parallel(read, listed, check=check)}
+        found = parallel(read, listed, check=check)
+        return {record.file.rank: record.file for record in found if record.job == self.folder}
 
     def locate(
         self,
@@ -325,12 +334,13 @@ class JobState:
         there = self.target.store.stats([*wanted, *waiting.values()])
 
         def find(record: FileRecord) -> str | None:
-            if staged and self._is_unchanged(record, waiting[record.path], there.get(waiting[record.path])):
+            if staged and self._is_unchanged(record, waiting[record.path], there.get(waiting[record.path]), check):
                 return waiting[record.path]
             found = there.get(record.path)
             if found is None or found.size != record.size:
                 return None
-            unchanged = self._matches(record, check) if staged or thorough else self._is_unchanged(record, record.path, found)
+            whole = staged or thorough
+            unchanged = self._matches(record, check) if whole else self._is_unchanged(record, record.path, found, check)
             return record.path if unchanged else None
 
         found = zip(wanted, parallel(find, wanted.values(), check=check), strict=True)
@@ -340,18 +350,23 @@ class JobState:
         with contextlib.closing(CancellableReader(self.target.store.open(record.path), check)) as reader:
             return matches(reader, record.digest, remote=self.target.store.remote)
 
-    def _is_unchanged(self, record: FileRecord, path: str, found: Stat | None) -> bool:
-        """Return whether a file has the size, and the sampled blocks or the version, in its record.
+    def _is_unchanged(self, record: FileRecord, path: str, found: Stat | None, check: Callable[[], None]) -> bool:
+        """Return True if a file has the size in its record, and is unchanged as far as its version and content show.
 
-        An object store lists versions together with sizes. Blocks are read only from objects with other versions, such as copies:
-        reading all of them takes longer than the rest of a commit of thousands of ranks.
+        A listing contains the versions. A file in a file system with another version, which is its modification time, is
+        compared completely. Of an object with another version, such as a copy, blocks are compared: reading all of it takes
+        longer than the rest of a commit of thousands of ranks.
         """
         if found is None or found.size != record.size:
             return False
-        if not record.sample or (record.version and record.version == found.version):
+        remote = self.target.store.remote
+        known = record.version != "" and found.version != ""
+        if not record.sample or (remote and known and record.version == found.version):
             return True
-        with contextlib.closing(self.target.store.open(path)) as reader:
-            return sample_of(reader, remote=self.target.store.remote) == record.sample
+        with contextlib.closing(CancellableReader(self.target.store.open(path), check)) as reader:
+            if known and not remote and record.version != found.version and not is_version(record.digest):
+                return matches(reader, record.digest)
+            return sample_of(reader, remote=remote) == record.sample
 
     def publish(self, records: Sequence[FileRecord], check: Callable[[], None]) -> None:
         """Move staged files to their final paths. `check` raises to cancel.
