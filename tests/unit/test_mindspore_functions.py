@@ -18,6 +18,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from reshard import mindspore
+from reshard.cli import main
 from reshard.errors import ReshardError
 from reshard.layout import Layout
 from reshard.strategy import StrategyFile, dump, layout_message
@@ -238,6 +239,16 @@ def test_a_rank_finds_a_file_that_holds_the_same(tmp_path: Path) -> None:
     assert mindspore.get_ckpt_path_with_strategy(there, last) == there
     assert mindspore.get_ckpt_path_with_strategy(last, last) == last
     assert mindspore.get_ckpt_path_with_strategy(str(tmp_path / "none.ckpt"), last) is None
+
+
+def test_a_fetched_rank_is_not_a_whole_checkpoint(tmp_path: Path) -> None:
+    (tmp_path / "whole.ckpt").write_bytes(rawfiles.ckpt({"w": np.arange(4, dtype=np.float32)}))
+    (tmp_path / "two.ckpt").write_bytes(dump(StrategyFile("x", {0: {"w": Layout((2,), ((0,),))}}), "protobuf"))
+    command = ["fetch", "--source", str(tmp_path / "whole.ckpt"), "--target-strategy", str(tmp_path / "two.ckpt")]
+    assert main([*command, "--rank", "0", "--target", str(tmp_path / "fetched")]) == 0
+    file = str(tmp_path / "fetched" / "rank_0" / "checkpoint_0.ckpt")
+    with pytest.raises(ReshardError, match="OneRankOfSeveral"):
+        mindspore.transform_checkpoint_by_rank(0, {0: file}, str(tmp_path / "out.ckpt"))
 
 
 @pytest.mark.parametrize(

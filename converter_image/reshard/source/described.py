@@ -104,7 +104,7 @@ def find_listing(
     Raises:
         DataError: the manifest is damaged.
     """
-    file = f"{store.url}/{name}"
+    file = f"{store.url.rstrip('/')}/{name}"
     for found in dict.fromkeys((file, without_links(file))):
         folder, own = parent_and_name(found)
         parent, of_rank = parent_and_name(folder)

@@ -36,6 +36,10 @@ if TYPE_CHECKING:
 _LARGEST_MAP = 128 << 20
 # Number of folders that are searched for a checkpoint to suggest.
 _MOST_FOLDERS = 16
+_ALL_RANKS = (
+    "use a checkpoint with all ranks, with their strategy (--source-strategy, spec.source.strategy); if one rank has whole"
+    " parameters, use it with --allow-single-rank (spec.source.allowSingleRank) and without a source strategy"
+)
 _WHERE_RANKS_ARE = "specify the folder that contains rank_0, rank_1, ..."
 
 
@@ -129,7 +133,7 @@ def find_files(  # noqa: PLR0913 - independent criteria
     anything = step is None and pattern is None
     if chosen is not None and not is_map(chosen):
         refuse_pytorch(store.url, (), chosen)
-        return _with_listing(Files({ranks.start if ranks else 0: chosen}), store, storage_options, ignored=not anything)
+        return with_listing(Files({ranks.start if ranks else 0: chosen}), store, storage_options, ignored=not anything)
     entries = store.list("")
     manifest = read_manifest(store, {entry.name for entry in entries})
     if manifest is not None and anything and chosen is None:
@@ -137,7 +141,7 @@ def find_files(  # noqa: PLR0913 - independent criteria
     found = _undescribed(store, entries, chosen, _Asked(step, pattern, ranks, one_stage=one_stage, each=each))
     if manifest is None:
         of_rank = found.kind == "Ranks" and len(found.by_rank) == 1 and rank_of(parent_and_name(store.url)[1]) is not None
-        return _with_listing(found, store, storage_options, ignored=not anything) if of_rank else found
+        return with_listing(found, store, storage_options, ignored=not anything) if of_rank else found
     if found.kind != "Ranks" and {record.path for record in manifest.files}.issuperset(found.by_rank.values()):
         refuse_partial(manifest, store.url)
     return _with_manifest(found, store, manifest)
@@ -166,7 +170,7 @@ def _with_manifest(found: Files, store: ReadStore, manifest: Manifest) -> Files:
     return found._replace(own=own, may_be_slices=manifest.may_be_slices if own else ())
 
 
-def _with_listing(found: Files, store: ReadStore, storage_options: StorageOptions | None, *, ignored: bool) -> Files:
+def with_listing(found: Files, store: ReadStore, storage_options: StorageOptions | None, *, ignored: bool) -> Files:
     """Add information from the manifest that lists the one selected file, if the file is unchanged since.
 
     Args:
@@ -193,13 +197,14 @@ def _ranks_in(manifest: Manifest) -> dict[str, Any]:
     return {"parameters": parameters, "total": manifest.target_ranks, "some": manifest.source.some}
 
 
-def refuse_part(found: Files, devices: int, where: str) -> None:
+def refuse_part(found: Files, devices: int, where: str, *, fix: str = _ALL_RANKS) -> None:
     """Refuse files as a complete checkpoint if their manifest says that they are only some of its ranks.
 
     Args:
         found: files of the source.
         devices: number of ranks that the source strategy describes. 1 without a strategy.
         where: source, for messages.
+        fix: remedy, for the message.
 
     Raises:
         RequestError: the file of one rank would be read as a complete checkpoint.
@@ -215,8 +220,7 @@ def refuse_part(found: Files, devices: int, where: str) -> None:
             "OneRankOfSeveral",
             f"the manifest says that the file belongs to {what}",
             where=where,
-            fix="use a checkpoint with all ranks, with their strategy (--source-strategy, spec.source.strategy); if this rank"
-            " has whole parameters, add --allow-single-rank (spec.source.allowSingleRank) without a source strategy",
+            fix=fix,
         )
     if devices == 1 and not found.some:
         return  # several files without a strategy are refused in any case
@@ -225,8 +229,7 @@ def refuse_part(found: Files, devices: int, where: str) -> None:
         f"the manifest lists ranks {ranks} of "
         + (f"{total}, but the source strategy describes {devices}" if not found.some else "a checkpoint with more ranks"),
         where=where,
-        fix="use a checkpoint with all ranks, and the strategy that it was written with (--source-strategy,"
-        " spec.source.strategy)",
+        fix=fix,
     )
 
 

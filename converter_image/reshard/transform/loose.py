@@ -10,7 +10,7 @@ from reshard.engine.memory import budget, default_workers
 from reshard.engine.rankfile import write_alone
 from reshard.errors import RequestError
 from reshard.progress import Silent
-from reshard.source.files import Files
+from reshard.source.files import Files, refuse_part, with_listing
 from reshard.source.listing import refuse_exchanged
 from reshard.source.single import refuse_more_ranks, refuse_one_of_several
 from reshard.storage import open_store, root_and_path
@@ -46,7 +46,9 @@ def prepare_loose(request: Request, files: Mapping[int, str], *, only: int | Non
     if request.options.output != "Same":
         ranks = range(1) if strategies[0] is None else strategies[0].numbers
         refuse_exchanged(files, "list the files in the order of their ranks: rank_2 before rank_10", exact=len(ranks) > 1)
-        any_path = next(iter(paths.values()))
+        first, any_path = next(iter(paths.items()))
+        listed = with_listing(Files({first: any_path}), opened, None, ignored=False)
+        refuse_part(listed._replace(by_rank=paths), len(ranks), any_path, fix=_FIX)
         if len(ranks) == 1 and len(paths) == 1:
             refuse_one_of_several(opened, any_path, fix=_FIX)
         elif len(ranks) > 1:
