@@ -71,7 +71,7 @@ def test_ranks_of_a_plan(made: disk.Checkpoint, tmp_path: Path, change: Callable
     request = request_of(made, tmp_path / "out", encryption)
     reshard.plan_transform(request, write=True)
     change(made.source / FILE)
-    with pytest.raises(DataError, match=rf"SourceChanged: {FILE}: the file (has changed|is gone).*without --no-commit"):
+    with pytest.raises(DataError, match=rf"SourceChanged: {FILE}: the file (changed|was deleted).*without --no-commit"):
         transform_checkpoint(request, commit=False)
 
 
@@ -115,6 +115,6 @@ def test_a_source_file_that_changed_since_it_was_indexed(
 ) -> None:
     transform_checkpoint(request_of(made, tmp_path / "index", output="Index"))
     change(made.source / FILE)
-    said = rf"SourceChanged: {FILE}: the file (has changed|is gone) since the source was indexed"
+    said = rf"SourceChanged: {FILE}: the file (changed|was deleted) since the source was indexed"
     with pytest.raises(DataError, match=said):
         reshard.load(str(made.source), index=str(tmp_path / "index"), rank=READS_IT)

@@ -181,7 +181,8 @@ class Manifest(_Document, frozen=True):
             `reshard.checkpoint.unified.possible_slices`.
         key_check: value that identifies the key of encrypted files, see `BlockCipher.key_check`.
         notes: messages reported while it was written.
-        durations: seconds of each phase, see `reshard.telemetry.durations`. Everything else follows from source and options.
+        durations: seconds of each phase, see `reshard.telemetry.durations`. Everything else follows from source and
+            options, except the seconds and versions of files.
     """
 
     schema: str
