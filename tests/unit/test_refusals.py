@@ -108,7 +108,7 @@ def test_a_single_rank_of_many_needs_a_strategy(checkpoint: disk.Checkpoint, tmp
 
 
 def parts(checkpoint: disk.Checkpoint, tmp_path: Path, part: str) -> Path:
-    """Write a part of a checkpoint, or a checkpoint of which a part is used. Returns the source."""
+    """Write a part of a checkpoint. Returns the source."""
     made, source = tmp_path / "made", str(checkpoint.source)
     if part == "file of a rank":
         assert main(["convert", f"{source}/rank_0", str(made), "--format", "safetensors"]) == 0
@@ -120,13 +120,16 @@ def parts(checkpoint: disk.Checkpoint, tmp_path: Path, part: str) -> Path:
     elif part == "without redundancy":
         assert main([*checkpoint.arguments(made), "--ranks", "0", "--remove-redundancy"]) == 0
     else:
-        assert main(checkpoint.arguments(made)) == 0
-    return made / {"folder": "rank_0", "file": "rank_0/checkpoint_0.ckpt"}.get(part, "")
+        assert main([*checkpoint.arguments(made), "--ranks", "0"]) == 0
+    return made / {"folder written alone": "rank_0", "file written alone": "rank_0/checkpoint_0.ckpt"}.get(part, "")
 
 
 @pytest.mark.parametrize(
     ("part", "command"),
-    [(part, "plan") for part in ("file of a rank", "copy of a part", "without redundancy", "folder", "file")]
+    [
+        (part, "plan")
+        for part in ("file of a rank", "copy of a part", "without redundancy", "folder written alone", "file written alone")
+    ]
     + [("converted", command) for command in ("transform", "unify", "load", "index", "plan")],
 )
 def test_a_part_of_a_written_checkpoint_is_not_a_whole_one(
