@@ -7,7 +7,8 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 import pytest
-from hypothesis import given, settings
+from effort import examples
+from hypothesis import given
 from hypothesis import strategies as st
 
 from reshard.errors import DataError
@@ -56,7 +57,7 @@ def counts(shape: tuple[int, ...], boxes: list[Box]) -> Numbers:
     return found
 
 
-@settings(max_examples=400)
+@examples(400)
 @given(tilings(), st.data())
 def test_a_tiling_finds_the_elements_that_numpy_finds(case: tuple[tuple[int, ...], list[Box]], data: st.DataObject) -> None:
     shape, boxes = case
@@ -77,7 +78,7 @@ def test_a_tiling_finds_the_elements_that_numpy_finds(case: tuple[tuple[int, ...
     assert (np.diff(found) >= 0).all()
 
 
-@settings(max_examples=400)
+@examples(400)
 @given(tilings(), st.data())
 def test_a_set_with_a_missing_or_duplicate_element_is_refused_by_element(
     case: tuple[tuple[int, ...], list[Box]], data: st.DataObject
