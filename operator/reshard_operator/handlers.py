@@ -1,4 +1,4 @@
-"""Kopf handlers that enqueue transforms. They decide and write nothing, so that a missed event costs only time."""
+"""Kopf handlers that enqueue transforms. They make no decisions and write nothing, so a missed event only delays a transform."""
 
 from __future__ import annotations
 

@@ -99,7 +99,7 @@ def _server(endpoint: str | None) -> str:
 def spec_digest(spec: TransformSpec) -> str:
     """Return a digest of the immutable part of a spec.
 
-    What equals its default counts as absent: a later CRD may write defaults out that this one leaves away.
+    A field that equals its default counts as absent, because a later CRD may set defaults that this one does not.
     """
     return hashlib.sha256(msgspec.json.encode(_essence(_fixed(spec)), order="deterministic")).hexdigest()[:32]
 

@@ -11,7 +11,7 @@ K = TypeVar("K")
 class WorkQueue(Generic[K]):
     """Keys by due time. Adding and popping take O(log n).
 
-    A key that is added while it is worked on waits until `done`.
+    A key that is added while it is being processed waits until `done` is called.
     """
 
     def __init__(self) -> None:

@@ -333,7 +333,7 @@ def test_the_ranks_to_restore_from(content: bytes, ranks: tuple[int, ...]) -> No
         (delimited(2, b"\x08"), "damaged"),
         (b"\x0b", "wire type 3"),
         (b"\x0a\x00" * ((1 << 20) + 1), "more than 1048576 groups"),
-        (delimited(2, delimited(1, b"\x00" * (8 << 20))), "its list of ranks is too long (8388613 bytes)"),
+        (delimited(2, delimited(1, b"\x00" * (8 << 20))), "the list of ranks is too long (8388613 bytes)"),
     ],
 )
 def test_a_malicious_file_of_groups_is_refused(content: bytes, what: str) -> None:

@@ -349,8 +349,8 @@ def test_an_empty_folder_is_refused_as_a_checkpoint(source: disk.Checkpoint, tmp
     [
         ({"max_file_size_bytes": 1 << 20}, "max_file_size_bytes.*only unified checkpoints"),
         ({"hugging_face_index": True}, "hugging_face_index.*only unified checkpoints"),
-        ({"output": "Unified", "file_prefix": "x_"}, "file_prefix.*fixed names"),
-        ({"output": "Same", "file_prefix": "x_"}, "file_prefix.*fixed names"),
+        ({"output": "Unified", "file_prefix": "x_"}, "file_prefix.*fixed file names"),
+        ({"output": "Same", "file_prefix": "x_"}, "file_prefix.*fixed file names"),
         ({"output": "Unified", "format": "Ckpt"}, "format.*safetensors"),
     ],
 )

@@ -51,7 +51,7 @@ def read_header(reader: RangeReader, seen: dict[bytes, Structure] | None = None)
 
     Args:
         reader: reader of the file.
-        seen: known structures by their headers. Ranks of one program mostly share them. New ones are added.
+        seen: cache of structures by encoded header, to which this function adds. Most ranks of a checkpoint share a structure.
 
     Raises:
         DataError: the file has another format, or is damaged.
@@ -141,7 +141,8 @@ def _header(tensors: Sequence[OutputTensor], metadata: dict[str, str], crc: int 
                 "ReservedName",
                 f"safetensors reserves the name of this {tensor.dtype} parameter",
                 where=f"parameter {tensor.name}",
-                fix="rename the parameter, or write .ckpt files: --format ckpt (spec.target.format: Ckpt)",
+                fix="rename the parameter; unless the output is unified, you can also write .ckpt files: "
+                "--format ckpt (spec.target.format: Ckpt)",
             )
     marks |= {tensor.name: INT4 for tensor in tensors if tensor.dtype == INT4}
     header: dict[str, object] = {_METADATA: marks} if marks else {}
@@ -160,7 +161,7 @@ def _header(tensors: Sequence[OutputTensor], metadata: dict[str, str], crc: int 
             "HeaderTooLarge",
             f"the header of {len(tensors)} tensors takes {len(encoded)} bytes, more than the format allows",
             where="target",
-            fix="write .ckpt files: --format ckpt (spec.target.format: Ckpt)",
+            fix="write .ckpt files: --format ckpt (spec.target.format: Ckpt); for --output unified, lower --max-file-size-bytes",
         )
     return _LENGTH.pack(len(encoded)) + encoded
 

@@ -219,7 +219,7 @@ def read_map(content: bytes, where: str) -> dict[str, str]:
             found = msgspec.json.decode(content, type=dict[str, str])
     except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:
         raise DataError(
-            "MapInvalid", f"the file is not an index of parameters: {error}", where=where, fix="the file is damaged; restore it"
+            "MapInvalid", f"the file is not an index of parameters: {error}", where=where, fix="restore the file"
         ) from error
     for file in set(found.values()):
         if not _FILE_NAME.fullmatch(file):

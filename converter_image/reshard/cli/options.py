@@ -185,7 +185,7 @@ GROUPS: dict[str, tuple[_Option, ...]] = {
             metavar="N",
             default=1,
             show_default=True,
-            help="Number of consecutive ranks to write. With 8, number 1 means ranks 8 to 15.",
+            help="Number of consecutive ranks to write. With 8, `--rank 1` writes ranks 8 to 15.",
         ),
         _option("transform plan commit convert", "--owner", metavar="NAME", hidden=True, help="Owner of the target's lock."),
     ),
@@ -348,7 +348,7 @@ GROUPS: dict[str, tuple[_Option, ...]] = {
             _WRITE,
             "--overwrite",
             is_flag=True,
-            help="Allow the transform to replace the checkpoint in the target, once the new one is complete.",
+            help="Allow the transform to replace the checkpoint in the target. Object stores do not keep the old one meanwhile.",
         ),
         _option(
             "transform",

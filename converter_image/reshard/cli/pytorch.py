@@ -46,7 +46,7 @@ class _Line:
 
 
 def show(found: Checkpoint | Archive, path: str, parameters: Sequence[str], *, every: bool, as_json: bool) -> None:
-    """Print the tensors of a checkpoint: all of them, or a readable number.
+    """Print the tensors of a checkpoint, by default in a shortened list.
 
     Args:
         found: the checkpoint, or the file of `torch.save`.

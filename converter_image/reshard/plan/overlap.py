@@ -1,4 +1,4 @@
-"""Intersections of the cells of two layouts. Pure, and independent of the size of tensors."""
+"""Intersections of the cells of two layouts. The cost does not depend on the size of tensors."""
 
 from __future__ import annotations
 

@@ -32,7 +32,7 @@ def unify(model: Model, most_bytes: int) -> Model:
             "NothingToWrite",
             "all parameters of the source are excluded from the target",
             where="source",
-            fix="exclude fewer parameters, for example with --source-only keep (spec.parameters.sourceOnly: Keep)",
+            fix="let choice_func, or the rename rules, keep at least one parameter",
         )
     named = [p for p in model.parameters if p.role is not Role.REPLICATED]
     others = [p for p in model.parameters if p.role is Role.REPLICATED]

@@ -1,4 +1,4 @@
-"""Keys of encrypted files. Nothing here shows, encodes or pickles a key. Pure."""
+"""Keys of encrypted files. A key is never printed, encoded or pickled. Performs no I/O."""
 
 from __future__ import annotations
 

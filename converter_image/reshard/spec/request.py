@@ -176,7 +176,7 @@ class Options(msgspec.Struct, frozen=True):
         if self.output == "Unified" and self.format == "Ckpt":
             raise UsageError("InvalidOption", "unified checkpoints are always safetensors", where="format", fix="omit it")
         if self.output in ("Unified", "Same") and self.file_prefix != _default("file_prefix"):
-            raise UsageError("InvalidOption", "these files have fixed names", where="file_prefix", fix="omit it")
+            raise UsageError("InvalidOption", "the output has fixed file names", where="file_prefix", fix="omit it")
         if self.output == "Index" and (other := [name for name in _OF_FILES if getattr(self, name) != _default(name)]):
             raise UsageError("InvalidOption", "the output Index writes no rank files", where=other[0], fix="omit it")
 

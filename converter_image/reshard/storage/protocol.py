@@ -204,7 +204,7 @@ class Store(ReadStore, Protocol):
 
     @property
     def part_limits(self) -> PartLimits | None:
-        """Limits of uploads with parts that the server copies; None: it copies nothing."""
+        """Limits of uploads with parts that the server copies. None if the store cannot copy."""
 
     def around(self) -> Sequence[Hashable]:
         """Identities of this place and its ancestors, innermost first; equal for one place under two names."""

@@ -164,14 +164,14 @@ def _struct(raw: bytes, decoder: msgspec.json.Decoder[_S]) -> _S:
     try:
         names = [name for name, _ in pairs(raw, _MAX_FIELDS, msgspec.Raw)]
         if len(set(names)) < len(names):
-            raise MalformedError("its record contains the same field twice")
+            raise MalformedError("the record contains the same field twice")
         return decoder.decode(raw)
     except _PROBLEMS as error:
-        raise MalformedError(f"its JSON record is invalid: {error}") from None
+        raise MalformedError(f"the JSON record is invalid: {error}") from None
 
 
 def _bounded(raw: msgspec.Raw, where: str) -> bytes:
     content = bytes(raw)
     if len(content) > MAX_RECORD_BYTES:
-        raise MalformedError(f"its record is too long ({len(content)} bytes)", where)
+        raise MalformedError(f"the record is too long ({len(content)} bytes)", where)
     return content

@@ -156,7 +156,7 @@ def decode_restore_ranks(content: bytes) -> tuple[int, ...]:
     if not lists:
         raise MalformedError("the file has no list of ranks to restore from")
     if (nbytes := sum(map(len, lists))) > _MAX_RANKS_BYTES:
-        raise MalformedError(f"its list of ranks is too long ({nbytes} bytes)")
+        raise MalformedError(f"the list of ranks is too long ({nbytes} bytes)")
     ranks = tuple(_parsed("Dims", b"".join(lists)).dim)
     if len(set(ranks)) < len(ranks):
         raise MalformedError("its list of ranks contains the same rank twice")

@@ -42,7 +42,7 @@ def finished(
 ) -> dict[int, FileRecord]:
     """Return the finished ranks of a task: those that are recorded, verified at the requested level, and have a file.
 
-    With `thorough`, the files are read again, to find changes since.
+    With `thorough`, the files are read again to detect changes since they were recorded.
     """
     wanted = STRICTNESS[job.request.options.verification]
     document = standing.begun(job.digest) or JobDocument(job.digest, job.key, staged=False, stage=job.stage, whole=job.whole)

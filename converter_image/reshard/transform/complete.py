@@ -68,7 +68,7 @@ def commit_checkpoint(
             "AmbiguousTransforms",
             f"{len(begun)} transforms were started here: {', '.join(job.digest[:12] for job in begun)}",
             where=target_url,
-            fix="run the transform to keep with --overwrite; this deletes the state of the others",
+            fix="decide which transform to keep, and run it again with --overwrite; this deletes the state of the others",
         )
     committed = None
     for job in begun:

@@ -178,9 +178,9 @@ def read_archive(reader: RangeReader, start: int = 0, length: int | None = None,
         twice = next(name for i, name in enumerate(names) if name in names[:i])
         raise DataError(
             "DuplicateParameter",
-            "keys with dots give two tensors this name",
+            "two tensors have this name, because a key contains a dot",
             where=f"{reader.name}: tensor {twice}",
-            fix="rename a key",
+            fix="rename the key that contains a dot",
         )
     return Archive(start, root, entries, tuple(tensors), others)
 

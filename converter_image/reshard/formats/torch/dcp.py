@@ -125,9 +125,9 @@ class _Document:
         if state.get("transform_descriptors"):
             raise DataError(
                 "TransformNotSupported",
-                f"content has extensions ({', '.join(map(str, state['transform_descriptors']))[:200]}), so no range can be read",
+                f"storage extensions ({', '.join(map(str, state['transform_descriptors']))[:200]}) prevent ranged reads",
                 where=self.where,
-                fix="save the checkpoint without extensions of the writer",
+                fix="save the checkpoint without storage extensions",
             )
         if type(path) is not str or (path not in self.files and not _PATH.fullmatch(path)):
             raise DataError(
