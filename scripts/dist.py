@@ -1,7 +1,7 @@
 """Build the release files of both distributions: dist.py FOLDER (`make dist`).
 
 Each distribution gets an sdist, a wheel built from the sdist, and an SBOM (CycloneDX). One provenance statement (SLSA) covers all
-files; it is not written if the tree differs from its commit. The same commit gives the same bytes.
+files; it is not written if the tree differs from its commit. The same commit gives the same archives.
 """
 
 from __future__ import annotations

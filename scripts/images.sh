@@ -5,7 +5,8 @@
 #   ENGINE          docker (with buildx), buildah or podman; default: the first of them that is installed
 #   BUILD_OPTIONS   more options for each build, such as --build-arg BASE_IMAGE=...
 #
-# A builder of docker's that can attach an SBOM and provenance to the images does.
+# A builder of docker's that can attach an SBOM and provenance to the images does. The provenance publishes build arguments: pass no
+# secrets in BUILD_OPTIONS.
 set -eu
 [ $# -eq 3 ] && [ -n "$1" ] || { echo "images: name the registry to push to, with REGISTRY=" >&2; exit 2; }
 registry=$1 platforms=$2 tag=$3
@@ -22,6 +23,7 @@ fi
 [ "$ENGINE" != none ] || { echo "images: this needs docker with buildx, buildah, or podman" >&2; exit 1; }
 
 revision=$(git rev-parse HEAD 2>/dev/null || echo unknown)
+[ -z "$(git status --porcelain 2>/dev/null)" ] || revision=$revision-dirty
 created=$(TZ=UTC git log -1 --format=%cd --date=format-local:%Y-%m-%dT%H:%M:%SZ 2>/dev/null || echo unknown)
 attestations=''
 if [ "$ENGINE" = docker ]; then

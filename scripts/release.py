@@ -24,12 +24,12 @@ _VERSION = r"\d+\.\d+\.\d+"
 PLACES: Mapping[str, tuple[tuple[str, str], ...]] = {
     "converter_image/reshard/version.py": ((r'__version__ = "', '"'),),
     "operator/pyproject.toml": ((r'^version = "', '"'), (r'"reshard==', '"')),
-    CHART: ((r"^version: ", "$"), (r"^appVersion: ", "$"), (r"image: reshard-\w+:", "$")),
+    CHART: ((r"^version: ", "$"), (r"^appVersion: ", "$"), (r"image: \S*reshard-\w+:", "$")),
     "crds/checkpointtransforms.yaml": ((r'app\.kubernetes\.io/version: "', '"'),),
     "helm/reshard/files/checkpointtransforms.yaml": ((r'app\.kubernetes\.io/version: "', '"'),),
     "converter_image/Dockerfile": ((r"^ARG VERSION=", "$"),),
     "operator/Dockerfile": ((r"^ARG VERSION=", "$"),),
-    "examples/online-load/training.yaml": ((r"image: reshard-converter:", " "),),
+    "examples/online-load/training.yaml": ((r"image: \S*reshard-converter:", " "),),
 }
 _UNRELEASED = "## [Unreleased]\n"
 _SECTION = re.compile(r"^## \[Unreleased\]\n(.*?)(?=^## |\Z)", re.MULTILINE | re.DOTALL)

@@ -85,7 +85,8 @@ else
         nice sh scripts/prepare.sh "$work" $prepared 2>"$work/said" &
     background=-$!
     (session auto $at_once) || failed=1
-    wait "${background#-}"
+    wait "${background#-}" || failed=1
+    background=''
     cat "$work/said" >&2
 fi
 
@@ -108,6 +109,7 @@ fi
 [ -z "$together" ] || (inside=${installation:+nice} && session auto $together) || failed=1
 if [ -n "$installation" ]; then
     wait "$background" || failed=1
+    background=''
     cat "$work/installation.log"
 fi
 for tier in $clusters; do

@@ -168,9 +168,10 @@ class Reconciler:
         ready, before = status["conditions"][0], (transform.status.get("conditions") or [{}])[0]
         if (status["phase"], ready["reason"]) == (transform.status.get("phase"), before.get("reason")):
             return
-        metrics.TRANSITIONS.labels(status["phase"]).inc()
-        if "completionTime" in status:
-            metrics.count_end(seen, status)
+        if status["phase"] != transform.status.get("phase"):
+            metrics.TRANSITIONS.labels(status["phase"]).inc()
+            if "completionTime" in status:
+                metrics.count_end(seen, status)
         kind, note = event(status)
         log.info(
             "%s: %s: %s",

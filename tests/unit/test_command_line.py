@@ -153,6 +153,12 @@ def test_a_changed_target_is_noticed(checkpoint: disk.Checkpoint, tmp_path: Path
     assert "rank_4/checkpoint_4.ckpt" in refused(65, "ContentChanged", "verify", str(out))
 
 
+@pytest.mark.parametrize("options", [["--bogus", "--json"], ["--workers", "x", "--json"]])
+def test_a_command_line_that_cannot_be_parsed_is_an_error_in_json(options: list[str], capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["transform", *options]) == 2
+    assert said(capsys)["error"]["exitCode"] == 2
+
+
 def test_an_error_is_json_too(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["verify", str(tmp_path), "--json"]) == 66
     assert said(capsys)["error"] == {

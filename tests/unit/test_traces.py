@@ -113,7 +113,7 @@ def test_a_collector_that_never_answers_holds_nothing_up(made: disk.Checkpoint, 
     assert disk.differences(made.model, tmp_path / "out", "ckpt") == []
 
 
-@pytest.mark.parametrize("headers", ["Bearer s3cret", "authorization=Bearer%20s3cret%0Ab"])
+@pytest.mark.parametrize("headers", ["Bearer s3cret", "authorization=Bearer%20s3cret%0Ab", "k=a%09%0As3cret"])
 def test_an_export_that_fails_is_a_warning(made: disk.Checkpoint, tmp_path: Path, headers: str) -> None:
     """Both headers are malformed; one is dropped at the start, the other fails each request."""
     given = {"OTEL_EXPORTER_OTLP_ENDPOINT": NOWHERE, "OTEL_EXPORTER_OTLP_HEADERS": headers}
@@ -128,6 +128,7 @@ def test_an_export_that_fails_is_a_warning(made: disk.Checkpoint, tmp_path: Path
     [
         ({"OTEL_EXPORTER_OTLP_ENDPOINT": NOWHERE, "OTEL_EXPORTER_OTLP_PROTOCOL": "grpc"}, "otlp over grpc is not supported"),
         ({"OTEL_TRACES_EXPORTER": "zipkin"}, "zipkin over http/protobuf is not supported"),
+        ({"OTEL_EXPORTER_OTLP_ENDPOINT": f"{NOWHERE}/?token=s3cret"}, "must not contain credentials"),
         ({"OTEL_EXPORTER_OTLP_ENDPOINT": NOWHERE, "OTEL_TRACES_EXPORTER": "none"}, ""),
         ({"OTEL_EXPORTER_OTLP_ENDPOINT": NOWHERE, "OTEL_SDK_DISABLED": "true"}, ""),
     ],

@@ -78,12 +78,14 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 
 def _main(arguments: Sequence[str] | None, *, patience: float | None) -> int:
-    invocation = Invocation(exports_traces=patience is not None)
+    arguments = sys.argv[1:] if arguments is None else list(arguments)
+    # Not from the parsed options: a command line that cannot be parsed is an error to print, too.
+    invocation = Invocation(as_json="--json" in arguments, exports_traces=patience is not None)
     signals = _Signals(invocation, patience)
     with console.usable(), invocation.telemetry:
         try:
             with signals:
-                return _run(sys.argv[1:] if arguments is None else list(arguments), invocation)
+                return _run(arguments, invocation)
         except CancelledError as error:  # a signal can also arrive while another outcome is being reported
             signals.reported = True
             return _report(error, invocation, code=128 + (signals.received or signal.SIGTERM))
@@ -200,5 +202,7 @@ class _Signals:
 
     def _give_up(self, code: int) -> None:
         if not self.reported:
-            console.err(f"reshard: {CancelledError()}. See {CancelledError().documentation}")
+            error = CancelledError()  # not to standard output, which may be what blocks
+            text = f"reshard: {error}. See {error.documentation}"
+            console.err(text, logging.ERROR, reason=error.reason, exit_code=code, documentation=error.documentation)
         os._exit(code)

@@ -72,12 +72,6 @@ def _storage(side: str = "") -> tuple[_Option, ...]:
     )
 
 
-def _as_json(context: click.Context, _: click.Parameter, value: bool) -> bool:
-    """Print errors as JSON too."""
-    context.obj.as_json = value
-    return value
-
-
 def _key(kind: str, side: str, commands: str, purpose: str) -> tuple[_Option, ...]:
     """Return the options that name a key, never the key itself: other users can read a command line."""
     return (
@@ -393,7 +387,6 @@ GROUPS: dict[str, tuple[_Option, ...]] = {
             "--json",
             "as_json",
             is_flag=True,
-            callback=_as_json,
             help="Print the result, or the error, as one JSON object on standard output.",
         ),
     ),

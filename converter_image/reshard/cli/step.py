@@ -203,4 +203,4 @@ def _short(text: str, most: int) -> str:
 
 
 def _log_retry(error: BaseException | None) -> None:
-    console.err(f"retrying after: {error}", logging.WARNING)
+    console.err(f"retrying after: {printable(str(error))}", logging.WARNING)

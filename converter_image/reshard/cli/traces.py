@@ -1,7 +1,8 @@
 """Traces of a command, exported with OpenTelemetry if its environment variables ask for them.
 
 The library makes spans as soon as the process has loaded OpenTelemetry (`reshard.telemetry`). This module loads and configures it
-for the command line. Nothing here may fail or delay a command, and only a traced command imports it.
+for the command line. Nothing here fails a command, or delays its end by more than `_SHUTDOWN_SECONDS`. Only a traced command
+imports OpenTelemetry.
 """
 
 # ruff: noqa: PLC0415 - see above
@@ -63,8 +64,8 @@ class _HeaderFilter(logging.Filter):
 
     def filter(self, record: logging.LogRecord) -> bool:
         if record.name.startswith("opentelemetry"):
-            exception = str(record.exc_info[1]) if record.exc_info else ""
-            if self._words.intersection(_WORD.findall(f"{record.getMessage()} {exception}")):
+            text = f"{record.getMessage()} {record.exc_info[1] if record.exc_info else ''}"
+            if any(word in text for word in self._words):
                 record.msg, record.args, record.exc_info = "the OTLP headers are not valid, or were not accepted", (), None
         return True
 
@@ -73,13 +74,16 @@ def _is_requested(environment: Mapping[str, str]) -> bool:
     """Return whether the environment names an exporter that this module has."""
     if environment.get("OTEL_SDK_DISABLED", "").strip().lower() == "true":
         return False
-    has_endpoint = any(environment.get(f"OTEL_EXPORTER_OTLP_{name}") for name in ("ENDPOINT", "TRACES_ENDPOINT"))
-    exporters = environment.get("OTEL_TRACES_EXPORTER") or ("otlp" if has_endpoint else "none")
+    endpoints = [environment.get(f"OTEL_EXPORTER_OTLP_{name}", "") for name in ("ENDPOINT", "TRACES_ENDPOINT")]
+    exporters = environment.get("OTEL_TRACES_EXPORTER") or ("otlp" if any(endpoints) else "none")
     if exporters == "none":
         return False
     protocol = (
         environment.get("OTEL_EXPORTER_OTLP_TRACES_PROTOCOL") or environment.get("OTEL_EXPORTER_OTLP_PROTOCOL") or _PROTOCOL
     )
+    if any(character in url for url in endpoints for character in "@?"):
+        log.warning("no traces are exported: the endpoint URL must not contain credentials; use OTEL_EXPORTER_OTLP_HEADERS")
+        return False
     if (exporters, protocol) == ("otlp", _PROTOCOL):
         return True
     log.warning("no traces are exported: %s over %s is not supported; use otlp over %s", exporters, protocol, _PROTOCOL)

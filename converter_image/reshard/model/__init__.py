@@ -37,7 +37,8 @@ class Place:
 class Shards:
     """The tiles of one tensor, and the locations of each.
 
-    tiling: tiles of the tensor. Every element is in exactly one.
+    Attributes:
+        tiling: tiles of the tensor. Every element is in exactly one.
         first: positions in the arrays below, one more than there are tiles: the copies of tile `t` are `first[t]` to `first[t +
             1]`. Each tile has at least one copy.
         files: position of each copy's file path in `Checkpoint.files`.

@@ -182,7 +182,8 @@ def divide(shape: tuple[int, ...], starts: Numbers, lengths: Numbers, name: str)
         lengths: lengths of each box.
         name: the tensor's name, for messages.
 
-    The tiles, and the number of each box's tile. -1: the box has no elements.
+    Returns:
+        The tiles, and the number of each box's tile. -1: the box has no elements.
 
     Raises:
         DataError: a box is not within the tensor; an element is in no box, or in several that differ.

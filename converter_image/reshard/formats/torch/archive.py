@@ -6,6 +6,7 @@ Each item of a distributed checkpoint is such an archive too, so all offsets her
 from __future__ import annotations
 
 import struct
+from collections import Counter
 from dataclasses import dataclass
 from itertools import pairwise
 from math import prod
@@ -34,6 +35,7 @@ _LEGACY = bytes.fromhex("80028a0a6cfc9c46f9206aa85019")  # the magic number of t
 _MOST_DIMENSIONS = 32
 _MOST_VALUES = 1 << 20
 _DEEPEST = 64
+_LONGEST_NAME = 1 << 16  # characters
 
 _TENSORS = {"torch._utils._rebuild_tensor_v2", "torch._utils._rebuild_tensor_v3"}
 _PARAMETERS = {"torch._utils._rebuild_parameter", "torch._utils._rebuild_parameter_with_state"}
@@ -175,7 +177,7 @@ def read_archive(reader: RangeReader, start: int = 0, length: int | None = None,
             tensors.append(tensor)
     names = [tensor.name for tensor in tensors]
     if len(set(names)) < len(names):
-        twice = next(name for i, name in enumerate(names) if name in names[:i])
+        twice = Counter(names).most_common(1)[0][0]
         raise DataError(
             "DuplicateParameter",
             "two tensors have this name, because a key contains a dot",
@@ -328,10 +330,13 @@ def _leaves(tree: object, where: str) -> Iterator[tuple[str, object]]:
         else:
             yield name, value
             continue
-        if depth == _DEEPEST or seen + len(waiting) + len(inner) > _MOST_VALUES:
+        # Each value gets the name of what contains it, so long names of many values would grow as a product.
+        too_long = any(len(name) + len(key) > _LONGEST_NAME for key, _ in inner)
+        if too_long or depth == _DEEPEST or seen + len(waiting) + len(inner) > _MOST_VALUES:
             raise DataError(
                 "PickleTooLarge",
-                f"the structure nests more than {_DEEPEST} levels or has more than {_MOST_VALUES} values",
+                f"the structure nests more than {_DEEPEST} levels, has more than {_MOST_VALUES} values, or has names longer than "
+                f"{_LONGEST_NAME} characters",
                 where=where,
                 fix="save the tensors alone",
             )
@@ -373,6 +378,8 @@ def _checked(record: Record, name: str, entries: Mapping[str, Entry], where: str
     named = extra.pop(0) if record.name.endswith("v3") else None
     dtype = BY_STORAGE[of.name.removeprefix("torch.")] if named is None else torch_type(named.name.removeprefix("torch."), where)
     if extra and extra[0]:
+        if type(extra[0]) is not dict:
+            raise TypeError
         raise DataError(
             "UnresolvedTensor",
             f"the tensor is conjugated or negated lazily ({', '.join(map(str, extra[0]))[:100]})",

@@ -125,7 +125,7 @@ class _Document:
         if state.get("transform_descriptors"):
             raise DataError(
                 "TransformNotSupported",
-                f"storage extensions ({', '.join(map(str, state['transform_descriptors']))[:200]}) prevent ranged reads",
+                "storage extensions, such as compression, prevent ranged reads",
                 where=self.where,
                 fix="save the checkpoint without storage extensions",
             )
@@ -277,7 +277,7 @@ def _match(found: _Found, document: _Document, wanted: dict[int, Numbers], stora
     infos = np.frombuffer(document.infos, np.int64) if document.infos else np.zeros(0, np.int64)
     keys, values = storage
     places = infos[values[:, None] + np.arange(3)] if len(values) else np.zeros((0, 3), np.int64)
-    if (places < 0).any() or (places[:, 1] > (1 << 62) - places[:, 2]).any():
+    if (places < 0).any() or (places[:, 1] > (1 << 62) - places[:, 2]).any() or (places[:, 0] >= len(found.files)).any():
         raise ValueError
     dimensions = indexes[keys + 1]
     for i in np.flatnonzero(dimensions == _OBJECT).tolist():

@@ -56,11 +56,8 @@ _ALL = (
     TorchType("float4_e2m1fn_x2", 8, "F4"),
 )
 
-# Types of safetensors that torch does not have, with the bits of an element: it is not at a byte of its own.
-BITS_OF_SAFETENSORS_ONLY: Mapping[str, int] = MappingProxyType({"F6_E2M3": 6, "F6_E3M2": 6})
 TYPES: Mapping[str, TorchType] = MappingProxyType({found.name: found for found in _ALL})
 BY_STORAGE: Mapping[str, TorchType] = MappingProxyType({found.storage: found for found in _ALL if found.storage})
-BY_SAFETENSORS: Mapping[str, TorchType] = MappingProxyType({found.safetensors: found for found in _ALL if found.safetensors})
 
 _QUANTISED = "quantised tensors have a scale and a zero point that no other format holds"
 _PACKED = "its elements share bytes in a way that torch does not state"

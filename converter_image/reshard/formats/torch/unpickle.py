@@ -21,6 +21,7 @@ _KEYS = frozenset({str, int, bool, bytes, type(None)})  # hash in constant time,
 _TEXT = {str}
 _LARGEST_KEY = 1 << 60  # integers from 2 ** 61 - 1 on can be chosen to have one hash
 _BLOCK = 1 << 16
+_MOST_KEYS = 64
 _SMALL = tuple(range(1 << 16))  # shared, since two bytes of a document would otherwise make an object of 28
 
 
@@ -155,7 +156,7 @@ def _run(  # noqa: C901, PLR0912, PLR0915 - a step must not cost a call: there a
                 if recalled[count]:
                     memo[count] = value = stack[-1]
                     if type(value) is Record:
-                        value.keys += (count,)
+                        _add_key(value, count)
                 count += 1
             elif op < 0x60:
                 if op == 0x4B:  # BININT1
@@ -335,7 +336,14 @@ def _run(  # noqa: C901, PLR0912, PLR0915 - a step must not cost a call: there a
 def _remember(memo: dict[int, Any], key: int, value: Any) -> None:  # noqa: ANN401 - any data
     memo[key] = value
     if type(value) is Record:
-        value.keys += (key,)
+        _add_key(value, key)
+
+
+def _add_key(record: Record, key: int) -> None:
+    """Add a key of the memo to a record. Pickles that are not hostile give a record one key."""
+    if len(record.keys) >= _MOST_KEYS:
+        raise TypeError
+    record.keys += (key,)
 
 
 def _recalled(data: bytes) -> bytearray:
