@@ -100,7 +100,9 @@ def test_a_cancelled_run_leaves_no_upload(
     target = f"s3://{bucket}/out"
     code, said = ended_by(number, server, arguments_of(base, target))
     assert code == 128 + number
-    assert [line for line in said.splitlines() if line.startswith("reshard: ")] == [f"reshard: {CancelledError()}"]
+    error = CancelledError()
+    expected = f"reshard: {error}. See {error.documentation}"
+    assert [line for line in said.splitlines() if line.startswith("reshard: ")] == [expected]
     assert open_store(target).stat("reshard-manifest.json") is None
     assert server.uploads(bucket) == []
     assert main(arguments_of(base, target)) == 0
