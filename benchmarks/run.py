@@ -129,6 +129,7 @@ def main() -> None:
     parser.add_argument("--baseline", help="the reshard command of another build, which takes the same options")
     parser.add_argument("--folder", type=Path, default=Path(os.environ.get("RESHARD_CACHE", "/tmp/reshard")) / "bench")  # noqa: S108
     arguments = parser.parse_args()
+    os.environ.pop("PYTHONDONTWRITEBYTECODE", None)  # else only installed builds start from compiled modules
     table = Table(title=f"{platform.machine()}, {os.cpu_count()} processors, Python {platform.python_version()}")
     for name in ("case", "program", "seconds", "of cp -r", "of baseline", "processor seconds", "peak memory", "read / needed"):
         table.add_column(name, justify="left" if name in ("case", "program") else "right")

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import os
 import platform
-from importlib import metadata
 from typing import Any
 
 __version__ = "0.1.0"
@@ -33,6 +32,8 @@ def describe() -> dict[str, Any]:
 
 
 def _installed(package: str) -> str | None:
+    from importlib import metadata  # noqa: PLC0415 - it takes a fifth of the start of a command, and one command needs it
+
     try:
         return metadata.version(package)
     except metadata.PackageNotFoundError:
