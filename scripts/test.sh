@@ -104,9 +104,10 @@ if [ -n "$installation" ]; then
     (session_in_cluster installation) >"$work/installation.log" 2>&1 &
     background=$!
 fi
-# With lower priority: the components of a cluster have deadlines.
+# With lower priority: the components of a cluster have deadlines. At least three processes: tests of S3 wait for answers.
+processes=$("$python" -c 'import os; print(max(3, os.cpu_count() or 1))')
 # shellcheck disable=SC2086  # a list of tiers
-[ -z "$together" ] || (inside=${installation:+nice} && session auto $together) || failed=1
+[ -z "$together" ] || (inside=${installation:+nice} && session "$processes" $together) || failed=1
 if [ -n "$installation" ]; then
     wait "$background" || failed=1
     background=''
