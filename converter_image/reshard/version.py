@@ -32,7 +32,7 @@ def describe() -> dict[str, Any]:
 
 
 def _installed(package: str) -> str | None:
-    from importlib import metadata  # noqa: PLC0415 - it takes a fifth of the start of a command, and one command needs it
+    from importlib import metadata  # noqa: PLC0415 - it takes longer than the library itself, which needs it for one command
 
     try:
         return metadata.version(package)

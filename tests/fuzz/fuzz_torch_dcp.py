@@ -4,7 +4,8 @@ from __future__ import annotations
 
 from fuzzing import DATA, run
 
-from reshard.formats.torch.dcp import is_metadata, read_metadata
+from reshard.formats.torch.dcp import read_metadata
+from reshard.formats.torch.names import is_metadata
 
 if __name__ == "__main__":
     run(

@@ -191,7 +191,7 @@ def test_numbers_of_64_bits() -> None:
     reader = BytesReader(wide)
     found = read_archive(reader)
     offset, length = locate(reader, found, "0")
-    assert (found.entries["data/0"].size, reader.read(offset, length)) == (24, bytes(24))
+    assert (found.container.entries["data/0"].size, reader.read(offset, length)) == (24, bytes(24))
     assert parsed(with_wide_numbers(archive(STORED), 1 << 40)) == "ArchiveInvalid"
     assert parsed(with_wide_numbers(archive(STORED), (1 << 63) - 1)) == "ArchiveInvalid"
 

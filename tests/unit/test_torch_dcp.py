@@ -12,7 +12,8 @@ from torch_files import DATA, FileReader, document, metadata, sha256_of
 
 from reshard.errors import DataError, MissingInputError
 from reshard.formats.torch.archive import locate, read_archive
-from reshard.formats.torch.dcp import check_files, is_metadata, metadata_files, read_metadata
+from reshard.formats.torch.dcp import check_files, read_metadata
+from reshard.formats.torch.names import is_metadata, metadata_files
 from reshard.formats.torch.unpickle import Limits
 from reshard.model import Boxes, Grid
 

@@ -1,12 +1,14 @@
 """PyTorch checkpoints in a store. They can be inspected, but no transform reads them yet."""
 
+# ruff: noqa: PLC0415 - every command imports this module, and only an inspection of such a checkpoint needs the readers
+
 from __future__ import annotations
 
 from contextlib import closing
 from typing import TYPE_CHECKING
 
-# ruff: noqa: PLC0415 - the readers of PyTorch's formats are imported for a checkpoint of PyTorch only
 from reshard.errors import RequestError
+from reshard.formats.torch.names import ENDINGS, metadata_files
 from reshard.source.listing import is_candidate, preview
 
 if TYPE_CHECKING:
@@ -15,8 +17,6 @@ if TYPE_CHECKING:
     from reshard.formats.torch.archive import Archive
     from reshard.model import Checkpoint
     from reshard.storage.protocol import ReadStore
-
-_ENDINGS = (".pt", ".pth", ".bin")
 
 
 def read_pytorch(store: ReadStore, chosen: str | None) -> Checkpoint | Archive | None:
@@ -34,13 +34,13 @@ def read_pytorch(store: ReadStore, chosen: str | None) -> Checkpoint | Archive |
         MissingInputError: a file that the metadata lists does not exist.
     """
     if chosen is not None:
-        if not chosen.endswith(_ENDINGS):
+        if not chosen.endswith(ENDINGS):
             return None
         from reshard.formats.torch.archive import read_archive
 
         with closing(store.open(chosen)) as reader:
             return read_archive(reader)
-    from reshard.formats.torch.dcp import check_files, metadata_files, read_metadata
+    from reshard.formats.torch.dcp import check_files, read_metadata
     from reshard.formats.torch.unpickle import LIMITS
 
     names = _files(store)
@@ -51,13 +51,6 @@ def read_pytorch(store: ReadStore, chosen: str | None) -> Checkpoint | Archive |
     sizes = {path: stat.size for path, stat in store.stats(found.files).items()}
     check_files(found, sizes, store.url)
     return found
-
-
-def _describe_checkpoint(names: Sequence[str]) -> bool:
-    """Return whether there are files that describe a distributed checkpoint."""
-    from reshard.formats.torch.dcp import metadata_files
-
-    return bool(metadata_files(names))
 
 
 def refuse_pytorch(url: str, names: Sequence[str], chosen: str | None = None) -> None:
@@ -71,10 +64,10 @@ def refuse_pytorch(url: str, names: Sequence[str], chosen: str | None = None) ->
     Raises:
         RequestError: by the names of the files, this is a PyTorch checkpoint.
     """
-    files = [name for name in names if name.endswith(_ENDINGS)] if chosen is None else [chosen]
-    if chosen is None and any(name.endswith(".metadata") for name in names) and _describe_checkpoint(names):
+    files = [name for name in names if name.endswith(ENDINGS)] if chosen is None else [chosen]
+    if chosen is None and metadata_files(names):
         what, path = "PyTorch distributed checkpoints (DCP) cannot be transformed yet", url
-    elif files and files[0].endswith(_ENDINGS):
+    elif files and files[0].endswith(ENDINGS):
         what, path = f"files of torch.save, such as {preview(files)}, cannot be transformed yet", f"{url}/{min(files)}"
     else:
         return

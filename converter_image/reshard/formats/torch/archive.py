@@ -5,16 +5,15 @@ Each item of a distributed checkpoint is such an archive too, so all offsets her
 
 from __future__ import annotations
 
-import struct
 from collections import Counter
 from dataclasses import dataclass
-from itertools import pairwise
 from math import prod
-from typing import TYPE_CHECKING, NamedTuple
+from typing import TYPE_CHECKING
 
 from reshard.errors import DataError
 from reshard.formats.torch.dtypes import BY_STORAGE, REFUSED, TYPES, TorchType, torch_type
 from reshard.formats.torch.unpickle import LIMITS, Global, Limits, Record, load
+from reshard.formats.torch.zip import Container, Entry, read_container
 from reshard.layout.box import strides
 
 if TYPE_CHECKING:
@@ -23,15 +22,6 @@ if TYPE_CHECKING:
     from reshard.checkpoint.inventory import RangeReader
     from reshard.formats.torch.unpickle import Rule
 
-_END = struct.Struct("<4s4xHHIIH")  # entries on this disk, in all; size and offset of the directory; length of the comment
-_LOCATOR = struct.Struct("<4s4xQ4x")
-_END64 = struct.Struct("<4s20xQQQQ")
-_CENTRAL = struct.Struct("<4s4xHH4xIIIHHH8xI")  # flags, method; CRC, sizes; lengths of name, extra, comment; offset of the header
-_LOCAL = struct.Struct("<4s22xHH")
-_TAIL = 2048
-_UNKNOWN32, _UNKNOWN16 = 0xFFFFFFFF, 0xFFFF
-_ENCRYPTED = 1
-_LEGACY = bytes.fromhex("80028a0a6cfc9c46f9206aa85019")  # the magic number of torch before 1.6, as a pickle
 _MOST_DIMENSIONS = 32
 _MOST_VALUES = 1 << 20
 _DEEPEST = 64
@@ -68,20 +58,6 @@ ALLOWED: Mapping[str, Rule] = {
 }
 
 
-class Entry(NamedTuple):
-    """One entry of an archive.
-
-    Attributes:
-        header: first byte of its local header, from where the archive begins.
-        size: length of its content in bytes.
-        crc: CRC32 of the content; 0: perhaps not computed.
-    """
-
-    header: int
-    size: int
-    crc: int
-
-
 @dataclass(frozen=True, slots=True)
 class StoredTensor:
     """A tensor as an archive describes it.
@@ -116,16 +92,12 @@ class Archive:
     """The content of an archive.
 
     Attributes:
-        start: first byte of the archive in its file.
-        root: name of the folder of all entries.
-        entries: the entries by their names in that folder.
+        container: the ZIP file.
         tensors: the tensors, in the order of the structure.
         others: the number of values other than tensors.
     """
 
-    start: int
-    root: str
-    entries: Mapping[str, Entry]
+    container: Container
     tensors: tuple[StoredTensor, ...]
     others: int
 
@@ -151,8 +123,9 @@ def read_archive(reader: RangeReader, start: int = 0, length: int | None = None,
             where=reader.name,
             fix="the file is damaged; restore it",
         )
-    root, entries = _entries(reader, start, length)
-    order = _content(reader, start, root, entries, "byteorder", 16) if "byteorder" in entries else b"little"
+    container = read_container(reader, start, length)
+    entries = container.entries
+    order = container.content(reader, "byteorder", 16) if "byteorder" in entries else b"little"
     if order != b"little":
         raise DataError(
             "BigEndian",
@@ -167,7 +140,7 @@ def read_archive(reader: RangeReader, start: int = 0, length: int | None = None,
             where=reader.name,
             fix="save a state_dict with torch.save",
         )
-    tree = load(_content(reader, start, root, entries, "data.pkl", limits.nbytes), ALLOWED, reader.name, limits=limits)
+    tree = load(container.content(reader, "data.pkl", limits.nbytes), ALLOWED, reader.name, limits=limits)
     tensors, others = [], 0
     for name, value in _leaves(tree, reader.name):
         tensor = _tensor(value, name, entries, reader.name) if type(value) is Record else None
@@ -184,7 +157,7 @@ def read_archive(reader: RangeReader, start: int = 0, length: int | None = None,
             where=f"{reader.name}: tensor {twice}",
             fix="rename the key that contains a dot",
         )
-    return Archive(start, root, entries, tuple(tensors), others)
+    return Archive(container, tuple(tensors), others)
 
 
 def locate(reader: RangeReader, archive: Archive, storage: str) -> tuple[int, int]:
@@ -193,126 +166,7 @@ def locate(reader: RangeReader, archive: Archive, storage: str) -> tuple[int, in
     Raises:
         DataError: its local header is damaged.
     """
-    return _place(reader, archive.start, archive.root, archive.entries, f"data/{storage}")
-
-
-def _damaged(reader: RangeReader, what: str, *, reason: str = "ArchiveInvalid") -> DataError:
-    return DataError(reason, what, where=reader.name, fix="the file is damaged; restore it")
-
-
-def _entries(reader: RangeReader, start: int, length: int) -> tuple[str, dict[str, Entry]]:
-    """The folder of all entries, and the entries by their names in it, from the central directory."""
-    first = reader.read(start, min(length, len(_LEGACY)))
-    if first == _LEGACY:
-        raise DataError(
-            "LegacyTorchFile",
-            "the file has the format of PyTorch before 1.6",
-            where=reader.name,
-            fix="load it with PyTorch and save it again: torch.save(torch.load(FILE), FILE)",
-        )
-    if first[:4] != b"PK\3\4":
-        raise DataError(
-            "NotTorchFile",
-            "the file does not start with a ZIP header, as files of torch.save do",
-            where=reader.name,
-            fix="specify a file that torch.save wrote",
-        )
-    tail_at = max(length - _TAIL, 0)
-    tail = reader.read(start + tail_at, length - tail_at)
-    offset, size, count = _directory(reader, start, tail, tail_at)
-    if offset + size > length or count > size // _CENTRAL.size:
-        raise _damaged(reader, f"the directory of {count} entries does not fit at bytes {offset} to {offset + size} of {length}")
-    directory = tail[offset - tail_at :][:size] if offset >= tail_at else reader.read(start + offset, size)
-    found: dict[str, Entry] = {}
-    at = 0
-    for _ in range(count):
-        name, entry, at = _entry(reader, directory, at)
-        if name in found:
-            raise _damaged(reader, f"the entry {name!r} exists twice")
-        found[name] = entry
-    spans = sorted((entry.header, entry.size) for entry in found.values())
-    if any(a + _LOCAL.size + n > b for (a, n), (b, _) in pairwise([*spans, (offset, 0)])):
-        raise _damaged(reader, "entries overlap each other or the directory")
-    root = next(iter(found), "").partition("/")[0]
-    if not found or any(not name.startswith(f"{root}/") for name in found):
-        raise DataError(
-            "NotTorchFile",
-            "the entries are not in one folder, as in files of torch.save",
-            where=reader.name,
-            fix="specify a file that torch.save wrote",
-        )
-    return root, {name[len(root) + 1 :]: entry for name, entry in found.items()}
-
-
-def _directory(reader: RangeReader, start: int, tail: bytes, tail_at: int) -> tuple[int, int, int]:
-    """Offset, size and number of entries of the central directory, from the records at the end."""
-    at = tail.rfind(b"PK\5\6")
-    if at < 0 or len(tail) - at < _END.size:
-        raise _damaged(reader, "the end of the archive is missing", reason="Truncated")
-    _, here, count, size, offset, _ = _END.unpack_from(tail, at)
-    if at >= _LOCATOR.size and tail[at - _LOCATOR.size : at].startswith(b"PK\6\7"):
-        _, end64 = _LOCATOR.unpack_from(tail, at - _LOCATOR.size)
-        if end64 + _END64.size > tail_at + at:
-            raise _damaged(reader, "the end record points outside the file")
-        record = tail[end64 - tail_at :][: _END64.size] if end64 >= tail_at else reader.read(start + end64, _END64.size)
-        signature, here, count, size, offset = _END64.unpack(record)
-        if signature != b"PK\6\6":
-            raise _damaged(reader, "the 64-bit end record is damaged")
-    if here != count or offset + size > tail_at + at:
-        raise _damaged(reader, "the directory is outside the file or split over several files")
-    return offset, size, count
-
-
-def _entry(reader: RangeReader, directory: bytes, at: int) -> tuple[str, Entry, int]:
-    """An entry of the directory, and where the next one begins."""
-    if len(directory) - at < _CENTRAL.size:
-        raise _damaged(reader, "the directory is truncated")
-    signature, flags, method, crc, packed, size, n, more, comment, header = _CENTRAL.unpack_from(directory, at)
-    at += _CENTRAL.size
-    try:
-        name = directory[at : at + n].decode()
-    except UnicodeDecodeError:
-        raise _damaged(reader, "the name of an entry is not valid UTF-8") from None
-    extra = directory[at + n : at + n + more]
-    end = at + n + more + comment
-    if signature != b"PK\1\2" or end > len(directory):
-        raise _damaged(reader, "the directory is damaged")
-    while len(extra) >= 4:
-        kind, length = struct.unpack_from("<HH", extra)
-        if kind == 1:  # the numbers that do not fit into 32 bits, in this order
-            wide = iter(struct.unpack_from(f"<{min(length, len(extra) - 4) // 8}Q", extra, 4))
-            size, packed, header = (next(wide, old) if old == _UNKNOWN32 else old for old in (size, packed, header))
-        extra = extra[4 + length :]
-    if method or packed != size or flags & _ENCRYPTED:
-        raise DataError(
-            "ArchiveCompressed",
-            f"the entry {name!r} is compressed or encrypted, so ranges of it cannot be read",
-            where=reader.name,
-            fix="save it again with torch.save",
-        )
-    return name, Entry(header, size, crc), end
-
-
-def _place(reader: RangeReader, start: int, root: str, entries: Mapping[str, Entry], name: str) -> tuple[int, int]:
-    """Where the content of an entry is in the file, after its local header."""
-    entry, full = entries[name], f"{root}/{name}".encode()
-    raw = reader.read(start + entry.header, _LOCAL.size + len(full))
-    signature, n, extra = _LOCAL.unpack_from(raw)
-    if signature != b"PK\3\4" or n != len(full) or raw[_LOCAL.size :] != full:
-        raise _damaged(reader, f"the local header of the entry {name!r} does not match the directory")
-    offset = entry.header + _LOCAL.size + n + extra
-    following = [other.header for other in entries.values() if other.header > entry.header]
-    if following and offset + entry.size > min(following):
-        raise _damaged(reader, f"the entry {name!r} overlaps the next one")
-    if start + offset + entry.size > reader.size:
-        raise _damaged(reader, f"the entry {name!r} ends after the file")
-    return start + offset, entry.size
-
-
-def _content(reader: RangeReader, start: int, root: str, entries: Mapping[str, Entry], name: str, most: int) -> bytes:
-    if entries[name].size > most:
-        raise _damaged(reader, f"the entry {name!r} has {entries[name].size} bytes, more than {most}", reason="PickleTooLarge")
-    return reader.read(*_place(reader, start, root, entries, name))
+    return archive.container.place(reader, f"data/{storage}")
 
 
 def _leaves(tree: object, where: str) -> Iterator[tuple[str, object]]:

@@ -25,9 +25,6 @@ if TYPE_CHECKING:
     from reshard.formats.torch.unpickle import Rule
     from reshard.model.tiling import Numbers, Tiling
 
-METADATA = ".metadata"
-# Each rank writes one with `use_collectives=False`, instead of the common document.
-_OF_RANK = re.compile(r"__([0-9]{1,9})\.metadata")
 _MOST_DIMENSIONS = 32
 _OBJECT = -1  # in place of the number of dimensions of a tensor
 _PATH = re.compile(r"(?![\s\S]*(?:^|/)\.{0,2}(?:/|$))[^\x00]+")
@@ -61,19 +58,6 @@ ALLOWED: Mapping[str, Rule] = {
     **{f"{module}.{name}": "argument" for module in ("pathlib", "pathlib._local") for name in _PATHS},
     **{f"torch.{name}": "name" for name in (*TYPES, *REFUSED)},
 }
-
-
-def is_metadata(name: str) -> bool:
-    """Return whether a file with this name describes a distributed checkpoint, or one rank's part of it."""
-    return name == METADATA or _OF_RANK.fullmatch(name) is not None
-
-
-def metadata_files(names: Sequence[str]) -> list[str]:
-    """Return the files of a folder that describe a distributed checkpoint: the one of all ranks, or those of each, by rank."""
-    if METADATA in names:
-        return [METADATA]
-    ranks = {int(found[1]): name for name in names if (found := _OF_RANK.fullmatch(name))}
-    return [ranks[rank] for rank in sorted(ranks)]
 
 
 @dataclass(slots=True)
@@ -183,7 +167,7 @@ def read_metadata(documents: Sequence[tuple[str, bytes]], limits: Limits = LIMIT
     """Read the metadata of a distributed checkpoint.
 
     Args:
-        documents: name and content of `.metadata`, or of each rank's `__<rank>.metadata`, see `metadata_files`.
+        documents: name and content of `.metadata`, or of each rank's `__<rank>.metadata`, see `names.metadata_files`.
         limits: how much a document may hold.
 
     Raises:

@@ -1,0 +1,27 @@
+"""Names of the files of PyTorch's formats. Importing this module loads no reader."""
+
+from __future__ import annotations
+
+import re
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+ENDINGS = (".pt", ".pth", ".bin")  # of files that `torch.save` wrote
+_METADATA = ".metadata"
+# Each rank writes one with `use_collectives=False`, instead of the common document.
+_OF_RANK = re.compile(r"__([0-9]{1,9})\.metadata")
+
+
+def is_metadata(name: str) -> bool:
+    """Return whether a file with this name describes a distributed checkpoint, or one rank's part of it."""
+    return name == _METADATA or _OF_RANK.fullmatch(name) is not None
+
+
+def metadata_files(names: Sequence[str]) -> list[str]:
+    """Return the files of a folder that describe a distributed checkpoint: the one of all ranks, or those of each, by rank."""
+    if _METADATA in names:
+        return [_METADATA]
+    ranks = {int(found[1]): name for name in names if (found := _OF_RANK.fullmatch(name))}
+    return [ranks[rank] for rank in sorted(ranks)]
