@@ -1,9 +1,10 @@
-"""Fixtures shared by tests of the command line and of S3."""
+"""Fixtures shared by unit tests: two small checkpoints, a place for a target, an S3 server, and refusals of the command line."""
 
 from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
+import disk
 import pytest
 import thin_s3
 
@@ -13,6 +14,22 @@ from reshard.storage.s3 import client
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
+    from pathlib import Path
+
+
+@pytest.fixture
+def made(tmp_path: Path) -> disk.Checkpoint:
+    return disk.write(tmp_path / "made", disk.example())
+
+
+@pytest.fixture
+def other(tmp_path: Path) -> disk.Checkpoint:
+    return disk.write(tmp_path / "other", disk.example(seed=2))
+
+
+@pytest.fixture
+def target(tmp_path: Path) -> Path:
+    return tmp_path / "target"
 
 
 @pytest.fixture

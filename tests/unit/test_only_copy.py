@@ -8,7 +8,6 @@ from concurrent.futures import ThreadPoolExecutor
 from threading import Barrier
 from typing import TYPE_CHECKING, Any
 
-import disk
 import pytest
 
 from reshard.cli import main
@@ -23,14 +22,11 @@ if TYPE_CHECKING:
     from collections.abc import Callable
     from pathlib import Path
 
+    import disk
+
     from reshard.target.standing import JobDocument
 
 MANIFEST = "reshard-manifest.json"
-
-
-@pytest.fixture
-def made(tmp_path: Path) -> disk.Checkpoint:
-    return disk.write(tmp_path / "made", disk.example())
 
 
 @pytest.fixture

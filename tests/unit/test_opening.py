@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-import disk
 import pytest
 
 from reshard.cli import main
@@ -15,12 +14,9 @@ if TYPE_CHECKING:
     from collections.abc import Callable
     from pathlib import Path
 
+    import disk
+
     from reshard.target.standing import Standing
-
-
-@pytest.fixture
-def made(tmp_path: Path) -> disk.Checkpoint:
-    return disk.write(tmp_path / "made", disk.example())
 
 
 def stray(folder: Path) -> None:

@@ -58,11 +58,6 @@ def made(tmp_path: Path) -> Pipeline:
     return write(tmp_path / "made", pipeline())
 
 
-@pytest.fixture
-def target(tmp_path: Path) -> Path:
-    return tmp_path / "target"
-
-
 @examples(500)
 @given(models.models(16), st.sampled_from(["ckpt", "safetensors"]), st.data())
 def test_the_parts_of_a_rank_are_exactly_its_slices(model: models.Model, kind: str, data: st.DataObject) -> None:

@@ -31,21 +31,6 @@ if TYPE_CHECKING:
 FILE = "rank_0/net-1_100.ckpt"
 
 
-@pytest.fixture
-def made(tmp_path: Path) -> disk.Checkpoint:
-    return disk.write(tmp_path / "made", disk.example())
-
-
-@pytest.fixture
-def other(tmp_path: Path) -> disk.Checkpoint:
-    return disk.write(tmp_path / "other", disk.example(seed=2))
-
-
-@pytest.fixture
-def target(tmp_path: Path) -> Path:
-    return tmp_path / "target"
-
-
 def touch(made: disk.Checkpoint) -> None:
     """Give the source's files other times, like those of a copy or a restored backup."""
     for path in made.source.rglob("*.ckpt"):

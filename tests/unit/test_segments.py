@@ -23,11 +23,6 @@ def made(tmp_path: Path) -> Pipeline:
     return write(tmp_path / "made", pipeline())
 
 
-@pytest.fixture
-def target(tmp_path: Path) -> Path:
-    return tmp_path / "target"
-
-
 def test_mindspores_functions_by_stage(made: Pipeline, target: Path) -> None:
     for stage in range(2):
         transform_checkpoints(str(made.made.source), str(target), "x", str(made.strategy(stage)), str(made.made.target_strategy))

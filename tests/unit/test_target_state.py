@@ -35,21 +35,6 @@ if TYPE_CHECKING:
     from pathlib import Path
 
 
-@pytest.fixture
-def made(tmp_path: Path) -> disk.Checkpoint:
-    return disk.write(tmp_path / "made", disk.example())
-
-
-@pytest.fixture
-def other(tmp_path: Path) -> disk.Checkpoint:
-    return disk.write(tmp_path / "other", disk.example(seed=2))
-
-
-@pytest.fixture
-def target(tmp_path: Path) -> Path:
-    return tmp_path / "target"
-
-
 def listed(target: Path) -> list[int]:
     return [record["rank"] for record in json.loads((target / MANIFEST_NAME).read_text())["files"]]
 
