@@ -11,16 +11,15 @@ import msgspec
 from reshard import checkpoint
 from reshard.checkpoint import OutputTensor, can_hold, content_order
 from reshard.checkpoint.blockcipher import BlockCipher, cipher_of
-from reshard.checkpoint.dtypes import DTYPES, INT4
+from reshard.checkpoint.dtypes import INT4
 from reshard.checkpoint.encryption import sealed_size
-from reshard.checkpoint.unified import HYPER_NAME, part_name
+from reshard.checkpoint.unified import part_name
 from reshard.engine.gather import SourceFiles
+from reshard.engine.notes import notes_of
 from reshard.errors import RequestError
-from reshard.plan import Planner, Role, summarize, unmatched
-from reshard.plan.copies import equal_files
-from reshard.plan.rename import NamePattern
+from reshard.plan import Planner, Role, summarize
 from reshard.source.index import Selected
-from reshard.spec.ranks import format_ranks, parse_ranks
+from reshard.spec.ranks import parse_ranks
 from reshard.spec.request import Request, request_key
 from reshard.storage import open_store
 
@@ -248,16 +247,8 @@ def job_of(  # noqa: PLR0913 - independent results of reading the source
     planner = Planner(model, remove_redundancy=request.options.remove_redundancy)
     strategies = (source, target)
     job = Job(request, store, planner, identity, decides, output, stage, whole, selected, strategies, cipher=cipher)
-    return replace(
-        job,
-        notes=(
-            *notes,
-            *_notes_on_strategies(strategies),
-            *_notes(model, request),
-            *_notes_on_types(model, output),
-            *_notes_on_shares(job),
-        ),
-    )
+    own = notes_of(model, request, strategies, output, planner, job.scope)
+    return replace(job, notes=(*notes, *own))
 
 
 def _identity(content: object) -> str:
@@ -303,107 +294,6 @@ def key_of(request: Request, source: Strategy | None, target: Strategy | None) -
         "targetStrategy": target and hashlib.sha256(target.canonical()).hexdigest(),
         **request_key(request),
     }
-
-
-def _notes(model: Model, request: Request) -> tuple[str, ...]:
-    rules = request.options.rename
-    notes = []
-    if rules and request.options.output != "Stage":  # only the last stage knows whether rules match
-        notes = [f"the pattern {rule.pattern} matches no parameter" for rule in unmatched(model.source_names, rules)]
-    if model.excluded:
-        notes.append(f"rename rules exclude these parameters: {some(model.excluded)}")
-    if model.source_only:
-        notes.append(f"skipped parameters that are only in the source strategy: {some(model.source_only)}")
-    if model.target_only:
-        notes.append(f"skipped parameters that are only in the target strategy: {some(model.target_only)}")
-    if model.not_in_files:
-        notes.append(f"no source file contains these parameters of the source strategy: {some(model.not_in_files)}")
-    if model.zero_size:
-        notes.append(
-            "skipped tensors of shape [0], which MindSpore would load from a .ckpt as scalars without a value:"
-            f" {some(model.zero_size)}"
-        )
-    notes += _notes_on_foreign_files(model, request)
-    if empty := model.inventory.empty_files:
-        ranks = format_ranks(tuple(file.rank for file in empty))
-        paths = some([file.path for file in empty])
-        notes.append(
-            f"the files of source ranks {ranks} contain no parameters; unless redundancy was removed, restore them: {paths}"
-        )
-    if alike := equal_files(model):
-        notes.append(
-            f"the files of source ranks {format_ranks(tuple(sorted(alike)))} look like files of lower ranks, although the"
-            " strategy assigns them different slices; check that none was copied over another"
-        )
-    return (*notes, *_notes_on_copies(model, request))
-
-
-def _notes_on_copies(model: Model, request: Request) -> list[str]:
-    """Return notes about copies that differ, which the request accepts, and about patterns that match no parameter."""
-    notes = []
-    if accepted := sorted(model.inconsistent_replicas & model.per_rank):
-        taken = (
-            "the copy of the first rank is used"
-            if model.unified
-            else f"each target rank uses the copy of source rank {_nth(model)}"
-        )
-        notes.append(f"copies of these parameters differ between source ranks; {taken}: {some(accepted)}")
-    if accepted := sorted(model.inconsistent_replicas - model.per_rank):
-        notes.append(f"replicas of these parameters differ; those of the lowest ranks are used: {some(accepted)}")
-    suspect = model.may_be_slices
-    unnamed = [p.source_name for p in model.parameters if p.role is Role.REPLICATED or p.name in suspect]
-    patterns = request.options.allow_inconsistent if request.options.output != "Stage" else ()
-    unused = [pattern for pattern in patterns if not any(map(NamePattern(pattern).matches, unnamed))]
-    return notes + [f"the pattern {pattern} matches no parameter that is in no strategy" for pattern in unused]
-
-
-def _notes_on_foreign_files(model: Model, request: Request) -> Iterator[str]:
-    """Warn of slices and CRCs in MindSpore's unified files."""
-    inventory = model.inventory
-    if slices := model.may_be_slices:
-        yield (
-            f"these parameters of MindSpore's {HYPER_NAME} are copied unchanged and may be rank 0's slices, because"
-            f" MindSpore stores there what its choice_func rejects: {some(slices)}"
-        )
-    if inventory.foreign and request.options.verification == "Full":
-        marked = [file.path for file in inventory.files if file.crc is not None]
-        if marked:
-            yield f"the CRC32 that MindSpore copied from a source rank's file is not checked in {some(marked)}"
-
-
-def _notes_on_types(model: Model, output: Format) -> tuple[str, ...]:
-    """Warn of types that MindSpore writes into a `.ckpt` file and cannot load from one."""
-    if output != "ckpt":
-        return ()
-    found = [p for p in model.parameters if not DTYPES[p.dtype].loads_from_ckpt]
-    if not found:
-        return ()
-    types, names = sorted({p.dtype for p in found}), some([p.name for p in found])
-    return (f"MindSpore 2.10 cannot load the type {', '.join(types)} from a .ckpt file, which these parameters have: {names}",)
-
-
-def _notes_on_strategies(strategies: tuple[Strategy | None, Strategy | None]) -> tuple[str, ...]:
-    return tuple(note for strategy in strategies if strategy is not None for note in strategy.notes)
-
-
-def _notes_on_shares(job: Job) -> tuple[str, ...]:
-    """Warn of files without parameters, which MindSpore saves for ranks without any, and does not load."""
-    if not job.planner.remove_redundancy:
-        return ()
-    ranks = tuple(rank for rank in job.scope if not job.planner.parameters(rank))
-    if not ranks:
-        return ()
-    return (f"target ranks {format_ranks(ranks)} hold no parameters; MindSpore's load_checkpoint rejects their files",)
-
-
-def _nth(model: Model) -> str:
-    first = f"{model.first_rank} + " if model.first_rank else ""
-    return f"{first}target rank modulo {model.source_ranks}"
-
-
-def some(names: tuple[str, ...] | list[str]) -> str:
-    """Return some of these names, and the number of the others."""
-    return ", ".join(names[:5]) + (f" and {len(names) - 5} more" if len(names) > 5 else "")
 
 
 def summary_of(job: Job) -> Summary:

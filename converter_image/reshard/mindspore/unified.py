@@ -20,9 +20,10 @@ from reshard.spec.ranks import format_ranks
 from reshard.spec.request import Options, RenameRule, Request
 from reshard.target.lock import retry_until_unlocked
 from reshard.transform.complete import commit_if_complete
+from reshard.transform.inputs import source_names
 from reshard.transform.loose import prepare_loose, refuse_own_files, write_loose
 from reshard.transform.plan import plan_transform
-from reshard.transform.prepare import prepare, source_names
+from reshard.transform.prepare import prepare
 from reshard.transform.run import transform_checkpoint
 
 if TYPE_CHECKING:

@@ -17,7 +17,8 @@ from reshard.plan import prove
 from reshard.progress import Silent
 from reshard.spec.request import Options, Request
 from reshard.spec.storage_options import RequestStorageOptions
-from reshard.transform.prepare import cancellable, prepare
+from reshard.transform.inputs import cancellable
+from reshard.transform.prepare import prepare
 
 if TYPE_CHECKING:
     from collections.abc import Iterator

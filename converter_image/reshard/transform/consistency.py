@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 from reshard.checkpoint.arrays import array_of
 from reshard.checkpoint.dtypes import STRING
 from reshard.checkpoint.unified import HYPER_NAME
-from reshard.engine.job import some
+from reshard.engine.notes import some
 from reshard.errors import DataError, MissingInputError
 from reshard.layout.box import Box
 from reshard.plan import Role

@@ -14,7 +14,8 @@ from reshard.source.files import Files, refuse_part, with_listing
 from reshard.source.listing import refuse_exchanged
 from reshard.source.single import refuse_more_ranks, refuse_one_of_several
 from reshard.storage import open_store, root_and_path
-from reshard.transform.prepare import decrypted, prepare_files, strategies_of
+from reshard.transform.inputs import decrypted, strategies_of
+from reshard.transform.prepare import prepare_files
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Mapping

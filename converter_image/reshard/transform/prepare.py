@@ -13,35 +13,30 @@ from reshard.plan import Planner, keep, place, unify
 from reshard.source.changed import refuse_changed
 from reshard.source.contents import check_crcs
 from reshard.source.cuts import refuse_other_cuts
-from reshard.source.encrypted import DecryptingStore, as_plain
-from reshard.source.files import Files, find_files, listing_digest, open_source, refuse_part
+from reshard.source.encrypted import DecryptingStore
+from reshard.source.files import Files, listing_digest, open_source
 from reshard.source.index import CheckpointIndex, Selected, decode_index, packed, read_index
 from reshard.source.keys import read_key
 from reshard.source.reading import read_inventory
 from reshard.source.selection import option_for
-from reshard.source.single import others_of, refuse_one_of_several
-from reshard.source.strategies import read_strategy
 from reshard.spec.ranks import parse_ranks
 from reshard.spec.request import SETTLED_BY_INDEX, STRICTNESS, Options, Request
-from reshard.storage.cancellable import CancellableStore
 from reshard.telemetry import phase
 from reshard.transform.consistency import check_copies, refuse_possible_slices
+from reshard.transform.inputs import cancellable, decrypted, find, listing_identifies, strategies_of
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Mapping
+    from collections.abc import Callable
 
-    from reshard.checkpoint.encryption import Known
     from reshard.checkpoint.inventory import Inventory
     from reshard.plan import Model
     from reshard.progress import Cancellation, Progress
     from reshard.source.selection import Selection
-    from reshard.spec.storage_options import StorageOptions
     from reshard.storage.protocol import ReadStore
     from reshard.strategy import Strategy
     from reshard.target.folder import TargetFolder
     from reshard.target.standing import Standing
-
-    Strategies = tuple[Strategy | None, Strategy | None]  # source strategy and target strategy
+    from reshard.transform.inputs import Strategies
 
 
 def encode_index(job: Job) -> bytes:
@@ -91,52 +86,6 @@ def prepare(
     if request.options.output != "Same" and (strategies[0] is not None or len(found.by_rank) == 1):
         refuse_other_cuts(found.parameters, strategies[0], request.source, found.written_as)
     return prepare_files(request, store, found, strategies, progress, workers=workers, single=single, cancellation=cancellation)
-
-
-def find(request: Request, source: Strategy | None, cancellation: Cancellation | None = None) -> tuple[ReadStore, Files]:
-    """Return the store of the source's files, decrypted, and the selected files.
-
-    Raises:
-        ReshardError: there are no files, the selection is ambiguous, or the file of one rank would be read as a complete
-            checkpoint.
-    """
-    store, chosen = open_source(request.source, request.storage_options.source)
-    opened = cancellable(store, cancellation)
-    options, ranks = request.options, None if source is None else source.numbers
-    one_stage, each = options.output == "Stage", options.output == "Same"
-    storage_options = request.storage_options.source
-    found = find_files(
-        opened,
-        chosen,
-        step=options.step,
-        pattern=options.files,
-        ranks=ranks,
-        one_stage=one_stage,
-        each=each,
-        storage_options=storage_options,
-    )
-    single = len(found.by_rank) == 1 and (ranks is None or len(ranks) == 1)
-    if each:
-        found = found if options.allow_single_rank else _some(opened, found, storage_options)
-    elif not (one_stage or (single and options.allow_single_rank)):
-        refuse_part(found, 1 if ranks is None else len(ranks), request.source)
-    if single and not (found.described or each or options.allow_single_rank):
-        ((rank, path),) = found.by_rank.items()
-        refuse_one_of_several(opened, path, storage_options, rank=rank if one_stage else None)
-    return decrypted(store, request, cancellation=cancellation), found
-
-
-def _some(store: ReadStore, found: Files, storage_options: StorageOptions | None) -> Files:
-    """Return files that are read separately, marked if they are known to be only some of a checkpoint's."""
-    some = found.some or len(found.by_rank) < found.total
-    if len(found.by_rank) == 1 and not found.described:
-        some = some or others_of(store, next(iter(found.by_rank.values())), storage_options) is not None
-    return found._replace(some=some)
-
-
-def cancellable(store: ReadStore, cancellation: Cancellation | None) -> ReadStore:
-    """Return a store whose reads end when the work is cancelled."""
-    return store if cancellation is None else CancellableStore(store, cancellation.check)
 
 
 def prepare_files(  # noqa: PLR0913 - the source, and how to read it
@@ -197,15 +146,6 @@ def prepare_files(  # noqa: PLR0913 - the source, and how to read it
     return job
 
 
-def listing_identifies(request: Request, store: ReadStore) -> bool:
-    """Return whether a listing of the source can prove that a complete checkpoint is the result of a request.
-
-    ETags identify the content of objects, but a file system has only times. A key is checked by decrypting.
-    """
-    plain = request.index is None and request.encryption is None and request.decryption is None
-    return plain and store.remote and request.options.output not in ("Stage", "Index")
-
-
 def _read(
     request: Request,
     store: ReadStore,
@@ -263,16 +203,6 @@ def _with_older(error: DataError | MissingInputError, older: Selection, found: F
     epoch, step = older.step
     choice = f"read step {step} of epoch {epoch}, which is complete on every rank: {option_for(older.step, steps)}"
     return type(error)(error.reason, error.what, where=error.where, fix=f"{error.fix}, or {choice}" if error.fix else choice)
-
-
-def source_names(request: Request, *, workers: int) -> dict[str, bool]:
-    """Return the names of the source's parameters, and whether its strategy names them (without a strategy: true)."""
-    source, _ = strategies_of(request)
-    store, found = find(request, source)
-    inventory = read_inventory(store, found, workers=workers)
-    named = None if source is None else {name for stage in source.stages for name in stage}
-    every = (entry.name for structure in inventory.structures for entry in structure.tensors)
-    return {name: named is None or name in named for name in every}
 
 
 def _stages(request: Request, source: Strategy, target: Strategy | None, found: Files) -> int | None:
@@ -348,47 +278,8 @@ def resume(request: Request, target: TargetFolder, standing: Standing, cancellat
     return None
 
 
-def decrypted(
-    store: ReadStore, request: Request, known: Mapping[str, Known] | None = None, *, cancellation: Cancellation | None = None
-) -> ReadStore:
-    """Return a store with decrypted files. Files that are not known are read and checked completely when they are opened."""
-    if known and request.decryption is None:
-        raise DataError(
-            "Encrypted",
-            "the files of the source are encrypted",
-            where=store.url,
-            fix="specify the key with --decryption-key-file (spec.source.decryption)",
-        )
-    return store if request.decryption is None else as_plain(cancellable(store, cancellation), request.decryption, known)
-
-
 def _key(request: Request) -> bytes | None:
     return None if request.encryption is None else read_key(request.encryption)
-
-
-def strategies_of(request: Request) -> Strategies:
-    """Read the strategies of a request.
-
-    Raises:
-        DataError, MissingInputError: a strategy is damaged or missing.
-        AccessError, StorageError: a strategy cannot be read.
-    """
-    storage_options, one_stage = request.storage_options, request.options.output == "Stage"
-    before = after = None
-    if request.source_strategy:
-        before = read_strategy(
-            request.source_strategy, storage_options.source_strategy or storage_options.source, one_stage=one_stage
-        )
-    elif one_stage:
-        raise RequestError(
-            "SourceStrategyMissing",
-            "the output Stage writes one pipeline stage, and no strategy describes the stage of the source",
-            where="source strategy",
-            fix="specify the strategy of that stage (--source-strategy, spec.source.strategy)",
-        )
-    if request.target_strategy:
-        after = read_strategy(request.target_strategy, storage_options.target_strategy or storage_options.target)
-    return before, after
 
 
 def _place(

@@ -9,8 +9,8 @@ from dataclasses import dataclass, field
 from functools import partial
 from typing import TYPE_CHECKING
 
-from reshard.engine.job import some
 from reshard.engine.memory import budget, default_workers, peak_rss_bytes
+from reshard.engine.notes import some
 from reshard.engine.rankfile import Guard, Written, write_rank
 from reshard.errors import AccessError, DataError, LockedError, MissingInputError, RequestError
 from reshard.progress import Cancellation, Silent

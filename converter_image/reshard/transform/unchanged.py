@@ -13,8 +13,8 @@ from reshard.target.folder import TargetFolder
 from reshard.target.standing import JobDocument
 from reshard.transform.commit import recorded
 from reshard.transform.documents import changed_documents
+from reshard.transform.inputs import find, listing_identifies, strategies_of
 from reshard.transform.preflight import check_copy_mode, check_places
-from reshard.transform.prepare import find, listing_identifies, strategies_of
 
 if TYPE_CHECKING:
     from reshard.checkpoint.manifest import Manifest

@@ -1,0 +1,129 @@
+"""The inputs of a request: its strategies, and the files of its source."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from reshard.errors import DataError, RequestError
+from reshard.source.encrypted import as_plain
+from reshard.source.files import Files, find_files, open_source, refuse_part
+from reshard.source.reading import read_inventory
+from reshard.source.single import others_of, refuse_one_of_several
+from reshard.source.strategies import read_strategy
+from reshard.storage.cancellable import CancellableStore
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping
+
+    from reshard.checkpoint.encryption import Known
+    from reshard.progress import Cancellation
+    from reshard.spec.request import Request
+    from reshard.spec.storage_options import StorageOptions
+    from reshard.storage.protocol import ReadStore
+    from reshard.strategy import Strategy
+
+    Strategies = tuple[Strategy | None, Strategy | None]  # source strategy and target strategy
+
+
+def strategies_of(request: Request) -> Strategies:
+    """Read the strategies of a request.
+
+    Raises:
+        DataError, MissingInputError: a strategy is damaged or missing.
+        AccessError, StorageError: a strategy cannot be read.
+    """
+    storage_options, one_stage = request.storage_options, request.options.output == "Stage"
+    before = after = None
+    if request.source_strategy:
+        before = read_strategy(
+            request.source_strategy, storage_options.source_strategy or storage_options.source, one_stage=one_stage
+        )
+    elif one_stage:
+        raise RequestError(
+            "SourceStrategyMissing",
+            "the output Stage writes one pipeline stage, and no strategy describes the stage of the source",
+            where="source strategy",
+            fix="specify the strategy of that stage (--source-strategy, spec.source.strategy)",
+        )
+    if request.target_strategy:
+        after = read_strategy(request.target_strategy, storage_options.target_strategy or storage_options.target)
+    return before, after
+
+
+def find(request: Request, source: Strategy | None, cancellation: Cancellation | None = None) -> tuple[ReadStore, Files]:
+    """Return the store of the source's files, decrypted, and the selected files.
+
+    Raises:
+        ReshardError: there are no files, the selection is ambiguous, or the file of one rank would be read as a complete
+            checkpoint.
+    """
+    store, chosen = open_source(request.source, request.storage_options.source)
+    opened = cancellable(store, cancellation)
+    options, ranks = request.options, None if source is None else source.numbers
+    one_stage, each = options.output == "Stage", options.output == "Same"
+    storage_options = request.storage_options.source
+    found = find_files(
+        opened,
+        chosen,
+        step=options.step,
+        pattern=options.files,
+        ranks=ranks,
+        one_stage=one_stage,
+        each=each,
+        storage_options=storage_options,
+    )
+    single = len(found.by_rank) == 1 and (ranks is None or len(ranks) == 1)
+    if each:
+        found = found if options.allow_single_rank else _some(opened, found, storage_options)
+    elif not (one_stage or (single and options.allow_single_rank)):
+        refuse_part(found, 1 if ranks is None else len(ranks), request.source)
+    if single and not (found.described or each or options.allow_single_rank):
+        ((rank, path),) = found.by_rank.items()
+        refuse_one_of_several(opened, path, storage_options, rank=rank if one_stage else None)
+    return decrypted(store, request, cancellation=cancellation), found
+
+
+def _some(store: ReadStore, found: Files, storage_options: StorageOptions | None) -> Files:
+    """Return files that are read separately, marked if they are known to be only some of a checkpoint's."""
+    some = found.some or len(found.by_rank) < found.total
+    if len(found.by_rank) == 1 and not found.described:
+        some = some or others_of(store, next(iter(found.by_rank.values())), storage_options) is not None
+    return found._replace(some=some)
+
+
+def source_names(request: Request, *, workers: int) -> dict[str, bool]:
+    """Return the names of the source's parameters, and whether its strategy names them (without a strategy: true)."""
+    source, _ = strategies_of(request)
+    store, found = find(request, source)
+    inventory = read_inventory(store, found, workers=workers)
+    named = None if source is None else {name for stage in source.stages for name in stage}
+    every = (entry.name for structure in inventory.structures for entry in structure.tensors)
+    return {name: named is None or name in named for name in every}
+
+
+def listing_identifies(request: Request, store: ReadStore) -> bool:
+    """Return whether a listing of the source can prove that a complete checkpoint is the result of a request.
+
+    ETags identify the content of objects, but a file system has only times. A key is checked by decrypting.
+    """
+    plain = request.index is None and request.encryption is None and request.decryption is None
+    return plain and store.remote and request.options.output not in ("Stage", "Index")
+
+
+def decrypted(
+    store: ReadStore, request: Request, known: Mapping[str, Known] | None = None, *, cancellation: Cancellation | None = None
+) -> ReadStore:
+    """Return a store with decrypted files. Files that are not known are read and checked completely when they are opened."""
+    if known and request.decryption is None:
+        raise DataError(
+            "Encrypted",
+            "the files of the source are encrypted",
+            where=store.url,
+            fix="specify the key with --decryption-key-file (spec.source.decryption)",
+        )
+    return store if request.decryption is None else as_plain(cancellable(store, cancellation), request.decryption, known)
+
+
+def cancellable(store: ReadStore, cancellation: Cancellation | None) -> ReadStore:
+    """Return a store whose reads end when the work is cancelled."""
+    return store if cancellation is None else CancellableStore(store, cancellation.check)
