@@ -110,7 +110,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--ranks", type=int, default=4096)
     parser.add_argument("--milliseconds", type=float, default=20.0, help="by which every answer is delayed")
-    parser.add_argument("--folder", type=Path, default=Path(os.environ.get("RESHARD_CACHE", "/tmp/reshard")) / "bench")  # noqa: S108
+    parser.add_argument("--folder", type=Path, default=Path(os.environ.get("RESHARD_CACHE", "/tmp/reshard")) / "bench")  # noqa: S108 - not secret
     arguments = parser.parse_args()
     ranks = arguments.ranks
     tensors = (Tensor("w", (ranks, 16), 0, 0), Tensor("norm", (16,), -1, -1))

@@ -127,7 +127,7 @@ def main() -> None:
     parser.add_argument("cases", nargs="*", choices=[[], *(case.name for case in CASES), *_OTHERS], help="those to measure; all")
     parser.add_argument("--runs", type=int, default=15, help="rounds of the LLaMA-shaped cases; a third of it for the others")
     parser.add_argument("--baseline", help="the reshard command of another build, which takes the same options")
-    parser.add_argument("--folder", type=Path, default=Path(os.environ.get("RESHARD_CACHE", "/tmp/reshard")) / "bench")  # noqa: S108
+    parser.add_argument("--folder", type=Path, default=Path(os.environ.get("RESHARD_CACHE", "/tmp/reshard")) / "bench")  # noqa: S108 - not secret
     arguments = parser.parse_args()
     os.environ.pop("PYTHONDONTWRITEBYTECODE", None)  # else only installed builds start from compiled modules
     table = Table(title=f"{platform.machine()}, {os.cpu_count()} processors, Python {platform.python_version()}")
@@ -174,7 +174,7 @@ def main() -> None:
     if not arguments.cases or "parts" in arguments.cases:
         processor_seconds(100)  # only warms up
         kept["parts"] = {count: round(processor_seconds(count), 3) for count in (5_000, 10_000)}
-        print("processor seconds to write an object in so many parts, without sending:", json.dumps(kept["parts"]))
+        print("processor seconds by the number of parts of an upload, without sending:", json.dumps(kept["parts"]))
     results = HERE / "results" / "local"
     results.mkdir(parents=True, exist_ok=True)
     (results / f"{time.strftime('%Y%m%dT%H%M%S')}.json").write_text(json.dumps(kept, indent=1))

@@ -156,7 +156,7 @@ def main() -> None:
     parser.add_argument("--runs", type=int, default=3)
     parser.add_argument("--copy-mode", choices=["client", "server"], default="client", help="who copies long runs")
     parser.add_argument("--wire", type=int, metavar="MBIT", help="put the server behind a link this fast (Linux, root)")
-    parser.add_argument("--folder", type=Path, default=Path(os.environ.get("RESHARD_CACHE", "/tmp/reshard")) / "bench")  # noqa: S108
+    parser.add_argument("--folder", type=Path, default=Path(os.environ.get("RESHARD_CACHE", "/tmp/reshard")) / "bench")  # noqa: S108 - not secret
     arguments = parser.parse_args()
     with ExitStack() as stack:
         folder = Path(stack.enter_context(tempfile.TemporaryDirectory(dir=arguments.folder)))

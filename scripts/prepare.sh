@@ -7,7 +7,9 @@ folder=$1
 shift
 for tier in "$@"; do
     code=0
-    case $tier in *@*) K8S=${tier#*@} && export K8S ;; esac
-    sh "tests/${tier%@*}/prepare.sh" >"$folder/$tier.variables" || code=$?
+    case $tier in
+        *@*) K8S=${tier#*@} sh "tests/${tier%@*}/prepare.sh" >"$folder/$tier.variables" || code=$? ;;
+        *) sh "tests/$tier/prepare.sh" >"$folder/$tier.variables" || code=$? ;;
+    esac
     echo "$code" >"$folder/$tier.code"
 done

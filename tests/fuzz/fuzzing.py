@@ -45,7 +45,7 @@ def run(read: Callable[[bytes], object], corpus: Iterable[Path]) -> None:
     if len(sys.argv) == 1:
         for path in paths:
             target(path.read_bytes())
-        print(f"{len(paths)} files")  # noqa: T201 - the outcome
+        print(f"{len(paths)} files")  # noqa: T201 - a program that prints its result
         return
     atheris = import_module("atheris")
     with tempfile.TemporaryDirectory() as folder:

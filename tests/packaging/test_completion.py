@@ -32,7 +32,7 @@ class Shell:
             os.chdir(folder)
             programs = f"{Path(sys.executable).parent}:{os.environ['PATH']}"
             environment = {"HOME": str(folder), "TERM": "xterm", "LINES": "50", "LANG": "C.UTF-8", "PATH": programs}
-            os.execvpe(command[0], command, environment)  # noqa: S606 - the test is about a shell
+            os.execvpe(command[0], command, environment)  # noqa: S606 - the command is a shell of this test
         self.enter(f"{load}; echo loa''ded\n", "loaded")
 
     def enter(self, keys: str, expected: str) -> str:

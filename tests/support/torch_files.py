@@ -108,7 +108,7 @@ def metadata(
 
 
 def document(tensors: Mapping[str, Boxes], **options: object) -> tuple[str, bytes]:
-    return "m", metadata(tensors, **options)  # type: ignore[arg-type] # handed on
+    return "m", metadata(tensors, **options)  # type: ignore[arg-type]  # keyword arguments of several types
 
 
 def tensor(

@@ -70,7 +70,7 @@ def is_hyper(path: str) -> bool:
     return path.rpartition("/")[2] == HYPER_NAME
 
 
-def maps_beside(options: Mapping[str, Any]) -> tuple[str, ...]:
+def map_names(options: Mapping[str, Any]) -> tuple[str, ...]:
     """Return the index files of a checkpoint with these options."""
     if options.get("output") != "Unified":
         return ()

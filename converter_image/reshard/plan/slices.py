@@ -51,7 +51,7 @@ class Slices:
         """Return the ranks to compare: of replicas one is enough, whatever their number.
 
         Args:
-            most: how many; of more, about so many are returned, spread over the stages and the axes of their meshes.
+            most: maximum number of ranks, approximately. They are spread over the stages and the axes of their meshes.
             suspects: ranks that are compared even if they are replicas, see `reshard.plan.copies.equal_files`.
         """
         first: dict[Hashable, int] = {}

@@ -209,8 +209,8 @@ def files_there(store: ReadStore, manifest: Manifest, entries: Sequence[Stat]) -
         manifest: manifest of the folder.
         entries: entries of the folder.
     """
-    beside = not all("/" in record.path for record in manifest.files)
-    there = {entry.name: entry for entry in entries if not entry.is_folder and (beside or rank_of(entry.name) is not None)}
+    flat = not all("/" in record.path for record in manifest.files)
+    there = {entry.name: entry for entry in entries if not entry.is_folder and (flat or rank_of(entry.name) is not None)}
     folders = [entry.name for entry in entries if entry.is_folder and rank_of(entry.name) is not None]
     for _ in range(2):
         each = zip(folders, store.list_folders(folders), strict=True)

@@ -150,17 +150,17 @@ def find_files(  # noqa: PLR0913 - independent criteria
 def _undescribed(store: ReadStore, entries: Sequence[Stat], chosen: str | None, asked: _Asked) -> Files:
     """Return the files by their names or an index, without a manifest."""
     anything = asked.step is None and asked.pattern is None
-    beside = [entry.name for entry in entries if not entry.is_folder and not entry.name.startswith(".")]
+    names = [entry.name for entry in entries if not entry.is_folder and not entry.name.startswith(".")]
     folders = {} if chosen is not None else rank_folders((entry.name for entry in entries if entry.is_folder), store.url)
-    if any(map(is_candidate, beside)) and not all(folder.startswith("rank_") for folder in folders.values()):
+    if any(map(is_candidate, names)) and not all(folder.startswith("rank_") for folder in folders.values()):
         folders = {}
-    if map_name := chosen or (choose_map(beside, store.url) if anything else None):
-        return _mapped(store, map_name, beside, folders=bool(folders), chosen=chosen is not None)
+    if map_name := chosen or (choose_map(names, store.url) if anything else None):
+        return _mapped(store, map_name, names, folders=bool(folders), chosen=chosen is not None)
     if folders:
         return _of_folders(store, folders, asked)
-    if not any(map(is_candidate, beside)):
+    if not any(map(is_candidate, names)):
         raise _nothing(store, entries)
-    return _of_one_folder(beside, store.url, asked)
+    return _of_one_folder(names, store.url, asked)
 
 
 def _with_manifest(found: Files, store: ReadStore, manifest: Manifest) -> Files:
@@ -255,7 +255,7 @@ def _described(store: ReadStore, manifest: Manifest, entries: Sequence[Stat], ra
     return found._replace(**_ranks_in(manifest))
 
 
-def _mapped(store: ReadStore, map_name: str, beside: Sequence[str], *, folders: bool, chosen: bool) -> Files:
+def _mapped(store: ReadStore, map_name: str, names: Sequence[str], *, folders: bool, chosen: bool) -> Files:
     """Return the files that an index lists."""
     if folders and not chosen:
         raise RequestError(
@@ -265,7 +265,7 @@ def _mapped(store: ReadStore, map_name: str, beside: Sequence[str], *, folders: 
             fix=f"use {map_name} as the source, or select rank files with --step or --files (spec.source.files)",
         )
     mapped = read_map(store.read(map_name, _LARGEST_MAP), f"{store.url}/{map_name}")
-    single = next((single_file_of(name) for name in beside if is_map(name) and single_file_of(name) in beside), None)
+    single = next((single_file_of(name) for name in names if is_map(name) and single_file_of(name) in names), None)
     if single is not None and not chosen and single not in mapped.values():
         raise RequestError(
             "AmbiguousFiles",
@@ -273,7 +273,7 @@ def _mapped(store: ReadStore, map_name: str, beside: Sequence[str], *, folders: 
             where=store.url,
             fix=f"use one of them as the source: {store.url}/{single} or {store.url}/{map_name}",
         )
-    files = files_of(mapped, beside, map_name, store.url)
+    files = files_of(mapped, names, map_name, store.url)
     kind: Kind = "Unified" if map_name == MAP_NAME else "Sharded"
     return Files(dict(enumerate(files)), kind=kind, mapped=mapped, described=True)
 

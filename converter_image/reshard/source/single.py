@@ -96,8 +96,8 @@ def refuse_more_ranks(store: ReadStore, path: str, ranks: range) -> None:
     folder, name = parent_and_name(f"{store.url.rstrip('/')}/{path}")
     around, of_rank = parent_and_name(folder)
     try:
-        beside = [entry.name for entry in open_store(folder).list("") if not entry.is_folder]
-        others = [other for other in other_ranks(name, beside) if rank_of(other) not in ranks]
+        names = [entry.name for entry in open_store(folder).list("") if not entry.is_folder]
+        others = [other for other in other_ranks(name, names) if rank_of(other) not in ranks]
         if not others and rank_of(of_rank) is not None:
             parent = open_store(around)
             folders = [entry.name for entry in parent.list("") if entry.is_folder]

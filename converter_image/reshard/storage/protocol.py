@@ -261,7 +261,7 @@ class Store(ReadStore, Protocol):
         """Return the seconds since a file was written or refreshed, by the storage's clock; None if it does not exist."""
 
     def abort_stale_uploads(self, paths: Iterable[str], *, silent: float) -> None:
-        """Remove unfinished uploads of these files to which nothing was added for so many seconds.
+        """Remove unfinished uploads of these files to which nothing was added for `silent` seconds.
 
         For storages whose listings do not show them; temporaries are ordinary files.
         """

@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING
 
 import msgspec
 
-from reshard.checkpoint.unified import HF_INDEX_NAME, is_own, maps_beside, single_file_of
+from reshard.checkpoint.unified import HF_INDEX_NAME, is_own, map_names, single_file_of
 from reshard.errors import RequestError
 from reshard.parallel import parallel
 from reshard.target.standing import JobDocument
@@ -102,7 +102,7 @@ def replaces_other(job: Job, target: TargetFolder, standing: Standing) -> bool:
     manifest, ours = standing.manifest, target.replaced_files(standing, job.digest)
     if manifest is not None:
         what = f"a checkpoint made from another source, strategy or options ({manifest.digest[:12]} instead of {job.digest[:12]})"
-        ours |= {*(record.path for record in manifest.listed), *maps_beside(manifest.options)}
+        ours |= {*(record.path for record in manifest.listed), *map_names(manifest.options)}
     elif others:
         what = f"an unfinished transform of another source, strategy or options ({others[0].digest[:12]})"
     else:
@@ -121,9 +121,9 @@ def _refuse_foreign_files(job: Job, target: TargetFolder, ours: AbstractSet[str]
     Raises:
         RequestError: the target contains such files.
     """
-    beside = {*map(job.path, job.scope), *_shadowing(job)}
+    wanted = {*map(job.path, job.scope), *_shadowing(job)}
     entries = target.store.list("")
-    paths = [found.name for found in entries if found.name in beside or is_own(found.name)]
+    paths = [found.name for found in entries if found.name in wanted or is_own(found.name)]
     folders = [found.name for found in entries if found.is_folder and found.name.startswith("rank_")]
     for folder, listed in zip(folders, target.store.list_folders(folders), strict=True):
         paths += [f"{folder}/{entry.name}" for entry in listed]
@@ -138,7 +138,7 @@ def _refuse_foreign_targets(job: Job, target: TargetFolder, ours: AbstractSet[st
     Raises:
         RequestError: the target contains such files.
     """
-    wanted = (*map(job.path, job.scope), *maps_beside(job.key), *_shadowing(job))
+    wanted = (*map(job.path, job.scope), *map_names(job.key), *_shadowing(job))
     paths = [path for path in wanted if path not in ours]
     for path, found in zip(paths, parallel(target.store.stat, paths), strict=True):
         if found is not None:

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 
 from reshard.checkpoint.dtypes import DTYPES
 from reshard.checkpoint.manifest import INDEX_NAME
-from reshard.checkpoint.unified import HYPER_NAME, MAP_NAME, map_of, maps_beside
+from reshard.checkpoint.unified import HYPER_NAME, MAP_NAME, map_names, map_of
 from reshard.errors import DataError
 from reshard.source.described import files_there, refuse_missing
 from reshard.storage.digest import ContentDigest
@@ -57,7 +57,7 @@ def maps_of(manifest: Manifest) -> dict[str, bytes]:
     """
     files = {record.rank: record.path for record in manifest.files}
     maps = {}
-    for name in maps_beside(manifest.options):
+    for name in map_names(manifest.options):
         shown = [p for p in manifest.parameters if (path := files.get(p.target.stages[0])) and (path, name) != _NOT_MAPPED]
         if unknown := next((p for p in shown if p.dtype not in DTYPES), None):
             raise DataError(

@@ -143,7 +143,11 @@ class S3Store:
         listed = self._listed_together(keys)
         if listed is None:
             each = zip(keys, parallel(self._find, keys), strict=True)
-            listed = [Stat(key, False, f.size, f.version, f.modified) for key, f in each if f is not None]  # noqa: FBT003
+            listed = [
+                Stat(key, is_folder=False, size=f.size, version=f.version, modified=f.modified)
+                for key, f in each
+                if f is not None
+            ]
         there = ((keys[stat.name], stat) for stat in listed if stat.name in keys)
         return {path: replace(stat, name=path.rpartition("/")[2]) for path, stat in there}
 

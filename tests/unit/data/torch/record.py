@@ -142,9 +142,9 @@ def save(state: dict[str, object], folder: Path, rank: int, **options: object) -
 
 
 def record_megatron(rank: int, folder: Path) -> None:
-    from megatron.core import dist_checkpointing  # noqa: PLC0415 - one that need not be there
-    from megatron.core.dist_checkpointing import ShardedTensor  # noqa: PLC0415
-    from megatron.core.dist_checkpointing.mapping import ShardedObject  # noqa: PLC0415
+    from megatron.core import dist_checkpointing  # noqa: PLC0415 - torch alone is enough for the other recordings
+    from megatron.core.dist_checkpointing import ShardedTensor  # noqa: PLC0415 - as above
+    from megatron.core.dist_checkpointing.mapping import ShardedObject  # noqa: PLC0415 - as above
 
     torch.cuda.synchronize = lambda *_: None
     torch.cuda.current_device = lambda: torch.device("cpu")
