@@ -26,7 +26,7 @@ def transformed(request: Request, result: Result, *, as_json: bool) -> None:
     """Print what a transform wrote."""
     target = request.target
     if as_json:
-        console.out_json(asdict(result) | {"skipped_ranks": list(result.skipped_ranks)})
+        console.out_json(asdict(result))
         return
     if not result.bytes_written and result.complete:
         console.out(f"nothing to do: {target} is complete and up to date ({result.target_ranks} ranks)")
@@ -54,7 +54,7 @@ def transformed(request: Request, result: Result, *, as_json: bool) -> None:
 def fetched(ranks: str, result: Result, *, as_json: bool) -> None:
     """Print what a fetch wrote."""
     if as_json:
-        console.out_json(asdict(result) | {"skipped_ranks": list(result.skipped_ranks)})
+        console.out_json(asdict(result))
     elif result.bytes_written:
         console.out(f"rank {ranks} of {result.target_ranks}: {size(result.bytes_written)} in {result.seconds:.2f} s")
     else:
