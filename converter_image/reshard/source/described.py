@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import glob
-from concurrent.futures import ThreadPoolExecutor
 from contextlib import closing
 from typing import TYPE_CHECKING
 
 from reshard.checkpoint.manifest import MANIFEST_NAME, STATE, Manifest, decode
 from reshard.checkpoint.unified import MAP_NAME
 from reshard.errors import AccessError, DataError, MissingInputError, RequestError, ReshardError
+from reshard.parallel import parallel
 from reshard.source.listing import is_candidate, preview, rank_folders, rank_of
 from reshard.source.selection import epoch_and_step, option_for, select_files
 from reshard.storage import open_store, parent_and_name, without_links
@@ -17,7 +17,7 @@ from reshard.storage.ahead import files_at_once
 from reshard.storage.digest import sample_of
 
 if TYPE_CHECKING:
-    from collections.abc import Collection, Iterable, Sequence
+    from collections.abc import Collection, Iterable, Mapping, Sequence
 
     from reshard.checkpoint.manifest import FileRecord
     from reshard.spec.storage_options import StorageOptions
@@ -133,9 +133,7 @@ def listed_and_unchanged(store: ReadStore, manifest: Manifest, paths: Iterable[s
     records = [record for record in manifest.files if record.path in wanted]
     there = store.stats([record.path for record in records])
     records = [record for record in records if record.path in there]
-    with ThreadPoolExecutor(files_at_once(1, remote=store.remote)) as pool:
-        changes = pool.map(lambda record: _change(store, record, there[record.path]), records)
-        return frozenset(record.path for record, change in zip(records, changes, strict=True) if change is None)
+    return frozenset(record.path for record in records).difference(_changes(store, records, there))
 
 
 def check_described(store: ReadStore, manifest: Manifest, entries: Sequence[Stat]) -> None:
@@ -151,7 +149,6 @@ def check_described(store: ReadStore, manifest: Manifest, entries: Sequence[Stat
         MissingInputError: a file does not exist.
         RequestError: the folder contains checkpoint files that the manifest does not list.
     """
-    known = {record.path: record for record in manifest.files}
     there = files_there(store, manifest, entries)
     if added := unlisted(manifest, there):
         raise RequestError(
@@ -161,16 +158,15 @@ def check_described(store: ReadStore, manifest: Manifest, entries: Sequence[Stat
             fix=_choices(manifest, added),
         )
     refuse_missing(store, [record.path for record in manifest.files], there)
-    with ThreadPoolExecutor(files_at_once(1, remote=store.remote)) as pool:
-        changes = pool.map(lambda record: _change(store, record, there[record.path]), known.values())
-        if changed := [change for change in changes if change is not None]:
-            more = f" (and {len(changed) - 1} more files)" if len(changed) > 1 else ""
-            raise DataError(
-                "SourceChanged",
-                f"{changed[0]}{more}: training may have written to this folder",
-                where=store.url,
-                fix=f"restore the file, or read the current files: {_option_for_listed(manifest, known) or '--files PATTERN'}",
-            )
+    if changes := _changes(store, manifest.files, there):
+        more = f" (and {len(changes) - 1} more files)" if len(changes) > 1 else ""
+        option = _option_for_listed(manifest, [record.path for record in manifest.files]) or "--files PATTERN"
+        raise DataError(
+            "SourceChanged",
+            f"{next(iter(changes.values()))}{more}: training may have written to this folder",
+            where=store.url,
+            fix=f"restore the file, or read the current files: {option}",
+        )
 
 
 def unlisted(manifest: Manifest, there: Iterable[str]) -> list[str]:
@@ -218,6 +214,13 @@ def files_there(store: ReadStore, manifest: Manifest, entries: Sequence[Stat]) -
         there |= {path: entry for path, entry in found.items() if not entry.is_folder}
         folders = [path for path, entry in found.items() if entry.is_folder and not entry.name.startswith(".")]
     return there
+
+
+def _changes(store: ReadStore, records: Sequence[FileRecord], there: Mapping[str, Stat]) -> dict[str, str]:
+    """Return how files differ from their records, by path, for those that do."""
+    at_once = files_at_once(1, remote=store.remote)
+    found = parallel(lambda record: _change(store, record, there[record.path]), records, at_once=at_once)
+    return {record.path: change for record, change in zip(records, found, strict=True) if change is not None}
 
 
 def _change(store: ReadStore, record: FileRecord, found: Stat) -> str | None:

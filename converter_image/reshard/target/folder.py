@@ -340,14 +340,16 @@ class JobState:
             if found is None or found.size != record.size:
                 return None
             whole = staged or thorough
-            unchanged = self._matches(record, check) if whole else self._is_unchanged(record, record.path, found, check)
+            unchanged = (
+                self._matches(record, record.path, check) if whole else self._is_unchanged(record, record.path, found, check)
+            )
             return record.path if unchanged else None
 
         found = zip(wanted, parallel(find, wanted.values(), check=check), strict=True)
         return {path: where for path, where in found if where is not None}
 
-    def _matches(self, record: FileRecord, check: Callable[[], None]) -> bool:
-        with contextlib.closing(CancellableReader(self.target.store.open(record.path), check)) as reader:
+    def _matches(self, record: FileRecord, path: str, check: Callable[[], None]) -> bool:
+        with contextlib.closing(CancellableReader(self.target.store.open(path), check)) as reader:
             return matches(reader, record.digest, remote=self.target.store.remote)
 
     def _is_unchanged(self, record: FileRecord, path: str, found: Stat | None, check: Callable[[], None]) -> bool:
@@ -363,9 +365,9 @@ class JobState:
         known = record.version != "" and found.version != ""
         if not record.sample or (remote and known and record.version == found.version):
             return True
+        if known and not remote and record.version != found.version and not is_version(record.digest):
+            return self._matches(record, path, check)
         with contextlib.closing(CancellableReader(self.target.store.open(path), check)) as reader:
-            if known and not remote and record.version != found.version and not is_version(record.digest):
-                return matches(reader, record.digest)
             return sample_of(reader, remote=remote) == record.sample
 
     def publish(self, records: Sequence[FileRecord], check: Callable[[], None]) -> None:
