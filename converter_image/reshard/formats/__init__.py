@@ -1,1 +1,1 @@
-"""Checkpoint formats of other frameworks, one package for each: they read by range and describe what they find as a model."""
+"""Formats of checkpoints that describe their own shards. Each is one package, listed in `registry`."""

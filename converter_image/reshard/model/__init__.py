@@ -25,7 +25,8 @@ class Place:
     Attributes:
         file: position of the file's path in `Checkpoint.files`.
         offset: first byte.
-        length: number of bytes. The format defines what they are: raw content, or an archive around it.
+        length: number of bytes. In a checkpoint that a `SourceFormat` has read, they are the row-major content of the tile. The
+            metadata of some formats locates an archive around the content first.
     """
 
     file: int
@@ -64,7 +65,7 @@ class TensorMeta:
 
     Attributes:
         name: name in the checkpoint, in any characters.
-        dtype: type of the elements, by the name that numpy, ml_dtypes and torch share (`float32`, `bfloat16`, `float8_e4m3fn`).
+        dtype: type of the elements, by its name in `reshard.checkpoint.dtypes`.
         shape: lengths of the whole tensor, in elements.
         shards: tiles of the tensor. A tensor without elements has none.
     """
