@@ -32,7 +32,7 @@ if TYPE_CHECKING:
     from reshard.transform.complete import commit_checkpoint
     from reshard.transform.plan import PlanResult, plan_transform
     from reshard.transform.run import Result, transform_checkpoint
-    from reshard.transform.verify import verify_checkpoint
+    from reshard.transform.verify import VerifyResult, verify_checkpoint
 
 _HOME = {
     "Cancellation": "reshard.progress",
@@ -49,6 +49,7 @@ _HOME = {
     "ReshardError": "reshard.errors",
     "Result": "reshard.transform.run",
     "StorageOptions": "reshard.spec.storage_options",
+    "VerifyResult": "reshard.transform.verify",
     "commit_checkpoint": "reshard.transform.complete",
     "iter_tensors": "reshard.online.load",
     "load": "reshard.online.load",
@@ -73,6 +74,7 @@ __all__ = [
     "ReshardError",
     "Result",
     "StorageOptions",
+    "VerifyResult",
     "__version__",
     "commit_checkpoint",
     "iter_tensors",

@@ -70,7 +70,7 @@ def test_the_output_of_the_example_is_real(capsys: pytest.CaptureFixture[str]) -
     ((commands, output),) = re.findall(r"```sh\n(.*?)```\n\n```\n(.*?)```", page, re.DOTALL)
     for line in commands.splitlines():
         assert main(shlex.split(line)[1:]) == 0
-    measured = re.compile(r"[\d.]+ s \([\d.]+ MB/s\), [\d.]+ MB memory")
+    measured = re.compile(r"[\d.]+ s \([\d.]+ [MG]B/s\)(, [\d.]+ MB memory)?")
     assert measured.sub("", output) == measured.sub("", capsys.readouterr().out)
 
 

@@ -98,9 +98,9 @@ def test_a_program_sees_how_far_a_verification_is(made: disk.Checkpoint, target:
             done.append(count)
 
     assert run(made, target) == 0
-    manifest = reshard.verify_checkpoint(str(target), workers=1, progress=Told())
+    result = reshard.verify_checkpoint(str(target), workers=1, progress=Told())
     assert phases == [("Verifying", sum(done), "bytes")]
-    assert sum(done) == manifest.nbytes
+    assert sum(done) == result.manifest.nbytes == result.bytes_read
 
 
 def test_a_commit_of_named_ranks(made: disk.Checkpoint, target: Path) -> None:

@@ -118,6 +118,25 @@ def test_results_and_the_manifest_have_durations(
     assert (again["ranks"], again["durations"].keys() & {"write_ranks", "commit"}) == ([], set())
 
 
+def test_a_verification_reports_durations_and_throughput(
+    made: disk.Checkpoint, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert main(made.arguments(tmp_path / "out")) == 0
+    capsys.readouterr()
+    assert main(["verify", str(tmp_path / "out"), "--json"]) == 0
+    result, written = json.loads(capsys.readouterr().out), manifest(tmp_path / "out")
+    assert (result["digest"], result["committed_ranks"], result["target_ranks"]) == (written["digest"], "0-5", 6)
+    assert [(file["rank"], file["path"], file["bytes_read"]) for file in result["files"]] == [
+        (record["rank"], record["path"], record["size"]) for record in written["files"]
+    ]
+    assert all(file["seconds"] > 0 for file in result["files"])
+    assert result["bytes_read"] == sum(record["size"] for record in written["files"])
+    assert result["durations"].keys() == {"verify_files"}
+    assert 0 < result["durations"]["verify_files"] < result["seconds"]
+    assert main(["verify", str(tmp_path / "out")]) == 0
+    assert re.search(r"^intact: ranks 0-5 of 6, .* in 6 files, verified in \d+\.\d\d s \(.*/s\)$", capsys.readouterr().out)
+
+
 def test_a_commit_keeps_the_durations_of_the_plan(
     made: disk.Checkpoint, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -223,14 +223,14 @@ def verify(invocation: Invocation, /, target: str, workers: int | None, as_json:
     from reshard.transform.verify import verify_checkpoint
 
     with console.progress() as progress:
-        manifest = verify_checkpoint(
+        result = verify_checkpoint(
             target,
             storage_options=storage_options_of(storage_options),
             workers=workers,
             progress=progress,
             cancellation=invocation.cancellation,
         )
-    report.verified(manifest, as_json=as_json)
+    report.verified(result, as_json=as_json)
 
 
 @cli.command(section=_READ)

@@ -18,6 +18,7 @@ if TYPE_CHECKING:
     from reshard.strategy import Strategy
     from reshard.transform.plan import PlanResult
     from reshard.transform.run import Result
+    from reshard.transform.verify import VerifyResult
 
 _SHOWN_RANKS = 16
 
@@ -80,13 +81,24 @@ def committed(target: str, manifest: Manifest, *, as_json: bool) -> None:
         console.out(f"stage {manifest.stages[0].stage} is finished; {target} is complete after all stages")
 
 
-def verified(manifest: Manifest, *, as_json: bool) -> None:
+def verified(result: VerifyResult, *, as_json: bool) -> None:
     """Print what was verified."""
+    manifest = result.manifest
     if as_json:
-        found = {"digest": manifest.digest, "files": len(manifest.listed), "bytes": manifest.nbytes, "ranks": manifest.ranks}
-        console.out_json(found)
+        console.out_json(
+            {
+                "digest": manifest.digest,
+                "committed_ranks": manifest.ranks,
+                "target_ranks": manifest.target_ranks,
+                "bytes_read": result.bytes_read,
+                "seconds": result.seconds,
+                "durations": result.durations,
+                "files": [asdict(file) for file in result.files],
+            }
+        )
     else:
-        console.out(f"intact: {_content(manifest)}")
+        rate = f" ({size(result.bytes_read / result.seconds)}/s)" if result.bytes_read else ""
+        console.out(f"intact: {_content(manifest)}, verified in {result.seconds:.2f} s{rate}")
 
 
 def _ranks(result: Result) -> str:

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import time
 from contextlib import closing
+from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from reshard.checkpoint.manifest import MANIFEST_NAME
@@ -18,7 +20,7 @@ from reshard.storage.cancellable import CancellableReader
 from reshard.storage.digest import is_version, matches, sample_of
 from reshard.target.folder import TargetFolder
 from reshard.target.parts import listed_ranks
-from reshard.telemetry import operation, phase
+from reshard.telemetry import durations, operation, phase
 from reshard.transform.documents import changed_documents, check_exists
 
 if TYPE_CHECKING:
@@ -28,7 +30,45 @@ if TYPE_CHECKING:
     from reshard.storage.protocol import ReadStore
 
 
-@operation("verify_checkpoint")
+@dataclass(frozen=True, slots=True)
+class FileResult:
+    """Throughput of one verified file.
+
+    Attributes:
+        rank: number of the target rank.
+        path: path relative to the checkpoint.
+        bytes_read: size of the file in bytes. 0: its ETag was compared instead of its content.
+        seconds: duration of the comparison.
+    """
+
+    rank: int
+    path: str
+    bytes_read: int
+    seconds: float
+
+
+@dataclass(frozen=True, slots=True)
+class VerifyResult:
+    """The result of a verification.
+
+    Attributes:
+        manifest: manifest of the checkpoint.
+        seconds: duration of the verification.
+        files: throughput of each file.
+        durations: seconds of each phase, see `reshard.telemetry.durations`.
+    """
+
+    manifest: Manifest
+    seconds: float
+    files: tuple[FileResult, ...]
+    durations: dict[str, float]
+
+    @property
+    def bytes_read(self) -> int:
+        """Total bytes of the files whose content was read."""
+        return sum(file.bytes_read for file in self.files)
+
+
 def verify_checkpoint(
     target_url: str,
     *,
@@ -36,7 +76,7 @@ def verify_checkpoint(
     workers: int | None = None,
     progress: Progress | None = None,
     cancellation: Cancellation | None = None,
-) -> Manifest:
+) -> VerifyResult:
     """Verify a finished checkpoint against its manifest: its list of files, and the size and content digest of each.
 
     Args:
@@ -47,51 +87,70 @@ def verify_checkpoint(
         cancellation: cancels the work.
 
     Returns:
-        The manifest.
+        The manifest, and how long the verification took.
 
     Raises:
         MissingInputError: there is no manifest, or a file does not exist.
         DataError: a file has changed, or there are checkpoint files or ranks that the manifest does not list.
         IncomparableError: an object store has assembled a file, and this is not the object that it created.
     """
-    cancellation = cancellation or Cancellation()
     target, progress = TargetFolder(open_store(target_url, storage_options), Options().file_mode), progress or Silent()
-    manifest = target.manifest()
-    if manifest is None:
-        raise MissingInputError(
-            "ManifestMissing",
-            f"{MANIFEST_NAME} does not exist: this is not a complete checkpoint",
-            where=target.store.url,
-            fix="run the transform again; finished ranks are kept",
-        )
-    _check_files(target.store, manifest)
-    nbytes = sum(record.size for record in manifest.files)
-    progress.begin("Verifying", nbytes, "bytes")
-    documents = changed_documents(target.store, manifest)
+    with operation("verify_checkpoint") as measured:
+        manifest = target.manifest()
+        if manifest is None:
+            raise MissingInputError(
+                "ManifestMissing",
+                f"{MANIFEST_NAME} does not exist: this is not a complete checkpoint",
+                where=target.store.url,
+                fix="run the transform again; finished ranks are kept",
+            )
+        _check_files(target.store, manifest)
+        files = _verify_files(target.store, manifest, workers or default_workers(), progress, cancellation or Cancellation())
+        measured.measure(bytes_read=sum(file.bytes_read for file in files))
+        return VerifyResult(manifest, measured.seconds, files, durations())
 
+
+def _verify_files(
+    store: ReadStore, manifest: Manifest, workers: int, progress: Progress, cancellation: Cancellation
+) -> tuple[FileResult, ...]:
+    """Compare the content of each file with its record.
+
+    Raises:
+        DataError: a file has changed.
+        IncomparableError: an object store has assembled a file, and this is not the object that it created.
+    """
+    progress.begin("Verifying", sum(record.size for record in manifest.files), "bytes")
     incomparable: list[str] = []
 
-    def check(record: FileRecord) -> str | None:
-        with closing(CancellableReader(target.store.open(record.path), cancellation.check)) as reader:
+    def damage(record: FileRecord) -> str | None:
+        with closing(CancellableReader(store.open(record.path), cancellation.check)) as reader:
             if reader.size != record.size:
                 return f"{record.path} has {reader.size} bytes instead of {record.size}"
-            if matches(reader, record.digest, progress.advance, remote=target.store.remote):
+            if matches(reader, record.digest, progress.advance, remote=store.remote):
                 return None
-            sample = record.sample if is_version(record.digest) else None
-            if sample is not None and sample == sample_of(reader, remote=target.store.remote):
+            if is_version(record.digest) and record.sample == sample_of(reader, remote=store.remote):
                 incomparable.append(record.path)
                 return None
         return f"the content of {record.path} has changed"
 
-    with phase("verify_files", files=len(manifest.files), bytes_read=nbytes):
-        damaged = [found for found in parallel(check, manifest.files, at_once=workers or default_workers()) if found]
-    damaged += [f"the content of {name} has changed" for name in documents]
+    def check(record: FileRecord) -> tuple[FileResult, str | None]:
+        started = time.perf_counter()
+        found = damage(record)
+        seconds = round(time.perf_counter() - started, 6)
+        return FileResult(record.rank, record.path, 0 if is_version(record.digest) else record.size, seconds), found
+
+    with phase("verify_files", files=len(manifest.files)) as measured:
+        documents = changed_documents(store, manifest)
+        checked = list(parallel(check, manifest.files, at_once=workers))
+        files = tuple(file for file, _ in checked)
+        measured.measure(bytes_read=sum(file.bytes_read for file in files))
+    damaged = [found for _, found in checked if found] + [f"the content of {name} has changed" for name in documents]
     if damaged:
         more = f" (and {len(damaged) - 1} more files)" if len(damaged) > 1 else ""
         raise DataError(
             "ContentChanged",
             damaged[0] + more,
-            where=target.store.url,
+            where=store.url,
             fix="restore the file, or run the same transform again with --overwrite to rewrite changed files",
         )
     if incomparable:
@@ -99,10 +158,10 @@ def verify_checkpoint(
         raise IncomparableError(
             "DigestIncomparable",
             f"{min(incomparable)}{more} cannot be compared here: its recorded digest is the ETag of the original object",
-            where=target.store.url,
+            where=store.url,
             fix="verify the original object, or run its transform again with --verification sample to record a content digest",
         )
-    return manifest
+    return files
 
 
 def _check_files(store: ReadStore, manifest: Manifest) -> None:
