@@ -8,6 +8,8 @@
 # Each tier that needs Kubernetes runs inside a cluster of its own, which ends with it. K8S selects the minor version.
 # Default: the newest; in CI the API-server tier runs on the oldest, too.
 #
+# The last line sums the tests of all sessions.
+#
 # Two things run while tests compute: the preparation of later tiers, and the installation tier, which mostly waits.
 set -eu
 . "$(dirname "$0")/exported.sh"
@@ -18,8 +20,11 @@ tiers=${*:-$known}
 named=$#
 ci=$([ "${CI:-}" = true ] && echo yes || echo no)
 failed=0
+left_out=''
+started=$(date +%s)
 
 work=$(mktemp -d)
+mkdir "$work/counts"
 background=''  # processes, and groups of them as -GROUP
 # shellcheck disable=SC2086  # a list of processes
 trap 'kill -s TERM -- $background 2>/dev/null || true; rm -rf "$work"' EXIT
@@ -31,6 +36,9 @@ session() {
     processes=$1
     shift
     folders=''
+    RESHARD_TEST_COUNTS=$work/counts/$(echo "$*" | tr ' ' +)
+    export RESHARD_TEST_COUNTS
+    : >"$RESHARD_TEST_COUNTS"
     for tier in "$@"; do
         [ ! -f "$work/$tier.variables" ] || exported "$(cat "$work/$tier.variables")"
         folders="$folders tests/${tier%@*}"
@@ -58,6 +66,7 @@ can_run() {
     code=$(cat "$work/$1.code")
     [ "$code" -ne 0 ] || return 0
     echo "test: tier $1 is left out, for the reason above" >&2
+    left_out="$left_out $1"
     if [ "$code" -ne 3 ] || [ "$ci" = yes ] || [ "$named" -ne 0 ]; then failed=1; fi
     return 1
 }
@@ -116,4 +125,11 @@ fi
 for tier in $clusters; do
     (session_in_cluster "$tier") || failed=1
 done
+
+# A session that ends before its tests leaves its file empty.
+early=$(find "$work/counts" -type f -empty -printf ' %f')
+find "$work/counts" -type f -exec cat {} + | awk -v seconds="$(($(date +%s) - started))" \
+    -v rest="${left_out:+; left out:$left_out}${early:+; ended early:$early}" '
+    { passed += $1; failed += $2; skipped += $3 }
+    END { printf "test: %d passed, %d failed, %d skipped in %d s%s\n", passed, failed, skipped, seconds, rest }'
 exit "$failed"

@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import signal
 from collections import Counter
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 import effort
@@ -44,11 +45,15 @@ def _refuse_skip(report: pytest.TestReport | pytest.CollectReport) -> None:
 
 
 def pytest_terminal_summary(terminalreporter: TerminalReporter) -> None:
-    """Print the duration of each tier's tests, summed over all processes."""
+    """Print the duration of each tier's tests, summed over all processes, and write the counts that scripts/test.sh adds up."""
+    stats = terminalreporter.stats
     seconds: Counter[str] = Counter()
-    for reports in terminalreporter.stats.values():
+    for reports in stats.values():
         for report in reports:
             if isinstance(report, pytest.TestReport) and report.nodeid.startswith("tests/"):
                 seconds[report.nodeid.split("/")[1]] += report.duration
     if seconds:
         terminalreporter.write_line(", ".join(f"{tier}: {taken:.0f} s of tests" for tier, taken in seconds.most_common()))
+    if counts := os.environ.get("RESHARD_TEST_COUNTS"):
+        passed, failed, error, skipped = (len(stats.get(outcome, ())) for outcome in ("passed", "failed", "error", "skipped"))
+        Path(counts).write_text(f"{passed} {failed + error} {skipped}\n", encoding="utf-8")

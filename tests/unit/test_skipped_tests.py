@@ -36,7 +36,7 @@ MODULE = 'import pytest\npytest.skip("all of it", allow_module_level=True)\n'
 def pytest_on(suite: str, folder: Path, ci: str, *options: str) -> subprocess.CompletedProcess[str]:
     """Run a suite with the settings of this project's tests."""
     (folder / "test_suite.py").write_text(suite)
-    variables = {"CI": ci, "PYTHONPATH": f"{ROOT}/tests:{ROOT}/tests/support"}
+    variables = {"CI": ci, "PYTHONPATH": f"{ROOT}/tests:{ROOT}/tests/support", "RESHARD_TEST_COUNTS": str(folder / "counts")}
     command = [sys.executable, "-m", "pytest", "-p", "conftest", "-p", "no:cacheprovider", "-c", os.devnull, "-rA", *options]
     return subprocess.run(
         [*command, "test_suite.py"], cwd=folder, env=os.environ | variables, capture_output=True, text=True, check=False
@@ -56,6 +56,7 @@ def test_in_ci_a_skipped_test_is_a_failure_that_is_named(tmp_path: Path, process
         ("XFAIL", "test_known"),
     ]
     assert "marked (with CI=true, a skipped test is a failure)" in done.stdout
+    assert (tmp_path / "counts").read_text() == "1 3 0\n"
 
 
 def test_in_ci_a_skipped_module_is_a_failure(tmp_path: Path) -> None:
@@ -64,7 +65,7 @@ def test_in_ci_a_skipped_module_is_a_failure(tmp_path: Path) -> None:
     assert "ERROR test_suite.py" in done.stdout
 
 
-@pytest.mark.parametrize(("suite", "code"), [(SUITE, 0), (MODULE, 5)])
-def test_elsewhere_a_skipped_test_is_no_failure(tmp_path: Path, suite: str, code: int) -> None:
+@pytest.mark.parametrize(("suite", "code", "counts"), [(SUITE, 0, "1 0 3\n"), (MODULE, 5, "0 0 1\n")])
+def test_elsewhere_a_skipped_test_is_no_failure(tmp_path: Path, suite: str, code: int, counts: str) -> None:
     done = pytest_on(suite, tmp_path, "")
-    assert done.returncode == code, done.stdout
+    assert (done.returncode, (tmp_path / "counts").read_text()) == (code, counts), done.stdout
