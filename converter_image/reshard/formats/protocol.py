@@ -1,4 +1,6 @@
-"""What a format provides: a reader of its metadata, or a writer of files and of the documents that complete them. No I/O of its own.
+"""What a format provides: a reader of its metadata, or a writer of files and of the documents that complete them.
+
+A format does no I/O of its own.
 
 Another package can add a format, see `registry`.
 """
@@ -27,7 +29,12 @@ class Folder(Protocol):
         """Names of the files in the folder, without its subfolders."""
 
     def read(self, name: str, most: int) -> bytes:
-        """Return the content of a file. Raises DataError if it is longer than `most` bytes, MissingInputError if it is not there."""
+        """Return the content of a file.
+
+        Raises:
+            DataError: it is longer than `most` bytes.
+            MissingInputError: it does not exist.
+        """
 
     def sizes(self, names: Iterable[str]) -> Mapping[str, int]:
         """Return the lengths in bytes of those of these files that exist."""
