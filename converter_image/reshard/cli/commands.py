@@ -1,6 +1,6 @@
-"""The commands. Each turns its arguments into a call of the library, and reports the result.
+"""The commands. Each command calls a function of the library, and reports the result.
 
-The library is imported when a command runs, so that help, completion and `--version` start without numpy and the storages.
+The library is imported when a command runs, so that help, completion and `--version` do not import numpy and the storages.
 """
 
 # ruff: noqa: PLC0415 - see above
@@ -97,7 +97,7 @@ def transform(invocation: Invocation, /, rank_from: str | None, **arguments: Any
 def convert(invocation: Invocation, /, **arguments: Any) -> None:
     """Convert a checkpoint to another format, file by file.
 
-    Files keep their paths below SOURCE and their names except for the extension.
+    Files keep their relative paths. Only their extensions change.
     """
     from reshard.cli import report
 
@@ -111,13 +111,13 @@ def convert(invocation: Invocation, /, **arguments: Any) -> None:
 def fetch(invocation: Invocation, /, rank: int | None, rank_from: str | None, ranks_per_pod: int, **arguments: Any) -> None:
     """Write one target rank to a local directory.
 
-    The file is DIR/rank_<r>/<prefix><r>.<format>, with a manifest of this rank. If it is up to date, nothing is written.
+    The rank is written to DIR/rank_<r>/<prefix><r>.<format>, together with a manifest. Files that are up to date are kept.
     """
     from reshard.cli import report
 
     if (rank is None) == (rank_from is None):
         fix = "use one of the two options"
-        raise UsageError("RankMissing", "exactly one of them is required", where="--rank, --rank-from", fix=fix)
+        raise UsageError("RankMissing", "exactly one of --rank and --rank-from is required", where="--rank", fix=fix)
     number = rank_in(rank_from) if rank_from is not None else rank or 0
     ranks = format_ranks(tuple(range(number * ranks_per_pod, (number + 1) * ranks_per_pod)))
     result = _transform(invocation, request_of({**arguments, "ranks": ranks}), arguments)
@@ -157,7 +157,7 @@ def plan(
 ) -> None:
     """Show what a transform would do.
 
-    Run every check that is possible before the first byte is written.
+    All checks that do not require writing files are run.
     """
     from reshard.cli import report
     from reshard.transform.plan import plan_transform
@@ -165,7 +165,7 @@ def plan(
     picture = picture or (bool(parameters) and svg is None)
     if picture and arguments["as_json"]:
         fix = "write the picture to a file with --svg"
-        raise UsageError("PictureInJson", "it cannot be combined with a picture in the terminal", where="--json", fix=fix)
+        raise UsageError("PictureInJson", "JSON output cannot be combined with a picture", where="--json", fix=fix)
     if (picture or svg is not None) and arguments["output"] == "Index":
         raise UsageError("NothingToDraw", "an index has no target ranks to draw", where="--output", fix="choose another output")
     with console.progress() as progress:
@@ -299,7 +299,7 @@ def step(invocation: Invocation, name: str) -> None:
 def version(as_json: bool) -> None:
     """Show the version, the build and the environment.
 
-    Container images contain the commit and the date of their build. In other installations, both are unknown.
+    The commit and the date of the build are known only in container images.
     """
     from reshard.cli import report
     from reshard.version import describe
@@ -308,15 +308,15 @@ def version(as_json: bool) -> None:
 
 
 @cli.command(section=_OTHER)
-@cloup.argument("shell", type=click.Choice(["bash", "zsh", "fish"]), help="Shell to complete in.")
+@cloup.argument("shell", type=click.Choice(["bash", "zsh", "fish"]), help="Shell that the script is for.")
 def completion(shell: str) -> None:
     """Print a shell completion script.
 
-    It completes commands, options, values and paths. To load it in each new shell, add a line to the shell's configuration:
+    The script completes commands, options, values and paths. To load it in each new shell, add a line to its configuration file:
     `source <(reshard completion bash)` to ~/.bashrc (bash 4.4 or newer), `source <(reshard completion zsh)` to ~/.zshrc after
     compinit, or `reshard completion fish | source` to ~/.config/fish/config.fish.
 
-    In bash, values are completed after a space, not after `=`.
+    Bash completes the value of an option after a space, but not after `=`.
     """
     console.draw(script(cli, shell))
 

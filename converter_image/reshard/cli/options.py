@@ -1,4 +1,4 @@
-"""The options of every command, in the groups in which help shows them."""
+"""The options of every command, in the groups that the help shows."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ def _option(commands: str, *names: str, **settings: Any) -> _Option:
 
 
 def _words(kind: Any, default: str | None = None) -> dict[str, Any]:
-    """Return the type of an enumeration, with a default that help shows."""
+    """Return the settings of an option whose value is one of an enumeration. The help shows the default."""
     shown = {} if default is None else {"default": kebab(default), "show_default": True}
     return {"type": Word(*get_args(kind)), **shown}
 
@@ -43,18 +43,18 @@ _OUTPUT_HELP = """Files to write to the target:
 \b
 per-rank  one file per rank, sharded by the
           target strategy (default)
-stage     per-rank, with the parameters of one
-          pipeline stage of the source
+stage     like per-rank, with the parameters of
+          one pipeline stage of the source
 unified   whole parameters, in safetensors files
-          of bounded size
+          of limited size
 same      the source files, converted one by one
-index     only an index of the source, from
-          which ranks load or fetch their slices
+index     only an index of the source, for ranks
+          that load or fetch their slices
 """
 
 
 def _storage(side: str = "") -> tuple[_Option, ...]:
-    """Return the options of one side, or those that apply to both."""
+    """Return the storage options of the source, of the target, or of both."""
     prefix = f"--{side}-" if side else "--"
     only, commands = (f" of the {side} only", _WRITE if side == "source" else _SHARED) if side else ("", _REMOTE)
     default = "Default: --{}." if side else "Default: AWS CLI resolution."
@@ -67,16 +67,16 @@ def _storage(side: str = "") -> tuple[_Option, ...]:
             commands,
             f"{prefix}addressing-style",
             type=Word(*get_args(Addressing)),
-            help=f"Place of the bucket in S3 URLs{only}: path or host name. {default.format('addressing-style')}",
+            help=f"Position of the bucket name in S3 URLs{only}: path or host name. {default.format('addressing-style')}",
         ),
     )
 
 
 def _key(kind: str, side: str, commands: str, purpose: str) -> tuple[_Option, ...]:
-    """Return the options that name a key, never the key itself: other users can read a command line."""
+    """Return the options for a key. They name a file or a variable, because other users can read the command line."""
     return (
-        _option(commands, f"--{kind}-key-file", type=PATH, metavar="FILE", help=f"File with the key that {purpose}."),
-        _option(commands, f"--{kind}-key-env", metavar="NAME", help=f"Environment variable with the key that {purpose}."),
+        _option(commands, f"--{kind}-key-file", type=PATH, metavar="FILE", help=f"File that contains the key to {purpose}."),
+        _option(commands, f"--{kind}-key-env", metavar="NAME", help=f"Environment variable that contains the key to {purpose}."),
         _option(
             commands,
             f"--{kind}-mode",
@@ -117,14 +117,14 @@ GROUPS: dict[str, tuple[_Option, ...]] = {
             "--stages",
             type=click.IntRange(1, 65536),
             metavar="N",
-            help="Number of pipeline stages, with --output stage. Default: derived from the source's ranks.",
+            help="Number of pipeline stages of the source, for --output stage. Default: derived from the ranks of the source.",
         ),
         _option(
             _RANKS,
             "--index",
             type=DIRECTORY,
             metavar="DIR",
-            help="Directory written by `--output index`. Replaces strategies and file headers.",
+            help="Index of the source, a directory written with `--output index`. It replaces strategies and file headers.",
         ),
         _option(
             f"{_WRITE} inspect",
@@ -137,13 +137,13 @@ GROUPS: dict[str, tuple[_Option, ...]] = {
             f"{_WRITE} inspect",
             "--files",
             metavar="PATTERN",
-            help="Glob pattern of the files to read. It matches names such as `net-*.ckpt`, or paths such as `rank_*/ckpt/*`.",
+            help="Glob pattern of the files to read, for names (`net-*.ckpt`) or paths (`rank_*/ckpt/*`).",
         ),
         _option(
             _RANKS,
             "--allow-single-rank",
             is_flag=True,
-            help="Read the directory or file of one rank as a complete checkpoint, although other ranks are next to it.",
+            help="Read the directory or file of one rank as a complete checkpoint, even if other ranks are next to it.",
         ),
     ),
     "Target": (
@@ -170,7 +170,7 @@ GROUPS: dict[str, tuple[_Option, ...]] = {
             "transform fetch",
             "--rank-from",
             metavar="NAME",
-            help="Environment variable with the target rank to write, such as RANK_ID or OMPI_COMM_WORLD_RANK.",
+            help="Environment variable that contains the target rank to write, such as RANK_ID or OMPI_COMM_WORLD_RANK.",
         ),
         _option(
             "fetch",
@@ -204,13 +204,13 @@ GROUPS: dict[str, tuple[_Option, ...]] = {
             "--max-file-size-bytes",
             type=click.IntRange(min=1 << 10),
             metavar="BYTES",
-            help="Maximum size of a unified file. A larger parameter gets a file of its own. Default: 3 GiB.",
+            help="Maximum size of a unified file. Each larger parameter is written to a separate file. Default: 3 GiB.",
         ),
         _option(
             _PLAN,
             "--hugging-face-index",
             is_flag=True,
-            help="Write unified files that Hugging Face libraries load, with model.safetensors.index.json.",
+            help="Also write model.safetensors.index.json, so that Hugging Face libraries can load the unified files.",
         ),
         _option(
             _RANKS,
@@ -218,7 +218,7 @@ GROUPS: dict[str, tuple[_Option, ...]] = {
             is_flag=True,
             help="Write each replicated slice once, like MindSpore's remove_redundancy.",
         ),
-        _option(_WRITE, "--crc", is_flag=True, help="Write the CRC32 that MindSpore's crc_check reads."),
+        _option(_WRITE, "--crc", is_flag=True, help="Write a CRC32 to each file, for MindSpore's crc_check."),
         _option(
             _WRITE,
             "--file-mode",
@@ -232,9 +232,10 @@ GROUPS: dict[str, tuple[_Option, ...]] = {
             _RANKS,
             "--source-only",
             **_words(SourceOnly, _DEFAULTS.source_only),
-            help="Parameters that only the source strategy names: leave them out, or copy them whole to every rank.",
+            help="Handling of parameters that only the source strategy names: `drop` omits them, and `keep` copies them whole"
+            " to every rank.",
         ),
-        _option(_RANKS, "--allow-missing", is_flag=True, help="Leave out parameters that only the target strategy names."),
+        _option(_RANKS, "--allow-missing", is_flag=True, help="Omit parameters that only the target strategy names."),
         _option(
             _WRITE,
             "--rename",
@@ -249,8 +250,8 @@ GROUPS: dict[str, tuple[_Option, ...]] = {
             "patterns",
             multiple=True,
             metavar="OLD=NEW",
-            help="New names of the parameters that match, such as `model.*.w=net.*.w`. Repeatable.\n\n"
-            "`*` matches any characters, non-greedy. The first matching pattern applies; --rename takes precedence.",
+            help="New names of the parameters that match a pattern, such as `model.*.w=net.*.w`. Repeatable.\n\n"
+            "`*` matches any characters (non-greedy). The first matching pattern applies. --rename takes precedence.",
         ),
         _option(
             _WRITE,
@@ -258,7 +259,7 @@ GROUPS: dict[str, tuple[_Option, ...]] = {
             "map_file",
             type=PATH,
             metavar="FILE.json",
-            help="JSON object that maps old names to new names.",
+            help="JSON file that maps old names to new names.",
         ),
         _option(
             "inspect",
@@ -279,7 +280,7 @@ GROUPS: dict[str, tuple[_Option, ...]] = {
             "parameters",
             multiple=True,
             metavar="PATTERN",
-            help="Parameters whose sharding is drawn, such as `*.weight`. Repeatable.",
+            help="Draw the sharding of these parameters, such as `*.weight`. Repeatable.",
         ),
     ),
     "Volumes": (
@@ -290,7 +291,7 @@ GROUPS: dict[str, tuple[_Option, ...]] = {
             multiple=True,
             type=str,
             metavar="CLAIM=DIR",
-            help="Local directory of a PersistentVolumeClaim. Repeatable.",
+            help="Local directory to use as a PersistentVolumeClaim. Repeatable.",
         ),
         _option(
             "run",
@@ -298,7 +299,7 @@ GROUPS: dict[str, tuple[_Option, ...]] = {
             "config_maps",
             multiple=True,
             metavar="NAME=DIR",
-            help="Local directory of a ConfigMap, with one file per key. Repeatable.",
+            help="Local directory to use as a ConfigMap, with one file per key. Repeatable.",
         ),
         _option(
             "run",
@@ -306,8 +307,8 @@ GROUPS: dict[str, tuple[_Option, ...]] = {
             "secrets",
             multiple=True,
             metavar="NAME=DIR",
-            help="Local directory of a Secret, with one file per key. Repeatable.\n\n"
-            "S3 credentials can be in the environment instead.",
+            help="Local directory to use as a Secret, with one file per key. Repeatable.\n\n"
+            "S3 credentials can also come from the environment.",
         ),
     ),
     "Verification and safety": (
@@ -315,40 +316,42 @@ GROUPS: dict[str, tuple[_Option, ...]] = {
             _WRITE,
             "--verification",
             **_words(Verification, _DEFAULTS.verification),
-            help="Comparison of written data, replicas and CRCs with the source:"
+            help="Verification of the written files, and of replicas and CRCs in the source:"
             " none, sample (blocks of every parameter) or full (every byte).",
         ),
         _option(
             _RANKS,
             "--replicas",
             **_words(Replicas, _DEFAULTS.replicas),
-            help="Replicas in the source: refuse copies that differ, or read each slice from the lowest rank that holds it.",
+            help="Handling of replicas in the source: `identical` fails if they differ, and `lowest-rank` reads each slice from"
+            " its lowest rank.",
         ),
         _option(
             _RANKS,
             "--allow-inconsistent",
             multiple=True,
             metavar="PATTERN",
-            help="Pattern of parameters that no strategy names and whose copies may differ."
-            " Also accepts slices in hyper_param.safetensors. Repeatable.",
+            help="Pattern of parameters that no strategy names, and whose copies may differ or may be slices in"
+            " hyper_param.safetensors. Repeatable.",
         ),
         _option(
             _RANKS,
             "--allow-equal-slices",
             is_flag=True,
-            help="Accept ranks with equal content although the source strategy assigns them different slices.",
+            help="Accept ranks with equal content, even if the source strategy assigns them different slices.",
         ),
         _option(
             _WRITE,
             "--overwrite",
             is_flag=True,
-            help="Allow the transform to replace the checkpoint in the target. Object stores do not keep the old one meanwhile.",
+            help="Replace an existing checkpoint in the target. A file system keeps the old one until the new one is complete;"
+            " an object store does not.",
         ),
         _option(
             "transform",
             "--no-commit",
             is_flag=True,
-            help="Write ranks without completing the checkpoint. `reshard commit` completes it.",
+            help="Write ranks, but do not complete the checkpoint. Run `reshard commit` to complete it.",
         ),
     ),
     "Performance": (
@@ -363,7 +366,8 @@ GROUPS: dict[str, tuple[_Option, ...]] = {
             _SHARED,
             "--copy-mode",
             **_words(CopyMode, _DEFAULTS.copy_mode),
-            help="Copies between S3 locations: through this process, or by the S3 server where possible.",
+            help="Method of copying data between S3 locations: through this process (`client`) or, where possible, by the S3"
+            " server (`server`).",
         ),
     ),
     "Storage": (
@@ -374,12 +378,12 @@ GROUPS: dict[str, tuple[_Option, ...]] = {
             f"{_SHARED} commit",
             "--checksums",
             type=Word(*get_args(Checksums)),
-            help="Checksum of uploads to S3. Default: auto, the strongest of CRC32, MD5 and none that the server accepts.",
+            help="Checksum of uploads to S3. Default: auto, the strongest checksum that the server accepts.",
         ),
     ),
     "Encryption": (
-        *_key("decryption", "source", f"{_WRITE} inspect", "decrypts the source"),
-        *_key("encryption", "target", _WRITE, "encrypts the target"),
+        *_key("decryption", "source", f"{_WRITE} inspect", "decrypt the source"),
+        *_key("encryption", "target", _WRITE, "encrypt the target"),
     ),
     "Console": (
         _option(
@@ -387,7 +391,7 @@ GROUPS: dict[str, tuple[_Option, ...]] = {
             "--json",
             "as_json",
             is_flag=True,
-            help="Print the result, or the error, as one JSON object on standard output.",
+            help="Print the result or the error as one JSON object on standard output.",
         ),
     ),
 }
