@@ -75,7 +75,7 @@ class Lease:
                 nobody = lease["spec"] | {"holderIdentity": ""}
                 await self._cluster.put_lease(self._config.own_namespace, lease | {"spec": nobody})
         except ApiError as error:
-            log.warning("releasing the lease failed; it expires by itself: %s", error)
+            log.warning("releasing the lease failed; it will expire: %s", error)
 
     async def _round(self) -> None:
         began = time.monotonic()

@@ -25,18 +25,18 @@ BUILD = Info("reshard_build", "Version and commit of the operator")
 RECONCILE_SECONDS = Histogram("reshard_reconcile_duration_seconds", "Duration of a reconciliation")
 TRANSFORM_SECONDS = Histogram(
     "reshard_transform_duration_seconds",
-    "Duration of a transform from its start to its end, by the phase that it ended in",
+    "Duration of a transform from start to end, by final phase",
     ["phase"],
     buckets=_TRANSFORM_SECONDS_BUCKETS,
 )
 BYTES_READ = Counter("reshard_bytes_read", "Bytes read from sources for completed checkpoints")
-RECONCILE_ERRORS = Counter("reshard_reconcile_errors", "Reconciles that failed and are retried")
-STATUS_WRITES = Counter("reshard_status_writes", "Status updates written")
+RECONCILE_ERRORS = Counter("reshard_reconcile_errors", "Failed reconciliations, which are retried")
+STATUS_WRITES = Counter("reshard_status_writes", "Written status updates")
 TRANSITIONS = Counter("reshard_transitions", "Phase transitions of transforms", ["phase"])
 BYTES_WRITTEN = Counter("reshard_bytes_written", "Bytes of completed checkpoints")
 TRANSFORMS = Gauge("reshard_transforms", "Transforms by phase", ["phase"])
-TRANSFORMS_WAITING = Gauge("reshard_transforms_waiting", "Transforms that wait for an external cause", ["reason"])
-LEADING = Gauge("reshard_leading", "Whether this replica holds the lease")
+TRANSFORMS_WAITING = Gauge("reshard_transforms_waiting", "Transforms that wait for an external condition", ["reason"])
+LEADING = Gauge("reshard_leading", "1 if this replica holds the lease, otherwise 0")
 
 
 class RankDurations(Collector):

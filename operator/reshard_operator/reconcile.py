@@ -109,7 +109,7 @@ def reconcile(seen: Seen, config: Config) -> Decision:
         return _fail(
             seen,
             "SpecChanged",
-            "the spec changed while the transform was running; raise spec.execution.attempt to run the current spec",
+            "the spec changed while the transform was running; increase spec.execution.attempt to run the current spec",
         )
     planned = _planned(seen)
     if planned is None:
@@ -140,9 +140,9 @@ def _carry_out(seen: Seen, spec: TransformSpec, planned: PlanMessage, config: Co
         "manifest": committed.manifest,
     }
     if not committed.manifest:
-        return _complete(seen, "StageComplete", f"{what}, all of them recorded; other stages are still missing", details)
-    done = "all of them verified and recorded" if ranks else "indexed for loading"
-    return _complete(seen, "Complete", f"{what}, {done}", details)
+        return _complete(seen, "StageComplete", f"{what}: the files are recorded, and other stages are still missing", details)
+    done = "all files are verified and recorded" if ranks else "the source is indexed for loading"
+    return _complete(seen, "Complete", f"{what}: {done}", details)
 
 
 def refused(seen: Seen, decision: Decision, reason: str, message: str, *, for_good: bool) -> Decision:
@@ -261,7 +261,7 @@ def _why_failed(seen: Seen, spec: TransformSpec, step: str, job: Job) -> tuple[s
         ranks = ranks_of(spec, planned) if planned is not None else ()
         each = spec.execution.ranks_per_pod
         names = as_text(tuple(rank for i in failed for rank in ranks_of_index(ranks, each, i)), 200)
-        where = f"rank {names} of {len(ranks)} failed" if failed else "the Job of the ranks was stopped"
+        where = f"rank {names} of {len(ranks)} failed" if failed else "the Job of the ranks failed"
         return _reason(said, "RanksFailed"), f"{where}: {_message(said, condition)}"
     return _reason(said, _FAILED[step]), _message(said, condition)
 
@@ -270,15 +270,15 @@ def _why_no_result(seen: Seen, step: str, job: Job) -> str:
     """Return the message for a step that completes without a result."""
     try:
         seen.read_result(step, _RESULTS[step])
-        why, fix = "its pod was deleted", "find out what deletes finished pods"
+        why, fix = "its pod was deleted", "find out which controller deletes finished pods"
     except UnreadableMessageError as error:
         why = str(error)
         fix = (
             "use the same version of operator and converter images, and do not let a sidecar write"
             f" {CONTAINER}'s termination message"
         )
-    what = f"the {step} step completed {MOST_RUNS} times without a result, last in Job {job.name}"
-    return f"{what}: {why}; {fix}, then raise spec.execution.attempt"
+    what = f"the {step} step completed {MOST_RUNS} times without a result, most recently in Job {job.name}"
+    return f"{what}: {why}; {fix}, then increase spec.execution.attempt"
 
 
 def _reason(said: list[FailureMessage], otherwise: str) -> str:
@@ -288,7 +288,7 @@ def _reason(said: list[FailureMessage], otherwise: str) -> str:
 
 
 def _message(said: list[FailureMessage], condition: Object) -> str:
-    return said[0].message if said else str(condition.get("message") or "the pods were deleted and left no message")
+    return said[0].message if said else str(condition.get("message") or "the pods were deleted and no error message is available")
 
 
 def _failures(seen: Seen, job: Job, ranks: tuple[int, ...], spec: TransformSpec) -> list[Object]:
@@ -316,7 +316,7 @@ def _progress(step: str, name: str, run: int, details: Object | None) -> str:
         expected = details.get("expectedCompletionTime")
         left = f", expected to finish at {expected}" if expected else ""
         return f"{ranks['succeeded']} of {ranks['total']} ranks are written{failed}{left}"
-    again = f" (run {run} of at most {MOST_RUNS}: the previous run left no readable result)" if run > 1 else ""
+    again = f" (run {run} of at most {MOST_RUNS}: the previous run reported no readable result)" if run > 1 else ""
     return f"Job {name} is running{again}"
 
 

@@ -120,7 +120,7 @@ def test_unified_files_hold_parameters_whole(tmp_path: Path, capsys: pytest.Capt
 def test_inspect_without_a_strategy_lists_unknown_properties(capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["inspect", str(CORPUS / "src_checkpoints"), "--parameter", "layer1.*"]) == 0
     found = lines(capsys)
-    assert ["the sharding is unknown; --strategy names it"] in found
+    assert ["the sharding is unknown; specify it with --strategy"] in found
     assert ["layer1.weight", "Float32", "784x256", "803 kB"] in found
     assert ["layer2.weight"] not in [line[:1] for line in found]
     assert main(["inspect", str(CORPUS / "src_checkpoints"), "--parameter", "nothing"]) == 66

@@ -52,7 +52,7 @@ def test_an_index_needs_no_ranks() -> None:
     status = cluster.status
     assert (status["phase"], status["progress"], status["percentage"]) == ("Complete", "0/0", 100)
     assert (status["ranks"]["total"], status["manifest"]) == (0, "reshard-manifest.json")
-    assert ready(cluster)["message"] == "4 -> 6 ranks, indexed for loading"
+    assert ready(cluster)["message"] == "4 -> 6 ranks: the source is indexed for loading"
 
 
 def test_nothing_is_done_after_the_end() -> None:

@@ -156,7 +156,7 @@ def test_files_without_parameters_are_not_converted(
     for path in tree.source.rglob("*.ckpt"):
         path.write_bytes(b"")
     line = refused(65, "Empty", "convert", str(tree.folder / source), str(tmp_path / "to"), "--format", "safetensors")
-    assert ("net-1_100.ckpt: the file contains no" if source != "src" else "source: its files contain no") in line
+    assert ("net-1_100.ckpt: the file contains no" if source != "src" else "source: the files contain no") in line
     assert not (tmp_path / "to").exists()
 
 

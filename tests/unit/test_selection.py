@@ -31,7 +31,7 @@ def test_steps_are_compared_as_numbers(names: dict[int, list[str]], chosen: dict
 def test_the_newest_step_of_all_ranks_is_taken_and_reported() -> None:
     found = select_files({0: ["a-1_5.ckpt", "a-1_6.ckpt"], 1: ["a-1_5.ckpt"]})
     assert found.files == {0: "a-1_5.ckpt", 1: "a-1_5.ckpt"}
-    assert found.notes == ("epoch 1, step 5 is the newest that every rank has; rank 0 has a newer step",)
+    assert found.notes == ("the newest step that every rank has is step 5 of epoch 1; rank 0 has a newer one",)
 
 
 def test_a_step_or_a_pattern_can_be_selected() -> None:
@@ -98,14 +98,15 @@ def test_a_run_that_continued_with_other_ranks_in_its_folder() -> None:
     shrunk = {rank: [OLD, NEW] if rank < 2 else [OLD] for rank in range(4)}
     found = select_files(shrunk, expected=range(2))
     assert (found.files, found.step) == ({0: NEW, 1: NEW}, (2, 200))
-    assert found.notes == (
-        "the files of rank 2-3 are not read: the strategy describes only rank 0-1, and they belong to other steps",
-    )
+    assert found.notes == ("the files of rank 2-3 are not read, because the strategy describes only rank 0-1",)
     assert select_files(shrunk, expected=range(4)).files == dict.fromkeys(range(4), OLD)
     grown = {rank: [OLD, NEW] if rank < 2 else [NEW] for rank in range(4)}
     found = select_files(grown, expected=range(2))
     assert (found.files, found.step) == ({0: OLD, 1: OLD}, (1, 100))
-    assert found.notes[0] == "epoch 2, step 200 is not read, because the strategy does not describe rank 2-3, which has it too"
+    assert (
+        found.notes[0]
+        == "step 200 of epoch 2 is not read, because rank 2-3 also has it, and the strategy does not describe that rank"
+    )
     assert select_files(grown, expected=range(4)).step == (2, 200)
 
 
@@ -133,7 +134,7 @@ def test_a_step_of_several_epochs_is_taken_from_the_newest_and_reported() -> Non
     found = select_files({0: names, 1: names}, step=50)
     assert found.files == dict.fromkeys(range(2), "net-2_50.ckpt")
     note = (
-        "2 epochs have a step 50; the one of epoch 2 is read. To read another one: --files '*-1_50.*' (spec.source.files.pattern)"
+        "step 50 exists in 2 epochs, and epoch 2 is read; to read another one, use --files '*-1_50.*' (spec.source.files.pattern)"
     )
     assert found.notes == (note,)
 
@@ -153,16 +154,16 @@ def test_a_step_of_several_epochs_is_taken_from_the_newest_and_reported() -> Non
 )
 def test_ranks_with_files_of_another_start_are_named(prefixes: list[str], ranks: str) -> None:
     found = select_files({rank: [f"rank_{rank}/{prefix}-1_50.ckpt"] for rank, prefix in enumerate(prefixes)})
-    said = [note for note in found.notes if "another run of training" in note]
+    said = [note for note in found.notes if "another training run" in note]
     assert len(said) == bool(ranks)
     assert all(f"the files of rank {ranks} are from" in note for note in said)
 
 
 def test_restarted_ranks_are_named_when_refused_or_requested() -> None:
     names = {rank: [f"rank_{rank}/net{'_1' if rank == 2 else ''}-1_50.ckpt"] for rank in range(4)}
-    with pytest.raises(ReshardError, match=r"AmbiguousFiles.*the files of rank 2 are from another run of training"):
+    with pytest.raises(ReshardError, match=r"AmbiguousFiles.*the files of rank 2 are from another training run"):
         select_files(names)
-    assert any("the files of rank 2 are from another run" in note for note in select_files(names, pattern="*").notes)
+    assert any("the files of rank 2 are from another training run" in note for note in select_files(names, pattern="*").notes)
 
 
 def test_older_steps_are_kept_in_case_that_the_newest_is_damaged() -> None:

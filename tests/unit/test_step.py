@@ -116,7 +116,7 @@ def test_a_commit_before_the_last_rank_names_the_missing_ranks(pods: Pods) -> No
     pods.run("ranks", JOB_COMPLETION_INDEX="0")
     failed = pods.run("commit", RESHARD_DIGEST=planned["digest"], expect=66)
     assert failed["reason"] == "RanksUnfinished"
-    assert "not all 6 ranks are finished and unchanged; these are not: 4-5" in failed["message"]
+    assert "2 of 6 ranks are not finished or have changed: 4-5" in failed["message"]
 
 
 def test_a_dry_run_leaves_nothing(pods: Pods) -> None:

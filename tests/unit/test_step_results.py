@@ -24,7 +24,7 @@ def test_a_step_whose_pod_was_deleted_runs_again() -> None:
 
 NEWER = "has version 2, but this operator reads version 1"
 UNREADABLE = {
-    "": "the container left no termination message",
+    "": "the container wrote no termination message",
     "sidecar: done": "not a step result",
     json.dumps({"version": 2, "rankMap": {}}): NEWER,
     json.dumps(PLAN | {"version": 2}): NEWER,

@@ -43,7 +43,7 @@ def test_a_commit_needs_all_ranks(made: disk.Checkpoint, target: Path, capsys: p
     """Whatever ranks earlier processes were asked to write."""
     assert run(made, target, "--no-commit", "--ranks", "0-2") == 0
     assert main(["commit", str(target)]) == 66
-    assert "not all 6 ranks are finished and unchanged; these are not: 3-5" in capsys.readouterr().err
+    assert "3 of 6 ranks are not finished or have changed: 3-5" in capsys.readouterr().err
     assert run(made, target, "--no-commit", "--ranks", "3-5") == 0
     assert main(["commit", str(target)]) == 0
     assert listed(target) == list(range(6))
@@ -78,9 +78,7 @@ def test_a_commit_refuses_a_file_that_has_changed_since_it_was_recorded(
     (file,) = target.glob(".reshard/*/staging/rank_2/*" if staged else "rank_2/*")
     file.chmod(0o600)
     file.write_bytes(bytes(file.stat().st_size))
-    with pytest.raises(
-        MissingInputError, match=r"RanksUnfinished.*not all 6 ranks are finished and unchanged; these are not: 2;"
-    ):
+    with pytest.raises(MissingInputError, match=r"RanksUnfinished.*1 of 6 ranks are not finished or have changed: 2;"):
         commit_checkpoint(str(target))
     assert transform_checkpoint(request).complete
     assert right(made, target)
@@ -183,7 +181,7 @@ def test_records_of_another_task_do_not_count(
     (foreign,) = tmp_path.glob("b/.reshard/*/records/rank_5.json")
     shutil.copy(foreign, own)
     shutil.copytree(tmp_path / "b" / "rank_5", target / "rank_5")
-    assert "these are not: 5" in refused(66, "RanksUnfinished", "commit", str(target))
+    assert "have changed: 5" in refused(66, "RanksUnfinished", "commit", str(target))
     assert run(made, target) == 0
     assert right(made, target)
 
@@ -226,7 +224,7 @@ def test_a_commit_of_a_complete_checkpoint_checks_its_ranks(
 ) -> None:
     assert run(made, target, "--ranks", "0-2") == 0
     assert main(["commit", str(target), "--ranks", "1-2"]) == 0
-    assert "these are not: 3" in refused(66, "RanksUnfinished", "commit", str(target), "--ranks", "2-3")
+    assert "have changed: 3" in refused(66, "RanksUnfinished", "commit", str(target), "--ranks", "2-3")
 
 
 @pytest.mark.parametrize(

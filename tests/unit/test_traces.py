@@ -109,7 +109,7 @@ def test_a_collector_that_never_answers_holds_nothing_up(made: disk.Checkpoint, 
             )
         )
     assert collector.requests
-    assert any("did not take all spans" in message for message in found)
+    assert any("did not accept all spans" in message for message in found)
     assert disk.differences(made.model, tmp_path / "out", "ckpt") == []
 
 
@@ -118,7 +118,7 @@ def test_an_export_that_fails_is_a_warning(made: disk.Checkpoint, tmp_path: Path
     """Both headers are malformed; one is dropped at the start, the other fails each request."""
     given = {"OTEL_EXPORTER_OTLP_ENDPOINT": NOWHERE, "OTEL_EXPORTER_OTLP_HEADERS": headers}
     lines = run(made.arguments(tmp_path / "out"), **given)
-    assert any("headers are not valid" in message for message in warnings(lines))
+    assert any("headers are invalid" in message for message in warnings(lines))
     assert "s3cret" not in "".join(lines)
     assert disk.differences(made.model, tmp_path / "out", "ckpt") == []
 

@@ -53,7 +53,7 @@ def test_a_type_that_safetensors_lacks_is_refused_by_name(dtype: str, size: int,
         transformed(tmp_path, content, "safetensors")
     found, result = transformed(tmp_path, content, "ckpt")
     assert found == content
-    assert any(f"cannot load the type {dtype} from a .ckpt file, which these parameters have: w" in note for note in result.notes)
+    assert any(f"cannot load these parameters of type {dtype} from a .ckpt file: w" in note for note in result.notes)
 
 
 @pytest.mark.parametrize("dtype", ["F8_E4M3FNUZ", "F8_E5M2FNUZ", "F8_E8M0"])

@@ -45,7 +45,7 @@ def array_type(dtype: str, name: str = "") -> np.dtype[Any]:
             "UnknownType",
             f"MindSpore's type {dtype} has no equivalent in numpy or ml_dtypes",
             where=f"parameter {name}" if name else dtype,
-            fix="exclude it with RenameRule(to=None, name=...)",
+            fix="exclude the parameter with RenameRule(to=None, name=...)",
         )
     if dtype not in _ML_DTYPES:
         return np.dtype(_NUMPY.get(dtype, dtype.lower()))

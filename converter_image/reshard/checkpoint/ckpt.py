@@ -223,7 +223,7 @@ class _Cursor:
         """Read text of at most `most` bytes that ends before byte `end` of the file."""
         n, start = self.varint(), self.position
         if n > most or start + n > end:
-            raise _damaged(self.reader, f"the text at byte {start} claims {n} bytes")
+            raise _damaged(self.reader, f"the text at byte {start} has an invalid length of {n} bytes")
         content = self.buffer[self.at : self.at + n]
         if len(content) < n:
             raise IndexError
@@ -246,7 +246,7 @@ class _Cursor:
             case 5:
                 self.at += 4
             case kind:
-                raise _damaged(self.reader, f"the field at byte {self.position} has the unknown wire type {kind}")
+                raise _damaged(self.reader, f"the field at byte {self.position} has an unknown wire type ({kind})")
         if self.at > len(self.buffer):
             raise IndexError
 
@@ -261,7 +261,9 @@ def _parse(cursor: _Cursor, file_end: int) -> _Head:
     end = cursor.position + length
     if end > file_end:
         raise _damaged(
-            reader, f"the message at byte {start} claims {length} bytes, but the file ends before that", reason="Truncated"
+            reader,
+            f"the message at byte {start} has a length of {length} bytes, but the file ends before that",
+            reason="Truncated",
         )
     name: str | None = None
     while cursor.position < end:
@@ -305,7 +307,7 @@ def _parse_tensor(cursor: _Cursor, end: int, name: str) -> tuple[str, tuple[int,
             n = cursor.varint()
             content = (cursor.position, n)
             if sum(content) != end:
-                raise _damaged(reader, f"the content claims {n} bytes, but {end - content[0]} remain", name=name)
+                raise _damaged(reader, f"the content has a length of {n} bytes, but only {end - content[0]} remain", name=name)
             break
         else:
             cursor.skip(key)
@@ -352,7 +354,7 @@ def _refuse_encrypted(reader: RangeReader, window: _Window) -> None:
             "Encrypted",
             f"the file is encrypted ({mode})",
             where=reader.name,
-            fix=f"specify its key: --decryption-key-file FILE --decryption-mode {mode} (spec.source.decryption)",
+            fix=f"specify the key with --decryption-key-file FILE --decryption-mode {mode} (spec.source.decryption)",
         )
 
 

@@ -143,7 +143,7 @@ def check_key(reader: RangeReader, cipher: BlockCipher, blocks: BlockTable) -> N
         "WrongKey",
         f"the {cipher.mode} key does not decrypt the file",
         where=reader.name,
-        fix="use the key that the file was encrypted with; if the key is correct, the file is damaged: restore it",
+        fix="use the key that the file was encrypted with; if the key is correct, restore the file, because it is damaged",
     )
 
 
@@ -248,7 +248,7 @@ def _parse(reader: RangeReader, cipher: BlockCipher, content: bytes, number: int
     if MAGIC.get(magic) != cipher.mode or iv_length != IV_BYTES or length <= 0 or rest != 4 + IV_BYTES + 4 + length:
         raise _damaged(reader, f"{where} is not valid")
     if position + head.size + length > reader.size:
-        raise _damaged(reader, f"{where} claims {length} bytes, but the file ends before that", reason="Truncated")
+        raise _damaged(reader, f"{where} has a length of {length} bytes, but the file ends before that", reason="Truncated")
     return iv, length
 
 

@@ -62,10 +62,12 @@ def read_header(reader: RangeReader, seen: dict[bytes, Structure] | None = None)
         raise _damaged(reader, f"the file has only {reader.size} bytes", reason="Truncated")
     (length,) = _LENGTH.unpack(reader.read(0, _LENGTH.size))
     if length > MAX_HEADER_BYTES:
-        raise _damaged(reader, f"the header claims {length} bytes, more than the format allows", reason="HeaderTooLarge")
+        raise _damaged(
+            reader, f"the header has a length of {length} bytes, which is more than the format allows", reason="HeaderTooLarge"
+        )
     begin = _LENGTH.size + length
     if begin > reader.size:
-        raise _damaged(reader, f"the header claims {length} bytes, but the file ends before that", reason="Truncated")
+        raise _damaged(reader, f"the header has a length of {length} bytes, but the file ends before that", reason="Truncated")
     header = reader.read(_LENGTH.size, length)
     identity = blake2b(header, digest_size=16).digest()
     structure, crc = seen.get(identity) if seen is not None else None, None
@@ -159,7 +161,7 @@ def _header(tensors: Sequence[OutputTensor], metadata: dict[str, str], crc: int 
     if len(encoded) > MAX_HEADER_BYTES:
         raise OutputError(
             "HeaderTooLarge",
-            f"the header of {len(tensors)} tensors takes {len(encoded)} bytes, more than the format allows",
+            f"the header of {len(tensors)} tensors has {len(encoded)} bytes, which is more than the format allows",
             where="target",
             fix="write .ckpt files: --format ckpt (spec.target.format: Ckpt); for --output unified, lower --max-file-size-bytes",
         )

@@ -131,7 +131,8 @@ def files_of(mapped: Mapping[str, str], names: Sequence[str], map_name: str, whe
             f"{map_name} does not list {unmapped[0]}, which is next to it"
             + (f" (and {len(unmapped) - 1} other files)" if len(unmapped) > 1 else ""),
             where=where,
-            fix="restore the index file and all files from the same checkpoint, or move away files of another one",
+            fix="restore the index file and all files from the same checkpoint, or move files of other checkpoints to another"
+            " folder",
         )
     return wanted
 
@@ -155,7 +156,7 @@ def check(inventory: Inventory, mapped: Mapping[str, str]) -> None:
                     "ParameterTwice",
                     f"{other} and {file.path} both contain it, and no index file selects one of them",
                     where=f"parameter {entry.name}",
-                    fix="move away the file that does not belong to the checkpoint",
+                    fix="move the file that does not belong to the checkpoint to another folder",
                 )
     for name, path in mapped.items():
         if where.get(name) != path:

@@ -167,7 +167,9 @@ def plan(
         fix = "write the picture to a file with --svg"
         raise UsageError("PictureInJson", "JSON output cannot be combined with a picture", where="--json", fix=fix)
     if (picture or svg is not None) and arguments["output"] == "Index":
-        raise UsageError("NothingToDraw", "an index has no target ranks to draw", where="--output", fix="choose another output")
+        raise UsageError(
+            "NothingToDraw", "the output index has no target ranks to draw", where="--output", fix="choose another output"
+        )
     with console.progress() as progress:
         planned = plan_transform(
             request_of(arguments),

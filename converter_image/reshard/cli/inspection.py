@@ -286,7 +286,7 @@ def _show_head(inventory: Inventory, held: list[Held], strategy: Strategy | None
         rows.append(("complete", f"ranks {manifest.ranks} of {manifest.target_ranks}, from {manifest.source.url}"))
     console.table([("", "left"), ("", "left")], rows)
     if strategy is None and len(ranks) > 1 and not inventory.unified:
-        console.out("the sharding is unknown; --strategy names it")
+        console.out("the sharding is unknown; specify it with --strategy")
 
 
 def _show_parameters(held: list[Held], inventory: Inventory, *, every: bool) -> None:
@@ -312,7 +312,7 @@ def _show_parameters(held: list[Held], inventory: Inventory, *, every: bool) -> 
     console.out()
     console.table(columns, rows)
     if len(lines) > len(shown):
-        console.out(f"... and {len(lines) - len(shown)} more; --all lists all, --parameter 'PATTERN' a selection")
+        console.out(f"... and {len(lines) - len(shown)} more; use --all to list all, or --parameter 'PATTERN' to select some")
 
 
 def _show_sizes(inventory: Inventory, *, every: bool) -> None:
@@ -326,6 +326,6 @@ def _show_sizes(inventory: Inventory, *, every: bool) -> None:
     console.out()
     console.table([(holder, "left"), ("size", "right"), ("", "left")], rows)
     if len(runs) > len(shown):
-        console.out(f"... and {len(runs) - len(shown)} more; --all lists all")
+        console.out(f"... and {len(runs) - len(shown)} more; use --all to list all")
     if len(sizes) > 1:
         console.out(f"imbalance {imbalance(inventory):.2f} (largest rank / mean)")

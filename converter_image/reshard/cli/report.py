@@ -42,7 +42,7 @@ def transformed(request: Request, result: Result, *, as_json: bool) -> None:
         f" {size(result.peak_rss_bytes)} memory"
     )
     if result.skipped_ranks:
-        console.out(f"{len(result.skipped_ranks)} ranks were already written")
+        console.out(f"{len(result.skipped_ranks)} ranks had already been written")
     if result.complete:
         some = len(parse_ranks(result.committed_ranks)) < result.target_ranks
         console.out(f"complete: {target}/{MANIFEST_NAME}{f' ({_ranks(result)})' if some else ''}")
@@ -153,7 +153,9 @@ def planned(plan: PlanResult, *, as_json: bool) -> None:
     if replicated:
         console.out()
         console.out(
-            "In no strategy, copied whole to every rank. If source ranks hold slices of them, use a strategy that contains them."
+            "No strategy contains these parameters, so every rank gets a whole copy. If the source ranks hold slices of them,"
+            " use a"
+            " strategy that contains them."
         )
         console.table(
             [("parameter", "left"), ("type", "left"), ("shape", "left")],
@@ -166,7 +168,7 @@ def planned(plan: PlanResult, *, as_json: bool) -> None:
         [(rank, size(summary.rank_bytes[rank]), some_ranks(summary.sources[rank])) for rank in ranks[:_SHOWN_RANKS]],
     )
     if len(ranks) > _SHOWN_RANKS:
-        console.out(f"... and {len(ranks) - _SHOWN_RANKS} more; --json lists all")
+        console.out(f"... and {len(ranks) - _SHOWN_RANKS} more; use --json to list all")
 
 
 def strategy(found: Strategy, *, as_json: bool) -> None:

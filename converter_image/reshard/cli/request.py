@@ -129,7 +129,7 @@ def encryption_of(arguments: dict[str, Any], kind: str) -> Encryption | None:
         return Encryption(Key(file=file, variable=variable), mode or "AES-GCM")
     if mode is not None:
         fix = f"add --{kind}-key-file or --{kind}-key-env, or remove --{kind}-mode"
-        raise UsageError("InvalidKey", "the mode needs a key", where=f"--{kind}-mode", fix=fix)
+        raise UsageError("InvalidKey", "the mode requires a key", where=f"--{kind}-mode", fix=fix)
     return None
 
 
@@ -237,7 +237,7 @@ def _map(path: str) -> list[tuple[str, str]]:
     try:
         return pairs(_read(path, _LARGEST_MAP), _MOST_NAMES, str)
     except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:
-        what = f"not a JSON object that maps names to names: {error}"
+        what = f"the file is not a JSON object that maps old names to new names: {error}"
         raise UsageError("InvalidRename", what, where=path, fix='use the form {"old.w": "new.w"}') from error
 
 

@@ -50,7 +50,7 @@ def exported(handler: logging.Handler, environment: Mapping[str, str] = os.envir
             ending.start()
             ending.join(_SHUTDOWN_SECONDS)
             if ending.is_alive():
-                log.warning("the OTLP collector did not take all spans within %.0f s", _SHUTDOWN_SECONDS)
+                log.warning("the OTLP collector did not accept all spans within %.0f s", _SHUTDOWN_SECONDS)
 
 
 class _HeaderFilter(logging.Filter):
@@ -66,7 +66,11 @@ class _HeaderFilter(logging.Filter):
         if record.name.startswith("opentelemetry"):
             text = f"{record.getMessage()} {record.exc_info[1] if record.exc_info else ''}"
             if any(word in text for word in self._words):
-                record.msg, record.args, record.exc_info = "the OTLP headers are not valid, or were not accepted", (), None
+                record.msg, record.args, record.exc_info = (
+                    "the OTLP headers are invalid, or the collector rejected them",
+                    (),
+                    None,
+                )
         return True
 
 

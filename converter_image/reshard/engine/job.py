@@ -146,7 +146,7 @@ class Job:
         if self.format == "ckpt" and not found and not self.planner.remove_redundancy and not self.model.same:
             raise RequestError(
                 "NothingToWrite",
-                "the file would contain no parameters, and MindSpore rejects such a .ckpt as damaged",
+                "the file would contain no parameters, and MindSpore cannot load such a .ckpt file",
                 where=self.path(rank),
                 fix="write safetensors files, or use a target strategy that assigns parameters to every rank",
             )

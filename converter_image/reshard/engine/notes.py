@@ -61,7 +61,7 @@ def _notes(model: Model, request: Request) -> tuple[str, ...]:
         notes.append(f"no source file contains these parameters of the source strategy: {some(model.not_in_files)}")
     if model.zero_size:
         notes.append(
-            "skipped tensors of shape [0], which MindSpore would load from a .ckpt as scalars without a value:"
+            "skipped tensors of shape [0], which MindSpore would load from a .ckpt file as scalars without a value:"
             f" {some(model.zero_size)}"
         )
     notes += _notes_on_foreign_files(model, request)
@@ -74,7 +74,7 @@ def _notes(model: Model, request: Request) -> tuple[str, ...]:
     if alike := equal_files(model):
         notes.append(
             f"the files of source ranks {format_ranks(tuple(sorted(alike)))} look like files of lower ranks, although the"
-            " strategy assigns them different slices; check that none was copied over another"
+            " strategy assigns them different slices; check that no file was overwritten with another rank's"
         )
     return (*notes, *_notes_on_copies(model, request))
 
@@ -95,7 +95,7 @@ def _notes_on_copies(model: Model, request: Request) -> list[str]:
     unnamed = [p.source_name for p in model.parameters if p.role is Role.REPLICATED or p.name in suspect]
     patterns = request.options.allow_inconsistent if request.options.output != "Stage" else ()
     unused = [pattern for pattern in patterns if not any(map(NamePattern(pattern).matches, unnamed))]
-    return notes + [f"the pattern {pattern} matches no parameter that is in no strategy" for pattern in unused]
+    return notes + [f"the pattern {pattern} matches no parameter outside the strategies" for pattern in unused]
 
 
 def _notes_on_foreign_files(model: Model, request: Request) -> Iterator[str]:
@@ -104,12 +104,12 @@ def _notes_on_foreign_files(model: Model, request: Request) -> Iterator[str]:
     if slices := model.may_be_slices:
         yield (
             f"these parameters of MindSpore's {HYPER_NAME} are copied unchanged and may be rank 0's slices, because"
-            f" MindSpore stores there what its choice_func rejects: {some(slices)}"
+            f" MindSpore also writes parameters to this file that its choice_func rejects: {some(slices)}"
         )
     if inventory.foreign and request.options.verification == "Full":
         marked = [file.path for file in inventory.files if file.crc is not None]
         if marked:
-            yield f"the CRC32 that MindSpore copied from a source rank's file is not checked in {some(marked)}"
+            yield f"the CRC32 in these files was not checked, as MindSpore copied it from a source rank's file: {some(marked)}"
 
 
 def _notes_on_types(model: Model, output: Format) -> tuple[str, ...]:
@@ -120,7 +120,7 @@ def _notes_on_types(model: Model, output: Format) -> tuple[str, ...]:
     if not found:
         return ()
     types, names = sorted({p.dtype for p in found}), some([p.name for p in found])
-    return (f"MindSpore 2.10 cannot load the type {', '.join(types)} from a .ckpt file, which these parameters have: {names}",)
+    return (f"MindSpore 2.10 cannot load these parameters of type {', '.join(types)} from a .ckpt file: {names}",)
 
 
 def _notes_on_strategies(strategies: tuple[Strategy | None, Strategy | None]) -> tuple[str, ...]:

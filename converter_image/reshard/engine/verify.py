@@ -34,7 +34,7 @@ _SAMPLES = 4  # rows of each parameter in a sample
 _SAMPLED_SEGMENTS = 8  # segments of each such row, from its first to its last
 _SAMPLE_BYTES = 16 << 10  # bytes of each such segment
 
-_FIX = "check the storage for errors and run again; if the error persists, please report it with both strategy files"
+_FIX = "check the storage for errors and retry; if the error persists, please report it with both strategy files"
 
 _Indexes = np.ndarray[tuple[int], np.dtype[np.int64]]
 
@@ -230,6 +230,6 @@ def _read_rows(reader: Reader, entry: TensorEntry, starts: _Indexes, count: int,
                 "Truncated",
                 "the content is shorter than its shape requires",
                 where=f"{reader.name}: parameter {entry.name}",
-                fix="check the storage for errors and run again",
+                fix="check the storage for errors and retry",
             )
     return content

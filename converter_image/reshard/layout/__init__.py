@@ -176,7 +176,7 @@ def _check_shard(layout: Layout, group: tuple[int, ...], size: int) -> None:
         raise DataError(
             "OptimizerShardInvalid",
             f"{len(group)} ranks hold the same slice, which cannot be divided into {size} optimizer shards",
-            fix="use the strategy file as training wrote it",
+            fix="use the strategy file that training wrote",
         )
     if size == 1 or layout.shard_step == ALL_OF_GROUP:
         return
@@ -186,5 +186,5 @@ def _check_shard(layout: Layout, group: tuple[int, ...], size: int) -> None:
             "OptimizerShardInvalid",
             f"the shard step {layout.shard_step} contradicts the layout, in which ranks"
             f" {', '.join(map(str, members[:4]))}{', ...' if size > 4 else ''} share a slice",
-            fix="use the strategy file as training wrote it",
+            fix="use the strategy file that training wrote",
         )

@@ -140,7 +140,7 @@ def _prefixes(given: Prefixes, where: str) -> tuple[str, ...]:
     if not all(isinstance(prefix, str) for prefix in prefixes):
         raise UsageError("InvalidType", "a prefix is not a string", where=where, fix="pass a prefix or a list of prefixes")
     if "" in prefixes or (given is not None and not prefixes):
-        raise UsageError("InvalidOption", "a prefix is empty, or the list of prefixes is", where=where, fix="omit the argument")
+        raise UsageError("InvalidOption", "a prefix or the list of prefixes is empty", where=where, fix="omit the argument")
     return prefixes
 
 

@@ -159,16 +159,16 @@ def load_distributed_checkpoint(
     if dst_safetensors_dir is None and not into_memory:
         raise UsageError(
             "InvalidOption",
-            "a target folder is required if no network is passed",
+            "a target folder is required unless a network is passed",
             where="dst_safetensors_dir",
             fix="pass dst_safetensors_dir, or a network",
         )
     if (unified_safetensors_dir is None) == (checkpoint_filenames is None):
         raise UsageError(
             "InvalidOption",
-            "one of the two arguments is required",
-            where="unified_safetensors_dir, checkpoint_filenames",
-            fix="pass one of these values",
+            "exactly one of unified_safetensors_dir and checkpoint_filenames is required",
+            where="unified_safetensors_dir",
+            fix="pass one of these arguments",
         )
     files = None if checkpoint_filenames is None else dict(enumerate(checkpoint_filenames))
     request = Request(

@@ -89,7 +89,7 @@ def _tensor(mindspore: Any, name: str, array: Array) -> Any:  # noqa: ANN401 - a
             "UnknownType",
             f"MindSpore cannot convert numpy's {array.dtype.name}",
             where=f"parameter {name}",
-            fix="load it with reshard.load instead",
+            fix="load the parameter with reshard.load instead",
         )
     return mindspore.Tensor.from_numpy(array)
 
@@ -109,7 +109,7 @@ def _mindspore() -> Any:  # noqa: ANN401 - an optional package
     except ImportError as error:
         raise RequestError(
             "PackageMissing",
-            "MindSpore is required to load a network, but not installed",
+            "MindSpore is required to load a network, but is not installed",
             where="mindspore",
             fix="install MindSpore, or use reshard.load",
         ) from error

@@ -66,14 +66,14 @@ def read_segments(
             "MixedFormats",
             "the folder contains both .ckpt and .safetensors files",
             where=url,
-            fix="move away the files that do not belong to the checkpoint",
+            fix="move the files that do not belong to the checkpoint to another folder",
         )
     if len(steps := {epoch_and_step(name) for name in names}) > 1:
         raise RequestError(
             "AmbiguousFiles",
             f"the folder contains files of {len(steps)} training steps, but one is required: {preview(names)}",
             where=url,
-            fix="move away the files of other steps, or load one file with load_checkpoint",
+            fix="move the files of other steps to another folder, or load one file with load_checkpoint",
         )
     compare, known, copies = not _is_described(folder, names, storage_options), set[str](), dict[str, _Copy]()
     for name in names:

@@ -158,7 +158,7 @@ def refuse_empty(inventory: Inventory) -> None:
     """
     if any(structure.tensors for structure in inventory.structures):
         return
-    where, what = "source", "its files contain no parameters"
+    where, what = "source", "the files contain no parameters"
     if len(inventory.files) == 1:
         where, what = inventory.files[0].path, "the file contains no parameters"
     raise DataError("Empty", what, where=where, fix="check that the source is the intended one, and restore missing files")
@@ -184,7 +184,7 @@ def _check_ranks(inventory: Inventory, source: Strategy | None, *, all_there: bo
             "SourceStrategyMissing",
             f"the source has {len(ranks)} ranks, but no strategy describes how they shard the parameters",
             where="source",
-            fix="specify the strategy it was trained with (--source-strategy, spec.source.strategy)",
+            fix="specify the strategy that the source was trained with (--source-strategy, spec.source.strategy)",
         )
     extra = [rank for rank in ranks if rank not in expected]
     if extra and source is None:
@@ -192,12 +192,14 @@ def _check_ranks(inventory: Inventory, source: Strategy | None, *, all_there: bo
             "SourceStrategyMissing",
             f"the source has only rank {extra[-1]}, and no strategy describes which slices that rank holds",
             where="source",
-            fix="specify its strategy and all ranks, or use its file as the source if that holds whole parameters",
+            fix="specify the source strategy and use the files of all ranks; if this file holds whole parameters, use only the"
+            " file as"
+            " the source",
         )
     if extra:
         raise DataError(
             "SourceRanksMismatch",
-            f"the source strategy describes {len(expected)} ranks, but the source has a rank {extra[-1]}",
+            f"the source strategy describes {len(expected)} ranks, but the source contains rank {extra[-1]}",
             where="source",
             fix="use the strategy that the source was trained with",
         )
@@ -205,7 +207,8 @@ def _check_ranks(inventory: Inventory, source: Strategy | None, *, all_there: bo
         absent = sorted(set(expected) - set(ranks))
         raise MissingInputError(
             "SourceRankMissing",
-            f"the source strategy describes {_numbered(expected)}, but the source has no checkpoint of rank {_listed(absent)}",
+            f"the source strategy describes {_numbered(expected)}, but the source contains no checkpoint of rank"
+            f" {_listed(absent)}",
             where="source",
             fix="restore the missing files, or use the strategy that the source was trained with",
         )

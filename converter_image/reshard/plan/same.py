@@ -83,7 +83,7 @@ def _check_ranks(inventory: Inventory, wanted: Iterable[int]) -> None:
     if absent is not None:
         raise MissingInputError(
             "SourceRankMissing",
-            f"the source has no checkpoint of rank {absent}",
+            f"the source contains no checkpoint of rank {absent}",
             where="source",
             fix="restore it, or select existing ranks with --ranks (spec.target.ranks)",
         )

@@ -253,7 +253,7 @@ def _choices(manifest: Manifest, added: Sequence[str]) -> str:
         pass
     if (option := _option_for_listed(manifest, listed, added)) is not None:
         choices.append(f"read the files of the manifest: {option}")
-    return ", or ".join([*choices, "move away the files that do not belong to the checkpoint"])
+    return ", or ".join([*choices, "move the files that do not belong to the checkpoint to another folder"])
 
 
 def _option_for_listed(manifest: Manifest, listed: Iterable[str], others: Collection[str] = ()) -> str | None:

@@ -288,9 +288,7 @@ def _of_folders(store: ReadStore, folders: Mapping[int, str], asked: _Asked) -> 
     if not any(is_candidate(path) for found in paths.values() for path in found):
         paths = _below(store, wanted, listed, asked.pattern)
     if wanted and not next(iter(wanted.values())).startswith("rank_"):
-        notes = (
-            f"{next(iter(wanted.values()))} is read as the folder of rank {next(iter(wanted))}, and other folders accordingly",
-        )
+        notes = (f"ranks are taken from the folder names: {next(iter(wanted.values()))} is read as rank {next(iter(wanted))}",)
     selected = select_files(paths, step=asked.step, pattern=asked.pattern, expected=ranks)
     return _selected(selected, notes, _count(folders))
 
@@ -309,10 +307,10 @@ def _of_one_folder(names: Sequence[str], where: str, asked: _Asked) -> Files:
     if len(numbered) > 1 and sorted(numbered) == list(range(len(numbered))):
         raise RequestError(
             "SourceStrategyMissing",
-            f"by their names, the files belong to ranks {format_ranks(tuple(numbered))} ({preview(fitting)}),"
-            " but no strategy describes how these shard the parameters",
+            f"the file names refer to ranks {format_ranks(tuple(numbered))} ({preview(fitting)}),"
+            " but no strategy describes how these ranks shard the parameters",
             where=where,
-            fix="specify the strategy that they were trained with (--source-strategy, spec.source.strategy)",
+            fix="specify the strategy that the source was trained with (--source-strategy, spec.source.strategy)",
         )
     if step is None and (found := shards(fitting, where)):
         note = f"model.safetensors.index.json does not exist; the tensors of all {len(found)} files are read"

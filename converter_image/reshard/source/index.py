@@ -100,9 +100,9 @@ class CheckpointIndex(msgspec.Struct, frozen=True, rename="camel", kw_only=True)
             level = wanted.lower()
             raise RequestError(
                 "IndexNotChecked",
-                f"the index was created with --verification {self.checked.lower()}, which checks less than {level}",
+                f"the index was created with --verification {self.checked.lower()}, which is a lower level than {level}",
                 where=where,
-                fix=f"create the index again with --verification {level} (spec.verification: {wanted}), or lower the level here",
+                fix=f"create the index again with --verification {level} (spec.verification: {wanted}), or request a lower level",
             )
 
 

@@ -69,14 +69,14 @@ def rank_folders(names: Iterable[str], where: str) -> dict[int, str]:
                 "DuplicateRank",
                 f"{other} and {name} have the same rank number",
                 where=where,
-                fix="move away the one that does not belong to the checkpoint",
+                fix="move the one that does not belong to the checkpoint to another folder",
             )
     if _USUAL in spellings or len(spellings) < 2:
         return spellings.get(_USUAL) or next(iter(spellings.values()), {})
     examples = " and ".join(next(iter(folders.values())) for folders in spellings.values())
     raise RequestError(
         "AmbiguousFiles",
-        f"folders such as {examples} could both be the rank folders",
+        f"{examples} could both be rank folders",
         where=where,
         fix="rename the rank folders of the checkpoint to rank_0, rank_1, ...",
     )

@@ -68,7 +68,7 @@ def select_files(
     said = [f"the ranks have files with different names, such as {preview(several)}"] if len(several) > 1 else []
     if restarted:
         said.append(
-            f"the files of rank {format_ranks(restarted)} are from another run of training than those of other ranks, such as"
+            f"the files of rank {format_ranks(restarted)} are from another training run than those of other ranks, such as"
             f" {selected.files[restarted[0]]}"
         )
     if len(several) > 1 and pattern is None:
@@ -76,7 +76,8 @@ def select_files(
             "AmbiguousFiles",
             "; ".join(said),
             where="source",
-            fix="move away the files of other runs; if all belong to one run, add --files '*' (spec.source.files.pattern)",
+            fix="move the files of other runs to another folder; if all files belong to one run, add --files '*'"
+            " (spec.source.files.pattern)",
         )
     return replace(selected, notes=(*selected.notes, *said))
 
@@ -210,7 +211,7 @@ def _notes_on_epochs(found: Sequence[Step]) -> tuple[str, ...]:
         return ()
     *others, chosen = found
     choices = ", ".join(option_for(other, found) for other in others[-3:])
-    return (f"{len(found)} epochs have a step {chosen[1]}; the one of epoch {chosen[0]} is read. To read another one: {choices}",)
+    return (f"step {chosen[1]} exists in {len(found)} epochs, and epoch {chosen[0]} is read; to read another one, use {choices}",)
 
 
 def _notes_on_newer(
@@ -226,11 +227,12 @@ def _notes_on_newer(
     notes = []
     if ranks:
         notes.append(
-            f"epoch {chosen[0]}, step {chosen[1]} is the newest that every rank has; rank {format_ranks(ranks)} has a newer step"
+            f"the newest step that every rank has is step {chosen[1]} of epoch {chosen[0]}; rank {format_ranks(ranks)} has a"
+            " newer one"
         )
     notes += [
-        f"epoch {key[0]}, step {key[1]} is not read, because the strategy does not describe rank {format_ranks(foreign[key])},"
-        " which has it too"
+        f"step {key[1]} of epoch {key[0]} is not read, because rank {format_ranks(foreign[key])} also has it, and the strategy"
+        " does not describe that rank"
         for key in sorted(key for key in newer if key in foreign)
     ]
     return tuple(notes)
@@ -242,18 +244,16 @@ def _notes_on_others(foreign: Mapping[Step | None, tuple[int, ...]], expected: r
         return ()
     ranks = format_ranks(tuple({rank for found in foreign.values() for rank in found}))
     described = format_ranks(tuple(expected))
-    return (
-        f"the files of rank {ranks} are not read: the strategy describes only rank {described}, and they belong to other steps",
-    )
+    return (f"the files of rank {ranks} are not read, because the strategy describes only rank {described}",)
 
 
 def _too_many_ranks(ranks: tuple[int, ...], having: str, expected: range | None) -> DataError:
     described = len(expected) if expected is not None else 0
     return DataError(
         "SourceRanksMismatch",
-        f"the source strategy describes {described} ranks, but the source has a rank {ranks[-1]}{having}",
+        f"the source strategy describes {described} ranks, but the source contains rank {ranks[-1]}{having}",
         where="source",
-        fix="use the strategy that the source was trained with, or move away the ranks of another run",
+        fix="use the strategy that the source was trained with, or move the ranks of other runs to another folder",
     )
 
 

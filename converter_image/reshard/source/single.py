@@ -53,7 +53,7 @@ def others_of(store: ReadStore, path: str, storage_options: StorageOptions | Non
                 what = f"{name} belongs to one rank, and the folder contains files of other ranks: {preview(others)}"
                 return Others(rank_of(name, anywhere=of_files), folder, what)
             if of_files and (total := total_of(name)) > 1:
-                return Others(rank_of(name), folder, f"by its name, {name} belongs to one of {total} ranks")
+                return Others(rank_of(name), folder, f"the name {name} means that the file belongs to one of {total} ranks")
     return None
 
 
@@ -112,7 +112,7 @@ def refuse_more_ranks(store: ReadStore, path: str, ranks: range) -> None:
             "SourceRanksMismatch",
             f"the source strategy describes {len(ranks)} ranks, but other ranks have files like {name}: {preview(others)}",
             where=folder,
-            fix="use the strategy and the files of all ranks, or move away files of other runs",
+            fix="use the strategy and the files of all ranks, or move files of other runs to another folder",
         )
 
 

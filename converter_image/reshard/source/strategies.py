@@ -55,10 +55,12 @@ def read_strategy(path: str, storage_options: StorageOptions | None = None, *, o
         oldest = min((name for name in found), key=lambda name: found[name].modified or 0)
         raise DataError(
             "StaleStrategy",
-            f"{what}, and the files were written within {(max(times) - min(times)) / 3600:.0f} hours: some may be of an earlier"
-            f" run with more stages, such as {oldest}",
+            f"{what}, and the files were written within {(max(times) - min(times)) / 3600:.0f} hours: some of them, such as"
+            f" {oldest}, may be"
+            " from an earlier run with more stages",
             where=path,
-            fix="use a folder with strategy files of one run only; if all are of one run, merge them with `reshard strategy"
+            fix="use a folder with the strategy files of one run; if all files are from one run, merge them with `reshard"
+            " strategy"
             " merge` and use the merged file",
         )
     return replace(strategy, notes=(f"{path}: {what}; check that the folder contains no files of an earlier run",))

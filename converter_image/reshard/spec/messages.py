@@ -122,7 +122,7 @@ def decode_message(text: str, kind: type[M]) -> M:
         UnreadableMessageError: the text is not such a message, or has another version.
     """
     if not text.strip():
-        raise UnreadableMessageError("the container left no termination message")
+        raise UnreadableMessageError("the container wrote no termination message")
     try:
         version = msgspec.json.decode(text, type=_Header).version
         if version != MESSAGE_VERSION:

@@ -40,9 +40,9 @@ def check_prefix(prefix: str) -> None:
     """
     problem = None
     if "/" in prefix or not prefix.isprintable():
-        problem = "it cannot be the start of a file name"
+        problem = "a file name cannot start like this"
     elif len(prefix.encode()) > _LONGEST_PREFIX_BYTES:
-        problem = f"it is longer than {_LONGEST_PREFIX_BYTES} bytes"
+        problem = f"the prefix is longer than {_LONGEST_PREFIX_BYTES} bytes"
     elif prefix.startswith("."):
         problem = "hidden files are not recognized as checkpoint files"
     elif re.search(r"-[0-9]+_$", prefix):
@@ -164,7 +164,7 @@ class Options(msgspec.Struct, frozen=True):
         if not (self.file_prefix or self.numbered):
             raise UsageError(
                 "InvalidPrefix",
-                "the prefix is required, because these files have no number",
+                "the prefix is required, because these file names contain no number",
                 where="file_prefix",
                 fix="use a prefix such as checkpoint_",
             )

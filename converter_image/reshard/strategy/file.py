@@ -29,7 +29,7 @@ _MAX_AXES = 64
 _MAX_TABLES = 1 << 22
 _SMALLEST_TABLE = 1 << 8
 
-_FIX = "use the strategy file as training wrote it"
+_FIX = "use the strategy file that training wrote"
 
 Form = Literal["protobuf", "json"]
 

@@ -70,7 +70,7 @@ class LockHandle:
                 "LockLost",
                 "another run has taken over this target, because the heartbeat of this run stopped for too long",
                 where=self._store.url,
-                fix="wait until the other run has finished, then run again",
+                fix="wait until the other run has finished, then retry",
             )
 
     def release(self) -> None:
@@ -217,7 +217,7 @@ def _acquire(store: Store, path: str, me: LockOwner, mode: int | None) -> None:
             )
         if store.swap(path, content, found.version, mode=mode):
             return
-    raise LockedError("TargetLocked", "other runs are competing for this target", where=store.url, fix="run again")
+    raise LockedError("TargetLocked", "several other runs are trying to lock this target", where=store.url, fix="retry")
 
 
 def _read(store: Store, path: str) -> LockOwner | None:

@@ -101,7 +101,8 @@ def replaces_other(job: Job, target: TargetFolder, standing: Standing) -> bool:
         return replacing
     manifest, ours = standing.manifest, target.replaced_files(standing, job.digest)
     if manifest is not None:
-        what = f"a checkpoint made from another source, strategy or options ({manifest.digest[:12]} instead of {job.digest[:12]})"
+        what = f"a checkpoint that was created from another source, strategy or options ({manifest.digest[:12]} instead of"
+        f" {job.digest[:12]})"
         ours |= {*(record.path for record in manifest.listed), *map_names(manifest.options)}
     elif others:
         what = f"an unfinished transform of another source, strategy or options ({others[0].digest[:12]})"
@@ -155,7 +156,7 @@ def _foreign(path: str, target: TargetFolder) -> RequestError:
         "TargetExists",
         f"the target contains {path}, which no manifest describes",
         where=target.store.url,
-        fix="choose another target, or move the file away; --overwrite never replaces such files",
+        fix="choose another target, or move the file to another folder; --overwrite never replaces such files",
     )
 
 

@@ -149,7 +149,7 @@ def ranks_unfinished(target: TargetFolder, ranks: Sequence[int], missing: Sequen
     """Return the error for ranks that are not finished."""
     return MissingInputError(
         "RanksUnfinished",
-        f"not all {len(ranks)} ranks are finished and unchanged; these are not: {format_ranks(tuple(missing))}",
+        f"{len(missing)} of {len(ranks)} ranks are not finished or have changed: {format_ranks(tuple(missing))}",
         where=target.store.url,
         fix="run the transform for these ranks, then commit again",
     )

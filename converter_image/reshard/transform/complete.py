@@ -61,14 +61,14 @@ def commit_checkpoint(
         return manifest
     if not begun:
         raise MissingInputError(
-            "NothingToCommit", "no transform was started here", where=target_url, fix="run `reshard transform` first"
+            "NothingToCommit", "no transform was started in this target", where=target_url, fix="run `reshard transform` first"
         )
     if len({job.whole or job.digest for job in begun}) > 1:
         raise RequestError(
             "AmbiguousTransforms",
-            f"{len(begun)} transforms were started here: {', '.join(job.digest[:12] for job in begun)}",
+            f"{len(begun)} transforms were started in this target: {', '.join(job.digest[:12] for job in begun)}",
             where=target_url,
-            fix="decide which transform to keep, and run it again with --overwrite; this deletes the state of the others",
+            fix="run the transform to keep again with --overwrite, which deletes the state of the others",
         )
     committed = None
     for job in begun:

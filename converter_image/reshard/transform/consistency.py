@@ -112,12 +112,13 @@ def refuse_possible_slices(model: Model, settled: Collection[str], options: Opti
     names = dict.fromkeys(p.source_name for p in model.parameters if p.name in suspect and p.source_name not in settled)
     if refused := [name for name in names if not any(pattern.matches(name) for pattern in accepted)]:
         first, *others = refused
-        more = f" (and the same applies to {some(others)})" if others else ""
+        more = f" (the same applies to {some(others)})" if others else ""
         raise DataError(
             "MayBeSlice",
             f"MindSpore's {HYPER_NAME} may contain only rank 0's slice of the parameter{more}",
             where=f"parameter {first}",
-            fix="use the files of the ranks as the source, or unify them with reshard (--output unified); if it is whole, add"
+            fix="use the files of the ranks as the source, or unify them with reshard (--output unified); if the parameter is"
+            " whole, add"
             f" --allow-inconsistent {quote(first)} (spec.parameters.allowInconsistent)",
         )
 

@@ -101,7 +101,7 @@ def _in_one_storage(files: Mapping[int, str]) -> tuple[str, dict[int, str]]:
     roots = {root for root, _ in found.values()}
     if len(roots) != 1:
         what = (
-            f"the source files are on several storages: {', '.join(sorted(roots))}"
+            f"the source files are in several storages: {', '.join(sorted(roots))}"
             if roots
             else "the list of source files is empty"
         )

@@ -41,7 +41,7 @@ if TYPE_CHECKING:
     from reshard.transform.unchanged import Complete
 
 _TRANSFORM_AGAIN = (
-    "wait until training has finished writing, then run again without --no-commit; on a cluster, raise spec.execution.attempt"
+    "wait until training has finished writing, then retry without --no-commit; on a cluster, increase spec.execution.attempt"
 )
 
 

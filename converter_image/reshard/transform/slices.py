@@ -107,6 +107,6 @@ def slices_equal(name: str, ranks: Sequence[int], *, whole: bool) -> DataError:
         f"the source strategy assigns different slices to ranks {format_ranks(tuple(ranks))}, but all compared blocks of"
         " their files are equal",
         where=f"parameter {name}",
-        fix=f"{fix}; if a file is a copy of another rank's, restore it; if the slices really are equal,"
+        fix=f"{fix}; if a file was overwritten with a copy of another rank's, restore it; if the slices are indeed equal,"
         " add --allow-equal-slices (spec.source.allowEqualSlices)",
     )

@@ -45,7 +45,7 @@ def _translated(error: OSError, path: str, *, writing: bool) -> ReshardError:
         return OutputError("CannotWrite", reason, where=path, fix=_CANNOT_WRITE[error.errno])
     if writing and error.errno in (errno.ENOTDIR, errno.EEXIST, errno.EISDIR):
         return OutputError("CannotCreate", reason, where=path, fix="choose another target")
-    kind, fix = "WriteFailed" if writing else "ReadFailed", "check the storage for errors, then run again"
+    kind, fix = "WriteFailed" if writing else "ReadFailed", "check the storage for errors, then retry"
     if error.errno in _TOO_MANY_FILES:
         kind, fix = "TooManyOpenFiles", "raise the limit (ulimit -n), or use fewer --workers"
     return StorageError(kind, reason, where=path, fix=fix)

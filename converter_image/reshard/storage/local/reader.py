@@ -67,7 +67,7 @@ class LocalReader:
                     "ReadFailed",
                     f"reading {len(view)} bytes at byte {offset} failed: {error.strerror}",
                     where=self.name,
-                    fix="check the storage for errors, then run again",
+                    fix="check the storage for errors, then retry",
                 ) from error
             if n == 0:
                 self._ends_early(offset, len(view))
@@ -125,7 +125,7 @@ class LocalReader:
             "SourceChanged",
             f"the file {how} while it was being read",
             where=self.name,
-            fix="wait until nothing writes to the file any more, then run again",
+            fix="wait until nothing writes to the file any more, then retry",
         )
 
     def _ends_early(self, offset: int, length: int) -> NoReturn:

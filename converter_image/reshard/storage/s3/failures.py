@@ -124,11 +124,11 @@ def _of_answer(error: boto.ClientError, where: str) -> ReshardError:  # noqa: PL
     if code in _REFUSED:
         return RequestError("RequestRefused", what, where=where, fix=_REFUSED[code])
     if code in BUSY:
-        return StorageError("ServerBusy", what, where=where, fix="run again later, or with fewer --workers")
+        return StorageError("ServerBusy", what, where=where, fix="retry later, or with fewer --workers")
     if code == "NoSuchUpload":
-        return StorageError("UploadGone", "another run has aborted this upload", where=where, fix="run again")
+        return StorageError("UploadGone", "another run has aborted this upload", where=where, fix="retry")
     return StorageError(
-        "RequestFailed", what, where=where, fix="run again; if the error persists, contact the operator of the server"
+        "RequestFailed", what, where=where, fix="retry; if the error persists, contact the operator of the server"
     )
 
 
@@ -148,8 +148,8 @@ def _of_way(error: Exception, where: str) -> ReshardError:
             "InvalidAddress", what, where=where, fix="use an address like s3://bucket/prefix and an endpoint like https://host"
         )
     if isinstance(error, boto.HTTPClientError | boto.ConnectionError | boto.IncompleteReadError | HTTPError | OSError):
-        return StorageError("Unreachable", what, where=where, fix="check the endpoint and the network, then run again")
-    return StorageError("RequestFailed", what, where=where, fix="run again")
+        return StorageError("Unreachable", what, where=where, fix="check the endpoint and the network, then retry")
+    return StorageError("RequestFailed", what, where=where, fix="retry")
 
 
 def date_of(answer: dict[str, Any]) -> float | None:
@@ -166,5 +166,5 @@ def changed(where: str, how: str = "changed") -> DataError:
         "SourceChanged",
         f"the object {how} since it was opened",
         where=where,
-        fix="wait until nothing writes to the object any more, then run again",
+        fix="wait until nothing writes to the object any more, then retry",
     )

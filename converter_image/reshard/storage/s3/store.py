@@ -338,7 +338,7 @@ class S3Store:
                 "RequestFailed",
                 "the server does not list an object that was just written",
                 where=self.url,
-                fix="check that the server's listings are strongly consistent, then run again",
+                fix="check that the server's listings are strongly consistent, then retry",
             )
         return found.modified
 
