@@ -17,8 +17,9 @@ from cryptography.hazmat.primitives.ciphers import Cipher, algorithms, modes
 from rich.console import Console
 from rich.table import Table
 
-from reshard.checkpoint import OutputTensor, encryption, pieces
+from reshard.checkpoint import ckpt, encryption
 from reshard.checkpoint.blockcipher import cipher_of
+from reshard.checkpoint.output import OutputTensor
 from reshard.source.encrypted import DecryptingReader
 from reshard.spec.keys import KEY_BYTES
 from reshard.storage.local import LocalReader
@@ -45,7 +46,7 @@ def contestants(path: Path, mode: Mode) -> dict[str, tuple[Callable[[], None], C
     """Ours and the library's way to do one thing."""
     cipher = cipher_of(mode, KEY)
     plain = memoryview(bytearray(os.urandom(BLOCK)))
-    head = next(pieces("ckpt", [OutputTensor("x", "UInt8", (BLOCK,), BLOCK)], {}))
+    head = next(ckpt.pieces([OutputTensor("x", "UInt8", (BLOCK,), BLOCK)]))
     assert isinstance(head, bytes)  # noqa: S101 - and no content yet
     plain[: len(head)] = head
     iv, block, into = bytes(16), memoryview(bytearray(BLOCK)), memoryview(bytearray(BLOCK + 32))

@@ -14,8 +14,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from reshard import checkpoint
-from reshard.checkpoint import OutputTensor, Span, ckpt
+from reshard.checkpoint import ckpt
 from reshard.checkpoint.dtypes import DTYPES
+from reshard.checkpoint.output import OutputTensor, Span
 from reshard.errors import DataError
 
 TENSORS = {

@@ -19,9 +19,10 @@ from hypothesis import strategies as st
 from safetensors import TensorSpec, serialize
 
 from reshard import checkpoint
-from reshard.checkpoint import OutputTensor, safetensors
+from reshard.checkpoint import safetensors
 from reshard.checkpoint.crc import NamedContents, append_zeros
 from reshard.checkpoint.dtypes import DTYPES
+from reshard.checkpoint.output import OutputTensor
 from reshard.errors import DataError, OutputError
 
 if TYPE_CHECKING:

@@ -8,20 +8,21 @@ from __future__ import annotations
 
 from math import prod
 from sys import intern
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Final
 
 from zlib_ng import zlib_ng
 
 from reshard.checkpoint.blockcipher import mode_of
 from reshard.checkpoint.dtypes import DTYPES, STRING
 from reshard.checkpoint.inventory import Header, Structure, TensorEntry
-from reshard.checkpoint.output import OutputTensor, Span
+from reshard.checkpoint.output import Span
 from reshard.errors import DataError
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator, Sequence
+    from collections.abc import Iterable, Iterator, Mapping, Sequence
 
     from reshard.checkpoint.inventory import RangeReader
+    from reshard.checkpoint.output import OutputFile, OutputTensor, Piece
 
 # MindSpore splits larger tensors over several messages, each of which a loader parses as a whole (SLICE_SIZE).
 CHUNK_BYTES = 512 << 20
@@ -132,6 +133,64 @@ def file_size(tensors: Sequence[OutputTensor], *, crc: bool) -> int:
     """Return the length of the file in bytes."""
     messages = sum(len(_head(tensor, length)) + length for tensor in tensors for _, length in _chunks(tensor))
     return messages + (_TRAILER_BYTES if crc else 0)
+
+
+class CkptFormat:
+    """The format as `reshard.formats.protocol.OutputFormat`."""
+
+    name: Final = "ckpt"
+    crc: Final = "Trailer"
+
+    def path(self, rank: int, ranks: int, stem: str) -> str:
+        """Return the path of a rank's file, as MindSpore names it."""
+        return f"rank_{rank}/{stem}.ckpt"
+
+    def can_hold(self, tensor: OutputTensor) -> bool:
+        """Return whether a file can hold a tensor. MindSpore loads shape [0] as a scalar without a value.
+
+        Raises:
+            DataError: MindSpore does not have the type.
+        """
+        if not DTYPES[tensor.dtype].in_ckpt:
+            raise DataError(
+                "UnknownType",
+                f"a .ckpt file cannot contain the safetensors type {tensor.dtype}, because MindSpore has no equivalent",
+                where=f"parameter {tensor.name}",
+                fix="write safetensors files: --format safetensors (spec.target.format: Safetensors)",
+            )
+        return tensor.whole != (0,)
+
+    def content_order(self, tensors: Sequence[OutputTensor]) -> Sequence[int]:
+        """Return the order of the tensors as it is."""
+        return range(len(tensors))
+
+    def pieces(
+        self,
+        tensors: Sequence[OutputTensor],
+        metadata: Mapping[str, str],
+        crc: int | None = None,
+    ) -> Iterator[Piece]:
+        """Yield a file without its CRC."""
+        return pieces(tensors)
+
+    def file_size(self, tensors: Sequence[OutputTensor], metadata: Mapping[str, str], *, crc: bool = False) -> int:
+        """Return the length of a file in bytes."""
+        return file_size(tensors, crc=crc)
+
+    def trailer(self, crc: int) -> bytes:
+        """Return the bytes at the end of a file with a CRC."""
+        return crc_trailer(crc)
+
+    def entries(self, reader: RangeReader, tensors: Sequence[OutputTensor]) -> tuple[TensorEntry, ...]:
+        """Return the tensors that a finished file describes."""
+        return read_header(reader).structure.tensors
+
+    def documents(self, files: Iterable[OutputFile]) -> Mapping[str, bytes]:
+        """Return no documents: each file describes itself."""
+        return {}
+
+
+CKPT = CkptFormat()
 
 
 def _chunks(tensor: OutputTensor) -> Iterator[tuple[int, int]]:

@@ -1,25 +1,58 @@
-"""Files as literal bytes and spans of tensors. This separates file formats from data movement."""
+"""Files as literal bytes, spans of tensors, and checksums. This separates file formats from data movement."""
 
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
 
 
 @dataclass(frozen=True, slots=True)
 class OutputTensor:
-    """One tensor of a file to be written.
+    """One tensor of a file to be written: a slice of a tensor of the checkpoint, or all of it.
 
     Attributes:
         name: name, in any characters.
         dtype: name of the type in `reshard.checkpoint.dtypes`.
-        shape: lengths in elements. For a `str`: the number of UTF-32 characters.
+        shape: lengths of the slice in elements. For a `str`: the number of UTF-32 characters.
         nbytes: length of the content in bytes.
+        start: index of the slice's first element in the whole tensor. Default: 0 along each dimension.
+        whole: lengths of the whole tensor. Default: `shape`.
+        keys: keys and positions that lead to the value in nested dicts and lists. Default: the name alone.
     """
 
     name: str
     dtype: str
     shape: tuple[int, ...]
     nbytes: int
+    start: tuple[int, ...] = ()
+    whole: tuple[int, ...] = ()
+    keys: tuple[str | int, ...] = ()
+
+    def __post_init__(self) -> None:
+        if self.shape and not self.start:
+            object.__setattr__(self, "start", (0,) * len(self.shape))
+        if not self.whole:
+            object.__setattr__(self, "whole", self.shape)
+        if not self.keys:
+            object.__setattr__(self, "keys", (self.name,))
+
+
+@dataclass(frozen=True, slots=True)
+class OutputFile:
+    """One finished file of a checkpoint.
+
+    Attributes:
+        path: path relative to the checkpoint.
+        size: length in bytes.
+        tensors: tensors of the file, in content order.
+    """
+
+    path: str
+    size: int
+    tensors: tuple[OutputTensor, ...]
 
 
 @dataclass(frozen=True, slots=True)
@@ -35,3 +68,20 @@ class Span:
     tensor: int
     offset: int
     length: int
+
+
+@dataclass(frozen=True, slots=True)
+class Checksum:
+    """Bytes that depend on the content before them, so that they are known only after it has been produced.
+
+    Attributes:
+        length: number of bytes, at most a few KiB.
+        render: function that returns the bytes for the CRC32 of the span directly before them.
+    """
+
+    length: int
+    render: Callable[[int], bytes]
+
+
+# A range of a file to be written.
+Piece = bytes | Span | Checksum

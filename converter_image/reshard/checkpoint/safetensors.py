@@ -6,7 +6,7 @@ import struct
 from collections import Counter
 from hashlib import blake2b
 from math import prod
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Final
 
 import msgspec
 
@@ -14,14 +14,15 @@ from reshard.checkpoint.ckpt import MAX_DIMENSIONS, MAX_TENSORS
 from reshard.checkpoint.crc import NamedContents
 from reshard.checkpoint.dtypes import BY_SAFETENSORS_NAME, DTYPES, INT4, SAFETENSORS_ORDER, STRING
 from reshard.checkpoint.inventory import Header, Structure, TensorEntry
-from reshard.checkpoint.output import OutputTensor, Span
+from reshard.checkpoint.output import Span
 from reshard.errors import DataError, OutputError
 from reshard.strictjson import TooManyError, pairs
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator, Sequence
+    from collections.abc import Iterable, Iterator, Mapping, Sequence
 
     from reshard.checkpoint.inventory import RangeReader
+    from reshard.checkpoint.output import OutputFile, OutputTensor, Piece
 
 # The limit of the safetensors library (safetensors/src/tensor.rs, MAX_HEADER_SIZE).
 MAX_HEADER_BYTES = 100_000_000
@@ -111,7 +112,7 @@ def content_order(tensors: Sequence[OutputTensor]) -> list[int]:
     return sorted(range(len(tensors)), key=lambda i: (-SAFETENSORS_ORDER[DTYPES[tensors[i].dtype].safetensors], tensors[i].name))
 
 
-def pieces(tensors: Sequence[OutputTensor], metadata: dict[str, str], crc: int | None) -> Iterator[bytes | Span]:
+def pieces(tensors: Sequence[OutputTensor], metadata: Mapping[str, str], crc: int | None) -> Iterator[bytes | Span]:
     """Yield a file of these tensors, in content order, from its first byte to its last.
 
     Raises:
@@ -124,12 +125,65 @@ def pieces(tensors: Sequence[OutputTensor], metadata: dict[str, str], crc: int |
             yield Span(number, 0, tensor.nbytes)
 
 
-def file_size(tensors: Sequence[OutputTensor], metadata: dict[str, str], *, crc: bool) -> int:
+def file_size(tensors: Sequence[OutputTensor], metadata: Mapping[str, str], *, crc: bool) -> int:
     """Return the length of the file in bytes."""
     return len(_header(tensors, metadata, 0 if crc else None)) + sum(tensor.nbytes for tensor in tensors)
 
 
-def _header(tensors: Sequence[OutputTensor], metadata: dict[str, str], crc: int | None) -> bytes:
+class SafetensorsFormat:
+    """The format with MindSpore's names and metadata, as `reshard.formats.protocol.OutputFormat`."""
+
+    name: Final = "safetensors"
+    crc: Final = "Header"
+
+    def path(self, rank: int, ranks: int, stem: str) -> str:
+        """Return the path of a rank's file, as MindSpore names it."""
+        return f"rank_{rank}/{stem}.safetensors"
+
+    def can_hold(self, tensor: OutputTensor) -> bool:
+        """Return True.
+
+        Raises:
+            DataError: the format does not have the type.
+        """
+        if DTYPES[tensor.dtype].safetensors is None:
+            raise DataError(
+                "UnknownType",
+                f"safetensors has no equivalent of MindSpore's type {tensor.dtype}",
+                where=f"parameter {tensor.name}",
+                fix="write .ckpt files: --format ckpt (spec.target.format: Ckpt)",
+            )
+        return True
+
+    def content_order(self, tensors: Sequence[OutputTensor]) -> Sequence[int]:
+        """Return the order of the safetensors library."""
+        return content_order(tensors)
+
+    def pieces(self, tensors: Sequence[OutputTensor], metadata: Mapping[str, str], crc: int | None = None) -> Iterator[Piece]:
+        """Yield a file with a CRC in its header, or without one."""
+        return pieces(tensors, metadata, crc)
+
+    def file_size(self, tensors: Sequence[OutputTensor], metadata: Mapping[str, str], *, crc: bool = False) -> int:
+        """Return the length of a file in bytes."""
+        return file_size(tensors, metadata, crc=crc)
+
+    def trailer(self, crc: int) -> bytes:
+        """Return no bytes: the header has the CRC."""
+        return b""
+
+    def entries(self, reader: RangeReader, tensors: Sequence[OutputTensor]) -> tuple[TensorEntry, ...]:
+        """Return the tensors that a finished file describes."""
+        return read_header(reader).structure.tensors
+
+    def documents(self, files: Iterable[OutputFile]) -> Mapping[str, bytes]:
+        """Return no documents: each file describes itself."""
+        return {}
+
+
+SAFETENSORS = SafetensorsFormat()
+
+
+def _header(tensors: Sequence[OutputTensor], metadata: Mapping[str, str], crc: int | None) -> bytes:
     """Return the part of the file before its contents, as the library writes it, padded to a multiple of 8 bytes."""
     marks = dict(metadata)
     if texts := [tensor.name for tensor in tensors if tensor.dtype == STRING]:

@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+from itertools import chain, pairwise
 from typing import TYPE_CHECKING, NamedTuple
 
 import numpy as np
+from zlib_ng import zlib_ng
 
 from reshard.checkpoint.dtypes import DTYPES
+from reshard.checkpoint.output import Checksum
 from reshard.engine.gather import SMALL_BYTES, Gatherer, element_type, reads_of_box, reads_of_small, small_runs
 from reshard.layout.box import Box
 from reshard.layout.tiles import flat_span, next_tile
@@ -14,8 +17,8 @@ from reshard.layout.tiles import flat_span, next_tile
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Iterator
 
-    from reshard.checkpoint import Span
     from reshard.checkpoint.inventory import TensorEntry
+    from reshard.checkpoint.output import Piece, Span
     from reshard.engine.gather import Runs, SourceFiles
     from reshard.plan import RankPlan, TargetTensor
     from reshard.plan.geometry import Overlap
@@ -28,11 +31,12 @@ _SPLINTER_BYTES = 64 << 10
 
 
 class Small(NamedTuple):
-    """A small tensor, as a whole."""
+    """A small tensor, as a whole. For `summed`, see `Fill`."""
 
     tensor: TargetTensor
     runs: Runs
     nbytes: int
+    summed: bool = False
 
 
 class Copy(NamedTuple):
@@ -59,39 +63,45 @@ class Fill(NamedTuple):
         copies: copies that fill the box.
         dtype: type of the elements.
         nbytes: length of the box in bytes.
+        summed: whether the next `Checksum` depends on these bytes.
     """
 
     box: Box
     copies: tuple[Copy, ...]
     dtype: str
     nbytes: int
+    summed: bool = False
 
 
-# The next bytes of a file: a literal, or their origin. None: the tile is full, and passed on.
-Move = bytes | Small | Fill | None
+# The next bytes of a file: a literal, their origin, or a checksum. None: the tile is full, and passed on.
+Move = bytes | Small | Fill | Checksum | None
 
 
-def moves(plan: RankPlan, pieces: Iterable[bytes | Span]) -> Iterator[Move]:
+def moves(plan: RankPlan, pieces: Iterable[Piece]) -> Iterator[Move]:
     """Yield all steps that produce a rank's file, in file order. Pure.
 
     Args:
         plan: plan of the rank.
-        pieces: structure of the file in its format: literal bytes, and spans of the plan's tensors.
+        pieces: structure of the file in its format. Spans are of the plan's tensors.
     """
     room = _Room()
     content: _Content | None = None
-    for piece in pieces:
+    for piece, following in pairwise(chain(pieces, [b""])):
         if isinstance(piece, bytes):
             for at in range(0, len(piece), TILE_BYTES):
                 part = piece[at : at + TILE_BYTES]
                 yield from room.take(len(part))
                 yield part
             continue
-        tensor = plan.tensors[piece.tensor]
+        if isinstance(piece, Checksum):
+            yield from room.take(piece.length)
+            yield piece
+            continue
+        tensor, summed = plan.tensors[piece.tensor], isinstance(following, Checksum)
         small = piece.length <= SMALL_BYTES and piece.offset == 0
         if small and (runs := small_runs(tensor)) is not None:
             yield from room.take(piece.length)
-            yield Small(tensor, runs, piece.length)
+            yield Small(tensor, runs, piece.length, summed)
             continue
         if content is None or content.tensor is not tensor:
             content = _Content(tensor)
@@ -101,7 +111,7 @@ def moves(plan: RankPlan, pieces: Iterable[bytes | Span]) -> Iterator[Move]:
             yield from room.make(min(_SPLINTER_BYTES, left))
             fill = content.next(piece.offset + done, min(room.left, left))
             yield from room.take(fill.nbytes)
-            yield fill
+            yield fill._replace(summed=summed) if summed else fill
             done += fill.nbytes
     if room.left < TILE_BYTES:
         yield None
@@ -152,10 +162,10 @@ def carry_out(moves: Iterable[Move], files: SourceFiles, emit: Callable[[memoryv
         DataError, StorageError: the source cannot be read.
     """
     memory, filled = memoryview(bytearray(TILE_BYTES)), 0
-    gatherer = Gatherer(files, TILE_BYTES)
+    producer = _Producer(Gatherer(files, TILE_BYTES))
     for move in moves:
         if move is not None:
-            filled += _carry_out(move, gatherer, memory[filled:])
+            filled += producer.carry_out(move, memory[filled:])
             continue
         if filled:
             emit(memory[:filled])
@@ -169,25 +179,39 @@ def fill(moves: Iterable[Move], gatherer: Gatherer, into: memoryview) -> None:
         DataError, StorageError: the source cannot be read.
     """
     filled = 0
+    producer = _Producer(gatherer)
     for move in moves:
         if move is not None:
-            filled += _carry_out(move, gatherer, into[filled:])
+            filled += producer.carry_out(move, into[filled:])
 
 
-def _carry_out(move: bytes | Small | Fill, gatherer: Gatherer, into: memoryview) -> int:
-    """Write the bytes of a move to the start of a buffer. Return their number."""
-    if isinstance(move, bytes):
-        into[: len(move)] = move
-        return len(move)
-    view = into[: move.nbytes]
-    if isinstance(move, Small):
-        gatherer.read_small(move.tensor, move.runs, view)
+class _Producer:
+    """Carries out moves one after another, and calculates the CRC32 that a checksum depends on."""
+
+    def __init__(self, gatherer: Gatherer) -> None:
+        self._gatherer = gatherer
+        self._crc = 0
+
+    def carry_out(self, move: bytes | Small | Fill | Checksum, into: memoryview) -> int:
+        """Write the bytes of a move to the start of a buffer. Return their number."""
+        if isinstance(move, Checksum):
+            into[: move.length] = move.render(self._crc)
+            self._crc = 0
+            return move.length
+        if isinstance(move, bytes):
+            into[: len(move)] = move
+            return len(move)
+        view = into[: move.nbytes]
+        if isinstance(move, Small):
+            self._gatherer.read_small(move.tensor, move.runs, view)
+        else:
+            elements = np.frombuffer(view, element_type(move.dtype)).reshape(move.box.shape)
+            for rank, entry, source, here in move.copies:
+                window = (*here.slices(), ...)  # the ellipsis returns a view of a scalar too, instead of its value
+                self._gatherer.read(rank, entry, source, elements[window])  # type: ignore[index]  # numpy's stubs do not support this tuple
+        if move.summed:
+            self._crc = zlib_ng.crc32(view, self._crc)
         return move.nbytes
-    elements = np.frombuffer(view, element_type(move.dtype)).reshape(move.box.shape)
-    for rank, entry, source, here in move.copies:
-        window = (*here.slices(), ...)  # the ellipsis returns a view of a scalar too, instead of its value
-        gatherer.read(rank, entry, source, elements[window])  # type: ignore[index]  # numpy's stubs do not support this tuple
-    return move.nbytes
 
 
 class _Held(NamedTuple):

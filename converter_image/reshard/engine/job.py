@@ -8,15 +8,15 @@ from typing import TYPE_CHECKING, Any
 
 import msgspec
 
-from reshard import checkpoint
-from reshard.checkpoint import OutputTensor, can_hold, content_order
 from reshard.checkpoint.blockcipher import BlockCipher, cipher_of
 from reshard.checkpoint.dtypes import INT4
 from reshard.checkpoint.encryption import sealed_size
+from reshard.checkpoint.output import OutputTensor
 from reshard.checkpoint.unified import part_name
 from reshard.engine.gather import SourceFiles
 from reshard.engine.notes import notes_of
 from reshard.errors import RequestError
+from reshard.formats.registry import output_format
 from reshard.plan import Planner, Role, summarize
 from reshard.source.index import Selected
 from reshard.spec.ranks import parse_ranks
@@ -26,9 +26,10 @@ from reshard.storage import open_store
 if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator
 
-    from reshard.checkpoint import Span
-    from reshard.checkpoint.inventory import Format, SourceFile
+    from reshard.checkpoint.inventory import SourceFile
+    from reshard.checkpoint.output import Piece
     from reshard.engine.gather import ReadCount
+    from reshard.formats.protocol import OutputFormat
     from reshard.plan import Model, Summary
     from reshard.storage.protocol import ReadStore
     from reshard.strategy import Strategy
@@ -48,7 +49,7 @@ class Job:
         planner: planner of all target ranks.
         digest: identifies source, strategies and options. Equal digests mean equal files.
         key: fields of the request that determine the result, to find a started task without reading the source.
-        format: format of the target's files.
+        output: format of the target's files.
         stage: pipeline stage of the source whose files the task writes. None: all stages.
         whole: identifies the checkpoint by what the tasks of all its stages share. Without stages: the digest.
         selected: result of the selection of the source's files.
@@ -65,7 +66,7 @@ class Job:
     planner: Planner
     digest: str
     key: dict[str, Any]
-    format: Format
+    output: OutputFormat
     stage: int | None
     whole: str
     selected: Selected
@@ -143,7 +144,7 @@ class Job:
             RequestError: there are none, and MindSpore does not read such a file.
         """
         found = self.planner.parameters(rank)
-        if self.format == "ckpt" and not found and not self.planner.remove_redundancy and not self.model.same:
+        if self.output.name == "ckpt" and not found and not self.planner.remove_redundancy and not self.model.same:
             raise RequestError(
                 "NothingToWrite",
                 "the file would contain no parameters, and MindSpore cannot load such a .ckpt file",
@@ -152,13 +153,13 @@ class Job:
             )
         return tuple(OutputTensor(p.name, p.dtype, p.slice_shape, p.slice_nbytes) for p in found)
 
-    def pieces(self, rank: int, crc: int | None = None) -> Iterator[bytes | Span]:
-        """Yield a target rank's file before encryption, see `reshard.checkpoint.pieces`. Spans refer to its plan's tensors.
+    def pieces(self, rank: int, crc: int | None = None) -> Iterator[Piece]:
+        """Yield a target rank's file before encryption, see `OutputFormat.pieces`. Spans refer to its plan's tensors.
 
         Raises:
             DataError, OutputError, RequestError: the file cannot be created, see `file_size` and `tensors`.
         """
-        return checkpoint.pieces(self.format, self.tensors(rank), self.metadata(rank), crc)
+        return self.output.pieces(self.tensors(rank), self.metadata(rank), crc)
 
     def file_size(self, rank: int) -> int:
         """Return the size of a target rank's file in bytes.
@@ -166,7 +167,7 @@ class Job:
         Raises:
             DataError, OutputError, RequestError: the file cannot be created.
         """
-        plain = checkpoint.file_size(self.format, self.tensors(rank), self.metadata(rank), crc=self.request.options.crc)
+        plain = self.output.file_size(self.tensors(rank), self.metadata(rank), crc=self.request.options.crc)
         return plain if self.cipher is None else sealed_size(self.cipher, plain)
 
     def file_sizes(self, ranks: Iterable[int]) -> dict[int, int]:
@@ -188,10 +189,12 @@ class Job:
             folder, _, name = own.path.rpartition("/")
             if folder and not folder.startswith("rank_"):  # in another spelling, or nested
                 folder = f"rank_{rank}"
-            return "/".join(part for part in (folder, f"{name.removesuffix(self.model.inventory.format)}{self.format}") if part)
+            return "/".join(
+                part for part in (folder, f"{name.removesuffix(self.model.inventory.format)}{self.output.name}") if part
+            )
         number = rank if self.request.options.numbered else ""
         suffix = "" if self.stage is None else f"_part{self.stage}"  # MindSpore's name
-        return f"rank_{rank}/{self.request.options.file_prefix}{number}{suffix}.{self.format}"
+        return self.output.path(rank, self.model.target_ranks, f"{self.request.options.file_prefix}{number}{suffix}")
 
     def own_file(self, rank: int) -> SourceFile | None:
         """Return the source file that a target rank's file is converted from, if files are converted one by one."""
@@ -231,13 +234,16 @@ def job_of(  # noqa: PLR0913 - independent results of reading the source
             where="remove redundancy",
             fix="specify the target strategy, or omit --remove-redundancy (spec.target.removeRedundancy)",
         )
-    output: Format = "ckpt" if wanted == "Ckpt" else "safetensors"
+    name = "ckpt" if wanted == "Ckpt" else "safetensors"
     if wanted == "Source" and request.options.output != "Unified":
-        output = model.inventory.format
+        name = model.inventory.format
+    output = output_format(name)
     cipher = _cipher(request, output, key)
     if request.options.output != "Index":  # an index serves files of either format, and loading into memory
         model = _arranged(model, output)
-    decisive = {name: decides[name] for name in ("sourceStrategy", "targetStrategy")} | request_key(request) | {"format": output}
+    decisive = (
+        {name: decides[name] for name in ("sourceStrategy", "targetStrategy")} | request_key(request) | {"format": output.name}
+    )
     # An index refers to versions of files, so they are part of its identity.
     identified = model.inventory.pinned if request.options.output == "Index" else model.inventory.identity
     identity = whole = _identity([decisive, identified])
@@ -247,7 +253,7 @@ def job_of(  # noqa: PLR0913 - independent results of reading the source
     planner = Planner(model, remove_redundancy=request.options.remove_redundancy)
     strategies = (source, target)
     job = Job(request, store, planner, identity, decides, output, stage, whole, selected, strategies, cipher=cipher)
-    own = notes_of(model, request, strategies, output, planner, job.scope)
+    own = notes_of(model, request, strategies, output.name, planner, job.scope)
     return replace(job, notes=(*notes, *own))
 
 
@@ -255,12 +261,12 @@ def _identity(content: object) -> str:
     return hashlib.sha256(msgspec.json.encode(content)).hexdigest()
 
 
-def _cipher(request: Request, output: Format, key: bytes | None) -> BlockCipher | None:
+def _cipher(request: Request, output: OutputFormat, key: bytes | None) -> BlockCipher | None:
     """Return the cipher of the target's files. None: they are not encrypted."""
     if request.encryption is None:
         return None
     what = fix = None
-    if output != "ckpt":
+    if output.name != "ckpt":
         what = "encrypted safetensors files are not supported by any reader, including MindSpore"
         fix = "write .ckpt files: --format ckpt (spec.target.format: Ckpt), or omit the encryption"
     elif request.options.output == "Index":
@@ -275,12 +281,17 @@ def _cipher(request: Request, output: Format, key: bytes | None) -> BlockCipher 
     return cipher_of(request.encryption.mode, key)
 
 
-def _arranged(model: Model, output: Format) -> Model:
+def _arranged(model: Model, output: OutputFormat) -> Model:
     """Return the parameters for the target's format: in its order, and without those that it cannot hold."""
-    held = [p for p in model.parameters if can_hold(output, p.name, p.dtype, p.shape)]
-    left_out = tuple(p.name for p in model.parameters if not can_hold(output, p.name, p.dtype, p.shape))
-    order = content_order(output, [OutputTensor(p.name, p.dtype, p.slice_shape, p.slice_nbytes) for p in held])
-    return replace(model, parameters=tuple(held[i] for i in order), zero_size=left_out)
+    held, left_out = [], []
+    for p in model.parameters:
+        tensor = OutputTensor(p.name, p.dtype, p.slice_shape, p.slice_nbytes, whole=p.shape)
+        if output.can_hold(tensor):
+            held.append((p, tensor))
+        else:
+            left_out.append(p.name)
+    order = output.content_order([tensor for _, tensor in held])
+    return replace(model, parameters=tuple(held[i][0] for i in order), zero_size=tuple(left_out))
 
 
 def key_of(request: Request, source: Strategy | None, target: Strategy | None) -> dict[str, Any]:

@@ -14,7 +14,6 @@ from reshard.spec.ranks import format_ranks
 if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
 
-    from reshard.checkpoint.inventory import Format
     from reshard.plan import Model, Planner
     from reshard.spec.request import Request
     from reshard.strategy import Strategy
@@ -24,7 +23,7 @@ def notes_of(
     model: Model,
     request: Request,
     strategies: tuple[Strategy | None, Strategy | None],
-    output: Format,
+    output: str,
     planner: Planner,
     scope: Sequence[int],
 ) -> tuple[str, ...]:
@@ -34,7 +33,7 @@ def notes_of(
         model: model of the task.
         request: request of the transform.
         strategies: source strategy and target strategy.
-        output: format of the target's files.
+        output: name of the format of the target's files.
         planner: planner of all target ranks.
         scope: requested target ranks.
     """
@@ -112,7 +111,7 @@ def _notes_on_foreign_files(model: Model, request: Request) -> Iterator[str]:
             yield f"the CRC32 in these files was not checked, as MindSpore copied it from a source rank's file: {some(marked)}"
 
 
-def _notes_on_types(model: Model, output: Format) -> tuple[str, ...]:
+def _notes_on_types(model: Model, output: str) -> tuple[str, ...]:
     """Warn of types that MindSpore writes into a `.ckpt` file and cannot load from one."""
     if output != "ckpt":
         return ()

@@ -9,11 +9,10 @@ from typing import TYPE_CHECKING
 
 from zlib_ng import zlib_ng
 
-from reshard import checkpoint
-from reshard.checkpoint import Span
 from reshard.checkpoint.crc import NamedContents
 from reshard.checkpoint.encryption import Encryptor
 from reshard.checkpoint.manifest import FileRecord
+from reshard.checkpoint.output import Checksum, Span
 from reshard.engine.execute import carry_out, moves, reads, reads_of_spans
 from reshard.engine.gather import ReadCount
 from reshard.engine.servercopy import parts, split
@@ -32,11 +31,11 @@ from reshard.telemetry import phase
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
 
-    from reshard.checkpoint.inventory import Format
     from reshard.checkpoint.manifest import Verified
     from reshard.engine.gather import SourceFiles
     from reshard.engine.job import Job
     from reshard.engine.memory import Budget
+    from reshard.formats.protocol import OutputFormat
     from reshard.plan import RankPlan
     from reshard.progress import Progress
     from reshard.storage.protocol import PartLimits, Reader, Store, Writer
@@ -165,6 +164,8 @@ def assemble(job: Job, plan: RankPlan, writer: Writer, conditions: Conditions, l
     `produce`.
     """
     laid_out = list(split(moves(plan, job.pieces(plan.rank))))
+    if any(isinstance(move, Checksum) for move in laid_out):  # they require the content to pass through this process
+        return produce(job, plan, writer, conditions)
     planned = parts(laid_out, limits)
     if planned is None or all(part.rank is None for part in planned):
         return produce(job, plan, writer, conditions)
@@ -219,7 +220,7 @@ def produce(job: Job, plan: RankPlan, writer: Writer, conditions: Conditions) ->
         ReshardError: the source cannot be read or has changed, or the file cannot be written.
     """
     prove(plan)
-    tail = _Tail(job.format, wanted=job.request.options.crc)
+    tail = _Tail(job.output, wanted=job.request.options.crc)
     digest = ContentDigest()
 
     def put(part: memoryview | bytes) -> None:
@@ -248,11 +249,12 @@ def produce(job: Job, plan: RankPlan, writer: Writer, conditions: Conditions) ->
 
 
 class _Tail:
-    """The CRC32 at the end of a `.ckpt` file. A safetensors file has it in the header instead."""
+    """The CRC32 of a whole file at its end, if it is requested and the format has it there."""
 
-    def __init__(self, output: Format, *, wanted: bool) -> None:
-        self._at_end = wanted and output == "ckpt"
-        self.in_header = wanted and not self._at_end
+    def __init__(self, output: OutputFormat, *, wanted: bool) -> None:
+        self._output = output
+        self._at_end = wanted and output.crc == "Trailer"
+        self.in_header = wanted and output.crc == "Header"
         self._crc = 0
 
     def update(self, part: memoryview | bytes) -> None:
@@ -260,7 +262,7 @@ class _Tail:
             self._crc = zlib_ng.crc32(part, self._crc)
 
     def content(self) -> bytes:
-        return checkpoint.crc_trailer(self._crc) if self._at_end else b""
+        return self._output.trailer(self._crc) if self._at_end else b""
 
 
 def _crc_of_contents(plan: RankPlan, files: SourceFiles, conditions: Conditions) -> int:

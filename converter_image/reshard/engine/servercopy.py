@@ -6,6 +6,7 @@ from dataclasses import dataclass, replace
 from itertools import islice
 from typing import TYPE_CHECKING
 
+from reshard.checkpoint.output import Checksum
 from reshard.engine.execute import TILE_BYTES, Fill, Small
 from reshard.engine.gather import reads_of_box
 from reshard.layout.box import Box
@@ -135,4 +136,6 @@ def _source(move: Move) -> tuple[int | None, int]:
 def _length(move: Move) -> int:
     if move is None:
         return 0
+    if isinstance(move, Checksum):
+        return move.length
     return move.nbytes if isinstance(move, Fill | Small) else len(move)

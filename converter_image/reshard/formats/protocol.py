@@ -7,13 +7,14 @@ Another package can add a format, see `registry`.
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Protocol
+from typing import TYPE_CHECKING, Literal, Protocol
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Mapping, Sequence
+    from collections.abc import Iterable, Iterator, Mapping, Sequence
     from contextlib import AbstractContextManager
 
-    from reshard.checkpoint.inventory import RangeReader
+    from reshard.checkpoint.inventory import RangeReader, TensorEntry
+    from reshard.checkpoint.output import OutputFile, OutputTensor, Piece
     from reshard.model import Checkpoint
 
 
@@ -63,4 +64,75 @@ class SourceFormat(Protocol):
         Raises:
             DataError: the checkpoint is damaged, contradicts itself, or contains something that is not supported.
             MissingInputError: a file of the checkpoint does not exist.
+        """
+
+
+class OutputFormat(Protocol):
+    """A format that can be written. All results follow from the arguments alone, so that equal tasks write equal files."""
+
+    @property
+    def name(self) -> str:
+        """The format, as in `--format`."""
+
+    @property
+    def crc(self) -> Literal["Header", "Trailer"] | None:
+        """Where a file can have one CRC32 of all its tensors, on request. None: nowhere."""
+
+    def path(self, rank: int, ranks: int, stem: str) -> str:
+        """Return the path of a rank's file, relative to the target.
+
+        Args:
+            rank: number of the target rank.
+            ranks: number of target ranks.
+            stem: name that the user has chosen, for formats without names of their own.
+        """
+
+    def can_hold(self, tensor: OutputTensor) -> bool:
+        """Return whether a file can hold a tensor. False: it is left out.
+
+        Raises:
+            DataError: the format does not support the type.
+        """
+
+    def content_order(self, tensors: Sequence[OutputTensor]) -> Sequence[int]:
+        """Return the positions of tensors in the order in which a file holds their contents."""
+
+    def pieces(self, tensors: Sequence[OutputTensor], metadata: Mapping[str, str], crc: int | None = None) -> Iterator[Piece]:
+        """Yield a file from its first byte to its last, without the trailer.
+
+        Args:
+            tensors: tensors of the file, in content order. Spans refer to their positions.
+            metadata: metadata of a safetensors file of the source, or what MindSpore expects.
+            crc: CRC32 for the header.
+
+        Raises:
+            DataError: the format reserves the name of a tensor.
+            OutputError: the file would contain more tensors than the format allows.
+        """
+
+    def file_size(self, tensors: Sequence[OutputTensor], metadata: Mapping[str, str], *, crc: bool = False) -> int:
+        """Return the length of a file in bytes, including its CRC if it has one. Arguments and errors: see `pieces`."""
+
+    def trailer(self, crc: int) -> bytes:
+        """Return what follows the pieces if a file has its CRC32 in a trailer, or nothing."""
+
+    def entries(self, reader: RangeReader, tensors: Sequence[OutputTensor]) -> tuple[TensorEntry, ...]:
+        """Return the tensors that a finished file describes, for its verification.
+
+        Args:
+            reader: reader of the file.
+            tensors: tensors of which the file was made, in content order.
+
+        Raises:
+            DataError: the file is damaged.
+        """
+
+    def documents(self, files: Iterable[OutputFile]) -> Mapping[str, bytes]:
+        """Return the documents that complete a checkpoint, such as an index, by their names.
+
+        They are written after all files, in this order, and follow from names, types and boxes, so that a commit does not open
+        the files.
+
+        Args:
+            files: files of the checkpoint, in ascending order of rank.
         """

@@ -8,8 +8,8 @@ from typing import TYPE_CHECKING, TypedDict, Unpack
 
 import numpy as np
 
-from reshard.checkpoint import Span
 from reshard.checkpoint.arrays import array_of
+from reshard.checkpoint.output import Span
 from reshard.engine.execute import TILE_BYTES, fill, moves, reads_of_spans
 from reshard.engine.gather import Gatherer, ReadCount
 from reshard.engine.memory import budget, default_workers

@@ -43,7 +43,7 @@ def draft_manifest(job: Job, durations: Mapping[str, float]) -> Manifest:
         version=__version__,
         digest=job.digest,
         source=source,
-        format=job.format,
+        format=job.output.name,
         ranks="",
         target_ranks=model.target_ranks,
         options=request_key(job.request),

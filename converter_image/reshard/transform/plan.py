@@ -99,7 +99,7 @@ def plan_transform(
         memory_bytes=memory,
         workers=workers,
         digest=job.digest,
-        format=job.format,
+        format=job.output.name,
         finished_ranks=finished_ranks,
         complete=opened.complete,
         notes=job.notes,
