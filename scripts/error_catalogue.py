@@ -13,15 +13,16 @@ if TYPE_CHECKING:
 CATALOGUE = Path(__file__).parents[1] / "docs" / "errors.yaml"
 _HEAD = """# Errors and conditions
 
-This page lists every reason that Reshard reports. A reason is stable; match on it, not on the text of the message.
+This page lists every reason that Reshard reports. Reasons are stable. In scripts, match the reason, not the text of the message.
 
-- The command line prints `reshard: REASON: LOCATION: PROBLEM; REMEDY` and the address of the entry on this page. With `--json`,
-  it also prints an object `error` to standard output, with the keys `reason`, `message`, `where`, `remedy`, `exitCode` and
-  `documentation`. The [exit code](architecture.md#exit-codes) says whether a retry can help.
-- Python functions raise a `ReshardError`, which has the attributes `reason`, `what`, `where`, `fix` and `documentation`.
-- The condition `Ready` of a `CheckpointTransform` has a reason of the operator, of a failed pod, or of Kubernetes. The Event of a
-  failed transform contains the address of the entry.
-- The commands use the current namespace. If it is not the namespace of the transform, add `--namespace`.
+- **Command line.** The command prints `reshard: REASON: LOCATION: PROBLEM; REMEDY` and a link to the entry on this page. With
+  `--json`, it also prints an object `error` to standard output, with the keys `reason`, `message`, `where`, `remedy`, `exitCode`
+  and `documentation`. The [exit code](architecture.md#exit-codes) indicates whether a retry can help.
+- **Python.** Functions raise a `ReshardError`, which has the attributes `reason`, `what`, `where`, `fix` and `documentation`.
+- **Kubernetes.** The reason of the condition `Ready` of a CheckpointTransform comes from the operator, from a failed pod, or from
+  Kubernetes. The Event of a failed transform contains a link to the entry on this page.
+
+The `kubectl` commands on this page use the current namespace. If the transform is in another namespace, add `--namespace`.
 
 `make docs` generates this page from `errors.yaml`.
 """
