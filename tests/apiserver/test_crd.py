@@ -186,6 +186,8 @@ FIXED = {
     "parameters.sourceOnly": "Keep",
     "parameters.allowMissing": True,
     "parameters.allowInconsistent": ["rng.*"],
+    "parameters.include": ["model.*"],
+    "parameters.exclude": ["optim.*"],
     "parameters.rename": [{"from": "a", "to": "b"}, {"pattern": "a.*", "to": "b.*"}],
     "verification": "Full",
     "overwrite": "Replace",

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import disk
 import rawfiles
@@ -25,10 +25,8 @@ if TYPE_CHECKING:
     from reshard.plan import RankPlan
 
 
-def job(
-    model: models.Model, source: str, target: str, stage: int | None = None, *, remove_redundancy: bool = False
-) -> tuple[Job, MemorySource]:
-    """Return a task for all ranks, or for those of one pipeline stage of the source."""
+def job(model: models.Model, source: str, target: str, stage: int | None = None, **chosen: Any) -> tuple[Job, MemorySource]:
+    """Return a task for all ranks, or for those of one pipeline stage of the source, with the `chosen` options."""
     held = model.source()
     store = MemorySource({f"rank_{r}/x.{source}": rawfiles.write(source, tensors) for r, tensors in enumerate(held)})
     before, after = disk.strategies(model)
@@ -37,11 +35,19 @@ def job(
     paths = {r: f"rank_{r}/x.{source}" for r in before.numbers if held[r] or source == "safetensors"}
     # Without redundancy a rank may be left without a file.
     inventory = read_inventory(store, Files(paths), workers=1)
-    placed = place(inventory, before, after, incomplete=True, one_stage=stage is not None)
     options = Options(
         format="Ckpt" if target == "ckpt" else "Safetensors",
         output="PerRank" if stage is None else "Stage",
-        remove_redundancy=remove_redundancy,
+        **chosen,
+    )
+    placed = place(
+        inventory,
+        before,
+        after,
+        incomplete=True,
+        one_stage=stage is not None,
+        include=options.include,
+        exclude=options.exclude,
     )
     return job_of(Request("memory", "nowhere", options=options), store, placed, before, after), store
 

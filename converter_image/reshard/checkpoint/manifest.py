@@ -143,6 +143,7 @@ class StageRecord(_Document, frozen=True):
         stage_count: number of stages, if it was known.
         in_other_stages: names in the target strategy that this stage does not hold. Empty in a complete checkpoint.
         unmatched: rules of `options.rename` that match nothing in this stage. In a complete checkpoint: nothing in any stage.
+        unmatched_patterns: patterns of `options.include` and `options.exclude` that match nothing, likewise.
     """
 
     stage: int
@@ -152,6 +153,7 @@ class StageRecord(_Document, frozen=True):
     stage_count: int | None = None
     in_other_stages: tuple[str, ...] = ()
     unmatched: tuple[RenameRule, ...] = ()
+    unmatched_patterns: tuple[str, ...] = ()
 
 
 class Manifest(_Document, frozen=True):
@@ -173,7 +175,8 @@ class Manifest(_Document, frozen=True):
         not_in_files: names that the source strategy has, but no file.
         zero_size: names of tensors of shape [0]. They were left out, because MindSpore loads them from a `.ckpt` file as scalars
             without a value.
-        excluded: names of source parameters that the request left out.
+        excluded: names of source parameters that `options.include` and `options.exclude` left out.
+        excluded_by_rename: names of source parameters that rules of `options.rename` left out.
         inconsistent_replicas: names of parameters whose copies differ between source ranks or stages, which the request accepts.
         stages: one record per pipeline stage, if the checkpoint was written stage by stage.
         index: index that replaces the files, with output Index.
@@ -200,6 +203,7 @@ class Manifest(_Document, frozen=True):
     not_in_files: tuple[str, ...] = ()
     zero_size: tuple[str, ...] = ()
     excluded: tuple[str, ...] = ()
+    excluded_by_rename: tuple[str, ...] = ()
     inconsistent_replicas: tuple[str, ...] = ()
     may_be_slices: tuple[str, ...] = ()
     stages: tuple[StageRecord, ...] = ()

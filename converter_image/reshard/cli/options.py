@@ -229,6 +229,20 @@ GROUPS: dict[str, tuple[_Option, ...]] = {
     ),
     "Parameters": (
         _option(
+            _WRITE,
+            "--include",
+            multiple=True,
+            metavar="PATTERN",
+            help="Pattern of parameters to write, such as `model.*`. `*` matches any characters. Repeatable. Default: all.",
+        ),
+        _option(
+            _WRITE,
+            "--exclude",
+            multiple=True,
+            metavar="PATTERN",
+            help="Pattern of parameters to omit, such as `optim.*`, even if the target strategy names them. Repeatable.",
+        ),
+        _option(
             _RANKS,
             "--source-only",
             **_words(SourceOnly, _DEFAULTS.source_only),

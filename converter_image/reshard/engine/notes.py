@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING
 
 from reshard.checkpoint.dtypes import DTYPES
 from reshard.checkpoint.unified import HYPER_NAME
-from reshard.plan import Role, unmatched
+from reshard.plan import Role, unmatched, unmatched_patterns
 from reshard.plan.copies import equal_files
 from reshard.plan.rename import NamePattern
 from reshard.spec.ranks import format_ranks
@@ -46,12 +46,15 @@ def notes_of(
 
 
 def _notes(model: Model, request: Request) -> tuple[str, ...]:
-    rules = request.options.rename
-    notes = []
-    if rules and request.options.output != "Stage":  # only the last stage knows whether rules match
-        notes = [f"the pattern {rule.pattern} matches no parameter" for rule in unmatched(model.source_names, rules)]
+    options, unused = request.options, list[str]()
+    if options.output != "Stage":  # only the last stage knows whether they match
+        unused = [str(rule.pattern) for rule in unmatched(model.source_names, options.rename)]
+        unused += unmatched_patterns(model.source_names, (*options.include, *options.exclude))
+    notes = [f"the pattern {pattern} matches no parameter" for pattern in unused]
     if model.excluded:
-        notes.append(f"rename rules exclude these parameters: {some(model.excluded)}")
+        notes.append(f"--include and --exclude omit {_counted(model.excluded)}")
+    if model.excluded_by_rename:
+        notes.append(f"rename rules omit {_counted(model.excluded_by_rename)}")
     if model.source_only:
         notes.append(f"skipped parameters that are only in the source strategy: {some(model.source_only)}")
     if model.target_only:
@@ -134,6 +137,10 @@ def _notes_on_shares(planner: Planner, scope: Sequence[int]) -> tuple[str, ...]:
     if not ranks:
         return ()
     return (f"target ranks {format_ranks(ranks)} hold no parameters; MindSpore's load_checkpoint rejects their files",)
+
+
+def _counted(names: tuple[str, ...]) -> str:
+    return f"{len(names)} {'parameter' if len(names) == 1 else 'parameters'}: {some(names)}"
 
 
 def _nth(model: Model) -> str:

@@ -40,6 +40,8 @@ class LoadOptions(TypedDict, total=False):
     allow_equal_slices: bool
     source_only: SourceOnly
     allow_missing: bool
+    include: tuple[str, ...]
+    exclude: tuple[str, ...]
     rename: tuple[RenameRule, ...]
     allow_inconsistent: tuple[str, ...]
     replicas: Replicas
@@ -73,6 +75,8 @@ def iter_tensors(  # noqa: PLR0913 - one for each option
     allow_equal_slices: bool = False,
     source_only: SourceOnly = "Drop",
     allow_missing: bool = False,
+    include: tuple[str, ...] = (),
+    exclude: tuple[str, ...] = (),
     rename: tuple[RenameRule, ...] = (),
     allow_inconsistent: tuple[str, ...] = (),
     replicas: Replicas = "Identical",
@@ -98,6 +102,8 @@ def iter_tensors(  # noqa: PLR0913 - one for each option
         allow_equal_slices: accept ranks that hold equal content where the source strategy gives them different slices.
         source_only: parameters that only the source strategy names. "Drop": leave them out; "Keep": load them whole.
         allow_missing: leave out parameters that only the target strategy names, instead of raising.
+        include: patterns of parameters to load, by their names in the source. `*` matches any characters. Empty: all.
+        exclude: patterns of parameters to leave out of these. A target strategy may name them.
         rename: new names of parameters.
         allow_inconsistent: patterns of parameters that no strategy names and whose copies may differ between source ranks.
         replicas: slices that several source ranks hold, see `Options`.
@@ -133,6 +139,8 @@ def iter_tensors(  # noqa: PLR0913 - one for each option
             allow_equal_slices=allow_equal_slices,
             source_only=source_only,
             allow_missing=allow_missing,
+            include=include,
+            exclude=exclude,
             rename=rename,
             allow_inconsistent=allow_inconsistent,
             replicas=replicas,

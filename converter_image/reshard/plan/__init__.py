@@ -4,7 +4,7 @@ from reshard.plan.cuts import Cuts, cuts
 from reshard.plan.model import Model, Parameter, Role
 from reshard.plan.parameters import place
 from reshard.plan.rank import Planner, RankPlan, TargetTensor, prove
-from reshard.plan.rename import unmatched
+from reshard.plan.rename import unmatched, unmatched_patterns
 from reshard.plan.same import keep
 from reshard.plan.summary import Summary, summarize
 from reshard.plan.traffic import Traffic, traffic
@@ -28,4 +28,5 @@ __all__ = [
     "traffic",
     "unify",
     "unmatched",
+    "unmatched_patterns",
 ]

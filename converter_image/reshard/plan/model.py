@@ -87,7 +87,8 @@ class Model:
         not_in_files: names that the source's strategy has and no file holds.
         zero_size: names of tensors of shape [0], left out since MindSpore loads them from a `.ckpt` as scalars without a value.
         in_other_stages: names that only the target's strategy has, if the source is one stage of several.
-        excluded: names of the source's that are left out because the user wants them to be.
+        excluded: names of the source's that the patterns of `include` and `exclude` leave out.
+        excluded_by_rename: names of the source's that a rename rule leaves out.
         per_rank: names of replicated parameters whose copies may differ, because the user accepts that: a target rank takes the
             copy of its own source rank.
         lowest_replica: whether each slice is read from the lowest rank that holds it.
@@ -108,6 +109,7 @@ class Model:
     zero_size: tuple[str, ...] = ()
     in_other_stages: tuple[str, ...] = ()
     excluded: tuple[str, ...] = ()
+    excluded_by_rename: tuple[str, ...] = ()
     per_rank: frozenset[str] = frozenset()
     lowest_replica: bool = False
     inconsistent_replicas: frozenset[str] = frozenset()

@@ -10,7 +10,7 @@ from reshard.checkpoint.unified import refuse_slices, stages_of_parts
 from reshard.errors import DataError, MissingInputError, RequestError
 from reshard.layout import Layout, cell_box
 from reshard.plan.model import Model, Parameter, Role
-from reshard.plan.rename import NamePattern, renamed
+from reshard.plan.rename import NamePattern, excluded_by, new_names, refuse_nothing, renamed
 from reshard.plan.stages import SourceStages, whole_shape
 
 if TYPE_CHECKING:
@@ -34,6 +34,8 @@ def place(  # noqa: PLR0913 - each is a choice by itself
     one_stage: bool = False,
     only: int | None = None,
     incomplete: bool = False,
+    include: Sequence[str] = (),
+    exclude: Sequence[str] = (),
     rename: Sequence[RenameRule] = (),
     allow_inconsistent: Sequence[str] = (),
     lowest_replica: bool = False,
@@ -49,6 +51,8 @@ def place(  # noqa: PLR0913 - each is a choice by itself
         one_stage: the source is one pipeline stage of several: what its files do not hold is none of its business.
         only: the one target rank that is made, from files that were chosen for it; None: all ranks, from all files.
         incomplete: files of source ranks may not be there; what of them is needed is missed when it is planned.
+        include: patterns of the source's names of parameters to write. Empty: all.
+        exclude: patterns of the source's names of parameters to leave out, among those. The target's strategy may name them.
         rename: what parameters are called at the target.
         allow_inconsistent: patterns of the source's names of parameters that no strategy names and whose copies may differ.
         lowest_replica: read each slice from the lowest rank that holds it.
@@ -56,7 +60,7 @@ def place(  # noqa: PLR0913 - each is a choice by itself
     Raises:
         DataError: files and strategies disagree; a layout does not divide.
         MissingInputError: a rank or a parameter is not there.
-        RequestError: a source of several ranks has no strategy; two parameters would have one name.
+        RequestError: a source of several ranks has no strategy; two parameters would have one name; all are excluded.
     """
     all_there = only is None and not incomplete
     if inventory.unified:
@@ -66,13 +70,15 @@ def place(  # noqa: PLR0913 - each is a choice by itself
     stages_of_source = stages_of_parts(inventory) if inventory.kind == "Unified" else _stages_by_name(source)
     stages_of_target = _stages_by_name(target)
     found = _found(inventory, {name for name, stages in stages_of_source.items() if len(stages) > 1} if source else ())
-    names = renamed(found, rename, all_there=not one_stage)
+    excluded = excluded_by(found, include, exclude)
+    names = renamed(found, rename, excluded=excluded, all_there=not one_stage)
     held = frozenset(names.values())
     refuse_slices(inventory, names, stages_of_target)
     source_devices = source.devices if source else len(inventory.files) if inventory.unified else 1
     stages = SourceStages(inventory, source)
     needed = _needed(target, only)
-    not_found = [name for name in needed if name not in held]
+    unwanted = new_names(excluded, rename)
+    not_found = [name for name in needed if name not in held and name not in unwanted]
     parameters, source_only, missing = [], [], [] if one_stage else not_found.copy()
     for name, new in names.items():
         entry, structures = found[name]
@@ -92,6 +98,8 @@ def place(  # noqa: PLR0913 - each is a choice by itself
     required = [name for name in missing if not name.startswith("accu_grads")]
     if required and not allow_missing:
         _refuse_missing(required, held)
+    if not one_stage:  # another stage may hold something that is wanted
+        refuse_nothing(names, [name for name in found if name not in names])
     return Model(
         inventory=inventory,
         source_devices=source_devices,
@@ -104,7 +112,8 @@ def place(  # noqa: PLR0913 - each is a choice by itself
         not_in_files=tuple(name for name in stages_of_source if name not in found and name not in needed) if all_there else (),
         in_other_stages=tuple(not_found) if one_stage else (),
         first_stage=source.first if source else 0,
-        excluded=tuple(name for name in found if name not in names),
+        excluded=tuple(excluded),
+        excluded_by_rename=tuple(name for name in found if name not in names and name not in excluded),
         per_rank=_matching(parameters, allow_inconsistent),
         lowest_replica=lowest_replica,
     )

@@ -1,4 +1,4 @@
-"""Rename parameters for the target. Pure."""
+"""Select parameters by name, and rename them for the target. Pure."""
 
 from __future__ import annotations
 
@@ -7,13 +7,41 @@ from typing import TYPE_CHECKING
 from reshard.errors import MissingInputError, RequestError
 
 if TYPE_CHECKING:
-    from collections.abc import Collection, Sequence
+    from collections.abc import Collection, Iterable, Sequence
 
     from reshard.spec.request import RenameRule
 
 
-def renamed(names: Collection[str], rules: Sequence[RenameRule], *, all_there: bool = True) -> dict[str, str]:
-    """Return the new name of each name that is not excluded, in order.
+def excluded_by(names: Iterable[str], include: Sequence[str], exclude: Sequence[str]) -> dict[str, None]:
+    """Return the names that `include`, unless it is empty, does not match, or that `exclude` matches, in order."""
+    wanted, unwanted = [list(map(NamePattern, patterns)) for patterns in (include, exclude)]
+    return {
+        name: None
+        for name in names
+        if (wanted and not any(pattern.matches(name) for pattern in wanted)) or any(pattern.matches(name) for pattern in unwanted)
+    }
+
+
+def refuse_nothing(parameters: Collection[object], excluded: Collection[str]) -> None:
+    """Check that something is left of a source after these names were excluded.
+
+    Raises:
+        RequestError: all parameters are excluded.
+    """
+    if excluded and not parameters:
+        raise RequestError(
+            "NothingToWrite",
+            "all parameters of the source are excluded from the target",
+            where="source",
+            fix="keep at least one parameter; check --include and --exclude (spec.parameters.include, exclude), rename rules and"
+            " choice_func",
+        )
+
+
+def renamed(
+    names: Collection[str], rules: Sequence[RenameRule], *, excluded: Collection[str] = (), all_there: bool = True
+) -> dict[str, str]:
+    """Return the new name of each name that is not excluded, here or by a rule, in order.
 
     A rule for the very name comes first, then the first pattern that matches; what comes out is not renamed again, so that two
     can change places.
@@ -21,15 +49,15 @@ def renamed(names: Collection[str], rules: Sequence[RenameRule], *, all_there: b
     Args:
         names: names of the source's parameters.
         rules: renaming rules.
+        excluded: names that are left out. Rules may be for them.
         all_there: whether these are all names that rules can be for; not so for one pipeline stage of several.
 
     Raises:
         MissingInputError: the name in a rule does not exist.
         RequestError: two names would become equal.
     """
-    exact = {rule.name: rule.to for rule in rules if rule.name is not None}
-    patterns = [(NamePattern(rule.pattern), rule.to) for rule in rules if rule.pattern is not None]
-    for name in exact:
+    compiled = _Rules(rules)
+    for name in compiled.exact:
         if all_there and name not in names:
             raise MissingInputError(
                 "RenamedMissing",
@@ -40,7 +68,7 @@ def renamed(names: Collection[str], rules: Sequence[RenameRule], *, all_there: b
     found: dict[str, str] = {}
     origin: dict[str, str] = {}
     for name in names:
-        new = exact[name] if name in exact else _by_pattern(name, patterns)
+        new = None if name in excluded else compiled.new_name(name)
         if new is None:
             continue
         if (other := origin.setdefault(new, name)) is not name:
@@ -54,16 +82,37 @@ def renamed(names: Collection[str], rules: Sequence[RenameRule], *, all_there: b
     return found
 
 
-def _by_pattern(name: str, patterns: list[tuple[NamePattern, str | None]]) -> str | None:
-    for pattern, to in patterns:
-        if pattern.matches(name):
-            return to and pattern.apply(name, to)
-    return name
+def new_names(names: Iterable[str], rules: Sequence[RenameRule]) -> set[str]:
+    """Return the names that rules give to these, which may be equal."""
+    compiled = _Rules(rules)
+    return {new for name in names if (new := compiled.new_name(name)) is not None}
+
+
+class _Rules:
+    """Renaming rules, by name and by pattern."""
+
+    def __init__(self, rules: Sequence[RenameRule]) -> None:
+        self.exact = {rule.name: rule.to for rule in rules if rule.name is not None}
+        self._patterns = [(NamePattern(rule.pattern), rule.to) for rule in rules if rule.pattern is not None]
+
+    def new_name(self, name: str) -> str | None:
+        """Return the new name of a parameter. None: it is left out."""
+        if name in self.exact:
+            return self.exact[name]
+        for pattern, to in self._patterns:
+            if pattern.matches(name):
+                return to and pattern.apply(name, to)
+        return name
 
 
 def unmatched(names: Collection[str], rules: Sequence[RenameRule]) -> tuple[RenameRule, ...]:
     """Return the rules that match none of these names."""
     return tuple(rule for rule in rules if not _matches_any(rule, names))
+
+
+def unmatched_patterns(names: Collection[str], patterns: Iterable[str]) -> tuple[str, ...]:
+    """Return the patterns that match none of these names, each once."""
+    return tuple(pattern for pattern in dict.fromkeys(patterns) if not any(map(NamePattern(pattern).matches, names)))
 
 
 def _matches_any(rule: RenameRule, names: Collection[str]) -> bool:

@@ -8,7 +8,7 @@ from reshard.errors import MissingInputError, RequestError
 from reshard.layout import Layout
 from reshard.plan.model import Model, Parameter, Role
 from reshard.plan.parameters import refuse_empty
-from reshard.plan.rename import renamed
+from reshard.plan.rename import excluded_by, refuse_nothing, renamed
 from reshard.spec.ranks import parse_ranks
 
 if TYPE_CHECKING:
@@ -18,7 +18,14 @@ if TYPE_CHECKING:
     from reshard.spec.request import RenameRule
 
 
-def keep(inventory: Inventory, *, ranks: str | None = None, rename: Sequence[RenameRule] = ()) -> Model:
+def keep(
+    inventory: Inventory,
+    *,
+    ranks: str | None = None,
+    include: Sequence[str] = (),
+    exclude: Sequence[str] = (),
+    rename: Sequence[RenameRule] = (),
+) -> Model:
     """Return a model in which each target rank has the tensors of the source rank with the same number.
 
     Without a strategy nothing says how slices belong together, and nothing has to: a parameter is one tensor of the files of
@@ -28,12 +35,14 @@ def keep(inventory: Inventory, *, ranks: str | None = None, rename: Sequence[Ren
     Args:
         inventory: what the source's files hold.
         ranks: those that must be there, such as "0,2-5"; None: all up to the last that is.
+        include: patterns of the source's names of parameters to write. Empty: all.
+        exclude: patterns of the source's names of parameters to leave out, among those.
         rename: what parameters are called at the target.
 
     Raises:
         DataError: no file holds a parameter.
         MissingInputError: a rank is not there, or a parameter that is to be renamed.
-        RequestError: two parameters would have one name; or the source's files are not those of ranks.
+        RequestError: two parameters would have one name; all are excluded; or the source's files are not those of ranks.
     """
     if inventory.unified:
         raise RequestError(
@@ -44,7 +53,9 @@ def keep(inventory: Inventory, *, ranks: str | None = None, rename: Sequence[Ren
         )
     refuse_empty(inventory)
     held = dict.fromkeys(entry.name for structure in inventory.structures for entry in structure.tensors)
-    names = renamed(held, rename)
+    excluded = excluded_by(held, include, exclude)
+    names = renamed(held, rename, excluded=excluded)
+    refuse_nothing(names, [name for name in held if name not in names])
     total = inventory.files[-1].rank + 1
     _check_ranks(inventory, range(total) if ranks is None else parse_ranks(ranks, total))
     whole: dict[int, Layout] = {}
@@ -72,7 +83,8 @@ def keep(inventory: Inventory, *, ranks: str | None = None, rename: Sequence[Ren
         target_devices=total,
         target_stages=1,
         parameters=tuple(parameters),
-        excluded=tuple(name for name in held if name not in names),
+        excluded=tuple(excluded),
+        excluded_by_rename=tuple(name for name in held if name not in names and name not in excluded),
         same=True,
     )
 

@@ -24,6 +24,7 @@ class Summary:
         source_ranks: ranks that the source has.
         target_ranks: ranks that the target has.
         parameters: names that are written.
+        excluded: names of the source's that patterns or rename rules leave out.
         bytes_needed: source bytes that the planned ranks are made of, replicas counted for each rank.
         replicated_bytes: those among them of parameters that every rank gets whole because no strategy names them.
         copies: boxes to copy.
@@ -34,6 +35,7 @@ class Summary:
     source_ranks: int
     target_ranks: int
     parameters: int
+    excluded: tuple[str, ...]
     bytes_needed: int
     replicated_bytes: int
     copies: int
@@ -66,6 +68,7 @@ def summarize(model: Model, planner: Planner, ranks: Sequence[int]) -> Summary:
         source_ranks=model.source_ranks,
         target_ranks=model.target_ranks,
         parameters=len({p.name for p in model.parameters}),
+        excluded=(*model.excluded, *model.excluded_by_rename),
         bytes_needed=sum(rank_bytes.values()),
         replicated_bytes=replicated_bytes,
         copies=copies,

@@ -5,7 +5,6 @@ from __future__ import annotations
 from dataclasses import replace
 from typing import TYPE_CHECKING
 
-from reshard.errors import RequestError
 from reshard.plan.model import Role
 
 if TYPE_CHECKING:
@@ -23,17 +22,7 @@ def unify(model: Model, most_bytes: int) -> Model:
     """Turn a model whose target is one whole rank into a model whose target ranks are parts of it.
 
     Parameters in no strategy form the last part; the others are filled in the order of the source, see `fill`.
-
-    Raises:
-        RequestError: all parameters are excluded.
     """
-    if not model.parameters:
-        raise RequestError(
-            "NothingToWrite",
-            "all parameters of the source are excluded from the target",
-            where="source",
-            fix="let choice_func, or the rename rules, keep at least one parameter",
-        )
     named = [p for p in model.parameters if p.role is not Role.REPLICATED]
     others = [p for p in model.parameters if p.role is Role.REPLICATED]
     parts = [[named[i] for i in part] for part in fill([p.slice_nbytes for p in named], most_bytes)]

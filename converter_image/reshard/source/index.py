@@ -18,7 +18,7 @@ from reshard.checkpoint.encryption import Known
 from reshard.checkpoint.inventory import Inventory
 from reshard.checkpoint.manifest import INDEX_NAME, decode
 from reshard.errors import DataError, MissingInputError, RequestError
-from reshard.spec.request import STRICTNESS, AllowInconsistent, RenameRule, Replicas, SourceOnly, Verification
+from reshard.spec.request import STRICTNESS, Patterns, RenameRule, Replicas, SourceOnly, Verification
 from reshard.storage import open_store
 from reshard.strategy import Strategy, StrategyFile, dump, parse
 
@@ -58,6 +58,8 @@ class CheckpointIndex(msgspec.Struct, frozen=True, rename="camel", kw_only=True)
         allow_missing: whether parameters that only the target strategy names are left out.
         selected: result of the selection of the source's files.
         encrypted: blocks of the encrypted files, by path.
+        include: patterns of parameters to write.
+        exclude: patterns of parameters to leave out.
         rename: new names of parameters.
         allow_inconsistent: patterns of parameters whose copies may differ between source ranks.
         replicas: choice among several copies of a slice.
@@ -76,8 +78,10 @@ class CheckpointIndex(msgspec.Struct, frozen=True, rename="camel", kw_only=True)
     allow_missing: bool
     selected: Selected = Selected()
     encrypted: dict[str, Known] = {}
+    include: Patterns = ()
+    exclude: Patterns = ()
     rename: tuple[RenameRule, ...] = ()
-    allow_inconsistent: AllowInconsistent = ()
+    allow_inconsistent: Patterns = ()
     replicas: Replicas = "Identical"
     allow_single_rank: bool = False
     allow_equal_slices: bool = False

@@ -23,7 +23,7 @@ Verification = Literal["None", "Sample", "Full"]
 Overwrite = Literal["Never", "Replace"]
 CopyMode = Literal["Client", "Server"]
 ParameterPattern = Annotated[str, msgspec.Meta(min_length=1, max_length=1 << 10)]
-AllowInconsistent = Annotated[tuple[ParameterPattern, ...], msgspec.Meta(max_length=1 << 10)]
+Patterns = Annotated[tuple[ParameterPattern, ...], msgspec.Meta(max_length=1 << 10)]
 Stages = Annotated[int, msgspec.Meta(ge=1, le=65536)]
 
 # A higher level includes the checks of the lower ones.
@@ -114,6 +114,8 @@ class Options(msgspec.Struct, frozen=True):
         source_only: parameters that only the source strategy names. "Drop": leave them out; "Keep": copy them whole.
         allow_missing: leave out parameters that only the target strategy names, instead of raising.
         remove_redundancy: write each replicated slice once, on one of the ranks that hold it.
+        include: patterns of parameters to write, by their names in the source. `*` matches any characters. Empty: all.
+        exclude: patterns of parameters to leave out of these. A target strategy may name them.
         rename: new names of parameters.
         allow_inconsistent: patterns of parameters that no strategy names and whose copies may differ between source ranks, or
             that may be slices in MindSpore's `hyper_param.safetensors`. `*` matches any characters. Target rank r gets the copy
@@ -143,8 +145,10 @@ class Options(msgspec.Struct, frozen=True):
     source_only: SourceOnly = "Drop"
     allow_missing: bool = False
     remove_redundancy: bool = False
+    include: Patterns = ()
+    exclude: Patterns = ()
     rename: tuple[RenameRule, ...] = ()
-    allow_inconsistent: AllowInconsistent = ()
+    allow_inconsistent: Patterns = ()
     replicas: Replicas = "Identical"
     crc: bool = False
     file_mode: Annotated[int, msgspec.Meta(ge=0, le=0o777)] | None = None
@@ -215,6 +219,8 @@ SETTLED_BY_INDEX = (
     "allow_equal_slices",
     "source_only",
     "allow_missing",
+    "include",
+    "exclude",
     "rename",
     "allow_inconsistent",
     "replicas",
@@ -332,6 +338,8 @@ def request_key(request: Request) -> dict[str, Any]:
         "sourceOnly": options.source_only,
         "allowMissing": options.allow_missing,
         "removeRedundancy": options.remove_redundancy,
+        "include": list(options.include),
+        "exclude": list(options.exclude),
         "rename": [msgspec.to_builtins(rule) for rule in options.rename],
         "allowInconsistent": list(options.allow_inconsistent),
         "replicas": options.replicas,

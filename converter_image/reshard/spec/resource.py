@@ -15,12 +15,12 @@ from reshard.spec.execution import ExecutionSpec, Strict
 from reshard.spec.keys import Encryption, Key, Mode
 from reshard.spec.places import CERTIFICATES, CREDENTIALS, KEYS, VOLUMES, ConfigMapKeyRef, RelativePath, SecretKeyRef, StorageSpec
 from reshard.spec.request import (
-    AllowInconsistent,
     CopyMode,
     Options,
     OutputFormat,
     OutputKind,
     Overwrite,
+    Patterns,
     RenameRule,
     Replicas,
     Request,
@@ -120,12 +120,14 @@ class TargetSpec(Strict, frozen=True):
 
 
 class ParametersSpec(Strict, frozen=True):
-    """New names of parameters, and the handling of parameters that only one of the two strategies names."""
+    """The selection and new names of parameters, and the handling of parameters that only one of the two strategies names."""
 
+    include: Patterns = ()
+    exclude: Patterns = ()
     rename: Annotated[tuple[RenameRule, ...], msgspec.Meta(max_length=1024)] = ()
     source_only: SourceOnly = "Drop"
     allow_missing: bool = False
-    allow_inconsistent: AllowInconsistent = ()
+    allow_inconsistent: Patterns = ()
 
     def __post_init__(self) -> None:
         """Refuse the values that the schema of the resource refuses."""
@@ -345,6 +347,8 @@ def _to_request(
             source_only=spec.parameters.source_only,
             allow_missing=spec.parameters.allow_missing,
             remove_redundancy=target.remove_redundancy,
+            include=spec.parameters.include,
+            exclude=spec.parameters.exclude,
             rename=spec.parameters.rename,
             allow_inconsistent=spec.parameters.allow_inconsistent,
             replicas=source.replicas,

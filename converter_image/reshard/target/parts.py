@@ -38,10 +38,11 @@ def is_whole(manifest: Manifest) -> bool:
 
 
 def notes_on_rules(manifest: Manifest) -> tuple[str, ...]:
-    """Return the notes about the renaming rules of a checkpoint with all its stages."""
+    """Return the notes about renaming rules and patterns of a checkpoint with all its stages."""
     if not all_there(manifest.stages):
         return ()
-    return tuple(f"the pattern {rule.pattern} matches no parameter" for rule in _unmatched(manifest.stages))
+    patterns = (*(rule.pattern for rule in _unmatched(manifest.stages)), *_unmatched_patterns(manifest.stages))
+    return tuple(f"the pattern {pattern} matches no parameter" for pattern in patterns)
 
 
 def unite(manifests: Sequence[Manifest]) -> Manifest:
@@ -90,6 +91,7 @@ def unite(manifests: Sequence[Manifest]) -> Manifest:
         parameters=tuple(dict.fromkeys(parameter for manifest in manifests for parameter in manifest.parameters)),
         source_only=_names(manifest.source_only for manifest in manifests),
         excluded=_names(manifest.excluded for manifest in manifests),
+        excluded_by_rename=_names(manifest.excluded_by_rename for manifest in manifests),
         target_only=_names([*(manifest.target_only for manifest in manifests), uncovered]),
         not_in_files=tuple(name for name in absent if name not in held),
         zero_size=_names(manifest.zero_size for manifest in manifests),
@@ -97,7 +99,10 @@ def unite(manifests: Sequence[Manifest]) -> Manifest:
         may_be_slices=_names(manifest.may_be_slices for manifest in manifests),
         notes=tuple(dict.fromkeys(note for manifest in manifests for note in manifest.notes)),
         durations={},
-        stages=tuple(msgspec.structs.replace(part, in_other_stages=(), unmatched=unused) for part in parts),
+        stages=tuple(
+            msgspec.structs.replace(part, in_other_stages=(), unmatched=unused, unmatched_patterns=_unmatched_patterns(parts))
+            for part in parts
+        ),
     )
     return with_files(united, [record for manifest in manifests for record in manifest.files])
 
@@ -146,6 +151,13 @@ def _unmatched(parts: Sequence[StageRecord]) -> tuple[RenameRule, ...]:
     first, *others = (part.unmatched for part in parts)
     common = set(first).intersection(*others)
     return tuple(rule for rule in first if rule in common)
+
+
+def _unmatched_patterns(parts: Sequence[StageRecord]) -> tuple[str, ...]:
+    """Return the patterns that match in no stage."""
+    first, *others = (part.unmatched_patterns for part in parts)
+    common = set(first).intersection(*others)
+    return tuple(pattern for pattern in first if pattern in common)
 
 
 def _names(several: Iterable[Collection[str]]) -> tuple[str, ...]:

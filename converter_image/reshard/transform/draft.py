@@ -6,7 +6,7 @@ from math import prod
 from typing import TYPE_CHECKING
 
 from reshard.checkpoint.manifest import SCHEMA, LayoutRecord, Manifest, ParameterRecord, SourceRecord, StageRecord
-from reshard.plan import unmatched
+from reshard.plan import unmatched, unmatched_patterns
 from reshard.spec.ranks import format_ranks
 from reshard.spec.request import request_key
 from reshard.version import __version__
@@ -54,6 +54,7 @@ def draft_manifest(job: Job, durations: Mapping[str, float]) -> Manifest:
         not_in_files=model.not_in_files,
         zero_size=model.zero_size,
         excluded=model.excluded,
+        excluded_by_rename=model.excluded_by_rename,
         inconsistent_replicas=tuple(sorted(model.inconsistent_replicas)),
         may_be_slices=model.may_be_slices,
         notes=job.notes,
@@ -63,9 +64,17 @@ def draft_manifest(job: Job, durations: Mapping[str, float]) -> Manifest:
 
 
 def _stage(job: Job, stage: int, source: SourceRecord) -> StageRecord:
-    ranks = format_ranks(job.ranks)
-    unused = unmatched(job.model.source_names, job.request.options.rename)
-    return StageRecord(stage, job.digest, source, ranks, job.selected.stages, job.model.in_other_stages, unused)
+    names, options = job.model.source_names, job.request.options
+    return StageRecord(
+        stage=stage,
+        digest=job.digest,
+        source=source,
+        ranks=format_ranks(job.ranks),
+        stage_count=job.selected.stages,
+        in_other_stages=job.model.in_other_stages,
+        unmatched=unmatched(names, options.rename),
+        unmatched_patterns=unmatched_patterns(names, (*options.include, *options.exclude)),
+    )
 
 
 def _parameter(parameter: Parameter) -> ParameterRecord:

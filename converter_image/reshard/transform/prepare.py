@@ -49,15 +49,9 @@ def encode_index(job: Job) -> bytes:
         checked=options.verification,
         source_strategy=packed(job.strategies[0]),
         target_strategy=packed(job.strategies[1]),
-        source_only=options.source_only,
-        allow_missing=options.allow_missing,
-        allow_inconsistent=options.allow_inconsistent,
-        replicas=options.replicas,
-        allow_single_rank=options.allow_single_rank,
-        allow_equal_slices=options.allow_equal_slices,
         selected=job.selected,
-        rename=options.rename,
         encrypted=dict(sorted(job.source.known.items())) if isinstance(job.source, DecryptingStore) else {},
+        **{name: getattr(options, name) for name in SETTLED_BY_INDEX},
     )
     return msgspec.json.encode(index)
 
@@ -287,7 +281,7 @@ def _place(
 ) -> Model:
     options = request.options
     if options.output == "Same":
-        return keep(inventory, ranks=options.ranks, rename=options.rename)
+        return keep(inventory, ranks=options.ranks, include=options.include, exclude=options.exclude, rename=options.rename)
     model = place(
         inventory,
         source,
@@ -296,6 +290,8 @@ def _place(
         allow_missing=options.allow_missing,
         only=only,
         one_stage=options.output == "Stage",
+        include=options.include,
+        exclude=options.exclude,
         rename=options.rename,
         allow_inconsistent=options.allow_inconsistent,
         lowest_replica=options.replicas == "LowestRank",
