@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import io
+import json
 import struct
 import zipfile
 from pathlib import Path
@@ -72,7 +73,7 @@ def instance(module: str, found: str, **state: bytes) -> bytes:
     return name(module, found) + b")\x81}(" + b"".join(text(key) + value for key, value in state.items()) + b"ub"
 
 
-def metadata(
+def metadata(  # noqa: PLR0913 - each test varies another one
     tensors: Mapping[str, Boxes],
     *,
     dtype: str = "float32",
@@ -81,8 +82,12 @@ def metadata(
     transforms: Sequence[str] = (),
     stored: Mapping[str, Chunks] | None = None,
     version: bool = True,
+    length: int = 10,
+    step: int | None = None,
 ) -> bytes:
-    """A `.metadata` document: for each tensor its shape, and the offsets and lengths of its chunks, each 10 bytes of the file."""
+    """A `.metadata` document: for each tensor its shape, and the offsets and lengths of its chunks, each `length` bytes,
+    `step` bytes after the one before.
+    """
     properties = (
         name(METADATA, "TensorProperties") + b")\x81(" + name("torch", dtype)
         + name("torch.serialization", "_get_layout") + text("torch.strided") + b"\x85R\x89"
@@ -96,11 +101,11 @@ def metadata(
         )
         for start, _ in boxes if stored is None else stored[key]:
             storage += instance(METADATA, "MetadataIndex", fqn=text(key), index=b"N", offset=size(start))
-            state = {"relative_path": text(file), "offset": number(at), "length": number(10)}
+            state = {"relative_path": text(file), "offset": number(at), "length": number(length)}
             if transforms:
                 state["transform_descriptors"] = b"](" + b"".join(map(text, transforms)) + b"e"
             storage += instance("torch.distributed.checkpoint.filesystem", "_StorageInfo", **state)
-            at += 10
+            at += length if step is None else step
     state = {"state_dict_metadata": b"}(" + entries + b"u", "planner_data": b"N", "storage_data": b"}(" + storage + b"u"}
     if version:
         state["version"] = text("1.0.0")
@@ -138,3 +143,14 @@ def archive(pickled: bytes, contents: Mapping[str, bytes] | None = None, compres
         for key, content in ({"data/0": bytes(24)} if contents is None else contents).items():
             found.writestr(f"archive/{key}", content)
     return out.getvalue()
+
+
+def safetensors(tensors: Mapping[str, tuple[str, tuple[int, ...], bytes]], metadata: Mapping[str, str] | None = None) -> bytes:
+    """A safetensors file with these tensors: name, type, shape and content."""
+    header: dict[str, object] = {"__metadata__": metadata} if metadata is not None else {}
+    at = 0
+    for key, (dtype, shape, content) in tensors.items():
+        header[key] = {"dtype": dtype, "shape": shape, "data_offsets": (at, at + len(content))}
+        at += len(content)
+    encoded = json.dumps(header).encode()
+    return struct.pack("<Q", len(encoded)) + encoded + b"".join(content for _, _, content in tensors.values())

@@ -10,7 +10,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Literal, Protocol
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Iterator, Mapping, Sequence
+    from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
     from contextlib import AbstractContextManager
 
     from reshard.checkpoint.inventory import RangeReader, TensorEntry
@@ -54,16 +54,19 @@ class SourceFormat(Protocol):
     def detect(self, names: Sequence[str]) -> bool:
         """Return whether a folder with these files holds a checkpoint of this format, by the names alone."""
 
-    def read(self, folder: Folder, workers: int = 1) -> Checkpoint:
+    def read(self, folder: Folder, workers: int = 1, wanted: Callable[[str], bool] | None = None) -> Checkpoint:
         """Return the tensors of a checkpoint, whose shards are ranges of row-major content in its files.
 
         Args:
             folder: files of the checkpoint.
             workers: number of files that may be read at a time.
+            wanted: whether a tensor or object of this name is needed. The others are left out: what is not supported in them is
+                no error, and their files are not read where the format allows it. None: all are needed.
 
         Raises:
             DataError: the checkpoint is damaged, contradicts itself, or contains something that is not supported.
             MissingInputError: a file of the checkpoint does not exist.
+            RequestError: the format is known but not supported, or the folder has several checkpoints.
         """
 
 

@@ -19,8 +19,11 @@ if TYPE_CHECKING:
 
 GROUP = "reshard.formats"
 OUTPUT_GROUP = "reshard.output_formats"
-# Imported only when they are needed: a transform of another format loads no reader.
-_OWN = {"torch-dcp": "reshard.formats.torch.reader:DCP"}
+# In the order of detection. Imported only when they are needed.
+_OWN = {
+    "torch-safetensors": "reshard.formats.torch.sharded:SHARDED",
+    "torch-dcp": "reshard.formats.torch.reader:DCP",
+}
 _OWN_OUTPUT = {
     "ckpt": "reshard.checkpoint.ckpt:CKPT",
     "safetensors": "reshard.checkpoint.safetensors:SAFETENSORS",

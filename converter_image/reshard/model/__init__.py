@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -11,7 +11,7 @@ from reshard.errors import DataError
 from reshard.model.tiling import Boxes, Grid, Tiling, divide
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from collections.abc import Callable, Iterator
 
     from reshard.model.tiling import Numbers
 
@@ -104,6 +104,11 @@ class Checkpoint:
     tensors: tuple[TensorMeta, ...]
     objects: tuple[ObjectMeta, ...] = ()
     version: str | None = None
+
+    def only(self, wanted: Callable[[str], bool]) -> Checkpoint:
+        """Return the checkpoint without the tensors and objects whose names are not wanted."""
+        tensors = tuple(tensor for tensor in self.tensors if wanted(tensor.name))
+        return replace(self, tensors=tensors, objects=tuple(each for each in self.objects if wanted(each.name)))
 
 
 def gather_shards(tiling: Tiling, tiles: Numbers, places: tuple[Numbers, Numbers, Numbers], name: str) -> Shards:

@@ -86,6 +86,22 @@ class StoredTensor:
             n == 1 or a == b for n, a, b in zip(self.shape, self.strides, rows, strict=True)
         )  # fmt: skip
 
+    def content(self, reader: RangeReader, archive: Archive) -> tuple[int, int]:
+        """Return where the elements are in the file, in row-major order, as (offset, length).
+
+        Raises:
+            DataError: the elements are in another order or not next to each other, or the local header is damaged.
+        """
+        if not self.row_major:
+            raise DataError(
+                "UnsupportedStrides",
+                f"the elements are not in row-major order: shape {list(self.shape)} has the strides {list(self.strides)}",
+                where=f"{reader.name}: tensor {self.name}" if self.name else reader.name,
+                fix="save `tensor.contiguous()`, or leave the tensor out",
+            )
+        offset, _ = locate(reader, archive, self.storage)
+        return offset + self.first * self.dtype.bits // 8, prod(self.shape) * self.dtype.bits // 8
+
 
 @dataclass(frozen=True, slots=True)
 class Archive:

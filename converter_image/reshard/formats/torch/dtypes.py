@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from types import MappingProxyType
 from typing import TYPE_CHECKING
 
+from reshard.checkpoint.dtypes import BY_SAFETENSORS_NAME
 from reshard.errors import DataError
 
 if TYPE_CHECKING:
@@ -85,3 +86,21 @@ def torch_type(name: str, where: str) -> TorchType:
             fix="save the tensor with another type, or leave it out",
         )
     return found
+
+
+def model_type(found: TorchType, where: str) -> str:
+    """Return the name of a type in `reshard.checkpoint.dtypes`, as a `TensorMeta` has it.
+
+    Raises:
+        DataError: no format that Reshard writes has the type.
+    """
+    if found.safetensors is not None and found.safetensors in BY_SAFETENSORS_NAME:
+        return BY_SAFETENSORS_NAME[found.safetensors].name
+    if found.name == "complex128":
+        return "Complex128"
+    raise DataError(
+        "UnknownType",
+        f"torch's type {found.name} can be inspected, but no format that Reshard writes has it",
+        where=where,
+        fix="save the tensor with another type, or leave it out",
+    )

@@ -26,6 +26,7 @@ _LOCAL = struct.Struct("<4s22xHH")
 _TAIL = 2048
 _UNKNOWN32, _UNKNOWN16 = 0xFFFFFFFF, 0xFFFF
 _ENCRYPTED = 1
+CRC_AT = 16  # position of the CRC32 in a record of the directory
 _LEGACY = bytes.fromhex("80028a0a6cfc9c46f9206aa85019")  # the magic number of torch before 1.6, as a pickle
 
 
@@ -36,11 +37,13 @@ class Entry(NamedTuple):
         header: first byte of its local header, from where the archive begins.
         size: length of its content in bytes.
         crc: CRC32 of the content; 0: perhaps not computed.
+        record: first byte of its record in the directory, from where the archive begins.
     """
 
     header: int
     size: int
     crc: int
+    record: int
 
 
 @dataclass(frozen=True, slots=True)
@@ -51,11 +54,13 @@ class Container:
         start: first byte of the ZIP file in the file.
         root: name of the folder of all entries.
         entries: the entries by their names in that folder.
+        directory: first byte of the directory, from where the ZIP file begins.
     """
 
     start: int
     root: str
     entries: Mapping[str, Entry]
+    directory: int
 
     def place(self, reader: RangeReader, name: str) -> tuple[int, int]:
         """Return where the content of an entry is in the file, after its local header, as (offset, length).
@@ -69,8 +74,8 @@ class Container:
         if signature != b"PK\3\4" or n != len(full) or raw[_LOCAL.size :] != full:
             raise _damaged(reader, f"the local header of the entry {name!r} does not match the directory")
         offset = entry.header + _LOCAL.size + n + extra
-        following = [other.header for other in self.entries.values() if other.header > entry.header]
-        if following and offset + entry.size > min(following):
+        following = min((other.header for other in self.entries.values() if other.header > entry.header), default=self.directory)
+        if offset + entry.size > following:
             raise _damaged(reader, f"the entry {name!r} overlaps the next one")
         if self.start + offset + entry.size > reader.size:
             raise _damaged(reader, f"the entry {name!r} ends after the file")
@@ -123,7 +128,7 @@ def read_container(reader: RangeReader, start: int, length: int) -> Container:
     found: dict[str, Entry] = {}
     at = 0
     for _ in range(count):
-        name, entry, at = _entry(reader, directory, at)
+        name, entry, at = _entry(reader, directory, at, offset)
         if name in found:
             raise _damaged(reader, f"the entry {name!r} exists twice")
         found[name] = entry
@@ -138,7 +143,7 @@ def read_container(reader: RangeReader, start: int, length: int) -> Container:
             where=reader.name,
             fix="specify a file that torch.save wrote",
         )
-    return Container(start, root, {name[len(root) + 1 :]: entry for name, entry in found.items()})
+    return Container(start, root, {name[len(root) + 1 :]: entry for name, entry in found.items()}, offset)
 
 
 def _directory(reader: RangeReader, start: int, tail: bytes, tail_at: int) -> tuple[int, int, int]:
@@ -160,8 +165,9 @@ def _directory(reader: RangeReader, start: int, tail: bytes, tail_at: int) -> tu
     return offset, size, count
 
 
-def _entry(reader: RangeReader, directory: bytes, at: int) -> tuple[str, Entry, int]:
-    """An entry of the directory, and where the next one begins."""
+def _entry(reader: RangeReader, directory: bytes, at: int, start: int) -> tuple[str, Entry, int]:
+    """An entry of the directory that begins at byte `start`, and where the next one begins."""
+    record = start + at
     if len(directory) - at < _CENTRAL.size:
         raise _damaged(reader, "the directory is truncated")
     signature, flags, method, crc, packed, size, n, more, comment, header = _CENTRAL.unpack_from(directory, at)
@@ -187,7 +193,7 @@ def _entry(reader: RangeReader, directory: bytes, at: int) -> tuple[str, Entry, 
             where=reader.name,
             fix="save it again with torch.save",
         )
-    return name, Entry(header, size, crc), end
+    return name, Entry(header, size, crc, record), end
 
 
 def _damaged(reader: RangeReader, what: str, *, reason: str = "ArchiveInvalid") -> DataError:

@@ -1,0 +1,160 @@
+"""PyTorch's distributed checkpoints (DCP) as a source: `.metadata`, and the content of tensors in the files that it lists."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from itertools import accumulate, pairwise, product
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from reshard.checkpoint.safetensors import read_header
+from reshard.errors import DataError
+from reshard.formats.torch.dcp import check_files, read_metadata
+from reshard.formats.torch.dtypes import TYPES, model_type
+from reshard.formats.torch.items import Item, Templates, locate_items
+from reshard.formats.torch.names import metadata_files
+from reshard.formats.torch.sharded import saved_offsets
+from reshard.formats.torch.unpickle import LIMITS
+from reshard.model import Checkpoint, Grid, Shards, TensorMeta
+from reshard.parallel import parallel
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterator, Sequence
+
+    from reshard.checkpoint.inventory import RangeReader
+    from reshard.formats.protocol import Folder
+    from reshard.model import Tiling
+    from reshard.model.tiling import Numbers
+
+
+class _DCP:
+    """PyTorch's distributed checkpoints."""
+
+    name = "torch-dcp"
+
+    def detect(self, names: Sequence[str]) -> bool:
+        """Return whether a folder with these files holds such a checkpoint."""
+        return bool(metadata_files(names))
+
+    def read(self, folder: Folder, workers: int = 1, wanted: Callable[[str], bool] | None = None) -> Checkpoint:
+        """Return the tensors and objects of a checkpoint, see `SourceFormat.read`. An object is the whole archive of it."""
+        documents = metadata_files(folder.names)
+        found = read_metadata([(f"{folder.url}/{name}", folder.read(name, LIMITS.nbytes)) for name in documents])
+        return find_contents(found.only(wanted) if wanted else found, folder, workers)
+
+
+DCP = _DCP()
+
+
+def find_contents(found: Checkpoint, folder: Folder, workers: int = 1) -> Checkpoint:
+    """Return a checkpoint with the content of each tensor instead of the archive around it.
+
+    Args:
+        found: what `read_metadata` returned.
+        folder: files of the checkpoint.
+        workers: number of files that are read at a time.
+
+    Raises:
+        DataError: a file is damaged or too short, or contradicts the metadata; a tensor is not in row-major order, or of a type
+            that Reshard does not write.
+        MissingInputError: a file does not exist.
+    """
+    for tensor in found.tensors:
+        model_type(TYPES[tensor.dtype], f"{folder.url}: tensor {tensor.name}")
+    check_files(found, folder.sizes(found.files), folder.url)
+    rows = _Rows(found)
+    templates = Templates()
+
+    def read(file: int) -> None:
+        with folder.open(found.files[file]) as reader:
+            rows.find_in(file, reader, templates)
+
+    for _ in parallel(read, rows.files, at_once=workers):
+        pass
+    return replace(found, tensors=tuple(rows.tensors()))
+
+
+class _Rows:
+    """The shards of all tensors with elements as one table, by their place in files."""
+
+    def __init__(self, found: Checkpoint) -> None:
+        self._found = found.tensors
+        shards = [tensor.shards for tensor in found.tensors]
+        self._first = list(accumulate((len(each.files) for each in shards), initial=0))
+        self._tensor = np.repeat(np.arange(len(shards)), np.diff(self._first))
+        self._tile = _joined([np.repeat(np.arange(len(each.tiling)), np.diff(each.first)) for each in shards])
+        self._offsets = _joined([each.offsets for each in shards])
+        self._lengths = _joined([each.lengths for each in shards])
+        of_file = _joined([each.files for each in shards])
+        self._order = np.lexsort((self._offsets, of_file))
+        files = of_file[self._order]
+        self._bounds = np.searchsorted(files, np.arange(len(found.files) + 1))
+        self.files = [file for file in range(len(found.files)) if self._bounds[file] < self._bounds[file + 1]]
+        self._shapes: dict[int, list[tuple[int, ...]]] = {}  # by tiling, which tensors share
+
+    def find_in(self, file: int, reader: RangeReader, templates: Templates) -> None:
+        """Replace the archives in one file by their content."""
+        rows = self._order[self._bounds[file] : self._bounds[file + 1]]
+        if not self._offsets[rows].any() and reader.read(0, 9)[8:] == b"{":
+            self._find_in_safetensors(rows.tolist(), reader)
+            return
+        for at in range(0, len(rows), 1 << 12):
+            block = rows[at : at + (1 << 12)]
+            found = list(locate_items(reader, list(self._items(block)), templates))
+            self._offsets[block], self._lengths[block] = np.array(found, np.int64).T
+
+    def _items(self, rows: Numbers) -> Iterator[Item]:
+        columns = (self._tensor, self._tile, self._offsets, self._lengths)
+        for number, tile, start, length in zip(*(column[rows].tolist() for column in columns), strict=True):
+            tensor = self._found[number]
+            yield Item(tensor.name, tensor.dtype, self._shape(tensor.shards.tiling, tile), start, length)
+
+    def _shape(self, tiling: Tiling, tile: int) -> tuple[int, ...]:
+        if id(tiling) not in self._shapes:
+            self._shapes[id(tiling)] = _shapes(tiling)
+        return self._shapes[id(tiling)][tile]
+
+    def _find_in_safetensors(self, rows: list[int], reader: RangeReader) -> None:
+        """Find tensors in a file that `SerializationFormat.SAFETENSORS` made, for which the metadata has no offsets."""
+        structure = read_header(reader).structure
+        entries = {entry.name: entry for entry in structure.tensors}
+        starts = saved_offsets(structure.metadata, reader.name)
+        for row in rows:
+            tensor = self._found[self._tensor[row]]
+            where = f"{reader.name}: tensor {tensor.name}"
+            box = tensor.shards.tiling.box(int(self._tile[row]))
+            described = (model_type(TYPES[tensor.dtype], where), box.shape, box.start)
+            entry = entries.get(tensor.name)
+            held = (entry.dtype, entry.shape, starts.get(tensor.name, (0,) * len(entry.shape))) if entry else None
+            if entry is None or held != described:
+                raise DataError(
+                    "MetadataMismatch",
+                    f"the file has {_text(held)}, the metadata {_text(described)}",
+                    where=where,
+                    fix="the files belong to different checkpoints, or a rank had several shards of the tensor; save without"
+                    " SerializationFormat.SAFETENSORS",
+                )
+            ((self._offsets[row], self._lengths[row]),) = entry.extents
+
+    def tensors(self) -> Iterator[TensorMeta]:
+        """Yield the tensors with the places of their content."""
+        for tensor, (start, end) in zip(self._found, pairwise(self._first), strict=True):
+            old = tensor.shards
+            shards = Shards(old.tiling, old.first, old.files, self._offsets[start:end], self._lengths[start:end])
+            yield replace(tensor, dtype=model_type(TYPES[tensor.dtype], tensor.name), shards=shards)
+
+
+def _joined(numbers: list[Numbers]) -> Numbers:
+    return np.concatenate([np.zeros(0, np.int64), *numbers])
+
+
+def _shapes(tiling: Tiling) -> list[tuple[int, ...]]:
+    """The shape of each tile."""
+    if isinstance(tiling, Grid):
+        return list(product(*(np.diff(points).tolist() for points in tiling.cuts)))
+    return list(map(tuple, (tiling.ends - tiling.starts).T.tolist()))
+
+
+def _text(described: tuple[str, tuple[int, ...], tuple[int, ...]] | None) -> str:
+    return f"{described[0]}{list(described[1])} at {list(described[2])}" if described else "no such tensor"

@@ -1,0 +1,146 @@
+"""Checkpoints of PyTorch as sources: each tensor is found in its files, byte by byte, and what contradicts is refused by name."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from typing import TYPE_CHECKING
+
+import pytest
+from local_folder import LocalFolder, content_of
+from torch_files import DATA, archive, metadata, sha256_of, tensor
+
+from reshard.errors import DataError, MissingInputError
+from reshard.formats.registry import detect, source_format
+from reshard.formats.torch.dtypes import TYPES, model_type
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+    from pathlib import Path
+
+    from reshard.model import Checkpoint
+
+DISTRIBUTED = ("placements", "items", "per_rank", "fsdp2", "fsdp2_tp")
+STRIDED = "column_major"
+
+
+def read(folder: LocalFolder, wanted: Callable[[str], bool] = lambda name: name != STRIDED) -> Checkpoint:
+    found = detect(folder.names)
+    assert found is not None
+    return found.read(folder, workers=2, wanted=wanted)
+
+
+def digests(path: Path, found: Checkpoint) -> dict[str, tuple[str, tuple[int, ...], str]]:
+    return {each.name: (each.dtype, each.shape, sha256_of(content_of(path, found, each))) for each in found.tensors}
+
+
+def expected(path: Path) -> dict[str, tuple[str, tuple[int, ...], str]]:
+    recorded = json.loads((path / "expected.json").read_text())
+    return {
+        name: (model_type(TYPES[each["dtype"]], ""), tuple(each["shape"]), each["sha256"])
+        for name, each in recorded.items()
+        if name != STRIDED
+    }
+
+
+@pytest.mark.parametrize("name", DISTRIBUTED)
+def test_the_content_of_each_tensor_is_found_exactly(name: str) -> None:
+    path = DATA / name
+    assert digests(path, read(LocalFolder(path))) == expected(path)
+
+
+def test_a_few_requests_read_a_file() -> None:
+    folder = LocalFolder(DATA / "fsdp2")
+    read(folder)
+    assert folder.reads <= 2 * 4
+
+
+def test_a_column_major_tensor_is_refused_by_name() -> None:
+    with pytest.raises(DataError, match=r"UnsupportedStrides: .*tensor column_major: .*contiguous"):
+        read(LocalFolder(DATA / "placements"), wanted=lambda _: True)
+
+
+def test_objects_are_whole_items() -> None:
+    found = read(LocalFolder(DATA / "placements"))
+    (lr,) = (each for each in found.objects if each.name == "options.lr")
+    (place,) = lr.places
+    content = (DATA / "placements" / found.files[place.file]).read_bytes()[place.offset : place.offset + place.length]
+    assert (content[:4], content[-22:-18]) == (b"PK\3\4", b"PK\5\6")
+
+
+def one_tensor(path: Path, item: bytes, shape: tuple[int, ...] = (2, 3), dtype: str = "float32", times: int = 1) -> LocalFolder:
+    """A checkpoint of one file, whose metadata states this shape, with `times` equal items for as many tensors."""
+    names = [f"w{i}" for i in range(times)]
+    document = metadata({name: (shape, [((0,) * len(shape), shape)]) for name in names}, dtype=dtype, length=len(item))
+    (path / ".metadata").write_bytes(document)
+    (path / "f").write_bytes(item * times)
+    return LocalFolder(path)
+
+
+ITEM = archive(b"\x80\x02" + tensor() + b".")
+
+
+@pytest.mark.parametrize(
+    ("item", "options", "reason"),
+    [
+        (ITEM, {"shape": (3, 2)}, "MetadataMismatch"),
+        (ITEM, {"dtype": "int32"}, "MetadataMismatch"),
+        (ITEM, {"dtype": "complex32"}, "UnknownType"),
+        (archive(b"\x80\x02" + tensor(strides=(1, 2)) + b"."), {}, "UnsupportedStrides"),
+        (archive(b"\x80\x02]" + tensor() + b"a."), {}, "TensorInvalid"),
+        (archive(b"\x80\x02K\1."), {}, "TensorInvalid"),
+        (archive(b"\x80\x02" + tensor() + b".", {"data/0": bytes(24), "byteorder": b"big"}), {}, "BigEndian"),
+        (ITEM[:-30], {}, "Truncated"),
+        (b"PK\3\4" + bytes(3000), {}, "Truncated"),
+        (bytes(3000), {}, "NotTorchFile"),
+    ],
+)
+def test_an_item_that_contradicts_the_metadata_is_refused(
+    item: bytes, options: dict[str, object], reason: str, tmp_path: Path
+) -> None:
+    with pytest.raises(DataError) as caught:
+        read(one_tensor(tmp_path, item, **options))  # type: ignore[arg-type]  # keyword arguments of several types
+    assert caught.value.reason == reason
+    assert "tensor w0" in str(caught.value)
+
+
+def test_views_of_a_larger_storage_are_found(tmp_path: Path) -> None:
+    item = archive(b"\x80\x02" + tensor(first=2, count=10) + b".", {"data/0": bytes(range(40))})
+    found = read(one_tensor(tmp_path, item))
+    assert content_of(tmp_path, found, found.tensors[0]) == bytes(range(8, 32))
+
+
+def test_each_byte_outside_the_content_is_compared(tmp_path: Path) -> None:
+    """A second item that differs in any byte is resolved as if it were the only one."""
+    folder = one_tensor(tmp_path, ITEM, times=2)
+    offset = read(folder).tensors[0].shards.offsets[0]
+    for at in range(len(ITEM)):
+        changed = bytearray(ITEM * 2)
+        changed[len(ITEM) + at] ^= 1
+        (tmp_path / "f").write_bytes(changed)
+        try:
+            found = read(folder)
+        except DataError:
+            assert not offset <= at < offset + 24
+        else:
+            assert found.tensors[1].shards.offsets[0] == len(ITEM) + offset, at
+            alone = one_tensor(tmp_path, bytes(changed[len(ITEM) :]))
+            assert read(alone).tensors[0].shards.offsets[0] == offset
+            one_tensor(tmp_path, ITEM, times=2)
+
+
+def test_a_missing_or_short_file_is_refused(tmp_path: Path) -> None:
+    shutil.copytree(DATA / "items", tmp_path, dirs_exist_ok=True)
+    folder = LocalFolder(tmp_path)
+    file = tmp_path / "__1_1.distcp"
+    file.write_bytes(file.read_bytes()[:-1])
+    with pytest.raises(DataError, match="Truncated"):
+        read(folder)
+    file.unlink()
+    with pytest.raises(MissingInputError, match="FileMissing"):
+        read(folder)
+
+
+def test_formats_are_found_by_name() -> None:
+    assert source_format("torch-dcp").name == "torch-dcp"
+    assert detect(["model.safetensors", "config.json"]) is None
