@@ -47,7 +47,7 @@ def write(path: Path) -> None:
     names = ("Metadata", "TensorStorageMetadata", "TensorProperties", "ChunkStorageMetadata", "MetadataIndex")
     metadata, tensor, properties, chunk, index = (_class(_METADATA, name) for name in names)
     info, size, dtype = _class(_FILES, "_StorageInfo"), _class("torch", "Size", _Size), _class("torch", "bfloat16")
-    properties.__getstate__ = lambda _: (dtype, None, False, None, False)  # type: ignore[method-assign] # as PyTorch's
+    properties.__getstate__ = lambda _: (dtype, None, False, None, False)
     rows = 4096 // SHARDS
     tensors, stored = {}, {}
     for number in range(TENSORS):

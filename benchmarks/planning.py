@@ -39,7 +39,7 @@ def parameters(stage: int, stages: int) -> list[tuple[str, tuple[int, ...], tupl
     found = [(f"model.layers.{i}.{name}", *rest) for i in range(LAYERS) if i * stages // LAYERS == stage for name, *rest in LAYER]
     found += [ENDS[0]] if stage == 0 else []
     found += list(ENDS[1:]) if stage == stages - 1 else []
-    return [(f"{moment}{name}", *rest) for moment in ("", "adam_m.", "adam_v.") for name, *rest in found]  # type: ignore[misc]
+    return [(f"{moment}{name}", *rest) for moment in ("", "adam_m.", "adam_v.") for name, *rest in found]
 
 
 def strategy(stages: int, data: int, side: int) -> Strategy:

@@ -29,7 +29,7 @@ def copy(source: Path, folder: Path, *, crc: bool = False, **keys: Encryption) -
     sealed = keys.get("encryption")
     name = f"{sealed.mode}.{len(read_key(sealed))}" if sealed else "plain"
     options = Options(format="Ckpt", file_prefix=f"{name}{'_crc' if crc else ''}.", crc=crc, verification="Full")
-    transform_checkpoint(Request(str(source), str(folder), options=options, **keys))  # type: ignore[arg-type]  # keys are those
+    transform_checkpoint(Request(str(source), str(folder), options=options, **keys))
     return next((folder / "rank_0").iterdir())
 
 
@@ -54,7 +54,7 @@ def test_another_key_is_refused(once: Callable[..., Path], tmp_path: Path) -> No
             copy(
                 once("encrypted") / f"{mode}.{length}.ckpt",
                 tmp_path,
-                decryption=Encryption(Key(bytes(length)), mode),  # type: ignore[arg-type]  # one of them
+                decryption=Encryption(Key(bytes(length)), mode),
             )
     assert not list(tmp_path.rglob("*.ckpt"))
 

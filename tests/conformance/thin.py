@@ -53,7 +53,7 @@ def on(rank: int, ranks: int) -> Iterator[None]:
         for module in (_checkpoint, _utils, serialization, _cell_wrapper):
             for name, found in (("get_rank", rank), ("get_group_size", ranks)):
                 if hasattr(module, name):
-                    put = lambda group="", found=found, name=name: int(group) if group and name == "get_group_size" else found  # noqa: E731
+                    put = lambda group="", found=found, name=name: int(group) if group and name == "get_group_size" else found  # noqa: E731 - one line
                     stack.enter_context(mock.patch.object(module, name, put))
         yield
 
@@ -110,7 +110,7 @@ class Cluster:
 
             return add_up
 
-        nothing = lambda *_: None  # noqa: E731
+        nothing = lambda *_: None  # noqa: E731 - one line
         with on(rank, case.target_ranks), contextlib.ExitStack() as stack:
             stack.enter_context(mock.patch("mindspore.mint.distributed.all_gather_object", gather))
             stack.enter_context(mock.patch("mindspore.runtime.synchronize", nothing))

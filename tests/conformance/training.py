@@ -62,7 +62,7 @@ class Training:
     def __init__(self) -> None:
         self.network = Network()
         self.optimizer = nn.Adam(self.network.trainable_params(), 0.002)
-        loss = lambda: ops.cross_entropy(self.network(_IMAGES), _LABELS)  # noqa: E731
+        loss = lambda: ops.cross_entropy(self.network(_IMAGES), _LABELS)  # noqa: E731 - MindSpore differentiates a function
         self._gradients = mindspore.value_and_grad(loss, None, self.optimizer.parameters)
 
     def step(self) -> None:

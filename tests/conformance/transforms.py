@@ -225,7 +225,7 @@ def _steps(rng: random.Random, source_stages: int, target_stages: int) -> list[T
     return found
 
 
-def _devices(rng: random.Random, source_named: bool, target_named: bool) -> tuple[int, int]:  # noqa: FBT001 - one of each side
+def _devices(rng: random.Random, source_named: bool, target_named: bool) -> tuple[int, int]:
     """Devices per stage: of two different numbers one must divide the other, else MindSpore refuses."""
     few = rng.choice([1, 2, 2, 3, 4, 4, 4, 5, 6, 7, 8, 8, 8])
     many = few * rng.choice([n for n in (1, 1, 2, 2, 3, 4, 8) if few * n <= MOST_RANKS])
@@ -253,7 +253,7 @@ def _matrix(rng: random.Random, devices: int) -> tuple[int, ...]:
     return (*axes, left)
 
 
-def _cut(rng: random.Random, devices: int, ndim: int, several: bool) -> Cut:  # noqa: FBT001 - a keyword in each call but here
+def _cut(rng: random.Random, devices: int, ndim: int, several: bool) -> Cut:
     """A layout: each axis cuts a dimension or none; the rest may be used for an optimizer shard, in full or in part."""
     if ndim > 1 and devices % 4 == 0 and devices > 4 and rng.random() < 0.08:  # where MindSpore ignores the devices' order
         first, second = rng.sample([0, 1], 2)

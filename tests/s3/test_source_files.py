@@ -32,7 +32,7 @@ def made(tmp_path: Path) -> disk.Checkpoint:
 
 
 def request(made: disk.Checkpoint, source: str, target: Path, **options: object) -> Request:
-    return Request(source, target, made.source_strategy, made.target_strategy, options=Options(**options))  # type: ignore[arg-type]
+    return Request(source, target, made.source_strategy, made.target_strategy, options=Options(**options))
 
 
 @pytest.mark.parametrize("form", ["device_{r}/net-1_100.ckpt", "rank_{r}/ckpt/net-1_100.ckpt", "checkpoint_{r}.ckpt"])

@@ -120,7 +120,7 @@ class StoreContract:
         assert store.stat("d") is None
 
     @pytest.mark.parametrize("prune", [False, True])
-    def test_many_files_are_deleted_at_once(self, store: Store, prune: bool) -> None:  # noqa: FBT001 - pytest passes it by name
+    def test_many_files_are_deleted_at_once(self, store: Store, prune: bool) -> None:
         paths = [f"rank_{number}/x&y {number}" for number in range(60)]
         together(lambda thread: [put(store, path, b"1") for n, path in enumerate(paths) if n % 16 == thread])
         put(store, "rank_1/y", b"1")

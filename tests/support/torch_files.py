@@ -113,7 +113,7 @@ def metadata(  # noqa: PLR0913 - each test varies another one
 
 
 def document(tensors: Mapping[str, Boxes], **options: object) -> tuple[str, bytes]:
-    return "m", metadata(tensors, **options)  # type: ignore[arg-type]  # keyword arguments of several types
+    return "m", metadata(tensors, **options)
 
 
 def tensor(

@@ -57,7 +57,7 @@ def change(request: pytest.FixtureRequest) -> Callable[[Path], object]:
 def request_of(made: disk.Checkpoint, target: Path, encryption: Encryption | None = None, **options: str) -> Request:
     return Request(
         made.source, target, made.source_strategy, made.target_strategy, options=Options(**options), decryption=encryption
-    )  # type: ignore[arg-type]
+    )
 
 
 @pytest.mark.parametrize("encrypted", [False, True], ids=["plain", "encrypted"])

@@ -52,7 +52,7 @@ def placed(files: list[rawfiles.Tensors], kind: str, before: Strategy, after: St
 
 
 def check(model: Model, store: MemorySource, level: str, **options: Any) -> frozenset[str]:
-    return check_copies(store, model, Options(verification=level, **options), Silent(), workers=2)  # type: ignore[arg-type]
+    return check_copies(store, model, Options(verification=level, **options), Silent(), workers=2)
 
 
 def changed(array: np.ndarray, at: int) -> np.ndarray:
@@ -257,7 +257,7 @@ def test_a_step_that_a_strategy_names_is_compared_on_every_rank(name: str, *, ve
 
 
 @pytest.mark.parametrize("remote", [False, True])
-def test_the_number_of_blocks_follows_from_the_bytes_that_are_written(remote: bool) -> None:  # noqa: FBT001
+def test_the_number_of_blocks_follows_from_the_bytes_that_are_written(remote: bool) -> None:
     found = [most_blocks(1 << exponent, remote=remote) for exponent in range(60)]
     assert found == sorted(found)
     assert found[-1] == 1 << 16

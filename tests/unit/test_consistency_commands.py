@@ -51,7 +51,7 @@ def manifest(target: Path) -> dict[str, Any]:
 
 def set_step(made: disk.Checkpoint, *values: int) -> None:
     for rank, value in enumerate(values):
-        rewrite(made, rank, "step", lambda array, value=value: np.full_like(array, value))  # type: ignore[misc]
+        rewrite(made, rank, "step", lambda array, value=value: np.full_like(array, value))
 
 
 @pytest.mark.parametrize("level", ["none", "sample", "full"])

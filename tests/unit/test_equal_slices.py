@@ -67,7 +67,7 @@ def is_evidence(array: np.ndarray) -> bool:
 @given(models.models(RANKS), st.booleans(), st.data())
 def test_slices_with_random_or_constant_content_are_never_refused(
     model: models.Model,
-    remote: bool,  # noqa: FBT001
+    remote: bool,
     data: st.DataObject,
 ) -> None:
     files = [dict(tensors) for tensors in model.source()]
@@ -82,7 +82,7 @@ def test_slices_with_random_or_constant_content_are_never_refused(
 @given(models.models(RANKS), st.booleans(), st.data())
 def test_a_copy_of_another_rank_is_refused_where_slices_differ(
     model: models.Model,
-    remote: bool,  # noqa: FBT001
+    remote: bool,
     data: st.DataObject,
 ) -> None:
     model = replace(model, remove_redundancy=False)

@@ -21,7 +21,7 @@ esac
 
 
 @pytest.mark.parametrize(("driver", "attests"), [("docker", False), ("docker-container", True), ("kubernetes", True)])
-def test_attestations_are_requested_from_builders_that_support_them(driver: str, attests: bool, tmp_path: Path) -> None:  # noqa: FBT001
+def test_attestations_are_requested_from_builders_that_support_them(driver: str, attests: bool, tmp_path: Path) -> None:
     (tmp_path / "docker").write_text(_DOCKER)
     (tmp_path / "docker").chmod(0o755)
     built = subprocess.run(

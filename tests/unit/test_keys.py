@@ -62,7 +62,7 @@ def test_a_missing_key_is_named(tmp_path: Path) -> None:
             read_key(Encryption(key))
     for wrong in ({}, {"content": KEY, "file": "k"}, {"content": "text"}):
         with pytest.raises(UsageError, match="InvalidKey"):
-            Key(**wrong)  # type: ignore[arg-type]  # that is the point
+            Key(**wrong)
 
 
 def test_no_output_contains_a_key() -> None:
@@ -73,7 +73,7 @@ def test_no_output_contains_a_key() -> None:
         with pytest.raises(TypeError):
             write(request)
     with pytest.raises(UsageError) as caught:
-        Request("a", "b", decryption=KEY)  # type: ignore[arg-type]  # that is the point
+        Request("a", "b", decryption=KEY)
     assert KEY.decode() not in str(caught.value)
 
 

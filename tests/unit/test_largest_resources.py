@@ -55,7 +55,7 @@ def check(spec: dict[str, Any]) -> None:
         assert max(entries) < VARIABLE
         assert sum(entries) < VARIABLES - RESERVED
     text = "".join(part["data"]["spec.json"] for part in config_maps)
-    assert parse_spec(json.loads(text), "x").parameters == transform.spec.parameters  # type: ignore[union-attr]
+    assert parse_spec(json.loads(text), "x").parameters == transform.spec.parameters
 
 
 def annotations(metadata: dict[str, Any]) -> int:

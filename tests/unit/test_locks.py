@@ -80,7 +80,7 @@ def test_other_text_is_not_a_process(text: str) -> None:
         (HERE._replace(machine="d" * 12, container="", instance=""), None, False),
     ],
 )
-def test_a_process_is_known_to_have_ended(process: ProcessId, started: int | None, ended: bool) -> None:  # noqa: FBT001
+def test_a_process_is_known_to_have_ended(process: ProcessId, started: int | None, ended: bool) -> None:
     assert has_ended(process, HERE, lambda _: started) is ended
 
 
@@ -118,11 +118,11 @@ def test_a_container_that_restarts_in_its_pod_resumes_at_once(target: Path, monk
         return f"36 35 98:0 /kubelet/pods/{pod}/containers/{name}/{start} /dev/termination-log rw - ext4 /dev/vda1 rw\n"
 
     def process_in(mounts: str, namespace: str) -> ProcessId:
-        read = process_module._read  # noqa: SLF001
+        read = process_module._read  # noqa: SLF001 - replaced below
         with monkeypatch.context() as patched:
             patched.setattr(process_module, "_read", lambda path: mounts if path.endswith("mountinfo") else read(path))
             patched.setattr(os, "readlink", lambda _: namespace)
-            return process_module._identity.__wrapped__(os.getpid())  # noqa: SLF001
+            return process_module._identity.__wrapped__(os.getpid())  # noqa: SLF001 - without its cache
 
     now = process_in(mounted("uid", "ranks", "b7"), "pid:[2]")
     monkeypatch.setattr(lock_module, "this_process", lambda: now)

@@ -72,7 +72,7 @@ def test_a_transform_is_counted_in_its_phase_until_it_is_deleted() -> None:
     started = value("reshard_transitions_total", phase="Planning")
 
     async def story() -> None:
-        reconciler = Reconciler(cluster, dataclasses.replace(CONFIG, resync_seconds=0.05), lambda: True)  # type: ignore[arg-type]
+        reconciler = Reconciler(cluster, dataclasses.replace(CONFIG, resync_seconds=0.05), lambda: True)
         working = asyncio.create_task(reconciler.run())
 
         async def until(seen: Callable[[], bool]) -> None:

@@ -106,7 +106,7 @@ def test_a_file_is_not_closed_while_it_is_read(folder: Path, monkeypatch: pytest
         monkeypatch.setattr(os, "preadv", preadv)
         reader.close()
         others.extend(LocalReader(str(folder / str(each))) for each in range(1, 100))
-        return preadv(number, *arguments)  # type: ignore[arg-type]
+        return preadv(number, *arguments)
 
     others: list[LocalReader] = []
     for read in ("read_into", "read_runs"):

@@ -68,7 +68,7 @@ def test_every_option_is_in_a_named_group_of_limited_size(name: str) -> None:
     groups: dict[str, list[str]] = {}
     for option in COMMANDS[name].params:
         if isinstance(option, click.Option):
-            groups.setdefault(option.group.title, []).append(option.opts[0])  # type: ignore[attr-defined]  # cloup's
+            groups.setdefault(option.group.title, []).append(option.opts[0])
     assert max(map(len, groups.values()), default=0) <= 10
 
 

@@ -88,9 +88,9 @@ def test_stages_in_any_order(tmp_path: Path, order: tuple[int, ...], kind: str, 
     assert made.run(last, target) == 0
     assert right(model, target, kind)
     found = manifest(target)
-    assert [part["stage"] for part in found["stages"]] == [0, 1]  # type: ignore[attr-defined]
+    assert [part["stage"] for part in found["stages"]] == [0, 1]
     assert found["ranks"] == "0-3"
-    assert {(f["rank"], f["stage"]) for f in found["files"]} >= {(0, 0), (3, 1)}  # type: ignore[attr-defined]
+    assert {(f["rank"], f["stage"]) for f in found["files"]} >= {(0, 0), (3, 1)}
     before = {path: path.stat().st_mtime_ns for path in target.rglob("*.*")}
     assert made.run(first, target) == made.run(last, target) == 0
     assert before == {path: path.stat().st_mtime_ns for path in target.rglob("*.*")}
@@ -424,7 +424,7 @@ def test_parts_give_the_names_that_the_whole_has(made: Pipeline, target: Path, c
     one_stage_only = ["--rename", f"{first}=new.first", "--rename", f"{last}=new.last"]
     for stage in (0, 1):
         assert made.run(stage, target, *one_stage_only, whole=True) == 0
-    names = {parameter["name"] for parameter in manifest(target)["parameters"]}  # type: ignore[attr-defined]
+    names = {parameter["name"] for parameter in manifest(target)["parameters"]}
     assert {"new.first", "new.last"} <= names
     assert not {first, last} & names
     clash = ["--rename", f"{first}=x", "--rename", f"{last}=x"]

@@ -86,7 +86,7 @@ def test_any_size_gives_a_readable_picture(source: int, target: int) -> None:
     assert len(text.encode()) < 1_000_000
     root = ET.fromstring(text)  # noqa: S314 - it is our own
     assert {found.tag.removeprefix(SVG) for found in root.iter()} <= TAGS
-    assert root.find(f"{SVG}title").text == f"{source} → {target} ranks"  # type: ignore[union-attr]
+    assert root.find(f"{SVG}title").text == f"{source} → {target} ranks"
     height = float(root.attrib["height"])
     assert height < 2000
     for box in root.iter(f"{SVG}rect"):

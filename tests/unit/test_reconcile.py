@@ -176,7 +176,7 @@ def test_a_failure_is_reported_with_the_message_of_the_failed_rank() -> None:
     cluster.settle()
     cluster.resource["status"] = {}
     cluster.pods.append({"metadata": evicted, "status": {"phase": "Failed", "reason": "Evicted", "message": "low on memory"}})
-    assert cluster.work().status["conditions"][0]["message"] == "rank 3 of 6 failed: rank_3 is short"  # type: ignore[index]
+    assert cluster.work().status["conditions"][0]["message"] == "rank 3 of 6 failed: rank_3 is short"
 
 
 def test_the_holder_of_a_target() -> None:

@@ -63,7 +63,7 @@ def test_split_dimensions_are_joined_again(data: st.DataObject) -> None:
 
 
 @pytest.mark.parametrize(("shape", "sliced"), [((16, 32), False), ((4, 16), True)])
-def test_mindspores_json_strategy_equals_its_protobuf_twin(shape: tuple[int, ...], sliced: bool) -> None:  # noqa: FBT001 - a case
+def test_mindspores_json_strategy_equals_its_protobuf_twin(shape: tuple[int, ...], sliced: bool) -> None:
     read = Strategy.from_files([parse(strategy(multi=STATED), "s.json")])
     assert read.layout(0, "multi", shape, sliced=sliced) == TWIN
     assert read.layout(0, "multi", (2, 8, 32), sliced=False).tensor_map == ((2,), (0,), (1,))

@@ -31,7 +31,7 @@ def damaged(monkeypatch: pytest.MonkeyPatch) -> Callable[[], None]:
 
     def finish_badly(writer: LocalWriter) -> None:
         finish(writer)
-        path = writer._path  # noqa: SLF001
+        path = writer._path  # noqa: SLF001 - the file that was just completed
         if path.endswith(".ckpt"):
             with open(path, "r+b") as file:  # noqa: PTH123 - as the writer does
                 file.seek(-1, os.SEEK_END)
@@ -75,7 +75,7 @@ def test_a_file_that_cannot_be_read_again_is_kept_too(
 
     def finish_short(writer: LocalWriter) -> None:
         finish(writer)
-        path = writer._path  # noqa: SLF001
+        path = writer._path  # noqa: SLF001 - the file that was just completed
         if path.endswith(".ckpt"):
             os.truncate(path, 10)
 
@@ -94,7 +94,7 @@ def test_a_source_that_changed_is_named_instead(
     def change_first(*arguments: object, **options: object) -> None:
         for path in checkpoint.source.rglob("*.ckpt"):
             os.utime(path)
-        check_file(*arguments, **options)  # type: ignore[arg-type]
+        check_file(*arguments, **options)
 
     monkeypatch.setattr(rankfile, "check_file", change_first)
     refused(65, "SourceChanged", *checkpoint.arguments(tmp_path / "out", "--verification", "full"))

@@ -21,7 +21,7 @@ from reshard.storage.s3.retries import retrying
 
 def answer(code: str, status: int = 400) -> boto.ClientError:
     response = {"Error": {"Code": code, "Message": "So it is."}, "ResponseMetadata": {"HTTPStatusCode": status}}
-    return boto.ClientError(response, "PutObject")  # type: ignore[arg-type]
+    return boto.ClientError(response, "PutObject")
 
 
 @pytest.mark.parametrize(
@@ -58,7 +58,7 @@ def test_a_refusal_with_an_unknown_code_is_a_refusal() -> None:
     ("error", "kind"),
     [
         (boto.NoCredentialsError(), AccessError),
-        (urllib3.ReadTimeoutError(None, "", "Read timed out."), StorageError),  # type: ignore[arg-type]
+        (urllib3.ReadTimeoutError(None, "", "Read timed out."), StorageError),
         (boto.ProfileNotFound(profile="x"), AccessError),
         (FileNotFoundError(2, "No such file", "/token"), AccessError),
         (ConnectionResetError(104, "Connection reset"), StorageError),

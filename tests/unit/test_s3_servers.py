@@ -74,7 +74,7 @@ def test_a_server_that_supports_all_checksums_gets_crc32(server: thin_s3.ThinSer
 
 @pytest.mark.parametrize("checksums", ["MD5", "None"])
 def test_a_kind_that_the_user_chooses_is_not_probed(server: thin_s3.ThinServer, checksums: str) -> None:
-    write(open_store("s3://bucket/a", StorageOptions(checksums=checksums)), "x")  # type: ignore[arg-type]
+    write(open_store("s3://bucket/a", StorageOptions(checksums=checksums)), "x")
     assert [request for request in server.requests if "probe" in request.key] == []
 
 

@@ -101,7 +101,7 @@ def test_missing_ranks() -> None:
 @pytest.mark.parametrize("side", ["source_strategy", "target_strategy"])
 def test_strategies_are_refused(side: str) -> None:
     with pytest.raises(UsageError, match="accepts no strategy"):
-        Request("a", "b", **{side: "c"}, options=Options(output="Same"))  # type: ignore[arg-type]  # one of two fields
+        Request("a", "b", **{side: "c"}, options=Options(output="Same"))
 
 
 def test_parts_of_a_whole_are_not_ranks(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

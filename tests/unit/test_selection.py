@@ -87,7 +87,7 @@ def test_a_breakpoint_is_read_only_if_a_pattern_selects_it() -> None:
 )
 def test_ambiguous_selections_are_refused(names: dict[int, list[str]], asked: dict[str, int], reason: str) -> None:
     with pytest.raises(ReshardError) as caught:
-        select_files(names, **asked)  # type: ignore[arg-type]
+        select_files(names, **asked)
     assert caught.value.reason == reason
 
 
@@ -120,7 +120,7 @@ def test_a_run_that_continued_with_other_ranks_in_its_folder() -> None:
 )
 def test_ranks_of_the_same_step_that_the_strategy_does_not_describe(names: dict[int, list[str]], asked: dict[str, int]) -> None:
     with pytest.raises(ReshardError) as caught:
-        select_files(names, expected=range(2), **asked)  # type: ignore[arg-type]
+        select_files(names, expected=range(2), **asked)
     assert caught.value.reason == "SourceRanksMismatch"
 
 

@@ -48,7 +48,7 @@ def test_column_slices_are_sent() -> None:
 
 
 @given(st.integers(1, 400), st.integers(1, 400), st.sampled_from(["ckpt", "safetensors"]), st.integers(1, 4), st.booleans())
-def test_all_parts_but_the_last_are_long_enough(rows: int, columns: int, kind: str, count: int, cut: bool) -> None:  # noqa: FBT001
+def test_all_parts_but_the_last_are_long_enough(rows: int, columns: int, kind: str, count: int, cut: bool) -> None:
     limits = LIMITS._replace(smallest=2000)
     found, _ = parts_of((4 * rows, 2 * columns), FEWER_ROWS if cut else COLUMNS, kind, count, limits)
     assert all(part.nbytes >= 2000 for part in found[:-1])
@@ -62,7 +62,7 @@ def test_a_file_with_too_many_parts_is_not_copied() -> None:
 
 
 @pytest.mark.parametrize(("most", "fits"), [(4, True), (3, False)])
-def test_a_long_copy_is_several_parts(most: int, fits: bool) -> None:  # noqa: FBT001
+def test_a_long_copy_is_several_parts(most: int, fits: bool) -> None:
     # The beginning of one of two 4 MiB runs is sent.
     limits = LIMITS._replace(smallest=1 << 20, longest_copy=(4 << 20) - 1, most=most)
     tensors = (models.Tensor("w", "Float32", (1024, 4096), ROWS, 0, FEWER_ROWS, 0),)

@@ -73,7 +73,7 @@ def test_the_next_attempt_requests_three_times_again() -> None:
 
 def test_fields_that_a_newer_converter_adds_are_ignored() -> None:
     usual = PretendCluster().outcome
-    cluster = PretendCluster(outcome=lambda s, i: (0, {**usual(s, i)[1], "sauce": 1}))  # type: ignore[dict-item]
+    cluster = PretendCluster(outcome=lambda s, i: (0, {**usual(s, i)[1], "sauce": 1}))
     cluster.settle()
     assert (cluster.status["phase"], len(cluster.created)) == ("Complete", 3)
 

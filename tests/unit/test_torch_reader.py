@@ -99,7 +99,7 @@ def test_an_item_that_contradicts_the_metadata_is_refused(
     item: bytes, options: dict[str, object], reason: str, tmp_path: Path
 ) -> None:
     with pytest.raises(DataError) as caught:
-        read(one_tensor(tmp_path, item, **options))  # type: ignore[arg-type]  # keyword arguments of several types
+        read(one_tensor(tmp_path, item, **options))
     assert caught.value.reason == reason
     assert "tensor w0" in str(caught.value)
 

@@ -221,7 +221,7 @@ def together(held: Iterable[Held]) -> list[Held]:
         numbers = [sorted({int(n) for n in column}) for column in zip(*(_NUMBER.findall(h.name) for h in group), strict=True)]
         if len(group) > 1 and prod(map(len, numbers)) == len({h.name for h in group}):
             texts = iter(str(n[0]) if len(n) == 1 else f"{{{format_ranks(tuple(n))}}}" for n in numbers)
-            lines.append(replace(group[0], name=_NUMBER.sub(lambda _, texts=texts: next(texts), group[0].name)))  # type: ignore[misc]
+            lines.append(replace(group[0], name=_NUMBER.sub(lambda _, texts=texts: next(texts), group[0].name)))  # type: ignore[misc]  # a lambda with a default
         else:
             lines += group
     return lines
