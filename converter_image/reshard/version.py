@@ -19,7 +19,7 @@ def build() -> tuple[str, str]:
 
 
 def describe() -> dict[str, Any]:
-    """Return the version, the build, and the versions of Python and of packages (None: not installed)."""
+    """Return the version, the build, and the versions of Python and of packages (None if not installed)."""
     commit, date = build()
     return {
         "version": __version__,

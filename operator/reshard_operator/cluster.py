@@ -40,7 +40,7 @@ class ApiError(Exception):
     """The API server rejected a request, or could not be reached.
 
     Attributes:
-        status: HTTP status; 0: the API server was not reached.
+        status: HTTP status; 0 means that the API server was not reached.
         reason: its reason, such as "AlreadyExists".
         fields: invalid fields, such as "spec.template.spec.tolerations[0].key"; empty if a webhook rejected the request.
     """

@@ -22,15 +22,15 @@ class Config:
 
     Attributes:
         converter_image: the image of all pods.
-        image_pull_policy: of that image; empty: Kubernetes' default.
+        image_pull_policy: of that image; empty means Kubernetes' default.
         converter_resources: resource requests and limits of pods whose transform names none.
-        namespaces: those to watch; empty: all.
+        namespaces: those to watch; empty means all.
         own_namespace: where the operator runs, and its Lease is.
         identity: of this replica.
-        lease: the name of the Lease that replicas share; empty: there is only one replica.
+        lease: the name of the Lease that replicas share; empty means that there is only one replica.
         resync_seconds: interval at which everything is observed again, whatever the watches reported.
-        metrics_port: where metrics are served; 0: nowhere.
-        health_port: where the liveness probe is answered; 0: nowhere.
+        metrics_port: where metrics are served; 0 means nowhere.
+        health_port: where the liveness probe is answered; 0 means nowhere.
         log_format: "json" or "text"; of the pods of transforms too.
         log_level: "debug", "info", "warning" or "error"; of these pods too.
     """

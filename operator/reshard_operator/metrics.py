@@ -87,7 +87,7 @@ class Census:
         return iter(tuple(self._gauges))
 
     def count(self, key: tuple[str, str], status: Object | None) -> None:
-        """Record the status of a transform; None: it was deleted."""
+        """Record the status of a transform; None means that it was deleted."""
         for gauge in self._gauges.pop(key, ()):
             gauge.dec()
         if status is not None:

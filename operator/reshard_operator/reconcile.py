@@ -84,7 +84,7 @@ class Decision:
     """The actions and status that follow from an observation.
 
     Attributes:
-        status: that the resource should have; None: it is not touched.
+        status: that the resource should have; None means that it is not touched.
         actions: actions to execute before the status is written.
         look_again_seconds: delay until the next observation if no watch reports a change earlier.
     """

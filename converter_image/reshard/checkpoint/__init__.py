@@ -17,7 +17,7 @@ __all__ = ["check_crc", "crc_reads", "format_of", "read_header"]
 
 
 def format_of(path: str) -> Format | None:
-    """Return the format of a file, by its suffix. None: the suffix is unknown."""
+    """Return the format of a file, by its suffix, or None if the suffix is unknown."""
     if path.endswith(".ckpt"):
         return "ckpt"
     if path.endswith(".safetensors"):

@@ -38,7 +38,7 @@ class BlockCipher(Protocol):
 
     Attributes:
         mode: name of the mode.
-        tag_bytes: length of a block's authentication tag. 0: the mode has no tags.
+        tag_bytes: length of a block's authentication tag. 0 means that the mode has no tags.
         tail_bytes: bytes at the end of a block's ciphertext that determine the length of its plaintext.
     """
 
@@ -50,7 +50,7 @@ class BlockCipher(Protocol):
         """Return the length of the ciphertext of a plaintext of this length."""
 
     def plain(self, iv: bytes, length: int, tail: bytes) -> int | None:
-        """Return the length of the plaintext of a ciphertext, given its tail. None: no such ciphertext exists."""
+        """Return the length of the plaintext of a ciphertext, given its tail, or None if no such ciphertext exists."""
 
     def needed(self, at: int, length: int) -> tuple[int, int]:
         """Return the range of the ciphertext that a range of plaintext from `at` on requires."""

@@ -20,7 +20,7 @@ class DType:
     Attributes:
         name: name in MindSpore, or in safetensors if MindSpore does not have the type.
         itemsize: bytes per element.
-        safetensors: name in a safetensors file. None: the format does not support the type.
+        safetensors: name in a safetensors file. None means that the format does not support the type.
         in_ckpt: whether a `.ckpt` file can hold the type.
         loads_from_ckpt: whether MindSpore 2.10 can load the type from a `.ckpt` file. It writes five types that it cannot load
             (mindspore/train/serialization.py, tensor_to_ms_type).

@@ -120,7 +120,7 @@ class SourceFile(msgspec.Struct, frozen=True, array_like=True, gc=False):
         size: length in bytes.
         version: value that changes when the file does: modification time in a file system, ETag in an object store.
         structure: position in `Inventory.structures`.
-        crc: CRC32 in the file. None: the file has none.
+        crc: CRC32 in the file. None means that the file has none.
         sample: digest of some of the content, to distinguish files with the same size and time.
         changed: see `Reader.changed`. A new owner or link changes it too, so it only shows which contents to compare.
     """
@@ -180,7 +180,7 @@ class Inventory(msgspec.Struct, frozen=True):
         return self.structures[0].format
 
     def file_of(self, rank: int) -> SourceFile | None:
-        """Return the file of a rank. None: the rank has no file."""
+        """Return the file of a rank, or None if the rank has no file."""
         at = bisect_left(self.files, rank, key=lambda file: file.rank)
         return self.files[at] if at < len(self.files) and self.files[at].rank == rank else None
 

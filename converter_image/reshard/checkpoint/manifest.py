@@ -42,7 +42,7 @@ class FileRecord(_Document, frozen=True):
             assembled: "etag:<its ETag>".
         bytes_read: number of bytes read from source tensors for this file.
         verified: amount of its data that was compared with the source.
-        stage: pipeline stage of the source that the file was created from. null: all stages.
+        stage: pipeline stage of the source that the file was created from. null means all stages.
         sample: digest of five blocks of the file, see `reshard.storage.digest.sample_of`.
         version: ETag of the written object. In a file system: size and modification time.
         seconds: duration of writing and verifying the file. A measurement, like `Manifest.durations`.
@@ -90,7 +90,7 @@ class ParameterRecord(_Document, frozen=True):
         dtype: name of the type in MindSpore.
         shape: lengths of the whole tensor.
         role: "cut", "replicated", "kept" or "own".
-        source: layout in the source. null: each holder has the whole parameter.
+        source: layout in the source. null means that each holder has the whole parameter.
         target: layout in the target.
         source_name: name in the source, if it differs.
     """

@@ -1,4 +1,4 @@
-"""Unified safetensors: whole parameters in several files of one folder, and an index of parameters. Pure.
+"""Unified safetensors: whole parameters in several files of one folder, and an index of parameters.
 
 ```
 part0.safetensors, part1.safetensors, ...     parameters that a strategy names

@@ -51,7 +51,7 @@ def program(arguments: Sequence[str] | None = None) -> int:
     """Run one command in a process of its own, which exits soon after a signal even if the command hangs.
 
     Args:
-        arguments: the arguments after the program name; None: those of this process.
+        arguments: the arguments after the program name; None means those of this process.
 
     Returns:
         The exit code.
@@ -69,7 +69,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     In the main thread, SIGTERM and SIGINT cancel the command. Signal handlers and standard streams are restored afterwards.
 
     Args:
-        arguments: the arguments after the program name; None: those of this process.
+        arguments: the arguments after the program name; None means those of this process.
 
     Returns:
         The exit code.
@@ -163,7 +163,7 @@ class _Signals:
 
     Args:
         invocation: the command.
-        patience: seconds after a signal at which the process exits in any case; None: never.
+        patience: seconds after a signal at which the process exits in any case; None means never.
     """
 
     def __init__(self, invocation: Invocation, patience: float | None) -> None:

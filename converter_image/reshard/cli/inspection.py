@@ -51,9 +51,9 @@ class Held:
     Attributes:
         name: its name in the files; of several on one line with {the numbers that differ}.
         dtype: its type, by MindSpore's name.
-        shape: lengths of the whole tensor, in elements; None: the sharding is unknown.
+        shape: lengths of the whole tensor, in elements; None means that the sharding is unknown.
         slice_shape: lengths of one rank's slice, in elements.
-        layout: the sharding as text; None: unknown.
+        layout: the sharding as text. None means that it is unknown.
         ranks: the ranks that hold it, ascending.
         nbytes: size of one rank's slice in bytes.
     """

@@ -46,7 +46,7 @@ class Copy(NamedTuple):
         rank: source rank to read from.
         entry: entry of the tensor in the file of the source rank.
         source: box in the source rank's slice.
-        here: same elements, relative to the start of the box that they are copied to.
+        here: box of these elements, relative to the start of the box that they are copied to.
     """
 
     rank: int
@@ -78,7 +78,7 @@ Move = bytes | Small | Fill | Checksum | None
 
 
 def moves(plan: RankPlan, pieces: Iterable[Piece]) -> Iterator[Move]:
-    """Yield all steps that produce a rank's file, in file order. Pure.
+    """Yield all steps that produce a rank's file, in file order. Does no I/O.
 
     Args:
         plan: plan of the rank.
@@ -118,25 +118,25 @@ def moves(plan: RankPlan, pieces: Iterable[Piece]) -> Iterator[Move]:
 
 
 class _Room:
-    """The free room in a tile."""
+    """The free space in a tile."""
 
     def __init__(self) -> None:
         self.left = TILE_BYTES
 
     def make(self, nbytes: int) -> Iterator[None]:
-        """Start the next tile if this one has not enough room."""
+        """Start the next tile if this tile does not have enough space."""
         if self.left < nbytes:
             self.left = TILE_BYTES
             yield None
 
     def take(self, nbytes: int) -> Iterator[None]:
-        """Use room in the tile."""
+        """Use space in the tile."""
         yield from self.make(nbytes)
         self.left -= nbytes
 
 
 def reads(moves: Iterable[Move]) -> Iterator[Read]:
-    """Yield the reads of the source for these moves, in order. Pure."""
+    """Yield the reads of the source for these moves, in order. Does no I/O."""
     for move in moves:
         if isinstance(move, Small):
             yield from reads_of_small(move.tensor, move.runs)
@@ -146,7 +146,7 @@ def reads(moves: Iterable[Move]) -> Iterator[Read]:
 
 
 def reads_of_spans(plan: RankPlan, spans: Iterable[Span]) -> Iterator[Read]:
-    """Yield the reads of the source for spans that are produced separately, in order. Pure."""
+    """Yield the reads of the source for spans that are produced separately, in order. Does no I/O."""
     return reads(move for span in spans if span.length for move in moves(plan, [span]))
 
 
@@ -154,7 +154,7 @@ def carry_out(moves: Iterable[Move], files: SourceFiles, emit: Callable[[memoryv
     """Produce the bytes of these moves, in order.
 
     Args:
-        moves: moves to execute. The last one passes on the rest.
+        moves: moves to execute. The last move emits the rest of the buffer.
         files: files of the source.
         emit: callback with the next part of the file. The buffer is reused after it returns.
 
@@ -173,7 +173,7 @@ def carry_out(moves: Iterable[Move], files: SourceFiles, emit: Callable[[memoryv
 
 
 def fill(moves: Iterable[Move], gatherer: Gatherer, into: memoryview) -> None:
-    """Produce the bytes of these moves in a buffer that has room for all of them.
+    """Produce the bytes of these moves in a buffer that is large enough for all of them.
 
     Raises:
         DataError, StorageError: the source cannot be read.
@@ -234,7 +234,7 @@ class _Content:
         self._active: list[_Held] = []
 
     def next(self, offset: int, most: int) -> Fill:
-        """Return the longest box that starts at a byte of the content and has at most `most` bytes, but at least one element."""
+        """Return the longest box of at most `most` bytes that starts at a byte of the content. It has at least one element."""
         shape = self.tensor.shape
         box = next_tile(shape, offset // self._itemsize, most // self._itemsize)
         first, end = flat_span(shape, box)

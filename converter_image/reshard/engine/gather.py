@@ -226,7 +226,7 @@ class Gatherer:
 
 
 def small_runs(tensor: TargetTensor) -> Runs | None:
-    """Return the runs of a tensor of at most `SMALL_BYTES` bytes. None: `Gatherer.read` reads it faster."""
+    """Return the runs of a tensor of at most `SMALL_BYTES` bytes, or None if `Gatherer.read` reads it faster."""
     if any(len(entry.extents) != 1 for entry in tensor.entries):
         return None
     return _runs(tensor.geometry, DTYPES[tensor.parameter.dtype].itemsize)
@@ -287,7 +287,7 @@ def _spanning(entry: TensorEntry, box: Box, itemsize: int, most: int) -> Iterato
 
 @lru_cache(maxsize=512)
 def _runs(geometry: Geometry, itemsize: int) -> Runs | None:
-    """Return the runs of bytes of a slice. None: there are too many."""
+    """Return the runs of bytes of a slice, or None if there are too many."""
     runs: list[tuple[int, int, int, int]] = []
     for number, overlap in enumerate(geometry.overlaps):
         source_length, sources = contiguous_runs(geometry.source_shape, overlap.source)

@@ -50,12 +50,12 @@ class Job:
         digest: identifies source, strategies and options. Equal digests mean equal files.
         key: fields of the request that determine the result, to find a started task without reading the source.
         output: format of the target's files.
-        stage: pipeline stage of the source whose files the task writes. None: all stages.
+        stage: pipeline stage of the source whose files the task writes. None means all stages.
         whole: identifies the checkpoint by what the tasks of all its stages share. Without stages: the digest.
         selected: result of the selection of the source's files.
         strategies: source strategy and target strategy.
         notes: messages for the user.
-        cipher: cipher of the target's files. None: they are not encrypted.
+        cipher: cipher of the target's files. None means that they are not encrypted.
         indexed: whether an index describes the source's files.
         listing: digest of the source's listing, see `SourceRecord.listing`.
         planned: whether a plan in the target describes the source's files.
@@ -262,7 +262,7 @@ def _identity(content: object) -> str:
 
 
 def _cipher(request: Request, output: OutputFormat, key: bytes | None) -> BlockCipher | None:
-    """Return the cipher of the target's files. None: they are not encrypted."""
+    """Return the cipher of the target's files, or None if they are not encrypted."""
     if request.encryption is None:
         return None
     what = fix = None

@@ -1,4 +1,4 @@
-"""Notes of a task: what the user should know about a source and its target, although the transform goes on. Pure."""
+"""Notes of a task: messages for the user about a source and its target that do not stop the transform."""
 
 from __future__ import annotations
 
@@ -82,7 +82,7 @@ def _notes(model: Model, request: Request) -> tuple[str, ...]:
 
 
 def _notes_on_copies(model: Model, request: Request) -> list[str]:
-    """Return notes about copies that differ, which the request accepts, and about patterns that match no parameter."""
+    """Return notes about accepted differences between copies, and about patterns that match no parameter."""
     notes = []
     if accepted := sorted(model.inconsistent_replicas & model.per_rank):
         taken = (
@@ -130,7 +130,7 @@ def _notes_on_strategies(strategies: tuple[Strategy | None, Strategy | None]) ->
 
 
 def _notes_on_shares(planner: Planner, scope: Sequence[int]) -> tuple[str, ...]:
-    """Warn of files without parameters, which MindSpore saves for ranks without any, and does not load."""
+    """Warn of files without parameters. MindSpore saves such files, but cannot load them."""
     if not planner.remove_redundancy:
         return ()
     ranks = tuple(rank for rank in scope if not planner.parameters(rank))
@@ -149,5 +149,5 @@ def _nth(model: Model) -> str:
 
 
 def some(names: tuple[str, ...] | list[str]) -> str:
-    """Return some of these names, and the number of the others."""
+    """Return the first names, and the number of the other names."""
     return ", ".join(names[:5]) + (f" and {len(names) - 5} more" if len(names) > 5 else "")

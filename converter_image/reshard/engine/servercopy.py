@@ -27,7 +27,7 @@ class UploadPart:
         first: position of its first move.
         end: position after its last move.
         nbytes: length of the part in bytes.
-        rank: source rank whose file contains exactly these bytes contiguously. None: they are read and sent.
+        rank: source rank whose file contains exactly these bytes contiguously. None means that they are read and sent.
         offset: offset of the bytes in that file.
     """
 
@@ -52,7 +52,7 @@ def split(moves: Iterable[Move]) -> Iterator[Move]:
 
 
 def _in_a_row(move: Fill) -> list[Copy] | None:
-    """Return the copies of a box in the order of its elements. None: they are not contiguous."""
+    """Return the copies of a box in the order of its elements, or None if they are not contiguous."""
     copies = sorted(move.copies, key=lambda copy: flat_span(move.box.shape, copy.here)[0])
     at = 0
     for copy in copies:
@@ -63,7 +63,7 @@ def _in_a_row(move: Fill) -> list[Copy] | None:
 
 
 def parts(moves: Sequence[Move], limits: PartLimits) -> list[UploadPart] | None:
-    """Divide a file into parts that are sent or copied. None: a file cannot have that many parts.
+    """Divide a file into parts that are sent or copied. None means that a file cannot have that many parts.
 
     Bytes between runs of the source that are too short for a part are joined with the start of the next run.
 

@@ -57,7 +57,7 @@ def check_file(
         model: parameters with their source and target layouts.
         files: files of the source.
         level: amount of data to compare. "Full": every byte. Otherwise: some rows of each parameter.
-        headers: reader that is optimized for the headers of the file. None: `written`.
+        headers: reader that is optimized for the headers of the file. None means `written`.
         at_once: number of parameters compared at a time.
 
     Raises:

@@ -25,10 +25,11 @@ class Layout:
     Attributes:
         device_matrix: lengths of the device axes. A rank's coordinates are row-major (the last axis varies fastest).
         tensor_map: device axes that split each dimension of the tensor, numbered from the right (0 is the last axis), major
-            first. Empty: the dimension is not split.
+            first. Empty means that the dimension is not split.
         shard_size: number of parts into which dimension 0 of that slice is split again among the ranks that hold the same slice
-            (optimizer parallel). 0: it is not split. -1: one part per such rank.
-        shard_step: distance between ranks with adjacent parts. It follows from the other fields. 0: the slice is not split again.
+            (optimizer parallel). 0 means that it is not split. -1 means one part per such rank.
+        shard_step: distance between ranks with adjacent parts. It follows from the other fields. 0 means that the slice is not
+            split again.
     """
 
     device_matrix: tuple[int, ...]

@@ -34,7 +34,7 @@ class Box:
         return prod(self.shape)
 
     def intersect(self, other: Box) -> Box | None:
-        """Return the intersection of two boxes. None: it is empty."""
+        """Return the intersection of two boxes, or None if it is empty."""
         start = tuple(map(max, self.start, other.start))
         shape = tuple(
             min(a + n, b + m) - s for a, n, b, m, s in zip(self.start, self.shape, other.start, other.shape, start, strict=True)

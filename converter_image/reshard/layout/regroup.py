@@ -30,7 +30,8 @@ def regrouped(layout: Layout, stated: tuple[int, ...], shape: tuple[int, ...], *
         sliced: whether `shape` is that of one rank's slice instead of the whole tensor.
 
     Returns:
-        The only layout that matches the real shape. None: there is none, there are several, or there are too many to try.
+        The only layout that matches the real shape, or None if there is none, if there are several, or if there are too many to
+        try.
     """
     if layout.ndim != len(stated) or not 0 < len(shape) < len(stated):
         return None

@@ -1,4 +1,4 @@
-"""Divide a tensor into boxes that are contiguous in its file and fit into a buffer. Pure."""
+"""Divide a tensor into boxes that are contiguous in its file and fit into a buffer."""
 
 from __future__ import annotations
 

@@ -25,7 +25,7 @@ def path_of(value: Any, name: str) -> str:  # noqa: ANN401 - any argument of a s
 
 
 def strategy_of(value: Any, name: str) -> str | None:  # noqa: ANN401 - any argument of a script
-    """Return the path of a strategy as text. None: there is no strategy.
+    """Return the path of a strategy as text, or None if there is no strategy.
 
     Raises:
         UsageError: the value is neither text nor a path.

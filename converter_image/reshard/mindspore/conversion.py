@@ -40,8 +40,8 @@ def ckpt_to_safetensors(
 
     Args:
         file_path: path of a file, or of a folder. All files in its subfolders whose names start with `rank` are converted.
-        save_path: folder to write to, with the same subfolders. None: next to each file. Existing files with the same names are
-            replaced.
+        save_path: folder to write to, with the same subfolders. None means the folder of each file. Existing files with the same
+            names are replaced.
         name_map: new names of parameters, by their old names. Names that a file does not contain are ignored.
         file_name_regex: regular expression to search in the names of files, or in the path of a single file. Other files are
             ignored.

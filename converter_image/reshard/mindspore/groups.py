@@ -43,7 +43,8 @@ def get_ckpt_path_with_strategy(cur_ckpt_path: str, cur_strategy_path: str) -> s
         cur_strategy_path: strategy file of the rank's pipeline stage, or a merged one.
 
     Returns:
-        The first of these files that exists. None: none exists. A path without `rank_<r>` is returned if the file exists.
+        The first of these files that exists, or None if none exists. A path without `rank_<r>` is returned if the file
+        exists.
 
     Raises:
         ReshardError: also a TypeError (an argument is not a path) or a ValueError (the strategy is missing or damaged, or lacks

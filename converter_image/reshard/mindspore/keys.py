@@ -8,7 +8,7 @@ from reshard.spec.keys import Encryption, Key, Mode
 
 
 def decryption_of(dec_key: bytes | None, dec_mode: str) -> Encryption | None:
-    """Return the encryption for `dec_key` and `dec_mode`. None: files are not encrypted.
+    """Return the encryption for `dec_key` and `dec_mode`, or None if files are not encrypted.
 
     Raises:
         UsageError: the mode or the key is invalid.

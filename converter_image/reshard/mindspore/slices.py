@@ -28,7 +28,7 @@ def build_searched_strategy(strategy_filename: str) -> dict[str, Any] | None:
     Differences from MindSpore: also reads a folder with the files of all pipeline stages. A damaged file is an error.
 
     Args:
-        strategy_filename: path of the file or the folder. None: there is no strategy.
+        strategy_filename: path of the file or the folder. None means that there is no strategy.
 
     Returns:
         Messages by parameter name, with `dev_matrix[0].dim`, `tensor_map`, `param_split_shape`, `field`, `opt_weight_shard_step`
@@ -54,8 +54,8 @@ def merge_sliced_parameter(sliced_parameters: list[Any], strategy: Mapping[str, 
 
     Args:
         sliced_parameters: `mindspore.Parameter` objects or numpy arrays, in the order of the ranks of the stage.
-        strategy: layouts by parameter name, as `build_searched_strategy` returns them. None: slices are concatenated along
-            dimension 0. For numpy arrays, which have no name, it must have one entry.
+        strategy: layouts by parameter name, as `build_searched_strategy` returns them. None means that slices are concatenated
+            along dimension 0. For numpy arrays, which have no name, it must have one entry.
 
     Returns:
         A `mindspore.Parameter`, or a numpy array if the slices are numpy arrays.

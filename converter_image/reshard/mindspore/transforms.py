@@ -48,8 +48,8 @@ def transform_checkpoints(
         src_checkpoints_dir: folder with `rank_0`, `rank_1`, ...
         dst_checkpoints_dir: folder to write to. An existing checkpoint is replaced.
         ckpt_prefix: prefix of the files `rank_<r>/<ckpt_prefix><r>.<output_format>`.
-        src_strategy_file: source strategy. None: one rank with whole parameters.
-        dst_strategy_file: target strategy. None: one rank with whole parameters.
+        src_strategy_file: source strategy. None means one rank with whole parameters.
+        dst_strategy_file: target strategy. None means one rank with whole parameters.
         process_num: number of concurrent ranks.
         output_format: "ckpt" or "safetensors".
 
@@ -141,8 +141,8 @@ def transform_checkpoint_by_rank(
         checkpoint_files_map: source files by rank: at least those of `rank_list_for_transform`, or all if redundancy was removed
             from the source, because only the files show which of them has a slice.
         save_checkpoint_file_name: path of the file to write.
-        src_strategy_file: source strategy. None: one rank with whole parameters.
-        dst_strategy_file: target strategy. None: one rank with whole parameters.
+        src_strategy_file: source strategy. None means one rank with whole parameters.
+        dst_strategy_file: target strategy. None means one rank with whole parameters.
 
     Raises:
         ReshardError: also a TypeError (an argument is not an integer, path or dict) or a ValueError (files or strategies are

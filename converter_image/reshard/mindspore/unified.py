@@ -62,10 +62,10 @@ def unified_safetensors(
 
     Args:
         src_dir: folder with `rank_0`, `rank_1`, ...
-        src_strategy_file: source strategy. None: one rank with whole parameters.
+        src_strategy_file: source strategy. None means one rank with whole parameters.
         dst_dir: folder to write to. An existing checkpoint is replaced.
         merge_with_redundancy: ignored. Each slice is read from a rank that has it.
-        file_suffix: suffix of the names of the files to read, without the extension. None: the files of the newest step.
+        file_suffix: suffix of the names of the files to read, without the extension. None means the files of the newest step.
         max_process_num: maximum number of parts written at a time. It is limited by the number of processors.
         choice_func: function that receives a name in the strategy, and returns whether to write the parameter, or its new name.
         split_dst_file: (number, total) of this machine, counted from 1, if several machines write a share of the parts each. They
@@ -122,9 +122,9 @@ def load_distributed_checkpoint(
     files. Rank files are resharded without a network too. With a network, `rank_id` is used, and strategies are files.
 
     Args:
-        network: `mindspore.nn.Cell` to load into, with `load_param_into_net`. None: files are written.
+        network: `mindspore.nn.Cell` to load into, with `load_param_into_net`. None means that files are written.
         checkpoint_filenames: one file per rank, in the order of the ranks, instead of unified safetensors.
-        predict_strategy: target strategy. None: one rank with whole parameters.
+        predict_strategy: target strategy. None means one rank with whole parameters.
         train_strategy_filename: strategy of the files in `checkpoint_filenames`.
         strict_load: whether types must be equal in the network.
         dec_key: key of encrypted files in `checkpoint_filenames`.
@@ -132,8 +132,8 @@ def load_distributed_checkpoint(
         format: "safetensors" for unified safetensors, as in MindSpore.
         unified_safetensors_dir: folder with `part0.safetensors`, ...
         dst_safetensors_dir: folder to write to. An existing checkpoint is replaced.
-        rank_id: number of the target rank to write or load. Others may be written at the same time or later. None: all ranks;
-            with a network, the rank of the process.
+        rank_id: number of the target rank to write or load. Others may be written at the same time or later. None means all
+            ranks; with a network, the rank of the process.
         output_format: "safetensors" or "ckpt".
         name_map: name of a parameter in the files, by its new name.
         max_process_num: maximum number of ranks written at a time. It is limited by the number of processors.
@@ -198,7 +198,7 @@ def _params(request: Request, files: Mapping[int, str] | None, rank: int, worker
 
 
 def _to_files(request: Request, files: Mapping[int, str] | None, ranks: str | None, output: OutputFormat, workers: int) -> None:
-    """Write the files of these ranks (None: all), from `files` instead of the request's source if they are set."""
+    """Write the files of these ranks (None means all), from `files` instead of the request's source if they are set."""
     request = _with(request, format=output, file_prefix="net", numbered=False, ranks=ranks, overwrite="Replace")
     if files is not None:
         _cut_files(request, files)

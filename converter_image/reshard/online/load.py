@@ -93,10 +93,10 @@ def iter_tensors(  # noqa: PLR0913 - one for each option
 
     Args:
         source: folder with `rank_<r>/`, a single file, or s3://bucket/prefix.
-        source_strategy: strategy file, or folder with one file per pipeline stage. None: one rank with whole parameters.
-        target_strategy: strategy file or folder of the target. None: one rank with whole parameters.
+        source_strategy: strategy file, or folder with one file per pipeline stage. None means one rank with whole parameters.
+        target_strategy: strategy file or folder of the target. None means one rank with whole parameters.
         rank: number of the target rank.
-        step: training step to read. None: the newest step that every rank has.
+        step: training step to read. None means the newest step that every rank has.
         files: glob pattern of the files to read. With a `/`, it matches paths in the source, otherwise names.
         allow_single_rank: read the folder or file of one rank as a complete checkpoint, although other ranks are next to it.
         allow_equal_slices: accept ranks that hold equal content where the source strategy gives them different slices.
@@ -113,7 +113,7 @@ def iter_tensors(  # noqa: PLR0913 - one for each option
         index: target of a transform of this source with output "Index". It contains the strategies and the versions of the files,
             so that only files that this rank needs are opened.
         storage_options: options of object stores.
-        decryption: key of the source. None: it is not encrypted.
+        decryption: key of the source. None means that it is not encrypted.
         cancellation: cancels the load from another thread, before its next read.
 
     Returns:

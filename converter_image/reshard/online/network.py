@@ -95,7 +95,7 @@ def _tensor(mindspore: Any, name: str, array: Array) -> Any:  # noqa: ANN401 - a
 
 
 def current_rank() -> int | None:
-    """Return the rank of this process in MindSpore. None: it runs alone, for which MindSpore returns 0."""
+    """Return the rank of this process in MindSpore, or None if it runs alone, for which MindSpore returns 0."""
     communication = sys.modules.get("mindspore.communication")
     try:
         return int(communication.get_rank()) if communication and communication.get_group_size() > 1 else None

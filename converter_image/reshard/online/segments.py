@@ -44,7 +44,7 @@ def read_segments(
         url: URL or path of the folder.
         wanted: function that returns whether to read the parameter with a name.
         storage_options: options of the object store, if the folder is in one.
-        decryption: key of the files. None: they are not encrypted.
+        decryption: key of the files. None means that they are not encrypted.
 
     Raises:
         DataError: a file is damaged, copies of a parameter differ, or the folder contains files of both formats.
@@ -157,7 +157,7 @@ def read_file(
         wanted: function that returns whether to read the parameter with a name.
         crc_check: whether to compare the content with the CRC32 in the file. A file without one causes a warning.
         storage_options: options of the object store, if the file is in one.
-        decryption: key of the file. None: it is not encrypted.
+        decryption: key of the file. None means that it is not encrypted.
 
     Raises:
         DataError: the file is damaged.

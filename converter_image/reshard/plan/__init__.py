@@ -1,4 +1,7 @@
-"""Inventory and layouts -> the copies of each target rank. Pure: a plan can be printed and tested without a byte read."""
+"""Plan the copies of each target rank from an inventory and layouts.
+
+The modules of this package perform no I/O, so a plan can be printed and tested without reading a checkpoint.
+"""
 
 from reshard.plan.cuts import Cuts, cuts
 from reshard.plan.model import Model, Parameter, Role

@@ -1,9 +1,9 @@
-"""Copies of one parameter at several source ranks: which must be equal, and which blocks of them to compare. Pure.
+"""Find the copies of a parameter on several source ranks that must be equal, and select the blocks of them to compare.
 
-Two kinds of copies exist: a parameter in no strategy is whole in every file that contains it, and a slice that the source's
-strategy assigns to several ranks (replicas) is the same in the files of all of them. Pipeline stages that share a parameter may
-shard it in different ways. Copies are therefore compared region by region: a region is a cell of the coarsest grid that refines
-the layouts of all stages, so each rank holds a region whole or not at all.
+There are two kinds of copies. A parameter that no strategy names is whole in every file that contains it. A slice that the source
+strategy assigns to several ranks (a replica) is the same in the files of all these ranks. Pipeline stages that share a parameter
+may shard it in different ways. Copies are therefore compared region by region. A region is a cell of the coarsest grid that
+refines the layouts of all stages, so each rank holds either all of a region or nothing of it.
 """
 
 from __future__ import annotations
@@ -62,11 +62,11 @@ _Pair = tuple[Block, int, int]  # a block, and two ranks that are compared by it
 
 
 def most_blocks(nbytes: int, *, remote: bool) -> int:
-    """Return how many sampled blocks may be read for a transform that writes so many bytes.
+    """Return the maximum number of sampled blocks for a transform that writes `nbytes` bytes.
 
-    One block of 16 KiB for each 8 MiB is 0.2 % of the bytes. Over a network it is one block for each 512 MiB, for which a
-    transform makes some hundred requests. Small checkpoints get a constant number, which is read in less time than a transform
-    takes to start.
+    One block of 16 KiB is read for each 8 MiB, which is 0.2 % of the bytes. Over a network, one block is read for each 512 MiB,
+    for which a transform makes about a hundred requests. Small checkpoints get a constant number of blocks, which are read in
+    less time than a transform takes to start.
     """
     if remote:
         return min(max(nbytes // _BYTES_PER_REMOTE_BLOCK, _FEWEST_REMOTE_BLOCKS), _MOST_BLOCKS)
@@ -74,11 +74,11 @@ def most_blocks(nbytes: int, *, remote: bool) -> int:
 
 
 class Copies:
-    """The copies that the source's files hold of the parameters of a model.
+    """The copies of a model's parameters in the source's files.
 
     Attributes:
-        unnamed: the parameters in no strategy that several files hold.
-        replicas: the parameters of which the source's strategy gives the same elements to several ranks whose files hold them.
+        unnamed: parameters that no strategy names and that several files hold.
+        replicas: parameters that the source strategy names and that have elements in the files of several ranks.
     """
 
     def __init__(self, model: Model) -> None:
@@ -90,7 +90,7 @@ class Copies:
         self.replicas = tuple(p for p in several if p.source is not None)
 
     def regions(self, parameter: Parameter, rank: int) -> Iterator[Block]:
-        """Yield the regions of a parameter that a rank holds together with others."""
+        """Yield the regions of a parameter that a rank and at least one other rank hold."""
         cells = [range(1)] * len(parameter.shape)
         if parameter.source is not None:
             if (layout := self._layout(parameter, rank)) is None:
@@ -101,7 +101,7 @@ class Copies:
                 yield Block(parameter, cell_box(parameter.shape, _grid(parameter), cell))
 
     def holders(self, parameter: Parameter, cell: Cell) -> tuple[int, ...]:
-        """Return the ranks whose files hold a region, ascending."""
+        """Return the ranks whose files hold a region, in ascending order."""
         if parameter.source is None:
             return self._holders.of_structures(parameter.structures)[0]
         key = (parameter.source, parameter.source_stages, parameter.other_cuts, parameter.structures, cell)
@@ -116,12 +116,12 @@ class Copies:
         return found
 
     def holders_of(self, block: Block) -> tuple[int, ...]:
-        """Return the ranks whose files hold the elements of a block within one region; ascending."""
+        """Return the ranks whose files hold the elements of a block within one region, in ascending order."""
         lengths = [n // k for n, k in zip(block.parameter.shape, _grid(block.parameter), strict=True)]
         return self.holders(block.parameter, tuple(a // n for a, n in zip(block.box.start, lengths, strict=True)))
 
     def at(self, rank: int, block: Block) -> tuple[TensorEntry, Box]:
-        """Return where a rank has a block: the parameter in its file, and the box within that slice."""
+        """Return the location of a block in a rank's file: the entry of the parameter, and the box within its slice."""
         parameter, origin = block.parameter, (0,) * len(block.parameter.shape)
         if (layout := self._layout(parameter, rank)) is not None:
             origin = cell_box(parameter.shape, layout.parts, layout.cells[rank % self._model.source_devices]).start
@@ -129,7 +129,7 @@ class Copies:
 
     @cached_property
     def nbytes(self) -> int:
-        """Bytes of all copies."""
+        """Size of all copies in bytes."""
         total = 0
         for parameter in (*self.unnamed, *self.replicas):
             parts = prod(parameter.source.parts) if parameter.source is not None else 1
@@ -137,14 +137,14 @@ class Copies:
         return total
 
     def of_rank(self, rank: int) -> Iterator[Block]:
-        """Yield everything that a rank holds together with others."""
+        """Yield the regions of all parameters that a rank and at least one other rank hold."""
         structure = self._holders.structure_of[rank]
         for parameter in (*self._unnamed_in.get(structure, ()), *self._replicas_in.get(structure, ())):
             yield from self.regions(parameter, rank)
 
     @cached_property
     def small(self) -> tuple[Parameter, ...]:
-        """Parameters in no strategy that are compared on every rank."""
+        """Small parameters that no strategy names. They are compared on every rank."""
         found = sorted(
             (p for p in self.unnamed if p.nbytes <= SMALL_BYTES),
             key=lambda p: (not is_progress(p.source_name), p.nbytes),
@@ -153,20 +153,20 @@ class Copies:
 
     @cached_property
     def progress(self) -> tuple[Parameter, ...]:
-        """Replicas that contain the progress of training, which are compared on every rank."""
+        """Replicas that contain the progress of training. They are compared on every rank."""
         return tuple(p for p in self.replicas if is_progress(p.source_name) and p.nbytes <= SMALL_BYTES)[:_SMALL_NAMES]
 
     def sample(self, most: int, *, replicas: bool) -> Blocks:
-        """Choose the blocks to compare: always the same ones for the same source.
+        """Return the blocks to compare, by rank. The selection is deterministic.
 
-        The small parameters in no strategy, and replicas that say how far training is, are compared on every rank. With at most
-        `most` blocks, ranks are then compared in pairs: first with each larger parameter in no strategy (at most half of the
-        blocks), then with the replicas of each rank in turn, a different parameter each time, until every rank was compared by
-        each of its parameters or the blocks are used up.
+        Small parameters that no strategy names, and replicas that contain the progress of training, are compared on every rank.
+        The other blocks are used to compare pairs of ranks. At most half of them are blocks of larger parameters that no strategy
+        names. The others are blocks of replicas: each turn compares each rank by another parameter, until all parameters of all
+        ranks are compared or `most` blocks are selected.
 
         Args:
-            most: blocks to read in all, without those of small parameters.
-            replicas: whether to compare replicas that do not say how far training is.
+            most: maximum number of blocks, not counting those of small parameters.
+            replicas: whether to also compare replicas that do not contain the progress of training.
         """
         chosen, unnamed = _Chosen(), self._pairs_of_unnamed()
         if replicas and self.replicas:
@@ -203,7 +203,7 @@ class Copies:
                     yield self._pair(found[(number + turn) % len(found)], rank, turn)
 
     def _pair(self, parameter: Parameter, rank: int, turn: int) -> _Pair | None:
-        """Return a block of a parameter at a rank and at another rank that holds it; None: there is no other rank."""
+        """Return a block of a parameter, the given rank and another rank that holds the block, or None if there is none."""
         if (layout := self._layout(parameter, rank)) is None:
             return None
         seed = _seed(parameter.source_name, turn)
@@ -234,20 +234,20 @@ class Copies:
         return files > prod(parameter.source.parts)
 
     def _layout(self, parameter: Parameter, rank: int) -> Layout | None:
-        """Return the layout by which a rank holds a parameter; None: whole, or not at all."""
+        """Return the layout by which a rank holds a parameter, or None if it holds the parameter whole or not at all."""
         stage = rank // self._model.source_devices
         return next((layout for layout, stages in _layouts(parameter) if stage in stages), None)
 
 
 class _Chosen:
-    """The blocks chosen so far."""
+    """The blocks that are selected so far."""
 
     def __init__(self) -> None:
         self.blocks: Blocks = defaultdict(list)
         self._seen: set[tuple[int, str, Box]] = set()
 
     def take(self, pairs: Iterator[_Pair | None], most: int) -> None:
-        """Choose from pairs until `most` blocks are chosen; the number of examined pairs is bounded too."""
+        """Select blocks from pairs until `most` blocks are selected. The number of examined pairs is limited too."""
         room = takewhile(lambda _: len(self._seen) + 2 <= most, repeat(None, 4 * most))
         for _, pair in zip(room, pairs, strict=False):
             if pair is not None:
@@ -256,7 +256,7 @@ class _Chosen:
                     self.add(rank, block)
 
     def add(self, rank: int, block: Block) -> None:
-        """Choose a block at a rank, once."""
+        """Select a block of a rank, unless it is already selected."""
         key = (rank, block.parameter.source_name, block.box)
         if key not in self._seen:
             self._seen.add(key)
@@ -264,14 +264,14 @@ class _Chosen:
 
 
 def is_progress(name: str) -> bool:
-    """Return whether a parameter of this name contains the progress of training."""
+    """Return whether a parameter with this name contains the progress of training."""
     return name.rpartition(".")[2] in _PROGRESS_NAMES
 
 
 def equal_files(model: Model) -> tuple[int, ...]:
-    """Return the ranks whose files look like the file of a lower rank, although the strategy assigns them other slices.
+    """Return the ranks whose files look like the file of a lower rank, although the strategy assigns them different slices.
 
-    Files are compared by length and sampled content, so files of a few equal values look alike too.
+    Files are compared by length and sampled content. Different files that contain few distinct values may therefore look alike.
     """
     cuts: dict[int, set[tuple[Layout, tuple[int, ...]]]] = defaultdict(set)
     for parameter in model.parameters:
@@ -334,7 +334,7 @@ def _tile(region: Block, seed: int) -> Block:
 
 
 def spread(shape: tuple[int, ...], dtype: str) -> tuple[Box, ...]:
-    """Return blocks at the beginning, in the middle and at the end of a tensor, or all of a small one."""
+    """Return blocks at the start, in the middle and at the end of a tensor, or one block with all of a small tensor."""
     most = _BLOCK_BYTES // DTYPES[dtype].itemsize
     size = prod(shape)
     if size <= 4 * most:

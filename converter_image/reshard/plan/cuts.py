@@ -1,4 +1,4 @@
-"""The sharding of one parameter by source and target, as two drawings of bounded size. Pure."""
+"""The sharding of one parameter in the source and the target, as two drawings of limited size."""
 
 from __future__ import annotations
 
@@ -14,13 +14,13 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True, slots=True)
 class Grid:
-    """One side's cells along the dimensions that are shown.
+    """The cells of one side, along the dimensions that are drawn.
 
     Attributes:
-        parts: the number of equal parts into which each shown dimension is cut.
-        edges: places where the drawn cells of each shown dimension begin, and the last ends, counted in those parts. They are
-            fewer than there are parts when neighbours are drawn as one.
-        ranks: for each drawn cell, row-major, the ranks that hold some of it, ascending.
+        parts: number of equal parts into which each drawn dimension is divided.
+        edges: start of each drawn cell along each drawn dimension, and end of the last cell, in parts. If neighbouring parts are
+            merged into one drawn cell, there are fewer cells than parts.
+        ranks: ranks that hold elements of each drawn cell, in ascending order. The cells are in row-major order.
     """
 
     parts: tuple[int, ...]
@@ -29,7 +29,7 @@ class Grid:
 
     @property
     def merged(self) -> int:
-        """Largest number of cells that are drawn as one."""
+        """Largest number of parts that are merged into one drawn cell."""
         return prod(max(b - a for a, b in pairwise(at)) for at in self.edges)
 
 
@@ -38,11 +38,11 @@ class Cuts:
     """The sharding of a parameter on both sides.
 
     Attributes:
-        parameter: the one that is drawn.
-        dimensions: those that are shown, at most two, ascending.
-        hidden: those that are cut as well and not shown: a drawn cell stands for all parts along them.
-        source: the source's grid.
-        target: the target's.
+        parameter: parameter that is drawn.
+        dimensions: dimensions that are drawn, in ascending order. There are at most two.
+        hidden: dimensions that are also sharded, but not drawn. A drawn cell contains all parts along them.
+        source: grid of the source.
+        target: grid of the target.
     """
 
     parameter: Parameter
@@ -56,9 +56,9 @@ def cuts(model: Model, parameter: Parameter, most: int) -> Cuts:
     """Return the drawings of a parameter's sharding.
 
     Args:
-        model: that it is of.
-        parameter: the one that is drawn.
-        most: cells along each dimension.
+        model: model of the parameter.
+        parameter: parameter to draw.
+        most: maximum number of drawn cells along each dimension.
     """
     ndim = len(parameter.shape)
     before = parameter.source.parts if parameter.source else (1,) * ndim

@@ -1,4 +1,4 @@
-"""Composition of a target slice from source slices. Pure; calculated once for all tensors with the same sharding."""
+"""The composition of a target slice from source slices. It is calculated once for all tensors with the same sharding."""
 
 from __future__ import annotations
 
@@ -17,10 +17,10 @@ class Overlap:
     """The intersection of a target slice and a source slice.
 
     Attributes:
-        source: the elements, counted from the start of the source's slice.
-        target: place of the same elements, counted from the start of the target's slice.
-        first: flat index in the target's slice of the first of them.
-        end: number of the one after the last of them.
+        source: box of the elements, relative to the start of the source slice.
+        target: box of the same elements, relative to the start of the target slice.
+        first: flat index of the first of these elements in the target slice.
+        end: flat index after the last of these elements in the target slice.
     """
 
     source: Box
@@ -31,13 +31,13 @@ class Overlap:
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Geometry:
-    """One target slice. Equal slices are one object, so that derived values can be cached by identity.
+    """The composition of one target slice. Equal slices share one object, so that derived values can be cached by identity.
 
     Attributes:
-        box: the slice's elements in the whole tensor.
-        source_shape: lengths of each source slice.
-        cells: the source slices that have elements of it, in row-major order of the source's grid.
-        overlaps: for each of them what it has in common with the slice.
+        box: elements of the slice in the whole tensor.
+        source_shape: shape of each source slice, in elements.
+        cells: source slices that contain elements of the target slice, in row-major order of the source's grid.
+        overlaps: intersection of each of these source slices with the target slice.
     """
 
     box: Box
@@ -66,9 +66,10 @@ def geometry(shape: tuple[int, ...], source_parts: tuple[int, ...], target_parts
 
 
 def prove(found: Geometry) -> None:
-    """Check that the overlaps lie within both slices, do not overlap, and leave no element out.
+    """Check that the overlaps cover the target slice exactly once, and are within the source slices.
 
-    Independent of how they were found: volumes must add up, and no two may intersect.
+    The check does not depend on the algorithm that found the overlaps. The sum of their sizes must equal the size of the slice,
+    and no two overlaps may intersect.
 
     Raises:
         BugError: the check fails.

@@ -1,4 +1,4 @@
-"""Source ranks that hold each slice. Results are cached. Pure."""
+"""Find the source ranks that hold each slice. Results are cached."""
 
 from __future__ import annotations
 
@@ -21,8 +21,8 @@ class Holders:
     """The slices that the source ranks of a model hold.
 
     Attributes:
-        structure_of: for each rank the position of its structure in `Inventory.structures`.
-        ranks_of: for each structure the ranks whose files have it, ascending.
+        structure_of: position of each rank's structure in `Inventory.structures`, by rank.
+        ranks_of: ranks whose files have each structure, in ascending order, by position of the structure.
     """
 
     def __init__(self, model: Model) -> None:
@@ -37,7 +37,7 @@ class Holders:
         self._entries: dict[int, dict[str, TensorEntry]] = {}
 
     def of_structures(self, structures: Structures) -> tuple[Ranks, frozenset[int]]:
-        """Return the source ranks whose files have one of these structures, ascending, and as a set."""
+        """Return the source ranks whose files have one of these structures, as an ascending tuple and as a set."""
         found = self._of_structures.get(structures)
         if found is None:
             ranks = tuple(sorted(rank for structure in structures for rank in self.ranks_of[structure]))
@@ -45,7 +45,7 @@ class Holders:
         return found
 
     def of_cell(self, parameter: Parameter, cell: Cell) -> Ranks:
-        """Return the source ranks of one stage whose files contain a cell of a parameter in the source strategy.
+        """Return the source ranks of one stage whose files contain a cell of a parameter that the source strategy names.
 
         Raises:
             MissingInputError: no file contains it.

@@ -1,4 +1,4 @@
-"""A model: its parameters, their layouts on both sides, and decisions for all ranks. Frozen data."""
+"""The model of a transform: parameters, their source and target layouts, and decisions for all ranks."""
 
 from __future__ import annotations
 
@@ -28,18 +28,18 @@ class Parameter:
     """One parameter of the model.
 
     Attributes:
-        name: what the target's files call it.
-        dtype: its type in the files.
-        shape: lengths of the whole tensor, in elements; of one that each rank has as its own, of that rank's.
-        role: why it is where it is.
-        source: the source's layout; None: each file that has it has it whole.
-        source_stages: the pipeline stages whose layout `source` is, those first that hold it.
-        target: the target's layout.
-        target_stages: the pipeline stages that get it.
-        structures: the positions in `Inventory.structures` that have it.
-        source_name: what the source's files call it.
-        other_cuts: further layouts in which pipeline stages of the source hold it, each with its stages. They are compared with
-            `source` and never read from.
+        name: name in the target's files.
+        dtype: type in the files, see `reshard.checkpoint.dtypes`.
+        shape: shape of the whole tensor, in elements. For the role OWN: shape of the rank's tensor.
+        role: reason why the parameter is in the target.
+        source: layout in the source. None means that each file that contains the parameter contains it whole.
+        source_stages: pipeline stages of the source with the layout `source`. Stages that hold the parameter come first.
+        target: layout in the target.
+        target_stages: pipeline stages of the target that hold the parameter.
+        structures: positions in `Inventory.structures` of the structures that contain the parameter.
+        source_name: name in the source's files.
+        other_cuts: other layouts of the parameter in the source, each with its pipeline stages. Slices in these layouts are
+            compared with those in the layout `source`, but never copied.
     """
 
     name: str
@@ -56,45 +56,46 @@ class Parameter:
 
     @property
     def nbytes(self) -> int:
-        """Bytes of the whole tensor."""
+        """Size of the whole tensor in bytes."""
         return prod(self.shape) * DTYPES[self.dtype].itemsize
 
     @property
     def slice_shape(self) -> tuple[int, ...]:
-        """Shape of one target rank's slice."""
+        """Shape of one target rank's slice, in elements."""
         return tuple(n // k for n, k in zip(self.shape, self.target.parts, strict=True))
 
     @property
     def slice_nbytes(self) -> int:
-        """Bytes of one target rank's slice."""
+        """Size of one target rank's slice in bytes."""
         return prod(self.slice_shape) * DTYPES[self.dtype].itemsize
 
 
 @dataclass(frozen=True, slots=True)
 class Model:
-    """Decisions for all ranks.
+    """The parameters of a transform, and decisions for all ranks.
 
     Attributes:
-        inventory: the source's files.
-        source_devices: ranks per pipeline stage of the source.
-        source_stages: pipeline stages of the source.
-        first_stage: the number of the first of these: not 0 where the source is one stage of several.
-        target_devices: ranks per pipeline stage of the target.
-        target_stages: pipeline stages of the target.
-        parameters: those that are written, in this order.
-        source_only: names that only the source's strategy has, and that are therefore left out.
-        target_only: names that only the target's strategy has, left out because the user allows it.
-        not_in_files: names that the source's strategy has and no file holds.
-        zero_size: names of tensors of shape [0], left out since MindSpore loads them from a `.ckpt` as scalars without a value.
-        in_other_stages: names that only the target's strategy has, if the source is one stage of several.
-        excluded: names of the source's that the patterns of `include` and `exclude` leave out.
-        excluded_by_rename: names of the source's that a rename rule leaves out.
-        per_rank: names of replicated parameters whose copies may differ, because the user accepts that: a target rank takes the
-            copy of its own source rank.
+        inventory: files of the source.
+        source_devices: number of ranks per pipeline stage of the source.
+        source_stages: number of pipeline stages of the source.
+        first_stage: number of the first pipeline stage of the source. It is not 0 if the source is one of several stages.
+        target_devices: number of ranks per pipeline stage of the target.
+        target_stages: number of pipeline stages of the target.
+        parameters: parameters to write, in this order.
+        source_only: names that only the source strategy contains. These parameters are omitted.
+        target_only: names that only the target strategy contains. The request allows them to be omitted.
+        not_in_files: names that the source strategy contains, but no file.
+        zero_size: names of tensors of shape [0]. They are omitted, because MindSpore loads them from a `.ckpt` file as scalars
+            without a value.
+        in_other_stages: names that only the target strategy contains, if the source is one of several pipeline stages.
+        excluded: names of source parameters that the patterns of `include` and `exclude` omit.
+        excluded_by_rename: names of source parameters that a rename rule omits.
+        per_rank: names of replicated parameters whose copies may differ. A target rank gets the copy of the source rank that
+            corresponds to it.
         lowest_replica: whether each slice is read from the lowest rank that holds it.
-        inconsistent_replicas: names of parameters whose copies were found to differ between source ranks, and are accepted.
-        same: whether the file of each target rank holds what that of the source rank of the same number does.
-        unified: whether the target's ranks are parts of one whole, see `reshard.plan.unified`.
+        inconsistent_replicas: names of parameters whose copies differ between source ranks, which the request accepts.
+        same: whether each target rank's file contains the tensors of the source rank with the same number.
+        unified: whether the target's ranks are the files of a unified checkpoint, see `reshard.plan.unified`.
     """
 
     inventory: Inventory
@@ -124,7 +125,7 @@ class Model:
 
     @property
     def replicated(self) -> tuple[Parameter, ...]:
-        """Parameters with dimensions that every target rank gets whole, because they are in no strategy."""
+        """Parameters with dimensions that every target rank gets whole, because no strategy names them."""
         return tuple(p for p in self.parameters if p.role is Role.REPLICATED and p.shape)
 
     @property
@@ -139,9 +140,9 @@ class Model:
 
     @property
     def may_be_slices(self) -> tuple[str, ...]:
-        """Names of parameters with several elements of which the source may hold rank 0's slice instead of the whole.
+        """Names of parameters with several elements for which the source may hold only rank 0's slice.
 
-        A parameter with one element is nearly always a step or a rate, so only a target strategy that names it is refused.
+        A parameter with one element is usually a step or a rate, so it is refused only if the target strategy names it.
         """
         suspect = frozenset(self.inventory.may_be_slices)
         return tuple(sorted({p.name for p in self.parameters if p.source_name in suspect and prod(p.shape) > 1}))

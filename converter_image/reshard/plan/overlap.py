@@ -12,7 +12,7 @@ Cell = tuple[int, ...]
 def overlapping(target_parts: tuple[int, ...], target_cell: Cell, source_parts: tuple[int, ...]) -> tuple[Cell, ...]:
     """Return the source cells that contain elements of a target cell, in row-major order.
 
-    A dimension cut into equal parts on both sides makes this a matter of fractions: part i of k covers [i/k, (i+1)/k).
+    Both sides divide a dimension into equal parts. Part i of k covers the fractions [i/k, (i+1)/k).
 
     >>> overlapping((4,), (1,), (6,))
     ((1,), (2,))

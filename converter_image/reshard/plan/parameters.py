@@ -1,4 +1,4 @@
-"""Build the model from the source's files and both strategies. Pure."""
+"""Build the model from the source's files and both strategies."""
 
 from __future__ import annotations
 
@@ -40,27 +40,30 @@ def place(  # noqa: PLR0913 - each is a choice by itself
     allow_inconsistent: Sequence[str] = (),
     lowest_replica: bool = False,
 ) -> Model:
-    """Return the model: for each parameter whether and how it gets into the target.
+    """Return the model of a transform.
 
     Args:
-        inventory: what the source's files hold.
-        source: the source's strategy; None: one rank holds everything whole. It has the names of the source's files.
-        target: the target's strategy; None: one rank gets everything whole. It has the names of the target's files.
-        keep_source_only: carry what only the source's strategy names whole to every target rank, instead of leaving it out.
-        allow_missing: leave out what only the target's strategy names, instead of refusing; `accu_grads*` is always left out.
-        one_stage: the source is one pipeline stage of several: what its files do not hold is none of its business.
-        only: the one target rank that is made, from files that were chosen for it; None: all ranks, from all files.
-        incomplete: files of source ranks may not be there; what of them is needed is missed when it is planned.
-        include: patterns of the source's names of parameters to write. Empty: all.
-        exclude: patterns of the source's names of parameters to leave out, among those. The target's strategy may name them.
-        rename: what parameters are called at the target.
-        allow_inconsistent: patterns of the source's names of parameters that no strategy names and whose copies may differ.
-        lowest_replica: read each slice from the lowest rank that holds it.
+        inventory: files of the source.
+        source: source strategy, with the names in the source's files. None means one rank with whole parameters.
+        target: target strategy, with the names in the target's files. None means one rank with whole parameters.
+        keep_source_only: whether parameters that only the source strategy names are copied whole to every target rank. Otherwise,
+            they are omitted.
+        allow_missing: whether parameters that only the target strategy names are omitted. Otherwise, they are an error, except
+            for `accu_grads*`, which are always omitted.
+        one_stage: whether the source is one of several pipeline stages, so that its files need not contain all parameters.
+        only: target rank to write, from files that were selected for it. None means all ranks, from all files.
+        incomplete: whether files of source ranks may be missing. A missing slice is then an error only if a target rank needs it.
+        include: patterns of source names of parameters to write. Empty means all.
+        exclude: patterns of source names of parameters to omit, among those. The target strategy may name them.
+        rename: rules that rename parameters.
+        allow_inconsistent: patterns of source parameters that no strategy names and whose copies may differ.
+        lowest_replica: whether each slice is read from the lowest rank that holds it.
 
     Raises:
-        DataError: files and strategies disagree; a layout does not divide.
-        MissingInputError: a rank or a parameter is not there.
-        RequestError: a source of several ranks has no strategy; two parameters would have one name; all are excluded.
+        DataError: files and strategies contradict each other, or a layout does not divide a parameter evenly.
+        MissingInputError: a rank or a parameter is missing.
+        RequestError: a source with several ranks has no strategy, two parameters would have the same name, or all parameters are
+            excluded.
     """
     all_there = only is None and not incomplete
     if inventory.unified:
@@ -120,7 +123,7 @@ def place(  # noqa: PLR0913 - each is a choice by itself
 
 
 def _matching(parameters: Iterable[Parameter], patterns: Sequence[str]) -> frozenset[str]:
-    """Return the names of parameters in no strategy whose source names match one of these patterns."""
+    """Return the names of parameters that no strategy names and whose source names match one of these patterns."""
     found = [NamePattern(pattern) for pattern in patterns]
     unnamed = (p for p in parameters if p.role is Role.REPLICATED)
     return frozenset(p.name for p in unnamed if any(pattern.matches(p.source_name) for pattern in found))
@@ -132,14 +135,14 @@ def _role(
     """Return the role of a parameter of the source's files.
 
     Args:
-        in_source: the stages in which the source names it.
-        in_target: those in which the target's strategy does.
-        source: the source's strategy, if there is one.
-        target: the target's.
-        kind: the format of the source's files.
+        in_source: stages in which the source strategy names the parameter.
+        in_target: stages in which the target strategy names the parameter.
+        source: source strategy, if there is one.
+        target: target strategy, if there is one.
+        kind: kind of the source's files.
 
     Returns:
-        None: only the target's strategy names it, and the source's, which there is, does not.
+        The role, or None if a source strategy exists, but only the target strategy names the parameter.
     """
     if not in_source and not in_target:
         nothing_names = source is None and target is None and kind != "Unified"
@@ -152,7 +155,7 @@ def _role(
 
 
 def _needed(target: Strategy | None, only: int | None) -> Collection[str]:
-    """Return the names in the target strategy, of all ranks or of one; empty for a rank that does not exist."""
+    """Return the names in the target strategy, of all ranks or of one rank. A rank that does not exist has no names."""
     stages = target.stages if target is not None else ()
     if target is not None and only is not None:
         stages = tuple(layouts for stage, layouts in enumerate(stages) if stage == only // target.devices)
@@ -160,7 +163,7 @@ def _needed(target: Strategy | None, only: int | None) -> Collection[str]:
 
 
 def refuse_empty(inventory: Inventory) -> None:
-    """Check that a file contains parameters. MindSpore saves empty files on ranks that hold nothing of their own.
+    """Check that at least one file contains parameters. MindSpore saves empty files on ranks without parameters of their own.
 
     Raises:
         DataError: all files are empty.
@@ -224,10 +227,9 @@ def _check_ranks(inventory: Inventory, source: Strategy | None, *, all_there: bo
 
 
 def _found(inventory: Inventory, in_stages: Collection[str]) -> dict[str, tuple[TensorEntry, tuple[int, ...]]]:
-    """Return each parameter's first entry, and the structures that contain it, which must agree on type and shape.
+    """Return the first entry of each parameter, and the structures that contain it. Type and shape must be equal in all of them.
 
-    The shapes of those `in_stages`, which several pipeline stages share, are compared by `SourceStages`: stages may cut them in
-    different ways.
+    `SourceStages` compares the shapes of parameters `in_stages`, because several pipeline stages may shard them differently.
     """
     first: dict[str, TensorEntry] = {}
     structures: dict[str, list[int]] = defaultdict(list)
@@ -278,7 +280,7 @@ def _targets(
     target: Strategy | None,
     target_stages: tuple[int, ...],
 ) -> list[Parameter]:
-    """Yield one Parameter for each layout of target stages, nearly always one."""
+    """Yield one Parameter for each distinct layout of target stages. Usually, there is only one."""
     before, source_stages = cuts[0] if cuts else (None, ())
     shape = found.entry.shape if before is None else whole_shape(found.name, found.entry, before)
     whole = Layout.whole(len(shape), target.devices if target else 1)

@@ -1,4 +1,4 @@
-"""The plan of one target rank: the source ranks and boxes of each tensor. Pure."""
+"""The plan of one target rank: the source ranks and boxes of each tensor."""
 
 from __future__ import annotations
 
@@ -30,10 +30,10 @@ class TargetTensor:
     """One tensor of the target file.
 
     Attributes:
-        parameter: what it is a slice of.
-        geometry: its elements, and the source slices that make them up.
-        ranks: for each overlap of the geometry the source rank that it is read from.
-        entries: for each overlap the parameter in that rank's file.
+        parameter: parameter that the tensor is a slice of.
+        geometry: composition of the slice from source slices.
+        ranks: source rank to read from, for each overlap of the geometry.
+        entries: entry of the parameter in that rank's file, for each overlap.
     """
 
     parameter: Parameter
@@ -43,7 +43,7 @@ class TargetTensor:
 
     @property
     def shape(self) -> tuple[int, ...]:
-        """Shape of the slice."""
+        """Shape of the slice, in elements."""
         return self.geometry.box.shape
 
 
@@ -56,17 +56,17 @@ class RankPlan:
 
     @property
     def sources(self) -> tuple[int, ...]:
-        """Source ranks that are read, ascending."""
+        """Source ranks that are read, in ascending order."""
         return tuple(sorted({rank for tensor in self.tensors for rank in tensor.ranks}))
 
 
 @dataclass(frozen=True)
 class Planner:
-    """Plans ranks of one model. Caches what they have in common.
+    """Plans the ranks of one model, and caches the data that ranks share.
 
     Attributes:
-        model: parameters, and where they go.
-        remove_redundancy: whether of the ranks that hold the same slice one writes it, instead of all.
+        model: parameters and decisions for all ranks.
+        remove_redundancy: whether each replicated slice is written by one rank, instead of by all ranks that hold it.
     """
 
     model: Model
@@ -93,7 +93,7 @@ class Planner:
         return RankPlan(rank, tuple(tensors))
 
     def sources(self, rank: int) -> tuple[int, ...]:
-        """Return the source ranks that a target rank reads, ascending, without planning its copies."""
+        """Return the source ranks that a target rank reads, in ascending order, without planning its copies."""
         return tuple(sorted(set(self.picks(rank).values())))
 
     def check_slices(self) -> None:
@@ -141,15 +141,15 @@ class Planner:
         return tuple(compress(found, self._share(rank))) if self.remove_redundancy else found
 
     def kinds(self, rank: int) -> tuple[int, ...]:
-        """Return the number of each parameter's kind: its position in `examples`.
+        """Return the kind of each parameter, as a position in `examples`.
 
-        Of parameters of one kind every target rank needs the same cells, from the same source ranks.
+        For parameters of the same kind, every target rank needs the same cells from the same source ranks.
         """
         found = self._kinds_of_group[self._group(rank)]
         return tuple(compress(found, self._share(rank))) if self.remove_redundancy else found
 
     def alike(self, rank: int) -> int:
-        """Return the first target rank that has the same parameters, in slices of the same shapes."""
+        """Return the first target rank with the same parameters in slices of the same shapes."""
         if self.model.same:
             return self._holders.ranks_of[self._holders.structure_of[rank]][0]
         return rank if self.remove_redundancy else rank - rank % self.model.target_devices
@@ -159,7 +159,7 @@ class Planner:
         return self._holders.structure_of[rank] if self.model.same else rank // self.model.target_devices
 
     def _share(self, rank: int) -> Sequence[bool]:
-        """Return which of its stage's parameters a rank writes."""
+        """Return whether a rank writes each parameter of its stage."""
         stage, local = divmod(rank, self.model.target_devices)
         share: Sequence[bool] = self._shares[stage][local]
         return share
@@ -204,10 +204,10 @@ class Planner:
         return (parameter.source, parameter.source_stages, parameter.target, parameter.structures, per_rank)
 
     def _replica_group(self, parameter: Parameter, rank: int) -> tuple[int, ...]:
-        """Return the source ranks of which any may be read.
+        """Return the source ranks with equal copies, any of which may be read.
 
-        Copies that may differ belong to their ranks: target rank r takes that of source rank r modulo their number, if its file
-        has one; otherwise, and where the target's ranks are parts of one whole, that of the first rank which has one.
+        If copies may differ, target rank r gets the copy of source rank r modulo the number of source ranks. If that rank has no
+        copy, or if the target is a unified checkpoint, the copy of the first rank that has one is used.
         """
         holding, as_set = self._holders.of_structures(parameter.structures)
         if parameter.name not in self.model.per_rank:
@@ -216,7 +216,7 @@ class Planner:
         return (same,) if not self.model.unified and same in as_set else holding[:1]
 
     def _choose_by_stage(self, groups: Iterable[tuple[int, ...]], pivot: int) -> dict[tuple[int, ...], int]:
-        """Choose for groups within one source stage alike in every stage, then for groups across stages."""
+        """Choose ranks for groups within one source stage, in the same way for every stage, then for groups across stages."""
         devices = self.model.source_devices
         by_stage: dict[int, list[tuple[int, ...]]] = defaultdict(list)
         wide = []
@@ -250,7 +250,7 @@ class Planner:
 
 
 def prove(plan: RankPlan) -> None:
-    """Check that every element of each tensor is copied exactly once, from a file that has it.
+    """Check that every element of each tensor is copied exactly once, from a file that contains it.
 
     Raises:
         BugError: the check fails.

@@ -1,9 +1,9 @@
-"""Choose the target rank that writes each replicated slice if each slice is written once. Pure.
+"""Choose the target rank that writes each replicated slice, if each slice is written once.
 
-MindSpore deals the parameters of a replica group out by name, one rank after the other
-(`mindspore.train._utils.remove_param_redundancy`, 2.10), so that ranks differ in bytes by as much as parameters do. Its
-loader asks only that exactly one rank of the group has the parameter, and takes it from whichever that is
-(`mindspore.parallel._cell_wrapper`): the choice is free, and made here for equal bytes.
+MindSpore assigns the parameters of a replica group to its ranks in turn, by name
+(`mindspore.train._utils.remove_param_redundancy`, 2.10). The ranks' files can therefore have very different sizes. MindSpore's
+loader only requires that exactly one rank of the group has the parameter (`mindspore.parallel._cell_wrapper`). This module
+balances the sizes instead.
 """
 
 from __future__ import annotations
@@ -27,10 +27,10 @@ if TYPE_CHECKING:
 def shares(parameters: Sequence[Parameter], devices: int) -> Shares:
     """Assign each slice of a target stage's parameters to exactly one of the ranks that hold it.
 
-    The largest slices are given away first, each to the rank that has least so far, the lowest among equals.
+    Slices are assigned in descending order of size, each to the rank with the fewest bytes so far. Ties go to the lowest rank.
 
     Returns:
-        For each rank (within the stage) and each parameter whether it writes it.
+        Whether each rank (within the stage) writes each parameter, as an array of shape (ranks, parameters).
     """
     written = np.ones((devices, len(parameters)), dtype=np.bool_)
     nbytes = np.zeros(devices, dtype=np.int64)
@@ -51,7 +51,7 @@ def shares(parameters: Sequence[Parameter], devices: int) -> Shares:
 def _is_passed_on(parameter: Parameter) -> bool:
     """Return whether MindSpore's loader broadcasts the parameter from the rank that has it to its group.
 
-    What the target's strategy does not name it knows no group of; these two kinds of names it leaves out.
+    MindSpore knows no groups for parameters that the target strategy does not name, and it skips these two kinds of names.
     """
     return (
         parameter.role is Role.CUT and not parameter.name.startswith("accu_grads") and not parameter.name.endswith("expert_load")

@@ -1,4 +1,4 @@
-"""Select parameters by name, and rename them for the target. Pure."""
+"""Select parameters by name, and rename them for the target."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ if TYPE_CHECKING:
 
 
 def excluded_by(names: Iterable[str], include: Sequence[str], exclude: Sequence[str]) -> dict[str, None]:
-    """Return the names that `include`, unless it is empty, does not match, or that `exclude` matches, in order."""
+    """Return the names that no pattern of `include` matches (unless it is empty), or that a pattern of `exclude` matches."""
     wanted, unwanted = [list(map(NamePattern, patterns)) for patterns in (include, exclude)]
     return {
         name: None
@@ -23,7 +23,7 @@ def excluded_by(names: Iterable[str], include: Sequence[str], exclude: Sequence[
 
 
 def refuse_nothing(parameters: Collection[object], excluded: Collection[str]) -> None:
-    """Check that something is left of a source after these names were excluded.
+    """Check that the source contains parameters other than the excluded ones.
 
     Raises:
         RequestError: all parameters are excluded.
@@ -41,20 +41,21 @@ def refuse_nothing(parameters: Collection[object], excluded: Collection[str]) ->
 def renamed(
     names: Collection[str], rules: Sequence[RenameRule], *, excluded: Collection[str] = (), all_there: bool = True
 ) -> dict[str, str]:
-    """Return the new name of each name that is not excluded, here or by a rule, in order.
+    """Return the new name of each name that neither `excluded` nor a rule omits, in order.
 
-    A rule for the very name comes first, then the first pattern that matches; what comes out is not renamed again, so that two
-    can change places.
+    A rule with the exact name takes precedence over patterns. Among patterns, the first one that matches applies. New names are
+    not renamed again, so rules can swap two names.
 
     Args:
         names: names of the source's parameters.
-        rules: renaming rules.
-        excluded: names that are left out. Rules may be for them.
-        all_there: whether these are all names that rules can be for; not so for one pipeline stage of several.
+        rules: rules that rename parameters.
+        excluded: names that are omitted. Rules may name them.
+        all_there: whether these are the names of all parameters, so that the name in a rule must be one of them. This is not the
+            case for one of several pipeline stages.
 
     Raises:
         MissingInputError: the name in a rule does not exist.
-        RequestError: two names would become equal.
+        RequestError: two parameters would have the same name.
     """
     compiled = _Rules(rules)
     for name in compiled.exact:
@@ -96,7 +97,7 @@ class _Rules:
         self._patterns = [(NamePattern(rule.pattern), rule.to) for rule in rules if rule.pattern is not None]
 
     def new_name(self, name: str) -> str | None:
-        """Return the new name of a parameter. None: it is left out."""
+        """Return the new name of a parameter, or None if it is left out."""
         if name in self.exact:
             return self.exact[name]
         for pattern, to in self._patterns:
@@ -122,7 +123,7 @@ def _matches_any(rule: RenameRule, names: Collection[str]) -> bool:
 class NamePattern:
     """A pattern in which `*` matches any characters, non-greedy.
 
-    It is matched from left to right without backtracking, unlike a regular expression, which may take forever.
+    Patterns are matched from left to right without backtracking, so that no pattern takes exponential time.
     """
 
     def __init__(self, text: str) -> None:

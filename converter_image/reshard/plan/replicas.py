@@ -1,4 +1,4 @@
-"""Choose among source ranks that hold the same bytes: few files per target rank, equal load of all ranks. Pure."""
+"""Choose among source ranks with equal content, so that target ranks read few files and all source ranks have equal load."""
 
 from __future__ import annotations
 
@@ -19,9 +19,10 @@ def choose(groups: frozenset[Group], pivot: int, ranks: int) -> dict[Group, int]
     """Choose one member of each group, with few distinct members in total.
 
     Args:
-        groups: each the ranks that hold something that is needed; none empty.
-        pivot: the place to begin at among equally good ranks, so that target ranks spread over the replicas.
-        ranks: the number of ranks, around which "next after the pivot" goes.
+        groups: groups of ranks with equal content. No group is empty.
+        pivot: rank at which the search starts. Among equally good ranks, the next one is chosen, to spread target ranks over
+            the replicas.
+        ranks: number of ranks. The search continues at rank 0 after the last rank.
     """
     chosen = _greedy(groups, pivot, ranks)
     smaller = _smaller(groups, len(chosen) - 1, pivot, ranks)
@@ -31,7 +32,7 @@ def choose(groups: frozenset[Group], pivot: int, ranks: int) -> dict[Group, int]
 
 
 def _greedy(groups: frozenset[Group], pivot: int, ranks: int) -> set[int]:
-    """Choose ranks without an alternative, then repeatedly the one that serves most others, the next after `pivot` if equal."""
+    """Choose ranks without an alternative, then repeatedly the rank that serves most other groups, or the next after `pivot`."""
     chosen = {group[0] for group in groups if len(group) == 1}
     rest = {group for group in groups if chosen.isdisjoint(group)}
     served = Counter(rank for group in rest for rank in group)

@@ -1,4 +1,4 @@
-"""Conversion of each rank's file: another format or other names, the same slices. Pure."""
+"""Convert the file of each rank to another format or other parameter names, with the same slices."""
 
 from __future__ import annotations
 
@@ -28,21 +28,21 @@ def keep(
 ) -> Model:
     """Return a model in which each target rank has the tensors of the source rank with the same number.
 
-    Without a strategy nothing says how slices belong together, and nothing has to: a parameter is one tensor of the files of
-    one structure, and what another structure has under its name, in another shape perhaps, is another parameter. They keep the
-    order of a `.ckpt`; a safetensors file has none that means anything, so as in MindSpore they go by name.
+    No strategy is needed, because slices are not joined. Each tensor of each structure becomes a separate parameter, even if
+    several structures contain the same name. Parameters from a `.ckpt` file keep their order. Parameters from a safetensors file
+    are sorted by name, as in MindSpore.
 
     Args:
-        inventory: what the source's files hold.
-        ranks: those that must be there, such as "0,2-5"; None: all up to the last that is.
-        include: patterns of the source's names of parameters to write. Empty: all.
-        exclude: patterns of the source's names of parameters to leave out, among those.
-        rename: what parameters are called at the target.
+        inventory: files of the source.
+        ranks: ranks that must exist, such as "0,2-5". None means all ranks up to the last existing one.
+        include: patterns of source names of parameters to write. Empty means all.
+        exclude: patterns of source names of parameters to omit, among those.
+        rename: rules that rename parameters.
 
     Raises:
-        DataError: no file holds a parameter.
-        MissingInputError: a rank is not there, or a parameter that is to be renamed.
-        RequestError: two parameters would have one name; all are excluded; or the source's files are not those of ranks.
+        DataError: no file contains a parameter.
+        MissingInputError: a rank, or a parameter in a rename rule, does not exist.
+        RequestError: two parameters would have the same name, all parameters are excluded, or the source is a unified checkpoint.
     """
     if inventory.unified:
         raise RequestError(

@@ -1,4 +1,4 @@
-"""Blocks to detect source ranks that hold equal content although their slices must differ. Pure."""
+"""Select blocks to compare, in order to detect source ranks with equal content that should hold different slices."""
 
 from __future__ import annotations
 
@@ -22,14 +22,14 @@ _BLOCKS_PER_RANK = 8
 
 
 class SliceBlock(NamedTuple):
-    """Bytes in the middle of the slice that a rank holds of a parameter.
+    """A range of bytes in the middle of a rank's slice of a parameter.
 
     Attributes:
-        name: the parameter's name in the files.
-        cell: the position of the slice in the grid of the parameter's layout.
-        entry: the parameter in the rank's file.
-        start: the first byte, counted from the slice's beginning.
-        length: the number of bytes.
+        name: name of the parameter in the files.
+        cell: position of the slice in the grid of the parameter's layout.
+        entry: entry of the parameter in the rank's file.
+        start: offset of the first byte in the slice.
+        length: number of bytes.
     """
 
     name: str
@@ -40,7 +40,7 @@ class SliceBlock(NamedTuple):
 
 
 class Slices:
-    """The slices of the source's files of parameters in its strategy."""
+    """The slices in the source's files, for parameters that the source strategy names."""
 
     def __init__(self, model: Model) -> None:
         self._devices, self._inventory, self._holders = model.source_devices, model.inventory, Holders(model)
@@ -48,7 +48,7 @@ class Slices:
         self._cut: dict[tuple[int, int], list[tuple[Parameter, Layout]]] = {}
 
     def ranks(self, most: int, suspects: Collection[int] = ()) -> tuple[int, ...]:
-        """Return the ranks to compare: of replicas one is enough, whatever their number.
+        """Return the ranks to compare. One of several replicas is sufficient.
 
         Args:
             most: maximum number of ranks, approximately. They are spread over the stages and the axes of their meshes.
@@ -70,7 +70,7 @@ class Slices:
         return rank // self._devices
 
     def blocks(self, rank: int) -> tuple[SliceBlock, ...]:
-        """Return a block of each of the largest parameters that the rank's file holds a slice of, the largest first."""
+        """Return a block of each of the largest parameters in the rank's file, in descending order of size."""
         found = []
         for parameter, layout in self._largest(self._holders.structure_of[rank], self.stage(rank)):
             entry, itemsize = self._holders.entry(rank, parameter.source_name), DTYPES[parameter.dtype].itemsize
@@ -92,6 +92,6 @@ class Slices:
 
 
 def _layout(parameter: Parameter, stage: int) -> Layout | None:
-    """Return the layout by which a stage holds a parameter; None if it does not."""
+    """Return the layout by which a stage holds a parameter, or None if the stage does not hold it."""
     layouts = ((parameter.source, parameter.source_stages), *parameter.other_cuts)
     return next((layout for layout, stages in layouts if stage in stages), None)

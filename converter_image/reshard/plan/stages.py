@@ -1,4 +1,4 @@
-"""Pipeline stages of the source that hold a parameter, and its layout in each. Pure."""
+"""Find the pipeline stages of the source that hold a parameter, and its layout in each stage."""
 
 from __future__ import annotations
 
@@ -24,8 +24,8 @@ class SourceStages:
     """The pipeline stages of a source, as its files and its strategy describe them.
 
     Args:
-        inventory: the source's files.
-        source: its strategy; None: one rank holds everything whole.
+        inventory: files of the source.
+        source: source strategy. None means one rank with whole parameters.
     """
 
     def __init__(self, inventory: Inventory, source: Strategy | None) -> None:
@@ -37,16 +37,16 @@ class SourceStages:
     def cuts(
         self, name: str, entry: TensorEntry, structures: tuple[int, ...], named: tuple[int, ...]
     ) -> tuple[TensorEntry, SourceCuts]:
-        """Return a parameter's entry in the files of the first stage that holds it, and the layouts of all stages that do.
+        """Return the entry of a parameter in the first stage that holds it, and its layouts in all stages that hold it.
 
         Args:
-            name: the parameter's name in the source.
-            entry: its entry in the first structure that has it.
-            structures: positions in `Inventory.structures` of those that have it.
-            named: the stages whose strategy names it. Those that share a parameter may save it on one of them only.
+            name: name of the parameter in the source.
+            entry: entry in the first structure that contains the parameter.
+            structures: positions in `Inventory.structures` of the structures that contain the parameter.
+            named: stages in which the strategy names the parameter. It may be saved on only one of them.
 
         Raises:
-            DataError: the strategy and the files disagree, or the files of two stages do.
+            DataError: the strategy and the files, or the files of two stages, contradict each other.
         """
         if self._source is None:
             return entry, ((Layout.whole(len(entry.shape)), (0,)),)
@@ -73,21 +73,21 @@ class SourceStages:
     ) -> dict[int, Layout]:
         """Return the layouts of stages whose files contain a parameter that their strategy does not name.
 
-        Such a copy is whole, unless it has the shape of the slices of another stage: strategies omit frozen parameters.
+        Such a copy is whole, unless it has the shape of another stage's slices, because strategies may omit frozen parameters.
 
         Args:
-            name: the parameter's name in the source.
-            structures: positions in `Inventory.structures` of those that have it.
-            stages: the stages.
-            entry: its entry in the first stage whose strategy names it.
-            layout: its layout in that stage.
+            name: name of the parameter in the source.
+            structures: positions in `Inventory.structures` of the structures that contain the parameter.
+            stages: stages to examine.
+            entry: entry in the first stage whose strategy names the parameter.
+            layout: layout in that stage.
         """
         whole = whole_shape(name, entry, layout)
         shapes = {stage: next(self._entries(name, structures, stage))[1].shape for stage in sorted(stages)}
         return {stage: Layout.whole(layout.ndim, layout.devices) if shape == whole else layout for stage, shape in shapes.items()}
 
     def _check_shapes(self, name: str, structures: tuple[int, ...], layouts: dict[int, Layout]) -> None:
-        """Refuse files of several stages that do not agree on the whole tensor."""
+        """Refuse files of several stages that imply different shapes of the whole tensor."""
         found = [
             (whole_shape(name, entry, layout), entry, structure)
             for stage, layout in layouts.items()
@@ -121,7 +121,7 @@ def _by_layout(layouts: Mapping[int, Layout]) -> SourceCuts:
 
 
 def whole_shape(name: str, entry: TensorEntry, layout: Layout) -> tuple[int, ...]:
-    """Return the shape of the whole tensor of which a file holds a slice.
+    """Return the shape of the whole tensor, given the slice in a file.
 
     Raises:
         DataError: the layout has another number of dimensions.

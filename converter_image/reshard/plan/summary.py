@@ -1,4 +1,4 @@
-"""Totals of the plan of all target ranks, counted exactly without planning every copy. Pure."""
+"""Exact totals of the plans of all target ranks, calculated without planning every copy."""
 
 from __future__ import annotations
 
@@ -21,15 +21,15 @@ class Summary:
     """Totals of all target ranks.
 
     Attributes:
-        source_ranks: ranks that the source has.
-        target_ranks: ranks that the target has.
-        parameters: names that are written.
-        excluded: names of the source's that patterns or rename rules leave out.
-        bytes_needed: source bytes that the planned ranks are made of, replicas counted for each rank.
-        replicated_bytes: those among them of parameters that every rank gets whole because no strategy names them.
-        copies: boxes to copy.
-        sources: for each planned target rank the source ranks that it reads, ascending.
-        rank_bytes: for each planned target rank its bytes.
+        source_ranks: number of source ranks.
+        target_ranks: number of target ranks.
+        parameters: number of parameters that are written.
+        excluded: names of source parameters that patterns or rename rules omit.
+        bytes_needed: number of source bytes that the planned ranks require. Replicas are counted for each rank.
+        replicated_bytes: share of `bytes_needed` for parameters that every rank gets whole, because no strategy names them.
+        copies: number of boxes to copy.
+        sources: source ranks that each planned target rank reads, in ascending order.
+        rank_bytes: number of bytes of each planned target rank.
     """
 
     source_ranks: int
@@ -44,7 +44,7 @@ class Summary:
 
 
 def summarize(model: Model, planner: Planner, ranks: Sequence[int]) -> Summary:
-    """Count the totals of these target ranks.
+    """Return the totals of these target ranks.
 
     Raises:
         MissingInputError: no source file contains a required slice.

@@ -1,4 +1,4 @@
-"""Bytes from each source rank to each target rank, as a matrix of bounded size. Pure."""
+"""Number of bytes from each source rank to each target rank, as a matrix of limited size."""
 
 from __future__ import annotations
 
@@ -18,11 +18,11 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True, slots=True)
 class Axis:
-    """The ranks of one side, in groups of neighbours.
+    """The ranks of one side, in groups of consecutive ranks.
 
     Attributes:
-        groups: the ranks of each group, ascending; all but the last are of one size.
-        devices: ranks per pipeline stage.
+        groups: ranks of each group, in ascending order. All groups except the last have the same size.
+        devices: number of ranks per pipeline stage.
     """
 
     groups: tuple[tuple[int, ...], ...]
@@ -30,31 +30,32 @@ class Axis:
 
     @classmethod
     def of(cls, ranks: Sequence[int], devices: int, most: int) -> Axis:
-        """Return at most `most` groups, none of which spans two pipeline stages if possible."""
+        """Return at most `most` groups. If possible, no group contains ranks of two pipeline stages."""
         least = -(-len(ranks) // most)
         size = next((n for n in range(least, 2 * least) if devices % n == 0), least) or 1
         return cls(tuple(tuple(ranks[at : at + size]) for at in range(0, len(ranks), size)), devices)
 
     @property
     def size(self) -> int:
-        """Ranks in a group."""
+        """Number of ranks in a group."""
         return max(map(len, self.groups), default=1)
 
     @property
     def stages(self) -> tuple[int, ...]:
-        """Positions of groups that begin a pipeline stage, except the first."""
+        """Positions of groups that start a pipeline stage, except the first."""
         stage = [group[0] // self.devices for group in self.groups]
         return tuple(i for i in range(1, len(stage)) if stage[i] != stage[i - 1])
 
 
 @dataclass(frozen=True, slots=True)
 class Traffic:
-    """Bytes of source tensors that target ranks are made of, replicas counted for each rank that gets them.
+    """Number of bytes of source tensors that target ranks require. Replicas are counted for each rank.
 
     Attributes:
         source: all source ranks.
-        target: the target ranks that are planned.
-        nbytes: for each pair (position of the source group, position of the target group) with any: how many.
+        target: planned target ranks.
+        nbytes: number of bytes for each pair (position of the source group, position of the target group). Pairs without traffic
+            are omitted.
     """
 
     source: Axis
@@ -63,12 +64,12 @@ class Traffic:
 
     @property
     def by_source(self) -> tuple[int, ...]:
-        """Bytes that are read from each source group."""
+        """Number of bytes that are read from each source group."""
         return self._sums(0, len(self.source.groups))
 
     @property
     def by_target(self) -> tuple[int, ...]:
-        """Bytes that each target group gets."""
+        """Number of bytes that each target group receives."""
         return self._sums(1, len(self.target.groups))
 
     def _sums(self, side: int, length: int) -> tuple[int, ...]:
@@ -82,9 +83,9 @@ def traffic(planner: Planner, ranks: Sequence[int], most: int) -> Traffic:
     """Count the bytes between every pair of ranks without planning copies.
 
     Args:
-        planner: the planner of the model.
-        ranks: the target ranks, ascending.
-        most: groups on each side.
+        planner: planner of the model.
+        ranks: target ranks, in ascending order.
+        most: maximum number of groups on each side.
 
     Raises:
         MissingInputError: no source file contains a required slice.
@@ -118,9 +119,9 @@ def traffic(planner: Planner, ranks: Sequence[int], most: int) -> Traffic:
 
 @lru_cache(maxsize=1 << 16)
 def _shares(target_parts: tuple[int, ...], cell: Cell, source_parts: tuple[int, ...]) -> tuple[int, ...]:
-    """Return the shares of a target cell's elements in the source cells of `overlapping`, as the smallest integers.
+    """Return the proportions of a target cell's elements in the source cells of `overlapping`, as the smallest integers.
 
-    Both sides divide every tensor's dimensions, so that a slice of any size divides in these shares exactly.
+    Both layouts divide the dimensions evenly, so these proportions are exact for slices of any size.
     """
     lengths = []
     for parts, at, before in zip(target_parts, cell, source_parts, strict=True):

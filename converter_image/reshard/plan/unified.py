@@ -1,4 +1,4 @@
-"""Whole parameters, spread over files of bounded size. Pure."""
+"""Distribute whole parameters among files of limited size."""
 
 from __future__ import annotations
 
@@ -19,9 +19,9 @@ _TRIES = 6
 
 
 def unify(model: Model, most_bytes: int) -> Model:
-    """Turn a model whose target is one whole rank into a model whose target ranks are parts of it.
+    """Convert a model with one target rank to a model in which each target rank is a file with some of the parameters.
 
-    Parameters in no strategy form the last part; the others are filled in the order of the source, see `fill`.
+    The last file contains the parameters that no strategy names. For the other files, see `fill`.
     """
     named = [p for p in model.parameters if p.role is not Role.REPLICATED]
     others = [p for p in model.parameters if p.role is Role.REPLICATED]
@@ -32,17 +32,17 @@ def unify(model: Model, most_bytes: int) -> Model:
 
 
 def fill(sizes: Sequence[int], most: int) -> list[list[int]]:
-    """Distribute items over few parts of even length, with neighbours together.
+    """Distribute items among few parts of similar size, and keep consecutive items together.
 
-    Of all bounds up to `most` that need no more parts than `most` does, about the smallest is kept to, so that no pod writes much
-    longer than another.
+    Among the bounds up to `most` that do not require more parts, approximately the smallest one is used. The parts therefore have
+    similar sizes, and all pods take about the same time.
 
     Args:
-        sizes: bytes of each item. One that is longer than `most` has a part for itself.
-        most: bytes of a part.
+        sizes: size of each item in bytes. An item that is larger than `most` gets a separate part.
+        most: maximum size of a part in bytes.
 
     Returns:
-        The positions of each part's items, ascending; parts in the order of their first items.
+        The positions of each part's items, in ascending order. The parts are in the order of their first items.
 
     >>> fill([4, 1, 1, 1, 1], 5)
     [[0], [1, 2, 3, 4]]
@@ -63,9 +63,9 @@ def fill(sizes: Sequence[int], most: int) -> list[list[int]]:
 
 
 def _packed(sizes: Sequence[int], positions: Sequence[int], most: int) -> list[list[int]]:
-    """Best fit with a bounded number of open parts (Csirik and Johnson 1991): the part of the neighbour before comes first.
+    """Pack items by best fit with a limited number of open parts (Csirik and Johnson 1991), preferably next to the previous item.
 
-    Without the open parts, large items that come in turn with small ones would leave a part to each small one.
+    With only one open part, small items between large ones would each get a separate part.
     """
     parts: list[list[int]] = []
     room: list[int] = []

@@ -1,4 +1,4 @@
-"""Check that a strategy shards a source as its manifest says that it was written."""
+"""Check that a strategy agrees with the manifest of a source."""
 
 from __future__ import annotations
 
@@ -18,13 +18,13 @@ if TYPE_CHECKING:
 def refuse_other_cuts(
     parameters: Sequence[ParameterRecord], source: Strategy | None, where: str, written_as: Mapping[int, int]
 ) -> None:
-    """Refuse a strategy that assigns to a rank another slice of a parameter than its file was written with.
+    """Refuse a strategy that assigns a rank another slice of a parameter than the one in the rank's file.
 
     Args:
         parameters: records of the parameters in the manifest. Empty if the source has no manifest.
-        source: source strategy. None: each file holds whole parameters.
+        source: source strategy. None means that each file holds whole parameters.
         where: source, for messages.
-        written_as: rank in the manifest of a file that is read as another rank. Empty: all files are read as their ranks.
+        written_as: rank in the manifest of each file that is read as another rank.
 
     Raises:
         DataError: the strategy differs.

@@ -27,7 +27,7 @@ _LARGEST_MANIFEST = 4 << 30
 
 
 def read_manifest(store: ReadStore, names: Collection[str]) -> Manifest | None:
-    """Return the manifest of a source. None: `names`, the files in its folder, contain no manifest.
+    """Return the manifest of a source, or None if `names`, the files in its folder, contain no manifest.
 
     Raises:
         MissingInputError: the source was never completed, or is being replaced.
@@ -224,7 +224,7 @@ def _changes(store: ReadStore, records: Sequence[FileRecord], there: Mapping[str
 
 
 def _change(store: ReadStore, record: FileRecord, found: Stat) -> str | None:
-    """Return how a file differs from its record. None: it does not."""
+    """Return how a file differs from its record, or None if it does not."""
     if found.size != record.size:
         return f"{record.path} has {found.size} bytes, but its manifest lists {record.size}"
     if record.sample:
@@ -257,7 +257,7 @@ def _choices(manifest: Manifest, added: Sequence[str]) -> str:
 
 
 def _option_for_listed(manifest: Manifest, listed: Iterable[str], others: Collection[str] = ()) -> str | None:
-    """Return the option that selects only the files that a manifest lists. None: no such option exists."""
+    """Return the option that selects only the files that a manifest lists, or None if no such option exists."""
     if _is_unified(manifest):
         return f"use {MAP_NAME} as the source"
     listed = list(listed)

@@ -51,12 +51,12 @@ class Files(NamedTuple):
         notes: messages for the user about the selection.
         kind: kind of the files.
         mapped: file of each parameter of a unified checkpoint, as far as its index lists it.
-        ranks: number of ranks, including those that were not requested. None: some are missing.
+        ranks: number of ranks, including those that were not requested. None means that some are missing.
         step: epoch and step of the files, if their names contain them.
         older: selection for older steps, newest first.
         described: whether a manifest or an index lists the files.
         parameters: records of the parameters in the manifest, if the files belong to ranks.
-        total: number of ranks of the checkpoint that the manifest describes, whether or not their files exist. 0: unknown.
+        total: number of ranks in the manifest, including those whose files do not exist. 0 means that it is unknown.
         written_as: rank in the manifest of a file that is read as another rank.
         some: whether the files are known to be only some of those of a checkpoint, so that they may hold slices.
         own: paths of files that reshard wrote, as far as known: a manifest lists them.
@@ -120,7 +120,7 @@ def find_files(  # noqa: PLR0913 - independent criteria
         chosen: name of the one requested file. It holds all parameters (of the first of `ranks`), or is an index of files.
         step: requested training step.
         pattern: glob pattern that the names must match, or the paths if it contains a `/`.
-        ranks: ranks that the source strategy describes. None: there is no strategy.
+        ranks: ranks that the source strategy describes. None means that there is no strategy.
         one_stage: whether these are the ranks of one pipeline stage, so that others may belong to the same checkpoint.
         each: whether each file is read separately, however the ranks share the parameters.
         storage_options: options of the object store, if the folder is in one.

@@ -52,7 +52,7 @@ class CheckpointIndex(msgspec.Struct, frozen=True, rename="camel", kw_only=True)
         inventory: files of the source.
         inconsistent_replicas: names of parameters whose copies differ between source ranks, which the request accepts.
         checked: amount of the source that was checked. "Full": its CRC32s, and all copies of its parameters.
-        source_strategy: source strategy, as the content of a strategy file. None: one rank with whole parameters.
+        source_strategy: source strategy, as the content of a strategy file. None means one rank with whole parameters.
         target_strategy: target strategy, in the same form.
         source_only: handling of parameters that only the source strategy names.
         allow_missing: whether parameters that only the target strategy names are left out.
@@ -153,7 +153,7 @@ def read_index(url: str, storage_options: StorageOptions | None = None) -> Check
 
 
 def _problem(inventory: Inventory) -> str | None:
-    """Return what is invalid in an inventory of unknown origin. None: it is valid."""
+    """Return what is invalid in an inventory of unknown origin, or None if it is valid."""
     ranks = [file.rank for file in inventory.files]
     if not ranks or ranks != sorted(set(ranks)):
         return "the files are not in ascending order of rank"

@@ -143,13 +143,13 @@ def refuse_exchanged(paths: Mapping[int, str], fix: str, *, exact: bool = False)
 
 
 def rank_of(name: str, *, anywhere: bool = False) -> int | None:
-    """Return the rank in the name of a file or folder. None: there is none. See `other_ranks` for `anywhere`."""
+    """Return the rank in the name of a file or folder, or None if there is none. See `other_ranks` for `anywhere`."""
     family = (_family_anywhere(name) if anywhere else None) or _family(name)
     return None if family is None else family[2]
 
 
 def total_of(name: str) -> int:
-    """Return the number of ranks in the name of a file. 0: there is none."""
+    """Return the number of ranks in the name of a file. 0 means that there is none."""
     found = _RANK_OF_TOTAL.fullmatch(name)
     return int(found[3][:7]) if found else 0
 

@@ -54,7 +54,7 @@ def select_files(
         paths: paths of each rank's files.
         step: requested training step.
         pattern: glob pattern that the names must match, or the paths if it contains a `/`.
-        expected: ranks that the source strategy describes. None: all.
+        expected: ranks that the source strategy describes. None means all.
 
     Raises:
         MissingInputError: a rank has no matching file.
@@ -144,7 +144,7 @@ def _restarted(files: Mapping[int, str]) -> tuple[int, ...]:
 
 
 def epoch_and_step(name: str) -> Step | None:
-    """Return the epoch and step in the name of a file. None: the name contains none."""
+    """Return the epoch and step in the name of a file, or None if the name contains none."""
     match = _STEP.search(name)
     return (int(match[1]), int(match[2])) if match else None
 

@@ -26,7 +26,7 @@ class Others(NamedTuple):
     """The file of a rank, or its folder, next to those of other ranks.
 
     Attributes:
-        rank: rank in the name. None: there is none.
+        rank: rank in the name. None means that there is none.
         where: folder of all of them.
         what: what shows that there are other ranks, for messages.
     """
@@ -37,7 +37,7 @@ class Others(NamedTuple):
 
 
 def others_of(store: ReadStore, path: str, storage_options: StorageOptions | None = None) -> Others | None:
-    """Return what shows that a file belongs to one of several ranks. None: nothing does.
+    """Return what shows that a file belongs to one of several ranks, or None if nothing does.
 
     Args:
         store: store of the file.
@@ -66,7 +66,7 @@ def refuse_one_of_several(
         store: store of the file.
         path: path of the file in it.
         storage_options: options of the object store, if the file is in one.
-        rank: rank of the file according to the strategy. None: the file is read as a complete checkpoint.
+        rank: rank of the file according to the strategy. None means that the file is read as a complete checkpoint.
         fix: remedy, for the message.
 
     Raises:

@@ -62,12 +62,12 @@ class S3Spec(Strict, frozen=True):
     Attributes:
         bucket: name of the bucket.
         prefix: prefix of the objects' names, without a '/' at either end.
-        endpoint: URL of the server. Absent: AWS.
+        endpoint: URL of the server. Absent means AWS.
         region: region of the bucket.
         addressing_style: location of the bucket in URLs: the path or the host name.
         checksums: checksum of uploads, which the server verifies.
-        credentials_secret_ref: credentials of this storage. Absent: those of the pod's service account.
-        ca_bundle_ref: trusted certificate authorities. Absent: those in the image.
+        credentials_secret_ref: credentials of this storage. Absent means those of the pod's service account.
+        ca_bundle_ref: trusted certificate authorities. Absent means those in the image.
     """
 
     bucket: Annotated[str, msgspec.Meta(pattern=r"^[a-zA-Z0-9][-._:a-zA-Z0-9]{1,254}$")]

@@ -101,16 +101,16 @@ class Options(msgspec.Struct, frozen=True):
         output: what is written. "PerRank": one file for each rank, sharded by the target strategy; "Stage": the same, with the
             parameters of one pipeline stage of the source; "Unified": whole parameters in files of bounded size; "Same": the
             source's files, converted one by one; "Index": only an index of the source.
-        max_file_size_bytes: maximum size of a unified file. Only a single larger parameter exceeds it. None: 3 GiB.
+        max_file_size_bytes: maximum size of a unified file. Only a single larger parameter exceeds it. None means 3 GiB.
         hugging_face_index: write unified files that Hugging Face libraries load, with an index.
         file_prefix: prefix of file names. The rank and the extension of the format follow.
         numbered: whether file names contain the rank. The names of their folders always do.
-        step: training step to read. None: the newest step that every rank has.
+        step: training step to read. None means the newest step that every rank has.
         files: glob pattern of the files to read. With a `/`, it matches paths in the source, otherwise names.
         allow_single_rank: read the folder or file of one rank as a complete checkpoint, although other ranks are next to it.
         allow_equal_slices: accept ranks that hold equal content where the source strategy gives them different slices.
-        stages: number of pipeline stages, with output "Stage". None: implied by the ranks of the source.
-        ranks: target ranks to write, such as "0,2-5". None: all.
+        stages: number of pipeline stages, with output "Stage". None means that the ranks of the source determine it.
+        ranks: target ranks to write, such as "0,2-5". None means all.
         source_only: parameters that only the source strategy names. "Drop": leave them out; "Keep": copy them whole.
         allow_missing: leave out parameters that only the target strategy names, instead of raising.
         remove_redundancy: write each replicated slice once, on one of the ranks that hold it.
@@ -123,7 +123,7 @@ class Options(msgspec.Struct, frozen=True):
         replicas: slices that several source ranks hold. "Identical": refuse copies that differ, and read any of them;
             "LowestRank": read each slice from the lowest rank that holds it.
         crc: write the CRC32 that MindSpore's `crc_check` reads.
-        file_mode: permission bits of files. Folders can also be searched by everyone who can read them. None: 0666 and 0777,
+        file_mode: permission bits of files. Folders can also be searched by everyone who can read them. None means 0666 and 0777,
             minus the umask.
         verification: amount of written data that is compared with the source.
         overwrite: whether an existing checkpoint in the target is replaced.
@@ -251,13 +251,13 @@ class Request(msgspec.Struct, frozen=True):
     Attributes:
         source: the folder with `rank_<r>/`, or a single file.
         target: the folder to write.
-        source_strategy: strategy file, or folder with one file per pipeline stage. None: one rank with whole parameters.
-        target_strategy: strategy file or folder of the target. None: one rank with whole parameters.
+        source_strategy: strategy file, or folder with one file per pipeline stage. None means one rank with whole parameters.
+        target_strategy: strategy file or folder of the target. None means one rank with whole parameters.
         options: the options.
         index: target of a transform with output "Index", to read instead of strategies and file headers.
         storage_options: options of object stores.
-        decryption: key of the source. None: it is not encrypted.
-        encryption: key of the target. None: it is not encrypted.
+        decryption: key of the source. None means that it is not encrypted.
+        encryption: key of the target. None means that it is not encrypted.
     """
 
     source: str

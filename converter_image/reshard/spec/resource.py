@@ -53,7 +53,7 @@ class StrategySpec(Strict, frozen=True):
 
     Attributes:
         path: path relative to the root of the volume or bucket.
-        storage: storage of the path. Absent: that of the checkpoint.
+        storage: storage of the path. Absent means that of the checkpoint.
         config_map_key_ref: entry of a ConfigMap instead of a path, for a strategy that is small enough.
     """
 
@@ -70,7 +70,7 @@ class StrategySpec(Strict, frozen=True):
 
 
 class FilesSpec(Strict, frozen=True):
-    """The selection of each rank's file, if there are several. Absent: the newest step that every rank has."""
+    """The selection of each rank's file, if there are several. Absent means the newest step that every rank has."""
 
     step: Annotated[int, msgspec.Meta(ge=0)] | None = None
     pattern: Annotated[str, msgspec.Meta(min_length=1, max_length=256)] | None = None
@@ -197,7 +197,7 @@ class Volume(NamedTuple):
     Attributes:
         kind: kind of the object.
         name: name of the object.
-        key: name of the only entry that is mounted. Empty: all entries.
+        key: name of the only entry that is mounted. Empty means all entries.
     """
 
     kind: Literal["PersistentVolumeClaim", "Secret", "ConfigMap"]

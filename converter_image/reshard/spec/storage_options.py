@@ -1,4 +1,4 @@
-"""Access to object stores. The default is the resolution of the AWS CLI. Frozen data. Pure."""
+"""Options for access to object stores. By default, they are resolved like those of the AWS CLI."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ Checksums = Literal["Auto", "MD5", "None"]
 
 
 class StorageOptions(msgspec.Struct, frozen=True):
-    """Options of one object store. The AWS environment resolves a field that is None: variables, profile, web identity, instance.
+    """Options of one object store. Fields that are None are resolved from the AWS environment (variables, profile, role).
 
     Attributes:
         endpoint: URL of the server.
@@ -34,7 +34,7 @@ class StorageOptions(msgspec.Struct, frozen=True):
 
 
 class RequestStorageOptions(msgspec.Struct, frozen=True):
-    """Storage options of the locations of a request. None: a strategy uses those of its side, an index those of the source."""
+    """Storage options of a request. By default, strategies use the options of their side, and an index those of the source."""
 
     source: StorageOptions = StorageOptions()
     target: StorageOptions = StorageOptions()

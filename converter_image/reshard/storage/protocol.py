@@ -26,7 +26,7 @@ class Stat:
         is_folder: whether it can contain other names.
         size: length in bytes; 0 for a folder.
         version: changes whenever the content may have changed.
-        modified: modification time in seconds since 1970; None: the storage does not report it.
+        modified: modification time in seconds since 1970; None means that the storage does not report it.
         changed: see `Reader.changed`.
     """
 
@@ -85,9 +85,9 @@ class Reader(Protocol):
 
     @property
     def changed(self) -> int:
-        """Time of the last change of content or attributes, in nanoseconds since 1970; 0: the storage does not report it.
+        """Time of the last change of content or attributes, in nanoseconds since 1970, or 0 if the storage does not report it.
 
-        Unlike the modification time, which is part of the version, no program can set it.
+        Unlike the modification time, which is part of the version, this time cannot be set by programs.
         """
 
     def read(self, offset: int, length: int) -> bytes:
@@ -217,7 +217,7 @@ class Store(ReadStore, Protocol):
         Args:
             path: the final path.
             temporary: a path in the same store for its bytes until then, if the storage requires one.
-            mode: permission bits; its folders get the same with search permission. None: 0666 and 0777, less the umask.
+            mode: permission bits; its folders get the same with search permission. None means 0666 and 0777, less the umask.
                 Ignored by object stores.
             size: the final length, if known, which determines the size of parts.
             memory: bytes that may be buffered before they are sent; exceeded only if one part requires it.

@@ -41,8 +41,8 @@ class StrategyFile:
     Attributes:
         name: name of the file, for messages.
         stages: layouts of the parameters of each pipeline stage in the file, by name. Equal layouts are one object.
-        nodes: operators with their stage. No transform needs them, but MindSpore reads the stage from them. Empty: the file does
-            not state the stage that it describes.
+        nodes: operators with their stage. No transform needs them, but MindSpore reads the stage from them. Empty means that
+            the file does not state the stage that it describes.
         shapes: whole shapes that a JSON file states for each stage, by name, with a length for each entry of the tensor map.
     """
 
@@ -215,7 +215,7 @@ def _checked(record: LayoutRecord, where: str) -> Layout:
 
 
 def _cuts(layout: Layout) -> int:
-    """Return the number of slices along dimension 0. 0: there is no dimension 0, or its axis does not exist."""
+    """Return the number of slices along dimension 0. 0 means that there is no dimension 0, or its axis does not exist."""
     axes = layout.device_matrix[::-1]
     if not layout.tensor_map or any(not 0 <= axis < len(axes) for axis in layout.tensor_map[0]):
         return 0
@@ -240,7 +240,7 @@ def _check_parts(layout: Layout, room: int, where: str) -> int:
 
 
 def _prefixes(names: Iterable[str]) -> set[int] | None:
-    """Return the stages that all names start with. None: a name has no such prefix."""
+    """Return the stages that all names start with, or None if a name has no such prefix."""
     found = set()
     for name in names:
         match = _PREFIXED.match(name)

@@ -51,8 +51,8 @@ class LayoutRecord:
 
     Attributes:
         split_shape: lengths of the slices along dimension 0, if they are listed (`param_split_shape`).
-        field: length of field slices. 0: none.
-        tensor_shape: whole shape, with a length for each entry of the tensor map. Empty: it is not stated.
+        field: length of field slices. 0 means that there are none.
+        tensor_shape: whole shape, with a length for each entry of the tensor map. Empty means that it is not stated.
     """
 
     device_matrix: tuple[int, ...]

@@ -72,7 +72,7 @@ class TargetFolder:
 
     Attributes:
         store: store of the target.
-        mode: permission bits of written files. None: determined by the umask.
+        mode: permission bits of written files. None means that the umask determines them.
     """
 
     store: Store
@@ -94,7 +94,7 @@ class TargetFolder:
         return Unfinished(job, "commit.json" in names, "replaced.json" in names) if job is not None else None
 
     def manifest(self) -> Manifest | None:
-        """Return the manifest of the complete checkpoint in the target. None: there is none.
+        """Return the manifest of the complete checkpoint in the target, or None if there is none.
 
         Raises:
             DataError: the manifest is damaged.
@@ -102,7 +102,7 @@ class TargetFolder:
         return self.document(MANIFEST_NAME, Manifest, _LARGEST_DOCUMENT)
 
     def document(self, path: str, kind: type[D], limit: int) -> D | None:
-        """Return a document of at most `limit` bytes. None: it does not exist.
+        """Return a document of at most `limit` bytes, or None if it does not exist.
 
         Raises:
             DataError: the document is damaged, or larger than the limit.
@@ -183,7 +183,7 @@ class JobState:
     folder: str
 
     def read(self) -> JobDocument | None:
-        """Return the record of the task. None: it was not started."""
+        """Return the record of the task, or None if it was not started."""
         return self._document("job.json", JobDocument, _LARGEST_RECORD)
 
     def begin(self, job: JobDocument, index: bytes, draft: Manifest) -> JobDocument:
@@ -217,7 +217,7 @@ class JobState:
         self.target.store.write(f"{self.folder}/stage.json", encode(manifest), mode=self.target.mode)
 
     def finished_stage(self) -> Manifest | None:
-        """Return the manifest that `finish_stage` has recorded. None: the stage is not finished."""
+        """Return the manifest that `finish_stage` has recorded, or None if the stage is not finished."""
         return self._document("stage.json", Manifest, _LARGEST_DOCUMENT)
 
     def begin_commit(self, ranks: str) -> None:
@@ -225,7 +225,7 @@ class JobState:
         self.target.store.write(f"{self.folder}/commit.json", encode(_Commit(ranks)), mode=self.target.mode)
 
     def begun_commit(self) -> str | None:
-        """Return the ranks of a commit that has started. None: no commit has started."""
+        """Return the ranks of a commit that has started, or None if no commit has started."""
         found = self._document("commit.json", _Commit, _LARGEST_RECORD)
         return found.ranks if found is not None else None
 
@@ -253,7 +253,7 @@ class JobState:
                 self.target.store.move(MANIFEST_NAME, f"{self.folder}/replaced.json")
 
     def replaced(self) -> Manifest | None:
-        """Return the manifest of the checkpoint that this task has retired. None: it has retired none."""
+        """Return the manifest of the checkpoint that this task has retired, or None if it has retired none."""
         return self._document("replaced.json", Manifest, _LARGEST_DOCUMENT)
 
     def create(self, path: str, *, rank: int, staged: bool, writer: str, size: int, memory: int, copies: bool = False) -> Writer:
@@ -298,7 +298,7 @@ class JobState:
         return {int(found[1]) for name in names if (found := _RECORD.fullmatch(name))}
 
     def records(self, ranks: Iterable[int] | None, check: Callable[[], None] = lambda: None) -> dict[int, FileRecord]:
-        """Return the records of these ranks (None: all) as far as they are finished. `check` raises to cancel."""
+        """Return the records of these ranks (None means all) as far as they are finished. `check` raises to cancel."""
         wanted = None if ranks is None else {f"rank_{rank}.json" for rank in ranks}
 
         def read(name: str) -> _RankRecord:

@@ -87,8 +87,8 @@ def locked(store: Store, path: str, *, owner: str | None, mode: int | None) -> I
     Args:
         store: store of the lock file.
         path: path of the lock file.
-        owner: name shared by processes that work on one task together. The last of them releases the lock. None: the lock is not
-            shared.
+        owner: name shared by processes that work on one task together. The last of them releases the lock. None means that the
+            lock is not shared.
         mode: permission bits of the file.
 
     Raises:

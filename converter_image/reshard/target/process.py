@@ -41,7 +41,7 @@ class ProcessId(NamedTuple):
 
     @classmethod
     def parse(cls, text: str) -> ProcessId | None:
-        """Return the process that `str` has written. None: the text is not valid."""
+        """Return the process that `str` has written, or None if the text is not valid."""
         match = _TOKEN.fullmatch(text)
         if match is None:
             return None
@@ -49,12 +49,12 @@ class ProcessId(NamedTuple):
 
 
 def has_ended(process: ProcessId, here: ProcessId, started: Callable[[int], int | None]) -> bool:
-    """Return whether a process is known to have ended. False: it runs, or this cannot be determined from here. Pure.
+    """Return whether a process is known to have ended.
 
     Args:
         process: process to check.
         here: current process.
-        started: function that returns the start time of the process with a PID. None: there is none.
+        started: function that returns the start time of the process with a PID. None means that there is none.
     """
     if process.machine and process.machine == here.machine:
         found = started(process.pid)
@@ -81,7 +81,7 @@ def _identity(pid: int) -> ProcessId:
 
 
 def start_time(pid: int) -> int | None:
-    """Return the start time of a process in clock ticks since boot. `UNKNOWN`: it is hidden. None: there is no such process."""
+    """Return the start time of a process in clock ticks since boot, `UNKNOWN` if it is hidden, or None if it does not exist."""
     try:
         os.kill(pid, 0)
     except (ProcessLookupError, OverflowError):

@@ -22,7 +22,7 @@ class Identity(Protocol):
 
     @property
     def stage(self) -> int | None:
-        """Pipeline stage of the source whose files the task writes. None: all stages."""
+        """Pipeline stage of the source whose files the task writes. None means all stages."""
 
     @property
     def whole(self) -> str:
@@ -40,10 +40,10 @@ class JobDocument(msgspec.Struct, frozen=True, rename="camel"):
         digest: digest of the task. Its first 16 digits are the name of the task's folder.
         request: fields of the request that determine the result, to find the task again without reading the source.
         staged: whether finished files are staged, because they will replace others.
-        mode: permission bits of the files. None: determined by the umask.
+        mode: permission bits of the files. None means that the umask determines them.
         in_place: whether the files replace others one by one, because the store cannot rename. The manifest of the other
             checkpoint is retired first, so that the target reads as incomplete until the new manifest exists.
-        stage: pipeline stage of the source whose files the task writes. None: all stages.
+        stage: pipeline stage of the source whose files the task writes. None means all stages.
         whole: value that is equal for tasks that write stages of one checkpoint.
         key_check: value that identifies the key of encrypted files, see `BlockCipher.key_check`.
         versions: digest of the versions of the source's files, see `Inventory.versions`.
@@ -105,7 +105,7 @@ class Standing:
         return any(found.committing for found in self.unfinished)
 
     def begun(self, digest: str) -> JobDocument | None:
-        """Return the record of an unfinished task. None: it was not started, or is complete."""
+        """Return the record of an unfinished task, or None if it was not started, or is complete."""
         return next((job for job in self.jobs if job.digest == digest), None)
 
     def siblings(self, job: Identity) -> tuple[JobDocument, ...]:
@@ -123,7 +123,7 @@ class Standing:
         return None if any(other.digest not in self.manifest.jobs for other in self.siblings(job)) else self.manifest
 
     def versions_of(self, job: Identity) -> str | None:
-        """Return the versions of the source's files in the last run of a task. None: the task was not started."""
+        """Return the versions of the source's files in the last run of a task, or None if the task was not started."""
         if (document := self.begun(job.digest)) is not None:
             return document.versions
         if (manifest := self.own(job)) is None:

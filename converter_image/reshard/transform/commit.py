@@ -59,7 +59,7 @@ def commit_job(
     Args:
         target: target of the task.
         document: record of the task.
-        wanted: ranks that make the checkpoint complete. None: all that get a file.
+        wanted: ranks that make the checkpoint complete. None means all that get a file.
         cancellation: cancels the commit. The next commit completes it.
 
     Returns:
@@ -281,7 +281,7 @@ def _inconsistent(
         target: target of the stages.
         parts: manifests of the stages, and the tasks that wrote them.
         cancellation: cancels the comparison.
-        only: ranks whose slices are compared. None: all, and the parameters that no strategy names.
+        only: ranks whose slices are compared. None means all, and the parameters that no strategy names.
 
     Raises:
         DataError: the request does not accept the difference.

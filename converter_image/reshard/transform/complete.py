@@ -37,8 +37,8 @@ def commit_checkpoint(
 
     Args:
         target_url: URL or path of the target.
-        ranks: target ranks that make the checkpoint complete, such as "0,2-5". None: all.
-        digest: digest of the task. None: the only task that was started in the target, or all stages of one checkpoint.
+        ranks: target ranks that make the checkpoint complete, such as "0,2-5". None means all.
+        digest: digest of the task. None means the only task that was started in the target, or all stages of one checkpoint.
         owner: owner that was passed to the processes that wrote the ranks.
         storage_options: options of the object store, if the target is in one.
         cancellation: cancels the commit.
@@ -92,12 +92,12 @@ def commit_if_complete(
     Args:
         target_url: URL or path of the target.
         digest: digest of the task.
-        all_ranks: whether all ranks are required. False: the finished ranks make the checkpoint complete.
+        all_ranks: whether all ranks are required. False means that the finished ranks make the checkpoint complete.
         storage_options: options of the object store, if the target is in one.
 
     Returns:
-        The manifest. None: other processes still write to the target, a rank is missing, or ranks of another checkpoint would be
-        lost.
+        The manifest, or None if other processes still write to the target, a rank is missing, or ranks of another checkpoint
+        would be lost.
     """
     target = TargetFolder(open_store(target_url, storage_options), Options().file_mode)
     standing = target.observe()
@@ -121,13 +121,13 @@ def commit_if_complete(
 
 
 def _completed(standing: Standing, digest: str | None) -> Manifest | None:
-    """Return the manifest of the target if this task (None: any task) wrote the checkpoint or a stage of it."""
+    """Return the manifest of the target if this task (None means any task) wrote the checkpoint or a stage of it."""
     manifest = standing.manifest
     return manifest if manifest is not None and (digest is None or digest in manifest.jobs) else None
 
 
 def _check_complete(target: TargetFolder, manifest: Manifest, ranks: str | None) -> None:
-    """Check that the files of a complete checkpoint exist, with their sizes, and that it has these ranks (None: any).
+    """Check that the files of a complete checkpoint exist, with their sizes, and that it has these ranks (None means any).
 
     Raises:
         DataError: a file has another size, or an index file another content.

@@ -35,7 +35,7 @@ def prepare_loose(request: Request, files: Mapping[int, str], *, only: int | Non
     Args:
         request: request of the transform.
         files: source files by rank.
-        only: target rank to write, from the files that it needs. None: all.
+        only: target rank to write, from the files that it needs. None means all.
 
     Raises:
         DataError, MissingInputError, RequestError: files or strategies are damaged, missing, or do not match.

@@ -103,7 +103,7 @@ def prepare_files(  # noqa: PLR0913 - the source, and how to read it
         strategies: source strategy and target strategy.
         progress: receives the progress.
         workers: number of files read at a time.
-        only: target rank to write, from the files that it needs. None: all files exist.
+        only: target rank to write, from the files that it needs. None means all ranks, from all files.
         single: whether only one target rank is written, instead of those in the request. Fewer blocks of replicas are compared
             then.
         cancellation: cancels the reads.
@@ -200,7 +200,7 @@ def _with_older(error: DataError | MissingInputError, older: Selection, found: F
 
 
 def _stages(request: Request, source: Strategy, target: Strategy | None, found: Files) -> int | None:
-    """Return the number of stages of which the source is one: the requested number, or that of its ranks. None: it is unknown.
+    """Return the number of pipeline stages of which the source is one, or None if it is unknown.
 
     Raises:
         RequestError: this number is impossible, or is required to determine when all stages are finished.

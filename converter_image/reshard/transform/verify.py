@@ -37,7 +37,7 @@ class FileResult:
     Attributes:
         rank: number of the target rank.
         path: path relative to the checkpoint.
-        bytes_read: size of the file in bytes. 0: its ETag was compared instead of its content.
+        bytes_read: size of the file in bytes. 0 means that its ETag was compared instead of its content.
         seconds: duration of the comparison.
     """
 

@@ -24,7 +24,7 @@ LONGEST_COPY = 1 << 30
 
 
 def part_size(size: int | None) -> int:
-    """Return the length of all parts but the last of an object of `size` bytes; None: the length is unknown.
+    """Return the length of all parts but the last of an object of `size` bytes, or None if the length is unknown.
 
     Raises:
         OutputError: no object can be so long.

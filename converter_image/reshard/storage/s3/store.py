@@ -46,7 +46,7 @@ class _Found(NamedTuple):
         size: its length in bytes.
         version: its ETag.
         modified: the time that it was written, by the server's clock.
-        now: the server's clock at the answer; None: the answer does not say it.
+        now: the server's clock at the answer; None means that the answer does not say it.
     """
 
     size: int
