@@ -155,7 +155,7 @@ def test_a_file_that_mindspore_saves_and_cannot_load_is_rescued(
 @pytest.mark.parametrize("dtype", ["HiFloat8", "Complex128"])
 def test_a_file_that_no_other_format_can_hold_stays_a_ckpt(once: Callable[..., Path], tmp_path: Path, dtype: str) -> None:
     original = once("rare") / f"{dtype}.ckpt"
-    with pytest.raises(DataError, match=f"safetensors has no equivalent of MindSpore's type {dtype}"):
+    with pytest.raises(DataError, match=f"safetensors has no equivalent of the type {dtype}"):
         copy(original, tmp_path / "refused", "safetensors")
     assert copy(original, tmp_path / "copied", "ckpt").read_bytes() == original.read_bytes()
 

@@ -183,7 +183,7 @@ SHAPES = st.lists(st.integers(0, 3), max_size=4).filter(lambda shape: shape != [
 def test_written_tensors_are_read_back(described: list[tuple[str, str, list[int]]]) -> None:
     tensors = []
     for name, dtype, dims in described:
-        if DTYPES[dtype].in_ckpt:
+        if DTYPES[dtype].ckpt:
             shape = (7,) if dtype == "str" else tuple(dims)
             tensors.append(OutputTensor(name, dtype, shape, int(np.prod(shape)) * DTYPES[dtype].itemsize))
     data = {t.name: bytes(range(t.nbytes % 200)) * 2 + bytes(t.nbytes) for t in tensors}

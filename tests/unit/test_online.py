@@ -153,7 +153,7 @@ def test_invalid_requests_are_refused_before_the_first_tensor(tmp_path: Path, ho
         reshard.iter_tensors(**(named | how))
 
 
-@pytest.mark.parametrize("name", sorted(set(DTYPES) - {"str", "HiFloat8"}))
+@pytest.mark.parametrize("name", sorted(name for name in DTYPES if DTYPES[name].array))
 def test_each_type_is_from_numpy_or_ml_dtypes(name: str) -> None:
     assert array_type(name).itemsize == DTYPES[name].itemsize
     if name in rawfiles.NUMPY_TYPES:
@@ -177,9 +177,7 @@ def test_small_floats_have_the_values_of_their_formats(name: str, bits: int, val
 
 
 def test_a_type_that_no_array_can_have_is_refused_by_name() -> None:
-    with pytest.raises(
-        DataError, match=r"UnknownType: parameter w: MindSpore's type HiFloat8 has no equivalent in numpy or ml_dtypes"
-    ):
+    with pytest.raises(DataError, match=r"UnknownType: parameter w: the type HiFloat8 has no equivalent in numpy or ml_dtypes"):
         array_of(b"a", "HiFloat8", (1,), "w")
 
 

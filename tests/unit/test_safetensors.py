@@ -75,6 +75,7 @@ def test_written_bytes_equal_those_of_the_library() -> None:
 
 # The library's names of types that its numpy interface does not know.
 SMALL = {
+    "float4_e2m1fn_x2": "float4_e2m1fn_x2",
     "Float8E5M2": "float8_e5m2",
     "Float8E4M3FN": "float8_e4m3fn",
     "F8_E8M0": "float8_e8m0fnu",
@@ -183,7 +184,11 @@ def test_a_truncated_file_is_refused() -> None:
         (file({"a": entry("I8", [1 << 62, 1 << 62], 0, 1)}, b"a"), "SizeMismatch"),
         (file({"a": entry("I8", [1], 1, 0)}, b"a"), "SizeMismatch"),
         (file({"a": entry("I8", [1], -1, 0)}, b"a"), "SizeMismatch"),
-        (file({"a": entry("F4", [1], 0, 1)}, b"a"), "UnknownType"),
+        (file({"a": entry("C128", [1], 0, 16)}, bytes(16)), "UnknownType"),
+        (file({"a": entry("F4", [1], 0, 1)}, b"a"), "NotByteAligned"),
+        (file({"a": entry("F4", [], 0, 1)}, b"a"), "NotByteAligned"),
+        (file({"a": entry("F4", [4], 0, 3)}, b"abc"), "SizeMismatch"),
+        (file({"a": entry("F6_E2M3", [4], 0, 4)}, b"abcd"), "SizeMismatch"),
         (file({"a": entry("I8", [2], 0, 2), "b": entry("I8", [2], 1, 3)}, b"abc"), "Damaged"),
         (file({"a": entry("I8", [2], 0, 2), "b": entry("I8", [2], 3, 5)}, b"abcde"), "Damaged"),
         (file({"a": entry("I8", [2], 1, 3)}, b"abc"), "Damaged"),

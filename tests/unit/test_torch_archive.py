@@ -16,9 +16,10 @@ from hypothesis import given
 from hypothesis import strategies as st
 from torch_files import DATA, BytesReader, FileReader, archive, sha256_of, tensor, text
 
+from reshard.checkpoint.dtypes import BY_TORCH_NAME
 from reshard.errors import DataError
 from reshard.formats.torch.archive import locate, read_archive
-from reshard.formats.torch.dtypes import REFUSED, TYPES
+from reshard.formats.torch.dtypes import BY_STORAGE, REFUSED
 
 FILES = DATA / "files"
 FUZZ = DATA.parents[2] / "fuzz"
@@ -29,12 +30,12 @@ def row_major(reader: FileReader, name: str) -> tuple[str, tuple[int, ...], byte
     found = read_archive(reader)
     stored = next(each for each in found.tensors if each.name == name)
     offset, length = locate(reader, found, stored.storage)
-    content = np.frombuffer(reader.read(offset, length), f"V{stored.dtype.bits // 8}")[stored.first :]
+    content = np.frombuffer(reader.read(offset, length), f"V{stored.dtype.itemsize}")[stored.first :]
     if 0 in stored.shape:
-        return stored.dtype.name, stored.shape, b""
+        return str(stored.dtype.torch), stored.shape, b""
     steps = tuple(step * content.itemsize for step in stored.strides)
     return (
-        stored.dtype.name,
+        str(stored.dtype.torch),
         stored.shape,
         np.lib.stride_tricks.as_strided(content, stored.shape, steps, writeable=False).tobytes(),
     )
@@ -215,13 +216,11 @@ def test_an_item_may_be_anywhere_in_a_file() -> None:
 
 
 def test_types() -> None:
-    assert {name for name, found in TYPES.items() if found.safetensors is None} == {"complex32", "bcomplex32", "complex128"}
-    assert {name for name in TYPES if name.startswith("float8")} == {
-        *("float8_e4m3fn", "float8_e4m3fnuz", "float8_e5m2", "float8_e5m2fnuz", "float8_e8m0fnu"),
+    assert not set(BY_TORCH_NAME) & set(REFUSED)
+    assert {found.torch for found in BY_STORAGE.values()} == {
+        *("bool", "uint8", "int8", "int16", "int32", "int64", "float16", "bfloat16", "float32", "float64"),
+        *("complex64", "complex128"),
     }
-    assert not set(TYPES) & set(REFUSED)
-    assert all(found.bits % 8 == 0 for found in TYPES.values())
-    assert TYPES["float4_e2m1fn_x2"].safetensors == "F4"
 
 
 @pytest.mark.parametrize("target", sorted(path.name for path in FUZZ.glob("fuzz_*.py")))

@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 from torch_files import DATA, FileReader, document, metadata, sha256_of
 
+from reshard.checkpoint.dtypes import DTYPES
 from reshard.errors import DataError, MissingInputError
 from reshard.formats.torch.archive import locate, read_archive
 from reshard.formats.torch.dcp import check_files, read_metadata
@@ -45,7 +46,7 @@ def assembled(folder: Path, found: Checkpoint, tensor: TensorMeta) -> bytes:
             (stored,) = archive.tensors
             assert (stored.dtype.name, stored.shape, stored.name) == (tensor.dtype, box.shape, "")
             offset, length = locate(reader, archive, stored.storage)
-            itemsize = stored.dtype.bits // 8
+            itemsize = stored.dtype.itemsize
             content = np.frombuffer(reader.read(offset, length), f"V{itemsize}")[stored.first :]
             steps = tuple(step * itemsize for step in stored.strides)
             copies.add(np.lib.stride_tricks.as_strided(content, box.shape, steps, writeable=False).tobytes())
@@ -63,7 +64,11 @@ def test_each_tensor_equals_the_one_in_the_checkpoint(name: str) -> None:
     expected = json.loads((folder / "expected.json").read_text())
     found = read(folder)
     held = {
-        tensor.name: {"dtype": tensor.dtype, "shape": list(tensor.shape), "sha256": sha256_of(assembled(folder, found, tensor))}
+        tensor.name: {
+            "dtype": DTYPES[tensor.dtype].torch,
+            "shape": list(tensor.shape),
+            "sha256": sha256_of(assembled(folder, found, tensor)),
+        }
         for tensor in found.tensors
     }
     assert held == expected
@@ -161,7 +166,7 @@ def test_metadata_that_contradicts_itself_is_refused(documents: list[tuple[str, 
 
 def test_metadata_of_the_tests_is_read() -> None:
     (tensor,) = read_metadata([document({"w": WHOLE})]).tensors
-    assert (tensor.name, tensor.dtype, tensor.shape, len(tensor.shards.tiling)) == ("w", "float32", (2, 3), 2)
+    assert (tensor.name, tensor.dtype, tensor.shape, len(tensor.shards.tiling)) == ("w", "Float32", (2, 3), 2)
 
 
 def test_files_that_are_missing_or_short_are_refused() -> None:

@@ -29,13 +29,13 @@ def test_a_distributed_checkpoint(capsys: pytest.CaptureFixture[str]) -> None:
         ["version", "1.0.0"],
         ["files", "4"],
         ["tensors", "15"],
-        ["shard0", "float32", "8x6", "4 x 1", "4 files"],
-        ["shard1", "bfloat16", "4x8", "1 x 4", "4 files"],
-        ["uneven", "float32", "10x3", "4 x 1, uneven", "4 files"],
-        ["nothing", "float32", "0x4", "whole"],
+        ["shard0", "Float32", "8x6", "4 x 1", "4 files"],
+        ["shard1", "BFloat16", "4x8", "1 x 4", "4 files"],
+        ["uneven", "Float32", "10x3", "4 x 1, uneven", "4 files"],
+        ["nothing", "Float32", "0x4", "whole"],
     ):
         assert line in found
-    assert ["scalar", "int64", "scalar", "whole"] in [line[:4] for line in found]
+    assert ["scalar", "Int64", "scalar", "whole"] in [line[:4] for line in found]
 
 
 def test_a_selection_of_tensors_and_json(capsys: pytest.CaptureFixture[str]) -> None:
@@ -54,13 +54,13 @@ def test_a_file_of_torch_save(capsys: pytest.CaptureFixture[str]) -> None:
     for line in (
         ["format", "PyTorch file"],
         ["other values", "6"],
-        ["model.w", "float32", "6x4", "0, shared"],
-        ["model.column", "float32", "6", "0, shared, not row-major"],
+        ["model.w", "Float32", "6x4", "0, shared"],
+        ["model.column", "Float32", "6", "0, shared, not row-major"],
     ):
         assert line in found
     assert main(["inspect", str(DATA / "files" / "types.pt"), "--json"]) == 0
     document = json.loads(capsys.readouterr().out)
-    assert {"name": "float8_e8m0fnu", "dtype": "float8_e8m0fnu", "shape": [2, 3], "bytes": 6, "files": ["types.pt"]} in document[
+    assert {"name": "float8_e8m0fnu", "dtype": "F8_E8M0", "shape": [2, 3], "bytes": 6, "files": ["types.pt"]} in document[
         "tensors"
     ]
 

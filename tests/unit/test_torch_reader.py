@@ -10,9 +10,9 @@ import pytest
 from local_folder import LocalFolder, content_of
 from torch_files import DATA, archive, metadata, sha256_of, tensor
 
+from reshard.checkpoint.dtypes import BY_TORCH_NAME
 from reshard.errors import DataError, MissingInputError
 from reshard.formats.registry import detect, source_format
-from reshard.formats.torch.dtypes import TYPES, model_type
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -37,7 +37,7 @@ def digests(path: Path, found: Checkpoint) -> dict[str, tuple[str, tuple[int, ..
 def expected(path: Path) -> dict[str, tuple[str, tuple[int, ...], str]]:
     recorded = json.loads((path / "expected.json").read_text())
     return {
-        name: (model_type(TYPES[each["dtype"]], ""), tuple(each["shape"]), each["sha256"])
+        name: (BY_TORCH_NAME[each["dtype"]].name, tuple(each["shape"]), each["sha256"])
         for name, each in recorded.items()
         if name != STRIDED
     }
@@ -85,7 +85,8 @@ ITEM = archive(b"\x80\x02" + tensor() + b".")
     [
         (ITEM, {"shape": (3, 2)}, "MetadataMismatch"),
         (ITEM, {"dtype": "int32"}, "MetadataMismatch"),
-        (ITEM, {"dtype": "complex32"}, "UnknownType"),
+        (ITEM, {"dtype": "complex32"}, "MetadataMismatch"),
+        (ITEM, {"dtype": "qint8"}, "UnknownType"),
         (archive(b"\x80\x02" + tensor(strides=(1, 2)) + b"."), {}, "UnsupportedStrides"),
         (archive(b"\x80\x02]" + tensor() + b"a."), {}, "TensorInvalid"),
         (archive(b"\x80\x02K\1."), {}, "TensorInvalid"),

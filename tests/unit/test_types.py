@@ -48,7 +48,7 @@ def test_a_checkpoint_that_mindspore_cannot_load_is_rescued(dtype: str, safetens
 def test_a_type_that_safetensors_lacks_is_refused_by_name(dtype: str, size: int, tmp_path: Path) -> None:
     content = rawfiles.message("w", [2], dtype, bytes(range(2 * size)))
     with pytest.raises(
-        DataError, match=f"UnknownType: parameter w: safetensors has no equivalent of MindSpore's type {dtype}; write .ckpt"
+        DataError, match=f"UnknownType: parameter w: safetensors has no equivalent of the type {dtype}; write .ckpt"
     ):
         transformed(tmp_path, content, "safetensors")
     found, result = transformed(tmp_path, content, "ckpt")
@@ -62,7 +62,7 @@ def test_a_type_that_mindspore_lacks_stays_in_safetensors(dtype: str, tmp_path: 
     content = struct.pack("<Q", len(text)) + text + b"abcd"
     found, _ = transformed(tmp_path, content, "safetensors", "safetensors")
     assert (header(found)["w"]["dtype"], found[-4:]) == (dtype, b"abcd")
-    with pytest.raises(DataError, match=f"UnknownType: parameter w: a .ckpt file cannot contain the safetensors type {dtype}"):
+    with pytest.raises(DataError, match=f"UnknownType: parameter w: a .ckpt file cannot contain the type {dtype},"):
         transformed(tmp_path / "target", content, "ckpt", "safetensors")
 
 

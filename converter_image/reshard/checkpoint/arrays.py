@@ -8,25 +8,13 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from reshard.checkpoint.dtypes import INT4, STRING
+from reshard.checkpoint.dtypes import DTYPES, STRING
 from reshard.errors import DataError
 
 if TYPE_CHECKING:
     Array = np.ndarray[Any, np.dtype[Any]]
 
-# numpy names every other type like MindSpore, in lower case.
-_NUMPY = {
-    INT4: "int8",  # two elements per byte, as in the file: numpy has no 4-bit type
-}
-_ML_DTYPES = {
-    "BFloat16": "bfloat16",
-    "Float8E5M2": "float8_e5m2",
-    "Float8E4M3FN": "float8_e4m3fn",
-    "F8_E8M0": "float8_e8m0fnu",
-    "F8_E4M3FNUZ": "float8_e4m3fnuz",
-    "F8_E5M2FNUZ": "float8_e5m2fnuz",
-}
-_NO_ARRAY = frozenset({"HiFloat8"})
+_IN_ML_DTYPES = ("bfloat16", "float8")
 _LAST_CODE_POINT = 0x10FFFF
 
 
@@ -40,16 +28,15 @@ def array_type(dtype: str, name: str = "") -> np.dtype[Any]:
     Raises:
         DataError: neither numpy nor ml_dtypes supports the type.
     """
-    if dtype in _NO_ARRAY:
+    array = DTYPES[dtype].array
+    if array is None:
         raise DataError(
             "UnknownType",
-            f"MindSpore's type {dtype} has no equivalent in numpy or ml_dtypes",
+            f"the type {dtype} has no equivalent in numpy or ml_dtypes",
             where=f"parameter {name}" if name else dtype,
             fix="exclude the parameter with RenameRule(to=None, name=...)",
         )
-    if dtype not in _ML_DTYPES:
-        return np.dtype(_NUMPY.get(dtype, dtype.lower()))
-    found: np.dtype[Any] = np.dtype(getattr(import_module("ml_dtypes"), _ML_DTYPES[dtype]))
+    found: np.dtype[Any] = np.dtype(getattr(import_module("ml_dtypes"), array) if array.startswith(_IN_ML_DTYPES) else array)
     return found
 
 

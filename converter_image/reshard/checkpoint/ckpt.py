@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Final
 from zlib_ng import zlib_ng
 
 from reshard.checkpoint.blockcipher import mode_of
-from reshard.checkpoint.dtypes import DTYPES, STRING
+from reshard.checkpoint.dtypes import BY_CKPT_NAME, DTYPES, STRING
 from reshard.checkpoint.inventory import Header, Structure, TensorEntry
 from reshard.checkpoint.output import Span
 from reshard.errors import DataError
@@ -37,6 +37,7 @@ LONGEST_HEAD = 2 * _MAX_NAME_BYTES
 _CRC_MARK = b"crc_num"
 _CRC_BYTES = 10
 _TRAILER_BYTES = len(_CRC_MARK) + _CRC_BYTES
+_TYPE_NAMES = {dtype.name: name.encode() for name, dtype in BY_CKPT_NAME.items()}
 
 # The minimum read size: the head of a message with a name of common length.
 _WINDOW = 8 << 10
@@ -151,12 +152,15 @@ class CkptFormat:
         Raises:
             DataError: MindSpore does not have the type.
         """
-        if not DTYPES[tensor.dtype].in_ckpt:
+        dtype = DTYPES[tensor.dtype]
+        if dtype.ckpt is None:
             raise DataError(
                 "UnknownType",
-                f"a .ckpt file cannot contain the safetensors type {tensor.dtype}, because MindSpore has no equivalent",
+                f"a .ckpt file cannot contain the type {dtype.name}, because MindSpore has no equivalent",
                 where=f"parameter {tensor.name}",
-                fix="write safetensors files: --format safetensors (spec.target.format: Safetensors)",
+                fix="write safetensors files: --format safetensors (spec.target.format: Safetensors)"
+                if dtype.safetensors
+                else "save the checkpoint without this parameter",
             )
         return tensor.whole != (0,)
 
@@ -201,7 +205,7 @@ def _chunks(tensor: OutputTensor) -> Iterator[tuple[int, int]]:
 def _head(tensor: OutputTensor, length: int) -> bytes:
     """Return a message up to its content."""
     dims = (0,) if tensor.dtype == STRING else tensor.shape
-    kind = tensor.dtype.encode()
+    kind = _TYPE_NAMES[tensor.dtype]
     proto = b"".join(b"\x08" + _varint(n) for n in dims) + b"\x12" + _varint(len(kind)) + kind + b"\x1a" + _varint(length)
     tag = tensor.name.encode()
     value = b"\x0a" + _varint(len(tag)) + tag + b"\x12" + _varint(len(proto) + length) + proto
@@ -376,8 +380,8 @@ def _parse_tensor(cursor: _Cursor, end: int, name: str) -> tuple[str, tuple[int,
 
 
 def _known_type(reader: RangeReader, dtype: str | None, name: str) -> str:
-    found = DTYPES.get(dtype or "")
-    if found is None or not found.in_ckpt:
+    found = BY_CKPT_NAME.get(dtype or "")
+    if found is None:
         raise DataError(
             "UnknownType",
             f"the type {dtype!r} is not a MindSpore type",

@@ -144,14 +144,24 @@ class SafetensorsFormat:
         """Return True.
 
         Raises:
-            DataError: the format does not have the type.
+            DataError: the format does not have the type, or counts numbers where a scalar has several.
         """
-        if DTYPES[tensor.dtype].safetensors is None:
+        dtype = DTYPES[tensor.dtype]
+        if dtype.safetensors is None:
             raise DataError(
                 "UnknownType",
-                f"safetensors has no equivalent of MindSpore's type {tensor.dtype}",
+                f"safetensors has no equivalent of the type {dtype.name}",
                 where=f"parameter {tensor.name}",
-                fix="write .ckpt files: --format ckpt (spec.target.format: Ckpt)",
+                fix="write .ckpt files: --format ckpt (spec.target.format: Ckpt)"
+                if dtype.ckpt
+                else "save the checkpoint without this parameter",
+            )
+        if dtype.values > 1 and not tensor.shape:
+            raise DataError(
+                "NotByteAligned",
+                f"a scalar of the type {dtype.name} has {dtype.values} numbers, but a scalar in a safetensors file has one",
+                where=f"parameter {tensor.name}",
+                fix="save the tensor with a dimension, or save the checkpoint without this parameter",
             )
         return True
 
@@ -206,7 +216,7 @@ def _header(tensors: Sequence[OutputTensor], metadata: Mapping[str, str], crc: i
     for tensor in tensors:
         header[tensor.name] = {
             "dtype": DTYPES[tensor.dtype].safetensors,
-            "shape": tensor.shape,
+            "shape": DTYPES[tensor.dtype].count_values(tensor.shape),
             "data_offsets": (offset, offset + tensor.nbytes),
         }
         offset += tensor.nbytes
@@ -278,8 +288,17 @@ def _entry(
             where=f"{reader.name}: parameter {name}",
             fix="save the checkpoint without this parameter",
         )
+    shape = dtype.count_elements(tensor.shape)
+    if shape is None:
+        raise DataError(
+            "NotByteAligned",
+            f"the last dimension of {tensor.dtype}{list(tensor.shape)} is not a multiple of {dtype.values}, so its rows do not"
+            " fill whole bytes",
+            where=f"{reader.name}: parameter {name}",
+            fix="save the checkpoint without this parameter, or with padded rows",
+        )
     first, end = tensor.data_offsets
-    nbytes = prod(tensor.shape) * dtype.itemsize
+    nbytes = prod(shape) * dtype.itemsize
     if min(tensor.shape, default=0) < 0 or first < 0 or end - first != nbytes:
         raise DataError(
             "SizeMismatch",
@@ -293,7 +312,7 @@ def _entry(
         kind = INT4
     elif name in texts and dtype.name == "UInt32" and len(tensor.shape) == 1:
         kind = STRING
-    return TensorEntry(name, kind, tensor.shape, ((begin + first, nbytes),))
+    return TensorEntry(name, kind, shape, ((begin + first, nbytes),))
 
 
 def _crc(reader: RangeReader, text: str | None) -> int | None:

@@ -7,10 +7,10 @@ from dataclasses import dataclass
 from math import prod
 from typing import TYPE_CHECKING, Any
 
+from reshard.checkpoint.dtypes import DTYPES
 from reshard.cli import console
 from reshard.cli.format import shape, size
 from reshard.cli.request import matching
-from reshard.formats.torch.dtypes import TYPES
 from reshard.model import Checkpoint, Grid
 
 if TYPE_CHECKING:
@@ -28,7 +28,7 @@ class _Line:
 
     Attributes:
         name: its name.
-        dtype: its type, by torch's name.
+        dtype: name of its type.
         shape: lengths of the whole tensor.
         shards: the division into shards, or the storage, as text.
         files: the files with its content.
@@ -42,7 +42,7 @@ class _Line:
 
     @property
     def nbytes(self) -> int:
-        return prod(self.shape) * TYPES[self.dtype].bits // 8
+        return prod(self.shape) * DTYPES[self.dtype].itemsize
 
 
 def show(found: Checkpoint | Archive, path: str, parameters: Sequence[str], *, every: bool, as_json: bool) -> None:

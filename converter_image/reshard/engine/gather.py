@@ -39,7 +39,7 @@ _FEW_RUNS = 64
 # Runs as (overlap, offset in the source's slice, offset in the target's slice, length) in bytes.
 Runs = tuple[tuple[int, int, int, int], ...]
 Elements = np.ndarray[Any, np.dtype[Any]]
-_ELEMENT = {1: np.uint8, 2: np.uint16, 4: np.uint32, 8: np.uint64, 16: np.complex128}
+_ELEMENT = {1: "u1", 2: "u2", 3: "V3", 4: "u4", 8: "u8", 16: "c16"}
 
 
 def element_type(dtype: str) -> np.dtype[Any]:

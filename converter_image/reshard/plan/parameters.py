@@ -6,6 +6,7 @@ from collections import defaultdict
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, NoReturn
 
+from reshard.checkpoint.dtypes import DTYPES
 from reshard.checkpoint.unified import refuse_slices, stages_of_parts
 from reshard.errors import DataError, MissingInputError, RequestError
 from reshard.layout import Layout, cell_box
@@ -295,6 +296,7 @@ def _targets(
         try:
             cell_box(shape, layout.parts, (0,) * layout.ndim)
         except DataError as error:
+            _refuse_split_bytes(found, shape, layout)
             raise DataError(
                 error.reason,
                 f"the target strategy does not fit the tensor {found.entry.dtype}{list(shape)}: {error.what}",
@@ -317,6 +319,26 @@ def _targets(
             )
         )
     return parameters
+
+
+def _refuse_split_bytes(found: _Whereabouts, shape: tuple[int, ...], layout: Layout) -> None:
+    """Refuse a layout that divides rows of numbers with less than a byte, but not at the ends of bytes.
+
+    Raises:
+        DataError: the layout divides a byte.
+    """
+    dtype = DTYPES[found.entry.dtype]
+    if dtype.values == 1 or len(shape) != layout.ndim or not shape:
+        return
+    in_numbers = dtype.count_values(shape)
+    if all(n % k == 0 for n, k in zip(in_numbers, layout.parts, strict=True)):
+        raise DataError(
+            "NotByteAligned",
+            f"the target strategy divides rows of {in_numbers[-1]} {dtype.safetensors} numbers into {layout.parts[-1]} slices,"
+            f" but only multiples of {dtype.values} numbers fill whole bytes",
+            where=f"parameter {found.new_name}",
+            fix="use a target strategy that divides other dimensions of this parameter",
+        )
 
 
 def _refuse_missing(missing: list[str], held: Collection[str]) -> NoReturn:

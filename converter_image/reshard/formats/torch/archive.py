@@ -10,8 +10,9 @@ from dataclasses import dataclass
 from math import prod
 from typing import TYPE_CHECKING
 
+from reshard.checkpoint.dtypes import BY_TORCH_NAME
 from reshard.errors import DataError
-from reshard.formats.torch.dtypes import BY_STORAGE, REFUSED, TYPES, TorchType, torch_type
+from reshard.formats.torch.dtypes import BY_STORAGE, REFUSED, torch_type
 from reshard.formats.torch.unpickle import LIMITS, Global, Limits, Record, load
 from reshard.formats.torch.zip import Container, Entry, read_container
 from reshard.layout.box import strides
@@ -19,6 +20,7 @@ from reshard.layout.box import strides
 if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping
 
+    from reshard.checkpoint.dtypes import DType
     from reshard.checkpoint.inventory import RangeReader
     from reshard.formats.torch.unpickle import Rule
 
@@ -34,7 +36,7 @@ _UNTYPED = "torch.storage.UntypedStorage"
 _ARRAYS = ("_reconstruct", "scalar")
 ALLOWED: Mapping[str, Rule] = {
     **dict.fromkeys((*_TENSORS, *_PARAMETERS, _QUANTISED), "record"),
-    **{f"torch.{name}": "name" for name in (*BY_STORAGE, *TYPES, *REFUSED)},
+    **{f"torch.{name}": "name" for name in (*BY_STORAGE, *BY_TORCH_NAME, *REFUSED)},
     "torch.QInt8Storage": "name",
     "torch.QUInt8Storage": "name",
     "torch.QInt32Storage": "name",
@@ -72,7 +74,7 @@ class StoredTensor:
     """
 
     name: str
-    dtype: TorchType
+    dtype: DType
     shape: tuple[int, ...]
     strides: tuple[int, ...]
     storage: str
@@ -100,7 +102,7 @@ class StoredTensor:
                 fix="save `tensor.contiguous()`, or leave the tensor out",
             )
         offset, _ = locate(reader, archive, self.storage)
-        return offset + self.first * self.dtype.bits // 8, prod(self.shape) * self.dtype.bits // 8
+        return offset + self.first * self.dtype.itemsize, prod(self.shape) * self.dtype.itemsize
 
 
 @dataclass(frozen=True, slots=True)
@@ -260,10 +262,10 @@ def _checked(record: Record, name: str, entries: Mapping[str, Entry], where: str
         raise ValueError
     if any(type(n) is not int or not 0 <= n < 1 << 62 for n in (first, count, *shape, *steps)):
         raise ValueError
-    nbytes = count * (1 if of.name == _UNTYPED else dtype.bits // 8)
+    nbytes = count * (1 if of.name == _UNTYPED else dtype.itemsize)
     end = first + sum((n - 1) * step for n, step in zip(shape, steps, strict=True)) + 1 if prod(shape) else first
     held = entries[f"data/{key}"].size
-    if held != nbytes or end * dtype.bits // 8 > held:
+    if held != nbytes or end * dtype.itemsize > held:
         raise DataError(
             "TensorOutside",
             f"shape {list(shape)} with strides {list(steps)} from element {first} does not fit into its storage of {held} bytes",

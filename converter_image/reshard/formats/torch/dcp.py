@@ -13,8 +13,9 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from reshard.checkpoint.dtypes import BY_TORCH_NAME
 from reshard.errors import DataError, MissingInputError
-from reshard.formats.torch.dtypes import REFUSED, TYPES, torch_type
+from reshard.formats.torch.dtypes import REFUSED, torch_type
 from reshard.formats.torch.unpickle import LIMITS, Global, Limits, Record, load
 from reshard.model import Checkpoint, ObjectMeta, Place, Shards, TensorMeta, divide, gather_shards
 from reshard.model.tiling import number_rows
@@ -56,7 +57,7 @@ ALLOWED: Mapping[str, Rule] = {
     "collections.OrderedDict": "pairs",
     "builtins.set": "argument",
     **{f"{module}.{name}": "argument" for module in ("pathlib", "pathlib._local") for name in _PATHS},
-    **{f"torch.{name}": "name" for name in (*TYPES, *REFUSED)},
+    **{f"torch.{name}": "name" for name in (*BY_TORCH_NAME, *REFUSED)},
 }
 
 

@@ -34,7 +34,7 @@ class Item(NamedTuple):
 
     Attributes:
         name: name of the tensor.
-        dtype: type of its elements, by torch's name.
+        dtype: type of its elements, by its name in `reshard.checkpoint.dtypes`.
         shape: lengths of the shard. It has elements.
         start: first byte in the file.
         length: number of bytes.

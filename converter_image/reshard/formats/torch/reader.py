@@ -11,7 +11,6 @@ import numpy as np
 from reshard.checkpoint.safetensors import read_header
 from reshard.errors import DataError
 from reshard.formats.torch.dcp import check_files, read_metadata
-from reshard.formats.torch.dtypes import TYPES, model_type
 from reshard.formats.torch.items import Item, Templates, locate_items
 from reshard.formats.torch.names import metadata_files
 from reshard.formats.torch.sharded import saved_offsets
@@ -56,12 +55,9 @@ def find_contents(found: Checkpoint, folder: Folder, workers: int = 1) -> Checkp
         workers: number of files that are read at a time.
 
     Raises:
-        DataError: a file is damaged or too short, or contradicts the metadata; a tensor is not in row-major order, or of a type
-            that Reshard does not write.
+        DataError: a file is damaged or too short, or contradicts the metadata; a tensor is not in row-major order.
         MissingInputError: a file does not exist.
     """
-    for tensor in found.tensors:
-        model_type(TYPES[tensor.dtype], f"{folder.url}: tensor {tensor.name}")
     check_files(found, folder.sizes(found.files), folder.url)
     rows = _Rows(found)
     templates = Templates()
@@ -124,7 +120,7 @@ class _Rows:
             tensor = self._found[self._tensor[row]]
             where = f"{reader.name}: tensor {tensor.name}"
             box = tensor.shards.tiling.box(int(self._tile[row]))
-            described = (model_type(TYPES[tensor.dtype], where), box.shape, box.start)
+            described = (tensor.dtype, box.shape, box.start)
             entry = entries.get(tensor.name)
             held = (entry.dtype, entry.shape, starts.get(tensor.name, (0,) * len(entry.shape))) if entry else None
             if entry is None or held != described:
@@ -142,7 +138,7 @@ class _Rows:
         for tensor, (start, end) in zip(self._found, pairwise(self._first), strict=True):
             old = tensor.shards
             shards = Shards(old.tiling, old.first, old.files, self._offsets[start:end], self._lengths[start:end])
-            yield replace(tensor, dtype=model_type(TYPES[tensor.dtype], tensor.name), shards=shards)
+            yield replace(tensor, shards=shards)
 
 
 def _joined(numbers: list[Numbers]) -> Numbers:
