@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from typing import ClassVar
 
-DOCUMENTATION = "https://reshard.dev/docs"
+DOCUMENTATION = "https://reshard.dev/docs"  # as in [project.urls] of pyproject.toml
 
 
 class ReshardError(Exception):

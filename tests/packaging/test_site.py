@@ -15,7 +15,9 @@ from reshard.errors import DOCUMENTATION, documentation
 
 ROOT = Path(__file__).parents[2]
 _LOADED = re.compile(
-    r"<(?:script|img|iframe)\b[^>]*\bsrc=[\"']?(?:https?:)?//|<link\b[^>]*\bhref=[\"']?(?:https?:)?//|@import|url\([\"']?https?:"
+    r"<(?:script|img|iframe)\b[^>]*\bsrc=[\"']?(?:https?:)?//"
+    r"|<link\b(?![^>]*\brel=[\"']?canonical)[^>]*\bhref=[\"']?(?:https?:)?//"
+    r"|@import|url\([\"']?https?:"
 )
 
 _CODE = re.compile(r"<pre.*?</pre>|<code.*?</code>", re.DOTALL)
@@ -71,6 +73,7 @@ def test_the_site_builds_without_warnings(mkdocs: Path, tree: Path) -> None:
     assert f'id="{anchor}"' in (site / page / "index.html").read_text()
     texts = {path.relative_to(site): path.read_text() for path in site.rglob("*") if path.suffix in {".html", ".css"}}
     assert [name for name, text in texts.items() if _LOADED.search(text)] == []
+    assert f'<link rel="canonical" href="{DOCUMENTATION}/s3/">' in texts[Path("s3/index.html")]
     articles = {name: re.search(r"<article.*?</article>", text, re.DOTALL) for name, text in texts.items()}
     raw = [name for name, article in articles.items() if article is not None and _RAW.search(_CODE.sub("", article.group()))]
     assert raw == [], "MkDocs needs a blank line before a list, and four spaces before code in a list"

@@ -12,6 +12,7 @@ import numpy as np
 import pytest
 
 from reshard.cli import main
+from reshard.errors import documentation
 from reshard.layout import Layout
 from reshard.strategy import StrategyFile, dump
 from reshard.version import __version__
@@ -167,7 +168,7 @@ def test_an_error_is_json_too(tmp_path: Path, capsys: pytest.CaptureFixture[str]
         "where": str(tmp_path),
         "remedy": "run the transform again; finished ranks are kept",
         "exitCode": 66,
-        "documentation": "https://reshard.dev/docs/errors/#manifestmissing",
+        "documentation": documentation("ManifestMissing"),
     }
 
 

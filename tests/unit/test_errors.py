@@ -14,7 +14,7 @@ from pages import ROOT
 
 import reshard_operator
 from reshard import errors
-from reshard.errors import ReshardError, documentation
+from reshard.errors import DOCUMENTATION, ReshardError, documentation
 from reshard.progress import CancelledError
 from reshard_operator import diagnosis
 from reshard_operator.status import WAITING
@@ -167,5 +167,5 @@ def test_the_page_of_errors_is_generated_from_the_catalogue() -> None:
     done = subprocess.run([sys.executable, script], capture_output=True, text=True, check=True)
     assert (ROOT / "docs" / "errors.md").read_text() == done.stdout, "run make docs"
     for reason in CATALOGUE:
-        assert documentation(reason) == f"https://reshard.dev/docs/errors/#{reason.lower()}"
+        assert documentation(reason) == f"{DOCUMENTATION}/errors/#{reason.lower()}"
         assert f"\n## {reason}\n" in done.stdout

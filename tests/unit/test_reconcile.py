@@ -12,6 +12,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from pretend_cluster import COMMIT, CONFIG, PLAN, PretendCluster, conditions, failing, older, ready, resource
 
+from reshard.errors import documentation
 from reshard_operator.jobs import holds_target
 from reshard_operator.observation import Job, Transform
 from reshard_operator.reconcile import Create, Patch, reconcile, refused
@@ -350,6 +351,6 @@ def test_the_event_of_a_failure_ends_with_its_documentation() -> None:
     status = {"phase": "Failed", "conditions": [{"reason": "SourceRankMissing", "message": "x" * 2000}]}
     kind, note = event(status)
     assert kind == "Warning"
-    assert note.endswith("x. See https://reshard.dev/docs/errors/#sourcerankmissing")
+    assert note.endswith(f"x. See {documentation('SourceRankMissing')}")
     assert len(note) < 1000
     assert event(status | {"phase": "Complete"}) == ("Normal", "x" * 2000)

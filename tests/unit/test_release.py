@@ -15,6 +15,7 @@ import pytest
 import yaml
 
 from reshard import __version__
+from reshard.errors import DOCUMENTATION
 
 ROOT = Path(__file__).parents[2]
 CHART = ROOT / "helm" / "reshard"
@@ -79,10 +80,8 @@ def test_no_other_place_names_the_version() -> None:
         cwd=ROOT,
         capture_output=True,
         text=True,
-        check=False,
+        check=True,
     )
-    if listed.returncode:
-        pytest.skip("not a Git checkout")
     elsewhere = ("CHANGELOG.md", "constraints.txt", "tests/", "findings/")
     assert {path for path in listed.stdout.splitlines() if not path.startswith(elsewhere)} <= set(PATHS)
 
@@ -158,6 +157,18 @@ def test_distributions_images_and_chart_name_one_home() -> None:
         assert f'org.opencontainers.image.licenses="{library["license"]}"' in dockerfile
     assert chart["annotations"]["artifacthub.io/license"] == library["license"]
     assert (ROOT / "operator" / "LICENSE").read_bytes() == (ROOT / "LICENSE").read_bytes()
+
+
+def test_every_address_of_the_project_is_one_of_its_urls() -> None:
+    urls = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]["urls"]
+    assert urls["Documentation"] == DOCUMENTATION
+    assert f"site_url: {DOCUMENTATION}/\n" in (ROOT / "mkdocs.yml").read_text()
+    command = ["git", "grep", "--untracked", "-oE", r"https://reshard\.dev[^]\") >]*", "--", ":!tests"]
+    listed = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=True)
+    below = tuple(f"{urls[name]}{mark}" for name in ("Documentation", "Source") for mark in ("/", "#"))
+    known = {*urls.values(), f"{urls['Homepage']}/icon.svg"}
+    found = {line.partition(":")[::2] for line in listed.stdout.splitlines()}
+    assert [line for line in sorted(found) if line[1] not in known and not line[1].startswith(below)] == []
 
 
 def test_the_charts_annotations_name_its_images() -> None:
