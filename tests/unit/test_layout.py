@@ -16,7 +16,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from reshard.errors import BugError, DataError
-from reshard.layout import Layout
+from reshard.layout import Layout, cell_box
 from reshard.layout.box import Box, contiguous_runs
 from reshard.layout.tiles import flat_span, next_tile
 from reshard.plan.geometry import Geometry, Overlap, geometry, prove
@@ -105,17 +105,17 @@ def test_an_uneven_split_is_refused_with_its_dimension() -> None:
 def test_a_geometry_is_exact(before: tuple[int, int], after: tuple[int, int]) -> None:
     shape = (before[0] * after[0], before[1] * after[1])
     whole = np.arange(prod(shape)).reshape(shape)
-    found = geometry(shape, before, after, (after[0] - 1, 0))
+    found = geometry(shape, before, cell_box(shape, after, (after[0] - 1, 0)))
     prove(found)
     filled = np.full(found.box.shape, -1)
     for cell, overlap in zip(found.cells, found.overlaps, strict=True):
-        start = tuple(c * n for c, n in zip(cell, found.source_shape, strict=True))
-        filled[overlap.target.slices()] = whole[Box(start, found.source_shape).slices()][overlap.source.slices()]
+        start = tuple(c * n for c, n in zip(cell, overlap.source_shape, strict=True))
+        filled[overlap.target.slices()] = whole[Box(start, overlap.source_shape).slices()][overlap.source.slices()]
     assert filled.tolist() == whole[found.box.slices()].tolist()
 
 
 def overlap(source: int, target: int, n: int) -> Overlap:
-    return Overlap(Box((source,), (n,)), Box((target,), (n,)), target, target + n)
+    return Overlap(Box((source,), (n,)), Box((target,), (n,)), target, target + n, (4,))
 
 
 @pytest.mark.parametrize(
@@ -130,7 +130,7 @@ def overlap(source: int, target: int, n: int) -> Overlap:
 )
 def test_an_inexact_geometry_is_refused(overlaps: tuple[Overlap, ...]) -> None:
     with pytest.raises(BugError, match="PlanNotExact"):
-        prove(Geometry(Box((0,), (4,)), (4,), ((0,),) * len(overlaps), overlaps))
+        prove(Geometry(Box((0,), (4,)), ((0,),) * len(overlaps), overlaps))
 
 
 @given(st.lists(st.sets(st.integers(0, 15), min_size=1, max_size=5), min_size=1, max_size=6), st.integers(0, 15))

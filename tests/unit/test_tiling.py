@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 import pytest
+from boxes_format import arrays, tilings
 from effort import examples
 from hypothesis import given
 from hypothesis import strategies as st
@@ -16,33 +17,7 @@ from reshard.layout.box import Box
 from reshard.model import Boxes, Grid, divide, gather_shards
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
-
     from reshard.model.tiling import Numbers
-
-SHAPES = st.lists(st.integers(1, 7), max_size=4).map(tuple)
-
-
-@st.composite
-def tilings(draw: Callable[..., int]) -> tuple[tuple[int, ...], list[Box]]:
-    """A tensor cut again and again at random places."""
-    shape = draw(SHAPES)
-    boxes = [Box.whole(shape)]
-    for _ in range(draw(st.integers(0, 12)) if shape else 0):
-        box = boxes.pop(draw(st.integers(0, len(boxes) - 1)))
-        axis = draw(st.integers(0, len(shape) - 1))
-        at = draw(st.integers(0, box.shape[axis]))
-        for a, n in ((box.start[axis], at), (box.start[axis] + at, box.shape[axis] - at)):
-            start, lengths = list(box.start), list(box.shape)
-            start[axis], lengths[axis] = a, n
-            boxes.append(Box(tuple(start), tuple(lengths)))
-    return shape, draw(st.permutations(boxes))
-
-
-def arrays(shape: tuple[int, ...], boxes: list[Box]) -> tuple[Numbers, Numbers]:
-    size = (len(boxes), len(shape))
-    starts, lengths = ([box.start for box in boxes], [box.shape for box in boxes])
-    return np.array(starts, np.int64).reshape(size), np.array(lengths, np.int64).reshape(size)
 
 
 def divided(shape: tuple[int, ...], boxes: list[Box]) -> tuple[Grid | Boxes, list[int]]:

@@ -90,7 +90,7 @@ def mistakes(tensor: TargetTensor, entries: dict[int, TensorEntry]) -> Iterator[
             yield Mistake("copies", at, (other,))
     for at, part in enumerate(parts):
         yield from (Mistake("rank", at, (rank,)) for rank in entries if rank != tensor.ranks[at])
-        for how, box, shape in (("offset", part.source, tensor.geometry.source_shape), ("place", part.target, tensor.shape)):
+        for how, box, shape in (("offset", part.source, part.source_shape), ("place", part.target, tensor.shape)):
             for axis, length in enumerate(shape):
                 if box.start[axis] > 0:
                     yield Mistake(how, at, (axis, -1))
@@ -105,7 +105,7 @@ def entries_of(made: Job, tensor: TargetTensor) -> dict[int, TensorEntry]:
         file.rank: entry
         for file in inventory.files
         for entry in inventory.structures[file.structure].tensors
-        if (entry.name, entry.shape) == (tensor.parameter.source_name, tensor.geometry.source_shape)
+        if (entry.name, entry.shape) == (tensor.parameter.source_name, tensor.entries[0].shape)
     }
 
 
@@ -118,7 +118,7 @@ def proves(plan: RankPlan) -> bool:
 
 
 def verifies(made: Job, content: bytes, plan: RankPlan, level: Verified, reader: MemoryReader | None = None) -> bool:
-    name = f"y.{made.format}"
+    name = f"y.{made.output.name}"
     found = reader or MemoryReader(name, content)
     try:
         check_file(found, plan, made.model, made.source_files(), level, headers=MemoryReader(name, content))
@@ -131,7 +131,7 @@ def verifies(made: Job, content: bytes, plan: RankPlan, level: Verified, reader:
 
 def sampled(made: Job, content: bytes, plan: RankPlan) -> np.ndarray:
     """Return the bytes of a correct file that a sample compares."""
-    reader = MemoryReader(f"y.{made.format}", content)
+    reader = MemoryReader(f"y.{made.output.name}", content)
     assert verifies(made, content, plan, "Sample", reader)
     found = np.zeros(len(content), np.bool_)
     for offset, length in reader.reads:

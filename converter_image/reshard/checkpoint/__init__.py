@@ -42,7 +42,7 @@ def read_header(reader: RangeReader, seen: dict[bytes, Structure] | None = None)
             return ckpt.read_header(reader)
         case "safetensors":
             return safetensors.read_header(reader, seen)
-        case None:
+        case _:
             raise DataError(
                 "UnknownFormat",
                 "the file name must end in .ckpt or .safetensors",

@@ -14,10 +14,11 @@ from reshard.errors import DataError
 if TYPE_CHECKING:
     from collections.abc import Hashable, Iterator
 
-Format = Literal["ckpt", "safetensors"]
+Format = str  # "ckpt", "safetensors", or the name of another format, see `reshard.formats.registry`
 # Ranks: each file belongs to a rank, sharded by a strategy. Unified: files of whole parameters; those that no strategy names are
-# in a separate file. Sharded: files of whole parameters as Hugging Face libraries write them, without any strategy.
-Kind = Literal["Ranks", "Unified", "Sharded"]
+# in a separate file. Sharded: files of whole parameters as Hugging Face libraries write them, without any strategy. Boxes: the
+# checkpoint's own metadata locates the shards of each tensor.
+Kind = Literal["Ranks", "Unified", "Sharded", "Boxes"]
 
 # An inventory may come from an untrusted document: no number is negative, and no path leads outside the source.
 _Count = Annotated[int, msgspec.Meta(ge=0)]
@@ -104,6 +105,39 @@ class Structure(msgspec.Struct, frozen=True, array_like=True):
         return (self.format, self.tensors, tuple(sorted(self.metadata.items())))
 
 
+class ShardedTensor(msgspec.Struct, frozen=True, array_like=True, gc=False):
+    """One tensor whose shards the metadata of the checkpoint locates, see `reshard.model.packing`.
+
+    Attributes:
+        name: name in the checkpoint, in any characters.
+        dtype: name of the type in `reshard.checkpoint.dtypes`.
+        shape: lengths of the whole tensor, in elements.
+        shards: for each shard, as little-endian 64-bit integers: first element and length along each dimension, number of the
+            file, first byte, number of bytes.
+    """
+
+    name: str
+    dtype: str
+    shape: tuple[_Count, ...]
+    shards: bytes
+
+
+class OpaqueObject(msgspec.Struct, frozen=True, array_like=True, gc=False):
+    """A value that is not a tensor. It is copied as bytes and never opened.
+
+    Attributes:
+        name: name in the checkpoint.
+        file: number of the file.
+        offset: first byte.
+        length: number of bytes.
+    """
+
+    name: str
+    file: _Count
+    offset: _Count
+    length: _Count
+
+
 class Header(msgspec.Struct, frozen=True, array_like=True):
     """The header of one file: its structure, and its CRC32, if any."""
 
@@ -144,6 +178,8 @@ class Inventory(msgspec.Struct, frozen=True):
         kind: kind of the files. Files of whole parameters are numbered like ranks.
         foreign: whether the unified files were written by another program: MindSpore's index lists them, but no manifest.
         may_be_slices: names of parameters of which the files may hold rank 0's slice instead of the whole.
+        tensors: tensors whose shards the metadata of the checkpoint locates. The structures of its files are empty.
+        objects: values in the checkpoint that are not tensors.
     """
 
     files: tuple[SourceFile, ...]
@@ -151,10 +187,20 @@ class Inventory(msgspec.Struct, frozen=True):
     kind: Kind = "Ranks"
     foreign: bool = False
     may_be_slices: tuple[str, ...] = ()
+    tensors: tuple[ShardedTensor, ...] = ()
+    objects: tuple[OpaqueObject, ...] = ()
+
+    @property
+    def names(self) -> tuple[str, ...]:
+        """Names of all parameters, each once."""
+        every = (entry.name for structure in self.structures for entry in structure.tensors)
+        return tuple(dict.fromkeys((*every, *(tensor.name for tensor in self.tensors))))
 
     @property
     def empty_files(self) -> tuple[SourceFile, ...]:
-        """Files without parameters."""
+        """Files without parameters, which should hold some."""
+        if self.kind == "Boxes":
+            return ()
         return tuple(file for file in self.files if not self.structures[file.structure].tensors)
 
     @property

@@ -290,7 +290,7 @@ def _runs(geometry: Geometry, itemsize: int) -> Runs | None:
     """Return the runs of bytes of a slice, or None if there are too many."""
     runs: list[tuple[int, int, int, int]] = []
     for number, overlap in enumerate(geometry.overlaps):
-        source_length, sources = contiguous_runs(geometry.source_shape, overlap.source)
+        source_length, sources = contiguous_runs(overlap.source_shape, overlap.source)
         target_length, targets = contiguous_runs(geometry.box.shape, overlap.target)
         length = min(source_length, target_length)  # one divides the other, because both are products of the innermost dimensions
         if len(runs) + overlap.target.size // length > _FEW_RUNS:

@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import hashlib
 from dataclasses import dataclass, replace
+from math import prod
 from typing import TYPE_CHECKING, Any
 
 import msgspec
 
 from reshard.checkpoint.blockcipher import BlockCipher, cipher_of
-from reshard.checkpoint.dtypes import INT4
+from reshard.checkpoint.dtypes import DTYPES, INT4
 from reshard.checkpoint.encryption import sealed_size
 from reshard.checkpoint.output import OutputTensor
 from reshard.checkpoint.unified import part_name
@@ -151,7 +152,12 @@ class Job:
                 where=self.path(rank),
                 fix="write safetensors files, or use a target strategy that assigns parameters to every rank",
             )
-        return tuple(OutputTensor(p.name, p.dtype, p.slice_shape, p.slice_nbytes) for p in found)
+        local = rank % self.model.target_devices
+        shapes = (p.box(local).shape for p in found)
+        return tuple(
+            OutputTensor(p.name, p.dtype, shape, prod(shape) * DTYPES[p.dtype].itemsize)
+            for p, shape in zip(found, shapes, strict=True)
+        )
 
     def pieces(self, rank: int, crc: int | None = None) -> Iterator[Piece]:
         """Yield a target rank's file before encryption, see `OutputFormat.pieces`. Spans refer to its plan's tensors.
@@ -235,7 +241,7 @@ def job_of(  # noqa: PLR0913 - independent results of reading the source
             fix="specify the target strategy, or omit --remove-redundancy (spec.target.removeRedundancy)",
         )
     name = "ckpt" if wanted == "Ckpt" else "safetensors"
-    if wanted == "Source" and request.options.output != "Unified":
+    if wanted == "Source" and request.options.output != "Unified" and model.inventory.kind != "Boxes":
         name = model.inventory.format
     output = output_format(name)
     cipher = _cipher(request, output, key)

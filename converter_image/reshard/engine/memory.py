@@ -84,6 +84,7 @@ def memory_bytes(
         encrypts: whether the target will be encrypted.
     """
     names = [tensor.name for structure in model.inventory.structures for tensor in structure.tensors]
+    names += [tensor.name for tensor in model.inventory.tensors]
     active = min(workers, model.target_ranks)
     each = _BYTES_PER_NAME + active * _BYTES_PER_NAME_AND_WORKER
     local = _BASE_BYTES + active * _BYTES_PER_WORKER + len(names) * each + sum(map(len, names)) * _BYTES_PER_CHARACTER

@@ -127,7 +127,7 @@ def write_rank(
             state.record(record)
         finally:
             writer.abort()
-        return Written(record, sum(t.parameter.slice_nbytes for t in plan.tensors))
+        return Written(record, sum(t.nbytes for t in plan.tensors))
 
 
 def write_alone(job: Job, rank: int, url: str, *, share: Budget) -> None:
@@ -274,7 +274,7 @@ def _crc_of_contents(plan: RankPlan, files: SourceFiles, conditions: Conditions)
         found.update(part)
 
     numbers = sorted(range(len(plan.tensors)), key=lambda i: plan.tensors[i].parameter.name)
-    spans = [Span(number, 0, plan.tensors[number].parameter.slice_nbytes) for number in numbers]
+    spans = [Span(number, 0, plan.tensors[number].nbytes) for number in numbers]
     files.expect(reads_of_spans(plan, spans), conditions.ahead)
     for span in spans:
         tensor = plan.tensors[span.tensor]

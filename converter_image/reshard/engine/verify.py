@@ -20,7 +20,7 @@ from reshard.checkpoint.dtypes import DTYPES
 from reshard.errors import BugError, DataError
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from collections.abc import Iterator, Sequence
 
     from reshard.checkpoint.inventory import RangeReader, TensorEntry
     from reshard.checkpoint.manifest import Verified
@@ -75,7 +75,7 @@ def check_file(
         entry = entries.pop(parameter.name, None)
         if entry is None or (entry.dtype, entry.shape) != (parameter.dtype, tensor.shape):
             raise _differs(written, parameter, "is missing or has another type or shape")
-        comparisons.append(_Comparison(written, entry, parameter, local, files, _sources(written, tensor, local, model)))
+        comparisons.append(_Comparison(written, entry, parameter, files, _regions(written, tensor, local, model)))
     leftover = [name for name, entry in entries.items() if entry.nbytes]
     if leftover:
         raise BugError(
@@ -93,28 +93,84 @@ def check_file(
             pass
 
 
-def _sources(written: Reader, tensor: TargetTensor, local: int, model: Model) -> dict[tuple[int, ...], tuple[int, TensorEntry]]:
-    """Return the source rank and tensor that the plan has chosen for each source slice. Nothing else of the plan is used.
+@dataclass(frozen=True, slots=True)
+class _Region:
+    """The elements of a target slice that one source slice holds.
+
+    Attributes:
+        start: first element in the target's slice, along each dimension.
+        shape: number of elements along each dimension.
+        origin: first element in the source's slice.
+        rank: source rank that the plan reads it from.
+        entry: entry of the tensor in that rank's file.
+    """
+
+    start: tuple[int, ...]
+    shape: tuple[int, ...]
+    origin: tuple[int, ...]
+    rank: int
+    entry: TensorEntry
+
+
+def _regions(written: Reader, tensor: TargetTensor, local: int, model: Model) -> tuple[_Region, ...]:
+    """Return the regions of a target slice. Of the plan, only its choice of source ranks is used.
 
     Raises:
-        BugError: a rank does not hold that slice.
+        BugError: a rank does not hold its source slice, or source slices are missing.
     """
     parameter, found = tensor.parameter, {}
+    whole = parameter.shape
+    lengths = [-(-n // k) for n, k in zip(whole, parameter.target.parts, strict=True)]
+    low = [min(c * m, n) for c, m, n in zip(parameter.target.cells[local], lengths, whole, strict=True)]
+    high = [min(a + m, n) for a, m, n in zip(low, lengths, whole, strict=True)]
     for overlap, rank, entry in zip(tensor.geometry.overlaps, tensor.ranks, tensor.entries, strict=True):
-        cell = _part_of(parameter, local, overlap.target.start)
-        if parameter.source is not None and parameter.source.cells[rank % model.source_devices] != cell:
+        position = tuple(a + i for a, i in zip(low, overlap.target.start, strict=True))
+        held = _slice_at(parameter, position)
+        if not _holds(parameter, held, rank, entry, model):
             raise _differs(written, parameter, f"was planned to be read from rank {rank}, which holds another slice,")
-        found[cell] = (rank, entry)
-    return found
+        first = tuple(map(max, low, held.start))
+        end = map(min, high, (a + n for a, n in zip(held.start, held.shape, strict=True)))
+        found[held.number] = _Region(
+            tuple(a - b for a, b in zip(first, low, strict=True)),
+            tuple(b - a for a, b in zip(first, end, strict=True)),
+            tuple(a - b for a, b in zip(first, held.start, strict=True)),
+            rank,
+            entry,
+        )
+    if sum(prod(region.shape) for region in found.values()) != prod(b - a for a, b in zip(low, high, strict=True)):
+        raise _differs(written, parameter, "was planned to be read in part only")
+    return tuple(found.values())
 
 
-def _part_of(parameter: Parameter, rank: int, position: tuple[int, ...]) -> tuple[int, ...]:
-    """Return the source slice that holds an element of the target's slice, by division."""
+@dataclass(frozen=True, slots=True)
+class _Slice:
+    """A source slice: its number along each dimension, or of its tile; its first element in the tensor; its lengths."""
+
+    number: tuple[int, ...]
+    start: tuple[int, ...]
+    shape: tuple[int, ...]
+
+
+def _slice_at(parameter: Parameter, position: tuple[int, ...]) -> _Slice:
+    """Return the source slice that holds an element of the tensor, by division or by a search of all tiles."""
+    if parameter.shards is not None:
+        tile, box = parameter.shards.tiling.at(position)
+        return _Slice((tile,), box.start, box.shape)
     if parameter.source is None:
-        return (0,) * len(parameter.shape)
-    lengths = [n // k for n, k in zip(parameter.shape, parameter.target.parts, strict=True)]
-    wanted = [c * n + i for c, n, i in zip(parameter.target.cells[rank], lengths, position, strict=True)]
-    return tuple(w // (n // k) for w, n, k in zip(wanted, parameter.shape, parameter.source.parts, strict=True))
+        return _Slice((0,) * len(position), (0,) * len(position), parameter.shape)
+    lengths = tuple(n // k for n, k in zip(parameter.shape, parameter.source.parts, strict=True))
+    number = tuple(i // m for i, m in zip(position, lengths, strict=True))
+    return _Slice(number, tuple(c * m for c, m in zip(number, lengths, strict=True)), lengths)
+
+
+def _holds(parameter: Parameter, held: _Slice, rank: int, entry: TensorEntry, model: Model) -> bool:
+    """Return whether a source rank holds a slice in the entry that the plan has chosen."""
+    if entry.shape != held.shape:
+        return False
+    if parameter.shards is not None:
+        places = {(place.file, place.offset, place.length) for place in parameter.shards.places(held.number[0])}
+        return any((rank, *extent) in places for extent in entry.extents)
+    return parameter.source is None or parameter.source.cells[rank % model.source_devices] == held.number
 
 
 def unreadable(written: Reader, error: DataError) -> BugError:
@@ -138,73 +194,65 @@ class _Comparison:
     written: Reader
     entry: TensorEntry
     parameter: Parameter
-    rank: int
     files: SourceFiles
-    sources: dict[tuple[int, ...], tuple[int, TensorEntry]]
+    regions: tuple[_Region, ...]
 
     def run(self, level: Verified) -> None:
-        shape = self.entry.shape or (1,)
-        rows = prod(shape[:-1])
-        itemsize = DTYPES[self.entry.dtype].itemsize
         if level == "Full":
-            step = max(1, _BLOCK_BYTES // (shape[-1] * itemsize))
-            chosen: Iterator[_Indexes] = (np.arange(at, min(at + step, rows)) for at in range(0, rows, step))
-            window = _BLOCK_BYTES // itemsize
+            for region in self.regions:
+                self._compare_region(region)
         else:
-            seed = xxhash.xxh32_intdigest(self.parameter.name.encode("utf-8", "surrogatepass"))
-            picked = {0, rows - 1} | {(seed * (i + 1) * 2654435761) % rows for i in range(_SAMPLES - 2)}
-            chosen = iter([np.array([row]) for row in sorted(picked)])
-            window = _SAMPLE_BYTES // itemsize
-        for block in chosen:
-            self._compare_rows(block, shape, window, whole=level == "Full")
+            self._compare_sample()
 
-    def _compare_rows(self, rows: _Indexes, shape: tuple[int, ...], window: int, *, whole: bool) -> None:
-        """Compare some rows. Long rows are compared in windows: all, or a sample."""
-        outer = np.unravel_index(rows, shape[:-1]) if len(shape) > 1 else ()
-        segments = list(pairwise(self._cuts(shape[-1], window)))
-        if not whole and len(segments) > _SAMPLED_SEGMENTS:
-            segments = [segments[i * (len(segments) - 1) // (_SAMPLED_SEGMENTS - 1)] for i in range(_SAMPLED_SEGMENTS)]
-        for first, end in segments:
-            self._compare_segment(rows, outer, shape, first, end)
+    def _compare_region(self, region: _Region) -> None:
+        """Compare all elements of a region, some rows at a time. Long rows are compared in parts."""
+        shape, itemsize = region.shape or (1,), DTYPES[self.entry.dtype].itemsize
+        rows, width = prod(shape[:-1]), shape[-1]
+        step = max(1, _BLOCK_BYTES // (width * itemsize))
+        window = max(1, _BLOCK_BYTES // itemsize)
+        for at in range(0, rows, step):
+            inside = np.unravel_index(np.arange(at, min(at + step, rows)), shape[:-1]) if len(shape) > 1 else ()
+            for first in range(0, width, window):
+                self._compare(region, inside, first, min(window, width - first))
 
-    def _cuts(self, length: int, window: int) -> list[int]:
-        """Return the boundaries of source slices and of windows along the last dimension of the target's slice."""
-        cuts = set(range(0, length, window)) | {length}
-        if self.parameter.source is not None and self.parameter.shape:
-            part = self.parameter.shape[-1] // self.parameter.source.parts[-1]
-            start = self._start(len(self.parameter.shape) - 1)
-            cuts |= {at - start for at in range(-(-start // part) * part, start + length, part)}
-        return sorted(cuts)
+    def _compare_sample(self) -> None:
+        """Compare segments of some rows: of the first, of the last, and of some between them."""
+        shape, itemsize = self.entry.shape or (1,), DTYPES[self.entry.dtype].itemsize
+        rows, window = prod(shape[:-1]), max(1, _SAMPLE_BYTES // itemsize)
+        seed = xxhash.xxh32_intdigest(self.parameter.name.encode("utf-8", "surrogatepass"))
+        for row in sorted({0, rows - 1} | {(seed * (i + 1) * 2654435761) % rows for i in range(_SAMPLES - 2)}):
+            outer = [int(i) for i in np.unravel_index(row, shape[:-1])] if len(shape) > 1 else []
+            segments = list(self._segments(outer, window))
+            if len(segments) > _SAMPLED_SEGMENTS:
+                segments = [segments[i * (len(segments) - 1) // (_SAMPLED_SEGMENTS - 1)] for i in range(_SAMPLED_SEGMENTS)]
+            for region, first, count in segments:
+                inside = tuple(np.array([i - a]) for i, a in zip(outer, region.start, strict=False))
+                self._compare(region, inside, first, count)
 
-    def _start(self, axis: int) -> int:
-        return self.parameter.target.cells[self.rank][axis] * (self.parameter.shape[axis] // self.parameter.target.parts[axis])
+    def _segments(self, outer: list[int], window: int) -> Iterator[tuple[_Region, int, int]]:
+        """Yield the segments of a row in order: the region, the first element in it, and the number of elements."""
+        met = [r for r in self.regions if all(a <= i < a + n for i, a, n in zip(outer, r.start, r.shape, strict=False))]
+        for region in sorted(met, key=lambda r: r.start[-1:]):
+            width = (region.shape or (1,))[-1]
+            for first in range(0, width, window):
+                yield region, first, min(window, width - first)
 
-    def _compare_segment(self, rows: _Indexes, outer: tuple[_Indexes, ...], shape: tuple[int, ...], first: int, end: int) -> None:
-        """Compare elements [first, end) of some rows, which are in one source slice along the last dimension."""
-        scalar = not self.entry.shape
-        position = [*outer, np.full(len(rows), first)] if not scalar else []
-        parts, offsets = self._locate(position, len(rows))
+    def _compare(self, region: _Region, inside: Sequence[_Indexes], first: int, count: int) -> None:
+        """Compare `count` elements from position `first` of some rows of a region, given by their outer indexes in it."""
         itemsize = DTYPES[self.entry.dtype].itemsize
-        for part in {tuple(p) for p in parts.tolist()}:
-            mine = np.flatnonzero((parts == part).all(axis=1)) if parts.size else np.arange(len(rows))
-            source_rank, source = self.sources[part]
-            reader = self.files.reader(source_rank)
-            count = end - first
-            found = _read_rows(self.written, self.entry, rows[mine] * shape[-1] + first, count, itemsize)
-            expected = _read_rows(reader, source, offsets[mine], count, itemsize)
-            if found != expected:
-                raise _differs(self.written, self.parameter, f"differs from {reader.name}")
+        reader = self.files.reader(region.rank)
+        found = _read_rows(self.written, self.entry, _flat(self.entry.shape, region.start, inside, first), count, itemsize)
+        starts = _flat(region.entry.shape, region.origin, inside, first)
+        if found != _read_rows(reader, region.entry, starts, count, itemsize):
+            raise _differs(self.written, self.parameter, f"differs from {reader.name}")
 
-    def _locate(self, position: list[_Indexes], n: int) -> tuple[np.ndarray[tuple[int, int], np.dtype[np.int64]], _Indexes]:
-        """Return the source slice of each element of the target's slice, and its flat index in it."""
-        layout = self.parameter.source
-        parts = np.zeros((n, len(position)), dtype=np.int64)
-        flat = np.zeros(n, dtype=np.int64)
-        for axis, index_in_slice in enumerate(position):
-            length = self.parameter.shape[axis] // (layout.parts[axis] if layout else 1)
-            parts[:, axis], inside = np.divmod(index_in_slice + self._start(axis), length)
-            flat = flat * length + inside
-        return parts, flat
+
+def _flat(shape: tuple[int, ...], origin: tuple[int, ...], inside: Sequence[_Indexes], first: int) -> _Indexes:
+    """Return the flat indexes of elements of a slice, whose places are counted from `origin`."""
+    flat: _Indexes = np.zeros(len(inside[0]) if inside else 1, dtype=np.int64)
+    for length, start, index in zip(shape, origin, inside, strict=False):
+        flat = flat * length + start + index
+    return flat * shape[-1] + origin[-1] + first if shape else flat
 
 
 def _read_rows(reader: Reader, entry: TensorEntry, starts: _Indexes, count: int, itemsize: int) -> bytearray:

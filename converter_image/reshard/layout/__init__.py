@@ -30,12 +30,15 @@ class Layout:
             (optimizer parallel). 0 means that it is not split. -1 means one part per such rank.
         shard_step: distance between ranks with adjacent parts. It follows from the other fields. 0 means that the slice is not
             split again.
+        uneven: whether a dimension of length n is split into k chunks of ceil(n / k) elements, of which the last ones may be
+            shorter or empty, as `torch.chunk` does. Otherwise k must divide n.
     """
 
     device_matrix: tuple[int, ...]
     tensor_map: tuple[tuple[int, ...], ...]
     shard_step: int = 0
     shard_size: int = 0
+    uneven: bool = False
 
     @classmethod
     def whole(cls, ndim: int, devices: int = 1) -> Layout:
@@ -85,7 +88,16 @@ class Layout:
         Raises:
             DataError: the layout contradicts itself, or does not divide the shape.
         """
+        if self.uneven:
+            return _chunk(shape, self.parts, self.cells[rank])
         return cell_box(shape, self.parts, self.cells[rank])
+
+
+def _chunk(shape: tuple[int, ...], parts: tuple[int, ...], cell: tuple[int, ...]) -> Box:
+    """Return the box of one cell if the dimensions of a tensor are split into chunks. It may be empty."""
+    lengths = [-(-n // k) for n, k in zip(shape, parts, strict=True)]
+    starts = tuple(min(c * length, n) for c, length, n in zip(cell, lengths, shape, strict=True))
+    return Box(starts, tuple(min(length, n - a) for a, length, n in zip(starts, lengths, shape, strict=True)))
 
 
 def cell_box(shape: tuple[int, ...], parts: tuple[int, ...], cell: tuple[int, ...]) -> Box:

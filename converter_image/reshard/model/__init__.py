@@ -53,6 +53,10 @@ class Shards:
     offsets: Numbers
     lengths: Numbers
 
+    def files_of(self, tile: int) -> tuple[int, ...]:
+        """Return the numbers of the files that hold copies of a tile, ascending."""
+        return tuple(sorted({place.file for place in self.places(tile)}))
+
     def places(self, tile: int) -> Iterator[Place]:
         """Yield the locations of the copies of a tile."""
         for i in range(int(self.first[tile]), int(self.first[tile + 1])):
@@ -97,6 +101,7 @@ class Checkpoint:
         files: paths of the files with content, relative to the checkpoint.
         tensors: tensors, in the order of the metadata.
         objects: other values.
+        documents: paths of the files with metadata, relative to the checkpoint.
         version: version of the metadata, if it has one.
     """
 
@@ -104,6 +109,7 @@ class Checkpoint:
     tensors: tuple[TensorMeta, ...]
     objects: tuple[ObjectMeta, ...] = ()
     version: str | None = None
+    documents: tuple[str, ...] = ()
 
     def only(self, wanted: Callable[[str], bool]) -> Checkpoint:
         """Return the checkpoint without the tensors and objects whose names are not wanted."""

@@ -61,6 +61,13 @@ class Grid:
         starts = tuple(points[i] for points, i in zip(self.cuts, cell, strict=True))
         return Box(starts, tuple(points[i + 1] - a for points, i, a in zip(self.cuts, cell, starts, strict=True)))
 
+    def at(self, position: tuple[int, ...]) -> tuple[int, Box]:
+        """Return the tile that holds an element, and its elements."""
+        tile = 0
+        for points, i in zip(self.cuts, position, strict=True):
+            tile = tile * (len(points) - 1) + bisect_right(points, i) - 1
+        return tile, self.box(tile)
+
     def intersecting(self, box: Box) -> list[int]:
         """Return the tiles that hold elements of a box within the tensor, ascending. Cost: their number, and log of the cuts."""
         if not box.size or not len(self):
@@ -123,6 +130,12 @@ class Boxes:
         """Return the elements of a tile."""
         starts = tuple(self.starts[:, tile].tolist())
         return Box(starts, tuple(b - a for a, b in zip(starts, self.ends[:, tile].tolist(), strict=True)))
+
+    def at(self, position: tuple[int, ...]) -> tuple[int, Box]:
+        """Return the tile that holds an element, and its elements. All tiles are searched, without the tree."""
+        where = np.array(position, np.int64)[:, None]
+        tile = int(np.flatnonzero(((self.starts <= where) & (where < self.ends)).all(axis=0))[0])
+        return tile, self.box(tile)
 
     def intersecting(self, box: Box) -> list[int]:
         """Return the tiles that hold elements of a box, ascending. Cost: their number, and log of all for compact tiles."""

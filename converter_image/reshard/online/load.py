@@ -162,7 +162,7 @@ def tensors_of(job: Job, rank: int, count: ReadCount | None = None) -> Iterator[
 
 
 def _read(job: Job, plan: RankPlan, count: ReadCount | None) -> Iterator[tuple[str, Array]]:
-    spans = [Span(number, 0, tensor.parameter.slice_nbytes) for number, tensor in enumerate(plan.tensors)]
+    spans = [Span(number, 0, tensor.nbytes) for number, tensor in enumerate(plan.tensors)]
     with closing(job.source_files(count)) as files:
         gatherer = Gatherer(files, TILE_BYTES)
         files.expect(reads_of_spans(plan, spans), budget(1).ahead)

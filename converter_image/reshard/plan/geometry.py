@@ -4,12 +4,18 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from functools import lru_cache
+from typing import TYPE_CHECKING
 
 from reshard.errors import BugError
 from reshard.layout import cell_box
 from reshard.layout.box import Box
 from reshard.layout.tiles import flat_span
-from reshard.plan.overlap import Cell, overlapping
+from reshard.plan.overlap import Cell, cells_of
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable
+
+    from reshard.model import Tiling
 
 
 @dataclass(frozen=True, slots=True)
@@ -21,12 +27,14 @@ class Overlap:
         target: box of the same elements, relative to the start of the target slice.
         first: flat index of the first of these elements in the target slice.
         end: flat index after the last of these elements in the target slice.
+        source_shape: shape of the source slice, in elements.
     """
 
     source: Box
     target: Box
     first: int
     end: int
+    source_shape: tuple[int, ...]
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -35,34 +43,40 @@ class Geometry:
 
     Attributes:
         box: elements of the slice in the whole tensor.
-        source_shape: shape of each source slice, in elements.
-        cells: source slices that contain elements of the target slice, in row-major order of the source's grid.
+        cells: source slices that contain elements of the target slice, in row-major order of the source's grid. For shards that
+            metadata locates, the numbers of their tiles.
         overlaps: intersection of each of these source slices with the target slice.
     """
 
     box: Box
-    source_shape: tuple[int, ...]
     cells: tuple[Cell, ...]
     overlaps: tuple[Overlap, ...]
 
 
 @lru_cache(maxsize=512)
-def geometry(shape: tuple[int, ...], source_parts: tuple[int, ...], target_parts: tuple[int, ...], target_cell: Cell) -> Geometry:
-    """Return the composition of a target slice of a tensor of the whole `shape`.
+def geometry(shape: tuple[int, ...], source_parts: tuple[int, ...], box: Box) -> Geometry:
+    """Return the composition of a target slice of a tensor of the whole `shape` from the slices of a grid of equal parts.
 
     Raises:
-        DataError: a layout does not divide the shape.
+        DataError: the source's layout does not divide the shape.
     """
-    box = cell_box(shape, target_parts, target_cell)
+    return _compose(box, ((cell, cell_box(shape, source_parts, cell)) for cell in cells_of(shape, source_parts, box)))
+
+
+def geometry_of_tiles(tiling: Tiling, box: Box) -> Geometry:
+    """Return the composition of a target slice from tiles of any shape."""
+    return _compose(box, (((tile,), tiling.box(tile)) for tile in tiling.intersecting(box)))
+
+
+def _compose(box: Box, sources: Iterable[tuple[Cell, Box]]) -> Geometry:
     cells, overlaps = [], []
-    for cell in overlapping(target_parts, target_cell, source_parts):
-        held = cell_box(shape, source_parts, cell)
+    for cell, held in sources:
         common = box.intersect(held)
-        if common is not None:  # otherwise the tensor has no elements
+        if common is not None:  # otherwise the slice has no elements
             target = common.relative_to(box.start)
             cells.append(cell)
-            overlaps.append(Overlap(common.relative_to(held.start), target, *flat_span(box.shape, target)))
-    return Geometry(box, tuple(n // k for n, k in zip(shape, source_parts, strict=True)), tuple(cells), tuple(overlaps))
+            overlaps.append(Overlap(common.relative_to(held.start), target, *flat_span(box.shape, target), held.shape))
+    return Geometry(box, tuple(cells), tuple(overlaps))
 
 
 def prove(found: Geometry) -> None:
@@ -74,10 +88,10 @@ def prove(found: Geometry) -> None:
     Raises:
         BugError: the check fails.
     """
-    whole, held = Box.whole(found.box.shape), Box.whole(found.source_shape)
+    whole = Box.whole(found.box.shape)
     inside = all(
         whole.intersect(overlap.target) == overlap.target
-        and held.intersect(overlap.source) == overlap.source
+        and Box.whole(overlap.source_shape).intersect(overlap.source) == overlap.source
         and overlap.source.shape == overlap.target.shape
         for overlap in found.overlaps
     )

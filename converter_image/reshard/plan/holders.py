@@ -5,10 +5,10 @@ from __future__ import annotations
 from collections import defaultdict
 from typing import TYPE_CHECKING
 
+from reshard.checkpoint.inventory import TensorEntry
 from reshard.errors import MissingInputError
 
 if TYPE_CHECKING:
-    from reshard.checkpoint.inventory import TensorEntry
     from reshard.layout import Layout
     from reshard.plan.model import Model, Parameter
     from reshard.plan.overlap import Cell
@@ -73,6 +73,15 @@ class Holders:
             where=f"parameter {parameter.name}",
             fix="restore the missing files, or use the strategy that the source was trained with",
         )
+
+    def entry_of(self, rank: int, parameter: Parameter, cell: Cell) -> TensorEntry:
+        """Return the entry of one slice of a parameter in a file that contains it."""
+        if parameter.shards is None:
+            return self.entry(rank, parameter.source_name)
+        (tile,) = cell
+        place = next(place for place in parameter.shards.places(tile) if place.file == rank)
+        shape = parameter.shards.tiling.box(tile).shape
+        return TensorEntry(parameter.source_name, parameter.dtype, shape, ((place.offset, place.length),))
 
     def entry(self, rank: int, name: str) -> TensorEntry:
         """Return the entry of a parameter in the file of a source rank that contains it."""

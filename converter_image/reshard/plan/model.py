@@ -12,6 +12,8 @@ from reshard.checkpoint.dtypes import DTYPES
 if TYPE_CHECKING:
     from reshard.checkpoint.inventory import Inventory
     from reshard.layout import Layout
+    from reshard.layout.box import Box
+    from reshard.model import Shards
 
 
 class Role(Enum):
@@ -32,7 +34,8 @@ class Parameter:
         dtype: type in the files, see `reshard.checkpoint.dtypes`.
         shape: shape of the whole tensor, in elements. For the role OWN: shape of the rank's tensor.
         role: reason why the parameter is in the target.
-        source: layout in the source. None means that each file that contains the parameter contains it whole.
+        source: layout in the source. None means that `shards` locates the parameter, or that each file that contains it contains
+            it whole.
         source_stages: pipeline stages of the source with the layout `source`. Stages that hold the parameter come first.
         target: layout in the target.
         target_stages: pipeline stages of the target that hold the parameter.
@@ -40,6 +43,7 @@ class Parameter:
         source_name: name in the source's files.
         other_cuts: other layouts of the parameter in the source, each with its pipeline stages. Slices in these layouts are
             compared with those in the layout `source`, but never copied.
+        shards: locations of its shards, if the metadata of the source lists them.
     """
 
     name: str
@@ -53,6 +57,17 @@ class Parameter:
     structures: tuple[int, ...]
     source_name: str
     other_cuts: tuple[tuple[Layout, tuple[int, ...]], ...] = ()
+    shards: Shards | None = None
+
+    def box(self, rank: int) -> Box:
+        """Return the elements that a target rank (within its stage) holds."""
+        return self.target.box(self.shape, rank)
+
+    def nbytes_at(self, rank: int) -> int:
+        """Bytes of the slice that a target rank (within its stage) holds."""
+        if self.target.uneven:
+            return self.box(rank).size * DTYPES[self.dtype].itemsize
+        return self.slice_nbytes
 
     @property
     def nbytes(self) -> int:
@@ -61,12 +76,12 @@ class Parameter:
 
     @property
     def slice_shape(self) -> tuple[int, ...]:
-        """Shape of one target rank's slice, in elements."""
-        return tuple(n // k for n, k in zip(self.shape, self.target.parts, strict=True))
+        """Shape of the largest slice, in elements. All slices have this shape, unless the target's layout is `uneven`."""
+        return tuple(-(-n // k) for n, k in zip(self.shape, self.target.parts, strict=True))
 
     @property
     def slice_nbytes(self) -> int:
-        """Size of one target rank's slice in bytes."""
+        """Size of the largest slice in bytes."""
         return prod(self.slice_shape) * DTYPES[self.dtype].itemsize
 
 
@@ -121,7 +136,7 @@ class Model:
     @property
     def source_names(self) -> frozenset[str]:
         """Names of the parameters in the source's files."""
-        return frozenset(entry.name for structure in self.inventory.structures for entry in structure.tensors)
+        return frozenset(self.inventory.names)
 
     @property
     def replicated(self) -> tuple[Parameter, ...]:

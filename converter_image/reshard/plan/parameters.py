@@ -7,9 +7,11 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, NoReturn
 
 from reshard.checkpoint.dtypes import DTYPES
+from reshard.checkpoint.inventory import TensorEntry
 from reshard.checkpoint.unified import refuse_slices, stages_of_parts
 from reshard.errors import DataError, MissingInputError, RequestError
-from reshard.layout import Layout, cell_box
+from reshard.layout import Layout
+from reshard.model.packing import unpack
 from reshard.plan.model import Model, Parameter, Role
 from reshard.plan.rename import NamePattern, excluded_by, new_names, refuse_nothing, renamed
 from reshard.plan.stages import SourceStages, whole_shape
@@ -17,7 +19,8 @@ from reshard.plan.stages import SourceStages, whole_shape
 if TYPE_CHECKING:
     from collections.abc import Collection, Iterable, Mapping, Sequence
 
-    from reshard.checkpoint.inventory import Inventory, Kind, TensorEntry
+    from reshard.checkpoint.inventory import Inventory, Kind
+    from reshard.model import Shards
     from reshard.plan.stages import SourceCuts
     from reshard.spec.request import RenameRule
     from reshard.strategy import Strategy
@@ -68,6 +71,7 @@ def place(  # noqa: PLR0913 - each is a choice by itself
     """
     all_there = only is None and not incomplete
     if inventory.unified:
+        refuse_empty(inventory)
         _refuse_strategy(source)
     else:
         _check_ranks(inventory, source, all_there=all_there)
@@ -77,6 +81,8 @@ def place(  # noqa: PLR0913 - each is a choice by itself
     excluded = excluded_by(found, include, exclude)
     names = renamed(found, rename, excluded=excluded, all_there=not one_stage)
     held = frozenset(names.values())
+    sizes = [file.size for file in inventory.files]
+    shards = {tensor.name: unpack(tensor, sizes).shards for tensor in inventory.tensors if tensor.name in names}
     refuse_slices(inventory, names, stages_of_target)
     source_devices = source.devices if source else len(inventory.files) if inventory.unified else 1
     stages = SourceStages(inventory, source)
@@ -97,7 +103,7 @@ def place(  # noqa: PLR0913 - each is a choice by itself
         cuts: SourceCuts = ()
         if role is not Role.REPLICATED and not inventory.unified:
             entry, cuts = stages.cuts(name, entry, structures, in_source)
-        parameters += _targets(_Whereabouts(name, new, entry, structures, role), cuts, target, in_target)
+        parameters += _targets(_Whereabouts(name, new, entry, structures, role, shards.get(name)), cuts, target, in_target)
     # Pipeline strategies name the buffers of accumulated gradients, which MindSpore's loader does not require.
     required = [name for name in missing if not name.startswith("accu_grads")]
     if required and not allow_missing:
@@ -169,7 +175,7 @@ def refuse_empty(inventory: Inventory) -> None:
     Raises:
         DataError: all files are empty.
     """
-    if any(structure.tensors for structure in inventory.structures):
+    if inventory.names:
         return
     where, what = "source", "the files contain no parameters"
     if len(inventory.files) == 1:
@@ -181,7 +187,7 @@ def _refuse_strategy(source: Strategy | None) -> None:
     if source is not None:
         raise RequestError(
             "SourceIsUnified",
-            "the source's files contain whole parameters, so a source strategy does not apply",
+            "the source is not sharded by a strategy, so a source strategy does not apply",
             where="source",
             fix="omit --source-strategy (spec.source.strategy)",
         )
@@ -247,6 +253,8 @@ def _found(inventory: Inventory, in_stages: Collection[str]) -> dict[str, tuple[
                     fix="restore files of all ranks from the same training step",
                 )
             structures[entry.name].append(number)
+    for tensor in inventory.tensors:
+        first[tensor.name] = TensorEntry(tensor.name, tensor.dtype, tensor.shape, ())
     shared: dict[tuple[int, ...], tuple[int, ...]] = {}
     return {name: (entry, shared.setdefault(key := tuple(structures[name]), key)) for name, entry in first.items()}
 
@@ -273,6 +281,7 @@ class _Whereabouts:
     entry: TensorEntry
     structures: tuple[int, ...]
     role: Role
+    shards: Shards | None
 
 
 def _targets(
@@ -294,7 +303,7 @@ def _targets(
     parameters = []
     for layout, stages in stages_by_layout.items():
         try:
-            cell_box(shape, layout.parts, (0,) * layout.ndim)
+            layout.box(shape, 0)
         except DataError as error:
             _refuse_split_bytes(found, shape, layout)
             raise DataError(
@@ -316,6 +325,7 @@ def _targets(
                 found.structures,
                 found.name,
                 cuts[1:],
+                found.shards,
             )
         )
     return parameters

@@ -8,12 +8,13 @@ from functools import cached_property
 from itertools import compress, product
 from typing import TYPE_CHECKING
 
+from reshard.checkpoint.dtypes import DTYPES
 from reshard.errors import BugError, RequestError
-from reshard.plan.geometry import Geometry, geometry
+from reshard.plan.geometry import Geometry, geometry, geometry_of_tiles
 from reshard.plan.geometry import prove as prove_geometry
 from reshard.plan.holders import Holders
 from reshard.plan.model import Role
-from reshard.plan.overlap import overlapping
+from reshard.plan.overlap import cells_of, overlapping
 from reshard.plan.redundancy import shares
 from reshard.plan.replicas import choose
 
@@ -45,6 +46,11 @@ class TargetTensor:
     def shape(self) -> tuple[int, ...]:
         """Shape of the slice, in elements."""
         return self.geometry.box.shape
+
+    @property
+    def nbytes(self) -> int:
+        """Bytes of the slice."""
+        return self.geometry.box.size * DTYPES[self.parameter.dtype].itemsize
 
 
 @dataclass(frozen=True, slots=True)
@@ -88,7 +94,7 @@ class Planner:
             if alike is None:
                 alike = made[kind, parameter.shape] = self._slice(parameter, local, picks, rank)
             found, ranks = alike
-            entries = tuple(self._holders.entry(r, parameter.source_name) for r in ranks)
+            entries = tuple(self._holders.entry_of(r, parameter, cell) for r, cell in zip(ranks, found.cells, strict=True))
             tensors.append(TargetTensor(parameter, found, ranks, entries))
         return RankPlan(rank, tuple(tensors))
 
@@ -103,7 +109,7 @@ class Planner:
             MissingInputError: no source file contains a slice.
         """
         for parameter in self.examples:
-            if parameter.source is not None:
+            if parameter.source is not None:  # shards that metadata locates are proved to be complete
                 for cell in product(*map(range, parameter.source.parts)):
                     self._holders.of_cell(parameter, cell)
 
@@ -127,12 +133,17 @@ class Planner:
 
     def needs(self, parameter: Parameter, rank: int) -> list[tuple[tuple[int, ...], tuple[int, ...]]]:
         """Return the source cells that a target rank requires of a parameter, with the ranks whose files contain each."""
+        local = rank % self.model.target_devices
+        if parameter.shards is not None:
+            tiles = parameter.shards.tiling.intersecting(parameter.box(local))
+            return [((tile,), parameter.shards.files_of(tile)) for tile in tiles]
         if parameter.source is None:
             group = (rank,) if parameter.role is Role.OWN else self._replica_group(parameter, rank)
             return [((0,) * len(parameter.shape), group)]
-        cells = overlapping(
-            parameter.target.parts, parameter.target.cells[rank % self.model.target_devices], parameter.source.parts
-        )
+        if parameter.target.uneven:
+            cells = cells_of(parameter.shape, parameter.source.parts, parameter.box(local))
+        else:
+            cells = overlapping(parameter.target.parts, parameter.target.cells[local], parameter.source.parts)
         return [(cell, self._holders.of_cell(parameter, cell)) for cell in cells]
 
     def parameters(self, rank: int) -> tuple[Parameter, ...]:
@@ -152,7 +163,7 @@ class Planner:
         """Return the first target rank with the same parameters in slices of the same shapes."""
         if self.model.same:
             return self._holders.ranks_of[self._holders.structure_of[rank]][0]
-        return rank if self.remove_redundancy else rank - rank % self.model.target_devices
+        return rank if self.remove_redundancy or self._uneven else rank - rank % self.model.target_devices
 
     def _group(self, rank: int) -> int:
         """Return a key that is equal for ranks that may have the same parameters."""
@@ -163,6 +174,11 @@ class Planner:
         stage, local = divmod(rank, self.model.target_devices)
         share: Sequence[bool] = self._shares[stage][local]
         return share
+
+    @cached_property
+    def _uneven(self) -> bool:
+        """Whether slices of a parameter may have different shapes."""
+        return any(parameter.target.uneven for parameter in self.model.parameters)
 
     @cached_property
     def _holders(self) -> Holders:
@@ -200,8 +216,11 @@ class Planner:
         return kinds
 
     def _kind(self, parameter: Parameter) -> tuple[object, ...]:
+        if parameter.shards is not None:
+            return (id(parameter.shards), parameter.target)  # the model keeps the shards alive
         per_rank = parameter.name in self.model.per_rank
-        return (parameter.source, parameter.source_stages, parameter.target, parameter.structures, per_rank)
+        shape = parameter.shape if parameter.target.uneven else None
+        return (parameter.source, parameter.source_stages, parameter.target, parameter.structures, per_rank, shape)
 
     def _replica_group(self, parameter: Parameter, rank: int) -> tuple[int, ...]:
         """Return the source ranks with equal copies, any of which may be read.
@@ -243,8 +262,11 @@ class Planner:
         self, parameter: Parameter, local: int, picks: dict[tuple[int, ...], int], rank: int
     ) -> tuple[Geometry, tuple[int, ...]]:
         """Return the composition of a target rank's slice of a parameter, and the source rank of each overlap."""
-        before = parameter.source.parts if parameter.source else (1,) * len(parameter.shape)
-        found = geometry(parameter.shape, before, parameter.target.parts, parameter.target.cells[local])
+        if parameter.shards is not None:
+            found = geometry_of_tiles(parameter.shards.tiling, parameter.box(local))
+        else:
+            before = parameter.source.parts if parameter.source else (1,) * len(parameter.shape)
+            found = geometry(parameter.shape, before, parameter.box(local))
         chosen = {cell: picks[group] for cell, group in self.needs(parameter, rank)}
         return found, tuple(chosen[cell] for cell in found.cells)
 
@@ -258,9 +280,11 @@ def prove(plan: RankPlan) -> None:
     for each in {id(tensor.geometry): tensor.geometry for tensor in plan.tensors}.values():
         prove_geometry(each)
     for tensor in plan.tensors:
-        wanted = (tensor.parameter.source_name, tensor.parameter.dtype, tensor.geometry.source_shape)
-        exact = len(tensor.entries) == len(tensor.geometry.overlaps)
-        if not exact or any((e.name, e.dtype, e.shape) != wanted for e in tensor.entries):
+        name, dtype, overlaps = tensor.parameter.source_name, tensor.parameter.dtype, tensor.geometry.overlaps
+        exact = len(tensor.entries) == len(overlaps)
+        if not exact or any(
+            (e.name, e.dtype, e.shape) != (name, dtype, o.source_shape) for e, o in zip(tensor.entries, overlaps, strict=True)
+        ):
             raise BugError(
                 "PlanNotExact",
                 f"the planned copies for rank {plan.rank} do not match the files",

@@ -53,9 +53,9 @@ def summarize(model: Model, planner: Planner, ranks: Sequence[int]) -> Summary:
     @lru_cache
     def content(rank: int) -> tuple[int, int, Counter[int]]:
         """Return bytes of the rank's parameters, bytes of replicated ones, and the number of parameters of each kind."""
-        parameters = planner.parameters(rank)
-        replicated = sum(p.slice_nbytes for p in parameters if p.role is Role.REPLICATED)
-        return sum(p.slice_nbytes for p in parameters), replicated, Counter(planner.kinds(rank))
+        parameters, local = planner.parameters(rank), rank % model.target_devices
+        replicated = sum(p.nbytes_at(local) for p in parameters if p.role is Role.REPLICATED)
+        return sum(p.nbytes_at(local) for p in parameters), replicated, Counter(planner.kinds(rank))
 
     copies = replicated_bytes = 0
     sources, rank_bytes = {}, {}

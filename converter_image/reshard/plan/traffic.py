@@ -9,9 +9,12 @@ from itertools import product
 from math import lcm, prod
 from typing import TYPE_CHECKING
 
+from reshard.plan.geometry import geometry, geometry_of_tiles
+
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
 
+    from reshard.plan.model import Parameter
     from reshard.plan.overlap import Cell
     from reshard.plan.rank import Planner
 
@@ -98,7 +101,7 @@ def traffic(planner: Planner, ranks: Sequence[int], most: int) -> Traffic:
     def bytes_by_kind(rank: int) -> Counter[int]:
         found = Counter[int]()
         for parameter, kind in zip(planner.parameters(rank), planner.kinds(rank), strict=True):
-            found[kind] += parameter.slice_nbytes
+            found[kind] += parameter.nbytes_at(rank % model.target_devices)
         return found
 
     nbytes = Counter[tuple[int, int]]()
@@ -108,13 +111,24 @@ def traffic(planner: Planner, ranks: Sequence[int], most: int) -> Traffic:
             for kind, size in bytes_by_kind(planner.alike(rank)).items():
                 example = planner.examples[kind]
                 needed = planner.needs(example, rank)
-                cell = example.target.cells[rank % model.target_devices]
-                before = example.source.parts if example.source else (1,) * len(cell)
-                shares = _shares(example.target.parts, cell, before)
+                shares = _shares_of(example, rank % model.target_devices)
                 whole = sum(shares)
                 for (_, holders), share in zip(needed, shares, strict=True):
                     nbytes[(picks[holders] - model.first_rank) // source.size, column] += size * share // whole
     return Traffic(source, target, {pair: found for pair, found in nbytes.items() if found})
+
+
+def _shares_of(example: Parameter, local: int) -> tuple[int, ...]:
+    """Return the shares of a target slice's elements in each source slice of `Planner.needs`."""
+    if example.shards is None and not example.target.uneven:
+        cell = example.target.cells[local]
+        return _shares(example.target.parts, cell, example.source.parts if example.source else (1,) * len(cell))
+    box = example.box(local)
+    if example.shards is not None:
+        found = geometry_of_tiles(example.shards.tiling, box)
+    else:
+        found = geometry(example.shape, example.source.parts if example.source else (1,) * len(example.shape), box)
+    return tuple(overlap.target.size for overlap in found.overlaps)
 
 
 @lru_cache(maxsize=1 << 16)

@@ -9,6 +9,7 @@ import msgspec
 
 from reshard.checkpoint.unified import MAP_NAME, choose_map, files_of, is_hyper, is_map, is_part, read_map, single_file_of
 from reshard.errors import DataError, MissingInputError, RequestError
+from reshard.source.boxed import find_boxed
 from reshard.source.described import (
     check_described,
     find_listing,
@@ -30,6 +31,7 @@ if TYPE_CHECKING:
 
     from reshard.checkpoint.inventory import Kind
     from reshard.checkpoint.manifest import Manifest, ParameterRecord
+    from reshard.source.boxed import Boxed
     from reshard.spec.storage_options import StorageOptions
     from reshard.storage.protocol import ReadStore, Stat, Store
 
@@ -61,6 +63,7 @@ class Files(NamedTuple):
         some: whether the files are known to be only some of those of a checkpoint, so that they may hold slices.
         own: paths of files that reshard wrote, as far as known: a manifest lists them.
         may_be_slices: names of parameters that the manifest of such a file lists as possible slices.
+        boxed: the checkpoint, if its own metadata locates the shards of its tensors. Its files are numbered.
     """
 
     by_rank: dict[int, str]
@@ -77,6 +80,7 @@ class Files(NamedTuple):
     some: bool = False
     own: frozenset[str] = frozenset()
     may_be_slices: tuple[str, ...] = ()
+    boxed: Boxed | None = None
 
 
 def listing_digest(key: Mapping[str, Any], found: Files, versions: Mapping[str, tuple[int, str]]) -> str:
@@ -112,6 +116,7 @@ def find_files(  # noqa: PLR0913 - independent criteria
     one_stage: bool = False,
     each: bool = False,
     storage_options: StorageOptions | None = None,
+    source_format: str | None = None,
 ) -> Files:
     """Find the file of each rank, or the files of a unified checkpoint.
 
@@ -124,6 +129,7 @@ def find_files(  # noqa: PLR0913 - independent criteria
         one_stage: whether these are the ranks of one pipeline stage, so that others may belong to the same checkpoint.
         each: whether each file is read separately, however the ranks share the parameters.
         storage_options: options of the object store, if the folder is in one.
+        source_format: format of a checkpoint whose own metadata locates its shards. None: it is recognized by its files.
 
     Raises:
         DataError: an index is damaged, or files are not those that the manifest lists.
@@ -132,10 +138,18 @@ def find_files(  # noqa: PLR0913 - independent criteria
     """
     anything = step is None and pattern is None
     if chosen is not None and not is_map(chosen):
+        if (boxed := find_boxed(store, [chosen], source_format)) is not None:
+            return _boxed(boxed)
         refuse_pytorch(store.url, (), chosen)
         return with_listing(Files({ranks.start if ranks else 0: chosen}), store, storage_options, ignored=not anything)
     entries = store.list("")
     manifest = read_manifest(store, {entry.name for entry in entries})
+    if source_format is not None or (anything and not each and chosen is None):
+        names = [entry.name for entry in entries if not entry.is_folder]
+        if (boxed := find_boxed(store, names, source_format)) is not None:
+            if manifest is not None:
+                check_described(store, manifest, entries)
+            return _boxed(boxed)
     if manifest is not None and anything and chosen is None:
         return _described(store, manifest, entries, ranks if one_stage else None)
     found = _undescribed(store, entries, chosen, _Asked(step, pattern, ranks, one_stage=one_stage, each=each))
@@ -145,6 +159,10 @@ def find_files(  # noqa: PLR0913 - independent criteria
     if found.kind != "Ranks" and {record.path for record in manifest.files}.issuperset(found.by_rank.values()):
         refuse_partial(manifest, store.url)
     return _with_manifest(found, store, manifest)
+
+
+def _boxed(found: Boxed) -> Files:
+    return Files(dict(enumerate(found.paths)), kind="Boxes", described=True, boxed=found)
 
 
 def _undescribed(store: ReadStore, entries: Sequence[Stat], chosen: str | None, asked: _Asked) -> Files:

@@ -23,6 +23,7 @@ from reshard.storage import open_store
 from reshard.strategy import Strategy, StrategyFile, dump, parse
 
 if TYPE_CHECKING:
+    from reshard.checkpoint.inventory import Structure
     from reshard.spec.storage_options import StorageOptions
 
 _LARGEST_INDEX = 1 << 30
@@ -153,22 +154,31 @@ def read_index(url: str, storage_options: StorageOptions | None = None) -> Check
 
 
 def _problem(inventory: Inventory) -> str | None:
-    """Return what is invalid in an inventory of unknown origin, or None if it is valid."""
+    """Return what is invalid in an inventory of unknown origin, or None if it is valid. Shards are checked by `unpack`."""
     ranks = [file.rank for file in inventory.files]
     if not ranks or ranks != sorted(set(ranks)):
         return "the files are not in ascending order of rank"
+    if inventory.kind == "Boxes" and ranks != list(range(len(ranks))):
+        return "the files are not numbered from 0"
+    if len({tensor.name for tensor in inventory.tensors}) != len(inventory.tensors):
+        return "the checkpoint contains the same tensor twice"
     sizes = [0] * len(inventory.structures)
     for file in inventory.files:
         if file.structure >= len(sizes):
             return f"structure {file.structure} is missing"
         sizes[file.structure] = max(sizes[file.structure], file.size)
-    for structure, size in zip(inventory.structures, sizes, strict=True):
-        if len({entry.name for entry in structure.tensors}) != len(structure.tensors):
-            return "a file contains the same parameter twice"
-        for entry in structure.tensors:
-            dtype = DTYPES.get(entry.dtype)
-            if dtype is None or prod(entry.shape) * dtype.itemsize != entry.nbytes:
-                return f"the length of the content of {entry.name} does not match its type and shape"
-            if any(offset + length > size for offset, length in entry.extents):
-                return f"the content of {entry.name} is beyond the end of its file"
+    problems = (_problem_in(structure, size) for structure, size in zip(inventory.structures, sizes, strict=True))
+    return next((problem for problem in problems if problem is not None), None)
+
+
+def _problem_in(structure: Structure, size: int) -> str | None:
+    """Return what is invalid in the structure of a file of at most `size` bytes."""
+    if len({entry.name for entry in structure.tensors}) != len(structure.tensors):
+        return "a file contains the same parameter twice"
+    for entry in structure.tensors:
+        dtype = DTYPES.get(entry.dtype)
+        if dtype is None or prod(entry.shape) * dtype.itemsize != entry.nbytes:
+            return f"the length of the content of {entry.name} does not match its type and shape"
+        if any(offset + length > size for offset, length in entry.extents):
+            return f"the content of {entry.name} is beyond the end of its file"
     return None

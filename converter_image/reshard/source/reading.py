@@ -12,6 +12,7 @@ from reshard.checkpoint import read_header
 from reshard.checkpoint.inventory import Inventory, SourceFile
 from reshard.checkpoint.unified import check as check_unified
 from reshard.checkpoint.unified import is_hyper, possible_slices
+from reshard.source.boxed import inventory_of
 from reshard.source.headers import read_remote_header
 from reshard.storage.ahead import files_at_once
 from reshard.storage.digest import sample_of
@@ -37,6 +38,8 @@ def read_inventory(store: ReadStore, found: Files, *, workers: int, advance: Cal
     Raises:
         DataError: a file is damaged. The message names it.
     """
+    if found.boxed is not None:
+        return inventory_of(store, found.boxed, workers=workers, advance=advance)
     files = found.by_rank
     ranks = sorted(files)
     read = partial(_read, store, seen={}, alike={}, advance=advance)

@@ -97,8 +97,7 @@ def source_names(request: Request, *, workers: int) -> dict[str, bool]:
     store, found = find(request, source)
     inventory = read_inventory(store, found, workers=workers)
     named = None if source is None else {name for stage in source.stages for name in stage}
-    every = (entry.name for structure in inventory.structures for entry in structure.tensors)
-    return {name: named is None or name in named for name in every}
+    return {name: named is None or name in named for name in inventory.names}
 
 
 def listing_identifies(request: Request, store: ReadStore) -> bool:

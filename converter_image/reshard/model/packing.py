@@ -1,0 +1,70 @@
+"""The shards of a tensor as bytes, to keep them in a document."""
+
+from __future__ import annotations
+
+from math import prod
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from reshard.checkpoint.dtypes import DTYPES
+from reshard.checkpoint.inventory import ShardedTensor
+from reshard.errors import DataError
+from reshard.model import TensorMeta, divide, gather_shards
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    from reshard.model.tiling import Numbers
+
+_PLACE = 3  # file, first byte, number of bytes
+
+
+def pack(tensor: TensorMeta) -> ShardedTensor:
+    """Return a tensor with its shards as bytes."""
+    shards, count = tensor.shards, len(tensor.shape)
+    copies = np.diff(shards.first)
+    rows = np.zeros((len(shards.files), 2 * count + _PLACE), np.int64)
+    boxes = np.zeros((len(shards.tiling), 2 * count), np.int64)
+    for tile in range(len(boxes)):
+        box = shards.tiling.box(tile)
+        boxes[tile] = (*box.start, *box.shape)
+    rows[:, : 2 * count] = np.repeat(boxes, copies, axis=0)
+    for i, numbers in enumerate((shards.files, shards.offsets, shards.lengths)):
+        rows[:, 2 * count + i] = numbers
+    return ShardedTensor(tensor.name, tensor.dtype, tensor.shape, rows.astype("<i8").tobytes())
+
+
+def unpack(packed: ShardedTensor, sizes: Sequence[int]) -> TensorMeta:
+    """Return a tensor with its shards, which are proved to hold each element exactly once.
+
+    Args:
+        packed: tensor from a document of any origin.
+        sizes: length of each file in bytes.
+
+    Raises:
+        DataError: the shards do not form the tensor, or are not within the files.
+    """
+    name, shape, count = packed.name, packed.shape, len(packed.shape)
+    dtype = DTYPES.get(packed.dtype)
+    if prod(shape) >= 1 << 56 or any(n >= 1 << 56 for n in shape):
+        raise _invalid(name, "its shape is too large")
+    rows: Numbers = np.frombuffer(packed.shards[: len(packed.shards) // 8 * 8], "<i8").astype(np.int64)
+    if dtype is None or len(packed.shards) % (8 * (2 * count + _PLACE)):
+        raise _invalid(name, "its type or its list of shards is invalid")
+    rows = rows.reshape(-1, 2 * count + _PLACE)
+    starts, lengths = rows[:, :count], rows[:, count : 2 * count]
+    files, offsets, nbytes = rows[:, -3], rows[:, -2], rows[:, -1]
+    tiling, tiles = divide(shape, starts, lengths, name)
+    if ((files < 0) | (files >= len(sizes)) | (offsets < 0) | (nbytes < 0)).any():
+        raise _invalid(name, "a shard is in no file")
+    if (offsets > np.array(sizes, np.int64)[files] - nbytes).any():
+        raise _invalid(name, "a shard is beyond the end of its file")
+    filled = tiles >= 0
+    if prod(shape) and (lengths[filled].prod(axis=1) * dtype.itemsize != nbytes[filled]).any():
+        raise _invalid(name, "the length of a shard does not match its type and shape")
+    return TensorMeta(name, packed.dtype, shape, gather_shards(tiling, tiles, (files, offsets, nbytes), name))
+
+
+def _invalid(name: str, what: str) -> DataError:
+    return DataError("ShardInvalid", what, where=f"tensor {name}", fix="restore the checkpoint, or plan again")

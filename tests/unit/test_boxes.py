@@ -1,0 +1,150 @@
+"""Sources whose metadata locates irregular shards: whatever is written of them equals numpy's slices of the whole tensors."""
+
+from __future__ import annotations
+
+import json
+from math import prod
+from pathlib import Path
+from tempfile import TemporaryDirectory
+from typing import Any
+
+import boxes_format
+import numpy as np
+import pytest
+import rawfiles
+from boxes_format import RawBoxes, tilings
+from definition import Cut, held
+from effort import examples
+from hypothesis import given
+from hypothesis import strategies as st
+
+from reshard.errors import DataError, RequestError
+from reshard.formats import registry
+from reshard.layout import Layout
+from reshard.layout.box import Box
+from reshard.spec.request import Options, Request
+from reshard.strategy import StrategyFile, dump
+from reshard.transform.run import transform_checkpoint
+
+TYPES = {"Float32": np.float32, "Int8": np.int8, "Float64": np.float64, "UInt16": np.uint16}
+# Lengths that two and four ranks divide.
+SHAPES = st.lists(st.sampled_from([4, 8, 12]), max_size=3).map(tuple)
+
+
+@pytest.fixture(autouse=True)
+def _installed(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Install the format, as an entry point of another package does."""
+    monkeypatch.setattr(registry, "_OWN", {"raw-boxes": "boxes_format:RAW"})
+
+
+@st.composite
+def checkpoints(draw: Any) -> dict[str, tuple[str, np.ndarray, list[Box]]]:
+    found = {}
+    for i in range(draw(st.integers(1, 4))):
+        shape, boxes = draw(tilings(SHAPES))
+        dtype = draw(st.sampled_from(sorted(TYPES)))
+        content = (np.arange(prod(shape)) * 7 + i * 1000).astype(TYPES[dtype]).reshape(shape)
+        found[f"w{i}"] = (dtype, content, boxes)
+    return found
+
+
+def transform(source: Path, target: Path, strategy: Path | None = None, **options: Any) -> None:
+    transform_checkpoint(Request(source, target, target_strategy=strategy, options=Options(**options)), workers=1)
+
+
+def cut_of(draw: Any, shape: tuple[int, ...]) -> Cut:
+    axes = draw(st.permutations([0, 1]))
+    maps: list[tuple[int, ...]] = [()] * len(shape)
+    for axis in axes[: draw(st.integers(0, 2))] if shape else []:
+        at = draw(st.integers(0, len(shape) - 1))
+        maps[at] = (*maps[at], axis)
+    return Cut((2, 2), tuple(maps))
+
+
+@examples(300)
+@given(checkpoints(), st.sampled_from(["Ckpt", "Safetensors"]), st.sampled_from(["Full", "Sample"]), st.data())
+def test_ranks_of_a_strategy_hold_what_numpy_cuts(case: Any, output: str, level: Any, data: st.DataObject) -> None:
+    cuts = {name: cut_of(data.draw, content.shape) for name, (_, content, _) in case.items()}
+    with TemporaryDirectory() as folder:
+        source, target, strategy = (Path(folder) / name for name in ("source", "target", "strategy.ckpt"))
+        boxes_format.write(source, case)
+        layouts = {name: Layout(cut.matrix, cut.maps) for name, cut in cuts.items()}
+        strategy.write_bytes(dump(StrategyFile("s", {0: layouts}), "protobuf"))
+        transform(source, target, strategy, format=output, verification=level)
+        ending = output.lower()
+        for rank in range(4):
+            found = rawfiles.read(ending, (target / f"rank_{rank}" / f"checkpoint_{rank}.{ending}").read_bytes())
+            assert found.keys() == case.keys()
+            for name, (_, content, _) in case.items():
+                expected = content.ravel()[held(content.shape, cuts[name])[rank]]
+                assert found[name].tobytes() == expected.tobytes()
+
+
+@examples(150)
+@given(checkpoints(), st.integers(0, 2))
+def test_unified_files_hold_the_whole_tensors(case: Any, files: int) -> None:
+    with TemporaryDirectory() as folder:
+        source, target = Path(folder) / "source", Path(folder) / "target"
+        boxes_format.write(source, case, files + 1)
+        transform(source, target, output="Unified", verification="Full")
+        found: dict[str, np.ndarray] = {}
+        for path in target.glob("*.safetensors"):
+            found |= rawfiles.read("safetensors", path.read_bytes())
+        assert {name: array.tobytes() for name, array in found.items()} == {
+            name: content.tobytes() for name, (_, content, _) in case.items()
+        }
+
+
+def two(folder: Path) -> None:
+    whole = np.arange(24, dtype=np.float32).reshape(4, 6)
+    boxes_format.write(folder, {"w": ("Float32", whole, [Box((0, 0), (4, 2)), Box((0, 2), (1, 4)), Box((1, 2), (3, 4))])})
+
+
+def test_a_changed_file_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    two(tmp_path / "source")
+    read = RawBoxes.read
+
+    def changing(self: RawBoxes, folder: Any, workers: int = 1) -> Any:
+        found = read(self, folder, workers)
+        path = tmp_path / "source" / boxes_format.INDEX
+        path.write_text(path.read_text() + " ")
+        return found
+
+    monkeypatch.setattr(RawBoxes, "read", changing)
+    with pytest.raises(DataError, match="SourceChanged"):
+        transform(tmp_path / "source", tmp_path / "target")
+    assert not (tmp_path / "target").exists()
+
+
+def test_a_hole_is_refused(tmp_path: Path) -> None:
+    two(tmp_path / "source")
+    index = json.loads((tmp_path / "source" / boxes_format.INDEX).read_text())
+    index["tensors"]["w"][2].pop()
+    (tmp_path / "source" / boxes_format.INDEX).write_text(json.dumps(index))
+    with pytest.raises(DataError, match="tensor w"):
+        transform(tmp_path / "source", tmp_path / "target")
+
+
+def test_other_checkpoint_files_make_the_source_ambiguous(tmp_path: Path) -> None:
+    two(tmp_path / "source")
+    (tmp_path / "source" / "model.safetensors").write_bytes(b"")
+    with pytest.raises(RequestError, match=r"AmbiguousFiles.*model\.safetensors.*--source-format raw-boxes"):
+        transform(tmp_path / "source", tmp_path / "target")
+
+
+def test_a_source_strategy_does_not_apply(tmp_path: Path) -> None:
+    two(tmp_path / "source")
+    strategy = tmp_path / "s.ckpt"
+    strategy.write_bytes(dump(StrategyFile("s", {0: {"w": Layout((2,), ((0,), ()))}}), "protobuf"))
+    request = Request(tmp_path / "source", tmp_path / "target", strategy)
+    with pytest.raises(RequestError, match="SourceIsUnified"):
+        transform_checkpoint(request, workers=1)
+
+
+def test_a_rank_is_written_from_the_index_of_a_plan(tmp_path: Path) -> None:
+    two(tmp_path / "source")
+    transform(tmp_path / "source", tmp_path / "index", output="Index")
+    request = Request(tmp_path / "source", tmp_path / "target", index=str(tmp_path / "index"), options=Options())
+    transform_checkpoint(request, workers=1)
+    found = rawfiles.read("safetensors", (tmp_path / "target/rank_0/checkpoint_0.safetensors").read_bytes())
+    assert found["w"].ravel().tolist() == list(range(24))
