@@ -12,11 +12,13 @@ import boxes_format
 import numpy as np
 import pytest
 import rawfiles
+import torch_files
 from boxes_format import RawBoxes, tilings
 from definition import Cut, held
 from effort import examples
 from hypothesis import given
 from hypothesis import strategies as st
+from safetensors import deserialize
 
 from reshard.errors import DataError, RequestError
 from reshard.formats import registry
@@ -33,8 +35,9 @@ SHAPES = st.lists(st.sampled_from([4, 8, 12]), max_size=3).map(tuple)
 
 @pytest.fixture(autouse=True)
 def _installed(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Install the format, as an entry point of another package does."""
-    monkeypatch.setattr(registry, "_OWN", {"raw-boxes": "boxes_format:RAW"})
+    """Install the format for tests next to the others."""
+    others = registry._OWN  # noqa: SLF001 - no package with an entry point is installed for tests
+    monkeypatch.setattr(registry, "_OWN", {"raw-boxes": "boxes_format:RAW", **others})
 
 
 @st.composite
@@ -104,8 +107,8 @@ def test_a_changed_file_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPat
     two(tmp_path / "source")
     read = RawBoxes.read
 
-    def changing(self: RawBoxes, folder: Any, workers: int = 1) -> Any:
-        found = read(self, folder, workers)
+    def changing(self: RawBoxes, folder: Any, *more: Any) -> Any:
+        found = read(self, folder, *more)
         path = tmp_path / "source" / boxes_format.INDEX
         path.write_text(path.read_text() + " ")
         return found
@@ -148,3 +151,22 @@ def test_a_rank_is_written_from_the_index_of_a_plan(tmp_path: Path) -> None:
     transform_checkpoint(request, workers=1)
     found = rawfiles.read("safetensors", (tmp_path / "target/rank_0/checkpoint_0.safetensors").read_bytes())
     assert found["w"].ravel().tolist() == list(range(24))
+
+
+DCP = [path.name for path in sorted(torch_files.DATA.iterdir()) if (path / ".metadata").exists()]
+
+
+@pytest.mark.parametrize("name", DCP)
+def test_recorded_torch_checkpoints_become_the_tensors_that_torch_saved(name: str, tmp_path: Path) -> None:
+    expected = json.loads((torch_files.DATA / name / "expected.json").read_text())
+    options = {"exclude": ("column_major", "*channels_last*")} if name == "placements" else {}
+    transform(torch_files.DATA / name, tmp_path, output="Unified", verification="Full", **options)
+    found = {
+        tensor: torch_files.sha256_of(bytes(view["data"]))
+        for path in tmp_path.glob("*.safetensors")
+        for tensor, view in deserialize(path.read_bytes())
+    }
+    assert found
+    assert found == {tensor: each["sha256"] for tensor, each in expected.items() if tensor in found}
+    manifest = json.loads((tmp_path / "reshard-manifest.json").read_text())
+    assert sorted([*found, *manifest["excluded"]]) == sorted(expected)

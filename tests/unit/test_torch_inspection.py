@@ -65,7 +65,7 @@ def test_a_file_of_torch_save(capsys: pytest.CaptureFixture[str]) -> None:
     ]
 
 
-@pytest.mark.parametrize("source", ["placements", "files", "files/shared.pt"])
+@pytest.mark.parametrize("source", ["files", "files/shared.pt"])
 def test_other_commands_refuse_torch_files_by_name(source: str, tmp_path: Path, refused: Callable[..., str]) -> None:
     path, target = str(DATA / source), str(tmp_path / "target")
     for command in (

@@ -180,6 +180,7 @@ class Inventory(msgspec.Struct, frozen=True):
         may_be_slices: names of parameters of which the files may hold rank 0's slice instead of the whole.
         tensors: tensors whose shards the metadata of the checkpoint locates. The structures of its files are empty.
         objects: values in the checkpoint that are not tensors.
+        unread: names of tensors and objects whose metadata was not read, because the request excludes them.
     """
 
     files: tuple[SourceFile, ...]
@@ -189,6 +190,7 @@ class Inventory(msgspec.Struct, frozen=True):
     may_be_slices: tuple[str, ...] = ()
     tensors: tuple[ShardedTensor, ...] = ()
     objects: tuple[OpaqueObject, ...] = ()
+    unread: tuple[str, ...] = ()
 
     @property
     def names(self) -> tuple[str, ...]:

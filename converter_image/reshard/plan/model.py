@@ -136,7 +136,7 @@ class Model:
     @property
     def source_names(self) -> frozenset[str]:
         """Names of the parameters in the source's files."""
-        return frozenset(self.inventory.names)
+        return frozenset((*self.inventory.names, *self.inventory.unread))
 
     @property
     def replicated(self) -> tuple[Parameter, ...]:

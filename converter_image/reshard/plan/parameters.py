@@ -78,7 +78,7 @@ def place(  # noqa: PLR0913 - each is a choice by itself
     stages_of_source = stages_of_parts(inventory) if inventory.kind == "Unified" else _stages_by_name(source)
     stages_of_target = _stages_by_name(target)
     found = _found(inventory, {name for name, stages in stages_of_source.items() if len(stages) > 1} if source else ())
-    excluded = excluded_by(found, include, exclude)
+    excluded = dict.fromkeys(inventory.unread) | excluded_by(found, include, exclude)
     names = renamed(found, rename, excluded=excluded, all_there=not one_stage)
     held = frozenset(names.values())
     sizes = [file.size for file in inventory.files]
@@ -109,7 +109,7 @@ def place(  # noqa: PLR0913 - each is a choice by itself
     if required and not allow_missing:
         _refuse_missing(required, held)
     if not one_stage:  # another stage may hold something that is wanted
-        refuse_nothing(names, [name for name in found if name not in names])
+        refuse_nothing(names, [*inventory.unread, *(name for name in found if name not in names)])
     return Model(
         inventory=inventory,
         source_devices=source_devices,
@@ -175,7 +175,7 @@ def refuse_empty(inventory: Inventory) -> None:
     Raises:
         DataError: all files are empty.
     """
-    if inventory.names:
+    if inventory.names or inventory.unread:
         return
     where, what = "source", "the files contain no parameters"
     if len(inventory.files) == 1:

@@ -7,19 +7,26 @@ from typing import TYPE_CHECKING
 from reshard.errors import MissingInputError, RequestError
 
 if TYPE_CHECKING:
-    from collections.abc import Collection, Iterable, Sequence
+    from collections.abc import Callable, Collection, Iterable, Sequence
 
     from reshard.spec.request import RenameRule
 
 
 def excluded_by(names: Iterable[str], include: Sequence[str], exclude: Sequence[str]) -> dict[str, None]:
     """Return the names that no pattern of `include` matches (unless it is empty), or that a pattern of `exclude` matches."""
+    is_wanted = selection(include, exclude)
+    return {name: None for name in names if not is_wanted(name)}
+
+
+def selection(include: Sequence[str], exclude: Sequence[str]) -> Callable[[str], bool]:
+    """Return a function that decides whether a pattern of `include` (unless it is empty) and none of `exclude` matches a name."""
     wanted, unwanted = [list(map(NamePattern, patterns)) for patterns in (include, exclude)]
-    return {
-        name: None
-        for name in names
-        if (wanted and not any(pattern.matches(name) for pattern in wanted)) or any(pattern.matches(name) for pattern in unwanted)
-    }
+
+    def is_wanted(name: str) -> bool:
+        included = not wanted or any(pattern.matches(name) for pattern in wanted)
+        return included and not any(pattern.matches(name) for pattern in unwanted)
+
+    return is_wanted
 
 
 def refuse_nothing(parameters: Collection[object], excluded: Collection[str]) -> None:

@@ -31,13 +31,22 @@ class Boxed:
         format: name of the format.
         checkpoint: content of the checkpoint.
         versions: versions of the files that the format has opened, by path.
+        unread: names that the format has left out, because they are not wanted.
     """
 
-    def __init__(self, found: SourceFormat, store: ReadStore, names: Sequence[str], workers: int) -> None:
+    def __init__(
+        self, found: SourceFormat, store: ReadStore, names: Sequence[str], workers: int, wanted: Callable[[str], bool] | None
+    ) -> None:
+        unread: dict[str, None] = {}
+
+        def is_wanted(name: str) -> bool:
+            kept = wanted is None or wanted(name)
+            return kept or unread.setdefault(name) is not None
+
         folder = _Folder(store, names)
         self.format = found.name
-        self.checkpoint: Checkpoint = found.read(folder, workers)
-        self.versions = folder.versions
+        self.checkpoint: Checkpoint = found.read(folder, workers, is_wanted)
+        self.versions, self.unread = folder.versions, tuple(unread)
 
     @property
     def paths(self) -> tuple[str, ...]:
@@ -45,13 +54,21 @@ class Boxed:
         return tuple(dict.fromkeys((*self.checkpoint.files, *self.checkpoint.documents)))
 
 
-def find_boxed(store: ReadStore, names: Sequence[str], wanted: str | None = None, *, workers: int = 1) -> Boxed | None:
+def find_boxed(
+    store: ReadStore,
+    names: Sequence[str],
+    requested: str | None = None,
+    *,
+    wanted: Callable[[str], bool] | None = None,
+    workers: int = 1,
+) -> Boxed | None:
     """Read the metadata of a checkpoint in a folder, if a format recognizes it.
 
     Args:
         store: folder of the checkpoint.
         names: names of the files in it, or of one requested file.
-        wanted: name of the format. None: it is recognized by the names of the files.
+        requested: name of the format. None: it is recognized by the names of the files.
+        wanted: whether a tensor or object of this name is needed. None: all are needed.
         workers: number of files that may be read at a time.
 
     Raises:
@@ -59,12 +76,12 @@ def find_boxed(store: ReadStore, names: Sequence[str], wanted: str | None = None
         MissingInputError: a file of the checkpoint does not exist.
         RequestError: the folder contains other checkpoint files too.
     """
-    found = detect(names) if wanted is None else source_format(wanted)
+    found = detect(names) if requested is None else source_format(requested)
     if found is None:
         return None
-    boxed = Boxed(found, store, names, workers)
+    boxed = Boxed(found, store, names, workers, wanted)
     others = [name for name in names if is_candidate(name) and name not in boxed.paths]
-    if others and wanted is None:
+    if others and requested is None:
         raise RequestError(
             "AmbiguousFiles",
             f"the folder contains both a {found.name} checkpoint and other checkpoint files ({preview(others)})",
@@ -102,7 +119,7 @@ def inventory_of(store: ReadStore, boxed: Boxed, *, workers: int, advance: Calla
     tensors = tuple(pack(tensor) for tensor in boxed.checkpoint.tensors)
     places = ((found.name, place) for found in boxed.checkpoint.objects for place in found.places)
     objects = tuple(OpaqueObject(name, place.file, place.offset, place.length) for name, place in places)
-    return Inventory(files, (Structure(boxed.format, ()),), "Boxes", tensors=tensors, objects=objects)
+    return Inventory(files, (Structure(boxed.format, ()),), "Boxes", tensors=tensors, objects=objects, unread=boxed.unread)
 
 
 class _Folder:

@@ -27,7 +27,7 @@ from reshard.storage import open_store, parent_and_name
 from reshard.version import __version__
 
 if TYPE_CHECKING:
-    from collections.abc import Collection, Iterable, Mapping, Sequence
+    from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 
     from reshard.checkpoint.inventory import Kind
     from reshard.checkpoint.manifest import Manifest, ParameterRecord
@@ -117,6 +117,7 @@ def find_files(  # noqa: PLR0913 - independent criteria
     each: bool = False,
     storage_options: StorageOptions | None = None,
     source_format: str | None = None,
+    wanted: Callable[[str], bool] | None = None,
 ) -> Files:
     """Find the file of each rank, or the files of a unified checkpoint.
 
@@ -130,6 +131,7 @@ def find_files(  # noqa: PLR0913 - independent criteria
         each: whether each file is read separately, however the ranks share the parameters.
         storage_options: options of the object store, if the folder is in one.
         source_format: format of a checkpoint whose own metadata locates its shards. None: it is recognized by its files.
+        wanted: whether a tensor of this name is needed, so that a format need not read the others. None: all are needed.
 
     Raises:
         DataError: an index is damaged, or files are not those that the manifest lists.
@@ -138,7 +140,7 @@ def find_files(  # noqa: PLR0913 - independent criteria
     """
     anything = step is None and pattern is None
     if chosen is not None and not is_map(chosen):
-        if (boxed := find_boxed(store, [chosen], source_format)) is not None:
+        if (boxed := find_boxed(store, [chosen], source_format, wanted=wanted)) is not None:
             return _boxed(boxed)
         refuse_pytorch(store.url, (), chosen)
         return with_listing(Files({ranks.start if ranks else 0: chosen}), store, storage_options, ignored=not anything)
@@ -146,7 +148,7 @@ def find_files(  # noqa: PLR0913 - independent criteria
     manifest = read_manifest(store, {entry.name for entry in entries})
     if source_format is not None or (anything and not each and chosen is None):
         names = [entry.name for entry in entries if not entry.is_folder]
-        if (boxed := find_boxed(store, names, source_format)) is not None:
+        if (boxed := find_boxed(store, names, source_format, wanted=wanted)) is not None:
             if manifest is not None:
                 check_described(store, manifest, entries)
             return _boxed(boxed)

@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from reshard.errors import DataError, RequestError
+from reshard.plan.rename import selection
 from reshard.source.encrypted import as_plain
 from reshard.source.files import Files, find_files, open_source, refuse_part
 from reshard.source.reading import read_inventory
@@ -71,6 +72,7 @@ def find(request: Request, source: Strategy | None, cancellation: Cancellation |
         one_stage=one_stage,
         each=each,
         storage_options=storage_options,
+        wanted=None if each else selection(options.include, options.exclude),
     )
     single = len(found.by_rank) == 1 and (ranks is None or len(ranks) == 1)
     if each:

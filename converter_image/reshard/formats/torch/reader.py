@@ -40,6 +40,7 @@ class _DCP:
         """Return the tensors and objects of a checkpoint, see `SourceFormat.read`. An object is the whole archive of it."""
         documents = metadata_files(folder.names)
         found = read_metadata([(f"{folder.url}/{name}", folder.read(name, LIMITS.nbytes)) for name in documents])
+        found = replace(found, documents=tuple(documents))
         return find_contents(found.only(wanted) if wanted else found, folder, workers)
 
 
