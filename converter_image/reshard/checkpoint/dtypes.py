@@ -63,7 +63,7 @@ class DType:
 # The reverse of the order in which the safetensors library writes contents (safetensors/src/tensor.rs, enum Dtype).
 _PLAIN = (
     DType("Bool", 8, "Bool", "BOOL", "bool", "bool"),
-    DType("float4_e2m1fn_x2", 8, None, "F4", "float4_e2m1fn_x2", "uint8", values=2),
+    DType("float4_e2m1fn_x2", 8, None, "F4", "float4_e2m1fn_x2", "V1", values=2),
     DType("float6_e2m3fn_x4", 24, None, "F6_E2M3", None, "V3", values=4),
     DType("float6_e3m2fn_x4", 24, None, "F6_E3M2", None, "V3", values=4),
     DType("UInt8", 8, "UInt8", "U8", "uint8", "uint8"),
