@@ -10,12 +10,15 @@
 #
 # The last line sums the tests of all sessions.
 #
+# A tier of $on_request is left out unless it is named: it takes longer than continuous integration may.
+#
 # Two things run while tests compute: the preparation of later tiers, and the installation tier, which mostly waits.
 set -eu
 . "$(dirname "$0")/exported.sh"
 python=$1
 shift
 known="unit packaging conformance compiled s3 images apiserver cluster installation"
+on_request="torch"
 tiers=${*:-$known}
 named=$#
 ci=$([ "${CI:-}" = true ] && echo yes || echo no)
@@ -71,11 +74,15 @@ can_run() {
     return 1
 }
 
+for tier in $on_request; do
+    [ "$named" -ne 0 ] || echo "test: tier $tier takes long and is left out; run it with: make test TIER=$tier" >&2
+done
+
 at_once='' prepared=''
 for tier in $tiers; do
-    case " $known " in
+    case " $known $on_request " in
         *" $tier "*) ;;
-        *) echo "test: there is no tier '$tier'; there are: $known" >&2; exit 2 ;;
+        *) echo "test: there is no tier '$tier'; there are: $known $on_request" >&2; exit 2 ;;
     esac
     if [ -f "tests/$tier/prepare.sh" ]; then prepared="$prepared $tier"; else at_once="$at_once $tier"; fi
 done
