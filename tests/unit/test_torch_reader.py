@@ -11,11 +11,11 @@ from local_folder import LocalFolder, content_of
 from torch_files import DATA, archive, metadata, sha256_of, tensor
 
 from reshard.checkpoint.dtypes import BY_TORCH_NAME
-from reshard.errors import DataError, MissingInputError
+from reshard.errors import DataError, MissingInputError, RequestError, ReshardError
 from reshard.formats.registry import detect, source_format
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Sequence
     from pathlib import Path
 
     from reshard.model import Checkpoint
@@ -68,12 +68,13 @@ def test_objects_are_whole_items() -> None:
     assert (content[:4], content[-22:-18]) == (b"PK\3\4", b"PK\5\6")
 
 
-def one_tensor(path: Path, item: bytes, shape: tuple[int, ...] = (2, 3), dtype: str = "float32", times: int = 1) -> LocalFolder:
-    """A checkpoint of one file, whose metadata states this shape, with `times` equal items for as many tensors."""
-    names = [f"w{i}" for i in range(times)]
+def one_tensor(
+    path: Path, item: bytes, shape: tuple[int, ...] = (2, 3), dtype: str = "float32", names: Sequence[str] = ("w0",)
+) -> LocalFolder:
+    """A checkpoint of one file, whose metadata states this shape, with equal items for these tensors."""
     document = metadata({name: (shape, [((0,) * len(shape), shape)]) for name in names}, dtype=dtype, length=len(item))
     (path / ".metadata").write_bytes(document)
-    (path / "f").write_bytes(item * times)
+    (path / "f").write_bytes(item * len(names))
     return LocalFolder(path)
 
 
@@ -113,7 +114,7 @@ def test_views_of_a_larger_storage_are_found(tmp_path: Path) -> None:
 
 def test_each_byte_outside_the_content_is_compared(tmp_path: Path) -> None:
     """A second item that differs in any byte is resolved as if it were the only one."""
-    folder = one_tensor(tmp_path, ITEM, times=2)
+    folder = one_tensor(tmp_path, ITEM, names=("w0", "w1"))
     offset = read(folder).tensors[0].shards.offsets[0]
     for at in range(len(ITEM)):
         changed = bytearray(ITEM * 2)
@@ -127,7 +128,7 @@ def test_each_byte_outside_the_content_is_compared(tmp_path: Path) -> None:
             assert found.tensors[1].shards.offsets[0] == len(ITEM) + offset, at
             alone = one_tensor(tmp_path, bytes(changed[len(ITEM) :]))
             assert read(alone).tensors[0].shards.offsets[0] == offset
-            one_tensor(tmp_path, ITEM, times=2)
+            one_tensor(tmp_path, ITEM, names=("w0", "w1"))
 
 
 def test_a_missing_or_short_file_is_refused(tmp_path: Path) -> None:
@@ -145,3 +146,41 @@ def test_a_missing_or_short_file_is_refused(tmp_path: Path) -> None:
 def test_formats_are_found_by_name() -> None:
     assert source_format("torch-dcp").name == "torch-dcp"
     assert detect(["model.safetensors", "config.json"]) is None
+
+
+def test_megatron_checkpoints_have_documents() -> None:
+    path = DATA / "megatron"
+    folder = LocalFolder(path)
+    assert detect(folder.names) == source_format("megatron")
+    found = read(folder)
+    assert digests(path, found) == expected(path)
+    assert found.documents == (".metadata", "common.pt", "metadata.json")
+    assert [each.name for each in found.objects] == [f"rng_state/shard_{i}.{j}_2.2" for i in (0, 1) for j in (0, 1)]
+
+
+@pytest.mark.parametrize(
+    ("document", "reason"),
+    [
+        (b'{"sharded_backend": "zarr", "sharded_backend_version": 1}', "UnsupportedSource"),
+        (b"{}", "MetadataInvalid"),
+        (b"[" * 100_000, "MetadataInvalid"),
+        (None, "FileMissing"),
+    ],
+)
+def test_other_documents_of_megatron_are_refused(document: bytes | None, reason: str, tmp_path: Path) -> None:
+    shutil.copytree(DATA / "megatron", tmp_path, dirs_exist_ok=True)
+    (tmp_path / "metadata.json").unlink()
+    if document is not None:
+        (tmp_path / "metadata.json").write_bytes(document)
+    with pytest.raises(ReshardError, match=f"{reason}: "):
+        read(LocalFolder(tmp_path))
+
+
+def test_flat_buffers_of_an_optimizer_are_refused_unless_they_are_excluded(tmp_path: Path) -> None:
+    flat = "optimizer.distributed.dp_group_idx_0.gbuf_idx_0.dtype_x.bucket_idx_0.exp_avg"
+    folder = one_tensor(tmp_path, ITEM, names=("w", flat, "optimizer.state.exp_avg.w"))
+    (tmp_path / "metadata.json").write_text('{"sharded_backend": "torch_dist"}')
+    (tmp_path / "common.pt").write_bytes(b"")
+    with pytest.raises(RequestError, match=r"FlatOptimizer: .*dp_group_idx_0"):
+        read(folder)
+    assert [each.name for each in read(folder, wanted=lambda name: name != flat).tensors] == ["w", "optimizer.state.exp_avg.w"]

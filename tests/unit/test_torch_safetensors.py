@@ -11,13 +11,12 @@ from torch_files import metadata, safetensors
 
 from reshard.errors import DataError
 from reshard.formats.registry import detect, source_format
-from reshard.formats.torch.reader import DCP
-from reshard.formats.torch.sharded import SHARDED
 
 if TYPE_CHECKING:
     from pathlib import Path
 
 FIRST, SECOND = "shard-00001-model-00001-of-00001.safetensors", "shard-00002-model-00001-of-00001.safetensors"
+SHARDED, DCP = source_format("torch-safetensors"), source_format("torch-dcp")
 WHOLE = bytes(range(24))
 
 
@@ -38,7 +37,7 @@ def shards(path: Path, second: bytes | None = None) -> LocalFolder:
 
 def test_shards_are_found_in_each_file(tmp_path: Path) -> None:
     folder = shards(tmp_path)
-    assert detect(folder.names) is SHARDED
+    assert detect(folder.names) == SHARDED
     found = SHARDED.read(folder, workers=2)
     held = {each.name: (each.dtype, each.shape, content_of(tmp_path, found, each)) for each in found.tensors}
     assert held == {"w": ("Float32", (2, 3), WHOLE), "e": ("Int8", (2,), b"xy"), "s": ("Int32", (), b"1234")}

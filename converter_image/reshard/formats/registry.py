@@ -6,24 +6,55 @@ Another package adds a `SourceFormat` by an entry point of the group `reshard.fo
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from importlib import import_module
 from importlib.metadata import entry_points
 from typing import TYPE_CHECKING, Any
 
 from reshard.errors import RequestError
+from reshard.formats import detection
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator, Mapping, Sequence
+    from collections.abc import Callable, Iterable, Iterator, Sequence
 
-    from reshard.formats.protocol import OutputFormat, SourceFormat
+    from reshard.formats.protocol import Folder, OutputFormat, SourceFormat
+    from reshard.model import Checkpoint
 
 GROUP = "reshard.formats"
 OUTPUT_GROUP = "reshard.output_formats"
-# In the order of detection. Imported only when they are needed.
+
+
+@dataclass(frozen=True, slots=True)
+class _Own:
+    """A format of this package. Its module is imported only when it reads a checkpoint.
+
+    Attributes:
+        name: name of the format.
+        detect: whether a folder with files of these names holds a checkpoint of the format.
+        module: module with a function `read`, as of `SourceFormat`.
+    """
+
+    name: str
+    detect: Callable[[Sequence[str]], bool]
+    module: str
+
+    def read(self, folder: Folder, workers: int = 1, wanted: Callable[[str], bool] | None = None) -> Checkpoint:
+        """Return the tensors of a checkpoint, see `SourceFormat.read`."""
+        found: Checkpoint = import_module(self.module).read(folder, workers, wanted)
+        return found
+
+
+# In the order of detection: the files of a format can be among those of a format above it.
 _OWN = {
-    "torch-safetensors": "reshard.formats.torch.sharded:SHARDED",
-    "torch-dcp": "reshard.formats.torch.reader:DCP",
+    own.name: own
+    for own in (
+        _Own("megatron", detection.is_megatron, "reshard.formats.torch.megatron"),
+        _Own("torch-safetensors", detection.is_sharded, "reshard.formats.torch.sharded"),
+        _Own("torch-dcp", detection.is_distributed, "reshard.formats.torch.reader"),
+        _Own("torch-save", detection.is_saved, "reshard.formats.torch.saved"),
+    )
 }
+# Imported only when they are needed.
 _OWN_OUTPUT = {
     "ckpt": "reshard.checkpoint.ckpt:CKPT",
     "safetensors": "reshard.checkpoint.safetensors:SAFETENSORS",
@@ -36,7 +67,9 @@ def source_format(name: str) -> SourceFormat:
     Raises:
         RequestError: no format has this name.
     """
-    found: SourceFormat = _load(name, _OWN, GROUP, "source format")
+    if name in _OWN:
+        return _OWN[name]
+    found: SourceFormat = _of_another_package(name, _OWN, GROUP, "source format")
     return found
 
 
@@ -46,14 +79,16 @@ def output_format(name: str) -> OutputFormat:
     Raises:
         RequestError: no format has this name.
     """
-    found: OutputFormat = _load(name, _OWN_OUTPUT, OUTPUT_GROUP, "output format")
+    found: OutputFormat
+    if name in _OWN_OUTPUT:
+        module, _, attribute = _OWN_OUTPUT[name].partition(":")
+        found = getattr(import_module(module), attribute)
+    else:
+        found = _of_another_package(name, _OWN_OUTPUT, OUTPUT_GROUP, "output format")
     return found
 
 
-def _load(name: str, own: Mapping[str, str], group: str, what: str) -> Any:  # noqa: ANN401 - of either protocol
-    if name in own:
-        module, _, attribute = own[name].partition(":")
-        return getattr(import_module(module), attribute)
+def _of_another_package(name: str, own: Iterable[str], group: str, what: str) -> Any:  # noqa: ANN401 - of either protocol
     for entry in entry_points(group=group, name=name):
         return entry.load()
     known = ", ".join(sorted({*own, *(entry.name for entry in entry_points(group=group))}))
@@ -61,12 +96,15 @@ def _load(name: str, own: Mapping[str, str], group: str, what: str) -> Any:  # n
 
 
 def detect(names: Sequence[str]) -> SourceFormat | None:
-    """Return the format of a folder with these files. None: no format recognizes them."""
+    """Return the format of a folder with these files. None: no format recognizes them.
+
+    A format that Reshard recognizes but cannot read is returned too. Its `read` raises RequestError.
+    """
     return next((found for found in _all() if found.detect(names)), None)
 
 
 def _all() -> Iterator[SourceFormat]:
-    for name in _OWN:
-        yield source_format(name)
+    yield from detection.UNSUPPORTED
+    yield from _OWN.values()
     for entry in entry_points(group=GROUP):
         yield source_format(entry.name)

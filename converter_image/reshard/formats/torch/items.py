@@ -206,9 +206,8 @@ def _fixed(reader: RangeReader, item: Item, archive: Archive) -> Iterator[tuple[
     """
     container = archive.container
     entries = sorted(container.entries.items(), key=lambda found: found[1].header)
-    ends = [*(entry.header for _, entry in entries[1:]), container.directory]
     free = []
-    for (name, entry), following in zip(entries, ends, strict=True):
+    for (name, entry), following in zip(entries, container.bounds[1:], strict=True):
         offset, size = container.place(reader, name)
         start = offset - item.start
         free.append((start + size if name in _PARSED else start, following))

@@ -19,7 +19,7 @@ from reshard.model import Checkpoint, Grid, Shards, TensorMeta
 from reshard.parallel import parallel
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator, Sequence
+    from collections.abc import Callable, Iterator
 
     from reshard.checkpoint.inventory import RangeReader
     from reshard.formats.protocol import Folder
@@ -27,24 +27,12 @@ if TYPE_CHECKING:
     from reshard.model.tiling import Numbers
 
 
-class _DCP:
-    """PyTorch's distributed checkpoints."""
-
-    name = "torch-dcp"
-
-    def detect(self, names: Sequence[str]) -> bool:
-        """Return whether a folder with these files holds such a checkpoint."""
-        return bool(metadata_files(names))
-
-    def read(self, folder: Folder, workers: int = 1, wanted: Callable[[str], bool] | None = None) -> Checkpoint:
-        """Return the tensors and objects of a checkpoint, see `SourceFormat.read`. An object is the whole archive of it."""
-        documents = metadata_files(folder.names)
-        found = read_metadata([(f"{folder.url}/{name}", folder.read(name, LIMITS.nbytes)) for name in documents])
-        found = replace(found, documents=tuple(documents))
-        return find_contents(found.only(wanted) if wanted else found, folder, workers)
-
-
-DCP = _DCP()
+def read(folder: Folder, workers: int = 1, wanted: Callable[[str], bool] | None = None) -> Checkpoint:
+    """Return the tensors and objects of a checkpoint, see `SourceFormat.read`. The bytes of an object are an archive."""
+    documents = metadata_files(folder.names)
+    found = read_metadata([(f"{folder.url}/{name}", folder.read(name, LIMITS.nbytes)) for name in documents])
+    found = replace(found.only(wanted) if wanted else found, documents=tuple(documents))
+    return find_contents(found, folder, workers)
 
 
 def find_contents(found: Checkpoint, folder: Folder, workers: int = 1) -> Checkpoint:
@@ -63,11 +51,11 @@ def find_contents(found: Checkpoint, folder: Folder, workers: int = 1) -> Checkp
     rows = _Rows(found)
     templates = Templates()
 
-    def read(file: int) -> None:
+    def find(file: int) -> None:
         with folder.open(found.files[file]) as reader:
             rows.find_in(file, reader, templates)
 
-    for _ in parallel(read, rows.files, at_once=workers):
+    for _ in parallel(find, rows.files, at_once=workers):
         pass
     return replace(found, tensors=tuple(rows.tensors()))
 

@@ -1,27 +1,29 @@
-"""Shards in safetensors files, as PyTorch's HuggingFaceStorageWriter saves them: the offsets of each shard are in the header."""
+"""Shards in safetensors files, as PyTorch's HuggingFaceStorageWriter saves them: the offsets of each shard are in the header.
+
+The names of the files tell them from files of whole tensors. If they were renamed, the format has to be requested by its name.
+"""
 
 from __future__ import annotations
 
-import re
 from typing import TYPE_CHECKING, Annotated
 
 import msgspec
 
 from reshard.checkpoint.safetensors import read_header
 from reshard.errors import DataError
+from reshard.formats.detection import SHARD
 from reshard.formats.shards import ShardTable
 from reshard.model import Checkpoint
 from reshard.parallel import parallel
 from reshard.strictjson import pairs
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Mapping, Sequence
+    from collections.abc import Callable, Mapping
 
     from reshard.checkpoint.inventory import Structure
     from reshard.formats.protocol import Folder
 
 _INFO = "DCP_SHARDING_INFO"
-_NAME = re.compile(r"shard-[0-9]{5,}-model-[0-9]{5,}-of-[0-9]{5,}\.safetensors")
 _MOST_TENSORS = 1 << 20
 
 
@@ -29,50 +31,35 @@ class _Offsets(msgspec.Struct):
     saved_offsets: Annotated[tuple[Annotated[int, msgspec.Meta(ge=0, lt=1 << 62)], ...], msgspec.Meta(max_length=32)]
 
 
-class _Sharded:
-    """Sharded safetensors files of HuggingFaceStorageWriter.
+def read(folder: Folder, workers: int = 1, wanted: Callable[[str], bool] | None = None) -> Checkpoint:
+    """Return the tensors of a checkpoint, see `SourceFormat.read`.
 
-    Their names tell them from files of whole tensors. If they were renamed, this format has to be requested by its name.
+    The shape of a whole tensor is stored nowhere. It is that of the smallest box that contains all shards.
     """
+    files = [name for name in folder.names if name.endswith(".safetensors")]
+    named = [name for name in files if SHARD.fullmatch(name)]
+    files = sorted(named or files)
 
-    name = "torch-safetensors"
+    def structure_of(name: str) -> Structure:
+        with folder.open(name) as reader:
+            return read_header(reader).structure
 
-    def detect(self, names: Sequence[str]) -> bool:
-        """Return whether a folder with these files holds such a checkpoint."""
-        return any(map(_NAME.fullmatch, names))
-
-    def read(self, folder: Folder, workers: int = 1, wanted: Callable[[str], bool] | None = None) -> Checkpoint:
-        """Return the tensors of a checkpoint, see `SourceFormat.read`.
-
-        The shape of a whole tensor is stored nowhere. It is that of the smallest box that contains all shards.
-        """
-        files = [name for name in folder.names if name.endswith(".safetensors")]
-        named = [name for name in files if _NAME.fullmatch(name)]
-        files = sorted(named or files)
-
-        def read(name: str) -> Structure:
-            with folder.open(name) as reader:
-                return read_header(reader).structure
-
-        table = ShardTable()
-        for number, structure in enumerate(parallel(read, files, at_once=workers)):
-            where = f"{folder.url}/{files[number]}"
-            if _INFO not in structure.metadata:
-                raise DataError(
-                    "MetadataMissing",
-                    f"the metadata of the file has no {_INFO}, so the position of its shards is unknown",
-                    where=where,
-                    fix="remove the file if it holds whole tensors, and specify a folder that HuggingFaceStorageWriter wrote",
-                )
-            starts = saved_offsets(structure.metadata, where)
-            for entry in structure.tensors:
-                if wanted is None or wanted(entry.name):
-                    start = starts.get(entry.name, (0,) * len(entry.shape))
-                    table.add(entry.name, entry.dtype, start, entry.shape, (number, *entry.extents[0]), where)
-        return Checkpoint(tuple(files), tuple(table.tensors()))
-
-
-SHARDED = _Sharded()
+    table = ShardTable()
+    for number, structure in enumerate(parallel(structure_of, files, at_once=workers)):
+        where = f"{folder.url}/{files[number]}"
+        if _INFO not in structure.metadata:
+            raise DataError(
+                "MetadataMissing",
+                f"the metadata of the file has no {_INFO}, so the position of its shards is unknown",
+                where=where,
+                fix="remove the file if it holds whole tensors, and specify a folder that HuggingFaceStorageWriter wrote",
+            )
+        starts = saved_offsets(structure.metadata, where)
+        for entry in structure.tensors:
+            if wanted is None or wanted(entry.name):
+                start = starts.get(entry.name, (0,) * len(entry.shape))
+                table.add(entry.name, entry.dtype, start, entry.shape, (number, *entry.extents[0]), where)
+    return Checkpoint(tuple(files), tuple(table.tensors()))
 
 
 def saved_offsets(metadata: Mapping[str, str], where: str) -> dict[str, tuple[int, ...]]:

@@ -7,6 +7,7 @@ is read here by ranges of a file that may be in an object store, so every offset
 from __future__ import annotations
 
 import struct
+from bisect import bisect_right
 from dataclasses import dataclass
 from itertools import pairwise
 from typing import TYPE_CHECKING, NamedTuple
@@ -54,13 +55,13 @@ class Container:
         start: first byte of the ZIP file in the file.
         root: name of the folder of all entries.
         entries: the entries by their names in that folder.
-        directory: first byte of the directory, from where the ZIP file begins.
+        bounds: first bytes of the local headers, ascending, and of the directory, from where the ZIP file begins.
     """
 
     start: int
     root: str
     entries: Mapping[str, Entry]
-    directory: int
+    bounds: tuple[int, ...]
 
     def place(self, reader: RangeReader, name: str) -> tuple[int, int]:
         """Return where the content of an entry is in the file, after its local header, as (offset, length).
@@ -74,8 +75,7 @@ class Container:
         if signature != b"PK\3\4" or n != len(full) or raw[_LOCAL.size :] != full:
             raise _damaged(reader, f"the local header of the entry {name!r} does not match the directory")
         offset = entry.header + _LOCAL.size + n + extra
-        following = min((other.header for other in self.entries.values() if other.header > entry.header), default=self.directory)
-        if offset + entry.size > following:
+        if offset + entry.size > self.bounds[bisect_right(self.bounds, entry.header)]:
             raise _damaged(reader, f"the entry {name!r} overlaps the next one")
         if self.start + offset + entry.size > reader.size:
             raise _damaged(reader, f"the entry {name!r} ends after the file")
@@ -143,7 +143,8 @@ def read_container(reader: RangeReader, start: int, length: int) -> Container:
             where=reader.name,
             fix="specify a file that torch.save wrote",
         )
-    return Container(start, root, {name[len(root) + 1 :]: entry for name, entry in found.items()}, offset)
+    entries = {name[len(root) + 1 :]: entry for name, entry in found.items()}
+    return Container(start, root, entries, (*(header for header, _ in spans), offset))
 
 
 def _directory(reader: RangeReader, start: int, tail: bytes, tail_at: int) -> tuple[int, int, int]:
