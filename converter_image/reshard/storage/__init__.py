@@ -21,7 +21,7 @@ def open_store(url: str, storage_options: StorageOptions | None = None) -> Store
 
     Raises:
         AccessError: the object store refuses the credentials.
-        RequestError: the scheme is not supported, or what it needs is not installed.
+        RequestError: the scheme is not supported, or a package that it requires is not installed.
         UsageError: the URL or the configuration of the object store is invalid.
     """
     url = normalized(url)

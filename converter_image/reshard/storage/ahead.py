@@ -1,6 +1,6 @@
 """Prefetch reads that are known in advance, because each read from an object store costs a round trip.
 
-Known reads are only a hint: other reads are made on demand, so that a mistake here cannot change a byte.
+The known reads are only a hint. Other reads are made on demand, so an error in this module cannot affect the result.
 """
 
 from __future__ import annotations
@@ -37,9 +37,9 @@ class Range:
     """A range of one file that is fetched with one request.
 
     Attributes:
-        file: the file's number.
-        start: the first byte's place.
-        end: the place after the last.
+        file: number of the file.
+        start: offset of the first byte.
+        end: offset after the last byte.
     """
 
     file: int
@@ -48,9 +48,9 @@ class Range:
 
 
 def windows(reads: Iterable[Read], *, most: int, gap: int = GAP_BYTES) -> Iterator[tuple[Range, ...]]:
-    """Cut reads, in their order, into windows of at most `most` bytes, within which neighbours are fetched together. Pure.
+    """Divide reads, in their order, into windows of at most `most` bytes.
 
-    A read that is longer has a window of its own.
+    In a window, reads with small gaps between them are fetched together. A read that is longer than `most` gets a separate window.
 
     >>> list(windows([(0, 0, 10), (1, 0, 10), (0, 12, 8), (0, 90, 10)], most=30, gap=4))
     [(Range(file=0, start=0, end=20), Range(file=1, start=0, end=10)), (Range(file=0, start=90, end=100),)]
@@ -73,7 +73,10 @@ def windows(reads: Iterable[Read], *, most: int, gap: int = GAP_BYTES) -> Iterat
 
 
 def _joined(found: list[tuple[int, int]], start: int, end: int, gap: int) -> tuple[int, int, tuple[int, int]]:
-    """Merge a range with the disjoint ascending ranges next to it over small gaps. Return their slice and the merged range."""
+    """Merge a range with neighbouring ranges across small gaps. Return the slice of merged ranges, and the new range.
+
+    The ranges in `found` are disjoint and in ascending order.
+    """
     first = last = len(found)
     if found and start < found[-1][0]:  # nearly always `start` follows all ranges
         last = bisect_right(found, end + gap, key=lambda r: r[0])
@@ -95,7 +98,7 @@ def requests(reads: Iterable[Read], memory: int) -> int:
 
 
 def files_at_once(workers: int, *, remote: bool) -> int:
-    """Return the number of files to handle concurrently: over a network, latency matters more than bytes."""
+    """Return the number of files to process concurrently. Over a network, latency matters more than bandwidth."""
     return max(workers, _FILES) if remote else workers
 
 
@@ -105,14 +108,14 @@ def _longest_request(memory: int) -> int:
 
 @dataclass(slots=True)
 class _Fetched:
-    """A window that is being fetched: for each file its ranges, their offsets in memory, and the requests."""
+    """A window that is being fetched: the ranges of each file, their offsets in memory, and the requests."""
 
     memory: mmap
     starts: dict[int, list[int]] = field(default_factory=dict)
     ranges: dict[int, list[tuple[Range, int, list[Future[None]]]]] = field(default_factory=dict)
 
     def copy(self, file: int, offset: int, view: memoryview, request_bytes: int) -> bool:
-        """Fill `view` once the bytes have arrived. Return whether they are in this window."""
+        """Fill `view` when the bytes have been fetched. Return whether this window contains them."""
         position = bisect_right(self.starts.get(file, ()), offset) - 1
         if position < 0:
             return False
@@ -128,7 +131,7 @@ class _Fetched:
 
 
 class Ahead:
-    """Fetches reads a few windows ahead, for one reading thread."""
+    """Fetches the reads of one thread a few windows ahead."""
 
     def __init__(self, reads: Iterable[Read], opened: Callable[[int], Reader], memory: int) -> None:
         self._window_bytes = memory // _WINDOWS
@@ -187,7 +190,7 @@ class Ahead:
         self._opened(found.file).read_into(view[:length], start)
 
     def _let_go(self) -> None:
-        """Release the oldest window. Wait for its pending requests, which must not write into memory used again."""
+        """Release the oldest window. Wait for its pending requests, which must not write into memory that is reused."""
         window = self._fetched.popleft()
         for found in window.ranges.values():
             for _, _, requests in found:
@@ -222,18 +225,18 @@ class _AheadReader:
             read_into(file, view[at * length : (at + 1) * length], offset)
 
     def close(self) -> None:
-        """See `Reader.close`: the file is closed where it was opened."""
+        """See `Reader.close`. Does nothing, because the caller of `Ahead` closes the file."""
 
 
 @contextmanager
 def prefetched(reader: Reader, reads: Iterable[tuple[int, int]], memory: int, *, remote: bool) -> Iterator[Reader]:
-    """One file whose reads, as (offset, length), are known in their order.
+    """Yield a reader that prefetches the known reads of one file.
 
     Args:
-        reader: the file.
-        reads: what will be read; not looked at where nothing is fetched.
-        memory: how many bytes may be fetched before they are needed.
-        remote: whether a read costs a round trip; where not, it is the file itself.
+        reader: reader of the file.
+        reads: known reads as (offset, length), in order. They are not consumed if nothing is prefetched.
+        memory: maximum number of prefetched bytes.
+        remote: whether a read costs a round trip. Otherwise, `reader` is yielded and nothing is prefetched.
     """
     if not remote:
         yield reader

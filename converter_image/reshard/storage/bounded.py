@@ -8,10 +8,10 @@ from reshard.errors import DataError
 
 
 class BoundedReader(ABC):
-    """A `Reader` that reads into memory by itself, and never beyond its end.
+    """A `Reader` that checks ranges against the length of the file.
 
     Attributes:
-        name: the path, for messages.
+        name: path, for messages.
         size: length in bytes.
     """
 

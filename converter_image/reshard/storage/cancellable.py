@@ -11,11 +11,11 @@ if TYPE_CHECKING:
 
 
 class CancellableStore:
-    """A store that calls `check` before each access, for work that reads much and reports little.
+    """A store that calls `check` before each access, for operations that read much data and rarely report progress.
 
     Args:
-        store: the store that is read.
-        check: raises when the work is cancelled. Called from every thread that reads.
+        store: store to read.
+        check: function that raises if the work was cancelled. It is called from every thread that reads.
     """
 
     def __init__(self, store: ReadStore, check: Callable[[], None]) -> None:

@@ -1,4 +1,4 @@
-"""Content digests: XXH3 with 128 bits, which detects accidental damage at memory speed. It is not a cryptographic hash."""
+"""Content digests: 128-bit XXH3, which detects accidental damage at memory speed. It is not a cryptographic hash."""
 
 from __future__ import annotations
 
@@ -37,22 +37,22 @@ class ContentDigest:
 
 
 def digest_of_version(store: Store, path: str) -> str:
-    """Return the ETag of a file that a server has assembled, which replaces its content digest, see docs/manifest.md.
+    """Return the digest of a file that a server has assembled: its ETag instead of a digest of its content, see docs/manifest.md.
 
     Raises:
-        MissingInputError: it is not there.
+        MissingInputError: the file does not exist.
     """
     with closing(store.open(path)) as reader:
         return f"{_VERSION}{reader.version}"
 
 
 def is_version(digest: str) -> bool:
-    """Return whether a recorded digest is the ETag of an object, which does not follow from the content."""
+    """Return whether a recorded digest is the ETag of an object, which does not depend on the content alone."""
     return digest.startswith(_VERSION)
 
 
 def matches(reader: Reader, digest: str, advance: Callable[[int], None] = lambda _: None, *, remote: bool = False) -> bool:
-    """Return whether a file has the content of a record, or the version if a server has assembled it."""
+    """Return whether a file has the recorded content, or the recorded version if a server has assembled it."""
     if is_version(digest):
         advance(reader.size)
         return digest == f"{_VERSION}{reader.version}"
@@ -73,7 +73,7 @@ def digest_of(reader: Reader, advance: Callable[[int], None] = lambda _: None, *
 
 
 def sample_of(reader: Reader, *, remote: bool = False) -> str:
-    """Return a digest of five blocks spread over a file. It distinguishes files of equal length and time."""
+    """Return a digest of five blocks of a file. It distinguishes files with equal length and modification time."""
     sample, length = xxhash.xxh3_64(), min(_SAMPLE_BYTES, reader.size)
     offsets = [(reader.size - length) * i // (_SAMPLES - 1) for i in range(_SAMPLES)]
     with prefetched(reader, [(offset, length) for offset in offsets], _AHEAD_BYTES, remote=remote) as ahead:

@@ -1,8 +1,9 @@
-"""The protocol of storages: read bytes by range, write whole files. One contract test suite covers every storage.
+"""The protocol that every storage implements: read bytes by range, and write whole files.
 
-It is not a file system: an object store has neither renames nor folders, and each request costs a round trip. Where that
-affects the caller, a storage has an attribute for it (`renames`, `remote`). Where a file system would use a rename or a time, the
-protocol has the operation itself (`swap`, `age`, `abort_stale_uploads`).
+It is not the interface of a file system, because an object store has no renames and no folders, and each request costs a round
+trip. Attributes such as `renames` and `remote` describe differences that affect callers. Operations such as `swap`, `age` and
+`abort_stale_uploads` replace those that are implemented with renames or times in a file system. One test suite covers all
+storages.
 """
 
 from __future__ import annotations
@@ -19,13 +20,13 @@ PROBE = ".reshard/probe"
 
 @dataclass(frozen=True, slots=True)
 class Stat:
-    """The entry of one name in a listing.
+    """One entry of a listing.
 
     Attributes:
-        name: the last component of the path.
-        is_folder: whether it can contain other names.
-        size: length in bytes; 0 for a folder.
-        version: changes whenever the content may have changed.
+        name: last component of the path.
+        is_folder: whether the entry can contain other entries.
+        size: length in bytes, or 0 for a folder.
+        version: value that changes whenever the content may have changed.
         modified: modification time in seconds since 1970; None means that the storage does not report it.
         changed: see `Reader.changed`.
     """
@@ -42,8 +43,8 @@ class WriteCost(NamedTuple):
     """The cost of writing a file.
 
     Attributes:
-        memory: bytes that wait until they are sent.
-        requests: requests to a server.
+        memory: number of bytes that are buffered until they are sent.
+        requests: number of requests to a server.
     """
 
     memory: int = 0
@@ -54,9 +55,10 @@ class PartLimits(NamedTuple):
     """Limits of the parts of an upload, some of which a server copies.
 
     Attributes:
-        smallest: bytes of each part but the last.
-        most: parts of one upload.
-        longest_copy: bytes that are copied as one part; `Writer.copy` divides longer ranges into parts of about equal length.
+        smallest: minimum size in bytes of all parts except the last.
+        most: maximum number of parts of one upload.
+        longest_copy: maximum number of bytes that are copied as one part. `Writer.copy` divides longer ranges into parts of
+            about equal length.
     """
 
     smallest: int
@@ -69,7 +71,7 @@ class PartLimits(NamedTuple):
 
 
 class Reader(Protocol):
-    """An open file for reading. Threads may share it."""
+    """A file that is open for reading. Threads may share it."""
 
     @property
     def name(self) -> str:
@@ -77,11 +79,11 @@ class Reader(Protocol):
 
     @property
     def size(self) -> int:
-        """Length in bytes, as found when it was opened."""
+        """Length in bytes when the file was opened."""
 
     @property
     def version(self) -> str:
-        """The version that was opened; all bytes come from it."""
+        """The version that was opened. All bytes are read from it."""
 
     @property
     def changed(self) -> int:
@@ -105,7 +107,7 @@ class Reader(Protocol):
         """
 
     def read_runs(self, view: memoryview, length: int, offsets: Sequence[int]) -> None:
-        """Fill `view` with runs of equal length from these ascending offsets, one after the other.
+        """Fill `view` with consecutive runs of equal length, read from these ascending offsets.
 
         Raises:
             StorageError: reading failed, or the file ends before.
@@ -116,19 +118,19 @@ class Reader(Protocol):
 
 
 class Writer(Protocol):
-    """One new file, written from its first byte to its last, that appears whole or not at all."""
+    """A new file that is written sequentially. It appears as a whole or not at all."""
 
     def write(self, data: bytes | bytearray | memoryview) -> None:
-        """Append `data`; it may be changed by the caller once this returns.
+        """Append `data`. The caller may modify the buffer after this returns.
 
         Raises:
             OutputError, StorageError: the bytes cannot be written.
         """
 
     def copy(self, reader: Reader, offset: int, length: int) -> None:
-        """Append bytes of a file in a store that this one `copies_from`, without transferring them to this process.
+        """Append bytes of a file in another store without transferring them to this process, see `Store.copies_from`.
 
-        Bytes written since the last copy form a part of the upload, and so does each copy: see `Store.part_limits`.
+        Each copy is a part of the upload, and so are the bytes written between two copies, see `Store.part_limits`.
 
         Raises:
             DataError: the file has changed since it was opened.
@@ -138,38 +140,38 @@ class Writer(Protocol):
         """End the current part."""
 
     def finish(self) -> None:
-        """Make all bytes durable, and the file visible at its path."""
+        """Make all bytes durable, and make the file visible at its path."""
 
     def abort(self) -> None:
         """Remove everything that was written. Safe to call at any time, even after `finish`."""
 
 
 class ReadStore(Protocol):
-    """A folder or bucket prefix for reading. Paths are relative to it, with '/' between components."""
+    """A folder or bucket prefix for reading. Paths are relative to it, and use '/' as the separator."""
 
     @property
     def url(self) -> str:
-        """Address, for messages and as part of a transform's identity."""
+        """Address of the store, for messages and as part of a transform's identity."""
 
     @property
     def remote(self) -> bool:
-        """True if each read costs a round trip, so that large, concurrent and early reads are worthwhile."""
+        """True if each read costs a round trip, so that large, concurrent and early reads are faster."""
 
     def list(self, path: str) -> list[Stat]:
-        """Return the entries of `path`, sorted by name; empty if the path does not exist.
+        """Return the entries of `path`, sorted by name. A path that does not exist has no entries.
 
         Raises:
             AccessError, StorageError: the path cannot be listed.
         """
 
     def stat(self, path: str) -> Stat | None:
-        """Return the entry of `path`; None if it does not exist."""
+        """Return the entry of `path`, or None if it does not exist."""
 
     def list_folders(self, paths: Sequence[str]) -> Sequence[Sequence[Stat]]:
         """Return the entries of each folder, see `list`, in as few round trips as possible."""
 
     def stats(self, paths: Sequence[str]) -> dict[str, Stat]:
-        """Return the entries of the files that exist, in as few round trips as possible. Folders may be left out."""
+        """Return the entries of the files that exist, in as few round trips as possible. Folders may be omitted."""
 
     def open(self, path: str) -> Reader:
         """Open a file for reading.
@@ -193,21 +195,21 @@ class Store(ReadStore, Protocol):
 
     @property
     def notes(self) -> Sequence[str]:
-        """Notes for the user on operations that were skipped because the storage does not support them."""
+        """Messages for the user about operations that were skipped because the storage does not support them."""
 
     @property
     def renames(self) -> bool:
-        """True if moving a finished file is free and atomic. Otherwise files that replace others are written in place."""
+        """True if moving a finished file is cheap and atomic. Otherwise, files that replace others are written in place."""
 
     def copies_from(self, other: Store) -> bool:
         """Return whether the server can copy files of another store."""
 
     @property
     def part_limits(self) -> PartLimits | None:
-        """Limits of uploads with parts that the server copies. None if the store cannot copy."""
+        """Limits of uploads with parts that the server copies, or None if the store cannot copy."""
 
     def around(self) -> Sequence[Hashable]:
-        """Identities of this place and its ancestors, innermost first; equal for one place under two names."""
+        """Return the identities of this folder and its ancestors, innermost first. Names of the same folder have one identity."""
 
     def create(
         self, path: str, *, temporary: str, mode: int | None, size: int | None = None, memory: int = 0, copies: bool = False
@@ -215,12 +217,12 @@ class Store(ReadStore, Protocol):
         """Create a file that replaces `path` when it is finished.
 
         Args:
-            path: the final path.
-            temporary: a path in the same store for its bytes until then, if the storage requires one.
-            mode: permission bits; its folders get the same with search permission. None means 0666 and 0777, less the umask.
-                Ignored by object stores.
-            size: the final length, if known, which determines the size of parts.
-            memory: bytes that may be buffered before they are sent; exceeded only if one part requires it.
+            path: final path.
+            temporary: path in the same store that the file has until it is finished, if the storage requires one.
+            mode: permission bits. Folders get the same bits and search permission. None means 0666 and 0777, minus the umask.
+                Object stores ignore it.
+            size: final length in bytes, if known. It determines the size of parts.
+            memory: maximum number of bytes that are buffered before they are sent. Only a single larger part may exceed it.
             copies: whether the server copies some parts, see `Writer.copy`.
         """
 
@@ -232,7 +234,7 @@ class Store(ReadStore, Protocol):
         """
 
     def write(self, path: str, content: bytes, *, mode: int | None) -> None:
-        """Write a small file, replacing an existing one atomically."""
+        """Write a small file. An existing file is replaced atomically."""
 
     def write_new(self, path: str, content: bytes, *, mode: int | None) -> bool:
         """Write a small file atomically unless the path exists. Return whether it was written."""
@@ -241,7 +243,7 @@ class Store(ReadStore, Protocol):
         """Replace a small file if it still has this version. Return whether it was written."""
 
     def move(self, path: str, to: str) -> None:
-        """Rename a small file within the store, replacing an existing one. In an object store, both exist for a moment."""
+        """Rename a small file within the store, replacing an existing one. In an object store, both names exist temporarily."""
 
     def delete(self, path: str) -> None:
         """Delete a file, or a folder with its content. It is not an error if the path does not exist."""
@@ -250,20 +252,20 @@ class Store(ReadStore, Protocol):
         """Delete files in as few round trips as possible. It is not an error if a file does not exist.
 
         Args:
-            paths: the files.
-            prune: whether to delete their folders too, if they become empty.
+            paths: paths of the files.
+            prune: whether to also delete their folders if they become empty.
         """
 
     def touch(self, path: str) -> None:
         """Refresh the time of a small file, unless it was deleted or replaced."""
 
     def age(self, path: str) -> float | None:
-        """Return the seconds since a file was written or refreshed, by the storage's clock; None if it does not exist."""
+        """Return the seconds since a file was written or refreshed, by the storage's clock, or None if it does not exist."""
 
     def abort_stale_uploads(self, paths: Iterable[str], *, silent: float) -> None:
         """Remove unfinished uploads of these files to which nothing was added for `silent` seconds.
 
-        For storages whose listings do not show them; temporaries are ordinary files.
+        This affects only storages whose listings do not contain unfinished uploads.
         """
 
     def check_writable(self) -> None:
@@ -274,4 +276,4 @@ class Store(ReadStore, Protocol):
         """
 
     def free_bytes(self) -> int | None:
-        """Return the free space in bytes; None if it is unknown."""
+        """Return the free space in bytes, or None if it is unknown."""

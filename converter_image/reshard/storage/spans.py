@@ -14,9 +14,9 @@ class Span:
     """A range of bytes that is read at once.
 
     Attributes:
-        start: place of the first.
-        end: place after the last.
-        runs: how many of those that were asked for it holds.
+        start: offset of the first byte.
+        end: offset after the last byte.
+        runs: number of requested runs in the span.
     """
 
     start: int
@@ -25,7 +25,7 @@ class Span:
 
 
 def spans(offsets: Iterable[int], length: int, *, gap: int, most: int) -> Iterator[Span]:
-    """Ascending runs, read together where the gaps between them are at most `gap` and all of it at most `most` bytes.
+    """Merge ascending runs into spans if the gaps between them are at most `gap` bytes and the span is at most `most` bytes.
 
     >>> list(spans([0, 10, 100], 5, gap=5, most=50))
     [Span(start=0, end=15, runs=2), Span(start=100, end=105, runs=1)]
@@ -45,7 +45,7 @@ def spans(offsets: Iterable[int], length: int, *, gap: int, most: int) -> Iterat
 def read_spans(
     read_into: Callable[[memoryview, int], None], view: memoryview, length: int, offsets: Sequence[int], *, gap: int, most: int
 ) -> None:
-    """Fill `view` with runs, see `Reader.read_runs`, by reading `spans` of them into memory of their own."""
+    """Fill `view` with runs, see `Reader.read_runs`, by reading `spans` of them into a temporary buffer."""
     at = done = 0
     for span in spans(offsets, length, gap=gap, most=most):
         content = memoryview(bytearray(span.end - span.start))

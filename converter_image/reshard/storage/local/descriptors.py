@@ -1,4 +1,4 @@
-"""Descriptors of files that are read: their number is bounded in the process, and none is closed while it is in use."""
+"""Limit the number of open file descriptors for reading. No descriptor is closed while it is in use."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ class Descriptor:
     """An open file. It is closed when the last reference is gone, so that a thread that reads from it keeps it open.
 
     Attributes:
-        number: the descriptor. Its user must hold a reference to this object meanwhile.
+        number: file descriptor. A caller must hold a reference to this object while it uses the descriptor.
     """
 
     __slots__ = ("number",)
@@ -42,10 +42,10 @@ class Evictable(Protocol):
 
 
 class DescriptorPool:
-    """Bounds the number of readers with an open file.
+    """Limits the number of readers with an open file.
 
-    A reader that has not been read from lately gives up its descriptor first. Recency is one flag (the CLOCK algorithm): a read
-    sets it without taking a lock, and a reader that is due but has it set stays once more.
+    The pool closes the files of readers that were not used recently, by the CLOCK algorithm. Each read sets a flag, without a
+    lock. A reader whose flag is set keeps its file for another round.
     """
 
     def __init__(self) -> None:
@@ -56,7 +56,7 @@ class DescriptorPool:
         return len(self._readers)
 
     def add(self, reader: Evictable) -> None:
-        """Count a reader that has opened its file, and close files of others if there are too many."""
+        """Add a reader that has opened its file. Close the files of other readers if too many are open."""
         most = budget()
         with self._lock:
             self._readers[reader] = None
@@ -70,13 +70,13 @@ class DescriptorPool:
                     oldest.descriptor = None
 
     def discard(self, reader: Evictable) -> None:
-        """Close a reader's file, or leave that to the threads that still read from it."""
+        """Close a reader's file as soon as no thread reads from it."""
         with self._lock:
             self._readers.pop(reader, None)
             reader.descriptor = None
 
     def close_all(self) -> None:
-        """Close the files of all readers; each opens its own again when it is read from."""
+        """Close the files of all readers. Each reader opens its file again on the next read."""
         with self._lock:
             for reader in self._readers:
                 reader.descriptor = None
@@ -87,13 +87,13 @@ READERS = DescriptorPool()
 
 
 def budget() -> int:
-    """Return the number of files that readers may have open at a time, from the process's limit (`ulimit -n`)."""
+    """Return the maximum number of files that readers may have open. It depends on the limit of the process (`ulimit -n`)."""
     limit = resource.getrlimit(resource.RLIMIT_NOFILE)[0]
     return _MOST if limit == resource.RLIM_INFINITY else max(_FEWEST, min(_MOST, int(limit * _SHARE)))
 
 
 def open_descriptor(path: str, flags: int, mode: int = 0o666) -> int:
-    """Open a file like `os.open`; readers release their descriptors if the process has too many open files."""
+    """Open a file like `os.open`. If the process has too many open files, close those of all readers first."""
     try:
         return os.open(path, flags | os.O_CLOEXEC, mode)
     except OSError as error:

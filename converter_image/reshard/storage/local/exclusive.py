@@ -1,4 +1,4 @@
-"""Create and replace small files so that of several processes that try, one succeeds."""
+"""Create and replace small files atomically. If several processes try at the same time, exactly one succeeds."""
 
 from __future__ import annotations
 
@@ -20,10 +20,11 @@ _POLL_SECONDS = 0.01
 
 
 def create_exclusively(path: str, content: bytes, mode: int | None, system: FileSystem) -> bool:
-    """Create a small file unless it is there. Returns whether it was created.
+    """Create a small file unless it exists. Return whether it was created.
 
-    The content is written first and linked to its name then, so that nobody sees a part of it. Without hard links, the file is
-    created with O_EXCL and written afterwards; whoever finds it waits until it has content.
+    The content is written to a temporary file, which is then linked to its name, so that other processes never see partial
+    content. If hard links are not supported, the file is created with O_EXCL and then written. Other processes wait until the
+    file has content.
     """
     file, temporary = open_temporary(path, 0o666 if mode is None else mode)
     try:
@@ -73,7 +74,7 @@ def _create_with_o_excl(path: str, content: bytes, mode: int | None, system: Fil
 
 
 def _await_content(path: str) -> None:
-    """Wait for the process that has just created a file; one that was killed in between never writes it."""
+    """Wait until the process that created a file has written it. The wait is limited, as the process may have been killed."""
     deadline = time.monotonic() + _PATIENCE_SECONDS
     while time.monotonic() < deadline:
         try:
@@ -85,9 +86,9 @@ def _await_content(path: str) -> None:
 
 
 def replace_exclusively(path: str, content: bytes, version: str, mode: int | None, system: FileSystem) -> bool:
-    """Replace a small file if it still has this version. Returns whether it was replaced.
+    """Replace a small file if it still has this version. Return whether it was replaced.
 
-    It is moved out of the way first, so that of several processes that try one succeeds, and none removes a successor.
+    The file is renamed first. If several processes try to replace it, only one succeeds, and none of them removes a newer file.
     """
     with contextlib.suppress(FileNotFoundError):
         if version_of(os.stat(path)) != version:  # do not disturb a process that is writing its successor
@@ -115,7 +116,7 @@ def _put_back(grave: str, path: str, mode: int | None, system: FileSystem) -> No
 
 
 def refresh(path: str) -> None:
-    """Set a small file's modification time to now, by a write if it cannot be set. Do nothing if the file is gone."""
+    """Set the modification time of a small file to now, or rewrite the file if that is not permitted. Ignore a missing file."""
     with contextlib.suppress(FileNotFoundError):
         try:
             os.utime(path)
@@ -132,7 +133,7 @@ def refresh(path: str) -> None:
 
 
 def age_seconds(path: str, modified: float) -> float:
-    """Return the seconds since a modification time, by the clock of the file system: that of a new file next to it."""
+    """Return the seconds since a modification time, by the clock of the file system (the time of a new file next to it)."""
     file, temporary = open_temporary(path, 0o600)
     try:
         with contextlib.suppress(OSError):  # the file is new, so its time is close enough
@@ -146,7 +147,7 @@ def age_seconds(path: str, modified: float) -> float:
 
 
 def open_temporary(path: str, mode: int) -> tuple[int, str | None]:
-    """Open a new file without a name, which a killed process cannot leave behind; with a name if that is unsupported."""
+    """Open a new file without a name, so that it disappears if the process is killed, or with a name if that is unsupported."""
     try:
         return open_descriptor(os.path.dirname(path), os.O_WRONLY | os.O_TMPFILE, mode), None
     except OSError:

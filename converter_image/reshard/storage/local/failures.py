@@ -1,4 +1,4 @@
-"""Turn errors of the operating system into errors with a remedy."""
+"""Convert errors of the operating system to errors with a remedy."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ _TOO_MANY_FILES = {errno.EMFILE, errno.ENFILE}
 
 @contextlib.contextmanager
 def failures(path: str, *, writing: bool = False) -> Iterator[None]:
-    """Turn the system's errors into ours, with the information that a user needs to fix them."""
+    """Convert OSErrors in the body to errors of this package, with the information that a user needs to fix them."""
     try:
         yield
     except OSError as error:
@@ -52,7 +52,7 @@ def _translated(error: OSError, path: str, *, writing: bool) -> ReshardError:
 
 
 def denied(path: str, *, writing: bool) -> AccessError:
-    """Return an error with the file that denies access, its owner and mode, and the current user, so that the user can fix it."""
+    """Return an error that names the file or folder that denies access, its owner and mode, and the current user."""
     culprit = Path(path)
     while not os.path.lexists(culprit) or not _searchable(culprit.parent):
         if culprit == culprit.parent:

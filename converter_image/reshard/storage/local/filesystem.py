@@ -1,6 +1,6 @@
-"""Optional system calls that some file systems refuse: they are skipped, with one note each.
+"""Optional system calls that some file systems do not support. They are skipped, and a note is recorded for each of them.
 
-Sources: FAT, CIFS, FUSE (gcsfuse, rclone, blobfuse) and NFS exports with squashed users; docs/storage.md has the list.
+Such file systems are FAT, CIFS, FUSE (gcsfuse, rclone, blobfuse) and NFS with squashed users, see docs/storage.md.
 """
 
 from __future__ import annotations
@@ -36,9 +36,10 @@ class FileSystem:
         self._notes[what if error is None else f"{what} ({error.strerror or error})"] = None
 
     def set_mode(self, file: int | str, mode: int | None) -> None:
-        """Set the permission bits of a file or folder that was created with the same `mode`. None: leave them to the umask.
+        """Set the permission bits of a file or folder that was created with the same `mode`, unless it is None.
 
-        Where they are right already, nothing is changed: chmod by somebody outside a folder's group clears its set-group-ID bit.
+        Correct permission bits are not set again, because chmod clears the set-group-ID bit of a folder if the user is not a
+        member of its group.
         """
         if mode is None:
             return
@@ -79,7 +80,7 @@ class FileSystem:
             self.note("the file system does not support fsync on folders; a power failure can lose the names of new files", error)
 
     def make_folder(self, folder: str, mode: int | None) -> None:
-        """Create a folder and those above it that are missing, with search permission for whoever may read."""
+        """Create a folder and its missing parents. Each class of users with read permission also gets search permission."""
         missing = []
         while not os.path.isdir(folder):
             missing.append(folder)
@@ -92,7 +93,7 @@ class FileSystem:
                 self.sync_folder(os.path.dirname(path))
 
     def free_bytes(self, folder: str) -> int | None:
-        """Return the free space in bytes; None if the file system does not report it."""
+        """Return the free space in bytes, or None if the file system does not report it."""
         try:
             found = os.statvfs(folder)
         except OSError as error:
@@ -111,14 +112,14 @@ class FileSystem:
             return False
 
     def link(self, source: str | int, target: str) -> bool:
-        """Give a file a second name. Returns whether the file system has hard links.
+        """Create a hard link to a file. Return whether the file system supports hard links.
 
         Args:
-            source: the file's name, or the descriptor of a file without a name.
-            target: the new name.
+            source: path of the file, or descriptor of a file without a name.
+            target: path of the new link.
 
         Raises:
-            FileExistsError: the new name is taken.
+            FileExistsError: the path of the new link exists.
         """
         try:
             if isinstance(source, int):
@@ -135,10 +136,10 @@ class FileSystem:
 
 
 def write_all(file: int, content: bytes | memoryview) -> None:
-    """Write all bytes; one call may take fewer.
+    """Write all bytes, with several system calls if necessary.
 
     Raises:
-        OSError: not all can be written.
+        OSError: not all bytes can be written.
     """
     view = memoryview(content)
     while view:

@@ -16,15 +16,15 @@ if TYPE_CHECKING:
 
 
 class LocalReader:
-    """A file of a local store. Its descriptor may be closed between two reads; it is then opened and checked again.
+    """A file of a local store. If its descriptor is closed between two reads, the file is opened and checked again.
 
     Attributes:
-        name: the path.
+        name: path of the file.
         size: length in bytes.
-        version: as `Stat.version`.
-        changed: as `Reader.changed`.
-        recently_read: whether it was read from since the pool last looked.
-        descriptor: the open file; None while it has none.
+        version: see `Stat.version`.
+        changed: see `Reader.changed`.
+        recently_read: whether the file was read since the pool last checked.
+        descriptor: open descriptor, or None if it is closed.
     """
 
     __slots__ = ("_closed", "_lock", "changed", "descriptor", "name", "recently_read", "size", "version")
@@ -74,7 +74,7 @@ class LocalReader:
             done += n
 
     def read_runs(self, view: memoryview, length: int, offsets: Sequence[int]) -> None:
-        """See `Reader.read_runs`: one system call for each run, with minimal overhead."""
+        """See `Reader.read_runs`. Makes one system call for each run."""
         file = self._opened()  # the reference keeps the number valid
         number, preadv, at = file.number, os.preadv, 0
         with failures(self.name):
@@ -91,7 +91,7 @@ class LocalReader:
             READERS.discard(self)
 
     def _opened(self) -> Descriptor:
-        """The open file. The caller keeps the reference for as long as it uses the number."""
+        """The open descriptor. The caller must keep a reference to it while it uses the number."""
         file = self.descriptor or self._reopened()
         self.recently_read = True
         return file
@@ -100,7 +100,7 @@ class LocalReader:
         """Open the file again.
 
         Raises:
-            DataError: it is gone, or has changed.
+            DataError: the file was deleted, or has changed.
         """
         with self._lock:
             if self._closed:
@@ -147,11 +147,11 @@ def version_of(found: os.stat_result) -> str:
 
 
 def _open(path: str) -> tuple[Descriptor, os.stat_result]:
-    """Open a regular file to read from it.
+    """Open a regular file for reading.
 
     Raises:
         AccessError: reading is denied.
-        MissingInputError: it is not there, or is not a file.
+        MissingInputError: the file does not exist, or is not a regular file.
     """
     with failures(path):
         file = Descriptor(open_descriptor(path, os.O_RDONLY | os.O_NONBLOCK))  # a pipe would wait for its writer

@@ -50,7 +50,7 @@ class LocalStore:
         """See `Store.part_limits`."""
 
     def around(self) -> list[tuple[int, int] | str]:
-        """See `Store.around`: device and inode, for a folder can be mounted in two places; the path where nothing is yet."""
+        """See `Store.around`. An identity is a device and an inode, or the path of a folder that does not exist."""
         found: list[tuple[int, int] | str] = []
         path = os.path.realpath(self.root)
         while True:
@@ -93,11 +93,11 @@ class LocalStore:
             return None
 
     def list_folders(self, paths: Sequence[str]) -> Sequence[Sequence[Stat]]:
-        """See `Store.list_folders`: over NFS each takes a round trip."""
+        """See `Store.list_folders`. Lists folders concurrently, because NFS takes a round trip for each of them."""
         return list(parallel(self.list, paths))
 
     def stats(self, paths: Sequence[str]) -> dict[str, Stat]:
-        """See `Store.stats`: over NFS each takes a round trip."""
+        """See `Store.stats`. Reads them concurrently, because NFS takes a round trip for each of them."""
         found = zip(paths, parallel(self.stat, paths), strict=True)
         return {path: stat for path, stat in found if stat is not None and not stat.is_folder}
 
@@ -125,7 +125,7 @@ class LocalStore:
         return LocalWriter(self._at(path), self._at(temporary), mode, self._system)
 
     def write_cost(self, size: int, memory: int) -> WriteCost:
-        """See `Store.write_cost`: the page cache holds unwritten bytes."""
+        """See `Store.write_cost`. The page cache of the system buffers writes."""
         del size, memory
         return WriteCost()
 
@@ -152,7 +152,7 @@ class LocalStore:
             return exclusive.replace_exclusively(full, content, version, mode, self._system)
 
     def move(self, path: str, to: str) -> None:
-        """See `Store.move`: a new folder gets the permission bits of the one that the file comes from."""
+        """See `Store.move`. A new folder gets the permission bits of the file's previous folder."""
         source, target = self._at(path), self._at(to)
         with failures(target, writing=True):
             if not os.path.isdir(folder := os.path.dirname(target)):
@@ -196,7 +196,7 @@ class LocalStore:
             return exclusive.age_seconds(full, modified)
 
     def abort_stale_uploads(self, paths: Iterable[str], *, silent: float) -> None:
-        """See `Store.abort_stale_uploads`: there is nothing but temporaries."""
+        """See `Store.abort_stale_uploads`. Does nothing, because unfinished files are ordinary files."""
 
     def check_writable(self) -> None:
         """See `Store.check_writable`."""

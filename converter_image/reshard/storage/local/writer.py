@@ -22,7 +22,7 @@ _WRITEBACK_STEP = 8 << 20
 
 
 class LocalWriter:
-    """A file under a temporary name, renamed when it is complete."""
+    """A file with a temporary name. It is renamed when it is complete."""
 
     def __init__(self, path: str, temporary: str, mode: int | None, system: FileSystem) -> None:
         self._path = path
@@ -55,7 +55,7 @@ class LocalWriter:
             self._handed_over = self._offset
 
     def copy(self, reader: Reader, offset: int, length: int) -> None:
-        """See `Writer.copy`: no store is copied from."""
+        """See `Writer.copy`. Always raises an error, because a local store cannot copy from other stores."""
         raise BugError(
             "Internal",
             f"a local file cannot copy {length} bytes at byte {offset} of {reader.name} on a server",
@@ -64,7 +64,7 @@ class LocalWriter:
         )
 
     def cut(self) -> None:
-        """See `Writer.cut`: a file has no parts."""
+        """See `Writer.cut`. Does nothing, because a local file has no parts."""
 
     def finish(self) -> None:
         """See `Writer.finish`."""

@@ -1,4 +1,4 @@
-"""The checksums that uploads carry for the server to check: the strongest kind that the server accepts."""
+"""Checksums of uploads, which the server verifies. By default, the strongest kind that the server accepts is used."""
 
 from __future__ import annotations
 
@@ -32,12 +32,12 @@ _PROBE_TRIES = 3
 
 
 class Checksums:
-    """The kind of checksum that uploads to one server carry. Threads may share it.
+    """The kind of checksum that is sent with uploads to one server. Threads may share it.
 
     Args:
-        wanted: "Auto" is the strongest that the server accepts.
-        client: the client.
-        probe: bucket and key of an object that may be written and deleted again.
+        wanted: requested kind. "Auto" means the strongest that the server accepts.
+        client: S3 client.
+        probe: bucket and key of an object that may be written and deleted.
     """
 
     def __init__(self, wanted: Wanted, client: BaseClient, probe: dict[str, str]) -> None:
@@ -59,13 +59,13 @@ class Checksums:
                 return
 
     def of_parts(self, *, copies: bool) -> str:
-        """Return the kind that the parts of a multipart upload carry.
+        """Return the kind of checksum for the parts of a multipart upload.
 
-        The server is asked before the first upload: some pass over a checksum when an upload is created, and refuse it when a
-        part is sent or the upload is completed. That is too late, for the parts are in no memory any more.
+        The server is probed before the first upload. Some servers ignore a checksum when an upload is created, and reject it when
+        a part is sent or the upload is completed. At that time, the parts are no longer in memory and cannot be sent again.
 
         Args:
-            copies: whether the server copies some of the parts. It has no checksum of these to rely on; MD5 does not ask for one.
+            copies: whether the server copies some of the parts. These have no checksum, which only MD5 permits.
         """
         with self._lock:
             if not self._settled:
@@ -73,7 +73,7 @@ class Checksums:
         return "MD5" if copies and self._kind == "CRC32" else self._kind
 
     def probe(self) -> None:
-        """Write a small object as a multipart upload, and delete it. Adapts the kind to what the server accepts."""
+        """Write a small object as a multipart upload, and delete it. Switch to a weaker kind if the server rejects a checksum."""
         refused = 0
         while True:
             kind = self._kind
@@ -88,7 +88,7 @@ class Checksums:
         self._settled = True
 
     def _weaken(self, used: str, error: boto.ClientError, not_understood: set[str]) -> None:
-        """Switch to a weaker kind than the one that was used, or raise an error with another cause."""
+        """Switch to a weaker kind than the one that was used. Raise the error if it has another cause."""
         if not self._adapts or code_of(error) not in not_understood or used == "None":
             raise error
         if self._kind == used:  # otherwise another thread has switched already
@@ -96,13 +96,13 @@ class Checksums:
 
 
 def create_upload(client: BaseClient, named: dict[str, Any], kind: str) -> str:
-    """Create a multipart upload whose parts will carry this kind of checksum. Returns its ID."""
+    """Create a multipart upload whose parts have this kind of checksum. Return its ID."""
     algorithm = {"ChecksumAlgorithm": kind} if kind == "CRC32" else {}
     return str(client.create_multipart_upload(**algorithm, **named)["UploadId"])
 
 
 def completed_part(number: int, etag: str, carried: dict[str, str]) -> dict[str, Any]:
-    """Return a part's entry in the list that completes its upload, given the checksum that the part was sent with."""
+    """Return the entry of a part in the request that completes the upload, given the checksum of the part."""
     return {"PartNumber": number, "ETag": etag, **{k: v for k, v in carried.items() if k != "ContentMD5"}}
 
 

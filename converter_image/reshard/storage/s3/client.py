@@ -1,4 +1,4 @@
-"""The client: boto3's session gives credentials, region and configuration, so what works with the AWS command line works here."""
+"""The S3 client. A boto3 session provides credentials, region and configuration, which are resolved like those of the AWS CLI."""
 
 from __future__ import annotations
 
@@ -34,9 +34,9 @@ def client_of(storage_options: StorageOptions) -> BaseClient:
     """Return the client for these options. Equal options share one client. Threads may share it.
 
     Raises:
-        AccessError: there is no such profile, or the credentials cannot be read.
+        AccessError: the profile does not exist, or the credentials cannot be read.
         RequestError: the configuration contradicts itself.
-        UsageError: the endpoint's URL has credentials in it.
+        UsageError: the endpoint URL contains credentials.
     """
     _check_endpoint(storage_options.endpoint)
     with failures(storage_options.endpoint or "s3"):
@@ -77,7 +77,7 @@ def client_of(storage_options: StorageOptions) -> BaseClient:
 
 
 def _check_endpoint(endpoint: str | None) -> None:
-    """Refuse credentials in an endpoint's URL: it is shown in messages and in lists of processes."""
+    """Refuse an endpoint URL that contains credentials, because messages and process lists show the URL."""
     if endpoint is not None and ("@" in endpoint or "?" in endpoint):
         raise UsageError(
             "InvalidAddress",
@@ -88,7 +88,7 @@ def _check_endpoint(endpoint: str | None) -> None:
 
 
 def _check_authorities(path: str) -> None:
-    """Check that a file holds certificates. The client would check at its first request, and blame the server."""
+    """Check that a file contains certificates. The client would only report a failed connection to the server."""
     try:
         ssl.create_default_context(cafile=path)
     except OSError as error:  # also for a file that is not a certificate
@@ -111,7 +111,7 @@ class _FolderProvider(CredentialProvider):  # type: ignore[misc]  # botocore com
 
 
 class _FolderCredentials(Credentials):  # type: ignore[misc]  # botocore comes without types
-    """Credentials in a mounted Secret: read again for every signed request, so that a rotation takes effect at once."""
+    """Credentials in a mounted Secret. They are read for every request, so that a rotation takes effect immediately."""
 
     def __init__(self, folder: Path) -> None:
         self._folder = folder

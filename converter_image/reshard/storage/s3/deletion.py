@@ -1,4 +1,4 @@
-"""Delete many objects: a thousand with each request, or one by one if a server refuses that."""
+"""Delete many objects, with up to 1,000 objects per request, or one by one if the server does not support that."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ class Deleter:
     def delete(self, keys: Sequence[str]) -> None:
         """Delete the objects with these keys. A key without an object is not an error.
 
-        A key that the answer to DeleteObjects does not list as deleted is deleted by a request of its own, which is retried and
+        A key that the response to DeleteObjects does not list as deleted is deleted by a separate request, which is retried and
         whose error is reported.
 
         Raises:
@@ -42,7 +42,7 @@ class Deleter:
             pass
 
     def _delete_batch(self, keys: Sequence[str]) -> Sequence[str]:
-        """Delete objects with one request, and return the keys of those that may still be there."""
+        """Delete objects with one request. Return the keys of the objects that may still exist."""
         if self._one_by_one:
             return keys
         wanted = [{"Key": key} for key in keys]

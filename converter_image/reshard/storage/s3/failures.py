@@ -1,4 +1,4 @@
-"""Turn errors of servers and of the network into errors with a remedy."""
+"""Convert errors of servers and of the network to errors with a remedy."""
 
 from __future__ import annotations
 
@@ -79,12 +79,12 @@ _OF_A_VERSION = {"GetObject", "UploadPartCopy"}
 
 
 def without_credentials(text: str) -> str:
-    """Return the text without users, passwords and queries in the URLs that it quotes."""
+    """Return a text without the users, passwords and queries of the URLs in it."""
     return re.sub(r"(//[^\s?]*)\?\S*", r"\1", re.sub(r"//\S*@", "//", text))
 
 
 def code_of(error: boto.ClientError) -> str:
-    """Return the server's code, such as "NoSuchKey"; the HTTP status if the response has no body."""
+    """Return the error code of a server, such as "NoSuchKey", or the HTTP status if the response has no body."""
     return str(error.response.get("Error", {}).get("Code", "")) or str(
         error.response.get("ResponseMetadata", {}).get("HTTPStatusCode", "")
     )
@@ -92,7 +92,7 @@ def code_of(error: boto.ClientError) -> str:
 
 @contextmanager
 def failures(where: str) -> Iterator[None]:
-    """Turn boto3's errors into ours, with the information that a user needs to fix them, and without secrets."""
+    """Convert errors of boto3 in the body to errors of this package, with a remedy and without secrets."""
     try:
         yield
     except boto.ClientError as error:
@@ -153,7 +153,7 @@ def _of_way(error: Exception, where: str) -> ReshardError:
 
 
 def date_of(answer: dict[str, Any]) -> float | None:
-    """Return the server's time in seconds that an answer states; None where it states none."""
+    """Return the server's time in a response, in seconds, or None if the response does not contain it."""
     try:
         return parsedate_to_datetime(answer["ResponseMetadata"]["HTTPHeaders"]["date"]).timestamp()
     except (KeyError, ValueError):
@@ -161,7 +161,7 @@ def date_of(answer: dict[str, Any]) -> float | None:
 
 
 def changed(where: str, how: str = "changed") -> DataError:
-    """The object is no longer the one that was opened."""
+    """Return the error for an object that has changed since it was opened."""
     return DataError(
         "SourceChanged",
         f"the object {how} since it was opened",

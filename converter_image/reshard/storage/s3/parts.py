@@ -1,4 +1,4 @@
-"""Sizes of the parts in which objects are sent and read. Pure."""
+"""Sizes of the parts of uploads and downloads."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ def part_size(size: int | None) -> int:
     """Return the length of all parts but the last of an object of `size` bytes, or None if the length is unknown.
 
     Raises:
-        OutputError: no object can be so long.
+        OutputError: the length exceeds the maximum size of an object.
 
     >>> part_size(50 << 30) >> 20, part_size(5 << 40) >> 20
     (8, 525)
@@ -46,7 +46,7 @@ def part_size(size: int | None) -> int:
 
 
 def buffers(size: int | None, memory: int) -> int:
-    """Return the number of parts that may be in memory: one that is being filled, others that are being sent.
+    """Return the number of parts that may be in memory. One part is being filled, and the others are being sent.
 
     >>> buffers(1 << 30, 40 << 20), buffers(5 << 40, 40 << 20)
     (5, 2)

@@ -1,4 +1,4 @@
-"""Read one object: range requests of one version, repeated if a response breaks off."""
+"""Read one object with range requests for one version. A request is repeated if its response is interrupted."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ _LONGEST_SPAN = 4 << 20
 
 
 class S3Reader(BoundedReader):
-    """One version of an object. All bytes come from it, or an error is raised."""
+    """One version of an object. If the object changes, reads raise an error."""
 
     def __init__(self, client: BaseClient, bucket: str, key: str, *, size: int, version: str) -> None:
         self._client, self._bucket, self._key = client, bucket, key
@@ -51,11 +51,11 @@ class S3Reader(BoundedReader):
             raise changed(self.name, "was deleted") from error
 
     def read_runs(self, view: memoryview, length: int, offsets: Sequence[int]) -> None:
-        """See `Reader.read_runs`: gaps are read along where that is sooner done than another request."""
+        """See `Reader.read_runs`. Gaps are read too, if that takes less time than another request."""
         read_spans(self.read_into, view, length, offsets, gap=GAP_BYTES, most=_LONGEST_SPAN)
 
     def close(self) -> None:
-        """See `Reader.close`: there is nothing open between requests."""
+        """See `Reader.close`. Does nothing, because no connection is open between requests."""
 
     def _request(self, view: memoryview, offset: int) -> None:
         last = offset + len(view) - 1
@@ -73,7 +73,7 @@ def receive(body: StreamingBody, view: memoryview) -> None:
     """Fill `view` from a response's body.
 
     Raises:
-        BotoCoreError: it breaks off, or is too slow to be worth waiting for.
+        BotoCoreError: the response is interrupted, or is too slow.
     """
     began, done, piece = time.monotonic(), 0, _SMALLEST_PIECE
     while done < len(view):

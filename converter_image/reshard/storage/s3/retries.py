@@ -1,4 +1,4 @@
-"""Retries of requests. Botocore itself retries requests that fail before a response begins, with backoff and jitter."""
+"""Retries of requests whose responses are interrupted. Botocore only retries requests that fail before the response starts."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ _DAMAGED = {"BadDigest", "IncompleteBody", "XAmzContentChecksumMismatch", "XAmzC
 
 
 def retrying(request: Callable[P, T], *arguments: P.args, **parameters: P.kwargs) -> T:
-    """Send a request, and again if its response breaks off or its content was damaged on the way."""
+    """Send a request. Send it again if its response is interrupted, or if the content was damaged in transit."""
     tries = Retrying(
         retry=retry_if_exception(_is_passing),
         stop=stop_after_attempt(_TRIES) | stop_after_delay(_LONGEST_SECONDS),

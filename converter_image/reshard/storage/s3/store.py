@@ -43,10 +43,10 @@ class _Found(NamedTuple):
     """An existing object, as a listing describes it.
 
     Attributes:
-        size: its length in bytes.
-        version: its ETag.
-        modified: the time that it was written, by the server's clock.
-        now: the server's clock at the answer; None means that the answer does not say it.
+        size: length in bytes.
+        version: ETag of the object.
+        modified: time at which the object was written, by the server's clock.
+        now: server's time in the response. None means that the response does not contain it.
     """
 
     size: int
@@ -58,7 +58,7 @@ class _Found(NamedTuple):
 class S3Store:
     """The objects below one prefix of a bucket.
 
-    Listings and the answers to conditional requests are taken to be consistent, as S3's are since 2020.
+    Listings and conditional requests must be strongly consistent, as in S3 since 2020.
     """
 
     def __init__(self, url: str, storage_options: StorageOptions) -> None:
@@ -89,7 +89,7 @@ class S3Store:
         self.notes: tuple[str, ...] = ()
 
     def copies_from(self, other: Store) -> bool:
-        """See `Store.copies_from`: the same server, reached with the same rights."""
+        """See `Store.copies_from`. True for stores on the same server with the same credentials."""
         return isinstance(other, S3Store) and other._client is self._client  # noqa: SLF001 - another of this class
 
     @property
@@ -112,7 +112,7 @@ class S3Store:
         return _entries(found)
 
     def list_folders(self, paths: Sequence[str]) -> Sequence[Sequence[Stat]]:
-        """See `Store.list_folders`: one listing of all that is below them."""
+        """See `Store.list_folders`. Uses one listing of all objects below the folders."""
         keys = [self._folder_key(path) for path in paths]
         listed = self._listed_together(keys)
         if listed is None:
@@ -126,7 +126,7 @@ class S3Store:
         return [_entries(folders[key].values()) for key in keys]
 
     def stat(self, path: str) -> Stat | None:
-        """See `Store.stat`: an empty object with others below it stands for their folder, as some tools write it."""
+        """See `Store.stat`. An empty object with other objects below it is a folder marker, which some tools create."""
         key = self._key(path)
         name = key.rpartition("/")[2]
         found = self._find(key) if key else None
@@ -138,7 +138,7 @@ class S3Store:
         return Stat(name, is_folder=False, size=found.size, version=found.version) if found is not None else None
 
     def stats(self, paths: Sequence[str]) -> dict[str, Stat]:
-        """See `Store.stats`: one listing of all that is between them."""
+        """See `Store.stats`. Uses one listing of all objects between the first and the last one."""
         keys = {self._key(path): path for path in paths}
         listed = self._listed_together(keys)
         if listed is None:
@@ -152,9 +152,9 @@ class S3Store:
         return {path: replace(stat, name=path.rpartition("/")[2]) for path, stat in there}
 
     def _listed_together(self, keys: Collection[str]) -> Sequence[Stat] | None:
-        """Return the objects with these keys or below them, named by their keys, and some others.
+        """Return the objects with these keys or below them, by key. The result may contain other objects.
 
-        None if the keys are few, or if so many other objects are between them that asking for each takes less time.
+        Return None if there are few keys, or so many other objects between them that one request per key takes less time.
         """
         if len(keys) < _LISTED_TOGETHER:
             return None
@@ -237,7 +237,7 @@ class S3Store:
         return self._put_if(path, content, IfMatch=version)
 
     def _put_if(self, path: str, content: bytes, **condition: str) -> bool:
-        """Write under a condition. If the response was lost and the request sent again, accept our own object."""
+        """Write an object if a condition holds. An equal object counts as success, as a retried request may have written it."""
         with failures(self._where(path)):
             try:
                 self._checksums.send(self._client.put_object, content, **self._named(path), **condition)
@@ -259,18 +259,18 @@ class S3Store:
             self._client.delete_object(**source)
 
     def delete(self, path: str) -> None:
-        """See `Store.delete`: an object, and those below it a page at a time."""
+        """See `Store.delete`. Deletes the object, and the objects below it page by page."""
         self.delete_files([path])
         for page in self._pages("list_objects_v2", Prefix=f"{self._key(path)}/"):
             self._deleter.delete([each["Key"] for each in page.get("Contents", ())])
 
     def delete_files(self, paths: Collection[str], *, prune: bool = False) -> None:
-        """See `Store.delete_files`: there are no folders to prune."""
+        """See `Store.delete_files`. Ignores `prune`, because a bucket has no folders."""
         del prune
         self._deleter.delete([self._key(path) for path in paths])
 
     def touch(self, path: str) -> None:
-        """See `Store.touch`: the object is rewritten if unchanged, for nothing else updates its time."""
+        """See `Store.touch`. Rewrites the object if it is unchanged, because that is the only way to update its time."""
         found = self._find(self._key(path))
         if found is not None:
             self.swap(path, self.read(path, found.size), found.version, mode=0)
@@ -281,11 +281,11 @@ class S3Store:
         return self._clock(found.now) - found.modified if found is not None else None
 
     def abort_stale_uploads(self, paths: Iterable[str], *, silent: float) -> None:
-        """See `Store.abort_stale_uploads`: multipart uploads."""
+        """See `Store.abort_stale_uploads`. Aborts multipart uploads."""
         self._uploads.abort_stale([self._key(path) for path in paths], silent=silent)
 
     def check_writable(self) -> None:
-        """See `Store.check_writable`: an upload that is aborted never appears; a small object does, and is deleted again."""
+        """See `Store.check_writable`. Creates and aborts an upload, and writes and deletes a small object."""
         named = self._named(PROBE)
         with failures(self.url):
             upload = self._client.create_multipart_upload(**named)
@@ -316,7 +316,7 @@ class S3Store:
         return f"{SCHEME}{self._bucket}/{self._key(path)}"
 
     def _find(self, key: str) -> _Found | None:
-        """Find one object by a listing: unlike a response to HEAD, a refused listing states the reason."""
+        """Find one object with a listing. Unlike the response to a HEAD request, a denied listing contains the reason."""
         with failures(f"{SCHEME}{self._bucket}/{key}"):
             page = self._client.list_objects_v2(Bucket=self._bucket, Prefix=key, MaxKeys=1)
         for found in page.get("Contents", ()):
@@ -325,7 +325,7 @@ class S3Store:
         return None
 
     def _clock(self, said: float | None) -> float:
-        """Return the server's time from a response; otherwise the time of an object written now."""
+        """Return the server's time in a response. If it contains none, return the time of an object that is written now."""
         if said is not None:
             return said
         named = self._named(f"{PROBE}-{uuid.uuid4().hex}")
@@ -362,7 +362,7 @@ def _folder(name: str) -> Stat:
 
 
 def _folders_around(key: str) -> Iterator[str]:
-    """Yield the folders that a key is in, outermost first."""
+    """Yield the folders that contain a key, outermost first."""
     yield ""
     at = key.find("/") + 1
     while at:
@@ -371,7 +371,7 @@ def _folders_around(key: str) -> Iterator[str]:
 
 
 def _entries(found: Collection[Stat]) -> list[Stat]:
-    """Return a folder's entries without the empty objects that some tools create to mark folders."""
+    """Return the entries of a folder without folder markers, which some tools create."""
     folders = {each.name for each in found if each.is_folder}
     kept = (each for each in found if each.name and (each.is_folder or each.size or each.name not in folders))
     return sorted(kept, key=lambda each: (each.name, not each.is_folder))

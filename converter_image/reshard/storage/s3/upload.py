@@ -1,4 +1,4 @@
-"""Write one object: a multipart upload whose parts are sent while later ones are still being filled."""
+"""Write one object as a multipart upload. Parts are sent while the next part is being filled."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ _BLOCK_BYTES = 1 << 20
 
 
 class Body:
-    """The body of a part, which boto3 sends without a copy: read in long blocks, and from its beginning again on a retry."""
+    """The body of a part. boto3 sends it without copying, in large blocks, and reads it again on a retry."""
 
     def __init__(self, content: memoryview) -> None:
         self._content = content
@@ -44,14 +44,14 @@ class Body:
         return len(self._content)
 
     def read(self, length: int = -1) -> memoryview:
-        """Return the next bytes, more than requested if that is few."""
+        """Return the next bytes. If few bytes are requested, return more of them."""
         end = len(self._content) if length < 0 else self._at + max(length, _BLOCK_BYTES)
         block = self._content[self._at : end]
         self._at += len(block)
         return block
 
     def seek(self, offset: int, whence: int = 0) -> int:
-        """Set the position, relative to the beginning, the position or the end."""
+        """Set the position, relative to the start, the current position or the end."""
         self._at = offset + (0, self._at, len(self._content))[whence]
         return self._at
 
@@ -61,17 +61,17 @@ class Body:
 
 
 class _Upload(NamedTuple):
-    """A multipart upload, and the kind of checksum that its parts carry."""
+    """A multipart upload, and the kind of checksum of its parts."""
 
     id: str
     kind: str
 
 
 class S3Writer:
-    """A new object. It appears when `finish` completes the upload, and not before.
+    """A new object. It appears when `finish` completes the upload.
 
-    Memory for `buffers()` parts is allocated on demand and reused. It is mapped rather than taken from the heap, which would
-    fragment and grow. Content that fits into one part is sent in one request at the end.
+    Memory for `buffers()` parts is allocated on demand and reused. It is mapped instead of allocated on the heap, which would
+    fragment and grow. Content that fits into one part is sent with one request at the end.
     """
 
     def __init__(
@@ -201,7 +201,7 @@ class S3Writer:
         return mmap(-1, self._part_bytes)
 
     def _send(self) -> None:
-        """Pass the filled part to a thread that sends it."""
+        """Pass the filled part to another thread, which sends it."""
         if self._filling is None or not self._filled:
             return
         upload, buffer, filled = self._begun(), self._filling, self._filled
@@ -228,7 +228,7 @@ class S3Writer:
             self._room.release()
 
     def _is_there(self) -> bool:
-        """Return whether a request whose response was lost has completed the upload."""
+        """Return whether the upload was completed by a request whose response was lost."""
         try:
             found = self._client.head_object(**self._object)
         except boto.ClientError:

@@ -1,4 +1,4 @@
-"""Unfinished multipart uploads, which cost as much as objects but are not in listings of objects."""
+"""Unfinished multipart uploads. They cost as much as objects, but listings of objects do not contain them."""
 
 from __future__ import annotations
 
@@ -23,11 +23,11 @@ class Uploads:
     """The unfinished uploads below one prefix of a bucket.
 
     Args:
-        client: the client.
-        bucket: the bucket.
-        prefix: the beginning of all keys that are asked for; empty for a whole bucket.
-        probe: a key below the prefix for an upload that shows what the server lists.
-        clock: returns the server's time in seconds, given the one that an answer states, if any.
+        client: S3 client.
+        bucket: name of the bucket.
+        prefix: common prefix of all keys. Empty means the whole bucket.
+        probe: key below the prefix for an upload that tests what the server lists.
+        clock: function that returns the server's time in seconds, given the time in a response, if any.
     """
 
     def __init__(self, client: BaseClient, bucket: str, prefix: str, probe: str, clock: Callable[[float | None], float]) -> None:
@@ -43,11 +43,11 @@ class Uploads:
             pass
 
     def _listed_together(self, keys: Collection[str]) -> list[dict[str, Any]] | None:
-        """Return the uploads of these keys from one listing; None if the server cannot list them all with one request.
+        """Return the uploads of these keys from one listing, or None if the server cannot list all of them with one request.
 
-        MinIO returns uploads for an exact key only, and no uploads for a longer prefix of it. versitygw refuses to continue a
-        listing. So the listing counts only if it ends on its first page and shows an upload that was created for it. A whole
-        bucket is listed key by key: MinIO then shows what it has seen since it was started.
+        MinIO lists uploads only for an exact key, not for a prefix. versitygw cannot continue a listing. A listing is therefore
+        used only if it has a single page and contains a probe upload. Without a prefix, MinIO lists only the uploads since it was
+        started, so each key of a whole bucket is listed separately.
         """
         if not self._prefix:
             return None
@@ -65,7 +65,7 @@ class Uploads:
         return [upload for upload in found.values() if upload["Key"] in wanted]
 
     def _abort_of_key(self, key: str, silent: float) -> None:
-        """Abort the uploads of one key: the first page is listed again as long as it has some to abort."""
+        """Abort the uploads of one key. List the first page again until it contains no more uploads to abort."""
         done: set[str] = set()
         with failures(f"s3://{self._bucket}/{key}"):
             while True:
@@ -96,7 +96,7 @@ class Uploads:
                 raise
 
     def _silence(self, upload: dict[str, Any], named: dict[str, str]) -> float:
-        """Return the seconds since something was added to an upload."""
+        """Return the seconds since data was last added to an upload."""
         marker, last = 0, upload["Initiated"]
         while True:
             parts = self._client.list_parts(**named, PartNumberMarker=marker)
