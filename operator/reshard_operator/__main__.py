@@ -75,12 +75,12 @@ async def _operate(config: configuration.Config) -> None:
 
 
 async def _wait_for_crd(cluster: Cluster, stop: asyncio.Event) -> None:
-    """Wait for the CRD: kopf would watch nothing for ever if it were created after the operator."""
+    """Wait for the CRD. Kopf never watches a CRD that is created after its start."""
     while not stop.is_set():
         try:
             if await cluster.has_resource():
                 return
-            log.warning("waiting for the CRD checkpointtransforms.reshard.dev, which is not installed")
+            log.warning("waiting for the CRD checkpointtransforms.reshard.dev to be installed")
         except ApiError as error:
             log.warning("cannot reach the API server: %s", error)
         await asyncio.sleep(_LOOK_FOR_CRD_SECONDS)

@@ -1,4 +1,4 @@
-"""Client of the Kubernetes API. Every call has a time limit; objects are the dicts that the API sends."""
+"""Client of the Kubernetes API. Every request has a timeout. Objects are dicts, as in the responses of the API server."""
 
 from __future__ import annotations
 
@@ -40,9 +40,9 @@ class ApiError(Exception):
     """The API server rejected a request, or could not be reached.
 
     Attributes:
-        status: HTTP status; 0 means that the API server was not reached.
-        reason: its reason, such as "AlreadyExists".
-        fields: invalid fields, such as "spec.template.spec.tolerations[0].key"; empty if a webhook rejected the request.
+        status: HTTP status. 0 means that the API server could not be reached.
+        reason: reason in the response, such as "AlreadyExists".
+        fields: invalid fields, such as "spec.template.spec.tolerations[0].key". It is empty if a webhook rejected the request.
     """
 
     def __init__(self, status: int, reason: str, message: str, fields: tuple[str, ...] = ()) -> None:
@@ -55,14 +55,14 @@ class NameTakenError(Exception):
 
 
 class Cluster:
-    """Reads and writes what belongs to transforms."""
+    """Reads and writes transforms and the objects that belong to them."""
 
     def __init__(self, api: client.ApiClient) -> None:
         self._api = api
 
     @classmethod
     async def connect(cls) -> Cluster:
-        """Connect with the pod's service account, or like kubectl."""
+        """Connect with the service account of the pod, or with the kubeconfig."""
         try:
             config.load_incluster_config()
         except config.ConfigException:
@@ -71,7 +71,7 @@ class Cluster:
 
     @property
     def server(self) -> str:
-        """The API server's address."""
+        """The address of the API server."""
         return str(self._api.configuration.host)
 
     async def close(self) -> None:
@@ -79,12 +79,12 @@ class Cluster:
         await self._api.close()
 
     async def transforms(self, namespaces: Sequence[str]) -> list[Object]:
-        """Return the transforms of these namespaces, or of all if none is named."""
+        """Return the transforms in these namespaces, or in all namespaces if the argument is empty."""
         places = [_custom(namespace) for namespace in namespaces] or [f"/apis/{API_VERSION}/{PLURAL}"]
         return [item for place in places for item in await self._list(place)]
 
     async def observe(self, namespace: str, name: str) -> Seen | None:
-        """Return the observation of a transform; None if it was deleted."""
+        """Return the observation of a transform, or None if it was deleted."""
         resource = await self._find(f"{_custom(namespace)}/{name}")
         if resource is None:
             return None
@@ -141,7 +141,7 @@ class Cluster:
         """Write the whole status if the resource is unchanged since the observation.
 
         Raises:
-            ApiError: with status 409 if it has changed meanwhile.
+            ApiError: the request failed. The status is 409 if the resource has changed.
         """
         body = {
             "apiVersion": API_VERSION,
@@ -182,14 +182,14 @@ class Cluster:
         return found is not None and any(resource["name"] == PLURAL for resource in found["resources"])
 
     async def get_lease(self, namespace: str, name: str) -> Object | None:
-        """Return a Lease; None if it does not exist."""
+        """Return a Lease, or None if it does not exist."""
         return await self._find(f"/apis/coordination.k8s.io/v1/namespaces/{namespace}/leases/{name}")
 
     async def put_lease(self, namespace: str, lease: Object) -> Object:
         """Create a Lease, or replace the one with its resourceVersion.
 
         Raises:
-            ApiError: with status 409 if somebody else was quicker.
+            ApiError: the request failed. The status is 409 if another replica has changed the Lease.
         """
         place = f"/apis/coordination.k8s.io/v1/namespaces/{namespace}/leases"
         if "resourceVersion" in lease["metadata"]:
@@ -231,7 +231,7 @@ class Cluster:
         return pods, [f"CheckpointTransform {pod.annotation(jobs.ANNOTATION_TRANSFORM)} (pod {pod.name})" for pod in alive]
 
     async def _events(self, transform: Transform, now: datetime, current: dict[str, Job], pods: list[Pod]) -> list[Event]:
-        """Return Warning Events of Jobs and pods that make no progress."""
+        """Return the Warning Events of Jobs and pods that make no progress."""
         found: list[Event] = []
         place = f"/api/v1/namespaces/{transform.namespace}/events"
         idle = [job.uid for job in current.values() if not job.ended and not job.status.get("active")]
@@ -243,7 +243,7 @@ class Cluster:
         return found
 
     async def _find(self, path: str) -> Object | None:
-        """Return the object at a path; None if it does not exist."""
+        """Return the object at a path, or None if it does not exist."""
         try:
             return await self._call("GET", path)
         except ApiError as error:

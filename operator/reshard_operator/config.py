@@ -21,18 +21,18 @@ class Config:
     """The configuration of the operator.
 
     Attributes:
-        converter_image: the image of all pods.
-        image_pull_policy: of that image; empty means Kubernetes' default.
-        converter_resources: resource requests and limits of pods whose transform names none.
-        namespaces: those to watch; empty means all.
-        own_namespace: where the operator runs, and its Lease is.
-        identity: of this replica.
-        lease: the name of the Lease that replicas share; empty means that there is only one replica.
-        resync_seconds: interval at which everything is observed again, whatever the watches reported.
-        metrics_port: where metrics are served; 0 means nowhere.
-        health_port: where the liveness probe is answered; 0 means nowhere.
-        log_format: "json" or "text"; of the pods of transforms too.
-        log_level: "debug", "info", "warning" or "error"; of these pods too.
+        converter_image: image of the pods that run transforms.
+        image_pull_policy: pull policy of that image. Empty means the default of Kubernetes.
+        converter_resources: default resource requests and limits of these pods.
+        namespaces: namespaces to watch. Empty means all namespaces.
+        own_namespace: namespace of the operator and of its Lease.
+        identity: name of this replica.
+        lease: name of the Lease for leader election. Empty means no leader election.
+        resync_seconds: interval of a full reconciliation, in addition to watch events.
+        metrics_port: port of the metrics endpoint. 0 means no metrics.
+        health_port: port of the liveness probe. 0 means no probe.
+        log_format: "json" or "text", for the operator and for these pods.
+        log_level: "debug", "info", "warning" or "error", for the operator and for these pods.
     """
 
     converter_image: str

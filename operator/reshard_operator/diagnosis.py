@@ -1,4 +1,4 @@
-"""Diagnose why a Job does not make progress, from its pods and their Events. Pure."""
+"""Determine why a Job does not make progress, from its pods and their Events."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ _UNSCHEDULABLE = "Unschedulable"
 
 
 def waiting_for(seen: Seen, job: Job, phase: Phase) -> State | None:
-    """Return the state that describes why a Job's pods do not run; None if they do."""
+    """Return the state that describes why the pods of a Job do not run, or None if they run."""
     pods = seen.pods_of(job)
     for pod in pods:
         if (found := _why(seen, pod)) is not None:
@@ -41,14 +41,14 @@ def waiting_for(seen: Seen, job: Job, phase: Phase) -> State | None:
 
 
 def stuck_seconds(seen: Seen) -> float:
-    """Return for how many seconds pods have been unable to start, according to the status."""
+    """Return the number of seconds for which pods have been unable to start, according to the status."""
     since = next((c["lastTransitionTime"] for c in seen.transform.status.get("conditions") or () if c["type"] == STUCK), None)
     return (seen.now - datetime.fromisoformat(since)).total_seconds() if since else 0.0
 
 
 def _why(seen: Seen, pod: Pod) -> tuple[str, str, bool] | None:
     if pod.lost:
-        gone = "the pod is not replaced until the node recovers, is deleted, or is tainted out-of-service"
+        gone = "the pod is not replaced until the node recovers, is deleted, or gets the out-of-service taint"
         return "NodeLost", f"node {pod.node} is not responding; {gone}", False
     if pod.phase != "Pending":
         return None

@@ -23,7 +23,7 @@ _MISSED_RESYNCS = 3
 
 
 class EndlessBackoffs:
-    """Delays between tries to reach the API server: growing, up to 15 s; kopf iterates from the start for each call."""
+    """Delays between attempts to reach the API server. They grow up to 15 s. Kopf starts a new iteration for each request."""
 
     def __iter__(self) -> Iterator[float]:
         """The delays in seconds."""
@@ -34,7 +34,7 @@ class EndlessBackoffs:
 
 
 def _watches(kind: str, expected: int) -> int:
-    """Return how many kopf tasks watch a kind. Kopf does not restart a watch that has ended."""
+    """Return the number of kopf tasks that watch a kind. Kopf does not restart a watch that has ended."""
     found = sum(task.get_name().startswith(f"watcher for {kind}.") for task in asyncio.all_tasks())
     if found < expected:
         raise kopf.PermanentError(f"{expected - found} of {expected} watches of {kind} have ended")
@@ -42,7 +42,7 @@ def _watches(kind: str, expected: int) -> int:
 
 
 def registry(config: Config, reconciler: Reconciler, server: str) -> kopf.OperatorRegistry:
-    """The handlers of one operator; `server` is the API server's address."""
+    """Return the handlers of one operator. `server` is the address of the API server."""
     handlers = kopf.OperatorRegistry()
 
     @kopf.on.startup(registry=handlers)

@@ -1,4 +1,4 @@
-"""Manifests of a transform's Jobs, and conflicts with Jobs of other transforms. Pure functions; manifests are dicts."""
+"""Manifests of a transform's Jobs as dicts, and conflicts with Jobs of other transforms. The functions perform no I/O."""
 
 from __future__ import annotations
 
@@ -55,20 +55,20 @@ def target_label(spec: TransformSpec) -> str:
 
 
 def stage_label(spec: TransformSpec) -> str:
-    """Return a label that is equal for transforms of one stage, among those that write stages of one checkpoint."""
+    """Return a label that identifies the stage, for transforms that write the stages of one checkpoint."""
     if spec.target.output != "Stage":
         return _NO_STAGE
     return hashlib.sha256(msgspec.json.encode(spec.source, order="deterministic")).hexdigest()[:32]
 
 
 def rivals_selector(spec: TransformSpec) -> str:
-    """The labels of Jobs and pods that write to the same place. Stages of one checkpoint are written in parallel."""
+    """Return the label selector of conflicting Jobs and pods. Stages of one checkpoint do not conflict with each other."""
     same = f"{LABEL_TARGET}={target_label(spec)}"
     return same if spec.target.output != "Stage" else f"{same},{LABEL_STAGE} in ({_NO_STAGE},{stage_label(spec)})"
 
 
 def rivals(transform: Transform, others: Iterable[Job]) -> tuple[str, ...]:
-    """Return descriptions of the Jobs of other transforms that hold the same target."""
+    """Return descriptions of the Jobs of other transforms that occupy the same target."""
     return tuple(
         f"CheckpointTransform {job.annotation(ANNOTATION_TRANSFORM)} (Job {job.name})"
         for job in others
@@ -77,10 +77,11 @@ def rivals(transform: Transform, others: Iterable[Job]) -> tuple[str, ...]:
 
 
 def holds_target(job: Job, transform: Transform) -> bool:
-    """Return whether a Job of another transform holds the target, so that this one must wait.
+    """Return whether a Job of another transform occupies the target, so that this transform must wait.
 
-    A transform whose ranks' Job exists holds the target until it has ended, which the Job's time to live shows, suspended or
-    not. If two start at once, the one that was created first goes first. A Job without an owner holds it only while it runs.
+    A transform occupies the target from the creation of its ranks Job until it has ended, even while it is suspended. The Job
+    then has a TTL. If two transforms start at the same time, the one that was created first starts. A Job without an owner
+    occupies the target only while it runs.
     """
     underway = bool(job.owner) and "ttlSecondsAfterFinished" not in job.spec
     if job.label(LABEL_STEP) != "plan" and underway:
@@ -148,7 +149,7 @@ def ranks_job(transform: Transform, config: Config, planned: PlanMessage) -> Obj
 
 
 def commit_job(transform: Transform, config: Config, planned: PlanMessage, run: int = 1) -> Object:
-    """Return the Job that collects the records of all ranks and completes the checkpoint."""
+    """Return the Job that reads the records of all ranks and completes the checkpoint."""
     variables = {"RESHARD_DIGEST": planned.digest}
     return _job(transform, config, "commit", variables, memory_bytes=planned.memory_bytes, run=run)
 
@@ -192,7 +193,7 @@ def _job(
 
 
 def _metadata(transform: Transform, name: str) -> Object:
-    """Return the metadata of an object that belongs to a transform and is deleted with it."""
+    """Return the metadata of an object that is owned by a transform and deleted with it."""
     owner = {"apiVersion": API_VERSION, "kind": KIND, "name": transform.name, "uid": transform.uid}
     return {
         "name": name,
@@ -270,9 +271,10 @@ def _trace_of(transform: Transform) -> str:
 
 
 def _volumes(spec: TransformSpec, step: str) -> tuple[list[Object], list[Object]]:
-    """Return one volume for each distinct claim, or the pod would wait forever; it is mounted once for each role.
+    """Return the volumes and volume mounts of a step.
 
-    The commit needs the target alone, so it gets no more: nobody's credentials but those, and no file's key.
+    A claim is mounted once for each role, but is only one volume, because a pod with two volumes for one claim never starts. The
+    commit step gets only the target and its credentials, without keys.
     """
     needed = [mount for mount in mounts(spec) if step != "commit" or mount.role == "target"]
     distinct = list(dict.fromkeys(mount.volume for mount in needed))
@@ -301,7 +303,7 @@ def _items(volume: Volume) -> Object:
 
 
 def _resources(overrides: PodTemplateSpec, config: Config, memory_bytes: int) -> Object:
-    """Return the resources of the transform or of the chart, with the plan's memory if neither requests any."""
+    """Return the resources of the transform or of the chart. If neither requests memory, request that of the plan."""
     resources = overrides.resources or config.converter_resources or {}
     requests = {"memory": str(memory_bytes)} | dict(resources.get("requests") or {})
     limit = (resources.get("limits") or {}).get("memory")
@@ -321,9 +323,9 @@ def _fixed(spec: TransformSpec) -> TransformSpec:
 
 
 def spec_config_maps(transform: Transform) -> list[Object]:
-    """Return the immutable ConfigMaps with the spec for pods: one, or more if the spec is too large for one.
+    """Return the immutable ConfigMaps that contain the spec for pods. A large spec requires several ConfigMaps.
 
-    Their names follow from the content, so one that exists is not written again (docs/decisions/0002-spec-in-config-maps.md).
+    The names depend on the content, so existing ConfigMaps are not written again (docs/decisions/0002-spec-in-config-maps.md).
     """
     text = _pod_spec_text(_spec(transform))
     parts = [text[at : at + _MOST_CHARACTERS] for at in range(0, len(text), _MOST_CHARACTERS)]
@@ -340,7 +342,7 @@ def spec_config_maps(transform: Transform) -> list[Object]:
 
 
 def _spec_volume(transform: Transform) -> Object:
-    """Return the volume with the content of these ConfigMaps, in files to be read in the order of their names."""
+    """Return the volume with the content of these ConfigMaps. Its files are read in the order of their names."""
     names = [config_map["metadata"]["name"] for config_map in spec_config_maps(transform)]
     files = [[{"key": _SPEC_KEY, "path": f"{number:03}"}] for number in range(len(names))]
     sources = [{"configMap": {"name": name, "items": items}} for name, items in zip(names, files, strict=True)]

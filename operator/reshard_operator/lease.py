@@ -1,6 +1,6 @@
-"""Leader election: only the replica that holds a Lease works.
+"""Leader election: only the replica that holds the Lease reconciles.
 
-It only avoids double work; what keeps writes safe are deterministic names, preconditions and resource versions.
+Leader election only avoids duplicate work. Deterministic names, preconditions and resource versions make writes safe.
 """
 
 from __future__ import annotations
@@ -34,7 +34,7 @@ class LostLeaseError(Exception):
 
 
 class Lease:
-    """Held by this replica or by another; without a name, always held."""
+    """The Lease that replicas compete for. Without a name in the configuration, this replica always holds it."""
 
     def __init__(self, cluster: Cluster, config: Config) -> None:
         self._cluster, self._config = cluster, config
@@ -54,7 +54,7 @@ class Lease:
         """Acquire the Lease and renew it.
 
         Raises:
-            LostLeaseError: another replica has it.
+            LostLeaseError: another replica has taken over the Lease.
         """
         metrics.LEADING.set(0 if self._config.lease else 1)
         while self._config.lease:
@@ -65,7 +65,7 @@ class Lease:
             await asyncio.sleep(_RENEW_SECONDS if self._held_since is not None else random.uniform(1, 3))
 
     async def release(self) -> None:
-        """Release the Lease at an orderly exit, so that the next replica need not wait until it expires."""
+        """Release the Lease on a normal exit, so that the next replica does not have to wait until it expires."""
         if not self._config.lease or self._held_since is None:
             return
         self._held_since = None

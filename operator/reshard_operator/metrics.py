@@ -1,4 +1,4 @@
-"""Prometheus metrics. Labels never name an object, so that the number of series does not grow with resources."""
+"""Prometheus metrics. Labels never contain the names of resources, so the number of series is limited."""
 
 from __future__ import annotations
 
@@ -40,7 +40,7 @@ LEADING = Gauge("reshard_leading", "1 if this replica holds the lease, otherwise
 
 
 class RankDurations(Collector):
-    """Histogram of the durations of ranks, which arrive counted: one commit reports those of all its ranks."""
+    """Histogram of the durations of ranks. Each commit step reports the counts of all its ranks."""
 
     def __init__(self) -> None:
         self._counts = [0] * (len(RANK_SECONDS_BUCKETS) + 1)
@@ -77,7 +77,7 @@ for _reason in (STUCK, *sorted(WAITING)):
 
 
 class Census:
-    """Keeps the gauges. Each transform counts once."""
+    """Updates the gauges. Each transform is counted once."""
 
     def __init__(self) -> None:
         self._gauges: dict[tuple[str, str], tuple[Gauge, ...]] = {}
@@ -87,7 +87,7 @@ class Census:
         return iter(tuple(self._gauges))
 
     def count(self, key: tuple[str, str], status: Object | None) -> None:
-        """Record the status of a transform; None means that it was deleted."""
+        """Count a transform with this status, or remove it if the status is None."""
         for gauge in self._gauges.pop(key, ()):
             gauge.dec()
         if status is not None:

@@ -1,4 +1,4 @@
-"""The operator's view of one transform at one moment, as frozen data. Input of pods and users is parsed here."""
+"""The observed state of one transform and its objects, as frozen data. This module parses the input of pods and users."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ class Transform:
     """A CheckpointTransform.
 
     Attributes:
-        spec: None when it cannot be read; `problem` then says why.
+        spec: parsed spec, or None if it is invalid. `problem` then contains the reason.
         attempt: number of the attempt.
     """
 
@@ -53,7 +53,7 @@ class Transform:
 
     @property
     def status_of_attempt(self) -> Object:
-        """Last status of this attempt; empty if there is none."""
+        """The last status of this attempt, or an empty dict."""
         return self.status if self.status.get("attempt", self.attempt) == self.attempt else {}
 
     def knows(self, step: str) -> bool:
@@ -87,7 +87,7 @@ class Transform:
 
 
 def _attempt(resource: Object) -> int:
-    """UID, which exists even if the spec cannot be read."""
+    """Return the number of the attempt, even if the rest of the spec is invalid."""
     try:
         return int(resource["spec"]["execution"]["attempt"])
     except (KeyError, TypeError, ValueError):
@@ -96,23 +96,23 @@ def _attempt(resource: Object) -> int:
 
 @dataclass(frozen=True)
 class Kept:
-    """An object as the API server sent it."""
+    """An object in the form in which the API server returns it."""
 
     raw: Object
 
     @property
     def name(self) -> str:
-        """Its name."""
+        """Name of the object."""
         return str(self.raw["metadata"]["name"])
 
     @property
     def uid(self) -> str:
-        """Its UID."""
+        """UID of the object."""
         return str(self.raw["metadata"]["uid"])
 
     @property
     def status(self) -> Object:
-        """Its status."""
+        """Status of the object."""
         return self.raw.get("status") or {}
 
     @property
@@ -121,11 +121,11 @@ class Kept:
         return next((str(o["uid"]) for o in self.raw["metadata"].get("ownerReferences", ()) if o.get("controller")), "")
 
     def label(self, name: str) -> str:
-        """Return a label; empty if it is missing."""
+        """Return the value of a label, or an empty string."""
         return str((self.raw["metadata"].get("labels") or {}).get(name, ""))
 
     def annotation(self, name: str) -> str:
-        """Return an annotation; empty if it is missing."""
+        """Return the value of an annotation, or an empty string."""
         return str((self.raw["metadata"].get("annotations") or {}).get(name, ""))
 
 
@@ -134,52 +134,52 @@ class Job(Kept):
 
     @property
     def spec(self) -> Object:
-        """Its spec."""
+        """Spec of the Job."""
         return dict(self.raw["spec"])
 
     @property
     def deleting(self) -> bool:
-        """True if it is being deleted."""
+        """True if the Job is being deleted."""
         return "deletionTimestamp" in self.raw["metadata"]
 
     def condition(self, kind: str) -> Object | None:
-        """Return a condition that is true."""
+        """Return a condition whose status is True."""
         return next((c for c in self.status.get("conditions") or () if c["type"] == kind and c["status"] == "True"), None)
 
     @property
     def complete(self) -> bool:
-        """True if it has succeeded."""
+        """True if the Job has succeeded."""
         return self.condition("Complete") is not None
 
     @property
     def failed(self) -> Object | None:
-        """The condition of its failure; None if it has not failed."""
+        """The Failed condition, or None if the Job has not failed."""
         return self.condition("Failed")
 
     @property
     def ended(self) -> bool:
-        """True if it has ended."""
+        """True if the Job has succeeded or failed."""
         return self.complete or self.failed is not None
 
     @property
     def suspended(self) -> bool:
-        """True if it is suspended and all its pods are deleted."""
+        """True if the Job is suspended and all its pods are deleted."""
         return self.condition("Suspended") is not None and not self.status.get("active") and not self.status.get("terminating")
 
     @property
     def runs(self) -> bool:
-        """True if all expected pods run, so that its watch reports every change."""
+        """True if all expected pods run, so that the watch of the Job reports every change."""
         active = int(self.status.get("active") or 0)
         return active > 0 and int(self.status.get("ready") or 0) >= active
 
     def indexes(self, field_name: str) -> tuple[int, ...]:
-        """Return the completion indexes in a field of its status, such as "0,3-5"."""
+        """Return the completion indexes in a field of the status, such as "0,3-5"."""
         text = self.status.get(field_name) or ""
         return parse_ranks(text) if text else ()
 
 
 class Pod(Kept):
-    """A pod of a transform; its owner is its Job."""
+    """A pod of a transform. Its owner is a Job."""
 
     @property
     def created(self) -> str:
@@ -192,7 +192,7 @@ class Pod(Kept):
         return str(self.status.get("phase", "Pending"))
 
     def waits_since(self, moment: datetime) -> bool:
-        """Return whether it has a node, was created before `moment`, and has not started yet."""
+        """Return whether the pod was created before `moment`, is scheduled, and has not started."""
         has_node = self.condition("PodScheduled").get("status") == "True"
         return self.phase == "Pending" and has_node and datetime.fromisoformat(self.created) <= moment
 
@@ -208,41 +208,44 @@ class Pod(Kept):
 
     @property
     def node(self) -> str:
-        """Name of its node; empty if it is not scheduled."""
+        """Name of the node, or an empty string if the pod is not scheduled."""
         return str((self.raw.get("spec") or {}).get("nodeName") or "")
 
     @property
     def entries(self) -> dict[str, str]:
-        """The Secret or ConfigMap of each volume that has one, by the volume's name."""
+        """The Secret or ConfigMap of each volume, by name of the volume."""
         volumes = (self.raw.get("spec") or {}).get("volumes") or ()
         secrets = {v["name"]: f"Secret {v['secret']['secretName']}" for v in volumes if "secret" in v}
         return secrets | {v["name"]: f"ConfigMap {v['configMap']['name']}" for v in volumes if "configMap" in v}
 
     @property
     def lost(self) -> bool:
-        """True if it runs as far as is known, and its node has stopped reporting: pods have no readiness probe of their own."""
+        """True if the pod is in phase Running, but its node does not report its status.
+
+        The pods have no readiness probe, so the Ready condition of a running pod is false only in this case.
+        """
         runs = any("running" in (s.get("state") or {}) for s in self._containers())
         return self.phase == "Running" and runs and self.condition("Ready").get("status") == "False"
 
     @property
     def waiting(self) -> Object:
-        """The waiting state of its container; empty if it is not waiting."""
+        """The waiting state of the container, or an empty dict."""
         return next((s["state"]["waiting"] for s in self._containers() if "waiting" in (s.get("state") or {})), {})
 
     @property
     def terminated(self) -> Object:
-        """The terminated state of its container; empty if it has not terminated."""
+        """The terminated state of the container, or an empty dict."""
         return next((s["state"]["terminated"] for s in self._containers() if "terminated" in (s.get("state") or {})), {})
 
     def _containers(self) -> list[Object]:
         return [s for s in self.status.get("containerStatuses") or () if s.get("name") == CONTAINER]
 
     def condition(self, kind: str) -> Object:
-        """Return a condition with any status."""
+        """Return a condition, whatever its status."""
         return next((c for c in self.status.get("conditions") or () if c["type"] == kind), {})
 
     def result(self, kind: type[M]) -> M:
-        """Return its termination message.
+        """Return the termination message of the pod.
 
         Raises:
             UnreadableMessageError: the message is missing or cannot be read.
@@ -250,7 +253,7 @@ class Pod(Kept):
         return decode_message(str(self.terminated.get("message") or ""), kind)
 
     def failure(self) -> FailureMessage:
-        """Return its failure, from its termination message of any version if there is one."""
+        """Return the failure of the pod, from its termination message (of any version) if there is one."""
         ended = self.terminated
         text = str(ended.get("message") or "")
         code = int(ended.get("exitCode") or 0)
@@ -281,7 +284,7 @@ class Event:
     """A warning that Kubernetes has attached to a Job or a pod.
 
     Attributes:
-        last_seen: time of its last occurrence.
+        last_seen: time of the last occurrence.
     """
 
     object_uid: str
@@ -307,13 +310,13 @@ class Seen:
     """The input of a decision.
 
     Attributes:
-        jobs: Jobs of this attempt by step; of a step with several runs the last one.
-        runs: the run number of each of these Jobs.
+        jobs: Jobs of this attempt, by step. For a step with several runs, the Job of the last run.
+        runs: run numbers of these Jobs.
         old_jobs: Jobs of earlier attempts and runs.
-        pods: this transform's: all of plan and commit, of the ranks' some of those that wait, are not ready, or have failed.
-        rivals: pods of other transforms with the same target that may still write it, and Jobs of older ones.
+        pods: pods of this transform. For the ranks step, only some pods that wait, are not ready, or have failed.
+        rivals: pods and Jobs of other transforms that occupy the same target, as text.
         events: Warning Events of unfinished Jobs and waiting pods.
-        now: the operator's clock, in whole seconds.
+        now: time of the observation, in whole seconds.
     """
 
     transform: Transform
@@ -327,7 +330,7 @@ class Seen:
 
     @classmethod
     def of(cls, transform: Transform, now: datetime, own: Iterable[Job]) -> Seen:
-        """Return the observation with a transform's own Jobs, distinguished by their names."""
+        """Return the observation with the Jobs of a transform. The names of Jobs determine step, attempt and run."""
         found = {job.name: job for job in own}
         runs: dict[str, int] = {}
         current: dict[str, Job] = {}
@@ -344,15 +347,15 @@ class Seen:
         return tuple(sorted((p for p in self.pods if p.owner == job.uid), key=lambda p: p.created, reverse=True))
 
     def newest_warning(self, uid: str, reasons: set[str]) -> Event | None:
-        """Return the last Warning Event of an object with one of these reasons. Older ones may be outdated."""
+        """Return the newest Warning Event of an object, with one of these reasons. Older Events may be outdated."""
         found = (event for event in self.events if event.object_uid == uid and event.reason in reasons)
         return max(found, key=lambda event: event.last_seen, default=None)
 
     def read_result(self, step: str, kind: type[M]) -> M | None:
-        """Return the result of a completed step; None if the step is not complete or its pod was deleted.
+        """Return the result of a completed step, or None if the step is not complete or its pod was deleted.
 
         Raises:
-            UnreadableMessageError: the message of its pod cannot be read.
+            UnreadableMessageError: the termination message cannot be read.
         """
         job = self.jobs.get(step)
         if job is None or not job.complete:
@@ -361,7 +364,7 @@ class Seen:
         return succeeded.result(kind) if succeeded is not None else None
 
     def result(self, step: str, kind: type[M]) -> M | None:
-        """Return the result of a completed step; None also if it cannot be read."""
+        """Return the result of a completed step, or None if there is none or it cannot be read."""
         try:
             return self.read_result(step, kind)
         except UnreadableMessageError:
@@ -369,7 +372,7 @@ class Seen:
 
 
 def job_name(name: str, uid: str, step: str, attempt: int, run: int = 1) -> str:
-    """Return the deterministic name of a step's Job, short enough for the names of its pods."""
+    """Return the deterministic name of a step's Job. It is short enough for the names of the pods."""
     base = name.replace(".", "-")[:_LONGEST_BASE].rstrip("-")
     return f"{base}-{uid[:8]}-{step}" + (f"-{attempt}" if attempt > 1 else "") + (f"-r{run}" if run > 1 else "")
 

@@ -1,7 +1,7 @@
-"""Decide the next step of a transform from an observation: plan -> ranks -> commit -> complete.
+"""Determine the next step of a transform from an observation: plan -> ranks -> commit -> complete.
 
-Pure: the same observation gives the same decision, whatever happened before. That is why events may come late, twice, in any
-order or not at all, and why the operator may be killed at any moment.
+A decision depends only on the observation. Events may therefore be late, duplicated, reordered or lost, and the operator may be
+killed at any time.
 """
 
 from __future__ import annotations
@@ -36,7 +36,7 @@ _SUSPENDED = State(Phase.SUSPENDED, "Suspended", "set spec.suspend to false to r
 
 @dataclass(frozen=True)
 class Create:
-    """Create a Job, or a ConfigMap that its pods need."""
+    """Create a Job, or a ConfigMap that its pods require."""
 
     manifest: Object
 
@@ -81,12 +81,12 @@ Action = Create | Patch | Delete
 
 @dataclass(frozen=True)
 class Decision:
-    """The actions and status that follow from an observation.
+    """The result of an observation: actions and status.
 
     Attributes:
-        status: that the resource should have; None means that it is not touched.
+        status: new status of the resource. None means that the status is not changed.
         actions: actions to execute before the status is written.
-        look_again_seconds: delay until the next observation if no watch reports a change earlier.
+        look_again_seconds: delay until the next observation, unless a watch reports a change earlier.
     """
 
     status: Object | None = None
@@ -153,7 +153,7 @@ def refused(seen: Seen, decision: Decision, reason: str, message: str, *, for_go
 
 
 def _planned(seen: Seen) -> PlanMessage | None:
-    """Return the plan's result, from its pod or, if that was deleted, from the status."""
+    """Return the result of the plan, from its pod or, if the pod was deleted, from the status."""
     planned, status = seen.result("plan", PlanMessage), seen.transform.status
     if planned is None and seen.transform.knows("plan"):
         return msgspec.convert(status["plan"], PlanMessage)
@@ -166,7 +166,7 @@ def _next_run(seen: Seen, step: str) -> int:
 
 
 def _step(seen: Seen, spec: TransformSpec, step: str, manifest: Object, details: Object | None = None) -> Decision:
-    """Continue one step; `manifest` is that of its next Job."""
+    """Return the decision for one step. `manifest` is the manifest of its next Job."""
     job = seen.jobs.get(step)
     if job is None:
         return _begin(seen, spec, step, manifest, details)
@@ -203,7 +203,7 @@ def _step(seen: Seen, spec: TransformSpec, step: str, manifest: Object, details:
 
 
 def _begin(seen: Seen, spec: TransformSpec, step: str, manifest: Object, details: Object | None) -> Decision:
-    """Create a step's Job when no other pod can write to the target."""
+    """Create the Job of a step, as soon as no other pod can write to the target."""
     starting = State(_PHASES[step], _DOING[step], "creating the Job")
     if spec.suspend:
         return _tell(seen, _SUSPENDED, details, None)
@@ -235,7 +235,7 @@ def _begin(seen: Seen, spec: TransformSpec, step: str, manifest: Object, details
 
 
 def _adjust(spec: TransformSpec, step: str, job: Job, manifest: Object) -> tuple[Patch, ...]:
-    """Apply changes that are allowed while a Job runs. Only Kueue decides when a queued Job runs, and with how many pods."""
+    """Return the changes of mutable fields of a Job. For a queued Job, Kueue controls suspension and parallelism."""
     wanted: Object = {}
     queued = bool(job.label(QUEUE_LABEL))
     if bool(job.spec.get("suspend")) != spec.suspend and (spec.suspend or not queued):
@@ -246,7 +246,7 @@ def _adjust(spec: TransformSpec, step: str, job: Job, manifest: Object) -> tuple
 
 
 def _why_failed(seen: Seen, spec: TransformSpec, step: str, job: Job) -> tuple[str, str]:
-    """Return reason and message of a failed Job, taken from its pods if they left any."""
+    """Return the reason and the message of a failed Job, from the termination messages of its pods if possible."""
     condition = job.failed or {}
     if condition.get("reason") == "DeadlineExceeded":
         return (
@@ -267,7 +267,7 @@ def _why_failed(seen: Seen, spec: TransformSpec, step: str, job: Job) -> tuple[s
 
 
 def _why_no_result(seen: Seen, step: str, job: Job) -> str:
-    """Return the message for a step that completes without a result."""
+    """Return the message for a step that was completed without a result."""
     try:
         seen.read_result(step, _RESULTS[step])
         why, fix = "its pod was deleted", "find out which controller deletes finished pods"
@@ -326,7 +326,7 @@ def _has_ended(seen: Seen) -> bool:
 
 
 def _clear_up(seen: Seen) -> Decision:
-    """Clean up after the end: stop running Jobs, and set the TTL of the others once."""
+    """Return the decision for a transform that has ended: delete running Jobs, and set the TTL of the others."""
     spec, transform = seen.transform.spec, seen.transform
     actions: list[Action] = []
     for job in (*seen.jobs.values(), *seen.old_jobs):

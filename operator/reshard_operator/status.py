@@ -1,4 +1,4 @@
-"""The status of a resource: phases, conditions, reasons and messages."""
+"""The status of a CheckpointTransform: phases, conditions, reasons and messages."""
 
 from __future__ import annotations
 
@@ -50,10 +50,10 @@ class State:
     """The state of a transform, as its status reports it.
 
     Attributes:
-        phase: the phase.
-        reason: a stable CamelCase word.
-        message: for people.
-        stuck: whether pods are unable to start; the transform fails if this lasts.
+        phase: phase of the transform.
+        reason: stable CamelCase reason.
+        message: human-readable message.
+        stuck: whether pods are unable to start. The transform fails after the startup deadline.
     """
 
     phase: Phase
@@ -63,13 +63,13 @@ class State:
 
 
 def build(transform: Transform, state: State, now: datetime, details: Object | None = None) -> Object:
-    """Return the next status, from the last one, a state and details.
+    """Return the next status.
 
     Args:
-        transform: with the last status.
-        state: the current state.
-        now: the transition time of conditions that change.
-        details: fields to set; those that it does not name stay, unless they belong to an earlier attempt.
+        transform: transform with its last status.
+        state: current state.
+        now: transition time of conditions that change.
+        details: fields to set. Other fields are kept, unless they belong to an earlier attempt.
     """
     last = transform.status_of_attempt
     status: Object = {key: last[key] for key in _LASTING if key in last}
@@ -106,7 +106,7 @@ def plan_details(planned: PlanMessage, spec: TransformSpec) -> Object:
 
 
 def rank_details(seen: Seen, job: Job, ranks: tuple[int, ...], ranks_per_pod: int, failures: list[Object]) -> Object:
-    """Return the progress of the ranks, from their Job. Converts indexes to ranks."""
+    """Return the progress of the ranks, from their Job. Completion indexes are converted to ranks."""
 
     def of(indexes: tuple[int, ...]) -> tuple[int, ...]:
         return tuple(rank for i in indexes for rank in ranks_of_index(ranks, ranks_per_pod, i))
@@ -131,10 +131,10 @@ def rank_details(seen: Seen, job: Job, ranks: tuple[int, ...], ranks_per_pod: in
 
 
 def _start(seen: Seen, job: Job, done: int) -> Object:
-    """Time when the Job started or was resumed, and number of ranks written before that. Empty while it is suspended.
+    """Return the time when the Job was started or resumed, and the number of ranks that were written before that time.
 
-    Kubernetes sets `startTime` again on resume and, up to 1.36, keeps the old one while the Job is suspended. It does not say how
-    many indexes were complete at that time, so the last status before the new start has to.
+    The result is empty while the Job is suspended. Kubernetes updates `startTime` when a Job is resumed. Up to 1.36, it keeps the
+    old value while the Job is suspended. The number of ranks at that time is taken from the last status before the new start.
     """
     started, spec = job.status.get("startTime"), seen.transform.spec
     if not started or job.spec.get("suspend") or (spec is not None and spec.suspend):
@@ -147,7 +147,7 @@ def _start(seen: Seen, job: Job, done: int) -> Object:
 def _expected_end(seen: Seen, ranks: Object) -> str | None:
     """Return the time at which the last rank will be written at the rate since the start.
 
-    Calculated only when a rank is finished, so that the status does not change in between.
+    It is calculated only when a rank is finished, so that the status does not change in between.
     """
     if "startTime" not in ranks:
         return None
@@ -162,13 +162,13 @@ def _expected_end(seen: Seen, ranks: Object) -> str | None:
 
 
 def all_done(ranks: int) -> Object:
-    """Return the progress when every rank is written."""
+    """Return the progress fields for a transform whose ranks are all written."""
     counts = {"total": ranks, "active": 0, "succeeded": ranks, "failed": 0}
     return {"ranks": counts, "progress": f"{ranks}/{ranks}", "percentage": 100}
 
 
 def _conditions(last: list[Object], state: State, now: str, generation: int) -> list[Object]:
-    """Return conditions as kstatus expects them: Ready always, Reconciling during work, Stalled after a failure."""
+    """Return the conditions, as kstatus expects them: always Ready, Reconciling while it runs, and Stalled after a failure."""
     wanted: list[tuple[str, str]] = [("Ready", "True" if state.phase is Phase.COMPLETE else "False")]
     if state.phase is Phase.SUSPENDED:
         wanted += [("Reconciling", "False"), ("Suspended", "True")]
@@ -208,7 +208,7 @@ def only_counts_differ(old: Object, new: Object) -> bool:
 
 
 def event(status: Object) -> tuple[str, str]:
-    """Return type and note of the Event that reports a status. A failure ends with the address of its documentation."""
+    """Return the type and the note of the Event for a status. The note of a failure ends with a link to the documentation."""
     ready = status["conditions"][0]
     if status["phase"] != Phase.FAILED.value:
         return "Normal", ready["message"]
@@ -216,7 +216,7 @@ def event(status: Object) -> tuple[str, str]:
 
 
 def waits_for(status: Object) -> str:
-    """Return the external cause that a transform waits for: one of WAITING, or STUCK; empty if none."""
+    """Return the external cause that a transform waits for (one of WAITING, or STUCK), or an empty string."""
     reasons = {condition["type"]: condition["reason"] for condition in status.get("conditions") or ()}
     if STUCK in reasons:
         return STUCK

@@ -1,4 +1,4 @@
-"""Reconcile transforms that may have changed: one worker per transform at a time, retried until it succeeds."""
+"""Reconcile transforms that may have changed. One worker at a time reconciles a transform, and retries until it succeeds."""
 
 from __future__ import annotations
 
@@ -103,7 +103,7 @@ class Reconciler:
         self.mark(*key, delay)
 
     async def _next(self) -> Key:
-        """Return the next transform that is due and that no worker has."""
+        """Return the next transform that is due and that no worker processes."""
         while True:
             self._changed.clear()
             now, wait = time.monotonic(), 1.0
@@ -118,7 +118,7 @@ class Reconciler:
                 continue
 
     async def _reconcile(self, namespace: str, name: str) -> float | None:
-        """Reconcile once. Return the seconds until the next reconcile if no event comes before."""
+        """Reconcile a transform. Return the seconds until the next reconciliation, unless an event occurs earlier."""
         seen = await self._cluster.observe(namespace, name)
         if seen is None:
             self._census.count((namespace, name), None)

@@ -1,4 +1,4 @@
-"""A queue of keys by due time, each worked on by one worker at a time, as client-go's delaying queue. For one thread."""
+"""A queue of keys with due times, like client-go's delaying queue. One worker at a time processes a key. Not thread-safe."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ K = TypeVar("K")
 
 
 class WorkQueue(Generic[K]):
-    """Keys by due time. Adding and popping take O(log n).
+    """A queue of keys with due times. `add` and `pop` take O(log n) time.
 
     A key that is added while it is being processed waits until `done` is called.
     """
@@ -21,7 +21,7 @@ class WorkQueue(Generic[K]):
         self._heap: list[tuple[float, K]] = []
 
     def add(self, key: K, due: float) -> None:
-        """Add a key. The earliest of several due times counts."""
+        """Add a key. If it is already in the queue, the earlier due time applies."""
         if due >= self._due.get(key, float("inf")):
             return
         self._due[key] = due
@@ -29,7 +29,7 @@ class WorkQueue(Generic[K]):
             heapq.heappush(self._heap, (due, key))
 
     def pop(self, now: float) -> K | None:
-        """Return the key that has been due longest and mark it busy; None if no free key is due."""
+        """Return the key that has been due for the longest time, and mark it as busy, or return None if no free key is due."""
         due = self.next_due()
         if due is None or due > now:
             return None
@@ -39,7 +39,7 @@ class WorkQueue(Generic[K]):
         return key
 
     def next_due(self) -> float | None:
-        """Return when the next free key is due; None if there is none."""
+        """Return the due time of the next free key, or None if there is none."""
         while self._heap:
             due, key = self._heap[0]
             if self._due.get(key) == due and key not in self._busy:

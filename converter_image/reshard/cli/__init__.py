@@ -1,4 +1,4 @@
-"""The command-line interface: runs one command, and reports errors as one line and an exit code."""
+"""The command-line interface. It runs one command, and reports an error as one line and an exit code."""
 
 from __future__ import annotations
 
@@ -30,14 +30,14 @@ _PATIENCE_SECONDS = 1.8
 
 @dataclass
 class Invocation:
-    """The state that all commands of one call share.
+    """The state of one call of the program.
 
     Attributes:
-        debug: whether a failure prints its traceback.
-        as_json: whether standard output is for one JSON object.
-        exports_traces: whether the command may configure OpenTelemetry, which belongs to the process.
-        telemetry: ends logging and tracing when the command has ended.
-        cancellation: stops the work on a signal.
+        debug: whether to print the traceback of a failure.
+        as_json: whether the result is printed as one JSON object.
+        exports_traces: whether the command may configure OpenTelemetry for the whole process.
+        telemetry: exit stack that ends logging and tracing when the command has ended.
+        cancellation: cancellation of the work on a signal.
     """
 
     debug: bool = False
@@ -48,7 +48,7 @@ class Invocation:
 
 
 def program(arguments: Sequence[str] | None = None) -> int:
-    """Run one command in a process of its own, which exits soon after a signal even if the command hangs.
+    """Run one command as the main program. After a signal, the process exits soon, even if the command hangs.
 
     Args:
         arguments: the arguments after the program name; None means those of this process.
@@ -162,8 +162,8 @@ class _Signals:
     """A context in which the first SIGTERM or SIGINT cancels the command.
 
     Args:
-        invocation: the command.
-        patience: seconds after a signal at which the process exits in any case; None means never.
+        invocation: state of the command.
+        patience: seconds after a signal at which the process exits in any case. None means never.
     """
 
     def __init__(self, invocation: Invocation, patience: float | None) -> None:

@@ -1,4 +1,4 @@
-"""Data of a plan's charts, and charts in characters. Imported only when one is drawn."""
+"""The charts of a plan: their data, and charts made of characters. This module is imported only when a chart is drawn."""
 
 from __future__ import annotations
 
@@ -40,13 +40,13 @@ def write_svg(planned: PlanResult, patterns: Iterable[str], path: str) -> None:
     """Write the chart of a plan to an SVG file.
 
     Args:
-        planned: the plan.
+        planned: plan to draw.
         patterns: names or glob patterns of the parameters whose sharding is drawn.
-        path: the path of the SVG file.
+        path: path of the SVG file.
 
     Raises:
         MissingInputError: a pattern matches no parameter.
-        UsageError: the file exists and is not such a chart.
+        UsageError: the file exists and is not an SVG written by reshard.
     """
     drawn, notes = _parameters(planned, patterns, svg.MOST_CELLS)
     flow = traffic(planned.planner, tuple(planned.summary.sources), svg.MOST_GROUPS)
@@ -56,10 +56,10 @@ def write_svg(planned: PlanResult, patterns: Iterable[str], path: str) -> None:
 
 
 def _refuse_other_files(store: Store, name: str, path: str) -> None:
-    """Never replace a file of another kind: it may be the only copy.
+    """Refuse to replace a file of another kind, because it may be the only copy.
 
     Raises:
-        UsageError: the file exists and is not an SVG.
+        UsageError: the file exists and is not an SVG written by reshard.
     """
     found = store.stat(name)
     if found is None:
@@ -91,7 +91,10 @@ def chart(planned: PlanResult, patterns: Iterable[str]) -> str:
 
 
 def _parameters(planned: PlanResult, patterns: Iterable[str], most: int) -> tuple[list[Cuts], list[str]]:
-    """Return the parameters to draw, and notes on the others. A parameter that stages shard differently is drawn for each."""
+    """Return the parameters to draw, and notes about those that are not drawn.
+
+    A parameter that pipeline stages shard differently is drawn once for each layout.
+    """
     model = planned.planner.model
     names = set(wanted := matching((p.name for p in model.parameters), patterns))
     found = sorted((p for p in model.parameters if p.name in names), key=lambda p: wanted.index(p.name))
@@ -104,9 +107,9 @@ def text(flow: Traffic, drawn: Sequence[Cuts], notes: Sequence[str] = ()) -> str
     """Return a chart as text.
 
     Args:
-        flow: bytes between ranks, of at most `MOST_GROUPS` groups on a side.
-        drawn: parameters, of at most `MOST_CELLS` cells along a dimension.
-        notes: a line each, at the end.
+        flow: number of bytes between ranks, with at most `MOST_GROUPS` groups on each side.
+        drawn: sharding of parameters, with at most `MOST_CELLS` cells along each dimension.
+        notes: lines to print at the end.
     """
     head = [Text(line) for line in (fmt.ranks_to_ranks(flow), *fmt.describe(flow))]
     parameters = [each for found in drawn for each in _parameter(found)]
@@ -135,7 +138,7 @@ def _matrix(flow: Traffic) -> Table:
 
 
 def _ruler(labels: Sequence[str]) -> list[str]:
-    """Return the labels of columns that are two characters wide, as many as fit."""
+    """Return as many column labels as fit. Each column is two characters wide."""
     every = max(map(len, labels), default=0) // 2 + 1
     return [label.ljust(2 * every) for label in labels[::every]]
 
@@ -145,7 +148,7 @@ def _shade(share: float) -> str:
 
 
 def _style(share: float) -> str:
-    """Return a shade of blue on which the number is legible on any terminal."""
+    """Return a style with a shade of blue on which numbers are legible on any terminal."""
     weak = sqrt(share) < 0.6
     return "black on #b9d0fb" if weak else "white on #2563eb"
 

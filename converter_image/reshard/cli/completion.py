@@ -1,4 +1,4 @@
-"""Shell completion: click's scripts for bash, zsh and fish, with descriptions that these shells can show."""
+"""Shell completion for bash, zsh and fish, with click's scripts and short descriptions."""
 
 from __future__ import annotations
 
@@ -27,13 +27,13 @@ def script(cli: click.Command, shell: str) -> str:
 
 
 def complete(cli: click.Command) -> int | None:
-    """Print completions if the script asks for them, and return the exit code; otherwise None."""
+    """Print completions and return the exit code if the completion script requests them, otherwise return None."""
     instruction = os.environ.get(_VARIABLE)
     return None if instruction is None else shell_complete(cli, {}, _PROGRAM, _VARIABLE, instruction)
 
 
 def _described(item: CompletionItem[Any]) -> CompletionItem[Any]:
-    """Return an item with the first sentence of its help: click's protocol for zsh breaks at lines (click 8.5.1)."""
+    """Return an item with only the first sentence of its help, because line breaks break click's protocol for zsh (8.5.1)."""
     first, end, _ = (item.help or "").partition("\n")[0].partition(". ")
     return CompletionItem(item.value, item.type, first + end.strip() or None)
 

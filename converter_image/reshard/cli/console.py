@@ -1,4 +1,4 @@
-"""Standard output and standard error: results, messages, logs and progress, on streams of any encoding."""
+"""Standard output and standard error: print results, messages, logs and progress to streams with any encoding."""
 
 from __future__ import annotations
 
@@ -38,7 +38,7 @@ _LINE_EVERY_SECONDS = 5.0
 def encodable(text: str, stream: TextIO) -> str:
     """Return `text` with every character that `stream` cannot encode replaced by ASCII.
 
-    Drawing characters become similar ones, all others their Python escapes.
+    Drawing characters are replaced by similar characters, and all others by their Python escapes.
     """
     encoding = stream.encoding or "utf-8"  # a StringIO has none
     return text.encode(encoding, _REPLACE).decode(encoding)
@@ -87,7 +87,7 @@ class TolerantStream(io.TextIOBase):
 
 
 class _Discarding(io.TextIOWrapper):
-    """Replaces a stream that cannot be written to."""
+    """A stream that discards all output, instead of a stream that cannot be written."""
 
 
 def discard(name: Name) -> None:
@@ -114,7 +114,7 @@ def usable() -> Iterator[None]:
 
 
 def flush_at_exit() -> None:
-    """Flush both streams. Discard those that fail, or the interpreter would report the failure at exit."""
+    """Flush both streams. Discard streams that fail, because the interpreter would otherwise report the failure at exit."""
     for name in _NAMES:
         if (stream := getattr(sys, name)) is not None:
             try:
@@ -134,7 +134,7 @@ def draw(text: str) -> None:
 
 
 def err(text: str, level: int = logging.INFO, **fields: int | str) -> None:
-    """Print a line to standard error. If standard error is for JSON lines, log it at `level` with `fields` instead."""
+    """Print a line to standard error, or log it at `level` with `fields` if the log format is JSON."""
     if _logs_json():
         log.log(level, text, extra=fields)
     else:
@@ -142,7 +142,7 @@ def err(text: str, level: int = logging.INFO, **fields: int | str) -> None:
 
 
 def _write(line: str) -> None:
-    """Write to standard error. If that fails the command continues; its exit code reports the outcome."""
+    """Write to standard error. Ignore errors, because the exit code reports the outcome of the command."""
     stream = TolerantStream(sys.stderr)
     stream.write(f"{line}\n")
     stream.flush()
@@ -152,8 +152,8 @@ class LogHandler(logging.Handler):
     """Writes the package's log records to standard error until it is closed.
 
     Args:
-        level: the least severe level that is logged, in lower case.
-        form: the format of the lines.
+        level: minimum level of log records, in lower case.
+        form: format of the lines.
     """
 
     def __init__(self, level: str, form: LogFormat) -> None:
@@ -181,12 +181,12 @@ def _logs_json() -> bool:
 
 
 def out_json(document: dict[str, Any]) -> None:
-    """Print the JSON object that programs read."""
+    """Print the result as a JSON object to standard output."""
     print(json.dumps(document))
 
 
 def out_error(error: ReshardError, code: int) -> None:
-    """Print an error as a JSON object to standard output, if that can be written."""
+    """Print an error as a JSON object to standard output, unless that stream cannot be written."""
     fields = {"reason": error.reason, "message": error.what, "where": error.where, "remedy": error.fix, "exitCode": code}
     document = {"error": fields | {"documentation": error.documentation}}
     TolerantStream(sys.stdout).write(f"{json.dumps(document)}\n")
@@ -200,7 +200,7 @@ def table(columns: Iterable[tuple[str, str]], rows: Iterable[Iterable[object]]) 
 
 
 class LineProgress:
-    """Progress as a line every few seconds, for logs."""
+    """Progress that prints a line every few seconds, for logs."""
 
     def __init__(self) -> None:
         self._lock = threading.Lock()
@@ -244,7 +244,7 @@ class LineProgress:
 
 
 def progress() -> BarProgress | LineProgress:
-    """Return a bar if standard error is a terminal, lines otherwise."""
+    """Return a progress bar if standard error is a terminal, otherwise progress in lines."""
     if _logs_json() or not sys.stderr.isatty():
         return LineProgress()
     from reshard.cli.terminal import BarProgress  # noqa: PLC0415 - as above

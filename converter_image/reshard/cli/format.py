@@ -36,7 +36,7 @@ def dimension(number: int, ndim: int) -> str:
 
 
 def layout(found: Layout) -> str:
-    """Return how a layout shards a parameter.
+    """Return a description of a layout.
 
     >>> from reshard.layout import Layout
     >>> layout(Layout((4, 2, 4), ((2,), (1,)), 1, 2))
@@ -62,7 +62,7 @@ def shape(lengths: Sequence[int]) -> str:
 
 
 def source_layout(parameter: Parameter) -> str:
-    """Return how the source shards a parameter."""
+    """Return a description of the source layout of a parameter."""
     if parameter.source is not None:
         return layout(parameter.source)
     return "whole, in no strategy" if parameter.role.name == "REPLICATED" else "whole"
@@ -75,7 +75,7 @@ def ranks_to_ranks(flow: Traffic) -> str:
 
 
 def describe(flow: Traffic) -> list[str]:
-    """Describe a chart of this traffic in sentences, also for readers who cannot see it."""
+    """Return sentences that describe a chart of this traffic, also for users who cannot see the chart."""
     total, most = sum(flow.nbytes.values()), max(flow.nbytes.values(), default=0)
     texts = [f"{size(total)} read, at most {size(most)} per cell."]
     if flow.source.size == flow.target.size == 1:
@@ -93,7 +93,7 @@ def describe(flow: Traffic) -> list[str]:
 
 
 def simplifications(cuts: Cuts) -> list[str]:
-    """Return what the chart of a parameter leaves out or merges."""
+    """Return notes about dimensions and cells that the chart of a parameter omits or merges."""
     ndim = len(cuts.parameter.shape)
     texts = []
     if ndim > 2:

@@ -46,15 +46,15 @@ _NUMBER = re.compile(r"(?<![0-9])(0|[1-9][0-9]{0,8})(?![0-9])")
 
 @dataclass(frozen=True, slots=True)
 class Held:
-    """A parameter as ranks hold it.
+    """A parameter, and the ranks that hold it.
 
     Attributes:
-        name: its name in the files; of several on one line with {the numbers that differ}.
-        dtype: its type, by MindSpore's name.
-        shape: lengths of the whole tensor, in elements; None means that the sharding is unknown.
-        slice_shape: lengths of one rank's slice, in elements.
-        layout: the sharding as text. None means that it is unknown.
-        ranks: the ranks that hold it, ascending.
+        name: name in the files. If one line describes several parameters, the numbers that differ are in braces.
+        dtype: name of the type in MindSpore.
+        shape: shape of the whole tensor, in elements. None means that the sharding is unknown.
+        slice_shape: shape of one rank's slice, in elements.
+        layout: description of the layout. None means that it is unknown.
+        ranks: ranks that hold the parameter, in ascending order.
         nbytes: size of one rank's slice in bytes.
     """
 
@@ -79,9 +79,9 @@ def inspect(  # noqa: PLR0913 - one for each option
     storage_options: StorageOptions | None = None,
     decryption: Encryption | None = None,
 ) -> None:
-    """Print a checkpoint's files and parameters: all of them, or a readable number.
+    """Print the files and parameters of a checkpoint, either all of them or a limited number.
 
-    Only the headers are read, so the content of encrypted files is not authenticated.
+    Only headers are read, so the content of encrypted files is not authenticated.
     """
     store, chosen = open_source(path, storage_options)
     manifest = TargetFolder(store, 0).manifest() if chosen is None else None
@@ -124,7 +124,7 @@ def inspect(  # noqa: PLR0913 - one for each option
 
 
 def _read_stages(store: ReadStore, manifest: Manifest) -> Inventory:
-    """Return the inventory of a checkpoint with stage files, of which a rank has several."""
+    """Return the inventory of a checkpoint with stage files. A rank may have several of them."""
     records = manifest.files
     inventory = read_inventory(store, Files({n: record.path for n, record in enumerate(records)}), workers=default_workers())
     files = tuple(msgspec.structs.replace(file, rank=records[file.rank].rank) for file in inventory.files)
@@ -132,7 +132,7 @@ def _read_stages(store: ReadStore, manifest: Manifest) -> Inventory:
 
 
 def strategy_of(manifest: Manifest) -> Strategy | None:
-    """Return the strategy that a manifest describes; None if it lists no parameters.
+    """Return the strategy that a manifest describes, or None if it lists no parameters.
 
     Raises:
         DataError: the manifest contradicts itself.
@@ -209,9 +209,9 @@ def _sizes(inventory: Inventory) -> Counter[int]:
 
 
 def together(held: Iterable[Held]) -> list[Held]:
-    """Merge parameters whose names differ only in numbers, such as those of layers: layers.{0-31}.weight.
+    """Merge parameters whose names differ only in numbers, such as layer numbers, to names such as layers.{0-31}.weight.
 
-    Only if every combination of the numbers exists, so that the merged name is exact.
+    Parameters are merged only if every combination of the numbers exists, so that the merged name is exact.
     """
     alike: dict[tuple[object, ...], list[Held]] = defaultdict(list)
     for each in held:

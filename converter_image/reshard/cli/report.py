@@ -1,4 +1,4 @@
-"""The result of a command, as text or as JSON."""
+"""Print the result of a command, as text or as JSON."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ _SHOWN_RANKS = 16
 
 
 def transformed(request: Request, result: Result, *, as_json: bool) -> None:
-    """Print what a transform wrote."""
+    """Print the result of a transform."""
     target = request.target
     if as_json:
         console.out_json(asdict(result))
@@ -53,7 +53,7 @@ def transformed(request: Request, result: Result, *, as_json: bool) -> None:
 
 
 def fetched(ranks: str, result: Result, *, as_json: bool) -> None:
-    """Print what a fetch wrote."""
+    """Print the result of a fetch."""
     if as_json:
         console.out_json(asdict(result))
     elif result.bytes_written:
@@ -63,7 +63,7 @@ def fetched(ranks: str, result: Result, *, as_json: bool) -> None:
 
 
 def committed(target: str, manifest: Manifest, *, as_json: bool) -> None:
-    """Print what a commit completed."""
+    """Print the result of a commit."""
     if as_json:
         console.out_json(
             {
@@ -82,7 +82,7 @@ def committed(target: str, manifest: Manifest, *, as_json: bool) -> None:
 
 
 def verified(result: VerifyResult, *, as_json: bool) -> None:
-    """Print what was verified."""
+    """Print the result of a verification."""
     manifest = result.manifest
     if as_json:
         console.out_json(
@@ -113,7 +113,7 @@ def _content(manifest: Manifest) -> str:
 
 
 def planned(plan: PlanResult, *, as_json: bool) -> None:
-    """Print what a transform would do."""
+    """Print a plan."""
     summary, replicated = plan.summary, plan.planner.model.replicated
     if as_json:
         console.out_json(
@@ -213,7 +213,7 @@ def _row(layout: Layout) -> tuple[str, str, str, int]:
 
 
 def version(found: dict[str, Any], *, as_json: bool) -> None:
-    """Print what `reshard.version.describe` returns."""
+    """Print the result of `reshard.version.describe`."""
     if as_json:
         console.out_json(found)
         return

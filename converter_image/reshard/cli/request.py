@@ -1,4 +1,4 @@
-"""Turn arguments of a command into values for the library."""
+"""Convert the arguments of a command to values for the library."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ _LARGEST_MAP = 128 << 20
 
 
 class _Path(click.ParamType[str]):
-    """A path or URL. An empty one is refused: it would be read as the working directory, or as the root."""
+    """A path or URL. An empty path is refused, because it would name the working directory or the root."""
 
     name = "path"
 
@@ -45,12 +45,12 @@ class _Path(click.ParamType[str]):
         return value
 
     def shell_complete(self, ctx: Context, param: Parameter, incomplete: str) -> list[CompletionItem]:  # noqa: ARG002 - click's
-        """Let the shell complete paths of this machine."""
+        """Make the shell complete local paths."""
         return [CompletionItem(incomplete, type=self._completion)]
 
 
 class Word(click.Choice[str]):
-    """A value of a resource's enumeration, as the command line writes it: per-rank for PerRank."""
+    """A value of an enumeration in the resource, in the spelling of the command line, such as per-rank for PerRank."""
 
     def __init__(self, *words: str) -> None:
         self._words = {kebab(word): word for word in words}
@@ -62,7 +62,7 @@ class Word(click.Choice[str]):
 
 
 def kebab(name: str) -> str:
-    """Return a name as the command line writes it.
+    """Return a name in the spelling of the command line.
 
     >>> kebab("PerRank"), kebab("filePrefix"), kebab("file_prefix")
     ('per-rank', 'file-prefix', 'file-prefix')
@@ -77,7 +77,7 @@ def request_of(arguments: dict[str, Any]) -> Request:
     """Return the request that a command's arguments describe. Options that the command does not have keep their defaults.
 
     Raises:
-        UsageError: a value is invalid, or two contradict each other.
+        UsageError: a value is invalid, or two values contradict each other.
     """
     chosen = {name: arguments[name] for name in Options.__struct_fields__ if name in arguments}
     chosen |= {
@@ -101,7 +101,7 @@ def request_of(arguments: dict[str, Any]) -> Request:
 
 
 def storage_options_of(arguments: dict[str, Any], side: str | None = None) -> StorageOptions:
-    """Return how an object store is reached. An option for one side takes precedence over one for both."""
+    """Return the storage options in a command's arguments. Options for one side take precedence over those for both."""
 
     def value(name: str) -> Any:
         return arguments.get(f"{side}_{name}") or arguments.get(name)
@@ -115,10 +115,10 @@ def storage_options_of(arguments: dict[str, Any], side: str | None = None) -> St
 
 
 def encryption_of(arguments: dict[str, Any], kind: str) -> Encryption | None:
-    """Return the key and mode of `kind`, "decryption" or "encryption"; None without a key.
+    """Return the key and mode of `kind` ("decryption" or "encryption"), or None if no key is specified.
 
     Raises:
-        UsageError: there are two keys, or a mode without a key.
+        UsageError: two keys, or a mode without a key, are specified.
     """
     file, variable, mode = (arguments[f"{kind}_{name}"] for name in ("key_file", "key_env", "mode"))
     if file is not None and variable is not None:
@@ -134,7 +134,7 @@ def encryption_of(arguments: dict[str, Any], kind: str) -> Encryption | None:
 
 
 def rank_in(variable: str) -> int:
-    """Return the rank in an environment variable, which a launcher sets for each process.
+    """Return the rank in an environment variable that a launcher sets for each process.
 
     Raises:
         UsageError: the variable is not set, or is not a rank.
@@ -149,7 +149,7 @@ def rank_in(variable: str) -> int:
 
 
 def matching(names: Iterable[str], patterns: Iterable[str]) -> list[str]:
-    """Return the names that equal or match a pattern, each once, in the order of the patterns.
+    """Return the names that match one of the patterns, without duplicates, in the order of the patterns.
 
     Raises:
         MissingInputError: a pattern matches no name.
@@ -211,10 +211,10 @@ def _read(path: str, most: int) -> bytes:
 
 
 def _rename_rules(arguments: dict[str, Any]) -> tuple[RenameRule, ...]:
-    """Return the rules of the rename options.
+    """Return the rules in the rename options.
 
     Raises:
-        UsageError: one is invalid.
+        UsageError: a rule is invalid.
     """
     path = arguments["map_file"]
     named = [*_pairs("--rename", arguments["renames"]), *(_map(path) if path else ())]

@@ -1,4 +1,4 @@
-"""One step of a CheckpointTransform, as the operator's pods run it.
+"""Run one step of a CheckpointTransform in a pod of the operator.
 
 The operator and its pods communicate only through these environment variables, the exit code, and the termination message
 (`reshard.spec.messages`) of at most 2,000 bytes.
@@ -153,7 +153,7 @@ def _commit(invocation: Invocation, _: TransformSpec, request: Request) -> Commi
 
 
 def _spec() -> TransformSpec:
-    """Return the spec in the mounted ConfigMaps, which others in the namespace may be able to write."""
+    """Return the spec in the mounted ConfigMaps. Its digest is checked, because other users may be able to write ConfigMaps."""
     folder = Path(_variable("RESHARD_SPEC"))
     try:
         text = b"".join(path.read_bytes() for path in sorted(folder.glob("[0-9]*")))
@@ -189,7 +189,7 @@ def _variable(name: str) -> str:
 
 
 def _leave(message: StepMessage) -> None:
-    """Write the termination message, if the container has a place for it."""
+    """Write the termination message, if the container has a termination log."""
     path = Path(os.environ.get("RESHARD_TERMINATION_LOG", _TERMINATION_LOG))
     with contextlib.suppress(OSError):
         if path.exists():
@@ -197,7 +197,7 @@ def _leave(message: StepMessage) -> None:
 
 
 def _short(text: str, most: int) -> str:
-    """Shorten a text to `most` ASCII characters. Keep the start, which names the problem, and the end, which names the remedy."""
+    """Shorten a text to `most` ASCII characters. Keep the start, with the problem, and the end, with the remedy."""
     text = printable(text).encode("ascii", "replace").decode("ascii")
     return text if len(text) <= most else f"{text[: most * 2 // 3]} ... {text[5 - most // 3 :]}"
 

@@ -1,7 +1,7 @@
 """The chart of a plan as an SVG: the traffic between source and target ranks, and the sharding of parameters.
 
-One file without scripts or references, legible on light and dark backgrounds. Names from files go through `_short`
-and the XML writer. The size of the file is bounded, whatever the size of the model.
+The file contains no scripts and no references, and is legible on light and dark backgrounds. Names from checkpoint files are
+escaped by `_short` and the XML writer. The size of the file is limited, whatever the size of the model.
 """
 
 from __future__ import annotations
@@ -52,9 +52,9 @@ def svg(flow: Traffic, drawn: Sequence[Cuts], notes: Sequence[str] = ()) -> str:
     """Return a chart as the text of an SVG file, 860 pixels wide.
 
     Args:
-        flow: bytes between ranks, of at most `MOST_GROUPS` groups on a side.
-        drawn: parameters, of at most `MOST_CELLS` cells along a dimension.
-        notes: a line each, at the end.
+        flow: number of bytes between ranks, with at most `MOST_GROUPS` groups on each side.
+        drawn: sharding of parameters, with at most `MOST_CELLS` cells along each dimension.
+        notes: lines to print at the end.
     """
     root = ET.Element("svg", {"xmlns": "http://www.w3.org/2000/svg", "role": "img", "aria-labelledby": "title desc"})
     title = fmt.ranks_to_ranks(flow)
@@ -144,7 +144,7 @@ def _matrix(pen: _Pen, flow: Traffic) -> None:
 
 
 def _flows(root: ET.Element, plot: _Plot, flow: Traffic) -> None:
-    """Draw the cells of the matrix. The opacity is the square root of the bytes, so that small cells stay visible."""
+    """Draw the cells of the matrix. The opacity grows with the square root of the bytes, so that small values are visible."""
     cells, most = _add(root, "g", cls="flow"), max(flow.nbytes.values(), default=1)
     for (i, j), nbytes in sorted(flow.nbytes.items()):
         share = 0.12 + 0.88 * sqrt(nbytes / most)
@@ -157,7 +157,7 @@ def _flows(root: ET.Element, plot: _Plot, flow: Traffic) -> None:
 
 
 def _read(root: ET.Element, plot: _Plot, flow: Traffic, left: float) -> None:
-    """Draw the bytes read from each source group, right of the matrix."""
+    """Draw the bytes read from each source group, to the right of the matrix."""
     _text(root, "read", left, plot.top - 8, "soft small")
     for i, nbytes in enumerate(flow.by_source):
         y, length = plot.top + plot.high * i, 56 * nbytes / max(*flow.by_source, 1)
@@ -231,7 +231,7 @@ def _edges(grid: Grid) -> tuple[list[Fraction], list[Fraction]]:
 
 
 def _labels(axis: Axis, step: float, room: Callable[[str], float]) -> Iterator[tuple[int, str]]:
-    """Yield labels at equal distances, for as many groups as there is room."""
+    """Yield labels at equal distances, as many as fit."""
     texts = [format_ranks(group[:1]) if axis.size > 1 else str(group[0]) for group in axis.groups]
     every = ceil(max(map(room, texts), default=1.0) / step)
     for i in range(0, len(texts), every):
@@ -243,7 +243,7 @@ def _group(axis: Axis, number: int) -> str:
 
 
 def _fitting(cells: Sequence[tuple[int, ...]], wide: float, high: float) -> list[str]:
-    """Return labels that fit into the smallest cell: all ranks, the first and the number of others, or nothing."""
+    """Return labels that fit into the smallest cell: all ranks, the first rank and the number of others, or empty labels."""
     for texts in ([format_ranks(ranks) for ranks in cells], [_first(ranks) for ranks in cells]):
         if high >= 13 and max(map(len, texts)) * 7 + 6 <= wide:
             return texts
@@ -255,13 +255,13 @@ def _first(ranks: tuple[int, ...]) -> str:
 
 
 def _short(text: str, most: int) -> str:
-    """Return a text, shortened in the middle to `most` characters."""
+    """Return a text, shortened in the middle to at most `most` characters."""
     text = printable(text)
     return text if len(text) <= most else f"{text[: most // 2 - 1]}…{text[-(most // 2) :]}"
 
 
 def _hue(number: int, total: int) -> str:
-    """Return the colour of a cell. A few cells get distinct hues, many a continuous scale."""
+    """Return the color of a cell. A small number of cells have distinct hues, and a large number form a continuous scale."""
     red, green, blue = hls_to_rgb((0.6 + 0.82 * number / max(total, 4)) % 1, 0.58, 0.62)
     return f"#{round(255 * red):02x}{round(255 * green):02x}{round(255 * blue):02x}"
 

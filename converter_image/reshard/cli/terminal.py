@@ -1,4 +1,4 @@
-"""Tables and progress bars, rendered by rich. Loaded only when one is printed."""
+"""Tables and progress bars, rendered by rich. This module is imported only when one of them is printed."""
 
 from __future__ import annotations
 
@@ -44,7 +44,7 @@ def table(columns: Iterable[tuple[str, str]], rows: Iterable[Iterable[object]]) 
 
 
 def rendered(*renderables: RenderableType) -> str:
-    """Return renderables as text, in colours if standard output shows them."""
+    """Return renderables as text, with colors if standard output supports them."""
     console = _console(sys.stdout, width())
     with console.capture() as text:
         console.print(*renderables, sep="\n")
@@ -57,12 +57,12 @@ def width() -> int:
 
 
 def _console(stream: TextIO, width: int | None = None) -> Console:
-    """Return a console whose stream raises no BrokenPipeError, on which rich would exit the process."""
+    """Return a console whose stream never raises BrokenPipeError, because rich exits the process on this error."""
     return Console(file=TolerantStream(stream), width=width)  # type: ignore[arg-type]  # it has all that rich calls
 
 
 class BarProgress:
-    """Progress as a bar with rate and remaining time, on a terminal."""
+    """Progress that shows a bar with rate and remaining time on a terminal."""
 
     def __init__(self) -> None:
         self._console = _console(sys.stderr)

@@ -1,8 +1,8 @@
-"""Traces of a command, exported with OpenTelemetry if its environment variables ask for them.
+"""Export traces of a command with OpenTelemetry, if its environment variables are set.
 
-The library makes spans as soon as the process has loaded OpenTelemetry (`reshard.telemetry`). This module loads and configures it
-for the command line. Nothing here fails a command, or delays its end by more than `_SHUTDOWN_SECONDS`. Only a traced command
-imports OpenTelemetry.
+The library creates spans if the process has loaded OpenTelemetry (`reshard.telemetry`). This module loads and configures
+OpenTelemetry for the command line. Errors in this module never fail a command, and exporting delays its end by at most
+`_SHUTDOWN_SECONDS`. OpenTelemetry is imported only if a command is traced.
 """
 
 # ruff: noqa: PLC0415 - see above
@@ -31,11 +31,11 @@ _SHUTDOWN_SECONDS = 3.0
 
 @contextmanager
 def exported(handler: logging.Handler, environment: Mapping[str, str] = os.environ) -> Iterator[None]:
-    """Export the spans that end in the body, if the environment asks for it.
+    """Export the spans that end in the body, if the environment requests it.
 
     Args:
-        handler: receives the warnings of OpenTelemetry.
-        environment: environment variables, as the specification of OpenTelemetry names them.
+        handler: log handler that receives the warnings of OpenTelemetry.
+        environment: environment variables of the OpenTelemetry specification.
     """
     provider = None
     if _is_requested(environment):
@@ -54,7 +54,7 @@ def exported(handler: logging.Handler, environment: Mapping[str, str] = os.envir
 
 
 class _HeaderFilter(logging.Filter):
-    """Removes the text of OpenTelemetry's log records that quote its headers: they may hold credentials."""
+    """Replaces log records of OpenTelemetry that contain its headers, because headers may contain credentials."""
 
     def __init__(self, environment: Mapping[str, str]) -> None:
         super().__init__()
@@ -75,7 +75,7 @@ class _HeaderFilter(logging.Filter):
 
 
 def _is_requested(environment: Mapping[str, str]) -> bool:
-    """Return whether the environment names an exporter that this module has."""
+    """Return whether the environment requests an exporter that this module supports."""
     if environment.get("OTEL_SDK_DISABLED", "").strip().lower() == "true":
         return False
     endpoints = [environment.get(f"OTEL_EXPORTER_OTLP_{name}", "") for name in ("ENDPOINT", "TRACES_ENDPOINT")]
@@ -95,7 +95,7 @@ def _is_requested(environment: Mapping[str, str]) -> bool:
 
 
 def _started(environment: Mapping[str, str]) -> Any:
-    """Configure OpenTelemetry. Return its provider of tracers, or None if that fails."""
+    """Configure OpenTelemetry. Return its tracer provider, or None if that fails."""
     try:
         from opentelemetry import context, trace
         from opentelemetry.exporter.otlp.proto.http.trace_exporter import OTLPSpanExporter

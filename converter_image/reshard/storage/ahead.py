@@ -50,7 +50,7 @@ class Range:
 def windows(reads: Iterable[Read], *, most: int, gap: int = GAP_BYTES) -> Iterator[tuple[Range, ...]]:
     """Divide reads, in their order, into windows of at most `most` bytes.
 
-    In a window, reads with small gaps between them are fetched together. A read that is longer than `most` gets a separate window.
+    In a window, reads with small gaps between them are fetched together. A longer read than `most` gets a separate window.
 
     >>> list(windows([(0, 0, 10), (1, 0, 10), (0, 12, 8), (0, 90, 10)], most=30, gap=4))
     [(Range(file=0, start=0, end=20), Range(file=1, start=0, end=10)), (Range(file=0, start=90, end=100),)]
