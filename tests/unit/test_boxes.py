@@ -13,7 +13,7 @@ import numpy as np
 import pytest
 import rawfiles
 import torch_files
-from boxes_format import RawBoxes, tilings
+from boxes_format import RAW, RawBoxes, tilings
 from definition import Cut, held
 from effort import examples
 from hypothesis import given
@@ -37,7 +37,7 @@ SHAPES = st.lists(st.sampled_from([4, 8, 12]), max_size=3).map(tuple)
 def _installed(monkeypatch: pytest.MonkeyPatch) -> None:
     """Install the format for tests next to the others."""
     others = registry._OWN  # noqa: SLF001 - no package with an entry point is installed for tests
-    monkeypatch.setattr(registry, "_OWN", {"raw-boxes": "boxes_format:RAW", **others})
+    monkeypatch.setattr(registry, "_OWN", {"raw-boxes": RAW, **others})
 
 
 @st.composite

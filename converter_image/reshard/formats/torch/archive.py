@@ -99,7 +99,7 @@ class StoredTensor:
                 "UnsupportedStrides",
                 f"the elements are not in row-major order: shape {list(self.shape)} has the strides {list(self.strides)}",
                 where=f"{reader.name}: tensor {self.name}" if self.name else reader.name,
-                fix="save `tensor.contiguous()`, or leave the tensor out",
+                fix="save `tensor.contiguous()`, or exclude the tensor with --exclude (spec.parameters.exclude)",
             )
         offset, _ = locate(reader, archive, self.storage)
         return offset + self.first * self.dtype.itemsize, prod(self.shape) * self.dtype.itemsize
