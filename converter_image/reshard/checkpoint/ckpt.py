@@ -15,7 +15,7 @@ from zlib_ng import zlib_ng
 from reshard.checkpoint.blockcipher import mode_of
 from reshard.checkpoint.dtypes import BY_CKPT_NAME, DTYPES, STRING
 from reshard.checkpoint.inventory import Header, Structure, TensorEntry
-from reshard.checkpoint.output import Span
+from reshard.checkpoint.output import OBJECT, Span
 from reshard.errors import DataError
 
 if TYPE_CHECKING:
@@ -147,11 +147,13 @@ class CkptFormat:
         return f"rank_{rank}/{stem}.ckpt"
 
     def can_hold(self, tensor: OutputTensor) -> bool:
-        """Return whether a file can hold a tensor. MindSpore loads shape [0] as a scalar without a value.
+        """Return whether a file can hold a tensor, which objects are not. MindSpore loads shape [0] as a scalar without a value.
 
         Raises:
             DataError: MindSpore does not have the type.
         """
+        if tensor.dtype == OBJECT:
+            return False
         dtype = DTYPES[tensor.dtype]
         if dtype.ckpt is None:
             raise DataError(
@@ -192,6 +194,10 @@ class CkptFormat:
     def documents(self, files: Iterable[OutputFile]) -> Mapping[str, bytes]:
         """Return no documents: each file describes itself."""
         return {}
+
+    def carried(self, names: Sequence[str], where: str, *, settings: bool) -> Sequence[str]:
+        """Return no files: MindSpore's checkpoints contain nothing else."""
+        return ()
 
 
 CKPT = CkptFormat()

@@ -23,7 +23,7 @@ Verified = Literal["None", "Sample", "Full"]
 # nowhere else.
 FilePath = Annotated[
     str,
-    msgspec.Meta(pattern=r"^(rank_[0-9]{1,9}/(?!\.{1,2}$)[^/\x00]+|[^/\x00]+\.(ckpt|safetensors))$"),
+    msgspec.Meta(pattern=r"^(rank_[0-9]{1,9}/(?!\.{1,2}$)[^/\x00]+|[^/\x00]+\.(ckpt|safetensors|distcp))$"),
 ]
 
 

@@ -8,10 +8,13 @@ from typing import TYPE_CHECKING
 if TYPE_CHECKING:
     from collections.abc import Callable
 
+# Type of a value that is not a tensor. It is copied as bytes, which its shape counts, and never opened.
+OBJECT = "object"
+
 
 @dataclass(frozen=True, slots=True)
 class OutputTensor:
-    """One tensor of a file to be written: a slice of a tensor of the checkpoint, or all of it.
+    """One tensor of a file to be written: a slice of a tensor of the checkpoint, or all of it. Or an object, as its bytes.
 
     Attributes:
         name: name, in any characters.

@@ -6,7 +6,7 @@ import struct
 from collections import Counter
 from hashlib import blake2b
 from math import prod
-from typing import TYPE_CHECKING, Annotated, Final
+from typing import TYPE_CHECKING, Annotated, Literal
 
 import msgspec
 
@@ -14,7 +14,7 @@ from reshard.checkpoint.ckpt import MAX_DIMENSIONS, MAX_TENSORS
 from reshard.checkpoint.crc import NamedContents
 from reshard.checkpoint.dtypes import BY_SAFETENSORS_NAME, DTYPES, INT4, SAFETENSORS_ORDER, STRING
 from reshard.checkpoint.inventory import Header, Structure, TensorEntry
-from reshard.checkpoint.output import Span
+from reshard.checkpoint.output import OBJECT, Span
 from reshard.errors import DataError, OutputError
 from reshard.strictjson import TooManyError, pairs
 
@@ -133,19 +133,21 @@ def file_size(tensors: Sequence[OutputTensor], metadata: Mapping[str, str], *, c
 class SafetensorsFormat:
     """The format with MindSpore's names and metadata, as `reshard.formats.protocol.OutputFormat`."""
 
-    name: Final = "safetensors"
-    crc: Final = "Header"
+    name: str = "safetensors"
+    crc: Literal["Header"] | None = "Header"
 
     def path(self, rank: int, ranks: int, stem: str) -> str:
         """Return the path of a rank's file, as MindSpore names it."""
         return f"rank_{rank}/{stem}.safetensors"
 
     def can_hold(self, tensor: OutputTensor) -> bool:
-        """Return True.
+        """Return whether the value is a tensor.
 
         Raises:
             DataError: the format does not have the type, or counts numbers where a scalar has several.
         """
+        if tensor.dtype == OBJECT:
+            return False
         dtype = DTYPES[tensor.dtype]
         if dtype.safetensors is None:
             raise DataError(
@@ -188,6 +190,10 @@ class SafetensorsFormat:
     def documents(self, files: Iterable[OutputFile]) -> Mapping[str, bytes]:
         """Return no documents: each file describes itself."""
         return {}
+
+    def carried(self, names: Sequence[str], where: str, *, settings: bool) -> Sequence[str]:
+        """Return no files: MindSpore's checkpoints contain nothing else."""
+        return ()
 
 
 SAFETENSORS = SafetensorsFormat()

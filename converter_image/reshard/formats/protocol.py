@@ -139,3 +139,15 @@ class OutputFormat(Protocol):
         Args:
             files: files of the checkpoint, in ascending order of rank.
         """
+
+    def carried(self, names: Sequence[str], where: str, *, settings: bool) -> Sequence[str]:
+        """Return the files of the source's folder that are copied unchanged, in this order, before the documents are written.
+
+        Args:
+            names: files of the source's folder.
+            where: the folder, for messages.
+            settings: whether to include files that do not belong to the checkpoint, such as those of a model's configuration.
+
+        Raises:
+            RequestError: the source does not have a file that a checkpoint of this format requires.
+        """

@@ -58,6 +58,10 @@ _OWN = {
 _OWN_OUTPUT = {
     "ckpt": "reshard.checkpoint.ckpt:CKPT",
     "safetensors": "reshard.checkpoint.safetensors:SAFETENSORS",
+    "huggingface": "reshard.formats.huggingface.write:HUGGING_FACE",
+    "torch-dcp": "reshard.formats.torch.write:DCP",
+    "torch-safetensors": "reshard.formats.torch.sharded:SHARDED_OUTPUT",
+    "megatron": "reshard.formats.torch.write:MEGATRON",
 }
 
 

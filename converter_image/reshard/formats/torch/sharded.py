@@ -9,22 +9,26 @@ from typing import TYPE_CHECKING, Annotated
 
 import msgspec
 
-from reshard.checkpoint.safetensors import read_header
+from reshard.checkpoint.safetensors import file_size, pieces, read_header
 from reshard.errors import DataError
 from reshard.formats.detection import SHARD
+from reshard.formats.huggingface.write import METADATA, HuggingFaceFormat
 from reshard.formats.shards import ShardTable
 from reshard.model import Checkpoint
 from reshard.parallel import parallel
 from reshard.strictjson import pairs
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Mapping
+    from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 
     from reshard.checkpoint.inventory import Structure
+    from reshard.checkpoint.output import OutputFile, OutputTensor, Piece
     from reshard.formats.protocol import Folder
 
 _INFO = "DCP_SHARDING_INFO"
 _MOST_TENSORS = 1 << 20
+# Types that safetensors.torch (0.8.0) does not list, although its `safe_open` returns tensors of them.
+_NOT_READ = frozenset({"float4_e2m1fn_x2", "F8_E8M0"})
 
 
 class _Offsets(msgspec.Struct):
@@ -75,3 +79,53 @@ def saved_offsets(metadata: Mapping[str, str], where: str) -> dict[str, tuple[in
             "MetadataInvalid", f"{_INFO} in the metadata of the file is damaged: {error}", where=where, fix="restore the file"
         ) from None
     return {name: offsets.saved_offsets for name, offsets in found}
+
+
+class _ShardedOutput(HuggingFaceFormat):
+    """The format as `reshard.formats.protocol.OutputFormat`. Files have no index, because tensors are in several files."""
+
+    name = "torch-safetensors"
+
+    def path(self, rank: int, ranks: int, stem: str) -> str:
+        """Return the path of a rank's file, as torch names it."""
+        return f"shard-{rank + 1:05d}-model-00001-of-00001.safetensors"
+
+    def can_hold(self, tensor: OutputTensor) -> bool:
+        """Return whether the value is a tensor.
+
+        Raises:
+            DataError: HuggingFaceStorageReader does not know the type, and would refuse all files.
+        """
+        held = super().can_hold(tensor)
+        if tensor.dtype in _NOT_READ:
+            raise DataError(
+                "UnknownType",
+                f"torch's HuggingFaceStorageReader cannot read the type {tensor.dtype}",
+                where=f"parameter {tensor.name}",
+                fix="exclude the parameter, or write a distributed checkpoint: --format torch-dcp",
+            )
+        return held
+
+    def pieces(self, tensors: Sequence[OutputTensor], metadata: Mapping[str, str], crc: int | None = None) -> Iterator[Piece]:
+        """Yield a file with the offsets of its shards."""
+        return pieces(tensors, _metadata(tensors), None)
+
+    def file_size(self, tensors: Sequence[OutputTensor], metadata: Mapping[str, str], *, crc: bool = False) -> int:
+        """Return the length of a file in bytes."""
+        return file_size(tensors, _metadata(tensors), crc=False)
+
+    def documents(self, files: Iterable[OutputFile]) -> Mapping[str, bytes]:
+        """Return no documents: each file describes itself."""
+        return {}
+
+    def carried(self, names: Sequence[str], where: str, *, settings: bool) -> Sequence[str]:
+        """Return no files."""
+        return ()
+
+
+SHARDED_OUTPUT = _ShardedOutput()
+
+
+def _metadata(tensors: Sequence[OutputTensor]) -> dict[str, str]:
+    offsets = {tensor.name: _Offsets(tensor.start) for tensor in tensors}
+    return {_INFO: msgspec.json.encode(offsets).decode(), "DCP_VERSION": "1.0", **METADATA}

@@ -1,0 +1,1 @@
+"""Checkpoints of Hugging Face libraries: whole tensors in safetensors files."""
