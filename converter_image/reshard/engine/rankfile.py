@@ -334,8 +334,8 @@ def _heads(job: Job, plan: RankPlan) -> Iterator[int]:
     """Yield the positions of the headers in a finished file."""
     position = 0
     for piece in job.pieces(plan.rank):
-        if isinstance(piece, bytes):
-            yield position
-            position += len(piece)
-        else:
+        if isinstance(piece, Span):
             position += piece.length
+            continue
+        yield position
+        position += len(piece) if isinstance(piece, bytes) else piece.length

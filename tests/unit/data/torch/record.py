@@ -196,8 +196,34 @@ def record_files(folder: Path) -> None:
     (folder / "expected.json").write_text(json.dumps(expected, indent=0, sort_keys=True) + "\n")
 
 
+class Ends:
+    """A file of which only the first and the last bytes are kept."""
+
+    def __init__(self) -> None:
+        self.first, self.last = b"", b""
+
+    def write(self, part: bytes) -> int:
+        view = memoryview(part).cast("B")
+        self.first += bytes(view[: 1 << 10]) if len(self.first) < 1 << 10 else b""
+        self.last = (self.last + bytes(view[-(1 << 11) :]))[-(1 << 11) :]
+        return len(view)
+
+    def flush(self) -> None:
+        pass
+
+
+def record_large(folder: Path) -> None:
+    """Keep what is around 4 GiB and 5 bytes of zeros. This takes 5 GB of memory."""
+    folder.mkdir(parents=True)
+    ends = Ends()
+    torch.save(torch.zeros((1 << 32) + 5, dtype=torch.uint8), ends)
+    (folder / "head").write_bytes(ends.first.rstrip(b"\0"))
+    (folder / "tail").write_bytes(ends.last.lstrip(b"\0"))
+
+
 if __name__ == "__main__":
     OUTPUT, *KIND = sys.argv[1:]
     if not KIND:
         record_files(Path(OUTPUT) / "files")
+        record_large(Path(OUTPUT) / "large")
     multiprocessing.spawn(distributed, args=(OUTPUT, KIND[0] if KIND else "dcp"), nprocs=RANKS)

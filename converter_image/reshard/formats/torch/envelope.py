@@ -1,0 +1,178 @@
+"""The archive around the content of one tensor, byte for byte as `torch.save` writes it.
+
+```
+data.pkl, .format_version, .storage_alignment, byteorder     known in advance: the head
+data/0                                                       the content, at a multiple of 64 bytes
+version, .data/serialization_id, directory                   depend on the CRC32 of the content: the tail
+```
+
+Local headers have no sizes, because torch writes them before it knows the content; a descriptor after each entry has them.
+"""
+
+from __future__ import annotations
+
+import struct
+from dataclasses import dataclass
+from functools import lru_cache
+from typing import NamedTuple
+
+from zlib_ng import zlib_ng
+
+from reshard.formats.torch.pickling import tensor_pickle
+
+_ALIGNMENT = 64
+_CONTENT = "data/0"
+_UTF8, _DESCRIPTOR = 0x0800, 0x0008  # flags: the name is UTF-8, sizes follow the content
+_LARGE = 0xFFFFFFFF  # from here on, numbers are in a record of 64 bits
+_END64_SIZE = 44
+_MADE_BY, _NEEDED = 0x031E, 45  # ZIP 3.0 on Unix; version 4.5, for the records of 64 bits
+# torch's hash of the names of the entries, as its serialization id starts with it.
+_HASH_OF_NAMES = 15728199511854643026
+_HASH_BITS = (1 << 64) - 1
+_SHAPES = 1 << 12  # most tensors of a checkpoint have one of few shapes
+
+
+@dataclass(frozen=True, slots=True)
+class Envelope:
+    """The bytes around the content of one tensor.
+
+    Attributes:
+        pickled: description of the tensor.
+        nbytes: length of the content in bytes.
+        head: bytes before the content.
+        tail_size: number of bytes after the content.
+    """
+
+    pickled: bytes
+    nbytes: int
+    head: bytes
+    tail_size: int
+
+    @property
+    def size(self) -> int:
+        """Length of the archive in bytes."""
+        return len(self.head) + self.nbytes + self.tail_size
+
+    def tail(self, crc: int) -> bytes:
+        """Return the bytes after the content, which has this CRC32."""
+        return _build(self.pickled, self.nbytes, crc)[1]
+
+
+@lru_cache(_SHAPES)
+def envelope(dtype: str, shape: tuple[int, ...], nbytes: int) -> Envelope:
+    """Return the bytes around a row-major tensor.
+
+    Args:
+        dtype: type of the elements, by its name in `reshard.checkpoint.dtypes`. torch must have it.
+        shape: lengths of the tensor.
+        nbytes: length of the content in bytes.
+    """
+    pickled = tensor_pickle(dtype, shape, nbytes)
+    head, tail = _build(pickled, nbytes, 0)
+    return Envelope(pickled, nbytes, head, len(tail))
+
+
+class _Entry(NamedTuple):
+    """An entry of an archive: its name, the offset of its local header, the length and the CRC32 of its content."""
+
+    name: bytes
+    header: int
+    nbytes: int
+    crc: int
+
+    @property
+    def flags(self) -> int:
+        return _UTF8 | _DESCRIPTOR if self.nbytes else _UTF8
+
+    @property
+    def descriptor(self) -> bytes:
+        """Bytes after the content. torch writes none if there is no content."""
+        form = "<4sIQQ" if max(self.nbytes, self.header) >= _LARGE else "<4sIII"
+        return struct.pack(form, b"PK\7\x08", self.crc, self.nbytes, self.nbytes) if self.nbytes else b""
+
+    def central_header(self) -> bytes:
+        """Return the entry in the directory."""
+        wide = [self.nbytes] * 2 * (self.nbytes >= _LARGE) + [self.header] * (self.header >= _LARGE)
+        size, extra = min(self.nbytes, _LARGE), _extra64(wide)
+        lengths = (len(self.name), len(extra), 0)
+        fields = struct.pack(
+            "<4s6H3I5H2I",
+            *(b"PK\1\2", 0, 0, self.flags, 0, 0, 0, self.crc, size, size),
+            *(*lengths, 0, 0, 0, min(self.header, _LARGE)),
+        )
+        return fields + self.name + extra
+
+
+def _extra64(numbers: list[int]) -> bytes:
+    return struct.pack(f"<HH{len(numbers)}Q", 1, 8 * len(numbers), *numbers) if numbers else b""
+
+
+class _Writer:
+    """An archive, without the content of its tensor."""
+
+    def __init__(self) -> None:
+        self.parts: list[bytes] = []
+        self.entries: list[_Entry] = []
+        self.at = 0
+
+    def _append(self, part: bytes) -> None:
+        self.parts.append(part)
+        self.at += len(part)
+
+    def begin(self, name: str, nbytes: int) -> None:
+        """Append a local header that ends at a multiple of 64 bytes."""
+        entry = _Entry(f"archive/{name}".encode(), self.at, nbytes, 0)
+        extra = _extra64([nbytes, 0] * (nbytes >= _LARGE) + [self.at] * (self.at >= _LARGE))
+        padding = -(self.at + 30 + len(entry.name) + len(extra) + 4) % _ALIGNMENT
+        extra += b"FB" + struct.pack("<H", padding) + b"Z" * padding
+        lengths = len(entry.name), len(extra)
+        self._append(struct.pack("<4s5H3I2H", b"PK\3\4", 0, entry.flags, *(0,) * 6, *lengths) + entry.name + extra)
+        self.entries.append(entry)
+
+    def end(self, crc: int) -> None:
+        """Append what follows the content of an entry, which has been skipped or appended."""
+        self.entries[-1] = self.entries[-1]._replace(crc=crc)
+        self._append(self.entries[-1].descriptor)
+
+    def add(self, name: str, content: bytes) -> None:
+        """Append an entry."""
+        self.begin(name, len(content))
+        self._append(content)
+        self.end(zlib_ng.crc32(content))
+
+    def close(self) -> None:
+        """Append the directory and the records at the end."""
+        start, count = self.at, len(self.entries)
+        for entry in self.entries:
+            self._append(entry.central_header())
+        size, end = self.at - start, self.at
+        self._append(
+            struct.pack("<4sQHHIIQQQQ", b"PK\6\6", _END64_SIZE, _MADE_BY, _NEEDED, 0, 0, count, count, size, start)
+            + struct.pack("<4sIQI", b"PK\6\7", 0, end, 1)
+            + struct.pack("<4sHHHHIIH", b"PK\5\6", 0, 0, count, count, size, min(start, _LARGE), 0)
+        )
+
+
+def _build(pickled: bytes, nbytes: int, crc: int) -> tuple[bytes, bytes]:
+    """Return the bytes before and after the content."""
+    made = _Writer()
+    made.add("data.pkl", pickled)
+    made.add(".format_version", b"1")
+    made.add(".storage_alignment", str(_ALIGNMENT).encode())
+    made.add("byteorder", b"little")
+    made.begin(_CONTENT, nbytes)
+    head, made.parts = b"".join(made.parts), []
+    made.at += nbytes
+    made.end(crc)
+    made.add("version", b"3\n")
+    made.add(".data/serialization_id", f"{_HASH_OF_NAMES:020d}{_combined(made.entries):020d}".encode())
+    made.close()
+    return head, b"".join(made.parts)
+
+
+def _combined(entries: list[_Entry]) -> int:
+    """Return torch's combined hash of the CRC32s of all entries with content."""
+    combined = 0
+    for entry in (entry for entry in entries if entry.nbytes):
+        combined ^= entry.crc + 0x9E3779B9 + (combined << 6 & _HASH_BITS) + (combined >> 2) & _HASH_BITS
+    return combined
