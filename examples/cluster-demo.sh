@@ -16,7 +16,7 @@ say helm upgrade --install reshard helm/reshard --namespace reshard-system --cre
     --set "operator.image.repository=$registry/reshard-operator,converter.image.repository=$registry/reshard-converter" \
     --set "operator.image.tag=$tag,converter.image.tag=$tag,converter.resources.requests.cpu=20m"
 
-# Folders of this machine as claims. This requires that the cluster's node is this machine.
+# Use folders of this machine as claims. This requires that this machine is the node of the cluster.
 for claim in checkpoints results; do
     folder=$results
     [ "$claim" = results ] || folder=$PWD/tests/conformance/corpus

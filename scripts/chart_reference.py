@@ -21,7 +21,7 @@ CHART = Path(__file__).parents[1] / "helm" / "reshard"
 SCHEMA = json.loads((CHART / "values.schema.json").read_text(encoding="utf-8"))
 _HEAD = """# Helm chart
 
-{description}.
+This chart installs the operator of Reshard, which converts sharded MindSpore and safetensors checkpoints from M ranks to N ranks.
 
 ```console
 helm install reshard helm/reshard --namespace reshard-system --create-namespace \\
@@ -29,10 +29,10 @@ helm install reshard helm/reshard --namespace reshard-system --create-namespace 
 helm test reshard --namespace reshard-system
 ```
 
-The chart requires Kubernetes {kubernetes}. `helm test` runs a small transform in a pod. See
-[Operations](../../docs/operations.md) for day-to-day use and [Security](../../docs/security.md) for permissions.
+The chart requires Kubernetes {kubernetes}. `helm test` runs a small transform in a pod. For day-to-day use, see
+[Operations](../../docs/operations.md). For permissions, see [Security](../../docs/security.md).
 
-`helm uninstall` removes the operator and keeps the CRD, all resources and their pods. To remove those too, run
+`helm uninstall` removes the operator, but keeps the CRD, all resources and their pods. To remove them too, run
 `kubectl delete crd checkpointtransforms.reshard.dev`.
 
 ## Values
@@ -58,7 +58,7 @@ def readme() -> str:
     values = yaml.safe_load((CHART / "values.yaml").read_text(encoding="utf-8"))
     lowest = chart["kubeVersion"].removeprefix(">=").removesuffix("-0")
     rows = "".join(f"{row}\n" for row in _rows(SCHEMA, values, ""))
-    return _HEAD.format(description=chart["description"], kubernetes=f"{lowest} or newer") + rows
+    return _HEAD.format(kubernetes=f"{lowest} or newer") + rows
 
 
 def commented(text: str) -> str:
