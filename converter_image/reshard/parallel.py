@@ -1,4 +1,4 @@
-"""Concurrent work on items that waits for a store."""
+"""Process items concurrently, for work that mostly waits for a store."""
 
 from __future__ import annotations
 

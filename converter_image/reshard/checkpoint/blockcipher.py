@@ -34,7 +34,7 @@ def mode_of(beginning: bytes) -> Mode | None:
 
 
 class BlockCipher(Protocol):
-    """A mode with a key. All lengths and positions are in bytes, relative to the start of a block.
+    """An encryption mode with a key. All lengths and positions are in bytes, relative to the start of a block.
 
     Attributes:
         mode: name of the mode.
@@ -56,7 +56,7 @@ class BlockCipher(Protocol):
         """Return the range of the ciphertext that a range of plaintext from `at` on requires."""
 
     def decrypt(self, iv: bytes, at: int, pieces: Iterable[memoryview], into: memoryview) -> None:
-        """Fill `into` with the plaintext from `at` on, given the `needed` ciphertext in pieces. Check nothing.
+        """Fill `into` with the plaintext from `at` on, given the `needed` ciphertext in pieces. The tag is not checked.
 
         Each piece except the last has a multiple of 32 bytes.
         """

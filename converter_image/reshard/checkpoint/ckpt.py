@@ -85,7 +85,7 @@ def read_header(reader: RangeReader) -> Header:
 
 
 def begins(reader: RangeReader, head: bytes) -> bool:
-    """Return whether a `.ckpt` file can start like this. A file decrypted with a wrong key practically never does.
+    """Return whether this is a valid start of a `.ckpt` file, which the result of decryption with a wrong key almost never is.
 
     Args:
         reader: reader of a file that is at least as long.

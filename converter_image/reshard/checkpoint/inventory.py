@@ -26,7 +26,7 @@ _Path = Annotated[str, msgspec.Meta(pattern=r"^(?![\s\S]*(?:^|/)\.{0,2}(?:/|$))[
 
 
 class RangeReader(Protocol):
-    """Reader of one file by ranges: all that a format requires of a storage."""
+    """Reader of byte ranges of one file. This is the only interface between formats and storages."""
 
     @property
     def name(self) -> str:
@@ -177,7 +177,7 @@ class Inventory(msgspec.Struct, frozen=True):
         structures: distinct structures of the files.
         kind: kind of the files. Files of whole parameters are numbered like ranks.
         foreign: whether the unified files were written by another program: MindSpore's index lists them, but no manifest.
-        may_be_slices: names of parameters of which the files may hold rank 0's slice instead of the whole.
+        may_be_slices: names of parameters for which the files may contain only rank 0's slice.
         tensors: tensors whose shards the metadata of the checkpoint locates. The structures of its files are empty.
         objects: values in the checkpoint that are not tensors.
         unread: names of tensors and objects whose metadata was not read, because the request excludes them.

@@ -117,8 +117,8 @@ class SourceRecord(_Document, frozen=True):
             listing does not identify content.
         step: requested training step.
         files: requested glob pattern of files.
-        some: whether its files were known to be only some of those of a checkpoint, so that they may hold slices. A copy of the
-            files is no complete checkpoint either.
+        some: whether the files were known to be a part of a checkpoint, so that they may contain slices. A conversion of these
+            files is not a complete checkpoint either.
     """
 
     url: str
@@ -142,7 +142,7 @@ class StageRecord(_Document, frozen=True):
         ranks: target ranks that hold parameters of this stage, such as "0-3".
         stage_count: number of stages, if it was known.
         in_other_stages: names in the target strategy that this stage does not hold. Empty in a complete checkpoint.
-        unmatched: rules of `options.rename` that match nothing in this stage. In a complete checkpoint: nothing in any stage.
+        unmatched: rules of `options.rename` that match no parameter of this stage or, in a complete checkpoint, of any stage.
         unmatched_patterns: patterns of `options.include` and `options.exclude` that match nothing, likewise.
     """
 
@@ -242,7 +242,7 @@ def encode(document: msgspec.Struct, *, pretty: bool = False) -> bytes:
 
 
 def decode(content: bytes, kind: type[T], where: str, *, fix: str = "delete the file and run the transform again") -> T:
-    """Read a document from JSON, for which an error states the remedy `fix`.
+    """Read a document from JSON. Errors contain the remedy `fix`.
 
     Raises:
         DataError: the document is damaged, or has another schema.

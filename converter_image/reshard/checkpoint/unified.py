@@ -185,7 +185,7 @@ def possible_slices(hyper: Structure) -> Iterator[str]:
 
 
 def refuse_slices(inventory: Inventory, names: Mapping[str, str], target: Container[str]) -> None:
-    """Reject a target strategy that contains parameters of which the source may hold slices.
+    """Reject a target strategy that contains parameters for which the source may contain only slices.
 
     Args:
         inventory: files of the source.

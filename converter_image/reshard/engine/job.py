@@ -52,7 +52,8 @@ class Job:
         key: fields of the request that determine the result, to find a started task without reading the source.
         output: format of the target's files.
         stage: pipeline stage of the source whose files the task writes. None means all stages.
-        whole: identifies the checkpoint by what the tasks of all its stages share. Without stages: the digest.
+        whole: digest of the checkpoint, which the tasks of all its stages share. It is the digest of the task if there are no
+            stages.
         selected: result of the selection of the source's files.
         strategies: source strategy and target strategy.
         notes: messages for the user.
@@ -111,7 +112,7 @@ class Job:
 
     @property
     def scope(self) -> tuple[int, ...]:
-        """Ranks among them that were requested."""
+        """Requested target ranks that get a file."""
         asked = self.request.options.ranks
         if asked is None:
             return self.ranks
@@ -119,7 +120,7 @@ class Job:
         return tuple(rank for rank in self.ranks if rank in wanted)
 
     def metadata(self, rank: int) -> dict[str, str]:
-        """Return the metadata of a target rank's safetensors file: that of the source, or what MindSpore expects.
+        """Return the metadata of a target rank's safetensors file: the source's metadata, or the entries that MindSpore expects.
 
         MindSpore reads an entry with the name of a tensor as that tensor's type, and fails to load the whole file
         (mindspore/train/serialization.py, safetensors_to_mstype). `safetensors.torch.save_model` writes such entries, from each
@@ -142,7 +143,7 @@ class Job:
         """Return the tensors of a target rank's file, in the order of the file and of the rank's plan.
 
         Raises:
-            RequestError: there are none, and MindSpore does not read such a file.
+            RequestError: the file would contain no tensors, and MindSpore cannot load such a file.
         """
         found = self.planner.parameters(rank)
         if self.output.name == "ckpt" and not found and not self.planner.remove_redundancy and not self.model.same:

@@ -99,7 +99,7 @@ def write_rank(
 
     Raises:
         BugError: the file differs from the source. It is kept for inspection.
-        ReshardError: the file cannot be written or compared. Nothing of it remains.
+        ReshardError: the file cannot be written or compared. It was deleted.
     """
     with phase("write_rank", rank=rank) as measured:
         plan = job.planner.plan(rank)
@@ -134,8 +134,8 @@ def write_alone(job: Job, rank: int, url: str, *, share: Budget) -> None:
     """Write and verify the file of one target rank at any location, without other files next to it.
 
     Raises:
-        BugError: the file differs from the source. It is kept next to its location, as FILE.rejected.
-        ReshardError: the file cannot be written or compared. Nothing of it remains.
+        BugError: the file differs from the source. It is kept as FILE.rejected.
+        ReshardError: the file cannot be written or compared. It was deleted.
     """
     with phase("write_rank", rank=rank) as measured:
         folder, path = parent_and_name(url)

@@ -21,7 +21,7 @@ _MOST_CANDIDATES = 1 << 13
 
 
 def regrouped(layout: Layout, stated: tuple[int, ...], shape: tuple[int, ...], *, sliced: bool) -> Layout | None:
-    """Return the layout of the real dimensions, given that of the dimensions in a strategy file.
+    """Return the layout for the real dimensions, given the layout for the dimensions in a strategy file.
 
     Args:
         layout: layout in the file.

@@ -1,7 +1,8 @@
 """MindSpore's function names and signatures (2.10), without MindSpore. Change the import and keep the script.
 
-Each function documents how it differs. No difference loses data. A path may also be a URL such as s3://bucket/prefix, with the
-settings of the AWS CLI. Errors are `ReshardError` objects, and also have the built-in types that MindSpore documents.
+Each function documents its differences from MindSpore. No difference loses data. A path may also be a URL such as
+s3://bucket/prefix, with the settings of the AWS CLI. Errors are `ReshardError` objects, and also have the built-in types that
+MindSpore documents.
 """
 
 from reshard.mindspore.conversion import ckpt_to_safetensors, safetensors_to_ckpt

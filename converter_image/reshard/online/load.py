@@ -59,7 +59,7 @@ def load(
     rank: int = 0,
     **how: Unpack[LoadOptions],
 ) -> dict[str, Array]:
-    """Load a target rank: return all tensors of `iter_tensors`, by name, with the same arguments and errors."""
+    """Load a target rank, and return its tensors by name. Arguments and errors are the same as for `iter_tensors`."""
     return dict(iter_tensors(source, source_strategy, target_strategy, rank, **how))
 
 
@@ -88,8 +88,8 @@ def iter_tensors(  # noqa: PLR0913 - one for each option
 ) -> Iterator[tuple[str, Array]]:
     """Yield the tensors of a target rank, in the order of the source's files.
 
-    Headers are read and checked before this returns. Only the contents that the rank needs are read. Memory: the slice of one
-    tensor, in addition to what the caller keeps, and up to 56 MiB of prefetched data with an object store.
+    Headers are read and checked before this function returns. Only the content that the rank requires is read. The iterator needs
+    memory for one tensor of the rank, and up to 56 MiB for data that is prefetched from an object store.
 
     Args:
         source: folder with `rank_<r>/`, a single file, or s3://bucket/prefix.
@@ -97,19 +97,20 @@ def iter_tensors(  # noqa: PLR0913 - one for each option
         target_strategy: strategy file or folder of the target. None means one rank with whole parameters.
         rank: number of the target rank.
         step: training step to read. None means the newest step that every rank has.
-        files: glob pattern of the files to read. With a `/`, it matches paths in the source, otherwise names.
-        allow_single_rank: read the folder or file of one rank as a complete checkpoint, although other ranks are next to it.
-        allow_equal_slices: accept ranks that hold equal content where the source strategy gives them different slices.
-        source_only: parameters that only the source strategy names. "Drop": leave them out; "Keep": load them whole.
-        allow_missing: leave out parameters that only the target strategy names, instead of raising.
-        include: patterns of parameters to load, by their names in the source. `*` matches any characters. Empty: all.
-        exclude: patterns of parameters to leave out of these. A target strategy may name them.
-        rename: new names of parameters.
+        files: glob pattern of the files to read. A pattern with a `/` matches paths in the source, otherwise names.
+        allow_single_rank: whether to read the folder or file of one rank as a complete checkpoint, even if other ranks are next
+            to it.
+        allow_equal_slices: whether to accept ranks with equal content, even if the source strategy assigns them different slices.
+        source_only: handling of parameters that only the source strategy names. "Drop" omits them. "Keep" loads them whole.
+        allow_missing: whether to omit parameters that only the target strategy names, instead of raising an error.
+        include: patterns of parameters to load, by their names in the source. `*` matches any characters. Empty means all.
+        exclude: patterns of parameters to omit, among those. A target strategy may name them.
+        rename: rules that rename parameters.
         allow_inconsistent: patterns of parameters that no strategy names and whose copies may differ between source ranks.
-        replicas: slices that several source ranks hold, see `Options`.
-        verification: amount of the source that is checked first. "Full": the CRC32s of all files and all copies of a parameter;
-            "Sample": blocks of copies; "None": only copies of parameters that no strategy names. An index was checked when it was
-            created.
+        replicas: handling of slices that several source ranks hold, see `Options`.
+        verification: amount of the source that is checked first. "Full" checks the CRC32s of all files and all copies of each
+            parameter. "Sample" checks blocks of copies. "None" checks only copies of parameters that no strategy names. The
+            source of an index was checked when the index was created.
         index: target of a transform of this source with output "Index". It contains the strategies and the versions of the files,
             so that only files that this rank needs are opened.
         storage_options: options of object stores.
@@ -117,12 +118,12 @@ def iter_tensors(  # noqa: PLR0913 - one for each option
         cancellation: cancels the load from another thread, before its next read.
 
     Returns:
-        Names and arrays, each with its own memory, in MindSpore's types as numpy and ml_dtypes provide them
-        (docs/online-load.md).
+        Names and arrays. Each array owns its memory. docs/online-load.md lists the numpy and ml_dtypes types of MindSpore's
+        types.
 
     Raises:
         DataError, MissingInputError, RequestError, UsageError: files, strategies or options are damaged, missing, or do not
-            match. A change of the source during the load may be reported after the last tensor, so do not use any tensor before
+            match. A change of the source during the load may be reported only after the last tensor. Do not use the tensors until
             the iterator is exhausted.
         AccessError, StorageError: a file cannot be read.
     """

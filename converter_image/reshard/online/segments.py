@@ -37,8 +37,8 @@ def read_segments(
     """Yield all parameters in the checkpoint files of one folder, such as `rank_0/` with one file per pipeline stage.
 
     If several files hold a parameter, the first is used, in the order of their numbers: `_part2` before `_part10`. Copies of
-    small parameters are compared, unless a manifest lists the files: then the transform has compared them, or accepted
-    differences. Memory: one parameter and the small ones, in addition to what the caller keeps.
+    small parameters are compared, unless a manifest lists the files, because the transform has already compared them. The
+    generator requires memory for one parameter and the small ones.
 
     Args:
         url: URL or path of the folder.
@@ -104,7 +104,7 @@ def _compare(found: _Copy, copies: dict[str, _Copy], where: str) -> None:
     """Compare a small parameter with its first copy, or keep it as the first.
 
     Raises:
-        DataError: they differ.
+        DataError: the copies differ.
     """
     first, entry = copies.setdefault(found.entry.name, found), found.entry
     if (first.entry.dtype, first.entry.shape, first.content) == (entry.dtype, entry.shape, found.content):
@@ -150,7 +150,7 @@ def read_file(
     storage_options: StorageOptions | None = None,
     decryption: Encryption | None = None,
 ) -> Iterator[tuple[str, Array]]:
-    """Yield the parameters of one checkpoint file. Memory: one parameter, in addition to what the caller keeps.
+    """Yield the parameters of one checkpoint file. The generator requires memory for one parameter.
 
     Args:
         source: path of the file, or content of a safetensors file.

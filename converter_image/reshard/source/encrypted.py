@@ -1,4 +1,4 @@
-"""Random access to encrypted files as if they were plain, at the cost of the bytes read and a few around them."""
+"""Random access to the plaintext of encrypted files. Only the requested bytes and a few bytes around them are read."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ _FILE_AHEAD = 8 << 20
 
 
 class DecryptingReader(BoundedReader):
-    """Reader of the plaintext of one file, see `Reader`. Authenticity is checked elsewhere, for the whole file at once.
+    """Reader of the plaintext of one file, see `Reader`. It does not check authenticity, which requires the whole file.
 
     Attributes:
         blocks: blocks of the file.

@@ -60,8 +60,8 @@ class Files(NamedTuple):
         parameters: records of the parameters in the manifest, if the files belong to ranks.
         total: number of ranks in the manifest, including those whose files do not exist. 0 means that it is unknown.
         written_as: rank in the manifest of a file that is read as another rank.
-        some: whether the files are known to be only some of those of a checkpoint, so that they may hold slices.
-        own: paths of files that reshard wrote, as far as known: a manifest lists them.
+        some: whether the files are known to be a part of a checkpoint, so that they may contain slices.
+        own: paths of files that a manifest lists, because reshard wrote them.
         may_be_slices: names of parameters that the manifest of such a file lists as possible slices.
         boxed: the checkpoint, if its own metadata locates the shards of its tensors. Its files are numbered.
     """

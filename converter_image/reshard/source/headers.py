@@ -1,4 +1,4 @@
-"""Read headers over a network, where every read is a round trip: with few reads, many at a time."""
+"""Read headers over a network. Every read costs a round trip, so the reads are few and concurrent."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The index of a source: one document with everything that a rank has to know before it reads data.
+"""The index of a source: one document with all information that a rank requires before it reads data.
 
 A plan writes it for the pods of its ranks (`.reshard/<transform>/inventory.json`). With `output: Index`, the commit keeps it
 (`reshard-index.json`), so that every rank of a training job can load its slices without reading the source's headers again. It
@@ -35,7 +35,7 @@ class Selected(msgspec.Struct, frozen=True):
     Attributes:
         step: epoch and step of the files, if their names contain them.
         stages: number of pipeline stages, if the source is one of them and the number is known.
-        some: whether the files are known to be only some of those of a checkpoint.
+        some: whether the files are known to be a part of a checkpoint.
     """
 
     step: tuple[int, int] | None = None

@@ -1,4 +1,4 @@
-"""Names in a folder: the rank of each file or folder, and the files of one checkpoint. Pure."""
+"""Determine the rank of each file and folder, and the files of one checkpoint, from names in a folder."""
 
 from __future__ import annotations
 
@@ -121,15 +121,15 @@ def exchanged(paths: Mapping[int, str], *, exact: bool = False) -> list[int]:
 
 
 def refuse_exchanged(paths: Mapping[int, str], fix: str, *, exact: bool = False) -> None:
-    """Refuse files whose names, or whose folders' names, contain one another's ranks.
+    """Refuse files if their names, or the names of their folders, contain the ranks of other files.
 
     Args:
         paths: file of each rank.
         fix: remedy, for the message.
-        exact: whether folders of ranks must be those of these ranks.
+        exact: whether the names of folders must contain exactly these ranks.
 
     Raises:
-        DataError: names contain one another's ranks.
+        DataError: names contain the ranks of other files.
     """
     folders = {rank: path.rpartition("/")[0] for rank, path in paths.items()}
     if wrong := exchanged(paths) or exchanged(folders, exact=exact):

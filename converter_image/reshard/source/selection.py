@@ -1,4 +1,4 @@
-"""Select the file of each rank, by one rule for both formats. Pure."""
+"""Select the file of each rank, by the same rule for both formats."""
 
 from __future__ import annotations
 
@@ -126,7 +126,7 @@ def _names(files: Mapping[int, str]) -> list[str]:
 
 
 def _restarted(files: Mapping[int, str]) -> tuple[int, ...]:
-    """Return the ranks whose files belong to another start of training than those of most ranks.
+    """Return the ranks whose files belong to another training run than the files of most ranks.
 
     A number at the end of a prefix can also be that of the rank, or of its device in a node.
     """

@@ -28,7 +28,7 @@ class Others(NamedTuple):
     Attributes:
         rank: rank in the name. None means that there is none.
         where: folder of all of them.
-        what: what shows that there are other ranks, for messages.
+        what: evidence of the other ranks, for messages.
     """
 
     rank: int | None
@@ -37,7 +37,7 @@ class Others(NamedTuple):
 
 
 def others_of(store: ReadStore, path: str, storage_options: StorageOptions | None = None) -> Others | None:
-    """Return what shows that a file belongs to one of several ranks, or None if nothing does.
+    """Return the evidence that a file belongs to one of several ranks, or None if there is none.
 
     Args:
         store: store of the file.

@@ -1,4 +1,4 @@
-"""Execution of a transform's pods: the part of a CheckpointTransform that does not affect the data. Frozen, validated data."""
+"""Execution of a transform's pods: the part of a CheckpointTransform that does not affect its result."""
 
 from __future__ import annotations
 
@@ -35,7 +35,7 @@ class SecurityContextSpec(Strict, frozen=True):
 
 
 class PodTemplateSpec(Strict, frozen=True):
-    """Additions to the transform's pods. The names are those of the fields of a pod."""
+    """Additional fields of the pods, with the names of the Pod API."""
 
     labels: dict[str, str] = {}
     annotations: dict[str, str] = {}
@@ -59,7 +59,7 @@ class ExecutionSpec(Strict, frozen=True):
         ranks_per_pod: number of target ranks per pod.
         backoff_limit_per_index: number of retries of a pod's ranks after a failure that a retry can fix.
         attempt: number to increase in order to retry a finished or failed transform. Finished ranks are kept.
-        startup_deadline_seconds: time in which pods must start (wrong image, missing Secret) before the transform fails.
+        startup_deadline_seconds: time after which the transform fails if pods cannot start (wrong image, missing Secret).
         active_deadline_seconds: maximum duration of all ranks.
         ttl_seconds_after_finished: time for which Jobs and pods are kept after the transform has ended.
         pod_template: additions to the pods.

@@ -1,4 +1,4 @@
-"""Termination messages: the report of a step's pod to the operator, as a JSON object in ASCII. Frozen, validated data.
+"""Termination messages: the report of a step's pod to the operator, as a JSON object in ASCII.
 
 `version` increases when older readers can no longer read a message. New fields do not change it, because readers ignore unknown
 fields.
@@ -100,7 +100,7 @@ class FailureMessage(StepMessage, frozen=True):
 
 
 class UnreadableMessageError(ValueError):
-    """A termination message that is missing, has another version, or is not one of a step. The text says which."""
+    """A termination message is missing, has another version, or is not the message of a step."""
 
 
 class _Header(msgspec.Struct):

@@ -1,4 +1,4 @@
-"""Locations of a resource's files, a claim or a bucket, and the folders in which a pod finds them. Frozen data."""
+"""Locations of a resource's files (a claim or a bucket), and the folders in which a pod finds them."""
 
 from __future__ import annotations
 
@@ -98,7 +98,7 @@ class StorageSpec(Strict, frozen=True):
     s3: S3Spec | None = None
 
     def __post_init__(self) -> None:
-        """Refuse none or both of the fields. msgspec adds the name of the field that contains this value."""
+        """Check that exactly one field is set. msgspec adds the name of the field that contains this value to the message."""
         if (self.persistent_volume_claim is None) == (self.s3 is None):
             raise ValueError("Expected either `persistentVolumeClaim` or `s3`")
 

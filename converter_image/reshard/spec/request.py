@@ -1,4 +1,4 @@
-"""The request of one transform, with all locations resolved. Frozen, validated data. Pure."""
+"""The request of one transform, with all locations resolved. All data is frozen and validated."""
 
 from __future__ import annotations
 
@@ -56,7 +56,8 @@ class RenameRule(msgspec.Struct, frozen=True, forbid_unknown_fields=True, omit_d
     """The new name of a parameter, or of all parameters that match a pattern.
 
     Attributes:
-        to: the new name. Each `*` is replaced by the text that the pattern's `*` at this position matched. None: leave it out.
+        to: the new name. Each `*` is replaced by the text that the pattern's `*` at this position matched. None omits the
+            parameter.
         name: the name of one parameter in the source.
         pattern: a pattern of names in the source. `*` matches any characters, non-greedy.
 
@@ -94,40 +95,43 @@ class Options(msgspec.Struct, frozen=True):
     """The options of a transform. The defaults are those of the resource.
 
     Raises:
-        UsageError: a value is invalid, or two contradict each other.
+        UsageError: a value is invalid, or two values contradict each other.
 
     Attributes:
-        format: file format of the target. "Source": that of the source.
-        output: what is written. "PerRank": one file for each rank, sharded by the target strategy; "Stage": the same, with the
-            parameters of one pipeline stage of the source; "Unified": whole parameters in files of bounded size; "Same": the
-            source's files, converted one by one; "Index": only an index of the source.
-        max_file_size_bytes: maximum size of a unified file. Only a single larger parameter exceeds it. None means 3 GiB.
-        hugging_face_index: write unified files that Hugging Face libraries load, with an index.
+        format: file format of the target. "Source" means the format of the source.
+        output: files to write. "PerRank" means one file for each rank, sharded by the target strategy. "Stage" is like "PerRank",
+            with the parameters of one pipeline stage of the source. "Unified" means whole parameters in files of limited size.
+            "Same" means the source's files, converted one by one. "Index" means only an index of the source.
+        max_file_size_bytes: maximum size of a unified file. Each larger parameter is written to a separate file. None means 3
+            GiB.
+        hugging_face_index: whether to write the index that Hugging Face libraries require to load the unified files.
         file_prefix: prefix of file names. The rank and the extension of the format follow.
-        numbered: whether file names contain the rank. The names of their folders always do.
+        numbered: whether file names contain the rank. The names of their folders always contain it.
         step: training step to read. None means the newest step that every rank has.
-        files: glob pattern of the files to read. With a `/`, it matches paths in the source, otherwise names.
-        allow_single_rank: read the folder or file of one rank as a complete checkpoint, although other ranks are next to it.
-        allow_equal_slices: accept ranks that hold equal content where the source strategy gives them different slices.
-        stages: number of pipeline stages, with output "Stage". None means that the ranks of the source determine it.
+        files: glob pattern of the files to read. A pattern with a `/` matches paths in the source, otherwise names.
+        allow_single_rank: whether to read the folder or file of one rank as a complete checkpoint, even if other ranks are next
+            to it.
+        allow_equal_slices: whether to accept ranks with equal content, even if the source strategy assigns them different slices.
+        stages: number of pipeline stages of the source, for the output "Stage". None means that the source's ranks determine it.
         ranks: target ranks to write, such as "0,2-5". None means all.
-        source_only: parameters that only the source strategy names. "Drop": leave them out; "Keep": copy them whole.
-        allow_missing: leave out parameters that only the target strategy names, instead of raising.
-        remove_redundancy: write each replicated slice once, on one of the ranks that hold it.
-        include: patterns of parameters to write, by their names in the source. `*` matches any characters. Empty: all.
-        exclude: patterns of parameters to leave out of these. A target strategy may name them.
-        rename: new names of parameters.
+        source_only: handling of parameters that only the source strategy names. "Drop" omits them. "Keep" copies them whole.
+        allow_missing: whether to omit parameters that only the target strategy names, instead of raising an error.
+        remove_redundancy: whether to write each replicated slice once, on one of the ranks that hold it.
+        include: patterns of parameters to write, by their names in the source. `*` matches any characters. Empty means all.
+        exclude: patterns of parameters to omit, among those. A target strategy may name them.
+        rename: rules that rename parameters.
         allow_inconsistent: patterns of parameters that no strategy names and whose copies may differ between source ranks, or
             that may be slices in MindSpore's `hyper_param.safetensors`. `*` matches any characters. Target rank r gets the copy
             of source rank r modulo the number of source ranks.
-        replicas: slices that several source ranks hold. "Identical": refuse copies that differ, and read any of them;
-            "LowestRank": read each slice from the lowest rank that holds it.
-        crc: write the CRC32 that MindSpore's `crc_check` reads.
-        file_mode: permission bits of files. Folders can also be searched by everyone who can read them. None means 0666 and 0777,
-            minus the umask.
+        replicas: handling of slices that several source ranks hold. "Identical" raises an error if they differ, and reads any of
+            them. "LowestRank" reads each slice from the lowest rank that holds it.
+        crc: whether to write a CRC32 to each file, for MindSpore's `crc_check`.
+        file_mode: permission bits of files. Folders also get search permission for each class that has read permission. None
+            means 0666 for files and 0777 for folders, minus the umask.
         verification: amount of written data that is compared with the source.
         overwrite: whether an existing checkpoint in the target is replaced.
-        copy_mode: copies between object stores. "Client": through this process; "Server": by the store, where possible.
+        copy_mode: method of copying data between object stores. "Client" copies through this process. "Server" lets the store
+            copy where possible.
     """
 
     format: OutputFormat = "Source"
@@ -186,7 +190,7 @@ class Options(msgspec.Struct, frozen=True):
 
     @property
     def most_bytes(self) -> int:
-        """The largest size of a unified file in bytes."""
+        """The maximum size of a unified file in bytes."""
         return self.max_file_size_bytes or 3 << 30
 
 
@@ -201,7 +205,7 @@ def _default(option: str) -> object:
 
 
 def _fix(kind: object) -> str:
-    """Return the remedy for a value of another type. An enumeration is listed."""
+    """Return the remedy for a value of a wrong type. It lists the values of an enumeration."""
     return f"use one of {', '.join(get_args(kind))}" if get_origin(kind) is Literal else "correct the value, or omit it"
 
 
@@ -232,7 +236,7 @@ def _check_rules(rules: tuple[RenameRule, ...]) -> None:
     """Check that no two rules rename the same parameter.
 
     Raises:
-        UsageError: two rules do.
+        UsageError: two rules rename the same parameter.
     """
     seen: dict[str, str | None] = {}
     for rule in rules:
@@ -249,12 +253,12 @@ class Request(msgspec.Struct, frozen=True):
     """One transform. Locations are paths or s3://bucket/prefix.
 
     Attributes:
-        source: the folder with `rank_<r>/`, or a single file.
-        target: the folder to write.
+        source: folder with `rank_<r>/`, or a single file.
+        target: folder to write.
         source_strategy: strategy file, or folder with one file per pipeline stage. None means one rank with whole parameters.
         target_strategy: strategy file or folder of the target. None means one rank with whole parameters.
-        options: the options.
-        index: target of a transform with output "Index", to read instead of strategies and file headers.
+        options: options of the transform.
+        index: target of a transform with output "Index". It replaces strategies and file headers.
         storage_options: options of object stores.
         decryption: key of the source. None means that it is not encrypted.
         encryption: key of the target. None means that it is not encrypted.
@@ -271,7 +275,7 @@ class Request(msgspec.Struct, frozen=True):
     encryption: Encryption | None = None
 
     def __post_init__(self) -> None:
-        """Validate and normalize the values. Never show one that may be a key."""
+        """Validate and normalize the values. Messages never contain a value that may be a key."""
         for name in ("decryption", "encryption"):
             if not isinstance(getattr(self, name), Encryption | None):
                 raise UsageError(
@@ -323,7 +327,7 @@ def _refuse_what_an_index_says(request: Request) -> None:
 
 
 def request_key(request: Request) -> dict[str, Any]:
-    """Return the part of a request that decides the content of the target. It contains no location, check or key."""
+    """Return the fields of a request that determine the content of the target, without locations, checks and keys."""
     options = request.options
     encrypted = {"encryption": request.encryption.mode} if request.encryption is not None else {}
     return encrypted | {

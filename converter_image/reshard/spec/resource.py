@@ -1,6 +1,6 @@
-"""The spec of a CheckpointTransform. Frozen, validated data.
+"""The spec of a CheckpointTransform, as frozen and validated data.
 
-The operator imports this too, so it depends on nothing in the converter: no numpy, no storage.
+The operator also imports this module, so it does not import other packages of the converter, such as numpy and storages.
 """
 
 from __future__ import annotations
@@ -62,7 +62,7 @@ class StrategySpec(Strict, frozen=True):
     config_map_key_ref: ConfigMapKeyRef | None = None
 
     def __post_init__(self) -> None:
-        """Refuse a strategy without a location or with two. msgspec adds the name of the field that contains this value."""
+        """Check that the strategy has exactly one location. msgspec adds the name of the field that contains this value."""
         if bool(self.path) == (self.config_map_key_ref is not None):
             raise ValueError("Expected either `path` or `configMapKeyRef`")
         if self.storage is not None and not self.path:

@@ -1,4 +1,4 @@
-"""Paths and URLs of files, in the form that stores accept. Pure."""
+"""Convert paths and URLs of files to the form that stores accept."""
 
 from __future__ import annotations
 

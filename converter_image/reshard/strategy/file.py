@@ -41,8 +41,8 @@ class StrategyFile:
     Attributes:
         name: name of the file, for messages.
         stages: layouts of the parameters of each pipeline stage in the file, by name. Equal layouts are one object.
-        nodes: operators with their stage. No transform needs them, but MindSpore reads the stage from them. Empty means that
-            the file does not state the stage that it describes.
+        nodes: operators with their stage. Transforms do not require them, but MindSpore reads the stage from them. Empty means
+            that the file does not state its stage.
         shapes: whole shapes that a JSON file states for each stage, by name, with a length for each entry of the tensor map.
     """
 

@@ -160,7 +160,7 @@ class TargetFolder:
         return found
 
     def discard(self, job: JobDocument, heir: JobState) -> None:
-        """Remove an unfinished task and its files. Hand the checkpoint that it has retired over to its heir."""
+        """Remove an unfinished task and its files. Assign the checkpoint that it has retired to the task `heir`."""
         state = self.job(job.digest)
         if self.store.stat(f"{state.folder}/replaced.json") is not None:
             self.store.move(f"{state.folder}/replaced.json", f"{heir.folder}/replaced.json")
@@ -169,7 +169,7 @@ class TargetFolder:
         self._remove(state.folder)
 
     def _remove(self, path: str) -> None:
-        """Remove a folder, records first: if the process is killed, no record remains whose key is no longer known."""
+        """Remove a folder, records first. If the process is killed, no record with an unknown key remains."""
         if self.store.list(f"{path}/records"):
             self.store.delete(f"{path}/records")
         self.store.delete(path)

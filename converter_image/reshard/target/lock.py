@@ -37,10 +37,11 @@ class LockOwner(msgspec.Struct, frozen=True):
     """The owner of a lock.
 
     Attributes:
-        owner: name of the owner, whose processes share the lock. The pods of a transform use its UID. Other processes are alone.
+        owner: name of the owner, whose processes share the lock. The pods of a transform use its UID. Other processes have unique
+            owners.
         host: machine that the process runs on, for messages. For a shared lock: the machine of the first process.
         process: its `ProcessId` as text.
-        shared: whether others may have joined, about whom this lists nothing.
+        shared: whether other processes may share the lock. They are not listed here.
     """
 
     owner: str

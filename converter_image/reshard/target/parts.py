@@ -1,4 +1,4 @@
-"""Unite the stages of a checkpoint that is written stage by stage. Pure."""
+"""Combine the stages of a checkpoint that is written stage by stage."""
 
 from __future__ import annotations
 
@@ -46,7 +46,7 @@ def notes_on_rules(manifest: Manifest) -> tuple[str, ...]:
 
 
 def unite(manifests: Sequence[Manifest]) -> Manifest:
-    """Return the manifest of a checkpoint from those of all its stages.
+    """Return the manifest of a checkpoint, given the manifests of all its stages.
 
     Args:
         manifests: manifests of the stages, each with the record of one stage.

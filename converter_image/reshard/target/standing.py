@@ -1,4 +1,4 @@
-"""A snapshot of a target. Decisions about the target are derived from it, without reading the target again. Pure."""
+"""A snapshot of a target, from which decisions about the target are derived without reading it again."""
 
 from __future__ import annotations
 
@@ -144,5 +144,5 @@ class Standing:
         )
 
     def is_left_over(self, digests: Collection[str]) -> bool:
-        """Return whether everything that remains belongs to these tasks, whose processes were killed just before the end."""
+        """Return whether all remaining files belong to these tasks, whose processes were killed just before the end."""
         return self.remains and all(job.digest in digests for job in self.jobs)

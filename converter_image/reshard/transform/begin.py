@@ -65,7 +65,7 @@ def begin(job: Job, target: TargetFolder, cancellation: Cancellation) -> tuple[J
 
 
 def refuse(job: Job, target: TargetFolder, standing: Standing, *, commit: bool) -> None:
-    """Refuse to replace a checkpoint without permission or by fewer ranks, and to mix files encrypted with different keys.
+    """Refuse to replace a checkpoint without permission or with fewer ranks, and to mix files encrypted with different keys.
 
     Args:
         job: task to start.
@@ -161,7 +161,7 @@ def _foreign(path: str, target: TargetFolder) -> RequestError:
 
 
 def _refuse_other_key(job: Job, target: TargetFolder, standing: Standing) -> None:
-    """Refuse another key than that of the target's files. A checkpoint has one key, which is not part of its identity.
+    """Refuse a key that differs from the key of the target's files. The key is not part of a checkpoint's identity.
 
     Raises:
         RequestError: the unfinished or complete checkpoint has another key, or does not identify its key.

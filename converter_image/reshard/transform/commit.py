@@ -119,7 +119,7 @@ def _complete_with_siblings(target: TargetFolder, document: JobDocument, own: Ma
 def _complete(
     target: TargetFolder, document: JobDocument, standing: Standing, manifest: Manifest, cancellation: Cancellation
 ) -> Manifest:
-    """Complete a checkpoint all of whose files are finished."""
+    """Complete a checkpoint after all its files are finished."""
     state = target.job(document.digest)
     staged = [job for job in (document, *standing.siblings(document)) if job.staged]
     if staged:
@@ -173,7 +173,7 @@ def finish_interrupted(target: TargetFolder, cancellation: Cancellation) -> Stan
 def refuse_loss(
     target: TargetFolder, standing: Standing, ranks: tuple[int, ...], every: tuple[int, ...], shape: tuple[str, int]
 ) -> None:
-    """Refuse to lose ranks, see `would_lose`.
+    """Refuse a commit that would remove ranks of a complete checkpoint, see `would_lose`.
 
     Raises:
         RequestError: ranks would be lost.

@@ -95,7 +95,7 @@ def check_copies(
 
 
 def refuse_possible_slices(model: Model, settled: Collection[str], options: Options) -> None:
-    """Refuse to read parameters as whole of which MindSpore's `hyper_param.safetensors` may hold rank 0's slice.
+    """Refuse to read parameters as whole if MindSpore's `hyper_param.safetensors` may contain only rank 0's slice of them.
 
     Args:
         model: parameters and their layouts. If files are converted one by one, nothing is refused.
@@ -237,7 +237,7 @@ def mismatch(
 def _mismatch(
     files: FileSet, copies: Copies, parameters: Sequence[Parameter], differing: Mapping[str, Sequence[Difference]], noun: str
 ) -> Mismatch:
-    """Return the mismatch of the first of some parameters."""
+    """Return the mismatch of the first of these parameters."""
     first, *others = parameters
     found = differing[first.source_name]
 

@@ -1,4 +1,4 @@
-"""Draft of a task's manifest, without the files, which are not written yet. Pure."""
+"""Create the draft of a task's manifest, without the files, which are not written yet."""
 
 from __future__ import annotations
 

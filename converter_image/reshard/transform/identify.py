@@ -100,7 +100,7 @@ def record_versions(job: Job, target: TargetFolder, standing: Standing) -> None:
 
 
 def _with_versions(manifest: Manifest, job: Job) -> Manifest:
-    """Return a manifest whose source, or that of the stage, has the versions of a task."""
+    """Return the manifest with the versions of a task as the versions of its source, or of the stage's source."""
     replace = msgspec.structs.replace
     if not manifest.stages:
         return replace(manifest, source=replace(manifest.source, versions=job.versions))

@@ -67,7 +67,7 @@ def write_loose(job: Job, urls: Mapping[int, str], *, at_once: int = 1) -> None:
         at_once: number of processes that do this concurrently and share the memory.
 
     Raises:
-        ReshardError: a file cannot be written, see `write_alone`. Nothing remains of it, and the files before it remain.
+        ReshardError: a file cannot be written, see `write_alone`. It was deleted, and the files before it are kept.
     """
     share = budget(at_once)
     for rank, url in urls.items():

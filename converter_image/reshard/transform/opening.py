@@ -1,4 +1,4 @@
-"""Preflight of a transform: everything that can be checked before data is moved. A plan does nothing else."""
+"""Preflight of a transform: all checks that are possible before data is moved. A plan consists of these checks."""
 
 from __future__ import annotations
 
@@ -54,7 +54,7 @@ def open_transform(
     resumable: bool = False,
     thorough: bool = False,
 ) -> Opened:
-    """Prepare a transform, and check everything that can be checked. Leave nothing in the target.
+    """Prepare a transform, and run all checks that are possible. The target is not modified.
 
     Args:
         request: request of the transform.

@@ -27,13 +27,13 @@ class PlanResult:
     Attributes:
         summary: summary of what all requested ranks read.
         memory_bytes: maximum memory of the transform.
-        workers: number of concurrent ranks that this assumes.
+        workers: number of concurrent ranks that `memory_bytes` assumes.
         digest: identifies source, strategies and options.
         format: format of the target's files.
         finished_ranks: ranks that are already finished.
         complete: whether nothing is left to do.
         notes: messages for the user.
-        planner: source of all details that are not in the summary: charts, and the plan of a rank.
+        planner: planner of all target ranks, for details such as the plan of one rank.
         rank_requests: number of requests to object stores for the content of the first requested rank.
         durations: seconds of each phase, see `reshard.telemetry.durations`.
     """

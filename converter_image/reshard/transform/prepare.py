@@ -40,7 +40,7 @@ if TYPE_CHECKING:
 
 
 def encode_index(job: Job) -> bytes:
-    """Return the index of a task, for `resume` to find, and for a target with `output: Index` to keep."""
+    """Return the index of a task. `resume` reads it, and a target with `output: Index` contains it."""
     options = job.request.options
     index = CheckpointIndex(
         digest=job.digest,

@@ -117,8 +117,8 @@ def transform_checkpoint(
     Args:
         request: request of the transform.
         workers: number of concurrent ranks.
-        commit: whether to complete the checkpoint. False: write the requested ranks, in parallel with other processes that write
-            other ranks of the task. Another process completes the checkpoint.
+        commit: whether to complete the checkpoint. If it is false, other processes can write other ranks of the task in parallel,
+            and one process completes the checkpoint afterwards.
         owner: owner of the target's lock, shared by processes with the same owner.
         progress: receives the progress.
         cancellation: cancels the work.
@@ -281,14 +281,14 @@ def _nothing_to_do(found: Complete, progress: Progress, measured: Phase) -> Resu
 
 
 def _tidy(target: TargetFolder, standing: Standing) -> None:
-    """Remove what a process has left that was killed just before the end."""
+    """Remove the files of a process that was killed just before the end."""
     if standing.manifest is not None and standing.is_left_over(standing.manifest.jobs):
         with contextlib.suppress(LockedError), locked(target.store, LOCK, owner=None, mode=target.mode):
             target.forget_jobs(record.path for record in standing.manifest.files)
 
 
 def _make_room(opened: Opened, document: JobDocument, standing: Standing, left: tuple[int, ...], *, alone: bool) -> None:
-    """Remove what prevents the writing of these ranks: files of killed processes, and the manifest of another checkpoint."""
+    """Remove files that prevent the writing of these ranks: those of killed processes, and the manifest of another checkpoint."""
     job, target = opened.job, opened.target
     state = target.job(job.digest)
     state.sweep(set(left), live_writers(target.store) - {str(this_process())})  # this process has not written yet
@@ -299,10 +299,10 @@ def _make_room(opened: Opened, document: JobDocument, standing: Standing, left: 
 
 
 def _check_ours(state: JobState, check_lock: Callable[[], None]) -> None:
-    """Check that no other process has taken over the target, or has done so and finished.
+    """Check that no other process has taken over the target in the meantime.
 
     Raises:
-        LockedError: another process has.
+        LockedError: another process has taken over the target.
     """
     check_lock()
     if state.read() is None:

@@ -1,4 +1,4 @@
-"""Determine from listings and the manifest that everything is done, if a listing identifies the source."""
+"""Determine from listings and the manifest whether a request is already complete. The listing must identify the source."""
 
 from __future__ import annotations
 
@@ -40,9 +40,9 @@ class Complete(NamedTuple):
 
 
 def find_complete(request: Request, cancellation: Cancellation, *, thorough: bool) -> Complete | None:
-    """Return the complete checkpoint that a request asks for, without reading the source's files.
+    """Return the complete checkpoint that is the result of a request, without reading the source's files.
 
-    None does not mean that there is none: then only the headers of the source's files can decide.
+    Return None if only the headers of the source's files can show whether such a checkpoint exists.
 
     Args:
         request: request of the transform.

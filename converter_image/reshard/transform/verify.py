@@ -92,7 +92,7 @@ def verify_checkpoint(
     Raises:
         MissingInputError: there is no manifest, or a file does not exist.
         DataError: a file has changed, or there are checkpoint files or ranks that the manifest does not list.
-        IncomparableError: an object store has assembled a file, and this is not the object that it created.
+        IncomparableError: an object store has assembled a file, and this file is not the original object.
     """
     target, progress = TargetFolder(open_store(target_url, storage_options), Options().file_mode), progress or Silent()
     with operation("verify_checkpoint") as measured:
@@ -117,7 +117,7 @@ def _verify_files(
 
     Raises:
         DataError: a file has changed.
-        IncomparableError: an object store has assembled a file, and this is not the object that it created.
+        IncomparableError: an object store has assembled a file, and this file is not the original object.
     """
     progress.begin("Verifying", sum(record.size for record in manifest.files), "bytes")
     incomparable: list[str] = []
