@@ -1,4 +1,4 @@
-"""`python -m reshard`."""
+"""Run the command-line interface with `python -m reshard`."""
 
 import sys
 

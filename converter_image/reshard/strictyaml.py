@@ -1,4 +1,4 @@
-"""YAML without aliases, merge keys and duplicate keys: nothing in it multiplies, hides or replaces other content."""
+"""Parse YAML without aliases, merge keys and duplicate keys, because these multiply, hide or replace content."""
 
 from __future__ import annotations
 

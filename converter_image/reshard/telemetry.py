@@ -46,7 +46,7 @@ class Phase:
 
     @property
     def seconds(self) -> float:
-        """Duration in seconds, with microseconds. For a phase that has not ended: the time until now."""
+        """Duration in seconds, rounded to microseconds. For a phase that has not ended, the time since its start."""
         return round(time.perf_counter() - self._started, 6) if self._seconds is None else self._seconds
 
     def measure(self, **fields: Field) -> None:

@@ -1,4 +1,4 @@
-"""`python -m reshard_operator`: the operator's process."""
+"""Run the operator with `python -m reshard_operator`."""
 
 from __future__ import annotations
 

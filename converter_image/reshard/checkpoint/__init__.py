@@ -30,7 +30,7 @@ def read_header(reader: RangeReader, seen: dict[bytes, Structure] | None = None)
 
     Args:
         reader: reader of the file, whose name determines its format.
-        seen: structures of files that were read before, to share them. New ones are added.
+        seen: cache of the structures of other files, to which this function adds.
 
     Raises:
         DataError: the file is damaged, or its format is unknown.

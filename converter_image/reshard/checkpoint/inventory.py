@@ -112,8 +112,8 @@ class ShardedTensor(msgspec.Struct, frozen=True, array_like=True, gc=False):
         name: name in the checkpoint, in any characters.
         dtype: name of the type in `reshard.checkpoint.dtypes`.
         shape: lengths of the whole tensor, in elements.
-        shards: for each shard, as little-endian 64-bit integers: first element and length along each dimension, number of the
-            file, first byte, number of bytes.
+        shards: shards as little-endian 64-bit integers. Each shard consists of its first element and its length along each
+            dimension, the number of its file, its offset and its length in bytes.
     """
 
     name: str
@@ -128,7 +128,7 @@ class OpaqueObject(msgspec.Struct, frozen=True, array_like=True, gc=False):
     Attributes:
         name: name in the checkpoint.
         file: number of the file.
-        offset: first byte.
+        offset: offset of the first byte in the file.
         length: number of bytes.
     """
 

@@ -14,7 +14,7 @@ OBJECT = "object"
 
 @dataclass(frozen=True, slots=True)
 class OutputTensor:
-    """One tensor of a file to be written: a slice of a tensor of the checkpoint, or all of it. Or an object, as its bytes.
+    """One tensor of a file to be written: all or a slice of a tensor of the checkpoint, or an object as bytes.
 
     Attributes:
         name: name, in any characters.

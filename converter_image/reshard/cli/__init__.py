@@ -51,7 +51,7 @@ def program(arguments: Sequence[str] | None = None) -> int:
     """Run one command as the main program. After a signal, the process exits soon, even if the command hangs.
 
     Args:
-        arguments: the arguments after the program name; None means those of this process.
+        arguments: command-line arguments after the program name. None means those of this process.
 
     Returns:
         The exit code.
@@ -69,7 +69,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     In the main thread, SIGTERM and SIGINT cancel the command. Signal handlers and standard streams are restored afterwards.
 
     Args:
-        arguments: the arguments after the program name; None means those of this process.
+        arguments: command-line arguments after the program name. None means those of this process.
 
     Returns:
         The exit code.

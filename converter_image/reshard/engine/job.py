@@ -125,7 +125,7 @@ class Job:
         MindSpore reads an entry with the name of a tensor as that tensor's type, and fails to load the whole file
         (mindspore/train/serialization.py, safetensors_to_mstype). `safetensors.torch.save_model` writes such entries, from each
         name that it leaves out to the equal tensor that it keeps. An entry whose tensor is not in the file has no effect.
-        transformers before version 5 refuses unknown formats. MindSpore reads all.
+        transformers before version 5 refuses unknown formats. MindSpore accepts all formats.
         """
         names = {p.name for p in self.planner.parameters(rank) if p.dtype != INT4}
         inventory, removed = self.model.inventory, self.planner.remove_redundancy

@@ -54,7 +54,7 @@ def default_workers() -> int:
 
 
 def budget(workers: int) -> Budget:
-    """Return the share of each of `workers` concurrent ranks.
+    """Return the memory budget of each of `workers` concurrent ranks.
 
     >>> budget(2).ahead >> 20, budget(16).ahead >> 20
     (28, 8)

@@ -74,7 +74,7 @@ def check_file(
             continue
         entry = entries.pop(parameter.name, None)
         if entry is None or (entry.dtype, entry.shape) != (parameter.dtype, tensor.shape):
-            raise _differs(written, parameter, "is missing or has another type or shape")
+            raise _differs(written, parameter, "is missing, or its type or shape differs from the source")
         comparisons.append(_Comparison(written, entry, parameter, files, _regions(written, tensor, local, model)))
     leftover = [name for name, entry in entries.items() if entry.nbytes]
     if leftover:
@@ -127,7 +127,7 @@ def _regions(written: Reader, tensor: TargetTensor, local: int, model: Model) ->
         position = tuple(a + i for a, i in zip(low, overlap.target.start, strict=True))
         held = _slice_at(parameter, position)
         if not _holds(parameter, held, rank, entry, model):
-            raise _differs(written, parameter, f"was planned to be read from rank {rank}, which holds another slice,")
+            raise _differs(written, parameter, f"was planned to be read from rank {rank}, which holds another slice")
         first = tuple(map(max, low, held.start))
         end = map(min, high, (a + n for a, n in zip(held.start, held.shape, strict=True)))
         found[held.number] = _Region(
@@ -138,7 +138,7 @@ def _regions(written: Reader, tensor: TargetTensor, local: int, model: Model) ->
             entry,
         )
     if sum(prod(region.shape) for region in found.values()) != prod(b - a for a, b in zip(low, high, strict=True)):
-        raise _differs(written, parameter, "was planned to be read in part only")
+        raise _differs(written, parameter, "was planned to be read only in part")
     return tuple(found.values())
 
 
@@ -181,7 +181,7 @@ def unreadable(written: Reader, error: DataError) -> BugError:
 def _differs(written: Reader, parameter: Parameter, how: str) -> BugError:
     return BugError(
         "VerificationFailed",
-        f"parameter {parameter.name} {how}, compared with the source",
+        f"parameter {parameter.name} {how}",
         where=written.name,
         fix=_FIX,
     )

@@ -38,7 +38,7 @@ def transform_checkpoints(
 
     Differences from MindSpore: supports any number of source and target ranks. Every file is verified and appears atomically, and
     a manifest marks the checkpoint as complete. A strategy may be a folder of pipeline stages. Parameters that only the source
-    strategy names are left out.
+    strategy names are omitted.
 
     As in MindSpore, the strategy of a single stage creates `rank_<r>/<ckpt_prefix><r>_part<stage>` with the parameters of that
     stage, if its number is not 0, or if the target strategy names all its parameters and more. Unlike in MindSpore, this works

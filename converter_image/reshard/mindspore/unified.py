@@ -55,10 +55,10 @@ def unified_safetensors(
 ) -> None:
     """Join the parameters of all ranks, and write them whole to files `part<n>.safetensors` of at most 3 GiB.
 
-    Differences from MindSpore: parameters that no strategy names are read from any rank that has them, so those of later stages
-    are not lost. Gradients (`accu_grads*`) are joined, and parameters that `choice_func` rejects are left out; MindSpore writes
-    rank 0's slices of both to the file of parameters that no strategy names. A part holds neighbouring tensors. The source may
-    have `.ckpt` files.
+    Differences from MindSpore: parameters that no strategy names are read from any rank that has them, so parameters of later
+    stages are not lost. Gradients (`accu_grads*`) are joined, and parameters that `choice_func` rejects are omitted. MindSpore
+    writes rank 0's slices of both to the file of parameters that no strategy names. A part contains consecutive tensors. The
+    source may contain `.ckpt` files.
 
     Args:
         src_dir: folder with `rank_0`, `rank_1`, ...
@@ -68,8 +68,8 @@ def unified_safetensors(
         file_suffix: suffix of the names of the files to read, without the extension. None means the files of the newest step.
         max_process_num: maximum number of parts written at a time. It is limited by the number of processors.
         choice_func: function that receives a name in the strategy, and returns whether to write the parameter, or its new name.
-        split_dst_file: (number, total) of this machine, counted from 1, if several machines write a share of the parts each. They
-            may run at any time. The one that finds all parts completes the checkpoint.
+        split_dst_file: (number, total) if each of several machines writes some of the parts. Machines are numbered from 1, and
+            may run at any time. The machine that finds all parts completes the checkpoint.
 
     Raises:
         ReshardError: also a TypeError (an argument is not a path or number) or a ValueError (files are missing or damaged).

@@ -95,11 +95,11 @@ def find_listing(
 
     Args:
         store: folder of the file.
-        name: name of the file. The file that a link leads to is looked for too.
+        name: name of the file. If it is a symbolic link, the target of the link is also looked up.
         storage_options: options of the object store, if the file is in one.
 
     Returns:
-        Folder of the manifest, manifest, and record of the file.
+        The folder of the manifest, the manifest, and the record of the file.
 
     Raises:
         DataError: the manifest is damaged.
@@ -137,7 +137,7 @@ def listed_and_unchanged(store: ReadStore, manifest: Manifest, paths: Iterable[s
 
 
 def check_described(store: ReadStore, manifest: Manifest, entries: Sequence[Stat]) -> None:
-    """Refuse a folder that training has written to since: its manifest no longer describes its content.
+    """Refuse a folder if training has written to it since its manifest was written.
 
     Args:
         store: folder of the checkpoint. Encrypted files are not decrypted.

@@ -56,7 +56,7 @@ def _found(key: Key) -> bytes:
     except PermissionError as error:
         raise AccessError(
             "PermissionDenied",
-            "reading the key file is not permitted",
+            "permission to read the key file was denied",
             where=_where(key),
             fix="allow this user to read the file, or specify another file",
         ) from error

@@ -108,7 +108,7 @@ def other_ranks(name: str, names: Collection[str], *, anywhere: bool = False) ->
 
 
 def exchanged(paths: Mapping[int, str], *, exact: bool = False) -> list[int]:
-    """Return the ranks whose paths contain another rank: another of these ranks, or with `exact`, any.
+    """Return the ranks whose paths contain another of these ranks or, with `exact`, any other rank.
 
     The ranks in the paths must be exactly these ranks, unless `exact` is set. Then all paths must contain a rank.
 

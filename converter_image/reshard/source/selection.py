@@ -45,7 +45,7 @@ class Selection:
 def select_files(
     paths: Mapping[int, list[str]], *, step: int | None = None, pattern: str | None = None, expected: range | None = None
 ) -> Selection:
-    """Select one file for each rank. Default: the newest step that every rank has.
+    """Select one file for each rank, by default of the newest step that every rank has.
 
     If the strategy describes only some of the ranks, a step is selected that these ranks have and no other rank has: the files of
     the other ranks were written by a run on another number of ranks.

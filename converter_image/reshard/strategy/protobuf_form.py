@@ -159,7 +159,7 @@ def decode_restore_ranks(content: bytes) -> tuple[int, ...]:
         raise MalformedError(f"the list of ranks is too long ({nbytes} bytes)")
     ranks = tuple(_parsed("Dims", b"".join(lists)).dim)
     if len(set(ranks)) < len(ranks):
-        raise MalformedError("its list of ranks contains the same rank twice")
+        raise MalformedError("the list of ranks contains the same rank twice")
     return ranks
 
 

@@ -97,7 +97,7 @@ class NodeReader:
         """
         self._numbers += sum(map(len, strategies)) + len(strategies)
         if self._numbers > MAX_NUMBERS:
-            raise MalformedError(f"its operators' strategies are more than {MAX_NUMBERS} numbers")
+            raise MalformedError(f"the strategies of the operators contain more than {MAX_NUMBERS} numbers")
         self._known[raw] = (stage, strategies)
 
     def add(self, name: str, raw: bytes) -> None:
@@ -107,7 +107,7 @@ class NodeReader:
             MalformedError: there are too many operators, or the name is too long.
         """
         if len(self.nodes) == MAX_OPERATORS:
-            raise MalformedError(f"it names more than {MAX_OPERATORS} operators")
+            raise MalformedError(f"the file contains more than {MAX_OPERATORS} operators")
         self.nodes.append(Node(checked_name(name), *self._known[raw]))
 
 

@@ -1,4 +1,4 @@
-"""Allow one writer at a time: a lock file with an owner and a heartbeat."""
+"""Allow one writer at a time, with a lock file that contains an owner and has a heartbeat."""
 
 from __future__ import annotations
 

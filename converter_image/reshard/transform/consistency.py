@@ -185,7 +185,7 @@ def _bytes_to_write(model: Model, options: Options, *, single: bool) -> int:
 
 @dataclass(frozen=True, slots=True)
 class Mismatch:
-    """Copies that differ, as an error shows them.
+    """A difference between copies, in the form that an error shows.
 
     Attributes:
         name: name of the parameter in the files.

@@ -48,7 +48,7 @@ class Checksums:
         self._kind: str = "CRC32" if wanted == "Auto" else wanted
 
     def send(self, request: Callable[..., object], content: bytes, **parameters: str) -> None:
-        """Send a whole object with its checksum; switch to a weaker kind if the server does not support it."""
+        """Send a whole object with its checksum. Switch to a weaker kind if the server does not support it."""
         while True:
             kind = self._kind
             try:
