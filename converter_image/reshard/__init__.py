@@ -27,7 +27,7 @@ if TYPE_CHECKING:
     from reshard.online.network import load_into_net
     from reshard.progress import Cancellation, Progress
     from reshard.spec.keys import Encryption, Key
-    from reshard.spec.request import Options, RenameRule, Request
+    from reshard.spec.request import CastRule, Options, RenameRule, Request
     from reshard.spec.storage_options import RequestStorageOptions, StorageOptions
     from reshard.transform.complete import commit_checkpoint
     from reshard.transform.plan import PlanResult, plan_transform
@@ -36,6 +36,7 @@ if TYPE_CHECKING:
 
 _HOME = {
     "Cancellation": "reshard.progress",
+    "CastRule": "reshard.spec.request",
     "Encryption": "reshard.spec.keys",
     "Key": "reshard.spec.keys",
     "LoadOptions": "reshard.online.load",
@@ -61,6 +62,7 @@ _HOME = {
 
 __all__ = [
     "Cancellation",
+    "CastRule",
     "Encryption",
     "Key",
     "LoadOptions",

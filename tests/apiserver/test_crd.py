@@ -187,6 +187,7 @@ FIXED = {
     "parameters.allowMissing": True,
     "parameters.allowInconsistent": ["rng.*"],
     "parameters.include": ["model.*"],
+    "parameters.cast": [{"pattern": "*", "to": "BFloat16"}],
     "parameters.exclude": ["optim.*"],
     "parameters.rename": [{"from": "a", "to": "b"}, {"pattern": "a.*", "to": "b.*"}],
     "verification": "Full",

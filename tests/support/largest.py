@@ -22,9 +22,10 @@ MOST_STORED = 1536 << 10
 _NAMES = {"name", "claimName", "key", "priorityClassName", "runtimeClassName", "serviceAccountName"}
 _LABEL = "a" * 63
 _QUALIFIED = [f"example.com/{'a' * 60}{number:03}" for number in range(64)]
-# Values that a maximum alone does not make valid; the rename rules fill up an object of the API server.
+# Values that a maximum alone does not make valid; rules fill up an object of the API server.
 _VALUES: Object = {
     "parameters.rename": [{"from": f"{number:04}" + "f" * 696, "to": f"{number:04}" + "t" * 696} for number in range(1024)],
+    "parameters.cast": [{"pattern": f"{number:04}" + "f" * 1020, "to": "BFloat16"} for number in range(1024)],
     "execution.podTemplate.labels": dict.fromkeys(_QUALIFIED, _LABEL),
     "execution.podTemplate.nodeSelector": dict.fromkeys(_QUALIFIED, _LABEL),
     "execution.podTemplate.annotations": dict.fromkeys((f"example.com/{number}" for number in range(59)), "a" * 4096),

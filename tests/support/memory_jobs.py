@@ -12,7 +12,7 @@ from reshard.engine.execute import carry_out, moves
 from reshard.engine.gather import ReadCount
 from reshard.engine.job import job_of
 from reshard.engine.rankfile import Conditions, produce
-from reshard.plan import place
+from reshard.plan import place, with_casts
 from reshard.source.files import Files
 from reshard.source.reading import read_inventory
 from reshard.spec.request import Options, Request
@@ -49,6 +49,7 @@ def job(model: models.Model, source: str, target: str, stage: int | None = None,
         include=options.include,
         exclude=options.exclude,
     )
+    placed = with_casts(placed, options.cast)
     return job_of(Request("memory", "nowhere", options=options), store, placed, before, after), store
 
 

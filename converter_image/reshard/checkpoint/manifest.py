@@ -31,6 +31,18 @@ class _Document(msgspec.Struct, frozen=True, rename="camel"):
     """Base class of documents with camelCase keys. Unknown fields of later versions are ignored."""
 
 
+class OverflowRecord(_Document, frozen=True):
+    """A parameter of which a cast has made finite elements infinite, because they are too large for its new type.
+
+    Attributes:
+        name: name in the file.
+        elements: number of these elements.
+    """
+
+    name: str
+    elements: int
+
+
 class FileRecord(_Document, frozen=True):
     """One finished file.
 
@@ -46,6 +58,8 @@ class FileRecord(_Document, frozen=True):
         sample: digest of five blocks of the file, see `reshard.storage.digest.sample_of`.
         version: ETag of the written object. In a file system: size and modification time.
         seconds: duration of writing and verifying the file. A measurement, like `Manifest.durations`.
+        rounded: number of elements whose value a cast has changed, including overflows.
+        overflowed: parameters of which a cast has made finite elements infinite, by name.
     """
 
     rank: int
@@ -58,6 +72,8 @@ class FileRecord(_Document, frozen=True):
     sample: str = ""
     version: str = ""
     seconds: float = 0.0
+    rounded: int = 0
+    overflowed: tuple[OverflowRecord, ...] = ()
 
 
 class IndexRecord(_Document, frozen=True):
@@ -93,6 +109,7 @@ class ParameterRecord(_Document, frozen=True):
         source: layout in the source. null means that each holder has the whole parameter.
         target: layout in the target.
         source_name: name in the source, if it differs.
+        source_dtype: type in the source, if it differs.
     """
 
     name: str
@@ -102,6 +119,7 @@ class ParameterRecord(_Document, frozen=True):
     source: LayoutRecord | None
     target: LayoutRecord
     source_name: str | None = None
+    source_dtype: str | None = None
 
 
 class SourceRecord(_Document, frozen=True):

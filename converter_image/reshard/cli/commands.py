@@ -199,7 +199,7 @@ def commit(
 ) -> None:
     """Complete a checkpoint that was written with --no-commit."""
     from reshard.cli import report
-    from reshard.target.parts import notes_on_rules
+    from reshard.target.parts import final_notes
     from reshard.transform.complete import commit_checkpoint
 
     with console.progress() as progress:
@@ -210,7 +210,7 @@ def commit(
             storage_options=storage_options_of(storage_options),
             cancellation=invocation.cancellation,
         )
-        for note in notes_on_rules(manifest):
+        for note in final_notes(manifest):
             progress.note(note)
     report.committed(target, manifest, as_json=as_json)
 

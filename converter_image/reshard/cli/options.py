@@ -276,6 +276,15 @@ GROUPS: dict[str, tuple[_Option, ...]] = {
             help="JSON file that maps old names to new names.",
         ),
         _option(
+            _WRITE,
+            "--cast",
+            "casts",
+            multiple=True,
+            metavar="PATTERN=TYPE",
+            help="Type of the floating-point parameters that match a pattern, such as `*=bfloat16`. Repeatable.\n\n"
+            "Types: float64, float32, float16, bfloat16. Values are rounded to the nearest. The first matching pattern applies.",
+        ),
+        _option(
             "inspect",
             "--parameter",
             "parameters",

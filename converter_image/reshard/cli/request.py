@@ -6,7 +6,7 @@ import os
 import re
 from fnmatch import fnmatchcase
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, get_args
 
 import click
 import msgspec
@@ -14,7 +14,7 @@ from click.shell_completion import CompletionItem
 
 from reshard.errors import MissingInputError, UsageError
 from reshard.spec.keys import Encryption, Key
-from reshard.spec.request import Options, RenameRule, Request
+from reshard.spec.request import CastRule, FloatType, Options, RenameRule, Request
 from reshard.spec.storage_options import RequestStorageOptions, StorageOptions
 from reshard.spec.urls import local_path
 from reshard.strictjson import pairs
@@ -82,6 +82,7 @@ def request_of(arguments: dict[str, Any]) -> Request:
     chosen = {name: arguments[name] for name in Options.__struct_fields__ if name in arguments}
     chosen |= {
         "rename": _rename_rules(arguments),
+        "cast": tuple(_cast_rule(each) for each in arguments["casts"]),
         "file_mode": _mode(arguments["file_mode"]),
         "overwrite": "Replace" if arguments["overwrite"] else "Never",
     }
@@ -231,6 +232,15 @@ def _pairs(option: str, given: tuple[str, ...]) -> Iterator[tuple[str, str]]:
             fix = f"use the form {option} old.w=new.w"
             raise UsageError("InvalidRename", f"{each!r} is not of the form OLD=NEW", where=option, fix=fix)
         yield old, new
+
+
+def _cast_rule(text: str) -> CastRule:
+    pattern, separator, word = text.rpartition("=")
+    types = {kebab(name): name for name in get_args(FloatType)}
+    if not separator or word not in types:
+        fix = f"use the form --cast 'model.*=bfloat16'; the types are {', '.join(types)}"
+        raise UsageError("InvalidCast", f"{text!r} is not of the form PATTERN=TYPE", where="--cast", fix=fix)
+    return CastRule(pattern, types[word])
 
 
 def _map(path: str) -> list[tuple[str, str]]:

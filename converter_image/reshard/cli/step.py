@@ -41,7 +41,7 @@ from reshard.spec.messages import (
 )
 from reshard.spec.ranks import format_ranks, ranks_of_index, ranks_to_write
 from reshard.spec.resource import parse_spec, request_of_pod
-from reshard.target.parts import is_whole, notes_on_rules
+from reshard.target.parts import final_notes, is_whole
 from reshard.transform.complete import commit_checkpoint
 from reshard.transform.plan import plan_transform
 from reshard.transform.run import transform_checkpoint
@@ -141,7 +141,7 @@ def _commit(invocation: Invocation, _: TransformSpec, request: Request) -> Commi
             storage_options=storage_options,
             cancellation=invocation.cancellation,
         )
-        for note in notes_on_rules(manifest):
+        for note in final_notes(manifest):
             progress.note(note)
     return CommitMessage(
         digest=manifest.digest,

@@ -10,6 +10,7 @@ from zlib_ng import zlib_ng
 
 from reshard.checkpoint.dtypes import DTYPES
 from reshard.checkpoint.output import Checksum
+from reshard.engine.cast import Losses, cast
 from reshard.engine.gather import SMALL_BYTES, Gatherer, element_type, reads_of_box, reads_of_small, small_runs
 from reshard.layout.box import Box
 from reshard.layout.tiles import flat_span, next_tile
@@ -20,7 +21,7 @@ if TYPE_CHECKING:
     from reshard.checkpoint.inventory import TensorEntry
     from reshard.checkpoint.output import Piece, Span
     from reshard.engine.gather import Runs, SourceFiles
-    from reshard.plan import RankPlan, TargetTensor
+    from reshard.plan import Parameter, RankPlan, TargetTensor
     from reshard.plan.geometry import Overlap
     from reshard.storage.ahead import Read
 
@@ -31,7 +32,7 @@ _SPLINTER_BYTES = 64 << 10
 
 
 class Small(NamedTuple):
-    """A small tensor, as a whole. For `summed`, see `Fill`."""
+    """A small tensor, as a whole. For `nbytes` and `summed`, see `Fill`."""
 
     tensor: TargetTensor
     runs: Runs
@@ -61,14 +62,14 @@ class Fill(NamedTuple):
     Attributes:
         box: elements of the target's slice.
         copies: copies that fill the box.
-        dtype: type of the elements.
-        nbytes: length of the box in bytes.
+        parameter: what they are elements of.
+        nbytes: length of the box in the target's type, in bytes.
         summed: whether the next `Checksum` depends on these bytes.
     """
 
     box: Box
     copies: tuple[Copy, ...]
-    dtype: str
+    parameter: Parameter
     nbytes: int
     summed: bool = False
 
@@ -150,19 +151,22 @@ def reads_of_spans(plan: RankPlan, spans: Iterable[Span]) -> Iterator[Read]:
     return reads(move for span in spans if span.length for move in moves(plan, [span]))
 
 
-def carry_out(moves: Iterable[Move], files: SourceFiles, emit: Callable[[memoryview], None]) -> None:
+def carry_out(
+    moves: Iterable[Move], files: SourceFiles, emit: Callable[[memoryview], None], losses: Losses | None = None
+) -> None:
     """Produce the bytes of these moves, in order.
 
     Args:
         moves: moves to execute. The last move emits the rest of the buffer.
         files: files of the source.
         emit: callback with the next part of the file. The buffer is reused after it returns.
+        losses: counts of what casts change.
 
     Raises:
         DataError, StorageError: the source cannot be read.
     """
     memory, filled = memoryview(bytearray(TILE_BYTES)), 0
-    producer = _Producer(Gatherer(files, TILE_BYTES))
+    producer = _Producer(Gatherer(files, TILE_BYTES), losses)
     for move in moves:
         if move is not None:
             filled += producer.carry_out(move, memory[filled:])
@@ -188,8 +192,10 @@ def fill(moves: Iterable[Move], gatherer: Gatherer, into: memoryview) -> None:
 class _Producer:
     """Carries out moves one after another, and calculates the CRC32 that a checksum depends on."""
 
-    def __init__(self, gatherer: Gatherer) -> None:
+    def __init__(self, gatherer: Gatherer, losses: Losses | None = None) -> None:
         self._gatherer = gatherer
+        self._losses = Losses() if losses is None else losses
+        self._uncast = memoryview(b"")
         self._crc = 0
 
     def carry_out(self, move: bytes | Small | Fill | Checksum, into: memoryview) -> int:
@@ -202,16 +208,33 @@ class _Producer:
             into[: len(move)] = move
             return len(move)
         view = into[: move.nbytes]
-        if isinstance(move, Small):
-            self._gatherer.read_small(move.tensor, move.runs, view)
+        parameter = move.tensor.parameter if isinstance(move, Small) else move.parameter
+        if parameter.cast is None:
+            self._gather(move, view)
         else:
-            elements = np.frombuffer(view, element_type(move.dtype)).reshape(move.box.shape)
-            for rank, entry, source, here in move.copies:
-                window = (*here.slices(), ...)  # the ellipsis returns a view of a scalar too, instead of its value
-                self._gatherer.read(rank, entry, source, elements[window])  # type: ignore[index]  # numpy's stubs do not support this tuple
+            count = move.nbytes // DTYPES[parameter.cast].itemsize
+            content = self._room_before_cast(count * DTYPES[parameter.dtype].itemsize)
+            self._gather(move, content)
+            self._losses.add(parameter.name, cast(content, parameter.dtype, view, parameter.cast))
         if move.summed:
             self._crc = zlib_ng.crc32(view, self._crc)
         return move.nbytes
+
+    def _gather(self, move: Small | Fill, into: memoryview) -> None:
+        """Read the elements of a move, in the source's type."""
+        if isinstance(move, Small):
+            self._gatherer.read_small(move.tensor, move.runs, into)
+            return
+        elements = np.frombuffer(into, element_type(move.parameter.dtype)).reshape(move.box.shape)
+        for rank, entry, source, here in move.copies:
+            window = (*here.slices(), ...)  # the ellipsis returns a view of a scalar too, instead of its value
+            self._gatherer.read(rank, entry, source, elements[window])  # type: ignore[index]  # numpy's stubs do not support this tuple
+
+    def _room_before_cast(self, nbytes: int) -> memoryview:
+        """Return a buffer for elements in the source's type. It is reused."""
+        if not self._uncast:
+            self._uncast = memoryview(bytearray(TILE_BYTES))
+        return self._uncast[:nbytes]
 
 
 class _Held(NamedTuple):
@@ -227,7 +250,8 @@ class _Content:
 
     def __init__(self, tensor: TargetTensor) -> None:
         self.tensor = tensor
-        self._itemsize = DTYPES[tensor.parameter.dtype].itemsize
+        self._itemsize = DTYPES[tensor.parameter.target_dtype].itemsize
+        self._most_elements = TILE_BYTES // DTYPES[tensor.parameter.dtype].itemsize  # what a buffer holds before a cast
         held = (_Held(*each) for each in zip(tensor.geometry.overlaps, tensor.ranks, tensor.entries, strict=True))
         self._waiting = iter(sorted(held, key=lambda each: each.overlap.first))
         self._next = next(self._waiting, None)
@@ -236,7 +260,7 @@ class _Content:
     def next(self, offset: int, most: int) -> Fill:
         """Return the longest box of at most `most` bytes that starts at a byte of the content. It has at least one element."""
         shape = self.tensor.shape
-        box = next_tile(shape, offset // self._itemsize, most // self._itemsize)
+        box = next_tile(shape, offset // self._itemsize, min(most // self._itemsize, self._most_elements))
         first, end = flat_span(shape, box)
         copies = []
         for overlap, rank, entry in self._held_between(first, end):
@@ -244,7 +268,7 @@ class _Content:
             if common is not None:
                 start = (c - t + s for c, t, s in zip(common.start, overlap.target.start, overlap.source.start, strict=True))
                 copies.append(Copy(rank, entry, Box(tuple(start), common.shape), common.relative_to(box.start)))
-        return Fill(box, tuple(copies), self.tensor.parameter.dtype, box.size * self._itemsize)
+        return Fill(box, tuple(copies), self.tensor.parameter, box.size * self._itemsize)
 
     def _held_between(self, first: int, end: int) -> list[_Held]:
         """Return the parts that may have elements in a range of flat indexes. Ranges must be requested in ascending order."""

@@ -156,7 +156,7 @@ class Job:
         local = rank % self.model.target_devices
         shapes = (p.box(local).shape for p in found)
         return tuple(
-            OutputTensor(p.name, p.dtype, shape, prod(shape) * DTYPES[p.dtype].itemsize)
+            OutputTensor(p.name, p.target_dtype, shape, prod(shape) * DTYPES[p.target_dtype].itemsize)
             for p, shape in zip(found, shapes, strict=True)
         )
 
@@ -292,7 +292,7 @@ def _arranged(model: Model, output: OutputFormat) -> Model:
     """Return the parameters for the target's format: in its order, and without those that it cannot hold."""
     held, left_out = [], []
     for p in model.parameters:
-        tensor = OutputTensor(p.name, p.dtype, p.slice_shape, p.slice_nbytes, whole=p.shape)
+        tensor = OutputTensor(p.name, p.target_dtype, p.slice_shape, p.written_nbytes, whole=p.shape)
         if output.can_hold(tensor):
             held.append((p, tensor))
         else:

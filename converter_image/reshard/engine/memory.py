@@ -29,6 +29,8 @@ _BYTES_PER_NAME_AND_WORKER = 512
 _CLIENT_BYTES = 32 << 20
 _AHEAD_BYTES = 56 << 20
 _UPLOAD_BYTES = 48 << 20
+# With casts: elements before and after, for each worker.
+_CAST_BYTES_PER_WORKER = 8 << 20
 # With encryption: its library.
 _CIPHERS_BYTES = 16 << 20
 _LEAST_AHEAD_BYTES = 8 << 20
@@ -88,6 +90,7 @@ def memory_bytes(
     active = min(workers, model.target_ranks)
     each = _BYTES_PER_NAME + active * _BYTES_PER_NAME_AND_WORKER
     local = _BASE_BYTES + active * _BYTES_PER_WORKER + len(names) * each + sum(map(len, names)) * _BYTES_PER_CHARACTER
+    local += active * _CAST_BYTES_PER_WORKER if any(parameter.cast for parameter in model.parameters) else 0
     share = budget(active)
     client = _CLIENT_BYTES if source.remote or target.remote else 0
     ahead = active * share.ahead if source.remote else 0

@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING
 
 from reshard.checkpoint.dtypes import DTYPES
 from reshard.checkpoint.unified import HYPER_NAME
-from reshard.plan import Role, unmatched, unmatched_patterns
+from reshard.plan import Role, castable, rounded, unmatched, unmatched_patterns
 from reshard.plan.copies import equal_files
 from reshard.plan.rename import NamePattern
 from reshard.spec.ranks import format_ranks
@@ -15,7 +15,7 @@ if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
 
     from reshard.plan import Model, Planner
-    from reshard.spec.request import Request
+    from reshard.spec.request import Options, Request
     from reshard.strategy import Strategy
 
 
@@ -45,8 +45,9 @@ def notes_of(
     )
 
 
-def _notes(model: Model, request: Request) -> tuple[str, ...]:
-    options, unused = request.options, list[str]()
+def _notes_on_names(model: Model, options: Options) -> list[str]:
+    """Return notes about parameters that the user leaves out, and about patterns that match none."""
+    unused: list[str] = []
     if options.output != "Stage":  # only the last stage knows whether they match
         unused = [str(rule.pattern) for rule in unmatched(model.source_names, options.rename)]
         unused += unmatched_patterns(model.source_names, (*options.include, *options.exclude))
@@ -55,6 +56,19 @@ def _notes(model: Model, request: Request) -> tuple[str, ...]:
         notes.append(f"--include and --exclude omit {_counted(model.excluded)}")
     if model.excluded_by_rename:
         notes.append(f"rename rules omit {_counted(model.excluded_by_rename)}")
+    return notes
+
+
+def _notes_on_casts(model: Model, options: Options) -> list[str]:
+    lossy = rounded(model)
+    notes = [f"casts round the values of {_counted(lossy)}"] if lossy else []
+    patterns = [rule.pattern for rule in options.cast] if options.output != "Stage" else []
+    unused = unmatched_patterns(castable(model), patterns)
+    return notes + [f"the pattern {pattern} matches no floating-point parameter" for pattern in unused]
+
+
+def _notes(model: Model, request: Request) -> tuple[str, ...]:
+    notes = _notes_on_names(model, request.options)
     if model.source_only:
         notes.append(f"skipped parameters that are only in the source strategy: {some(model.source_only)}")
     if model.target_only:
@@ -66,6 +80,7 @@ def _notes(model: Model, request: Request) -> tuple[str, ...]:
             "skipped tensors of shape [0], which MindSpore would load from a .ckpt file as scalars without a value:"
             f" {some(model.zero_size)}"
         )
+    notes += _notes_on_casts(model, request.options)
     notes += _notes_on_foreign_files(model, request)
     if empty := model.inventory.empty_files:
         ranks = format_ranks(tuple(file.rank for file in empty))
@@ -118,10 +133,10 @@ def _notes_on_types(model: Model, output: str) -> tuple[str, ...]:
     """Warn of types that MindSpore writes into a `.ckpt` file and cannot load from one."""
     if output != "ckpt":
         return ()
-    found = [p for p in model.parameters if not DTYPES[p.dtype].loads_from_ckpt]
+    found = [p for p in model.parameters if not DTYPES[p.target_dtype].loads_from_ckpt]
     if not found:
         return ()
-    types, names = sorted({p.dtype for p in found}), some([p.name for p in found])
+    types, names = sorted({p.target_dtype for p in found}), some([p.name for p in found])
     return (f"MindSpore 2.10 cannot load these parameters of type {', '.join(types)} from a .ckpt file: {names}",)
 
 

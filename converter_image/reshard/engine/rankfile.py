@@ -11,8 +11,9 @@ from zlib_ng import zlib_ng
 
 from reshard.checkpoint.crc import NamedContents
 from reshard.checkpoint.encryption import Encryptor
-from reshard.checkpoint.manifest import FileRecord
+from reshard.checkpoint.manifest import FileRecord, OverflowRecord
 from reshard.checkpoint.output import Checksum, Span
+from reshard.engine.cast import Losses
 from reshard.engine.execute import carry_out, moves, reads, reads_of_spans
 from reshard.engine.gather import ReadCount
 from reshard.engine.servercopy import parts, split
@@ -81,12 +82,14 @@ class Conditions:
 
     Attributes:
         count: counter of the bytes read from the source.
+        losses: counts of what casts change.
         progress: receives the progress.
         cancellation: cancels the work.
         ahead: number of bytes of the source that may be prefetched.
     """
 
     count: ReadCount = field(default_factory=ReadCount)
+    losses: Losses = field(default_factory=Losses)
     progress: Progress = field(default_factory=Silent)
     cancellation: Cancellation = field(default_factory=Cancellation)
     ahead: int = 0
@@ -123,7 +126,21 @@ def write_rank(
                 sample, version = sample_of(written, remote=store.remote), written.version
             read, level = conditions.count.nbytes, job.request.options.verification
             measured.measure(bytes_read=read, bytes_written=size)
-            record = FileRecord(rank, path, size, digest, read, level, job.stage, sample, version, measured.seconds)
+            losses = conditions.losses
+            record = FileRecord(
+                rank=rank,
+                path=path,
+                size=size,
+                digest=digest,
+                bytes_read=read,
+                verified=level,
+                stage=job.stage,
+                sample=sample,
+                version=version,
+                seconds=measured.seconds,
+                rounded=losses.rounded,
+                overflowed=tuple(OverflowRecord(*each) for each in sorted(losses.overflowed.items())),
+            )
             state.record(record)
         finally:
             writer.abort()
@@ -181,7 +198,7 @@ def assemble(job: Job, plan: RankPlan, writer: Writer, conditions: Conditions, l
         files.expect(reads(sent), conditions.ahead)
         for part in planned:
             if part.rank is None:
-                carry_out([*laid_out[part.first : part.end], None], files, emit)
+                carry_out([*laid_out[part.first : part.end], None], files, emit, conditions.losses)
                 if part is not planned[-1]:
                     writer.cut()
             else:
@@ -239,7 +256,7 @@ def produce(job: Job, plan: RankPlan, writer: Writer, conditions: Conditions) ->
     with closing(job.source_files(conditions.count)) as files:
         crc = _crc_of_contents(plan, files, conditions) if tail.in_header else None
         files.expect(reads(moves(plan, job.pieces(plan.rank, crc))), conditions.ahead)
-        carry_out(moves(plan, job.pieces(plan.rank, crc)), files, emit)
+        carry_out(moves(plan, job.pieces(plan.rank, crc)), files, emit, conditions.losses)
         if trailer := tail.content():
             emit(trailer)
         if encryptor is not None:
@@ -274,11 +291,11 @@ def _crc_of_contents(plan: RankPlan, files: SourceFiles, conditions: Conditions)
         found.update(part)
 
     numbers = sorted(range(len(plan.tensors)), key=lambda i: plan.tensors[i].parameter.name)
-    spans = [Span(number, 0, plan.tensors[number].nbytes) for number in numbers]
+    spans = [Span(number, 0, plan.tensors[number].written_nbytes) for number in numbers]
     files.expect(reads_of_spans(plan, spans), conditions.ahead)
     for span in spans:
         tensor = plan.tensors[span.tensor]
-        found.begin(tensor.parameter.name, tensor.parameter.dtype, tensor.shape)
+        found.begin(tensor.parameter.name, tensor.parameter.target_dtype, tensor.shape)
         if span.length:
             carry_out(moves(plan, [span]), files, emit)
     return found.crc

@@ -46,7 +46,8 @@ def split(moves: Iterable[Move]) -> Iterator[Move]:
             for copy in spans:
                 start = tuple(a + b for a, b in zip(move.box.start, copy.here.start, strict=True))
                 alone = copy._replace(here=Box((0,) * len(start), copy.here.shape))
-                yield Fill(Box(start, copy.here.shape), (alone,), move.dtype, copy.here.size * itemsize)
+                box = Box(start, copy.here.shape)
+                yield move._replace(box=box, copies=(alone,), nbytes=copy.here.size * itemsize)
         else:
             yield move
 
@@ -124,7 +125,7 @@ def _runs(moves: Sequence[Move]) -> Iterator[UploadPart]:
 
 def _source(move: Move) -> tuple[int | None, int]:
     """Return the source rank and offset of a move's bytes, if the source file contains them contiguously."""
-    if not isinstance(move, Fill) or len(move.copies) != 1:
+    if not isinstance(move, Fill) or len(move.copies) != 1 or move.parameter.cast is not None:
         return None, 0
     (copy,) = move.copies
     if copy.source.size != move.box.size:

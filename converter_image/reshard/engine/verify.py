@@ -17,6 +17,7 @@ import xxhash
 
 from reshard.checkpoint import read_header
 from reshard.checkpoint.dtypes import DTYPES
+from reshard.engine.cast import cast
 from reshard.errors import BugError, DataError
 
 if TYPE_CHECKING:
@@ -73,7 +74,7 @@ def check_file(
         if not prod(tensor.shape):
             continue
         entry = entries.pop(parameter.name, None)
-        if entry is None or (entry.dtype, entry.shape) != (parameter.dtype, tensor.shape):
+        if entry is None or (entry.dtype, entry.shape) != (parameter.target_dtype, tensor.shape):
             raise _differs(written, parameter, "is missing, or its type or shape differs from the source")
         comparisons.append(_Comparison(written, entry, parameter, files, _regions(written, tensor, local, model)))
     leftover = [name for name, entry in entries.items() if entry.nbytes]
@@ -206,7 +207,7 @@ class _Comparison:
 
     def _compare_region(self, region: _Region) -> None:
         """Compare all elements of a region, some rows at a time. Long rows are compared in parts."""
-        shape, itemsize = region.shape or (1,), DTYPES[self.entry.dtype].itemsize
+        shape, itemsize = region.shape or (1,), self._largest_itemsize
         rows, width = prod(shape[:-1]), shape[-1]
         step = max(1, _BLOCK_BYTES // (width * itemsize))
         window = max(1, _BLOCK_BYTES // itemsize)
@@ -215,9 +216,14 @@ class _Comparison:
             for first in range(0, width, window):
                 self._compare(region, inside, first, min(window, width - first))
 
+    @property
+    def _largest_itemsize(self) -> int:
+        """Bytes of an element before or after a cast, whichever are more."""
+        return max(DTYPES[self.entry.dtype].itemsize, DTYPES[self.parameter.dtype].itemsize)
+
     def _compare_sample(self) -> None:
         """Compare segments of some rows: of the first, of the last, and of some between them."""
-        shape, itemsize = self.entry.shape or (1,), DTYPES[self.entry.dtype].itemsize
+        shape, itemsize = self.entry.shape or (1,), self._largest_itemsize
         rows, window = prod(shape[:-1]), max(1, _SAMPLE_BYTES // itemsize)
         seed = xxhash.xxh32_intdigest(self.parameter.name.encode("utf-8", "surrogatepass"))
         for row in sorted({0, rows - 1} | {(seed * (i + 1) * 2654435761) % rows for i in range(_SAMPLES - 2)}):
@@ -239,11 +245,13 @@ class _Comparison:
 
     def _compare(self, region: _Region, inside: Sequence[_Indexes], first: int, count: int) -> None:
         """Compare `count` elements from position `first` of some rows of a region, given by their outer indexes in it."""
-        itemsize = DTYPES[self.entry.dtype].itemsize
         reader = self.files.reader(region.rank)
-        found = _read_rows(self.written, self.entry, _flat(self.entry.shape, region.start, inside, first), count, itemsize)
-        starts = _flat(region.entry.shape, region.origin, inside, first)
-        if found != _read_rows(reader, region.entry, starts, count, itemsize):
+        found = _read_rows(self.written, self.entry, _flat(self.entry.shape, region.start, inside, first), count)
+        expected = _read_rows(reader, region.entry, _flat(region.entry.shape, region.origin, inside, first), count)
+        if self.parameter.cast is not None:
+            uncast, expected = expected, bytearray(len(found))
+            cast(memoryview(uncast), self.parameter.dtype, memoryview(expected), self.parameter.cast)
+        if found != expected:
             raise _differs(self.written, self.parameter, f"differs from {reader.name}")
 
 
@@ -255,8 +263,9 @@ def _flat(shape: tuple[int, ...], origin: tuple[int, ...], inside: Sequence[_Ind
     return flat * shape[-1] + origin[-1] + first if shape else flat
 
 
-def _read_rows(reader: Reader, entry: TensorEntry, starts: _Indexes, count: int, itemsize: int) -> bytearray:
+def _read_rows(reader: Reader, entry: TensorEntry, starts: _Indexes, count: int) -> bytearray:
     """Read runs of `count` elements at these flat indexes. Adjacent runs are read together."""
+    itemsize = DTYPES[entry.dtype].itemsize
     length = count * itemsize
     content = bytearray(len(starts) * length)
     view = memoryview(content)

@@ -28,7 +28,7 @@ if TYPE_CHECKING:
     from reshard.plan import RankPlan
     from reshard.progress import Cancellation
     from reshard.spec.keys import Encryption
-    from reshard.spec.request import RenameRule, Replicas, SourceOnly, Verification
+    from reshard.spec.request import CastRule, RenameRule, Replicas, SourceOnly, Verification
 
 
 class LoadOptions(TypedDict, total=False):
@@ -43,6 +43,7 @@ class LoadOptions(TypedDict, total=False):
     include: tuple[str, ...]
     exclude: tuple[str, ...]
     rename: tuple[RenameRule, ...]
+    cast: tuple[CastRule, ...]
     allow_inconsistent: tuple[str, ...]
     replicas: Replicas
     verification: Verification
@@ -78,6 +79,7 @@ def iter_tensors(  # noqa: PLR0913 - one for each option
     include: tuple[str, ...] = (),
     exclude: tuple[str, ...] = (),
     rename: tuple[RenameRule, ...] = (),
+    cast: tuple[CastRule, ...] = (),
     allow_inconsistent: tuple[str, ...] = (),
     replicas: Replicas = "Identical",
     verification: Verification = "Sample",
@@ -106,6 +108,7 @@ def iter_tensors(  # noqa: PLR0913 - one for each option
         include: patterns of parameters to load, by their names in the source. `*` matches any characters. Empty means all.
         exclude: patterns of parameters to omit, among those. A target strategy may name them.
         rename: rules that rename parameters.
+        cast: rules that cast parameters to another floating-point type. The first rule that matches a name in the source applies.
         allow_inconsistent: patterns of parameters that no strategy names and whose copies may differ between source ranks.
         replicas: handling of slices that several source ranks hold, see `Options`.
         verification: amount of the source that is checked first. "Full" checks the CRC32s of all files and all copies of each
@@ -143,6 +146,7 @@ def iter_tensors(  # noqa: PLR0913 - one for each option
             include=include,
             exclude=exclude,
             rename=rename,
+            cast=cast,
             allow_inconsistent=allow_inconsistent,
             replicas=replicas,
             verification=verification,
@@ -163,7 +167,7 @@ def tensors_of(job: Job, rank: int, count: ReadCount | None = None) -> Iterator[
 
 
 def _read(job: Job, plan: RankPlan, count: ReadCount | None) -> Iterator[tuple[str, Array]]:
-    spans = [Span(number, 0, tensor.nbytes) for number, tensor in enumerate(plan.tensors)]
+    spans = [Span(number, 0, tensor.written_nbytes) for number, tensor in enumerate(plan.tensors)]
     with closing(job.source_files(count)) as files:
         gatherer = Gatherer(files, TILE_BYTES)
         files.expect(reads_of_spans(plan, spans), budget(1).ahead)
@@ -172,5 +176,5 @@ def _read(job: Job, plan: RankPlan, count: ReadCount | None) -> Iterator[tuple[s
             if span.length:
                 fill(moves(plan, [span]), gatherer, memoryview(content.data))
             parameter = tensor.parameter
-            yield parameter.name, array_of(content, parameter.dtype, tensor.shape, parameter.name)
+            yield parameter.name, array_of(content, parameter.target_dtype, tensor.shape, parameter.name)
         files.check_unchanged()

@@ -3,6 +3,7 @@
 The modules of this package perform no I/O, so a plan can be printed and tested without reading a checkpoint.
 """
 
+from reshard.plan.cast import castable, rounded, with_casts
 from reshard.plan.cuts import Cuts, cuts
 from reshard.plan.model import Model, Parameter, Role
 from reshard.plan.parameters import place
@@ -23,13 +24,16 @@ __all__ = [
     "Summary",
     "TargetTensor",
     "Traffic",
+    "castable",
     "cuts",
     "keep",
     "place",
     "prove",
+    "rounded",
     "summarize",
     "traffic",
     "unify",
     "unmatched",
     "unmatched_patterns",
+    "with_casts",
 ]

@@ -14,6 +14,7 @@ if TYPE_CHECKING:
     from reshard.layout import Layout
     from reshard.layout.box import Box
     from reshard.model import Shards
+    from reshard.spec.request import FloatType
 
 
 class Role(Enum):
@@ -44,6 +45,7 @@ class Parameter:
         other_cuts: other layouts of the parameter in the source, each with its pipeline stages. Slices in these layouts are
             compared with those in the layout `source`, but never copied.
         shards: locations of its shards, if the metadata of the source lists them.
+        cast: type to which it is cast. None: it keeps its type.
     """
 
     name: str
@@ -58,13 +60,19 @@ class Parameter:
     source_name: str
     other_cuts: tuple[tuple[Layout, tuple[int, ...]], ...] = ()
     shards: Shards | None = None
+    cast: FloatType | None = None
+
+    @property
+    def target_dtype(self) -> str:
+        """Type in the target's files."""
+        return self.cast or self.dtype
 
     def box(self, rank: int) -> Box:
         """Return the elements that a target rank (within its stage) holds."""
         return self.target.box(self.shape, rank)
 
     def nbytes_at(self, rank: int) -> int:
-        """Bytes of the slice that a target rank (within its stage) holds."""
+        """Bytes of the slice that a target rank (within its stage) holds, in the source's type."""
         if self.target.uneven:
             return self.box(rank).size * DTYPES[self.dtype].itemsize
         return self.slice_nbytes
@@ -81,8 +89,13 @@ class Parameter:
 
     @property
     def slice_nbytes(self) -> int:
-        """Size of the largest slice in bytes."""
+        """Size of the largest slice in the source's type, in bytes."""
         return prod(self.slice_shape) * DTYPES[self.dtype].itemsize
+
+    @property
+    def written_nbytes(self) -> int:
+        """Size of the largest slice in the target's type, in bytes."""
+        return prod(self.slice_shape) * DTYPES[self.target_dtype].itemsize
 
 
 @dataclass(frozen=True, slots=True)

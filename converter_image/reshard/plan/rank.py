@@ -49,8 +49,13 @@ class TargetTensor:
 
     @property
     def nbytes(self) -> int:
-        """Bytes of the slice."""
+        """Bytes of the slice in the source's type."""
         return self.geometry.box.size * DTYPES[self.parameter.dtype].itemsize
+
+    @property
+    def written_nbytes(self) -> int:
+        """Bytes of the slice in the target's type."""
+        return self.geometry.box.size * DTYPES[self.parameter.target_dtype].itemsize
 
 
 @dataclass(frozen=True, slots=True)

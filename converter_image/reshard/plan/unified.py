@@ -25,7 +25,7 @@ def unify(model: Model, most_bytes: int) -> Model:
     """
     named = [p for p in model.parameters if p.role is not Role.REPLICATED]
     others = [p for p in model.parameters if p.role is Role.REPLICATED]
-    parts = [[named[i] for i in part] for part in fill([p.slice_nbytes for p in named], most_bytes)]
+    parts = [[named[i] for i in part] for part in fill([p.written_nbytes for p in named], most_bytes)]
     parts += [others] if others else []
     spread = [replace(p, target_stages=(number,)) for number, part in enumerate(parts) for p in part]
     return replace(model, target_stages=len(parts), parameters=tuple(spread), unified=True)

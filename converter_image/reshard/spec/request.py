@@ -23,6 +23,7 @@ Verification = Literal["None", "Sample", "Full"]
 Overwrite = Literal["Never", "Replace"]
 CopyMode = Literal["Client", "Server"]
 ParameterPattern = Annotated[str, msgspec.Meta(min_length=1, max_length=1 << 10)]
+FloatType = Literal["Float64", "Float32", "Float16", "BFloat16"]
 Patterns = Annotated[tuple[ParameterPattern, ...], msgspec.Meta(max_length=1 << 10)]
 Stages = Annotated[int, msgspec.Meta(ge=1, le=65536)]
 
@@ -91,6 +92,32 @@ class RenameRule(msgspec.Struct, frozen=True, forbid_unknown_fields=True, omit_d
             )
 
 
+class CastRule(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    """The type to which the parameters that match a pattern are cast, if they have another floating-point type.
+
+    Attributes:
+        pattern: a pattern of names in the source. `*` matches any characters, non-greedy.
+        to: the type.
+
+    Raises:
+        UsageError: the rule is invalid.
+    """
+
+    pattern: str
+    to: FloatType
+
+    def __post_init__(self) -> None:
+        """Validate the rule, also for callers without a type checker."""
+        problem = None
+        if not isinstance(self.pattern, str) or not 0 < len(self.pattern) <= _LONGEST_NAME:
+            problem = f"a pattern must have 1 to {_LONGEST_NAME} characters"
+        elif self.to not in get_args(FloatType):
+            problem = f"the type must be one of {', '.join(get_args(FloatType))}"
+        if problem is not None:
+            what = f"{shortened(self.pattern)} to {shortened(self.to)}: {problem}"
+            raise UsageError("InvalidCast", what, where="cast", fix="correct this cast")
+
+
 class Options(msgspec.Struct, frozen=True):
     """The options of a transform. The defaults are those of the resource.
 
@@ -120,6 +147,7 @@ class Options(msgspec.Struct, frozen=True):
         include: patterns of parameters to write, by their names in the source. `*` matches any characters. Empty means all.
         exclude: patterns of parameters to omit, among those. A target strategy may name them.
         rename: rules that rename parameters.
+        cast: rules that cast parameters to another floating-point type. The first rule that matches a name in the source applies.
         allow_inconsistent: patterns of parameters that no strategy names and whose copies may differ between source ranks, or
             that may be slices in MindSpore's `hyper_param.safetensors`. `*` matches any characters. Target rank r gets the copy
             of source rank r modulo the number of source ranks.
@@ -152,6 +180,7 @@ class Options(msgspec.Struct, frozen=True):
     include: Patterns = ()
     exclude: Patterns = ()
     rename: tuple[RenameRule, ...] = ()
+    cast: tuple[CastRule, ...] = ()
     allow_inconsistent: Patterns = ()
     replicas: Replicas = "Identical"
     crc: bool = False
@@ -226,6 +255,7 @@ SETTLED_BY_INDEX = (
     "include",
     "exclude",
     "rename",
+    "cast",
     "allow_inconsistent",
     "replicas",
 )
@@ -345,6 +375,7 @@ def request_key(request: Request) -> dict[str, Any]:
         "include": list(options.include),
         "exclude": list(options.exclude),
         "rename": [msgspec.to_builtins(rule) for rule in options.rename],
+        "cast": [msgspec.to_builtins(rule) for rule in options.cast],
         "allowInconsistent": list(options.allow_inconsistent),
         "replicas": options.replicas,
         "crc": options.crc,

@@ -15,6 +15,7 @@ from reshard.spec.execution import ExecutionSpec, Strict
 from reshard.spec.keys import Encryption, Key, Mode
 from reshard.spec.places import CERTIFICATES, CREDENTIALS, KEYS, VOLUMES, ConfigMapKeyRef, RelativePath, SecretKeyRef, StorageSpec
 from reshard.spec.request import (
+    CastRule,
     CopyMode,
     Options,
     OutputFormat,
@@ -120,11 +121,12 @@ class TargetSpec(Strict, frozen=True):
 
 
 class ParametersSpec(Strict, frozen=True):
-    """The selection and new names of parameters, and the handling of parameters that only one of the two strategies names."""
+    """The parameters to write, their new names and types, and the handling of those that only one of the strategies names."""
 
     include: Patterns = ()
     exclude: Patterns = ()
     rename: Annotated[tuple[RenameRule, ...], msgspec.Meta(max_length=1024)] = ()
+    cast: Annotated[tuple[CastRule, ...], msgspec.Meta(max_length=1024)] = ()
     source_only: SourceOnly = "Drop"
     allow_missing: bool = False
     allow_inconsistent: Patterns = ()
@@ -350,6 +352,7 @@ def _to_request(
             include=spec.parameters.include,
             exclude=spec.parameters.exclude,
             rename=spec.parameters.rename,
+            cast=spec.parameters.cast,
             allow_inconsistent=spec.parameters.allow_inconsistent,
             replicas=source.replicas,
             crc=target.crc,

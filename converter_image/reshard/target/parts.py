@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+from collections import Counter
 from typing import TYPE_CHECKING
 
 import msgspec
@@ -37,12 +38,19 @@ def is_whole(manifest: Manifest) -> bool:
     return not manifest.stages or all_there(manifest.stages)
 
 
-def notes_on_rules(manifest: Manifest) -> tuple[str, ...]:
-    """Return the notes about renaming rules and patterns of a checkpoint with all its stages."""
-    if not all_there(manifest.stages):
-        return ()
-    patterns = (*(rule.pattern for rule in _unmatched(manifest.stages)), *_unmatched_patterns(manifest.stages))
-    return tuple(f"the pattern {pattern} matches no parameter" for pattern in patterns)
+def final_notes(manifest: Manifest) -> tuple[str, ...]:
+    """Return the notes that are only known once all ranks and stages of a checkpoint are finished."""
+    notes = []
+    if all_there(manifest.stages):
+        patterns = (*(rule.pattern for rule in _unmatched(manifest.stages)), *_unmatched_patterns(manifest.stages))
+        notes = [f"the pattern {pattern} matches no parameter" for pattern in patterns]
+    overflows = Counter[str]()
+    for record in manifest.files:
+        overflows.update({found.name: found.elements for found in record.overflowed})
+    if overflows:
+        listed = [f"{name} ({count})" for name, count in sorted(overflows.items())]
+        notes.append(f"casts made finite elements infinite, as they are too large for the new type: {_some(listed)}")
+    return tuple(notes)
 
 
 def unite(manifests: Sequence[Manifest]) -> Manifest:
@@ -64,8 +72,7 @@ def unite(manifests: Sequence[Manifest]) -> Manifest:
         names = sorted(uncovered)
         raise MissingInputError(
             "ParameterMissing",
-            f"none of the {len(parts)} stages holds these parameters of the strategy:"
-            f" {', '.join(names[:_SHOWN])}{f' and {len(names) - _SHOWN} more' if len(names) > _SHOWN else ''}",
+            f"none of the {len(parts)} stages holds these parameters of the strategy: {_some(names)}",
             where="target strategy",
             fix="specify the number of stages (--stages, spec.source.stages), use matching strategies,"
             " or skip these parameters with --allow-missing (spec.parameters.allowMissing)",
@@ -158,6 +165,11 @@ def _unmatched_patterns(parts: Sequence[StageRecord]) -> tuple[str, ...]:
     first, *others = (part.unmatched_patterns for part in parts)
     common = set(first).intersection(*others)
     return tuple(pattern for pattern in first if pattern in common)
+
+
+def _some(texts: Sequence[str]) -> str:
+    more = f" and {len(texts) - _SHOWN} more" if len(texts) > _SHOWN else ""
+    return f"{', '.join(texts[:_SHOWN])}{more}"
 
 
 def _names(several: Iterable[Collection[str]]) -> tuple[str, ...]:

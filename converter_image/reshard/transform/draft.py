@@ -83,12 +83,13 @@ def _parameter(parameter: Parameter) -> ParameterRecord:
         source = _layout(parameter.source, parameter.source_stages)
     return ParameterRecord(
         name=parameter.name,
-        dtype=parameter.dtype,
+        dtype=parameter.target_dtype,
         shape=parameter.shape,
         role=parameter.role.value,
         source=source,
         target=_layout(parameter.target, parameter.target_stages),
         source_name=parameter.source_name if parameter.source_name != parameter.name else None,
+        source_dtype=None if parameter.cast is None else parameter.dtype,
     )
 
 

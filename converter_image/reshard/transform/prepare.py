@@ -9,7 +9,7 @@ import msgspec
 
 from reshard.engine.job import Job, job_of, key_of
 from reshard.errors import DataError, MissingInputError, RequestError, ReshardError
-from reshard.plan import Planner, keep, place, unify
+from reshard.plan import Planner, keep, place, unify, with_casts
 from reshard.source.changed import refuse_changed
 from reshard.source.contents import check_crcs
 from reshard.source.cuts import refuse_other_cuts
@@ -281,7 +281,8 @@ def _place(
 ) -> Model:
     options = request.options
     if options.output == "Same":
-        return keep(inventory, ranks=options.ranks, include=options.include, exclude=options.exclude, rename=options.rename)
+        kept = keep(inventory, ranks=options.ranks, include=options.include, exclude=options.exclude, rename=options.rename)
+        return with_casts(kept, options.cast)
     model = place(
         inventory,
         source,
@@ -296,4 +297,5 @@ def _place(
         allow_inconsistent=options.allow_inconsistent,
         lowest_replica=options.replicas == "LowestRank",
     )
+    model = with_casts(model, options.cast)
     return unify(model, options.most_bytes) if options.output == "Unified" else model

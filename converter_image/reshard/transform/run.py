@@ -16,7 +16,7 @@ from reshard.errors import AccessError, DataError, LockedError, MissingInputErro
 from reshard.progress import Cancellation, Silent
 from reshard.target.folder import LOCK
 from reshard.target.lock import STALE_SECONDS, live_writers, locked, writing
-from reshard.target.parts import is_whole, notes_on_rules
+from reshard.target.parts import final_notes, is_whole
 from reshard.target.process import this_process
 from reshard.telemetry import durations, operation, phase
 from reshard.transform.begin import begin
@@ -259,7 +259,7 @@ def _nothing_to_do(found: Complete, progress: Progress, measured: Phase) -> Resu
     """Return the result of a run that found everything finished."""
     _tidy(found.target, found.standing)
     manifest = found.manifest
-    notes = (*manifest.notes, *found.target.store.notes)
+    notes = (*manifest.notes, *final_notes(manifest), *found.target.store.notes)
     for note in notes:
         progress.note(note)
     return Result(
@@ -315,12 +315,14 @@ def _check_ours(state: JobState, check_lock: Callable[[], None]) -> None:
 
 
 def _notes(job: Job, manifest: Manifest | None) -> tuple[str, ...]:
-    """Return the notes that are only known once all stages are finished."""
-    if manifest is None or job.stage is None:
+    """Return the notes that are only known once all ranks and stages are finished."""
+    if manifest is None:
         return ()
+    if job.stage is None:
+        return final_notes(manifest)
     names = sorted(set(manifest.inconsistent_replicas) - job.model.inconsistent_replicas)
     inconsistent = f"copies of these parameters differ between stages; those of the first stage are used: {some(names)}"
-    return (*notes_on_rules(manifest), *([inconsistent] if names else []))
+    return (*final_notes(manifest), *([inconsistent] if names else []))
 
 
 def _write_ranks(
