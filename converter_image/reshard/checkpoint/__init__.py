@@ -1,4 +1,4 @@
-"""Read the files of both of MindSpore's formats, by their names."""
+"""Read files in the two formats of MindSpore. The name of a file determines its format."""
 
 from __future__ import annotations
 

@@ -147,7 +147,9 @@ class CkptFormat:
         return f"rank_{rank}/{stem}.ckpt"
 
     def can_hold(self, tensor: OutputTensor) -> bool:
-        """Return whether a file can hold a tensor, which objects are not. MindSpore loads shape [0] as a scalar without a value.
+        """Return whether a file can hold a value, which must be a tensor.
+
+        A tensor of shape [0] is refused, because MindSpore loads it as a scalar without a value.
 
         Raises:
             DataError: MindSpore does not have the type.
@@ -192,11 +194,11 @@ class CkptFormat:
         return read_header(reader).structure.tensors
 
     def documents(self, files: Iterable[OutputFile]) -> Mapping[str, bytes]:
-        """Return no documents: each file describes itself."""
+        """Return no documents, because each file describes itself."""
         return {}
 
     def carried(self, names: Sequence[str], where: str, *, settings: bool) -> Sequence[str]:
-        """Return no files: MindSpore's checkpoints contain nothing else."""
+        """Return no files, because MindSpore's checkpoints contain no other files."""
         return ()
 
 

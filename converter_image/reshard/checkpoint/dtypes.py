@@ -1,7 +1,6 @@
 """Element types of all formats: the size of each type, and its name in each format.
 
-Elements are moved and never interpreted. The table is the only place that relates the names of formats to each other; a format
-looks its own names up in it.
+Elements are moved and never interpreted. This table is the only module that relates the names of formats to each other.
 """
 
 from __future__ import annotations
@@ -19,18 +18,18 @@ INT4 = "Int4"
 
 @dataclass(frozen=True, slots=True)
 class DType:
-    """One element type. A format without a name for it can neither hold the type nor have it read.
+    """One element type. If a format has no name for the type, its files cannot contain the type.
 
     Attributes:
-        name: name in manifests, messages and `reshard inspect`: that of MindSpore; if it does not have the type, that of
-            safetensors; otherwise that of torch.
-        bits: size of one element, as shapes in this package count elements. Always whole bytes.
+        name: name in manifests, messages and `reshard inspect`. It is MindSpore's name if MindSpore has the type, otherwise the
+            name in safetensors or, if that does not have the type either, in torch.
+        bits: size of one element in bits, a multiple of 8. Shapes in this package count elements.
         ckpt: name in a `.ckpt` file.
         safetensors: name in a safetensors file.
         torch: name in torch.
         array: numpy type, or name of the type in ml_dtypes. None means that neither has it.
-        values: numbers in one element. More than 1: a number has less than a byte, and shapes in safetensors files count numbers
-            along the last dimension, while shapes here count elements.
+        values: number of numbers in one element. If it is greater than 1, a number is smaller than a byte. Shapes in safetensors
+            files then count numbers along the last dimension, while shapes in this package count elements.
         loads_from_ckpt: whether MindSpore 2.10 can load the type from a `.ckpt` file. It writes five types that it cannot load
             (mindspore/train/serialization.py, tensor_to_ms_type).
     """
@@ -46,7 +45,7 @@ class DType:
 
     @property
     def itemsize(self) -> int:
-        """Bytes per element."""
+        """Size of one element in bytes."""
         return self.bits // 8
 
     def count_values(self, shape: tuple[int, ...]) -> tuple[int, ...]:

@@ -180,7 +180,7 @@ class SafetensorsFormat:
         return file_size(tensors, metadata, crc=crc)
 
     def trailer(self, crc: int) -> bytes:
-        """Return no bytes: the header has the CRC."""
+        """Return no bytes, because the header contains the CRC."""
         return b""
 
     def entries(self, reader: RangeReader, tensors: Sequence[OutputTensor]) -> tuple[TensorEntry, ...]:
@@ -188,11 +188,11 @@ class SafetensorsFormat:
         return read_header(reader).structure.tensors
 
     def documents(self, files: Iterable[OutputFile]) -> Mapping[str, bytes]:
-        """Return no documents: each file describes itself."""
+        """Return no documents, because each file describes itself."""
         return {}
 
     def carried(self, names: Sequence[str], where: str, *, settings: bool) -> Sequence[str]:
-        """Return no files: MindSpore's checkpoints contain nothing else."""
+        """Return no files, because MindSpore's checkpoints contain no other files."""
         return ()
 
 

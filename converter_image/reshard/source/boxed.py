@@ -1,4 +1,4 @@
-"""Sources whose own metadata locates the shards of their tensors: a reader of `reshard.formats`, and the files that it names."""
+"""Sources with metadata that locates the shards of tensors. A reader in `reshard.formats` reads the metadata."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ class Boxed:
         format: name of the format.
         checkpoint: content of the checkpoint.
         versions: versions of the files that the format has opened, by path.
-        unread: names that the format has left out, because they are not wanted.
+        unread: names that the format has omitted, because they are not wanted.
     """
 
     def __init__(
@@ -50,7 +50,7 @@ class Boxed:
 
     @property
     def paths(self) -> tuple[str, ...]:
-        """Paths of all files of the checkpoint: first those with content, by number, then those with metadata."""
+        """Paths of all files of the checkpoint: the numbered files with content, then the files with metadata."""
         return tuple(dict.fromkeys((*self.checkpoint.files, *self.checkpoint.documents)))
 
 
@@ -67,14 +67,14 @@ def find_boxed(
     Args:
         store: folder of the checkpoint.
         names: names of the files in it, or of one requested file.
-        requested: name of the format. None: it is recognized by the names of the files.
-        wanted: whether a tensor or object of this name is needed. None: all are needed.
+        requested: name of the format. None means that the names of the files determine it.
+        wanted: function that returns whether a tensor or object with this name is required. None means that all are required.
         workers: number of files that may be read at a time.
 
     Raises:
         DataError: the checkpoint is damaged, or contains something that is not supported.
         MissingInputError: a file of the checkpoint does not exist.
-        RequestError: the folder contains other checkpoint files too.
+        RequestError: the folder also contains other checkpoint files.
     """
     found = detect(names) if requested is None else source_format(requested)
     if found is None:
@@ -97,7 +97,7 @@ def inventory_of(store: ReadStore, boxed: Boxed, *, workers: int, advance: Calla
 
     Args:
         store: folder of the checkpoint.
-        boxed: the checkpoint.
+        boxed: checkpoint that a format has read.
         workers: number of files read at a time.
         advance: callback with the number of files processed since the last call.
 

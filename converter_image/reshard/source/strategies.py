@@ -55,7 +55,7 @@ def read_strategy(path: str, storage_options: StorageOptions | None = None, *, o
         oldest = min((name for name in found), key=lambda name: found[name].modified or 0)
         raise DataError(
             "StaleStrategy",
-            f"{what}, and the files were written within {(max(times) - min(times)) / 3600:.0f} hours, so some of them, such as"
+            f"{what}, and the files were written over {(max(times) - min(times)) / 3600:.0f} hours, so some of them, such as"
             f" {oldest}, may be"
             " from an earlier run with more stages",
             where=path,
