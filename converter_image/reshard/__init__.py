@@ -1,4 +1,4 @@
-"""Convert sharded MindSpore checkpoints and safetensors from M ranks to N ranks or to another parallel layout.
+"""Convert sharded MindSpore and safetensors checkpoints from M ranks to N ranks or to another parallel layout.
 
 ```python
 import reshard

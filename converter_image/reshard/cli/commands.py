@@ -56,7 +56,7 @@ _CONTEXT = cloup.Context.settings(help_option_names=["-h", "--help"], max_conten
 )
 @click.pass_obj
 def cli(invocation: Invocation, debug: bool, log_level: str, log_format: LogFormat) -> None:
-    """Convert sharded MindSpore checkpoints and safetensors from M ranks to N ranks or to another parallel layout.
+    """Convert sharded MindSpore and safetensors checkpoints from M ranks to N ranks or to another parallel layout.
 
     `inspect` also reads PyTorch distributed checkpoints, Megatron-core checkpoints and files of torch.save.
     """
