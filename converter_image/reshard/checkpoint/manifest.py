@@ -155,7 +155,7 @@ class StageRecord(_Document, frozen=True):
 
     Attributes:
         stage: pipeline stage of the source that the files were created from.
-        digest: identifies source, strategies and options, like the digest of a manifest.
+        digest: digest of source, strategies and options, see `Manifest.digest`.
         source: source of this stage.
         ranks: target ranks that hold parameters of this stage, such as "0-3".
         stage_count: number of stages, if it was known.
@@ -180,7 +180,7 @@ class Manifest(_Document, frozen=True):
     Attributes:
         schema: schema version of this document.
         version: version of the program that wrote it.
-        digest: identifies source, strategies and options. Equal digests mean equal files.
+        digest: digest of source, strategies and options. Equal digests mean equal files.
         source: source of the transform.
         format: format of the files.
         ranks: ranks in this checkpoint, such as "0-5".

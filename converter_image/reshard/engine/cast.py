@@ -1,4 +1,4 @@
-"""Cast floating-point elements to another type, rounded to the nearest value, ties to even, equally on every machine."""
+"""Cast floating-point elements to another type. Values are rounded to nearest, ties to even, on every machine."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ _FLOATS = {
 
 
 class Loss(NamedTuple):
-    """What a cast has changed.
+    """The changes that a cast has made.
 
     Attributes:
         rounded: number of elements whose value has changed, including overflows.
@@ -46,7 +46,7 @@ class Loss(NamedTuple):
 
 @dataclass
 class Losses:
-    """What the casts of a file have changed.
+    """The changes that the casts of a file have made.
 
     Attributes:
         rounded: number of elements whose value has changed, including overflows.
@@ -57,7 +57,7 @@ class Losses:
     overflowed: dict[str, int] = field(default_factory=dict)
 
     def add(self, name: str, loss: Loss) -> None:
-        """Add what a cast has changed in a parameter."""
+        """Add the changes of a cast to those of a parameter."""
         self.rounded += loss.rounded
         if loss.overflowed:
             self.overflowed[name] = self.overflowed.get(name, 0) + loss.overflowed
@@ -71,9 +71,9 @@ def cast(content: memoryview, before: str, into: memoryview, after: str) -> Loss
 
     Args:
         content: elements to cast.
-        before: their type.
+        before: type of these elements.
         into: buffer for as many elements.
-        after: their new type.
+        after: new type.
     """
     kinds = _FLOATS[before], _FLOATS[after]
     bits, target = np.frombuffer(content, kinds[0].integer), np.frombuffer(into, kinds[1].integer)

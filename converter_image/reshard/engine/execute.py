@@ -62,7 +62,7 @@ class Fill(NamedTuple):
     Attributes:
         box: elements of the target's slice.
         copies: copies that fill the box.
-        parameter: what they are elements of.
+        parameter: parameter that contains the elements.
         nbytes: length of the box in the target's type, in bytes.
         summed: whether the next `Checksum` depends on these bytes.
     """
@@ -83,7 +83,7 @@ def moves(plan: RankPlan, pieces: Iterable[Piece]) -> Iterator[Move]:
 
     Args:
         plan: plan of the rank.
-        pieces: structure of the file in its format. Spans are of the plan's tensors.
+        pieces: structure of the file in its format. Spans refer to the plan's tensors.
     """
     room = _Room()
     content: _Content | None = None
@@ -160,7 +160,7 @@ def carry_out(
         moves: moves to execute. The last move emits the rest of the buffer.
         files: files of the source.
         emit: callback with the next part of the file. The buffer is reused after it returns.
-        losses: counts of what casts change.
+        losses: counters of the elements that casts change.
 
     Raises:
         DataError, StorageError: the source cannot be read.

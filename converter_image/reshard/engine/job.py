@@ -48,7 +48,7 @@ class Job:
         request: request of the transform.
         source: store of the source's files, decrypted.
         planner: planner of all target ranks.
-        digest: identifies source, strategies and options. Equal digests mean equal files.
+        digest: digest of source, strategies and options. Equal digests mean equal files.
         key: fields of the request that determine the result, to find a started task without reading the source.
         output: format of the target's files.
         stage: pipeline stage of the source whose files the task writes. None means all stages.
@@ -86,12 +86,12 @@ class Job:
 
     @property
     def versions(self) -> str:
-        """Changes if the source's files are written, copied or replaced."""
+        """Digest that changes if the source's files are written, copied or replaced."""
         return self.model.inventory.versions
 
     @property
     def namesakes(self) -> Iterator[Job]:
-        """The task under each identity that it can have, starting with the usual one, for sources with equal samples."""
+        """The task with each of its possible identities, the usual one first. They differ for sources with equal samples."""
         yield self
         for number in range(1, _NAMESAKES):
             digest = _identity([self.digest, number])

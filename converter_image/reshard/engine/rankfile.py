@@ -67,8 +67,8 @@ class Guard:
 
     Attributes:
         check_lock: function that raises if another process has taken over the target.
-        cancellation: cancels the work.
-        writer: identifies this process in the names of temporary files.
+        cancellation: object that cancels the work from another thread.
+        writer: identity of this process, for the names of temporary files.
     """
 
     check_lock: Callable[[], None]
@@ -82,9 +82,9 @@ class Conditions:
 
     Attributes:
         count: counter of the bytes read from the source.
-        losses: counts of what casts change.
-        progress: receives the progress.
-        cancellation: cancels the work.
+        losses: counters of the elements that casts change.
+        progress: receiver of the progress.
+        cancellation: object that cancels the work from another thread.
         ahead: number of bytes of the source that may be prefetched.
     """
 
@@ -326,8 +326,8 @@ def compare(job: Job, plan: RankPlan, store: Store, path: str, level: Verified, 
     """Compare the finished file with the source, which may have changed in the meantime.
 
     Raises:
-        BugError: they differ.
-        ReshardError: they cannot be compared, or the source has changed.
+        BugError: the file differs from the source.
+        ReshardError: the file and the source cannot be compared, or the source has changed.
     """
     at_once = _REMOTE_COMPARISONS if store.remote or job.source.remote else 1
     with closing(job.source_files()) as files, closing(store.open(path)) as opened:

@@ -64,7 +64,7 @@ def _in_a_row(move: Fill) -> list[Copy] | None:
 
 
 def parts(moves: Sequence[Move], limits: PartLimits) -> list[UploadPart] | None:
-    """Divide a file into parts that are sent or copied. None means that a file cannot have that many parts.
+    """Divide a file into parts that are sent or copied. Return None if the file would have too many parts.
 
     Bytes between runs of the source that are too short for a part are joined with the start of the next run.
 

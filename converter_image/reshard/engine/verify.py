@@ -57,7 +57,7 @@ def check_file(
         plan: plan of the file. Only its tensor names and its choice of source ranks are used.
         model: parameters with their source and target layouts.
         files: files of the source.
-        level: amount of data to compare. "Full": every byte. Otherwise: some rows of each parameter.
+        level: amount of data to compare. "Full" compares every byte. Other levels compare some rows of each parameter.
         headers: reader that is optimized for the headers of the file. None means `written`.
         at_once: number of parameters compared at a time.
 

@@ -118,7 +118,7 @@ def iter_tensors(  # noqa: PLR0913 - one for each option
             so that only files that this rank needs are opened.
         storage_options: options of object stores.
         decryption: key of the source. None means that it is not encrypted.
-        cancellation: cancels the load from another thread, before its next read.
+        cancellation: object that cancels the load from another thread, before its next read.
 
     Returns:
         Names and arrays. Each array owns its memory. docs/online-load.md lists the numpy and ml_dtypes types of MindSpore's

@@ -84,7 +84,7 @@ class Files(NamedTuple):
 
 
 def listing_digest(key: Mapping[str, Any], found: Files, versions: Mapping[str, tuple[int, str]]) -> str:
-    """Return a digest of a request and of its source as a listing shows it.
+    """Return a digest of a request and of the listing of its source.
 
     Args:
         key: fields of the request that determine the result.
@@ -191,7 +191,7 @@ def _with_manifest(found: Files, store: ReadStore, manifest: Manifest) -> Files:
 
 
 def with_listing(found: Files, store: ReadStore, storage_options: StorageOptions | None, *, ignored: bool) -> Files:
-    """Add information from the manifest that lists the one selected file, if the file is unchanged since.
+    """Add information from the manifest that lists the one selected file, if the file has not changed since.
 
     Args:
         found: the file.

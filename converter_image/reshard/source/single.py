@@ -83,7 +83,7 @@ def refuse_one_of_several(
 
 
 def refuse_more_ranks(store: ReadStore, path: str, ranks: range) -> None:
-    """Refuse a strategy that describes fewer ranks than have a file like this one.
+    """Refuse a strategy that describes fewer ranks than there are files like this one.
 
     Args:
         store: store of the file.

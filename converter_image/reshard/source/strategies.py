@@ -34,7 +34,7 @@ def read_strategy(path: str, storage_options: StorageOptions | None = None, *, o
     Args:
         path: path of the file or folder.
         storage_options: options of the object store, if the path is in one.
-        one_stage: whether the strategy must be that of one stage, with any number.
+        one_stage: whether the strategy must describe exactly one stage, with any number.
 
     Raises:
         DataError: a file is damaged, or the files do not belong together.
@@ -131,7 +131,7 @@ def read_restore_ranks(path: str, storage_options: StorageOptions | None = None)
     """Return the ranks whose checkpoints can replace that of the rank that wrote a file of communication groups.
 
     Raises:
-        DataError: it is not a file of communication groups.
+        DataError: the file is not a file of communication groups.
         MissingInputError: the file does not exist.
     """
     folder, name = parent_and_name(path)

@@ -57,7 +57,7 @@ class LockHandle:
         self._store, self._path, self._owner, self._mode = store, path, owner, mode
 
     def check(self) -> None:
-        """Check that this process still holds the lock. To be called before anything appears in its final place.
+        """Check that this process still holds the lock. Call this method before a file appears at its final path.
 
         Raises:
             LockedError: another process has taken the lock over, because this process had no heartbeat for too long.
@@ -180,7 +180,7 @@ def retry_until_unlocked(work: Callable[[], T], seconds: float = STALE_SECONDS, 
 
 
 def live_writers(store: Store, path: str = LOCK) -> frozenset[str]:
-    """Return the processes, as text, that share a lock and have not ended. If the lock is not shared, return none."""
+    """Return the processes, as text, that share a lock and have not ended. A lock that is not shared has none."""
     return frozenset(process for _, process in _members(store, path))
 
 

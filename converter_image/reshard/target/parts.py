@@ -60,8 +60,8 @@ def unite(manifests: Sequence[Manifest]) -> Manifest:
         manifests: manifests of the stages, each with the record of one stage.
 
     Raises:
-        MissingInputError: no stage holds a name in the target strategy, and the request does not allow that; or no stage holds a
-            parameter that is to be renamed.
+        MissingInputError: no stage holds a name in the target strategy, and the request does not allow it, or no stage holds a
+            parameter in a rename rule.
         RequestError: parameters of two stages are renamed to one name.
     """
     manifests = sorted(manifests, key=lambda manifest: manifest.stages[0].stage)

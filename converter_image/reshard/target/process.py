@@ -24,7 +24,7 @@ class ProcessId(NamedTuple):
     Attributes:
         machine: host name, boot and PID namespace. If they are equal, equal PIDs mean the same process.
         pid: PID of the process on this machine.
-        started: time of its start, in clock ticks since boot, because PIDs are reused. `UNKNOWN`: it cannot be read.
+        started: time of its start, in clock ticks since boot, because PIDs are reused. `UNKNOWN` means that it cannot be read.
         container: pod, and name of the container in it. Only one instance of a container runs at a time.
         instance: start of that container in which the process runs.
     """

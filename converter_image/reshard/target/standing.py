@@ -18,7 +18,7 @@ class Identity(Protocol):
 
     @property
     def digest(self) -> str:
-        """Identifies source, strategies and options."""
+        """Digest of source, strategies and options."""
 
     @property
     def stage(self) -> int | None:
@@ -26,11 +26,11 @@ class Identity(Protocol):
 
     @property
     def whole(self) -> str:
-        """Identifies the checkpoint. Equal for tasks that write stages of one checkpoint."""
+        """Digest of the checkpoint. It is equal for tasks that write stages of one checkpoint."""
 
     @property
     def versions(self) -> str:
-        """Changes if the source's files are written or copied again."""
+        """Digest that changes if the source's files are written or copied again."""
 
 
 class JobDocument(msgspec.Struct, frozen=True, rename="camel"):
@@ -132,7 +132,7 @@ class Standing:
         return (sources[0] if sources else manifest.source).versions
 
     def outdated(self, digest: str, request: dict[str, Any]) -> tuple[JobDocument, ...]:
-        """Return the unfinished tasks of an equal request whose source has changed since. Nobody needs them any more.
+        """Return the unfinished tasks of an equal request whose source has changed since. They are no longer needed.
 
         Tasks whose commit has started, and tasks that replace files in place, are not included: they have modified another
         checkpoint.

@@ -60,7 +60,7 @@ def commit_job(
         target: target of the task.
         document: record of the task.
         wanted: ranks that make the checkpoint complete. None means all that get a file.
-        cancellation: cancels the commit. The next commit completes it.
+        cancellation: object that cancels the commit from another thread. The next commit completes it.
 
     Returns:
         The manifest of the checkpoint. For a stage that is not the last: the manifest of the stage, which remains with the
@@ -280,7 +280,7 @@ def _inconsistent(
     Args:
         target: target of the stages.
         parts: manifests of the stages, and the tasks that wrote them.
-        cancellation: cancels the comparison.
+        cancellation: object that cancels the comparison from another thread.
         only: ranks whose slices are compared. None means all, and the parameters that no strategy names.
 
     Raises:

@@ -41,7 +41,7 @@ def commit_checkpoint(
         digest: digest of the task. None means the only task that was started in the target, or all stages of one checkpoint.
         owner: owner that was passed to the processes that wrote the ranks.
         storage_options: options of the object store, if the target is in one.
-        cancellation: cancels the commit.
+        cancellation: object that cancels the commit from another thread.
 
     Returns:
         The manifest of the checkpoint. While stages are missing: the manifest of a stage, see `reshard.target.parts.is_whole`.

@@ -52,7 +52,7 @@ def check_copies(
         store: store of the source.
         model: parameters and their layouts.
         options: options of the request.
-        progress: receives the progress.
+        progress: receiver of the progress.
         workers: number of files read at a time.
         single: whether only one target rank is written, instead of the ranks in the options.
 

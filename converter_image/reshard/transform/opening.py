@@ -58,9 +58,9 @@ def open_transform(
 
     Args:
         request: request of the transform.
-        progress: receives the progress and notes for the user.
+        progress: receiver of the progress and of notes for the user.
         workers: number of files read at a time.
-        cancellation: cancels the work.
+        cancellation: object that cancels the work from another thread.
         commit: whether the checkpoint will be completed at once.
         resumable: whether to use the task of a plan in the target, which was checked when the plan was written.
         thorough: whether finished files are read again, to find changes since.

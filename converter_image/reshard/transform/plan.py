@@ -28,7 +28,7 @@ class PlanResult:
         summary: summary of what all requested ranks read.
         memory_bytes: maximum memory of the transform.
         workers: number of concurrent ranks that `memory_bytes` assumes.
-        digest: identifies source, strategies and options.
+        digest: digest of source, strategies and options.
         format: format of the target's files.
         finished_ranks: ranks that are already finished.
         complete: whether nothing is left to do.
@@ -67,8 +67,8 @@ def plan_transform(
         workers: number of concurrent ranks.
         write: whether to write the plan to the target, for processes that then write the ranks without reading all headers again.
         owner: owner of the target's lock, shared by processes with the same owner.
-        progress: receives the progress.
-        cancellation: cancels the work.
+        progress: receiver of the progress.
+        cancellation: object that cancels the work from another thread.
 
     Raises:
         ReshardError: the transform would fail. The error is the one that it would fail with.

@@ -63,11 +63,11 @@ def prepare(
 
     Args:
         request: request of the transform.
-        progress: receives the progress.
+        progress: receiver of the progress.
         workers: number of files read at a time.
         single: whether only one target rank is written, instead of those in the request. Fewer blocks of replicas are compared
             then.
-        cancellation: cancels the reads.
+        cancellation: object that cancels the reads from another thread.
 
     Raises:
         DataError, MissingInputError, RequestError: files or strategies are damaged, missing, or do not match.
@@ -101,12 +101,12 @@ def prepare_files(  # noqa: PLR0913 - the source, and how to read it
         store: store of the files.
         found: selected files.
         strategies: source strategy and target strategy.
-        progress: receives the progress.
+        progress: receiver of the progress.
         workers: number of files read at a time.
         only: target rank to write, from the files that it needs. None means all ranks, from all files.
         single: whether only one target rank is written, instead of those in the request. Fewer blocks of replicas are compared
             then.
-        cancellation: cancels the reads.
+        cancellation: object that cancels the reads from another thread.
     """
     source, target = strategies
     plain, store = store, cancellable(store, cancellation)

@@ -76,7 +76,7 @@ class Result:
         seconds: duration in seconds.
         peak_rss_bytes: peak memory of the process.
         skipped_ranks: ranks that were already finished.
-        digest: identifies source, strategies and options.
+        digest: digest of source, strategies and options.
         complete: whether the manifest exists and lists all requested ranks.
         stage: pipeline stage that was written, with output Stage. The last stage completes the checkpoint.
         committed_ranks: ranks in the manifest, such as "0-5". For a stage that is not the last: the ranks that it is written for.
@@ -120,8 +120,8 @@ def transform_checkpoint(
         commit: whether to complete the checkpoint. If it is false, other processes can write other ranks of the task in parallel,
             and one process completes the checkpoint afterwards.
         owner: owner of the target's lock, shared by processes with the same owner.
-        progress: receives the progress.
-        cancellation: cancels the work.
+        progress: receiver of the progress.
+        cancellation: object that cancels the work from another thread.
 
     Raises:
         ReshardError: the transform failed, see docs/errors.md for all reasons. Finished ranks are kept for the next attempt.

@@ -46,7 +46,7 @@ def find_complete(request: Request, cancellation: Cancellation, *, thorough: boo
 
     Args:
         request: request of the transform.
-        cancellation: cancels the work.
+        cancellation: object that cancels the work from another thread.
         thorough: whether finished files are read again, to find changes since.
 
     Raises:

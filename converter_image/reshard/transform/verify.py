@@ -83,8 +83,8 @@ def verify_checkpoint(
         target_url: folder with the manifest, or s3://bucket/prefix.
         storage_options: options of the object store, if the target is in one.
         workers: number of files read at a time.
-        progress: receives the progress.
-        cancellation: cancels the work.
+        progress: receiver of the progress.
+        cancellation: object that cancels the work from another thread.
 
     Returns:
         The manifest, and how long the verification took.
