@@ -84,16 +84,21 @@ def metadata(  # noqa: PLR0913 - each test varies another one
     version: bool = True,
     length: int = 10,
     step: int | None = None,
+    keys: Sequence[str] = (),
 ) -> bytes:
     """A `.metadata` document: for each tensor its shape, and the offsets and lengths of its chunks, each `length` bytes,
     `step` bytes after the one before.
+
+    With `keys` the chunks are entries of a file, as in HyperParallel, which has its types as text: "torch.float32" or "Float32".
     """
+    kind = name("torch", dtype) if dtype.islower() and "." not in dtype else text(dtype)
     properties = (
-        name(METADATA, "TensorProperties") + b")\x81(" + name("torch", dtype)
+        name(METADATA, "TensorProperties") + b")\x81(" + kind
         + name("torch.serialization", "_get_layout") + text("torch.strided") + b"\x85R\x89"
         + name(METADATA, "_MEM_FORMAT_ENCODING") + b"K\x00\x85R\x89tb"
     )  # fmt: skip
     entries, storage, at = b"", b"", offset
+    left = iter(keys)
     for key, (shape, boxes) in tensors.items():
         chunks = b"".join(instance(METADATA, "ChunkStorageMetadata", offsets=size(a), sizes=size(n)) for a, n in boxes)
         entries += text(key) + instance(
@@ -102,6 +107,8 @@ def metadata(  # noqa: PLR0913 - each test varies another one
         for start, _ in boxes if stored is None else stored[key]:
             storage += instance(METADATA, "MetadataIndex", fqn=text(key), index=b"N", offset=size(start))
             state = {"relative_path": text(file), "offset": number(at), "length": number(length)}
+            if keys:
+                state["tensor_key"] = text(next(left))
             if transforms:
                 state["transform_descriptors"] = b"](" + b"".join(map(text, transforms)) + b"e"
             storage += instance("torch.distributed.checkpoint.filesystem", "_StorageInfo", **state)

@@ -94,7 +94,7 @@ def test_files_of_mindformers_checkpoints(made: disk.Checkpoint, tmp_path: Path,
             (made.source / name).write_bytes(rawfiles.safetensors(made.model.source()[rank]))
         shutil.rmtree(made.source / f"rank_{rank}")
     (made.source / "metadata.json").write_text("{}")
-    assert "--files '*-model-*'" in refused(78, "AmbiguousFiles", *made.arguments(tmp_path / "out"))
+    assert "metadata.json" in refused(65, "MetadataInvalid", *made.arguments(tmp_path / "out"))
     assert main(made.arguments(tmp_path / "out", "--files", "*-model-*", "--format", "ckpt")) == 0
     assert right(made, tmp_path / "out")
     alone = ["plan", "--target", str(tmp_path / "whole"), "--source"]

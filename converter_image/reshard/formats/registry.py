@@ -48,6 +48,8 @@ class _Own:
 _OWN = {
     own.name: own
     for own in (
+        _Own("hyper-parallel", detection.is_hyper_parallel, "reshard.formats.hyper_parallel"),
+        _Own("mindformers", detection.is_mindformers, "reshard.formats.mindformers"),
         _Own("megatron", detection.is_megatron, "reshard.formats.torch.megatron"),
         _Own("torch-safetensors", detection.is_sharded, "reshard.formats.torch.sharded"),
         _Own("torch-dcp", detection.is_distributed, "reshard.formats.torch.reader"),

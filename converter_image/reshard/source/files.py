@@ -342,14 +342,6 @@ def _of_one_folder(names: Sequence[str], where: str, asked: _Asked) -> Files:
             where=where,
             fix=f"restore {MAP_NAME}",
         )
-    if "metadata.json" in names and len(fitting) > 1:
-        raise RequestError(
-            "AmbiguousFiles",
-            f"the checkpoint has MindFormers' format 2.0, with several files for each rank: {preview(fitting)}",
-            where=where,
-            fix="select the model's files with --files '*-model-*' (spec.source.files.pattern), and specify the strategy that it"
-            " was trained with (--source-strategy, spec.source.strategy)",
-        )
     return _selected(select_files({0: list(names)}, step=step, pattern=pattern), (), 1)
 
 

@@ -1,4 +1,4 @@
-"""Metadata of PyTorch's distributed checkpoints (DCP), and of Megatron-core's `torch_dist`: which shard is in which file.
+"""Metadata of distributed checkpoints of PyTorch (DCP), Megatron-core and HyperParallel: which shard is in which file.
 
 Each `.metadata` names every shard twice, as a chunk of its tensor and as a range of bytes in a file. Both are read into packed
 integers, since an object for each would take ten times the room of the document, and are matched by name and offset.
@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from reshard.checkpoint.dtypes import BY_TORCH_NAME
+from reshard.checkpoint.dtypes import BY_TORCH_NAME, DTYPES
 from reshard.errors import DataError, MissingInputError
 from reshard.formats.torch.dtypes import REFUSED, torch_type
 from reshard.formats.torch.unpickle import LIMITS, Global, Limits, Record, load
@@ -34,15 +34,16 @@ _METADATA = "torch.distributed.checkpoint.metadata."
 _PLANNER = "torch.distributed.checkpoint.planner."
 _FILES = "torch.distributed.checkpoint.filesystem."
 _MEGATRON = "megatron.core.dist_checkpointing.strategies.torch."
+_HYPER_PARALLEL = ("hyper_parallel.core.checkpoint.", "hyper_parallel.core.distributed_checkpoint.")  # before and since a rename
+_RECORDS = (
+    *("Metadata", "TensorStorageMetadata", "BytesStorageMetadata", "TensorProperties", "ChunkStorageMetadata"),
+    *("MetadataIndex", "StorageMeta"),
+)
 _PATHS = ("PosixPath", "WindowsPath", "PurePosixPath", "PureWindowsPath", "Path")
 ALLOWED: Mapping[str, Rule] = {
-    **{
-        f"{_METADATA}{name}": "record"
-        for name in (
-            *("Metadata", "TensorStorageMetadata", "BytesStorageMetadata", "TensorProperties", "ChunkStorageMetadata"),
-            *("MetadataIndex", "StorageMeta"),
-        )
-    },
+    **{f"{_METADATA}{name}": "record" for name in _RECORDS},
+    **{f"{package}metadata.{name}": "record" for package in _HYPER_PARALLEL for name in _RECORDS},
+    **{f"{package}storage.StorageInfo": "record" for package in _HYPER_PARALLEL},
     f"{_METADATA}_MEM_FORMAT_ENCODING": "argument",
     f"{_FILES}_StorageInfo": "record",
     f"{_FILES}_StoragePrefix": "record",
@@ -71,12 +72,15 @@ class _Document:
         files: numbers of the paths of files.
         chunks: for each chunk its number of dimensions, the offsets, the lengths.
         indexes: for each index the number of its name, its number of dimensions (-1: an object), the offsets.
-        infos: for each range of bytes the number of its file, the first byte, the number of bytes.
+        infos: for each range of bytes the number of its file, the first byte, the number of bytes. If that is -1, the number of
+            the entry of the file instead of the first byte.
+        entries: numbers of the names of entries of files. None: files have none.
     """
 
     where: str
     names: dict[str, int]
     files: dict[str, int]
+    entries: dict[str, int] | None
     chunks: array[int] = field(default_factory=lambda: array("q"))
     indexes: array[int] = field(default_factory=lambda: array("q"))
     infos: array[int] = field(default_factory=lambda: array("q"))
@@ -122,16 +126,24 @@ class _Document:
                 fix="the metadata is damaged or malicious; check the origin of the checkpoint",
             )
         self.infos.append(self.files.setdefault(path, len(self.files)))
-        self.infos.append(state["offset"])
+        if state["length"] == -1 and self.entries is not None:
+            entry = state.get("tensor_key") or ""
+            if type(entry) is not str:
+                raise TypeError
+            self.infos.append(self.entries.setdefault(entry, len(self.entries)))
+        else:
+            self.infos.append(state["offset"])
         self.infos.append(state["length"])
         return at
 
     @property
     def finish(self) -> dict[str, Callable[[Any], object]]:
         """Functions that pack the records of shards, by the names of the records."""
+        packages = (_METADATA, *(f"{package}metadata." for package in _HYPER_PARALLEL))
         return {
-            f"{_METADATA}ChunkStorageMetadata": self.chunk,
-            f"{_METADATA}MetadataIndex": self.index,
+            **{f"{package}ChunkStorageMetadata": self.chunk for package in packages},
+            **{f"{package}MetadataIndex": self.index for package in packages},
+            **{f"{package}storage.StorageInfo": self.info for package in _HYPER_PARALLEL},
             f"{_FILES}_StorageInfo": self.info,
         }
 
@@ -154,6 +166,7 @@ class _Found:
             lengths, and file, first byte, number of bytes.
         objects: places of each value other than a tensor, by the number of its name.
         version: the version that the documents state.
+        entries: numbers of the names of entries of files, see `_Document`.
     """
 
     names: dict[str, int] = field(default_factory=dict)
@@ -162,30 +175,35 @@ class _Found:
     rows: dict[int, list[Numbers]] = field(default_factory=dict)
     objects: dict[int, list[Place]] = field(default_factory=dict)
     version: str | None = None
+    entries: dict[str, int] | None = None
 
 
-def read_metadata(documents: Sequence[tuple[str, bytes]], limits: Limits = LIMITS) -> Checkpoint:
+def read_metadata(
+    documents: Sequence[tuple[str, bytes]], limits: Limits = LIMITS, entries: dict[str, int] | None = None
+) -> Checkpoint:
     """Read the metadata of a distributed checkpoint.
 
     Args:
         documents: name and content of `.metadata`, or of each rank's `__<rank>.metadata`, see `names.metadata_files`.
         limits: how much a document may hold.
+        entries: numbers of the names of entries of files, to which this function adds. A place with the length -1 has such a
+            number as its offset; the entry without a name is that of the tensor's name. None: each place is a range of bytes.
 
     Raises:
         DataError: a document is damaged or too large, refers to a global that is not allowed, or contradicts itself or another
             document; the shards of a tensor do not cover it; a type or an extension of the writer is not supported.
     """
-    found = _Found()
+    found = _Found(entries=entries)
     for where, data in documents:
         _read_document(found, where, data, limits)
     return Checkpoint(tuple(found.files), tuple(_tensors(found)), tuple(_objects(found)), found.version)
 
 
 def _read_document(found: _Found, where: str, data: bytes, limits: Limits) -> None:
-    document = _Document(where, found.names, found.files)
+    document = _Document(where, found.names, found.files, found.entries)
     root = load(data, ALLOWED, where, limits=limits, finish=document.finish)
     try:
-        state = _state(root, f"{_METADATA}Metadata", f"{_MEGATRON}MCoreMetadata")
+        state = _state(root, "Metadata", "MCoreMetadata")
         version = state.get("version")
         found.version = found.version or (version if type(version) is str else None)
         wanted = _read_entries(found, document, state["state_dict_metadata"])
@@ -203,8 +221,8 @@ def _read_document(found: _Found, where: str, data: bytes, limits: Limits) -> No
 
 
 def _state(record: Any, *names: str) -> Any:  # noqa: ANN401 - any data
-    """The state of a record with one of these names."""
-    if type(record) is not Record or record.name not in names:
+    """The state of a record of a class with one of these names."""
+    if type(record) is not Record or record.name.rpartition(".")[2] not in names:
         raise TypeError
     return record.state
 
@@ -217,20 +235,18 @@ def _read_entries(found: _Found, document: _Document, entries: dict[str, Any]) -
         if type(name) is not str:
             raise TypeError
         number = found.names.setdefault(name, len(found.names))
-        if entry.name == f"{_METADATA}BytesStorageMetadata":
+        if entry.name.endswith(".BytesStorageMetadata"):
             found.objects.setdefault(number, [])
             continue
         where = f"{document.where}: tensor {name}"
-        state = _state(entry, f"{_METADATA}TensorStorageMetadata")
+        state = _state(entry, "TensorStorageMetadata")
         shape = state["size"]
         dimensions = _dimensions(shape)
         if any(type(n) is not int or not 0 <= n < 1 << 62 for n in shape):
             raise ValueError
-        properties = _state(state["properties"], f"{_METADATA}TensorProperties")
+        properties = _state(state["properties"], "TensorProperties")
         dtype = properties[0] if type(properties) is tuple else properties["dtype"]
-        if type(dtype) is not Global:
-            raise TypeError
-        described = (torch_type(dtype.name.removeprefix("torch."), where).name, shape)
+        described = (_type(dtype, where), shape)
         if found.tensors.setdefault(number, described) != described:
             raise DataError(
                 "RanksDisagree",
@@ -240,6 +256,14 @@ def _read_entries(found: _Found, document: _Document, entries: dict[str, Any]) -
             )
         wanted.setdefault(dimensions, []).append((number, np.frombuffer(array("q", [*state["chunks"], 0]), np.int64)[:-1]))
     return {dimensions: _chunks(chunks, dimensions, of_tensors) for dimensions, of_tensors in wanted.items()}
+
+
+def _type(dtype: object, where: str) -> str:
+    """The type that torch names. HyperParallel has its name as text, or that of MindSpore."""
+    if not isinstance(dtype, Global | str):
+        raise TypeError
+    name = dtype.name if isinstance(dtype, Global) else dtype
+    return name if name in DTYPES else torch_type(name.removeprefix("torch."), where).name
 
 
 def _chunks(chunks: Numbers, dimensions: int, of_tensors: list[tuple[int, Numbers]]) -> Numbers:
@@ -262,13 +286,23 @@ def _match(found: _Found, document: _Document, wanted: dict[int, Numbers], stora
     infos = np.frombuffer(document.infos, np.int64) if document.infos else np.zeros(0, np.int64)
     keys, values = storage
     places = infos[values[:, None] + np.arange(3)] if len(values) else np.zeros((0, 3), np.int64)
-    if (places < 0).any() or (places[:, 1] > (1 << 62) - places[:, 2]).any() or (places[:, 0] >= len(found.files)).any():
+    if (
+        (places[:, :2] < 0).any()
+        or (places[:, 2] < (0 if found.entries is None else -1)).any()
+        or (places[:, 1] > (1 << 62) - places[:, 2]).any()
+        or (places[:, 0] >= len(found.files)).any()
+    ):
         raise ValueError
     dimensions = indexes[keys + 1]
-    for i in np.flatnonzero(dimensions == _OBJECT).tolist():
-        found.objects[int(indexes[keys[i]])].append(Place(*places[i].tolist()))
+    # HyperParallel gives an object the offset of a scalar.
+    is_object = (dimensions == _OBJECT) | np.isin(indexes[keys], list(found.objects))
+    for i in np.flatnonzero(is_object).tolist():
+        place = Place(*places[i].tolist())
+        if place.length < 0:
+            raise ValueError
+        found.objects[int(indexes[keys[i]])].append(place)
     for count, chunks in wanted.items():
-        of_count = np.flatnonzero(dimensions == count)
+        of_count = np.flatnonzero((dimensions == count) & ~is_object)
         at = keys[of_count]
         stored = np.hstack([indexes[at][:, None], indexes[at[:, None] + 2 + np.arange(count)]])
         names = chunks[:, : count + 1]
@@ -276,9 +310,9 @@ def _match(found: _Found, document: _Document, wanted: dict[int, Numbers], stora
         distinct, numbers = number_rows(np.concatenate([names, stored]))
         place_of = np.full(len(distinct), -1, np.int64)
         place_of[numbers[len(names) :]] = of_count
-        place = place_of[numbers[: len(names)]]
-        if (place < 0).any():
-            row = chunks[int((place < 0).argmax())].tolist()
+        at = place_of[numbers[: len(names)]]
+        if (at < 0).any():
+            row = chunks[int((at < 0).argmax())].tolist()
             name = list(found.names)[row[0]]
             raise DataError(
                 "ShardMissing",
@@ -286,7 +320,7 @@ def _match(found: _Found, document: _Document, wanted: dict[int, Numbers], stora
                 where=f"{document.where}: tensor {name}",
                 fix="the metadata is damaged; restore the checkpoint",
             )
-        found.rows.setdefault(count, []).append(np.hstack([chunks, places[place]]))
+        found.rows.setdefault(count, []).append(np.hstack([chunks, places[at]]))
 
 
 def _tensors(found: _Found) -> Iterator[TensorMeta]:
@@ -344,7 +378,8 @@ def check_files(checkpoint: Checkpoint, sizes: Mapping[str, int], where: str) ->
     """
     ends = np.zeros(len(checkpoint.files), np.int64)
     for tensor in checkpoint.tensors:
-        np.maximum.at(ends, tensor.shards.files, tensor.shards.offsets + tensor.shards.lengths)
+        shards = tensor.shards
+        np.maximum.at(ends, shards.files, np.where(shards.lengths < 0, 0, shards.offsets + shards.lengths))
     for place in (place for found in checkpoint.objects for place in found.places):
         ends[place.file] = max(int(ends[place.file]), place.offset + place.length)
     for path, end in zip(checkpoint.files, ends.tolist(), strict=True):

@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 from dataclasses import replace
+from functools import partial
 from itertools import accumulate, pairwise, product
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, NamedTuple
 
 import numpy as np
 
 from reshard.checkpoint.safetensors import read_header
 from reshard.errors import DataError
+from reshard.formats.torch.archive import read_archive
 from reshard.formats.torch.dcp import check_files, read_metadata
 from reshard.formats.torch.items import Item, Templates, locate_items
 from reshard.formats.torch.names import metadata_files
@@ -19,9 +21,9 @@ from reshard.model import Checkpoint, Grid, Shards, TensorMeta
 from reshard.parallel import parallel
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator
+    from collections.abc import Callable, Iterator, Sequence
 
-    from reshard.checkpoint.inventory import RangeReader
+    from reshard.checkpoint.inventory import RangeReader, TensorEntry
     from reshard.formats.protocol import Folder
     from reshard.model import Tiling
     from reshard.model.tiling import Numbers
@@ -35,20 +37,21 @@ def read(folder: Folder, workers: int = 1, wanted: Callable[[str], bool] | None 
     return find_contents(found, folder, workers)
 
 
-def find_contents(found: Checkpoint, folder: Folder, workers: int = 1) -> Checkpoint:
+def find_contents(found: Checkpoint, folder: Folder, workers: int = 1, entries: Sequence[str] = ()) -> Checkpoint:
     """Return a checkpoint with the content of each tensor instead of the archive around it.
 
     Args:
         found: what `read_metadata` returned.
         folder: files of the checkpoint.
         workers: number of files that are read at a time.
+        entries: names of entries of safetensors files, by number, see `read_metadata`.
 
     Raises:
         DataError: a file is damaged or too short, or contradicts the metadata; a tensor is not in row-major order.
         MissingInputError: a file does not exist.
     """
     check_files(found, folder.sizes(found.files), folder.url)
-    rows = _Rows(found)
+    rows = _Rows(found, entries)
     templates = Templates()
 
     def find(file: int) -> None:
@@ -63,8 +66,8 @@ def find_contents(found: Checkpoint, folder: Folder, workers: int = 1) -> Checkp
 class _Rows:
     """The shards of all tensors with elements as one table, by their place in files."""
 
-    def __init__(self, found: Checkpoint) -> None:
-        self._found = found.tensors
+    def __init__(self, found: Checkpoint, entries: Sequence[str]) -> None:
+        self._found, self._entries = found.tensors, entries
         shards = [tensor.shards for tensor in found.tensors]
         self._first = list(accumulate((len(each.files) for each in shards), initial=0))
         self._tensor = np.repeat(np.arange(len(shards)), np.diff(self._first))
@@ -81,8 +84,8 @@ class _Rows:
     def find_in(self, file: int, reader: RangeReader, templates: Templates) -> None:
         """Replace the archives in one file by their content."""
         rows = self._order[self._bounds[file] : self._bounds[file + 1]]
-        if not self._offsets[rows].any() and reader.read(0, 9)[8:] == b"{":
-            self._find_in_safetensors(rows.tolist(), reader)
+        if (self._lengths[rows] < 0).all() or (not self._offsets[rows].any() and reader.read(0, 9)[8:] == b"{"):
+            self._find_by_name(rows.tolist(), reader)
             return
         for at in range(0, len(rows), 1 << 12):
             block = rows[at : at + (1 << 12)]
@@ -100,27 +103,29 @@ class _Rows:
             self._shapes[id(tiling)] = _shapes(tiling)
         return self._shapes[id(tiling)][tile]
 
-    def _find_in_safetensors(self, rows: list[int], reader: RangeReader) -> None:
-        """Find tensors in a file that `SerializationFormat.SAFETENSORS` made, for which the metadata has no offsets."""
-        structure = read_header(reader).structure
-        entries = {entry.name: entry for entry in structure.tensors}
-        starts = saved_offsets(structure.metadata, reader.name)
+    def _find_by_name(self, rows: list[int], reader: RangeReader) -> None:
+        """Find tensors by their names in a file, since the metadata has no offsets.
+
+        HyperParallel writes such files, and torch with `SerializationFormat.SAFETENSORS`.
+        """
+        found, starts = _named(reader)
         for row in rows:
             tensor = self._found[self._tensor[row]]
             where = f"{reader.name}: tensor {tensor.name}"
             box = tensor.shards.tiling.box(int(self._tile[row]))
             described = (tensor.dtype, box.shape, box.start)
-            entry = entries.get(tensor.name)
-            held = (entry.dtype, entry.shape, starts.get(tensor.name, (0,) * len(entry.shape))) if entry else None
+            name = (self._entries[self._offsets[row]] if self._lengths[row] < 0 else "") or tensor.name
+            entry = found.get(name)
+            held = (entry.dtype, entry.shape, starts.get(name, box.start)) if entry else None
             if entry is None or held != described:
                 raise DataError(
                     "MetadataMismatch",
                     f"the file has {_text(held)}, the metadata {_text(described)}",
                     where=where,
-                    fix="the files belong to different checkpoints, or a rank had several shards of the tensor; save without"
-                    " SerializationFormat.SAFETENSORS",
+                    fix="the files belong to different checkpoints, or a rank had several shards of the tensor, of which PyTorch"
+                    " wrote one; save without SerializationFormat.SAFETENSORS",
                 )
-            ((self._offsets[row], self._lengths[row]),) = entry.extents
+            self._offsets[row], self._lengths[row] = entry.content()
 
     def tensors(self) -> Iterator[TensorMeta]:
         """Yield the tensors with the places of their content."""
@@ -128,6 +133,33 @@ class _Rows:
             old = tensor.shards
             shards = Shards(old.tiling, old.first, old.files, self._offsets[start:end], self._lengths[start:end])
             yield replace(tensor, shards=shards)
+
+
+class _Named(NamedTuple):
+    """A tensor of a file: its type, its shape, and a function that returns the offset and length of its content."""
+
+    dtype: str
+    shape: tuple[int, ...]
+    content: Callable[[], tuple[int, int]]
+
+
+def _named(reader: RangeReader) -> tuple[dict[str, _Named], dict[str, tuple[int, ...]]]:
+    """The tensors of a safetensors file, and the first elements of their shards as far as the file states them.
+
+    The first versions of HyperParallel for PyTorch write files of `torch.save` with the names of safetensors files.
+    """
+    if reader.read(0, min(4, reader.size)) == b"PK\3\4":
+        archive = read_archive(reader)
+        return {
+            each.name: _Named(each.dtype.name, each.shape, partial(each.content, reader, archive)) for each in archive.tensors
+        }, {}
+    structure = read_header(reader).structure
+    entries = {each.name: _Named(each.dtype, each.shape, partial(_extent, each)) for each in structure.tensors}
+    return entries, saved_offsets(structure.metadata, reader.name)
+
+
+def _extent(entry: TensorEntry) -> tuple[int, int]:
+    return entry.extents[0]
 
 
 def _joined(numbers: list[Numbers]) -> Numbers:

@@ -1,0 +1,38 @@
+"""Distributed checkpoints of HyperParallel, for MindSpore and PyTorch.
+
+The metadata is that of PyTorch with other names. A rank's tensors are in one safetensors file, whose header locates them, and its
+other values in files that nothing opens here.
+"""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from typing import TYPE_CHECKING
+
+from reshard.formats.detection import HYPER_PARALLEL_METADATA
+from reshard.formats.torch.dcp import read_metadata
+from reshard.formats.torch.reader import find_contents
+from reshard.formats.torch.unpickle import LIMITS
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Sequence
+
+    from reshard.formats.protocol import Folder
+    from reshard.model import Checkpoint
+
+
+def read(folder: Folder, workers: int = 1, wanted: Callable[[str], bool] | None = None) -> Checkpoint:
+    """Return the tensors and objects of a checkpoint, see `SourceFormat.read`."""
+    documents = _documents(folder.names)
+    entries: dict[str, int] = {}
+    found = read_metadata([(f"{folder.url}/{name}", folder.read(name, LIMITS.nbytes)) for name in documents], entries=entries)
+    found = replace(found.only(wanted) if wanted else found, documents=documents)
+    return find_contents(found, folder, workers, tuple(entries))
+
+
+def _documents(names: Sequence[str]) -> tuple[str, ...]:
+    """The metadata of all ranks, or that of each, by rank."""
+    if ".metadata" in names:
+        return (".metadata",)
+    found = {name: HYPER_PARALLEL_METADATA.fullmatch(name) for name in names}
+    return tuple(sorted((name for name, match in found.items() if match), key=lambda name: (len(name), name)))
