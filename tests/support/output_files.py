@@ -3,17 +3,21 @@
 from __future__ import annotations
 
 import zlib
+from dataclasses import replace
 from typing import TYPE_CHECKING
 
+import numpy as np
+from local_folder import content_of
+
+from reshard.checkpoint.dtypes import DTYPES
 from reshard.checkpoint.output import OBJECT, Checksum, OutputFile, OutputTensor, Span
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
     from pathlib import Path
 
-    import numpy as np
-
     from reshard.formats.protocol import OutputFormat
+    from reshard.model import Checkpoint
 
     Array = np.ndarray
     Content = tuple[OutputTensor, bytes]
@@ -29,6 +33,26 @@ def shard(name: str, whole: Array, start: Sequence[int], shape: Sequence[int], d
 def opaque(name: str, content: bytes) -> Content:
     """Return an object."""
     return OutputTensor(name, OBJECT, (len(content),), len(content)), content
+
+
+def recut(folder: Path, found: Checkpoint, ranks: int) -> list[list[Content]]:
+    """Return what each rank holds if all tensors of a checkpoint are cut along their first dimension, as FSDP does."""
+    cut: list[list[Content]] = [[] for _ in range(ranks)]
+    for each in found.objects:
+        place = each.places[0]
+        content = (folder / found.files[place.file]).read_bytes()[place.offset : place.offset + place.length]
+        cut[0].append(opaque(each.name, content))
+    for number, tensor in enumerate(found.tensors):
+        whole = np.frombuffer(content_of(folder, found, tensor), f"V{DTYPES[tensor.dtype].itemsize}").reshape(tensor.shape)
+        if not tensor.shape:
+            cut[number % ranks].append(shard(tensor.name, whole, (), (), tensor.dtype))
+            continue
+        step = max(-(-tensor.shape[0] // ranks), 1)
+        for rank in range(ranks):
+            start = min(rank * step, tensor.shape[0])
+            shape = (min(step, tensor.shape[0] - start), *tensor.shape[1:])
+            cut[rank].append(shard(tensor.name, whole, (start, *(0,) * (len(shape) - 1)), shape, tensor.dtype))
+    return [[(replace(tensor, keys=found.keys.get(tensor.name, (tensor.name,))), c) for tensor, c in one] for one in cut]
 
 
 def rendered(output: OutputFormat, contents: Sequence[Content], metadata: Mapping[str, str] | None = None) -> bytes:

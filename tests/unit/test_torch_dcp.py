@@ -42,6 +42,13 @@ def test_shards_are_as_they_were_placed() -> None:
     assert strided["model.a.weight"] == Grid(((0, 3, 5, 8, 10), range(0, 7, 6)))
 
 
+def test_keys_of_nested_values_are_kept_as_far_as_they_differ_from_names() -> None:
+    found = read(DATA / "fsdp2")
+    assert found.keys["optim.param_groups.0.lr"] == ("optim", "param_groups", 0, "lr")
+    assert read(DATA / "per_rank").keys == {}
+    assert read(DATA / "megatron").keys == {}
+
+
 def test_objects_are_named_and_never_loaded() -> None:
     objects = {found.name: found.places for found in read(DATA / "placements").objects}
     assert {"rank_local", "options.lr", "options.betas", "options.none"} <= set(objects)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -11,7 +11,7 @@ from reshard.errors import DataError
 from reshard.model.tiling import Boxes, Grid, Tiling, divide
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator
+    from collections.abc import Callable, Iterator, Mapping
 
     from reshard.model.tiling import Numbers
 
@@ -103,6 +103,8 @@ class Checkpoint:
         objects: other values.
         documents: paths of the files with metadata, relative to the checkpoint.
         version: version of the metadata, if it has one.
+        keys: for each name the keys and positions that lead to the value in nested dicts and lists, as far as the metadata states
+            them and they are not the name itself.
     """
 
     files: tuple[str, ...]
@@ -110,6 +112,7 @@ class Checkpoint:
     objects: tuple[ObjectMeta, ...] = ()
     version: str | None = None
     documents: tuple[str, ...] = ()
+    keys: Mapping[str, tuple[str | int, ...]] = field(default_factory=dict)
 
     def only(self, wanted: Callable[[str], bool]) -> Checkpoint:
         """Return the checkpoint without the tensors and objects whose names are not wanted."""

@@ -167,6 +167,7 @@ class _Found:
         objects: places of each value other than a tensor, by the number of its name.
         version: the version that the documents state.
         entries: numbers of the names of entries of files, see `_Document`.
+        keys: see `Checkpoint.keys`.
     """
 
     names: dict[str, int] = field(default_factory=dict)
@@ -176,6 +177,7 @@ class _Found:
     objects: dict[int, list[Place]] = field(default_factory=dict)
     version: str | None = None
     entries: dict[str, int] | None = None
+    keys: dict[str, tuple[str | int, ...]] = field(default_factory=dict)
 
 
 def read_metadata(
@@ -196,7 +198,7 @@ def read_metadata(
     found = _Found(entries=entries)
     for where, data in documents:
         _read_document(found, where, data, limits)
-    return Checkpoint(tuple(found.files), tuple(_tensors(found)), tuple(_objects(found)), found.version)
+    return Checkpoint(tuple(found.files), tuple(_tensors(found)), tuple(_objects(found)), found.version, keys=found.keys)
 
 
 def _read_document(found: _Found, where: str, data: bytes, limits: Limits) -> None:
@@ -211,6 +213,7 @@ def _read_document(found: _Found, where: str, data: bytes, limits: Limits) -> No
         keys = np.fromiter(storage.keys(), np.int64, len(storage))
         values = np.fromiter(storage.values(), np.int64, len(storage))
         _match(found, document, wanted, (keys, values))
+        found.keys |= _nested_keys(state.get("planner_data"))
     except (AttributeError, IndexError, KeyError, OverflowError, TypeError, ValueError) as error:
         raise DataError(
             "MetadataInvalid",
@@ -218,6 +221,16 @@ def _read_document(found: _Found, where: str, data: bytes, limits: Limits) -> No
             where=where,
             fix="restore the checkpoint",
         ) from None
+
+
+def _nested_keys(paths: object) -> dict[str, tuple[str | int, ...]]:
+    """Return the usable entries of `planner_data`, which torch needs for nothing but the nesting of values."""
+    found = {}
+    for name, path in paths.items() if type(paths) is dict else ():
+        usable = type(path) is tuple and all(type(key) is str or (type(key) is int and 0 <= key < 1 << 31) for key in path)
+        if type(name) is str and usable and path not in {(), (name,)}:
+            found[name] = path
+    return found
 
 
 def _state(record: Any, *names: str) -> Any:  # noqa: ANN401 - any data

@@ -12,16 +12,18 @@ Local headers have no sizes, because torch writes them before it knows the conte
 from __future__ import annotations
 
 import struct
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import lru_cache
-from typing import NamedTuple
+from typing import TYPE_CHECKING, NamedTuple
 
 from zlib_ng import zlib_ng
 
 from reshard.formats.torch.pickling import tensor_pickle
 
+if TYPE_CHECKING:
+    from collections.abc import Iterable
+
 _ALIGNMENT = 64
-_CONTENT = "data/0"
 _UTF8, _DESCRIPTOR = 0x0800, 0x0008  # flags: the name is UTF-8, sizes follow the content
 _LARGE = 0xFFFFFFFF  # from here on, numbers are in a record of 64 bits
 _END64_SIZE = 44
@@ -30,46 +32,6 @@ _MADE_BY, _NEEDED = 0x031E, 45  # ZIP 3.0 on Unix; version 4.5, for the records 
 _HASH_OF_NAMES = 15728199511854643026
 _HASH_BITS = (1 << 64) - 1
 _SHAPES = 1 << 12  # most tensors of a checkpoint have one of few shapes
-
-
-@dataclass(frozen=True, slots=True)
-class Envelope:
-    """The bytes around the content of one tensor.
-
-    Attributes:
-        pickled: description of the tensor.
-        nbytes: length of the content in bytes.
-        head: bytes before the content.
-        tail_size: number of bytes after the content.
-    """
-
-    pickled: bytes
-    nbytes: int
-    head: bytes
-    tail_size: int
-
-    @property
-    def size(self) -> int:
-        """Length of the archive in bytes."""
-        return len(self.head) + self.nbytes + self.tail_size
-
-    def tail(self, crc: int) -> bytes:
-        """Return the bytes after the content, which has this CRC32."""
-        return _build(self.pickled, self.nbytes, crc)[1]
-
-
-@lru_cache(_SHAPES)
-def envelope(dtype: str, shape: tuple[int, ...], nbytes: int) -> Envelope:
-    """Return the bytes around a row-major tensor.
-
-    Args:
-        dtype: type of the elements, by its name in `reshard.checkpoint.dtypes`. torch must have it.
-        shape: lengths of the tensor.
-        nbytes: length of the content in bytes.
-    """
-    pickled = tensor_pickle(dtype, shape, nbytes)
-    head, tail = _build(pickled, nbytes, 0)
-    return Envelope(pickled, nbytes, head, len(tail))
 
 
 class _Entry(NamedTuple):
@@ -108,16 +70,22 @@ def _extra64(numbers: list[int]) -> bytes:
 
 
 class _Writer:
-    """An archive, without the content of its tensor."""
+    """A part of an archive."""
 
-    def __init__(self) -> None:
-        self.parts: list[bytes] = []
-        self.entries: list[_Entry] = []
-        self.at = 0
+    def __init__(self, start: int = 0, entries: Iterable[_Entry] = ()) -> None:
+        self.entries = [*entries]
+        self._start = start
+        self._parts = bytearray()
 
-    def _append(self, part: bytes) -> None:
-        self.parts.append(part)
-        self.at += len(part)
+    @property
+    def content(self) -> bytes:
+        """Return the bytes so far, from where the writer started."""
+        return bytes(self._parts)
+
+    @property
+    def at(self) -> int:
+        """Return the offset of the next byte in the archive."""
+        return self._start + len(self._parts)
 
     def begin(self, name: str, nbytes: int) -> None:
         """Append a local header that ends at a multiple of 64 bytes."""
@@ -126,48 +94,81 @@ class _Writer:
         padding = -(self.at + 30 + len(entry.name) + len(extra) + 4) % _ALIGNMENT
         extra += b"FB" + struct.pack("<H", padding) + b"Z" * padding
         lengths = len(entry.name), len(extra)
-        self._append(struct.pack("<4s5H3I2H", b"PK\3\4", 0, entry.flags, *(0,) * 6, *lengths) + entry.name + extra)
+        self._parts += struct.pack("<4s5H3I2H", b"PK\3\4", 0, entry.flags, *(0,) * 6, *lengths) + entry.name + extra
         self.entries.append(entry)
 
     def end(self, crc: int) -> None:
-        """Append what follows the content of an entry, which has been skipped or appended."""
+        """Append what follows the content of the last entry."""
         self.entries[-1] = self.entries[-1]._replace(crc=crc)
-        self._append(self.entries[-1].descriptor)
+        self._parts += self.entries[-1].descriptor
 
     def add(self, name: str, content: bytes) -> None:
         """Append an entry."""
         self.begin(name, len(content))
-        self._append(content)
+        self._parts += content
         self.end(zlib_ng.crc32(content))
 
     def close(self) -> None:
         """Append the directory and the records at the end."""
         start, count = self.at, len(self.entries)
         for entry in self.entries:
-            self._append(entry.central_header())
+            self._parts += entry.central_header()
         size, end = self.at - start, self.at
-        self._append(
+        self._parts += (
             struct.pack("<4sQHHIIQQQQ", b"PK\6\6", _END64_SIZE, _MADE_BY, _NEEDED, 0, 0, count, count, size, start)
             + struct.pack("<4sIQI", b"PK\6\7", 0, end, 1)
             + struct.pack("<4sHHHHIIH", b"PK\5\6", 0, 0, count, count, size, min(start, _LARGE), 0)
         )
 
 
-def _build(pickled: bytes, nbytes: int, crc: int) -> tuple[bytes, bytes]:
-    """Return the bytes before and after the content."""
+@dataclass(frozen=True, slots=True)
+class Envelope:
+    """The bytes around the content of one tensor.
+
+    Attributes:
+        head: bytes before the content.
+        nbytes: length of the content in bytes.
+        tail_size: number of bytes after the content.
+        entries: entries up to the content.
+    """
+
+    head: bytes
+    nbytes: int
+    tail_size: int
+    entries: tuple[_Entry, ...]
+
+    @property
+    def size(self) -> int:
+        """Length of the archive in bytes."""
+        return len(self.head) + self.nbytes + self.tail_size
+
+    def tail(self, crc: int) -> bytes:
+        """Return the bytes after the content, which has this CRC32."""
+        made = _Writer(len(self.head) + self.nbytes, self.entries)
+        made.end(crc)
+        made.add("version", b"3\n")
+        made.add(".data/serialization_id", f"{_HASH_OF_NAMES:020d}{_combined(made.entries):020d}".encode())
+        made.close()
+        return made.content
+
+
+@lru_cache(_SHAPES)
+def envelope(dtype: str, shape: tuple[int, ...], nbytes: int) -> Envelope:
+    """Return the bytes around a row-major tensor.
+
+    Args:
+        dtype: type of the elements, by its name in `reshard.checkpoint.dtypes`. torch must have it.
+        shape: lengths of the tensor.
+        nbytes: length of the content in bytes.
+    """
     made = _Writer()
-    made.add("data.pkl", pickled)
+    made.add("data.pkl", tensor_pickle(dtype, shape, nbytes))
     made.add(".format_version", b"1")
     made.add(".storage_alignment", str(_ALIGNMENT).encode())
     made.add("byteorder", b"little")
-    made.begin(_CONTENT, nbytes)
-    head, made.parts = b"".join(made.parts), []
-    made.at += nbytes
-    made.end(crc)
-    made.add("version", b"3\n")
-    made.add(".data/serialization_id", f"{_HASH_OF_NAMES:020d}{_combined(made.entries):020d}".encode())
-    made.close()
-    return head, b"".join(made.parts)
+    made.begin("data/0", nbytes)
+    unfinished = Envelope(made.content, nbytes, 0, tuple(made.entries))
+    return replace(unfinished, tail_size=len(unfinished.tail(0)))
 
 
 def _combined(entries: list[_Entry]) -> int:
