@@ -115,10 +115,16 @@ def test_the_examples_are_accepted(resources: Resources, example: Any) -> None:
         ),
         ("target", {"storage": STORAGE, "output": "Unified", "strategy": {"path": "a"}}, "accepts no strategy"),
         ("target", {"storage": STORAGE, "output": "Unified", "format": "Ckpt"}, "unified checkpoints are always safetensors"),
-        ("target.ranks", "0,,2", "should match"),
+        ("target.onlyRanks", "0,,2", "should match"),
         *(
             ("target", SPEC["target"] | {"output": "Index", field: value}, "output Index writes no rank files")
-            for field, value in {"format": "Ckpt", "filePrefix": "p_", "copyMode": "Server", "crc": True, "ranks": "0"}.items()
+            for field, value in (
+                ("format", "Ckpt"),
+                ("filePrefix", "p_"),
+                ("copyMode", "Server"),
+                ("crc", True),
+                ("onlyRanks", "0"),
+            )
         ),
         ("target.filePrefix", "a/b", "should match"),
         ("verification", "full", "supported values"),
@@ -178,7 +184,7 @@ FIXED = {
     "target.format": "Ckpt",
     "target.filePrefix": "p_",
     "target.output": "Unified",
-    "target.ranks": "0",
+    "target.onlyRanks": "0",
     "target.crc": True,
     "target.removeRedundancy": True,
     "target.copyMode": "Server",

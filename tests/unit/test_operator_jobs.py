@@ -171,7 +171,7 @@ def test_pods_are_restricted_and_have_no_token() -> None:
 
 @pytest.mark.parametrize(("ranks", "each", "completions"), [(None, 1, 6), (None, 4, 2), ("1-3", 1, 3), ("0,5", 2, 1)])
 def test_completion_indexes_map_to_ranks(ranks: str | None, each: int, completions: int) -> None:
-    target = resource()["spec"]["target"] | ({"ranks": ranks} if ranks else {})
+    target = resource()["spec"]["target"] | ({"onlyRanks": ranks} if ranks else {})
     spec = {"target": target, "execution": {"ranksPerPod": each}}
     job = ranks_job(**spec)
     assert job["spec"]["completions"] == completions

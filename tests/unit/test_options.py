@@ -34,11 +34,12 @@ NOT_ON_THE_COMMAND_LINE = {
 ONLY_IN_A_RESOURCE = {
     "what a URL and `storage_options` are elsewhere": {"source-storage", "target-storage"},
     "`files` elsewhere, where it holds no step": {"pattern"},
+    "`ranks` elsewhere; in the target of a resource, that would be their number": {"only-ranks"},
     "what the operator does": {"execution", "suspend"},
     "a command by itself: `reshard plan`": {"dry-run"},
 }
 NOT_IN_A_RESOURCE = {
-    "as above": {"source", "target", "storage-options", "files", "numbered"},
+    "as above": {"source", "target", "storage-options", "files", "ranks", "numbered"},
     "what pods have that fetch or load, and write no checkpoint": {"index"},
 }
 _LONGEST = 140  # characters of one paragraph: some four lines, in the half of a terminal that help has

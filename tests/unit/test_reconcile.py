@@ -94,7 +94,7 @@ def test_a_failed_plan_reports_the_pods_message() -> None:
 
 def test_failed_ranks_are_named_as_ranks() -> None:
     said = {"reason": "Truncated", "message": "Truncated: rank_3/x.ckpt: ends early", "exitCode": 65}
-    target = resource()["spec"]["target"] | {"ranks": "1-4"}
+    target = resource()["spec"]["target"] | {"onlyRanks": "1-4"}
     spec = {"target": target, "execution": {"ranksPerPod": 2}}
     cluster = PretendCluster(resource(**spec), outcome=failing("ranks", 65, said, (1,)))
     cluster.settle()

@@ -35,7 +35,7 @@ RESOURCE = {
             "storage": {"persistentVolumeClaim": {"claimName": "b", "path": "dst"}},
             "strategy": {"path": "dst.ckpt", "storage": {"persistentVolumeClaim": {"claimName": "a"}}},
             "format": "Ckpt",
-            "ranks": "0-2",
+            "onlyRanks": "0-2",
             "crc": True,
             "fileMode": "0600",
         },

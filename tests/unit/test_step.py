@@ -186,7 +186,7 @@ def test_a_spec_that_cannot_be_read_is_named(pods: Pods, text: str, said: str) -
 
 
 def test_the_ranks_of_the_spec_are_spread_over_the_indexes(pods: Pods) -> None:
-    pods.spec = SPEC | {"target": SPEC["target"] | {"ranks": "5,1-2"}, "execution": {"ranksPerPod": 2}}
+    pods.spec = SPEC | {"target": SPEC["target"] | {"onlyRanks": "5,1-2"}, "execution": {"ranksPerPod": 2}}
     pods.run("plan")
     pods.run("ranks", JOB_COMPLETION_INDEX="1")
     assert [path.name for path in pods.target.glob("rank_*")] == ["rank_5"]

@@ -113,7 +113,7 @@ def _plan(invocation: Invocation, spec: TransformSpec, request: Request) -> Plan
 
 def _ranks(invocation: Invocation, spec: TransformSpec, request: Request) -> RanksMessage:
     index, total = _number("JOB_COMPLETION_INDEX"), _number("RESHARD_TARGET_RANKS")
-    ranks = ranks_of_index(ranks_to_write(spec.target.ranks, total), spec.execution.ranks_per_pod, index)
+    ranks = ranks_of_index(ranks_to_write(spec.target.only_ranks, total), spec.execution.ranks_per_pod, index)
     if not ranks:
         raise UsageError("InvalidVariable", f"index {index} has no ranks", where="JOB_COMPLETION_INDEX", fix=_FOR_PODS)
     options = msgspec.structs.replace(request.options, ranks=format_ranks(ranks))

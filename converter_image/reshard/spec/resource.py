@@ -112,7 +112,7 @@ class TargetSpec(Strict, frozen=True):
     max_file_size_bytes: Annotated[int, msgspec.Meta(ge=1 << 10)] | None = None
     hugging_face_index: bool = False
     file_prefix: FilePrefix = "checkpoint_"
-    ranks: Annotated[str, msgspec.Meta(max_length=65536)] | None = None
+    only_ranks: Annotated[str, msgspec.Meta(max_length=65536)] | None = None
     remove_redundancy: bool = False
     crc: bool = False
     copy_mode: CopyMode = "Client"
@@ -345,7 +345,7 @@ def _to_request(
             allow_single_rank=source.allow_single_rank,
             allow_equal_slices=source.allow_equal_slices,
             stages=source.stages,
-            ranks=target.ranks,
+            ranks=target.only_ranks,
             source_only=spec.parameters.source_only,
             allow_missing=spec.parameters.allow_missing,
             remove_redundancy=target.remove_redundancy,

@@ -183,7 +183,7 @@ def refuse_loss(
             "PartialReplacement",
             f"{f'rank {format_ranks(ranks)} of {len(every)}' if ranks else 'an index'} cannot replace a complete checkpoint",
             where=target.store.url,
-            fix="omit --ranks (spec.target.ranks), or choose another target" if ranks else "choose another target",
+            fix="omit --ranks (spec.target.onlyRanks), or choose another target" if ranks else "choose another target",
         )
 
 
