@@ -12,7 +12,8 @@ from torch_program import run
 if TYPE_CHECKING:
     from pathlib import Path
 
-RECORDED = sorted(path.parent for path in DATA.rglob(".metadata"))
+# Torch writes `.distcp` files of safetensors, but its readers expect archives.
+RECORDED = sorted(path.parent for path in DATA.rglob(".metadata") if path.parent.name != "safetensors")
 
 
 @pytest.fixture(scope="module")

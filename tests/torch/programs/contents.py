@@ -6,7 +6,11 @@ import hashlib
 from typing import Any
 
 import torch
-from torch.distributed.tensor import DTensor
+
+try:  # torch 2.5 and newer
+    from torch.distributed.tensor import DTensor
+except ImportError:
+    from torch.distributed._tensor import DTensor
 
 
 def numbers(*shape: int, dtype: torch.dtype = torch.float32, base: int = 0) -> torch.Tensor:
