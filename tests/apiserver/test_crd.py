@@ -69,6 +69,9 @@ def test_a_minimal_resource_gets_the_librarys_defaults(resources: Resources) -> 
     assert parse_spec(made["spec"], "x") == parse_spec(SPEC, "x")
 
 
+FIELDS_OF_RANK_FILES = {"format": "Ckpt", "filePrefix": "p_", "copyMode": "Server", "crc": True, "ranks": 2, "onlyRanks": "0"}
+
+
 @pytest.mark.parametrize("example", sorted((ROOT / "examples").glob("*.yaml")), ids=lambda path: path.stem)
 def test_the_examples_are_accepted(resources: Resources, example: Any) -> None:
     resources.create(yaml.safe_load(example.read_text())["spec"])
@@ -107,7 +110,6 @@ def test_the_examples_are_accepted(resources: Resources, example: Any) -> None:
         ("parameters.rename", [{"from": "a", "to": ""}], "at least 1 chars long"),
         ("target.output", "unified", "supported values"),
         ("target.maxFileSizeBytes", 1 << 20, "maxFileSizeBytes requires the output Unified"),
-        ("target.huggingFaceIndex", True, "huggingFaceIndex requires the output Unified"),
         (
             "target",
             {"storage": STORAGE, "output": "Unified", "maxFileSizeBytes": 1023},
@@ -118,13 +120,7 @@ def test_the_examples_are_accepted(resources: Resources, example: Any) -> None:
         ("target.onlyRanks", "0,,2", "should match"),
         *(
             ("target", SPEC["target"] | {"output": "Index", field: value}, "output Index writes no rank files")
-            for field, value in (
-                ("format", "Ckpt"),
-                ("filePrefix", "p_"),
-                ("copyMode", "Server"),
-                ("crc", True),
-                ("onlyRanks", "0"),
-            )
+            for field, value in FIELDS_OF_RANK_FILES.items()
         ),
         ("target.filePrefix", "a/b", "should match"),
         ("verification", "full", "supported values"),
@@ -185,6 +181,8 @@ FIXED = {
     "target.filePrefix": "p_",
     "target.output": "Unified",
     "target.onlyRanks": "0",
+    "target.ranks": 2,
+    "source.format": "torch-dcp",
     "target.crc": True,
     "target.removeRedundancy": True,
     "target.copyMode": "Server",
@@ -208,7 +206,7 @@ FIXED = {
 }
 
 
-FIXED_OF_UNIFIED = {"target.maxFileSizeBytes": 1 << 20, "target.huggingFaceIndex": True}
+FIXED_OF_UNIFIED = {"target.maxFileSizeBytes": 1 << 20}
 
 
 @pytest.mark.parametrize("path", [*FIXED, *FIXED_OF_UNIFIED])

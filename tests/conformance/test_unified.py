@@ -85,7 +85,6 @@ def unified(once: Callable[..., Path], oracle: Callable[..., Any], tmp_path_fact
         options = Options(
             output="Unified",
             max_file_size_bytes=1024,
-            hugging_face_index=each.case.number % 2 == 0,
             allow_inconsistent=each.case.inconsistent,
         )
         transform_checkpoint(Request(each.theirs / "source", each.ours, each.strategy("source"), options=options))

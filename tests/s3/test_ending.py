@@ -115,11 +115,11 @@ def test_uploads_of_a_killed_pod_are_aborted_by_the_commit(
 ) -> None:
     made, base = large
     target = f"s3://{bucket}/out"
-    pod = arguments_of(base, target, "--no-commit", "--ranks", "0-2", "--owner", "a-transform")
+    pod = arguments_of(base, target, "--no-commit", "--only-ranks", "0-2", "--owner", "a-transform")
     assert ended_by(signal.SIGKILL, server, pod)[0] == -signal.SIGKILL
     assert server.uploads(bucket)
     for ranks in ("0-2", "3-5"):
-        assert main(arguments_of(base, target, "--no-commit", "--ranks", ranks, "--owner", "a-transform")) == 0
+        assert main(arguments_of(base, target, "--no-commit", "--only-ranks", ranks, "--owner", "a-transform")) == 0
     assert main(["commit", target, "--owner", "a-transform"]) == 0
     assert server.uploads(bucket) == []
     assert disk.differences(made.model, server.download(target, tmp_path / "out"), "ckpt") == []

@@ -9,8 +9,8 @@ from typing import TYPE_CHECKING
 import numpy as np
 from local_folder import content_of
 
-from reshard.checkpoint.dtypes import DTYPES
-from reshard.checkpoint.output import OBJECT, Checksum, OutputFile, OutputTensor, Span
+from reshard.checkpoint.dtypes import DTYPES, OBJECT
+from reshard.checkpoint.output import Checksum, OutputFile, OutputTensor, Span
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence

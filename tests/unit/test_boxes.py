@@ -24,7 +24,9 @@ from reshard.errors import DataError, RequestError
 from reshard.formats import registry
 from reshard.layout import Layout
 from reshard.layout.box import Box
+from reshard.source.boxed import find_boxed
 from reshard.spec.request import Options, Request
+from reshard.storage import open_store
 from reshard.strategy import StrategyFile, dump
 from reshard.transform.run import transform_checkpoint
 
@@ -170,3 +172,37 @@ def test_recorded_torch_checkpoints_become_the_tensors_that_torch_saved(name: st
     assert found == {tensor: each["sha256"] for tensor, each in expected.items() if tensor in found}
     manifest = json.loads((tmp_path / "reshard-manifest.json").read_text())
     assert sorted([*found, *manifest["excluded"]]) == sorted(expected)
+
+
+@pytest.mark.parametrize("ranks", [1, 3, 16])
+@pytest.mark.parametrize("name", DCP)
+def test_torch_checkpoints_divided_again_hold_the_same(name: str, ranks: int, tmp_path: Path) -> None:
+    """As distributed checkpoints of other numbers of ranks, with values other than tensors, and joined from these."""
+    expected = json.loads((torch_files.DATA / name / "expected.json").read_text())
+    excluded: dict[str, Any] = {"exclude": ("column_major", "*channels_last*")} if name == "placements" else {}
+    again, whole = tmp_path / "again", tmp_path / "whole"
+    transform(torch_files.DATA / name, again, format="TorchDcp", target_ranks=ranks, verification="Full", **excluded)
+    assert len(list(again.glob("__*_0.distcp"))) == ranks
+    transform(again, whole, format="HuggingFace", verification="Full")
+    found = {
+        tensor: torch_files.sha256_of(bytes(view["data"]))
+        for path in whole.glob("*.safetensors")
+        for tensor, view in deserialize(path.read_bytes())
+    }
+    assert found
+    assert found == {tensor: each["sha256"] for tensor, each in expected.items() if tensor in found}
+    before, after = (objects_of(folder) for folder in (torch_files.DATA / name, again))
+    assert before == after
+
+
+def objects_of(folder: Path) -> dict[str, bytes]:
+    """Return the bytes of values that are not tensors."""
+    names = sorted(path.name for path in folder.iterdir() if path.is_file())
+    found = find_boxed(open_store(str(folder)), names, "torch-dcp", wanted=lambda name: "column_major" not in name)
+    assert found is not None
+    checkpoint = found.checkpoint
+    contents = {}
+    for each in checkpoint.objects:
+        place = each.places[0]
+        contents[each.name] = (folder / checkpoint.files[place.file]).read_bytes()[place.offset :][: place.length]
+    return contents

@@ -94,9 +94,9 @@ def test_ranks_can_be_written_in_several_runs(
     checkpoint: disk.Checkpoint, tmp_path: Path, refused: Callable[..., str], capsys: pytest.CaptureFixture[str]
 ) -> None:
     out = tmp_path / "out"
-    assert main(checkpoint.arguments(out, "--ranks", "0,2-3", "--no-commit")) == 0
+    assert main(checkpoint.arguments(out, "--only-ranks", "0,2-3", "--no-commit")) == 0
     refused(66, "ManifestMissing", "verify", str(out))
-    assert main(checkpoint.arguments(out, "--ranks", "1,4-5", "--no-commit")) == 0
+    assert main(checkpoint.arguments(out, "--only-ranks", "1,4-5", "--no-commit")) == 0
     assert not (out / "reshard-manifest.json").exists()
     assert main(["commit", str(out)]) == 0
     assert disk.differences(checkpoint.model, out, "ckpt") == []

@@ -204,7 +204,7 @@ def test_arguments_that_conflict_with_an_index(tmp_path: Path, how: dict[str, An
 
 
 @pytest.mark.parametrize(
-    "option", [["--format", "ckpt"], ["--file-prefix", "x"], ["--ranks", "0"], ["--crc"], ["--copy-mode", "server"]]
+    "option", [["--format", "ckpt"], ["--file-prefix", "x"], ["--only-ranks", "0"], ["--crc"], ["--copy-mode", "server"]]
 )
 def test_options_of_files_are_refused_with_an_index(tmp_path: Path, option: list[str]) -> None:
     made = disk.write(tmp_path, disk.example())

@@ -141,7 +141,7 @@ def test_ranks_find_the_blocks_in_the_plan_and_another_key_by_themselves(
     plan_transform(request(made, tmp_path / "out", KEY), write=True)
     monkeypatch.setattr("reshard.source.encrypted.read_table", lambda *_: pytest.fail("a rank looks for the blocks again"))
     with pytest.raises(AccessError, match="WrongKey"):
-        transform_checkpoint(request(made, tmp_path / "out", OTHER, ranks="0"), commit=False)
+        transform_checkpoint(request(made, tmp_path / "out", OTHER, only_ranks="0"), commit=False)
     transform_checkpoint(request(made, tmp_path / "out", KEY), commit=False)
     assert disk.differences(made.model, tmp_path / "out", "ckpt") == []
 

@@ -54,13 +54,13 @@ def test_a_picture_replaces_pictures_only(made: disk.Checkpoint, tmp_path: Path,
             "--output", "index", "--svg", str(tmp_path / "i.svg"))  # fmt: skip
 
 
-@pytest.mark.parametrize("more", [("--ranks", "0"), ("--output", "index")])
+@pytest.mark.parametrize("more", [("--only-ranks", "0"), ("--output", "index")])
 def test_a_refused_replacement_leaves_everything(
     made: disk.Checkpoint, target: Path, refused: Callable[..., str], more: tuple[str, ...]
 ) -> None:
     before = files(target)
     arguments = made.arguments(target, *more, "--overwrite")
-    arguments += ["--crc"] if "--ranks" in more else []
+    arguments += ["--crc"] if "--only-ranks" in more else []
     for command in ("plan", "transform"):
         refused(78, "PartialReplacement", command, *arguments[1:])
     assert files(target) == before
@@ -72,7 +72,7 @@ def test_rank_0_of_several_does_not_replace_the_only_rank(
     whole = ["transform", *made.arguments(tmp_path / "t")[1:5], "--target", str(tmp_path / "t")]
     assert main(whole) == 0
     before = files(tmp_path / "t")
-    refused(78, "PartialReplacement", *made.arguments(tmp_path / "t", "--ranks", "0", "--overwrite"))
+    refused(78, "PartialReplacement", *made.arguments(tmp_path / "t", "--only-ranks", "0", "--overwrite"))
     assert files(tmp_path / "t") == before
 
 
@@ -101,8 +101,8 @@ def test_one_checkpoint_has_one_key(
     made: disk.Checkpoint, tmp_path: Path, refused: Callable[..., str], keys: dict[str, tuple[str, str]]
 ) -> None:
     target = tmp_path / "t"
-    assert main(made.arguments(target, *keys["a"], "--ranks", "0", "--no-commit")) == 0
-    refused(78, "OtherKey", *made.arguments(target, *keys["b"], "--ranks", "1-3", "--no-commit"))
+    assert main(made.arguments(target, *keys["a"], "--only-ranks", "0", "--no-commit")) == 0
+    refused(78, "OtherKey", *made.arguments(target, *keys["b"], "--only-ranks", "1-3", "--no-commit"))
     assert main(made.arguments(target, *keys["a"])) == 0
     for command in ("plan", "transform"):
         refused(78, "OtherKey", command, *made.arguments(target, *keys["b"], "--overwrite")[1:])
@@ -154,12 +154,12 @@ def test_without_a_record_of_the_key_nothing_is_added(
     made: disk.Checkpoint, tmp_path: Path, refused: Callable[..., str], keys: dict[str, tuple[str, str]], name: str
 ) -> None:
     target = tmp_path / "t"
-    assert main(made.arguments(target, *keys["a"], "--ranks", "0", *(["--no-commit"] if name == "job.json" else []))) == 0
+    assert main(made.arguments(target, *keys["a"], "--only-ranks", "0", *(["--no-commit"] if name == "job.json" else []))) == 0
     (path,) = target.rglob(name)
     document = json.loads(path.read_text())
     del document["keyCheck"]
     path.write_text(json.dumps(document))
-    refused(78, "OtherKey", *made.arguments(target, *keys["a"], "--ranks", "1"))
+    refused(78, "OtherKey", *made.arguments(target, *keys["a"], "--only-ranks", "1"))
 
 
 def test_no_kill_leaves_records_of_an_unknown_task(

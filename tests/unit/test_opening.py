@@ -39,7 +39,7 @@ def key(folder: Path, number: int) -> tuple[str, str]:
     [
         ("TargetExists", stray, ()),
         ("TargetExists", (), ("--crc",)),
-        ("PartialReplacement", (), ("--crc", "--ranks", "0", "--overwrite")),
+        ("PartialReplacement", (), ("--crc", "--only-ranks", "0", "--overwrite")),
         ("OtherKey", 1, 2),
         ("CannotCreate", in_the_way, ()),
         ("CannotCopy", (), ("--copy-mode", "server")),
@@ -81,10 +81,10 @@ def looks(monkeypatch: pytest.MonkeyPatch) -> list[Standing]:
 def test_a_target_is_observed_a_few_times(made: disk.Checkpoint, tmp_path: Path, looks: list[Standing]) -> None:
     """Each look costs a listing, and a read for each job: on an object store these are round trips of every pod."""
     target = tmp_path / "t"
-    assert main(made.arguments(target, "--ranks", "0", "--no-commit")) == 0
+    assert main(made.arguments(target, "--only-ranks", "0", "--no-commit")) == 0
     assert len(looks) <= 4  # before and after the headers are read, with the lock held, and after the start
     looks.clear()
-    assert main(made.arguments(target, "--ranks", "1", "--no-commit")) == 0
+    assert main(made.arguments(target, "--only-ranks", "1", "--no-commit")) == 0
     assert len(looks) == 2  # where a plan is found nothing but the lock comes between
     looks.clear()
     assert main(made.arguments(target)) == 0

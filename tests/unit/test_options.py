@@ -24,7 +24,7 @@ _STORAGE_OPTIONS = {
 }
 ONLY_ON_THE_COMMAND_LINE = {
     "how this process works: arguments of the functions": {"workers", "no-commit", "owner", "json"},
-    "other ways to say `ranks` and `rename`": {"rank-from", "rename-pattern", "rename-file"},
+    "other ways to say `only_ranks` and `rename`": {"rank-from", "rename-pattern", "rename-file"},
     "an option for each field of `decryption`, `encryption` and `storage_options`": {*_KEYS, *_STORAGE_OPTIONS, "checksums"},
 }
 NOT_ON_THE_COMMAND_LINE = {
@@ -34,12 +34,11 @@ NOT_ON_THE_COMMAND_LINE = {
 ONLY_IN_A_RESOURCE = {
     "what a URL and `storage_options` are elsewhere": {"source-storage", "target-storage"},
     "`files` elsewhere, where it holds no step": {"pattern"},
-    "`ranks` elsewhere; in the target of a resource, that would be their number": {"only-ranks"},
     "what the operator does": {"execution", "suspend"},
     "a command by itself: `reshard plan`": {"dry-run"},
 }
 NOT_IN_A_RESOURCE = {
-    "as above": {"source", "target", "storage-options", "files", "ranks", "numbered"},
+    "as above": {"source", "target", "storage-options", "files", "numbered"},
     "what pods have that fetch or load, and write no checkpoint": {"index"},
 }
 _LONGEST = 140  # characters of one paragraph: some four lines, in the half of a terminal that help has
@@ -108,7 +107,8 @@ def in_a_resource() -> set[str]:
         ("", TransformSpec),
     ):
         for name in map(kebab, kind.__struct_encode_fields__):
-            found.add(f"{side}{name}" if name in ("storage", "strategy") else name)
+            on_a_side = name in ("storage", "strategy") or (side, name) in (("source-", "format"), ("target-", "ranks"))
+            found.add(f"{side}{name}" if on_a_side else name)
     return found - {"source", "target", "parameters", "files"}  # which hold the others
 
 

@@ -139,9 +139,9 @@ def test_one_commit_completes_all_parts(made: Pipeline, target: Path, capsys: py
     assert made.run(1, target, "--no-commit") == 0
     assert main(["commit", str(target)]) == 0
     assert "stage 1 is finished" in capsys.readouterr().out
-    assert made.run(0, target, "--no-commit", "--ranks", "0-2") == 0
+    assert made.run(0, target, "--no-commit", "--only-ranks", "0-2") == 0
     assert main(["commit", str(target)]) == 66
-    assert made.run(0, target, "--no-commit", "--ranks", "3") == 0
+    assert made.run(0, target, "--no-commit", "--only-ranks", "3") == 0
     assert main(["commit", str(target)]) == 0
     assert right(made.made.model, target)
 
@@ -336,18 +336,18 @@ def test_replicas_that_differ_between_parts_are_refused_unless_accepted(
 def test_replicas_of_added_ranks_are_compared(made: Pipeline, target: Path, capsys: pytest.CaptureFixture[str]) -> None:
     with_different_replicas(made)
     for ranks, code in (("0-1", 0), ("2-3", 65)):
-        assert made.run(0, target, "--ranks", ranks) == 0
-        assert made.run(1, target, "--ranks", ranks) == code
+        assert made.run(0, target, "--only-ranks", ranks) == 0
+        assert made.run(1, target, "--only-ranks", ranks) == code
     assert "ReplicasDiffer: parameter emb: " in capsys.readouterr().err
     assert manifest(target)["ranks"] == "0-1"
 
 
 def test_stages_written_for_different_ranks_are_complete_once_a_rank_has_all(made: Pipeline, target: Path) -> None:
-    assert made.run(0, target, "--ranks", "2-3") == made.run(1, target, "--ranks", "0-1") == 0
+    assert made.run(0, target, "--only-ranks", "2-3") == made.run(1, target, "--only-ranks", "0-1") == 0
     assert not (target / MANIFEST_NAME).exists()
-    assert made.run(0, target, "--ranks", "0-1") == 0
+    assert made.run(0, target, "--only-ranks", "0-1") == 0
     assert manifest(target)["ranks"] == "0-1"
-    assert made.run(1, target, "--ranks", "2-3") == 0
+    assert made.run(1, target, "--only-ranks", "2-3") == 0
     assert right(made.made.model, target)
 
 
@@ -357,7 +357,7 @@ def test_copies_in_stages_written_for_different_ranks_are_compared(
     """The lowest rank has the file of only one stage."""
     with_step_7_in_stage_1(made)
     for stage, ranks in ((0, "1-3"), (1, "0,3")):
-        code = made.run(stage, target, "--ranks", ranks)
+        code = made.run(stage, target, "--only-ranks", ranks)
     assert code == 65
     assert "RanksDisagree: parameter step: " in capsys.readouterr().err
     assert not (target / MANIFEST_NAME).exists()

@@ -122,14 +122,14 @@ def test_each_file_that_is_converted_by_itself_keeps_its_slice(theirs: Path, tmp
 
 
 @pytest.mark.parametrize("name", ["b.w", "c.w"])
-@pytest.mark.parametrize("form", ["unified", "unified with an index", "one rank", "two ranks", "converted", "twice"])
+@pytest.mark.parametrize("form", ["unified", "hugging face", "one rank", "two ranks", "converted", "twice"])
 def test_copies_of_possible_slices_stay_marked(theirs: Path, form: str, name: str, tmp_path: Path) -> None:
     out, options = tmp_path / "copy", {"rename": (RenameRule(to=name, name="b.w"),), "allow_inconsistent": ("b.w",)}
     only_a = naming(tmp_path / "only_a.ckpt", "a.w")
     if form == "unified":
         transform(theirs, out, output="Unified", **options)
-    elif form == "unified with an index":
-        transform(theirs, out, output="Unified", hugging_face_index=True, **options)
+    elif form == "hugging face":
+        transform(theirs, out, output="Unified", format="HuggingFace", **options)
     elif form == "two ranks":
         transform(theirs, out, only_a, **options)
     elif form == "one rank":
@@ -151,7 +151,8 @@ def test_copies_of_possible_slices_stay_marked(theirs: Path, form: str, name: st
 
 @pytest.mark.parametrize("chosen", [MAP, INDEX, HYPER])
 def test_selected_files_stay_marked(theirs: Path, chosen: str, tmp_path: Path) -> None:
-    transform(theirs, tmp_path / "u", output="Unified", hugging_face_index=True, allow_inconsistent=("b.w",))
+    output = "HuggingFace" if chosen == INDEX else "Safetensors"
+    transform(theirs, tmp_path / "u", output="Unified", format=output, max_file_size_bytes=1024, allow_inconsistent=("b.w",))
     names = ["b.w"] if chosen == HYPER else ["a.w", "b.w"]
     with pytest.raises(ReshardError, match=r"MayBeSlice: parameter b.w"):
         transform(tmp_path / "u" / chosen, tmp_path / "out", naming(tmp_path / "t.ckpt", *names))
@@ -214,7 +215,8 @@ def test_a_part_of_a_unified_checkpoint_is_refused_as_a_checkpoint(chosen: str, 
     tensors = {name: np.arange(300, dtype=np.float32) for name in ("a", "b")}
     (tmp_path / "made" / "rank_0" / "x.safetensors").write_bytes(rawfiles.safetensors(tensors, {}))
     whole = naming(tmp_path / "s.ckpt", "a", "b", layout=Layout((1,), ((),)))
-    options = {"output": "Unified", "hugging_face_index": True, "max_file_size_bytes": 1024, "ranks": "0"}
+    output = "HuggingFace" if chosen == INDEX else "Safetensors"
+    options = {"output": "Unified", "format": output, "max_file_size_bytes": 1024, "only_ranks": "0"}
     assert transform(tmp_path / "made", tmp_path / "u", source_strategy=whole, **options).complete
     with pytest.raises(ReshardError, match="FileMissing"):
         transform(tmp_path / "u" / chosen, tmp_path / "out")

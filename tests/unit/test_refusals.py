@@ -44,7 +44,7 @@ def test_a_variable_without_a_rank_is_refused(
 ) -> None:
     monkeypatch.setenv("MY_RANK", value)
     refused(2, reason, *checkpoint.arguments(tmp_path / "out", "--rank-from", "MY_RANK"))
-    refused(2, "RanksConflict", *checkpoint.arguments(tmp_path / "out", "--rank-from", "MY_RANK", "--ranks", "0"))
+    refused(2, "RanksConflict", *checkpoint.arguments(tmp_path / "out", "--rank-from", "MY_RANK", "--only-ranks", "0"))
     assert not (tmp_path / "out").exists()
 
 
@@ -60,9 +60,9 @@ def test_the_target_may_not_be_the_source(checkpoint: disk.Checkpoint, tmp_path:
     ("arguments", "code", "reason"),
     [
         (["--format", "zip"], 2, "Usage"),
-        (["--ranks", "x"], 2, "InvalidRanks"),
-        (["--ranks", "3-1"], 2, "InvalidRanks"),
-        (["--ranks", "6"], 78, "NoSuchRank"),
+        (["--only-ranks", "x"], 2, "InvalidRanks"),
+        (["--only-ranks", "3-1"], 2, "InvalidRanks"),
+        (["--only-ranks", "6"], 78, "NoSuchRank"),
         (["--file-prefix", "a/b"], 2, "InvalidPrefix"),
         (["--file-mode", "9"], 2, "InvalidMode"),
         (["--workers", "0"], 2, "Usage"),
@@ -113,14 +113,14 @@ def parts(checkpoint: disk.Checkpoint, tmp_path: Path, part: str) -> Path:
     if part == "file of a rank":
         assert main(["convert", f"{source}/rank_0", str(made), "--format", "safetensors"]) == 0
     elif part == "copy of a part":
-        assert main(["convert", source, str(tmp_path / "part"), "--format", "ckpt", "--ranks", "0"]) == 0
+        assert main(["convert", source, str(tmp_path / "part"), "--format", "ckpt", "--only-ranks", "0"]) == 0
         assert main(["convert", str(tmp_path / "part"), str(made), "--format", "safetensors"]) == 0
     elif part == "converted":
-        assert main(["convert", source, str(made), "--format", "safetensors", "--ranks", "0"]) == 0
+        assert main(["convert", source, str(made), "--format", "safetensors", "--only-ranks", "0"]) == 0
     elif part == "without redundancy":
-        assert main([*checkpoint.arguments(made), "--ranks", "0", "--remove-redundancy"]) == 0
+        assert main([*checkpoint.arguments(made), "--only-ranks", "0", "--remove-redundancy"]) == 0
     else:
-        assert main([*checkpoint.arguments(made), "--ranks", "0"]) == 0
+        assert main([*checkpoint.arguments(made), "--only-ranks", "0"]) == 0
     return made / {"folder written alone": "rank_0", "file written alone": "rank_0/checkpoint_0.ckpt"}.get(part, "")
 
 
@@ -150,7 +150,7 @@ def test_the_first_ranks_of_a_written_checkpoint_are_not_those_of_a_smaller_one(
     checkpoint: disk.Checkpoint, tmp_path: Path, refused: Callable[..., str]
 ) -> None:
     made, two = tmp_path / "made", tmp_path / "two.ckpt"
-    assert main(["convert", str(checkpoint.source), str(made), "--format", "safetensors", "--ranks", "0-1"]) == 0
+    assert main(["convert", str(checkpoint.source), str(made), "--format", "safetensors", "--only-ranks", "0-1"]) == 0
     two.write_bytes(dump(StrategyFile("two", {0: {"w": Layout((2,), ((0,), ()))}}), "protobuf"))
     command = ["transform", "--source", str(made), "--source-strategy", str(two), "--target", str(tmp_path / "out")]
     assert "lists ranks 0-1 of 4, but the source strategy describes 2" in refused(65, "SourceRanksMismatch", *command)
@@ -197,9 +197,9 @@ def test_a_rank_without_parameters_cannot_be_written_as_a_ckpt(tmp_path: Path, r
         assert "rank_2/checkpoint_2.ckpt" in line
         assert "safetensors" in line
     assert not out.exists()
-    assert main(["plan", *arguments, "--ranks", "0-1", "--write"]) == 0
+    assert main(["plan", *arguments, "--only-ranks", "0-1", "--write"]) == 0
     refused(78, "NothingToWrite", "transform", *arguments, "--no-commit")
-    assert main(["transform", *arguments, "--ranks", "0-1", "--no-commit"]) == 0
+    assert main(["transform", *arguments, "--only-ranks", "0-1", "--no-commit"]) == 0
     arguments[-1] = str(out := tmp_path / "other")
     assert main(["transform", *arguments, "--format", "safetensors", "--verification", "full"]) == 0
     assert rawfiles.read_safetensors((out / "rank_3" / "checkpoint_3.safetensors").read_bytes()) == {}

@@ -185,7 +185,7 @@ def test_a_run_with_nothing_to_do_reports_what_the_first_did(server: thin_s3.Thi
 
 
 def test_ranks_of_a_complete_checkpoint_are_not_written_again(server: thin_s3.ThinServer, done: Request) -> None:
-    options = msgspec.structs.replace(done.options, ranks="1-2")
+    options = msgspec.structs.replace(done.options, only_ranks="1-2")
     result, read = run_again(server, msgspec.structs.replace(done, options=options))
     assert (read, result.skipped_ranks, result.bytes_written) == (False, (1, 2), 0)
 

@@ -195,7 +195,7 @@ def test_rank_by_rank_and_committed(tree: disk.Checkpoint, tmp_path: Path) -> No
     common = ["--output", "same", "--format", "safetensors", "--source", str(tree.source), "--target", str(target)]
     assert main(["plan", "--write", *common]) == 0
     for ranks in ("0-1", "2,3"):
-        assert main(["transform", "--no-commit", "--ranks", ranks, *common]) == 0
+        assert main(["transform", "--no-commit", "--only-ranks", ranks, *common]) == 0
     assert main(["commit", str(target)]) == 0
     assert document(target).ranks == "0-3"
 

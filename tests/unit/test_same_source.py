@@ -61,21 +61,21 @@ def test_a_source_that_was_copied_again_is_the_same_source(made: disk.Checkpoint
 
 
 def test_ranks_that_were_written_from_an_earlier_copy_are_kept(made: disk.Checkpoint, target: Path) -> None:
-    assert run(made, target, "--ranks", "0-3", "--no-commit") == 0
+    assert run(made, target, "--only-ranks", "0-3", "--no-commit") == 0
     first = (target / "rank_0" / "checkpoint_0.ckpt").stat()
     touch(made)
     reshard.plan_transform(Request(made.source, target, made.source_strategy, made.target_strategy), write=True)
-    assert run(made, target, "--ranks", "4", "--no-commit") == 0  # from the plan, which names the new times
+    assert run(made, target, "--only-ranks", "4", "--no-commit") == 0  # from the plan, which names the new times
     assert run(made, target) == 0
     assert (target / "rank_0" / "checkpoint_0.ckpt").stat() == first
     assert right(made, target)
 
 
 def test_ranks_are_written_from_a_source_copied_again_after_the_plan(made: disk.Checkpoint, target: Path) -> None:
-    assert run(made, target, "--ranks", "0-3", "--no-commit") == 0
+    assert run(made, target, "--only-ranks", "0-3", "--no-commit") == 0
     first = rank_file(target, 0).stat()
     touch(made)
-    assert run(made, target, "--ranks", "4-5", "--no-commit") == 0
+    assert run(made, target, "--only-ranks", "4-5", "--no-commit") == 0
     assert main(["commit", str(target)]) == 0
     assert rank_file(target, 0).stat() == first
     assert right(made, target)
@@ -128,9 +128,9 @@ def test_an_undetected_replacement_of_a_source_is_found_each_time(
 
 
 def test_ranks_of_an_undetected_replacement_are_not_mixed(adapted: disk.Checkpoint, target: Path) -> None:
-    assert run(adapted, target, "--ranks", "0-1", "--no-commit") == 0
+    assert run(adapted, target, "--only-ranks", "0-1", "--no-commit") == 0
     replace_unseen(adapted, 1.0)
-    request = Request(adapted.source, target, adapted.source_strategy, adapted.target_strategy, options=Options(ranks="2"))
+    request = Request(adapted.source, target, adapted.source_strategy, adapted.target_strategy, options=Options(only_ranks="2"))
     with pytest.raises(DataError, match=r"SourceChanged: rank_0/.*without --no-commit"):
         transform_checkpoint(request, commit=False)
     assert run(adapted, target) == 0
@@ -166,10 +166,10 @@ def test_changed_attributes_cost_one_comparison(
 
 @pytest.mark.parametrize("what", ATTRIBUTES)
 def test_changed_attributes_do_not_prevent_the_writing_of_ranks(adapted: disk.Checkpoint, target: Path, what: str) -> None:
-    assert run(adapted, target, "--ranks", "0-1", "--no-commit") == 0
+    assert run(adapted, target, "--only-ranks", "0-1", "--no-commit") == 0
     first = rank_file(target, 0).stat()
     ATTRIBUTES[what](adapted.source / FILE)
-    assert run(adapted, target, "--ranks", "2-3", "--no-commit") == 0
+    assert run(adapted, target, "--only-ranks", "2-3", "--no-commit") == 0
     assert main(["commit", str(target)]) == 0
     assert rank_file(target, 0).stat() == first
     assert right(adapted, target)
@@ -181,7 +181,7 @@ def by_index(adapted: disk.Checkpoint, target: Path) -> Callable[[str], int]:
     index = target.parent / "index"
     assert run(adapted, index, "--output", "index") == 0
     start = ["transform", "--source", str(adapted.source), "--index", str(index), "--target", str(target)]
-    return lambda ranks: main([*start, "--ranks", ranks])
+    return lambda ranks: main([*start, "--only-ranks", ranks])
 
 
 def test_ranks_of_an_undetected_replacement_are_not_mixed_by_an_index(

@@ -148,11 +148,12 @@ def test_no_file_next_to_a_written_index(made: disk.Checkpoint, tmp_path: Path, 
     arguments = ["transform", *made.arguments(target)[1:5], "--target", str(target), "--output", "unified"]
     target.mkdir()
     (target / "model.safetensors").write_bytes(b"mine")
-    assert "model.safetensors" in refused(78, "TargetExists", *arguments, "--hugging-face-index")
+    hugging_face = [*arguments, "--format", "huggingface", "--max-file-size-bytes", "1024"]
+    assert "model.safetensors" in refused(78, "TargetExists", *hugging_face)
     assert main(arguments) == 0
-    refused(78, "TargetExists", *arguments, "--hugging-face-index", "--overwrite")
+    refused(78, "TargetExists", *hugging_face, "--overwrite")
     (target / "model.safetensors").unlink()
-    assert main([*arguments, "--hugging-face-index", "--overwrite"]) == 0
+    assert main([*hugging_face, "--overwrite"]) == 0
 
 
 @pytest.mark.parametrize("where", ["model.safetensors", "model.ckpt", "strategy.ckpt"])
@@ -325,7 +326,7 @@ def test_one_rank_that_was_written_alone_is_not_a_whole_checkpoint(
     made: disk.Checkpoint, tmp_path: Path, refused: Callable[..., str]
 ) -> None:
     run = tmp_path / "run"
-    assert main([*made.arguments(run), "--ranks", "0"]) == 0
+    assert main([*made.arguments(run), "--only-ranks", "0"]) == 0
     refused(78, "OneRankOfSeveral", "transform", "--source", str(run), "--target", str(tmp_path / "out"))
 
 

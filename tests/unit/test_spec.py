@@ -58,7 +58,7 @@ def test_a_resource_becomes_a_request() -> None:
         step=7,
         allow_single_rank=True,
         allow_equal_slices=True,
-        ranks="0-2",
+        only_ranks="0-2",
         crc=True,
         file_mode=0o600,
         source_only="Keep",
@@ -161,7 +161,7 @@ def test_invalid_fields_are_named(path: tuple[str, ...], value: object, said: st
             {"maxFileSizeBytes": 3 << 30},
             "max_file_size_bytes: only unified checkpoints",
         ),  # even if it states the default
-        ({"huggingFaceIndex": True}, "hugging_face_index: only unified checkpoints"),
+        ({"format": "HuggingFace", "output": "Index"}, "output"),
         ({"output": "Unified", "strategy": None}, "format: unified checkpoints are always safetensors"),
         ({"output": "Unified", "format": "Source"}, "target strategy: a unified checkpoint contains whole parameters"),
     ],

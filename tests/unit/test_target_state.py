@@ -41,10 +41,10 @@ def listed(target: Path) -> list[int]:
 
 def test_a_commit_needs_all_ranks(made: disk.Checkpoint, target: Path, capsys: pytest.CaptureFixture[str]) -> None:
     """Whatever ranks earlier processes were asked to write."""
-    assert run(made, target, "--no-commit", "--ranks", "0-2") == 0
+    assert run(made, target, "--no-commit", "--only-ranks", "0-2") == 0
     assert main(["commit", str(target)]) == 66
     assert "3 of 6 ranks are not finished or have changed: 3-5" in capsys.readouterr().err
-    assert run(made, target, "--no-commit", "--ranks", "3-5") == 0
+    assert run(made, target, "--no-commit", "--only-ranks", "3-5") == 0
     assert main(["commit", str(target)]) == 0
     assert listed(target) == list(range(6))
     assert right(made, target)
@@ -102,33 +102,33 @@ def test_a_program_sees_how_far_a_verification_is(made: disk.Checkpoint, target:
 
 
 def test_a_commit_of_named_ranks(made: disk.Checkpoint, target: Path) -> None:
-    assert run(made, target, "--no-commit", "--ranks", "0-2") == 0
-    assert main(["commit", str(target), "--ranks", "1-2"]) == 0
+    assert run(made, target, "--no-commit", "--only-ranks", "0-2") == 0
+    assert main(["commit", str(target), "--only-ranks", "1-2"]) == 0
     assert listed(target) == [1, 2]
 
 
 def test_a_transform_reports_that_only_a_part_exists(
     made: disk.Checkpoint, target: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    assert run(made, target, "--ranks", "1") == 0
+    assert run(made, target, "--only-ranks", "1") == 0
     assert "(ranks 1 of 6)" in capsys.readouterr().out
     assert run(made, target) == 0
     assert right(made, target)
 
 
 def test_a_commit_includes_ranks_of_other_processes(made: disk.Checkpoint, target: Path) -> None:
-    assert run(made, target, "--no-commit", "--ranks", "0-2") == 0
-    assert run(made, target, "--ranks", "4") == 0
+    assert run(made, target, "--no-commit", "--only-ranks", "0-2") == 0
+    assert run(made, target, "--only-ranks", "4") == 0
     assert listed(target) == [0, 1, 2, 4]
 
 
 @pytest.mark.parametrize("more", [[], ["--no-commit"]])
 def test_a_part_never_replaces_a_whole(made: disk.Checkpoint, other: disk.Checkpoint, target: Path, more: list[str]) -> None:
     assert run(made, target) == 0
-    code = run(other, target, "--overwrite", "--ranks", "0", *more)
+    code = run(other, target, "--overwrite", "--only-ranks", "0", *more)
     if more:
         assert code == 0
-        assert main(["commit", str(target), "--ranks", "0"]) == 78
+        assert main(["commit", str(target), "--only-ranks", "0"]) == 78
     else:
         assert code == 78
     assert right(made, target)
@@ -175,8 +175,8 @@ def test_a_file_that_was_changed_between_sampled_blocks_is_written_again(tmp_pat
 def test_records_of_another_task_do_not_count(
     made: disk.Checkpoint, other: disk.Checkpoint, target: Path, tmp_path: Path, refused: Callable[..., str]
 ) -> None:
-    assert run(made, target, "--no-commit", "--ranks", "0-4") == 0
-    assert run(other, tmp_path / "b", "--no-commit", "--ranks", "5") == 0
+    assert run(made, target, "--no-commit", "--only-ranks", "0-4") == 0
+    assert run(other, tmp_path / "b", "--no-commit", "--only-ranks", "5") == 0
     (own,) = target.glob(".reshard/*/records")
     (foreign,) = tmp_path.glob("b/.reshard/*/records/rank_5.json")
     shutil.copy(foreign, own)
@@ -222,9 +222,9 @@ def test_a_commit_of_a_complete_checkpoint_checks_its_files(
 def test_a_commit_of_a_complete_checkpoint_checks_its_ranks(
     made: disk.Checkpoint, target: Path, refused: Callable[..., str]
 ) -> None:
-    assert run(made, target, "--ranks", "0-2") == 0
-    assert main(["commit", str(target), "--ranks", "1-2"]) == 0
-    assert "have changed: 3" in refused(66, "RanksUnfinished", "commit", str(target), "--ranks", "2-3")
+    assert run(made, target, "--only-ranks", "0-2") == 0
+    assert main(["commit", str(target), "--only-ranks", "1-2"]) == 0
+    assert "have changed: 3" in refused(66, "RanksUnfinished", "commit", str(target), "--only-ranks", "2-3")
 
 
 @pytest.mark.parametrize(
@@ -368,7 +368,7 @@ def test_paths_may_be_paths(made: disk.Checkpoint, target: Path) -> None:
 
 
 def test_missing_records_of_a_started_task_are_written_again(made: disk.Checkpoint, target: Path) -> None:
-    assert run(made, target, "--no-commit", "--ranks", "0") == 0
+    assert run(made, target, "--no-commit", "--only-ranks", "0") == 0
     for name in ("draft.json", "inventory.json"):
         next((target / ".reshard").glob(f"*/{name}")).unlink()
     with pytest.raises(MissingInputError, match="PlanMissing"):

@@ -144,7 +144,7 @@ def test_a_commit_keeps_the_durations_of_the_plan(
     assert main(["plan", *made.arguments(target)[1:], "--write", "--json"]) == 0
     planned = json.loads(capsys.readouterr().out)["durations"]
     for ranks in ("0-2", "3-5"):
-        assert main(made.arguments(target, "--ranks", ranks, "--no-commit")) == 0
+        assert main(made.arguments(target, "--only-ranks", ranks, "--no-commit")) == 0
     capsys.readouterr()
     assert main(["commit", str(target), "--json"]) == 0
     written = manifest(target)

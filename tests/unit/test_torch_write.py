@@ -21,8 +21,8 @@ from memory_store import MemoryWriter
 from output_files import opaque, rendered, shard, write_checkpoint
 from torch_files import DATA, BytesReader, FileReader
 
-from reshard.checkpoint.dtypes import BY_TORCH_NAME, DTYPES
-from reshard.checkpoint.output import OBJECT, OutputFile, OutputTensor
+from reshard.checkpoint.dtypes import BY_TORCH_NAME, DTYPES, OBJECT
+from reshard.checkpoint.output import OutputFile, OutputTensor
 from reshard.engine.rankfile import Conditions, assemble
 from reshard.errors import DataError, RequestError
 from reshard.formats.registry import output_format, source_format

@@ -175,11 +175,15 @@ def test_a_missing_rank_is_an_error(source: disk.Checkpoint, tmp_path: Path) -> 
 
 
 def test_the_hugging_face_index_names_every_parameter_and_its_file(source: disk.Checkpoint, tmp_path: Path) -> None:
-    unify(source, tmp_path / "u", hugging_face_index=True)
+    unify(source, tmp_path / "u", format="HuggingFace")
     files = contents(tmp_path / "u")
     document = json.loads((tmp_path / "u" / INDEX).read_bytes())
     assert document["weight_map"] == {name: file for file, tensors in files.items() for name in tensors}
-    assert document["metadata"] == {"total_size": sum(len(content) for content in whole(source.model).values())}
+    assert document["metadata"] == {
+        "total_parameters": sum(array.size for tensors in files.values() for array in tensors.values()),
+        "total_size": sum(len(content) for content in whole(source.model).values()),
+    }
+    assert sorted(files) == [f"model-{i + 1:05d}-of-{len(files):05d}.safetensors" for i in range(len(files))]
     for file in files:
         content = (tmp_path / "u" / file).read_bytes()
         header = json.loads(content[8 : 8 + int.from_bytes(content[:8], "little")])
@@ -256,7 +260,7 @@ def test_several_maps_are_ambiguous(tmp_path: Path) -> None:
 
 
 def test_an_incomplete_set_of_parts_is_refused_as_a_source(source: disk.Checkpoint, tmp_path: Path) -> None:
-    unify(source, tmp_path / "u", ranks="0")
+    unify(source, tmp_path / "u", only_ranks="0")
     with pytest.raises(ReshardError, match=r"FileMissing.*only 1 of 5 files"):
         cut(tmp_path / "u", tmp_path / "one", None)
 
@@ -271,7 +275,7 @@ def test_whole_parameters_have_no_strategy(source: disk.Checkpoint, tmp_path: Pa
 
 def test_one_output_replaces_another(source: disk.Checkpoint, tmp_path: Path) -> None:
     target = tmp_path / "t"
-    unify(source, target, hugging_face_index=True)
+    unify(source, target, format="HuggingFace")
     with pytest.raises(ReshardError, match="TargetExists"):
         cut(source.source / "rank_0", target, None, allow_single_rank=True)
     straight = Request(
@@ -304,7 +308,7 @@ def test_parts_are_written_by_several_and_completed_by_one(source: disk.Checkpoi
     arguments = ["--source", source.source, "--source-strategy", source.source_strategy, "--target", target]
     options = [*map(str, arguments), "--output", "unified", "--max-file-size-bytes", "1024"]
     assert main(["plan", *options, "--write"]) == 0
-    assert main(["transform", *options, "--no-commit", "--ranks", "1,3-4"]) == 0
+    assert main(["transform", *options, "--no-commit", "--only-ranks", "1,3-4"]) == 0
     assert main(["commit", str(target)]) == 66
     assert MAP not in names(target)
     before = (target / "part1.safetensors").stat()
@@ -348,7 +352,10 @@ def test_an_empty_folder_is_refused_as_a_checkpoint(source: disk.Checkpoint, tmp
     ("options", "said"),
     [
         ({"max_file_size_bytes": 1 << 20}, "max_file_size_bytes.*only unified checkpoints"),
-        ({"hugging_face_index": True}, "hugging_face_index.*only unified checkpoints"),
+        ({"format": "HuggingFace", "output": "Stage"}, "output.*does not apply to the format HuggingFace"),
+        ({"format": "TorchDcp", "output": "Unified"}, "unified checkpoints are always safetensors"),
+        ({"format": "TorchDcp", "crc": True}, "crc: it does not apply to the format TorchDcp"),
+        ({"target_ranks": 2, "output": "Same"}, "target_ranks"),
         ({"output": "Unified", "file_prefix": "x_"}, "file_prefix.*fixed file names"),
         ({"output": "Same", "file_prefix": "x_"}, "file_prefix.*fixed file names"),
         ({"output": "Unified", "format": "Ckpt"}, "format.*safetensors"),

@@ -121,7 +121,8 @@ def verifies(made: Job, content: bytes, plan: RankPlan, level: Verified, reader:
     name = f"y.{made.output.name}"
     found = reader or MemoryReader(name, content)
     try:
-        check_file(found, plan, made.model, made.source_files(), level, headers=MemoryReader(name, content))
+        described = made.output.entries(MemoryReader(name, content), made.tensors(plan.rank))
+        check_file(found, plan, made.model, made.source_files(), level, described)
     except BugError as error:
         if error.reason != "VerificationFailed":
             raise
@@ -177,11 +178,7 @@ def test_a_file_with_more_than_was_planned_does_not_verify() -> None:
     tensors = tuple(models.Tensor(name, "Float32", (4, 2), cut, 0, cut, 0) for name in ("a", "b"))
     made, _ = job(models.Model(2, 1, 2, 1, tensors, 1, remove_redundancy=False), "ckpt", "ckpt")
     plan = made.planner.plan(0)
+    reader = MemoryReader("y.ckpt", written(made, 0))
+    described = made.output.entries(reader, made.tensors(0))
     with pytest.raises(BugError, match="not planned: b"):
-        check_file(
-            MemoryReader("y.ckpt", written(made, 0)),
-            replace(plan, tensors=plan.tensors[:1]),
-            made.model,
-            made.source_files(),
-            "Full",
-        )
+        check_file(reader, replace(plan, tensors=plan.tensors[:1]), made.model, made.source_files(), "Full", described)

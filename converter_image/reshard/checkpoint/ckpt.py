@@ -13,9 +13,9 @@ from typing import TYPE_CHECKING, Final
 from zlib_ng import zlib_ng
 
 from reshard.checkpoint.blockcipher import mode_of
-from reshard.checkpoint.dtypes import BY_CKPT_NAME, DTYPES, STRING
+from reshard.checkpoint.dtypes import BY_CKPT_NAME, DTYPES, OBJECT, STRING
 from reshard.checkpoint.inventory import Header, Structure, TensorEntry
-from reshard.checkpoint.output import OBJECT, Span
+from reshard.checkpoint.output import Span
 from reshard.errors import DataError
 
 if TYPE_CHECKING:
@@ -141,6 +141,13 @@ class CkptFormat:
 
     name: Final = "ckpt"
     crc: Final = "Trailer"
+    once: Final = False
+    names_files: Final = False
+    document_names: Final = ()
+
+    def conflicting(self, ranks: int) -> tuple[str, ...]:
+        """Return no names."""
+        return ()
 
     def path(self, rank: int, ranks: int, stem: str) -> str:
         """Return the path of a rank's file, as MindSpore names it."""

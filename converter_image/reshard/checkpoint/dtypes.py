@@ -14,6 +14,8 @@ if TYPE_CHECKING:
 
 STRING = "str"
 INT4 = "Int4"
+# A value that is not a tensor. It is copied as bytes, which its shape counts, and never opened.
+OBJECT = "object"
 
 
 @dataclass(frozen=True, slots=True)
@@ -96,7 +98,9 @@ _PACKED = DType(INT4, 8, INT4, "I8", None, "int8")
 # UTF-32. Shapes in this package count its characters. A safetensors file holds the code points.
 _TEXT = DType(STRING, 32, STRING, "U32")
 
-DTYPES: Mapping[str, DType] = MappingProxyType({d.name: d for d in (*_PLAIN, *_NOT_IN_SAFETENSORS, _PACKED, _TEXT)})
+_OBJECT = DType(OBJECT, 8)
+
+DTYPES: Mapping[str, DType] = MappingProxyType({d.name: d for d in (*_PLAIN, *_NOT_IN_SAFETENSORS, _PACKED, _TEXT, _OBJECT)})
 BY_CKPT_NAME: Mapping[str, DType] = MappingProxyType({d.ckpt: d for d in DTYPES.values() if d.ckpt})
 BY_SAFETENSORS_NAME: Mapping[str, DType] = MappingProxyType({d.safetensors: d for d in _PLAIN if d.safetensors})
 BY_TORCH_NAME: Mapping[str, DType] = MappingProxyType({d.torch: d for d in DTYPES.values() if d.torch})

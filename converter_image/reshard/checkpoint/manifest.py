@@ -95,6 +95,7 @@ class LayoutRecord(_Document, frozen=True, omit_defaults=True):
     tensor_map: tuple[tuple[int, ...], ...]
     shard_step: int = 0
     shard_size: int = 0
+    uneven: bool = False
     stages: Annotated[tuple[int, ...], msgspec.Meta(min_length=1)] = (0,)
 
 
@@ -193,6 +194,7 @@ class Manifest(_Document, frozen=True):
         not_in_files: names that the source strategy has, but no file.
         zero_size: names of tensors of shape [0]. They were left out, because MindSpore loads them from a `.ckpt` file as scalars
             without a value.
+        objects: names of values that are not tensors. They were left out, because the format holds only tensors.
         excluded: names of source parameters that `options.include` and `options.exclude` left out.
         excluded_by_rename: names of source parameters that rules of `options.rename` left out.
         inconsistent_replicas: names of parameters whose copies differ between source ranks or stages, which the request accepts.
@@ -220,6 +222,7 @@ class Manifest(_Document, frozen=True):
     target_only: tuple[str, ...] = ()
     not_in_files: tuple[str, ...] = ()
     zero_size: tuple[str, ...] = ()
+    objects: tuple[str, ...] = ()
     excluded: tuple[str, ...] = ()
     excluded_by_rename: tuple[str, ...] = ()
     inconsistent_replicas: tuple[str, ...] = ()

@@ -8,9 +8,6 @@ from typing import TYPE_CHECKING
 if TYPE_CHECKING:
     from collections.abc import Callable
 
-# Type of a value that is not a tensor. It is copied as bytes, which its shape counts, and never opened.
-OBJECT = "object"
-
 
 @dataclass(frozen=True, slots=True)
 class OutputTensor:

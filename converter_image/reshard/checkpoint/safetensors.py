@@ -12,9 +12,9 @@ import msgspec
 
 from reshard.checkpoint.ckpt import MAX_DIMENSIONS, MAX_TENSORS
 from reshard.checkpoint.crc import NamedContents
-from reshard.checkpoint.dtypes import BY_SAFETENSORS_NAME, DTYPES, INT4, SAFETENSORS_ORDER, STRING
+from reshard.checkpoint.dtypes import BY_SAFETENSORS_NAME, DTYPES, INT4, OBJECT, SAFETENSORS_ORDER, STRING
 from reshard.checkpoint.inventory import Header, Structure, TensorEntry
-from reshard.checkpoint.output import OBJECT, Span
+from reshard.checkpoint.output import Span
 from reshard.errors import DataError, OutputError
 from reshard.strictjson import TooManyError, pairs
 
@@ -135,6 +135,13 @@ class SafetensorsFormat:
 
     name: str = "safetensors"
     crc: Literal["Header"] | None = "Header"
+    once: bool = False
+    names_files: bool = False
+    document_names: tuple[str, ...] = ()
+
+    def conflicting(self, ranks: int) -> tuple[str, ...]:
+        """Return no names."""
+        return ()
 
     def path(self, rank: int, ranks: int, stem: str) -> str:
         """Return the path of a rank's file, as MindSpore names it."""

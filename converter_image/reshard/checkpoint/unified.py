@@ -14,7 +14,7 @@ form under the last name.
 from __future__ import annotations
 
 import re
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import msgspec
 
@@ -68,13 +68,6 @@ def is_own(name: str) -> bool:
 def is_hyper(path: str) -> bool:
     """Return whether a file has the name under which MindSpore saves parameters that no strategy names."""
     return path.rpartition("/")[2] == HYPER_NAME
-
-
-def map_names(options: Mapping[str, Any]) -> tuple[str, ...]:
-    """Return the index files of a checkpoint with these options."""
-    if options.get("output") != "Unified":
-        return ()
-    return (MAP_NAME, HF_INDEX_NAME) if options.get("huggingFaceIndex") else (MAP_NAME,)
 
 
 def choose_map(names: Sequence[str], where: str) -> str | None:

@@ -80,10 +80,10 @@ def transform(invocation: Invocation, /, rank_from: str | None, **arguments: Any
     from reshard.cli import report
 
     if rank_from is not None:
-        if arguments["ranks"] is not None:
+        if arguments["only_ranks"] is not None:
             fix = "remove one of the two options"
-            raise UsageError("RanksConflict", "--rank-from cannot be combined with --ranks", where="--rank-from", fix=fix)
-        arguments["ranks"] = str(rank_in(rank_from))
+            raise UsageError("RanksConflict", "--rank-from cannot be combined with --only-ranks", where="--rank-from", fix=fix)
+        arguments["only_ranks"] = str(rank_in(rank_from))
     request = request_of(arguments)
     result = _transform(invocation, request, arguments, commit=not arguments["no_commit"], owner=arguments["owner"])
     report.transformed(request, result, as_json=arguments["as_json"])
@@ -120,7 +120,7 @@ def fetch(invocation: Invocation, /, rank: int | None, rank_from: str | None, ra
         raise UsageError("RankMissing", "exactly one of --rank and --rank-from is required", where="--rank", fix=fix)
     number = rank_in(rank_from) if rank_from is not None else rank or 0
     ranks = format_ranks(tuple(range(number * ranks_per_pod, (number + 1) * ranks_per_pod)))
-    result = _transform(invocation, request_of({**arguments, "ranks": ranks}), arguments)
+    result = _transform(invocation, request_of({**arguments, "only_ranks": ranks}), arguments)
     report.fetched(ranks, result, as_json=arguments["as_json"])
 
 
@@ -195,7 +195,7 @@ def plan(
 @options("commit")
 @click.pass_obj
 def commit(
-    invocation: Invocation, /, target: str, ranks: str | None, owner: str | None, as_json: bool, **storage_options: Any
+    invocation: Invocation, /, target: str, only_ranks: str | None, owner: str | None, as_json: bool, **storage_options: Any
 ) -> None:
     """Complete a checkpoint that was written with --no-commit."""
     from reshard.cli import report
@@ -205,7 +205,7 @@ def commit(
     with console.progress() as progress:
         manifest = commit_checkpoint(
             target,
-            ranks=ranks,
+            ranks=only_ranks,
             owner=owner,
             storage_options=storage_options_of(storage_options),
             cancellation=invocation.cancellation,

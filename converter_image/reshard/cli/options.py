@@ -38,6 +38,18 @@ _REMOTE = f"{_WRITE} commit verify inspect"
 _RESULTS = f"{_REMOTE} run strategy-show version"
 
 # Help is read in a column of 45 characters.
+_FORMAT_HELP = """Format of the target:
+
+\b
+source             that of the source, or
+                   safetensors (default)
+ckpt               MindSpore's .ckpt files
+safetensors        safetensors files
+huggingface        whole parameters and an index
+torch-dcp          PyTorch distributed format
+torch-safetensors  its shards in safetensors
+megatron           torch_dist of Megatron-core
+"""
 _OUTPUT_HELP = """Files to write to the target:
 
 \b
@@ -95,6 +107,12 @@ GROUPS: dict[str, tuple[_Option, ...]] = {
             type=PATH,
             metavar="DIR",
             help="Checkpoint to read: a directory with rank_0, rank_1, ..., a single file, or s3://bucket/prefix.",
+        ),
+        _option(
+            _RANKS,
+            "--source-format",
+            metavar="NAME",
+            help="Format of the source, such as torch-dcp. Default: recognized by the names of the files.",
         ),
         _option(
             _RANKS,
@@ -158,10 +176,17 @@ GROUPS: dict[str, tuple[_Option, ...]] = {
             help="MindSpore strategy of the target: a file, or a directory with one file per stage."
             " Default: one rank with whole parameters.",
         ),
-        _option(_SHARED, "--ranks", metavar="LIST", help="Target ranks, such as 0,2-5. Default: all."),
+        _option(
+            _RANKS,
+            "--target-ranks",
+            type=click.IntRange(1, 65536),
+            metavar="N",
+            help="Number of target ranks. Each gets a chunk of dimension 0 of every tensor, as in FSDP.",
+        ),
+        _option(_SHARED, "--only-ranks", metavar="LIST", help="Target ranks, such as 0,2-5. Default: all."),
         _option(
             "commit",
-            "--ranks",
+            "--only-ranks",
             metavar="LIST",
             help="Ranks that must be finished, such as 0,2-5. Default: all ranks of the target.",
         ),
@@ -188,8 +213,10 @@ GROUPS: dict[str, tuple[_Option, ...]] = {
         _option(
             _RANKS,
             "--format",
-            **_words(OutputFormat, _DEFAULTS.format),
-            help="File format. `source` is the format of the source.",
+            type=Word(*get_args(OutputFormat)),
+            default=kebab(_DEFAULTS.format),
+            metavar="FORMAT",
+            help=_FORMAT_HELP,
         ),
         _option("convert", "--format", type=Word("Ckpt", "Safetensors"), required=True, help="File format."),
         _option(
@@ -205,12 +232,6 @@ GROUPS: dict[str, tuple[_Option, ...]] = {
             type=click.IntRange(min=1 << 10),
             metavar="BYTES",
             help="Maximum size of a unified file. Each larger parameter is written to a separate file. Default: 3 GiB.",
-        ),
-        _option(
-            _PLAN,
-            "--hugging-face-index",
-            is_flag=True,
-            help="Also write model.safetensors.index.json, so that Hugging Face libraries can load the unified files.",
         ),
         _option(
             _RANKS,

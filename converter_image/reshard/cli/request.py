@@ -64,10 +64,10 @@ class Word(click.Choice[str]):
 def kebab(name: str) -> str:
     """Return a name in the spelling of the command line.
 
-    >>> kebab("PerRank"), kebab("filePrefix"), kebab("file_prefix")
-    ('per-rank', 'file-prefix', 'file-prefix')
+    >>> kebab("PerRank"), kebab("filePrefix"), kebab("file_prefix"), kebab("HuggingFace")
+    ('per-rank', 'file-prefix', 'file-prefix', 'huggingface')
     """
-    return re.sub("(?<=[a-z])(?=[A-Z])", "-", name).replace("_", "-").lower()
+    return re.sub("(?<=[a-z])(?=[A-Z])", "-", name.replace("HuggingFace", "Huggingface")).replace("_", "-").lower()
 
 
 PATH, DIRECTORY = _Path("file"), _Path("dir")

@@ -116,7 +116,7 @@ def _ranks(invocation: Invocation, spec: TransformSpec, request: Request) -> Ran
     ranks = ranks_of_index(ranks_to_write(spec.target.only_ranks, total), spec.execution.ranks_per_pod, index)
     if not ranks:
         raise UsageError("InvalidVariable", f"index {index} has no ranks", where="JOB_COMPLETION_INDEX", fix=_FOR_PODS)
-    options = msgspec.structs.replace(request.options, ranks=format_ranks(ranks))
+    options = msgspec.structs.replace(request.options, only_ranks=format_ranks(ranks))
     with console.progress() as progress:
         result = transform_checkpoint(
             msgspec.structs.replace(request, options=options),
@@ -131,7 +131,7 @@ def _ranks(invocation: Invocation, spec: TransformSpec, request: Request) -> Ran
 
 def _commit(invocation: Invocation, _: TransformSpec, request: Request) -> CommitMessage:
     digest, owner = _variable("RESHARD_DIGEST"), _variable("RESHARD_OWNER")
-    ranks, storage_options = request.options.ranks, request.storage_options.target
+    ranks, storage_options = request.options.only_ranks, request.storage_options.target
     with console.progress() as progress:
         manifest = commit_checkpoint(
             request.target,

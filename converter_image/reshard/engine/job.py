@@ -4,20 +4,19 @@ from __future__ import annotations
 
 import hashlib
 from dataclasses import dataclass, replace
-from math import prod
 from typing import TYPE_CHECKING, Any
 
 import msgspec
 
 from reshard.checkpoint.blockcipher import BlockCipher, cipher_of
-from reshard.checkpoint.dtypes import DTYPES, INT4
+from reshard.checkpoint.dtypes import DTYPES, INT4, OBJECT
 from reshard.checkpoint.encryption import sealed_size
 from reshard.checkpoint.output import OutputTensor
 from reshard.checkpoint.unified import part_name
 from reshard.engine.gather import SourceFiles
 from reshard.engine.notes import notes_of
 from reshard.errors import RequestError
-from reshard.formats.registry import output_format
+from reshard.formats.registry import requested_output
 from reshard.plan import Planner, Role, summarize
 from reshard.source.index import Selected
 from reshard.spec.ranks import parse_ranks
@@ -113,7 +112,7 @@ class Job:
     @property
     def scope(self) -> tuple[int, ...]:
         """Requested target ranks that get a file."""
-        asked = self.request.options.ranks
+        asked = self.request.options.only_ranks
         if asked is None:
             return self.ranks
         wanted = set(parse_ranks(asked, self.model.target_ranks))
@@ -133,9 +132,7 @@ class Job:
         structure = inventory.structures[own.structure if own is not None else 0]
         gone = {entry.name for entry in structure.tensors} - {p.name for p in self.planner.parameters(rank)}
         found = {key: text for key, text in structure.metadata.items() if text not in gone} or {"format": "ms"}
-        if self.request.options.hugging_face_index:
-            found = {"format": "pt"}
-        elif own is None and (removed or "remove_redundancy" in found):
+        if own is None and (removed or "remove_redundancy" in found):
             found["remove_redundancy"] = str(removed)
         return {key: text for key, text in found.items() if key not in names}
 
@@ -153,12 +150,7 @@ class Job:
                 where=self.path(rank),
                 fix="write safetensors files, or use a target strategy that assigns parameters to every rank",
             )
-        local = rank % self.model.target_devices
-        shapes = (p.box(local).shape for p in found)
-        return tuple(
-            OutputTensor(p.name, p.target_dtype, shape, prod(shape) * DTYPES[p.target_dtype].itemsize)
-            for p, shape in zip(found, shapes, strict=True)
-        )
+        return output_tensors(self.planner, rank)
 
     def pieces(self, rank: int, crc: int | None = None) -> Iterator[Piece]:
         """Yield a target rank's file before encryption, see `OutputFormat.pieces`. Spans refer to its plan's tensors.
@@ -190,7 +182,7 @@ class Job:
 
     def path(self, rank: int) -> str:
         """Return the path of a target rank's file, relative to the target."""
-        if self.model.unified:
+        if self.model.unified and not self.output.names_files:
             return part_name(rank, self.model.target_ranks, hyper=self._has_hyper)
         if (own := self.own_file(rank)) is not None:
             folder, _, name = own.path.rpartition("/")
@@ -216,6 +208,16 @@ class Job:
         return SourceFiles(self.source, self.model.inventory, count, indexed=self.indexed, planned=self.planned)
 
 
+def output_tensors(planner: Planner, rank: int) -> tuple[OutputTensor, ...]:
+    """Return the tensors of a target rank's file, in the order of the planner's model."""
+    local = rank % planner.model.target_devices
+    boxes = ((p, p.box(local)) for p in planner.parameters(rank))
+    return tuple(
+        OutputTensor(p.name, p.target_dtype, box.shape, box.size * DTYPES[p.target_dtype].itemsize, box.start, p.shape)
+        for p, box in boxes
+    )
+
+
 def job_of(  # noqa: PLR0913 - independent results of reading the source
     request: Request,
     store: ReadStore,
@@ -233,7 +235,6 @@ def job_of(  # noqa: PLR0913 - independent results of reading the source
         RequestError: files of the target's format cannot be encrypted.
     """
     decides = key_of(request, source, target)
-    wanted = request.options.format
     if request.options.remove_redundancy and (model.target_ranks == 1 or request.options.output != "PerRank"):
         raise RequestError(
             "NoReplicas",
@@ -241,13 +242,12 @@ def job_of(  # noqa: PLR0913 - independent results of reading the source
             where="remove redundancy",
             fix="specify the target strategy, or omit --remove-redundancy (spec.target.removeRedundancy)",
         )
-    name = "ckpt" if wanted == "Ckpt" else "safetensors"
-    if wanted == "Source" and request.options.output != "Unified" and model.inventory.kind != "Boxes":
-        name = model.inventory.format
-    output = output_format(name)
+    output = requested_output(request_key(request), model.inventory.format)
     cipher = _cipher(request, output, key)
     if request.options.output != "Index":  # an index serves files of either format, and loading into memory
         model = _arranged(model, output)
+    else:
+        model = replace(model, parameters=tuple(p for p in model.parameters if p.dtype != OBJECT))
     decisive = (
         {name: decides[name] for name in ("sourceStrategy", "targetStrategy")} | request_key(request) | {"format": output.name}
     )
@@ -257,7 +257,7 @@ def job_of(  # noqa: PLR0913 - independent results of reading the source
     stage, selected = None, selected or Selected()
     if request.options.output == "Stage":
         stage, whole = model.first_stage, _identity([decisive | {"sourceStrategy": None}, selected.step])
-    planner = Planner(model, remove_redundancy=request.options.remove_redundancy)
+    planner = Planner(model, remove_redundancy=request.options.remove_redundancy, once=output.once)
     strategies = (source, target)
     job = Job(request, store, planner, identity, decides, output, stage, whole, selected, strategies, cipher=cipher)
     own = notes_of(model, request, strategies, output.name, planner, job.scope)
@@ -298,7 +298,9 @@ def _arranged(model: Model, output: OutputFormat) -> Model:
         else:
             left_out.append(p.name)
     order = output.content_order([tensor for _, tensor in held])
-    return replace(model, parameters=tuple(held[i][0] for i in order), zero_size=tuple(left_out))
+    objects = tuple(p.name for p in model.parameters if p.dtype == OBJECT and p.name in left_out)
+    zero_size = tuple(name for name in left_out if name not in objects)
+    return replace(model, parameters=tuple(held[i][0] for i in order), zero_size=zero_size, objects=objects)
 
 
 def key_of(request: Request, source: Strategy | None, target: Strategy | None) -> dict[str, Any]:

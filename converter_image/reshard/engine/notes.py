@@ -39,6 +39,7 @@ def notes_of(
     """
     return (
         *_notes_on_strategies(strategies),
+        *_notes_on_objects(model),
         *_notes(model, request),
         *_notes_on_types(model, output),
         *_notes_on_shares(planner, scope),
@@ -140,6 +141,13 @@ def _notes_on_types(model: Model, output: str) -> tuple[str, ...]:
     return (f"MindSpore 2.10 cannot load these parameters of type {', '.join(types)} from a .ckpt file: {names}",)
 
 
+def _notes_on_objects(model: Model) -> tuple[str, ...]:
+    """Name the values that a format of tensors alone cannot hold."""
+    if not model.objects:
+        return ()
+    return (f"the target's format holds only tensors, which omits {_counted(model.objects, 'other value')}",)
+
+
 def _notes_on_strategies(strategies: tuple[Strategy | None, Strategy | None]) -> tuple[str, ...]:
     return tuple(note for strategy in strategies if strategy is not None for note in strategy.notes)
 
@@ -154,8 +162,8 @@ def _notes_on_shares(planner: Planner, scope: Sequence[int]) -> tuple[str, ...]:
     return (f"target ranks {format_ranks(ranks)} hold no parameters; MindSpore's load_checkpoint rejects their files",)
 
 
-def _counted(names: tuple[str, ...]) -> str:
-    return f"{len(names)} {'parameter' if len(names) == 1 else 'parameters'}: {some(names)}"
+def _counted(names: tuple[str, ...], what: str = "parameter") -> str:
+    return f"{len(names)} {what}{'s' * (len(names) > 1)}: {some(names)}"
 
 
 def _nth(model: Model) -> str:

@@ -339,9 +339,12 @@ def compare(job: Job, plan: RankPlan, store: Store, path: str, level: Verified, 
                 raise unreadable(opened, error) from error
         headers = heads(_heads(job, plan), written.size)
         with prefetched(written, headers, _HEADERS_AHEAD, remote=store.remote) as ahead:
-            in_blocks = Blocks(ahead) if store.remote else None
             try:
-                check_file(written, plan, job.model, files, level, headers=in_blocks, at_once=at_once)
+                described = job.output.entries(Blocks(ahead) if store.remote else written, job.tensors(plan.rank))
+            except DataError as error:
+                raise unreadable(written, error) from error
+            try:
+                check_file(written, plan, job.model, files, level, described, at_once=at_once)
             except BugError:
                 files.check_unchanged()
                 raise

@@ -15,15 +15,14 @@ from typing import TYPE_CHECKING
 import numpy as np
 import xxhash
 
-from reshard.checkpoint import read_header
 from reshard.checkpoint.dtypes import DTYPES
 from reshard.engine.cast import cast
 from reshard.errors import BugError, DataError
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator, Sequence
+    from collections.abc import Iterable, Iterator, Sequence
 
-    from reshard.checkpoint.inventory import RangeReader, TensorEntry
+    from reshard.checkpoint.inventory import TensorEntry
     from reshard.checkpoint.manifest import Verified
     from reshard.engine.gather import SourceFiles
     from reshard.plan.model import Model, Parameter
@@ -46,8 +45,8 @@ def check_file(
     model: Model,
     files: SourceFiles,
     level: Verified,
+    described: Iterable[TensorEntry],
     *,
-    headers: RangeReader | None = None,
     at_once: int = 1,
 ) -> None:
     """Compare a finished file with the source.
@@ -58,16 +57,13 @@ def check_file(
         model: parameters with their source and target layouts.
         files: files of the source.
         level: amount of data to compare. "Full" compares every byte. Other levels compare some rows of each parameter.
-        headers: reader that is optimized for the headers of the file. None means `written`.
+        described: tensors that the file describes, see `OutputFormat.entries`.
         at_once: number of parameters compared at a time.
 
     Raises:
         BugError: the file differs from the source.
     """
-    try:
-        entries = {entry.name: entry for entry in read_header(headers or written).structure.tensors}
-    except DataError as error:
-        raise unreadable(written, error) from error
+    entries = {entry.name: entry for entry in described}
     comparisons, local = [], plan.rank % model.target_devices
     for tensor in plan.tensors:
         parameter = tensor.parameter

@@ -81,6 +81,21 @@ class OutputFormat(Protocol):
     def crc(self) -> Literal["Header", "Trailer"] | None:
         """Where a file can have one CRC32 of all its tensors, on request. None: nowhere."""
 
+    @property
+    def once(self) -> bool:
+        """Whether each slice is written by one rank only, because the documents locate it for all of them."""
+
+    @property
+    def names_files(self) -> bool:
+        """Whether the format determines the names of files, also of files of whole tensors."""
+
+    @property
+    def document_names(self) -> tuple[str, ...]:
+        """Names of the documents that complete a checkpoint, see `documents`. Not every checkpoint has all of them."""
+
+    def conflicting(self, ranks: int) -> tuple[str, ...]:
+        """Return the names of files that other programs would read instead of a checkpoint of so many files."""
+
     def path(self, rank: int, ranks: int, stem: str) -> str:
         """Return the path of a rank's file, relative to the target.
 

@@ -11,11 +11,12 @@ from importlib import import_module
 from importlib.metadata import entry_points
 from typing import TYPE_CHECKING, Any
 
+from reshard.checkpoint.unified import MAP_NAME
 from reshard.errors import RequestError
 from reshard.formats import detection
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterable, Iterator, Sequence
+    from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 
     from reshard.formats.protocol import Folder, OutputFormat, SourceFormat
     from reshard.model import Checkpoint
@@ -65,6 +66,36 @@ _OWN_OUTPUT = {
     "torch-safetensors": "reshard.formats.torch.sharded:SHARDED_OUTPUT",
     "megatron": "reshard.formats.torch.write:MEGATRON",
 }
+
+
+# Values of `Options.format`. "Source" is the format of the source, if MindSpore has it.
+_OF_OPTION = {
+    "Ckpt": "ckpt",
+    "Safetensors": "safetensors",
+    "HuggingFace": "huggingface",
+    "TorchDcp": "torch-dcp",
+    "TorchSafetensors": "torch-safetensors",
+    "Megatron": "megatron",
+}
+
+
+def requested_output(options: Mapping[str, Any], source: str) -> OutputFormat:
+    """Return the format that a request asks for.
+
+    Args:
+        options: options of the request by their names in manifests, of which `format` and `output` are read.
+        source: format of the source.
+    """
+    fallback = source if source in ("ckpt", "safetensors") and options.get("output") != "Unified" else "safetensors"
+    return output_format(_OF_OPTION.get(str(options.get("format")), fallback))
+
+
+def document_names(options: Mapping[str, Any]) -> tuple[str, ...]:
+    """Return the names of the documents that complete a checkpoint with these options of a manifest."""
+    output = requested_output(options, "")
+    if output.names_files or options.get("output") != "Unified":
+        return output.document_names
+    return (MAP_NAME,)
 
 
 def source_format(name: str) -> SourceFormat:

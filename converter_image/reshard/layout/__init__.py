@@ -45,6 +45,11 @@ class Layout:
         """Return the layout of a parameter that each rank of the stage holds whole."""
         return cls((devices,), ((),) * ndim)
 
+    @classmethod
+    def chunks(cls, ndim: int, devices: int) -> Layout:
+        """Return the layout in which each rank of the stage holds a chunk of dimension 0. Each rank holds a scalar whole."""
+        return cls((devices,), ((0,), *((),) * (ndim - 1)) if ndim else (), uneven=True)
+
     @property
     def devices(self) -> int:
         """Number of ranks in the stage."""

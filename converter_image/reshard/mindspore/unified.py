@@ -95,7 +95,7 @@ def unified_safetensors(
         )
     planned = retry_until_unlocked(lambda: plan_transform(request, workers=workers, write=True), _MOST_PATIENCE_SECONDS)
     if parts := _share(planned.summary.target_ranks, number - 1, total):
-        _write_beside_others(_with(request, ranks=format_ranks(parts)), workers=workers, all_together=True)
+        _write_beside_others(_with(request, only_ranks=format_ranks(parts)), workers=workers, all_together=True)
 
 
 @documented()
@@ -199,7 +199,7 @@ def _params(request: Request, files: Mapping[int, str] | None, rank: int, worker
 
 def _to_files(request: Request, files: Mapping[int, str] | None, ranks: str | None, output: OutputFormat, workers: int) -> None:
     """Write the files of these ranks (None means all), from `files` instead of the request's source if they are set."""
-    request = _with(request, format=output, file_prefix="net", numbered=False, ranks=ranks, overwrite="Replace")
+    request = _with(request, format=output, file_prefix="net", numbered=False, only_ranks=ranks, overwrite="Replace")
     if files is not None:
         _cut_files(request, files)
     elif ranks is None:

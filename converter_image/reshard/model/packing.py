@@ -15,6 +15,8 @@ from reshard.model import TensorMeta, divide, gather_shards
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
+    from reshard.checkpoint.inventory import OpaqueObject
+    from reshard.model import Shards
     from reshard.model.tiling import Numbers
 
 _PLACE = 3  # file, first byte, number of bytes
@@ -64,6 +66,19 @@ def unpack(packed: ShardedTensor, sizes: Sequence[int]) -> TensorMeta:
     if prod(shape) and (lengths[filled].prod(axis=1) * dtype.itemsize != nbytes[filled]).any():
         raise _invalid(name, "the length of a shard does not match its type and shape")
     return TensorMeta(name, packed.dtype, shape, gather_shards(tiling, tiles, (files, offsets, nbytes), name))
+
+
+def unpack_object(packed: OpaqueObject, sizes: Sequence[int]) -> Shards:
+    """Return the bytes of an object as the only shard of a tensor of bytes.
+
+    Raises:
+        DataError: they are not within the files.
+    """
+    if packed.file >= len(sizes) or packed.offset + packed.length > sizes[packed.file]:
+        raise _invalid(packed.name, "a shard is beyond the end of its file")
+    tiling, tiles = divide((packed.length,), np.zeros((1, 1), np.int64), np.array([[packed.length]]), packed.name)
+    places = [np.array([number], np.int64) for number in (packed.file, packed.offset, packed.length)]
+    return gather_shards(tiling, tiles, (places[0], places[1], places[2]), packed.name)
 
 
 def _invalid(name: str, what: str) -> DataError:

@@ -116,6 +116,7 @@ class Model:
         zero_size: names of tensors of shape [0]. They are omitted, because MindSpore loads them from a `.ckpt` file as scalars
             without a value.
         in_other_stages: names that only the target strategy contains, if the source is one of several pipeline stages.
+        objects: names of values that are not tensors, omitted because the target's format holds only tensors.
         excluded: names of source parameters that the patterns of `include` and `exclude` omit.
         excluded_by_rename: names of source parameters that a rename rule omits.
         per_rank: names of replicated parameters whose copies may differ. A target rank gets the copy of the source rank that
@@ -137,6 +138,7 @@ class Model:
     not_in_files: tuple[str, ...] = ()
     zero_size: tuple[str, ...] = ()
     in_other_stages: tuple[str, ...] = ()
+    objects: tuple[str, ...] = ()
     excluded: tuple[str, ...] = ()
     excluded_by_rename: tuple[str, ...] = ()
     per_rank: frozenset[str] = frozenset()

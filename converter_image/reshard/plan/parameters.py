@@ -6,12 +6,12 @@ from collections import defaultdict
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, NoReturn
 
-from reshard.checkpoint.dtypes import DTYPES
+from reshard.checkpoint.dtypes import DTYPES, OBJECT
 from reshard.checkpoint.inventory import TensorEntry
 from reshard.checkpoint.unified import refuse_slices, stages_of_parts
 from reshard.errors import DataError, MissingInputError, RequestError
 from reshard.layout import Layout
-from reshard.model.packing import unpack
+from reshard.model.packing import unpack, unpack_object
 from reshard.plan.model import Model, Parameter, Role
 from reshard.plan.rename import NamePattern, excluded_by, new_names, refuse_nothing, renamed
 from reshard.plan.stages import SourceStages, whole_shape
@@ -38,6 +38,7 @@ def place(  # noqa: PLR0913 - each is a choice by itself
     one_stage: bool = False,
     only: int | None = None,
     incomplete: bool = False,
+    target_ranks: int | None = None,
     include: Sequence[str] = (),
     exclude: Sequence[str] = (),
     rename: Sequence[RenameRule] = (),
@@ -57,6 +58,7 @@ def place(  # noqa: PLR0913 - each is a choice by itself
         one_stage: whether the source is one of several pipeline stages, so that its files need not contain all parameters.
         only: target rank to write, from files that were selected for it. None means all ranks, from all files.
         incomplete: whether files of source ranks may be missing. A missing slice is then an error only if a target rank needs it.
+        target_ranks: number of target ranks that each get a chunk of dimension 0, without a target strategy.
         include: patterns of source names of parameters to write. Empty means all.
         exclude: patterns of source names of parameters to omit, among those. The target strategy may name them.
         rename: rules that rename parameters.
@@ -78,12 +80,13 @@ def place(  # noqa: PLR0913 - each is a choice by itself
     stages_of_source = stages_of_parts(inventory) if inventory.kind == "Unified" else _stages_by_name(source)
     stages_of_target = _stages_by_name(target)
     found = _found(inventory, {name for name, stages in stages_of_source.items() if len(stages) > 1} if source else ())
+    found |= {each.name: (TensorEntry(each.name, OBJECT, (each.length,), ()), ()) for each in reversed(inventory.objects)}
     excluded = dict.fromkeys(inventory.unread) | excluded_by(found, include, exclude)
     names = renamed(found, rename, excluded=excluded, all_there=not one_stage)
     held = frozenset(names.values())
-    sizes = [file.size for file in inventory.files]
-    shards = {tensor.name: unpack(tensor, sizes).shards for tensor in inventory.tensors if tensor.name in names}
+    shards = _shards(inventory, names)
     refuse_slices(inventory, names, stages_of_target)
+    devices = target.devices if target else target_ranks or 1
     source_devices = source.devices if source else len(inventory.files) if inventory.unified else 1
     stages = SourceStages(inventory, source)
     needed = _needed(target, only)
@@ -103,7 +106,8 @@ def place(  # noqa: PLR0913 - each is a choice by itself
         cuts: SourceCuts = ()
         if role is not Role.REPLICATED and not inventory.unified:
             entry, cuts = stages.cuts(name, entry, structures, in_source)
-        parameters += _targets(_Whereabouts(name, new, entry, structures, role, shards.get(name)), cuts, target, in_target)
+        whereabouts = _Whereabouts(name, new, entry, structures, role, shards.get(name))
+        parameters += _targets(whereabouts, cuts, target, in_target, devices)
     # Pipeline strategies name the buffers of accumulated gradients, which MindSpore's loader does not require.
     required = [name for name in missing if not name.startswith("accu_grads")]
     if required and not allow_missing:
@@ -114,7 +118,7 @@ def place(  # noqa: PLR0913 - each is a choice by itself
         inventory=inventory,
         source_devices=source_devices,
         source_stages=len(source.stages) if source else 1,
-        target_devices=target.devices if target else 1,
+        target_devices=devices,
         target_stages=len(target.stages) if target else 1,
         parameters=tuple(parameters),
         source_only=tuple(source_only),
@@ -263,6 +267,16 @@ def _file_of(inventory: Inventory, structure: int) -> str:
     return next(file.path for file in inventory.files if file.structure == structure)
 
 
+def _shards(inventory: Inventory, names: Collection[str]) -> dict[str, Shards]:
+    """Return the shards of those of these parameters that metadata locates. Of copies of an object, the first is taken."""
+    sizes = [file.size for file in inventory.files]
+    found = {tensor.name: unpack(tensor, sizes).shards for tensor in inventory.tensors if tensor.name in names}
+    for each in reversed(inventory.objects):
+        if each.name in names:
+            found[each.name] = unpack_object(each, sizes)
+    return found
+
+
 def _stages_by_name(strategy: Strategy | None) -> Mapping[str, tuple[int, ...]]:
     stages: dict[str, tuple[int, ...]] = {}
     if strategy is not None:
@@ -289,17 +303,19 @@ def _targets(
     cuts: SourceCuts,
     target: Strategy | None,
     target_stages: tuple[int, ...],
+    devices: int,
 ) -> list[Parameter]:
     """Yield one Parameter for each distinct layout of target stages. Usually, there is only one."""
     before, source_stages = cuts[0] if cuts else (None, ())
     shape = found.entry.shape if before is None else whole_shape(found.name, found.entry, before)
-    whole = Layout.whole(len(shape), target.devices if target else 1)
+    divided = target is None and devices > 1 and found.role is Role.CUT and found.entry.dtype != OBJECT
+    default = Layout.chunks(len(shape), devices) if divided else Layout.whole(len(shape), devices)
     stages_by_layout: dict[Layout, list[int]] = defaultdict(list)
     if target is not None and target_stages:
         for stage in target_stages:
             stages_by_layout[target.layout(stage, found.new_name, shape, sliced=False)].append(stage)
     else:
-        stages_by_layout[whole] = list(range(len(target.stages) if target else 1))
+        stages_by_layout[default] = list(range(len(target.stages) if target else 1))
     parameters = []
     for layout, stages in stages_by_layout.items():
         try:

@@ -77,11 +77,14 @@ class Planner:
 
     Attributes:
         model: parameters and decisions for all ranks.
-        remove_redundancy: whether each replicated slice is written by one rank, instead of by all ranks that hold it.
+        remove_redundancy: whether each replicated slice is written by one rank, instead of by all ranks that hold it, so that
+            MindSpore's loader passes it on to the others.
+        once: whether each slice is written by one rank in any case.
     """
 
     model: Model
     remove_redundancy: bool = False
+    once: bool = False
 
     def plan(self, rank: int) -> RankPlan:
         """Return the plan of a target rank.
@@ -154,7 +157,7 @@ class Planner:
     def parameters(self, rank: int) -> tuple[Parameter, ...]:
         """Return the parameters of a target rank's file, in the order of the model."""
         found = self._parameters_of_group[self._group(rank)]
-        return tuple(compress(found, self._share(rank))) if self.remove_redundancy else found
+        return tuple(compress(found, self._share(rank))) if self._divides else found
 
     def kinds(self, rank: int) -> tuple[int, ...]:
         """Return the kind of each parameter, as a position in `examples`.
@@ -162,13 +165,13 @@ class Planner:
         For parameters of the same kind, every target rank needs the same cells from the same source ranks.
         """
         found = self._kinds_of_group[self._group(rank)]
-        return tuple(compress(found, self._share(rank))) if self.remove_redundancy else found
+        return tuple(compress(found, self._share(rank))) if self._divides else found
 
     def alike(self, rank: int) -> int:
         """Return the first target rank with the same parameters in slices of the same shapes."""
         if self.model.same:
             return self._holders.ranks_of[self._holders.structure_of[rank]][0]
-        return rank if self.remove_redundancy or self._uneven else rank - rank % self.model.target_devices
+        return rank if self._divides or self._uneven else rank - rank % self.model.target_devices
 
     def _group(self, rank: int) -> int:
         """Return a key that is equal for ranks that may have the same parameters."""
@@ -179,6 +182,11 @@ class Planner:
         stage, local = divmod(rank, self.model.target_devices)
         share: Sequence[bool] = self._shares[stage][local]
         return share
+
+    @property
+    def _divides(self) -> bool:
+        """Whether ranks that hold the same slices divide them among themselves."""
+        return self.remove_redundancy or self.once
 
     @cached_property
     def _uneven(self) -> bool:
@@ -191,7 +199,7 @@ class Planner:
 
     @cached_property
     def _shares(self) -> tuple[Shares, ...]:
-        return tuple(shares(parameters, self.model.target_devices) for parameters in self._parameters_of_group)
+        return tuple(shares(parameters, self.model.target_devices, every=self.once) for parameters in self._parameters_of_group)
 
     @cached_property
     def _parameters_of_group(self) -> tuple[tuple[Parameter, ...], ...]:

@@ -24,10 +24,15 @@ if TYPE_CHECKING:
     Shares = np.ndarray[tuple[int, int], np.dtype[np.bool_]]
 
 
-def shares(parameters: Sequence[Parameter], devices: int) -> Shares:
+def shares(parameters: Sequence[Parameter], devices: int, *, every: bool = False) -> Shares:
     """Assign each slice of a target stage's parameters to exactly one of the ranks that hold it.
 
     Slices are assigned in descending order of size, each to the rank with the fewest bytes so far. Ties go to the lowest rank.
+
+    Args:
+        parameters: parameters of the stage.
+        devices: number of its ranks.
+        every: whether this applies to each slice with elements, instead of to those that MindSpore's loader passes on.
 
     Returns:
         Whether each rank (within the stage) writes each parameter, as an array of shape (ranks, parameters).
@@ -37,13 +42,15 @@ def shares(parameters: Sequence[Parameter], devices: int) -> Shares:
     holders: dict[Layout, Holders] = {}
     for number in sorted(range(len(parameters)), key=lambda i: -parameters[i].slice_nbytes):
         parameter = parameters[number]
-        if _is_passed_on(parameter):
+        if every or _is_passed_on(parameter):
             groups = holders.get(parameter.target)
             if groups is None:  # every slice of a layout has equally many holders
                 groups = holders[parameter.target] = np.array(list(parameter.target.holders.values()), dtype=np.intp)
             chosen = groups[np.arange(len(groups)), nbytes[groups].argmin(axis=1)]
             written[:, number] = False
             written[chosen, number] = True
+        if every and parameter.target.uneven and 0 not in parameter.shape:
+            written[:, number] &= np.array([parameter.nbytes_at(rank) > 0 for rank in range(devices)])
         nbytes[written[:, number]] += parameter.slice_nbytes
     return written
 

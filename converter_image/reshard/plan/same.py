@@ -97,5 +97,5 @@ def _check_ranks(inventory: Inventory, wanted: Iterable[int]) -> None:
             "SourceRankMissing",
             f"the source contains no checkpoint of rank {absent}",
             where="source",
-            fix="restore it, or select existing ranks with --ranks (spec.target.onlyRanks)",
+            fix="restore it, or select existing ranks with --only-ranks (spec.target.onlyRanks)",
         )

@@ -84,7 +84,7 @@ def refuse_partial(manifest: Manifest, where: str) -> None:
             "FileMissing",
             f"only {len(manifest.files)} of {manifest.target_ranks} files of this checkpoint were written",
             where=where,
-            fix="run the transform that wrote it again without --ranks (spec.target.onlyRanks)",
+            fix="run the transform that wrote it again without --only-ranks (spec.target.onlyRanks)",
         )
 
 

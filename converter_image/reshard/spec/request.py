@@ -15,7 +15,9 @@ from reshard.spec.keys import Encryption
 from reshard.spec.storage_options import RequestStorageOptions
 from reshard.spec.urls import normalized
 
-OutputFormat = Literal["Source", "Ckpt", "Safetensors"]
+OutputFormat = Literal["Source", "Ckpt", "Safetensors", "HuggingFace", "TorchDcp", "TorchSafetensors", "Megatron"]
+SourceFormat = Annotated[str, msgspec.Meta(pattern="^[a-z0-9][a-z0-9-]{0,62}$")]
+TargetRanks = Annotated[int, msgspec.Meta(ge=1, le=65536)]
 OutputKind = Literal["PerRank", "Stage", "Unified", "Same", "Index"]
 SourceOnly = Literal["Drop", "Keep"]
 Replicas = Literal["Identical", "LowestRank"]
@@ -125,13 +127,16 @@ class Options(msgspec.Struct, frozen=True):
         UsageError: a value is invalid, or two values contradict each other.
 
     Attributes:
-        format: file format of the target. "Source" means the format of the source.
+        format: format of the target. "Source" means the format of the source, or safetensors if that is a format of torch.
+            "HuggingFace" implies the output "Unified".
+        source_format: format of the source. None means that it is recognized by the files.
+        target_ranks: number of target ranks. Each gets a chunk of dimension 0 of every tensor, as in FSDP. None means that the
+            target strategy determines the ranks.
         output: files to write. "PerRank" means one file for each rank, sharded by the target strategy. "Stage" is like "PerRank",
             with the parameters of one pipeline stage of the source. "Unified" means whole parameters in files of limited size.
             "Same" means the source's files, converted one by one. "Index" means only an index of the source.
         max_file_size_bytes: maximum size of a unified file. Each larger parameter is written to a separate file. None means 3
             GiB.
-        hugging_face_index: whether to write the index that Hugging Face libraries require to load the unified files.
         file_prefix: prefix of file names. The rank and the extension of the format follow.
         numbered: whether file names contain the rank. The names of their folders always contain it.
         step: training step to read. None means the newest step that every rank has.
@@ -140,7 +145,7 @@ class Options(msgspec.Struct, frozen=True):
             to it.
         allow_equal_slices: whether to accept ranks with equal content, even if the source strategy assigns them different slices.
         stages: number of pipeline stages of the source, for the output "Stage". None means that the source's ranks determine it.
-        ranks: target ranks to write, such as "0,2-5". None means all.
+        only_ranks: target ranks to write, such as "0,2-5". None means all.
         source_only: handling of parameters that only the source strategy names. "Drop" omits them. "Keep" copies them whole.
         allow_missing: whether to omit parameters that only the target strategy names, instead of raising an error.
         remove_redundancy: whether to write each replicated slice once, on one of the ranks that hold it.
@@ -163,9 +168,10 @@ class Options(msgspec.Struct, frozen=True):
     """
 
     format: OutputFormat = "Source"
+    source_format: SourceFormat | None = None
+    target_ranks: TargetRanks | None = None
     output: OutputKind = "PerRank"
     max_file_size_bytes: Annotated[int, msgspec.Meta(ge=1 << 10)] | None = None
-    hugging_face_index: bool = False
     file_prefix: str = "checkpoint_"
     numbered: bool = True
     step: int | None = None
@@ -173,7 +179,7 @@ class Options(msgspec.Struct, frozen=True):
     allow_single_rank: bool = False
     allow_equal_slices: bool = False
     stages: Stages | None = None
-    ranks: str | None = None
+    only_ranks: str | None = None
     source_only: SourceOnly = "Drop"
     allow_missing: bool = False
     remove_redundancy: bool = False
@@ -210,12 +216,27 @@ class Options(msgspec.Struct, frozen=True):
             if self.output != output and getattr(self, name) != _default(name):
                 fix = f"omit it, or add --output {output.lower()} (spec.target.output: {output})"
                 raise UsageError("InvalidOption", what, where=name, fix=fix)
-        if self.output == "Unified" and self.format == "Ckpt":
-            raise UsageError("InvalidOption", "unified checkpoints are always safetensors", where="format", fix="omit it")
+        if self.format == "HuggingFace" and self.output == "PerRank":
+            msgspec.structs.force_setattr(self, "output", "Unified")
+        self._check_format()
         if self.output in ("Unified", "Same") and self.file_prefix != _default("file_prefix"):
             raise UsageError("InvalidOption", "the output has fixed file names", where="file_prefix", fix="omit it")
         if self.output == "Index" and (other := [name for name in _OF_FILES if getattr(self, name) != _default(name)]):
             raise UsageError("InvalidOption", "the output Index writes no rank files", where=other[0], fix="omit it")
+
+    def _check_format(self) -> None:
+        """Check that the format and the number of ranks go with the output."""
+        if self.output == "Unified" and self.format not in ("Source", "Safetensors", "HuggingFace"):
+            raise UsageError("InvalidOption", "unified checkpoints are always safetensors", where="format", fix="omit it")
+        if (self.format in _OF_TORCH and self.output != "PerRank") or (self.format == "HuggingFace" and self.output != "Unified"):
+            what, fix = f"the output {self.output} does not apply to the format {self.format}", "omit the output"
+            raise UsageError("InvalidOption", what, where="output", fix=fix)
+        if self.target_ranks is not None and self.output != "PerRank":
+            what = f"the output {self.output} has no ranks among which tensors are divided"
+            raise UsageError("InvalidOption", what, where="target_ranks", fix="omit it")
+        if self.format in _OF_TORCH and (self.crc or self.file_prefix != _default("file_prefix") or not self.numbered):
+            where = "crc" if self.crc else "numbered" if not self.numbered else "file_prefix"
+            raise UsageError("InvalidOption", f"it does not apply to the format {self.format}", where=where, fix="omit it")
 
     @property
     def most_bytes(self) -> int:
@@ -240,12 +261,12 @@ def _fix(kind: object) -> str:
 
 # Options that go with one kind of output only.
 _ONLY_WITH: dict[str, tuple[OutputKind, str]] = {
-    "hugging_face_index": ("Unified", "only unified checkpoints have an index file"),
     "max_file_size_bytes": ("Unified", "only unified checkpoints have a maximum file size"),
     "stages": ("Stage", "the number of stages applies only to the output Stage"),
 }
 # Options that apply to rank files only.
-_OF_FILES = ("format", "file_prefix", "ranks", "remove_redundancy", "crc", "copy_mode")
+_OF_FILES = ("format", "target_ranks", "file_prefix", "only_ranks", "remove_redundancy", "crc", "copy_mode")
+_OF_TORCH = ("TorchDcp", "TorchSafetensors", "Megatron")
 # Options that decide what is read from a source, and are therefore fixed in its index.
 SETTLED_BY_INDEX = (
     "allow_single_rank",
@@ -259,7 +280,7 @@ SETTLED_BY_INDEX = (
     "allow_inconsistent",
     "replicas",
 )
-_OF_THE_SOURCE = ("step", "files", *SETTLED_BY_INDEX)
+_OF_THE_SOURCE = ("source_format", "step", "files", *SETTLED_BY_INDEX)
 
 
 def _check_rules(rules: tuple[RenameRule, ...]) -> None:
@@ -322,12 +343,25 @@ class Request(msgspec.Struct, frozen=True):
                 msgspec.structs.force_setattr(self, name, normalized(value))
             elif value is not None or not name.endswith(("strategy", "index")):
                 raise UsageError("InvalidOption", f"{value!r} is not a path", where=name, fix="pass a str or an os.PathLike")
+        self._check_strategies()
+        if self.index is not None:
+            _refuse_what_an_index_says(self)
+
+    def _check_strategies(self) -> None:
+        """Check that the strategies go with the options."""
         if self.target_strategy and self.options.output == "Unified":
             raise UsageError(
                 "InvalidOption",
                 "a unified checkpoint contains whole parameters",
                 where="target strategy",
                 fix="omit the strategy",
+            )
+        if self.target_strategy and self.options.target_ranks is not None:
+            raise UsageError(
+                "InvalidOption",
+                "the target strategy already determines the number of target ranks",
+                where="target_ranks",
+                fix="omit the number of target ranks, or omit the strategy to divide tensors along dimension 0",
             )
         if (self.source_strategy or self.target_strategy) and self.options.output == "Same":
             raise UsageError(
@@ -336,8 +370,6 @@ class Request(msgspec.Struct, frozen=True):
                 where="source strategy" if self.source_strategy else "target strategy",
                 fix="omit the strategy, or use another output",
             )
-        if self.index is not None:
-            _refuse_what_an_index_says(self)
 
 
 def _refuse_what_an_index_says(request: Request) -> None:
@@ -362,9 +394,10 @@ def request_key(request: Request) -> dict[str, Any]:
     encrypted = {"encryption": request.encryption.mode} if request.encryption is not None else {}
     return encrypted | {
         "format": options.format,
+        "sourceFormat": options.source_format,
+        "targetRanks": options.target_ranks,
         "output": options.output,
         "maxFileSizeBytes": options.most_bytes if options.output == "Unified" else None,
-        "huggingFaceIndex": options.hugging_face_index,
         "filePrefix": options.file_prefix,
         "numbered": options.numbered,
         "allowSingleRank": options.allow_single_rank,

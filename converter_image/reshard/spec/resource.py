@@ -25,8 +25,10 @@ from reshard.spec.request import (
     RenameRule,
     Replicas,
     Request,
+    SourceFormat,
     SourceOnly,
     Stages,
+    TargetRanks,
     Verification,
 )
 from reshard.spec.storage_options import RequestStorageOptions, StorageOptions
@@ -93,6 +95,7 @@ class SourceSpec(Strict, frozen=True):
     """The checkpoint to read."""
 
     storage: StorageSpec
+    format: SourceFormat | None = None
     strategy: StrategySpec | None = None
     files: FilesSpec = FilesSpec()
     allow_single_rank: bool = False
@@ -110,8 +113,8 @@ class TargetSpec(Strict, frozen=True):
     format: OutputFormat = "Source"
     output: OutputKind = "PerRank"
     max_file_size_bytes: Annotated[int, msgspec.Meta(ge=1 << 10)] | None = None
-    hugging_face_index: bool = False
     file_prefix: FilePrefix = "checkpoint_"
+    ranks: TargetRanks | None = None
     only_ranks: Annotated[str, msgspec.Meta(max_length=65536)] | None = None
     remove_redundancy: bool = False
     crc: bool = False
@@ -336,16 +339,17 @@ def _to_request(
         target_strategy=_strategy(target.strategy, "target", roots),
         options=Options(
             format=target.format,
+            source_format=source.format,
+            target_ranks=target.ranks,
             output=target.output,
             max_file_size_bytes=target.max_file_size_bytes,
-            hugging_face_index=target.hugging_face_index,
             file_prefix=target.file_prefix,
             step=source.files.step,
             files=source.files.pattern,
             allow_single_rank=source.allow_single_rank,
             allow_equal_slices=source.allow_equal_slices,
             stages=source.stages,
-            ranks=target.only_ranks,
+            only_ranks=target.only_ranks,
             source_only=spec.parameters.source_only,
             allow_missing=spec.parameters.allow_missing,
             remove_redundancy=target.remove_redundancy,

@@ -32,8 +32,8 @@ from typing import TYPE_CHECKING, TypeVar
 import msgspec
 
 from reshard.checkpoint.manifest import INDEX_NAME, MANIFEST_NAME, STATE, FileRecord, Manifest, decode, encode
-from reshard.checkpoint.unified import map_names
 from reshard.errors import MissingInputError, ReshardError
+from reshard.formats.registry import document_names
 from reshard.parallel import parallel
 from reshard.storage.cancellable import CancellableReader
 from reshard.storage.digest import is_version, matches, sample_of
@@ -153,10 +153,10 @@ class TargetFolder:
         """Return the files of checkpoints that unfinished tasks replace, and the files that the other tasks have written."""
         found: set[str] = set()
         for manifest in self.replaced(standing):
-            found.update((record.path for record in manifest.listed), map_names(manifest.options))
+            found.update((record.path for record in manifest.listed), document_names(manifest.options))
         for other in standing.jobs:
             if other.digest != digest and not other.staged:
-                found.update((r.path for r in self.job(other.digest).records(None).values()), map_names(other.request))
+                found.update((r.path for r in self.job(other.digest).records(None).values()), document_names(other.request))
         return found
 
     def discard(self, job: JobDocument, heir: JobState) -> None:

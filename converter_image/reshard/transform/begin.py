@@ -6,8 +6,9 @@ from typing import TYPE_CHECKING
 
 import msgspec
 
-from reshard.checkpoint.unified import HF_INDEX_NAME, is_own, map_names, single_file_of
+from reshard.checkpoint.unified import is_own
 from reshard.errors import RequestError
+from reshard.formats.registry import document_names
 from reshard.parallel import parallel
 from reshard.target.standing import JobDocument
 from reshard.telemetry import durations, phase
@@ -103,7 +104,7 @@ def replaces_other(job: Job, target: TargetFolder, standing: Standing) -> bool:
     if manifest is not None:
         what = f"a checkpoint that was created from another source, strategy or options ({manifest.digest[:12]} instead of"
         f" {job.digest[:12]})"
-        ours |= {*(record.path for record in manifest.listed), *map_names(manifest.options)}
+        ours |= {*(record.path for record in manifest.listed), *document_names(manifest.options)}
     elif others:
         what = f"an unfinished transform of another source, strategy or options ({others[0].digest[:12]})"
     else:
@@ -122,7 +123,7 @@ def _refuse_foreign_files(job: Job, target: TargetFolder, ours: AbstractSet[str]
     Raises:
         RequestError: the target contains such files.
     """
-    wanted = {*map(job.path, job.scope), *_shadowing(job)}
+    wanted = {*map(job.path, job.scope), *job.output.conflicting(job.model.target_ranks)}
     entries = target.store.list("")
     paths = [found.name for found in entries if found.name in wanted or is_own(found.name)]
     folders = [found.name for found in entries if found.is_folder and found.name.startswith("rank_")]
@@ -139,16 +140,11 @@ def _refuse_foreign_targets(job: Job, target: TargetFolder, ours: AbstractSet[st
     Raises:
         RequestError: the target contains such files.
     """
-    wanted = (*map(job.path, job.scope), *map_names(job.key), *_shadowing(job))
+    wanted = (*map(job.path, job.scope), *document_names(job.key), *job.output.conflicting(job.model.target_ranks))
     paths = [path for path in wanted if path not in ours]
     for path, found in zip(paths, parallel(target.store.stat, paths), strict=True):
         if found is not None:
             raise _foreign(path, target)
-
-
-def _shadowing(job: Job) -> tuple[str, ...]:
-    """Return the paths that Hugging Face libraries would read instead of the files that the index lists."""
-    return (single_file_of(HF_INDEX_NAME),) if job.request.options.hugging_face_index else ()
 
 
 def _foreign(path: str, target: TargetFolder) -> RequestError:

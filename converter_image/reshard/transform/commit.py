@@ -23,7 +23,7 @@ from reshard.target.parts import all_there, unite, with_files
 from reshard.target.standing import JobDocument
 from reshard.telemetry import durations, phase
 from reshard.transform.consistency import check_stages
-from reshard.transform.documents import maps_of
+from reshard.transform.documents import documents_of
 
 if TYPE_CHECKING:
     from collections.abc import Collection, Sequence
@@ -132,7 +132,7 @@ def _complete(
     content = state.index() if _is_index(manifest) else None
     if content is not None:
         manifest = msgspec.structs.replace(manifest, index=IndexRecord(len(content), str(ContentDigest(content))))
-    maps = maps_of(manifest)
+    maps = documents_of(manifest)
     kept = {*(record.path for record in manifest.listed), *maps}
     target.store.delete_files(sorted(target.replaced_files(standing, document.digest) - kept), prune=True)
     for name, text in maps.items():
@@ -183,7 +183,7 @@ def refuse_loss(
             "PartialReplacement",
             f"{f'rank {format_ranks(ranks)} of {len(every)}' if ranks else 'an index'} cannot replace a complete checkpoint",
             where=target.store.url,
-            fix="omit --ranks (spec.target.onlyRanks), or choose another target" if ranks else "choose another target",
+            fix="omit --only-ranks (spec.target.onlyRanks), or choose another target" if ranks else "choose another target",
         )
 
 

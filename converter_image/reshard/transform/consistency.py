@@ -178,8 +178,8 @@ def _bytes_to_write(model: Model, options: Options, *, single: bool) -> int:
     ranks = model.target_ranks
     if single:
         ranks = 1
-    elif options.ranks is not None:
-        ranks = len(parse_ranks(options.ranks, model.target_ranks))
+    elif options.only_ranks is not None:
+        ranks = len(parse_ranks(options.only_ranks, model.target_ranks))
     return total * ranks // model.target_ranks
 
 

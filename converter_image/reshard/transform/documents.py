@@ -6,17 +6,23 @@ from math import prod
 from typing import TYPE_CHECKING
 
 from reshard.checkpoint.dtypes import DTYPES
-from reshard.checkpoint.manifest import INDEX_NAME
-from reshard.checkpoint.unified import HYPER_NAME, MAP_NAME, map_names, map_of
+from reshard.checkpoint.inventory import Inventory
+from reshard.checkpoint.manifest import INDEX_NAME, MANIFEST_NAME
+from reshard.checkpoint.output import OutputFile
+from reshard.checkpoint.unified import HYPER_NAME, MAP_NAME, map_of
+from reshard.engine.job import output_tensors
 from reshard.errors import DataError
+from reshard.formats.registry import document_names, requested_output
+from reshard.layout import Layout
+from reshard.plan import Model, Parameter, Planner, Role
 from reshard.source.described import files_there, refuse_missing
 from reshard.storage.digest import ContentDigest
 
 if TYPE_CHECKING:
-    from reshard.checkpoint.manifest import Manifest
-    from reshard.storage.protocol import ReadStore, Stat
+    from collections.abc import Iterable
 
-_NOT_MAPPED = (HYPER_NAME, MAP_NAME)
+    from reshard.checkpoint.manifest import Manifest, ParameterRecord
+    from reshard.storage.protocol import ReadStore, Stat
 
 
 def check_exists(store: ReadStore, manifest: Manifest) -> dict[str, Stat]:
@@ -30,14 +36,14 @@ def check_exists(store: ReadStore, manifest: Manifest) -> dict[str, Stat]:
     """
     entries = store.list("")
     there = files_there(store, manifest, entries)
-    indexes = [*maps_of(manifest), *([INDEX_NAME] if manifest.index is not None else [])]
+    indexes = [*documents_of(manifest), *([INDEX_NAME] if manifest.index is not None else [])]
     refuse_missing(store, [*(record.path for record in manifest.files), *indexes], {*there, *(entry.name for entry in entries)})
     return there
 
 
 def changed_documents(store: ReadStore, manifest: Manifest) -> list[str]:
     """Return the index files of a checkpoint that do not exist, or have another content than its manifest determines."""
-    expected = {name: (len(content), str(ContentDigest(content))) for name, content in maps_of(manifest).items()}
+    expected = {name: (len(content), str(ContentDigest(content))) for name, content in documents_of(manifest).items()}
     if manifest.index is not None:
         expected[INDEX_NAME] = (manifest.index.size, manifest.index.digest)
     there = store.stats([*expected]) if expected else {}
@@ -49,23 +55,65 @@ def changed_documents(store: ReadStore, manifest: Manifest) -> list[str]:
     return [name for name, (size, digest) in expected.items() if not is_equal(name, size, digest)]
 
 
-def maps_of(manifest: Manifest) -> dict[str, bytes]:
-    """Return the index files of a unified checkpoint, by name.
+def documents_of(manifest: Manifest) -> dict[str, bytes]:
+    """Return the documents that complete a checkpoint, such as index files, by name. They follow from its manifest alone.
 
-    MindSpore reads the file of parameters that no strategy names without an index. Hugging Face libraries read only files in
-    their index, and such a parameter may belong to the model.
+    Raises:
+        DataError: the manifest contradicts itself, or another version of Reshard wrote it.
     """
-    files = {record.rank: record.path for record in manifest.files}
-    maps = {}
-    for name in map_names(manifest.options):
-        shown = [p for p in manifest.parameters if (path := files.get(p.target.stages[0])) and (path, name) != _NOT_MAPPED]
-        if unknown := next((p for p in shown if p.dtype not in DTYPES), None):
-            raise DataError(
-                "UnknownType",
-                f"the type {unknown.dtype[:32]!r} is unknown",
-                where=f"parameter {unknown.name}",
-                fix="use the version of reshard that wrote it",
-            )
-        nbytes = sum(prod(p.shape) * DTYPES[p.dtype].itemsize for p in shown)
-        maps[name] = map_of({p.name: files[p.target.stages[0]] for p in shown}, nbytes)
-    return maps
+    names = document_names(manifest.options)
+    if not names or not manifest.files:
+        return {}
+    if MAP_NAME in names:
+        return {MAP_NAME: _map(manifest)}
+    planner = _planner_of(manifest)
+    files = [
+        OutputFile(record.path, record.size, output_tensors(planner, record.rank))
+        for record in sorted(manifest.files, key=lambda record: record.rank)
+    ]
+    return dict(requested_output(manifest.options, manifest.source.format).documents(files))
+
+
+def _map(manifest: Manifest) -> bytes:
+    """Return MindSpore's index of a unified checkpoint, without the file of parameters that no strategy names."""
+    files = {record.rank: record.path for record in manifest.files if record.path != HYPER_NAME}
+    shown = [p for p in manifest.parameters if p.target.stages[0] in files]
+    _check_types(shown)
+    nbytes = sum(prod(p.shape) * DTYPES[p.dtype].itemsize for p in shown)
+    return map_of({p.name: files[p.target.stages[0]] for p in shown}, nbytes)
+
+
+def _check_types(parameters: Iterable[ParameterRecord]) -> None:
+    if unknown := next((p for p in parameters if p.dtype not in DTYPES), None):
+        raise DataError(
+            "UnknownType",
+            f"the type {unknown.dtype[:32]!r} is unknown",
+            where=f"parameter {unknown.name}",
+            fix="use the version of reshard that wrote it",
+        )
+
+
+def _planner_of(manifest: Manifest) -> Planner:
+    """Return a planner that knows which rank holds which slices, and nothing of the source."""
+    _check_types(manifest.parameters)
+    unified = manifest.options.get("output") == "Unified"
+    parameters = tuple(_parameter(record) for record in manifest.parameters)
+    devices = 1 if unified or not parameters else parameters[0].target.devices
+    stages, rest = divmod(manifest.target_ranks, devices)
+    inside = all(p.target.devices == devices and max(p.target_stages) < stages for p in parameters)
+    if rest or not inside or any(record.rank >= manifest.target_ranks for record in manifest.files):
+        raise DataError(
+            "DocumentInvalid",
+            f"the layouts do not fit {manifest.target_ranks} ranks",
+            where=MANIFEST_NAME,
+            fix="restore the file",
+        )
+    model = Model(Inventory((), ()), 1, 1, devices, stages, parameters, unified=unified)
+    return Planner(model, once=requested_output(manifest.options, manifest.source.format).once)
+
+
+def _parameter(record: ParameterRecord) -> Parameter:
+    found = record.target
+    layout = Layout(found.device_matrix, found.tensor_map, found.shard_step, found.shard_size, found.uneven)
+    role = next((role for role in Role if role.value == record.role), Role.CUT)
+    return Parameter(record.name, record.dtype, record.shape, role, None, (), layout, found.stages, (), record.name)

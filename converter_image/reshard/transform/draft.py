@@ -53,6 +53,7 @@ def draft_manifest(job: Job, durations: Mapping[str, float]) -> Manifest:
         target_only=model.target_only,
         not_in_files=model.not_in_files,
         zero_size=model.zero_size,
+        objects=model.objects,
         excluded=model.excluded,
         excluded_by_rename=model.excluded_by_rename,
         inconsistent_replicas=tuple(sorted(model.inconsistent_replicas)),
@@ -94,4 +95,4 @@ def _parameter(parameter: Parameter) -> ParameterRecord:
 
 
 def _layout(layout: Layout, stages: tuple[int, ...]) -> LayoutRecord:
-    return LayoutRecord(layout.device_matrix, layout.tensor_map, layout.shard_step, layout.shard_size, stages)
+    return LayoutRecord(layout.device_matrix, layout.tensor_map, layout.shard_step, layout.shard_size, layout.uneven, stages)

@@ -72,6 +72,7 @@ def find(request: Request, source: Strategy | None, cancellation: Cancellation |
         one_stage=one_stage,
         each=each,
         storage_options=storage_options,
+        source_format=options.source_format,
         wanted=None if each else selection(options.include, options.exclude),
     )
     single = len(found.by_rank) == 1 and (ranks is None or len(ranks) == 1)

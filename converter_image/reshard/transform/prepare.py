@@ -185,7 +185,7 @@ def _check_shards(model: Model, options: Options, only: int | None) -> None:
         return
     ranks = range(model.target_ranks) if only is None else (only,)
     planner = Planner(model)
-    for rank in ranks if options.ranks is None else parse_ranks(options.ranks, model.target_ranks):
+    for rank in ranks if options.only_ranks is None else parse_ranks(options.only_ranks, model.target_ranks):
         planner.sources(rank)
 
 
@@ -281,7 +281,7 @@ def _place(
 ) -> Model:
     options = request.options
     if options.output == "Same":
-        kept = keep(inventory, ranks=options.ranks, include=options.include, exclude=options.exclude, rename=options.rename)
+        kept = keep(inventory, ranks=options.only_ranks, include=options.include, exclude=options.exclude, rename=options.rename)
         return with_casts(kept, options.cast)
     model = place(
         inventory,
@@ -289,6 +289,7 @@ def _place(
         target,
         keep_source_only=options.source_only == "Keep",
         allow_missing=options.allow_missing,
+        target_ranks=options.target_ranks,
         only=only,
         one_stage=options.output == "Stage",
         include=options.include,

@@ -21,7 +21,7 @@ from reshard.target.process import this_process
 from reshard.telemetry import durations, operation, phase
 from reshard.transform.begin import begin
 from reshard.transform.commit import commit_job, covers, refuse_loss, written_ranks
-from reshard.transform.documents import maps_of
+from reshard.transform.documents import documents_of
 from reshard.transform.identify import record_versions
 from reshard.transform.opening import open_transform, unfinished
 from reshard.transform.preflight import check_space
@@ -177,7 +177,7 @@ def _result(opened: Opened, written: list[Written], manifest: Manifest | None, p
     index_bytes = 0
     if manifest is not None and not opened.complete:
         index_bytes += manifest.index.size if manifest.index is not None else 0
-        index_bytes += 0 if written else sum(map(len, maps_of(manifest).values()))
+        index_bytes += 0 if written else sum(map(len, documents_of(manifest).values()))
     bytes_read = sum(w.record.bytes_read for w in written)
     bytes_written = sum(w.record.size for w in written) + index_bytes
     measured.measure(digest=job.digest, bytes_read=bytes_read, bytes_written=bytes_written)

@@ -69,7 +69,7 @@ def find_complete(request: Request, cancellation: Cancellation, *, thorough: boo
         return None
     if listing_digest(key_of(request, *strategies), found, versions) != manifest.source.listing:
         return None
-    asked, every = request.options.ranks, tuple(range(manifest.target_ranks))
+    asked, every = request.options.only_ranks, tuple(range(manifest.target_ranks))
     ranks = every if asked is None else tuple(sorted({*parse_ranks(asked, manifest.target_ranks)}))
     document = JobDocument(manifest.digest, {}, staged=False)
     known = recorded(target, document, standing, ranks, cancellation, thorough=thorough)

@@ -15,10 +15,9 @@ from typing import TYPE_CHECKING
 
 import msgspec
 
-from reshard.checkpoint.dtypes import DTYPES
-from reshard.checkpoint.output import OBJECT
+from reshard.checkpoint.dtypes import DTYPES, OBJECT
 from reshard.checkpoint.safetensors import SafetensorsFormat
-from reshard.checkpoint.unified import HF_INDEX_NAME
+from reshard.checkpoint.unified import HF_INDEX_NAME, single_file_of
 from reshard.errors import DataError
 
 if TYPE_CHECKING:
@@ -44,6 +43,12 @@ class HuggingFaceFormat(SafetensorsFormat):
 
     name: str = "huggingface"
     crc = None
+    names_files = True
+    document_names: tuple[str, ...] = (HF_INDEX_NAME,)
+
+    def conflicting(self, ranks: int) -> tuple[str, ...]:
+        """Return the file that Hugging Face libraries prefer to an index."""
+        return (single_file_of(HF_INDEX_NAME),) if ranks > 1 else ()
 
     def path(self, rank: int, ranks: int, stem: str) -> str:
         """Return the name of a file."""
@@ -82,7 +87,7 @@ class HuggingFaceFormat(SafetensorsFormat):
                 weights[tensor.name] = file.path
                 nbytes += tensor.nbytes
                 parameters += prod(DTYPES[tensor.dtype].count_values(tensor.shape))
-        if len(paths) < 2:
+        if paths == {single_file_of(HF_INDEX_NAME)}:
             return {}
         index = {
             "metadata": {"total_parameters": parameters, "total_size": nbytes},

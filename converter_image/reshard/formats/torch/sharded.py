@@ -85,6 +85,12 @@ class _ShardedOutput(HuggingFaceFormat):
     """The format as `reshard.formats.protocol.OutputFormat`. Files have no index, because tensors are in several files."""
 
     name = "torch-safetensors"
+    once = True
+    document_names = ()
+
+    def conflicting(self, ranks: int) -> tuple[str, ...]:
+        """Return no names."""
+        return ()
 
     def path(self, rank: int, ranks: int, stem: str) -> str:
         """Return the path of a rank's file, as torch names it."""

@@ -12,9 +12,9 @@ from collections import defaultdict
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, ClassVar
 
-from reshard.checkpoint.dtypes import DTYPES
+from reshard.checkpoint.dtypes import DTYPES, OBJECT
 from reshard.checkpoint.inventory import TensorEntry
-from reshard.checkpoint.output import OBJECT, Checksum, Span
+from reshard.checkpoint.output import Checksum, Span
 from reshard.errors import DataError, RequestError
 from reshard.formats.torch.archive import locate, read_archive
 from reshard.formats.torch.envelope import Envelope, envelope
@@ -41,6 +41,13 @@ class DistributedFormat:
     nested: bool
     companions: tuple[str, ...] = ()
     crc: ClassVar[None] = None
+    once: ClassVar = True
+    names_files: ClassVar = True
+    document_names: ClassVar = (".metadata",)
+
+    def conflicting(self, ranks: int) -> tuple[str, ...]:
+        """Return no names."""
+        return ()
 
     def path(self, rank: int, ranks: int, stem: str) -> str:
         """Return the path of a rank's file, as torch names it."""
