@@ -1,4 +1,4 @@
-"""`reshard inspect` of PyTorch's checkpoints, and their refusal everywhere else."""
+"""`reshard inspect` of checkpoints that state their shards, and their refusal where files are selected."""
 
 from __future__ import annotations
 
@@ -6,6 +6,7 @@ import json
 import shutil
 from typing import TYPE_CHECKING
 
+import pytest
 from torch_files import DATA
 
 from reshard.cli import main
@@ -13,8 +14,6 @@ from reshard.cli import main
 if TYPE_CHECKING:
     from collections.abc import Callable
     from pathlib import Path
-
-    import pytest
 
 
 def lines(capsys: pytest.CaptureFixture[str], *arguments: str) -> list[list[str]]:
@@ -26,7 +25,7 @@ def lines(capsys: pytest.CaptureFixture[str], *arguments: str) -> list[list[str]
 def test_a_distributed_checkpoint(capsys: pytest.CaptureFixture[str]) -> None:
     found = lines(capsys, str(DATA / "placements"))
     for line in (
-        ["format", "PyTorch distributed checkpoint"],
+        ["format", "torch-dcp"],
         ["version", "1.0.0"],
         ["files", "4"],
         ["tensors", "15"],
@@ -53,7 +52,7 @@ def test_a_selection_of_tensors_and_json(capsys: pytest.CaptureFixture[str]) -> 
 def test_a_file_of_torch_save(capsys: pytest.CaptureFixture[str]) -> None:
     found = lines(capsys, str(DATA / "files" / "shared.pt"))
     for line in (
-        ["format", "PyTorch file"],
+        ["format", "torch-save"],
         ["other values", "6"],
         ["model.w", "Float32", "6x4", "0, shared"],
         ["model.column", "Float32", "6", "0, shared, not row-major"],
@@ -66,11 +65,33 @@ def test_a_file_of_torch_save(capsys: pytest.CaptureFixture[str]) -> None:
     ]
 
 
+@pytest.mark.parametrize(
+    ("path", "name", "line"),
+    [
+        (DATA / "megatron", "megatron", ["embedding.word_embeddings.weight", "Float32", "8x6", "2 x 1", "2 files"]),
+        (DATA.parent / "hyper_parallel" / "common", "hyper-parallel", ["rows", "Float32", "8x3", "2 x 1", "2 files"]),
+        (DATA.parent / "hyper_parallel" / "per_rank", "hyper-parallel", ["replicated", "Float32", "3", "whole", "4 files"]),
+    ],
+)
+def test_other_formats(path: Path, name: str, line: list[str], capsys: pytest.CaptureFixture[str]) -> None:
+    found = lines(capsys, str(path))
+    assert ["format", name] in found
+    assert line in found
+
+
+def test_a_format_that_cannot_be_read(tmp_path: Path, refused: Callable[..., str]) -> None:
+    source = tmp_path / "step"
+    source.mkdir()
+    (source / "zero_to_fp32.py").write_bytes(b"")
+    for command in (["inspect", str(source)], ["transform", "--source", str(source), "--target", str(tmp_path / "target")]):
+        assert "--safe_serialization" in refused(78, "UnsupportedSource", *command)
+
+
 def test_commands_that_select_other_files_refuse_torch_files_by_name(tmp_path: Path, refused: Callable[..., str]) -> None:
     path, target = str(DATA / "files"), str(tmp_path / "target")
     for command in (["convert", path, target, "--format", "safetensors"], ["inspect", path, "--step", "3"]):
         said = refused(78, "UnsupportedSource", *command)
-        assert "reshard inspect" in said
+        assert "--files" in said
 
 
 def test_a_folder_with_a_missing_file_is_refused(tmp_path: Path, refused: Callable[..., str]) -> None:

@@ -58,7 +58,7 @@ _CONTEXT = cloup.Context.settings(help_option_names=["-h", "--help"], max_conten
 def cli(invocation: Invocation, debug: bool, log_level: str, log_format: LogFormat) -> None:
     """Convert sharded MindSpore and safetensors checkpoints from M ranks to N ranks or to another parallel layout.
 
-    `inspect` also reads PyTorch distributed checkpoints, Megatron-core checkpoints and files of torch.save.
+    `inspect` also reads the formats of other frameworks, such as PyTorch distributed checkpoints and files of torch.save.
     """
     invocation.debug = debug
     handler = console.LogHandler(log_level, log_format)

@@ -11,7 +11,8 @@ from typing import TYPE_CHECKING, Any
 
 import msgspec
 
-from reshard.cli import console, pytorch
+from reshard.cli import console
+from reshard.cli.foreign import show_foreign
 from reshard.cli.format import shape, size, some_ranks, source_layout
 from reshard.cli.request import matching
 from reshard.engine.memory import default_workers
@@ -20,8 +21,8 @@ from reshard.layout import Layout
 from reshard.plan import place
 from reshard.source.encrypted import as_plain
 from reshard.source.files import Files, find_files, open_source
+from reshard.source.foreign import read_foreign
 from reshard.source.index import read_index
-from reshard.source.pytorch import read_pytorch
 from reshard.source.reading import read_inventory
 from reshard.source.selection import epoch_and_step
 from reshard.source.strategies import read_strategy
@@ -86,8 +87,8 @@ def inspect(  # noqa: PLR0913 - one for each option
     store, chosen = open_source(path, storage_options)
     manifest = TargetFolder(store, 0).manifest() if chosen is None else None
     plain, anything = as_plain(store, decryption, check=False), step is None and pattern is None
-    if anything and strategy is None and manifest is None and (foreign := read_pytorch(store, chosen)) is not None:
-        pytorch.show(foreign, path, parameters, every=every, as_json=as_json)
+    if anything and strategy is None and manifest is None and (foreign := read_foreign(store, chosen)) is not None:
+        show_foreign(foreign, path, parameters, every=every, as_json=as_json)
         return
     how = read_strategy(strategy, storage_options) if strategy else None
     notes: tuple[str, ...] = ()

@@ -9,6 +9,7 @@ import msgspec
 
 from reshard.checkpoint.unified import MAP_NAME, choose_map, files_of, is_hyper, is_map, is_part, read_map, single_file_of
 from reshard.errors import DataError, MissingInputError, RequestError
+from reshard.formats.registry import detect
 from reshard.source.boxed import find_boxed
 from reshard.source.described import (
     check_described,
@@ -19,7 +20,6 @@ from reshard.source.described import (
     refuse_partial,
 )
 from reshard.source.listing import is_candidate, preview, rank_folders, rank_of, ranks_of_files, shards
-from reshard.source.pytorch import refuse_pytorch
 from reshard.source.selection import Selection, select_files
 from reshard.source.single import folders_with_checkpoints
 from reshard.spec.ranks import format_ranks
@@ -142,7 +142,6 @@ def find_files(  # noqa: PLR0913 - independent criteria
     if chosen is not None and not is_map(chosen):
         if (boxed := find_boxed(store, [chosen], source_format, wanted=wanted)) is not None:
             return _boxed(boxed)
-        refuse_pytorch(store.url, (), chosen)
         return with_listing(Files({ranks.start if ranks else 0: chosen}), store, storage_options, ignored=not anything)
     entries = store.list("")
     manifest = read_manifest(store, {entry.name for entry in entries})
@@ -380,11 +379,17 @@ def _nothing(store: ReadStore, entries: Sequence[Stat]) -> MissingInputError:
     """Return the error for a folder without checkpoint files.
 
     Raises:
-        RequestError: the folder contains a PyTorch checkpoint.
+        RequestError: the folder contains a checkpoint whose files belong together.
     """
     if store.stat("") is None:
         return MissingInputError("SourceMissing", "no such folder", where=store.url, fix=_WHERE_RANKS_ARE)
-    refuse_pytorch(store.url, [entry.name for entry in entries if not entry.is_folder])
+    if (found := detect([entry.name for entry in entries if not entry.is_folder])) is not None:
+        raise RequestError(
+            "UnsupportedSource",
+            f"the folder contains a checkpoint of the format {found.name}, of which single files cannot be selected",
+            where=store.url,
+            fix="use the folder as the source of `reshard transform`, without --step and --files (spec.source.files)",
+        )
     inner = [entry.name for entry in entries if entry.is_folder and not entry.name.startswith(".")][:_MOST_FOLDERS]
     holding = folders_with_checkpoints(store, inner)
     what = "the folder contains no rank_<r> folder and no .ckpt or .safetensors file"

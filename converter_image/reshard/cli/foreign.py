@@ -1,4 +1,4 @@
-"""`reshard inspect` of a PyTorch checkpoint: its tensors, shards and files, as a table or JSON."""
+"""`reshard inspect` of a checkpoint that states its shards: its tensors, shards and files, as a table or JSON."""
 
 from __future__ import annotations
 
@@ -18,6 +18,7 @@ if TYPE_CHECKING:
 
     from reshard.formats.torch.archive import Archive
     from reshard.model import TensorMeta
+    from reshard.source.foreign import Foreign
 
 _SHOWN = 40
 
@@ -45,25 +46,26 @@ class _Line:
         return prod(self.shape) * DTYPES[self.dtype].itemsize
 
 
-def show(found: Checkpoint | Archive, path: str, parameters: Sequence[str], *, every: bool, as_json: bool) -> None:
+def show_foreign(foreign: Foreign, path: str, parameters: Sequence[str], *, every: bool, as_json: bool) -> None:
     """Print the tensors of a checkpoint, by default in a shortened list.
 
     Args:
-        found: the checkpoint, or the file of `torch.save`.
+        foreign: the checkpoint, or the file of `torch.save`.
         path: its path or URL.
         parameters: patterns of names; empty: all.
         every: whether to print each tensor.
         as_json: whether to print one JSON document.
     """
+    found = foreign.content
     lines = _lines(found, path.rstrip("/").rpartition("/")[2])
     chosen = set(matching((line.name for line in lines), parameters)) if parameters else None
     lines = [line for line in lines if chosen is None or line.name in chosen]
     if as_json:
-        console.out_json(_document(found, lines))
+        console.out_json(_document(foreign, lines))
         return
     distributed = isinstance(found, Checkpoint)
     rows = [
-        ("format", "PyTorch distributed checkpoint" if distributed else "PyTorch file"),
+        ("format", foreign.format),
         *([("version", found.version)] if isinstance(found, Checkpoint) and found.version else []),
         *([("files", f"{len(found.files):,}")] if isinstance(found, Checkpoint) else []),
         ("tensors", f"{len(lines):,}"),
@@ -123,18 +125,19 @@ def _shards(tensor: TensorMeta) -> str:
     return f"{' x '.join(map(str, tiling.parts))}{uneven}"
 
 
-def _document(found: Checkpoint | Archive, lines: list[_Line]) -> dict[str, Any]:
+def _document(foreign: Foreign, lines: list[_Line]) -> dict[str, Any]:
+    found = foreign.content
     tensors = [
         {"name": line.name, "dtype": line.dtype, "shape": list(line.shape), "bytes": line.nbytes, "files": list(line.files)}
         for line in lines
     ]
     if not isinstance(found, Checkpoint):
-        return {"format": "torch.save", "tensors": tensors, "other_values": found.others}
+        return {"format": foreign.format, "tensors": tensors, "other_values": found.others}
     by_name = {tensor.name: tensor for tensor in found.tensors}
     for entry in tensors:
         entry["shards"] = _boxes(found, by_name[str(entry["name"])])
     return {
-        "format": "torch-dcp",
+        "format": foreign.format,
         "version": found.version,
         "files": list(found.files),
         "tensors": tensors,
