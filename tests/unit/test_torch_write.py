@@ -7,6 +7,7 @@ import pickletools
 import zipfile
 import zlib
 from dataclasses import replace
+from importlib.metadata import EntryPoint, EntryPoints
 from math import prod
 from typing import TYPE_CHECKING, Any
 
@@ -25,7 +26,8 @@ from reshard.checkpoint.dtypes import BY_TORCH_NAME, DTYPES, OBJECT
 from reshard.checkpoint.output import OutputFile, OutputTensor
 from reshard.engine.rankfile import Conditions, assemble
 from reshard.errors import DataError, RequestError
-from reshard.formats.registry import output_format, source_format
+from reshard.formats import registry
+from reshard.formats.registry import OUTPUT_GROUP, output_format, source_format
 from reshard.formats.torch.archive import locate, read_archive
 from reshard.formats.torch.envelope import envelope
 from reshard.formats.torch.write import DCP, MEGATRON
@@ -208,12 +210,13 @@ def test_types_that_torch_does_not_have_are_refused(dtype: str) -> None:
 def test_a_damaged_file_is_not_what_was_written() -> None:
     content = whole("w", (2, 3), "Float32")
     archive = rendered(DCP, [content])
-    with pytest.raises(DataError, match="ArchiveInvalid"):
-        DCP.entries(BytesReader(archive + b"x"), [content[0]])
-    other = OutputTensor("w", "Int32", (2, 3), 24)
-    assert DCP.entries(BytesReader(archive), [other])[0].dtype == "Float32"
-    with pytest.raises(DataError, match="NotTorchFile"):
-        DCP.entries(BytesReader(archive.replace(b"data.pkl", b"data.abc")), [content[0]])
+    for damaged, tensor, reason in (
+        (archive + b"x", content[0], "SizeMismatch"),
+        (archive, OutputTensor("w", "Int32", (2, 3), 24), "MetadataMismatch"),
+        (archive.replace(b"data.pkl", b"data.abc"), content[0], "NotTorchFile"),
+    ):
+        with pytest.raises(DataError, match=reason):
+            DCP.entries(BytesReader(damaged), [tensor])
 
 
 def test_megatron_requires_the_files_of_its_source() -> None:
@@ -221,6 +224,14 @@ def test_megatron_requires_the_files_of_its_source() -> None:
     with pytest.raises(RequestError, match=r"NotMegatron: s: the source has no metadata\.json, "):
         MEGATRON.carried(["common.pt"], "s", settings=False)
     assert DCP.carried(["common.pt", "metadata.json"], "s", settings=True) == ()
+
+
+def test_another_package_can_add_an_output_format(monkeypatch: pytest.MonkeyPatch) -> None:
+    entry = EntryPoint("zarr", "reshard.formats.torch.write:MEGATRON", OUTPUT_GROUP)
+    monkeypatch.setattr(registry, "entry_points", EntryPoints([entry]).select)
+    assert output_format("zarr") is MEGATRON
+    with pytest.raises(RequestError, match=r"use one of these: .*zarr"):
+        output_format("tar")
 
 
 @pytest.mark.parametrize("name", ["ckpt", "safetensors", "huggingface", "torch-dcp", "torch-safetensors", "megatron"])

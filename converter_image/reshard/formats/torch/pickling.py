@@ -89,7 +89,7 @@ def tensor_pickle(dtype: str, shape: Shape, nbytes: int) -> bytes:
 
 
 @dataclass(frozen=True, slots=True)
-class Item:
+class Shard:
     """A shard of a tensor, or an object, and the range of bytes that holds it.
 
     Attributes:
@@ -115,13 +115,13 @@ class Value:
         dtype: name of the type in torch. None: an object.
         shape: lengths of the whole tensor.
         keys: keys and positions that lead to the value in nested dicts and lists.
-        items: shards of the tensor, or the object itself.
+        shards: shards of the tensor, or the object itself.
     """
 
     dtype: str | None
     shape: Shape
     keys: tuple[str | int, ...]
-    items: Sequence[Item]
+    shards: Sequence[Shard]
 
 
 def metadata_pickle(values: Mapping[str, Value], *, nested: bool) -> bytes:
@@ -158,10 +158,10 @@ class _Metadata:
         else:
             self.out += _NONE
         self._string("storage_data")
-        items = ((name, n, item) for name, value in values.items() for n, item in enumerate(value.items))
-        for name, number, item in self._batches(_EMPTY_DICT, items, _SETITEMS):
-            self._index(name, number, item)
-            self._place(item)
+        shards = ((name, n, shard) for name, value in values.items() for n, shard in enumerate(value.shards))
+        for name, number, shard in self._batches(_EMPTY_DICT, shards, _SETITEMS):
+            self._index(name, number, shard)
+            self._place(shard)
         self._string("storage_meta")
         self.out += _NONE
         self._string("version")
@@ -184,12 +184,12 @@ class _Metadata:
         self._string("size")
         self._size(value.shape)
         self._string("chunks")
-        for item in self._batches(_EMPTY_LIST, value.items, _APPENDS):
+        for shard in self._batches(_EMPTY_LIST, value.shards, _APPENDS):
             self._instance(_METADATA, "ChunkStorageMetadata")
             self._string("offsets")
-            self._size(item.start or ())
+            self._size(shard.start or ())
             self._string("sizes")
-            self._size(item.shape)
+            self._size(shard.shape)
             self.out += _SETITEMS + _BUILD
         self.out += _SETITEMS + _BUILD
 
@@ -202,27 +202,27 @@ class _Metadata:
                 self.out += _integer(key)
         self.out += _TUPLE
 
-    def _index(self, name: str, number: int, item: Item) -> None:
+    def _index(self, name: str, number: int, shard: Shard) -> None:
         self._instance(_METADATA, "MetadataIndex")
         self._string("fqn")
         self._string(name)
         self._string("index")
-        if item.start is None:
+        if shard.start is None:
             self.out += _NONE
         else:
             self.out += _integer(number)
             self._string("offset")
-            self._size(item.start)
+            self._size(shard.start)
         self.out += _SETITEMS + _BUILD
 
-    def _place(self, item: Item) -> None:
+    def _place(self, shard: Shard) -> None:
         self._instance(_FILES, "_StorageInfo")
         self._string("relative_path")
-        self._string(item.path)
+        self._string(shard.path)
         self._string("offset")
-        self.out += _integer(item.offset)
+        self.out += _integer(shard.offset)
         self._string("length")
-        self.out += _integer(item.length) + _SETITEMS + _BUILD
+        self.out += _integer(shard.length) + _SETITEMS + _BUILD
 
     def _new(self, module: str, name: str) -> None:
         self._global(module, name)

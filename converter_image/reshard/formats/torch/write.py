@@ -10,15 +10,16 @@ from __future__ import annotations
 
 from collections import defaultdict
 from dataclasses import dataclass
+from itertools import accumulate, pairwise
 from typing import TYPE_CHECKING, ClassVar
 
 from reshard.checkpoint.dtypes import DTYPES, OBJECT
 from reshard.checkpoint.inventory import TensorEntry
 from reshard.checkpoint.output import Checksum, Span
 from reshard.errors import DataError, RequestError
-from reshard.formats.torch.archive import locate, read_archive
 from reshard.formats.torch.envelope import Envelope, envelope
-from reshard.formats.torch.pickling import Item, Value, metadata_pickle
+from reshard.formats.torch.items import Item, Templates, locate_items
+from reshard.formats.torch.pickling import Shard, Value, metadata_pickle
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator, Mapping, Sequence
@@ -96,28 +97,42 @@ class DistributedFormat:
         return b""
 
     def entries(self, reader: RangeReader, tensors: Sequence[OutputTensor]) -> tuple[TensorEntry, ...]:
-        """Return the tensors that the archives of a finished file describe."""
-        found, at = [], 0
-        for tensor in tensors:
-            length = _length(tensor)
-            found.append(_entry(reader, tensor, at, length))
-            at += length
-        if at != reader.size:
-            raise _damaged(reader, f"the file has {reader.size} bytes instead of {at}")
-        return tuple(found)
+        """Return the tensors in the archives of a finished file.
+
+        Raises:
+            DataError: an archive is damaged, or is not the tensor that it should be.
+        """
+        starts = [0, *accumulate(map(_length, tensors))]
+        if starts[-1] != reader.size:
+            raise DataError(
+                "SizeMismatch",
+                f"the archives require {starts[-1]} bytes, but the file contains {reader.size}",
+                where=reader.name,
+                fix="the file is damaged; restore it",
+            )
+        archives = [
+            Item(tensor.name, tensor.dtype, tensor.shape, start, end - start)
+            for tensor, (start, end) in zip(tensors, pairwise(starts), strict=True)
+            if tensor.dtype != OBJECT and tensor.nbytes
+        ]
+        contents = dict(zip((item.start for item in archives), locate_items(reader, archives, Templates()), strict=True))
+        return tuple(
+            TensorEntry(tensor.name, tensor.dtype, tensor.shape, (contents.get(start, (start, tensor.nbytes)),))
+            for tensor, start in zip(tensors, starts, strict=False)
+        )
 
     def documents(self, files: Iterable[OutputFile]) -> Mapping[str, bytes]:
         """Return `.metadata`, with names and shards in ascending order. The first of equal shards counts."""
         described: dict[str, OutputTensor] = {}
-        items: defaultdict[str, dict[tuple[int, ...] | None, Item]] = defaultdict(dict)
+        shards: defaultdict[str, dict[tuple[int, ...] | None, Shard]] = defaultdict(dict)
         for file in files:
             at = 0
             for tensor in file.tensors:
                 described.setdefault(tensor.name, tensor)
                 start, length = None if tensor.dtype == OBJECT else tensor.start, _length(tensor)
-                items[tensor.name].setdefault(start, Item(start, tensor.shape, file.path, at, length))
+                shards[tensor.name].setdefault(start, Shard(start, tensor.shape, file.path, at, length))
                 at += length
-        values = {name: _value(described[name], list(items[name].values())) for name in sorted(described)}
+        values = {name: _value(described[name], list(shards[name].values())) for name in sorted(described)}
         return {".metadata": metadata_pickle(values, nested=self.nested)}
 
     def carried(self, names: Sequence[str], where: str, *, settings: bool) -> Sequence[str]:
@@ -150,28 +165,8 @@ def _length(tensor: OutputTensor) -> int:
     return tensor.nbytes if tensor.dtype == OBJECT else _around(tensor).size
 
 
-def _value(tensor: OutputTensor, items: list[Item]) -> Value:
+def _value(tensor: OutputTensor, shards: list[Shard]) -> Value:
     if tensor.dtype == OBJECT:
-        return Value(None, (), tensor.keys, items)
-    items.sort(key=lambda item: item.start or ())
-    return Value(DTYPES[tensor.dtype].torch, tensor.whole, tensor.keys, items)
-
-
-def _entry(reader: RangeReader, tensor: OutputTensor, at: int, length: int) -> TensorEntry:
-    """Return what a finished file holds in a range of bytes.
-
-    Raises:
-        DataError: it is not an archive of one row-major tensor.
-    """
-    if tensor.dtype == OBJECT:
-        return TensorEntry(tensor.name, OBJECT, (length,), ((at, length),))
-    archive = read_archive(reader, at, length)
-    stored = archive.tensors[0] if len(archive.tensors) == 1 else None
-    if stored is None or not stored.row_major or stored.first:
-        raise _damaged(reader, "the archive does not hold one row-major tensor", name=tensor.name)
-    return TensorEntry(tensor.name, stored.dtype.name, stored.shape, (locate(reader, archive, stored.storage),))
-
-
-def _damaged(reader: RangeReader, what: str, *, name: str | None = None) -> DataError:
-    where = reader.name if name is None else f"{reader.name}: parameter {name}"
-    return DataError("ArchiveInvalid", what, where=where, fix="the file is damaged; restore it")
+        return Value(None, (), tensor.keys, shards)
+    shards.sort(key=lambda shard: shard.start or ())
+    return Value(DTYPES[tensor.dtype].torch, tensor.whole, tensor.keys, shards)
