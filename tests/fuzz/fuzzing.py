@@ -9,10 +9,10 @@ from importlib import import_module
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from reshard.errors import ReshardError
+from reshard.errors import DataError, MissingInputError, ReshardError
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterable
+    from collections.abc import Callable, Iterable, Iterator, Mapping
 
 DATA = Path(__file__).parents[1] / "unit" / "data" / "torch"
 
@@ -34,23 +34,55 @@ class Reader:
         return self._content[offset : offset + length]
 
 
-def run(read: Callable[[bytes], object], corpus: Iterable[Path]) -> None:
-    """Call a parser with each file of the corpus; or with whatever atheris makes of them."""
+class Folder:
+    """Files in memory, see `reshard.formats.protocol.Folder`."""
+
+    url = "fuzz"
+
+    def __init__(self, files: Mapping[str, bytes]) -> None:
+        self._files = files
+        self.names = sorted(files)
+
+    def read(self, name: str, most: int) -> bytes:
+        if len(self._content(name)) > most:
+            raise DataError("FileTooLarge", "too large", where=name, fix="")
+        return self._content(name)
+
+    def sizes(self, names: Iterable[str]) -> dict[str, int]:
+        return {name: len(self._files[name]) for name in names if name in self._files}
+
+    @contextlib.contextmanager
+    def open(self, name: str) -> Iterator[Reader]:
+        yield Reader(self._content(name))
+
+    def _content(self, name: str) -> bytes:
+        if name not in self._files:
+            raise MissingInputError("FileMissing", "missing", where=name, fix="")
+        return self._files[name]
+
+
+def files_of(path: Path) -> dict[str, bytes]:
+    """Return the files of a folder."""
+    return {each.name: each.read_bytes() for each in path.iterdir() if each.is_file()}
+
+
+def run(read: Callable[[bytes], object], corpus: Iterable[Path | bytes]) -> None:
+    """Call a parser with each file or content of the corpus; or with whatever atheris makes of them."""
 
     def target(content: bytes) -> None:
         with contextlib.suppress(ReshardError):
             read(content)
 
-    paths = sorted(corpus)
+    contents = [each if isinstance(each, bytes) else each.read_bytes() for each in corpus]
     if len(sys.argv) == 1:
-        for path in paths:
-            target(path.read_bytes())
-        print(f"{len(paths)} files")  # noqa: T201 - a program that prints its result
+        for content in contents:
+            target(content)
+        print(f"{len(contents)} files")  # noqa: T201 - a program that prints its result
         return
     atheris = import_module("atheris")
     with tempfile.TemporaryDirectory() as folder:
-        for number, path in enumerate(paths):
-            Path(folder, str(number)).write_bytes(path.read_bytes())
+        for number, content in enumerate(contents):
+            Path(folder, str(number)).write_bytes(content)
         atheris.instrument_all()
         atheris.Setup([*sys.argv, folder], target)
         atheris.Fuzz()
