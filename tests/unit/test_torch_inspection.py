@@ -79,6 +79,11 @@ def test_other_formats(path: Path, name: str, line: list[str], capsys: pytest.Ca
     assert line in found
 
 
+def test_the_folder_of_a_step_is_suggested(tmp_path: Path, refused: Callable[..., str]) -> None:
+    shutil.copytree(DATA / "placements", tmp_path / "run" / "iter_10")
+    assert "run/iter_10" in refused(66, "SourceMissing", "inspect", str(tmp_path / "run"))
+
+
 def test_a_format_that_cannot_be_read(tmp_path: Path, refused: Callable[..., str]) -> None:
     source = tmp_path / "step"
     source.mkdir()

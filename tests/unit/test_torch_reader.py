@@ -179,6 +179,13 @@ def test_a_missing_or_short_file_is_refused(tmp_path: Path) -> None:
         read(folder)
 
 
+def test_a_checkpoint_that_is_being_written_is_refused(tmp_path: Path) -> None:
+    shutil.copytree(DATA / "items", tmp_path, dirs_exist_ok=True)
+    (tmp_path / ".metadata").unlink()
+    with pytest.raises(MissingInputError, match=r"FileMissing: .*\.metadata does not exist.*incomplete"):
+        read(LocalFolder(tmp_path))
+
+
 def test_formats_are_found_by_name() -> None:
     assert source_format("torch-dcp").name == "torch-dcp"
     assert detect(["model.safetensors", "config.json"]) is None

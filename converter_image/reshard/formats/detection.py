@@ -42,8 +42,8 @@ def is_sharded(names: Sequence[str]) -> bool:
 
 
 def is_distributed(names: Sequence[str]) -> bool:
-    """Return whether these are the files of a distributed checkpoint of PyTorch."""
-    return bool(metadata_files(names))
+    """Return whether these are the files of a distributed checkpoint of PyTorch, which lacks its metadata while it is written."""
+    return bool(metadata_files(names)) or any(name.endswith(".distcp") for name in names)
 
 
 def is_saved(names: Sequence[str]) -> bool:

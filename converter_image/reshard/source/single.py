@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, NamedTuple
 
 from reshard.errors import AccessError, DataError, RequestError
+from reshard.formats.registry import detect
 from reshard.source.listing import is_candidate, other_ranks, preview, rank_of, total_of
 from reshard.storage import open_store, parent_and_name, without_links
 
@@ -142,4 +143,5 @@ def folders_with_checkpoints(store: ReadStore, folders: Sequence[str]) -> list[s
 
 
 def _any_checkpoint(entries: Iterable[Stat]) -> bool:
-    return any(not entry.is_folder and is_candidate(entry.name) for entry in entries)
+    names = [entry.name for entry in entries if not entry.is_folder]
+    return any(map(is_candidate, names)) or detect(names) is not None

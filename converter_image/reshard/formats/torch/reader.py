@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, NamedTuple
 import numpy as np
 
 from reshard.checkpoint.safetensors import read_header
-from reshard.errors import DataError
+from reshard.errors import DataError, MissingInputError
 from reshard.formats.torch.archive import read_archive
 from reshard.formats.torch.dcp import check_files, read_metadata
 from reshard.formats.torch.items import Item, Templates, locate_items
@@ -32,6 +32,13 @@ if TYPE_CHECKING:
 def read(folder: Folder, workers: int = 1, wanted: Callable[[str], bool] | None = None) -> Checkpoint:
     """Return the tensors and objects of a checkpoint, see `SourceFormat.read`. The bytes of an object are an archive."""
     documents = metadata_files(folder.names)
+    if not documents:
+        raise MissingInputError(
+            "FileMissing",
+            ".metadata does not exist, which PyTorch writes last, so the checkpoint is incomplete",
+            where=folder.url,
+            fix="wait until the checkpoint is saved, or use the one of another step",
+        )
     found = read_metadata([(f"{folder.url}/{name}", folder.read(name, LIMITS.nbytes)) for name in documents])
     found = replace(found.only(wanted) if wanted else found, documents=tuple(documents))
     return find_contents(found, folder, workers)
