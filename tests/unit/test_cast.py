@@ -286,4 +286,4 @@ def test_invalid_casts(single: str, tmp_path: Path, text: str, capsys: pytest.Ca
     assert main(["transform", "--source", single, "--target", str(tmp_path / "t"), "--cast", text]) == 2
     assert "InvalidCast" in capsys.readouterr().err
     with pytest.raises(UsageError, match="InvalidCast"):
-        CastRule("w", "Int8")  # type: ignore[arg-type]
+        CastRule("w", "Int8")

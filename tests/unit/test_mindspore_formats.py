@@ -14,7 +14,8 @@ from reshard.checkpoint.dtypes import BY_TORCH_NAME
 from reshard.errors import DataError, ReshardError
 from reshard.formats.registry import detect, source_format
 
-RECORDED = Path(__file__).parent / "data" / "hyper_parallel"
+DATA = Path(__file__).parent / "data"
+RECORDED = DATA / "hyper_parallel"
 HYPER_PARALLEL, MINDFORMERS = source_format("hyper-parallel"), source_format("mindformers")
 STATE = "state_dict_metadata"
 CONTENT = bytes(range(24))
@@ -80,7 +81,7 @@ def mindformers(path: Path, **changed: object) -> LocalFolder:
         "alias_name": ["dp"],
         "rank_list": [0, 1],
     }
-    chunks = [{"global_offset": [rank, 0], "local_shape": [1, 3]} for rank in (0, 1)]
+    chunks = [{"global_offset": [rank], "local_shape": [1, 3]} for rank in (0, 1)]
     tensors = {
         "w": {
             "properties": {"dtype": "Float32", **properties}, "global_shape": [2, 3], "axis_fragmentations": [2, 1],
@@ -88,14 +89,14 @@ def mindformers(path: Path, **changed: object) -> LocalFolder:
         },
         "step": {
             "properties": {"dtype": "Int32", **properties}, "global_shape": [], "axis_fragmentations": [],
-            "layout": layout, "chunk": [{"global_offset": [], "local_shape": []}],
+            "layout": layout, "chunk": [{"global_offset": [0], "local_shape": []}],
         },
     }  # fmt: skip
-    places = {f"('w', ({rank}, 0))": [{"file_name": files[rank], "storage_rank": rank}] for rank in (0, 1)}
-    places["('step', ())"] = [{"file_name": file, "storage_rank": rank} for rank, file in enumerate(files)]
+    places = {f"('w', ({rank},))": [{"file_name": files[rank], "storage_rank": rank}] for rank in (0, 1)}
+    places["('step', (0,))"] = [{"file_name": file, "storage_rank": rank} for rank, file in enumerate(files)]
     document = {STATE: tensors, "storage_data": places}
     for field, value in changed.items():
-        at: dict[str, object] = document  # type: ignore[assignment]  # nested
+        at: dict[str, object] = document
         *outer, last = field.split("__")
         for key in outer:
             at = at[key] if isinstance(at, dict) else at[int(key)]
@@ -103,6 +104,20 @@ def mindformers(path: Path, **changed: object) -> LocalFolder:
     (path / "metadata.json").write_text(json.dumps(document, indent=4))
     (path / "common.json").write_text("{}")
     return LocalFolder(path)
+
+
+def test_tensors_of_mindformers_equal_those_that_were_saved() -> None:
+    path = DATA / "mindformers" / "iteration_00000010"
+    folder = LocalFolder(path)
+    assert detect(folder.names) == MINDFORMERS
+    found = MINDFORMERS.read(folder, workers=2)
+    held = {each.name: (each.dtype, list(each.shape), sha256_of(content_of(path, found, each))) for each in found.tensors}
+    recorded = json.loads((path / "expected.json").read_text())
+    assert held == {key: (each["dtype"], each["shape"], each["sha256"]) for key, each in recorded.items()}
+    copies = {
+        each.name: [len(list(each.shards.places(tile))) for tile in range(len(each.shards.tiling))] for each in found.tensors
+    }
+    assert [copies[name] for name in ("grid", "columns", "whole")] == [[1] * 4, [2, 2], [4]]
 
 
 def test_shards_of_mindformers_are_found(tmp_path: Path) -> None:
@@ -118,19 +133,24 @@ def test_shards_of_mindformers_are_found(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("changed", "reason"),
     [
-        ({f"{STATE}__w__global_shape": [3, 3]}, "ShardsDoNotCover"),
+        ({f"{STATE}__w__chunk": [{"global_offset": [1], "local_shape": [1, 3]}]}, "ShardsDoNotCover"),
+        ({f"{STATE}__w__global_shape": [3, 3]}, "MetadataInvalid"),
         ({f"{STATE}__w__global_shape": [-2, 3]}, "MetadataInvalid"),
         ({f"{STATE}__w__global_shape": [1] * 33}, "MetadataInvalid"),
         ({f"{STATE}__w__global_shape": [2]}, "MetadataInvalid"),
         ({f"{STATE}__w__properties": {"dtype": "Int32"}}, "MetadataMismatch"),
         ({f"{STATE}__w__chunk": []}, "MetadataInvalid"),
-        ({f"{STATE}__w__chunk__0__local_shape": [1, 2]}, "MetadataMismatch"),
-        ({f"{STATE}__w__chunk__0__global_offset": [0, 1]}, "ShardMissing"),
+        ({f"{STATE}__w__axis_fragmentations": [2]}, "MetadataInvalid"),
+        ({f"{STATE}__w__axis_fragmentations": [1, 2]}, "MetadataInvalid"),
+        ({f"{STATE}__w__layout__interleaved_parallel": True}, "UnsupportedSource"),
+        ({f"{STATE}__w__chunk__0__local_shape": [1, 2]}, "MetadataInvalid"),
+        ({f"{STATE}__w__chunk__0__global_offset": [2]}, "MetadataInvalid"),
+        ({f"{STATE}__w__chunk__0__global_offset": [0, 0]}, "MetadataInvalid"),
         ({STATE: {}}, "MetadataMismatch"),
         ({STATE: []}, "MetadataInvalid"),
         ({"storage_data": {}}, "ShardMissing"),
-        ({"storage_data__('w', (0, 0))": [{"file_name": "../x.safetensors"}]}, "MetadataInvalid"),
-        ({"storage_data__('w', (0, 0))": [{"file_name": "x.safetensors"}]}, "FileMissing"),
+        ({"storage_data__('w', (0,))": [{"file_name": "../x.safetensors"}]}, "MetadataInvalid"),
+        ({"storage_data__('w', (0,))": [{"file_name": "x.safetensors"}]}, "FileMissing"),
     ],
 )
 def test_metadata_of_mindformers_that_contradicts_itself_is_refused(
@@ -146,7 +166,7 @@ def test_tensors_that_the_metadata_does_not_list_have_to_be_excluded(tmp_path: P
     folder = mindformers(tmp_path)
     file = "llama-opt-0000000-0000002.safetensors"
     document = json.loads((tmp_path / "metadata.json").read_text())
-    document["storage_data"]["('step', ())"].append({"file_name": file, "storage_rank": 0})
+    document["storage_data"]["('step', (0,))"].append({"file_name": file, "storage_rank": 0})
     (tmp_path / "metadata.json").write_text(json.dumps(document, indent=4))
     (tmp_path / file).write_bytes(safetensors({"adam.w": ("F32", (1, 3), CONTENT[:12])}))
     with pytest.raises(DataError, match=r"MetadataMismatch: .*opt-0000000.*adam\.w"):

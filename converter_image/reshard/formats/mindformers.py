@@ -1,16 +1,22 @@
-"""MindFormers' Checkpoint 2.0: safetensors files of each rank, and `metadata.json`, which says what part of a tensor each has."""
+"""MindFormers' Checkpoint 2.0: safetensors files of each rank, and `metadata.json`, which says what slice of a tensor each has.
+
+The `global_offset` of a slice is not a position but the number of the slice, as a list of one number: MindFormers counts the
+equal slices of a tensor in row-major order. `axis_fragmentations` is the number of slices along each dimension.
+"""
 
 from __future__ import annotations
 
 import re
+from math import prod
 from sys import intern
 from typing import TYPE_CHECKING, Annotated, TypeVar
 
 import msgspec
 
 from reshard.checkpoint.safetensors import read_header
-from reshard.errors import DataError, MissingInputError
+from reshard.errors import DataError, MissingInputError, RequestError
 from reshard.formats.shards import ShardTable
+from reshard.layout.box import strides
 from reshard.model import Checkpoint
 from reshard.parallel import parallel
 from reshard.strictjson import pairs
@@ -27,12 +33,17 @@ _SMALLEST_ENTRY = 48  # bytes of a tensor, or of the files of a shard; a documen
 _MOST_COPIES = 1 << 16
 _FILE = re.compile(r"[^/\x00]+\.safetensors")
 _T = TypeVar("_T")
-_Numbers = Annotated[tuple[Annotated[int, msgspec.Meta(ge=0, lt=1 << 61)], ...], msgspec.Meta(max_length=32)]
+_Number = Annotated[int, msgspec.Meta(ge=0, lt=1 << 61)]
+_Numbers = Annotated[tuple[_Number, ...], msgspec.Meta(max_length=32)]
 
 
 class _Chunk(msgspec.Struct):
-    global_offset: _Numbers
+    global_offset: tuple[_Number]
     local_shape: _Numbers
+
+
+class _Layout(msgspec.Struct):
+    interleaved_parallel: bool = False
 
 
 class _Properties(msgspec.Struct):
@@ -42,7 +53,9 @@ class _Properties(msgspec.Struct):
 class _Tensor(msgspec.Struct):
     properties: _Properties
     global_shape: _Numbers
-    chunk: list[_Chunk]
+    axis_fragmentations: _Numbers
+    chunk: Annotated[list[_Chunk], msgspec.Meta(min_length=1)]
+    layout: _Layout | None = None
 
 
 class _Copy(msgspec.Struct):
@@ -80,16 +93,18 @@ def read(folder: Folder, workers: int = 1, wanted: Callable[[str], bool] | None 
     numbers = {file: number for number, file in enumerate(files)}
     table = ShardTable()
     for name, tensor, chunk, found in places:
+        start = _start(tensor, chunk, where, name)
         held = [(file, entry) for file in found if (entry := entries[file].get(name)) is not None]
         if not held:
             raise DataError(
                 "ShardMissing",
-                f"no file has the shard at {list(chunk.global_offset)}",
+                f"no file has the slice {chunk.global_offset[0]}",
                 where=f"{where}: tensor {name}",
                 fix="restore the checkpoint",
             )
         for file, entry in held:
-            if (entry.dtype, entry.shape) != (tensor.properties.dtype, chunk.local_shape):
+            # MindFormers names types as MindSpore does, in any case.
+            if (entry.dtype.lower(), entry.shape) != (tensor.properties.dtype.lower(), chunk.local_shape):
                 raise DataError(
                     "MetadataMismatch",
                     f"the file has {entry.dtype}{list(entry.shape)}, the metadata"
@@ -98,7 +113,7 @@ def read(folder: Folder, workers: int = 1, wanted: Callable[[str], bool] | None 
                     fix="the files belong to different checkpoints; restore the files of one",
                 )
             place = (numbers[file], *entry.extents[0])
-            table.add(name, entry.dtype, chunk.global_offset, chunk.local_shape, place, file)
+            table.add(name, entry.dtype, start, chunk.local_shape, place, file)
     shapes = {name: tensor.global_shape for name, tensor in tensors.items()}
     documents = tuple(name for name in (METADATA, _COMMON) if name in folder.names)
     return Checkpoint(tuple(files), tuple(table.tensors(shapes)), documents=documents)
@@ -118,13 +133,34 @@ def _decode(content: bytes, where: str) -> tuple[dict[str, _Tensor], dict[str, l
         }
     except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:
         raise _invalid(where, str(error)) from None
-    for name, tensor in tensors.items():
-        lengths = {len(numbers) for chunk in tensor.chunk for numbers in (chunk.global_offset, chunk.local_shape)}
-        if lengths != {len(tensor.global_shape)}:
-            raise _invalid(where, f"the tensor {name[:200]} has no shards, or shards with another number of dimensions")
     if outside := {file for found in copies.values() for file in found if not _FILE.fullmatch(file)}:
         raise _invalid(where, f"{min(outside)[:100]!r} is not the name of a safetensors file in the folder")
     return tensors, copies
+
+
+def _start(tensor: _Tensor, chunk: _Chunk, where: str, name: str) -> tuple[int, ...]:
+    """The first element of a slice.
+
+    Raises:
+        DataError: the slice is none of the equal slices of the tensor.
+        RequestError: the layout is interleaved.
+    """
+    where, cuts, (number,) = f"{where}: tensor {name[:200]}", tensor.axis_fragmentations, chunk.global_offset
+    if tensor.layout is not None and tensor.layout.interleaved_parallel:
+        raise RequestError(
+            "UnsupportedSource",
+            "an interleaved layout gives a rank several pieces of a tensor",
+            where=where,
+            fix="save the checkpoint without interleaved_parallel",
+        )
+    parts = tuple(n * k for n, k in zip(chunk.local_shape, cuts, strict=False))
+    if parts != tensor.global_shape or len(cuts) != len(parts) or number >= prod(cuts):
+        raise _invalid(
+            where,
+            f"slice {number} of {list(cuts)} with the shape {list(chunk.local_shape)} is none of {list(tensor.global_shape)}",
+        )
+    cells = (number // step % k for step, k in zip(strides(cuts), cuts, strict=True))
+    return tuple(cell * n for cell, n in zip(cells, chunk.local_shape, strict=True))
 
 
 def _distinct(found: list[tuple[str, _T]]) -> dict[str, _T]:
