@@ -18,8 +18,8 @@ _HEAD = """# Command line
 
 `make docs` generates this page from the commands. `reshard COMMAND --help` shows the same text.
 
-Results are printed to standard output, progress and errors to standard error. See [exit codes](architecture.md#exit-codes).
-Directories can be `s3://bucket/prefix` URLs ([S3](s3.md)).
+Results are printed to standard output. Progress and errors are printed to standard error.
+See [exit codes](architecture.md#exit-codes). Directories can be `s3://bucket/prefix` URLs ([S3](s3.md)).
 """
 
 

@@ -97,7 +97,7 @@ def test_the_examples_are_accepted(resources: Resources, example: Any) -> None:
         ("source.strategy", {"configMapKeyRef": {"name": "s", "key": "a/b"}}, "should match"),
         ("source.storage.s3", {"bucket": "b"}, "exactly one of persistentVolumeClaim and s3"),
         ("source.storage", {"s3": {"bucket": "a/b"}}, "should match"),
-        ("source.storage", {"s3": {"bucket": "abc", "prefix": "/x"}}, "prefix must have no"),
+        ("source.storage", {"s3": {"bucket": "abc", "prefix": "/x"}}, "prefix must not contain"),
         ("source.storage", {"s3": {"bucket": "abc", "endpoint": "https://key:secret@host"}}, "should match"),
         ("target.encryption", {"secretKeyRef": {"name": "k"}}, "secretKeyRef.key: Required value"),
         ("source.decryption", {"secretKeyRef": {"name": "k", "key": "a/b"}}, "should match"),

@@ -56,9 +56,10 @@ _CONTEXT = cloup.Context.settings(help_option_names=["-h", "--help"], max_conten
 )
 @click.pass_obj
 def cli(invocation: Invocation, debug: bool, log_level: str, log_format: LogFormat) -> None:
-    """Convert sharded MindSpore and safetensors checkpoints from M ranks to N ranks or to another parallel layout.
+    """Convert sharded checkpoints from M ranks to N ranks, to another parallel layout, or to another format.
 
-    `inspect` also reads the formats of other frameworks, such as PyTorch distributed checkpoints and files of torch.save.
+    The formats are those of MindSpore, Hugging Face safetensors, PyTorch distributed checkpoints (DCP) and Megatron-core's
+    torch_dist. torch.save files can be read but not written.
     """
     invocation.debug = debug
     handler = console.LogHandler(log_level, log_format)

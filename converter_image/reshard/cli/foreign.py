@@ -50,7 +50,7 @@ def show_foreign(foreign: Foreign, path: str, parameters: Sequence[str], *, ever
     """Print the tensors of a checkpoint, by default in a shortened list.
 
     Args:
-        foreign: the checkpoint, or the file of `torch.save`.
+        foreign: the checkpoint, or the `torch.save` file.
         path: its path or URL.
         parameters: patterns of names; empty: all.
         every: whether to print each tensor.

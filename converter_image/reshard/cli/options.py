@@ -142,7 +142,8 @@ GROUPS: dict[str, tuple[_Option, ...]] = {
             "--index",
             type=DIRECTORY,
             metavar="DIR",
-            help="Index of the source, a directory written with `--output index`. It replaces strategies and file headers.",
+            help="Index of the source, a directory written with `--output index`. Used instead of the strategies and file"
+            " headers.",
         ),
         _option(
             f"{_WRITE} inspect",
@@ -375,8 +376,8 @@ GROUPS: dict[str, tuple[_Option, ...]] = {
             "--allow-inconsistent",
             multiple=True,
             metavar="PATTERN",
-            help="Pattern of parameters that no strategy names, and whose copies may differ or may be slices in"
-            " hyper_param.safetensors. Repeatable.",
+            help="Pattern of parameters that no strategy names. Repeatable.\n\n"
+            "Reshard accepts them even if their copies differ, or if hyper_param.safetensors may contain only a slice.",
         ),
         _option(
             _RANKS,

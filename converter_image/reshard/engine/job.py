@@ -153,7 +153,9 @@ class Job:
         return output_tensors(self.planner, rank)
 
     def pieces(self, rank: int, crc: int | None = None) -> Iterator[Piece]:
-        """Yield a target rank's file before encryption, see `OutputFormat.pieces`. Spans refer to its plan's tensors.
+        """Yield the pieces of a target rank's file before encryption, see `OutputFormat.pieces`.
+
+        Spans refer to the tensors of the rank's plan.
 
         Raises:
             DataError, OutputError, RequestError: the file cannot be created, see `file_size` and `tensors`.

@@ -55,7 +55,12 @@ class Geometry:
 
 @lru_cache(maxsize=512)
 def geometry(shape: tuple[int, ...], source_parts: tuple[int, ...], box: Box) -> Geometry:
-    """Return the composition of a target slice of a tensor of the whole `shape` from the slices of a grid of equal parts.
+    """Return the source slices that make up one target slice.
+
+    Args:
+        shape: lengths of the whole tensor.
+        source_parts: number of equal parts of the source in each dimension.
+        box: the target slice.
 
     Raises:
         DataError: the source's layout does not divide the shape.

@@ -23,7 +23,7 @@ class Foreign(NamedTuple):
 
     Attributes:
         format: name of the format.
-        content: tensors of the checkpoint, or of one file of `torch.save`.
+        content: tensors of the checkpoint, or of one `torch.save` file.
     """
 
     format: str

@@ -309,7 +309,7 @@ class Request(msgspec.Struct, frozen=True):
         source_strategy: strategy file, or folder with one file per pipeline stage. None means one rank with whole parameters.
         target_strategy: strategy file or folder of the target. None means one rank with whole parameters.
         options: options of the transform.
-        index: target of a transform with output "Index". It replaces strategies and file headers.
+        index: target of a transform with output "Index". Used instead of the strategies and file headers.
         storage_options: options of object stores.
         decryption: key of the source. None means that it is not encrypted.
         encryption: key of the target. None means that it is not encrypted.

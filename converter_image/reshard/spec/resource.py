@@ -393,7 +393,8 @@ def check_relative(path: str, where: str) -> None:
     if (path and any(part in {"", ".", ".."} for part in path.split("/"))) or "\x00" in path:
         raise UsageError(
             "InvalidPath",
-            f"{path!r} must be relative to the volume or bucket, without '.', '..', '//' or a '/' at either end",
+            f"{path!r} must be relative to the volume or bucket, must not contain '.' or '..' segments or '//',"
+            " and must not begin or end with '/'",
             where=where,
             fix="use a path like checkpoints/run-1",
         )

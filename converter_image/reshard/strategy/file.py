@@ -228,7 +228,7 @@ def _check_parts(layout: Layout, room: int, where: str) -> int:
     if layout.devices <= MAX_DEVICES_PER_STAGE and entries > room:
         raise DataError(
             "StrategyTooLarge",
-            f"the file has too many distinct layouts; this one covers {layout.devices} ranks",
+            f"the file has too many distinct layouts; the limit was reached at a layout of {layout.devices} ranks",
             where=where,
             fix=_FIX,
         )

@@ -150,7 +150,7 @@ class TargetFolder:
         return [manifest for manifest in found if manifest is not None]
 
     def replaced_files(self, standing: Standing, digest: str) -> set[str]:
-        """Return the files of checkpoints that unfinished tasks replace, and the files that the other tasks have written."""
+        """Return the paths of the files of retired checkpoints, and of the files that tasks other than `digest` have written."""
         found: set[str] = set()
         for manifest in self.replaced(standing):
             found.update((record.path for record in manifest.listed), document_names(manifest.options))

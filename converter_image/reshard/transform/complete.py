@@ -68,7 +68,7 @@ def commit_checkpoint(
             "AmbiguousTransforms",
             f"{len(begun)} transforms were started in this target: {', '.join(job.digest[:12] for job in begun)}",
             where=target_url,
-            fix="run the transform to keep again with --overwrite, which deletes the state of the others",
+            fix="rerun, with --overwrite, the transform that you want to keep; this deletes the state of the others",
         )
     committed = None
     for job in begun:

@@ -250,7 +250,10 @@ def _indexed(request: Request, url: str, cancellation: Cancellation | None) -> J
 
 
 def resume(request: Request, target: TargetFolder, standing: Standing, cancellation: Cancellation | None = None) -> Job | None:
-    """Prepare the task that a plan has written to this target for an equal request, without reading headers again."""
+    """Return the task that an earlier plan of the same request stored in the target, without reading headers again.
+
+    None: there is no such plan, it checked less than the request requires, or the request uses an index.
+    """
     if request.index is not None:
         return None  # reading the index costs as little
     store, _ = open_source(request.source, request.storage_options.source)

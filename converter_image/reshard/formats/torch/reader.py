@@ -153,7 +153,7 @@ class _Named(NamedTuple):
 def _named(reader: RangeReader) -> tuple[dict[str, _Named], dict[str, tuple[int, ...]]]:
     """The tensors of a safetensors file, and the first elements of their shards as far as the file states them.
 
-    The first versions of HyperParallel for PyTorch write files of `torch.save` with the names of safetensors files.
+    The first versions of HyperParallel for PyTorch write `torch.save` files with the names of safetensors files.
     """
     if reader.read(0, min(4, reader.size)) == b"PK\3\4":
         archive = read_archive(reader)

@@ -84,7 +84,7 @@ def _choose(folder: Folder) -> tuple[list[str], Sequence[str], tuple[str, ...]]:
         return files, (), ()
     raise RequestError(
         "AmbiguousFiles",
-        f"the folder contains {len(files)} files of torch.save and {len(indexes)} index files, and nothing says which of them"
+        f"the folder contains {len(files)} torch.save files and {len(indexes)} index files, and nothing says which of them"
         f" belong together: {', '.join([*indexes, *files][:4])}",
         where=folder.url,
         fix="specify one of the files as the source instead of the folder",
@@ -114,7 +114,7 @@ def _indexed(folder: Folder, index: str) -> tuple[list[str], Sequence[str], tupl
         if not file.endswith(ENDINGS) or "/" in file or "\x00" in file:
             raise DataError(
                 "MapInvalid",
-                f"the entry {file[:100]!r} is not the name of a file of torch.save in the same folder",
+                f"the entry {file[:100]!r} is not the name of a torch.save file in the same folder",
                 where=where,
                 fix="restore the index file and all files from the same checkpoint",
             )

@@ -78,7 +78,7 @@ class Container:
         if offset + entry.size > self.bounds[bisect_right(self.bounds, entry.header)]:
             raise _damaged(reader, f"the entry {name!r} overlaps the next one")
         if self.start + offset + entry.size > reader.size:
-            raise _damaged(reader, f"the entry {name!r} ends after the file")
+            raise _damaged(reader, f"the entry {name!r} extends beyond the end of the file")
         return self.start + offset, entry.size
 
     def content(self, reader: RangeReader, name: str, most: int) -> bytes:
@@ -115,7 +115,7 @@ def read_container(reader: RangeReader, start: int, length: int) -> Container:
     if first[:4] != b"PK\3\4":
         raise DataError(
             "NotTorchFile",
-            "the file does not start with a ZIP header, as files of torch.save do",
+            "the file does not start with a ZIP header, as torch.save files do",
             where=reader.name,
             fix="specify a file that torch.save wrote",
         )
@@ -139,7 +139,7 @@ def read_container(reader: RangeReader, start: int, length: int) -> Container:
     if not found or any(not name.startswith(f"{root}/") for name in found):
         raise DataError(
             "NotTorchFile",
-            "the entries are not in one folder, as in files of torch.save",
+            "the entries are not in one folder, as in torch.save files",
             where=reader.name,
             fix="specify a file that torch.save wrote",
         )
@@ -180,7 +180,7 @@ def _entry(reader: RangeReader, directory: bytes, at: int, start: int) -> tuple[
     extra = directory[at + n : at + n + more]
     end = at + n + more + comment
     if signature != b"PK\1\2" or end > len(directory):
-        raise _damaged(reader, "the directory is damaged")
+        raise _damaged(reader, "the ZIP central directory is damaged")
     while len(extra) >= 4:
         kind, length = struct.unpack_from("<HH", extra)
         if kind == 1:  # the numbers that do not fit into 32 bits, in this order
