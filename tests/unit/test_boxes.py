@@ -6,7 +6,7 @@ import json
 from math import prod
 from pathlib import Path
 from tempfile import TemporaryDirectory
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import boxes_format
 import numpy as np
@@ -25,10 +25,13 @@ from reshard.formats import registry
 from reshard.layout import Layout
 from reshard.layout.box import Box
 from reshard.source.boxed import find_boxed
-from reshard.spec.request import Options, Request
+from reshard.spec.request import Options, RenameRule, Request
 from reshard.storage import open_store
 from reshard.strategy import StrategyFile, dump
 from reshard.transform.run import transform_checkpoint
+
+if TYPE_CHECKING:
+    from reshard.model import Checkpoint
 
 TYPES = {"Float32": np.float32, "Int8": np.int8, "Float64": np.float64, "UInt16": np.uint16}
 # Lengths that two and four ranks divide.
@@ -195,12 +198,24 @@ def test_torch_checkpoints_divided_again_hold_the_same(name: str, ranks: int, tm
     assert before == after
 
 
-def objects_of(folder: Path) -> dict[str, bytes]:
-    """Return the bytes of values that are not tensors."""
+def test_nested_values_stay_nested_unless_they_are_renamed(tmp_path: Path) -> None:
+    source = torch_files.DATA / "fsdp2"
+    transform(source, tmp_path, format="TorchDcp", target_ranks=2, rename=(RenameRule(pattern="optim.state.*", to="adam.*"),))
+    before, after = checkpoint_of(source).keys, checkpoint_of(tmp_path).keys
+    assert after == {name: keys for name, keys in before.items() if not name.startswith("optim.state.")}
+    assert after["optim.param_groups.0.lr"] == ("optim", "param_groups", 0, "lr")
+
+
+def checkpoint_of(folder: Path) -> Checkpoint:
     names = sorted(path.name for path in folder.iterdir() if path.is_file())
     found = find_boxed(open_store(str(folder)), names, "torch-dcp", wanted=lambda name: "column_major" not in name)
     assert found is not None
-    checkpoint = found.checkpoint
+    return found.checkpoint
+
+
+def objects_of(folder: Path) -> dict[str, bytes]:
+    """Return the bytes of values that are not tensors."""
+    checkpoint = checkpoint_of(folder)
     contents = {}
     for each in checkpoint.objects:
         place = each.places[0]

@@ -23,6 +23,8 @@ Kind = Literal["Ranks", "Unified", "Sharded", "Boxes"]
 # An inventory may come from an untrusted document: no number is negative, and no path leads outside the source.
 _Count = Annotated[int, msgspec.Meta(ge=0)]
 _Path = Annotated[str, msgspec.Meta(pattern=r"^(?![\s\S]*(?:^|/)\.{0,2}(?:/|$))[^\x00]+$")]
+# Keys of dicts and positions in lists, from the outermost to the innermost.
+Keys = tuple[str | _Count, ...]
 
 
 class RangeReader(Protocol):
@@ -178,6 +180,7 @@ class Inventory(msgspec.Struct, frozen=True):
         kind: kind of the files. Files of whole parameters are numbered like ranks.
         foreign: whether the unified files were written by another program: MindSpore's index lists them, but no manifest.
         may_be_slices: names of parameters for which the files may contain only rank 0's slice.
+        keys: keys that lead to values in nested dicts and lists, see `reshard.model.Checkpoint`.
         tensors: tensors whose shards the metadata of the checkpoint locates. The structures of its files are empty.
         objects: values in the checkpoint that are not tensors.
         unread: names of tensors and objects whose metadata was not read, because the request excludes them.
@@ -188,6 +191,7 @@ class Inventory(msgspec.Struct, frozen=True):
     kind: Kind = "Ranks"
     foreign: bool = False
     may_be_slices: tuple[str, ...] = ()
+    keys: dict[str, Keys] = {}
     tensors: tuple[ShardedTensor, ...] = ()
     objects: tuple[OpaqueObject, ...] = ()
     unread: tuple[str, ...] = ()

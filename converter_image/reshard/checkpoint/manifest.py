@@ -9,6 +9,7 @@ from typing import Annotated, Any, Literal, TypeVar
 
 import msgspec
 
+from reshard.checkpoint.inventory import Keys
 from reshard.errors import DataError
 from reshard.spec.request import RenameRule
 
@@ -111,6 +112,7 @@ class ParameterRecord(_Document, frozen=True):
         target: layout in the target.
         source_name: name in the source, if it differs.
         source_dtype: type in the source, if it differs.
+        keys: keys that lead to the value in nested dicts and lists, if the source states them.
     """
 
     name: str
@@ -121,6 +123,7 @@ class ParameterRecord(_Document, frozen=True):
     target: LayoutRecord
     source_name: str | None = None
     source_dtype: str | None = None
+    keys: Keys | None = None
 
 
 class SourceRecord(_Document, frozen=True):

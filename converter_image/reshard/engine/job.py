@@ -26,11 +26,11 @@ from reshard.storage import open_store
 if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator
 
-    from reshard.checkpoint.inventory import SourceFile
+    from reshard.checkpoint.inventory import Keys, SourceFile
     from reshard.checkpoint.output import Piece
     from reshard.engine.gather import ReadCount
     from reshard.formats.protocol import OutputFormat
-    from reshard.plan import Model, Summary
+    from reshard.plan import Model, Parameter, Summary
     from reshard.storage.protocol import ReadStore
     from reshard.strategy import Strategy
 
@@ -213,11 +213,16 @@ class Job:
 def output_tensors(planner: Planner, rank: int) -> tuple[OutputTensor, ...]:
     """Return the tensors of a target rank's file, in the order of the planner's model."""
     local = rank % planner.model.target_devices
-    boxes = ((p, p.box(local)) for p in planner.parameters(rank))
+    boxes = ((p, p.box(local), DTYPES[p.target_dtype].itemsize) for p in planner.parameters(rank))
     return tuple(
-        OutputTensor(p.name, p.target_dtype, box.shape, box.size * DTYPES[p.target_dtype].itemsize, box.start, p.shape)
-        for p, box in boxes
+        OutputTensor(p.name, p.target_dtype, box.shape, box.size * itemsize, box.start, p.shape, keys_of(planner.model, p))
+        for p, box, itemsize in boxes
     )
+
+
+def keys_of(model: Model, parameter: Parameter) -> Keys:
+    """Return the keys that lead to a parameter in nested dicts and lists. Empty means that its name is the only key."""
+    return () if parameter.name != parameter.source_name else model.inventory.keys.get(parameter.name, ())
 
 
 def job_of(  # noqa: PLR0913 - independent results of reading the source

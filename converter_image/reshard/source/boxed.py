@@ -119,7 +119,15 @@ def inventory_of(store: ReadStore, boxed: Boxed, *, workers: int, advance: Calla
     tensors = tuple(pack(tensor) for tensor in boxed.checkpoint.tensors)
     places = ((found.name, place) for found in boxed.checkpoint.objects for place in found.places)
     objects = tuple(OpaqueObject(name, place.file, place.offset, place.length) for name, place in places)
-    return Inventory(files, (Structure(boxed.format, ()),), "Boxes", tensors=tensors, objects=objects, unread=boxed.unread)
+    return Inventory(
+        files,
+        (Structure(boxed.format, ()),),
+        "Boxes",
+        keys=dict(boxed.checkpoint.keys),
+        tensors=tensors,
+        objects=objects,
+        unread=boxed.unread,
+    )
 
 
 class _Folder:

@@ -108,7 +108,8 @@ def _planner_of(manifest: Manifest) -> Planner:
             where=MANIFEST_NAME,
             fix="restore the file",
         )
-    model = Model(Inventory((), ()), 1, 1, devices, stages, parameters, unified=unified)
+    keys = {record.name: record.keys for record in manifest.parameters if record.keys}
+    model = Model(Inventory((), (), keys=keys), 1, 1, devices, stages, parameters, unified=unified)
     return Planner(model, once=requested_output(manifest.options, manifest.source.format).once)
 
 

@@ -6,6 +6,7 @@ from math import prod
 from typing import TYPE_CHECKING
 
 from reshard.checkpoint.manifest import SCHEMA, LayoutRecord, Manifest, ParameterRecord, SourceRecord, StageRecord
+from reshard.engine.job import keys_of
 from reshard.plan import unmatched, unmatched_patterns
 from reshard.spec.ranks import format_ranks
 from reshard.spec.request import request_key
@@ -14,6 +15,7 @@ from reshard.version import __version__
 if TYPE_CHECKING:
     from collections.abc import Mapping
 
+    from reshard.checkpoint.inventory import Keys
     from reshard.engine.job import Job
     from reshard.layout import Layout
     from reshard.plan import Parameter
@@ -48,7 +50,7 @@ def draft_manifest(job: Job, durations: Mapping[str, float]) -> Manifest:
         target_ranks=model.target_ranks,
         options=request_key(job.request),
         files=(),
-        parameters=tuple(_parameter(parameter) for parameter in model.parameters),
+        parameters=tuple(_parameter(parameter, keys_of(model, parameter)) for parameter in model.parameters),
         source_only=model.source_only,
         target_only=model.target_only,
         not_in_files=model.not_in_files,
@@ -78,7 +80,7 @@ def _stage(job: Job, stage: int, source: SourceRecord) -> StageRecord:
     )
 
 
-def _parameter(parameter: Parameter) -> ParameterRecord:
+def _parameter(parameter: Parameter, keys: Keys) -> ParameterRecord:
     source = None
     if parameter.source is not None and prod(parameter.source.device_matrix) > 1:
         source = _layout(parameter.source, parameter.source_stages)
@@ -91,6 +93,7 @@ def _parameter(parameter: Parameter) -> ParameterRecord:
         target=_layout(parameter.target, parameter.target_stages),
         source_name=parameter.source_name if parameter.source_name != parameter.name else None,
         source_dtype=None if parameter.cast is None else parameter.dtype,
+        keys=keys or None,
     )
 
 
