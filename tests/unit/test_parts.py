@@ -25,7 +25,7 @@ from rawfiles import same
 from reshard.checkpoint.manifest import MANIFEST_NAME
 from reshard.cli import main
 from reshard.layout import Layout
-from reshard.plan.traffic import traffic
+from reshard.pictures.traffic import count_traffic
 from reshard.progress import Silent
 from reshard.storage.local import LocalStore
 from reshard.strategy import StrategyFile, dump
@@ -389,7 +389,7 @@ def test_the_plan_of_a_part_names_its_ranks(made: Pipeline, target: Path, capsys
     assert (planned["source_ranks"], planned["parameters"]) == (2, 3)
     assert {rank for sources in planned["sources"].values() for rank in sources} == {2, 3}
     planner = prepare(made.request(1, target), Silent(), workers=1).planner
-    fed = traffic(planner, range(4), 8)
+    fed = count_traffic(planner, range(4), 8)
     assert fed.source.groups == ((2,), (3,))
     assert sum(fed.by_source) == planned["bytes_needed"]
     assert all(fed.by_source)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections import Counter
+from dataclasses import replace
 from typing import TYPE_CHECKING
 from xml.etree import ElementTree as ET
 
@@ -17,10 +18,13 @@ from memory_jobs import job
 
 from reshard.checkpoint.dtypes import DTYPES
 from reshard.checkpoint.inventory import Inventory, SourceFile, Structure, TensorEntry
-from reshard.cli import chart, main, svg
-from reshard.cli.svg import MOST_CELLS, MOST_GROUPS
+from reshard.cli import console, main
 from reshard.layout import Layout
-from reshard.plan import Planner, cuts, place, traffic
+from reshard.pictures import characters, svg
+from reshard.pictures.picture import picture_of
+from reshard.pictures.sharding import sharding_of
+from reshard.pictures.traffic import count_traffic
+from reshard.plan import Planner, place
 from reshard.strategy import Strategy
 
 if TYPE_CHECKING:
@@ -37,16 +41,16 @@ def test_the_bytes_between_ranks_are_those_of_the_plans(model: models.Model, mos
     planner = job(model, "safetensors", "safetensors")[0].planner
     ranks = sorted(data.draw(st.sets(st.integers(0, model.target_ranks - 1), min_size=1)))
     expected = Counter[tuple[int, int]]()
-    flow = traffic(planner, ranks, most)
-    for column, group in enumerate(flow.target.groups):
+    traffic = count_traffic(planner, ranks, most)
+    for column, group in enumerate(traffic.target.groups):
         for tensor in (tensor for rank in group for tensor in planner.plan(rank).tensors):
             for source, part in zip(tensor.ranks, tensor.geometry.overlaps, strict=True):
-                row = next(i for i, found in enumerate(flow.source.groups) if source in found)
+                row = next(i for i, found in enumerate(traffic.source.groups) if source in found)
                 expected[row, column] += part.target.size * DTYPES[tensor.parameter.dtype].itemsize
-    assert dict(flow.nbytes) == {pair: nbytes for pair, nbytes in expected.items() if nbytes}
-    assert [rank for group in flow.target.groups for rank in group] == ranks
-    assert max(len(flow.source.groups), len(flow.target.groups)) <= most
-    assert sum(flow.by_source) == sum(flow.by_target) == sum(expected.values())
+    assert dict(traffic.nbytes) == {pair: nbytes for pair, nbytes in expected.items() if nbytes}
+    assert [rank for group in traffic.target.groups for rank in group] == ranks
+    assert max(len(traffic.source.groups), len(traffic.target.groups)) <= most
+    assert sum(traffic.by_source) == sum(traffic.by_target) == sum(expected.values())
 
 
 @examples(100)
@@ -54,7 +58,7 @@ def test_the_bytes_between_ranks_are_those_of_the_plans(model: models.Model, mos
 def test_a_cell_of_a_picture_names_the_ranks_that_hold_it(model: models.Model, most: int) -> None:
     made = job(model, "safetensors", "safetensors")[0].model
     for parameter in made.parameters:
-        drawn = cuts(made, parameter, most)
+        drawn = sharding_of(made, parameter, most)
         after = parameter.target
         assert len(drawn.dimensions) == min(2, len(parameter.shape))
         for rank, cell in enumerate(after.cells):
@@ -81,8 +85,8 @@ def large(name: str, ranks: int, target_ranks: int) -> Planner:
 @pytest.mark.parametrize(("source", "target"), [(1, 1), (1, 8), (16, 8), (96, 64), (256, 128)])
 def test_any_size_gives_a_readable_picture(source: int, target: int) -> None:
     planner = large(HOSTILE, source, target)
-    drawn = [cuts(planner.model, parameter, MOST_CELLS) for parameter in planner.model.parameters]
-    text = svg.svg(traffic(planner, range(target), MOST_GROUPS), drawn, [HOSTILE])
+    names = [parameter.name for parameter in planner.model.parameters]
+    text = svg.draw(replace(picture_of(planner, range(target), names, svg.LIMITS), notes=(HOSTILE,)))
     assert len(text.encode()) < 1_000_000
     root = ET.fromstring(text)  # noqa: S314 - it is our own
     assert {found.tag.removeprefix(SVG) for found in root.iter()} <= TAGS
@@ -92,7 +96,7 @@ def test_any_size_gives_a_readable_picture(source: int, target: int) -> None:
     for box in root.iter(f"{SVG}rect"):
         assert float(box.attrib["x"]) + float(box.attrib["width"]) <= 860
         assert float(box.attrib["y"]) + float(box.attrib["height"]) <= height
-    printed = chart.text(traffic(planner, range(target), 32), [cuts(planner.model, drawn[0].parameter, 8)])
+    printed = console.rendered(*characters.draw(picture_of(planner, range(target), names[:1], characters.LIMITS), 200))
     assert printed.count("\n") < 120
     assert "\x1b" not in printed
 
@@ -104,9 +108,9 @@ def test_sixteen_thousand_ranks_are_drawn() -> None:
     files = tuple(SourceFile(rank, f"rank_{rank}/a-1_1.safetensors", 128, "", 0) for rank in range(ranks))
     inventory = Inventory(files, (Structure("safetensors", (entry,)),))
     model = place(inventory, *(Strategy(({"w": layout},), ranks) for layout in (before, after)))
-    flow = traffic(Planner(model), range(ranks), MOST_GROUPS)
-    text = svg.svg(flow, [cuts(model, model.parameters[0], MOST_CELLS)])
-    assert sum(flow.nbytes.values()) == ranks * 128
+    picture = picture_of(Planner(model), range(ranks), ["w"], svg.LIMITS)
+    text = svg.draw(picture)
+    assert sum(picture.traffic.nbytes.values()) == ranks * 128
     assert "Each row is 256 source ranks, each column 256 target ranks." in text
     assert len(text) < 100_000
 

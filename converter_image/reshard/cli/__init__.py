@@ -14,8 +14,8 @@ from typing import TYPE_CHECKING, Any, Self
 
 import click
 
-from reshard.cli import completion, console
-from reshard.cli.commands import cli
+from reshard.cli import console
+from reshard.cli.commands import cli, complete
 from reshard.errors import ReshardError, StorageError, UsageError, printable
 from reshard.progress import Cancellation, CancelledError
 
@@ -56,7 +56,7 @@ def program(arguments: Sequence[str] | None = None) -> int:
     Returns:
         The exit code.
     """
-    if (done := completion.complete(cli)) is not None:
+    if (done := complete()) is not None:
         return done
     code = _main(arguments, patience=_PATIENCE_SECONDS)
     console.flush_at_exit()

@@ -1,4 +1,9 @@
-"""Standard output and standard error: print results, messages, logs and progress to streams with any encoding."""
+"""Standard output and standard error: print results, messages, logs and progress to streams with any encoding.
+
+Tables and progress bars are rendered by rich, which is imported only when one of them is printed.
+"""
+
+# ruff: noqa: PLC0415 - see above
 
 from __future__ import annotations
 
@@ -15,15 +20,17 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, Self, TextIO
 
-from reshard.cli.format import size
 from reshard.errors import printable
+from reshard.pictures.captions import size
 from reshard.telemetry import formatter, log
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator
     from types import TracebackType
 
-    from reshard.cli.terminal import BarProgress
+    from rich.console import Console, RenderableType
+    from rich.progress import Progress, TaskID
+
     from reshard.errors import ReshardError
     from reshard.telemetry import LogFormat
 
@@ -194,9 +201,36 @@ def out_error(error: ReshardError, code: int) -> None:
 
 def table(columns: Iterable[tuple[str, str]], rows: Iterable[Iterable[object]]) -> None:
     """Print a table. Each column is a heading and "left" or "right"."""
-    from reshard.cli import terminal  # noqa: PLC0415 - pods print no tables, and start faster without rich
+    from rich.table import Table
+    from rich.text import Text
 
-    draw(terminal.table(columns, rows))  # rich itself would exit the process when the reader is gone
+    columns = list(columns)
+    made = Table(show_header=any(heading for heading, _ in columns), box=None, header_style="bold", pad_edge=False)
+    for heading, justify in columns:
+        made.add_column(heading, justify="right" if justify == "right" else "left", overflow="fold")
+    for row in rows:
+        made.add_row(*(Text(printable(str(cell))) for cell in row))
+    draw(rendered(made))
+
+
+def rendered(*renderables: RenderableType) -> str:
+    """Return renderables as text, with colors if standard output supports them."""
+    console = _rich(sys.stdout, width())
+    with console.capture() as text:
+        console.print(*renderables, sep="\n")
+    return text.get()
+
+
+def width() -> int:
+    """Return the width of standard output in characters."""
+    return _rich(sys.stdout).width if sys.stdout.isatty() else 200
+
+
+def _rich(stream: TextIO, width: int | None = None) -> Console:
+    """Return a console whose stream never raises BrokenPipeError, because rich exits the process on this error."""
+    from rich.console import Console
+
+    return Console(file=TolerantStream(stream), width=width)  # type: ignore[arg-type]  # it has all that rich calls
 
 
 class LineProgress:
@@ -243,10 +277,56 @@ class LineProgress:
         err(f"note: {printable(text)}", logging.WARNING)
 
 
+class BarProgress:
+    """Progress that shows a bar with rate and remaining time on a terminal."""
+
+    def __init__(self) -> None:
+        self._console = _rich(sys.stderr)
+        self._progress: Progress | None = None
+        self._task: TaskID | None = None
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
+        if self._progress is not None:
+            self._progress.stop()
+
+    def begin(self, what: str, total: int, unit: str) -> None:
+        """See `Progress.begin`."""
+        if self._progress is not None:
+            self._progress.stop()
+        from rich.progress import (
+            BarColumn,
+            DownloadColumn,
+            MofNCompleteColumn,
+            Progress,
+            TextColumn,
+            TimeRemainingColumn,
+            TransferSpeedColumn,
+        )
+
+        counts = (DownloadColumn(), TransferSpeedColumn()) if unit == "bytes" else (MofNCompleteColumn(),)
+        self._progress = Progress(
+            TextColumn("{task.description}"), BarColumn(), *counts, TimeRemainingColumn(), console=self._console
+        )
+        self._task = self._progress.add_task(what, total=total)
+        self._progress.start()
+
+    def advance(self, count: int) -> None:
+        """See `Progress.advance`."""
+        if self._progress is not None and self._task is not None:
+            self._progress.advance(self._task, count)
+
+    def note(self, text: str) -> None:
+        """See `Progress.note`."""
+        from rich.text import Text
+
+        self._console.print(Text(f"note: {printable(text)}"))
+
+
 def progress() -> BarProgress | LineProgress:
     """Return a progress bar if standard error is a terminal, otherwise progress in lines."""
     if _logs_json() or not sys.stderr.isatty():
         return LineProgress()
-    from reshard.cli.terminal import BarProgress  # noqa: PLC0415 - as above
-
     return BarProgress()

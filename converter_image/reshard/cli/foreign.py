@@ -9,9 +9,9 @@ from typing import TYPE_CHECKING, Any
 
 from reshard.checkpoint.dtypes import DTYPES
 from reshard.cli import console
-from reshard.cli.format import shape, size
 from reshard.cli.request import matching
 from reshard.model import Checkpoint, Grid
+from reshard.pictures.captions import shape, size
 
 if TYPE_CHECKING:
     from collections.abc import Sequence

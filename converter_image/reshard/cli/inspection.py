@@ -13,11 +13,11 @@ import msgspec
 
 from reshard.cli import console
 from reshard.cli.foreign import show_foreign
-from reshard.cli.format import shape, size, some_ranks, source_layout
 from reshard.cli.request import matching
 from reshard.engine.memory import default_workers
 from reshard.errors import DataError, MissingInputError
 from reshard.layout import Layout
+from reshard.pictures.captions import shape, size, some_ranks, source_layout
 from reshard.plan import place
 from reshard.source.encrypted import as_plain
 from reshard.source.files import Files, find_files, open_source

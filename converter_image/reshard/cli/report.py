@@ -1,26 +1,35 @@
-"""Print the result of a command, as text or as JSON."""
+"""Print the result of a command, as text, as JSON or as a picture."""
 
 from __future__ import annotations
 
+from contextlib import closing
 from dataclasses import asdict
 from typing import TYPE_CHECKING, Any
 
 from reshard.checkpoint.manifest import MANIFEST_NAME
 from reshard.cli import console
-from reshard.cli.format import size, some_ranks
+from reshard.cli.request import matching
+from reshard.errors import UsageError
+from reshard.pictures.captions import size, some_ranks
 from reshard.spec.ranks import parse_ranks
+from reshard.storage import open_store, parent_and_name
 from reshard.target.parts import is_whole
 
 if TYPE_CHECKING:
+    from collections.abc import Iterable
+
     from reshard.checkpoint.manifest import Manifest
     from reshard.layout import Layout
+    from reshard.pictures.picture import Limits, Picture
     from reshard.spec.request import Request
+    from reshard.storage.protocol import Store
     from reshard.strategy import Strategy
     from reshard.transform.plan import PlanResult
     from reshard.transform.run import Result
     from reshard.transform.verify import VerifyResult
 
 _SHOWN_RANKS = 16
+_SVG_START = b"<svg "
 
 
 def transformed(request: Request, result: Result, *, as_json: bool) -> None:
@@ -171,6 +180,65 @@ def planned(plan: PlanResult, *, as_json: bool) -> None:
     )
     if len(ranks) > _SHOWN_RANKS:
         console.out(f"... and {len(ranks) - _SHOWN_RANKS} more; use --json to list all")
+
+
+def picture(plan: PlanResult, patterns: Iterable[str]) -> str:
+    """Return the picture of a plan for the terminal.
+
+    Args:
+        plan: plan to draw.
+        patterns: names or glob patterns of the parameters whose sharding is drawn.
+
+    Raises:
+        MissingInputError: a pattern matches no parameter.
+    """
+    from reshard.pictures import characters  # noqa: PLC0415 - it imports rich
+
+    return console.rendered(*characters.draw(_picture(plan, patterns, characters.LIMITS), console.width()))
+
+
+def write_svg(plan: PlanResult, patterns: Iterable[str], path: str) -> None:
+    """Write the picture of a plan to an SVG file. Arguments: see `picture`.
+
+    Raises:
+        MissingInputError: a pattern matches no parameter.
+        UsageError: the file exists and is not an SVG written by reshard.
+    """
+    from reshard.pictures import svg  # noqa: PLC0415 - few commands draw
+
+    text = svg.draw(_picture(plan, patterns, svg.LIMITS))
+    folder, name = parent_and_name(path)
+    store = open_store(folder)
+    _refuse_other_files(store, name, path)
+    store.write(name, text.encode(), mode=None)
+
+
+def _picture(plan: PlanResult, patterns: Iterable[str], limits: Limits) -> Picture:
+    from reshard.pictures.picture import picture_of  # noqa: PLC0415 - few commands draw
+
+    names = matching((parameter.name for parameter in plan.planner.model.parameters), patterns)
+    return picture_of(plan.planner, tuple(plan.summary.sources), names, limits)
+
+
+def _refuse_other_files(store: Store, name: str, path: str) -> None:
+    """Refuse to replace a file of another kind, because it may be the only copy.
+
+    Raises:
+        UsageError: the file exists and is not an SVG written by reshard.
+    """
+    found = store.stat(name)
+    if found is None:
+        return
+    if not found.is_folder and found.size:
+        with closing(store.open(name)) as reader:
+            if reader.read(0, min(len(_SVG_START), reader.size)) == _SVG_START:
+                return
+    raise UsageError(
+        "FileExists",
+        "output file exists and is not an SVG written by reshard",
+        where=path,
+        fix="choose another name, or delete the file",
+    )
 
 
 def strategy(found: Strategy, *, as_json: bool) -> None:

@@ -4,18 +4,15 @@ The modules of this package perform no I/O, so a plan can be printed and tested 
 """
 
 from reshard.plan.cast import castable, rounded, with_casts
-from reshard.plan.cuts import Cuts, cuts
 from reshard.plan.model import Model, Parameter, Role
 from reshard.plan.parameters import place
 from reshard.plan.rank import Planner, RankPlan, TargetTensor, prove
 from reshard.plan.rename import unmatched, unmatched_patterns
 from reshard.plan.same import keep
 from reshard.plan.summary import Summary, summarize
-from reshard.plan.traffic import Traffic, traffic
 from reshard.plan.unified import unify
 
 __all__ = [
-    "Cuts",
     "Model",
     "Parameter",
     "Planner",
@@ -23,15 +20,12 @@ __all__ = [
     "Role",
     "Summary",
     "TargetTensor",
-    "Traffic",
     "castable",
-    "cuts",
     "keep",
     "place",
     "prove",
     "rounded",
     "summarize",
-    "traffic",
     "unify",
     "unmatched",
     "unmatched_patterns",

@@ -1,4 +1,4 @@
-"""Sizes, shapes, layouts and charts as text."""
+"""Sizes, shapes, layouts and captions of pictures as text."""
 
 from __future__ import annotations
 
@@ -12,7 +12,9 @@ if TYPE_CHECKING:
     from collections.abc import Sequence
 
     from reshard.layout import Layout
-    from reshard.plan import Cuts, Parameter, Traffic
+    from reshard.pictures.sharding import Sharding
+    from reshard.pictures.traffic import Traffic
+    from reshard.plan import Parameter
 
 _UNITS = ("B", "kB", "MB", "GB", "TB", "PB")
 
@@ -30,7 +32,7 @@ def size(nbytes: float) -> str:
     return f"{nbytes:.3g} {_UNITS[step]}" if step else f"{nbytes:.0f} B"
 
 
-def dimension(number: int, ndim: int) -> str:
+def dimension_name(number: int, ndim: int) -> str:
     """Return the name of a tensor's dimension."""
     return {1: ["elements"], 2: ["rows", "columns"]}[ndim][number] if ndim in {1, 2} else f"dimension {number}"
 
@@ -43,7 +45,7 @@ def layout(found: Layout) -> str:
     'rows /4 x columns /2, optimizer /2, 2 replicas'
     """
     tensors = replace(found, shard_step=0, shard_size=0).parts
-    cuts = " x ".join(f"{dimension(i, found.ndim)} /{k}" for i, k in enumerate(tensors) if k > 1)
+    cuts = " x ".join(f"{dimension_name(i, found.ndim)} /{k}" for i, k in enumerate(tensors) if k > 1)
     shards = found.parts[0] // tensors[0] if found.ndim else 1
     replicas = len(next(iter(found.holders.values())))
     texts = [cuts] if cuts else [] if shards > 1 else ["whole"]
@@ -68,41 +70,41 @@ def source_layout(parameter: Parameter) -> str:
     return "whole, in no strategy" if parameter.role.name == "REPLICATED" else "whole"
 
 
-def ranks_to_ranks(flow: Traffic) -> str:
+def ranks_to_ranks(traffic: Traffic) -> str:
     """Return the numbers of source and target ranks."""
-    source, target = (sum(map(len, axis.groups)) for axis in (flow.source, flow.target))
+    source, target = (sum(map(len, axis.groups)) for axis in (traffic.source, traffic.target))
     return f"{source} → {target} ranks"
 
 
-def describe(flow: Traffic) -> list[str]:
-    """Return sentences that describe a chart of this traffic, also for users who cannot see the chart."""
-    total, most = sum(flow.nbytes.values()), max(flow.nbytes.values(), default=0)
+def describe(traffic: Traffic) -> list[str]:
+    """Return sentences that describe a picture of this traffic, also for users who cannot see it."""
+    total, most = sum(traffic.nbytes.values()), max(traffic.nbytes.values(), default=0)
     texts = [f"{size(total)} read, at most {size(most)} per cell."]
-    if flow.source.size == flow.target.size == 1:
-        feeding, read = Counter(j for _, j in flow.nbytes), sum(map(bool, flow.by_source))
+    if traffic.source.size == traffic.target.size == 1:
+        feeding, read = Counter(j for _, j in traffic.nbytes), sum(map(bool, traffic.by_source))
         few, many = min(feeding.values(), default=0), max(feeding.values(), default=0)
-        ranks, each = len(flow.source.groups), str(few) if few == many else f"{few} to {many}"
+        ranks, each = len(traffic.source.groups), str(few) if few == many else f"{few} to {many}"
         unread = "" if read == ranks else f"; {ranks - read} are unused"
         texts[0] += f" Each target rank reads from {each} of {_many(ranks, 'source rank')}{unread}."
     else:
-        rows, columns = _many(flow.source.size, "source rank"), _many(flow.target.size, "target rank")
+        rows, columns = _many(traffic.source.size, "source rank"), _many(traffic.target.size, "target rank")
         texts.append(f"Each row is {rows}, each column {columns}.")
-    if flow.source.stages or flow.target.stages:
+    if traffic.source.stages or traffic.target.stages:
         texts.append("Dashed lines separate pipeline stages.")
     return texts
 
 
-def simplifications(cuts: Cuts) -> list[str]:
-    """Return notes about dimensions and cells that the chart of a parameter omits or merges."""
-    ndim = len(cuts.parameter.shape)
+def simplifications(sharding: Sharding) -> list[str]:
+    """Return notes about dimensions and cells that the picture of a parameter omits or merges."""
+    ndim = len(sharding.parameter.shape)
     texts = []
     if ndim > 2:
-        texts.append("shown: " + " and ".join(dimension(i, ndim) for i in cuts.dimensions))
-    if cuts.hidden:
-        texts.append("also sharded, not shown: " + " and ".join(dimension(i, ndim) for i in cuts.hidden))
+        texts.append("shown: " + " and ".join(dimension_name(i, ndim) for i in sharding.dimensions))
+    if sharding.hidden:
+        texts.append("also sharded, not shown: " + " and ".join(dimension_name(i, ndim) for i in sharding.hidden))
     texts += [
         f"each {side} cell merges up to {grid.merged}"
-        for side, grid in (("source", cuts.source), ("target", cuts.target))
+        for side, grid in (("source", sharding.source), ("target", sharding.target))
         if grid.merged > 1
     ]
     return texts

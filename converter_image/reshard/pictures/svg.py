@@ -1,4 +1,4 @@
-"""The chart of a plan as an SVG: the traffic between source and target ranks, and the sharding of parameters.
+"""A picture as an SVG: the traffic between source and target ranks, and the sharding of parameters.
 
 The file contains no scripts and no references, and is legible on light and dark backgrounds. Names from checkpoint files are
 escaped by `_short` and the XML writer. The size of the file is limited, whatever the size of the model.
@@ -14,20 +14,19 @@ from math import ceil, sqrt
 from typing import TYPE_CHECKING
 from xml.etree import ElementTree as ET
 
-from reshard.cli import format as fmt
-from reshard.cli.format import size
 from reshard.errors import printable
+from reshard.pictures.captions import describe, layout, ranks_to_ranks, shape, simplifications, size, source_layout
+from reshard.pictures.picture import Limits
 from reshard.spec.ranks import format_ranks
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Sequence
 
-    from reshard.plan import Cuts, Traffic
-    from reshard.plan.cuts import Grid
-    from reshard.plan.traffic import Axis
+    from reshard.pictures.picture import Picture
+    from reshard.pictures.sharding import CellGrid, Sharding
+    from reshard.pictures.traffic import Axis, Traffic
 
-# Limits: groups of ranks on each side, cells of a parameter along each dimension.
-MOST_GROUPS, MOST_CELLS = 64, 16
+LIMITS = Limits(groups=64, cells=16)
 _WIDTH, _MARGIN = 860, 32
 _LINE = 20
 _GUTTER, _BARS = 84, 132  # left of the matrix for labels, right of it for bars
@@ -48,32 +47,31 @@ text{font:13px Inter,system-ui,-apple-system,"Segoe UI",Roboto,Helvetica,Arial,s
 """
 
 
-def svg(flow: Traffic, drawn: Sequence[Cuts], notes: Sequence[str] = ()) -> str:
-    """Return a chart as the text of an SVG file, 860 pixels wide.
+def draw(picture: Picture) -> str:
+    """Return a picture as the text of an SVG file, 860 pixels wide.
 
     Args:
-        flow: number of bytes between ranks, with at most `MOST_GROUPS` groups on each side.
-        drawn: sharding of parameters, with at most `MOST_CELLS` cells along each dimension.
-        notes: lines to print at the end.
+        picture: data of the picture, within `LIMITS`.
     """
+    traffic = picture.traffic
     root = ET.Element("svg", {"xmlns": "http://www.w3.org/2000/svg", "role": "img", "aria-labelledby": "title desc"})
-    title = fmt.ranks_to_ranks(flow)
+    title = ranks_to_ranks(traffic)
     _add(root, "title", title, id="title")
-    _add(root, "desc", " ".join(fmt.describe(flow)), id="desc")
+    _add(root, "desc", " ".join(describe(traffic)), id="desc")
     ET.SubElement(root, "style").text = _STYLE
     card = _rect(root, (0.5, 0.5, _WIDTH - 1, 0), "card", rx=12)
     pen = _Pen(root, _MARGIN)
     pen.line(title, "title", 28)
-    for sentence in fmt.describe(flow):
+    for sentence in describe(traffic):
         pen.line(sentence, "soft")
     pen.down += 12
-    _matrix(pen, flow)
-    for each in drawn:
+    _matrix(pen, traffic)
+    for sharding in picture.shardings:
         pen.rule()
-        _parameter(pen, each)
-    if notes:
+        _parameter(pen, sharding)
+    if picture.notes:
         pen.rule()
-    for note in notes:
+    for note in picture.notes:
         pen.line(_short(note, 110), "soft")
     height = round(pen.down + _MARGIN - 12)
     card.set("height", str(height - 1))
@@ -118,8 +116,8 @@ class _Plot:
         return 3.0 if self.labelled else min(self.wide, self.high) / 6
 
 
-def _matrix(pen: _Pen, flow: Traffic) -> None:
-    rows, columns = len(flow.source.groups), len(flow.target.groups)
+def _matrix(pen: _Pen, traffic: Traffic) -> None:
+    rows, columns = len(traffic.source.groups), len(traffic.target.groups)
     labelled = columns <= 8 and rows <= 16
     wide = min(128.0 if labelled else 24.0, _PLOT / columns)
     high = 34.0 if labelled else min(wide, _PLOT / rows)
@@ -128,77 +126,77 @@ def _matrix(pen: _Pen, flow: Traffic) -> None:
     right, bottom = left + wide * columns, top + high * rows
     _text(root, "target rank", left, top - 26, "soft small")
     _text(root, "source rank", left - 12, top - 8, "soft small e")
-    for j, label in _labels(flow.target, wide, lambda text: 7 * len(text) + 10):
+    for j, label in _labels(traffic.target, wide, lambda text: 7 * len(text) + 10):
         _text(root, label, left + wide * (j + 0.5), top - 8, "m")
-    for i, label in _labels(flow.source, high, lambda _: 15):
-        _text(root, label, left - 12, top + high * (i + 0.5) + 4.5, "e" if flow.by_source[i] else "e soft")
+    for i, label in _labels(traffic.source, high, lambda _: 15):
+        _text(root, label, left - 12, top + high * (i + 0.5) + 4.5, "e" if traffic.by_source[i] else "e soft")
     _rect(root, (left, top, right - left, bottom - top), "plot", rx=3)
-    _flows(root, plot, flow)
-    for i in flow.source.stages:
+    _cells_of_matrix(root, plot, traffic)
+    for i in traffic.source.stages:
         _add(root, "line", cls="stage", x1=left - 8, x2=right + 8, y1=top + high * i, y2=top + high * i)
-    for j in flow.target.stages:
+    for j in traffic.target.stages:
         _add(root, "line", cls="stage", x1=left + wide * j, x2=left + wide * j, y1=top - 4, y2=bottom + 4)
-    _read(root, plot, flow, right + 14)
-    _got(root, plot, flow, bottom + 10)
+    _read(root, plot, traffic, right + 14)
+    _received(root, plot, traffic, bottom + 10)
     pen.down = bottom + (68 if labelled else 54)
 
 
-def _flows(root: ET.Element, plot: _Plot, flow: Traffic) -> None:
+def _cells_of_matrix(root: ET.Element, plot: _Plot, traffic: Traffic) -> None:
     """Draw the cells of the matrix. The opacity grows with the square root of the bytes, so that small values are visible."""
-    cells, most = _add(root, "g", cls="flow"), max(flow.nbytes.values(), default=1)
-    for (i, j), nbytes in sorted(flow.nbytes.items()):
+    cells, most = _add(root, "g", cls="flow"), max(traffic.nbytes.values(), default=1)
+    for (i, j), nbytes in sorted(traffic.nbytes.items()):
         share = 0.12 + 0.88 * sqrt(nbytes / most)
         x, y = plot.left + plot.wide * j, plot.top + plot.high * i
-        tip = f"{_group(flow.source, i)} → {_group(flow.target, j)}: {size(nbytes)}"
+        tip = f"{_group(traffic.source, i)} → {_group(traffic.target, j)}: {size(nbytes)}"
         box = (x + plot.gap / 2, y + plot.gap / 2, plot.wide - plot.gap, plot.high - plot.gap)
         _rect(cells, box, "", tip, rx=plot.rounded, fill_opacity=share)
         if plot.labelled:
             _text(root, size(nbytes), x + plot.wide / 2, y + plot.high / 2 + 4.5, "m over" if share > 0.72 else "m")
 
 
-def _read(root: ET.Element, plot: _Plot, flow: Traffic, left: float) -> None:
+def _read(root: ET.Element, plot: _Plot, traffic: Traffic, left: float) -> None:
     """Draw the bytes read from each source group, to the right of the matrix."""
     _text(root, "read", left, plot.top - 8, "soft small")
-    for i, nbytes in enumerate(flow.by_source):
-        y, length = plot.top + plot.high * i, 56 * nbytes / max(*flow.by_source, 1)
+    for i, nbytes in enumerate(traffic.by_source):
+        y, length = plot.top + plot.high * i, 56 * nbytes / max(*traffic.by_source, 1)
         if nbytes:
-            tip = f"source rank {_group(flow.source, i)}: {size(nbytes)}"
+            tip = f"source rank {_group(traffic.source, i)}: {size(nbytes)}"
             _rect(root, (left, y + plot.gap / 2, length, plot.high - plot.gap), "bar", tip, rx=plot.rounded)
         if plot.high >= 15:
             _text(root, size(nbytes) if nbytes else "unused", left + 6 + length, y + plot.high / 2 + 4, "soft small")
 
 
-def _got(root: ET.Element, plot: _Plot, flow: Traffic, top: float) -> None:
+def _received(root: ET.Element, plot: _Plot, traffic: Traffic, top: float) -> None:
     """Draw the bytes that each target group receives, below the matrix."""
     _text(root, "received", plot.left - 12, top + 16, "soft small e")
-    for j, nbytes in enumerate(flow.by_target):
-        x, length = plot.left + plot.wide * j, 36 * nbytes / max(*flow.by_target, 1)
-        tip = f"target rank {_group(flow.target, j)}: {size(nbytes)}"
+    for j, nbytes in enumerate(traffic.by_target):
+        x, length = plot.left + plot.wide * j, 36 * nbytes / max(*traffic.by_target, 1)
+        tip = f"target rank {_group(traffic.target, j)}: {size(nbytes)}"
         _rect(root, (x + plot.gap / 2, top, plot.wide - plot.gap, length), "bar", tip, rx=plot.rounded)
         if plot.labelled:
             _text(root, size(nbytes), x + plot.wide / 2, top + length + 15, "m soft small")
 
 
-def _parameter(pen: _Pen, drawn: Cuts) -> None:
-    parameter = drawn.parameter
-    whole = f"{parameter.dtype} {fmt.shape(parameter.shape)}, {size(parameter.nbytes)}"
+def _parameter(pen: _Pen, sharding: Sharding) -> None:
+    parameter = sharding.parameter
+    whole = f"{parameter.dtype} {shape(parameter.shape)}, {size(parameter.nbytes)}"
     pen.line(_short(parameter.name, 90), "name", 22, _short(parameter.name, 1000))
-    pen.line(whole + "".join(f"; {each}" for each in fmt.simplifications(drawn)), "soft")
+    pen.line(whole + "".join(f"; {each}" for each in simplifications(sharding)), "soft")
     pen.down += 8
-    lengths = [parameter.shape[i] for i in drawn.dimensions]
+    lengths = [parameter.shape[i] for i in sharding.dimensions]
     wide, high = float(_GRID), 44.0
     if len(lengths) == 2:
         high = min(max(wide * lengths[0] / max(lengths[1], 1), 112.0), 224.0)
-    sides = (("source", drawn.source, fmt.source_layout(parameter)), ("target", drawn.target, fmt.layout(parameter.target)))
+    sides = (("source", sharding.source, source_layout(parameter)), ("target", sharding.target, layout(parameter.target)))
     top = pen.down + 24
-    hues = list(_cells(drawn.source, 0, 0, wide, high))
-    for side, (name, grid, layout) in enumerate(sides):
+    hues = list(_cells(sharding.source, 0, 0, wide, high))
+    for side, (name, grid, caption) in enumerate(sides):
         left = _MARGIN + side * (_WIDTH - 2 * _MARGIN - _GRID)
-        _text(pen.root, f"{name}: {layout}", left, pen.down + 12, "")
+        _text(pen.root, f"{name}: {caption}", left, pen.down + 12, "")
         for number, (x, y, w, h) in enumerate(hues):
             _rect(pen.root, (left + x, top + y, w, h), fill=_hue(number, len(hues)), fill_opacity=0.45)
         if side:
-            for x, y, w, h in _boundaries(drawn.source, drawn.target, wide, high):
+            for x, y, w, h in _boundaries(sharding.source, sharding.target, wide, high):
                 _add(pen.root, "line", cls="cut", x1=left + x, y1=top + y, x2=left + x + w, y2=top + y + h)
         cells = list(_cells(grid, left, top, wide, high))
         labels = _fitting(grid.ranks, min(w for _, _, w, _ in cells), min(h for _, _, _, h in cells))
@@ -208,7 +206,7 @@ def _parameter(pen: _Pen, drawn: Cuts) -> None:
     pen.down = top + high
 
 
-def _cells(grid: Grid, left: float, top: float, wide: float, high: float) -> Iterator[_Box]:
+def _cells(grid: CellGrid, left: float, top: float, wide: float, high: float) -> Iterator[_Box]:
     """Yield the box of each cell, row-major. A single dimension runs from left to right."""
     rows, columns = _edges(grid)
     for a, b in pairwise(rows):
@@ -216,14 +214,14 @@ def _cells(grid: Grid, left: float, top: float, wide: float, high: float) -> Ite
             yield left + wide * c, top + high * a, wide * (d - c), high * (b - a)
 
 
-def _boundaries(source: Grid, target: Grid, wide: float, high: float) -> Iterator[_Box]:
+def _boundaries(source: CellGrid, target: CellGrid, wide: float, high: float) -> Iterator[_Box]:
     """Yield the boundaries of source cells that are not boundaries of target cells."""
     (rows, columns), (others, more) = _edges(source), _edges(target)
     yield from ((0.0, high * at, wide, 0.0) for at in rows if at not in others)
     yield from ((wide * at, 0.0, 0.0, high) for at in columns if at not in more)
 
 
-def _edges(grid: Grid) -> tuple[list[Fraction], list[Fraction]]:
+def _edges(grid: CellGrid) -> tuple[list[Fraction], list[Fraction]]:
     """Return the boundaries of cells from top to bottom and from left to right, as fractions of the whole."""
     found = [[Fraction(at, k) for at in edges] for edges, k in zip(grid.edges, grid.parts, strict=True)]
     *rows, columns = found or [[Fraction(0), Fraction(1)]]

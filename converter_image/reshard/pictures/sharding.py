@@ -1,4 +1,4 @@
-"""The sharding of one parameter in the source and the target, as two drawings of limited size."""
+"""The sharding of one parameter in the source and the target, as two grids of limited size."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ if TYPE_CHECKING:
 
 
 @dataclass(frozen=True, slots=True)
-class Grid:
+class CellGrid:
     """The cells of one side, along the dimensions that are drawn.
 
     Attributes:
@@ -34,7 +34,7 @@ class Grid:
 
 
 @dataclass(frozen=True, slots=True)
-class Cuts:
+class Sharding:
     """The sharding of a parameter on both sides.
 
     Attributes:
@@ -48,12 +48,12 @@ class Cuts:
     parameter: Parameter
     dimensions: tuple[int, ...]
     hidden: tuple[int, ...]
-    source: Grid
-    target: Grid
+    source: CellGrid
+    target: CellGrid
 
 
-def cuts(model: Model, parameter: Parameter, most: int) -> Cuts:
-    """Return the drawings of a parameter's sharding.
+def sharding_of(model: Model, parameter: Parameter, most: int) -> Sharding:
+    """Return the sharding of a parameter, to be drawn.
 
     Args:
         model: model of the parameter.
@@ -68,17 +68,17 @@ def cuts(model: Model, parameter: Parameter, most: int) -> Cuts:
     shown = tuple(sorted([*sorted(cut, key=lambda i: -before[i] * after[i])[:2], *rest][:2]))
     hidden = tuple(i for i in cut if i not in shown)
     target = _grid(parameter.target, parameter.target_stages, model.target_devices, shown, most)
-    return Cuts(parameter, shown, hidden, _source(model, parameter, shown, most), target)
+    return Sharding(parameter, shown, hidden, _source(model, parameter, shown, most), target)
 
 
-def _source(model: Model, parameter: Parameter, shown: tuple[int, ...], most: int) -> Grid:
+def _source(model: Model, parameter: Parameter, shown: tuple[int, ...], most: int) -> CellGrid:
     if parameter.source is None:
         holding = tuple(file.rank for file in model.inventory.files if file.structure in parameter.structures)
-        return Grid((1,) * len(shown), ((0, 1),) * len(shown), (holding,))
+        return CellGrid((1,) * len(shown), ((0, 1),) * len(shown), (holding,))
     return _grid(parameter.source, parameter.source_stages, model.source_devices, shown, most)
 
 
-def _grid(layout: Layout, stages: tuple[int, ...], devices: int, shown: tuple[int, ...], most: int) -> Grid:
+def _grid(layout: Layout, stages: tuple[int, ...], devices: int, shown: tuple[int, ...], most: int) -> CellGrid:
     parts = tuple(layout.parts[i] for i in shown)
     steps = [-(-k // most) for k in parts]
     edges = tuple((*range(0, k, step), k) for k, step in zip(parts, steps, strict=True))
@@ -90,4 +90,4 @@ def _grid(layout: Layout, stages: tuple[int, ...], devices: int, shown: tuple[in
             for i, step, length in zip(shown, steps, lengths, strict=True):
                 at = at * length + cell[i] // step
             ranks[at].append(stage * devices + rank)
-    return Grid(parts, edges, tuple(tuple(sorted(found)) for found in ranks))
+    return CellGrid(parts, edges, tuple(tuple(sorted(found)) for found in ranks))

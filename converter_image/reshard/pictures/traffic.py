@@ -82,7 +82,7 @@ class Traffic:
         return tuple(found[i] for i in range(length))
 
 
-def traffic(planner: Planner, ranks: Sequence[int], most: int) -> Traffic:
+def count_traffic(planner: Planner, ranks: Sequence[int], most: int) -> Traffic:
     """Count the bytes between every pair of ranks without planning copies.
 
     Args:
