@@ -20,7 +20,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from safetensors import deserialize
 
-from reshard.errors import DataError, RequestError
+from reshard.errors import DataError, RequestError, ReshardError
 from reshard.formats import registry
 from reshard.layout import Layout
 from reshard.layout.box import Box
@@ -29,6 +29,7 @@ from reshard.spec.request import Options, RenameRule, Request
 from reshard.storage import open_store
 from reshard.strategy import StrategyFile, dump
 from reshard.transform.run import transform_checkpoint
+from reshard.transform.verify import verify_checkpoint
 
 if TYPE_CHECKING:
     from reshard.model import Checkpoint
@@ -221,3 +222,31 @@ def objects_of(folder: Path) -> dict[str, bytes]:
         place = each.places[0]
         contents[each.name] = (folder / checkpoint.files[place.file]).read_bytes()[place.offset :][: place.length]
     return contents
+
+
+def test_a_megatron_checkpoint_keeps_its_companions(tmp_path: Path) -> None:
+    source = torch_files.DATA / "megatron"
+    transform(source, tmp_path / "two", format="Megatron", target_ranks=2)
+    for name in ("common.pt", "metadata.json"):
+        assert (tmp_path / "two" / name).read_bytes() == (source / name).read_bytes()
+    again = transform_checkpoint(Request(source, tmp_path / "two", options=Options(format="Megatron", target_ranks=2)), workers=1)
+    assert again.skipped_ranks == (0, 1)
+    (tmp_path / "two" / "common.pt").unlink()
+    with pytest.raises(ReshardError, match=r"FileMissing.*common\.pt"):
+        verify_checkpoint(str(tmp_path / "two"))
+    transform(tmp_path / "two", tmp_path / "one", source_format="megatron")
+    with pytest.raises(RequestError, match="NotMegatron"):
+        transform(torch_files.DATA / "fsdp2", tmp_path / "other", format="Megatron")
+
+
+def test_settings_of_a_model_are_copied_on_request(tmp_path: Path) -> None:
+    two(tmp_path / "source")
+    with pytest.raises(RequestError, match="SettingsMissing"):
+        transform(tmp_path / "source", tmp_path / "target", format="HuggingFace", copy_settings=True)
+    (tmp_path / "source" / "config.json").write_text("{}")
+    transform(tmp_path / "source", tmp_path / "target", format="HuggingFace", copy_settings=True)
+    assert (tmp_path / "target" / "config.json").read_text() == "{}"
+    assert (tmp_path / "target" / "model.safetensors").exists()
+    (tmp_path / "source" / "config.json").write_text("{ }")
+    with pytest.raises(RequestError, match="TargetExists"):
+        transform(tmp_path / "source", tmp_path / "target", format="HuggingFace", copy_settings=True)

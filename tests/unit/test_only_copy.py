@@ -136,7 +136,7 @@ def test_one_of_two_concurrent_starts_with_different_keys_is_refused(
     def run(number: int) -> str:
         encryption, ranks = Encryption(Key(bytes([number]) * 16)), f"{number}"
         sides = (str(made.source), str(target), str(made.source_strategy), str(made.target_strategy))
-        request = Request(*sides, options=Options(ranks=ranks), encryption=encryption)
+        request = Request(*sides, options=Options(only_ranks=ranks), encryption=encryption)
         try:
             transform_checkpoint(request, commit=False)
         except RequestError as error:

@@ -43,7 +43,7 @@ def job(files: dict[int, bytes], source: str, target: str, **options: Any) -> Jo
     store = MemorySource({f"rank_{rank}/x-1_2.{source}": content for rank, content in files.items()})
     inventory = read_inventory(store, Files({rank: f"rank_{rank}/x-1_2.{source}" for rank in files}), workers=1)
     chosen = Options(format="Ckpt" if target == "ckpt" else "Safetensors", output="Same", **options)
-    model = keep(inventory, ranks=chosen.ranks, rename=chosen.rename)
+    model = keep(inventory, ranks=chosen.only_ranks, rename=chosen.rename)
     return job_of(Request("memory", "nowhere", options=chosen), store, model, None, None)
 
 
@@ -90,10 +90,10 @@ def test_ranks_that_share_a_structure_share_their_plan() -> None:
 
 def test_missing_ranks() -> None:
     content = rawfiles.ckpt({"a": np.zeros(2, np.int8)})
-    assert job({5: content, 8: content}, "ckpt", "ckpt", ranks="5,8").scope == (5, 8)
+    assert job({5: content, 8: content}, "ckpt", "ckpt", only_ranks="5,8").scope == (5, 8)
     for ranks, absent in ((None, 0), ("5-8", 6)):
         with pytest.raises(MissingInputError, match=f"no checkpoint of rank {absent};"):
-            job({5: content, 8: content}, "ckpt", "ckpt", ranks=ranks)
+            job({5: content, 8: content}, "ckpt", "ckpt", only_ranks=ranks)
     with pytest.raises(MissingInputError, match="no checkpoint of rank 0"):
         job({999_999_999: content}, "ckpt", "ckpt")
 

@@ -55,7 +55,7 @@ def test_a_checkpoint_is_complete_when_all_ranks_exist_and_no_process_writes(mad
     digest = ""
     for ranks in ("0-2", "3-5"):
         assert digest == "" or commit_if_complete(str(target), digest) is None
-        some = msgspec.structs.replace(request, options=Options(ranks=ranks))
+        some = msgspec.structs.replace(request, options=Options(only_ranks=ranks))
         digest = transform_checkpoint(some, commit=False).digest
     with locked(LocalStore(str(target)), LOCK, owner=f"job-{digest}", mode=0o640):
         assert commit_if_complete(str(target), digest) is None

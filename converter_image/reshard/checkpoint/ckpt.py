@@ -144,6 +144,7 @@ class CkptFormat:
     once: Final = False
     names_files: Final = False
     document_names: Final = ()
+    companions: Final = ()
 
     def conflicting(self, ranks: int) -> tuple[str, ...]:
         """Return no names."""

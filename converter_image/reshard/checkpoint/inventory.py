@@ -140,6 +140,20 @@ class OpaqueObject(msgspec.Struct, frozen=True, array_like=True, gc=False):
     length: _Count
 
 
+class CarriedFile(msgspec.Struct, frozen=True):
+    """A small file of the source that is copied to the target unchanged, such as the configuration of a model.
+
+    Attributes:
+        path: name of the file, in the source and in the target.
+        size: length in bytes.
+        digest: digest of the content, like that of a file's record.
+    """
+
+    path: Annotated[str, msgspec.Meta(pattern=r"^[^./\x00][^/\x00]{0,254}$")]
+    size: _Count
+    digest: str
+
+
 class Header(msgspec.Struct, frozen=True, array_like=True):
     """The header of one file: its structure, and its CRC32, if any."""
 
@@ -183,6 +197,7 @@ class Inventory(msgspec.Struct, frozen=True):
         keys: keys that lead to values in nested dicts and lists, see `reshard.model.Checkpoint`.
         tensors: tensors whose shards the metadata of the checkpoint locates. The structures of its files are empty.
         objects: values in the checkpoint that are not tensors.
+        carried: small files of the source that are copied unchanged.
         unread: names of tensors and objects whose metadata was not read, because the request excludes them.
     """
 
@@ -195,6 +210,7 @@ class Inventory(msgspec.Struct, frozen=True):
     tensors: tuple[ShardedTensor, ...] = ()
     objects: tuple[OpaqueObject, ...] = ()
     unread: tuple[str, ...] = ()
+    carried: tuple[CarriedFile, ...] = ()
 
     @property
     def names(self) -> tuple[str, ...]:

@@ -9,7 +9,7 @@ from typing import Annotated, Any, Literal, TypeVar
 
 import msgspec
 
-from reshard.checkpoint.inventory import Keys
+from reshard.checkpoint.inventory import CarriedFile, Keys
 from reshard.errors import DataError
 from reshard.spec.request import RenameRule
 
@@ -205,6 +205,7 @@ class Manifest(_Document, frozen=True):
         index: index that replaces the files, with output Index.
         may_be_slices: names of parameters from MindSpore's `hyper_param.safetensors` that may be slices of rank 0, see
             `reshard.checkpoint.unified.possible_slices`.
+        carried: small files of the source that were copied unchanged.
         key_check: value that identifies the key of encrypted files, see `BlockCipher.key_check`.
         notes: messages reported while it was written.
         durations: seconds of each phase, see `reshard.telemetry.durations`. Everything else follows from source and
@@ -232,6 +233,7 @@ class Manifest(_Document, frozen=True):
     may_be_slices: tuple[str, ...] = ()
     stages: tuple[StageRecord, ...] = ()
     index: IndexRecord | None = None
+    carried: tuple[CarriedFile, ...] = ()
     key_check: bytes | None = None
     notes: tuple[str, ...] = ()
     durations: dict[str, float] = {}
@@ -247,9 +249,9 @@ class Manifest(_Document, frozen=True):
         return sum(record.size for record in self.listed)
 
     @property
-    def listed(self) -> tuple[FileRecord | IndexRecord, ...]:
+    def listed(self) -> tuple[FileRecord | IndexRecord | CarriedFile, ...]:
         """Everything in the checkpoint except this document."""
-        return self.files if self.index is None else (*self.files, self.index)
+        return (*self.files, *self.carried, *([] if self.index is None else [self.index]))
 
 
 class _Versioned(msgspec.Struct):

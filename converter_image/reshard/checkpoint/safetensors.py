@@ -138,6 +138,7 @@ class SafetensorsFormat:
     once: bool = False
     names_files: bool = False
     document_names: tuple[str, ...] = ()
+    companions: tuple[str, ...] = ()
 
     def conflicting(self, ranks: int) -> tuple[str, ...]:
         """Return no names."""

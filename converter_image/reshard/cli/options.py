@@ -235,6 +235,12 @@ GROUPS: dict[str, tuple[_Option, ...]] = {
             help="Maximum size of a unified file. Each larger parameter is written to a separate file. Default: 3 GiB.",
         ),
         _option(
+            _PLAN,
+            "--copy-settings",
+            is_flag=True,
+            help="Copy the configuration of the model and its tokenizer, with --format huggingface.",
+        ),
+        _option(
             _RANKS,
             "--remove-redundancy",
             is_flag=True,

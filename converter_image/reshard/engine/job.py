@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import hashlib
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any
 
 import msgspec
@@ -24,7 +24,7 @@ from reshard.spec.request import Request, request_key
 from reshard.storage import open_store
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Iterator
+    from collections.abc import Iterable, Iterator, Mapping
 
     from reshard.checkpoint.inventory import Keys, SourceFile
     from reshard.checkpoint.output import Piece
@@ -59,6 +59,7 @@ class Job:
         cipher: cipher of the target's files. None means that they are not encrypted.
         indexed: whether an index describes the source's files.
         listing: digest of the source's listing, see `SourceRecord.listing`.
+        carried: content of each file of `Inventory.carried`, by its path. Empty if the task was already started.
         planned: whether a plan in the target describes the source's files.
     """
 
@@ -77,6 +78,7 @@ class Job:
     indexed: bool = False
     listing: str = ""
     planned: bool = False
+    carried: Mapping[str, bytes] = field(default_factory=dict)
 
     @property
     def model(self) -> Model:

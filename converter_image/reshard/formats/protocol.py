@@ -90,6 +90,10 @@ class OutputFormat(Protocol):
         """Whether the format determines the names of files, also of files of whole tensors."""
 
     @property
+    def companions(self) -> tuple[str, ...]:
+        """Names of files that a checkpoint requires and only a source of the same format can provide."""
+
+    @property
     def document_names(self) -> tuple[str, ...]:
         """Names of the documents that complete a checkpoint, see `documents`. Not every checkpoint has all of them."""
 

@@ -137,6 +137,7 @@ class Options(msgspec.Struct, frozen=True):
             "Same" means the source's files, converted one by one. "Index" means only an index of the source.
         max_file_size_bytes: maximum size of a unified file. Each larger parameter is written to a separate file. None means 3
             GiB.
+        copy_settings: whether to copy the configuration of the model and of its tokenizer, with the format "HuggingFace".
         file_prefix: prefix of file names. The rank and the extension of the format follow.
         numbered: whether file names contain the rank. The names of their folders always contain it.
         step: training step to read. None means the newest step that every rank has.
@@ -172,6 +173,7 @@ class Options(msgspec.Struct, frozen=True):
     target_ranks: TargetRanks | None = None
     output: OutputKind = "PerRank"
     max_file_size_bytes: Annotated[int, msgspec.Meta(ge=1 << 10)] | None = None
+    copy_settings: bool = False
     file_prefix: str = "checkpoint_"
     numbered: bool = True
     step: int | None = None
@@ -231,6 +233,8 @@ class Options(msgspec.Struct, frozen=True):
         if (self.format in _OF_TORCH and self.output != "PerRank") or (self.format == "HuggingFace" and self.output != "Unified"):
             what, fix = f"the output {self.output} does not apply to the format {self.format}", "omit the output"
             raise UsageError("InvalidOption", what, where="output", fix=fix)
+        if self.copy_settings and self.format != "HuggingFace":
+            raise UsageError("InvalidOption", "only the format HuggingFace has settings", where="copy_settings", fix="omit it")
         if self.target_ranks is not None and self.output != "PerRank":
             what = f"the output {self.output} has no ranks among which tensors are divided"
             raise UsageError("InvalidOption", what, where="target_ranks", fix="omit it")
@@ -396,6 +400,7 @@ def request_key(request: Request) -> dict[str, Any]:
         "format": options.format,
         "sourceFormat": options.source_format,
         "targetRanks": options.target_ranks,
+        "copySettings": options.copy_settings,
         "output": options.output,
         "maxFileSizeBytes": options.most_bytes if options.output == "Unified" else None,
         "filePrefix": options.file_prefix,

@@ -113,6 +113,7 @@ class TargetSpec(Strict, frozen=True):
     format: OutputFormat = "Source"
     output: OutputKind = "PerRank"
     max_file_size_bytes: Annotated[int, msgspec.Meta(ge=1 << 10)] | None = None
+    copy_settings: bool = False
     file_prefix: FilePrefix = "checkpoint_"
     ranks: TargetRanks | None = None
     only_ranks: Annotated[str, msgspec.Meta(max_length=65536)] | None = None
@@ -343,6 +344,7 @@ def _to_request(
             target_ranks=target.ranks,
             output=target.output,
             max_file_size_bytes=target.max_file_size_bytes,
+            copy_settings=target.copy_settings,
             file_prefix=target.file_prefix,
             step=source.files.step,
             files=source.files.pattern,

@@ -36,13 +36,14 @@ from reshard.errors import MissingInputError, ReshardError
 from reshard.formats.registry import document_names
 from reshard.parallel import parallel
 from reshard.storage.cancellable import CancellableReader
-from reshard.storage.digest import is_version, matches, sample_of
+from reshard.storage.digest import ContentDigest, is_version, matches, sample_of
 from reshard.storage.protocol import PROBE
 from reshard.target.standing import JobDocument, Standing, Unfinished
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Collection, Iterable, Sequence
+    from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 
+    from reshard.checkpoint.inventory import CarriedFile
     from reshard.storage.protocol import Stat, Store, Writer
 
 LOCK = f"{STATE}/lock"
@@ -186,9 +187,18 @@ class JobState:
         """Return the record of the task, or None if it was not started."""
         return self._document("job.json", JobDocument, _LARGEST_RECORD)
 
-    def begin(self, job: JobDocument, index: bytes, draft: Manifest) -> JobDocument:
-        """Record the task. If several processes do this concurrently, all return the record of the first."""
+    def begin(self, job: JobDocument, index: bytes, draft: Manifest, carried: Mapping[str, bytes]) -> JobDocument:
+        """Record the task. If several processes do this concurrently, all return the record of the first.
+
+        Args:
+            job: the record.
+            index: index of the source.
+            draft: manifest without files.
+            carried: files for the commit to write, by their paths.
+        """
         store, path = self.target.store, f"{self.folder}/job.json"
+        for name, content in carried.items():
+            store.write(f"{self.folder}/carried/{name}", content, mode=self.target.mode)
         store.write(f"{self.folder}/draft.json", encode(draft), mode=self.target.mode)
         store.write(f"{self.folder}/inventory.json", index, mode=self.target.mode)
         if store.write_new(path, encode(job), mode=self.target.mode):
@@ -232,6 +242,19 @@ class JobState:
     def index(self) -> bytes:
         """Return the index that was passed to `begin`."""
         return self.target.store.read(f"{self.folder}/inventory.json", _LARGEST_DOCUMENT)
+
+    def carried(self, file: CarriedFile) -> bytes:
+        """Return the content of a file that was passed to `begin`.
+
+        Raises:
+            MissingInputError: it was deleted or changed.
+        """
+        path = f"{self.folder}/carried/{file.path}"
+        content = self.target.store.read(path, file.size)
+        if str(ContentDigest(content)) != file.digest:
+            where = f"{self.target.store.url}/{path}"
+            raise MissingInputError("PlanMissing", "the saved file was changed", where=where, fix="run the transform again")
+        return content
 
     def draft(self) -> Manifest:
         """Return the manifest that was passed to `begin`."""

@@ -59,7 +59,7 @@ def begin(job: Job, target: TargetFolder, cancellation: Cancellation) -> tuple[J
         for other in standing.jobs:
             if other in outdated or (job.stage is not None and _is_same_stage(other, job)):
                 target.discard(other, state)
-        document = state.begin(document, encode_index(job), draft_manifest(job, durations()))
+        document = state.begin(document, encode_index(job), draft_manifest(job, durations()), job.carried)
         standing = target.observe()
     _refuse_other_key(job, target, standing)  # of two processes that start it concurrently, one may have another key
     return document, standing
@@ -123,7 +123,7 @@ def _refuse_foreign_files(job: Job, target: TargetFolder, ours: AbstractSet[str]
     Raises:
         RequestError: the target contains such files.
     """
-    wanted = {*map(job.path, job.scope), *job.output.conflicting(job.model.target_ranks)}
+    wanted = {*map(job.path, job.scope), *_carried(job), *job.output.conflicting(job.model.target_ranks)}
     entries = target.store.list("")
     paths = [found.name for found in entries if found.name in wanted or is_own(found.name)]
     folders = [found.name for found in entries if found.is_folder and found.name.startswith("rank_")]
@@ -140,11 +140,16 @@ def _refuse_foreign_targets(job: Job, target: TargetFolder, ours: AbstractSet[st
     Raises:
         RequestError: the target contains such files.
     """
-    wanted = (*map(job.path, job.scope), *document_names(job.key), *job.output.conflicting(job.model.target_ranks))
+    documents = (*document_names(job.key), *_carried(job), *job.output.conflicting(job.model.target_ranks))
+    wanted = (*map(job.path, job.scope), *documents)
     paths = [path for path in wanted if path not in ours]
     for path, found in zip(paths, parallel(target.store.stat, paths), strict=True):
         if found is not None:
             raise _foreign(path, target)
+
+
+def _carried(job: Job) -> tuple[str, ...]:
+    return tuple(file.path for file in job.model.inventory.carried)
 
 
 def _foreign(path: str, target: TargetFolder) -> RequestError:

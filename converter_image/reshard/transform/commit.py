@@ -135,13 +135,15 @@ def _complete(
     maps = documents_of(manifest)
     kept = {*(record.path for record in manifest.listed), *maps}
     target.store.delete_files(sorted(target.replaced_files(standing, document.digest) - kept), prune=True)
+    for file in manifest.carried:
+        target.store.write(file.path, state.carried(file), mode=target.mode)
     for name, text in maps.items():
         target.store.write(name, text, mode=target.mode)
     if content is not None:
         target.store.write(INDEX_NAME, content, mode=target.mode)
     manifest = msgspec.structs.replace(manifest, durations=manifest.durations | durations())
     target.write_manifest(manifest)
-    target.forget_jobs([*(record.path for record in manifest.files), *maps])
+    target.forget_jobs([*(record.path for record in manifest.files), *(file.path for file in manifest.carried), *maps])
     return manifest
 
 

@@ -36,7 +36,8 @@ def check_exists(store: ReadStore, manifest: Manifest) -> dict[str, Stat]:
     """
     entries = store.list("")
     there = files_there(store, manifest, entries)
-    indexes = [*documents_of(manifest), *([INDEX_NAME] if manifest.index is not None else [])]
+    indexes = [*documents_of(manifest), *(file.path for file in manifest.carried)]
+    indexes += [INDEX_NAME] if manifest.index is not None else []
     refuse_missing(store, [*(record.path for record in manifest.files), *indexes], {*there, *(entry.name for entry in entries)})
     return there
 
@@ -44,6 +45,7 @@ def check_exists(store: ReadStore, manifest: Manifest) -> dict[str, Stat]:
 def changed_documents(store: ReadStore, manifest: Manifest) -> list[str]:
     """Return the index files of a checkpoint that do not exist, or have another content than its manifest determines."""
     expected = {name: (len(content), str(ContentDigest(content))) for name, content in documents_of(manifest).items()}
+    expected |= {file.path: (file.size, file.digest) for file in manifest.carried}
     if manifest.index is not None:
         expected[INDEX_NAME] = (manifest.index.size, manifest.index.digest)
     there = store.stats([*expected]) if expected else {}

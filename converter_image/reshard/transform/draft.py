@@ -56,6 +56,7 @@ def draft_manifest(job: Job, durations: Mapping[str, float]) -> Manifest:
         not_in_files=model.not_in_files,
         zero_size=model.zero_size,
         objects=model.objects,
+        carried=model.inventory.carried,
         excluded=model.excluded,
         excluded_by_rename=model.excluded_by_rename,
         inconsistent_replicas=tuple(sorted(model.inconsistent_replicas)),

@@ -22,6 +22,7 @@ from reshard.source.selection import option_for
 from reshard.spec.ranks import parse_ranks
 from reshard.spec.request import SETTLED_BY_INDEX, STRICTNESS, Options, Request
 from reshard.telemetry import phase
+from reshard.transform.carried import read_carried
 from reshard.transform.consistency import check_copies, refuse_possible_slices
 from reshard.transform.inputs import cancellable, decrypted, find, listing_identifies, strategies_of
 
@@ -133,7 +134,10 @@ def prepare_files(  # noqa: PLR0913 - the source, and how to read it
     model = replace(model, inconsistent_replicas=inconsistent)
     stages = _stages(request, source, target, found) if source is not None and request.options.output == "Stage" else None
     selected = Selected(found.step, stages, found.some and request.options.output == "Same")
+    carried = read_carried(store, request, inventory.format)
+    model = replace(model, inventory=msgspec.structs.replace(inventory, carried=carried.records))
     job = job_of(request, plain, model, source, target, key=_key(request), selected=selected, notes=found.notes)
+    job = replace(job, carried=carried.contents)
     if listing_identifies(request, store):
         versions = {file.path: (file.size, file.version) for file in inventory.files}
         job = replace(job, listing=listing_digest(job.key, found, versions))
@@ -246,7 +250,10 @@ def _indexed(request: Request, url: str, cancellation: Cancellation | None) -> J
     if original.digest != index.digest:
         raise DataError("IndexDamaged", "the content does not match its digest", where=url, fix="create the index again")
     plain = decrypted(store, request, index.encrypted, cancellation=cancellation)
-    return replace(job_of(request, plain, model, source, target, key=_key(request)), indexed=True)
+    carried = read_carried(store, request, model.inventory.format)
+    model = replace(model, inventory=msgspec.structs.replace(model.inventory, carried=carried.records))
+    job = job_of(request, plain, model, source, target, key=_key(request))
+    return replace(job, indexed=True, carried=carried.contents)
 
 
 def resume(request: Request, target: TargetFolder, standing: Standing, cancellation: Cancellation | None = None) -> Job | None:
