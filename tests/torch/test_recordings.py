@@ -13,7 +13,7 @@ if TYPE_CHECKING:
     from pathlib import Path
 
 # Torch writes `.distcp` files of safetensors, but its readers expect archives.
-RECORDED = sorted(path.parent for path in DATA.rglob(".metadata") if path.parent.name != "safetensors")
+RECORDED = sorted(path.parent for path in DATA.rglob(".metadata") if "safetensors" not in path.parent.name)
 
 
 @pytest.fixture(scope="module")

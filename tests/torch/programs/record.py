@@ -157,12 +157,18 @@ def fsdp1(folder: Path) -> None:
     note(folder, {"model": whole})
 
 
-def safetensors(folder: Path) -> None:
+def safetensors(folder: Path, *objects: str) -> None:
     """A file of safetensors for each rank, with `.metadata` that gives each tensor the offset 0."""
     with suppress(ImportError):
         from torch.distributed.checkpoint.filesystem import SerializationFormat  # noqa: PLC0415 - torch 2.8 and newer
 
-        save(some("shard0", "shard1", "grid", "hsdp", "experts"), folder, serialization_format=SerializationFormat.SAFETENSORS)
+        state = some("shard0", "shard1", "grid", "hsdp", "experts", *objects)
+        save(state, folder, serialization_format=SerializationFormat.SAFETENSORS)
+
+
+def safetensors_and_objects(folder: Path) -> None:
+    """The same with an object, which is before the header in the file of one rank."""
+    safetensors(folder, "rank_local")
 
 
 def huggingface(folder: Path) -> None:
@@ -298,7 +304,7 @@ IN_WORLD = {
     kind.__name__: kind
     for kind in (
         *(placements, items, threads, per_rank, asynchronous, fsdp2, optimizer, fsdp2_tp, fsdp1),
-        *(safetensors, huggingface, dtensors, megatron),
+        *(safetensors, safetensors_and_objects, huggingface, dtensors, megatron),
     )
 }
 

@@ -91,8 +91,13 @@ class _Rows:
     def find_in(self, file: int, reader: RangeReader, templates: Templates) -> None:
         """Replace the archives in one file by their content."""
         rows = self._order[self._bounds[file] : self._bounds[file + 1]]
-        if (self._lengths[rows] < 0).all() or (not self._offsets[rows].any() and reader.read(0, 9)[8:] == b"{"):
+        start = int(self._offsets[rows[0]])
+        if (self._lengths[rows] < 0).all():
             self._find_by_name(rows.tolist(), reader)
+            return
+        if (self._offsets[rows] == start).all() and reader.read(start, min(9, reader.size - start))[8:] == b"{":
+            self._find_by_name(rows.tolist(), _Rest(reader, start))
+            self._offsets[rows] += start
             return
         for at in range(0, len(rows), 1 << 12):
             block = rows[at : at + (1 << 12)]
@@ -140,6 +145,16 @@ class _Rows:
             old = tensor.shards
             shards = Shards(old.tiling, old.first, old.files, self._offsets[start:end], self._lengths[start:end])
             yield replace(tensor, shards=shards)
+
+
+class _Rest:
+    """A file from a byte on. SerializationFormat.SAFETENSORS writes a rank's objects before the header."""
+
+    def __init__(self, reader: RangeReader, start: int) -> None:
+        self.name, self.size, self._reader, self._start = reader.name, reader.size - start, reader, start
+
+    def read(self, offset: int, length: int) -> bytes:
+        return self._reader.read(self._start + offset, length)
 
 
 class _Named(NamedTuple):
