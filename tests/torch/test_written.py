@@ -16,6 +16,8 @@ from torch_program import run
 
 from reshard.checkpoint.dtypes import BY_TORCH_NAME
 from reshard.formats.registry import output_format, source_format
+from reshard.spec.request import Options, Request
+from reshard.transform.run import transform_checkpoint
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -61,12 +63,25 @@ def test_archives_equal_those_of_torch(tmp_path: Path) -> None:
     assert run("reload", kind="resave", folder=tmp_path) == []
 
 
+def transform(source: Path, target: Path, **options: Any) -> Path:
+    transform_checkpoint(Request(str(source), str(target), options=Options(**options, verification="Full")), workers=1)
+    return target
+
+
 def test_nested_values_are_nested_again(tmp_path: Path) -> None:
     shutil.copytree(DATA / "fsdp2", tmp_path / "before")
-    write_checkpoint(output_format("torch-dcp"), tmp_path / "after", cut("fsdp2", 3))
+    transform(DATA / "fsdp2", tmp_path / "after", format="TorchDcp", target_ranks=3)
     before, after = run("reload", kind="nest", folders=[tmp_path / "before", tmp_path / "after"])
     assert before == after
     assert isinstance(after["optim"]["param_groups"], list)
+
+
+def test_training_resumes_with_another_number_of_ranks(tmp_path: Path) -> None:
+    """The checkpoint of 4 ranks, and what a transform makes of it for 3 ranks and for 2, give 3 ranks the same state."""
+    folders = [transform(DATA / "fsdp2", tmp_path / str(ranks), format="TorchDcp", target_ranks=ranks) for ranks in (2, 3)]
+    of_four, *others = run("resume", folders=[DATA / "fsdp2", *folders], ranks=3)
+    assert others == [of_four, of_four]
+    assert of_four["a.weight"] != expected("fsdp2")["model.a.weight"]  # a step has been trained
 
 
 def test_torch_loads_shards_from_safetensors(tmp_path: Path) -> None:
