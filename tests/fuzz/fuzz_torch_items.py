@@ -2,16 +2,21 @@
 
 from __future__ import annotations
 
+from typing import TYPE_CHECKING
+
 from fuzzing import DATA, Reader, run
 
 from reshard.errors import ReshardError
 from reshard.formats.torch.items import Item, Templates, locate_items
 
+if TYPE_CHECKING:
+    from reshard.formats.torch.strided import Content
+
 FIRST = (DATA / "items" / "__1_0.distcp").read_bytes()
 SHAPES = ((2, 6), (3, 3), ())
 
 
-def locate(content: bytes, starts: list[int], shape: tuple[int, ...]) -> list[tuple[int, int]] | str:
+def locate(content: bytes, starts: list[int], shape: tuple[int, ...]) -> list[Content] | str:
     items = [Item("w", "Int64" if shape == () else "Float32", shape, start, len(content) - starts[-1]) for start in starts]
     try:
         return list(locate_items(Reader(content), items, Templates()))
@@ -28,8 +33,7 @@ def read(content: bytes) -> None:
         if isinstance(alone, str) or isinstance(after, str):
             assert alone == after or isinstance(locate(FIRST, [0], shape), str), (alone, after)
         else:
-            ((offset, length),) = alone
-            assert after[1] == (len(FIRST) + offset, length)
+            assert after[1] == alone[0]._replace(offset=len(FIRST) + alone[0].offset)
 
 
 if __name__ == "__main__":

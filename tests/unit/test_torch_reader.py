@@ -4,9 +4,14 @@ from __future__ import annotations
 
 import json
 import shutil
+import tempfile
+from pathlib import Path
 from typing import TYPE_CHECKING
 
+import numpy as np
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 from local_folder import LocalFolder, content_of
 from torch_files import DATA, archive, metadata, sha256_of, tensor
 
@@ -17,18 +22,16 @@ from reshard.formats.torch.items import Item, Templates, locate_items
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
-    from pathlib import Path
 
     from reshard.model import Checkpoint
 
 # Recordings of several versions of torch, each with the contents that torch read. Others have a format of their own.
 OTHERS = {"files", "dtensors", "transformers"}
 RECORDED = sorted(str(path.parent.relative_to(DATA)) for path in DATA.glob("**/expected.json") if path.parent.name not in OTHERS)
-STRIDED = "column_major"
 LARGE = (4 << 30) + 5
 
 
-def read(folder: LocalFolder, wanted: Callable[[str], bool] = lambda name: name != STRIDED) -> Checkpoint:
+def read(folder: LocalFolder, wanted: Callable[[str], bool] | None = None) -> Checkpoint:
     found = detect(folder.names)
     assert found is not None
     return found.read(folder, workers=2, wanted=wanted)
@@ -40,11 +43,7 @@ def digests(path: Path, found: Checkpoint) -> dict[str, tuple[str, tuple[int, ..
 
 def expected(path: Path) -> dict[str, tuple[str, tuple[int, ...], str]]:
     recorded = json.loads((path / "expected.json").read_text())
-    return {
-        name: (BY_TORCH_NAME[each["dtype"]].name, tuple(each["shape"]), each["sha256"])
-        for name, each in recorded.items()
-        if name != STRIDED
-    }
+    return {name: (BY_TORCH_NAME[each["dtype"]].name, tuple(each["shape"]), each["sha256"]) for name, each in recorded.items()}
 
 
 @pytest.mark.parametrize("name", RECORDED)
@@ -59,11 +58,6 @@ def test_a_few_requests_read_a_file() -> None:
     folder = LocalFolder(DATA / "fsdp2")
     read(folder)
     assert folder.reads <= 2 * 4
-
-
-def test_a_column_major_tensor_is_refused_by_name() -> None:
-    with pytest.raises(DataError, match=r"UnsupportedStrides: .*tensor column_major: .*contiguous"):
-        read(LocalFolder(DATA / "placements"), wanted=lambda _: True)
 
 
 def test_objects_are_whole_items() -> None:
@@ -94,7 +88,11 @@ ITEM = archive(b"\x80\x02" + tensor() + b".")
         (ITEM, {"dtype": "int32"}, "MetadataMismatch"),
         (ITEM, {"dtype": "complex32"}, "MetadataMismatch"),
         (ITEM, {"dtype": "qint8"}, "UnknownType"),
-        (archive(b"\x80\x02" + tensor(strides=(1, 2)) + b"."), {}, "UnsupportedStrides"),
+        (
+            archive(b"\x80\x02" + tensor((1 << 17, 2), (3, 1), count=3 << 17) + b".", {"data/0": bytes(3 << 19)}),
+            {"shape": (1 << 17, 2)},
+            "UnsupportedStrides",
+        ),
         (archive(b"\x80\x02]" + tensor() + b"a."), {}, "TensorInvalid"),
         (archive(b"\x80\x02K\1."), {}, "TensorInvalid"),
         (archive(b"\x80\x02" + tensor() + b".", {"data/0": bytes(24), "byteorder": b"big"}), {}, "BigEndian"),
@@ -110,6 +108,32 @@ def test_an_item_that_contradicts_the_metadata_is_refused(
         read(one_tensor(tmp_path, item, **options))
     assert caught.value.reason == reason
     assert "tensor w0" in str(caught.value)
+
+
+@given(st.permutations(range(3)), st.tuples(*[st.integers(1, 4)] * 3), st.integers(0, 2), st.integers(0, 2))
+def test_tensors_in_any_order_are_divided_into_ranges(order: list[int], shape: tuple[int, ...], gap: int, first: int) -> None:
+    steps, step = [0, 0, 0], 1
+    for i in order:
+        steps[i], step = step, step * (shape[i] + gap)
+    content = np.arange(first + step + 1, dtype=np.float32)
+    item = archive(b"\x80\x02" + tensor(shape, steps, first=first, count=len(content)) + b".", {"data/0": content.tobytes()})
+    whole = np.lib.stride_tricks.as_strided(content[first:], shape, [4 * n for n in steps])
+    with tempfile.TemporaryDirectory() as name:
+        found = read(one_tensor(Path(name), item, shape))
+        assert content_of(Path(name), found, found.tensors[0]) == whole.tobytes()
+
+
+def test_a_shard_by_columns_next_to_one_by_rows(tmp_path: Path) -> None:
+    rows, columns = np.arange(6, dtype=np.float32).reshape(2, 3), np.arange(6, 12, dtype=np.float32).reshape(2, 3)
+    first = archive(b"\x80\x02" + tensor() + b".", {"data/0": rows.tobytes()})
+    second = archive(b"\x80\x02" + tensor(strides=(1, 2)) + b".", {"data/0": columns.tobytes("F")})
+    assert len(first) == len(second)
+    boxes = [((0, 0), (2, 3)), ((2, 0), (2, 3))]
+    (tmp_path / ".metadata").write_bytes(metadata({"w": ((4, 3), boxes)}, length=len(first)))
+    (tmp_path / "f").write_bytes(first + second)
+    found = read(LocalFolder(tmp_path))
+    assert content_of(tmp_path, found, found.tensors[0]) == rows.tobytes() + columns.tobytes()
+    assert len(found.tensors[0].shards.tiling) == 4
 
 
 def test_views_of_a_larger_storage_are_found(tmp_path: Path) -> None:
@@ -145,7 +169,7 @@ def test_content_of_more_than_4_gib_is_found() -> None:
     reader = Sparse()
     items = [Item(f"w{i}", "UInt8", (LARGE,), i * reader.length, reader.length) for i in (0, 1)]
     found = list(locate_items(reader, items, Templates()))
-    assert found == [(i * reader.length + len(reader.head), LARGE) for i in (0, 1)]
+    assert [content[:2] for content in found] == [(i * reader.length + len(reader.head), LARGE) for i in (0, 1)]
 
 
 def test_each_byte_outside_the_content_is_compared(tmp_path: Path) -> None:

@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING
 from reshard.checkpoint.dtypes import BY_TORCH_NAME
 from reshard.errors import DataError
 from reshard.formats.torch.dtypes import BY_STORAGE, REFUSED, torch_type
+from reshard.formats.torch.strided import Content
 from reshard.formats.torch.unpickle import LIMITS, Global, Limits, Record, load
 from reshard.formats.torch.zip import Container, Entry, read_container
 from reshard.layout.box import strides
@@ -88,21 +89,16 @@ class StoredTensor:
             n == 1 or a == b for n, a, b in zip(self.shape, self.strides, rows, strict=True)
         )  # fmt: skip
 
-    def content(self, reader: RangeReader, archive: Archive) -> tuple[int, int]:
-        """Return where the elements are in the file, in row-major order, as (offset, length).
+    def content(self, reader: RangeReader, archive: Archive) -> Content:
+        """Return where the elements are in the file.
 
         Raises:
-            DataError: the elements are in another order or not next to each other, or the local header is damaged.
+            DataError: the local header of the storage is damaged.
         """
-        if not self.row_major:
-            raise DataError(
-                "UnsupportedStrides",
-                f"the elements are not in row-major order: shape {list(self.shape)} has the strides {list(self.strides)}",
-                where=f"{reader.name}: tensor {self.name}" if self.name else reader.name,
-                fix="save `tensor.contiguous()`, or exclude the tensor with --exclude (spec.parameters.exclude)",
-            )
         offset, _ = locate(reader, archive, self.storage)
-        return offset + self.first * self.dtype.itemsize, prod(self.shape) * self.dtype.itemsize
+        itemsize = self.dtype.itemsize
+        strides = None if self.row_major else tuple(step * itemsize for step in self.strides)
+        return Content(offset + self.first * itemsize, prod(self.shape) * itemsize, strides)
 
 
 @dataclass(frozen=True, slots=True)

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, NamedTuple
 
 from reshard.errors import DataError
 from reshard.formats.torch.archive import locate, read_archive
+from reshard.formats.torch.strided import Content
 from reshard.formats.torch.unpickle import Limits
 from reshard.formats.torch.zip import CRC_AT
 
@@ -88,14 +89,14 @@ class Templates:
         """Return the template for an item."""
         return self._found.get((item.length, item.dtype, item.shape))
 
-    def add(self, reader: RangeReader, item: Item, archive: Archive, content: tuple[int, int]) -> None:
+    def add(self, reader: RangeReader, item: Item, archive: Archive, content: Content) -> None:
         """Keep an item as a template, unless it takes too much memory.
 
         Args:
             reader: the file.
             item: the item.
             archive: the item, read in full.
-            content: offset in the file, and number of bytes, of the elements.
+            content: location of its elements, in row-major order.
         """
         fixed = list(_fixed(reader, item, archive))
         offset, size = locate(reader, archive, archive.tensors[0].storage)
@@ -110,15 +111,15 @@ class Templates:
             return
         parts = [(start, reader.read(item.start + start, end - start)) for start, end in fixed]
         self._found[item.length, item.dtype, item.shape] = _Template(
-            content[0] - item.start,
-            content[1],
+            content.offset - item.start,
+            content.length,
             tuple((at, found) for at, found in parts if at < low),
             tuple((item.length - at, found) for at, found in parts if at >= high),
         )
 
 
-def locate_items(reader: RangeReader, items: Sequence[Item], templates: Templates) -> Iterator[tuple[int, int]]:
-    """Yield where the row-major content of each item is, as (offset, length) in the file.
+def locate_items(reader: RangeReader, items: Sequence[Item], templates: Templates) -> Iterator[Content]:
+    """Yield where the elements of each item are in the file.
 
     Args:
         reader: the file.
@@ -126,7 +127,7 @@ def locate_items(reader: RangeReader, items: Sequence[Item], templates: Template
         templates: items that were read in full, to which this function adds.
 
     Raises:
-        DataError: an item is damaged, or is not the tensor that the metadata describes, or is not in row-major order.
+        DataError: an item is damaged, or is not the tensor that the metadata describes.
     """
     for first in range(0, len(items), _BLOCK):
         block = items[first : first + _BLOCK]
@@ -139,7 +140,7 @@ def locate_items(reader: RangeReader, items: Sequence[Item], templates: Template
         for item, head, tail in zip(block, pieces, pieces, strict=True):
             found = templates.find(item)
             if found is not None and found.matches(head, tail):
-                yield item.start + found.offset, found.nbytes
+                yield Content(item.start + found.offset, found.nbytes)
             else:
                 yield _read_in_full(_Pieces(reader, item, head, tail), item, templates)
 
@@ -176,7 +177,7 @@ class _Pieces:
         return self._reader.read(offset, length)
 
 
-def _read_in_full(reader: RangeReader, item: Item, templates: Templates) -> tuple[int, int]:
+def _read_in_full(reader: RangeReader, item: Item, templates: Templates) -> Content:
     archive = read_archive(reader, item.start, item.length, _LIMITS)
     if len(archive.tensors) != 1 or archive.tensors[0].name:
         raise DataError(
@@ -194,7 +195,8 @@ def _read_in_full(reader: RangeReader, item: Item, templates: Templates) -> tupl
             fix="the files belong to different checkpoints; restore the files of one",
         )
     content = tensor.content(reader, archive)
-    templates.add(reader, item, archive, content)
+    if content.strides is None:
+        templates.add(reader, item, archive, content)
     return content
 
 

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, NamedTuple
 
 import numpy as np
 
+from reshard.checkpoint.dtypes import DTYPES
 from reshard.checkpoint.safetensors import read_header
 from reshard.errors import DataError, MissingInputError
 from reshard.formats.torch.archive import read_archive
@@ -16,8 +17,9 @@ from reshard.formats.torch.dcp import check_files, read_metadata
 from reshard.formats.torch.items import Item, Templates, locate_items
 from reshard.formats.torch.names import metadata_files
 from reshard.formats.torch.sharded import saved_offsets
+from reshard.formats.torch.strided import Content, split
 from reshard.formats.torch.unpickle import LIMITS
-from reshard.model import Checkpoint, Grid, Shards, TensorMeta
+from reshard.model import Checkpoint, Grid, Shards, TensorMeta, divide, gather_shards
 from reshard.parallel import parallel
 
 if TYPE_CHECKING:
@@ -54,7 +56,7 @@ def find_contents(found: Checkpoint, folder: Folder, workers: int = 1, entries: 
         entries: names of entries of safetensors files, by number, see `read_metadata`.
 
     Raises:
-        DataError: a file is damaged or too short, or contradicts the metadata; a tensor is not in row-major order.
+        DataError: a file is damaged or too short, or contradicts the metadata; the elements of a tensor are in too many pieces.
         MissingInputError: a file does not exist.
     """
     check_files(found, folder.sizes(found.files), folder.url)
@@ -86,6 +88,7 @@ class _Rows:
         files = of_file[self._order]
         self._bounds = np.searchsorted(files, np.arange(len(found.files) + 1))
         self.files = [file for file in range(len(found.files)) if self._bounds[file] < self._bounds[file + 1]]
+        self._strided: dict[int, Content] = {}
         self._shapes: dict[int, list[tuple[int, ...]]] = {}  # by tiling, which tensors share
 
     def find_in(self, file: int, reader: RangeReader, templates: Templates) -> None:
@@ -101,8 +104,8 @@ class _Rows:
             return
         for at in range(0, len(rows), 1 << 12):
             block = rows[at : at + (1 << 12)]
-            found = list(locate_items(reader, list(self._items(block)), templates))
-            self._offsets[block], self._lengths[block] = np.array(found, np.int64).T
+            for row, content in zip(block.tolist(), locate_items(reader, list(self._items(block)), templates), strict=True):
+                self._set(row, content)
 
     def _items(self, rows: Numbers) -> Iterator[Item]:
         columns = (self._tensor, self._tile, self._offsets, self._lengths)
@@ -137,14 +140,47 @@ class _Rows:
                     fix="the files belong to different checkpoints, or a rank had several shards of the tensor, of which PyTorch"
                     " wrote one; save without SerializationFormat.SAFETENSORS",
                 )
-            self._offsets[row], self._lengths[row] = entry.content()
+            self._set(row, entry.content())
+
+    def _set(self, row: int, content: Content) -> None:
+        self._offsets[row], self._lengths[row] = content.offset, content.length
+        if content.strides is not None:
+            self._strided[row] = content
 
     def tensors(self) -> Iterator[TensorMeta]:
         """Yield the tensors with the places of their content."""
-        for tensor, (start, end) in zip(self._found, pairwise(self._first), strict=True):
+        strided = {int(self._tensor[row]) for row in self._strided}
+        for number, (tensor, (start, end)) in enumerate(zip(self._found, pairwise(self._first), strict=True)):
             old = tensor.shards
             shards = Shards(old.tiling, old.first, old.files, self._offsets[start:end], self._lengths[start:end])
-            yield replace(tensor, shards=shards)
+            yield self._divided(tensor, start) if number in strided else replace(tensor, shards=shards)
+
+    def _divided(self, tensor: TensorMeta, start: int) -> TensorMeta:
+        """A tensor with shards that are not in row-major order, with smaller shards that are."""
+        old = tensor.shards
+        itemsize = DTYPES[tensor.dtype].itemsize
+        columns: list[tuple[Numbers, ...]] = []
+        for tile in range(len(old.tiling)):
+            box = old.tiling.box(tile)
+            copies = range(start + int(old.first[tile]), start + int(old.first[tile + 1]))
+            # Copies that are divided in another way would overlap.
+            for row in [row for row in copies if row not in self._strided] or copies[:1]:
+                content = self._strided.get(row) or Content(int(self._offsets[row]), int(self._lengths[row]))
+                pieces = split(content, box.shape, itemsize, f"tensor {tensor.name}")
+                ones = np.ones(len(pieces.starts), np.int64)
+                columns.append(
+                    (
+                        pieces.starts + np.array(box.start, np.int64),
+                        ones[:, None] * np.array(pieces.shape, np.int64),
+                        ones * old.files[row - start],
+                        pieces.offsets,
+                        ones * pieces.nbytes,
+                    )
+                )
+        starts, lengths, *places = (np.concatenate(column) for column in zip(*columns, strict=True))
+        tiling, tiles = divide(tensor.shape, starts, lengths, tensor.name)
+        files, offsets, nbytes = places
+        return replace(tensor, shards=gather_shards(tiling, tiles, (files, offsets, nbytes), tensor.name))
 
 
 class _Rest:
@@ -158,11 +194,11 @@ class _Rest:
 
 
 class _Named(NamedTuple):
-    """A tensor of a file: its type, its shape, and a function that returns the offset and length of its content."""
+    """A tensor of a file: its type, its shape, and a function that returns the location of its elements."""
 
     dtype: str
     shape: tuple[int, ...]
-    content: Callable[[], tuple[int, int]]
+    content: Callable[[], Content]
 
 
 def _named(reader: RangeReader) -> tuple[dict[str, _Named], dict[str, tuple[int, ...]]]:
@@ -180,8 +216,8 @@ def _named(reader: RangeReader) -> tuple[dict[str, _Named], dict[str, tuple[int,
     return entries, saved_offsets(structure.metadata, reader.name)
 
 
-def _extent(entry: TensorEntry) -> tuple[int, int]:
-    return entry.extents[0]
+def _extent(entry: TensorEntry) -> Content:
+    return Content(*entry.extents[0])
 
 
 def _joined(numbers: list[Numbers]) -> Numbers:

@@ -7,10 +7,12 @@ from typing import TYPE_CHECKING
 
 import msgspec
 
+from reshard.checkpoint.dtypes import DTYPES
 from reshard.errors import DataError, MissingInputError, RequestError
 from reshard.formats.shards import ShardTable
 from reshard.formats.torch.archive import read_archive
 from reshard.formats.torch.names import ENDINGS
+from reshard.formats.torch.strided import Content, split
 from reshard.model import Checkpoint
 from reshard.parallel import parallel
 
@@ -23,7 +25,7 @@ _INDEX = ".bin.index.json"
 _MODEL = "pytorch_model.bin"
 _PART = re.compile(r"([\s\S]+)-([0-9]{5})-of-([0-9]{5})\.bin")
 _LARGEST_INDEX = 128 << 20
-_Tensor = tuple[str, str, tuple[int, ...], tuple[int, int]]  # name, type, shape, content
+_Tensor = tuple[str, str, tuple[int, ...], Content]  # name, type, shape, location of the elements
 
 
 class _Index(msgspec.Struct):
@@ -50,7 +52,9 @@ def read(folder: Folder, workers: int = 1, wanted: Callable[[str], bool] | None 
                     where=f"{folder.url}: tensor {name}",
                     fix="move the file that does not belong to the checkpoint to another folder",
                 )
-            table.add(name, dtype, (0,) * len(shape), shape, (number, *content), where)
+            pieces = split(content, shape, DTYPES[dtype].itemsize, f"{where}: tensor {name}")
+            for start, offset in zip(pieces.starts.tolist(), pieces.offsets.tolist(), strict=True):
+                table.add(name, dtype, tuple(start), pieces.shape, (number, offset, pieces.nbytes), where)
     if absent := [name for name in listed if name not in seen and (wanted is None or wanted(name))]:
         raise DataError(
             "MapMismatch",

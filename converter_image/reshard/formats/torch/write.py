@@ -115,7 +115,16 @@ class DistributedFormat:
             for tensor, (start, end) in zip(tensors, pairwise(starts), strict=True)
             if tensor.dtype != OBJECT and tensor.nbytes
         ]
-        contents = dict(zip((item.start for item in archives), locate_items(reader, archives, Templates()), strict=True))
+        contents = {}
+        for item, content in zip(archives, locate_items(reader, archives, Templates()), strict=True):
+            if content.strides is not None:
+                raise DataError(
+                    "UnsupportedStrides",
+                    "the elements are not in row-major order, in which Reshard writes them",
+                    where=f"{reader.name}: tensor {item.name}",
+                    fix="the file is damaged; restore it",
+                )
+            contents[item.start] = content.offset, content.length
         return tuple(
             TensorEntry(tensor.name, tensor.dtype, tensor.shape, (contents.get(start, (start, tensor.nbytes)),))
             for tensor, start in zip(tensors, starts, strict=False)
