@@ -27,7 +27,7 @@ if TYPE_CHECKING:
     from reshard.online.network import load_into_net
     from reshard.progress import Cancellation, Progress
     from reshard.spec.keys import Encryption, Key
-    from reshard.spec.request import CastRule, Options, RenameRule, Request
+    from reshard.spec.request import CastRule, Options, PadRule, RenameRule, Request
     from reshard.spec.storage_options import RequestStorageOptions, StorageOptions
     from reshard.transform.complete import commit_checkpoint
     from reshard.transform.plan import PlanResult, plan_transform
@@ -42,6 +42,7 @@ _HOME = {
     "LoadOptions": "reshard.online.load",
     "Manifest": "reshard.checkpoint.manifest",
     "Options": "reshard.spec.request",
+    "PadRule": "reshard.spec.request",
     "PlanResult": "reshard.transform.plan",
     "Progress": "reshard.progress",
     "RenameRule": "reshard.spec.request",
@@ -68,6 +69,7 @@ __all__ = [
     "LoadOptions",
     "Manifest",
     "Options",
+    "PadRule",
     "PlanResult",
     "Progress",
     "RenameRule",

@@ -191,6 +191,7 @@ FIXED = {
     "parameters.allowMissing": True,
     "parameters.allowInconsistent": ["rng.*"],
     "parameters.include": ["model.*"],
+    "parameters.pad": [{"name": "w", "dimension": 0, "length": 8}],
     "parameters.cast": [{"pattern": "*", "to": "BFloat16"}],
     "parameters.exclude": ["optim.*"],
     "parameters.rename": [{"from": "a", "to": "b"}, {"pattern": "a.*", "to": "b.*"}],

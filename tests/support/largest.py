@@ -26,6 +26,7 @@ _QUALIFIED = [f"example.com/{'a' * 60}{number:03}" for number in range(64)]
 _VALUES: Object = {
     "parameters.rename": [{"from": f"{number:04}" + "f" * 696, "to": f"{number:04}" + "t" * 696} for number in range(1024)],
     "parameters.cast": [{"pattern": f"{number:04}" + "f" * 1020, "to": "BFloat16"} for number in range(1024)],
+    "parameters.pad": [{"name": f"{number:04}" + "n" * 1020, "dimension": 63, "length": 1 << 47} for number in range(1024)],
     "execution.podTemplate.labels": dict.fromkeys(_QUALIFIED, _LABEL),
     "execution.podTemplate.nodeSelector": dict.fromkeys(_QUALIFIED, _LABEL),
     "execution.podTemplate.annotations": dict.fromkeys((f"example.com/{number}" for number in range(59)), "a" * 4096),

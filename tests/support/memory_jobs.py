@@ -48,6 +48,7 @@ def job(model: models.Model, source: str, target: str, stage: int | None = None,
         one_stage=stage is not None,
         include=options.include,
         exclude=options.exclude,
+        pad=options.pad,
     )
     placed = with_casts(placed, options.cast)
     return job_of(Request("memory", "nowhere", options=options), store, placed, before, after), store

@@ -47,7 +47,8 @@ def test_every_rank_gets_exactly_its_slices(source: str, target: str, model: mod
         reader = MemoryReader(f"rank_{rank}/y.{target}", content)
         files = SourceFiles(store, made.model.inventory)
         for level in ("Sample", "Full"):
-            check_file(reader, made.planner.plan(rank), made.model, files, level)
+            described = made.output.entries(reader, made.tensors(rank))
+            check_file(reader, made.planner.plan(rank), made.model, files, level, described)
 
 
 def test_gradient_buffers_of_a_target_pipeline_are_not_required(tmp_path: Path) -> None:

@@ -112,6 +112,7 @@ class ParameterRecord(_Document, frozen=True):
         target: layout in the target.
         source_name: name in the source, if it differs.
         source_dtype: type in the source, if it differs.
+        source_shape: shape of the whole tensor in the source, if it differs.
         keys: keys that lead to the value in nested dicts and lists, if the source states them.
     """
 
@@ -123,6 +124,7 @@ class ParameterRecord(_Document, frozen=True):
     target: LayoutRecord
     source_name: str | None = None
     source_dtype: str | None = None
+    source_shape: tuple[int, ...] | None = None
     keys: Keys | None = None
 
 

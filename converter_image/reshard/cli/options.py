@@ -313,6 +313,15 @@ GROUPS: dict[str, tuple[_Option, ...]] = {
             "Types: float64, float32, float16, bfloat16. Values are rounded to the nearest. The first matching pattern applies.",
         ),
         _option(
+            _RANKS,
+            "--pad",
+            "pads",
+            multiple=True,
+            metavar="NAME:DIM=LENGTH",
+            help="New length of a dimension of a parameter, such as `embed.weight:0=32768`. Repeatable.\n\n"
+            "A longer dimension is padded with zeros. A shorter one is an error if the trimmed values are not all zero.",
+        ),
+        _option(
             "inspect",
             "--parameter",
             "parameters",

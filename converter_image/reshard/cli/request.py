@@ -14,7 +14,7 @@ from click.shell_completion import CompletionItem
 
 from reshard.errors import MissingInputError, UsageError
 from reshard.spec.keys import Encryption, Key
-from reshard.spec.request import CastRule, FloatType, Options, RenameRule, Request
+from reshard.spec.request import CastRule, FloatType, Options, PadRule, RenameRule, Request
 from reshard.spec.storage_options import RequestStorageOptions, StorageOptions
 from reshard.spec.urls import local_path
 from reshard.strictjson import pairs
@@ -83,6 +83,7 @@ def request_of(arguments: dict[str, Any]) -> Request:
     chosen |= {
         "rename": _rename_rules(arguments),
         "cast": tuple(_cast_rule(each) for each in arguments["casts"]),
+        "pad": tuple(_pad_rule(each) for each in arguments.get("pads", ())),
         "file_mode": _mode(arguments["file_mode"]),
         "overwrite": "Replace" if arguments["overwrite"] else "Never",
     }
@@ -241,6 +242,14 @@ def _cast_rule(text: str) -> CastRule:
         fix = f"use the form --cast 'model.*=bfloat16'; the types are {', '.join(types)}"
         raise UsageError("InvalidCast", f"{text!r} is not of the form PATTERN=TYPE", where="--cast", fix=fix)
     return CastRule(pattern, types[word])
+
+
+def _pad_rule(text: str) -> PadRule:
+    found = re.fullmatch(r"(.+):([0-9]{1,4})=([0-9]{1,18})", text, re.ASCII | re.DOTALL)
+    if found is None:
+        fix = "use the form --pad embed.weight:0=32768"
+        raise UsageError("InvalidPad", f"{text!r} is not of the form NAME:DIM=LENGTH", where="--pad", fix=fix)
+    return PadRule(found[1], int(found[2]), int(found[3]))
 
 
 def _map(path: str) -> list[tuple[str, str]]:

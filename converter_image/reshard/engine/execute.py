@@ -221,11 +221,15 @@ class _Producer:
         return move.nbytes
 
     def _gather(self, move: Small | Fill, into: memoryview) -> None:
-        """Read the elements of a move, in the source's type."""
+        """Read the elements of a move, in the source's type. Padding consists of zeros."""
         if isinstance(move, Small):
+            if move.tensor.geometry.padding:
+                into[:] = bytes(len(into))
             self._gatherer.read_small(move.tensor, move.runs, into)
             return
         elements = np.frombuffer(into, element_type(move.parameter.dtype)).reshape(move.box.shape)
+        if sum(copy.here.size for copy in move.copies) < move.box.size:
+            elements[...] = 0
         for rank, entry, source, here in move.copies:
             window = (*here.slices(), ...)  # the ellipsis returns a view of a scalar too, instead of its value
             self._gatherer.read(rank, entry, source, elements[window])  # type: ignore[index]  # numpy's stubs do not support this tuple

@@ -217,7 +217,7 @@ def output_tensors(planner: Planner, rank: int) -> tuple[OutputTensor, ...]:
     local = rank % planner.model.target_devices
     boxes = ((p, p.box(local), DTYPES[p.target_dtype].itemsize) for p in planner.parameters(rank))
     return tuple(
-        OutputTensor(p.name, p.target_dtype, box.shape, box.size * itemsize, box.start, p.shape, keys_of(planner.model, p))
+        OutputTensor(p.name, p.target_dtype, box.shape, box.size * itemsize, box.start, p.target_shape, keys_of(planner.model, p))
         for p, box, itemsize in boxes
     )
 
@@ -301,7 +301,7 @@ def _arranged(model: Model, output: OutputFormat) -> Model:
     """Return the parameters for the target's format: in its order, and without those that it cannot hold."""
     held, left_out = [], []
     for p in model.parameters:
-        tensor = OutputTensor(p.name, p.target_dtype, p.slice_shape, p.written_nbytes, whole=p.shape)
+        tensor = OutputTensor(p.name, p.target_dtype, p.slice_shape, p.written_nbytes, whole=p.target_shape)
         if output.can_hold(tensor):
             held.append((p, tensor))
         else:

@@ -53,14 +53,14 @@ def split(moves: Iterable[Move]) -> Iterator[Move]:
 
 
 def _in_a_row(move: Fill) -> list[Copy] | None:
-    """Return the copies of a box in the order of its elements, or None if they are not contiguous."""
+    """Return the copies of a box in the order of its elements, or None if they are not contiguous or do not fill it."""
     copies = sorted(move.copies, key=lambda copy: flat_span(move.box.shape, copy.here)[0])
     at = 0
     for copy in copies:
         if flat_span(move.box.shape, copy.here) != (at, at + copy.here.size):
             return None
         at += copy.here.size
-    return copies
+    return copies if at == move.box.size else None
 
 
 def parts(moves: Sequence[Move], limits: PartLimits) -> list[UploadPart] | None:

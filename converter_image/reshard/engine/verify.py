@@ -99,14 +99,14 @@ class _Region:
         shape: number of elements along each dimension.
         origin: first element in the source's slice.
         rank: source rank that the plan reads it from.
-        entry: entry of the tensor in that rank's file.
+        entry: entry of the tensor in that rank's file. None: the elements are padding.
     """
 
     start: tuple[int, ...]
     shape: tuple[int, ...]
     origin: tuple[int, ...]
     rank: int
-    entry: TensorEntry
+    entry: TensorEntry | None
 
 
 def _regions(written: Reader, tensor: TargetTensor, local: int, model: Model) -> tuple[_Region, ...]:
@@ -116,7 +116,7 @@ def _regions(written: Reader, tensor: TargetTensor, local: int, model: Model) ->
         BugError: a rank does not hold its source slice, or source slices are missing.
     """
     parameter, found = tensor.parameter, {}
-    whole = parameter.shape
+    whole = parameter.target_shape
     lengths = [-(-n // k) for n, k in zip(whole, parameter.target.parts, strict=True)]
     low = [min(c * m, n) for c, m, n in zip(parameter.target.cells[local], lengths, whole, strict=True)]
     high = [min(a + m, n) for a, m, n in zip(low, lengths, whole, strict=True)]
@@ -134,9 +134,20 @@ def _regions(written: Reader, tensor: TargetTensor, local: int, model: Model) ->
             rank,
             entry,
         )
-    if sum(prod(region.shape) for region in found.values()) != prod(b - a for a, b in zip(low, high, strict=True)):
+    regions = (*found.values(), *_padding(low, high, parameter.shape))
+    if sum(prod(region.shape) for region in regions) != prod(b - a for a, b in zip(low, high, strict=True)):
         raise _differs(written, parameter, "was planned to be read only in part")
-    return tuple(found.values())
+    return regions
+
+
+def _padding(low: Sequence[int], high: Sequence[int], shape: tuple[int, ...]) -> Iterator[_Region]:
+    """Yield the regions of a target slice that are beyond the source along a dimension, and not along an earlier one."""
+    for axis, length in enumerate(shape):
+        start = tuple(max(a, length) if i == axis else a for i, a in enumerate(low))
+        end = tuple(min(b, n) if i < axis else b for i, (b, n) in enumerate(zip(high, shape, strict=True)))
+        size = tuple(b - a for a, b in zip(start, end, strict=True))
+        if all(n > 0 for n in size):
+            yield _Region(tuple(a - b for a, b in zip(start, low, strict=True)), size, (), -1, None)
 
 
 @dataclass(frozen=True, slots=True)
@@ -241,8 +252,12 @@ class _Comparison:
 
     def _compare(self, region: _Region, inside: Sequence[_Indexes], first: int, count: int) -> None:
         """Compare `count` elements from position `first` of some rows of a region, given by their outer indexes in it."""
-        reader = self.files.reader(region.rank)
         found = _read_rows(self.written, self.entry, _flat(self.entry.shape, region.start, inside, first), count)
+        if region.entry is None:
+            if any(found):
+                raise _differs(self.written, self.parameter, "has padding that is not zero")
+            return
+        reader = self.files.reader(region.rank)
         expected = _read_rows(reader, region.entry, _flat(region.entry.shape, region.origin, inside, first), count)
         if self.parameter.cast is not None:
             uncast, expected = expected, bytearray(len(found))

@@ -28,7 +28,7 @@ if TYPE_CHECKING:
     from reshard.plan import RankPlan
     from reshard.progress import Cancellation
     from reshard.spec.keys import Encryption
-    from reshard.spec.request import CastRule, RenameRule, Replicas, SourceOnly, Verification
+    from reshard.spec.request import CastRule, PadRule, RenameRule, Replicas, SourceOnly, Verification
 
 
 class LoadOptions(TypedDict, total=False):
@@ -44,6 +44,7 @@ class LoadOptions(TypedDict, total=False):
     exclude: tuple[str, ...]
     rename: tuple[RenameRule, ...]
     cast: tuple[CastRule, ...]
+    pad: tuple[PadRule, ...]
     allow_inconsistent: tuple[str, ...]
     replicas: Replicas
     verification: Verification
@@ -80,6 +81,7 @@ def iter_tensors(  # noqa: PLR0913 - one for each option
     exclude: tuple[str, ...] = (),
     rename: tuple[RenameRule, ...] = (),
     cast: tuple[CastRule, ...] = (),
+    pad: tuple[PadRule, ...] = (),
     allow_inconsistent: tuple[str, ...] = (),
     replicas: Replicas = "Identical",
     verification: Verification = "Sample",
@@ -109,6 +111,7 @@ def iter_tensors(  # noqa: PLR0913 - one for each option
         exclude: patterns of parameters to omit, among those. A target strategy may name them.
         rename: rules that rename parameters.
         cast: rules that cast parameters to another floating-point type. The first rule that matches a name in the source applies.
+        pad: rules that pad dimensions of parameters with zeros, or trim zeros.
         allow_inconsistent: patterns of parameters that no strategy names and whose copies may differ between source ranks.
         replicas: handling of slices that several source ranks hold, see `Options`.
         verification: amount of the source that is checked first. "Full" checks the CRC32s of all files and all copies of each
@@ -147,6 +150,7 @@ def iter_tensors(  # noqa: PLR0913 - one for each option
             exclude=exclude,
             rename=rename,
             cast=cast,
+            pad=pad,
             allow_inconsistent=allow_inconsistent,
             replicas=replicas,
             verification=verification,

@@ -9,7 +9,7 @@ from itertools import product
 from math import lcm, prod
 from typing import TYPE_CHECKING
 
-from reshard.plan.geometry import geometry, geometry_of_tiles
+from reshard.plan.geometry import composition
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
@@ -120,15 +120,10 @@ def count_traffic(planner: Planner, ranks: Sequence[int], most: int) -> Traffic:
 
 def _shares_of(example: Parameter, local: int) -> tuple[int, ...]:
     """Return the shares of a target slice's elements in each source slice of `Planner.needs`."""
-    if example.shards is None and not example.target.uneven:
+    if example.shards is None and not example.target.uneven and example.new_shape is None:
         cell = example.target.cells[local]
         return _shares(example.target.parts, cell, example.source.parts if example.source else (1,) * len(cell))
-    box = example.box(local)
-    if example.shards is not None:
-        found = geometry_of_tiles(example.shards.tiling, box)
-    else:
-        found = geometry(example.shape, example.source.parts if example.source else (1,) * len(example.shape), box)
-    return tuple(overlap.target.size for overlap in found.overlaps)
+    return tuple(overlap.target.size for overlap in composition(example, example.box(local)).overlaps)
 
 
 @lru_cache(maxsize=1 << 16)

@@ -11,11 +11,13 @@ from reshard.layout import cell_box
 from reshard.layout.box import Box
 from reshard.layout.tiles import flat_span
 from reshard.plan.overlap import Cell, cells_of
+from reshard.plan.pad import beyond, within
 
 if TYPE_CHECKING:
     from collections.abc import Iterable
 
     from reshard.model import Tiling
+    from reshard.plan.model import Parameter
 
 
 @dataclass(frozen=True, slots=True)
@@ -46,11 +48,24 @@ class Geometry:
         cells: source slices that contain elements of the target slice, in row-major order of the source's grid. For shards that
             metadata locates, the numbers of their tiles.
         overlaps: intersection of each of these source slices with the target slice.
+        padding: boxes of zeros, which are in no source slice, relative to the start of the target slice.
     """
 
     box: Box
     cells: tuple[Cell, ...]
     overlaps: tuple[Overlap, ...]
+    padding: tuple[Box, ...] = ()
+
+
+def composition(parameter: Parameter, box: Box) -> Geometry:
+    """Return the composition of a box of a parameter from source slices.
+
+    Raises:
+        DataError: the source's layout does not divide the parameter.
+    """
+    if parameter.shards is not None:
+        return geometry_of_tiles(parameter.shape, parameter.shards.tiling, box)
+    return geometry(parameter.shape, parameter.source.parts if parameter.source else (1,) * len(parameter.shape), box)
 
 
 @lru_cache(maxsize=512)
@@ -65,15 +80,16 @@ def geometry(shape: tuple[int, ...], source_parts: tuple[int, ...], box: Box) ->
     Raises:
         DataError: the source's layout does not divide the shape.
     """
-    return _compose(box, ((cell, cell_box(shape, source_parts, cell)) for cell in cells_of(shape, source_parts, box)))
+    cells = cells_of(shape, source_parts, within(box, shape))
+    return _compose(shape, box, ((cell, cell_box(shape, source_parts, cell)) for cell in cells))
 
 
-def geometry_of_tiles(tiling: Tiling, box: Box) -> Geometry:
-    """Return the composition of a target slice from tiles of any shape."""
-    return _compose(box, (((tile,), tiling.box(tile)) for tile in tiling.intersecting(box)))
+def geometry_of_tiles(shape: tuple[int, ...], tiling: Tiling, box: Box) -> Geometry:
+    """Return the composition of a target slice of a tensor of the whole `shape` from tiles of any shape."""
+    return _compose(shape, box, (((tile,), tiling.box(tile)) for tile in tiling.intersecting(within(box, shape))))
 
 
-def _compose(box: Box, sources: Iterable[tuple[Cell, Box]]) -> Geometry:
+def _compose(shape: tuple[int, ...], box: Box, sources: Iterable[tuple[Cell, Box]]) -> Geometry:
     cells, overlaps = [], []
     for cell, held in sources:
         common = box.intersect(held)
@@ -81,11 +97,12 @@ def _compose(box: Box, sources: Iterable[tuple[Cell, Box]]) -> Geometry:
             target = common.relative_to(box.start)
             cells.append(cell)
             overlaps.append(Overlap(common.relative_to(held.start), target, *flat_span(box.shape, target), held.shape))
-    return Geometry(box, tuple(cells), tuple(overlaps))
+    padding = tuple(each.relative_to(box.start) for each in beyond(box, shape))
+    return Geometry(box, tuple(cells), tuple(overlaps), padding)
 
 
 def prove(found: Geometry) -> None:
-    """Check that the overlaps cover the target slice exactly once, and are within the source slices.
+    """Check that the overlaps and the padding cover the target slice exactly once, and that overlaps are within source slices.
 
     The check does not depend on the algorithm that found the overlaps. The sum of their sizes must equal the size of the slice,
     and no two overlaps may intersect.
@@ -100,7 +117,8 @@ def prove(found: Geometry) -> None:
         and overlap.source.shape == overlap.target.shape
         for overlap in found.overlaps
     )
-    boxes = [overlap.target for overlap in found.overlaps]
+    inside = inside and all(whole.intersect(box) == box for box in found.padding)
+    boxes = [*(overlap.target for overlap in found.overlaps), *found.padding]
     if not (inside and sum(box.size for box in boxes) == whole.size and _disjoint(boxes)):
         raise BugError(
             "PlanNotExact",

@@ -46,6 +46,7 @@ class Parameter:
             compared with those in the layout `source`, but never copied.
         shards: locations of its shards, if the metadata of the source lists them.
         cast: type to which it is cast. None: it keeps its type.
+        new_shape: shape of the whole tensor in the target, if it is padded or trimmed.
     """
 
     name: str
@@ -61,15 +62,21 @@ class Parameter:
     other_cuts: tuple[tuple[Layout, tuple[int, ...]], ...] = ()
     shards: Shards | None = None
     cast: FloatType | None = None
+    new_shape: tuple[int, ...] | None = None
 
     @property
     def target_dtype(self) -> str:
         """Type in the target's files."""
         return self.cast or self.dtype
 
+    @property
+    def target_shape(self) -> tuple[int, ...]:
+        """Shape of the whole tensor in the target."""
+        return self.new_shape or self.shape
+
     def box(self, rank: int) -> Box:
         """Return the elements that a target rank (within its stage) holds."""
-        return self.target.box(self.shape, rank)
+        return self.target.box(self.target_shape, rank)
 
     def nbytes_at(self, rank: int) -> int:
         """Bytes of the slice that a target rank (within its stage) holds, in the source's type."""
@@ -85,7 +92,7 @@ class Parameter:
     @property
     def slice_shape(self) -> tuple[int, ...]:
         """Shape of the largest slice, in elements. All slices have this shape, unless the target's layout is `uneven`."""
-        return tuple(-(-n // k) for n, k in zip(self.shape, self.target.parts, strict=True))
+        return tuple(-(-n // k) for n, k in zip(self.target_shape, self.target.parts, strict=True))
 
     @property
     def slice_nbytes(self) -> int:

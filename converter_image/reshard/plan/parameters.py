@@ -13,6 +13,7 @@ from reshard.errors import DataError, MissingInputError, RequestError
 from reshard.layout import Layout
 from reshard.model.packing import unpack, unpack_object
 from reshard.plan.model import Model, Parameter, Role
+from reshard.plan.pad import lengths_by_name, padded
 from reshard.plan.rename import NamePattern, excluded_by, new_names, refuse_nothing, renamed
 from reshard.plan.stages import SourceStages, whole_shape
 
@@ -21,8 +22,9 @@ if TYPE_CHECKING:
 
     from reshard.checkpoint.inventory import Inventory, Kind
     from reshard.model import Shards
+    from reshard.plan.pad import Lengths
     from reshard.plan.stages import SourceCuts
-    from reshard.spec.request import RenameRule
+    from reshard.spec.request import PadRule, RenameRule
     from reshard.strategy import Strategy
 
 _SHOWN = 5  # names quoted in one message
@@ -42,6 +44,7 @@ def place(  # noqa: PLR0913 - each is a choice by itself
     include: Sequence[str] = (),
     exclude: Sequence[str] = (),
     rename: Sequence[RenameRule] = (),
+    pad: Sequence[PadRule] = (),
     allow_inconsistent: Sequence[str] = (),
     lowest_replica: bool = False,
 ) -> Model:
@@ -62,6 +65,7 @@ def place(  # noqa: PLR0913 - each is a choice by itself
         include: patterns of source names of parameters to write. Empty means all.
         exclude: patterns of source names of parameters to omit, among those. The target strategy may name them.
         rename: rules that rename parameters.
+        pad: rules that pad or trim parameters.
         allow_inconsistent: patterns of source parameters that no strategy names and whose copies may differ.
         lowest_replica: whether each slice is read from the lowest rank that holds it.
 
@@ -83,6 +87,7 @@ def place(  # noqa: PLR0913 - each is a choice by itself
     found |= {each.name: (TensorEntry(each.name, OBJECT, (each.length,), ()), ()) for each in reversed(inventory.objects)}
     excluded = dict.fromkeys(inventory.unread) | excluded_by(found, include, exclude)
     names = renamed(found, rename, excluded=excluded, all_there=not one_stage)
+    lengths = lengths_by_name(found, pad, all_there=not one_stage)
     held = frozenset(names.values())
     shards = _shards(inventory, names)
     refuse_slices(inventory, names, stages_of_target)
@@ -106,7 +111,7 @@ def place(  # noqa: PLR0913 - each is a choice by itself
         cuts: SourceCuts = ()
         if role is not Role.REPLICATED and not inventory.unified:
             entry, cuts = stages.cuts(name, entry, structures, in_source)
-        whereabouts = _Whereabouts(name, new, entry, structures, role, shards.get(name))
+        whereabouts = _Whereabouts(name, new, entry, structures, role, shards.get(name), lengths.get(name, {}))
         parameters += _targets(whereabouts, cuts, target, in_target, devices)
     # Pipeline strategies name the buffers of accumulated gradients, which MindSpore's loader does not require.
     required = [name for name in missing if not name.startswith("accu_grads")]
@@ -296,6 +301,7 @@ class _Whereabouts:
     structures: tuple[int, ...]
     role: Role
     shards: Shards | None
+    lengths: Lengths
 
 
 def _targets(
@@ -308,23 +314,24 @@ def _targets(
     """Yield one Parameter for each distinct layout of target stages. Usually, there is only one."""
     before, source_stages = cuts[0] if cuts else (None, ())
     shape = found.entry.shape if before is None else whole_shape(found.name, found.entry, before)
+    new_shape = padded(found.entry, shape, found.lengths)
     divided = target is None and devices > 1 and found.role is Role.CUT and found.entry.dtype != OBJECT
     default = Layout.chunks(len(shape), devices) if divided else Layout.whole(len(shape), devices)
     stages_by_layout: dict[Layout, list[int]] = defaultdict(list)
     if target is not None and target_stages:
         for stage in target_stages:
-            stages_by_layout[target.layout(stage, found.new_name, shape, sliced=False)].append(stage)
+            stages_by_layout[target.layout(stage, found.new_name, new_shape, sliced=False)].append(stage)
     else:
         stages_by_layout[default] = list(range(len(target.stages) if target else 1))
     parameters = []
     for layout, stages in stages_by_layout.items():
         try:
-            layout.box(shape, 0)
+            layout.box(new_shape, 0)
         except DataError as error:
-            _refuse_split_bytes(found, shape, layout)
+            _refuse_split_bytes(found, new_shape, layout)
             raise DataError(
                 error.reason,
-                f"the target strategy does not fit the tensor {found.entry.dtype}{list(shape)}: {error.what}",
+                f"the target strategy does not fit the tensor {found.entry.dtype}{list(new_shape)}: {error.what}",
                 where=f"parameter {found.new_name}",
                 fix="use a target strategy that fits; if this one is JSON, save it in the protobuf form (.ckpt) instead",
             ) from error
@@ -342,6 +349,7 @@ def _targets(
                 found.name,
                 cuts[1:],
                 found.shards,
+                new_shape=new_shape if new_shape != shape else None,
             )
         )
     return parameters

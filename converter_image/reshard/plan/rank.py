@@ -10,19 +10,22 @@ from typing import TYPE_CHECKING
 
 from reshard.checkpoint.dtypes import DTYPES
 from reshard.errors import BugError, RequestError
-from reshard.plan.geometry import Geometry, geometry, geometry_of_tiles
+from reshard.plan.geometry import Geometry, composition
 from reshard.plan.geometry import prove as prove_geometry
 from reshard.plan.holders import Holders
 from reshard.plan.model import Role
 from reshard.plan.overlap import cells_of, overlapping
+from reshard.plan.pad import within
 from reshard.plan.redundancy import shares
 from reshard.plan.replicas import choose
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Sequence
+    from collections.abc import Iterable, Iterator, Sequence
 
     from reshard.checkpoint.inventory import TensorEntry
+    from reshard.layout.box import Box
     from reshard.plan.model import Model, Parameter
+    from reshard.plan.overlap import Cell
     from reshard.plan.redundancy import Shares
 
 
@@ -121,6 +124,28 @@ class Planner:
                 for cell in product(*map(range, parameter.source.parts)):
                     self._holders.of_cell(parameter, cell)
 
+    def locate(self, parameter: Parameter, box: Box) -> Iterator[tuple[int, TensorEntry, Box]]:
+        """Yield the source slices that contain elements of a box of a source parameter.
+
+        Yields:
+            A source rank, its entry of the parameter, and the elements, relative to the start of the rank's slice.
+
+        Raises:
+            MissingInputError: no source file contains a slice.
+        """
+        found = composition(parameter, box)
+        for cell, overlap in zip(found.cells, found.overlaps, strict=True):
+            rank = self._group_of_cell(parameter, cell)[0]
+            yield rank, self._holders.entry_of(rank, parameter, cell), overlap.source
+
+    def _group_of_cell(self, parameter: Parameter, cell: Cell) -> tuple[int, ...]:
+        """Return the ranks whose files contain a source slice."""
+        if parameter.shards is not None:
+            return parameter.shards.files_of(cell[0])
+        if parameter.source is None:
+            return self._holders.of_structures(parameter.structures)[0]
+        return self._holders.of_cell(parameter, cell)
+
     def picks(self, rank: int) -> dict[tuple[int, ...], int]:
         """Return the rank to read from, for each group of source ranks that hold the same required slice."""
         model = self.model
@@ -143,13 +168,15 @@ class Planner:
         """Return the source cells that a target rank requires of a parameter, with the ranks whose files contain each."""
         local = rank % self.model.target_devices
         if parameter.shards is not None:
-            tiles = parameter.shards.tiling.intersecting(parameter.box(local))
+            tiles = parameter.shards.tiling.intersecting(within(parameter.box(local), parameter.shape))
             return [((tile,), parameter.shards.files_of(tile)) for tile in tiles]
         if parameter.source is None:
+            if not within(parameter.box(local), parameter.shape).size and parameter.new_shape is not None:
+                return []
             group = (rank,) if parameter.role is Role.OWN else self._replica_group(parameter, rank)
             return [((0,) * len(parameter.shape), group)]
-        if parameter.target.uneven:
-            cells = cells_of(parameter.shape, parameter.source.parts, parameter.box(local))
+        if parameter.target.uneven or parameter.new_shape is not None:
+            cells = cells_of(parameter.shape, parameter.source.parts, within(parameter.box(local), parameter.shape))
         else:
             cells = overlapping(parameter.target.parts, parameter.target.cells[local], parameter.source.parts)
         return [(cell, self._holders.of_cell(parameter, cell)) for cell in cells]
@@ -230,10 +257,10 @@ class Planner:
 
     def _kind(self, parameter: Parameter) -> tuple[object, ...]:
         if parameter.shards is not None:
-            return (id(parameter.shards), parameter.target)  # the model keeps the shards alive
+            return (id(parameter.shards), parameter.target, parameter.new_shape)  # the model keeps the shards alive
         per_rank = parameter.name in self.model.per_rank
-        shape = parameter.shape if parameter.target.uneven else None
-        return (parameter.source, parameter.source_stages, parameter.target, parameter.structures, per_rank, shape)
+        shapes = (parameter.shape, parameter.new_shape) if parameter.target.uneven or parameter.new_shape is not None else None
+        return (parameter.source, parameter.source_stages, parameter.target, parameter.structures, per_rank, shapes)
 
     def _replica_group(self, parameter: Parameter, rank: int) -> tuple[int, ...]:
         """Return the source ranks with equal copies, any of which may be read.
@@ -275,11 +302,7 @@ class Planner:
         self, parameter: Parameter, local: int, picks: dict[tuple[int, ...], int], rank: int
     ) -> tuple[Geometry, tuple[int, ...]]:
         """Return the composition of a target rank's slice of a parameter, and the source rank of each overlap."""
-        if parameter.shards is not None:
-            found = geometry_of_tiles(parameter.shards.tiling, parameter.box(local))
-        else:
-            before = parameter.source.parts if parameter.source else (1,) * len(parameter.shape)
-            found = geometry(parameter.shape, before, parameter.box(local))
+        found = composition(parameter, parameter.box(local))
         chosen = {cell: picks[group] for cell, group in self.needs(parameter, rank)}
         return found, tuple(chosen[cell] for cell in found.cells)
 

@@ -18,7 +18,7 @@ from reshard.checkpoint.encryption import Known
 from reshard.checkpoint.inventory import Inventory
 from reshard.checkpoint.manifest import INDEX_NAME, decode
 from reshard.errors import DataError, MissingInputError, RequestError
-from reshard.spec.request import STRICTNESS, CastRule, Patterns, RenameRule, Replicas, SourceOnly, Verification
+from reshard.spec.request import STRICTNESS, CastRule, PadRule, Patterns, RenameRule, Replicas, SourceOnly, Verification
 from reshard.storage import open_store
 from reshard.strategy import Strategy, StrategyFile, dump, parse
 
@@ -63,6 +63,7 @@ class CheckpointIndex(msgspec.Struct, frozen=True, rename="camel", kw_only=True)
         exclude: patterns of parameters to leave out.
         rename: new names of parameters.
         cast: new types of parameters.
+        pad: new lengths of dimensions of parameters.
         allow_inconsistent: patterns of parameters whose copies may differ between source ranks.
         replicas: choice among several copies of a slice.
         allow_single_rank: whether the source may be the file of one rank, although other ranks are next to it.
@@ -84,6 +85,7 @@ class CheckpointIndex(msgspec.Struct, frozen=True, rename="camel", kw_only=True)
     exclude: Patterns = ()
     rename: tuple[RenameRule, ...] = ()
     cast: tuple[CastRule, ...] = ()
+    pad: tuple[PadRule, ...] = ()
     allow_inconsistent: Patterns = ()
     replicas: Replicas = "Identical"
     allow_single_rank: bool = False

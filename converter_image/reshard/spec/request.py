@@ -33,6 +33,8 @@ Stages = Annotated[int, msgspec.Meta(ge=1, le=65536)]
 STRICTNESS: dict[Verification, int] = {"None": 0, "Sample": 1, "Full": 2}
 _LONGEST_PREFIX_BYTES = 128
 _LONGEST_NAME = 1 << 14
+_MOST_DIMENSIONS = 64
+_LARGEST_LENGTH = (1 << 48) - 1
 
 
 def check_prefix(prefix: str) -> None:
@@ -120,6 +122,36 @@ class CastRule(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
             raise UsageError("InvalidCast", what, where="cast", fix="correct this cast")
 
 
+class PadRule(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    """The length of one dimension of a parameter in the target. It is padded with zeros, or zeros are trimmed.
+
+    Attributes:
+        name: the name of the parameter in the source.
+        dimension: the dimension. 0 is the first.
+        length: the length, in elements.
+
+    Raises:
+        UsageError: the rule is invalid.
+    """
+
+    name: str
+    dimension: int
+    length: int
+
+    def __post_init__(self) -> None:
+        """Validate the rule, also for callers without a type checker."""
+        problem = None
+        if not isinstance(self.name, str) or not 0 < len(self.name) <= _LONGEST_NAME:
+            problem = f"a name must have 1 to {_LONGEST_NAME} characters"
+        elif not (type(self.dimension) is int and 0 <= self.dimension < _MOST_DIMENSIONS):
+            problem = f"a dimension must be a number from 0 to {_MOST_DIMENSIONS - 1}"
+        elif not (type(self.length) is int and 1 <= self.length <= _LARGEST_LENGTH):
+            problem = f"a length must be a number from 1 to {_LARGEST_LENGTH}"
+        if problem is not None:
+            what = f"dimension {shortened(self.dimension)} of {shortened(self.name)}: {problem}"
+            raise UsageError("InvalidPad", what, where="pad", fix="correct this padding rule")
+
+
 class Options(msgspec.Struct, frozen=True):
     """The options of a transform. The defaults are those of the resource.
 
@@ -154,6 +186,7 @@ class Options(msgspec.Struct, frozen=True):
         exclude: patterns of parameters to omit, among those. A target strategy may name them.
         rename: rules that rename parameters.
         cast: rules that cast parameters to another floating-point type. The first rule that matches a name in the source applies.
+        pad: rules that pad dimensions of parameters with zeros, or trim zeros.
         allow_inconsistent: patterns of parameters that no strategy names and whose copies may differ between source ranks, or
             that may be slices in MindSpore's `hyper_param.safetensors`. `*` matches any characters. Target rank r gets the copy
             of source rank r modulo the number of source ranks.
@@ -189,6 +222,7 @@ class Options(msgspec.Struct, frozen=True):
     exclude: Patterns = ()
     rename: tuple[RenameRule, ...] = ()
     cast: tuple[CastRule, ...] = ()
+    pad: tuple[PadRule, ...] = ()
     allow_inconsistent: Patterns = ()
     replicas: Replicas = "Identical"
     crc: bool = False
@@ -214,6 +248,7 @@ class Options(msgspec.Struct, frozen=True):
                 fix="use a prefix such as checkpoint_",
             )
         _check_rules(self.rename)
+        _check_pads(self)
         for name, (output, what) in _ONLY_WITH.items():
             if self.output != output and getattr(self, name) != _default(name):
                 fix = f"omit it, or add --output {output.lower()} (spec.target.output: {output})"
@@ -281,6 +316,7 @@ SETTLED_BY_INDEX = (
     "exclude",
     "rename",
     "cast",
+    "pad",
     "allow_inconsistent",
     "replicas",
 )
@@ -300,6 +336,27 @@ def _check_rules(rules: tuple[RenameRule, ...]) -> None:
                 "InvalidOption",
                 f"two rules rename {rule.name!r}, to {seen[rule.name]!r} and to {rule.to!r}",
                 where="rename",
+                fix="remove one of the rules",
+            )
+
+
+def _check_pads(options: Options) -> None:
+    """Check that padding rules do not contradict each other or the output.
+
+    Raises:
+        UsageError: two rules are for one dimension, or the output keeps the slices of the source.
+    """
+    if options.pad and options.output == "Same":
+        raise UsageError(
+            "InvalidOption", "the output Same does not know the whole shapes of parameters", where="pad", fix="use another output"
+        )
+    seen: dict[tuple[str, int], int] = {}
+    for rule in options.pad:
+        if seen.setdefault((rule.name, rule.dimension), rule.length) != rule.length:
+            raise UsageError(
+                "InvalidOption",
+                f"two rules give dimension {rule.dimension} of {rule.name!r} different lengths",
+                where="pad",
                 fix="remove one of the rules",
             )
 
@@ -414,6 +471,7 @@ def request_key(request: Request) -> dict[str, Any]:
         "exclude": list(options.exclude),
         "rename": [msgspec.to_builtins(rule) for rule in options.rename],
         "cast": [msgspec.to_builtins(rule) for rule in options.cast],
+        "pad": [msgspec.to_builtins(rule) for rule in options.pad],
         "allowInconsistent": list(options.allow_inconsistent),
         "replicas": options.replicas,
         "crc": options.crc,

@@ -21,6 +21,7 @@ from reshard.spec.request import (
     OutputFormat,
     OutputKind,
     Overwrite,
+    PadRule,
     Patterns,
     RenameRule,
     Replicas,
@@ -131,6 +132,7 @@ class ParametersSpec(Strict, frozen=True):
     exclude: Patterns = ()
     rename: Annotated[tuple[RenameRule, ...], msgspec.Meta(max_length=1024)] = ()
     cast: Annotated[tuple[CastRule, ...], msgspec.Meta(max_length=1024)] = ()
+    pad: Annotated[tuple[PadRule, ...], msgspec.Meta(max_length=1024)] = ()
     source_only: SourceOnly = "Drop"
     allow_missing: bool = False
     allow_inconsistent: Patterns = ()
@@ -359,6 +361,7 @@ def _to_request(
             exclude=spec.parameters.exclude,
             rename=spec.parameters.rename,
             cast=spec.parameters.cast,
+            pad=spec.parameters.pad,
             allow_inconsistent=spec.parameters.allow_inconsistent,
             replicas=source.replicas,
             crc=target.crc,

@@ -88,12 +88,13 @@ def _parameter(parameter: Parameter, keys: Keys) -> ParameterRecord:
     return ParameterRecord(
         name=parameter.name,
         dtype=parameter.target_dtype,
-        shape=parameter.shape,
+        shape=parameter.target_shape,
         role=parameter.role.value,
         source=source,
         target=_layout(parameter.target, parameter.target_stages),
         source_name=parameter.source_name if parameter.source_name != parameter.name else None,
         source_dtype=None if parameter.cast is None else parameter.dtype,
+        source_shape=None if parameter.new_shape is None else parameter.shape,
         keys=keys or None,
     )
 

@@ -25,6 +25,7 @@ from reshard.telemetry import phase
 from reshard.transform.carried import read_carried
 from reshard.transform.consistency import check_copies, refuse_possible_slices
 from reshard.transform.inputs import cancellable, decrypted, find, listing_identifies, strategies_of
+from reshard.transform.trimmed import check_trimmed
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -128,6 +129,8 @@ def prepare_files(  # noqa: PLR0913 - the source, and how to read it
             inconsistent = check_copies(
                 store, model, request.options, progress, workers=workers, single=single or only is not None
             )
+        with phase("check_trimmed"):
+            check_trimmed(store, model)
     except (DataError, MissingInputError):
         refuse_changed(store, inventory)
         raise
@@ -305,6 +308,7 @@ def _place(
         include=options.include,
         exclude=options.exclude,
         rename=options.rename,
+        pad=options.pad,
         allow_inconsistent=options.allow_inconsistent,
         lowest_replica=options.replicas == "LowestRank",
     )
