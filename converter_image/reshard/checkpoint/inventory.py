@@ -198,6 +198,7 @@ class Inventory(msgspec.Struct, frozen=True):
         tensors: tensors whose shards the metadata of the checkpoint locates. The structures of its files are empty.
         objects: values in the checkpoint that are not tensors.
         carried: small files of the source that are copied unchanged.
+        documents: number of the last files, which hold only metadata.
         unread: names of tensors and objects whose metadata was not read, because the request excludes them.
     """
 
@@ -209,6 +210,7 @@ class Inventory(msgspec.Struct, frozen=True):
     keys: dict[str, Keys] = {}
     tensors: tuple[ShardedTensor, ...] = ()
     objects: tuple[OpaqueObject, ...] = ()
+    documents: int = 0
     unread: tuple[str, ...] = ()
     carried: tuple[CarriedFile, ...] = ()
 

@@ -41,7 +41,8 @@ def transformed(request: Request, result: Result, *, as_json: bool) -> None:
     if not result.bytes_written and result.complete:
         console.out(f"nothing to do: {target} is complete and up to date ({result.target_ranks} ranks)")
         return
-    ranks = f"{result.source_ranks} -> {result.target_ranks} ranks"
+    unit = "" if result.source_unit == "ranks" else f" {result.source_unit}"
+    ranks = f"{result.source_ranks}{unit} -> {result.target_ranks} ranks"
     if request.options.output == "Index":
         console.out(f"indexed: {ranks}, {result.parameters} parameters, {size(result.bytes_written)}")
         return
@@ -124,6 +125,7 @@ def _content(manifest: Manifest) -> str:
 def planned(plan: PlanResult, *, as_json: bool) -> None:
     """Print a plan."""
     summary, replicated = plan.summary, plan.planner.model.replicated
+    unit = plan.planner.model.source_unit
     if as_json:
         console.out_json(
             {
@@ -149,7 +151,7 @@ def planned(plan: PlanResult, *, as_json: bool) -> None:
     console.table(
         [("", "left"), ("", "right")],
         [
-            ("source ranks", summary.source_ranks),
+            (f"source {unit}", summary.source_ranks),
             ("target ranks", summary.target_ranks),
             ("parameters", summary.parameters),
             *([("excluded parameters", len(summary.excluded))] if summary.excluded else []),
@@ -175,7 +177,7 @@ def planned(plan: PlanResult, *, as_json: bool) -> None:
     ranks = list(summary.sources)
     console.out()
     console.table(
-        [("target rank", "right"), ("bytes", "right"), ("reads source ranks", "left")],
+        [("target rank", "right"), ("bytes", "right"), (f"reads source {unit}", "left")],
         [(rank, size(summary.rank_bytes[rank]), some_ranks(summary.sources[rank])) for rank in ranks[:_SHOWN_RANKS]],
     )
     if len(ranks) > _SHOWN_RANKS:

@@ -166,6 +166,11 @@ class Model:
         return tuple(p for p in self.parameters if p.role is Role.REPLICATED and p.shape)
 
     @property
+    def source_unit(self) -> str:
+        """Unit of `source_ranks`: "files" if the files of the source do not belong to ranks, otherwise "ranks"."""
+        return "files" if self.inventory.unified else "ranks"
+
+    @property
     def source_ranks(self) -> int:
         """Number of source ranks."""
         return self.source_devices * self.source_stages

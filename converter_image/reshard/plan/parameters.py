@@ -92,7 +92,7 @@ def place(  # noqa: PLR0913 - each is a choice by itself
     shards = _shards(inventory, names)
     refuse_slices(inventory, names, stages_of_target)
     devices = target.devices if target else target_ranks or 1
-    source_devices = source.devices if source else len(inventory.files) if inventory.unified else 1
+    source_devices = source.devices if source else len(inventory.files) - inventory.documents if inventory.unified else 1
     stages = SourceStages(inventory, source)
     needed = _needed(target, only)
     unwanted = new_names(excluded, rename)

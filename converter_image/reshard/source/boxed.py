@@ -126,6 +126,7 @@ def inventory_of(store: ReadStore, boxed: Boxed, *, workers: int, advance: Calla
         keys=dict(boxed.checkpoint.keys),
         tensors=tensors,
         objects=objects,
+        documents=len(files) - len(boxed.checkpoint.files),
         unread=boxed.unread,
     )
 

@@ -83,6 +83,7 @@ class Result:
         notes: messages for the user.
         durations: seconds of each phase, see `reshard.telemetry.durations`.
         ranks: throughput of the ranks written in this run.
+        source_unit: unit of `source_ranks`: "ranks" or "files".
     """
 
     source_ranks: int
@@ -101,6 +102,7 @@ class Result:
     stage: int | None = None
     durations: dict[str, float] = field(default_factory=dict)
     ranks: tuple[RankResult, ...] = ()
+    source_unit: str = "ranks"
 
 
 def transform_checkpoint(
@@ -197,6 +199,7 @@ def _result(opened: Opened, written: list[Written], manifest: Manifest | None, p
         notes=job.notes + notes,
         stage=job.stage,
         durations=durations(),
+        source_unit=job.model.source_unit,
         ranks=tuple(RankResult(w.record.rank, w.record.bytes_read, w.record.size, w.record.seconds) for w in written),
     )
 
