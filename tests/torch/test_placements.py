@@ -5,9 +5,12 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any
 
 import pytest
+from local_folder import LocalFolder, content_of
 from torch_checkpoints import describe, read
+from torch_files import sha256_of
 
 from reshard.errors import DataError
+from reshard.formats.registry import source_format
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -29,6 +32,13 @@ def test_each_tensor_equals_the_one_that_torch_loads(world: tuple[Path, dict[str
     assert found.keys() == expected.keys()
     for name, described in found.items():
         assert described == {key: expected[name][key] for key in described}, expected[name]
+
+
+def test_the_content_of_each_tensor_is_found_in_the_files(world: tuple[Path, dict[str, dict[str, Any]]]) -> None:
+    folder, expected = world[0] / "boxes", world[1]
+    found = source_format("torch-dcp").read(LocalFolder(folder), workers=2)
+    held = {each.name: sha256_of(content_of(folder, found, each)) for each in found.tensors}
+    assert held == {name: each["sha256"] for name, each in expected.items()}
 
 
 def test_placements_are_of_all_kinds(world: tuple[Path, dict[str, dict[str, Any]]]) -> None:
