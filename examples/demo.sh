@@ -15,7 +15,7 @@ say reshard verify "$results/dst_checkpoints_4"
 say reshard run examples/serve-on-2.yaml --volume checkpoints="$corpus" --volume results="$results"
 say reshard inspect "$results/dst_checkpoints_2"
 
-# The files that docs/get-started.md uses.
+# The files that the documentation uses.
 example=build/example
 rm -rf "$example"
 mkdir -p "$example"
@@ -23,6 +23,8 @@ cp -R "$corpus/src_checkpoints" "$corpus/src_strategy.ckpt" "$example"
 cp "$corpus/dst_strategy_4.ckpt" "$example/dst_strategy.ckpt"
 sed -e 's/claimName: results/claimName: checkpoints/' -e 's/dst_checkpoints_4/dst_checkpoints/' -e 's/dst_strategy_4/dst_strategy/' \
     -e '/^#/d' examples/retrain-on-4.yaml >"$example/transform.yaml"
+cp -R tests/unit/data/torch/fsdp2 "$example/step_1000"
+rm "$example/step_1000/expected.json"
 
 cat <<END
 

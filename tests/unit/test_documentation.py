@@ -47,6 +47,7 @@ def workplace(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     (folder / "transform.yaml").write_text(resource)
     (folder / "group_info.pb").write_bytes(b"\x12\x04\x08\x00\x08\x02")
     (folder / "training.key").write_bytes(bytes(range(32)))
+    shutil.copytree(ROOT / "tests/unit/data/torch/fsdp2", folder / "step_1000", ignore=shutil.ignore_patterns("expected.json"))
     monkeypatch.chdir(folder)
     return folder
 
