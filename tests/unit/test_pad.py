@@ -24,7 +24,7 @@ from reshard.engine.verify import check_file
 from reshard.errors import BugError, RequestError, UsageError
 from reshard.formats import registry
 from reshard.layout.box import Box
-from reshard.pictures.traffic import traffic
+from reshard.pictures.traffic import count_traffic
 from reshard.plan.pad import beyond, within
 from reshard.spec.request import Options, PadRule, Request
 
@@ -91,7 +91,7 @@ def test_every_rank_gets_its_slices_of_the_new_shape(model: models.Model, kind: 
         assert rawfiles.same(rawfiles.read("safetensors", content), expected)
         for level in ("Sample", "Full"):
             compare(made, rank, content, level)
-    traffic(made.planner, range(model.target_ranks), 64)
+    count_traffic(made.planner, range(model.target_ranks), 64)
 
 
 def test_padding_that_is_not_zero_is_noticed() -> None:
