@@ -26,12 +26,12 @@ from reshard.cli import main
 from reshard.errors import DataError, ReshardError
 from reshard.layout import Layout
 from reshard.plan import place
-from reshard.plan.slices import Slices
+from reshard.plan.slice_blocks import Slices
 from reshard.source.files import Files
 from reshard.source.reading import read_inventory
 from reshard.spec.request import Options
 from reshard.strategy import Strategy
-from reshard.transform.slices import check_slices
+from reshard.transform.equal_slices import check_slices
 
 if TYPE_CHECKING:
     from collections.abc import Callable

@@ -24,7 +24,7 @@ from reshard.engine.gather import SourceFiles
 from reshard.engine.verify import check_file
 from reshard.layout import Layout
 from reshard.plan import Parameter, Role
-from reshard.plan.redundancy import shares
+from reshard.plan.balance import shares
 
 if TYPE_CHECKING:
     from collections.abc import Callable

@@ -13,7 +13,7 @@ from pipelines import Pipeline, pipeline, write
 
 from reshard.cli import main
 from reshard.errors import MissingInputError, RequestError, UsageError
-from reshard.plan.rename import renamed, unmatched
+from reshard.plan.rules import renamed, unmatched
 from reshard.spec.request import Options, RenameRule
 
 if TYPE_CHECKING:

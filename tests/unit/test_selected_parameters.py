@@ -20,7 +20,7 @@ from pipelines import Pipeline, pipeline, write
 import reshard
 from reshard.cli import main
 from reshard.errors import MissingInputError, RequestError, UsageError
-from reshard.plan.rename import excluded_by
+from reshard.plan.rules import excluded_by
 from reshard.spec.request import Options, RenameRule, Request
 
 if TYPE_CHECKING:

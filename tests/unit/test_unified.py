@@ -20,7 +20,7 @@ from hypothesis import strategies as st
 from reshard.checkpoint.manifest import MANIFEST_NAME
 from reshard.cli import main
 from reshard.errors import DataError, ReshardError, UsageError
-from reshard.plan.unified import fill
+from reshard.plan.balance import fill
 from reshard.spec.request import Options, RenameRule, Request
 from reshard.transform.complete import commit_checkpoint
 from reshard.transform.run import Result, transform_checkpoint

@@ -8,7 +8,7 @@ from reshard.checkpoint.dtypes import DTYPES
 from reshard.checkpoint.unified import HYPER_NAME
 from reshard.plan import Role, castable, rounded, unmatched, unmatched_patterns
 from reshard.plan.copies import equal_files
-from reshard.plan.rename import NamePattern
+from reshard.plan.rules import NamePattern
 from reshard.spec.ranks import format_ranks
 
 if TYPE_CHECKING:

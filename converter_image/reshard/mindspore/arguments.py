@@ -1,11 +1,12 @@
-"""Checks of the arguments whose types MindSpore documents."""
+"""Checks and conversions of arguments that several of MindSpore's functions accept."""
 
 from __future__ import annotations
 
 import os
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, cast
 
 from reshard.errors import UsageError
+from reshard.spec.keys import Encryption, Key, Mode
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -65,6 +66,15 @@ def workers_of(value: Any, name: str) -> int:  # noqa: ANN401 - any argument of 
     if found < 1:
         raise UsageError("InvalidOption", f"{found} is less than 1", where=name, fix="pass 1 or more")
     return found
+
+
+def decryption_of(dec_key: bytes | None, dec_mode: str) -> Encryption | None:
+    """Return the encryption for `dec_key` and `dec_mode`, or None if files are not encrypted.
+
+    Raises:
+        UsageError: the mode or the key is invalid.
+    """
+    return None if dec_key is None else Encryption(Key(dec_key), cast("Mode", dec_mode))
 
 
 def _wrong(value: object, name: str, wanted: str) -> UsageError:

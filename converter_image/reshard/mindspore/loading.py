@@ -8,9 +8,8 @@ from typing import TYPE_CHECKING, Any
 
 from reshard.checkpoint import format_of
 from reshard.errors import MissingInputError, UsageError
-from reshard.mindspore.arguments import path_of
+from reshard.mindspore.arguments import decryption_of, path_of
 from reshard.mindspore.errors import documented
-from reshard.mindspore.keys import decryption_of
 from reshard.online.network import load_params, param_dict
 from reshard.online.segments import read_file, read_segments
 

@@ -10,9 +10,8 @@ import msgspec
 
 from reshard.engine.memory import default_workers
 from reshard.errors import UsageError
-from reshard.mindspore.arguments import path_of, strategy_of, workers_of
+from reshard.mindspore.arguments import decryption_of, path_of, strategy_of, workers_of
 from reshard.mindspore.errors import documented
-from reshard.mindspore.keys import decryption_of
 from reshard.online.load import tensors_of
 from reshard.online.network import current_rank, load_params, param_dict
 from reshard.progress import Silent

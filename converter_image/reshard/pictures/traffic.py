@@ -14,8 +14,8 @@ from reshard.plan.geometry import composition
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
 
+    from reshard.plan.geometry import Cell
     from reshard.plan.model import Parameter
-    from reshard.plan.overlap import Cell
     from reshard.plan.rank import Planner
 
 

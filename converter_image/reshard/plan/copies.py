@@ -21,16 +21,16 @@ from reshard.checkpoint.dtypes import DTYPES
 from reshard.layout import cell_box
 from reshard.layout.box import Box, shifted, strides
 from reshard.layout.tiles import next_tile
-from reshard.plan.holders import Holders
 from reshard.plan.model import Role
+from reshard.plan.replicas import Holders
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping
 
     from reshard.checkpoint.inventory import TensorEntry
     from reshard.layout import Layout
+    from reshard.plan.geometry import Cell
     from reshard.plan.model import Model, Parameter
-    from reshard.plan.overlap import Cell
     from reshard.plan.stages import SourceCuts
 
 # Parameters in no strategy up to this size, such as steps and learning rates, are compared on every rank; only the smallest.

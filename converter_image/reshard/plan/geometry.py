@@ -1,16 +1,16 @@
-"""The composition of a target slice from source slices. It is calculated once for all tensors with the same sharding."""
+"""Intersections of the slices of two layouts, calculated once for all tensors with the same sharding."""
 
 from __future__ import annotations
 
 from dataclasses import dataclass
 from functools import lru_cache
+from itertools import product
 from typing import TYPE_CHECKING
 
 from reshard.errors import BugError
 from reshard.layout import cell_box
 from reshard.layout.box import Box
 from reshard.layout.tiles import flat_span
-from reshard.plan.overlap import Cell, cells_of
 from reshard.plan.pad import beyond, within
 
 if TYPE_CHECKING:
@@ -18,6 +18,8 @@ if TYPE_CHECKING:
 
     from reshard.model import Tiling
     from reshard.plan.model import Parameter
+
+Cell = tuple[int, ...]
 
 
 @dataclass(frozen=True, slots=True)
@@ -66,6 +68,36 @@ def composition(parameter: Parameter, box: Box) -> Geometry:
     if parameter.shards is not None:
         return geometry_of_tiles(parameter.shape, parameter.shards.tiling, box)
     return geometry(parameter.shape, parameter.source.parts if parameter.source else (1,) * len(parameter.shape), box)
+
+
+@lru_cache(maxsize=1 << 16)
+def overlapping(target_parts: tuple[int, ...], target_cell: Cell, source_parts: tuple[int, ...]) -> tuple[Cell, ...]:
+    """Return the source cells that contain elements of a target cell, in row-major order.
+
+    Both sides divide a dimension into equal parts. Part i of k covers the fractions [i/k, (i+1)/k).
+
+    >>> overlapping((4,), (1,), (6,))
+    ((1,), (2,))
+    """
+    return tuple(
+        product(
+            *(range(c * s // t, -(-(c + 1) * s // t)) for t, c, s in zip(target_parts, target_cell, source_parts, strict=True))
+        )
+    )
+
+
+def cells_of(shape: tuple[int, ...], parts: tuple[int, ...], box: Box) -> tuple[Cell, ...]:
+    """Return the cells of a grid of equal parts that contain elements of a box, in row-major order.
+
+    >>> from reshard.layout.box import Box
+    >>> cells_of((12,), (6,), Box((3,), (3,)))
+    ((1,), (2,))
+    """
+    if not box.size:
+        return ()
+    return tuple(
+        product(*(range(a * k // n, -(-(a + m) * k // n)) for n, k, a, m in zip(shape, parts, box.start, box.shape, strict=True)))
+    )
 
 
 @lru_cache(maxsize=512)

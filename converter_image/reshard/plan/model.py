@@ -131,7 +131,7 @@ class Model:
         lowest_replica: whether each slice is read from the lowest rank that holds it.
         inconsistent_replicas: names of parameters whose copies differ between source ranks, which the request accepts.
         same: whether each target rank's file contains the tensors of the source rank with the same number.
-        unified: whether the target's ranks are the files of a unified checkpoint, see `reshard.plan.unified`.
+        unified: whether the target's ranks are the files of a unified checkpoint, see `reshard.plan.balance`.
     """
 
     inventory: Inventory

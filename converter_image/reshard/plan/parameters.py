@@ -14,7 +14,7 @@ from reshard.layout import Layout
 from reshard.model.packing import unpack, unpack_object
 from reshard.plan.model import Model, Parameter, Role
 from reshard.plan.pad import lengths_by_name, padded
-from reshard.plan.rename import NamePattern, excluded_by, new_names, refuse_nothing, renamed
+from reshard.plan.rules import NamePattern, excluded_by, new_names, refuse_nothing, renamed
 from reshard.plan.stages import SourceStages, whole_shape
 
 if TYPE_CHECKING:

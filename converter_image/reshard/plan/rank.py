@@ -10,23 +10,21 @@ from typing import TYPE_CHECKING
 
 from reshard.checkpoint.dtypes import DTYPES
 from reshard.errors import BugError, RequestError
-from reshard.plan.geometry import Geometry, composition
+from reshard.plan.balance import shares
+from reshard.plan.geometry import Geometry, cells_of, composition, overlapping
 from reshard.plan.geometry import prove as prove_geometry
-from reshard.plan.holders import Holders
 from reshard.plan.model import Role
-from reshard.plan.overlap import cells_of, overlapping
 from reshard.plan.pad import within
-from reshard.plan.redundancy import shares
-from reshard.plan.replicas import choose
+from reshard.plan.replicas import Holders, choose
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator, Sequence
 
     from reshard.checkpoint.inventory import TensorEntry
     from reshard.layout.box import Box
+    from reshard.plan.balance import Shares
+    from reshard.plan.geometry import Cell
     from reshard.plan.model import Model, Parameter
-    from reshard.plan.overlap import Cell
-    from reshard.plan.redundancy import Shares
 
 
 @dataclass(frozen=True, slots=True)

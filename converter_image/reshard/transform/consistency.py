@@ -17,10 +17,10 @@ from reshard.errors import DataError, MissingInputError
 from reshard.layout.box import Box
 from reshard.plan import Role
 from reshard.plan.copies import Block, Copies, most_blocks, spread
-from reshard.plan.rename import NamePattern
+from reshard.plan.rules import NamePattern
 from reshard.source.copies import FileSet, Piece
 from reshard.spec.ranks import format_ranks, parse_ranks
-from reshard.transform.slices import check_slices
+from reshard.transform.equal_slices import check_slices
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Collection, Iterator, Mapping, Sequence

@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from reshard.errors import DataError, RequestError
-from reshard.plan.rename import selection
+from reshard.plan.rules import selection
 from reshard.source.encrypted import as_plain
 from reshard.source.files import Files, find_files, open_source, refuse_part
 from reshard.source.reading import read_inventory

@@ -7,15 +7,15 @@ from math import prod
 from typing import TYPE_CHECKING, NamedTuple
 
 from reshard.checkpoint.dtypes import DTYPES
-from reshard.plan.holders import Holders
+from reshard.plan.replicas import Holders
 
 if TYPE_CHECKING:
     from collections.abc import Collection, Hashable
 
     from reshard.checkpoint.inventory import TensorEntry
     from reshard.layout import Layout
+    from reshard.plan.geometry import Cell
     from reshard.plan.model import Model, Parameter
-    from reshard.plan.overlap import Cell
 
 _BLOCK_BYTES = 4 << 10
 _BLOCKS_PER_RANK = 8

@@ -8,7 +8,7 @@ from reshard.errors import MissingInputError, RequestError
 from reshard.layout import Layout
 from reshard.plan.model import Model, Parameter, Role
 from reshard.plan.parameters import refuse_empty
-from reshard.plan.rename import excluded_by, refuse_nothing, renamed
+from reshard.plan.rules import excluded_by, refuse_nothing, renamed
 from reshard.spec.ranks import parse_ranks
 
 if TYPE_CHECKING:

@@ -1,15 +1,22 @@
-"""Select parameters by name, and rename them for the target."""
+"""Apply the rules of a request to parameters: which are written, under which names, and as which types."""
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from dataclasses import replace
+from typing import TYPE_CHECKING, get_args
 
 from reshard.errors import MissingInputError, RequestError
+from reshard.spec.request import FloatType
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Collection, Iterable, Sequence
 
-    from reshard.spec.request import RenameRule
+    from reshard.plan.model import Model, Parameter
+    from reshard.spec.request import CastRule, RenameRule
+
+_FLOATS = get_args(FloatType)
+# The types that have all values of another one.
+_WIDER = {"BFloat16": ("Float32", "Float64"), "Float16": ("Float32", "Float64"), "Float32": ("Float64",)}
 
 
 def excluded_by(names: Iterable[str], include: Sequence[str], exclude: Sequence[str]) -> dict[str, None]:
@@ -125,6 +132,30 @@ def unmatched_patterns(names: Collection[str], patterns: Iterable[str]) -> tuple
 
 def _matches_any(rule: RenameRule, names: Collection[str]) -> bool:
     return rule.name in names if rule.pattern is None else any(map(NamePattern(rule.pattern).matches, names))
+
+
+def with_casts(model: Model, rules: Sequence[CastRule]) -> Model:
+    """Return a model in which rules cast parameters of floating-point types. The first rule whose pattern matches applies."""
+    if not rules:
+        return model
+    compiled = [(NamePattern(rule.pattern), rule.to) for rule in rules]
+
+    def cast(parameter: Parameter) -> Parameter:
+        to = next((to for pattern, to in compiled if pattern.matches(parameter.source_name)), None)
+        return parameter if to is None or to == parameter.dtype else replace(parameter, cast=to)
+
+    return replace(model, parameters=tuple(cast(p) if p.dtype in _FLOATS else p for p in model.parameters))
+
+
+def rounded(model: Model) -> tuple[str, ...]:
+    """Return the names of the parameters that are cast to a type without some of the values of their own."""
+    lossy = (p.name for p in model.parameters if p.cast is not None and p.cast not in _WIDER.get(p.dtype, ()))
+    return tuple(dict.fromkeys(lossy))
+
+
+def castable(model: Model) -> tuple[str, ...]:
+    """Return the source names of the parameters of floating-point types."""
+    return tuple(p.source_name for p in model.parameters if p.dtype in _FLOATS)
 
 
 class NamePattern:

@@ -13,7 +13,7 @@ from reshard.checkpoint.dtypes import DTYPES
 from reshard.errors import DataError
 from reshard.parallel import parallel
 from reshard.plan.copies import equal_files
-from reshard.plan.slices import SliceBlock, Slices
+from reshard.plan.slice_blocks import SliceBlock, Slices
 from reshard.spec.ranks import format_ranks
 from reshard.storage.ahead import files_at_once, prefetched
 
