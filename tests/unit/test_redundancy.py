@@ -45,7 +45,8 @@ def test_each_slice_is_written_once(model: models.Model, source: str, target: st
     for rank in range(model.target_ranks):
         content = written(made, rank)
         reader, sources = MemoryReader(f"y.{target}", content), SourceFiles(store, made.model.inventory)
-        check_file(reader, made.planner.plan(rank), made.model, sources, "Full")
+        described = made.output.entries(reader, made.tensors(rank))
+        check_file(reader, made.planner.plan(rank), made.model, sources, "Full", described)
         files.append(rawfiles.read(target, content))
     for tensor in model.tensors:
         holders: dict[bytes, list[int]] = defaultdict(list)
