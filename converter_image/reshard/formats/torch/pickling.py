@@ -141,12 +141,12 @@ class _Metadata:
 
     def __init__(self) -> None:
         self.out = bytearray(_PROTOCOL)
-        self._known: dict[Hashable, bytes] = {}
+        self._known: dict[Hashable, bytes] = {}  # what repeats a value, by its key
+        self._numbers = count()
 
     def write(self, values: Mapping[str, Value], *, nested: bool) -> None:
         """Append the whole document."""
-        self._instance(_METADATA, "Metadata")
-        self._string("state_dict_metadata")
+        self._instance(_METADATA, "Metadata", "state_dict_metadata")
         for name, value in self._batches(_EMPTY_DICT, values.items(), _SETITEMS):
             self._string(name)
             self._value(value)
@@ -172,8 +172,7 @@ class _Metadata:
         if value.dtype is None:
             self._new(_METADATA, "BytesStorageMetadata")
             return
-        self._instance(_METADATA, "TensorStorageMetadata")
-        self._string("properties")
+        self._instance(_METADATA, "TensorStorageMetadata", "properties")
         self._new(_METADATA, "TensorProperties")
         self.out += _MARK
         self._global("torch", value.dtype)
@@ -185,8 +184,7 @@ class _Metadata:
         self._size(value.shape)
         self._string("chunks")
         for shard in self._batches(_EMPTY_LIST, value.shards, _APPENDS):
-            self._instance(_METADATA, "ChunkStorageMetadata")
-            self._string("offsets")
+            self._instance(_METADATA, "ChunkStorageMetadata", "offsets")
             self._size(shard.start or ())
             self._string("sizes")
             self._size(shard.shape)
@@ -203,8 +201,7 @@ class _Metadata:
         self.out += _TUPLE
 
     def _index(self, name: str, number: int, shard: Shard) -> None:
-        self._instance(_METADATA, "MetadataIndex")
-        self._string("fqn")
+        self._instance(_METADATA, "MetadataIndex", "fqn")
         self._string(name)
         self._string("index")
         if shard.start is None:
@@ -216,8 +213,7 @@ class _Metadata:
         self.out += _SETITEMS + _BUILD
 
     def _place(self, shard: Shard) -> None:
-        self._instance(_FILES, "_StorageInfo")
-        self._string("relative_path")
+        self._instance(_FILES, "_StorageInfo", "relative_path")
         self._string(shard.path)
         self._string("offset")
         self.out += _integer(shard.offset)
@@ -228,20 +224,24 @@ class _Metadata:
         self._global(module, name)
         self.out += _EMPTY_TUPLE + _NEWOBJ
 
-    def _instance(self, module: str, name: str) -> None:
-        """Append an instance and the start of its state. `_SETITEMS + _BUILD` ends it."""
+    def _instance(self, module: str, name: str, key: str) -> None:
+        """Append an instance and the start of its state, up to its first key. `_SETITEMS + _BUILD` ends it."""
+        if self._repeated((module, name, key)):
+            return
         self._new(module, name)
         self.out += _EMPTY_DICT + _MARK
+        self._string(key)
+        opened = _EMPTY_TUPLE + _NEWOBJ + _EMPTY_DICT + _MARK
+        self._known[module, name, key] = self._known[module, name] + opened + self._known[key]
 
     def _call(self, module: str, name: str, argument: bytes) -> None:
-        key = ("call", module, name, argument)
-        if not self._repeated(key):
-            self._global(module, name)
-            self.out += argument + _TUPLES[0] + _REDUCE
-            self._keep(key)
+        self._global(module, name)
+        self.out += argument + _TUPLES[0] + _REDUCE
 
     def _size(self, lengths: Shape) -> None:
-        self._call("torch", "Size", _integers(lengths))
+        if not self._repeated(lengths):
+            self._call("torch", "Size", _integers(lengths))
+            self._keep(lengths)
 
     def _string(self, value: str) -> None:
         if not self._repeated(value):
@@ -255,15 +255,15 @@ class _Metadata:
             self._keep(key)
 
     def _repeated(self, key: Hashable) -> bool:
-        """Append a reference to a value, if it has occurred before."""
-        reference = self._known.get(key)
-        if reference is not None:
-            self.out += reference
-        return reference is not None
+        """Append a value again by references, if it has occurred before."""
+        references = self._known.get(key)
+        if references is not None:
+            self.out += references
+        return references is not None
 
     def _keep(self, key: Hashable) -> None:
         """Number the value that was appended last, for references."""
-        number = len(self._known)
+        number = next(self._numbers)
         if number < 1 << 8:
             self.out += b"q" + number.to_bytes(1)
             self._known[key] = b"h" + number.to_bytes(1)
