@@ -20,12 +20,13 @@ from hypothesis import given
 from hypothesis import strategies as st
 from safetensors import deserialize
 
+import reshard
 from reshard.errors import DataError, RequestError, ReshardError
 from reshard.formats import registry
 from reshard.layout import Layout
 from reshard.layout.box import Box
 from reshard.source.boxed import find_boxed
-from reshard.spec.request import Options, RenameRule, Request
+from reshard.spec.request import CastRule, Options, RenameRule, Request
 from reshard.storage import open_store
 from reshard.strategy import StrategyFile, dump
 from reshard.transform.run import transform_checkpoint
@@ -244,3 +245,15 @@ def test_settings_of_a_model_are_copied_on_request(tmp_path: Path) -> None:
     (tmp_path / "source" / "config.json").write_text("{ }")
     with pytest.raises(RequestError, match="TargetExists"):
         transform(tmp_path / "source", tmp_path / "target", format="HuggingFace", copy_settings=True)
+
+
+def test_a_load_of_a_format_of_torch_selects_and_casts() -> None:
+    source = torch_files.DATA / "fsdp2"
+    options: dict[str, Any] = {"include": ("model.*",), "exclude": ("*.bias",)}
+    plain = reshard.load(str(source), **options)
+    assert set(plain) == {"model.a.weight", "model.b.weight", "model.norm.weight"}
+    cast = reshard.load(str(source), source_format="torch-dcp", cast=(CastRule("*.a.*", "Float16"),), **options)
+    assert cast["model.a.weight"].tolist() == plain["model.a.weight"].astype(np.float16).tolist()
+    assert rawfiles.equal(cast["model.b.weight"], plain["model.b.weight"])
+    with pytest.raises(RequestError, match="UnknownFormat"):
+        reshard.load(str(source), source_format="torch")

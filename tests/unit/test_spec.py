@@ -176,6 +176,10 @@ def test_fields_that_contradict_the_output_are_refused(target: dict[str, Any], s
         request_of_pod(spec)
 
 
+def test_the_format_of_hugging_face_implies_whole_parameters() -> None:
+    assert Options(format="HuggingFace", max_file_size_bytes=1 << 20).output == "Unified"
+
+
 def test_a_claim_without_a_folder_is_refused_with_the_missing_option() -> None:
     with pytest.raises(UsageError, match="--volume b=DIR"):
         here(parse_resource(yaml.safe_dump(RESOURCE), "x.yaml"), a="/a")

@@ -34,6 +34,7 @@ if TYPE_CHECKING:
 class LoadOptions(TypedDict, total=False):
     """Keyword arguments of a load, see `iter_tensors`."""
 
+    source_format: str | None
     step: int | None
     files: str | None
     allow_single_rank: bool
@@ -71,6 +72,7 @@ def iter_tensors(  # noqa: PLR0913 - one for each option
     target_strategy: str | None = None,
     rank: int = 0,
     *,
+    source_format: str | None = None,
     step: int | None = None,
     files: str | None = None,
     allow_single_rank: bool = False,
@@ -100,6 +102,7 @@ def iter_tensors(  # noqa: PLR0913 - one for each option
         source_strategy: strategy file, or folder with one file per pipeline stage. None means one rank with whole parameters.
         target_strategy: strategy file or folder of the target. None means one rank with whole parameters.
         rank: number of the target rank.
+        source_format: format of the source, such as "torch-dcp". None means that its files determine it.
         step: training step to read. None means the newest step that every rank has.
         files: glob pattern of the files to read. A pattern with a `/` matches paths in the source, otherwise names.
         allow_single_rank: whether to read the folder or file of one rank as a complete checkpoint, even if other ranks are next
@@ -140,6 +143,7 @@ def iter_tensors(  # noqa: PLR0913 - one for each option
         target_strategy=target_strategy,
         options=Options(
             output="Index",
+            source_format=source_format,
             step=step,
             files=files,
             allow_single_rank=allow_single_rank,

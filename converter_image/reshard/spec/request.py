@@ -247,14 +247,14 @@ class Options(msgspec.Struct, frozen=True):
                 where="file_prefix",
                 fix="use a prefix such as checkpoint_",
             )
+        if self.format == "HuggingFace" and self.output == "PerRank":
+            msgspec.structs.force_setattr(self, "output", "Unified")
         _check_rules(self.rename)
         _check_pads(self)
         for name, (output, what) in _ONLY_WITH.items():
             if self.output != output and getattr(self, name) != _default(name):
                 fix = f"omit it, or add --output {output.lower()} (spec.target.output: {output})"
                 raise UsageError("InvalidOption", what, where=name, fix=fix)
-        if self.format == "HuggingFace" and self.output == "PerRank":
-            msgspec.structs.force_setattr(self, "output", "Unified")
         self._check_format()
         if self.output in ("Unified", "Same") and self.file_prefix != _default("file_prefix"):
             raise UsageError("InvalidOption", "the output has fixed file names", where="file_prefix", fix="omit it")
