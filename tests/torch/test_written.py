@@ -32,8 +32,7 @@ SHAPES = ((), (1,), (0,), (2, 0, 3), (300,), (70_000,), (2, 3), (2, 3, 1, 2), (1
 
 def cut(name: str, ranks: int) -> list[list[Content]]:
     folder = LocalFolder(DATA / name)
-    kind = "megatron" if name == "megatron" else "torch-dcp"
-    return recut(folder.path, source_format(kind).read(folder, wanted=lambda each: each != STRIDED), ranks)
+    return recut(folder.path, source_format("torch-dcp").read(folder, wanted=lambda each: each != STRIDED), ranks)
 
 
 def expected(name: str) -> dict[str, Any]:
@@ -108,10 +107,6 @@ def test_transformers_loads_the_same_model(tmp_path: Path) -> None:
 
 
 def test_megatron_loads_each_tensor_as_it_was(tmp_path: Path) -> None:
-    output = output_format("megatron")
-    write_checkpoint(output, tmp_path, cut("megatron", 3))
-    for name in output.carried([path.name for path in (DATA / "megatron").iterdir()], "megatron", settings=False):
-        shutil.copy(DATA / "megatron" / name, tmp_path / name)
-    found = run("reload", kind="megatron", folder=tmp_path)
+    found = run("reload", kind="megatron", folder=transform(DATA / "megatron", tmp_path, format="Megatron", target_ranks=3))
     assert {name: found[name] for name in expected("megatron")} == expected("megatron")
     assert found["iteration"] == "7"
