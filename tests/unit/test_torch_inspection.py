@@ -104,3 +104,13 @@ def test_a_folder_with_a_missing_file_is_refused(tmp_path: Path, refused: Callab
     shutil.copytree(DATA / "placements", folder)
     (folder / "__2_0.distcp").unlink()
     assert "__2_0.distcp" in refused(66, "FileMissing", "inspect", str(folder))
+
+
+@pytest.mark.parametrize("kind", ["torch-dcp", "torch-safetensors"])
+def test_a_checkpoint_that_reshard_wrote(tmp_path: Path, capsys: pytest.CaptureFixture[str], kind: str) -> None:
+    options = ["--format", kind, "--target-ranks", "3", "--include", "model.a.*"]
+    assert main(["transform", "--source", str(DATA / "fsdp2"), "--target", str(tmp_path / "t"), *options]) == 0
+    capsys.readouterr()
+    found = lines(capsys, str(tmp_path / "t"))
+    for line in (["format", kind], ["tensors", "2"], ["model.a.weight", "Float32", "10x6", "3 x 1, uneven", "3 files"]):
+        assert line in found
