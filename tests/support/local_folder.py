@@ -65,7 +65,7 @@ class LocalFolder:
         return {name: (self.path / name).stat().st_size for name in names if (self.path / name).is_file()}
 
     @contextmanager
-    def open(self, name: str) -> Iterator[LocalReader]:
+    def open(self, name: str, reads: Iterable[tuple[int, int]] = ()) -> Iterator[LocalReader]:  # noqa: ARG002 - reads cost little
         if not (self.path / name).is_file():
             raise MissingInputError("FileMissing", "no such file", where=name, fix="restore it")
         reader = LocalReader(self, name)

@@ -209,6 +209,17 @@ def checkpoint_of(folder: Path) -> Checkpoint:
     return found.checkpoint
 
 
+def test_values_other_than_tensors_get_no_files(tmp_path: Path) -> None:
+    """Neither the number of files nor that of source ranks counts what holds no tensors."""
+    transform(torch_files.DATA / "fsdp2", tmp_path, format="HuggingFace", max_file_size_bytes=1024)
+    sizes = [len(deserialize(path.read_bytes())) for path in tmp_path.glob("*.safetensors")]
+    assert len(sizes) > 1
+    assert all(sizes)
+    manifest = json.loads((tmp_path / "reshard-manifest.json").read_text())
+    assert manifest["source"]["ranks"] == 4
+    assert "optim.param_groups.0.lr" in manifest["objects"]
+
+
 def objects_of(folder: Path) -> dict[str, bytes]:
     """Return the bytes of values that are not tensors."""
     checkpoint = checkpoint_of(folder)

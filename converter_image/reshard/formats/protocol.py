@@ -40,8 +40,14 @@ class Folder(Protocol):
     def sizes(self, names: Iterable[str]) -> Mapping[str, int]:
         """Return the lengths in bytes of those of these files that exist."""
 
-    def open(self, name: str) -> AbstractContextManager[RangeReader]:
-        """Open a file for ranged reads."""
+    def open(self, name: str, reads: Iterable[tuple[int, int]] = ()) -> AbstractContextManager[RangeReader]:
+        """Open a file for ranged reads.
+
+        Args:
+            name: name of the file.
+            reads: probable reads as (offset, length), in order. Over a network, many of them are fetched at a time, and what they
+                fetch is not consumed before it is needed.
+        """
 
 
 class SourceFormat(Protocol):

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
+from reshard.checkpoint.dtypes import OBJECT
 from reshard.plan.model import Role
 
 if TYPE_CHECKING:
@@ -72,14 +73,17 @@ def _is_passed_on(parameter: Parameter) -> bool:
 def unify(model: Model, most_bytes: int) -> Model:
     """Convert a model with one target rank to a model in which each target rank is a file with some of the parameters.
 
-    The last file contains the parameters that no strategy names. For the other files, see `fill`.
+    The last file contains the parameters that no strategy names. For the other files, see `fill`. Values that are not tensors get
+    no file, because these files cannot hold them.
     """
-    named = [p for p in model.parameters if p.role is not Role.REPLICATED]
-    others = [p for p in model.parameters if p.role is Role.REPLICATED]
+    tensors = [p for p in model.parameters if p.dtype != OBJECT]
+    named = [p for p in tensors if p.role is not Role.REPLICATED]
+    others = [p for p in tensors if p.role is Role.REPLICATED]
     parts = [[named[i] for i in part] for part in fill([p.written_nbytes for p in named], most_bytes)]
     parts += [others] if others else []
     spread = [replace(p, target_stages=(number,)) for number, part in enumerate(parts) for p in part]
-    return replace(model, target_stages=len(parts), parameters=tuple(spread), unified=True)
+    spread += [replace(p, target_stages=(0,)) for p in model.parameters if p.dtype == OBJECT]
+    return replace(model, target_stages=max(len(parts), 1), parameters=tuple(spread), unified=True)
 
 
 def fill(sizes: Sequence[int], most: int) -> list[list[int]]:

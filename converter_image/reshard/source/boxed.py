@@ -12,7 +12,7 @@ from reshard.formats.registry import detect, source_format
 from reshard.model.packing import pack
 from reshard.source.changed import source_changed
 from reshard.source.listing import is_candidate, preview
-from reshard.storage.ahead import files_at_once
+from reshard.storage.ahead import files_at_once, prefetched
 from reshard.storage.digest import sample_of
 
 if TYPE_CHECKING:
@@ -22,6 +22,9 @@ if TYPE_CHECKING:
     from reshard.formats.protocol import SourceFormat
     from reshard.model import Checkpoint
     from reshard.storage.protocol import ReadStore
+
+# Number of bytes of each file that are prefetched over a network.
+_FILE_AHEAD = 4 << 20
 
 
 class Boxed:
@@ -45,7 +48,7 @@ class Boxed:
 
         folder = _Folder(store, names)
         self.format = found.name
-        self.checkpoint: Checkpoint = found.read(folder, workers, is_wanted)
+        self.checkpoint: Checkpoint = found.read(folder, files_at_once(workers, remote=store.remote), is_wanted)
         self.versions, self.unread = folder.versions, tuple(unread)
 
     @property
@@ -154,8 +157,9 @@ class _Folder:
         return {path: stat.size for path, stat in self._store.stats(list(names)).items()}
 
     @contextmanager
-    def open(self, name: str) -> Iterator[RangeReader]:
+    def open(self, name: str, reads: Iterable[tuple[int, int]] = ()) -> Iterator[RangeReader]:
         with closing(self._store.open(name)) as reader:
             if self.versions.setdefault(name, reader.version) != reader.version:
                 raise source_changed(name, "changed", indexed=False)
-            yield reader
+            with prefetched(reader, reads, _FILE_AHEAD, remote=self._store.remote) as ahead:
+                yield ahead

@@ -22,6 +22,8 @@ _LARGEST_BLOCK = 1 << 20
 _MEMORY = 4 << 20
 # Size of a read at the known position of a head. Names are rarely longer.
 _HEAD = 64 << 10
+# Number of bytes before a head that are read with it: the end of an archive is found by a search in its last 2 KiB.
+_BEFORE_HEAD = 2 << 10
 
 
 class Blocks:
@@ -66,4 +68,5 @@ def read_remote_header(reader: Reader, seen: dict[bytes, Structure] | None, expe
 
 def heads(positions: Iterable[int], size: int) -> Iterator[tuple[int, int]]:
     """Yield the reads of a file whose heads are at these positions."""
-    return ((position, min(_HEAD, size - position)) for position in positions)
+    starts = (max(position - _BEFORE_HEAD, 0) for position in positions)
+    return ((start, min(_BEFORE_HEAD + _HEAD, size - start)) for start in starts)

@@ -251,6 +251,8 @@ class Options(msgspec.Struct, frozen=True):
             msgspec.structs.force_setattr(self, "output", "Unified")
         _check_rules(self.rename)
         _check_pads(self)
+        if self.format == "HuggingFace" and self.output == "PerRank":
+            msgspec.structs.force_setattr(self, "output", "Unified")
         for name, (output, what) in _ONLY_WITH.items():
             if self.output != output and getattr(self, name) != _default(name):
                 fix = f"omit it, or add --output {output.lower()} (spec.target.output: {output})"

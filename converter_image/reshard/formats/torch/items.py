@@ -6,7 +6,7 @@ byte, because reading each of 100,000 archives in full takes a minute.
 
 from __future__ import annotations
 
-from itertools import pairwise
+from itertools import islice, pairwise
 from typing import TYPE_CHECKING, NamedTuple
 
 from reshard.errors import DataError
@@ -16,7 +16,7 @@ from reshard.formats.torch.unpickle import Limits
 from reshard.formats.torch.zip import CRC_AT
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator, Sequence
+    from collections.abc import Iterable, Iterator, Sequence
 
     from reshard.checkpoint.inventory import RangeReader
     from reshard.formats.torch.archive import Archive
@@ -118,7 +118,7 @@ class Templates:
         )
 
 
-def locate_items(reader: RangeReader, items: Sequence[Item], templates: Templates) -> Iterator[Content]:
+def locate_items(reader: RangeReader, items: Iterable[Item], templates: Templates) -> Iterator[Content]:
     """Yield where the elements of each item are in the file.
 
     Args:
@@ -129,14 +129,8 @@ def locate_items(reader: RangeReader, items: Sequence[Item], templates: Template
     Raises:
         DataError: an item is damaged, or is not the tensor that the metadata describes.
     """
-    for first in range(0, len(items), _BLOCK):
-        block = items[first : first + _BLOCK]
-        spans = []
-        for item in block:
-            end = item.start + item.length
-            spans.append((item.start, min(item.start + templates.head, end)))
-            spans.append((max(end - templates.tail, item.start), end))
-        pieces = _read_together(reader, spans)
+    for block in _blocks(items):
+        pieces = _read_together(reader, _spans(block, templates))
         for item, head, tail in zip(block, pieces, pieces, strict=True):
             found = templates.find(item)
             if found is not None and found.matches(head, tail):
@@ -145,20 +139,49 @@ def locate_items(reader: RangeReader, items: Sequence[Item], templates: Template
                 yield _read_in_full(_Pieces(reader, item, head, tail), item, templates)
 
 
+def reads(items: Iterable[Item], templates: Templates) -> Iterator[tuple[int, int]]:
+    """Yield the reads of `locate_items` as (offset, length), without those of items that no template matches."""
+    for block in _blocks(items):
+        yield from ((low, high - low) for low, high, _ in _grouped(_spans(block, templates)))
+
+
+def _blocks(items: Iterable[Item]) -> Iterator[list[Item]]:
+    left = iter(items)
+    while block := list(islice(left, _BLOCK)):
+        yield block
+
+
+def _spans(items: Sequence[Item], templates: Templates) -> list[tuple[int, int]]:
+    """The start and the end of each item, as ranges of the file."""
+    spans = []
+    for item in items:
+        end = item.start + item.length
+        spans.append((item.start, min(item.start + templates.head, end)))
+        spans.append((max(end - templates.tail, item.start), end))
+    return spans
+
+
+def _grouped(spans: Sequence[tuple[int, int]]) -> Iterator[tuple[int, int, Sequence[tuple[int, int]]]]:
+    """Yield ranges of the file that are read with one request each, and the spans in them: spans that are neighbours."""
+    first = 0
+    while first < len(spans):
+        low, end = spans[first]
+        following = first + 1
+        while following < len(spans):
+            start, stop = spans[following]
+            if not low <= start <= end + _GAP or stop - low > _MOST_READ:
+                break
+            end = max(end, stop)
+            following += 1
+        yield low, end, spans[first:following]
+        first = following
+
+
 def _read_together(reader: RangeReader, spans: Sequence[tuple[int, int]]) -> Iterator[bytes]:
-    """Yield the bytes of each span, in order. One request reads spans that are neighbours."""
-    at, content = 0, b""
-    for i, (low, high) in enumerate(spans):
-        if not at <= low <= high <= at + len(content):
-            at, end, following = low, high, i + 1
-            while following < len(spans):
-                start, stop = spans[following]
-                if not low <= start <= end + _GAP or stop - low > _MOST_READ:
-                    break
-                end = max(end, stop)
-                following += 1
-            content = reader.read(low, end - low)
-        yield content[low - at : high - at]
+    """Yield the bytes of each span, in order."""
+    for low, end, inside in _grouped(spans):
+        content = reader.read(low, end - low)
+        yield from (content[start - low : stop - low] for start, stop in inside)
 
 
 class _Pieces:

@@ -14,7 +14,7 @@ from reshard.checkpoint.safetensors import read_header
 from reshard.errors import DataError, MissingInputError
 from reshard.formats.torch.archive import read_archive
 from reshard.formats.torch.dcp import check_files, read_metadata
-from reshard.formats.torch.items import Item, Templates, locate_items
+from reshard.formats.torch.items import Item, Templates, locate_items, reads
 from reshard.formats.torch.names import metadata_files
 from reshard.formats.torch.sharded import saved_offsets
 from reshard.formats.torch.strided import Content, split
@@ -64,7 +64,7 @@ def find_contents(found: Checkpoint, folder: Folder, workers: int = 1, entries: 
     templates = Templates()
 
     def find(file: int) -> None:
-        with folder.open(found.files[file]) as reader:
+        with folder.open(found.files[file], rows.reads(file, templates)) as reader:
             rows.find_in(file, reader, templates)
 
     for _ in parallel(find, rows.files, at_once=workers):
@@ -93,25 +93,36 @@ class _Rows:
 
     def find_in(self, file: int, reader: RangeReader, templates: Templates) -> None:
         """Replace the archives in one file by their content."""
-        rows = self._order[self._bounds[file] : self._bounds[file + 1]]
+        rows = self._of_file(file)
         start = int(self._offsets[rows[0]])
-        if (self._lengths[rows] < 0).all():
+        if self._have_names(rows):
             self._find_by_name(rows.tolist(), reader)
             return
         if (self._offsets[rows] == start).all() and reader.read(start, min(9, reader.size - start))[8:] == b"{":
             self._find_by_name(rows.tolist(), _Rest(reader, start))
             self._offsets[rows] += start
             return
-        for at in range(0, len(rows), 1 << 12):
-            block = rows[at : at + (1 << 12)]
-            for row, content in zip(block.tolist(), locate_items(reader, list(self._items(block)), templates), strict=True):
-                self._set(row, content)
+        for row, content in zip(rows.tolist(), locate_items(reader, self._items(rows), templates), strict=True):
+            self._set(row, content)
+
+    def reads(self, file: int, templates: Templates) -> Iterator[tuple[int, int]]:
+        """Yield probable reads of `find_in` as (offset, length), in order."""
+        rows = self._of_file(file)
+        return reads(self._items(rows[:0] if self._have_names(rows) else rows), templates)
+
+    def _of_file(self, file: int) -> Numbers:
+        return self._order[self._bounds[file] : self._bounds[file + 1]]
+
+    def _have_names(self, rows: Numbers) -> bool:
+        return bool((self._lengths[rows] < 0).all())
 
     def _items(self, rows: Numbers) -> Iterator[Item]:
         columns = (self._tensor, self._tile, self._offsets, self._lengths)
-        for number, tile, start, length in zip(*(column[rows].tolist() for column in columns), strict=True):
-            tensor = self._found[number]
-            yield Item(tensor.name, tensor.dtype, self._shape(tensor.shards.tiling, tile), start, length)
+        for at in range(0, len(rows), 1 << 12):
+            block = rows[at : at + (1 << 12)]
+            for number, tile, start, length in zip(*(column[block].tolist() for column in columns), strict=True):
+                tensor = self._found[number]
+                yield Item(tensor.name, tensor.dtype, self._shape(tensor.shards.tiling, tile), start, length)
 
     def _shape(self, tiling: Tiling, tile: int) -> tuple[int, ...]:
         if id(tiling) not in self._shapes:
