@@ -86,7 +86,7 @@ _OTHER = cloup.Section("Other")
 @options("transform")
 @click.pass_obj
 def transform(invocation: Invocation, /, rank_from: str | None, **arguments: Any) -> None:
-    """Reshard a checkpoint to the ranks of another strategy."""
+    """Convert a checkpoint to other ranks, layouts or formats."""
     from reshard.cli import report
 
     if rank_from is not None:

@@ -106,13 +106,13 @@ GROUPS: dict[str, tuple[_Option, ...]] = {
             required=True,
             type=PATH,
             metavar="DIR",
-            help="Checkpoint to read: a directory with rank_0, rank_1, ..., a single file, or s3://bucket/prefix.",
+            help="Checkpoint to read: a directory, a single file, or s3://bucket/prefix.",
         ),
         _option(
             _RANKS,
             "--source-format",
             metavar="NAME",
-            help="Format of the source, such as torch-dcp. Default: recognized by the names of the files.",
+            help="Format of the source, such as torch-dcp. Default: detected from the file names.",
         ),
         _option(
             _RANKS,

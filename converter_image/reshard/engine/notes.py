@@ -142,10 +142,10 @@ def _notes_on_types(model: Model, output: str) -> tuple[str, ...]:
 
 
 def _notes_on_objects(model: Model) -> tuple[str, ...]:
-    """Name the values that a format of tensors alone cannot hold."""
+    """List the values that the target omits because its format supports only tensors."""
     if not model.objects:
         return ()
-    return (f"the target's format holds only tensors, which omits {_counted(model.objects, 'other value')}",)
+    return (f"the target's format supports only tensors and omits {_counted(model.objects, 'other value')}",)
 
 
 def _notes_on_strategies(strategies: tuple[Strategy | None, Strategy | None]) -> tuple[str, ...]:

@@ -98,7 +98,7 @@ def read(folder: Folder, workers: int = 1, wanted: Callable[[str], bool] | None 
         if not held:
             raise DataError(
                 "ShardMissing",
-                f"no file has the slice {chunk.global_offset[0]}",
+                f"no file contains the slice {chunk.global_offset[0]}",
                 where=f"{where}: tensor {name}",
                 fix="restore the checkpoint",
             )
@@ -107,7 +107,7 @@ def read(folder: Folder, workers: int = 1, wanted: Callable[[str], bool] | None 
             if (entry.dtype.lower(), entry.shape) != (tensor.properties.dtype.lower(), chunk.local_shape):
                 raise DataError(
                     "MetadataMismatch",
-                    f"the file has {entry.dtype}{list(entry.shape)}, the metadata"
+                    f"the file contains {entry.dtype}{list(entry.shape)}, but the metadata describes"
                     f" {tensor.properties.dtype}{list(chunk.local_shape)}",
                     where=f"{folder.url}/{file}: tensor {name}",
                     fix="the files belong to different checkpoints; restore the files of one",

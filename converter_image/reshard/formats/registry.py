@@ -129,7 +129,7 @@ def _of_another_package(name: str, own: Iterable[str], group: str, what: str) ->
     for entry in entry_points(group=group, name=name):
         return entry.load()
     known = ", ".join(sorted({*own, *(entry.name for entry in entry_points(group=group))}))
-    raise RequestError("UnknownFormat", f"no {what} is called {name}", where=what, fix=f"use one of these: {known}")
+    raise RequestError("UnknownFormat", f"{name} is not the name of a known {what}", where=what, fix=f"use one of these: {known}")
 
 
 def detect(names: Sequence[str]) -> SourceFormat | None:

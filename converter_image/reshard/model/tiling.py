@@ -278,7 +278,7 @@ def _prove(shape: tuple[int, ...], starts: Numbers, ends: Numbers, name: str) ->
     if len(cut) > MAX_IRREGULAR_DIMENSIONS:
         raise DataError(
             "ShardsTooIrregular",
-            f"the shards form no grid and split {len(cut)} dimensions; at most {MAX_IRREGULAR_DIMENSIONS} are supported",
+            f"the shards do not form a grid, and split {len(cut)} dimensions; at most {MAX_IRREGULAR_DIMENSIONS} are supported",
             where=f"tensor {name}",
             fix="save the checkpoint with fewer sharded dimensions",
         )

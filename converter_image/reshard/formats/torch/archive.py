@@ -206,7 +206,7 @@ def _leaves(tree: object, where: str) -> Iterator[tuple[str, object]]:
                 f"the structure nests more than {_DEEPEST} levels, has more than {_MOST_VALUES} values, or has names longer than "
                 f"{_LONGEST_NAME} characters",
                 where=where,
-                fix="save the tensors alone",
+                fix="save only the tensors",
             )
         waiting += [(f"{name}.{key}" if name else key, depth + 1, each) for key, each in reversed(inner)]
 

@@ -263,7 +263,7 @@ def _read_entries(found: _Found, document: _Document, entries: dict[str, Any]) -
         if found.tensors.setdefault(number, described) != described:
             raise DataError(
                 "RanksDisagree",
-                f"{_said(described)} here, {_said(found.tensors[number])} in the metadata of another rank",
+                f"this metadata describes {_said(described)}, and that of another rank {_said(found.tensors[number])}",
                 where=where,
                 fix="the files belong to different checkpoints; restore the files of one",
             )
@@ -372,7 +372,10 @@ def _objects(found: _Found) -> Iterator[ObjectMeta]:
     for number, places in found.objects.items():
         if not places:
             raise DataError(
-                "ShardMissing", "it has no file", where=f"object {names[number]}", fix="restore the checkpoint's metadata"
+                "ShardMissing",
+                "the metadata lists no file for it",
+                where=f"object {names[number]}",
+                fix="restore the checkpoint's metadata",
             )
         yield ObjectMeta(names[number], tuple(places))
 

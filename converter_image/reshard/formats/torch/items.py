@@ -213,7 +213,8 @@ def _read_in_full(reader: RangeReader, item: Item, templates: Templates) -> Cont
     if (tensor.dtype.name, tensor.shape) != (item.dtype, item.shape):
         raise DataError(
             "MetadataMismatch",
-            f"the file has {tensor.dtype.name}{list(tensor.shape)}, the metadata {item.dtype}{list(item.shape)}",
+            f"the file contains {tensor.dtype.name}{list(tensor.shape)},"
+            f" but the metadata describes {item.dtype}{list(item.shape)}",
             where=reader.name,
             fix="the files belong to different checkpoints; restore the files of one",
         )

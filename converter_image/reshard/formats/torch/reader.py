@@ -146,10 +146,10 @@ class _Rows:
             if entry is None or held != described:
                 raise DataError(
                     "MetadataMismatch",
-                    f"the file has {_text(held)}, the metadata {_text(described)}",
+                    f"the file contains {_text(held)}, but the metadata describes {_text(described)}",
                     where=where,
                     fix="the files belong to different checkpoints, or a rank had several shards of the tensor, of which PyTorch"
-                    " wrote one; save without SerializationFormat.SAFETENSORS",
+                    " wrote one; save the checkpoint without SerializationFormat.SAFETENSORS",
                 )
             self._set(row, entry.content())
 

@@ -36,7 +36,7 @@ def read(folder: Folder, workers: int = 1, wanted: Callable[[str], bool] | None 
     """Return the tensors of a checkpoint, see `SourceFormat.read`. Tensors that share a storage have overlapping ranges.
 
     Raises:
-        RequestError: the folder has several files, and nothing says which of them belong together.
+        RequestError: the folder has several files, and no index states which of them belong together.
     """
     files, listed, documents = _choose(folder)
     table = ShardTable()
@@ -88,7 +88,7 @@ def _choose(folder: Folder) -> tuple[list[str], Sequence[str], tuple[str, ...]]:
         return files, (), ()
     raise RequestError(
         "AmbiguousFiles",
-        f"the folder contains {len(files)} torch.save files and {len(indexes)} index files, and nothing says which of them"
+        f"the folder contains {len(files)} torch.save files and {len(indexes)} index files, and no index states which of them"
         f" belong together: {', '.join([*indexes, *files][:4])}",
         where=folder.url,
         fix="specify one of the files as the source instead of the folder",

@@ -72,7 +72,7 @@ def split(content: Content, shape: tuple[int, ...], itemsize: int, where: str) -
     if prod(counts) > _MOST_PIECES:
         raise DataError(
             "UnsupportedStrides",
-            f"the elements are not in row-major order, but in {prod(counts)} pieces; at most {_MOST_PIECES} are supported",
+            f"the elements are not in row-major order; they form {prod(counts)} pieces, and at most {_MOST_PIECES} are supported",
             where=where,
             fix="save `tensor.contiguous()`, or exclude the tensor with --exclude (spec.parameters.exclude)",
         )

@@ -395,7 +395,7 @@ def _too_large(where: str, what: str) -> DataError:
 def _not_allowed(where: str, what: str) -> DataError:
     return DataError(
         "PickleNotAllowed",
-        f"{what}, which a checkpoint does not need; nothing was run",
+        f"{what}, which a checkpoint does not need; nothing was executed",
         where=where,
-        fix="save the tensors alone, or as safetensors",
+        fix="save only the tensors, or save them as safetensors",
     )

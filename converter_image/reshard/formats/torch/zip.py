@@ -130,7 +130,7 @@ def read_container(reader: RangeReader, start: int, length: int) -> Container:
     for _ in range(count):
         name, entry, at = _entry(reader, directory, at, offset)
         if name in found:
-            raise _damaged(reader, f"the entry {name!r} exists twice")
+            raise _damaged(reader, f"the entry {name!r} occurs twice")
         found[name] = entry
     spans = sorted((entry.header, entry.size) for entry in found.values())
     if any(a + _LOCAL.size + n > b for (a, n), (b, _) in pairwise([*spans, (offset, 0)])):
