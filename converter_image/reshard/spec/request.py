@@ -159,9 +159,9 @@ class Options(msgspec.Struct, frozen=True):
         UsageError: a value is invalid, or two values contradict each other.
 
     Attributes:
-        format: format of the target. "Source" means the format of the source, or safetensors if that is a format of torch.
-            "HuggingFace" implies the output "Unified".
-        source_format: format of the source. None means that it is recognized by the files.
+        format: format of the target. "Source" means the format of the source if it is one of MindSpore's, and safetensors
+            otherwise. "HuggingFace" implies the output "Unified".
+        source_format: format of the source. None means that it is detected from the file names.
         target_ranks: number of target ranks. Each gets a chunk of dimension 0 of every tensor, as in FSDP. None means that the
             target strategy determines the ranks.
         output: files to write. "PerRank" means one file for each rank, sharded by the target strategy. "Stage" is like "PerRank",
