@@ -14,11 +14,11 @@ from hypothesis import strategies as st
 
 from reshard.checkpoint.manifest import Manifest, decode
 from reshard.cli import main
-from reshard.cli.inspection import Held, strategy_of, together
+from reshard.cli.inspection import ListedParameter, merge_numbered, strategy_of
 from reshard.errors import DataError
 
 CORPUS = Path(__file__).parents[1] / "conformance" / "corpus"
-HELD = Held("", "Float32", (4, 4), (2, 4), "rows /2", (0, 1), 32)
+PARAMETER = ListedParameter("", "Float32", (4, 4), (2, 4), "rows /2", (0, 1), 32)
 
 
 def lines(capsys: pytest.CaptureFixture[str]) -> list[list[str]]:
@@ -142,7 +142,7 @@ def test_layers_of_one_kind_are_one_line(tmp_path: Path, capsys: pytest.CaptureF
 def test_one_line_lists_exactly_its_parameters(numbers: set[tuple[int, str]]) -> None:
     names = {f"m{a}.layers.{b}" for a, b in numbers}
     said = set()
-    for line in together([replace(HELD, name=name) for name in sorted(names)]):
+    for line in merge_numbered([replace(PARAMETER, name=name) for name in sorted(names)]):
         texts = [""]
         for piece in line.name.replace("}", "{").split("{"):
             ranges = [piece] if "m" in piece or "." in piece else _spread(piece)

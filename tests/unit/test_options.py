@@ -9,8 +9,8 @@ import click
 import cloup
 import pytest
 
+from reshard.cli.arguments import kebab
 from reshard.cli.commands import cli
-from reshard.cli.request import kebab
 from reshard.spec.request import Options, OutputKind, Request, request_key
 from reshard.spec.resource import FilesSpec, ParametersSpec, SourceSpec, TargetSpec, TransformSpec
 

@@ -22,8 +22,8 @@ from click.shell_completion import (
 )
 
 from reshard.cli import console
+from reshard.cli.arguments import DIRECTORY, PATH, directories, encryption_of, rank_in, request_of, storage_options_of, text_of
 from reshard.cli.options import options
-from reshard.cli.request import DIRECTORY, PATH, directories, encryption_of, rank_in, request_of, storage_options_of, text_of
 from reshard.cli.traces import exported
 from reshard.errors import UsageError
 from reshard.spec.ranks import format_ranks

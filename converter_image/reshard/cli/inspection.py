@@ -12,8 +12,8 @@ from typing import TYPE_CHECKING, Any
 import msgspec
 
 from reshard.cli import console
+from reshard.cli.arguments import matching
 from reshard.cli.foreign import show_foreign
-from reshard.cli.request import matching
 from reshard.engine.memory import default_workers
 from reshard.errors import DataError, MissingInputError
 from reshard.layout import Layout
@@ -46,7 +46,7 @@ _NUMBER = re.compile(r"(?<![0-9])(0|[1-9][0-9]{0,8})(?![0-9])")
 
 
 @dataclass(frozen=True, slots=True)
-class Held:
+class ListedParameter:
     """A parameter, and the ranks that hold it.
 
     Attributes:
@@ -110,17 +110,17 @@ def inspect(  # noqa: PLR0913 - one for each option
         raise MissingInputError(
             "SourceMissing", "no checkpoint files found", where=path, fix="specify a checkpoint directory or file"
         )
-    held = holdings(inventory, how)
+    listed = list_parameters(inventory, how)
     if parameters:
-        names = set(matching((h.name for h in held), parameters))
-        held = [h for h in held if h.name in names]
+        names = set(matching((p.name for p in listed), parameters))
+        listed = [p for p in listed if p.name in names]
     if as_json:
-        console.out_json(_document(inventory, held, complete=manifest is not None))
+        console.out_json(_document(inventory, listed, complete=manifest is not None))
         return
     for note in notes:
         console.out(f"note: {note}")
-    _show_head(inventory, held, how, manifest)
-    _show_parameters(held, inventory, every=every)
+    _show_head(inventory, listed, how, manifest)
+    _show_parameters(listed, inventory, every=every)
     _show_sizes(inventory, every=every)
 
 
@@ -158,7 +158,7 @@ def strategy_of(manifest: Manifest) -> Strategy | None:
     return Strategy(tuple(stages), devices)
 
 
-def holdings(inventory: Inventory, strategy: Strategy | None) -> list[Held]:
+def list_parameters(inventory: Inventory, strategy: Strategy | None) -> list[ListedParameter]:
     """Return all parameters, in the order of the files.
 
     Raises:
@@ -166,24 +166,24 @@ def holdings(inventory: Inventory, strategy: Strategy | None) -> list[Held]:
     """
     ranks = _ranks_by_structure(inventory)
     if strategy is None and not inventory.unified:
-        return _as_they_are(inventory, ranks)
+        return _list_slices(inventory, ranks)
     model = place(inventory, strategy, None, incomplete=True)  # show what there is
     found = []
     for p in model.parameters:
         parts = p.source.parts if p.source is not None else (1,) * len(p.shape)
         slice_shape = tuple(n // k for n, k in zip(p.shape, parts, strict=True))
         where = tuple(sorted({rank for structure in p.structures for rank in ranks[structure]}))
-        found.append(Held(p.name, p.dtype, p.shape, slice_shape, source_layout(p), where, p.nbytes // prod(parts)))
+        found.append(ListedParameter(p.name, p.dtype, p.shape, slice_shape, source_layout(p), where, p.nbytes // prod(parts)))
     return found
 
 
-def _as_they_are(inventory: Inventory, ranks: list[tuple[int, ...]]) -> list[Held]:
+def _list_slices(inventory: Inventory, ranks: list[tuple[int, ...]]) -> list[ListedParameter]:
     where: dict[tuple[str, str, tuple[int, ...], int], list[int]] = defaultdict(list)
     for structure, holding in zip(inventory.structures, ranks, strict=True):
         for tensor in structure.tensors:
             where[tensor.name, tensor.dtype, tensor.shape, tensor.nbytes] += holding
     return [
-        Held(name, dtype, None, shape, None, tuple(sorted(found)), nbytes)
+        ListedParameter(name, dtype, None, shape, None, tuple(sorted(found)), nbytes)
         for (name, dtype, shape, nbytes), found in where.items()
     ]
 
@@ -209,18 +209,18 @@ def _sizes(inventory: Inventory) -> Counter[int]:
     return sizes
 
 
-def together(held: Iterable[Held]) -> list[Held]:
+def merge_numbered(listed: Iterable[ListedParameter]) -> list[ListedParameter]:
     """Merge parameters whose names differ only in numbers, such as layer numbers, to names such as layers.{0-31}.weight.
 
     Parameters are merged only if every combination of the numbers exists, so that the merged name is exact.
     """
-    alike: dict[tuple[object, ...], list[Held]] = defaultdict(list)
-    for each in held:
+    alike: dict[tuple[object, ...], list[ListedParameter]] = defaultdict(list)
+    for each in listed:
         alike[_NUMBER.sub("\x00", each.name), replace(each, name="")].append(each)
     lines = []
     for group in alike.values():
-        numbers = [sorted({int(n) for n in column}) for column in zip(*(_NUMBER.findall(h.name) for h in group), strict=True)]
-        if len(group) > 1 and prod(map(len, numbers)) == len({h.name for h in group}):
+        numbers = [sorted({int(n) for n in column}) for column in zip(*(_NUMBER.findall(p.name) for p in group), strict=True)]
+        if len(group) > 1 and prod(map(len, numbers)) == len({p.name for p in group}):
             texts = iter(str(n[0]) if len(n) == 1 else f"{{{format_ranks(tuple(n))}}}" for n in numbers)
             lines.append(replace(group[0], name=_NUMBER.sub(lambda _, texts=texts: next(texts), group[0].name)))  # type: ignore[misc]  # a lambda with a default
         else:
@@ -228,7 +228,7 @@ def together(held: Iterable[Held]) -> list[Held]:
     return lines
 
 
-def _document(inventory: Inventory, held: list[Held], *, complete: bool) -> dict[str, Any]:
+def _document(inventory: Inventory, listed: list[ListedParameter], *, complete: bool) -> dict[str, Any]:
     step = epoch_and_step(inventory.files[0].path)
     return {
         "format": inventory.format,
@@ -243,15 +243,15 @@ def _document(inventory: Inventory, held: list[Held], *, complete: bool) -> dict
         ],
         "parameters": [
             {
-                "name": h.name,
-                "dtype": h.dtype,
-                "shape": h.shape and list(h.shape),
-                "slice_shape": list(h.slice_shape),
-                "layout": h.layout,
-                "ranks": format_ranks(h.ranks),
-                "bytes": h.nbytes,
+                "name": p.name,
+                "dtype": p.dtype,
+                "shape": p.shape and list(p.shape),
+                "slice_shape": list(p.slice_shape),
+                "layout": p.layout,
+                "ranks": format_ranks(p.ranks),
+                "bytes": p.nbytes,
             }
-            for h in held
+            for p in listed
         ],
         "structures": [
             {
@@ -266,7 +266,7 @@ def _document(inventory: Inventory, held: list[Held], *, complete: bool) -> dict
     }
 
 
-def _show_head(inventory: Inventory, held: list[Held], strategy: Strategy | None, manifest: Manifest | None) -> None:
+def _show_head(inventory: Inventory, listed: list[ListedParameter], strategy: Strategy | None, manifest: Manifest | None) -> None:
     ranks = tuple(sorted(_sizes(inventory)))
     of = "" if strategy is None or strategy.ranks == len(ranks) else f" of {strategy.ranks}"
     step = epoch_and_step(inventory.files[0].path)
@@ -275,40 +275,44 @@ def _show_head(inventory: Inventory, held: list[Held], strategy: Strategy | None
         *([] if inventory.unified else [("ranks", f"{len(ranks)}{of} ({format_ranks(ranks)})")]),
         *([("step", f"{step[1]} of epoch {step[0]}")] if step else []),
         ("size", f"{size(sum(file.size for file in inventory.files))} in {len(inventory.files)} files"),
-        ("parameters", f"{len({h.name for h in held}):,}"),
+        ("parameters", f"{len({p.name for p in listed}):,}"),
     ]
-    if all(h.layout is not None for h in held) or len(ranks) == 1:
-        rows.append(("elements", f"{sum(prod(h.slice_shape if h.shape is None else h.shape) for h in held):,}"))
+    if all(p.layout is not None for p in listed) or len(ranks) == 1:
+        rows.append(("elements", f"{sum(prod(p.slice_shape if p.shape is None else p.shape) for p in listed):,}"))
     if strategy is not None and len(strategy.stages) > 1:
         rows.append(("pipeline", f"{len(strategy.stages)} stages of {strategy.devices} ranks"))
     if manifest is not None and manifest.index is not None:
         rows.append(("index", f"of {manifest.source.url}, for {manifest.target_ranks} ranks"))
     elif manifest is not None:
-        rows.append(("complete", f"ranks {manifest.ranks} of {manifest.target_ranks}, from {manifest.source.url}"))
+        rows.append(("complete", _complete(manifest)))
     console.table([("", "left"), ("", "left")], rows)
     if strategy is None and len(ranks) > 1 and not inventory.unified:
         console.out("the sharding is unknown; specify it with --strategy")
 
 
-def _show_parameters(held: list[Held], inventory: Inventory, *, every: bool) -> None:
-    lines = held if every or len(held) <= _SHOWN_PARAMETERS else together(held)
+def _complete(manifest: Manifest) -> str:
+    return f"ranks {manifest.ranks} of {manifest.target_ranks}, from {manifest.source.url}"
+
+
+def _show_parameters(listed: list[ListedParameter], inventory: Inventory, *, every: bool) -> None:
+    lines = listed if every or len(listed) <= _SHOWN_PARAMETERS else merge_numbered(listed)
     shown = lines if every else lines[:_SHOWN_PARAMETERS]
-    known = any(h.layout is not None for h in held)
-    some = any(len(h.ranks) < len(_sizes(inventory)) for h in held)
+    known = any(p.layout is not None for p in listed)
+    some = any(len(p.ranks) < len(_sizes(inventory)) for p in listed)
     holder = "file" if inventory.unified else "rank"
     left, right = "left", "right"
     columns = [("parameter", left), ("type", left), *([("shape", right)] if known else []), ("slice", right)]
     columns += [*([("layout", left)] if known else []), *([(f"{holder}s", left)] if some else []), (f"per {holder}", right)]
     rows = [
         (
-            *(h.name, h.dtype),
-            *([shape(h.shape or ())] if known else []),
-            shape(h.slice_shape),
-            *([h.layout or ""] if known else []),
-            *([some_ranks(h.ranks)] if some else []),
-            size(h.nbytes),
+            *(p.name, p.dtype),
+            *([shape(p.shape or ())] if known else []),
+            shape(p.slice_shape),
+            *([p.layout or ""] if known else []),
+            *([some_ranks(p.ranks)] if some else []),
+            size(p.nbytes),
         )
-        for h in shown
+        for p in shown
     ]
     console.out()
     console.table(columns, rows)

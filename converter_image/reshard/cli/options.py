@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any, TypeVar, get_args
 import click
 import cloup
 
-from reshard.cli.request import DIRECTORY, MOST_RANKS, PATH, Word, kebab
+from reshard.cli.arguments import DIRECTORY, MOST_RANKS, PATH, Word, kebab
 from reshard.spec.keys import KEY_BYTES
 from reshard.spec.request import CopyMode, Options, OutputFormat, OutputKind, Replicas, SourceOnly, Verification
 from reshard.spec.storage_options import Addressing, Checksums

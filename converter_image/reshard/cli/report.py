@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 from reshard.checkpoint.manifest import MANIFEST_NAME
 from reshard.cli import console
-from reshard.cli.request import matching
+from reshard.cli.arguments import matching
 from reshard.errors import UsageError
 from reshard.pictures.captions import size, some_ranks
 from reshard.spec.ranks import parse_ranks

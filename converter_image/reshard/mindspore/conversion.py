@@ -14,7 +14,7 @@ from reshard.mindspore.arguments import path_of, workers_of
 from reshard.mindspore.errors import documented
 from reshard.source.files import open_source
 from reshard.spec.request import Options, RenameRule, Request
-from reshard.transform.loose import prepare_loose, write_loose
+from reshard.transform.standalone import prepare_standalone, write_standalone
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -119,9 +119,9 @@ def _convert(tasks: list[tuple[str, str]], output: OutputFormat, name_map: Mappi
 
 def _convert_file(source: str, target: str, output: OutputFormat, name_map: Mapping[str, str], at_once: int) -> None:
     request = Request(source=source, target=target, options=Options(format=output, output="Same"))
-    job = prepare_loose(request, {0: source})
+    job = prepare_standalone(request, {0: source})
     rules = tuple(RenameRule(new, old) for old, new in name_map.items() if old in job.model.source_names)
     if rules:
         options = msgspec.structs.replace(request.options, rename=rules)
-        job = prepare_loose(msgspec.structs.replace(request, options=options), {0: source})
-    write_loose(job, {0: target}, at_once=at_once)
+        job = prepare_standalone(msgspec.structs.replace(request, options=options), {0: source})
+    write_standalone(job, {0: target}, at_once=at_once)

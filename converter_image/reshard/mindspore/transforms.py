@@ -15,8 +15,8 @@ from reshard.mindspore.errors import documented
 from reshard.plan import Planner, place
 from reshard.source.strategies import read_strategy, read_strategy_files
 from reshard.spec.request import Options, Request
-from reshard.transform.loose import prepare_loose, refuse_own_files, write_loose
 from reshard.transform.run import transform_checkpoint
+from reshard.transform.standalone import prepare_standalone, refuse_own_files, write_standalone
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Mapping
@@ -167,8 +167,8 @@ def transform_checkpoint_by_rank(
         target_strategy=strategy_of(dst_strategy_file, "dst_strategy_file"),
         options=Options(format="Ckpt" if output == "ckpt" else "Safetensors"),
     )
-    job = prepare_loose(request, files, only=rank)
-    write_loose(job, {rank: target})
+    job = prepare_standalone(request, files, only=rank)
+    write_standalone(job, {rank: target})
 
 
 rank_list_for_convert = rank_list_for_transform

@@ -20,10 +20,10 @@ from reshard.spec.request import Options, RenameRule, Request
 from reshard.target.lock import retry_until_unlocked
 from reshard.transform.complete import commit_if_complete
 from reshard.transform.inputs import source_names
-from reshard.transform.loose import prepare_loose, refuse_own_files, write_loose
 from reshard.transform.plan import plan_transform
 from reshard.transform.prepare import prepare
 from reshard.transform.run import transform_checkpoint
+from reshard.transform.standalone import prepare_standalone, refuse_own_files, write_standalone
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Mapping, Sequence
@@ -192,7 +192,7 @@ def load_distributed_checkpoint(
 def _params(request: Request, files: Mapping[int, str] | None, rank: int, workers: int) -> dict[str, Any]:
     """Return the parameters of a rank, from `files` instead of the request's source if they are set."""
     request = _with(request, output="Index")
-    job = prepare(request, Silent(), workers=workers) if files is None else prepare_loose(request, files)
+    job = prepare(request, Silent(), workers=workers) if files is None else prepare_standalone(request, files)
     return param_dict(tensors_of(job, rank))
 
 
@@ -259,7 +259,7 @@ def _write_beside_others(request: Request, *, workers: int, all_together: bool) 
 
 def _cut_files(request: Request, files: Mapping[int, str]) -> None:
     """Write the rank files of a target from individual files."""
-    job = prepare_loose(request, files)
+    job = prepare_standalone(request, files)
     written = {rank: f"{request.target.rstrip('/')}/{job.path(rank)}" for rank in job.scope}
     refuse_own_files(files.values(), written.values())
-    write_loose(job, written)
+    write_standalone(job, written)

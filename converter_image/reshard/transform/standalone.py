@@ -29,7 +29,7 @@ _FIX = (
 )
 
 
-def prepare_loose(request: Request, files: Mapping[int, str], *, only: int | None = None) -> Job:
+def prepare_standalone(request: Request, files: Mapping[int, str], *, only: int | None = None) -> Job:
     """Prepare the task that creates a target from individual files in one store, which becomes the source of the request.
 
     Args:
@@ -58,7 +58,7 @@ def prepare_loose(request: Request, files: Mapping[int, str], *, only: int | Non
     return prepare_files(request, store, Files(paths), strategies, Silent(), workers=default_workers(), only=only)
 
 
-def write_loose(job: Job, urls: Mapping[int, str], *, at_once: int = 1) -> None:
+def write_standalone(job: Job, urls: Mapping[int, str], *, at_once: int = 1) -> None:
     """Write and verify the files of target ranks, one after the other.
 
     Args:
