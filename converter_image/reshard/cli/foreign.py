@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 from reshard.checkpoint.dtypes import DTYPES
 from reshard.cli import console
-from reshard.cli.request import matching
+from reshard.cli.arguments import matching
 from reshard.model import Checkpoint, Grid
 from reshard.pictures.captions import shape, size
 
@@ -46,13 +46,16 @@ class _Line:
         return prod(self.shape) * DTYPES[self.dtype].itemsize
 
 
-def show_foreign(foreign: Foreign, path: str, parameters: Sequence[str], *, every: bool, as_json: bool) -> None:
+def show_foreign(
+    foreign: Foreign, path: str, parameters: Sequence[str], *, complete: str | None, every: bool, as_json: bool
+) -> None:
     """Print the tensors of a checkpoint, by default in a shortened list.
 
     Args:
         foreign: the checkpoint, or the `torch.save` file.
         path: its path or URL.
         parameters: patterns of names; empty: all.
+        complete: description of the transform that wrote the checkpoint. None: its folder has no manifest.
         every: whether to print each tensor.
         as_json: whether to print one JSON document.
     """
@@ -61,7 +64,7 @@ def show_foreign(foreign: Foreign, path: str, parameters: Sequence[str], *, ever
     chosen = set(matching((line.name for line in lines), parameters)) if parameters else None
     lines = [line for line in lines if chosen is None or line.name in chosen]
     if as_json:
-        console.out_json(_document(foreign, lines))
+        console.out_json(_document(foreign, lines) | {"complete": complete is not None})
         return
     distributed = isinstance(found, Checkpoint)
     rows = [
@@ -72,6 +75,7 @@ def show_foreign(foreign: Foreign, path: str, parameters: Sequence[str], *, ever
         ("elements", f"{sum(prod(line.shape) for line in lines):,}"),
         ("size", size(sum(line.nbytes for line in lines))),
         ("other values", f"{_others(found):,}"),
+        *([] if complete is None else [("complete", complete)]),
     ]
     console.table([("", "left"), ("", "left")], rows)
     shown = lines if every else lines[:_SHOWN]

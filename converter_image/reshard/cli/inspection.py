@@ -88,7 +88,8 @@ def inspect(  # noqa: PLR0913 - one for each option
     manifest = TargetFolder(store, 0).manifest() if chosen is None else None
     plain, anything = as_plain(store, decryption, check=False), step is None and pattern is None
     if anything and strategy is None and (foreign := read_foreign(store, chosen)) is not None:
-        show_foreign(foreign, path, parameters, every=every, as_json=as_json)
+        complete = None if manifest is None else _complete(manifest)
+        show_foreign(foreign, path, parameters, complete=complete, every=every, as_json=as_json)
         return
     how = read_strategy(strategy, storage_options) if strategy else None
     notes: tuple[str, ...] = ()
