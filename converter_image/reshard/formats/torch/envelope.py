@@ -26,6 +26,13 @@ if TYPE_CHECKING:
 _ALIGNMENT = 64
 _UTF8, _DESCRIPTOR = 0x0800, 0x0008  # flags: the name is UTF-8, sizes follow the content
 _LARGE = 0xFFFFFFFF  # from here on, numbers are in a record of 64 bits
+# Records after their signatures. torch leaves the other fields at 0, such as versions and times.
+_LOCAL = struct.Struct("<4s2xH18xHH")  # flags; lengths of name and extra field
+_DESCRIPTOR32, _DESCRIPTOR64 = struct.Struct("<4sIII"), struct.Struct("<4sIQQ")  # CRC32; length, twice
+_CENTRAL = struct.Struct("<4s4xH6xIIIHH10xI")  # flags; CRC32; length, twice; lengths of name and extra field; local header
+_END64 = struct.Struct("<4sQHH8xQQQQ")  # length of the rest, versions; entries, twice; length and offset of the directory
+_LOCATOR = struct.Struct("<4s4xQI")  # offset of the record before it; disks
+_END = struct.Struct("<4s4xHHII2x")  # entries, twice; length and offset of the directory
 _END64_SIZE = 44
 _MADE_BY, _NEEDED = 0x031E, 45  # ZIP 3.0 on Unix; version 4.5, for the records of 64 bits
 # torch's hash of the names of the entries, as its serialization id starts with it.
@@ -49,19 +56,15 @@ class _Entry(NamedTuple):
     @property
     def descriptor(self) -> bytes:
         """Bytes after the content. torch writes none if there is no content."""
-        form = "<4sIQQ" if max(self.nbytes, self.header) >= _LARGE else "<4sIII"
-        return struct.pack(form, b"PK\7\x08", self.crc, self.nbytes, self.nbytes) if self.nbytes else b""
+        form = _DESCRIPTOR64 if max(self.nbytes, self.header) >= _LARGE else _DESCRIPTOR32
+        return form.pack(b"PK\7\x08", self.crc, self.nbytes, self.nbytes) if self.nbytes else b""
 
     def central_header(self) -> bytes:
         """Return the entry in the directory."""
         wide = [self.nbytes] * 2 * (self.nbytes >= _LARGE) + [self.header] * (self.header >= _LARGE)
         size, extra = min(self.nbytes, _LARGE), _extra64(wide)
-        lengths = (len(self.name), len(extra), 0)
-        fields = struct.pack(
-            "<4s6H3I5H2I",
-            *(b"PK\1\2", 0, 0, self.flags, 0, 0, 0, self.crc, size, size),
-            *(*lengths, 0, 0, 0, min(self.header, _LARGE)),
-        )
+        lengths = len(self.name), len(extra)
+        fields = _CENTRAL.pack(b"PK\1\2", self.flags, self.crc, size, size, *lengths, min(self.header, _LARGE))
         return fields + self.name + extra
 
 
@@ -75,49 +78,48 @@ class _Writer:
     def __init__(self, start: int = 0, entries: Iterable[_Entry] = ()) -> None:
         self.entries = [*entries]
         self._start = start
-        self._parts = bytearray()
+        self._written = bytearray()
 
     @property
     def content(self) -> bytes:
         """Return the bytes so far, from where the writer started."""
-        return bytes(self._parts)
+        return bytes(self._written)
 
     @property
     def at(self) -> int:
         """Return the offset of the next byte in the archive."""
-        return self._start + len(self._parts)
+        return self._start + len(self._written)
 
     def begin(self, name: str, nbytes: int) -> None:
         """Append a local header that ends at a multiple of 64 bytes."""
         entry = _Entry(f"archive/{name}".encode(), self.at, nbytes, 0)
         extra = _extra64([nbytes, 0] * (nbytes >= _LARGE) + [self.at] * (self.at >= _LARGE))
-        padding = -(self.at + 30 + len(entry.name) + len(extra) + 4) % _ALIGNMENT
+        padding = -(self.at + _LOCAL.size + len(entry.name) + len(extra) + 4) % _ALIGNMENT
         extra += b"FB" + struct.pack("<H", padding) + b"Z" * padding
-        lengths = len(entry.name), len(extra)
-        self._parts += struct.pack("<4s5H3I2H", b"PK\3\4", 0, entry.flags, *(0,) * 6, *lengths) + entry.name + extra
+        self._written += _LOCAL.pack(b"PK\3\4", entry.flags, len(entry.name), len(extra)) + entry.name + extra
         self.entries.append(entry)
 
     def end(self, crc: int) -> None:
         """Append what follows the content of the last entry."""
         self.entries[-1] = self.entries[-1]._replace(crc=crc)
-        self._parts += self.entries[-1].descriptor
+        self._written += self.entries[-1].descriptor
 
     def add(self, name: str, content: bytes) -> None:
         """Append an entry."""
         self.begin(name, len(content))
-        self._parts += content
+        self._written += content
         self.end(zlib_ng.crc32(content))
 
     def close(self) -> None:
         """Append the directory and the records at the end."""
         start, count = self.at, len(self.entries)
         for entry in self.entries:
-            self._parts += entry.central_header()
+            self._written += entry.central_header()
         size, end = self.at - start, self.at
-        self._parts += (
-            struct.pack("<4sQHHIIQQQQ", b"PK\6\6", _END64_SIZE, _MADE_BY, _NEEDED, 0, 0, count, count, size, start)
-            + struct.pack("<4sIQI", b"PK\6\7", 0, end, 1)
-            + struct.pack("<4sHHHHIIH", b"PK\5\6", 0, 0, count, count, size, min(start, _LARGE), 0)
+        self._written += (
+            _END64.pack(b"PK\6\6", _END64_SIZE, _MADE_BY, _NEEDED, count, count, size, start)
+            + _LOCATOR.pack(b"PK\6\7", end, 1)
+            + _END.pack(b"PK\5\6", count, count, size, min(start, _LARGE))
         )
 
 
