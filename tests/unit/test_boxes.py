@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from math import prod
 from pathlib import Path
 from tempfile import TemporaryDirectory
@@ -268,3 +269,40 @@ def test_a_load_of_a_format_of_torch_selects_and_casts() -> None:
     assert rawfiles.equal(cast["model.b.weight"], plain["model.b.weight"])
     with pytest.raises(RequestError, match="UnknownFormat"):
         reshard.load(str(source), source_format="torch")
+
+
+def copied(folder: Path, *, equal: bool) -> None:
+    """Write a tensor whose shard is in two files, and change the last element of the second one."""
+    whole = np.arange(6000, dtype=np.float32)
+    boxes_format.write(folder, {"w": ("Float32", whole, [Box((0,), (6000,))] * 2)})
+    if not equal:
+        path = folder / "boxes1.bin"
+        path.write_bytes(path.read_bytes()[:-1] + b"\x00")
+
+
+@pytest.mark.parametrize("level", ["Sample", "Full"])
+def test_copies_of_a_shard_that_differ_are_refused(level: Any, tmp_path: Path) -> None:
+    copied(tmp_path / "equal", equal=True)
+    transform(tmp_path / "equal", tmp_path / "one", verification=level)
+    copied(tmp_path / "other", equal=False)
+    with pytest.raises(DataError, match=r"ReplicasDiffer: parameter w: the shard at \[0\] differs between boxes0.bin and boxes1"):
+        transform(tmp_path / "other", tmp_path / "two", verification=level)
+    transform(tmp_path / "other", tmp_path / "two", verification=level, replicas="LowestRank")
+    found = rawfiles.read("safetensors", (tmp_path / "two/rank_0/checkpoint_0.safetensors").read_bytes())
+    assert found["w"].tolist() == list(range(6000))
+    assert json.loads((tmp_path / "two/reshard-manifest.json").read_text())["inconsistentReplicas"] == ["w"]
+
+
+@pytest.mark.parametrize("name", [".metadata", "__7_0.distcp"])
+def test_files_of_another_checkpoint_in_the_target_are_refused(name: str, tmp_path: Path) -> None:
+    two(tmp_path / "source")
+    (tmp_path / "target").mkdir()
+    (tmp_path / "target" / name).write_bytes(b"mine")
+    with pytest.raises(RequestError, match=f"TargetExists.*{re.escape(name)}"):
+        transform(tmp_path / "source", tmp_path / "target", format="TorchDcp", target_ranks=2, overwrite="Replace")
+    assert (tmp_path / "target" / name).read_bytes() == b"mine"
+
+
+def test_a_distributed_checkpoint_is_not_converted_file_by_file(tmp_path: Path) -> None:
+    with pytest.raises(RequestError, match=r"UnsupportedSource.*torch-dcp"):
+        transform(torch_files.DATA / "fsdp2", tmp_path / "target", output="Same", format="Safetensors")

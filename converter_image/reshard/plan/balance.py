@@ -70,15 +70,19 @@ def _is_passed_on(parameter: Parameter) -> bool:
     )
 
 
-def unify(model: Model, most_bytes: int) -> Model:
+def unify(model: Model, most_bytes: int, *, apart: bool) -> Model:
     """Convert a model with one target rank to a model in which each target rank is a file with some of the parameters.
 
-    The last file contains the parameters that no strategy names. For the other files, see `fill`. Values that are not tensors get
-    no file, because these files cannot hold them.
+    Values that are not tensors take no room in a file, because these files cannot hold them.
+
+    Args:
+        model: the model.
+        most_bytes: maximum size of a file, see `fill`.
+        apart: whether the last file contains the parameters that no strategy names, as in MindSpore.
     """
     tensors = [p for p in model.parameters if p.dtype != OBJECT]
-    named = [p for p in tensors if p.role is not Role.REPLICATED]
-    others = [p for p in tensors if p.role is Role.REPLICATED]
+    others = [p for p in tensors if apart and p.role is Role.REPLICATED]
+    named = [p for p in tensors if not (apart and p.role is Role.REPLICATED)]
     parts = [[named[i] for i in part] for part in fill([p.written_nbytes for p in named], most_bytes)]
     parts += [others] if others else []
     spread = [replace(p, target_stages=(number,)) for number, part in enumerate(parts) for p in part]

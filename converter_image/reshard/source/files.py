@@ -144,6 +144,13 @@ def find_files(  # noqa: PLR0913 - independent criteria
             return _boxed(boxed)
         return with_listing(Files({ranks.start if ranks else 0: chosen}), store, storage_options, ignored=not anything)
     entries = store.list("")
+    if each and (format_found := detect([entry.name for entry in entries if not entry.is_folder])) is not None:
+        raise RequestError(
+            "UnsupportedSource",
+            f"the folder contains a checkpoint of the format {format_found.name}, whose files cannot be converted one by one",
+            where=store.url,
+            fix="use the folder as the source of `reshard transform`",
+        )
     manifest = read_manifest(store, {entry.name for entry in entries})
     if source_format is not None or (anything and not each and chosen is None):
         names = [entry.name for entry in entries if not entry.is_folder]

@@ -125,6 +125,10 @@ def _refuse_foreign_files(job: Job, target: TargetFolder, ours: AbstractSet[str]
     """
     wanted = {*map(job.path, job.scope), *_carried(job), *job.output.conflicting(job.model.target_ranks)}
     entries = target.store.list("")
+    if job.output.names_files:  # programs would read files of another checkpoint together with these
+        wanted |= {*document_names(job.key)}
+        suffixes = tuple({f".{path.rpartition('.')[2]}" for path in wanted if not path.startswith(".")})
+        wanted |= {found.name for found in entries if found.name.endswith(suffixes)}
     paths = [found.name for found in entries if found.name in wanted or is_own(found.name)]
     folders = [found.name for found in entries if found.is_folder and found.name.startswith("rank_")]
     for folder, listed in zip(folders, target.store.list_folders(folders), strict=True):

@@ -9,6 +9,7 @@ import msgspec
 
 from reshard.engine.job import Job, job_of, key_of
 from reshard.errors import DataError, MissingInputError, RequestError, ReshardError
+from reshard.formats.registry import requested_output
 from reshard.plan import Planner, keep, place, unify, with_casts
 from reshard.source.changed import refuse_changed
 from reshard.source.contents import check_crcs
@@ -20,11 +21,12 @@ from reshard.source.keys import read_key
 from reshard.source.reading import read_inventory
 from reshard.source.selection import option_for
 from reshard.spec.ranks import parse_ranks
-from reshard.spec.request import SETTLED_BY_INDEX, STRICTNESS, Options, Request
+from reshard.spec.request import SETTLED_BY_INDEX, STRICTNESS, Options, Request, request_key
 from reshard.telemetry import phase
 from reshard.transform.carried import read_carried
 from reshard.transform.consistency import check_copies, refuse_possible_slices
 from reshard.transform.inputs import cancellable, decrypted, find, listing_identifies, strategies_of
+from reshard.transform.shards import check_shards
 from reshard.transform.trimmed import check_trimmed
 
 if TYPE_CHECKING:
@@ -129,6 +131,7 @@ def prepare_files(  # noqa: PLR0913 - the source, and how to read it
             inconsistent = check_copies(
                 store, model, request.options, progress, workers=workers, single=single or only is not None
             )
+            inconsistent |= check_shards(store, model, request.options)
         with phase("check_trimmed"):
             check_trimmed(store, model)
     except (DataError, MissingInputError):
@@ -313,4 +316,7 @@ def _place(
         lowest_replica=options.replicas == "LowestRank",
     )
     model = with_casts(model, options.cast)
-    return unify(model, options.most_bytes) if options.output == "Unified" else model
+    if options.output != "Unified":
+        return model
+    apart = not requested_output(request_key(request), inventory.format).names_files
+    return unify(model, options.most_bytes, apart=apart)
