@@ -1,4 +1,4 @@
-"""`reshard inspect` of a checkpoint that states its shards: its tensors, shards and files, as a table or JSON."""
+"""Print the tensors, shards and files of a checkpoint with metadata, as a table or JSON, for `reshard inspect`."""
 
 from __future__ import annotations
 

@@ -56,13 +56,13 @@ def is_saved(names: Sequence[str]) -> bool:
 
 @dataclass(frozen=True, slots=True)
 class Unsupported:
-    """A format that is recognized, so that the message can say what helps.
+    """A format that Reshard recognizes but cannot read. The error states how to convert the checkpoint.
 
     Attributes:
         name: name of the format.
         files: pattern of the names of its files.
         what: format, as the subject of a message.
-        fix: what helps, in the imperative.
+        fix: remedy, in the imperative.
     """
 
     name: str

@@ -1,4 +1,4 @@
-"""MindFormers' Checkpoint 2.0: safetensors files of each rank, and `metadata.json`, which says what slice of a tensor each has.
+"""MindFormers' Checkpoint 2.0: safetensors files of each rank, and `metadata.json`, which states the slices in each.
 
 The `global_offset` of a slice is not a position but the number of the slice, as a list of one number: MindFormers counts the
 equal slices of a tensor in row-major order. `axis_fragmentations` is the number of slices along each dimension.

@@ -1,4 +1,4 @@
-"""What a format provides: a reader of its metadata, or a writer of files and of the documents that complete them.
+"""The protocols of formats: a reader of metadata, and a writer of files and of the documents that complete them.
 
 A format does no I/O of its own.
 
@@ -89,7 +89,7 @@ class OutputFormat(Protocol):
 
     @property
     def once(self) -> bool:
-        """Whether each slice is written by one rank only, because the documents locate it for all of them."""
+        """Whether each slice is written by one rank only, because the documents locate it for all ranks."""
 
     @property
     def names_files(self) -> bool:
@@ -116,7 +116,7 @@ class OutputFormat(Protocol):
         """
 
     def can_hold(self, tensor: OutputTensor) -> bool:
-        """Return whether a file can hold a tensor. False: it is left out.
+        """Return whether a file can hold a tensor. False: the tensor is omitted.
 
         Raises:
             DataError: the format does not support the type.

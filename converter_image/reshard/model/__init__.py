@@ -1,4 +1,4 @@
-"""A checkpoint as the core sees it, whatever wrote it: named tensors, each divided into boxes that are stored in files."""
+"""The model of a checkpoint in any format: named tensors, each divided into boxes that are stored in files."""
 
 from __future__ import annotations
 

@@ -38,7 +38,7 @@ def pack(tensor: TensorMeta) -> ShardedTensor:
 
 
 def unpack(packed: ShardedTensor, sizes: Sequence[int]) -> TensorMeta:
-    """Return a tensor with its shards, which are proved to hold each element exactly once.
+    """Return a tensor with its shards, after a proof that each element is in exactly one.
 
     Args:
         packed: tensor from a document of any origin.

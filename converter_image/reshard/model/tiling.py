@@ -185,7 +185,7 @@ Tiling = Grid | Boxes
 
 
 def divide(shape: tuple[int, ...], starts: Numbers, lengths: Numbers, name: str) -> tuple[Tiling, Numbers]:
-    """Return the tiles that boxes make of a tensor, proved to hold each element exactly once.
+    """Return the tiles of a tensor that is divided into boxes, after a proof that each element is in exactly one.
 
     Boxes without elements hold nothing; equal boxes are copies of one tile.
 

@@ -1,4 +1,4 @@
-"""Checkpoints that state the shards of their tensors, read for an inspection."""
+"""Read checkpoints whose metadata states the shards of their tensors, for `reshard inspect`."""
 
 # ruff: noqa: PLC0415 - every command imports this module, and only an inspection of such a checkpoint needs the readers
 

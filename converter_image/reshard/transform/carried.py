@@ -1,4 +1,4 @@
-"""Small files of the source that the target gets unchanged, such as the configuration of a model."""
+"""Small files that are copied unchanged from the source to the target, such as the configuration of a model."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ class Carried(NamedTuple):
 
 
 def read_carried(store: ReadStore, request: Request, source: str) -> Carried:
-    """Read the files that the target's format takes from a source.
+    """Read the files that the target's format copies from the source.
 
     Args:
         store: store of the source.

@@ -90,7 +90,7 @@ class StoredTensor:
         )  # fmt: skip
 
     def content(self, reader: RangeReader, archive: Archive) -> Content:
-        """Return where the elements are in the file.
+        """Return the location of the elements in the file.
 
         Raises:
             DataError: the local header of the storage is damaged.
@@ -175,7 +175,7 @@ def read_archive(reader: RangeReader, start: int = 0, length: int | None = None,
 
 
 def locate(reader: RangeReader, archive: Archive, storage: str) -> tuple[int, int]:
-    """Return where the content of a storage is in the file, as (offset, length).
+    """Return the location of a storage's content in the file, as (offset, length).
 
     Raises:
         DataError: its local header is damaged.

@@ -44,7 +44,7 @@ REFUSED: Mapping[str, str] = MappingProxyType(
 
 
 def torch_type(name: str, where: str) -> DType:
-    """Return the type that torch calls `name`.
+    """Return the type with the PyTorch name `name`.
 
     Raises:
         DataError: it is not one that can be copied by element.

@@ -31,7 +31,7 @@ _PARSED = {"data.pkl", "byteorder"}
 
 
 class Item(NamedTuple):
-    """A range of a file, and what the metadata of the checkpoint says about it.
+    """A range of a file, and its description in the metadata of the checkpoint.
 
     Attributes:
         name: name of the tensor.
@@ -73,7 +73,7 @@ class _Template(NamedTuple):
 
 
 class Templates:
-    """Items that were read in full, by what the metadata says about them.
+    """Items that were read in full, by their descriptions in the metadata.
 
     Attributes:
         head: number of bytes to read at the start of an item.
@@ -119,7 +119,7 @@ class Templates:
 
 
 def locate_items(reader: RangeReader, items: Iterable[Item], templates: Templates) -> Iterator[Content]:
-    """Yield where the elements of each item are in the file.
+    """Yield the location of each item's elements in the file.
 
     Args:
         reader: the file.

@@ -20,7 +20,7 @@ def is_metadata(name: str) -> bool:
 
 
 def metadata_files(names: Sequence[str]) -> list[str]:
-    """Return the files of a folder that describe a distributed checkpoint: the one of all ranks, or those of each, by rank."""
+    """Return the metadata files of a distributed checkpoint: one for all ranks, or one for each rank, in order."""
     if _METADATA in names:
         return [_METADATA]
     ranks = {int(found[1]): name for name in names if (found := _OF_RANK.fullmatch(name))}

@@ -1,4 +1,4 @@
-"""Files of `torch.save` with whole tensors: one file, or those that the index of a Hugging Face model lists."""
+"""`torch.save` files with whole tensors: one file, or those that the index of a Hugging Face model lists."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Tensors whose elements are not in row-major order, such as transposed ones, as pieces that are."""
+"""Divide tensors that are not in row-major order, such as transposed tensors, into pieces that are."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ _MOST_PIECES = 1 << 16
 
 
 class Content(NamedTuple):
-    """Where the elements of a tensor are in a file.
+    """The location of a tensor's elements in a file.
 
     Attributes:
         offset: first byte of the first element.

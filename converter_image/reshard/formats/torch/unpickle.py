@@ -1,4 +1,4 @@
-"""A machine that reads the data in a pickle and runs nothing: globals are names on a list, and instances are records."""
+"""A parser of the data in pickles that executes nothing: globals are names on a list, and instances are records."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ _SMALL = tuple(range(1 << 16))  # shared, since two bytes of a document would ot
 
 @dataclass(frozen=True, slots=True)
 class Limits:
-    """How much a pickle may hold. Memory is at most about ten times its length, and 10 MB.
+    """Limits on the content of a pickle. Memory is at most about ten times its length, and 10 MB.
 
     Attributes:
         nbytes: length in bytes.

@@ -64,7 +64,7 @@ class Container:
     bounds: tuple[int, ...]
 
     def place(self, reader: RangeReader, name: str) -> tuple[int, int]:
-        """Return where the content of an entry is in the file, after its local header, as (offset, length).
+        """Return the location of an entry's content in the file, after its local header, as (offset, length).
 
         Raises:
             DataError: the local header is damaged.
