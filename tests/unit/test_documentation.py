@@ -7,7 +7,7 @@ import shlex
 import shutil
 import subprocess
 import sys
-from itertools import product
+from itertools import product, takewhile
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -117,6 +117,16 @@ def test_the_table_of_layouts_is_right() -> None:
             assert texts == ["0-3"] * 4 + ["4-7"] * 4
         else:
             assert said.strip() == "rows " + ", ".join(texts)
+
+
+def test_the_modules_of_the_architecture_exist() -> None:
+    _, _, text = (ROOT / "docs" / "architecture.md").read_text().partition("```\nconverter_image/reshard/\n")
+    folders = [ROOT / "converter_image" / "reshard"]
+    for line in text.partition("operator/")[0].splitlines():
+        depth = (len(line) - len(line.lstrip())) // 2
+        names = list(takewhile(lambda word: word.endswith((".py", "/")), line.split()))
+        assert [name for name in names if not (folders[depth - 1] / name).exists()] == [], line
+        folders[depth:] = [folders[depth - 1] / names[0]]
 
 
 def test_the_picture_is_the_output_of_its_command(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
