@@ -21,7 +21,7 @@ CHART = Path(__file__).parents[1] / "helm" / "reshard"
 SCHEMA = json.loads((CHART / "values.schema.json").read_text(encoding="utf-8"))
 _HEAD = """# Helm chart
 
-This chart installs the operator of Reshard, which converts sharded MindSpore and safetensors checkpoints from M ranks to N ranks.
+This chart installs the operator of Reshard, which converts sharded checkpoints to other ranks, layouts and formats.
 
 ```console
 helm install reshard helm/reshard --namespace reshard-system --create-namespace \\

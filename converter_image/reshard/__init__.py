@@ -1,4 +1,4 @@
-"""Convert sharded MindSpore and safetensors checkpoints from M ranks to N ranks or to another parallel layout.
+"""Convert sharded checkpoints from M ranks to N ranks, to another parallel layout, or to another format.
 
 ```python
 import reshard
