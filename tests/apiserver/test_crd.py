@@ -118,6 +118,35 @@ def test_the_examples_are_accepted(resources: Resources, example: Any) -> None:
         ("target", {"storage": STORAGE, "output": "Unified", "strategy": {"path": "a"}}, "accepts no strategy"),
         ("target", {"storage": STORAGE, "output": "Unified", "format": "Ckpt"}, "unified checkpoints are always safetensors"),
         ("target.onlyRanks", "0,,2", "should match"),
+        ("target.onlyRanks", 2, "must be of type string"),
+        ("target.ranks", "0-3", "must be of type integer"),
+        ("target.ranks", 0, "should be greater than or equal to 1"),
+        ("target.ranks", 65_537, "should be less than or equal to 65536"),
+        *(
+            ("target", SPEC["target"] | target, "ranks requires the output PerRank")
+            for target in (
+                {"ranks": 2, "output": "Unified"},
+                {"ranks": 2, "format": "HuggingFace"},
+                {"ranks": 2, "strategy": {"path": "s"}},
+            )
+        ),
+        ("target", SPEC["target"] | {"format": "HuggingFace", "strategy": {"path": "a"}}, "accepts no strategy"),
+        ("target", SPEC["target"] | {"format": "HuggingFace", "output": "Stage"}, "the format HuggingFace requires the output"),
+        ("target.copySettings", True, "copySettings requires the format HuggingFace"),
+        *(
+            ("target", SPEC["target"] | {"format": "TorchDcp", field: value}, "Megatron require the output PerRank")
+            for field, value in {"output": "Index", "crc": True, "filePrefix": "p_"}.items()
+        ),
+        ("target", SPEC["target"] | {"format": "Megatron", "output": "Unified"}, "Megatron require the output PerRank"),
+        ("source.format", "TorchDcp", "should match"),
+        ("parameters.include", [""], "at least 1 chars long"),
+        ("parameters.exclude", "optim.*", "must be of type array"),
+        ("parameters.cast", [{"pattern": "*", "to": "bfloat16"}], "supported values"),
+        ("parameters.cast", [{"pattern": "*", "to": "Int8"}], "supported values"),
+        ("parameters.cast", [{"to": "BFloat16"}], "pattern: Required value"),
+        ("parameters.pad", [{"name": "w", "dimension": 0}], "length: Required value"),
+        ("parameters.pad", [{"name": "w", "dimension": -1, "length": 8}], "should be greater than or equal to 0"),
+        ("parameters.pad", [{"name": "w", "dimension": 0, "length": 0}], "should be greater than or equal to 1"),
         *(
             ("target", SPEC["target"] | {"output": "Index", field: value}, "output Index writes no rank files")
             for field, value in FIELDS_OF_RANK_FILES.items()
@@ -135,6 +164,24 @@ def test_the_examples_are_accepted(resources: Resources, example: Any) -> None:
 )
 def test_invalid_requests_are_refused(resources: Resources, path: str, value: Any, said: str) -> None:
     assert said in resources.refusal(resources.create, with_field(path, value))
+
+
+@pytest.mark.parametrize(
+    "target",
+    [
+        {"format": "HuggingFace", "maxFileSizeBytes": 1 << 20, "copySettings": True},
+        {"format": "HuggingFace", "output": "Unified", "onlyRanks": "0"},
+        *({"format": name, "ranks": 6, "onlyRanks": "0-2,5"} for name in ("TorchDcp", "TorchSafetensors", "Megatron")),
+        {"format": "TorchDcp", "strategy": {"path": "s"}},
+        {"format": "Safetensors", "ranks": 2, "crc": True, "filePrefix": "p_"},
+    ],
+    ids=str,
+)
+def test_fields_of_formats_that_go_together(resources: Resources, target: dict[str, Any]) -> None:
+    spec = {"source": SPEC["source"] | {"format": "torch-dcp"}, "target": SPEC["target"] | target}
+    parameters = {"include": ["model.*"], "exclude": ["*.bias"], "cast": [{"pattern": "*", "to": "Float16"}]}
+    made = resources.create(spec | {"parameters": parameters})
+    assert parse_spec(made["spec"], "x") == parse_spec(spec | {"parameters": parameters}, "x")
 
 
 @pytest.mark.parametrize("side", ["source", "target"])
@@ -207,15 +254,16 @@ FIXED = {
 }
 
 
-FIXED_OF_UNIFIED = {"target.maxFileSizeBytes": 1 << 20}
+# Fields of one output or format, and what selects it.
+FIXED_OF_ONE = {"target.maxFileSizeBytes": 1 << 20, "target.copySettings": True}
+SELECTED_BY = {"target.maxFileSizeBytes": {"output": "Unified"}, "target.copySettings": {"format": "HuggingFace"}}
 
 
-@pytest.mark.parametrize("path", [*FIXED, *FIXED_OF_UNIFIED])
+@pytest.mark.parametrize("path", [*FIXED, *FIXED_OF_ONE])
 def test_immutable_fields_cannot_be_added_changed_or_removed(resources: Resources, path: str) -> None:
-    changed, before, least = with_field(path, (FIXED | FIXED_OF_UNIFIED)[path]), with_field(path, None), copy.deepcopy(SPEC)
-    if path in FIXED_OF_UNIFIED:
-        for spec in (changed, before, least):
-            spec["target"]["output"] = "Unified"
+    changed, before, least = with_field(path, (FIXED | FIXED_OF_ONE)[path]), with_field(path, None), copy.deepcopy(SPEC)
+    for spec in (changed, before, least):
+        spec["target"] |= SELECTED_BY.get(path, {})
     resources.create(least)
     assert "create another CheckpointTransform" in resources.refusal(resources.change, changed)
     resources.create(changed, "y")
@@ -239,7 +287,7 @@ def test_every_field_is_under_a_rule() -> None:
             fields |= {f"{field.encode_name}.{inner.encode_name}" for inner in msgspec.structs.fields(field.type)}
         else:
             fields.add(field.encode_name)
-    covered = {".".join(path.split(".")[:2]) for path in FIXED | FIXED_OF_UNIFIED}
+    covered = {".".join(path.split(".")[:2]) for path in FIXED | FIXED_OF_ONE}
     assert fields == covered | may_change
 
 

@@ -5,18 +5,15 @@ from __future__ import annotations
 import json
 from typing import TYPE_CHECKING, Any
 
-import numpy as np
 import s3_server
-import torch_checkpoints
 from cluster.layout import NODE_ADDRESS
 from kubernetes_objects import claim_folder
 from local_folder import LocalFolder
-from output_files import opaque, shard, write_checkpoint
 from safetensors import deserialize
+from torch_checkpoints import digests, objects, write
 from torch_files import DATA, sha256_of
 
 from reshard.formats.registry import source_format
-from reshard.formats.torch.write import DCP
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -36,22 +33,6 @@ def bucket(stage: Stage, server: s3_server.Server) -> dict[str, Any]:
 
 def claim(name: str, path: str = "") -> dict[str, Any]:
     return {"persistentVolumeClaim": {"claimName": name, "path": path}}
-
-
-def digests(folder: Path) -> dict[str, str]:
-    """The SHA-256 of each tensor of a distributed checkpoint."""
-    described = torch_checkpoints.describe(folder, torch_checkpoints.read(folder))
-    return {name: found["sha256"] for name, found in described.items()}
-
-
-def objects(folder: Path) -> dict[str, bytes]:
-    """The archive of each value that is not a tensor."""
-    found = source_format("torch-dcp").read(LocalFolder(folder))
-    contents = {}
-    for each in found.objects:
-        place = each.places[0]
-        contents[each.name] = (folder / found.files[place.file]).read_bytes()[place.offset :][: place.length]
-    return contents
 
 
 def columns(stage: Stage, name: str) -> list[str]:
@@ -99,23 +80,8 @@ def test_from_a_claim_to_files_of_hugging_face_in_a_bucket_and_back(stage: Stage
     assert columns(stage, "back") == ["back", "Complete", f"{RANKS}/{RANKS}", "100"]
 
 
-def put_large(folder: Path) -> int:
-    """Write a distributed checkpoint of 2 ranks with the objects of the recorded one; the number of its bytes."""
-    ranks = [[opaque(name, content) for name, content in objects(RECORDED).items()], []]
-    for number in range(12):
-        rows, start = 1500 + number, 0
-        whole = np.random.default_rng(number).random((rows, 1152), np.float32)
-        for rank, contents in enumerate(ranks):
-            length = rows // 2 + rank * (rows % 2)
-            contents.append(shard(f"layers.{number}.weight", whole, (start, 0), (length, 1152), "Float32"))
-            start += length
-    folder.mkdir()
-    write_checkpoint(DCP, folder, ranks)
-    return sum(tensor.nbytes for contents in ranks for tensor, _ in contents)
-
-
 def test_a_killed_pod_does_not_repeat_finished_ranks(stage: Stage, tmp_path: Path) -> None:
-    nbytes = put_large(tmp_path / "large")
+    nbytes = write(tmp_path / "large", 2, 12, rows=1500, columns=1152, others=objects(RECORDED))
     with s3_server.running(tmp_path / "s3", NODE_ADDRESS) as server:
         there = bucket(stage, server)
         server.upload(there["s3"]["bucket"], tmp_path / "large", "model")

@@ -2,18 +2,15 @@
 
 from __future__ import annotations
 
-import os
 import random
 import signal
-import subprocess
-import sys
 import time
 from typing import TYPE_CHECKING
 
 import disk
-import fault_proxy
 import pytest
 import s3_server
+from interrupted import ended_by, start
 
 from reshard.cli import main
 from reshard.errors import DataError, OutputError
@@ -23,32 +20,7 @@ from reshard.storage import open_store
 if TYPE_CHECKING:
     from pathlib import Path
 
-_LONGEST_SECONDS = 120
 both = pytest.mark.parametrize("server", s3_server.PROGRAMS, indirect=True)
-
-
-def start(arguments: list[str], **environment: str) -> subprocess.Popen[str]:
-    return subprocess.Popen(
-        [sys.executable, "-m", "reshard", *arguments],
-        stdout=subprocess.DEVNULL,
-        stderr=subprocess.PIPE,
-        text=True,
-        env=os.environ | environment,
-    )
-
-
-def ended_by(number: signal.Signals, server: s3_server.Server, arguments: list[str]) -> tuple[int, str]:
-    """Return exit code and output of a process that gets a signal while it waits for the answer to its first part."""
-    plan = fault_proxy.Plan(holds="partNumber=")
-    with fault_proxy.between(server.endpoint, plan) as endpoint:
-        process = start(arguments, AWS_ENDPOINT_URL_S3=endpoint)
-        try:
-            assert plan.held.wait(_LONGEST_SECONDS)
-        finally:
-            process.send_signal(number)
-            plan.released.set()
-            said = process.communicate()[1]
-    return process.returncode, said
 
 
 def arguments_of(base: str, target: str, *more: str) -> list[str]:

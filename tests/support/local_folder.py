@@ -20,13 +20,15 @@ if TYPE_CHECKING:
 class LocalReader:
     """A file read by ranges."""
 
-    def __init__(self, folder: LocalFolder, name: str) -> None:
+    def __init__(self, folder: LocalFolder, name: str, foreseen: Iterable[tuple[int, int]]) -> None:
         self.name, self._folder, self._file = name, folder, (folder.path / name).open("rb")
+        self._foreseen = list(foreseen)
         self.size = (folder.path / name).stat().st_size
 
     def read(self, offset: int, length: int) -> bytes:
         assert 0 <= offset <= offset + length <= self.size, (offset, length, self.size)
         self._folder.reads += 1
+        self._folder.unforeseen += not any(a <= offset and offset + length <= a + n for a, n in self._foreseen)
         self._folder.nbytes += length
         self._file.seek(offset)
         return self._file.read(length)
@@ -42,12 +44,13 @@ class LocalFolder:
         path: the folder.
         only: names of files; None: all files of the folder.
         reads: number of reads so far.
+        unforeseen: number of those outside of the ranges that were given when a file was opened.
         nbytes: number of bytes read so far.
     """
 
     def __init__(self, path: Path, only: Sequence[str] | None = None) -> None:
         self.path, self.url, self._only = path, path.name, only
-        self.reads = self.nbytes = 0
+        self.reads = self.unforeseen = self.nbytes = 0
 
     @property
     def names(self) -> Sequence[str]:
@@ -65,10 +68,10 @@ class LocalFolder:
         return {name: (self.path / name).stat().st_size for name in names if (self.path / name).is_file()}
 
     @contextmanager
-    def open(self, name: str, reads: Iterable[tuple[int, int]] = ()) -> Iterator[LocalReader]:  # noqa: ARG002 - reads cost little
+    def open(self, name: str, reads: Iterable[tuple[int, int]] = ()) -> Iterator[LocalReader]:
         if not (self.path / name).is_file():
             raise MissingInputError("FileMissing", "no such file", where=name, fix="restore it")
-        reader = LocalReader(self, name)
+        reader = LocalReader(self, name, reads)
         try:
             yield reader
         finally:

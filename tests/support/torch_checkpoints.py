@@ -2,17 +2,21 @@
 
 from __future__ import annotations
 
+from itertools import pairwise
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
+from output_files import opaque, shard, write_checkpoint
 from torch_files import FileReader, sha256_of
 
 from reshard.checkpoint.dtypes import DTYPES
 from reshard.formats.torch.archive import locate, read_archive
 from reshard.formats.torch.dcp import check_files, read_metadata
 from reshard.formats.torch.names import metadata_files
+from reshard.formats.torch.write import DCP
 
 if TYPE_CHECKING:
+    from collections.abc import Mapping
     from pathlib import Path
 
     from reshard.model import Checkpoint, TensorMeta
@@ -61,3 +65,35 @@ def assemble(readers: list[FileReader], tensor: TensorMeta) -> bytes:
     for box, content_of_tile in parts:
         whole[box.slices()] = np.frombuffer(content_of_tile, whole.dtype).reshape(box.shape)
     return whole.tobytes()
+
+
+def digests(folder: Path) -> dict[str, str]:
+    """SHA-256 of each whole tensor."""
+    return {name: each["sha256"] for name, each in describe(folder, read(folder)).items()}
+
+
+def objects(folder: Path) -> dict[str, bytes]:
+    """The archive of each value that is not a tensor."""
+    found = read(folder)
+    contents = {}
+    for each in found.objects:
+        place = each.places[0]
+        contents[each.name] = (folder / found.files[place.file]).read_bytes()[place.offset :][: place.length]
+    return contents
+
+
+def write(folder: Path, ranks: int, tensors: int, *, rows: int, columns: int, others: Mapping[str, bytes] | None = None) -> int:
+    """Write a checkpoint of float32 tensors that are divided along their first dimension, and other values on rank 0.
+
+    Returns:
+        The number of bytes of the tensors and the other values.
+    """
+    held = [[opaque(name, content) for name, content in (others or {}).items()], *([] for _ in range(ranks - 1))]
+    for number in range(tensors):
+        whole = np.random.default_rng(number).random((rows + number % 7, columns), np.float32)
+        cuts = [len(whole) * rank // ranks for rank in range(ranks + 1)]
+        for contents, (start, end) in zip(held, pairwise(cuts), strict=True):
+            contents.append(shard(f"layers.{number}.weight", whole, (start, 0), (end - start, columns), "Float32"))
+    folder.mkdir()
+    write_checkpoint(DCP, folder, held)
+    return sum(tensor.nbytes for contents in held for tensor, _ in contents)

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 import pytest
+import torch_checkpoints
 from hypothesis import given
 from hypothesis import strategies as st
 from local_folder import LocalFolder, content_of
@@ -54,6 +55,15 @@ def test_a_few_requests_read_a_file() -> None:
     folder = LocalFolder(DATA / "fsdp2")
     read(folder)
     assert folder.reads <= 2 * 4
+
+
+def test_the_reads_of_a_file_are_known_when_it_is_opened(tmp_path: Path) -> None:
+    """Over a network, many of them are fetched at a time."""
+    torch_checkpoints.write(tmp_path / "large", 2, 12, rows=64, columns=1024)
+    folder = LocalFolder(tmp_path / "large")
+    read(folder)
+    assert folder.reads > 2 * 12
+    assert folder.unforeseen == 0
 
 
 def test_objects_are_whole_items() -> None:
