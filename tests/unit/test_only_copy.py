@@ -24,7 +24,7 @@ if TYPE_CHECKING:
 
     import disk
 
-    from reshard.target.standing import JobDocument
+    from reshard.target.snapshot import JobDocument
 
 MANIFEST = "reshard-manifest.json"
 

@@ -17,7 +17,7 @@ from reshard.spec.request import Options, RenameRule, Request
 from reshard.spec.resource import TransformSpec, Volume, mounts, parse_resource, parse_spec, request_here, request_of_pod
 from reshard.spec.storage_options import RequestStorageOptions, StorageOptions
 from reshard.target.lock import LockOwner
-from reshard.target.standing import JobDocument
+from reshard.target.snapshot import JobDocument
 
 RESOURCE = {
     "apiVersion": "reshard.dev/v1alpha1",

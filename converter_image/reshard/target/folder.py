@@ -38,7 +38,7 @@ from reshard.parallel import parallel
 from reshard.storage.cancellable import CancellableReader
 from reshard.storage.digest import ContentDigest, is_version, matches, sample_of
 from reshard.storage.protocol import PROBE
-from reshard.target.standing import JobDocument, Standing, Unfinished
+from reshard.target.snapshot import JobDocument, TargetSnapshot, Unfinished
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
@@ -79,7 +79,7 @@ class TargetFolder:
     store: Store
     mode: int | None
 
-    def observe(self) -> Standing:
+    def observe(self) -> TargetSnapshot:
         """Return a snapshot of the target.
 
         Raises:
@@ -87,7 +87,7 @@ class TargetFolder:
         """
         state = self.store.list(STATE)
         jobs = [self._unfinished(f"{STATE}/{entry.name}") for entry in state if entry.is_folder]
-        return Standing(self.manifest(), tuple(job for job in jobs if job is not None), remains=bool(state))
+        return TargetSnapshot(self.manifest(), tuple(job for job in jobs if job is not None), remains=bool(state))
 
     def _unfinished(self, folder: str) -> Unfinished | None:
         names = {entry.name for entry in self.store.list(folder)}
@@ -145,17 +145,17 @@ class TargetFolder:
             if not f"{STATE}/{entry.name}".startswith(LOCK):
                 self._remove(f"{STATE}/{entry.name}")
 
-    def replaced(self, standing: Standing) -> list[Manifest]:
+    def replaced(self, snapshot: TargetSnapshot) -> list[Manifest]:
         """Return the manifests that unfinished tasks have retired."""
-        found = [self.job(other.job.digest).replaced() for other in standing.unfinished if other.retired]
+        found = [self.job(other.job.digest).replaced() for other in snapshot.unfinished if other.retired]
         return [manifest for manifest in found if manifest is not None]
 
-    def replaced_files(self, standing: Standing, digest: str) -> set[str]:
+    def replaced_files(self, snapshot: TargetSnapshot, digest: str) -> set[str]:
         """Return the paths of the files of retired checkpoints, and of the files that tasks other than `digest` have written."""
         found: set[str] = set()
-        for manifest in self.replaced(standing):
+        for manifest in self.replaced(snapshot):
             found.update((record.path for record in manifest.listed), document_names(manifest.options))
-        for other in standing.jobs:
+        for other in snapshot.jobs:
             if other.digest != digest and not other.staged:
                 found.update((r.path for r in self.job(other.digest).records(None).values()), document_names(other.request))
         return found
@@ -203,8 +203,8 @@ class JobState:
         store.write(f"{self.folder}/inventory.json", index, mode=self.target.mode)
         if store.write_new(path, encode(job), mode=self.target.mode):
             return job
-        begun = self.read()
-        return begun if begun is not None else job
+        recorded = self.read()
+        return recorded if recorded is not None else job
 
     def refresh(self, job: JobDocument, index: bytes, draft: Manifest) -> None:
         """Record a task again whose source was copied again since the task was started."""
@@ -234,7 +234,7 @@ class JobState:
         """Record that staged files start to replace others. From here on, the commit can only be completed."""
         self.target.store.write(f"{self.folder}/commit.json", encode(_Commit(ranks)), mode=self.target.mode)
 
-    def begun_commit(self) -> str | None:
+    def started_commit(self) -> str | None:
         """Return the ranks of a commit that has started, or None if no commit has started."""
         found = self._document("commit.json", _Commit, _LARGEST_RECORD)
         return found.ranks if found is not None else None

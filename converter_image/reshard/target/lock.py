@@ -22,7 +22,7 @@ if TYPE_CHECKING:
 
     from reshard.storage.protocol import Store
     from reshard.target.folder import TargetFolder
-    from reshard.target.standing import Identity
+    from reshard.target.snapshot import Identity
 
 HEARTBEAT_SECONDS = 10.0
 # A lock without a heartbeat for this long has expired. It covers several heartbeats, because shared file systems can stall.

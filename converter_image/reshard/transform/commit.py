@@ -20,7 +20,7 @@ from reshard.storage.digest import ContentDigest
 from reshard.target.folder import LOCK
 from reshard.target.lock import serialized
 from reshard.target.parts import all_there, unite, with_files
-from reshard.target.standing import JobDocument
+from reshard.target.snapshot import JobDocument
 from reshard.telemetry import durations, phase
 from reshard.transform.consistency import check_stages
 from reshard.transform.documents import documents_of
@@ -32,21 +32,21 @@ if TYPE_CHECKING:
     from reshard.engine.job import Job
     from reshard.progress import Cancellation
     from reshard.target.folder import TargetFolder
-    from reshard.target.standing import Identity, Standing
+    from reshard.target.snapshot import Identity, TargetSnapshot
 
 _COMPARED_AT_ONCE = 8
 
 
 def finished(
-    job: Job, target: TargetFolder, standing: Standing, cancellation: Cancellation, *, thorough: bool = False
+    job: Job, target: TargetFolder, snapshot: TargetSnapshot, cancellation: Cancellation, *, thorough: bool = False
 ) -> dict[int, FileRecord]:
     """Return the finished ranks of a task: those that are recorded, verified at the requested level, and have a file.
 
     With `thorough`, the files are read again to detect changes since they were recorded.
     """
     wanted = STRICTNESS[job.request.options.verification]
-    document = standing.begun(job.digest) or JobDocument(job.digest, job.key, staged=False, stage=job.stage, whole=job.whole)
-    known = recorded(target, document, standing, job.scope, cancellation, thorough=thorough)
+    document = snapshot.find_task(job.digest) or JobDocument(job.digest, job.key, staged=False, stage=job.stage, whole=job.whole)
+    known = recorded(target, document, snapshot, job.scope, cancellation, thorough=thorough)
     return {rank: record for rank, record in known.items() if STRICTNESS[record.verified] >= wanted}
 
 
@@ -70,13 +70,13 @@ def commit_job(
         MissingInputError: a rank is not finished; or the stage was the last one, and all stages together lack a parameter.
         RequestError: only some ranks would replace a checkpoint.
     """
-    state, standing = target.job(document.digest), target.observe()
+    state, snapshot = target.job(document.digest), target.observe()
     draft = state.draft()
     every = ranks_of(draft)
     ranks = every if wanted is None else tuple(sorted({*wanted} & {*every}))
     if document.replaces:
-        refuse_loss(target, standing, ranks, every, shape_of(draft))
-    records = recorded(target, document, standing, ranks, cancellation)
+        refuse_loss(target, snapshot, ranks, every, shape_of(draft))
+    records = recorded(target, document, snapshot, ranks, cancellation)
     missing = tuple(rank for rank in ranks if rank not in records)
     if missing:
         raise ranks_unfinished(target, ranks, missing)
@@ -84,7 +84,7 @@ def commit_job(
         draft, ranks=format_ranks(ranks), files=tuple(records[rank] for rank in ranks), key_check=document.key_check
     )
     if document.stage is None:
-        return _complete(target, document, standing, manifest, cancellation)
+        return _complete(target, document, snapshot, manifest, cancellation)
     with serialized(target, f"{LOCK}-commit", cancellation.check):  # only one of two last stages completes the checkpoint
         state.finish_stage(manifest)
         return _complete_with_siblings(target, document, manifest, cancellation)
@@ -92,8 +92,8 @@ def commit_job(
 
 def _complete_with_siblings(target: TargetFolder, document: JobDocument, own: Manifest, cancellation: Cancellation) -> Manifest:
     """Complete the checkpoint that a finished task writes a stage of, if the other stages are finished too."""
-    standing = target.observe()
-    known = standing.own(document)
+    snapshot = target.observe()
+    known = snapshot.manifest_for(document)
     if known is not None:  # some of its files were written again or added
         written = {record.rank for record in {*own.files}.difference(known.files)}
         others = [record for record in known.files if record.stage != document.stage]
@@ -101,9 +101,9 @@ def _complete_with_siblings(target: TargetFolder, document: JobDocument, own: Ma
         parts = [(document, own), *((rest, part) for part in _split(known) if part.stages[0].stage != document.stage)]
         differing = _inconsistent(target, parts, cancellation, only=written)
         manifest = _with_inconsistent(with_files(known, [*others, *own.files]), differing)
-        return _complete(target, document, standing, manifest, cancellation)
+        return _complete(target, document, snapshot, manifest, cancellation)
     parts = [(document, own)]
-    for sibling in standing.siblings(document):
+    for sibling in snapshot.siblings(document):
         if (finished := target.job(sibling.digest).finished_stage()) is not None:
             _check_files(target, sibling, finished, cancellation)
             parts.append((sibling, finished))
@@ -113,28 +113,28 @@ def _complete_with_siblings(target: TargetFolder, document: JobDocument, own: Ma
     if not united.ranks:  # the stages were written for different ranks
         return own
     differing = _inconsistent(target, parts, cancellation)
-    return _complete(target, document, standing, _with_inconsistent(united, differing), cancellation)
+    return _complete(target, document, snapshot, _with_inconsistent(united, differing), cancellation)
 
 
 def _complete(
-    target: TargetFolder, document: JobDocument, standing: Standing, manifest: Manifest, cancellation: Cancellation
+    target: TargetFolder, document: JobDocument, snapshot: TargetSnapshot, manifest: Manifest, cancellation: Cancellation
 ) -> Manifest:
     """Complete a checkpoint after all its files are finished."""
     state = target.job(document.digest)
-    staged = [job for job in (document, *standing.siblings(document)) if job.staged]
+    staged = [job for job in (document, *snapshot.siblings(document)) if job.staged]
     if staged:
         state.begin_commit(format_ranks(tuple(record.rank for record in manifest.files if record.stage == document.stage)))
         state.retire_old_manifest()
         for job in staged:
             mine = [record for record in manifest.files if record.stage == job.stage]
             target.job(job.digest).publish(mine, cancellation.check)
-        standing = target.observe()
+        snapshot = target.observe()
     content = state.index() if _is_index(manifest) else None
     if content is not None:
         manifest = msgspec.structs.replace(manifest, index=IndexRecord(len(content), str(ContentDigest(content))))
     maps = documents_of(manifest)
     kept = {*(record.path for record in manifest.listed), *maps}
-    target.store.delete_files(sorted(target.replaced_files(standing, document.digest) - kept), prune=True)
+    target.store.delete_files(sorted(target.replaced_files(snapshot, document.digest) - kept), prune=True)
     for file in manifest.carried:
         target.store.write(file.path, state.carried(file), mode=target.mode)
     for name, text in maps.items():
@@ -157,30 +157,30 @@ def ranks_unfinished(target: TargetFolder, ranks: Sequence[int], missing: Sequen
     )
 
 
-def finish_interrupted(target: TargetFolder, cancellation: Cancellation) -> Standing:
+def finish_interrupted(target: TargetFolder, cancellation: Cancellation) -> TargetSnapshot:
     """Complete a commit that was interrupted while it replaced files. Otherwise the target would remain damaged.
 
     Returns:
         Snapshot of the target after that.
     """
-    standing = target.observe()
-    if not standing.committing:
-        return standing
-    for found in standing.unfinished:
-        if found.committing and (ranks := target.job(found.job.digest).begun_commit()) is not None:
+    snapshot = target.observe()
+    if not snapshot.committing:
+        return snapshot
+    for found in snapshot.unfinished:
+        if found.committing and (ranks := target.job(found.job.digest).started_commit()) is not None:
             commit_job(target, found.job, parse_ranks(ranks) if ranks else (), cancellation)
     return target.observe()
 
 
 def refuse_loss(
-    target: TargetFolder, standing: Standing, ranks: tuple[int, ...], every: tuple[int, ...], shape: tuple[str, int]
+    target: TargetFolder, snapshot: TargetSnapshot, ranks: tuple[int, ...], every: tuple[int, ...], shape: tuple[str, int]
 ) -> None:
     """Refuse a commit that would remove ranks of a complete checkpoint, see `would_lose`.
 
     Raises:
         RequestError: ranks would be lost.
     """
-    if would_lose(target, standing, ranks, every, shape):
+    if would_lose(target, snapshot, ranks, every, shape):
         raise RequestError(
             "PartialReplacement",
             f"{f'rank {format_ranks(ranks)} of {len(every)}' if ranks else 'an index'} cannot replace a complete checkpoint",
@@ -190,7 +190,7 @@ def refuse_loss(
 
 
 def would_lose(
-    target: TargetFolder, standing: Standing, ranks: tuple[int, ...], every: tuple[int, ...], shape: tuple[str, int]
+    target: TargetFolder, snapshot: TargetSnapshot, ranks: tuple[int, ...], every: tuple[int, ...], shape: tuple[str, int]
 ) -> bool:
     """Return whether some ranks of a checkpoint, or an index, would replace other ranks that they do not include.
 
@@ -198,7 +198,7 @@ def would_lose(
     """
     if ranks and set(ranks) >= set(every):
         return False
-    there = [found for found in (standing.manifest, *target.replaced(standing)) if found is not None and found.files]
+    there = [found for found in (snapshot.manifest, *target.replaced(snapshot)) if found is not None and found.files]
     return any(shape_of(found) != shape or {record.rank for record in found.files} - set(ranks) for found in there)
 
 
@@ -217,9 +217,9 @@ def _ranks_in(manifest: Manifest, job: Identity) -> set[int]:
     return {record.rank for record in manifest.files if record.stage == job.stage}
 
 
-def written_ranks(job: Identity, target: TargetFolder, standing: Standing) -> set[int]:
+def written_ranks(job: Identity, target: TargetFolder, snapshot: TargetSnapshot) -> set[int]:
     """Return the finished ranks of a task, and those of the complete checkpoint that it extends."""
-    manifest = standing.own(job)
+    manifest = snapshot.manifest_for(job)
     before = _ranks_in(manifest, job) if manifest is not None else set()
     return before | target.job(job.digest).recorded_ranks()
 
@@ -320,14 +320,14 @@ def _inconsistent(
 def recorded(
     target: TargetFolder,
     document: JobDocument,
-    standing: Standing,
+    snapshot: TargetSnapshot,
     ranks: tuple[int, ...] | None,
     cancellation: Cancellation,
     *,
     thorough: bool = False,
 ) -> dict[int, FileRecord]:
     """Return the finished ranks of a task, including those of a manifest that it extends."""
-    state, manifest = target.job(document.digest), standing.own(document)
+    state, manifest = target.job(document.digest), snapshot.manifest_for(document)
     known: dict[int, FileRecord] = {}
     if manifest is not None:
         known = {record.rank: record for record in manifest.files if record.stage == document.stage}

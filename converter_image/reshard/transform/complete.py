@@ -20,7 +20,7 @@ from reshard.transform.documents import changed_documents, check_exists
 if TYPE_CHECKING:
     from reshard.checkpoint.manifest import Manifest
     from reshard.spec.storage_options import StorageOptions
-    from reshard.target.standing import Standing
+    from reshard.target.snapshot import TargetSnapshot
 
 
 @operation("commit_checkpoint")
@@ -54,24 +54,24 @@ def commit_checkpoint(
     """
     cancellation = cancellation or Cancellation()
     target = TargetFolder(open_store(target_url, storage_options), Options().file_mode)
-    standing = target.observe()
-    begun = [job for job in standing.jobs if digest in {None, job.digest}]
-    if not begun and (manifest := _completed(standing, digest)) is not None:
+    snapshot = target.observe()
+    started = [job for job in snapshot.jobs if digest in {None, job.digest}]
+    if not started and (manifest := _completed(snapshot, digest)) is not None:
         _check_complete(target, manifest, ranks)
         return manifest
-    if not begun:
+    if not started:
         raise MissingInputError(
             "NothingToCommit", "no transform was started in this target", where=target_url, fix="run `reshard transform` first"
         )
-    if len({job.whole or job.digest for job in begun}) > 1:
+    if len({job.whole or job.digest for job in started}) > 1:
         raise RequestError(
             "AmbiguousTransforms",
-            f"{len(begun)} transforms were started in this target: {', '.join(job.digest[:12] for job in begun)}",
+            f"{len(started)} transforms were started in this target: {', '.join(job.digest[:12] for job in started)}",
             where=target_url,
             fix="rerun, with --overwrite, the transform that you want to keep; this deletes the state of the others",
         )
     committed = None
-    for job in begun:
+    for job in started:
         target = replace(target, mode=job.mode)
         with writing(target, job, owner=owner or f"job-{job.digest}"):
             state = target.job(job.digest)
@@ -100,29 +100,29 @@ def commit_if_complete(
         would be lost.
     """
     target = TargetFolder(open_store(target_url, storage_options), Options().file_mode)
-    standing = target.observe()
-    if (job := standing.begun(digest)) is None:  # another process was the last
-        return _completed(standing, digest)
+    snapshot = target.observe()
+    if (job := snapshot.find_task(digest)) is None:  # another process was the last
+        return _completed(snapshot, digest)
     target = replace(target, mode=job.mode)
     try:
         with writing(target, job, owner=None):
-            standing = target.observe()
-            if standing.begun(digest) is None:
-                return _completed(standing, digest)
+            snapshot = target.observe()
+            if snapshot.find_task(digest) is None:
+                return _completed(snapshot, digest)
             cancellation = Cancellation()
-            draft, done = target.job(digest).draft(), tuple(sorted(recorded(target, job, standing, None, cancellation)))
+            draft, done = target.job(digest).draft(), tuple(sorted(recorded(target, job, snapshot, None, cancellation)))
             every = ranks_of(draft)
             ranks = every if all_ranks else done
-            if not set(done) >= set(ranks) or (job.replaces and would_lose(target, standing, ranks, every, shape_of(draft))):
+            if not set(done) >= set(ranks) or (job.replaces and would_lose(target, snapshot, ranks, every, shape_of(draft))):
                 return None
             return commit_job(target, job, ranks, cancellation)
     except LockedError:
         return None
 
 
-def _completed(standing: Standing, digest: str | None) -> Manifest | None:
+def _completed(snapshot: TargetSnapshot, digest: str | None) -> Manifest | None:
     """Return the manifest of the target if this task (None means any task) wrote the checkpoint or a stage of it."""
-    manifest = standing.manifest
+    manifest = snapshot.manifest
     return manifest if manifest is not None and (digest is None or digest in manifest.jobs) else None
 
 

@@ -13,7 +13,7 @@ from reshard.errors import AccessError, BugError, LockedError, OutputError
 from reshard.parallel import parallel
 from reshard.target.folder import LOCK
 from reshard.target.lock import locked
-from reshard.target.standing import JobDocument
+from reshard.target.snapshot import JobDocument
 from reshard.transform.commit import recorded
 
 if TYPE_CHECKING:
@@ -24,23 +24,23 @@ if TYPE_CHECKING:
     from reshard.engine.job import Job
     from reshard.progress import Cancellation, Progress
     from reshard.target.folder import TargetFolder
-    from reshard.target.standing import Standing
+    from reshard.target.snapshot import TargetSnapshot
 
 
 def identify(
-    job: Job, target: TargetFolder, standing: Standing, progress: Progress, cancellation: Cancellation, *, workers: int
+    job: Job, target: TargetFolder, snapshot: TargetSnapshot, progress: Progress, cancellation: Cancellation, *, workers: int
 ) -> Job:
     """Return the task that the target contains. If its source has changed, return the task with another identity.
 
     The identity of a source is sampled content. If a file may have changed since the target's files were written, these are
     compared with the source completely, at any verification level: a sample cannot prove that nothing is to be done.
     """
-    known = {each.digest: found for each in job.namesakes if (found := standing.versions_of(each)) is not None}
+    known = {each.digest: found for each in job.namesakes if (found := snapshot.versions_of(each)) is not None}
     if known and job.indexed:
         job = _with_current_times(job)
     for each in job.namesakes:
         found = known.get(each.digest)
-        if found == job.versions or (found is not None and _is_written(each, target, standing, progress, cancellation, workers)):
+        if found == job.versions or (found is not None and _is_written(each, target, snapshot, progress, cancellation, workers)):
             return each
     return next((each for each in job.namesakes if each.digest not in known), job)
 
@@ -69,11 +69,11 @@ def _with_times(job: Job, files: Sequence[SourceFile]) -> Inventory:
 
 
 def _is_written(
-    job: Job, target: TargetFolder, standing: Standing, progress: Progress, cancellation: Cancellation, workers: int
+    job: Job, target: TargetFolder, snapshot: TargetSnapshot, progress: Progress, cancellation: Cancellation, workers: int
 ) -> bool:
     """Return whether all finished files of a task hold the content of its source."""
-    document = standing.begun(job.digest) or JobDocument(job.digest, job.key, staged=False, stage=job.stage, whole=job.whole)
-    records = recorded(target, document, standing, None, cancellation)
+    document = snapshot.find_task(job.digest) or JobDocument(job.digest, job.key, staged=False, stage=job.stage, whole=job.whole)
+    records = recorded(target, document, snapshot, None, cancellation)
     there = target.job(job.digest).locate(records.values(), staged=document.staged, check=cancellation.check)
     progress.begin("Comparing with the source", sum(record.size for record in records.values()), "bytes")
 
@@ -89,10 +89,10 @@ def _is_written(
     return all(parallel(is_equal, records.values(), at_once=workers, check=cancellation.check))
 
 
-def record_versions(job: Job, target: TargetFolder, standing: Standing) -> None:
+def record_versions(job: Job, target: TargetFolder, snapshot: TargetSnapshot) -> None:
     """Record in the manifest the current versions of the source's files, so that the next run need not compare them."""
-    manifest = standing.own(job)
-    if manifest is None or standing.versions_of(job) == job.versions:
+    manifest = snapshot.manifest_for(job)
+    if manifest is None or snapshot.versions_of(job) == job.versions:
         return
     with contextlib.suppress(AccessError, LockedError, OutputError), locked(target.store, LOCK, owner=None, mode=target.mode):
         if target.manifest() == manifest:

@@ -11,8 +11,8 @@ from reshard.engine.rankfile import requests_of
 from reshard.progress import Cancellation, Silent
 from reshard.target.lock import writing
 from reshard.telemetry import durations, operation, phase
-from reshard.transform.begin import begin
-from reshard.transform.opening import open_transform
+from reshard.transform.preflight import run_preflight
+from reshard.transform.start import start
 
 if TYPE_CHECKING:
     from reshard.plan import Planner, Summary
@@ -77,23 +77,23 @@ def plan_transform(
     workers, progress = workers or default_workers(), progress or Silent()
     with operation("plan_transform"):
         with phase("plan"):
-            opened = open_transform(request, progress, workers=workers, cancellation=cancellation)
-        job, target = opened.job, opened.target
-        if write and not opened.complete:
+            preflight = run_preflight(request, progress, workers=workers, cancellation=cancellation)
+        job, target = preflight.job, preflight.target
+        if write and not preflight.complete:
             with writing(target, job, owner=owner or f"job-{job.digest}"):
-                begin(job, target, cancellation)
+                start(job, target, cancellation)
         taken = durations()
     memory = memory_bytes(
         job.model,
         workers,
         job.source,
         target.store,
-        opened.sizes.values(),
+        preflight.sizes.values(),
         decrypts=request.decryption is not None,
         encrypts=request.encryption is not None,
     )
     rank_requests = requests_of(job, target.store, job.scope[0], budget(min(workers, len(job.scope)))) if job.scope else 0
-    finished_ranks = tuple(rank for rank in job.scope if rank not in opened.left)
+    finished_ranks = tuple(rank for rank in job.scope if rank not in preflight.left)
     return PlanResult(
         summary=summary_of(job),
         memory_bytes=memory,
@@ -101,7 +101,7 @@ def plan_transform(
         digest=job.digest,
         format=job.output.name,
         finished_ranks=finished_ranks,
-        complete=opened.complete,
+        complete=preflight.complete,
         notes=job.notes,
         planner=job.planner,
         rank_requests=rank_requests,

@@ -1,99 +1,99 @@
-"""Checks before anything is read: the locations, the copy mode, and the free space of the target."""
+"""Preflight of a transform: all checks that are possible before data is moved. A plan consists of these checks."""
 
 from __future__ import annotations
 
-import contextlib
-import os
+from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from reshard.checkpoint.manifest import STATE
-from reshard.checkpoint.unified import is_own
-from reshard.errors import OutputError, RequestError
-from reshard.storage import open_store, without_links
+from reshard.storage import open_store
+from reshard.target.folder import TargetFolder
+from reshard.transform.checks import check_copy_mode, check_places, check_space
+from reshard.transform.commit import covers, finished
+from reshard.transform.documents import changed_documents
+from reshard.transform.identify import identify
+from reshard.transform.prepare import prepare, resume
+from reshard.transform.start import refuse
 
 if TYPE_CHECKING:
+    from collections.abc import Mapping
+
+    from reshard.engine.job import Job
+    from reshard.progress import Cancellation, Progress
     from reshard.spec.request import Request
-    from reshard.storage.protocol import Store
+    from reshard.target.snapshot import TargetSnapshot
 
 
-def check_places(request: Request) -> None:
-    """Refuse a target that is, contains, or is inside the source. A folder that is mounted in two places counts as one folder.
+@dataclass(frozen=True, slots=True)
+class Preflight:
+    """The result of a preflight.
+
+    Attributes:
+        job: task of the transform.
+        target: target of the task.
+        snapshot: state of the target at one moment.
+        sizes: file size of each requested rank in bytes.
+        left: ranks that are not finished.
+        complete: True if nothing is left to do.
+    """
+
+    job: Job
+    target: TargetFolder
+    snapshot: TargetSnapshot
+    sizes: Mapping[int, int]
+    left: tuple[int, ...]
+    complete: bool
+
+
+def run_preflight(
+    request: Request,
+    progress: Progress,
+    *,
+    workers: int,
+    cancellation: Cancellation,
+    commit: bool = True,
+    resumable: bool = False,
+    thorough: bool = False,
+) -> Preflight:
+    """Prepare a transform, and run all checks that are possible. The target is not modified.
+
+    Args:
+        request: request of the transform.
+        progress: receiver of the progress and of notes for the user.
+        workers: number of files read at a time.
+        cancellation: object that cancels the work from another thread.
+        commit: whether the checkpoint will be completed at once.
+        resumable: whether to use the task of a plan in the target, which was checked when the plan was written.
+        thorough: whether finished files are read again, to find changes since.
 
     Raises:
-        RequestError: source and target overlap.
+        ReshardError: the transform would fail. The error is the one that it would fail with.
     """
-    storage_options = request.storage_options
-    source = open_store(request.source, storage_options.source).around()
-    target = open_store(request.target, storage_options.target).around()
-    if source[0] in target or target[0] in source:
-        raise RequestError(
-            "TargetOverlapsSource",
-            f"the target and the source ({request.source}) are the same folder, or one contains the other",
-            where=request.target,
-            fix="choose a target outside the source",
-        )
-    _refuse_links(request.target)
-    for strategy, reached in (
-        (request.source_strategy, storage_options.source_strategy or storage_options.source),
-        (request.target_strategy, storage_options.target_strategy or storage_options.target),
-    ):
-        if strategy is None or target[0] not in (around := open_store(strategy, reached).around()):
-            continue
-        inside = without_links(strategy).split("/")[-around.index(target[0]) :]
-        if inside[0].startswith((STATE, "rank_")):
-            raise RequestError(
-                "TargetOverlapsSource",
-                "the strategy file is in a folder that the transform writes to",
-                where=strategy,
-                fix="move the strategy file, or choose another target",
-            )
+    check_places(request)
+    target = TargetFolder(open_store(request.target, request.storage_options.target), request.options.file_mode)
+    check_copy_mode(request, target.store)
+    snapshot = target.observe()
+    job = resume(request, target, snapshot, cancellation) if resumable else None
+    if job is None:
+        job, snapshot = prepare(request, progress, workers=workers, cancellation=cancellation), target.observe()
+        job = identify(job, target, snapshot, progress, cancellation, workers=workers)
+    cancellation.check()
+    for note in job.notes:
+        progress.note(note)
+    sizes = job.file_sizes(job.scope)  # refuse now what no file can hold
+    refuse(job, target, snapshot, commit=commit)
+    left = unfinished(job, target, snapshot, cancellation, thorough=thorough)
+    own = snapshot.manifest_for(job)
+    complete = not left and own is not None and covers(own, job) and not changed_documents(target.store, own)
+    preflight = Preflight(job, target, snapshot, sizes, left, complete)
+    if not (job.planned or preflight.complete):
+        target.store.check_writable()
+        check_space(target.store, sum(sizes[rank] for rank in preflight.left))
+    return preflight
 
 
-def check_copy_mode(request: Request, target: Store) -> None:
-    """Refuse a copy by the server if it is not possible.
-
-    Raises:
-        RequestError: source and target are not on one server with the same credentials, or the request requires values that only
-            a process that reads all data can calculate.
-    """
-    if request.options.copy_mode == "Client":
-        return
-    what = None
-    if not target.copies_from(open_store(request.source, request.storage_options.source)):
-        what = "source and target are not in the same object store, accessed with the same endpoint and credentials"
-    elif request.options.crc:
-        what = "a CRC32 is requested, which requires reading every byte"
-    elif request.decryption is not None or request.encryption is not None:
-        what = "encryption and decryption require reading every byte"
-    if what is not None:
-        fix = "omit --copy-mode server (spec.target.copyMode: Server)"
-        raise RequestError("CannotCopy", what, where="copy mode", fix=fix)
-
-
-def _refuse_links(target: str) -> None:
-    """Refuse links in a target: data written through a link ends up elsewhere, perhaps in the source."""
-    with contextlib.suppress(OSError), os.scandir(target) as entries:
-        for entry in entries:
-            if entry.is_symlink() and (entry.name.startswith(("rank_", STATE)) or is_own(entry.name)):
-                raise RequestError(
-                    "TargetIsLink",
-                    "the path is a symbolic link",
-                    where=entry.path,
-                    fix="delete the link, or choose another target",
-                )
-
-
-def check_space(target: Store, nbytes: int) -> None:
-    """Refuse to write more than the free space.
-
-    Raises:
-        OutputError: the target has not enough free space.
-    """
-    free = target.free_bytes()
-    if free is not None and free < nbytes:
-        raise OutputError(
-            "NotEnoughSpace",
-            f"the transform writes {nbytes} bytes, but only {free} bytes are free",
-            where=target.url,
-            fix="free or add space, or choose another target",
-        )
+def unfinished(
+    job: Job, target: TargetFolder, snapshot: TargetSnapshot, cancellation: Cancellation, *, thorough: bool = False
+) -> tuple[int, ...]:
+    """Return the ranks that are not finished. With `thorough`, the files of the others are read again."""
+    done = finished(job, target, snapshot, cancellation, thorough=thorough)
+    return tuple(rank for rank in job.scope if rank not in done)

@@ -39,7 +39,7 @@ if TYPE_CHECKING:
     from reshard.storage.protocol import ReadStore
     from reshard.strategy import Strategy
     from reshard.target.folder import TargetFolder
-    from reshard.target.standing import Standing
+    from reshard.target.snapshot import TargetSnapshot
     from reshard.transform.inputs import Strategies
 
 
@@ -262,7 +262,9 @@ def _indexed(request: Request, url: str, cancellation: Cancellation | None) -> J
     return replace(job, indexed=True, carried=carried.contents)
 
 
-def resume(request: Request, target: TargetFolder, standing: Standing, cancellation: Cancellation | None = None) -> Job | None:
+def resume(
+    request: Request, target: TargetFolder, snapshot: TargetSnapshot, cancellation: Cancellation | None = None
+) -> Job | None:
     """Return the task that an earlier plan of the same request stored in the target, without reading headers again.
 
     None: there is no such plan, it checked less than the request requires, or the request uses an index.
@@ -272,7 +274,7 @@ def resume(request: Request, target: TargetFolder, standing: Standing, cancellat
     store, _ = open_source(request.source, request.storage_options.source)
     source, wanted = strategies_of(request)
     key = key_of(request, source, wanted)
-    for document in standing.jobs:
+    for document in snapshot.jobs:
         if document.request == key:
             state = target.job(document.digest)
             stored = decode_index(state.index(), f"{target.store.url}/{state.folder}/inventory.json")

@@ -19,12 +19,12 @@ from reshard.target.lock import STALE_SECONDS, live_writers, locked, writing
 from reshard.target.parts import final_notes, is_whole
 from reshard.target.process import this_process
 from reshard.telemetry import durations, operation, phase
-from reshard.transform.begin import begin
+from reshard.transform.checks import check_space
 from reshard.transform.commit import commit_job, covers, refuse_loss, written_ranks
 from reshard.transform.documents import documents_of
 from reshard.transform.identify import record_versions
-from reshard.transform.opening import open_transform, unfinished
-from reshard.transform.preflight import check_space
+from reshard.transform.preflight import run_preflight, unfinished
+from reshard.transform.start import start
 from reshard.transform.unchanged import find_complete
 
 if TYPE_CHECKING:
@@ -35,9 +35,9 @@ if TYPE_CHECKING:
     from reshard.progress import Progress
     from reshard.spec.request import Request
     from reshard.target.folder import JobState, TargetFolder
-    from reshard.target.standing import JobDocument, Standing
+    from reshard.target.snapshot import JobDocument, TargetSnapshot
     from reshard.telemetry import Phase
-    from reshard.transform.opening import Opened
+    from reshard.transform.preflight import Preflight
     from reshard.transform.unchanged import Complete
 
 _TRANSFORM_AGAIN = (
@@ -132,9 +132,9 @@ def transform_checkpoint(
     thorough = commit and request.options.overwrite == "Replace"
     cancellation = cancellation or Cancellation()
 
-    def prepared(*, resumable: bool) -> Opened:
+    def prepared(*, resumable: bool) -> Preflight:
         with phase("plan"):
-            return open_transform(
+            return run_preflight(
                 request,
                 progress,
                 workers=workers,
@@ -144,13 +144,13 @@ def transform_checkpoint(
                 thorough=thorough,
             )
 
-    def carry_out(opened: Opened) -> tuple[list[Written], Manifest | None]:
-        if not opened.complete:
-            return _carry_out(opened, workers, progress, cancellation, commit=commit, owner=owner, thorough=thorough)
+    def carry_out(preflight: Preflight) -> tuple[list[Written], Manifest | None]:
+        if not preflight.complete:
+            return _carry_out(preflight, workers, progress, cancellation, commit=commit, owner=owner, thorough=thorough)
         if commit:
-            record_versions(opened.job, opened.target, opened.standing)
-            _tidy(opened.target, opened.standing)
-        return [], opened.standing.own(opened.job)
+            record_versions(preflight.job, preflight.target, preflight.snapshot)
+            _tidy(preflight.target, preflight.snapshot)
+        return [], preflight.snapshot.manifest_for(preflight.job)
 
     with operation("transform_checkpoint") as measured:
         if commit:
@@ -158,26 +158,28 @@ def transform_checkpoint(
                 found = find_complete(request, cancellation, thorough=thorough)
             if found is not None:
                 return _nothing_to_do(found, progress, measured)
-        opened = prepared(resumable=not commit)
+        preflight = prepared(resumable=not commit)
         try:
-            written, manifest = carry_out(opened)
+            written, manifest = carry_out(preflight)
         except DataError as error:
-            if not (opened.job.planned and error.reason == "SourceChanged"):
+            if not (preflight.job.planned and error.reason == "SourceChanged"):
                 raise
-            opened = _prepared_again(opened, error, prepared)
-            written, manifest = carry_out(opened)
-        return _result(opened, written, manifest, progress, measured)
+            preflight = _prepared_again(preflight, error, prepared)
+            written, manifest = carry_out(preflight)
+        return _result(preflight, written, manifest, progress, measured)
 
 
-def _result(opened: Opened, written: list[Written], manifest: Manifest | None, progress: Progress, measured: Phase) -> Result:
+def _result(
+    preflight: Preflight, written: list[Written], manifest: Manifest | None, progress: Progress, measured: Phase
+) -> Result:
     """Return the result of a run that wrote ranks."""
-    job = opened.job
+    job = preflight.job
     whole = manifest if manifest is not None and is_whole(manifest) else None
-    notes = (*_notes(job, whole), *opened.target.store.notes)
+    notes = (*_notes(job, whole), *preflight.target.store.notes)
     for note in notes:
         progress.note(note)
     index_bytes = 0
-    if manifest is not None and not opened.complete:
+    if manifest is not None and not preflight.complete:
         index_bytes += manifest.index.size if manifest.index is not None else 0
         index_bytes += 0 if written else sum(map(len, documents_of(manifest).values()))
     bytes_read = sum(w.record.bytes_read for w in written)
@@ -204,7 +206,7 @@ def _result(opened: Opened, written: list[Written], manifest: Manifest | None, p
     )
 
 
-def _prepared_again(planned: Opened, change: DataError, prepared: Callable[..., Opened]) -> Opened:
+def _prepared_again(planned: Preflight, change: DataError, prepared: Callable[..., Preflight]) -> Preflight:
     """Prepare a transform again if a file changed since its plan was written. A copy of a file counts as the same source.
 
     Raises:
@@ -212,16 +214,16 @@ def _prepared_again(planned: Opened, change: DataError, prepared: Callable[..., 
     """
     now = ""
     try:
-        opened = prepared(resumable=False)
-        if opened.job.digest == planned.job.digest:
-            return opened
+        preflight = prepared(resumable=False)
+        if preflight.job.digest == planned.job.digest:
+            return preflight
     except (AccessError, DataError, MissingInputError, RequestError) as error:
         now = f" (now: {error.reason}: {f'{error.where}: ' if error.where else ''}{error.what})"
     raise DataError(change.reason, f"{change.what}{now}", where=change.where, fix=_TRANSFORM_AGAIN) from change
 
 
 def _carry_out(
-    opened: Opened,
+    preflight: Preflight,
     workers: int,
     progress: Progress,
     cancellation: Cancellation,
@@ -235,16 +237,16 @@ def _carry_out(
     Returns:
         The written ranks, and the manifest of the checkpoint, or of the stage if it is not the last.
     """
-    job, target = opened.job, opened.target
+    job, target = preflight.job, preflight.target
     state, shared = target.job(job.digest), owner or (None if commit else f"job-{job.digest}")
     with writing(target, job, owner=shared) as check_lock:
-        document, standing = begin(job, target, cancellation)
+        document, snapshot = start(job, target, cancellation)
         if commit and document.replaces:  # repeat the check, now that no other process writes
-            refuse_loss(target, standing, job.scope, job.ranks, job.shape)
-        now = unfinished(job, target, standing, cancellation)
-        left = tuple(sorted({*now, *opened.left})) if thorough else now
-        _make_room(opened, document, standing, left, alone=shared is None and job.stage is None)
-        progress.begin("Resharding", sum(opened.sizes[rank] for rank in left), "bytes")
+            refuse_loss(target, snapshot, job.scope, job.ranks, job.shape)
+        now = unfinished(job, target, snapshot, cancellation)
+        left = tuple(sorted({*now, *preflight.left})) if thorough else now
+        _make_room(preflight, document, snapshot, left, alone=shared is None and job.stage is None)
+        progress.begin("Resharding", sum(preflight.sizes[rank] for rank in left), "bytes")
         # A failed rank cancels the others, but not the caller's cancellation, so that the caller can try again with it.
         guard = Guard(lambda: _check_ours(state, check_lock), Cancellation(cancellation), str(this_process()))
         with phase("write_ranks", ranks=len(left)) as measured:
@@ -252,15 +254,15 @@ def _carry_out(
             bytes_read, bytes_written = (sum(w.record.bytes_read for w in written), sum(w.record.size for w in written))
             measured.measure(bytes_read=bytes_read, bytes_written=bytes_written)
         if not commit:
-            return written, standing.own(job)
+            return written, snapshot.manifest_for(job)
         check_lock()
-        ranks = tuple(sorted({*job.scope, *written_ranks(job, target, standing)}))
+        ranks = tuple(sorted({*job.scope, *written_ranks(job, target, snapshot)}))
         return written, commit_job(target, document, ranks, cancellation)
 
 
 def _nothing_to_do(found: Complete, progress: Progress, measured: Phase) -> Result:
     """Return the result of a run that found everything finished."""
-    _tidy(found.target, found.standing)
+    _tidy(found.target, found.snapshot)
     manifest = found.manifest
     notes = (*manifest.notes, *final_notes(manifest), *found.target.store.notes)
     for note in notes:
@@ -283,21 +285,23 @@ def _nothing_to_do(found: Complete, progress: Progress, measured: Phase) -> Resu
     )
 
 
-def _tidy(target: TargetFolder, standing: Standing) -> None:
+def _tidy(target: TargetFolder, snapshot: TargetSnapshot) -> None:
     """Remove the files of a process that was killed just before the end."""
-    if standing.manifest is not None and standing.is_left_over(standing.manifest.jobs):
+    if snapshot.manifest is not None and snapshot.is_left_over(snapshot.manifest.jobs):
         with contextlib.suppress(LockedError), locked(target.store, LOCK, owner=None, mode=target.mode):
-            target.forget_jobs(record.path for record in standing.manifest.files)
+            target.forget_jobs(record.path for record in snapshot.manifest.files)
 
 
-def _make_room(opened: Opened, document: JobDocument, standing: Standing, left: tuple[int, ...], *, alone: bool) -> None:
+def _make_room(
+    preflight: Preflight, document: JobDocument, snapshot: TargetSnapshot, left: tuple[int, ...], *, alone: bool
+) -> None:
     """Remove files that prevent the writing of these ranks: those of killed processes, and the manifest of another checkpoint."""
-    job, target = opened.job, opened.target
+    job, target = preflight.job, preflight.target
     state = target.job(job.digest)
     state.sweep(set(left), live_writers(target.store) - {str(this_process())})  # this process has not written yet
     target.store.abort_stale_uploads(map(job.path, left), silent=0.0 if alone else STALE_SECONDS)
-    check_space(target.store, sum(opened.sizes[rank] for rank in left))
-    if document.in_place and standing.own(job) is None:
+    check_space(target.store, sum(preflight.sizes[rank] for rank in left))
+    if document.in_place and snapshot.manifest_for(job) is None:
         state.retire_old_manifest()
 
 

@@ -10,17 +10,17 @@ from reshard.spec.ranks import parse_ranks
 from reshard.spec.request import STRICTNESS
 from reshard.storage import open_store
 from reshard.target.folder import TargetFolder
-from reshard.target.standing import JobDocument
+from reshard.target.snapshot import JobDocument
+from reshard.transform.checks import check_copy_mode, check_places
 from reshard.transform.commit import recorded
 from reshard.transform.documents import changed_documents
 from reshard.transform.inputs import find, listing_identifies, strategies_of
-from reshard.transform.preflight import check_copy_mode, check_places
 
 if TYPE_CHECKING:
     from reshard.checkpoint.manifest import Manifest
     from reshard.progress import Cancellation
     from reshard.spec.request import Request
-    from reshard.target.standing import Standing
+    from reshard.target.snapshot import TargetSnapshot
 
 
 class Complete(NamedTuple):
@@ -28,13 +28,13 @@ class Complete(NamedTuple):
 
     Attributes:
         target: folder of the checkpoint.
-        standing: snapshot of the target.
+        snapshot: state of the target at one moment.
         manifest: manifest of the checkpoint.
         ranks: requested ranks.
     """
 
     target: TargetFolder
-    standing: Standing
+    snapshot: TargetSnapshot
     manifest: Manifest
     ranks: tuple[int, ...]
 
@@ -57,9 +57,9 @@ def find_complete(request: Request, cancellation: Cancellation, *, thorough: boo
     check_copy_mode(request, target.store)
     if not listing_identifies(request, open_store(request.source, request.storage_options.source)):
         return None
-    standing = target.observe()
-    manifest = standing.manifest
-    if manifest is None or not manifest.source.listing or standing.unfinished:
+    snapshot = target.observe()
+    manifest = snapshot.manifest
+    if manifest is None or not manifest.source.listing or snapshot.unfinished:
         return None
     strategies = strategies_of(request)
     store, found = find(request, strategies[0], cancellation)
@@ -72,9 +72,9 @@ def find_complete(request: Request, cancellation: Cancellation, *, thorough: boo
     asked, every = request.options.only_ranks, tuple(range(manifest.target_ranks))
     ranks = every if asked is None else tuple(sorted({*parse_ranks(asked, manifest.target_ranks)}))
     document = JobDocument(manifest.digest, {}, staged=False)
-    known = recorded(target, document, standing, ranks, cancellation, thorough=thorough)
+    known = recorded(target, document, snapshot, ranks, cancellation, thorough=thorough)
     wanted = STRICTNESS[request.options.verification]
     finished = all(rank in known and STRICTNESS[known[rank].verified] >= wanted for rank in ranks)
     if not finished or changed_documents(target.store, manifest):
         return None
-    return Complete(target, standing, manifest, ranks)
+    return Complete(target, snapshot, manifest, ranks)

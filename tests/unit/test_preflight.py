@@ -16,7 +16,7 @@ if TYPE_CHECKING:
 
     import disk
 
-    from reshard.target.standing import Standing
+    from reshard.target.snapshot import TargetSnapshot
 
 
 def stray(folder: Path) -> None:
@@ -65,12 +65,12 @@ def test_each_command_refuses_for_the_same_reason(
 
 
 @pytest.fixture
-def looks(monkeypatch: pytest.MonkeyPatch) -> list[Standing]:
+def looks(monkeypatch: pytest.MonkeyPatch) -> list[TargetSnapshot]:
     """Return the snapshot of each look at a target."""
-    found: list[Standing] = []
+    found: list[TargetSnapshot] = []
     observe = TargetFolder.observe
 
-    def seen(target: TargetFolder) -> Standing:
+    def seen(target: TargetFolder) -> TargetSnapshot:
         found.append(observe(target))
         return found[-1]
 
@@ -78,7 +78,7 @@ def looks(monkeypatch: pytest.MonkeyPatch) -> list[Standing]:
     return found
 
 
-def test_a_target_is_observed_a_few_times(made: disk.Checkpoint, tmp_path: Path, looks: list[Standing]) -> None:
+def test_a_target_is_observed_a_few_times(made: disk.Checkpoint, tmp_path: Path, looks: list[TargetSnapshot]) -> None:
     """Each look costs a listing, and a read for each job: on an object store these are round trips of every pod."""
     target = tmp_path / "t"
     assert main(made.arguments(target, "--only-ranks", "0", "--no-commit")) == 0

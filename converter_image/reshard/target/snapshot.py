@@ -81,7 +81,7 @@ class Unfinished:
 
 
 @dataclass(frozen=True, slots=True)
-class Standing:
+class TargetSnapshot:
     """A snapshot of a target.
 
     Attributes:
@@ -104,7 +104,7 @@ class Standing:
         """True if a commit was interrupted while it replaced files."""
         return any(found.committing for found in self.unfinished)
 
-    def begun(self, digest: str) -> JobDocument | None:
+    def find_task(self, digest: str) -> JobDocument | None:
         """Return the record of an unfinished task, or None if it was not started, or is complete."""
         return next((job for job in self.jobs if job.digest == digest), None)
 
@@ -116,7 +116,7 @@ class Standing:
             if None not in {job.stage, other.stage} and other.whole == job.whole and other.stage != job.stage
         )
 
-    def own(self, job: Identity) -> Manifest | None:
+    def manifest_for(self, job: Identity) -> Manifest | None:
         """Return the manifest if this task has written the checkpoint or a stage of it, and no other stage is being replaced."""
         if self.manifest is None or job.digest not in self.manifest.jobs:
             return None
@@ -124,9 +124,9 @@ class Standing:
 
     def versions_of(self, job: Identity) -> str | None:
         """Return the versions of the source's files in the last run of a task, or None if the task was not started."""
-        if (document := self.begun(job.digest)) is not None:
+        if (document := self.find_task(job.digest)) is not None:
             return document.versions
-        if (manifest := self.own(job)) is None:
+        if (manifest := self.manifest_for(job)) is None:
             return None
         sources = [stage.source for stage in manifest.stages if stage.digest == job.digest]
         return (sources[0] if sources else manifest.source).versions

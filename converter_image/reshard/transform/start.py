@@ -10,7 +10,7 @@ from reshard.checkpoint.unified import is_own
 from reshard.errors import RequestError
 from reshard.formats.registry import document_names
 from reshard.parallel import parallel
-from reshard.target.standing import JobDocument
+from reshard.target.snapshot import JobDocument
 from reshard.telemetry import durations, phase
 from reshard.transform.commit import finish_interrupted, refuse_loss
 from reshard.transform.draft import draft_manifest
@@ -22,11 +22,11 @@ if TYPE_CHECKING:
     from reshard.engine.job import Job
     from reshard.progress import Cancellation
     from reshard.target.folder import TargetFolder
-    from reshard.target.standing import Standing
+    from reshard.target.snapshot import TargetSnapshot
 
 
 @phase("start")
-def begin(job: Job, target: TargetFolder, cancellation: Cancellation) -> tuple[JobDocument, Standing]:
+def start(job: Job, target: TargetFolder, cancellation: Cancellation) -> tuple[JobDocument, TargetSnapshot]:
     """Record the task in the target, or find its record. The target's lock must be held.
 
     Returns:
@@ -35,15 +35,15 @@ def begin(job: Job, target: TargetFolder, cancellation: Cancellation) -> tuple[J
     Raises:
         RequestError: the task may not be started, see `refuse`.
     """
-    standing = finish_interrupted(target, cancellation)
-    state, document = target.job(job.digest), standing.begun(job.digest)
+    snapshot = finish_interrupted(target, cancellation)
+    state, document = target.job(job.digest), snapshot.find_task(job.digest)
     if document is not None and document.versions != job.versions and not job.planned:
         document = msgspec.structs.replace(document, versions=job.versions)
         state.refresh(document, encode_index(job), draft_manifest(job, durations()))
     elif document is not None:
         state.restore(encode_index(job), draft_manifest(job, durations()))
     else:
-        replaces, renames = replaces_other(job, target, standing), target.store.renames
+        replaces, renames = replaces_other(job, target, snapshot), target.store.renames
         document = JobDocument(
             job.digest,
             job.key,
@@ -55,52 +55,52 @@ def begin(job: Job, target: TargetFolder, cancellation: Cancellation) -> tuple[J
             key_check=job.cipher.key_check() if job.cipher is not None else None,
             versions=job.versions,
         )
-        outdated = standing.outdated(job.digest, job.key)
-        for other in standing.jobs:
+        outdated = snapshot.outdated(job.digest, job.key)
+        for other in snapshot.jobs:
             if other in outdated or (job.stage is not None and _is_same_stage(other, job)):
                 target.discard(other, state)
         document = state.begin(document, encode_index(job), draft_manifest(job, durations()), job.carried)
-        standing = target.observe()
-    _refuse_other_key(job, target, standing)  # of two processes that start it concurrently, one may have another key
-    return document, standing
+        snapshot = target.observe()
+    _refuse_other_key(job, target, snapshot)  # of two processes that start it concurrently, one may have another key
+    return document, snapshot
 
 
-def refuse(job: Job, target: TargetFolder, standing: Standing, *, commit: bool) -> None:
+def refuse(job: Job, target: TargetFolder, snapshot: TargetSnapshot, *, commit: bool) -> None:
     """Refuse to replace a checkpoint without permission or with fewer ranks, and to mix files encrypted with different keys.
 
     Args:
         job: task to start.
         target: target of the task.
-        standing: snapshot of the target.
+        snapshot: state of the target at one moment.
         commit: whether the task will be committed at once, so that all ranks that this requires must be requested.
 
     Raises:
         RequestError: the target contains something that the task may not replace or extend. The message contains the remedy.
     """
-    _refuse_other_key(job, target, standing)
-    if not standing.committing and replaces_other(job, target, standing) and commit:
-        refuse_loss(target, standing, job.scope, job.ranks, job.shape)
+    _refuse_other_key(job, target, snapshot)
+    if not snapshot.committing and replaces_other(job, target, snapshot) and commit:
+        refuse_loss(target, snapshot, job.scope, job.ranks, job.shape)
 
 
-def replaces_other(job: Job, target: TargetFolder, standing: Standing) -> bool:
+def replaces_other(job: Job, target: TargetFolder, snapshot: TargetSnapshot) -> bool:
     """Return whether the task would replace something else in the target.
 
     Raises:
         RequestError: it would, and the request does not allow that.
     """
-    known = standing.begun(job.digest)
+    known = snapshot.find_task(job.digest)
     if known is not None:
         return known.replaces
-    if standing.own(job) is not None:
+    if snapshot.manifest_for(job) is not None:
         return False
-    siblings, outdated = standing.siblings(job), standing.outdated(job.digest, job.key)
-    others = [other for other in standing.jobs if other not in (*outdated, *siblings)]
+    siblings, outdated = snapshot.siblings(job), snapshot.outdated(job.digest, job.key)
+    others = [other for other in snapshot.jobs if other not in (*outdated, *siblings)]
     replacing = any(sibling.replaces for sibling in siblings)
     if replacing:  # the other stages were checked against all others, except tasks of this stage
         others = [other for other in others if _is_same_stage(other, job)]
     if siblings and not others:
         return replacing
-    manifest, ours = standing.manifest, target.replaced_files(standing, job.digest)
+    manifest, ours = snapshot.manifest, target.replaced_files(snapshot, job.digest)
     if manifest is not None:
         what = f"a checkpoint that was created from another source, strategy or options ({manifest.digest[:12]} instead of"
         f" {job.digest[:12]})"
@@ -165,7 +165,7 @@ def _foreign(path: str, target: TargetFolder) -> RequestError:
     )
 
 
-def _refuse_other_key(job: Job, target: TargetFolder, standing: Standing) -> None:
+def _refuse_other_key(job: Job, target: TargetFolder, snapshot: TargetSnapshot) -> None:
     """Refuse a key that differs from the key of the target's files. The key is not part of a checkpoint's identity.
 
     Raises:
@@ -173,7 +173,7 @@ def _refuse_other_key(job: Job, target: TargetFolder, standing: Standing) -> Non
     """
     if job.cipher is None:
         return
-    for known in (standing.begun(job.digest), standing.own(job)):
+    for known in (snapshot.find_task(job.digest), snapshot.manifest_for(job)):
         if known is not None and not job.cipher.has_key_of(known.key_check or b""):
             raise RequestError(
                 "OtherKey",

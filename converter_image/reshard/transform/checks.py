@@ -1,0 +1,99 @@
+"""Checks before anything is read: the locations, the copy mode, and the free space of the target."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+from typing import TYPE_CHECKING
+
+from reshard.checkpoint.manifest import STATE
+from reshard.checkpoint.unified import is_own
+from reshard.errors import OutputError, RequestError
+from reshard.storage import open_store, without_links
+
+if TYPE_CHECKING:
+    from reshard.spec.request import Request
+    from reshard.storage.protocol import Store
+
+
+def check_places(request: Request) -> None:
+    """Refuse a target that is, contains, or is inside the source. A folder that is mounted in two places counts as one folder.
+
+    Raises:
+        RequestError: source and target overlap.
+    """
+    storage_options = request.storage_options
+    source = open_store(request.source, storage_options.source).around()
+    target = open_store(request.target, storage_options.target).around()
+    if source[0] in target or target[0] in source:
+        raise RequestError(
+            "TargetOverlapsSource",
+            f"the target and the source ({request.source}) are the same folder, or one contains the other",
+            where=request.target,
+            fix="choose a target outside the source",
+        )
+    _refuse_links(request.target)
+    for strategy, reached in (
+        (request.source_strategy, storage_options.source_strategy or storage_options.source),
+        (request.target_strategy, storage_options.target_strategy or storage_options.target),
+    ):
+        if strategy is None or target[0] not in (around := open_store(strategy, reached).around()):
+            continue
+        inside = without_links(strategy).split("/")[-around.index(target[0]) :]
+        if inside[0].startswith((STATE, "rank_")):
+            raise RequestError(
+                "TargetOverlapsSource",
+                "the strategy file is in a folder that the transform writes to",
+                where=strategy,
+                fix="move the strategy file, or choose another target",
+            )
+
+
+def check_copy_mode(request: Request, target: Store) -> None:
+    """Refuse a copy by the server if it is not possible.
+
+    Raises:
+        RequestError: source and target are not on one server with the same credentials, or the request requires values that only
+            a process that reads all data can calculate.
+    """
+    if request.options.copy_mode == "Client":
+        return
+    what = None
+    if not target.copies_from(open_store(request.source, request.storage_options.source)):
+        what = "source and target are not in the same object store, accessed with the same endpoint and credentials"
+    elif request.options.crc:
+        what = "a CRC32 is requested, which requires reading every byte"
+    elif request.decryption is not None or request.encryption is not None:
+        what = "encryption and decryption require reading every byte"
+    if what is not None:
+        fix = "omit --copy-mode server (spec.target.copyMode: Server)"
+        raise RequestError("CannotCopy", what, where="copy mode", fix=fix)
+
+
+def _refuse_links(target: str) -> None:
+    """Refuse links in a target: data written through a link ends up elsewhere, perhaps in the source."""
+    with contextlib.suppress(OSError), os.scandir(target) as entries:
+        for entry in entries:
+            if entry.is_symlink() and (entry.name.startswith(("rank_", STATE)) or is_own(entry.name)):
+                raise RequestError(
+                    "TargetIsLink",
+                    "the path is a symbolic link",
+                    where=entry.path,
+                    fix="delete the link, or choose another target",
+                )
+
+
+def check_space(target: Store, nbytes: int) -> None:
+    """Refuse to write more than the free space.
+
+    Raises:
+        OutputError: the target has not enough free space.
+    """
+    free = target.free_bytes()
+    if free is not None and free < nbytes:
+        raise OutputError(
+            "NotEnoughSpace",
+            f"the transform writes {nbytes} bytes, but only {free} bytes are free",
+            where=target.url,
+            fix="free or add space, or choose another target",
+        )
