@@ -67,8 +67,8 @@ _CONTEXT = cloup.Context.settings(help_option_names=["-h", "--help"], max_conten
 def cli(invocation: Invocation, debug: bool, log_level: str, log_format: LogFormat) -> None:
     """Convert sharded checkpoints from M ranks to N ranks, to another parallel layout, or to another format.
 
-    The formats are those of MindSpore, Hugging Face safetensors, PyTorch distributed checkpoints (DCP) and Megatron-core's
-    torch_dist. torch.save files can be read but not written.
+    Supported formats are MindSpore's .ckpt and safetensors, Hugging Face safetensors, PyTorch distributed checkpoints (DCP) and
+    Megatron-core's torch_dist. torch.save files can be read, but not written.
     """
     invocation.debug = debug
     handler = console.LogHandler(log_level, log_format)
