@@ -9,7 +9,7 @@ from math import prod
 
 from reshard.checkpoint.inventory import Inventory, SourceFile, Structure, TensorEntry
 from reshard.layout import Layout
-from reshard.plan import Planner, place, prove, summarize
+from reshard.plan import Planner, build_model, prove, summarize
 from reshard.strategy import Strategy
 
 LAYERS, HIDDEN, FFN, VOCABULARY, KV = 126, 16384, 53248, 128256, 1024
@@ -76,7 +76,7 @@ def main() -> None:
     )
     inventory = Inventory(files, tuple(structures))
     prepared = time.perf_counter()
-    planner = Planner(place(inventory, source, target))
+    planner = Planner(build_model(inventory, source, target))
     placed = time.perf_counter()
     plan = planner.plan(7777)
     prove(plan)

@@ -12,7 +12,7 @@ from reshard.engine.execute import carry_out, moves
 from reshard.engine.gather import ReadCount
 from reshard.engine.job import job_of
 from reshard.engine.rankfile import Conditions, produce
-from reshard.plan import place, with_casts
+from reshard.plan import build_model, with_casts
 from reshard.source.files import Files
 from reshard.source.reading import read_inventory
 from reshard.spec.request import Options, Request
@@ -40,7 +40,7 @@ def job(model: models.Model, source: str, target: str, stage: int | None = None,
         output="PerRank" if stage is None else "Stage",
         **chosen,
     )
-    placed = place(
+    placed = build_model(
         inventory,
         before,
         after,

@@ -24,7 +24,7 @@ from reshard.checkpoint.inventory import Inventory, SourceFile, Structure, Tenso
 from reshard.engine.job import job_of
 from reshard.errors import DataError
 from reshard.layout import Layout
-from reshard.plan import place
+from reshard.plan import build_model
 from reshard.plan.copies import Copies, most_blocks
 from reshard.progress import Silent
 from reshard.source.files import Files
@@ -48,7 +48,7 @@ def placed(files: list[rawfiles.Tensors], kind: str, before: Strategy, after: St
     store = MemorySource({f"rank_{r}/x.{kind}": rawfiles.write(kind, tensors) for r, tensors in enumerate(files)})
     paths = {r: f"rank_{r}/x.{kind}" for r in range(len(files)) if files[r] or kind == "safetensors"}
     inventory = read_inventory(store, Files(paths), workers=1)
-    return place(inventory, before, after, incomplete=True, **how), store
+    return build_model(inventory, before, after, incomplete=True, **how), store
 
 
 def check(model: Model, store: MemorySource, level: str, **options: Any) -> frozenset[str]:
@@ -241,7 +241,7 @@ def test_the_step_is_compared_among_any_number_of_small_parameters(name: str) ->
     structure = Structure("ckpt", (*others, TensorEntry(name, "Int64", (1,), ((500, 8),))))
     files = tuple(SourceFile(rank, f"rank_{rank}/x.ckpt", 508, "", 0) for rank in range(16))
     source = Strategy(({"weight": Layout((16,), ((0,),))},), 16)
-    blocks = Copies(place(Inventory(files, (structure,)), source, None)).sample(0, replicas=True)
+    blocks = Copies(build_model(Inventory(files, (structure,)), source, None)).sample(0, replicas=True)
     assert all(name in {block.parameter.name for block in blocks[rank]} for rank in range(16))
 
 
@@ -252,7 +252,9 @@ def test_a_step_that_a_strategy_names_is_compared_on_every_rank(name: str, *, ve
     files = tuple(SourceFile(rank, f"rank_{rank}/x.ckpt", 16, "", 0) for rank in range(16))
     source = Strategy(({"weight": Layout((16,), ((0,),)), name: Layout((16,), ((),))},), 16)
     for most in (0, 256):
-        blocks = Copies(place(Inventory(files, (Structure("ckpt", entries),)), source, None)).sample(most, replicas=verification)
+        blocks = Copies(build_model(Inventory(files, (Structure("ckpt", entries),)), source, None)).sample(
+            most, replicas=verification
+        )
         assert all([block.parameter.name for block in blocks[rank]].count(name) == 1 for rank in range(16))
 
 
@@ -278,7 +280,7 @@ def test_blocks_are_bounded_for_any_number_of_ranks_and_names(cut: Layout) -> No
         stages.append(dict.fromkeys(names, cut))
         files += [SourceFile(stage * 512 + r, f"rank_{stage * 512 + r}/x.ckpt", 1 << 30, "", stage) for r in range(512)]
     source = Strategy(tuple(stages), 512)
-    copies = Copies(place(Inventory(tuple(files), tuple(structures)), source, None))
+    copies = Copies(build_model(Inventory(tuple(files), tuple(structures)), source, None))
     began = time.process_time()
     for most in (256, 5000):
         blocks = copies.sample(most, replicas=True)

@@ -25,7 +25,7 @@ from reshard.checkpoint.inventory import Inventory, SourceFile, Structure, Tenso
 from reshard.cli import main
 from reshard.errors import DataError, ReshardError
 from reshard.layout import Layout
-from reshard.plan import place
+from reshard.plan import build_model
 from reshard.plan.slice_blocks import Slices
 from reshard.source.files import Files
 from reshard.source.reading import read_inventory
@@ -44,7 +44,7 @@ QUIET = examples(60)
 def check(files: list[rawfiles.Tensors], sides: tuple[Strategy, Strategy], *, remote: bool, **how: Any) -> MemorySource:
     store = MemorySource({f"rank_{r}/x.ckpt": rawfiles.write("ckpt", tensors) for r, tensors in enumerate(files)})
     paths = {r: f"rank_{r}/x.ckpt" for r, tensors in enumerate(files) if tensors}
-    model = place(read_inventory(store, Files(paths), workers=1), *sides, incomplete=True)
+    model = build_model(read_inventory(store, Files(paths), workers=1), *sides, incomplete=True)
     store.remote = remote
     check_slices(store, model, Options(**how), workers=2)
     return store
@@ -119,7 +119,7 @@ def test_the_ranks_that_are_compared_are_few_and_differ_along_each_axis(axes: tu
     files = tuple(SourceFile(rank, f"rank_{rank}/x.ckpt", 1 << 20, "", 0) for rank in range(total))
     for axis in range(len(axes)):
         source = Strategy(({"w": Layout(axes, ((axis,),))},), total)
-        found = Slices(place(Inventory(files, (Structure("ckpt", (entry,)),)), source, None))
+        found = Slices(build_model(Inventory(files, (Structure("ckpt", (entry,)),)), source, None))
         distinct = found.ranks(total)
         assert len(distinct) == len({found.blocks(rank)[0].cell for rank in distinct}) == axes[-1 - axis]
         assert len(found.ranks(64)) <= 66
@@ -143,7 +143,7 @@ def test_one_replica_is_read_and_those_that_equal_another_rank(replicas: int) ->
         inventory = read_inventory(store, Files({r: f"rank_{r}/x.ckpt" for r in range(2 * replicas)}), workers=1)
         store.readers.clear()
         with pytest.raises(DataError, match="SlicesEqual") if copied else nullcontext():
-            check_slices(store, place(inventory, source, source), Options(), workers=1)
+            check_slices(store, build_model(inventory, source, source), Options(), workers=1)
         if not copied:
             assert [reader.name for reader in store.readers] == ["rank_0/x.ckpt", "rank_1/x.ckpt"]
 
@@ -154,7 +154,7 @@ def test_reads_of_one_file_are_bounded() -> None:
     rng = np.random.default_rng(0)
     files = [{name: rng.random(1 << 14, np.float32) for name in names} for _ in range(2)]
     store = MemorySource({f"rank_{r}/x.ckpt": rawfiles.write("ckpt", tensors) for r, tensors in enumerate(files)})
-    model = place(read_inventory(store, Files({r: f"rank_{r}/x.ckpt" for r in range(2)}), workers=1), source, source)
+    model = build_model(read_inventory(store, Files({r: f"rank_{r}/x.ckpt" for r in range(2)}), workers=1), source, source)
     blocks = Slices(model).blocks(1)
     assert [block.name for block in blocks] == sorted(names)[:8]
     assert sum(block.length for block in blocks) == 8 * (4 << 10)

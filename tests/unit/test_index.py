@@ -20,7 +20,7 @@ import reshard
 from reshard.cli import main
 from reshard.engine.job import job_of
 from reshard.errors import DataError, ReshardError
-from reshard.plan import place
+from reshard.plan import build_model
 from reshard.source.index import decode_index
 from reshard.spec.request import Options, Request
 from reshard.spec.storage_options import RequestStorageOptions
@@ -94,7 +94,7 @@ def test_an_index_contains_everything_that_affects_a_load(model: models.Model) -
     assume(all(strategy is not None and all(strategy.stages) for strategy in made.strategies))
     found = decode_index(encode_index(made), "here")
     before, after = found.strategies()
-    again = place(found.inventory, before, after, incomplete=True)
+    again = build_model(found.inventory, before, after, incomplete=True)
     request = Request("memory", "nowhere", options=Options(format="Safetensors"))
     assert job_of(request, store, again, before, after).digest == made.digest == found.digest
 

@@ -24,7 +24,7 @@ from reshard.pictures import characters, svg
 from reshard.pictures.picture import picture_of
 from reshard.pictures.sharding import sharding_of
 from reshard.pictures.traffic import count_traffic
-from reshard.plan import Planner, place
+from reshard.plan import Planner, build_model
 from reshard.strategy import Strategy
 
 if TYPE_CHECKING:
@@ -79,7 +79,9 @@ def large(name: str, ranks: int, target_ranks: int) -> Planner:
     files = tuple(SourceFile(rank, f"rank_{rank}/a-1_1.safetensors", 1, "", 0) for rank in range(ranks))
     whole = Layout((target_ranks,), ((0,),))
     strategies = [{name: before, "b": Layout((ranks,), ((0,),))}, {name: after, "b": whole}]
-    return Planner(place(Inventory(files, (rows,)), Strategy((strategies[0],), ranks), Strategy((strategies[1],), target_ranks)))
+    return Planner(
+        build_model(Inventory(files, (rows,)), Strategy((strategies[0],), ranks), Strategy((strategies[1],), target_ranks))
+    )
 
 
 @pytest.mark.parametrize(("source", "target"), [(1, 1), (1, 8), (16, 8), (96, 64), (256, 128)])
@@ -107,7 +109,7 @@ def test_sixteen_thousand_ranks_are_drawn() -> None:
     entry = TensorEntry("w", "BFloat16", (1, 64), ((0, 128),))
     files = tuple(SourceFile(rank, f"rank_{rank}/a-1_1.safetensors", 128, "", 0) for rank in range(ranks))
     inventory = Inventory(files, (Structure("safetensors", (entry,)),))
-    model = place(inventory, *(Strategy(({"w": layout},), ranks) for layout in (before, after)))
+    model = build_model(inventory, *(Strategy(({"w": layout},), ranks) for layout in (before, after)))
     picture = picture_of(Planner(model), range(ranks), ["w"], svg.LIMITS)
     text = svg.draw(picture)
     assert sum(picture.traffic.nbytes.values()) == ranks * 128

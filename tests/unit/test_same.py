@@ -23,7 +23,7 @@ from reshard.checkpoint.manifest import Manifest, decode
 from reshard.cli import main
 from reshard.engine.job import job_of
 from reshard.errors import DataError, MissingInputError, RequestError, UsageError
-from reshard.plan import Planner, keep
+from reshard.plan import Planner, passthrough_model
 from reshard.plan.summary import summarize
 from reshard.source.files import Files
 from reshard.source.reading import read_inventory
@@ -43,7 +43,7 @@ def job(files: dict[int, bytes], source: str, target: str, **options: Any) -> Jo
     store = MemorySource({f"rank_{rank}/x-1_2.{source}": content for rank, content in files.items()})
     inventory = read_inventory(store, Files({rank: f"rank_{rank}/x-1_2.{source}" for rank in files}), workers=1)
     chosen = Options(format="Ckpt" if target == "ckpt" else "Safetensors", output="Same", **options)
-    model = keep(inventory, ranks=chosen.only_ranks, rename=chosen.rename)
+    model = passthrough_model(inventory, ranks=chosen.only_ranks, rename=chosen.rename)
     return job_of(Request("memory", "nowhere", options=chosen), store, model, None, None)
 
 

@@ -18,7 +18,7 @@ from reshard.engine.memory import default_workers
 from reshard.errors import DataError, MissingInputError
 from reshard.layout import Layout
 from reshard.pictures.captions import shape, size, some_ranks, source_layout
-from reshard.plan import place
+from reshard.plan import build_model
 from reshard.source.encrypted import as_plain
 from reshard.source.files import Files, find_files, open_source
 from reshard.source.foreign import read_foreign
@@ -168,7 +168,7 @@ def list_parameters(inventory: Inventory, strategy: Strategy | None) -> list[Lis
     ranks = _ranks_by_structure(inventory)
     if strategy is None and not inventory.unified:
         return _list_slices(inventory, ranks)
-    model = place(inventory, strategy, None, incomplete=True)  # show what there is
+    model = build_model(inventory, strategy, None, incomplete=True)  # show what there is
     found = []
     for p in model.parameters:
         parts = p.source.parts if p.source is not None else (1,) * len(p.shape)

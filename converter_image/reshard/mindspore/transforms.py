@@ -12,7 +12,7 @@ from reshard.errors import UsageError
 from reshard.layout import Layout
 from reshard.mindspore.arguments import files_of, path_of, rank_of, strategy_of, workers_of
 from reshard.mindspore.errors import documented
-from reshard.plan import Planner, place
+from reshard.plan import Planner, build_model
 from reshard.source.strategies import read_strategy, read_strategy_files
 from reshard.spec.request import Options, Request
 from reshard.transform.run import transform_checkpoint
@@ -120,7 +120,7 @@ def rank_list_for_transform(
     after = strategy_of(dst_strategy_file, "dst_strategy_file")
     source = read_strategy(before) if before else None
     target = read_strategy(after) if after else None
-    model = place(_imagined(source, target), source, target, allow_missing=True)
+    model = build_model(_imagined(source, target), source, target, allow_missing=True)
     return list(Planner(model).sources(rank)) or [0]
 
 

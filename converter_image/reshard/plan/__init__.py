@@ -3,10 +3,10 @@
 The modules of this package perform no I/O, so a plan can be printed and tested without reading a checkpoint.
 """
 
-from reshard.plan.balance import unify
+from reshard.plan.balance import pack_full_tensors
 from reshard.plan.model import Model, Parameter, Role
-from reshard.plan.parameters import place
-from reshard.plan.passthrough import keep
+from reshard.plan.parameters import build_model
+from reshard.plan.passthrough import passthrough_model
 from reshard.plan.rank import Planner, RankPlan, TargetTensor, prove
 from reshard.plan.rules import castable, rounded, unmatched, unmatched_patterns, with_casts
 from reshard.plan.summary import Summary, summarize
@@ -19,13 +19,13 @@ __all__ = [
     "Role",
     "Summary",
     "TargetTensor",
+    "build_model",
     "castable",
-    "keep",
-    "place",
+    "pack_full_tensors",
+    "passthrough_model",
     "prove",
     "rounded",
     "summarize",
-    "unify",
     "unmatched",
     "unmatched_patterns",
     "with_casts",

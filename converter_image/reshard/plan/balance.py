@@ -70,7 +70,7 @@ def _is_passed_on(parameter: Parameter) -> bool:
     )
 
 
-def unify(model: Model, most_bytes: int, *, apart: bool) -> Model:
+def pack_full_tensors(model: Model, most_bytes: int, *, apart: bool) -> Model:
     """Convert a model with one target rank to a model in which each target rank is a file with some of the parameters.
 
     Values that are not tensors take no room in a file, because these files cannot hold them.

@@ -30,7 +30,7 @@ if TYPE_CHECKING:
 _SHOWN = 5  # names quoted in one message
 
 
-def place(  # noqa: PLR0913 - each is a choice by itself
+def build_model(  # noqa: PLR0913 - each is a choice by itself
     inventory: Inventory,
     source: Strategy | None,
     target: Strategy | None,

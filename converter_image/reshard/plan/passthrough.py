@@ -18,7 +18,7 @@ if TYPE_CHECKING:
     from reshard.spec.request import RenameRule
 
 
-def keep(
+def passthrough_model(
     inventory: Inventory,
     *,
     ranks: str | None = None,

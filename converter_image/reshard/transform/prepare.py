@@ -10,7 +10,7 @@ import msgspec
 from reshard.engine.job import Job, job_of, key_of
 from reshard.errors import DataError, MissingInputError, RequestError, ReshardError
 from reshard.formats.registry import requested_output
-from reshard.plan import Planner, keep, place, unify, with_casts
+from reshard.plan import Planner, build_model, pack_full_tensors, passthrough_model, with_casts
 from reshard.source.changed import refuse_changed
 from reshard.source.contents import check_crcs
 from reshard.source.cuts import refuse_other_cuts
@@ -299,9 +299,11 @@ def _place(
 ) -> Model:
     options = request.options
     if options.output == "Same":
-        kept = keep(inventory, ranks=options.only_ranks, include=options.include, exclude=options.exclude, rename=options.rename)
+        kept = passthrough_model(
+            inventory, ranks=options.only_ranks, include=options.include, exclude=options.exclude, rename=options.rename
+        )
         return with_casts(kept, options.cast)
-    model = place(
+    model = build_model(
         inventory,
         source,
         target,
@@ -321,4 +323,4 @@ def _place(
     if options.output != "Unified":
         return model
     apart = not requested_output(request_key(request), inventory.format).names_files
-    return unify(model, options.most_bytes, apart=apart)
+    return pack_full_tensors(model, options.most_bytes, apart=apart)
