@@ -52,8 +52,10 @@ class Folder:
         return {name: len(self._files[name]) for name in names if name in self._files}
 
     @contextlib.contextmanager
-    def open(self, name: str) -> Iterator[Reader]:
-        yield Reader(self._content(name))
+    def open(self, name: str, reads: Iterable[tuple[int, int]] = ()) -> Iterator[Reader]:
+        content = self._content(name)
+        assert all(0 <= offset <= offset + length <= len(content) for offset, length in reads)
+        yield Reader(content)
 
     def _content(self, name: str) -> bytes:
         if name not in self._files:

@@ -39,6 +39,14 @@ def test_each_tensor_of_a_file_is_found_exactly(file: str) -> None:
     }
 
 
+def test_the_reads_of_tensors_are_known_when_a_file_is_opened() -> None:
+    """Over a network, many of them are fetched at a time. The structure of the archive takes a few reads before."""
+    folder = LocalFolder(FILES, ["types.pt"])
+    tensors = SAVE.read(folder).tensors
+    assert folder.unforeseen < 10 < len(tensors)
+    assert folder.reads >= folder.unforeseen + len(tensors)
+
+
 def test_the_files_of_an_index_are_read_together(tmp_path: Path) -> None:
     (tmp_path / "pytorch_model-00001-of-00002.bin").write_bytes(one("a", "b", content=b"x" * 24))
     (tmp_path / "pytorch_model-00002-of-00002.bin").write_bytes(one("c", content=b"y" * 24))

@@ -63,6 +63,10 @@ class Container:
     entries: Mapping[str, Entry]
     bounds: tuple[int, ...]
 
+    def header(self, name: str) -> tuple[int, int]:
+        """Return where the local header of an entry is in the file, without its extra field, as (offset, length)."""
+        return self.start + self.entries[name].header, _LOCAL.size + len(f"{self.root}/{name}".encode())
+
     def place(self, reader: RangeReader, name: str) -> tuple[int, int]:
         """Return the location of an entry's content in the file, after its local header, as (offset, length).
 
@@ -70,7 +74,7 @@ class Container:
             DataError: the local header is damaged.
         """
         entry, full = self.entries[name], f"{self.root}/{name}".encode()
-        raw = reader.read(self.start + entry.header, _LOCAL.size + len(full))
+        raw = reader.read(*self.header(name))
         signature, n, extra = _LOCAL.unpack_from(raw)
         if signature != b"PK\3\4" or n != len(full) or raw[_LOCAL.size :] != full:
             raise _damaged(reader, f"the local header of the entry {name!r} does not match the directory")
