@@ -12,7 +12,6 @@ from reshard.cli.arguments import matching
 from reshard.errors import UsageError
 from reshard.pictures.captions import size, some_ranks
 from reshard.spec.ranks import parse_ranks
-from reshard.storage import open_store, parent_and_name
 from reshard.target.parts import is_whole
 
 if TYPE_CHECKING:
@@ -207,6 +206,7 @@ def write_svg(plan: PlanResult, patterns: Iterable[str], path: str) -> None:
         UsageError: the file exists and is not an SVG written by reshard.
     """
     from reshard.pictures import svg  # noqa: PLC0415 - few commands draw
+    from reshard.storage import open_store, parent_and_name  # noqa: PLC0415 - see reshard.cli.commands
 
     text = svg.draw(_picture(plan, patterns, svg.LIMITS))
     folder, name = parent_and_name(path)

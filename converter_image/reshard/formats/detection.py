@@ -14,21 +14,22 @@ if TYPE_CHECKING:
 
     from reshard.formats.protocol import Folder
 
-SHARD = re.compile(r"shard-[0-9]{5,}-model-[0-9]{5,}-of-[0-9]{5,}\.safetensors")
-HYPER_PARALLEL_METADATA = re.compile(r"\.metadata|([0-9]{1,9})\.metadata|\.rank([0-9]{1,9})_metadata")
-_HYPER_PARALLEL = re.compile(r"_rank[0-9]{1,9}_\.(safetensors|bytes)|[\s\S]+_rank[0-9]{1,9}\.bytes")
-_WHOLE = re.compile(r"[\s\S]+\.(?:safetensors|ckpt)|pytorch_model[\s\S]*\.bin")
-_MINDFORMERS = re.compile(r"(?:[\s\S]+-)?(?:model|opt)-[0-9]{7}-[0-9]{7}\.safetensors")
+# Patterns are compiled when there are names to match, so that a folder of ranks costs no time.
+SHARD = r"shard-[0-9]{5,}-model-[0-9]{5,}-of-[0-9]{5,}\.safetensors"
+HYPER_PARALLEL_METADATA = r"\.metadata|([0-9]{1,9})\.metadata|\.rank([0-9]{1,9})_metadata"
+_HYPER_PARALLEL = r"_rank[0-9]{1,9}_\.(safetensors|bytes)|[\s\S]+_rank[0-9]{1,9}\.bytes"
+_WHOLE = r"[\s\S]+\.(?:safetensors|ckpt)|pytorch_model[\s\S]*\.bin"
+_MINDFORMERS = r"(?:[\s\S]+-)?(?:model|opt)-[0-9]{7}-[0-9]{7}\.safetensors"
 
 
 def is_hyper_parallel(names: Sequence[str]) -> bool:
     """Return whether HyperParallel wrote these files: metadata, and the tensors of each rank."""
-    return any(map(HYPER_PARALLEL_METADATA.fullmatch, names)) and any(map(_HYPER_PARALLEL.fullmatch, names))
+    return _any(HYPER_PARALLEL_METADATA, names) and _any(_HYPER_PARALLEL, names)
 
 
 def is_mindformers(names: Sequence[str]) -> bool:
     """Return whether MindFormers wrote these files in its Checkpoint 2.0 format."""
-    return "metadata.json" in names and any(map(_MINDFORMERS.fullmatch, names))
+    return "metadata.json" in names and _any(_MINDFORMERS, names)
 
 
 def is_megatron(names: Sequence[str]) -> bool:
@@ -38,7 +39,7 @@ def is_megatron(names: Sequence[str]) -> bool:
 
 def is_sharded(names: Sequence[str]) -> bool:
     """Return whether PyTorch's HuggingFaceStorageWriter wrote shards of tensors into these files."""
-    return any(map(SHARD.fullmatch, names))
+    return _any(SHARD, names)
 
 
 def is_distributed(names: Sequence[str]) -> bool:
@@ -54,6 +55,10 @@ def is_saved(names: Sequence[str]) -> bool:
     return any(name.endswith(ENDINGS) for name in names) and not any(name.endswith((".safetensors", ".ckpt")) for name in names)
 
 
+def _any(pattern: str, names: Sequence[str]) -> bool:
+    return any(re.fullmatch(pattern, name) for name in names)
+
+
 @dataclass(frozen=True, slots=True)
 class Unsupported:
     """A format that Reshard recognizes but cannot read. The error states how to convert the checkpoint.
@@ -66,7 +71,7 @@ class Unsupported:
     """
 
     name: str
-    files: re.Pattern[str]
+    files: str
     what: str
     fix: str
 
@@ -75,7 +80,7 @@ class Unsupported:
 
         Trainers keep both in one folder.
         """
-        return any(map(self.files.fullmatch, names)) and not any(map(_WHOLE.fullmatch, names))
+        return _any(self.files, names) and not _any(_WHOLE, names)
 
     def read(self, folder: Folder, workers: int = 1, wanted: Callable[[str], bool] | None = None) -> NoReturn:
         """Refuse the checkpoint.
@@ -89,28 +94,26 @@ class Unsupported:
 UNSUPPORTED = (
     Unsupported(
         "deepspeed",
-        re.compile(
-            r"(?:bf16_)?zero_pp_rank_[\s\S]*\.pt|(?:layer_[0-9]+-)?mp_rank_[0-9]+_model_states\.pt|zero_to_fp32\.py|latest_universal"
-        ),
+        r"(?:bf16_)?zero_pp_rank_[\s\S]*\.pt|(?:layer_[0-9]+-)?mp_rank_[0-9]+_model_states\.pt|zero_to_fp32\.py|latest_universal",
         "a DeepSpeed checkpoint, whose optimizer state is in flat partitions,",
         "convert its weights with `python zero_to_fp32.py CHECKPOINT OUTPUT --safe_serialization`, which DeepSpeed saves next to"
         " the checkpoint, and use OUTPUT as the source",
     ),
     Unsupported(
         "orbax",
-        re.compile(r"_CHECKPOINT_METADATA|_METADATA|manifest\.ocdbt"),
+        r"_CHECKPOINT_METADATA|_METADATA|manifest\.ocdbt",
         "an Orbax checkpoint, whose arrays are compressed,",
         "restore it with Orbax and save it as safetensors, for example with `safetensors.flax.save_file`",
     ),
     Unsupported(
         "megatron-legacy",
-        re.compile(r"model_optim_rng\.pt|model_rng\.pt|distrib_optim\.pt"),
+        r"model_optim_rng\.pt|model_rng\.pt|distrib_optim\.pt",
         "a checkpoint of Megatron's format `torch`, which does not state how tensors are sharded,",
         "load it with Megatron-LM and save it with --ckpt-convert-format torch_dist --ckpt-convert-save OUTPUT",
     ),
     Unsupported(
         "fsdp-ranks",
-        re.compile(r"model_world_size_[0-9]+_rank_[0-9]+\.pt"),
+        r"model_world_size_[0-9]+_rank_[0-9]+\.pt",
         "a checkpoint with a torch.save file of DTensors for each rank, as verl writes,",
         "merge it with `python -m verl.model_merger merge --backend fsdp --local_dir CHECKPOINT --target_dir OUTPUT`, and use"
         " OUTPUT as the source",

@@ -6,6 +6,7 @@ other values in files that nothing opens here.
 
 from __future__ import annotations
 
+import re
 from dataclasses import replace
 from typing import TYPE_CHECKING
 
@@ -34,5 +35,5 @@ def _documents(names: Sequence[str]) -> tuple[str, ...]:
     """The metadata of all ranks, or that of each, by rank."""
     if ".metadata" in names:
         return (".metadata",)
-    found = {name: HYPER_PARALLEL_METADATA.fullmatch(name) for name in names}
+    found = {name: re.fullmatch(HYPER_PARALLEL_METADATA, name) for name in names}
     return tuple(sorted((name for name, match in found.items() if match), key=lambda name: (len(name), name)))

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from importlib import import_module
-from importlib.metadata import entry_points
 from typing import TYPE_CHECKING, Any
 
 from reshard.checkpoint.unified import MAP_NAME
@@ -17,6 +16,7 @@ from reshard.formats import detection
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+    from importlib.metadata import EntryPoints
 
     from reshard.formats.protocol import Folder, OutputFormat, SourceFormat
     from reshard.model import Checkpoint
@@ -126,9 +126,11 @@ def output_format(name: str) -> OutputFormat:
 
 
 def _of_another_package(name: str, own: Iterable[str], group: str, what: str) -> Any:  # noqa: ANN401 - of either protocol
-    for entry in entry_points(group=group, name=name):
-        return entry.load()
-    known = ", ".join(sorted({*own, *(entry.name for entry in entry_points(group=group))}))
+    entries = _entries(group)
+    for entry in entries:
+        if entry.name == name:
+            return entry.load()
+    known = ", ".join(sorted({*own, *(entry.name for entry in entries)}))
     raise RequestError("UnknownFormat", f"{name} is not the name of a known {what}", where=what, fix=f"use one of these: {known}")
 
 
@@ -137,11 +139,18 @@ def detect(names: Sequence[str]) -> SourceFormat | None:
 
     A format that Reshard recognizes but cannot read is returned too. Its `read` raises RequestError.
     """
-    return next((found for found in _all() if found.detect(names)), None)
+    return next((found for found in _all(names) if found.detect(names)), None)
 
 
-def _all() -> Iterator[SourceFormat]:
+def _all(names: Sequence[str]) -> Iterator[SourceFormat]:
     yield from detection.UNSUPPORTED
     yield from _OWN.values()
-    for entry in entry_points(group=GROUP):
-        yield source_format(entry.name)
+    if names and MAP_NAME not in names:  # neither only folders of ranks, nor a unified checkpoint of MindSpore
+        for entry in _entries(GROUP):
+            yield source_format(entry.name)
+
+
+def _entries(group: str) -> EntryPoints:
+    from importlib.metadata import entry_points  # noqa: PLC0415 - it takes a tenth of the time to start, and few runs need it
+
+    return entry_points(group=group)

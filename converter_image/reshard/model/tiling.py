@@ -9,7 +9,6 @@ from math import prod
 from typing import TYPE_CHECKING, NoReturn
 
 import numpy as np
-import numpy.typing as npt
 
 from reshard.errors import DataError
 from reshard.layout.box import Box, strides
@@ -17,7 +16,9 @@ from reshard.layout.box import Box, strides
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
-Numbers = npt.NDArray[np.int64]
+    from numpy.typing import NDArray
+
+    Numbers = NDArray[np.int64]
 
 # A proof visits 2 ** n corners of a box. No framework splits a tensor irregularly along more than three dimensions.
 MAX_IRREGULAR_DIMENSIONS = 6

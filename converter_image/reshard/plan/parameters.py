@@ -11,7 +11,6 @@ from reshard.checkpoint.inventory import TensorEntry
 from reshard.checkpoint.unified import refuse_slices, stages_of_parts
 from reshard.errors import DataError, MissingInputError, RequestError
 from reshard.layout import Layout
-from reshard.model.packing import unpack, unpack_object
 from reshard.plan.model import Model, Parameter, Role
 from reshard.plan.pad import lengths_by_name, padded
 from reshard.plan.rules import NamePattern, excluded_by, new_names, refuse_nothing, renamed
@@ -274,6 +273,10 @@ def _file_of(inventory: Inventory, structure: int) -> str:
 
 def _shards(inventory: Inventory, names: Collection[str]) -> dict[str, Shards]:
     """Return the shards of those of these parameters that metadata locates. Of copies of an object, the first is taken."""
+    if not (inventory.tensors or inventory.objects):
+        return {}
+    from reshard.model.packing import unpack, unpack_object  # noqa: PLC0415 - files of ranks, which start faster, need no shards
+
     sizes = [file.size for file in inventory.files]
     found = {tensor.name: unpack(tensor, sizes).shards for tensor in inventory.tensors if tensor.name in names}
     for each in reversed(inventory.objects):

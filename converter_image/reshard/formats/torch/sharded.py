@@ -5,6 +5,7 @@ The names of the files tell them from files of whole tensors. If they were renam
 
 from __future__ import annotations
 
+import re
 from typing import TYPE_CHECKING, Annotated
 
 import msgspec
@@ -41,7 +42,7 @@ def read(folder: Folder, workers: int = 1, wanted: Callable[[str], bool] | None 
     The shape of a whole tensor is stored nowhere. It is that of the smallest box that contains all shards.
     """
     files = [name for name in folder.names if name.endswith(".safetensors")]
-    named = [name for name in files if SHARD.fullmatch(name)]
+    named = [name for name in files if re.fullmatch(SHARD, name)]
     files = sorted(named or files)
 
     def structure_of(name: str) -> Structure:
