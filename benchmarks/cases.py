@@ -38,7 +38,12 @@ class Tensor:
 
 @dataclass(frozen=True)
 class Case:
-    """One checkpoint and what it is to become: other ranks, or unified safetensors, or other ranks from those."""
+    """A checkpoint, and the transform to measure.
+
+    Attributes:
+        work: `reshard` to other ranks, `unify` to unified safetensors, `load` from those to ranks, and from a distributed
+            checkpoint of PyTorch to Hugging Face (`dcp-huggingface`) or to other ranks (`dcp-dcp`).
+    """
 
     name: str
     what: str
@@ -46,7 +51,7 @@ class Case:
     source_ranks: int
     target_ranks: int
     format: str = "safetensors"
-    work: Literal["reshard", "unify", "load"] = "reshard"
+    work: Literal["reshard", "unify", "load", "dcp-huggingface", "dcp-dcp"] = "reshard"
 
     @property
     def nbytes(self) -> int:
@@ -98,6 +103,8 @@ CASES = (
     Case("many-names", "100,000 names, 4 -> 2", tuple(Tensor(f"model.layers.{i}.w", (8,), 0, 0) for i in range(100_000)), 4, 2),
     Case("unify", "2.1 GB LLaMA-shaped, 8 ranks to unified parts of 256 MiB", LLAMA_2_GB, 8, 1, work="unify"),
     Case("load", "2.1 GB LLaMA-shaped, unified parts to 4 ranks", LLAMA_2_GB, 8, 4, work="load"),
+    Case("dcp-huggingface", "2.1 GB LLaMA-shaped, DCP of 8 ranks to Hugging Face", LLAMA_2_GB, 8, 1, work="dcp-huggingface"),
+    Case("dcp-dcp", "2.1 GB LLaMA-shaped, DCP, 8 -> 4", LLAMA_2_GB, 8, 4, work="dcp-dcp"),
     Case("tiny-tensors", "10,000 tiny tensors, 8 -> 6", tuple(Tensor(f"t{i}", (24, 24), 0, 1) for i in range(10_000)), 8, 6),
 )
 

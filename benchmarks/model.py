@@ -1,6 +1,7 @@
-"""Read the metadata of a distributed checkpoint with 128,000 shards, and plan between two divisions into a million boxes each.
+"""Read the metadata of a distributed checkpoint with 128,000 shards, and plan from a tensor in a million irregular boxes.
 
-Neither needs PyTorch: the metadata is written by Python's pickler with classes of the same names, as PyTorch 2.15 writes it.
+The boxes are joined with a second division into a million boxes, and planned for one rank of eight. PyTorch is not required: the
+metadata is written by Python's pickler with classes of the same names, as PyTorch 2.15 writes it.
 """
 
 from __future__ import annotations
@@ -17,10 +18,13 @@ from types import ModuleType
 
 import numpy as np
 
+from reshard.checkpoint.inventory import Inventory, SourceFile, Structure
 from reshard.formats.torch.dcp import read_metadata
-from reshard.model import divide
+from reshard.model import TensorMeta, divide, gather_shards
+from reshard.model.packing import pack
+from reshard.plan import Planner, place, prove
 
-TENSORS, SHARDS, SIDE = 1000, 128, 1000
+TENSORS, SHARDS, SIDE, FILES = 1000, 128, 1000, 8
 _METADATA, _FILES = "torch.distributed.checkpoint.metadata", "torch.distributed.checkpoint.filesystem"
 
 
@@ -72,6 +76,32 @@ def boxes(seed: int) -> tuple[np.ndarray, np.ndarray]:
     return np.concatenate([left, right]), np.concatenate([np.stack([heights, at], 1), np.stack([heights, 20 - at], 1)])
 
 
+def source() -> Inventory:
+    """A checkpoint with one tensor of float32 in SIDE * SIDE boxes, as a format reads it and an index keeps it."""
+    shape, (starts, lengths) = (SIDE * 10, SIDE * 10), boxes(1)
+    nbytes = lengths.prod(axis=1) * 4
+    files, ends = np.arange(len(starts)) % FILES, np.zeros(len(starts), np.int64)
+    for file in range(FILES):
+        ends[file::FILES] = np.cumsum(nbytes[file::FILES])
+    tiling, tiles = divide(shape, starts, lengths, "w")
+    tensor = TensorMeta("w", "Float32", shape, gather_shards(tiling, tiles, (files, ends - nbytes, nbytes), "w"))
+    names = tuple(SourceFile(file, f"__{file}_0.distcp", int(ends[file::FILES][-1]), str(file), 0) for file in range(FILES))
+    return Inventory(names, (Structure("torch-dcp", ()),), "Boxes", tensors=(pack(tensor),))
+
+
+def plan() -> None:
+    """Print the time and memory of the plan of one rank of eight, from boxes in memory to its proof."""
+    began = time.process_time()
+    planned = Planner(place(source(), None, None, target_ranks=FILES)).plan(3)
+    prove(planned)
+    seconds = round(time.process_time() - began, 2)
+    print(
+        json.dumps(
+            {"plan_processor_seconds": seconds, "plan_copies": len(planned.tensors[0].entries), "plan_peak_bytes": peak_bytes()}
+        )
+    )
+
+
 def peak_bytes() -> int:
     """Return the largest size of this process so far."""
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
@@ -104,8 +134,15 @@ def main() -> None:
         "join_processor_seconds": round(time.process_time() - proved, 2),
         "peak_bytes": peak_bytes(),
     }
-    print(json.dumps(measured))
+    done = subprocess.run([sys.executable, __file__, "plan"], check=True, capture_output=True, text=True)
+    print(json.dumps(measured | json.loads(done.stdout)))
 
 
 if __name__ == "__main__":
-    write(Path(sys.argv[1])) if len(sys.argv) > 1 else main()
+    match sys.argv[1:]:
+        case []:
+            main()
+        case ["plan"]:
+            plan()
+        case [path]:
+            write(Path(path))

@@ -1,8 +1,8 @@
 """`make bench`: time and memory of whole transforms, compared with `cp -r` of the same bytes and with peers.
 
-Peers are MindSpore, where it is installed, and another build of this project (`--baseline COMMAND`). Every round runs all
-contestants in turn, each on an empty target, with the source in the page cache and the result synced to disk. The table shows
-medians, and the median of the ratios within a round.
+Peers are MindSpore, where it is installed, PyTorch, where `TORCH` is the path of a Python interpreter that imports it, and
+another build of this project (`--baseline COMMAND`). Every round runs all contestants in turn, each on an empty target, with the
+source in the page cache and the result synced to disk. The table shows medians, and the median of the ratios within a round.
 """
 
 from __future__ import annotations
@@ -48,6 +48,25 @@ mindspore.load_distributed_checkpoint(
     None, predict_strategy=after, format="safetensors", unified_safetensors_dir=source, dst_safetensors_dir=target
 )
 """
+_TORCH_SAVE = """
+import os, sys
+from torch.distributed.checkpoint.format_utils import dcp_to_torch_save
+source, target = sys.argv[1:]
+os.makedirs(target)
+dcp_to_torch_save(source, f"{target}/model.pt")
+"""
+_TORCH_CONSOLIDATE = """
+import json, os, sys
+from torch.distributed.checkpoint._consolidate_hf_safetensors import consolidate_safetensors_files
+source, target = sys.argv[1:]
+os.makedirs(target)
+names = set()
+for entry in os.scandir(source):
+    if entry.name.endswith(".safetensors"):
+        with open(entry.path, "rb") as file:
+            names.update(json.loads(file.read(int.from_bytes(file.read(8), "little"))))
+consolidate_safetensors_files(source, target, dict.fromkeys(names - {"__metadata__"}, 1), num_threads=os.cpu_count())
+"""
 _OTHERS = ("planning", "model", "sampling", "parts")
 _PROGRAMS = {"reshard": _MINDSPORE, "unify": _MINDSPORE_UNIFY, "load": _MINDSPORE_LOAD}
 
@@ -77,6 +96,10 @@ def contestants(case: Case, place: Path, target: Path, *, with_mindspore: bool, 
     elif case.work == "load":
         subprocess.run([RESHARD, "transform", *unify, "--target", unified, "--overwrite"], check=True, capture_output=True)
         source, sides = unified, ["--source", unified, "--target-strategy", after]
+    elif case.work in ("dcp-huggingface", "dcp-dcp"):
+        source = divided(place, "torch-dcp", case.source_ranks)
+        to = ["huggingface"] if case.work == "dcp-huggingface" else ["torch-dcp", "--target-ranks", str(case.target_ranks)]
+        sides = ["--source", source, "--format", *to]
     commands = {
         "cp -r": ["sh", "-c", 'cp -r "$1" "$2" && sync -f "$2"', "cp", source, str(target)],
         "reshard": [RESHARD, "transform", *sides, "--target", str(target), "--verification", "none", "--json"],
@@ -84,9 +107,24 @@ def contestants(case: Case, place: Path, target: Path, *, with_mindspore: bool, 
     if baseline:
         commands["baseline"] = [baseline, *commands["reshard"][1:]]
     mindspore = os.environ.get("RESHARD_MINDSPORE_PYTHON")
-    if with_mindspore and mindspore:
+    if with_mindspore and mindspore and case.work in _PROGRAMS:
         commands["MindSpore"] = [mindspore, "-c", _PROGRAMS[case.work], source, str(target), before, after, case.format]
+    torch = os.environ.get("TORCH")
+    if torch and case.work == "dcp-huggingface":
+        commands["dcp_to_torch_save"] = [torch, "-c", _TORCH_SAVE, source, str(target)]
+        shards = divided(place, "torch-safetensors", case.source_ranks)
+        commands["consolidate_safetensors_files"] = [torch, "-c", _TORCH_CONSOLIDATE, shards, str(target)]
     return commands
+
+
+def divided(place: Path, form: str, ranks: int) -> str:
+    """Return the case's checkpoint in a format of PyTorch, divided among ranks. It is written once."""
+    target = place / form
+    if not target.exists():
+        source = ["--source", str(place / "src"), "--source-strategy", str(place / "source.ckpt")]
+        options = ["--target", str(target), "--format", form, "--target-ranks", str(ranks)]
+        subprocess.run([RESHARD, "transform", *source, *options], check=True, capture_output=True)
+    return str(target)
 
 
 def run(command: list[str], target: Path, measured: Measured) -> None:
@@ -164,7 +202,7 @@ def main() -> None:
     if not arguments.cases or "model" in arguments.cases:
         done = subprocess.run([sys.executable, str(HERE / "model.py")], check=True, capture_output=True, text=True)
         kept["model"] = json.loads(done.stdout)
-        print("metadata of 128,000 shards, and two divisions into a million boxes:", done.stdout.strip())
+        print("metadata of 128,000 shards, and a million irregular boxes:", done.stdout.strip())
     if not arguments.cases or "sampling" in arguments.cases:
         command = [sys.executable, str(HERE / "sampling.py"), "--folder", str(arguments.folder)]
         done = subprocess.run(command, check=True, capture_output=True, text=True)

@@ -22,6 +22,14 @@ def test_an_import_loads_no_heavy_modules(module: str) -> None:
     assert not HEAVY & set(loaded)
 
 
+def test_a_transform_of_files_of_ranks_loads_no_other_formats(tmp_path: Path) -> None:
+    write(tmp_path / "source" / "rank_0" / "a.safetensors", {"w": ("Float32", np.zeros((4, 4), np.float32))})
+    arguments = ["transform", "--source", str(tmp_path / "source"), "--target", str(tmp_path / "target")]
+    program = f"import sys, reshard.cli; assert reshard.cli.main({arguments}) == 0; print(*sorted(sys.modules))"
+    loaded = subprocess.run([sys.executable, "-c", program], check=True, capture_output=True, text=True).stdout.split()
+    assert not {"reshard.model", "reshard.formats.torch.reader", "reshard.formats.protocol", "reshard.pictures.svg"} & set(loaded)
+
+
 def test_public_names_exist() -> None:
     assert all(hasattr(reshard, name) for name in reshard.__all__)
     with pytest.raises(AttributeError):

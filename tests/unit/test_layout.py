@@ -107,6 +107,9 @@ def test_a_geometry_is_exact(before: tuple[int, int], after: tuple[int, int]) ->
     whole = np.arange(prod(shape)).reshape(shape)
     found = geometry(shape, before, cell_box(shape, after, (after[0] - 1, 0)))
     prove(found)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("reshard.plan.geometry._MOST_COMPARED", 0)
+        prove(found)
     filled = np.full(found.box.shape, -1)
     for cell, overlap in zip(found.cells, found.overlaps, strict=True):
         start = tuple(c * n for c, n in zip(cell, overlap.source_shape, strict=True))
@@ -128,7 +131,11 @@ def overlap(source: int, target: int, n: int) -> Overlap:
         (overlap(0, 0, 2), overlap(0, 0, 2)),
     ],
 )
-def test_an_inexact_geometry_is_refused(overlaps: tuple[Overlap, ...]) -> None:
+@pytest.mark.parametrize("most_compared", [256, 1])
+def test_an_inexact_geometry_is_refused(
+    overlaps: tuple[Overlap, ...], most_compared: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("reshard.plan.geometry._MOST_COMPARED", most_compared)
     with pytest.raises(BugError, match="PlanNotExact"):
         prove(Geometry(Box((0,), (4,)), ((0,),) * len(overlaps), overlaps))
 

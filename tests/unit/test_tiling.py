@@ -40,6 +40,8 @@ def test_a_tiling_finds_the_elements_that_numpy_finds(case: tuple[tuple[int, ...
     assert all((tile >= 0) == (box.size > 0) for tile, box in zip(tiles, boxes, strict=True))
     assert all(tiling.box(tile) == box for tile, box in zip(tiles, boxes, strict=True) if tile >= 0)
     assert sorted(tile for tile in tiles if tile >= 0) == list(range(len(tiling)))
+    each = [tiling.box(tile) for tile in range(len(tiling))]
+    assert [Box(tuple(a), tuple(n)) for a, n in zip(*(found.tolist() for found in tiling.all_boxes()), strict=True)] == each
     owners = np.zeros(shape, np.int64)
     for tile in range(len(tiling)):
         owners[tiling.box(tile).slices()] = tile

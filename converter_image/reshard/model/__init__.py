@@ -55,7 +55,7 @@ class Shards:
 
     def files_of(self, tile: int) -> tuple[int, ...]:
         """Return the numbers of the files that hold copies of a tile, ascending."""
-        return tuple(sorted({place.file for place in self.places(tile)}))
+        return tuple(sorted(set(self.files[self.first[tile] : self.first[tile + 1]].tolist())))
 
     def places(self, tile: int) -> Iterator[Place]:
         """Yield the locations of the copies of a tile."""

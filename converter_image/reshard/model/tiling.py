@@ -62,6 +62,15 @@ class Grid:
         starts = tuple(points[i] for points, i in zip(self.cuts, cell, strict=True))
         return Box(starts, tuple(points[i + 1] - a for points, i, a in zip(self.cuts, cell, starts, strict=True)))
 
+    def all_boxes(self) -> tuple[Numbers, Numbers]:
+        """Return the first elements and the lengths of all tiles, of shape (tiles, dimensions)."""
+        cells = np.indices(self.parts).reshape(len(self.cuts), len(self))
+        starts, lengths = np.empty((2, len(self), len(self.cuts)), np.int64)
+        for i, points in enumerate(self.cuts):
+            at = np.asarray(points, np.int64)
+            starts[:, i], lengths[:, i] = at[cells[i]], np.diff(at)[cells[i]]
+        return starts, lengths
+
     def at(self, position: tuple[int, ...]) -> tuple[int, Box]:
         """Return the tile that holds an element, and its elements."""
         tile = 0
@@ -131,6 +140,10 @@ class Boxes:
         """Return the elements of a tile."""
         starts = tuple(self.starts[:, tile].tolist())
         return Box(starts, tuple(b - a for a, b in zip(starts, self.ends[:, tile].tolist(), strict=True)))
+
+    def all_boxes(self) -> tuple[Numbers, Numbers]:
+        """Return the first elements and the lengths of all tiles, of shape (tiles, dimensions)."""
+        return self.starts.T, (self.ends - self.starts).T
 
     def at(self, position: tuple[int, ...]) -> tuple[int, Box]:
         """Return the tile that holds an element, and its elements. All tiles are searched, without the tree."""
