@@ -4,10 +4,16 @@ from __future__ import annotations
 
 import subprocess
 import sys
+from typing import TYPE_CHECKING
 
+import numpy as np
 import pytest
+from rawfiles import safetensors
 
 import reshard
+
+if TYPE_CHECKING:
+    from pathlib import Path
 
 HEAVY = {"numpy", "boto3", "rich", "google.protobuf", "xxhash", "zlib_ng", "ml_dtypes", "tenacity"}
 
@@ -23,7 +29,9 @@ def test_an_import_loads_no_heavy_modules(module: str) -> None:
 
 
 def test_a_transform_of_files_of_ranks_loads_no_other_formats(tmp_path: Path) -> None:
-    write(tmp_path / "source" / "rank_0" / "a.safetensors", {"w": ("Float32", np.zeros((4, 4), np.float32))})
+    file = tmp_path / "source" / "rank_0" / "a.safetensors"
+    file.parent.mkdir(parents=True)
+    file.write_bytes(safetensors({"w": np.zeros((4, 4), np.float32)}, {"format": "ms"}))
     arguments = ["transform", "--source", str(tmp_path / "source"), "--target", str(tmp_path / "target")]
     program = f"import sys, reshard.cli; assert reshard.cli.main({arguments}) == 0; print(*sorted(sys.modules))"
     loaded = subprocess.run([sys.executable, "-c", program], check=True, capture_output=True, text=True).stdout.split()

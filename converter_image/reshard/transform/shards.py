@@ -10,12 +10,12 @@ import numpy as np
 
 from reshard.checkpoint.dtypes import OBJECT
 from reshard.errors import DataError
-from reshard.model import Place
 from reshard.plan.copies import SMALL_BYTES
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
+    from reshard.model import Place
     from reshard.plan import Model
     from reshard.spec.request import Options
     from reshard.storage.protocol import Reader, ReadStore
@@ -76,6 +76,8 @@ def check_shards(store: ReadStore, model: Model, options: Options) -> frozenset[
 def _copies(model: Model) -> Iterator[_Copies]:
     """Yield the shards and objects that have several places."""
     objects: defaultdict[str, list[Place]] = defaultdict(list)
+    if model.inventory.objects:
+        from reshard.model import Place  # noqa: PLC0415 - sources without objects start faster without it
     for each in model.inventory.objects:
         objects[each.name].append(Place(each.file, each.offset, each.length))
     for parameter in model.parameters:
