@@ -173,7 +173,7 @@ def _tiles(whole: Box, boxes: list[Box]) -> bool:
     """Return whether many boxes are proved to cover a slice exactly once."""
     import numpy as np  # noqa: PLC0415 - few slices have so many overlaps, and other commands start faster without these modules
 
-    from reshard.model import divide  # noqa: PLC0415
+    from reshard.model import divide  # noqa: PLC0415 - like numpy
 
     corners = np.array([(box.start, box.shape) for box in boxes], np.int64)
     try:
