@@ -132,8 +132,7 @@ def prepare_files(  # noqa: PLR0913 - the source, and how to read it
                 store, model, request.options, progress, workers=workers, single=single or only is not None
             )
             inconsistent |= check_shards(store, model, request.options)
-        with phase("check_trimmed"):
-            check_trimmed(store, model)
+        check_trimmed(store, model)
     except (DataError, MissingInputError):
         refuse_changed(store, inventory)
         raise

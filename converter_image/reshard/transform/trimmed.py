@@ -14,6 +14,7 @@ from reshard.layout.box import Box, shifted
 from reshard.layout.tiles import next_tile
 from reshard.plan import Planner
 from reshard.plan.pad import beyond
+from reshard.telemetry import phase
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -33,7 +34,7 @@ def check_trimmed(store: ReadStore, model: Model) -> None:
     if not trimmed:
         return
     planner = Planner(model)
-    with closing(SourceFiles(store, model.inventory)) as files:
+    with phase("check_trimmed"), closing(SourceFiles(store, model.inventory)) as files:
         gatherer = Gatherer(files, TILE_BYTES)
         for parameter in trimmed.values():
             if any(content.any() for content in _contents(planner, gatherer, parameter)):
