@@ -306,3 +306,13 @@ def test_files_of_another_checkpoint_in_the_target_are_refused(name: str, tmp_pa
 def test_a_distributed_checkpoint_is_not_converted_file_by_file(tmp_path: Path) -> None:
     with pytest.raises(RequestError, match=r"UnsupportedSource.*torch-dcp"):
         transform(torch_files.DATA / "fsdp2", tmp_path / "target", output="Same", format="Safetensors")
+
+
+def test_pickles_of_hyper_parallel_do_not_become_archives_of_torch(tmp_path: Path) -> None:
+    source = next(path.parent for path in sorted((torch_files.DATA.parent / "hyper_parallel").glob("**/.metadata")))
+    transform(source, tmp_path / "target", format="TorchDcp", verification="Full")
+    manifest = json.loads((tmp_path / "target" / "reshard-manifest.json").read_text())
+    found = find_boxed(open_store(str(tmp_path / "target")), ["__0_0.distcp", ".metadata"], "torch-dcp")
+    assert found is not None
+    assert found.checkpoint.objects == ()
+    assert manifest["objects"]

@@ -145,6 +145,7 @@ class CkptFormat:
     names_files: Final = False
     document_names: Final = ()
     companions: Final = ()
+    objects_of: Final = frozenset[str]()
 
     def conflicting(self, ranks: int) -> tuple[str, ...]:
         """Return no names."""

@@ -199,7 +199,7 @@ class Manifest(_Document, frozen=True):
         not_in_files: names that the source strategy has, but no file.
         zero_size: names of tensors of shape [0]. They were left out, because MindSpore loads them from a `.ckpt` file as scalars
             without a value.
-        objects: names of values that are not tensors. They were left out, because the format holds only tensors.
+        objects: names of values that are not tensors. They were left out, because the format cannot hold them.
         excluded: names of source parameters that `options.include` and `options.exclude` left out.
         excluded_by_rename: names of source parameters that rules of `options.rename` left out.
         inconsistent_replicas: names of parameters whose copies differ between source ranks or stages, which the request accepts.

@@ -139,6 +139,7 @@ class SafetensorsFormat:
     names_files: bool = False
     document_names: tuple[str, ...] = ()
     companions: tuple[str, ...] = ()
+    objects_of: frozenset[str] = frozenset()
 
     def conflicting(self, ranks: int) -> tuple[str, ...]:
         """Return no names."""

@@ -302,7 +302,7 @@ def _arranged(model: Model, output: OutputFormat) -> Model:
     held, left_out = [], []
     for p in model.parameters:
         tensor = OutputTensor(p.name, p.target_dtype, p.slice_shape, p.written_nbytes, whole=p.target_shape)
-        if output.can_hold(tensor):
+        if (p.dtype != OBJECT or model.inventory.format in output.objects_of) and output.can_hold(tensor):
             held.append((p, tensor))
         else:
             left_out.append(p.name)

@@ -96,6 +96,10 @@ class OutputFormat(Protocol):
         """Whether the format determines the names of files, also of files of whole tensors."""
 
     @property
+    def objects_of(self) -> frozenset[str]:
+        """Names of the source formats whose values other than tensors a file can hold, because it stores them in the same way."""
+
+    @property
     def companions(self) -> tuple[str, ...]:
         """Names of files that a checkpoint requires and only a source of the same format can provide."""
 

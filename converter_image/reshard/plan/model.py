@@ -123,7 +123,7 @@ class Model:
         zero_size: names of tensors of shape [0]. They are omitted, because MindSpore loads them from a `.ckpt` file as scalars
             without a value.
         in_other_stages: names that only the target strategy contains, if the source is one of several pipeline stages.
-        objects: names of values that are not tensors, omitted because the target's format holds only tensors.
+        objects: names of values that are not tensors, omitted because the format of the target cannot hold them.
         excluded: names of source parameters that the patterns of `include` and `exclude` omit.
         excluded_by_rename: names of source parameters that a rename rule omits.
         per_rank: names of replicated parameters whose copies may differ. A target rank gets the copy of the source rank that

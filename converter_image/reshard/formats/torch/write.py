@@ -45,6 +45,7 @@ class DistributedFormat:
     once: ClassVar = True
     names_files: ClassVar = True
     document_names: ClassVar = (".metadata",)
+    objects_of: ClassVar = frozenset(("torch-dcp", "megatron"))
 
     def conflicting(self, ranks: int) -> tuple[str, ...]:
         """Return no names."""
