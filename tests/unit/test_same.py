@@ -233,9 +233,14 @@ def test_each_strategy_has_the_names_of_its_side(tree: disk.Checkpoint, tmp_path
         (["--rename", "w=m"], 78, "NamesClash"),
         (["--rename", "nobody=m"], 66, "RenamedMissing"),
         (["--rename-pattern", "*=x"], 2, "InvalidRename"),
-        (["--rename-file", "map.json", "--rename", "w=z"], 2, "InvalidOption"),
-        (["--rename-file", "list.json"], 2, "InvalidRename"),
-        (["--rename-file", "nothing.json"], 66, "NotFound"),
+        (["--rename-file", "rules.yaml", "--rename", "w=z"], 2, "InvalidOption"),
+        (["--rename-file", "names.yaml"], 2, "InvalidRename"),
+        (["--rename-file", "object.yaml"], 2, "InvalidRename"),
+        (["--rename-file", "omitted.yaml"], 2, "InvalidRename"),
+        (["--rename-file", "two.yaml"], 2, "InvalidRename"),
+        (["--rename-file", "stars.yaml"], 2, "InvalidRename"),
+        (["--rename-file", "text.yaml"], 2, "NotYaml"),
+        (["--rename-file", "nothing.yaml"], 66, "NotFound"),
     ],
 )
 def test_an_invalid_renaming_is_reported_in_one_line(
@@ -248,8 +253,17 @@ def test_an_invalid_renaming_is_reported_in_one_line(
     capsys: pytest.CaptureFixture[str],
 ) -> None:
     monkeypatch.chdir(tmp_path)
-    (tmp_path / "map.json").write_text('{"w": "v"}')
-    (tmp_path / "list.json").write_text('["w"]')
+    files = {
+        "rules": "- {from: w, to: v}",
+        "names": "[w]",
+        "object": "{w: v}",
+        "omitted": "- {from: w, to: null}",
+        "two": "- {from: w, to: v}\n---\n- {from: m, to: n}",
+        "stars": "- {pattern: '*', to: v}",
+        "text": "[",
+    }
+    for name, text in files.items():
+        (tmp_path / f"{name}.yaml").write_text(text)
     assert main(["convert", str(tree.source), "target", "--format", "ckpt", *options]) == code
     (line,) = [line for line in capsys.readouterr().err.splitlines() if line.startswith("reshard: ")]
     assert reason in line

@@ -9,7 +9,6 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, get_args
 
 import click
-import msgspec
 from click.shell_completion import CompletionItem
 
 from reshard.errors import MissingInputError, UsageError
@@ -17,7 +16,6 @@ from reshard.spec.keys import Encryption, Key
 from reshard.spec.request import CastRule, FloatType, Options, PadRule, RenameRule, Request
 from reshard.spec.storage_options import RequestStorageOptions, StorageOptions
 from reshard.spec.urls import local_path
-from reshard.strictjson import pairs
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator
@@ -25,8 +23,6 @@ if TYPE_CHECKING:
     from click import Context, Parameter
 
 MOST_RANKS = 1 << 20
-_MOST_NAMES = 1 << 20  # no checkpoint has more parameters, see reshard.checkpoint.ckpt
-_LARGEST_MAP = 128 << 20
 
 
 class _Path(click.ParamType[str]):
@@ -193,7 +189,7 @@ def directories(option: str, given: tuple[str, ...]) -> dict[str, str]:
 
 
 def text_of(path: str) -> str:
-    """Return the content of a resource file.
+    """Return the content of a YAML file.
 
     Raises:
         UsageError: the file is not in UTF-8.
@@ -218,12 +214,19 @@ def _rename_rules(arguments: dict[str, Any]) -> tuple[RenameRule, ...]:
     Raises:
         UsageError: a rule is invalid.
     """
-    path = arguments["map_file"]
-    named = [*_pairs("--rename", arguments["renames"]), *(_map(path) if path else ())]
     return (
-        *(RenameRule(new, name=old) for old, new in named),
+        *(RenameRule(new, name=old) for old, new in _pairs("--rename", arguments["renames"])),
         *(RenameRule(new, pattern=old) for old, new in _pairs("--rename-pattern", arguments["patterns"])),
+        *_rules_in(arguments["rename_file"]),
     )
+
+
+def _rules_in(path: str | None) -> tuple[RenameRule, ...]:
+    if path is None:
+        return ()
+    from reshard.spec.resource import parse_rename_rules  # noqa: PLC0415 - see reshard.cli.commands
+
+    return parse_rename_rules(text_of(path), path)
 
 
 def _pairs(option: str, given: tuple[str, ...]) -> Iterator[tuple[str, str]]:
@@ -250,14 +253,6 @@ def _pad_rule(text: str) -> PadRule:
         fix = "use the form --pad embed.weight:0=32768"
         raise UsageError("InvalidPad", f"{text!r} is not of the form NAME:DIM=LENGTH", where="--pad", fix=fix)
     return PadRule(found[1], int(found[2]), int(found[3]))
-
-
-def _map(path: str) -> list[tuple[str, str]]:
-    try:
-        return pairs(_read(path, _LARGEST_MAP), _MOST_NAMES, str)
-    except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:
-        what = f"the file is not a JSON object that maps old names to new names: {error}"
-        raise UsageError("InvalidRename", what, where=path, fix='use the form {"old.w": "new.w"}') from error
 
 
 def _mode(text: str | None) -> int | None:

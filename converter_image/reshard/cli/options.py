@@ -298,10 +298,9 @@ GROUPS: dict[str, tuple[_Option, ...]] = {
         _option(
             _WRITE,
             "--rename-file",
-            "map_file",
             type=PATH,
-            metavar="FILE.json",
-            help="JSON file that maps old names to new names.",
+            metavar="FILE.yaml",
+            help="YAML file with a list of rename rules, in the form of spec.parameters.rename.",
         ),
         _option(
             _WRITE,

@@ -199,6 +199,26 @@ def parse_spec(document: object, where: str) -> TransformSpec:
     return spec
 
 
+def parse_rename_rules(text: str, where: str) -> tuple[RenameRule, ...]:
+    """Parse a YAML (or JSON) text with a list of rename rules, as in `spec.parameters.rename`.
+
+    Raises:
+        UsageError: the text is not such a list, or a rule is invalid.
+    """
+    from reshard.strictyaml import documents  # noqa: PLC0415 - as in parse_resource
+
+    found = documents(text, where)
+    try:
+        return msgspec.convert({"rename": found[0] if len(found) == 1 else None}, ParametersSpec).rename
+    except msgspec.ValidationError as error:
+        raise UsageError(
+            "InvalidRename",
+            "the file is not a list of rename rules: " + str(error).replace("`$.", "`"),
+            where=where,
+            fix="use a list with items such as {from: old.w, to: new.w} or {pattern: old.*, to: new.*}",
+        ) from error
+
+
 class Volume(NamedTuple):
     """A volume of a pod: an object in its namespace.
 
