@@ -13,6 +13,7 @@ from types import SimpleNamespace
 
 import msgspec
 import pytest
+from language_models import names, tensors, write_dcp, write_mindspore
 from pages import PAGES, ROOT, blocks
 
 from reshard.checkpoint.manifest import FileRecord, Manifest, ParameterRecord, StageRecord
@@ -48,6 +49,11 @@ def workplace(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     (folder / "group_info.pb").write_bytes(b"\x12\x04\x08\x00\x08\x02")
     (folder / "training.key").write_bytes(bytes(range(32)))
     shutil.copytree(ROOT / "tests/unit/data/torch/fsdp2", folder / "step_1000", ignore=shutil.ignore_patterns("expected.json"))
+    shutil.copytree(ROOT / "examples" / "renames", folder / "examples" / "renames")
+    write_dcp(folder / "outputs" / "checkpoint" / "step-1000", tensors(names("torchtitan-qwen3", "huggingface", 2)))
+    write_mindspore(
+        folder / "llama_checkpoints", folder / "llama_strategy.ckpt", tensors(names("mindformers-llama", "huggingface", 2))
+    )
     monkeypatch.chdir(folder)
     return folder
 
