@@ -26,6 +26,7 @@ class RawBoxes:
     """The format, as another package would add it."""
 
     name = "raw-boxes"
+    one_file = False
 
     def detect(self, names: Sequence[str]) -> bool:
         return INDEX in names

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import re
+import shutil
 from math import prod
 from pathlib import Path
 from tempfile import TemporaryDirectory
@@ -22,7 +23,7 @@ from hypothesis import strategies as st
 from safetensors import deserialize
 
 import reshard
-from reshard.errors import DataError, RequestError, ReshardError
+from reshard.errors import DataError, RequestError, ReshardError, UsageError
 from reshard.formats import registry
 from reshard.layout import Layout
 from reshard.layout.box import Box
@@ -39,6 +40,7 @@ if TYPE_CHECKING:
 TYPES = {"Float32": np.float32, "Int8": np.int8, "Float64": np.float64, "UInt16": np.uint16}
 # Lengths that two and four ranks divide.
 SHAPES = st.lists(st.sampled_from([4, 8, 12]), max_size=3).map(tuple)
+SHARD = "shard-00001-model-00001-of-00002.safetensors"
 
 
 @pytest.fixture(autouse=True)
@@ -316,3 +318,32 @@ def test_pickles_of_hyper_parallel_do_not_become_archives_of_torch(tmp_path: Pat
     assert found is not None
     assert found.checkpoint.objects == ()
     assert manifest["objects"]
+
+
+@pytest.mark.parametrize("name", ["rank_0/a.ckpt", "device1/a.safetensors", SHARD])
+def test_a_distributed_checkpoint_next_to_another_is_ambiguous(name: str, tmp_path: Path) -> None:
+    source = tmp_path / "source"
+    shutil.copytree(torch_files.DATA / "fsdp2", source)
+    (source / "rank_7").mkdir()  # without checkpoint files, such as logs
+    transform(source, tmp_path / "first", format="HuggingFace")
+    (source / name).parent.mkdir(exist_ok=True)
+    info = {"DCP_SHARDING_INFO": json.dumps({"w": {"saved_offsets": [0]}})}
+    (source / name).write_bytes(torch_files.safetensors({"w": ("F32", (1,), bytes(4))}, info))
+    with pytest.raises(RequestError, match="AmbiguousFiles"):
+        transform(source, tmp_path / "second", format="HuggingFace")
+    transform(source, tmp_path / "third", format="HuggingFace", source_format="torch-dcp")
+
+
+@pytest.mark.parametrize(
+    "name",
+    ["per_rank/__0.metadata", "fsdp2/.metadata", "fsdp2/__0_0.distcp", f"2.15.0/huggingface/{SHARD}"],
+)
+def test_one_file_of_a_divided_checkpoint_is_refused(name: str, tmp_path: Path) -> None:
+    with pytest.raises(RequestError, match="OneRankOfSeveral"):
+        transform(torch_files.DATA / name, tmp_path, format="HuggingFace")
+
+
+@pytest.mark.parametrize("option", [{"step": 1}, {"files": "*"}])
+def test_files_of_a_format_are_not_selected(option: dict[str, Any]) -> None:
+    with pytest.raises(UsageError, match="InvalidOption"):
+        Options(source_format="torch-dcp", **option)

@@ -14,7 +14,7 @@ import torch_checkpoints
 from hypothesis import given
 from hypothesis import strategies as st
 from local_folder import LocalFolder, content_of
-from torch_files import DATA, archive, metadata, sha256_of, tensor
+from torch_files import DATA, METADATA, archive, instance, metadata, number, sha256_of, tensor, text
 
 from reshard.checkpoint.dtypes import BY_TORCH_NAME
 from reshard.errors import DataError, MissingInputError, RequestError, ReshardError
@@ -257,3 +257,86 @@ def test_flat_buffers_of_an_optimizer_are_refused_unless_they_are_excluded(tmp_p
     with pytest.raises(RequestError, match=r"FlatOptimizer: .*dp_group_idx_0"):
         read(folder)
     assert [each.name for each in read(folder, wanted=lambda name: name != flat).tensors] == ["w", "optimizer.state.exp_avg.w"]
+
+
+def document_of_object(name_: str, file: str, length: int) -> bytes:
+    """Metadata of a checkpoint with one value that is not a tensor."""
+    entry = text(name_) + instance(METADATA, "BytesStorageMetadata")
+    index = instance(METADATA, "MetadataIndex", fqn=text(name_), index=b"N")
+    state = {"relative_path": text(file), "offset": number(0), "length": number(length)}
+    info = instance("torch.distributed.checkpoint.filesystem", "_StorageInfo", **state)
+    fields = {"state_dict_metadata": b"}(" + entry + b"u", "planner_data": b"N", "storage_data": b"}(" + index + info + b"u"}
+    return b"\x80\x04" + instance(METADATA, "Metadata", **fields) + b"."
+
+
+@pytest.mark.parametrize("tensor_first", [True, False])
+def test_a_tensor_that_is_another_value_on_another_rank_is_refused(tensor_first: bool, tmp_path: Path) -> None:
+    documents = [
+        metadata({"step": ((2, 3), [((0, 0), (2, 3))])}, length=len(ITEM), file="__0_0.distcp"),
+        document_of_object("step", "__1_0.distcp", len(ITEM)),
+    ]
+    for rank, document in enumerate(documents if tensor_first else reversed(documents)):
+        (tmp_path / f"__{rank}.metadata").write_bytes(document)
+        (tmp_path / f"__{rank}_0.distcp").write_bytes(ITEM)
+    with pytest.raises(DataError) as caught:
+        read(LocalFolder(tmp_path))
+    assert caught.value.reason == "RanksDisagree"
+
+
+@pytest.mark.parametrize(
+    ("changed", "reason"),
+    [
+        ({"__1.metadata": None}, "FileMissing"),
+        ({"__3.metadata": None}, "FileMissing"),
+        ({".metadata": metadata({"w": ((2, 3), [((0, 0), (2, 3))])}, length=len(ITEM))}, "AmbiguousFiles"),
+        ({"__1000000000000_0.distcp": b"", "other.distcp": b""}, None),
+    ],
+)
+def test_metadata_of_each_rank_is_complete_and_of_one_save(
+    changed: dict[str, bytes | None], reason: str | None, tmp_path: Path
+) -> None:
+    # A value that only one rank has leaves no hole, so that the proof of the shards would not miss it.
+    for rank in range(4):
+        document = metadata({f"w{rank}": ((2, 3), [((0, 0), (2, 3))])}, length=len(ITEM), file=f"__{rank}_0.distcp")
+        (tmp_path / f"__{rank}.metadata").write_bytes(document)
+        (tmp_path / f"__{rank}_0.distcp").write_bytes(ITEM)
+    for file, content in changed.items():
+        if content is None:
+            (tmp_path / file).unlink()
+        else:
+            (tmp_path / file).write_bytes(content)
+    if reason is None:
+        assert [tensor.name for tensor in read(LocalFolder(tmp_path)).tensors] == ["w0", "w1", "w2", "w3"]
+        return
+    with pytest.raises(ReshardError) as caught:
+        read(LocalFolder(tmp_path))
+    assert caught.value.reason == reason
+
+
+@pytest.mark.parametrize("options", [{"names": ["a\ud800"]}, {"file": "a\ud800"}])
+def test_names_that_are_not_unicode_are_refused(options: dict[str, object], tmp_path: Path) -> None:
+    names = options.pop("names", ["w"])
+    document = metadata({name: ((2, 3), [((0, 0), (2, 3))]) for name in names}, length=len(ITEM), **options)
+    (tmp_path / ".metadata").write_bytes(document)
+    with pytest.raises(DataError) as caught:
+        read(LocalFolder(tmp_path))
+    assert caught.value.reason == "PickleInvalid"
+
+
+COLUMN_MAJOR = archive(b"\x80\x02" + tensor((2, 3), (1, 2)) + b".")
+
+
+@pytest.mark.parametrize(
+    ("items", "files"), [([COLUMN_MAJOR] * 2, 2), ([ITEM, COLUMN_MAJOR], None), ([COLUMN_MAJOR, ITEM], None)]
+)
+def test_all_copies_of_a_shard_by_columns_are_found(items: list[bytes], files: int | None, tmp_path: Path) -> None:
+    for rank, item in enumerate(items):
+        document = metadata({"w": ((2, 3), [((0, 0), (2, 3))])}, length=len(item), file=f"__{rank}_0.distcp")
+        (tmp_path / f"__{rank}.metadata").write_bytes(document)
+        (tmp_path / f"__{rank}_0.distcp").write_bytes(item)
+    if files is None:
+        with pytest.raises(DataError, match="UnsupportedStrides"):
+            read(LocalFolder(tmp_path))
+        return
+    (found,) = read(LocalFolder(tmp_path)).tensors
+    assert [len(found.shards.files_of(tile)) for tile in range(len(found.shards.tiling))] == [files] * 3

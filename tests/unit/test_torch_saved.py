@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 
 import pytest
 from local_folder import LocalFolder, content_of
-from torch_files import DATA, archive, sha256_of, tensor, text
+from torch_files import DATA, archive, name, sha256_of, tensor, text
 
 from reshard.checkpoint.dtypes import BY_TORCH_NAME
 from reshard.errors import RequestError, ReshardError
@@ -63,6 +63,12 @@ def test_the_files_of_an_index_are_read_together(tmp_path: Path) -> None:
     assert SAVE.read(LocalFolder(tmp_path)).documents == ()
 
 
+def test_tensors_in_a_namespace_are_found(tmp_path: Path) -> None:
+    namespace = name("argparse", "Namespace") + b")\x81}(" + text("scale") + tensor() + text("lr") + b"K\1ub"
+    (tmp_path / "a.pt").write_bytes(archive(b"\x80\x02}(" + text("args") + namespace + text("w") + tensor() + b"u."))
+    assert [tensor.name for tensor in SAVE.read(LocalFolder(tmp_path)).tensors] == ["args.scale", "w"]
+
+
 @pytest.mark.parametrize(
     ("files", "reason"),
     [
@@ -75,11 +81,12 @@ def test_the_files_of_an_index_are_read_together(tmp_path: Path) -> None:
         ({INDEX: b'{"weight_map": {"a": "../a.bin"}}', "a.bin": ROW_MAJOR}, "MapInvalid"),
         ({INDEX: b'{"weight_map": {"a": "b.bin"}}', "a.bin": ROW_MAJOR}, "FileMissing"),
         ({INDEX: b'{"weight_map": {"b": "a.bin"}}', "a.bin": one("a")}, "MapMismatch"),
+        ({INDEX: b'{"weight_map": {"a": "a.bin"}}', "a.bin": one("a"), "pytorch_model.bin": one("a")}, "AmbiguousFiles"),
     ],
 )
 def test_files_that_do_not_belong_together_are_refused(files: dict[str, bytes], reason: str, tmp_path: Path) -> None:
-    for name, content in files.items():
-        (tmp_path / name).write_bytes(content)
+    for file, content in files.items():
+        (tmp_path / file).write_bytes(content)
     folder = LocalFolder(tmp_path)
     found = detect(folder.names)
     assert found is not None

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, NoReturn
+from typing import TYPE_CHECKING, ClassVar, NoReturn
 
 from reshard.errors import RequestError
 from reshard.formats.torch.names import ENDINGS, metadata_files
@@ -17,14 +17,14 @@ if TYPE_CHECKING:
 # Patterns are compiled when there are names to match, so that a folder of ranks costs no time.
 SHARD = r"shard-[0-9]{5,}-model-[0-9]{5,}-of-[0-9]{5,}\.safetensors"
 HYPER_PARALLEL_METADATA = r"\.metadata|([0-9]{1,9})\.metadata|\.rank([0-9]{1,9})_metadata"
-_HYPER_PARALLEL = r"_rank[0-9]{1,9}_\.(safetensors|bytes)|[\s\S]+_rank[0-9]{1,9}\.bytes"
+HYPER_PARALLEL_CONTENT = r"_rank([0-9]{1,9})_\.(?:safetensors|bytes)|[\s\S]+_rank([0-9]{1,9})\.bytes"
 _WHOLE = r"[\s\S]+\.(?:safetensors|ckpt)|pytorch_model[\s\S]*\.bin"
 _MINDFORMERS = r"(?:[\s\S]+-)?(?:model|opt)-[0-9]{7}-[0-9]{7}\.safetensors"
 
 
 def is_hyper_parallel(names: Sequence[str]) -> bool:
     """Return whether HyperParallel wrote these files: metadata, and the tensors of each rank."""
-    return _any(HYPER_PARALLEL_METADATA, names) and _any(_HYPER_PARALLEL, names)
+    return _any(HYPER_PARALLEL_METADATA, names) and _any(HYPER_PARALLEL_CONTENT, names)
 
 
 def is_mindformers(names: Sequence[str]) -> bool:
@@ -74,6 +74,7 @@ class Unsupported:
     files: str
     what: str
     fix: str
+    one_file: ClassVar = True  # `read` refuses it in any case, and states how to convert it
 
     def detect(self, names: Sequence[str]) -> bool:
         """Return whether one of these files belongs to a checkpoint of this format, and none holds whole tensors.

@@ -6,17 +6,17 @@ other values in files that nothing opens here.
 
 from __future__ import annotations
 
-import re
 from dataclasses import replace
 from typing import TYPE_CHECKING
 
-from reshard.formats.detection import HYPER_PARALLEL_METADATA
+from reshard.formats.detection import HYPER_PARALLEL_CONTENT, HYPER_PARALLEL_METADATA
 from reshard.formats.torch.dcp import read_metadata
+from reshard.formats.torch.names import complete_metadata
 from reshard.formats.torch.reader import find_contents
 from reshard.formats.torch.unpickle import LIMITS
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Sequence
+    from collections.abc import Callable
 
     from reshard.formats.protocol import Folder
     from reshard.model import Checkpoint
@@ -24,16 +24,8 @@ if TYPE_CHECKING:
 
 def read(folder: Folder, workers: int = 1, wanted: Callable[[str], bool] | None = None) -> Checkpoint:
     """Return the tensors and objects of a checkpoint, see `SourceFormat.read`."""
-    documents = _documents(folder.names)
+    documents = tuple(complete_metadata(folder, HYPER_PARALLEL_METADATA, HYPER_PARALLEL_CONTENT))
     entries: dict[str, int] = {}
     found = read_metadata([(f"{folder.url}/{name}", folder.read(name, LIMITS.nbytes)) for name in documents], entries=entries)
     found = replace(found.only(wanted) if wanted else found, documents=documents)
     return find_contents(found, folder, workers, tuple(entries))
-
-
-def _documents(names: Sequence[str]) -> tuple[str, ...]:
-    """The metadata of all ranks, or that of each, by rank."""
-    if ".metadata" in names:
-        return (".metadata",)
-    found = {name: re.fullmatch(HYPER_PARALLEL_METADATA, name) for name in names}
-    return tuple(sorted((name for name, match in found.items() if match), key=lambda name: (len(name), name)))

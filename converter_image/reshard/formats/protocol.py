@@ -57,6 +57,10 @@ class SourceFormat(Protocol):
     def name(self) -> str:
         """The format, as in `--source-format`."""
 
+    @property
+    def one_file(self) -> bool:
+        """Whether one file of a folder can be read without the others, because no tensor is divided between files."""
+
     def detect(self, names: Sequence[str]) -> bool:
         """Return whether a folder with these files holds a checkpoint of this format, by the names alone."""
 

@@ -33,11 +33,13 @@ class _Own:
         name: name of the format.
         detect: whether a folder with files of these names holds a checkpoint of the format.
         module: module with a function `read`, as of `SourceFormat`.
+        one_file: see `SourceFormat.one_file`.
     """
 
     name: str
     detect: Callable[[Sequence[str]], bool]
     module: str
+    one_file: bool = False
 
     def read(self, folder: Folder, workers: int = 1, wanted: Callable[[str], bool] | None = None) -> Checkpoint:
         """Return the tensors of a checkpoint, see `SourceFormat.read`."""
@@ -54,7 +56,7 @@ _OWN = {
         _Own("megatron", detection.is_megatron, "reshard.formats.torch.megatron"),
         _Own("torch-safetensors", detection.is_sharded, "reshard.formats.torch.sharded"),
         _Own("torch-dcp", detection.is_distributed, "reshard.formats.torch.reader"),
-        _Own("torch-save", detection.is_saved, "reshard.formats.torch.saved"),
+        _Own("torch-save", detection.is_saved, "reshard.formats.torch.saved", one_file=True),
     )
 }
 # Imported only when they are needed.

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING
 from reshard.checkpoint.inventory import Inventory, OpaqueObject, SourceFile, Structure
 from reshard.errors import DataError, RequestError
 from reshard.formats.registry import detect, source_format
+from reshard.formats.torch.names import is_metadata
 from reshard.source.changed import source_changed
 from reshard.source.listing import is_candidate, preview
 from reshard.storage.ahead import files_at_once, prefetched
@@ -61,6 +62,7 @@ def find_boxed(
     names: Sequence[str],
     requested: str | None = None,
     *,
+    one_file: bool = False,
     wanted: Callable[[str], bool] | None = None,
     workers: int = 1,
 ) -> Boxed | None:
@@ -70,19 +72,27 @@ def find_boxed(
         store: folder of the checkpoint.
         names: names of the files in it, or of one requested file.
         requested: name of the format. None means that the names of the files determine it.
+        one_file: whether only one file of the folder is requested.
         wanted: function that returns whether a tensor or object with this name is required. None means that all are required.
         workers: number of files that may be read at a time.
 
     Raises:
         DataError: the checkpoint is damaged, or contains something that is not supported.
         MissingInputError: a file of the checkpoint does not exist.
-        RequestError: the folder also contains other checkpoint files.
+        RequestError: the folder also contains other checkpoint files, or one file of several is requested.
     """
     found = detect(names) if requested is None else source_format(requested)
     if found is None:
         return None
+    if one_file and not found.one_file:
+        raise RequestError(
+            "OneRankOfSeveral",
+            f"the file belongs to a {found.name} checkpoint, whose tensors are divided between files",
+            where=f"{store.url}/{names[0]}",
+            fix=f"use the folder as the source: {store.url}",
+        )
     boxed = Boxed(found, store, names, workers, wanted)
-    others = [name for name in names if is_candidate(name) and name not in boxed.paths]
+    others = [name for name in names if (is_candidate(name) or is_metadata(name)) and name not in boxed.paths]
     if others and requested is None:
         raise RequestError(
             "AmbiguousFiles",

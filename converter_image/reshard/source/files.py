@@ -140,7 +140,7 @@ def find_files(  # noqa: PLR0913 - independent criteria
     """
     anything = step is None and pattern is None
     if chosen is not None and not is_map(chosen):
-        if (boxed := find_boxed(store, [chosen], source_format, wanted=wanted)) is not None:
+        if (boxed := find_boxed(store, [chosen], source_format, one_file=True, wanted=wanted)) is not None:
             return _boxed(boxed)
         return with_listing(Files({ranks.start if ranks else 0: chosen}), store, storage_options, ignored=not anything)
     entries = store.list("")
@@ -152,12 +152,9 @@ def find_files(  # noqa: PLR0913 - independent criteria
             fix="use the folder as the source of `reshard transform`",
         )
     manifest = read_manifest(store, {entry.name for entry in entries})
-    if source_format is not None or (anything and not each and chosen is None):
-        names = [entry.name for entry in entries if not entry.is_folder]
-        if (boxed := find_boxed(store, names, source_format, wanted=wanted)) is not None:
-            if manifest is not None:
-                check_described(store, manifest, entries)
-            return _boxed(boxed)
+    whole = source_format is not None or (anything and not each and chosen is None)
+    if whole and (boxes := _find_boxes(store, entries, manifest, source_format, wanted)) is not None:
+        return boxes
     if manifest is not None and anything and chosen is None:
         return _described(store, manifest, entries, ranks if one_stage else None)
     found = _undescribed(store, entries, chosen, _Asked(step, pattern, ranks, one_stage=one_stage, each=each))
@@ -167,6 +164,43 @@ def find_files(  # noqa: PLR0913 - independent criteria
     if found.kind != "Ranks" and {record.path for record in manifest.files}.issuperset(found.by_rank.values()):
         refuse_partial(manifest, store.url)
     return _with_manifest(found, store, manifest)
+
+
+def _find_boxes(
+    store: ReadStore,
+    entries: Sequence[Stat],
+    manifest: Manifest | None,
+    source_format: str | None,
+    wanted: Callable[[str], bool] | None,
+) -> Files | None:
+    """Return the files of a checkpoint in the folder whose own metadata locates its shards."""
+    names = [entry.name for entry in entries if not entry.is_folder]
+    boxed = find_boxed(store, names, source_format, wanted=wanted)
+    if boxed is None:
+        return None
+    if source_format is None:
+        _refuse_rank_folders(store, entries, boxed.format)
+    if manifest is not None:
+        check_described(store, manifest, entries)
+    return _boxed(boxed)
+
+
+def _refuse_rank_folders(store: ReadStore, entries: Sequence[Stat], format_name: str) -> None:
+    """Refuse a folder that also contains checkpoint files in the folders of ranks.
+
+    Raises:
+        RequestError: it does.
+    """
+    folders = [entry.name for entry in entries if entry.is_folder and rank_of(entry.name) is not None]
+    for folder, held in zip(folders, store.list_folders(folders), strict=True):
+        if any(not entry.is_folder and is_candidate(entry.name) for entry in held):
+            raise RequestError(
+                "AmbiguousFiles",
+                f"the folder contains both a {format_name} checkpoint and rank folders with checkpoint files, such as {folder}",
+                where=store.url,
+                fix=f"select the {format_name} checkpoint with --source-format {format_name} (spec.source.format), or the rank"
+                " files with --files (spec.source.files.pattern)",
+            )
 
 
 def _boxed(found: Boxed) -> Files:

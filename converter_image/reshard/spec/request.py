@@ -251,13 +251,18 @@ class Options(msgspec.Struct, frozen=True):
             msgspec.structs.force_setattr(self, "output", "Unified")
         _check_rules(self.rename)
         _check_pads(self)
-        if self.format == "HuggingFace" and self.output == "PerRank":
-            msgspec.structs.force_setattr(self, "output", "Unified")
         for name, (output, what) in _ONLY_WITH.items():
             if self.output != output and getattr(self, name) != _default(name):
                 fix = f"omit it, or add --output {output.lower()} (spec.target.output: {output})"
                 raise UsageError("InvalidOption", what, where=name, fix=fix)
         self._check_format()
+        if self.source_format is not None and (self.step is not None or self.files is not None):
+            raise UsageError(
+                "InvalidOption",
+                "the metadata of the source's format determines its files",
+                where="files" if self.step is None else "step",
+                fix="omit it, or omit the source format",
+            )
         if self.output in ("Unified", "Same") and self.file_prefix != _default("file_prefix"):
             raise UsageError("InvalidOption", "the output has fixed file names", where="file_prefix", fix="omit it")
         if self.output == "Index" and (other := [name for name in _OF_FILES if getattr(self, name) != _default(name)]):

@@ -33,6 +33,7 @@ _LONGEST_NAME = 1 << 16  # characters
 _TENSORS = {"torch._utils._rebuild_tensor_v2", "torch._utils._rebuild_tensor_v3"}
 _PARAMETERS = {"torch._utils._rebuild_parameter", "torch._utils._rebuild_parameter_with_state"}
 _QUANTISED = "torch._utils._rebuild_qtensor"
+_NAMESPACE = "argparse.Namespace"
 _UNTYPED = "torch.storage.UntypedStorage"
 _ARRAYS = ("_reconstruct", "scalar")
 ALLOWED: Mapping[str, Rule] = {
@@ -51,7 +52,7 @@ ALLOWED: Mapping[str, Rule] = {
     # Values that are often saved next to tensors. They are skipped.
     "collections.defaultdict": "record",
     "collections.Counter": "record",
-    "argparse.Namespace": "record",
+    _NAMESPACE: "record",
     "_codecs.encode": "record",
     "__builtin__.set": "argument",
     "builtins.set": "argument",
@@ -184,7 +185,7 @@ def locate(reader: RangeReader, archive: Archive, storage: str) -> tuple[int, in
 
 
 def _leaves(tree: object, where: str) -> Iterator[tuple[str, object]]:
-    """Yield the leaves of nested dicts, lists and tuples, each with its keys joined by dots."""
+    """Yield the leaves of nested dicts, lists, tuples and namespaces, each with its keys joined by dots."""
     waiting: list[tuple[str, int, object]] = [("", 0, tree)]
     seen = 0
     while waiting:
@@ -193,6 +194,8 @@ def _leaves(tree: object, where: str) -> Iterator[tuple[str, object]]:
         inner: list[tuple[str, object]]
         if isinstance(value, dict):
             inner = [(str(key), each) for key, each in value.items()]
+        elif type(value) is Record and value.name == _NAMESPACE and type(value.state) is dict:
+            inner = [(str(key), each) for key, each in value.state.items()]
         elif isinstance(value, list | tuple):
             inner = [(str(i), each) for i, each in enumerate(value)]
         else:

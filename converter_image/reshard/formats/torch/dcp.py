@@ -248,10 +248,18 @@ def _read_entries(found: _Found, document: _Document, entries: dict[str, Any]) -
         if type(name) is not str:
             raise TypeError
         number = found.names.setdefault(name, len(found.names))
-        if entry.name.endswith(".BytesStorageMetadata"):
+        where = f"{document.where}: tensor {name}"
+        is_object = entry.name.endswith(".BytesStorageMetadata")
+        if number in (found.tensors if is_object else found.objects):
+            raise DataError(
+                "RanksDisagree",
+                "it is a tensor in the metadata of one rank, and another value in that of another rank",
+                where=where,
+                fix="exclude it where the checkpoint is saved, or save it as a tensor on all ranks",
+            )
+        if is_object:
             found.objects.setdefault(number, [])
             continue
-        where = f"{document.where}: tensor {name}"
         state = _state(entry, "TensorStorageMetadata")
         shape = state["size"]
         dimensions = _dimensions(shape)

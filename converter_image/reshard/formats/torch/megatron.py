@@ -14,7 +14,7 @@ import msgspec
 
 from reshard.errors import DataError, RequestError
 from reshard.formats.torch.dcp import read_metadata
-from reshard.formats.torch.names import metadata_files
+from reshard.formats.torch.names import complete_metadata
 from reshard.formats.torch.reader import find_contents
 from reshard.formats.torch.unpickle import LIMITS
 
@@ -49,7 +49,7 @@ def read(folder: Folder, workers: int = 1, wanted: Callable[[str], bool] | None 
             where=f"{folder.url}/{CONFIG}",
             fix="restore the checkpoint",
         ) from None
-    documents = metadata_files(folder.names)
+    documents = complete_metadata(folder)
     if backend != "torch_dist" or not documents:
         raise RequestError(
             "UnsupportedSource",

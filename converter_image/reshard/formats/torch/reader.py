@@ -15,7 +15,7 @@ from reshard.errors import DataError, MissingInputError
 from reshard.formats.torch.archive import read_archive
 from reshard.formats.torch.dcp import check_files, read_metadata
 from reshard.formats.torch.items import Item, Templates, locate_items, reads
-from reshard.formats.torch.names import metadata_files
+from reshard.formats.torch.names import complete_metadata
 from reshard.formats.torch.sharded import saved_offsets
 from reshard.formats.torch.strided import Content, split
 from reshard.formats.torch.unpickle import LIMITS
@@ -33,7 +33,7 @@ if TYPE_CHECKING:
 
 def read(folder: Folder, workers: int = 1, wanted: Callable[[str], bool] | None = None) -> Checkpoint:
     """Return the tensors and objects of a checkpoint, see `SourceFormat.read`. The bytes of an object are an archive."""
-    documents = metadata_files(folder.names)
+    documents = complete_metadata(folder)
     if not documents:
         raise MissingInputError(
             "FileMissing",
@@ -174,9 +174,15 @@ class _Rows:
         for tile in range(len(old.tiling)):
             box = old.tiling.box(tile)
             copies = range(start + int(old.first[tile]), start + int(old.first[tile + 1]))
-            # Copies that are divided in another way would overlap.
-            for row in [row for row in copies if row not in self._strided] or copies[:1]:
-                content = self._strided.get(row) or Content(int(self._offsets[row]), int(self._lengths[row]))
+            contents = [self._strided.get(row) or Content(int(self._offsets[row]), int(self._lengths[row])) for row in copies]
+            if len({content.strides for content in contents}) > 1:
+                raise DataError(
+                    "UnsupportedStrides",
+                    f"the copies of the shard at {list(box.start)} store their elements in different orders",
+                    where=f"tensor {tensor.name}",
+                    fix="save `tensor.contiguous()`, or exclude the tensor with --exclude (spec.parameters.exclude)",
+                )
+            for row, content in zip(copies, contents, strict=True):
                 pieces = split(content, box.shape, itemsize, f"tensor {tensor.name}")
                 ones = np.ones(len(pieces.starts), np.int64)
                 columns.append(

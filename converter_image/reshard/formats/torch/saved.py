@@ -79,7 +79,16 @@ def _choose(folder: Folder) -> tuple[list[str], Sequence[str], tuple[str, ...]]:
     names = sorted(folder.names)
     indexes = [name for name in names if name.endswith(_INDEX)]
     if len(indexes) == 1:
-        return _indexed(folder, indexes[0])
+        found = _indexed(folder, indexes[0])
+        single = indexes[0].removesuffix(".index.json")
+        if single in names and single not in found[0]:
+            raise RequestError(
+                "AmbiguousFiles",
+                f"the folder contains both {single} and {indexes[0]}; Hugging Face libraries read {single} and ignore the index",
+                where=folder.url,
+                fix=f"use {folder.url}/{single} as the source, or move it to another folder to use the index",
+            )
+        return found
     files = [name for name in names if name.endswith(ENDINGS)]
     if not indexes and _MODEL in files:
         return [_MODEL], (), ()

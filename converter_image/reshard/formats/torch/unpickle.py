@@ -192,7 +192,7 @@ def _run(  # noqa: C901, PLR0912, PLR0915 - a step must not cost a call: there a
                     at += 8
                 elif op == 0x58:  # BINUNICODE
                     length = int.from_bytes(data[at : at + 4], "little")
-                    push(data[at + 4 : at + 4 + length].decode("utf-8", "surrogatepass"))
+                    push(data[at + 4 : at + 4 + length].decode())
                     at += 4 + length
                     objects += 1
                 elif op == 0x51:  # BINPERSID
@@ -297,7 +297,7 @@ def _run(  # noqa: C901, PLR0912, PLR0915 - a step must not cost a call: there a
                 stack[-1] = Record(function.name, value)
                 objects += 1
             elif op == 0x8C:  # SHORT_BINUNICODE
-                push(data[at + 1 : at + 1 + data[at]].decode("utf-8", "surrogatepass"))
+                push(data[at + 1 : at + 1 + data[at]].decode())
                 at += 1 + data[at]
                 objects += 1
             elif op == 0x8A:  # LONG1
@@ -318,7 +318,7 @@ def _run(  # noqa: C901, PLR0912, PLR0915 - a step must not cost a call: there a
             elif op in {0x8E, 0x8D}:  # BINBYTES8, BINUNICODE8
                 length = int.from_bytes(data[at : at + 8], "little")
                 value = data[at + 8 : at + 8 + length]
-                push(value.decode("utf-8", "surrogatepass") if op == 0x8D else value)
+                push(value.decode() if op == 0x8D else value)
                 at += 8 + length
                 objects += 1
             elif op == 0x80:  # PROTO
