@@ -1,4 +1,4 @@
-"""PyTorch's distributed checkpoints in local folders, read whole by the product's readers."""
+"""PyTorch's distributed checkpoints in local folders, read whole and transformed by the product."""
 
 from __future__ import annotations
 
@@ -14,6 +14,8 @@ from reshard.formats.torch.archive import locate, read_archive
 from reshard.formats.torch.dcp import check_files, read_metadata
 from reshard.formats.torch.names import metadata_files
 from reshard.formats.torch.write import DCP
+from reshard.spec.request import Options, Request
+from reshard.transform.run import transform_checkpoint
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -97,3 +99,9 @@ def write(folder: Path, ranks: int, tensors: int, *, rows: int, columns: int, ot
     folder.mkdir()
     write_checkpoint(DCP, folder, held)
     return sum(tensor.nbytes for contents in held for tensor, _ in contents)
+
+
+def transform(source: Path, target: Path, **options: Any) -> Path:
+    """Transform a checkpoint, verify all of it, and return the target."""
+    transform_checkpoint(Request(str(source), str(target), options=Options(**options, verification="Full")), workers=1)
+    return target

@@ -6,8 +6,9 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 from local_folder import LocalFolder, content_of
-from torch_checkpoints import describe, read
+from torch_checkpoints import describe, read, transform
 from torch_files import sha256_of
+from torch_program import run
 
 from reshard.errors import DataError
 from reshard.formats.registry import source_format
@@ -39,6 +40,17 @@ def test_the_content_of_each_tensor_is_found_in_the_files(world: tuple[Path, dic
     found = source_format("torch-dcp").read(LocalFolder(folder), workers=2)
     held = {each.name: sha256_of(content_of(folder, found, each)) for each in found.tensors}
     assert held == {name: each["sha256"] for name, each in expected.items()}
+
+
+def test_torch_loads_each_tensor_from_other_ranks_files(world: tuple[Path, dict[str, dict[str, Any]]], tmp_path: Path) -> None:
+    source, expected = world[0] / "boxes", world[1]
+    five = transform(source, tmp_path / "five", format="TorchDcp", target_ranks=5)
+    one = transform(source, tmp_path / "one", format="TorchDcp", target_ranks=1)
+    again = transform(one, tmp_path / "again", format="TorchDcp", target_ranks=5)
+    assert [len(list(folder.glob("*.distcp"))) for folder in (five, one, again)] == [5, 1, 5]
+    before, *after = run("spread", folders=[source, five, one, again], ranks=2)
+    assert before["R"] == {name: [each["sha256"]] * 2 for name, each in expected.items()}
+    assert after == [before] * 3
 
 
 def test_placements_are_of_all_kinds(world: tuple[Path, dict[str, dict[str, Any]]]) -> None:

@@ -8,18 +8,19 @@ from math import prod
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
+import pytest
 import safetensors.numpy
 from local_folder import LocalFolder
 from output_files import recut, shard, write_checkpoint
+from torch_checkpoints import transform
 from torch_files import DATA
 from torch_program import run
 
 from reshard.checkpoint.dtypes import BY_TORCH_NAME
 from reshard.formats.registry import output_format, source_format
-from reshard.spec.request import Options, Request
-from reshard.transform.run import transform_checkpoint
 
 if TYPE_CHECKING:
+    from collections.abc import Callable
     from pathlib import Path
 
     from output_files import Content
@@ -62,25 +63,27 @@ def test_archives_equal_those_of_torch(tmp_path: Path) -> None:
     assert run("reload", kind="resave", folder=tmp_path) == []
 
 
-def transform(source: Path, target: Path, **options: Any) -> Path:
-    transform_checkpoint(Request(str(source), str(target), options=Options(**options, verification="Full")), workers=1)
-    return target
+@pytest.fixture
+def trained(written: Callable[..., tuple[Path, Any]], tmp_path: Path) -> tuple[Path, Path]:
+    """A model and AdamW that torch trained and saved with 4 ranks, and what a transform makes of it for 3 ranks."""
+    folder, _ = written("trained", "resume", kind="train", ranks=4)
+    return folder, transform(folder, tmp_path / "three", format="TorchDcp", target_ranks=3)
 
 
-def test_nested_values_are_nested_again(tmp_path: Path) -> None:
-    shutil.copytree(DATA / "fsdp2", tmp_path / "before")
-    transform(DATA / "fsdp2", tmp_path / "after", format="TorchDcp", target_ranks=3)
-    before, after = run("reload", kind="nest", folders=[tmp_path / "before", tmp_path / "after"])
-    assert before == after
-    assert isinstance(after["optim"]["param_groups"], list)
-
-
-def test_training_resumes_with_another_number_of_ranks(tmp_path: Path) -> None:
-    """The checkpoint of 4 ranks, and what a transform makes of it for 3 ranks and for 2, give 3 ranks the same state."""
-    folders = [transform(DATA / "fsdp2", tmp_path / str(ranks), format="TorchDcp", target_ranks=ranks) for ranks in (2, 3)]
-    of_four, *others = run("resume", folders=[DATA / "fsdp2", *folders], ranks=3)
+def test_training_resumes_with_another_number_of_ranks(trained: tuple[Path, Path], tmp_path: Path) -> None:
+    """Three ranks train the same from the checkpoint of 4 ranks, which torch reshards, as from those for 3 ranks and for 2."""
+    two = transform(trained[1], tmp_path / "two", format="TorchDcp", target_ranks=2)
+    of_four, *others = run("resume", kind="resume", folders=[*trained, two], ranks=3)
     assert others == [of_four, of_four]
-    assert of_four["a.weight"] != expected("fsdp2")["model.a.weight"]  # a step has been trained
+    assert of_four["scheduler"]["last_epoch"] == "5"  # three steps before the checkpoint, two after it
+    assert [group["betas"] for group in of_four["optim"]["param_groups"]] == [["0.9", "0.999"], ["0.8", "0.95"]]
+
+
+def test_nested_values_are_nested_again(trained: tuple[Path, Path]) -> None:
+    before, after = run("reload", kind="nest", folders=trained)
+    assert before == after
+    assert [group["weight_decay"] for group in after["optim"]["param_groups"]] == ["0.1", "0.01"]
+    assert [part["last_epoch"] for part in after["scheduler"]["_schedulers"]] == ["1", "1"]
 
 
 def test_torch_loads_shards_from_safetensors(tmp_path: Path) -> None:
@@ -109,4 +112,5 @@ def test_transformers_loads_the_same_model(tmp_path: Path) -> None:
 def test_megatron_loads_each_tensor_as_it_was(tmp_path: Path) -> None:
     found = run("reload", kind="megatron", folder=transform(DATA / "megatron", tmp_path, format="Megatron", target_ranks=3))
     assert {name: found[name] for name in expected("megatron")} == expected("megatron")
+    assert [found[f"rng{place}"] for place in ([0, 0], [0, 1], [1, 0], [1, 1])] == [f"{{'seed': {rank}}}" for rank in range(4)]
     assert found["iteration"] == "7"

@@ -56,3 +56,12 @@ def flatten(value: Any, name: str = "") -> dict[str, torch.Tensor]:
 def describe_all(state: Any) -> dict[str, dict[str, Any]]:
     """The description of each tensor in a structure. Every rank has to call this if one is a DTensor."""
     return {name: describe(tensor) for name, tensor in flatten(state).items()}
+
+
+def describe_values(value: Any) -> Any:
+    """The structure with a description of each tensor and the text of each other value. Every rank has to call this, too."""
+    if isinstance(value, dict):
+        return {str(key): describe_values(each) for key, each in sorted(value.items(), key=lambda item: str(item[0]))}
+    if isinstance(value, list | tuple):
+        return [describe_values(each) for each in value]
+    return describe(value) if isinstance(value, torch.Tensor) else repr(value)

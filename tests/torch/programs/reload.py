@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import io
+import tempfile
 from pathlib import Path
 from typing import Any
 
 import torch
 import torch.distributed.checkpoint as dcp
-from contents import describe
+from contents import describe, describe_values
 from torch.distributed.checkpoint.format_utils import dcp_to_torch_save
 from torch.distributed.checkpoint.hf_storage import HuggingFaceStorageReader
 from torch.distributed.checkpoint.metadata import TensorStorageMetadata
@@ -35,19 +36,10 @@ def nest(folders: list[str]) -> list[Any]:
     """Return the whole content of each checkpoint, as dcp_to_torch nests it."""
     found = []
     for folder in folders:
-        file = Path(folder) / "whole.pt"
-        dcp_to_torch_save(folder, file)
-        found.append(_described(torch.load(file, weights_only=True)))
-        file.unlink()
+        with tempfile.NamedTemporaryFile() as file:
+            dcp_to_torch_save(folder, file.name)
+            found.append(describe_values(torch.load(file.name, weights_only=True)))
     return found
-
-
-def _described(value: Any) -> Any:
-    if isinstance(value, dict):
-        return {str(key): _described(each) for key, each in sorted(value.items(), key=lambda item: str(item[0]))}
-    if isinstance(value, list | tuple):
-        return [_described(each) for each in value]
-    return describe(value) if isinstance(value, torch.Tensor) else repr(value)
 
 
 def shards(folder: str) -> dict[str, Any]:
@@ -84,9 +76,10 @@ def _logits(model: torch.nn.Module) -> torch.Tensor:
 
 
 def megatron(folder: str) -> dict[str, Any]:
-    """Return what Megatron-core's own loader gives one process."""
+    """Return what Megatron-core's own loader gives one process, including the objects that 2 x 2 ranks saved."""
     from megatron.core import dist_checkpointing  # noqa: PLC0415 - most answers need torch alone
     from megatron.core.dist_checkpointing import ShardedTensor  # noqa: PLC0415 - as above
+    from megatron.core.dist_checkpointing.mapping import ShardedObject  # noqa: PLC0415 - as above
 
     torch.cuda.synchronize = lambda *_: None
     torch.cuda.current_device = lambda: torch.device("cpu")
@@ -97,7 +90,9 @@ def megatron(folder: str) -> dict[str, Any]:
         name: ShardedTensor.from_rank_offsets(name, torch.zeros(entry.size, dtype=entry.properties.dtype))
         for name, entry in tensors.items()
     }
-    found = dist_checkpointing.load(state, folder)
+    grid = [(stage, tensor) for stage in range(2) for tensor in range(2)]
+    objects = {f"rng{list(place)}": ShardedObject("rng_state", None, (2, 2), place) for place in grid}
+    found = dist_checkpointing.load(state | objects, folder)
     return {name: describe(value) if isinstance(value, torch.Tensor) else repr(value) for name, value in found.items()}
 
 
