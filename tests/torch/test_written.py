@@ -79,6 +79,24 @@ def test_training_resumes_with_another_number_of_ranks(trained: tuple[Path, Path
     assert [group["betas"] for group in of_four["optim"]["param_groups"]] == [["0.9", "0.999"], ["0.8", "0.95"]]
 
 
+def test_ranks_get_the_shards_that_torch_saved(trained: tuple[Path, Path], tmp_path: Path) -> None:
+    one = transform(trained[1], tmp_path / "one", format="TorchDcp", target_ranks=1)
+    four = transform(one, tmp_path / "four", format="TorchDcp", target_ranks=4)
+    assert shards_of(four) == shards_of(trained[0])
+
+
+def shards_of(folder: Path) -> set[tuple[str, str, str]]:
+    """Name, file and box of each shard. Scalars are left out: any rank can save them."""
+    found = source_format("torch-dcp").read(LocalFolder(folder))
+    return {
+        (tensor.name, found.files[place.file], str(tensor.shards.tiling.box(tile)))
+        for tensor in found.tensors
+        if tensor.shape
+        for tile in range(len(tensor.shards.tiling))
+        for place in tensor.shards.places(tile)
+    }
+
+
 def test_nested_values_are_nested_again(trained: tuple[Path, Path]) -> None:
     before, after = run("reload", kind="nest", folders=trained)
     assert before == after
