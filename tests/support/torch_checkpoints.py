@@ -1,4 +1,4 @@
-"""PyTorch's distributed checkpoints in local folders, read whole and transformed by the product."""
+"""PyTorch's distributed checkpoints in local folders, written, read whole and transformed by the product."""
 
 from __future__ import annotations
 
