@@ -347,3 +347,13 @@ def test_one_file_of_a_divided_checkpoint_is_refused(name: str, tmp_path: Path) 
 def test_files_of_a_format_are_not_selected(option: dict[str, Any]) -> None:
     with pytest.raises(UsageError, match="InvalidOption"):
         Options(source_format="torch-dcp", **option)
+
+
+def test_some_ranks_of_a_distributed_checkpoint_have_no_metadata(tmp_path: Path) -> None:
+    """torch loads a checkpoint with metadata without an error, although shards are missing."""
+    options = {"format": "TorchDcp", "target_ranks": 4}
+    transform(torch_files.DATA / "fsdp2", tmp_path, only_ranks="0-1", **options)
+    assert not (tmp_path / ".metadata").exists()
+    verify_checkpoint(str(tmp_path))
+    transform(torch_files.DATA / "fsdp2", tmp_path, only_ranks="2-3", **options)
+    assert len(checkpoint_of(tmp_path).files) == 4

@@ -27,7 +27,6 @@ from reshard.checkpoint.dtypes import BY_TORCH_NAME, DTYPES, OBJECT
 from reshard.checkpoint.output import OutputFile, OutputTensor
 from reshard.engine.rankfile import Conditions, assemble
 from reshard.errors import DataError, RequestError
-from reshard.formats import registry
 from reshard.formats.registry import OUTPUT_GROUP, output_format, source_format
 from reshard.formats.torch.archive import locate, read_archive
 from reshard.formats.torch.dcp import read_metadata
@@ -238,7 +237,7 @@ def test_megatron_requires_the_files_of_its_source() -> None:
 
 def test_another_package_can_add_an_output_format(monkeypatch: pytest.MonkeyPatch) -> None:
     entry = EntryPoint("zarr", "reshard.formats.torch.write:MEGATRON", OUTPUT_GROUP)
-    monkeypatch.setattr(registry, "entry_points", EntryPoints([entry]).select)
+    monkeypatch.setattr("importlib.metadata.entry_points", EntryPoints([entry]).select)
     assert output_format("zarr") is MEGATRON
     with pytest.raises(RequestError, match=r"use one of these: .*zarr"):
         output_format("tar")

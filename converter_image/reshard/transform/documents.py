@@ -60,6 +60,9 @@ def changed_documents(store: ReadStore, manifest: Manifest) -> list[str]:
 def documents_of(manifest: Manifest) -> dict[str, bytes]:
     """Return the documents that complete a checkpoint, such as index files, by name. They follow from its manifest alone.
 
+    A checkpoint with only some ranks has none: torch and Hugging Face libraries would load it without an error, and keep the
+    initial values of the rest.
+
     Raises:
         DataError: the manifest contradicts itself, or another version of Reshard wrote it.
     """
@@ -68,6 +71,8 @@ def documents_of(manifest: Manifest) -> dict[str, bytes]:
         return {}
     if MAP_NAME in names:
         return {MAP_NAME: _map(manifest)}
+    if len(manifest.files) < manifest.target_ranks:
+        return {}
     planner = _planner_of(manifest)
     files = [
         OutputFile(record.path, record.size, output_tensors(planner, record.rank))
