@@ -22,6 +22,7 @@ if TYPE_CHECKING:
     from pathlib import Path
 
 MAP, INDEX, HYPER = "param_name_map.json", "model.safetensors.index.json", "hyper_param.safetensors"
+SINGLE = "model.safetensors"
 CUT, WHOLE = Layout((2,), ((0,), ())), Layout((2,), ((), ()))
 ROWS = np.arange(16, dtype=np.float32).reshape(4, 4)
 
@@ -149,9 +150,9 @@ def test_copies_of_possible_slices_stay_marked(theirs: Path, form: str, name: st
     assert any(name in note for note in result.notes)
 
 
-@pytest.mark.parametrize("chosen", [MAP, INDEX, HYPER])
+@pytest.mark.parametrize("chosen", [MAP, SINGLE, HYPER])
 def test_selected_files_stay_marked(theirs: Path, chosen: str, tmp_path: Path) -> None:
-    output = "HuggingFace" if chosen == INDEX else "Safetensors"
+    output = "HuggingFace" if chosen == SINGLE else "Safetensors"
     transform(theirs, tmp_path / "u", output="Unified", format=output, max_file_size_bytes=1024, allow_inconsistent=("b.w",))
     names = ["b.w"] if chosen == HYPER else ["a.w", "b.w"]
     with pytest.raises(ReshardError, match=r"MayBeSlice: parameter b.w"):
