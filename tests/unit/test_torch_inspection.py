@@ -121,3 +121,8 @@ def test_a_checkpoint_that_reshard_wrote(tmp_path: Path, capsys: pytest.CaptureF
         assert line in found
     assert main(["inspect", str(tmp_path / "t"), "--json"]) == 0
     assert json.loads(capsys.readouterr().out)["complete"]
+
+
+def test_one_file_of_shards_is_not_shown_as_whole_tensors(refused: Callable[..., str]) -> None:
+    path = DATA / "2.15.0" / "huggingface" / "shard-00001-model-00001-of-00002.safetensors"
+    assert str(path.parent) in refused(78, "OneRankOfSeveral", "inspect", str(path))

@@ -59,7 +59,7 @@ def read_foreign(store: ReadStore, chosen: str | None) -> Foreign | None:
     documents = [] if any(map(is_candidate, names)) else metadata_files(names)
     if documents:
         return Foreign(found.name, _read_metadata(store, documents))
-    boxed = find_boxed(store, names)
+    boxed = find_boxed(store, names, one_file=chosen is not None)
     return Foreign(boxed.format, boxed.checkpoint) if boxed else None
 
 
