@@ -69,17 +69,18 @@ def paths_of(manifest: Manifest, where: str) -> dict[int, str]:
             where=where,
             fix="use the original checkpoint as the source, or select the files of one stage, as in --files '*_part0.*'",
         )
-    refuse_partial(manifest, where)
+    if _is_unified(manifest):
+        refuse_partial(manifest, where)
     return {record.rank: record.path for record in manifest.files}
 
 
 def refuse_partial(manifest: Manifest, where: str) -> None:
-    """Refuse a unified checkpoint of which only some files were written.
+    """Refuse a checkpoint of which only some files were written.
 
     Raises:
         MissingInputError: only some files were written.
     """
-    if _is_unified(manifest) and len(manifest.files) < manifest.target_ranks:
+    if len(manifest.files) < manifest.target_ranks:
         raise MissingInputError(
             "FileMissing",
             f"only {len(manifest.files)} of {manifest.target_ranks} files of this checkpoint were written",

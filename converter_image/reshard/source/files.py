@@ -161,7 +161,8 @@ def find_files(  # noqa: PLR0913 - independent criteria
     if manifest is None:
         of_rank = found.kind == "Ranks" and len(found.by_rank) == 1 and rank_of(parent_and_name(store.url)[1]) is not None
         return with_listing(found, store, storage_options, ignored=not anything) if of_rank else found
-    if found.kind != "Ranks" and {record.path for record in manifest.files}.issuperset(found.by_rank.values()):
+    unified = found.kind != "Ranks" and manifest.options.get("output") == "Unified"
+    if unified and {record.path for record in manifest.files}.issuperset(found.by_rank.values()):
         refuse_partial(manifest, store.url)
     return _with_manifest(found, store, manifest)
 
@@ -175,6 +176,8 @@ def _find_boxes(
 ) -> Files | None:
     """Return the files of a checkpoint in the folder whose own metadata locates its shards."""
     names = [entry.name for entry in entries if not entry.is_folder]
+    if manifest is not None and (source_format is not None or detect(names) is not None):
+        refuse_partial(manifest, store.url)
     boxed = find_boxed(store, names, source_format, wanted=wanted)
     if boxed is None:
         return None

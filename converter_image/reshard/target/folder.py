@@ -270,9 +270,10 @@ class JobState:
         return self.target.document(f"{self.folder}/{name}", kind, limit)
 
     def retire_old_manifest(self) -> None:
-        """Make the target read as incomplete before its files are replaced."""
+        """Make the target read as incomplete before its files are replaced, also to programs that read its documents."""
         with contextlib.suppress(MissingInputError):  # another process of this task was faster
-            if self.target.store.stat(MANIFEST_NAME) is not None:
+            if (manifest := self.target.manifest()) is not None:
+                self.target.store.delete_files(document_names(manifest.options))
                 self.target.store.move(MANIFEST_NAME, f"{self.folder}/replaced.json")
 
     def replaced(self) -> Manifest | None:
