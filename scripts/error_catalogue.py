@@ -27,7 +27,9 @@ The `kubectl` commands on this page use the current namespace. If the transform 
 `make docs` generates this page from `errors.yaml`.
 """
 _STATES = {
-    "running": "The transform is in progress, suspended or queued.",
+    "running": "The transform is in progress.",
+    "queued": "The transform is queued.",
+    "suspended": "The transform is suspended.",
     "waiting": "The transform waits, and continues when the cause is removed.",
     "stuck": "The transform waits, and fails with `PodsNotStarting` after `spec.execution.startupDeadlineSeconds`.",
     "failed": "The transform has failed. Finished ranks are kept.",

@@ -131,7 +131,7 @@ def test_the_examples_are_accepted(resources: Resources, example: Any) -> None:
             )
         ),
         ("target", SPEC["target"] | {"format": "HuggingFace", "strategy": {"path": "a"}}, "accepts no strategy"),
-        ("target", SPEC["target"] | {"format": "HuggingFace", "output": "Stage"}, "the format HuggingFace requires the output"),
+        ("target", SPEC["target"] | {"format": "HuggingFace", "output": "Stage"}, "accepts no output other than Unified"),
         ("target.copySettings", True, "copySettings requires the format HuggingFace"),
         *(
             ("target", SPEC["target"] | {"format": "TorchDcp", field: value}, "Megatron require the output PerRank")

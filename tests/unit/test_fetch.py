@@ -96,7 +96,7 @@ def test_a_number_from_the_environment_may_select_several_ranks(
     ("more", "value", "reason"),
     [
         ([], None, "RankMissing"),
-        (["--rank", "1", "--rank-from", "RANK_ID"], "1", "RankMissing"),
+        (["--rank", "1", "--rank-from", "RANK_ID"], "1", "RanksConflict"),
         (["--rank-from", "RANK_ID"], None, "VariableMissing: RANK_ID"),
         *((["--rank-from", "RANK_ID"], value, "InvalidVariable: RANK_ID") for value in ("x", "-1", "1.0", "\u0663", "9" * 30)),
         (["--rank-from", "RANK_ID"], "6", "NoSuchRank"),

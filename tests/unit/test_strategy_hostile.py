@@ -328,7 +328,7 @@ def test_the_ranks_to_restore_from(content: bytes, ranks: tuple[int, ...]) -> No
         (GROUP, "no list of ranks"),
         (b"\x10\x01", "no list of ranks"),
         (b"x" * 50, "no list of ranks"),
-        (b"\x80", "truncated"),
+        (b"\x80", "ends within an integer"),
         (delimited(2, b"\x08\x00")[:-1], "truncated"),
         (delimited(2, b"\x08"), "damaged"),
         (b"\x0b", "wire type 3"),

@@ -222,7 +222,7 @@ def test_a_hugging_face_folder_is_a_source(tmp_path: Path) -> None:
             b'{"weight_map": {"nowhere": "part0.safetensors", "b": "part1.safetensors"}}',
             "MapMismatch.*nowhere.*no file contains it",
         ),
-        (b'{"a": "part0.safetensors"}', "MapMismatch.*does not list part1.safetensors"),
+        (b'{"a": "part0.safetensors"}', "MapMismatch.*contains part1.safetensors, which param_name_map.json does not list"),
         (b'{"a": "part1.safetensors", "b": "part0.safetensors"}', "MapMismatch.*parameter a.*part0.safetensors contains it"),
         (b'{"a": "part0.safetensors", "b": "part1.safetensors", "c": "more.safetensors"}', "ParameterTwice.*parameter a"),
     ],

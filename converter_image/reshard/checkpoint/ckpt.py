@@ -45,7 +45,7 @@ _BLOCK = 1 << 20
 
 
 def read_header(reader: RangeReader) -> Header:
-    """Read the header of a file, which is distributed over the heads of its messages.
+    """Read the header of a file, which consists of the fields before each tensor's content.
 
     An empty file has no parameters. MindSpore saves it on ranks that hold none after redundancy was removed.
 

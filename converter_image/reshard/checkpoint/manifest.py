@@ -186,7 +186,7 @@ class Manifest(_Document, frozen=True):
     Attributes:
         schema: schema version of this document.
         version: version of the program that wrote it.
-        digest: digest of source, strategies and options. Equal digests mean equal files.
+        digest: digest of source, strategies and options. Equal digests mean equal content.
         source: source of the transform.
         format: format of the files.
         ranks: ranks in this checkpoint, such as "0-5".

@@ -35,7 +35,7 @@ _OWN_FILE = re.compile(rf"part[0-9]+\.safetensors|{re.escape(HYPER_NAME)}|{re.es
 
 
 class _Map(msgspec.Struct):
-    """The fields of an index file that are read."""
+    """The fields of a map file that are read."""
 
     weight_map: dict[str, str]
 
@@ -71,18 +71,18 @@ def is_hyper(path: str) -> bool:
 
 
 def choose_map(names: Sequence[str], where: str) -> str | None:
-    """Return the index file of a folder: MindSpore's, or the only one.
+    """Return the map file of a folder: MindSpore's, or the only one.
 
     Raises:
-        RequestError: there are several index files, and none is MindSpore's.
+        RequestError: there are several map files, and none is MindSpore's.
     """
     maps = sorted(name for name in names if is_map(name))
     if len(maps) > 1 and MAP_NAME not in maps:
         raise RequestError(
             "AmbiguousFiles",
-            f"the folder contains {len(maps)} index files: {', '.join(maps[:4])}",
+            f"the folder contains {len(maps)} map files: {', '.join(maps[:4])}",
             where=where,
-            fix="specify one of the index files as the source instead of the folder",
+            fix="specify one of the map files as the source instead of the folder",
         )
     return MAP_NAME if MAP_NAME in maps else maps[0] if maps else None
 
@@ -116,15 +116,16 @@ def files_of(mapped: Mapping[str, str], names: Sequence[str], map_name: str, whe
             "MapInvalid",
             "the file contains no parameters",
             where=f"{where}/{map_name}",
-            fix="restore the index file and all files from the same checkpoint",
+            fix="restore the map file and all files from the same checkpoint",
         )
     if map_name == MAP_NAME and (unmapped := sorted(frozenset(filter(_PART.fullmatch, there)).difference(wanted), key=_natural)):
+        more = len(unmapped) - 1
+        others = f" and {more} other file{'s' * (more > 1)}" * (more > 0)
         raise DataError(
             "MapMismatch",
-            f"{map_name} does not list {unmapped[0]}, which is next to it"
-            + (f" (and {len(unmapped) - 1} other files)" if len(unmapped) > 1 else ""),
+            f"the folder contains {unmapped[0]}{others}, which {map_name} does not list",
             where=where,
-            fix="restore the index file and all files from the same checkpoint, or move files of other checkpoints to another"
+            fix="restore the map file and all files from the same checkpoint, or move files of other checkpoints to another"
             " folder",
         )
     return wanted
@@ -147,7 +148,7 @@ def check(inventory: Inventory, mapped: Mapping[str, str]) -> None:
             if (other := where.setdefault(entry.name, file.path)) != file.path:
                 raise DataError(
                     "ParameterTwice",
-                    f"{other} and {file.path} both contain it, and no index file selects one of them",
+                    f"{other} and {file.path} both contain it, and no map file selects one of them",
                     where=f"parameter {entry.name}",
                     fix="move the file that does not belong to the checkpoint to another folder",
                 )
@@ -156,9 +157,9 @@ def check(inventory: Inventory, mapped: Mapping[str, str]) -> None:
             held = f"{where[name]} contains it" if name in where else "no file contains it"
             raise DataError(
                 "MapMismatch",
-                f"the index file locates it in {path}, but {held}",
+                f"the map file locates it in {path}, but {held}",
                 where=f"parameter {name}",
-                fix="restore the index file and all files from the same checkpoint",
+                fix="restore the map file and all files from the same checkpoint",
             )
 
 
@@ -221,12 +222,12 @@ def read_map(content: bytes, where: str) -> dict[str, str]:
                 "MapInvalid",
                 f"the entry {file[:100]!r} is not the name of a safetensors file in the same folder",
                 where=where,
-                fix="restore the index file and all files from the same checkpoint",
+                fix="restore the map file and all files from the same checkpoint",
             )
     return found
 
 
 def map_of(files: Mapping[str, str], total_size: int) -> bytes:
-    """Return the content of an index file: the file name of each parameter, and the total size."""
+    """Return the content of a map file: the file name of each parameter, and the total size."""
     content = msgspec.json.encode({"metadata": {"total_size": total_size}, "weight_map": dict(sorted(files.items()))})
     return msgspec.json.format(content, indent=2) + b"\n"

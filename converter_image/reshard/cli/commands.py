@@ -119,15 +119,17 @@ def convert(invocation: Invocation, /, **arguments: Any) -> None:
 @options("fetch")
 @click.pass_obj
 def fetch(invocation: Invocation, /, rank: int | None, rank_from: str | None, ranks_per_pod: int, **arguments: Any) -> None:
-    """Write one target rank to a local directory.
+    """Write one or more target ranks to a directory or bucket.
 
-    The rank is written to DIR/rank_<r>/<prefix><r>.<format>, together with a manifest. Files that are up to date are kept.
+    Each rank is written to DIR/rank_<r>/<prefix><r>.<format>, together with a manifest. Files that are up to date are kept.
     """
     from reshard.cli import report
 
-    if (rank is None) == (rank_from is None):
-        fix = "use one of the two options"
-        raise UsageError("RankMissing", "exactly one of --rank and --rank-from is required", where="--rank", fix=fix)
+    if rank is None and rank_from is None:
+        raise UsageError("RankMissing", "no rank is specified", where="--rank", fix="add --rank or --rank-from")
+    if rank is not None and rank_from is not None:
+        fix = "remove one of the two options"
+        raise UsageError("RanksConflict", "--rank-from cannot be combined with --rank", where="--rank-from", fix=fix)
     number = rank_in(rank_from) if rank_from is not None else rank or 0
     ranks = format_ranks(tuple(range(number * ranks_per_pod, (number + 1) * ranks_per_pod)))
     result = _transform(invocation, request_of({**arguments, "only_ranks": ranks}), arguments)

@@ -41,13 +41,15 @@ _RESULTS = f"{_REMOTE} run strategy-show version"
 _FORMAT_HELP = """Format of the target:
 
 \b
-source             that of the source, or
+source             the source's format if ckpt
+                   or safetensors, otherwise
                    safetensors (default)
 ckpt               MindSpore's .ckpt files
 safetensors        safetensors files
 huggingface        whole parameters and an index
 torch-dcp          PyTorch distributed format
-torch-safetensors  its shards in safetensors
+torch-safetensors  PyTorch shards in
+                   safetensors
 megatron           torch_dist of Megatron-core
 """
 _OUTPUT_HELP = """Files to write to the target:
@@ -63,13 +65,20 @@ same      the source files, converted one by one
 index     only an index of the source, for ranks
           that load or fetch their slices
 """
+_VERIFICATION_HELP = """Verification of the written files, and of copies in the source:
+
+\b
+none    only some copies in the source
+sample  blocks of every parameter (default)
+full    every byte, and CRCs in the source
+"""
 
 
 def _storage(side: str = "") -> tuple[_Option, ...]:
     """Return the storage options of the source, of the target, or of both."""
     prefix = f"--{side}-" if side else "--"
     only, commands = (f" of the {side} only", _WRITE if side == "source" else _SHARED) if side else ("", _REMOTE)
-    default = "Default: --{}." if side else "Default: AWS CLI resolution."
+    default = "Default: --{}." if side else "Default: from the AWS configuration."
     return (
         _option(commands, f"{prefix}profile", metavar="NAME", help=f"AWS profile{only}. {default.format('profile')}"),
         _option(
@@ -374,9 +383,9 @@ GROUPS: dict[str, tuple[_Option, ...]] = {
         _option(
             _WRITE,
             "--verification",
-            **_words(Verification, _DEFAULTS.verification),
-            help="Verification of the written files, and of replicas and CRCs in the source:"
-            " none, sample (blocks of every parameter) or full (every byte).",
+            **_words(Verification),
+            default=kebab(_DEFAULTS.verification),
+            help=_VERIFICATION_HELP,
         ),
         _option(
             _RANKS,

@@ -47,7 +47,7 @@ class Job:
         request: request of the transform.
         source: store of the source's files, decrypted.
         planner: planner of all target ranks.
-        digest: digest of source, strategies and options. Equal digests mean equal files.
+        digest: digest of source, strategies and options. Equal digests mean equal content.
         key: fields of the request that determine the result, to find a started task without reading the source.
         output: format of the target's files.
         stage: pipeline stage of the source whose files the task writes. None means all stages.

@@ -136,7 +136,7 @@ def _regions(written: Reader, tensor: TargetTensor, local: int, model: Model) ->
         )
     regions = (*found.values(), *_padding(low, high, parameter.shape))
     if sum(prod(region.shape) for region in regions) != prod(b - a for a, b in zip(low, high, strict=True)):
-        raise _differs(written, parameter, "was planned to be read only in part")
+        raise _differs(written, parameter, "has elements that the plan does not read")
     return regions
 
 

@@ -239,7 +239,10 @@ def divide(shape: tuple[int, ...], starts: Numbers, lengths: Numbers, name: str)
 
 
 def number_rows(rows: Numbers) -> tuple[Numbers, Numbers]:
-    """Return the distinct rows of a table in their order, and for each row its number among them (`numpy.unique` is slower)."""
+    """Return the distinct rows of a table in order, and for each row its index among the distinct rows.
+
+    `numpy.unique` is slower.
+    """
     if not rows.shape[1]:
         return rows[:1], np.zeros(len(rows), np.int64)
     order = np.lexsort(rows.T[::-1])

@@ -257,16 +257,14 @@ class Options(msgspec.Struct, frozen=True):
                 raise UsageError("InvalidOption", what, where=name, fix=fix)
         self._check_format()
         if self.source_format is not None and (self.step is not None or self.files is not None):
-            raise UsageError(
-                "InvalidOption",
-                "the metadata of the source's format determines its files",
-                where="files" if self.step is None else "step",
-                fix="omit it, or omit the source format",
-            )
+            where = "files" if self.step is None else "step"
+            what, fix = "the metadata of the source's format determines its files", f"omit {where}, or omit the source format"
+            raise UsageError("InvalidOption", what, where=where, fix=fix)
         if self.output in ("Unified", "Same") and self.file_prefix != _default("file_prefix"):
-            raise UsageError("InvalidOption", "the output has fixed file names", where="file_prefix", fix="omit it")
+            raise UsageError("InvalidOption", "the output has fixed file names", where="file_prefix", fix="omit file_prefix")
         if self.output == "Index" and (other := [name for name in _OF_FILES if getattr(self, name) != _default(name)]):
-            raise UsageError("InvalidOption", "the output Index writes no rank files", where=other[0], fix="omit it")
+            fix = f"omit {other[0]}"
+            raise UsageError("InvalidOption", "the output Index writes no rank files", where=other[0], fix=fix)
 
     def _check_format(self) -> None:
         """Check that the format and the number of ranks go with the output."""

@@ -250,7 +250,7 @@ def _fields(content: bytes) -> Iterator[tuple[int, int, int, int]]:
                 raise MalformedError(f"the file is truncated in the field at byte {start}")
             yield number, kind, start, at
     except IndexError:
-        raise MalformedError("the file is truncated in a number") from None
+        raise MalformedError("the file ends within an integer") from None
 
 
 def _varint(content: bytes, at: int) -> tuple[int, int]:

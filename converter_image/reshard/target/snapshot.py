@@ -144,5 +144,5 @@ class TargetSnapshot:
         )
 
     def is_left_over(self, digests: Collection[str]) -> bool:
-        """Return whether all remaining files belong to these tasks, whose processes were killed just before the end."""
+        """Return whether all remaining files belong to these tasks, whose processes were killed before cleanup finished."""
         return self.remains and all(job.digest in digests for job in self.jobs)

@@ -54,7 +54,7 @@ def run_preflight(
     resumable: bool = False,
     thorough: bool = False,
 ) -> Preflight:
-    """Prepare a transform, and run all checks that are possible. The target is not modified.
+    """Prepare a transform, and run all checks that are possible. No checkpoint data is written.
 
     Args:
         request: request of the transform.
@@ -63,7 +63,7 @@ def run_preflight(
         cancellation: object that cancels the work from another thread.
         commit: whether the checkpoint will be completed at once.
         resumable: whether to use the task of a plan in the target, which was checked when the plan was written.
-        thorough: whether finished files are read again, to find changes since.
+        thorough: whether finished files are read again, to find changes since they were written.
 
     Raises:
         ReshardError: the transform would fail. The error is the one that it would fail with.

@@ -160,7 +160,7 @@ def envelope(dtype: str, shape: tuple[int, ...], nbytes: int) -> Envelope:
 
     Args:
         dtype: type of the elements, by its name in `reshard.checkpoint.dtypes`. torch must have it.
-        shape: lengths of the tensor.
+        shape: shape of the tensor.
         nbytes: length of the content in bytes.
     """
     made = _Writer()
