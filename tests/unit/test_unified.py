@@ -356,6 +356,7 @@ def test_an_empty_folder_is_refused_as_a_checkpoint(source: disk.Checkpoint, tmp
         ({"format": "TorchDcp", "output": "Unified"}, "unified checkpoints are always safetensors"),
         ({"format": "TorchDcp", "crc": True}, "crc: it does not apply to the format TorchDcp"),
         ({"target_ranks": 2, "output": "Same"}, "target_ranks"),
+        ({"format": "HuggingFace", "crc": True}, "crc: only MindSpore reads"),
         ({"output": "Unified", "file_prefix": "x_"}, "file_prefix.*fixed file names"),
         ({"output": "Same", "file_prefix": "x_"}, "file_prefix.*fixed file names"),
         ({"output": "Unified", "format": "Ckpt"}, "format.*safetensors"),

@@ -283,7 +283,7 @@ def _cipher(request: Request, output: OutputFormat, key: bytes | None) -> BlockC
         return None
     what = fix = None
     if output.name != "ckpt":
-        what = "encrypted safetensors files are not supported by any reader, including MindSpore"
+        what = f"encryption is defined only for .ckpt files, so no program could read encrypted files of the format {output.name}"
         fix = "write .ckpt files: --format ckpt (spec.target.format: Ckpt), or omit the encryption"
     elif request.options.output == "Index":
         what, fix = "an index contains nothing that can be encrypted", "omit the encryption"

@@ -278,6 +278,8 @@ class Options(msgspec.Struct, frozen=True):
         if self.target_ranks is not None and self.output != "PerRank":
             what = f"the output {self.output} has no ranks among which tensors are divided"
             raise UsageError("InvalidOption", what, where="target_ranks", fix="omit it")
+        if self.crc and self.format == "HuggingFace":
+            raise UsageError("InvalidOption", "only MindSpore reads the CRC32", where="crc", fix="omit it")
         if self.format in _OF_TORCH and (self.crc or self.file_prefix != _default("file_prefix") or not self.numbered):
             where = "crc" if self.crc else "numbered" if not self.numbered else "file_prefix"
             raise UsageError("InvalidOption", f"it does not apply to the format {self.format}", where=where, fix="omit it")

@@ -102,8 +102,8 @@ def replaces_other(job: Job, target: TargetFolder, snapshot: TargetSnapshot) -> 
         return replacing
     manifest, ours = snapshot.manifest, target.replaced_files(snapshot, job.digest)
     if manifest is not None:
-        what = f"a checkpoint that was created from another source, strategy or options ({manifest.digest[:12]} instead of"
-        f" {job.digest[:12]})"
+        digests = f"{manifest.digest[:12]} instead of {job.digest[:12]}"
+        what = f"a checkpoint that was created from another source, strategy or options ({digests})"
         ours |= {*(record.path for record in manifest.listed), *document_names(manifest.options)}
     elif others:
         what = f"an unfinished transform of another source, strategy or options ({others[0].digest[:12]})"
