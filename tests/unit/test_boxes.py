@@ -357,3 +357,23 @@ def test_some_ranks_of_a_distributed_checkpoint_have_no_metadata(tmp_path: Path)
     verify_checkpoint(str(tmp_path))
     transform(torch_files.DATA / "fsdp2", tmp_path, only_ranks="2-3", **options)
     assert len(checkpoint_of(tmp_path).files) == 4
+
+
+def test_settings_that_a_started_task_has_lost_are_restored(tmp_path: Path) -> None:
+    two(tmp_path / "source")
+    (tmp_path / "source" / "config.json").write_text("{}")
+    options = Options(format="HuggingFace", copy_settings=True)
+    request = Request(tmp_path / "source", tmp_path / "target", options=options)
+    transform_checkpoint(request, workers=1, commit=False)
+    (carried,) = (tmp_path / "target").glob(".reshard/*/carried/config.json")
+    carried.unlink()
+    assert transform_checkpoint(request, workers=1).complete
+    assert (tmp_path / "target" / "config.json").read_text() == "{}"
+
+
+def test_settings_next_to_the_target_stay(tmp_path: Path) -> None:
+    two(tmp_path / "source")
+    (tmp_path / "target").mkdir()
+    (tmp_path / "target" / "config.json").write_text("mine")
+    transform(tmp_path / "source", tmp_path / "target", format="HuggingFace")
+    assert (tmp_path / "target" / "config.json").read_text() == "mine"

@@ -129,6 +129,20 @@ def test_tensors_in_any_order_are_divided_into_ranges(order: list[int], shape: t
         assert content_of(Path(name), found, found.tensors[0]) == whole.tobytes()
 
 
+def test_the_stride_of_a_dimension_with_one_element_may_be_any_number(tmp_path: Path) -> None:
+    item = archive(b"\x80\x02" + tensor((1, 2, 2), ((1 << 62) - 1, 1, 2), count=4) + b".", {"data/0": bytes(range(16))})
+    found = read(one_tensor(tmp_path, item, (1, 2, 2)))
+    expected = np.frombuffer(bytes(range(16)), np.float32).reshape(2, 2).T
+    assert content_of(tmp_path, found, found.tensors[0]) == expected.tobytes()
+
+
+def test_the_pieces_of_all_tensors_are_limited(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("reshard.formats.torch.strided._MOST_PIECES_IN_ALL", 1)
+    item = archive(b"\x80\x02" + tensor((2, 2), (1, 2), count=4) + b".", {"data/0": bytes(range(16))})
+    with pytest.raises(DataError, match=r"UnsupportedStrides.*in total"):
+        read(one_tensor(tmp_path, item, (2, 2)))
+
+
 def test_a_shard_by_columns_next_to_one_by_rows(tmp_path: Path) -> None:
     rows, columns = np.arange(6, dtype=np.float32).reshape(2, 3), np.arange(6, 12, dtype=np.float32).reshape(2, 3)
     first = archive(b"\x80\x02" + tensor() + b".", {"data/0": rows.tobytes()})

@@ -120,10 +120,11 @@ def _regions(written: Reader, tensor: TargetTensor, local: int, model: Model) ->
     lengths = [-(-n // k) for n, k in zip(whole, parameter.target.parts, strict=True)]
     low = [min(c * m, n) for c, m, n in zip(parameter.target.cells[local], lengths, whole, strict=True)]
     high = [min(a + m, n) for a, m, n in zip(low, lengths, whole, strict=True)]
-    for overlap, rank, entry in zip(tensor.geometry.overlaps, tensor.ranks, tensor.entries, strict=True):
+    planned = zip(tensor.geometry.overlaps, tensor.geometry.cells, tensor.ranks, tensor.entries, strict=True)
+    for overlap, cell, rank, entry in planned:
         position = tuple(a + i for a, i in zip(low, overlap.target.start, strict=True))
-        held = _slice_at(parameter, position)
-        if not _holds(parameter, held, rank, entry, model):
+        held = _slice_at(parameter, position, cell)
+        if held is None or not _holds(parameter, held, rank, entry, model):
             raise _differs(written, parameter, f"was planned to be read from rank {rank}, which holds another slice")
         first = tuple(map(max, low, held.start))
         end = map(min, high, (a + n for a, n in zip(held.start, held.shape, strict=True)))
@@ -159,11 +160,15 @@ class _Slice:
     shape: tuple[int, ...]
 
 
-def _slice_at(parameter: Parameter, position: tuple[int, ...]) -> _Slice:
-    """Return the source slice that holds an element of the tensor, by division or by a search of all tiles."""
+def _slice_at(parameter: Parameter, position: tuple[int, ...], planned: tuple[int, ...]) -> _Slice | None:
+    """Return the source slice that holds an element of the tensor, by division, or the planned tile if it holds the element.
+
+    Tiles were proved not to overlap, so no other tile holds the element. None means that the planned tile does not hold it.
+    """
     if parameter.shards is not None:
-        tile, box = parameter.shards.tiling.at(position)
-        return _Slice((tile,), box.start, box.shape)
+        box = parameter.shards.tiling.box(*planned)
+        inside = all(a <= i < a + n for a, i, n in zip(box.start, position, box.shape, strict=True))
+        return _Slice(planned, box.start, box.shape) if inside else None
     if parameter.source is None:
         return _Slice((0,) * len(position), (0,) * len(position), parameter.shape)
     lengths = tuple(n // k for n, k in zip(parameter.shape, parameter.source.parts, strict=True))

@@ -88,8 +88,11 @@ def requested_output(options: Mapping[str, Any], source: str) -> OutputFormat:
         options: options of the request by their names in manifests, of which `format` and `output` are read.
         source: format of the source.
     """
-    fallback = source if source in ("ckpt", "safetensors") and options.get("output") != "Unified" else "safetensors"
-    return output_format(_OF_OPTION.get(str(options.get("format")), fallback))
+    wanted = str(options.get("format", "Source"))
+    if wanted == "Source":
+        same = source in ("ckpt", "safetensors") and options.get("output") != "Unified"
+        return output_format(source if same else "safetensors")
+    return output_format(_OF_OPTION.get(wanted, wanted))
 
 
 def document_names(options: Mapping[str, Any]) -> tuple[str, ...]:

@@ -71,13 +71,6 @@ class Grid:
             starts[:, i], lengths[:, i] = at[cells[i]], np.diff(at)[cells[i]]
         return starts, lengths
 
-    def at(self, position: tuple[int, ...]) -> tuple[int, Box]:
-        """Return the tile that holds an element, and its elements."""
-        tile = 0
-        for points, i in zip(self.cuts, position, strict=True):
-            tile = tile * (len(points) - 1) + bisect_right(points, i) - 1
-        return tile, self.box(tile)
-
     def intersecting(self, box: Box) -> list[int]:
         """Return the tiles that hold elements of a box within the tensor, ascending. Cost: their number, and log of the cuts."""
         if not box.size or not len(self):
@@ -144,12 +137,6 @@ class Boxes:
     def all_boxes(self) -> tuple[Numbers, Numbers]:
         """Return the first elements and the lengths of all tiles, of shape (tiles, dimensions)."""
         return self.starts.T, (self.ends - self.starts).T
-
-    def at(self, position: tuple[int, ...]) -> tuple[int, Box]:
-        """Return the tile that holds an element, and its elements. All tiles are searched, without the tree."""
-        where = np.array(position, np.int64)[:, None]
-        tile = int(np.flatnonzero(((self.starts <= where) & (where < self.ends)).all(axis=0))[0])
-        return tile, self.box(tile)
 
     def intersecting(self, box: Box) -> list[int]:
         """Return the tiles that hold elements of a box, ascending. Cost: their number, and log of all for compact tiles."""

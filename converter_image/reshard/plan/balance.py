@@ -45,6 +45,7 @@ def shares(parameters: Sequence[Parameter], devices: int, *, every: bool = False
     written = np.ones((devices, len(parameters)), dtype=np.bool_)
     nbytes = np.zeros(devices, dtype=np.int64)
     holders: dict[Layout, HoldingRanks] = {}
+    held: dict[Layout, np.ndarray[tuple[int, int], np.dtype[np.int64]]] = {}
     for number in sorted(range(len(parameters)), key=lambda i: -parameters[i].slice_nbytes):
         parameter = parameters[number]
         if every or _is_passed_on(parameter):
@@ -55,7 +56,11 @@ def shares(parameters: Sequence[Parameter], devices: int, *, every: bool = False
             written[:, number] = False
             written[chosen, number] = True
         if every and parameter.target.uneven and 0 not in parameter.shape:
-            written[:, number] &= np.array([parameter.nbytes_at(rank) > 0 for rank in range(devices)])
+            cells = held.get(parameter.target)
+            if cells is None:
+                cells = held[parameter.target] = np.array(parameter.target.cells, dtype=np.int64)
+            chunks = [-(-n // k) for n, k in zip(parameter.shape, parameter.target.parts, strict=True)]
+            written[:, number] &= (cells * chunks < parameter.shape).all(axis=1)
         nbytes[written[:, number]] += parameter.slice_nbytes
     return written
 

@@ -40,16 +40,18 @@ class Boxed:
     def __init__(
         self, found: SourceFormat, store: ReadStore, names: Sequence[str], workers: int, wanted: Callable[[str], bool] | None
     ) -> None:
-        unread: dict[str, None] = {}
+        unread = set()
 
-        def is_wanted(name: str) -> bool:
-            kept = wanted is None or wanted(name)
-            return kept or unread.setdefault(name) is not None
+        def is_wanted(name: str) -> bool:  # several threads may call it
+            if wanted is None or wanted(name):
+                return True
+            unread.add(name)
+            return False
 
         folder = _Folder(store, names)
         self.format = found.name
         self.checkpoint: Checkpoint = found.read(folder, files_at_once(workers, remote=store.remote), is_wanted)
-        self.versions, self.unread = folder.versions, tuple(unread)
+        self.versions, self.unread = folder.versions, tuple(sorted(unread))
 
     @property
     def paths(self) -> tuple[str, ...]:

@@ -197,8 +197,7 @@ class JobState:
             carried: files for the commit to write, by their paths.
         """
         store, path = self.target.store, f"{self.folder}/job.json"
-        for name, content in carried.items():
-            store.write(f"{self.folder}/carried/{name}", content, mode=self.target.mode)
+        self._keep(carried)
         store.write(f"{self.folder}/draft.json", encode(draft), mode=self.target.mode)
         store.write(f"{self.folder}/inventory.json", index, mode=self.target.mode)
         if store.write_new(path, encode(job), mode=self.target.mode):
@@ -206,16 +205,25 @@ class JobState:
         recorded = self.read()
         return recorded if recorded is not None else job
 
-    def refresh(self, job: JobDocument, index: bytes, draft: Manifest) -> None:
-        """Record a task again whose source was copied again since the task was started."""
+    def _keep(self, carried: Mapping[str, bytes]) -> None:
         store = self.target.store
+        for path, content in ((f"{self.folder}/carried/{name}", content) for name, content in carried.items()):
+            found = store.stat(path)
+            if found is None or found.size != len(content):
+                store.write(path, content, mode=self.target.mode)
+
+    def refresh(self, job: JobDocument, index: bytes, draft: Manifest, carried: Mapping[str, bytes]) -> None:
+        """Record a task again whose source was copied again since the task was started. Arguments: see `begin`."""
+        store = self.target.store
+        self._keep(carried)
         store.write(f"{self.folder}/inventory.json", index, mode=self.target.mode)
         store.write(f"{self.folder}/draft.json", encode(draft), mode=self.target.mode)
         store.write(f"{self.folder}/job.json", encode(job), mode=self.target.mode)
 
-    def restore(self, index: bytes, draft: Manifest) -> None:
+    def restore(self, index: bytes, draft: Manifest, carried: Mapping[str, bytes]) -> None:
         """Restore the missing documents of a started task, and add the number of stages, which was unknown before."""
         store = self.target.store
+        self._keep(carried)
         if store.stat(f"{self.folder}/inventory.json") is None:
             store.write(f"{self.folder}/inventory.json", index, mode=self.target.mode)
         known = self._document("draft.json", Manifest, _LARGEST_DOCUMENT) if draft.stages else None

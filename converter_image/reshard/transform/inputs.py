@@ -5,12 +5,14 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from reshard.errors import DataError, RequestError
+from reshard.formats.registry import requested_output
 from reshard.plan.rules import selection
 from reshard.source.encrypted import as_plain
 from reshard.source.files import Files, find_files, open_source, refuse_part
 from reshard.source.reading import read_inventory
 from reshard.source.single import others_of, refuse_one_of_several
 from reshard.source.strategies import read_strategy
+from reshard.spec.request import request_key
 from reshard.storage.cancellable import CancellableStore
 
 if TYPE_CHECKING:
@@ -106,10 +108,12 @@ def source_names(request: Request, *, workers: int) -> dict[str, bool]:
 def listing_identifies(request: Request, store: ReadStore) -> bool:
     """Return whether a listing of the source can prove that a complete checkpoint is the result of a request.
 
-    ETags identify the content of objects, but a file system has only times. A key is checked by decrypting.
+    ETags identify the content of objects, but a file system has only times. A key is checked by decrypting. The listing does not
+    include files that are carried unchanged.
     """
     plain = request.index is None and request.encryption is None and request.decryption is None
-    return plain and store.remote and request.options.output not in ("Stage", "Index")
+    carries = request.options.copy_settings or requested_output(request_key(request), "").companions
+    return plain and not carries and store.remote and request.options.output not in ("Stage", "Index")
 
 
 def decrypted(

@@ -39,9 +39,9 @@ def start(job: Job, target: TargetFolder, cancellation: Cancellation) -> tuple[J
     state, document = target.job(job.digest), snapshot.find_task(job.digest)
     if document is not None and document.versions != job.versions and not job.planned:
         document = msgspec.structs.replace(document, versions=job.versions)
-        state.refresh(document, encode_index(job), draft_manifest(job, durations()))
+        state.refresh(document, encode_index(job), draft_manifest(job, durations()), job.carried)
     elif document is not None:
-        state.restore(encode_index(job), draft_manifest(job, durations()))
+        state.restore(encode_index(job), draft_manifest(job, durations()), job.carried)
     else:
         replaces, renames = replaces_other(job, target, snapshot), target.store.renames
         document = JobDocument(
@@ -126,9 +126,8 @@ def _refuse_foreign_files(job: Job, target: TargetFolder, ours: AbstractSet[str]
     wanted = {*map(job.path, job.scope), *_carried(job), *job.output.conflicting(job.model.target_ranks)}
     entries = target.store.list("")
     if job.output.names_files:  # programs would read files of another checkpoint together with these
-        wanted |= {*document_names(job.key)}
-        suffixes = tuple({f".{path.rpartition('.')[2]}" for path in wanted if not path.startswith(".")})
-        wanted |= {found.name for found in entries if found.name.endswith(suffixes)}
+        suffixes = tuple({f".{path.rpartition('.')[2]}" for path in map(job.path, job.scope)})
+        wanted |= {*document_names(job.key), *(found.name for found in entries if found.name.endswith(suffixes))}
     paths = [found.name for found in entries if found.name in wanted or is_own(found.name)]
     folders = [found.name for found in entries if found.is_folder and found.name.startswith("rank_")]
     for folder, listed in zip(folders, target.store.list_folders(folders), strict=True):

@@ -98,7 +98,9 @@ class StoredTensor:
         """
         offset, _ = locate(reader, archive, self.storage)
         itemsize = self.dtype.itemsize
-        strides = None if self.row_major else tuple(step * itemsize for step in self.strides)
+        # The stride of a dimension with one element has no effect, and may be any number.
+        steps = (step * itemsize if n > 1 else 0 for n, step in zip(self.shape, self.strides, strict=True))
+        strides = None if self.row_major else tuple(steps)
         return Content(offset + self.first * itemsize, prod(self.shape) * itemsize, strides)
 
 

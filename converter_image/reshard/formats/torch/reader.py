@@ -17,7 +17,7 @@ from reshard.formats.torch.dcp import check_files, read_metadata
 from reshard.formats.torch.items import Item, Templates, locate_items, reads
 from reshard.formats.torch.names import complete_metadata
 from reshard.formats.torch.sharded import saved_offsets
-from reshard.formats.torch.strided import Content, split
+from reshard.formats.torch.strided import Budget, Content, split
 from reshard.formats.torch.unpickle import LIMITS
 from reshard.model import Checkpoint, Grid, Shards, TensorMeta, divide, gather_shards
 from reshard.parallel import parallel
@@ -89,6 +89,7 @@ class _Rows:
         self._bounds = np.searchsorted(files, np.arange(len(found.files) + 1))
         self.files = [file for file in range(len(found.files)) if self._bounds[file] < self._bounds[file + 1]]
         self._strided: dict[int, Content] = {}
+        self._budget = Budget()
         self._shapes: dict[int, list[tuple[int, ...]]] = {}  # by tiling, which tensors share
 
     def find_in(self, file: int, reader: RangeReader, templates: Templates) -> None:
@@ -184,6 +185,7 @@ class _Rows:
                 )
             for row, content in zip(copies, contents, strict=True):
                 pieces = split(content, box.shape, itemsize, f"tensor {tensor.name}")
+                self._budget.take(pieces, f"tensor {tensor.name}")
                 ones = np.ones(len(pieces.starts), np.int64)
                 columns.append(
                     (

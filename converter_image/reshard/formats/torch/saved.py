@@ -12,7 +12,7 @@ from reshard.errors import DataError, MissingInputError, RequestError
 from reshard.formats.shards import ShardTable
 from reshard.formats.torch.archive import read_archive
 from reshard.formats.torch.names import ENDINGS
-from reshard.formats.torch.strided import Content, split
+from reshard.formats.torch.strided import Budget, Content, split
 from reshard.model import Checkpoint
 from reshard.parallel import parallel
 
@@ -39,7 +39,7 @@ def read(folder: Folder, workers: int = 1, wanted: Callable[[str], bool] | None 
         RequestError: the folder has several files, and no index states which of them belong together.
     """
     files, listed, documents = _choose(folder)
-    table = ShardTable()
+    table, budget = ShardTable(), Budget()
     seen: dict[str, str] = {}
     found = parallel(lambda name: _tensors(folder, name, wanted), files, at_once=workers)
     for number, (file, tensors) in enumerate(zip(files, found, strict=True)):
@@ -53,6 +53,7 @@ def read(folder: Folder, workers: int = 1, wanted: Callable[[str], bool] | None 
                     fix="move the file that does not belong to the checkpoint to another folder",
                 )
             pieces = split(content, shape, DTYPES[dtype].itemsize, f"{where}: tensor {name}")
+            budget.take(pieces, f"{where}: tensor {name}")
             for start, offset in zip(pieces.starts.tolist(), pieces.offsets.tolist(), strict=True):
                 table.add(name, dtype, tuple(start), pieces.shape, (number, offset, pieces.nbytes), where)
     if absent := [name for name in listed if name not in seen and (wanted is None or wanted(name))]:

@@ -14,6 +14,7 @@ if TYPE_CHECKING:
 
 # A plan has an entry for each piece. A matrix of 65,536 columns that is stored by columns has as many.
 _MOST_PIECES = 1 << 16
+_MOST_PIECES_IN_ALL = 1 << 20
 
 
 class Content(NamedTuple):
@@ -44,6 +45,29 @@ class Pieces(NamedTuple):
     shape: tuple[int, ...]
     offsets: Numbers
     nbytes: int
+
+
+class Budget:
+    """Number of pieces into which the tensors of one checkpoint may be divided."""
+
+    def __init__(self) -> None:
+        self._left = _MOST_PIECES_IN_ALL
+
+    def take(self, pieces: Pieces, where: str) -> None:
+        """Count the pieces of a tensor.
+
+        Raises:
+            DataError: there are too many.
+        """
+        if len(pieces.starts) > 1:
+            self._left -= len(pieces.starts)
+        if self._left < 0:
+            raise DataError(
+                "UnsupportedStrides",
+                f"tensors that are not in row-major order form more than {_MOST_PIECES_IN_ALL} pieces in total",
+                where=where,
+                fix="save `tensor.contiguous()`, or exclude such tensors with --exclude (spec.parameters.exclude)",
+            )
 
 
 def split(content: Content, shape: tuple[int, ...], itemsize: int, where: str) -> Pieces:

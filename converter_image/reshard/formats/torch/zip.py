@@ -24,6 +24,9 @@ _LOCATOR = struct.Struct("<4s4xQ4x")
 _END64 = struct.Struct("<4s20xQQQQ")
 _CENTRAL = struct.Struct("<4s4xHH4xIIIHHH8xI")  # flags, method; CRC, sizes; lengths of name, extra, comment; offset of the header
 _LOCAL = struct.Struct("<4s22xHH")
+# An entry has a name, an extra field and a comment of at most 64 KiB each.
+_LONGEST_ENTRY = 46 + 3 * 0xFFFF
+_LONGEST_DIRECTORY = 1 << 30
 _TAIL = 2048
 _UNKNOWN32, _UNKNOWN16 = 0xFFFFFFFF, 0xFFFF
 _ENCRYPTED = 1
@@ -126,7 +129,8 @@ def read_container(reader: RangeReader, start: int, length: int) -> Container:
     tail_at = max(length - _TAIL, 0)
     tail = reader.read(start + tail_at, length - tail_at)
     offset, size, count = _directory(reader, start, tail, tail_at)
-    if offset + size > length or count > size // _CENTRAL.size:
+    longest = min(count * _LONGEST_ENTRY, _LONGEST_DIRECTORY)
+    if offset + size > length or count > size // _CENTRAL.size or size > longest:
         raise _damaged(reader, f"the directory of {count} entries does not fit at bytes {offset} to {offset + size} of {length}")
     directory = tail[offset - tail_at :][:size] if offset >= tail_at else reader.read(start + offset, size)
     found: dict[str, Entry] = {}
