@@ -131,7 +131,7 @@ def prepare_files(  # noqa: PLR0913 - the source, and how to read it
             inconsistent = check_copies(
                 store, model, request.options, progress, workers=workers, single=single or only is not None
             )
-            inconsistent |= check_shards(store, model, request.options)
+            inconsistent |= check_shards(store, model, request.options, workers=workers)
         check_trimmed(store, model)
     except (DataError, MissingInputError):
         refuse_changed(store, inventory)

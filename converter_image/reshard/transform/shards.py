@@ -10,7 +10,9 @@ import numpy as np
 
 from reshard.checkpoint.dtypes import OBJECT
 from reshard.errors import DataError
+from reshard.parallel import parallel
 from reshard.plan.copies import SMALL_BYTES
+from reshard.storage.ahead import files_at_once
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -35,13 +37,14 @@ class _Copies(NamedTuple):
     places: tuple[Place, ...]
 
 
-def check_shards(store: ReadStore, model: Model, options: Options) -> frozenset[str]:
+def check_shards(store: ReadStore, model: Model, options: Options, *, workers: int) -> frozenset[str]:
     """Compare copies of shards: small ones whole, others whole with `verification: Full`, otherwise by blocks of some of them.
 
     Args:
         store: store of the source.
         model: parameters with their shards.
         options: options of the request.
+        workers: number of files read at a time.
 
     Returns:
         The names of the parameters whose copies differ, which the request accepts.
@@ -55,22 +58,28 @@ def check_shards(store: ReadStore, model: Model, options: Options) -> frozenset[
         (small if max(place.length for place in copies.places) <= SMALL_BYTES else large).append(copies)
     full = options.verification == "Full"
     most = len(large) if full else 0 if options.verification == "None" else _MOST_REMOTE_SHARDS if store.remote else _MOST_SHARDS
+    if store.remote and not full:
+        small = small[:_MOST_REMOTE_SHARDS]
     chosen = large if most >= len(large) else [large[i * len(large) // most] for i in range(most)]
-    files, differing = {file.rank: file.path for file in model.inventory.files}, set()
+    files, compared = {file.rank: file.path for file in model.inventory.files}, (*small, *chosen)
+    at_once = files_at_once(workers, remote=store.remote)
     with ExitStack() as stack:
-        readers: dict[int, Reader] = {}
-        for copies in (*small, *chosen):
-            for place in copies.places:
-                if place.file not in readers:
-                    readers[place.file] = stack.enter_context(closing(store.open(files[place.file])))
+        needed = sorted({place.file for copies in compared for place in copies.places})
+        opened = parallel(lambda file: store.open(files[file]), needed, at_once=at_once)
+        readers = {file: stack.enter_context(closing(reader)) for file, reader in zip(needed, opened, strict=True)}
+
+        def differing(copies: _Copies) -> Place | None:
+            """Return the first copy that differs."""
             first, *others = copies.places
-            for other in others:
-                if _equal(readers[first.file], first, readers[other.file], other, full=full):
-                    continue
-                if not model.lowest_replica:
-                    raise _differ(copies, files[first.file], files[other.file])
-                differing.add(copies.name)
-    return frozenset(differing)
+            reader = readers[first.file]
+            return next((o for o in others if not _equal(reader, first, readers[o.file], o, full=full)), None)
+
+        found = zip(compared, parallel(differing, compared, at_once=at_once), strict=True)
+        differ = [(copies, other) for copies, other in found if other is not None]
+    if differ and not model.lowest_replica:
+        copies, other = differ[0]
+        raise _differ(copies, files[copies.places[0].file], files[other.file])
+    return frozenset(copies.name for copies, _ in differ)
 
 
 def _copies(model: Model) -> Iterator[_Copies]:
