@@ -73,7 +73,7 @@ def test_completion(name: str, tmp_path: Path) -> None:
         ):
             shell.enter(f"{typed}\t", completed)
             shell.enter("\x15", "")
-        listed = shell.enter("reshard transform --\t\t", "--max-file-size-bytes")
+        listed = shell.enter("reshard transform --\t\t", "--file-mode")
         assert "pipeline stage of the source" not in listed
     finally:
         shell.end()
