@@ -234,7 +234,7 @@ class _Comparison:
         return max(DTYPES[self.entry.dtype].itemsize, DTYPES[self.parameter.dtype].itemsize)
 
     def _compare_sample(self) -> None:
-        """Compare segments of some rows: of the first, of the last, and of some between them."""
+        """Compare segments of the first row, of the last row, and of some rows between them."""
         shape, itemsize = self.entry.shape or (1,), self._largest_itemsize
         rows, window = prod(shape[:-1]), max(1, _SAMPLE_BYTES // itemsize)
         seed = xxhash.xxh32_intdigest(self.parameter.name.encode("utf-8", "surrogatepass"))

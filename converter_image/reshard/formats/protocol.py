@@ -59,7 +59,7 @@ class SourceFormat(Protocol):
 
     @property
     def one_file(self) -> bool:
-        """Whether one file of a folder can be read without the others, because no tensor is divided between files."""
+        """Whether one file of a folder can be read without the others. False if tensors are divided between files."""
 
     def detect(self, names: Sequence[str]) -> bool:
         """Return whether a folder with these files holds a checkpoint of this format, by the names alone."""
@@ -93,11 +93,11 @@ class OutputFormat(Protocol):
 
     @property
     def once(self) -> bool:
-        """Whether each slice is written by one rank only, because the documents locate it for all ranks."""
+        """Whether only one rank writes each slice. The documents then tell all ranks where it is."""
 
     @property
     def names_files(self) -> bool:
-        """Whether the format determines the names of files, also of files of whole tensors."""
+        """Whether the format determines the names of all files, including those of whole tensors."""
 
     @property
     def objects_of(self) -> frozenset[str]:
@@ -112,7 +112,7 @@ class OutputFormat(Protocol):
         """Names of the documents that complete a checkpoint, see `documents`. Not every checkpoint has all of them."""
 
     def conflicting(self, ranks: int) -> tuple[str, ...]:
-        """Return the names of files that other programs would read instead of a checkpoint of so many files."""
+        """Return the names of files that other programs would read instead of a checkpoint with this number of files."""
 
     def path(self, rank: int, ranks: int, stem: str) -> str:
         """Return the path of a rank's file, relative to the target.

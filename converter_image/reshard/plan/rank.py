@@ -210,7 +210,7 @@ class Planner:
 
     @property
     def _divides(self) -> bool:
-        """Whether ranks that hold the same slices divide them among themselves."""
+        """Whether only one of the ranks that hold a slice writes it."""
         return self.remove_redundancy or self.once
 
     @cached_property

@@ -154,7 +154,7 @@ class S3Store:
     def _listed_together(self, keys: Collection[str]) -> Sequence[Stat] | None:
         """Return the objects with these keys or below them, by key. The result may contain other objects.
 
-        Return None if there are few keys, or so many other objects between them that one request per key takes less time.
+        Return None if one request per key takes less time: there are few keys, or many other objects between them.
         """
         if len(keys) < _LISTED_TOGETHER:
             return None
