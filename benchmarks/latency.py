@@ -87,12 +87,12 @@ def delayed(server: Server, seconds: float) -> Iterator[Server]:
 def upload(server: Server, bucket: str, folder: Path, prefix: str) -> None:
     """Upload the files of a folder, many at a time."""
     client = server.client()
+
+    def put(path: Path) -> None:
+        client.put_object(Bucket=bucket, Key=f"{prefix}/{path.relative_to(folder)}", Body=path.read_bytes())
+
     with ThreadPoolExecutor(16) as pool:
-        paths = [path for path in folder.rglob("*") if path.is_file()]
-        put = lambda path: client.put_object(  # noqa: E731 - for one line
-            Bucket=bucket, Key=f"{prefix}/{path.relative_to(folder)}", Body=path.read_bytes()
-        )
-        list(pool.map(put, paths))
+        list(pool.map(put, (path for path in folder.rglob("*") if path.is_file())))
 
 
 def reshard(server: Server, *arguments: str) -> dict[str, Any]:

@@ -19,7 +19,7 @@ from mindspore.train import CheckpointConfig, ModelCheckpoint, _utils, serializa
 from mindspore.train.callback import _checkpoint
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from collections.abc import Callable, Iterator
     from pathlib import Path
 
     from definition import Cut
@@ -46,6 +46,15 @@ def _group(cut: Cut) -> str:
     return str(cut.devices // used if cut.size == -1 else cut.size)
 
 
+def _answering(name: str, found: int) -> Callable[..., int]:
+    """A function in place of `get_rank` or `get_group_size`. The name of a group is its size, see `_group`."""
+
+    def answer(group: str = "") -> int:
+        return int(group) if group and name == "get_group_size" else found
+
+    return answer
+
+
 @contextlib.contextmanager
 def on(rank: int, ranks: int) -> Iterator[None]:
     """Act as a rank of a cluster of the given size."""
@@ -53,8 +62,7 @@ def on(rank: int, ranks: int) -> Iterator[None]:
         for module in (_checkpoint, _utils, serialization, _cell_wrapper):
             for name, found in (("get_rank", rank), ("get_group_size", ranks)):
                 if hasattr(module, name):
-                    put = lambda group="", found=found, name=name: int(group) if group and name == "get_group_size" else found  # noqa: E731 - one line
-                    stack.enter_context(mock.patch.object(module, name, put))
+                    stack.enter_context(mock.patch.object(module, name, _answering(name, found)))
         yield
 
 
@@ -110,7 +118,9 @@ class Cluster:
 
             return add_up
 
-        nothing = lambda *_: None  # noqa: E731 - one line
+        def nothing(*_: object) -> None:
+            pass
+
         with on(rank, case.target_ranks), contextlib.ExitStack() as stack:
             stack.enter_context(mock.patch("mindspore.mint.distributed.all_gather_object", gather))
             stack.enter_context(mock.patch("mindspore.runtime.synchronize", nothing))

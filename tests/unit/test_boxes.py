@@ -14,6 +14,7 @@ import boxes_format
 import numpy as np
 import pytest
 import rawfiles
+import torch_checkpoints
 import torch_files
 from boxes_format import RAW, RawBoxes, tilings
 from definition import Cut, held
@@ -193,7 +194,7 @@ def test_torch_checkpoints_divided_again_hold_the_same(name: str, ranks: int, tm
         for tensor, view in deserialize(path.read_bytes())
     }
     assert found == {tensor: each["sha256"] for tensor, each in expected.items()}
-    before, after = (objects_of(folder) for folder in (torch_files.DATA / name, again))
+    before, after = (torch_checkpoints.objects(folder) for folder in (torch_files.DATA / name, again))
     assert before == after
 
 
@@ -221,16 +222,6 @@ def test_values_other_than_tensors_get_no_files(tmp_path: Path) -> None:
     manifest = json.loads((tmp_path / "reshard-manifest.json").read_text())
     assert manifest["source"]["ranks"] == 4
     assert "optim.param_groups.0.lr" in manifest["objects"]
-
-
-def objects_of(folder: Path) -> dict[str, bytes]:
-    """Return the bytes of values that are not tensors."""
-    checkpoint = checkpoint_of(folder)
-    contents = {}
-    for each in checkpoint.objects:
-        place = each.places[0]
-        contents[each.name] = (folder / checkpoint.files[place.file]).read_bytes()[place.offset :][: place.length]
-    return contents
 
 
 def test_a_megatron_checkpoint_keeps_its_companions(tmp_path: Path) -> None:

@@ -15,14 +15,14 @@ from zlib_ng import zlib_ng
 from reshard.checkpoint.blockcipher import mode_of
 from reshard.checkpoint.dtypes import BY_CKPT_NAME, DTYPES, OBJECT, STRING
 from reshard.checkpoint.inventory import Header, Structure, TensorEntry
-from reshard.checkpoint.output import Span
+from reshard.checkpoint.output import OutputDefaults, Span
 from reshard.errors import DataError
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Iterator, Mapping, Sequence
+    from collections.abc import Iterator, Mapping, Sequence
 
     from reshard.checkpoint.inventory import RangeReader
-    from reshard.checkpoint.output import OutputFile, OutputTensor, Piece
+    from reshard.checkpoint.output import OutputTensor, Piece
 
 # MindSpore splits larger tensors over several messages, each of which a loader parses as a whole (SLICE_SIZE).
 CHUNK_BYTES = 512 << 20
@@ -136,20 +136,11 @@ def file_size(tensors: Sequence[OutputTensor], *, crc: bool) -> int:
     return messages + (_TRAILER_BYTES if crc else 0)
 
 
-class CkptFormat:
+class CkptFormat(OutputDefaults):
     """The format as `reshard.formats.protocol.OutputFormat`."""
 
     name: Final = "ckpt"
     crc: Final = "Trailer"
-    once: Final = False
-    names_files: Final = False
-    document_names: Final = ()
-    companions: Final = ()
-    objects_of: Final = frozenset[str]()
-
-    def conflicting(self, ranks: int) -> tuple[str, ...]:
-        """Return no names."""
-        return ()
 
     def path(self, rank: int, ranks: int, stem: str) -> str:
         """Return the path of a rank's file, as MindSpore names it."""
@@ -201,14 +192,6 @@ class CkptFormat:
     def entries(self, reader: RangeReader, tensors: Sequence[OutputTensor]) -> tuple[TensorEntry, ...]:
         """Return the tensors that a finished file describes."""
         return read_header(reader).structure.tensors
-
-    def documents(self, files: Iterable[OutputFile]) -> Mapping[str, bytes]:
-        """Return no documents, because each file describes itself."""
-        return {}
-
-    def carried(self, names: Sequence[str], where: str, *, settings: bool) -> Sequence[str]:
-        """Return no files, because MindSpore's checkpoints contain no other files."""
-        return ()
 
 
 CKPT = CkptFormat()

@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, ClassVar
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Iterable, Mapping, Sequence
 
 
 @dataclass(frozen=True, slots=True)
@@ -81,6 +81,32 @@ class Checksum:
 
     length: int
     render: Callable[[int], bytes]
+
+
+class OutputDefaults:
+    """What `reshard.formats.protocol.OutputFormat` says of a format whose files describe themselves."""
+
+    once: ClassVar[bool] = False
+    names_files: ClassVar[bool] = False
+    document_names: ClassVar[tuple[str, ...]] = ()
+    objects_of: ClassVar[frozenset[str]] = frozenset()
+    companions: tuple[str, ...] = ()
+
+    def conflicting(self, ranks: int) -> tuple[str, ...]:
+        """Return no names."""
+        return ()
+
+    def trailer(self, crc: int) -> bytes:
+        """Return no bytes."""
+        return b""
+
+    def documents(self, files: Iterable[OutputFile]) -> Mapping[str, bytes]:
+        """Return no documents."""
+        return {}
+
+    def carried(self, names: Sequence[str], where: str, *, settings: bool) -> Sequence[str]:
+        """Return no files."""
+        return ()
 
 
 # A range of a file to be written.

@@ -14,15 +14,15 @@ from reshard.checkpoint.ckpt import MAX_DIMENSIONS, MAX_TENSORS
 from reshard.checkpoint.crc import NamedContents
 from reshard.checkpoint.dtypes import BY_SAFETENSORS_NAME, DTYPES, INT4, OBJECT, SAFETENSORS_ORDER, STRING
 from reshard.checkpoint.inventory import Header, Structure, TensorEntry
-from reshard.checkpoint.output import Span
+from reshard.checkpoint.output import OutputDefaults, Span
 from reshard.errors import DataError, OutputError
 from reshard.strictjson import TooManyError, pairs
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Iterator, Mapping, Sequence
+    from collections.abc import Iterator, Mapping, Sequence
 
     from reshard.checkpoint.inventory import RangeReader
-    from reshard.checkpoint.output import OutputFile, OutputTensor, Piece
+    from reshard.checkpoint.output import OutputTensor, Piece
 
 # The limit of the safetensors library (safetensors/src/tensor.rs, MAX_HEADER_SIZE).
 MAX_HEADER_BYTES = 100_000_000
@@ -130,20 +130,11 @@ def file_size(tensors: Sequence[OutputTensor], metadata: Mapping[str, str], *, c
     return len(_header(tensors, metadata, 0 if crc else None)) + sum(tensor.nbytes for tensor in tensors)
 
 
-class SafetensorsFormat:
+class SafetensorsFormat(OutputDefaults):
     """The format with MindSpore's names and metadata, as `reshard.formats.protocol.OutputFormat`."""
 
     name: str = "safetensors"
     crc: Literal["Header"] | None = "Header"
-    once: bool = False
-    names_files: bool = False
-    document_names: tuple[str, ...] = ()
-    companions: tuple[str, ...] = ()
-    objects_of: frozenset[str] = frozenset()
-
-    def conflicting(self, ranks: int) -> tuple[str, ...]:
-        """Return no names."""
-        return ()
 
     def path(self, rank: int, ranks: int, stem: str) -> str:
         """Return the path of a rank's file, as MindSpore names it."""
@@ -188,21 +179,9 @@ class SafetensorsFormat:
         """Return the length of a file in bytes."""
         return file_size(tensors, metadata, crc=crc)
 
-    def trailer(self, crc: int) -> bytes:
-        """Return no bytes, because the header contains the CRC."""
-        return b""
-
     def entries(self, reader: RangeReader, tensors: Sequence[OutputTensor]) -> tuple[TensorEntry, ...]:
         """Return the tensors that a finished file describes."""
         return read_header(reader).structure.tensors
-
-    def documents(self, files: Iterable[OutputFile]) -> Mapping[str, bytes]:
-        """Return no documents, because each file describes itself."""
-        return {}
-
-    def carried(self, names: Sequence[str], where: str, *, settings: bool) -> Sequence[str]:
-        """Return no files, because MindSpore's checkpoints contain no other files."""
-        return ()
 
 
 SAFETENSORS = SafetensorsFormat()

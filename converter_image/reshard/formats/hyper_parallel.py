@@ -10,10 +10,9 @@ from dataclasses import replace
 from typing import TYPE_CHECKING
 
 from reshard.formats.detection import HYPER_PARALLEL_CONTENT, HYPER_PARALLEL_METADATA
-from reshard.formats.torch.dcp import read_metadata
+from reshard.formats.torch.dcp import read_documents, read_metadata
 from reshard.formats.torch.names import complete_metadata
 from reshard.formats.torch.reader import find_contents
-from reshard.formats.torch.unpickle import LIMITS
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -26,6 +25,6 @@ def read(folder: Folder, workers: int = 1, wanted: Callable[[str], bool] | None 
     """Return the tensors and objects of a checkpoint, see `SourceFormat.read`."""
     documents = tuple(complete_metadata(folder, HYPER_PARALLEL_METADATA, HYPER_PARALLEL_CONTENT))
     entries: dict[str, int] = {}
-    found = read_metadata([(f"{folder.url}/{name}", folder.read(name, LIMITS.nbytes)) for name in documents], entries=entries)
+    found = read_metadata(read_documents(folder, documents), entries=entries)
     found = replace(found.only(wanted) if wanted else found, documents=documents)
     return find_contents(found, folder, workers, tuple(entries))

@@ -8,12 +8,10 @@ from typing import TYPE_CHECKING, NamedTuple
 import numpy as np
 
 from reshard.errors import DataError
-from reshard.model import TensorMeta, divide, gather_shards
+from reshard.model import Divisions, TensorMeta, gather_shards
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping
-
-    from reshard.model.tiling import Numbers, Tiling
 
 
 class _Tensor(NamedTuple):
@@ -75,14 +73,12 @@ class ShardTable:
         Raises:
             DataError: the shards of a tensor do not cover it, or overlap.
         """
-        cuts: dict[tuple[tuple[int, ...], bytes], tuple[Tiling, Numbers]] = {}
+        divisions = Divisions()
         for name, (dtype, dimensions, rows) in self._found.items():
             table = np.frombuffer(rows, np.int64).reshape(-1, 2 * dimensions + 3)
-            boxes = np.ascontiguousarray(table[:, : 2 * dimensions])
-            starts, lengths = boxes[:, :dimensions], boxes[:, dimensions:]
-            shape = tuple((starts + lengths).max(axis=0).tolist()) if shapes is None else shapes[name]
-            key = (shape, len(boxes).to_bytes(8) + boxes.tobytes())
-            if key not in cuts:
-                cuts[key] = divide(shape, starts, lengths, name)
+            boxes = table[:, : 2 * dimensions]
+            ends = boxes[:, :dimensions] + boxes[:, dimensions:]
+            shape = tuple(ends.max(axis=0).tolist()) if shapes is None else shapes[name]
+            tiling, tiles = divisions.divide(shape, boxes, name)
             files, offsets, sizes = (np.ascontiguousarray(column) for column in table[:, 2 * dimensions :].T)
-            yield TensorMeta(name, dtype, shape, gather_shards(*cuts[key], (files, offsets, sizes), name))
+            yield TensorMeta(name, dtype, shape, gather_shards(tiling, tiles, (files, offsets, sizes), name))

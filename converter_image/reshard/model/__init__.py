@@ -8,14 +8,26 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from reshard.errors import DataError
-from reshard.model.tiling import Boxes, Grid, Tiling, divide
+from reshard.model.tiling import Boxes, Divisions, Grid, Tiling, divide
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Mapping
 
     from reshard.model.tiling import Numbers
 
-__all__ = ["Boxes", "Checkpoint", "Grid", "ObjectMeta", "Place", "Shards", "TensorMeta", "Tiling", "divide", "gather_shards"]
+__all__ = [
+    "Boxes",
+    "Checkpoint",
+    "Divisions",
+    "Grid",
+    "ObjectMeta",
+    "Place",
+    "Shards",
+    "TensorMeta",
+    "Tiling",
+    "divide",
+    "gather_shards",
+]
 
 
 @dataclass(frozen=True, slots=True)

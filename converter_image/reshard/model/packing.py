@@ -16,7 +16,7 @@ if TYPE_CHECKING:
     from collections.abc import Sequence
 
     from reshard.checkpoint.inventory import OpaqueObject
-    from reshard.model import Shards
+    from reshard.model import Divisions, Shards
     from reshard.model.tiling import Numbers
 
 _PLACE = 3  # file, first byte, number of bytes
@@ -34,12 +34,13 @@ def pack(tensor: TensorMeta) -> ShardedTensor:
     return ShardedTensor(tensor.name, tensor.dtype, tensor.shape, rows.tobytes())
 
 
-def unpack(packed: ShardedTensor, sizes: Sequence[int]) -> TensorMeta:
+def unpack(packed: ShardedTensor, sizes: Sequence[int], divisions: Divisions) -> TensorMeta:
     """Return a tensor with its shards, after a proof that each element is in exactly one.
 
     Args:
         packed: tensor from a document of any origin.
         sizes: length of each file in bytes.
+        divisions: divisions of the tensors before it.
 
     Raises:
         DataError: the shards do not form the tensor, or are not within the files.
@@ -52,9 +53,9 @@ def unpack(packed: ShardedTensor, sizes: Sequence[int]) -> TensorMeta:
     if dtype is None or len(packed.shards) % (8 * (2 * count + _PLACE)):
         raise _invalid(name, "its type or its list of shards is invalid")
     rows = rows.reshape(-1, 2 * count + _PLACE)
-    starts, lengths = rows[:, :count], rows[:, count : 2 * count]
+    lengths = rows[:, count : 2 * count]
     files, offsets, nbytes = rows[:, -3], rows[:, -2], rows[:, -1]
-    tiling, tiles = divide(shape, starts, lengths, name)
+    tiling, tiles = divisions.divide(shape, rows[:, : 2 * count], name)
     if ((files < 0) | (files >= len(sizes)) | (offsets < 0) | (nbytes < 0)).any():
         raise _invalid(name, "a shard is in no file")
     if (offsets > np.array(sizes, np.int64)[files] - nbytes).any():

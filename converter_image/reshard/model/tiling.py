@@ -225,6 +225,21 @@ def divide(shape: tuple[int, ...], starts: Numbers, lengths: Numbers, name: str)
     return tiling, tiles
 
 
+class Divisions:
+    """Divisions of tensors, of which many are usually divided alike: each is proved once, and its tiles are shared."""
+
+    def __init__(self) -> None:
+        self._found: dict[tuple[tuple[int, ...], bytes], tuple[Tiling, Numbers]] = {}
+
+    def divide(self, shape: tuple[int, ...], boxes: Numbers, name: str) -> tuple[Tiling, Numbers]:
+        """Return the result of the function `divide` for boxes of which each row has the starts, then the lengths."""
+        key = (shape, len(boxes).to_bytes(8) + boxes.tobytes())
+        if key not in self._found:
+            starts, lengths = np.hsplit(np.ascontiguousarray(boxes), 2)
+            self._found[key] = divide(shape, starts, lengths, name)
+        return self._found[key]
+
+
 def number_rows(rows: Numbers) -> tuple[Numbers, Numbers]:
     """Return the distinct rows of a table in order, and for each row its index among the distinct rows.
 

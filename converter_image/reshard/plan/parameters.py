@@ -275,10 +275,12 @@ def _shards(inventory: Inventory, names: Collection[str]) -> dict[str, Shards]:
     """Return the shards of those of these parameters that metadata locates. Of copies of an object, the first is taken."""
     if not (inventory.tensors or inventory.objects):
         return {}
+    from reshard.model import Divisions  # noqa: PLC0415 - as the next import
     from reshard.model.packing import unpack, unpack_object  # noqa: PLC0415 - files of ranks, which start faster, need no shards
 
     sizes = [file.size for file in inventory.files]
-    found = {tensor.name: unpack(tensor, sizes).shards for tensor in inventory.tensors if tensor.name in names}
+    divisions = Divisions()
+    found = {tensor.name: unpack(tensor, sizes, divisions).shards for tensor in inventory.tensors if tensor.name in names}
     for each in reversed(inventory.objects):
         if each.name in names:
             found[each.name] = unpack_object(each, sizes)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from concurrent.futures import ThreadPoolExecutor
 from contextlib import closing, contextmanager
 from typing import TYPE_CHECKING
 
@@ -10,6 +9,7 @@ from reshard.checkpoint.inventory import Inventory, OpaqueObject, SourceFile, St
 from reshard.errors import DataError, RequestError
 from reshard.formats.registry import detect, source_format
 from reshard.formats.torch.names import is_metadata
+from reshard.parallel import parallel
 from reshard.source.changed import source_changed
 from reshard.source.listing import is_candidate, preview
 from reshard.storage.ahead import files_at_once, prefetched
@@ -129,8 +129,7 @@ def inventory_of(store: ReadStore, boxed: Boxed, *, workers: int, advance: Calla
             advance(1)
             return SourceFile(number, path, reader.size, reader.version, 0, None, sample, reader.changed)
 
-    with ThreadPoolExecutor(files_at_once(workers, remote=store.remote)) as pool:
-        files = tuple(pool.map(opened, enumerate(boxed.paths)))
+    files = tuple(parallel(opened, enumerate(boxed.paths), at_once=files_at_once(workers, remote=store.remote)))
     tensors = tuple(pack(tensor) for tensor in boxed.checkpoint.tensors)
     places = ((found.name, place) for found in boxed.checkpoint.objects for place in found.places)
     objects = tuple(OpaqueObject(name, place.file, place.offset, place.length) for name, place in places)

@@ -44,7 +44,7 @@ class HuggingFaceFormat(SafetensorsFormat):
     name: str = "huggingface"
     crc = None
     names_files = True
-    document_names: tuple[str, ...] = (HF_INDEX_NAME,)
+    document_names = (HF_INDEX_NAME,)
 
     def conflicting(self, ranks: int) -> tuple[str, ...]:
         """Return the file that Hugging Face libraries prefer to an index."""

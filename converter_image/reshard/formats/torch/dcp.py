@@ -9,7 +9,7 @@ from __future__ import annotations
 import re
 from array import array
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Protocol
 
 import numpy as np
 
@@ -17,11 +17,11 @@ from reshard.checkpoint.dtypes import BY_TORCH_NAME, DTYPES
 from reshard.errors import DataError, MissingInputError
 from reshard.formats.torch.dtypes import REFUSED, torch_type
 from reshard.formats.torch.unpickle import LIMITS, Global, Limits, Record, load
-from reshard.model import Checkpoint, ObjectMeta, Place, Shards, TensorMeta, divide, gather_shards
+from reshard.model import Checkpoint, Divisions, ObjectMeta, Place, Shards, TensorMeta, gather_shards
 from reshard.model.tiling import number_rows
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator, Mapping, Sequence
+    from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 
     from reshard.formats.torch.unpickle import Rule
     from reshard.model.tiling import Numbers, Tiling
@@ -178,6 +178,22 @@ class _Found:
     version: str | None = None
     entries: dict[str, int] | None = None
     keys: dict[str, tuple[str | int, ...]] = field(default_factory=dict)
+
+
+class _Readable(Protocol):
+    """A folder of a format, or a store."""
+
+    @property
+    def url(self) -> str:
+        """The folder, for messages."""
+
+    def read(self, name: str, most: int, /) -> bytes:
+        """Return the content of a file of at most `most` bytes."""
+
+
+def read_documents(folder: _Readable, names: Iterable[str]) -> list[tuple[str, bytes]]:
+    """Return the documents of a checkpoint as `read_metadata` requires them."""
+    return [(f"{folder.url}/{name}", folder.read(name, LIMITS.nbytes)) for name in names]
 
 
 def read_metadata(
@@ -352,16 +368,12 @@ def _tensors(found: _Found) -> Iterator[TensorMeta]:
         together = np.concatenate(parts)
         rows[count] = together[np.argsort(together[:, 0], kind="stable")]
     bounds = {count: _bounds(table[:, 0], len(names)) for count, table in rows.items()}
-    cuts: dict[tuple[tuple[int, ...], bytes], tuple[Tiling, Numbers]] = {}
+    divisions = Divisions()
     for number, (dtype, shape) in found.tensors.items():
         count, name = len(shape), names[number]
         low, high = bounds[count][number : number + 2]
         table = rows[count][low:high]
-        boxes = np.ascontiguousarray(table[:, 1 : 1 + 2 * count])
-        key = (shape, len(boxes).to_bytes(8) + boxes.tobytes())
-        if key not in cuts:
-            cuts[key] = divide(shape, boxes[:, :count], boxes[:, count:], name)
-        tiling, tiles = cuts[key]
+        tiling, tiles = divisions.divide(shape, table[:, 1 : 1 + 2 * count], name)
         yield TensorMeta(name, dtype, shape, _shards(tiling, tiles, table[:, 1 + 2 * count :], name))
 
 

@@ -13,10 +13,9 @@ from typing import TYPE_CHECKING
 import msgspec
 
 from reshard.errors import DataError, RequestError
-from reshard.formats.torch.dcp import read_metadata
+from reshard.formats.torch.dcp import read_documents, read_metadata
 from reshard.formats.torch.names import complete_metadata
 from reshard.formats.torch.reader import find_contents
-from reshard.formats.torch.unpickle import LIMITS
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -57,7 +56,7 @@ def read(folder: Folder, workers: int = 1, wanted: Callable[[str], bool] | None 
             where=folder.url,
             fix="load it with a release of Megatron-core that supports the format, and save it with --ckpt-format torch_dist",
         )
-    found = read_metadata([(f"{folder.url}/{name}", folder.read(name, LIMITS.nbytes)) for name in documents])
+    found = read_metadata(read_documents(folder, documents))
     found = found.only(wanted) if wanted else found
     names = [*(tensor.name for tensor in found.tensors), *(each.name for each in found.objects)]
     if flat := list(filter(_FLAT.fullmatch, names)):

@@ -13,12 +13,11 @@ from reshard.checkpoint.dtypes import DTYPES
 from reshard.checkpoint.safetensors import read_header
 from reshard.errors import DataError, MissingInputError
 from reshard.formats.torch.archive import read_archive
-from reshard.formats.torch.dcp import check_files, read_metadata
+from reshard.formats.torch.dcp import check_files, read_documents, read_metadata
 from reshard.formats.torch.items import Item, Templates, locate_items, reads
 from reshard.formats.torch.names import complete_metadata
 from reshard.formats.torch.sharded import saved_offsets
 from reshard.formats.torch.strided import Budget, Content, split
-from reshard.formats.torch.unpickle import LIMITS
 from reshard.model import Checkpoint, Grid, Shards, TensorMeta, divide, gather_shards
 from reshard.parallel import parallel
 
@@ -41,7 +40,7 @@ def read(folder: Folder, workers: int = 1, wanted: Callable[[str], bool] | None 
             where=folder.url,
             fix="wait until the checkpoint is saved, or use the one of another step",
         )
-    found = read_metadata([(f"{folder.url}/{name}", folder.read(name, LIMITS.nbytes)) for name in documents])
+    found = read_metadata(read_documents(folder, documents))
     found = replace(found.only(wanted) if wanted else found, documents=tuple(documents))
     return find_contents(found, folder, workers)
 

@@ -10,20 +10,20 @@ from typing import TYPE_CHECKING, Annotated
 
 import msgspec
 
-from reshard.checkpoint.safetensors import file_size, pieces, read_header
+from reshard.checkpoint.safetensors import SafetensorsFormat, file_size, pieces, read_header
 from reshard.errors import DataError
 from reshard.formats.detection import SHARD
-from reshard.formats.huggingface.write import METADATA, HuggingFaceFormat
+from reshard.formats.huggingface.write import HUGGING_FACE, METADATA
 from reshard.formats.shards import ShardTable
 from reshard.model import Checkpoint
 from reshard.parallel import parallel
 from reshard.strictjson import pairs
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+    from collections.abc import Callable, Iterator, Mapping, Sequence
 
     from reshard.checkpoint.inventory import Structure
-    from reshard.checkpoint.output import OutputFile, OutputTensor, Piece
+    from reshard.checkpoint.output import OutputTensor, Piece
     from reshard.formats.protocol import Folder
 
 _INFO = "DCP_SHARDING_INFO"
@@ -82,16 +82,13 @@ def saved_offsets(metadata: Mapping[str, str], where: str) -> dict[str, tuple[in
     return {name: offsets.saved_offsets for name, offsets in found}
 
 
-class _ShardedOutput(HuggingFaceFormat):
+class _ShardedOutput(SafetensorsFormat):
     """The format as `reshard.formats.protocol.OutputFormat`. Files have no index, because tensors are in several files."""
 
     name = "torch-safetensors"
+    crc = None
     once = True
-    document_names = ()
-
-    def conflicting(self, ranks: int) -> tuple[str, ...]:
-        """Return no names."""
-        return ()
+    names_files = True
 
     def path(self, rank: int, ranks: int, stem: str) -> str:
         """Return the path of a rank's file, as torch names it."""
@@ -103,7 +100,7 @@ class _ShardedOutput(HuggingFaceFormat):
         Raises:
             DataError: HuggingFaceStorageReader does not know the type, and would refuse all files.
         """
-        held = super().can_hold(tensor)
+        held = HUGGING_FACE.can_hold(tensor)
         if tensor.dtype in _NOT_READ:
             raise DataError(
                 "UnknownType",
@@ -120,14 +117,6 @@ class _ShardedOutput(HuggingFaceFormat):
     def file_size(self, tensors: Sequence[OutputTensor], metadata: Mapping[str, str], *, crc: bool = False) -> int:
         """Return the length of a file in bytes."""
         return file_size(tensors, _metadata(tensors), crc=False)
-
-    def documents(self, files: Iterable[OutputFile]) -> Mapping[str, bytes]:
-        """Return no documents: each file describes itself."""
-        return {}
-
-    def carried(self, names: Sequence[str], where: str, *, settings: bool) -> Sequence[str]:
-        """Return no files."""
-        return ()
 
 
 SHARDED_OUTPUT = _ShardedOutput()

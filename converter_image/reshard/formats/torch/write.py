@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, ClassVar
 
 from reshard.checkpoint.dtypes import DTYPES, OBJECT
 from reshard.checkpoint.inventory import TensorEntry
-from reshard.checkpoint.output import Checksum, Span
+from reshard.checkpoint.output import Checksum, OutputDefaults, Span
 from reshard.errors import DataError, RequestError
 from reshard.formats.torch.envelope import Envelope, envelope
 from reshard.formats.torch.items import Item, Templates, locate_items
@@ -29,7 +29,7 @@ if TYPE_CHECKING:
 
 
 @dataclass(frozen=True, slots=True)
-class DistributedFormat:
+class DistributedFormat(OutputDefaults):
     """One of the two formats, as `reshard.formats.protocol.OutputFormat`.
 
     Attributes:
@@ -46,10 +46,6 @@ class DistributedFormat:
     names_files: ClassVar = True
     document_names: ClassVar = (".metadata",)
     objects_of: ClassVar = frozenset(("torch-dcp", "megatron"))
-
-    def conflicting(self, ranks: int) -> tuple[str, ...]:
-        """Return no names."""
-        return ()
 
     def path(self, rank: int, ranks: int, stem: str) -> str:
         """Return the path of a rank's file, as torch names it."""
@@ -92,10 +88,6 @@ class DistributedFormat:
     def file_size(self, tensors: Sequence[OutputTensor], metadata: Mapping[str, str], *, crc: bool = False) -> int:
         """Return the length of a file in bytes."""
         return sum(map(_length, tensors))
-
-    def trailer(self, crc: int) -> bytes:
-        """Return no bytes: each archive has its own CRCs."""
-        return b""
 
     def entries(self, reader: RangeReader, tensors: Sequence[OutputTensor]) -> tuple[TensorEntry, ...]:
         """Return the tensors in the archives of a finished file.
