@@ -126,7 +126,7 @@ def make(case: Case, folder: Path) -> Path:
     for t in case.tensors:
         shape = tuple(n // k for n, k in zip(t.shape, t.layout(case.source_ranks, t.source).parts, strict=True))
         tensors.append(OutputTensor(t.name, t.dtype, shape, prod(shape) * DTYPES[t.dtype].itemsize))
-    output = output_format(case.format)
+    output = output_format(case.format.capitalize())
     tensors = [tensors[i] for i in output.content_order(tensors)]
     cut = {t.name for t in case.tensors if t.source >= 0}
     shift = [104729 if t.name in cut else 0 for t in tensors]  # copies of one slice are equal

@@ -56,7 +56,7 @@ def target_label(spec: TransformSpec) -> str:
 
 def stage_label(spec: TransformSpec) -> str:
     """Return a label that identifies the stage, for transforms that write the stages of one checkpoint."""
-    if spec.target.output != "Stage":
+    if not spec.target.kind.one_stage:
         return _NO_STAGE
     return hashlib.sha256(msgspec.json.encode(spec.source, order="deterministic")).hexdigest()[:32]
 
@@ -64,7 +64,7 @@ def stage_label(spec: TransformSpec) -> str:
 def rivals_selector(spec: TransformSpec) -> str:
     """Return the label selector of conflicting Jobs and pods. Stages of one checkpoint do not conflict with each other."""
     same = f"{LABEL_TARGET}={target_label(spec)}"
-    return same if spec.target.output != "Stage" else f"{same},{LABEL_STAGE} in ({_NO_STAGE},{stage_label(spec)})"
+    return f"{same},{LABEL_STAGE} in ({_NO_STAGE},{stage_label(spec)})" if spec.target.kind.one_stage else same
 
 
 def rivals(transform: Transform, others: Iterable[Job]) -> tuple[str, ...]:

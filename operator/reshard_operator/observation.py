@@ -379,7 +379,7 @@ def job_name(name: str, uid: str, step: str, attempt: int, run: int = 1) -> str:
 
 def ranks_of(spec: TransformSpec, planned: PlanMessage) -> tuple[int, ...]:
     """Return the target ranks that a transform writes."""
-    return () if spec.target.output == "Index" else ranks_to_write(spec.target.only_ranks, planned.target_ranks)
+    return ranks_to_write(spec.target.only_ranks, planned.target_ranks) if spec.target.kind.writes_files else ()
 
 
 def as_text(ranks: tuple[int, ...], most: int = 1000) -> str:

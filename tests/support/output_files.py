@@ -80,10 +80,10 @@ def write_checkpoint(output: OutputFormat, folder: Path, ranks: Sequence[Sequenc
         order = output.content_order([tensor for tensor, _ in contents])
         ordered = [contents[i] for i in order]
         assert all(output.can_hold(tensor) for tensor, _ in ordered)
-        path = folder / output.path(rank, len(ranks), "x")
+        path = folder / output.path(rank, len(ranks), f"rank_{rank}/x")
         path.parent.mkdir(parents=True, exist_ok=True)
         path.write_bytes(rendered(output, ordered))
-        files.append(OutputFile(output.path(rank, len(ranks), "x"), path.stat().st_size, tuple(t for t, _ in ordered)))
+        files.append(OutputFile(path.relative_to(folder).as_posix(), path.stat().st_size, tuple(t for t, _ in ordered)))
     for name, content in output.documents(files).items():
         (folder / name).write_bytes(content)
     return files

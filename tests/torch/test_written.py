@@ -46,7 +46,7 @@ def test_torch_loads_each_tensor_as_it_was(tmp_path: Path) -> None:
     cases = [(name, ranks) for name in RECORDED for ranks in RANKS]
     folders = [tmp_path / f"{name}-{ranks}" for name, ranks in cases]
     for (name, ranks), folder in zip(cases, folders, strict=True):
-        write_checkpoint(output_format("torch-dcp"), folder, cut(name, ranks))
+        write_checkpoint(output_format("TorchDcp"), folder, cut(name, ranks))
     for (name, ranks), loaded in zip(cases, run("load", folders=folders), strict=True):
         assert loaded == expected(name), (name, ranks)
 
@@ -59,7 +59,7 @@ def test_archives_equal_those_of_torch(tmp_path: Path) -> None:
             content = bytes(prod(shape)) if name == "bool" else rng.bytes(prod(shape) * dtype.itemsize)
             whole = np.frombuffer(content, f"V{dtype.itemsize}").reshape(shape)
             contents.append(shard(f"{name}{list(shape)}", whole, (0,) * len(shape), shape, dtype.name))
-    write_checkpoint(output_format("torch-dcp"), tmp_path, [contents])
+    write_checkpoint(output_format("TorchDcp"), tmp_path, [contents])
     assert run("reload", kind="resave", folder=tmp_path) == []
 
 
@@ -105,7 +105,7 @@ def test_nested_values_are_nested_again(trained: tuple[Path, Path]) -> None:
 
 
 def test_torch_loads_shards_from_safetensors(tmp_path: Path) -> None:
-    output = output_format("torch-safetensors")
+    output = output_format("TorchSafetensors")
     held = [
         [each for each in contents if each[0].name != "float8" and output.can_hold(each[0])] for contents in cut("placements", 3)
     ]
@@ -119,7 +119,7 @@ def test_transformers_loads_the_same_model(tmp_path: Path) -> None:
     before = run("reload", kind="save_model", folder=source)
     tensors = safetensors.numpy.load_file(source / "model.safetensors")
     contents = [shard(name, whole, (0,) * whole.ndim, whole.shape, "Float32") for name, whole in tensors.items()]
-    output = output_format("huggingface")
+    output = output_format("HuggingFace")
     for files, target in ((1, one), (3, three)):
         write_checkpoint(output, target, [contents[i::files] for i in range(files)])
         for name in output.carried([path.name for path in source.iterdir()], "source", settings=True):

@@ -239,14 +239,14 @@ def test_a_slice_that_ends_within_a_byte_is_refused_by_name(
 
 @pytest.mark.parametrize("dtype", ["complex32", "bcomplex32"])
 def test_a_type_that_only_torch_has_is_refused_by_both_formats(dtype: str) -> None:
-    for output in ("ckpt", "safetensors"):
+    for output in ("Ckpt", "Safetensors"):
         with pytest.raises(DataError, match=f"UnknownType: parameter w: .*{dtype}"):
             output_format(output).can_hold(OutputTensor("w", dtype, (2,), 8))
 
 
 def test_a_scalar_of_two_numbers_is_refused_in_safetensors() -> None:
     with pytest.raises(DataError, match="NotByteAligned: parameter w: a scalar of the type float4_e2m1fn_x2 has 2 numbers"):
-        output_format("safetensors").can_hold(OutputTensor("w", "float4_e2m1fn_x2", (), 1))
+        output_format("Safetensors").can_hold(OutputTensor("w", "float4_e2m1fn_x2", (), 1))
 
 
 def test_the_table_in_the_documentation_is_right() -> None:

@@ -18,6 +18,7 @@ from reshard.spec.resource import TransformSpec, Volume, mounts, parse_resource,
 from reshard.spec.storage_options import RequestStorageOptions, StorageOptions
 from reshard.target.lock import LockOwner
 from reshard.target.snapshot import JobDocument
+from reshard.transform.checks import with_output
 
 RESOURCE = {
     "apiVersion": "reshard.dev/v1alpha1",
@@ -162,7 +163,8 @@ def test_invalid_fields_are_named(path: tuple[str, ...], value: object, said: st
             "max_file_size_bytes: only unified checkpoints",
         ),  # even if it states the default
         ({"format": "HuggingFace", "output": "Index"}, "output"),
-        ({"output": "Unified", "strategy": None}, "format: unified checkpoints are always safetensors"),
+        ({"output": "Unified", "strategy": None}, "output: the output Unified does not apply to the format Ckpt"),
+        ({"format": "HuggingFace", "output": "PerRank"}, "target strategy: a unified checkpoint contains whole parameters"),
         ({"output": "Unified", "format": "Source"}, "target strategy: a unified checkpoint contains whole parameters"),
     ],
 )
@@ -171,13 +173,14 @@ def test_fields_that_contradict_the_output_are_refused(target: dict[str, Any], s
     resource["spec"]["target"] |= target
     spec = parse_resource(yaml.safe_dump(resource), "x.yaml")
     with pytest.raises(UsageError, match=said):
-        here(spec, a="/a", b="/b")
+        with_output(here(spec, a="/a", b="/b"))
     with pytest.raises(UsageError, match=said):
-        request_of_pod(spec)
+        with_output(request_of_pod(spec))
 
 
 def test_the_format_of_hugging_face_implies_whole_parameters() -> None:
-    assert Options(format="HuggingFace", max_file_size_bytes=1 << 20).output == "Unified"
+    options = Options(format="HuggingFace", max_file_size_bytes=1 << 20)
+    assert with_output(Request("a", "b", options=options)).options.output == "Unified"
 
 
 def test_a_claim_without_a_folder_is_refused_with_the_missing_option() -> None:

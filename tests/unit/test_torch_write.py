@@ -25,6 +25,7 @@ from torch_files import DATA, BytesReader, FileReader
 
 from reshard.checkpoint.dtypes import BY_TORCH_NAME, DTYPES, OBJECT
 from reshard.checkpoint.output import OutputFile, OutputTensor
+from reshard.cli.arguments import kebab
 from reshard.engine.rankfile import Conditions, assemble
 from reshard.errors import DataError, RequestError
 from reshard.formats.registry import OUTPUT_GROUP, output_format, source_format
@@ -33,6 +34,7 @@ from reshard.formats.torch.dcp import read_metadata
 from reshard.formats.torch.envelope import envelope
 from reshard.formats.torch.unpickle import Limits
 from reshard.formats.torch.write import DCP, MEGATRON
+from reshard.spec.request import FORMATS
 from reshard.storage.digest import ContentDigest
 from reshard.storage.protocol import PartLimits
 
@@ -243,13 +245,13 @@ def test_another_package_can_add_an_output_format(monkeypatch: pytest.MonkeyPatc
         output_format("tar")
 
 
-@pytest.mark.parametrize("name", ["ckpt", "safetensors", "huggingface", "torch-dcp", "torch-safetensors", "megatron"])
-def test_each_output_format_has_its_name(name: str) -> None:
-    assert output_format(name).name == name
+@pytest.mark.parametrize("value", FORMATS[1:])
+def test_each_output_format_has_its_name(value: str) -> None:
+    assert output_format(value).name == kebab(value)
 
 
 def test_an_unknown_output_format_is_refused() -> None:
-    with pytest.raises(RequestError, match=r"UnknownFormat: .*zarr is not the name of a known output.*ckpt, huggingface"):
+    with pytest.raises(RequestError, match=r"UnknownFormat: .*zarr is not the name of a known output.*Ckpt, HuggingFace"):
         output_format("zarr")
 
 

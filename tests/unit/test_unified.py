@@ -21,7 +21,8 @@ from reshard.checkpoint.manifest import MANIFEST_NAME
 from reshard.cli import main
 from reshard.errors import DataError, ReshardError, UsageError
 from reshard.plan.balance import fill
-from reshard.spec.request import Options, RenameRule, Request
+from reshard.spec.request import Options, PadRule, RenameRule, Request
+from reshard.transform.checks import with_output
 from reshard.transform.complete import commit_checkpoint
 from reshard.transform.run import Result, transform_checkpoint
 
@@ -353,18 +354,24 @@ def test_an_empty_folder_is_refused_as_a_checkpoint(source: disk.Checkpoint, tmp
     [
         ({"max_file_size_bytes": 1 << 20}, "max_file_size_bytes.*only unified checkpoints"),
         ({"format": "HuggingFace", "output": "Stage"}, "output.*does not apply to the format HuggingFace"),
-        ({"format": "TorchDcp", "output": "Unified"}, "unified checkpoints are always safetensors"),
+        ({"format": "TorchDcp", "output": "Unified"}, "the output Unified does not apply to the format TorchDcp"),
+        ({"format": "TorchDcp", "file_prefix": "x_"}, "file_prefix: it does not apply"),
+        ({"format": "Megatron", "numbered": False}, "numbered: it does not apply"),
+        ({"format": "Ckpt", "copy_settings": True}, "copy_settings: it does not apply"),
+        ({"format": "HuggingFace", "file_prefix": "x_"}, "file_prefix.*fixed file names"),
         ({"format": "TorchDcp", "crc": True}, "crc: it does not apply to the format TorchDcp"),
         ({"target_ranks": 2, "output": "Same"}, "target_ranks"),
-        ({"format": "HuggingFace", "crc": True}, "crc: only MindSpore reads"),
+        ({"format": "HuggingFace", "crc": True}, "crc: it does not apply"),
         ({"output": "Unified", "file_prefix": "x_"}, "file_prefix.*fixed file names"),
         ({"output": "Same", "file_prefix": "x_"}, "file_prefix.*fixed file names"),
-        ({"output": "Unified", "format": "Ckpt"}, "format.*safetensors"),
+        ({"output": "Unified", "format": "Ckpt"}, "output Unified does not apply to the format Ckpt"),
+        ({"output": "Same", "pad": (PadRule("w", 0, 2),)}, "pad.*whole shapes"),
+        ({"output": "PerRank", "stages": 2}, "stages.*only to the output Stage"),
     ],
 )
 def test_options_without_meaning_for_an_output_are_refused(options: dict[str, Any], said: str) -> None:
     with pytest.raises(UsageError, match=said):
-        Options(**options)
+        with_output(Request("a", "b", options=Options(**options)))
 
 
 def test_files_unified_by_reshard_hold_no_slices_and_their_own_crc(source: disk.Checkpoint, tmp_path: Path) -> None:

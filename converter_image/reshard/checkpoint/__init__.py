@@ -2,27 +2,39 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Protocol
 
 from reshard.checkpoint import ckpt, safetensors
 from reshard.errors import DataError
 from reshard.gitlfs import LONGEST_POINTER, refuse_pointer
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from collections.abc import Iterator, Mapping, Sequence
 
-    from reshard.checkpoint.inventory import Format, Header, RangeReader, Structure
+    from reshard.checkpoint.inventory import Format, Header, RangeReader, Structure, TensorEntry
 
-__all__ = ["check_crc", "crc_reads", "format_of", "read_header"]
+__all__ = ["FILE_FORMATS", "check_crc", "crc_reads", "format_of", "in_order", "read_header"]
+
+
+class _FileFormat(Protocol):
+    """The functions of a module of one format."""
+
+    def read_header(self, reader: RangeReader, seen: dict[bytes, Structure] | None = None) -> Header: ...
+
+    def crc_of(self, reader: RangeReader, structure: Structure) -> int: ...
+
+    def crc_reads(self, size: int, structure: Structure) -> Iterator[tuple[int, int]]: ...
+
+    def in_order(self, structure: Structure) -> Sequence[TensorEntry]: ...
+
+
+# By name, which is also the suffix of the files.
+FILE_FORMATS: Mapping[Format, _FileFormat] = {"ckpt": ckpt, "safetensors": safetensors}
 
 
 def format_of(path: str) -> Format | None:
     """Return the format of a file, by its suffix, or None if the suffix is unknown."""
-    if path.endswith(".ckpt"):
-        return "ckpt"
-    if path.endswith(".safetensors"):
-        return "safetensors"
-    return None
+    return next((name for name in FILE_FORMATS if path.endswith(f".{name}")), None)
 
 
 def read_header(reader: RangeReader, seen: dict[bytes, Structure] | None = None) -> Header:
@@ -37,18 +49,14 @@ def read_header(reader: RangeReader, seen: dict[bytes, Structure] | None = None)
     """
     if reader.size <= LONGEST_POINTER:
         refuse_pointer(reader.read(0, reader.size), reader.name)
-    match format_of(reader.name):
-        case "ckpt":
-            return ckpt.read_header(reader)
-        case "safetensors":
-            return safetensors.read_header(reader, seen)
-        case _:
-            raise DataError(
-                "UnknownFormat",
-                "the file name must end in .ckpt or .safetensors",
-                where=reader.name,
-                fix="use a .ckpt or .safetensors file",
-            )
+    if (name := format_of(reader.name)) is None:
+        raise DataError(
+            "UnknownFormat",
+            "the file name must end in .ckpt or .safetensors",
+            where=reader.name,
+            fix="use a .ckpt or .safetensors file",
+        )
+    return FILE_FORMATS[name].read_header(reader, seen)
 
 
 def check_crc(reader: RangeReader, header: Header) -> None:
@@ -59,7 +67,7 @@ def check_crc(reader: RangeReader, header: Header) -> None:
     """
     if header.crc is None:
         return
-    crc = ckpt.crc_of(reader) if header.structure.format == "ckpt" else safetensors.crc_of(reader, header.structure)
+    crc = FILE_FORMATS[header.structure.format].crc_of(reader, header.structure)
     if crc != header.crc:
         raise DataError(
             "CrcMismatch",
@@ -71,4 +79,9 @@ def check_crc(reader: RangeReader, header: Header) -> None:
 
 def crc_reads(size: int, header: Header) -> Iterator[tuple[int, int]]:
     """Yield the ranges that `check_crc` reads from a file of this length, as (offset, length)."""
-    return ckpt.crc_reads(size) if header.structure.format == "ckpt" else safetensors.crc_reads(header.structure)
+    return FILE_FORMATS[header.structure.format].crc_reads(size, header.structure)
+
+
+def in_order(structure: Structure) -> Sequence[TensorEntry]:
+    """Return the tensors of a file in the order in which they are written to a new file."""
+    return FILE_FORMATS[structure.format].in_order(structure)

@@ -44,7 +44,7 @@ _WINDOW = 8 << 10
 _BLOCK = 1 << 20
 
 
-def read_header(reader: RangeReader) -> Header:
+def read_header(reader: RangeReader, seen: dict[bytes, Structure] | None = None) -> Header:
     """Read the header of a file, which consists of the fields before each tensor's content.
 
     An empty file has no parameters. MindSpore saves it on ranks that hold none after redundancy was removed.
@@ -102,18 +102,23 @@ def begins(reader: RangeReader, head: bytes) -> bool:
     return True
 
 
-def crc_of(reader: RangeReader) -> int:
+def crc_of(reader: RangeReader, structure: Structure) -> int:
     """Return the CRC32 of all bytes before the CRC at the end of a file. The file is read block by block."""
     crc = 0
-    for at, n in crc_reads(reader.size):
+    for at, n in crc_reads(reader.size, structure):
         crc = zlib_ng.crc32(reader.read(at, n), crc)
     return crc
 
 
-def crc_reads(size: int) -> Iterator[tuple[int, int]]:
+def crc_reads(size: int, structure: Structure) -> Iterator[tuple[int, int]]:
     """Yield the ranges that `crc_of` reads from a file of this length."""
     end = size - _TRAILER_BYTES
     return ((at, min(_BLOCK, end - at)) for at in range(0, end, _BLOCK))
+
+
+def in_order(structure: Structure) -> Sequence[TensorEntry]:
+    """Return the tensors in the order of the file."""
+    return structure.tensors
 
 
 def crc_trailer(crc: int) -> bytes:
@@ -140,11 +145,15 @@ class CkptFormat(OutputDefaults):
     """The format as `reshard.formats.protocol.OutputFormat`."""
 
     name: Final = "ckpt"
+    outputs = ("PerRank", "Stage", "Same")
     crc: Final = "Trailer"
+    can_encrypt = True
+    can_be_empty = False
+    not_loaded = frozenset(dtype.name for dtype in DTYPES.values() if not dtype.loads_from_ckpt)
 
     def path(self, rank: int, ranks: int, stem: str) -> str:
-        """Return the path of a rank's file, as MindSpore names it."""
-        return f"rank_{rank}/{stem}.ckpt"
+        """Return the path of a rank's file."""
+        return f"{stem}.ckpt"
 
     def can_hold(self, tensor: OutputTensor) -> bool:
         """Return whether a file can hold a value, which must be a tensor.

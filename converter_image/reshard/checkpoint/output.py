@@ -86,10 +86,15 @@ class Checksum:
 class OutputDefaults:
     """What `reshard.formats.protocol.OutputFormat` says of a format whose files describe themselves."""
 
+    outputs: ClassVar[tuple[str, ...]] = ("PerRank",)
     once: ClassVar[bool] = False
     names_files: ClassVar[bool] = False
     document_names: ClassVar[tuple[str, ...]] = ()
     objects_of: ClassVar[frozenset[str]] = frozenset()
+    has_settings: ClassVar[bool] = False
+    can_encrypt: ClassVar[bool] = False
+    can_be_empty: ClassVar[bool] = True
+    not_loaded: ClassVar[frozenset[str]] = frozenset()
     companions: tuple[str, ...] = ()
 
     def conflicting(self, ranks: int) -> tuple[str, ...]:

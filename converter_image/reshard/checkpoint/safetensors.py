@@ -6,7 +6,7 @@ import struct
 from collections import Counter
 from hashlib import blake2b
 from math import prod
-from typing import TYPE_CHECKING, Annotated, Literal
+from typing import TYPE_CHECKING, Annotated, ClassVar, Literal
 
 import msgspec
 
@@ -85,19 +85,20 @@ def read_header(reader: RangeReader, seen: dict[bytes, Structure] | None = None)
 def crc_of(reader: RangeReader, structure: Structure) -> int:
     """Calculate MindSpore's CRC32 of a file. The file is read block by block."""
     found = NamedContents()
-    for entry in _by_name(structure):
+    for entry in in_order(structure):
         found.begin(entry.name, entry.dtype, entry.shape)
         for at, n in _blocks(entry):
             found.update(reader.read(at, n))
     return found.crc
 
 
-def crc_reads(structure: Structure) -> Iterator[tuple[int, int]]:
+def crc_reads(size: int, structure: Structure) -> Iterator[tuple[int, int]]:
     """Yield the ranges that `crc_of` reads."""
-    return (block for entry in _by_name(structure) for block in _blocks(entry))
+    return (block for entry in in_order(structure) for block in _blocks(entry))
 
 
-def _by_name(structure: Structure) -> list[TensorEntry]:
+def in_order(structure: Structure) -> Sequence[TensorEntry]:
+    """Return the tensors by name, because the order of the contents depends on their types."""
     return sorted(structure.tensors, key=lambda e: e.name)
 
 
@@ -134,11 +135,12 @@ class SafetensorsFormat(OutputDefaults):
     """The format with MindSpore's names and metadata, as `reshard.formats.protocol.OutputFormat`."""
 
     name: str = "safetensors"
+    outputs: ClassVar[tuple[str, ...]] = ("PerRank", "Stage", "Unified", "Same")
     crc: Literal["Header"] | None = "Header"
 
     def path(self, rank: int, ranks: int, stem: str) -> str:
-        """Return the path of a rank's file, as MindSpore names it."""
-        return f"rank_{rank}/{stem}.safetensors"
+        """Return the path of a rank's file."""
+        return f"{stem}.safetensors"
 
     def can_hold(self, tensor: OutputTensor) -> bool:
         """Return whether the value is a tensor.

@@ -19,6 +19,7 @@ from typing import TYPE_CHECKING
 import msgspec
 
 from reshard.errors import DataError, MissingInputError, RequestError
+from reshard.spec.outputs import HYPER
 
 if TYPE_CHECKING:
     from collections.abc import Container, Iterator, Mapping, Sequence
@@ -27,7 +28,7 @@ if TYPE_CHECKING:
 
 MAP_NAME = "param_name_map.json"
 HF_INDEX_NAME = "model.safetensors.index.json"
-HYPER_NAME = "hyper_param.safetensors"
+HYPER_NAME = f"{HYPER}.safetensors"
 _INDEX_SUFFIX = ".safetensors.index.json"
 _FILE_NAME = re.compile(r"(?!\.)[^/\x00-\x1f\ud800-\udfff]{1,255}\.safetensors")
 _PART = re.compile(r"part[0-9]+\.safetensors")
@@ -38,11 +39,6 @@ class _Map(msgspec.Struct):
     """The fields of a map file that are read."""
 
     weight_map: dict[str, str]
-
-
-def part_name(number: int, parts: int, *, hyper: bool) -> str:
-    """Return the name of a file. If `hyper` is true, the last of the `parts` holds the parameters that no strategy names."""
-    return HYPER_NAME if hyper and number == parts - 1 else f"part{number}.safetensors"
 
 
 def is_map(name: str) -> bool:

@@ -13,7 +13,7 @@ from click.shell_completion import CompletionItem
 
 from reshard.errors import MissingInputError, UsageError
 from reshard.spec.keys import Encryption, Key
-from reshard.spec.request import CastRule, FloatType, Options, PadRule, RenameRule, Request
+from reshard.spec.request import FORMATS, CastRule, FloatType, Options, PadRule, RenameRule, Request
 from reshard.spec.storage_options import RequestStorageOptions, StorageOptions
 from reshard.spec.urls import local_path
 
@@ -55,6 +55,21 @@ class Word(click.Choice[str]):
     def convert(self, value: str, param: Parameter | None, ctx: Context | None) -> str:
         """Return the resource's value."""
         return self._words[super().convert(value, param, ctx)]
+
+
+class Format(Word):
+    """An output format: one of Reshard's, in the spelling of the command line, or one of another package by its name."""
+
+    def __init__(self) -> None:
+        super().__init__(*FORMATS)
+
+    def convert(self, value: str, param: Parameter | None, ctx: Context | None) -> str:
+        """Return the value of `Options.format`."""
+        if value in self.choices:
+            return super().convert(value, param, ctx)
+        from reshard.formats.registry import added_outputs  # noqa: PLC0415 - it takes time, and is rarely needed
+
+        return Word(*FORMATS, *added_outputs()).convert(value, param, ctx)
 
 
 def kebab(name: str) -> str:

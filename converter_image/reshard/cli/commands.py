@@ -26,6 +26,7 @@ from reshard.cli.arguments import DIRECTORY, PATH, directories, encryption_of, r
 from reshard.cli.options import options
 from reshard.cli.traces import exported
 from reshard.errors import UsageError
+from reshard.spec.outputs import OUTPUTS
 from reshard.spec.ranks import format_ranks
 from reshard.version import __version__
 
@@ -178,7 +179,7 @@ def plan(
     if picture and arguments["as_json"]:
         fix = "write the picture to a file with --svg"
         raise UsageError("PictureInJson", "JSON output cannot be combined with a picture", where="--json", fix=fix)
-    if (picture or svg is not None) and arguments["output"] == "Index":
+    if (picture or svg is not None) and not OUTPUTS[arguments["output"]].writes_files:
         raise UsageError(
             "NothingToDraw", "the output index has no target ranks to draw", where="--output", fix="choose another output"
         )

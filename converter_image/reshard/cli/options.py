@@ -7,9 +7,10 @@ from typing import TYPE_CHECKING, Any, TypeVar, get_args
 import click
 import cloup
 
-from reshard.cli.arguments import DIRECTORY, MOST_RANKS, PATH, Word, kebab
+from reshard.cli.arguments import DIRECTORY, MOST_RANKS, PATH, Format, Word, kebab
 from reshard.spec.keys import KEY_BYTES
-from reshard.spec.request import CopyMode, Options, OutputFormat, OutputKind, Replicas, SourceOnly, Verification
+from reshard.spec.outputs import OutputKind
+from reshard.spec.request import CopyMode, Options, Replicas, SourceOnly, Verification
 from reshard.spec.storage_options import Addressing, Checksums
 
 if TYPE_CHECKING:
@@ -51,6 +52,8 @@ torch-dcp          PyTorch distributed format
 torch-safetensors  PyTorch shards in
                    safetensors
 megatron           torch_dist of Megatron-core
+
+A format of another package is selected by its name.
 """
 _OUTPUT_HELP = """Files to write to the target:
 
@@ -223,7 +226,7 @@ GROUPS: dict[str, tuple[_Option, ...]] = {
         _option(
             _RANKS,
             "--format",
-            type=Word(*get_args(OutputFormat)),
+            type=Format(),
             default=kebab(_DEFAULTS.format),
             metavar="FORMAT",
             help=_FORMAT_HELP,

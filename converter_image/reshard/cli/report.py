@@ -42,7 +42,7 @@ def transformed(request: Request, result: Result, *, as_json: bool) -> None:
         return
     unit = "" if result.source_unit == "ranks" else f" {result.source_unit}"
     ranks = f"{result.source_ranks}{unit} -> {result.target_ranks} ranks"
-    if request.options.output == "Index":
+    if not request.options.kind.writes_files:
         console.out(f"indexed: {ranks}, {result.parameters} parameters, {size(result.bytes_written)}")
         return
     rate = result.bytes_written / result.seconds if result.seconds else 0.0

@@ -12,13 +12,13 @@ from reshard.checkpoint.blockcipher import BlockCipher, cipher_of
 from reshard.checkpoint.dtypes import DTYPES, INT4, OBJECT
 from reshard.checkpoint.encryption import sealed_size
 from reshard.checkpoint.output import OutputTensor
-from reshard.checkpoint.unified import part_name
 from reshard.engine.gather import SourceFiles
 from reshard.engine.notes import notes_of
 from reshard.errors import RequestError
 from reshard.formats.registry import requested_output
 from reshard.plan import Planner, Role, summarize
 from reshard.source.index import Selected
+from reshard.spec.outputs import Refusal
 from reshard.spec.ranks import parse_ranks
 from reshard.spec.request import Request, request_key
 from reshard.storage import open_store
@@ -31,6 +31,7 @@ if TYPE_CHECKING:
     from reshard.engine.gather import ReadCount
     from reshard.formats.protocol import OutputFormat
     from reshard.plan import Model, Parameter, Summary
+    from reshard.spec.outputs import Output
     from reshard.storage.protocol import ReadStore
     from reshard.strategy import Strategy
 
@@ -99,17 +100,19 @@ class Job:
             yield replace(self, digest=digest, whole=digest if self.stage is None else self.whole)
 
     @property
+    def kind(self) -> Output:
+        """Kind of output."""
+        return self.request.options.kind
+
+    @property
     def shape(self) -> tuple[str, int]:
         """Kind of output, and number of target ranks."""
-        return self.request.options.output, self.model.target_ranks
+        return self.kind.name, self.model.target_ranks
 
     @property
     def ranks(self) -> tuple[int, ...]:
-        """Target ranks that get a file: all except those without parameters of the stage, or none for an index."""
-        if self.request.options.output == "Index":
-            return ()
-        every = range(self.model.target_ranks)
-        return tuple(rank for rank in every if self.stage is None or self.planner.parameters(rank))
+        """Target ranks that get a file."""
+        return self.kind.ranks(self.model.target_ranks, lambda rank: bool(self.planner.parameters(rank)))
 
     @property
     def scope(self) -> tuple[int, ...]:
@@ -144,11 +147,11 @@ class Job:
         Raises:
             RequestError: the file would contain no tensors, and MindSpore cannot load such a file.
         """
-        found = self.planner.parameters(rank)
-        if self.output.name == "ckpt" and not found and not self.planner.remove_redundancy and not self.model.same:
+        emptied = self.planner.remove_redundancy or self.kind.each_file  # MindSpore writes such files too
+        if not (self.output.can_be_empty or emptied or self.planner.parameters(rank)):
             raise RequestError(
                 "NothingToWrite",
-                "the file would contain no parameters, and MindSpore cannot load such a .ckpt file",
+                f"the file would contain no parameters, and MindSpore cannot load such a .{self.output.name} file",
                 where=self.path(rank),
                 fix="write safetensors files, or use a target strategy that assigns parameters to every rank",
             )
@@ -186,26 +189,24 @@ class Job:
 
     def path(self, rank: int) -> str:
         """Return the path of a target rank's file, relative to the target."""
-        if self.model.unified and not self.output.names_files:
-            return part_name(rank, self.model.target_ranks, hyper=self._has_hyper)
-        if (own := self.own_file(rank)) is not None:
-            folder, _, name = own.path.rpartition("/")
-            if folder and not folder.startswith("rank_"):  # in another spelling, or nested
-                folder = f"rank_{rank}"
-            return "/".join(
-                part for part in (folder, f"{name.removesuffix(self.model.inventory.format)}{self.output.name}") if part
-            )
-        number = rank if self.request.options.numbered else ""
-        suffix = "" if self.stage is None else f"_part{self.stage}"  # MindSpore's name
-        return self.output.path(rank, self.model.target_ranks, f"{self.request.options.file_prefix}{number}{suffix}")
+        options, own = self.request.options, self.own_file(rank)
+        stem = self.kind.path(
+            rank,
+            f"{options.file_prefix}{rank if options.numbered else ''}",
+            stage=self.stage,
+            source="" if own is None else own.path.removesuffix(f".{self.model.inventory.format}"),
+            is_hyper=self._is_hyper,
+        )
+        return self.output.path(rank, self.model.target_ranks, stem)
 
     def own_file(self, rank: int) -> SourceFile | None:
         """Return the source file that a target rank's file is converted from, if files are converted one by one."""
-        return self.model.inventory.file_of(rank) if self.model.same else None
+        return self.model.inventory.file_of(rank) if self.kind.each_file else None
 
-    @property
-    def _has_hyper(self) -> bool:
-        return any(p.role is Role.REPLICATED for p in self.planner.parameters(self.model.target_ranks - 1))
+    def _is_hyper(self, rank: int) -> bool:
+        """Return whether a file of whole parameters holds those that no strategy names: the last one, if there are any."""
+        last = rank == self.model.target_ranks - 1
+        return last and any(p.role is Role.REPLICATED for p in self.planner.parameters(rank))
 
     def source_files(self, count: ReadCount | None = None) -> SourceFiles:
         """Return the source's files for reading. `count` receives the number of bytes read."""
@@ -243,8 +244,8 @@ def job_of(  # noqa: PLR0913 - independent results of reading the source
     Raises:
         RequestError: files of the target's format cannot be encrypted.
     """
-    decides = key_of(request, source, target)
-    if request.options.remove_redundancy and (model.target_ranks == 1 or request.options.output != "PerRank"):
+    decides, kind = key_of(request, source, target), request.options.kind
+    if request.options.remove_redundancy and (model.target_ranks == 1 or not kind.replicates):
         raise RequestError(
             "NoReplicas",
             "removing redundancy requires more than one target rank",
@@ -253,7 +254,7 @@ def job_of(  # noqa: PLR0913 - independent results of reading the source
         )
     output = requested_output(request_key(request), model.inventory.format)
     cipher = _cipher(request, output, key)
-    if request.options.output != "Index":  # an index serves files of either format, and loading into memory
+    if kind.writes_files:  # an index serves files of either format, and loading into memory
         model = _arranged(model, output)
     else:
         model = replace(model, parameters=tuple(p for p in model.parameters if p.dtype != OBJECT))
@@ -261,15 +262,15 @@ def job_of(  # noqa: PLR0913 - independent results of reading the source
         {name: decides[name] for name in ("sourceStrategy", "targetStrategy")} | request_key(request) | {"format": output.name}
     )
     # An index refers to versions of files, so they are part of its identity.
-    identified = model.inventory.pinned if request.options.output == "Index" else model.inventory.identity
+    identified = model.inventory.identity if kind.writes_files else model.inventory.pinned
     identity = whole = _identity([decisive, identified])
     stage, selected = None, selected or Selected()
-    if request.options.output == "Stage":
+    if kind.one_stage:
         stage, whole = model.first_stage, _identity([decisive | {"sourceStrategy": None}, selected.step])
     planner = Planner(model, remove_redundancy=request.options.remove_redundancy, once=output.once)
     strategies = (source, target)
     job = Job(request, store, planner, identity, decides, output, stage, whole, selected, strategies, cipher=cipher)
-    own = notes_of(model, request, strategies, output.name, planner, job.scope)
+    own = notes_of(model, request, strategies, output, planner, job.scope)
     return replace(job, notes=(*notes, *own))
 
 
@@ -281,17 +282,14 @@ def _cipher(request: Request, output: OutputFormat, key: bytes | None) -> BlockC
     """Return the cipher of the target's files, or None if they are not encrypted."""
     if request.encryption is None:
         return None
-    what = fix = None
-    if output.name != "ckpt":
-        what = f"encryption is defined only for .ckpt files, so no program could read encrypted files of the format {output.name}"
-        fix = "write .ckpt files: --format ckpt (spec.target.format: Ckpt), or omit the encryption"
-    elif request.options.output == "Index":
-        what, fix = "an index contains nothing that can be encrypted", "omit the encryption"
-    elif request.options.output == "Stage":
-        what = "stage files cannot be encrypted, because the final commit compares them and has no key"
-        fix = "omit the encryption, or transform all stages at once"
-    if what is not None:
-        raise RequestError("CannotEncrypt", what, where=request.target, fix=fix)
+    refusal = request.options.kind.not_encrypted
+    if not output.can_encrypt:
+        refusal = Refusal(
+            f"encryption is defined only for .ckpt files, so no program could read encrypted files of the format {output.name}",
+            "write .ckpt files: --format ckpt (spec.target.format: Ckpt), or omit the encryption",
+        )
+    if refusal is not None:
+        raise RequestError("CannotEncrypt", refusal.what, where=request.target, fix=refusal.fix)
     if key is None:
         raise ValueError("the encryption key of the target is missing")
     return cipher_of(request.encryption.mode, key)

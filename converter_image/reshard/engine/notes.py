@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from reshard.checkpoint.dtypes import DTYPES
 from reshard.checkpoint.unified import HYPER_NAME
 from reshard.plan import Role, castable, rounded, unmatched, unmatched_patterns
 from reshard.plan.copies import equal_files
@@ -14,6 +13,7 @@ from reshard.spec.ranks import format_ranks
 if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
 
+    from reshard.formats.protocol import OutputFormat
     from reshard.plan import Model, Planner
     from reshard.spec.request import Options, Request
     from reshard.strategy import Strategy
@@ -23,7 +23,7 @@ def notes_of(
     model: Model,
     request: Request,
     strategies: tuple[Strategy | None, Strategy | None],
-    output: str,
+    output: OutputFormat,
     planner: Planner,
     scope: Sequence[int],
 ) -> tuple[str, ...]:
@@ -33,7 +33,7 @@ def notes_of(
         model: model of the task.
         request: request of the transform.
         strategies: source strategy and target strategy.
-        output: name of the format of the target's files.
+        output: format of the target's files.
         planner: planner of all target ranks.
         scope: requested target ranks.
     """
@@ -49,7 +49,7 @@ def notes_of(
 def _notes_on_names(model: Model, options: Options) -> list[str]:
     """Return notes about parameters that the user leaves out, and about patterns that match none."""
     unused: list[str] = []
-    if options.output != "Stage":  # only the last stage knows whether they match
+    if not options.kind.one_stage:  # only the last stage knows whether they match
         unused = [str(rule.pattern) for rule in unmatched(model.source_names, options.rename)]
         unused += unmatched_patterns(model.source_names, (*options.include, *options.exclude))
     notes = [f"the pattern {pattern} matches no parameter" for pattern in unused]
@@ -63,7 +63,7 @@ def _notes_on_names(model: Model, options: Options) -> list[str]:
 def _notes_on_casts(model: Model, options: Options) -> list[str]:
     lossy = rounded(model)
     notes = [f"casts round the values of {_counted(lossy)}"] if lossy else []
-    patterns = [rule.pattern for rule in options.cast] if options.output != "Stage" else []
+    patterns = [] if options.kind.one_stage else [rule.pattern for rule in options.cast]
     unused = unmatched_patterns(castable(model), patterns)
     return notes + [f"the pattern {pattern} matches no floating-point parameter" for pattern in unused]
 
@@ -103,7 +103,7 @@ def _notes_on_copies(model: Model, request: Request) -> list[str]:
     if accepted := sorted(model.inconsistent_replicas & model.per_rank):
         taken = (
             "the copy of the first rank is used"
-            if model.unified
+            if request.options.kind.whole
             else f"each target rank uses the copy of source rank {_nth(model)}"
         )
         notes.append(f"copies of these parameters differ between source ranks; {taken}: {some(accepted)}")
@@ -111,7 +111,7 @@ def _notes_on_copies(model: Model, request: Request) -> list[str]:
         notes.append(f"replicas of these parameters differ; those of the lowest ranks are used: {some(accepted)}")
     suspect = model.may_be_slices
     unnamed = [p.source_name for p in model.parameters if p.role is Role.REPLICATED or p.name in suspect]
-    patterns = request.options.allow_inconsistent if request.options.output != "Stage" else ()
+    patterns = () if request.options.kind.one_stage else request.options.allow_inconsistent
     unused = [pattern for pattern in patterns if not any(map(NamePattern(pattern).matches, unnamed))]
     return notes + [f"the pattern {pattern} matches no parameter outside the strategies" for pattern in unused]
 
@@ -130,15 +130,13 @@ def _notes_on_foreign_files(model: Model, request: Request) -> Iterator[str]:
             yield f"the CRC32 in these files was not checked, as MindSpore copied it from a source rank's file: {some(marked)}"
 
 
-def _notes_on_types(model: Model, output: str) -> tuple[str, ...]:
-    """Warn of types that MindSpore writes into a `.ckpt` file and cannot load from one."""
-    if output != "ckpt":
-        return ()
-    found = [p for p in model.parameters if not DTYPES[p.target_dtype].loads_from_ckpt]
+def _notes_on_types(model: Model, output: OutputFormat) -> tuple[str, ...]:
+    """Warn of types that MindSpore writes into a file and cannot load from it."""
+    found = [p for p in model.parameters if p.target_dtype in output.not_loaded]
     if not found:
         return ()
     types, names = sorted({p.target_dtype for p in found}), some([p.name for p in found])
-    return (f"MindSpore 2.10 cannot load these parameters of type {', '.join(types)} from a .ckpt file: {names}",)
+    return (f"MindSpore 2.10 cannot load these parameters of type {', '.join(types)} from a .{output.name} file: {names}",)
 
 
 def _notes_on_objects(model: Model) -> tuple[str, ...]:

@@ -88,6 +88,10 @@ class OutputFormat(Protocol):
         """The format, as in `--format`."""
 
     @property
+    def outputs(self) -> tuple[str, ...]:
+        """The outputs of `Options.output` that the format can be written for. The first is that of requests without an output."""
+
+    @property
     def crc(self) -> Literal["Header", "Trailer"] | None:
         """Where a file can have one CRC32 of all its tensors, on request. None: nowhere."""
 
@@ -104,6 +108,22 @@ class OutputFormat(Protocol):
         """Names of the source formats whose values other than tensors a file can hold, because it stores them in the same way."""
 
     @property
+    def has_settings(self) -> bool:
+        """Whether `carried` can return the configuration of a model, on request."""
+
+    @property
+    def can_encrypt(self) -> bool:
+        """Whether programs can read encrypted files."""
+
+    @property
+    def can_be_empty(self) -> bool:
+        """Whether programs can load a file without tensors."""
+
+    @property
+    def not_loaded(self) -> frozenset[str]:
+        """Names of the types that files can contain, but that MindSpore cannot load from them."""
+
+    @property
     def companions(self) -> tuple[str, ...]:
         """Names of files that a checkpoint requires and only a source of the same format can provide."""
 
@@ -115,12 +135,14 @@ class OutputFormat(Protocol):
         """Return the names of files that other programs would read instead of a checkpoint with this number of files."""
 
     def path(self, rank: int, ranks: int, stem: str) -> str:
-        """Return the path of a rank's file, relative to the target.
+        """Return the path of a rank's file, relative to the target: in the folder `rank_<r>`, or without a folder.
+
+        A name without a folder has a suffix other than `.json`, and does not start with a dot.
 
         Args:
             rank: number of the target rank.
             ranks: number of target ranks.
-            stem: name that the user has chosen, for formats without names of their own.
+            stem: path without its suffix that follows from the request, for formats that do not determine the names of files.
         """
 
     def can_hold(self, tensor: OutputTensor) -> bool:

@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any
 from reshard.checkpoint.unified import MAP_NAME
 from reshard.errors import RequestError
 from reshard.formats import detection
+from reshard.spec.outputs import output_of
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
@@ -59,26 +60,17 @@ _OWN = {
         _Own("torch-save", detection.is_saved, "reshard.formats.torch.saved", one_file=True),
     )
 }
-# Imported only when they are needed.
+# By the values of `Options.format`. Imported only when they are needed.
 _OWN_OUTPUT = {
-    "ckpt": "reshard.checkpoint.ckpt:CKPT",
-    "safetensors": "reshard.checkpoint.safetensors:SAFETENSORS",
-    "huggingface": "reshard.formats.huggingface.write:HUGGING_FACE",
-    "torch-dcp": "reshard.formats.torch.write:DCP",
-    "torch-safetensors": "reshard.formats.torch.sharded:SHARDED_OUTPUT",
-    "megatron": "reshard.formats.torch.write:MEGATRON",
+    "Ckpt": "reshard.checkpoint.ckpt:CKPT",
+    "Safetensors": "reshard.checkpoint.safetensors:SAFETENSORS",
+    "HuggingFace": "reshard.formats.huggingface.write:HUGGING_FACE",
+    "TorchDcp": "reshard.formats.torch.write:DCP",
+    "TorchSafetensors": "reshard.formats.torch.sharded:SHARDED_OUTPUT",
+    "Megatron": "reshard.formats.torch.write:MEGATRON",
 }
-
-
-# Values of `Options.format`. "Source" is the format of the source, if MindSpore has it.
-_OF_OPTION = {
-    "Ckpt": "ckpt",
-    "Safetensors": "safetensors",
-    "HuggingFace": "huggingface",
-    "TorchDcp": "torch-dcp",
-    "TorchSafetensors": "torch-safetensors",
-    "Megatron": "megatron",
-}
+# What the value "Source" stands for, by the format of the source. All others can be written as safetensors only.
+_SAME_AS_SOURCE = {"ckpt": "Ckpt", "safetensors": "Safetensors"}
 
 
 def requested_output(options: Mapping[str, Any], source: str) -> OutputFormat:
@@ -87,20 +79,20 @@ def requested_output(options: Mapping[str, Any], source: str) -> OutputFormat:
     Args:
         options: options of the request by their names in manifests, of which `format` and `output` are read.
         source: format of the source.
+
+    Raises:
+        RequestError: no format has the requested name.
     """
     wanted = str(options.get("format", "Source"))
     if wanted == "Source":
-        same = source in ("ckpt", "safetensors") and options.get("output") != "Unified"
-        return output_format(source if same else "safetensors")
-    return output_format(_OF_OPTION.get(wanted, wanted))
+        wanted = "Safetensors" if output_of(options).whole else _SAME_AS_SOURCE.get(source, "Safetensors")
+    return output_format(wanted)
 
 
 def document_names(options: Mapping[str, Any]) -> tuple[str, ...]:
     """Return the names of the documents that complete a checkpoint with these options of a manifest."""
     output = requested_output(options, "")
-    if output.names_files or options.get("output") != "Unified":
-        return output.document_names
-    return (MAP_NAME,)
+    return (MAP_NAME,) if output_of(options).whole and not output.names_files else output.document_names
 
 
 def source_format(name: str) -> SourceFormat:
@@ -115,8 +107,13 @@ def source_format(name: str) -> SourceFormat:
     return found
 
 
+def added_outputs() -> tuple[str, ...]:
+    """Return the names of the formats of other packages that can be written."""
+    return tuple(sorted({entry.name for entry in _entries(OUTPUT_GROUP)}))
+
+
 def output_format(name: str) -> OutputFormat:
-    """Return a format that can be written by its name.
+    """Return a format that can be written by its name in `Options.format`.
 
     Raises:
         RequestError: no format has this name.

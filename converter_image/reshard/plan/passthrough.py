@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
+from reshard.checkpoint import in_order
 from reshard.errors import MissingInputError, RequestError
 from reshard.layout import Layout
 from reshard.plan.model import Model, Parameter, Role
@@ -73,7 +74,7 @@ def passthrough_model(
             source_name=entry.name,
         )
         for number, structure in enumerate(inventory.structures)
-        for entry in (structure.tensors if structure.format == "ckpt" else sorted(structure.tensors, key=lambda e: e.name))
+        for entry in in_order(structure)
         if entry.name in names
     ]
     return Model(

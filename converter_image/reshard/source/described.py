@@ -12,6 +12,7 @@ from reshard.errors import AccessError, DataError, MissingInputError, RequestErr
 from reshard.parallel import parallel
 from reshard.source.listing import is_candidate, preview, rank_folders, rank_of
 from reshard.source.selection import epoch_and_step, option_for, select_files
+from reshard.spec.outputs import output_of
 from reshard.storage import open_store, parent_and_name, without_links
 from reshard.storage.ahead import files_at_once
 from reshard.storage.digest import sample_of
@@ -69,7 +70,7 @@ def paths_of(manifest: Manifest, where: str) -> dict[int, str]:
             where=where,
             fix="use the original checkpoint as the source, or select the files of one stage, as in --files '*_part0.*'",
         )
-    if _is_unified(manifest):
+    if output_of(manifest.options).whole:
         refuse_partial(manifest, where)
     return {record.rank: record.path for record in manifest.files}
 
@@ -259,7 +260,7 @@ def _choices(manifest: Manifest, added: Sequence[str]) -> str:
 
 def _option_for_listed(manifest: Manifest, listed: Iterable[str], others: Collection[str] = ()) -> str | None:
     """Return the option that selects only the files that a manifest lists, or None if no such option exists."""
-    if _is_unified(manifest):
+    if output_of(manifest.options).whole:
         return f"use {MAP_NAME} as the source"
     listed = list(listed)
     steps = {epoch_and_step(path) for path in listed}
@@ -268,7 +269,3 @@ def _option_for_listed(manifest: Manifest, listed: Iterable[str], others: Collec
         pattern = f"*-{step[0]}_{step[1]}.*"
     fits = all(is_candidate(path, pattern) for path in listed) and not any(is_candidate(path, pattern) for path in others)
     return f"--files '{pattern}' (spec.source.files.pattern)" if fits else None
-
-
-def _is_unified(manifest: Manifest) -> bool:
-    return manifest.options.get("output") == "Unified"

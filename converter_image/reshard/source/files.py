@@ -22,6 +22,7 @@ from reshard.source.described import (
 from reshard.source.listing import is_candidate, preview, rank_folders, rank_of, ranks_of_files, shards
 from reshard.source.selection import Selection, select_files
 from reshard.source.single import folders_with_checkpoints
+from reshard.spec.outputs import output_of
 from reshard.spec.ranks import format_ranks
 from reshard.storage import open_store, parent_and_name
 from reshard.version import __version__
@@ -161,7 +162,7 @@ def find_files(  # noqa: PLR0913 - independent criteria
     if manifest is None:
         of_rank = found.kind == "Ranks" and len(found.by_rank) == 1 and rank_of(parent_and_name(store.url)[1]) is not None
         return with_listing(found, store, storage_options, ignored=not anything) if of_rank else found
-    unified = found.kind != "Ranks" and manifest.options.get("output") == "Unified"
+    unified = found.kind != "Ranks" and output_of(manifest.options).whole
     if unified and {record.path for record in manifest.files}.issuperset(found.by_rank.values()):
         refuse_partial(manifest, store.url)
     return _with_manifest(found, store, manifest)
@@ -253,10 +254,10 @@ def with_listing(found: Files, store: ReadStore, storage_options: StorageOptions
 
 def _ranks_in(manifest: Manifest) -> dict[str, Any]:
     """Return the fields of `Files` about the ranks of a checkpoint. Empty if its files are not those of ranks."""
-    output = manifest.options.get("output")
-    if output == "Unified":
+    output = output_of(manifest.options)
+    if output.whole:
         return {}
-    parameters = manifest.parameters if output == "PerRank" else ()
+    parameters = () if output.one_stage or output.each_file else manifest.parameters
     return {"parameters": parameters, "total": manifest.target_ranks, "some": manifest.source.some}
 
 
@@ -311,7 +312,7 @@ def _described(store: ReadStore, manifest: Manifest, entries: Sequence[Stat], ra
     paths = paths_of(manifest, store.url)
     check_described(store, manifest, entries)
     own, slices = frozenset(paths.values()), manifest.may_be_slices
-    if manifest.options.get("output") == "Unified":
+    if output_of(manifest.options).whole:
         return Files(paths, kind="Unified", described=True, own=own, may_be_slices=slices)
     wanted = {rank: path for rank, path in paths.items() if ranks is None or rank in ranks}
     found = Files(wanted, ranks=_count(paths), described=True, own=own, may_be_slices=slices)

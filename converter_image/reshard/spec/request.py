@@ -6,19 +6,24 @@ import os
 import re
 from functools import cache
 from reprlib import repr as shortened
-from typing import Annotated, Any, Literal, get_args, get_origin
+from typing import TYPE_CHECKING, Annotated, Any, Literal, get_args, get_origin
 
 import msgspec
 
 from reshard.errors import UsageError
 from reshard.spec.keys import Encryption
+from reshard.spec.outputs import OUTPUTS, OutputKind
 from reshard.spec.storage_options import RequestStorageOptions
 from reshard.spec.urls import normalized
 
-OutputFormat = Literal["Source", "Ckpt", "Safetensors", "HuggingFace", "TorchDcp", "TorchSafetensors", "Megatron"]
+if TYPE_CHECKING:
+    from reshard.spec.outputs import Output
+
+# "Source" and Reshard's own formats. The names of other packages' formats are in lower case.
+FORMATS = ("Source", "Ckpt", "Safetensors", "HuggingFace", "TorchDcp", "TorchSafetensors", "Megatron")
+OutputFormat = Annotated[str, msgspec.Meta(pattern=f"^({'|'.join(FORMATS)}|[a-z0-9][a-z0-9-]{{0,62}})$")]
 SourceFormat = Annotated[str, msgspec.Meta(pattern="^[a-z0-9][a-z0-9-]{0,62}$")]
 TargetRanks = Annotated[int, msgspec.Meta(ge=1, le=65536)]
-OutputKind = Literal["PerRank", "Stage", "Unified", "Same", "Index"]
 SourceOnly = Literal["Drop", "Keep"]
 Replicas = Literal["Identical", "LowestRank"]
 Verification = Literal["None", "Sample", "Full"]
@@ -156,11 +161,12 @@ class Options(msgspec.Struct, frozen=True):
     """The options of a transform. The defaults are those of the resource.
 
     Raises:
-        UsageError: a value is invalid, or two values contradict each other.
+        UsageError: a value is invalid, or two values contradict each other. A transform also checks them against its format.
 
     Attributes:
         format: format of the target. "Source" means the format of the source if it is one of MindSpore's, and safetensors
-            otherwise. "HuggingFace" implies the output "Unified".
+            otherwise. "HuggingFace" implies the output "Unified". A format of another package has the name of its entry
+            point.
         source_format: format of the source. None means that it is detected from the file names.
         target_ranks: number of target ranks. Each gets a chunk of dimension 0 of every tensor, as in FSDP. None means that the
             target strategy determines the ranks.
@@ -247,42 +253,18 @@ class Options(msgspec.Struct, frozen=True):
                 where="file_prefix",
                 fix="use a prefix such as checkpoint_",
             )
-        if self.format == "HuggingFace" and self.output == "PerRank":
-            msgspec.structs.force_setattr(self, "output", "Unified")
         _check_rules(self.rename)
-        _check_pads(self)
-        for name, (output, what) in _ONLY_WITH.items():
-            if self.output != output and getattr(self, name) != _default(name):
-                fix = f"omit it, or add --output {output.lower()} (spec.target.output: {output})"
-                raise UsageError("InvalidOption", what, where=name, fix=fix)
-        self._check_format()
+        _check_pads(self.pad)
+        _refuse(self, self.kind)
         if self.source_format is not None and (self.step is not None or self.files is not None):
             where = "files" if self.step is None else "step"
             what, fix = "the metadata of the source's format determines its files", f"omit {where}, or omit the source format"
             raise UsageError("InvalidOption", what, where=where, fix=fix)
-        if self.output in ("Unified", "Same") and self.file_prefix != _default("file_prefix"):
-            raise UsageError("InvalidOption", "the output has fixed file names", where="file_prefix", fix="omit file_prefix")
-        if self.output == "Index" and (other := [name for name in _OF_FILES if getattr(self, name) != _default(name)]):
-            fix = f"omit {other[0]}"
-            raise UsageError("InvalidOption", "the output Index writes no rank files", where=other[0], fix=fix)
 
-    def _check_format(self) -> None:
-        """Check that the format and the number of ranks go with the output."""
-        if self.output == "Unified" and self.format not in ("Source", "Safetensors", "HuggingFace"):
-            raise UsageError("InvalidOption", "unified checkpoints are always safetensors", where="format", fix="omit it")
-        if (self.format in _OF_TORCH and self.output != "PerRank") or (self.format == "HuggingFace" and self.output != "Unified"):
-            what, fix = f"the output {self.output} does not apply to the format {self.format}", "omit the output"
-            raise UsageError("InvalidOption", what, where="output", fix=fix)
-        if self.copy_settings and self.format != "HuggingFace":
-            raise UsageError("InvalidOption", "only the format HuggingFace has settings", where="copy_settings", fix="omit it")
-        if self.target_ranks is not None and self.output != "PerRank":
-            what = f"the output {self.output} has no ranks among which tensors are divided"
-            raise UsageError("InvalidOption", what, where="target_ranks", fix="omit it")
-        if self.crc and self.format == "HuggingFace":
-            raise UsageError("InvalidOption", "only MindSpore reads the CRC32", where="crc", fix="omit it")
-        if self.format in _OF_TORCH and (self.crc or self.file_prefix != _default("file_prefix") or not self.numbered):
-            where = "crc" if self.crc else "numbered" if not self.numbered else "file_prefix"
-            raise UsageError("InvalidOption", f"it does not apply to the format {self.format}", where=where, fix="omit it")
+    @property
+    def kind(self) -> Output:
+        """The output by its name."""
+        return OUTPUTS[self.output]
 
     @property
     def most_bytes(self) -> int:
@@ -305,14 +287,6 @@ def _fix(kind: object) -> str:
     return f"use one of {', '.join(get_args(kind))}" if get_origin(kind) is Literal else "correct the value, or omit it"
 
 
-# Options that go with one kind of output only.
-_ONLY_WITH: dict[str, tuple[OutputKind, str]] = {
-    "max_file_size_bytes": ("Unified", "only unified checkpoints have a maximum file size"),
-    "stages": ("Stage", "the number of stages applies only to the output Stage"),
-}
-# Options that apply to rank files only.
-_OF_FILES = ("format", "target_ranks", "file_prefix", "only_ranks", "remove_redundancy", "crc", "copy_mode")
-_OF_TORCH = ("TorchDcp", "TorchSafetensors", "Megatron")
 # Options that decide what is read from a source, and are therefore fixed in its index.
 SETTLED_BY_INDEX = (
     "allow_single_rank",
@@ -347,18 +321,14 @@ def _check_rules(rules: tuple[RenameRule, ...]) -> None:
             )
 
 
-def _check_pads(options: Options) -> None:
-    """Check that padding rules do not contradict each other or the output.
+def _check_pads(rules: tuple[PadRule, ...]) -> None:
+    """Check that padding rules do not contradict each other.
 
     Raises:
-        UsageError: two rules are for one dimension, or the output keeps the slices of the source.
+        UsageError: two rules are for one dimension.
     """
-    if options.pad and options.output == "Same":
-        raise UsageError(
-            "InvalidOption", "the output Same does not know the whole shapes of parameters", where="pad", fix="use another output"
-        )
     seen: dict[tuple[str, int], int] = {}
-    for rule in options.pad:
+    for rule in rules:
         if seen.setdefault((rule.name, rule.dimension), rule.length) != rule.length:
             raise UsageError(
                 "InvalidOption",
@@ -366,6 +336,19 @@ def _check_pads(options: Options) -> None:
                 where="pad",
                 fix="remove one of the rules",
             )
+
+
+def _refuse(asked: Options | Request, output: Output) -> None:
+    """Check that no field contradicts the output.
+
+    Raises:
+        UsageError: a field that does not apply to the output has another value than its default.
+    """
+    for each in msgspec.structs.fields(asked):
+        refusal = output.refused.get(each.name)
+        if refusal is not None and getattr(asked, each.name) != each.default:
+            where = each.name.replace("_", " ") if each.name.endswith("strategy") else each.name
+            raise UsageError("InvalidOption", refusal.what, where=where, fix=refusal.fix)
 
 
 class Request(msgspec.Struct, frozen=True):
@@ -411,19 +394,7 @@ class Request(msgspec.Struct, frozen=True):
                 msgspec.structs.force_setattr(self, name, normalized(value))
             elif value is not None or not name.endswith(("strategy", "index")):
                 raise UsageError("InvalidOption", f"{value!r} is not a path", where=name, fix="pass a str or an os.PathLike")
-        self._check_strategies()
-        if self.index is not None:
-            _refuse_what_an_index_says(self)
-
-    def _check_strategies(self) -> None:
-        """Check that the strategies go with the options."""
-        if self.target_strategy and self.options.output == "Unified":
-            raise UsageError(
-                "InvalidOption",
-                "a unified checkpoint contains whole parameters",
-                where="target strategy",
-                fix="omit the strategy",
-            )
+        _refuse(self, self.options.kind)
         if self.target_strategy and self.options.target_ranks is not None:
             raise UsageError(
                 "InvalidOption",
@@ -431,13 +402,8 @@ class Request(msgspec.Struct, frozen=True):
                 where="target_ranks",
                 fix="omit the number of target ranks, or omit the strategy to divide tensors along dimension 0",
             )
-        if (self.source_strategy or self.target_strategy) and self.options.output == "Same":
-            raise UsageError(
-                "InvalidOption",
-                "the output Same accepts no strategy",
-                where="source strategy" if self.source_strategy else "target strategy",
-                fix="omit the strategy, or use another output",
-            )
+        if self.index is not None:
+            _refuse_what_an_index_says(self)
 
 
 def _refuse_what_an_index_says(request: Request) -> None:
@@ -448,8 +414,6 @@ def _refuse_what_an_index_says(request: Request) -> None:
     """
     said = [name for name in ("source_strategy", "target_strategy") if getattr(request, name) is not None]
     said += [name for name in _OF_THE_SOURCE if getattr(request.options, name) != _default(name)]
-    if request.options.output in ("Unified", "Same", "Stage"):
-        said.append("output")
     if said:
         raise UsageError(
             "InvalidOption", "the index already defines it", where=said[0], fix="omit it, or create the index again with it"
@@ -466,7 +430,7 @@ def request_key(request: Request) -> dict[str, Any]:
         "targetRanks": options.target_ranks,
         "copySettings": options.copy_settings,
         "output": options.output,
-        "maxFileSizeBytes": options.most_bytes if options.output == "Unified" else None,
+        "maxFileSizeBytes": options.most_bytes if options.kind.whole else None,
         "filePrefix": options.file_prefix,
         "numbered": options.numbered,
         "allowSingleRank": options.allow_single_rank,

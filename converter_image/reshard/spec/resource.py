@@ -13,13 +13,13 @@ import msgspec
 from reshard.errors import RequestError, UsageError
 from reshard.spec.execution import ExecutionSpec, Strict
 from reshard.spec.keys import Encryption, Key, Mode
+from reshard.spec.outputs import OUTPUTS, OutputKind
 from reshard.spec.places import CERTIFICATES, CREDENTIALS, KEYS, VOLUMES, ConfigMapKeyRef, RelativePath, SecretKeyRef, StorageSpec
 from reshard.spec.request import (
     CastRule,
     CopyMode,
     Options,
     OutputFormat,
-    OutputKind,
     Overwrite,
     PadRule,
     Patterns,
@@ -37,6 +37,8 @@ from reshard.spec.urls import is_url
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
+
+    from reshard.spec.outputs import Output
 
 API_VERSION = "reshard.dev/v1alpha1"
 KIND = "CheckpointTransform"
@@ -107,7 +109,7 @@ class SourceSpec(Strict, frozen=True):
 
 
 class TargetSpec(Strict, frozen=True):
-    """The checkpoint to write. `Options` refuses fields that contradict the output, as do the rules of the CRD."""
+    """The checkpoint to write. Fields that contradict the output or the format are refused, also by the rules of the CRD."""
 
     storage: StorageSpec
     strategy: StrategySpec | None = None
@@ -123,6 +125,11 @@ class TargetSpec(Strict, frozen=True):
     copy_mode: CopyMode = "Client"
     file_mode: Annotated[str, msgspec.Meta(pattern="^0?[0-7]{3}$")] | None = None
     encryption: EncryptionSpec | None = None
+
+    @property
+    def kind(self) -> Output:
+        """The output by its name."""
+        return OUTPUTS[self.output]
 
 
 class ParametersSpec(Strict, frozen=True):

@@ -39,7 +39,7 @@ def read_carried(store: ReadStore, request: Request, source: str) -> Carried:
         DataError: a file is too large.
         RequestError: the source lacks a file that the target's format or the request requires.
     """
-    if request.options.output == "Index":
+    if not request.options.kind.writes_files:
         return Carried((), {})
     output, settings = requested_output(request_key(request), source), request.options.copy_settings
     if not (settings or output.companions):

@@ -1,4 +1,4 @@
-"""Checks before anything is read: the locations, the copy mode, and the free space of the target."""
+"""Checks before anything is read: options and format, the locations, the copy mode, and the free space of the target."""
 
 from __future__ import annotations
 
@@ -6,14 +6,52 @@ import contextlib
 import os
 from typing import TYPE_CHECKING
 
+import msgspec
+
 from reshard.checkpoint.manifest import STATE
 from reshard.checkpoint.unified import is_own
-from reshard.errors import OutputError, RequestError
+from reshard.errors import OutputError, RequestError, UsageError
+from reshard.formats.registry import requested_output
+from reshard.spec.request import Options, Request, request_key
 from reshard.storage import open_store, without_links
 
 if TYPE_CHECKING:
-    from reshard.spec.request import Request
     from reshard.storage.protocol import Store
+
+
+def with_output(request: Request) -> Request:
+    """Return a request with the output that its format implies, after a check of its options.
+
+    Raises:
+        RequestError: the format is unknown.
+        UsageError: an option does not apply to the format or to the output.
+    """
+    options, usual = request.options, Options()
+    output = requested_output(request_key(request), "")
+    if options.output == usual.output and options.output not in output.outputs:
+        options = msgspec.structs.replace(options, output=output.outputs[0])
+        request = msgspec.structs.replace(request, options=options)
+    if options.kind.writes_files and options.output not in output.outputs:
+        what = f"the output {options.output} does not apply to the format {options.format}"
+        raise UsageError("InvalidOption", what, where="output", fix="omit the output, or use another format")
+    if options.max_file_size_bytes is not None and not options.kind.whole:
+        raise UsageError(
+            "InvalidOption",
+            "only unified checkpoints have a maximum file size",
+            where="max_file_size_bytes",
+            fix="omit it, or add --output unified (spec.target.output: Unified)",
+        )
+    refused = {
+        "copy_settings": not output.has_settings,
+        "crc": output.crc is None,
+        "file_prefix": output.names_files,
+        "numbered": output.names_files,
+    }
+    for name, is_refused in refused.items():
+        if is_refused and getattr(options, name) != getattr(usual, name):
+            what = f"it does not apply to the format {options.format}"
+            raise UsageError("InvalidOption", what, where=name, fix="omit it, or use another format")
+    return request
 
 
 def check_places(request: Request) -> None:

@@ -13,6 +13,7 @@ from reshard.parallel import parallel
 from reshard.plan import Role
 from reshard.source.files import Files
 from reshard.source.reading import read_inventory
+from reshard.spec.outputs import output_of
 from reshard.spec.ranks import format_ranks, parse_ranks
 from reshard.spec.request import STRICTNESS
 from reshard.storage.cancellable import CancellableStore
@@ -129,7 +130,7 @@ def _complete(
             mine = [record for record in manifest.files if record.stage == job.stage]
             target.job(job.digest).publish(mine, cancellation.check)
         snapshot = target.observe()
-    content = state.index() if _is_index(manifest) else None
+    content = None if output_of(manifest.options).writes_files else state.index()
     if content is not None:
         manifest = msgspec.structs.replace(manifest, index=IndexRecord(len(content), str(ContentDigest(content))))
     maps = documents_of(manifest)
@@ -204,7 +205,7 @@ def would_lose(
 
 def shape_of(manifest: Manifest) -> tuple[str, int]:
     """Return the kind of output and the number of target ranks."""
-    return str(manifest.options.get("output")), manifest.target_ranks
+    return output_of(manifest.options).name, manifest.target_ranks
 
 
 def covers(manifest: Manifest | None, job: Job) -> bool:
@@ -224,13 +225,9 @@ def written_ranks(job: Identity, target: TargetFolder, snapshot: TargetSnapshot)
     return before | target.job(job.digest).recorded_ranks()
 
 
-def _is_index(draft: Manifest) -> bool:
-    return draft.options.get("output") == "Index"
-
-
 def ranks_of(draft: Manifest) -> tuple[int, ...]:
     """Return the ranks that get a file, by the draft of the manifest."""
-    if _is_index(draft):
+    if not output_of(draft.options).writes_files:
         return ()
     if not draft.stages:
         return tuple(range(draft.target_ranks))

@@ -62,7 +62,7 @@ def check_copies(
     Raises:
         DataError: copies differ, or slices are equal, and the request does not accept that.
     """
-    if model.same:
+    if options.kind.each_file:
         return frozenset()
     check_slices(store, model, options, workers=workers, single=single)
     copies, files = Copies(model), {file.rank: file.path for file in model.inventory.files}
@@ -105,7 +105,7 @@ def refuse_possible_slices(model: Model, settled: Collection[str], options: Opti
     Raises:
         DataError: there are such parameters, and the request does not accept them.
     """
-    if model.same:
+    if options.kind.each_file:
         return
     suspect = frozenset(model.may_be_slices)
     accepted = [NamePattern(pattern) for pattern in options.allow_inconsistent]

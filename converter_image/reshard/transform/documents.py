@@ -16,6 +16,7 @@ from reshard.formats.registry import document_names, requested_output
 from reshard.layout import Layout
 from reshard.plan import Model, Parameter, Planner, Role
 from reshard.source.described import files_there, refuse_missing
+from reshard.spec.outputs import output_of
 from reshard.storage.digest import ContentDigest
 
 if TYPE_CHECKING:
@@ -103,7 +104,7 @@ def _check_types(parameters: Iterable[ParameterRecord]) -> None:
 def _planner_of(manifest: Manifest) -> Planner:
     """Return a planner that knows which rank holds which slices, and nothing of the source."""
     _check_types(manifest.parameters)
-    unified = manifest.options.get("output") == "Unified"
+    unified = output_of(manifest.options).whole
     parameters = tuple(_parameter(record) for record in manifest.parameters)
     devices = 1 if unified or not parameters else parameters[0].target.devices
     stages, rest = divmod(manifest.target_ranks, devices)

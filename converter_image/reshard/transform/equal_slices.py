@@ -66,7 +66,7 @@ def check_slices(store: ReadStore, model: Model, options: Options, *, workers: i
         different = [block for block, each in zip(blocks[ranks[0]], cells, strict=True) if len(set(each)) > 1]
         contents = _read(store, paths[ranks[0]], different)
         if evident := [block.name for block in different if _is_evidence(contents[block.name], block)]:
-            whole = model.source_stages == 1 and options.output != "Stage"
+            whole = model.source_stages == 1 and not options.kind.one_stage
             raise slices_equal(evident[0], ranks, whole=whole)
 
 

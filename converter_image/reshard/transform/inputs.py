@@ -35,7 +35,7 @@ def strategies_of(request: Request) -> Strategies:
         DataError, MissingInputError: a strategy is damaged or missing.
         AccessError, StorageError: a strategy cannot be read.
     """
-    storage_options, one_stage = request.storage_options, request.options.output == "Stage"
+    storage_options, one_stage = request.storage_options, request.options.kind.one_stage
     before = after = None
     if request.source_strategy:
         before = read_strategy(
@@ -63,7 +63,7 @@ def find(request: Request, source: Strategy | None, cancellation: Cancellation |
     store, chosen = open_source(request.source, request.storage_options.source)
     opened = cancellable(store, cancellation)
     options, ranks = request.options, None if source is None else source.numbers
-    one_stage, each = options.output == "Stage", options.output == "Same"
+    one_stage, each = options.kind.one_stage, options.kind.each_file
     storage_options = request.storage_options.source
     found = find_files(
         opened,
@@ -111,9 +111,10 @@ def listing_identifies(request: Request, store: ReadStore) -> bool:
     ETags identify the content of objects, but a file system has only times. A key is checked by decrypting. The listing does not
     include files that are carried unchanged.
     """
+    kind = request.options.kind
     plain = request.index is None and request.encryption is None and request.decryption is None
     carries = request.options.copy_settings or requested_output(request_key(request), "").companions
-    return plain and not carries and store.remote and request.options.output not in ("Stage", "Index")
+    return plain and not carries and store.remote and kind.writes_files and not kind.one_stage
 
 
 def decrypted(

@@ -11,6 +11,7 @@ from reshard.engine.rankfile import requests_of
 from reshard.progress import Cancellation, Silent
 from reshard.target.lock import writing
 from reshard.telemetry import durations, operation, phase
+from reshard.transform.checks import with_output
 from reshard.transform.preflight import run_preflight
 from reshard.transform.start import start
 
@@ -73,7 +74,7 @@ def plan_transform(
     Raises:
         ReshardError: the transform would fail. The error is the one that it would fail with.
     """
-    cancellation = cancellation or Cancellation()
+    request, cancellation = with_output(request), cancellation or Cancellation()
     workers, progress = workers or default_workers(), progress or Silent()
     with operation("plan_transform"):
         with phase("plan"):

@@ -81,7 +81,7 @@ def prepare(
         return _indexed(request, request.index, cancellation)
     strategies = strategies_of(request)
     store, found = find(request, strategies[0], cancellation)
-    if request.options.output != "Same" and (strategies[0] is not None or len(found.by_rank) == 1):
+    if not request.options.kind.each_file and (strategies[0] is not None or len(found.by_rank) == 1):
         refuse_other_cuts(found.parameters, strategies[0], request.source, found.written_as)
     return prepare_files(request, store, found, strategies, progress, workers=workers, single=single, cancellation=cancellation)
 
@@ -117,8 +117,8 @@ def prepare_files(  # noqa: PLR0913 - the source, and how to read it
     progress.begin("Reading headers", len(found.by_rank), "files")
     with phase("read_headers", files=len(found.by_rank)):
         model = _read(request, store, found, strategies, workers=workers, only=only, advance=progress.advance)
-    inventory = model.inventory
-    if request.options.output == "Index" and not single:  # a load needs only the slices of its rank
+    inventory, kind = model.inventory, request.options.kind
+    if not (kind.writes_files or single):  # a load needs only the slices of its rank
         Planner(model).check_slices()
     refuse_possible_slices(model, found.may_be_slices, request.options)
     fully = request.options.verification == "Full"
@@ -137,8 +137,8 @@ def prepare_files(  # noqa: PLR0913 - the source, and how to read it
         refuse_changed(store, inventory)
         raise
     model = replace(model, inconsistent_replicas=inconsistent)
-    stages = _stages(request, source, target, found) if source is not None and request.options.output == "Stage" else None
-    selected = Selected(found.step, stages, found.some and request.options.output == "Same")
+    stages = _stages(request, source, target, found) if source is not None and kind.one_stage else None
+    selected = Selected(found.step, stages, found.some and kind.each_file)
     carried = read_carried(store, request, inventory.format)
     model = replace(model, inventory=msgspec.structs.replace(inventory, carried=carried.records))
     job = job_of(request, plain, model, source, target, key=_key(request), selected=selected, notes=found.notes)
@@ -190,7 +190,7 @@ def _check_shards(model: Model, options: Options, only: int | None) -> None:
     Raises:
         MissingInputError: no file holds a slice.
     """
-    if not model.inventory.empty_files or options.output in ("Same", "Index"):
+    if not model.inventory.empty_files or options.kind.each_file or not options.kind.writes_files:
         return
     ranks = range(model.target_ranks) if only is None else (only,)
     planner = Planner(model)
@@ -297,7 +297,7 @@ def _place(
     inventory: Inventory, source: Strategy | None, target: Strategy | None, request: Request, *, only: int | None = None
 ) -> Model:
     options = request.options
-    if options.output == "Same":
+    if options.kind.each_file:
         kept = passthrough_model(
             inventory, ranks=options.only_ranks, include=options.include, exclude=options.exclude, rename=options.rename
         )
@@ -310,7 +310,7 @@ def _place(
         allow_missing=options.allow_missing,
         target_ranks=options.target_ranks,
         only=only,
-        one_stage=options.output == "Stage",
+        one_stage=options.kind.one_stage,
         include=options.include,
         exclude=options.exclude,
         rename=options.rename,
@@ -319,7 +319,7 @@ def _place(
         lowest_replica=options.replicas == "LowestRank",
     )
     model = with_casts(model, options.cast)
-    if options.output != "Unified":
+    if not options.kind.whole:
         return model
     apart = not requested_output(request_key(request), inventory.format).names_files
     return pack_full_tensors(model, options.most_bytes, apart=apart)

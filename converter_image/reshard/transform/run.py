@@ -19,7 +19,7 @@ from reshard.target.lock import STALE_SECONDS, live_writers, locked, writing
 from reshard.target.parts import final_notes, is_whole
 from reshard.target.process import this_process
 from reshard.telemetry import durations, operation, phase
-from reshard.transform.checks import check_space
+from reshard.transform.checks import check_space, with_output
 from reshard.transform.commit import commit_job, covers, refuse_loss, written_ranks
 from reshard.transform.documents import documents_of
 from reshard.transform.identify import record_versions
@@ -128,7 +128,7 @@ def transform_checkpoint(
     Raises:
         ReshardError: the transform failed, see docs/errors.md for all reasons. Finished ranks are kept for the next attempt.
     """
-    workers, progress = workers or default_workers(), progress or Silent()
+    request, workers, progress = with_output(request), workers or default_workers(), progress or Silent()
     thorough = commit and request.options.overwrite == "Replace"
     cancellation = cancellation or Cancellation()
 

@@ -44,7 +44,7 @@ def prepare_standalone(request: Request, files: Mapping[int, str], *, only: int 
     root, paths = _in_one_storage(files)
     request = msgspec.structs.replace(request, source=root)
     opened, strategies = open_store(root), strategies_of(request)
-    if request.options.output != "Same":
+    if not request.options.kind.each_file:
         ranks = range(1) if strategies[0] is None else strategies[0].numbers
         refuse_exchanged(files, "list the files in the order of their ranks: rank_2 before rank_10", exact=len(ranks) > 1)
         first, any_path = next(iter(paths.items()))

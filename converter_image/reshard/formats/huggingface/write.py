@@ -42,7 +42,9 @@ class HuggingFaceFormat(SafetensorsFormat):
     """The format as `reshard.formats.protocol.OutputFormat`. Each file holds whole tensors."""
 
     name: str = "huggingface"
+    outputs = ("Unified",)
     crc = None
+    has_settings = True
     names_files = True
     document_names = (HF_INDEX_NAME,)
 

@@ -86,6 +86,7 @@ class _ShardedOutput(SafetensorsFormat):
     """The format as `reshard.formats.protocol.OutputFormat`. Files have no index, because tensors are in several files."""
 
     name = "torch-safetensors"
+    outputs = ("PerRank",)
     crc = None
     once = True
     names_files = True
