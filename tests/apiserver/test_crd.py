@@ -103,7 +103,7 @@ def test_the_examples_are_accepted(resources: Resources, example: Any) -> None:
         ("source.decryption", {"secretKeyRef": {"name": "k", "key": "a/b"}}, "should match"),
         ("source.decryption", {"secretKeyRef": {"name": "k", "key": "a"}, "mode": "ROT13"}, "supported values"),
         ("target.copyMode", "Magic", "supported values"),
-        ("target.format", "ckpt", "supported values"),
+        ("target.format", "HuggingFac", "should match '^(Source|Ckpt|Safetensors|HuggingFace|TorchDcp|"),
         ("parameters.rename", [{"to": "b"}], "exactly one of from and pattern"),
         ("parameters.rename", [{"from": "a", "pattern": "a", "to": "b"}], "exactly one of from and pattern"),
         ("parameters.rename", [{"from": "a"}], "Required value"),
@@ -174,6 +174,7 @@ def test_invalid_requests_are_refused(resources: Resources, path: str, value: An
         *({"format": name, "ranks": 6, "onlyRanks": "0-2,5"} for name in ("TorchDcp", "TorchSafetensors", "Megatron")),
         {"format": "TorchDcp", "strategy": {"path": "s"}},
         {"format": "Safetensors", "ranks": 2, "crc": True, "filePrefix": "p_"},
+        {"format": "toy-format", "output": "Unified", "maxFileSizeBytes": 1 << 20, "copySettings": True},
     ],
     ids=str,
 )

@@ -20,11 +20,11 @@ SCHEMA = "reshard.dev/manifest/v1"
 STATE = ".reshard"
 
 Verified = Literal["None", "Sample", "Full"]
-# Documents may come from untrusted sources: a path leads into a rank's folder or to a checkpoint file next to the manifest, and
-# nowhere else.
+# Documents may come from untrusted sources: a path leads into a rank's folder or to a file next to the manifest, nowhere else.
+# Such a file is not hidden and is no document: its name has a suffix, which the format determines, but not .json.
 FilePath = Annotated[
     str,
-    msgspec.Meta(pattern=r"^(rank_[0-9]{1,9}/(?!\.{1,2}$)[^/\x00]+|[^/\x00]+\.(ckpt|safetensors|distcp))$"),
+    msgspec.Meta(pattern=r"^(rank_[0-9]{1,9}/(?!\.{1,2}$)[^/\x00]+|(?!\.)[^/\x00]+\.(?!json$)[A-Za-z0-9_]{1,32})$"),
 ]
 
 
