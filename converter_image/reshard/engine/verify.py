@@ -25,6 +25,7 @@ if TYPE_CHECKING:
     from reshard.checkpoint.inventory import TensorEntry
     from reshard.checkpoint.manifest import Verified
     from reshard.engine.gather import SourceFiles
+    from reshard.layout import Layout
     from reshard.plan.model import Model, Parameter
     from reshard.plan.rank import RankPlan, TargetTensor
     from reshard.storage.protocol import Reader
@@ -117,9 +118,7 @@ def _regions(written: Reader, tensor: TargetTensor, local: int, model: Model) ->
     """
     parameter, found = tensor.parameter, {}
     whole = parameter.target_shape
-    lengths = [-(-n // k) for n, k in zip(whole, parameter.target.parts, strict=True)]
-    low = [min(c * m, n) for c, m, n in zip(parameter.target.cells[local], lengths, whole, strict=True)]
-    high = [min(a + m, n) for a, m, n in zip(low, lengths, whole, strict=True)]
+    low, high = _bounds(parameter.target, whole, local)
     planned = zip(tensor.geometry.overlaps, tensor.geometry.cells, tensor.ranks, tensor.entries, strict=True)
     for overlap, cell, rank, entry in planned:
         position = tuple(a + i for a, i in zip(low, overlap.target.start, strict=True))
@@ -139,6 +138,22 @@ def _regions(written: Reader, tensor: TargetTensor, local: int, model: Model) ->
     if sum(prod(region.shape) for region in regions) != prod(b - a for a, b in zip(low, high, strict=True)):
         raise _differs(written, parameter, "has elements that the plan does not read")
     return regions
+
+
+def _bounds(layout: Layout, shape: tuple[int, ...], local: int) -> tuple[list[int], list[int]]:
+    """Return the first element of a rank's slice along each dimension, and the end of the slice."""
+    if not layout.uneven:
+        lengths = [n // k for n, k in zip(shape, layout.parts, strict=True)]
+        low = [c * m for c, m in zip(layout.cells[local], lengths, strict=True)]
+        return low, [a + m for a, m in zip(low, lengths, strict=True)]
+    coordinates = [int(i) for i in np.unravel_index(local, layout.device_matrix)]
+    low, high = [0] * len(shape), list(shape)
+    for dimension, axes in enumerate(layout.tensor_map):
+        for axis in axes:
+            chunk = -(-(high[dimension] - low[dimension]) // layout.device_matrix[-1 - axis])
+            low[dimension] = min(low[dimension] + coordinates[-1 - axis] * chunk, high[dimension])
+            high[dimension] = min(low[dimension] + chunk, high[dimension])
+    return low, high
 
 
 def _padding(low: Sequence[int], high: Sequence[int], shape: tuple[int, ...]) -> Iterator[_Region]:

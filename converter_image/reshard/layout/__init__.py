@@ -30,8 +30,9 @@ class Layout:
             (optimizer parallel). 0 means that it is not split. -1 means one part per such rank.
         shard_step: distance between ranks with adjacent parts. It follows from the other fields. 0 means that the slice is not
             split again.
-        uneven: whether a dimension of length n is split into k chunks of ceil(n / k) elements, of which the last ones may be
-            shorter or empty, as `torch.chunk` does. Otherwise k must divide n.
+        uneven: whether each axis splits a dimension of length n into k chunks of ceil(n / k) elements, of which the last ones may
+            be shorter or empty, as `torch.chunk` does. The next axis splits each chunk in the same way, as `torch.DTensor` does.
+            Otherwise k must divide n.
     """
 
     device_matrix: tuple[int, ...]
@@ -94,15 +95,29 @@ class Layout:
             DataError: the layout contradicts itself, or does not divide the shape.
         """
         if self.uneven:
-            return _chunk(shape, self.parts, self.cells[rank])
+            return _chunk(shape, self._axes, self.cells[rank])
         return cell_box(shape, self.parts, self.cells[rank])
 
+    @property
+    def _axes(self) -> tuple[tuple[int, ...], ...]:
+        """Lengths of the device axes that split each dimension, major first."""
+        return tuple(tuple(self.device_matrix[-1 - axis] for axis in cuts) for cuts in self.tensor_map)
 
-def _chunk(shape: tuple[int, ...], parts: tuple[int, ...], cell: tuple[int, ...]) -> Box:
-    """Return the box of one cell if the dimensions of a tensor are split into chunks. It may be empty."""
-    lengths = [-(-n // k) for n, k in zip(shape, parts, strict=True)]
-    starts = tuple(min(c * length, n) for c, length, n in zip(cell, lengths, shape, strict=True))
-    return Box(starts, tuple(min(length, n - a) for a, length, n in zip(starts, lengths, shape, strict=True)))
+
+def _chunk(shape: tuple[int, ...], axes: tuple[tuple[int, ...], ...], cell: tuple[int, ...]) -> Box:
+    """Return the box of one cell if axes split the dimensions of a tensor into chunks of chunks. It may be empty."""
+    starts, lengths = [], []
+    for n, counts, index in zip(shape, axes, cell, strict=True):
+        start, length, places = 0, n, prod(counts)
+        for k in counts:
+            places //= k
+            number, index = divmod(index, places)  # noqa: PLW2901 - the rest of the index is that of the next axis
+            chunk = -(-length // k)
+            offset = min(number * chunk, length)
+            start, length = start + offset, min(chunk, length - offset)
+        starts.append(start)
+        lengths.append(length)
+    return Box(tuple(starts), tuple(lengths))
 
 
 def cell_box(shape: tuple[int, ...], parts: tuple[int, ...], cell: tuple[int, ...]) -> Box:

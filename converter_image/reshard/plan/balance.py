@@ -45,7 +45,7 @@ def shares(parameters: Sequence[Parameter], devices: int, *, every: bool = False
     written = np.ones((devices, len(parameters)), dtype=np.bool_)
     nbytes = np.zeros(devices, dtype=np.int64)
     holders: dict[Layout, HoldingRanks] = {}
-    held: dict[Layout, np.ndarray[tuple[int, int], np.dtype[np.int64]]] = {}
+    filled: dict[tuple[Layout, tuple[int, ...]], np.ndarray[tuple[int], np.dtype[np.bool_]]] = {}  # ranks with elements
     for number in sorted(range(len(parameters)), key=lambda i: -parameters[i].slice_nbytes):
         parameter = parameters[number]
         if every or _is_passed_on(parameter):
@@ -55,12 +55,11 @@ def shares(parameters: Sequence[Parameter], devices: int, *, every: bool = False
             chosen = groups[np.arange(len(groups)), nbytes[groups].argmin(axis=1)]
             written[:, number] = False
             written[chosen, number] = True
-        if every and parameter.target.uneven and 0 not in parameter.shape:
-            cells = held.get(parameter.target)
-            if cells is None:
-                cells = held[parameter.target] = np.array(parameter.target.cells, dtype=np.int64)
-            chunks = [-(-n // k) for n, k in zip(parameter.shape, parameter.target.parts, strict=True)]
-            written[:, number] &= (cells * chunks < parameter.shape).all(axis=1)
+        if every and parameter.target.uneven and 0 not in parameter.target_shape:
+            key = (parameter.target, parameter.target_shape)
+            if key not in filled:
+                filled[key] = np.array([parameter.box(rank).size > 0 for rank in range(devices)])
+            written[:, number] &= filled[key]
         nbytes[written[:, number]] += parameter.slice_nbytes
     return written
 

@@ -1,0 +1,276 @@
+"""Apply a layout file to the parameters of a checkpoint.
+
+Each parameter is matched by a rule or refused by name, so that no parameter gets a layout that nobody has written.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+from reshard.errors import DataError, RequestError
+from reshard.mesh.sharding import Sharding, Whole, optimizer_sharded
+from reshard.mesh.stages import LayerStages
+from reshard.plan.rules import NamePattern
+from reshard.spec.layout import LayoutDocument, Zero, axes_of
+from reshard.strategy import Strategy
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable, Mapping
+
+    from reshard.layout import Layout
+    from reshard.spec.layout import LayoutRule
+
+_SHOWN = 5  # names quoted in one message
+_MOST_ELEMENT_BYTES = 16  # of complex numbers
+
+
+@dataclass(frozen=True, slots=True)
+class Assigned:
+    """The rule and the sharding of one parameter.
+
+    Attributes:
+        rule: position of the rule in the document. None means that the sharding is derived from the source.
+        owner: name of the parameter that decides: the parameter itself, or the one whose optimizer state it is.
+        sharding: axes that divide it.
+        zero: sharding of optimizer parallelism. None means none.
+        stages: pipeline stages that hold it.
+    """
+
+    rule: int | None
+    owner: str
+    sharding: Sharding
+    zero: Zero | None
+    stages: tuple[int, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class Resolved:
+    """The layouts of all parameters.
+
+    Attributes:
+        strategy: layouts by stage and name. Tensors with at most one element are not in it: every rank holds them whole.
+        assigned: rule and sharding of each parameter in the strategy, by name.
+        notes: messages for the user, such as rules that match nothing.
+    """
+
+    strategy: Strategy
+    assigned: Mapping[str, Assigned]
+    notes: tuple[str, ...]
+
+
+class Rules:
+    """The rules of a layout file, for the parameters of one checkpoint.
+
+    Args:
+        document: layout file.
+        where: name of the file, for messages.
+        derived: shardings that are derived from the source, for parameters that no rule matches.
+
+    Raises:
+        UsageError: pipeline stages contradict each other.
+    """
+
+    def __init__(self, document: LayoutDocument, where: str, derived: Mapping[str, Sharding] | None = None) -> None:
+        self.document, self._where, self._derived = document, where, derived or {}
+        self._patterns = [[NamePattern(pattern) for pattern in rule.patterns] for rule in document.rules]
+        self._states = [NamePattern(state if "*" in state else f"{state}*") for state in document.state]
+        self._layers = LayerStages(document.pipeline, document.stages) if document.pipeline else None
+        self.sizes = document.axes
+        self._expert_sizes = document.expert_axes
+
+    def owner(self, name: str, tensors: Mapping[str, Whole]) -> str:
+        """Return the name of the parameter whose layout a tensor has: its own, or that of the parameter whose state it is.
+
+        A state of another shape, such as the factors of Adafactor, has a layout of its own.
+        """
+        owner = self._parameter(name)
+        return owner if owner not in tensors or tensors[owner].shape == tensors[name].shape else name
+
+    def _parameter(self, name: str) -> str:
+        """Return the name of the parameter whose state a tensor is. A tensor that is no state is its own parameter."""
+        return next((state.apply(name, "*") for state in self._states if state.matches(name)), name)
+
+    def assign(self, name: str, owner: str, shape: tuple[int, ...]) -> Assigned | None:
+        """Return the rule and the sharding of a parameter, or None if no rule matches.
+
+        Raises:
+            RequestError: the rule does not apply to the shape, or the pipeline stage is unknown.
+        """
+        number = next((i for i, patterns in enumerate(self._patterns) if any(p.matches(owner) for p in patterns)), None)
+        if number is None:
+            sharding = self._derived.get(name)
+            if sharding is None:
+                return None
+            return Assigned(None, owner, sharding, self.document.zero, self._stages(name, None))
+        rule = self.document.rules[number]
+        zero = (self.document.zero if rule.zero is True else rule.zero) or None
+        sharding = self._sharding(rule, number, name, shape, zero)
+        return Assigned(number, owner, sharding, None if zero and zero.axes else zero, self._stages(name, rule))
+
+    def layout(self, assigned: Assigned, name: str, tensor: Whole, threshold_of: Whole) -> Layout:
+        """Return the layout of a parameter.
+
+        Args:
+            assigned: its rule and sharding.
+            name: its name.
+            tensor: the parameter.
+            threshold_of: the parameter whose size the threshold of optimizer parallelism is compared with.
+
+        Raises:
+            DataError: the sharding does not divide the shape.
+        """
+        layout = self.divided(assigned.sharding)
+        try:
+            layout.box(tensor.shape, 0)
+        except DataError as error:
+            raise DataError(
+                error.reason,
+                f"{self._named(assigned.rule)} does not fit the tensor {tensor.dtype}{list(tensor.shape)}: {error.what}",
+                where=f"parameter {name}",
+                fix="change the rule or the mesh; `uneven: true` divides it like torch.chunk, which MindSpore cannot load",
+            ) from error
+        return layout if assigned.zero is None or layout.uneven else optimizer_sharded(layout, threshold_of, assigned.zero)
+
+    def divided(self, sharding: Sharding) -> Layout:
+        """Return the layout of a sharding by axes of the mesh, or of the experts' mesh."""
+        return sharding.layout(self.sizes if set(sharding.order) <= self.sizes.keys() else self._expert_sizes)
+
+    def _sharding(self, rule: LayoutRule, number: int, name: str, shape: tuple[int, ...], zero: Zero | None) -> Sharding:
+        dims: list[tuple[str, ...]] = [()] * len(shape)
+        for dimension, axes in rule.shard.items():
+            if int(dimension) >= len(shape):
+                raise self._refused(
+                    f"{self._named(number)} divides dimension {dimension}, but the parameter has {len(shape)} dimensions", name
+                )
+            dims[int(dimension)] = self._expanded(axes)
+        if zero and zero.axes and zero.dim < len(shape):
+            dims[zero.dim] += self._expanded(zero.axes)
+        used = [axis for cuts in dims for axis in cuts]
+        if twice := [axis for axis in used if used.count(axis) > 1]:
+            raise self._refused(f"the axis {twice[0]} divides it twice, by {self._named(number)} and zero", name)
+        order = self._expanded(rule.order)
+        sizes = self.sizes if {*used, *order} <= self.sizes.keys() else self._expert_sizes
+        if not {*used, *order} <= sizes.keys():
+            raise self._refused(f"{self._named(number)} has axes of both mesh and expertMesh: {', '.join({*used, *order})}", name)
+        left = sorted(axis for axis, size in sizes.items() if size > 1 and axis not in order)
+        if order and (left or len({*order}) < len(order)):
+            raise self._refused(f"the order in {self._named(number)} must name each axis once, also {', '.join(left)}", name)
+        uneven = self.document.uneven if rule.uneven is None else rule.uneven
+        return Sharding(tuple(dims), order or tuple(sizes), uneven)
+
+    def _expanded(self, axes: str | tuple[str, ...]) -> tuple[str, ...]:
+        aliases = self.document.aliases
+        return tuple(inner for axis in axes_of(axes) for inner in (axes_of(aliases[axis]) if axis in aliases else (axis,)))
+
+    def _stages(self, name: str, rule: LayoutRule | None) -> tuple[int, ...]:
+        stages, stage = self.document.stages, rule.stage if rule else None
+        if stage == "all" or stages == 1:
+            return tuple(range(stages))
+        if stage is not None:
+            number = {"first": 0, "last": stages - 1}.get(str(stage), stage)
+            if not isinstance(number, int) or number >= stages:
+                raise self._refused(f"stage {number} does not exist; the number of stages is {stages}", name)
+            return (number,)
+        layer = self._layers.layer(self._parameter(name)) if self._layers else None
+        if self._layers is None or layer is None:
+            raise RequestError(
+                "LayerStageUnknown",
+                f"the mesh has {stages} pipeline stages, and neither a layer in the name nor a rule determines the one of this"
+                " parameter",
+                where=f"{self._where}: parameter {name}",
+                fix="add `stage: first`, `last`, `all` or a number to its rule, or correct `pipeline.layer`",
+            )
+        if layer >= self._layers.count:
+            raise self._refused(f"layer {layer} does not exist; the number of layers is {self._layers.count}", name)
+        return (self._layers.stage(layer),)
+
+    def _named(self, number: int | None) -> str:
+        if number is None:
+            return "the sharding that is derived from the source"
+        return f"rule {number + 1} ({', '.join(self.document.rules[number].patterns[:2])})"
+
+    def _refused(self, what: str, name: str) -> RequestError:
+        return RequestError("RuleNotApplicable", what, where=f"{self._where}: parameter {name}", fix="correct the layout file")
+
+    def refuse_orphan(self, assigned: Assigned, name: str, tensor: Whole, tensors: Mapping[str, Whole]) -> None:
+        """Refuse a state whose parameter is absent if the size of the parameter, whose type is unknown, decides its layout.
+
+        Raises:
+            RequestError: the size decides.
+        """
+        zero = assigned.zero
+        if zero is None or not _MOST_ELEMENT_BYTES * tensor.size >= zero.threshold > tensor.size:
+            return
+        if assigned.owner not in tensors:
+            raise RequestError(
+                "StateWithoutParameter",
+                f"the size of {assigned.owner} decides whether this state is divided by optimizer parallelism, but the"
+                " source does not contain that parameter",
+                where=f"{self._where}: parameter {name}",
+                fix="include that parameter, or add a rule for this state with `zero: false` or `zero: {threshold: 0}`",
+            )
+
+    def refuse_unmatched(self, names: Iterable[str]) -> None:
+        """Refuse parameters that no rule matches.
+
+        Raises:
+            RequestError: there are such parameters.
+        """
+        if unmatched := sorted(names):
+            more = f" and {len(unmatched) - _SHOWN} more" if len(unmatched) > _SHOWN else ""
+            raise RequestError(
+                "ParameterUnmatched",
+                f"no rule matches {', '.join(unmatched[:_SHOWN])}{more}",
+                where=self._where,
+                fix=f"add a rule such as {{match: {unmatched[0]}}}, which means that every rank of a stage holds it whole; or"
+                " omit these parameters with --exclude (spec.parameters.exclude)",
+            )
+
+    def unused(self, assigned: Iterable[Assigned]) -> tuple[str, ...]:
+        """Return messages about rules that match no parameter."""
+        used = {each.rule for each in assigned}
+        numbers = [number for number in range(len(self.document.rules)) if number not in used]
+        what = "matches no parameter that an earlier rule does not match"
+        return tuple(f"{self._where}: {self._named(number)} {what}" for number in numbers)
+
+
+def resolve(
+    document: LayoutDocument, tensors: Mapping[str, Whole], where: str, derived: Mapping[str, Sharding] | None = None
+) -> Resolved:
+    """Return the layouts of whole parameters.
+
+    Args:
+        document: layout file.
+        tensors: all parameters, by their names in the target.
+        where: name of the file, for messages.
+        derived: shardings that are derived from the source, for parameters that no rule matches.
+
+    Raises:
+        DataError: a sharding does not divide a parameter evenly.
+        RequestError: no rule matches a parameter, a rule does not apply to its shape, or its pipeline stage is unknown.
+        UsageError: pipeline stages contradict each other.
+    """
+    rules = Rules(document, where, derived)
+    stages: tuple[dict[str, Layout], ...] = tuple({} for _ in range(document.stages))
+    assigned: dict[str, Assigned] = {}
+    shared: dict[object, Layout] = {}
+    unmatched = []
+    for name, tensor in tensors.items():
+        if tensor.size <= 1:
+            continue
+        owner = rules.owner(name, tensors)
+        found = rules.assign(name, owner, tensor.shape)
+        if found is None:
+            unmatched.append(name)
+            continue
+        assigned[name] = found
+        decides = tensors.get(owner, tensor)
+        key = (found.sharding, found.zero, tensor.shape, decides.dtype)
+        if key not in shared:
+            shared[key] = rules.layout(found, name, tensor, decides)
+        rules.refuse_orphan(found, name, tensor, tensors)
+        for stage in found.stages:
+            stages[stage][name] = shared[key]
+    rules.refuse_unmatched(unmatched)
+    return Resolved(Strategy(stages, document.devices), assigned, rules.unused(assigned.values()))

@@ -1,0 +1,96 @@
+"""Apply a layout file to the slices in the rank files of a source, whose whole shapes are not known."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from math import prod
+from typing import TYPE_CHECKING
+
+from reshard.errors import RequestError
+from reshard.mesh.resolve import Assigned, Resolved, Rules
+from reshard.mesh.sharding import Whole, optimizer_sharded
+from reshard.strategy import Strategy
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping, Sequence
+
+    from reshard.layout import Layout
+    from reshard.spec.layout import LayoutDocument, Zero
+
+
+def resolve_slices(document: LayoutDocument, stages: Sequence[Mapping[str, Whole]], where: str) -> Resolved:
+    """Return the layouts of parameters, given their slices.
+
+    The length of a whole dimension is that of the slice times the number of slices.
+
+    Args:
+        document: layout file.
+        stages: slices in the files of each pipeline stage, by name.
+        where: name of the file, for messages.
+
+    Raises:
+        RequestError: as for `resolve`; or a layout is uneven, or the slice does not determine whether the parameter is divided by
+            optimizer parallelism.
+        UsageError: pipeline stages contradict each other.
+    """
+    rules = Rules(document, where)
+    layouts: tuple[dict[str, Layout], ...] = tuple({} for _ in range(document.stages))
+    assigned: dict[str, Assigned] = {}
+    unmatched = set()
+    for tensors in stages:
+        for name, tensor in tensors.items():
+            if tensor.size <= 1 or name in assigned:
+                continue
+            owner = rules.owner(name, tensors)
+            found = rules.assign(name, owner, tensor.shape)
+            if found is None:
+                unmatched.add(name)
+                continue
+            assigned[name] = found
+            rules.refuse_orphan(found, name, tensor, tensors)
+            layout = _layout(rules, found, name, tensor, tensors.get(owner, tensor), where)
+            for stage in found.stages:
+                layouts[stage][name] = layout
+    rules.refuse_unmatched(unmatched)
+    return Resolved(Strategy(layouts, document.devices), assigned, rules.unused(assigned.values()))
+
+
+def _layout(rules: Rules, found: Assigned, name: str, held: Whole, owner: Whole, where: str) -> Layout:
+    """Return the layout of a parameter, given the slice of a rank."""
+    plain = rules.divided(replace(found.sharding, uneven=False))
+    if found.sharding.uneven and prod(plain.parts) > 1:
+        raise RequestError(
+            "LayoutAmbiguous",
+            "the whole length of a dimension does not follow from a slice if the dimension may be divided unevenly",
+            where=f"{where}: parameter {name}",
+            fix="set `uneven: false` in its rule if all slices have equal lengths",
+        )
+    if found.zero is None:
+        return plain
+    candidates = _candidates(plain, held, owner, found.zero)
+    if len(candidates) == 1:
+        return candidates.pop()
+    what = "the slice is possible both with and without optimizer shards"
+    if not candidates:
+        what = "the slice is possible neither with nor without optimizer shards, given the threshold and size in `zero`"
+    raise RequestError(
+        "LayoutAmbiguous",
+        what,
+        where=f"{where}: parameter {name}",
+        fix="use the strategy that the source was trained with; or set `zero: false` or `zero: {threshold: 0}` in its rule",
+    )
+
+
+def _candidates(plain: Layout, held: Whole, owner: Whole, zero: Zero) -> set[Layout]:
+    """Return the layouts with which a rank has this slice, with and without optimizer shards."""
+    shape = tuple(n * k for n, k in zip(held.shape, plain.parts, strict=True))
+    holders = len(next(iter(plain.holders.values())))
+    size = holders if zero.size == -1 or zero.size > holders else zero.size
+    found = set()
+    if (layout := optimizer_sharded(plain, Whole(owner.dtype, shape), zero)) == plain:
+        found.add(layout)
+    if shape and size > 1:
+        sharded = optimizer_sharded(plain, Whole(owner.dtype, (shape[0] * size, *shape[1:])), zero)
+        if sharded != plain:
+            found.add(sharded)
+    return found
