@@ -51,7 +51,7 @@ def job(model: models.Model, source: str, target: str, stage: int | None = None,
         pad=options.pad,
     )
     placed = with_casts(placed, options.cast)
-    return job_of(Request("memory", "nowhere", options=options), store, placed, before, after), store
+    return job_of(Request("memory", "nowhere", options=options), store, placed, (before, after)), store
 
 
 def written(job: Job, rank: int, count: ReadCount | None = None) -> bytes:

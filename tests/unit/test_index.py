@@ -12,7 +12,7 @@ import disk
 import models
 import pytest
 from effort import examples
-from hypothesis import assume, given
+from hypothesis import given
 from memory_jobs import job
 from rawfiles import same
 
@@ -91,12 +91,11 @@ def test_every_rank_gets_exactly_its_slices(model: models.Model, kind: str, tmp_
 @given(models.models())
 def test_an_index_contains_everything_that_affects_a_load(model: models.Model) -> None:
     made, store = job(model, "safetensors", "safetensors")
-    assume(all(strategy is not None and all(strategy.stages) for strategy in made.strategies))
     found = decode_index(encode_index(made), "here")
     before, after = found.strategies()
     again = build_model(found.inventory, before, after, incomplete=True)
     request = Request("memory", "nowhere", options=Options(format="Safetensors"))
-    assert job_of(request, store, again, before, after).digest == made.digest == found.digest
+    assert job_of(request, store, again, (before, after)).digest == made.digest == found.digest
 
 
 def test_requests_of_a_load_do_not_grow_with_the_number_of_ranks(tmp_path: Path, calls: Counter[str]) -> None:
@@ -160,7 +159,10 @@ FILES, TENSORS = "inventory files ", "inventory structures 0 1 "
         (f"{TENSORS} 0 2 0", 1 << 40, "DocumentInvalid: .*and shape"),
         (f"{TENSORS} 0 3 0 0", -1, "DocumentInvalid"),
         (f"{TENSORS} 0 3 0 0", 1 << 40, "DocumentInvalid: .*beyond the end"),
-        ("sourceStrategy", "AAAA", "StrategyInvalid"),
+        ("sourceStrategy devices", 5, "StrategyInvalid"),
+        ("sourceStrategy layouts 0 deviceMatrix", [1 << 30], "LayoutInvalid"),
+        ("sourceStrategy layouts 0 tensorMap 0", [9], "LayoutInvalid"),
+        ("sourceStrategy layouts", [], "StrategyInvalid"),
         ("sourceStrategy", "?", "DocumentInvalid"),
         (f"{TENSORS} 0 3 0 0", 29, "IndexDamaged"),  # other bytes of the same file: only the digest differs
         (f"{FILES} 0 3", "1-1", "IndexDamaged"),

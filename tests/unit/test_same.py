@@ -44,7 +44,7 @@ def job(files: dict[int, bytes], source: str, target: str, **options: Any) -> Jo
     inventory = read_inventory(store, Files({rank: f"rank_{rank}/x-1_2.{source}" for rank in files}), workers=1)
     chosen = Options(format="Ckpt" if target == "ckpt" else "Safetensors", output="Same", **options)
     model = passthrough_model(inventory, ranks=chosen.only_ranks, rename=chosen.rename)
-    return job_of(Request("memory", "nowhere", options=chosen), store, model, None, None)
+    return job_of(Request("memory", "nowhere", options=chosen), store, model, (None, None))
 
 
 @examples(300)

@@ -30,10 +30,13 @@ if TYPE_CHECKING:
     from reshard.checkpoint.output import Piece
     from reshard.engine.gather import ReadCount
     from reshard.formats.protocol import OutputFormat
+    from reshard.mesh.file import LayoutFile
     from reshard.plan import Model, Parameter, Summary
     from reshard.spec.outputs import Output
     from reshard.storage.protocol import ReadStore
     from reshard.strategy import Strategy
+
+    Strategies = tuple[Strategy | None, Strategy | None]  # source strategy and target strategy
 
 
 # A target contains a checkpoint and at most one replacement for it. Any higher number of names is sufficient.
@@ -73,7 +76,7 @@ class Job:
     stage: int | None
     whole: str
     selected: Selected
-    strategies: tuple[Strategy | None, Strategy | None]
+    strategies: Strategies
     notes: tuple[str, ...] = ()
     cipher: BlockCipher | None = None
     indexed: bool = False
@@ -232,19 +235,29 @@ def job_of(  # noqa: PLR0913 - independent results of reading the source
     request: Request,
     store: ReadStore,
     model: Model,
-    source: Strategy | None,
-    target: Strategy | None,
+    strategies: Strategies,
     *,
+    described: tuple[Strategy | LayoutFile | None, Strategy | LayoutFile | None] | None = None,
     key: bytes | None = None,
     selected: Selected | None = None,
     notes: tuple[str, ...] = (),
 ) -> Job:
     """Return the task that creates a model's target ranks, encrypted with a key if the request contains one.
 
+    Args:
+        request: request of the transform.
+        store: store of the source's files, decrypted.
+        model: parameters and their layouts.
+        strategies: source strategy and target strategy.
+        described: strategies or layout files of the request, if they are not the strategies.
+        key: encryption key of the target.
+        selected: result of the selection of the source's files.
+        notes: messages about the source's files.
+
     Raises:
         RequestError: files of the target's format cannot be encrypted.
     """
-    decides, kind = key_of(request, source, target), request.options.kind
+    decides, kind = key_of(request, *(described or strategies)), request.options.kind
     if request.options.remove_redundancy and (model.target_ranks == 1 or not kind.replicates):
         raise RequestError(
             "NoReplicas",
@@ -258,9 +271,7 @@ def job_of(  # noqa: PLR0913 - independent results of reading the source
         model = _arranged(model, output)
     else:
         model = replace(model, parameters=tuple(p for p in model.parameters if p.dtype != OBJECT))
-    decisive = (
-        {name: decides[name] for name in ("sourceStrategy", "targetStrategy")} | request_key(request) | {"format": output.name}
-    )
+    decisive = _digests(*strategies) | request_key(request) | {"format": output.name}
     # An index refers to versions of files, so they are part of its identity.
     identified = model.inventory.identity if kind.writes_files else model.inventory.pinned
     identity = whole = _identity([decisive, identified])
@@ -268,7 +279,6 @@ def job_of(  # noqa: PLR0913 - independent results of reading the source
     if kind.one_stage:
         stage, whole = model.first_stage, _identity([decisive | {"sourceStrategy": None}, selected.step])
     planner = Planner(model, remove_redundancy=request.options.remove_redundancy, once=output.once)
-    strategies = (source, target)
     job = Job(request, store, planner, identity, decides, output, stage, whole, selected, strategies, cipher=cipher)
     own = notes_of(model, request, strategies, output, planner, job.scope)
     return replace(job, notes=(*notes, *own))
@@ -310,15 +320,19 @@ def _arranged(model: Model, output: OutputFormat) -> Model:
     return replace(model, parameters=tuple(held[i][0] for i in order), zero_size=zero_size, objects=objects)
 
 
-def key_of(request: Request, source: Strategy | None, target: Strategy | None) -> dict[str, Any]:
+def _digests(source: Strategy | LayoutFile | None, target: Strategy | LayoutFile | None) -> dict[str, str | None]:
+    pairs = (("sourceStrategy", source), ("targetStrategy", target))
+    return {name: None if each is None else hashlib.sha256(each.canonical()).hexdigest() for name, each in pairs}
+
+
+def key_of(request: Request, source: Strategy | LayoutFile | None, target: Strategy | LayoutFile | None) -> dict[str, Any]:
     """Return the fields of a request that determine the result, to find a started task without reading the source."""
     return {
         "source": open_store(request.source, request.storage_options.source).url,
         "step": request.options.step,
         "files": request.options.files,
         "stages": request.options.stages,
-        "sourceStrategy": source and hashlib.sha256(source.canonical()).hexdigest(),
-        "targetStrategy": target and hashlib.sha256(target.canonical()).hexdigest(),
+        **_digests(source, target),
         **request_key(request),
     }
 

@@ -77,7 +77,8 @@ def build_model(  # noqa: PLR0913 - each is a choice by itself
     all_there = only is None and not incomplete
     if inventory.unified:
         refuse_empty(inventory)
-        _refuse_strategy(source)
+        if source is not None:
+            refuse_strategy()
     else:
         _check_ranks(inventory, source, all_there=all_there)
     stages_of_source = stages_of_parts(inventory) if inventory.kind == "Unified" else _stages_by_name(source)
@@ -191,14 +192,18 @@ def refuse_empty(inventory: Inventory) -> None:
     raise DataError("Empty", what, where=where, fix="check that the source is the intended one, and restore missing files")
 
 
-def _refuse_strategy(source: Strategy | None) -> None:
-    if source is not None:
-        raise RequestError(
-            "SourceIsUnified",
-            "the source is not sharded by a strategy, so a source strategy does not apply",
-            where="source",
-            fix="omit --source-strategy (spec.source.strategy)",
-        )
+def refuse_strategy() -> NoReturn:
+    """Refuse a source strategy for files that are not sharded by a strategy.
+
+    Raises:
+        RequestError: always.
+    """
+    raise RequestError(
+        "SourceIsUnified",
+        "the source is not sharded by a strategy, so a source strategy does not apply",
+        where="source",
+        fix="omit --source-strategy (spec.source.strategy)",
+    )
 
 
 def _check_ranks(inventory: Inventory, source: Strategy | None, *, all_there: bool) -> None:

@@ -20,11 +20,12 @@ from reshard.checkpoint.manifest import INDEX_NAME, decode
 from reshard.errors import DataError, MissingInputError, RequestError
 from reshard.spec.request import STRICTNESS, CastRule, PadRule, Patterns, RenameRule, Replicas, SourceOnly, Verification
 from reshard.storage import open_store
-from reshard.strategy import Strategy, StrategyFile, dump, parse
+from reshard.strategy.packed import PackedStrategy, unpack
 
 if TYPE_CHECKING:
     from reshard.checkpoint.inventory import Structure
     from reshard.spec.storage_options import StorageOptions
+    from reshard.strategy import Strategy
 
 _LARGEST_INDEX = 1 << 30
 
@@ -53,8 +54,8 @@ class CheckpointIndex(msgspec.Struct, frozen=True, rename="camel", kw_only=True)
         inventory: files of the source.
         inconsistent_replicas: names of parameters whose copies differ between source ranks, which the request accepts.
         checked: amount of the source that was checked. "Full": its CRC32s, and all copies of its parameters.
-        source_strategy: source strategy, as the content of a strategy file. None means one rank with whole parameters.
-        target_strategy: target strategy, in the same form.
+        source_strategy: source strategy. None means one rank with whole parameters.
+        target_strategy: target strategy, likewise.
         source_only: handling of parameters that only the source strategy names.
         allow_missing: whether parameters that only the target strategy names are left out.
         selected: result of the selection of the source's files.
@@ -75,8 +76,8 @@ class CheckpointIndex(msgspec.Struct, frozen=True, rename="camel", kw_only=True)
     inventory: Inventory
     inconsistent_replicas: tuple[str, ...]
     checked: Verification
-    source_strategy: bytes | None
-    target_strategy: bytes | None
+    source_strategy: PackedStrategy | None
+    target_strategy: PackedStrategy | None
     source_only: SourceOnly
     allow_missing: bool
     selected: Selected = Selected()
@@ -97,7 +98,7 @@ class CheckpointIndex(msgspec.Struct, frozen=True, rename="camel", kw_only=True)
         Raises:
             DataError: a strategy is damaged.
         """
-        return _unpacked(self.source_strategy), _unpacked(self.target_strategy)
+        return unpack(self.source_strategy, INDEX_NAME), unpack(self.target_strategy, INDEX_NAME)
 
     def check_level(self, wanted: Verification, where: str) -> None:
         """Check that the source was checked at least at the requested level.
@@ -113,19 +114,6 @@ class CheckpointIndex(msgspec.Struct, frozen=True, rename="camel", kw_only=True)
                 where=where,
                 fix=f"create the index again with --verification {level} (spec.verification: {wanted}), or request a lower level",
             )
-
-
-def packed(strategy: Strategy | None) -> bytes | None:
-    """Return a strategy in the form that an index holds."""
-    if strategy is None:
-        return None
-    shapes = dict(enumerate(strategy.shapes, strategy.first))
-    file = StrategyFile(INDEX_NAME, dict(enumerate(strategy.stages, strategy.first)), shapes=shapes)
-    return dump(file, "json" if shapes else "protobuf")
-
-
-def _unpacked(content: bytes | None) -> Strategy | None:
-    return None if content is None else Strategy.from_files([parse(content, INDEX_NAME)])
 
 
 def decode_index(content: bytes, where: str) -> CheckpointIndex:

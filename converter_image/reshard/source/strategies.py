@@ -6,7 +6,9 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from typing import TYPE_CHECKING
 
-from reshard.errors import DataError, MissingInputError
+from reshard.errors import DataError, MissingInputError, RequestError
+from reshard.mesh.file import LayoutFile, is_layout
+from reshard.mesh.file import parse as parse_layout
 from reshard.source.listing import rank_folders
 from reshard.source.selection import natural
 from reshard.spec.ranks import format_ranks
@@ -29,7 +31,25 @@ _ONE_RUN_SECONDS = 3600
 
 
 def read_strategy(path: str, storage_options: StorageOptions | None = None, *, one_stage: bool = False) -> Strategy:
-    """Read a strategy from a file, or merge the files of a folder with one per pipeline stage (or rank).
+    """Read a strategy as `read_layouts` does, but refuse a layout file.
+
+    Raises:
+        DataError, MissingInputError, RequestError: as for `read_layouts`.
+        RequestError: the file is a layout file.
+    """
+    found = read_layouts(path, storage_options, one_stage=one_stage)
+    if isinstance(found, LayoutFile):
+        raise RequestError(
+            "LayoutFileNotAccepted",
+            "a strategy is required, but this is a layout file",
+            where=path,
+            fix="write its strategy with `reshard layout export`, and use that",
+        )
+    return found
+
+
+def read_layouts(path: str, storage_options: StorageOptions | None = None, *, one_stage: bool = False) -> Strategy | LayoutFile:
+    """Read a layout file or a strategy from a file, or merge the files of a folder with one per pipeline stage (or rank).
 
     Args:
         path: path of the file or folder.
@@ -40,9 +60,13 @@ def read_strategy(path: str, storage_options: StorageOptions | None = None, *, o
         DataError: a file is damaged, or the files do not belong together.
         MissingInputError: there is no strategy file.
         RequestError: `one_stage` is true, and the files describe several stages.
+        UsageError: a field of a layout file is invalid.
     """
     store, found = _find(path, storage_options)
-    files = _parse_all(store, found)
+    contents = _read_all(store, found)
+    if len(contents) == 1 and is_layout(content := next(iter(contents))):
+        return parse_layout(content, path)
+    files = [parse(content, name) for content, name in contents.items()]
     if one_stage:
         return Strategy.of_one_stage(files)
     strategy = Strategy.from_files(files)
@@ -73,7 +97,7 @@ def read_strategy_files(path: str, storage_options: StorageOptions | None = None
         DataError: a file is damaged.
         MissingInputError: there is no strategy file.
     """
-    return _parse_all(*_find(path, storage_options))
+    return [parse(content, name) for content, name in _read_all(*_find(path, storage_options)).items()]
 
 
 def _find(path: str, storage_options: StorageOptions | None) -> tuple[Store, dict[str, Stat]]:
@@ -117,14 +141,14 @@ def _joined(folder: str, name: str) -> str:
     return f"{folder}/{name}" if folder else name
 
 
-def _parse_all(store: Store, found: Iterable[str]) -> list[StrategyFile]:
-    """Parse files, and return the distinct ones in natural order: ranks of one stage have equal files."""
+def _read_all(store: Store, found: Iterable[str]) -> dict[bytes, str]:
+    """Return the distinct contents of files and their names in natural order. Ranks of one stage have equal files."""
     contents: dict[bytes, str] = {}
     names = sorted(found, key=natural)
     with ThreadPoolExecutor(files_at_once(1, remote=store.remote)) as pool:
         for name, content in zip(names, pool.map(lambda name: store.read(name, _LARGEST_STRATEGY), names), strict=True):
             contents.setdefault(content, name)
-    return [parse(content, name) for content, name in contents.items()]
+    return contents
 
 
 def read_restore_ranks(path: str, storage_options: StorageOptions | None = None) -> tuple[int, ...]:

@@ -276,4 +276,4 @@ def _check_devices(stages: Mapping[int, Mapping[str, Layout]], files: Mapping[in
 
 def _essence(layout: Layout) -> tuple[object, ...]:
     shard = layout.shard_size if layout.shard_step else 0
-    return (layout.device_matrix, layout.tensor_map, shard)
+    return (layout.device_matrix, layout.tensor_map, shard, *([True] if layout.uneven else []))

@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 from math import prod
 from typing import TYPE_CHECKING, Literal
 
-from reshard.errors import DataError
+from reshard.errors import DataError, RequestError
 from reshard.gitlfs import LONGEST_POINTER, refuse_pointer
 from reshard.layout import MAX_DEVICES_PER_STAGE, Layout
 from reshard.strategy import json_form, protobuf_form
@@ -120,7 +120,17 @@ def dump(file: StrategyFile, form: Form) -> bytes:
 
     MindSpore cannot read the JSON form if several axes split a dimension, or if a parameter has a `-` in its name. Its compiler
     loads a JSON file only with shapes.
+
+    Raises:
+        RequestError: a layout is uneven. Strategy files have no form for it.
     """
+    if uneven := next((name for name, layout in file.parameters.items() if layout.uneven), None):
+        raise RequestError(
+            "LayoutUneven",
+            "strategy files cannot describe a layout that divides a dimension unevenly",
+            where=f"parameter {uneven}",
+            fix="use the layout file itself, or a layout without `uneven: true`",
+        )
     nodes = file.nodes or tuple(Node(f"stage{stage}", stage) for stage in file.stages)
     if form == "json":
         return json_form.encode(file.parameters.items(), nodes, nodes[0].stage, file.stated_shapes)
@@ -220,6 +230,19 @@ def _cuts(layout: Layout) -> int:
     if not layout.tensor_map or any(not 0 <= axis < len(axes) for axis in layout.tensor_map[0]):
         return 0
     return prod(axes[axis] for axis in layout.tensor_map[0])
+
+
+def check_tables(layouts: Iterable[Layout], where: str) -> None:
+    """Check distinct layouts of a damaged or malicious document: that they are consistent, and that their tables are small.
+
+    Raises:
+        DataError: they are not.
+    """
+    room = _MAX_TABLES
+    for layout in layouts:
+        if len(layout.device_matrix) > _MAX_AXES or layout.ndim > _MAX_DIMENSIONS:
+            raise DataError("StrategyInvalid", "a layout has too many axes or dimensions", where=where, fix=_FIX)
+        room -= _check_parts(layout, room, where)
 
 
 def _check_parts(layout: Layout, room: int, where: str) -> int:

@@ -11,21 +11,23 @@ from reshard.source.encrypted import as_plain
 from reshard.source.files import Files, find_files, open_source, refuse_part
 from reshard.source.reading import read_inventory
 from reshard.source.single import others_of, refuse_one_of_several
-from reshard.source.strategies import read_strategy
+from reshard.source.strategies import read_layouts
 from reshard.spec.request import request_key
 from reshard.storage.cancellable import CancellableStore
+from reshard.strategy import Strategy
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
 
     from reshard.checkpoint.encryption import Known
+    from reshard.mesh.file import LayoutFile
     from reshard.progress import Cancellation
     from reshard.spec.request import Request
     from reshard.spec.storage_options import StorageOptions
     from reshard.storage.protocol import ReadStore
-    from reshard.strategy import Strategy
 
-    Strategies = tuple[Strategy | None, Strategy | None]  # source strategy and target strategy
+    # Strategy or layout file of the source, and of the target.
+    Strategies = tuple[Strategy | LayoutFile | None, Strategy | LayoutFile | None]
 
 
 def strategies_of(request: Request) -> Strategies:
@@ -38,7 +40,7 @@ def strategies_of(request: Request) -> Strategies:
     storage_options, one_stage = request.storage_options, request.options.kind.one_stage
     before = after = None
     if request.source_strategy:
-        before = read_strategy(
+        before = read_layouts(
             request.source_strategy, storage_options.source_strategy or storage_options.source, one_stage=one_stage
         )
     elif one_stage:
@@ -49,11 +51,13 @@ def strategies_of(request: Request) -> Strategies:
             fix="specify the strategy of that stage (--source-strategy, spec.source.strategy)",
         )
     if request.target_strategy:
-        after = read_strategy(request.target_strategy, storage_options.target_strategy or storage_options.target)
+        after = read_layouts(request.target_strategy, storage_options.target_strategy or storage_options.target)
     return before, after
 
 
-def find(request: Request, source: Strategy | None, cancellation: Cancellation | None = None) -> tuple[ReadStore, Files]:
+def find(
+    request: Request, source: Strategy | LayoutFile | None, cancellation: Cancellation | None = None
+) -> tuple[ReadStore, Files]:
     """Return the store of the source's files, decrypted, and the selected files.
 
     Raises:
@@ -97,11 +101,11 @@ def _some(store: ReadStore, found: Files, storage_options: StorageOptions | None
 
 
 def source_names(request: Request, *, workers: int) -> dict[str, bool]:
-    """Return the names of the source's parameters, and whether its strategy names them (without a strategy: true)."""
+    """Return the names of the source's parameters, and whether its strategy names them (without a strategy file: true)."""
     source, _ = strategies_of(request)
     store, found = find(request, source)
     inventory = read_inventory(store, found, workers=workers)
-    named = None if source is None else {name for stage in source.stages for name in stage}
+    named = {name for stage in source.stages for name in stage} if isinstance(source, Strategy) else None
     return {name: named is None or name in named for name in inventory.names}
 
 

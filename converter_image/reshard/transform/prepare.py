@@ -9,23 +9,25 @@ import msgspec
 
 from reshard.engine.job import Job, job_of, key_of
 from reshard.errors import DataError, MissingInputError, RequestError, ReshardError
-from reshard.formats.registry import requested_output
-from reshard.plan import Planner, build_model, pack_full_tensors, passthrough_model, with_casts
+from reshard.mesh.file import LayoutFile
+from reshard.plan import Planner
 from reshard.source.changed import refuse_changed
 from reshard.source.contents import check_crcs
 from reshard.source.cuts import refuse_other_cuts
 from reshard.source.encrypted import DecryptingStore
 from reshard.source.files import Files, listing_digest, open_source
-from reshard.source.index import CheckpointIndex, Selected, decode_index, packed, read_index
+from reshard.source.index import CheckpointIndex, Selected, decode_index, read_index
 from reshard.source.keys import read_key
 from reshard.source.reading import read_inventory
 from reshard.source.selection import option_for
 from reshard.spec.ranks import parse_ranks
-from reshard.spec.request import SETTLED_BY_INDEX, STRICTNESS, Options, Request, request_key
+from reshard.spec.request import SETTLED_BY_INDEX, STRICTNESS, Options, Request
+from reshard.strategy.packed import pack
 from reshard.telemetry import phase
 from reshard.transform.carried import read_carried
 from reshard.transform.consistency import check_copies, refuse_possible_slices
 from reshard.transform.inputs import cancellable, decrypted, find, listing_identifies, strategies_of
+from reshard.transform.layouts import Placed, place
 from reshard.transform.shards import check_shards
 from reshard.transform.trimmed import check_trimmed
 
@@ -46,13 +48,14 @@ if TYPE_CHECKING:
 def encode_index(job: Job) -> bytes:
     """Return the index of a task. `resume` reads it, and a target with `output: Index` contains it."""
     options = job.request.options
+    source, target = job.strategies
     index = CheckpointIndex(
         digest=job.digest,
         inventory=job.model.inventory,
         inconsistent_replicas=tuple(sorted(job.model.inconsistent_replicas)),
         checked=options.verification,
-        source_strategy=packed(job.strategies[0]),
-        target_strategy=packed(job.strategies[1]),
+        source_strategy=pack(source),
+        target_strategy=pack(target),
         selected=job.selected,
         encrypted=dict(sorted(job.source.known.items())) if isinstance(job.source, DecryptingStore) else {},
         **{name: getattr(options, name) for name in SETTLED_BY_INDEX},
@@ -81,8 +84,8 @@ def prepare(
         return _indexed(request, request.index, cancellation)
     strategies = strategies_of(request)
     store, found = find(request, strategies[0], cancellation)
-    if not request.options.kind.each_file and (strategies[0] is not None or len(found.by_rank) == 1):
-        refuse_other_cuts(found.parameters, strategies[0], request.source, found.written_as)
+    if not isinstance(strategies[0], LayoutFile):
+        _refuse_other_cuts(request, found, strategies[0])
     return prepare_files(request, store, found, strategies, progress, workers=workers, single=single, cancellation=cancellation)
 
 
@@ -112,11 +115,13 @@ def prepare_files(  # noqa: PLR0913 - the source, and how to read it
             then.
         cancellation: object that cancels the reads from another thread.
     """
-    source, target = strategies
     plain, store = store, cancellable(store, cancellation)
     progress.begin("Reading headers", len(found.by_rank), "files")
     with phase("read_headers", files=len(found.by_rank)):
-        model = _read(request, store, found, strategies, workers=workers, only=only, advance=progress.advance)
+        placed = _read(request, store, found, strategies, workers=workers, only=only, advance=progress.advance)
+    model, source, target = placed.model, *placed.strategies
+    if isinstance(strategies[0], LayoutFile):
+        _refuse_other_cuts(request, found, source)
     inventory, kind = model.inventory, request.options.kind
     if not (kind.writes_files or single):  # a load needs only the slices of its rank
         Planner(model).check_slices()
@@ -141,12 +146,18 @@ def prepare_files(  # noqa: PLR0913 - the source, and how to read it
     selected = Selected(found.step, stages, found.some and kind.each_file)
     carried = read_carried(store, request, inventory.format)
     model = replace(model, inventory=msgspec.structs.replace(inventory, carried=carried.records))
-    job = job_of(request, plain, model, source, target, key=_key(request), selected=selected, notes=found.notes)
+    notes = (*found.notes, *placed.notes)
+    job = job_of(request, plain, model, (source, target), described=strategies, key=_key(request), selected=selected, notes=notes)
     job = replace(job, carried=carried.contents)
     if listing_identifies(request, store):
         versions = {file.path: (file.size, file.version) for file in inventory.files}
         job = replace(job, listing=listing_digest(job.key, found, versions))
     return job
+
+
+def _refuse_other_cuts(request: Request, found: Files, source: Strategy | None) -> None:
+    if not request.options.kind.each_file and (source is not None or len(found.by_rank) == 1):
+        refuse_other_cuts(found.parameters, source, request.source, found.written_as)
 
 
 def _read(
@@ -158,7 +169,7 @@ def _read(
     advance: Callable[[int], None],
     workers: int,
     only: int | None,
-) -> Model:
+) -> Placed:
     """Read the headers of a source's files, and match the parameters with the strategies.
 
     Raises:
@@ -168,20 +179,20 @@ def _read(
     inventory: Inventory | None = None
     try:
         inventory = read_inventory(store, found, workers=workers, advance=advance)
-        model = _place(inventory, *strategies, request, only=only)
-        _check_shards(model, request.options, only)
+        placed = place(inventory, *strategies, request, only=only)
+        _check_shards(placed.model, request.options, only)
     except (DataError, MissingInputError) as error:
         if inventory is not None and not inventory.empty_files:
             raise
         for older in found.older:
             try:
                 inventory = read_inventory(store, Files(older.files), workers=workers)
-                _check_shards(_place(inventory, *strategies, request, only=only), request.options, only)
+                _check_shards(place(inventory, *strategies, request, only=only).model, request.options, only)
             except (DataError, MissingInputError, RequestError):
                 continue
             raise _with_older(error, older, found) from error
         raise
-    return model
+    return placed
 
 
 def _check_shards(model: Model, options: Options, only: int | None) -> None:
@@ -248,16 +259,16 @@ def _indexed(request: Request, url: str, cancellation: Cancellation | None) -> J
     request = msgspec.structs.replace(request, index=None, options=msgspec.structs.replace(request.options, **settled))
     source, target = index.strategies()
     store, _ = open_source(request.source, storage_options.source)
-    model = _place(index.inventory, source, target, request)
+    model = place(index.inventory, source, target, request).model
     model = replace(model, inconsistent_replicas=frozenset(index.inconsistent_replicas))
     unwritten = msgspec.structs.replace(request, options=Options(output="Index", **settled), encryption=None)
-    original = job_of(unwritten, store, model, source, target)
+    original = job_of(unwritten, store, model, (source, target))
     if original.digest != index.digest:
         raise DataError("IndexDamaged", "the content does not match its digest", where=url, fix="create the index again")
     plain = decrypted(store, request, index.encrypted, cancellation=cancellation)
     carried = read_carried(store, request, model.inventory.format)
     model = replace(model, inventory=msgspec.structs.replace(model.inventory, carried=carried.records))
-    job = job_of(request, plain, model, source, target, key=_key(request))
+    job = job_of(request, plain, model, (source, target), key=_key(request))
     return replace(job, indexed=True, carried=carried.contents)
 
 
@@ -279,10 +290,12 @@ def resume(
             stored = decode_index(state.index(), f"{target.store.url}/{state.folder}/inventory.json")
             if STRICTNESS[request.options.verification] > STRICTNESS[stored.checked]:
                 return None  # the plan was created for fewer ranks or checks
-            model = _place(stored.inventory, source, wanted, request)
-            model = replace(model, inconsistent_replicas=frozenset(stored.inconsistent_replicas))
+            placed = place(stored.inventory, source, wanted, request)
+            model = replace(placed.model, inconsistent_replicas=frozenset(stored.inconsistent_replicas))
             plain = decrypted(store, request, stored.encrypted, cancellation=cancellation)
-            job = job_of(request, plain, model, source, wanted, key=_key(request), selected=stored.selected)
+            job = job_of(
+                request, plain, model, placed.strategies, described=(source, wanted), key=_key(request), selected=stored.selected
+            )
             for known in job.namesakes:
                 if known.digest == document.digest:
                     return replace(known, planned=True)
@@ -291,35 +304,3 @@ def resume(
 
 def _key(request: Request) -> bytes | None:
     return None if request.encryption is None else read_key(request.encryption)
-
-
-def _place(
-    inventory: Inventory, source: Strategy | None, target: Strategy | None, request: Request, *, only: int | None = None
-) -> Model:
-    options = request.options
-    if options.kind.each_file:
-        kept = passthrough_model(
-            inventory, ranks=options.only_ranks, include=options.include, exclude=options.exclude, rename=options.rename
-        )
-        return with_casts(kept, options.cast)
-    model = build_model(
-        inventory,
-        source,
-        target,
-        keep_source_only=options.source_only == "Keep",
-        allow_missing=options.allow_missing,
-        target_ranks=options.target_ranks,
-        only=only,
-        one_stage=options.kind.one_stage,
-        include=options.include,
-        exclude=options.exclude,
-        rename=options.rename,
-        pad=options.pad,
-        allow_inconsistent=options.allow_inconsistent,
-        lowest_replica=options.replicas == "LowestRank",
-    )
-    model = with_casts(model, options.cast)
-    if not options.kind.whole:
-        return model
-    apart = not requested_output(request_key(request), inventory.format).names_files
-    return pack_full_tensors(model, options.most_bytes, apart=apart)

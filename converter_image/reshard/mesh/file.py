@@ -1,0 +1,55 @@
+"""A layout file in the place of a strategy."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+from reshard.errors import UsageError
+from reshard.spec.layout import API_VERSION, parse_layout
+
+if TYPE_CHECKING:
+    from reshard.spec.layout import LayoutDocument
+
+
+@dataclass(frozen=True, slots=True)
+class LayoutFile:
+    """A layout file. Like a strategy, it states the ranks, but the layouts follow only from the parameters of a checkpoint.
+
+    Attributes:
+        document: content of the file.
+        name: name of the file, for messages.
+    """
+
+    document: LayoutDocument
+    name: str
+
+    @property
+    def numbers(self) -> range:
+        """Ranks of all stages."""
+        return self.document.numbers
+
+    def canonical(self) -> bytes:
+        """Return equal bytes for equal documents."""
+        return self.document.canonical()
+
+
+def is_layout(content: bytes) -> bool:
+    """Return whether the content of a file is a layout file rather than a strategy file."""
+    return API_VERSION.encode() in content
+
+
+def parse(content: bytes, name: str) -> LayoutFile:
+    """Return a layout file, from YAML or JSON.
+
+    Raises:
+        UsageError: the file contains no layout, or a field is invalid. The message names it.
+    """
+    from reshard.strictyaml import documents  # noqa: PLC0415 - most transforms read no YAML, and start faster without it
+
+    try:
+        text = content.decode()
+    except UnicodeDecodeError as error:
+        raise UsageError("InvalidLayoutFile", "the file is not UTF-8 text", where=name, fix="save it as UTF-8") from error
+    found = documents(text, name)
+    return LayoutFile(parse_layout(found[0] if len(found) == 1 else None, name), name)

@@ -1,0 +1,138 @@
+"""Layouts of the parameters of a checkpoint: from strategies, or from layout files."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+from reshard.checkpoint.dtypes import OBJECT
+from reshard.errors import RequestError
+from reshard.formats.registry import requested_output
+from reshard.mesh.file import LayoutFile
+from reshard.mesh.resolve import resolve
+from reshard.mesh.sharding import Whole
+from reshard.mesh.slices import resolve_slices
+from reshard.plan import Role, build_model, pack_full_tensors, passthrough_model, with_casts
+from reshard.plan.parameters import refuse_strategy
+from reshard.plan.rules import selection
+from reshard.spec.request import request_key
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping
+
+    from reshard.checkpoint.inventory import Inventory
+    from reshard.plan import Model
+    from reshard.spec.request import Request
+    from reshard.strategy import Strategy
+
+    Layouts = Strategy | LayoutFile | None
+
+
+@dataclass(frozen=True, slots=True)
+class Placed:
+    """The parameters of a transform, with their layouts.
+
+    Attributes:
+        model: parameters and layouts of both sides.
+        source: source strategy. If the request has a layout file, the strategy follows from it.
+        target: target strategy, likewise.
+        notes: messages about layout files.
+    """
+
+    model: Model
+    source: Strategy | None
+    target: Strategy | None
+    notes: tuple[str, ...] = ()
+
+    @property
+    def strategies(self) -> tuple[Strategy | None, Strategy | None]:
+        """Source strategy and target strategy."""
+        return self.source, self.target
+
+
+def place(inventory: Inventory, source: Layouts, target: Layouts, request: Request, *, only: int | None = None) -> Placed:
+    """Match the parameters of a source with the layouts of a request.
+
+    Args:
+        inventory: files of the source.
+        source: strategy or layout file of the source. None means one rank with whole parameters.
+        target: strategy or layout file of the target. None means one rank with whole parameters.
+        request: request of the transform.
+        only: target rank to write, from files that were selected for it. None means all ranks, from all files.
+
+    Raises:
+        DataError, MissingInputError, RequestError: files and layouts contradict each other, see `build_model`, `resolve` and
+            `resolve_slices`.
+        UsageError: the pipeline stages of a layout file contradict each other.
+    """
+    options = request.options
+    if options.kind.each_file:
+        kept = passthrough_model(
+            inventory, ranks=options.only_ranks, include=options.include, exclude=options.exclude, rename=options.rename
+        )
+        return Placed(with_casts(kept, options.cast), None, None)
+    notes: tuple[str, ...] = ()
+    if isinstance(source, LayoutFile):
+        if inventory.unified:
+            refuse_strategy()
+        found = resolve_slices(source.document, _slices(inventory, source, request), source.name)
+        source, notes = found.strategy, found.notes
+    if isinstance(target, LayoutFile):
+        if options.kind.one_stage:
+            raise RequestError(
+                "LayoutFileNotAccepted",
+                "the output Stage requires the layouts of all stages, but the source has the parameters of one",
+                where=target.name,
+                fix="write the strategy files of all stages with `reshard layout export`, and use these",
+            )
+        tensors = _tensors(_model(inventory, source, None, request, only), has_strategy=source is not None)
+        found = resolve(target.document, tensors, target.name)
+        target, notes = found.strategy, (*notes, *found.notes)
+    model = _model(inventory, source, target, request, only)
+    if options.kind.whole:
+        apart = not requested_output(request_key(request), inventory.format).names_files
+        model = pack_full_tensors(model, options.most_bytes, apart=apart)
+    return Placed(model, source, target, notes)
+
+
+def _model(inventory: Inventory, source: Strategy | None, target: Strategy | None, request: Request, only: int | None) -> Model:
+    options = request.options
+    model = build_model(
+        inventory,
+        source,
+        target,
+        keep_source_only=options.source_only == "Keep",
+        allow_missing=options.allow_missing,
+        target_ranks=options.target_ranks,
+        only=only,
+        one_stage=options.kind.one_stage,
+        include=options.include,
+        exclude=options.exclude,
+        rename=options.rename,
+        pad=options.pad,
+        allow_inconsistent=options.allow_inconsistent,
+        lowest_replica=options.replicas == "LowestRank",
+    )
+    return with_casts(model, options.cast)
+
+
+def _slices(inventory: Inventory, source: LayoutFile, request: Request) -> list[dict[str, Whole]]:
+    """Return the slices of the parameters that are written, by pipeline stage."""
+    is_wanted = selection(request.options.include, request.options.exclude)
+    stages: list[dict[str, Whole]] = [{} for _ in range(source.document.stages)]
+    seen: set[tuple[int, int]] = set()
+    for file in inventory.files:
+        stage = file.rank // source.document.devices
+        if stage >= len(stages) or (stage, file.structure) in seen:  # `build_model` refuses ranks that do not exist
+            continue
+        seen.add((stage, file.structure))
+        for entry in inventory.structures[file.structure].tensors:
+            if is_wanted(entry.name):
+                stages[stage].setdefault(entry.name, Whole(entry.dtype, entry.shape))
+    return stages
+
+
+def _tensors(model: Model, *, has_strategy: bool) -> Mapping[str, Whole]:
+    """Return the tensors that a layout file must describe: all except those that the source's strategy does not name."""
+    named = [p for p in model.parameters if p.dtype != OBJECT and (p.role is Role.CUT or not has_strategy)]
+    return {p.name: Whole(p.target_dtype, p.target_shape) for p in named}

@@ -1,0 +1,131 @@
+"""Transforms with layout files in the place of strategies."""
+
+from __future__ import annotations
+
+import json
+from math import prod
+from typing import TYPE_CHECKING
+
+import numpy as np
+import pytest
+from safetensors.numpy import load_file, save_file
+
+from reshard.cli import main
+from reshard.mesh.file import parse
+from reshard.mesh.resolve import resolve
+from reshard.mesh.sharding import Whole
+from reshard.strategy import StrategyFile, dump
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+LAYOUT = """
+apiVersion: reshard.dev/layout-v1
+mesh: pp=2,dp=2,tp=2
+state: [adam_m.]
+zero: {threshold: 128}
+pipeline: {layer: layers.*., layers: 4}
+rules:
+- {match: layers.*.wo, shard: {1: tp}}
+- {match: layers.*, shard: {0: tp}}
+- {match: embedding, stage: first, zero: false}
+- {match: norm, stage: last}
+"""
+SHAPES = {
+    "embedding": (16, 8),
+    **{f"layers.{i}.wq": (8, 8) for i in range(4)},
+    **{f"layers.{i}.wo": (8, 8) for i in range(4)},
+    "adam_m.layers.0.wq": (8, 8),
+    "norm": (4,),
+    "step": (),
+}
+
+
+@pytest.fixture
+def whole(tmp_path: Path) -> dict[str, np.ndarray]:
+    rng = np.random.default_rng(7)
+    arrays = {name: np.asarray(rng.standard_normal(shape), np.float32) for name, shape in SHAPES.items()}
+    save_file(arrays, tmp_path / "model.safetensors")
+    (tmp_path / "layout.yaml").write_text(LAYOUT)
+    return arrays
+
+
+def transform(folder: Path, *more: str, source: str = "model.safetensors", target: str = "out") -> int:
+    return main(["transform", "--source", str(folder / source), "--target", str(folder / target), *more])
+
+
+def expected(arrays: dict[str, np.ndarray], rank: int) -> dict[str, np.ndarray]:
+    """The slices of a rank, written out: stages of two layers, tp as the fastest axis, and rows shared by the ranks of dp."""
+    stage, (dp, tp) = rank // 4, divmod(rank % 4, 2)
+    found = {"step": arrays["step"]}
+    for name, array in arrays.items():
+        base = name.removeprefix("adam_m.")
+        if base.startswith("layers") and int(base.split(".")[1]) // 2 == stage:
+            part = array[:, 4 * tp : 4 * tp + 4] if base.endswith("wo") else array[4 * tp : 4 * tp + 4]
+            rows = len(part) // 2
+            found[name] = part[rows * dp : rows * dp + rows]
+    return found | ({"embedding": arrays["embedding"]} if stage == 0 else {"norm": arrays["norm"]})
+
+
+def check(folder: Path, arrays: dict[str, np.ndarray]) -> None:
+    for rank in range(8):
+        found = load_file(folder / f"rank_{rank}" / f"checkpoint_{rank}.safetensors")
+        wanted = expected(arrays, rank)
+        assert found.keys() == wanted.keys()
+        for name, array in wanted.items():
+            assert found[name].tobytes() == array.tobytes(), (rank, name)
+
+
+def test_a_layout_file_divides_a_checkpoint_and_joins_it(tmp_path: Path, whole: dict[str, np.ndarray]) -> None:
+    layout = str(tmp_path / "layout.yaml")
+    assert transform(tmp_path, "--target-strategy", layout) == 0
+    check(tmp_path / "out", whole)
+    assert transform(tmp_path, "--source-strategy", layout, source="out", target="joined") == 0
+    joined = load_file(tmp_path / "joined" / "rank_0" / "checkpoint_0.safetensors")
+    assert {name: array.tobytes() for name, array in joined.items()} == {n: a.tobytes() for n, a in whole.items()}
+    assert transform(tmp_path, "--target-strategy", layout) == 0  # already complete
+
+
+def test_a_layout_file_and_its_strategy_are_the_same_task(tmp_path: Path, whole: dict[str, np.ndarray]) -> None:
+    tensors = {name: Whole("Float32", shape) for name, shape in SHAPES.items() if prod(shape) > 1}
+    found = resolve(parse(LAYOUT.encode(), "layout.yaml").document, tensors, "layout.yaml")
+    (tmp_path / "strategy.ckpt").write_bytes(
+        dump(StrategyFile("strategy.ckpt", dict(enumerate(found.strategy.stages))), "protobuf")
+    )
+    digests = set()
+    for name in ("layout.yaml", "strategy.ckpt"):
+        assert transform(tmp_path, "--target-strategy", str(tmp_path / name), target=name[:6]) == 0
+        check(tmp_path / name[:6], whole)
+        digests.add(json.loads((tmp_path / name[:6] / "reshard-manifest.json").read_bytes())["digest"])
+    assert len(digests) == 1
+
+
+@pytest.mark.usefixtures("whole")
+def test_excluded_parameters_need_no_rule(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    path = tmp_path / "layout.yaml"
+    path.write_text(LAYOUT.replace("- {match: norm, stage: last}", ""))
+    assert transform(tmp_path, "--target-strategy", str(path)) == 78
+    error = capsys.readouterr().err
+    assert "ParameterUnmatched" in error
+    assert "norm" in error
+    assert not (tmp_path / "out").exists()
+    assert transform(tmp_path, "--target-strategy", str(path), "--exclude", "norm") == 0
+
+
+@pytest.mark.usefixtures("whole")
+def test_rules_that_match_nothing_are_told(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    path = tmp_path / "layout.yaml"
+    path.write_text(f"{LAYOUT}- {{match: lm_head}}\n")
+    assert transform(tmp_path, "--target-strategy", str(path)) == 0
+    assert "rule 5 (lm_head) matches no parameter" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    "text", ["reshard.dev/layout-v1", "apiVersion: reshard.dev/layout-v1\nmesh: [dp", "\xff reshard.dev/layout-v1"]
+)
+@pytest.mark.usefixtures("whole")
+def test_a_damaged_layout_file_is_refused(tmp_path: Path, text: str, capsys: pytest.CaptureFixture[str]) -> None:
+    path = tmp_path / "layout.yaml"
+    path.write_bytes(text.encode("latin-1"))
+    assert transform(tmp_path, "--target-strategy", str(path)) == 2
+    assert "layout.yaml" in capsys.readouterr().err
