@@ -69,7 +69,7 @@ def test_a_minimal_resource_gets_the_librarys_defaults(resources: Resources) -> 
     assert parse_spec(made["spec"], "x") == parse_spec(SPEC, "x")
 
 
-FIELDS_OF_RANK_FILES = {"format": "Ckpt", "filePrefix": "p_", "copyMode": "Server", "crc": True, "ranks": 2, "onlyRanks": "0"}
+FIELDS_OF_RANK_FILES = {"format": "Ckpt", "filePrefix": "p_", "copyMode": "Server", "crc": True, "onlyRanks": "0"}
 
 
 @pytest.mark.parametrize("example", sorted((ROOT / "examples").glob("*.yaml")), ids=lambda path: path.stem)
@@ -175,6 +175,7 @@ def test_invalid_requests_are_refused(resources: Resources, path: str, value: An
         {"format": "TorchDcp", "strategy": {"path": "s"}},
         {"format": "Safetensors", "ranks": 2, "crc": True, "filePrefix": "p_"},
         {"format": "toy-format", "output": "Unified", "maxFileSizeBytes": 1 << 20, "copySettings": True},
+        {"output": "Index", "ranks": 2},
     ],
     ids=str,
 )

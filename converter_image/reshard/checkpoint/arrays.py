@@ -34,7 +34,7 @@ def array_type(dtype: str, name: str = "") -> np.dtype[Any]:
             "UnknownType",
             f"the type {dtype} has no equivalent in numpy or ml_dtypes",
             where=f"parameter {name}" if name else dtype,
-            fix="exclude the parameter with RenameRule(to=None, name=...)",
+            fix="exclude the parameter",
         )
     found: np.dtype[Any] = np.dtype(getattr(import_module("ml_dtypes"), array) if array.startswith(_IN_ML_DTYPES) else array)
     return found

@@ -4,15 +4,15 @@ from __future__ import annotations
 
 from contextlib import closing
 from dataclasses import replace
-from typing import TYPE_CHECKING, TypedDict, Unpack
+from typing import TYPE_CHECKING, Any, Literal, TypedDict, Unpack, overload
 
 import numpy as np
 
-from reshard.checkpoint.arrays import array_of
 from reshard.checkpoint.output import Span
 from reshard.engine.execute import TILE_BYTES, fill, moves, reads_of_spans
 from reshard.engine.gather import Gatherer, ReadCount
 from reshard.engine.memory import budget, default_workers
+from reshard.online.frameworks import tensor_maker
 from reshard.plan import prove
 from reshard.progress import Silent
 from reshard.spec.request import Options, Request
@@ -21,10 +21,11 @@ from reshard.transform.inputs import cancellable
 from reshard.transform.prepare import prepare
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from collections.abc import Iterator, Sequence
 
     from reshard.checkpoint.arrays import Array
     from reshard.engine.job import Job
+    from reshard.online.frameworks import Framework, Maker
     from reshard.plan import RankPlan
     from reshard.progress import Cancellation
     from reshard.spec.keys import Encryption
@@ -32,8 +33,9 @@ if TYPE_CHECKING:
 
 
 class LoadOptions(TypedDict, total=False):
-    """Keyword arguments of a load, see `iter_tensors`."""
+    """Keyword arguments of a load into any framework, see `iter_tensors`."""
 
+    target_ranks: int | None
     source_format: str | None
     step: int | None
     files: str | None
@@ -55,15 +57,65 @@ class LoadOptions(TypedDict, total=False):
     cancellation: Cancellation | None
 
 
+@overload
 def load(
     source: str,
     source_strategy: str | None = None,
     target_strategy: str | None = None,
     rank: int = 0,
+    *,
+    framework: Literal["numpy"] = "numpy",
     **how: Unpack[LoadOptions],
-) -> dict[str, Array]:
+) -> dict[str, Array]: ...
+
+
+@overload
+def load(
+    source: str,
+    source_strategy: str | None = None,
+    target_strategy: str | None = None,
+    rank: int = 0,
+    *,
+    framework: Framework,
+    **how: Unpack[LoadOptions],
+) -> dict[str, Any]: ...
+
+
+def load(
+    source: str,
+    source_strategy: str | None = None,
+    target_strategy: str | None = None,
+    rank: int = 0,
+    *,
+    framework: Framework = "numpy",
+    **how: Unpack[LoadOptions],
+) -> dict[str, Any]:
     """Load a target rank, and return its tensors by name. Arguments and errors are the same as for `iter_tensors`."""
-    return dict(iter_tensors(source, source_strategy, target_strategy, rank, **how))
+    return dict(iter_tensors(source, source_strategy, target_strategy, rank, framework=framework, **how))
+
+
+@overload
+def iter_tensors(
+    source: str,
+    source_strategy: str | None = None,
+    target_strategy: str | None = None,
+    rank: int = 0,
+    *,
+    framework: Literal["numpy"] = "numpy",
+    **how: Unpack[LoadOptions],
+) -> Iterator[tuple[str, Array]]: ...
+
+
+@overload
+def iter_tensors(
+    source: str,
+    source_strategy: str | None = None,
+    target_strategy: str | None = None,
+    rank: int = 0,
+    *,
+    framework: Framework,
+    **how: Unpack[LoadOptions],
+) -> Iterator[tuple[str, Any]]: ...
 
 
 def iter_tensors(  # noqa: PLR0913 - one for each option
@@ -72,6 +124,8 @@ def iter_tensors(  # noqa: PLR0913 - one for each option
     target_strategy: str | None = None,
     rank: int = 0,
     *,
+    framework: Framework = "numpy",
+    target_ranks: int | None = None,
     source_format: str | None = None,
     step: int | None = None,
     files: str | None = None,
@@ -91,17 +145,20 @@ def iter_tensors(  # noqa: PLR0913 - one for each option
     storage_options: RequestStorageOptions | None = None,
     decryption: Encryption | None = None,
     cancellation: Cancellation | None = None,
-) -> Iterator[tuple[str, Array]]:
+) -> Iterator[tuple[str, Any]]:
     """Yield the tensors of a target rank, in the order of the source's files.
 
     Headers are read and checked before this function returns. Only the content that the rank requires is read. The iterator needs
     memory for one tensor of the rank, and up to 56 MiB for data that is prefetched from an object store.
 
     Args:
-        source: folder with `rank_<r>/`, a single file, or s3://bucket/prefix.
+        source: folder of a checkpoint of any format, a single file, or s3://bucket/prefix.
         source_strategy: strategy file, or folder with one file per pipeline stage. None means one rank with whole parameters.
         target_strategy: strategy file or folder of the target. None means one rank with whole parameters.
         rank: number of the target rank.
+        framework: "numpy" for numpy arrays, "torch" for torch tensors over the same memory.
+        target_ranks: number of target ranks, instead of a target strategy. Rank r gets chunk r of dimension 0 of every tensor, as
+            in FSDP: ceil(length / target_ranks) rows, while there are any. Scalars are whole on every rank.
         source_format: format of the source, such as "torch-dcp". None means that its files determine it.
         step: training step to read. None means the newest step that every rank has.
         files: glob pattern of the files to read. A pattern with a `/` matches paths in the source, otherwise names.
@@ -127,13 +184,12 @@ def iter_tensors(  # noqa: PLR0913 - one for each option
         cancellation: object that cancels the load from another thread, before its next read.
 
     Returns:
-        Names and arrays. Each array owns its memory. docs/online-load.md lists the numpy and ml_dtypes types of MindSpore's
-        types.
+        Names and tensors. Each tensor owns its memory. docs/online-load.md lists the types of each framework.
 
     Raises:
         DataError, MissingInputError, RequestError, UsageError: files, strategies or options are damaged, missing, or do not
-            match. A change of the source during the load may be reported only after the last tensor. Do not use the tensors until
-            the iterator is exhausted.
+            match, or the framework is not installed or lacks a type. A change of the source during the load may be reported only
+            after the last tensor. Do not use the tensors until the iterator is exhausted.
         AccessError, StorageError: a file cannot be read.
     """
     request = Request(
@@ -143,6 +199,7 @@ def iter_tensors(  # noqa: PLR0913 - one for each option
         target_strategy=target_strategy,
         options=Options(
             output="Index",
+            target_ranks=target_ranks,
             source_format=source_format,
             step=step,
             files=files,
@@ -164,25 +221,27 @@ def iter_tensors(  # noqa: PLR0913 - one for each option
         decryption=decryption,
     )
     job = prepare(request, Silent(), workers=default_workers(), single=True, cancellation=cancellation)
-    return tensors_of(replace(job, source=cancellable(job.source, cancellation)), rank)
+    return tensors_of(replace(job, source=cancellable(job.source, cancellation)), rank, framework=framework)
 
 
-def tensors_of(job: Job, rank: int, count: ReadCount | None = None) -> Iterator[tuple[str, Array]]:
+def tensors_of(
+    job: Job, rank: int, count: ReadCount | None = None, *, framework: Framework = "numpy"
+) -> Iterator[tuple[str, Any]]:
     """Yield the tensors of a task's target rank like `iter_tensors`. `count` receives the number of bytes read."""
     plan = job.planner.plan(rank)
     prove(plan)
-    return _read(job, plan, count)
+    makers = [tensor_maker(framework, each.parameter.target_dtype, each.parameter.name) for each in plan.tensors]
+    return _read(job, plan, makers, count)
 
 
-def _read(job: Job, plan: RankPlan, count: ReadCount | None) -> Iterator[tuple[str, Array]]:
+def _read(job: Job, plan: RankPlan, makers: Sequence[Maker], count: ReadCount | None) -> Iterator[tuple[str, Any]]:
     spans = [Span(number, 0, tensor.written_nbytes) for number, tensor in enumerate(plan.tensors)]
     with closing(job.source_files(count)) as files:
         gatherer = Gatherer(files, TILE_BYTES)
         files.expect(reads_of_spans(plan, spans), budget(1).ahead)
-        for tensor, span in zip(plan.tensors, spans, strict=True):
+        for tensor, span, make in zip(plan.tensors, spans, makers, strict=True):
             content = np.empty(span.length, np.uint8)
             if span.length:
                 fill(moves(plan, [span]), gatherer, memoryview(content.data))
-            parameter = tensor.parameter
-            yield parameter.name, array_of(content, parameter.target_dtype, tensor.shape, parameter.name)
+            yield tensor.parameter.name, make(content, tensor.shape)
         files.check_unchanged()

@@ -18,7 +18,17 @@ from reshard.checkpoint.encryption import Known
 from reshard.checkpoint.inventory import Inventory
 from reshard.checkpoint.manifest import INDEX_NAME, decode
 from reshard.errors import DataError, MissingInputError, RequestError
-from reshard.spec.request import STRICTNESS, CastRule, PadRule, Patterns, RenameRule, Replicas, SourceOnly, Verification
+from reshard.spec.request import (
+    STRICTNESS,
+    CastRule,
+    PadRule,
+    Patterns,
+    RenameRule,
+    Replicas,
+    SourceOnly,
+    TargetRanks,
+    Verification,
+)
 from reshard.storage import open_store
 from reshard.strategy.packed import PackedStrategy, unpack
 
@@ -56,6 +66,7 @@ class CheckpointIndex(msgspec.Struct, frozen=True, rename="camel", kw_only=True)
         checked: amount of the source that was checked. "Full": its CRC32s, and all copies of its parameters.
         source_strategy: source strategy. None means one rank with whole parameters.
         target_strategy: target strategy, likewise.
+        target_ranks: number of target ranks that each get a chunk of dimension 0, without a target strategy.
         source_only: handling of parameters that only the source strategy names.
         allow_missing: whether parameters that only the target strategy names are left out.
         selected: result of the selection of the source's files.
@@ -80,6 +91,7 @@ class CheckpointIndex(msgspec.Struct, frozen=True, rename="camel", kw_only=True)
     target_strategy: PackedStrategy | None
     source_only: SourceOnly
     allow_missing: bool
+    target_ranks: TargetRanks | None = None
     selected: Selected = Selected()
     encrypted: dict[str, Known] = {}
     include: Patterns = ()

@@ -143,9 +143,7 @@ SAME = _Same(
 )
 INDEX = _Index(
     name="Index",
-    refused=_NO_STAGES
-    | {name: Refusal("the output Index writes no rank files", f"omit {name}") for name in _RANK_FILES}
-    | _undivided("Index"),
+    refused=_NO_STAGES | {name: Refusal("the output Index writes no rank files", f"omit {name}") for name in _RANK_FILES},
     not_encrypted=Refusal("an index contains nothing that can be encrypted", "omit the encryption"),
     writes_files=False,
 )

@@ -289,6 +289,7 @@ def _fix(kind: object) -> str:
 
 # Options that decide what is read from a source, and are therefore fixed in its index.
 SETTLED_BY_INDEX = (
+    "target_ranks",
     "allow_single_rank",
     "allow_equal_slices",
     "source_only",

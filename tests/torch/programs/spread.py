@@ -12,6 +12,7 @@ import torch
 import torch.distributed as dist
 import torch.distributed.checkpoint as dcp
 from contents import content
+from torch.distributed.checkpoint.metadata import TensorStorageMetadata
 from torch.distributed.tensor import Replicate, Shard, distribute_tensor, init_device_mesh
 from world import answer, in_world
 
@@ -37,7 +38,7 @@ def spread(folder: str, mesh: DeviceMesh, placement: Placement) -> dict[str, lis
     state = {
         name: distribute_tensor(torch.zeros(entry.size, dtype=entry.properties.dtype), mesh, [placement], src_data_rank=None)
         for name, entry in entries.items()
-        if placement == Replicate() or placement.dim < len(entry.size)
+        if isinstance(entry, TensorStorageMetadata) and (placement == Replicate() or placement.dim < len(entry.size))
     }
     dcp.load(state, checkpoint_id=folder)
     of_ranks: list[Any] = [None] * dist.get_world_size()
