@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import struct
 from bisect import bisect_left
 from dataclasses import replace
@@ -15,6 +16,7 @@ import disk
 import ml_dtypes
 import models
 import numpy as np
+import pipelines
 import pytest
 import rawfiles
 from effort import examples
@@ -23,10 +25,13 @@ from hypothesis import strategies as st
 from memory_jobs import job, written
 
 import reshard
+from reshard.checkpoint.manifest import FileRecord, Loss
 from reshard.cli import main
-from reshard.engine.cast import Loss, cast
+from reshard.engine.cast import cast
 from reshard.errors import BugError, UsageError
 from reshard.spec.request import CastRule, Options, Request
+from reshard.storage import open_store
+from reshard.target.folder import TargetFolder
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -211,6 +216,7 @@ def test_the_manifest_and_notes_name_what_is_lost(single: str, tmp_path: Path, c
     assert notes == [
         "note: casts round the values of 2 parameters: adam.m, net.w",
         "note: the pattern step matches no floating-point parameter",
+        "note: casts changed 5 elements: adam.m (2), net.w (3)",
         "note: casts made finite elements infinite, as they are too large for the new type: adam.m (1), net.w (2)",
     ]
     document = json.loads((tmp_path / "t" / "reshard-manifest.json").read_text())
@@ -222,13 +228,16 @@ def test_the_manifest_and_notes_name_what_is_lost(single: str, tmp_path: Path, c
         "step": ("Int64", None),
     }
     (record,) = document["files"]
-    assert record["overflowed"] == [{"name": "adam.m", "elements": 1}, {"name": "net.w", "elements": 2}]
-    assert record["rounded"] == 5  # 1/3 and -1e39 in both, 1e6 in float16 only
+    assert (record["rounded"], record["overflowed"]) == (5, 3)  # 1/3 and -1e39 in both, 1e6 in float16 only
+    assert lost(tmp_path / "t") == {"net.w": (3, 2), "net.h": (None, None), "adam.m": (2, 1), "step": (None, None)}
     assert document["options"]["cast"][0] == {"pattern": "net.*", "to": "Float16"}
     assert main(["transform", *arguments]) == 0
     shown = capsys.readouterr()
     assert "nothing to do" in shown.out
     assert notes[2] in shown.err
+    assert notes[3] in shown.err
+    assert main(["inspect", str(tmp_path / "t")]) == 0
+    assert re.search(r"changed by casts +5 elements of 2 parameters", capsys.readouterr().out)
     assert main(["verify", str(tmp_path / "t")]) == 0
     assert main(["transform", *arguments[:4], "--cast", "net.*=bfloat16"]) == 78
 
@@ -242,6 +251,95 @@ def test_the_first_matching_rule_applies_to_names_in_the_source(single: str) -> 
         "step": "int64",
     }
     assert found["net.w"][3] == -np.inf
+
+
+def lost(target: Path) -> dict[str, tuple[int | None, int | None]]:
+    """The changes of casts that a manifest states for each parameter."""
+    document = json.loads((target / "reshard-manifest.json").read_text())
+    return {p["name"]: (p["rounded"], p["overflowed"]) for p in document["parameters"]}
+
+
+def counted(model: models.Model, to: str) -> dict[str, tuple[int | None, int | None]]:
+    """The changes in the files of all target ranks, counted by ml_dtypes."""
+    found: dict[str, tuple[int | None, int | None]] = {}
+    for rank in range(model.target_ranks):
+        before, after = model.target(rank), as_cast(model.target(rank), to)
+        for name, values in before.items():
+            if values.dtype == after[name].dtype:
+                found[name] = None, None
+                continue
+            with quiet():
+                new, old = after[name].astype(np.float64), values.astype(np.float64)
+                rounded = np.count_nonzero((new != old) & ~np.isnan(old))
+                overflowed = np.count_nonzero(np.isinf(new) & np.isfinite(old))
+            known = found.get(name, (0, 0))
+            found[name] = known[0] + rounded, known[1] + overflowed
+    return found
+
+
+CASTS = ("--cast", "*=bfloat16")
+
+
+@pytest.mark.parametrize(
+    "runs",
+    [[()], [("--only-ranks", "1,3"), ("--only-ranks", "0-3"), ()]],
+    ids=["all ranks", "one after another"],
+)
+def test_each_parameter_states_the_changes_in_all_files(made: disk.Checkpoint, target: Path, runs: list[tuple[str, ...]]) -> None:
+    for more in runs:
+        assert disk.run(made, target, *CASTS, *more) == 0
+    expected = counted(made.model, "BFloat16")
+    assert sum(rounded or 0 for rounded, _ in expected.values()) > 100
+    assert lost(target) == expected
+    files = json.loads((target / "reshard-manifest.json").read_text())["files"]
+    assert sum(file["rounded"] for file in files) == sum(rounded or 0 for rounded, _ in expected.values())
+
+
+def test_a_file_that_is_written_again_is_counted_once(made: disk.Checkpoint, target: Path) -> None:
+    assert disk.run(made, target, *CASTS) == 0
+    disk.rank_file(target, 2).unlink()
+    assert disk.run(made, target, *CASTS) == 0
+    assert lost(target) == counted(made.model, "BFloat16")
+
+
+def test_changes_are_unknown_after_a_commit_has_left_out_ranks(made: disk.Checkpoint, target: Path) -> None:
+    assert disk.run(made, target, *CASTS) == 0
+    disk.rank_file(target, 0).unlink()
+    disk.rank_file(target, 3).unlink()
+    assert disk.run(made, target, *CASTS, "--only-ranks", "0") == 66  # rank 3 is missing
+    assert main(["commit", str(target), "--only-ranks", "0-2"]) == 0
+    assert {*lost(target).values()} == {(None, None)}
+
+
+@pytest.mark.parametrize("order", [(0, 1), (1, 0)])
+@pytest.mark.parametrize("target_stages", [1, 2])
+def test_stages_state_the_changes_in_all_of_them(
+    tmp_path: Path, target: Path, order: tuple[int, ...], target_stages: int
+) -> None:
+    pipeline = pipelines.write(tmp_path / "made", pipelines.pipeline(target_stages=target_stages))
+    for stage in order:
+        assert pipeline.run(stage, target, *CASTS) == 0
+    expected = counted(pipeline.made.model, "BFloat16")
+    assert sum(rounded or 0 for rounded, _ in expected.values()) > 10
+    found = lost(target)
+    assert {name: found[name] for name in expected if expected[name] != (None, None)} == {
+        name: each for name, each in expected.items() if each != (None, None)
+    }
+    next((target / "rank_0").iterdir()).unlink()
+    for stage in order:
+        assert pipeline.run(stage, target, *CASTS) == 0
+    assert lost(target) == found
+
+
+def test_the_changes_of_100_000_parameters_fit_into_the_record_of_a_rank(tmp_path: Path) -> None:
+    state = TargetFolder(open_store(str(tmp_path)), None).job("0" * 64)
+    names = [f"model.layers.{number}.mlp.experts.gate_proj.weight" for number in range(100_000)]
+    record = FileRecord(3, "rank_3/x.ckpt", 1, "xxh3-128:0", 1, "Full")
+    state.record(record, dict.fromkeys(names, Loss(1 << 40, 2)))
+    state.record(FileRecord(4, "rank_4/x.ckpt", 1, "xxh3-128:0", 1, "Full"), {names[7]: Loss(1, 0)})
+    assert state.records(None) == {3: record, 4: FileRecord(4, "rank_4/x.ckpt", 1, "xxh3-128:0", 1, "Full")}
+    found = state.losses([3, 4], lambda: None)
+    assert (len(found), found[names[7]], found[names[8]]) == (100_000, Loss((1 << 40) + 1, 2), Loss(1 << 40, 2))
 
 
 @pytest.mark.parametrize("level", ["Sample", "Full"])

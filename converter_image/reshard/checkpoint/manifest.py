@@ -5,7 +5,7 @@ Their schema is versioned. docs/manifest.md describes it for other programs.
 
 from __future__ import annotations
 
-from typing import Annotated, Any, Literal, TypeVar
+from typing import Annotated, Any, Literal, NamedTuple, TypeVar
 
 import msgspec
 
@@ -32,16 +32,20 @@ class _Document(msgspec.Struct, frozen=True, rename="camel"):
     """Base class of documents with camelCase keys. Unknown fields of later versions are ignored."""
 
 
-class OverflowRecord(_Document, frozen=True):
-    """A parameter of which a cast has made finite elements infinite, because they are too large for its new type.
+class Loss(NamedTuple):
+    """The changes that a cast has made.
 
     Attributes:
-        name: name in the file.
-        elements: number of these elements.
+        rounded: number of elements whose value has changed, including overflows.
+        overflowed: number of finite elements that have become infinite, because they are too large for the new type.
     """
 
-    name: str
-    elements: int
+    rounded: int = 0
+    overflowed: int = 0
+
+    def plus(self, other: Loss) -> Loss:
+        """Return the sum of both changes."""
+        return Loss(self.rounded + other.rounded, self.overflowed + other.overflowed)
 
 
 class FileRecord(_Document, frozen=True):
@@ -59,8 +63,9 @@ class FileRecord(_Document, frozen=True):
         sample: digest of five blocks of the file, see `reshard.storage.digest.sample_of`.
         version: ETag of the written object. In a file system: size and modification time.
         seconds: duration of writing and verifying the file. A measurement, like `Manifest.durations`.
-        rounded: number of elements whose value a cast has changed, including overflows.
-        overflowed: parameters of which a cast has made finite elements infinite, by name.
+        rounded: number of elements whose value a cast has changed, including overflows. The manifest contains the number of each
+            parameter only once, for all files, since its size would otherwise grow as files times parameters.
+        overflowed: number of finite elements that a cast has made infinite.
     """
 
     rank: int
@@ -74,7 +79,7 @@ class FileRecord(_Document, frozen=True):
     version: str = ""
     seconds: float = 0.0
     rounded: int = 0
-    overflowed: tuple[OverflowRecord, ...] = ()
+    overflowed: int = 0
 
 
 class IndexRecord(_Document, frozen=True):
@@ -114,6 +119,9 @@ class ParameterRecord(_Document, frozen=True):
         source_dtype: type in the source, if it differs.
         source_shape: shape of the whole tensor in the source, if it differs.
         keys: keys that lead to the value in nested dicts and lists, if the source states them.
+        rounded: number of elements in all files whose value a cast has changed, including overflows. null if the parameter is not
+            cast. If several records have a name, the first that is cast has the number of all.
+        overflowed: number of finite elements in all files that a cast has made infinite, likewise.
     """
 
     name: str
@@ -126,6 +134,8 @@ class ParameterRecord(_Document, frozen=True):
     source_dtype: str | None = None
     source_shape: tuple[int, ...] | None = None
     keys: Keys | None = None
+    rounded: int | None = None
+    overflowed: int | None = None
 
 
 class SourceRecord(_Document, frozen=True):

@@ -29,6 +29,7 @@ from reshard.source.strategies import read_strategy
 from reshard.spec.ranks import format_ranks
 from reshard.strategy import Strategy
 from reshard.target.folder import TargetFolder
+from reshard.target.parts import losses_of
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Sequence
@@ -286,6 +287,9 @@ def _show_head(inventory: Inventory, listed: list[ListedParameter], strategy: St
         rows.append(("index", f"of {manifest.source.url}, for {manifest.target_ranks} ranks"))
     elif manifest is not None:
         rows.append(("complete", _complete(manifest)))
+        if losses := losses_of(manifest):
+            changed = sum(loss.rounded for loss in losses.values())
+            rows.append(("changed by casts", f"{changed:,} elements of {len(losses):,} parameters"))
     console.table([("", "left"), ("", "left")], rows)
     if strategy is None and len(ranks) > 1 and not inventory.unified:
         console.out("the sharding is unknown; specify it with --strategy")

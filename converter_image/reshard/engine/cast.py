@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field
+from functools import reduce
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
+
+from reshard.checkpoint.manifest import Loss
 
 if TYPE_CHECKING:
     Elements = np.ndarray[Any, np.dtype[Any]]
@@ -32,35 +35,25 @@ _FLOATS = {
 }
 
 
-class Loss(NamedTuple):
-    """The changes that a cast has made.
-
-    Attributes:
-        rounded: number of elements whose value has changed, including overflows.
-        overflowed: number of finite elements that have become infinite.
-    """
-
-    rounded: int = 0
-    overflowed: int = 0
-
-
-@dataclass
+@dataclass(frozen=True, slots=True)
 class Losses:
     """The changes that the casts of a file have made.
 
     Attributes:
-        rounded: number of elements whose value has changed, including overflows.
-        overflowed: number of finite elements that have become infinite, by parameter.
+        by_name: changes of each parameter of which a cast has changed elements.
     """
 
-    rounded: int = 0
-    overflowed: dict[str, int] = field(default_factory=dict)
+    by_name: dict[str, Loss] = field(default_factory=dict)
 
     def add(self, name: str, loss: Loss) -> None:
         """Add the changes of a cast to those of a parameter."""
-        self.rounded += loss.rounded
-        if loss.overflowed:
-            self.overflowed[name] = self.overflowed.get(name, 0) + loss.overflowed
+        if loss.rounded:
+            self.by_name[name] = self.by_name.get(name, Loss()).plus(loss)
+
+    @property
+    def total(self) -> Loss:
+        """The changes of all parameters."""
+        return reduce(Loss.plus, self.by_name.values(), Loss())
 
 
 def cast(content: memoryview, before: str, into: memoryview, after: str) -> Loss:

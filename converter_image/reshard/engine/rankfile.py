@@ -11,7 +11,7 @@ from zlib_ng import zlib_ng
 
 from reshard.checkpoint.crc import NamedContents
 from reshard.checkpoint.encryption import Encryptor
-from reshard.checkpoint.manifest import FileRecord, OverflowRecord
+from reshard.checkpoint.manifest import FileRecord
 from reshard.checkpoint.output import Checksum, Span
 from reshard.engine.cast import Losses
 from reshard.engine.execute import carry_out, moves, reads, reads_of_spans
@@ -126,7 +126,7 @@ def write_rank(
                 sample, version = sample_of(written, remote=store.remote), written.version
             read, level = conditions.count.nbytes, job.request.options.verification
             measured.measure(bytes_read=read, bytes_written=size)
-            losses = conditions.losses
+            lost = conditions.losses.total
             record = FileRecord(
                 rank=rank,
                 path=path,
@@ -138,10 +138,10 @@ def write_rank(
                 sample=sample,
                 version=version,
                 seconds=measured.seconds,
-                rounded=losses.rounded,
-                overflowed=tuple(OverflowRecord(*each) for each in sorted(losses.overflowed.items())),
+                rounded=lost.rounded,
+                overflowed=lost.overflowed,
             )
-            state.record(record)
+            state.record(record, conditions.losses.by_name)
         finally:
             writer.abort()
         return Written(record, sum(t.nbytes for t in plan.tensors))

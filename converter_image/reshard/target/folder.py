@@ -31,7 +31,7 @@ from typing import TYPE_CHECKING, TypeVar
 
 import msgspec
 
-from reshard.checkpoint.manifest import INDEX_NAME, MANIFEST_NAME, STATE, FileRecord, Manifest, decode, encode
+from reshard.checkpoint.manifest import INDEX_NAME, MANIFEST_NAME, STATE, FileRecord, Loss, Manifest, decode, encode
 from reshard.errors import MissingInputError, ReshardError
 from reshard.formats.registry import document_names
 from reshard.parallel import parallel
@@ -49,6 +49,8 @@ if TYPE_CHECKING:
 LOCK = f"{STATE}/lock"
 _LARGEST_DOCUMENT = 4 << 30
 _LARGEST_RECORD = 1 << 20
+_LARGEST_RANK_RECORD = 1 << 30  # it names the parameters that casts have changed
+_RECORDS_AT_ONCE = 32
 _DOCUMENTS = ("inventory.json", "draft.json", "stage.json")  # documents that may exceed a single request
 _RECORD = re.compile(r"rank_(\d{1,9})\.json", re.ASCII)
 
@@ -62,6 +64,12 @@ class _RankRecord(msgspec.Struct, frozen=True):
 
     job: str
     file: FileRecord
+
+
+class _WithLosses(_RankRecord, frozen=True):
+    """The same with the changes that casts have made to each parameter."""
+
+    losses: dict[str, Loss] = {}
 
 
 D = TypeVar("D")
@@ -319,9 +327,9 @@ class JobState:
             if rank.isascii() and rank.isdigit() and int(rank) in ranks and writer not in writing:
                 self.target.store.delete(f"{self.folder}/tmp/{entry.name}")
 
-    def record(self, record: FileRecord) -> None:
-        """Record that a rank's file is complete, durable and verified."""
-        content = encode(_RankRecord(self.folder, record))
+    def record(self, record: FileRecord, losses: Mapping[str, Loss]) -> None:
+        """Record that a rank's file is complete, durable and verified. `losses` are the changes of casts, by parameter."""
+        content = encode(_WithLosses(self.folder, record, dict(losses)))
         self.target.store.write(f"{self.folder}/records/rank_{record.rank}.json", content, mode=self.target.mode)
 
     def recorded_ranks(self) -> set[int]:
@@ -332,15 +340,25 @@ class JobState:
     def records(self, ranks: Iterable[int] | None, check: Callable[[], None] = lambda: None) -> dict[int, FileRecord]:
         """Return the records of these ranks (None means all) as far as they are finished. `check` raises to cancel."""
         wanted = None if ranks is None else {f"rank_{rank}.json" for rank in ranks}
-
-        def read(name: str) -> _RankRecord:
-            path = f"{self.folder}/records/{name}"
-            return decode(self.target.store.read(path, _LARGEST_RECORD), _RankRecord, f"{self.target.store.url}/{path}")
-
         names = (entry.name for entry in self.target.store.list(f"{self.folder}/records"))
         listed = [name for name in names if name.endswith(".json") and (wanted is None or name in wanted)]
-        found = parallel(read, listed, check=check)
+        found = parallel(lambda name: self._record(name, _RankRecord), listed, check=check)
         return {record.file.rank: record.file for record in found if record.job == self.folder}
+
+    def losses(self, ranks: Iterable[int], check: Callable[[], None]) -> dict[str, Loss]:
+        """Return the changes that casts have made in the files of these ranks, by parameter. `check` raises to cancel."""
+        found: dict[str, Loss] = {}
+        names = [f"rank_{rank}.json" for rank in ranks]
+        for start in range(0, len(names), _RECORDS_AT_ONCE):  # each can be large
+            batch = names[start : start + _RECORDS_AT_ONCE]
+            for record in parallel(lambda name: self._record(name, _WithLosses), batch, check=check):
+                for name, loss in record.losses.items():
+                    found[name] = found.get(name, Loss()).plus(loss)
+        return found
+
+    def _record(self, name: str, kind: type[D]) -> D:
+        path = f"{self.folder}/records/{name}"
+        return decode(self.target.store.read(path, _LARGEST_RANK_RECORD), kind, f"{self.target.store.url}/{path}")
 
     def locate(
         self,

@@ -3,19 +3,18 @@
 from __future__ import annotations
 
 import hashlib
-from collections import Counter
 from typing import TYPE_CHECKING
 
 import msgspec
 
-from reshard.checkpoint.manifest import Manifest, SourceRecord
+from reshard.checkpoint.manifest import Loss, Manifest, SourceRecord
 from reshard.errors import MissingInputError, RequestError
 from reshard.spec.ranks import format_ranks, parse_ranks
 
 if TYPE_CHECKING:
-    from collections.abc import Collection, Iterable, Sequence
+    from collections.abc import Collection, Iterable, Mapping, Sequence
 
-    from reshard.checkpoint.manifest import FileRecord, StageRecord
+    from reshard.checkpoint.manifest import FileRecord, ParameterRecord, StageRecord
     from reshard.spec.request import RenameRule
 
 _SHOWN = 5
@@ -44,13 +43,41 @@ def final_notes(manifest: Manifest) -> tuple[str, ...]:
     if all_there(manifest.stages):
         patterns = (*(rule.pattern for rule in _unmatched(manifest.stages)), *_unmatched_patterns(manifest.stages))
         notes = [f"the pattern {pattern} matches no parameter" for pattern in patterns]
-    overflows = Counter[str]()
-    for record in manifest.files:
-        overflows.update({found.name: found.elements for found in record.overflowed})
-    if overflows:
-        listed = [f"{name} ({count})" for name, count in sorted(overflows.items())]
-        notes.append(f"casts made finite elements infinite, as they are too large for the new type: {_some(listed)}")
+    losses = losses_of(manifest)
+    if losses:
+        listed = [f"{name} ({loss.rounded:,})" for name, loss in losses.items()]
+        notes.append(f"casts changed {sum(loss.rounded for loss in losses.values()):,} elements: {_some(listed)}")
+    if overflows := [f"{name} ({loss.overflowed:,})" for name, loss in losses.items() if loss.overflowed]:
+        notes.append(f"casts made finite elements infinite, as they are too large for the new type: {_some(overflows)}")
     return tuple(notes)
+
+
+def losses_of(manifest: Manifest) -> dict[str, Loss]:
+    """Return the changes of the parameters of which casts have changed elements, by name, in order of names."""
+    found: dict[str, Loss] = {}
+    for parameter in manifest.parameters:
+        if parameter.rounded:
+            loss = Loss(parameter.rounded, parameter.overflowed or 0)
+            found[parameter.name] = found.get(parameter.name, Loss()).plus(loss)
+    return dict(sorted(found.items()))
+
+
+def with_losses(parameters: Iterable[ParameterRecord], losses: Mapping[str, Loss]) -> tuple[ParameterRecord, ...]:
+    """Return parameters with further changes of casts, by name."""
+    left = dict(losses)
+
+    def changed(parameter: ParameterRecord) -> ParameterRecord:
+        if parameter.rounded is None or parameter.name not in left:
+            return parameter
+        loss = Loss(parameter.rounded, parameter.overflowed or 0).plus(left.pop(parameter.name))
+        return msgspec.structs.replace(parameter, rounded=loss.rounded, overflowed=loss.overflowed)
+
+    return tuple(map(changed, parameters))
+
+
+def without_losses(parameter: ParameterRecord) -> ParameterRecord:
+    """Return a parameter that states no changes of casts."""
+    return parameter if parameter.rounded is None else msgspec.structs.replace(parameter, rounded=None, overflowed=None)
 
 
 def unite(manifests: Sequence[Manifest]) -> Manifest:
@@ -95,7 +122,7 @@ def unite(manifests: Sequence[Manifest]) -> Manifest:
             ranks=sum(part.source.ranks for part in parts),
             nbytes=sum(part.source.nbytes for part in parts),
         ),
-        parameters=tuple(dict.fromkeys(parameter for manifest in manifests for parameter in manifest.parameters)),
+        parameters=_parameters(manifests),
         source_only=_names(manifest.source_only for manifest in manifests),
         excluded=_names(manifest.excluded for manifest in manifests),
         excluded_by_rename=_names(manifest.excluded_by_rename for manifest in manifests),
@@ -112,6 +139,19 @@ def unite(manifests: Sequence[Manifest]) -> Manifest:
         ),
     )
     return with_files(united, [record for manifest in manifests for record in manifest.files])
+
+
+def _parameters(manifests: Sequence[Manifest]) -> tuple[ParameterRecord, ...]:
+    """Return the parameters of all stages. Equal parameters of several stages are one, with the changes of casts in all."""
+    found: dict[ParameterRecord, Loss | None] = {}
+    for parameter in (parameter for manifest in manifests for parameter in manifest.parameters):
+        before = found.setdefault(without_losses(parameter), None)
+        if parameter.rounded is not None:
+            found[without_losses(parameter)] = (before or Loss()).plus(Loss(parameter.rounded, parameter.overflowed or 0))
+    return tuple(
+        parameter if loss is None else msgspec.structs.replace(parameter, rounded=loss.rounded, overflowed=loss.overflowed)
+        for parameter, loss in found.items()
+    )
 
 
 def _origins(manifests: Sequence[Manifest]) -> dict[str, str]:

@@ -20,7 +20,7 @@ from reshard.storage.cancellable import CancellableStore
 from reshard.storage.digest import ContentDigest
 from reshard.target.folder import LOCK
 from reshard.target.lock import serialized
-from reshard.target.parts import all_there, unite, with_files
+from reshard.target.parts import all_there, unite, with_files, with_losses, without_losses
 from reshard.target.snapshot import JobDocument
 from reshard.telemetry import durations, phase
 from reshard.transform.consistency import check_stages
@@ -81,14 +81,46 @@ def commit_job(
     missing = tuple(rank for rank in ranks if rank not in records)
     if missing:
         raise ranks_unfinished(target, ranks, missing)
+    files = tuple(records[rank] for rank in ranks)
+    parameters = _with_losses(target, document, snapshot.manifest_for(document), draft, files, cancellation)
     manifest = msgspec.structs.replace(
-        draft, ranks=format_ranks(ranks), files=tuple(records[rank] for rank in ranks), key_check=document.key_check
+        draft, ranks=format_ranks(ranks), files=files, parameters=parameters, key_check=document.key_check
     )
     if document.stage is None:
         return _complete(target, document, snapshot, manifest, cancellation)
     with serialized(target, f"{LOCK}-commit", cancellation.check):  # only one of two last stages completes the checkpoint
         state.finish_stage(manifest)
         return _complete_with_siblings(target, document, manifest, cancellation)
+
+
+def _with_losses(
+    target: TargetFolder,
+    document: JobDocument,
+    known: Manifest | None,
+    draft: Manifest,
+    files: Sequence[FileRecord],
+    cancellation: Cancellation,
+) -> tuple[ParameterRecord, ...]:
+    """Return the parameters with the numbers of elements that casts have changed in files.
+
+    Equal tasks make equal changes, so a file that was written again adds nothing to the numbers of the manifest that the task
+    extends.
+
+    Args:
+        target: target of the task.
+        document: record of the task.
+        known: manifest that the task extends. None means that there is none.
+        draft: manifest of the task without files.
+        files: files of the task.
+        cancellation: object that cancels the commit from another thread.
+    """
+    before = {record.rank for record in known.files if record.stage == document.stage} if known is not None else set()
+    state, parameters = target.job(document.digest), draft.parameters
+    if known is not None and before <= {record.rank for record in files}:
+        parameters, files = known.parameters, [record for record in files if record.rank not in before]
+    elif not {record.rank for record in files if record.rounded} <= state.recorded_ranks():
+        return tuple(map(without_losses, parameters))  # the numbers of ranks that are left out are not known
+    return with_losses(parameters, state.losses((record.rank for record in files if record.rounded), cancellation.check))
 
 
 def _complete_with_siblings(target: TargetFolder, document: JobDocument, own: Manifest, cancellation: Cancellation) -> Manifest:
@@ -101,7 +133,8 @@ def _complete_with_siblings(target: TargetFolder, document: JobDocument, own: Ma
         rest = JobDocument(known.digest, {}, staged=False)
         parts = [(document, own), *((rest, part) for part in _split(known) if part.stages[0].stage != document.stage)]
         differing = _inconsistent(target, parts, cancellation, only=written)
-        manifest = _with_inconsistent(with_files(known, [*others, *own.files]), differing)
+        united = msgspec.structs.replace(known, parameters=own.parameters if written else known.parameters)
+        manifest = _with_inconsistent(with_files(united, [*others, *own.files]), differing)
         return _complete(target, document, snapshot, manifest, cancellation)
     parts = [(document, own)]
     for sibling in snapshot.siblings(document):

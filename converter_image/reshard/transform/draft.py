@@ -96,6 +96,8 @@ def _parameter(parameter: Parameter, keys: Keys) -> ParameterRecord:
         source_dtype=None if parameter.cast is None else parameter.dtype,
         source_shape=None if parameter.new_shape is None else parameter.shape,
         keys=keys or None,
+        rounded=None if parameter.cast is None else 0,
+        overflowed=None if parameter.cast is None else 0,
     )
 
 
