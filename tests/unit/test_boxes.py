@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 import boxes_format
 import numpy as np
+import output_files
 import pytest
 import rawfiles
 import torch_checkpoints
@@ -26,6 +27,7 @@ from safetensors import deserialize
 import reshard
 from reshard.errors import DataError, RequestError, ReshardError, UsageError
 from reshard.formats import registry
+from reshard.formats.torch.write import DCP as DCP_OUTPUT
 from reshard.layout import Layout
 from reshard.layout.box import Box
 from reshard.source.boxed import find_boxed
@@ -107,6 +109,24 @@ def test_unified_files_hold_the_whole_tensors(case: Any, files: int) -> None:
         assert {name: array.tobytes() for name, array in found.items()} == {
             name: content.tobytes() for name, (_, content, _) in case.items()
         }
+
+
+def test_a_tensor_with_a_hole_can_be_excluded(tmp_path: Path) -> None:
+    source, whole = tmp_path / "source", np.arange(12, dtype=np.float32).reshape(4, 3)
+    source.mkdir()
+    held = [
+        [output_files.shard("w", whole, (0, 0), (2, 3), "Float32"), output_files.shard("m.w", whole, (0, 0), (2, 3), "Float32")],
+        [output_files.shard("w", whole, (2, 0), (2, 3), "Float32")],
+    ]
+    output_files.write_checkpoint(DCP_OUTPUT, source, held)
+    with pytest.raises(DataError, match=r"ShardsDoNotCover: tensor m\.w: .*--exclude"):
+        transform(source, tmp_path / "refused")
+    transform(source, tmp_path / "target", exclude=("m.*",), verification="Full")
+    found = rawfiles.read("safetensors", (tmp_path / "target/rank_0/checkpoint_0.safetensors").read_bytes())
+    assert found.keys() == {"w"}
+    assert found["w"].tobytes() == whole.tobytes()
+    assert json.loads((tmp_path / "target/reshard-manifest.json").read_text())["excluded"] == ["m.w"]
+    assert reshard.load(str(source), exclude=("m.*",)).keys() == {"w"}
 
 
 def two(folder: Path) -> None:

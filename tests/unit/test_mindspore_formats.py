@@ -173,3 +173,15 @@ def test_tensors_that_the_metadata_does_not_list_have_to_be_excluded(tmp_path: P
         MINDFORMERS.read(folder)
     found = MINDFORMERS.read(folder, wanted=lambda name: not name.startswith("adam"))
     assert [each.name for each in found.tensors] == ["w", "step"]
+
+
+@pytest.mark.parametrize(
+    "changed",
+    [{f"{STATE}__w__chunk": []}, {f"{STATE}__w__properties": 3}, {f"{STATE}__w__axis_fragmentations": [1, 2]}],
+    ids=str,
+)
+def test_tensors_of_mindformers_that_are_excluded_are_not_checked(changed: dict[str, object], tmp_path: Path) -> None:
+    folder = mindformers(tmp_path, **changed)
+    with pytest.raises(ReshardError):
+        MINDFORMERS.read(folder)
+    assert [each.name for each in MINDFORMERS.read(folder, wanted=lambda name: name != "w").tensors] == ["step"]

@@ -14,7 +14,7 @@ import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
-from torch_files import DATA, BytesReader, FileReader, archive, sha256_of, tensor, text
+from torch_files import DATA, BytesReader, FileReader, archive, name, sha256_of, tensor, text
 
 from reshard.checkpoint.dtypes import BY_TORCH_NAME
 from reshard.errors import DataError
@@ -26,9 +26,9 @@ FUZZ = DATA.parents[2] / "fuzz"
 STORED = b"\x80\x02" + tensor() + b"."
 
 
-def row_major(reader: FileReader, name: str) -> tuple[str, tuple[int, ...], bytes]:
+def row_major(reader: FileReader, key: str) -> tuple[str, tuple[int, ...], bytes]:
     found = read_archive(reader)
-    stored = next(each for each in found.tensors if each.name == name)
+    stored = next(each for each in found.tensors if each.name == key)
     offset, length = locate(reader, found, stored.storage)
     content = np.frombuffer(reader.read(offset, length), f"V{stored.dtype.itemsize}")[stored.first :]
     if 0 in stored.shape:
@@ -55,10 +55,10 @@ def test_each_tensor_equals_the_one_that_torch_saved(file: str) -> None:
 def test_shared_strided_and_other_values() -> None:
     found = read_archive(FileReader(FILES / "shared.pt"))
     stored = {each.name: each for each in found.tensors}
-    assert {stored[f"model.{name}"].storage for name in ("w", "tied", "rows", "column")} == {"0"}
+    assert {stored[f"model.{key}"].storage for key in ("w", "tied", "rows", "column")} == {"0"}
     assert (stored["model.rows"].first, stored["model.rows"].row_major) == (8, True)
     assert (stored["model.column"].strides, stored["model.column"].row_major) == ((4,), False)
-    assert [stored[name].row_major for name in ("model.transposed", "expanded", "scalar", "nothing")] == [
+    assert [stored[key].row_major for key in ("model.transposed", "expanded", "scalar", "nothing")] == [
         False,
         False,
         True,
@@ -88,6 +88,68 @@ def test_unsupported_torch_files_are_refused_by_name(file: str, reason: str, wha
     assert caught.value.reason == reason
     assert what in caught.value.what
     assert caught.value.fix
+
+
+@pytest.mark.parametrize(("file", "key"), [("quantised.pt", "q"), ("lazy.pt", "conjugated")])
+def test_tensors_that_are_not_wanted_are_not_checked(file: str, key: str) -> None:
+    with pytest.raises(DataError, match=f"tensor {key}.*--exclude"):
+        read_archive(FileReader(FILES / file), wanted=key.__eq__)
+    assert read_archive(FileReader(FILES / file), wanted=lambda each: each != key).tensors == ()
+
+
+MAKER = name("torch._utils", "_rebuild_tensor_v2")
+
+
+def typed(kind: bytes, maker: bytes = MAKER) -> bytes:
+    """A tensor of a class, or with attributes, as `Tensor.__reduce_ex__` describes it."""
+    arguments = tensor().removeprefix(MAKER).removesuffix(b"R")
+    return name("torch._tensor", "_rebuild_from_type_v2") + b"(" + maker + kind + arguments + b"}tR"
+
+
+def test_a_tensor_with_attributes_is_found() -> None:
+    (found,) = read_archive(BytesReader(archive(b"\x80\x02" + typed(name("torch._tensor", "Tensor")) + b"."))).tensors
+    assert (found.shape, found.strides, found.storage) == ((2, 3), (3, 1), "0")
+
+
+DISTRIBUTED = "save the state dict with torch.distributed.checkpoint, or save local tensors"
+
+
+@pytest.mark.parametrize(
+    ("pickled", "what", "fix"),
+    [
+        (typed(name("torch.distributed.tensor", "DTensor")), "refers to torch.distributed.tensor.DTensor", DISTRIBUTED),
+        (
+            typed(name("torch.distributed._tensor.api", "DTensor"), name("torch._utils", "_rebuild_wrapper_subclass")),
+            "refers to torch.distributed._tensor.api.DTensor",
+            DISTRIBUTED,
+        ),
+        (name("torch.distributed._shard.sharded_tensor.api", "ShardedTensor"), "ShardedTensor", DISTRIBUTED),
+        (name("torch.nn.modules.linear", "Linear"), "refers to torch.nn.modules.linear.Linear", "save `module.state_dict()`"),
+        (name("torch.optim.adamw", "AdamW"), "torch.optim.adamw.AdamW", "save the state dicts of optimizers"),
+        (name("torch._utils", "_rebuild_sparse_tensor"), "_rebuild_sparse_tensor", "save `tensor.to_dense()`"),
+        (name("mine", "Tensor"), "refers to mine.Tensor", "save only tensors"),
+    ],
+)
+def test_objects_of_other_classes_are_refused_with_what_helps(pickled: bytes, what: str, fix: str) -> None:
+    with pytest.raises(DataError, match=r"PickleNotAllowed: f\.pt") as caught:
+        read_archive(BytesReader(archive(b"\x80\x02" + pickled + b".")))
+    assert what in caught.value.what
+    assert caught.value.fix.startswith(fix)
+
+
+@pytest.mark.parametrize("factory", ["N", "c__builtin__\nlist\n", "cbuiltins\ndict\n", "c__builtin__\nset\n"])
+def test_tensors_in_a_defaultdict_are_found(factory: str) -> None:
+    made = name("collections", "defaultdict") + factory.encode() + b"\x85Rq\x00(" + text("a") + tensor() + text("n") + b"K\x01u"
+    content = archive(b"\x80\x02}" + text("state") + made + b"s" + text("same") + b"h\x00s.")
+    found = read_archive(BytesReader(content))
+    assert ([each.name for each in found.tensors], found.others) == (["state.a", "same.a"], 2)
+
+
+@pytest.mark.parametrize("factory", [b"cmine\nfunction\n", b"cos\nsystem\n"])
+def test_other_factories_of_a_defaultdict_are_refused_by_name(factory: bytes) -> None:
+    content = archive(b"\x80\x02" + name("collections", "defaultdict") + factory + b"\x85R.")
+    with pytest.raises(DataError, match=r"PickleNotAllowed: f\.pt: the pickle refers to (mine\.function|os\.system)"):
+        read_archive(BytesReader(content))
 
 
 def parsed(content: bytes) -> str:
@@ -145,6 +207,10 @@ def lists_of_lists(depth: int, width: int) -> bytes:
             "PickleTooLarge",
         ),  # long names
         (archive(b"\x80\x02" + lists_of_lists(5, 40) + b"."), "PickleTooLarge"),
+        (archive(b"\x80\x02" + name("torch._utils", "_rebuild_wrapper_subclass") + b")R."), "TensorInvalid"),
+        (archive(b"\x80\x02" + name("torch._tensor", "_rebuild_from_type_v2") + b")R."), "TensorInvalid"),
+        (archive(b"\x80\x02" + name("torch._utils", "_rebuild_parameter") + b"N\x85R."), "TensorInvalid"),
+        (archive(b"\x80\x02" + typed(name("torch", "Tensor"), name("torch._utils", "_rebuild_qtensor")) + b"."), "UnknownType"),
         (archive(b"\x80\x02cos\nsystem\n" + text("true") + b"\x85R."), "PickleNotAllowed"),
     ],
 )

@@ -124,6 +124,40 @@ def test_metadata_that_contradicts_itself_is_refused(documents: list[tuple[str, 
     assert str(caught.value).isprintable()
 
 
+@pytest.mark.parametrize(
+    ("bad", "reason"),
+    [
+        (document({"bad": ((3, 3), WHOLE[1])}), "ShardsDoNotCover"),
+        (document({"bad": ((2, 3), [((0, 0), (2, 3)), ((1, 0), (1, 3))])}), "ShardsOverlap"),
+        (document({"bad": WHOLE}, stored={"bad": WHOLE[1][:1]}), "ShardMissing"),
+        (document({"bad": WHOLE}, dtype="qint8"), "UnknownType"),
+        (document({"bad": WHOLE}, offset=-1), "MetadataInvalid"),
+        (document({"bad": ((1 << 63, 3), WHOLE[1])}), "MetadataInvalid"),
+        (document({"bad": ((2, 3), [((0,), (1,))])}), "MetadataInvalid"),
+    ],
+    ids=lambda value: value if isinstance(value, str) else "",
+)
+def test_tensors_that_are_not_wanted_are_not_checked(bad: tuple[str, bytes], reason: str) -> None:
+    good = document({"w": WHOLE})
+    with pytest.raises(DataError) as caught:
+        read_metadata([good, bad])
+    assert caught.value.reason == reason
+    assert reason == "MetadataInvalid" or "--exclude" in caught.value.fix
+    (found,), (alone,) = (read_metadata([good, bad], wanted="w".__eq__).tensors, read_metadata([good]).tensors)
+    assert (found.name, found.dtype, found.shape) == (alone.name, alone.dtype, alone.shape)
+    assert [list(found.shards.places(tile)) for tile in range(2)] == [list(alone.shards.places(tile)) for tile in range(2)]
+    assert read_metadata([good, bad], wanted=lambda _: False).tensors == ()
+
+
+def test_objects_that_are_not_wanted_are_left_out() -> None:
+    content = (DATA / "placements" / ".metadata").read_bytes()
+    found = read_metadata([("m", content)])
+    assert len(found.objects) > 1
+    some = read_metadata([("m", content)], wanted=lambda name: name in {"shard0", "rank_local"})
+    assert ([each.name for each in some.tensors], [each.name for each in some.objects]) == (["shard0"], ["rank_local"])
+    assert some.objects[0] in found.objects
+
+
 def test_metadata_of_the_tests_is_read() -> None:
     (tensor,) = read_metadata([document({"w": WHOLE})]).tensors
     assert (tensor.name, tensor.dtype, tensor.shape, len(tensor.shards.tiling)) == ("w", "Float32", (2, 3), 2)

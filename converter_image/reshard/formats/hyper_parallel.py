@@ -25,6 +25,5 @@ def read(folder: Folder, workers: int = 1, wanted: Callable[[str], bool] | None 
     """Return the tensors and objects of a checkpoint, see `SourceFormat.read`."""
     documents = tuple(complete_metadata(folder, HYPER_PARALLEL_METADATA, HYPER_PARALLEL_CONTENT))
     entries: dict[str, int] = {}
-    found = read_metadata(read_documents(folder, documents), entries=entries)
-    found = replace(found.only(wanted) if wanted else found, documents=documents)
-    return find_contents(found, folder, workers, tuple(entries))
+    found = read_metadata(read_documents(folder, documents), entries=entries, wanted=wanted)
+    return find_contents(replace(found, documents=documents), folder, workers, tuple(entries))

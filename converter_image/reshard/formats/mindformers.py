@@ -74,8 +74,7 @@ _COPIES = msgspec.json.Decoder(Annotated[list[_Copy], msgspec.Meta(max_length=_M
 def read(folder: Folder, workers: int = 1, wanted: Callable[[str], bool] | None = None) -> Checkpoint:
     """Return the tensors of a checkpoint, see `SourceFormat.read`."""
     where = f"{folder.url}/{METADATA}"
-    tensors, copies = _decode(folder.read(METADATA, _MOST_BYTES), where)
-    tensors = {name: tensor for name, tensor in tensors.items() if wanted is None or wanted(name)}
+    tensors, copies = _decode(folder.read(METADATA, _MOST_BYTES), where, wanted)
     places = [
         (name, tensor, chunk, _copies_of(copies, name, chunk)) for name, tensor in tensors.items() for chunk in tensor.chunk
     ]
@@ -100,7 +99,7 @@ def read(folder: Folder, workers: int = 1, wanted: Callable[[str], bool] | None 
                 "ShardMissing",
                 f"no file contains the slice {chunk.global_offset[0]}",
                 where=f"{where}: tensor {name}",
-                fix="restore the checkpoint",
+                fix="restore the checkpoint, or exclude the tensor with --exclude (spec.parameters.exclude)",
             )
         for file, entry in held:
             # MindFormers names types as MindSpore does, in any case.
@@ -119,13 +118,15 @@ def read(folder: Folder, workers: int = 1, wanted: Callable[[str], bool] | None 
     return Checkpoint(tuple(files), tuple(table.tensors(shapes)), documents=documents)
 
 
-def _decode(content: bytes, where: str) -> tuple[dict[str, _Tensor], dict[str, list[str]]]:
+def _decode(content: bytes, where: str, wanted: Callable[[str], bool] | None) -> tuple[dict[str, _Tensor], dict[str, list[str]]]:
     """The tensors, and the files of each shard, by the text of its name and offset."""
     most = len(content) // _SMALLEST_ENTRY + 1
     try:
         document = msgspec.json.decode(content, type=_Document)
         tensors = {
-            name: _TENSOR.decode(raw) for name, raw in _distinct(pairs(document.state_dict_metadata, most, msgspec.Raw)).items()
+            name: _TENSOR.decode(raw)
+            for name, raw in _distinct(pairs(document.state_dict_metadata, most, msgspec.Raw)).items()
+            if wanted is None or wanted(name)
         }
         copies = {
             key: sorted({intern(copy.file_name) for copy in _COPIES.decode(raw)})

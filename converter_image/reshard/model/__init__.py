@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -11,7 +11,7 @@ from reshard.errors import DataError
 from reshard.model.tiling import Boxes, Divisions, Grid, Tiling, divide
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator, Mapping
+    from collections.abc import Iterator, Mapping
 
     from reshard.model.tiling import Numbers
 
@@ -126,11 +126,6 @@ class Checkpoint:
     documents: tuple[str, ...] = ()
     keys: Mapping[str, tuple[str | int, ...]] = field(default_factory=dict)
 
-    def only(self, wanted: Callable[[str], bool]) -> Checkpoint:
-        """Return the checkpoint without the tensors and objects whose names are not wanted."""
-        tensors = tuple(tensor for tensor in self.tensors if wanted(tensor.name))
-        return replace(self, tensors=tensors, objects=tuple(each for each in self.objects if wanted(each.name)))
-
 
 def gather_shards(tiling: Tiling, tiles: Numbers, places: tuple[Numbers, Numbers, Numbers], name: str) -> Shards:
     """Return the shards of a tensor from its boxes, in any order.
@@ -148,6 +143,7 @@ def gather_shards(tiling: Tiling, tiles: Numbers, places: tuple[Numbers, Numbers
     order = order[np.searchsorted(tiles[order], 0) :]
     first = np.searchsorted(tiles[order], np.arange(len(tiling) + 1))
     if len(tiling) and not np.diff(first).all():
-        raise DataError("ShardMissing", "a shard has no file", where=f"tensor {name}", fix="restore the checkpoint")
+        fix = "restore the checkpoint, or exclude the tensor with --exclude (spec.parameters.exclude)"
+        raise DataError("ShardMissing", "a shard has no file", where=f"tensor {name}", fix=fix)
     files, offsets, lengths = (numbers[order] for numbers in places)
     return Shards(tiling, first, files, offsets, lengths)

@@ -344,7 +344,8 @@ def _refuse(name: str, point: list[int], count: int) -> NoReturn:
         reason, what = "ShardsOverlap", f"element {point} is in {count} shards that differ"
     else:
         reason, what = "ShardsDoNotCover", f"element {point} is in no shard"
-    raise DataError(reason, what, where=f"tensor {name}", fix="the checkpoint is incomplete or damaged; restore it")
+    fix = "the checkpoint is incomplete or damaged; restore it, or exclude the tensor with --exclude (spec.parameters.exclude)"
+    raise DataError(reason, what, where=f"tensor {name}", fix=fix)
 
 
 def _near(starts: Numbers) -> Numbers:

@@ -19,7 +19,7 @@ from reshard.formats.torch.zip import Container, Entry, read_container
 from reshard.layout.box import strides
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator, Mapping
+    from collections.abc import Callable, Iterator, Mapping
 
     from reshard.checkpoint.dtypes import DType
     from reshard.checkpoint.inventory import RangeReader
@@ -33,11 +33,19 @@ _LONGEST_NAME = 1 << 16  # characters
 _TENSORS = {"torch._utils._rebuild_tensor_v2", "torch._utils._rebuild_tensor_v3"}
 _PARAMETERS = {"torch._utils._rebuild_parameter", "torch._utils._rebuild_parameter_with_state"}
 _QUANTISED = "torch._utils._rebuild_qtensor"
+# Around the call that makes a tensor with attributes or of a subclass. A subclass is refused, because its name is not allowed.
+_TYPED = "torch._tensor._rebuild_from_type_v2"
+_SUBCLASS = "torch._utils._rebuild_wrapper_subclass"
+_MAKERS = frozenset({*_TENSORS, *_PARAMETERS, _QUANTISED, _TYPED, _SUBCLASS})
 _NAMESPACE = "argparse.Namespace"
 _UNTYPED = "torch.storage.UntypedStorage"
 _ARRAYS = ("_reconstruct", "scalar")
+# Types that make the missing values of a defaultdict. `set` is one too, and is called as well. Protocol 2 has Python 2's names.
+_FACTORIES = ("bool", "bytes", "dict", "float", "int", "list", "long", "str", "tuple", "unicode")
 ALLOWED: Mapping[str, Rule] = {
-    **dict.fromkeys((*_TENSORS, *_PARAMETERS, _QUANTISED), "record"),
+    **dict.fromkeys(_MAKERS, "record"),
+    "torch.Tensor": "name",
+    "torch._tensor.Tensor": "name",
     **{f"torch.{name}": "name" for name in (*BY_STORAGE, *BY_TORCH_NAME, *REFUSED)},
     "torch.QInt8Storage": "name",
     "torch.QUInt8Storage": "name",
@@ -50,7 +58,8 @@ ALLOWED: Mapping[str, Rule] = {
     "torch.serialization._get_layout": "argument",
     "collections.OrderedDict": "pairs",
     # Values that are often saved next to tensors. They are skipped.
-    "collections.defaultdict": "record",
+    "collections.defaultdict": "dict",
+    **{f"{module}.{name}": "name" for module in ("builtins", "__builtin__") for name in _FACTORIES},
     "collections.Counter": "record",
     _NAMESPACE: "record",
     "_codecs.encode": "record",
@@ -110,7 +119,7 @@ class Archive:
 
     Attributes:
         container: the ZIP file.
-        tensors: the tensors, in the order of the structure.
+        tensors: the tensors that are needed, in the order of the structure.
         others: the number of values other than tensors.
     """
 
@@ -119,7 +128,13 @@ class Archive:
     others: int
 
 
-def read_archive(reader: RangeReader, start: int = 0, length: int | None = None, limits: Limits = LIMITS) -> Archive:
+def read_archive(
+    reader: RangeReader,
+    start: int = 0,
+    length: int | None = None,
+    limits: Limits = LIMITS,
+    wanted: Callable[[str], bool] | None = None,
+) -> Archive:
     """Read the structure of an archive, by a few small reads that do not touch the content of tensors.
 
     Args:
@@ -127,6 +142,7 @@ def read_archive(reader: RangeReader, start: int = 0, length: int | None = None,
         start: first byte of the archive in the file.
         length: number of bytes of the archive. None: to the end of the file.
         limits: how much its pickle may hold.
+        wanted: whether a tensor of this name is needed. The others are left out, and are not checked. None: all are needed.
 
     Raises:
         DataError: the archive is damaged, compressed, encrypted or big-endian, or not from `torch.save`; its pickle refers to a
@@ -160,11 +176,11 @@ def read_archive(reader: RangeReader, start: int = 0, length: int | None = None,
     tree = load(container.content(reader, "data.pkl", limits.nbytes), ALLOWED, reader.name, limits=limits)
     tensors, others = [], 0
     for name, value in _leaves(tree, reader.name):
-        tensor = _tensor(value, name, entries, reader.name) if type(value) is Record else None
-        if tensor is None:
+        described = _described(value) if type(value) is Record else None
+        if described is None:
             others += 1
-        else:
-            tensors.append(tensor)
+        elif wanted is None or wanted(name):
+            tensors.append(_tensor(described, name, entries, reader.name))
     names = [tensor.name for tensor in tensors]
     if len(set(names)) < len(names):
         twice = Counter(names).most_common(1)[0][0]
@@ -172,7 +188,7 @@ def read_archive(reader: RangeReader, start: int = 0, length: int | None = None,
             "DuplicateParameter",
             "two tensors have this name, because a key contains a dot",
             where=f"{reader.name}: tensor {twice}",
-            fix="rename the key that contains a dot",
+            fix="rename the key that contains a dot, or exclude the tensor with --exclude (spec.parameters.exclude)",
         )
     return Archive(container, tuple(tensors), others)
 
@@ -216,21 +232,30 @@ def _leaves(tree: object, where: str) -> Iterator[tuple[str, object]]:
         waiting += [(f"{name}.{key}" if name else key, depth + 1, each) for key, each in reversed(inner)]
 
 
-def _tensor(record: Record, name: str, entries: Mapping[str, Entry], where: str) -> StoredTensor | None:
-    """The tensor that a record describes; None: it is another value.
+def _described(record: Record) -> Record | None:
+    """The call that makes a tensor, without those around it; None: the record is another value."""
+    for _ in range(_DEEPEST):
+        if type(record.args) is not tuple or not record.args:
+            break
+        first, *rest = record.args
+        if record.name in _PARAMETERS and type(first) is Record:
+            record = first
+        elif record.name == _TYPED and type(first) is Global and len(rest) > 1 and type(rest[1]) is tuple:
+            record = Record(first.name, rest[1])
+        else:
+            break
+    return record if record.name in _MAKERS else None
+
+
+def _tensor(record: Record, name: str, entries: Mapping[str, Entry], where: str) -> StoredTensor:
+    """The tensor that a call makes.
 
     Raises:
         DataError: it is not within its storage, or of a kind that cannot be copied.
     """
     where = f"{where}: tensor {name}" if name else where
-    for _ in range(_DEEPEST):
-        if record.name not in _PARAMETERS or not record.args or type(record.args[0]) is not Record:
-            break
-        record = record.args[0]
     if record.name == _QUANTISED:
         torch_type("qint8", where)
-    if record.name not in _TENSORS:
-        return None
     try:
         return _checked(record, name, entries, where)
     except (AttributeError, IndexError, KeyError, TypeError, ValueError) as error:
@@ -238,11 +263,13 @@ def _tensor(record: Record, name: str, entries: Mapping[str, Entry], where: str)
             "TensorInvalid",
             f"the description of the tensor is damaged ({type(error).__name__})",
             where=where,
-            fix="the file is damaged; restore it",
+            fix="the file is damaged; restore it, or exclude the tensor with --exclude (spec.parameters.exclude)",
         ) from None
 
 
 def _checked(record: Record, name: str, entries: Mapping[str, Entry], where: str) -> StoredTensor:
+    if record.name not in _TENSORS:
+        raise TypeError
     storage, first, shape, steps, *rest = record.args
     kind, of, key, _, count = storage.args
     if storage.name or kind != "storage" or type(of) is not Global or type(key) is not str:
@@ -257,7 +284,7 @@ def _checked(record: Record, name: str, entries: Mapping[str, Entry], where: str
             "UnresolvedTensor",
             f"the tensor is conjugated or negated lazily ({', '.join(map(str, extra[0]))[:100]})",
             where=where,
-            fix="save `tensor.resolve_conj().resolve_neg()`",
+            fix="save `tensor.resolve_conj().resolve_neg()`, or exclude the tensor with --exclude (spec.parameters.exclude)",
         )
     if len(shape) != len(steps) or len(shape) > _MOST_DIMENSIONS:
         raise ValueError
@@ -271,6 +298,6 @@ def _checked(record: Record, name: str, entries: Mapping[str, Entry], where: str
             "TensorOutside",
             f"shape {list(shape)} with strides {list(steps)} from element {first} does not fit into its storage of {held} bytes",
             where=where,
-            fix="the file is damaged; restore it",
+            fix="the file is damaged; restore it, or exclude the tensor with --exclude (spec.parameters.exclude)",
         )
     return StoredTensor(name, dtype, shape, steps, key, first)

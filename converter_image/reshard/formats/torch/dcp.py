@@ -168,6 +168,7 @@ class _Found:
         version: the version that the documents state.
         entries: numbers of the names of entries of files, see `_Document`.
         keys: see `Checkpoint.keys`.
+        unwanted: numbers of the names of tensors and objects that are left out.
     """
 
     names: dict[str, int] = field(default_factory=dict)
@@ -178,6 +179,7 @@ class _Found:
     version: str | None = None
     entries: dict[str, int] | None = None
     keys: dict[str, tuple[str | int, ...]] = field(default_factory=dict)
+    unwanted: set[int] = field(default_factory=set)
 
 
 class _Readable(Protocol):
@@ -197,7 +199,10 @@ def read_documents(folder: _Readable, names: Iterable[str]) -> list[tuple[str, b
 
 
 def read_metadata(
-    documents: Sequence[tuple[str, bytes]], limits: Limits = LIMITS, entries: dict[str, int] | None = None
+    documents: Sequence[tuple[str, bytes]],
+    limits: Limits = LIMITS,
+    entries: dict[str, int] | None = None,
+    wanted: Callable[[str], bool] | None = None,
 ) -> Checkpoint:
     """Read the metadata of a distributed checkpoint.
 
@@ -206,6 +211,8 @@ def read_metadata(
         limits: how much a document may hold.
         entries: numbers of the names of entries of files, to which this function adds. A place with the length -1 has such a
             number as its offset; the entry without a name is that of the tensor's name. None: each place is a range of bytes.
+        wanted: whether a tensor or object of this name is needed. The others are left out, and their types and shards are not
+            checked. None: all are needed.
 
     Raises:
         DataError: a document is damaged or too large, refers to a global that is not allowed, or contradicts itself or another
@@ -213,22 +220,22 @@ def read_metadata(
     """
     found = _Found(entries=entries)
     for where, data in documents:
-        _read_document(found, where, data, limits)
+        _read_document(found, where, data, limits, wanted)
     return Checkpoint(tuple(found.files), tuple(_tensors(found)), tuple(_objects(found)), found.version, keys=found.keys)
 
 
-def _read_document(found: _Found, where: str, data: bytes, limits: Limits) -> None:
+def _read_document(found: _Found, where: str, data: bytes, limits: Limits, wanted: Callable[[str], bool] | None) -> None:
     document = _Document(where, found.names, found.files, found.entries)
     root = load(data, ALLOWED, where, limits=limits, finish=document.finish)
     try:
         state = _state(root, "Metadata", "MCoreMetadata")
         version = state.get("version")
         found.version = found.version or (version if type(version) is str else None)
-        wanted = _read_entries(found, document, state["state_dict_metadata"])
+        chunks = _read_entries(found, document, state["state_dict_metadata"], wanted)
         storage = state["storage_data"]
         keys = np.fromiter(storage.keys(), np.int64, len(storage))
         values = np.fromiter(storage.values(), np.int64, len(storage))
-        _match(found, document, wanted, (keys, values))
+        _match(found, document, chunks, (keys, values))
         found.keys |= _nested_keys(state.get("planner_data"))
     except (AttributeError, IndexError, KeyError, OverflowError, TypeError, ValueError) as error:
         raise DataError(
@@ -256,14 +263,19 @@ def _state(record: Any, *names: str) -> Any:  # noqa: ANN401 - any data
     return record.state
 
 
-def _read_entries(found: _Found, document: _Document, entries: dict[str, Any]) -> dict[int, Numbers]:
+def _read_entries(
+    found: _Found, document: _Document, entries: dict[str, Any], wanted: Callable[[str], bool] | None
+) -> dict[int, Numbers]:
     """Note tensors and objects; return for each number of dimensions the chunks: number of the name, offsets, lengths."""
     chunks = np.frombuffer(document.chunks, np.int64) if document.chunks else np.zeros(0, np.int64)
-    wanted: dict[int, list[tuple[int, Numbers]]] = {}
+    by_dimensions: dict[int, list[tuple[int, Numbers]]] = {}
     for name, entry in entries.items():
         if type(name) is not str:
             raise TypeError
         number = found.names.setdefault(name, len(found.names))
+        if wanted is not None and not wanted(name):
+            found.unwanted.add(number)
+            continue
         where = f"{document.where}: tensor {name}"
         is_object = entry.name.endswith(".BytesStorageMetadata")
         if number in (found.tensors if is_object else found.objects):
@@ -271,7 +283,7 @@ def _read_entries(found: _Found, document: _Document, entries: dict[str, Any]) -
                 "RanksDisagree",
                 "it is a tensor in the metadata of one rank, and another value in that of another rank",
                 where=where,
-                fix="exclude it where the checkpoint is saved, or save it as a tensor on all ranks",
+                fix="exclude it with --exclude (spec.parameters.exclude), or save it as a tensor on all ranks",
             )
         if is_object:
             found.objects.setdefault(number, [])
@@ -291,8 +303,9 @@ def _read_entries(found: _Found, document: _Document, entries: dict[str, Any]) -
                 where=where,
                 fix="the files belong to different checkpoints; restore the files of one",
             )
-        wanted.setdefault(dimensions, []).append((number, np.frombuffer(array("q", [*state["chunks"], 0]), np.int64)[:-1]))
-    return {dimensions: _chunks(chunks, dimensions, of_tensors) for dimensions, of_tensors in wanted.items()}
+        places = np.frombuffer(array("q", [*state["chunks"], 0]), np.int64)[:-1]
+        by_dimensions.setdefault(dimensions, []).append((number, places))
+    return {dimensions: _chunks(chunks, dimensions, of_tensors) for dimensions, of_tensors in by_dimensions.items()}
 
 
 def _type(dtype: object, where: str) -> str:
@@ -322,6 +335,9 @@ def _match(found: _Found, document: _Document, wanted: dict[int, Numbers], stora
     indexes = np.frombuffer(document.indexes, np.int64) if document.indexes else np.zeros(0, np.int64)
     infos = np.frombuffer(document.infos, np.int64) if document.infos else np.zeros(0, np.int64)
     keys, values = storage
+    if found.unwanted:
+        kept = ~np.isin(indexes[keys], list(found.unwanted))
+        keys, values = keys[kept], values[kept]
     places = infos[values[:, None] + np.arange(3)] if len(values) else np.zeros((0, 3), np.int64)
     if (
         (places[:, :2] < 0).any()
@@ -355,7 +371,7 @@ def _match(found: _Found, document: _Document, wanted: dict[int, Numbers], stora
                 "ShardMissing",
                 f"the shard at {row[1 : count + 1]} has no file",
                 where=f"{document.where}: tensor {name}",
-                fix="the metadata is damaged; restore the checkpoint",
+                fix="restore the checkpoint's metadata, or exclude the tensor with --exclude (spec.parameters.exclude)",
             )
         found.rows.setdefault(count, []).append(np.hstack([chunks, places[at]]))
 
@@ -395,7 +411,7 @@ def _objects(found: _Found) -> Iterator[ObjectMeta]:
                 "ShardMissing",
                 "the metadata lists no file for it",
                 where=f"object {names[number]}",
-                fix="restore the checkpoint's metadata",
+                fix="restore the checkpoint's metadata, or exclude the object with --exclude (spec.parameters.exclude)",
             )
         yield ObjectMeta(names[number], tuple(places))
 

@@ -55,6 +55,6 @@ def torch_type(name: str, where: str) -> DType:
             "UnknownType",
             f"torch's type {name} is not supported: {REFUSED.get(name, 'it is not known')}",
             where=where,
-            fix="save the tensor with another type, or leave it out",
+            fix="exclude the tensor with --exclude (spec.parameters.exclude), or save it with another type",
         )
     return found

@@ -56,8 +56,7 @@ def read(folder: Folder, workers: int = 1, wanted: Callable[[str], bool] | None 
             where=folder.url,
             fix="load it with a release of Megatron-core that supports the format, and save it with --ckpt-format torch_dist",
         )
-    found = read_metadata(read_documents(folder, documents))
-    found = found.only(wanted) if wanted else found
+    found = read_metadata(read_documents(folder, documents), wanted=wanted)
     names = [*(tensor.name for tensor in found.tensors), *(each.name for each in found.objects)]
     if flat := list(filter(_FLAT.fullmatch, names)):
         raise RequestError(

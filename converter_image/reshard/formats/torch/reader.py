@@ -40,9 +40,8 @@ def read(folder: Folder, workers: int = 1, wanted: Callable[[str], bool] | None 
             where=folder.url,
             fix="wait until the checkpoint is saved, or use the one of another step",
         )
-    found = read_metadata(read_documents(folder, documents))
-    found = replace(found.only(wanted) if wanted else found, documents=tuple(documents))
-    return find_contents(found, folder, workers)
+    found = read_metadata(read_documents(folder, documents), wanted=wanted)
+    return find_contents(replace(found, documents=tuple(documents)), folder, workers)
 
 
 def find_contents(found: Checkpoint, folder: Folder, workers: int = 1, entries: Sequence[str] = ()) -> Checkpoint:

@@ -68,11 +68,10 @@ def read(folder: Folder, workers: int = 1, wanted: Callable[[str], bool] | None 
 
 def _tensors(folder: Folder, file: str, wanted: Callable[[str], bool] | None) -> list[_Tensor]:
     with folder.open(file) as reader:
-        archive = read_archive(reader)
-    tensors = [tensor for tensor in archive.tensors if wanted is None or wanted(tensor.name)]
-    headers = (archive.container.header(f"data/{tensor.storage}") for tensor in tensors)
+        archive = read_archive(reader, wanted=wanted)
+    headers = (archive.container.header(f"data/{tensor.storage}") for tensor in archive.tensors)
     with folder.open(file, headers) as reader:
-        return [(tensor.name, tensor.dtype.name, tensor.shape, tensor.content(reader, archive)) for tensor in tensors]
+        return [(each.name, each.dtype.name, each.shape, each.content(reader, archive)) for each in archive.tensors]
 
 
 def _choose(folder: Folder) -> tuple[list[str], Sequence[str], tuple[str, ...]]:

@@ -14,8 +14,29 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Mapping
 
 # How a global is represented: by its name only; calls and instances by records; a call by its argument; a call by a dict of the
-# pairs in its argument.
-Rule = Literal["name", "record", "argument", "pairs"]
+# pairs in its argument; a call by an empty dict.
+Rule = Literal["name", "record", "argument", "pairs", "dict"]
+
+# What helps if a pickle refers to a global whose name begins like this. The first that fits applies.
+_ONLY_TENSORS = "save only tensors in dicts and lists, such as a state dict, or save them as safetensors"
+_DISTRIBUTED = "save the state dict with torch.distributed.checkpoint, or save local tensors, such as `tensor.full_tensor()`"
+_REMEDIES = {
+    **dict.fromkeys(
+        (
+            *("torch.distributed.tensor.", "torch.distributed._tensor.", "torch.distributed._shard."),
+            *("torch.distributed.device_mesh.", "torch.distributed._functional_collectives."),
+        ),
+        _DISTRIBUTED,
+    ),
+    "torch.distributed.checkpoint.": "use the folder with `.metadata` and `.distcp` files as the source",
+    "torch.nn.": "save `module.state_dict()` instead of the module",
+    "torch.optim.": "save the state dicts of optimizers and schedulers instead of the objects",
+    "torch._utils._rebuild_sparse": "save `tensor.to_dense()`",
+    **dict.fromkeys(("torch._utils._rebuild_nested", "torch.nested."), "save the tensors in the nested tensor"),
+    "torch._utils._rebuild_meta_tensor": "save tensors with content instead of tensors on the device meta",
+    "torch._utils._rebuild_device_tensor": "save `tensor.cpu()`",
+    "torchao.": "save `tensor.dequantize()`",
+}
 
 _KEYS = frozenset({str, int, bool, bytes, type(None)})  # hash in constant time, however the document nests
 _TEXT = {str}
@@ -130,7 +151,8 @@ def _run(  # noqa: C901, PLR0912, PLR0915 - a step must not cost a call: there a
         if type(module) is not str or type(name) is not str:
             raise TypeError
         if (rule := allowed.get(full)) is None:
-            raise _not_allowed(where, f"the pickle refers to {full[:200]}")
+            remedy = next((text for start, text in _REMEDIES.items() if full.startswith(start)), _ONLY_TENSORS)
+            raise _not_allowed(where, f"the pickle refers to {full[:200]}", remedy)
         return Global(full, rule)
 
     def called(function: object, args: object) -> object:
@@ -140,7 +162,7 @@ def _run(  # noqa: C901, PLR0912, PLR0915 - a step must not cost a call: there a
             return Record(function.name, args)
         if function.rule == "argument":
             return args[0] if args else ()
-        return _pairs(args[0]) if args else {}
+        return _pairs(args[0]) if args and function.rule == "pairs" else {}
 
     while True:
         if len(stack) > limits.stack or len(memo) > most:
@@ -392,10 +414,5 @@ def _too_large(where: str, what: str) -> DataError:
     return DataError("PickleTooLarge", what, where=where, fix="check the origin of the file")
 
 
-def _not_allowed(where: str, what: str) -> DataError:
-    return DataError(
-        "PickleNotAllowed",
-        f"{what}, which a checkpoint does not need; nothing was executed",
-        where=where,
-        fix="save only the tensors, or save them as safetensors",
-    )
+def _not_allowed(where: str, what: str, fix: str = _ONLY_TENSORS) -> DataError:
+    return DataError("PickleNotAllowed", f"{what}, which is not supported; nothing was executed", where=where, fix=fix)
