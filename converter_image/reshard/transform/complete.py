@@ -15,7 +15,7 @@ from reshard.target.folder import TargetFolder
 from reshard.target.lock import writing
 from reshard.telemetry import operation
 from reshard.transform.commit import commit_job, ranks_of, ranks_unfinished, recorded, shape_of, would_lose
-from reshard.transform.documents import changed_documents, check_exists
+from reshard.transform.documents import changed_documents, check_exists, expected_documents
 
 if TYPE_CHECKING:
     from reshard.checkpoint.manifest import Manifest
@@ -133,9 +133,10 @@ def _check_complete(target: TargetFolder, manifest: Manifest, ranks: str | None)
         DataError: a file has another size, or an index file another content.
         MissingInputError: a file does not exist, or the checkpoint lacks a rank.
     """
-    there = check_exists(target.store, manifest)
+    documents = expected_documents(manifest)
+    there = check_exists(target.store, manifest, documents)
     resized = (record.path for record in manifest.files if there[record.path].size != record.size)
-    if changed := [*resized, *changed_documents(target.store, manifest)]:
+    if changed := [*resized, *changed_documents(target.store, documents)]:
         raise DataError(
             "ContentChanged",
             f"the content of {preview(changed)} has changed",

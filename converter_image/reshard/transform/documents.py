@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from math import prod
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, NamedTuple
 
 from reshard.checkpoint.dtypes import DTYPES
 from reshard.checkpoint.inventory import Inventory
@@ -20,14 +20,34 @@ from reshard.spec.outputs import output_of
 from reshard.storage.digest import ContentDigest
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable
+    from collections.abc import Iterable, Mapping
 
     from reshard.checkpoint.manifest import Manifest, ParameterRecord
     from reshard.storage.protocol import ReadStore, Stat
 
 
-def check_exists(store: ReadStore, manifest: Manifest) -> dict[str, Stat]:
-    """Refuse a folder that lacks a file of its manifest, or an index file.
+class Expected(NamedTuple):
+    """The content of an index file that a manifest determines."""
+
+    size: int
+    digest: str
+
+
+def expected_documents(manifest: Manifest) -> dict[str, Expected]:
+    """Return the index files of a checkpoint by path, with the files that were copied from the source.
+
+    Raises:
+        DataError: the manifest contradicts itself, or another version of Reshard wrote it.
+    """
+    expected = {name: Expected(len(content), str(ContentDigest(content))) for name, content in documents_of(manifest).items()}
+    expected |= {file.path: Expected(file.size, file.digest) for file in manifest.carried}
+    if manifest.index is not None:
+        expected[INDEX_NAME] = Expected(manifest.index.size, manifest.index.digest)
+    return expected
+
+
+def check_exists(store: ReadStore, manifest: Manifest, documents: Mapping[str, Expected]) -> dict[str, Stat]:
+    """Refuse a folder that lacks a file of its manifest, or one of these index files.
 
     Returns:
         The files of the folder, see `files_there`.
@@ -37,25 +57,19 @@ def check_exists(store: ReadStore, manifest: Manifest) -> dict[str, Stat]:
     """
     entries = store.list("")
     there = files_there(store, manifest, entries)
-    indexes = [*documents_of(manifest), *(file.path for file in manifest.carried)]
-    indexes += [INDEX_NAME] if manifest.index is not None else []
-    refuse_missing(store, [*(record.path for record in manifest.files), *indexes], {*there, *(entry.name for entry in entries)})
+    refuse_missing(store, [*(record.path for record in manifest.files), *documents], {*there, *(entry.name for entry in entries)})
     return there
 
 
-def changed_documents(store: ReadStore, manifest: Manifest) -> list[str]:
-    """Return the index files of a checkpoint that do not exist, or have another content than its manifest determines."""
-    expected = {name: (len(content), str(ContentDigest(content))) for name, content in documents_of(manifest).items()}
-    expected |= {file.path: (file.size, file.digest) for file in manifest.carried}
-    if manifest.index is not None:
-        expected[INDEX_NAME] = (manifest.index.size, manifest.index.digest)
-    there = store.stats([*expected]) if expected else {}
+def changed_documents(store: ReadStore, documents: Mapping[str, Expected]) -> list[str]:
+    """Return those of the index files of a checkpoint that do not exist, or have another content."""
+    there = store.stats([*documents]) if documents else {}
 
     def is_equal(name: str, size: int, digest: str) -> bool:
         found = there.get(name)
         return found is not None and found.size == size and str(ContentDigest(store.read(name, size))) == digest
 
-    return [name for name, (size, digest) in expected.items() if not is_equal(name, size, digest)]
+    return [name for name, (size, digest) in documents.items() if not is_equal(name, size, digest)]
 
 
 def documents_of(manifest: Manifest) -> dict[str, bytes]:

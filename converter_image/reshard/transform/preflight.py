@@ -9,7 +9,7 @@ from reshard.storage import open_store
 from reshard.target.folder import TargetFolder
 from reshard.transform.checks import check_copy_mode, check_places, check_space
 from reshard.transform.commit import covers, finished
-from reshard.transform.documents import changed_documents
+from reshard.transform.documents import changed_documents, expected_documents
 from reshard.transform.identify import identify
 from reshard.transform.prepare import prepare, resume
 from reshard.transform.start import refuse
@@ -83,7 +83,7 @@ def run_preflight(
     refuse(job, target, snapshot, commit=commit)
     left = unfinished(job, target, snapshot, cancellation, thorough=thorough)
     own = snapshot.manifest_for(job)
-    complete = not left and own is not None and covers(own, job) and not changed_documents(target.store, own)
+    complete = not left and own is not None and covers(own, job) and not changed_documents(target.store, expected_documents(own))
     preflight = Preflight(job, target, snapshot, sizes, left, complete)
     if not (job.planned or preflight.complete):
         target.store.check_writable()

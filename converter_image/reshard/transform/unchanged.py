@@ -13,7 +13,7 @@ from reshard.target.folder import TargetFolder
 from reshard.target.snapshot import JobDocument
 from reshard.transform.checks import check_copy_mode, check_places
 from reshard.transform.commit import recorded
-from reshard.transform.documents import changed_documents
+from reshard.transform.documents import changed_documents, expected_documents
 from reshard.transform.inputs import find, listing_identifies, strategies_of
 
 if TYPE_CHECKING:
@@ -75,6 +75,6 @@ def find_complete(request: Request, cancellation: Cancellation, *, thorough: boo
     known = recorded(target, document, snapshot, ranks, cancellation, thorough=thorough)
     wanted = STRICTNESS[request.options.verification]
     finished = all(rank in known and STRICTNESS[known[rank].verified] >= wanted for rank in ranks)
-    if not finished or changed_documents(target.store, manifest):
+    if not finished or changed_documents(target.store, expected_documents(manifest)):
         return None
     return Complete(target, snapshot, manifest, ranks)

@@ -21,13 +21,16 @@ from reshard.storage.digest import is_version, matches, sample_of
 from reshard.target.folder import TargetFolder
 from reshard.target.parts import listed_ranks
 from reshard.telemetry import durations, operation, phase
-from reshard.transform.documents import changed_documents, check_exists
+from reshard.transform.documents import changed_documents, check_exists, expected_documents
 
 if TYPE_CHECKING:
+    from collections.abc import Mapping
+
     from reshard.checkpoint.manifest import FileRecord, Manifest
     from reshard.progress import Progress
     from reshard.spec.storage_options import StorageOptions
     from reshard.storage.protocol import ReadStore
+    from reshard.transform.documents import Expected
 
 
 @dataclass(frozen=True, slots=True)
@@ -104,16 +107,24 @@ def verify_checkpoint(
                 where=target.store.url,
                 fix="run the transform again; finished ranks are kept",
             )
-        _check_files(target.store, manifest)
-        files = _verify_files(target.store, manifest, workers or default_workers(), progress, cancellation or Cancellation())
+        documents = expected_documents(manifest)
+        _check_files(target.store, manifest, documents)
+        files = _verify_files(
+            target.store, manifest, documents, workers or default_workers(), progress, cancellation or Cancellation()
+        )
         measured.measure(bytes_read=sum(file.bytes_read for file in files))
         return VerifyResult(manifest, measured.seconds, files, durations())
 
 
 def _verify_files(
-    store: ReadStore, manifest: Manifest, workers: int, progress: Progress, cancellation: Cancellation
+    store: ReadStore,
+    manifest: Manifest,
+    documents: Mapping[str, Expected],
+    workers: int,
+    progress: Progress,
+    cancellation: Cancellation,
 ) -> tuple[FileResult, ...]:
-    """Compare the content of each file with its record.
+    """Compare the content of each file with its record, and of each index file with what the manifest determines.
 
     Raises:
         DataError: a file has changed.
@@ -140,11 +151,11 @@ def _verify_files(
         return FileResult(record.rank, record.path, 0 if is_version(record.digest) else record.size, seconds), found
 
     with phase("verify_files", files=len(manifest.files)) as measured:
-        documents = changed_documents(store, manifest)
+        changed = changed_documents(store, documents)
         checked = list(parallel(check, manifest.files, at_once=workers))
         files = tuple(file for file, _ in checked)
         measured.measure(bytes_read=sum(file.bytes_read for file in files))
-    damaged = [found for _, found in checked if found] + [f"the content of {name} has changed" for name in documents]
+    damaged = [found for _, found in checked if found] + [f"the content of {name} has changed" for name in changed]
     if damaged:
         more = f" (and {len(damaged) - 1} more files)" if len(damaged) > 1 else ""
         raise DataError(
@@ -164,7 +175,7 @@ def _verify_files(
     return files
 
 
-def _check_files(store: ReadStore, manifest: Manifest) -> None:
+def _check_files(store: ReadStore, manifest: Manifest, documents: Mapping[str, Expected]) -> None:
     """Refuse a folder unless its checkpoint files are exactly those that its manifest lists, for the ranks that it names.
 
     Raises:
@@ -178,7 +189,7 @@ def _check_files(store: ReadStore, manifest: Manifest) -> None:
             where=f"{store.url}/{MANIFEST_NAME}",
             fix="restore it, or run the same transform again with --overwrite",
         )
-    there = check_exists(store, manifest)
+    there = check_exists(store, manifest, documents)
     if added := unlisted(manifest, there):
         raise DataError(
             "FilesUnlisted",
