@@ -33,6 +33,7 @@ from reshard.layout.box import Box
 from reshard.source.boxed import find_boxed
 from reshard.spec.request import CastRule, Options, RenameRule, Request
 from reshard.storage import open_store
+from reshard.storage.local import LocalStore
 from reshard.strategy import StrategyFile, dump
 from reshard.transform.run import transform_checkpoint
 from reshard.transform.verify import verify_checkpoint
@@ -257,6 +258,34 @@ def test_a_megatron_checkpoint_keeps_its_companions(tmp_path: Path) -> None:
     transform(tmp_path / "two", tmp_path / "one", source_format="megatron")
     with pytest.raises(RequestError, match="NotMegatron"):
         transform(torch_files.DATA / "fsdp2", tmp_path / "other", format="Megatron")
+
+
+def test_a_companion_that_changed_after_the_source_was_indexed_is_refused(tmp_path: Path) -> None:
+    shutil.copytree(torch_files.DATA / "megatron", tmp_path / "source")
+    transform(tmp_path / "source", tmp_path / "index", output="Index")
+    common = tmp_path / "source" / "common.pt"
+    common.write_bytes(common.read_bytes() + b"\0")
+    request = Request(tmp_path / "source", tmp_path / "target", index=str(tmp_path / "index"), options=Options(format="Megatron"))
+    with pytest.raises(ReshardError, match=r"SourceChanged: common\.pt: the file changed since the source was indexed"):
+        transform_checkpoint(request, workers=1)
+    assert not (tmp_path / "target").exists()
+
+
+def test_settings_that_change_while_they_are_read_are_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    two(tmp_path / "source")
+    config = tmp_path / "source" / "config.json"
+    config.write_text("{}")
+    read = LocalStore.read
+
+    def changing(self: LocalStore, path: str, limit: int) -> bytes:
+        content = read(self, path, limit)
+        if path == "config.json":
+            config.write_text('{"a": 1}')
+        return content
+
+    monkeypatch.setattr(LocalStore, "read", changing)
+    with pytest.raises(DataError, match=r"SourceChanged: config\.json: the file changed"):
+        transform(tmp_path / "source", tmp_path / "target", format="HuggingFace", copy_settings=True)
 
 
 def test_settings_of_a_model_are_copied_on_request(tmp_path: Path) -> None:

@@ -144,7 +144,7 @@ def prepare_files(  # noqa: PLR0913 - the source, and how to read it
     model = replace(model, inconsistent_replicas=inconsistent)
     stages = _stages(request, source, target, found) if source is not None and kind.one_stage else None
     selected = Selected(found.step, stages, found.some and kind.each_file)
-    carried = read_carried(store, request, inventory.format)
+    carried = read_carried(store, request, inventory)
     model = replace(model, inventory=msgspec.structs.replace(inventory, carried=carried.records))
     notes = (*found.notes, *placed.notes)
     job = job_of(request, plain, model, (source, target), described=strategies, key=_key(request), selected=selected, notes=notes)
@@ -266,7 +266,7 @@ def _indexed(request: Request, url: str, cancellation: Cancellation | None) -> J
     if original.digest != index.digest:
         raise DataError("IndexDamaged", "the content does not match its digest", where=url, fix="create the index again")
     plain = decrypted(store, request, index.encrypted, cancellation=cancellation)
-    carried = read_carried(store, request, model.inventory.format)
+    carried = read_carried(store, request, model.inventory, indexed=True)
     model = replace(model, inventory=msgspec.structs.replace(model.inventory, carried=carried.records))
     job = job_of(request, plain, model, (source, target), key=_key(request))
     return replace(job, indexed=True, carried=carried.contents)
