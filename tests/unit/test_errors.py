@@ -8,12 +8,14 @@ import subprocess
 import sys
 from pathlib import Path
 
+import click
 import pytest
 from catalogue import CATALOGUE, in_state
 from pages import ROOT
 
 import reshard_operator
 from reshard import errors
+from reshard.cli.commands import cli
 from reshard.errors import DOCUMENTATION, ReshardError, documentation
 from reshard.progress import CancelledError
 from reshard_operator import diagnosis
@@ -64,6 +66,47 @@ def test_errors_without_a_place_or_a_remedy_are_found(
     monkeypatch.setattr(f"{__name__}.PACKAGE", tmp_path)
     (tmp_path / "module.py").write_text(f"def function():\n    raise {call}\n")
     assert places(tmp_path / "module.py") == {("module.py:function", field) for field in lacking}
+
+
+# Options of other programs that remedies name.
+OPTIONS_OF_OTHERS = {
+    *("--backend", "--ckpt-convert-format", "--ckpt-convert-save", "--ckpt-format", "--dist-ckpt-optim-fully-reshardable"),
+    *("--local_dir", "--safe_serialization", "--target_dir"),
+}
+
+
+def named_options(tree: ast.Module) -> set[str]:
+    """Return the options that texts of a module name, without those of docstrings."""
+    documented = {
+        id(node.body[0].value)
+        for node in ast.walk(tree)
+        if isinstance(node, ast.Module | ast.ClassDef | ast.FunctionDef) and node.body and isinstance(node.body[0], ast.Expr)
+    }
+    texts = (
+        node.value
+        for node in ast.walk(tree)
+        if isinstance(node, ast.Constant) and isinstance(node.value, str) and id(node) not in documented
+    )
+    return {option for text in texts for option in re.findall(r"(?<![\w-])--[a-z][a-z_-]*[a-z]", text)}
+
+
+def options_of(command: click.Command) -> set[str]:
+    """Return the options of a command and of its subcommands."""
+    inner = command.commands.values() if isinstance(command, click.Group) else ()
+    own = {option for parameter in command.params for option in (*parameter.opts, *parameter.secondary_opts)}
+    return own.union(*map(options_of, inner))
+
+
+def test_options_in_messages_exist() -> None:
+    known = {"--help", *options_of(cli)}
+    named = {option for path in PACKAGE.rglob("*.py") for option in named_options(ast.parse(path.read_text("utf-8")))}
+    assert named - known - OPTIONS_OF_OTHERS == set()
+    assert named >= OPTIONS_OF_OTHERS
+
+
+def test_options_in_messages_are_found() -> None:
+    tree = ast.parse('"""Docstring --a-b."""\nraise DataError("R", f"what {x} --no-such", where="w", fix="omit --other: --x")\n')
+    assert named_options(tree) == {"--no-such", "--other"}
 
 
 def reasons(tree: ast.Module) -> set[tuple[str, int]]:

@@ -10,6 +10,8 @@ import pytest
 from torch_files import DATA
 
 from reshard.cli import main
+from reshard.layout import Layout
+from reshard.strategy import StrategyFile, dump
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -97,6 +99,24 @@ def test_commands_that_select_other_files_refuse_torch_files_by_name(tmp_path: P
     for command in (["convert", path, target, "--format", "safetensors"], ["inspect", path, "--step", "3"]):
         said = refused(78, "UnsupportedSource", *command)
         assert "reshard transform" in said
+
+
+@pytest.mark.parametrize(
+    ("option", "value", "reason"), [("--strategy", "s.ckpt", "SourceIsUnified"), ("--files", "*", "UnsupportedSource")]
+)
+def test_an_option_that_does_not_apply_is_named_in_the_remedy(
+    option: str, value: str, reason: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, refused: Callable[..., str]
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "s.ckpt").write_bytes(dump(StrategyFile("s", {0: {"w": Layout((2,), ((0,), ()))}}), "protobuf"))
+    said = refused(78, reason, "inspect", str(DATA / "fsdp2"), option, value)
+    assert option in said.rpartition(";")[2]
+
+
+def test_missing_metadata_of_a_rank_is_refused(tmp_path: Path, refused: Callable[..., str]) -> None:
+    shutil.copytree(DATA / "per_rank", tmp_path / "step")
+    (tmp_path / "step" / "__1.metadata").unlink()
+    assert "the metadata of rank 1 does not exist" in refused(66, "FileMissing", "inspect", str(tmp_path / "step"))
 
 
 def test_a_folder_with_a_missing_file_is_refused(tmp_path: Path, refused: Callable[..., str]) -> None:

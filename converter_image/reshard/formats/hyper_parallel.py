@@ -23,7 +23,7 @@ if TYPE_CHECKING:
 
 def read(folder: Folder, workers: int = 1, wanted: Callable[[str], bool] | None = None) -> Checkpoint:
     """Return the tensors and objects of a checkpoint, see `SourceFormat.read`."""
-    documents = tuple(complete_metadata(folder, HYPER_PARALLEL_METADATA, HYPER_PARALLEL_CONTENT))
+    documents = tuple(complete_metadata(folder.names, folder.url, HYPER_PARALLEL_METADATA, HYPER_PARALLEL_CONTENT))
     entries: dict[str, int] = {}
     found = read_metadata(read_documents(folder, documents), entries=entries, wanted=wanted)
     return find_contents(replace(found, documents=documents), folder, workers, tuple(entries))

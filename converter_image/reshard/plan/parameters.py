@@ -202,7 +202,7 @@ def refuse_strategy() -> NoReturn:
         "SourceIsUnified",
         "the source is not sharded by a strategy, so a source strategy does not apply",
         where="source",
-        fix="omit --source-strategy (spec.source.strategy)",
+        fix="omit --source-strategy (spec.source.strategy), or --strategy of `reshard inspect`",
     )
 
 

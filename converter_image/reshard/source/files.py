@@ -148,9 +148,10 @@ def find_files(  # noqa: PLR0913 - independent criteria
     if each and (format_found := detect([entry.name for entry in entries if not entry.is_folder])) is not None:
         raise RequestError(
             "UnsupportedSource",
-            f"the folder contains a checkpoint of the format {format_found.name}, whose files cannot be converted one by one",
+            f"the folder contains a checkpoint of the format {format_found.name}, whose files cannot be selected or converted one"
+            " by one",
             where=store.url,
-            fix="use the folder as the source of `reshard transform`",
+            fix="use the folder as the source of `reshard transform`; to inspect it, omit --step and --files",
         )
     manifest = read_manifest(store, {entry.name for entry in entries})
     whole = source_format is not None or (anything and not each and chosen is None)

@@ -8,7 +8,7 @@ from contextlib import closing
 from typing import TYPE_CHECKING, NamedTuple
 
 from reshard.formats.registry import detect
-from reshard.formats.torch.names import ENDINGS, metadata_files
+from reshard.formats.torch.names import ENDINGS, complete_metadata
 from reshard.source.boxed import find_boxed
 from reshard.source.listing import is_candidate
 
@@ -56,7 +56,7 @@ def read_foreign(store: ReadStore, chosen: str | None) -> Foreign | None:
 
         with closing(store.open(chosen)) as reader:
             return Foreign(found.name, read_archive(reader))
-    documents = [] if any(map(is_candidate, names)) else metadata_files(names)
+    documents = [] if any(map(is_candidate, names)) else complete_metadata(names, store.url)
     if documents:
         return Foreign(found.name, _read_metadata(store, documents))
     boxed = find_boxed(store, names, one_file=chosen is not None)

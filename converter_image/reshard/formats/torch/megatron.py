@@ -48,7 +48,7 @@ def read(folder: Folder, workers: int = 1, wanted: Callable[[str], bool] | None 
             where=f"{folder.url}/{CONFIG}",
             fix="restore the checkpoint",
         ) from None
-    documents = complete_metadata(folder)
+    documents = complete_metadata(folder.names, folder.url)
     if backend != "torch_dist" or not documents:
         raise RequestError(
             "UnsupportedSource",

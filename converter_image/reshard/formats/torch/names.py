@@ -8,9 +8,7 @@ from typing import TYPE_CHECKING
 from reshard.errors import MissingInputError, RequestError
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
-
-    from reshard.formats.protocol import Folder
+    from collections.abc import Collection, Sequence
 
 ENDINGS = (".pt", ".pth", ".bin")  # of files that `torch.save` wrote
 _METADATA = ".metadata"
@@ -32,11 +30,12 @@ def metadata_files(names: Sequence[str]) -> list[str]:
     return [ranks[rank] for rank in sorted(ranks)]
 
 
-def complete_metadata(folder: Folder, of_rank: str = _OF_RANK, content: str = _CONTENT) -> list[str]:
+def complete_metadata(names: Collection[str], where: str, of_rank: str = _OF_RANK, content: str = _CONTENT) -> list[str]:
     """Return the metadata files of a distributed checkpoint, after a check that they are all, and of one save.
 
     Args:
-        folder: files of the checkpoint.
+        names: names of the files in the folder of the checkpoint.
+        where: the folder, for messages.
         of_rank: pattern of the names of one rank's metadata. One of its groups is the rank.
         content: pattern of the names of files that a rank wrote. One of its groups is the rank.
 
@@ -44,25 +43,25 @@ def complete_metadata(folder: Folder, of_rank: str = _OF_RANK, content: str = _C
         MissingInputError: the metadata of a rank does not exist.
         RequestError: there is metadata for all ranks, and metadata of single ranks. They are of different saves.
     """
-    ranks = {rank: name for name in folder.names if (rank := _rank(of_rank, name)) is not None}
-    if _METADATA in folder.names:
+    ranks = {rank: name for name in names if (rank := _rank(of_rank, name)) is not None}
+    if _METADATA in names:
         if ranks:
             raise RequestError(
                 "AmbiguousFiles",
                 f"the folder contains {_METADATA}, and {min(ranks.values())} of a checkpoint that was saved without collectives",
-                where=folder.url,
+                where=where,
                 fix="move the metadata of the older checkpoint to another folder",
             )
         return [_METADATA]
     found = sorted(ranks)
-    written = {rank for name in folder.names if (rank := _rank(content, name)) is not None}
+    written = {rank for name in names if (rank := _rank(content, name)) is not None}
     gaps = (rank for rank, other in enumerate(found) if rank != other)
     missing = next(gaps, min(written - set(found), default=None))
     if found and missing is not None:
         raise MissingInputError(
             "FileMissing",
             f"the metadata of rank {missing} does not exist, although each rank of the checkpoint wrote its own",
-            where=folder.url,
+            where=where,
             fix="restore it, or wait until the checkpoint is saved",
         )
     return [ranks[rank] for rank in found]

@@ -32,7 +32,7 @@ if TYPE_CHECKING:
 
 def read(folder: Folder, workers: int = 1, wanted: Callable[[str], bool] | None = None) -> Checkpoint:
     """Return the tensors and objects of a checkpoint, see `SourceFormat.read`. The bytes of an object are an archive."""
-    documents = complete_metadata(folder)
+    documents = complete_metadata(folder.names, folder.url)
     if not documents:
         raise MissingInputError(
             "FileMissing",
