@@ -132,6 +132,10 @@ def test_the_examples_are_accepted(resources: Resources, example: Any) -> None:
         ),
         ("target", SPEC["target"] | {"format": "HuggingFace", "strategy": {"path": "a"}}, "accepts no strategy"),
         ("target", SPEC["target"] | {"format": "HuggingFace", "output": "Stage"}, "accepts no output other than Unified"),
+        *(
+            ("target", SPEC["target"] | {"filePrefix": "p_"} | target, "have fixed file names; omit filePrefix")
+            for target in ({"output": "Unified"}, {"output": "Same"}, {"format": "HuggingFace"})
+        ),
         ("target.copySettings", True, "copySettings requires the format HuggingFace"),
         *(
             ("target", SPEC["target"] | {"format": "TorchDcp", field: value}, "Megatron require the output PerRank")
