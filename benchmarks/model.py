@@ -22,7 +22,7 @@ from reshard.checkpoint.inventory import Inventory, SourceFile, Structure
 from reshard.formats.torch.dcp import read_metadata
 from reshard.model import TensorMeta, divide, gather_shards
 from reshard.model.packing import pack
-from reshard.plan import Planner, place, prove
+from reshard.plan import Planner, build_model, prove
 
 TENSORS, SHARDS, SIDE, FILES = 1000, 128, 1000, 8
 _METADATA, _FILES = "torch.distributed.checkpoint.metadata", "torch.distributed.checkpoint.filesystem"
@@ -92,7 +92,7 @@ def source() -> Inventory:
 def plan() -> None:
     """Print the time and memory of the plan of one rank of eight, from boxes in memory to its proof."""
     began = time.process_time()
-    planned = Planner(place(source(), None, None, target_ranks=FILES)).plan(3)
+    planned = Planner(build_model(source(), None, None, target_ranks=FILES)).plan(3)
     prove(planned)
     seconds = round(time.process_time() - began, 2)
     print(
