@@ -69,7 +69,8 @@ def composition(parameter: Parameter, box: Box) -> Geometry:
         DataError: the source's layout does not divide the parameter.
     """
     if parameter.shards is not None:
-        return geometry_of_tiles(parameter.shape, parameter.shards.tiling, box)
+        tiling = parameter.shards.tiling
+        return geometry_of_tiles(parameter.shape, tiling, box, tiling.intersecting(within(box, parameter.shape)))
     return geometry(parameter.shape, parameter.source.parts if parameter.source else (1,) * len(parameter.shape), box)
 
 
@@ -119,9 +120,9 @@ def geometry(shape: tuple[int, ...], source_parts: tuple[int, ...], box: Box) ->
     return _compose(shape, box, ((cell, cell_box(shape, source_parts, cell)) for cell in cells))
 
 
-def geometry_of_tiles(shape: tuple[int, ...], tiling: Tiling, box: Box) -> Geometry:
-    """Return the composition of a target slice of a tensor of the whole `shape` from tiles of any shape."""
-    return _compose(shape, box, (((tile,), tiling.box(tile)) for tile in tiling.intersecting(within(box, shape))))
+def geometry_of_tiles(shape: tuple[int, ...], tiling: Tiling, box: Box, tiles: Iterable[int]) -> Geometry:
+    """Return the composition of a target slice of a tensor of the whole `shape` from those tiles that hold elements of it."""
+    return _compose(shape, box, (((tile,), tiling.box(tile)) for tile in tiles))
 
 
 def _compose(shape: tuple[int, ...], box: Box, sources: Iterable[tuple[Cell, Box]]) -> Geometry:

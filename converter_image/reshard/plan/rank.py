@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING
 from reshard.checkpoint.dtypes import DTYPES
 from reshard.errors import BugError, RequestError
 from reshard.plan.balance import shares
-from reshard.plan.geometry import Geometry, cells_of, composition, overlapping
+from reshard.plan.geometry import Geometry, cells_of, composition, geometry_of_tiles, overlapping
 from reshard.plan.geometry import prove as prove_geometry
 from reshard.plan.model import Role
 from reshard.plan.pad import within
@@ -25,6 +25,8 @@ if TYPE_CHECKING:
     from reshard.plan.balance import Shares
     from reshard.plan.geometry import Cell
     from reshard.plan.model import Model, Parameter
+
+    Needs = list[tuple[Cell, tuple[int, ...]]]  # source cells, and the ranks whose files contain each
 
 
 @dataclass(frozen=True, slots=True)
@@ -94,14 +96,15 @@ class Planner:
             MissingInputError: no source file contains a required slice.
             RequestError: the rank does not exist.
         """
-        picks = self.picks(rank)
+        needed = self._needs_of_kinds(rank)
+        picks = self._picks(rank, needed)
         local = rank % self.model.target_devices
         made: dict[tuple[int, tuple[int, ...]], tuple[Geometry, tuple[int, ...]]] = {}
         tensors = []
         for parameter, kind in zip(self.parameters(rank), self.kinds(rank), strict=True):
             alike = made.get((kind, parameter.shape))
             if alike is None:
-                alike = made[kind, parameter.shape] = self._slice(parameter, local, picks, rank)
+                alike = made[kind, parameter.shape] = _slice(parameter, parameter.box(local), needed[kind], picks)
             found, ranks = alike
             entries = tuple(self._holders.entry_of(r, parameter, cell) for r, cell in zip(ranks, found.cells, strict=True))
             tensors.append(TargetTensor(parameter, found, ranks, entries))
@@ -146,6 +149,10 @@ class Planner:
 
     def picks(self, rank: int) -> dict[tuple[int, ...], int]:
         """Return the rank to read from, for each group of source ranks that hold the same required slice."""
+        return self._picks(rank, self._needs_of_kinds(rank))
+
+    def _needs_of_kinds(self, rank: int) -> dict[int, Needs]:
+        """Return what a target rank requires of the parameters of each kind, see `needs`."""
         model = self.model
         if not 0 <= rank < model.target_ranks:
             raise RequestError(
@@ -154,15 +161,17 @@ class Planner:
                 where="ranks",
                 fix=f"use ranks below {model.target_ranks}",
             )
-        needed: set[tuple[int, ...]] = set()
-        for kind in set(self.kinds(rank)):
-            needed.update(group for _, group in self.needs(self.examples[kind], rank))
-        if model.lowest_replica:
-            return {group: group[0] for group in needed}
-        pivot = rank * model.source_ranks // model.target_ranks
-        return self._choose_by_stage(needed, pivot)
+        return {kind: self.needs(self.examples[kind], rank) for kind in set(self.kinds(rank))}
 
-    def needs(self, parameter: Parameter, rank: int) -> list[tuple[tuple[int, ...], tuple[int, ...]]]:
+    def _picks(self, rank: int, needed: dict[int, Needs]) -> dict[tuple[int, ...], int]:
+        model = self.model
+        groups = {group for each in needed.values() for _, group in each}
+        if model.lowest_replica:
+            return {group: group[0] for group in groups}
+        pivot = rank * model.source_ranks // model.target_ranks
+        return self._choose_by_stage(groups, pivot)
+
+    def needs(self, parameter: Parameter, rank: int) -> Needs:
         """Return the source cells that a target rank requires of a parameter, with the ranks whose files contain each."""
         local = rank % self.model.target_devices
         if parameter.shards is not None:
@@ -296,13 +305,14 @@ class Planner:
                     picks[group] = min(taken.intersection(group), key=lambda r: (r - pivot) % self.model.source_ranks)
         return picks
 
-    def _slice(
-        self, parameter: Parameter, local: int, picks: dict[tuple[int, ...], int], rank: int
-    ) -> tuple[Geometry, tuple[int, ...]]:
-        """Return the composition of a target rank's slice of a parameter, and the source rank of each overlap."""
-        found = composition(parameter, parameter.box(local))
-        chosen = {cell: picks[group] for cell, group in self.needs(parameter, rank)}
-        return found, tuple(chosen[cell] for cell in found.cells)
+
+def _slice(parameter: Parameter, box: Box, needed: Needs, picks: dict[tuple[int, ...], int]) -> tuple[Geometry, tuple[int, ...]]:
+    """Return the composition of a target rank's slice of a parameter, and the source rank of each overlap."""
+    if parameter.shards is not None:
+        tiles = [tile for (tile,), _ in needed]
+        return geometry_of_tiles(parameter.shape, parameter.shards.tiling, box, tiles), tuple(picks[group] for _, group in needed)
+    found, chosen = composition(parameter, box), {cell: picks[group] for cell, group in needed}
+    return found, tuple(chosen[cell] for cell in found.cells)
 
 
 def prove(plan: RankPlan) -> None:
