@@ -151,6 +151,16 @@ def test_a_changed_file_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPat
     assert not (tmp_path / "target").exists()
 
 
+def test_the_memory_bound_grows_with_the_shards(tmp_path: Path) -> None:
+    """docs/performance.md has the measurements."""
+    bounds = []
+    for ranks in (2, 200):
+        torch_checkpoints.write(tmp_path / str(ranks), ranks, 5, rows=400, columns=1)
+        request = Request(tmp_path / str(ranks), tmp_path / "target", options=Options(format="HuggingFace"))
+        bounds.append(reshard.plan_transform(request, workers=1).memory_bytes)
+    assert bounds[1] - bounds[0] > 5 * (200 - 2) * 1024
+
+
 def test_a_hole_is_refused(tmp_path: Path) -> None:
     two(tmp_path / "source")
     index = json.loads((tmp_path / "source" / boxes_format.INDEX).read_text())

@@ -123,6 +123,11 @@ class ShardedTensor(msgspec.Struct, frozen=True, array_like=True, gc=False):
     shape: tuple[_Count, ...]
     shards: bytes
 
+    @property
+    def count(self) -> int:
+        """Number of shards, with replicas."""
+        return len(self.shards) // (8 * (2 * len(self.shape) + 3))
+
 
 class OpaqueObject(msgspec.Struct, frozen=True, array_like=True, gc=False):
     """A value that is not a tensor. It is copied as bytes and never opened.

@@ -25,6 +25,9 @@ _BYTES_PER_WORKER = 4 << 20
 _BYTES_PER_NAME = 4096
 _BYTES_PER_CHARACTER = 8
 _BYTES_PER_NAME_AND_WORKER = 512
+# For each shard that metadata locates: in the metadata of all ranks, and in the plans of concurrent ranks that read it.
+_BYTES_PER_SHARD = 768
+_BYTES_PER_COPY = 1024
 # With an object store: its client, prefetched data, and data to upload, for all workers together.
 _CLIENT_BYTES = 32 << 20
 _AHEAD_BYTES = 56 << 20
@@ -64,13 +67,14 @@ def budget(workers: int) -> Budget:
     return Budget(max(_LEAST_AHEAD_BYTES, _AHEAD_BYTES // workers), max(_LEAST_UPLOAD_BYTES, _UPLOAD_BYTES // workers))
 
 
-def memory_bytes(
+def memory_bytes(  # noqa: PLR0913 - independent quantities
     model: Model,
     workers: int,
     source: ReadStore,
     target: Store,
     sizes: Iterable[int],
     *,
+    copies: int = 0,
     decrypts: bool = False,
     encrypts: bool = False,
 ) -> int:
@@ -82,6 +86,7 @@ def memory_bytes(
         source: store of the source.
         target: store of the target.
         sizes: sizes of the target's files in bytes.
+        copies: largest number of shards that one target rank reads, if metadata locates the shards.
         decrypts: whether the source is encrypted.
         encrypts: whether the target will be encrypted.
     """
@@ -91,6 +96,8 @@ def memory_bytes(
     each = _BYTES_PER_NAME + active * _BYTES_PER_NAME_AND_WORKER
     local = _BASE_BYTES + active * _BYTES_PER_WORKER + len(names) * each + sum(map(len, names)) * _BYTES_PER_CHARACTER
     local += active * _CAST_BYTES_PER_WORKER if any(parameter.cast for parameter in model.parameters) else 0
+    shards = sum(tensor.count for tensor in model.inventory.tensors)
+    local += shards * _BYTES_PER_SHARD + (active * copies * _BYTES_PER_COPY if shards else 0)
     share = budget(active)
     client = _CLIENT_BYTES if source.remote or target.remote else 0
     ahead = active * share.ahead if source.remote else 0

@@ -28,6 +28,7 @@ class Summary:
         bytes_needed: number of source bytes that the planned ranks require. Replicas are counted for each rank.
         replicated_bytes: share of `bytes_needed` for parameters that every rank gets whole, because no strategy names them.
         copies: number of boxes to copy.
+        most_copies: largest number of boxes to copy for one planned rank.
         sources: source ranks that each planned target rank reads, in ascending order.
         rank_bytes: number of bytes of each planned target rank.
     """
@@ -39,6 +40,7 @@ class Summary:
     bytes_needed: int
     replicated_bytes: int
     copies: int
+    most_copies: int
     sources: dict[int, tuple[int, ...]]
     rank_bytes: dict[int, int]
 
@@ -57,13 +59,14 @@ def summarize(model: Model, planner: Planner, ranks: Sequence[int]) -> Summary:
         replicated = sum(p.nbytes_at(local) for p in parameters if p.role is Role.REPLICATED)
         return sum(p.nbytes_at(local) for p in parameters), replicated, Counter(planner.kinds(rank))
 
-    copies = replicated_bytes = 0
+    copies = most_copies = replicated_bytes = 0
     sources, rank_bytes = {}, {}
     for rank in ranks:
         rank_bytes[rank], replicated, kinds = content(planner.alike(rank))
         replicated_bytes += replicated
         sources[rank] = planner.sources(rank)
-        copies += sum(count * len(planner.needs(planner.examples[kind], rank)) for kind, count in kinds.items())
+        of_rank = sum(count * len(planner.needs(planner.examples[kind], rank)) for kind, count in kinds.items())
+        copies, most_copies = copies + of_rank, max(most_copies, of_rank)
     return Summary(
         source_ranks=model.source_ranks,
         target_ranks=model.target_ranks,
@@ -72,6 +75,7 @@ def summarize(model: Model, planner: Planner, ranks: Sequence[int]) -> Summary:
         bytes_needed=sum(rank_bytes.values()),
         replicated_bytes=replicated_bytes,
         copies=copies,
+        most_copies=most_copies,
         sources=sources,
         rank_bytes=rank_bytes,
     )

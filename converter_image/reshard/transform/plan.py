@@ -84,19 +84,21 @@ def plan_transform(
             with writing(target, job, owner=owner or f"job-{job.digest}"):
                 start(job, target, cancellation)
         taken = durations()
+    summary = summary_of(job)
     memory = memory_bytes(
         job.model,
         workers,
         job.source,
         target.store,
         preflight.sizes.values(),
+        copies=summary.most_copies,
         decrypts=request.decryption is not None,
         encrypts=request.encryption is not None,
     )
     rank_requests = requests_of(job, target.store, job.scope[0], budget(min(workers, len(job.scope)))) if job.scope else 0
     finished_ranks = tuple(rank for rank in job.scope if rank not in preflight.left)
     return PlanResult(
-        summary=summary_of(job),
+        summary=summary,
         memory_bytes=memory,
         workers=workers,
         digest=job.digest,
