@@ -9,6 +9,7 @@ import pytest
 from local_folder import LocalFolder, content_of
 from torch_files import metadata, safetensors
 
+from reshard.cli import main
 from reshard.errors import DataError
 from reshard.formats.registry import detect, source_format
 
@@ -42,6 +43,20 @@ def test_shards_are_found_in_each_file(tmp_path: Path) -> None:
     held = {each.name: (each.dtype, each.shape, content_of(tmp_path, found, each)) for each in found.tensors}
     assert held == {"w": ("Float32", (2, 3), WHOLE), "e": ("Int8", (2,), b"xy"), "s": ("Int32", (), b"1234")}
     assert [each.name for each in SHARDED.read(folder, wanted="w".__eq__).tensors] == ["w"]
+
+
+def test_a_note_tells_that_a_missing_last_file_cannot_be_detected(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """The first file alone is a valid checkpoint, with a shorter tensor."""
+    source, said = tmp_path / "source", f"1 files were read, up to {FIRST}; check that each rank's files exist"
+    source.mkdir()
+    shards(source)
+    (source / SECOND).unlink()
+    target, options = str(tmp_path / "target"), ["--target-ranks", "2", "--format", "torch-safetensors"]
+    for command in (["inspect", str(source)], ["transform", "--source", str(source), "--target", target, *options]):
+        assert main(command) == 0
+        assert said in "".join(capsys.readouterr())
+    assert main(["inspect", target]) == 0
+    assert "files were read" not in "".join(capsys.readouterr())
 
 
 def test_files_of_whole_tensors_are_another_format(tmp_path: Path) -> None:

@@ -77,6 +77,9 @@ def show_foreign(
         ("other values", f"{_others(found):,}"),
         *([] if complete is None else [("complete", complete)]),
     ]
+    if complete is None and isinstance(found, Checkpoint):
+        for note in found.notes:
+            console.out(f"note: {note}")
     console.table([("", "left"), ("", "left")], rows)
     shown = lines if every else lines[:_SHOWN]
     columns = [("tensor", "left"), ("type", "left"), ("shape", "right"), ("shards" if distributed else "storage", "left")]

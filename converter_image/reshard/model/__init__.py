@@ -117,6 +117,7 @@ class Checkpoint:
         version: version of the metadata, if it has one.
         keys: for each name the keys and positions that lead to the value in nested dicts and lists, as far as the metadata states
             them and they are not the name itself.
+        notes: messages for the user about what the metadata does not state.
     """
 
     files: tuple[str, ...]
@@ -125,6 +126,7 @@ class Checkpoint:
     version: str | None = None
     documents: tuple[str, ...] = ()
     keys: Mapping[str, tuple[str | int, ...]] = field(default_factory=dict)
+    notes: tuple[str, ...] = ()
 
 
 def gather_shards(tiling: Tiling, tiles: Numbers, places: tuple[Numbers, Numbers, Numbers], name: str) -> Shards:

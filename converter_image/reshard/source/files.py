@@ -185,9 +185,10 @@ def _find_boxes(
         return None
     if source_format is None:
         _refuse_rank_folders(store, entries, boxed.format)
-    if manifest is not None:
-        check_described(store, manifest, entries)
-    return _boxed(boxed)
+    if manifest is None:
+        return _boxed(boxed)
+    check_described(store, manifest, entries)
+    return _boxed(boxed)._replace(notes=())  # the manifest states what the format does not
 
 
 def _refuse_rank_folders(store: ReadStore, entries: Sequence[Stat], format_name: str) -> None:
@@ -209,7 +210,7 @@ def _refuse_rank_folders(store: ReadStore, entries: Sequence[Stat], format_name:
 
 
 def _boxed(found: Boxed) -> Files:
-    return Files(dict(enumerate(found.paths)), kind="Boxes", described=True, boxed=found)
+    return Files(dict(enumerate(found.paths)), found.checkpoint.notes, kind="Boxes", described=True, boxed=found)
 
 
 def _undescribed(store: ReadStore, entries: Sequence[Stat], chosen: str | None, asked: _Asked) -> Files:

@@ -39,7 +39,8 @@ class _Offsets(msgspec.Struct):
 def read(folder: Folder, workers: int = 1, wanted: Callable[[str], bool] | None = None) -> Checkpoint:
     """Return the tensors of a checkpoint, see `SourceFormat.read`.
 
-    The shape of a whole tensor is stored nowhere. It is that of the smallest box that contains all shards.
+    No file states the shape of a whole tensor, or the number of files. The shape is that of the smallest box that contains all
+    shards, so a tensor whose last shard is in a missing file appears to be shorter. A note tells the user.
     """
     files = [name for name in folder.names if name.endswith(".safetensors")]
     named = [name for name in files if re.fullmatch(SHARD, name)]
@@ -64,7 +65,11 @@ def read(folder: Folder, workers: int = 1, wanted: Callable[[str], bool] | None 
             if wanted is None or wanted(entry.name):
                 start = starts.get(entry.name, (0,) * len(entry.shape))
                 table.add(entry.name, entry.dtype, start, entry.shape, (number, *entry.extents[0]), where)
-    return Checkpoint(tuple(files), tuple(table.tensors()))
+    note = (
+        f"{len(files)} files were read, up to {files[-1]}; check that each rank's files exist, because {_INFO} does not state the"
+        " shapes of whole tensors, so a missing last file cannot be detected"
+    )
+    return Checkpoint(tuple(files), tuple(table.tensors()), notes=(note,))
 
 
 def saved_offsets(metadata: Mapping[str, str], where: str) -> dict[str, tuple[int, ...]]:
