@@ -2,15 +2,13 @@
 # Get mpirun, and the real MindSpore, in an environment of its own: its numpy and safetensors are older than ours.
 set -eu
 here=$(dirname "$0")
-scripts=$here/../../scripts
-requirements=$here/requirements.txt
+. "$here/../tools/environment.sh"
 
 leave_out() {
     echo "test: no MindSpore: $1" >&2
     exit 3
 }
 
-cache=${RESHARD_CACHE:-${XDG_CACHE_HOME:-$HOME/.cache}/reshard}
 mkdir -p "$cache"
 if ! command -v mpirun >/dev/null; then  # if two runs start at once, one installs and the other waits
     { flock 8 && sh "$scripts/apt.sh" openmpi-bin; } 8>"$cache/packages.lock" ||
@@ -35,23 +33,8 @@ for candidate in "${PYTHON:-python3}" python3 python3.12 python3.11 python3.10 p
 done
 [ -n "$python" ] || leave_out "it is published for Python 3.9 to 3.12, and none of them is here"
 
-version=$("$python" -c 'import sys; print("%d.%d" % sys.version_info[:2])')
-key=$(cksum <"$requirements" | cut -d ' ' -f 1)
-environment=$cache/mindspore-$version-$key
-mkdir -p "$environment"
-
-# If two runs start at once, one makes it and the other waits.
-exec 9>"$environment.lock"
-flock 9
-if [ ! -e "$environment/.ready" ]; then
-    echo "test: installing MindSpore into $environment (about 800 MB, once)" >&2
-    sh "$scripts/venv.sh" "$python" 3.9 "$environment" >&2 || leave_out "its environment cannot be made"
-    "$environment/bin/python" -m pip install --quiet -r "$requirements" >&2 || leave_out "it cannot be installed"
-    # A C++ library that Debian's smallest systems lack.
-    if ! "$environment/bin/python" -c 'import ctypes; ctypes.CDLL("libgomp.so.1")' 2>/dev/null; then
-        sh "$scripts/apt.sh" libgomp1 || leave_out "it needs the library libgomp.so.1"
-    fi
-    "$environment/bin/python" -c 'import mindspore' >/dev/null || leave_out "it is installed but cannot be imported"
-    touch "$environment/.ready"
+# A C++ library that Debian's smallest systems lack.
+if ! "$python" -c 'import ctypes; ctypes.CDLL("libgomp.so.1")' 2>/dev/null; then
+    sh "$scripts/apt.sh" libgomp1 >&2 || leave_out "it needs the library libgomp.so.1"
 fi
-echo "RESHARD_MINDSPORE_PYTHON=$environment/bin/python"
+environment mindspore RESHARD_MINDSPORE_PYTHON "800 MB" "$python" 3.9
