@@ -69,12 +69,15 @@ def files_of(path: Path) -> dict[str, bytes]:
 
 
 def run(read: Callable[[bytes], object], corpus: Iterable[Path | bytes]) -> None:
-    """Call a parser with each file or content of the corpus; or with whatever atheris makes of them."""
+    """Call a parser with each file or content of the corpus, with what atheris makes of them, or with one file."""
 
     def target(content: bytes) -> None:
         with contextlib.suppress(ReshardError):
             read(content)
 
+    if len(sys.argv) == 2 and Path(sys.argv[1]).is_file():
+        target(Path(sys.argv[1]).read_bytes())
+        return
     contents = [each if isinstance(each, bytes) else each.read_bytes() for each in corpus]
     if len(sys.argv) == 1:
         for content in contents:
