@@ -9,8 +9,9 @@ from urllib.parse import urlsplit
 
 import msgspec
 
+from reshard.spec.mounts import mounts
 from reshard.spec.places import SPEC
-from reshard.spec.resource import API_VERSION, KIND, mounts
+from reshard.spec.resource import API_VERSION, KIND
 from reshard_operator.observation import CONTAINER, QUEUE_LABEL, Object, job_name, ranks_of
 
 if TYPE_CHECKING:
@@ -18,7 +19,8 @@ if TYPE_CHECKING:
 
     from reshard.spec.execution import PodTemplateSpec
     from reshard.spec.messages import PlanMessage
-    from reshard.spec.resource import TransformSpec, Volume
+    from reshard.spec.mounts import Volume
+    from reshard.spec.resource import TransformSpec
     from reshard_operator.config import Config
     from reshard_operator.observation import Job, Transform
 

@@ -11,8 +11,9 @@ from torch_files import FileReader, sha256_of
 
 from reshard.checkpoint.dtypes import DTYPES
 from reshard.formats.torch.archive import locate, read_archive
-from reshard.formats.torch.dcp import check_files, read_metadata
+from reshard.formats.torch.dcp import read_metadata
 from reshard.formats.torch.names import metadata_files
+from reshard.formats.torch.reader import check_files
 from reshard.formats.torch.write import DCP
 from reshard.spec.request import Options, Request
 from reshard.transform.run import transform_checkpoint

@@ -161,7 +161,7 @@ def fail(*_: object) -> None:
 
 def test_a_rank_that_fails_in_a_pod_is_retried_there(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("reshard.cli.step._FIRST_WAIT_SECONDS", 0.0)
-    monkeypatch.setattr("reshard.spec.resource.VOLUMES", str(tmp_path))
+    monkeypatch.setattr("reshard.spec.mounts.VOLUMES", str(tmp_path))
     made = disk.write(tmp_path / "source", disk.example())
     (tmp_path / "target").mkdir()
     spec = {

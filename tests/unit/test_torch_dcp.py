@@ -11,8 +11,9 @@ from torch_files import DATA, FileReader, document, metadata
 
 from reshard.errors import DataError, MissingInputError
 from reshard.formats.torch.archive import read_archive
-from reshard.formats.torch.dcp import check_files, read_metadata
+from reshard.formats.torch.dcp import read_metadata
 from reshard.formats.torch.names import is_metadata, metadata_files
+from reshard.formats.torch.reader import check_files
 from reshard.formats.torch.unpickle import Limits
 from reshard.model import Boxes, Grid
 

@@ -144,7 +144,8 @@ def fetch(invocation: Invocation, /, rank: int | None, rank_from: str | None, ra
 def run(invocation: Invocation, /, resource: str, workers: int | None, as_json: bool, **volumes: tuple[str, ...]) -> None:
     """Run a CheckpointTransform resource without a cluster."""
     from reshard.cli import report
-    from reshard.spec.resource import parse_resource, request_here
+    from reshard.spec.mounts import request_here
+    from reshard.spec.resource import parse_resource
     from reshard.transform.plan import plan_transform
 
     spec = parse_resource(text_of(resource), resource)

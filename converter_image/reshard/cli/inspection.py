@@ -20,7 +20,8 @@ from reshard.layout import Layout
 from reshard.pictures.captions import shape, size, some_ranks, source_layout
 from reshard.plan import build_model
 from reshard.source.encrypted import as_plain
-from reshard.source.files import Files, find_files, open_source
+from reshard.source.files import Files, open_source
+from reshard.source.finding import find_files
 from reshard.source.foreign import read_foreign
 from reshard.source.index import read_index
 from reshard.source.reading import read_inventory

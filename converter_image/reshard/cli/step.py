@@ -39,8 +39,9 @@ from reshard.spec.messages import (
     StepMessage,
     encode_message,
 )
+from reshard.spec.mounts import request_of_pod
 from reshard.spec.ranks import format_ranks, ranks_of_index, ranks_to_write
-from reshard.spec.resource import parse_spec, request_of_pod
+from reshard.spec.resource import parse_spec
 from reshard.target.parts import final_notes, is_whole
 from reshard.transform.complete import commit_checkpoint
 from reshard.transform.plan import plan_transform

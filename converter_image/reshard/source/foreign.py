@@ -64,7 +64,8 @@ def read_foreign(store: ReadStore, chosen: str | None) -> Foreign | None:
 
 
 def _read_metadata(store: ReadStore, documents: list[str]) -> Checkpoint:
-    from reshard.formats.torch.dcp import check_files, read_documents, read_metadata
+    from reshard.formats.torch.dcp import read_documents, read_metadata
+    from reshard.formats.torch.reader import check_files
 
     found = read_metadata(read_documents(store, documents))
     check_files(found, {path: stat.size for path, stat in store.stats(found.files).items()}, store.url)

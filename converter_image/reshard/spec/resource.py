@@ -6,51 +6,37 @@ The operator also imports this module, so it does not import other packages of t
 from __future__ import annotations
 
 from reprlib import repr as shortened
-from typing import TYPE_CHECKING, Annotated, Literal, NamedTuple
+from typing import TYPE_CHECKING, Annotated
 
 import msgspec
 
 from reshard.errors import RequestError, UsageError
 from reshard.spec.execution import ExecutionSpec, Strict
-from reshard.spec.keys import Encryption, Key, Mode
+from reshard.spec.keys import Mode
 from reshard.spec.outputs import OUTPUTS, OutputKind
-from reshard.spec.places import CERTIFICATES, CREDENTIALS, KEYS, VOLUMES, ConfigMapKeyRef, RelativePath, SecretKeyRef, StorageSpec
+from reshard.spec.places import ConfigMapKeyRef, RelativePath, SecretKeyRef, StorageSpec
 from reshard.spec.request import (
     CastRule,
     CopyMode,
-    Options,
     OutputFormat,
     Overwrite,
     PadRule,
     Patterns,
     RenameRule,
     Replicas,
-    Request,
     SourceFormat,
     SourceOnly,
     Stages,
     TargetRanks,
     Verification,
 )
-from reshard.spec.storage_options import RequestStorageOptions, StorageOptions
 from reshard.spec.urls import is_url
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping
-
     from reshard.spec.outputs import Output
 
 API_VERSION = "reshard.dev/v1alpha1"
 KIND = "CheckpointTransform"
-# Fields whose names differ from those of the roles.
-_FIELDS = {
-    "source-strategy": "spec.source.strategy",
-    "target-strategy": "spec.target.strategy",
-    "decryption": "spec.source.decryption",
-    "encryption": "spec.target.encryption",
-}
-
-
 FilePrefix = Annotated[str, msgspec.Meta(max_length=128, pattern=r"^[^/\x00-\x1f]*$")]
 
 
@@ -226,188 +212,6 @@ def parse_rename_rules(text: str, where: str) -> tuple[RenameRule, ...]:
         ) from error
 
 
-class Volume(NamedTuple):
-    """A volume of a pod: an object in its namespace.
-
-    Attributes:
-        kind: kind of the object.
-        name: name of the object.
-        key: name of the only entry that is mounted. Empty means all entries.
-    """
-
-    kind: Literal["PersistentVolumeClaim", "Secret", "ConfigMap"]
-    name: str
-    key: str = ""
-
-
-class Mount(NamedTuple):
-    """A volume mount of a pod.
-
-    Attributes:
-        role: purpose of the mount: "source", "source-strategy", "target", "target-strategy", "decryption" or "encryption".
-        volume: mounted volume. It may have several roles.
-        folder: mount path.
-        read_only: whether the mount is read-only.
-    """
-
-    role: str
-    volume: Volume
-    folder: str
-    read_only: bool = True
-
-
-def mounts(spec: TransformSpec) -> tuple[Mount, ...]:
-    """Return the mounts of a transform's pods: claims, entries of ConfigMaps, the Secrets of buckets, and keys."""
-    found: list[Mount] = []
-    for role, storage in _storages(spec).items():
-        if (claim := storage.persistent_volume_claim) is not None:
-            volume = Volume("PersistentVolumeClaim", claim.claim_name)
-            found.append(Mount(role, volume, f"{VOLUMES}/{role}", read_only=role != "target"))
-        if storage.s3 is not None and (secret := storage.s3.credentials_secret_ref) is not None:
-            found.append(Mount(role, Volume("Secret", secret.name), f"{CREDENTIALS}/{role}"))
-        if storage.s3 is not None and (bundle := storage.s3.ca_bundle_ref) is not None:
-            found.append(Mount(role, Volume("ConfigMap", bundle.name, bundle.key), f"{CERTIFICATES}/{role}"))
-    for role, entry in _entries(spec).items():
-        found.append(Mount(role, Volume("ConfigMap", entry.name, entry.key), f"{VOLUMES}/{role}"))
-    for role, encryption in _encryptions(spec).items():
-        reference = encryption.secret_key_ref
-        found.append(Mount(role, Volume("Secret", reference.name, reference.key), f"{KEYS}/{role}"))
-    return tuple(found)
-
-
-def _storages(spec: TransformSpec) -> dict[str, StorageSpec]:
-    """Return the storages by role."""
-    found: dict[str, StorageSpec] = {}
-    for role, side in (("source", spec.source), ("target", spec.target)):
-        found[role] = side.storage
-        if side.strategy is not None and side.strategy.storage is not None:
-            found[f"{role}-strategy"] = side.strategy.storage
-    return found
-
-
-def _entries(spec: TransformSpec) -> dict[str, ConfigMapKeyRef]:
-    """Return the strategies that are entries of ConfigMaps, by role."""
-    strategies = {"source-strategy": spec.source.strategy, "target-strategy": spec.target.strategy}
-    return {r: s.config_map_key_ref for r, s in strategies.items() if s is not None and s.config_map_key_ref is not None}
-
-
-def _encryptions(spec: TransformSpec) -> dict[str, EncryptionSpec]:
-    """Return the encryptions by role."""
-    found = {"decryption": spec.source.decryption, "encryption": spec.target.encryption}
-    return {role: encryption for role, encryption in found.items() if encryption is not None}
-
-
-def request_here(
-    spec: TransformSpec, *, claims: Mapping[str, str], config_maps: Mapping[str, str], secrets: Mapping[str, str]
-) -> Request:
-    """Return the request of a resource on this machine.
-
-    Args:
-        spec: spec of the resource.
-        claims: folder of each claim.
-        config_maps: folder of each ConfigMap with a strategy.
-        secrets: folder of each Secret. If a Secret with credentials has none, the environment of this machine provides them. It
-            always provides the trusted certificate authorities.
-
-    Raises:
-        UsageError: a claim, a ConfigMap or a Secret with a key has no folder.
-    """
-    known = {
-        "PersistentVolumeClaim": (claims, "--volume"),
-        "ConfigMap": (config_maps, "--config-map"),
-        "Secret": (secrets, "--secret"),
-    }
-    folders: dict[str, str] = {}
-    credentials: dict[str, str | None] = {}
-    for mount in mounts(spec):
-        kind, name, _ = mount.volume
-        if mount.folder.startswith(CREDENTIALS):
-            credentials[mount.role] = secrets.get(name)
-        elif mount.folder.startswith((VOLUMES, KEYS)):
-            found, option = known[kind]
-            if name not in found:
-                raise UsageError(
-                    "VolumeMissing",
-                    f"no local folder is assigned to the {kind} {name!r}",
-                    where=_FIELDS.get(mount.role, f"spec.{mount.role}"),
-                    fix=f"add {option} {name}=DIR",
-                )
-            folders[mount.role] = found[name]
-    return _to_request(spec, folders, credentials, {})
-
-
-def request_of_pod(spec: TransformSpec) -> Request:
-    """Return the request of a resource in a pod that has its `mounts`."""
-    folders = {mount.role: mount.folder for mount in mounts(spec) if mount.folder.startswith((VOLUMES, KEYS))}
-    credentials = {mount.role: mount.folder for mount in mounts(spec) if mount.folder.startswith(CREDENTIALS)}
-    authorities = {m.role: f"{m.folder}/{m.volume.key}" for m in mounts(spec) if m.folder.startswith(CERTIFICATES)}
-    return _to_request(spec, folders, credentials, authorities)
-
-
-def _to_request(
-    spec: TransformSpec,
-    folders: Mapping[str, str],
-    credentials: Mapping[str, str | None],
-    authorities: Mapping[str, str],
-) -> Request:
-    source, target = spec.source, spec.target
-    storages = _storages(spec)
-    roots = dict(folders) | {role: f"s3://{storage.s3.bucket}" for role, storage in storages.items() if storage.s3 is not None}
-    storage_options = {
-        role: storage.s3.storage_options(credentials=credentials.get(role), ca_bundle=authorities.get(role))
-        for role, storage in storages.items()
-        if storage.s3 is not None
-    }
-    encryptions = {
-        role: Encryption(Key(file=_join(folders[role], encryption.secret_key_ref.key)), encryption.mode)
-        for role, encryption in _encryptions(spec).items()
-    }
-    return Request(
-        source=_join(roots["source"], source.storage.path),
-        target=_join(roots["target"], target.storage.path),
-        source_strategy=_strategy(source.strategy, "source", roots),
-        target_strategy=_strategy(target.strategy, "target", roots),
-        options=Options(
-            format=target.format,
-            source_format=source.format,
-            target_ranks=target.ranks,
-            output=target.output,
-            max_file_size_bytes=target.max_file_size_bytes,
-            copy_settings=target.copy_settings,
-            file_prefix=target.file_prefix,
-            step=source.files.step,
-            files=source.files.pattern,
-            allow_single_rank=source.allow_single_rank,
-            allow_equal_slices=source.allow_equal_slices,
-            stages=source.stages,
-            only_ranks=target.only_ranks,
-            source_only=spec.parameters.source_only,
-            allow_missing=spec.parameters.allow_missing,
-            remove_redundancy=target.remove_redundancy,
-            include=spec.parameters.include,
-            exclude=spec.parameters.exclude,
-            rename=spec.parameters.rename,
-            cast=spec.parameters.cast,
-            pad=spec.parameters.pad,
-            allow_inconsistent=spec.parameters.allow_inconsistent,
-            replicas=source.replicas,
-            crc=target.crc,
-            copy_mode=target.copy_mode,
-            file_mode=None if target.file_mode is None else int(target.file_mode, 8),
-            verification=spec.verification,
-            overwrite=spec.overwrite,
-        ),
-        storage_options=RequestStorageOptions(
-            source=storage_options.get("source", StorageOptions()),
-            target=storage_options.get("target", StorageOptions()),
-            source_strategy=storage_options.get("source-strategy"),
-            target_strategy=storage_options.get("target-strategy"),
-        ),
-        decryption=encryptions.get("decryption"),
-        encryption=encryptions.get("encryption"),
-    )
-
-
 def check_relative(path: str, where: str) -> None:
     """Check that a path is below the root of a volume or bucket.
 
@@ -441,16 +245,3 @@ def _paths(spec: TransformSpec) -> list[tuple[str, str]]:
             if (inner := part.strategy.storage) is not None:
                 paths.append((inner.path, f"spec.{side}.strategy.storage.{inner.field}"))
     return paths
-
-
-def _join(root: str, path: str) -> str:
-    return f"{root.rstrip('/')}/{path}" if path else root
-
-
-def _strategy(strategy: StrategySpec | None, role: str, roots: Mapping[str, str]) -> str | None:
-    if strategy is None:
-        return None
-    if strategy.config_map_key_ref is not None:
-        return _join(roots[f"{role}-strategy"], strategy.config_map_key_ref.key)
-    root = roots[role] if strategy.storage is None else _join(roots[f"{role}-strategy"], strategy.storage.path)
-    return _join(root, strategy.path or "")

@@ -8,7 +8,8 @@ from reshard.errors import DataError, RequestError
 from reshard.formats.registry import requested_output
 from reshard.plan.rules import selection
 from reshard.source.encrypted import as_plain
-from reshard.source.files import Files, find_files, open_source, refuse_part
+from reshard.source.files import Files, open_source, refuse_part
+from reshard.source.finding import find_files
 from reshard.source.reading import read_inventory
 from reshard.source.single import others_of, refuse_one_of_several
 from reshard.source.strategies import read_layouts

@@ -10,7 +10,8 @@ from reshard.engine.memory import budget, default_workers
 from reshard.engine.rankfile import write_alone
 from reshard.errors import RequestError
 from reshard.progress import Silent
-from reshard.source.files import Files, refuse_part, with_listing
+from reshard.source.files import Files, refuse_part
+from reshard.source.finding import with_listing
 from reshard.source.listing import refuse_exchanged
 from reshard.source.single import refuse_more_ranks, refuse_one_of_several
 from reshard.storage import open_store, root_and_path

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any, Protocol
 import numpy as np
 
 from reshard.checkpoint.dtypes import BY_TORCH_NAME, DTYPES
-from reshard.errors import DataError, MissingInputError
+from reshard.errors import DataError
 from reshard.formats.torch.dtypes import REFUSED, torch_type
 from reshard.formats.torch.unpickle import LIMITS, Global, Limits, Record, load
 from reshard.model import Checkpoint, Divisions, ObjectMeta, Place, Shards, TensorMeta, gather_shards
@@ -414,39 +414,3 @@ def _objects(found: _Found) -> Iterator[ObjectMeta]:
                 fix="restore the checkpoint's metadata, or exclude the object with --exclude (spec.parameters.exclude)",
             )
         yield ObjectMeta(names[number], tuple(places))
-
-
-def check_files(checkpoint: Checkpoint, sizes: Mapping[str, int], where: str) -> None:
-    """Check that the files of a checkpoint exist and are long enough for its metadata.
-
-    Args:
-        checkpoint: what `read_metadata` returned.
-        sizes: the length of each file in the folder, by its path.
-        where: the folder, for messages.
-
-    Raises:
-        DataError: a file is too short.
-        MissingInputError: a file does not exist.
-    """
-    ends = np.zeros(len(checkpoint.files), np.int64)
-    for tensor in checkpoint.tensors:
-        shards = tensor.shards
-        np.maximum.at(ends, shards.files, np.where(shards.lengths < 0, 0, shards.offsets + shards.lengths))
-    for place in (place for found in checkpoint.objects for place in found.places):
-        ends[place.file] = max(int(ends[place.file]), place.offset + place.length)
-    for path, end in zip(checkpoint.files, ends.tolist(), strict=True):
-        size = sizes.get(path)
-        if size is None:
-            raise MissingInputError(
-                "FileMissing",
-                "the file is listed in the metadata but does not exist",
-                where=f"{where}/{path}",
-                fix="restore the file",
-            )
-        if size < end:
-            raise DataError(
-                "Truncated",
-                f"the file has {size} bytes, but the metadata refers to {end}",
-                where=f"{where}/{path}",
-                fix="restore the file",
-            )

@@ -13,7 +13,7 @@ from reshard.checkpoint.dtypes import DTYPES
 from reshard.checkpoint.safetensors import read_header
 from reshard.errors import DataError, MissingInputError
 from reshard.formats.torch.archive import read_archive
-from reshard.formats.torch.dcp import check_files, read_documents, read_metadata
+from reshard.formats.torch.dcp import read_documents, read_metadata
 from reshard.formats.torch.items import Item, Templates, locate_items, reads
 from reshard.formats.torch.names import complete_metadata
 from reshard.formats.torch.sharded import saved_offsets
@@ -22,7 +22,7 @@ from reshard.model import Checkpoint, Grid, Shards, TensorMeta, divide, gather_s
 from reshard.parallel import parallel
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator, Sequence
+    from collections.abc import Callable, Iterator, Mapping, Sequence
 
     from reshard.checkpoint.inventory import RangeReader, TensorEntry
     from reshard.formats.protocol import Folder
@@ -250,3 +250,39 @@ def _shapes(tiling: Tiling) -> list[tuple[int, ...]]:
 
 def _text(described: tuple[str, tuple[int, ...], tuple[int, ...]] | None) -> str:
     return f"{described[0]}{list(described[1])} at {list(described[2])}" if described else "no such tensor"
+
+
+def check_files(checkpoint: Checkpoint, sizes: Mapping[str, int], where: str) -> None:
+    """Check that the files of a checkpoint exist and are long enough for its metadata.
+
+    Args:
+        checkpoint: what `read_metadata` returned.
+        sizes: the length of each file in the folder, by its path.
+        where: the folder, for messages.
+
+    Raises:
+        DataError: a file is too short.
+        MissingInputError: a file does not exist.
+    """
+    ends = np.zeros(len(checkpoint.files), np.int64)
+    for tensor in checkpoint.tensors:
+        shards = tensor.shards
+        np.maximum.at(ends, shards.files, np.where(shards.lengths < 0, 0, shards.offsets + shards.lengths))
+    for place in (place for found in checkpoint.objects for place in found.places):
+        ends[place.file] = max(int(ends[place.file]), place.offset + place.length)
+    for path, end in zip(checkpoint.files, ends.tolist(), strict=True):
+        size = sizes.get(path)
+        if size is None:
+            raise MissingInputError(
+                "FileMissing",
+                "the file is listed in the metadata but does not exist",
+                where=f"{where}/{path}",
+                fix="restore the file",
+            )
+        if size < end:
+            raise DataError(
+                "Truncated",
+                f"the file has {size} bytes, but the metadata refers to {end}",
+                where=f"{where}/{path}",
+                fix="restore the file",
+            )
