@@ -248,6 +248,7 @@ def test_nothing_of_a_resource_is_ignored(tmp_path: Path, refused: Callable[...,
     "command",
     [
         *("strategy show ''", "strategy merge '' x", "strategy merge x ''", "inspect ''", "verify ''", "commit ''", "run ''"),
+        *("layout show ''", "layout check '' --checkpoint x", "layout export x --checkpoint x -o ''"),
         *("plan --source '' --target x", "transform --source x --target ''"),
         *(f"transform --source x --target x --{side}-strategy ''" for side in ("source", "target")),
     ],

@@ -87,6 +87,9 @@ def foreign(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> dict[str, lis
     stages = folder / "stages"
     stages.mkdir()
     (stages / "stage_0.ckpt").write_bytes(made.target_strategy.read_bytes())
+    layout = folder / "layout.yaml"
+    layout.write_text("{apiVersion: reshard.dev/layout-v1, mesh: dp=2, rules: [{match: '*'}]}")
+    checkpoint = ["--checkpoint", str(made.source), "--source-strategy", str(made.source_strategy)]
     assert main(made.arguments(folder / "out")) == 0
     assert main(made.arguments(folder / "begun", "--no-commit")) == 0
     capsys.readouterr()
@@ -102,6 +105,9 @@ def foreign(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> dict[str, lis
         "convert": ["convert", str(made.source), str(folder / "converted"), "--format", "safetensors"],
         "fetch": ["fetch", *request[:-2], "--target", str(folder / "fetched"), "--rank", "1"],
         "strategy show": ["strategy", "show", str(made.target_strategy)],
+        "layout show": ["layout", "show", str(layout)],
+        "layout check": ["layout", "check", str(layout), *checkpoint],
+        "layout export": ["layout", "export", str(layout), *checkpoint, "-o", str(folder / "exported")],
         "strategy merge": ["strategy", "merge", str(stages), str(folder / "merged.json")],
     }
 

@@ -108,6 +108,9 @@ def test_the_message_gives_the_correct_form() -> None:
         "run {resource} --volume checkpoints=s3://b/x",
         "strategy show obs://b/x",
         "strategy merge obs://b/x out",
+        "layout show obs://b/x",
+        "layout check obs://b/x --checkpoint {source}",
+        "layout export obs://b/x --checkpoint {source} -o out",
         "strategy merge {strategies} obs://b/x",
     ],
 )

@@ -95,8 +95,8 @@ def request_of(arguments: dict[str, Any]) -> Request:
         "rename": _rename_rules(arguments),
         "cast": tuple(_cast_rule(each) for each in arguments["casts"]),
         "pad": tuple(_pad_rule(each) for each in arguments.get("pads", ())),
-        "file_mode": _mode(arguments["file_mode"]),
-        "overwrite": "Replace" if arguments["overwrite"] else "Never",
+        "file_mode": _mode(arguments.get("file_mode")),
+        "overwrite": "Replace" if arguments.get("overwrite") else "Never",
     }
     return Request(
         source=arguments["source"],
@@ -133,7 +133,7 @@ def encryption_of(arguments: dict[str, Any], kind: str) -> Encryption | None:
     Raises:
         UsageError: two keys, or a mode without a key, are specified.
     """
-    file, variable, mode = (arguments[f"{kind}_{name}"] for name in ("key_file", "key_env", "mode"))
+    file, variable, mode = (arguments.get(f"{kind}_{name}") for name in ("key_file", "key_env", "mode"))
     if file is not None and variable is not None:
         raise UsageError(
             "InvalidKey", "two keys are given", where=f"--{kind}-key-file, --{kind}-key-env", fix="remove one of the two options"

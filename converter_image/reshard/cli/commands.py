@@ -23,6 +23,7 @@ from click.shell_completion import (
 
 from reshard.cli import console
 from reshard.cli.arguments import DIRECTORY, PATH, directories, encryption_of, rank_in, request_of, storage_options_of, text_of
+from reshard.cli.layouts import layout
 from reshard.cli.options import options
 from reshard.cli.traces import exported
 from reshard.errors import UsageError
@@ -294,6 +295,9 @@ def merge_strategies(folder: str, file: str) -> None:
     parent, name = parent_and_name(file)
     open_store(parent).write(name, dump(merged, "json" if file.endswith(".json") else "protobuf"), mode=None)
     console.out(f"wrote {file}: {len(merged.parameters)} parameters")
+
+
+cli.add_command(layout, section=_READ)
 
 
 @cli.command(hidden=True)

@@ -34,8 +34,9 @@ def _words(kind: Any, default: str | None = None) -> dict[str, Any]:
 _PLAN = "transform plan"
 _RANKS = f"{_PLAN} fetch"
 _WRITE = f"{_RANKS} convert"
+_LAYOUT = "layout-check layout-export"  # of a layout file and the parameters of a checkpoint
 _SHARED = f"{_PLAN} convert"  # targets that several processes may write
-_REMOTE = f"{_WRITE} commit verify inspect"
+_REMOTE = f"{_WRITE} commit verify inspect layout-show {_LAYOUT}"
 _RESULTS = f"{_REMOTE} run strategy-show version"
 
 # Help is read in a column of 45 characters.
@@ -121,17 +122,26 @@ GROUPS: dict[str, tuple[_Option, ...]] = {
             help="Checkpoint to read: a directory, a single file, or s3://bucket/prefix.",
         ),
         _option(
-            _RANKS,
+            _LAYOUT,
+            "--checkpoint",
+            "source",
+            required=True,
+            type=PATH,
+            metavar="DIR",
+            help="Checkpoint with the parameters to divide: a directory, a single file, or s3://bucket/prefix.",
+        ),
+        _option(
+            f"{_RANKS} {_LAYOUT}",
             "--source-format",
             metavar="NAME",
             help="Format of the source, such as torch-dcp. Default: detected from the file names.",
         ),
         _option(
-            _RANKS,
+            f"{_RANKS} {_LAYOUT}",
             "--source-strategy",
             type=PATH,
             metavar="PATH",
-            help="MindSpore strategy of the source: a file, or a directory with one file per stage."
+            help="Sharding of the source: a strategy file, a directory with one per stage, or a layout file."
             " Default: one rank with whole parameters.",
         ),
         _option(
@@ -158,20 +168,20 @@ GROUPS: dict[str, tuple[_Option, ...]] = {
             " headers.",
         ),
         _option(
-            f"{_WRITE} inspect",
+            f"{_WRITE} inspect {_LAYOUT}",
             "--step",
             type=click.IntRange(min=0),
             metavar="N",
             help="Training step to read. Default: the newest step that every rank has.",
         ),
         _option(
-            f"{_WRITE} inspect",
+            f"{_WRITE} inspect {_LAYOUT}",
             "--files",
             metavar="PATTERN",
             help="Glob pattern of the files to read, for names (`net-*.ckpt`) or paths (`rank_*/ckpt/*`).",
         ),
         _option(
-            _RANKS,
+            f"{_RANKS} {_LAYOUT}",
             "--allow-single-rank",
             is_flag=True,
             help="Read the directory or file of one rank as a complete checkpoint, even if other ranks are next to it.",
@@ -186,7 +196,7 @@ GROUPS: dict[str, tuple[_Option, ...]] = {
             "--target-strategy",
             type=PATH,
             metavar="PATH",
-            help="MindSpore strategy of the target: a file, or a directory with one file per stage."
+            help="Sharding of the target: a strategy file, a directory with one per stage, or a layout file."
             " Default: one rank with whole parameters.",
         ),
         _option(
@@ -222,6 +232,24 @@ GROUPS: dict[str, tuple[_Option, ...]] = {
         _option("transform plan commit convert", "--owner", metavar="NAME", hidden=True, help="Owner of the target's lock."),
     ),
     "Output": (
+        _option(
+            "layout-export",
+            "-o",
+            "--output-dir",
+            "output",
+            required=True,
+            type=DIRECTORY,
+            metavar="DIR",
+            help="Directory to write, or s3://bucket/prefix.",
+        ),
+        _option(
+            "layout-export",
+            "--form",
+            type=click.Choice(["protobuf", "json"]),
+            default="protobuf",
+            show_default=True,
+            help="Form of the files. MindSpore cannot read the JSON form if several axes divide a dimension.",
+        ),
         _option(_PLAN, "--output", type=Word(*get_args(OutputKind)), default=kebab(_DEFAULTS.output), help=_OUTPUT_HELP),
         _option(
             _RANKS,
@@ -269,21 +297,21 @@ GROUPS: dict[str, tuple[_Option, ...]] = {
     ),
     "Parameters": (
         _option(
-            _WRITE,
+            f"{_WRITE} {_LAYOUT}",
             "--include",
             multiple=True,
             metavar="PATTERN",
             help="Pattern of parameters to write, such as `model.*`. `*` matches any characters. Repeatable. Default: all.",
         ),
         _option(
-            _WRITE,
+            f"{_WRITE} {_LAYOUT}",
             "--exclude",
             multiple=True,
             metavar="PATTERN",
             help="Pattern of parameters to omit, such as `optim.*`, even if the target strategy names them. Repeatable.",
         ),
         _option(
-            _RANKS,
+            f"{_RANKS} {_LAYOUT}",
             "--source-only",
             **_words(SourceOnly, _DEFAULTS.source_only),
             help="Handling of parameters that only the source strategy names: `drop` omits them, and `keep` copies them whole"
@@ -291,7 +319,7 @@ GROUPS: dict[str, tuple[_Option, ...]] = {
         ),
         _option(_RANKS, "--allow-missing", is_flag=True, help="Omit parameters that only the target strategy names."),
         _option(
-            _WRITE,
+            f"{_WRITE} {_LAYOUT}",
             "--rename",
             "renames",
             multiple=True,
@@ -299,7 +327,7 @@ GROUPS: dict[str, tuple[_Option, ...]] = {
             help="New name of a parameter in the target. Repeatable.",
         ),
         _option(
-            _WRITE,
+            f"{_WRITE} {_LAYOUT}",
             "--rename-pattern",
             "patterns",
             multiple=True,
@@ -308,14 +336,14 @@ GROUPS: dict[str, tuple[_Option, ...]] = {
             "`*` matches any characters (non-greedy). The first matching pattern applies. --rename takes precedence.",
         ),
         _option(
-            _WRITE,
+            f"{_WRITE} {_LAYOUT}",
             "--rename-file",
             type=PATH,
             metavar="FILE.yaml",
             help="YAML file with a list of rename rules, in the form of spec.parameters.rename.",
         ),
         _option(
-            _WRITE,
+            f"{_WRITE} {_LAYOUT}",
             "--cast",
             "casts",
             multiple=True,
@@ -324,7 +352,7 @@ GROUPS: dict[str, tuple[_Option, ...]] = {
             "Types: float64, float32, float16, bfloat16. Values are rounded to the nearest. The first matching pattern applies.",
         ),
         _option(
-            _RANKS,
+            f"{_RANKS} {_LAYOUT}",
             "--pad",
             "pads",
             multiple=True,
@@ -453,7 +481,7 @@ GROUPS: dict[str, tuple[_Option, ...]] = {
         ),
     ),
     "Encryption": (
-        *_key("decryption", "source", f"{_WRITE} inspect", "decrypt the source"),
+        *_key("decryption", "source", f"{_WRITE} inspect {_LAYOUT}", "decrypt the source"),
         *_key("encryption", "target", _WRITE, "encrypt the target"),
     ),
     "Console": (

@@ -52,11 +52,13 @@ class Resolved:
         strategy: layouts by stage and name. Tensors with at most one element are not in it: every rank holds them whole.
         assigned: rule and sharding of each parameter in the strategy, by name.
         notes: messages for the user, such as rules that match nothing.
+        unmatched: sorted names of parameters that no rule matches. They are not in the strategy.
     """
 
     strategy: Strategy
     assigned: Mapping[str, Assigned]
     notes: tuple[str, ...]
+    unmatched: tuple[str, ...] = ()
 
 
 class Rules:
@@ -211,22 +213,6 @@ class Rules:
                 fix="include that parameter, or add a rule for this state with `zero: false` or `zero: {threshold: 0}`",
             )
 
-    def refuse_unmatched(self, names: Iterable[str]) -> None:
-        """Refuse parameters that no rule matches.
-
-        Raises:
-            RequestError: there are such parameters.
-        """
-        if unmatched := sorted(names):
-            more = f" and {len(unmatched) - _SHOWN} more" if len(unmatched) > _SHOWN else ""
-            raise RequestError(
-                "ParameterUnmatched",
-                f"no rule matches {', '.join(unmatched[:_SHOWN])}{more}",
-                where=self._where,
-                fix=f"add a rule such as {{match: {unmatched[0]}}}, which means that every rank of a stage holds it whole; or"
-                " omit these parameters with --exclude (spec.parameters.exclude)",
-            )
-
     def unused(self, assigned: Iterable[Assigned]) -> tuple[str, ...]:
         """Return messages about rules that match no parameter."""
         used = {each.rule for each in assigned}
@@ -235,8 +221,35 @@ class Rules:
         return tuple(f"{self._where}: {self._named(number)} {what}" for number in numbers)
 
 
+def refuse_unmatched(names: Iterable[str], where: str, most: int = _SHOWN) -> None:
+    """Refuse parameters that no rule matches.
+
+    Args:
+        names: names of these parameters.
+        where: name of the layout file, for the message.
+        most: number of names in the message.
+
+    Raises:
+        RequestError: there are such parameters.
+    """
+    if unmatched := sorted(names):
+        more = f" and {len(unmatched) - most} more" if len(unmatched) > most else ""
+        raise RequestError(
+            "ParameterUnmatched",
+            f"no rule matches {', '.join(unmatched[:most])}{more}",
+            where=where,
+            fix=f"add a rule such as {{match: {unmatched[0]}}}, which means that every rank of a stage holds it whole; or"
+            " omit these parameters with --exclude (spec.parameters.exclude)",
+        )
+
+
 def resolve(
-    document: LayoutDocument, tensors: Mapping[str, Whole], where: str, derived: Mapping[str, Sharding] | None = None
+    document: LayoutDocument,
+    tensors: Mapping[str, Whole],
+    where: str,
+    derived: Mapping[str, Sharding] | None = None,
+    *,
+    incomplete: bool = False,
 ) -> Resolved:
     """Return the layouts of whole parameters.
 
@@ -245,6 +258,7 @@ def resolve(
         tensors: all parameters, by their names in the target.
         where: name of the file, for messages.
         derived: shardings that are derived from the source, for parameters that no rule matches.
+        incomplete: whether parameters that no rule matches are returned instead of refused.
 
     Raises:
         DataError: a sharding does not divide a parameter evenly.
@@ -272,5 +286,7 @@ def resolve(
         rules.refuse_orphan(found, name, tensor, tensors)
         for stage in found.stages:
             stages[stage][name] = shared[key]
-    rules.refuse_unmatched(unmatched)
-    return Resolved(Strategy(stages, document.devices), assigned, rules.unused(assigned.values()))
+    if not incomplete:
+        refuse_unmatched(unmatched, where)
+    strategy = Strategy(stages, document.devices)
+    return Resolved(strategy, assigned, rules.unused(assigned.values()), tuple(sorted(unmatched)))

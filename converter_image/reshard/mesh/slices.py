@@ -7,7 +7,7 @@ from math import prod
 from typing import TYPE_CHECKING
 
 from reshard.errors import RequestError
-from reshard.mesh.resolve import Assigned, Resolved, Rules
+from reshard.mesh.resolve import Assigned, Resolved, Rules, refuse_unmatched
 from reshard.mesh.sharding import Whole, optimizer_sharded
 from reshard.strategy import Strategy
 
@@ -51,7 +51,7 @@ def resolve_slices(document: LayoutDocument, stages: Sequence[Mapping[str, Whole
             layout = _layout(rules, found, name, tensor, tensors.get(owner, tensor), where)
             for stage in found.stages:
                 layouts[stage][name] = layout
-    rules.refuse_unmatched(unmatched)
+    refuse_unmatched(unmatched, where)
     return Resolved(Strategy(layouts, document.devices), assigned, rules.unused(assigned.values()))
 
 

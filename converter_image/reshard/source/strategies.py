@@ -26,6 +26,7 @@ if TYPE_CHECKING:
 
 # Strategy files of the largest models have some megabytes.
 _LARGEST_STRATEGY = 128 << 20
+_LARGEST_LAYOUT = 1 << 20
 # The ranks of one run write their strategies at about the same time, after they have compiled the network.
 _ONE_RUN_SECONDS = 3600
 
@@ -88,6 +89,17 @@ def read_layouts(path: str, storage_options: StorageOptions | None = None, *, on
             " merge` and use the merged file",
         )
     return replace(strategy, notes=(f"{path}: {what}; check that the folder contains no files of an earlier run",))
+
+
+def read_layout_file(path: str, storage_options: StorageOptions | None = None) -> LayoutFile:
+    """Read a layout file.
+
+    Raises:
+        MissingInputError: the file does not exist.
+        UsageError: the file is not a layout file, or a field is invalid.
+    """
+    folder, name = parent_and_name(path)
+    return parse_layout(open_store(folder, storage_options).read(name, _LARGEST_LAYOUT), path)
 
 
 def read_strategy_files(path: str, storage_options: StorageOptions | None = None) -> list[StrategyFile]:

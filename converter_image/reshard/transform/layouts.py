@@ -71,12 +71,7 @@ def place(inventory: Inventory, source: Layouts, target: Layouts, request: Reque
             inventory, ranks=options.only_ranks, include=options.include, exclude=options.exclude, rename=options.rename
         )
         return Placed(with_casts(kept, options.cast), None, None)
-    notes: tuple[str, ...] = ()
-    if isinstance(source, LayoutFile):
-        if inventory.unified:
-            refuse_strategy()
-        found = resolve_slices(source.document, _slices(inventory, source, request), source.name)
-        source, notes = found.strategy, found.notes
+    source, notes = source_strategy(inventory, source, request)
     if isinstance(target, LayoutFile):
         if options.kind.one_stage:
             raise RequestError(
@@ -85,7 +80,7 @@ def place(inventory: Inventory, source: Layouts, target: Layouts, request: Reque
                 where=target.name,
                 fix="write the strategy files of all stages with `reshard layout export`, and use these",
             )
-        tensors = _tensors(_model(inventory, source, None, request, only), has_strategy=source is not None)
+        tensors = whole_tensors(_model(inventory, source, None, request, only), has_strategy=source is not None)
         found = resolve(target.document, tensors, target.name)
         target, notes = found.strategy, (*notes, *found.notes)
     model = _model(inventory, source, target, request, only)
@@ -93,6 +88,29 @@ def place(inventory: Inventory, source: Layouts, target: Layouts, request: Reque
         apart = not requested_output(request_key(request), inventory.format).names_files
         model = pack_full_tensors(model, options.most_bytes, apart=apart)
     return Placed(model, source, target, notes)
+
+
+def source_strategy(inventory: Inventory, source: Layouts, request: Request) -> tuple[Strategy | None, tuple[str, ...]]:
+    """Return the strategy of a source, and messages about its layout file.
+
+    Raises:
+        DataError, RequestError, UsageError: as for `place`.
+    """
+    if not isinstance(source, LayoutFile):
+        return source, ()
+    if inventory.unified:
+        refuse_strategy()
+    found = resolve_slices(source.document, _slices(inventory, source, request), source.name)
+    return found.strategy, found.notes
+
+
+def source_model(inventory: Inventory, source: Strategy | None, request: Request) -> Model:
+    """Return the parameters of a source as a target of one rank would hold them.
+
+    Raises:
+        DataError, MissingInputError, RequestError: files and layouts contradict each other, see `build_model`.
+    """
+    return _model(inventory, source, None, request, None)
 
 
 def _model(inventory: Inventory, source: Strategy | None, target: Strategy | None, request: Request, only: int | None) -> Model:
@@ -132,7 +150,7 @@ def _slices(inventory: Inventory, source: LayoutFile, request: Request) -> list[
     return stages
 
 
-def _tensors(model: Model, *, has_strategy: bool) -> Mapping[str, Whole]:
+def whole_tensors(model: Model, *, has_strategy: bool) -> Mapping[str, Whole]:
     """Return the tensors that a layout file must describe: all except those that the source's strategy does not name."""
     named = [p for p in model.parameters if p.dtype != OBJECT and (p.role is Role.CUT or not has_strategy)]
     return {p.name: Whole(p.target_dtype, p.target_shape) for p in named}
