@@ -303,18 +303,19 @@ def _prove(shape: tuple[int, ...], starts: Numbers, ends: Numbers, name: str) ->
         )
     # The whole tensor is added as the last box, with reversed signs, so that all corners have to cancel.
     sides = [(np.append(starts[:, i], 0), np.append(ends[:, i], shape[i])) for i in cut]
-    keys = _keys(sides)
-    whole = len(starts)
-    even = np.array([mask.bit_count() % 2 == 0 for mask in range(len(keys))])
-    plus = np.concatenate([keys[even, :whole].ravel(), keys[~even, whole]])
-    minus = np.concatenate([keys[~even, :whole].ravel(), keys[even, whole]])
+    masks = sorted(range(1 << len(cut)), key=lambda mask: mask.bit_count() % 2)  # the first half has the sign +1
+    half = len(masks) // 2
+    keys = _keys(sides, masks)
+    keys[:, -1] = np.roll(keys[:, -1], half)
+    plus, minus = keys[:half].reshape(-1), keys[half:].reshape(-1)  # views, which are sorted in place to save memory
     plus.sort()
     minus.sort()
     if np.array_equal(plus, minus):
         return
     at = int((plus != minus).argmax())
     key = min(plus[at], minus[at])
-    mask, box = (int(found[0]) for found in np.nonzero(keys == key))
+    row, box = (int(found[0]) for found in np.nonzero(_keys(sides, masks) == key))
+    mask = masks[row]
     point = [0] * len(shape)
     for bit, i in enumerate(cut):
         point[i] = int(sides[bit][mask >> bit & 1][box])
@@ -322,10 +323,12 @@ def _prove(shape: tuple[int, ...], starts: Numbers, ends: Numbers, name: str) ->
     _refuse(name, point, int(((starts <= element) & (element < ends)).all(axis=1).sum()))
 
 
-def _keys(sides: list[tuple[Numbers, Numbers]]) -> Numbers:
-    """Return a number for each corner of each box: equal for equal points, ascending row-major. Bit i of the row is the side."""
-    keys = np.zeros((1 << len(sides), len(sides[0][0])), np.int64)
-    ends = np.arange(len(keys))
+def _keys(sides: list[tuple[Numbers, Numbers]], masks: list[int]) -> Numbers:
+    """Return a number for each corner of each box: equal for equal points, ascending row-major.
+
+    Each row has the corners of one mask, of which bit i is the side along dimension i.
+    """
+    keys = np.zeros((len(masks), len(sides[0][0])), np.int64)
     largest = 1
     for bit, pair in enumerate(sides):
         points = np.unique(np.concatenate(pair))
@@ -334,8 +337,9 @@ def _keys(sides: list[tuple[Numbers, Numbers]]) -> Numbers:
             keys, largest = inverse.reshape(keys.shape), len(distinct)
         keys *= len(points)
         largest *= len(points)
-        for side in (0, 1):
-            keys[ends >> bit & 1 == side] += np.searchsorted(points, pair[side])
+        numbers = [np.searchsorted(points, each) for each in pair]
+        for row, mask in enumerate(masks):
+            keys[row] += numbers[mask >> bit & 1]
     return keys
 
 
