@@ -29,6 +29,7 @@ PLACES: Mapping[str, tuple[tuple[str, str], ...]] = {
     "helm/reshard/files/checkpointtransforms.yaml": ((r'app\.kubernetes\.io/version: "', '"'),),
     "converter_image/Dockerfile": ((r"^ARG VERSION=", "$"),),
     "operator/Dockerfile": ((r"^ARG VERSION=", "$"),),
+    "examples/compile-on-cpu/job.yaml": ((r"image: \S*reshard-converter:", " "),),
     "examples/online-load/training.yaml": ((r"image: \S*reshard-converter:", " "),),
 }
 _UNRELEASED = "## [Unreleased]\n"

@@ -6,7 +6,8 @@ import os
 import subprocess
 from pathlib import Path
 
-SHARED = [Path(__file__).parents[1] / "conformance", Path(__file__).parent]
+ROOT = Path(__file__).parents[2]
+SHARED = [ROOT / "tests" / "conformance", Path(__file__).parent, ROOT / "examples" / "compile-on-cpu"]
 
 
 def run(program: Path, *arguments: object) -> str:

@@ -24,6 +24,7 @@ PATHS = (
     "converter_image/Dockerfile",
     "converter_image/reshard/version.py",
     "crds/checkpointtransforms.yaml",
+    "examples/compile-on-cpu/job.yaml",
     "examples/online-load/training.yaml",
     "helm/reshard/Chart.yaml",
     "helm/reshard/files/checkpointtransforms.yaml",
@@ -61,7 +62,8 @@ def named(tree: Path) -> set[str]:
     for path in ("crds", "helm/reshard/files"):
         labels = yaml.safe_load((tree / path / "checkpointtransforms.yaml").read_text())["metadata"]["labels"]
         found.add(labels["app.kubernetes.io/version"])
-    found |= set(re.findall(r"reshard-converter:(\S+)", (tree / "examples/online-load/training.yaml").read_text()))
+    for path in ("compile-on-cpu/job.yaml", "online-load/training.yaml"):
+        found |= set(re.findall(r"reshard-converter:(\S+)", (tree / "examples" / path).read_text()))
     found |= set(re.findall(r'__version__ = "(.*)"', (tree / "converter_image/reshard/version.py").read_text()))
     return found
 
