@@ -332,8 +332,9 @@ def test_kubectl_shows_phase_ranks_percent_and_age(api: client.ApiClient, namesp
 
 
 @pytest.mark.usefixtures("crd")
-def test_the_gitops_folder_is_accepted() -> None:
-    folder = str(ROOT / "examples" / "gitops")
+@pytest.mark.parametrize("name", ["gitops", "compile-on-cpu"])
+def test_a_folder_for_gitops_is_accepted(name: str) -> None:
+    folder = str(ROOT / "examples" / name)
     made = subprocess.run([program("kubectl"), "kustomize", folder], check=True, capture_output=True, text=True).stdout
     namespace = next(d for d in yaml.safe_load_all(made) if d["kind"] == "Namespace")
     apply = [program("kubectl"), "apply", "--server-side", "--filename", "-"]
@@ -342,3 +343,22 @@ def test_the_gitops_folder_is_accepted() -> None:
         subprocess.run(apply, input=made, check=True, capture_output=True, text=True)
     difference = [program("kubectl"), "diff", "--server-side", "--filename", "-"]
     assert subprocess.run(difference, input=made, check=False, capture_output=True, text=True).returncode == 0
+
+
+def test_a_restricted_namespace_admits_the_pod_that_compiles(api: client.ApiClient, namespace: str) -> None:
+    core = client.CoreV1Api(api)
+    core.patch_namespace(namespace, {"metadata": {"labels": {"pod-security.kubernetes.io/enforce": "restricted"}}})
+    job = yaml.safe_load((ROOT / "examples" / "compile-on-cpu" / "job.yaml").read_text())
+    pod = {"metadata": {"name": "compile"}, "spec": job["spec"]["template"]["spec"]}
+    looser = copy.deepcopy(pod)
+    looser["spec"]["initContainers"][0]["securityContext"] = {}
+
+    def refused() -> bool:
+        try:
+            core.create_namespaced_pod(namespace, looser, dry_run="All")
+        except ApiException as error:
+            return "violates PodSecurity" in error.body
+        return False
+
+    wait_for(refused)  # the label takes effect after a moment
+    core.create_namespaced_pod(namespace, pod, dry_run="All")
