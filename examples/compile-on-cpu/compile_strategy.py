@@ -51,7 +51,7 @@ class Target:
     stages: int = 1
 
     def __post_init__(self) -> None:
-        # MindSpore 2.7 to 2.10: `GetDeviceManager` accepts these numbers, for all stages.
+        # MindSpore refuses other numbers (device_manager.cc).
         if self.devices not in {1, 2, 4} and (self.devices < 1 or self.devices % 8):
             raise CompileError(f"MindSpore compiles for 1, 2, 4 or a multiple of 8 devices, not for {self.devices}")
         if self.stages < 1 or self.devices % self.stages:
