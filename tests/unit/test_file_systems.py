@@ -320,3 +320,18 @@ def test_files_larger_than_the_process_may_write_are_an_error(tmp_path: Path) ->
     ran = subprocess.run([sys.executable, "-c", program, str(tmp_path)], capture_output=True, text=True, check=False)
     assert "OutputError: CannotWrite" in ran.stderr
     assert list(tmp_path.iterdir()) == []
+
+
+def test_bytes_on_the_disk_leave_the_page_cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    advised: list[tuple[int, int, int]] = []
+    monkeypatch.setattr(os, "posix_fadvise", lambda _, start, length, advice: advised.append((start, start + length, advice)))
+    writer, step = LocalStore(tmp_path).create("file", temporary="file.tmp", mode=None), 1 << 20
+    for _ in range(100):
+        writer.write(bytes(step))
+    writer.finish()
+    starts, ends, advices = zip(*advised, strict=True)
+    assert set(advices) == {os.POSIX_FADV_DONTNEED}
+    assert list(ends) == [8 * step * (i + 1) for i in range(12)]  # the first advice for a byte starts its writeback
+    for start in range(0, 64 * step, step):  # by the last advice for it, later bytes of the length of the page cache were written
+        last = max(end for first, end in zip(starts, ends, strict=True) if first <= start < end)
+        assert last - start > 32 * step
