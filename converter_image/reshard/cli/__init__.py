@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import logging
 import os
 import signal
@@ -26,6 +27,9 @@ if TYPE_CHECKING:
 
 # Enough for a cancelled command to clean up, unless its storage hangs. The next run removes the rest.
 _PATIENCE_SECONDS = 1.8
+# New objects before the garbage collector runs. Imported modules create many objects that are never freed, and with Python's
+# default of 700, searching them takes a tenth of the time to start.
+_COLLECTED_OBJECTS = 50_000
 
 
 @dataclass
@@ -58,6 +62,7 @@ def program(arguments: Sequence[str] | None = None) -> int:
     """
     if (done := complete()) is not None:
         return done
+    gc.set_threshold(_COLLECTED_OBJECTS)
     code = _main(arguments, patience=_PATIENCE_SECONDS)
     console.flush_at_exit()
     return code

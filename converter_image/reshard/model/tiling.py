@@ -262,7 +262,7 @@ def _grid(shape: tuple[int, ...], starts: Numbers, ends: Numbers) -> tuple[Grid,
     numbers = np.zeros(len(starts), np.int64)
     tiles = 1
     for i, n in enumerate(shape):
-        points = np.unique(np.concatenate([starts[:, i], ends[:, i]]))
+        points = _distinct(np.concatenate([starts[:, i], ends[:, i]]))
         at = np.searchsorted(points, starts[:, i])
         tiles *= len(points) - 1
         if tiles > len(starts) or points[0] or points[-1] != n or (points[at + 1] != ends[:, i]).any():
@@ -331,7 +331,7 @@ def _keys(sides: list[tuple[Numbers, Numbers]], masks: list[int]) -> Numbers:
     keys = np.zeros((len(masks), len(sides[0][0])), np.int64)
     largest = 1
     for bit, pair in enumerate(sides):
-        points = np.unique(np.concatenate(pair))
+        points = _distinct(np.concatenate(pair))
         if largest > _LARGEST_KEY // len(points):
             distinct, inverse = np.unique(keys, return_inverse=True)
             keys, largest = inverse.reshape(keys.shape), len(distinct)
@@ -341,6 +341,13 @@ def _keys(sides: list[tuple[Numbers, Numbers]], masks: list[int]) -> Numbers:
         for row, mask in enumerate(masks):
             keys[row] += numbers[mask >> bit & 1]
     return keys
+
+
+def _distinct(numbers: Numbers) -> Numbers:
+    """Return the distinct numbers in ascending order, like `np.unique`, which imports numpy's masked arrays on first use."""
+    ordered: Numbers = np.sort(numbers)
+    first: NDArray[np.bool_] = np.append(True, ordered[1:] != ordered[:-1])
+    return ordered[first]
 
 
 def _refuse(name: str, point: list[int], count: int) -> NoReturn:
