@@ -12,6 +12,7 @@ from reshard.checkpoint.dtypes import DTYPES
 from reshard.checkpoint.output import Checksum
 from reshard.engine.cast import Losses, cast
 from reshard.engine.gather import SMALL_BYTES, Gatherer, element_type, reads_of_box, reads_of_small, small_runs
+from reshard.engine.overlap import emitting
 from reshard.layout.box import Box
 from reshard.layout.tiles import flat_span, next_tile
 
@@ -152,7 +153,12 @@ def reads_of_spans(plan: RankPlan, spans: Iterable[Span]) -> Iterator[Read]:
 
 
 def carry_out(
-    moves: Iterable[Move], files: SourceFiles, emit: Callable[[memoryview], None], losses: Losses | None = None
+    moves: Iterable[Move],
+    files: SourceFiles,
+    emit: Callable[[memoryview], None],
+    losses: Losses | None = None,
+    *,
+    overlap: bool = False,
 ) -> None:
     """Produce the bytes of these moves, in order.
 
@@ -161,19 +167,22 @@ def carry_out(
         files: files of the source.
         emit: callback with the next part of the file. The buffer is reused after it returns.
         losses: counters of the elements that casts change.
+        overlap: whether a second thread calls `emit`, while this thread reads the next bytes.
 
     Raises:
         DataError, StorageError: the source cannot be read.
+        Exception: `emit` failed. It is not called again.
     """
-    memory, filled = memoryview(bytearray(TILE_BYTES)), 0
     producer = _Producer(Gatherer(files, TILE_BYTES), losses)
-    for move in moves:
-        if move is not None:
-            filled += producer.carry_out(move, memory[filled:])
-            continue
-        if filled:
-            emit(memory[:filled])
-        filled = 0
+    with emitting(emit, TILE_BYTES, overlap=overlap) as pass_on:
+        memory, filled = memoryview(bytearray(TILE_BYTES)), 0
+        for move in moves:
+            if move is not None:
+                filled += producer.carry_out(move, memory[filled:])
+                continue
+            if filled:
+                memory = pass_on(memory, filled)
+            filled = 0
 
 
 def fill(moves: Iterable[Move], gatherer: Gatherer, into: memoryview) -> None:

@@ -20,7 +20,7 @@ if TYPE_CHECKING:
 MOST_WORKERS = 8
 # Upper bounds of the measurements in docs/performance.md: the interpreter with its libraries, and the buffers of each worker;
 _BASE_BYTES = 64 << 20
-_BYTES_PER_WORKER = 4 << 20
+_BYTES_PER_WORKER = 6 << 20
 # for each parameter name, in headers, strategies, inventory and manifest, and in the plans of concurrent ranks.
 _BYTES_PER_NAME = 4096
 _BYTES_PER_CHARACTER = 8

@@ -14,7 +14,7 @@ from reshard.checkpoint.encryption import Encryptor
 from reshard.checkpoint.manifest import FileRecord
 from reshard.checkpoint.output import Checksum, Span
 from reshard.engine.cast import Losses
-from reshard.engine.execute import carry_out, moves, reads, reads_of_spans
+from reshard.engine.execute import TILE_BYTES, carry_out, moves, reads, reads_of_spans
 from reshard.engine.gather import ReadCount
 from reshard.engine.servercopy import parts, split
 from reshard.engine.verify import check_file, unreadable
@@ -30,9 +30,10 @@ from reshard.storage.digest import ContentDigest, digest_of, digest_of_version, 
 from reshard.telemetry import phase
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator
+    from collections.abc import Callable, Iterable, Iterator
 
     from reshard.checkpoint.manifest import Verified
+    from reshard.engine.execute import Move
     from reshard.engine.gather import SourceFiles
     from reshard.engine.job import Job
     from reshard.engine.memory import Budget
@@ -249,20 +250,29 @@ def produce(job: Job, plan: RankPlan, writer: Writer, conditions: Conditions) ->
     write = put if encryptor is None else encryptor.update
 
     def emit(part: memoryview | bytes) -> None:
-        conditions.cancellation.check()
         tail.update(part)
         write(part)
 
     with closing(job.source_files(conditions.count)) as files:
         crc = _crc_of_contents(plan, files, conditions) if tail.in_header else None
         files.expect(reads(moves(plan, job.pieces(plan.rank, crc))), conditions.ahead)
-        carry_out(moves(plan, job.pieces(plan.rank, crc)), files, emit, conditions.losses)
+        steps = _until_cancelled(moves(plan, job.pieces(plan.rank, crc)), conditions.cancellation)
+        overlap = sum(tensor.written_nbytes for tensor in plan.tensors) > TILE_BYTES
+        carry_out(steps, files, emit, conditions.losses, overlap=overlap)
         if trailer := tail.content():
             emit(trailer)
         if encryptor is not None:
             encryptor.finish()
         files.check_unchanged()
     return str(digest)
+
+
+def _until_cancelled(steps: Iterable[Move], cancellation: Cancellation) -> Iterator[Move]:
+    """Yield moves, and check after each tile whether the work was cancelled."""
+    for step in steps:
+        if step is None:
+            cancellation.check()
+        yield step
 
 
 class _Tail:
