@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from reshard.errors import DataError, RequestError
-from reshard.mesh.sharding import Sharding, Whole, optimizer_sharded
+from reshard.mesh.sharding import Derived, Sharding, Whole, optimizer_sharded
 from reshard.mesh.stages import LayerStages
 from reshard.plan.rules import NamePattern
 from reshard.spec.layout import LayoutDocument, Zero, axes_of
@@ -22,7 +22,7 @@ if TYPE_CHECKING:
     from reshard.spec.layout import LayoutRule
 
 _SHOWN = 5  # names quoted in one message
-_MOST_ELEMENT_BYTES = 16  # of complex numbers
+MOST_ELEMENT_BYTES = 16  # of complex numbers
 
 
 @dataclass(frozen=True, slots=True)
@@ -73,7 +73,7 @@ class Rules:
         UsageError: pipeline stages contradict each other.
     """
 
-    def __init__(self, document: LayoutDocument, where: str, derived: Mapping[str, Sharding] | None = None) -> None:
+    def __init__(self, document: LayoutDocument, where: str, derived: Mapping[str, Derived] | None = None) -> None:
         self.document, self._where, self._derived = document, where, derived or {}
         self._patterns = [[NamePattern(pattern) for pattern in rule.patterns] for rule in document.rules]
         self._states = [NamePattern(state if "*" in state else f"{state}*") for state in document.state]
@@ -93,18 +93,33 @@ class Rules:
         """Return the name of the parameter whose state a tensor is. A tensor that is no state is its own parameter."""
         return next((state.apply(name, "*") for state in self._states if state.matches(name)), name)
 
+    def rule(self, owner: str) -> int | None:
+        """Return the position of the first rule that matches a name, or None if none does."""
+        return next((i for i, patterns in enumerate(self._patterns) if any(p.matches(owner) for p in patterns)), None)
+
+    def layer_stage(self, name: str) -> int | None:
+        """Return the pipeline stage of the layer in a name, or None if the name contains none.
+
+        Raises:
+            RequestError: the layer does not exist.
+        """
+        layer = self._layers.layer(self._parameter(name)) if self._layers else None
+        if self._layers is None or layer is None:
+            return None
+        if layer >= self._layers.count:
+            raise self._refused(f"layer {layer} does not exist; the number of layers is {self._layers.count}", name)
+        return self._layers.stage(layer)
+
     def assign(self, name: str, owner: str, shape: tuple[int, ...]) -> Assigned | None:
         """Return the rule and the sharding of a parameter, or None if no rule matches.
 
         Raises:
             RequestError: the rule does not apply to the shape, or the pipeline stage is unknown.
         """
-        number = next((i for i, patterns in enumerate(self._patterns) if any(p.matches(owner) for p in patterns)), None)
+        number = self.rule(owner)
         if number is None:
-            sharding = self._derived.get(name)
-            if sharding is None:
-                return None
-            return Assigned(None, owner, sharding, self.document.zero, self._stages(name, None))
+            derived = self._derived.get(name)
+            return Assigned(None, owner, derived.sharding, derived.zero, derived.stages) if derived else None
         rule = self.document.rules[number]
         zero = (self.document.zero if rule.zero is True else rule.zero) or None
         sharding = self._sharding(rule, number, name, shape, zero)
@@ -138,6 +153,11 @@ class Rules:
         """Return the layout of a sharding by axes of the mesh, or of the experts' mesh."""
         return sharding.layout(self.sizes if set(sharding.order) <= self.sizes.keys() else self._expert_sizes)
 
+    def expanded(self, axes: str | tuple[str, ...]) -> tuple[str, ...]:
+        """Return axes with aliases replaced by their axes."""
+        aliases = self.document.aliases
+        return tuple(inner for axis in axes_of(axes) for inner in (axes_of(aliases[axis]) if axis in aliases else (axis,)))
+
     def _sharding(self, rule: LayoutRule, number: int, name: str, shape: tuple[int, ...], zero: Zero | None) -> Sharding:
         dims: list[tuple[str, ...]] = [()] * len(shape)
         for dimension, axes in rule.shard.items():
@@ -145,13 +165,13 @@ class Rules:
                 raise self._refused(
                     f"{self._named(number)} divides dimension {dimension}, but the parameter has {len(shape)} dimensions", name
                 )
-            dims[int(dimension)] = self._expanded(axes)
+            dims[int(dimension)] = self.expanded(axes)
         if zero and zero.axes and zero.dim < len(shape):
-            dims[zero.dim] += self._expanded(zero.axes)
+            dims[zero.dim] += self.expanded(zero.axes)
         used = [axis for cuts in dims for axis in cuts]
         if twice := [axis for axis in used if used.count(axis) > 1]:
             raise self._refused(f"the axis {twice[0]} divides it twice, by {self._named(number)} and zero", name)
-        order = self._expanded(rule.order)
+        order = self.expanded(rule.order)
         sizes = self.sizes if {*used, *order} <= self.sizes.keys() else self._expert_sizes
         if not {*used, *order} <= sizes.keys():
             raise self._refused(f"{self._named(number)} has axes of both mesh and expertMesh: {', '.join({*used, *order})}", name)
@@ -161,12 +181,8 @@ class Rules:
         uneven = self.document.uneven if rule.uneven is None else rule.uneven
         return Sharding(tuple(dims), order or tuple(sizes), uneven)
 
-    def _expanded(self, axes: str | tuple[str, ...]) -> tuple[str, ...]:
-        aliases = self.document.aliases
-        return tuple(inner for axis in axes_of(axes) for inner in (axes_of(aliases[axis]) if axis in aliases else (axis,)))
-
-    def _stages(self, name: str, rule: LayoutRule | None) -> tuple[int, ...]:
-        stages, stage = self.document.stages, rule.stage if rule else None
+    def _stages(self, name: str, rule: LayoutRule) -> tuple[int, ...]:
+        stages, stage = self.document.stages, rule.stage
         if stage == "all" or stages == 1:
             return tuple(range(stages))
         if stage is not None:
@@ -174,8 +190,8 @@ class Rules:
             if not isinstance(number, int) or number >= stages:
                 raise self._refused(f"stage {number} does not exist; the number of stages is {stages}", name)
             return (number,)
-        layer = self._layers.layer(self._parameter(name)) if self._layers else None
-        if self._layers is None or layer is None:
+        found = self.layer_stage(name)
+        if found is None:
             raise RequestError(
                 "LayerStageUnknown",
                 f"the mesh has {stages} pipeline stages, and neither a layer in the name nor a rule determines the one of this"
@@ -183,9 +199,7 @@ class Rules:
                 where=f"{self._where}: parameter {name}",
                 fix="add `stage: first`, `last`, `all` or a number to its rule, or correct `pipeline.layer`",
             )
-        if layer >= self._layers.count:
-            raise self._refused(f"layer {layer} does not exist; the number of layers is {self._layers.count}", name)
-        return (self._layers.stage(layer),)
+        return (found,)
 
     def _named(self, number: int | None) -> str:
         if number is None:
@@ -202,7 +216,7 @@ class Rules:
             RequestError: the size decides.
         """
         zero = assigned.zero
-        if zero is None or not _MOST_ELEMENT_BYTES * tensor.size >= zero.threshold > tensor.size:
+        if zero is None or not MOST_ELEMENT_BYTES * tensor.size >= zero.threshold > tensor.size:
             return
         if assigned.owner not in tensors:
             raise RequestError(
@@ -247,7 +261,7 @@ def resolve(
     document: LayoutDocument,
     tensors: Mapping[str, Whole],
     where: str,
-    derived: Mapping[str, Sharding] | None = None,
+    derived: Mapping[str, Derived] | None = None,
     *,
     incomplete: bool = False,
 ) -> Resolved:

@@ -65,6 +65,21 @@ class Sharding:
         return Layout(tuple(sizes[axis] for axis in axes) or (1,), tensor_map, uneven=uneven)
 
 
+@dataclass(frozen=True, slots=True)
+class Derived:
+    """The sharding of one parameter that follows from its layout in the source.
+
+    Attributes:
+        sharding: axes that divide it.
+        zero: sharding of optimizer parallelism, whose threshold it has reached. None means none.
+        stages: pipeline stages that hold it.
+    """
+
+    sharding: Sharding
+    zero: Zero | None
+    stages: tuple[int, ...]
+
+
 def optimizer_sharded(layout: Layout, tensor: Whole, zero: Zero) -> Layout:
     """Return the layout of a parameter with MindSpore's optimizer parallelism, or the same layout if the parameter is too small.
 

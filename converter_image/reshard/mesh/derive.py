@@ -1,0 +1,336 @@
+"""Derive the sharding of a target from that of its source: the same axes divide the same dimensions, with other sizes.
+
+Nothing is assumed, such as an order of axes. All readings of the source are collected, and several that lead to different slices
+are refused, as are all other open questions. Each refusal contains the rules of which one would answer it.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from itertools import combinations, product
+from math import prod
+from typing import TYPE_CHECKING
+
+import msgspec
+
+from reshard.errors import RequestError
+from reshard.mesh.patterns import patterns_of
+from reshard.mesh.questions import Question, Refused
+from reshard.mesh.readings import MOST_AXES, Observation, candidates, default_intervals, intervals
+from reshard.mesh.render import rule_line
+from reshard.mesh.resolve import MOST_ELEMENT_BYTES, Rules
+from reshard.mesh.sharding import Derived, Sharding, Whole, optimizer_sharded
+from reshard.model.tiling import Grid
+from reshard.spec.layout import LayoutRule, Zero, axes_of
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping, Sequence
+
+    from reshard.mesh.evidence import Evidence
+    from reshard.mesh.readings import Intervals
+    from reshard.spec.layout import LayoutDocument
+
+_MOST_LINES = 12
+_SHOWN = 5  # patterns in one message
+
+
+@dataclass(frozen=True, slots=True)
+class Derivation:
+    """The parameters whose sharding follows from the source, and the others.
+
+    Attributes:
+        derived: shardings by name.
+        refused: parameters whose sharding does not follow, by reason.
+    """
+
+    derived: Mapping[str, Derived]
+    refused: tuple[Refused, ...]
+
+    def complete(self) -> Mapping[str, Derived]:
+        """Return the shardings of all parameters.
+
+        Raises:
+            RequestError: some are refused. The message has all reasons.
+        """
+        if not self.refused:
+            return self.derived
+        first, *others = (each.error for each in self.refused)
+        if not others:
+            raise first
+        raise RequestError(
+            first.reason,
+            "; ".join([f"{first.what}; {first.fix}", *map(str, others)]),
+            where=first.where,
+            fix=f"answer each of these {len(self.refused)} questions",
+        )
+
+
+@dataclass(frozen=True, slots=True)
+class _Zero:
+    """Whether optimizer parallelism divides a parameter in the target, and the `zero` of a rule that has this effect."""
+
+    zero: Zero | None
+    rule: bool | Zero
+
+
+@dataclass(frozen=True, slots=True)
+class _Stages:
+    """Pipeline stages of a parameter in the target, and the `stage` of a rule that has this effect."""
+
+    stages: tuple[int, ...]
+    rule: str | int | None
+
+
+@dataclass(frozen=True, slots=True)
+class _Read:
+    """The readings of a parameter.
+
+    Attributes:
+        shardings: shardings that lead to different slices in the target, at least one.
+        unseen: axes of the target that no observation shows.
+        is_default: whether one of several readings is that its operator has no strategy. It need not be among `shardings`.
+    """
+
+    shardings: tuple[Sharding, ...]
+    unseen: tuple[str, ...]
+    is_default: bool
+
+
+def derive(
+    document: LayoutDocument,
+    tensors: Mapping[str, Whole],
+    where: str,
+    evidence: Sequence[Evidence],
+    names: Mapping[str, str] | None = None,
+) -> Derivation:
+    """Return the shardings of the parameters that no rule of a layout file matches.
+
+    Parameters that the source does not show are absent from the result, so that `resolve` refuses them.
+
+    Args:
+        document: layout file of the target, with `derive`.
+        tensors: all whole parameters of the target, by their names in the target.
+        where: name of the layout file, for messages.
+        evidence: the source, and then its witnesses.
+        names: name in the source of each parameter that has another one in the target.
+
+    Raises:
+        RequestError: the layer in a name does not exist.
+        UsageError: pipeline stages contradict each other.
+    """
+    task = _Task(document, tensors, where, tuple(evidence), names or {})
+    derived: dict[str, Derived] = {}
+    questions: dict[object, tuple[Question, list[str]]] = {}
+    for name, tensor in tensors.items():
+        if tensor.size <= 1 or task.is_ruled(name) or not task.is_observed(name):
+            continue
+        found = task.derived(name)
+        if isinstance(found, Derived):
+            derived[name] = found
+        else:
+            questions.setdefault((found.kind, found.about, *map(rule_line, found.rules)), (found, []))[1].append(name)
+    return Derivation(derived, tuple(task.refused(question, refused) for question, refused in questions.values()))
+
+
+class _Task:
+    """The derivation of one target."""
+
+    def __init__(
+        self,
+        document: LayoutDocument,
+        tensors: Mapping[str, Whole],
+        where: str,
+        evidence: tuple[Evidence, ...],
+        names: Mapping[str, str],
+    ) -> None:
+        self._document, self._tensors, self._where, self._evidence, self._names = document, tensors, where, evidence, names
+        self._rules = Rules(document, where)
+        self._owners = {name: self._rules.owner(name, tensors) for name in tensors}
+        self._sizes = document.axes
+        self._replicated = frozenset(axes_of(document.derive.replicated)) if document.derive else frozenset()
+        self._readings: dict[object, _Read | Question] = {}
+
+    def is_ruled(self, name: str) -> bool:
+        """Return whether a rule matches a parameter."""
+        return self._rules.rule(self._owners[name]) is not None
+
+    def is_observed(self, name: str) -> bool:
+        """Return whether the source shows a parameter."""
+        return self._source_name(name) in self._evidence[0].observed
+
+    def _source_name(self, name: str) -> str:
+        return self._names.get(name, name)
+
+    def derived(self, name: str) -> Derived | Question:
+        """Return the sharding of a parameter, or what is unknown about it."""
+        tensor, source_name = self._tensors[name], self._source_name(name)
+        observations = tuple(o for each in self._evidence for o in each.observed.get(source_name, ()))
+        read = self._read(observations, tensor.shape)
+        if isinstance(read, Question):
+            return read
+        readings, unseen = read.shardings, read.unseen
+        kind = about = ""
+        replicated: tuple[str, ...] = ()
+        if unseen:
+            kind, about = "unseen", ", ".join(unseen)
+            replicated = (about,) if len(readings) == 1 else ()
+        elif read.is_default:
+            kind = "default"
+        elif len(readings) > 1:
+            kind, about = "readings", ",".join(f"{axis}={size}" for axis, size in observations[0].axes)
+            uses = [{axis for cuts in reading.dims for axis in cuts} for reading in readings]
+            replicated = tuple(axis for axis in self._sizes if sum(axis not in used for used in uses) == 1)
+        elif other := self._conditional(readings[0], tensor, observations):
+            kind, about = "conditional", ", ".join(axis for cuts in other.dims for axis in cuts)
+            readings = (*readings, other)
+        zeros = [self._zeros(name, reading) for reading in readings]
+        stages = self._stages(name)
+        kind = kind or ("sharded" if len(zeros[0]) > 1 else "stage" if len(stages) > 1 else "")
+        if not kind:
+            return self._with_axes_of_zero(readings[0], zeros[0][0].zero, stages[0].stages)
+        rules = [
+            _rule(self._plain(reading), *effects, self._sizes)
+            for reading, possible in zip(readings, zeros, strict=True)
+            for effects in product(possible, stages)
+        ]
+        return Question(kind, about, tuple(rules), replicated)
+
+    def _read(self, observations: tuple[Observation, ...], shape: tuple[int, ...]) -> _Read | Question:
+        """Return the readings of observations. Parameters with equal ones have equal readings."""
+        # An axis that divides no parameter does not divide it by default either.
+        is_excluded = any(self._sizes.get(axis, 1) > 1 for axis in self._replicated) and not shape[0] % self._document.devices
+        is_default = not is_excluded and all(each.is_default for each in observations)
+        key = (observations, default_intervals(shape, self._document.devices) if is_default else ())
+        if key not in self._readings:
+            self._readings[key] = self._reading(*key)
+        return self._readings[key]
+
+    def _reading(self, observations: tuple[Observation, ...], default: Intervals) -> _Read | Question:
+        seen = frozenset().union(*(each.names for each in observations))
+        grown = frozenset(axis for axis, size in self._sizes.items() if size > 1 and axis not in seen)
+        axes = [axis for axis in self._sizes if axis in seen or axis in grown]
+        axes += sorted(seen - self._sizes.keys())
+        if len(axes) > MOST_AXES:
+            return Question("axes", ", ".join(axes))
+        found: dict[object, Sharding] = {}
+        placed = grown | (self._replicated - observations[0].names) & {*axes}
+        for candidate in candidates(observations, axes, placed, self._replicated | grown):
+            in_target = self._in_target(candidate)
+            found.setdefault(self._key(in_target), in_target)
+        is_open = bool(default) and (default not in found or len(found) > 1)
+        if default and default not in found and (sharding := self._of_default(default)):
+            found[default] = sharding
+            is_open = len(found) > 1
+        if not found:
+            return Question("reading", ", its stages and the witnesses" if len(observations) > 1 else "")
+        return _Read(tuple(found.values()), tuple(axis for axis in axes if axis in grown - self._replicated), is_open)
+
+    def _of_default(self, default: Intervals) -> Sharding | None:
+        """Return axes that divide a parameter as MindSpore does by default, if there are any."""
+        count = prod(length for cuts in default for _, length in cuts)
+        for number in range(len(self._sizes) + 1):
+            for some in combinations(self._sizes, number):
+                if prod(self._sizes[axis] for axis in some) == count:
+                    dims = tuple(some if cuts else () for cuts in default)
+                    return Sharding(dims, (*some, *(axis for axis in self._sizes if axis not in some)), self._document.uneven)
+        return None
+
+    def _in_target(self, sharding: Sharding) -> Sharding:
+        """Return a sharding without the axes that the target does not have."""
+        dims = tuple(tuple(axis for axis in cuts if axis in self._sizes) for cuts in sharding.dims)
+        return Sharding(dims, tuple(axis for axis in sharding.order if axis in self._sizes), self._document.uneven)
+
+    def _key(self, sharding: Sharding) -> object:
+        """Return equal values for shardings that lead to equal slices."""
+        layout = sharding.layout(self._sizes)
+        if not layout.uneven:
+            return intervals(layout)
+        # The chunks of chunks depend on each axis.
+        strides = [prod(layout.device_matrix[i + 1 :]) for i in range(len(layout.device_matrix))]
+        return tuple(tuple((strides[-1 - axis], layout.device_matrix[-1 - axis]) for axis in cuts) for cuts in layout.tensor_map)
+
+    def _plain(self, sharding: Sharding) -> Sharding:
+        """Return a sharding whose order is that of the mesh if this leads to the same slices."""
+        plain = Sharding(sharding.dims, tuple(self._sizes), sharding.uneven)
+        return plain if self._key(plain) == self._key(sharding) else sharding
+
+    def _conditional(self, reading: Sharding, tensor: Whole, observations: tuple[Observation, ...]) -> Sharding | None:
+        """Return how a whole parameter could be divided in the target by axes that do not divide its shape in the source.
+
+        Models leave such parameters whole, for example an embedding whose vocabulary is not a multiple of `tp`.
+        """
+        sizes = dict(observations[0].axes)
+        if any(reading.dims) or isinstance(observations[0].cuts, Grid):
+            return None
+        axes = [axis for axis in self._sizes if axis not in self._replicated]
+        for dimension, n in enumerate(tensor.shape):
+            for count in range(1, len(axes) + 1):
+                for some in combinations(axes, count):
+                    before, after = (prod(each.get(axis, 1) for axis in some) for each in (sizes, self._sizes))
+                    if n % before and after > 1 and not n % after:
+                        dims = [some if i == dimension else () for i in range(len(tensor.shape))]
+                        return Sharding(tuple(dims), tuple(self._sizes), reading.uneven)
+        return None
+
+    def _with_axes_of_zero(self, sharding: Sharding, shards: Zero | None, stages: tuple[int, ...]) -> Derived | Question:
+        """Return a sharding that the axes in `zero` divide too, if there are any and they do not yet."""
+        zero = self._document.zero
+        axes = self._rules.expanded(zero.axes) if zero else ()
+        used = [axis for cuts in sharding.dims for axis in cuts if axis in axes]
+        if zero is None or len(used) == len(axes) or zero.dim >= len(sharding.dims):
+            return Derived(sharding, shards, stages)
+        if used:
+            return Question("zero", ", ".join(used))
+        dims = tuple(cuts + axes if i == zero.dim else cuts for i, cuts in enumerate(sharding.dims))
+        return Derived(Sharding(dims, sharding.order, sharding.uneven), shards, stages)
+
+    def _zeros(self, name: str, sharding: Sharding) -> tuple[_Zero, ...]:
+        """Return what optimizer parallelism can do to a parameter in the target."""
+        zero, tensor, owner = self._document.zero, self._tensors[name], self._owners[name]
+        layout = sharding.layout(self._sizes)
+        if zero is None or layout.uneven or any(n % k for n, k in zip(tensor.shape, layout.parts, strict=True)):
+            return (_Zero(None, rule=True),)
+        if zero.axes:
+            axes = self._rules.expanded(zero.axes)
+            return (_Zero(None, rule=not any(axis in axes for cuts in sharding.dims for axis in cuts)),)
+        reached = msgspec.structs.replace(zero, threshold=0)
+        is_orphan = owner not in self._tensors
+        least, most = (tensor.size, MOST_ELEMENT_BYTES * tensor.size) if is_orphan else (self._tensors[owner].nbytes,) * 2
+        if most < zero.threshold or optimizer_sharded(layout, tensor, reached) == layout:
+            return (_Zero(None, rule=True),)
+        flags = {flag for each in self._evidence if (flag := each.sharded.get(self._source_name(name))) is not None}
+        off, on = _Zero(None, rule=False), _Zero(reached, rule=reached if is_orphan else True)
+        if flags == {False} and not is_orphan:
+            return (off,)
+        return (on,) if flags == {True} and least >= zero.threshold else (on, off)
+
+    def _stages(self, name: str) -> tuple[_Stages, ...]:
+        """Return the pipeline stages that can hold a parameter in the target."""
+        count, source = self._document.stages, self._evidence[0]
+        everywhere = _Stages(tuple(range(count)), "all")
+        if count == 1:
+            return (_Stages((0,), None),)
+        if (stage := self._rules.layer_stage(name)) is not None:
+            return (_Stages((stage,), None),)
+        before = source.stages.get(self._source_name(name), ())
+        if self._document.pipeline is None and source.number == count:
+            return (everywhere if len(before) == count else _Stages(before, before[0]),)
+        ends = (_Stages((0,), "first"), _Stages((count - 1,), "last"))
+        if source.number > 1 and not any(component.isdigit() for component in name.split(".")):
+            if before in ((0,), (source.number - 1,)):
+                return (ends[bool(before[0])],)
+            if len(before) == source.number and (count == 2 or source.number > 2):  # not only first and last
+                return (everywhere,)
+        return (*ends, everywhere)
+
+    def refused(self, question: Question, names: Sequence[str]) -> Refused:
+        """Return a refusal of parameters, with rules that match them and no others."""
+        owners = tuple(dict.fromkeys(self._owners[name] for name in names))
+        return question.refused(tuple(names), patterns_of(owners, {*self._owners.values()} - {*owners}), self._where)
+
+
+def _rule(sharding: Sharding, zero: _Zero, stages: _Stages, sizes: Mapping[str, int]) -> LayoutRule:
+    """Return the rule of a sharding, which matches nothing yet."""
+    shard = {str(i): cuts[0] if len(cuts) == 1 else cuts for i, cuts in enumerate(sharding.dims) if cuts}
+    order = () if sharding.order == tuple(sizes) else sharding.order
+    return LayoutRule("*", shard, order, stages.rule, zero.rule)  # type: ignore[arg-type]
