@@ -22,6 +22,26 @@ if TYPE_CHECKING:
     from reshard.strategy import Strategy
 
 
+def checked_mesh(strategy: Strategy, mesh: Mesh, where: str) -> tuple[dict[str, int], int]:
+    """Return the sizes of the axes of one stage of a strategy, outermost first, and the number of stages.
+
+    Raises:
+        RequestError: the mesh has other numbers of ranks or stages than the strategy.
+    """
+    sizes = axes_and_sizes(mesh)
+    number = sizes.pop(PIPELINE_AXIS, 1)
+    stages = len(strategy.stages) - len(strategy.repeated_stages)
+    if number not in (stages, len(strategy.stages)) or prod(sizes.values()) != strategy.devices:
+        raise RequestError(
+            "MeshMismatch",
+            f"the mesh {mesh} has {number} pipeline stages of {prod(sizes.values())} ranks, but the strategy has"
+            f" {stages} of {strategy.devices}",
+            where=where,
+            fix="correct the mesh of this strategy; `pp` is the number of pipeline stages",
+        )
+    return sizes, number
+
+
 @dataclass(frozen=True, slots=True)
 class Evidence:
     """The sharding of the parameters of a source, or of a witness: another strategy of the same model.
@@ -54,17 +74,8 @@ class Evidence:
             DataError: the strategy contradicts itself, or states another shape.
             RequestError: the mesh has other numbers of ranks or stages than the strategy.
         """
-        sizes = axes_and_sizes(mesh)
-        number = sizes.pop(PIPELINE_AXIS, 1)
+        sizes, number = checked_mesh(strategy, mesh, where)
         stages = strategy.stages[: len(strategy.stages) - len(strategy.repeated_stages)]
-        if number not in (len(stages), len(strategy.stages)) or prod(sizes.values()) != strategy.devices:
-            raise RequestError(
-                "MeshMismatch",
-                f"the mesh {mesh} has {number} pipeline stages of {prod(sizes.values())} ranks, but the strategy has"
-                f" {len(stages)} of {strategy.devices}",
-                where=where,
-                fix="correct the mesh of this strategy; `pp` is the number of pipeline stages",
-            )
         layouts: dict[str, dict[int, Layout]] = {}
         for stage, names in enumerate(stages, strategy.first):
             for name in names:

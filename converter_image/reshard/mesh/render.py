@@ -28,6 +28,8 @@ def rendered(document: LayoutDocument, comments: Mapping[int, str] | None = None
         comments: comments on rules, by the position of the rule.
     """
     fields = _built(document)
+    if document.zero and not document.zero.axes:
+        fields["zero"] = {"threshold": document.zero.threshold} | fields["zero"]
     lines = []
     for field in _FIELDS:
         if field not in fields:
@@ -35,7 +37,8 @@ def rendered(document: LayoutDocument, comments: Mapping[int, str] | None = None
         if field == "rules":
             lines += ["rules:", *_rules(document, comments or {})]
         else:
-            lines.append(f"{field}: {_flow(fields[field])}")
+            value = fields[field]
+            lines.append(f"{field}: {value if field.lower().endswith('mesh') else _flow(value)}")
     return "\n".join(lines) + "\n"
 
 

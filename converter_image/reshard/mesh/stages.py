@@ -6,9 +6,10 @@ from itertools import chain, islice
 from typing import TYPE_CHECKING
 
 from reshard.errors import UsageError
+from reshard.spec.layout import Pipeline
 
 if TYPE_CHECKING:
-    from reshard.spec.layout import Pipeline
+    from collections.abc import Mapping
 
 
 class LayerStages:
@@ -48,6 +49,39 @@ class LayerStages:
     def stage(self, layer: int) -> int:
         """Return the stage of a layer below `count`."""
         return self._stages[layer]
+
+
+def inferred_pipeline(stages: Mapping[str, tuple[int, ...]], count: int) -> Pipeline | None:
+    """Return the assignment of layers to stages that parameters show, or None if their names contain no layers.
+
+    Args:
+        stages: stages that hold each parameter.
+        count: number of stages.
+    """
+    found: dict[str, dict[int, set[tuple[int, ...]]]] = {}
+    for name, each in stages.items():
+        parts = name.split(".")
+        number = next((i for i, part in enumerate(parts[:-1]) if part.isascii() and part.isdigit()), None)
+        if number:
+            found.setdefault(".".join([*parts[:number], "*", ""]), {}).setdefault(int(parts[number]), set()).add(each)
+    complete = {
+        layer: [next(iter(layers[i])) for i in range(len(layers))]
+        for layer, layers in found.items()
+        if layers.keys() == set(range(len(layers))) and all(len(each) == 1 for each in layers.values())
+    }
+    usable = {layer: [stage for (stage,) in each] for layer, each in complete.items() if all(len(some) == 1 for some in each)}
+    if not usable:
+        return None
+    layer = max(usable, key=lambda each: len(usable[each]))
+    chunks = [[0] * count]
+    last = 0
+    for stage in usable[layer]:
+        if stage < last:
+            chunks.append([0] * count)
+        chunks[-1][stage] += 1
+        last = stage
+    interleaved = tuple(zip(*chunks, strict=True))
+    return Pipeline(layer, counts=tuple(chunks[0]) if len(chunks) == 1 else interleaved)
 
 
 def _digits(name: str, start: int) -> list[str]:

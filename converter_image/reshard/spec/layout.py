@@ -8,16 +8,16 @@ from __future__ import annotations
 
 from itertools import chain
 from math import prod
-from typing import Annotated, Literal
+from typing import Annotated, Final, Literal
 
 import msgspec
 
 from reshard.errors import UsageError
 from reshard.spec.execution import Strict
 
-API_VERSION = "reshard.dev/layout-v1"
+API_VERSION: Final = "reshard.dev/layout-v1"
 PIPELINE_AXIS = "pp"
-_MOST_RULES = 1024
+MOST_RULES = 1024
 _MOST_AXES = 16
 # As `reshard.layout.MAX_DEVICES_PER_STAGE`, which this module cannot import.
 _MOST_RANKS = 1 << 20
@@ -29,7 +29,7 @@ Mesh = Annotated[
     str, msgspec.Meta(pattern=r"^[A-Za-z][A-Za-z0-9_]{0,62}=[1-9][0-9]{0,6}(,[A-Za-z][A-Za-z0-9_]{0,62}=[1-9][0-9]{0,6}){0,15}$")
 ]
 Pattern = Annotated[str, msgspec.Meta(min_length=1, max_length=1024)]
-Patterns = Pattern | Annotated[tuple[Pattern, ...], msgspec.Meta(min_length=1, max_length=_MOST_RULES)]
+Patterns = Pattern | Annotated[tuple[Pattern, ...], msgspec.Meta(min_length=1, max_length=MOST_RULES)]
 Dimension = Annotated[str, msgspec.Meta(pattern="^([0-9]|[12][0-9]|3[01])$")]
 LayerCounts = (
     Annotated[int, msgspec.Meta(ge=0)] | Annotated[tuple[Annotated[int, msgspec.Meta(ge=0)], ...], msgspec.Meta(max_length=1024)]
@@ -186,9 +186,9 @@ class LayoutDocument(Strict, frozen=True):
     api_version: Literal["reshard.dev/layout-v1"]
     mesh: Mesh
     expert_mesh: Mesh | None = None
-    aliases: Annotated[dict[AxisName, Axes], msgspec.Meta(max_length=_MOST_RULES)] = {}  # noqa: RUF012 - msgspec copies it
+    aliases: Annotated[dict[AxisName, Axes], msgspec.Meta(max_length=MOST_RULES)] = {}  # noqa: RUF012 - msgspec copies it
     state: Annotated[tuple[Pattern, ...], msgspec.Meta(max_length=64)] = ()
-    rules: Annotated[tuple[LayoutRule, ...], msgspec.Meta(max_length=_MOST_RULES)] = ()
+    rules: Annotated[tuple[LayoutRule, ...], msgspec.Meta(max_length=MOST_RULES)] = ()
     pipeline: Pipeline | None = None
     zero: Zero | None = None
     uneven: bool = False

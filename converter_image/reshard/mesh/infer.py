@@ -1,0 +1,283 @@
+"""Infer a layout file from a strategy and its mesh: a first draft for the user, which leads to equal slices on that mesh."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING
+
+from reshard.errors import RequestError, ReshardError
+from reshard.layout import ALL_OF_GROUP
+from reshard.layout.regroup import joinable
+from reshard.mesh.drafts import Draft, drafted
+from reshard.mesh.evidence import checked_mesh
+from reshard.mesh.patterns import owner_of
+from reshard.mesh.readings import MOST_AXES, Observation, candidates, intervals
+from reshard.mesh.resolve import resolve
+from reshard.mesh.sharding import Sharding, Whole, optimizer_sharded
+from reshard.mesh.stages import LayerStages, inferred_pipeline
+from reshard.spec.layout import API_VERSION, MOST_RULES, LayoutDocument, LayoutRule, Pipeline, Zero
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping
+
+    from reshard.layout import Layout
+    from reshard.spec.layout import Mesh
+    from reshard.strategy import Strategy
+
+_SHOWN = 5
+_SIZES = (2, 3, 5, 7, 11, 13, 17)  # different sizes, which make different readings differ
+_GENERATED = ("accu_grads", "inputs")  # names that only the compiler uses; no checkpoint has them
+
+
+@dataclass(frozen=True, slots=True)
+class Inferred:
+    """A layout file that was inferred.
+
+    Attributes:
+        document: layout file.
+        comments: comments on its rules, by the position of the rule.
+        notes: what the strategy does not show, for the user.
+    """
+
+    document: LayoutDocument
+    comments: Mapping[int, str]
+    notes: tuple[str, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class _Parameter:
+    """A parameter of the strategy: its layout, the stages that hold it, and a whole tensor that the layout divides."""
+
+    layout: Layout
+    stages: tuple[int, ...]
+    whole: Whole
+
+    @property
+    def plain(self) -> Layout:
+        return replace(self.layout, shard_size=0, shard_step=0)
+
+    @property
+    def is_sharded(self) -> bool:
+        return bool(self.layout.shard_size and self.layout.shard_step)
+
+    def divided(self, zero: Zero) -> Layout:
+        return optimizer_sharded(self.plain, self.whole, zero)
+
+    def has(self, layout: Layout) -> bool:
+        return (layout.parts, layout.cells) == (self.layout.parts, self.layout.cells)
+
+
+def infer(strategy: Strategy, mesh: Mesh, where: str, tensors: Mapping[str, Whole] | None = None) -> Inferred:
+    """Return the layout file of a strategy. Applied to the same parameters, it leads to the same slices.
+
+    Args:
+        strategy: layouts of all pipeline stages.
+        mesh: axes of its ranks.
+        where: name of the strategy, for messages.
+        tensors: whole parameters, by name. Others are ignored. Without them, the threshold of optimizer parallelism is unknown.
+
+    Raises:
+        DataError: the strategy contradicts itself.
+        RequestError: the mesh does not explain the strategy, or a layout file cannot describe it.
+    """
+    sizes, stages = checked_mesh(strategy, mesh, where)
+    found = _parameters(strategy, stages, tensors, where)
+    prefixes, owners = _states(found)
+    parameters = {name: each for name, each in found.items() if owners[name] == name}
+    zero, notes = _zero(parameters, is_known=tensors is not None)
+    pipeline = inferred_pipeline({name: each.stages for name, each in parameters.items()}, stages) if stages > 1 else None
+    drafts, doubts = _drafts(parameters, sizes, zero, pipeline, stages, where)
+    rules = drafted(drafts)
+    if len(rules) > MOST_RULES:
+        _refuse([name for _, _, (name, *_) in rules], f"a layout file has at most {MOST_RULES} rules", where)
+    document = LayoutDocument(
+        API_VERSION, mesh, state=prefixes, rules=tuple(_rule(*rule[:2]) for rule in rules), pipeline=pipeline, zero=zero
+    )
+    _check(document, found, where)
+    if doubts:
+        notes += (
+            f"rules with other readings in a comment are ambiguous in the mesh {mesh}: check them before you change the mesh",
+        )
+    return Inferred(document, {i: _comment(names, doubts) for i, (_, _, names) in enumerate(rules)}, notes)
+
+
+def _parameters(strategy: Strategy, stages: int, tensors: Mapping[str, Whole] | None, where: str) -> dict[str, _Parameter]:
+    layouts: dict[str, dict[int, Layout]] = {}
+    split, different = [], []
+    for stage, names in enumerate(strategy.stages[:stages]):
+        stated = strategy.shapes[stage] if strategy.shapes else {}
+        for name, layout in names.items():
+            if name.startswith(_GENERATED) or (tensors is not None and (name not in tensors or tensors[name].size <= 1)):
+                continue
+            if tensors is not None:
+                layouts.setdefault(name, {})[stage] = strategy.layout(stage, name, tensors[name].shape, sliced=False)
+                continue
+            layouts.setdefault(name, {})[stage] = layout
+            if name in stated and joinable(layout, stated[name]):
+                split.append(name)
+    _refuse(
+        split, "the JSON form can contain several dimensions instead of one, so the shapes of a checkpoint are required", where
+    )
+    found = {}
+    for name, each in layouts.items():
+        layout, *others = each.values()
+        if any((other.parts, other.cells) != (layout.parts, layout.cells) for other in others):
+            different.append(name)
+        whole = tensors[name] if tensors is not None else Whole("Float32", tuple(2 * n for n in layout.parts))
+        found[name] = _Parameter(layout, tuple(each), whole)
+    _refuse(different, "pipeline stages divide it differently", where)
+    return found
+
+
+def _states(found: Mapping[str, _Parameter]) -> tuple[tuple[str, ...], dict[str, str]]:
+    """Return the prefixes of optimizer states, and the parameter of each tensor: its own name if it is no state."""
+    equal = {name: (each.layout, each.stages, each.whole.shape) for name, each in found.items()}
+    owners = {name: owner_of(name, equal) for name in found}
+    prefixes = {name.removesuffix(owner): None for name, owner in owners.items() if name != owner}
+    complete = {
+        prefix: None
+        for prefix in prefixes
+        if all(owners[name] == name.removeprefix(prefix) for name in found if name.startswith(prefix))
+    }
+    return tuple(sorted(complete)), {
+        name: owner if name.removesuffix(owner) in complete else name for name, owner in owners.items()
+    }
+
+
+def _zero(parameters: Mapping[str, _Parameter], *, is_known: bool) -> tuple[Zero | None, tuple[str, ...]]:
+    """Return the settings of optimizer parallelism, and what is unknown about them."""
+    sharded = [each for each in parameters.values() if each.is_sharded]
+    if not sharded:
+        return None, ()
+    sizes = {each.layout.shard_size for each in sharded}
+    size = ALL_OF_GROUP if ALL_OF_GROUP in sizes else max(sizes)
+    if not is_known:
+        what = "the shapes are unknown, so `zero` has the threshold 0 and each rule states whether it applies"
+        return Zero(0, size), (f"{what}: set the threshold of training before you change the mesh",)
+    smallest = min(each.whole.nbytes for each in sharded)
+    default = Zero(size=size)
+    zero = default if default.threshold <= smallest else Zero(smallest, size)
+    possible = [each.whole.nbytes for each in parameters.values() if not each.has(each.divided(Zero(0, size)))]
+    least = max((n for n in possible if n < zero.threshold), default=-1) + 1
+    return zero, (
+        f"the threshold in `zero` is between {least} and {smallest} bytes unless rules with `zero: false` have other reasons",
+    )
+
+
+def _drafts(
+    parameters: Mapping[str, _Parameter],
+    sizes: Mapping[str, int],
+    zero: Zero | None,
+    pipeline: Pipeline | None,
+    stages: int,
+    where: str,
+) -> tuple[dict[str, Draft], dict[str, tuple[Sharding, ...]]]:
+    """Return the content of the rule of each parameter, and its other readings."""
+    axes = [axis for axis, size in sizes.items() if size > 1]
+    if len(axes) > MOST_AXES:
+        _refuse(list(parameters), f"more than {MOST_AXES} axes have several ranks", where)
+    layers = LayerStages(pipeline, stages) if pipeline else None
+    readings: dict[Observation, tuple[Sharding, ...]] = {}
+    drafts, doubts, unread, elsewhere, unexplained = {}, {}, [], [], []
+    for name, parameter in parameters.items():
+        observation = Observation(tuple((axis, sizes[axis]) for axis in axes), intervals(parameter.plain))
+        if observation not in readings:
+            readings[observation] = _readings(observation, axes)
+        if not readings[observation]:
+            unread.append(name)
+            continue
+        sharding, *others = readings[observation]
+        flags = [zero is not None and parameter.has(parameter.divided(zero)), parameter.has(parameter.plain)]
+        stage = _stage(name, parameter.stages, layers, stages)
+        if not any(flags):
+            unexplained.append(name)
+        elif stage == "":
+            elsewhere.append(name)
+        else:
+            shard = tuple((i, cuts) for i, cuts in enumerate(sharding.dims) if cuts)
+            order = () if list(sharding.order) == axes else sharding.order
+            drafts[name] = Draft(shard, order, stage, None if all(flags) or zero is None else flags[0])
+            if others:
+                doubts[name] = tuple(others)
+    _refuse(unread, "no block of axes of the mesh divides it as the strategy does", where)
+    _refuse(unexplained, "its optimizer shards differ from those of other parameters", where)
+    _refuse(elsewhere, "neither its layer nor `first`, `last`, `all` or one number describes its pipeline stages", where)
+    return drafts, doubts
+
+
+def _readings(observation: Observation, axes: list[str]) -> tuple[Sharding, ...]:
+    """Return the readings of a layout that differ in another mesh with the same axes. The first one has the order of the mesh."""
+    found: dict[object, Sharding] = {}
+    for reading in candidates([observation], axes, frozenset(), frozenset()):
+        found.setdefault(intervals(reading.layout(dict(zip(axes, _SIZES, strict=False)))), reading)
+    return tuple(found.values())
+
+
+def _stage(name: str, held_by: tuple[int, ...], layers: LayerStages | None, stages: int) -> str | int | None:
+    """Return the `stage` of a rule. An empty text means that no rule can describe the stages."""
+    layer = layers.layer(name) if layers else None
+    if stages == 1 or (layers and layer is not None and held_by == (layers.stage(layer),)):
+        return None
+    if len(held_by) > 1:
+        return "all" if len(held_by) == stages else ""
+    return {0: "first", stages - 1: "last"}.get(held_by[0], held_by[0])
+
+
+def _rule(draft: Draft, patterns: tuple[str, ...]) -> LayoutRule:
+    shard = {str(i): cuts[0] if len(cuts) == 1 else cuts for i, cuts in draft.shard}
+    match = patterns[0] if len(patterns) == 1 else patterns
+    return LayoutRule(match, shard, draft.order, draft.stage, draft.zero is not False)  # type: ignore[arg-type]  # checked by _stage
+
+
+def _comment(names: tuple[str, ...], doubts: Mapping[str, tuple[Sharding, ...]]) -> str:
+    """Return the number of parameters of a rule, and its other readings."""
+    others = {(other.dims, other.order) for name in names for other in doubts.get(name, ())}
+    texts = [
+        "{"
+        + ", ".join(f"{i}: [{', '.join(cuts)}]" for i, cuts in enumerate(dims) if cuts)
+        + f"}} in the order {', '.join(order)}"
+        for dims, order in sorted(others)
+    ]
+    count = f"{len(names)} parameter{'s' if len(names) > 1 else ''}"
+    return f"{count}; other readings: {' or '.join(texts)}" if texts else count
+
+
+def _check(document: LayoutDocument, found: Mapping[str, _Parameter], where: str) -> None:
+    """Check that a layout file leads to the slices of the strategy.
+
+    Raises:
+        RequestError: it does not.
+    """
+    wholes = {name: each.whole for name, each in found.items()}
+    try:
+        stages = resolve(document, wholes, where).strategy.stages
+    except ReshardError as error:
+        raise RequestError(
+            "LayoutNotDerivable",
+            f"no layout file was found that describes the strategy: {error.what}",
+            where=f"{where}: {error.where}",
+            fix="write a layout file by hand, or use the strategy itself",
+        ) from error
+    different = [
+        name
+        for name, each in found.items()
+        if each.whole.size > 1
+        and [i for i, names in enumerate(stages) if name in names and each.has(names[name])] != [*each.stages]
+    ]
+    _refuse(different, "no layout file was found that describes its layout", where)
+
+
+def _refuse(names: list[str], what: str, where: str) -> None:
+    """Refuse parameters that a layout file cannot describe.
+
+    Raises:
+        RequestError: there are such parameters.
+    """
+    if names:
+        more = f" and {len(names) - _SHOWN} more" if len(names) > _SHOWN else ""
+        raise RequestError(
+            "LayoutNotDerivable",
+            what,
+            where=f"{where}: parameters {', '.join(names[:_SHOWN])}{more}",
+            fix="correct the mesh, exclude these parameters, or use the strategy itself",
+        )
