@@ -23,6 +23,7 @@ from reshard.spec.request import Request
 from reshard.storage.local import LocalReader
 from reshard.strategy import StrategyFile, dump
 from reshard.transform import prepare
+from reshard.transform.inputs import Inputs
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -63,7 +64,7 @@ def bytes_compared(request: Request) -> int:
         (prepare, "check_copies", check),
     )
     with mock.patch.object(*patches[0]), mock.patch.object(*patches[1]):
-        prepare.prepare(request, Silent(), workers=2)
+        prepare.prepare(Inputs(request), Silent(), workers=2)
     return count[0]
 
 

@@ -30,6 +30,7 @@ from reshard.progress import Silent
 from reshard.storage.local import LocalStore
 from reshard.strategy import StrategyFile, dump
 from reshard.target.lock import locked
+from reshard.transform.inputs import Inputs
 from reshard.transform.prepare import prepare
 from reshard.transform.run import transform_checkpoint
 
@@ -388,7 +389,7 @@ def test_the_plan_of_a_part_names_its_ranks(made: Pipeline, target: Path, capsys
     planned = json.loads(capsys.readouterr().out)
     assert (planned["source_ranks"], planned["parameters"]) == (2, 3)
     assert {rank for sources in planned["sources"].values() for rank in sources} == {2, 3}
-    planner = prepare(made.request(1, target), Silent(), workers=1).planner
+    planner = prepare(Inputs(made.request(1, target)), Silent(), workers=1).planner
     fed = count_traffic(planner, range(4), 8)
     assert fed.source.groups == ((2,), (3,))
     assert sum(fed.by_source) == planned["bytes_needed"]

@@ -14,7 +14,9 @@ from reshard.errors import AccessError, MissingInputError, RequestError
 from reshard.progress import Cancellation
 from reshard.spec.request import Options, RenameRule, Request
 from reshard.storage import open_store
+from reshard.transform.checks import open_target
 from reshard.transform.complete import commit_checkpoint
+from reshard.transform.inputs import Inputs
 from reshard.transform.run import transform_checkpoint
 from reshard.transform.unchanged import find_complete
 
@@ -267,4 +269,5 @@ def test_times_of_a_folder_prove_nothing(tmp_path: Path) -> None:
         (tmp_path / "src" / f"rank_{rank}" / "net-1_100.ckpt").write_bytes(rawfiles.ckpt({"w": np.zeros(4, np.int8)}))
     request = Request(str(tmp_path / "src"), str(tmp_path / "out"), options=Options(output="Same"))
     transform_checkpoint(request, workers=1)
-    assert find_complete(request, Cancellation(), thorough=False) is None
+    inputs = Inputs(request)
+    assert find_complete(inputs, open_target(inputs), Cancellation(), thorough=False) is None

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import os
 import shutil
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import disk
 import models
@@ -22,11 +22,14 @@ from reshard.cli import main
 from reshard.engine.rankfile import compare
 from reshard.errors import DataError
 from reshard.spec.request import Options, Request
+from reshard.transform import preflight
 from reshard.transform.run import transform_checkpoint
 
 if TYPE_CHECKING:
     from collections.abc import Callable
     from pathlib import Path
+
+    from reshard.engine.job import Job
 
 FILE = "rank_0/net-1_100.ckpt"
 
@@ -137,6 +140,39 @@ def test_ranks_of_an_undetected_replacement_are_not_mixed(adapted: disk.Checkpoi
     fresh = target.parent / "fresh"
     assert run(adapted, fresh) == 0
     assert disk.contents(fresh) == disk.contents(target)
+
+
+def test_another_process_may_start_the_same_task_while_headers_are_read(
+    made: disk.Checkpoint, target: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    usual = preflight.prepare
+
+    def slowly(*arguments: Any, **named: Any) -> Job:
+        monkeypatch.undo()
+        assert run(made, target, "--only-ranks", "0-1", "--no-commit") == 0
+        return usual(*arguments, **named)
+
+    monkeypatch.setattr(preflight, "prepare", slowly)
+    request = Request(made.source, target, made.source_strategy, made.target_strategy)
+    assert transform_checkpoint(request).skipped_ranks == (0, 1)
+    assert right(made, target)
+
+
+def test_ranks_that_another_process_writes_from_another_content_while_headers_are_read_are_not_mixed(
+    adapted: disk.Checkpoint, target: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    usual = preflight.prepare
+
+    def slowly(*arguments: Any, **named: Any) -> Job:
+        monkeypatch.undo()
+        assert run(adapted, target, "--only-ranks", "0-1", "--no-commit") == 0
+        replace_unseen(adapted, 1.0)
+        return usual(*arguments, **named)
+
+    monkeypatch.setattr(preflight, "prepare", slowly)
+    transform_checkpoint(Request(adapted.source, target, adapted.source_strategy, adapted.target_strategy))
+    assert run(adapted, target.parent / "fresh") == 0
+    assert disk.contents(target.parent / "fresh") == disk.contents(target)
 
 
 ATTRIBUTES: dict[str, Callable[[Path], object]] = {

@@ -345,7 +345,7 @@ def test_one_rank_is_written_from_files_in_one_place(files: dict[int, str], tmp_
     "options",
     [
         {"overwrite": False},
-        {"format": "ckpt"},
+        {"format": "CKPT"},
         {"source_only": "keep"},
         {"verification": "full"},
         {"file_prefix": "../../x_"},

@@ -86,7 +86,7 @@ def inspect(  # noqa: PLR0913 - one for each option
 
     Only headers are read, so the content of encrypted files is not authenticated.
     """
-    store, chosen = open_source(path, storage_options)
+    store, chosen, _ = open_source(path, storage_options)
     manifest = TargetFolder(store, 0).manifest() if chosen is None else None
     plain, anything = as_plain(store, decryption, check=False), step is None and pattern is None
     if anything and strategy is None and (foreign := read_foreign(store, chosen)) is not None:

@@ -21,7 +21,7 @@ from reshard.source.index import Selected
 from reshard.spec.outputs import Refusal
 from reshard.spec.ranks import parse_ranks
 from reshard.spec.request import Request, request_key
-from reshard.storage import open_store
+from reshard.storage import address_of
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator, Mapping
@@ -328,7 +328,7 @@ def _digests(source: Strategy | LayoutFile | None, target: Strategy | LayoutFile
 def key_of(request: Request, source: Strategy | LayoutFile | None, target: Strategy | LayoutFile | None) -> dict[str, Any]:
     """Return the fields of a request that determine the result, to find a started task without reading the source."""
     return {
-        "source": open_store(request.source, request.storage_options.source).url,
+        "source": address_of(request.source),
         "step": request.options.step,
         "files": request.options.files,
         "stages": request.options.stages,

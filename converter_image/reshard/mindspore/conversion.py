@@ -79,7 +79,7 @@ def _tasks(
             where=save_path,
             fix="pass a folder, or a name without a suffix",
         )
-    store, name = open_source(file_path)
+    store, name, _ = open_source(file_path)
     target = (save_path or store.url).rstrip("/")
     if name is not None:
         found = [(file_path, target, name)] if name.endswith(suffix) and _matches(regex, file_path) else []

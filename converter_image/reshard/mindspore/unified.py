@@ -19,7 +19,7 @@ from reshard.spec.ranks import format_ranks
 from reshard.spec.request import Options, RenameRule, Request
 from reshard.target.lock import retry_until_unlocked
 from reshard.transform.complete import commit_if_complete
-from reshard.transform.inputs import source_names
+from reshard.transform.inputs import Inputs, source_names
 from reshard.transform.plan import plan_transform
 from reshard.transform.prepare import prepare
 from reshard.transform.run import transform_checkpoint
@@ -192,7 +192,7 @@ def load_distributed_checkpoint(
 def _params(request: Request, files: Mapping[int, str] | None, rank: int, workers: int) -> dict[str, Any]:
     """Return the parameters of a rank, from `files` instead of the request's source if they are set."""
     request = _with(request, output="Index")
-    job = prepare(request, Silent(), workers=workers) if files is None else prepare_standalone(request, files)
+    job = prepare(Inputs(request), Silent(), workers=workers) if files is None else prepare_standalone(request, files)
     return param_dict(tensors_of(job, rank))
 
 

@@ -17,7 +17,7 @@ from reshard.plan import prove
 from reshard.progress import Silent
 from reshard.spec.request import Options, Request
 from reshard.spec.storage_options import RequestStorageOptions
-from reshard.transform.inputs import cancellable
+from reshard.transform.inputs import Inputs, cancellable
 from reshard.transform.prepare import prepare
 
 if TYPE_CHECKING:
@@ -220,7 +220,7 @@ def iter_tensors(  # noqa: PLR0913 - one for each option
         index=index,
         decryption=decryption,
     )
-    job = prepare(request, Silent(), workers=default_workers(), single=True, cancellation=cancellation)
+    job = prepare(Inputs(request, cancellation), Silent(), workers=default_workers(), single=True)
     return tensors_of(replace(job, source=cancellable(job.source, cancellation)), rank, framework=framework)
 
 

@@ -79,14 +79,28 @@ def listing_digest(key: Mapping[str, Any], found: Files, versions: Mapping[str, 
     return hashlib.sha256(msgspec.json.encode(content, order="sorted")).hexdigest()
 
 
-def open_source(url: str, storage_options: StorageOptions | None = None) -> tuple[Store, str | None]:
-    """Return the store of a source, and the name of the file if the source is a single file."""
-    store = open_store(url, storage_options)
-    found = store.stat("")
+class OpenSource(NamedTuple):
+    """The store of a source.
+
+    Attributes:
+        store: folder of the source.
+        chosen: name of the file if the source is a single file in that folder.
+        place: what the address of the source names: the folder, or the file as a store.
+    """
+
+    store: Store
+    chosen: str | None
+    place: Store
+
+
+def open_source(url: str, storage_options: StorageOptions | None = None) -> OpenSource:
+    """Open the store of a source."""
+    place = open_store(url, storage_options)
+    found = place.stat("")
     if found is not None and not found.is_folder:
-        folder, name = parent_and_name(store.url)
-        return open_store(folder, storage_options), name
-    return store, None
+        folder, name = parent_and_name(place.url)
+        return OpenSource(open_store(folder, storage_options), name, place)
+    return OpenSource(place, None, place)
 
 
 def refuse_part(found: Files, devices: int, where: str, *, fix: str = _ALL_RANKS) -> None:

@@ -13,7 +13,7 @@ from reshard.storage.local import LocalStore
 if TYPE_CHECKING:
     from reshard.storage.protocol import Store
 
-__all__ = ["open_store", "parent_and_name", "root_and_path", "without_links"]
+__all__ = ["address_of", "open_store", "parent_and_name", "root_and_path", "without_links"]
 
 
 def open_store(url: str, storage_options: StorageOptions | None = None) -> Store:
@@ -31,6 +31,12 @@ def open_store(url: str, storage_options: StorageOptions | None = None) -> Store
 
         return S3Store(url, storage_options or StorageOptions())
     return LocalStore(url)
+
+
+def address_of(url: str) -> str:
+    """Return the address of the store at a URL or path, without opening it."""
+    url = normalized(url)
+    return url.rstrip("/") if url.startswith(S3) else os.path.abspath(url)  # noqa: PTH100 - links are kept
 
 
 def without_links(url: str) -> str:

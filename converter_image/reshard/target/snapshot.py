@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any, Protocol
 
 import msgspec
@@ -103,6 +103,19 @@ class TargetSnapshot:
     def committing(self) -> bool:
         """True if a commit was interrupted while it replaced files."""
         return any(found.committing for found in self.unfinished)
+
+    def started(self, job: JobDocument, discarded: Collection[JobDocument]) -> TargetSnapshot:
+        """Return the snapshot after a task was started, which has discarded others and retired what they had retired."""
+        kept = [found for found in self.unfinished if found.job not in discarded]
+        retired = any(found.retired for found in self.unfinished if found.job in discarded)
+        return replace(self, unfinished=(*kept, Unfinished(job, committing=False, retired=retired)), remains=True)
+
+    def without_manifest(self, digest: str) -> TargetSnapshot:
+        """Return the snapshot after a task has retired the manifest, if there is one."""
+        if self.manifest is None:
+            return self
+        unfinished = tuple(replace(found, retired=True) if found.job.digest == digest else found for found in self.unfinished)
+        return replace(self, manifest=None, unfinished=unfinished)
 
     def find_task(self, digest: str) -> JobDocument | None:
         """Return the record of an unfinished task, or None if it was not started, or is complete."""

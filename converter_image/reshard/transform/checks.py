@@ -14,9 +14,11 @@ from reshard.errors import OutputError, RequestError, UsageError
 from reshard.formats.registry import requested_output
 from reshard.spec.request import Options, Request, request_key
 from reshard.storage import open_store, without_links
+from reshard.target.folder import TargetFolder
 
 if TYPE_CHECKING:
     from reshard.storage.protocol import Store
+    from reshard.transform.inputs import Inputs
 
 
 def with_output(request: Request) -> Request:
@@ -54,15 +56,27 @@ def with_output(request: Request) -> Request:
     return request
 
 
-def check_places(request: Request) -> None:
+def open_target(inputs: Inputs) -> TargetFolder:
+    """Open the target of a request, after a check of the locations and of the copy mode.
+
+    Raises:
+        RequestError: source and target overlap, or the server cannot copy as requested.
+    """
+    request = inputs.request
+    store = open_store(request.target, request.storage_options.target)
+    _check_places(inputs, store)
+    _check_copy_mode(inputs, store)
+    return TargetFolder(store, request.options.file_mode)
+
+
+def _check_places(inputs: Inputs, store: Store) -> None:
     """Refuse a target that is, contains, or is inside the source. A folder that is mounted in two places counts as one folder.
 
     Raises:
         RequestError: source and target overlap.
     """
-    storage_options = request.storage_options
-    source = open_store(request.source, storage_options.source).around()
-    target = open_store(request.target, storage_options.target).around()
+    request, storage_options = inputs.request, inputs.request.storage_options
+    source, target = inputs.opened.place.around(), store.around()
     if source[0] in target or target[0] in source:
         raise RequestError(
             "TargetOverlapsSource",
@@ -87,17 +101,18 @@ def check_places(request: Request) -> None:
             )
 
 
-def check_copy_mode(request: Request, target: Store) -> None:
+def _check_copy_mode(inputs: Inputs, target: Store) -> None:
     """Refuse a copy by the server if it is not possible.
 
     Raises:
         RequestError: source and target are not on one server with the same credentials, or the request requires values that only
             a process that reads all data can calculate.
     """
+    request = inputs.request
     if request.options.copy_mode == "Client":
         return
     what = None
-    if not target.copies_from(open_store(request.source, request.storage_options.source)):
+    if not target.copies_from(inputs.opened.store):
         what = "source and target are not in the same object store, accessed with the same endpoint and credentials"
     elif request.options.crc:
         what = "a CRC32 is requested, which requires reading every byte"

@@ -53,13 +53,18 @@ def finished(
 
 @phase("commit")
 def commit_job(
-    target: TargetFolder, document: JobDocument, wanted: tuple[int, ...] | None, cancellation: Cancellation
+    target: TargetFolder,
+    document: JobDocument,
+    snapshot: TargetSnapshot,
+    wanted: tuple[int, ...] | None,
+    cancellation: Cancellation,
 ) -> Manifest:
     """Commit a task. The target's lock must be held. Safe to repeat after a crash at any point.
 
     Args:
         target: target of the task.
         document: record of the task.
+        snapshot: state of the target since the lock is held and all ranks are written.
         wanted: ranks that make the checkpoint complete. None means all that get a file.
         cancellation: object that cancels the commit from another thread. The next commit completes it.
 
@@ -71,7 +76,7 @@ def commit_job(
         MissingInputError: a rank is not finished; or the stage was the last one, and all stages together lack a parameter.
         RequestError: only some ranks would replace a checkpoint.
     """
-    state, snapshot = target.job(document.digest), target.observe()
+    state = target.job(document.digest)
     draft = state.draft()
     every = ranks_of(draft)
     ranks = every if wanted is None else tuple(sorted({*wanted} & {*every}))
@@ -125,7 +130,7 @@ def _with_losses(
 
 def _complete_with_siblings(target: TargetFolder, document: JobDocument, own: Manifest, cancellation: Cancellation) -> Manifest:
     """Complete the checkpoint that a finished task writes a stage of, if the other stages are finished too."""
-    snapshot = target.observe()
+    snapshot = target.observe()  # another stage may have been finished while this process waited for the lock
     known = snapshot.manifest_for(document)
     if known is not None:  # some of its files were written again or added
         written = {record.rank for record in {*own.files}.difference(known.files)}
@@ -162,7 +167,7 @@ def _complete(
         for job in staged:
             mine = [record for record in manifest.files if record.stage == job.stage]
             target.job(job.digest).publish(mine, cancellation.check)
-        snapshot = target.observe()
+        snapshot = snapshot.without_manifest(document.digest)
     content = None if output_of(manifest.options).writes_files else state.index()
     if content is not None:
         manifest = msgspec.structs.replace(manifest, index=IndexRecord(len(content), str(ContentDigest(content))))
@@ -202,8 +207,8 @@ def finish_interrupted(target: TargetFolder, cancellation: Cancellation) -> Targ
         return snapshot
     for found in snapshot.unfinished:
         if found.committing and (ranks := target.job(found.job.digest).started_commit()) is not None:
-            commit_job(target, found.job, parse_ranks(ranks) if ranks else (), cancellation)
-    return target.observe()
+            commit_job(target, found.job, snapshot, parse_ranks(ranks) if ranks else (), cancellation)
+    return target.observe()  # the commit has written to it
 
 
 def refuse_loss(

@@ -78,7 +78,7 @@ def commit_checkpoint(
             if committed is not None and state.read() is None:  # the previous stage was the last one to be finished
                 break
             wanted = None if ranks is None else parse_ranks(ranks, state.draft().target_ranks)
-            committed = commit_job(target, job, wanted, cancellation)
+            committed = commit_job(target, job, target.observe(), wanted, cancellation)
     assert committed is not None  # noqa: S101 - at least one task was started
     return committed
 
@@ -106,7 +106,7 @@ def commit_if_complete(
     target = replace(target, mode=job.mode)
     try:
         with writing(target, job, owner=None):
-            snapshot = target.observe()
+            snapshot = target.observe()  # others may have written before this process held the lock
             if snapshot.find_task(digest) is None:
                 return _completed(snapshot, digest)
             cancellation = Cancellation()
@@ -115,7 +115,7 @@ def commit_if_complete(
             ranks = every if all_ranks else done
             if not set(done) >= set(ranks) or (job.replaces and would_lose(target, snapshot, ranks, every, shape_of(draft))):
                 return None
-            return commit_job(target, job, ranks, cancellation)
+            return commit_job(target, job, snapshot, ranks, cancellation)
     except LockedError:
         return None
 

@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
+from functools import cached_property
 from typing import TYPE_CHECKING
 
 from reshard.errors import DataError, RequestError
 from reshard.formats.registry import requested_output
 from reshard.plan.rules import selection
 from reshard.source.encrypted import as_plain
-from reshard.source.files import Files, open_source, refuse_part
+from reshard.source.files import open_source, refuse_part
 from reshard.source.finding import find_files
 from reshard.source.reading import read_inventory
 from reshard.source.single import others_of, refuse_one_of_several
@@ -23,12 +25,56 @@ if TYPE_CHECKING:
     from reshard.checkpoint.encryption import Known
     from reshard.mesh.file import LayoutFile
     from reshard.progress import Cancellation
+    from reshard.source.files import Files, OpenSource
     from reshard.spec.request import Request
     from reshard.spec.storage_options import StorageOptions
     from reshard.storage.protocol import ReadStore
 
     # Strategy or layout file of the source, and of the target.
     Strategies = tuple[Strategy | LayoutFile | None, Strategy | LayoutFile | None]
+
+
+@dataclass(frozen=True)
+class Inputs:
+    """The inputs of a request. Each is opened, listed or read once, when it is first needed.
+
+    Attributes:
+        request: request of the transform.
+        cancellation: object that cancels the reads from another thread.
+    """
+
+    request: Request
+    cancellation: Cancellation | None = None
+
+    @cached_property
+    def opened(self) -> OpenSource:
+        """The source, as it is stored."""
+        return open_source(self.request.source, self.request.storage_options.source)
+
+    @cached_property
+    def store(self) -> ReadStore:
+        """Store of the source's files, decrypted."""
+        return decrypted(self.opened.store, self.request, cancellation=self.cancellation)
+
+    @cached_property
+    def strategies(self) -> Strategies:
+        """The strategies of the request.
+
+        Raises:
+            DataError, MissingInputError: a strategy is damaged or missing.
+            AccessError, StorageError: a strategy cannot be read.
+        """
+        return strategies_of(self.request)
+
+    @cached_property
+    def files(self) -> Files:
+        """The selected files of the source.
+
+        Raises:
+            ReshardError: there are no files, the selection is ambiguous, or the file of one rank would be read as a complete
+                checkpoint.
+        """
+        return _find(cancellable(self.opened.store, self.cancellation), self.opened.chosen, self.request, self.strategies[0])
 
 
 def strategies_of(request: Request) -> Strategies:
@@ -56,22 +102,12 @@ def strategies_of(request: Request) -> Strategies:
     return before, after
 
 
-def find(
-    request: Request, source: Strategy | LayoutFile | None, cancellation: Cancellation | None = None
-) -> tuple[ReadStore, Files]:
-    """Return the store of the source's files, decrypted, and the selected files.
-
-    Raises:
-        ReshardError: there are no files, the selection is ambiguous, or the file of one rank would be read as a complete
-            checkpoint.
-    """
-    store, chosen = open_source(request.source, request.storage_options.source)
-    opened = cancellable(store, cancellation)
+def _find(store: ReadStore, chosen: str | None, request: Request, source: Strategy | LayoutFile | None) -> Files:
     options, ranks = request.options, None if source is None else source.numbers
     one_stage, each = options.kind.one_stage, options.kind.each_file
     storage_options = request.storage_options.source
     found = find_files(
-        opened,
+        store,
         chosen,
         step=options.step,
         pattern=options.files,
@@ -84,13 +120,13 @@ def find(
     )
     single = len(found.by_rank) == 1 and (ranks is None or len(ranks) == 1)
     if each:
-        found = found if options.allow_single_rank else _some(opened, found, storage_options)
+        found = found if options.allow_single_rank else _some(store, found, storage_options)
     elif not (one_stage or (single and options.allow_single_rank)):
         refuse_part(found, 1 if ranks is None else len(ranks), request.source)
     if single and not (found.described or each or options.allow_single_rank):
         ((rank, path),) = found.by_rank.items()
-        refuse_one_of_several(opened, path, storage_options, rank=rank if one_stage else None)
-    return decrypted(store, request, cancellation=cancellation), found
+        refuse_one_of_several(store, path, storage_options, rank=rank if one_stage else None)
+    return found
 
 
 def _some(store: ReadStore, found: Files, storage_options: StorageOptions | None) -> Files:
@@ -103,9 +139,9 @@ def _some(store: ReadStore, found: Files, storage_options: StorageOptions | None
 
 def source_names(request: Request, *, workers: int) -> dict[str, bool]:
     """Return the names of the source's parameters, and whether its strategy names them (without a strategy file: true)."""
-    source, _ = strategies_of(request)
-    store, found = find(request, source)
-    inventory = read_inventory(store, found, workers=workers)
+    inputs = Inputs(request)
+    source, _ = inputs.strategies
+    inventory = read_inventory(inputs.store, inputs.files, workers=workers)
     named = {name for stage in source.stages for name in stage} if isinstance(source, Strategy) else None
     return {name: named is None or name in named for name in inventory.names}
 

@@ -11,7 +11,8 @@ from reshard.engine.rankfile import requests_of
 from reshard.progress import Cancellation, Silent
 from reshard.target.lock import writing
 from reshard.telemetry import durations, operation, phase
-from reshard.transform.checks import with_output
+from reshard.transform.checks import open_target, with_output
+from reshard.transform.inputs import Inputs
 from reshard.transform.preflight import run_preflight
 from reshard.transform.start import start
 
@@ -78,8 +79,10 @@ def plan_transform(
     workers, progress = workers or default_workers(), progress or Silent()
     with operation("plan_transform"):
         with phase("plan"):
-            preflight = run_preflight(request, progress, workers=workers, cancellation=cancellation)
-        job, target = preflight.job, preflight.target
+            inputs = Inputs(request, cancellation)
+            target = open_target(inputs)
+            preflight = run_preflight(inputs, target, progress, workers=workers, cancellation=cancellation)
+        job = preflight.job
         if write and not preflight.complete:
             with writing(target, job, owner=owner or f"job-{job.digest}"):
                 start(job, target, cancellation)

@@ -5,9 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from reshard.storage import open_store
-from reshard.target.folder import TargetFolder
-from reshard.transform.checks import check_copy_mode, check_places, check_space
+from reshard.transform.checks import check_space
 from reshard.transform.commit import covers, finished
 from reshard.transform.documents import changed_documents, expected_documents
 from reshard.transform.identify import identify
@@ -19,8 +17,9 @@ if TYPE_CHECKING:
 
     from reshard.engine.job import Job
     from reshard.progress import Cancellation, Progress
-    from reshard.spec.request import Request
+    from reshard.target.folder import TargetFolder
     from reshard.target.snapshot import TargetSnapshot
+    from reshard.transform.inputs import Inputs
 
 
 @dataclass(frozen=True, slots=True)
@@ -44,8 +43,9 @@ class Preflight:
     complete: bool
 
 
-def run_preflight(
-    request: Request,
+def run_preflight(  # noqa: PLR0913 - what is read, and how
+    inputs: Inputs,
+    target: TargetFolder,
     progress: Progress,
     *,
     workers: int,
@@ -57,7 +57,8 @@ def run_preflight(
     """Prepare a transform, and run all checks that are possible. No checkpoint data is written.
 
     Args:
-        request: request of the transform.
+        inputs: inputs of the request.
+        target: target of the request.
         progress: receiver of the progress and of notes for the user.
         workers: number of files read at a time.
         cancellation: object that cancels the work from another thread.
@@ -68,13 +69,13 @@ def run_preflight(
     Raises:
         ReshardError: the transform would fail. The error is the one that it would fail with.
     """
-    check_places(request)
-    target = TargetFolder(open_store(request.target, request.storage_options.target), request.options.file_mode)
-    check_copy_mode(request, target.store)
-    snapshot = target.observe()
-    job = resume(request, target, snapshot, cancellation) if resumable else None
+    job = None
+    if resumable:
+        snapshot = target.observe()
+        job = resume(inputs, target, snapshot)
     if job is None:
-        job, snapshot = prepare(request, progress, workers=workers, cancellation=cancellation), target.observe()
+        job = prepare(inputs, progress, workers=workers)
+        snapshot = target.observe()  # while the headers were read, other processes of the same task may have written ranks
         job = identify(job, target, snapshot, progress, cancellation, workers=workers)
     cancellation.check()
     for note in job.notes:

@@ -15,7 +15,7 @@ from reshard.source.changed import refuse_changed
 from reshard.source.contents import check_crcs
 from reshard.source.cuts import refuse_other_cuts
 from reshard.source.encrypted import DecryptingStore
-from reshard.source.files import Files, listing_digest, open_source
+from reshard.source.files import Files, listing_digest
 from reshard.source.index import CheckpointIndex, Selected, decode_index, read_index
 from reshard.source.keys import read_key
 from reshard.source.reading import read_inventory
@@ -26,7 +26,7 @@ from reshard.strategy.packed import pack
 from reshard.telemetry import phase
 from reshard.transform.carried import read_carried
 from reshard.transform.consistency import check_copies, refuse_possible_slices
-from reshard.transform.inputs import cancellable, decrypted, find, listing_identifies, strategies_of
+from reshard.transform.inputs import cancellable, decrypted, listing_identifies
 from reshard.transform.layouts import Placed, place
 from reshard.transform.shards import check_shards
 from reshard.transform.trimmed import check_trimmed
@@ -42,7 +42,7 @@ if TYPE_CHECKING:
     from reshard.strategy import Strategy
     from reshard.target.folder import TargetFolder
     from reshard.target.snapshot import TargetSnapshot
-    from reshard.transform.inputs import Strategies
+    from reshard.transform.inputs import Inputs, Strategies
 
 
 def encode_index(job: Job) -> bytes:
@@ -63,30 +63,29 @@ def encode_index(job: Job) -> bytes:
     return msgspec.json.encode(index)
 
 
-def prepare(
-    request: Request, progress: Progress, *, workers: int, single: bool = False, cancellation: Cancellation | None = None
-) -> Job:
+def prepare(inputs: Inputs, progress: Progress, *, workers: int, single: bool = False) -> Job:
     """Read strategies and headers, or the index that contains them, and plan the target.
 
     Args:
-        request: request of the transform.
+        inputs: inputs of the request.
         progress: receiver of the progress.
         workers: number of files read at a time.
         single: whether only one target rank is written, instead of those in the request. Fewer blocks of replicas are compared
             then.
-        cancellation: object that cancels the reads from another thread.
 
     Raises:
         DataError, MissingInputError, RequestError: files or strategies are damaged, missing, or do not match.
         AccessError, StorageError: a file cannot be read.
     """
+    request = inputs.request
     if request.index is not None:
-        return _indexed(request, request.index, cancellation)
-    strategies = strategies_of(request)
-    store, found = find(request, strategies[0], cancellation)
+        return _indexed(inputs, request.index)
+    strategies, found = inputs.strategies, inputs.files
     if not isinstance(strategies[0], LayoutFile):
         _refuse_other_cuts(request, found, strategies[0])
-    return prepare_files(request, store, found, strategies, progress, workers=workers, single=single, cancellation=cancellation)
+    return prepare_files(
+        request, inputs.store, found, strategies, progress, workers=workers, single=single, cancellation=inputs.cancellation
+    )
 
 
 def prepare_files(  # noqa: PLR0913 - the source, and how to read it
@@ -245,44 +244,42 @@ def _stages(request: Request, source: Strategy, target: Strategy | None, found: 
     return stages
 
 
-def _indexed(request: Request, url: str, cancellation: Cancellation | None) -> Job:
+def _indexed(inputs: Inputs, url: str) -> Job:
     """Prepare a task from an index.
 
     Raises:
         DataError: the index is damaged.
         RequestError: the source was checked at a lower level, see `CheckpointIndex.check_level`.
     """
-    storage_options = request.storage_options
+    request, storage_options = inputs.request, inputs.request.storage_options
     index = read_index(url, storage_options.index or storage_options.source)
     index.check_level(request.options.verification, url)
     settled: dict[str, Any] = {name: getattr(index, name) for name in SETTLED_BY_INDEX}
     request = msgspec.structs.replace(request, index=None, options=msgspec.structs.replace(request.options, **settled))
     source, target = index.strategies()
-    store, _ = open_source(request.source, storage_options.source)
+    store = inputs.opened.store
     model = place(index.inventory, source, target, request).model
     model = replace(model, inconsistent_replicas=frozenset(index.inconsistent_replicas))
     unwritten = msgspec.structs.replace(request, options=Options(output="Index", **settled), encryption=None)
     original = job_of(unwritten, store, model, (source, target))
     if original.digest != index.digest:
         raise DataError("IndexDamaged", "the content does not match its digest", where=url, fix="create the index again")
-    plain = decrypted(store, request, index.encrypted, cancellation=cancellation)
+    plain = decrypted(store, request, index.encrypted, cancellation=inputs.cancellation)
     carried = read_carried(store, request, model.inventory, indexed=True)
     model = replace(model, inventory=msgspec.structs.replace(model.inventory, carried=carried.records))
     job = job_of(request, plain, model, (source, target), key=_key(request))
     return replace(job, indexed=True, carried=carried.contents)
 
 
-def resume(
-    request: Request, target: TargetFolder, snapshot: TargetSnapshot, cancellation: Cancellation | None = None
-) -> Job | None:
+def resume(inputs: Inputs, target: TargetFolder, snapshot: TargetSnapshot) -> Job | None:
     """Return the task that an earlier plan of the same request stored in the target, without reading headers again.
 
     None: there is no such plan, it checked less than the request requires, or the request uses an index.
     """
+    request = inputs.request
     if request.index is not None:
         return None  # reading the index costs as little
-    store, _ = open_source(request.source, request.storage_options.source)
-    source, wanted = strategies_of(request)
+    source, wanted = inputs.strategies
     key = key_of(request, source, wanted)
     for document in snapshot.jobs:
         if document.request == key:
@@ -292,7 +289,7 @@ def resume(
                 return None  # the plan was created for fewer ranks or checks
             placed = place(stored.inventory, source, wanted, request)
             model = replace(placed.model, inconsistent_replicas=frozenset(stored.inconsistent_replicas))
-            plain = decrypted(store, request, stored.encrypted, cancellation=cancellation)
+            plain = decrypted(inputs.opened.store, request, stored.encrypted, cancellation=inputs.cancellation)
             job = job_of(
                 request, plain, model, placed.strategies, described=(source, wanted), key=_key(request), selected=stored.selected
             )

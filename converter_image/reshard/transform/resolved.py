@@ -10,9 +10,9 @@ from reshard.errors import DataError, RequestError
 from reshard.mesh.resolve import refuse_unmatched, resolve
 from reshard.mesh.sharding import Whole
 from reshard.source.reading import read_inventory
-from reshard.source.strategies import read_layout_file, read_layouts
+from reshard.source.strategies import read_layout_file
 from reshard.strategy import StrategyFile
-from reshard.transform.inputs import find
+from reshard.transform.inputs import Inputs
 from reshard.transform.layouts import source_model, source_strategy, whole_tensors
 
 if TYPE_CHECKING:
@@ -47,7 +47,7 @@ def resolve_checkpoint(request: Request, layout: str) -> ResolvedCheckpoint:
     """Read the headers of a checkpoint, and apply a layout file to its parameters. Parameters without a rule are returned.
 
     Args:
-        request: source with its strategy and options. Its target is not used.
+        request: source with its strategy and options, without a target strategy. Its target is not used.
         layout: path of the layout file.
 
     Raises:
@@ -56,13 +56,9 @@ def resolve_checkpoint(request: Request, layout: str) -> ResolvedCheckpoint:
         AccessError, StorageError: a file cannot be read.
         UsageError: a field of a layout file is invalid.
     """
-    storage_options = request.storage_options
-    file = read_layout_file(layout, storage_options.target)
-    before = None
-    if request.source_strategy:
-        before = read_layouts(request.source_strategy, storage_options.source_strategy or storage_options.source)
-    store, found = find(request, before)
-    inventory = read_inventory(store, found, workers=default_workers())
+    file, inputs = read_layout_file(layout, request.storage_options.target), Inputs(request)
+    (before, _), found = inputs.strategies, inputs.files
+    inventory = read_inventory(inputs.store, found, workers=default_workers())
     source, notes = source_strategy(inventory, before, request)
     model = source_model(inventory, source, request)
     tensors = whole_tensors(model, has_strategy=source is not None)

@@ -19,10 +19,11 @@ from reshard.target.lock import STALE_SECONDS, live_writers, locked, writing
 from reshard.target.parts import final_notes, is_whole
 from reshard.target.process import this_process
 from reshard.telemetry import durations, operation, phase
-from reshard.transform.checks import check_space, with_output
+from reshard.transform.checks import check_space, open_target, with_output
 from reshard.transform.commit import commit_job, covers, refuse_loss, written_ranks
 from reshard.transform.documents import documents_of
 from reshard.transform.identify import record_versions
+from reshard.transform.inputs import Inputs
 from reshard.transform.preflight import run_preflight, unfinished
 from reshard.transform.start import start
 from reshard.transform.unchanged import find_complete
@@ -132,10 +133,11 @@ def transform_checkpoint(
     thorough = commit and request.options.overwrite == "Replace"
     cancellation = cancellation or Cancellation()
 
-    def prepared(*, resumable: bool) -> Preflight:
+    def prepared(inputs: Inputs, target: TargetFolder, *, resumable: bool) -> Preflight:
         with phase("plan"):
             return run_preflight(
-                request,
+                inputs,
+                target,
                 progress,
                 workers=workers,
                 cancellation=cancellation,
@@ -153,18 +155,21 @@ def transform_checkpoint(
         return [], preflight.snapshot.manifest_for(preflight.job)
 
     with operation("transform_checkpoint") as measured:
+        inputs = Inputs(request, cancellation)
+        target = open_target(inputs)
         if commit:
             with phase("check_target"):
-                found = find_complete(request, cancellation, thorough=thorough)
+                found = find_complete(inputs, target, cancellation, thorough=thorough)
             if found is not None:
                 return _nothing_to_do(found, progress, measured)
-        preflight = prepared(resumable=not commit)
+        preflight = prepared(inputs, target, resumable=not commit)
         try:
             written, manifest = carry_out(preflight)
         except DataError as error:
             if not (preflight.job.planned and error.reason == "SourceChanged"):
                 raise
-            preflight = _prepared_again(preflight, error, prepared)
+            # The source has changed, so everything is read again.
+            preflight = _prepared_again(preflight, error, partial(prepared, Inputs(request, cancellation), target))
             written, manifest = carry_out(preflight)
         return _result(preflight, written, manifest, progress, measured)
 
@@ -256,8 +261,9 @@ def _carry_out(
         if not commit:
             return written, snapshot.manifest_for(job)
         check_lock()
+        snapshot = target.observe()  # ranks were written, by other processes too
         ranks = tuple(sorted({*job.scope, *written_ranks(job, target, snapshot)}))
-        return written, commit_job(target, document, ranks, cancellation)
+        return written, commit_job(target, document, snapshot, ranks, cancellation)
 
 
 def _nothing_to_do(found: Complete, progress: Progress, measured: Phase) -> Result:

@@ -30,7 +30,7 @@ def start(job: Job, target: TargetFolder, cancellation: Cancellation) -> tuple[J
     """Record the task in the target, or find its record. The target's lock must be held.
 
     Returns:
-        The record of the task, and a snapshot of the target.
+        The record of the task, and a snapshot of the target since the lock is held.
 
     Raises:
         RequestError: the task may not be started, see `refuse`.
@@ -56,11 +56,13 @@ def start(job: Job, target: TargetFolder, cancellation: Cancellation) -> tuple[J
             versions=job.versions,
         )
         outdated = snapshot.outdated(job.digest, job.key)
-        for other in snapshot.jobs:
-            if other in outdated or (job.stage is not None and _is_same_stage(other, job)):
-                target.discard(other, state)
+        discarded = [
+            other for other in snapshot.jobs if other in outdated or (job.stage is not None and _is_same_stage(other, job))
+        ]
+        for other in discarded:
+            target.discard(other, state)
         document = state.begin(document, encode_index(job), draft_manifest(job, durations()), job.carried)
-        snapshot = target.observe()
+        snapshot = snapshot.started(document, discarded)
     _refuse_other_key(job, target, snapshot)  # of two processes that start it concurrently, one may have another key
     return document, snapshot
 

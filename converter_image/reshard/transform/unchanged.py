@@ -8,19 +8,17 @@ from reshard.engine.job import key_of
 from reshard.source.files import listing_digest
 from reshard.spec.ranks import parse_ranks
 from reshard.spec.request import STRICTNESS
-from reshard.storage import open_store
-from reshard.target.folder import TargetFolder
 from reshard.target.snapshot import JobDocument
-from reshard.transform.checks import check_copy_mode, check_places
 from reshard.transform.commit import recorded
 from reshard.transform.documents import changed_documents, expected_documents
-from reshard.transform.inputs import find, listing_identifies, strategies_of
+from reshard.transform.inputs import listing_identifies
 
 if TYPE_CHECKING:
     from reshard.checkpoint.manifest import Manifest
     from reshard.progress import Cancellation
-    from reshard.spec.request import Request
+    from reshard.target.folder import TargetFolder
     from reshard.target.snapshot import TargetSnapshot
+    from reshard.transform.inputs import Inputs
 
 
 class Complete(NamedTuple):
@@ -39,32 +37,30 @@ class Complete(NamedTuple):
     ranks: tuple[int, ...]
 
 
-def find_complete(request: Request, cancellation: Cancellation, *, thorough: bool) -> Complete | None:
+def find_complete(inputs: Inputs, target: TargetFolder, cancellation: Cancellation, *, thorough: bool) -> Complete | None:
     """Return the complete checkpoint that is the result of a request, without reading the source's files.
 
     Return None if only the headers of the source's files can show whether such a checkpoint exists.
 
     Args:
-        request: request of the transform.
+        inputs: inputs of the request.
+        target: target of the request.
         cancellation: object that cancels the work from another thread.
         thorough: whether finished files are read again, to find changes since.
 
     Raises:
         ReshardError: the request is invalid, or a location cannot be read.
     """
-    check_places(request)
-    target = TargetFolder(open_store(request.target, request.storage_options.target), request.options.file_mode)
-    check_copy_mode(request, target.store)
-    if not listing_identifies(request, open_store(request.source, request.storage_options.source)):
+    request = inputs.request
+    if not listing_identifies(request, inputs.opened.store):
         return None
     snapshot = target.observe()
     manifest = snapshot.manifest
     if manifest is None or not manifest.source.listing or snapshot.unfinished:
         return None
-    strategies = strategies_of(request)
-    store, found = find(request, strategies[0], cancellation)
+    strategies, found = inputs.strategies, inputs.files
     paths = list(found.by_rank.values())
-    versions = {path: (stat.size, stat.version) for path, stat in store.stats(paths).items() if stat.version}
+    versions = {path: (stat.size, stat.version) for path, stat in inputs.store.stats(paths).items() if stat.version}
     if not versions.keys() >= set(paths):
         return None
     if listing_digest(key_of(request, *strategies), found, versions) != manifest.source.listing:
