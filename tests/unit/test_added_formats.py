@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import sys
+from importlib.metadata import EntryPoint, EntryPoints
 from textwrap import dedent
 from typing import TYPE_CHECKING
 
@@ -13,14 +14,14 @@ import yaml
 from reshard.checkpoint.manifest import FileRecord, decode, encode
 from reshard.cli import main
 from reshard.errors import DataError, RequestError, UsageError
-from reshard.formats.registry import added_outputs, output_format
+from reshard.formats.registry import OUTPUT_GROUP, added_outputs, output_format
 from reshard.spec.request import FORMATS, Options, Request
 from reshard.spec.resource import parse_spec
 from reshard.transform.run import transform_checkpoint
 from reshard.transform.verify import verify_checkpoint
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from collections.abc import Callable, Iterator
     from pathlib import Path
 
     import disk
@@ -151,6 +152,15 @@ def test_an_unknown_format_is_refused_with_all_names(
     assert "'safetensors', 'huggingface', 'torch-dcp', 'torch-safetensors', 'megatron', 'toy'" in capsys.readouterr().err
     with pytest.raises(UsageError, match="InvalidOption: format: 'Toy'"):
         Options(format="Toy")
+
+
+def test_a_package_that_cannot_be_imported_is_named(
+    made: disk.Checkpoint, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, refused: Callable[..., str]
+) -> None:
+    entry = EntryPoint("toy", "toy_that_is_not_installed:TOY", OUTPUT_GROUP)
+    monkeypatch.setattr("importlib.metadata.entry_points", EntryPoints([entry]).select)
+    arguments = ["--source", str(made.source), "--target", str(tmp_path / "out"), "--format", "toy"]
+    assert "No module named 'toy_that_is_not_installed'" in refused(78, "FormatBroken", "transform", *arguments)
 
 
 def test_the_values_of_the_option_are_the_registered_formats() -> None:

@@ -11,7 +11,8 @@ import pytest
 
 from reshard.cli.arguments import kebab
 from reshard.cli.commands import cli
-from reshard.spec.request import Options, OutputKind, Request, request_key
+from reshard.spec.outputs import OUTPUTS, OutputKind
+from reshard.spec.request import Options, Request, request_key
 from reshard.spec.resource import FilesSpec, ParametersSpec, SourceSpec, TargetSpec, TransformSpec
 
 if TYPE_CHECKING:
@@ -87,6 +88,12 @@ def test_every_output_has_its_line(width: int) -> None:
     assert said == f"--output [{'|'.join(outputs)}]"
     for output in outputs:
         assert any(re.fullmatch(rf" {{20,}}{output} {{2,}}\w.*", line) for line in shown), output
+
+
+def test_outputs_refuse_fields_that_exist() -> None:
+    assert tuple(OUTPUTS) == get_args(OutputKind)
+    fields = {*Options.__struct_fields__, *Request.__struct_fields__}
+    assert all(fields >= output.refused.keys() for output in OUTPUTS.values())
 
 
 def in_python() -> set[str]:

@@ -99,7 +99,7 @@ def source_format(name: str) -> SourceFormat:
     """Return a format that can be read by its name.
 
     Raises:
-        RequestError: no format has this name.
+        RequestError: no format has this name, or the package that adds it cannot be imported.
     """
     if name in _OWN:
         return _OWN[name]
@@ -116,7 +116,7 @@ def output_format(name: str) -> OutputFormat:
     """Return a format that can be written by its name in `Options.format`.
 
     Raises:
-        RequestError: no format has this name.
+        RequestError: no format has this name, or the package that adds it cannot be imported.
     """
     found: OutputFormat
     if name in _OWN_OUTPUT:
@@ -131,7 +131,12 @@ def _of_another_package(name: str, own: Iterable[str], group: str, what: str) ->
     entries = _entries(group)
     for entry in entries:
         if entry.name == name:
-            return entry.load()
+            try:
+                return entry.load()
+            except Exception as error:  # another package may raise anything
+                reason = f"the package that adds the {what} {name} cannot be imported: {type(error).__name__}: {error}"
+                fix = f"correct or uninstall it: {entry.value}"
+                raise RequestError("FormatBroken", reason, where=what, fix=fix) from error
     known = ", ".join(sorted({*own, *(entry.name for entry in entries)}))
     raise RequestError("UnknownFormat", f"{name} is not the name of a known {what}", where=what, fix=f"use one of these: {known}")
 
