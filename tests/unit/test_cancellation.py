@@ -183,11 +183,11 @@ def test_a_rank_that_fails_in_a_pod_is_retried_there(tmp_path: Path, monkeypatch
     monkeypatch.setenv("JOB_COMPLETION_INDEX", "0")
     usual, failures = JobState.record, [1]
 
-    def record(self: JobState, found: Any) -> None:
+    def record(self: JobState, *arguments: Any) -> None:
         if failures:
             failures.pop()
             fail()
-        usual(self, found)
+        usual(self, *arguments)
 
     monkeypatch.setattr(JobState, "record", record)
     assert main(["step", "ranks"]) == 0
