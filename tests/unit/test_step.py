@@ -14,7 +14,6 @@ from rawfiles import same
 import reshard
 from reshard.cli import main
 from reshard.errors import LockedError
-from reshard.spec import resource as specs
 from reshard.spec.messages import MESSAGE_VERSION
 from reshard.storage.local import LocalStore
 from reshard.target.folder import LOCK, TargetFolder
@@ -40,7 +39,7 @@ class Pods:
         self._volumes, self._environment = volumes, monkeypatch
         self._log = volumes / "termination-log"
         self._log.touch()
-        monkeypatch.setattr(specs, "VOLUMES", str(volumes))
+        monkeypatch.setattr("reshard.spec.mounts.VOLUMES", str(volumes))
         monkeypatch.setenv("RESHARD_TERMINATION_LOG", str(self._log))
         self.spec = SPEC
         self.text: str | None = None
