@@ -20,6 +20,7 @@ import networks
 import numpy as np
 from compiling import DRAWS, SETTINGS, Setting
 from mindspore import nn
+from scaling import SCALED
 
 from compile_strategy import Target, compile_stage
 
@@ -90,7 +91,7 @@ def main(folder: Path) -> None:
                 _apart(build, setting, stage, path)
                 if name == "experts":  # the two forms differ where several axes cut a dimension
                     _apart(build, setting, stage, path.with_suffix(".json"))
-    for draw in DRAWS:
+    for draw in [*DRAWS, *SCALED]:
         _apart(partial(random_network, draw), draw.setting, 0, folder / "draws" / f"{draw.seed}.ckpt")
 
 

@@ -42,6 +42,7 @@ class Drawn:
     cuts: tuple[int, ...]
     dtype: str
     parallel_optimizer: bool
+    kind: str = "drawn"
 
     @property
     def nbytes(self) -> int:

@@ -10,6 +10,7 @@ from mindspore import Layout, Parameter, Tensor, nn, ops
 
 if TYPE_CHECKING:
     from compiling import Draw, Setting
+    from scaling import Scale, Scaled
 
 
 def _weight(name: str, *shape: int) -> Parameter:
@@ -199,12 +200,68 @@ class _Doubled(nn.Cell):
         return self.mul(self.parameter, self.two)
 
 
+class _Operand(nn.Cell):
+    """A random parameter, the input of an operator that named axes divide; see scaling.py."""
+
+    def __init__(self, scaled: Scaled) -> None:
+        super().__init__()
+        self.parameter = Parameter(
+            Tensor(np.ones(scaled.shape), getattr(mindspore, scaled.dtype)), parallel_optimizer=scaled.parallel_optimizer
+        )
+
+
+class _Scaled(_Operand):
+    """Times two."""
+
+    def __init__(self, scaled: Scaled) -> None:
+        super().__init__(scaled)
+        self.mul, self.two = ops.Mul(), Tensor(2.0, getattr(mindspore, scaled.dtype))
+        if scaled.kind != "default":
+            self.mul.shard((tuple(map(scaled.count, scaled.dims)), ()))
+
+    def construct(self) -> Any:
+        return self.mul(self.parameter, self.two)
+
+
+class _Multiplied(_Operand):
+    """The second factor of a matrix product."""
+
+    def __init__(self, scaled: Scaled) -> None:
+        super().__init__(scaled)
+        self.x, self.matmul = Tensor(np.ones((64, scaled.shape[0])), getattr(mindspore, scaled.dtype)), ops.MatMul()
+        if scaled.kind == "named":
+            mesh = Layout(tuple(scaled.sizes[axis] for axis in scaled.order), scaled.order)
+            rows, *dims = (cuts or "None" for cuts in (scaled.rows, *scaled.dims))
+            self.matmul.shard((mesh(rows, dims[0]), mesh(*dims)))
+        else:
+            rows, first, second = map(scaled.count, (scaled.rows, *scaled.dims))
+            self.matmul.shard(((rows, first), (first, second)))
+
+    def construct(self) -> Any:
+        return self.matmul(self.x, self.parameter)
+
+
+class _Gathered(_Operand):
+    """A table of embeddings."""
+
+    def __init__(self, scaled: Scaled) -> None:
+        super().__init__(scaled)
+        self.indices, self.gather = Tensor(np.zeros([64], np.int32)), ops.Gather()
+        self.gather.shard(((scaled.count(scaled.dims[0]), 1), (scaled.count(scaled.rows),)))
+
+    def construct(self) -> Any:
+        return self.gather(self.parameter, self.indices, 0)
+
+
+_CELLS = {"mul": _Scaled, "default": _Scaled, "matmul": _Multiplied, "named": _Multiplied, "gather": _Gathered, "drawn": _Doubled}
+
+
 class Random(nn.Cell):
     """The sum of many random parameters."""
 
-    def __init__(self, draw: Draw) -> None:
+    def __init__(self, draw: Draw | Scale) -> None:
         super().__init__()
-        self.parts = nn.CellList([_Doubled(drawn) for drawn in draw.parameters])
+        self.parts = nn.CellList([_CELLS[drawn.kind](drawn) for drawn in draw.parameters])
         self.sum, self.cast = ops.ReduceSum(), ops.Cast()
 
     def construct(self, x: Any) -> Any:

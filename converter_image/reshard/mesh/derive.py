@@ -259,15 +259,15 @@ class _Task:
 
         Models leave such parameters whole, for example an embedding whose vocabulary is not a multiple of `tp`.
         """
-        sizes = dict(observations[0].axes)
-        if any(reading.dims) or isinstance(observations[0].cuts, Grid):
+        seen = [dict(each.axes) for each in observations if not isinstance(each.cuts, Grid)]
+        if any(reading.dims) or not seen:
             return None
         axes = [axis for axis in self._sizes if axis not in self._replicated]
         for dimension, n in enumerate(tensor.shape):
             for count in range(1, len(axes) + 1):
                 for some in combinations(axes, count):
-                    before, after = (prod(each.get(axis, 1) for axis in some) for each in (sizes, self._sizes))
-                    if n % before and after > 1 and not n % after:
+                    *before, after = (prod(each.get(axis, 1) for axis in some) for each in (*seen, self._sizes))
+                    if all(n % count for count in before) and after > 1 and not n % after:
                         dims = [some if i == dimension else () for i in range(len(tensor.shape))]
                         return Sharding(tuple(dims), tuple(self._sizes), reading.uneven)
         return None

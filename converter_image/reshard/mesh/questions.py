@@ -14,7 +14,7 @@ from reshard.mesh.render import rule_line
 if TYPE_CHECKING:
     from reshard.spec.layout import LayoutRule
 
-_MOST_LINES = 12
+MOST_LINES = 12
 _SHOWN = 5  # patterns in one message
 _WITNESS = "a second strategy as a witness"
 # By kind: reason, what is unknown, and other remedies than a rule.
@@ -67,7 +67,8 @@ class Question:
         match = patterns[0] if len(patterns) == 1 else patterns
         rules = tuple(msgspec.structs.replace(rule, match=match) for rule in self.rules)
         shown = ", ".join(patterns[:_SHOWN]) + (f" and {len(patterns) - _SHOWN} more" if len(patterns) > _SHOWN else "")
-        lines = " or ".join(map(rule_line, rules[:_MOST_LINES])) or "a rule for them"
+        lines = " or ".join(map(rule_line, rules[:MOST_LINES])) or "a rule for them"
+        lines += f" or another of {len(rules)} possible rules" if len(rules) > MOST_LINES else ""
         reason, what, remedy = _KINDS[self.kind]
         remedies = [f"`derive.replicated: [{axes}]` if that divides no parameter" for axes in self.replicated]
         if self.kind == "unseen" and remedies:
