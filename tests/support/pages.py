@@ -10,6 +10,7 @@ WORKFLOWS = sorted((ROOT / "docs" / "workflows").glob("*.md"))
 PAGES = [
     ROOT / "README.md",
     ROOT / "CHANGELOG.md",
+    ROOT / "examples" / "layouts" / "README.md",
     ROOT / "examples" / "renames" / "README.md",
     ROOT / "helm" / "reshard" / "README.md",
     *sorted((ROOT / "docs").glob("*.md")),
