@@ -20,6 +20,7 @@ from reshard.checkpoint.manifest import FileRecord, Manifest, ParameterRecord, S
 from reshard.cli import main
 from reshard.engine.memory import memory_bytes
 from reshard.layout import Layout
+from reshard.spec.layout import Derivation, LayoutDocument, LayoutRule, Pipeline, Zero
 from reshard.spec.resource import parse_resource
 from reshard.storage.local import LocalStore
 
@@ -60,6 +61,7 @@ def workplace(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 @pytest.mark.parametrize("page", PAGES, ids=lambda page: str(page.relative_to(ROOT)))
 def test_the_commands_of_the_documentation_run(page: Path, workplace: Path) -> None:
+    write_layout_files(page, workplace)
     for block in blocks(page, "sh"):
         for line in block.splitlines():
             program, *arguments = shlex.split(line)
@@ -68,6 +70,34 @@ def test_the_commands_of_the_documentation_run(page: Path, workplace: Path) -> N
     for block in blocks(page, "python"):
         exec(compile(block, page.name, "exec"), {})  # noqa: S102 - the documentation's own
     assert workplace == Path.cwd()
+
+
+def write_layout_files(page: Path, folder: Path) -> None:
+    """Write the layout files of a page under the names in their first lines, and a LLaMA of 8 ranks for its commands."""
+    layouts = [block for block in blocks(page, "yaml") if "reshard.dev/layout-v1" in block]
+    for block in layouts:
+        (folder / block.splitlines()[0].removeprefix("# ")).write_text(block)
+    if layouts:
+        example = (folder / "layout_4.yaml").read_text().replace("dp=2,tp=2", "dp=2,tp=4")
+        (folder / "layout_8.yaml").write_text(example)
+        source = ["llama_checkpoints", "--source-strategy", "llama_strategy.ckpt"]
+        assert main(["transform", "--source", *source, "--target", "llama_8", "--target-strategy", "layout_8.yaml"]) == 0
+        assert main(["layout", "export", "layout_8.yaml", "--checkpoint", *source, "-o", "llama_8_strategy"]) == 0
+
+
+@pytest.mark.parametrize("kind", [LayoutDocument, LayoutRule, Pipeline, Zero, Derivation])
+def test_every_field_of_a_layout_file_is_described(kind: type) -> None:
+    page = (ROOT / "docs" / "layout-files.md").read_text()
+    table = {
+        LayoutDocument: "## Fields",
+        LayoutRule: "Fields of a rule:",
+        Pipeline: "Fields of `pipeline`:",
+        Zero: "Fields of `zero`:",
+        Derivation: "Fields of `derive`:",
+    }[kind]
+    lines = page.partition(f"\n{table}\n")[2].partition("\nFields of")[0].splitlines()
+    described = {line.split("`")[1] for line in lines if line.startswith("| `") and "](errors" not in line}
+    assert described == {field.encode_name for field in msgspec.structs.fields(kind)}
 
 
 @pytest.mark.usefixtures("workplace")

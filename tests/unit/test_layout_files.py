@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 from safetensors.numpy import load_file, save_file
 
+from reshard import load
 from reshard.cli import main
 from reshard.mesh.file import parse
 from reshard.mesh.resolve import resolve
@@ -129,3 +130,16 @@ def test_a_damaged_layout_file_is_refused(tmp_path: Path, text: str, capsys: pyt
     path.write_bytes(text.encode("latin-1"))
     assert transform(tmp_path, "--target-strategy", str(path)) == 2
     assert "layout.yaml" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("sliced", [False, True])
+def test_a_rank_is_loaded_by_layout_files(sliced: bool, tmp_path: Path, whole: dict[str, np.ndarray]) -> None:
+    layout = str(tmp_path / "layout.yaml")
+    source, strategy = str(tmp_path / "model.safetensors"), None
+    if sliced:
+        assert transform(tmp_path, "--target-strategy", layout) == 0
+        source, strategy = str(tmp_path / "out"), layout
+    for rank in (0, 3, 6):
+        found = load(source, strategy, layout, rank)
+        wanted = expected(whole, rank)
+        assert {name: array.tobytes() for name, array in found.items()} == {n: a.tobytes() for n, a in wanted.items()}

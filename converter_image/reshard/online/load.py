@@ -153,8 +153,9 @@ def iter_tensors(  # noqa: PLR0913 - one for each option
 
     Args:
         source: folder of a checkpoint of any format, a single file, or s3://bucket/prefix.
-        source_strategy: strategy file, or folder with one file per pipeline stage. None means one rank with whole parameters.
-        target_strategy: strategy file or folder of the target. None means one rank with whole parameters.
+        source_strategy: strategy file, folder with one file per pipeline stage, or layout file. None means one rank with whole
+            parameters.
+        target_strategy: strategy file, folder or layout file of the target. None means one rank with whole parameters.
         rank: number of the target rank.
         framework: "numpy" for numpy arrays, "torch" for torch tensors over the same memory.
         target_ranks: number of target ranks, instead of a target strategy. Rank r gets chunk r of dimension 0 of every tensor, as

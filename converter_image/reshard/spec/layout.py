@@ -262,7 +262,7 @@ def parse_layout(document: object, where: str) -> LayoutDocument:
             "InvalidLayoutFile",
             str(error).replace("`$.", "`"),
             where=where,
-            fix="correct the field; docs/layouts.md describes it",
+            fix="correct the field; docs/layout-files.md describes it",
         ) from error
 
 
