@@ -65,7 +65,7 @@ def random_network(draw: Draw) -> tuple[Any, list[Any]]:
     return networks.Random(draw).set_train(), [mindspore.Tensor(np.ones([1], np.float32))]
 
 
-def _apart(build: Build, setting: Setting, stage: int, path: Path) -> None:
+def apart(build: Build, setting: Setting, stage: int, path: Path) -> None:
     """Write the file of a stage in a forked child."""
     path.parent.mkdir(parents=True, exist_ok=True)
     child = os.fork()
@@ -88,11 +88,11 @@ def main(folder: Path) -> None:
             build = partial(network, name, setting)
             for stage in range(setting.stages):
                 path = folder / name / (f"{layout}/stage_{stage}.ckpt" if setting.stages > 1 else f"{layout}.ckpt")
-                _apart(build, setting, stage, path)
+                apart(build, setting, stage, path)
                 if name == "experts":  # the two forms differ where several axes cut a dimension
-                    _apart(build, setting, stage, path.with_suffix(".json"))
+                    apart(build, setting, stage, path.with_suffix(".json"))
     for draw in [*DRAWS, *SCALED]:
-        _apart(partial(random_network, draw), draw.setting, 0, folder / "draws" / f"{draw.seed}.ckpt")
+        apart(partial(random_network, draw), draw.setting, 0, folder / "draws" / f"{draw.seed}.ckpt")
 
 
 if __name__ == "__main__":

@@ -1,0 +1,59 @@
+"""Layout files, against the strategies that MindSpore compiles, and the exported strategy files in MindSpore."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+from mindspore_program import run
+
+from reshard.cli import main
+from reshard.source.strategies import read_strategy
+
+HERE = Path(__file__).parent
+RULES = """
+apiVersion: reshard.dev/layout-v1
+state: [moment1., moment2.]
+pipeline: {layer: layers.*., layers: 2}
+rules:
+- {match: ["*.wq.weight", "*.wk.weight", "*.wv.weight", "*.w1.weight", "*.w3.weight"], shard: {0: tp}}
+- {match: ["*.wo.weight", "*.w2.weight"], shard: {1: tp}}
+- {match: embedding.weight, shard: {0: tp}, stage: first}
+- {match: head.weight, shard: {0: tp}, stage: last}
+- {match: norm.weight, stage: last}
+- {match: "*norm.weight"}
+"""
+# By layout of the decoder in compiling.py.
+MESHES = {
+    "src": "mesh: dp=2,tp=4",
+    "dst": "mesh: dp=8,tp=2\nzero: {threshold: 1024, size: 4}",
+    "src_pipeline": "mesh: pp=2,dp=2,tp=2\nzero: {threshold: 0}",
+    "predict": "mesh: dp=1,tp=2",
+}
+
+
+def export(layout: str, compiled: Path, folder: Path, form: str = "protobuf") -> Path:
+    """Write the strategy files of a layout, with the shapes in the checkpoint that MindSpore wrote for `src`."""
+    (folder / "layout.yaml").write_text(f"{RULES}{MESHES[layout]}\n")
+    source, out = compiled / "decoder" / "src_checkpoints", folder / form
+    arguments = ["--checkpoint", str(source), "--source-strategy", str(compiled / "decoder" / "src.ckpt")]
+    assert main(["layout", "export", str(folder / "layout.yaml"), *arguments, "-o", str(out), "--form", form]) == 0
+    return out
+
+
+@pytest.mark.parametrize("layout", MESHES)
+def test_a_layout_file_describes_what_the_compiler_writes(layout: str, compiled: Path, tmp_path: Path) -> None:
+    found = read_strategy(str(export(layout, compiled, tmp_path)))
+    own = compiled / "decoder" / layout
+    expected = read_strategy(str(own if own.exists() else own.with_suffix(".ckpt")))
+    for ours, theirs in zip(found.stages, expected.stages, strict=True):
+        assert {name for name in theirs if not name.startswith("accu_grads.")} <= ours.keys()
+        compared = ours.keys() & theirs.keys()
+        assert len(compared) >= 10
+        assert {name: ours[name].cells for name in compared} == {name: theirs[name].cells for name in compared}
+        assert {name: ours[name].parts for name in compared} == {name: theirs[name].parts for name in compared}
+
+
+def test_mindspore_reads_exported_strategies(compiled: Path, tmp_path: Path) -> None:
+    files = [export("dst", compiled, tmp_path, form) for form in ("protobuf", "json")]
+    run(HERE / "loading.py", compiled, files[0] / "stage_0.ckpt", files[1] / "stage_0.json")
