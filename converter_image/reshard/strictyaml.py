@@ -27,7 +27,8 @@ def documents(text: str, where: str) -> list[Any]:
     except yaml.MarkedYAMLError as error:
         line = f", line {error.problem_mark.line + 1}" if error.problem_mark else ""
         what = f"{error.problem or error.context}"[:_LONGEST_PROBLEM] + line
-        raise UsageError("NotYaml", what, where=where, fix="correct the YAML") from error
+        fix = "quote the text that starts with `*`" if error.context == "while scanning an alias" else "correct the YAML"
+        raise UsageError("NotYaml", what, where=where, fix=fix) from error
     except yaml.YAMLError as error:
         raise UsageError(
             "NotYaml", f"{error}"[:_LONGEST_PROBLEM].replace("\n", " "), where=where, fix="correct the YAML"

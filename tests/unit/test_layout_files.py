@@ -122,14 +122,23 @@ def test_rules_that_match_nothing_are_told(tmp_path: Path, capsys: pytest.Captur
 
 
 @pytest.mark.parametrize(
-    "text", ["reshard.dev/layout-v1", "apiVersion: reshard.dev/layout-v1\nmesh: [dp", "\xff reshard.dev/layout-v1"]
+    ("text", "told"),
+    [
+        ("reshard.dev/layout-v1", "InvalidLayoutFile"),
+        ("apiVersion: reshard.dev/layout-v1\nmesh: [dp", "NotYaml"),
+        ("\xff reshard.dev/layout-v1", "UTF-8"),
+        ("# LLaMA\nmesh: dp=2\nrules: [{match: '*'}]", "`apiVersion`"),
+        ("apiVersion: reshard.dev/layout-v1\nmesh: dp=2\nrules: [{match: *.weight}]", "quote the text that starts with `*`"),
+    ],
 )
 @pytest.mark.usefixtures("whole")
-def test_a_damaged_layout_file_is_refused(tmp_path: Path, text: str, capsys: pytest.CaptureFixture[str]) -> None:
+def test_a_damaged_layout_file_is_refused(tmp_path: Path, text: str, told: str, capsys: pytest.CaptureFixture[str]) -> None:
     path = tmp_path / "layout.yaml"
     path.write_bytes(text.encode("latin-1"))
     assert transform(tmp_path, "--target-strategy", str(path)) == 2
-    assert "layout.yaml" in capsys.readouterr().err
+    error = capsys.readouterr().err
+    assert "layout.yaml" in error
+    assert told in error
 
 
 @pytest.mark.parametrize("sliced", [False, True])

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
@@ -10,6 +11,10 @@ from reshard.spec.layout import API_VERSION, parse_layout
 
 if TYPE_CHECKING:
     from reshard.spec.layout import LayoutDocument
+
+# In a protobuf message, a line break is followed by a length. In JSON, names are in quotes.
+_FIELD = re.compile(rb"^(apiVersion|mesh|rules): ?", re.MULTILINE)
+_BEGINNING = 1 << 16
 
 
 @dataclass(frozen=True, slots=True)
@@ -35,8 +40,8 @@ class LayoutFile:
 
 
 def is_layout(content: bytes) -> bool:
-    """Return whether the content of a file is a layout file rather than a strategy file."""
-    return API_VERSION.encode() in content
+    """Return whether the content of a file is a layout file rather than a strategy file, even if its version is missing."""
+    return API_VERSION.encode() in content or _FIELD.search(content[:_BEGINNING]) is not None
 
 
 def parse(content: bytes, name: str) -> LayoutFile:
