@@ -91,5 +91,9 @@ def _rank_bytes(layout: Layout, tensor: Whole) -> list[int]:
     """Return the bytes of each rank's slice, or one number if all slices have the same size."""
     if not layout.uneven:
         return [tensor.nbytes // prod(layout.parts)]
-    size = DTYPES[tensor.dtype].itemsize
-    return [size * layout.box(tensor.shape, rank).size for rank in range(layout.devices)]
+    found = [0] * layout.devices
+    for ranks in layout.holders.values():
+        nbytes = DTYPES[tensor.dtype].itemsize * layout.box(tensor.shape, ranks[0]).size
+        for rank in ranks:
+            found[rank] = nbytes
+    return found
