@@ -249,6 +249,7 @@ def test_nothing_of_a_resource_is_ignored(tmp_path: Path, refused: Callable[...,
     [
         *("strategy show ''", "strategy merge '' x", "strategy merge x ''", "inspect ''", "verify ''", "commit ''", "run ''"),
         *("layout show ''", "layout check '' --checkpoint x", "layout export x --checkpoint x -o ''"),
+        *("layout infer '' --mesh dp=2 -o x", "layout derive '' --mesh dp=2 --source-mesh dp=2 --checkpoint x -o x"),
         *("plan --source '' --target x", "transform --source x --target ''"),
         *(f"transform --source x --target x --{side}-strategy ''" for side in ("source", "target")),
     ],

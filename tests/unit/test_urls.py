@@ -111,6 +111,8 @@ def test_the_message_gives_the_correct_form() -> None:
         "layout show obs://b/x",
         "layout check obs://b/x --checkpoint {source}",
         "layout export obs://b/x --checkpoint {source} -o out",
+        "layout infer obs://b/x --mesh dp=2 -o out.yaml",
+        "layout derive {strategies} --mesh dp=2 --source-mesh dp=2 --checkpoint obs://b/x -o out.yaml",
         "strategy merge {strategies} obs://b/x",
     ],
 )

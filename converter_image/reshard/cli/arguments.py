@@ -9,10 +9,12 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, get_args
 
 import click
+import msgspec
 from click.shell_completion import CompletionItem
 
 from reshard.errors import MissingInputError, UsageError
 from reshard.spec.keys import Encryption, Key
+from reshard.spec.layout import Mesh, axes_and_sizes
 from reshard.spec.request import FORMATS, CastRule, FloatType, Options, PadRule, RenameRule, Request
 from reshard.spec.storage_options import RequestStorageOptions, StorageOptions
 from reshard.spec.urls import local_path
@@ -72,6 +74,20 @@ class Format(Word):
         return Word(*FORMATS, *added_outputs()).convert(value, param, ctx)
 
 
+class _Mesh(click.ParamType[str]):
+    """Axes and their sizes, such as dp=2,tp=4."""
+
+    name = "mesh"
+
+    def convert(self, value: str, param: Parameter | None, ctx: Context | None) -> str:
+        """Return the mesh unchanged, or refuse it."""
+        try:
+            axes_and_sizes(msgspec.convert(value, Mesh))
+        except (msgspec.ValidationError, ValueError):
+            self.fail(f"{value[:100]!r} is not a list of axes and sizes such as dp=2,tp=4", param, ctx)
+        return value
+
+
 def kebab(name: str) -> str:
     """Return a name in the spelling of the command line.
 
@@ -81,7 +97,7 @@ def kebab(name: str) -> str:
     return re.sub("(?<=[a-z])(?=[A-Z])", "-", name.replace("HuggingFace", "Huggingface")).replace("_", "-").lower()
 
 
-PATH, DIRECTORY = _Path("file"), _Path("dir")
+PATH, DIRECTORY, MESH = _Path("file"), _Path("dir"), _Mesh()
 
 
 def request_of(arguments: dict[str, Any]) -> Request:

@@ -14,6 +14,9 @@ from reshard.cli.options import options
 from reshard.errors import UsageError
 
 if TYPE_CHECKING:
+    from reshard.mesh.file import LayoutFile
+    from reshard.mesh.infer import Inferred
+    from reshard.spec.storage_options import StorageOptions
     from reshard.storage.protocol import Store
     from reshard.strategy.file import Form
     from reshard.transform.resolved import ResolvedCheckpoint
@@ -23,7 +26,7 @@ _FILE = cloup.argument("file", type=PATH, metavar="FILE", help="Layout file.")
 
 @cloup.group()
 def layout() -> None:
-    """Show, check and export layout files.
+    """Show, check, export, infer and derive layout files.
 
     A layout file describes the sharding of a model in some lines. It can be used wherever a strategy is accepted.
     """
@@ -86,6 +89,104 @@ def export_layout(file: str, output: str, form: Form, as_json: bool, **arguments
         console.out(f"note: {note}")
     for name, count in zip(contents, counts, strict=True):
         console.out(f"wrote {output.rstrip('/')}/{name}: {count} parameters")
+
+
+@layout.command("infer")
+@cloup.argument("strategy", type=PATH, metavar="STRATEGY", help="Strategy file, or directory with one file per pipeline stage.")
+@options("layout-infer")
+def infer_layout(strategy: str, mesh: str, checkpoint: str | None, output: str, as_json: bool, **storage_options: Any) -> None:
+    """Write the first draft of a layout file from a strategy.
+
+    The file leads to the same slices as the strategy. Its comments state what is ambiguous if the mesh changes.
+    """
+    from reshard.mesh.infer import infer
+    from reshard.source.strategies import read_strategy
+    from reshard.spec.request import Request
+    from reshard.spec.storage_options import RequestStorageOptions
+    from reshard.transform.resolved import read_parameters
+
+    chosen, tensors = storage_options_of(storage_options), None
+    if checkpoint is not None:
+        both = RequestStorageOptions(source=chosen, target=chosen)
+        tensors = read_parameters(Request(checkpoint, checkpoint, strategy, storage_options=both)).tensors
+    found = infer(read_strategy(strategy, chosen), mesh, strategy, tensors)
+    _write_inferred(found, output, chosen, as_json=as_json)
+
+
+@layout.command("derive")
+@cloup.argument("strategy", type=PATH, metavar="STRATEGY", help="Strategy of the source: a file, a directory, or a layout file.")
+@options("layout-derive")
+def derive_layout(strategy: str, layout: str | None, output: str, as_json: bool, **arguments: Any) -> None:
+    """Derive the layout file of a target from the strategy of its source.
+
+    The same axes divide the same dimensions, with the sizes of the target. What the source does not show is refused, with the
+    rule that answers it.
+    """
+    from reshard.mesh.infer import infer
+    from reshard.mesh.resolve import refuse_unmatched
+    from reshard.transform.resolved import derive_checkpoint
+
+    meshes = {name: arguments.pop(name) for name in ("mesh", "source_mesh", "witness_mesh")}
+    witness, chosen = arguments.pop("witness"), storage_options_of(arguments)
+    if (witness is None) != (meshes["witness_mesh"] is None):
+        raise UsageError("Usage", "--witness and --witness-mesh belong together", where="--witness", fix="specify both")
+    file = _derivation(layout, meshes, chosen)
+    request = request_of({**arguments, "source_strategy": strategy, "target": arguments["source"]})
+    found = derive_checkpoint(request, file, None if witness is None else (witness, meshes["witness_mesh"]))
+    refuse_unmatched(found.resolved.unmatched, file.name)
+    inferred = infer(found.resolved.strategy, file.document.mesh, file.name, found.tensors)
+    _write_inferred(inferred, output, chosen, as_json=as_json)
+
+
+def _derivation(layout: str | None, meshes: dict[str, str | None], storage_options: StorageOptions) -> LayoutFile:
+    """Return the layout file of a derivation, with the meshes of the command line.
+
+    Raises:
+        UsageError: a mesh is missing, or a field is invalid.
+    """
+    import msgspec
+
+    from reshard.mesh.file import LayoutFile
+    from reshard.source.strategies import read_layout_file
+    from reshard.spec.layout import API_VERSION, parse_layout
+
+    content: dict[str, Any] = {"apiVersion": API_VERSION}
+    if layout is not None:
+        content = msgspec.to_builtins(read_layout_file(layout, storage_options).document)
+    if meshes["mesh"] is not None:
+        content["mesh"] = meshes["mesh"]
+    if meshes["source_mesh"] is not None:
+        content["derive"] = content.get("derive", {}) | {"sourceMesh": meshes["source_mesh"]}
+    for field, option in (("mesh", "--mesh"), ("derive", "--source-mesh")):
+        if field not in content:
+            fix = f"add {option}, or --layout with a file that has `{field}`"
+            raise UsageError("Usage", f"the {option[2:].replace('-', ' ')} is not specified", where=option, fix=fix)
+    name = layout or "the derived layout"
+    return LayoutFile(parse_layout(content, name), name)
+
+
+def _write_inferred(found: Inferred, output: str, storage_options: StorageOptions, *, as_json: bool) -> None:
+    """Write a layout file that was inferred. An existing file is not replaced.
+
+    Raises:
+        UsageError: another file exists.
+    """
+    from reshard.mesh.render import rendered
+    from reshard.storage import open_store, parent_and_name
+
+    content = rendered(found.document, found.comments).encode()
+    folder, name = parent_and_name(output)
+    store = open_store(folder, storage_options)
+    existing = store.stat(name)
+    if existing is not None and (existing.is_folder or store.read(name, existing.size) != content):
+        raise UsageError("FileExists", "the file exists", where=output, fix="choose another name, or delete the file")
+    store.write(name, content, mode=None)
+    if as_json:
+        console.out_json({"path": output, "rules": len(found.document.rules), "notes": list(found.notes)})
+        return
+    for note in found.notes:
+        console.out(f"note: {note}")
+    console.out(f"wrote {output}: {len(found.document.rules)} rules")
 
 
 def _resolved(file: str, arguments: dict[str, Any]) -> ResolvedCheckpoint:

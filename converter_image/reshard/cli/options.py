@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any, TypeVar, get_args
 import click
 import cloup
 
-from reshard.cli.arguments import DIRECTORY, MOST_RANKS, PATH, Format, Word, kebab
+from reshard.cli.arguments import DIRECTORY, MESH, MOST_RANKS, PATH, Format, Word, kebab
 from reshard.spec.keys import KEY_BYTES
 from reshard.spec.outputs import OutputKind
 from reshard.spec.request import CopyMode, Options, Replicas, SourceOnly, Verification
@@ -34,9 +34,9 @@ def _words(kind: Any, default: str | None = None) -> dict[str, Any]:
 _PLAN = "transform plan"
 _RANKS = f"{_PLAN} fetch"
 _WRITE = f"{_RANKS} convert"
-_LAYOUT = "layout-check layout-export"  # of a layout file and the parameters of a checkpoint
+_LAYOUT = "layout-check layout-export layout-derive"  # they read the parameters of a checkpoint
 _SHARED = f"{_PLAN} convert"  # targets that several processes may write
-_REMOTE = f"{_WRITE} commit verify inspect layout-show {_LAYOUT}"
+_REMOTE = f"{_WRITE} commit verify inspect layout-show layout-infer {_LAYOUT}"
 _RESULTS = f"{_REMOTE} run strategy-show version"
 
 # Help is read in a column of 45 characters.
@@ -137,7 +137,32 @@ GROUPS: dict[str, tuple[_Option, ...]] = {
             help="Format of the source, such as torch-dcp. Default: detected from the file names.",
         ),
         _option(
-            f"{_RANKS} {_LAYOUT}",
+            "layout-infer",
+            "--checkpoint",
+            type=PATH,
+            metavar="DIR",
+            help="Checkpoint of this strategy, for the threshold of optimizer parallelism. Default: the threshold is unknown.",
+        ),
+        _option(
+            "layout-infer", "--mesh", type=MESH, required=True, metavar="AXES", help="Axes of the ranks, such as pp=2,dp=2,tp=4."
+        ),
+        _option(
+            "layout-derive",
+            "--source-mesh",
+            type=MESH,
+            metavar="AXES",
+            help="Axes of the source, such as dp=2,tp=4, outermost first. Default: `derive` of --layout.",
+        ),
+        _option(
+            "layout-derive",
+            "--witness",
+            type=PATH,
+            metavar="PATH",
+            help="Second strategy of the same model, for what the source does not show.",
+        ),
+        _option("layout-derive", "--witness-mesh", type=MESH, metavar="AXES", help="Axes of --witness."),
+        _option(
+            f"{_RANKS} layout-check layout-export",
             "--source-strategy",
             type=PATH,
             metavar="PATH",
@@ -232,6 +257,30 @@ GROUPS: dict[str, tuple[_Option, ...]] = {
         _option("transform plan commit convert", "--owner", metavar="NAME", hidden=True, help="Owner of the target's lock."),
     ),
     "Output": (
+        _option(
+            "layout-derive",
+            "--mesh",
+            type=MESH,
+            metavar="AXES",
+            help="Axes of the target, such as dp=4,tp=2. Default: of --layout.",
+        ),
+        _option(
+            "layout-derive",
+            "--layout",
+            type=PATH,
+            metavar="FILE",
+            help="Layout file with what is not derived: rules, which take precedence, `pipeline` and `zero`.",
+        ),
+        _option(
+            "layout-derive layout-infer",
+            "-o",
+            "--output-file",
+            "output",
+            required=True,
+            type=PATH,
+            metavar="FILE.yaml",
+            help="Layout file to write.",
+        ),
         _option(
             "layout-export",
             "-o",

@@ -7,10 +7,12 @@ from typing import TYPE_CHECKING
 
 from reshard.engine.memory import default_workers
 from reshard.errors import DataError, RequestError
+from reshard.mesh.derive import derive
+from reshard.mesh.evidence import Evidence
 from reshard.mesh.resolve import refuse_unmatched, resolve
 from reshard.mesh.sharding import Whole
 from reshard.source.reading import read_inventory
-from reshard.source.strategies import read_layout_file
+from reshard.source.strategies import read_layout_file, read_strategy
 from reshard.strategy import StrategyFile
 from reshard.transform.inputs import Inputs
 from reshard.transform.layouts import source_model, source_strategy, whole_tensors
@@ -21,7 +23,10 @@ if TYPE_CHECKING:
     from reshard.layout import Layout
     from reshard.mesh.file import LayoutFile
     from reshard.mesh.resolve import Resolved
+    from reshard.mesh.sharding import Derived
+    from reshard.spec.layout import Mesh
     from reshard.spec.request import Request
+    from reshard.strategy import Strategy
 
 
 @dataclass(frozen=True, slots=True)
@@ -43,30 +48,93 @@ class ResolvedCheckpoint:
     notes: tuple[str, ...]
 
 
-def resolve_checkpoint(request: Request, layout: str) -> ResolvedCheckpoint:
-    """Read the headers of a checkpoint, and apply a layout file to its parameters. Parameters without a rule are returned.
+@dataclass(frozen=True, slots=True)
+class Parameters:
+    """The parameters of a checkpoint, as a transform reads them.
+
+    Attributes:
+        strategy: strategy of the source. None: its files locate the slices, or contain whole parameters.
+        tensors: whole parameters that a layout file must describe, by their names in the target.
+        sources: name, type and shape of each of them in the source, by the same names.
+        others: tensors that every rank holds whole.
+        notes: messages about the source.
+    """
+
+    strategy: Strategy | None
+    tensors: Mapping[str, Whole]
+    sources: Mapping[str, tuple[str, Whole]]
+    others: tuple[Whole, ...]
+    notes: tuple[str, ...]
+
+    def resolved(self, file: LayoutFile, derived: Mapping[str, Derived] | None = None) -> ResolvedCheckpoint:
+        """Return the layouts of a layout file for these parameters. Parameters without a rule are returned."""
+        resolved = resolve(file.document, self.tensors, file.name, derived, incomplete=True)
+        alone = [tensor for name, tensor in self.tensors.items() if tensor.size <= 1 and name not in resolved.assigned]
+        return ResolvedCheckpoint(file, self.tensors, resolved, (*self.others, *alone), (*self.notes, *resolved.notes))
+
+
+def read_parameters(request: Request) -> Parameters:
+    """Read the headers of a checkpoint.
 
     Args:
-        request: source with its strategy and options, without a target strategy. Its target is not used.
-        layout: path of the layout file.
+        request: source with its strategy and options. Its target is not used.
 
     Raises:
-        DataError, MissingInputError, RequestError: the source is damaged or incomplete, or does not match its strategy or the
-            layout file.
+        DataError, MissingInputError, RequestError: the source is damaged or incomplete, or does not match its strategy.
         AccessError, StorageError: a file cannot be read.
         UsageError: a field of a layout file is invalid.
     """
-    file, inputs = read_layout_file(layout, request.storage_options.target), Inputs(request)
-    (before, _), found = inputs.strategies, inputs.files
+    inputs = Inputs(request)
+    found = inputs.files
     inventory = read_inventory(inputs.store, found, workers=default_workers())
-    source, notes = source_strategy(inventory, before, request)
+    source, notes = source_strategy(inventory, inputs.strategies[0], request)
     model = source_model(inventory, source, request)
     tensors = whole_tensors(model, has_strategy=source is not None)
-    resolved = resolve(file.document, tensors, file.name, incomplete=True)
-    unlisted = [p for p in model.parameters if p.name not in tensors]
-    alone = [tensor for name, tensor in tensors.items() if tensor.size <= 1 and name not in resolved.assigned]
-    others = (*(Whole(p.target_dtype, p.target_shape) for p in unlisted), *alone)
-    return ResolvedCheckpoint(file, tensors, resolved, others, (*found.notes, *notes, *resolved.notes))
+    sources = {p.name: (p.source_name, Whole(p.dtype, p.shape)) for p in model.parameters if p.name in tensors}
+    others = tuple(Whole(p.target_dtype, p.target_shape) for p in model.parameters if p.name not in tensors)
+    return Parameters(source, tensors, sources, others, (*found.notes, *notes))
+
+
+def resolve_checkpoint(request: Request, layout: str) -> ResolvedCheckpoint:
+    """Apply a layout file to the parameters of a checkpoint. Parameters without a rule are returned.
+
+    Args:
+        request: source with its strategy and options. Its target is not used.
+        layout: path of the layout file.
+
+    Raises:
+        DataError, MissingInputError, RequestError: as for `read_parameters`, or the layout file does not match a parameter.
+        AccessError, StorageError: a file cannot be read.
+        UsageError: a field of a layout file is invalid.
+    """
+    file = read_layout_file(layout, request.storage_options.target)
+    return read_parameters(request).resolved(file)
+
+
+def derive_checkpoint(request: Request, file: LayoutFile, witness: tuple[str, Mesh] | None = None) -> ResolvedCheckpoint:
+    """Derive the layouts of the parameters of a checkpoint from those of its source.
+
+    Args:
+        request: source with its strategy and options. Its target is not used.
+        file: layout file of the target, with `derive`. Its rules take precedence.
+        witness: path and mesh of a second strategy of the same model.
+
+    Raises:
+        DataError, MissingInputError, RequestError: as for `read_parameters`, or the source does not determine a layout.
+        AccessError, StorageError: a file cannot be read.
+        UsageError: the pipeline stages of the layout file contradict each other.
+    """
+    found, how = read_parameters(request), file.document.derive
+    if found.strategy is None or how is None:
+        raise ValueError("a source strategy and its mesh are required")
+    wholes = dict(found.sources.values())
+    strategies = [(found.strategy, how.source_mesh, str(request.source_strategy))]
+    if witness is not None:
+        strategies.append((read_strategy(witness[0], request.storage_options.source), witness[1], witness[0]))
+    evidence = [Evidence.of_strategy(strategy, mesh, wholes, where) for strategy, mesh, where in strategies]
+    names = {name: source for name, (source, _) in found.sources.items() if source != name}
+    derived = derive(file.document, found.tensors, file.name, evidence, names).complete()
+    return found.resolved(file, derived)
 
 
 def strategy_files(found: ResolvedCheckpoint) -> list[StrategyFile]:

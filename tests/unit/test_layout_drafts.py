@@ -1,0 +1,123 @@
+"""`reshard layout infer` and `derive`: the files that they write lead to the slices of the strategy, or of the target."""
+
+from __future__ import annotations
+
+import json
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import pytest
+from safetensors.numpy import save_file
+
+from reshard.cli import main
+from reshard.source.strategies import read_strategy
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+RULES = """
+apiVersion: reshard.dev/layout-v1
+state: [adam_m.]
+rules:
+- {match: layers.*.wo, shard: {1: tp}}
+- {match: layers.*, shard: {0: tp}}
+- {match: [embedding, norm], zero: false, stage: first}
+"""
+SHAPES = {
+    **{f"layers.{i}.{name}": (16, 16) for i in range(4) for name in ("wq", "wo")},
+    **{f"adam_m.layers.{i}.{name}": (16, 16) for i in range(4) for name in ("wq", "wo")},
+    "embedding": (32, 16),
+    "norm": (16,),
+}
+
+
+@pytest.fixture
+def work(tmp_path: Path) -> Path:
+    """A folder with whole parameters, and the checkpoint and strategy of dp=2, tp=4."""
+    save_file({name: np.ones(shape, np.float32) for name, shape in SHAPES.items()}, tmp_path / "model.safetensors")
+    export(tmp_path, "source", "mesh: dp=2,tp=4")
+    arguments = ["--source", str(tmp_path / "model.safetensors"), "--target-strategy", str(tmp_path / "source")]
+    assert main(["transform", *arguments, "--target", str(tmp_path / "checkpoint")]) == 0
+    return tmp_path
+
+
+def export(folder: Path, name: str, more: str = "", layout: str | None = None) -> None:
+    """Write the strategy of a layout file, by default of the rules of the model."""
+    path = folder / f"{layout or name}.yaml"
+    if layout is None:
+        path.write_text(f"{RULES}{more}\n")
+    out = ["--checkpoint", str(folder / "model.safetensors"), "-o", str(folder / name)]
+    assert main(["layout", "export", str(path), *out]) == 0
+
+
+def slices(folder: Path, name: str) -> list[dict[str, Any]]:
+    return [{n: (layout.parts, layout.cells) for n, layout in s.items()} for s in read_strategy(str(folder / name)).stages]
+
+
+def infer(folder: Path, *more: str) -> int:
+    return main(["layout", "infer", str(folder / "source"), "--mesh", "dp=2,tp=4", "-o", str(folder / "draft.yaml"), *more])
+
+
+def derive(folder: Path, *more: str) -> int:
+    source = [str(folder / "source"), "--checkpoint", str(folder / "checkpoint"), "-o", str(folder / "draft.yaml")]
+    return main(["layout", "derive", *source, *more])
+
+
+@pytest.mark.parametrize("shapes", [False, True])
+def test_an_inferred_file_leads_to_the_slices_of_the_strategy(shapes: bool, work: Path) -> None:
+    assert infer(work, *(["--checkpoint", str(work / "checkpoint")] if shapes else [])) == 0
+    export(work, "again", layout="draft")
+    assert slices(work, "again") == slices(work, "source")
+
+
+def test_a_derived_file_leads_to_the_slices_of_the_target(work: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert derive(work, "--source-mesh", "dp=2,tp=4", "--mesh", "dp=4,tp=2", "--json") == 0
+    assert json.loads(capsys.readouterr().out.splitlines()[-1])["rules"] == 3
+    export(work, "derived", layout="draft")
+    export(work, "target", "mesh: dp=4,tp=2")
+    assert slices(work, "derived") == slices(work, "target")
+    assert slices(work, "derived") != slices(work, "source")
+
+
+def test_a_layout_file_completes_a_derivation(work: Path) -> None:
+    base = work / "base.yaml"
+    rest = """zero: {threshold: 0}
+state: [adam_m.]
+pipeline: {layer: layers.*., layers: 4}
+derive: {sourceMesh: "dp=2,tp=4"}
+rules: [{match: [embedding, norm], stage: first, zero: false}]
+"""
+    base.write_text(f"apiVersion: reshard.dev/layout-v1\nmesh: pp=2,dp=2,tp=2\n{rest}")
+    more = "zero: {threshold: 0}\npipeline: {layer: layers.*., layers: 4}"
+    export(work, "target", f"mesh: pp=2,dp=2,tp=2\n{more}")
+    export(work, "witness", "mesh: dp=8,tp=1\nzero: {threshold: 0}")
+    assert derive(work, "--layout", str(base)) == 78  # nothing shows whether optimizer parallelism divides the matrices
+    assert not (work / "draft.yaml").exists()
+    assert derive(work, "--layout", str(base), "--witness", str(work / "witness"), "--witness-mesh", "dp=8,tp=1") == 0
+    export(work, "derived", layout="draft")
+    assert slices(work, "derived") == slices(work, "target")
+
+
+def test_another_file_is_not_replaced(work: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert infer(work) == infer(work) == 0
+    (work / "draft.yaml").write_text("mine")
+    assert infer(work) == 2
+    assert "FileExists" in capsys.readouterr().err
+    assert (work / "draft.yaml").read_text() == "mine"
+
+
+@pytest.mark.parametrize(
+    ("more", "told"),
+    [
+        (["--mesh", "dp=4,tp=2"], "--source-mesh"),
+        (["--source-mesh", "dp=4,tp=2"], "--mesh"),
+        (["--mesh", "dp=4,tp=2", "--source-mesh", "dp=2,tp=3"], "MeshMismatch"),
+        (["--mesh", "dp=4,tp=2", "--source-mesh", "dp=8"], "LayoutNotDerivable"),
+        (["--mesh", "dp=4,dp=2", "--source-mesh", "dp=2,tp=4"], "not a list of axes"),
+        (["--mesh", "dp=4,tp=2", "--source-mesh", "dp=2,tp=4", "--witness-mesh", "dp=2"], "--witness"),
+    ],
+)
+def test_what_cannot_be_derived_is_refused(more: list[str], told: str, work: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert derive(work, *more) != 0
+    assert told in capsys.readouterr().err
+    assert not (work / "draft.yaml").exists()
