@@ -22,8 +22,15 @@ MOST_STORED = 1536 << 10
 _NAMES = {"name", "claimName", "key", "priorityClassName", "runtimeClassName", "serviceAccountName"}
 _LABEL = "a" * 63
 _QUALIFIED = [f"example.com/{'a' * 60}{number:03}" for number in range(64)]
+_LAYOUT = {
+    "apiVersion": "reshard.dev/layout-v1",
+    "mesh": "dp=1048576",
+    "rules": [{"match": [f"{number:04}" + "n" * 1020], "shard": {"31": ["dp"]}} for number in range(1024)],
+}
 # Values that a maximum alone does not make valid; rules fill up an object of the API server.
 _VALUES: Object = {
+    "source.layout": _LAYOUT,
+    "target.layout": _LAYOUT,
     "parameters.rename": [{"from": f"{number:04}" + "f" * 696, "to": f"{number:04}" + "t" * 696} for number in range(1024)],
     "parameters.cast": [{"pattern": f"{number:04}" + "f" * 1020, "to": "BFloat16"} for number in range(1024)],
     "parameters.pad": [{"name": f"{number:04}" + "n" * 1020, "dimension": 63, "length": 1 << 47} for number in range(1024)],
@@ -81,7 +88,7 @@ def affinity() -> Object:
 def _bounded(schema: Object, path: str) -> Iterator[tuple[str, Object]]:
     for name, inner in schema.get("properties", {}).items():
         where = f"{path}.{name}" if path else name
-        if {"maxLength", "maxItems", "maxProperties", "maximum"} & inner.keys():
+        if where in _VALUES or {"maxLength", "maxItems", "maxProperties", "maximum"} & inner.keys():
             yield where, inner
         else:
             yield from _bounded(inner, where)

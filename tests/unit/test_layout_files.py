@@ -8,13 +8,18 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 import pytest
+import yaml
 from safetensors.numpy import load_file, save_file
 
-from reshard import load
+import reshard
 from reshard.cli import main
+from reshard.errors import UsageError
 from reshard.mesh.file import parse
 from reshard.mesh.resolve import resolve
 from reshard.mesh.sharding import Whole
+from reshard.spec.mounts import request_here
+from reshard.spec.request import Request
+from reshard.spec.resource import parse_spec
 from reshard.strategy import StrategyFile, dump
 
 if TYPE_CHECKING:
@@ -149,6 +154,43 @@ def test_a_rank_is_loaded_by_layout_files(sliced: bool, tmp_path: Path, whole: d
         assert transform(tmp_path, "--target-strategy", layout) == 0
         source, strategy = str(tmp_path / "out"), layout
     for rank in (0, 3, 6):
-        found = load(source, strategy, layout, rank)
+        found = reshard.load(source, strategy, layout, rank)
         wanted = expected(whole, rank)
         assert {name: array.tobytes() for name, array in found.items()} == {n: a.tobytes() for n, a in wanted.items()}
+
+
+def test_a_resource_and_python_accept_the_same_layout(tmp_path: Path, whole: dict[str, np.ndarray]) -> None:
+    layout = yaml.safe_load(LAYOUT)
+    claim = {"persistentVolumeClaim": {"claimName": "runs"}}
+    spec = {
+        "source": {"storage": {"persistentVolumeClaim": {"claimName": "runs", "path": "model.safetensors"}}},
+        "target": {"storage": {"persistentVolumeClaim": {"claimName": "runs", "path": "out"}}, "layout": layout},
+    }
+    request = request_here(parse_spec(spec, "x"), claims={"runs": str(tmp_path)}, config_maps={}, secrets={})
+    reshard.transform_checkpoint(request)
+    check(tmp_path / "out", whole)
+    reshard.transform_checkpoint(Request(tmp_path / "out", tmp_path / "joined", layout))
+    joined = load_file(tmp_path / "joined" / "rank_0" / "checkpoint_0.safetensors")
+    assert {name: array.tobytes() for name, array in joined.items()} == {n: a.tobytes() for n, a in whole.items()}
+    with pytest.raises(UsageError, match="either `strategy` or `layout`"):
+        parse_spec(spec | {"source": {"storage": claim, "strategy": {"path": "s"}, "layout": layout}}, "x")
+    with pytest.raises(UsageError, match="cannot be derived"):
+        reshard.transform_checkpoint(Request(tmp_path / "out", tmp_path / "x", layout | {"derive": {"sourceMesh": "dp=2"}}))
+
+
+@pytest.mark.usefixtures("whole")
+@pytest.mark.parametrize(("output", "status"), [("unified", 2), ("same", 2), ("index", 0)])
+def test_outputs_without_slices_accept_no_layout(tmp_path: Path, output: str, status: int) -> None:
+    assert transform(tmp_path, "--target-strategy", str(tmp_path / "layout.yaml"), "--output", output) == status
+
+
+@pytest.mark.usefixtures("whole")
+def test_an_index_holds_an_uneven_layout(tmp_path: Path) -> None:
+    path = tmp_path / "layout.yaml"
+    rules = "[{match: '*', shard: {0: dp}}]"
+    path.write_text(f"apiVersion: reshard.dev/layout-v1\nmesh: dp=3\nuneven: true\nrules: {rules}\n")
+    assert transform(tmp_path, "--target-strategy", str(path), "--output", "index") == 0
+    expected = load_file(tmp_path / "model.safetensors")["embedding"]
+    for rank, rows in enumerate([slice(0, 6), slice(6, 12), slice(12, 16)]):
+        found = reshard.load(str(tmp_path / "model.safetensors"), index=str(tmp_path / "out"), rank=rank)
+        assert (found["embedding"] == expected[rows]).all()

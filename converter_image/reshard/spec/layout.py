@@ -256,7 +256,7 @@ def parse_layout(document: object, where: str) -> LayoutDocument:
         UsageError: a field is invalid. The message names it.
     """
     try:
-        return msgspec.convert(_with_text_keys(document), LayoutDocument)
+        return msgspec.convert(with_text_keys(document), LayoutDocument)
     except msgspec.ValidationError as error:
         raise UsageError(
             "InvalidLayoutFile",
@@ -266,8 +266,8 @@ def parse_layout(document: object, where: str) -> LayoutDocument:
         ) from error
 
 
-def _with_text_keys(value: object) -> object:
+def with_text_keys(value: object) -> object:
     """Return a document with numbers as text where they are keys: YAML permits `shard: {0: tp}`, but JSON does not."""
     if isinstance(value, dict):
-        return {str(key) if type(key) is int else key: _with_text_keys(inner) for key, inner in value.items()}
-    return [_with_text_keys(inner) for inner in value] if isinstance(value, list) else value
+        return {str(key) if type(key) is int else key: with_text_keys(inner) for key, inner in value.items()}
+    return [with_text_keys(inner) for inner in value] if isinstance(value, list) else value

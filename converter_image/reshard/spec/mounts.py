@@ -169,8 +169,8 @@ def _to_request(
     return Request(
         source=_join(roots["source"], source.storage.path),
         target=_join(roots["target"], target.storage.path),
-        source_strategy=_strategy(source.strategy, "source", roots),
-        target_strategy=_strategy(target.strategy, "target", roots),
+        source_strategy=source.layout or _strategy(source.strategy, "source", roots),
+        target_strategy=target.layout or _strategy(target.strategy, "target", roots),
         options=Options(
             format=target.format,
             source_format=source.format,

@@ -12,6 +12,7 @@ import msgspec
 
 from reshard.errors import UsageError
 from reshard.spec.keys import Encryption
+from reshard.spec.layout import LayoutDocument, parse_layout
 from reshard.spec.outputs import OUTPUTS, OutputKind
 from reshard.spec.storage_options import RequestStorageOptions
 from reshard.spec.urls import normalized
@@ -358,8 +359,9 @@ class Request(msgspec.Struct, frozen=True):
     Attributes:
         source: folder with `rank_<r>/`, or a single file.
         target: folder to write.
-        source_strategy: strategy file, or folder with one file per pipeline stage. None means one rank with whole parameters.
-        target_strategy: strategy file or folder of the target. None means one rank with whole parameters.
+        source_strategy: strategy file, folder with one file per pipeline stage, or layout file; or the content of a layout file,
+            also as a dict. None means one rank with whole parameters.
+        target_strategy: layouts of the target, likewise.
         options: options of the transform.
         index: target of a transform with output "Index". Used instead of the strategies and file headers.
         storage_options: options of object stores.
@@ -369,8 +371,8 @@ class Request(msgspec.Struct, frozen=True):
 
     source: str
     target: str
-    source_strategy: str | None = None
-    target_strategy: str | None = None
+    source_strategy: str | LayoutDocument | None = None
+    target_strategy: str | LayoutDocument | None = None
     options: Options = Options()
     storage_options: RequestStorageOptions = RequestStorageOptions()
     index: str | None = None
@@ -393,7 +395,12 @@ class Request(msgspec.Struct, frozen=True):
                 value = os.fspath(value)
             if isinstance(value, str):
                 msgspec.structs.force_setattr(self, name, normalized(value))
-            elif value is not None or not name.endswith(("strategy", "index")):
+            elif isinstance(value, dict) and name.endswith("strategy"):
+                msgspec.structs.force_setattr(self, name, parse_layout(value, name))
+            elif not (
+                (isinstance(value, LayoutDocument) and name.endswith("strategy"))
+                or (value is None and name.endswith(("strategy", "index")))
+            ):
                 raise UsageError("InvalidOption", f"{value!r} is not a path", where=name, fix="pass a str or an os.PathLike")
         _refuse(self, self.options.kind)
         if self.target_strategy and self.options.target_ranks is not None:

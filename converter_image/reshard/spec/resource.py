@@ -13,6 +13,7 @@ import msgspec
 from reshard.errors import RequestError, UsageError
 from reshard.spec.execution import ExecutionSpec, Strict
 from reshard.spec.keys import Mode
+from reshard.spec.layout import LayoutDocument, with_text_keys
 from reshard.spec.outputs import OUTPUTS, OutputKind
 from reshard.spec.places import ConfigMapKeyRef, RelativePath, SecretKeyRef, StorageSpec
 from reshard.spec.request import (
@@ -86,6 +87,7 @@ class SourceSpec(Strict, frozen=True):
     storage: StorageSpec
     format: SourceFormat | None = None
     strategy: StrategySpec | None = None
+    layout: LayoutDocument | None = None
     files: FilesSpec = FilesSpec()
     allow_single_rank: bool = False
     allow_equal_slices: bool = False
@@ -93,12 +95,17 @@ class SourceSpec(Strict, frozen=True):
     replicas: Replicas = "Identical"
     decryption: EncryptionSpec | None = None
 
+    def __post_init__(self) -> None:
+        """Refuse two descriptions of the layouts."""
+        _check_layouts(self)
+
 
 class TargetSpec(Strict, frozen=True):
     """The checkpoint to write. Fields that contradict the output or the format are refused, also by the rules of the CRD."""
 
     storage: StorageSpec
     strategy: StrategySpec | None = None
+    layout: LayoutDocument | None = None
     format: OutputFormat = "Source"
     output: OutputKind = "PerRank"
     max_file_size_bytes: Annotated[int, msgspec.Meta(ge=1 << 10)] | None = None
@@ -112,10 +119,19 @@ class TargetSpec(Strict, frozen=True):
     file_mode: Annotated[str, msgspec.Meta(pattern="^0?[0-7]{3}$")] | None = None
     encryption: EncryptionSpec | None = None
 
+    def __post_init__(self) -> None:
+        """Refuse two descriptions of the layouts."""
+        _check_layouts(self)
+
     @property
     def kind(self) -> Output:
         """The output by its name."""
         return OUTPUTS[self.output]
+
+
+def _check_layouts(side: SourceSpec | TargetSpec) -> None:
+    if side.strategy is not None and side.layout is not None:
+        raise ValueError("Expected either `strategy` or `layout`")
 
 
 class ParametersSpec(Strict, frozen=True):
@@ -179,7 +195,7 @@ def parse_spec(document: object, where: str) -> TransformSpec:
         UsageError: a field is invalid. The message names it.
     """
     try:
-        spec = msgspec.convert(document, TransformSpec)
+        spec = msgspec.convert(with_text_keys(document), TransformSpec)
     except msgspec.ValidationError as error:
         raise UsageError(
             "InvalidField",

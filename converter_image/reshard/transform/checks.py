@@ -89,7 +89,7 @@ def _check_places(inputs: Inputs, store: Store) -> None:
         (request.source_strategy, storage_options.source_strategy or storage_options.source),
         (request.target_strategy, storage_options.target_strategy or storage_options.target),
     ):
-        if strategy is None or target[0] not in (around := open_store(strategy, reached).around()):
+        if not isinstance(strategy, str) or target[0] not in (around := open_store(strategy, reached).around()):
             continue
         inside = without_links(strategy).split("/")[-around.index(target[0]) :]
         if inside[0].startswith((STATE, "rank_")):

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 
 from reshard.errors import DataError, RequestError
 from reshard.formats.registry import requested_output
+from reshard.mesh.file import LayoutFile
 from reshard.plan.rules import selection
 from reshard.source.encrypted import as_plain
 from reshard.source.files import open_source, refuse_part
@@ -15,6 +16,7 @@ from reshard.source.finding import find_files
 from reshard.source.reading import read_inventory
 from reshard.source.single import others_of, refuse_one_of_several
 from reshard.source.strategies import read_layouts
+from reshard.spec.layout import LayoutDocument
 from reshard.spec.request import request_key
 from reshard.storage.cancellable import CancellableStore
 from reshard.strategy import Strategy
@@ -23,7 +25,6 @@ if TYPE_CHECKING:
     from collections.abc import Mapping
 
     from reshard.checkpoint.encryption import Known
-    from reshard.mesh.file import LayoutFile
     from reshard.progress import Cancellation
     from reshard.source.files import Files, OpenSource
     from reshard.spec.request import Request
@@ -83,10 +84,15 @@ def strategies_of(request: Request) -> Strategies:
     Raises:
         DataError, MissingInputError: a strategy is damaged or missing.
         AccessError, StorageError: a strategy cannot be read.
+        RequestError: the output requires the strategy of one stage.
+        UsageError: a field of a layout file is invalid.
     """
     storage_options, one_stage = request.storage_options, request.options.kind.one_stage
-    before = after = None
-    if request.source_strategy:
+    before: Strategy | LayoutFile | None = None
+    after: Strategy | LayoutFile | None = None
+    if isinstance(request.source_strategy, LayoutDocument):
+        before = LayoutFile(request.source_strategy, "layout of the source")
+    elif request.source_strategy:
         before = read_layouts(
             request.source_strategy, storage_options.source_strategy or storage_options.source, one_stage=one_stage
         )
@@ -97,8 +103,17 @@ def strategies_of(request: Request) -> Strategies:
             where="source strategy",
             fix="specify the strategy of that stage (--source-strategy, spec.source.strategy)",
         )
-    if request.target_strategy:
+    if isinstance(request.target_strategy, LayoutDocument):
+        after = LayoutFile(request.target_strategy, "layout of the target")
+    elif request.target_strategy:
         after = read_layouts(request.target_strategy, storage_options.target_strategy or storage_options.target)
+    if one_stage and (files := [each for each in (before, after) if isinstance(each, LayoutFile)]):
+        raise RequestError(
+            "LayoutFileNotAccepted",
+            "the output Stage requires the layouts of all stages, but the source has the parameters of one",
+            where=files[0].name,
+            fix="write the strategy files of all stages with `reshard layout export`, and use these",
+        )
     return before, after
 
 

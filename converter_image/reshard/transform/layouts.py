@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from reshard.checkpoint.dtypes import OBJECT
-from reshard.errors import RequestError
+from reshard.errors import UsageError
 from reshard.formats.registry import requested_output
 from reshard.mesh.file import LayoutFile
 from reshard.mesh.resolve import resolve
@@ -73,13 +73,6 @@ def place(inventory: Inventory, source: Layouts, target: Layouts, request: Reque
         return Placed(with_casts(kept, options.cast), None, None)
     source, notes = source_strategy(inventory, source, request)
     if isinstance(target, LayoutFile):
-        if options.kind.one_stage:
-            raise RequestError(
-                "LayoutFileNotAccepted",
-                "the output Stage requires the layouts of all stages, but the source has the parameters of one",
-                where=target.name,
-                fix="write the strategy files of all stages with `reshard layout export`, and use these",
-            )
         tensors = whole_tensors(_model(inventory, source, None, request, only), has_strategy=source is not None)
         found = resolve(target.document, tensors, target.name)
         target, notes = found.strategy, (*notes, *found.notes)
@@ -100,6 +93,9 @@ def source_strategy(inventory: Inventory, source: Layouts, request: Request) -> 
         return source, ()
     if inventory.unified:
         refuse_strategy()
+    if source.document.derive is not None:
+        what, fix = "a layout is derived from the source, so that of the source cannot be derived", "omit `derive`"
+        raise UsageError("InvalidLayoutFile", what, where=source.name, fix=fix)
     found = resolve_slices(source.document, _slices(inventory, source, request), source.name)
     return found.strategy, found.notes
 
