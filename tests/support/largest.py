@@ -31,6 +31,7 @@ _LAYOUT = {
 _VALUES: Object = {
     "source.layout": _LAYOUT,
     "target.layout": _LAYOUT,
+    "target.scale": ",".join(["dp=1"] * 16),
     "parameters.rename": [{"from": f"{number:04}" + "f" * 696, "to": f"{number:04}" + "t" * 696} for number in range(1024)],
     "parameters.cast": [{"pattern": f"{number:04}" + "f" * 1020, "to": "BFloat16"} for number in range(1024)],
     "parameters.pad": [{"name": f"{number:04}" + "n" * 1020, "dimension": 63, "length": 1 << 47} for number in range(1024)],

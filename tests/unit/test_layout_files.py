@@ -16,6 +16,7 @@ from reshard.cli import main
 from reshard.errors import UsageError
 from reshard.mesh.file import parse
 from reshard.mesh.resolve import resolve
+from reshard.mesh.scale import Scale, scaled
 from reshard.mesh.sharding import Whole
 from reshard.spec.mounts import request_here
 from reshard.spec.request import Request
@@ -194,3 +195,72 @@ def test_an_index_holds_an_uneven_layout(tmp_path: Path) -> None:
     for rank, rows in enumerate([slice(0, 6), slice(6, 12), slice(12, 16)]):
         found = reshard.load(str(tmp_path / "model.safetensors"), index=str(tmp_path / "out"), rank=rank)
         assert (found["embedding"] == expected[rows]).all()
+
+
+@pytest.mark.usefixtures("whole")
+def test_a_checkpoint_is_scaled_by_its_own_layout(tmp_path: Path) -> None:
+    assert transform(tmp_path, "--target-strategy", str(tmp_path / "layout.yaml"), "--format", "torch-dcp", target="dcp") == 0
+    assert transform(tmp_path, "--scale", "dp/2,tp*2", source="dcp", target="scaled") == 0
+    changed = tmp_path / "changed.yaml"
+    changed.write_text(LAYOUT.replace("dp=2,tp=2", "dp=1,tp=4"))
+    assert transform(tmp_path, "--target-strategy", str(changed), target="direct") == 0
+    for rank in range(8):
+        name = f"rank_{rank}/checkpoint_{rank}.safetensors"
+        found, direct = load_file(tmp_path / "scaled" / name), load_file(tmp_path / "direct" / name)
+        assert {n: a.tobytes() for n, a in found.items()} == {n: a.tobytes() for n, a in direct.items()}
+    manifest = json.loads((tmp_path / "scaled" / "reshard-manifest.json").read_bytes())
+    assert manifest["layout"]["mesh"] == "pp=2,dp=1,tp=4"
+    assert transform(tmp_path, "--scale", "dp/2,tp*2", source="dcp", target="scaled") == 0  # already complete
+    assert transform(tmp_path, "--scale", "tp*8", "--source-strategy", str(changed), source="direct", target="more") == 65
+    assert transform(tmp_path, "--scale", "tp/2", "--source-strategy", str(changed), source="direct", target="fewer") == 0
+    assert load_file(tmp_path / "fewer" / "rank_1" / "checkpoint_1.safetensors")["layers.0.wo"].shape == (8, 4)
+
+
+def test_a_checkpoint_of_chunks_is_scaled_without_a_layout(tmp_path: Path, whole: dict[str, np.ndarray]) -> None:
+    assert transform(tmp_path, "--target-ranks", "3", "--format", "torch-dcp", target="dcp") == 0
+    (tmp_path / "dcp" / "reshard-manifest.json").unlink()
+    assert transform(tmp_path, "--scale", "dp=2", source="dcp", target="scaled") == 0
+    assert transform(tmp_path, "--target-ranks", "2", target="direct") == 0
+    for rank in range(2):
+        name = f"rank_{rank}/checkpoint_{rank}.safetensors"
+        found, direct = load_file(tmp_path / "scaled" / name), load_file(tmp_path / "direct" / name)
+        assert {n: a.tobytes() for n, a in found.items()} == {n: a.tobytes() for n, a in direct.items()}
+        assert found.keys() == whole.keys()
+
+
+@pytest.mark.usefixtures("whole")
+@pytest.mark.parametrize(
+    ("more", "status", "text"),
+    [
+        (["--scale", "dp=2"], 78, "MeshUnknown"),
+        (["--scale", "dp"], 2, "InvalidScale"),
+        (["--scale", "dp=2", "--target-ranks", "2"], 2, "scale"),
+        (["--scale", "dp=2", "--output", "unified"], 2, "divided"),
+    ],
+)
+def test_a_scale_that_means_nothing_is_refused(
+    tmp_path: Path, more: list[str], status: int, text: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert transform(tmp_path, *more) == status
+    assert text in capsys.readouterr().err
+    assert not (tmp_path / "out").exists()
+
+
+@pytest.mark.parametrize(
+    ("scale", "mesh", "problem"),
+    [
+        ("dp=8", "pp=2,dp=8,tp=2", None),
+        ("dp*2,tp/2", "pp=2,dp=4,tp=1", None),
+        ("pp/2", "pp=1,dp=2,tp=2", None),
+        ("cp=2", None, "no axis cp"),
+        ("dp/3", None, "3 does not divide"),
+        ("dp*1048576", None, "at most"),
+    ],
+)
+def test_scales_change_sizes(scale: str, mesh: str | None, problem: str | None) -> None:
+    document = parse(LAYOUT.encode(), "layout.yaml").document
+    if problem is None:
+        assert scaled(document, Scale(scale)).mesh == mesh
+    else:
+        with pytest.raises(UsageError, match=problem):
+            scaled(document, Scale(scale))

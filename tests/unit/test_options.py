@@ -35,6 +35,7 @@ NOT_ON_THE_COMMAND_LINE = {
 ONLY_IN_A_RESOURCE = {
     "what a URL and `storage_options` are elsewhere": {"source-storage", "target-storage"},
     "`files` elsewhere, where it holds no step": {"pattern"},
+    "a layout file inside the resource: the value of the strategy elsewhere": {"layout"},
     "what the operator does": {"execution", "suspend"},
     "a command by itself: `reshard plan`": {"dry-run"},
 }

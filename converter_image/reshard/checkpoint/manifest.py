@@ -11,6 +11,7 @@ import msgspec
 
 from reshard.checkpoint.inventory import CarriedFile, Keys
 from reshard.errors import DataError
+from reshard.spec.layout import LayoutDocument
 from reshard.spec.request import RenameRule
 
 MANIFEST_NAME = "reshard-manifest.json"
@@ -218,6 +219,7 @@ class Manifest(_Document, frozen=True):
         may_be_slices: names of parameters from MindSpore's `hyper_param.safetensors` that may be slices of rank 0, see
             `reshard.checkpoint.unified.possible_slices`.
         carried: small files of the source that were copied unchanged.
+        layout: layout file of the target, if there was one. A later transform can scale it.
         key_check: value that identifies the key of encrypted files, see `BlockCipher.key_check`.
         notes: messages reported while it was written.
         durations: seconds of each phase, see `reshard.telemetry.durations`. Everything else follows from source and
@@ -246,6 +248,7 @@ class Manifest(_Document, frozen=True):
     stages: tuple[StageRecord, ...] = ()
     index: IndexRecord | None = None
     carried: tuple[CarriedFile, ...] = ()
+    layout: LayoutDocument | None = None
     key_check: bytes | None = None
     notes: tuple[str, ...] = ()
     durations: dict[str, float] = {}

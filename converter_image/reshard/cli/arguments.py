@@ -119,6 +119,7 @@ def request_of(arguments: dict[str, Any]) -> Request:
         target=arguments["target"],
         source_strategy=arguments.get("source_strategy"),
         target_strategy=arguments.get("target_strategy"),
+        scale=arguments.get("scale"),
         index=arguments.get("index"),
         options=Options(**chosen),
         storage_options=RequestStorageOptions(

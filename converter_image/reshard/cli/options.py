@@ -231,6 +231,12 @@ GROUPS: dict[str, tuple[_Option, ...]] = {
             metavar="N",
             help="Number of target ranks. Each gets a chunk of dimension 0 of every tensor, as in FSDP.",
         ),
+        _option(
+            _RANKS,
+            "--scale",
+            metavar="CHANGES",
+            help="Layout of the source with other sizes of axes, such as dp=2, tp/2 or dp*2,tp/2.",
+        ),
         _option(_SHARED, "--only-ranks", metavar="LIST", help="Target ranks, such as 0,2-5. Default: all."),
         _option(
             "commit",

@@ -31,7 +31,9 @@ if TYPE_CHECKING:
     from reshard.engine.gather import ReadCount
     from reshard.formats.protocol import OutputFormat
     from reshard.mesh.file import LayoutFile
+    from reshard.mesh.scale import Scale
     from reshard.plan import Model, Parameter, Summary
+    from reshard.spec.layout import LayoutDocument
     from reshard.spec.outputs import Output
     from reshard.storage.protocol import ReadStore
     from reshard.strategy import Strategy
@@ -64,6 +66,7 @@ class Job:
         indexed: whether an index describes the source's files.
         listing: digest of the source's listing, see `SourceRecord.listing`.
         carried: content of each file of `Inventory.carried`, by its path. Empty if the task was already started.
+        layout: layout file of the target, if there is one.
         planned: whether a plan in the target describes the source's files.
     """
 
@@ -82,6 +85,7 @@ class Job:
     indexed: bool = False
     listing: str = ""
     planned: bool = False
+    layout: LayoutDocument | None = None
     carried: Mapping[str, bytes] = field(default_factory=dict)
 
     @property
@@ -237,7 +241,7 @@ def job_of(  # noqa: PLR0913 - independent results of reading the source
     model: Model,
     strategies: Strategies,
     *,
-    described: tuple[Strategy | LayoutFile | None, Strategy | LayoutFile | None] | None = None,
+    described: tuple[Strategy | LayoutFile | None, Strategy | LayoutFile | Scale | None] | None = None,
     key: bytes | None = None,
     selected: Selected | None = None,
     notes: tuple[str, ...] = (),
@@ -320,12 +324,14 @@ def _arranged(model: Model, output: OutputFormat) -> Model:
     return replace(model, parameters=tuple(held[i][0] for i in order), zero_size=zero_size, objects=objects)
 
 
-def _digests(source: Strategy | LayoutFile | None, target: Strategy | LayoutFile | None) -> dict[str, str | None]:
+def _digests(source: Strategy | LayoutFile | None, target: Strategy | LayoutFile | Scale | None) -> dict[str, str | None]:
     pairs = (("sourceStrategy", source), ("targetStrategy", target))
     return {name: None if each is None else hashlib.sha256(each.canonical()).hexdigest() for name, each in pairs}
 
 
-def key_of(request: Request, source: Strategy | LayoutFile | None, target: Strategy | LayoutFile | None) -> dict[str, Any]:
+def key_of(
+    request: Request, source: Strategy | LayoutFile | None, target: Strategy | LayoutFile | Scale | None
+) -> dict[str, Any]:
     """Return the fields of a request that determine the result, to find a started task without reading the source."""
     return {
         "source": address_of(request.source),

@@ -19,6 +19,7 @@ if TYPE_CHECKING:
     from reshard.checkpoint.manifest import ParameterRecord
     from reshard.source.boxed import Boxed
     from reshard.source.selection import Selection
+    from reshard.spec.layout import LayoutDocument
     from reshard.spec.storage_options import StorageOptions
     from reshard.storage.protocol import Store
 
@@ -46,6 +47,7 @@ class Files(NamedTuple):
         some: whether the files are known to be a part of a checkpoint, so that they may contain slices.
         own: paths of files that a manifest lists, because reshard wrote them.
         may_be_slices: names of parameters that the manifest of such a file lists as possible slices.
+        layout: layout file that the manifest of these files contains.
         boxed: the checkpoint, if its own metadata locates the shards of its tensors. Its files are numbered.
     """
 
@@ -63,6 +65,7 @@ class Files(NamedTuple):
     some: bool = False
     own: frozenset[str] = frozenset()
     may_be_slices: tuple[str, ...] = ()
+    layout: LayoutDocument | None = None
     boxed: Boxed | None = None
 
 

@@ -120,7 +120,7 @@ def _find_boxes(
     if manifest is None:
         return _boxed(boxed)
     check_described(store, manifest, entries)
-    return _boxed(boxed)._replace(notes=())  # the manifest states what the format does not
+    return _boxed(boxed)._replace(notes=(), layout=manifest.layout)  # the manifest states what the format does not
 
 
 def _refuse_rank_folders(store: ReadStore, entries: Sequence[Stat], format_name: str) -> None:
@@ -192,7 +192,8 @@ def _ranks_in(manifest: Manifest) -> dict[str, Any]:
     if output.whole:
         return {}
     parameters = () if output.one_stage or output.each_file else manifest.parameters
-    return {"parameters": parameters, "total": manifest.target_ranks, "some": manifest.source.some}
+    layout = None if output.one_stage or output.each_file else manifest.layout
+    return {"parameters": parameters, "total": manifest.target_ranks, "some": manifest.source.some, "layout": layout}
 
 
 class _Asked(NamedTuple):

@@ -18,6 +18,7 @@ from reshard.checkpoint.encryption import Known
 from reshard.checkpoint.inventory import Inventory
 from reshard.checkpoint.manifest import INDEX_NAME, decode
 from reshard.errors import DataError, MissingInputError, RequestError
+from reshard.spec.layout import LayoutDocument
 from reshard.spec.request import (
     STRICTNESS,
     CastRule,
@@ -67,6 +68,7 @@ class CheckpointIndex(msgspec.Struct, frozen=True, rename="camel", kw_only=True)
         source_strategy: source strategy. None means one rank with whole parameters.
         target_strategy: target strategy, likewise.
         target_ranks: number of target ranks that each get a chunk of dimension 0, without a target strategy.
+        layout: layout file of the target, if there is one.
         source_only: handling of parameters that only the source strategy names.
         allow_missing: whether parameters that only the target strategy names are left out.
         selected: result of the selection of the source's files.
@@ -89,6 +91,7 @@ class CheckpointIndex(msgspec.Struct, frozen=True, rename="camel", kw_only=True)
     checked: Verification
     source_strategy: PackedStrategy | None
     target_strategy: PackedStrategy | None
+    layout: LayoutDocument | None = None
     source_only: SourceOnly
     allow_missing: bool
     target_ranks: TargetRanks | None = None

@@ -28,6 +28,8 @@ Axes = AxisName | Annotated[tuple[AxisName, ...], msgspec.Meta(max_length=_MOST_
 Mesh = Annotated[
     str, msgspec.Meta(pattern=r"^[A-Za-z][A-Za-z0-9_]{0,62}=[1-9][0-9]{0,6}(,[A-Za-z][A-Za-z0-9_]{0,62}=[1-9][0-9]{0,6}){0,15}$")
 ]
+_CHANGE = "[A-Za-z][A-Za-z0-9_]{0,62}[=*/][1-9][0-9]{0,6}"
+Scale = Annotated[str, msgspec.Meta(pattern=f"^{_CHANGE}(,{_CHANGE}){{0,{_MOST_AXES - 1}}}$")]
 Pattern = Annotated[str, msgspec.Meta(min_length=1, max_length=1024)]
 Patterns = Pattern | Annotated[tuple[Pattern, ...], msgspec.Meta(min_length=1, max_length=MOST_RULES)]
 Dimension = Annotated[str, msgspec.Meta(pattern="^([0-9]|[12][0-9]|3[01])$")]

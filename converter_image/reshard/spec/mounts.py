@@ -171,6 +171,7 @@ def _to_request(
         target=_join(roots["target"], target.storage.path),
         source_strategy=source.layout or _strategy(source.strategy, "source", roots),
         target_strategy=target.layout or _strategy(target.strategy, "target", roots),
+        scale=target.scale,
         options=Options(
             format=target.format,
             source_format=source.format,

@@ -106,7 +106,8 @@ _RANK_FILES = ("format", "file_prefix", "only_ranks", "remove_redundancy", "crc"
 
 
 def _undivided(name: OutputKind) -> dict[str, Refusal]:
-    return {"target_ranks": Refusal(f"the output {name} has no ranks among which tensors are divided")}
+    refusal = Refusal(f"the output {name} has no ranks among which tensors are divided")
+    return {"target_ranks": refusal, "scale": refusal}
 
 
 PER_RANK = Output(name="PerRank", refused=_NO_STAGES, replicates=True)

@@ -12,7 +12,7 @@ import msgspec
 
 from reshard.errors import UsageError
 from reshard.spec.keys import Encryption
-from reshard.spec.layout import LayoutDocument, parse_layout
+from reshard.spec.layout import LayoutDocument, Scale, parse_layout
 from reshard.spec.outputs import OUTPUTS, OutputKind
 from reshard.spec.storage_options import RequestStorageOptions
 from reshard.spec.urls import normalized
@@ -362,6 +362,8 @@ class Request(msgspec.Struct, frozen=True):
         source_strategy: strategy file, folder with one file per pipeline stage, or layout file; or the content of a layout file,
             also as a dict. None means one rank with whole parameters.
         target_strategy: layouts of the target, likewise.
+        scale: changes of the sizes of the axes of the source's layout, such as "dp=2", "tp/2" or "dp*2,tp/2". The target has that
+            layout with these sizes. Used instead of a target strategy.
         options: options of the transform.
         index: target of a transform with output "Index". Used instead of the strategies and file headers.
         storage_options: options of object stores.
@@ -373,6 +375,7 @@ class Request(msgspec.Struct, frozen=True):
     target: str
     source_strategy: str | LayoutDocument | None = None
     target_strategy: str | LayoutDocument | None = None
+    scale: Scale | None = None
     options: Options = Options()
     storage_options: RequestStorageOptions = RequestStorageOptions()
     index: str | None = None
@@ -402,6 +405,7 @@ class Request(msgspec.Struct, frozen=True):
                 or (value is None and name.endswith(("strategy", "index")))
             ):
                 raise UsageError("InvalidOption", f"{value!r} is not a path", where=name, fix="pass a str or an os.PathLike")
+        _check_scale(self)
         _refuse(self, self.options.kind)
         if self.target_strategy and self.options.target_ranks is not None:
             raise UsageError(
@@ -414,13 +418,32 @@ class Request(msgspec.Struct, frozen=True):
             _refuse_what_an_index_says(self)
 
 
+def _check_scale(request: Request) -> None:
+    """Check the form of the scale, and that nothing else determines the ranks of the target.
+
+    Raises:
+        UsageError: the form is invalid, or something else determines the ranks.
+    """
+    if request.scale is None:
+        return
+    try:
+        msgspec.convert(request.scale, Scale)
+    except msgspec.ValidationError as error:
+        raise UsageError(
+            "InvalidScale", f"{request.scale!r}: {error}", where="scale", fix="use changes such as dp=2 or tp/2"
+        ) from None
+    if request.target_strategy is not None or request.options.target_ranks is not None:
+        what = "the target strategy or the number of target ranks already determines the layout"
+        raise UsageError("InvalidOption", what, where="scale", fix="omit the scale, or the other")
+
+
 def _refuse_what_an_index_says(request: Request) -> None:
     """Refuse strategies and options that were fixed when the source was indexed.
 
     Raises:
         UsageError: one is given.
     """
-    said = [name for name in ("source_strategy", "target_strategy") if getattr(request, name) is not None]
+    said = [name for name in ("source_strategy", "target_strategy", "scale") if getattr(request, name) is not None]
     said += [name for name in _OF_THE_SOURCE if getattr(request.options, name) != _default(name)]
     if said:
         raise UsageError(

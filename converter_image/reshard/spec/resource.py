@@ -13,7 +13,7 @@ import msgspec
 from reshard.errors import RequestError, UsageError
 from reshard.spec.execution import ExecutionSpec, Strict
 from reshard.spec.keys import Mode
-from reshard.spec.layout import LayoutDocument, with_text_keys
+from reshard.spec.layout import LayoutDocument, Scale, with_text_keys
 from reshard.spec.outputs import OUTPUTS, OutputKind
 from reshard.spec.places import ConfigMapKeyRef, RelativePath, SecretKeyRef, StorageSpec
 from reshard.spec.request import (
@@ -111,6 +111,7 @@ class TargetSpec(Strict, frozen=True):
     max_file_size_bytes: Annotated[int, msgspec.Meta(ge=1 << 10)] | None = None
     copy_settings: bool = False
     file_prefix: FilePrefix = "checkpoint_"
+    scale: Scale | None = None
     ranks: TargetRanks | None = None
     only_ranks: Annotated[str, msgspec.Meta(max_length=65536)] | None = None
     remove_redundancy: bool = False

@@ -61,6 +61,7 @@ def draft_manifest(job: Job, durations: Mapping[str, float]) -> Manifest:
         excluded_by_rename=model.excluded_by_rename,
         inconsistent_replicas=tuple(sorted(model.inconsistent_replicas)),
         may_be_slices=model.may_be_slices,
+        layout=job.layout,
         notes=job.notes,
         durations=dict(durations),
         stages=() if job.stage is None else (_stage(job, job.stage, source),),

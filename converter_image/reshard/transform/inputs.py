@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING
 from reshard.errors import DataError, RequestError
 from reshard.formats.registry import requested_output
 from reshard.mesh.file import LayoutFile
+from reshard.mesh.scale import Scale
 from reshard.plan.rules import selection
 from reshard.source.encrypted import as_plain
 from reshard.source.files import open_source, refuse_part
@@ -32,7 +33,7 @@ if TYPE_CHECKING:
     from reshard.storage.protocol import ReadStore
 
     # Strategy or layout file of the source, and of the target.
-    Strategies = tuple[Strategy | LayoutFile | None, Strategy | LayoutFile | None]
+    Strategies = tuple[Strategy | LayoutFile | None, Strategy | LayoutFile | Scale | None]
 
 
 @dataclass(frozen=True)
@@ -89,7 +90,7 @@ def strategies_of(request: Request) -> Strategies:
     """
     storage_options, one_stage = request.storage_options, request.options.kind.one_stage
     before: Strategy | LayoutFile | None = None
-    after: Strategy | LayoutFile | None = None
+    after: Strategy | LayoutFile | Scale | None = None
     if isinstance(request.source_strategy, LayoutDocument):
         before = LayoutFile(request.source_strategy, "layout of the source")
     elif request.source_strategy:
@@ -103,7 +104,9 @@ def strategies_of(request: Request) -> Strategies:
             where="source strategy",
             fix="specify the strategy of that stage (--source-strategy, spec.source.strategy)",
         )
-    if isinstance(request.target_strategy, LayoutDocument):
+    if request.scale is not None:
+        after = Scale(request.scale)
+    elif isinstance(request.target_strategy, LayoutDocument):
         after = LayoutFile(request.target_strategy, "layout of the target")
     elif request.target_strategy:
         after = read_layouts(request.target_strategy, storage_options.target_strategy or storage_options.target)

@@ -6,12 +6,11 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from reshard.checkpoint.dtypes import OBJECT
-from reshard.errors import UsageError
+from reshard.errors import RequestError, UsageError
 from reshard.formats.registry import requested_output
 from reshard.mesh.file import LayoutFile
-from reshard.mesh.resolve import resolve
+from reshard.mesh.scale import Scale, layout_of_chunks, scaled
 from reshard.mesh.sharding import Whole
-from reshard.mesh.slices import resolve_slices
 from reshard.plan import Role, build_model, pack_full_tensors, passthrough_model, with_casts
 from reshard.plan.parameters import refuse_strategy
 from reshard.plan.rules import selection
@@ -22,8 +21,11 @@ if TYPE_CHECKING:
 
     from reshard.checkpoint.inventory import Inventory
     from reshard.plan import Model
+    from reshard.source.files import Files
+    from reshard.spec.layout import LayoutDocument
     from reshard.spec.request import Request
     from reshard.strategy import Strategy
+    from reshard.transform.inputs import Strategies
 
     Layouts = Strategy | LayoutFile | None
 
@@ -36,12 +38,14 @@ class Placed:
         model: parameters and layouts of both sides.
         source: source strategy. If the request has a layout file, the strategy follows from it.
         target: target strategy, likewise.
+        layout: layout file of the target, if there is one.
         notes: messages about layout files.
     """
 
     model: Model
     source: Strategy | None
     target: Strategy | None
+    layout: LayoutDocument | None = None
     notes: tuple[str, ...] = ()
 
     @property
@@ -72,7 +76,10 @@ def place(inventory: Inventory, source: Layouts, target: Layouts, request: Reque
         )
         return Placed(with_casts(kept, options.cast), None, None)
     source, notes = source_strategy(inventory, source, request)
+    layout = target.document if isinstance(target, LayoutFile) else None
     if isinstance(target, LayoutFile):
+        from reshard.mesh.resolve import resolve  # noqa: PLC0415 - transforms with strategies start faster without it
+
         tensors = whole_tensors(_model(inventory, source, None, request, only), has_strategy=source is not None)
         found = resolve(target.document, tensors, target.name)
         target, notes = found.strategy, (*notes, *found.notes)
@@ -80,7 +87,36 @@ def place(inventory: Inventory, source: Layouts, target: Layouts, request: Reque
     if options.kind.whole:
         apart = not requested_output(request_key(request), inventory.format).names_files
         model = pack_full_tensors(model, options.most_bytes, apart=apart)
-    return Placed(model, source, target, notes)
+    return Placed(model, source, target, layout, notes)
+
+
+def scaled_target(request: Request, strategies: Strategies, found: Files) -> Layouts:
+    """Return the strategy or layout file of the target. If the request scales the source's layout, a layout file follows from it.
+
+    Raises:
+        RequestError: the layout of the source is unknown, or parameters are renamed.
+        UsageError: the axes of the source cannot have these sizes.
+    """
+    source, target = strategies
+    if not isinstance(target, Scale):
+        return target
+    document = source.document if isinstance(source, LayoutFile) else found.layout
+    if document is None and found.boxed is not None:
+        document = layout_of_chunks(found.boxed.checkpoint, target, request.source)
+    if document is None or request.options.rename:
+        what = (
+            "the mesh of the source is unknown" if document is None else "the layout of the source has the names before renaming"
+        )
+        fix = "use a layout file for the target (--target-strategy, spec.target.layout) instead of the scale"
+        raise RequestError("MeshUnknown", what, where=request.source, fix=fix)
+    return LayoutFile(scaled(document, target), f"layout of the source, scaled by {target.text}")
+
+
+def known_target(target: Strategy | LayoutFile | Scale | None, stored: LayoutDocument | None) -> Layouts:
+    """Return the strategy or layout file of the target, given the layout file in the plan of a task that was started."""
+    if isinstance(target, Scale):
+        return None if stored is None else LayoutFile(stored, f"layout of the source, scaled by {target.text}")
+    return target
 
 
 def source_strategy(inventory: Inventory, source: Layouts, request: Request) -> tuple[Strategy | None, tuple[str, ...]]:
@@ -91,6 +127,8 @@ def source_strategy(inventory: Inventory, source: Layouts, request: Request) -> 
     """
     if not isinstance(source, LayoutFile):
         return source, ()
+    from reshard.mesh.slices import resolve_slices  # noqa: PLC0415 - as above
+
     if inventory.unified:
         refuse_strategy()
     if source.document.derive is not None:

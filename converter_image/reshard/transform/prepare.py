@@ -27,7 +27,7 @@ from reshard.telemetry import phase
 from reshard.transform.carried import read_carried
 from reshard.transform.consistency import check_copies, refuse_possible_slices
 from reshard.transform.inputs import cancellable, decrypted, listing_identifies
-from reshard.transform.layouts import Placed, place
+from reshard.transform.layouts import Placed, known_target, place, scaled_target
 from reshard.transform.shards import check_shards
 from reshard.transform.trimmed import check_trimmed
 
@@ -56,6 +56,7 @@ def encode_index(job: Job) -> bytes:
         checked=options.verification,
         source_strategy=pack(source),
         target_strategy=pack(target),
+        layout=job.layout,
         selected=job.selected,
         encrypted=dict(sorted(job.source.known.items())) if isinstance(job.source, DecryptingStore) else {},
         **{name: getattr(options, name) for name in SETTLED_BY_INDEX},
@@ -115,9 +116,10 @@ def prepare_files(  # noqa: PLR0913 - the source, and how to read it
         cancellation: object that cancels the reads from another thread.
     """
     plain, store = store, cancellable(store, cancellation)
+    layouts = strategies[0], scaled_target(request, strategies, found)
     progress.begin("Reading headers", len(found.by_rank), "files")
     with phase("read_headers", files=len(found.by_rank)):
-        placed = _read(request, store, found, strategies, workers=workers, only=only, advance=progress.advance)
+        placed = _read(request, store, found, layouts, workers=workers, only=only, advance=progress.advance)
     model, source, target = placed.model, *placed.strategies
     if isinstance(strategies[0], LayoutFile):
         _refuse_other_cuts(request, found, source)
@@ -147,7 +149,7 @@ def prepare_files(  # noqa: PLR0913 - the source, and how to read it
     model = replace(model, inventory=msgspec.structs.replace(inventory, carried=carried.records))
     notes = (*found.notes, *placed.notes)
     job = job_of(request, plain, model, (source, target), described=strategies, key=_key(request), selected=selected, notes=notes)
-    job = replace(job, carried=carried.contents)
+    job = replace(job, carried=carried.contents, layout=placed.layout)
     if listing_identifies(request, store):
         versions = {file.path: (file.size, file.version) for file in inventory.files}
         job = replace(job, listing=listing_digest(job.key, found, versions))
@@ -163,7 +165,7 @@ def _read(
     request: Request,
     store: ReadStore,
     found: Files,
-    strategies: Strategies,
+    strategies: tuple[Strategy | LayoutFile | None, Strategy | LayoutFile | None],
     *,
     advance: Callable[[int], None],
     workers: int,
@@ -268,7 +270,7 @@ def _indexed(inputs: Inputs, url: str) -> Job:
     carried = read_carried(store, request, model.inventory, indexed=True)
     model = replace(model, inventory=msgspec.structs.replace(model.inventory, carried=carried.records))
     job = job_of(request, plain, model, (source, target), key=_key(request))
-    return replace(job, indexed=True, carried=carried.contents)
+    return replace(job, indexed=True, carried=carried.contents, layout=index.layout)
 
 
 def resume(inputs: Inputs, target: TargetFolder, snapshot: TargetSnapshot) -> Job | None:
@@ -287,7 +289,7 @@ def resume(inputs: Inputs, target: TargetFolder, snapshot: TargetSnapshot) -> Jo
             stored = decode_index(state.index(), f"{target.store.url}/{state.folder}/inventory.json")
             if STRICTNESS[request.options.verification] > STRICTNESS[stored.checked]:
                 return None  # the plan was created for fewer ranks or checks
-            placed = place(stored.inventory, source, wanted, request)
+            placed = place(stored.inventory, source, known_target(wanted, stored.layout), request)
             model = replace(placed.model, inconsistent_replicas=frozenset(stored.inconsistent_replicas))
             plain = decrypted(inputs.opened.store, request, stored.encrypted, cancellation=inputs.cancellation)
             job = job_of(
@@ -295,7 +297,7 @@ def resume(inputs: Inputs, target: TargetFolder, snapshot: TargetSnapshot) -> Jo
             )
             for known in job.namesakes:
                 if known.digest == document.digest:
-                    return replace(known, planned=True)
+                    return replace(known, planned=True, layout=placed.layout)
     return None
 
 

@@ -1,0 +1,103 @@
+"""The layout of a source with other sizes of axes."""
+
+from __future__ import annotations
+
+import re
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+import msgspec
+
+from reshard.errors import RequestError, UsageError
+from reshard.spec.layout import LayoutDocument, LayoutRule, axes_and_sizes
+
+if TYPE_CHECKING:
+    from reshard.model import Checkpoint
+    from reshard.spec.layout import Mesh
+
+_FIX = "use changes such as dp=2, tp/2 or dp*2,tp/2"
+
+
+@dataclass(frozen=True, slots=True)
+class Scale:
+    """A target with the layout of its source and other sizes of axes.
+
+    Attributes:
+        text: changes of the sizes of axes, such as `dp=2`, `tp/2` or `dp*2,tp/2`.
+    """
+
+    text: str
+
+    def canonical(self) -> bytes:
+        """Return equal bytes for equal changes."""
+        return f"scale {self.text}".encode()
+
+
+def scaled(document: LayoutDocument, scale: Scale) -> LayoutDocument:
+    """Return a layout with other sizes of axes.
+
+    Raises:
+        UsageError: an axis does not exist, its size is not divisible, or `expert_mesh` no longer has the same number of ranks.
+    """
+    meshes: dict[str, Mesh | None] = {"mesh": document.mesh, "expert_mesh": document.expert_mesh}
+    for change in scale.text.split(","):
+        axis, operator, number = _parsed(change)
+        field, sizes = next(
+            ((field, found) for field, mesh in meshes.items() if mesh and axis in (found := axes_and_sizes(mesh))), ("", {})
+        )
+        if not field:
+            raise UsageError(
+                "InvalidScale",
+                f"the mesh of the source, {document.mesh}, has no axis {axis}",
+                where="scale",
+                fix=_FIX,
+            )
+        size = {"=": number, "*": sizes[axis] * number, "/": sizes[axis] // number}[operator]
+        if operator == "/" and sizes[axis] % number:
+            what = f"{number} does not divide the size {sizes[axis]} of {axis}"
+            raise UsageError("InvalidScale", what, where="scale", fix=_FIX)
+        meshes[field] = ",".join(f"{name}={size if name == axis else old}" for name, old in sizes.items())
+    try:
+        return msgspec.convert(msgspec.to_builtins(msgspec.structs.replace(document, **meshes)), LayoutDocument)
+    except (msgspec.ValidationError, ValueError) as error:
+        raise UsageError("InvalidScale", f"the result is invalid: {error}", where="scale", fix=_FIX) from error
+
+
+def _parsed(change: str) -> tuple[str, str, int]:
+    axis, operator, number = re.split("([=*/])", change)
+    return axis, operator, int(number)
+
+
+def layout_of_chunks(checkpoint: Checkpoint, scale: Scale, where: str) -> LayoutDocument:
+    """Return the layout of a checkpoint in which one axis divides dimension 0 of tensors into chunks, as FSDP does.
+
+    The name of the axis is the one in the scale. Tensors that the checkpoint holds whole, although they could be divided, stay
+    whole.
+
+    Raises:
+        RequestError: the checkpoint has another layout.
+    """
+    from reshard.model.tiling import Grid  # noqa: PLC0415 - files of ranks, which start faster, have no tiles
+
+    axis = _parsed(scale.text.split(",")[0])[0]
+    tilings = (tensor.shards.tiling for tensor in checkpoint.tensors if tensor.shape)
+    most = max((tiling.parts[0] for tiling in tilings if isinstance(tiling, Grid)), default=1)
+    whole = []
+    for tensor in checkpoint.tensors:
+        tiling = tensor.shards.tiling
+        if not tensor.shape or len(tiling) <= 1:
+            whole += [tensor.name] if tensor.shape and tensor.shape[0] > 1 else []
+            continue
+        if not isinstance(tiling, Grid) or set(tiling.parts[1:]) - {1} or list(tiling.cuts[0]) != _points(tensor.shape[0], most):
+            raise RequestError(
+                "MeshUnknown",
+                f"the slices of {tensor.name} are not {most} chunks of dimension 0, and the metadata does not describe a mesh",
+                where=where,
+                fix="use a layout file for the target (--target-strategy, spec.target.layout) instead of the scale",
+            )
+    rules = (*([LayoutRule(tuple(whole))] if whole else ()), LayoutRule("*", {"0": axis}))
+    return LayoutDocument("reshard.dev/layout-v1", f"{axis}={most}", rules=rules, uneven=True)
+
+
+def _points(length: int, chunks: int) -> list[int]:
+    return [*range(0, length, -(-length // chunks)), length]
