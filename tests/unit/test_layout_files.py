@@ -264,3 +264,57 @@ def test_scales_change_sizes(scale: str, mesh: str | None, problem: str | None) 
     else:
         with pytest.raises(UsageError, match=problem):
             scaled(document, Scale(scale))
+
+
+def derived(source: str, mesh: str, *, rules: str = "") -> str:
+    return f"apiVersion: reshard.dev/layout-v1\nmesh: {mesh}\nderive: {{sourceMesh: '{source}'}}\n{rules}"
+
+
+def same_content(folder: Path, one: str, other: str, ranks: int) -> bool:
+    """Return whether the ranks of two targets have equal tensors."""
+    found = []
+    for target in (one, other):
+        files = [load_file(folder / target / f"rank_{rank}" / f"checkpoint_{rank}.safetensors") for rank in range(ranks)]
+        found.append([{name: (array.shape, array.tobytes()) for name, array in file.items()} for file in files])
+    return found[0] == found[1]
+
+
+@pytest.mark.usefixtures("whole")
+@pytest.mark.parametrize("source_format", ["safetensors", "torch-dcp"])
+def test_a_layout_is_derived_from_the_source(tmp_path: Path, source_format: str) -> None:
+    written, wanted, path = tmp_path / "written.yaml", tmp_path / "wanted.yaml", tmp_path / "derived.yaml"
+    text = LAYOUT.replace("mesh: pp=2,dp=2,tp=2", "mesh: pp=2,dp=2,tp=4").replace("zero: {threshold: 128}\n", "")
+    written.write_text(text)
+    wanted.write_text(text.replace("pp=2,dp=2,tp=4", "dp=4,tp=2"))
+    path.write_text(derived("pp=2,dp=2,tp=4", "dp=4,tp=2"))
+    assert transform(tmp_path, "--target-strategy", str(written), "--format", source_format, target="source") == 0
+    assert transform(tmp_path, "--target-strategy", str(wanted), target="wanted") == 0
+    more = ["--source-strategy", str(written)] if source_format == "safetensors" else []
+    assert transform(tmp_path, "--target-strategy", str(path), *more, source="source", target="found") == 0
+    assert same_content(tmp_path, "found", "wanted", 8)
+    if source_format == "torch-dcp":  # the manifest of a derived target refers to the mesh of its source
+        assert transform(tmp_path, "--target-strategy", str(path), "--format", "torch-dcp", source="source", target="again") == 0
+        assert transform(tmp_path, "--scale", "dp/4", source="again", target="scaled") == 0
+        wanted.write_text(text.replace("pp=2,dp=2,tp=4", "dp=1,tp=2"))
+        assert transform(tmp_path, "--target-strategy", str(wanted), target="small") == 0
+        assert same_content(tmp_path, "scaled", "small", 2)
+
+
+@pytest.mark.usefixtures("whole")
+def test_what_cannot_be_derived_is_refused_with_the_rules_that_would_answer(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    written, path = tmp_path / "written.yaml", tmp_path / "derived.yaml"
+    written.write_text(LAYOUT.replace("zero: {threshold: 128}\n", ""))  # dp=2,tp=2: which of them?
+    path.write_text(derived("pp=2,dp=2,tp=2", "dp=1,tp=4"))
+    assert transform(tmp_path, "--target-strategy", str(written), "--format", "torch-dcp", target="source") == 0
+    capsys.readouterr()
+    assert transform(tmp_path, "--target-strategy", str(path), source="source", target="found") == 78
+    error = capsys.readouterr().err
+    assert "LayoutAmbiguous" in error
+    assert "shard: {0: tp}" in error
+    assert not (tmp_path / "found").exists()
+    rules = "rules: [{match: layers.*.wo, shard: {1: tp}}, {match: layers.*, shard: {0: tp}}]\nstate: [adam_m.]\n"
+    path.write_text(derived("pp=2,dp=2,tp=2", "dp=1,tp=4", rules=rules))
+    assert transform(tmp_path, "--target-strategy", str(path), source="source", target="found") == 0
+    assert transform(tmp_path, "--target-strategy", str(path), target="x") == 78  # whole parameters show nothing

@@ -36,6 +36,8 @@ class Scale:
 def scaled(document: LayoutDocument, scale: Scale) -> LayoutDocument:
     """Return a layout with other sizes of axes.
 
+    If its shardings were derived, they are derived again, from the checkpoint that has this layout.
+
     Raises:
         UsageError: an axis does not exist, its size is not divisible, or `expert_mesh` no longer has the same number of ranks.
     """
@@ -57,8 +59,9 @@ def scaled(document: LayoutDocument, scale: Scale) -> LayoutDocument:
             what = f"{number} does not divide the size {sizes[axis]} of {axis}"
             raise UsageError("InvalidScale", what, where="scale", fix=_FIX)
         meshes[field] = ",".join(f"{name}={size if name == axis else old}" for name, old in sizes.items())
+    derive = document.derive and msgspec.structs.replace(document.derive, source_mesh=document.mesh)
     try:
-        return msgspec.convert(msgspec.to_builtins(msgspec.structs.replace(document, **meshes)), LayoutDocument)
+        return msgspec.convert(msgspec.to_builtins(msgspec.structs.replace(document, derive=derive, **meshes)), LayoutDocument)
     except (msgspec.ValidationError, ValueError) as error:
         raise UsageError("InvalidScale", f"the result is invalid: {error}", where="scale", fix=_FIX) from error
 

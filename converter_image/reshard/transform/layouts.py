@@ -20,6 +20,7 @@ if TYPE_CHECKING:
     from collections.abc import Mapping
 
     from reshard.checkpoint.inventory import Inventory
+    from reshard.mesh.sharding import Derived
     from reshard.plan import Model
     from reshard.source.files import Files
     from reshard.spec.layout import LayoutDocument
@@ -80,8 +81,10 @@ def place(inventory: Inventory, source: Layouts, target: Layouts, request: Reque
     if isinstance(target, LayoutFile):
         from reshard.mesh.resolve import resolve  # noqa: PLC0415 - transforms with strategies start faster without it
 
-        tensors = whole_tensors(_model(inventory, source, None, request, only), has_strategy=source is not None)
-        found = resolve(target.document, tensors, target.name)
+        undivided = _model(inventory, source, None, request, only)
+        tensors = whole_tensors(undivided, has_strategy=source is not None)
+        derived = _derived(target, undivided, source, tensors) if target.document.derive is not None else None
+        found = resolve(target.document, tensors, target.name, derived)
         target, notes = found.strategy, (*notes, *found.notes)
     model = _model(inventory, source, target, request, only)
     if options.kind.whole:
@@ -136,6 +139,37 @@ def source_strategy(inventory: Inventory, source: Layouts, request: Request) -> 
         raise UsageError("InvalidLayoutFile", what, where=source.name, fix=fix)
     found = resolve_slices(source.document, _slices(inventory, source, request), source.name)
     return found.strategy, found.notes
+
+
+def _derived(
+    target: LayoutFile, undivided: Model, source: Strategy | None, tensors: Mapping[str, Whole]
+) -> Mapping[str, Derived]:
+    """Return the shardings that follow from the source's strategy, or from the slices that its metadata locates.
+
+    Raises:
+        RequestError: the source shows no slices, or does not determine the sharding of a parameter that no rule matches.
+    """
+    from reshard.mesh.derive import derive  # noqa: PLC0415 - as above
+    from reshard.mesh.evidence import Evidence  # noqa: PLC0415
+    from reshard.model.tiling import Grid  # noqa: PLC0415
+
+    written = [p for p in undivided.parameters if p.name in tensors]
+    mesh = target.document.derive.source_mesh if target.document.derive else ""
+    if source is not None:
+        wholes = {p.source_name: Whole(p.dtype, p.shape) for p in written}
+        evidence = Evidence.of_strategy(source, mesh, wholes, "source strategy")
+    else:
+        shards = {p.source_name: p.shards.tiling for p in written if p.shards is not None}
+        if not shards:
+            raise RequestError(
+                "MeshUnknown",
+                "the source holds whole parameters, so it does not show which axes divide them",
+                where=target.name,
+                fix="replace `derive` by rules, or use the sharded checkpoint with its strategy as the source",
+            )
+        evidence = Evidence.of_grids({name: tiling for name, tiling in shards.items() if isinstance(tiling, Grid)}, mesh)
+    renamed = {p.name: p.source_name for p in written if p.name != p.source_name}
+    return derive(target.document, tensors, target.name, [evidence], renamed).complete()
 
 
 def source_model(inventory: Inventory, source: Strategy | None, request: Request) -> Model:
