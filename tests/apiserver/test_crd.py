@@ -217,7 +217,22 @@ def test_fields_that_contradict_encryption_are_refused(
     assert said in resources.refusal(resources.create, spec)
 
 
+LAYOUT = {
+    "apiVersion": "reshard.dev/layout-v1",
+    "mesh": "pp=2,dp=2,tp=4",
+    "aliases": {"vocab": ["dp", "tp"]},
+    "rules": [
+        {"match": ["*.wq", "*.wk"], "shard": {"0": "tp"}, "order": ["tp", "dp"], "stage": 0},
+        {"match": "norm*", "shard": {"0": ["dp", "tp"]}, "stage": "last", "zero": {"axes": "dp"}},
+        {"match": "*", "stage": "all", "zero": False},
+    ],
+    "pipeline": {"layer": "layers.*.", "layers": 4, "offset": [1, -1]},
+    "zero": {"threshold": 0},
+}
 FIXED = {
+    "source.layout": LAYOUT,
+    "target.layout": LAYOUT,
+    "target.scale": "dp*2,tp/2",
     "source.decryption": KEY,
     "target.encryption": KEY,
     "source.strategy": {"path": "s"},
@@ -275,6 +290,36 @@ def test_immutable_fields_cannot_be_added_changed_or_removed(resources: Resource
     resources.create(changed, "y")
     with pytest.raises(ApiException, match="create another CheckpointTransform"):
         resources.change(before, "y")
+
+
+def test_a_layout_is_stored_as_it_is_and_may_not_change(resources: Resources) -> None:
+    """The schema does not know the types of some fields, and an object would lose the order of a mesh."""
+    spec = with_field("target.layout", LAYOUT)
+    made = resources.create(spec)
+    assert parse_spec(made["spec"], "x") == parse_spec(spec, "x")
+    for path, value in (("match", ["*.wq"]), ("shard", {"0": "dp"}), ("order", ["dp", "tp"]), ("stage", 1), ("zero", False)):
+        changed = copy.deepcopy(LAYOUT)
+        changed["rules"][0][path] = value
+        assert "create another CheckpointTransform" in resources.refusal(resources.change, with_field("target.layout", changed))
+
+
+@pytest.mark.parametrize(
+    ("side", "fields", "said"),
+    [
+        ("source", {"layout": LAYOUT, "strategy": {"path": "s"}}, "exclude each other"),
+        ("target", {"layout": LAYOUT, "strategy": {"path": "s"}}, "exclude each other"),
+        ("target", {"layout": LAYOUT, "ranks": 2}, "cannot be combined"),
+        ("target", {"layout": LAYOUT, "output": "Unified"}, "accepts no strategy and no layout"),
+        ("target", {"layout": LAYOUT, "output": "Same"}, "accepts no strategy and no layout"),
+        ("target", {"layout": LAYOUT, "scale": "dp=2"}, "cannot be combined"),
+        ("target", {"scale": "dp"}, "should match"),
+        ("target", {"layout": LAYOUT | {"mesh": {"dp": 2}}}, "mesh"),
+    ],
+)
+def test_layouts_that_contradict_other_fields_are_refused(
+    resources: Resources, side: str, fields: dict[str, Any], said: str
+) -> None:
+    assert said in resources.refusal(resources.create, SPEC | {side: SPEC[side] | fields})
 
 
 @pytest.mark.parametrize("changed", [{"region": "x"}, {"credentialsSecretRef": {"name": "others"}}, {"prefix": "other"}])
