@@ -252,7 +252,11 @@ def test_processes_of_one_owner_share_a_target(tmp_path: Path) -> None:
 
     def one(rank: int) -> None:
         request = Request(
-            str(made.source), str(out), str(made.source_strategy), str(made.target_strategy), Options(only_ranks=str(rank))
+            str(made.source),
+            str(out),
+            str(made.source_strategy),
+            str(made.target_strategy),
+            options=Options(only_ranks=str(rank)),
         )
         transform_checkpoint(request, commit=False)
         codes.append(rank)
