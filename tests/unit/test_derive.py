@@ -222,6 +222,26 @@ def test_all_questions_are_in_one_message() -> None:
     assert "answer each of these" in text
 
 
+def test_a_threshold_that_is_lower_than_that_of_the_source_is_a_question() -> None:
+    tensors = {"big": Whole("Float32", (64, 32)), "small": Whole("Float32", (16, 32))}
+    layouts = {"big": Layout((8,), ((), ()), 1, -1), "small": Layout((8,), ((), ()))}  # the threshold was 4096 bytes
+    evidence = Evidence.of_strategy(Strategy((layouts,), 8), "dp=2,tp=4", tensors, "f")
+    found = derive(layout_file("dp=4,tp=2", [], zero=True, derive={"sourceMesh": "dp=2,tp=4"}), tensors, "f", [evidence])
+    assert {name: each.error.reason for each in found.refused for name in each.names} == {"small": "OptimizerShardUnknown"}
+    assert found.derived["big"].zero is not None
+
+
+def test_a_witness_of_another_model_is_refused() -> None:
+    tensors = {"w": Whole("Float32", (64, 32))}
+    source, other = Layout((2, 4), ((0,), ())), Layout((4, 2), ((1,), ()))  # by `tp`, and by `dp`
+    evidence = [
+        Evidence.of_strategy(Strategy(({"w": layout},), 8), axes, tensors, "f")
+        for layout, axes in ((source, "dp=2,tp=4"), (other, "dp=4,tp=2"))
+    ]
+    found = derive(layout_file("dp=8", [], derive={"sourceMesh": "dp=2,tp=4"}), tensors, "f", evidence)
+    assert [each.error.reason for each in found.refused] == ["LayoutNotDerivable"]
+
+
 def test_a_parameter_that_was_too_odd_to_divide_is_refused() -> None:
     # A model with `tp` = 4 leaves 6 rows whole, but may divide them by 2.
     tensors = {"head.weight": Whole("Float32", (6, 5))}

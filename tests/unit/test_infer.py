@@ -144,6 +144,8 @@ def test_other_readings_are_in_a_comment() -> None:
         ({f"layers.{i}.w": (2, 4) if i == 1 else (4, 2) for i in range(4)}, ["layers.1.w", "layers.*.w"]),
         # The longer pattern is before the shorter one that matches its names.
         ({"layers.0.w": (4, 2), "layers.1.w": (4, 2), "layers.0.x.w": (2, 4), "layers.1.x.w": (2, 4)}, ["*.x.w", "layers.*.w"]),
+        # The end of the names does not tell the parameters apart.
+        ({f"{part}.{i}.n.w": (4, 2) if part == "a" else (2, 4) for part in "ab" for i in range(2)}, ["a.*.n.w", "b.*.n.w"]),
         # Neither pattern can be first.
         ({"a.0.b.1.c": (4, 2), "a.b.0.c": (2, 4)}, []),
     ],
