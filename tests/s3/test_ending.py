@@ -137,7 +137,7 @@ def test_a_replaced_checkpoint_is_incomplete_until_the_new_one_is_complete(
         raise OutputError("CannotWrite", "as the test wants it")
 
     with monkeypatch.context() as patched:
-        patched.setattr("reshard.transform.run.commit_job", full)
+        patched.setattr("reshard.transform.run.commit_task", full)
         assert main(arguments_of(new, target, "--overwrite")) == 73
     assert main(["verify", target]) == 66
     assert main(["inspect", target]) == 66

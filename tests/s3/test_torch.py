@@ -97,7 +97,7 @@ def test_an_object_that_changes_after_the_metadata_was_read_is_refused(
     server: s3_server.Server, bucket: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     source, target = server.upload(bucket, RECORDED, "in"), f"s3://{bucket}/out"
-    plan, codes = fault_proxy.Plan(holds="job.json"), []
+    plan, codes = fault_proxy.Plan(holds="task.json"), []
     command = ["transform", "--source", source, "--target", target, "--format", "torch-dcp", "--target-ranks", "2"]
     with fault_proxy.between(server.endpoint, plan) as endpoint:
         monkeypatch.setenv("AWS_ENDPOINT_URL_S3", endpoint)

@@ -11,8 +11,8 @@ import pytest
 from effort import examples
 from hypothesis import given
 from hypothesis import strategies as st
-from memory_jobs import job, written
 from memory_store import MemoryReader
+from memory_tasks import task, written
 
 from reshard.engine.execute import moves, reads
 from reshard.errors import StorageError
@@ -93,7 +93,7 @@ def test_a_failure_is_raised_by_the_read_that_needs_the_bytes() -> None:
 @examples(150)
 @given(models.models(16, dtypes=("Float32", "BFloat16", "Int8")), st.sampled_from(["ckpt", "safetensors"]))
 def test_a_plan_predicts_exactly_the_ranges_that_are_read(model: models.Model, kind: str) -> None:
-    made, store = job(model, kind, kind)
+    made, store = task(model, kind, kind)
     for rank in range(min(model.target_ranks, 3)):
         if kind == "ckpt" and not model.target(rank):
             continue

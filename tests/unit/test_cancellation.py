@@ -20,7 +20,7 @@ from reshard.errors import StorageError
 from reshard.progress import Cancellation, CancelledError, Silent
 from reshard.spec.request import Options, Request
 from reshard.storage.local import LocalReader, LocalStore
-from reshard.target.folder import LOCK, JobState, TargetFolder
+from reshard.target.folder import LOCK, TargetFolder, TaskState
 from reshard.target.lock import locked, serialized
 from reshard.transform.complete import commit_checkpoint
 from reshard.transform.run import transform_checkpoint
@@ -96,7 +96,7 @@ def test_every_phase_ends_when_it_is_cancelled(request_: Request, reads: Reads, 
     [
         ("reshard.transform.prepare.check_copies", ".reshard"),
         ("reshard.engine.rankfile.check_file", ".reshard/*/records/*"),
-        ("reshard.transform.run.commit_job", "reshard-manifest.json"),
+        ("reshard.transform.run.commit_task", "reshard-manifest.json"),
     ],
 )
 def test_comparison_verification_and_commit_end_when_cancelled(
@@ -149,7 +149,7 @@ def test_waiting_for_a_lock_ends(tmp_path: Path) -> None:
 def test_a_failed_rank_leaves_the_callers_cancellation_alone(request_: Request, monkeypatch: pytest.MonkeyPatch) -> None:
     cancellation = Cancellation()
     with monkeypatch.context() as patch:
-        patch.setattr(JobState, "record", fail)
+        patch.setattr(TaskState, "record", fail)
         with pytest.raises(StorageError):
             transform_checkpoint(request_, cancellation=cancellation)
     assert transform_checkpoint(request_, cancellation=cancellation).complete
@@ -181,15 +181,15 @@ def test_a_rank_that_fails_in_a_pod_is_retried_there(tmp_path: Path, monkeypatch
     for name, value in variables.items():
         monkeypatch.setenv(f"RESHARD_{name}", value)
     monkeypatch.setenv("JOB_COMPLETION_INDEX", "0")
-    usual, failures = JobState.record, [1]
+    usual, failures = TaskState.record, [1]
 
-    def record(self: JobState, *arguments: Any) -> None:
+    def record(self: TaskState, *arguments: Any) -> None:
         if failures:
             failures.pop()
             fail()
         usual(self, *arguments)
 
-    monkeypatch.setattr(JobState, "record", record)
+    monkeypatch.setattr(TaskState, "record", record)
     assert main(["step", "ranks"]) == 0
     assert not failures
     assert (tmp_path / "target" / "dst" / "rank_0").is_dir()

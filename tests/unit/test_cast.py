@@ -22,7 +22,7 @@ import rawfiles
 from effort import examples
 from hypothesis import given
 from hypothesis import strategies as st
-from memory_jobs import job, written
+from memory_tasks import task, written
 
 import reshard
 from reshard.checkpoint.manifest import FileRecord, Loss
@@ -177,7 +177,7 @@ def equal_values(found: rawfiles.Tensors, expected: rawfiles.Tensors) -> bool:
 @examples(300)
 @given(model=models.models(), kind=st.sampled_from(["ckpt", "safetensors"]), to=st.sampled_from([*TYPES]))
 def test_every_rank_gets_its_slices_in_the_new_type(model: models.Model, kind: str, to: Any) -> None:
-    made, _ = job(model, kind, "safetensors", cast=(CastRule("*", to),))
+    made, _ = task(model, kind, "safetensors", cast=(CastRule("*", to),))
     for rank in range(min(4, model.target_ranks)):
         found = rawfiles.read("safetensors", written(made, rank))
         assert equal_values(found, as_cast(model.target(rank), to))
@@ -332,7 +332,7 @@ def test_stages_state_the_changes_in_all_of_them(
 
 
 def test_the_changes_of_100_000_parameters_fit_into_the_record_of_a_rank(tmp_path: Path) -> None:
-    state = TargetFolder(open_store(str(tmp_path)), None).job("0" * 64)
+    state = TargetFolder(open_store(str(tmp_path)), None).task("0" * 64)
     names = [f"model.layers.{number}.mlp.experts.gate_proj.weight" for number in range(100_000)]
     record = FileRecord(3, "rank_3/x.ckpt", 1, "xxh3-128:0", 1, "Full")
     state.record(record, dict.fromkeys(names, Loss(1 << 40, 2)))

@@ -17,11 +17,11 @@ from definition import Cut, held
 from effort import examples
 from hypothesis import assume, given
 from hypothesis import strategies as st
-from memory_jobs import written
 from memory_store import MemorySource
+from memory_tasks import written
 
 from reshard.checkpoint.inventory import Inventory, SourceFile, Structure, TensorEntry
-from reshard.engine.job import job_of
+from reshard.engine.task import task_of
 from reshard.errors import DataError
 from reshard.layout import Layout
 from reshard.plan import build_model
@@ -166,7 +166,7 @@ def test_stages_may_shard_a_shared_parameter_differently(case: tuple[tuple[int, 
     model, store = placed(files, "ckpt", before, after)
     for level in ("Sample", "Full"):
         assert check(model, store, level) == frozenset()
-    made = job_of(Request("memory", "nowhere"), store, model, (before, after))
+    made = task_of(Request("memory", "nowhere"), store, model, (before, after))
     assert rawfiles.equal(rawfiles.read("ckpt", written(made, 0))["emb"], whole)
 
     rank = data.draw(st.integers(0, 2 * devices - 1))
@@ -227,7 +227,7 @@ def test_the_lowest_replica_is_one_consistent_set(model: models.Model) -> None:
                 seen.add(found.tobytes())
     placed_model, store = placed(files, "safetensors", before, after, lowest_replica=True)
     request = Request("memory", "nowhere", options=Options(format="Safetensors", replicas="LowestRank"))
-    made = job_of(request, store, placed_model, (before, after))
+    made = task_of(request, store, placed_model, (before, after))
     for rank in range(model.target_ranks):
         assert rawfiles.same(rawfiles.read("safetensors", written(made, rank)), model.target(rank))
 

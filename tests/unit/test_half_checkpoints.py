@@ -10,7 +10,7 @@ import torch_files
 from reshard.errors import ReshardError
 from reshard.spec.request import Options, Request
 from reshard.storage.local import LocalStore
-from reshard.target.folder import JobState
+from reshard.target.folder import TaskState
 from reshard.transform import run
 from reshard.transform.run import transform_checkpoint
 from reshard.transform.verify import verify_checkpoint
@@ -64,7 +64,7 @@ def test_old_documents_do_not_describe_new_files(
         raise KeyboardInterrupt
 
     with monkeypatch.context() as patch:
-        patch.setattr(*((JobState, "publish") if renames else (run, "_write_ranks")), stop)
+        patch.setattr(*((TaskState, "publish") if renames else (run, "_write_ranks")), stop)
         with pytest.raises(KeyboardInterrupt):
             transform(SOURCE, tmp_path, **options, exclude=("optim.*",), overwrite="Replace")
     assert not (tmp_path / document).exists()

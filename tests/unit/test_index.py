@@ -13,12 +13,12 @@ import models
 import pytest
 from effort import examples
 from hypothesis import given
-from memory_jobs import job
+from memory_tasks import task
 from rawfiles import same
 
 import reshard
 from reshard.cli import main
-from reshard.engine.job import job_of
+from reshard.engine.task import task_of
 from reshard.errors import DataError, ReshardError
 from reshard.plan import build_model
 from reshard.source.index import decode_index
@@ -90,12 +90,12 @@ def test_every_rank_gets_exactly_its_slices(model: models.Model, kind: str, tmp_
 @examples(100)
 @given(models.models())
 def test_an_index_contains_everything_that_affects_a_load(model: models.Model) -> None:
-    made, store = job(model, "safetensors", "safetensors")
+    made, store = task(model, "safetensors", "safetensors")
     found = decode_index(encode_index(made), "here")
     before, after = found.strategies()
     again = build_model(found.inventory, before, after, incomplete=True)
     request = Request("memory", "nowhere", options=Options(format="Safetensors"))
-    assert job_of(request, store, again, (before, after)).digest == made.digest == found.digest
+    assert task_of(request, store, again, (before, after)).digest == made.digest == found.digest
 
 
 def test_requests_of_a_load_do_not_grow_with_the_number_of_ranks(tmp_path: Path, calls: Counter[str]) -> None:

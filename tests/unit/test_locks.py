@@ -174,9 +174,9 @@ def test_pid_1_of_another_namespace_is_another_process(target: Path) -> None:
 def test_a_shared_lock_is_kept_as_long_as_one_of_its_members_lives(target: Path) -> None:
     """The first member, which the lock names, may have left before."""
     store = LocalStore(target)
-    first = locked(store, LOCK, owner="job", mode=0o640)
+    first = locked(store, LOCK, owner="task", mode=0o640)
     first.__enter__()
-    with locked(store, LOCK, owner="job", mode=0o640):
+    with locked(store, LOCK, owner="task", mode=0o640):
         first.__exit__(None, None, None)
         assert not can_lock(target)
     assert can_lock(target)
@@ -186,7 +186,7 @@ def test_a_shared_lock_is_kept_as_long_as_one_of_its_members_lives(target: Path)
 @pytest.mark.parametrize("gone", ["its PID is another's", "its heartbeat stopped"])
 def test_a_shared_lock_whose_members_were_killed_is_taken_over(target: Path, gone: str) -> None:
     me, store = this_process(), LocalStore(target)
-    held = locked(store, LOCK, owner="job", mode=0o640)
+    held = locked(store, LOCK, owner="task", mode=0o640)
     held.__enter__()
     member = next((target / ".reshard").glob("*.member"))
     if gone == "its heartbeat stopped":
@@ -217,7 +217,7 @@ def test_a_process_that_lost_the_lock_writes_and_releases_nothing(target: Path) 
 def test_temporaries_belong_to_members_of_the_lock(target: Path) -> None:
     """A file that was not written to for long may belong to a process that waits for its source."""
     store, me = LocalStore(target), this_process()
-    state = TargetFolder(store, 0o640).job("0123456789abcdef")
+    state = TargetFolder(store, 0o640).task("0123456789abcdef")
     living, gone = me._replace(started=me.started - 1), HERE
     temporaries = {process: target / state.folder / "tmp" / f"rank_0.{process}.x" for process in (living, gone)}
     member = target / f"{LOCK}.{HERE._replace(pid=7)}.x.member"
@@ -240,7 +240,7 @@ def test_temporaries_belong_to_members_of_the_lock(target: Path) -> None:
 
 def test_a_shared_lock_released_by_a_leaving_member_is_taken_again(target: Path) -> None:
     store = LocalStore(target)
-    with locked(store, LOCK, owner="job", mode=0o640) as handle:
+    with locked(store, LOCK, owner="task", mode=0o640) as handle:
         store.delete(LOCK)
         handle.check()
         assert (target / LOCK).exists()

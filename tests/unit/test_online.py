@@ -18,7 +18,7 @@ import rawfiles
 from effort import examples
 from hypothesis import given
 from hypothesis import strategies as st
-from memory_jobs import job
+from memory_tasks import task
 from rawfiles import same
 
 import reshard
@@ -41,7 +41,7 @@ def arguments(made: disk.Checkpoint, rank: int = 0) -> tuple[str, str, str, int]
 @examples(100)
 @given(models.models(), st.sampled_from(["ckpt", "safetensors"]), st.data())
 def test_every_rank_gets_exactly_its_slices(model: models.Model, kind: str, data: st.DataObject) -> None:
-    made, _ = job(model, kind, kind)
+    made, _ = task(model, kind, kind)
     for rank in data.draw(st.lists(st.integers(0, model.target_ranks - 1), min_size=1, max_size=4, unique=True)):
         count = ReadCount()
         found = dict(tensors_of(made, rank, count))

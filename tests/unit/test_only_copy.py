@@ -15,7 +15,7 @@ from reshard.errors import RequestError
 from reshard.spec.keys import Encryption, Key
 from reshard.spec.request import Options, Request
 from reshard.storage.local import LocalStore
-from reshard.target.folder import JobState, TargetFolder
+from reshard.target.folder import TargetFolder, TaskState
 from reshard.transform.run import transform_checkpoint
 
 if TYPE_CHECKING:
@@ -24,7 +24,7 @@ if TYPE_CHECKING:
 
     import disk
 
-    from reshard.target.snapshot import JobDocument
+    from reshard.target.snapshot import TaskRecord
 
 MANIFEST = "reshard-manifest.json"
 
@@ -125,13 +125,13 @@ def test_the_key_is_checked_before_any_file_is_finished(
 def test_one_of_two_concurrent_starts_with_different_keys_is_refused(
     made: disk.Checkpoint, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    target, both, usual = tmp_path / "t", Barrier(2), JobState.begin
+    target, both, usual = tmp_path / "t", Barrier(2), TaskState.begin
 
-    def begin(self: JobState, *arguments: Any) -> JobDocument:
+    def begin(self: TaskState, *arguments: Any) -> TaskRecord:
         both.wait()  # neither has found the other's
         return usual(self, *arguments)
 
-    monkeypatch.setattr(JobState, "begin", begin)
+    monkeypatch.setattr(TaskState, "begin", begin)
 
     def run(number: int) -> str:
         encryption, ranks = Encryption(Key(bytes([number]) * 16)), f"{number}"
@@ -149,12 +149,12 @@ def test_one_of_two_concurrent_starts_with_different_keys_is_refused(
     assert [path.name for path in target.glob("rank_*")] == [f"rank_{outcomes.index('written')}"]
 
 
-@pytest.mark.parametrize("name", ["job.json", MANIFEST])
+@pytest.mark.parametrize("name", ["task.json", MANIFEST])
 def test_without_a_record_of_the_key_nothing_is_added(
     made: disk.Checkpoint, tmp_path: Path, refused: Callable[..., str], keys: dict[str, tuple[str, str]], name: str
 ) -> None:
     target = tmp_path / "t"
-    assert main(made.arguments(target, *keys["a"], "--only-ranks", "0", *(["--no-commit"] if name == "job.json" else []))) == 0
+    assert main(made.arguments(target, *keys["a"], "--only-ranks", "0", *(["--no-commit"] if name == "task.json" else []))) == 0
     (path,) = target.rglob(name)
     document = json.loads(path.read_text())
     del document["keyCheck"]
@@ -167,19 +167,19 @@ def test_no_kill_leaves_records_of_an_unknown_task(
 ) -> None:
     """Files with another key would be mistaken for those of the same transform."""
     assert main(made.arguments(target, *keys["a"], "--overwrite", "--no-commit")) == 0
-    (job,) = (path.parent for path in target.rglob("job.json"))
+    (task,) = (path.parent for path in target.rglob("task.json"))
     usual = shutil.rmtree
 
     def killed(folder: str) -> None:
-        if folder.endswith(job.name):
-            (job / "job.json").unlink()
+        if folder.endswith(task.name):
+            (task / "task.json").unlink()
             raise KeyboardInterrupt
         usual(folder)
 
     monkeypatch.setattr("shutil.rmtree", killed)
     with pytest.raises(KeyboardInterrupt):
-        TargetFolder(LocalStore(target), 0o640).forget_jobs()
-    assert not list(job.rglob("rank_*.json"))
+        TargetFolder(LocalStore(target), 0o640).forget_tasks()
+    assert not list(task.rglob("rank_*.json"))
 
 
 def test_an_index_of_encrypted_files_requires_their_key(

@@ -15,8 +15,8 @@ from definition import held
 from effort import examples
 from hypothesis import given
 from hypothesis import strategies as st
-from memory_jobs import job, written
 from memory_store import MemoryReader
+from memory_tasks import task, written
 
 import reshard
 from reshard.cli import main
@@ -31,7 +31,7 @@ from reshard.spec.request import Options, PadRule, Request
 if TYPE_CHECKING:
     from pathlib import Path
 
-    from reshard.engine.job import Job
+    from reshard.engine.task import Task
 
 SMALL = st.integers(0, 6)
 
@@ -59,7 +59,7 @@ def resized(content: np.ndarray, shape: tuple[int, ...]) -> np.ndarray:
     return found
 
 
-def compare(made: Job, rank: int, content: bytes, level: Any) -> None:
+def compare(made: Task, rank: int, content: bytes, level: Any) -> None:
     """Compare the file of a rank with the source."""
     reader = MemoryReader("x.safetensors", content)
     described = made.output.entries(reader, made.tensors(rank))
@@ -77,7 +77,7 @@ def test_every_rank_gets_its_slices_of_the_new_shape(model: models.Model, kind: 
                 lengths[dimension] = parts * data.draw(st.integers(1, 4))
                 rules.append(PadRule(tensor.name, dimension, lengths[dimension]))
         shapes[tensor.name] = tuple(lengths)
-    made, _ = job(model, kind, "safetensors", pad=tuple(rules))
+    made, _ = task(model, kind, "safetensors", pad=tuple(rules))
     for rank in data.draw(st.lists(st.integers(0, model.target_ranks - 1), min_size=1, max_size=4, unique=True)):
         content = written(made, rank)
         expected = {}
@@ -95,7 +95,7 @@ def test_every_rank_gets_its_slices_of_the_new_shape(model: models.Model, kind: 
 
 
 def test_padding_that_is_not_zero_is_noticed() -> None:
-    made, _ = job(disk.example(), "ckpt", "safetensors", pad=(PadRule("w", 0, 60),))
+    made, _ = task(disk.example(), "ckpt", "safetensors", pad=(PadRule("w", 0, 60),))
     content = bytearray(written(made, 0))
     compare(made, 0, bytes(content), "Full")
     (entry,) = [e for e in made.output.entries(MemoryReader("x", bytes(content)), made.tensors(0)) if e.name == "w"]

@@ -18,7 +18,7 @@ from effort import examples
 from hypothesis import given
 from hypothesis import strategies as st
 from killing import killed_after
-from memory_jobs import job, written
+from memory_tasks import task, written
 from pipelines import Pipeline, differences, pipeline, write
 from rawfiles import same
 
@@ -70,7 +70,7 @@ def test_the_parts_of_a_rank_are_exactly_its_slices(model: models.Model, kind: s
         mine = {name for tensors in held[first : first + model.source_devices] for name in tensors} & expected.keys()
         if not mine and (kind == "ckpt" or not any(held[first : first + model.source_devices])):
             continue
-        made, _ = job(model, kind, kind, stage)
+        made, _ = task(model, kind, kind, stage)
         assert (rank in made.ranks) == bool(mine)
         found = rawfiles.read(kind, written(made, rank)) if mine else {}
         assert same(found, {name: expected[name] for name in mine})

@@ -14,7 +14,7 @@ import pytest
 from effort import examples
 from hypothesis import given
 from hypothesis import strategies as st
-from memory_jobs import job
+from memory_tasks import task
 
 from reshard.checkpoint.dtypes import DTYPES
 from reshard.checkpoint.inventory import Inventory, SourceFile, Structure, TensorEntry
@@ -38,7 +38,7 @@ HOSTILE = "a</title><script>\x00\x1b[2J\u202e\ud800&\"'\uffff" + "x" * 5000
 @examples(100)
 @given(models.models(24), st.integers(1, 9), st.data())
 def test_the_bytes_between_ranks_are_those_of_the_plans(model: models.Model, most: int, data: st.DataObject) -> None:
-    planner = job(model, "safetensors", "safetensors")[0].planner
+    planner = task(model, "safetensors", "safetensors")[0].planner
     ranks = sorted(data.draw(st.sets(st.integers(0, model.target_ranks - 1), min_size=1)))
     expected = Counter[tuple[int, int]]()
     traffic = count_traffic(planner, ranks, most)
@@ -56,7 +56,7 @@ def test_the_bytes_between_ranks_are_those_of_the_plans(model: models.Model, mos
 @examples(100)
 @given(models.models(24), st.integers(1, 5))
 def test_a_cell_of_a_picture_names_the_ranks_that_hold_it(model: models.Model, most: int) -> None:
-    made = job(model, "safetensors", "safetensors")[0].model
+    made = task(model, "safetensors", "safetensors")[0].model
     for parameter in made.parameters:
         drawn = sharding_of(made, parameter, most)
         after = parameter.target

@@ -14,8 +14,8 @@ from definition import Cut, held
 from effort import examples
 from hypothesis import assume, given
 from hypothesis import strategies as st
-from memory_jobs import job, written
 from memory_store import MemoryReader
+from memory_tasks import task, written
 
 import reshard
 from reshard.checkpoint.manifest import Manifest, decode
@@ -30,7 +30,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable
     from pathlib import Path
 
-    from reshard.engine.job import Job
+    from reshard.engine.task import Task
 
 FORMATS = st.sampled_from(["ckpt", "safetensors"])
 EVERYWHERE = ("accu_grads.c", "layer.expert_load")
@@ -40,7 +40,7 @@ EVERYWHERE = ("accu_grads.c", "layer.expert_load")
 @given(models.models(16), FORMATS, FORMATS)
 def test_each_slice_is_written_once(model: models.Model, source: str, target: str) -> None:
     assume(model.target_ranks > 1)
-    made, store = job(model, source, target, remove_redundancy=True)
+    made, store = task(model, source, target, remove_redundancy=True)
     files: list[rawfiles.Tensors] = []
     for rank in range(model.target_ranks):
         content = written(made, rank)
@@ -183,11 +183,11 @@ def test_a_slice_without_a_holder_is_named(tmp_path: Path, kind: str, refused: C
     assert reshard.load(str(made.source), **loaded, rank=0).keys() == {"a", "b"}
 
 
-def sizes(made: Job) -> set[int]:
+def sizes(made: Task) -> set[int]:
     return set(made.file_sizes(range(made.model.target_ranks)).values())
 
 
 def test_files_of_one_stage_differ_in_size() -> None:
     model = disk.example()
-    assert len(sizes(job(model, "ckpt", "ckpt")[0])) == 1
-    assert len(sizes(job(model, "ckpt", "ckpt", remove_redundancy=True)[0])) > 1
+    assert len(sizes(task(model, "ckpt", "ckpt")[0])) == 1
+    assert len(sizes(task(model, "ckpt", "ckpt", remove_redundancy=True)[0])) > 1

@@ -14,14 +14,14 @@ import rawfiles
 from effort import examples
 from hypothesis import given
 from hypothesis import strategies as st
-from memory_jobs import written
 from memory_store import MemorySource
+from memory_tasks import written
 from rawfiles import same
 
 import reshard.mindspore
 from reshard.checkpoint.manifest import Manifest, decode
 from reshard.cli import main
-from reshard.engine.job import job_of
+from reshard.engine.task import task_of
 from reshard.errors import DataError, MissingInputError, RequestError, UsageError
 from reshard.plan import Planner, passthrough_model
 from reshard.plan.summary import summarize
@@ -33,18 +33,18 @@ if TYPE_CHECKING:
     from collections.abc import Callable
     from pathlib import Path
 
-    from reshard.engine.job import Job
+    from reshard.engine.task import Task
 
 KINDS = ("ckpt", "safetensors")
 RENAME = (RenameRule("new.*", pattern="layer.*"), RenameRule("c", name="a"))
 
 
-def job(files: dict[int, bytes], source: str, target: str, **options: Any) -> Job:
+def task(files: dict[int, bytes], source: str, target: str, **options: Any) -> Task:
     store = MemorySource({f"rank_{rank}/x-1_2.{source}": content for rank, content in files.items()})
     inventory = read_inventory(store, Files({rank: f"rank_{rank}/x-1_2.{source}" for rank in files}), workers=1)
     chosen = Options(format="Ckpt" if target == "ckpt" else "Safetensors", output="Same", **options)
     model = passthrough_model(inventory, ranks=chosen.only_ranks, rename=chosen.rename)
-    return job_of(Request("memory", "nowhere", options=chosen), store, model, (None, None))
+    return task_of(Request("memory", "nowhere", options=chosen), store, model, (None, None))
 
 
 @examples(300)
@@ -52,7 +52,7 @@ def job(files: dict[int, bytes], source: str, target: str, **options: Any) -> Jo
 def test_every_rank_keeps_its_parameters(model: models.Model, source: str, target: str) -> None:
     held = model.source()
     files = {rank: rawfiles.write(source, tensors) for rank, tensors in enumerate(held)}
-    made = job(files, source, target)
+    made = task(files, source, target)
     for rank in files:
         assert same(rawfiles.read(target, written(made, rank)), held[rank])
         assert made.path(rank) == f"rank_{rank}/x-1_2.{target}"
@@ -60,7 +60,7 @@ def test_every_rank_keeps_its_parameters(model: models.Model, source: str, targe
 
 def test_one_name_may_be_another_tensor_on_another_rank() -> None:
     held = [{"a": np.zeros(n, np.int8), "layer.0": np.full((n, 2), n, np.float32)} for n in (1, 2, 3)]
-    made = job(dict(enumerate(map(rawfiles.ckpt, held))), "ckpt", "safetensors", rename=RENAME)
+    made = task(dict(enumerate(map(rawfiles.ckpt, held))), "ckpt", "safetensors", rename=RENAME)
     for rank, tensors in enumerate(held):
         assert same(rawfiles.read("safetensors", written(made, rank)), {"c": tensors["a"], "new.0": tensors["layer.0"]})
     assert made.file_sizes(range(3)) == {rank: len(written(made, rank)) for rank in range(3)}
@@ -69,9 +69,9 @@ def test_one_name_may_be_another_tensor_on_another_rank() -> None:
 def test_a_ckpt_keeps_its_order_and_a_safetensors_file_its_metadata() -> None:
     tensors = {name: np.zeros(2, kind) for name, kind in (("z", np.int8), ("a", np.float32), ("m", np.int8))}
     content = rawfiles.ckpt(tensors)
-    assert written(job({0: content}, "ckpt", "ckpt"), 0) == content
+    assert written(task({0: content}, "ckpt", "ckpt"), 0) == content
     marked = [rawfiles.safetensors(tensors, {"format": "ms", "remove_redundancy": value}) for value in ("True", "False")]
-    made = job(dict(enumerate(marked)), "safetensors", "safetensors")
+    made = task(dict(enumerate(marked)), "safetensors", "safetensors")
     for rank, value in enumerate(("True", "False")):
         found = written(made, rank)
         (length,) = struct.unpack("<Q", found[:8])
@@ -80,7 +80,7 @@ def test_a_ckpt_keeps_its_order_and_a_safetensors_file_its_metadata() -> None:
 
 def test_ranks_that_share_a_structure_share_their_plan() -> None:
     content = rawfiles.ckpt({f"p{i}": np.zeros(2, np.int8) for i in range(50)})
-    planner: Planner = job(dict.fromkeys(range(4096), content), "ckpt", "safetensors").planner
+    planner: Planner = task(dict.fromkeys(range(4096), content), "ckpt", "safetensors").planner
     assert len(planner.model.parameters) == 50
     assert planner.parameters(7) is planner.parameters(4095)
     summary = summarize(planner.model, planner, range(4096))
@@ -90,12 +90,12 @@ def test_ranks_that_share_a_structure_share_their_plan() -> None:
 
 def test_missing_ranks() -> None:
     content = rawfiles.ckpt({"a": np.zeros(2, np.int8)})
-    assert job({5: content, 8: content}, "ckpt", "ckpt", only_ranks="5,8").scope == (5, 8)
+    assert task({5: content, 8: content}, "ckpt", "ckpt", only_ranks="5,8").scope == (5, 8)
     for ranks, absent in ((None, 0), ("5-8", 6)):
         with pytest.raises(MissingInputError, match=f"no checkpoint of rank {absent};"):
-            job({5: content, 8: content}, "ckpt", "ckpt", only_ranks=ranks)
+            task({5: content, 8: content}, "ckpt", "ckpt", only_ranks=ranks)
     with pytest.raises(MissingInputError, match="no checkpoint of rank 0"):
-        job({999_999_999: content}, "ckpt", "ckpt")
+        task({999_999_999: content}, "ckpt", "ckpt")
 
 
 @pytest.mark.parametrize("side", ["source_strategy", "target_strategy"])
@@ -176,7 +176,7 @@ def test_one_file_becomes_one_file(tree: disk.Checkpoint, tmp_path: Path, capsys
     assert {entry.name for entry in target.iterdir()} == {"net-1_100.safetensors", "reshard-manifest.json", ".reshard"}
     assert main(arguments) == 0
     assert "nothing to do" in capsys.readouterr().out
-    assert main([*arguments[:-1], "w=u"]) == RequestError.exit_code  # its names are in the job's digest
+    assert main([*arguments[:-1], "w=u"]) == RequestError.exit_code  # its names are in the task's digest
     assert main([*arguments[:-1], "w=u", "--overwrite"]) == 0
     assert document(target).files[0].path == "net-1_100.safetensors"
 

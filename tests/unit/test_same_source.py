@@ -29,7 +29,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable
     from pathlib import Path
 
-    from reshard.engine.job import Job
+    from reshard.engine.task import Task
 
 FILE = "rank_0/net-1_100.ckpt"
 
@@ -147,7 +147,7 @@ def test_another_process_may_start_the_same_task_while_headers_are_read(
 ) -> None:
     usual = preflight.prepare
 
-    def slowly(*arguments: Any, **named: Any) -> Job:
+    def slowly(*arguments: Any, **named: Any) -> Task:
         monkeypatch.undo()
         assert run(made, target, "--only-ranks", "0-1", "--no-commit") == 0
         return usual(*arguments, **named)
@@ -163,7 +163,7 @@ def test_ranks_that_another_process_writes_from_another_content_while_headers_ar
 ) -> None:
     usual = preflight.prepare
 
-    def slowly(*arguments: Any, **named: Any) -> Job:
+    def slowly(*arguments: Any, **named: Any) -> Task:
         monkeypatch.undo()
         assert run(adapted, target, "--only-ranks", "0-1", "--no-commit") == 0
         replace_unseen(adapted, 1.0)
@@ -188,7 +188,7 @@ def test_changed_attributes_cost_one_comparison(
     assert run(adapted, target) == 0
     compared: list[int] = []
     monkeypatch.setattr(
-        "reshard.transform.identify.compare", lambda job, plan, *rest: (compared.append(plan.rank), compare(job, plan, *rest))
+        "reshard.transform.identify.compare", lambda task, plan, *rest: (compared.append(plan.rank), compare(task, plan, *rest))
     )
     assert run(adapted, target) == 0
     assert compared == []
@@ -236,7 +236,7 @@ def test_changed_attributes_cost_one_comparison_by_an_index(
 ) -> None:
     compared: list[int] = []
     monkeypatch.setattr(
-        "reshard.transform.identify.compare", lambda job, plan, *rest: (compared.append(plan.rank), compare(job, plan, *rest))
+        "reshard.transform.identify.compare", lambda task, plan, *rest: (compared.append(plan.rank), compare(task, plan, *rest))
     )
     assert by_index("0") == by_index("1") == 0
     assert compared == []

@@ -14,7 +14,7 @@ import rawfiles
 from effort import examples
 from hypothesis import given
 from hypothesis import strategies as st
-from memory_jobs import job, written
+from memory_tasks import task, written
 from pipelines import Pipeline, pipeline, write
 
 import reshard
@@ -57,9 +57,9 @@ def test_every_rank_gets_exactly_the_selected_parameters(model: models.Model, da
     left = {name for name in names if is_selected(name, include, exclude)}
     if names and not left:
         with pytest.raises(RequestError, match="NothingToWrite"):
-            job(model, "ckpt", "safetensors", include=tuple(include), exclude=tuple(exclude))
+            task(model, "ckpt", "safetensors", include=tuple(include), exclude=tuple(exclude))
         return
-    made, _ = job(model, "ckpt", "safetensors", include=tuple(include), exclude=tuple(exclude))
+    made, _ = task(model, "ckpt", "safetensors", include=tuple(include), exclude=tuple(exclude))
     assert set(made.model.excluded) == set(names) - left
     rank = data.draw(st.integers(0, model.target_ranks - 1))
     expected = {name: array for name, array in model.target(rank).items() if name in left}

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import memory_jobs
+import memory_tasks
 import models
 import pytest
 from hypothesis import given
@@ -23,7 +23,7 @@ def parts_of(
 ) -> tuple[list[UploadPart], int]:
     tensors = tuple(models.Tensor(f"w{i}", "Float32", shape, ROWS, 0, target, 0) for i in range(count))
     model = models.Model(4, 1, 2, 1, tensors, 1, remove_redundancy=False)
-    made, _ = memory_jobs.job(model, kind, kind)
+    made, _ = memory_tasks.task(model, kind, kind)
     laid_out = list(split(moves(made.planner.plan(1), made.pieces(1))))
     found = parts(laid_out, limits)
     assert found is not None
@@ -66,6 +66,6 @@ def test_a_long_copy_is_several_parts(most: int, fits: bool) -> None:
     # The beginning of one of two 4 MiB runs is sent.
     limits = LIMITS._replace(smallest=1 << 20, longest_copy=(4 << 20) - 1, most=most)
     tensors = (models.Tensor("w", "Float32", (1024, 4096), ROWS, 0, FEWER_ROWS, 0),)
-    made, _ = memory_jobs.job(models.Model(4, 1, 2, 1, tensors, 1, remove_redundancy=False), "safetensors", "safetensors")
+    made, _ = memory_tasks.task(models.Model(4, 1, 2, 1, tensors, 1, remove_redundancy=False), "safetensors", "safetensors")
     laid_out = list(split(moves(made.planner.plan(1), made.pieces(1))))
     assert (parts(laid_out, limits) is not None) == fits

@@ -18,7 +18,7 @@ from reshard.spec.request import Options, RenameRule, Request
 from reshard.spec.resource import TransformSpec, parse_resource, parse_spec
 from reshard.spec.storage_options import RequestStorageOptions, StorageOptions
 from reshard.target.lock import LockOwner
-from reshard.target.snapshot import JobDocument
+from reshard.target.snapshot import TaskRecord
 from reshard.transform.checks import with_output
 
 RESOURCE = {
@@ -253,7 +253,7 @@ def test_a_version_of_any_length_is_quoted_in_short() -> None:
     assert len(str(caught.value)) < 300
 
 
-@given(st.data(), st.sampled_from([Manifest, FileRecord, JobDocument, LockOwner]))
+@given(st.data(), st.sampled_from([Manifest, FileRecord, TaskRecord, LockOwner]))
 def test_damaged_documents_are_only_ever_refused(data: st.DataObject, kind: type[msgspec.Struct]) -> None:
     record = FileRecord(0, "rank_0/x", 1, "xxh3-128:0", 1, "Full")
     content = bytearray(encode({FileRecord: record, LockOwner: LockOwner("a", "b", "c")}.get(kind, record)))

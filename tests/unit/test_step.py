@@ -134,7 +134,7 @@ def test_a_repaired_source_replaces_the_unfinished_attempt(pods: Pods) -> None:
     source.write_bytes(whole)
     new = pods.run("plan")
     assert (new["digest"] != old["digest"], new["finishedRanks"]) == (True, 0)
-    assert [job.digest for job in TargetFolder(LocalStore(pods.target), 0o640).observe().jobs] == [new["digest"]]
+    assert [job.digest for job in TargetFolder(LocalStore(pods.target), 0o640).observe().tasks] == [new["digest"]]
     for index in range(2):
         assert pods.run("ranks", JOB_COMPLETION_INDEX=str(index))["bytesWritten"] > 0
     pods.run("commit", RESHARD_DIGEST=old["digest"], expect=66)

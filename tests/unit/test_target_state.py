@@ -24,7 +24,7 @@ from reshard.mindspore import transform_checkpoint_by_rank
 from reshard.progress import Cancellation, Silent
 from reshard.spec.request import Options, Request
 from reshard.storage.local import LocalStore
-from reshard.target.folder import LOCK, JobState, TargetFolder
+from reshard.target.folder import LOCK, TargetFolder, TaskState
 from reshard.target.lock import locked
 from reshard.transform.commit import finish_interrupted
 from reshard.transform.complete import commit_checkpoint, commit_if_complete
@@ -57,7 +57,7 @@ def test_a_checkpoint_is_complete_when_all_ranks_exist_and_no_process_writes(mad
         assert digest == "" or commit_if_complete(str(target), digest) is None
         some = msgspec.structs.replace(request, options=Options(only_ranks=ranks))
         digest = transform_checkpoint(some, commit=False).digest
-    with locked(LocalStore(str(target)), LOCK, owner=f"job-{digest}", mode=0o640):
+    with locked(LocalStore(str(target)), LOCK, owner=f"task-{digest}", mode=0o640):
         assert commit_if_complete(str(target), digest) is None
     for _ in range(2):
         manifest = commit_if_complete(str(target), digest)
@@ -403,13 +403,13 @@ def test_a_process_that_loses_the_lock_while_writing_publishes_nothing(
     made: disk.Checkpoint, target: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """During a long pause, another run has taken the target over."""
-    usual = JobState.create
+    usual = TaskState.create
 
-    def create(self: JobState, *arguments: Any, **options: Any) -> Any:
+    def create(self: TaskState, *arguments: Any, **options: Any) -> Any:
         self.target.store.write(LOCK, b'{"owner": "another", "host": "h", "pid": 1, "boot": ""}', mode=0o640)
         return usual(self, *arguments, **options)
 
-    monkeypatch.setattr(JobState, "create", create)
+    monkeypatch.setattr(TaskState, "create", create)
     assert run(made, target, "--workers", "1") == LockedError.exit_code
     assert not list(target.glob("rank_*/*"))
 
@@ -418,18 +418,18 @@ def test_a_process_that_resumes_after_another_finished_publishes_nothing(
     made: disk.Checkpoint, other: disk.Checkpoint, target: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """A process that slept, while its target was taken over and completed."""
-    usual, woken = JobState.create, []
+    usual, woken = TaskState.create, []
 
-    def create(self: JobState, *arguments: Any, **options: Any) -> Any:
+    def create(self: TaskState, *arguments: Any, **options: Any) -> Any:
         if not woken:
             woken.append(True)
-            self.target.forget_jobs()
+            self.target.forget_tasks()
             for path in (target / ".reshard").iterdir():
                 path.unlink()
             assert run(other, target) == 0
         return usual(self, *arguments, **options)
 
-    monkeypatch.setattr(JobState, "create", create)
+    monkeypatch.setattr(TaskState, "create", create)
     assert run(made, target, "--workers", "1", "--no-commit") == LockedError.exit_code
     assert right(other, target)
 

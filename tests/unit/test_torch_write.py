@@ -12,7 +12,7 @@ from itertools import pairwise, product
 from math import prod
 from typing import TYPE_CHECKING, Any
 
-import memory_jobs
+import memory_tasks
 import models
 import numpy as np
 import pytest
@@ -44,7 +44,7 @@ if TYPE_CHECKING:
 
     from output_files import Content
 
-    from reshard.engine.job import Job
+    from reshard.engine.task import Task
 
 HELD = sorted(dtype.name for dtype in BY_TORCH_NAME.values())
 SHAPES = st.lists(st.integers(0, 4), max_size=5).map(tuple)
@@ -258,7 +258,7 @@ def test_an_unknown_output_format_is_refused() -> None:
 ROWS, FEWER_ROWS, COLUMNS = models.Cut((4,), ((0,), ())), models.Cut((2,), ((0,), ())), models.Cut((2,), ((), (0,)))
 
 
-def contents_of(made: Job, content: bytes, rank: int) -> dict[str, bytes]:
+def contents_of(made: Task, content: bytes, rank: int) -> dict[str, bytes]:
     """The content of each tensor in a file, after Python's zipfile has compared its CRC32."""
     found, at = {}, 0
     for tensor in made.tensors(rank):
@@ -271,19 +271,19 @@ def contents_of(made: Job, content: bytes, rank: int) -> dict[str, bytes]:
     return found
 
 
-def transform(target: models.Cut) -> tuple[Job, models.Model]:
+def transform(target: models.Cut) -> tuple[Task, models.Model]:
     """A task with tensors of several tiles, of part of one, and without elements."""
     shapes = {"large": (2048, 1024), "more": (1024, 2048), "small": (4, 2), "empty": (0, 2)}
     tensors = tuple(models.Tensor(name, "Float32", shape, ROWS, 0, target, 0) for name, shape in shapes.items())
     model = models.Model(4, 1, 2, 1, tensors, 1, remove_redundancy=False)
-    made, _ = memory_jobs.job(model, "safetensors", "safetensors")
+    made, _ = memory_tasks.task(model, "safetensors", "safetensors")
     return replace(made, output=DCP), model
 
 
 def test_checksums_are_those_of_the_content_that_passed() -> None:
     made, model = transform(COLUMNS)
     for rank in made.ranks:
-        found = contents_of(made, memory_jobs.written(made, rank), rank)
+        found = contents_of(made, memory_tasks.written(made, rank), rank)
         for tensor in model.tensors:
             half = tensor.shape[1] // 2
             assert found[tensor.name] == model.whole(tensor)[:, rank * half : (rank + 1) * half].tobytes()

@@ -11,8 +11,8 @@ import rawfiles
 from effort import examples
 from hypothesis import given
 from hypothesis import strategies as st
-from memory_jobs import job, written
 from memory_store import MemoryReader
+from memory_tasks import task, written
 
 from reshard import Request, transform_checkpoint
 from reshard.checkpoint.manifest import Manifest, decode
@@ -29,7 +29,7 @@ FORMATS = ["ckpt", "safetensors"]
 @examples(500)
 @given(model=models.models(), data=st.data())
 def test_every_rank_gets_exactly_its_slices(source: str, target: str, model: models.Model, data: st.DataObject) -> None:
-    made, store = job(model, source, target)
+    made, store = task(model, source, target)
     ranks = data.draw(st.lists(st.integers(0, model.target_ranks - 1), min_size=1, max_size=6, unique=True))
     for rank in ranks:
         expected = model.target(rank)

@@ -13,8 +13,8 @@ import pytest
 from effort import examples
 from hypothesis import assume, given
 from hypothesis import strategies as st
-from memory_jobs import job, streamed, written
 from memory_store import MemoryReader
+from memory_tasks import streamed, task, written
 
 from reshard.engine.verify import check_file
 from reshard.errors import BugError
@@ -26,7 +26,7 @@ if TYPE_CHECKING:
 
     from reshard.checkpoint.inventory import TensorEntry
     from reshard.checkpoint.manifest import Verified
-    from reshard.engine.job import Job
+    from reshard.engine.task import Task
     from reshard.layout.box import Box
     from reshard.plan import RankPlan, TargetTensor
 
@@ -98,7 +98,7 @@ def mistakes(tensor: TargetTensor, entries: dict[int, TensorEntry]) -> Iterator[
                     yield Mistake(how, at, (axis, 1))
 
 
-def entries_of(made: Job, tensor: TargetTensor) -> dict[int, TensorEntry]:
+def entries_of(made: Task, tensor: TargetTensor) -> dict[int, TensorEntry]:
     """A parameter in each source file that has it in the same shape."""
     inventory = made.model.inventory
     return {
@@ -117,7 +117,7 @@ def proves(plan: RankPlan) -> bool:
     return True
 
 
-def verifies(made: Job, content: bytes, plan: RankPlan, level: Verified, reader: MemoryReader | None = None) -> bool:
+def verifies(made: Task, content: bytes, plan: RankPlan, level: Verified, reader: MemoryReader | None = None) -> bool:
     name = f"y.{made.output.name}"
     found = reader or MemoryReader(name, content)
     try:
@@ -130,7 +130,7 @@ def verifies(made: Job, content: bytes, plan: RankPlan, level: Verified, reader:
     return True
 
 
-def sampled(made: Job, content: bytes, plan: RankPlan) -> np.ndarray:
+def sampled(made: Task, content: bytes, plan: RankPlan) -> np.ndarray:
     """Return the bytes of a correct file that a sample compares."""
     reader = MemoryReader(f"y.{made.output.name}", content)
     assert verifies(made, content, plan, "Sample", reader)
@@ -144,7 +144,7 @@ def sampled(made: Job, content: bytes, plan: RankPlan) -> np.ndarray:
 @given(models.models(16), FORMATS, FORMATS, st.data())
 def test_elements_in_wrong_places_do_not_verify(model: models.Model, source: str, target: str, data: st.DataObject) -> None:
     """Neither by the right plan, nor by the plan that they were written with, whose places are wrong."""
-    made, _ = job(model, source, target)
+    made, _ = task(model, source, target)
     plan = made.planner.plan(data.draw(st.integers(0, model.target_ranks - 1)))
     possible = [
         (number, mistake, entries)
@@ -176,7 +176,7 @@ def test_elements_in_wrong_places_do_not_verify(model: models.Model, source: str
 def test_a_file_with_more_than_was_planned_does_not_verify() -> None:
     cut = models.Cut((2,), ((0,), ()))
     tensors = tuple(models.Tensor(name, "Float32", (4, 2), cut, 0, cut, 0) for name in ("a", "b"))
-    made, _ = job(models.Model(2, 1, 2, 1, tensors, 1, remove_redundancy=False), "ckpt", "ckpt")
+    made, _ = task(models.Model(2, 1, 2, 1, tensors, 1, remove_redundancy=False), "ckpt", "ckpt")
     plan = made.planner.plan(0)
     reader = MemoryReader("y.ckpt", written(made, 0))
     described = made.output.entries(reader, made.tensors(0))

@@ -254,7 +254,7 @@ class Manifest(_Document, frozen=True):
     durations: dict[str, float] = {}
 
     @property
-    def jobs(self) -> set[str]:
+    def tasks(self) -> set[str]:
         """Digests of the tasks that wrote the checkpoint: its own, and those of its stages."""
         return {self.digest, *(record.digest for record in self.stages)}
 

@@ -35,13 +35,13 @@ if TYPE_CHECKING:
     from reshard.checkpoint.manifest import Verified
     from reshard.engine.execute import Move
     from reshard.engine.gather import SourceFiles
-    from reshard.engine.job import Job
     from reshard.engine.memory import Budget
+    from reshard.engine.task import Task
     from reshard.formats.protocol import OutputFormat
     from reshard.plan import RankPlan
     from reshard.progress import Progress
     from reshard.storage.protocol import PartLimits, Reader, Store, Writer
-    from reshard.target.folder import JobState
+    from reshard.target.folder import TaskState
 
 
 # Over a network: the number of parameters compared at a time, and the bytes of the written file's headers to prefetch.
@@ -97,7 +97,7 @@ class Conditions:
 
 
 def write_rank(
-    job: Job, state: JobState, rank: int, *, staged: bool, budget: Budget, progress: Progress, guard: Guard
+    task: Task, state: TaskState, rank: int, *, staged: bool, budget: Budget, progress: Progress, guard: Guard
 ) -> Written:
     """Write, verify and record the file of one target rank.
 
@@ -106,26 +106,26 @@ def write_rank(
         ReshardError: the file cannot be written or compared. It was deleted.
     """
     with phase("write_rank", rank=rank) as measured:
-        plan = job.planner.plan(rank)
-        path = job.path(rank)
+        plan = task.planner.plan(rank)
+        path = task.path(rank)
         conditions = Conditions(progress=progress, cancellation=guard.cancellation, ahead=budget.ahead)
-        size = job.file_size(rank)
-        by_server = job.request.options.copy_mode == "Server"
+        size = task.file_size(rank)
+        by_server = task.request.options.copy_mode == "Server"
         writer = state.create(
             path, rank=rank, staged=staged, writer=guard.writer, size=size, memory=budget.upload, copies=by_server
         )
         try:
             limits = state.target.store.part_limits if by_server else None
-            digest = assemble(job, plan, writer, conditions, limits) if limits else produce(job, plan, writer, conditions)
+            digest = assemble(task, plan, writer, conditions, limits) if limits else produce(task, plan, writer, conditions)
             guard.check_lock()
             writer.finish()
             store, where = state.target.store, state.where(path, staged=staged)
             if not digest:  # some bytes were copied by the server
-                digest = _recorded_digest(job, store, where, guard.cancellation)
-            _verify(job, plan, store, where, lambda: state.reject(path, staged=staged), guard.cancellation)
+                digest = _recorded_digest(task, store, where, guard.cancellation)
+            _verify(task, plan, store, where, lambda: state.reject(path, staged=staged), guard.cancellation)
             with closing(store.open(where)) as written:
                 sample, version = sample_of(written, remote=store.remote), written.version
-            read, level = conditions.count.nbytes, job.request.options.verification
+            read, level = conditions.count.nbytes, task.request.options.verification
             measured.measure(bytes_read=read, bytes_written=size)
             lost = conditions.losses.total
             record = FileRecord(
@@ -135,7 +135,7 @@ def write_rank(
                 digest=digest,
                 bytes_read=read,
                 verified=level,
-                stage=job.stage,
+                stage=task.stage,
                 sample=sample,
                 version=version,
                 seconds=measured.seconds,
@@ -148,7 +148,7 @@ def write_rank(
         return Written(record, sum(t.nbytes for t in plan.tensors))
 
 
-def write_alone(job: Job, rank: int, url: str, *, share: Budget) -> None:
+def write_alone(task: Task, rank: int, url: str, *, share: Budget) -> None:
     """Write and verify the file of one target rank at any location, without other files next to it.
 
     Raises:
@@ -157,12 +157,12 @@ def write_alone(job: Job, rank: int, url: str, *, share: Budget) -> None:
     """
     with phase("write_rank", rank=rank) as measured:
         folder, path = parent_and_name(url)
-        store, plan, size = open_store(folder), job.planner.plan(rank), job.file_size(rank)
+        store, plan, size = open_store(folder), task.planner.plan(rank), task.file_size(rank)
         conditions = Conditions(ahead=share.ahead)
-        temporary, mode = f"{path}.{uuid.uuid4().hex}.tmp", job.request.options.file_mode
+        temporary, mode = f"{path}.{uuid.uuid4().hex}.tmp", task.request.options.file_mode
         writer = store.create(path, temporary=temporary, mode=mode, size=size, memory=share.upload)
         try:
-            produce(job, plan, writer, conditions)
+            produce(task, plan, writer, conditions)
             writer.finish()
         finally:
             writer.abort()
@@ -171,22 +171,22 @@ def write_alone(job: Job, rank: int, url: str, *, share: Budget) -> None:
             store.move(path, f"{path}.rejected")
             return f"{url}.rejected"
 
-        _verify(job, plan, store, path, set_aside, Cancellation())
+        _verify(task, plan, store, path, set_aside, Cancellation())
         measured.measure(bytes_read=conditions.count.nbytes, bytes_written=size)
 
 
-def assemble(job: Job, plan: RankPlan, writer: Writer, conditions: Conditions, limits: PartLimits) -> str:
+def assemble(task: Task, plan: RankPlan, writer: Writer, conditions: Conditions, limits: PartLimits) -> str:
     """Assemble a rank's file from parts that the server copies and parts that are sent. Return the digest, or "".
 
     The digest is "" if the server copied any part. `limits` are those of the writer's store. For other arguments and errors, see
     `produce`.
     """
-    laid_out = list(split(moves(plan, job.pieces(plan.rank))))
+    laid_out = list(split(moves(plan, task.pieces(plan.rank))))
     if any(isinstance(move, Checksum) for move in laid_out):  # they require the content to pass through this process
-        return produce(job, plan, writer, conditions)
+        return produce(task, plan, writer, conditions)
     planned = parts(laid_out, limits)
     if planned is None or all(part.rank is None for part in planned):
-        return produce(job, plan, writer, conditions)
+        return produce(task, plan, writer, conditions)
     prove(plan)
 
     def emit(content: memoryview) -> None:
@@ -194,7 +194,7 @@ def assemble(job: Job, plan: RankPlan, writer: Writer, conditions: Conditions, l
         writer.write(content)
         conditions.progress.advance(len(content))
 
-    with closing(job.source_files(conditions.count)) as files:
+    with closing(task.source_files(conditions.count)) as files:
         sent = (move for part in planned if part.rank is None for move in laid_out[part.first : part.end])
         files.expect(reads(sent), conditions.ahead)
         for part in planned:
@@ -209,27 +209,27 @@ def assemble(job: Job, plan: RankPlan, writer: Writer, conditions: Conditions, l
     return ""
 
 
-def _recorded_digest(job: Job, store: Store, path: str, cancellation: Cancellation) -> str:
+def _recorded_digest(task: Task, store: Store, path: str, cancellation: Cancellation) -> str:
     """Return the digest to record for a file that the server has assembled: that of its content, if it may be read back."""
-    if job.request.options.verification == "None":
+    if task.request.options.verification == "None":
         return digest_of_version(store, path)
     with closing(store.open(path)) as reader:
         return digest_of(reader, lambda _: cancellation.check(), remote=store.remote)
 
 
-def requests_of(job: Job, target: Store, rank: int, budget: Budget) -> int:
+def requests_of(task: Task, target: Store, rank: int, budget: Budget) -> int:
     """Return the number of requests to object stores for the content of a rank's file, without its verification."""
     fetched = 0
-    if job.source.remote:
-        fetched = requests(reads(moves(job.planner.plan(rank), job.pieces(rank))), budget.ahead)
-    return fetched + target.write_cost(job.file_size(rank), budget.upload).requests
+    if task.source.remote:
+        fetched = requests(reads(moves(task.planner.plan(rank), task.pieces(rank))), budget.ahead)
+    return fetched + target.write_cost(task.file_size(rank), budget.upload).requests
 
 
-def produce(job: Job, plan: RankPlan, writer: Writer, conditions: Conditions) -> str:
+def produce(task: Task, plan: RankPlan, writer: Writer, conditions: Conditions) -> str:
     """Write the content of one target rank's file. Return its digest.
 
     Args:
-        job: task of the transform.
+        task: task of the transform.
         plan: plan of the rank.
         writer: writer of the file.
         conditions: conditions for producing the file.
@@ -238,7 +238,7 @@ def produce(job: Job, plan: RankPlan, writer: Writer, conditions: Conditions) ->
         ReshardError: the source cannot be read or has changed, or the file cannot be written.
     """
     prove(plan)
-    tail = _Tail(job.output, wanted=job.request.options.crc)
+    tail = _Tail(task.output, wanted=task.request.options.crc)
     digest = ContentDigest()
 
     def put(part: memoryview | bytes) -> None:
@@ -246,17 +246,17 @@ def produce(job: Job, plan: RankPlan, writer: Writer, conditions: Conditions) ->
         writer.write(part)
         conditions.progress.advance(len(part))
 
-    encryptor = None if job.cipher is None else Encryptor(job.cipher, put)
+    encryptor = None if task.cipher is None else Encryptor(task.cipher, put)
     write = put if encryptor is None else encryptor.update
 
     def emit(part: memoryview | bytes) -> None:
         tail.update(part)
         write(part)
 
-    with closing(job.source_files(conditions.count)) as files:
+    with closing(task.source_files(conditions.count)) as files:
         crc = _crc_of_contents(plan, files, conditions) if tail.in_header else None
-        files.expect(reads(moves(plan, job.pieces(plan.rank, crc))), conditions.ahead)
-        steps = _until_cancelled(moves(plan, job.pieces(plan.rank, crc)), conditions.cancellation)
+        files.expect(reads(moves(plan, task.pieces(plan.rank, crc))), conditions.ahead)
+        steps = _until_cancelled(moves(plan, task.pieces(plan.rank, crc)), conditions.cancellation)
         overlap = sum(tensor.written_nbytes for tensor in plan.tensors) > TILE_BYTES
         carry_out(steps, files, emit, conditions.losses, overlap=overlap)
         if trailer := tail.content():
@@ -311,19 +311,21 @@ def _crc_of_contents(plan: RankPlan, files: SourceFiles, conditions: Conditions)
     return found.crc
 
 
-def _verify(job: Job, plan: RankPlan, store: Store, path: str, set_aside: Callable[[], str], cancellation: Cancellation) -> None:
+def _verify(
+    task: Task, plan: RankPlan, store: Store, path: str, set_aside: Callable[[], str], cancellation: Cancellation
+) -> None:
     """Compare the finished file with the source.
 
     Raises:
         BugError: they differ. The file was set aside.
         ReshardError: they cannot be compared, or the source has changed. The file was deleted.
     """
-    level = job.request.options.verification
+    level = task.request.options.verification
     if level == "None":
         return
     try:
         with phase("verify_rank", rank=plan.rank, verification=level):
-            compare(job, plan, store, path, level, cancellation)
+            compare(task, plan, store, path, level, cancellation)
     except ReshardError as error:
         if error.reason != "VerificationFailed":
             store.delete(path)
@@ -332,38 +334,38 @@ def _verify(job: Job, plan: RankPlan, store: Store, path: str, set_aside: Callab
         raise BugError(error.reason, error.what, where=error.where, fix=fix) from error
 
 
-def compare(job: Job, plan: RankPlan, store: Store, path: str, level: Verified, cancellation: Cancellation) -> None:
+def compare(task: Task, plan: RankPlan, store: Store, path: str, level: Verified, cancellation: Cancellation) -> None:
     """Compare the finished file with the source, which may have changed in the meantime.
 
     Raises:
         BugError: the file differs from the source.
         ReshardError: the file and the source cannot be compared, or the source has changed.
     """
-    at_once = _REMOTE_COMPARISONS if store.remote or job.source.remote else 1
-    with closing(job.source_files()) as files, closing(store.open(path)) as opened:
+    at_once = _REMOTE_COMPARISONS if store.remote or task.source.remote else 1
+    with closing(task.source_files()) as files, closing(store.open(path)) as opened:
         written: Reader = CancellableReader(opened, cancellation.check)
-        if job.cipher is not None:
+        if task.cipher is not None:
             try:
-                written = decrypting(written, job.cipher, remote=store.remote, check=level == "Full")
+                written = decrypting(written, task.cipher, remote=store.remote, check=level == "Full")
             except DataError as error:
                 raise unreadable(opened, error) from error
-        headers = heads(_heads(job, plan), written.size)
+        headers = heads(_heads(task, plan), written.size)
         with prefetched(written, headers, _HEADERS_AHEAD, remote=store.remote) as ahead:
             try:
-                described = job.output.entries(Blocks(ahead) if store.remote else written, job.tensors(plan.rank))
+                described = task.output.entries(Blocks(ahead) if store.remote else written, task.tensors(plan.rank))
             except DataError as error:
                 raise unreadable(written, error) from error
             try:
-                check_file(written, plan, job.model, files, level, described, at_once=at_once)
+                check_file(written, plan, task.model, files, level, described, at_once=at_once)
             except BugError:
                 files.check_unchanged()
                 raise
 
 
-def _heads(job: Job, plan: RankPlan) -> Iterator[int]:
+def _heads(task: Task, plan: RankPlan) -> Iterator[int]:
     """Yield the positions of the headers in a finished file."""
     position = 0
-    for piece in job.pieces(plan.rank):
+    for piece in task.pieces(plan.rank):
         if isinstance(piece, Span):
             position += piece.length
             continue

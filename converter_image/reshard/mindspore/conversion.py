@@ -119,9 +119,9 @@ def _convert(tasks: list[tuple[str, str]], output: OutputFormat, name_map: Mappi
 
 def _convert_file(source: str, target: str, output: OutputFormat, name_map: Mapping[str, str], at_once: int) -> None:
     request = Request(source=source, target=target, options=Options(format=output, output="Same"))
-    job = prepare_standalone(request, {0: source})
-    rules = tuple(RenameRule(new, old) for old, new in name_map.items() if old in job.model.source_names)
+    task = prepare_standalone(request, {0: source})
+    rules = tuple(RenameRule(new, old) for old, new in name_map.items() if old in task.model.source_names)
     if rules:
         options = msgspec.structs.replace(request.options, rename=rules)
-        job = prepare_standalone(msgspec.structs.replace(request, options=options), {0: source})
-    write_standalone(job, {0: target}, at_once=at_once)
+        task = prepare_standalone(msgspec.structs.replace(request, options=options), {0: source})
+    write_standalone(task, {0: target}, at_once=at_once)

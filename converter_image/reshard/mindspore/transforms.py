@@ -167,8 +167,8 @@ def transform_checkpoint_by_rank(
         target_strategy=strategy_of(dst_strategy_file, "dst_strategy_file"),
         options=Options(format="Ckpt" if output == "ckpt" else "Safetensors"),
     )
-    job = prepare_standalone(request, files, only=rank)
-    write_standalone(job, {rank: target})
+    task = prepare_standalone(request, files, only=rank)
+    write_standalone(task, {rank: target})
 
 
 rank_list_for_convert = rank_list_for_transform

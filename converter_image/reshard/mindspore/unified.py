@@ -192,8 +192,8 @@ def load_distributed_checkpoint(
 def _params(request: Request, files: Mapping[int, str] | None, rank: int, workers: int) -> dict[str, Any]:
     """Return the parameters of a rank, from `files` instead of the request's source if they are set."""
     request = _with(request, output="Index")
-    job = prepare(Inputs(request), Silent(), workers=workers) if files is None else prepare_standalone(request, files)
-    return param_dict(tensors_of(job, rank))
+    task = prepare(Inputs(request), Silent(), workers=workers) if files is None else prepare_standalone(request, files)
+    return param_dict(tensors_of(task, rank))
 
 
 def _to_files(request: Request, files: Mapping[int, str] | None, ranks: str | None, output: OutputFormat, workers: int) -> None:
@@ -259,7 +259,7 @@ def _write_beside_others(request: Request, *, workers: int, all_together: bool) 
 
 def _cut_files(request: Request, files: Mapping[int, str]) -> None:
     """Write the rank files of a target from individual files."""
-    job = prepare_standalone(request, files)
-    written = {rank: f"{request.target.rstrip('/')}/{job.path(rank)}" for rank in job.scope}
+    task = prepare_standalone(request, files)
+    written = {rank: f"{request.target.rstrip('/')}/{task.path(rank)}" for rank in task.scope}
     refuse_own_files(files.values(), written.values())
-    write_standalone(job, written)
+    write_standalone(task, written)

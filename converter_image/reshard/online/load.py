@@ -24,7 +24,7 @@ if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
 
     from reshard.checkpoint.arrays import Array
-    from reshard.engine.job import Job
+    from reshard.engine.task import Task
     from reshard.online.frameworks import Framework, Maker
     from reshard.plan import RankPlan
     from reshard.progress import Cancellation
@@ -221,23 +221,23 @@ def iter_tensors(  # noqa: PLR0913 - one for each option
         index=index,
         decryption=decryption,
     )
-    job = prepare(Inputs(request, cancellation), Silent(), workers=default_workers(), single=True)
-    return tensors_of(replace(job, source=cancellable(job.source, cancellation)), rank, framework=framework)
+    task = prepare(Inputs(request, cancellation), Silent(), workers=default_workers(), single=True)
+    return tensors_of(replace(task, source=cancellable(task.source, cancellation)), rank, framework=framework)
 
 
 def tensors_of(
-    job: Job, rank: int, count: ReadCount | None = None, *, framework: Framework = "numpy"
+    task: Task, rank: int, count: ReadCount | None = None, *, framework: Framework = "numpy"
 ) -> Iterator[tuple[str, Any]]:
     """Yield the tensors of a task's target rank like `iter_tensors`. `count` receives the number of bytes read."""
-    plan = job.planner.plan(rank)
+    plan = task.planner.plan(rank)
     prove(plan)
     makers = [tensor_maker(framework, each.parameter.target_dtype, each.parameter.name) for each in plan.tensors]
-    return _read(job, plan, makers, count)
+    return _read(task, plan, makers, count)
 
 
-def _read(job: Job, plan: RankPlan, makers: Sequence[Maker], count: ReadCount | None) -> Iterator[tuple[str, Any]]:
+def _read(task: Task, plan: RankPlan, makers: Sequence[Maker], count: ReadCount | None) -> Iterator[tuple[str, Any]]:
     spans = [Span(number, 0, tensor.written_nbytes) for number, tensor in enumerate(plan.tensors)]
-    with closing(job.source_files(count)) as files:
+    with closing(task.source_files(count)) as files:
         gatherer = Gatherer(files, TILE_BYTES)
         files.expect(reads_of_spans(plan, spans), budget(1).ahead)
         for tensor, span, make in zip(plan.tensors, spans, makers, strict=True):

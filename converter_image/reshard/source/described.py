@@ -46,7 +46,7 @@ def read_manifest(store: ReadStore, names: Collection[str]) -> Manifest | None:
                 fix=f"use {found.source.url} as the source, and this folder as its index (--index)",
             )
         return found
-    if STATE in names and any(store.stat(f"{STATE}/{entry.name}/job.json") is not None for entry in store.list(STATE)):
+    if STATE in names and any(store.stat(f"{STATE}/{entry.name}/task.json") is not None for entry in store.list(STATE)):
         raise MissingInputError(
             "SourceUnfinished",
             "the checkpoint is incomplete: a transform has started to write it and has not committed it",

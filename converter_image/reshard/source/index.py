@@ -1,7 +1,7 @@
 """The index of a source: one document with all information that a rank requires before it reads data.
 
 A plan writes it for the pods of its ranks (`.reshard/<transform>/inventory.json`). With `output: Index`, the commit keeps it
-(`reshard-index.json`), so that every rank of a training job can load its slices without reading the source's headers again. It
+(`reshard-index.json`), so that every rank of a training task can load its slices without reading the source's headers again. It
 lists files by paths relative to the source and by versions. The reader provides the location of the source, so that an index from
 an untrusted origin cannot refer to another one.
 """

@@ -362,25 +362,25 @@ class Request(msgspec.Struct, frozen=True):
         source_strategy: strategy file, folder with one file per pipeline stage, or layout file; or the content of a layout file,
             also as a dict. None means one rank with whole parameters.
         target_strategy: layouts of the target, likewise.
-        scale: changes of the sizes of the axes of the source's layout, such as "dp=2", "tp/2" or "dp*2,tp/2". The target has that
-            layout with these sizes. Used instead of a target strategy.
         options: options of the transform.
         index: target of a transform with output "Index". Used instead of the strategies and file headers.
         storage_options: options of object stores.
         decryption: key of the source. None means that it is not encrypted.
         encryption: key of the target. None means that it is not encrypted.
+        scale: changes of the sizes of the axes of the source's layout, such as "dp=2", "tp/2" or "dp*2,tp/2". The target has that
+            layout with these sizes. Used instead of a target strategy.
     """
 
     source: str
     target: str
     source_strategy: str | LayoutDocument | None = None
     target_strategy: str | LayoutDocument | None = None
-    scale: Scale | None = None
     options: Options = Options()
     storage_options: RequestStorageOptions = RequestStorageOptions()
     index: str | None = None
     decryption: Encryption | None = None
     encryption: Encryption | None = None
+    scale: Scale | None = None
 
     def __post_init__(self) -> None:
         """Validate and normalize the values. Messages never contain a value that may be a key."""

@@ -8,7 +8,7 @@ param_name_map.json            index of unified files, written by the commit, se
 reshard-manifest.json          written last: the checkpoint is complete if it exists
 .reshard/                      exists only while a transform is unfinished
     lock                       the lock. Tasks that write stages share it, and each has lock-part<stage>
-    <transform>/job.json        the record of a task: what it writes, and whether it replaces something
+    <transform>/task.json        the record of a task: what it writes, and whether it replaces something
     <transform>/inventory.json  strategies and the source's headers, see reshard.source.index
     <transform>/draft.json      the manifest without the files
     <transform>/stage.json      the manifest of a finished stage. The last stage completes the checkpoint
@@ -38,7 +38,7 @@ from reshard.parallel import parallel
 from reshard.storage.cancellable import CancellableReader
 from reshard.storage.digest import ContentDigest, is_version, matches, sample_of
 from reshard.storage.protocol import PROBE
-from reshard.target.snapshot import JobDocument, TargetSnapshot, Unfinished
+from reshard.target.snapshot import TargetSnapshot, TaskRecord, Unfinished
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
@@ -62,7 +62,7 @@ class _Commit(msgspec.Struct, frozen=True):
 class _RankRecord(msgspec.Struct, frozen=True):
     """The record of a finished rank, and the folder of its task: a record that was copied from another task does not count."""
 
-    job: str
+    task: str
     file: FileRecord
 
 
@@ -94,13 +94,13 @@ class TargetFolder:
             DataError: the manifest or the record of a task is damaged.
         """
         state = self.store.list(STATE)
-        jobs = [self._unfinished(f"{STATE}/{entry.name}") for entry in state if entry.is_folder]
-        return TargetSnapshot(self.manifest(), tuple(job for job in jobs if job is not None), remains=bool(state))
+        tasks = [self._unfinished(f"{STATE}/{entry.name}") for entry in state if entry.is_folder]
+        return TargetSnapshot(self.manifest(), tuple(task for task in tasks if task is not None), remains=bool(state))
 
     def _unfinished(self, folder: str) -> Unfinished | None:
         names = {entry.name for entry in self.store.list(folder)}
-        job = self.document(f"{folder}/job.json", JobDocument, _LARGEST_RECORD) if "job.json" in names else None
-        return Unfinished(job, "commit.json" in names, "replaced.json" in names) if job is not None else None
+        task = self.document(f"{folder}/task.json", TaskRecord, _LARGEST_RECORD) if "task.json" in names else None
+        return Unfinished(task, "commit.json" in names, "replaced.json" in names) if task is not None else None
 
     def manifest(self) -> Manifest | None:
         """Return the manifest of the complete checkpoint in the target, or None if there is none.
@@ -137,11 +137,11 @@ class TargetFolder:
         finally:
             writer.abort()
 
-    def job(self, digest: str) -> JobState:
+    def task(self, digest: str) -> TaskState:
         """Return the state of one task."""
-        return JobState(self, f"{STATE}/{digest[:16]}")
+        return TaskState(self, f"{STATE}/{digest[:16]}")
 
-    def forget_jobs(self, files: Iterable[str] = ()) -> None:
+    def forget_tasks(self, files: Iterable[str] = ()) -> None:
         """Remove everything that unfinished tasks have left, including these files of this task. The lock remains.
 
         Any concurrent writer will fail.
@@ -155,7 +155,7 @@ class TargetFolder:
 
     def replaced(self, snapshot: TargetSnapshot) -> list[Manifest]:
         """Return the manifests that unfinished tasks have retired."""
-        found = [self.job(other.job.digest).replaced() for other in snapshot.unfinished if other.retired]
+        found = [self.task(other.task.digest).replaced() for other in snapshot.unfinished if other.retired]
         return [manifest for manifest in found if manifest is not None]
 
     def replaced_files(self, snapshot: TargetSnapshot, digest: str) -> set[str]:
@@ -163,17 +163,17 @@ class TargetFolder:
         found: set[str] = set()
         for manifest in self.replaced(snapshot):
             found.update((record.path for record in manifest.listed), document_names(manifest.options))
-        for other in snapshot.jobs:
+        for other in snapshot.tasks:
             if other.digest != digest and not other.staged:
-                found.update((r.path for r in self.job(other.digest).records(None).values()), document_names(other.request))
+                found.update((r.path for r in self.task(other.digest).records(None).values()), document_names(other.request))
         return found
 
-    def discard(self, job: JobDocument, heir: JobState) -> None:
+    def discard(self, task: TaskRecord, heir: TaskState) -> None:
         """Remove an unfinished task and its files. Assign the checkpoint that it has retired to the task `heir`."""
-        state = self.job(job.digest)
+        state = self.task(task.digest)
         if self.store.stat(f"{state.folder}/replaced.json") is not None:
             self.store.move(f"{state.folder}/replaced.json", f"{heir.folder}/replaced.json")
-        if not job.staged:
+        if not task.staged:
             self.store.delete_files([record.path for record in state.records(None).values()])
         self._remove(state.folder)
 
@@ -185,33 +185,33 @@ class TargetFolder:
 
 
 @dataclass(frozen=True, slots=True)
-class JobState:
+class TaskState:
     """The progress of one task in the target."""
 
     target: TargetFolder
     folder: str
 
-    def read(self) -> JobDocument | None:
+    def read(self) -> TaskRecord | None:
         """Return the record of the task, or None if it was not started."""
-        return self._document("job.json", JobDocument, _LARGEST_RECORD)
+        return self._document("task.json", TaskRecord, _LARGEST_RECORD)
 
-    def begin(self, job: JobDocument, index: bytes, draft: Manifest, carried: Mapping[str, bytes]) -> JobDocument:
+    def begin(self, task: TaskRecord, index: bytes, draft: Manifest, carried: Mapping[str, bytes]) -> TaskRecord:
         """Record the task. If several processes do this concurrently, all return the record of the first.
 
         Args:
-            job: the record.
+            task: the record.
             index: index of the source.
             draft: manifest without files.
             carried: files for the commit to write, by their paths.
         """
-        store, path = self.target.store, f"{self.folder}/job.json"
+        store, path = self.target.store, f"{self.folder}/task.json"
         self._keep(carried)
         store.write(f"{self.folder}/draft.json", encode(draft), mode=self.target.mode)
         store.write(f"{self.folder}/inventory.json", index, mode=self.target.mode)
-        if store.write_new(path, encode(job), mode=self.target.mode):
-            return job
+        if store.write_new(path, encode(task), mode=self.target.mode):
+            return task
         recorded = self.read()
-        return recorded if recorded is not None else job
+        return recorded if recorded is not None else task
 
     def _keep(self, carried: Mapping[str, bytes]) -> None:
         store = self.target.store
@@ -220,13 +220,13 @@ class JobState:
             if found is None or found.size != len(content):
                 store.write(path, content, mode=self.target.mode)
 
-    def refresh(self, job: JobDocument, index: bytes, draft: Manifest, carried: Mapping[str, bytes]) -> None:
+    def refresh(self, task: TaskRecord, index: bytes, draft: Manifest, carried: Mapping[str, bytes]) -> None:
         """Record a task again whose source was copied again since the task was started. Arguments: see `begin`."""
         store = self.target.store
         self._keep(carried)
         store.write(f"{self.folder}/inventory.json", index, mode=self.target.mode)
         store.write(f"{self.folder}/draft.json", encode(draft), mode=self.target.mode)
-        store.write(f"{self.folder}/job.json", encode(job), mode=self.target.mode)
+        store.write(f"{self.folder}/task.json", encode(task), mode=self.target.mode)
 
     def restore(self, index: bytes, draft: Manifest, carried: Mapping[str, bytes]) -> None:
         """Restore the missing documents of a started task, and add the number of stages, which was unknown before."""
@@ -343,7 +343,7 @@ class JobState:
         names = (entry.name for entry in self.target.store.list(f"{self.folder}/records"))
         listed = [name for name in names if name.endswith(".json") and (wanted is None or name in wanted)]
         found = parallel(lambda name: self._record(name, _RankRecord), listed, check=check)
-        return {record.file.rank: record.file for record in found if record.job == self.folder}
+        return {record.file.rank: record.file for record in found if record.task == self.folder}
 
     def losses(self, ranks: Iterable[int], check: Callable[[], None]) -> dict[str, Loss]:
         """Return the changes that casts have made in the files of these ranks, by parameter. `check` raises to cancel."""

@@ -121,12 +121,12 @@ def locked(store: Store, path: str, *, owner: str | None, mode: int | None) -> I
 
 
 @contextmanager
-def writing(target: TargetFolder, job: Identity, *, owner: str | None) -> Iterator[Callable[[], None]]:
+def writing(target: TargetFolder, task: Identity, *, owner: str | None) -> Iterator[Callable[[], None]]:
     """Hold the locks that a task requires to write to a target. Only tasks that write stages of one checkpoint share a target.
 
     Args:
         target: target to write to.
-        job: task that will write.
+        task: task that will write.
         owner: name shared by processes that write the task together, as in `locked`.
 
     Yields:
@@ -135,13 +135,13 @@ def writing(target: TargetFolder, job: Identity, *, owner: str | None) -> Iterat
     Raises:
         LockedError: another owner writes to the target.
     """
-    if job.stage is None:
+    if task.stage is None:
         with locked(target.store, LOCK, owner=owner, mode=target.mode) as held:
             yield held.check
         return
     with (
-        locked(target.store, LOCK, owner=f"parts-{job.whole}", mode=target.mode) as shared,
-        locked(target.store, f"{LOCK}-stage{job.stage}", owner=owner, mode=target.mode) as own,
+        locked(target.store, LOCK, owner=f"parts-{task.whole}", mode=target.mode) as shared,
+        locked(target.store, f"{LOCK}-stage{task.stage}", owner=owner, mode=target.mode) as own,
     ):
 
         def check() -> None:

@@ -33,7 +33,7 @@ class Identity(Protocol):
         """Digest that changes if the source's files are written or copied again."""
 
 
-class JobDocument(msgspec.Struct, frozen=True, rename="camel"):
+class TaskRecord(msgspec.Struct, frozen=True, rename="camel"):
     """Record of a task in a target.
 
     Attributes:
@@ -70,12 +70,12 @@ class Unfinished:
     """A task that was started and is not committed.
 
     Attributes:
-        job: record of the task.
+        task: record of the task.
         committing: whether the replacement of files by staged files has started, but not finished.
         retired: whether the task has retired another checkpoint, whose files only this task lists.
     """
 
-    job: JobDocument
+    task: TaskRecord
     committing: bool
     retired: bool
 
@@ -95,67 +95,67 @@ class TargetSnapshot:
     remains: bool
 
     @property
-    def jobs(self) -> tuple[JobDocument, ...]:
+    def tasks(self) -> tuple[TaskRecord, ...]:
         """Records of the unfinished tasks."""
-        return tuple(found.job for found in self.unfinished)
+        return tuple(found.task for found in self.unfinished)
 
     @property
     def committing(self) -> bool:
         """True if a commit was interrupted while it replaced files."""
         return any(found.committing for found in self.unfinished)
 
-    def started(self, job: JobDocument, discarded: Collection[JobDocument]) -> TargetSnapshot:
+    def started(self, task: TaskRecord, discarded: Collection[TaskRecord]) -> TargetSnapshot:
         """Return the snapshot after a task was started, which has discarded others and retired what they had retired."""
-        kept = [found for found in self.unfinished if found.job not in discarded]
-        retired = any(found.retired for found in self.unfinished if found.job in discarded)
-        return replace(self, unfinished=(*kept, Unfinished(job, committing=False, retired=retired)), remains=True)
+        kept = [found for found in self.unfinished if found.task not in discarded]
+        retired = any(found.retired for found in self.unfinished if found.task in discarded)
+        return replace(self, unfinished=(*kept, Unfinished(task, committing=False, retired=retired)), remains=True)
 
     def without_manifest(self, digest: str) -> TargetSnapshot:
         """Return the snapshot after a task has retired the manifest, if there is one."""
         if self.manifest is None:
             return self
-        unfinished = tuple(replace(found, retired=True) if found.job.digest == digest else found for found in self.unfinished)
+        unfinished = tuple(replace(found, retired=True) if found.task.digest == digest else found for found in self.unfinished)
         return replace(self, manifest=None, unfinished=unfinished)
 
-    def find_task(self, digest: str) -> JobDocument | None:
+    def find_task(self, digest: str) -> TaskRecord | None:
         """Return the record of an unfinished task, or None if it was not started, or is complete."""
-        return next((job for job in self.jobs if job.digest == digest), None)
+        return next((task for task in self.tasks if task.digest == digest), None)
 
-    def siblings(self, job: Identity) -> tuple[JobDocument, ...]:
+    def siblings(self, task: Identity) -> tuple[TaskRecord, ...]:
         """Return the unfinished tasks that write other stages of the same checkpoint."""
         return tuple(
             other
-            for other in self.jobs
-            if None not in {job.stage, other.stage} and other.whole == job.whole and other.stage != job.stage
+            for other in self.tasks
+            if None not in {task.stage, other.stage} and other.whole == task.whole and other.stage != task.stage
         )
 
-    def manifest_for(self, job: Identity) -> Manifest | None:
+    def manifest_for(self, task: Identity) -> Manifest | None:
         """Return the manifest if this task has written the checkpoint or a stage of it, and no other stage is being replaced."""
-        if self.manifest is None or job.digest not in self.manifest.jobs:
+        if self.manifest is None or task.digest not in self.manifest.tasks:
             return None
-        return None if any(other.digest not in self.manifest.jobs for other in self.siblings(job)) else self.manifest
+        return None if any(other.digest not in self.manifest.tasks for other in self.siblings(task)) else self.manifest
 
-    def versions_of(self, job: Identity) -> str | None:
+    def versions_of(self, task: Identity) -> str | None:
         """Return the versions of the source's files in the last run of a task, or None if the task was not started."""
-        if (document := self.find_task(job.digest)) is not None:
+        if (document := self.find_task(task.digest)) is not None:
             return document.versions
-        if (manifest := self.manifest_for(job)) is None:
+        if (manifest := self.manifest_for(task)) is None:
             return None
-        sources = [stage.source for stage in manifest.stages if stage.digest == job.digest]
+        sources = [stage.source for stage in manifest.stages if stage.digest == task.digest]
         return (sources[0] if sources else manifest.source).versions
 
-    def outdated(self, digest: str, request: dict[str, Any]) -> tuple[JobDocument, ...]:
+    def outdated(self, digest: str, request: dict[str, Any]) -> tuple[TaskRecord, ...]:
         """Return the unfinished tasks of an equal request whose source has changed since. They are no longer needed.
 
         Tasks whose commit has started, and tasks that replace files in place, are not included: they have modified another
         checkpoint.
         """
         return tuple(
-            found.job
+            found.task
             for found in self.unfinished
-            if found.job.digest != digest and found.job.request == request and not (found.job.in_place or found.committing)
+            if found.task.digest != digest and found.task.request == request and not (found.task.in_place or found.committing)
         )
 
     def is_left_over(self, digests: Collection[str]) -> bool:
         """Return whether all remaining files belong to these tasks, whose processes were killed before cleanup finished."""
-        return self.remains and all(job.digest in digests for job in self.jobs)
+        return self.remains and all(task.digest in digests for task in self.tasks)

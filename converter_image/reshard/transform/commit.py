@@ -21,7 +21,7 @@ from reshard.storage.digest import ContentDigest
 from reshard.target.folder import LOCK
 from reshard.target.lock import serialized
 from reshard.target.parts import all_there, unite, with_files, with_losses, without_losses
-from reshard.target.snapshot import JobDocument
+from reshard.target.snapshot import TaskRecord
 from reshard.telemetry import durations, phase
 from reshard.transform.consistency import check_stages
 from reshard.transform.documents import documents_of
@@ -30,7 +30,7 @@ if TYPE_CHECKING:
     from collections.abc import Collection, Sequence
 
     from reshard.checkpoint.manifest import ParameterRecord
-    from reshard.engine.job import Job
+    from reshard.engine.task import Task
     from reshard.progress import Cancellation
     from reshard.target.folder import TargetFolder
     from reshard.target.snapshot import Identity, TargetSnapshot
@@ -39,22 +39,24 @@ _COMPARED_AT_ONCE = 8
 
 
 def finished(
-    job: Job, target: TargetFolder, snapshot: TargetSnapshot, cancellation: Cancellation, *, thorough: bool = False
+    task: Task, target: TargetFolder, snapshot: TargetSnapshot, cancellation: Cancellation, *, thorough: bool = False
 ) -> dict[int, FileRecord]:
     """Return the finished ranks of a task: those that are recorded, verified at the requested level, and have a file.
 
     With `thorough`, the files are read again to detect changes since they were recorded.
     """
-    wanted = STRICTNESS[job.request.options.verification]
-    document = snapshot.find_task(job.digest) or JobDocument(job.digest, job.key, staged=False, stage=job.stage, whole=job.whole)
-    known = recorded(target, document, snapshot, job.scope, cancellation, thorough=thorough)
+    wanted = STRICTNESS[task.request.options.verification]
+    document = snapshot.find_task(task.digest) or TaskRecord(
+        task.digest, task.key, staged=False, stage=task.stage, whole=task.whole
+    )
+    known = recorded(target, document, snapshot, task.scope, cancellation, thorough=thorough)
     return {rank: record for rank, record in known.items() if STRICTNESS[record.verified] >= wanted}
 
 
 @phase("commit")
-def commit_job(
+def commit_task(
     target: TargetFolder,
-    document: JobDocument,
+    document: TaskRecord,
     snapshot: TargetSnapshot,
     wanted: tuple[int, ...] | None,
     cancellation: Cancellation,
@@ -76,7 +78,7 @@ def commit_job(
         MissingInputError: a rank is not finished; or the stage was the last one, and all stages together lack a parameter.
         RequestError: only some ranks would replace a checkpoint.
     """
-    state = target.job(document.digest)
+    state = target.task(document.digest)
     draft = state.draft()
     every = ranks_of(draft)
     ranks = every if wanted is None else tuple(sorted({*wanted} & {*every}))
@@ -100,7 +102,7 @@ def commit_job(
 
 def _with_losses(
     target: TargetFolder,
-    document: JobDocument,
+    document: TaskRecord,
     known: Manifest | None,
     draft: Manifest,
     files: Sequence[FileRecord],
@@ -120,7 +122,7 @@ def _with_losses(
         cancellation: object that cancels the commit from another thread.
     """
     before = {record.rank for record in known.files if record.stage == document.stage} if known is not None else set()
-    state, parameters = target.job(document.digest), draft.parameters
+    state, parameters = target.task(document.digest), draft.parameters
     if known is not None and before <= {record.rank for record in files}:
         parameters, files = known.parameters, [record for record in files if record.rank not in before]
     elif not {record.rank for record in files if record.rounded} <= state.recorded_ranks():
@@ -128,14 +130,14 @@ def _with_losses(
     return with_losses(parameters, state.losses((record.rank for record in files if record.rounded), cancellation.check))
 
 
-def _complete_with_siblings(target: TargetFolder, document: JobDocument, own: Manifest, cancellation: Cancellation) -> Manifest:
+def _complete_with_siblings(target: TargetFolder, document: TaskRecord, own: Manifest, cancellation: Cancellation) -> Manifest:
     """Complete the checkpoint that a finished task writes a stage of, if the other stages are finished too."""
     snapshot = target.observe()  # another stage may have been finished while this process waited for the lock
     known = snapshot.manifest_for(document)
     if known is not None:  # some of its files were written again or added
         written = {record.rank for record in {*own.files}.difference(known.files)}
         others = [record for record in known.files if record.stage != document.stage]
-        rest = JobDocument(known.digest, {}, staged=False)
+        rest = TaskRecord(known.digest, {}, staged=False)
         parts = [(document, own), *((rest, part) for part in _split(known) if part.stages[0].stage != document.stage)]
         differing = _inconsistent(target, parts, cancellation, only=written)
         united = msgspec.structs.replace(known, parameters=own.parameters if written else known.parameters)
@@ -143,7 +145,7 @@ def _complete_with_siblings(target: TargetFolder, document: JobDocument, own: Ma
         return _complete(target, document, snapshot, manifest, cancellation)
     parts = [(document, own)]
     for sibling in snapshot.siblings(document):
-        if (finished := target.job(sibling.digest).finished_stage()) is not None:
+        if (finished := target.task(sibling.digest).finished_stage()) is not None:
             _check_files(target, sibling, finished, cancellation)
             parts.append((sibling, finished))
     if not all_there([part for _, manifest in parts for part in manifest.stages]):
@@ -156,17 +158,17 @@ def _complete_with_siblings(target: TargetFolder, document: JobDocument, own: Ma
 
 
 def _complete(
-    target: TargetFolder, document: JobDocument, snapshot: TargetSnapshot, manifest: Manifest, cancellation: Cancellation
+    target: TargetFolder, document: TaskRecord, snapshot: TargetSnapshot, manifest: Manifest, cancellation: Cancellation
 ) -> Manifest:
     """Complete a checkpoint after all its files are finished."""
-    state = target.job(document.digest)
-    staged = [job for job in (document, *snapshot.siblings(document)) if job.staged]
+    state = target.task(document.digest)
+    staged = [task for task in (document, *snapshot.siblings(document)) if task.staged]
     if staged:
         state.begin_commit(format_ranks(tuple(record.rank for record in manifest.files if record.stage == document.stage)))
         state.retire_old_manifest()
-        for job in staged:
-            mine = [record for record in manifest.files if record.stage == job.stage]
-            target.job(job.digest).publish(mine, cancellation.check)
+        for task in staged:
+            mine = [record for record in manifest.files if record.stage == task.stage]
+            target.task(task.digest).publish(mine, cancellation.check)
         snapshot = snapshot.without_manifest(document.digest)
     content = None if output_of(manifest.options).writes_files else state.index()
     if content is not None:
@@ -182,7 +184,7 @@ def _complete(
         target.store.write(INDEX_NAME, content, mode=target.mode)
     manifest = msgspec.structs.replace(manifest, durations=manifest.durations | durations())
     target.write_manifest(manifest)
-    target.forget_jobs([*(record.path for record in manifest.files), *(file.path for file in manifest.carried), *maps])
+    target.forget_tasks([*(record.path for record in manifest.files), *(file.path for file in manifest.carried), *maps])
     return manifest
 
 
@@ -206,8 +208,8 @@ def finish_interrupted(target: TargetFolder, cancellation: Cancellation) -> Targ
     if not snapshot.committing:
         return snapshot
     for found in snapshot.unfinished:
-        if found.committing and (ranks := target.job(found.job.digest).started_commit()) is not None:
-            commit_job(target, found.job, snapshot, parse_ranks(ranks) if ranks else (), cancellation)
+        if found.committing and (ranks := target.task(found.task.digest).started_commit()) is not None:
+            commit_task(target, found.task, snapshot, parse_ranks(ranks) if ranks else (), cancellation)
     return target.observe()  # the commit has written to it
 
 
@@ -246,21 +248,21 @@ def shape_of(manifest: Manifest) -> tuple[str, int]:
     return output_of(manifest.options).name, manifest.target_ranks
 
 
-def covers(manifest: Manifest | None, job: Job) -> bool:
+def covers(manifest: Manifest | None, task: Task) -> bool:
     """Return whether a manifest lists all requested ranks."""
-    return manifest is not None and set(job.scope) <= _ranks_in(manifest, job)
+    return manifest is not None and set(task.scope) <= _ranks_in(manifest, task)
 
 
-def _ranks_in(manifest: Manifest, job: Identity) -> set[int]:
+def _ranks_in(manifest: Manifest, task: Identity) -> set[int]:
     """Return the ranks of this task whose files a manifest lists."""
-    return {record.rank for record in manifest.files if record.stage == job.stage}
+    return {record.rank for record in manifest.files if record.stage == task.stage}
 
 
-def written_ranks(job: Identity, target: TargetFolder, snapshot: TargetSnapshot) -> set[int]:
+def written_ranks(task: Identity, target: TargetFolder, snapshot: TargetSnapshot) -> set[int]:
     """Return the finished ranks of a task, and those of the complete checkpoint that it extends."""
-    manifest = snapshot.manifest_for(job)
-    before = _ranks_in(manifest, job) if manifest is not None else set()
-    return before | target.job(job.digest).recorded_ranks()
+    manifest = snapshot.manifest_for(task)
+    before = _ranks_in(manifest, task) if manifest is not None else set()
+    return before | target.task(task.digest).recorded_ranks()
 
 
 def ranks_of(draft: Manifest) -> tuple[int, ...]:
@@ -272,13 +274,13 @@ def ranks_of(draft: Manifest) -> tuple[int, ...]:
     return parse_ranks(draft.stages[0].ranks, draft.target_ranks) if draft.stages[0].ranks else ()
 
 
-def _check_files(target: TargetFolder, document: JobDocument, manifest: Manifest, cancellation: Cancellation) -> None:
+def _check_files(target: TargetFolder, document: TaskRecord, manifest: Manifest, cancellation: Cancellation) -> None:
     """Check that the files of a finished stage still exist.
 
     Raises:
         MissingInputError: a file does not exist.
     """
-    there = target.job(document.digest).locate(manifest.files, staged=document.staged, check=cancellation.check)
+    there = target.task(document.digest).locate(manifest.files, staged=document.staged, check=cancellation.check)
     for record in manifest.files:
         if record.path not in there:
             raise MissingInputError(
@@ -304,7 +306,7 @@ def _split(manifest: Manifest) -> list[Manifest]:
 
 def _inconsistent(
     target: TargetFolder,
-    parts: Sequence[tuple[JobDocument, Manifest]],
+    parts: Sequence[tuple[TaskRecord, Manifest]],
     cancellation: Cancellation,
     *,
     only: Collection[int] | None = None,
@@ -330,7 +332,7 @@ def _inconsistent(
     paths: dict[int, dict[int, str]] = defaultdict(dict)
     for document, manifest in parts if shared else ():
         files = [record for record in manifest.files if only is None or record.rank in only]
-        there = target.job(document.digest).locate(files, staged=document.staged, check=cancellation.check)
+        there = target.task(document.digest).locate(files, staged=document.staged, check=cancellation.check)
         for record in files:
             if record.path in there:
                 paths[record.rank][manifest.stages[0].stage] = there[record.path]
@@ -354,7 +356,7 @@ def _inconsistent(
 
 def recorded(
     target: TargetFolder,
-    document: JobDocument,
+    document: TaskRecord,
     snapshot: TargetSnapshot,
     ranks: tuple[int, ...] | None,
     cancellation: Cancellation,
@@ -362,7 +364,7 @@ def recorded(
     thorough: bool = False,
 ) -> dict[int, FileRecord]:
     """Return the finished ranks of a task, including those of a manifest that it extends."""
-    state, manifest = target.job(document.digest), snapshot.manifest_for(document)
+    state, manifest = target.task(document.digest), snapshot.manifest_for(document)
     known: dict[int, FileRecord] = {}
     if manifest is not None:
         known = {record.rank: record for record in manifest.files if record.stage == document.stage}

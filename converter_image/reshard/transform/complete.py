@@ -14,7 +14,7 @@ from reshard.storage import open_store
 from reshard.target.folder import TargetFolder
 from reshard.target.lock import writing
 from reshard.telemetry import operation
-from reshard.transform.commit import commit_job, ranks_of, ranks_unfinished, recorded, shape_of, would_lose
+from reshard.transform.commit import commit_task, ranks_of, ranks_unfinished, recorded, shape_of, would_lose
 from reshard.transform.documents import changed_documents, check_exists, expected_documents
 
 if TYPE_CHECKING:
@@ -55,7 +55,7 @@ def commit_checkpoint(
     cancellation = cancellation or Cancellation()
     target = TargetFolder(open_store(target_url, storage_options), Options().file_mode)
     snapshot = target.observe()
-    started = [job for job in snapshot.jobs if digest in {None, job.digest}]
+    started = [task for task in snapshot.tasks if digest in {None, task.digest}]
     if not started and (manifest := _completed(snapshot, digest)) is not None:
         _check_complete(target, manifest, ranks)
         return manifest
@@ -63,22 +63,22 @@ def commit_checkpoint(
         raise MissingInputError(
             "NothingToCommit", "no transform was started in this target", where=target_url, fix="run `reshard transform` first"
         )
-    if len({job.whole or job.digest for job in started}) > 1:
+    if len({task.whole or task.digest for task in started}) > 1:
         raise RequestError(
             "AmbiguousTransforms",
-            f"{len(started)} transforms were started in this target: {', '.join(job.digest[:12] for job in started)}",
+            f"{len(started)} transforms were started in this target: {', '.join(task.digest[:12] for task in started)}",
             where=target_url,
             fix="rerun, with --overwrite, the transform that you want to keep; this deletes the state of the others",
         )
     committed = None
-    for job in started:
-        target = replace(target, mode=job.mode)
-        with writing(target, job, owner=owner or f"job-{job.digest}"):
-            state = target.job(job.digest)
+    for task in started:
+        target = replace(target, mode=task.mode)
+        with writing(target, task, owner=owner or f"task-{task.digest}"):
+            state = target.task(task.digest)
             if committed is not None and state.read() is None:  # the previous stage was the last one to be finished
                 break
             wanted = None if ranks is None else parse_ranks(ranks, state.draft().target_ranks)
-            committed = commit_job(target, job, target.observe(), wanted, cancellation)
+            committed = commit_task(target, task, target.observe(), wanted, cancellation)
     assert committed is not None  # noqa: S101 - at least one task was started
     return committed
 
@@ -101,21 +101,21 @@ def commit_if_complete(
     """
     target = TargetFolder(open_store(target_url, storage_options), Options().file_mode)
     snapshot = target.observe()
-    if (job := snapshot.find_task(digest)) is None:  # another process was the last
+    if (task := snapshot.find_task(digest)) is None:  # another process was the last
         return _completed(snapshot, digest)
-    target = replace(target, mode=job.mode)
+    target = replace(target, mode=task.mode)
     try:
-        with writing(target, job, owner=None):
+        with writing(target, task, owner=None):
             snapshot = target.observe()  # others may have written before this process held the lock
             if snapshot.find_task(digest) is None:
                 return _completed(snapshot, digest)
             cancellation = Cancellation()
-            draft, done = target.job(digest).draft(), tuple(sorted(recorded(target, job, snapshot, None, cancellation)))
+            draft, done = target.task(digest).draft(), tuple(sorted(recorded(target, task, snapshot, None, cancellation)))
             every = ranks_of(draft)
             ranks = every if all_ranks else done
-            if not set(done) >= set(ranks) or (job.replaces and would_lose(target, snapshot, ranks, every, shape_of(draft))):
+            if not set(done) >= set(ranks) or (task.replaces and would_lose(target, snapshot, ranks, every, shape_of(draft))):
                 return None
-            return commit_job(target, job, snapshot, ranks, cancellation)
+            return commit_task(target, task, snapshot, ranks, cancellation)
     except LockedError:
         return None
 
@@ -123,7 +123,7 @@ def commit_if_complete(
 def _completed(snapshot: TargetSnapshot, digest: str | None) -> Manifest | None:
     """Return the manifest of the target if this task (None means any task) wrote the checkpoint or a stage of it."""
     manifest = snapshot.manifest
-    return manifest if manifest is not None and (digest is None or digest in manifest.jobs) else None
+    return manifest if manifest is not None and (digest is None or digest in manifest.tasks) else None
 
 
 def _check_complete(target: TargetFolder, manifest: Manifest, ranks: str | None) -> None:

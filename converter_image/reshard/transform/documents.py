@@ -10,7 +10,7 @@ from reshard.checkpoint.inventory import Inventory
 from reshard.checkpoint.manifest import INDEX_NAME, MANIFEST_NAME
 from reshard.checkpoint.output import OutputFile
 from reshard.checkpoint.unified import HYPER_NAME, MAP_NAME, map_of
-from reshard.engine.job import output_tensors
+from reshard.engine.task import output_tensors
 from reshard.errors import DataError
 from reshard.formats.registry import document_names, requested_output
 from reshard.layout import Layout

@@ -6,7 +6,7 @@ from math import prod
 from typing import TYPE_CHECKING
 
 from reshard.checkpoint.manifest import SCHEMA, LayoutRecord, Manifest, ParameterRecord, SourceRecord, StageRecord
-from reshard.engine.job import keys_of
+from reshard.engine.task import keys_of
 from reshard.plan import unmatched, unmatched_patterns
 from reshard.spec.ranks import format_ranks
 from reshard.spec.request import request_key
@@ -16,39 +16,39 @@ if TYPE_CHECKING:
     from collections.abc import Mapping
 
     from reshard.checkpoint.inventory import Keys
-    from reshard.engine.job import Job
+    from reshard.engine.task import Task
     from reshard.layout import Layout
     from reshard.plan import Parameter
 
 
-def draft_manifest(job: Job, durations: Mapping[str, float]) -> Manifest:
+def draft_manifest(task: Task, durations: Mapping[str, float]) -> Manifest:
     """Return the manifest of a task without files. The commit adds them, and needs nothing else of the source.
 
     Args:
-        job: task of the manifest.
+        task: task of the manifest.
         durations: seconds of each phase so far.
     """
-    model = job.model
+    model = task.model
     source = SourceRecord(
-        url=job.source.url,
+        url=task.source.url,
         format=model.inventory.format,
         ranks=model.source_ranks,
         nbytes=sum(file.size for file in model.inventory.files),
         versions=model.inventory.versions,
-        listing=job.listing,
-        step=job.request.options.step,
-        files=job.request.options.files,
-        some=job.selected.some,
+        listing=task.listing,
+        step=task.request.options.step,
+        files=task.request.options.files,
+        some=task.selected.some,
     )
     return Manifest(
         schema=SCHEMA,
         version=__version__,
-        digest=job.digest,
+        digest=task.digest,
         source=source,
-        format=job.output.name,
+        format=task.output.name,
         ranks="",
         target_ranks=model.target_ranks,
-        options=request_key(job.request),
+        options=request_key(task.request),
         files=(),
         parameters=tuple(_parameter(parameter, keys_of(model, parameter)) for parameter in model.parameters),
         source_only=model.source_only,
@@ -61,22 +61,22 @@ def draft_manifest(job: Job, durations: Mapping[str, float]) -> Manifest:
         excluded_by_rename=model.excluded_by_rename,
         inconsistent_replicas=tuple(sorted(model.inconsistent_replicas)),
         may_be_slices=model.may_be_slices,
-        layout=job.layout,
-        notes=job.notes,
+        layout=task.layout,
+        notes=task.notes,
         durations=dict(durations),
-        stages=() if job.stage is None else (_stage(job, job.stage, source),),
+        stages=() if task.stage is None else (_stage(task, task.stage, source),),
     )
 
 
-def _stage(job: Job, stage: int, source: SourceRecord) -> StageRecord:
-    names, options = job.model.source_names, job.request.options
+def _stage(task: Task, stage: int, source: SourceRecord) -> StageRecord:
+    names, options = task.model.source_names, task.request.options
     return StageRecord(
         stage=stage,
-        digest=job.digest,
+        digest=task.digest,
         source=source,
-        ranks=format_ranks(job.ranks),
-        stage_count=job.selected.stages,
-        in_other_stages=job.model.in_other_stages,
+        ranks=format_ranks(task.ranks),
+        stage_count=task.selected.stages,
+        in_other_stages=task.model.in_other_stages,
         unmatched=unmatched(names, options.rename),
         unmatched_patterns=unmatched_patterns(names, (*options.include, *options.exclude)),
     )

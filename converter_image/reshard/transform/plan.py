@@ -5,9 +5,9 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
-from reshard.engine.job import summary_of
 from reshard.engine.memory import budget, default_workers, memory_bytes
 from reshard.engine.rankfile import requests_of
+from reshard.engine.task import summary_of
 from reshard.progress import Cancellation, Silent
 from reshard.target.lock import writing
 from reshard.telemetry import durations, operation, phase
@@ -82,34 +82,34 @@ def plan_transform(
             inputs = Inputs(request, cancellation)
             target = open_target(inputs)
             preflight = run_preflight(inputs, target, progress, workers=workers, cancellation=cancellation)
-        job = preflight.job
+        task = preflight.task
         if write and not preflight.complete:
-            with writing(target, job, owner=owner or f"job-{job.digest}"):
-                start(job, target, cancellation)
+            with writing(target, task, owner=owner or f"task-{task.digest}"):
+                start(task, target, cancellation)
         taken = durations()
-    summary = summary_of(job)
+    summary = summary_of(task)
     memory = memory_bytes(
-        job.model,
+        task.model,
         workers,
-        job.source,
+        task.source,
         target.store,
         preflight.sizes.values(),
         copies=summary.most_copies,
         decrypts=request.decryption is not None,
         encrypts=request.encryption is not None,
     )
-    rank_requests = requests_of(job, target.store, job.scope[0], budget(min(workers, len(job.scope)))) if job.scope else 0
-    finished_ranks = tuple(rank for rank in job.scope if rank not in preflight.left)
+    rank_requests = requests_of(task, target.store, task.scope[0], budget(min(workers, len(task.scope)))) if task.scope else 0
+    finished_ranks = tuple(rank for rank in task.scope if rank not in preflight.left)
     return PlanResult(
         summary=summary,
         memory_bytes=memory,
         workers=workers,
-        digest=job.digest,
-        format=job.output.name,
+        digest=task.digest,
+        format=task.output.name,
         finished_ranks=finished_ranks,
         complete=preflight.complete,
-        notes=job.notes,
-        planner=job.planner,
+        notes=task.notes,
+        planner=task.planner,
         rank_requests=rank_requests,
         durations=taken,
     )

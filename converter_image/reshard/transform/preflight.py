@@ -15,7 +15,7 @@ from reshard.transform.start import refuse
 if TYPE_CHECKING:
     from collections.abc import Mapping
 
-    from reshard.engine.job import Job
+    from reshard.engine.task import Task
     from reshard.progress import Cancellation, Progress
     from reshard.target.folder import TargetFolder
     from reshard.target.snapshot import TargetSnapshot
@@ -27,7 +27,7 @@ class Preflight:
     """The result of a preflight.
 
     Attributes:
-        job: task of the transform.
+        task: task of the transform.
         target: target of the task.
         snapshot: state of the target at one moment.
         sizes: file size of each requested rank in bytes.
@@ -35,7 +35,7 @@ class Preflight:
         complete: True if nothing is left to do.
     """
 
-    job: Job
+    task: Task
     target: TargetFolder
     snapshot: TargetSnapshot
     sizes: Mapping[int, int]
@@ -69,32 +69,32 @@ def run_preflight(  # noqa: PLR0913 - what is read, and how
     Raises:
         ReshardError: the transform would fail. The error is the one that it would fail with.
     """
-    job = None
+    task = None
     if resumable:
         snapshot = target.observe()
-        job = resume(inputs, target, snapshot)
-    if job is None:
-        job = prepare(inputs, progress, workers=workers)
+        task = resume(inputs, target, snapshot)
+    if task is None:
+        task = prepare(inputs, progress, workers=workers)
         snapshot = target.observe()  # while the headers were read, other processes of the same task may have written ranks
-        job = identify(job, target, snapshot, progress, cancellation, workers=workers)
+        task = identify(task, target, snapshot, progress, cancellation, workers=workers)
     cancellation.check()
-    for note in job.notes:
+    for note in task.notes:
         progress.note(note)
-    sizes = job.file_sizes(job.scope)  # refuse now what no file can hold
-    refuse(job, target, snapshot, commit=commit)
-    left = unfinished(job, target, snapshot, cancellation, thorough=thorough)
-    own = snapshot.manifest_for(job)
-    complete = not left and own is not None and covers(own, job) and not changed_documents(target.store, expected_documents(own))
-    preflight = Preflight(job, target, snapshot, sizes, left, complete)
-    if not (job.planned or preflight.complete):
+    sizes = task.file_sizes(task.scope)  # refuse now what no file can hold
+    refuse(task, target, snapshot, commit=commit)
+    left = unfinished(task, target, snapshot, cancellation, thorough=thorough)
+    own = snapshot.manifest_for(task)
+    complete = not left and own is not None and covers(own, task) and not changed_documents(target.store, expected_documents(own))
+    preflight = Preflight(task, target, snapshot, sizes, left, complete)
+    if not (task.planned or preflight.complete):
         target.store.check_writable()
         check_space(target.store, sum(sizes[rank] for rank in preflight.left))
     return preflight
 
 
 def unfinished(
-    job: Job, target: TargetFolder, snapshot: TargetSnapshot, cancellation: Cancellation, *, thorough: bool = False
+    task: Task, target: TargetFolder, snapshot: TargetSnapshot, cancellation: Cancellation, *, thorough: bool = False
 ) -> tuple[int, ...]:
     """Return the ranks that are not finished. With `thorough`, the files of the others are read again."""
-    done = finished(job, target, snapshot, cancellation, thorough=thorough)
-    return tuple(rank for rank in job.scope if rank not in done)
+    done = finished(task, target, snapshot, cancellation, thorough=thorough)
+    return tuple(rank for rank in task.scope if rank not in done)

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 import msgspec
 
-from reshard.engine.job import Job, job_of, key_of
+from reshard.engine.task import Task, key_of, task_of
 from reshard.errors import DataError, MissingInputError, RequestError, ReshardError
 from reshard.mesh.file import LayoutFile
 from reshard.plan import Planner
@@ -45,26 +45,26 @@ if TYPE_CHECKING:
     from reshard.transform.inputs import Inputs, Strategies
 
 
-def encode_index(job: Job) -> bytes:
+def encode_index(task: Task) -> bytes:
     """Return the index of a task. `resume` reads it, and a target with `output: Index` contains it."""
-    options = job.request.options
-    source, target = job.strategies
+    options = task.request.options
+    source, target = task.strategies
     index = CheckpointIndex(
-        digest=job.digest,
-        inventory=job.model.inventory,
-        inconsistent_replicas=tuple(sorted(job.model.inconsistent_replicas)),
+        digest=task.digest,
+        inventory=task.model.inventory,
+        inconsistent_replicas=tuple(sorted(task.model.inconsistent_replicas)),
         checked=options.verification,
         source_strategy=pack(source),
         target_strategy=pack(target),
-        layout=job.layout,
-        selected=job.selected,
-        encrypted=dict(sorted(job.source.known.items())) if isinstance(job.source, DecryptingStore) else {},
+        layout=task.layout,
+        selected=task.selected,
+        encrypted=dict(sorted(task.source.known.items())) if isinstance(task.source, DecryptingStore) else {},
         **{name: getattr(options, name) for name in SETTLED_BY_INDEX},
     )
     return msgspec.json.encode(index)
 
 
-def prepare(inputs: Inputs, progress: Progress, *, workers: int, single: bool = False) -> Job:
+def prepare(inputs: Inputs, progress: Progress, *, workers: int, single: bool = False) -> Task:
     """Read strategies and headers, or the index that contains them, and plan the target.
 
     Args:
@@ -100,7 +100,7 @@ def prepare_files(  # noqa: PLR0913 - the source, and how to read it
     only: int | None = None,
     single: bool = False,
     cancellation: Cancellation | None = None,
-) -> Job:
+) -> Task:
     """Prepare a request whose source consists of these files.
 
     Args:
@@ -148,12 +148,14 @@ def prepare_files(  # noqa: PLR0913 - the source, and how to read it
     carried = read_carried(store, request, inventory)
     model = replace(model, inventory=msgspec.structs.replace(inventory, carried=carried.records))
     notes = (*found.notes, *placed.notes)
-    job = job_of(request, plain, model, (source, target), described=strategies, key=_key(request), selected=selected, notes=notes)
-    job = replace(job, carried=carried.contents, layout=placed.layout)
+    task = task_of(
+        request, plain, model, (source, target), described=strategies, key=_key(request), selected=selected, notes=notes
+    )
+    task = replace(task, carried=carried.contents, layout=placed.layout)
     if listing_identifies(request, store):
         versions = {file.path: (file.size, file.version) for file in inventory.files}
-        job = replace(job, listing=listing_digest(job.key, found, versions))
-    return job
+        task = replace(task, listing=listing_digest(task.key, found, versions))
+    return task
 
 
 def _refuse_other_cuts(request: Request, found: Files, source: Strategy | None) -> None:
@@ -246,7 +248,7 @@ def _stages(request: Request, source: Strategy, target: Strategy | None, found: 
     return stages
 
 
-def _indexed(inputs: Inputs, url: str) -> Job:
+def _indexed(inputs: Inputs, url: str) -> Task:
     """Prepare a task from an index.
 
     Raises:
@@ -263,17 +265,17 @@ def _indexed(inputs: Inputs, url: str) -> Job:
     model = place(index.inventory, source, target, request).model
     model = replace(model, inconsistent_replicas=frozenset(index.inconsistent_replicas))
     unwritten = msgspec.structs.replace(request, options=Options(output="Index", **settled), encryption=None)
-    original = job_of(unwritten, store, model, (source, target))
+    original = task_of(unwritten, store, model, (source, target))
     if original.digest != index.digest:
         raise DataError("IndexDamaged", "the content does not match its digest", where=url, fix="create the index again")
     plain = decrypted(store, request, index.encrypted, cancellation=inputs.cancellation)
     carried = read_carried(store, request, model.inventory, indexed=True)
     model = replace(model, inventory=msgspec.structs.replace(model.inventory, carried=carried.records))
-    job = job_of(request, plain, model, (source, target), key=_key(request))
-    return replace(job, indexed=True, carried=carried.contents, layout=index.layout)
+    task = task_of(request, plain, model, (source, target), key=_key(request))
+    return replace(task, indexed=True, carried=carried.contents, layout=index.layout)
 
 
-def resume(inputs: Inputs, target: TargetFolder, snapshot: TargetSnapshot) -> Job | None:
+def resume(inputs: Inputs, target: TargetFolder, snapshot: TargetSnapshot) -> Task | None:
     """Return the task that an earlier plan of the same request stored in the target, without reading headers again.
 
     None: there is no such plan, it checked less than the request requires, or the request uses an index.
@@ -283,19 +285,19 @@ def resume(inputs: Inputs, target: TargetFolder, snapshot: TargetSnapshot) -> Jo
         return None  # reading the index costs as little
     source, wanted = inputs.strategies
     key = key_of(request, source, wanted)
-    for document in snapshot.jobs:
+    for document in snapshot.tasks:
         if document.request == key:
-            state = target.job(document.digest)
+            state = target.task(document.digest)
             stored = decode_index(state.index(), f"{target.store.url}/{state.folder}/inventory.json")
             if STRICTNESS[request.options.verification] > STRICTNESS[stored.checked]:
                 return None  # the plan was created for fewer ranks or checks
             placed = place(stored.inventory, source, known_target(wanted, stored.layout), request)
             model = replace(placed.model, inconsistent_replicas=frozenset(stored.inconsistent_replicas))
             plain = decrypted(inputs.opened.store, request, stored.encrypted, cancellation=inputs.cancellation)
-            job = job_of(
+            task = task_of(
                 request, plain, model, placed.strategies, described=(source, wanted), key=_key(request), selected=stored.selected
             )
-            for known in job.namesakes:
+            for known in task.namesakes:
                 if known.digest == document.digest:
                     return replace(known, planned=True, layout=placed.layout)
     return None

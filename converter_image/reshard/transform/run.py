@@ -20,7 +20,7 @@ from reshard.target.parts import final_notes, is_whole
 from reshard.target.process import this_process
 from reshard.telemetry import durations, operation, phase
 from reshard.transform.checks import check_space, open_target, with_output
-from reshard.transform.commit import commit_job, covers, refuse_loss, written_ranks
+from reshard.transform.commit import commit_task, covers, refuse_loss, written_ranks
 from reshard.transform.documents import documents_of
 from reshard.transform.identify import record_versions
 from reshard.transform.inputs import Inputs
@@ -32,11 +32,11 @@ if TYPE_CHECKING:
     from collections.abc import Callable
 
     from reshard.checkpoint.manifest import Manifest
-    from reshard.engine.job import Job
+    from reshard.engine.task import Task
     from reshard.progress import Progress
     from reshard.spec.request import Request
-    from reshard.target.folder import JobState, TargetFolder
-    from reshard.target.snapshot import JobDocument, TargetSnapshot
+    from reshard.target.folder import TargetFolder, TaskState
+    from reshard.target.snapshot import TargetSnapshot, TaskRecord
     from reshard.telemetry import Phase
     from reshard.transform.preflight import Preflight
     from reshard.transform.unchanged import Complete
@@ -150,9 +150,9 @@ def transform_checkpoint(
         if not preflight.complete:
             return _carry_out(preflight, workers, progress, cancellation, commit=commit, owner=owner, thorough=thorough)
         if commit:
-            record_versions(preflight.job, preflight.target, preflight.snapshot)
+            record_versions(preflight.task, preflight.target, preflight.snapshot)
             _tidy(preflight.target, preflight.snapshot)
-        return [], preflight.snapshot.manifest_for(preflight.job)
+        return [], preflight.snapshot.manifest_for(preflight.task)
 
     with operation("transform_checkpoint") as measured:
         inputs = Inputs(request, cancellation)
@@ -166,7 +166,7 @@ def transform_checkpoint(
         try:
             written, manifest = carry_out(preflight)
         except DataError as error:
-            if not (preflight.job.planned and error.reason == "SourceChanged"):
+            if not (preflight.task.planned and error.reason == "SourceChanged"):
                 raise
             # The source has changed, so everything is read again.
             preflight = _prepared_again(preflight, error, partial(prepared, Inputs(request, cancellation), target))
@@ -178,9 +178,9 @@ def _result(
     preflight: Preflight, written: list[Written], manifest: Manifest | None, progress: Progress, measured: Phase
 ) -> Result:
     """Return the result of a run that wrote ranks."""
-    job = preflight.job
+    task = preflight.task
     whole = manifest if manifest is not None and is_whole(manifest) else None
-    notes = (*_notes(job, whole), *preflight.target.store.notes)
+    notes = (*_notes(task, whole), *preflight.target.store.notes)
     for note in notes:
         progress.note(note)
     index_bytes = 0
@@ -189,24 +189,24 @@ def _result(
         index_bytes += 0 if written else sum(map(len, documents_of(manifest).values()))
     bytes_read = sum(w.record.bytes_read for w in written)
     bytes_written = sum(w.record.size for w in written) + index_bytes
-    measured.measure(digest=job.digest, bytes_read=bytes_read, bytes_written=bytes_written)
+    measured.measure(digest=task.digest, bytes_read=bytes_read, bytes_written=bytes_written)
     return Result(
-        source_ranks=job.model.source_ranks,
-        target_ranks=job.model.target_ranks,
-        parameters=len({p.name for p in job.model.parameters}),
+        source_ranks=task.model.source_ranks,
+        target_ranks=task.model.target_ranks,
+        parameters=len({p.name for p in task.model.parameters}),
         bytes_needed=sum(w.bytes_needed for w in written),
         bytes_read=bytes_read,
         bytes_written=bytes_written,
         seconds=measured.seconds,
         peak_rss_bytes=peak_rss_bytes(),
-        skipped_ranks=tuple(sorted({*job.scope} - {w.record.rank for w in written})),
-        digest=job.digest,
-        complete=covers(whole, job),
+        skipped_ranks=tuple(sorted({*task.scope} - {w.record.rank for w in written})),
+        digest=task.digest,
+        complete=covers(whole, task),
         committed_ranks=manifest.ranks if manifest is not None else "",
-        notes=job.notes + notes,
-        stage=job.stage,
+        notes=task.notes + notes,
+        stage=task.stage,
         durations=durations(),
-        source_unit=job.model.source_unit,
+        source_unit=task.model.source_unit,
         ranks=tuple(RankResult(w.record.rank, w.record.bytes_read, w.record.size, w.record.seconds) for w in written),
     )
 
@@ -220,7 +220,7 @@ def _prepared_again(planned: Preflight, change: DataError, prepared: Callable[..
     now = ""
     try:
         preflight = prepared(resumable=False)
-        if preflight.job.digest == planned.job.digest:
+        if preflight.task.digest == planned.task.digest:
             return preflight
     except (AccessError, DataError, MissingInputError, RequestError) as error:
         now = f" (now: {error.reason}: {f'{error.where}: ' if error.where else ''}{error.what})"
@@ -242,28 +242,28 @@ def _carry_out(
     Returns:
         The written ranks, and the manifest of the checkpoint, or of the stage if it is not the last.
     """
-    job, target = preflight.job, preflight.target
-    state, shared = target.job(job.digest), owner or (None if commit else f"job-{job.digest}")
-    with writing(target, job, owner=shared) as check_lock:
-        document, snapshot = start(job, target, cancellation)
+    task, target = preflight.task, preflight.target
+    state, shared = target.task(task.digest), owner or (None if commit else f"task-{task.digest}")
+    with writing(target, task, owner=shared) as check_lock:
+        document, snapshot = start(task, target, cancellation)
         if commit and document.replaces:  # repeat the check, now that no other process writes
-            refuse_loss(target, snapshot, job.scope, job.ranks, job.shape)
-        now = unfinished(job, target, snapshot, cancellation)
+            refuse_loss(target, snapshot, task.scope, task.ranks, task.shape)
+        now = unfinished(task, target, snapshot, cancellation)
         left = tuple(sorted({*now, *preflight.left})) if thorough else now
-        _make_room(preflight, document, snapshot, left, alone=shared is None and job.stage is None)
+        _make_room(preflight, document, snapshot, left, alone=shared is None and task.stage is None)
         progress.begin("Resharding", sum(preflight.sizes[rank] for rank in left), "bytes")
         # A failed rank cancels the others, but not the caller's cancellation, so that the caller can try again with it.
         guard = Guard(lambda: _check_ours(state, check_lock), Cancellation(cancellation), str(this_process()))
         with phase("write_ranks", ranks=len(left)) as measured:
-            written = _write_ranks(job, state, left, document, workers, progress, guard)
+            written = _write_ranks(task, state, left, document, workers, progress, guard)
             bytes_read, bytes_written = (sum(w.record.bytes_read for w in written), sum(w.record.size for w in written))
             measured.measure(bytes_read=bytes_read, bytes_written=bytes_written)
         if not commit:
-            return written, snapshot.manifest_for(job)
+            return written, snapshot.manifest_for(task)
         check_lock()
         snapshot = target.observe()  # ranks were written, by other processes too
-        ranks = tuple(sorted({*job.scope, *written_ranks(job, target, snapshot)}))
-        return written, commit_job(target, document, snapshot, ranks, cancellation)
+        ranks = tuple(sorted({*task.scope, *written_ranks(task, target, snapshot)}))
+        return written, commit_task(target, document, snapshot, ranks, cancellation)
 
 
 def _nothing_to_do(found: Complete, progress: Progress, measured: Phase) -> Result:
@@ -293,25 +293,25 @@ def _nothing_to_do(found: Complete, progress: Progress, measured: Phase) -> Resu
 
 def _tidy(target: TargetFolder, snapshot: TargetSnapshot) -> None:
     """Remove the files of a process that was killed just before the end."""
-    if snapshot.manifest is not None and snapshot.is_left_over(snapshot.manifest.jobs):
+    if snapshot.manifest is not None and snapshot.is_left_over(snapshot.manifest.tasks):
         with contextlib.suppress(LockedError), locked(target.store, LOCK, owner=None, mode=target.mode):
-            target.forget_jobs(record.path for record in snapshot.manifest.files)
+            target.forget_tasks(record.path for record in snapshot.manifest.files)
 
 
 def _make_room(
-    preflight: Preflight, document: JobDocument, snapshot: TargetSnapshot, left: tuple[int, ...], *, alone: bool
+    preflight: Preflight, document: TaskRecord, snapshot: TargetSnapshot, left: tuple[int, ...], *, alone: bool
 ) -> None:
     """Remove files that prevent the writing of these ranks: those of killed processes, and the manifest of another checkpoint."""
-    job, target = preflight.job, preflight.target
-    state = target.job(job.digest)
+    task, target = preflight.task, preflight.target
+    state = target.task(task.digest)
     state.sweep(set(left), live_writers(target.store) - {str(this_process())})  # this process has not written yet
-    target.store.abort_stale_uploads(map(job.path, left), silent=0.0 if alone else STALE_SECONDS)
+    target.store.abort_stale_uploads(map(task.path, left), silent=0.0 if alone else STALE_SECONDS)
     check_space(target.store, sum(preflight.sizes[rank] for rank in left))
-    if document.in_place and snapshot.manifest_for(job) is None:
+    if document.in_place and snapshot.manifest_for(task) is None:
         state.retire_old_manifest()
 
 
-def _check_ours(state: JobState, check_lock: Callable[[], None]) -> None:
+def _check_ours(state: TaskState, check_lock: Callable[[], None]) -> None:
     """Check that no other process has taken over the target in the meantime.
 
     Raises:
@@ -327,22 +327,22 @@ def _check_ours(state: JobState, check_lock: Callable[[], None]) -> None:
         )
 
 
-def _notes(job: Job, manifest: Manifest | None) -> tuple[str, ...]:
+def _notes(task: Task, manifest: Manifest | None) -> tuple[str, ...]:
     """Return the notes that are only known once all ranks and stages are finished."""
     if manifest is None:
         return ()
-    if job.stage is None:
+    if task.stage is None:
         return final_notes(manifest)
-    names = sorted(set(manifest.inconsistent_replicas) - job.model.inconsistent_replicas)
+    names = sorted(set(manifest.inconsistent_replicas) - task.model.inconsistent_replicas)
     inconsistent = f"copies of these parameters differ between stages; those of the first stage are used: {some(names)}"
     return (*final_notes(manifest), *([inconsistent] if names else []))
 
 
 def _write_ranks(
-    job: Job,
-    state: JobState,
+    task: Task,
+    state: TaskState,
     ranks: tuple[int, ...],
-    document: JobDocument,
+    document: TaskRecord,
     workers: int,
     progress: Progress,
     guard: Guard,
@@ -353,7 +353,7 @@ def _write_ranks(
         futures = [
             pool.submit(
                 copy_context().run,  # the context of this operation
-                partial(write_rank, job, state, rank, staged=document.staged, budget=share, progress=progress, guard=guard),
+                partial(write_rank, task, state, rank, staged=document.staged, budget=share, progress=progress, guard=guard),
             )
             for rank in ranks
         ]

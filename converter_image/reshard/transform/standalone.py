@@ -21,7 +21,7 @@ from reshard.transform.prepare import prepare_files
 if TYPE_CHECKING:
     from collections.abc import Iterable, Mapping
 
-    from reshard.engine.job import Job
+    from reshard.engine.task import Task
     from reshard.spec.request import Request
 
 _FIX = (
@@ -30,7 +30,7 @@ _FIX = (
 )
 
 
-def prepare_standalone(request: Request, files: Mapping[int, str], *, only: int | None = None) -> Job:
+def prepare_standalone(request: Request, files: Mapping[int, str], *, only: int | None = None) -> Task:
     """Prepare the task that creates a target from individual files in one store, which becomes the source of the request.
 
     Args:
@@ -59,11 +59,11 @@ def prepare_standalone(request: Request, files: Mapping[int, str], *, only: int 
     return prepare_files(request, store, Files(paths), strategies, Silent(), workers=default_workers(), only=only)
 
 
-def write_standalone(job: Job, urls: Mapping[int, str], *, at_once: int = 1) -> None:
+def write_standalone(task: Task, urls: Mapping[int, str], *, at_once: int = 1) -> None:
     """Write and verify the files of target ranks, one after the other.
 
     Args:
-        job: task that creates the ranks.
+        task: task that creates the ranks.
         urls: target files by rank.
         at_once: number of processes that do this concurrently and share the memory.
 
@@ -72,7 +72,7 @@ def write_standalone(job: Job, urls: Mapping[int, str], *, at_once: int = 1) -> 
     """
     share = budget(at_once)
     for rank, url in urls.items():
-        write_alone(job, rank, url, share=share)
+        write_alone(task, rank, url, share=share)
 
 
 def refuse_own_files(read: Iterable[str], written: Iterable[str]) -> None:

@@ -10,7 +10,7 @@ from reshard.checkpoint.unified import is_own
 from reshard.errors import RequestError
 from reshard.formats.registry import document_names
 from reshard.parallel import parallel
-from reshard.target.snapshot import JobDocument
+from reshard.target.snapshot import TaskRecord
 from reshard.telemetry import durations, phase
 from reshard.transform.commit import finish_interrupted, refuse_loss
 from reshard.transform.draft import draft_manifest
@@ -19,14 +19,14 @@ from reshard.transform.prepare import encode_index
 if TYPE_CHECKING:
     from collections.abc import Set as AbstractSet
 
-    from reshard.engine.job import Job
+    from reshard.engine.task import Task
     from reshard.progress import Cancellation
     from reshard.target.folder import TargetFolder
     from reshard.target.snapshot import TargetSnapshot
 
 
 @phase("start")
-def start(job: Job, target: TargetFolder, cancellation: Cancellation) -> tuple[JobDocument, TargetSnapshot]:
+def start(task: Task, target: TargetFolder, cancellation: Cancellation) -> tuple[TaskRecord, TargetSnapshot]:
     """Record the task in the target, or find its record. The target's lock must be held.
 
     Returns:
@@ -36,42 +36,42 @@ def start(job: Job, target: TargetFolder, cancellation: Cancellation) -> tuple[J
         RequestError: the task may not be started, see `refuse`.
     """
     snapshot = finish_interrupted(target, cancellation)
-    state, document = target.job(job.digest), snapshot.find_task(job.digest)
-    if document is not None and document.versions != job.versions and not job.planned:
-        document = msgspec.structs.replace(document, versions=job.versions)
-        state.refresh(document, encode_index(job), draft_manifest(job, durations()), job.carried)
+    state, document = target.task(task.digest), snapshot.find_task(task.digest)
+    if document is not None and document.versions != task.versions and not task.planned:
+        document = msgspec.structs.replace(document, versions=task.versions)
+        state.refresh(document, encode_index(task), draft_manifest(task, durations()), task.carried)
     elif document is not None:
-        state.restore(encode_index(job), draft_manifest(job, durations()), job.carried)
+        state.restore(encode_index(task), draft_manifest(task, durations()), task.carried)
     else:
-        replaces, renames = replaces_other(job, target, snapshot), target.store.renames
-        document = JobDocument(
-            job.digest,
-            job.key,
+        replaces, renames = replaces_other(task, target, snapshot), target.store.renames
+        document = TaskRecord(
+            task.digest,
+            task.key,
             staged=replaces and renames,
             mode=target.mode,
             in_place=replaces and not renames,
-            stage=job.stage,
-            whole=job.whole,
-            key_check=job.cipher.key_check() if job.cipher is not None else None,
-            versions=job.versions,
+            stage=task.stage,
+            whole=task.whole,
+            key_check=task.cipher.key_check() if task.cipher is not None else None,
+            versions=task.versions,
         )
-        outdated = snapshot.outdated(job.digest, job.key)
+        outdated = snapshot.outdated(task.digest, task.key)
         discarded = [
-            other for other in snapshot.jobs if other in outdated or (job.stage is not None and _is_same_stage(other, job))
+            other for other in snapshot.tasks if other in outdated or (task.stage is not None and _is_same_stage(other, task))
         ]
         for other in discarded:
             target.discard(other, state)
-        document = state.begin(document, encode_index(job), draft_manifest(job, durations()), job.carried)
+        document = state.begin(document, encode_index(task), draft_manifest(task, durations()), task.carried)
         snapshot = snapshot.started(document, discarded)
-    _refuse_other_key(job, target, snapshot)  # of two processes that start it concurrently, one may have another key
+    _refuse_other_key(task, target, snapshot)  # of two processes that start it concurrently, one may have another key
     return document, snapshot
 
 
-def refuse(job: Job, target: TargetFolder, snapshot: TargetSnapshot, *, commit: bool) -> None:
+def refuse(task: Task, target: TargetFolder, snapshot: TargetSnapshot, *, commit: bool) -> None:
     """Refuse to replace a checkpoint without permission or with fewer ranks, and to mix files encrypted with different keys.
 
     Args:
-        job: task to start.
+        task: task to start.
         target: target of the task.
         snapshot: state of the target at one moment.
         commit: whether the task will be committed at once, so that all ranks that this requires must be requested.
@@ -79,57 +79,57 @@ def refuse(job: Job, target: TargetFolder, snapshot: TargetSnapshot, *, commit: 
     Raises:
         RequestError: the target contains something that the task may not replace or extend. The message contains the remedy.
     """
-    _refuse_other_key(job, target, snapshot)
-    if not snapshot.committing and replaces_other(job, target, snapshot) and commit:
-        refuse_loss(target, snapshot, job.scope, job.ranks, job.shape)
+    _refuse_other_key(task, target, snapshot)
+    if not snapshot.committing and replaces_other(task, target, snapshot) and commit:
+        refuse_loss(target, snapshot, task.scope, task.ranks, task.shape)
 
 
-def replaces_other(job: Job, target: TargetFolder, snapshot: TargetSnapshot) -> bool:
+def replaces_other(task: Task, target: TargetFolder, snapshot: TargetSnapshot) -> bool:
     """Return whether the task would replace something else in the target.
 
     Raises:
         RequestError: it would, and the request does not allow that.
     """
-    known = snapshot.find_task(job.digest)
+    known = snapshot.find_task(task.digest)
     if known is not None:
         return known.replaces
-    if snapshot.manifest_for(job) is not None:
+    if snapshot.manifest_for(task) is not None:
         return False
-    siblings, outdated = snapshot.siblings(job), snapshot.outdated(job.digest, job.key)
-    others = [other for other in snapshot.jobs if other not in (*outdated, *siblings)]
+    siblings, outdated = snapshot.siblings(task), snapshot.outdated(task.digest, task.key)
+    others = [other for other in snapshot.tasks if other not in (*outdated, *siblings)]
     replacing = any(sibling.replaces for sibling in siblings)
     if replacing:  # the other stages were checked against all others, except tasks of this stage
-        others = [other for other in others if _is_same_stage(other, job)]
+        others = [other for other in others if _is_same_stage(other, task)]
     if siblings and not others:
         return replacing
-    manifest, ours = snapshot.manifest, target.replaced_files(snapshot, job.digest)
+    manifest, ours = snapshot.manifest, target.replaced_files(snapshot, task.digest)
     if manifest is not None:
-        digests = f"{manifest.digest[:12]} instead of {job.digest[:12]}"
+        digests = f"{manifest.digest[:12]} instead of {task.digest[:12]}"
         what = f"a checkpoint that was created from another source, strategy or options ({digests})"
         ours |= {*(record.path for record in manifest.listed), *document_names(manifest.options)}
     elif others:
         what = f"an unfinished transform of another source, strategy or options ({others[0].digest[:12]})"
     else:
-        _refuse_foreign_files(job, target, ours)
+        _refuse_foreign_files(task, target, ours)
         return False
-    _refuse_foreign_targets(job, target, ours)
-    if job.request.options.overwrite == "Never":
+    _refuse_foreign_targets(task, target, ours)
+    if task.request.options.overwrite == "Never":
         fix = "choose another target, or replace it with --overwrite (spec.overwrite: Replace)"
         raise RequestError("TargetExists", f"the target contains {what}", where=target.store.url, fix=fix)
     return True
 
 
-def _refuse_foreign_files(job: Job, target: TargetFolder, ours: AbstractSet[str]) -> None:
+def _refuse_foreign_files(task: Task, target: TargetFolder, ours: AbstractSet[str]) -> None:
     """Refuse files that no document lists. They are never replaced or mixed with others: they may be the only copy.
 
     Raises:
         RequestError: the target contains such files.
     """
-    wanted = {*map(job.path, job.scope), *_carried(job), *job.output.conflicting(job.model.target_ranks)}
+    wanted = {*map(task.path, task.scope), *_carried(task), *task.output.conflicting(task.model.target_ranks)}
     entries = target.store.list("")
-    if job.output.names_files:  # programs would read files of another checkpoint together with these
-        suffixes = tuple({f".{path.rpartition('.')[2]}" for path in map(job.path, job.scope)})
-        wanted |= {*document_names(job.key), *(found.name for found in entries if found.name.endswith(suffixes))}
+    if task.output.names_files:  # programs would read files of another checkpoint together with these
+        suffixes = tuple({f".{path.rpartition('.')[2]}" for path in map(task.path, task.scope)})
+        wanted |= {*document_names(task.key), *(found.name for found in entries if found.name.endswith(suffixes))}
     paths = [found.name for found in entries if found.name in wanted or is_own(found.name)]
     folders = [found.name for found in entries if found.is_folder and found.name.startswith("rank_")]
     for folder, listed in zip(folders, target.store.list_folders(folders), strict=True):
@@ -139,22 +139,22 @@ def _refuse_foreign_files(job: Job, target: TargetFolder, ours: AbstractSet[str]
         raise _foreign(foreign, target)
 
 
-def _refuse_foreign_targets(job: Job, target: TargetFolder, ours: AbstractSet[str]) -> None:
+def _refuse_foreign_targets(task: Task, target: TargetFolder, ours: AbstractSet[str]) -> None:
     """Refuse files that no document lists and that would be replaced, next to a checkpoint.
 
     Raises:
         RequestError: the target contains such files.
     """
-    documents = (*document_names(job.key), *_carried(job), *job.output.conflicting(job.model.target_ranks))
-    wanted = (*map(job.path, job.scope), *documents)
+    documents = (*document_names(task.key), *_carried(task), *task.output.conflicting(task.model.target_ranks))
+    wanted = (*map(task.path, task.scope), *documents)
     paths = [path for path in wanted if path not in ours]
     for path, found in zip(paths, parallel(target.store.stat, paths), strict=True):
         if found is not None:
             raise _foreign(path, target)
 
 
-def _carried(job: Job) -> tuple[str, ...]:
-    return tuple(file.path for file in job.model.inventory.carried)
+def _carried(task: Task) -> tuple[str, ...]:
+    return tuple(file.path for file in task.model.inventory.carried)
 
 
 def _foreign(path: str, target: TargetFolder) -> RequestError:
@@ -166,16 +166,16 @@ def _foreign(path: str, target: TargetFolder) -> RequestError:
     )
 
 
-def _refuse_other_key(job: Job, target: TargetFolder, snapshot: TargetSnapshot) -> None:
+def _refuse_other_key(task: Task, target: TargetFolder, snapshot: TargetSnapshot) -> None:
     """Refuse a key that differs from the key of the target's files. The key is not part of a checkpoint's identity.
 
     Raises:
         RequestError: the unfinished or complete checkpoint has another key, or does not identify its key.
     """
-    if job.cipher is None:
+    if task.cipher is None:
         return
-    for known in (snapshot.find_task(job.digest), snapshot.manifest_for(job)):
-        if known is not None and not job.cipher.has_key_of(known.key_check or b""):
+    for known in (snapshot.find_task(task.digest), snapshot.manifest_for(task)):
+        if known is not None and not task.cipher.has_key_of(known.key_check or b""):
             raise RequestError(
                 "OtherKey",
                 "this transform was started with another encryption key",
@@ -184,5 +184,5 @@ def _refuse_other_key(job: Job, target: TargetFolder, snapshot: TargetSnapshot) 
             )
 
 
-def _is_same_stage(other: JobDocument, job: Job) -> bool:
-    return (other.stage, other.whole) == (job.stage, job.whole)
+def _is_same_stage(other: TaskRecord, task: Task) -> bool:
+    return (other.stage, other.whole) == (task.stage, task.whole)

@@ -4,11 +4,11 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, NamedTuple
 
-from reshard.engine.job import key_of
+from reshard.engine.task import key_of
 from reshard.source.files import listing_digest
 from reshard.spec.ranks import parse_ranks
 from reshard.spec.request import STRICTNESS
-from reshard.target.snapshot import JobDocument
+from reshard.target.snapshot import TaskRecord
 from reshard.transform.commit import recorded
 from reshard.transform.documents import changed_documents, expected_documents
 from reshard.transform.inputs import listing_identifies
@@ -67,7 +67,7 @@ def find_complete(inputs: Inputs, target: TargetFolder, cancellation: Cancellati
         return None
     asked, every = request.options.only_ranks, tuple(range(manifest.target_ranks))
     ranks = every if asked is None else tuple(sorted({*parse_ranks(asked, manifest.target_ranks)}))
-    document = JobDocument(manifest.digest, {}, staged=False)
+    document = TaskRecord(manifest.digest, {}, staged=False)
     known = recorded(target, document, snapshot, ranks, cancellation, thorough=thorough)
     wanted = STRICTNESS[request.options.verification]
     finished = all(rank in known and STRICTNESS[known[rank].verified] >= wanted for rank in ranks)

@@ -46,7 +46,7 @@ _NAMESAKES = 8
 
 
 @dataclass(frozen=True, slots=True)
-class Job:
+class Task:
     """A transform task.
 
     Attributes:
@@ -99,7 +99,7 @@ class Job:
         return self.model.inventory.versions
 
     @property
-    def namesakes(self) -> Iterator[Job]:
+    def namesakes(self) -> Iterator[Task]:
         """The task with each of its possible identities, the usual one first. They differ for sources with equal samples."""
         yield self
         for number in range(1, _NAMESAKES):
@@ -235,7 +235,7 @@ def keys_of(model: Model, parameter: Parameter) -> Keys:
     return () if parameter.name != parameter.source_name else model.inventory.keys.get(parameter.name, ())
 
 
-def job_of(  # noqa: PLR0913 - independent results of reading the source
+def task_of(  # noqa: PLR0913 - independent results of reading the source
     request: Request,
     store: ReadStore,
     model: Model,
@@ -245,7 +245,7 @@ def job_of(  # noqa: PLR0913 - independent results of reading the source
     key: bytes | None = None,
     selected: Selected | None = None,
     notes: tuple[str, ...] = (),
-) -> Job:
+) -> Task:
     """Return the task that creates a model's target ranks, encrypted with a key if the request contains one.
 
     Args:
@@ -283,9 +283,9 @@ def job_of(  # noqa: PLR0913 - independent results of reading the source
     if kind.one_stage:
         stage, whole = model.first_stage, _identity([decisive | {"sourceStrategy": None}, selected.step])
     planner = Planner(model, remove_redundancy=request.options.remove_redundancy, once=output.once)
-    job = Job(request, store, planner, identity, decides, output, stage, whole, selected, strategies, cipher=cipher)
-    own = notes_of(model, request, strategies, output, planner, job.scope)
-    return replace(job, notes=(*notes, *own))
+    task = Task(request, store, planner, identity, decides, output, stage, whole, selected, strategies, cipher=cipher)
+    own = notes_of(model, request, strategies, output, planner, task.scope)
+    return replace(task, notes=(*notes, *own))
 
 
 def _identity(content: object) -> str:
@@ -343,6 +343,6 @@ def key_of(
     }
 
 
-def summary_of(job: Job) -> Summary:
+def summary_of(task: Task) -> Summary:
     """Return a summary of the reads of the requested ranks."""
-    return summarize(job.model, job.planner, job.scope)
+    return summarize(task.model, task.planner, task.scope)

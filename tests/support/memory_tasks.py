@@ -10,8 +10,8 @@ from memory_store import MemorySource, MemoryWriter
 
 from reshard.engine.execute import carry_out, moves
 from reshard.engine.gather import ReadCount
-from reshard.engine.job import job_of
 from reshard.engine.rankfile import Conditions, produce
+from reshard.engine.task import task_of
 from reshard.plan import build_model, with_casts
 from reshard.source.files import Files
 from reshard.source.reading import read_inventory
@@ -21,11 +21,11 @@ from reshard.strategy import Strategy
 if TYPE_CHECKING:
     import models
 
-    from reshard.engine.job import Job
+    from reshard.engine.task import Task
     from reshard.plan import RankPlan
 
 
-def job(model: models.Model, source: str, target: str, stage: int | None = None, **chosen: Any) -> tuple[Job, MemorySource]:
+def task(model: models.Model, source: str, target: str, stage: int | None = None, **chosen: Any) -> tuple[Task, MemorySource]:
     """Return a task for all ranks, or for those of one pipeline stage of the source, with the `chosen` options."""
     held = model.source()
     store = MemorySource({f"rank_{r}/x.{source}": rawfiles.write(source, tensors) for r, tensors in enumerate(held)})
@@ -51,19 +51,19 @@ def job(model: models.Model, source: str, target: str, stage: int | None = None,
         pad=options.pad,
     )
     placed = with_casts(placed, options.cast)
-    return job_of(Request("memory", "nowhere", options=options), store, placed, (before, after)), store
+    return task_of(Request("memory", "nowhere", options=options), store, placed, (before, after)), store
 
 
-def written(job: Job, rank: int, count: ReadCount | None = None) -> bytes:
+def written(task: Task, rank: int, count: ReadCount | None = None) -> bytes:
     writer = MemoryWriter()
-    produce(job, job.planner.plan(rank), writer, Conditions(count or ReadCount()))
-    assert len(writer.content) == job.file_size(rank)
+    produce(task, task.planner.plan(rank), writer, Conditions(count or ReadCount()))
+    assert len(writer.content) == task.file_size(rank)
     return bytes(writer.content)
 
 
-def streamed(job: Job, plan: RankPlan) -> bytes:
+def streamed(task: Task, plan: RankPlan) -> bytes:
     """Return a rank's file made by any plan, including one that would never run because its proof fails."""
-    writer, files = MemoryWriter(), job.source_files()
-    carry_out(moves(plan, job.pieces(plan.rank)), files, writer.write)
+    writer, files = MemoryWriter(), task.source_files()
+    carry_out(moves(plan, task.pieces(plan.rank)), files, writer.write)
     files.close()
     return bytes(writer.content)
