@@ -333,4 +333,4 @@ def _rule(sharding: Sharding, zero: _Zero, stages: _Stages, sizes: Mapping[str, 
     """Return the rule of a sharding, which matches nothing yet."""
     shard = {str(i): cuts[0] if len(cuts) == 1 else cuts for i, cuts in enumerate(sharding.dims) if cuts}
     order = () if sharding.order == tuple(sizes) else sharding.order
-    return LayoutRule("*", shard, order, stages.rule, zero.rule)  # type: ignore[arg-type]
+    return LayoutRule("*", shard, order, stages.rule, zero.rule)  # type: ignore[arg-type]  # the names of stages are plain text here

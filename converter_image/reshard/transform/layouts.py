@@ -150,8 +150,8 @@ def _derived(
         RequestError: the source shows no slices, or does not determine the sharding of a parameter that no rule matches.
     """
     from reshard.mesh.derive import derive  # noqa: PLC0415 - as above
-    from reshard.mesh.evidence import Evidence  # noqa: PLC0415
-    from reshard.model.tiling import Grid  # noqa: PLC0415
+    from reshard.mesh.evidence import Evidence  # noqa: PLC0415 - as above
+    from reshard.model.tiling import Grid  # noqa: PLC0415 - as above
 
     written = [p for p in undivided.parameters if p.name in tensors]
     mesh = target.document.derive.source_mesh if target.document.derive else ""
