@@ -96,6 +96,11 @@ def model(rng: random.Random) -> Model:
         for number in range(2)
         for kind in ("w", "b", "norm")
     }
+    for axis in [axis for axis in axes if source[axis] > 1 and axis not in uncut][
+        :1
+    ]:  # one parameter shows the order of the mesh
+        shape = (4, 2 * lcm(source[axis], target[axis]))
+        parameters["ordered"] = Parameter(((), (axis,)), tuple(axes), shape, "Float32", flag=False)
     replicated = tuple(sorted(axis for axis in uncut if in_order or source[axis] > 1 or target[axis] == 1))
     return Model(
         parameters,

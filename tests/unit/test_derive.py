@@ -273,6 +273,56 @@ def test_a_mesh_of_another_strategy_is_refused(mesh: str, text: str) -> None:
     assert caught.value.reason == "MeshMismatch"
 
 
+@pytest.mark.parametrize(
+    ("source", "target", "text"),
+    [
+        ("dp=2,tp=4", "tp=2,dp=4", "the order tp, dp, that of the source in the order dp, tp"),
+        ("pp=2,dp=2,cp=2,tp=2", "pp=2,dp=2,tp=2,cp=2", "the order dp, tp, cp"),
+    ],
+)
+def test_another_order_of_axes_than_that_of_the_source_is_refused(source: str, target: str, text: str) -> None:
+    with pytest.raises(RequestError, match=text) as caught:
+        scaled(source, target, [])
+    assert caught.value.reason == "MeshMismatch"
+
+
+def test_an_order_that_explains_no_parameter_is_refused() -> None:
+    evidence = [Evidence.of_strategy(language_model("dp=2,tp=4"), "tp=4,dp=2", TENSORS, "source")]
+
+    def derived(rules: list[dict[str, Any]]) -> Derivation:
+        document = layout_file("tp=2,dp=4", rules, derive={"sourceMesh": "tp=4,dp=2"})
+        return derive(document, TENSORS, "layout.yaml", evidence)
+
+    with pytest.raises(RequestError, match=r"tp, dp, explains the layout of no parameter, but dp, tp would") as caught:
+        derived([])
+    assert caught.value.reason == "MeshMismatch"
+    ruled = [{"match": rule["match"], "shard": rule["shard"], "order": ["dp", "tp"]} for rule in LLAMA if "shard" in rule]
+    assert derived(ruled).refused == ()  # only whole parameters are derived
+
+
+def test_a_parameter_can_have_an_order_of_its_own() -> None:
+    tensors = {"w": Whole("Float32", (64, 32)), "other": Whole("Float32", (64, 32))}
+    layouts = {"w": Layout((2, 4), ((0,), ())), "other": Layout((4, 2), ((1,), ()))}  # by the inner and by the outer ranks
+    evidence = Evidence.of_strategy(Strategy((layouts,), 8), "dp=2,tp=4", tensors, "f")
+    derived = derive(layout_file("dp=4,tp=2", [], derive={"sourceMesh": "dp=2,tp=4"}), tensors, "f", [evidence]).complete()
+    assert {name: each.sharding.order for name, each in derived.items()} == {"w": ("dp", "tp"), "other": ("tp", "dp")}
+
+
+def test_a_stage_with_only_parameters_of_earlier_stages_is_a_stage() -> None:
+    fields = {"state": [], "pipeline": {"layer": "layers.*.", "counts": [2, 0]}}
+    rules = [{"match": "embedding", "stage": "all", "shard": {0: "tp"}}, {"match": "*", "shard": {0: "tp"}}]
+    tensors = {name: Whole("Float32", (16, 8)) for name in ("embedding", "layers.0.w", "layers.1.w")}
+    source = resolve(layout_file("pp=2,dp=2,tp=4", rules, **fields), tensors, "f").strategy
+    evidence = Evidence.of_strategy(source, "pp=2,dp=2,tp=4", tensors, "f")
+    document = layout_file("pp=2,dp=4,tp=2", [], derive={"sourceMesh": "pp=2,dp=2,tp=4"}, **fields)
+    derived = derive(document, tensors, "f", [evidence]).complete()
+    assert {name: each.stages for name, each in derived.items()} == {
+        "embedding": (0, 1),
+        "layers.0.w": (0,),
+        "layers.1.w": (0,),
+    }
+
+
 # --- sources that locate their slices --------------------------------------------------------------------------------------
 
 
@@ -315,3 +365,27 @@ def test_grids_with_several_readings_are_refused() -> None:
 def test_a_grid_that_no_axes_explain_is_refused() -> None:
     refused = {name: each.error.reason for each in grids("dp=2,tp=3", "dp=2").refused for name in each.names}
     assert refused == dict.fromkeys(("column", "both", "uneven"), "LayoutNotDerivable")
+
+
+def test_grids_with_too_many_readings_are_refused() -> None:
+    axes = ",".join(f"a{i}=2" for i in range(6))
+    for shape in ((1, 1, 1, 1, 1, 8), (1, 1, 8), (2, 2, 2, 2, 3)):
+        grid = Grid(tuple(tuple(range(n + 1)) if n in (2, 3) else (0, n) for n in shape))
+        document = layout_file(axes, [], derive={"sourceMesh": axes}, pipeline=None)
+        found = derive(document, {"w": Whole("Float32", shape)}, "f", [Evidence.of_grids({"w": grid}, axes)])
+        (refused,) = found.refused
+        assert refused.error.reason == "LayoutAmbiguous"
+        assert "more than 64 readings" in refused.error.what
+
+
+def test_an_axis_that_divides_another_parameter_is_not_proposed_as_replicated() -> None:
+    found = {"one": Grid.equal((16, 8), (2, 1)), "two": Grid.equal((16, 8), (2, 2))}
+
+    def fixes(*names: str) -> str:
+        tensors = {name: Whole("Float32", (16, 8)) for name in names}
+        document = layout_file("dp=4,tp=2", [], derive={"sourceMesh": "dp=2,tp=2"}, pipeline=None)
+        evidence = Evidence.of_grids({name: found[name] for name in names}, "dp=2,tp=2")
+        return " ".join(str(each.error.fix) for each in derive(document, tensors, "f", [evidence]).refused)
+
+    assert "derive.replicated: [dp]" in fixes("one")
+    assert "derive.replicated" not in fixes("one", "two")  # both axes divide the other one

@@ -6,17 +6,18 @@ are refused, as are all other open questions. Each refusal contains the rules of
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-from itertools import combinations, product
+from dataclasses import dataclass, replace
+from itertools import chain, combinations, product
 from math import prod
 from typing import TYPE_CHECKING
 
 import msgspec
 
 from reshard.errors import RequestError
+from reshard.mesh.orders import check_order
 from reshard.mesh.patterns import patterns_of
 from reshard.mesh.questions import Question, Refused
-from reshard.mesh.readings import MOST_AXES, Observation, candidates, default_intervals, intervals
+from reshard.mesh.readings import MOST_AXES, Observation, TooManyReadings, candidates, default_intervals, intervals
 from reshard.mesh.render import rule_line
 from reshard.mesh.resolve import MOST_ELEMENT_BYTES, Rules
 from reshard.mesh.sharding import Derived, Sharding, Whole, optimizer_sharded
@@ -29,9 +30,6 @@ if TYPE_CHECKING:
     from reshard.mesh.evidence import Evidence
     from reshard.mesh.readings import Intervals
     from reshard.spec.layout import LayoutDocument
-
-_MOST_LINES = 12
-_SHOWN = 5  # patterns in one message
 
 
 @dataclass(frozen=True, slots=True)
@@ -115,15 +113,15 @@ def derive(
         names: name in the source of each parameter that has another one in the target.
 
     Raises:
-        RequestError: the layer in a name does not exist.
+        RequestError: the layer in a name does not exist, or the axes of the meshes have other orders, see `check_order`.
         UsageError: pipeline stages contradict each other.
     """
     task = _Task(document, tensors, where, tuple(evidence), names or {})
+    wanted = [name for name, tensor in tensors.items() if tensor.size > 1 and not task.is_ruled(name) and task.is_observed(name)]
+    check_order(evidence[0], document.axes, map(task.source_name, wanted), where)
     derived: dict[str, Derived] = {}
     questions: dict[object, tuple[Question, list[str]]] = {}
-    for name, tensor in tensors.items():
-        if tensor.size <= 1 or task.is_ruled(name) or not task.is_observed(name):
-            continue
+    for name in wanted:
         found = task.derived(name)
         if isinstance(found, Derived):
             derived[name] = found
@@ -149,6 +147,8 @@ class _Task:
         self._sizes = document.axes
         self._replicated = frozenset(axes_of(document.derive.replicated)) if document.derive else frozenset()
         self._readings: dict[object, _Read | Question] = {}
+        cuts = (self._rules.expanded(axes) for rule in document.rules for axes in rule.shard.values())
+        self._dividing = set(chain.from_iterable(cuts))  # axes that divide a parameter
 
     def is_ruled(self, name: str) -> bool:
         """Return whether a rule matches a parameter."""
@@ -156,19 +156,23 @@ class _Task:
 
     def is_observed(self, name: str) -> bool:
         """Return whether the source shows a parameter."""
-        return self._source_name(name) in self._evidence[0].observed
+        return self.source_name(name) in self._evidence[0].observed
 
-    def _source_name(self, name: str) -> str:
+    def source_name(self, name: str) -> str:
+        """Return the name of a parameter in the source."""
         return self._names.get(name, name)
 
     def derived(self, name: str) -> Derived | Question:
         """Return the sharding of a parameter, or what is unknown about it."""
-        tensor, source_name = self._tensors[name], self._source_name(name)
+        tensor, source_name = self._tensors[name], self.source_name(name)
         observations = tuple(o for each in self._evidence for o in each.observed.get(source_name, ()))
         read = self._read(observations, tensor.shape)
         if isinstance(read, Question):
             return read
         readings, unseen = read.shardings, read.unseen
+        uses = [{axis for cuts in reading.dims for axis in cuts} for reading in readings]
+        if not read.is_default:
+            self._dividing |= set.intersection(*uses)
         kind = about = ""
         replicated: tuple[str, ...] = ()
         if unseen:
@@ -177,8 +181,7 @@ class _Task:
         elif read.is_default:
             kind = "default"
         elif len(readings) > 1:
-            kind, about = "readings", ",".join(f"{axis}={size}" for axis, size in observations[0].axes)
-            uses = [{axis for cuts in reading.dims for axis in cuts} for reading in readings]
+            kind, about = "readings", _mesh(observations[0])
             replicated = tuple(axis for axis in self._sizes if sum(axis not in used for used in uses) == 1)
         elif other := self._conditional(readings[0], tensor, observations):
             kind, about = "conditional", ", ".join(axis for cuts in other.dims for axis in cuts)
@@ -214,9 +217,12 @@ class _Task:
             return Question("axes", ", ".join(axes))
         found: dict[object, Sharding] = {}
         placed = grown | (self._replicated - observations[0].names) & {*axes}
-        for candidate in candidates(observations, axes, placed, self._replicated | grown):
-            in_target = self._in_target(candidate)
-            found.setdefault(self._key(in_target), in_target)
+        try:
+            for candidate in candidates(observations, axes, placed, self._replicated | grown):
+                in_target = self._in_target(candidate)
+                found.setdefault(self._key(in_target), in_target)
+        except TooManyReadings:
+            return Question("many", _mesh(observations[0]))
         is_open = bool(default) and (default not in found or len(found) > 1)
         if default and default not in found and (sharding := self._of_default(default)):
             found[default] = sharding
@@ -228,8 +234,9 @@ class _Task:
     def _of_default(self, default: Intervals) -> Sharding | None:
         """Return axes that divide a parameter as MindSpore does by default, if there are any."""
         count = prod(length for cuts in default for _, length in cuts)
-        for number in range(len(self._sizes) + 1):
-            for some in combinations(self._sizes, number):
+        several = [axis for axis, size in self._sizes.items() if size > 1]
+        for number in range(len(several) + 1):
+            for some in combinations(several, number):
                 if prod(self._sizes[axis] for axis in some) == count:
                     dims = tuple(some if cuts else () for cuts in default)
                     return Sharding(dims, (*some, *(axis for axis in self._sizes if axis not in some)), self._document.uneven)
@@ -262,7 +269,8 @@ class _Task:
         seen = [dict(each.axes) for each in observations if not isinstance(each.cuts, Grid)]
         if any(reading.dims) or not seen:
             return None
-        axes = [axis for axis in self._sizes if axis not in self._replicated]
+        several = {axis for each in (*seen, self._sizes) for axis, size in each.items() if size > 1}
+        axes = [axis for axis in self._sizes if axis in several - self._replicated]
         for dimension, n in enumerate(tensor.shape):
             for count in range(1, len(axes) + 1):
                 for some in combinations(axes, count):
@@ -298,7 +306,7 @@ class _Task:
         least, most = (tensor.size, MOST_ELEMENT_BYTES * tensor.size) if is_orphan else (self._tensors[owner].nbytes,) * 2
         if most < zero.threshold or optimizer_sharded(layout, tensor, reached) == layout:
             return (_Zero(None, rule=True),)
-        flags = {flag for each in self._evidence if (flag := each.sharded.get(self._source_name(name))) is not None}
+        flags = {flag for each in self._evidence if (flag := each.sharded.get(self.source_name(name))) is not None}
         off, on = _Zero(None, rule=False), _Zero(reached, rule=reached if is_orphan else True)
         if flags == {False} and not is_orphan:
             return (off,)
@@ -312,7 +320,7 @@ class _Task:
             return (_Stages((0,), None),)
         if (stage := self._rules.layer_stage(name)) is not None:
             return (_Stages((stage,), None),)
-        before = source.stages.get(self._source_name(name), ())
+        before = source.stages.get(self.source_name(name), ())
         if self._document.pipeline is None and source.number == count:
             return (everywhere if len(before) == count else _Stages(before, before[0]),)
         ends = (_Stages((0,), "first"), _Stages((count - 1,), "last"))
@@ -326,7 +334,13 @@ class _Task:
     def refused(self, question: Question, names: Sequence[str]) -> Refused:
         """Return a refusal of parameters, with rules that match them and no others."""
         owners = tuple(dict.fromkeys(self._owners[name] for name in names))
+        replicated = tuple(axes for axes in question.replicated if self._dividing.isdisjoint(axes.split(", ")))
+        question = replace(question, replicated=replicated)
         return question.refused(tuple(names), patterns_of(owners, {*self._owners.values()} - {*owners}), self._where)
+
+
+def _mesh(observation: Observation) -> str:
+    return ",".join(f"{axis}={size}" for axis, size in observation.axes)
 
 
 def _rule(sharding: Sharding, zero: _Zero, stages: _Stages, sizes: Mapping[str, int]) -> LayoutRule:

@@ -75,9 +75,8 @@ class Evidence:
             RequestError: the mesh has other numbers of ranks or stages than the strategy.
         """
         sizes, number = checked_mesh(strategy, mesh, where)
-        stages = strategy.stages[: len(strategy.stages) - len(strategy.repeated_stages)]
         layouts: dict[str, dict[int, Layout]] = {}
-        for stage, names in enumerate(stages, strategy.first):
+        for stage, names in enumerate(strategy.stages[:number], strategy.first):
             for name in names:
                 if name in tensors:
                     layouts.setdefault(name, {})[stage] = strategy.layout(stage, name, tensors[name].shape, sliced=False)

@@ -178,7 +178,7 @@ def _drafts(
         _refuse(list(parameters), f"more than {MOST_AXES} axes have several ranks", where)
     layers = LayerStages(pipeline, stages) if pipeline else None
     readings: dict[Observation, tuple[Sharding, ...]] = {}
-    drafts, doubts, unread, elsewhere, unexplained = {}, {}, [], [], []
+    drafts, doubts, unread, other_stages, unexplained = {}, {}, [], [], []
     for name, parameter in parameters.items():
         observation = Observation(tuple((axis, sizes[axis]) for axis in axes), intervals(parameter.plain))
         if observation not in readings:
@@ -192,7 +192,7 @@ def _drafts(
         if not any(flags):
             unexplained.append(name)
         elif stage == "":
-            elsewhere.append(name)
+            other_stages.append(name)
         else:
             shard = tuple((i, cuts) for i, cuts in enumerate(sharding.dims) if cuts)
             order = () if list(sharding.order) == axes else sharding.order
@@ -201,7 +201,7 @@ def _drafts(
                 doubts[name] = tuple(others)
     _refuse(unread, "no block of axes of the mesh divides it as the strategy does", where)
     _refuse(unexplained, "its optimizer shards differ from those of other parameters", where)
-    _refuse(elsewhere, "neither its layer nor `first`, `last`, `all` or one number describes its pipeline stages", where)
+    _refuse(other_stages, "neither its layer nor `first`, `last`, `all` or one number describes its pipeline stages", where)
     return drafts, doubts
 
 
@@ -213,14 +213,14 @@ def _readings(observation: Observation, axes: list[str]) -> tuple[Sharding, ...]
     return tuple(found.values())
 
 
-def _stage(name: str, held_by: tuple[int, ...], layers: LayerStages | None, stages: int) -> str | int | None:
+def _stage(name: str, found_in: tuple[int, ...], layers: LayerStages | None, stages: int) -> str | int | None:
     """Return the `stage` of a rule. An empty text means that no rule can describe the stages."""
     layer = layers.layer(name) if layers else None
-    if stages == 1 or (layers and layer is not None and held_by == (layers.stage(layer),)):
+    if stages == 1 or (layers and layer is not None and found_in == (layers.stage(layer),)):
         return None
-    if len(held_by) > 1:
-        return "all" if len(held_by) == stages else ""
-    return {0: "first", stages - 1: "last"}.get(held_by[0], held_by[0])
+    if len(found_in) > 1:
+        return "all" if len(found_in) == stages else ""
+    return {0: "first", stages - 1: "last"}.get(found_in[0], found_in[0])
 
 
 def _rule(draft: Draft, patterns: tuple[str, ...]) -> LayoutRule:

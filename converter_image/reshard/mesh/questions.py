@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 import msgspec
 
 from reshard.errors import RequestError
-from reshard.mesh.readings import MOST_AXES
+from reshard.mesh.readings import MOST_AXES, MOST_READINGS
 from reshard.mesh.render import rule_line
 
 if TYPE_CHECKING:
@@ -23,6 +23,7 @@ _KINDS = {
     "axes": ("LayoutNotDerivable", f"more than {MOST_AXES} axes have several ranks: {{}}", ""),
     "zero": ("LayoutNotDerivable", "the source divides it by only some of the axes in `zero`: {}", ""),
     "readings": ("LayoutAmbiguous", "its layout in the source has several readings in the mesh {}", _WITNESS),
+    "many": ("LayoutAmbiguous", f"its slices in the source have more than {MOST_READINGS} readings in the mesh {{}}", ""),
     "default": (
         "LayoutAmbiguous",
         "its layout in the source is also that of an operator without a strategy, whose slices MindSpore counts by the shape",

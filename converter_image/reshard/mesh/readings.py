@@ -22,6 +22,8 @@ if TYPE_CHECKING:
 
 # All orders are tried. No framework has more axes.
 MOST_AXES = 7
+MOST_READINGS = 64  # of one grid
+_MOST_TRIALS = 1 << 15
 
 Dims = tuple[tuple[str, ...], ...]
 Intervals = tuple[tuple[tuple[int, int], ...], ...]
@@ -57,6 +59,10 @@ def intervals(layout: Layout) -> Intervals:
     return tuple(dims)
 
 
+class TooManyReadings(Exception):  # noqa: N818 - no error: the parameter is refused
+    """A grid has more than `MOST_READINGS` readings, or finding them takes too long."""
+
+
 @dataclass(frozen=True, slots=True)
 class Observation:
     """What one checkpoint or strategy shows about the sharding of a parameter.
@@ -77,7 +83,11 @@ class Observation:
         return frozenset(name for name, _ in self.axes)
 
     def readings(self, order: Sequence[str]) -> Iterator[Dims]:
-        """Yield the axes that can have divided each dimension, if ranks are numbered in an order of axes, outermost first."""
+        """Yield the axes that can have divided each dimension, if ranks are numbered in an order of axes, outermost first.
+
+        Raises:
+            TooManyReadings: there are too many.
+        """
         if isinstance(self.cuts, Grid):
             yield from _grid_readings(self.cuts.cuts, dict(self.axes))
         elif (found := _interval_reading(self.cuts, order, dict(self.axes))) is not None:
@@ -96,6 +106,9 @@ def candidates(
         axes: axes of the source or the target with several ranks, in the order of the target's mesh. At most `MOST_AXES`.
         placed: axes whose position relative to all others is that in `axes`, if any sharding has it.
         excluded: axes that do not divide the parameter.
+
+    Raises:
+        TooManyReadings: there are too many.
     """
     if all(isinstance(each.cuts, Grid) for each in observations):
         yield from _explained(observations, tuple(axes), excluded)
@@ -187,18 +200,34 @@ def _interval_reading(cuts: Intervals, order: Sequence[str], sizes: Mapping[str,
 
 def _grid_readings(grid: Sequence[Sequence[int]], sizes: Mapping[str, int]) -> Iterator[Dims]:
     """Yield the axes, major first, that divide each dimension at the points of a grid as `torch.chunk` does."""
+    # Any axes can divide a dimension with one chunk if its length is 1, so these are last.
+    dims = sorted(range(len(grid)), key=lambda i: -len(grid[i]))
+    number = 0
+    for trial, found in enumerate(_trials([grid[i] for i in dims], sizes)):
+        if found is not None:
+            number += 1
+            yield tuple(axes for _, axes in sorted(zip(dims, found, strict=True)))
+        if number > MOST_READINGS or trial > _MOST_TRIALS:
+            raise TooManyReadings
+
+
+def _trials(grid: Sequence[Sequence[int]], sizes: Mapping[str, int]) -> Iterator[Dims | None]:
+    """Yield the readings of a grid, and None for other trials."""
     if not grid:
         yield ()
         return
     points, *rest = grid
     for count in range(len(sizes) + 1):
         for axes in permutations(sizes, count):
-            if _points(points[-1], tuple(sizes[axis] for axis in axes), len(points) - 1) == tuple(points):
-                left = {axis: size for axis, size in sizes.items() if axis not in axes}
-                yield from ((axes, *others) for others in _grid_readings(rest, left))
+            if chunked(points[-1], tuple(sizes[axis] for axis in axes), len(points) - 1) != tuple(points):
+                yield None
+                continue
+            left = {axis: size for axis, size in sizes.items() if axis not in axes}
+            for others in _trials(rest, left):
+                yield None if others is None else (axes, *others)
 
 
-def _points(length: int, counts: tuple[int, ...], most: int) -> tuple[int, ...]:
+def chunked(length: int, counts: tuple[int, ...], most: int) -> tuple[int, ...]:
     """Return the points at which axes divide a length into chunks of chunks, or nothing if there are more than `most` chunks."""
     points = [0, length] if length else [0]
     for count in counts:
@@ -206,7 +235,7 @@ def _points(length: int, counts: tuple[int, ...], most: int) -> tuple[int, ...]:
         for start, end in pairwise(points):
             chunk = -(-(end - start) // count)
             pieces += [*range(start, end, chunk)]
-        if len(pieces) > most:
-            return ()
+            if len(pieces) > most:
+                return ()
         points = [*pieces, length]
     return tuple(points)
