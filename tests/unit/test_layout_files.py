@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from math import prod
 from typing import TYPE_CHECKING
 
@@ -228,6 +229,32 @@ def test_a_checkpoint_of_chunks_is_scaled_without_a_layout(tmp_path: Path, whole
         assert found.keys() == whole.keys()
 
 
+@pytest.mark.parametrize("scale", ["dp/2", "dp*2", "dp=2,tp=2"])
+@pytest.mark.usefixtures("whole")
+def test_chunks_of_an_unknown_number_of_ranks_are_not_multiplied(
+    tmp_path: Path, scale: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert transform(tmp_path, "--target-ranks", "3", "--format", "torch-dcp", target="dcp") == 0
+    (tmp_path / "dcp" / "reshard-manifest.json").unlink()
+    assert transform(tmp_path, "--scale", scale, source="dcp") == 78
+    assert "such as dp=2" in capsys.readouterr().err
+    assert not (tmp_path / "out").exists()
+
+
+def test_fewer_chunks_than_ranks_are_scaled(tmp_path: Path) -> None:
+    arrays = {"even": np.arange(10, dtype=np.float32), "few": np.arange(3, dtype=np.float32)}
+    save_file(arrays, tmp_path / "model.safetensors")
+    (tmp_path / "fsdp.yaml").write_text(
+        "apiVersion: reshard.dev/layout-v1\nmesh: dp=8\nuneven: true\nrules: [{match: '*', shard: {0: dp}}]\n"
+    )
+    assert transform(tmp_path, "--target-strategy", str(tmp_path / "fsdp.yaml"), "--format", "torch-dcp", target="dcp") == 0
+    (tmp_path / "dcp" / "reshard-manifest.json").unlink()
+    assert transform(tmp_path, "--scale", "dp=4", source="dcp", target="scaled") == 0
+    found = [load_file(tmp_path / "scaled" / f"rank_{rank}" / f"checkpoint_{rank}.safetensors") for rank in range(4)]
+    assert [file["even"].tolist() for file in found] == [[0, 1, 2], [3, 4, 5], [6, 7, 8], [9]]
+    assert [len(file["few"]) if "few" in file else 0 for file in found] == [1, 1, 1, 0]
+
+
 @pytest.mark.usefixtures("whole")
 @pytest.mark.parametrize(
     ("more", "status", "text"),
@@ -264,6 +291,23 @@ def test_scales_change_sizes(scale: str, mesh: str | None, problem: str | None) 
     else:
         with pytest.raises(UsageError, match=problem):
             scaled(document, Scale(scale))
+
+
+@pytest.mark.parametrize(
+    ("old", "new", "text"),
+    [
+        ("stage: last", "stage: 1", "`stage: 1` in the rule of norm"),
+        ("layers: 4}", "counts: [2, 2]}", "`pipeline.counts`"),
+        ("layers: 4}", "layers: 4, offset: [1, -1]}", "`pipeline.offset`"),
+    ],
+)
+def test_a_scale_does_not_change_stages_that_are_stated(old: str, new: str, text: str) -> None:
+    document = parse(LAYOUT.replace(old, new).encode(), "layout.yaml").document
+    for scale in ("pp*2", "dp=2,pp/2"):
+        with pytest.raises(UsageError, match=re.escape(text)) as caught:
+            scaled(document, Scale(scale))
+        assert "--target-strategy" in str(caught.value.fix)
+    assert scaled(document, Scale("pp=2,dp=4")).devices == 8
 
 
 def derived(source: str, mesh: str, *, rules: str = "") -> str:

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 import msgspec
 
 from reshard.errors import RequestError, UsageError
-from reshard.spec.layout import LayoutDocument, LayoutRule, axes_and_sizes
+from reshard.spec.layout import PIPELINE_AXIS, LayoutDocument, LayoutRule, axes_and_sizes
 
 if TYPE_CHECKING:
     from reshard.model import Checkpoint
@@ -39,7 +39,8 @@ def scaled(document: LayoutDocument, scale: Scale) -> LayoutDocument:
     If its shardings were derived, they are derived again, from the checkpoint that has this layout.
 
     Raises:
-        UsageError: an axis does not exist, its size is not divisible, or `expert_mesh` no longer has the same number of ranks.
+        UsageError: an axis does not exist, its size is not divisible, `expert_mesh` no longer has the same number of ranks, or a
+            field applies to the old number of pipeline stages.
     """
     meshes: dict[str, Mesh | None] = {"mesh": document.mesh, "expert_mesh": document.expert_mesh}
     for change in scale.text.split(","):
@@ -59,11 +60,29 @@ def scaled(document: LayoutDocument, scale: Scale) -> LayoutDocument:
             what = f"{number} does not divide the size {sizes[axis]} of {axis}"
             raise UsageError("InvalidScale", what, where="scale", fix=_FIX)
         meshes[field] = ",".join(f"{name}={size if name == axis else old}" for name, old in sizes.items())
+    stages = axes_and_sizes(meshes["mesh"] or "").get(PIPELINE_AXIS, 1)
+    if stages != document.stages and (stated := _stated_stages(document)):
+        raise UsageError(
+            "InvalidScale",
+            f"{stated} of the layout is that of {document.stages} pipeline stages, not of {stages}",
+            where="scale",
+            fix="use a layout file for the target (--target-strategy, spec.target.layout) instead of the scale",
+        )
     derive = document.derive and msgspec.structs.replace(document.derive, source_mesh=document.mesh)
     try:
         return msgspec.convert(msgspec.to_builtins(msgspec.structs.replace(document, derive=derive, **meshes)), LayoutDocument)
     except (msgspec.ValidationError, ValueError) as error:
         raise UsageError("InvalidScale", f"the result is invalid: {error}", where="scale", fix=_FIX) from error
+
+
+def _stated_stages(document: LayoutDocument) -> str:
+    """Return the field that depends on the number of pipeline stages, or an empty text if there is none."""
+    numbered = next((rule for rule in document.rules if isinstance(rule.stage, int)), None)
+    if numbered is not None:
+        return f"`stage: {numbered.stage}` in the rule of {numbered.patterns[0]}"
+    if document.pipeline is None:
+        return ""
+    return "`pipeline.counts`" if document.pipeline.counts else "`pipeline.offset`" if document.pipeline.offset else ""
 
 
 def _parsed(change: str) -> tuple[str, str, int]:
@@ -74,15 +93,25 @@ def _parsed(change: str) -> tuple[str, str, int]:
 def layout_of_chunks(checkpoint: Checkpoint, scale: Scale, where: str) -> LayoutDocument:
     """Return the layout of a checkpoint in which one axis divides dimension 0 of tensors into chunks, as FSDP does.
 
-    The name of the axis is the one in the scale. Tensors that the checkpoint holds whole, although they could be divided, stay
-    whole.
+    The axis has the name in the scale. The number of ranks that wrote the chunks need not be known: if there are fewer chunks,
+    as many ranks as chunks would have written the same ones. Tensors that the checkpoint holds whole, although they could be
+    divided, stay whole.
 
     Raises:
-        RequestError: the checkpoint has another layout.
+        RequestError: the checkpoint has another layout, or the scale depends on the sizes of its axes.
     """
-    from reshard.model.tiling import Grid  # noqa: PLC0415 - files of ranks, which start faster, have no tiles
+    from reshard.mesh.readings import chunked  # noqa: PLC0415 - files of ranks, which start faster, have no tiles
+    from reshard.model.tiling import Grid  # noqa: PLC0415 - as above
 
-    axis = _parsed(scale.text.split(",")[0])[0]
+    axis, operator, _ = _parsed(scale.text.split(",")[0])
+    if operator != "=" or "," in scale.text:
+        raise RequestError(
+            "MeshUnknown",
+            "neither a layout file nor the metadata of the source describes its axes, so they cannot be multiplied or divided",
+            where=where,
+            fix=f"set the number of target ranks instead, such as {axis}=2; or use a layout file for the target"
+            " (--target-strategy, spec.target.layout)",
+        )
     tilings = (tensor.shards.tiling for tensor in checkpoint.tensors if tensor.shape)
     most = max((tiling.parts[0] for tiling in tilings if isinstance(tiling, Grid)), default=1)
     whole = []
@@ -91,7 +120,11 @@ def layout_of_chunks(checkpoint: Checkpoint, scale: Scale, where: str) -> Layout
         if not tensor.shape or len(tiling) <= 1:
             whole += [tensor.name] if tensor.shape and tensor.shape[0] > 1 else []
             continue
-        if not isinstance(tiling, Grid) or set(tiling.parts[1:]) - {1} or list(tiling.cuts[0]) != _points(tensor.shape[0], most):
+        if (
+            not isinstance(tiling, Grid)
+            or set(tiling.parts[1:]) - {1}
+            or tuple(tiling.cuts[0]) != chunked(tensor.shape[0], (most,), most)
+        ):
             raise RequestError(
                 "MeshUnknown",
                 f"the slices of {tensor.name} are not {most} chunks of dimension 0, and the metadata does not describe a mesh",
@@ -100,7 +133,3 @@ def layout_of_chunks(checkpoint: Checkpoint, scale: Scale, where: str) -> Layout
             )
     rules = (*([LayoutRule(tuple(whole))] if whole else ()), LayoutRule("*", {"0": axis}))
     return LayoutDocument("reshard.dev/layout-v1", f"{axis}={most}", rules=rules, uneven=True)
-
-
-def _points(length: int, chunks: int) -> list[int]:
-    return [*range(0, length, -(-length // chunks)), length]
