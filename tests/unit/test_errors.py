@@ -24,7 +24,7 @@ from reshard_operator.status import WAITING
 PACKAGE = Path(errors.__file__).parent
 KINDS = {name for name, kind in vars(errors).items() if isinstance(kind, type) and issubclass(kind, ReshardError)}
 LAYOUT = {(f"layout/__init__.py:{function}", field) for function in ("_check_axes", "_check_shard") for field in ("where", "fix")}
-CELL = {("layout/__init__.py:cell_box", field) for field in ("where", "fix")}
+CELL = {(f"layout/__init__.py:{function}", field) for function in ("_check_dimensions", "cell_box") for field in ("where", "fix")}
 # Errors that lack a field, and why.
 LACKING = {
     **dict.fromkeys(LAYOUT, "strategy/file.py adds file, parameter and fix"),

@@ -163,6 +163,8 @@ FILES, TENSORS = "inventory files ", "inventory structures 0 1 "
         ("sourceStrategy layouts 0 deviceMatrix", [1 << 30], "LayoutInvalid"),
         ("sourceStrategy layouts 0 tensorMap 0", [9], "LayoutInvalid"),
         ("sourceStrategy layouts", [], "StrategyInvalid"),
+        ("sourceStrategy layouts 0 uneven", True, "StrategyInvalid"),
+        ("layout", {"apiVersion": "reshard.dev/layout-v1", "mesh": "dp=2", "rules": [{"match": "*"}]}, "IndexDamaged"),
         ("sourceStrategy", "?", "DocumentInvalid"),
         (f"{TENSORS} 0 3 0 0", 29, "IndexDamaged"),  # other bytes of the same file: only the digest differs
         (f"{FILES} 0 3", "1-1", "IndexDamaged"),

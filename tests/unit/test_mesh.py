@@ -80,10 +80,11 @@ def test_layers_and_rules_determine_stages_and_axes() -> None:
 
 def test_a_state_has_the_layout_of_its_parameter_and_the_threshold_of_its_size() -> None:
     tensors = {"layers.0.w1.weight": Whole("Float16", (16, 16)), "adam_m.layers.0.w1.weight": Whole("Float32", (16, 16))}
-    first, _ = resolved(None, tensors).strategy.stages
+    one = {"pipeline": {"layer": "layers.*.", "counts": [1, 0]}}
+    first, _ = resolved(one, tensors).strategy.stages
     assert first["layers.0.w1.weight"].parts == first["adam_m.layers.0.w1.weight"].parts == (4, 1)
     del tensors["layers.0.w1.weight"]
-    error = refusal({}, tensors)
+    error = refusal(one, tensors)
     assert (error.reason, error.where) == ("StateWithoutParameter", "layout.yaml: parameter adam_m.layers.0.w1.weight")
 
 
@@ -107,7 +108,7 @@ def test_a_state_of_another_shape_needs_a_rule_of_its_own() -> None:
         ({"pipeline": None}, "LayerStageUnknown", "neither a layer in the name nor a rule"),
         ({"rules": [{"match": "*", "stage": 2}]}, "RuleNotApplicable", "stage 2 does not exist"),
         ({"rules": [{"match": "*", "shard": {0: "tp"}, "zero": {"axes": "tp"}, "stage": "all"}]}, "RuleNotApplicable", "twice"),
-        ({"rules": [{"match": "*", "order": ["tp"], "stage": "all"}]}, "RuleNotApplicable", "also dp"),
+        ({"rules": [{"match": "*", "order": ["tp"], "stage": "all"}]}, "RuleNotApplicable", "lacks dp"),
     ],
 )
 def test_refusals_name_the_parameter_or_the_rule(changes: dict[str, Any], reason: str, text: str) -> None:
@@ -245,3 +246,81 @@ def test_an_uneven_source_is_refused() -> None:
     with pytest.raises(RequestError) as caught:
         resolve_slices(document({"uneven": True, "zero": None}), [{"layers.0.w1.weight": Whole("Float32", (8, 16))}], "f")
     assert caught.value.reason == "LayoutAmbiguous"
+
+
+# --- what could lead to a wrong layout without a refusal --------------------------------------------------------------------
+
+
+def test_slices_of_one_element_are_no_scalars() -> None:
+    layout = document({"mesh": "ep=4", "rules": [{"match": "bias", "shard": {0: "ep"}}], "pipeline": None, "zero": None})
+    slices = {"bias": Whole("Float32", (1,)), "step": Whole("Int32", ()), "count": Whole("Int32", (1,))}
+    (found,) = resolve_slices(layout, [slices], "f").strategy.stages
+    assert {name: each.parts for name, each in found.items()} == {"bias": (4,)}
+    (found,) = resolve(layout, {"bias": Whole("Float32", (4,)), "count": Whole("Int32", (1,))}, "f").strategy.stages
+    assert {name: each.parts for name, each in found.items()} == {"bias": (4,)}
+
+
+def test_the_size_of_a_whole_parameter_decides_also_if_only_slices_of_its_state_are_known() -> None:
+    """A state of 40 kB, whose parameter may be larger or smaller than the threshold."""
+    changes = {"mesh": "dp=2", "rules": [{"match": "*"}], "state": ["m."], "pipeline": None, "zero": {}}
+    with pytest.raises(RequestError) as caught:
+        resolve_slices(document(changes), [{"m.a": Whole("Float32", (800, 25))}], "f")
+    assert caught.value.reason == "StateWithoutParameter"
+    slices = {"m.a": Whole("Float32", (800, 10)), "a": Whole("BFloat16", (800, 10))}
+    found = resolve_slices(document(changes), [slices], "f", lambda name: name == "m.a")
+    assert found.strategy.stages[0]["m.a"].parts == (1, 1)
+
+
+def test_a_state_without_its_parameter_needs_a_rule_of_its_own() -> None:
+    rules = [{"match": "m.wo", "shard": {0: "tp"}}]
+    changes = {"mesh": "tp=2", "rules": rules, "state": ["row."], "pipeline": None, "zero": None}
+    assert refusal(changes, {"row.m.wo": Whole("Float32", (8,))}).reason == "StateWithoutParameter"
+    rules.append({"match": "row.*"})
+    assert resolved(changes, {"row.m.wo": Whole("Float32", (8,))}).strategy.stages[0]["row.m.wo"].parts == (1,)
+
+
+def test_optimizer_parallelism_divides_even_slices_of_rules_that_permit_uneven_ones() -> None:
+    changes = {"mesh": "dp=2,tp=4", "pipeline": None, "zero": {"threshold": 0}, "state": []}
+    changes["rules"] = [{"match": "*", "shard": {0: "tp"}, "uneven": True}]
+    assert resolved(changes, {"w": Whole("Float32", (64, 64))}).strategy.stages[0]["w"].parts == (8, 1)
+    assert "cannot divide again" in str(refusal(changes, {"w": Whole("Float32", (63, 64))}))
+    with pytest.raises(UsageError, match="cannot divide uneven"):
+        document({"uneven": True})
+
+
+def test_fewer_layers_than_declared_are_refused_unless_parameters_are_selected() -> None:
+    changes = {"pipeline": {"layer": "layers.*.", "layers": 8}}
+    assert refusal(changes).reason == "LayerMissing"
+    assert resolve(document(changes), TENSORS, "f", selected=True).strategy.ranks == 16
+
+
+def test_a_rule_must_not_divide_what_the_source_strategy_does_not_name() -> None:
+    with pytest.raises(RequestError, match="does not name it"):
+        resolve(document(), {}, "f", unnamed={"layers.0.w1.weight": Whole("Float32", (32, 16))}, selected=True)
+    assert not resolve(document(), {}, "f", unnamed={"layers.0.attention_norm.weight": Whole("Float32", (8,))}).assigned
+
+
+def test_states_that_match_nothing_are_told() -> None:
+    assert "the state adam_v. matches no name" in str(resolved({"state": ["adam_m.", "adam_v."]}).notes)
+
+
+@pytest.mark.parametrize(
+    ("changes", "text"),
+    [
+        ({"rules": [{"match": "w", "shard": {0: "tp", "0": "dp"}}]}, "different keys"),
+        ({"rules": [{"match": ["\ud800", "w"]}]}, "surrogates"),
+        ({"rules": [{"match": [f"{i}.{j}" for j in range(1000)]} for i in range(5)]}, "at most 4096"),
+        ({"state": ["m"]}, "separator"),
+        ({"expertMesh": "pp=2,ep=4"}, "number of pipeline stages"),
+        ({"aliases": {"pp": "dp"}}, "number of pipeline stages"),
+        ({"mesh": {"dp": 2}}, "mapping has no order"),
+    ],
+)
+def test_more_documents_that_are_refused(changes: dict[str, Any], text: str) -> None:
+    with pytest.raises(UsageError, match=text):
+        document(changes)
+
+
+def test_a_stage_that_does_not_exist_is_refused_also_without_stages() -> None:
+    changes = {"mesh": "dp=2", "pipeline": None, "rules": [{"match": "*", "stage": 1}]}
+    assert "stage 1 does not exist" in str(refusal(changes))

@@ -245,6 +245,7 @@ def task_of(  # noqa: PLR0913 - independent results of reading the source
     key: bytes | None = None,
     selected: Selected | None = None,
     notes: tuple[str, ...] = (),
+    layout: LayoutDocument | None = None,
 ) -> Task:
     """Return the task that creates a model's target ranks, encrypted with a key if the request contains one.
 
@@ -257,6 +258,7 @@ def task_of(  # noqa: PLR0913 - independent results of reading the source
         key: encryption key of the target.
         selected: result of the selection of the source's files.
         notes: messages about the source's files.
+        layout: layout file of the target, if there is one. The manifest contains it, so it is a part of the identity.
 
     Raises:
         RequestError: files of the target's format cannot be encrypted.
@@ -276,6 +278,7 @@ def task_of(  # noqa: PLR0913 - independent results of reading the source
     else:
         model = replace(model, parameters=tuple(p for p in model.parameters if p.dtype != OBJECT))
     decisive = _digests(*strategies) | request_key(request) | {"format": output.name}
+    decisive |= {} if layout is None else {"layout": hashlib.sha256(layout.canonical()).hexdigest()}
     # An index refers to versions of files, so they are part of its identity.
     identified = model.inventory.identity if kind.writes_files else model.inventory.pinned
     identity = whole = _identity([decisive, identified])
@@ -283,7 +286,9 @@ def task_of(  # noqa: PLR0913 - independent results of reading the source
     if kind.one_stage:
         stage, whole = model.first_stage, _identity([decisive | {"sourceStrategy": None}, selected.step])
     planner = Planner(model, remove_redundancy=request.options.remove_redundancy, once=output.once)
-    task = Task(request, store, planner, identity, decides, output, stage, whole, selected, strategies, cipher=cipher)
+    task = Task(
+        request, store, planner, identity, decides, output, stage, whole, selected, strategies, cipher=cipher, layout=layout
+    )
     own = notes_of(model, request, strategies, output, planner, task.scope)
     return replace(task, notes=(*notes, *own))
 

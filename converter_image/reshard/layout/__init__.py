@@ -95,6 +95,7 @@ class Layout:
             DataError: the layout contradicts itself, or does not divide the shape.
         """
         if self.uneven:
+            _check_dimensions(shape, self.ndim)
             return _chunk(shape, self._axes, self.cells[rank])
         return cell_box(shape, self.parts, self.cells[rank])
 
@@ -120,17 +121,18 @@ def _chunk(shape: tuple[int, ...], axes: tuple[tuple[int, ...], ...], cell: tupl
     return Box(tuple(starts), tuple(lengths))
 
 
+def _check_dimensions(shape: tuple[int, ...], ndim: int) -> None:
+    if len(shape) != ndim:
+        raise DataError("LayoutRankMismatch", f"the layout has {ndim} dimensions, but the tensor has {len(shape)}: {list(shape)}")
+
+
 def cell_box(shape: tuple[int, ...], parts: tuple[int, ...], cell: tuple[int, ...]) -> Box:
     """Return the box of one cell if a tensor of `shape` is divided into a grid of `parts`.
 
     Raises:
         DataError: the grid does not divide a dimension evenly.
     """
-    if len(shape) != len(parts):
-        raise DataError(
-            "LayoutRankMismatch",
-            f"the layout has {len(parts)} dimensions, but the tensor has {len(shape)}: {list(shape)}",
-        )
+    _check_dimensions(shape, len(parts))
     for i, (n, k) in enumerate(zip(shape, parts, strict=True)):
         if n % k:
             raise DataError("LayoutDoesNotDivide", f"dimension {i} of length {n} cannot be divided into {k} equal slices")

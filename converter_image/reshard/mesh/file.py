@@ -57,4 +57,7 @@ def parse(content: bytes, name: str) -> LayoutFile:
     except UnicodeDecodeError as error:
         raise UsageError("InvalidLayoutFile", "the file is not UTF-8 text", where=name, fix="save it as UTF-8") from error
     found = documents(text, name)
-    return LayoutFile(parse_layout(found[0] if len(found) == 1 else None, name), name)
+    if len(found) != 1:
+        what = f"a layout file has one YAML document, but this file has {len(found)}"
+        raise UsageError("InvalidLayoutFile", what, where=name, fix="use a file for each layout")
+    return LayoutFile(parse_layout(found[0], name), name)

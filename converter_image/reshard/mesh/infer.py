@@ -107,7 +107,7 @@ def _parameters(strategy: Strategy, stages: int, tensors: Mapping[str, Whole] | 
     for stage, names in enumerate(strategy.stages[:stages]):
         stated = strategy.shapes[stage] if strategy.shapes else {}
         for name, layout in names.items():
-            if name.startswith(_GENERATED) or (tensors is not None and (name not in tensors or tensors[name].size <= 1)):
+            if name.startswith(_GENERATED) or (tensors is not None and (name not in tensors or not tensors[name].shape)):
                 continue
             if tensors is not None:
                 layouts.setdefault(name, {})[stage] = strategy.layout(stage, name, tensors[name].shape, sliced=False)

@@ -5,24 +5,26 @@ Each parameter is matched by a rule or refused by name, so that no parameter get
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
 from reshard.errors import DataError, RequestError
+from reshard.mesh.render import rule_line
 from reshard.mesh.sharding import Derived, Sharding, Whole, optimizer_sharded
 from reshard.mesh.stages import LayerStages
 from reshard.plan.rules import NamePattern
-from reshard.spec.layout import LayoutDocument, Zero, axes_of
+from reshard.spec.layout import LayoutDocument, LayoutRule, Zero, axes_of
 from reshard.strategy import Strategy
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Mapping
 
     from reshard.layout import Layout
-    from reshard.spec.layout import LayoutRule
+
 
 _SHOWN = 5  # names quoted in one message
 MOST_ELEMENT_BYTES = 16  # of complex numbers
+_EXTREME_DTYPES = ("Int8", "Complex128")
 
 
 @dataclass(frozen=True, slots=True)
@@ -49,7 +51,8 @@ class Resolved:
     """The layouts of all parameters.
 
     Attributes:
-        strategy: layouts by stage and name. Tensors with at most one element are not in it: every rank holds them whole.
+        strategy: layouts by stage and name. Scalars, and tensors with one element that no rule matches, are not in it: every rank
+            holds them whole.
         assigned: rule and sharding of each parameter in the strategy, by name.
         notes: messages for the user, such as rules that match nothing.
         unmatched: sorted names of parameters that no rule matches. They are not in the strategy.
@@ -110,13 +113,22 @@ class Rules:
             raise self._refused(f"layer {layer} does not exist; the number of layers is {self._layers.count}", name)
         return self._layers.stage(layer)
 
-    def assign(self, name: str, owner: str, shape: tuple[int, ...]) -> Assigned | None:
+    def assign(self, name: str, owner: str, shape: tuple[int, ...], *, is_orphan: bool) -> Assigned | None:
         """Return the rule and the sharding of a parameter, or None if no rule matches.
 
+        Args:
+            name: name of the parameter.
+            owner: name of the parameter whose layout it has, see `owner`.
+            shape: its shape, or that of its slice.
+            is_orphan: whether the owner is absent, so that a rule of the owner may not apply to the shape of the state.
+
         Raises:
-            RequestError: the rule does not apply to the shape, or the pipeline stage is unknown.
+            RequestError: the rule does not apply to the shape, the pipeline stage is unknown, or only the absent owner has a
+                rule.
         """
-        number = self.rule(owner)
+        number = self.rule(name if is_orphan else owner)
+        if number is None and is_orphan and self.rule(owner) is not None:
+            raise self._orphan(name, f"the rule for {owner} applies to its states if they have its shape")
         if number is None:
             derived = self._derived.get(name)
             return Assigned(None, owner, derived.sharding, derived.zero, derived.stages) if derived else None
@@ -125,17 +137,18 @@ class Rules:
         sharding = self._sharding(rule, number, name, shape, zero)
         return Assigned(number, owner, sharding, None if zero and zero.axes else zero, self._stages(name, rule))
 
-    def layout(self, assigned: Assigned, name: str, tensor: Whole, threshold_of: Whole) -> Layout:
+    def layout(self, assigned: Assigned, name: str, tensor: Whole, dtypes: tuple[str, ...]) -> Layout:
         """Return the layout of a parameter.
 
         Args:
             assigned: its rule and sharding.
             name: its name.
             tensor: the parameter.
-            threshold_of: the parameter whose size the threshold of optimizer parallelism is compared with.
+            dtypes: possible types of the parameter whose size is compared with the threshold of optimizer parallelism.
 
         Raises:
             DataError: the sharding does not divide the shape.
+            RequestError: the unknown type of the parameter decides, or optimizer parallelism would divide an uneven slice.
         """
         layout = self.divided(assigned.sharding)
         try:
@@ -147,7 +160,28 @@ class Rules:
                 where=f"parameter {name}",
                 fix="change the rule or the mesh; `uneven: true` divides it like torch.chunk, which MindSpore cannot load",
             ) from error
-        return layout if assigned.zero is None or layout.uneven else optimizer_sharded(layout, threshold_of, assigned.zero)
+        if assigned.zero is None:
+            return layout
+        if layout.uneven:
+            layout = self._even(layout, assigned, name, tensor)
+        found = {optimizer_sharded(layout, Whole(dtype, tensor.shape), assigned.zero) for dtype in dtypes}
+        if len(found) > 1:
+            raise self.orphan(name, assigned.owner)
+        return found.pop()
+
+    def _even(self, layout: Layout, assigned: Assigned, name: str, tensor: Whole) -> Layout:
+        """Return the same slices as an even layout, which optimizer parallelism can divide."""
+        even = replace(layout, uneven=False)
+        try:
+            even.box(tensor.shape, 0)
+        except DataError:
+            raise self._refused(
+                f"{self._named(assigned.rule)} divides {list(tensor.shape)} unevenly, which optimizer parallelism (`zero`) cannot"
+                " divide again",
+                name,
+                fix="set `zero: false` in its rule, or use axes in `zero`",
+            ) from None
+        return even
 
     def divided(self, sharding: Sharding) -> Layout:
         """Return the layout of a sharding by axes of the mesh, or of the experts' mesh."""
@@ -170,20 +204,23 @@ class Rules:
             dims[zero.dim] += self.expanded(zero.axes)
         used = [axis for cuts in dims for axis in cuts]
         if twice := [axis for axis in used if used.count(axis) > 1]:
-            raise self._refused(f"the axis {twice[0]} divides it twice, by {self._named(number)} and zero", name)
+            raise self._refused(f"{self._named(number)} divides it twice by the axis {twice[0]}, or `zero` does so", name)
         order = self.expanded(rule.order)
         sizes = self.sizes if {*used, *order} <= self.sizes.keys() else self._expert_sizes
         if not {*used, *order} <= sizes.keys():
-            raise self._refused(f"{self._named(number)} has axes of both mesh and expertMesh: {', '.join({*used, *order})}", name)
+            both = ", ".join(sorted({*used, *order}))
+            raise self._refused(f"{self._named(number)} has axes of both mesh and expertMesh: {both}", name)
         left = sorted(axis for axis, size in sizes.items() if size > 1 and axis not in order)
-        if order and (left or len({*order}) < len(order)):
-            raise self._refused(f"the order in {self._named(number)} must name each axis once, also {', '.join(left)}", name)
+        if order and left:
+            raise self._refused(f"the order in {self._named(number)} lacks {', '.join(left)}", name)
+        if len({*order}) < len(order):
+            raise self._refused(f"the order in {self._named(number)} names an axis twice", name)
         uneven = self.document.uneven if rule.uneven is None else rule.uneven
         return Sharding(tuple(dims), order or tuple(sizes), uneven)
 
     def _stages(self, name: str, rule: LayoutRule) -> tuple[int, ...]:
         stages, stage = self.document.stages, rule.stage
-        if stage == "all" or stages == 1:
+        if stage == "all" or (stages == 1 and not isinstance(stage, int)):
             return tuple(range(stages))
         if stage is not None:
             number = {"first": 0, "last": stages - 1}.get(str(stage), stage)
@@ -206,33 +243,71 @@ class Rules:
             return "the sharding that is derived from the source"
         return f"rule {number + 1} ({', '.join(self.document.rules[number].patterns[:2])})"
 
-    def _refused(self, what: str, name: str) -> RequestError:
-        return RequestError("RuleNotApplicable", what, where=f"{self._where}: parameter {name}", fix="correct the layout file")
+    def _refused(self, what: str, name: str, fix: str = "correct the layout file") -> RequestError:
+        return RequestError("RuleNotApplicable", what, where=f"{self._where}: parameter {name}", fix=fix)
 
-    def refuse_orphan(self, assigned: Assigned, name: str, tensor: Whole, tensors: Mapping[str, Whole]) -> None:
-        """Refuse a state whose parameter is absent if the size of the parameter, whose type is unknown, decides its layout.
+    def dtypes(self, owner: str, tensors: Mapping[str, Whole], *, is_orphan: bool) -> tuple[str, ...]:
+        """Return the type of a parameter, or types of the smallest and largest elements if the parameter is absent."""
+        return _EXTREME_DTYPES if is_orphan else (tensors[owner].dtype,)
+
+    def orphan(self, name: str, owner: str) -> RequestError:
+        """Return the refusal of a state whose layout depends on the size of an absent parameter."""
+        return self._orphan(name, f"the size of {owner} decides whether optimizer parallelism divides its states")
+
+    def _orphan(self, name: str, why: str) -> RequestError:
+        return RequestError(
+            "StateWithoutParameter",
+            f"{why}, but the source does not contain that parameter",
+            where=f"{self._where}: parameter {name}",
+            fix="include that parameter, or add a rule that matches the name of this state, with `zero: false` or"
+            " `zero: {threshold: 0}`",
+        )
+
+    def refuse_division(self, unnamed: Mapping[str, Whole]) -> None:
+        """Refuse rules that divide parameters that the source's strategy does not name.
 
         Raises:
-            RequestError: the size decides.
+            RequestError: there is such a rule.
         """
-        zero = assigned.zero
-        if zero is None or not MOST_ELEMENT_BYTES * tensor.size >= zero.threshold > tensor.size:
+        for name, tensor in unnamed.items():
+            number = self.rule(name)
+            if number is not None and tensor.size > 1 and self.document.rules[number].shard:
+                raise self._refused(
+                    f"{self._named(number)} divides it, but the source strategy does not name it, so every rank gets a copy",
+                    name,
+                    fix="add a rule without `shard` for it before that rule; or omit the parameter with --exclude"
+                    " (spec.parameters.exclude)",
+                )
+
+    def refuse_missing_layers(self, names: Iterable[str]) -> None:
+        """Refuse parameters of fewer layers than the file declares, because it would assign them to wrong stages.
+
+        Raises:
+            RequestError: the last layers are absent.
+        """
+        if self._layers is None or self.document.stages == 1:
             return
-        if assigned.owner not in tensors:
+        layers = {layer for name in names if (layer := self._layers.layer(self._parameter(name))) is not None}
+        if layers and max(layers) + 1 < self._layers.count:
             raise RequestError(
-                "StateWithoutParameter",
-                f"the size of {assigned.owner} decides whether this state is divided by optimizer parallelism, but the"
-                " source does not contain that parameter",
-                where=f"{self._where}: parameter {name}",
-                fix="include that parameter, or add a rule for this state with `zero: false` or `zero: {threshold: 0}`",
+                "LayerMissing",
+                f"the file declares {self._layers.count} layers, but the last layer of the checkpoint is number {max(layers)}",
+                where=self._where,
+                fix="correct `layers` or `counts` of the pipeline; the number of the first layer is 0",
             )
 
-    def unused(self, assigned: Iterable[Assigned]) -> tuple[str, ...]:
-        """Return messages about rules that match no parameter."""
+    def unused(self, assigned: Iterable[Assigned], names: Iterable[str]) -> tuple[str, ...]:
+        """Return messages about rules and states that match no parameter."""
         used = {each.rule for each in assigned}
         numbers = [number for number in range(len(self.document.rules)) if number not in used]
         what = "matches no parameter that an earlier rule does not match"
-        return tuple(f"{self._where}: {self._named(number)} {what}" for number in numbers)
+        notes = [f"{self._where}: {self._named(number)} {what}" for number in numbers]
+        known = list(names)
+        states = zip(self.document.state, self._states, strict=True)
+        notes += [
+            f"{self._where}: the state {text} matches no name" for text, state in states if not any(map(state.matches, known))
+        ]
+        return tuple(notes)
 
 
 def refuse_unmatched(names: Iterable[str], where: str, most: int = _SHOWN) -> None:
@@ -252,8 +327,8 @@ def refuse_unmatched(names: Iterable[str], where: str, most: int = _SHOWN) -> No
             "ParameterUnmatched",
             f"no rule matches {', '.join(unmatched[:most])}{more}",
             where=where,
-            fix=f"add a rule such as {{match: {unmatched[0]}}}, which means that every rank of a stage holds it whole; or"
-            " omit these parameters with --exclude (spec.parameters.exclude)",
+            fix=f"add a rule such as {rule_line(LayoutRule(unmatched[0]))}, which means that every rank of a stage holds it"
+            " whole; or omit these parameters with --exclude (spec.parameters.exclude)",
         )
 
 
@@ -263,7 +338,9 @@ def resolve(
     where: str,
     derived: Mapping[str, Derived] | None = None,
     *,
+    unnamed: Mapping[str, Whole] | None = None,
     incomplete: bool = False,
+    selected: bool = False,
 ) -> Resolved:
     """Return the layouts of whole parameters.
 
@@ -272,7 +349,10 @@ def resolve(
         tensors: all parameters, by their names in the target.
         where: name of the file, for messages.
         derived: shardings that are derived from the source, for parameters that no rule matches.
+        unnamed: parameters that the source's strategy does not name, so that every rank gets them as they are. A rule must not
+            divide them.
         incomplete: whether parameters that no rule matches are returned instead of refused.
+        selected: whether these are not all parameters of the checkpoint, so that layers may be missing.
 
     Raises:
         DataError: a sharding does not divide a parameter evenly.
@@ -285,22 +365,25 @@ def resolve(
     shared: dict[object, Layout] = {}
     unmatched = []
     for name, tensor in tensors.items():
-        if tensor.size <= 1:
-            continue
         owner = rules.owner(name, tensors)
-        found = rules.assign(name, owner, tensor.shape)
+        is_orphan = owner not in tensors
+        found = rules.assign(name, owner, tensor.shape, is_orphan=is_orphan) if tensor.shape else None
+        if found is None and tensor.size <= 1:
+            continue
         if found is None:
             unmatched.append(name)
             continue
         assigned[name] = found
-        decides = tensors.get(owner, tensor)
-        key = (found.sharding, found.zero, tensor.shape, decides.dtype)
+        dtypes = rules.dtypes(owner, tensors, is_orphan=is_orphan)
+        key = (found.sharding, found.zero, tensor.shape, dtypes)
         if key not in shared:
-            shared[key] = rules.layout(found, name, tensor, decides)
-        rules.refuse_orphan(found, name, tensor, tensors)
+            shared[key] = rules.layout(found, name, tensor, dtypes)
         for stage in found.stages:
             stages[stage][name] = shared[key]
+    rules.refuse_division(unnamed or {})
     if not incomplete:
         refuse_unmatched(unmatched, where)
+    if not selected:
+        rules.refuse_missing_layers(tensors)
     strategy = Strategy(stages, document.devices)
-    return Resolved(strategy, assigned, rules.unused(assigned.values()), tuple(sorted(unmatched)))
+    return Resolved(strategy, assigned, rules.unused(assigned.values(), tensors), tuple(sorted(unmatched)))

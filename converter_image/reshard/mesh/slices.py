@@ -12,21 +12,27 @@ from reshard.mesh.sharding import Whole, optimizer_sharded
 from reshard.strategy import Strategy
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping, Sequence
+    from collections.abc import Callable, Mapping, Sequence
 
     from reshard.layout import Layout
     from reshard.spec.layout import LayoutDocument, Zero
 
 
-def resolve_slices(document: LayoutDocument, stages: Sequence[Mapping[str, Whole]], where: str) -> Resolved:
+def resolve_slices(
+    document: LayoutDocument,
+    stages: Sequence[Mapping[str, Whole]],
+    where: str,
+    is_wanted: Callable[[str], bool] = lambda _: True,
+) -> Resolved:
     """Return the layouts of parameters, given their slices.
 
     The length of a whole dimension is that of the slice times the number of slices.
 
     Args:
         document: layout file.
-        stages: slices in the files of each pipeline stage, by name.
+        stages: slices of all parameters in the files of each pipeline stage, by name.
         where: name of the file, for messages.
+        is_wanted: whether a parameter needs a layout, by its name.
 
     Raises:
         RequestError: as for `resolve`; or a layout is uneven, or the slice does not determine whether the parameter is divided by
@@ -39,23 +45,25 @@ def resolve_slices(document: LayoutDocument, stages: Sequence[Mapping[str, Whole
     unmatched = set()
     for tensors in stages:
         for name, tensor in tensors.items():
-            if tensor.size <= 1 or name in assigned:
+            if not tensor.shape or name in assigned or not is_wanted(name):
                 continue
             owner = rules.owner(name, tensors)
-            found = rules.assign(name, owner, tensor.shape)
+            is_orphan = owner not in tensors
+            found = rules.assign(name, owner, tensor.shape, is_orphan=is_orphan)
             if found is None:
-                unmatched.add(name)
+                unmatched |= {name} if tensor.size > 1 else set()
                 continue
             assigned[name] = found
-            rules.refuse_orphan(found, name, tensor, tensors)
-            layout = _layout(rules, found, name, tensor, tensors.get(owner, tensor), where)
+            layout = _layout(rules, found, name, tensor, rules.dtypes(owner, tensors, is_orphan=is_orphan), where)
             for stage in found.stages:
                 layouts[stage][name] = layout
     refuse_unmatched(unmatched, where)
-    return Resolved(Strategy(layouts, document.devices), assigned, rules.unused(assigned.values()))
+    names = {name for tensors in stages for name in tensors}
+    rules.refuse_missing_layers(names)
+    return Resolved(Strategy(layouts, document.devices), assigned, rules.unused(assigned.values(), names))
 
 
-def _layout(rules: Rules, found: Assigned, name: str, held: Whole, owner: Whole, where: str) -> Layout:
+def _layout(rules: Rules, found: Assigned, name: str, part: Whole, dtypes: tuple[str, ...], where: str) -> Layout:
     """Return the layout of a parameter, given the slice of a rank."""
     plain = rules.divided(replace(found.sharding, uneven=False))
     if found.sharding.uneven and prod(plain.parts) > 1:
@@ -67,9 +75,12 @@ def _layout(rules: Rules, found: Assigned, name: str, held: Whole, owner: Whole,
         )
     if found.zero is None:
         return plain
-    candidates = _candidates(plain, held, owner, found.zero)
+    by_dtype = [_candidates(plain, part, dtype, found.zero) for dtype in dtypes]
+    candidates = by_dtype[0].union(*by_dtype)
     if len(candidates) == 1:
         return candidates.pop()
+    if len(dtypes) > 1:
+        raise rules.orphan(name, found.owner)
     what = "the slice is possible both with and without optimizer shards"
     if not candidates:
         what = "the slice is possible neither with nor without optimizer shards, given the threshold and size in `zero`"
@@ -81,16 +92,16 @@ def _layout(rules: Rules, found: Assigned, name: str, held: Whole, owner: Whole,
     )
 
 
-def _candidates(plain: Layout, held: Whole, owner: Whole, zero: Zero) -> set[Layout]:
-    """Return the layouts with which a rank has this slice, with and without optimizer shards."""
-    shape = tuple(n * k for n, k in zip(held.shape, plain.parts, strict=True))
+def _candidates(plain: Layout, part: Whole, dtype: str, zero: Zero) -> set[Layout]:
+    """Return the layouts with which a rank has this slice, with and without optimizer shards of a parameter of a type."""
+    shape = tuple(n * k for n, k in zip(part.shape, plain.parts, strict=True))
     holders = len(next(iter(plain.holders.values())))
     size = holders if zero.size == -1 or zero.size > holders else zero.size
     found = set()
-    if (layout := optimizer_sharded(plain, Whole(owner.dtype, shape), zero)) == plain:
+    if (layout := optimizer_sharded(plain, Whole(dtype, shape), zero)) == plain:
         found.add(layout)
     if shape and size > 1:
-        sharded = optimizer_sharded(plain, Whole(owner.dtype, (shape[0] * size, *shape[1:])), zero)
+        sharded = optimizer_sharded(plain, Whole(dtype, (shape[0] * size, *shape[1:])), zero)
         if sharded != plain:
             found.add(sharded)
     return found

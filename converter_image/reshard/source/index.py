@@ -113,7 +113,7 @@ class CheckpointIndex(msgspec.Struct, frozen=True, rename="camel", kw_only=True)
         Raises:
             DataError: a strategy is damaged.
         """
-        return unpack(self.source_strategy, INDEX_NAME), unpack(self.target_strategy, INDEX_NAME)
+        return unpack(self.source_strategy, INDEX_NAME, uneven=False), unpack(self.target_strategy, INDEX_NAME, uneven=True)
 
     def check_level(self, wanted: Verification, where: str) -> None:
         """Check that the source was checked at least at the requested level.

@@ -67,6 +67,13 @@ def read_layouts(path: str, storage_options: StorageOptions | None = None, *, on
     contents = _read_all(store, found)
     if len(contents) == 1 and is_layout(content := next(iter(contents))):
         return parse_layout(content, path)
+    if layouts := [name for content, name in contents.items() if is_layout(content)]:
+        raise RequestError(
+            "LayoutFileNotAccepted",
+            f"the folder contains several files, and one of them is the layout file {layouts[0]}",
+            where=path,
+            fix="specify the layout file instead of its folder",
+        )
     files = [parse(content, name) for content, name in contents.items()]
     if one_stage:
         return Strategy.of_one_stage(files)

@@ -8,16 +8,21 @@ from __future__ import annotations
 
 from itertools import chain
 from math import prod
-from typing import Annotated, Final, Literal
+from typing import TYPE_CHECKING, Annotated, Final, Literal
 
 import msgspec
 
 from reshard.errors import UsageError
 from reshard.spec.execution import Strict
 
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
 API_VERSION: Final = "reshard.dev/layout-v1"
 PIPELINE_AXIS = "pp"
 MOST_RULES = 1024
+_MOST_PATTERNS = 4096
+_SEPARATORS = "._-/:"  # ends of prefixes: without one, the prefix `m` would make a state of each name that starts with it
 _MOST_AXES = 16
 # As `reshard.layout.MAX_DEVICES_PER_STAGE`, which this module cannot import.
 _MOST_RANKS = 1 << 20
@@ -73,7 +78,7 @@ class Zero(Strict, frozen=True):
         axes: axes of the mesh, major first.
     """
 
-    threshold: Annotated[int, msgspec.Meta(ge=0)] = 64 << 10
+    threshold: Annotated[int, msgspec.Meta(ge=0, le=(1 << 63) - 1)] = 64 << 10
     size: Annotated[int, msgspec.Meta(ge=-1, le=_MOST_RANKS)] = -1
     dim: Annotated[int, msgspec.Meta(ge=0, le=31)] = 0
     axes: Axes = ()
@@ -104,7 +109,7 @@ class LayoutRule(Strict, frozen=True):
     match: Patterns
     shard: dict[Dimension, Axes] = {}  # noqa: RUF012 - msgspec copies it
     order: Axes = ()
-    stage: Literal["first", "last", "all"] | Annotated[int, msgspec.Meta(ge=0)] | None = None
+    stage: Literal["first", "last", "all"] | Annotated[int, msgspec.Meta(ge=0, le=_MOST_RANKS)] | None = None
     zero: bool | Zero = True
     uneven: bool | None = None
 
@@ -198,23 +203,8 @@ class LayoutDocument(Strict, frozen=True):
 
     def __post_init__(self) -> None:
         """Refuse meshes and names that contradict each other."""
-        if self.ranks > _MOST_RANKS:
-            raise ValueError(f"Expected at most {_MOST_RANKS} ranks - at `$.mesh`")
-        if prod(self.expert_axes.values()) != self.devices and self.expert_axes:
-            raise ValueError(f"Expected axes of {self.devices} ranks, those of one stage of `mesh` - at `$.expertMesh`")
-        known = {*self.axes, *self.expert_axes}
-        if clash := sorted((self.axes.keys() & self.expert_axes.keys()) | (known & self.aliases.keys())):
-            raise ValueError(f"Expected another name than `{clash[0]}`, which has two meanings")
-        if any(state.count("*") > 1 for state in self.state):
-            raise ValueError("Expected at most one `*` - at `$.state[...]`")
-        if not (self.rules or self.derive):
-            raise ValueError("Expected `rules` or `derive`")
-        named = [(axis, f"$.aliases.{name}") for name, axes in self.aliases.items() for axis in axes_of(axes)]
-        named += [(axis, f"$.rules[{i}]") for i, rule in enumerate(self.rules) for axis in rule.axes if axis not in self.aliases]
-        named += [(axis, "$.zero") for axis in axes_of(self.zero.axes if self.zero else ()) if axis not in self.aliases]
-        for axis, where in named:
-            if axis not in known:
-                raise ValueError(f"Expected an axis of the mesh, got `{axis}` - at `{where}`")
+        for problem in (*_problems_of_mesh(self), *_problems_of_rules(self)):
+            raise ValueError(problem)
 
     @property
     def axes(self) -> dict[str, int]:
@@ -251,25 +241,67 @@ class LayoutDocument(Strict, frozen=True):
         return msgspec.json.encode(self)
 
 
+def _problems_of_mesh(document: LayoutDocument) -> Iterator[str]:
+    """Yield what is wrong with the axes of a document."""
+    if document.ranks > _MOST_RANKS:
+        yield f"Expected at most {_MOST_RANKS} ranks - at `$.mesh`"
+    if document.expert_axes and prod(document.expert_axes.values()) != document.devices:
+        yield f"Expected axes of {document.devices} ranks, those of one stage of `mesh` - at `$.expertMesh`"
+    known = {*document.axes, *document.expert_axes}
+    if clash := sorted((document.axes.keys() & document.expert_axes.keys()) | (known & document.aliases.keys())):
+        yield f"Expected another name than `{clash[0]}`, which has two meanings"
+    if PIPELINE_AXIS in document.expert_axes or PIPELINE_AXIS in document.aliases:
+        yield f"Expected another name than `{PIPELINE_AXIS}`, which is the number of pipeline stages in `mesh`"
+    named = [(axis, f"$.aliases.{name}") for name, axes in document.aliases.items() for axis in axes_of(axes)]
+    named += [
+        (axis, f"$.rules[{i}]") for i, rule in enumerate(document.rules) for axis in rule.axes if axis not in document.aliases
+    ]
+    named += [(axis, "$.zero") for axis in axes_of(document.zero.axes if document.zero else ()) if axis not in document.aliases]
+    for axis, where in named:
+        if axis not in known:
+            yield f"Expected an axis of the mesh, got `{axis}` - at `{where}`"
+
+
+def _problems_of_rules(document: LayoutDocument) -> Iterator[str]:
+    """Yield what is wrong with the patterns and rules of a document."""
+    if any(state.count("*") > 1 for state in document.state):
+        yield "Expected at most one `*` - at `$.state[...]`"
+    if unclear := [state for state in document.state if "*" not in state and state[-1] not in _SEPARATORS]:
+        yield f"Expected a `*` in `{unclear[0]}`, or a separator such as `.` at its end - at `$.state[...]`"
+    if not (document.rules or document.derive):
+        yield "Expected `rules` or `derive`"
+    if sum(len(rule.patterns) for rule in document.rules) > _MOST_PATTERNS:
+        yield f"Expected at most {_MOST_PATTERNS} patterns in all rules - at `$.rules`"
+    if document.uneven and document.zero is not None and not document.zero.axes:
+        yield "Expected `axes` in `zero`: optimizer parallelism of MindSpore cannot divide uneven slices"
+
+
 def parse_layout(document: object, where: str) -> LayoutDocument:
     """Return the layout in a parsed YAML or JSON document.
 
     Raises:
         UsageError: a field is invalid. The message names it.
     """
+    fix = "correct the field; docs/layout-files.md describes it"
+    if isinstance(document, dict) and isinstance(document.get("mesh"), dict):
+        fix = "write the axes as text, such as `mesh: dp=2,tp=4`, because a mapping has no order"
     try:
-        return msgspec.convert(with_text_keys(document), LayoutDocument)
-    except msgspec.ValidationError as error:
-        raise UsageError(
-            "InvalidLayoutFile",
-            str(error).replace("`$.", "`"),
-            where=where,
-            fix="correct the field; docs/layout-files.md describes it",
-        ) from error
+        found = msgspec.convert(with_text_keys(document), LayoutDocument)
+        found.canonical()  # names that are not encodable as UTF-8 cannot be recorded
+    except (msgspec.ValidationError, UnicodeEncodeError) as error:
+        raise UsageError("InvalidLayoutFile", str(error).replace("`$.", "`"), where=where, fix=fix) from error
+    return found
 
 
 def with_text_keys(value: object) -> object:
-    """Return a document with numbers as text where they are keys: YAML permits `shard: {0: tp}`, but JSON does not."""
+    """Return a document with numbers as text where they are keys: YAML permits `shard: {0: tp}`, but JSON does not.
+
+    Raises:
+        msgspec.ValidationError: two keys are equal as text.
+    """
     if isinstance(value, dict):
-        return {str(key) if type(key) is int else key: with_text_keys(inner) for key, inner in value.items()}
+        found = {str(key) if type(key) is int else key: with_text_keys(inner) for key, inner in value.items()}
+        if len(found) < len(value):
+            raise msgspec.ValidationError(f"Expected different keys, got {', '.join(map(repr, value))}"[:200])
+        return found
     return [with_text_keys(inner) for inner in value] if isinstance(value, list) else value

@@ -57,8 +57,13 @@ def pack(strategy: Strategy | None) -> PackedStrategy | None:
     return PackedStrategy(layouts, stages, strategy.devices, strategy.first, shapes)
 
 
-def unpack(packed: PackedStrategy | None, where: str) -> Strategy | None:
+def unpack(packed: PackedStrategy | None, where: str, *, uneven: bool) -> Strategy | None:
     """Return the strategy of a document that may be damaged.
+
+    Args:
+        packed: the strategy in this form. None means one rank with whole parameters.
+        where: name of the document, for messages.
+        uneven: whether layouts may be uneven, as those of a target.
 
     Raises:
         DataError: the document contradicts itself.
@@ -71,6 +76,7 @@ def unpack(packed: PackedStrategy | None, where: str) -> Strategy | None:
     check_tables(layouts, where)
     exists = all(number < len(layouts) for stage in packed.stages for number in stage.values())
     agrees = all(layout.devices == packed.devices for layout in layouts) and len(packed.shapes) in (0, len(packed.stages))
+    agrees = agrees and not any(layout.uneven and (layout.shard_size or not uneven) for layout in layouts)
     if not (packed.stages and exists and agrees):
         raise DataError(
             "StrategyInvalid", "the strategy in the document contradicts itself", where=where, fix="create the document again"

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
 from reshard.checkpoint.dtypes import OBJECT
 from reshard.errors import RequestError, UsageError
 from reshard.formats.registry import requested_output
+from reshard.layout import Layout
 from reshard.mesh.file import LayoutFile
 from reshard.mesh.scale import Scale, layout_of_chunks, scaled
 from reshard.mesh.sharding import Whole
@@ -84,8 +85,20 @@ def place(inventory: Inventory, source: Layouts, target: Layouts, request: Reque
         undivided = _model(inventory, source, None, request, only)
         tensors = whole_tensors(undivided, has_strategy=source is not None)
         derived = _derived(target, undivided, source, tensors) if target.document.derive is not None else None
-        found = resolve(target.document, tensors, target.name, derived)
-        target, notes = found.strategy, (*notes, *found.notes)
+        found = resolve(
+            target.document,
+            tensors,
+            target.name,
+            derived,
+            unnamed={
+                p.name: Whole(p.dtype, p.shape) for p in undivided.parameters if p.name not in tensors and p.dtype != OBJECT
+            },
+            selected=bool(only is not None or options.include or options.exclude),
+        )
+        devices = found.strategy.devices
+        single = {name: Layout.whole(len(each.shape), devices) for name, each in tensors.items() if name not in found.assigned}
+        target = replace(found.strategy, stages=tuple({**stage, **single} for stage in found.strategy.stages))
+        notes = (*notes, *found.notes)
     model = _model(inventory, source, target, request, only)
     if options.kind.whole:
         apart = not requested_output(request_key(request), inventory.format).names_files
@@ -137,7 +150,8 @@ def source_strategy(inventory: Inventory, source: Layouts, request: Request) -> 
     if source.document.derive is not None:
         what, fix = "a layout is derived from the source, so that of the source cannot be derived", "omit `derive`"
         raise UsageError("InvalidLayoutFile", what, where=source.name, fix=fix)
-    found = resolve_slices(source.document, _slices(inventory, source, request), source.name)
+    wanted = selection(request.options.include, request.options.exclude)
+    found = resolve_slices(source.document, _slices(inventory, source), source.name, wanted)
     return found.strategy, found.notes
 
 
@@ -202,9 +216,8 @@ def _model(inventory: Inventory, source: Strategy | None, target: Strategy | Non
     return with_casts(model, options.cast)
 
 
-def _slices(inventory: Inventory, source: LayoutFile, request: Request) -> list[dict[str, Whole]]:
-    """Return the slices of the parameters that are written, by pipeline stage."""
-    is_wanted = selection(request.options.include, request.options.exclude)
+def _slices(inventory: Inventory, source: LayoutFile) -> list[dict[str, Whole]]:
+    """Return the slices of all parameters, by pipeline stage."""
     stages: list[dict[str, Whole]] = [{} for _ in range(source.document.stages)]
     seen: set[tuple[int, int]] = set()
     for file in inventory.files:
@@ -213,8 +226,7 @@ def _slices(inventory: Inventory, source: LayoutFile, request: Request) -> list[
             continue
         seen.add((stage, file.structure))
         for entry in inventory.structures[file.structure].tensors:
-            if is_wanted(entry.name):
-                stages[stage].setdefault(entry.name, Whole(entry.dtype, entry.shape))
+            stages[stage].setdefault(entry.name, Whole(entry.dtype, entry.shape))
     return stages
 
 

@@ -149,9 +149,17 @@ def prepare_files(  # noqa: PLR0913 - the source, and how to read it
     model = replace(model, inventory=msgspec.structs.replace(inventory, carried=carried.records))
     notes = (*found.notes, *placed.notes)
     task = task_of(
-        request, plain, model, (source, target), described=strategies, key=_key(request), selected=selected, notes=notes
+        request,
+        plain,
+        model,
+        (source, target),
+        described=strategies,
+        key=_key(request),
+        selected=selected,
+        notes=notes,
+        layout=placed.layout,
     )
-    task = replace(task, carried=carried.contents, layout=placed.layout)
+    task = replace(task, carried=carried.contents)
     if listing_identifies(request, store):
         versions = {file.path: (file.size, file.version) for file in inventory.files}
         task = replace(task, listing=listing_digest(task.key, found, versions))
@@ -265,14 +273,14 @@ def _indexed(inputs: Inputs, url: str) -> Task:
     model = place(index.inventory, source, target, request).model
     model = replace(model, inconsistent_replicas=frozenset(index.inconsistent_replicas))
     unwritten = msgspec.structs.replace(request, options=Options(output="Index", **settled), encryption=None)
-    original = task_of(unwritten, store, model, (source, target))
+    original = task_of(unwritten, store, model, (source, target), layout=index.layout)
     if original.digest != index.digest:
         raise DataError("IndexDamaged", "the content does not match its digest", where=url, fix="create the index again")
     plain = decrypted(store, request, index.encrypted, cancellation=inputs.cancellation)
     carried = read_carried(store, request, model.inventory, indexed=True)
     model = replace(model, inventory=msgspec.structs.replace(model.inventory, carried=carried.records))
-    task = task_of(request, plain, model, (source, target), key=_key(request))
-    return replace(task, indexed=True, carried=carried.contents, layout=index.layout)
+    task = task_of(request, plain, model, (source, target), key=_key(request), layout=index.layout)
+    return replace(task, indexed=True, carried=carried.contents)
 
 
 def resume(inputs: Inputs, target: TargetFolder, snapshot: TargetSnapshot) -> Task | None:
@@ -295,11 +303,18 @@ def resume(inputs: Inputs, target: TargetFolder, snapshot: TargetSnapshot) -> Ta
             model = replace(placed.model, inconsistent_replicas=frozenset(stored.inconsistent_replicas))
             plain = decrypted(inputs.opened.store, request, stored.encrypted, cancellation=inputs.cancellation)
             task = task_of(
-                request, plain, model, placed.strategies, described=(source, wanted), key=_key(request), selected=stored.selected
+                request,
+                plain,
+                model,
+                placed.strategies,
+                described=(source, wanted),
+                key=_key(request),
+                selected=stored.selected,
+                layout=placed.layout,
             )
             for known in task.namesakes:
                 if known.digest == document.digest:
-                    return replace(known, planned=True, layout=placed.layout)
+                    return replace(known, planned=True)
     return None
 
 

@@ -146,15 +146,15 @@ def strategy_files(found: ResolvedCheckpoint) -> list[StrategyFile]:
     refuse_unmatched(found.resolved.unmatched, found.file.name)
     files = []
     for number, stage in enumerate(found.resolved.strategy.stages):
-        if not stage:
+        layouts = {name: _even(layout, found.tensors[name].shape) for name, layout in stage.items()}
+        if not layouts:
             raise RequestError(
                 "StageWithoutParameters",
                 f"pipeline stage {number} has no parameters, so no strategy file can describe it",
                 where=found.file.name,
                 fix="correct `pipeline` or the number of stages (`pp`) in the layout file; or use the layout file itself",
             )
-        layouts = {name: _even(layout, found.tensors[name].shape) for name, layout in stage.items()}
-        shapes = {name: found.tensors[name].shape for name in stage}
+        shapes = {name: found.tensors[name].shape for name in layouts}
         files.append(StrategyFile(f"stage_{number}", {number: layouts}, shapes={number: shapes}))
     return files
 
