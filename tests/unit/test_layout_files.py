@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import re
 from math import prod
-from typing import TYPE_CHECKING
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -23,9 +23,6 @@ from reshard.spec.mounts import request_here
 from reshard.spec.request import Request
 from reshard.spec.resource import parse_spec
 from reshard.strategy import StrategyFile, dump
-
-if TYPE_CHECKING:
-    from pathlib import Path
 
 LAYOUT = """
 apiVersion: reshard.dev/layout-v1
@@ -176,7 +173,7 @@ def test_a_resource_and_python_accept_the_same_layout(tmp_path: Path, whole: dic
     assert {name: array.tobytes() for name, array in joined.items()} == {n: a.tobytes() for n, a in whole.items()}
     with pytest.raises(UsageError, match="either `strategy` or `layout`"):
         parse_spec(spec | {"source": {"storage": claim, "strategy": {"path": "s"}, "layout": layout}}, "x")
-    with pytest.raises(UsageError, match="cannot be derived"):
+    with pytest.raises(UsageError, match="does not describe a source"):
         reshard.transform_checkpoint(Request(tmp_path / "out", tmp_path / "x", layout | {"derive": {"sourceMesh": "dp=2"}}))
 
 
@@ -336,12 +333,33 @@ def test_a_layout_is_derived_from_the_source(tmp_path: Path, source_format: str)
     more = ["--source-strategy", str(written)] if source_format == "safetensors" else []
     assert transform(tmp_path, "--target-strategy", str(path), *more, source="source", target="found") == 0
     assert same_content(tmp_path, "found", "wanted", 8)
+    notes = json.loads((tmp_path / "found" / "reshard-manifest.json").read_bytes())["notes"]
+    assert ("tp divides dimension 0 of 5 parameters, tp divides dimension 1 of 4" in " ".join(notes)) == (not more)
     if source_format == "torch-dcp":  # the manifest of a derived target refers to the mesh of its source
         assert transform(tmp_path, "--target-strategy", str(path), "--format", "torch-dcp", source="source", target="again") == 0
         assert transform(tmp_path, "--scale", "dp/4", source="again", target="scaled") == 0
         wanted.write_text(text.replace("pp=2,dp=2,tp=4", "dp=1,tp=2"))
         assert transform(tmp_path, "--target-strategy", str(wanted), target="small") == 0
         assert same_content(tmp_path, "scaled", "small", 2)
+
+
+def test_a_derived_target_is_read_back_with_derived_rules(
+    tmp_path: Path, whole: dict[str, np.ndarray], capsys: pytest.CaptureFixture[str]
+) -> None:
+    written, path, rules = (str(tmp_path / f"{name}.yaml") for name in ("written", "derived", "rules"))
+    text = LAYOUT.replace("mesh: pp=2,dp=2,tp=2", "mesh: pp=2,dp=2,tp=4").replace("zero: {threshold: 128}\n", "")
+    Path(written).write_text(text)
+    Path(path).write_text(derived("pp=2,dp=2,tp=4", "dp=4,tp=2"))
+    assert transform(tmp_path, "--target-strategy", written, target="source") == 0
+    assert transform(tmp_path, "--source-strategy", written, "--target-strategy", path, source="source", target="found") == 0
+    capsys.readouterr()
+    assert transform(tmp_path, "--source-strategy", path, source="found", target="joined") == 2
+    assert "reshard layout derive STRATEGY --layout FILE --checkpoint CHECKPOINT -o NEW_FILE" in capsys.readouterr().err
+    command = ["layout", "derive", written, "--layout", path, "--checkpoint", str(tmp_path / "source"), "-o", rules]
+    assert main(command) == 0
+    assert transform(tmp_path, "--source-strategy", rules, source="found", target="joined") == 0
+    joined = load_file(tmp_path / "joined" / "rank_0" / "checkpoint_0.safetensors")
+    assert {name: array.tobytes() for name, array in joined.items()} == {n: a.tobytes() for n, a in whole.items()}
 
 
 @pytest.mark.usefixtures("whole")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
@@ -95,6 +96,8 @@ def place(inventory: Inventory, source: Layouts, target: Layouts, request: Reque
             },
             selected=bool(only is not None or options.include or options.exclude),
         )
+        if derived is not None and source is None:
+            notes = (*notes, *_dimensions(target, derived))
         devices = found.strategy.devices
         single = {name: Layout.whole(len(each.shape), devices) for name, each in tensors.items() if name not in found.assigned}
         target = replace(found.strategy, stages=tuple({**stage, **single} for stage in found.strategy.stages))
@@ -148,8 +151,13 @@ def source_strategy(inventory: Inventory, source: Layouts, request: Request) -> 
     if inventory.unified:
         refuse_strategy()
     if source.document.derive is not None:
-        what, fix = "a layout is derived from the source, so that of the source cannot be derived", "omit `derive`"
-        raise UsageError("InvalidLayoutFile", what, where=source.name, fix=fix)
+        raise UsageError(
+            "InvalidLayoutFile",
+            "`derive` describes a target by its source, so it does not describe a source",
+            where=source.name,
+            fix="use a layout file with rules; `reshard layout derive STRATEGY --layout FILE --checkpoint CHECKPOINT -o NEW_FILE`"
+            " writes them from the strategy and checkpoint that this one was derived from",
+        )
     wanted = selection(request.options.include, request.options.exclude)
     found = resolve_slices(source.document, _slices(inventory, source), source.name, wanted)
     return found.strategy, found.notes
@@ -184,6 +192,16 @@ def _derived(
         evidence = Evidence.of_grids({name: tiling for name, tiling in shards.items() if isinstance(tiling, Grid)}, mesh)
     renamed = {p.name: p.source_name for p in written if p.name != p.source_name}
     return derive(target.document, tensors, target.name, [evidence], renamed).complete()
+
+
+def _dimensions(target: LayoutFile, derived: Mapping[str, Derived]) -> tuple[str, ...]:
+    """Return a message about the dimensions that axes divide, for a source that shows only the sizes of axes."""
+    numbers = Counter(
+        (axis, dimension) for each in derived.values() for dimension, cuts in enumerate(each.sharding.dims) for axis in cuts
+    )
+    found = [f"{axis} divides dimension {dimension} of {n} parameters" for (axis, dimension), n in sorted(numbers.items())]
+    mesh = target.document.derive.source_mesh if target.document.derive else ""
+    return (f"{target.name}: if the mesh of the source is {mesh}, {', '.join(found)}",) if found else ()
 
 
 def source_model(inventory: Inventory, source: Strategy | None, request: Request) -> Model:
