@@ -81,27 +81,8 @@ def place(inventory: Inventory, source: Layouts, target: Layouts, request: Reque
     source, notes = source_strategy(inventory, source, request)
     layout = target.document if isinstance(target, LayoutFile) else None
     if isinstance(target, LayoutFile):
-        from reshard.mesh.resolve import resolve  # noqa: PLC0415 - transforms with strategies start faster without it
-
-        undivided = _model(inventory, source, None, request, only)
-        tensors = whole_tensors(undivided, has_strategy=source is not None)
-        derived = _derived(target, undivided, source, tensors) if target.document.derive is not None else None
-        found = resolve(
-            target.document,
-            tensors,
-            target.name,
-            derived,
-            unnamed={
-                p.name: Whole(p.dtype, p.shape) for p in undivided.parameters if p.name not in tensors and p.dtype != OBJECT
-            },
-            selected=bool(only is not None or options.include or options.exclude),
-        )
-        if derived is not None and source is None:
-            notes = (*notes, *_dimensions(target, derived))
-        devices = found.strategy.devices
-        single = {name: Layout.whole(len(each.shape), devices) for name, each in tensors.items() if name not in found.assigned}
-        target = replace(found.strategy, stages=tuple({**stage, **single} for stage in found.strategy.stages))
-        notes = (*notes, *found.notes)
+        target, more = _target_strategy(inventory, source, target, request, only)
+        notes = (*notes, *more)
     model = _model(inventory, source, target, request, only)
     if options.kind.whole:
         apart = not requested_output(request_key(request), inventory.format).names_files
@@ -146,7 +127,7 @@ def source_strategy(inventory: Inventory, source: Layouts, request: Request) -> 
     """
     if not isinstance(source, LayoutFile):
         return source, ()
-    from reshard.mesh.slices import resolve_slices  # noqa: PLC0415 - as above
+    from reshard.mesh.slices import resolve_slices  # noqa: PLC0415 - transforms with strategies start faster without it
 
     if inventory.unified:
         refuse_strategy()
@@ -161,6 +142,30 @@ def source_strategy(inventory: Inventory, source: Layouts, request: Request) -> 
     wanted = selection(request.options.include, request.options.exclude)
     found = resolve_slices(source.document, _slices(inventory, source), source.name, wanted)
     return found.strategy, found.notes
+
+
+def _target_strategy(
+    inventory: Inventory, source: Strategy | None, target: LayoutFile, request: Request, only: int | None
+) -> tuple[Strategy, tuple[str, ...]]:
+    """Return the strategy that a layout file gives the parameters of a source, and messages about the file."""
+    from reshard.mesh.resolve import resolve  # noqa: PLC0415 - as above
+
+    undivided = _model(inventory, source, None, request, only)
+    tensors = whole_tensors(undivided, has_strategy=source is not None)
+    derived = _derived(target, undivided, source, tensors) if target.document.derive is not None else None
+    others = (p for p in undivided.parameters if p.name not in tensors and p.dtype != OBJECT)
+    found = resolve(
+        target.document,
+        tensors,
+        target.name,
+        derived,
+        unnamed={p.name: Whole(p.dtype, p.shape) for p in others},
+        selected=bool(only is not None or request.options.include or request.options.exclude),
+    )
+    devices = found.strategy.devices
+    single = {name: Layout.whole(len(each.shape), devices) for name, each in tensors.items() if name not in found.assigned}
+    strategy = replace(found.strategy, stages=tuple({**stage, **single} for stage in found.strategy.stages))
+    return strategy, (*(_dimensions(target, derived) if derived is not None and source is None else ()), *found.notes)
 
 
 def _derived(
