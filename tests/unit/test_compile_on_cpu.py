@@ -62,7 +62,7 @@ def test_a_strategy_for_another_number_of_devices_is_refused(example: ModuleType
 
 
 def test_a_build_of_mindspore_without_the_function_is_refused(example: ModuleType, tmp_path: Path) -> None:
-    import _ctypes  # noqa: PLC0415 - any shared library will do
+    import _ctypes  # noqa: PLC0415 - only this test needs a shared library, of any content
 
     (tmp_path / "lib").mkdir()
     (tmp_path / "lib" / "libmindspore_core.so").symlink_to(_ctypes.__file__)

@@ -6,10 +6,11 @@ import json
 from math import prod
 from typing import TYPE_CHECKING, Any
 
-import numpy as np
+import layout_example
 import pytest
 from language_models import names, tensors, write_dcp
-from safetensors.numpy import load_file, save_file
+from layout_example import LAYOUT, SHAPES
+from safetensors.numpy import load_file
 
 from reshard.cli import main
 from reshard.source.strategies import read_strategy
@@ -17,35 +18,11 @@ from reshard.source.strategies import read_strategy
 if TYPE_CHECKING:
     from pathlib import Path
 
-LAYOUT = """
-apiVersion: reshard.dev/layout-v1
-mesh: pp=2,dp=2,tp=2
-state: [adam_m.]
-zero: {threshold: 128}
-pipeline: {layer: layers.*., layers: 4}
-rules:
-- {match: layers.*.wo, shard: {1: tp}}
-- {match: layers.*, shard: {0: tp}}
-- {match: embedding, stage: first, zero: false}
-- {match: norm, stage: last}
-"""
-SHAPES = {
-    "embedding": (16, 8),
-    **{f"layers.{i}.wq": (8, 8) for i in range(4)},
-    **{f"layers.{i}.wo": (8, 8) for i in range(4)},
-    "adam_m.layers.0.wq": (8, 8),
-    "norm": (4,),
-    "step": (),
-}
-
 
 @pytest.fixture
 def work(tmp_path: Path) -> Path:
     """A folder with a checkpoint of whole parameters and a layout file."""
-    rng = np.random.default_rng(7)
-    arrays = {name: np.asarray(rng.standard_normal(shape), np.float32) for name, shape in SHAPES.items()}
-    save_file(arrays, tmp_path / "model.safetensors")
-    (tmp_path / "layout.yaml").write_text(LAYOUT)
+    layout_example.write(tmp_path)
     return tmp_path
 
 

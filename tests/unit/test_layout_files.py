@@ -7,9 +7,11 @@ import re
 from math import prod
 from pathlib import Path
 
+import layout_example
 import numpy as np
 import pytest
 import yaml
+from layout_example import LAYOUT, SHAPES
 from safetensors.numpy import load_file, save_file
 
 import reshard
@@ -24,35 +26,10 @@ from reshard.spec.request import Request
 from reshard.spec.resource import parse_spec
 from reshard.strategy import StrategyFile, dump
 
-LAYOUT = """
-apiVersion: reshard.dev/layout-v1
-mesh: pp=2,dp=2,tp=2
-state: [adam_m.]
-zero: {threshold: 128}
-pipeline: {layer: layers.*., layers: 4}
-rules:
-- {match: layers.*.wo, shard: {1: tp}}
-- {match: layers.*, shard: {0: tp}}
-- {match: embedding, stage: first, zero: false}
-- {match: norm, stage: last}
-"""
-SHAPES = {
-    "embedding": (16, 8),
-    **{f"layers.{i}.wq": (8, 8) for i in range(4)},
-    **{f"layers.{i}.wo": (8, 8) for i in range(4)},
-    "adam_m.layers.0.wq": (8, 8),
-    "norm": (4,),
-    "step": (),
-}
-
 
 @pytest.fixture
 def whole(tmp_path: Path) -> dict[str, np.ndarray]:
-    rng = np.random.default_rng(7)
-    arrays = {name: np.asarray(rng.standard_normal(shape), np.float32) for name, shape in SHAPES.items()}
-    save_file(arrays, tmp_path / "model.safetensors")
-    (tmp_path / "layout.yaml").write_text(LAYOUT)
-    return arrays
+    return layout_example.write(tmp_path)
 
 
 def transform(folder: Path, *more: str, source: str = "model.safetensors", target: str = "out") -> int:

@@ -138,6 +138,16 @@ class ParameterRecord(_Document, frozen=True):
     rounded: int | None = None
     overflowed: int | None = None
 
+    @property
+    def loss(self) -> Loss | None:
+        """The changes that casts have made in all files. None: the parameter is not cast, or the changes are not known."""
+        return None if self.rounded is None else Loss(self.rounded, self.overflowed or 0)
+
+    def with_loss(self, loss: Loss | None) -> ParameterRecord:
+        """Return the parameter with these changes of casts."""
+        rounded, overflowed = (None, None) if loss is None else (loss.rounded, loss.overflowed)
+        return msgspec.structs.replace(self, rounded=rounded, overflowed=overflowed)
+
 
 class SourceRecord(_Document, frozen=True):
     """The source of a transform.

@@ -84,7 +84,7 @@ class Checksum:
 
 
 class OutputDefaults:
-    """What `reshard.formats.protocol.OutputFormat` says of a format whose files describe themselves."""
+    """Default properties of `reshard.formats.protocol.OutputFormat`, for a format whose files describe themselves."""
 
     outputs: ClassVar[tuple[str, ...]] = ("PerRank",)
     once: ClassVar[bool] = False

@@ -97,7 +97,7 @@ class OutputFormat(Protocol):
 
     @property
     def once(self) -> bool:
-        """Whether only one rank writes each slice. The documents then tell all ranks where it is."""
+        """Whether only one rank writes each slice. The documents then contain its location, for all ranks."""
 
     @property
     def names_files(self) -> bool:

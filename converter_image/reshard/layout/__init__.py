@@ -5,7 +5,7 @@ The rules are MindSpore's (`mindspore.train.node_strategy_pb2`, MindSpore 2.10).
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import lru_cache
 from itertools import product
 from math import prod
@@ -98,6 +98,15 @@ class Layout:
             _check_dimensions(shape, self.ndim)
             return _chunk(shape, self._axes, self.cells[rank])
         return cell_box(shape, self.parts, self.cells[rank])
+
+    def evened(self, shape: tuple[int, ...]) -> Layout | None:
+        """Return the even layout that divides a tensor of the whole `shape`, or None if it does not divide it."""
+        even = replace(self, uneven=False)
+        try:
+            even.box(shape, 0)
+        except DataError:
+            return None
+        return even
 
     @property
     def _axes(self) -> tuple[tuple[int, ...], ...]:

@@ -65,7 +65,7 @@ class Derivation:
 
 @dataclass(frozen=True, slots=True)
 class _Zero:
-    """Whether optimizer parallelism divides a parameter in the target, and the `zero` of a rule that has this effect."""
+    """The optimizer parallelism of a parameter in the target, and the `zero` of a rule with this effect."""
 
     zero: Zero | None
     rule: bool | Zero

@@ -15,7 +15,7 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True, slots=True)
 class Draft:
-    """What the rule of a parameter contains, apart from patterns.
+    """The content of a parameter's rule, apart from patterns.
 
     Attributes:
         shard: dimensions that are divided, and the axes that divide each of them.

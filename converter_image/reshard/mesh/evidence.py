@@ -1,4 +1,4 @@
-"""What a strategy, or a checkpoint whose metadata locates its slices, shows about the axes that divide parameters."""
+"""The evidence of a strategy, or of a checkpoint whose metadata locates its slices, about the axes that divide parameters."""
 
 from __future__ import annotations
 

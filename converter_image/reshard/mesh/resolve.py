@@ -5,7 +5,7 @@ Each parameter is matched by a rule or refused by name, so that no parameter get
 
 from __future__ import annotations
 
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from reshard.errors import DataError, RequestError
@@ -34,6 +34,7 @@ class Assigned:
     Attributes:
         rule: position of the rule in the document. None means that the sharding is derived from the source.
         owner: name of the parameter that decides: the parameter itself, or the one whose optimizer state it is.
+        dtypes: type of that parameter. If it is absent: types of the smallest and largest elements that it can have.
         sharding: axes that divide it.
         zero: sharding of optimizer parallelism. None means none.
         stages: pipeline stages that hold it.
@@ -41,6 +42,7 @@ class Assigned:
 
     rule: int | None
     owner: str
+    dtypes: tuple[str, ...]
     sharding: Sharding
     zero: Zero | None
     stages: tuple[int, ...]
@@ -80,7 +82,8 @@ class Rules:
         self.document, self._where, self._derived = document, where, derived or {}
         self._patterns = [[NamePattern(pattern) for pattern in rule.patterns] for rule in document.rules]
         self._states = [NamePattern(state if "*" in state else f"{state}*") for state in document.state]
-        self._layers = LayerStages(document.pipeline, document.stages) if document.pipeline else None
+        self._stages = document.stages
+        self._layers = LayerStages(document.pipeline, self._stages) if document.pipeline else None
         self.sizes = document.axes
         self._expert_sizes = document.expert_axes
 
@@ -113,38 +116,38 @@ class Rules:
             raise self._refused(f"layer {layer} does not exist; the number of layers is {self._layers.count}", name)
         return self._layers.stage(layer)
 
-    def assign(self, name: str, owner: str, shape: tuple[int, ...], *, is_orphan: bool) -> Assigned | None:
+    def assign(self, name: str, tensors: Mapping[str, Whole]) -> Assigned | None:
         """Return the rule and the sharding of a parameter, or None if no rule matches.
 
         Args:
             name: name of the parameter.
-            owner: name of the parameter whose layout it has, see `owner`.
-            shape: its shape, or that of its slice.
-            is_orphan: whether the owner is absent, so that a rule of the owner may not apply to the shape of the state.
+            tensors: all parameters, or their slices.
 
         Raises:
             RequestError: the rule does not apply to the shape, the pipeline stage is unknown, or only the absent owner has a
                 rule.
         """
+        owner = self.owner(name, tensors)
+        is_orphan = owner not in tensors  # then a rule of the owner may not apply to the shape of the state
+        dtypes = _EXTREME_DTYPES if is_orphan else (tensors[owner].dtype,)
         number = self.rule(name if is_orphan else owner)
         if number is None and is_orphan and self.rule(owner) is not None:
             raise self._orphan(name, f"the rule for {owner} applies to its states if they have its shape")
         if number is None:
             derived = self._derived.get(name)
-            return Assigned(None, owner, derived.sharding, derived.zero, derived.stages) if derived else None
+            return Assigned(None, owner, dtypes, derived.sharding, derived.zero, derived.stages) if derived else None
         rule = self.document.rules[number]
         zero = (self.document.zero if rule.zero is True else rule.zero) or None
-        sharding = self._sharding(rule, number, name, shape, zero)
-        return Assigned(number, owner, sharding, None if zero and zero.axes else zero, self._stages(name, rule))
+        sharding = self._sharding(rule, number, name, tensors[name].shape, zero)
+        return Assigned(number, owner, dtypes, sharding, None if zero and zero.axes else zero, self._stages_of(name, rule))
 
-    def layout(self, assigned: Assigned, name: str, tensor: Whole, dtypes: tuple[str, ...]) -> Layout:
+    def layout(self, assigned: Assigned, name: str, tensor: Whole) -> Layout:
         """Return the layout of a parameter.
 
         Args:
             assigned: its rule and sharding.
             name: its name.
             tensor: the parameter.
-            dtypes: possible types of the parameter whose size is compared with the threshold of optimizer parallelism.
 
         Raises:
             DataError: the sharding does not divide the shape.
@@ -162,26 +165,18 @@ class Rules:
             ) from error
         if assigned.zero is None:
             return layout
-        if layout.uneven:
-            layout = self._even(layout, assigned, name, tensor)
-        found = {optimizer_sharded(layout, Whole(dtype, tensor.shape), assigned.zero) for dtype in dtypes}
-        if len(found) > 1:
-            raise self.orphan(name, assigned.owner)
-        return found.pop()
-
-    def _even(self, layout: Layout, assigned: Assigned, name: str, tensor: Whole) -> Layout:
-        """Return the same slices as an even layout, which optimizer parallelism can divide."""
-        even = replace(layout, uneven=False)
-        try:
-            even.box(tensor.shape, 0)
-        except DataError:
+        even = layout.evened(tensor.shape)
+        if even is None:
             raise self._refused(
                 f"{self._named(assigned.rule)} divides {list(tensor.shape)} unevenly, which optimizer parallelism (`zero`) cannot"
                 " divide again",
                 name,
                 fix="set `zero: false` in its rule, or use axes in `zero`",
-            ) from None
-        return even
+            )
+        found = {optimizer_sharded(even, Whole(dtype, tensor.shape), assigned.zero) for dtype in assigned.dtypes}
+        if len(found) > 1:
+            raise self.orphan(name, assigned.owner)
+        return found.pop()
 
     def divided(self, sharding: Sharding) -> Layout:
         """Return the layout of a sharding by axes of the mesh, or of the experts' mesh."""
@@ -218,8 +213,8 @@ class Rules:
         uneven = self.document.uneven if rule.uneven is None else rule.uneven
         return Sharding(tuple(dims), order or tuple(sizes), uneven)
 
-    def _stages(self, name: str, rule: LayoutRule) -> tuple[int, ...]:
-        stages, stage = self.document.stages, rule.stage
+    def _stages_of(self, name: str, rule: LayoutRule) -> tuple[int, ...]:
+        stages, stage = self._stages, rule.stage
         if stage == "all" or (stages == 1 and not isinstance(stage, int)):
             return tuple(range(stages))
         if stage is not None:
@@ -245,10 +240,6 @@ class Rules:
 
     def _refused(self, what: str, name: str, fix: str = "correct the layout file") -> RequestError:
         return RequestError("RuleNotApplicable", what, where=f"{self._where}: parameter {name}", fix=fix)
-
-    def dtypes(self, owner: str, tensors: Mapping[str, Whole], *, is_orphan: bool) -> tuple[str, ...]:
-        """Return the type of a parameter, or types of the smallest and largest elements if the parameter is absent."""
-        return _EXTREME_DTYPES if is_orphan else (tensors[owner].dtype,)
 
     def orphan(self, name: str, owner: str) -> RequestError:
         """Return the refusal of a state whose layout depends on the size of an absent parameter."""
@@ -285,7 +276,7 @@ class Rules:
         Raises:
             RequestError: the last layers are absent.
         """
-        if self._layers is None or self.document.stages == 1:
+        if self._layers is None or self._stages == 1:
             return
         layers = {layer for name in names if (layer := self._layers.layer(self._parameter(name))) is not None}
         if layers and max(layers) + 1 < self._layers.count:
@@ -365,19 +356,16 @@ def resolve(
     shared: dict[object, Layout] = {}
     unmatched = []
     for name, tensor in tensors.items():
-        owner = rules.owner(name, tensors)
-        is_orphan = owner not in tensors
-        found = rules.assign(name, owner, tensor.shape, is_orphan=is_orphan) if tensor.shape else None
+        found = rules.assign(name, tensors) if tensor.shape else None
         if found is None and tensor.size <= 1:
             continue
         if found is None:
             unmatched.append(name)
             continue
         assigned[name] = found
-        dtypes = rules.dtypes(owner, tensors, is_orphan=is_orphan)
-        key = (found.sharding, found.zero, tensor.shape, dtypes)
+        key = (found.sharding, found.zero, tensor.shape, found.dtypes)
         if key not in shared:
-            shared[key] = rules.layout(found, name, tensor, dtypes)
+            shared[key] = rules.layout(found, name, tensor)
         for stage in found.stages:
             stages[stage][name] = shared[key]
     rules.refuse_division(unnamed or {})

@@ -80,6 +80,17 @@ class Derived:
     stages: tuple[int, ...]
 
 
+def shard_count(layout: Layout, zero: Zero) -> int:
+    """Return the number of ranks among which optimizer parallelism divides a slice, if it divides it.
+
+    Args:
+        layout: even layout without optimizer shards.
+        zero: number of ranks, which must not be more than those that hold a slice.
+    """
+    holders = layout.devices // prod(layout.parts)
+    return holders if zero.size == ALL_OF_GROUP or zero.size > holders else zero.size
+
+
 def optimizer_sharded(layout: Layout, tensor: Whole, zero: Zero) -> Layout:
     """Return the layout of a parameter with MindSpore's optimizer parallelism, or the same layout if the parameter is too small.
 
@@ -93,7 +104,7 @@ def optimizer_sharded(layout: Layout, tensor: Whole, zero: Zero) -> Layout:
         zero: threshold and number of ranks.
     """
     holders = next(iter(layout.holders.values()))
-    size = len(holders) if zero.size == ALL_OF_GROUP or zero.size > len(holders) else zero.size
+    size = shard_count(layout, zero)
     too_small = not tensor.shape or tensor.nbytes < zero.threshold
     if too_small or len(holders) == 1 or len(holders) % size or tensor.shape[0] // layout.parts[0] % size:
         return layout

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 
 from reshard.errors import RequestError
 from reshard.mesh.resolve import Assigned, Resolved, Rules, refuse_unmatched
-from reshard.mesh.sharding import Whole, optimizer_sharded
+from reshard.mesh.sharding import Whole, optimizer_sharded, shard_count
 from reshard.strategy import Strategy
 
 if TYPE_CHECKING:
@@ -47,14 +47,12 @@ def resolve_slices(
         for name, tensor in tensors.items():
             if not tensor.shape or name in assigned or not is_wanted(name):
                 continue
-            owner = rules.owner(name, tensors)
-            is_orphan = owner not in tensors
-            found = rules.assign(name, owner, tensor.shape, is_orphan=is_orphan)
+            found = rules.assign(name, tensors)
             if found is None:
                 unmatched |= {name} if tensor.size > 1 else set()
                 continue
             assigned[name] = found
-            layout = _layout(rules, found, name, tensor, rules.dtypes(owner, tensors, is_orphan=is_orphan), where)
+            layout = _layout(rules, found, name, tensor, where)
             for stage in found.stages:
                 layouts[stage][name] = layout
     refuse_unmatched(unmatched, where)
@@ -63,7 +61,7 @@ def resolve_slices(
     return Resolved(Strategy(layouts, document.devices), assigned, rules.unused(assigned.values(), names))
 
 
-def _layout(rules: Rules, found: Assigned, name: str, part: Whole, dtypes: tuple[str, ...], where: str) -> Layout:
+def _layout(rules: Rules, found: Assigned, name: str, part: Whole, where: str) -> Layout:
     """Return the layout of a parameter, given the slice of a rank."""
     plain = rules.divided(replace(found.sharding, uneven=False))
     if found.sharding.uneven and prod(plain.parts) > 1:
@@ -75,11 +73,11 @@ def _layout(rules: Rules, found: Assigned, name: str, part: Whole, dtypes: tuple
         )
     if found.zero is None:
         return plain
-    by_dtype = [_candidates(plain, part, dtype, found.zero) for dtype in dtypes]
+    by_dtype = [_candidates(plain, part, dtype, found.zero) for dtype in found.dtypes]
     candidates = by_dtype[0].union(*by_dtype)
     if len(candidates) == 1:
         return candidates.pop()
-    if len(dtypes) > 1:
+    if len(found.dtypes) > 1:
         raise rules.orphan(name, found.owner)
     what = "the slice is possible both with and without optimizer shards"
     if not candidates:
@@ -95,8 +93,7 @@ def _layout(rules: Rules, found: Assigned, name: str, part: Whole, dtypes: tuple
 def _candidates(plain: Layout, part: Whole, dtype: str, zero: Zero) -> set[Layout]:
     """Return the layouts with which a rank has this slice, with and without optimizer shards of a parameter of a type."""
     shape = tuple(n * k for n, k in zip(part.shape, plain.parts, strict=True))
-    holders = len(next(iter(plain.holders.values())))
-    size = holders if zero.size == -1 or zero.size > holders else zero.size
+    size = shard_count(plain, zero)
     found = set()
     if (layout := optimizer_sharded(plain, Whole(dtype, shape), zero)) == plain:
         found.add(layout)

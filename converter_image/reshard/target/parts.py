@@ -56,8 +56,7 @@ def losses_of(manifest: Manifest) -> dict[str, Loss]:
     """Return the changes of the parameters of which casts have changed elements, by name, in order of names."""
     found: dict[str, Loss] = {}
     for parameter in manifest.parameters:
-        if parameter.rounded:
-            loss = Loss(parameter.rounded, parameter.overflowed or 0)
+        if (loss := parameter.loss) is not None and loss.rounded:
             found[parameter.name] = found.get(parameter.name, Loss()).plus(loss)
     return dict(sorted(found.items()))
 
@@ -67,17 +66,12 @@ def with_losses(parameters: Iterable[ParameterRecord], losses: Mapping[str, Loss
     left = dict(losses)
 
     def changed(parameter: ParameterRecord) -> ParameterRecord:
-        if parameter.rounded is None or parameter.name not in left:
+        loss = parameter.loss
+        if loss is None or parameter.name not in left:
             return parameter
-        loss = Loss(parameter.rounded, parameter.overflowed or 0).plus(left.pop(parameter.name))
-        return msgspec.structs.replace(parameter, rounded=loss.rounded, overflowed=loss.overflowed)
+        return parameter.with_loss(loss.plus(left.pop(parameter.name)))
 
     return tuple(map(changed, parameters))
-
-
-def without_losses(parameter: ParameterRecord) -> ParameterRecord:
-    """Return a parameter that states no changes of casts."""
-    return parameter if parameter.rounded is None else msgspec.structs.replace(parameter, rounded=None, overflowed=None)
 
 
 def unite(manifests: Sequence[Manifest]) -> Manifest:
@@ -145,13 +139,11 @@ def _parameters(manifests: Sequence[Manifest]) -> tuple[ParameterRecord, ...]:
     """Return the parameters of all stages. Equal parameters of several stages are one, with the changes of casts in all."""
     found: dict[ParameterRecord, Loss | None] = {}
     for parameter in (parameter for manifest in manifests for parameter in manifest.parameters):
-        before = found.setdefault(without_losses(parameter), None)
-        if parameter.rounded is not None:
-            found[without_losses(parameter)] = (before or Loss()).plus(Loss(parameter.rounded, parameter.overflowed or 0))
-    return tuple(
-        parameter if loss is None else msgspec.structs.replace(parameter, rounded=loss.rounded, overflowed=loss.overflowed)
-        for parameter, loss in found.items()
-    )
+        loss, plain = parameter.loss, parameter if parameter.loss is None else parameter.with_loss(None)
+        before = found.setdefault(plain, None)
+        if loss is not None:
+            found[plain] = (before or Loss()).plus(loss)
+    return tuple(parameter if loss is None else parameter.with_loss(loss) for parameter, loss in found.items())
 
 
 def _origins(manifests: Sequence[Manifest]) -> dict[str, str]:

@@ -20,7 +20,7 @@ from reshard.storage.cancellable import CancellableStore
 from reshard.storage.digest import ContentDigest
 from reshard.target.folder import LOCK
 from reshard.target.lock import serialized
-from reshard.target.parts import all_there, unite, with_files, with_losses, without_losses
+from reshard.target.parts import all_there, unite, with_files, with_losses
 from reshard.target.snapshot import TaskRecord
 from reshard.telemetry import durations, phase
 from reshard.transform.consistency import check_stages
@@ -126,7 +126,9 @@ def _with_losses(
     if known is not None and before <= {record.rank for record in files}:
         parameters, files = known.parameters, [record for record in files if record.rank not in before]
     elif not {record.rank for record in files if record.rounded} <= state.recorded_ranks():
-        return tuple(map(without_losses, parameters))  # the numbers of ranks that are left out are not known
+        return tuple(
+            parameter.with_loss(None) for parameter in parameters
+        )  # the numbers of ranks that are left out are not known
     return with_losses(parameters, state.losses((record.rank for record in files if record.rounded), cancellation.check))
 
 

@@ -19,13 +19,14 @@ from reshard.plan.rules import selection
 from reshard.spec.request import request_key
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping
+    from collections.abc import Mapping, Sequence
 
     from reshard.checkpoint.inventory import Inventory
+    from reshard.mesh.evidence import Evidence
     from reshard.mesh.sharding import Derived
-    from reshard.plan import Model
+    from reshard.plan import Model, Parameter
     from reshard.source.files import Files
-    from reshard.spec.layout import LayoutDocument
+    from reshard.spec.layout import LayoutDocument, Mesh
     from reshard.spec.request import Request
     from reshard.strategy import Strategy
     from reshard.transform.inputs import Strategies
@@ -152,7 +153,8 @@ def _target_strategy(
 
     undivided = _model(inventory, source, None, request, only)
     tensors = whole_tensors(undivided, has_strategy=source is not None)
-    derived = _derived(target, undivided, source, tensors) if target.document.derive is not None else None
+    strategies = [] if source is None else [(source, _source_mesh(target), "source strategy")]
+    derived = derive_shardings(target, undivided, tensors, strategies) if target.document.derive is not None else None
     others = (p for p in undivided.parameters if p.name not in tensors and p.dtype != OBJECT)
     found = resolve(
         target.document,
@@ -168,35 +170,50 @@ def _target_strategy(
     return strategy, (*(_dimensions(target, derived) if derived is not None and source is None else ()), *found.notes)
 
 
-def _derived(
-    target: LayoutFile, undivided: Model, source: Strategy | None, tensors: Mapping[str, Whole]
+def derive_shardings(
+    target: LayoutFile, undivided: Model, tensors: Mapping[str, Whole], strategies: Sequence[tuple[Strategy, Mesh, str]]
 ) -> Mapping[str, Derived]:
     """Return the shardings that follow from the source's strategy, or from the slices that its metadata locates.
+
+    Args:
+        target: layout file with `derive`.
+        undivided: parameters of the source, as a target of one rank would hold them.
+        tensors: those that the layout file must describe.
+        strategies: strategy of the source, and then those of witnesses, each with its mesh and its name for messages. Empty means
+            that the metadata of the source locates the slices.
 
     Raises:
         RequestError: the source shows no slices, or does not determine the sharding of a parameter that no rule matches.
     """
-    from reshard.mesh.derive import derive  # noqa: PLC0415 - as above
+    from reshard.mesh.derive import derive  # noqa: PLC0415 - transforms with strategies start faster without it
+    from reshard.mesh.evidence import Evidence  # noqa: PLC0415 - as above
+
+    written = [p for p in undivided.parameters if p.name in tensors]
+    wholes = {p.source_name: Whole(p.dtype, p.shape) for p in written}
+    evidence = [Evidence.of_strategy(strategy, mesh, wholes, where) for strategy, mesh, where in strategies]
+    renamed = {p.name: p.source_name for p in written if p.name != p.source_name}
+    return derive(target.document, tensors, target.name, evidence or [_located(target, written)], renamed).complete()
+
+
+def _located(target: LayoutFile, written: Sequence[Parameter]) -> Evidence:
+    """Return what the metadata of a source shows that locates its slices."""
     from reshard.mesh.evidence import Evidence  # noqa: PLC0415 - as above
     from reshard.model.tiling import Grid  # noqa: PLC0415 - as above
 
-    written = [p for p in undivided.parameters if p.name in tensors]
-    mesh = target.document.derive.source_mesh if target.document.derive else ""
-    if source is not None:
-        wholes = {p.source_name: Whole(p.dtype, p.shape) for p in written}
-        evidence = Evidence.of_strategy(source, mesh, wholes, "source strategy")
-    else:
-        shards = {p.source_name: p.shards.tiling for p in written if p.shards is not None}
-        if not shards:
-            raise RequestError(
-                "MeshUnknown",
-                "the source holds whole parameters, so it does not show which axes divide them",
-                where=target.name,
-                fix="replace `derive` by rules, or use the sharded checkpoint with its strategy as the source",
-            )
-        evidence = Evidence.of_grids({name: tiling for name, tiling in shards.items() if isinstance(tiling, Grid)}, mesh)
-    renamed = {p.name: p.source_name for p in written if p.name != p.source_name}
-    return derive(target.document, tensors, target.name, [evidence], renamed).complete()
+    shards = {p.source_name: p.shards.tiling for p in written if p.shards is not None}
+    if not shards:
+        raise RequestError(
+            "MeshUnknown",
+            "the source holds whole parameters, so it does not show which axes divide them",
+            where=target.name,
+            fix="replace `derive` by rules, or use the sharded checkpoint with its strategy as the source",
+        )
+    grids = {name: tiling for name, tiling in shards.items() if isinstance(tiling, Grid)}
+    return Evidence.of_grids(grids, _source_mesh(target))
+
+
+def _source_mesh(target: LayoutFile) -> Mesh:
+    return target.document.derive.source_mesh if target.document.derive else ""
 
 
 def _dimensions(target: LayoutFile, derived: Mapping[str, Derived]) -> tuple[str, ...]:
@@ -205,8 +222,7 @@ def _dimensions(target: LayoutFile, derived: Mapping[str, Derived]) -> tuple[str
         (axis, dimension) for each in derived.values() for dimension, cuts in enumerate(each.sharding.dims) for axis in cuts
     )
     found = [f"{axis} divides dimension {dimension} of {n} parameters" for (axis, dimension), n in sorted(numbers.items())]
-    mesh = target.document.derive.source_mesh if target.document.derive else ""
-    return (f"{target.name}: if the mesh of the source is {mesh}, {', '.join(found)}",) if found else ()
+    return (f"{target.name}: if the mesh of the source is {_source_mesh(target)}, {', '.join(found)}",) if found else ()
 
 
 def source_model(inventory: Inventory, source: Strategy | None, request: Request) -> Model:
@@ -242,9 +258,10 @@ def _model(inventory: Inventory, source: Strategy | None, target: Strategy | Non
 def _slices(inventory: Inventory, source: LayoutFile) -> list[dict[str, Whole]]:
     """Return the slices of all parameters, by pipeline stage."""
     stages: list[dict[str, Whole]] = [{} for _ in range(source.document.stages)]
+    devices = source.document.devices
     seen: set[tuple[int, int]] = set()
     for file in inventory.files:
-        stage = file.rank // source.document.devices
+        stage = file.rank // devices
         if stage >= len(stages) or (stage, file.structure) in seen:  # `build_model` refuses ranks that do not exist
             continue
         seen.add((stage, file.structure))

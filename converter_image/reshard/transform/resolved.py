@@ -2,28 +2,26 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from reshard.engine.memory import default_workers
-from reshard.errors import DataError, RequestError
-from reshard.mesh.derive import derive
-from reshard.mesh.evidence import Evidence
+from reshard.errors import RequestError
 from reshard.mesh.resolve import refuse_unmatched, resolve
 from reshard.mesh.sharding import Whole
 from reshard.source.reading import read_inventory
 from reshard.source.strategies import read_layout_file, read_strategy
 from reshard.strategy import StrategyFile
 from reshard.transform.inputs import Inputs
-from reshard.transform.layouts import source_model, source_strategy, whole_tensors
+from reshard.transform.layouts import derive_shardings, source_model, source_strategy, whole_tensors
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
 
-    from reshard.layout import Layout
     from reshard.mesh.file import LayoutFile
     from reshard.mesh.resolve import Resolved
     from reshard.mesh.sharding import Derived
+    from reshard.plan import Model
     from reshard.spec.layout import Mesh
     from reshard.spec.request import Request
     from reshard.strategy import Strategy
@@ -54,23 +52,22 @@ class Parameters:
 
     Attributes:
         strategy: strategy of the source. None: its files locate the slices, or contain whole parameters.
+        model: parameters of the source, as a target of one rank would hold them.
         tensors: whole parameters that a layout file must describe, by their names in the target.
-        sources: name, type and shape of each of them in the source, by the same names.
-        others: tensors that every rank holds whole.
         notes: messages about the source.
     """
 
     strategy: Strategy | None
+    model: Model
     tensors: Mapping[str, Whole]
-    sources: Mapping[str, tuple[str, Whole]]
-    others: tuple[Whole, ...]
     notes: tuple[str, ...]
 
     def resolved(self, file: LayoutFile, derived: Mapping[str, Derived] | None = None) -> ResolvedCheckpoint:
         """Return the layouts of a layout file for these parameters. Parameters without a rule are returned."""
         resolved = resolve(file.document, self.tensors, file.name, derived, incomplete=True)
+        others = [Whole(p.target_dtype, p.target_shape) for p in self.model.parameters if p.name not in self.tensors]
         alone = [tensor for name, tensor in self.tensors.items() if tensor.size <= 1 and name not in resolved.assigned]
-        return ResolvedCheckpoint(file, self.tensors, resolved, (*self.others, *alone), (*self.notes, *resolved.notes))
+        return ResolvedCheckpoint(file, self.tensors, resolved, (*others, *alone), (*self.notes, *resolved.notes))
 
 
 def read_parameters(request: Request) -> Parameters:
@@ -90,9 +87,7 @@ def read_parameters(request: Request) -> Parameters:
     source, notes = source_strategy(inventory, inputs.strategies[0], request)
     model = source_model(inventory, source, request)
     tensors = whole_tensors(model, has_strategy=source is not None)
-    sources = {p.name: (p.source_name, Whole(p.dtype, p.shape)) for p in model.parameters if p.name in tensors}
-    others = tuple(Whole(p.target_dtype, p.target_shape) for p in model.parameters if p.name not in tensors)
-    return Parameters(source, tensors, sources, others, (*found.notes, *notes))
+    return Parameters(source, model, tensors, (*found.notes, *notes))
 
 
 def resolve_checkpoint(request: Request, layout: str) -> ResolvedCheckpoint:
@@ -127,13 +122,10 @@ def derive_checkpoint(request: Request, file: LayoutFile, witness: tuple[str, Me
     found, how = read_parameters(request), file.document.derive
     if found.strategy is None or how is None:
         raise ValueError("a source strategy and its mesh are required")
-    wholes = dict(found.sources.values())
     strategies = [(found.strategy, how.source_mesh, str(request.source_strategy))]
     if witness is not None:
         strategies.append((read_strategy(witness[0], request.storage_options.source), witness[1], witness[0]))
-    evidence = [Evidence.of_strategy(strategy, mesh, wholes, where) for strategy, mesh, where in strategies]
-    names = {name: source for name, (source, _) in found.sources.items() if source != name}
-    derived = derive(file.document, found.tensors, file.name, evidence, names).complete()
+    derived = derive_shardings(file, found.model, found.tensors, strategies)
     return found.resolved(file, derived)
 
 
@@ -146,7 +138,7 @@ def strategy_files(found: ResolvedCheckpoint) -> list[StrategyFile]:
     refuse_unmatched(found.resolved.unmatched, found.file.name)
     files = []
     for number, stage in enumerate(found.resolved.strategy.stages):
-        layouts = {name: _even(layout, found.tensors[name].shape) for name, layout in stage.items()}
+        layouts = {name: layout.evened(found.tensors[name].shape) or layout for name, layout in stage.items()}
         if not layouts:
             raise RequestError(
                 "StageWithoutParameters",
@@ -157,13 +149,3 @@ def strategy_files(found: ResolvedCheckpoint) -> list[StrategyFile]:
         shapes = {name: found.tensors[name].shape for name in layouts}
         files.append(StrategyFile(f"stage_{number}", {number: layouts}, shapes={number: shapes}))
     return files
-
-
-def _even(layout: Layout, shape: tuple[int, ...]) -> Layout:
-    """Return a layout that strategy files can describe, if the axes divide a shape evenly although they need not."""
-    even = replace(layout, uneven=False)
-    try:
-        even.box(shape, 0)
-    except DataError:
-        return layout
-    return even
