@@ -27,7 +27,8 @@ if TYPE_CHECKING:
     from reshard.online.network import load_into_net
     from reshard.progress import Cancellation, Progress
     from reshard.spec.keys import Encryption, Key
-    from reshard.spec.request import CastRule, Options, PadRule, RenameRule, Request
+    from reshard.spec.request import Options, Request
+    from reshard.spec.rules import CastRule, PadRule, RenameRule
     from reshard.spec.storage_options import RequestStorageOptions, StorageOptions
     from reshard.transform.complete import commit_checkpoint
     from reshard.transform.plan import PlanResult, plan_transform
@@ -36,16 +37,16 @@ if TYPE_CHECKING:
 
 _HOME = {
     "Cancellation": "reshard.progress",
-    "CastRule": "reshard.spec.request",
+    "CastRule": "reshard.spec.rules",
     "Encryption": "reshard.spec.keys",
     "Key": "reshard.spec.keys",
     "LoadOptions": "reshard.online.load",
     "Manifest": "reshard.checkpoint.manifest",
     "Options": "reshard.spec.request",
-    "PadRule": "reshard.spec.request",
+    "PadRule": "reshard.spec.rules",
     "PlanResult": "reshard.transform.plan",
     "Progress": "reshard.progress",
-    "RenameRule": "reshard.spec.request",
+    "RenameRule": "reshard.spec.rules",
     "Request": "reshard.spec.request",
     "RequestStorageOptions": "reshard.spec.storage_options",
     "ReshardError": "reshard.errors",

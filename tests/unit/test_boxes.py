@@ -31,7 +31,8 @@ from reshard.formats.torch.write import DCP as DCP_OUTPUT
 from reshard.layout import Layout
 from reshard.layout.box import Box
 from reshard.source.boxed import find_boxed
-from reshard.spec.request import CastRule, Options, RenameRule, Request
+from reshard.spec.request import Options, Request
+from reshard.spec.rules import CastRule, RenameRule
 from reshard.storage import open_store
 from reshard.storage.local import LocalStore
 from reshard.strategy import StrategyFile, dump

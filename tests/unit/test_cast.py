@@ -29,7 +29,8 @@ from reshard.checkpoint.manifest import FileRecord, Loss
 from reshard.cli import main
 from reshard.engine.cast import cast
 from reshard.errors import BugError, UsageError
-from reshard.spec.request import CastRule, Options, Request
+from reshard.spec.request import Options, Request
+from reshard.spec.rules import CastRule
 from reshard.storage import open_store
 from reshard.target.folder import TargetFolder
 

@@ -26,7 +26,8 @@ from reshard.formats import registry
 from reshard.layout.box import Box
 from reshard.pictures.traffic import count_traffic
 from reshard.plan.pad import beyond, within
-from reshard.spec.request import Options, PadRule, Request
+from reshard.spec.request import Options, Request
+from reshard.spec.rules import PadRule
 
 if TYPE_CHECKING:
     from pathlib import Path

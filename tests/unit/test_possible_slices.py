@@ -14,7 +14,8 @@ from reshard.checkpoint.manifest import MANIFEST_NAME
 from reshard.errors import ReshardError
 from reshard.layout import Layout
 from reshard.mindspore import load_distributed_checkpoint
-from reshard.spec.request import Options, RenameRule, Request
+from reshard.spec.request import Options, Request
+from reshard.spec.rules import RenameRule
 from reshard.strategy import StrategyFile, dump
 from reshard.transform.run import Result, transform_checkpoint
 

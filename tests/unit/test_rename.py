@@ -14,7 +14,8 @@ from pipelines import Pipeline, pipeline, write
 from reshard.cli import main
 from reshard.errors import MissingInputError, RequestError, UsageError
 from reshard.plan.rules import renamed, unmatched
-from reshard.spec.request import Options, RenameRule
+from reshard.spec.request import Options
+from reshard.spec.rules import RenameRule
 
 if TYPE_CHECKING:
     from pathlib import Path

@@ -17,7 +17,7 @@ from reshard.spec.resource import parse_rename_rules
 if TYPE_CHECKING:
     from pathlib import Path
 
-    from reshard.spec.request import RenameRule
+    from reshard.spec.rules import RenameRule
 
 FILES = ROOT / "examples" / "renames"
 OTHERS = COLUMNS[1:]

@@ -12,7 +12,8 @@ import rawfiles
 
 from reshard.errors import AccessError, MissingInputError, RequestError
 from reshard.progress import Cancellation
-from reshard.spec.request import Options, RenameRule, Request
+from reshard.spec.request import Options, Request
+from reshard.spec.rules import RenameRule
 from reshard.storage import open_store
 from reshard.transform.checks import open_target
 from reshard.transform.complete import commit_checkpoint

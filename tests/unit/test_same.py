@@ -27,7 +27,8 @@ from reshard.plan import Planner, passthrough_model
 from reshard.plan.summary import summarize
 from reshard.source.files import Files
 from reshard.source.reading import read_inventory
-from reshard.spec.request import Options, RenameRule, Request
+from reshard.spec.request import Options, Request
+from reshard.spec.rules import RenameRule
 
 if TYPE_CHECKING:
     from collections.abc import Callable

@@ -21,7 +21,8 @@ import reshard
 from reshard.cli import main
 from reshard.errors import MissingInputError, RequestError, UsageError
 from reshard.plan.rules import excluded_by
-from reshard.spec.request import Options, RenameRule, Request
+from reshard.spec.request import Options, Request
+from reshard.spec.rules import RenameRule
 
 if TYPE_CHECKING:
     from pathlib import Path

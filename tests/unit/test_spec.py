@@ -14,8 +14,9 @@ from reshard.checkpoint.manifest import FileRecord, Manifest, decode, encode
 from reshard.errors import DataError, RequestError, UsageError
 from reshard.spec.mounts import Volume, mounts, request_here, request_of_pod
 from reshard.spec.ranks import format_ranks, parse_ranks
-from reshard.spec.request import Options, RenameRule, Request
+from reshard.spec.request import Options, Request
 from reshard.spec.resource import TransformSpec, parse_resource, parse_spec
+from reshard.spec.rules import RenameRule
 from reshard.spec.storage_options import RequestStorageOptions, StorageOptions
 from reshard.target.lock import LockOwner
 from reshard.target.snapshot import TaskRecord

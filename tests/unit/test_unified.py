@@ -21,7 +21,8 @@ from reshard.checkpoint.manifest import MANIFEST_NAME
 from reshard.cli import main
 from reshard.errors import DataError, ReshardError, UsageError
 from reshard.plan.balance import fill
-from reshard.spec.request import Options, PadRule, RenameRule, Request
+from reshard.spec.request import Options, Request
+from reshard.spec.rules import PadRule, RenameRule
 from reshard.transform.checks import with_output
 from reshard.transform.complete import commit_checkpoint
 from reshard.transform.run import Result, transform_checkpoint

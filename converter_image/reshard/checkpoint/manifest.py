@@ -12,7 +12,7 @@ import msgspec
 from reshard.checkpoint.inventory import CarriedFile, Keys
 from reshard.errors import DataError
 from reshard.spec.layout import LayoutDocument
-from reshard.spec.request import RenameRule
+from reshard.spec.rules import RenameRule
 
 MANIFEST_NAME = "reshard-manifest.json"
 INDEX_NAME = "reshard-index.json"

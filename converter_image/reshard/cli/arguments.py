@@ -15,7 +15,8 @@ from click.shell_completion import CompletionItem
 from reshard.errors import MissingInputError, UsageError
 from reshard.spec.keys import Encryption, Key
 from reshard.spec.layout import Mesh, axes_and_sizes
-from reshard.spec.request import FORMATS, CastRule, FloatType, Options, PadRule, RenameRule, Request
+from reshard.spec.request import FORMATS, Options, Request
+from reshard.spec.rules import CastRule, FloatType, PadRule, RenameRule
 from reshard.spec.storage_options import RequestStorageOptions, StorageOptions
 from reshard.spec.urls import local_path
 

@@ -57,7 +57,7 @@ class Losses:
 
 
 def cast(content: memoryview, before: str, into: memoryview, after: str) -> Loss:
-    """Cast elements of type `before` to type `after`, see `reshard.spec.request.FloatType`.
+    """Cast elements of type `before` to type `after`, see `reshard.spec.rules.FloatType`.
 
     NaNs stay NaNs, with their sign and the leading bits of their payload. They become quiet, as the processors of some machines
     make them.

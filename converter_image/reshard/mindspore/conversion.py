@@ -13,7 +13,8 @@ from reshard.errors import MissingInputError, UsageError
 from reshard.mindspore.arguments import path_of, workers_of
 from reshard.mindspore.errors import documented
 from reshard.source.files import open_source
-from reshard.spec.request import Options, RenameRule, Request
+from reshard.spec.request import Options, Request
+from reshard.spec.rules import RenameRule
 from reshard.transform.standalone import prepare_standalone, write_standalone
 
 if TYPE_CHECKING:

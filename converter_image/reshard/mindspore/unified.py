@@ -16,7 +16,8 @@ from reshard.online.load import tensors_of
 from reshard.online.network import current_rank, load_params, param_dict
 from reshard.progress import Silent
 from reshard.spec.ranks import format_ranks
-from reshard.spec.request import Options, RenameRule, Request
+from reshard.spec.request import Options, Request
+from reshard.spec.rules import RenameRule
 from reshard.target.lock import retry_until_unlocked
 from reshard.transform.complete import commit_if_complete
 from reshard.transform.inputs import Inputs, source_names

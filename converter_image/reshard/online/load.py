@@ -29,7 +29,8 @@ if TYPE_CHECKING:
     from reshard.plan import RankPlan
     from reshard.progress import Cancellation
     from reshard.spec.keys import Encryption
-    from reshard.spec.request import CastRule, PadRule, RenameRule, Replicas, SourceOnly, Verification
+    from reshard.spec.request import Replicas, SourceOnly, Verification
+    from reshard.spec.rules import CastRule, PadRule, RenameRule
 
 
 class LoadOptions(TypedDict, total=False):

@@ -14,7 +14,7 @@ if TYPE_CHECKING:
     from reshard.layout import Layout
     from reshard.layout.box import Box
     from reshard.model import Shards
-    from reshard.spec.request import FloatType
+    from reshard.spec.rules import FloatType
 
 
 class Role(Enum):

@@ -13,7 +13,7 @@ if TYPE_CHECKING:
     from collections.abc import Collection, Iterator, Mapping, Sequence
 
     from reshard.checkpoint.inventory import TensorEntry
-    from reshard.spec.request import PadRule
+    from reshard.spec.rules import PadRule
 
 Lengths = dict[int, int]
 

@@ -23,7 +23,7 @@ if TYPE_CHECKING:
     from reshard.model import Shards
     from reshard.plan.pad import Lengths
     from reshard.plan.stages import SourceCuts
-    from reshard.spec.request import PadRule, RenameRule
+    from reshard.spec.rules import PadRule, RenameRule
     from reshard.strategy import Strategy
 
 _SHOWN = 5  # names quoted in one message

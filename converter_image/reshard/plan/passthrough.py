@@ -16,7 +16,7 @@ if TYPE_CHECKING:
     from collections.abc import Iterable, Sequence
 
     from reshard.checkpoint.inventory import Inventory
-    from reshard.spec.request import RenameRule
+    from reshard.spec.rules import RenameRule
 
 
 def passthrough_model(

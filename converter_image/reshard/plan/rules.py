@@ -6,13 +6,13 @@ from dataclasses import replace
 from typing import TYPE_CHECKING, get_args
 
 from reshard.errors import MissingInputError, RequestError
-from reshard.spec.request import FloatType
+from reshard.spec.rules import FloatType
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Collection, Iterable, Sequence
 
     from reshard.plan.model import Model, Parameter
-    from reshard.spec.request import CastRule, RenameRule
+    from reshard.spec.rules import CastRule, RenameRule
 
 _FLOATS = get_args(FloatType)
 # The types that have all values of another one.

@@ -19,17 +19,8 @@ from reshard.checkpoint.inventory import Inventory
 from reshard.checkpoint.manifest import INDEX_NAME, decode
 from reshard.errors import DataError, MissingInputError, RequestError
 from reshard.spec.layout import LayoutDocument
-from reshard.spec.request import (
-    STRICTNESS,
-    CastRule,
-    PadRule,
-    Patterns,
-    RenameRule,
-    Replicas,
-    SourceOnly,
-    TargetRanks,
-    Verification,
-)
+from reshard.spec.request import STRICTNESS, Replicas, SourceOnly, TargetRanks, Verification
+from reshard.spec.rules import CastRule, PadRule, Patterns, RenameRule
 from reshard.storage import open_store
 from reshard.strategy.packed import PackedStrategy, unpack
 

@@ -17,13 +17,9 @@ from reshard.spec.layout import LayoutDocument, Scale, with_text_keys
 from reshard.spec.outputs import OUTPUTS, OutputKind
 from reshard.spec.places import ConfigMapKeyRef, RelativePath, SecretKeyRef, StorageSpec
 from reshard.spec.request import (
-    CastRule,
     CopyMode,
     OutputFormat,
     Overwrite,
-    PadRule,
-    Patterns,
-    RenameRule,
     Replicas,
     SourceFormat,
     SourceOnly,
@@ -31,6 +27,7 @@ from reshard.spec.request import (
     TargetRanks,
     Verification,
 )
+from reshard.spec.rules import CastRule, PadRule, Patterns, RenameRule
 from reshard.spec.urls import is_url
 
 if TYPE_CHECKING:

@@ -15,7 +15,7 @@ if TYPE_CHECKING:
     from collections.abc import Collection, Iterable, Mapping, Sequence
 
     from reshard.checkpoint.manifest import FileRecord, ParameterRecord, StageRecord
-    from reshard.spec.request import RenameRule
+    from reshard.spec.rules import RenameRule
 
 _SHOWN = 5
 
