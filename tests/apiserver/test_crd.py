@@ -138,6 +138,10 @@ def test_the_examples_are_accepted(resources: Resources, example: Any) -> None:
         ),
         ("target.copySettings", True, "copySettings requires the format HuggingFace"),
         *(
+            ("target", SPEC["target"] | {"writeStrategy": True} | target, "writeStrategy requires the output PerRank")
+            for target in ({"output": "Unified"}, {"output": "Index"}, {"format": "HuggingFace"}, {"format": "TorchDcp"})
+        ),
+        *(
             ("target", SPEC["target"] | {"format": "TorchDcp", field: value}, "Megatron require the output PerRank")
             for field, value in {"output": "Index", "crc": True, "filePrefix": "p_"}.items()
         ),
@@ -253,6 +257,7 @@ FIXED = {
     "source.format": "torch-dcp",
     "target.crc": True,
     "target.removeRedundancy": True,
+    "target.writeStrategy": True,
     "target.copyMode": "Server",
     "target.fileMode": "0600",
     "parameters.sourceOnly": "Keep",

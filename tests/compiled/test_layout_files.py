@@ -57,3 +57,15 @@ def test_a_layout_file_describes_what_the_compiler_writes(layout: str, compiled:
 def test_mindspore_reads_exported_strategies(compiled: Path, tmp_path: Path) -> None:
     files = [export("dst", compiled, tmp_path, form) for form in ("protobuf", "json")]
     run(HERE / "loading.py", compiled, files[0] / "stage_0.ckpt", files[1] / "stage_0.json")
+
+
+def test_mindspore_reads_targets_by_the_strategy_next_to_them(compiled: Path, tmp_path: Path) -> None:
+    decoder, targets = compiled / "decoder", []
+    source = ["transform", "--source", str(decoder / "src_checkpoints"), "--source-strategy", str(decoder / "src.ckpt")]
+    for layout in ("dst", "src_pipeline"):
+        (tmp_path / f"{layout}.yaml").write_text(f"{RULES}{MESHES[layout]}\n")
+        targets.append(tmp_path / layout)
+        sides = ["--target", str(targets[-1]), "--target-strategy", str(tmp_path / f"{layout}.yaml")]
+        assert main([*source, *sides, "--write-strategy"]) == 0
+    assert main([*source, "--target", str(tmp_path / "unified"), "--output", "unified"]) == 0
+    run(HERE / "returning.py", compiled, tmp_path / "unified", *targets)

@@ -50,9 +50,10 @@ def test_unified_files_and_ranks_replace_each_other(server: s3_server.Server, bu
     unify = ["--source", str(made.source), "--source-strategy", str(made.source_strategy), "--output", "unified"]
     assert main(["transform", *unify, "--target", target]) == 0
     assert main([*made.arguments(tmp_path), "--target", target]) == 78
-    assert main([*made.arguments(tmp_path), "--target", target, "--overwrite"]) == 0
+    assert main([*made.arguments(tmp_path), "--target", target, "--overwrite", "--write-strategy"]) == 0
     ranks = {f"rank_{rank}" for rank in range(6)}
-    assert {path.name for path in server.download(target, tmp_path / "ranks").iterdir()} == {MANIFEST, *ranks}
+    written = {path.name for path in server.download(target, tmp_path / "ranks").iterdir()}
+    assert written == {MANIFEST, "reshard-strategy.ckpt", *ranks}
     assert main(["transform", *unify, "--target", target, "--overwrite"]) == 0
     assert main(["verify", target]) == 0
     names = {path.name for path in server.download(target, tmp_path / "unified").iterdir()}

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from dataclasses import replace
 from pathlib import Path
 
@@ -11,11 +12,13 @@ import pytest
 import rawfiles
 from hypothesis import given
 from hypothesis import strategies as st
+from safetensors.numpy import save_file
 
 from reshard.checkpoint.manifest import Manifest, decode
 from reshard.cli import main
-from reshard.cli.inspection import ListedParameter, merge_numbered, strategy_of
+from reshard.cli.inspection import ListedParameter, merge_numbered
 from reshard.errors import DataError
+from reshard.source.cuts import recorded_strategy
 
 CORPUS = Path(__file__).parents[1] / "conformance" / "corpus"
 PARAMETER = ListedParameter("", "Float32", (4, 4), (2, 4), "rows /2", (0, 1), 32)
@@ -156,6 +159,17 @@ def _spread(text: str) -> list[str]:
     return [str(n) for end in ends for n in range(int(end[0]), int(end[-1]) + 1)] or [""]
 
 
+def test_slices_of_different_lengths_are_listed(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    save_file({"w": np.zeros((7, 2), np.float32)}, tmp_path / "model.safetensors")
+    sides = ["--source", str(tmp_path / "model.safetensors"), "--target", str(tmp_path / "out")]
+    assert main(["transform", *sides, "--target-ranks", "4"]) == 0
+    capsys.readouterr()
+    assert main(["inspect", str(tmp_path / "out")]) == 0
+    found = capsys.readouterr().out
+    assert "slices have different lengths" in found
+    assert re.findall(r"^w +Float32 +(\d)x2 +([\d-]+)", found, re.MULTILINE) == [("2", "0-2"), ("1", "3")]
+
+
 @pytest.mark.parametrize(("ranks", "stage"), [(3, 0), (4, 2), (10**18, 0), (4, 10**18), (4, -1)])
 def test_a_manifest_that_contradicts_itself_is_refused(tmp_path: Path, ranks: int, stage: int) -> None:
     made = tmp_path / "out"
@@ -167,4 +181,4 @@ def test_a_manifest_that_contradicts_itself_is_refused(tmp_path: Path, ranks: in
     if (ranks, stage) == (4, 2):
         content["targetRanks"] = 8
     with pytest.raises(DataError, match="ManifestInvalid"):
-        strategy_of(decode(json.dumps(content).encode(), Manifest, "x"))
+        recorded_strategy(decode(json.dumps(content).encode(), Manifest, "x"), "x")

@@ -16,6 +16,7 @@ from reshard.spec.rules import RenameRule
 
 MANIFEST_NAME = "reshard-manifest.json"
 INDEX_NAME = "reshard-index.json"
+STRATEGY_NAME = "reshard-strategy.ckpt"  # no checkpoint: MindSpore's functions read only strategy files with this suffix
 SCHEMA = "reshard.dev/manifest/v1"
 # Exists only while a transform is unfinished, see reshard.target.folder.
 STATE = ".reshard"

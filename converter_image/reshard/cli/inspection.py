@@ -11,14 +11,15 @@ from typing import TYPE_CHECKING, Any
 
 import msgspec
 
+from reshard.checkpoint.manifest import MANIFEST_NAME
 from reshard.cli import console
 from reshard.cli.arguments import matching
 from reshard.cli.foreign import show_foreign
 from reshard.engine.memory import default_workers
-from reshard.errors import DataError, MissingInputError
-from reshard.layout import Layout
+from reshard.errors import MissingInputError
 from reshard.pictures.captions import shape, size, some_ranks, source_layout
 from reshard.plan import build_model
+from reshard.source.cuts import recorded_strategy
 from reshard.source.encrypted import as_plain
 from reshard.source.files import Files, open_source
 from reshard.source.finding import find_files
@@ -28,7 +29,6 @@ from reshard.source.reading import read_inventory
 from reshard.source.selection import epoch_and_step
 from reshard.source.strategies import read_strategy
 from reshard.spec.ranks import format_ranks
-from reshard.strategy import Strategy
 from reshard.target.folder import TargetFolder
 from reshard.target.parts import losses_of
 
@@ -40,10 +40,10 @@ if TYPE_CHECKING:
     from reshard.spec.keys import Encryption
     from reshard.spec.storage_options import StorageOptions
     from reshard.storage.protocol import ReadStore
+    from reshard.strategy import Strategy
 
 _SHOWN_PARAMETERS, _SHOWN_SIZES = 40, 32
 _BAR = 32
-_MOST_STAGES = 1 << 16
 _NUMBER = re.compile(r"(?<![0-9])(0|[1-9][0-9]{0,8})(?![0-9])")
 
 
@@ -108,7 +108,7 @@ def inspect(  # noqa: PLR0913 - one for each option
             )
             inventory, notes = read_inventory(plain, found, workers=default_workers()), found.notes
         if how is None and manifest is not None and not inventory.unified:
-            how = strategy_of(manifest)
+            how = recorded_strategy(manifest, f"{store.url}/{MANIFEST_NAME}")
     if not inventory.files:
         raise MissingInputError(
             "SourceMissing", "no checkpoint files found", where=path, fix="specify a checkpoint directory or file"
@@ -135,32 +135,6 @@ def _read_stages(store: ReadStore, manifest: Manifest) -> Inventory:
     return msgspec.structs.replace(inventory, files=files)
 
 
-def strategy_of(manifest: Manifest) -> Strategy | None:
-    """Return the strategy that a manifest describes, or None if it lists no parameters.
-
-    Raises:
-        DataError: the manifest contradicts itself.
-    """
-    if not manifest.parameters:
-        return None
-    devices = prod(manifest.parameters[0].target.device_matrix)
-    count, rest = divmod(manifest.target_ranks, max(devices, 1))
-    named = {stage for record in manifest.parameters for stage in record.target.stages}
-    if rest or not 1 <= count <= _MOST_STAGES or not named <= set(range(count)):
-        raise DataError(
-            "ManifestInvalid",
-            "the manifest's layouts do not match its ranks",
-            where="manifest",
-            fix="specify the strategy with --strategy",
-        )
-    stages: list[dict[str, Layout]] = [{} for _ in range(count)]
-    for record in manifest.parameters:
-        found = record.target
-        for stage in found.stages:
-            stages[stage][record.name] = Layout(found.device_matrix, found.tensor_map, found.shard_step, found.shard_size)
-    return Strategy(tuple(stages), devices)
-
-
 def list_parameters(inventory: Inventory, strategy: Strategy | None) -> list[ListedParameter]:
     """Return all parameters, in the order of the files.
 
@@ -168,7 +142,7 @@ def list_parameters(inventory: Inventory, strategy: Strategy | None) -> list[Lis
         DataError: the strategy does not match the files.
     """
     ranks = _ranks_by_structure(inventory)
-    if strategy is None and not inventory.unified:
+    if (strategy is None or strategy.uneven) and not inventory.unified:
         return _list_slices(inventory, ranks)
     model = build_model(inventory, strategy, None, incomplete=True)  # show what there is
     found = []
@@ -294,6 +268,8 @@ def _show_head(inventory: Inventory, listed: list[ListedParameter], strategy: St
     console.table([("", "left"), ("", "left")], rows)
     if strategy is None and len(ranks) > 1 and not inventory.unified:
         console.out("the sharding is unknown; specify it with --strategy")
+    if strategy is not None and strategy.uneven:
+        console.out("slices have different lengths, so each length is listed separately")
 
 
 def _complete(manifest: Manifest) -> str:

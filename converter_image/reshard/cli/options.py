@@ -336,6 +336,12 @@ GROUPS: dict[str, tuple[_Option, ...]] = {
             help="Copy the configuration of the model and its tokenizer, with --format huggingface.",
         ),
         _option(
+            _PLAN,
+            "--write-strategy",
+            is_flag=True,
+            help="Write the sharding of the target to `reshard-strategy.ckpt`, a strategy file that MindSpore and Reshard read.",
+        ),
+        _option(
             _RANKS,
             "--remove-redundancy",
             is_flag=True,

@@ -10,6 +10,7 @@ from dataclasses import dataclass
 from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
+from reshard.checkpoint.manifest import STRATEGY_NAME
 from reshard.checkpoint.unified import MAP_NAME
 from reshard.errors import RequestError
 from reshard.formats import detection
@@ -92,7 +93,8 @@ def requested_output(options: Mapping[str, Any], source: str) -> OutputFormat:
 def document_names(options: Mapping[str, Any]) -> tuple[str, ...]:
     """Return the names of the documents that complete a checkpoint with these options of a manifest."""
     output = requested_output(options, "")
-    return (MAP_NAME,) if output_of(options).whole and not output.names_files else output.document_names
+    names = (MAP_NAME,) if output_of(options).whole and not output.names_files else output.document_names
+    return (*names, STRATEGY_NAME) if options.get("writeStrategy") else names
 
 
 def source_format(name: str) -> SourceFormat:

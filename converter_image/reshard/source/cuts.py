@@ -1,18 +1,69 @@
-"""Check that a strategy agrees with the manifest of a source."""
+"""The strategy in the manifest of a checkpoint, and its comparison with a source strategy."""
 
 from __future__ import annotations
 
 from functools import cache
+from math import prod
 from typing import TYPE_CHECKING
 
 from reshard.errors import DataError
 from reshard.layout import Layout
+from reshard.plan import Role
+from reshard.strategy import Strategy
+from reshard.strategy.file import check_tables
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
 
-    from reshard.checkpoint.manifest import LayoutRecord, ParameterRecord
-    from reshard.strategy import Strategy
+    from reshard.checkpoint.manifest import LayoutRecord, Manifest, ParameterRecord
+
+_MOST_STAGES = 1 << 16
+
+
+def recorded_strategy(manifest: Manifest, where: str) -> Strategy | None:
+    """Return the strategy of a checkpoint, by its manifest.
+
+    It names the parameters that the target strategy named. Without such a strategy, it names those that are divided. All others
+    are whole on every rank.
+
+    Args:
+        manifest: manifest of files that contain the slices of ranks.
+        where: name of the manifest, for messages.
+
+    Returns:
+        The strategy, or None if it names no parameter. Its layouts may be uneven.
+
+    Raises:
+        DataError: the manifest contradicts itself.
+    """
+    named = [record for record in manifest.parameters if record.role == Role.CUT.value]
+    if manifest.options.get("targetRanks") is not None:
+        named = [record for record in named if any(record.target.tensor_map)]
+    if not named:
+        return None
+    devices = prod(named[0].target.device_matrix)
+    count, rest = divmod(manifest.target_ranks, max(devices, 1))
+    layouts = {record.target: layout_of(record.target) for record in named}
+    agree = all(layout.devices == devices for layout in layouts.values())
+    if rest or not (agree and 1 <= count <= _MOST_STAGES and {s for each in layouts for s in each.stages} <= set(range(count))):
+        raise DataError(
+            "ManifestInvalid",
+            "the layouts in the manifest do not match its ranks",
+            where=where,
+            fix="restore the manifest, or move it to another folder and specify the strategy of the files",
+        )
+    check_tables(set(layouts.values()), where)
+    stages: tuple[dict[str, Layout], ...] = tuple({} for _ in range(count))
+    for record in named:
+        layout = layouts[record.target]
+        for stage in record.target.stages:
+            stages[stage][record.name] = (layout.evened(record.shape) or layout) if layout.uneven else layout
+    return Strategy(stages, devices)
+
+
+def layout_of(record: LayoutRecord) -> Layout:
+    """Return the layout in a manifest."""
+    return Layout(record.device_matrix, record.tensor_map, record.shard_step, record.shard_size, record.uneven)
 
 
 def refuse_other_cuts(
@@ -52,8 +103,7 @@ _Cells = dict[int, tuple[tuple[int, ...], tuple[int, ...]]]  # by rank: slices a
 
 @cache
 def _written(record: LayoutRecord) -> _Cells:
-    layout = Layout(record.device_matrix, record.tensor_map, record.shard_step, record.shard_size)
-    return _cells(layout, record.stages)
+    return _cells(layout_of(record), record.stages)
 
 
 @cache

@@ -8,6 +8,7 @@ from collections import defaultdict
 from typing import TYPE_CHECKING
 
 from reshard.checkpoint import format_of
+from reshard.checkpoint.manifest import STRATEGY_NAME
 from reshard.errors import DataError, MissingInputError, RequestError
 
 if TYPE_CHECKING:
@@ -35,7 +36,7 @@ def is_candidate(path: str, pattern: str | None = None) -> bool:
     A pattern with a `/` is matched against the whole path, any other against the name.
     """
     name = path.rpartition("/")[2]
-    if format_of(name) is None or name.startswith("."):
+    if format_of(name) is None or name.startswith(".") or name == STRATEGY_NAME:
         return False
     return pattern is None or fnmatch.fnmatchcase(path if "/" in pattern else name, pattern)
 

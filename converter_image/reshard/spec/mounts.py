@@ -188,6 +188,7 @@ def _to_request(
             only_ranks=target.only_ranks,
             source_only=spec.parameters.source_only,
             allow_missing=spec.parameters.allow_missing,
+            write_strategy=target.write_strategy,
             remove_redundancy=target.remove_redundancy,
             include=spec.parameters.include,
             exclude=spec.parameters.exclude,

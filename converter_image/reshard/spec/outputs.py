@@ -102,12 +102,13 @@ _NO_STAGES = {
 }
 _FIXED_NAMES = {"file_prefix": Refusal("the output has fixed file names", "omit file_prefix")}
 _NO_INDEX = {"index": Refusal("an index can be used only with the output PerRank", "omit the index or the output")}
+_NO_STRATEGY = {"write_strategy": Refusal("the target gets a strategy file only with the output PerRank")}
 _RANK_FILES = ("format", "file_prefix", "only_ranks", "remove_redundancy", "crc", "copy_mode")
 
 
 def _undivided(name: OutputKind) -> dict[str, Refusal]:
     refusal = Refusal(f"the output {name} has no ranks among which tensors are divided")
-    return {"target_ranks": refusal, "scale": refusal}
+    return _NO_STRATEGY | {"target_ranks": refusal, "scale": refusal}
 
 
 PER_RANK = Output(name="PerRank", refused=_NO_STAGES, replicates=True)
@@ -144,7 +145,9 @@ SAME = _Same(
 )
 INDEX = _Index(
     name="Index",
-    refused=_NO_STAGES | {name: Refusal("the output Index writes no rank files", f"omit {name}") for name in _RANK_FILES},
+    refused=_NO_STAGES
+    | _NO_STRATEGY
+    | {name: Refusal("the output Index writes no rank files", f"omit {name}") for name in _RANK_FILES},
     not_encrypted=Refusal("an index contains nothing that can be encrypted", "omit the encryption"),
     writes_files=False,
 )

@@ -87,6 +87,7 @@ class Options(msgspec.Struct, frozen=True):
         only_ranks: target ranks to write, such as "0,2-5". None means all.
         source_only: handling of parameters that only the source strategy names. "Drop" omits them. "Keep" copies them whole.
         allow_missing: whether to omit parameters that only the target strategy names, instead of raising an error.
+        write_strategy: whether to write the layout of the target as a strategy file of MindSpore, next to the folders of ranks.
         remove_redundancy: whether to write each replicated slice once, on one of the ranks that hold it.
         include: patterns of parameters to write, by their names in the source. `*` matches any characters. Empty means all.
         exclude: patterns of parameters to omit, among those. A target strategy may name them.
@@ -123,6 +124,7 @@ class Options(msgspec.Struct, frozen=True):
     only_ranks: str | None = None
     source_only: SourceOnly = "Drop"
     allow_missing: bool = False
+    write_strategy: bool = False
     remove_redundancy: bool = False
     include: Patterns = ()
     exclude: Patterns = ()
@@ -214,7 +216,7 @@ def _refuse(asked: Options | Request, output: Output) -> None:
     for each in msgspec.structs.fields(asked):
         refusal = output.refused.get(each.name)
         if refusal is not None and getattr(asked, each.name) != each.default:
-            where = each.name.replace("_", " ") if each.name.endswith("strategy") else each.name
+            where = each.name if isinstance(asked, Options) else each.name.replace("_", " ")
             raise UsageError("InvalidOption", refusal.what, where=where, fix=refusal.fix)
 
 
@@ -333,6 +335,7 @@ def request_key(request: Request) -> dict[str, Any]:
         "allowEqualSlices": options.allow_equal_slices,
         "sourceOnly": options.source_only,
         "allowMissing": options.allow_missing,
+        "writeStrategy": options.write_strategy,
         "removeRedundancy": options.remove_redundancy,
         "include": list(options.include),
         "exclude": list(options.exclude),

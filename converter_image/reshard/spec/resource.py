@@ -111,6 +111,7 @@ class TargetSpec(Strict, frozen=True):
     scale: Scale | None = None
     ranks: TargetRanks | None = None
     only_ranks: Annotated[str, msgspec.Meta(max_length=65536)] | None = None
+    write_strategy: bool = False
     remove_redundancy: bool = False
     crc: bool = False
     copy_mode: CopyMode = "Client"

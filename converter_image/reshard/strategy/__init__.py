@@ -84,6 +84,11 @@ class Strategy:
         return range(self.first * self.devices, self.first * self.devices + self.ranks)
 
     @property
+    def uneven(self) -> str | None:
+        """Name of a parameter whose slices differ in length, or None. No source strategy describes such a parameter."""
+        return next((name for stage in self.stages for name, layout in stage.items() if layout.uneven), None)
+
+    @property
     def repeated_stages(self) -> range:
         """Last stages that contain only parameters of earlier stages, as files of an earlier run with more stages do."""
         first = len(self.stages)

@@ -122,14 +122,21 @@ def dump(file: StrategyFile, form: Form) -> bytes:
     loads a JSON file only with shapes.
 
     Raises:
-        RequestError: a layout is uneven. Strategy files have no form for it.
+        RequestError: a layout is uneven, or a pipeline stage has no parameters. Strategy files have no form for it.
     """
     if uneven := next((name for name, layout in file.parameters.items() if layout.uneven), None):
         raise RequestError(
             "LayoutUneven",
             "strategy files cannot describe a layout that divides a dimension unevenly",
             where=f"parameter {uneven}",
-            fix="use the layout file itself, or a layout without `uneven: true`",
+            fix="use a layout file instead of a strategy file, or a layout that divides the dimension evenly",
+        )
+    if empty := [stage for stage, layouts in file.stages.items() if not layouts]:
+        raise RequestError(
+            "StageWithoutParameters",
+            f"pipeline stage {empty[0]} has no parameters, so no strategy file can describe it",
+            where=file.name,
+            fix="correct the pipeline stages of the layout, or use a layout file instead of a strategy file",
         )
     nodes = file.nodes or tuple(Node(f"stage{stage}", stage) for stage in file.stages)
     if form == "json":

@@ -3,6 +3,7 @@
 ```
 rank_<r>/<prefix><r>.<ext>     a finished rank. Unified files: part<r>.safetensors. Files of a stage:
                                <prefix><r>_part<stage>.<ext>
+reshard-strategy.ckpt          strategy file of the target, on request, written by the commit
 reshard-index.json             replaces the files with `output: Index`, see reshard.source.index
 param_name_map.json            index of unified files, written by the commit, see reshard.checkpoint.unified
 reshard-manifest.json          written last: the checkpoint is complete if it exists

@@ -48,6 +48,7 @@ def with_output(request: Request) -> Request:
         "crc": output.crc is None,
         "file_prefix": output.names_files,
         "numbered": output.names_files,
+        "write_strategy": output.names_files,
     }
     for name, is_refused in refused.items():
         if is_refused and getattr(options, name) != getattr(usual, name):

@@ -1,4 +1,4 @@
-"""The files of a checkpoint that its manifest lists, and the index files that follow from the manifest."""
+"""The files of a checkpoint that its manifest lists, and those that follow from the manifest: index files and the strategy."""
 
 from __future__ import annotations
 
@@ -7,17 +7,18 @@ from typing import TYPE_CHECKING, NamedTuple
 
 from reshard.checkpoint.dtypes import DTYPES
 from reshard.checkpoint.inventory import Inventory
-from reshard.checkpoint.manifest import INDEX_NAME, MANIFEST_NAME
+from reshard.checkpoint.manifest import INDEX_NAME, MANIFEST_NAME, STRATEGY_NAME
 from reshard.checkpoint.output import OutputFile
 from reshard.checkpoint.unified import HYPER_NAME, MAP_NAME, map_of
 from reshard.engine.task import output_tensors
-from reshard.errors import DataError
+from reshard.errors import DataError, RequestError
 from reshard.formats.registry import document_names, requested_output
-from reshard.layout import Layout
 from reshard.plan import Model, Parameter, Planner, Role
+from reshard.source.cuts import layout_of, recorded_strategy
 from reshard.source.described import files_there, refuse_missing
 from reshard.spec.outputs import output_of
 from reshard.storage.digest import ContentDigest
+from reshard.strategy import StrategyFile, dump
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Mapping
@@ -75,14 +76,42 @@ def changed_documents(store: ReadStore, documents: Mapping[str, Expected]) -> li
 def documents_of(manifest: Manifest) -> dict[str, bytes]:
     """Return the documents that complete a checkpoint, such as index files, by name. They follow from its manifest alone.
 
-    A checkpoint with only some ranks has none: torch and Hugging Face libraries would load it without an error, and keep the
-    initial values of the rest.
-
     Raises:
         DataError: the manifest contradicts itself, or another version of Reshard wrote it.
     """
-    names = document_names(manifest.options)
-    if not names or not manifest.files:
+    if not manifest.files:
+        return {}
+    return _documents_of_format(manifest) | strategy_document(manifest)
+
+
+def strategy_document(manifest: Manifest) -> dict[str, bytes]:
+    """Return the strategy file of a checkpoint by its name, or nothing if the request does not ask for it.
+
+    It also describes the ranks that were not written. MindSpore reads several pipeline stages in one file.
+
+    Raises:
+        DataError: the manifest contradicts itself.
+        RequestError: a strategy file cannot describe the layouts.
+    """
+    if STRATEGY_NAME not in document_names(manifest.options):
+        return {}
+    strategy = recorded_strategy(manifest, MANIFEST_NAME)
+    file = StrategyFile(STRATEGY_NAME, dict(enumerate(strategy.stages)) if strategy else {0: {}})
+    try:
+        return {STRATEGY_NAME: dump(file, "protobuf")}
+    except RequestError as error:
+        fix = "correct the layout of the target, or omit --write-strategy (spec.target.writeStrategy)"
+        raise RequestError(error.reason, error.what, where=error.where, fix=fix) from error
+
+
+def _documents_of_format(manifest: Manifest) -> dict[str, bytes]:
+    """Return the documents that the format of a checkpoint requires.
+
+    A checkpoint with only some ranks has none: torch and Hugging Face libraries would load it without an error, and keep the
+    initial values of the rest.
+    """
+    names = {*document_names(manifest.options)} - {STRATEGY_NAME}
+    if not names:
         return {}
     if MAP_NAME in names:
         return {MAP_NAME: _map(manifest)}
@@ -136,7 +165,6 @@ def _planner_of(manifest: Manifest) -> Planner:
 
 
 def _parameter(record: ParameterRecord) -> Parameter:
-    found = record.target
-    layout = Layout(found.device_matrix, found.tensor_map, found.shard_step, found.shard_size, found.uneven)
+    layout, stages = layout_of(record.target), record.target.stages
     role = next((role for role in Role if role.value == record.role), Role.CUT)
-    return Parameter(record.name, record.dtype, record.shape, role, None, (), layout, found.stages, (), record.name)
+    return Parameter(record.name, record.dtype, record.shape, role, None, (), layout, stages, (), record.name)

@@ -166,6 +166,8 @@ def _target_strategy(
     )
     devices = found.strategy.devices
     single = {name: Layout.whole(len(each.shape), devices) for name, each in tensors.items() if name not in found.assigned}
+    if source is None and inventory.kind != "Unified":
+        single = {}  # what neither side names is replicated
     strategy = replace(found.strategy, stages=tuple({**stage, **single} for stage in found.strategy.stages))
     return strategy, (*(_dimensions(target, derived) if derived is not None and source is None else ()), *found.notes)
 

@@ -7,7 +7,8 @@ from typing import TYPE_CHECKING
 
 from reshard.transform.checks import check_space
 from reshard.transform.commit import covers, finished
-from reshard.transform.documents import changed_documents, expected_documents
+from reshard.transform.documents import changed_documents, expected_documents, strategy_document
+from reshard.transform.draft import draft_manifest
 from reshard.transform.identify import identify
 from reshard.transform.prepare import prepare, resume
 from reshard.transform.start import refuse
@@ -81,6 +82,8 @@ def run_preflight(  # noqa: PLR0913 - what is read, and how
     for note in task.notes:
         progress.note(note)
     sizes = task.file_sizes(task.scope)  # refuse now what no file can hold
+    if task.request.options.write_strategy and not task.planned:
+        strategy_document(draft_manifest(task, {}))  # likewise
     refuse(task, target, snapshot, commit=commit)
     left = unfinished(task, target, snapshot, cancellation, thorough=thorough)
     own = snapshot.manifest_for(task)

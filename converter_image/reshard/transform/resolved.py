@@ -6,7 +6,6 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from reshard.engine.memory import default_workers
-from reshard.errors import RequestError
 from reshard.mesh.resolve import refuse_unmatched, resolve
 from reshard.mesh.sharding import Whole
 from reshard.source.reading import read_inventory
@@ -133,19 +132,12 @@ def strategy_files(found: ResolvedCheckpoint) -> list[StrategyFile]:
     """Return a strategy file for each pipeline stage, with the shapes that MindSpore's compiler requires.
 
     Raises:
-        RequestError: no rule matches a parameter, or a pipeline stage has no parameters.
+        RequestError: no rule matches a parameter.
     """
     refuse_unmatched(found.resolved.unmatched, found.file.name)
     files = []
     for number, stage in enumerate(found.resolved.strategy.stages):
         layouts = {name: layout.evened(found.tensors[name].shape) or layout for name, layout in stage.items()}
-        if not layouts:
-            raise RequestError(
-                "StageWithoutParameters",
-                f"pipeline stage {number} has no parameters, so no strategy file can describe it",
-                where=found.file.name,
-                fix="correct `pipeline` or the number of stages (`pp`) in the layout file; or use the layout file itself",
-            )
         shapes = {name: found.tensors[name].shape for name in layouts}
         files.append(StrategyFile(f"stage_{number}", {number: layouts}, shapes={number: shapes}))
     return files

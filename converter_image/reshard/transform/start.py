@@ -125,11 +125,12 @@ def _refuse_foreign_files(task: Task, target: TargetFolder, ours: AbstractSet[st
     Raises:
         RequestError: the target contains such files.
     """
-    wanted = {*map(task.path, task.scope), *_carried(task), *task.output.conflicting(task.model.target_ranks)}
+    wanted = {*map(task.path, task.scope), *document_names(task.key), *_carried(task)}
+    wanted |= {*task.output.conflicting(task.model.target_ranks)}
     entries = target.store.list("")
     if task.output.names_files:  # programs would read files of another checkpoint together with these
         suffixes = tuple({f".{path.rpartition('.')[2]}" for path in map(task.path, task.scope)})
-        wanted |= {*document_names(task.key), *(found.name for found in entries if found.name.endswith(suffixes))}
+        wanted |= {found.name for found in entries if found.name.endswith(suffixes)}
     paths = [found.name for found in entries if found.name in wanted or is_own(found.name)]
     folders = [found.name for found in entries if found.is_folder and found.name.startswith("rank_")]
     for folder, listed in zip(folders, target.store.list_folders(folders), strict=True):
