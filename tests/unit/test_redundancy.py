@@ -23,7 +23,7 @@ from reshard.cli import main
 from reshard.engine.gather import SourceFiles
 from reshard.engine.verify import check_file
 from reshard.layout import Layout
-from reshard.plan import Parameter, Role
+from reshard.plan import Kind, Parameter, Role
 from reshard.plan.balance import shares
 
 if TYPE_CHECKING:
@@ -65,7 +65,7 @@ def test_each_slice_is_written_once(model: models.Model, source: str, target: st
 
 
 def parameter(name: str, rows: int, target: Layout, role: Role = Role.CUT) -> Parameter:
-    return Parameter(name, "Int8", (rows,), role, Layout.whole(1), (0,), target, (0,), (0,), name)
+    return Parameter(name, name, Kind("Int8", (rows,), role, Layout.whole(1), (0,), target, (0,), (0,)))
 
 
 @given(st.lists(st.integers(1, 1 << 20), min_size=1, max_size=60), st.integers(2, 16))

@@ -29,6 +29,8 @@ if TYPE_CHECKING:
     from reshard.engine.task import Task
     from reshard.layout.box import Box
     from reshard.plan import RankPlan, TargetTensor
+    from reshard.plan.geometry import Overlap
+    from reshard.plan.rank import TensorGroup
 
 FORMATS = st.sampled_from(["ckpt", "safetensors"])
 
@@ -52,8 +54,16 @@ class Mistake:
     def is_seen_by_proof(self) -> bool:
         return self.how == "place"
 
-    def made_in(self, tensor: TargetTensor, entries: dict[int, TensorEntry]) -> TargetTensor:
-        parts, ranks, held = list(tensor.geometry.overlaps), list(tensor.ranks), list(tensor.entries)
+    def made_in(self, plan: RankPlan, number: int, entries: dict[int, TensorEntry]) -> RankPlan:
+        """Return the plan with this mistake in one tensor, which gets a group of its own."""
+        groups = list(plan.groups)
+        group = groups.pop(int(plan.group_of[number]))
+        tensor, inside = plan.tensors[number], group.numbers == number
+        if not inside.all():
+            rest = tuple(positions[~inside] for positions in group.positions)
+            groups.append(replace(group, numbers=group.numbers[~inside], positions=rest))
+        parts, ranks = list(tensor.geometry.overlaps), list(tensor.ranks)
+        held = [positions[inside] for positions in group.positions]
         at, part = self.part, parts[self.part]
         if self.how in {"boxes", "copies"}:
             (other,) = self.what
@@ -72,8 +82,10 @@ class Mistake:
             parts[at] = replace(part, target=target, first=first, end=end)
         else:
             (ranks[at],) = self.what
-            held[at] = entries[ranks[at]]
-        return replace(tensor, geometry=replace(tensor.geometry, overlaps=tuple(parts)), ranks=tuple(ranks), entries=tuple(held))
+            held[at] = np.array([plan.tables.of_rank(ranks[at]).structure.tensors.index(entries[ranks[at]])])
+        geometry = replace(tensor.geometry, overlaps=tuple(parts))
+        wrong = replace(group, numbers=np.array([number]), geometry=geometry, ranks=tuple(ranks), positions=tuple(held))
+        return replace(plan, groups=(*groups, wrong))
 
 
 def shifted(box: Box, axis: int, by: int) -> Box:
@@ -157,9 +169,7 @@ def test_elements_in_wrong_places_do_not_verify(model: models.Model, source: str
     assume(how)
     chosen = data.draw(st.sampled_from(how))
     number, mistake, entries = data.draw(st.sampled_from([each for each in possible if each[1].how == chosen]))
-    tensors = list(plan.tensors)
-    tensors[number] = mistake.made_in(tensors[number], entries)
-    wrong = replace(plan, tensors=tuple(tensors))
+    wrong = mistake.made_in(plan, number, entries)
     assert proves(plan)
     assert proves(wrong) == (not mistake.is_seen_by_proof)
 
@@ -173,12 +183,49 @@ def test_elements_in_wrong_places_do_not_verify(model: models.Model, source: str
         assert not (verifies(made, content, wrong, "Sample") and (differs & seen).any())
 
 
-def test_a_file_with_more_than_was_planned_does_not_verify() -> None:
+def plan_of_two() -> tuple[Task, RankPlan]:
+    """Return a plan of two tensors of one kind, which are in one group."""
     cut = models.Cut((2,), ((0,), ()))
     tensors = tuple(models.Tensor(name, "Float32", (4, 2), cut, 0, cut, 0) for name in ("a", "b"))
     made, _ = task(models.Model(2, 1, 2, 1, tensors, 1, remove_redundancy=False), "ckpt", "ckpt")
-    plan = made.planner.plan(0)
+    return made, made.planner.plan(0)
+
+
+def test_a_file_with_more_than_was_planned_does_not_verify() -> None:
+    made, plan = plan_of_two()
     reader = MemoryReader("y.ckpt", written(made, 0))
     described = made.output.entries(reader, made.tensors(0))
+    (group,) = plan.groups
+    less = replace(group, numbers=group.numbers[:1], positions=tuple(each[:1] for each in group.positions))
+    fewer = replace(plan, parameters=plan.parameters[:1], groups=(less,))
+    assert proves(fewer)
     with pytest.raises(BugError, match="not planned: b"):
-        check_file(reader, replace(plan, tensors=plan.tensors[:1]), made.model, made.source_files(), "Full", described)
+        check_file(reader, fewer, made.model, made.source_files(), "Full", described)
+
+
+def test_tensors_of_other_names_types_or_kinds_are_no_plan() -> None:
+    _, plan = plan_of_two()
+    (group,) = plan.groups
+    kind = replace(group.kind)  # an equal kind is another one
+    wrong = {
+        "the entries of two names are exchanged": replace(group, positions=tuple(each[::-1] for each in group.positions)),
+        "the entries have another type": replace(group, kind=replace(group.kind, dtype="Int32")),
+        "the entries have another shape": replace(group, geometry=replace(group.geometry, overlaps=shorter(group))),
+        "an overlap has no rank": replace(group, ranks=group.ranks[:-1]),
+        "an overlap has no entries": replace(group, positions=group.positions[:-1]),
+        "the parameters are of another kind": replace(group, kind=kind),
+    }
+    for what, found in wrong.items():
+        assert not proves(replace(plan, groups=(found,))), what
+    first = replace(group, numbers=group.numbers[:1], positions=tuple(each[:1] for each in group.positions))
+    assert not proves(replace(plan, groups=(first,)))
+    assert not proves(replace(plan, groups=(group, first)))
+    assert not proves(replace(plan, groups=()))
+    assert proves(plan)
+
+
+def shorter(group: TensorGroup) -> tuple[Overlap, ...]:
+    """Return overlaps with source slices that have one row less than the files."""
+    return tuple(
+        replace(each, source_shape=(each.source_shape[0] - 1, *each.source_shape[1:])) for each in group.geometry.overlaps
+    )

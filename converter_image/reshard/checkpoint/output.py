@@ -5,12 +5,13 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, ClassVar
 
+import msgspec
+
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Mapping, Sequence
 
 
-@dataclass(frozen=True, slots=True)
-class OutputTensor:
+class OutputTensor(msgspec.Struct, frozen=True, gc=False):
     """One tensor of a file to be written: all or a slice of a tensor of the checkpoint, or an object as bytes.
 
     Attributes:
@@ -33,11 +34,11 @@ class OutputTensor:
 
     def __post_init__(self) -> None:
         if self.shape and not self.start:
-            object.__setattr__(self, "start", (0,) * len(self.shape))
+            msgspec.structs.force_setattr(self, "start", (0,) * len(self.shape))
         if not self.whole:
-            object.__setattr__(self, "whole", self.shape)
+            msgspec.structs.force_setattr(self, "whole", self.shape)
         if not self.keys:
-            object.__setattr__(self, "keys", (self.name,))
+            msgspec.structs.force_setattr(self, "keys", (self.name,))
 
 
 @dataclass(frozen=True, slots=True)

@@ -145,7 +145,7 @@ def write_rank(
             state.record(record, conditions.losses.by_name)
         finally:
             writer.abort()
-        return Written(record, sum(t.nbytes for t in plan.tensors))
+        return Written(record, plan.nbytes)
 
 
 def write_alone(task: Task, rank: int, url: str, *, share: Budget) -> None:
@@ -257,7 +257,7 @@ def produce(task: Task, plan: RankPlan, writer: Writer, conditions: Conditions) 
         crc = _crc_of_contents(plan, files, conditions) if tail.in_header else None
         files.expect(reads(moves(plan, task.pieces(plan.rank, crc))), conditions.ahead)
         steps = _until_cancelled(moves(plan, task.pieces(plan.rank, crc)), conditions.cancellation)
-        overlap = sum(tensor.written_nbytes for tensor in plan.tensors) > TILE_BYTES
+        overlap = plan.written_nbytes > TILE_BYTES
         carry_out(steps, files, emit, conditions.losses, overlap=overlap)
         if trailer := tail.content():
             emit(trailer)
@@ -300,7 +300,7 @@ def _crc_of_contents(plan: RankPlan, files: SourceFiles, conditions: Conditions)
         conditions.cancellation.check()
         found.update(part)
 
-    numbers = sorted(range(len(plan.tensors)), key=lambda i: plan.tensors[i].parameter.name)
+    numbers = sorted(range(len(plan.parameters)), key=lambda i: plan.parameters[i].name)
     spans = [Span(number, 0, plan.tensors[number].written_nbytes) for number in numbers]
     files.expect(reads_of_spans(plan, spans), conditions.ahead)
     for span in spans:

@@ -32,7 +32,7 @@ if TYPE_CHECKING:
     from reshard.formats.protocol import OutputFormat
     from reshard.mesh.file import LayoutFile
     from reshard.mesh.scale import Scale
-    from reshard.plan import Model, Parameter, Summary
+    from reshard.plan import Kind, Model, Parameter, Summary
     from reshard.spec.layout import LayoutDocument
     from reshard.spec.outputs import Output
     from reshard.storage.protocol import ReadStore
@@ -222,17 +222,17 @@ class Task:
 
 def output_tensors(planner: Planner, rank: int) -> tuple[OutputTensor, ...]:
     """Return the tensors of a target rank's file, in the order of the planner's model."""
-    local = rank % planner.model.target_devices
-    boxes = ((p, p.box(local), DTYPES[p.target_dtype].itemsize) for p in planner.parameters(rank))
-    return tuple(
-        OutputTensor(p.name, p.target_dtype, box.shape, box.size * itemsize, box.start, p.target_shape, keys_of(planner.model, p))
-        for p, box, itemsize in boxes
-    )
+    described: dict[Kind, tuple[str, tuple[int, ...], int, tuple[int, ...], tuple[int, ...]]] = {}
+    for kind in planner.members(rank):
+        box, dtype = kind.box(rank % planner.model.target_devices), kind.target_dtype
+        described[kind] = (dtype, box.shape, box.size * DTYPES[dtype].itemsize, box.start, kind.target_shape)
+    return tuple(OutputTensor(p.name, *described[p.kind], keys_of(planner.model, p)) for p in planner.parameters(rank))
 
 
 def keys_of(model: Model, parameter: Parameter) -> Keys:
     """Return the keys that lead to a parameter in nested dicts and lists. Empty means that its name is the only key."""
-    return () if parameter.name != parameter.source_name else model.inventory.keys.get(parameter.name, ())
+    keys = model.inventory.keys
+    return keys.get(parameter.name, ()) if keys and parameter.name == parameter.source_name else ()
 
 
 def task_of(  # noqa: PLR0913 - independent results of reading the source
@@ -316,17 +316,23 @@ def _cipher(request: Request, output: OutputFormat, key: bytes | None) -> BlockC
 
 def _arranged(model: Model, output: OutputFormat) -> Model:
     """Return the parameters for the target's format: in its order, and without those that it cannot hold."""
-    held, left_out = [], []
+    can_hold: dict[Kind, bool] = {}
+    held, tensors, left_out = [], [], []
     for p in model.parameters:
-        tensor = OutputTensor(p.name, p.target_dtype, p.slice_shape, p.written_nbytes, whole=p.target_shape)
-        if (p.dtype != OBJECT or model.inventory.format in output.objects_of) and output.can_hold(tensor):
-            held.append((p, tensor))
+        kind = p.kind
+        tensor = OutputTensor(p.name, kind.target_dtype, kind.slice_shape, kind.written_nbytes, whole=kind.target_shape)
+        if kind not in can_hold:
+            is_tensor = kind.dtype != OBJECT or model.inventory.format in output.objects_of
+            can_hold[kind] = is_tensor and output.can_hold(tensor)
+        if can_hold[kind]:
+            held.append(p)
+            tensors.append(tensor)
         else:
-            left_out.append(p.name)
-    order = output.content_order([tensor for _, tensor in held])
-    objects = tuple(p.name for p in model.parameters if p.dtype == OBJECT and p.name in left_out)
-    zero_size = tuple(name for name in left_out if name not in objects)
-    return replace(model, parameters=tuple(held[i][0] for i in order), zero_size=zero_size, objects=objects)
+            left_out.append(p)
+    objects = tuple(p.name for p in left_out if p.dtype == OBJECT)
+    zero_size = tuple(p.name for p in left_out if p.dtype != OBJECT)
+    ordered = tuple(held[i] for i in output.content_order(tensors))
+    return replace(model, parameters=ordered, zero_size=zero_size, objects=objects)
 
 
 def _digests(source: Strategy | LayoutFile | None, target: Strategy | LayoutFile | Scale | None) -> dict[str, str | None]:

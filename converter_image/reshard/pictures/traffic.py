@@ -15,7 +15,7 @@ if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
 
     from reshard.plan.geometry import Cell
-    from reshard.plan.model import Parameter
+    from reshard.plan.model import Kind
     from reshard.plan.rank import Planner
 
 
@@ -98,10 +98,10 @@ def count_traffic(planner: Planner, ranks: Sequence[int], most: int) -> Traffic:
     target = Axis.of(ranks, model.target_devices, most)
 
     @lru_cache
-    def bytes_by_kind(rank: int) -> Counter[int]:
-        found = Counter[int]()
-        for parameter, kind in zip(planner.parameters(rank), planner.kinds(rank), strict=True):
-            found[kind] += parameter.nbytes_at(rank % model.target_devices)
+    def bytes_by_kind(rank: int) -> Counter[Kind]:
+        found: Counter[Kind] = Counter()
+        for kind, numbers in planner.members(rank).items():
+            found[planner.like(kind)] += kind.nbytes_at(rank % model.target_devices) * len(numbers)
         return found
 
     nbytes = Counter[tuple[int, int]]()
@@ -109,21 +109,20 @@ def count_traffic(planner: Planner, ranks: Sequence[int], most: int) -> Traffic:
         for rank in group:
             picks = planner.picks(rank)
             for kind, size in bytes_by_kind(planner.alike(rank)).items():
-                example = planner.examples[kind]
-                needed = planner.needs(example, rank)
-                shares = _shares_of(example, rank % model.target_devices)
+                needed = planner.needs(kind, rank)
+                shares = _shares_of(kind, rank % model.target_devices)
                 whole = sum(shares)
                 for (_, holders), share in zip(needed, shares, strict=True):
                     nbytes[(picks[holders] - model.first_rank) // source.size, column] += size * share // whole
     return Traffic(source, target, {pair: found for pair, found in nbytes.items() if found})
 
 
-def _shares_of(example: Parameter, local: int) -> tuple[int, ...]:
+def _shares_of(kind: Kind, local: int) -> tuple[int, ...]:
     """Return the shares of a target slice's elements in each source slice of `Planner.needs`."""
-    if example.shards is None and not example.target.uneven and example.new_shape is None:
-        cell = example.target.cells[local]
-        return _shares(example.target.parts, cell, example.source.parts if example.source else (1,) * len(cell))
-    return tuple(overlap.target.size for overlap in composition(example, example.box(local)).overlaps)
+    if kind.shards is None and not kind.target.uneven and kind.new_shape is None:
+        cell = kind.target.cells[local]
+        return _shares(kind.target.parts, cell, kind.source.parts if kind.source else (1,) * len(cell))
+    return tuple(overlap.target.size for overlap in composition(kind, kind.box(local)).overlaps)
 
 
 @lru_cache(maxsize=1 << 16)

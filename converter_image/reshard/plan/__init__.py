@@ -4,7 +4,7 @@ The modules of this package perform no I/O, so a plan can be printed and tested 
 """
 
 from reshard.plan.balance import pack_full_tensors
-from reshard.plan.model import Model, Parameter, Role
+from reshard.plan.model import Kind, Model, Parameter, Role
 from reshard.plan.parameters import build_model
 from reshard.plan.passthrough import passthrough_model
 from reshard.plan.rank import Planner, RankPlan, TargetTensor, prove
@@ -12,6 +12,7 @@ from reshard.plan.rules import castable, rounded, unmatched, unmatched_patterns,
 from reshard.plan.summary import Summary, summarize
 
 __all__ = [
+    "Kind",
     "Model",
     "Parameter",
     "Planner",

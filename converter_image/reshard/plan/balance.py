@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import replace
+from functools import cache
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -89,8 +90,9 @@ def pack_full_tensors(model: Model, most_bytes: int, *, apart: bool) -> Model:
     named = [p for p in tensors if not (apart and p.role is Role.REPLICATED)]
     parts = [[named[i] for i in part] for part in fill([p.written_nbytes for p in named], most_bytes)]
     parts += [others] if others else []
-    spread = [replace(p, target_stages=(number,)) for number, part in enumerate(parts) for p in part]
-    spread += [replace(p, target_stages=(0,)) for p in model.parameters if p.dtype == OBJECT]
+    kind_of_file = cache(lambda kind, number: replace(kind, target_stages=(number,)))
+    spread = [p.of_kind(kind_of_file(p.kind, number)) for number, part in enumerate(parts) for p in part]
+    spread += [p.of_kind(kind_of_file(p.kind, 0)) for p in model.parameters if p.dtype == OBJECT]
     return replace(model, target_stages=max(len(parts), 1), parameters=tuple(spread), unified=True)
 
 

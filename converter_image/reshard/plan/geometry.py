@@ -17,7 +17,7 @@ if TYPE_CHECKING:
     from collections.abc import Iterable
 
     from reshard.model import Tiling
-    from reshard.plan.model import Parameter
+    from reshard.plan.model import Kind
 
 Cell = tuple[int, ...]
 
@@ -62,16 +62,16 @@ class Geometry:
     padding: tuple[Box, ...] = ()
 
 
-def composition(parameter: Parameter, box: Box) -> Geometry:
+def composition(kind: Kind, box: Box) -> Geometry:
     """Return the composition of a box of a parameter from source slices.
 
     Raises:
         DataError: the source's layout does not divide the parameter.
     """
-    if parameter.shards is not None:
-        tiling = parameter.shards.tiling
-        return geometry_of_tiles(parameter.shape, tiling, box, tiling.intersecting(within(box, parameter.shape)))
-    return geometry(parameter.shape, parameter.source.parts if parameter.source else (1,) * len(parameter.shape), box)
+    if kind.shards is not None:
+        tiling = kind.shards.tiling
+        return geometry_of_tiles(kind.shape, tiling, box, tiling.intersecting(within(box, kind.shape)))
+    return geometry(kind.shape, kind.source.parts if kind.source else (1,) * len(kind.shape), box)
 
 
 @lru_cache(maxsize=1 << 16)

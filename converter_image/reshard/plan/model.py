@@ -4,8 +4,11 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from enum import Enum
+from functools import cached_property
 from math import prod
 from typing import TYPE_CHECKING
+
+import msgspec
 
 from reshard.checkpoint.dtypes import DTYPES
 
@@ -26,12 +29,13 @@ class Role(Enum):
     OWN = "own"  # each target rank copies it from the source rank with the same number
 
 
-@dataclass(frozen=True, slots=True)
-class Parameter:
-    """One parameter of the model.
+@dataclass(frozen=True, eq=False)
+class Kind:
+    """What parameters of the same type, shape and layouts have in common. Large models have few kinds.
+
+    Parameters of one kind share the object, so that what is calculated for the kind can be cached by identity.
 
     Attributes:
-        name: name in the target's files.
         dtype: type in the files, see `reshard.checkpoint.dtypes`.
         shape: shape of the whole tensor, in elements. For the role OWN: shape of the rank's tensor.
         role: reason why the parameter is in the target.
@@ -41,15 +45,15 @@ class Parameter:
         target: layout in the target.
         target_stages: pipeline stages of the target that hold the parameter.
         structures: positions in `Inventory.structures` of the structures that contain the parameter.
-        source_name: name in the source's files.
         other_cuts: other layouts of the parameter in the source, each with its pipeline stages. Slices in these layouts are
             compared with those in the layout `source`, but never copied.
         shards: locations of its shards, if the metadata of the source lists them.
         cast: type to which it is cast. None: it keeps its type.
         new_shape: shape of the whole tensor in the target, if it is padded or trimmed.
+        per_rank: whether it is replicated, and its copies may differ. A target rank gets the copy of the source rank that
+            corresponds to it.
     """
 
-    name: str
     dtype: str
     shape: tuple[int, ...]
     role: Role
@@ -58,11 +62,11 @@ class Parameter:
     target: Layout
     target_stages: tuple[int, ...]
     structures: tuple[int, ...]
-    source_name: str
     other_cuts: tuple[tuple[Layout, tuple[int, ...]], ...] = ()
     shards: Shards | None = None
     cast: FloatType | None = None
     new_shape: tuple[int, ...] | None = None
+    per_rank: bool = False
 
     @property
     def target_dtype(self) -> str:
@@ -89,20 +93,136 @@ class Parameter:
         """Size of the whole tensor in bytes."""
         return prod(self.shape) * DTYPES[self.dtype].itemsize
 
-    @property
+    @cached_property
     def slice_shape(self) -> tuple[int, ...]:
         """Shape of the largest slice, in elements. All slices have this shape, unless the target's layout is `uneven`."""
         return tuple(-(-n // k) for n, k in zip(self.target_shape, self.target.parts, strict=True))
 
-    @property
+    @cached_property
     def slice_nbytes(self) -> int:
         """Size of the largest slice in the source's type, in bytes."""
         return prod(self.slice_shape) * DTYPES[self.dtype].itemsize
 
-    @property
+    @cached_property
     def written_nbytes(self) -> int:
         """Size of the largest slice in the target's type, in bytes."""
         return prod(self.slice_shape) * DTYPES[self.target_dtype].itemsize
+
+
+class Parameter(msgspec.Struct, frozen=True, gc=False):
+    """One parameter of the model. There may be millions, so a parameter consists of its names and a reference to its kind.
+
+    Attributes:
+        name: name in the target's files.
+        source_name: name in the source's files.
+        kind: everything else.
+    """
+
+    name: str
+    source_name: str
+    kind: Kind
+
+    @property
+    def dtype(self) -> str:
+        """See `Kind.dtype`."""
+        return self.kind.dtype
+
+    @property
+    def target_dtype(self) -> str:
+        """See `Kind.target_dtype`."""
+        return self.kind.target_dtype
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        """See `Kind.shape`."""
+        return self.kind.shape
+
+    @property
+    def target_shape(self) -> tuple[int, ...]:
+        """See `Kind.target_shape`."""
+        return self.kind.target_shape
+
+    @property
+    def new_shape(self) -> tuple[int, ...] | None:
+        """See `Kind.new_shape`."""
+        return self.kind.new_shape
+
+    @property
+    def cast(self) -> FloatType | None:
+        """See `Kind.cast`."""
+        return self.kind.cast
+
+    @property
+    def role(self) -> Role:
+        """See `Kind.role`."""
+        return self.kind.role
+
+    @property
+    def source(self) -> Layout | None:
+        """See `Kind.source`."""
+        return self.kind.source
+
+    @property
+    def source_stages(self) -> tuple[int, ...]:
+        """See `Kind.source_stages`."""
+        return self.kind.source_stages
+
+    @property
+    def other_cuts(self) -> tuple[tuple[Layout, tuple[int, ...]], ...]:
+        """See `Kind.other_cuts`."""
+        return self.kind.other_cuts
+
+    @property
+    def target(self) -> Layout:
+        """See `Kind.target`."""
+        return self.kind.target
+
+    @property
+    def target_stages(self) -> tuple[int, ...]:
+        """See `Kind.target_stages`."""
+        return self.kind.target_stages
+
+    @property
+    def structures(self) -> tuple[int, ...]:
+        """See `Kind.structures`."""
+        return self.kind.structures
+
+    @property
+    def shards(self) -> Shards | None:
+        """See `Kind.shards`."""
+        return self.kind.shards
+
+    @property
+    def nbytes(self) -> int:
+        """See `Kind.nbytes`."""
+        return self.kind.nbytes
+
+    @property
+    def slice_shape(self) -> tuple[int, ...]:
+        """See `Kind.slice_shape`."""
+        return self.kind.slice_shape
+
+    @property
+    def slice_nbytes(self) -> int:
+        """See `Kind.slice_nbytes`."""
+        return self.kind.slice_nbytes
+
+    @property
+    def written_nbytes(self) -> int:
+        """See `Kind.written_nbytes`."""
+        return self.kind.written_nbytes
+
+    def of_kind(self, kind: Kind) -> Parameter:
+        """Return the parameter with another kind."""
+        return Parameter(self.name, self.source_name, kind)
+
+    def box(self, rank: int) -> Box:
+        """See `Kind.box`."""
+        return self.kind.box(rank)
+
+    def nbytes_at(self, rank: int) -> int:
+        """See `Kind.nbytes_at`."""
+        return self.kind.nbytes_at(rank)
 
 
 @dataclass(frozen=True, slots=True)
@@ -126,8 +246,6 @@ class Model:
         objects: names of values that are not tensors, omitted because the format of the target cannot hold them.
         excluded: names of source parameters that the patterns of `include` and `exclude` omit.
         excluded_by_rename: names of source parameters that a rename rule omits.
-        per_rank: names of replicated parameters whose copies may differ. A target rank gets the copy of the source rank that
-            corresponds to it.
         lowest_replica: whether each slice is read from the lowest rank that holds it.
         inconsistent_replicas: names of parameters whose copies differ between source ranks, which the request accepts.
         same: whether each target rank's file contains the tensors of the source rank with the same number.
@@ -148,12 +266,21 @@ class Model:
     objects: tuple[str, ...] = ()
     excluded: tuple[str, ...] = ()
     excluded_by_rename: tuple[str, ...] = ()
-    per_rank: frozenset[str] = frozenset()
     lowest_replica: bool = False
     inconsistent_replicas: frozenset[str] = frozenset()
     first_stage: int = 0
     same: bool = False
     unified: bool = False
+
+    @property
+    def kinds(self) -> tuple[Kind, ...]:
+        """Kinds of the parameters, each once, in the order of the first parameter of each."""
+        return tuple(dict.fromkeys(p.kind for p in self.parameters))
+
+    @property
+    def per_rank(self) -> frozenset[str]:
+        """Names of the parameters whose copies may differ."""
+        return frozenset(p.name for p in self.parameters if p.kind.per_rank)
 
     @property
     def source_names(self) -> frozenset[str]:

@@ -2,27 +2,22 @@
 
 from __future__ import annotations
 
-from collections import defaultdict
-from dataclasses import dataclass
 from typing import TYPE_CHECKING, NoReturn
 
-from reshard.checkpoint.dtypes import DTYPES, OBJECT
+from reshard.checkpoint.dtypes import OBJECT
 from reshard.checkpoint.inventory import TensorEntry
 from reshard.checkpoint.unified import refuse_slices, stages_of_parts
 from reshard.errors import DataError, MissingInputError, RequestError
-from reshard.layout import Layout
+from reshard.plan.kinds import Kinds, Whereabouts, names_in
 from reshard.plan.model import Model, Parameter, Role
-from reshard.plan.pad import lengths_by_name, padded
-from reshard.plan.rules import NamePattern, excluded_by, new_names, refuse_nothing, renamed
-from reshard.plan.stages import SourceStages, whole_shape
+from reshard.plan.pad import lengths_by_name
+from reshard.plan.rules import excluded_by, new_names, refuse_nothing, renamed
 
 if TYPE_CHECKING:
     from collections.abc import Collection, Iterable, Mapping, Sequence
 
     from reshard.checkpoint.inventory import Inventory, Kind
     from reshard.model import Shards
-    from reshard.plan.pad import Lengths
-    from reshard.plan.stages import SourceCuts
     from reshard.spec.rules import PadRule, RenameRule
     from reshard.strategy import Strategy
 
@@ -81,44 +76,37 @@ def build_model(  # noqa: PLR0913 - each is a choice by itself
             refuse_strategy()
     else:
         _check_ranks(inventory, source, all_there=all_there)
-    stages_of_source = stages_of_parts(inventory) if inventory.kind == "Unified" else _stages_by_name(source)
-    stages_of_target = _stages_by_name(target)
-    found = _found(inventory, {name for name, stages in stages_of_source.items() if len(stages) > 1} if source else ())
-    found |= {each.name: (TensorEntry(each.name, OBJECT, (each.length,), ()), ()) for each in reversed(inventory.objects)}
-    excluded = dict.fromkeys(inventory.unread) | excluded_by(found, include, exclude)
-    names = renamed(found, rename, excluded=excluded, all_there=not one_stage)
-    lengths = lengths_by_name(found, pad, all_there=not one_stage)
-    held = frozenset(names.values())
-    shards = _shards(inventory, names)
-    refuse_slices(inventory, names, stages_of_target)
+    in_source, in_target = names_in(source), names_in(target)
+    in_parts = stages_of_parts(inventory) if inventory.kind == "Unified" else {}
+    entries, structures = _found(inventory, {name for name, stages in in_source.items() if len(stages) > 1})
+    excluded = dict.fromkeys(inventory.unread) | excluded_by(entries, include, exclude)
+    names = renamed(entries, rename, excluded=excluded, all_there=not one_stage)
+    held = names.keys() if not rename else frozenset(names.values())
+    refuse_slices(inventory, names, in_target)
     devices = target.devices if target else target_ranks or 1
     source_devices = source.devices if source else len(inventory.files) - inventory.documents if inventory.unified else 1
-    stages = SourceStages(inventory, source)
+    lengths = lengths_by_name(entries, pad, all_there=not one_stage)
+    kinds = Kinds(inventory, (source, target), devices, _shards(inventory, names), lengths, allow_inconsistent)
     needed = _needed(target, only)
     unwanted = new_names(excluded, rename)
     not_found = [name for name in needed if name not in held and name not in unwanted]
     parameters, source_only, missing = [], [], [] if one_stage else not_found.copy()
     for name, new in names.items():
-        entry, structures = found[name]
-        in_source, in_target = stages_of_source.get(name, ()), stages_of_target.get(new, ())
-        role = _role(in_source, in_target, source, target, inventory.kind)
+        before, after = in_source.get(name, ()), in_target.get(new, ())
+        role = _role(bool(before) or name in in_parts, bool(after), source, target, inventory.kind)
         if role is None:
             missing += [new] if new in needed else []
-            continue
-        if role is Role.KEPT and not keep_source_only:
+        elif role is Role.KEPT and not keep_source_only:
             source_only.append(name)
-            continue
-        cuts: SourceCuts = ()
-        if role is not Role.REPLICATED and not inventory.unified:
-            entry, cuts = stages.cuts(name, entry, structures, in_source)
-        whereabouts = _Whereabouts(name, new, entry, structures, role, shards.get(name), lengths.get(name, {}))
-        parameters += _targets(whereabouts, cuts, target, in_target, devices)
+        else:
+            found = Whereabouts(name, new, entries[name], structures[name], role, before, after)
+            parameters += [Parameter(new, name, kind) for kind in kinds.of(found)]
     # Pipeline strategies name the buffers of accumulated gradients, which MindSpore's loader does not require.
     required = [name for name in missing if not name.startswith("accu_grads")]
     if required and not allow_missing:
         _refuse_missing(required, held)
     if not one_stage:  # another stage may hold something that is wanted
-        refuse_nothing(names, [*inventory.unread, *(name for name in found if name not in names)])
+        refuse_nothing(names, [*inventory.unread, *(name for name in entries if name not in names)])
     return Model(
         inventory=inventory,
         source_devices=source_devices,
@@ -128,31 +116,27 @@ def build_model(  # noqa: PLR0913 - each is a choice by itself
         parameters=tuple(parameters),
         source_only=tuple(source_only),
         target_only=tuple(missing),
-        not_in_files=tuple(name for name in stages_of_source if name not in found and name not in needed) if all_there else (),
+        not_in_files=tuple(n for n in (*in_source, *in_parts) if n not in entries and n not in needed) if all_there else (),
         in_other_stages=tuple(not_found) if one_stage else (),
         first_stage=source.first if source else 0,
         excluded=tuple(excluded),
-        excluded_by_rename=tuple(name for name in found if name not in names and name not in excluded),
-        per_rank=_matching(parameters, allow_inconsistent),
+        excluded_by_rename=tuple(name for name in entries if name not in names and name not in excluded),
         lowest_replica=lowest_replica,
     )
 
 
-def _matching(parameters: Iterable[Parameter], patterns: Sequence[str]) -> frozenset[str]:
-    """Return the names of parameters that no strategy names and whose source names match one of these patterns."""
-    found = [NamePattern(pattern) for pattern in patterns]
-    unnamed = (p for p in parameters if p.role is Role.REPLICATED)
-    return frozenset(p.name for p in unnamed if any(pattern.matches(p.source_name) for pattern in found))
-
-
 def _role(
-    in_source: tuple[int, ...], in_target: tuple[int, ...], source: Strategy | None, target: Strategy | None, kind: Kind
+    in_source: bool,  # noqa: FBT001
+    in_target: bool,  # noqa: FBT001
+    source: Strategy | None,
+    target: Strategy | None,
+    kind: Kind,
 ) -> Role | None:
     """Return the role of a parameter of the source's files.
 
     Args:
-        in_source: stages in which the source strategy names the parameter.
-        in_target: stages in which the target strategy names the parameter.
+        in_source: whether the source strategy names the parameter.
+        in_target: whether the target strategy names the parameter.
         source: source strategy, if there is one.
         target: target strategy, if there is one.
         kind: kind of the source's files.
@@ -246,30 +230,37 @@ def _check_ranks(inventory: Inventory, source: Strategy | None, *, all_there: bo
         )
 
 
-def _found(inventory: Inventory, in_stages: Collection[str]) -> dict[str, tuple[TensorEntry, tuple[int, ...]]]:
+def _found(inventory: Inventory, in_stages: Collection[str]) -> tuple[dict[str, TensorEntry], Mapping[str, tuple[int, ...]]]:
     """Return the first entry of each parameter, and the structures that contain it. Type and shape must be equal in all of them.
 
     `SourceStages` compares the shapes of parameters `in_stages`, because several pipeline stages may shard them differently.
     """
     first: dict[str, TensorEntry] = {}
-    structures: dict[str, list[int]] = defaultdict(list)
+    structures: dict[str, tuple[int, ...]] = {}
     for number, structure in enumerate(inventory.structures):
+        longer: dict[tuple[int, ...], tuple[int, ...]] = {}
         for entry in structure.tensors:
-            other = first.setdefault(entry.name, entry)
-            same = entry.dtype == other.dtype and (entry.shape == other.shape or entry.name in in_stages)
-            if not same:
+            name = entry.name
+            other = first.setdefault(name, entry)
+            before = structures.get(name, ())
+            if other is not entry and (entry.dtype != other.dtype or (entry.shape != other.shape and name not in in_stages)):
                 raise DataError(
                     "RanksDisagree",
-                    f"the parameter is {other.dtype}{list(other.shape)} in {_file_of(inventory, structures[entry.name][0])},"
+                    f"the parameter is {other.dtype}{list(other.shape)} in {_file_of(inventory, before[0])},"
                     f" but {entry.dtype}{list(entry.shape)} in {_file_of(inventory, number)}",
-                    where=f"parameter {entry.name}",
+                    where=f"parameter {name}",
                     fix="restore files of all ranks from the same training step",
                 )
-            structures[entry.name].append(number)
+            if (after := longer.get(before)) is None:
+                after = longer[before] = (*before, number)
+            structures[name] = after
     for tensor in inventory.tensors:
         first[tensor.name] = TensorEntry(tensor.name, tensor.dtype, tensor.shape, ())
-    shared: dict[tuple[int, ...], tuple[int, ...]] = {}
-    return {name: (entry, shared.setdefault(key := tuple(structures[name]), key)) for name, entry in first.items()}
+        structures[tensor.name] = ()
+    for each in reversed(inventory.objects):
+        first[each.name] = TensorEntry(each.name, OBJECT, (each.length,), ())
+        structures[each.name] = ()
+    return first, structures
 
 
 def _file_of(inventory: Inventory, structure: int) -> str:
@@ -290,99 +281,6 @@ def _shards(inventory: Inventory, names: Collection[str]) -> dict[str, Shards]:
         if each.name in names:
             found[each.name] = unpack_object(each, sizes)
     return found
-
-
-def _stages_by_name(strategy: Strategy | None) -> Mapping[str, tuple[int, ...]]:
-    stages: dict[str, tuple[int, ...]] = {}
-    if strategy is not None:
-        for number, layouts in enumerate(strategy.stages, strategy.first):
-            for name in layouts:
-                stages[name] = (*stages.get(name, ()), number)
-    return stages
-
-
-@dataclass(frozen=True, slots=True)
-class _Whereabouts:
-    """A parameter in the source's files."""
-
-    name: str
-    new_name: str
-    entry: TensorEntry
-    structures: tuple[int, ...]
-    role: Role
-    shards: Shards | None
-    lengths: Lengths
-
-
-def _targets(
-    found: _Whereabouts,
-    cuts: SourceCuts,
-    target: Strategy | None,
-    target_stages: tuple[int, ...],
-    devices: int,
-) -> list[Parameter]:
-    """Yield one Parameter for each distinct layout of target stages. Usually, there is only one."""
-    before, source_stages = cuts[0] if cuts else (None, ())
-    shape = found.entry.shape if before is None else whole_shape(found.name, found.entry, before)
-    new_shape = padded(found.entry, shape, found.lengths)
-    divided = target is None and devices > 1 and found.role is Role.CUT and found.entry.dtype != OBJECT
-    default = Layout.chunks(len(shape), devices) if divided else Layout.whole(len(shape), devices)
-    stages_by_layout: dict[Layout, list[int]] = defaultdict(list)
-    if target is not None and target_stages:
-        for stage in target_stages:
-            stages_by_layout[target.layout(stage, found.new_name, new_shape, sliced=False)].append(stage)
-    else:
-        stages_by_layout[default] = list(range(len(target.stages) if target else 1))
-    parameters = []
-    for layout, stages in stages_by_layout.items():
-        try:
-            layout.box(new_shape, 0)
-        except DataError as error:
-            _refuse_split_bytes(found, new_shape, layout)
-            raise DataError(
-                error.reason,
-                f"the target strategy does not fit the tensor {found.entry.dtype}{list(new_shape)}: {error.what}",
-                where=f"parameter {found.new_name}",
-                fix="use a target strategy that fits; if this one is JSON, save it in the protobuf form (.ckpt) instead",
-            ) from error
-        parameters.append(
-            Parameter(
-                found.new_name,
-                found.entry.dtype,
-                shape,
-                found.role,
-                before,
-                source_stages,
-                layout,
-                tuple(stages),
-                found.structures,
-                found.name,
-                cuts[1:],
-                found.shards,
-                new_shape=new_shape if new_shape != shape else None,
-            )
-        )
-    return parameters
-
-
-def _refuse_split_bytes(found: _Whereabouts, shape: tuple[int, ...], layout: Layout) -> None:
-    """Refuse a layout that divides rows of numbers with less than a byte, but not at the ends of bytes.
-
-    Raises:
-        DataError: the layout divides a byte.
-    """
-    dtype = DTYPES[found.entry.dtype]
-    if dtype.values == 1 or len(shape) != layout.ndim or not shape:
-        return
-    in_numbers = dtype.count_values(shape)
-    if all(n % k == 0 for n, k in zip(in_numbers, layout.parts, strict=True)):
-        raise DataError(
-            "NotByteAligned",
-            f"the target strategy divides rows of {in_numbers[-1]} {dtype.safetensors} numbers into {layout.parts[-1]} slices,"
-            f" but only multiples of {dtype.values} numbers fill whole bytes",
-            where=f"parameter {found.new_name}",
-            fix="use a target strategy that divides other dimensions of this parameter",
-        )
 
 
 def _refuse_missing(missing: list[str], held: Collection[str]) -> NoReturn:

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+from functools import cache
 from typing import TYPE_CHECKING
 
 from reshard.checkpoint import in_order
 from reshard.errors import MissingInputError, RequestError
 from reshard.layout import Layout
-from reshard.plan.model import Model, Parameter, Role
+from reshard.plan.model import Kind, Model, Parameter, Role
 from reshard.plan.parameters import refuse_empty
 from reshard.plan.rules import excluded_by, refuse_nothing, renamed
 from reshard.spec.ranks import parse_ranks
@@ -59,20 +60,13 @@ def passthrough_model(
     refuse_nothing(names, [name for name in held if name not in names])
     total = inventory.files[-1].rank + 1
     _check_ranks(inventory, range(total) if ranks is None else parse_ranks(ranks, total))
-    whole: dict[int, Layout] = {}
+
+    @cache
+    def kind(dtype: str, shape: tuple[int, ...], structure: int) -> Kind:
+        return Kind(dtype, shape, Role.OWN, None, (), Layout.whole(len(shape), total), (0,), (structure,))
+
     parameters = [
-        Parameter(
-            name=names[entry.name],
-            dtype=entry.dtype,
-            shape=entry.shape,
-            role=Role.OWN,
-            source=None,
-            source_stages=(),
-            target=whole.setdefault(len(entry.shape), Layout.whole(len(entry.shape), total)),
-            target_stages=(0,),
-            structures=(number,),
-            source_name=entry.name,
-        )
+        Parameter(names[entry.name], entry.name, kind(entry.dtype, entry.shape, number))
         for number, structure in enumerate(inventory.structures)
         for entry in in_order(structure)
         if entry.name in names

@@ -3,34 +3,39 @@
 from __future__ import annotations
 
 from collections import defaultdict
+from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from itertools import compress, product
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, NamedTuple, overload
+
+import numpy as np
 
 from reshard.checkpoint.dtypes import DTYPES
 from reshard.errors import BugError, RequestError
 from reshard.plan.balance import shares
+from reshard.plan.columns import Tables
 from reshard.plan.geometry import Geometry, cells_of, composition, geometry_of_tiles, overlapping
 from reshard.plan.geometry import prove as prove_geometry
 from reshard.plan.model import Role
 from reshard.plan.pad import within
-from reshard.plan.replicas import Holders, choose
+from reshard.plan.replicas import Holders, choose, shard_entry
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Iterator, Sequence
+    from collections.abc import Iterable, Iterator, Mapping
 
     from reshard.checkpoint.inventory import TensorEntry
     from reshard.layout.box import Box
     from reshard.plan.balance import Shares
+    from reshard.plan.columns import Columns, Numbers
     from reshard.plan.geometry import Cell
-    from reshard.plan.model import Model, Parameter
+    from reshard.plan.model import Kind, Model, Parameter
 
+    Flags = np.ndarray[tuple[int], np.dtype[np.bool_]]
     Needs = list[tuple[Cell, tuple[int, ...]]]  # source cells, and the ranks whose files contain each
 
 
-@dataclass(frozen=True, slots=True)
-class TargetTensor:
+class TargetTensor(NamedTuple):
     """One tensor of the target file.
 
     Attributes:
@@ -61,17 +66,118 @@ class TargetTensor:
         return self.geometry.box.size * DTYPES[self.parameter.target_dtype].itemsize
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True, slots=True, eq=False)
+class TensorGroup:
+    """Tensors of one target file that have the same kind, and are therefore composed in the same way.
+
+    Attributes:
+        kind: kind of their parameters.
+        numbers: positions of the tensors in the file, ascending.
+        geometry: composition of each slice from source slices.
+        ranks: source rank to read from, for each overlap of the geometry.
+        positions: for each overlap, the position of each tensor's entry in the structure of that rank's file. Empty if metadata
+            locates the shards of the parameters.
+    """
+
+    kind: Kind
+    numbers: Numbers
+    geometry: Geometry
+    ranks: tuple[int, ...]
+    positions: tuple[Numbers, ...]
+
+    @property
+    def nbytes(self) -> int:
+        """Bytes of each slice in the source's type."""
+        return self.geometry.box.size * DTYPES[self.kind.dtype].itemsize
+
+    @property
+    def written_nbytes(self) -> int:
+        """Bytes of each slice in the target's type."""
+        return self.geometry.box.size * DTYPES[self.kind.target_dtype].itemsize
+
+
+@dataclass(frozen=True, eq=False)
 class RankPlan:
-    """The tensors of one target rank's file."""
+    """The tensors of one target rank's file.
+
+    Attributes:
+        rank: number of the rank.
+        parameters: parameter of each tensor, in the order of the file.
+        groups: the tensors, grouped by what they have in common.
+        tables: entries of the source's files.
+    """
 
     rank: int
-    tensors: tuple[TargetTensor, ...]
+    parameters: tuple[Parameter, ...]
+    groups: tuple[TensorGroup, ...]
+    tables: Tables
 
     @property
     def sources(self) -> tuple[int, ...]:
         """Source ranks that are read, in ascending order."""
-        return tuple(sorted({rank for tensor in self.tensors for rank in tensor.ranks}))
+        return tuple(sorted({rank for group in self.groups for rank in group.ranks}))
+
+    @property
+    def nbytes(self) -> int:
+        """Bytes of all tensors in the source's type."""
+        return sum(group.nbytes * len(group.numbers) for group in self.groups)
+
+    @property
+    def written_nbytes(self) -> int:
+        """Bytes of all tensors in the target's type."""
+        return sum(group.written_nbytes * len(group.numbers) for group in self.groups)
+
+    @cached_property
+    def group_of(self) -> Numbers:
+        """The position of each tensor's group in `groups`."""
+        found = np.zeros(len(self.parameters), np.int64)
+        for number, group in enumerate(self.groups):
+            found[group.numbers] = number
+        return found
+
+    @cached_property
+    def tensors(self) -> Sequence[TargetTensor]:
+        """The tensors, which are created when they are requested."""
+        return _Tensors(self)
+
+    def entry(self, group: TensorGroup, overlap: int, at: int) -> TensorEntry:
+        """Return the entry of a group's tensor in the source file of an overlap."""
+        if group.positions:
+            return self.tables.of_rank(group.ranks[overlap]).structure.tensors[int(group.positions[overlap][at])]
+        return shard_entry(self.parameters[group.numbers[at]], group.ranks[overlap], group.geometry.cells[overlap])
+
+
+class _Tensors(Sequence[TargetTensor]):
+    """The tensors of a plan. Files are written tensor by tensor, so the last one is kept."""
+
+    def __init__(self, plan: RankPlan) -> None:
+        self._plan = plan
+        self._last: tuple[int, TargetTensor] | None = None
+
+    def __len__(self) -> int:
+        return len(self._plan.parameters)
+
+    @overload
+    def __getitem__(self, number: int) -> TargetTensor: ...
+
+    @overload
+    def __getitem__(self, number: slice) -> Sequence[TargetTensor]: ...
+
+    def __getitem__(self, number: int | slice) -> TargetTensor | Sequence[TargetTensor]:
+        if isinstance(number, slice):
+            return [self[i] for i in range(len(self))[number]]
+        number = range(len(self))[number]
+        last = self._last
+        if last is None or last[0] != number:
+            last = self._last = number, self._tensor(number)
+        return last[1]
+
+    def _tensor(self, number: int) -> TargetTensor:
+        plan = self._plan
+        group = plan.groups[plan.group_of[number]]
+        at = int(np.searchsorted(group.numbers, number))
+        entries = tuple(plan.entry(group, overlap, at) for overlap in range(len(group.ranks)))
+        return TargetTensor(plan.parameters[number], group.geometry, group.ranks, entries)
 
 
 @dataclass(frozen=True)
@@ -96,19 +202,22 @@ class Planner:
             MissingInputError: no source file contains a required slice.
             RequestError: the rank does not exist.
         """
-        needed = self._needs_of_kinds(rank)
+        needed = self._needs(rank)
         picks = self._picks(rank, needed)
-        local = rank % self.model.target_devices
-        made: dict[tuple[int, tuple[int, ...]], tuple[Geometry, tuple[int, ...]]] = {}
-        tensors = []
-        for parameter, kind in zip(self.parameters(rank), self.kinds(rank), strict=True):
-            alike = made.get((kind, parameter.shape))
-            if alike is None:
-                alike = made[kind, parameter.shape] = _slice(parameter, parameter.box(local), needed[kind], picks)
-            found, ranks = alike
-            entries = tuple(self._holders.entry_of(r, parameter, cell) for r, cell in zip(ranks, found.cells, strict=True))
-            tensors.append(TargetTensor(parameter, found, ranks, entries))
-        return RankPlan(rank, tuple(tensors))
+        names, groups = self._names(rank), []
+        for kind, numbers in self.members(rank).items():
+            found, ranks = _slice(kind, kind.box(rank % self.model.target_devices), needed[self.like(kind)], picks)
+            positions = () if kind.shards is not None else self._positions(ranks, names[numbers])
+            groups.append(TensorGroup(kind, numbers, found, ranks, positions))
+        return RankPlan(rank, self.parameters(rank), tuple(groups), self._tables)
+
+    def _positions(self, ranks: tuple[int, ...], names: Numbers) -> tuple[Numbers, ...]:
+        """Return the positions of entries with these names in the structures of the files of source ranks."""
+        found: dict[Columns, Numbers] = {}
+        for columns in map(self._tables.of_rank, ranks):
+            if columns not in found:
+                found[columns] = columns.find(names)
+        return tuple(found[self._tables.of_rank(rank)] for rank in ranks)
 
     def sources(self, rank: int) -> tuple[int, ...]:
         """Return the source ranks that a target rank reads, in ascending order, without planning its copies."""
@@ -120,10 +229,10 @@ class Planner:
         Raises:
             MissingInputError: no source file contains a slice.
         """
-        for parameter in self.examples:
-            if parameter.source is not None:  # shards that metadata locates are proved to be complete
-                for cell in product(*map(range, parameter.source.parts)):
-                    self._holders.of_cell(parameter, cell)
+        for kind in dict.fromkeys(map(self.like, self.model.kinds)):
+            if kind.source is not None:  # shards that metadata locates are proved to be complete
+                for cell in product(*map(range, kind.source.parts)):
+                    self._holders.of_cell(kind, cell)
 
     def locate(self, parameter: Parameter, box: Box) -> Iterator[tuple[int, TensorEntry, Box]]:
         """Yield the source slices that contain elements of a box of a source parameter.
@@ -134,25 +243,25 @@ class Planner:
         Raises:
             MissingInputError: no source file contains a slice.
         """
-        found = composition(parameter, box)
+        found = composition(parameter.kind, box)
         for cell, overlap in zip(found.cells, found.overlaps, strict=True):
-            rank = self._group_of_cell(parameter, cell)[0]
+            rank = self._group_of_cell(parameter.kind, cell)[0]
             yield rank, self._holders.entry_of(rank, parameter, cell), overlap.source
 
-    def _group_of_cell(self, parameter: Parameter, cell: Cell) -> tuple[int, ...]:
+    def _group_of_cell(self, kind: Kind, cell: Cell) -> tuple[int, ...]:
         """Return the ranks whose files contain a source slice."""
-        if parameter.shards is not None:
-            return parameter.shards.files_of(cell[0])
-        if parameter.source is None:
-            return self._holders.of_structures(parameter.structures)[0]
-        return self._holders.of_cell(parameter, cell)
+        if kind.shards is not None:
+            return kind.shards.files_of(cell[0])
+        if kind.source is None:
+            return self._holders.of_structures(kind.structures)[0]
+        return self._holders.of_cell(kind, cell)
 
     def picks(self, rank: int) -> dict[tuple[int, ...], int]:
         """Return the rank to read from, for each group of source ranks that hold the same required slice."""
-        return self._picks(rank, self._needs_of_kinds(rank))
+        return self._picks(rank, self._needs(rank))
 
-    def _needs_of_kinds(self, rank: int) -> dict[int, Needs]:
-        """Return what a target rank requires of the parameters of each kind, see `needs`."""
+    def _needs(self, rank: int) -> dict[Kind, Needs]:
+        """Return what a target rank requires of the parameters of each kind, see `like` and `needs`."""
         model = self.model
         if not 0 <= rank < model.target_ranks:
             raise RequestError(
@@ -161,9 +270,9 @@ class Planner:
                 where="ranks",
                 fix=f"use ranks below {model.target_ranks}",
             )
-        return {kind: self.needs(self.examples[kind], rank) for kind in set(self.kinds(rank))}
+        return {kind: self.needs(kind, rank) for kind in {self.like(kind) for kind in self.members(rank)}}
 
-    def _picks(self, rank: int, needed: dict[int, Needs]) -> dict[tuple[int, ...], int]:
+    def _picks(self, rank: int, needed: dict[Kind, Needs]) -> dict[tuple[int, ...], int]:
         model = self.model
         groups = {group for each in needed.values() for _, group in each}
         if model.lowest_replica:
@@ -171,35 +280,41 @@ class Planner:
         pivot = rank * model.source_ranks // model.target_ranks
         return self._choose_by_stage(groups, pivot)
 
-    def needs(self, parameter: Parameter, rank: int) -> Needs:
+    def needs(self, kind: Kind, rank: int) -> Needs:
         """Return the source cells that a target rank requires of a parameter, with the ranks whose files contain each."""
         local = rank % self.model.target_devices
-        if parameter.shards is not None:
-            tiles = parameter.shards.tiling.intersecting(within(parameter.box(local), parameter.shape))
-            return [((tile,), parameter.shards.files_of(tile)) for tile in tiles]
-        if parameter.source is None:
-            if not within(parameter.box(local), parameter.shape).size and parameter.new_shape is not None:
+        if kind.shards is not None:
+            tiles = kind.shards.tiling.intersecting(within(kind.box(local), kind.shape))
+            return [((tile,), kind.shards.files_of(tile)) for tile in tiles]
+        if kind.source is None:
+            if not within(kind.box(local), kind.shape).size and kind.new_shape is not None:
                 return []
-            group = (rank,) if parameter.role is Role.OWN else self._replica_group(parameter, rank)
-            return [((0,) * len(parameter.shape), group)]
-        if parameter.target.uneven or parameter.new_shape is not None:
-            cells = cells_of(parameter.shape, parameter.source.parts, within(parameter.box(local), parameter.shape))
+            group = (rank,) if kind.role is Role.OWN else self._replica_group(kind, rank)
+            return [((0,) * len(kind.shape), group)]
+        if kind.target.uneven or kind.new_shape is not None:
+            cells = cells_of(kind.shape, kind.source.parts, within(kind.box(local), kind.shape))
         else:
-            cells = overlapping(parameter.target.parts, parameter.target.cells[local], parameter.source.parts)
-        return [(cell, self._holders.of_cell(parameter, cell)) for cell in cells]
+            cells = overlapping(kind.target.parts, kind.target.cells[local], kind.source.parts)
+        return [(cell, self._holders.of_cell(kind, cell)) for cell in cells]
 
     def parameters(self, rank: int) -> tuple[Parameter, ...]:
         """Return the parameters of a target rank's file, in the order of the model."""
         found = self._parameters_of_group[self._group(rank)]
         return tuple(compress(found, self._share(rank))) if self._divides else found
 
-    def kinds(self, rank: int) -> tuple[int, ...]:
-        """Return the kind of each parameter, as a position in `examples`.
+    def members(self, rank: int) -> Mapping[Kind, Numbers]:
+        """Return the positions of the parameters of each kind among those of a target rank's file, ascending."""
+        found = self._members_of_group[self._group(rank)]
+        if not self._divides:
+            return found
+        share = np.asarray(self._share(rank))
+        at = np.cumsum(share) - 1
+        divided = ((kind, at[numbers[share[numbers]]]) for kind, numbers in found.items())
+        return {kind: numbers for kind, numbers in divided if len(numbers)}
 
-        For parameters of the same kind, every target rank needs the same cells from the same source ranks.
-        """
-        found = self._kinds_of_group[self._group(rank)]
-        return tuple(compress(found, self._share(rank))) if self._divides else found
+    def like(self, kind: Kind) -> Kind:
+        """Return the first kind of the model that is like a kind: every target rank needs the same cells from the same ranks."""
+        return self._likes[kind]
 
     def alike(self, rank: int) -> int:
         """Return the first target rank with the same parameters in slices of the same shapes."""
@@ -225,7 +340,7 @@ class Planner:
     @cached_property
     def _uneven(self) -> bool:
         """Whether slices of a parameter may have different shapes."""
-        return any(parameter.target.uneven for parameter in self.model.parameters)
+        return any(kind.target.uneven for kind in self.model.kinds)
 
     @cached_property
     def _holders(self) -> Holders:
@@ -241,42 +356,46 @@ class Planner:
         count = len(model.inventory.structures) if model.same else model.target_stages
         groups: list[list[Parameter]] = [[] for _ in range(count)]
         for parameter in model.parameters:
-            for group in parameter.structures if model.same else parameter.target_stages:
+            for group in parameter.kind.structures if model.same else parameter.kind.target_stages:
                 groups[group].append(parameter)
         return tuple(map(tuple, groups))
 
     @cached_property
-    def _kinds_of_group(self) -> tuple[tuple[int, ...], ...]:
-        return tuple(tuple(self._kinds[self._kind(p)] for p in parameters) for parameters in self._parameters_of_group)
+    def _members_of_group(self) -> tuple[dict[Kind, Numbers], ...]:
+        found = []
+        for parameters in self._parameters_of_group:
+            numbers: dict[Kind, list[int]] = defaultdict(list)
+            for number, parameter in enumerate(parameters):
+                numbers[parameter.kind].append(number)
+            found.append({kind: np.array(each) for kind, each in numbers.items()})
+        return tuple(found)
+
+    def _names(self, rank: int) -> Numbers:
+        """Return the number of the source name of each parameter of a target rank's file."""
+        found = self._names_of_group[self._group(rank)]
+        return found[np.asarray(self._share(rank))] if self._divides else found
 
     @cached_property
-    def examples(self) -> tuple[Parameter, ...]:
-        """Return one parameter of each kind."""
-        first = {self._kind(p): p for p in reversed(self.model.parameters)}
-        return tuple(first[kind] for kind in self._kinds)
+    def _names_of_group(self) -> tuple[Numbers, ...]:
+        return tuple(map(self._tables.names, self._parameters_of_group))
 
     @cached_property
-    def _kinds(self) -> dict[tuple[object, ...], int]:
-        kinds: dict[tuple[object, ...], int] = {}
-        for parameter in self.model.parameters:
-            kinds.setdefault(self._kind(parameter), len(kinds))
-        return kinds
+    def _tables(self) -> Tables:
+        return Tables(self.model.inventory, self.model.parameters)
 
-    def _kind(self, parameter: Parameter) -> tuple[object, ...]:
-        if parameter.shards is not None:
-            return (id(parameter.shards), parameter.target, parameter.new_shape)  # the model keeps the shards alive
-        per_rank = parameter.name in self.model.per_rank
-        shapes = (parameter.shape, parameter.new_shape) if parameter.target.uneven or parameter.new_shape is not None else None
-        return (parameter.source, parameter.source_stages, parameter.target, parameter.structures, per_rank, shapes)
+    @cached_property
+    def _likes(self) -> dict[Kind, Kind]:
+        first: dict[tuple[object, ...], Kind] = {}
+        return {kind: first.setdefault(_needed_alike(kind), kind) for kind in self.model.kinds}
 
-    def _replica_group(self, parameter: Parameter, rank: int) -> tuple[int, ...]:
+    def _replica_group(self, kind: Kind, rank: int) -> tuple[int, ...]:
         """Return the source ranks with equal copies, any of which may be read.
 
         If copies may differ, target rank r gets the copy of source rank r modulo the number of source ranks. If that rank has no
         copy, or if the target is a unified checkpoint, the copy of the first rank that has one is used.
         """
-        holding, as_set = self._holders.of_structures(parameter.structures)
-        if parameter.name not in self.model.per_rank:
+        holding, as_set = self._holders.of_structures(kind.structures)
+        if not kind.per_rank:
             return holding
         same = self.model.first_rank + rank % self.model.source_ranks
         return (same,) if not self.model.unified and same in as_set else holding[:1]
@@ -306,12 +425,20 @@ class Planner:
         return picks
 
 
-def _slice(parameter: Parameter, box: Box, needed: Needs, picks: dict[tuple[int, ...], int]) -> tuple[Geometry, tuple[int, ...]]:
+def _needed_alike(kind: Kind) -> tuple[object, ...]:
+    """Return a key that is equal for kinds of which every target rank needs the same cells from the same source ranks."""
+    if kind.shards is not None:
+        return (id(kind.shards), kind.target, kind.new_shape)  # the kind keeps the shards alive
+    shapes = (kind.shape, kind.new_shape) if kind.target.uneven or kind.new_shape is not None else None
+    return (kind.source, kind.source_stages, kind.target, kind.structures, kind.per_rank, shapes)
+
+
+def _slice(kind: Kind, box: Box, needed: Needs, picks: dict[tuple[int, ...], int]) -> tuple[Geometry, tuple[int, ...]]:
     """Return the composition of a target rank's slice of a parameter, and the source rank of each overlap."""
-    if parameter.shards is not None:
+    if kind.shards is not None:
         tiles = [tile for (tile,), _ in needed]
-        return geometry_of_tiles(parameter.shape, parameter.shards.tiling, box, tiles), tuple(picks[group] for _, group in needed)
-    found, chosen = composition(parameter, box), {cell: picks[group] for cell, group in needed}
+        return geometry_of_tiles(kind.shape, kind.shards.tiling, box, tiles), tuple(picks[group] for _, group in needed)
+    found, chosen = composition(kind, box), {cell: picks[group] for cell, group in needed}
     return found, tuple(chosen[cell] for cell in found.cells)
 
 
@@ -321,17 +448,37 @@ def prove(plan: RankPlan) -> None:
     Raises:
         BugError: the check fails.
     """
-    for each in {id(tensor.geometry): tensor.geometry for tensor in plan.tensors}.values():
-        prove_geometry(each)
-    for tensor in plan.tensors:
-        name, dtype, overlaps = tensor.parameter.source_name, tensor.parameter.dtype, tensor.geometry.overlaps
-        exact = len(tensor.entries) == len(overlaps)
-        if not exact or any(
-            (e.name, e.dtype, e.shape) != (name, dtype, o.source_shape) for e, o in zip(tensor.entries, overlaps, strict=True)
-        ):
-            raise BugError(
-                "PlanNotExact",
-                f"the planned copies for rank {plan.rank} do not match the files",
-                where=f"parameter {tensor.parameter.name}",
-                fix="this is a bug in reshard: please report it with both strategy files",
-            )
+    names = plan.tables.names(plan.parameters)
+    for group in plan.groups:
+        prove_geometry(group.geometry)
+        for number in group.numbers[_misread(plan, group, names)].tolist():
+            raise _not_exact(plan, number)
+    numbers = np.concatenate([group.numbers for group in plan.groups]) if plan.groups else np.zeros(0, np.int64)
+    for number in np.flatnonzero(np.bincount(numbers, minlength=len(plan.parameters)) != 1).tolist():
+        raise _not_exact(plan, number)
+
+
+def _misread(plan: RankPlan, group: TensorGroup, names: Numbers) -> Flags:
+    """Return which tensors of a group are of another kind, or are read from an entry of another name, type or shape."""
+    kind, overlaps, numbers = group.kind, group.geometry.overlaps, group.numbers
+    wrong = np.fromiter((plan.parameters[number].kind is not kind for number in numbers.tolist()), np.bool_, len(numbers))
+    if len(group.ranks) != len(overlaps) or len(group.positions) != (0 if kind.shards is not None else len(overlaps)):
+        return np.ones_like(wrong)
+    for number, (rank, overlap) in enumerate(zip(group.ranks, overlaps, strict=True)):
+        if kind.shards is not None:
+            entry = plan.entry(group, number, 0)  # parameters with the same shards have the same entries
+            wrong |= (entry.dtype, entry.shape) != (kind.dtype, overlap.source_shape)
+            continue
+        columns, positions = plan.tables.of_rank(rank), group.positions[number]
+        wrong |= columns.names[positions] != names[numbers]
+        wrong |= columns.types[positions] != plan.tables.type_of(kind.dtype, overlap.source_shape)
+    return wrong
+
+
+def _not_exact(plan: RankPlan, number: int) -> BugError:
+    return BugError(
+        "PlanNotExact",
+        f"the planned copies for rank {plan.rank} do not match the files",
+        where=f"parameter {plan.parameters[number].name}",
+        fix="this is a bug in reshard: please report it with both strategy files",
+    )

@@ -16,7 +16,7 @@ from reshard.errors import MissingInputError
 if TYPE_CHECKING:
     from reshard.layout import Layout
     from reshard.plan.geometry import Cell
-    from reshard.plan.model import Model, Parameter
+    from reshard.plan.model import Kind, Model, Parameter
 
 # The search for a smaller set than the greedy one gives up after this many steps; such sets are rare and only save an open file.
 _SEARCH_STEPS = 2000
@@ -55,44 +55,40 @@ class Holders:
             found = self._of_structures[structures] = (ranks, frozenset(ranks))
         return found
 
-    def of_cell(self, parameter: Parameter, cell: Cell) -> Ranks:
+    def of_cell(self, kind: Kind, cell: Cell) -> Ranks:
         """Return the source ranks of one stage whose files contain a cell of a parameter that the source strategy names.
 
         Raises:
             MissingInputError: no file contains it.
         """
-        key = (parameter.source, parameter.source_stages, parameter.structures, cell)
+        key = (kind.source, kind.source_stages, kind.structures, cell)
         found = self._of_cell.get(key)
         if found is None:
-            found = self._of_cell[key] = self._find(parameter, cell)
+            found = self._of_cell[key] = self._find(kind, cell)
         return found
 
-    def _find(self, parameter: Parameter, cell: Cell) -> Ranks:
-        layout, devices = parameter.source, self._model.source_devices
+    def _find(self, kind: Kind, cell: Cell) -> Ranks:
+        layout, devices = kind.source, self._model.source_devices
         assert layout is not None  # noqa: S101 - the caller asked
-        _, holding = self.of_structures(parameter.structures)
-        for stage in parameter.source_stages:
+        _, holding = self.of_structures(kind.structures)
+        for stage in kind.source_stages:
             first = stage * devices
             group = tuple(first + rank for rank in layout.holders[cell] if first + rank in holding)
             if group:
                 return group
-        ranks = [parameter.source_stages[0] * devices + rank for rank in layout.holders[cell]]
+        ranks = [kind.source_stages[0] * devices + rank for rank in layout.holders[cell]]
+        example = next(p for p in self._model.parameters if p.kind is kind)
         raise MissingInputError(
             "ShardMissing",
             f"no file contains slice {list(cell)} of the grid {list(layout.parts)},"
             f" which rank {', '.join(map(str, ranks[:8]))} should hold",
-            where=f"parameter {parameter.name}",
+            where=f"parameter {example.name}",
             fix="restore the missing files, or use the strategy that the source was trained with",
         )
 
     def entry_of(self, rank: int, parameter: Parameter, cell: Cell) -> TensorEntry:
         """Return the entry of one slice of a parameter in a file that contains it."""
-        if parameter.shards is None:
-            return self.entry(rank, parameter.source_name)
-        (tile,) = cell
-        place = next(place for place in parameter.shards.places(tile) if place.file == rank)
-        shape = parameter.shards.tiling.box(tile).shape
-        return TensorEntry(parameter.source_name, parameter.dtype, shape, ((place.offset, place.length),))
+        return self.entry(rank, parameter.source_name) if parameter.shards is None else shard_entry(parameter, rank, cell)
 
     def entry(self, rank: int, name: str) -> TensorEntry:
         """Return the entry of a parameter in the file of a source rank that contains it."""
@@ -102,6 +98,15 @@ class Holders:
             entries = {entry.name: entry for entry in self._model.inventory.structures[structure].tensors}
             self._entries[structure] = entries
         return entries[name]
+
+
+def shard_entry(parameter: Parameter, file: int, cell: Cell) -> TensorEntry:
+    """Return an entry for a shard that metadata locates in a file. `cell` consists of the number of its tile."""
+    assert parameter.shards is not None  # noqa: S101 - the caller asked
+    (tile,) = cell
+    place = next(place for place in parameter.shards.places(tile) if place.file == file)
+    shape = parameter.shards.tiling.box(tile).shape
+    return TensorEntry(parameter.source_name, parameter.dtype, shape, ((place.offset, place.length),))
 
 
 @lru_cache(maxsize=1 << 14)

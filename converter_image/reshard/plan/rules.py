@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import replace
+from functools import cache
 from typing import TYPE_CHECKING, get_args
 
 from reshard.errors import MissingInputError, RequestError
@@ -21,6 +22,8 @@ _WIDER = {"BFloat16": ("Float32", "Float64"), "Float16": ("Float32", "Float64"),
 
 def excluded_by(names: Iterable[str], include: Sequence[str], exclude: Sequence[str]) -> dict[str, None]:
     """Return the names that no pattern of `include` matches (unless it is empty), or that a pattern of `exclude` matches."""
+    if not (include or exclude):
+        return {}
     is_wanted = selection(include, exclude)
     return {name: None for name in names if not is_wanted(name)}
 
@@ -80,6 +83,8 @@ def renamed(
                 where=f"parameter {name}",
                 fix="run `reshard inspect` to list the parameters",
             )
+    if not rules:
+        return {name: name for name in names if name not in excluded}
     found: dict[str, str] = {}
     origin: dict[str, str] = {}
     for name in names:
@@ -139,10 +144,11 @@ def with_casts(model: Model, rules: Sequence[CastRule]) -> Model:
     if not rules:
         return model
     compiled = [(NamePattern(rule.pattern), rule.to) for rule in rules]
+    cast_kind = cache(lambda kind, to: replace(kind, cast=to))
 
     def cast(parameter: Parameter) -> Parameter:
         to = next((to for pattern, to in compiled if pattern.matches(parameter.source_name)), None)
-        return parameter if to is None or to == parameter.dtype else replace(parameter, cast=to)
+        return parameter if to is None or to == parameter.dtype else parameter.of_kind(cast_kind(parameter.kind, to))
 
     return replace(model, parameters=tuple(cast(p) if p.dtype in _FLOATS else p for p in model.parameters))
 

@@ -34,6 +34,17 @@ class SourceStages:
         for file in inventory.files:
             self._of_structure[file.structure].add(file.rank // (source.devices if source else 1))
 
+    def are_alike(self, structures: tuple[int, ...], named: int) -> bool:
+        """Return whether `cuts` returns equal layouts for all parameters with equal arguments except the name.
+
+        Files of several stages may contain slices of different shapes.
+
+        Args:
+            structures: positions in `Inventory.structures` of the structures that contain the parameters.
+            named: number of stages in which the strategy names them.
+        """
+        return self._source is None or (named == 1 and len(set().union(*(self._of_structure[n] for n in structures))) == 1)
+
     def cuts(
         self, name: str, entry: TensorEntry, structures: tuple[int, ...], named: tuple[int, ...]
     ) -> tuple[TensorEntry, SourceCuts]:

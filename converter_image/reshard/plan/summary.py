@@ -12,7 +12,7 @@ from reshard.plan.model import Role
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
-    from reshard.plan.model import Model
+    from reshard.plan.model import Kind, Model
     from reshard.plan.rank import Planner
 
 
@@ -53,11 +53,16 @@ def summarize(model: Model, planner: Planner, ranks: Sequence[int]) -> Summary:
     """
 
     @lru_cache
-    def content(rank: int) -> tuple[int, int, Counter[int]]:
+    def content(rank: int) -> tuple[int, int, Counter[Kind]]:
         """Return bytes of the rank's parameters, bytes of replicated ones, and the number of parameters of each kind."""
-        parameters, local = planner.parameters(rank), rank % model.target_devices
-        replicated = sum(p.nbytes_at(local) for p in parameters if p.role is Role.REPLICATED)
-        return sum(p.nbytes_at(local) for p in parameters), replicated, Counter(planner.kinds(rank))
+        nbytes = replicated = 0
+        kinds: Counter[Kind] = Counter()
+        for kind, numbers in planner.members(rank).items():
+            size = kind.nbytes_at(rank % model.target_devices) * len(numbers)
+            nbytes += size
+            replicated += size if kind.role is Role.REPLICATED else 0
+            kinds[planner.like(kind)] += len(numbers)
+        return nbytes, replicated, kinds
 
     copies = most_copies = replicated_bytes = 0
     sources, rank_bytes = {}, {}
@@ -65,7 +70,7 @@ def summarize(model: Model, planner: Planner, ranks: Sequence[int]) -> Summary:
         rank_bytes[rank], replicated, kinds = content(planner.alike(rank))
         replicated_bytes += replicated
         sources[rank] = planner.sources(rank)
-        of_rank = sum(count * len(planner.needs(planner.examples[kind], rank)) for kind, count in kinds.items())
+        of_rank = sum(count * len(planner.needs(kind, rank)) for kind, count in kinds.items())
         copies, most_copies = copies + of_rank, max(most_copies, of_rank)
     return Summary(
         source_ranks=model.source_ranks,

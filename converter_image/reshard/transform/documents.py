@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from functools import cache
 from math import prod
 from typing import TYPE_CHECKING, NamedTuple
 
@@ -13,7 +14,7 @@ from reshard.checkpoint.unified import HYPER_NAME, MAP_NAME, map_of
 from reshard.engine.task import output_tensors
 from reshard.errors import DataError, RequestError
 from reshard.formats.registry import document_names, requested_output
-from reshard.plan import Model, Parameter, Planner, Role
+from reshard.plan import Kind, Model, Parameter, Planner, Role
 from reshard.source.cuts import layout_of, recorded_strategy
 from reshard.source.described import files_there, refuse_missing
 from reshard.spec.outputs import output_of
@@ -23,7 +24,7 @@ from reshard.strategy import StrategyFile, dump
 if TYPE_CHECKING:
     from collections.abc import Iterable, Mapping
 
-    from reshard.checkpoint.manifest import Manifest, ParameterRecord
+    from reshard.checkpoint.manifest import LayoutRecord, Manifest, ParameterRecord
     from reshard.storage.protocol import ReadStore, Stat
 
 
@@ -148,7 +149,8 @@ def _planner_of(manifest: Manifest) -> Planner:
     """Return a planner that knows which rank holds which slices, and nothing of the source."""
     _check_types(manifest.parameters)
     unified = output_of(manifest.options).whole
-    parameters = tuple(_parameter(record) for record in manifest.parameters)
+    kind = cache(_kind)
+    parameters = tuple(Parameter(p.name, p.name, kind(p.dtype, p.shape, p.role, p.target)) for p in manifest.parameters)
     devices = 1 if unified or not parameters else parameters[0].target.devices
     stages, rest = divmod(manifest.target_ranks, devices)
     inside = all(p.target.devices == devices and max(p.target_stages) < stages for p in parameters)
@@ -164,7 +166,6 @@ def _planner_of(manifest: Manifest) -> Planner:
     return Planner(model, once=requested_output(manifest.options, manifest.source.format).once)
 
 
-def _parameter(record: ParameterRecord) -> Parameter:
-    layout, stages = layout_of(record.target), record.target.stages
-    role = next((role for role in Role if role.value == record.role), Role.CUT)
-    return Parameter(record.name, record.dtype, record.shape, role, None, (), layout, stages, (), record.name)
+def _kind(dtype: str, shape: tuple[int, ...], role: str, target: LayoutRecord) -> Kind:
+    known = next((each for each in Role if each.value == role), Role.CUT)
+    return Kind(dtype, shape, known, None, (), layout_of(target), target.stages, ())
