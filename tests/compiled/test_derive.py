@@ -13,9 +13,10 @@ from scaling import FAMILIES
 from sharded_models import is_equal
 
 from reshard import Options, Request, transform_checkpoint
-from reshard.mesh.derive import Derivation, derive
+from reshard.mesh.derive import derive
 from reshard.mesh.evidence import Evidence
 from reshard.mesh.infer import infer
+from reshard.mesh.questions import Derivation
 from reshard.mesh.render import rule_line
 from reshard.mesh.resolve import resolve
 from reshard.mesh.sharding import Whole
@@ -28,7 +29,7 @@ if TYPE_CHECKING:
 
 HERE = Path(__file__).parent
 TYPES = {"float32": "Float32", "float16": "Float16"}
-REASONS = {"LayoutAmbiguous", "LayoutNotDerivable", "NoWitness", "OptimizerShardUnknown"}
+REASONS = {"LayoutAmbiguous", "LayoutNotDerivable", "NoWitness", "OptimizerShardUnknown", "LayoutDoesNotDivide"}
 
 
 def wholes(scale: Scale) -> dict[str, Whole]:
@@ -40,11 +41,11 @@ def strategy(scale: Scale, folder: Path) -> Strategy:
     return Strategy.from_files([parse(path.read_bytes(), path.name)])
 
 
-def layout_file(source: Scale, target: Scale, *rules: Any) -> LayoutDocument:
+def layout_file(source: Scale, target: Scale, *rules: Any, **more: Any) -> LayoutDocument:
     fields: dict[str, Any] = {
         "apiVersion": "reshard.dev/layout-v1",
         "mesh": target.mesh,
-        "derive": {"sourceMesh": source.mesh},
+        "derive": {"sourceMesh": source.mesh} | more,
         "rules": list(rules),
     }
     if target.setting.zero:
@@ -54,7 +55,8 @@ def layout_file(source: Scale, target: Scale, *rules: Any) -> LayoutDocument:
 
 def right(found: Derivation, document: LayoutDocument, tensors: dict[str, Whole], expected: Strategy) -> set[str]:
     """The derived parameters. Their layouts must be those of MindSpore."""
-    layouts = resolve(document, {name: tensors[name] for name in found.derived}, "f", found.derived).strategy.stages[0]
+    some = {name: tensors[name] for name in found.derived}
+    layouts = resolve(document, some, "f", Derivation(found.derived, ())).strategy.stages[0]
     for name, layout in layouts.items():
         assert is_equal(layout, expected.stages[0][name]), (name, layout, expected.stages[0][name])
     return set(layouts)
@@ -113,7 +115,7 @@ def test_the_state_of_a_decoder_is_derived(
     (before, tensors), (expected, _) = decoder(source, compiled), decoder(target, compiled)
     document = parse_layout(derived_decoder(source, target, zero, rules), "f")
     evidence = Evidence.of_strategy(before, MESHES[source], tensors, "f")
-    stages = resolve(document, tensors, "f", derive(document, tensors, "f", [evidence]).complete()).strategy.stages
+    stages = resolve(document, tensors, "f", derive(document, tensors, "f", [evidence])).strategy.stages
     for layouts, compiled_layouts in zip(stages, expected.stages, strict=True):
         assert layouts.keys() >= {name for name in compiled_layouts if not name.startswith("accu_grads.")}
         assert all(is_equal(layout, compiled_layouts[name]) for name, layout in layouts.items() if name in compiled_layouts)
@@ -171,6 +173,22 @@ def test_derived_layouts_are_those_that_mindspore_compiles(family: list[Scale], 
                 assert set(refused.names).isdisjoint(again.derived)
                 answered += 1
     assert min(derived, witnessed, answered) > 20, (derived, witnessed, answered)
+
+
+def test_one_field_states_which_parameters_optimizer_parallelism_divides(compiled: Path) -> None:
+    stated = 0
+    for family in FAMILIES:
+        tensors = wholes(family[0])
+        unsharded = [each.name for each in family[0].parameters if not each.parallel_optimizer]
+        for source, target in permutations(family, 2):
+            evidence = [Evidence.of_strategy(strategy(source, compiled), source.mesh, tensors, source.seed)]
+            expected = strategy(target, compiled)
+            silent, document = layout_file(source, target), layout_file(source, target, unsharded=unsharded)
+            found = derive(document, tensors, "f", evidence)
+            assert "OptimizerShardUnknown" not in {refused.error.reason for refused in found.refused}
+            before = derive(silent, tensors, "f", evidence).derived.keys()
+            stated += len(right(found, document, tensors, expected) - before)
+    assert stated > 40, stated
 
 
 @pytest.mark.parametrize("scale", [scale for family in FAMILIES for scale in family], ids=lambda scale: scale.seed)

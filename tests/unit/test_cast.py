@@ -211,12 +211,14 @@ def single(tmp_path: Path) -> str:
 
 def test_the_manifest_and_notes_name_what_is_lost(single: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     casts = ["--cast", "net.*=float16", "--cast", "adam.*=float32", "--cast", "step=float32", "--verification", "full"]
+    casts += ["--cast", "net.h=float32"]  # which the first rule matches
     arguments = ["--source", single, "--target", str(tmp_path / "t"), *casts]
     assert main(["transform", *arguments]) == 0
     notes = [line for line in capsys.readouterr().err.splitlines() if line.startswith("note:")]
     assert notes == [
         "note: casts round the values of 2 parameters: adam.m, net.w",
-        "note: the pattern step matches no floating-point parameter",
+        "note: the cast of step applies to no floating-point parameter",
+        "note: the cast of net.h applies to no floating-point parameter",
         "note: casts changed 5 elements: adam.m (2), net.w (3)",
         "note: casts made finite elements infinite, as they are too large for the new type: adam.m (1), net.w (2)",
     ]

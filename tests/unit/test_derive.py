@@ -7,17 +7,19 @@ from dataclasses import replace
 from math import prod
 from typing import TYPE_CHECKING, Any
 
+import msgspec
 import pytest
 from effort import examples
 from hypothesis import given
 from hypothesis import strategies as st
 from sharded_models import Model, is_equal, model
 
-from reshard.errors import DataError, RequestError
+from reshard.errors import DataError, RequestError, ReshardError
 from reshard.layout import Layout
-from reshard.mesh.derive import Derivation, derive
-from reshard.mesh.evidence import Evidence
-from reshard.mesh.questions import MOST_LINES
+from reshard.mesh.derive import derive
+from reshard.mesh.evidence import Evidence, Meshed
+from reshard.mesh.problems import raise_all
+from reshard.mesh.questions import MOST_LINES, Derivation
 from reshard.mesh.render import rule_line
 from reshard.mesh.resolve import resolve
 from reshard.mesh.sharding import Whole
@@ -35,7 +37,7 @@ ANSWERED = {"LayoutAmbiguous", "OptimizerShardUnknown", "LayerStageUnknown"}
 def check(case: Model, found: Derivation, document: LayoutDocument) -> int:
     """Check that no sharding is wrong, and return the number of derived ones."""
     tensors = {name: case.tensors[name] for name in found.derived}
-    layouts = resolve(document, tensors, "f", found.derived).strategy.stages[0]
+    layouts = resolve(document, tensors, "f", Derivation(found.derived, ())).strategy.stages[0]
     for name, layout in layouts.items():
         expected = case.parameters[name].layout(case.target, case.target_zero)
         assert is_equal(layout, expected), (name, case.parameters[name], layout, expected)
@@ -54,7 +56,8 @@ def check_answer(case: Model, refused: Refused, evidence: list[Evidence]) -> Non
         assert not set(names) & {name for each in again.refused for name in each.names}
         for name in set(names) - right:
             try:
-                (stage,) = resolve(document, {name: case.tensors[name]}, "f", again.derived).strategy.stages
+                alone = Derivation(again.derived, ())
+                (stage,) = resolve(document, {name: case.tensors[name]}, "f", alone).strategy.stages
             except DataError as error:
                 assert error.reason == "LayoutDoesNotDivide"  # noqa: PT017 - one of two permitted results
                 continue
@@ -99,6 +102,22 @@ def test_a_witness_leaves_fewer_questions_and_no_wrong_layout(seed: int) -> None
     assert all(case.parameters[name].default for name in alone.derived.keys() - both.derived.keys())
 
 
+@examples(150)
+@given(st.integers(0, (1 << 32) - 1))
+def test_one_field_answers_all_questions_about_optimizer_parallelism(seed: int) -> None:
+    case = model(random.Random(seed))
+    document = case.document()
+    unsharded = [name for name, each in case.parameters.items() if not each.flag]
+    how = msgspec.structs.replace(document.derive or pytest.fail("no derivation"), unsharded=tuple(unsharded))
+    document = msgspec.structs.replace(document, derive=how)
+    found = derive(document, case.tensors, "f", [case.evidence(case.source, case.source_zero)])
+    check(case, found, document)
+    for each in found.refused:
+        assert each.error.reason != "OptimizerShardUnknown"
+        assert "derive.unsharded" not in str(each.error)
+        assert len({rule.zero for rule in each.rules if rule.shard == each.rules[0].shard}) <= 1
+
+
 def test_most_random_parameters_are_derived() -> None:
     derived = refused = 0
     for seed in range(50):
@@ -122,6 +141,7 @@ ENDS: list[dict[str, Any]] = [
     {"match": "head.weight", "shard": {0: "tp"}, "stage": "last"},
 ]
 LLAMA = [*({"match": f"*.{name}", **rule} for name, rule in WEIGHTS.items()), *ENDS]
+UNSHARDED = ["*norm*", "embedding.*"]
 TENSORS = {
     "embedding.weight": Whole("BFloat16", (64, 32)),
     **{
@@ -147,6 +167,13 @@ def language_model(mesh: str, *, zero: bool = False) -> Strategy:
     return resolve(layout_file(mesh, LLAMA, zero=zero), TENSORS, "f").strategy
 
 
+def refusal(found: Derivation) -> str:
+    """Return the message about all questions."""
+    with pytest.raises(ReshardError) as caught:
+        raise_all([each.error for each in found.refused])
+    return str(caught.value)
+
+
 def scaled(
     source: str,
     target: str,
@@ -164,7 +191,7 @@ def scaled(
     found = derive(document, TENSORS, "layout.yaml", evidence)
     if not found.refused:
         expected = language_model(target, zero=zero[1]).stages
-        stages = resolve(document, TENSORS, "f", found.complete()).strategy.stages
+        stages = resolve(document, TENSORS, "f", found).strategy.stages
         for stage, layouts in zip(stages, expected, strict=True):
             assert stage.keys() == layouts.keys()
             assert all(is_equal(stage[name], layout) for name, layout in layouts.items())
@@ -195,6 +222,9 @@ def test_a_language_model_is_derived_without_questions(source: str, target: str,
         ("dp=1,tp=4", "dp=4,tp=2", (False, False), "NoWitness", {"replicated": "dp"}),
         ("dp=1,tp=4", "dp=4,tp=2", (False, True), "NoWitness", {"witness": "dp=4,tp=2"}),
         ("dp=2,tp=4", "dp=4,tp=2", (False, True), "OptimizerShardUnknown", {"witness": "dp=2,tp=4"}),
+        ("dp=2,tp=4", "dp=4,tp=2", (False, True), "OptimizerShardUnknown", {"unsharded": UNSHARDED}),
+        ("dp=1,tp=4", "dp=4,tp=2", (False, True), "NoWitness", {"replicated": "dp", "unsharded": UNSHARDED}),
+        ("dp=2,tp=2", "dp=4,tp=2", (False, True), "LayoutAmbiguous", {"replicated": "dp", "unsharded": UNSHARDED}),
         ("dp=2,cp=2,tp=4", "dp=4,cp=2,tp=2", (False, False), "LayoutAmbiguous", {"replicated": ["dp", "cp"]}),
         ("dp=2,cp=2,tp=4", "dp=4,cp=2,tp=2", (False, False), "LayoutAmbiguous", {"witness": "dp=3,tp=2"}),
         ("dp=2,tp=4", "pp=2,dp=4,tp=2", (False, False), "LayerStageUnknown", {"rules": ENDS}),
@@ -203,26 +233,25 @@ def test_a_language_model_is_derived_without_questions(source: str, target: str,
 def test_a_question_is_refused_and_answered(
     source: str, target: str, zero: tuple[bool, bool], reason: str, answer: dict[str, Any]
 ) -> None:
-    refused = scaled(source, target, [], zero=zero)
-    with pytest.raises(RequestError) as caught:
-        refused.complete()
-    assert caught.value.reason == reason
+    text = refusal(scaled(source, target, [], zero=zero))
+    assert text.startswith(reason)
+    assert [field for field in answer if field in ("replicated", "unsharded") and f"`derive.{field}" not in text] == []
     assert scaled(source, target, answer.pop("rules", []), zero=zero, **answer).refused == ()
 
 
 def test_all_questions_are_in_one_message() -> None:
-    with pytest.raises(RequestError) as caught:
-        scaled("dp=2,tp=2", "pp=2,dp=4,tp=2", []).complete()
-    text = str(caught.value)
+    text = refusal(scaled("dp=2,tp=2", "pp=2,dp=4,tp=2", []))
     for line in (
         "- {match: layers.*.attention.wq.weight, shard: {0: tp}}",
         "- {match: layers.*.attention.wq.weight, shard: {0: dp}, order: [tp, dp]}",
         "- {match: layers.*.attention.wo.weight, shard: {1: tp}}",
         "- {match: [embedding.weight, head.weight], shard: {0: tp}, stage: first}",
         "`derive.replicated: [dp]`",
+        "solve each of these problems (3)",
     ):
         assert line in text
-    assert "answer each of these" in text
+    ends = next(each.error for each in scaled("dp=2,tp=2", "pp=2,dp=4,tp=2", []).refused if "head.weight" in each.names)
+    assert "derive.replicated" not in str(ends)  # the question about the stage would remain
 
 
 def test_a_threshold_that_is_lower_than_that_of_the_source_is_a_question() -> None:
@@ -232,6 +261,37 @@ def test_a_threshold_that_is_lower_than_that_of_the_source_is_a_question() -> No
     found = derive(layout_file("dp=4,tp=2", [], zero=True, derive={"sourceMesh": "dp=2,tp=4"}), tensors, "f", [evidence])
     assert {name: each.error.reason for each in found.refused for name in each.names} == {"small": "OptimizerShardUnknown"}
     assert found.derived["big"].zero is not None
+
+
+def test_a_field_that_contradicts_the_source_is_a_question() -> None:
+    found = scaled(
+        "dp=2,tp=4", "dp=4,tp=2", [], zero=(True, True), unsharded=["*norm*", "embedding.*", "layers.0.attention.wq.*"]
+    )
+    (refused,) = found.refused
+    assert refused.error.reason == "OptimizerShardUnknown"
+    assert refused.names == ("layers.0.attention.wq.weight", "adam_m.layers.0.attention.wq.weight")
+    assert "contradict each other" in refused.error.what
+    assert "derive.unsharded`" not in str(refused.error.fix)
+
+
+def test_all_shapes_that_the_target_does_not_divide_are_in_one_message() -> None:
+    tensors = {"a.weight": Whole("Float32", (8, 5)), "b.weight": Whole("Float32", (6, 8)), "c.weight": Whole("Float32", (12, 3))}
+    layouts = {name: Layout((2, 2), ((0,), ())) for name in tensors}
+    evidence = [Evidence.of_strategy(Strategy((layouts,), 4), "dp=2,tp=2", tensors, "f")]
+    fields = {"derive": {"sourceMesh": "dp=2,tp=2", "replicated": "dp"}, "pipeline": None}
+    document = layout_file("dp=2,tp=8", [{"match": "c.*", "shard": {"0": "tp"}}], **fields)
+    found = derive(document, tensors, "f", evidence)
+    assert found.derived.keys() == {"a.weight"}
+    with pytest.raises(DataError) as caught:
+        resolve(document, tensors, "f", found)
+    assert caught.value.reason == "LayoutDoesNotDivide"
+    for text in ("dimension 0 of length 6 by tp", "- {match: b.weight}", "rule 1 (c.*) does not fit the shape [12, 3]"):
+        assert text in str(caught.value)
+    answered = layout_file("dp=2,tp=8", [{"match": "b.weight"}, {"match": "c.*"}], **fields)
+    assert resolve(answered, tensors, "f", derive(answered, tensors, "f", evidence)).strategy.stages[0]["b.weight"].parts == (
+        1,
+        1,
+    )
 
 
 def test_a_witness_of_another_model_is_refused() -> None:
@@ -304,7 +364,7 @@ def test_a_parameter_can_have_an_order_of_its_own() -> None:
     tensors = {"w": Whole("Float32", (64, 32)), "other": Whole("Float32", (64, 32))}
     layouts = {"w": Layout((2, 4), ((0,), ())), "other": Layout((4, 2), ((1,), ()))}  # by the inner and by the outer ranks
     evidence = Evidence.of_strategy(Strategy((layouts,), 8), "dp=2,tp=4", tensors, "f")
-    derived = derive(layout_file("dp=4,tp=2", [], derive={"sourceMesh": "dp=2,tp=4"}), tensors, "f", [evidence]).complete()
+    derived = derive(layout_file("dp=4,tp=2", [], derive={"sourceMesh": "dp=2,tp=4"}), tensors, "f", [evidence]).derived
     assert {name: each.sharding.order for name, each in derived.items()} == {"w": ("dp", "tp"), "other": ("tp", "dp")}
 
 
@@ -315,12 +375,108 @@ def test_a_stage_with_only_parameters_of_earlier_stages_is_a_stage() -> None:
     source = resolve(layout_file("pp=2,dp=2,tp=4", rules, **fields), tensors, "f").strategy
     evidence = Evidence.of_strategy(source, "pp=2,dp=2,tp=4", tensors, "f")
     document = layout_file("pp=2,dp=4,tp=2", [], derive={"sourceMesh": "pp=2,dp=2,tp=4"}, **fields)
-    derived = derive(document, tensors, "f", [evidence]).complete()
+    derived = derive(document, tensors, "f", [evidence]).derived
     assert {name: each.stages for name, each in derived.items()} == {
         "embedding": (0, 1),
         "layers.0.w": (0,),
         "layers.1.w": (0,),
     }
+
+
+# --- experts ---------------------------------------------------------------------------------------------------------------
+
+EXPERTS = {
+    "layers.0.attention.wq.weight": ({0: "tp"}, (64, 32)),
+    "layers.0.attention.wo.weight": ({1: "tp"}, (64, 32)),
+    "layers.0.experts.w1": ({0: "ep"}, (16, 8)),
+    "layers.0.experts.w2": ({0: "ep", 1: "edp"}, (16, 16)),
+    "layers.0.experts.bias": ({}, (48,)),
+}
+EXPERT_TENSORS = {name: Whole("Float32", shape) for name, (_, shape) in EXPERTS.items()}
+EXPERT_RULES = [{"match": name, "shard": shard} for name, (shard, _) in EXPERTS.items()]
+
+
+def expert_file(mesh: str, expert_mesh: str, **more: Any) -> LayoutDocument:
+    fields = {"apiVersion": "reshard.dev/layout-v1", "mesh": mesh, "expertMesh": expert_mesh}
+    return parse_layout(fields | more, "layout.yaml")
+
+
+def derived_experts(
+    source: tuple[str, str], target: tuple[str, str], witness: tuple[str, str] | None = None, *, zero: bool = False, **more: Any
+) -> Derivation:
+    """Derive the layouts of a model with experts on other meshes. They must not be wrong."""
+    optimizer = {"zero": {"threshold": 0}} if zero else {}
+    shown = []
+    for meshes in (source, witness):
+        if meshes is not None:
+            strategy = resolve(expert_file(*meshes, rules=EXPERT_RULES, **optimizer), EXPERT_TENSORS, "f").strategy
+            shown.append(Meshed(strategy, *meshes, "f"))
+    how = {"sourceMesh": source[0], "sourceExpertMesh": source[1], "experts": "*.experts.*"} | more
+    document = expert_file(*target, derive=how, **optimizer)
+    evidence = [each.evidence(EXPERT_TENSORS) for each in shown]
+    found = derive(document, EXPERT_TENSORS, "f", evidence, None, [e for each in shown for e in each.of_experts(EXPERT_TENSORS)])
+    expected = resolve(expert_file(*target, rules=EXPERT_RULES, **optimizer), EXPERT_TENSORS, "f").strategy
+    derived = resolve(
+        document, {name: EXPERT_TENSORS[name] for name in found.derived}, "f", Derivation(found.derived, ())
+    ).strategy
+    for stage, layouts in zip(derived.stages, expected.stages, strict=True):
+        assert all(is_equal(layout, layouts[name]) for name, layout in stage.items())
+    return found
+
+
+@pytest.mark.parametrize("zero", [False, True])
+@pytest.mark.parametrize(
+    ("source", "target"),
+    [
+        (("dp=2,tp=4", "edp=4,ep=2"), ("dp=4,tp=2", "edp=2,ep=4")),
+        (("dp=4,tp=2", "edp=2,ep=4"), ("dp=2,tp=2", "edp=4,ep=1")),
+        (("dp=2,tp=4", "ep=8"), ("dp=2,tp=2", "ep=4")),
+        (("dp=2,tp=4", "edp=4,ep=2"), ("tp=4", "edp=2,ep=2")),
+    ],
+)
+def test_experts_are_derived_by_their_own_axes(source: tuple[str, str], target: tuple[str, str], zero: bool) -> None:
+    if "edp" not in source[1]:
+        source, target = (source[0], f"edp=1,{source[1]}"), (target[0], f"edp=1,{target[1]}")
+    assert derived_experts(source, target, zero=zero).refused == ()
+
+
+@pytest.mark.parametrize(
+    ("source", "target", "reason", "answer"),
+    [
+        (("dp=2,tp=4", "edp=8,ep=1"), ("dp=2,tp=4", "edp=4,ep=2"), "NoWitness", {"witness": ("dp=2,tp=4", "edp=4,ep=2")}),
+        (("tp=4", "edp=2,ep=2"), ("tp=8", "edp=2,ep=4"), "LayoutAmbiguous", {"witness": ("tp=8", "edp=2,ep=4")}),
+    ],
+)
+def test_open_questions_about_experts_are_refused(
+    source: tuple[str, str], target: tuple[str, str], reason: str, answer: dict[str, Any]
+) -> None:
+    refused = derived_experts(source, target).refused
+    assert {each.error.reason for each in refused} == {reason}
+    assert {name for each in refused for name in each.names} <= {name for name in EXPERTS if "experts" in name}
+    assert derived_experts(source, target, **answer).refused == ()
+
+
+def test_experts_of_a_source_that_locates_its_slices_are_derived() -> None:
+    found = {"w": Grid.equal((16, 8), (4, 1)), "experts.w": Grid.equal((16, 8), (2, 4))}
+    tensors = {name: Whole("Float32", (16, 8)) for name in found}
+    how = {"sourceMesh": "dp=2,tp=4", "sourceExpertMesh": "edp=4,ep=2", "experts": ["experts.*"]}
+    document = expert_file("dp=4,tp=2", "edp=2,ep=4", derive=how)
+    evidence, experts = Evidence.of_grids(found, how["sourceMesh"]), Evidence.of_grids(found, how["sourceExpertMesh"])
+    derived = derive(document, tensors, "f", [evidence], None, [experts]).derived
+    assert {name: each.sharding.dims for name, each in derived.items()} == {"w": (("tp",), ()), "experts.w": (("ep",), ("edp",))}
+
+
+def test_axes_of_both_meshes_divide_no_expert() -> None:
+    found = derived_experts(("dp=2,tp=4", "edp=4,ep=2"), ("dp=4,tp=2", "edp=2,ep=4"))
+    assert found.refused == ()
+    how = {"sourceMesh": "dp=2,tp=4", "sourceExpertMesh": "edp=4,ep=2", "experts": "*.experts.*"}
+    document = expert_file("dp=4,tp=2", "edp=2,ep=4", derive=how, zero={"axes": "dp"}, rules=EXPERT_RULES[:2])
+    strategy = resolve(expert_file("dp=2,tp=4", "edp=4,ep=2", rules=EXPERT_RULES), EXPERT_TENSORS, "f").strategy
+    shown = Meshed(strategy, "dp=2,tp=4", "edp=4,ep=2", "f")
+    evidence, experts = [shown.evidence(EXPERT_TENSORS)], shown.of_experts(EXPERT_TENSORS)
+    (refused,) = derive(document, EXPERT_TENSORS, "f", evidence, None, experts).refused
+    assert (refused.error.reason, len(refused.names)) == ("LayoutNotDerivable", 3)
+    assert "`zero` has axes of the other mesh: dp" in refused.error.what
 
 
 # --- sources that locate their slices --------------------------------------------------------------------------------------

@@ -210,6 +210,46 @@ def test_a_distributed_checkpoint_is_checked_without_a_strategy(work: Path, prin
     assert {d["rule"] for d in found["divisions"]} == {1, 2}
 
 
+SOURCE = (
+    "mesh: dp=2,tp=2\nstate: [adam_m.]\nrules: [{match: '*.wo', shard: {1: tp}}, {match: layers.*, shard: {0: tp}}, {match: '*'}]"
+)
+STAGES = "{layer: layers.*., layers: 4}\nstate: [adam_m.]"
+
+
+@pytest.mark.parametrize(
+    ("target", "more", "reason"),
+    [
+        ("mesh: tp=2\nrules: [{match: layers.*, shard: {0: tp}}, {match: '*'}]", [], None),
+        ("mesh: tp=2\nrules: [{match: '*', shard: {0: tp}}]", [], "RuleNotApplicable"),  # the strategy does not name `norm`
+        ("mesh: tp=2\nrules: [{match: '*', shard: {0: tp}}]", ["--exclude", "norm"], None),
+        ("mesh: tp=2\nrules: [{match: layers.*, shard: {0: tp}}]", [], "ParameterUnmatched"),
+        ("mesh: tp=3\nrules: [{match: layers.*, shard: {0: tp}}, {match: '*'}]", [], "LayoutDoesNotDivide"),
+        (f"mesh: pp=2,tp=1\npipeline: {STAGES}\nrules: [{{match: '*'}}]", [], "LayerStageUnknown"),
+        (f"mesh: pp=2,tp=1\npipeline: {STAGES}\nrules: [{{match: e*, stage: 0}}, {{match: '*'}}]", ["--exclude", "*.3.*"], None),
+        ("mesh: dp=1,tp=4\nderive: {sourceMesh: 'dp=2,tp=2', replicated: dp}", [], None),
+        ("mesh: dp=1,tp=4\nderive: {sourceMesh: 'dp=2,tp=2'}", [], "LayoutAmbiguous"),
+        ("mesh: dp=1,tp=3\nderive: {sourceMesh: 'dp=2,tp=2', replicated: dp}", [], "LayoutDoesNotDivide"),
+        ("mesh: dp=1,tp=4\nderive: {sourceMesh: 'dp=2,tp=4'}", [], "MeshMismatch"),
+    ],
+)
+def test_a_check_and_a_transform_accept_the_same_layouts(
+    target: str, more: list[str], reason: str | None, work: Path, printed: Any, capsys: pytest.CaptureFixture[str]
+) -> None:
+    layout = work / "layout.yaml"
+    layout.write_text(f"apiVersion: reshard.dev/layout-v1\n{SOURCE}\n")
+    whole, strategy, source = str(work / "model.safetensors"), str(work / "strategy"), str(work / "source")
+    assert main(["transform", "--source", whole, "--target", source, "--target-strategy", str(layout)]) == 0
+    printed("export", "-o", strategy, "--exclude", "norm")
+    layout.write_text(f"apiVersion: reshard.dev/layout-v1\n{target}\n")
+    arguments = ["--source-strategy", strategy, *more]
+    status = main(["transform", "--source", source, "--target", str(work / "out"), "--target-strategy", str(layout), *arguments])
+    written = capsys.readouterr().err
+    assert (f"reshard: {reason}: " in written) == (status != 0) == (reason is not None), written
+    _, checked = printed("check", *arguments, code=status, source="source")
+    messages = [[line for line in text.splitlines() if line.startswith("reshard: ")] for text in (written, checked)]
+    assert messages[0] == messages[1]
+
+
 @pytest.mark.parametrize("words", [["show"], ["check"], ["export", "-o", "out"]])
 @pytest.mark.parametrize("content", [b"\x0a\x03abc", b"mesh: dp=2\n", b'{"current_stage": 0}'])
 def test_another_file_is_no_layout_file(words: list[str], content: bytes, work: Path, printed: Any) -> None:

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import pytest
+import yaml
 from safetensors.numpy import save_file
 
 from reshard.cli import main
@@ -96,6 +97,76 @@ rules: [{match: [embedding, norm], stage: first, zero: false}]
     assert derive(work, "--layout", str(base), "--witness", str(work / "witness"), "--witness-mesh", "dp=8,tp=1") == 0
     export(work, "derived", layout="draft")
     assert slices(work, "derived") == slices(work, "target")
+
+
+def test_a_derived_file_keeps_the_fields_and_names_the_axes_of_the_source(work: Path) -> None:
+    base = work / "base.yaml"
+    base.write_text(
+        """apiVersion: reshard.dev/layout-v1
+mesh: dp=2,tp=2
+derive: {sourceMesh: "dp=2,tp=4", unsharded: [norm]}
+zero: {threshold: 1024}
+aliases: {vocab: []}
+rules: [{match: embedding, shard: {0: vocab}, zero: false}]
+"""
+    )
+    assert derive(work, "--layout", str(base)) == 0
+    found = yaml.safe_load((work / "draft.yaml").read_text())
+    rules = found.pop("rules")
+    assert found == {
+        "apiVersion": "reshard.dev/layout-v1",
+        "mesh": "dp=2,tp=2",
+        "aliases": {"vocab": []},
+        "state": ["adam_m."],
+        "zero": {"threshold": 1024},
+    }
+    assert rules[0] == {"match": "embedding", "shard": {0: "vocab"}, "zero": False}
+    assert {rule["match"]: rule.get("shard") for rule in rules[1:]} == {
+        "layers.*.wq": {0: "tp"},
+        "layers.*.wo": {1: "tp"},
+        "norm": None,
+    }
+    export(work, "derived", layout="draft")
+    export(work, "target", "mesh: dp=2,tp=2\nzero: {threshold: 1024}")
+    assert slices(work, "derived") == slices(work, "target")
+
+
+def test_experts_are_derived(work: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    rules = """rules:
+- {match: '*.wo', shard: {1: ep}}
+- {match: layers.*, shard: {0: tp}}
+- {match: '*'}
+"""
+    meshes = {"source": "mesh: dp=2,tp=4\nexpertMesh: edp=4,ep=2\n", "target": "mesh: dp=4,tp=2\nexpertMesh: edp=2,ep=4\n"}
+    for name, mesh in meshes.items():
+        (work / f"{name}_experts.yaml").write_text(f"apiVersion: reshard.dev/layout-v1\n{mesh}state: [adam_m.]\n{rules}")
+        export(work, f"{name}_experts", layout=f"{name}_experts")
+    arguments = ["--source", str(work / "model.safetensors"), "--target-strategy", str(work / "source_experts")]
+    assert main(["transform", *arguments, "--target", str(work / "checkpoint_experts")]) == 0
+    base, draft = work / "base.yaml", work / "draft.yaml"
+    text = f"apiVersion: reshard.dev/layout-v1\n{meshes['target']}derive: {{sourceMesh: 'dp=2,tp=4'EXPERTS}}\n"
+    source = [
+        str(work / "source_experts"),
+        "--checkpoint",
+        str(work / "checkpoint_experts"),
+        "-o",
+        str(draft),
+        "--layout",
+        str(base),
+    ]
+    base.write_text(text.replace("EXPERTS", ""))
+    assert main(["layout", "derive", *source]) == 0
+    assert "layers.*.wo: the source numbers the ranks in the order tp, dp" in capsys.readouterr().out
+    draft.unlink()
+    base.write_text(text.replace("EXPERTS", ", sourceExpertMesh: 'edp=4,ep=2', experts: '*.wo'"))
+    assert main(["layout", "derive", *source]) == 0
+    assert {str(rule["match"]): rule.get("shard") for rule in yaml.safe_load(draft.read_text())["rules"]} == {
+        "layers.*.wq": {0: "tp"},
+        "layers.*.wo": {1: "ep"},
+        "['embedding', 'norm']": None,
+    }
+    export(work, "derived", layout="draft")
+    assert slices(work, "derived") == slices(work, "target_experts")
 
 
 def test_another_file_is_not_replaced(work: Path, capsys: pytest.CaptureFixture[str]) -> None:

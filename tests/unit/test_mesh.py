@@ -103,7 +103,7 @@ def test_a_state_of_another_shape_needs_a_rule_of_its_own() -> None:
         ({"rules": [{"match": "*", "shard": {2: "tp"}, "stage": "all"}]}, "RuleNotApplicable", "dimension 2"),
         ({"mesh": "pp=2,dp=1,tp=3"}, "LayoutDoesNotDivide", "length 16"),
         ({"pipeline": {"layer": "layers.*.", "layers": 3}}, "InvalidLayoutFile", "the stages have 2 layers"),
-        ({"pipeline": {"layer": "layers.*.", "counts": [2, 1]}}, "RuleNotApplicable", "layer 3 does not exist"),
+        ({"pipeline": {"layer": "layers.*.", "counts": [2, 1]}}, "RuleNotApplicable", "there are 3 layers"),
         ({"pipeline": {"layer": "layers.*.", "counts": [2, 1, 1]}}, "InvalidLayoutFile", "of 3 are given"),
         ({"pipeline": None}, "LayerStageUnknown", "neither a layer in the name nor a rule"),
         ({"rules": [{"match": "*", "stage": 2}]}, "RuleNotApplicable", "stage 2 does not exist"),
@@ -137,6 +137,12 @@ def test_refusals_name_the_parameter_or_the_rule(changes: dict[str, Any], reason
         ({"pipeline": {"layer": "layers.", "layers": 4}}, "one `*`"),
         ({"pipeline": {"layer": "layers.*.", "layers": 4, "counts": [2, 2]}}, "either"),
         ({"apiVersion": "reshard.dev/layout-v2"}, "apiVersion"),
+        ({"derive": {"sourceMesh": "dp=2", "replicated": "tp"}}, "an axis of `sourceMesh`"),
+        ({"derive": {"sourceMesh": "dp=2", "experts": "e.*"}}, "or neither"),
+        ({"derive": {"sourceMesh": "dp=2", "sourceExpertMesh": "ep=2"}}, "or neither"),
+        ({"derive": {"sourceMesh": "pp=2,dp=2", "sourceExpertMesh": "ep=4", "experts": "e.*"}}, "axes of 2 ranks"),
+        ({"derive": {"sourceMesh": "dp=2", "sourceExpertMesh": "dp=2", "experts": "e.*"}}, "two meanings"),
+        ({"derive": {"sourceMesh": "dp=2", "sourceExpertMesh": "ep=2", "experts": "e.*"}}, "Expected `expertMesh`"),
     ],
 )
 def test_a_document_that_contradicts_itself_is_refused(changes: dict[str, Any], text: str) -> None:
@@ -148,6 +154,25 @@ def test_a_document_that_contradicts_itself_is_refused(changes: dict[str, Any], 
 def test_rules_that_match_nothing_are_told() -> None:
     found = resolved({"rules": [*LLAMA["rules"], {"match": "lm_head.*"}]})
     assert found.notes == ("layout.yaml: rule 6 (lm_head.*) matches no parameter that an earlier rule does not match",)
+
+
+def test_every_pattern_that_matches_nothing_is_told() -> None:
+    *rules, last = LLAMA["rules"]
+    rule = {"match": ["nrom.weight", "*norm.weight", "layers.0.attention_norm.*", "*.wq.weight"], "zero": False}
+    found = resolved({"rules": [*rules, rule], "state": ["adam_m.", "adam_v."]})
+    what = "of rule 5 (nrom.weight, *norm.weight) matches no parameter that an earlier rule does not match"
+    assert last["match"] == "*norm.weight"
+    assert found.notes == (
+        f"layout.yaml: the pattern nrom.weight {what}",
+        f"layout.yaml: the pattern *.wq.weight {what}",
+        "layout.yaml: the state adam_v. matches no name",
+    )
+    how = {"sourceMesh": "dp=2", "sourceExpertMesh": "ep=2", "experts": "*.experts.*", "unsharded": ["*norm*", "*.bias"]}
+    found = resolved({"derive": how, "expertMesh": "ep=8"})
+    assert found.notes == (
+        "layout.yaml: the pattern *.experts.* in `derive.experts` matches no parameter",
+        "layout.yaml: the pattern *.bias in `derive.unsharded` matches no parameter",
+    )
 
 
 def test_interleaved_stages_get_their_chunks_in_turn() -> None:

@@ -13,7 +13,7 @@ from pipelines import Pipeline, pipeline, write
 
 from reshard.cli import main
 from reshard.errors import MissingInputError, RequestError, UsageError
-from reshard.plan.rules import renamed, unmatched
+from reshard.plan.rules import renamed, unapplied
 from reshard.spec.request import Options
 from reshard.spec.rules import RenameRule
 
@@ -62,7 +62,15 @@ def test_a_missing_name_is_an_error_and_an_unmatched_pattern_is_reported() -> No
     with pytest.raises(MissingInputError, match="RenamedMissing: parameter nobody"):
         renamed(NAMES, [by_name("nobody", "x")])
     rules = [by_pattern("a.*", "b.*"), by_pattern("nobody.*", "b.*")]
-    assert unmatched(NAMES, rules) == (rules[1],)
+    assert unapplied(NAMES, rules) == (rules[1],)
+
+
+def test_a_rule_that_earlier_ones_precede_is_reported() -> None:
+    first, later, other = by_pattern("a.*", "b.*"), by_pattern("a.b*", "c.*"), by_pattern("*", "d.*")
+    exact, same = by_name(NAMES[0], "x"), by_name(NAMES[0], f"d.{NAMES[0]}")
+    assert unapplied(NAMES, [first, later, other, exact]) == (later,)
+    assert unapplied([NAMES[0]], [exact, other]) == (other,)
+    assert unapplied([NAMES[0]], [same, other]) == ()  # an exact name also checks that the source is as expected
 
 
 @given(st.text("ab*", min_size=1, max_size=8), st.text("ab", max_size=12))
@@ -112,7 +120,7 @@ def made(tmp_path: Path) -> Pipeline:
 
 
 IN_ONE_STAGE_EACH = ("--rename", "w0=first", "--rename-pattern", "*.w1=*.last")
-NOTE = "note: the pattern nobody.* matches no parameter"
+NOTE = "note: the rename rule for nobody.* applies to no parameter"
 
 
 @pytest.mark.parametrize("order", [(0, 1), (1, 0)])
@@ -121,10 +129,10 @@ def test_the_last_part_reports_a_pattern_that_matches_in_no_part(
 ) -> None:
     rules = (*IN_ONE_STAGE_EACH, "--rename-pattern", "nobody.*=x.*")
     assert made.run(order[0], tmp_path / "t", *rules, whole=True) == 0
-    assert "matches" not in capsys.readouterr().err
+    assert "no parameter" not in capsys.readouterr().err
     assert made.run(order[1], tmp_path / "t", *rules, whole=True) == 0
     said = capsys.readouterr().err
-    assert [line for line in said.splitlines() if "matches" in line] == [NOTE]
+    assert [line for line in said.splitlines() if "no parameter" in line] == [NOTE]
     document = json.loads((tmp_path / "t" / "reshard-manifest.json").read_text())
     assert [part["unmatched"] for part in document["stages"]] == [[{"to": "x.*", "pattern": "nobody.*"}]] * 2
 

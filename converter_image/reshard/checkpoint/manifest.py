@@ -188,7 +188,7 @@ class StageRecord(_Document, frozen=True):
         ranks: target ranks that hold parameters of this stage, such as "0-3".
         stage_count: number of stages, if it was known.
         in_other_stages: names in the target strategy that this stage does not hold. Empty in a complete checkpoint.
-        unmatched: rules of `options.rename` that match no parameter of this stage or, in a complete checkpoint, of any stage.
+        unmatched: rules of `options.rename` that apply to no parameter of this stage or, in a complete checkpoint, of any stage.
         unmatched_patterns: patterns of `options.include` and `options.exclude` that match nothing, likewise.
     """
 

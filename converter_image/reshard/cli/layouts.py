@@ -4,6 +4,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 import cloup
@@ -52,13 +53,14 @@ def check_layout(file: str, as_json: bool, **arguments: Any) -> None:
     Nothing is written, and only headers are read. The command fails if no rule matches a parameter.
     """
     from reshard.cli import layout_tables
-    from reshard.mesh.resolve import refuse_unmatched
+    from reshard.mesh.problems import raise_all
+    from reshard.mesh.resolve import unmatched_error
 
     found = _resolved(file, arguments)
     unmatched = found.resolved.unmatched
     if not (as_json and unmatched):  # standard output then contains only the error
         layout_tables.checked(found, as_json=as_json)
-    refuse_unmatched(unmatched, found.file.name, len(unmatched))
+    raise_all(unmatched_error(unmatched, found.file.name, len(unmatched)))
 
 
 @layout.command("export")
@@ -108,7 +110,8 @@ def infer_layout(strategy: str, mesh: str, checkpoint: str | None, output: str, 
     chosen, tensors = storage_options_of(storage_options), None
     if checkpoint is not None:
         both = RequestStorageOptions(source=chosen, target=chosen)
-        tensors = read_parameters(Request(checkpoint, checkpoint, strategy, storage_options=both)).tensors
+        parameters, _ = read_parameters(Request(checkpoint, checkpoint, strategy, storage_options=both))
+        tensors = parameters.tensors
     found = infer(read_strategy(strategy, chosen), mesh, strategy, tensors)
     _write_inferred(found, output, chosen, as_json=as_json)
 
@@ -122,20 +125,23 @@ def derive_layout(strategy: str, layout: str | None, output: str, as_json: bool,
     The same axes divide the same dimensions, with the sizes of the target. What the source does not show is refused, with the
     rule that answers it.
     """
-    from reshard.mesh.infer import infer
-    from reshard.mesh.resolve import refuse_unmatched
-    from reshard.transform.resolved import derive_checkpoint
+    from reshard.mesh.infer import with_derived_rules
+    from reshard.mesh.problems import raise_all
+    from reshard.mesh.resolve import unmatched_error
+    from reshard.transform.resolved import Witness, resolve_checkpoint
 
-    meshes = {name: arguments.pop(name) for name in ("mesh", "source_mesh", "witness_mesh")}
-    witness, chosen = arguments.pop("witness"), storage_options_of(arguments)
-    if (witness is None) != (meshes["witness_mesh"] is None):
+    options_of_witness = ("witness", "witness_mesh", "witness_expert_mesh")
+    meshes = {name: arguments.pop(name) for name in ("mesh", "source_mesh")}
+    witness, mesh, expert_mesh = (arguments.pop(name) for name in options_of_witness)
+    chosen = storage_options_of(arguments)
+    if (witness is None) != (mesh is None) or (expert_mesh is not None and witness is None):
         raise UsageError("Usage", "--witness and --witness-mesh belong together", where="--witness", fix="specify both")
     file = _derivation(layout, meshes, chosen)
     request = request_of({**arguments, "source_strategy": strategy, "target": arguments["source"]})
-    found = derive_checkpoint(request, file, None if witness is None else (witness, meshes["witness_mesh"]))
-    refuse_unmatched(found.resolved.unmatched, file.name)
-    inferred = infer(found.resolved.strategy, file.document.mesh, file.name, found.tensors)
-    _write_inferred(inferred, output, chosen, as_json=as_json)
+    found = resolve_checkpoint(request, file, None if witness is None else Witness(witness, mesh, expert_mesh))
+    raise_all(unmatched_error(found.resolved.unmatched, file.name))
+    made = with_derived_rules(file.document, found.resolved, found.tensors, file.name)
+    _write_inferred(replace(made, notes=found.notes), output, chosen, as_json=as_json)
 
 
 def _derivation(layout: str | None, meshes: dict[str, str | None], storage_options: StorageOptions) -> LayoutFile:
@@ -190,9 +196,11 @@ def _write_inferred(found: Inferred, output: str, storage_options: StorageOption
 
 
 def _resolved(file: str, arguments: dict[str, Any]) -> ResolvedCheckpoint:
+    from reshard.source.strategies import read_layout_file
     from reshard.transform.resolved import resolve_checkpoint
 
-    return resolve_checkpoint(request_of({**arguments, "target": arguments["source"]}), file)
+    request = request_of({**arguments, "target": arguments["source"]})
+    return resolve_checkpoint(request, read_layout_file(file, request.storage_options.target))
 
 
 def _refuse_others(store: Store, contents: dict[str, bytes], where: str) -> None:

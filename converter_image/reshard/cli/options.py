@@ -162,6 +162,13 @@ GROUPS: dict[str, tuple[_Option, ...]] = {
         ),
         _option("layout-derive", "--witness-mesh", type=MESH, metavar="AXES", help="Axes of --witness."),
         _option(
+            "layout-derive",
+            "--witness-expert-mesh",
+            type=MESH,
+            metavar="AXES",
+            help="Axes of the experts of --witness. Default: it shows nothing about experts.",
+        ),
+        _option(
             f"{_RANKS} layout-check layout-export",
             "--source-strategy",
             type=PATH,

@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from reshard.checkpoint.unified import HYPER_NAME
-from reshard.plan import Role, castable, rounded, unmatched, unmatched_patterns
+from reshard.plan import Role, rounded, unapplied, unapplied_casts, unmatched_patterns
 from reshard.plan.copies import equal_files
 from reshard.plan.rules import NamePattern
 from reshard.spec.ranks import format_ranks
@@ -48,11 +48,13 @@ def notes_of(
 
 def _notes_on_names(model: Model, options: Options) -> list[str]:
     """Return notes about parameters that the user leaves out, and about patterns that match none."""
-    unused: list[str] = []
+    notes: list[str] = []
     if not options.kind.one_stage:  # only the last stage knows whether they match
-        unused = [str(rule.pattern) for rule in unmatched(model.source_names, options.rename)]
-        unused += unmatched_patterns(model.source_names, (*options.include, *options.exclude))
-    notes = [f"the pattern {pattern} matches no parameter" for pattern in unused]
+        unused = unmatched_patterns(model.source_names, (*options.include, *options.exclude))
+        notes += [
+            f"the rename rule for {r.pattern} applies to no parameter" for r in unapplied(model.source_names, options.rename)
+        ]
+        notes += [f"the pattern {pattern} matches no parameter" for pattern in unused]
     if model.excluded:
         notes.append(f"--include and --exclude omit {_counted(model.excluded)}")
     if model.excluded_by_rename:
@@ -63,9 +65,8 @@ def _notes_on_names(model: Model, options: Options) -> list[str]:
 def _notes_on_casts(model: Model, options: Options) -> list[str]:
     lossy = rounded(model)
     notes = [f"casts round the values of {_counted(lossy)}"] if lossy else []
-    patterns = [] if options.kind.one_stage else [rule.pattern for rule in options.cast]
-    unused = unmatched_patterns(castable(model), patterns)
-    return notes + [f"the pattern {pattern} matches no floating-point parameter" for pattern in unused]
+    unused = () if options.kind.one_stage else unapplied_casts(model, options.cast)
+    return notes + [f"the cast of {rule.pattern} applies to no floating-point parameter" for rule in unused]
 
 
 def _notes(model: Model, request: Request) -> tuple[str, ...]:

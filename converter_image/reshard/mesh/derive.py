@@ -15,8 +15,9 @@ import msgspec
 
 from reshard.errors import RequestError
 from reshard.mesh.orders import check_order
-from reshard.mesh.patterns import patterns_of
-from reshard.mesh.questions import Question, Refused
+from reshard.mesh.patterns import matching, patterns_of
+from reshard.mesh.problems import Problems
+from reshard.mesh.questions import Derivation, Question, Refused
 from reshard.mesh.readings import MOST_AXES, Observation, TooManyReadings, candidates, default_intervals, intervals
 from reshard.mesh.render import rule_line
 from reshard.mesh.resolve import MOST_ELEMENT_BYTES, Rules
@@ -25,42 +26,11 @@ from reshard.model.tiling import Grid
 from reshard.spec.layout import LayoutRule, Zero, axes_of
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping, Sequence
+    from collections.abc import Iterable, Mapping, Sequence
 
     from reshard.mesh.evidence import Evidence
     from reshard.mesh.readings import Intervals
     from reshard.spec.layout import LayoutDocument
-
-
-@dataclass(frozen=True, slots=True)
-class Derivation:
-    """The parameters whose sharding follows from the source, and the others.
-
-    Attributes:
-        derived: shardings by name.
-        refused: parameters whose sharding does not follow, by reason.
-    """
-
-    derived: Mapping[str, Derived]
-    refused: tuple[Refused, ...]
-
-    def complete(self) -> Mapping[str, Derived]:
-        """Return the shardings of all parameters.
-
-        Raises:
-            RequestError: some are refused. The message has all reasons.
-        """
-        if not self.refused:
-            return self.derived
-        first, *others = (each.error for each in self.refused)
-        if not others:
-            raise first
-        raise RequestError(
-            first.reason,
-            "; ".join([f"{first.what}; {first.fix}", *map(str, others)]),
-            where=first.where,
-            fix=f"answer each of these {len(self.refused)} questions",
-        )
 
 
 @dataclass(frozen=True, slots=True)
@@ -100,6 +70,7 @@ def derive(
     where: str,
     evidence: Sequence[Evidence],
     names: Mapping[str, str] | None = None,
+    experts: Sequence[Evidence] = (),
 ) -> Derivation:
     """Return the shardings of the parameters that no rule of a layout file matches.
 
@@ -111,44 +82,94 @@ def derive(
         where: name of the layout file, for messages.
         evidence: the source, and then its witnesses.
         names: name in the source of each parameter that has another one in the target.
+        experts: evidence with the axes of the experts' meshes, for the parameters in `derive.experts`. The source is first.
 
     Raises:
-        RequestError: the layer in a name does not exist, or the axes of the meshes have other orders, see `check_order`.
+        RequestError: the axes of the meshes have other orders, see `check_order`.
         UsageError: pipeline stages contradict each other.
     """
-    task = _Task(document, tensors, where, tuple(evidence), names or {})
-    wanted = [name for name, tensor in tensors.items() if tensor.size > 1 and not task.is_ruled(name) and task.is_observed(name)]
-    check_order(evidence[0], document.axes, map(task.source_name, wanted), where)
+    rules = Rules(document, where)
+    owners = {name: rules.owner(name, tensors) for name in tensors}
+    target = _Target(document, tensors, where, names or {}, rules, owners)
+    is_expert = matching(document.derive.experts if document.derive else ())
+    by_mesh: tuple[list[str], list[str]] = ([], [])
+    for name in tensors:
+        by_mesh[is_expert(owners[name])].append(name)
     derived: dict[str, Derived] = {}
-    questions: dict[object, tuple[Question, list[str]]] = {}
-    for name in wanted:
-        found = task.derived(name)
-        if isinstance(found, Derived):
-            derived[name] = found
-        else:
-            questions.setdefault((found.kind, found.about, *map(rule_line, found.rules)), (found, []))[1].append(name)
-    return Derivation(derived, tuple(task.refused(question, refused) for question, refused in questions.values()))
+    refused: list[Refused] = []
+    for sizes, shown, some in ((document.axes, evidence, by_mesh[0]), (document.expert_axes, experts, by_mesh[1])):
+        if some:
+            sources = set(map(target.source_name, some))
+            found = _Task(target, sizes, tuple(each.of(sources) for each in shown)).derivation(some)
+            derived |= found.derived
+            refused += found.refused
+    return Derivation(derived, tuple(refused))
+
+
+@dataclass(frozen=True, slots=True)
+class _Target:
+    """The parameters of a target, and its layout file.
+
+    Attributes:
+        document: layout file.
+        tensors: whole parameters by name.
+        where: name of the layout file, for messages.
+        names: name in the source of each parameter that has another one in the target.
+        rules: rules of the layout file.
+        owners: name of the parameter that decides for each tensor: itself, or the one whose optimizer state it is.
+    """
+
+    document: LayoutDocument
+    tensors: Mapping[str, Whole]
+    where: str
+    names: Mapping[str, str]
+    rules: Rules
+    owners: Mapping[str, str]
+
+    def source_name(self, name: str) -> str:
+        """Return the name of a parameter in the source."""
+        return self.names.get(name, name)
 
 
 class _Task:
-    """The derivation of one target."""
+    """The derivation of the parameters of one mesh of a target.
 
-    def __init__(
-        self,
-        document: LayoutDocument,
-        tensors: Mapping[str, Whole],
-        where: str,
-        evidence: tuple[Evidence, ...],
-        names: Mapping[str, str],
-    ) -> None:
-        self._document, self._tensors, self._where, self._evidence, self._names = document, tensors, where, evidence, names
-        self._rules = Rules(document, where)
-        self._owners = {name: self._rules.owner(name, tensors) for name in tensors}
-        self._sizes = document.axes
-        self._replicated = frozenset(axes_of(document.derive.replicated)) if document.derive else frozenset()
+    Args:
+        target: all parameters of the target.
+        sizes: size of each axis of this mesh, outermost first.
+        evidence: what the source and its witnesses show about the parameters of this mesh.
+    """
+
+    def __init__(self, target: _Target, sizes: Mapping[str, int], evidence: tuple[Evidence, ...]) -> None:
+        self._document, self._tensors, self._where, self._evidence = target.document, target.tensors, target.where, evidence
+        self._rules, self._owners, self._sizes, self._source_name = target.rules, target.owners, sizes, target.source_name
+        how = self._document.derive
+        self._replicated = frozenset(axes_of(how.replicated)) if how else frozenset()
+        self._is_unsharded = None if how is None or how.unsharded is None else matching(how.unsharded)
         self._readings: dict[object, _Read | Question] = {}
-        cuts = (self._rules.expanded(axes) for rule in document.rules for axes in rule.shard.values())
+        cuts = (self._rules.expanded(axes) for rule in self._document.rules for axes in rule.shard.values())
         self._dividing = set(chain.from_iterable(cuts))  # axes that divide a parameter
+
+    def derivation(self, names: Iterable[str]) -> Derivation:
+        """Return the shardings of those of these parameters that the source shows and no rule matches."""
+        wanted = [n for n in names if self._tensors[n].size > 1 and not self.is_ruled(n) and self.is_observed(n)]
+        check_order(self._evidence[0], self._sizes, map(self._source_name, wanted), self._where)
+        derived: dict[str, Derived] = {}
+        questions: dict[object, tuple[Question, list[str]]] = {}
+        problems = Problems(self._where)
+        for name in wanted:
+            try:
+                found = self.derived(name)
+            except RequestError as error:
+                problems.add(name, error)
+                continue
+            if isinstance(found, Derived):
+                derived[name] = found
+            else:
+                questions.setdefault((found.kind, found.about, *map(rule_line, found.rules)), (found, []))[1].append(name)
+        refused = [self.refused(question, some) for question, some in questions.values()]
+        refused += [Refused(some, error) for some, error in problems.grouped(self._tensors)]
+        return Derivation(derived, tuple(refused))
 
     def is_ruled(self, name: str) -> bool:
         """Return whether a rule matches a parameter."""
@@ -156,15 +177,11 @@ class _Task:
 
     def is_observed(self, name: str) -> bool:
         """Return whether the source shows a parameter."""
-        return self.source_name(name) in self._evidence[0].observed
-
-    def source_name(self, name: str) -> str:
-        """Return the name of a parameter in the source."""
-        return self._names.get(name, name)
+        return self._source_name(name) in self._evidence[0].observed
 
     def derived(self, name: str) -> Derived | Question:
         """Return the sharding of a parameter, or what is unknown about it."""
-        tensor, source_name = self._tensors[name], self.source_name(name)
+        tensor, source_name = self._tensors[name], self._source_name(name)
         observations = tuple(o for each in self._evidence for o in each.observed.get(source_name, ()))
         read = self._read(observations, tensor.shape)
         if isinstance(read, Question):
@@ -186,9 +203,19 @@ class _Task:
         elif other := self._conditional(readings[0], tensor, observations):
             kind, about = "conditional", ", ".join(axis for cuts in other.dims for axis in cuts)
             readings = (*readings, other)
+        elif readings := self._instead(reading := readings[0], tensor.shape, observations):
+            axes = (
+                f"dimension {i} of length {tensor.shape[i]} by {' x '.join(cuts)}" for i, cuts in enumerate(reading.dims) if cuts
+            )
+            kind, about = "uneven", ", ".join(axes)
+        else:
+            readings = (reading,)
         zeros = [self._zeros(name, reading) for reading in readings]
         stages = self._stages(name)
-        kind = kind or ("sharded" if len(zeros[0]) > 1 else "stage" if len(stages) > 1 else "")
+        is_sharded_open = any(len(each) > 1 for each in zeros)
+        if not kind and is_sharded_open:
+            kind = "disputed" if self._flags(name) else "sharded"
+        kind = kind or ("stage" if len(stages) > 1 else "")
         if not kind:
             return self._with_axes_of_zero(readings[0], zeros[0][0].zero, stages[0].stages)
         rules = [
@@ -196,7 +223,8 @@ class _Task:
             for reading, possible in zip(readings, zeros, strict=True)
             for effects in product(possible, stages)
         ]
-        return Question(kind, about, tuple(rules), replicated)
+        is_sharded_open = is_sharded_open and self._is_unsharded is None and not self._flags(name)
+        return Question(kind, about, tuple(rules), replicated, len(stages) > 1, is_sharded_open)
 
     def _read(self, observations: tuple[Observation, ...], shape: tuple[int, ...]) -> _Read | Question:
         """Return the readings of observations. Parameters with equal ones have equal readings."""
@@ -280,11 +308,21 @@ class _Task:
                         return Sharding(tuple(dims), tuple(self._sizes), reading.uneven)
         return None
 
+    def _instead(self, reading: Sharding, shape: tuple[int, ...], observations: tuple[Observation, ...]) -> tuple[Sharding, ...]:
+        """Return other shardings of a parameter that the axes of a reading do not divide evenly in the target."""
+        if reading.uneven or all(n % k == 0 for n, k in zip(shape, reading.layout(self._sizes).parts, strict=True)):
+            return ()
+        whole = Sharding(((),) * len(shape), reading.order)
+        is_chunked = all(isinstance(each.cuts, Grid) for each in observations)  # which MindSpore cannot load
+        return (whole, replace(reading, uneven=True)) if is_chunked else (whole,)
+
     def _with_axes_of_zero(self, sharding: Sharding, shards: Zero | None, stages: tuple[int, ...]) -> Derived | Question:
         """Return a sharding that the axes in `zero` divide too, if there are any and they do not yet."""
         zero = self._document.zero
         axes = self._rules.expanded(zero.axes) if zero else ()
         used = [axis for cuts in sharding.dims for axis in cuts if axis in axes]
+        if not self._sizes.keys() >= {*axes}:
+            return Question("meshes", ", ".join(axes))
         if zero is None or len(used) == len(axes) or zero.dim >= len(sharding.dims):
             return Derived(sharding, shards, stages)
         if used:
@@ -306,11 +344,20 @@ class _Task:
         least, most = (tensor.size, MOST_ELEMENT_BYTES * tensor.size) if is_orphan else (self._tensors[owner].nbytes,) * 2
         if most < zero.threshold or optimizer_sharded(layout, tensor, reached) == layout:
             return (_Zero(None, rule=True),)
-        flags = {flag for each in self._evidence if (flag := each.sharded.get(self.source_name(name))) is not None}
+        flags = self._flags(name)
         off, on = _Zero(None, rule=False), _Zero(reached, rule=reached if is_orphan else True)
-        if flags == {False} and not is_orphan:
+        if flags == {False}:
             return (off,)
         return (on,) if flags == {True} and least >= zero.threshold else (on, off)
+
+    def _flags(self, name: str) -> set[bool]:
+        """Return whether optimizer parallelism divides a parameter. Both values are a contradiction, and none is a question."""
+        owner = self._owners[name]
+        found = {flag for each in self._evidence if (flag := each.sharded.get(self._source_name(name))) is not None}
+        found -= set() if owner in self._tensors else {False}  # the parameter can be too small, even if its state is not
+        if self._is_unsharded is not None and self._is_unsharded(owner):
+            return found | {False}
+        return found or ({True} if self._is_unsharded is not None else set())
 
     def _stages(self, name: str) -> tuple[_Stages, ...]:
         """Return the pipeline stages that can hold a parameter in the target."""
@@ -320,7 +367,7 @@ class _Task:
             return (_Stages((0,), None),)
         if (stage := self._rules.layer_stage(name)) is not None:
             return (_Stages((stage,), None),)
-        before = source.stages.get(self.source_name(name), ())
+        before = source.stages.get(self._source_name(name), ())
         if self._document.pipeline is None and source.number == count:
             return (everywhere if len(before) == count else _Stages(before, before[0]),)
         ends = (_Stages((0,), "first"), _Stages((count - 1,), "last"))
@@ -347,4 +394,4 @@ def _rule(sharding: Sharding, zero: _Zero, stages: _Stages, sizes: Mapping[str, 
     """Return the rule of a sharding, which matches nothing yet."""
     shard = {str(i): cuts[0] if len(cuts) == 1 else cuts for i, cuts in enumerate(sharding.dims) if cuts}
     order = () if sharding.order == tuple(sizes) else sharding.order
-    return LayoutRule("*", shard, order, stages.rule, zero.rule)  # type: ignore[arg-type]  # the names of stages are plain text here
+    return LayoutRule("*", shard, order, stages.rule, zero.rule, sharding.uneven or None)  # type: ignore[arg-type]  # the names of stages are plain text here

@@ -14,7 +14,7 @@ from reshard.model.tiling import Grid
 from reshard.spec.layout import PIPELINE_AXIS, axes_and_sizes
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping
+    from collections.abc import Collection, Mapping
 
     from reshard.layout import Layout
     from reshard.mesh.sharding import Whole
@@ -40,6 +40,34 @@ def checked_mesh(strategy: Strategy, mesh: Mesh, where: str) -> tuple[dict[str, 
             fix="correct the mesh of this strategy; `pp` is the number of pipeline stages",
         )
     return sizes, number
+
+
+@dataclass(frozen=True, slots=True)
+class Meshed:
+    """A strategy, with the axes of its ranks.
+
+    Attributes:
+        strategy: layouts of all stages.
+        mesh: axes of its ranks.
+        expert_mesh: other axes of the ranks of one stage. None means that there are none, or that they are unknown.
+        where: name of the strategy, for messages.
+    """
+
+    strategy: Strategy
+    mesh: Mesh
+    expert_mesh: Mesh | None
+    where: str
+
+    def evidence(self, tensors: Mapping[str, Whole]) -> Evidence:
+        """Return what the strategy shows about whole parameters, by its `mesh`. See `Evidence.of_strategy`."""
+        return Evidence.of_strategy(self.strategy, self.mesh, tensors, self.where)
+
+    def of_experts(self, tensors: Mapping[str, Whole]) -> list[Evidence]:
+        """Return the same by `expert_mesh`, if there is one."""
+        if self.expert_mesh is None:
+            return []
+        stages = axes_and_sizes(self.mesh).get(PIPELINE_AXIS, 1)
+        return [Evidence.of_strategy(self.strategy, f"{PIPELINE_AXIS}={stages},{self.expert_mesh}", tensors, self.where)]
 
 
 @dataclass(frozen=True, slots=True)
@@ -104,6 +132,10 @@ class Evidence:
         axes = tuple((axis, size) for axis, size in sizes.items() if size > 1)
         observed = {name: (Observation(axes, Grid(tuple(map(tuple, grid.cuts)))),) for name, grid in grids.items()}
         return cls(sizes, observed, {}, 1, {})
+
+    def of(self, names: Collection[str]) -> Evidence:
+        """Return this evidence with the observations of some parameters only."""
+        return replace(self, observed={name: found for name, found in self.observed.items() if name in names})
 
 
 def _observation(axes: tuple[tuple[str, int], ...], layout: Layout, shape: tuple[int, ...]) -> Observation:

@@ -1,9 +1,11 @@
-"""Infer a layout file from a strategy and its mesh: a first draft for the user, which leads to equal slices on that mesh."""
+"""Write the rules of a layout file from a strategy and its mesh, or from derived shardings. They lead to equal slices."""
 
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
+
+import msgspec
 
 from reshard.errors import RequestError, ReshardError
 from reshard.layout import ALL_OF_GROUP
@@ -15,12 +17,13 @@ from reshard.mesh.readings import MOST_AXES, Observation, candidates, intervals
 from reshard.mesh.resolve import resolve
 from reshard.mesh.sharding import Sharding, Whole, optimizer_sharded
 from reshard.mesh.stages import LayerStages, inferred_pipeline
-from reshard.spec.layout import API_VERSION, MOST_RULES, LayoutDocument, LayoutRule, Pipeline, Zero
+from reshard.spec.layout import API_VERSION, MOST_RULES, LayoutDocument, LayoutRule, Zero
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
 
     from reshard.layout import Layout
+    from reshard.mesh.resolve import Resolved
     from reshard.spec.layout import Mesh
     from reshard.strategy import Strategy
 
@@ -86,19 +89,67 @@ def infer(strategy: Strategy, mesh: Mesh, where: str, tensors: Mapping[str, Whol
     parameters = {name: each for name, each in found.items() if owners[name] == name}
     zero, notes = _zero(parameters, is_known=tensors is not None)
     pipeline = inferred_pipeline({name: each.stages for name, each in parameters.items()}, stages) if stages > 1 else None
-    drafts, doubts = _drafts(parameters, sizes, zero, pipeline, stages, where)
-    rules = drafted(drafts)
-    if len(rules) > MOST_RULES:
-        _refuse([name for _, _, (name, *_) in rules], f"a layout file has at most {MOST_RULES} rules", where)
-    document = LayoutDocument(
-        API_VERSION, mesh, state=prefixes, rules=tuple(_rule(*rule[:2]) for rule in rules), pipeline=pipeline, zero=zero
-    )
+    shardings = _all_readings(parameters, sizes, where)
+    empty = LayoutDocument(API_VERSION, mesh, state=prefixes, rules=(LayoutRule("*"),), pipeline=pipeline, zero=zero)
+    document, comments = _with_rules(empty, (), parameters, shardings, where)
     _check(document, found, where)
-    if doubts:
+    if any(len(each) > 1 for each in shardings.values()):
         notes += (
             f"rules with other readings in a comment are ambiguous in the mesh {mesh}: check them before you change the mesh",
         )
-    return Inferred(document, {i: _comment(names, doubts) for i, (_, _, names) in enumerate(rules)}, notes)
+    return Inferred(document, comments, notes)
+
+
+def with_derived_rules(document: LayoutDocument, resolved: Resolved, tensors: Mapping[str, Whole], where: str) -> Inferred:
+    """Return a layout file with rules in the place of `derive`. The other fields and rules stay as they are.
+
+    Args:
+        document: layout file with `derive`.
+        resolved: layouts that it gives whole parameters.
+        tensors: these parameters, by name.
+        where: name of the file, for messages.
+
+    Raises:
+        RequestError: no rules describe the derived shardings.
+    """
+    found = _parameters(resolved.strategy, document.stages, tensors, where)
+    prefixes, owners = _states(found)
+    if document.state:
+        prefixes = document.state
+        owners = {name: owner if (owner := resolved.assigned[name].owner) in found else name for name in found}
+    derived = {name: each for name, each in found.items() if resolved.assigned[name].rule is None and owners[name] == name}
+    pipeline = document.pipeline
+    if pipeline is None and document.stages > 1:
+        pipeline = inferred_pipeline({name: each.stages for name, each in found.items()}, document.stages)
+    shardings = {name: (resolved.assigned[name].sharding,) for name in derived}
+    complete = msgspec.structs.replace(document, state=prefixes, pipeline=pipeline)
+    made, comments = _with_rules(complete, document.rules, derived, shardings, where)
+    _check(made, found, where)
+    return Inferred(made, comments, ())
+
+
+def _with_rules(
+    document: LayoutDocument,
+    rules: tuple[LayoutRule, ...],
+    parameters: Mapping[str, _Parameter],
+    shardings: Mapping[str, tuple[Sharding, ...]],
+    where: str,
+) -> tuple[LayoutDocument, dict[int, str]]:
+    """Return a layout file with rules instead of `derive`, and comments on them by their positions.
+
+    Args:
+        document: layout file.
+        rules: its first rules, which match none of the parameters.
+        parameters: parameters that further rules describe.
+        shardings: sharding of each of them, and then other readings of its layout.
+        where: name of the file, for messages.
+    """
+    groups = drafted(_drafts(document, parameters, shardings, where))
+    if len(rules) + len(groups) > MOST_RULES:
+        _refuse([name for _, _, (name, *_) in groups], f"a layout file has at most {MOST_RULES} rules", where)
+    made = (*rules, *(_rule(*group[:2]) for group in groups))
+    comments = {len(rules) + i: _comment(names, shardings) for i, (_, _, names) in enumerate(groups)}
+    return msgspec.structs.replace(document, rules=made, derive=None), comments
 
 
 def _parameters(strategy: Strategy, stages: int, tensors: Mapping[str, Whole] | None, where: str) -> dict[str, _Parameter]:
@@ -165,44 +216,49 @@ def _zero(parameters: Mapping[str, _Parameter], *, is_known: bool) -> tuple[Zero
 
 
 def _drafts(
-    parameters: Mapping[str, _Parameter],
-    sizes: Mapping[str, int],
-    zero: Zero | None,
-    pipeline: Pipeline | None,
-    stages: int,
-    where: str,
-) -> tuple[dict[str, Draft], dict[str, tuple[Sharding, ...]]]:
-    """Return the content of the rule of each parameter, and its other readings."""
-    axes = [axis for axis, size in sizes.items() if size > 1]
-    if len(axes) > MOST_AXES:
-        _refuse(list(parameters), f"more than {MOST_AXES} axes have several ranks", where)
-    layers = LayerStages(pipeline, stages) if pipeline else None
-    readings: dict[Observation, tuple[Sharding, ...]] = {}
-    drafts, doubts, unread, other_stages, unexplained = {}, {}, [], [], []
+    document: LayoutDocument, parameters: Mapping[str, _Parameter], shardings: Mapping[str, tuple[Sharding, ...]], where: str
+) -> dict[str, Draft]:
+    """Return the content of the rule of each parameter."""
+    zero = document.zero if document.zero and not document.zero.axes else None
+    layers = LayerStages(document.pipeline, document.stages) if document.pipeline else None
+    sizes = document.axes | document.expert_axes
+    usual = [[axis for axis in axes if sizes[axis] > 1] for axes in (document.axes, document.expert_axes)]
+    drafts, other_stages, unexplained = {}, [], []
     for name, parameter in parameters.items():
-        observation = Observation(tuple((axis, sizes[axis]) for axis in axes), intervals(parameter.plain))
-        if observation not in readings:
-            readings[observation] = _readings(observation, axes)
-        if not readings[observation]:
-            unread.append(name)
-            continue
-        sharding, *others = readings[observation]
+        sharding = shardings[name][0]
         flags = [zero is not None and parameter.has(parameter.divided(zero)), parameter.has(parameter.plain)]
-        stage = _stage(name, parameter.stages, layers, stages)
+        stage = _stage(name, parameter.stages, layers, document.stages)
         if not any(flags):
             unexplained.append(name)
         elif stage == "":
             other_stages.append(name)
         else:
             shard = tuple((i, cuts) for i, cuts in enumerate(sharding.dims) if cuts)
-            order = () if list(sharding.order) == axes else sharding.order
-            drafts[name] = Draft(shard, order, stage, None if all(flags) or zero is None else flags[0])
-            if others:
-                doubts[name] = tuple(others)
-    _refuse(unread, "no block of axes of the mesh divides it as the strategy does", where)
+            order = [axis for axis in sharding.order if sizes[axis] > 1]
+            applies = None if all(flags) or zero is None else flags[0]
+            if document.zero and document.zero.axes:
+                applies = False  # its axes are in the sharding
+            drafts[name] = Draft(shard, () if order in usual else tuple(order), stage, applies)
     _refuse(unexplained, "its optimizer shards differ from those of other parameters", where)
     _refuse(other_stages, "neither its layer nor `first`, `last`, `all` or one number describes its pipeline stages", where)
-    return drafts, doubts
+    return drafts
+
+
+def _all_readings(parameters: Mapping[str, _Parameter], sizes: Mapping[str, int], where: str) -> dict[str, tuple[Sharding, ...]]:
+    """Return the readings of each parameter. The first one becomes its rule."""
+    axes = [axis for axis, size in sizes.items() if size > 1]
+    if len(axes) > MOST_AXES:
+        _refuse(list(parameters), f"more than {MOST_AXES} axes have several ranks", where)
+    readings: dict[Observation, tuple[Sharding, ...]] = {}
+    found, unread = {}, []
+    for name, parameter in parameters.items():
+        observation = Observation(tuple((axis, sizes[axis]) for axis in axes), intervals(parameter.plain))
+        if observation not in readings:
+            readings[observation] = _readings(observation, axes)
+        found[name] = readings[observation]
+        unread += [] if found[name] else [name]
+    _refuse(unread, "no block of axes of the mesh divides it as the strategy does", where)
+    return found
 
 
 def _readings(observation: Observation, axes: list[str]) -> tuple[Sharding, ...]:
@@ -229,9 +285,9 @@ def _rule(draft: Draft, patterns: tuple[str, ...]) -> LayoutRule:
     return LayoutRule(match, shard, draft.order, draft.stage, draft.zero is not False)  # type: ignore[arg-type]  # checked by _stage
 
 
-def _comment(names: tuple[str, ...], doubts: Mapping[str, tuple[Sharding, ...]]) -> str:
+def _comment(names: tuple[str, ...], shardings: Mapping[str, tuple[Sharding, ...]]) -> str:
     """Return the number of parameters of a rule, and its other readings."""
-    others = {(other.dims, other.order) for name in names for other in doubts.get(name, ())}
+    others = {(other.dims, other.order) for name in names for other in shardings[name][1:]}
     texts = [
         "{"
         + ", ".join(f"{i}: [{', '.join(cuts)}]" for i, cuts in enumerate(dims) if cuts)

@@ -5,9 +5,12 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from reshard.plan.rules import NamePattern
+from reshard.spec.layout import patterns_in
 
 if TYPE_CHECKING:
-    from collections.abc import Collection, Iterable, Iterator, Mapping
+    from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
+
+    from reshard.spec.layout import Patterns
 
 
 def pattern_of(name: str) -> str:
@@ -17,6 +20,12 @@ def pattern_of(name: str) -> str:
     'model.layers.*.experts.*.w1'
     """
     return ".".join("*" if _is_number(part) else part for part in name.split("."))
+
+
+def matching(patterns: Patterns) -> Callable[[str], bool]:
+    """Return a function that decides whether one of the patterns of a field matches a name."""
+    compiled = [NamePattern(pattern) for pattern in patterns_in(patterns)]
+    return lambda name: any(pattern.matches(name) for pattern in compiled)
 
 
 def patterns_of(names: Iterable[str], others: Collection[str]) -> tuple[str, ...]:

@@ -7,15 +7,21 @@ from typing import TYPE_CHECKING
 
 import msgspec
 
-from reshard.errors import RequestError
+from reshard.errors import DataError, RequestError, ReshardError
+from reshard.mesh.problems import place
 from reshard.mesh.readings import MOST_AXES, MOST_READINGS
 from reshard.mesh.render import rule_line
 
 if TYPE_CHECKING:
+    from collections.abc import Mapping
+
+    from reshard.mesh.sharding import Derived
     from reshard.spec.layout import LayoutRule
 
 MOST_LINES = 12
-_SHOWN = 5  # patterns in one message
+_UNSHARDED = (
+    "`derive.unsharded` with the patterns of all parameters that optimizer parallelism does not divide, or `[]` if it divides all"
+)
 _WITNESS = "a second strategy as a witness"
 # By kind: reason, what is unknown, and other remedies than a rule.
 _KINDS = {
@@ -35,7 +41,17 @@ _KINDS = {
         "the source cannot divide its shape by {0}, but the target can, so the source does not show whether {0} divides it",
         _WITNESS,
     ),
-    "sharded": ("OptimizerShardUnknown", "the source does not show whether optimizer parallelism divides it", _WITNESS),
+    "sharded": (
+        "OptimizerShardUnknown",
+        "the source does not show whether optimizer parallelism divides it",
+        "a second strategy with optimizer parallelism as a witness",
+    ),
+    "disputed": (
+        "OptimizerShardUnknown",
+        "the source, its witnesses and `derive.unsharded` contradict each other about whether optimizer parallelism divides it",
+        "",
+    ),
+    "meshes": ("LayoutNotDerivable", "`zero` has axes of the other mesh: {}", ""),
     "stage": ("LayerStageUnknown", "neither a layer in its name nor the source determines its pipeline stage", ""),
 }
 
@@ -45,17 +61,21 @@ class Question:
     """A question about a parameter, and the rules that can answer it.
 
     Attributes:
-        kind: key of `_KINDS`.
+        kind: key of `_KINDS`, or `uneven`.
         about: axes, for the message.
         rules: possible answers.
         replicated: lists of axes that answer it as `replicated`, if they divide no parameter. An axis that the source does not
             have must then have its place in the order of the mesh.
+        is_stage_open: whether the pipeline stage is unknown too. Then only a rule is an answer.
+        is_sharded_open: whether it is unknown too if optimizer parallelism divides the parameter, which `unsharded` can state.
     """
 
     kind: str
     about: str = ""
     rules: tuple[LayoutRule, ...] = ()
     replicated: tuple[str, ...] = ()
+    is_stage_open: bool = False
+    is_sharded_open: bool = False
 
     def refused(self, names: tuple[str, ...], patterns: tuple[str, ...], where: str) -> Refused:
         """Return the refusal of the parameters with this question.
@@ -67,21 +87,30 @@ class Question:
         """
         match = patterns[0] if len(patterns) == 1 else patterns
         rules = tuple(msgspec.structs.replace(rule, match=match) for rule in self.rules)
-        shown = ", ".join(patterns[:_SHOWN]) + (f" and {len(patterns) - _SHOWN} more" if len(patterns) > _SHOWN else "")
         lines = " or ".join(map(rule_line, rules[:MOST_LINES])) or "a rule for them"
         lines += f" or another of {len(rules)} possible rules" if len(rules) > MOST_LINES else ""
-        reason, what, remedy = _KINDS[self.kind]
-        remedies = [f"`derive.replicated: [{axes}]` if that divides no parameter" for axes in self.replicated]
-        if self.kind == "unseen" and remedies:
-            remedies[-1] += " and has its place in the order of `mesh`"
-        others = " or ".join([*remedies, *([remedy] if remedy else [])])
-        error = RequestError(
-            reason,
-            what.format(self.about),
-            where=f"{where}: parameters {shown}",
-            fix=f"add to `rules`: {lines}" + (f"; or use {others}" if others else ""),
-        )
+        where, fix = place(where, patterns), f"add to `rules`: {lines}"
+        if self.kind == "uneven":
+            what = f"its axes do not divide its shape in the mesh of the target: {self.about}"
+            uneven = DataError("LayoutDoesNotDivide", what, where=where, fix=f"{fix}; or use another mesh, or --pad")
+            return Refused(names, uneven, rules)
+        reason, what, _ = _KINDS[self.kind]
+        others = self._others()
+        error = RequestError(reason, what.format(self.about), where=where, fix=fix + (f"; or use {others}" if others else ""))
         return Refused(names, error, rules)
+
+    def _others(self) -> str:
+        """Return the other answers than a rule."""
+        if self.is_stage_open:
+            return ""
+        *_, remedy = _KINDS[self.kind]
+        found = [f"`derive.replicated: [{axes}]` if that divides no parameter" for axes in self.replicated]
+        if self.kind == "unseen" and found:
+            found[-1] += " and has its place in the order of `mesh`"
+        found += [remedy] if remedy else []
+        if self.is_sharded_open and self.kind == "sharded":
+            found = [_UNSHARDED, *found]
+        return " or ".join(found) + (f", with {_UNSHARDED}" if self.is_sharded_open and self.kind != "sharded" else "")
 
 
 @dataclass(frozen=True, slots=True)
@@ -91,10 +120,23 @@ class Refused:
     Attributes:
         names: names of the parameters.
         error: reason, and how to answer the question.
-        rules: possible rules for these parameters. The right one is among them, except for an axis without a witness and for a
-            layout without a reading.
+        rules: possible rules for these parameters. The right one is among them, except for an axis without a witness, for a
+            layout without a reading, and for axes that do not divide a shape.
     """
 
     names: tuple[str, ...]
-    error: RequestError
-    rules: tuple[LayoutRule, ...]
+    error: ReshardError
+    rules: tuple[LayoutRule, ...] = ()
+
+
+@dataclass(frozen=True, slots=True)
+class Derivation:
+    """The parameters whose sharding follows from the source, and the others.
+
+    Attributes:
+        derived: shardings by name.
+        refused: parameters whose sharding does not follow, by reason.
+    """
+
+    derived: Mapping[str, Derived]
+    refused: tuple[Refused, ...]

@@ -9,17 +9,19 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from reshard.errors import DataError, RequestError
+from reshard.mesh.problems import Problems, raise_all
 from reshard.mesh.render import rule_line
 from reshard.mesh.sharding import Derived, Sharding, Whole, optimizer_sharded
 from reshard.mesh.stages import LayerStages
-from reshard.plan.rules import NamePattern
-from reshard.spec.layout import LayoutDocument, LayoutRule, Zero, axes_of
+from reshard.plan.rules import NamePattern, unmatched_patterns
+from reshard.spec.layout import LayoutDocument, LayoutRule, Zero, axes_of, patterns_in
 from reshard.strategy import Strategy
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Mapping
+    from collections.abc import Collection, Iterable, Mapping
 
     from reshard.layout import Layout
+    from reshard.mesh.questions import Derivation
 
 
 _SHOWN = 5  # names quoted in one message
@@ -113,7 +115,8 @@ class Rules:
         if self._layers is None or layer is None:
             return None
         if layer >= self._layers.count:
-            raise self._refused(f"layer {layer} does not exist; the number of layers is {self._layers.count}", name)
+            count = self._layers.count
+            raise self._refused(f"its layer does not exist: there are {count} layers, and the first one is number 0", name)
         return self._layers.stage(layer)
 
     def assign(self, name: str, tensors: Mapping[str, Whole]) -> Assigned | None:
@@ -132,7 +135,7 @@ class Rules:
         dtypes = _EXTREME_DTYPES if is_orphan else (tensors[owner].dtype,)
         number = self.rule(name if is_orphan else owner)
         if number is None and is_orphan and self.rule(owner) is not None:
-            raise self._orphan(name, f"the rule for {owner} applies to its states if they have its shape")
+            raise self._orphan(name, "the rule of its parameter applies to this state if the shapes are equal")
         if number is None:
             derived = self._derived.get(name)
             return Assigned(None, owner, dtypes, derived.sharding, derived.zero, derived.stages) if derived else None
@@ -159,9 +162,10 @@ class Rules:
         except DataError as error:
             raise DataError(
                 error.reason,
-                f"{self._named(assigned.rule)} does not fit the tensor {tensor.dtype}{list(tensor.shape)}: {error.what}",
-                where=f"parameter {name}",
-                fix="change the rule or the mesh; `uneven: true` divides it like torch.chunk, which MindSpore cannot load",
+                f"{self._named(assigned.rule)} does not fit the shape {list(tensor.shape)}: {error.what}",
+                where=f"{self._where}: parameter {name}",
+                fix="change the rule or the mesh, or pad the parameter with --pad; `uneven: true` divides it like torch.chunk,"
+                " which MindSpore cannot load",
             ) from error
         if assigned.zero is None:
             return layout
@@ -175,7 +179,7 @@ class Rules:
             )
         found = {optimizer_sharded(even, Whole(dtype, tensor.shape), assigned.zero) for dtype in assigned.dtypes}
         if len(found) > 1:
-            raise self.orphan(name, assigned.owner)
+            raise self.orphan(name)
         return found.pop()
 
     def divided(self, sharding: Sharding) -> Layout:
@@ -241,9 +245,9 @@ class Rules:
     def _refused(self, what: str, name: str, fix: str = "correct the layout file") -> RequestError:
         return RequestError("RuleNotApplicable", what, where=f"{self._where}: parameter {name}", fix=fix)
 
-    def orphan(self, name: str, owner: str) -> RequestError:
+    def orphan(self, name: str) -> RequestError:
         """Return the refusal of a state whose layout depends on the size of an absent parameter."""
-        return self._orphan(name, f"the size of {owner} decides whether optimizer parallelism divides its states")
+        return self._orphan(name, "the size of its parameter decides whether optimizer parallelism divides this state")
 
     def _orphan(self, name: str, why: str) -> RequestError:
         return RequestError(
@@ -254,124 +258,133 @@ class Rules:
             " `zero: {threshold: 0}`",
         )
 
-    def refuse_division(self, unnamed: Mapping[str, Whole]) -> None:
-        """Refuse rules that divide parameters that the source's strategy does not name.
+    def division(self, name: str, tensor: Whole) -> RequestError | None:
+        """Return the refusal of a parameter that the source's strategy does not name, if a rule divides it."""
+        number = self.rule(name)
+        if number is None or tensor.size <= 1 or not self.document.rules[number].shard:
+            return None
+        return self._refused(
+            f"{self._named(number)} divides it, but the source strategy does not name it, so every rank gets a copy",
+            name,
+            fix="add a rule without `shard` for it before that rule; or omit the parameter with --exclude"
+            " (spec.parameters.exclude)",
+        )
 
-        Raises:
-            RequestError: there is such a rule.
-        """
-        for name, tensor in unnamed.items():
-            number = self.rule(name)
-            if number is not None and tensor.size > 1 and self.document.rules[number].shard:
-                raise self._refused(
-                    f"{self._named(number)} divides it, but the source strategy does not name it, so every rank gets a copy",
-                    name,
-                    fix="add a rule without `shard` for it before that rule; or omit the parameter with --exclude"
-                    " (spec.parameters.exclude)",
-                )
-
-    def refuse_missing_layers(self, names: Iterable[str]) -> None:
-        """Refuse parameters of fewer layers than the file declares, because it would assign them to wrong stages.
-
-        Raises:
-            RequestError: the last layers are absent.
-        """
+    def missing_layers(self, names: Iterable[str]) -> list[RequestError]:
+        """Return the refusal of parameters of fewer layers than the file declares, because it assigns them to wrong stages."""
         if self._layers is None or self._stages == 1:
-            return
+            return []
         layers = {layer for name in names if (layer := self._layers.layer(self._parameter(name))) is not None}
-        if layers and max(layers) + 1 < self._layers.count:
-            raise RequestError(
-                "LayerMissing",
-                f"the file declares {self._layers.count} layers, but the last layer of the checkpoint is number {max(layers)}",
-                where=self._where,
-                fix="correct `layers` or `counts` of the pipeline; the number of the first layer is 0",
-            )
+        if not layers or max(layers) + 1 >= self._layers.count:
+            return []
+        what = f"the file declares {self._layers.count} layers, but the last layer of the checkpoint is number {max(layers)}"
+        fix = "correct `layers` or `counts` of the pipeline; the number of the first layer is 0"
+        return [RequestError("LayerMissing", what, where=self._where, fix=fix)]
 
-    def unused(self, assigned: Iterable[Assigned], names: Iterable[str]) -> tuple[str, ...]:
-        """Return messages about rules and states that match no parameter."""
-        used = {each.rule for each in assigned}
-        numbers = [number for number in range(len(self.document.rules)) if number not in used]
+    def unused(self, assigned: Mapping[str, Assigned], names: Collection[str]) -> tuple[str, ...]:
+        """Return messages about rules, patterns and states that match no parameter.
+
+        Args:
+            assigned: rule of each parameter, by name.
+            names: names of all parameters.
+        """
+        matched: dict[int | None, set[str]] = {}
+        for name, each in assigned.items():
+            matched.setdefault(each.rule, set()).update((name, each.owner))
         what = "matches no parameter that an earlier rule does not match"
-        notes = [f"{self._where}: {self._named(number)} {what}" for number in numbers]
-        known = list(names)
+        notes = []
+        for number, rule in enumerate(self.document.rules):
+            patterns = unmatched_patterns(matched.get(number, ()), rule.patterns)
+            if len(patterns) == len(rule.patterns):
+                notes.append(f"{self._named(number)} {what}")
+            else:
+                notes += [f"the pattern {pattern} of {self._named(number)} {what}" for pattern in patterns]
         states = zip(self.document.state, self._states, strict=True)
-        notes += [
-            f"{self._where}: the state {text} matches no name" for text, state in states if not any(map(state.matches, known))
-        ]
-        return tuple(notes)
+        notes += [f"the state {text} matches no name" for text, state in states if not any(map(state.matches, names))]
+        if how := self.document.derive:
+            for field, value in (("experts", how.experts), ("unsharded", how.unsharded or ())):
+                unused = unmatched_patterns(names, patterns_in(value))
+                notes += [f"the pattern {pattern} in `derive.{field}` matches no parameter" for pattern in unused]
+        return tuple(f"{self._where}: {note}" for note in notes)
 
 
-def refuse_unmatched(names: Iterable[str], where: str, most: int = _SHOWN) -> None:
-    """Refuse parameters that no rule matches.
+def unmatched_error(names: Iterable[str], where: str, most: int = _SHOWN) -> list[RequestError]:
+    """Return the refusal of parameters that no rule matches, if there are any.
 
     Args:
         names: names of these parameters.
         where: name of the layout file, for the message.
         most: number of names in the message.
-
-    Raises:
-        RequestError: there are such parameters.
     """
-    if unmatched := sorted(names):
-        more = f" and {len(unmatched) - most} more" if len(unmatched) > most else ""
-        raise RequestError(
+    if not (unmatched := sorted(names)):
+        return []
+    more = f" and {len(unmatched) - most} more" if len(unmatched) > most else ""
+    return [
+        RequestError(
             "ParameterUnmatched",
             f"no rule matches {', '.join(unmatched[:most])}{more}",
             where=where,
             fix=f"add a rule such as {rule_line(LayoutRule(unmatched[0]))}, which means that every rank of a stage holds it"
             " whole; or omit these parameters with --exclude (spec.parameters.exclude)",
         )
+    ]
 
 
 def resolve(
     document: LayoutDocument,
     tensors: Mapping[str, Whole],
     where: str,
-    derived: Mapping[str, Derived] | None = None,
+    derivation: Derivation | None = None,
     *,
     unnamed: Mapping[str, Whole] | None = None,
     incomplete: bool = False,
     selected: bool = False,
 ) -> Resolved:
-    """Return the layouts of whole parameters.
+    """Return the layouts of whole parameters. One error states all problems.
 
     Args:
         document: layout file.
         tensors: all parameters, by their names in the target.
         where: name of the file, for messages.
-        derived: shardings that are derived from the source, for parameters that no rule matches.
+        derivation: shardings that are derived from the source, for parameters that no rule matches, and open questions.
         unnamed: parameters that the source's strategy does not name, so that every rank gets them as they are. A rule must not
             divide them.
-        incomplete: whether parameters that no rule matches are returned instead of refused.
+        incomplete: whether parameters that no rule matches are returned instead of refused, if there is no other problem.
         selected: whether these are not all parameters of the checkpoint, so that layers may be missing.
 
     Raises:
         DataError: a sharding does not divide a parameter evenly.
-        RequestError: no rule matches a parameter, a rule does not apply to its shape, or its pipeline stage is unknown.
+        RequestError: no rule matches a parameter, a rule does not apply to its shape, its pipeline stage is unknown, or a
+            question about its sharding is open.
         UsageError: pipeline stages contradict each other.
     """
-    rules = Rules(document, where, derived)
+    refused = derivation.refused if derivation else ()
+    rules = Rules(document, where, derivation.derived if derivation else None)
     stages: tuple[dict[str, Layout], ...] = tuple({} for _ in range(document.stages))
     assigned: dict[str, Assigned] = {}
     shared: dict[object, Layout] = {}
-    unmatched = []
+    unmatched, asked = [], {name for each in refused for name in each.names}
+    problems = Problems(where)
     for name, tensor in tensors.items():
-        found = rules.assign(name, tensors) if tensor.shape else None
-        if found is None and tensor.size <= 1:
+        try:
+            found = rules.assign(name, tensors) if tensor.shape else None
+            if found is None:
+                unmatched += [name] if tensor.size > 1 and name not in asked else []
+                continue
+            assigned[name] = found
+            key = (found.sharding, found.zero, tensor.shape, found.dtypes)
+            if key not in shared:
+                shared[key] = rules.layout(found, name, tensor)
+        except (DataError, RequestError) as error:
+            problems.add(name, error)
             continue
-        if found is None:
-            unmatched.append(name)
-            continue
-        assigned[name] = found
-        key = (found.sharding, found.zero, tensor.shape, found.dtypes)
-        if key not in shared:
-            shared[key] = rules.layout(found, name, tensor)
         for stage in found.stages:
             stages[stage][name] = shared[key]
-    rules.refuse_division(unnamed or {})
-    if not incomplete:
-        refuse_unmatched(unmatched, where)
-    if not selected:
-        rules.refuse_missing_layers(tensors)
+    for name, tensor in (unnamed or {}).items():
+        if (refusal := rules.division(name, tensor)) is not None:
+            problems.add(name, refusal)
+    errors = [*(each.error for each in refused), *(error for _, error in problems.grouped({*tensors, *(unnamed or {})}))]
+    errors += [] if selected else rules.missing_layers(tensors)
+    raise_all([*errors, *(unmatched_error(unmatched, where) if errors or not incomplete else ())])
     strategy = Strategy(stages, document.devices)
-    return Resolved(strategy, assigned, rules.unused(assigned.values(), tensors), tuple(sorted(unmatched)))
+    return Resolved(strategy, assigned, rules.unused(assigned, tensors), tuple(sorted(unmatched)))

@@ -68,7 +68,9 @@ def scaled(document: LayoutDocument, scale: Scale) -> LayoutDocument:
             where="scale",
             fix="use a layout file for the target (--target-strategy, spec.target.layout) instead of the scale",
         )
-    derive = document.derive and msgspec.structs.replace(document.derive, source_mesh=document.mesh)
+    derive = document.derive and msgspec.structs.replace(
+        document.derive, source_mesh=document.mesh, source_expert_mesh=document.expert_mesh if document.derive.experts else None
+    )
     try:
         return msgspec.convert(msgspec.to_builtins(msgspec.structs.replace(document, derive=derive, **meshes)), LayoutDocument)
     except (msgspec.ValidationError, ValueError) as error:

@@ -6,8 +6,9 @@ from dataclasses import replace
 from math import prod
 from typing import TYPE_CHECKING
 
-from reshard.errors import RequestError
-from reshard.mesh.resolve import Assigned, Resolved, Rules, refuse_unmatched
+from reshard.errors import DataError, RequestError
+from reshard.mesh.problems import Problems, raise_all
+from reshard.mesh.resolve import Assigned, Resolved, Rules, unmatched_error
 from reshard.mesh.sharding import Whole, optimizer_sharded, shard_count
 from reshard.strategy import Strategy
 
@@ -42,23 +43,30 @@ def resolve_slices(
     rules = Rules(document, where)
     layouts: tuple[dict[str, Layout], ...] = tuple({} for _ in range(document.stages))
     assigned: dict[str, Assigned] = {}
-    unmatched = set()
+    unmatched, done = set(), set()
+    problems = Problems(where)
     for tensors in stages:
         for name, tensor in tensors.items():
-            if not tensor.shape or name in assigned or not is_wanted(name):
+            if not tensor.shape or name in done or not is_wanted(name):
                 continue
-            found = rules.assign(name, tensors)
-            if found is None:
-                unmatched |= {name} if tensor.size > 1 else set()
+            try:
+                found = rules.assign(name, tensors)
+                if found is None:
+                    unmatched |= {name} if tensor.size > 1 else set()
+                    continue
+                done.add(name)
+                assigned[name] = found
+                layout = _layout(rules, found, name, tensor, where)
+            except (DataError, RequestError) as error:
+                done.add(name)
+                problems.add(name, error)
                 continue
-            assigned[name] = found
-            layout = _layout(rules, found, name, tensor, where)
             for stage in found.stages:
                 layouts[stage][name] = layout
-    refuse_unmatched(unmatched, where)
     names = {name for tensors in stages for name in tensors}
-    rules.refuse_missing_layers(names)
-    return Resolved(Strategy(layouts, document.devices), assigned, rules.unused(assigned.values(), names))
+    errors = [error for _, error in problems.grouped(names)]
+    raise_all([*errors, *unmatched_error(unmatched, where), *rules.missing_layers(names)])
+    return Resolved(Strategy(layouts, document.devices), assigned, rules.unused(assigned, names))
 
 
 def _layout(rules: Rules, found: Assigned, name: str, part: Whole, where: str) -> Layout:
@@ -78,7 +86,7 @@ def _layout(rules: Rules, found: Assigned, name: str, part: Whole, where: str) -
     if len(candidates) == 1:
         return candidates.pop()
     if len(found.dtypes) > 1:
-        raise rules.orphan(name, found.owner)
+        raise rules.orphan(name)
     what = "the slice is possible both with and without optimizer shards"
     if not candidates:
         what = "the slice is possible neither with nor without optimizer shards, given the threshold and size in `zero`"

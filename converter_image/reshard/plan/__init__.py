@@ -8,7 +8,7 @@ from reshard.plan.model import Kind, Model, Parameter, Role
 from reshard.plan.parameters import build_model
 from reshard.plan.passthrough import passthrough_model
 from reshard.plan.rank import Planner, RankPlan, TargetTensor, prove
-from reshard.plan.rules import castable, rounded, unmatched, unmatched_patterns, with_casts
+from reshard.plan.rules import rounded, unapplied, unapplied_casts, unmatched_patterns, with_casts
 from reshard.plan.summary import Summary, summarize
 
 __all__ = [
@@ -21,13 +21,13 @@ __all__ = [
     "Summary",
     "TargetTensor",
     "build_model",
-    "castable",
     "pack_full_tensors",
     "passthrough_model",
     "prove",
     "rounded",
     "summarize",
-    "unmatched",
+    "unapplied",
+    "unapplied_casts",
     "unmatched_patterns",
     "with_casts",
 ]

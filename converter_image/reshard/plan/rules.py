@@ -125,18 +125,41 @@ class _Rules:
         return name
 
 
-def unmatched(names: Collection[str], rules: Sequence[RenameRule]) -> tuple[RenameRule, ...]:
-    """Return the rules that match none of these names."""
-    return tuple(rule for rule in rules if not _matches_any(rule, names))
+def unapplied(names: Iterable[str], rules: Sequence[RenameRule]) -> tuple[RenameRule, ...]:
+    """Return the rules that give no parameter its new name.
+
+    They match none of these names, or other rules that take precedence give other names.
+    """
+    if not rules:
+        return ()
+    compiled = _Rules(rules)
+    new = {name: compiled.new_name(name) for name in names}
+
+    def is_applied(rule: RenameRule) -> bool:
+        if rule.pattern is None:
+            return rule.name in new
+        pattern = NamePattern(rule.pattern)
+        return any(pattern.matches(name) and (rule.to and pattern.apply(name, rule.to)) == to for name, to in new.items())
+
+    return tuple(rule for rule in rules if not is_applied(rule))
 
 
 def unmatched_patterns(names: Collection[str], patterns: Iterable[str]) -> tuple[str, ...]:
     """Return the patterns that match none of these names, each once."""
-    return tuple(pattern for pattern in dict.fromkeys(patterns) if not any(map(NamePattern(pattern).matches, names)))
+    known = set(names)
+    return tuple(
+        pattern
+        for pattern in dict.fromkeys(patterns)
+        if pattern not in known and not ("*" in pattern and any(map(NamePattern(pattern).matches, known)))
+    )
 
 
-def _matches_any(rule: RenameRule, names: Collection[str]) -> bool:
-    return rule.name in names if rule.pattern is None else any(map(NamePattern(rule.pattern).matches, names))
+def unapplied_casts(model: Model, rules: Sequence[CastRule]) -> tuple[CastRule, ...]:
+    """Return the rules that apply to no parameter of a floating-point type, as for `unapplied`."""
+    compiled = [(NamePattern(rule.pattern), rule) for rule in rules]
+    names = (p.source_name for p in model.parameters if p.dtype in _FLOATS) if rules else ()
+    applied = {next((rule for pattern, rule in compiled if pattern.matches(name)), None) for name in names}
+    return tuple(rule for rule in rules if rule not in applied)
 
 
 def with_casts(model: Model, rules: Sequence[CastRule]) -> Model:
@@ -157,11 +180,6 @@ def rounded(model: Model) -> tuple[str, ...]:
     """Return the names of the parameters that are cast to a type without some of the values of their own."""
     lossy = (p.name for p in model.parameters if p.cast is not None and p.cast not in _WIDER.get(p.dtype, ()))
     return tuple(dict.fromkeys(lossy))
-
-
-def castable(model: Model) -> tuple[str, ...]:
-    """Return the source names of the parameters of floating-point types."""
-    return tuple(p.source_name for p in model.parameters if p.dtype in _FLOATS)
 
 
 class NamePattern:

@@ -43,6 +43,11 @@ LayerCounts = (
 )
 
 
+def patterns_in(patterns: Patterns) -> tuple[str, ...]:
+    """Return patterns as a tuple. A single one can be written without a list."""
+    return (patterns,) if isinstance(patterns, str) else patterns
+
+
 def axes_of(axes: Axes) -> tuple[str, ...]:
     """Return axes as a tuple. A single axis can be written without a list."""
     return (axes,) if isinstance(axes, str) else axes
@@ -116,7 +121,7 @@ class LayoutRule(Strict, frozen=True):
     @property
     def patterns(self) -> tuple[str, ...]:
         """The patterns of names."""
-        return (self.match,) if isinstance(self.match, str) else self.match
+        return patterns_in(self.match)
 
     @property
     def axes(self) -> tuple[str, ...]:
@@ -159,16 +164,33 @@ class Derivation(Strict, frozen=True):
 
     Attributes:
         source_mesh: axes of the source, in the form of `mesh`.
+        source_expert_mesh: other axes of the ranks of one stage of the source, in the form of `expert_mesh`.
+        experts: patterns of the parameters that axes of `source_expert_mesh` divide.
         replicated: axes that divide no parameter. Without it, an axis of size 1 in the source must not grow.
+        unsharded: patterns of the parameters that MindSpore's optimizer parallelism does not divide in the target, although they
+            are large enough. It divides all others, unless the source shows that it does not. Absent means that the source
+            must show it.
     """
 
     source_mesh: Mesh
+    source_expert_mesh: Mesh | None = None
+    experts: Patterns = ()
     replicated: Axes = ()
+    unsharded: Pattern | Annotated[tuple[Pattern, ...], msgspec.Meta(max_length=MOST_RULES)] | None = None
 
     def __post_init__(self) -> None:
-        """Refuse axes that do not exist."""
+        """Refuse axes that do not exist, and meshes that contradict each other."""
         known = axes_and_sizes(self.source_mesh)
-        if unknown := [axis for axis in axes_of(self.replicated) if axis not in known]:
+        stages = known.pop(PIPELINE_AXIS, 1)
+        experts = axes_and_sizes(self.source_expert_mesh) if self.source_expert_mesh else {}
+        if bool(experts) != bool(self.experts):
+            raise ValueError("Expected both `sourceExpertMesh` and `experts`, or neither - at `$.derive`")
+        if experts and prod(experts.values()) != prod(known.values()):
+            what = f"Expected axes of {prod(known.values())} ranks, those of one stage of `sourceMesh`"
+            raise ValueError(f"{what} - at `$.derive.sourceExpertMesh`")
+        if clash := sorted((known | {PIPELINE_AXIS: stages}).keys() & experts.keys()):
+            raise ValueError(f"Expected another name than `{clash[0]}`, which has two meanings - at `$.derive.sourceExpertMesh`")
+        if unknown := [axis for axis in axes_of(self.replicated) if axis not in known | experts]:
             raise ValueError(f"Expected an axis of `sourceMesh`, got `{unknown[0]}` - at `$.derive.replicated`")
 
 
@@ -250,6 +272,8 @@ def _problems_of_mesh(document: LayoutDocument) -> Iterator[str]:
     known = {*document.axes, *document.expert_axes}
     if clash := sorted((document.axes.keys() & document.expert_axes.keys()) | (known & document.aliases.keys())):
         yield f"Expected another name than `{clash[0]}`, which has two meanings"
+    if document.derive and document.derive.experts and not document.expert_axes:
+        yield "Expected `expertMesh`, whose axes divide the parameters in `derive.experts`"
     if PIPELINE_AXIS in document.expert_axes or PIPELINE_AXIS in document.aliases:
         yield f"Expected another name than `{PIPELINE_AXIS}`, which is the number of pipeline stages in `mesh`"
     named = [(axis, f"$.aliases.{name}") for name, axes in document.aliases.items() for axis in axes_of(axes)]

@@ -41,8 +41,8 @@ def final_notes(manifest: Manifest) -> tuple[str, ...]:
     """Return the notes that are only known once all ranks and stages of a checkpoint are finished."""
     notes = []
     if all_there(manifest.stages):
-        patterns = (*(rule.pattern for rule in _unmatched(manifest.stages)), *_unmatched_patterns(manifest.stages))
-        notes = [f"the pattern {pattern} matches no parameter" for pattern in patterns]
+        notes += [f"the rename rule for {rule.pattern} applies to no parameter" for rule in _unapplied(manifest.stages)]
+        notes += [f"the pattern {pattern} matches no parameter" for pattern in _unmatched_patterns(manifest.stages)]
     losses = losses_of(manifest)
     if losses:
         listed = [f"{name} ({loss.rounded:,})" for name, loss in losses.items()]
@@ -98,7 +98,7 @@ def unite(manifests: Sequence[Manifest]) -> Manifest:
             fix="specify the number of stages (--stages, spec.source.stages), use matching strategies,"
             " or skip these parameters with --allow-missing (spec.parameters.allowMissing)",
         )
-    unused = _unmatched(parts)
+    unused = _unapplied(parts)
     if (absentee := next((rule.name for rule in unused if rule.name is not None), None)) is not None:
         raise MissingInputError(
             "RenamedMissing",
@@ -185,8 +185,8 @@ def _uncovered(parts: Sequence[StageRecord]) -> set[str]:
     return set(parts[0].in_other_stages).intersection(*(part.in_other_stages for part in parts[1:]))
 
 
-def _unmatched(parts: Sequence[StageRecord]) -> tuple[RenameRule, ...]:
-    """Return the rules that match in no stage."""
+def _unapplied(parts: Sequence[StageRecord]) -> tuple[RenameRule, ...]:
+    """Return the rename rules that apply in no stage."""
     first, *others = (part.unmatched for part in parts)
     common = set(first).intersection(*others)
     return tuple(rule for rule in first if rule in common)

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 
 from reshard.checkpoint.manifest import SCHEMA, LayoutRecord, Manifest, ParameterRecord, SourceRecord, StageRecord
 from reshard.engine.task import keys_of
-from reshard.plan import unmatched, unmatched_patterns
+from reshard.plan import unapplied, unmatched_patterns
 from reshard.spec.ranks import format_ranks
 from reshard.spec.request import request_key
 from reshard.version import __version__
@@ -77,7 +77,7 @@ def _stage(task: Task, stage: int, source: SourceRecord) -> StageRecord:
         ranks=format_ranks(task.ranks),
         stage_count=task.selected.stages,
         in_other_stages=task.model.in_other_stages,
-        unmatched=unmatched(names, options.rename),
+        unmatched=unapplied(names, options.rename),
         unmatched_patterns=unmatched_patterns(names, (*options.include, *options.exclude)),
     )
 

@@ -2,31 +2,25 @@
 
 from __future__ import annotations
 
-from collections import Counter
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
-from reshard.checkpoint.dtypes import OBJECT
 from reshard.errors import RequestError, UsageError
 from reshard.formats.registry import requested_output
 from reshard.layout import Layout
 from reshard.mesh.file import LayoutFile
 from reshard.mesh.scale import Scale, layout_of_chunks, scaled
 from reshard.mesh.sharding import Whole
-from reshard.plan import Role, build_model, pack_full_tensors, passthrough_model, with_casts
+from reshard.plan import build_model, pack_full_tensors, passthrough_model, with_casts
 from reshard.plan.parameters import refuse_strategy
 from reshard.plan.rules import selection
 from reshard.spec.request import request_key
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping, Sequence
-
     from reshard.checkpoint.inventory import Inventory
-    from reshard.mesh.evidence import Evidence
-    from reshard.mesh.sharding import Derived
-    from reshard.plan import Model, Parameter
+    from reshard.plan import Model
     from reshard.source.files import Files
-    from reshard.spec.layout import LayoutDocument, Mesh
+    from reshard.spec.layout import LayoutDocument
     from reshard.spec.request import Request
     from reshard.strategy import Strategy
     from reshard.transform.inputs import Strategies
@@ -149,82 +143,22 @@ def _target_strategy(
     inventory: Inventory, source: Strategy | None, target: LayoutFile, request: Request, only: int | None
 ) -> tuple[Strategy, tuple[str, ...]]:
     """Return the strategy that a layout file gives the parameters of a source, and messages about the file."""
-    from reshard.mesh.resolve import resolve  # noqa: PLC0415 - as above
+    from reshard.transform.parameters import Parameters  # noqa: PLC0415 - as above
 
-    undivided = _model(inventory, source, None, request, only)
-    tensors = whole_tensors(undivided, has_strategy=source is not None)
-    strategies = [] if source is None else [(source, _source_mesh(target), "source strategy")]
-    derived = derive_shardings(target, undivided, tensors, strategies) if target.document.derive is not None else None
-    others = (p for p in undivided.parameters if p.name not in tensors and p.dtype != OBJECT)
-    found = resolve(
-        target.document,
-        tensors,
-        target.name,
-        derived,
-        unnamed={p.name: Whole(p.dtype, p.shape) for p in others},
-        selected=bool(only is not None or request.options.include or request.options.exclude),
-    )
+    parameters = Parameters(source, _model(inventory, source, None, request, only), is_selection(request, only))
+    tensors = parameters.tensors
+    found = parameters.resolved(target, tensors)
     devices = found.strategy.devices
     single = {name: Layout.whole(len(each.shape), devices) for name, each in tensors.items() if name not in found.assigned}
     if source is None and inventory.kind != "Unified":
         single = {}  # what neither side names is replicated
     strategy = replace(found.strategy, stages=tuple({**stage, **single} for stage in found.strategy.stages))
-    return strategy, (*(_dimensions(target, derived) if derived is not None and source is None else ()), *found.notes)
+    return strategy, parameters.notes(target, found)
 
 
-def derive_shardings(
-    target: LayoutFile, undivided: Model, tensors: Mapping[str, Whole], strategies: Sequence[tuple[Strategy, Mesh, str]]
-) -> Mapping[str, Derived]:
-    """Return the shardings that follow from the source's strategy, or from the slices that its metadata locates.
-
-    Args:
-        target: layout file with `derive`.
-        undivided: parameters of the source, as a target of one rank would hold them.
-        tensors: those that the layout file must describe.
-        strategies: strategy of the source, and then those of witnesses, each with its mesh and its name for messages. Empty means
-            that the metadata of the source locates the slices.
-
-    Raises:
-        RequestError: the source shows no slices, or does not determine the sharding of a parameter that no rule matches.
-    """
-    from reshard.mesh.derive import derive  # noqa: PLC0415 - transforms with strategies start faster without it
-    from reshard.mesh.evidence import Evidence  # noqa: PLC0415 - as above
-
-    written = [p for p in undivided.parameters if p.name in tensors]
-    wholes = {p.source_name: Whole(p.dtype, p.shape) for p in written}
-    evidence = [Evidence.of_strategy(strategy, mesh, wholes, where) for strategy, mesh, where in strategies]
-    renamed = {p.name: p.source_name for p in written if p.name != p.source_name}
-    return derive(target.document, tensors, target.name, evidence or [_located(target, written)], renamed).complete()
-
-
-def _located(target: LayoutFile, written: Sequence[Parameter]) -> Evidence:
-    """Return what the metadata of a source shows that locates its slices."""
-    from reshard.mesh.evidence import Evidence  # noqa: PLC0415 - as above
-    from reshard.model.tiling import Grid  # noqa: PLC0415 - as above
-
-    shards = {p.source_name: p.shards.tiling for p in written if p.shards is not None}
-    if not shards:
-        raise RequestError(
-            "MeshUnknown",
-            "the source holds whole parameters, so it does not show which axes divide them",
-            where=target.name,
-            fix="replace `derive` by rules, or use the sharded checkpoint with its strategy as the source",
-        )
-    grids = {name: tiling for name, tiling in shards.items() if isinstance(tiling, Grid)}
-    return Evidence.of_grids(grids, _source_mesh(target))
-
-
-def _source_mesh(target: LayoutFile) -> Mesh:
-    return target.document.derive.source_mesh if target.document.derive else ""
-
-
-def _dimensions(target: LayoutFile, derived: Mapping[str, Derived]) -> tuple[str, ...]:
-    """Return a message about the dimensions that axes divide, for a source that shows only the sizes of axes."""
-    numbers = Counter(
-        (axis, dimension) for each in derived.values() for dimension, cuts in enumerate(each.sharding.dims) for axis in cuts
-    )
-    found = [f"{axis} divides dimension {dimension} of {n} parameters" for (axis, dimension), n in sorted(numbers.items())]
-    return (f"{target.name}: if the mesh of the source is {_source_mesh(target)}, {', '.join(found)}",) if found else ()
+def is_selection(request: Request, only: int | None = None) -> bool:
+    """Return whether a request is about some parameters of a checkpoint only."""
+    return bool(only is not None or request.options.include or request.options.exclude)
 
 
 def source_model(inventory: Inventory, source: Strategy | None, request: Request) -> Model:
@@ -270,9 +204,3 @@ def _slices(inventory: Inventory, source: LayoutFile) -> list[dict[str, Whole]]:
         for entry in inventory.structures[file.structure].tensors:
             stages[stage].setdefault(entry.name, Whole(entry.dtype, entry.shape))
     return stages
-
-
-def whole_tensors(model: Model, *, has_strategy: bool) -> Mapping[str, Whole]:
-    """Return the tensors that a layout file must describe: all except those that the source's strategy does not name."""
-    named = [p for p in model.parameters if p.dtype != OBJECT and (p.role is Role.CUT or not has_strategy)]
-    return {p.name: Whole(p.target_dtype, p.target_shape) for p in named}

@@ -6,24 +6,39 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from reshard.engine.memory import default_workers
-from reshard.mesh.resolve import refuse_unmatched, resolve
+from reshard.mesh.evidence import Meshed
+from reshard.mesh.problems import raise_all
+from reshard.mesh.resolve import unmatched_error
 from reshard.mesh.sharding import Whole
 from reshard.source.reading import read_inventory
-from reshard.source.strategies import read_layout_file, read_strategy
+from reshard.source.strategies import read_strategy
 from reshard.strategy import StrategyFile
 from reshard.transform.inputs import Inputs
-from reshard.transform.layouts import derive_shardings, source_model, source_strategy, whole_tensors
+from reshard.transform.layouts import is_selection, source_model, source_strategy
+from reshard.transform.parameters import Parameters
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
 
     from reshard.mesh.file import LayoutFile
     from reshard.mesh.resolve import Resolved
-    from reshard.mesh.sharding import Derived
-    from reshard.plan import Model
     from reshard.spec.layout import Mesh
     from reshard.spec.request import Request
-    from reshard.strategy import Strategy
+
+
+@dataclass(frozen=True, slots=True)
+class Witness:
+    """A second strategy of the model of a checkpoint.
+
+    Attributes:
+        path: its file, or its folder with a file for each pipeline stage.
+        mesh: axes of its ranks.
+        expert_mesh: other axes of the ranks of one stage. None means that it shows nothing about experts.
+    """
+
+    path: str
+    mesh: Mesh
+    expert_mesh: Mesh | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -45,35 +60,14 @@ class ResolvedCheckpoint:
     notes: tuple[str, ...]
 
 
-@dataclass(frozen=True, slots=True)
-class Parameters:
-    """The parameters of a checkpoint, as a transform reads them.
-
-    Attributes:
-        strategy: strategy of the source. None: its files locate the slices, or contain whole parameters.
-        model: parameters of the source, as a target of one rank would hold them.
-        tensors: whole parameters that a layout file must describe, by their names in the target.
-        notes: messages about the source.
-    """
-
-    strategy: Strategy | None
-    model: Model
-    tensors: Mapping[str, Whole]
-    notes: tuple[str, ...]
-
-    def resolved(self, file: LayoutFile, derived: Mapping[str, Derived] | None = None) -> ResolvedCheckpoint:
-        """Return the layouts of a layout file for these parameters. Parameters without a rule are returned."""
-        resolved = resolve(file.document, self.tensors, file.name, derived, incomplete=True)
-        others = [Whole(p.target_dtype, p.target_shape) for p in self.model.parameters if p.name not in self.tensors]
-        alone = [tensor for name, tensor in self.tensors.items() if tensor.size <= 1 and name not in resolved.assigned]
-        return ResolvedCheckpoint(file, self.tensors, resolved, (*others, *alone), (*self.notes, *resolved.notes))
-
-
-def read_parameters(request: Request) -> Parameters:
+def read_parameters(request: Request) -> tuple[Parameters, tuple[str, ...]]:
     """Read the headers of a checkpoint.
 
     Args:
         request: source with its strategy and options. Its target is not used.
+
+    Returns:
+        The parameters, and messages about the source.
 
     Raises:
         DataError, MissingInputError, RequestError: the source is damaged or incomplete, or does not match its strategy.
@@ -85,47 +79,33 @@ def read_parameters(request: Request) -> Parameters:
     inventory = read_inventory(inputs.store, found, workers=default_workers())
     source, notes = source_strategy(inventory, inputs.strategies[0], request)
     model = source_model(inventory, source, request)
-    tensors = whole_tensors(model, has_strategy=source is not None)
-    return Parameters(source, model, tensors, (*found.notes, *notes))
+    return Parameters(source, model, is_selection(request)), (*found.notes, *notes)
 
 
-def resolve_checkpoint(request: Request, layout: str) -> ResolvedCheckpoint:
-    """Apply a layout file to the parameters of a checkpoint. Parameters without a rule are returned.
+def resolve_checkpoint(request: Request, file: LayoutFile, witness: Witness | None = None) -> ResolvedCheckpoint:
+    """Apply a layout file to the parameters of a checkpoint, as a transform does. Parameters without a rule are returned.
 
     Args:
         request: source with its strategy and options. Its target is not used.
-        layout: path of the layout file.
+        file: layout file of the target.
+        witness: second strategy of the same model, for `derive`.
 
     Raises:
-        DataError, MissingInputError, RequestError: as for `read_parameters`, or the layout file does not match a parameter.
+        DataError, MissingInputError, RequestError: as for `read_parameters`, or the layout file does not match a parameter, or
+            the source does not determine its layout.
         AccessError, StorageError: a file cannot be read.
         UsageError: a field of a layout file is invalid.
     """
-    file = read_layout_file(layout, request.storage_options.target)
-    return read_parameters(request).resolved(file)
-
-
-def derive_checkpoint(request: Request, file: LayoutFile, witness: tuple[str, Mesh] | None = None) -> ResolvedCheckpoint:
-    """Derive the layouts of the parameters of a checkpoint from those of its source.
-
-    Args:
-        request: source with its strategy and options. Its target is not used.
-        file: layout file of the target, with `derive`. Its rules take precedence.
-        witness: path and mesh of a second strategy of the same model.
-
-    Raises:
-        DataError, MissingInputError, RequestError: as for `read_parameters`, or the source does not determine a layout.
-        AccessError, StorageError: a file cannot be read.
-        UsageError: the pipeline stages of the layout file contradict each other.
-    """
-    found, how = read_parameters(request), file.document.derive
-    if found.strategy is None or how is None:
-        raise ValueError("a source strategy and its mesh are required")
-    strategies = [(found.strategy, how.source_mesh, str(request.source_strategy))]
+    parameters, notes = read_parameters(request)
+    witnesses = []
     if witness is not None:
-        strategies.append((read_strategy(witness[0], request.storage_options.source), witness[1], witness[0]))
-    derived = derive_shardings(file, found.model, found.tensors, strategies)
-    return found.resolved(file, derived)
+        strategy = read_strategy(witness.path, request.storage_options.source)
+        witnesses.append(Meshed(strategy, witness.mesh, witness.expert_mesh, witness.path))
+    tensors = parameters.tensors
+    resolved = parameters.resolved(file, tensors, witnesses, incomplete=True)
+    others = [Whole(p.target_dtype, p.target_shape) for p in parameters.model.parameters if p.name not in tensors]
+    alone = [tensor for name, tensor in tensors.items() if tensor.size <= 1 and name not in resolved.assigned]
+    return ResolvedCheckpoint(file, tensors, resolved, (*others, *alone), (*notes, *parameters.notes(file, resolved)))
 
 
 def strategy_files(found: ResolvedCheckpoint) -> list[StrategyFile]:
@@ -134,7 +114,7 @@ def strategy_files(found: ResolvedCheckpoint) -> list[StrategyFile]:
     Raises:
         RequestError: no rule matches a parameter.
     """
-    refuse_unmatched(found.resolved.unmatched, found.file.name)
+    raise_all(unmatched_error(found.resolved.unmatched, found.file.name))
     files = []
     for number, stage in enumerate(found.resolved.strategy.stages):
         layouts = {name: layout.evened(found.tensors[name].shape) or layout for name, layout in stage.items()}
